@@ -1,0 +1,82 @@
+// The table of contents of ostinato._core.
+#include <chrono>
+#include <cstdlib>
+
+#include "../cpu/pool.h"
+#include "../dispatch.h"
+#include "../stack.h"
+#include "arrays.h"
+
+namespace ost {
+namespace {
+
+std::vector<std::string> names(const std::vector<const KernelTable*>& tables) {
+  std::vector<std::string> out;
+  for (const auto* t : tables) out.emplace_back(t->name);
+  return out;
+}
+py::list list_of(const std::vector<std::string>& items) {
+  py::list out;
+  for (const auto& i : items) out.append(i);
+  return out;
+}
+
+void choose(const std::string& name, const char* source) {
+  if (choose_kernels(name)) return;
+  std::string known;
+  for (const auto& n : names(known_kernels())) known += (known.empty() ? "" : ", ") + n;
+  std::string runs;
+  for (const auto& n : names(supported_kernels())) runs += (runs.empty() ? "" : ", ") + n;
+  fail(source, "one of the kernel sets " + known + " (this CPU runs " + runs + ")", "'" + name + "'");
+}
+
+void read_environment() {
+  if (const char* name = std::getenv("OSTINATO_KERNELS")) choose(name, "OSTINATO_KERNELS");
+  if (const char* text = std::getenv("OSTINATO_NUM_THREADS")) {
+    char* end = nullptr;
+    const long n = std::strtol(text, &end, 10);
+    if (end == text || *end || n < 1 || n > 1024) fail("OSTINATO_NUM_THREADS", "a whole number from 1 to 1024", std::string("'") + text + "'");
+  }
+}
+
+}  // namespace
+
+int SignalPoll::ask(void* self) {
+  auto& me = *static_cast<SignalPoll*>(self);
+  const double now = std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  if (me.last_ == 0) me.last_ = now;
+  if (now - me.last_ < 0.02) return 0;
+  me.last_ = now;
+  py::gil_scoped_acquire gil;
+  return PyErr_CheckSignals() != 0;
+}
+
+void check_status(int status) {
+  if (status == kStopped) throw py::error_already_set();
+  if (status == kNoMemory) throw OutOfMemory("workspace: out of memory");
+}
+
+}  // namespace ost
+
+PYBIND11_MODULE(_core, m) {
+  using namespace ost;
+  m.doc() = "The native kernels of ostinato. Private: use ostinato.functional and ostinato.nn.";
+  read_environment();
+  m.def("known_kernels", [] { return list_of(names(known_kernels())); });
+  m.def("supported_kernels", [] { return list_of(names(supported_kernels())); });
+  m.def("kernels", [] { return std::string(kernels()->name); });
+  m.def("use_kernels", [](const std::string& name) { choose(name, "name"); }, py::arg("name"));
+  m.def("cpu_name", &cpu_name);
+  m.def("get_num_threads", &thread_count);
+  m.def("set_num_threads", [](Index n) {
+    if (n < 1 || n > 1024) fail("n", "a whole number from 1 to 1024", std::to_string(n));
+    set_thread_count(int(n));
+  }, py::arg("n"));
+  m.def("fma_peak", [](double seconds, int bytes) {
+    py::gil_scoped_release release;
+    return bytes == 4 ? kernels()->f32.fma_peak(seconds) : kernels()->f64.fma_peak(seconds);
+  }, py::arg("seconds"), py::arg("itemsize"));
+  bind_recurrent(m);
+  bind_training(m);
+  bind_proof(m);
+}

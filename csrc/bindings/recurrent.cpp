@@ -1,0 +1,210 @@
+// Stacks of recurrent layers: packing, forward, backward.
+#include "../dispatch.h"
+#include "../stack.h"
+#include "arrays.h"
+
+namespace ost {
+namespace {
+
+CellId cell_named(const std::string& name) {
+  std::string known;
+  for (int i = 0; i < kCellCount; ++i) {
+    const char* cell = kernels()->traits[i].name;
+    if (name == cell) return CellId(i);
+    known += (i ? ", " : "") + std::string(cell);
+  }
+  fail("cell", "one of " + known, "'" + name + "'");
+}
+
+std::string suffix(const StackShape& s, Index part) {
+  return "_l" + std::to_string(part / s.directions) + (part % s.directions ? "_reverse" : "");
+}
+
+// Arrays of one (layer, direction): weight_ih, weight_hh, bias_ih, bias_hh, weight_peephole; the last three may be None.
+template <class T, class Raw>
+Raw raw_arrays(const StackShape& s, const CellTraits& traits, Index part, const py::sequence& arrays, const char* prefix, bool writable) {
+  const std::string names[] = {"weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_peephole"};
+  const auto label = [&](int i) { return prefix + names[i] + suffix(s, part); };
+  if (py::len(arrays) != 5) fail("weights", "5 arrays a layer and direction", std::to_string(py::len(arrays)));
+  const Index rows = traits.gates * s.hidden, input = s.layer_input(part / s.directions);
+  const auto get = [&](int i, const std::vector<Axis>& axes, bool needed) -> decltype(Raw::weight_ih) {
+    const py::object a = arrays[i];
+    if (a.is_none() && needed) fail(label(i), "an array", "None");
+    return optional_view<T>(a, label(i), axes, Strides::kContiguous, writable).data;
+  };
+  const std::string gates = traits.gates == 1 ? "H" : std::to_string(traits.gates) + "*H";
+  Raw raw{};
+  raw.weight_ih = get(0, {{gates.c_str(), rows}, {"I", input}}, !writable);
+  raw.weight_hh = get(1, {{gates.c_str(), rows}, {"H", s.hidden}}, !writable);
+  raw.bias_ih = get(2, {{gates.c_str(), rows}}, false);
+  raw.bias_hh = get(3, {{gates.c_str(), rows}}, false);
+  if (traits.params) raw.params = get(4, {{"gates", traits.params}, {"H", s.hidden}}, !writable);
+  return raw;
+}
+
+template <class T>
+std::shared_ptr<PackedStack<T>> pack_stack(const std::string& cell, Index input, Index hidden, Index layers, bool bidirectional, const py::sequence& weights, bool backward) {
+  const StackShape s{cell_named(cell), input, hidden, layers, bidirectional ? 2 : 1};
+  const KernelTable* table = kernels();
+  if (Index(py::len(weights)) != layers * s.directions) fail("weights", std::to_string(layers * s.directions) + " groups of arrays", std::to_string(py::len(weights)));
+  std::vector<RawWeights<T>> raw;
+  for (Index part = 0; part < layers * s.directions; ++part)
+    raw.push_back(raw_arrays<const T, RawWeights<T>>(s, table->traits[int(s.cell)], part, weights[part], "", false));
+  py::gil_scoped_release release;
+  return std::make_shared<PackedStack<T>>(table, s, raw, backward);
+}
+
+// What Python holds between forward and pullback. The arrays are kept alive here.
+template <class T>
+struct PyTape {
+  Tape<T> tape;
+  py::object x, y, h0, c0;
+  bool batch_first;
+};
+
+template <class T>
+View<T> time_major(View<T> v, bool batch_first) {
+  if (batch_first) std::swap(v.shape[0], v.shape[1]), std::swap(v.strides[0], v.strides[1]);
+  return v;
+}
+
+template <class T>
+std::vector<Axis> sequence_axes(Index steps, Index batch, const char* name, Index width, bool batch_first) {
+  if (batch_first) return {{"B", batch}, {"T", steps}, {name, width}};
+  return {{"T", steps}, {"B", batch}, {name, width}};
+}
+
+template <class T>
+py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, const py::object& h0, const py::object& c0, const py::object& lengths,
+                  bool batch_first, const py::object& out, bool train, double dropout, std::uint64_t key) {
+  const StackShape& s = packed->shape;
+  const bool has_cells = packed->traits().states > 1;
+  const auto xv = time_major(view<T>(x, "x", sequence_axes<T>(-1, -1, "I", s.input, batch_first)), batch_first);
+  const Index steps = xv.shape[0], batch = xv.shape[1], parts = s.layers * s.directions;
+  const std::vector<Axis> state{{parts == 1 ? "1" : "L*D", parts}, {"B", batch}, {"H", s.hidden}};
+  const auto h0v = optional_view<T>(h0, "h0", state), c0v = optional_view<T>(c0, "c0", state);
+
+  StackCall<T> call;
+  call.steps = steps, call.batch = batch, call.dropout = dropout, call.key = key;
+  call.x = {xv.data, xv.strides[0], xv.strides[1]};
+  if (!h0.is_none()) call.h0 = h0v.data;
+  if (!c0.is_none()) call.c0 = c0v.data;
+  if (!lengths.is_none()) {
+    const auto lv = view<Index>(lengths, "lengths", {{"B", batch}}, Strides::kContiguous);
+    call.lengths.assign(lv.data, lv.data + batch);
+    for (Index b = 0; b < batch; ++b)
+      if (lv.data[b] < 0 || lv.data[b] > steps) fail("lengths", "values from 0 to T = " + std::to_string(steps), std::to_string(lv.data[b]) + " at b = " + std::to_string(b));
+  }
+  py::object y = out;
+  if (out.is_none()) y = batch_first ? new_array<T>({batch, steps, s.width()}) : new_array<T>({steps, batch, s.width()});
+  auto yv = time_major(view<T>(y, "out", sequence_axes<T>(steps, batch, "D*H", s.width(), batch_first), Strides::kUnitLast, true), batch_first);
+  if (!out.is_none()) {
+    for (int axis = 0; axis < 2; ++axis)
+      if (yv.shape[axis] > 1 && yv.strides[axis] == 0) fail("out", "rows of its own for every (t, b)", "a stride of 0");
+    refuse_overlap(yv, xv, "out", "x");
+    if (!h0.is_none()) refuse_overlap(yv, h0v, "out", "h0");
+    if (!c0.is_none()) refuse_overlap(yv, c0v, "out", "c0");
+  }
+  call.y = yv.rows();
+  auto hn = new_array<T>({parts, batch, s.hidden});
+  call.hn = hn.mutable_data();
+  py::object cn = py::none();
+  if (has_cells) {
+    auto array = new_array<T>({parts, batch, s.hidden});
+    call.cn = array.mutable_data();
+    cn = array;
+  }
+  std::shared_ptr<PyTape<T>> tape;
+  if (train) {
+    tape = std::make_shared<PyTape<T>>();
+    tape->x = x, tape->y = y, tape->h0 = h0, tape->c0 = c0, tape->batch_first = batch_first;
+    tape->tape.packed = packed;
+  }
+  SignalPoll signals;
+  call.poll = signals.poll();
+  int status;
+  {
+    py::gil_scoped_release release;
+    status = stack_forward(*packed, call, tape ? &tape->tape : nullptr);
+  }
+  check_status(status);
+  if (tape) {
+    call.poll = {};
+    tape->tape.call = std::move(call);
+    return py::make_tuple(y, hn, cn, py::cast(tape));
+  }
+  return py::make_tuple(y, hn, cn, py::none());
+}
+
+template <class T>
+py::tuple backward(PyTape<T>& t, const py::object& dy, const py::object& dhn, const py::object& dcn, const py::sequence& gradients, bool need_dx) {
+  const Tape<T>& tape = t.tape;
+  const StackShape& s = tape.packed->shape;
+  const CellTraits& traits = tape.packed->traits();
+  if (!tape.packed->backward) fail("packed", "weights packed for training", "weights packed for inference only");
+  const Index steps = tape.call.steps, batch = tape.call.batch, parts = s.layers * s.directions;
+  const std::vector<Axis> state{{parts == 1 ? "1" : "L*D", parts}, {"B", batch}, {"H", s.hidden}};
+  StackGradients<T> g;
+  if (!dy.is_none()) {
+    const auto v = time_major(view<T>(dy, "dy", sequence_axes<T>(steps, batch, "D*H", s.width(), t.batch_first)), t.batch_first);
+    g.dy = {v.data, v.strides[0], v.strides[1]};
+    if (steps * batch == 0) g.dy.data = nullptr;
+  }
+  g.dhn = optional_view<T>(dhn, "dh_n", state).data;
+  g.dcn = optional_view<T>(dcn, "dc_n", state).data;
+  if (Index(py::len(gradients)) != parts) fail("grads", std::to_string(parts) + " groups of arrays", std::to_string(py::len(gradients)));
+  for (Index part = 0; part < parts; ++part) g.weights.push_back(raw_arrays<T, RawGradients<T>>(s, traits, part, gradients[part], "grads: ", true));
+  py::object dx = py::none(), dc0 = py::none();
+  if (need_dx) {
+    auto array = t.batch_first ? new_array<T>({batch, steps, s.input}) : new_array<T>({steps, batch, s.input});
+    g.dx = time_major(view<T>(array, "dx", sequence_axes<T>(steps, batch, "I", s.input, t.batch_first)), t.batch_first).rows();
+    dx = array;
+  }
+  auto dh0 = new_array<T>({parts, batch, s.hidden});
+  g.dh0 = dh0.mutable_data();
+  if (traits.states > 1) {
+    auto array = new_array<T>({parts, batch, s.hidden});
+    g.dc0 = array.mutable_data();
+    dc0 = array;
+  }
+  SignalPoll signals;
+  int status;
+  {
+    py::gil_scoped_release release;
+    status = stack_backward(tape, g, signals.poll());
+  }
+  check_status(status);
+  return py::make_tuple(dx, dh0, dc0);
+}
+
+template <class T>
+void bind_typed(py::module_& m, const char* packed_name, const char* tape_name) {
+  using Packed = PackedStack<T>;
+  py::class_<Packed, std::shared_ptr<Packed>>(m, packed_name)
+      .def(py::init(&pack_stack<T>), py::arg("cell"), py::arg("input_size"), py::arg("hidden_size"), py::arg("num_layers"), py::arg("bidirectional"), py::arg("weights"), py::arg("backward"))
+      .def_property_readonly("kernels", [](const Packed& p) { return std::string(p.table->name); })
+      .def_property_readonly("backward", [](const Packed& p) { return p.backward; })
+      .def_property_readonly("cell", [](const Packed& p) { return std::string(p.traits().name); })
+      .def("forward", &forward<T>, py::arg("x"), py::arg("h0"), py::arg("c0"), py::arg("lengths"), py::arg("batch_first"), py::arg("out"), py::arg("train"), py::arg("dropout"), py::arg("key"));
+  py::class_<PyTape<T>, std::shared_ptr<PyTape<T>>>(m, tape_name)
+      .def("backward", &backward<T>, py::arg("dy"), py::arg("dh_n"), py::arg("dc_n"), py::arg("grads"), py::arg("need_dx"));
+}
+
+}  // namespace
+
+void bind_recurrent(py::module_& m) {
+  bind_typed<float>(m, "PackedFloat32", "TapeFloat32");
+  bind_typed<double>(m, "PackedFloat64", "TapeFloat64");
+  m.def("cells", [] {
+    py::dict out;
+    for (const CellTraits& t : kernels()->traits) {
+      py::dict d;
+      d["gates"] = t.gates, d["states"] = t.states, d["params"] = t.params, d["saved"] = t.saved;
+      out[t.name] = d;
+    }
+    return out;
+  });
+  m.def("philox_word", &philox_word, py::arg("key"), py::arg("layer_direction"), py::arg("t"), py::arg("b"), py::arg("unit"));
+}
+
+}  // namespace ost

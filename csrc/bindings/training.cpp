@@ -1,0 +1,185 @@
+// The training step outside the recurrences: Linear, softmax cross entropy, embedding, optimiser, dropout.
+#include "../dispatch.h"
+#include "../stack.h"
+#include "arrays.h"
+
+namespace ost {
+namespace {
+
+template <class T>
+const TypedKernels<T>& typed(const KernelTable* table) {
+  if constexpr (sizeof(T) == 4) return table->f32; else return table->f64;
+}
+
+template <class T>
+struct PackedLinear {
+  const KernelTable* table;
+  Index input, output;
+  bool backward;
+  Buffer<T> memory;
+
+  PackedLinear(const py::object& weight, const py::object& bias, bool backward) : table(kernels()), backward(backward) {
+    const auto w = view<const T>(weight, "weight", {{"O", -1}, {"I", -1}}, Strides::kContiguous);
+    output = w.shape[0], input = w.shape[1];
+    const auto b = optional_view<const T>(bias, "bias", {{"O", output}});
+    const auto& k = typed<T>(table).linear;
+    memory = Buffer<T>(k.packed_size(input, output, backward), "packed weights");
+    py::gil_scoped_release release;
+    k.pack(w.data, b.data, input, output, backward, memory.get());
+  }
+
+  py::array_t<T> forward(const py::object& x) const {
+    const auto xv = view<const T>(x, "x", {{"N", -1}, {"I", input}});
+    auto y = new_array<T>({xv.shape[0], output});
+    T* to = y.mutable_data();
+    int status;
+    {
+      py::gil_scoped_release release;
+      status = typed<T>(table).linear.forward(memory.get(), xv.shape[0], input, output, xv.data, xv.strides[0], to);
+    }
+    check_status(status);
+    return y;
+  }
+
+  py::object run_backward(const py::object& x, const py::object& dy, const py::object& dweight, const py::object& dbias, bool need_dx) const {
+    if (!backward) fail("packed", "weights packed for training", "weights packed for inference only");
+    const auto xv = view<const T>(x, "x", {{"N", -1}, {"I", input}});
+    const auto dyv = view<const T>(dy, "dy", {{"N", xv.shape[0]}, {"O", output}}, Strides::kContiguous);
+    const auto dw = optional_view<T>(dweight, "grads: weight", {{"O", output}, {"I", input}}, Strides::kContiguous, true);
+    const auto db = optional_view<T>(dbias, "grads: bias", {{"O", output}}, Strides::kContiguous, true);
+    py::object dx = py::none();
+    T* to = nullptr;
+    if (need_dx) {
+      auto array = new_array<T>({xv.shape[0], input});
+      to = array.mutable_data();
+      dx = array;
+    }
+    int status;
+    {
+      py::gil_scoped_release release;
+      status = typed<T>(table).linear.backward(memory.get(), xv.shape[0], input, output, xv.data, xv.strides[0], dyv.data, to, dw.data, db.data);
+    }
+    check_status(status);
+    return dx;
+  }
+};
+
+template <class T>
+py::tuple softmax_cross_entropy(const py::object& logits, const py::object& target, double smoothing, double weight, bool need_gradient) {
+  const auto l = view<const T>(logits, "y", {{"N", -1}, {"V", -1}}, Strides::kContiguous);
+  const auto t = view<const Index>(target, "target", {{"N", l.shape[0]}}, Strides::kContiguous);
+  const Index n = l.shape[0], classes = l.shape[1];
+  for (Index i = 0; i < n; ++i)
+    if (t.data[i] >= classes) fail("target", "class numbers below V = " + std::to_string(classes), std::to_string(t.data[i]));
+  py::object d = py::none();
+  T* to = nullptr;
+  if (need_gradient) {
+    auto array = new_array<T>({n, classes});
+    to = array.mutable_data();
+    d = array;
+  }
+  double loss;
+  {
+    py::gil_scoped_release release;
+    loss = typed<T>(kernels()).train.softmax_cross_entropy(n, classes, l.data, t.data, smoothing, weight, to);
+  }
+  return py::make_tuple(loss, d);
+}
+
+void check_ids(const View<Index>& ids, Index rows) {
+  for (Index i = 0; i < ids.shape[0]; ++i)
+    if (ids.data[i] < 0 || ids.data[i] >= rows) fail("x", "indices from 0 to " + std::to_string(rows - 1), std::to_string(ids.data[i]) + " at position " + std::to_string(i));
+}
+
+template <class T>
+py::array_t<T> embedding_gather(const py::object& ids, const py::object& table) {
+  const auto tv = view<const T>(table, "weight", {{"N", -1}, {"E", -1}}, Strides::kContiguous);
+  const auto iv = view<const Index>(ids, "x", {{"n", -1}}, Strides::kContiguous);
+  check_ids(iv, tv.shape[0]);
+  auto y = new_array<T>({iv.shape[0], tv.shape[1]});
+  T* to = y.mutable_data();
+  py::gil_scoped_release release;
+  typed<T>(kernels()).train.embedding_gather(iv.shape[0], tv.shape[1], iv.data, tv.data, to);
+  return y;
+}
+
+template <class T>
+void embedding_scatter(const py::object& ids, const py::object& dy, const py::object& dtable) {
+  const auto tv = view<T>(dtable, "grads: weight", {{"N", -1}, {"E", -1}}, Strides::kContiguous, true);
+  const auto iv = view<const Index>(ids, "x", {{"n", -1}}, Strides::kContiguous);
+  const auto dv = view<const T>(dy, "dy", {{"n", iv.shape[0]}, {"E", tv.shape[1]}}, Strides::kContiguous);
+  check_ids(iv, tv.shape[0]);
+  py::gil_scoped_release release;
+  typed<T>(kernels()).train.embedding_scatter(iv.shape[0], tv.shape[1], iv.data, dv.data, tv.data);
+}
+
+template <class T>
+double square_sum(const py::object& x) {
+  const auto v = view<const T>(x, "x", {{"N", -1}}, Strides::kContiguous);
+  py::gil_scoped_release release;
+  return typed<T>(kernels()).train.square_sum(v.shape[0], v.data);
+}
+
+template <class T>
+void adam(const py::object& p, const py::object& g, const py::object& m, const py::object& v, double rate, double beta1, double beta2, double eps, double weight_decay, double correction1,
+          double correction2, bool decoupled) {
+  const auto pv = view<T>(p, "p", {{"N", -1}}, Strides::kContiguous, true);
+  const auto gv = view<const T>(g, "g", {{"N", pv.shape[0]}}, Strides::kContiguous);
+  const auto mv = view<T>(m, "m", {{"N", pv.shape[0]}}, Strides::kContiguous, true);
+  const auto vv = view<T>(v, "v", {{"N", pv.shape[0]}}, Strides::kContiguous, true);
+  const AdamStep step{rate, beta1, beta2, eps, weight_decay, correction1, correction2, decoupled};
+  py::gil_scoped_release release;
+  typed<T>(kernels()).train.adam(pv.shape[0], pv.data, gv.data, mv.data, vv.data, step);
+}
+
+template <class T>
+py::array_t<T> dropout(const py::object& x, double rate, std::uint64_t key) {
+  const auto v = view<const T>(x, "x", {{"N", -1}}, Strides::kContiguous);
+  auto y = new_array<T>({v.shape[0]});
+  T* to = y.mutable_data();
+  py::gil_scoped_release release;
+  dropout_flat<T>(v.shape[0], v.data, to, rate, key);
+  return y;
+}
+
+template <class T>
+py::array_t<T> map(const std::string& name, const py::object& x) {
+  const auto v = view<const T>(x, "x", {{"N", -1}}, Strides::kContiguous);
+  const auto& k = typed<T>(kernels()).train;
+  const auto f = name == "tanh" ? k.tanh : name == "sigmoid" ? k.sigmoid : name == "exp" ? k.exp : nullptr;
+  if (!f) fail("name", "tanh, sigmoid or exp", "'" + name + "'");
+  auto y = new_array<T>({v.shape[0]});
+  T* to = y.mutable_data();
+  py::gil_scoped_release release;
+  f(v.shape[0], v.data, to);
+  return y;
+}
+
+template <class T>
+void bind_typed(py::module_& m, const std::string& suffix) {
+  using P = PackedLinear<T>;
+  const auto name = [&](const char* base) { return base + suffix; };
+  py::class_<P>(m, name("PackedLinear").c_str())
+      .def(py::init<const py::object&, const py::object&, bool>(), py::arg("weight"), py::arg("bias"), py::arg("backward"))
+      .def_property_readonly("kernels", [](const P& p) { return std::string(p.table->name); })
+      .def_readonly("backward", &P::backward)
+      .def("forward", &P::forward, py::arg("x"))
+      .def("run_backward", &P::run_backward, py::arg("x"), py::arg("dy"), py::arg("dweight"), py::arg("dbias"), py::arg("need_dx"));
+  m.def(name("softmax_cross_entropy_").c_str(), &softmax_cross_entropy<T>, py::arg("y"), py::arg("target"), py::arg("smoothing"), py::arg("weight"), py::arg("need_gradient"));
+  m.def(name("embedding_gather_").c_str(), &embedding_gather<T>, py::arg("x"), py::arg("weight"));
+  m.def(name("embedding_scatter_").c_str(), &embedding_scatter<T>, py::arg("x"), py::arg("dy"), py::arg("dweight"));
+  m.def(name("square_sum_").c_str(), &square_sum<T>, py::arg("x"));
+  m.def(name("adam_").c_str(), &adam<T>, py::arg("p"), py::arg("g"), py::arg("m"), py::arg("v"), py::arg("rate"), py::arg("beta1"), py::arg("beta2"), py::arg("eps"), py::arg("weight_decay"),
+        py::arg("correction1"), py::arg("correction2"), py::arg("decoupled"));
+  m.def(name("dropout_").c_str(), &dropout<T>, py::arg("x"), py::arg("rate"), py::arg("key"));
+  m.def(name("map_").c_str(), &map<T>, py::arg("name"), py::arg("x"));
+}
+
+}  // namespace
+
+void bind_training(py::module_& m) {
+  bind_typed<float>(m, "Float32");
+  bind_typed<double>(m, "Float64");
+}
+
+}  // namespace ost

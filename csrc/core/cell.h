@@ -1,0 +1,105 @@
+// The contract of a cell. A step is an ordered list of phases; each is
+//
+//     operand  ->  product into some columns of the pre-activation a  ->  optional row operation  ->  pointwise function
+//
+// What stays inside a hidden unit is pointwise and the cell's business; what mixes units (a product, a layer norm) is
+// the driver's. A cell knows neither pointers nor strides, and no driver knows an equation.
+#pragma once
+#include <concepts>
+
+#include "common.h"
+
+namespace ost::OST_SET {
+
+// Columns [begin, end) of the pre-activation: one value a unit each.
+struct Columns {
+  int begin, end;
+  constexpr int count() const { return end - begin; }
+  constexpr bool has(int column) const { return begin <= column && column < end; }
+  constexpr bool operator==(const Columns&) const = default;
+};
+
+enum class Operand {
+  kHidden,   // h of the previous step
+  kEmitted,  // what the phase before emitted (r*h; o*tanh(c') before a projection)
+};
+
+enum class RowOp {
+  kNone,
+  kLayerNorm,  // the emitted row, made zero mean and unit variance over H, comes back as `carried`
+};
+
+struct Phase {
+  Operand operand;
+  Columns product;  // columns that the recurrent product feeds; empty: no product
+  Columns own;      // columns that this phase's pointwise function reads, and whose gradient it returns
+  RowOp before = RowOp::kNone;  // applied to what the phase before emitted
+};
+
+// `noise` is one random number in [0,1) a unit and step, for the wrappers that use it. A cell whose output goes through a
+// last product (P of H) says so by kProjected, and emits what is projected.
+template <class C>
+concept Cell = requires {
+  { C::kColumns } -> std::convertible_to<int>;
+  { C::kInput } -> std::convertible_to<Columns>;
+  { C::kPhases[0] } -> std::convertible_to<Phase>;
+  { C::kGates } -> std::convertible_to<int>;
+  { C::kInputBlocks[0] } -> std::convertible_to<int>;
+  { C::kStates } -> std::convertible_to<int>;
+  { C::kSaved } -> std::convertible_to<int>;
+  { C::kParams } -> std::convertible_to<int>;
+};
+
+template <class C>
+inline constexpr int kPhaseCount = sizeof(C::kPhases) / sizeof(Phase);
+
+// The pointwise function of phase p reads In and fills Out. `saved` is the cell's own: what a phase saves, later phases
+// and the backward pass see again. The structs depend on the cell's numbers alone, so that a wrapper of another cell hands
+// them on as they are.
+template <class V, int kColumns, int kStates, int kSaved, int kParams>
+struct ForwardInOf {
+  V a[kColumns];         // finished columns of this phase and of those before
+  V state[kStates];      // h (and c) before this step
+  V param[kParams + 1];  // per-unit weights
+  V saved[kSaved + 1];   // by the phases before
+  V carried;             // the emitted row after the row operation
+  V noise;
+};
+template <class V, int kColumns, int kStates, int kSaved, int kParams>
+struct ForwardOutOf {
+  V state[kStates];
+  V saved[kSaved + 1];
+  V emitted;
+};
+
+// Phases run backwards. The function of phase p sets da for its own columns; that of phase 0, the last to run, adds to
+// `dprevious` the direct gradient with respect to the states before the step (not through the products).
+template <class V, int kColumns, int kStates, int kSaved, int kParams>
+struct BackwardInOf {
+  V saved[kSaved + 1];
+  V previous[kStates];   // states before the step
+  V next[kStates];       // states after it
+  V dstate[kStates];     // gradient of the states after it, all paths
+  V param[kParams + 1];
+  V carried;
+  V demitted;            // gradient of what this phase emitted
+  V noise;
+};
+template <class V, int kColumns, int kStates, int kSaved, int kParams>
+struct BackwardOutOf {
+  V da[kColumns];
+  V dprevious[kStates];
+  V dcarried;            // gradient of `carried`
+  V dparam[kParams + 1];
+};
+
+template <class C, class V>
+using ForwardIn = ForwardInOf<V, C::kColumns, C::kStates, C::kSaved, C::kParams>;
+template <class C, class V>
+using ForwardOut = ForwardOutOf<V, C::kColumns, C::kStates, C::kSaved, C::kParams>;
+template <class C, class V>
+using BackwardIn = BackwardInOf<V, C::kColumns, C::kStates, C::kSaved, C::kParams>;
+template <class C, class V>
+using BackwardOut = BackwardOutOf<V, C::kColumns, C::kStates, C::kSaved, C::kParams>;
+
+}  // namespace ost::OST_SET

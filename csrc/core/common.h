@@ -1,0 +1,27 @@
+// What every header compiled per instruction set shares. OST_SET is the set's name and its namespace; everything in it
+// has internal linkage at the end (an unnamed namespace would hide the set from the test of symbols), and nothing here
+// uses templates of the standard library.
+#pragma once
+#include "../kernel_table.h"
+
+#ifndef OST_SET
+#error "OST_SET names the instruction set that this file is compiled for"
+#endif
+
+#if defined(__CUDACC__)
+#define OST_HD __host__ __device__ __forceinline__
+#else
+#define OST_HD inline __attribute__((always_inline))
+#endif
+
+namespace ost::OST_SET {
+
+template <class A>
+OST_HD constexpr A smaller(A a, A b) { return b < a ? b : a; }
+template <class A>
+OST_HD constexpr A larger(A a, A b) { return a < b ? b : a; }
+struct Range { Index begin, end; };
+OST_HD constexpr Range part_of(Index n, Index i, Index parts) { return {n * i / parts, n * (i + 1) / parts}; }  // part i of n cut into `parts`
+OST_HD constexpr Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
+
+}  // namespace ost::OST_SET

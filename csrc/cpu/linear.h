@@ -1,0 +1,137 @@
+// y = x W^T + b over n rows, and its gradients, on the products of the recurrences. Rows are spread over threads; dW is
+// summed over fixed chunks of 256 rows, so its bits do not depend on the threads either.
+#pragma once
+#include "backward.h"
+
+namespace ost::OST_SET {
+
+template <class T>
+class Linear {
+  static constexpr int L = Vec<T>::kLanes;
+
+ public:
+  Linear(Index input, Index output) : input_(input), output_(output), in_vectors_(ceil_div(input, L)), out_vectors_(ceil_div(output, L)) {}
+
+  // Panels of W (depth I), bias, and for the backward pass panels of W^T (depth: padded O).
+  Index packed_size(bool backward) const { return (input_ + 1) * out_vectors_ * L + (backward ? out_vectors_ * L * in_vectors_ * L : 0); }
+
+  void pack(const T* weight, const T* bias, bool backward, T* memory) const {
+    pack_panels(memory, input_, out_vectors_, [&](Index k, Index o) { return o < output_ ? weight[o * input_ + k] : T(0); });
+    T* b = memory + input_ * out_vectors_ * L;
+    for (Index o = 0; o < out_vectors_ * L; ++o) b[o] = bias && o < output_ ? bias[o] : T(0);
+    if (backward) pack_panels(b + out_vectors_ * L, out_vectors_ * L, in_vectors_, [&](Index k, Index i) { return k < output_ && i < input_ ? weight[k * input_ + i] : T(0); });
+  }
+
+  int forward(const T* memory, Index n, const T* x, Index x_stride, T* y) {
+    memory_ = memory, n_ = n, x_ = x, x_stride_ = x_stride, y_ = y;
+    return run(arena_forward(), [](void* self, int, int) { static_cast<Linear*>(self)->forward_work(); });
+  }
+
+  int backward(const T* memory, Index n, const T* x, Index x_stride, const T* dy, T* dx, T* dweight, T* dbias) {
+    memory_ = memory, n_ = n, x_ = x, x_stride_ = x_stride, dy_ = dy, dx_ = dx, dweight_ = dweight, dbias_ = dbias;
+    return run(arena_backward(), [](void* self, int index, int count) { static_cast<Linear*>(self)->backward_work(index, count); });
+  }
+
+ private:
+  template <class F>
+  static void pack_panels(T* to, Index depth, Index vectors, F&& element) {
+    for (Index g = 0; g < plain_groups(vectors); ++g) {
+      const Index width = plain_vectors(vectors, g) * L, first = g * kMaxVectors * L;
+      for (Index k = 0; k < depth; ++k)
+        for (Index i = 0; i < width; ++i) to[depth * first + k * width + i] = element(k, first + i);
+    }
+  }
+
+  void arena_zeros(Arena& a) { zeros_ = a.take<T>(larger(in_vectors_, out_vectors_) * L); }
+  bool arena_forward() {
+    arena_zeros(arena_);
+    if (!arena_.allocate()) return false;
+    return arena_zeros(arena_), true;
+  }
+  void layout_backward() {
+    arena_zeros(arena_);
+    padded_dy_ = arena_.take<T>(n_ * stride());
+    sums_ = arena_.take<T>(input_ * out_vectors_ * L);
+    bias_sums_ = arena_.take<T>(out_vectors_ * L);
+    x_rows_ = arena_.take<const T*>(n_);
+    dy_rows_ = arena_.take<const T*>(n_);
+  }
+  bool arena_backward() {
+    layout_backward();
+    if (!arena_.allocate()) return false;
+    layout_backward();
+    fill_zero(sums_, input_ * out_vectors_ * L);
+    fill_zero(bias_sums_, out_vectors_ * L);
+    return true;
+  }
+  int run(bool have_memory, void (*job)(void*, int, int)) {
+    if (!have_memory) return kNoMemory;
+    fill_zero(zeros_, larger(in_vectors_, out_vectors_) * L);
+    // Below about 2 MFLOP waking a worker costs more than it brings.
+    run_team(double(n_) * double(input_) * double(output_) < 1e6 ? 1 : thread_count(), job, this);
+    return kOk;
+  }
+  Index stride() const { return (out_vectors_ + 1) * L; }
+
+  static constexpr Index kRows = 64;  // rows that a thread takes at once
+  void forward_work() {
+    for (Index c; (c = __atomic_fetch_add(&next_, 1, __ATOMIC_RELAXED)) * kRows < n_;) {
+      const T* in[kRows];
+      T* out[kRows];
+      const Index n = smaller(kRows, n_ - c * kRows);
+      for (Index i = 0; i < n; ++i) in[i] = x_ + (c * kRows + i) * x_stride_, out[i] = y_ + (c * kRows + i) * output_;
+      rows_product_exact(n, input_, in, memory_, output_, memory_ + input_ * out_vectors_ * L, out, false);
+    }
+  }
+
+  void backward_work(int index, int count) {
+    for (Index c; (c = __atomic_fetch_add(&next_, 1, __ATOMIC_RELAXED)) * kRows < n_;) {
+      const T* in[kRows];
+      T* out[kRows];
+      const Index n = smaller(kRows, n_ - c * kRows);
+      for (Index i = 0; i < n; ++i) {
+        const Index row = c * kRows + i;
+        T* padded = padded_dy_ + row * stride();
+        __builtin_memcpy(padded, dy_ + row * output_, std::size_t(output_) * sizeof(T));
+        fill_zero(padded + output_, out_vectors_ * L - output_);
+        x_rows_[row] = x_ + row * x_stride_;
+        dy_rows_[row] = in[i] = padded;
+        out[i] = dx_ + row * input_;
+      }
+      if (dx_) rows_product_exact(n, out_vectors_ * L, in, memory_ + (input_ + 1) * out_vectors_ * L, input_, zeros_, out, false);
+    }
+    barrier_wait(&barrier_, count);
+    if (!dweight_ && !dbias_) return;
+    const Range mine = part_of(out_vectors_, index, count);  // each thread owns columns of the sums
+    for (Index v = mine.begin; v < mine.end; v += kMaxVectors) {
+      const int vectors = int(smaller<Index>(kMaxVectors, mine.end - v));
+      for (Index r = 0; r < n_; r += kWeightRows) {
+        const Index n = smaller(kWeightRows, n_ - r);
+        if (dweight_) outer_product(n, x_rows_ + r, {0, input_}, dy_rows_ + r, v, vectors, sums_, out_vectors_ * L);
+        for (int j = 0; j < vectors && dbias_; ++j) {
+          Vec<T> sum(T(0));
+          for (Index k = 0; k < n; ++k) sum = sum + Vec<T>::load(dy_rows_[r + k] + (v + j) * L);
+          T* to = bias_sums_ + (v + j) * L;
+          (Vec<T>::load(to) + sum).store(to);
+        }
+      }
+      for (Index o = v * L; o < smaller(output_, (v + vectors) * L); ++o) {
+        if (dweight_)
+          for (Index i = 0; i < input_; ++i) dweight_[o * input_ + i] += sums_[i * out_vectors_ * L + o];
+        if (dbias_) dbias_[o] += bias_sums_[o];
+      }
+    }
+  }
+
+  Index input_, output_, in_vectors_, out_vectors_;
+  const T* memory_ = nullptr;
+  Index n_ = 0, x_stride_ = 0, next_ = 0;
+  const T *x_ = nullptr, *dy_ = nullptr;
+  T *y_ = nullptr, *dx_ = nullptr, *dweight_ = nullptr, *dbias_ = nullptr;
+  T *zeros_ = nullptr, *padded_dy_ = nullptr, *sums_ = nullptr, *bias_sums_ = nullptr;
+  const T **x_rows_ = nullptr, **dy_rows_ = nullptr;
+  Arena arena_;
+  Barrier barrier_;
+};
+
+}  // namespace ost::OST_SET

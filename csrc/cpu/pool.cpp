@@ -1,0 +1,235 @@
+#include "pool.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <cstdio>
+#include <cstdlib>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#if defined(__linux__)
+#include <sched.h>
+#endif
+#if !defined(_WIN32)
+#include <pthread.h>
+#endif
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+namespace ost {
+namespace {
+
+inline void relax() {
+#if defined(__SSE2__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("isb" ::: "memory");
+#endif
+}
+
+// About 4 us of spinning before a sleep: a futex wake costs about 5 us, an unbounded spin up to 500 us on busy cores.
+constexpr int kSpins = 100;
+
+struct Pool {
+  std::mutex busy;  // held by the one caller that has the workers
+  std::vector<std::thread> workers;
+
+  alignas(64) std::atomic<std::uint32_t> epoch{0};
+  alignas(64) std::atomic<std::uint32_t> pending{0};
+  void (*fn)(void*, int, int) = nullptr;
+  void* context = nullptr;
+  int count = 0;
+  bool stop = false;
+
+  static void await_change(std::atomic<std::uint32_t>& word, std::uint32_t old) {
+    for (int i = 0; i < kSpins; ++i) {
+      if (word.load(std::memory_order_acquire) != old) return;
+      relax();
+    }
+    word.wait(old, std::memory_order_acquire);
+  }
+
+  void work(int index, std::uint32_t seen) {
+    for (;;) {
+      await_change(epoch, seen);
+      ++seen;  // one increment a job, and no job starts before the last has ended
+      if (stop) return;
+      if (index < count) {
+        const unsigned mode = flush_denormals_on();
+        fn(context, index, count);
+        flush_denormals_restore(mode);
+      }
+      if (pending.fetch_sub(1, std::memory_order_acq_rel) == 1) pending.notify_one();
+    }
+  }
+
+  void start(int n) {  // at least n workers; fewer if the system refuses
+    try {
+      while (int(workers.size()) < n) {
+        const int index = int(workers.size()) + 1;
+        const std::uint32_t seen = epoch.load();
+        workers.emplace_back([this, index, seen] { work(index, seen); });
+      }
+    } catch (const std::exception&) {
+    }
+  }
+
+  void dispatch() {
+    pending.store(std::uint32_t(workers.size()), std::memory_order_relaxed);
+    epoch.fetch_add(1, std::memory_order_release);
+    epoch.notify_all();
+  }
+
+  void join() {
+    if (workers.empty()) return;
+    stop = true;
+    dispatch();
+    for (auto& w : workers) w.join();
+    workers.clear();
+    stop = false;
+  }
+
+  void run(int want, void (*job)(void*, int, int), void* ctx) {
+    start(want - 1);
+    fn = job, context = ctx, count = std::min(want, int(workers.size()) + 1);
+    dispatch();
+    job(ctx, 0, count);
+    for (std::uint32_t left; (left = pending.load(std::memory_order_acquire)) != 0;) await_change(pending, left);
+  }
+};
+
+std::atomic<Pool*> g_pool{nullptr};
+std::atomic<int> g_threads{0};
+bool g_joined = false;  // prepare() holds pool.busy
+
+Pool& pool() {
+  Pool* p = g_pool.load(std::memory_order_acquire);
+  if (p) return *p;
+  static_assert(std::atomic<Pool*>::is_always_lock_free);
+  Pool* fresh = new Pool;  // lives as long as the process: workers must never outlive it
+  if (g_pool.compare_exchange_strong(p, fresh)) return *fresh;
+  delete fresh;
+  return *p;
+}
+
+#if !defined(_WIN32)
+// A fork while another thread computes leaves that call alone: the child starts with a pool of its own.
+void prepare_fork() {
+  Pool* p = g_pool.load();
+  g_joined = p && p->busy.try_lock();
+  if (g_joined) p->join();
+}
+void after_fork_parent() {
+  if (g_joined) g_pool.load()->busy.unlock();
+  g_joined = false;
+}
+void after_fork_child() {
+  g_pool.store(nullptr);  // the old one stays behind: its mutex may be held by a thread that is not here
+  g_joined = false;
+}
+struct AtExit {
+  AtExit() { pthread_atfork(prepare_fork, after_fork_parent, after_fork_child); }
+  ~AtExit() {  // the interpreter is gone, no call runs: end the workers before statics and the library go
+    Pool* p = g_pool.load();
+    if (p && p->busy.try_lock()) {
+      p->join();
+      p->busy.unlock();
+    }
+  }
+} g_at_exit;
+#endif
+
+int cgroup_quota() {
+  int best = 1 << 20;
+  if (FILE* f = std::fopen("/sys/fs/cgroup/cpu.max", "r")) {
+    char quota[32];
+    double period = 0;
+    if (std::fscanf(f, "%31s %lf", quota, &period) == 2 && period > 0 && quota[0] != 'm') best = std::max(1, int(std::atof(quota) / period + 0.5));
+    std::fclose(f);
+  }
+  return best;
+}
+
+}  // namespace
+
+int default_thread_count() {
+  if (const char* text = std::getenv("OSTINATO_NUM_THREADS")) {
+    char* end = nullptr;
+    const long n = std::strtol(text, &end, 10);
+    if (end != text && *end == 0 && n >= 1 && n <= 1024) return int(n);  // the binding refuses anything else at import
+  }
+  int n = int(std::thread::hardware_concurrency());
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) n = CPU_COUNT(&set);
+#endif
+  return std::max(1, std::min(n, cgroup_quota()));
+}
+
+int thread_count() {
+  int n = g_threads.load(std::memory_order_relaxed);
+  if (n == 0) g_threads.store(n = default_thread_count());
+  return n;
+}
+void set_thread_count(int n) { g_threads.store(n); }
+
+void run_team(int want, void (*fn)(void*, int, int), void* context) {
+  const unsigned mode = flush_denormals_on();
+  if (want > 1) {
+    Pool& p = pool();
+    if (p.busy.try_lock()) {
+      p.run(want, fn, context);
+      p.busy.unlock();
+      flush_denormals_restore(mode);
+      return;
+    }
+  }
+  fn(context, 0, 1);
+  flush_denormals_restore(mode);
+}
+
+void barrier_wait(Barrier* b, int count) {
+  if (count == 1) return;
+  const std::uint32_t epoch = __atomic_load_n(&b->epoch, __ATOMIC_RELAXED);
+  if (__atomic_add_fetch(&b->arrived, 1, __ATOMIC_ACQ_REL) == std::uint32_t(count)) {
+    __atomic_store_n(&b->arrived, 0, __ATOMIC_RELAXED);
+    __atomic_store_n(&b->epoch, epoch + 1, __ATOMIC_RELEASE);
+    return;
+  }
+  for (int i = 0; __atomic_load_n(&b->epoch, __ATOMIC_ACQUIRE) == epoch; ++i) {
+    if (i < 2000)
+      relax();
+    else
+      std::this_thread::yield();
+  }
+}
+
+unsigned flush_denormals_on() {
+#if defined(__SSE2__)
+  const unsigned mode = _mm_getcsr();
+  _mm_setcsr(mode | 0x8040);  // flush to zero, denormals are zero
+  return mode;
+#elif defined(__aarch64__)
+  std::uint64_t mode;
+  asm volatile("mrs %0, fpcr" : "=r"(mode));
+  asm volatile("msr fpcr, %0" ::"r"(mode | (1u << 24)));
+  return unsigned(mode);
+#else
+  return 0;
+#endif
+}
+void flush_denormals_restore(unsigned mode) {
+#if defined(__SSE2__)
+  _mm_setcsr(mode);
+#elif defined(__aarch64__)
+  asm volatile("msr fpcr, %0" ::"r"(std::uint64_t(mode)));
+#else
+  (void)mode;
+#endif
+}
+
+}  // namespace ost

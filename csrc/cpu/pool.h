@@ -1,0 +1,27 @@
+// The library's own threads. Workers live as long as the process, wait a few microseconds by spinning and then sleep.
+// They are joined before a fork and started again lazily, in parent and child. Compiled once; plain functions only.
+#pragma once
+#include <cstdint>
+
+namespace ost {
+
+int default_thread_count();  // min(affinity, cgroup quota), or OSTINATO_NUM_THREADS
+int thread_count();
+void set_thread_count(int n);
+
+// Runs fn(context, index, count) on up to `want` threads, the caller being index 0, and returns when all have. A second
+// caller that finds the workers busy runs alone: count is 1.
+void run_team(int want, void (*fn)(void* context, int index, int count), void* context);
+
+// A barrier for the members of one team: spins a bounded time, then gives its core away between looks.
+struct alignas(64) Barrier {
+  alignas(64) std::uint32_t arrived = 0;
+  alignas(64) std::uint32_t epoch = 0;
+};
+void barrier_wait(Barrier* barrier, int count);
+
+// Flushes denormals in this thread while it lives and restores the mode after.
+unsigned flush_denormals_on();
+void flush_denormals_restore(unsigned mode);
+
+}  // namespace ost

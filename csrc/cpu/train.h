@@ -1,0 +1,172 @@
+// The training step outside the recurrences: softmax cross entropy, embedding, sums of squares, Adam, and the vector
+// functions by themselves.
+#pragma once
+#include "math.h"
+#include "schedule.h"
+
+namespace ost::OST_SET {
+
+template <class T, class F>
+OST_HD void map(Index n, const T* x, T* y, F&& f) {
+  constexpr int L = Vec<T>::kLanes;
+  Index i = 0;
+  for (; i + L <= n; i += L) f(Vec<T>::load(x + i)).store(y + i);
+  if (i < n) f(Vec<T>::load_part(x + i, int(n - i))).store_part(y + i, int(n - i));
+}
+template <class T> void map_tanh(Index n, const T* x, T* y) { map(n, x, y, [](Vec<T> v) { return tanh(v); }); }
+template <class T> void map_sigmoid(Index n, const T* x, T* y) { map(n, x, y, [](Vec<T> v) { return sigmoid(v); }); }
+template <class T> void map_exp(Index n, const T* x, T* y) { map(n, x, y, [](Vec<T> v) { return exp(v); }); }
+
+double log_of(double x);  // libm's, compiled once
+
+// loss_i = (1 - s) (lse - l[target]) + s mean_j (lse - l[j]),  lse = log sum exp l,  with label smoothing s.
+// dlogits = weight (softmax - (1 - s) onehot - s / V).
+template <class T>
+struct SoftmaxJob {
+  Index n, classes;
+  const T* logits;
+  const Index* target;
+  double smoothing, weight;
+  T* dlogits;
+  double* losses;  // a row each, summed in order afterwards
+
+  static void run(void* self, int index, int count) {
+    const auto& j = *static_cast<const SoftmaxJob*>(self);
+    const Range rows = part_of(j.n, index, count);
+    for (Index i = rows.begin; i < rows.end; ++i) j.row(i);
+  }
+  void row(Index i) const {
+    using V = Vec<T>;
+    constexpr int L = V::kLanes;
+    const T* l = logits + i * classes;
+    T* d = dlogits ? dlogits + i * classes : nullptr;
+    losses[i] = 0;
+    if (target[i] < 0) {
+      if (d) fill_zero(d, classes);
+      return;
+    }
+    T top = l[0];
+    for (Index k = 1; k < classes; ++k) top = l[k] > top || !(l[k] == l[k]) ? l[k] : top;  // NaN stays
+    V sum(T(0));
+    double plain = 0;
+    for (Index k = 0; k < classes; k += L) {
+      const int m = int(smaller<Index>(L, classes - k));
+      V e = exp(V::load_part(l + k, m) - V(top));
+      if (m < L) {
+        T lanes[L];
+        e.store(lanes);
+        e = V::load_part(lanes, m);
+      }
+      sum = sum + e;
+      if (d) e.store_part(d + k, m);
+    }
+    const double total = double(sum_lanes(sum)), lse = double(top) + log_of(total);
+    if (smoothing != 0)
+      for (Index k = 0; k < classes; ++k) plain += double(l[k]);
+    losses[i] = (1 - smoothing) * (lse - double(l[target[i]])) + (smoothing != 0 ? smoothing * (lse - plain / double(classes)) : 0);
+    if (!d) return;
+    const V scale(T(weight / total)), base(T(smoothing * weight / double(classes)));
+    for (Index k = 0; k < classes; k += L) {
+      const int m = int(smaller<Index>(L, classes - k));
+      (V::load_part(d + k, m) * scale - base).store_part(d + k, m);
+    }
+    d[target[i]] -= T((1 - smoothing) * weight);
+  }
+};
+
+template <class T>
+double softmax_cross_entropy(Index n, Index classes, const T* logits, const Index* target, double smoothing, double weight, T* dlogits) {
+  Arena arena;
+  double* losses = arena.make<double>(n);
+  if (!losses) return __builtin_nan("");
+  SoftmaxJob<T> job{n, classes, logits, target, smoothing, weight, dlogits, losses};
+  run_team(n * classes < 16384 ? 1 : thread_count(), SoftmaxJob<T>::run, &job);
+  double sum = 0;
+  for (Index i = 0; i < n; ++i) sum += losses[i];
+  return sum;
+}
+
+template <class T>
+void embedding_gather(Index n, Index width, const Index* ids, const T* table, T* out) {
+  for (Index i = 0; i < n; ++i) __builtin_memcpy(out + i * width, table + ids[i] * width, std::size_t(width) * sizeof(T));
+}
+template <class T>
+void embedding_scatter(Index n, Index width, const Index* ids, const T* dy, T* dtable) {
+  for (Index i = 0; i < n; ++i)
+    for (Index k = 0; k < width; ++k) dtable[ids[i] * width + k] += dy[i * width + k];
+}
+
+template <class T>
+double square_sum(Index n, const T* x) {
+  double s[8] = {};
+  Index i = 0;
+  for (; i + 8 <= n; i += 8)
+    for (int k = 0; k < 8; ++k) s[k] += double(x[i + k]) * double(x[i + k]);
+  for (; i < n; ++i) s[0] += double(x[i]) * double(x[i]);
+  return ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]));
+}
+
+template <class T>
+struct AdamJob {
+  Index n;
+  T* p;
+  const T* g;
+  T *m, *v;
+  const AdamStep* s;
+
+  static void run(void* self, int index, int count) {
+    const auto& j = *static_cast<const AdamJob*>(self);
+    const Range r = part_of(j.n, index, count);
+    const T b1 = T(j.s->beta1), b2 = T(j.s->beta2), c1 = T(1 - j.s->beta1), c2 = T(1 - j.s->beta2), eps = T(j.s->eps);
+    const T rate = T(j.s->rate / j.s->correction1), root = T(1 / __builtin_sqrt(j.s->correction2));
+    const T decay = j.s->decoupled ? T(0) : T(j.s->weight_decay), keep = j.s->decoupled ? T(1 - j.s->rate * j.s->weight_decay) : T(1);
+    T *p = j.p, *m = j.m, *v = j.v;
+    const T* grad = j.g;
+#pragma GCC ivdep
+    for (Index i = r.begin; i < r.end; ++i) {
+      const T g = grad[i] + decay * p[i];
+      m[i] = b1 * m[i] + c1 * g;
+      v[i] = b2 * v[i] + c2 * g * g;
+      p[i] = keep * p[i] - rate * m[i] / (square_root(v[i]) * root + eps);
+    }
+  }
+  static OST_HD float square_root(float x) { return __builtin_sqrtf(x); }
+  static OST_HD double square_root(double x) { return __builtin_sqrt(x); }
+};
+
+template <class T>
+void adam(Index n, T* p, const T* g, T* m, T* v, const AdamStep& step) {
+  AdamJob<T> job{n, p, g, m, v, &step};
+  run_team(n < 65536 ? 1 : thread_count(), AdamJob<T>::run, &job);
+}
+
+double now_seconds();  // steady clock, compiled once
+
+// One thread's peak on independent chains of fma: what the benchmarks divide by.
+template <class T>
+double fma_peak(double seconds) {
+  using V = Vec<T>;
+  constexpr int kChains = kRegisters == 32 ? 20 : 12;
+  V acc[kChains];
+  for (int i = 0; i < kChains; ++i) acc[i] = V(T(i));
+  V a(T(0.999)), b(T(0.001));
+  double flops = 0;
+  const double start = now_seconds();
+  double elapsed = 0;
+  while (elapsed < seconds) {
+    for (int k = 0; k < 20000; ++k) {
+#pragma GCC unroll 20
+      for (int i = 0; i < kChains; ++i) acc[i] = fma(acc[i], a, b);
+      asm volatile("" ::: "memory");
+    }
+    flops += 2.0 * 20000 * kChains * V::kLanes;
+    elapsed = now_seconds() - start;
+  }
+  V sum(T(0));
+  for (int i = 0; i < kChains; ++i) sum = sum + acc[i];
+  volatile T sink = sum_lanes(sum);
+  (void)sink;
+  return flops / elapsed * 1e-9;
+}
+
+}  // namespace ost::OST_SET

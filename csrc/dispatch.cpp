@@ -1,0 +1,89 @@
+#include "dispatch.h"
+
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <fstream>
+
+// The sets that CMake compiles for this architecture, best first: the name, and whether this CPU has all that it needs.
+#if defined(__x86_64__)
+#define OST_FOR_SETS(X)                                                                                                       \
+  X(avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&  \
+                __builtin_cpu_supports("avx512vl"))                                                                           \
+  X(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))                                                    \
+  X(baseline, true)
+#else
+#define OST_FOR_SETS(X) X(baseline, true)
+#endif
+
+// libm and the clock, for files compiled per instruction set, which must not instantiate library templates.
+#define OST_DECLARE(name, supported)       \
+  namespace name {                         \
+  void fill(TypedKernels<float>& table);   \
+  void fill(TypedKernels<double>& table);  \
+  void fill_traits(CellTraits* traits);    \
+  double log_of(double x);                 \
+  double now_seconds();                    \
+  double log_of(double x) { return std::log(x); } \
+  double now_seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); } \
+  }
+
+namespace ost {
+OST_FOR_SETS(OST_DECLARE)
+
+namespace {
+
+std::atomic<const KernelTable*> g_chosen{nullptr};
+
+template <class Fill>
+const KernelTable* make(const char* name, Fill fill) {
+  auto* table = new KernelTable{};
+  table->name = name;
+  fill(*table);
+  return table;
+}
+
+}  // namespace
+
+const std::vector<const KernelTable*>& known_kernels() {
+#define OST_MAKE(name, supported) make(#name, [](KernelTable& t) { name::fill(t.f32); name::fill(t.f64); name::fill_traits(t.traits); }),
+  static const std::vector<const KernelTable*> all{OST_FOR_SETS(OST_MAKE)};
+  return all;
+}
+
+std::vector<const KernelTable*> supported_kernels() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+#endif
+  const bool has[] = {
+#define OST_HAS(name, supported) (supported) != 0,
+      OST_FOR_SETS(OST_HAS)};
+  std::vector<const KernelTable*> out;
+  for (std::size_t i = 0; i < known_kernels().size(); ++i)
+    if (has[i]) out.push_back(known_kernels()[i]);
+  return out;
+}
+
+const KernelTable* kernels() {
+  const KernelTable* table = g_chosen.load(std::memory_order_acquire);
+  if (!table) g_chosen.store(table = supported_kernels().front(), std::memory_order_release);
+  return table;
+}
+
+bool choose_kernels(const std::string& name) {
+  for (const KernelTable* t : supported_kernels())
+    if (name == t->name) {
+      g_chosen.store(t, std::memory_order_release);
+      return true;
+    }
+  return false;
+}
+
+std::string cpu_name() {
+  std::ifstream info("/proc/cpuinfo");
+  for (std::string line; std::getline(info, line);)
+    if (line.rfind("model name", 0) == 0) return line.substr(line.find(':') + 2);
+  return "unknown";
+}
+
+}  // namespace ost

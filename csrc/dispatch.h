@@ -1,0 +1,16 @@
+// Which kernel set runs: chosen once by the CPU, or by name.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "kernel_table.h"
+
+namespace ost {
+
+const std::vector<const KernelTable*>& known_kernels();      // best first, as compiled
+std::vector<const KernelTable*> supported_kernels();         // those that this CPU runs
+const KernelTable* kernels();                                // the chosen one
+bool choose_kernels(const std::string& name);                // false: unknown or not supported
+std::string cpu_name();
+
+}  // namespace ost

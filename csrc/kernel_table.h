@@ -1,0 +1,158 @@
+// The border between the code compiled once (bindings, stack, dispatch) and the kernels compiled once per instruction
+// set: plain structs and one table of function pointers a set. No inline function may stand here, since the linker
+// would keep one copy of it, perhaps the AVX-512 one, for every set.
+#pragma once
+#include <cstdint>
+
+namespace ost {
+
+using Index = std::int64_t;  // every size and stride
+
+enum class CellId : int { kRnnTanh, kRnnRelu, kLstm, kLstmPeephole, kGru, kGruResetBefore };
+constexpr int kCellCount = 6;
+constexpr int kMaxProducts = 3;  // the input product and at most two recurrent ones (GRU reset-before)
+
+// What bindings and stack must know of a cell; filled from the cell's struct.
+struct CellTraits {
+  const char* name;
+  int gates;             // rows of weight_ih are gates * H
+  int states;            // 1: h, 2: h and c
+  int params;            // per-unit weights (peepholes), rows of weight_peephole
+  int parallel_columns;  // columns of the pre-activation a
+  int saved;             // vectors of the tape a unit, without the cell state
+};
+
+// Weights as the user holds them (PyTorch's names and shapes); bias and params may be null.
+template <class T>
+struct RawWeights {
+  const T* weight_ih;  // [gates*H, I]
+  const T* weight_hh;  // [gates*H, H]
+  const T* bias_ih;    // [gates*H]
+  const T* bias_hh;    // [gates*H]
+  const T* params;     // [params, H]
+};
+
+// Gradients are added to these; any may be null.
+template <class T>
+struct RawGradients {
+  T* weight_ih;
+  T* weight_hh;
+  T* bias_ih;
+  T* bias_hh;
+  T* params;
+};
+
+// Packed panels of one layer and direction; all in one 64-byte aligned block owned by the caller.
+template <class T>
+struct PackedWeights {
+  Index input, hidden;
+  const T* panels[kMaxProducts];      // forward: operand x weight
+  const T* transposed[kMaxProducts];  // backward: da x weight; null when packed for inference only
+  const T* bias;                      // by group and column, as the pre-activation
+  const T* params;                    // [params][padded H]
+};
+
+// [T,B,*] rows with unit stride on the last axis; strides in elements, any sign.
+template <class T>
+struct Rows {
+  T* data;
+  Index t, b;
+};
+
+// Returns non-zero to stop a long call (a pending Ctrl-C). Called on the calling thread only.
+struct Poll {
+  int (*ask)(void*);
+  void* context;
+};
+
+template <class T>
+struct ForwardCall {
+  const PackedWeights<T>* weights;
+  Index steps, batch;
+  bool reverse;
+  const Index* lengths;  // [B] or null
+  Rows<const T> x;       // [T,B,I]
+  Rows<T> y;             // [T,B,H]; zero past the end of a sequence
+  const T *h0, *c0;      // [B,H], null means zeros
+  T *hn, *cn;            // [B,H], null means not wanted
+  T* saved;              // tape [T*B][saved*padded H]; null in inference
+  T* cells;              // tape [T*B][padded H] of c, for cells with two states; null in inference
+  Poll poll;
+};
+
+// Contract: dx, dh0, dc0 are overwritten; the RawGradients are added to, after the last step, or untouched on a stop.
+template <class T>
+struct BackwardCall {
+  const PackedWeights<T>* weights;
+  Index steps, batch;
+  bool reverse;
+  const Index* lengths;
+  Rows<const T> x, y;
+  const T *h0, *c0;
+  const T *saved, *cells;
+  Rows<const T> dy;       // data null means zeros
+  const T *dhn, *dcn;     // [B,H], null means zeros
+  Rows<T> dx;             // data null means not wanted
+  bool dx_add;            // add to dx instead: the second direction of a layer
+  T *dh0, *dc0;           // [B,H], null means not wanted
+  RawGradients<T> gradients;
+  Poll poll;
+};
+
+enum Status : int { kOk = 0, kStopped = 1, kNoMemory = 2 };
+
+template <class T>
+struct CellKernels {
+  Index (*packed_size)(Index input, Index hidden, bool backward);  // elements
+  void (*pack)(const RawWeights<T>&, Index input, Index hidden, bool backward, T* memory, PackedWeights<T>* out);
+  int (*forward)(const ForwardCall<T>&);
+  int (*backward)(const BackwardCall<T>&);
+};
+
+// y = x weight^T + bias over n rows: what Linear needs, on the same product as the recurrences.
+template <class T>
+struct LinearKernels {
+  Index (*packed_size)(Index input, Index output, bool backward);
+  void (*pack)(const T* weight, const T* bias, Index input, Index output, bool backward, T* memory);
+  int (*forward)(const T* memory, Index n, Index input, Index output, const T* x, Index x_stride, T* y);
+  // dx overwritten (null: not wanted); dweight, dbias added to (null: not wanted).
+  int (*backward)(const T* memory, Index n, Index input, Index output, const T* x, Index x_stride, const T* dy, T* dx,
+                  T* dweight, T* dbias);
+};
+
+struct AdamStep {
+  double rate, beta1, beta2, eps, weight_decay, correction1, correction2;
+  bool decoupled;  // AdamW: decay acts on the weights, not through the gradient
+};
+
+// The training step outside the recurrences. All sums run in an order that does not depend on threads.
+template <class T>
+struct TrainKernels {
+  // logits [n,V]; target[i] < 0 leaves row i out. weight: d(loss)/d(row loss). dlogits may be null. Returns the sum of row losses.
+  double (*softmax_cross_entropy)(Index n, Index classes, const T* logits, const Index* target, double smoothing, double weight, T* dlogits);
+  void (*embedding_gather)(Index n, Index width, const Index* ids, const T* table, T* out);
+  void (*embedding_scatter)(Index n, Index width, const Index* ids, const T* dy, T* dtable);
+  double (*square_sum)(Index n, const T* x);
+  void (*adam)(Index n, T* p, const T* g, T* m, T* v, const AdamStep&);
+  void (*tanh)(Index n, const T* x, T* y);     // the vector functions of the cells, for layers and for the ULP tests
+  void (*sigmoid)(Index n, const T* x, T* y);
+  void (*exp)(Index n, const T* x, T* y);
+};
+
+template <class T>
+struct TypedKernels {
+  int lanes;
+  CellKernels<T> cells[kCellCount];
+  LinearKernels<T> linear;
+  TrainKernels<T> train;
+  double (*fma_peak)(double seconds);  // GFLOP/s of one thread on independent FMA chains
+};
+
+struct KernelTable {
+  const char* name;
+  CellTraits traits[kCellCount];
+  TypedKernels<float> f32;
+  TypedKernels<double> f64;
+};
+
+}  // namespace ost

@@ -1,0 +1,107 @@
+// The order of layers and directions, forward and backward: one stack a call. Compiled once; knows kernels only through
+// the table. y of a layer is [T,B,D*H]: forward half first.
+#pragma once
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "kernel_table.h"
+
+namespace ost {
+
+struct OutOfMemory : std::bad_alloc {
+  explicit OutOfMemory(const std::string& what) : text(what) {}
+  const char* what() const noexcept override { return text.c_str(); }
+  std::string text;
+};
+
+// 64-byte aligned memory; an error names what it was for and how many bytes.
+template <class T>
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(Index count, const char* what) {
+    void* p = nullptr;
+    if (count < 0 || posix_memalign(&p, 64, std::size_t(count) * sizeof(T) + 64) != 0)
+      throw OutOfMemory(std::string(what) + ": cannot allocate " + std::to_string(std::size_t(count) * sizeof(T)) + " bytes");
+    memory_.reset(static_cast<T*>(p));
+  }
+  T* get() const { return memory_.get(); }
+
+ private:
+  struct Free { void operator()(void* p) const { std::free(p); } };
+  std::unique_ptr<T, Free> memory_;
+};
+
+struct StackShape {
+  CellId cell;
+  Index input, hidden, layers;
+  int directions;
+  Index layer_input(Index layer) const { return layer == 0 ? input : directions * hidden; }
+  Index width() const { return directions * hidden; }
+};
+
+// Weights of a whole stack, packed by one kernel set; immutable, so a running call keeps its snapshot.
+template <class T>
+struct PackedStack {
+  PackedStack(const KernelTable* table, const StackShape& shape, const std::vector<RawWeights<T>>& weights, bool backward);
+  const KernelTable* table;
+  StackShape shape;
+  bool backward;
+  std::vector<PackedWeights<T>> parts;  // [layer * D + direction]
+  Buffer<T> memory;
+  const TypedKernels<T>& kernels() const {
+    if constexpr (sizeof(T) == 4) return table->f32; else return table->f64;
+  }
+  const CellTraits& traits() const { return table->traits[int(shape.cell)]; }
+};
+
+// One call's inputs, and what a forward pass keeps for the backward one.
+template <class T>
+struct StackCall {
+  Index steps = 0, batch = 0;
+  Rows<const T> x{};  // [T,B,I]
+  Rows<T> y{};        // [T,B,D*H]
+  const T *h0 = nullptr, *c0 = nullptr;  // [L*D,B,H]
+  T *hn = nullptr, *cn = nullptr;
+  std::vector<Index> lengths;  // empty: all T
+  double dropout = 0;          // between layers
+  std::uint64_t key = 0;
+  Poll poll{};
+};
+
+template <class T>
+struct Tape {
+  std::shared_ptr<const PackedStack<T>> packed;
+  StackCall<T> call;
+  std::vector<Buffer<T>> saved, cells;  // [layer * D + direction]
+  std::vector<Buffer<T>> outputs;       // of layers below the last, as they were
+  std::vector<Buffer<T>> dropped;       // the same after dropout; empty without
+};
+
+// tape null: inference. Returns a Status.
+template <class T>
+int stack_forward(const PackedStack<T>& packed, const StackCall<T>& call, Tape<T>* tape);
+
+template <class T>
+struct StackGradients {
+  Rows<const T> dy{};                        // data null: zeros
+  const T *dhn = nullptr, *dcn = nullptr;    // [L*D,B,H]
+  Rows<T> dx{};                              // data null: not wanted
+  T *dh0 = nullptr, *dc0 = nullptr;
+  std::vector<RawGradients<T>> weights;      // [layer * D + direction]
+};
+template <class T>
+int stack_backward(const Tape<T>& tape, const StackGradients<T>& gradients, Poll poll);
+
+// Philox4x32-10 (Salmon et al. 2011) as a function: the random word of one unit at (layer, direction, t, b).
+std::uint32_t philox_word(std::uint64_t key, std::uint32_t layer_direction, std::uint64_t t, std::uint32_t b, std::uint32_t unit);
+// A unit is kept with probability 1 - rate.
+bool dropout_keeps(std::uint32_t word, double rate);
+// y[i] = x[i] / (1 - rate) where kept, else 0; counter: position of the element.
+template <class T>
+void dropout_flat(Index n, const T* x, T* y, double rate, std::uint64_t key);
+
+}  // namespace ost
