@@ -88,7 +88,7 @@ int stack_forward(const PackedStack<T>& packed, const StackCall<T>& call, Tape<T
       const Index part = layer * s.directions + d;
       ForwardCall<T> f{};
       f.weights = &packed.parts[part];
-      f.steps = call.steps, f.batch = call.batch, f.reverse = d == 1;
+      f.steps = call.steps, f.batch = call.batch, f.reverse = (d == 1) != s.reverse;
       f.lengths = call.lengths.empty() ? nullptr : call.lengths.data();
       f.x = x;
       f.y = {y.data + d * s.hidden, y.t, y.b};
@@ -141,7 +141,7 @@ int stack_backward(const Tape<T>& tape, const StackGradients<T>& g, Poll poll) {
       const Index part = layer * s.directions + d;
       BackwardCall<T> b{};
       b.weights = &packed.parts[part];
-      b.steps = call.steps, b.batch = call.batch, b.reverse = d == 1;
+      b.steps = call.steps, b.batch = call.batch, b.reverse = (d == 1) != s.reverse;
       b.lengths = call.lengths.empty() ? nullptr : call.lengths.data();
       b.x = x;
       b.y = {y.data + d * s.hidden, y.t, y.b};

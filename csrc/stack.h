@@ -39,6 +39,7 @@ struct StackShape {
   CellId cell;
   Index input, hidden, layers;
   int directions;
+  bool reverse = false;  // the first (or only) direction runs from the end
   Index layer_input(Index layer) const { return layer == 0 ? input : directions * hidden; }
   Index width() const { return directions * hidden; }
 };

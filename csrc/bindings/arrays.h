@@ -23,15 +23,15 @@ struct View {
 };
 
 inline std::string text_of(const std::vector<Index>& shape) {
-  std::string s = "(";
-  for (std::size_t i = 0; i < shape.size(); ++i) s += (i ? ", " : "") + std::to_string(shape[i]);
-  return s + (shape.size() == 1 ? ",)" : ")");
+  std::string s;
+  for (Index k : shape) s.append(s.empty() ? "(" : ", ").append(std::to_string(k));
+  return s.empty() ? "()" : s + (shape.size() == 1 ? ",)" : ")");
 }
 inline std::string text_of(const std::vector<Axis>& axes) {
-  std::string names = "(", sizes = "(";
-  for (std::size_t i = 0; i < axes.size(); ++i) {
-    names += std::string(i ? ", " : "") + axes[i].name;
-    sizes += (i ? ", " : "") + (axes[i].size < 0 ? std::string("*") : std::to_string(axes[i].size));
+  std::string names, sizes;
+  for (const Axis& a : axes) {
+    names.append(names.empty() ? "(" : ", ").append(a.name);
+    sizes.append(sizes.empty() ? "(" : ", ").append(a.size < 0 ? "*" : std::to_string(a.size));
   }
   const char* end = axes.size() == 1 ? ",)" : ")";
   return names + end + " = " + sizes + end;

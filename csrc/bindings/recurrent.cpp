@@ -43,8 +43,8 @@ Raw raw_arrays(const StackShape& s, const CellTraits& traits, Index part, const 
 }
 
 template <class T>
-std::shared_ptr<PackedStack<T>> pack_stack(const std::string& cell, Index input, Index hidden, Index layers, bool bidirectional, const py::sequence& weights, bool backward) {
-  const StackShape s{cell_named(cell), input, hidden, layers, bidirectional ? 2 : 1};
+std::shared_ptr<PackedStack<T>> pack_stack(const std::string& cell, Index input, Index hidden, Index layers, bool bidirectional, const py::sequence& weights, bool backward, bool reverse) {
+  const StackShape s{cell_named(cell), input, hidden, layers, bidirectional ? 2 : 1, reverse};
   const KernelTable* table = kernels();
   if (Index(py::len(weights)) != layers * s.directions) fail("weights", std::to_string(layers * s.directions) + " groups of arrays", std::to_string(py::len(weights)));
   std::vector<RawWeights<T>> raw;
@@ -181,9 +181,12 @@ template <class T>
 void bind_typed(py::module_& m, const char* packed_name, const char* tape_name) {
   using Packed = PackedStack<T>;
   py::class_<Packed, std::shared_ptr<Packed>>(m, packed_name)
-      .def(py::init(&pack_stack<T>), py::arg("cell"), py::arg("input_size"), py::arg("hidden_size"), py::arg("num_layers"), py::arg("bidirectional"), py::arg("weights"), py::arg("backward"))
+      .def(py::init(&pack_stack<T>), py::arg("cell"), py::arg("input_size"), py::arg("hidden_size"), py::arg("num_layers"), py::arg("bidirectional"), py::arg("weights"), py::arg("backward"), py::arg("reverse") = false)
       .def_property_readonly("kernels", [](const Packed& p) { return std::string(p.table->name); })
       .def_property_readonly("backward", [](const Packed& p) { return p.backward; })
+      .def_property_readonly("input_size", [](const Packed& p) { return p.shape.input; })
+      .def_property_readonly("hidden_size", [](const Packed& p) { return p.shape.hidden; })
+      .def_property_readonly("reverse", [](const Packed& p) { return p.shape.reverse; })
       .def_property_readonly("cell", [](const Packed& p) { return std::string(p.traits().name); })
       .def("forward", &forward<T>, py::arg("x"), py::arg("h0"), py::arg("c0"), py::arg("lengths"), py::arg("batch_first"), py::arg("out"), py::arg("train"), py::arg("dropout"), py::arg("key"));
   py::class_<PyTape<T>, std::shared_ptr<PyTape<T>>>(m, tape_name)

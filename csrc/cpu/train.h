@@ -157,7 +157,6 @@ double fma_peak(double seconds) {
     for (int k = 0; k < 20000; ++k) {
 #pragma GCC unroll 20
       for (int i = 0; i < kChains; ++i) acc[i] = fma(acc[i], a, b);
-      asm volatile("" ::: "memory");
     }
     flops += 2.0 * 20000 * kChains * V::kLanes;
     elapsed = now_seconds() - start;

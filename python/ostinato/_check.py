@@ -1,0 +1,110 @@
+"""Checks of arguments that the Python side makes itself; arrays are checked at the border of the native code."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _core
+
+Array = npt.NDArray[Any]
+Seed = int | np.random.Generator | None
+
+
+def positive(name: str, value: object, minimum: int = 1) -> int:
+    """A whole number, at least ``minimum``."""
+    try:
+        n = operator.index(value)  # type: ignore[arg-type]  # anything may come in; that is what is checked
+    except TypeError:
+        raise TypeError(f"{name}: expected a whole number, got {value!r}") from None
+    if isinstance(value, bool) or n < minimum:
+        raise ValueError(f"{name}: expected a whole number of at least {minimum}, got {value!r}")
+    return n
+
+
+def fraction(name: str, value: float) -> float:
+    """A probability in [0, 1)."""
+    if not 0 <= value < 1:
+        raise ValueError(f"{name}: expected a number in [0, 1), got {value!r}")
+    return float(value)
+
+
+def finite(name: str, value: float, *, minimum: float = 0.0) -> float:
+    """A finite number, at least ``minimum``."""
+    if not (np.isfinite(value) and value >= minimum):
+        raise ValueError(f"{name}: expected a finite number of at least {minimum:g}, got {value!r}")
+    return float(value)
+
+
+def choice(name: str, value: object, known: Any) -> Any:
+    """One of the known names."""
+    if value not in known:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, known))}, got {value!r}")
+    return value
+
+
+def real_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
+    """float32 or float64."""
+    d = np.dtype(dtype)
+    if d not in (np.float32, np.float64):
+        raise TypeError(f"dtype: expected float32 or float64, got {d}")
+    return d.newbyteorder("=")
+
+
+def generator(rng: Seed) -> np.random.Generator:
+    """A generator from a seed, or the generator itself."""
+    if rng is None or isinstance(rng, np.random.Generator):
+        return np.random.default_rng() if rng is None else rng
+    if isinstance(rng, (int, np.integer)) and not isinstance(rng, bool) and rng >= 0:
+        return np.random.default_rng(int(rng))
+    raise TypeError(f"rng: expected a seed (a whole number of at least 0) or a numpy.random.Generator, got {rng!r}")
+
+
+def draw_key(rng: np.random.Generator) -> int:
+    """One 64-bit key: all the randomness of one call."""
+    return int(rng.integers(0, 2**64, dtype=np.uint64))
+
+
+def array(name: str, value: object, ndim: int | tuple[int, ...] | None = None) -> Array:
+    """A NumPy array, of one of the given ranks."""
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"{name}: expected a numpy.ndarray, got {type(value).__name__}")
+    ranks = (ndim,) if isinstance(ndim, int) else ndim
+    if ranks is not None and value.ndim not in ranks:
+        raise ValueError(f"{name}: expected {' or '.join(map(str, ranks))} axes, got shape {value.shape}")
+    return value
+
+
+def lengths(value: object, steps: int, batch: int) -> npt.NDArray[np.int64] | None:
+    """Lengths [B] as int64; any integer dtype, zeros allowed."""
+    if value is None:
+        return None
+    a = np.asarray(value)
+    if a.size == 0:
+        a = a.astype(np.int64)
+    if a.dtype.kind not in "iu":
+        if a.dtype.kind == "f" and np.isnan(a).any():
+            raise ValueError("lengths: expected whole numbers, got NaN")
+        raise TypeError(f"lengths: expected an integer dtype, got {a.dtype}; use lengths.astype(np.int64)")
+    if a.shape != (batch,):
+        raise ValueError(f"lengths: expected shape (B,) = ({batch},), got {a.shape}")
+    bad = np.flatnonzero((a < 0) | (a > steps))
+    if bad.size:
+        raise ValueError(f"lengths: expected values from 0 to T = {steps}, got {a[bad[0]]} at b = {bad[0]}")
+    return np.ascontiguousarray(a, dtype=np.int64)
+
+
+def typed(name: str, dtype: np.dtype[Any]) -> Any:
+    """The native class or function ``name`` for this dtype."""
+    return getattr(_core, name + {"float32": "Float32", "float64": "Float64"}[dtype.name])
+
+
+def ids(name: str, value: object) -> npt.NDArray[np.int64]:
+    """An integer array as contiguous int64, flat."""
+    a = array(name, value)
+    if a.dtype.kind not in "iu":
+        raise TypeError(f"{name}: expected an integer dtype, got {a.dtype}")
+    return np.ascontiguousarray(a, dtype=np.int64).reshape(-1)

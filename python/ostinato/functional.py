@@ -1,0 +1,355 @@
+"""One recurrent layer in one direction, arrays in and arrays out: no parameters are held here.
+
+Shapes are ``x [T,B,I]``, ``y [T,B,H]`` and ``h0, c0 [B,H]``; weights have PyTorch's names, shapes and gate orders.
+All arrays of a call share one dtype, float32 or float64.
+
+>>> import numpy as np
+>>> import ostinato as ost
+>>> rng = np.random.default_rng(0)
+>>> w_ih, w_hh = rng.normal(size=(4 * 8, 3)), rng.normal(size=(4 * 8, 8))
+>>> y, (h_n, c_n) = ost.functional.lstm(rng.normal(size=(5, 2, 3)), w_ih, w_hh)
+>>> y.shape, h_n.shape
+((5, 2, 8), (2, 8))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import _check, _core
+from ._check import Array
+
+__all__ = ["Gradients", "Packed", "gru", "gru_vjp", "lstm", "lstm_vjp", "pack", "rnn", "rnn_vjp"]
+
+
+class Gradients(NamedTuple):
+    """What the pullback of ``rnn_vjp``, ``lstm_vjp`` and ``gru_vjp`` returns; None where there is no such input."""
+
+    dx: Array
+    dweight_ih: Array
+    dweight_hh: Array
+    dbias_ih: Array | None
+    dbias_hh: Array | None
+    dh0: Array
+    dc0: Array | None
+    dweight_peephole: Array | None
+
+
+class Packed:
+    """Weights in the kernels' own order, made by `pack`; stands in the place of ``weight_ih``. Immutable."""
+
+    def __init__(self, cell: str, weights: list[Array | None], reverse: bool) -> None:
+        w_ih, w_hh = (_check.array(n, w, 2) for n, w in zip(("weight_ih", "weight_hh"), weights))
+        self.cell, self.dtype, self.weights = cell, _check.real_dtype(w_ih.dtype), weights
+        gates, hidden = _core.cells()[cell]["gates"], w_hh.shape[1]
+        if hidden == 0 or w_hh.shape[0] != gates * hidden:
+            raise ValueError(f"weight_hh: expected shape ({gates}*H, H), got {w_hh.shape}")
+        if w_ih.shape[1] == 0:
+            raise ValueError(f"weight_ih: expected at least one input, got shape {w_ih.shape}")
+        make = _check.typed("Packed", self.dtype)
+        self.native = make(cell, w_ih.shape[1], hidden, 1, False, [weights], True, reverse)
+
+
+def _cell(family: str, *, nonlinearity: str = "tanh", reset_after: bool = True, peephole: bool = False) -> str:
+    if family == "rnn":
+        return "rnn_" + _check.choice("nonlinearity", nonlinearity, ("tanh", "relu"))
+    if family == "gru":
+        return "gru" if reset_after else "gru_reset_before"
+    return "lstm_peephole" if peephole else "lstm"
+
+
+def pack(
+    family: str,
+    weight_ih: Array,
+    weight_hh: Array,
+    bias_ih: Array | None = None,
+    bias_hh: Array | None = None,
+    *,
+    weight_peephole: Array | None = None,
+    nonlinearity: str = "tanh",
+    reset_after: bool = True,
+    reverse: bool = False,
+) -> Packed:
+    """Weights of one layer, packed once for many calls.
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> packed = ost.functional.pack("gru", np.ones((6, 3)), np.ones((6, 2)))
+    >>> ost.functional.gru(np.ones((4, 1, 3)), packed)[0].shape
+    (4, 1, 2)
+
+    Args:
+        family: "rnn", "lstm" or "gru".
+        weight_ih: ``[G*H,I]``, G = 1, 4 (i f g o) or 3 (r z n).
+        weight_hh: ``[G*H,H]``.
+        bias_ih, bias_hh: ``[G*H]`` or None.
+        weight_peephole: ``[3,H]`` in the order i f o, LSTM only.
+        nonlinearity: "tanh" or "relu", RNN only.
+        reset_after: which GRU, see `gru`.
+        reverse: run from the last real step to the first.
+    """
+    _check.choice("family", family, ("rnn", "lstm", "gru"))
+    cell = _cell(family, nonlinearity=nonlinearity, reset_after=reset_after, peephole=weight_peephole is not None)
+    return Packed(cell, [weight_ih, weight_hh, bias_ih, bias_hh, weight_peephole], reverse)
+
+
+def _run(packed: Packed, x: Array, h0: Array | None, c0: Array | None, lengths: object, out: Array | None, train: bool) -> Any:
+    x = _check.array("x", x, 3)
+    lens = _check.lengths(lengths, x.shape[0], x.shape[1])
+    h, c = (_state(n, s) for n, s in (("h0", h0), ("c0", c0)))
+    y, h_n, c_n, tape = packed.native.forward(x, h, c, lens, False, out, train, 0.0, 0)
+    return y, h_n[0], None if c_n is None else c_n[0], tape
+
+
+def _state(name: str, state: Array | None) -> Array | None:
+    return None if state is None else _check.array(name, state, 2)[None]
+
+
+def _pullback(packed: Packed, tape: Any, dy: Array | None, dh_n: Array | None, dc_n: Array | None) -> Gradients:
+    grads = [None if w is None else np.zeros_like(w) for w in packed.weights]
+    dx, dh0, dc0 = tape.backward(dy, _state("dh_n", dh_n), _state("dc_n", dc_n), [grads], True)
+    d_ih, d_hh, db_ih, db_hh, d_peephole = grads
+    assert d_ih is not None
+    assert d_hh is not None
+    return Gradients(dx, d_ih, d_hh, db_ih, db_hh, dh0[0], None if dc0 is None else dc0[0], d_peephole)
+
+
+def _packed(family: str, weight_ih: Array | Packed, rest: tuple[Any, ...], reverse: bool, cell: str) -> Packed:
+    if isinstance(weight_ih, Packed):
+        if any(r is not None for r in rest):
+            raise TypeError("weight_ih: expected no further weights beside packed ones")
+        if weight_ih.cell.split("_")[0] != family:
+            raise ValueError(f"weight_ih: expected weights packed for {family}, got {weight_ih.cell}")
+        return weight_ih
+    weight_hh, bias_ih, bias_hh, weight_peephole = rest
+    return Packed(cell, [weight_ih, weight_hh, bias_ih, bias_hh, weight_peephole], reverse)
+
+
+def rnn(
+    x: Array,
+    weight_ih: Array | Packed,
+    weight_hh: Array | None = None,
+    bias_ih: Array | None = None,
+    bias_hh: Array | None = None,
+    h0: Array | None = None,
+    *,
+    nonlinearity: str = "tanh",
+    lengths: object = None,
+    reverse: bool = False,
+    out: Array | None = None,
+) -> tuple[Array, Array]:
+    """Elman network: ``h' = phi(W x + b_ih + R h + b_hh)``.
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> y, h_n = ost.functional.rnn(np.ones((3, 1, 2)), np.ones((1, 2)), np.zeros((1, 1)), nonlinearity="relu")
+    >>> y.ravel()
+    array([2., 2., 2.])
+
+    Args:
+        x: ``[T,B,I]``; unit stride on the last axis, any strides before it.
+        weight_ih, weight_hh, bias_ih, bias_hh: ``[H,I]``, ``[H,H]``, ``[H]``, ``[H]``; or packed weights alone.
+        h0: ``[B,H]``, zeros if None.
+        nonlinearity: "tanh" or "relu".
+        lengths: ``[B]`` whole numbers from 0 to T: row b ends after lengths[b] steps.
+        reverse: run from the last real step to the first.
+        out: ``[T,B,H]``, written and returned as y; must not overlap an input.
+
+    Returns:
+        ``y [T,B,H]``, zero past the end of a row, and ``h_n [B,H]``.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype, shape or stride; the message names it.
+
+    Source: Elman (1990), "Finding structure in time".
+    """
+    packed = _packed("rnn", weight_ih, (weight_hh, bias_ih, bias_hh, None), reverse, _cell("rnn", nonlinearity=nonlinearity))
+    y, h_n, _, _ = _run(packed, x, h0, None, lengths, out, False)
+    return y, h_n
+
+
+def rnn_vjp(
+    x: Array,
+    weight_ih: Array | Packed,
+    weight_hh: Array | None = None,
+    bias_ih: Array | None = None,
+    bias_hh: Array | None = None,
+    h0: Array | None = None,
+    *,
+    nonlinearity: str = "tanh",
+    lengths: object = None,
+    reverse: bool = False,
+) -> tuple[tuple[Array, Array], Callable[..., Gradients]]:
+    """`rnn`, and its pullback: ``pullback(dy=None, dh_n=None)`` gives `Gradients`. x must not change until it has run.
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> (y, h_n), pullback = ost.functional.rnn_vjp(np.ones((3, 1, 2)), np.ones((1, 2)), np.zeros((1, 1)), nonlinearity="relu")
+    >>> pullback(np.ones_like(y)).dweight_ih
+    array([[3., 3.]])
+    """
+    packed = _packed("rnn", weight_ih, (weight_hh, bias_ih, bias_hh, None), reverse, _cell("rnn", nonlinearity=nonlinearity))
+    y, h_n, _, tape = _run(packed, x, h0, None, lengths, None, True)
+    y.flags.writeable = False
+
+    def pullback(dy: Array | None = None, dh_n: Array | None = None) -> Gradients:
+        return _pullback(packed, tape, dy, dh_n, None)
+
+    return (y, h_n), pullback
+
+
+def lstm(
+    x: Array,
+    weight_ih: Array | Packed,
+    weight_hh: Array | None = None,
+    bias_ih: Array | None = None,
+    bias_hh: Array | None = None,
+    h0: Array | None = None,
+    c0: Array | None = None,
+    *,
+    weight_peephole: Array | None = None,
+    lengths: object = None,
+    reverse: bool = False,
+    out: Array | None = None,
+) -> tuple[Array, tuple[Array, Array]]:
+    """Long short-term memory, gates in the order i f g o.
+
+    ``c' = f c + i g``, ``h' = o tanh(c')`` with ``i, f, o = sigmoid(a)``, ``g = tanh(a)``, ``a = W x + b_ih + R h + b_hh``;
+    with peepholes ``a_i += p_i c``, ``a_f += p_f c``, ``a_o += p_o c'``.
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> y, (h_n, c_n) = ost.functional.lstm(np.zeros((3, 2, 1)), np.zeros((4, 1)), np.zeros((4, 1)), lengths=[3, 0])
+    >>> y.shape, bool((y == 0).all())
+    ((3, 2, 1), True)
+
+    Args:
+        x: ``[T,B,I]``; unit stride on the last axis, any strides before it.
+        weight_ih, weight_hh, bias_ih, bias_hh: ``[4*H,I]``, ``[4*H,H]``, ``[4*H]``, ``[4*H]``; or packed weights alone.
+        h0, c0: ``[B,H]``, zeros if None.
+        weight_peephole: ``[3,H]`` in the order i f o.
+        lengths: ``[B]`` whole numbers from 0 to T: row b ends after lengths[b] steps.
+        reverse: run from the last real step to the first.
+        out: ``[T,B,H]``, written and returned as y; must not overlap an input.
+
+    Returns:
+        ``y [T,B,H]``, zero past the end of a row, and ``(h_n, c_n)``, each ``[B,H]``, at the last real step.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype, shape or stride; the message names it.
+
+    Source: Hochreiter, Schmidhuber (1997); Gers, Schmidhuber, Cummins (2000); peepholes Gers et al. (2002).
+    """
+    cell = _cell("lstm", peephole=weight_peephole is not None)
+    packed = _packed("lstm", weight_ih, (weight_hh, bias_ih, bias_hh, weight_peephole), reverse, cell)
+    y, h_n, c_n, _ = _run(packed, x, h0, c0, lengths, out, False)
+    return y, (h_n, c_n)
+
+
+def lstm_vjp(
+    x: Array,
+    weight_ih: Array | Packed,
+    weight_hh: Array | None = None,
+    bias_ih: Array | None = None,
+    bias_hh: Array | None = None,
+    h0: Array | None = None,
+    c0: Array | None = None,
+    *,
+    weight_peephole: Array | None = None,
+    lengths: object = None,
+    reverse: bool = False,
+) -> tuple[tuple[Array, tuple[Array, Array]], Callable[..., Gradients]]:
+    """`lstm`, and its pullback: ``pullback(dy=None, dh_n=None, dc_n=None)`` gives `Gradients`. x must not change until it has run.
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> (y, state), pullback = ost.functional.lstm_vjp(np.ones((3, 2, 1)), np.ones((4, 1)), np.ones((4, 1)))
+    >>> pullback(dh_n=np.ones((2, 1))).dx.shape
+    (3, 2, 1)
+    """
+    cell = _cell("lstm", peephole=weight_peephole is not None)
+    packed = _packed("lstm", weight_ih, (weight_hh, bias_ih, bias_hh, weight_peephole), reverse, cell)
+    y, h_n, c_n, tape = _run(packed, x, h0, c0, lengths, None, True)
+    y.flags.writeable = False
+
+    def pullback(dy: Array | None = None, dh_n: Array | None = None, dc_n: Array | None = None) -> Gradients:
+        return _pullback(packed, tape, dy, dh_n, dc_n)
+
+    return (y, (h_n, c_n)), pullback
+
+
+def gru(
+    x: Array,
+    weight_ih: Array | Packed,
+    weight_hh: Array | None = None,
+    bias_ih: Array | None = None,
+    bias_hh: Array | None = None,
+    h0: Array | None = None,
+    *,
+    reset_after: bool = True,
+    lengths: object = None,
+    reverse: bool = False,
+    out: Array | None = None,
+) -> tuple[Array, Array]:
+    """Gated recurrent unit, gates in the order r z n: ``h' = (1 - z) n + z h``.
+
+    ``reset_after=True`` (PyTorch, cuDNN, Keras' default): ``n = tanh(W_n x + b_in + r (R_n h + b_hn))``;
+    ``reset_after=False`` (the paper, ONNX' default): ``n = tanh(W_n x + b_in + R_n (r h) + b_hn)``.
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> y, h_n = ost.functional.gru(np.zeros((3, 1, 2)), np.zeros((3, 2)), np.zeros((3, 1)), h0=np.ones((1, 1)))
+    >>> y.ravel()
+    array([0.5  , 0.25 , 0.125])
+
+    Args:
+        x: ``[T,B,I]``; unit stride on the last axis, any strides before it.
+        weight_ih, weight_hh, bias_ih, bias_hh: ``[3*H,I]``, ``[3*H,H]``, ``[3*H]``, ``[3*H]``; or packed weights alone.
+        h0: ``[B,H]``, zeros if None.
+        reset_after: which of the two forms.
+        lengths, reverse, out: as in `lstm`.
+
+    Returns:
+        ``y [T,B,H]``, zero past the end of a row, and ``h_n [B,H]``.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype, shape or stride; the message names it.
+
+    Source: Cho et al. (2014), "Learning phrase representations using RNN encoder-decoder".
+    """
+    packed = _packed("gru", weight_ih, (weight_hh, bias_ih, bias_hh, None), reverse, _cell("gru", reset_after=reset_after))
+    y, h_n, _, _ = _run(packed, x, h0, None, lengths, out, False)
+    return y, h_n
+
+
+def gru_vjp(
+    x: Array,
+    weight_ih: Array | Packed,
+    weight_hh: Array | None = None,
+    bias_ih: Array | None = None,
+    bias_hh: Array | None = None,
+    h0: Array | None = None,
+    *,
+    reset_after: bool = True,
+    lengths: object = None,
+    reverse: bool = False,
+) -> tuple[tuple[Array, Array], Callable[..., Gradients]]:
+    """`gru`, and its pullback: ``pullback(dy=None, dh_n=None)`` gives `Gradients`. x must not change until it has run.
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> (y, h_n), pullback = ost.functional.gru_vjp(np.ones((3, 2, 1)), np.ones((3, 1)), np.ones((3, 1)))
+    >>> pullback(np.ones_like(y)).dh0.shape
+    (2, 1)
+    """
+    packed = _packed("gru", weight_ih, (weight_hh, bias_ih, bias_hh, None), reverse, _cell("gru", reset_after=reset_after))
+    y, h_n, _, tape = _run(packed, x, h0, None, lengths, None, True)
+    y.flags.writeable = False
+
+    def pullback(dy: Array | None = None, dh_n: Array | None = None) -> Gradients:
+        return _pullback(packed, tape, dy, dh_n, None)
+
+    return (y, h_n), pullback

@@ -1,0 +1,24 @@
+"""Layers: parameters and descriptions; the arithmetic is in the native code."""
+
+from . import init
+from ._block import Views
+from ._layer import Layer, Pullback
+from ._layers import Activation, Dropout, Embedding, Linear
+from ._recurrent import GRU, LSTM, RNN, Recurrent
+from ._sequential import Sequential
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "Activation",
+    "Dropout",
+    "Embedding",
+    "Layer",
+    "Linear",
+    "Pullback",
+    "Recurrent",
+    "Sequential",
+    "Views",
+    "init",
+]

@@ -1,0 +1,107 @@
+"""Parameters of a model: one contiguous buffer with a table of names, and gradients in another of the same shape."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from .._check import Array
+
+ALIGN = 64  # bytes: every segment begins on a cache line
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One parameter: elements ``[offset, offset + size)`` of the buffer."""
+
+    name: str
+    offset: int
+    shape: tuple[int, ...]
+    trainable: bool = True
+    decay: bool = True
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+class Block:
+    """The two buffers, the table, and a version that every write raises."""
+
+    def __init__(self, arrays: Mapping[str, Array], decay: Mapping[str, bool], dtype: np.dtype[Any]) -> None:
+        self.entries: dict[str, Entry] = {}
+        self.version = 0
+        step, end = ALIGN // dtype.itemsize, 0
+        for name, a in arrays.items():
+            self.entries[name] = Entry(name, end, a.shape, True, decay[name])
+            end = -(-(end + a.size) // step) * step
+        self.values, self.grads = _aligned(end, dtype), _aligned(end, dtype)
+        for name, a in arrays.items():
+            self.view(self.values, name)[...] = a
+
+    def view(self, buffer: Array, name: str, *, writable: bool = True) -> Array:
+        """The part of a buffer that is one parameter, in its shape."""
+        e = self.entries[name]
+        v = buffer[e.offset : e.offset + e.size].reshape(e.shape)
+        v.flags.writeable = writable and buffer.flags.writeable
+        return v
+
+    def mark(self, pattern: str, *, trainable: bool | None = None, decay: bool | None = None) -> None:
+        """Set a flag of every parameter whose name matches the shell pattern."""
+        names = fnmatch.filter(self.entries, pattern)
+        if not names:
+            raise KeyError(f"pattern: expected to match a parameter among {', '.join(self.entries)}, got {pattern!r}")
+        for n in names:
+            e = self.entries[n]
+            self.entries[n] = replace(
+                e,
+                trainable=e.trainable if trainable is None else trainable,
+                decay=e.decay if decay is None else decay,
+            )
+
+
+def _aligned(size: int, dtype: np.dtype[Any]) -> Array:
+    raw = np.zeros(size * dtype.itemsize + ALIGN, np.uint8)
+    start = -raw.ctypes.data % ALIGN
+    return raw[start : start + size * dtype.itemsize].view(dtype)
+
+
+class Views(Mapping[str, Array]):
+    """A mapping from a layer's own names to views of one buffer, made on demand."""
+
+    def __init__(self, block: Block, buffer: Array, prefix: str, *, writable: bool) -> None:
+        self._block, self._buffer, self._prefix, self._writable = block, buffer, prefix, writable
+
+    def __getitem__(self, name: str) -> Array:
+        if self._prefix + name not in self._block.entries:
+            raise KeyError(name)
+        return self._block.view(self._buffer, self._prefix + name, writable=self._writable)
+
+    def __iter__(self) -> Iterator[str]:
+        return (n[len(self._prefix) :] for n in self._block.entries if n.startswith(self._prefix))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __repr__(self) -> str:
+        return "{" + ", ".join(f"{n}: {v.dtype} {list(v.shape)}" for n, v in self.items()) + "}"
+
+    def child(self, name: str) -> Views:
+        """The same buffer as a child layer sees it."""
+        return Views(self._block, self._buffer, f"{self._prefix}{name}.", writable=self._writable)
+
+    @property
+    def flat(self) -> Array:
+        """All of it as one 1-D array, padding between the segments included."""
+        own = [e for n, e in self._block.entries.items() if n.startswith(self._prefix)]
+        if not own:
+            return self._buffer[:0]
+        step = ALIGN // self._buffer.itemsize
+        v = self._buffer[own[0].offset : -(-(own[-1].offset + own[-1].size) // step) * step]
+        v = v.view()
+        v.flags.writeable = self._writable and self._buffer.flags.writeable
+        return v

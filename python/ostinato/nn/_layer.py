@@ -1,0 +1,245 @@
+"""What every layer has: parameters in a block, writing, state dicts, saving; and the protocol that a layer follows."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import _check, safetensors
+from .._check import Array
+from ._block import Block, Views
+
+
+class Layer:
+    """Base of all layers; derive from it to write your own.
+
+    A layer declares its parameters once, by `_declare` in ``__init__``, and then defines two methods:
+
+    - ``layer(x)`` gives y, or ``layer(x, state, lengths=...)`` gives ``(y, state)`` if `stateful` is True;
+    - ``layer.vjp(x)`` gives ``y, pullback`` (or ``(y, state), pullback``), where ``pullback(dy)`` adds the gradients of the
+      parameters to what `_gradients` hands out and returns ``dx`` (or ``pullback(dy, dstate)`` returns ``dx, dstate``).
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> class Scale(ost.nn.Layer):
+    ...     def __init__(self, size):
+    ...         super().__init__()
+    ...         self._declare({"scale": np.ones(size, np.float32)})
+    ...     def __call__(self, x):
+    ...         return x * self.parameters()["scale"]
+    ...     def vjp(self, x, *, rng=None):
+    ...         def backward(grads, dy, need_dx):
+    ...             grads["scale"][...] += (dy * x).sum((0, 1))
+    ...             return dy * self.parameters()["scale"]
+    ...         return self(x), self._pullback(backward)
+    >>> y, pullback = Scale(3).vjp(np.ones((2, 1, 3), np.float32))
+    >>> pullback(np.ones_like(y)).shape
+    (2, 1, 3)
+    """
+
+    stateful = False  # returns (y, state) and takes a state
+    takes_lengths = False
+    _cache: Any = None  # packed weights, a snapshot
+
+    def __init__(self, *, dtype: npt.DTypeLike = np.float32) -> None:
+        self._dtype = _check.real_dtype(dtype)
+        self._block = Block({}, {}, self._dtype)
+        self._prefix = ""
+        self._owner: Layer | None = None
+
+    def _declare(self, arrays: Mapping[str, Array], *, no_decay: tuple[str, ...] = ()) -> None:
+        """Give the layer its parameters. Those of one axis, and those named, are left out of weight decay."""
+        decay = {n: a.ndim > 1 and n not in no_decay for n, a in arrays.items()}
+        self._block = Block(arrays, decay, self._dtype)
+
+    # -- parameters ----------------------------------------------------------------------------------------------
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """float32 or float64: of parameters, inputs and outputs."""
+        return self._dtype
+
+    def parameters(self) -> Views:
+        """Names to read-only views. To change them use `write`."""
+        return Views(self._block, self._block.values, self._prefix, writable=False)
+
+    @property
+    def grads(self) -> Views:
+        """Names to read-only views of the accumulated gradients."""
+        return Views(self._block, self._block.grads, self._prefix, writable=False)
+
+    @property
+    def flat(self) -> Array:
+        """All parameters as one 1-D read-only view (zeros between segments)."""
+        return self.parameters().flat
+
+    @property
+    def flat_grads(self) -> Array:
+        """All gradients as one 1-D read-only view, of the same layout as `flat`."""
+        return self.grads.flat
+
+    @property
+    def version(self) -> int:
+        """A number that every change of a parameter raises."""
+        return self._block.version
+
+    @contextmanager
+    def write(self) -> Iterator[Views]:
+        """The one way to change parameters: ``with layer.write() as p: p["weight_hh_l0"][...] = 0``."""
+        try:
+            yield Views(self._block, self._block.values, self._prefix, writable=True)
+        finally:
+            self._block.version += 1
+
+    def zero_grad(self) -> None:
+        """Set the gradients to zero."""
+        self._writable_grads().flat[...] = 0
+
+    def new_grads(self) -> Views:
+        """Gradients of their own, at zero, to hand to a pullback as ``grads=``: for threads, or for one sample each."""
+        return Views(self._block, np.zeros_like(self._block.grads), self._prefix, writable=True)
+
+    def freeze(self, pattern: str = "*") -> None:
+        """Leave the parameters that match a shell pattern out of training: no gradients, no steps."""
+        self._block.mark(self._prefix + pattern, trainable=False)
+
+    def unfreeze(self, pattern: str = "*") -> None:
+        """Take them back in."""
+        self._block.mark(self._prefix + pattern, trainable=True)
+
+    def set_decay(self, pattern: str, decay: bool) -> None:
+        """Whether weight decay acts on the parameters that match. At first: on matrices yes, on vectors no."""
+        self._block.mark(self._prefix + pattern, decay=decay)
+
+    def count_parameters(self, *, trainable_only: bool = False) -> int:
+        """How many numbers there are to learn."""
+        own = (e for n, e in self._block.entries.items() if n.startswith(self._prefix))
+        return sum(e.size for e in own if e.trainable or not trainable_only)
+
+    # -- state dicts ---------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Array]:
+        """Copies of all parameters, under PyTorch's names and in its shapes."""
+        return {n: np.array(v) for n, v in self.parameters().items()}
+
+    def load_state_dict(self, mapping: Mapping[str, Any]) -> None:
+        """Take parameters from a mapping of names to arrays (PyTorch tensors too): all of them or none.
+
+        Raises:
+            KeyError: names that are missing or unknown; they are listed.
+            ValueError: a shape that differs.
+        """
+        own = self.parameters()
+        missing, unknown = [n for n in own if n not in mapping], [n for n in mapping if n not in own]
+        if missing or unknown:
+            raise KeyError(f"mapping: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}")
+        arrays = {}
+        for name, view in own.items():
+            value = mapping[name]
+            if hasattr(value, "detach"):
+                value = value.detach().cpu().numpy()
+            a = np.asarray(value)
+            if a.dtype.kind not in "fiu":
+                raise TypeError(f"{name}: expected numbers, got dtype {a.dtype}")
+            if a.shape != view.shape:
+                raise ValueError(f"{name}: expected shape {view.shape}, got {a.shape}")
+            arrays[name] = a
+        with self.write() as p:
+            for name, a in arrays.items():
+                p[name][...] = a
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the parameters as a safetensors file. The file is whole or, on an error, as it was."""
+        safetensors.save(path, self.state_dict())
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Read the parameters from a safetensors file: all or none."""
+        self.load_state_dict(safetensors.load(path)[0])
+
+    # -- for derived classes -------------------------------------------------------------------------------------
+
+    def _gradients(self, grads: Views | None) -> dict[str, Array | None]:
+        """Writable gradients by name; None for what is frozen."""
+        source = self._writable_grads() if grads is None else grads
+        entries = self._block.entries
+        return {n: source[n] if entries[self._prefix + n].trainable else None for n in self.parameters()}
+
+    def _writable_grads(self) -> Views:
+        return Views(self._block, self._block.grads, self._prefix, writable=True)
+
+    def _pullback(self, backward: Callable[..., Any]) -> Pullback:
+        """A pullback that serves once: ``backward(grads, dy, need_dx)``, grads as `_gradients` gives them."""
+        return Pullback(self, backward)
+
+    def _gradient_target(self, grads: Views | None) -> Any:
+        """What a pullback of this layer writes to."""
+        return self._gradients(grads)
+
+    def _place(self, block: Block, prefix: str) -> None:
+        """Move to another block, which holds this layer's parameters under ``prefix``."""
+        self._block, self._prefix, self._cache = block, prefix, None
+
+    def _own_block(self) -> Block:
+        """A new block with this layer's parameters alone, flags kept."""
+        own = self.parameters()
+        entries = {n: self._block.entries[self._prefix + n] for n in own}
+        block = Block(own, {n: e.decay for n, e in entries.items()}, self._dtype)
+        for n, e in entries.items():
+            block.mark(n, trainable=e.trainable)
+            block.view(block.grads, n)[...] = self.grads[n]
+        return block
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        new = object.__new__(type(self))
+        memo[id(self)] = new
+        alone = self._owner is not None and id(self._owner) not in memo
+        if alone:  # copied out of its model: with parameters of its own, and without an owner
+            memo[id(self._owner)], memo[id(self._block)] = None, self._own_block()
+        for key, value in self.__getstate__().items():
+            new.__dict__[key] = copy.deepcopy(value, memo)
+        if alone:
+            new._place(new._block, "")
+        return new
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "_cache"}  # packed weights are made again when needed
+
+    def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(f"{type(self).__name__} does not define __call__")
+
+    def vjp(self, x: Array, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(f"{type(self).__name__} does not define vjp")
+
+
+class Pullback:
+    """What ``vjp`` returns beside y: serves once, and only while the parameters are those of the forward pass."""
+
+    def __init__(self, layer: Layer, backward: Callable[..., Any]) -> None:
+        self._layer = layer
+        self._backward: Callable[..., Any] | None = backward
+        self._version = layer.version
+
+    def __call__(self, dy: Array | None = None, dstate: Any = None, *, grads: Views | None = None, need_dx: bool = True) -> Any:
+        """Add the gradients of the parameters to ``layer.grads`` (or ``grads``); return dx, or (dx, dstate)."""
+        layer = self._layer
+        if self._backward is None:
+            raise RuntimeError("pullback: it has been used; call vjp again")
+        if layer.version != self._version:
+            raise RuntimeError("pullback: the parameters have changed since the forward pass; call vjp again")
+        if not layer.stateful and dy is None:
+            raise TypeError("dy: expected an array, got None")
+        if not layer.stateful and dstate is not None:
+            raise TypeError(f"dstate: expected None, since {type(layer).__name__} has no state")
+        target = layer._gradient_target(grads)
+        backward, self._backward = self._backward, None
+        try:
+            return backward(target, dy, dstate, need_dx) if layer.stateful else backward(target, dy, need_dx)
+        except (TypeError, ValueError):  # refused before anything was added: it can be called again
+            self._backward = backward
+            raise

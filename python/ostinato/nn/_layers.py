@@ -1,0 +1,186 @@
+"""Layers without a state: Linear, Embedding, Dropout, Activation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import _check, _core
+from .._check import Array, Seed
+from ._layer import Layer, Pullback
+
+
+def _rows(name: str, x: Array, width: int, dtype: np.dtype[Any]) -> Array:
+    """x [..., width] as contiguous rows [N, width]."""
+    x = _check.array(name, x)
+    if x.dtype != dtype:
+        raise TypeError(f"{name}: expected dtype {dtype}, got {x.dtype}; use {name}.astype(np.{dtype})")
+    if x.ndim == 0 or x.shape[-1] != width:
+        raise ValueError(f"{name}: expected shape (..., {width}), got {x.shape}")
+    return np.ascontiguousarray(x).reshape(-1, width)
+
+
+class Linear(Layer):
+    """``y = x W^T + b`` on the last axis, on the same kernels as the recurrences.
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> ost.nn.Linear(3, 2, rng=0)(np.zeros((5, 4, 3), np.float32)).shape
+    (5, 4, 2)
+
+    Args:
+        in_features, out_features: I, O. Parameters ``weight [O,I]``, ``bias [O]``, from U(-1/sqrt(I), 1/sqrt(I)).
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, *, dtype: npt.DTypeLike = np.float32, rng: Seed = None) -> None:
+        super().__init__(dtype=dtype)
+        self.in_features = _check.positive("in_features", in_features)
+        self.out_features = _check.positive("out_features", out_features)
+        g, bound = _check.generator(rng), 1 / math.sqrt(self.in_features)
+        arrays = {"weight": g.uniform(-bound, bound, (self.out_features, self.in_features)).astype(self._dtype)}
+        if bias:
+            arrays["bias"] = g.uniform(-bound, bound, self.out_features).astype(self._dtype)
+        self._declare(arrays)
+
+    def _packed(self, backward: bool) -> Any:
+        key = (self.version, _core.kernels())
+        cache = self._cache
+        if cache is not None and cache[0] == key and (cache[1].backward or not backward):
+            return cache[1]
+        p = self.parameters()
+        packed = _check.typed("PackedLinear", self._dtype)(p["weight"], p.get("bias"), backward)
+        self._cache = (key, packed)
+        return packed
+
+    def __call__(self, x: Array) -> Array:
+        """y ``[..., O]`` of x ``[..., I]``."""
+        y: Array = self._packed(False).forward(_rows("x", x, self.in_features, self._dtype))
+        return y.reshape(*x.shape[:-1], self.out_features)
+
+    def vjp(self, x: Array, *, rng: Seed = None) -> tuple[Array, Pullback]:
+        """y, and a pullback: ``dx = pullback(dy)``."""
+        rows, packed = _rows("x", x, self.in_features, self._dtype), self._packed(True)
+
+        def backward(grads: dict[str, Array | None], dy: Array, need_dx: bool) -> Array | None:
+            d = _rows("dy", dy, self.out_features, self._dtype)
+            dx: Array | None = packed.run_backward(rows, d, grads["weight"], grads.get("bias"), need_dx)
+            return None if dx is None else dx.reshape(x.shape)
+
+        y: Array = packed.forward(rows)
+        return y.reshape(*x.shape[:-1], self.out_features), self._pullback(backward)
+
+    def __repr__(self) -> str:
+        return f"Linear({self.in_features}, {self.out_features}{'' if 'bias' in self.parameters() else ', bias=False'})"
+
+
+class Embedding(Layer):
+    """A row of a table for every index: ``y[..., :] = weight[x]``.
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> ost.nn.Embedding(10, 4, rng=0)(np.array([[1, 2], [3, 9]])).shape
+    (2, 2, 4)
+
+    Args:
+        num_embeddings, embedding_dim: N, E. Parameter ``weight [N,E]``, from N(0, 1).
+    """
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, *, dtype: npt.DTypeLike = np.float32, rng: Seed = None) -> None:
+        super().__init__(dtype=dtype)
+        self.num_embeddings = _check.positive("num_embeddings", num_embeddings)
+        self.embedding_dim = _check.positive("embedding_dim", embedding_dim)
+        weight = _check.generator(rng).standard_normal((self.num_embeddings, self.embedding_dim)).astype(self._dtype)
+        self._declare({"weight": weight}, no_decay=("weight",))
+
+    def __call__(self, x: Array) -> Array:
+        """y ``[..., E]`` of whole numbers x ``[...]`` from 0 to N - 1."""
+        y: Array = _check.typed("embedding_gather_", self._dtype)(_check.ids("x", x), self.parameters()["weight"])
+        return y.reshape(*x.shape, self.embedding_dim)
+
+    def vjp(self, x: Array, *, rng: Seed = None) -> tuple[Array, Pullback]:
+        """y, and a pullback, which returns None: indices have no gradient."""
+        ids = _check.ids("x", x)
+
+        def backward(grads: dict[str, Array | None], dy: Array, need_dx: bool) -> None:
+            d = _rows("dy", dy, self.embedding_dim, self._dtype)
+            if grads["weight"] is not None:
+                _check.typed("embedding_scatter_", self._dtype)(ids, d, grads["weight"])
+
+        return self(x), self._pullback(backward)
+
+    def __repr__(self) -> str:
+        return f"Embedding({self.num_embeddings}, {self.embedding_dim})"
+
+
+class Dropout(Layer):
+    """Sets each element to 0 with probability ``rate``, the others to x / (1 - rate); in `vjp` only (Srivastava et al. 2014).
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> y, pullback = ost.nn.Dropout(0.5, rng=0).vjp(np.ones((2, 3), np.float32))
+    >>> bool(np.isin(y, (0, 2)).all())
+    True
+    """
+
+    def __init__(self, rate: float = 0.5, *, dtype: npt.DTypeLike = np.float32, rng: Seed = None) -> None:
+        super().__init__(dtype=dtype)
+        self.rate = _check.fraction("rate", rate)
+        self._rng = _check.generator(rng)
+
+    def __call__(self, x: Array) -> Array:
+        """x as it is."""
+        return x
+
+    def vjp(self, x: Array, *, rng: Seed = None) -> tuple[Array, Pullback]:
+        """y with elements dropped, and a pullback that drops the same."""
+        key = _check.draw_key(self._rng if rng is None else _check.generator(rng))
+        shape, width = x.shape, x.shape[-1] if x.ndim else 1
+
+        def drop(name: str, v: Array) -> Array:
+            flat = _rows(name, v, width, self._dtype).reshape(-1)
+            y: Array = _check.typed("dropout_", self._dtype)(flat, self.rate, key)
+            return y.reshape(shape)
+
+        return drop("x", x), self._pullback(lambda grads, dy, need_dx: drop("dy", dy))
+
+    def __repr__(self) -> str:
+        return f"Dropout({self.rate})"
+
+
+class Activation(Layer):
+    """"tanh", "sigmoid" or "relu" on every element.
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> ost.nn.Activation("relu")(np.array([-1, 2], np.float32)).tolist()
+    [0.0, 2.0]
+    """
+
+    def __init__(self, name: str, *, dtype: npt.DTypeLike = np.float32) -> None:
+        super().__init__(dtype=dtype)
+        self.name = _check.choice("name", name, ("tanh", "sigmoid", "relu"))
+
+    def __call__(self, x: Array) -> Array:
+        """phi(x)."""
+        flat = _rows("x", x, x.shape[-1] if x.ndim else 1, self._dtype).reshape(-1)
+        if self.name == "relu":
+            return np.maximum(x, 0)
+        y: Array = _check.typed("map_", self._dtype)(self.name, flat)
+        return y.reshape(x.shape)
+
+    def vjp(self, x: Array, *, rng: Seed = None) -> tuple[Array, Pullback]:
+        """y, and a pullback."""
+        y = self(x)
+
+        def backward(grads: dict[str, Array | None], dy: Array, need_dx: bool) -> Array:
+            d = _rows("dy", dy, y.shape[-1], self._dtype).reshape(y.shape)
+            slope = 1 - y * y if self.name == "tanh" else y * (1 - y) if self.name == "sigmoid" else (y > 0).astype(y.dtype)
+            return d * slope
+
+        return y, self._pullback(backward)
+
+    def __repr__(self) -> str:
+        return f"Activation({self.name!r})"

@@ -1,0 +1,371 @@
+"""RNN, LSTM and GRU: parameters and a description of a stack of layers; the native code does the rest."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import _check, _core
+from .._check import Array, Seed
+from . import init
+from ._layer import Layer, Pullback
+
+State = Any  # h, or (h, c) for an LSTM
+
+
+class Recurrent(Layer):
+    """What RNN, LSTM and GRU share."""
+
+    stateful = True
+    takes_lengths = True
+    _gates: ClassVar[int]
+    _has_cells: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        cell: str,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        bias: bool,
+        batch_first: bool,
+        dropout: float,
+        bidirectional: bool,
+        dtype: npt.DTypeLike,
+        rng: Seed,
+    ) -> None:
+        super().__init__(dtype=dtype)
+        self.input_size = _check.positive("input_size", input_size)
+        self.hidden_size = _check.positive("hidden_size", hidden_size)
+        self.num_layers = _check.positive("num_layers", num_layers)
+        self.bias, self.batch_first, self.bidirectional = bool(bias), bool(batch_first), bool(bidirectional)
+        self.dropout = _check.fraction("dropout", dropout)
+        self._cell = cell
+        self._rng = _check.generator(rng)
+        bound = 1 / np.sqrt(self.hidden_size)  # PyTorch's default: everything from U(-1/sqrt(H), 1/sqrt(H))
+        self._declare(
+            {n: self._rng.uniform(-bound, bound, s).astype(self._dtype) for n, s in self._shapes()},
+            no_decay=tuple(n for n, _ in self._shapes() if "peephole" in n),
+        )
+
+    @property
+    def _directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    def _suffixes(self) -> list[str]:
+        ends = ("", "_reverse") if self.bidirectional else ("",)
+        return [f"_l{layer}{end}" for layer in range(self.num_layers) for end in ends]
+
+    def _shapes(self) -> list[tuple[str, tuple[int, ...]]]:
+        rows, h = self._gates * self.hidden_size, self.hidden_size
+        out: list[tuple[str, tuple[int, ...]]] = []
+        for k, end in enumerate(self._suffixes()):
+            width = self.input_size if k < self._directions else self._directions * h
+            out += [(f"weight_ih{end}", (rows, width)), (f"weight_hh{end}", (rows, h))]
+            if self.bias:
+                out += [(f"bias_ih{end}", (rows,)), (f"bias_hh{end}", (rows,))]
+            if self._cell == "lstm_peephole":
+                out += [(f"weight_peephole{end}", (3, h))]
+        return out
+
+    def _parts(self, arrays: Any) -> list[list[Array | None]]:
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_peephole")
+        return [[arrays[n + end] if n + end in arrays else None for n in names] for end in self._suffixes()]
+
+    def initialize(
+        self,
+        input: str | None = None,
+        recurrent: str | None = None,
+        bias: str | None = None,
+        *,
+        forget_bias: float | None = None,
+        chrono: int | None = None,
+        rng: Seed = None,
+    ) -> Recurrent:
+        """Draw the parameters anew, by name; what is None stays. Returns the layer.
+
+        >>> import ostinato as ost
+        >>> layer = ost.nn.LSTM(3, 8, rng=0).initialize("glorot", "orthogonal", "zeros", forget_bias=1.0)
+        >>> layer.parameters()["bias_hh_l0"][8:16].tolist() + layer.parameters()["bias_ih_l0"][8:9].tolist()
+        [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]
+
+        Args:
+            input, recurrent: "glorot", "orthogonal", "identity" (with ``recurrent`` on a ReLU RNN, the IRNN), "uniform"
+                (PyTorch's) or "zeros", gate by gate; see `ostinato.nn.init`.
+            bias: "zeros" or "uniform".
+            forget_bias: LSTM: the value of the forget gate's bias (bias_ih; bias_hh becomes zero there).
+            chrono: LSTM and GRU: the longest memory wanted, in steps; the gates that keep the state start at
+                log(U(1, chrono - 1)) (Tallec, Ollivier 2018).
+            rng: a seed or generator; the layer's own if None.
+        """
+        g = self._rng if rng is None else _check.generator(rng)
+        keep, write = {"lstm": (1, 0), "gru": (1, None)}.get(self._cell.split("_")[0], (None, None))
+        if (forget_bias is not None or chrono is not None) and not self.bias:
+            raise ValueError("forget_bias, chrono: expected a layer with biases, got bias=False")
+        if forget_bias is not None and not self._has_cells:
+            raise ValueError(f"forget_bias: expected an LSTM, got {type(self).__name__}")
+        if chrono is not None and (keep is None or _check.positive("chrono", chrono) < 3):
+            raise ValueError(f"chrono: expected an LSTM or GRU and at least 3 steps, got {type(self).__name__} and {chrono}")
+        h = self.hidden_size
+        new: dict[str, Array] = {}
+        for name, shape in self._shapes():
+            kind = recurrent if "weight_hh" in name else input if "weight_ih" in name else bias if "bias" in name else None
+            if kind is not None:
+                known = ("zeros", "uniform") if "bias" in name else tuple(init.BY_NAME)
+                make = init.BY_NAME[_check.choice("bias" if "bias" in name else "input, recurrent", kind, known)]
+                block = (h, *shape[1:])
+                new[name] = np.concatenate([make(block, g, h) for _ in range(self._gates)])
+        with self.write() as p:
+            for name, value in new.items():
+                p[name][...] = value
+            for end in self._suffixes() if forget_bias is not None else []:
+                p["bias_ih" + end][h : 2 * h], p["bias_hh" + end][h : 2 * h] = forget_bias, 0
+            for end in self._suffixes() if chrono is not None and keep is not None else []:
+                value = init.chrono(h, int(chrono or 0), g)
+                p["bias_ih" + end][keep * h : (keep + 1) * h], p["bias_hh" + end][keep * h : (keep + 1) * h] = value, 0
+                if write is not None:
+                    p["bias_ih" + end][write * h : (write + 1) * h], p["bias_hh" + end][write * h : (write + 1) * h] = -value, 0
+        return self
+
+    # -- running -------------------------------------------------------------------------------------------------
+
+    def _packed(self, backward: bool) -> Any:
+        """Packed weights of this version and kernel set: a snapshot, swapped whole."""
+        key = (self.version, _core.kernels())
+        cache = self._cache
+        if cache is not None and cache[0] == key and (cache[1].backward or not backward):
+            return cache[1]
+        make = _check.typed("Packed", self._dtype)
+        parts = self._parts(self.parameters())
+        packed = make(self._cell, self.input_size, self.hidden_size, self.num_layers, self.bidirectional, parts, backward)
+        self._cache = (key, packed)
+        return packed
+
+    def _arguments(self, x: Array, state: State, lengths: object) -> tuple[Array, Array | None, Array | None, Any, bool]:
+        x = _check.array("x", x, (2, 3))
+        single = x.ndim == 2  # [T, I]: one sequence without a batch axis
+        if single:
+            x = x[None] if self.batch_first else x[:, None]
+        batch, steps = x.shape[:2] if self.batch_first else x.shape[1::-1]
+        if x.shape[2] != self.input_size:  # before the state's shape is held against the batch
+            names = "(B, T, I)" if self.batch_first else "(T, B, I)"
+            raise ValueError(f"x: expected shape {names} = (*, *, {self.input_size}), got {x.shape}")
+        h, c = self._split_state("state", state)
+        if single:
+            h, c = (None if s is None else _check.array("state", s, 2)[:, None] for s in (h, c))
+            if lengths is not None:
+                lengths = np.reshape(np.asarray(lengths), (1,))
+        h, c = (None if s is None else np.ascontiguousarray(_check.array("state", s, 3)) for s in (h, c))
+        return x, h, c, _check.lengths(lengths, steps, batch), single
+
+    def _split_state(self, name: str, state: State) -> tuple[Array | None, Array | None]:
+        if state is None:
+            return None, None
+        if not self._has_cells:
+            if isinstance(state, (tuple, list)):
+                raise TypeError(f"{name}: expected one array h, got a {type(state).__name__}")
+            return state, None
+        if not isinstance(state, (tuple, list)) or len(state) != 2:
+            raise TypeError(f"{name}: expected a pair (h, c), got {type(state).__name__}")
+        return state[0], state[1]
+
+    def _join_state(self, h: Array, c: Array | None, single: bool) -> State:
+        if single:
+            h, c = h[:, 0], None if c is None else c[:, 0]
+        return (h, c) if self._has_cells else h
+
+    def _without_batch(self, y: Array, single: bool) -> Array:
+        return y if not single else y[0] if self.batch_first else y[:, 0]
+
+    def __call__(self, x: Array, state: State = None, *, lengths: object = None) -> tuple[Array, State]:
+        """Run the stack; nothing is saved and nothing is dropped.
+
+        Args:
+            x: ``[T,B,I]`` (``[B,T,I]`` if batch_first), or ``[T,I]`` for one sequence.
+            state: ``h [L*D,B,H]``, or ``(h, c)`` for an LSTM; without B for one sequence; zeros if None.
+            lengths: ``[B]`` whole numbers from 0 to T, in any order.
+
+        Returns:
+            ``y [T,B,D*H]``, zero past the end of a row, and the state at the last real step, shaped as ``state``.
+        """
+        x, h, c, lens, single = self._arguments(x, state, lengths)
+        y, h_n, c_n, _ = self._packed(False).forward(x, h, c, lens, self.batch_first, None, False, 0.0, 0)
+        return self._without_batch(y, single), self._join_state(h_n, c_n, single)
+
+    def vjp(
+        self, x: Array, state: State = None, *, lengths: object = None, rng: Seed = None
+    ) -> tuple[tuple[Array, State], Pullback]:
+        """Run the stack for training, with dropout between its layers.
+
+        ``(y, state), pullback = layer.vjp(x)``; then ``dx, dstate = pullback(dy=None, dstate=None, *, grads=None,
+        need_dx=True)`` adds the gradients of the parameters to ``layer.grads`` (or to ``grads``). y is read-only and x must
+        not change until the pullback has run; it serves once, and only while the parameters are the same. After a
+        KeyboardInterrupt in it the gradients are undefined: call `zero_grad`.
+        """
+        x, h, c, lens, single = self._arguments(x, state, lengths)
+        dropout = self.dropout if self.num_layers > 1 else 0.0
+        key = _check.draw_key(self._rng if rng is None else _check.generator(rng)) if dropout else 0
+        y, h_n, c_n, tape = self._packed(True).forward(x, h, c, lens, self.batch_first, None, True, dropout, key)
+        y.flags.writeable = False
+
+        def backward(grads: dict[str, Array | None], dy: Array | None, dstate: State, need_dx: bool) -> tuple[Any, State]:
+            if single and dy is not None:
+                dy = _check.array("dy", dy, 2)
+                dy = dy[None] if self.batch_first else dy[:, None]
+            dh, dc = self._split_state("dstate", dstate)
+            if single:
+                dh, dc = (None if s is None else _check.array("dstate", s, 2)[:, None] for s in (dh, dc))
+            dh, dc = (None if s is None else np.ascontiguousarray(_check.array("dstate", s)) for s in (dh, dc))
+            dx, dh0, dc0 = tape.backward(dy, dh, dc, self._parts(grads), need_dx)
+            return None if dx is None else self._without_batch(dx, single), self._join_state(dh0, dc0, single)
+
+        return (self._without_batch(y, single), self._join_state(h_n, c_n, single)), Pullback(self, backward)
+
+    def __repr__(self) -> str:
+        extra = "".join(
+            f", {n}={v}"
+            for n, v, plain in (
+                ("num_layers", self.num_layers, 1),
+                ("bias", self.bias, True),
+                ("batch_first", self.batch_first, False),
+                ("dropout", self.dropout, 0.0),
+                ("bidirectional", self.bidirectional, False),
+            )
+            if v != plain
+        )
+        return f"{type(self).__name__}({self.input_size}, {self.hidden_size}{extra}{self._extra_repr()})"
+
+    def _extra_repr(self) -> str:
+        return ""
+
+
+class RNN(Recurrent):
+    """Elman network, ``h' = phi(W x + b_ih + R h + b_hh)``, in layers and directions.
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> rnn = ost.nn.RNN(3, 5, bidirectional=True, rng=0)
+    >>> y, h = rnn(np.zeros((7, 2, 3), np.float32))
+    >>> y.shape, h.shape
+    ((7, 2, 10), (2, 2, 5))
+
+    Args:
+        input_size, hidden_size, num_layers: I, H, L.
+        nonlinearity: "tanh" or "relu".
+        bias: whether there are bias_ih and bias_hh.
+        batch_first: x and y are ``[B,T,*]``; states stay ``[L*D,B,H]``.
+        dropout: rate between the layers, in `vjp` only.
+        bidirectional: a second direction, whose outputs are the second half of y.
+        dtype: float32 or float64.
+        rng: seed or generator for the initial values (PyTorch's: U(-1/sqrt(H), 1/sqrt(H))) and for dropout.
+
+    Source: Elman (1990), "Finding structure in time".
+    """
+
+    _gates = 1
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        dtype: npt.DTypeLike = np.float32,
+        rng: Seed = None,
+    ) -> None:
+        self.nonlinearity = _check.choice("nonlinearity", nonlinearity, ("tanh", "relu"))
+        cell = f"rnn_{nonlinearity}"
+        super().__init__(cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, rng)
+
+    def _extra_repr(self) -> str:
+        return "" if self.nonlinearity == "tanh" else f", nonlinearity={self.nonlinearity!r}"
+
+
+class LSTM(Recurrent):
+    """Long short-term memory, gates i f g o, in layers and directions. The state is ``(h, c)``.
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> lstm = ost.nn.LSTM(3, 5, num_layers=2, rng=0)
+    >>> (y, (h, c)), pullback = lstm.vjp(np.zeros((7, 2, 3), np.float32), lengths=[7, 4])
+    >>> dx, dstate = pullback(np.ones_like(y))
+    >>> dx.shape, bool((dx[4:, 1] == 0).all())
+    ((7, 2, 3), True)
+
+    Args:
+        peephole: weights from c to the gates i f o, ``weight_peephole_l{k} [3,H]``.
+
+    The other arguments are those of `RNN`; the equations stand at `ostinato.functional.lstm`.
+    """
+
+    _gates = 4
+    _has_cells = True
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        peephole: bool = False,
+        dtype: npt.DTypeLike = np.float32,
+        rng: Seed = None,
+    ) -> None:
+        self.peephole = bool(peephole)
+        cell = "lstm_peephole" if peephole else "lstm"
+        super().__init__(cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, rng)
+
+    def _extra_repr(self) -> str:
+        return ", peephole=True" if self.peephole else ""
+
+
+class GRU(Recurrent):
+    """Gated recurrent unit, gates r z n, in layers and directions.
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> gru = ost.nn.GRU(3, 5, batch_first=True, rng=0)
+    >>> y, h = gru(np.zeros((2, 7, 3), np.float32))
+    >>> y.shape, h.shape
+    ((2, 7, 5), (1, 2, 5))
+
+    Args:
+        reset_after: True: the reset gate acts on the recurrent product (PyTorch, cuDNN); False: on the state before it (the
+            paper, ONNX' default). Neither can express the other.
+
+    The other arguments are those of `RNN`; the equations stand at `ostinato.functional.gru`.
+    """
+
+    _gates = 3
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        reset_after: bool = True,
+        dtype: npt.DTypeLike = np.float32,
+        rng: Seed = None,
+    ) -> None:
+        self.reset_after = bool(reset_after)
+        cell = "gru" if reset_after else "gru_reset_before"
+        super().__init__(cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, rng)
+
+    def _extra_repr(self) -> str:
+        return "" if self.reset_after else ", reset_after=False"

@@ -1,0 +1,125 @@
+"""Layers one after the other, with one block of parameters and one state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import _check
+from .._check import Array, Seed
+from ._block import Block, Views
+from ._layer import Layer, Pullback
+
+
+class Sequential(Layer):
+    """Layers one after the other. Parameters are named by position, ``"1.weight_ih_l0"``, and lie in one buffer.
+
+    It always returns ``(y, state)``; the state is a tuple with one entry a layer, None for those without one, and can be
+    given back to go on where the last call ended.
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> model = ost.nn.Sequential(ost.nn.Embedding(10, 4), ost.nn.GRU(4, 8), ost.nn.Linear(8, 10))
+    >>> y, state = model(np.array([[1, 2], [3, 4], [5, 6]]))
+    >>> y, state = model(np.array([[7, 8]]), state)
+    >>> y.shape, [s is None for s in state]
+    ((1, 2, 10), [True, False, True])
+
+    Args:
+        layers: at least one, all of one dtype. The model becomes their owner; a layer has one owner only.
+    """
+
+    stateful = True
+    takes_lengths = True
+
+    def __init__(self, *layers: Layer) -> None:
+        if not layers:
+            raise ValueError("layers: expected at least one, got none")
+        for layer in layers:
+            if not isinstance(layer, Layer):
+                raise TypeError(f"layers: expected layers, got {type(layer).__name__}")
+            if layer.dtype != layers[0].dtype:
+                raise TypeError(f"layers: expected one dtype, got {layers[0].dtype} and {layer.dtype}")
+            if layer._owner is not None or sum(layer is other for other in layers) > 1:
+                raise ValueError(
+                    f"layers: expected layers without an owner, got a {type(layer).__name__} that a model owns already; "
+                    "use copy.deepcopy for one of its own"
+                )
+        super().__init__(dtype=layers[0].dtype)
+        self.layers = tuple(layers)
+        arrays, decay, frozen = {}, {}, []
+        for k, layer in enumerate(layers):
+            for name, array in layer.parameters().items():
+                entry = layer._block.entries[layer._prefix + name]
+                arrays[f"{k}.{name}"], decay[f"{k}.{name}"] = array, entry.decay
+                if not entry.trainable:
+                    frozen.append(f"{k}.{name}")
+        block = Block(arrays, decay, self._dtype)
+        for name in frozen:
+            block.mark(name, trainable=False)
+        for layer in layers:
+            layer._owner = self
+        self._place(block, "")
+
+    def _place(self, block: Block, prefix: str) -> None:
+        super()._place(block, prefix)
+        for k, layer in enumerate(self.layers):
+            layer._place(block, f"{prefix}{k}.")
+
+    def __getitem__(self, index: int) -> Layer:
+        return self.layers[index]
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def _states(self, name: str, state: Any) -> tuple[Any, ...]:
+        if state is None:
+            return (None,) * len(self.layers)
+        if not isinstance(state, (tuple, list)) or len(state) != len(self.layers):
+            got = f"{len(state)} entries" if isinstance(state, (tuple, list)) else type(state).__name__
+            raise TypeError(f"{name}: expected a tuple with one entry for each of {len(self.layers)} layers, got {got}")
+        for k, (layer, entry) in enumerate(zip(self.layers, state)):
+            if entry is not None and not layer.stateful:
+                raise TypeError(f"{name}[{k}]: expected None, since {type(layer).__name__} has no state")
+        return tuple(state)
+
+    def __call__(self, x: Array, state: Any = None, *, lengths: object = None) -> tuple[Array, tuple[Any, ...]]:
+        """y of the last layer, and the state; lengths go to the layers that take them."""
+        states, new = self._states("state", state), []
+        for layer, s in zip(self.layers, states):
+            if layer.stateful:
+                x, s = layer(x, s, lengths=lengths) if layer.takes_lengths else layer(x, s)
+            else:
+                x = layer(x)
+            new.append(s)
+        return x, tuple(new)
+
+    def vjp(self, x: Array, state: Any = None, *, lengths: object = None, rng: Seed = None) -> tuple[tuple[Array, tuple[Any, ...]], Pullback]:
+        """``(y, state), pullback``; then ``dx, dstate = pullback(dy=None, dstate=None, *, grads=None, need_dx=True)``."""
+        states, new, pullbacks = self._states("state", state), [], []
+        rng = None if rng is None else _check.generator(rng)
+        for layer, s in zip(self.layers, states):
+            if layer.stateful:
+                lens = {"lengths": lengths} if layer.takes_lengths else {}
+                (x, s), pullback = layer.vjp(x, s, rng=rng, **lens)
+            else:
+                x, pullback = layer.vjp(x, rng=rng)
+            new.append(s)
+            pullbacks.append(pullback)
+
+        def backward(grads: Views, dy: Array | None, dstate: Any, need_dx: bool) -> tuple[Array | None, tuple[Any, ...]]:
+            into, dstates = self._states("dstate", dstate), [None] * len(self.layers)
+            for k in reversed(range(len(self.layers))):
+                options: dict[str, Any] = {"grads": grads.child(str(k)), "need_dx": need_dx or k > 0}
+                if self.layers[k].stateful:
+                    dy, dstates[k] = pullbacks[k](dy, into[k], **options)
+                elif dy is not None:
+                    dy = pullbacks[k](dy, **options)
+            return dy, tuple(dstates)
+
+        return (x, tuple(new)), Pullback(self, backward)
+
+    def _gradient_target(self, grads: Views | None) -> Views:
+        return self._writable_grads() if grads is None else grads
+
+    def __repr__(self) -> str:
+        return "Sequential(" + "".join(f"\n  {k}: {layer!r}" for k, layer in enumerate(self.layers)) + "\n)"

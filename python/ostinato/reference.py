@@ -1,0 +1,265 @@
+"""The equations, in NumPy float64, as the papers give them: the specification that the tests hold the kernels to.
+
+One layer, one direction. Shapes: ``x [T,B,I]``, ``h [B,H]``, ``c [B,H]``; weights have PyTorch's names, shapes and
+gate orders. Each cell is a pair of functions for one time step; `forward` and `backward` run any cell through time.
+This module imports nothing else of ostinato and is not fast.
+
+>>> import numpy as np
+>>> rng = np.random.default_rng(0)
+>>> p = Weights(rng.normal(size=(12, 2)), rng.normal(size=(12, 3)), rng.normal(size=12), rng.normal(size=12))
+>>> run = forward("lstm", rng.normal(size=(5, 4, 2)), p)
+>>> run.y.shape, run.h_n.shape, run.c_n.shape
+((5, 4, 3), (4, 3), (4, 3))
+>>> g = backward(run, dy=np.ones((5, 4, 3)))
+>>> g.x.shape, g.weights.weight_hh.shape
+((5, 4, 2), (12, 3))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+__all__ = ["CELLS", "Gradients", "Run", "Weights", "backward", "dropout_mask", "forward", "philox"]
+
+
+@dataclass
+class Weights:
+    """``weight_ih [G*H,I]``, ``weight_hh [G*H,H]``, ``bias_ih, bias_hh [G*H]``, ``weight_peephole [3,H]`` (order i f o)."""
+
+    weight_ih: Array
+    weight_hh: Array
+    bias_ih: Array
+    bias_hh: Array
+    weight_peephole: Array | None = None
+
+    def zeros(self) -> Weights:
+        """Gradients of the same shapes, at zero."""
+        peephole = None if self.weight_peephole is None else np.zeros_like(self.weight_peephole)
+        return Weights(*(np.zeros_like(w) for w in (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)), peephole)
+
+
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + exp(-x)), without overflow."""
+    return np.where(x >= 0, 1 / (1 + np.exp(-np.abs(x))), np.exp(-np.abs(x)) / (1 + np.exp(-np.abs(x))))
+
+
+# A step takes (x, h, c, p) and gives (h', c', cache); its backward takes (dh', dc', cache, p, g), adds the gradients of
+# the weights to g and gives (dx, dh, dc). Cells without c pass it through.
+Step = Callable[[Array, Array, Array, Weights], "tuple[Array, Array, Any]"]
+StepBackward = Callable[[Array, Array, Any, Weights, Weights], "tuple[Array, Array, Array]"]
+
+
+def _input_backward(da: Array, x: Array, p: Weights, g: Weights) -> Array:
+    """a = W x + b_ih."""
+    g.weight_ih += da.T @ x
+    g.bias_ih += da.sum(0)
+    return da @ p.weight_ih
+
+
+def _recurrent_backward(da: Array, h: Array, p: Weights, g: Weights) -> Array:
+    """a = R h + b_hh."""
+    g.weight_hh += da.T @ h
+    g.bias_hh += da.sum(0)
+    return da @ p.weight_hh
+
+
+# Elman (1990):  h' = phi(W x + b_ih + R h + b_hh)
+
+
+def _rnn(phi: Callable[[Array], Array]) -> Step:
+    def step(x: Array, h: Array, c: Array, p: Weights) -> tuple[Array, Array, Any]:
+        new = phi(x @ p.weight_ih.T + p.bias_ih + h @ p.weight_hh.T + p.bias_hh)
+        return new, c, (x, h, new)
+
+    return step
+
+
+def _rnn_backward(slope: Callable[[Array], Array]) -> StepBackward:
+    def step(dh: Array, dc: Array, cache: Any, p: Weights, g: Weights) -> tuple[Array, Array, Array]:
+        x, h, new = cache
+        da = dh * slope(new)
+        return _input_backward(da, x, p, g), _recurrent_backward(da, h, p, g), dc
+
+    return step
+
+
+# Hochreiter, Schmidhuber (1997); Gers et al. (2000); peepholes Gers et al. (2002):
+#     i = s(a_i + p_i c)   f = s(a_f + p_f c)   g = tanh(a_g)   c' = f c + i g   o = s(a_o + p_o c')   h' = o tanh(c')
+
+
+def _lstm(x: Array, h: Array, c: Array, p: Weights) -> tuple[Array, Array, Any]:
+    ai, af, ag, ao = np.split(x @ p.weight_ih.T + p.bias_ih + h @ p.weight_hh.T + p.bias_hh, 4, axis=1)
+    pi, pf, po = np.zeros((3, h.shape[1])) if p.weight_peephole is None else p.weight_peephole
+    i, f, gg = sigmoid(ai + pi * c), sigmoid(af + pf * c), np.tanh(ag)
+    new_c = f * c + i * gg
+    o = sigmoid(ao + po * new_c)
+    return o * np.tanh(new_c), new_c, (x, h, c, i, f, gg, o, new_c)
+
+
+def _lstm_backward(dh: Array, dc: Array, cache: Any, p: Weights, g: Weights) -> tuple[Array, Array, Array]:
+    x, h, c, i, f, gg, o, new_c = cache
+    pi, pf, po = np.zeros((3, h.shape[1])) if p.weight_peephole is None else p.weight_peephole
+    do = dh * np.tanh(new_c)
+    dao = do * o * (1 - o)
+    dnew = dc + dh * o * (1 - np.tanh(new_c) ** 2) + dao * po
+    dai = dnew * gg * i * (1 - i)
+    daf = dnew * c * f * (1 - f)
+    dag = dnew * i * (1 - gg**2)
+    if g.weight_peephole is not None:
+        g.weight_peephole += np.stack([(dai * c).sum(0), (daf * c).sum(0), (dao * new_c).sum(0)])
+    da = np.concatenate([dai, daf, dag, dao], axis=1)
+    return _input_backward(da, x, p, g), _recurrent_backward(da, h, p, g), dnew * f + dai * pi + daf * pf
+
+
+# Cho et al. (2014):  r, z = s(a_r, a_z)   h' = (1 - z) n + z h
+#     reset-after:   n = tanh(W_n x + b_in + r (R_n h + b_hn))
+#     reset-before:  n = tanh(W_n x + b_in + R_n (r h) + b_hn)
+
+
+def _gru(x: Array, h: Array, c: Array, p: Weights) -> tuple[Array, Array, Any]:
+    xr, xz, xn = np.split(x @ p.weight_ih.T + p.bias_ih, 3, axis=1)
+    hr, hz, hn = np.split(h @ p.weight_hh.T + p.bias_hh, 3, axis=1)
+    r, z = sigmoid(xr + hr), sigmoid(xz + hz)
+    n = np.tanh(xn + r * hn)
+    return (1 - z) * n + z * h, c, (x, h, r, z, n, hn)
+
+
+def _gru_backward(dh: Array, dc: Array, cache: Any, p: Weights, g: Weights) -> tuple[Array, Array, Array]:
+    x, h, r, z, n, hn = cache
+    dan = dh * (1 - z) * (1 - n**2)
+    daz = dh * (h - n) * z * (1 - z)
+    dar = dan * hn * r * (1 - r)
+    dx = _input_backward(np.concatenate([dar, daz, dan], axis=1), x, p, g)
+    return dx, _recurrent_backward(np.concatenate([dar, daz, dan * r], axis=1), h, p, g) + dh * z, dc
+
+
+def _gru_before(x: Array, h: Array, c: Array, p: Weights) -> tuple[Array, Array, Any]:
+    size = h.shape[1]
+    xr, xz, xn = np.split(x @ p.weight_ih.T + p.bias_ih, 3, axis=1)
+    hr, hz = np.split(h @ p.weight_hh[: 2 * size].T + p.bias_hh[: 2 * size], 2, axis=1)
+    r, z = sigmoid(xr + hr), sigmoid(xz + hz)
+    n = np.tanh(xn + (r * h) @ p.weight_hh[2 * size :].T + p.bias_hh[2 * size :])
+    return (1 - z) * n + z * h, c, (x, h, r, z, n)
+
+
+def _gru_before_backward(dh: Array, dc: Array, cache: Any, p: Weights, g: Weights) -> tuple[Array, Array, Array]:
+    x, h, r, z, n = cache
+    size = h.shape[1]
+    dan = dh * (1 - z) * (1 - n**2)
+    daz = dh * (h - n) * z * (1 - z)
+    drh = dan @ p.weight_hh[2 * size :]
+    dar = drh * h * r * (1 - r)
+    da = np.concatenate([dar, daz, dan], axis=1)
+    g.weight_hh += np.concatenate([da[:, : 2 * size].T @ h, dan.T @ (r * h)])
+    g.bias_hh += da.sum(0)
+    dh_before = da[:, : 2 * size] @ p.weight_hh[: 2 * size] + drh * r + dh * z
+    return _input_backward(da, x, p, g), dh_before, dc
+
+
+CELLS: dict[str, tuple[int, Step, StepBackward]] = {  # gates, step, its backward
+    "rnn_tanh": (1, _rnn(np.tanh), _rnn_backward(lambda h: 1 - h**2)),
+    "rnn_relu": (1, _rnn(lambda a: np.maximum(a, 0)), _rnn_backward(lambda h: (h > 0).astype(h.dtype))),
+    "lstm": (4, _lstm, _lstm_backward),
+    "lstm_peephole": (4, _lstm, _lstm_backward),
+    "gru": (3, _gru, _gru_backward),
+    "gru_reset_before": (3, _gru_before, _gru_before_backward),
+}
+
+
+@dataclass
+class Run:
+    """What `forward` gives: ``y [T,B,H]`` (zero past the end of a row), the last states, and a cache for `backward`."""
+
+    y: Array
+    h_n: Array
+    c_n: Array
+    cell: str
+    weights: Weights
+    order: list[int]
+    active: Array  # [T,B]
+    caches: list[Any] = field(repr=False)
+
+
+def forward(
+    cell: str,
+    x: Array,
+    weights: Weights,
+    h0: Array | None = None,
+    c0: Array | None = None,
+    *,
+    lengths: Array | None = None,
+    reverse: bool = False,
+) -> Run:
+    """Run a cell over ``x [T,B,I]``; a row b takes part at t < lengths[b]. ``reverse`` starts at the last real step."""
+    _, step, _ = CELLS[cell]
+    steps, batch, _ = x.shape
+    size = weights.weight_hh.shape[1]
+    h = np.zeros((batch, size)) if h0 is None else h0.astype(np.float64)
+    c = np.zeros((batch, size)) if c0 is None else c0.astype(np.float64)
+    ends = np.full(batch, steps) if lengths is None else np.asarray(lengths)
+    active = np.arange(steps)[:, None] < ends
+    y = np.zeros((steps, batch, size))
+    caches: list[Any] = [None] * steps
+    order = list(range(steps))[:: -1 if reverse else 1]
+    for t in order:
+        on = active[t][:, None]
+        new_h, new_c, caches[t] = step(np.where(on, x[t], 0.0).astype(np.float64), h, c, weights)
+        h, c = np.where(on, new_h, h), np.where(on, new_c, c)
+        y[t] = np.where(on, new_h, 0)
+    return Run(y, h, c, cell, weights, order, active, caches)
+
+
+class Gradients(NamedTuple):
+    """Gradients of ``x``, ``h0``, ``c0`` and of the weights."""
+
+    x: Array
+    h0: Array
+    c0: Array
+    weights: Weights
+
+
+def backward(run: Run, dy: Array | None = None, dh_n: Array | None = None, dc_n: Array | None = None) -> Gradients:
+    """Backpropagation through time (Werbos 1990) of sum(y dy) + sum(h_n dh_n) + sum(c_n dc_n)."""
+    _, _, step_backward = CELLS[run.cell]
+    steps, batch, size = run.y.shape
+    dh = np.zeros((batch, size)) if dh_n is None else dh_n.astype(np.float64)
+    dc = np.zeros((batch, size)) if dc_n is None else dc_n.astype(np.float64)
+    g = run.weights.zeros()
+    dx = np.zeros((steps, batch, run.weights.weight_ih.shape[1]))
+    for t in reversed(run.order):
+        on = run.active[t][:, None]
+        into = np.where(on, dh + (0 if dy is None else dy[t]), 0)
+        dx[t], dh_before, dc_before = step_backward(into, np.where(on, dc, 0), run.caches[t], run.weights, g)
+        dh, dc = np.where(on, dh_before, dh), np.where(on, dc_before, dc)
+    return Gradients(dx, dh, dc, g)
+
+
+def philox(key: int, counter: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    """Philox4x32-10 (Salmon et al. 2011): four random 32-bit words of a 64-bit key and a 128-bit counter.
+
+    >>> [hex(w) for w in philox(0, (0, 0, 0, 0))]
+    ['0x6627e8d5', '0xe169c58d', '0xbc57ac4c', '0x9b00dbd8']
+    """
+    k0, k1, m32 = key & 0xFFFFFFFF, key >> 32, 0xFFFFFFFF
+    a, b, c, d = counter
+    for _ in range(10):
+        p, q = 0xD2511F53 * a, 0xCD9E8D57 * c
+        a, b, c, d = (q >> 32) ^ b ^ k0, q & m32, (p >> 32) ^ d ^ k1, p & m32
+        k0, k1 = (k0 + 0x9E3779B9) & m32, (k1 + 0xBB67AE85) & m32
+    return a, b, c, d
+
+
+def dropout_mask(key: int, rate: float, layer: int, direction: int, shape: tuple[int, int, int]) -> Array:
+    """The mask ``[T,B,H]`` of the dropout after one layer and direction: 0 with probability ``rate``, else 1 / (1 - rate)."""
+    mask = np.zeros(shape)
+    for t, b, u in np.ndindex(*shape):
+        word = philox(key, (u // 4, b, t, layer * 2 + direction))[u % 4]
+        mask[t, b, u] = ((word >> 8) / 2**24 >= rate) / (1 - rate)
+    return mask

@@ -1,0 +1,544 @@
+"""The training loop: `Trainer`, callbacks, checkpoints.
+
+>>> import numpy as np
+>>> import ostinato as ost
+>>> x = np.random.default_rng(0).uniform(0, 0.1, (200, 10, 1)).astype(np.float32)
+>>> model = ost.nn.Sequential(ost.nn.RNN(1, 8, rng=0), ost.nn.Linear(8, 1, rng=0))
+>>> trainer = ost.Trainer(model, ost.losses.MSE(), ost.optim.Adam(1e-2))
+>>> history = trainer.fit((x, x.cumsum(1)), epochs=20, progress=False)
+>>> bool(history.rows[-1]["loss"] < history.rows[0]["loss"] / 5)
+True
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import _check, safetensors
+from ._check import Array
+from .data import ArrayLoader
+from .losses import Loss
+from .nn import Layer, Recurrent, Sequential
+from .optim import Optimizer, clip_by_value, global_norm
+
+__all__ = ["Callback", "Diverged", "History", "Trainer"]
+
+Row = dict[str, float]
+
+
+class Diverged(RuntimeError):
+    """The loss or the gradients are no longer finite; the parameters are those before that step."""
+
+
+class Callback:
+    """Base of callbacks: override what you need. ``trainer.stop(reason)`` ends the run after the step."""
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Before the first step."""
+
+    def on_step(self, trainer: Trainer, step: int, loss: float, norm: float) -> None:
+        """After a step: its number from 1 on, its loss, the global norm of its gradients before clipping."""
+
+    def on_row(self, trainer: Trainer, row: Row) -> None:
+        """After a validation (or an epoch): step, epoch, loss, valid_loss, rate, norm, seconds and the metrics."""
+
+    def on_end(self, trainer: Trainer) -> None:
+        """After the last step, whatever ended the run."""
+
+
+@dataclass
+class History:
+    """What a run went through: a row for every validation (or epoch), the best one, and why it ended."""
+
+    rows: list[Row] = field(default_factory=list)
+    best: Row | None = None
+    stopped: str = ""
+
+    def column(self, name: str) -> list[float]:
+        """One figure over the rows."""
+        return [row[name] for row in self.rows if name in row]
+
+
+@dataclass
+class _Progress:
+    """Where a run is; all of it goes into a checkpoint."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0  # of the epoch
+    loss_sum: float = 0.0  # since the last row
+    loss_count: int = 0
+    norm: float = 0.0
+    best: float = math.inf
+    bad: int = 0  # validations since the best
+    seconds: float = 0.0
+
+
+class Trainer:
+    """Trains a model: ``fit``, ``evaluate``, ``predict``.
+
+    Args:
+        model: a layer; usually a `Sequential`.
+        loss: ``loss(y, target, lengths) -> (value, dy)``.
+        optimizer: it keeps its state between calls of fit.
+        clip_norm, clip_value: clip gradients by their global norm, or each by value.
+        outputs: "all": the loss takes every step's output; "last": that of the last real step only.
+        metrics: names to functions ``(y, target, lengths) -> (sum, count)``, reported by evaluate.
+        callbacks: `Callback` objects.
+    """
+
+    def __init__(
+        self,
+        model: Layer,
+        loss: Loss,
+        optimizer: Optimizer,
+        *,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        outputs: str = "all",
+        metrics: dict[str, Callable[[Array, Array, Any], tuple[float, int]]] | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        for name, value, kind in (("model", model, Layer), ("loss", loss, Loss), ("optimizer", optimizer, Optimizer)):
+            if not isinstance(value, kind):
+                raise TypeError(f"{name}: expected a {kind.__name__}, got {type(value).__name__}")
+        for name, limit in (("clip_norm", clip_norm), ("clip_value", clip_value)):
+            if limit is not None and not limit > 0:
+                raise ValueError(f"{name}: expected a number above 0, got {limit!r}")
+        self.model, self.loss, self.optimizer = model, loss, optimizer
+        self.clip_norm, self.clip_value = clip_norm, clip_value
+        self.outputs = _check.choice("outputs", outputs, ("all", "last"))
+        self.metrics, self.callbacks = dict(metrics or {}), list(callbacks)
+        self.time_major = not any(m.batch_first for m in _layers(model) if isinstance(m, Recurrent))
+        self._stop = ""
+        self._running = threading.Lock()
+
+    def stop(self, reason: str = "stopped by a callback") -> None:
+        """End the run after the present step."""
+        self._stop = reason
+
+    # -- one step ------------------------------------------------------------------------------------------------
+
+    def _forward(self, x: Array, state: Any, lengths: Any) -> tuple[Array, Any]:
+        if not self.model.stateful:
+            return self.model(x), None
+        y, state = self.model(x, state, lengths=lengths) if self.model.takes_lengths else self.model(x, state)
+        return y, state
+
+    def _vjp(self, x: Array, state: Any, lengths: Any) -> tuple[Array, Any, Any]:
+        if not self.model.stateful:
+            y, pullback = self.model.vjp(x)
+            return y, None, pullback
+        options = {"lengths": lengths} if self.model.takes_lengths else {}
+        (y, state), pullback = self.model.vjp(x, state, **options)
+        return y, state, pullback
+
+    def _pick(self, y: Array, lengths: Any) -> tuple[Array, Any]:
+        """The outputs that the loss sees, and where they came from (None: all)."""
+        if self.outputs == "all":
+            return y, None
+        steps, batch = y.shape[:2] if self.time_major else y.shape[1::-1]
+        ends = np.full(batch, steps) if lengths is None else np.asarray(lengths)
+        if steps == 0 or (ends == 0).any():
+            raise ValueError('lengths: expected at least 1 everywhere with outputs="last", got 0')
+        where = (ends - 1, np.arange(batch)) if self.time_major else (np.arange(batch), ends - 1)
+        return y[where], where
+
+    def _train_step(self, x: Array, target: Array, lengths: Any, state: Any, step: int) -> tuple[float, float, Any]:
+        y, state, pullback = self._vjp(x, state, lengths)
+        picked, where = self._pick(y, lengths)
+        value, d = self.loss(picked, target, lengths if where is None else None)
+        if not math.isfinite(value):
+            raise Diverged(f"the loss is {value} at step {step}")
+        dy = d
+        if where is not None:
+            dy = np.zeros_like(y)
+            dy[where] = d
+        self.model.zero_grad()
+        pullback(dy, need_dx=False)
+        norm = global_norm(self.model)
+        if not math.isfinite(norm):
+            raise Diverged(f"the gradients are not finite at step {step}, at a loss of {value:.6g}")
+        if self.clip_value is not None:
+            clip_by_value(self.model, self.clip_value)
+        if self.clip_norm is not None:
+            now = norm if self.clip_value is None else global_norm(self.model)
+            if now > self.clip_norm:
+                grads = self.model._writable_grads().flat
+                grads *= grads.dtype.type(self.clip_norm / now)
+        self.optimizer.step(self.model)
+        return value, norm, state
+
+    # -- data ----------------------------------------------------------------------------------------------------
+
+    def _loader(self, data: Any, batch_size: int, shuffle: bool, seed: int) -> Any:
+        if isinstance(data, (tuple, list)) and 2 <= len(data) <= 3 and all(d is None or isinstance(d, np.ndarray) for d in data):
+            x, target, lengths = (*data, None)[:3]
+            if x.dtype.kind == "f" and x.dtype != self.model.dtype:
+                warnings.warn(f"x: converted once from {x.dtype} to {self.model.dtype}", stacklevel=3)
+                x = x.astype(self.model.dtype)
+            return ArrayLoader(
+                x, target, lengths, batch_size=batch_size, shuffle=shuffle, outputs=self.outputs, time_major=self.time_major, rng=seed
+            )
+        if not isinstance(data, Iterable):
+            raise TypeError(f"data: expected (x, target[, lengths]) or an iterable of such batches, got {type(data).__name__}")
+        return data
+
+    def _batches(self, loader: Any, epoch: int, start: int = 0) -> Iterator[tuple[Array, Array, Any]]:
+        batches = loader.batches(epoch, start) if hasattr(loader, "batches") else _from(loader, start)
+        for batch in batches:
+            if not isinstance(batch, (tuple, list)) or not 2 <= len(batch) <= 3:
+                raise TypeError(f"data: expected batches (x, target[, lengths]), got {type(batch).__name__}")
+            x, target, lengths = (*batch, None)[:3]
+            if lengths is not None and self.outputs == "all" and self.loss.batch_first == self.time_major:
+                raise ValueError(f"loss: expected batch_first={not self.time_major}, as the model has it, got {self.loss.batch_first}")
+            yield x, target, lengths
+
+    # -- public --------------------------------------------------------------------------------------------------
+
+    def evaluate(self, data: Any, *, batch_size: int = 32) -> Row:
+        """The mean loss over ``data`` and the metrics, without training: ``{"loss": ..., ...}``."""
+        loader = self._loader(data, batch_size, False, 0)
+        total, count, state = 0.0, 0, None
+        sums = {name: [0.0, 0] for name in self.metrics}
+        for x, target, lengths in self._batches(loader, 0):
+            y, new = self._forward(x, state, lengths)
+            state = new if getattr(loader, "carries_state", False) else None
+            picked, where = self._pick(y, lengths)
+            lens = lengths if where is None else None
+            part, n, _ = self.loss.parts(picked, target, lens, gradient=False)
+            total, count = total + part, count + n
+            for name, metric in self.metrics.items():
+                s, k = metric(picked, target, lens)
+                sums[name][0] += s
+                sums[name][1] += k
+        return {"loss": total / max(count, 1), **{name: s / max(k, 1) for name, (s, k) in sums.items()}}
+
+    def predict(self, x: Array, *, lengths: Array | None = None, batch_size: int = 32) -> Array:
+        """Outputs for samples ``x [N,T,...]``: ``[N,T,...]``, or ``[N,...]`` of the last real step with outputs="last"."""
+        x = _check.array("x", x)
+        if x.dtype.kind == "f" and x.dtype != self.model.dtype:
+            warnings.warn(f"x: converted once from {x.dtype} to {self.model.dtype}", stacklevel=2)
+            x = x.astype(self.model.dtype)
+        parts = []
+        lens = _check.lengths(lengths, x.shape[1], x.shape[0])
+        for k in range(0, max(len(x), 1), batch_size):
+            rows = x[k : k + batch_size]
+            some = None if lens is None else lens[k : k + batch_size]
+            y, _ = self._forward(np.swapaxes(rows, 0, 1) if self.time_major else rows, None, some)
+            picked, where = self._pick(y, some)
+            parts.append(picked if where is not None or not self.time_major else np.swapaxes(picked, 0, 1))
+        return np.concatenate(parts)
+
+    def fit(
+        self,
+        train: Any,
+        *,
+        validation: Any = None,
+        epochs: int | None = None,
+        steps: int | None = None,
+        batch_size: int = 32,
+        shuffle: bool = True,
+        seed: int = 0,
+        validate_every: int | None = None,
+        patience: int | None = None,
+        min_delta: float = 0.0,
+        restore_best: bool = True,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_every: int | None = None,
+        resume: bool = False,
+        log: str | os.PathLike[str] | None = None,
+        progress: bool = True,
+    ) -> History:
+        """Train.
+
+        Args:
+            train, validation: ``(x [N,T,...], target[, lengths [N]])``, or an iterable of batches ``(x, target[, lengths])`` in the
+                model's layout, such as a loader of `ostinato.data`.
+            epochs, steps: when to end; whichever comes first. Neither: one epoch.
+            batch_size, shuffle, seed: for arrays.
+            validate_every: steps between validations; None: after every epoch.
+            patience: end after so many validations without a better loss (by ``min_delta``).
+            restore_best: end with the parameters of the best validation.
+            checkpoint: a file, written whole after every validation, every ``checkpoint_every`` steps, at the end and on Ctrl-C.
+            resume: go on from that file if it is there; the end is bit for bit that of a run without a stop.
+            log: a CSV file, a line for every row of the history.
+            progress: a line on standard error.
+
+        Raises:
+            Diverged: the loss or the gradients are not finite; the message names the step and the last good checkpoint.
+            KeyboardInterrupt: Ctrl-C, after the step was ended and the checkpoint written.
+        """
+        if not self._running.acquire(blocking=False):
+            raise RuntimeError("fit: this trainer is training already, in another thread")
+        try:
+            epochs = 1 if epochs is None and steps is None else epochs
+            for name, value in (("epochs", epochs), ("steps", steps), ("validate_every", validate_every), ("patience", patience), ("checkpoint_every", checkpoint_every)):
+                if value is not None:
+                    _check.positive(name, value)
+            if resume and checkpoint is None:
+                raise ValueError("resume: expected a checkpoint to resume from, got checkpoint=None")
+            if patience is not None and validation is None:
+                raise ValueError("patience: expected validation data to watch, got validation=None")
+            run = _Fit(self, self._loader(train, batch_size, shuffle, seed), epochs, steps, validate_every, patience, min_delta)
+            run.validation = None if validation is None else self._loader(validation, batch_size, False, 0)
+            run.path, run.checkpoint_every = None if checkpoint is None else Path(checkpoint), checkpoint_every
+            if resume and run.path is not None and run.path.exists():
+                run.restore()
+            run.log = None if log is None else Path(log)
+            callbacks = [*self.callbacks, *([_Line(epochs, steps)] if progress else [])]
+            return run.go(callbacks, restore_best)
+        finally:
+            self._running.release()
+
+
+class _Fit:
+    """One run of fit."""
+
+    def __init__(
+        self, trainer: Trainer, loader: Any, epochs: int | None, steps: int | None, validate_every: int | None, patience: int | None, min_delta: float
+    ) -> None:
+        self.trainer, self.loader, self.epochs, self.steps = trainer, loader, epochs, steps
+        self.validate_every, self.patience, self.min_delta = validate_every, patience, min_delta
+        self.validation: Any = None
+        self.path: Path | None = None
+        self.checkpoint_every: int | None = None
+        self.log: Path | None = None
+        self.at = _Progress()
+        self.state: Any = None
+        self.history = History()
+        self.best_parameters: Array | None = None
+        self.resumed = False
+        self._saved_step = -1
+        self._started = 0.0
+
+    def go(self, callbacks: Sequence[Callback], restore_best: bool) -> History:
+        t, at = self.trainer, self.at
+        self._started = time.monotonic() - at.seconds
+        t._stop = ""
+        self._open_log()
+        for c in callbacks:
+            c.on_start(t)
+        try:
+            with _deferred_interrupt() as interrupted:
+                self.history.stopped = self._loop(callbacks, interrupted)
+                if not interrupted():
+                    self._save()
+            if interrupted():
+                self._save()
+                raise KeyboardInterrupt
+        except Diverged as e:
+            good = f"; the last good checkpoint is {self.path}" if self.path is not None and self.path.exists() else ""
+            raise Diverged(f"{e}{good}") from None
+        finally:
+            for c in callbacks:
+                c.on_end(t)
+        if restore_best and self.best_parameters is not None:
+            with t.model.write() as p:
+                p.flat[...] = self.best_parameters
+        return self.history
+
+    def _loop(self, callbacks: Sequence[Callback], interrupted: Callable[[], bool]) -> str:
+        t, at = self.trainer, self.at
+        while True:
+            if self.epochs is not None and at.epoch >= self.epochs:
+                return "all epochs done"
+            first = at.batch
+            for x, target, lengths in t._batches(self.loader, at.epoch, at.batch):
+                if self.steps is not None and at.step >= self.steps:
+                    return "all steps done"
+                value, at.norm, state = t._train_step(x, target, lengths, self.state, at.step + 1)
+                self.state = state if getattr(self.loader, "carries_state", False) else None
+                at.step, at.batch = at.step + 1, at.batch + 1
+                at.loss_sum, at.loss_count = at.loss_sum + value, at.loss_count + 1
+                for c in callbacks:
+                    c.on_step(t, at.step, value, at.norm)
+                if self.validate_every and at.step % self.validate_every == 0 and self._row(callbacks):
+                    return "no better loss within patience"
+                if self.checkpoint_every and at.step % self.checkpoint_every == 0:
+                    self._save()
+                if interrupted():
+                    return "interrupted"
+                if t._stop:
+                    return t._stop
+            if at.batch == first == 0:
+                raise ValueError("train: expected at least one batch, got none")
+            at.epoch, at.batch, self.state = at.epoch + 1, 0, None
+            if not self.validate_every and self._row(callbacks):
+                return "no better loss within patience"
+            if interrupted():
+                return "interrupted"
+            if t._stop:
+                return t._stop
+
+    def _row(self, callbacks: Sequence[Callback]) -> bool:
+        """A row of the history, with a validation if there is data for one; True when patience is at its end."""
+        t, at = self.trainer, self.at
+        at.seconds = time.monotonic() - self._started
+        row: Row = {"step": at.step, "epoch": at.epoch, "loss": at.loss_sum / max(at.loss_count, 1), "rate": t.optimizer.rate, "norm": at.norm}
+        at.loss_sum, at.loss_count = 0.0, 0
+        if self.validation is not None:
+            figures = t.evaluate(self.validation)
+            row["valid_loss"] = figures.pop("loss")
+            row.update({f"valid_{k}": v for k, v in figures.items()})
+            t.optimizer.schedule.observe(row["valid_loss"])
+            if row["valid_loss"] < at.best - self.min_delta:
+                at.best, at.bad = row["valid_loss"], 0
+                self.history.best = row
+                self.best_parameters = t.model.flat.copy()
+            else:
+                at.bad += 1
+        row["seconds"] = at.seconds
+        self.history.rows.append(row)
+        self._write_log(row)
+        self._save()
+        for c in callbacks:
+            c.on_row(t, row)
+        return self.patience is not None and at.bad >= self.patience
+
+    # -- log -----------------------------------------------------------------------------------------------------
+
+    def _open_log(self) -> None:
+        if self.log is not None:
+            if not self.log.parent.is_dir():
+                raise FileNotFoundError(f"log: expected a folder at {self.log.parent}, found none")
+            if not self.resumed:
+                self.log.write_text("")
+
+    def _write_log(self, row: Row) -> None:
+        if self.log is None:
+            return
+        new = not self.log.exists() or self.log.stat().st_size == 0
+        with self.log.open("a", newline="") as f:
+            writer = csv.DictWriter(f, fieldnames=list(row))
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        if self.path is None or (self._saved_step == self.at.step and self.at.loss_count):
+            return
+        t, tensors = self.trainer, {}
+        self.at.seconds = time.monotonic() - self._started
+        for name, value in t.model.parameters().items():
+            tensors[f"model.{name}"] = value
+        optimizer = t.optimizer.state_dict()
+        for name, value in optimizer.pop("buffers").items():
+            tensors[f"optimizer.{name}"] = value
+        if self.best_parameters is not None:
+            tensors["best"] = self.best_parameters
+        state = _pack_state(self.state, tensors, "state")
+        at = dict(vars(self.at), best=None if math.isinf(self.at.best) else self.at.best)
+        rngs = [m._rng.bit_generator.state for m in _layers(t.model) if hasattr(m, "_rng")]
+        meta = {"at": at, "state": state, "optimizer": optimizer, "rows": self.history.rows, "best": self.history.best, "rngs": rngs}
+        safetensors.save(self.path, tensors, {"ostinato": json.dumps(meta)})
+        self._saved_step = self.at.step
+
+    def restore(self) -> None:
+        """Take everything from the checkpoint."""
+        assert self.path is not None
+        tensors, text = safetensors.load(self.path)
+        if "ostinato" not in text:
+            raise ValueError(f"{self.path}: expected a checkpoint of a Trainer, got another safetensors file")
+        meta, t = json.loads(text["ostinato"]), self.trainer
+        t.model.load_state_dict({n[len("model.") :]: v for n, v in tensors.items() if n.startswith("model.")})
+        buffers = {n[len("optimizer.") :]: v for n, v in tensors.items() if n.startswith("optimizer.")}
+        t.optimizer.load_state_dict({**meta["optimizer"], "buffers": buffers})
+        self.at = _Progress(**{**meta["at"], "best": math.inf if meta["at"]["best"] is None else meta["at"]["best"]})
+        self.state = _unpack_state(meta["state"], tensors)
+        self.history = History(meta["rows"], meta["best"])
+        self.best_parameters = tensors.get("best")
+        for m, state in zip((m for m in _layers(t.model) if hasattr(m, "_rng")), meta["rngs"]):
+            m._rng.bit_generator.state = state  # type: ignore[attr-defined]  # hasattr above
+        self.resumed = True
+
+
+class _Line(Callback):
+    """One line of progress on standard error: rewritten in place on a terminal, a line a row elsewhere."""
+
+    def __init__(self, epochs: int | None, steps: int | None) -> None:
+        self.goal = f"/{steps}" if steps is not None else ""
+        self.live, self.last = sys.stderr.isatty(), 0.0
+
+    def on_step(self, trainer: Trainer, step: int, loss: float, norm: float) -> None:
+        now = time.monotonic()
+        if self.live and now - self.last > 0.2:
+            self.last = now
+            sys.stderr.write(f"\r\x1b[Kstep {step}{self.goal}  loss {loss:.4f}  norm {norm:.3g}")
+            sys.stderr.flush()
+
+    def on_row(self, trainer: Trainer, row: Row) -> None:
+        valid = f"  valid {row['valid_loss']:.4f}" if "valid_loss" in row else ""
+        start = "\r\x1b[K" if self.live else ""
+        sys.stderr.write(f"{start}step {row['step']:.0f}{self.goal}  epoch {row['epoch']:.0f}  loss {row['loss']:.4f}{valid}  {row['seconds']:.0f} s\n")
+
+    def on_end(self, trainer: Trainer) -> None:
+        if self.live:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+
+def _layers(model: Layer) -> Iterator[Layer]:
+    yield model
+    for child in getattr(model, "layers", ()) if isinstance(model, Sequential) else ():
+        yield from _layers(child)
+
+
+def _from(iterable: Iterable[Any], start: int) -> Iterator[Any]:
+    """The batches of an iterable from number ``start`` on; those before are made and left."""
+    for k, batch in enumerate(iterable):
+        if k >= start:
+            yield batch
+
+
+def _pack_state(state: Any, tensors: dict[str, Array], name: str) -> Any:
+    if state is None:
+        return None
+    if isinstance(state, np.ndarray):
+        tensors[name] = state
+        return name
+    return [_pack_state(s, tensors, f"{name}.{k}") for k, s in enumerate(state)]
+
+
+def _unpack_state(packed: Any, tensors: dict[str, Array]) -> Any:
+    if packed is None:
+        return None
+    return tensors[packed] if isinstance(packed, str) else tuple(_unpack_state(p, tensors) for p in packed)
+
+
+@contextmanager
+def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Holds a first Ctrl-C back until the caller asks; a second one interrupts at once."""
+    seen = False
+
+    def handler(number: int, frame: Any) -> None:
+        nonlocal seen
+        if seen:
+            raise KeyboardInterrupt
+        seen = True
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
+        yield lambda: seen
+        return
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield lambda: seen
+    finally:
+        signal.signal(signal.SIGINT, before)
