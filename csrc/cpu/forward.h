@@ -54,7 +54,7 @@ class Forward {
       : call_(call), s_(call.weights->input, call.weights->hidden), clock_{call.steps, call.reverse, call.lengths},
         plan_(make_plan(call.steps, call.batch, s_.input + s_.hidden, C::kGates * s_.padded, s_.groups, kPhaseCount<C>)) {
     shared_ = plan_.axis == Axis::kUnits;
-    chunks_ = shared_ ? 1 : plan_.threads * ceil_div(call.batch, plan_.threads * kChunkRows);
+    chunks_ = shared_ ? 1 : larger<Index>(1, plan_.threads * ceil_div(call.batch, plan_.threads * kChunkRows));
     chunk_rows_ = ceil_div(call.batch, chunks_);
     block_steps_ = larger<Index>(1, smaller<Index>(call.steps, kBlockRows / larger<Index>(1, chunk_rows_)));
     blocks_ = ceil_div(call.steps, block_steps_);

@@ -1,0 +1,82 @@
+"""Fixtures and helpers that all tests share: every kernel set of the machine, one table of tolerances."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ostinato as ost
+from ostinato import _core, reference
+
+# Relative to the largest value of an array, per element. float32 sums of up to ~100 terms over ~20 steps stay below 2e-6.
+TOLERANCE = {np.dtype(np.float32): 5e-6, np.dtype(np.float64): 1e-13}
+CELLS = ("rnn_tanh", "rnn_relu", "lstm", "lstm_peephole", "gru", "gru_reset_before")
+GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "lstm_peephole": 4, "gru": 3, "gru_reset_before": 3}
+
+
+@pytest.fixture(params=_core.supported_kernels())
+def kernel_set(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test on every kernel set that the machine has."""
+    before = _core.kernels()
+    ost.use_kernels(request.param)
+    yield request.param
+    ost.use_kernels(before)
+
+
+@pytest.fixture()
+def threads() -> Iterator[None]:
+    """Restores the number of threads."""
+    before = ost.get_num_threads()
+    yield
+    ost.set_num_threads(before)
+
+
+def assert_close(got: Any, want: Any, name: str = "", scale: float = 1.0) -> None:
+    """Within the tolerance of got's dtype."""
+    got, want = np.asarray(got), np.asarray(want)
+    assert got.shape == want.shape, f"{name}: {got.shape} against {want.shape}"
+    if got.size == 0:
+        return
+    limit = TOLERANCE[got.dtype] * scale * max(float(np.abs(want).max()), 1e-3)
+    error = float(np.abs(got - want).max())
+    assert error <= limit, f"{name}: error {error:.3g} above {limit:.3g}"
+
+
+def random_weights(cell: str, inputs: int, hidden: int, rng: np.random.Generator) -> reference.Weights:
+    """float64 weights of the usual size; a ReLU network's are halved so that h stays bounded."""
+    rows, bound = GATES[cell] * hidden, (0.5 if cell == "rnn_relu" else 1.0) / np.sqrt(hidden)
+
+    def draw(*shape: int) -> Any:
+        return rng.uniform(-bound, bound, shape)
+
+    peephole = draw(3, hidden) if cell == "lstm_peephole" else None
+    return reference.Weights(draw(rows, inputs), draw(rows, hidden), draw(rows), draw(rows), peephole)
+
+
+def cast(weights: reference.Weights, dtype: Any) -> list[Any]:
+    """weight_ih, weight_hh, bias_ih, bias_hh, weight_peephole in a dtype."""
+    w = (weights.weight_ih, weights.weight_hh, weights.bias_ih, weights.bias_hh, weights.weight_peephole)
+    return [None if a is None else a.astype(dtype) for a in w]
+
+
+def packed(cell: str, weights: list[Any], reverse: bool = False) -> ost.functional.Packed:
+    """Packed weights of one layer."""
+    return ost.functional.Packed(cell, weights, reverse)
+
+
+def numeric_gradient(f: Any, x: Any, eps: float = 1e-6) -> Any:
+    """Central differences of a scalar function with respect to x, which f reads in place."""
+    g = np.zeros_like(x)
+    flat, out = x.reshape(-1), g.reshape(-1)
+    for i in range(flat.size):
+        keep = flat[i]
+        flat[i] = keep + eps
+        up = f()
+        flat[i] = keep - eps
+        down = f()
+        flat[i] = keep
+        out[i] = (up - down) / (2 * eps)
+    return g

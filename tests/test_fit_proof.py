@@ -1,0 +1,68 @@
+"""The proof that the contract of a cell fits: every kind of cell as a struct, on the plain float64 path, gradient-checked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import CELLS, numeric_gradient
+
+from ostinato import _core, reference
+
+T, B, I, H, P = 4, 3, 2, 5, 3
+
+
+def problem(cell: str) -> tuple[dict[str, Any], tuple[int, int, int, int, int], Any, Any]:
+    gates, params, _, recurrent, projected = _core.plain_cells()[cell]
+    rng = np.random.default_rng(3)
+    width = P if projected else H
+    shapes = {
+        "weight_ih": (gates * H, I),
+        "weight_hh": (gates * H if recurrent else 0, width),
+        "bias_ih": (gates * H,),
+        "bias_hh": (gates * H if recurrent else 0,),
+        "params": (params, H),
+        "projection": (P, H) if projected else (0,),
+        "x": (T, B, I),
+        "h0": (B, width),
+        "c0": (B, H),
+    }
+    arrays: dict[str, Any] = {n: rng.normal(size=s) * 0.7 for n, s in shapes.items()}
+    arrays["noise"] = rng.uniform(size=(T, B, H))
+    return arrays, (T, B, I, H, width), rng.normal(size=(T, B, width)), rng.normal(size=(B, H))
+
+
+@pytest.mark.parametrize("cell", sorted(_core.plain_cells()))
+def test_gradients_against_finite_differences(cell: str) -> None:
+    arrays, sizes, dy, dc = problem(cell)
+
+    def loss() -> float:
+        y, cn, _ = _core.plain_run(cell, *sizes, arrays, dy, dc)
+        return float((y * dy.ravel()).sum() + (cn * dc.ravel()[: cn.size]).sum())
+
+    _, _, grads = _core.plain_run(cell, *sizes, arrays, dy, dc)
+    names = [n for n in grads if arrays[n].size and (n != "c0" or _core.plain_cells()[cell][2] > 1)]
+    assert {"weight_ih", "bias_ih", "x", "h0"} <= set(names)
+    for name in names:
+        numeric = numeric_gradient(loss, arrays[name]).ravel()
+        np.testing.assert_allclose(grads[name], numeric, rtol=1e-6, atol=1e-8, err_msg=f"{cell}: d{name}")
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_plain_path_against_the_reference(cell: str) -> None:
+    arrays, sizes, dy, dc = problem(cell)
+    w = reference.Weights(*(arrays[n] for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")), arrays["params"] if cell == "lstm_peephole" else None)
+    run = reference.forward(cell, arrays["x"], w, arrays["h0"], arrays["c0"])
+    g = reference.backward(run, dy, None, dc if "lstm" in cell else None)
+    y, _, grads = _core.plain_run(cell, *sizes, arrays, dy, dc)
+    np.testing.assert_allclose(y, run.y.ravel(), rtol=1e-12, atol=1e-14)
+    for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+        np.testing.assert_allclose(grads[name], getattr(g.weights, name).ravel(), rtol=1e-10, atol=1e-12, err_msg=name)
+    np.testing.assert_allclose(grads["x"], g.x.ravel(), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(grads["h0"], g.h0.ravel(), rtol=1e-10, atol=1e-12)
+
+
+def test_the_proof_covers_every_kind_of_cell() -> None:
+    kinds = {"rnn_tanh", "lstm", "gru", "gru_reset_before", "lstm_layer_norm", "lstm_projected", "zoneout_gru", "zoneout_lstm", "min_gru"}
+    assert kinds <= set(_core.plain_cells())
