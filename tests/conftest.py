@@ -26,7 +26,7 @@ def kernel_set(request: pytest.FixtureRequest) -> Iterator[str]:
     ost.use_kernels(before)
 
 
-@pytest.fixture()
+@pytest.fixture
 def threads() -> Iterator[None]:
     """Restores the number of threads."""
     before = ost.get_num_threads()

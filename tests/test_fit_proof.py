@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CELLS, numeric_gradient
 
+from conftest import CELLS, numeric_gradient
 from ostinato import _core, reference
 
 T, B, I, H, P = 4, 3, 2, 5, 3

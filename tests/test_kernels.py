@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CELLS, assert_close, cast, packed, random_weights
 
 import ostinato as ost
+from conftest import CELLS, assert_close, cast, packed, random_weights
 from ostinato import _core, reference
 
 DTYPES = [np.float32, np.float64]

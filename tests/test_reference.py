@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import CELLS, numeric_gradient, random_weights
 
+from conftest import CELLS, numeric_gradient, random_weights
 from ostinato import reference
 
 

@@ -201,9 +201,8 @@ class _Contender:
 
 
 def _compare(ours: dict[str, Array], theirs: dict[str, Array], name: str, case: Case) -> float:
-    worst = 0.0
-    for key, value in theirs.items():
-        worst = max(worst, float(np.abs(ours[key] - value).max() / max(float(np.abs(value).max()), 1e-30)))
+    errors = [np.abs(ours[key] - value).max() / max(float(np.abs(value).max()), 1e-30) for key, value in theirs.items()]
+    worst = float(np.max(errors))  # NaN stays
     if not worst <= TOLERANCE:
         raise ValueError(f"{case.name}: expected answers within {TOLERANCE} of {name}, got {worst:.2g}")
     return worst

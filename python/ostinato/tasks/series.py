@@ -88,9 +88,10 @@ def find_season(values: Array, longest: int = 400) -> int:
     dip = int(np.argmax(acf < 0.1)) if (acf < 0.1).any() else 0
     if not dip or dip >= longest:
         return 1
-    # The first lag that is about as good as the best: a multiple of the season is no better than the season itself.
+    # The first peak that is about as good as the highest: a multiple of the season is no better than the season itself.
     best = acf[dip:].max()
-    return dip + int(np.argmax(acf[dip:] >= 0.9 * best)) if best > 0.2 else 1
+    peaks = [k for k in range(dip, longest) if acf[k] >= 0.9 * best and acf[k - 1] <= acf[k] >= acf[k + 1]]
+    return peaks[0] if best > 0.2 and peaks else 1
 
 
 def _features(scaled: Array, season: int) -> Array:

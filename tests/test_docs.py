@@ -1,0 +1,37 @@
+"""The examples in the docstrings and in the README run and print what they say."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ostinato
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted(m.name for m in pkgutil.walk_packages(ostinato.__path__, "ostinato.") if not m.name.endswith(("_core", "__main__")))
+
+
+@pytest.mark.parametrize("name", ["ostinato", *MODULES])
+def test_docstrings(name: str) -> None:
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.failed == 0
+
+
+@pytest.mark.parametrize("name", ["functional", "nn", "losses", "optim", "data", "train", "safetensors", "reference"])
+def test_everything_public_is_documented(name: str) -> None:
+    module = importlib.import_module(f"ostinato.{name}")
+    for public in module.__all__:
+        assert (getattr(module, public).__doc__ or "").strip() or not callable(getattr(module, public)), public
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name)
+def test_python_in_the_documents(path: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.S):
+        exec(compile(block, path.name, "exec"), {"__name__": "readme"})

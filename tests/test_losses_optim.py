@@ -1,0 +1,153 @@
+"""Losses against finite differences, masks, schedules, clipping, optimisers on a quadratic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ostinato as ost
+from conftest import numeric_gradient
+from ostinato import losses, nn, optim
+
+LOSSES: dict[str, Any] = {
+    "mse": (losses.MSE(), lambda d: d * d),
+    "mae": (losses.MAE(), np.abs),
+    "huber": (losses.Huber(0.7), lambda d: np.where(abs(d) <= 0.7, d * d / 2, 0.7 * (abs(d) - 0.35))),
+}
+
+
+@pytest.mark.parametrize("lengths", [None, [4, 0, 2]])
+@pytest.mark.parametrize("name", [*LOSSES, "bce"])
+def test_elementwise_losses(name: str, lengths: Any) -> None:
+    rng = np.random.default_rng(0)
+    y, target = rng.normal(size=(4, 3, 2)), rng.uniform(0, 1, (4, 3, 2))
+    loss = losses.BinaryCrossEntropy() if name == "bce" else LOSSES[name][0]
+    on = np.ones((4, 3), bool) if lengths is None else np.arange(4)[:, None] < lengths
+    value, dy = loss(y, target, lengths)
+    if name == "bce":
+        p = 1 / (1 + np.exp(-y))
+        terms = -(target * np.log(p) + (1 - target) * np.log(1 - p))
+    else:
+        terms = LOSSES[name][1](y - target)
+    assert np.isclose(value, terms[on].mean())
+    np.testing.assert_allclose(dy, numeric_gradient(lambda: loss(y, target, lengths)[0], y), rtol=1e-5, atol=1e-8)
+    y[~on] = np.nan
+    again, dnan = loss(y, target, lengths)
+    assert again == value
+    assert (dnan[~on] == 0).all()
+    flipped = type(loss)(**({"delta": 0.7} if name == "huber" else {}), batch_first=True)
+    assert np.isclose(flipped(y.swapaxes(0, 1), target.swapaxes(0, 1), lengths)[0], value)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_cross_entropy(dtype: Any, smoothing: float, kernel_set: str) -> None:
+    rng = np.random.default_rng(0)
+    y, target = (4 * rng.normal(size=(5, 3, 37))).astype(dtype), rng.integers(0, 37, (5, 3))
+    target[1, 2], lengths = -7, [5, 2, 4]
+    loss = losses.CrossEntropy(ignore_index=-7, label_smoothing=smoothing)
+    value, dy = loss(y, target, lengths)
+    on = (np.arange(5)[:, None] < lengths) & (target != -7)
+    wide = y.astype(np.float64)
+    log_p = wide - np.log(np.exp(wide).sum(-1, keepdims=True))
+    picked = np.take_along_axis(log_p, np.where(on, target, 0)[..., None], 2)[..., 0]
+    want = -((1 - smoothing) * picked + smoothing * log_p.mean(-1))[on].mean()
+    assert np.isclose(value, want, rtol=1e-6 if dtype == np.float32 else 1e-12)
+    goal = (1 - smoothing) * np.eye(37)[np.where(on, target, 0)] + smoothing / 37
+    np.testing.assert_allclose(dy, np.where(on[..., None], np.exp(log_p) - goal, 0) / on.sum(), atol=1e-7 if dtype == np.float32 else 1e-15)
+
+
+def test_cross_entropy_at_the_edges(kernel_set: str) -> None:
+    y = np.array([[1e4, -1e4, 0.0], [np.nan, 0, 0]], np.float32)
+    value, dy = losses.CrossEntropy()(y, np.array([0, -100]))
+    assert value == 0
+    assert abs(dy).max() < 2e-38  # exp does not go below its clamp
+    assert losses.CrossEntropy()(y[:1], np.array([1]))[0] == pytest.approx(2e4)
+    assert np.isnan(losses.CrossEntropy()(y[1:], np.array([1]))[0])
+    assert losses.CrossEntropy()(y, np.array([-100, -100]))[0] == 0
+    assert losses.CrossEntropy()(np.zeros((0, 4)), np.zeros(0, int))[0] == 0
+
+
+def test_schedules() -> None:
+    assert [optim.Exponential(1.0, factor=0.5)(s) for s in range(3)] == [1, 0.5, 0.25]
+    cosine = optim.Cosine(2.0, steps=100, final=0.5)
+    assert [cosine(0), cosine(50), cosine(100), cosine(1000)] == [2, 1.25, 0.5, 0.5]
+    warm = optim.Warmup(cosine, steps=10)
+    assert np.allclose([warm(0), warm(9), warm(10), warm(60)], [0.2, 2, 2, 1.25])
+    plateau = optim.ReduceOnPlateau(1.0, factor=0.1, patience=0, min_delta=0.1, minimum=0.05)
+    for value in (5, 4.95):
+        plateau.observe(value)
+    assert plateau(0) == pytest.approx(0.1)
+    twin = optim.ReduceOnPlateau(1.0, factor=0.1, patience=0, min_delta=0.1, minimum=0.05)
+    twin.load_state_dict(plateau.state_dict())
+    for s in (plateau, twin):
+        s.observe(4.95)
+    assert plateau(0) == twin(0) == 0.05
+    inner = optim.ReduceOnPlateau(1.0, factor=0.5, patience=0)
+    outer = optim.Warmup(inner, steps=1)
+    outer.observe(1)
+    outer.observe(2)
+    assert outer(5) == 0.5
+    assert outer.state_dict() == inner.state_dict()
+
+
+def test_clipping() -> None:
+    model = nn.Sequential(nn.Linear(2, 3, rng=0), nn.Linear(3, 1, rng=0))
+    pullback = model.vjp(np.ones((4, 2), np.float32))[1]
+    pullback(np.full((4, 1), 100, np.float32))
+    exact = np.sqrt((model.flat_grads.astype(np.float64) ** 2).sum())
+    assert optim.global_norm(model) == pytest.approx(exact)
+    assert optim.clip_by_norm(model, 1e9) == pytest.approx(exact)
+    assert optim.clip_by_norm(model, 2.0) == pytest.approx(exact)
+    assert optim.global_norm(model) == pytest.approx(2, rel=1e-6)
+    optim.clip_by_value(model, 0.01)
+    assert abs(model.flat_grads).max() == np.float32(0.01)
+    grads = model._writable_grads()
+    grads["0.bias"][0] = np.nan
+    assert np.isnan(optim.global_norm(model))
+
+
+@pytest.mark.parametrize("make", [lambda: optim.SGD(0.1), lambda: optim.SGD(0.05, momentum=0.9), lambda: optim.SGD(0.05, momentum=0.9, nesterov=True), lambda: optim.RMSprop(0.02), lambda: optim.Adam(0.1), lambda: optim.AdamW(0.1, weight_decay=0)])
+def test_optimisers_find_the_line_and_resume(make: Any) -> None:
+    x = np.random.default_rng(0).normal(size=(50, 3))
+    target = x @ np.array([[1.0], [-2.0], [0.5]]) + 3
+
+    def steps(model: Any, optimizer: Any, n: int) -> None:
+        for _ in range(n):
+            y, pullback = model.vjp(x)
+            model.zero_grad()
+            pullback(losses.MSE()(y, target)[1])
+            optimizer.step(model)
+
+    model, optimizer = nn.Linear(3, 1, dtype=np.float64, rng=0), make()
+    steps(model, optimizer, 150)
+    saved, state = model.state_dict(), optimizer.state_dict()
+    steps(model, optimizer, 150)
+    np.testing.assert_allclose(model.parameters()["weight"][0], [1, -2, 0.5], atol=0.02)
+    twin, other = nn.Linear(3, 1, dtype=np.float64), make()
+    twin.load_state_dict(saved)
+    other.load_state_dict(state)
+    steps(twin, other, 150)
+    assert np.array_equal(twin.flat, model.flat)
+
+
+def test_an_optimiser_refuses_another_model() -> None:
+    optimizer = optim.Adam()
+    optimizer.step(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="model: expected the one"):
+        optimizer.step(nn.Linear(40, 2))
+    with pytest.raises(KeyError, match="momentum"):
+        optimizer.load_state_dict({"steps": 0, "schedule": {}, "buffers": {"momentum": np.zeros(3)}})
+
+
+def test_a_loss_of_your_own() -> None:
+    class Sum(losses.Loss):
+        def parts(self, y: Any, target: Any, lengths: Any = None, *, gradient: bool = True) -> Any:
+            return float(y.sum()), 1, np.ones_like(y)
+
+    assert Sum()(np.ones(3), None)[0] == 3
+    with pytest.raises(TypeError, match="Loss does not define parts"):
+        losses.Loss()(np.ones(3), np.ones(3))
+    assert ost.losses is losses

