@@ -16,7 +16,10 @@ X = np.zeros((5, 2, 3), F)
 
 def weights(gates: int = 4, inputs: int = 3, hidden: int = 4, dtype: Any = F) -> list[Any]:
     rng = np.random.default_rng(0)
-    return [rng.normal(size=s).astype(dtype) for s in ((gates * hidden, inputs), (gates * hidden, hidden), (gates * hidden,), (gates * hidden,))]
+    return [
+        rng.normal(size=s).astype(dtype)
+        for s in ((gates * hidden, inputs), (gates * hidden, hidden), (gates * hidden,), (gates * hidden,))
+    ]
 
 
 def misaligned(shape: tuple[int, ...]) -> Any:
@@ -40,90 +43,294 @@ def out_of(x: Any) -> Any:
 CASES: dict[str, tuple[Any, type[Exception], str]] = {
     # what is not an array, or of another dtype or byte order
     "list": (lambda: call([[[1.0]]]), TypeError, "x: expected a numpy.ndarray, got list"),
-    "float64 x": (lambda: call(X.astype(np.float64)), TypeError, "x: expected dtype float32, got float64; use x.astype(np.float32)"),
+    "float64 x": (
+        lambda: call(X.astype(np.float64)),
+        TypeError,
+        "x: expected dtype float32, got float64; use x.astype(np.float32)",
+    ),
     "integer x": (lambda: call(X.astype(np.int64)), TypeError, "x: expected dtype float32, got int64"),
-    "float16 weights": (lambda: call(w=weights(dtype=np.float16)), TypeError, "dtype: expected float32 or float64, got float16"),
-    "big-endian x": (lambda: call(X.astype(">f4")), TypeError, "x: expected native byte order, got dtype >f4; use x.astype(np.float32)"),
-    "mixed weights": (lambda: call(w=[*weights()[:1], weights(dtype=np.float64)[1]]), TypeError, "weight_hh_l0: expected dtype float32, got float64"),
+    "float16 weights": (
+        lambda: call(w=weights(dtype=np.float16)),
+        TypeError,
+        "dtype: expected float32 or float64, got float16",
+    ),
+    "big-endian x": (
+        lambda: call(X.astype(">f4")),
+        TypeError,
+        "x: expected native byte order, got dtype >f4; use x.astype(np.float32)",
+    ),
+    "mixed weights": (
+        lambda: call(w=[*weights()[:1], weights(dtype=np.float64)[1]]),
+        TypeError,
+        "weight_hh_l0: expected dtype float32, got float64",
+    ),
     "object x": (lambda: call(X.astype(object)), TypeError, "x: expected dtype float32, got object"),
     # rank and extent
     "rank": (lambda: call(np.zeros((5, 3), F)), ValueError, "x: expected 3 axes, got shape (5, 3)"),
-    "inputs": (lambda: call(np.zeros((5, 2, 7), F)), ValueError, "x: expected shape (T, B, I) = (*, *, 3), got (5, 2, 7)"),
-    "weight_ih": (lambda: call(w=[np.zeros((15, 3), F), *weights()[1:]]), ValueError, "weight_ih_l0: expected shape (4*H, I) = (16, 3), got (15, 3)"),
-    "weight_hh": (lambda: call(w=[weights()[0], np.zeros((16, 5), F)]), ValueError, "weight_hh: expected shape (4*H, H), got (16, 5)"),
-    "bias": (lambda: call(w=[*weights()[:2], np.zeros(4, F)]), ValueError, "bias_ih_l0: expected shape (4*H,) = (16,), got (4,)"),
-    "peephole": (lambda: call(weight_peephole=np.zeros((4, 3), F)), ValueError, "weight_peephole_l0: expected shape (gates, H) = (3, 4), got (4, 3)"),
+    "inputs": (
+        lambda: call(np.zeros((5, 2, 7), F)),
+        ValueError,
+        "x: expected shape (T, B, I) = (*, *, 3), got (5, 2, 7)",
+    ),
+    "weight_ih": (
+        lambda: call(w=[np.zeros((15, 3), F), *weights()[1:]]),
+        ValueError,
+        "weight_ih_l0: expected shape (4*H, I) = (16, 3), got (15, 3)",
+    ),
+    "weight_hh": (
+        lambda: call(w=[weights()[0], np.zeros((16, 5), F)]),
+        ValueError,
+        "weight_hh: expected shape (4*H, H), got (16, 5)",
+    ),
+    "bias": (
+        lambda: call(w=[*weights()[:2], np.zeros(4, F)]),
+        ValueError,
+        "bias_ih_l0: expected shape (4*H,) = (16,), got (4,)",
+    ),
+    "peephole": (
+        lambda: call(weight_peephole=np.zeros((4, 3), F)),
+        ValueError,
+        "weight_peephole_l0: expected shape (gates, H) = (3, 4), got (4, 3)",
+    ),
     "h0": (lambda: call(h0=np.zeros((3, 4), F)), ValueError, "h0: expected shape (1, B, H) = (1, 2, 4), got (1, 3, 4)"),
-    "no inputs": (lambda: call(np.zeros((5, 2, 0), F), w=weights(inputs=0)), ValueError, "weight_ih: expected at least one input"),
+    "no inputs": (
+        lambda: call(np.zeros((5, 2, 0), F), w=weights(inputs=0)),
+        ValueError,
+        "weight_ih: expected at least one input",
+    ),
     "no units": (lambda: call(w=weights(hidden=0)), ValueError, "weight_hh: expected shape (4*H, H), got (0, 0)"),
     # memory
-    "misaligned": (lambda: call(misaligned((5, 2, 3))), ValueError, "x: expected memory and strides aligned to the item size of 4 bytes"),
-    "last axis": (lambda: call(np.zeros((5, 3, 2), F).transpose(0, 2, 1)), ValueError, "x: expected unit stride on the last axis, got strides (24, 4, 8) bytes; use np.ascontiguousarray(x)"),
-    "weight strides": (lambda: call(w=[np.zeros((3, 16), F).T, *weights()[1:]]), ValueError, "weight_ih_l0: expected a C-contiguous array"),
-    "out overlaps": (lambda: call(**out_of(X)), ValueError, "out: expected memory of its own, got an array that overlaps x"),
-    "out read-only": (lambda: call(out=np.broadcast_to(np.zeros(4, F), (5, 2, 4))), ValueError, "out: expected a writable array, got a read-only one"),
-    "out shape": (lambda: call(out=np.zeros((5, 2, 5), F)), ValueError, "out: expected shape (T, B, D*H) = (5, 2, 4), got (5, 2, 5)"),
+    "misaligned": (
+        lambda: call(misaligned((5, 2, 3))),
+        ValueError,
+        "x: expected memory and strides aligned to the item size of 4 bytes",
+    ),
+    "last axis": (
+        lambda: call(np.zeros((5, 3, 2), F).transpose(0, 2, 1)),
+        ValueError,
+        "x: expected unit stride on the last axis, got strides (24, 4, 8) bytes; use np.ascontiguousarray(x)",
+    ),
+    "weight strides": (
+        lambda: call(w=[np.zeros((3, 16), F).T, *weights()[1:]]),
+        ValueError,
+        "weight_ih_l0: expected a C-contiguous array",
+    ),
+    "out overlaps": (
+        lambda: call(**out_of(X)),
+        ValueError,
+        "out: expected memory of its own, got an array that overlaps x",
+    ),
+    "out read-only": (
+        lambda: call(out=np.broadcast_to(np.zeros(4, F), (5, 2, 4))),
+        ValueError,
+        "out: expected a writable array, got a read-only one",
+    ),
+    "out shape": (
+        lambda: call(out=np.zeros((5, 2, 5), F)),
+        ValueError,
+        "out: expected shape (T, B, D*H) = (5, 2, 4), got (5, 2, 5)",
+    ),
     "out dtype": (lambda: call(out=np.zeros((5, 2, 4))), TypeError, "out: expected dtype float32, got float64"),
     # lengths
     "lengths NaN": (lambda: call(lengths=[1.0, np.nan]), ValueError, "lengths: expected whole numbers, got NaN"),
     "lengths float": (lambda: call(lengths=[1.0, 2.0]), TypeError, "lengths: expected an integer dtype, got float64"),
-    "lengths long": (lambda: call(lengths=[5, 6]), ValueError, "lengths: expected values from 0 to T = 5, got 6 at b = 1"),
-    "lengths negative": (lambda: call(lengths=[-1, 5]), ValueError, "lengths: expected values from 0 to T = 5, got -1 at b = 0"),
+    "lengths long": (
+        lambda: call(lengths=[5, 6]),
+        ValueError,
+        "lengths: expected values from 0 to T = 5, got 6 at b = 1",
+    ),
+    "lengths negative": (
+        lambda: call(lengths=[-1, 5]),
+        ValueError,
+        "lengths: expected values from 0 to T = 5, got -1 at b = 0",
+    ),
     "lengths shape": (lambda: call(lengths=[5]), ValueError, "lengths: expected shape (B,) = (2,), got (1,)"),
     # packed weights
-    "packed and more": (lambda: call(w=[ost.functional.pack("lstm", *weights()), weights()[1]]), TypeError, "weight_ih: expected no further weights beside packed ones"),
-    "packed for another": (lambda: ost.functional.gru(X, ost.functional.pack("lstm", *weights())), ValueError, "weight_ih: expected weights packed for gru, got lstm"),
-    "family": (lambda: ost.functional.pack("cnn", *weights()), ValueError, "family: expected one of 'rnn', 'lstm', 'gru', got 'cnn'"),
+    "packed and more": (
+        lambda: call(w=[ost.functional.pack("lstm", *weights()), weights()[1]]),
+        TypeError,
+        "weight_ih: expected no further weights beside packed ones",
+    ),
+    "packed for another": (
+        lambda: ost.functional.gru(X, ost.functional.pack("lstm", *weights())),
+        ValueError,
+        "weight_ih: expected weights packed for gru, got lstm",
+    ),
+    "family": (
+        lambda: ost.functional.pack("cnn", *weights()),
+        ValueError,
+        "family: expected one of 'rnn', 'lstm', 'gru', got 'cnn'",
+    ),
     # layers
     "sizes": (lambda: ost.nn.LSTM(0, 4), ValueError, "input_size: expected a whole number of at least 1, got 0"),
     "size type": (lambda: ost.nn.LSTM(3.5, 4), TypeError, "input_size: expected a whole number, got 3.5"),  # type: ignore[arg-type]
-    "size bool": (lambda: ost.nn.LSTM(3, True), ValueError, "hidden_size: expected a whole number of at least 1, got True"),
+    "size bool": (
+        lambda: ost.nn.LSTM(3, True),
+        ValueError,
+        "hidden_size: expected a whole number of at least 1, got True",
+    ),
     "layers": (lambda: ost.nn.GRU(3, 4, 0), ValueError, "num_layers: expected a whole number of at least 1, got 0"),
     "dropout": (lambda: ost.nn.GRU(3, 4, dropout=1.0), ValueError, "dropout: expected a number in [0, 1), got 1.0"),
     "dtype": (lambda: ost.nn.RNN(3, 4, dtype=np.int32), TypeError, "dtype: expected float32 or float64, got int32"),
-    "rng": (lambda: ost.nn.RNN(3, 4, rng="x"), TypeError, "rng: expected a seed (a whole number of at least 0) or a numpy.random.Generator, got 'x'"),  # type: ignore[arg-type]
-    "nonlinearity": (lambda: ost.nn.RNN(3, 4, nonlinearity="sin"), ValueError, "nonlinearity: expected one of 'tanh', 'relu', got 'sin'"),
-    "layer x": (lambda: layer()(np.zeros((5, 2, 9), F)), ValueError, "x: expected shape (T, B, I) = (*, *, 3), got (5, 2, 9)"),
-    "layer x batch first": (lambda: layer(batch_first=True)(np.zeros((5, 2, 9), F)), ValueError, "x: expected shape (B, T, I) = (*, *, 3), got (5, 2, 9)"),
+    "rng": (
+        lambda: ost.nn.RNN(3, 4, rng="x"),
+        TypeError,
+        "rng: expected a seed (a whole number of at least 0) or a numpy.random.Generator, got 'x'",
+    ),  # type: ignore[arg-type]
+    "nonlinearity": (
+        lambda: ost.nn.RNN(3, 4, nonlinearity="sin"),
+        ValueError,
+        "nonlinearity: expected one of 'tanh', 'relu', got 'sin'",
+    ),
+    "layer x": (
+        lambda: layer()(np.zeros((5, 2, 9), F)),
+        ValueError,
+        "x: expected shape (T, B, I) = (*, *, 3), got (5, 2, 9)",
+    ),
+    "layer x batch first": (
+        lambda: layer(batch_first=True)(np.zeros((5, 2, 9), F)),
+        ValueError,
+        "x: expected shape (B, T, I) = (*, *, 3), got (5, 2, 9)",
+    ),
     "layer x rank": (lambda: layer()(np.zeros(3, F)), ValueError, "x: expected 2 or 3 axes, got shape (3,)"),
     "layer dtype": (lambda: layer()(X.astype(np.float64)), TypeError, "x: expected dtype float32, got float64"),
     "state one": (lambda: layer()(X, np.zeros((1, 2, 4), F)), TypeError, "state: expected a pair (h, c), got ndarray"),
     "state pair": (lambda: ost.nn.GRU(3, 4)(X, (X, X)), TypeError, "state: expected one array h, got a tuple"),
-    "state shape": (lambda: layer()(X, (np.zeros((1, 3, 4), F),) * 2), ValueError, "h0: expected shape (1, B, H) = (1, 2, 4), got (1, 3, 4)"),
-    "state layers": (lambda: layer(num_layers=2)(X, (np.zeros((1, 2, 4), F),) * 2), ValueError, "h0: expected shape (L*D, B, H) = (2, 2, 4), got (1, 2, 4)"),
-    "state dtype": (lambda: layer()(X, (np.zeros((1, 2, 4)),) * 2), TypeError, "h0: expected dtype float32, got float64"),
-    "dy shape": (lambda: layer().vjp(X)[1](np.zeros((5, 2, 5), F)), ValueError, "dy: expected shape (T, B, D*H) = (5, 2, 4), got (5, 2, 5)"),
-    "dstate shape": (lambda: layer().vjp(X)[1](None, (np.zeros((1, 2, 5), F), None)), ValueError, "dh_n: expected shape (1, B, H) = (1, 2, 4), got (1, 2, 5)"),
-    "forget bias": (lambda: ost.nn.GRU(3, 4).initialize(forget_bias=1.0), ValueError, "forget_bias: expected an LSTM, got GRU"),
-    "init name": (lambda: layer().initialize("he"), ValueError, "input, recurrent: expected one of 'glorot', 'identity', 'orthogonal', 'uniform', 'zeros', got 'he'"),
+    "state shape": (
+        lambda: layer()(X, (np.zeros((1, 3, 4), F),) * 2),
+        ValueError,
+        "h0: expected shape (1, B, H) = (1, 2, 4), got (1, 3, 4)",
+    ),
+    "state layers": (
+        lambda: layer(num_layers=2)(X, (np.zeros((1, 2, 4), F),) * 2),
+        ValueError,
+        "h0: expected shape (L*D, B, H) = (2, 2, 4), got (1, 2, 4)",
+    ),
+    "state dtype": (
+        lambda: layer()(X, (np.zeros((1, 2, 4)),) * 2),
+        TypeError,
+        "h0: expected dtype float32, got float64",
+    ),
+    "dy shape": (
+        lambda: layer().vjp(X)[1](np.zeros((5, 2, 5), F)),
+        ValueError,
+        "dy: expected shape (T, B, D*H) = (5, 2, 4), got (5, 2, 5)",
+    ),
+    "dstate shape": (
+        lambda: layer().vjp(X)[1](None, (np.zeros((1, 2, 5), F), None)),
+        ValueError,
+        "dh_n: expected shape (1, B, H) = (1, 2, 4), got (1, 2, 5)",
+    ),
+    "forget bias": (
+        lambda: ost.nn.GRU(3, 4).initialize(forget_bias=1.0),
+        ValueError,
+        "forget_bias: expected an LSTM, got GRU",
+    ),
+    "init name": (
+        lambda: layer().initialize("he"),
+        ValueError,
+        "input, recurrent: expected one of 'glorot', 'identity', 'orthogonal', 'uniform', 'zeros', got 'he'",
+    ),
     "freeze": (lambda: layer().freeze("nothing*"), KeyError, "pattern: expected to match a parameter among"),
-    "linear x": (lambda: ost.nn.Linear(3, 4)(np.zeros((2, 5), F)), ValueError, "x: expected shape (..., 3), got (2, 5)"),
-    "linear dtype": (lambda: ost.nn.Linear(3, 4)(np.zeros((2, 3))), TypeError, "x: expected dtype float32, got float64; use x.astype(np.float32)"),
-    "embedding range": (lambda: ost.nn.Embedding(3, 4)(np.array([0, 3])), ValueError, "x: expected indices from 0 to 2, got 3 at position 1"),
-    "embedding dtype": (lambda: ost.nn.Embedding(3, 4)(np.array([0.5])), TypeError, "x: expected an integer dtype, got float64"),
-    "activation": (lambda: ost.nn.Activation("gelu"), ValueError, "name: expected one of 'tanh', 'sigmoid', 'relu', got 'gelu'"),
+    "linear x": (
+        lambda: ost.nn.Linear(3, 4)(np.zeros((2, 5), F)),
+        ValueError,
+        "x: expected shape (..., 3), got (2, 5)",
+    ),
+    "linear dtype": (
+        lambda: ost.nn.Linear(3, 4)(np.zeros((2, 3))),
+        TypeError,
+        "x: expected dtype float32, got float64; use x.astype(np.float32)",
+    ),
+    "embedding range": (
+        lambda: ost.nn.Embedding(3, 4)(np.array([0, 3])),
+        ValueError,
+        "x: expected indices from 0 to 2, got 3 at position 1",
+    ),
+    "embedding dtype": (
+        lambda: ost.nn.Embedding(3, 4)(np.array([0.5])),
+        TypeError,
+        "x: expected an integer dtype, got float64",
+    ),
+    "activation": (
+        lambda: ost.nn.Activation("gelu"),
+        ValueError,
+        "name: expected one of 'tanh', 'sigmoid', 'relu', got 'gelu'",
+    ),
     "dropout rate": (lambda: ost.nn.Dropout(-0.1), ValueError, "rate: expected a number in [0, 1), got -0.1"),
     "sequential empty": (lambda: ost.nn.Sequential(), ValueError, "layers: expected at least one, got none"),
     "sequential type": (lambda: ost.nn.Sequential(3), TypeError, "layers: expected layers, got int"),  # type: ignore[arg-type]
-    "sequential dtype": (lambda: ost.nn.Sequential(ost.nn.Linear(1, 1), ost.nn.Linear(1, 1, dtype=np.float64)), TypeError, "layers: expected one dtype, got float32 and float64"),
-    "sequential state": (lambda: ost.nn.Sequential(layer())(X, ()), TypeError, "state: expected a tuple with one entry for each of 1 layers, got 0 entries"),
-    "sequential state entry": (lambda: ost.nn.Sequential(ost.nn.Linear(3, 1))(X, (X,)), TypeError, "state[0]: expected None, since Linear has no state"),
-    "linear dstate": (lambda: ost.nn.Linear(3, 4).vjp(X)[1](np.zeros((5, 2, 4), F), 1), TypeError, "dstate: expected None, since Linear has no state"),
+    "sequential dtype": (
+        lambda: ost.nn.Sequential(ost.nn.Linear(1, 1), ost.nn.Linear(1, 1, dtype=np.float64)),
+        TypeError,
+        "layers: expected one dtype, got float32 and float64",
+    ),
+    "sequential state": (
+        lambda: ost.nn.Sequential(layer())(X, ()),
+        TypeError,
+        "state: expected a tuple with one entry for each of 1 layers, got 0 entries",
+    ),
+    "sequential state entry": (
+        lambda: ost.nn.Sequential(ost.nn.Linear(3, 1))(X, (X,)),
+        TypeError,
+        "state[0]: expected None, since Linear has no state",
+    ),
+    "linear dstate": (
+        lambda: ost.nn.Linear(3, 4).vjp(X)[1](np.zeros((5, 2, 4), F), 1),
+        TypeError,
+        "dstate: expected None, since Linear has no state",
+    ),
     "linear no dy": (lambda: ost.nn.Linear(3, 4).vjp(X)[1](), TypeError, "dy: expected an array, got None"),
     # losses and optimisers
-    "target shape": (lambda: ost.losses.MSE()(X, X[:1]), ValueError, "target: expected the shape of y (5, 2, 3), got (1, 2, 3)"),
-    "class range": (lambda: ost.losses.CrossEntropy()(X, np.full((5, 2), 3)), ValueError, "target: expected class numbers from 0 to 2, got 3"),
-    "class shape": (lambda: ost.losses.CrossEntropy()(X, np.zeros((5, 3), int)), ValueError, "target: expected shape (5, 2), that of y without its last axis, got (5, 3)"),
-    "class dtype": (lambda: ost.losses.CrossEntropy()(X, np.zeros((5, 2))), TypeError, "target: expected an integer dtype, got float64"),
-    "loss lengths": (lambda: ost.losses.MSE()(X, X, [9, 1]), ValueError, "lengths: expected values from 0 to T = 5, got 9 at b = 0"),
+    "target shape": (
+        lambda: ost.losses.MSE()(X, X[:1]),
+        ValueError,
+        "target: expected the shape of y (5, 2, 3), got (1, 2, 3)",
+    ),
+    "class range": (
+        lambda: ost.losses.CrossEntropy()(X, np.full((5, 2), 3)),
+        ValueError,
+        "target: expected class numbers from 0 to 2, got 3",
+    ),
+    "class shape": (
+        lambda: ost.losses.CrossEntropy()(X, np.zeros((5, 3), int)),
+        ValueError,
+        "target: expected shape (5, 2), that of y without its last axis, got (5, 3)",
+    ),
+    "class dtype": (
+        lambda: ost.losses.CrossEntropy()(X, np.zeros((5, 2))),
+        TypeError,
+        "target: expected an integer dtype, got float64",
+    ),
+    "loss lengths": (
+        lambda: ost.losses.MSE()(X, X, [9, 1]),
+        ValueError,
+        "lengths: expected values from 0 to T = 5, got 9 at b = 0",
+    ),
     "huber": (lambda: ost.losses.Huber(0), ValueError, "delta: expected a finite number above 0, got 0"),
-    "smoothing": (lambda: ost.losses.CrossEntropy(label_smoothing=1), ValueError, "label_smoothing: expected a number in [0, 1), got 1"),
+    "smoothing": (
+        lambda: ost.losses.CrossEntropy(label_smoothing=1),
+        ValueError,
+        "label_smoothing: expected a number in [0, 1), got 1",
+    ),
     "rate": (lambda: ost.optim.Adam(-1), ValueError, "rate: expected a finite number of at least 0, got -1"),
     "betas": (lambda: ost.optim.Adam(betas=(0.9, 1.0)), ValueError, "betas[1]: expected a number in [0, 1), got 1.0"),
-    "nesterov": (lambda: ost.optim.SGD(0.1, nesterov=True), ValueError, "nesterov: expected momentum above 0 with it, got 0"),
+    "nesterov": (
+        lambda: ost.optim.SGD(0.1, nesterov=True),
+        ValueError,
+        "nesterov: expected momentum above 0 with it, got 0",
+    ),
     "clip": (lambda: ost.optim.clip_by_norm(layer(), 0), ValueError, "max_norm: expected a number above 0, got 0"),
-    "stream": (lambda: ost.data.StreamLoader(np.array([1, 2]), 4, 3), ValueError, "text: expected more than batch_size = 4 elements, got 2"),
-    "loader target": (lambda: ost.data.ArrayLoader(X, X[:, :1]), ValueError, "target: expected a shape that begins with (5, 2), got (5, 1, 3)"),
+    "stream": (
+        lambda: ost.data.StreamLoader(np.array([1, 2]), 4, 3),
+        ValueError,
+        "text: expected more than batch_size = 4 elements, got 2",
+    ),
+    "loader target": (
+        lambda: ost.data.ArrayLoader(X, X[:, :1]),
+        ValueError,
+        "target: expected a shape that begins with (5, 2), got (5, 1, 3)",
+    ),
     "threads": (lambda: ost.set_num_threads(0), ValueError, "n: expected a whole number from 1 to 1024, got 0"),
     "kernels": (lambda: ost.use_kernels("mmx"), ValueError, "name: expected one of the kernel sets"),
 }

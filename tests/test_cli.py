@@ -16,7 +16,14 @@ from ostinato.tasks import bench, corpora, series, text
 
 
 def command(*args: str, cwd: Any, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([sys.executable, "-m", "ostinato", *args], capture_output=True, text=True, cwd=cwd, env={**os.environ, **env}, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "ostinato", *args],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, **env},
+        check=False,
+    )
     assert not check or done.returncode == 0, done.stderr
     return done
 
@@ -25,13 +32,21 @@ def test_info(tmp_path: Any) -> None:
     out = command("info", cwd=tmp_path).stdout
     assert "ostinato 0." in out
     assert "chosen" in out
-    assert set(json.loads(command("info", "--json", cwd=tmp_path).stdout)) >= {"ostinato", "cpu", "kernels", "threads", "packages"}
+    assert set(json.loads(command("info", "--json", cwd=tmp_path).stdout)) >= {
+        "ostinato",
+        "cpu",
+        "kernels",
+        "threads",
+        "packages",
+    }
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: Any) -> Any:
     folder = tmp_path_factory.mktemp("text")
-    done = command("train", "text", "--corpus", "python", "--steps", "24", "--hidden", "48", "--save", "m", "--json", cwd=folder)
+    done = command(
+        "train", "text", "--corpus", "python", "--steps", "24", "--hidden", "48", "--save", "m", "--json", cwd=folder
+    )
     return folder, done
 
 
@@ -48,14 +63,38 @@ def test_train_text(model: Any) -> None:
 @pytest.mark.parametrize("cell", ["gru", "rnn"])
 def test_the_other_cells_and_a_file(cell: str, tmp_path: Any) -> None:
     (tmp_path / "t.txt").write_text("to be or not to be, that is the question. " * 200)
-    figures = json.loads(command("train", "text", "t.txt", "--steps", "60", "--hidden", "32", "--layers", "2", "--cell", cell, "--dropout", "0.1", "--json", cwd=tmp_path).stdout.splitlines()[-1])
+    figures = json.loads(
+        command(
+            "train",
+            "text",
+            "t.txt",
+            "--steps",
+            "60",
+            "--hidden",
+            "32",
+            "--layers",
+            "2",
+            "--cell",
+            cell,
+            "--dropout",
+            "0.1",
+            "--json",
+            cwd=tmp_path,
+        ).stdout.splitlines()[-1]
+    )
     assert figures["valid_bits_per_char"] < 3.5
 
 
 def test_resume_ends_like_one_run(tmp_path: Any) -> None:
     options = ["train", "text", "--corpus", "python", "--hidden", "16", "--steps", "40", "--json"]
     whole = json.loads(command(*options, "--save", "a", cwd=tmp_path).stdout.splitlines()[-1])
-    child = subprocess.Popen([sys.executable, "-m", "ostinato", *options, "--save", "b"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "ostinato", *options, "--save", "b"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert child.stdout is not None
     for line in child.stdout:
         if line.startswith("step"):
@@ -86,9 +125,18 @@ BAD: dict[str, tuple[list[str], str]] = {
     "a folder": (["train", "text", "."], "Is a directory"),
     "one character": (["train", "text", "one.txt"], "FILE: expected at least 1000 characters, got 1 in one.txt"),
     "empty": (["train", "text", "empty.txt"], "FILE: expected at least 1000 characters, got 0 in empty.txt"),
-    "not text": (["train", "text", "binary.txt"], "FILE: expected text in UTF-8, got binary.txt with invalid start byte at byte 0"),
-    "steps": (["train", "text", "--corpus", "python", "--steps", "0"], "--steps: expected a whole number of at least 1, got 0"),
-    "hidden": (["train", "text", "--corpus", "python", "--hidden", "-3"], "--hidden: expected a whole number of at least 1, got -3"),
+    "not text": (
+        ["train", "text", "binary.txt"],
+        "FILE: expected text in UTF-8, got binary.txt with invalid start byte at byte 0",
+    ),
+    "steps": (
+        ["train", "text", "--corpus", "python", "--steps", "0"],
+        "--steps: expected a whole number of at least 1, got 0",
+    ),
+    "hidden": (
+        ["train", "text", "--corpus", "python", "--hidden", "-3"],
+        "--hidden: expected a whole number of at least 1, got -3",
+    ),
     "both": (["train", "text", "one.txt", "--corpus", "python"], "FILE: expected a file or a corpus, got both"),
     "resume": (["train", "text", "--corpus", "python", "--resume"], "--resume: expected --save DIR beside it"),
     "cell": (["train", "text", "--cell", "tcn"], "argument --cell: invalid choice: 'tcn'"),
@@ -105,7 +153,13 @@ BAD: dict[str, tuple[list[str], str]] = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_mistakes_are_one_line(name: str, tmp_path: Any) -> None:
-    for file, content in {"one.txt": b"x", "empty.txt": b"", "binary.txt": b"\xff\xfe\x00" * 999, "words.csv": b"a\nx\ny\n", "short.csv": b"a\n1\n2\n3\n"}.items():
+    for file, content in {
+        "one.txt": b"x",
+        "empty.txt": b"",
+        "binary.txt": b"\xff\xfe\x00" * 999,
+        "words.csv": b"a\nx\ny\n",
+        "short.csv": b"a\n1\n2\n3\n",
+    }.items():
         (tmp_path / file).write_bytes(content)
     for folder, content in {"foreign": b"\x02\0\0\0\0\0\0\0{}", "corrupt": b"garbage garbage garbage"}.items():
         (tmp_path / folder).mkdir()
@@ -145,7 +199,21 @@ def wave(path: Any, n: int = 1200) -> None:
 def test_train_series(tmp_path: Any) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install 'ostinato[data]'")
     wave(tmp_path / "w.csv")
-    done = command("train", "series", "w.csv", "--horizon", "12", "--epochs", "15", "--save", "s", "--plot", "p.png", "--json", cwd=tmp_path)
+    done = command(
+        "train",
+        "series",
+        "w.csv",
+        "--horizon",
+        "12",
+        "--epochs",
+        "15",
+        "--save",
+        "s",
+        "--plot",
+        "p.png",
+        "--json",
+        cwd=tmp_path,
+    )
     figures = json.loads(done.stdout.splitlines()[-1])
     assert (figures["season"], figures["horizon"], figures["column"]) == (24, 12, "value")
     assert figures["mae"] < figures["naive_mae"]
@@ -190,7 +258,12 @@ def test_bench_refuses_wrong_answers() -> None:
 
 def test_a_closed_pipe_is_no_error(model: Any) -> None:
     folder, _ = model
-    child = subprocess.Popen([sys.executable, "-m", "ostinato", "generate", "m", "--length", "20000"], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "ostinato", "generate", "m", "--length", "20000"],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     assert child.stdout is not None
     child.stdout.read(10)
     child.stdout.close()

@@ -14,7 +14,9 @@ import pytest
 import ostinato
 
 ROOT = Path(__file__).parent.parent
-MODULES = sorted(m.name for m in pkgutil.walk_packages(ostinato.__path__, "ostinato.") if not m.name.endswith(("_core", "__main__")))
+MODULES = sorted(
+    m.name for m in pkgutil.walk_packages(ostinato.__path__, "ostinato.") if not m.name.endswith(("_core", "__main__"))
+)
 
 
 @pytest.mark.parametrize("name", ["ostinato", *MODULES])

@@ -20,7 +20,13 @@ from ostinato import nn, safetensors
 
 def tensors() -> dict[str, Any]:
     rng = np.random.default_rng(0)
-    return {"a": rng.normal(size=(3, 4)).astype(np.float32), "b": rng.normal(size=5), "c": np.arange(6, dtype=np.int64).reshape(2, 3), "d": np.zeros((0, 2), np.float16), "e": np.array(True)}
+    return {
+        "a": rng.normal(size=(3, 4)).astype(np.float32),
+        "b": rng.normal(size=5),
+        "c": np.arange(6, dtype=np.int64).reshape(2, 3),
+        "d": np.zeros((0, 2), np.float16),
+        "e": np.array(True),
+    }
 
 
 def test_round_trip(tmp_path: Any) -> None:
@@ -40,7 +46,9 @@ def _umask() -> int:
 
 
 def test_the_reference_implementation_reads_and_writes_the_same(tmp_path: Any) -> None:
-    theirs = pytest.importorskip("safetensors.numpy", reason="safetensors is not installed: pip install 'ostinato[test]'")
+    theirs = pytest.importorskip(
+        "safetensors.numpy", reason="safetensors is not installed: pip install 'ostinato[test]'"
+    )
     safetensors.save(tmp_path / "ours", tensors(), {"k": "v"})
     got = theirs.load_file(tmp_path / "ours")
     assert all(np.array_equal(got[n], v) for n, v in tensors().items())
@@ -62,7 +70,10 @@ BAD = {
     "not json": (file_of(b"{nonsense"), "a header that is not JSON"),
     "a list": (file_of([1, 2]), "a header that is not an object"),
     "dtype": (file_of({"w": {"dtype": "F7", "shape": [1], "data_offsets": [0, 4]}}, b"0000"), "a bad entry for 'w'"),
-    "truncated": (file_of({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, b"0000"), "byte range 0:8 for 'w' of shape (2,) in a body of 4 bytes"),
+    "truncated": (
+        file_of({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, b"0000"),
+        "byte range 0:8 for 'w' of shape (2,) in a body of 4 bytes",
+    ),
     "range": (file_of({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, b"0000"), "byte range 0:4"),
     "negative": (file_of({"w": {"dtype": "F32", "shape": [-1], "data_offsets": [4, 0]}}, b"0000"), "byte range 4:0"),
     "overflow": (file_of({"w": {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 0]}}), "byte range 0:0"),
@@ -86,7 +97,9 @@ def test_corrupt_files(name: str, tmp_path: Any) -> None:
 
 def test_a_foreign_model_is_refused_whole(tmp_path: Any) -> None:
     nn.Linear(2, 2).save(tmp_path / "x")
-    with pytest.raises(KeyError, match=r"missing \['weight_ih_l0'.*unknown \['bias', 'weight'\]|missing .*unknown \['weight', 'bias'\]"):
+    with pytest.raises(
+        KeyError, match=r"missing \['weight_ih_l0'.*unknown \['bias', 'weight'\]|missing .*unknown \['weight', 'bias'\]"
+    ):
         nn.GRU(2, 2).load(tmp_path / "x")
     with pytest.raises(FileNotFoundError):
         nn.GRU(2, 2).load(tmp_path / "nothing")
@@ -98,7 +111,9 @@ def test_a_foreign_model_is_refused_whole(tmp_path: Any) -> None:
 
 
 def run(code: str, *args: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def test_a_killed_save_leaves_the_old_file_whole(tmp_path: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 from conftest import CELLS, numeric_gradient
 from ostinato import _core, reference
 
-T, B, I, H, P = 4, 3, 2, 5, 3
+T, B, I, H, P = 4, 3, 2, 5, 3  # noqa: E741  # the names of the axes
 
 
 def problem(cell: str) -> tuple[dict[str, Any], tuple[int, int, int, int, int], Any, Any]:
@@ -52,7 +52,10 @@ def test_gradients_against_finite_differences(cell: str) -> None:
 @pytest.mark.parametrize("cell", CELLS)
 def test_plain_path_against_the_reference(cell: str) -> None:
     arrays, sizes, dy, dc = problem(cell)
-    w = reference.Weights(*(arrays[n] for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")), arrays["params"] if cell == "lstm_peephole" else None)
+    w = reference.Weights(
+        *(arrays[n] for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")),
+        arrays["params"] if cell == "lstm_peephole" else None,
+    )
     run = reference.forward(cell, arrays["x"], w, arrays["h0"], arrays["c0"])
     g = reference.backward(run, dy, None, dc if "lstm" in cell else None)
     y, _, grads = _core.plain_run(cell, *sizes, arrays, dy, dc)
@@ -64,5 +67,15 @@ def test_plain_path_against_the_reference(cell: str) -> None:
 
 
 def test_the_proof_covers_every_kind_of_cell() -> None:
-    kinds = {"rnn_tanh", "lstm", "gru", "gru_reset_before", "lstm_layer_norm", "lstm_projected", "zoneout_gru", "zoneout_lstm", "min_gru"}
+    kinds = {
+        "rnn_tanh",
+        "lstm",
+        "gru",
+        "gru_reset_before",
+        "lstm_layer_norm",
+        "lstm_projected",
+        "zoneout_gru",
+        "zoneout_lstm",
+        "min_gru",
+    }
     assert kinds <= set(_core.plain_cells())

@@ -38,7 +38,10 @@ def test_golden(case: dict[str, Any], kernel_set: str) -> None:
     if skip:
         pytest.skip(skip)
     op, f = case["op"], np.float32
-    arrays = {k: None if case[k] is None else np.array(case[k], f) for k in ("X", "W", "R", "B", "P", "initial_h", "initial_c")}
+    arrays = {
+        k: None if case[k] is None else np.array(case[k], f)
+        for k in ("X", "W", "R", "B", "P", "initial_h", "initial_c")
+    }
     x, w, r = arrays["X"], arrays["W"], arrays["R"]
     assert x is not None
     assert w is not None
@@ -74,7 +77,9 @@ def test_golden(case: dict[str, Any], kernel_set: str) -> None:
     for name, got in (("Y", np.stack(ys, 1)), ("Y_h", np.stack(hs)), ("Y_c", np.stack(cs) if cs else None)):
         if case.get(name) is not None:
             want = np.array(case[name], f)
-            np.testing.assert_allclose(got, want.reshape(np.shape(got)), rtol=0, atol=max(case["tol"], 1e-6), err_msg=name)
+            np.testing.assert_allclose(
+                got, want.reshape(np.shape(got)), rtol=0, atol=max(case["tol"], 1e-6), err_msg=name
+            )
             compared += 1
     assert compared
 

@@ -13,7 +13,17 @@ from ostinato import _core, reference
 
 DTYPES = [np.float32, np.float64]
 # (T, B, I, H): around the vector lengths (4, 8, 16), row tiles (5), groups of units (64) and blocks (128, 256 rows).
-SIZES = [(1, 1, 1, 1), (2, 3, 2, 3), (5, 4, 7, 15), (3, 6, 16, 16), (4, 5, 17, 33), (7, 2, 1, 65), (3, 41, 9, 20), (130, 2, 3, 8), (3, 300, 2, 5)]
+SIZES = [
+    (1, 1, 1, 1),
+    (2, 3, 2, 3),
+    (5, 4, 7, 15),
+    (3, 6, 16, 16),
+    (4, 5, 17, 33),
+    (7, 2, 1, 65),
+    (3, 41, 9, 20),
+    (130, 2, 3, 8),
+    (3, 300, 2, 5),
+]
 
 
 def native(p: Any, x: Any, h0: Any = None, c0: Any = None, lengths: Any = None, train: bool = False) -> Any:
@@ -22,7 +32,15 @@ def native(p: Any, x: Any, h0: Any = None, c0: Any = None, lengths: Any = None, 
     return p.native.forward(x, *state, lens, False, None, train, 0.0, 0)
 
 
-def check(cell: str, dtype: Any, sizes: tuple[int, int, int, int], *, lengths: Any = None, reverse: bool = False, states: bool = True) -> None:
+def check(
+    cell: str,
+    dtype: Any,
+    sizes: tuple[int, int, int, int],
+    *,
+    lengths: Any = None,
+    reverse: bool = False,
+    states: bool = True,
+) -> None:
     steps, batch, inputs, hidden = sizes
     rng = np.random.default_rng(sum(sizes))
     w = random_weights(cell, inputs, hidden, rng)
@@ -95,7 +113,9 @@ def everything(cell: str, dtype: Any, steps: int, batch: int, size: int, lengths
 
 @pytest.mark.parametrize(("steps", "batch", "size"), [(40, 1, 200), (40, 3, 130), (17, 45, 70), (3, 300, 40)])
 @pytest.mark.parametrize("cell", CELLS)
-def test_bits_do_not_depend_on_threads(cell: str, steps: int, batch: int, size: int, kernel_set: str, threads: None) -> None:
+def test_bits_do_not_depend_on_threads(
+    cell: str, steps: int, batch: int, size: int, kernel_set: str, threads: None
+) -> None:
     results = []
     for n in (1, 2, 3, 5):
         ost.set_num_threads(n)
@@ -182,7 +202,9 @@ def test_nan_in_the_input_comes_out(kernel_set: str) -> None:
     assert np.isfinite(y[:, [0, 2]]).all()
 
 
-@pytest.mark.parametrize("view", ["batch first", "every other", "backwards", "broadcast", "one aligned item off", "read-only"])
+@pytest.mark.parametrize(
+    "view", ["batch first", "every other", "backwards", "broadcast", "one aligned item off", "read-only"]
+)
 def test_any_strides(view: str, kernel_set: str) -> None:
     rng = np.random.default_rng(9)
     p = packed("gru", cast(random_weights("gru", 5, 12, rng), np.float32))
@@ -206,7 +228,9 @@ def test_any_strides(view: str, kernel_set: str) -> None:
     assert np.array_equal(y, want)
     dy = rng.normal(size=y.shape).astype(np.float32)
     grads = [[[None if w is None else np.zeros_like(w) for w in p.weights]] for _ in range(2)]
-    assert np.array_equal(tape.backward(dy, None, None, grads[0], True)[0], plain.backward(dy, None, None, grads[1], True)[0])
+    assert np.array_equal(
+        tape.backward(dy, None, None, grads[0], True)[0], plain.backward(dy, None, None, grads[1], True)[0]
+    )
     assert all(np.array_equal(a, b) for a, b in zip(grads[0][0], grads[1][0]) if a is not None)
 
 

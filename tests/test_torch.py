@@ -29,12 +29,18 @@ def pair(kind: str, dtype: Any, **options: Any) -> tuple[Any, Any]:
     return ours, theirs
 
 
-@pytest.mark.parametrize("options", [{}, {"num_layers": 3}, {"num_layers": 2, "bidirectional": True}, {"batch_first": True, "bias": False}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_layers": 3}, {"num_layers": 2, "bidirectional": True}, {"batch_first": True, "bias": False}],
+    ids=str,
+)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("kind", KINDS)
 def test_values_and_gradients(kind: str, dtype: Any, options: Any) -> None:
     ours, theirs = pair(kind, dtype, **options)
-    assert {k: tuple(v.shape) for k, v in theirs.state_dict().items()} == {k: v.shape for k, v in ours.parameters().items()}
+    assert {k: tuple(v.shape) for k, v in theirs.state_dict().items()} == {
+        k: v.shape for k, v in ours.parameters().items()
+    }
     rng = np.random.default_rng(1)
     x = rng.normal(size=(6, 3, 5)).astype(dtype)
     leaf = torch.from_numpy(x).requires_grad_(True)
@@ -81,7 +87,9 @@ def test_cross_entropy(dtype: Any, smoothing: float) -> None:
     y, target = (3 * rng.normal(size=(6, 4, 35))).astype(dtype), rng.integers(0, 35, (6, 4))
     target[2, 1] = -100
     leaf = torch.from_numpy(y).requires_grad_(True)
-    want = torch.nn.functional.cross_entropy(leaf.reshape(-1, 35), torch.from_numpy(target).reshape(-1), label_smoothing=smoothing)
+    want = torch.nn.functional.cross_entropy(
+        leaf.reshape(-1, 35), torch.from_numpy(target).reshape(-1), label_smoothing=smoothing
+    )
     want.backward()
     value, dy = losses.CrossEntropy(label_smoothing=smoothing)(y, target)
     assert abs(value - float(want.detach())) < 1e-5
@@ -91,8 +99,14 @@ def test_cross_entropy(dtype: Any, smoothing: float) -> None:
 OPTIMIZERS = {
     "sgd": (lambda: optim.SGD(0.05, weight_decay=0.1), lambda p: torch.optim.SGD(p, 0.05, weight_decay=0.1)),
     "momentum": (lambda: optim.SGD(0.05, momentum=0.8), lambda p: torch.optim.SGD(p, 0.05, momentum=0.8)),
-    "nesterov": (lambda: optim.SGD(0.05, momentum=0.8, nesterov=True, weight_decay=0.1), lambda p: torch.optim.SGD(p, 0.05, momentum=0.8, nesterov=True, weight_decay=0.1)),
-    "rmsprop": (lambda: optim.RMSprop(0.01, weight_decay=0.1), lambda p: torch.optim.RMSprop(p, 0.01, weight_decay=0.1)),
+    "nesterov": (
+        lambda: optim.SGD(0.05, momentum=0.8, nesterov=True, weight_decay=0.1),
+        lambda p: torch.optim.SGD(p, 0.05, momentum=0.8, nesterov=True, weight_decay=0.1),
+    ),
+    "rmsprop": (
+        lambda: optim.RMSprop(0.01, weight_decay=0.1),
+        lambda p: torch.optim.RMSprop(p, 0.01, weight_decay=0.1),
+    ),
     "adam": (lambda: optim.Adam(0.01, weight_decay=0.1), lambda p: torch.optim.Adam(p, 0.01, weight_decay=0.1)),
     "adamw": (lambda: optim.AdamW(0.01, weight_decay=0.1), lambda p: torch.optim.AdamW(p, 0.01, weight_decay=0.1)),
 }

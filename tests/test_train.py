@@ -22,7 +22,9 @@ def series(n: int = 64, steps: int = 12, dtype: Any = np.float32) -> Any:
 
 
 def regressor(rate: Any = 1e-2, **options: Any) -> ost.Trainer:
-    model = nn.Sequential(nn.LSTM(1, 8, num_layers=2, dropout=0.2, rng=0), nn.Dropout(0.1, rng=1), nn.Linear(8, 1, rng=2))
+    model = nn.Sequential(
+        nn.LSTM(1, 8, num_layers=2, dropout=0.2, rng=0), nn.Dropout(0.1, rng=1), nn.Linear(8, 1, rng=2)
+    )
     return ost.Trainer(model, losses.MSE(), optim.Adam(rate), clip_norm=1.0, **options)
 
 
@@ -55,7 +57,9 @@ def test_last_outputs_lengths_metrics_and_batch_first() -> None:
     ends = []
     for batch_first in (False, True):
         model = nn.Sequential(nn.GRU(2, 8, batch_first=batch_first, rng=0), nn.Linear(8, 2, rng=0))
-        trainer = ost.Trainer(model, losses.CrossEntropy(), optim.Adam(0.02), outputs="last", metrics={"accuracy": accuracy})
+        trainer = ost.Trainer(
+            model, losses.CrossEntropy(), optim.Adam(0.02), outputs="last", metrics={"accuracy": accuracy}
+        )
         quiet(trainer, (x, target, lengths), validation=(x, target, lengths), epochs=12)
         assert trainer.evaluate((x, target, lengths))["accuracy"] > 0.9
         assert trainer.predict(x, lengths=lengths).shape == (200, 2)
@@ -126,7 +130,9 @@ def test_a_resumed_run_ends_with_the_same_bits(stop: int, tmp_path: Any) -> None
     assert np.array_equal(second.model.flat, whole.model.flat)
     assert all(np.array_equal(second.optimizer.state[k], v) for k, v in whole.optimizer.state.items())
     drop = {"seconds"}
-    assert [{k: v for k, v in r.items() if k not in drop} for r in got.rows] == [{k: v for k, v in r.items() if k not in drop} for r in want.rows]
+    assert [{k: v for k, v in r.items() if k not in drop} for r in got.rows] == [
+        {k: v for k, v in r.items() if k not in drop} for r in want.rows
+    ]
 
 
 def test_a_resumed_stream_carries_its_state(tmp_path: Any) -> None:
@@ -134,7 +140,9 @@ def test_a_resumed_stream_carries_its_state(tmp_path: Any) -> None:
     loader = data.StreamLoader(text, 8, 16)
 
     def fresh() -> ost.Trainer:
-        model = nn.Sequential(nn.Embedding(7, 4, rng=0), nn.LSTM(4, 8, num_layers=2, rng=1), nn.GRU(8, 8, rng=1), nn.Linear(8, 7, rng=2))
+        model = nn.Sequential(
+            nn.Embedding(7, 4, rng=0), nn.LSTM(4, 8, num_layers=2, rng=1), nn.GRU(8, 8, rng=1), nn.Linear(8, 7, rng=2)
+        )
         return ost.Trainer(model, losses.CrossEntropy(), optim.AdamW(0.01))
 
     whole = fresh()

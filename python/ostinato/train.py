@@ -187,16 +187,29 @@ class Trainer:
     # -- data ----------------------------------------------------------------------------------------------------
 
     def _loader(self, data: Any, batch_size: int, shuffle: bool, seed: int) -> Any:
-        if isinstance(data, (tuple, list)) and 2 <= len(data) <= 3 and all(d is None or isinstance(d, np.ndarray) for d in data):
+        if (
+            isinstance(data, (tuple, list))
+            and 2 <= len(data) <= 3
+            and all(d is None or isinstance(d, np.ndarray) for d in data)
+        ):
             x, target, lengths = (*data, None)[:3]
             if x.dtype.kind == "f" and x.dtype != self.model.dtype:
                 warnings.warn(f"x: converted once from {x.dtype} to {self.model.dtype}", stacklevel=3)
                 x = x.astype(self.model.dtype)
             return ArrayLoader(
-                x, target, lengths, batch_size=batch_size, shuffle=shuffle, outputs=self.outputs, time_major=self.time_major, rng=seed
+                x,
+                target,
+                lengths,
+                batch_size=batch_size,
+                shuffle=shuffle,
+                outputs=self.outputs,
+                time_major=self.time_major,
+                rng=seed,
             )
         if not isinstance(data, Iterable):
-            raise TypeError(f"data: expected (x, target[, lengths]) or an iterable of such batches, got {type(data).__name__}")
+            raise TypeError(
+                f"data: expected (x, target[, lengths]) or an iterable of such batches, got {type(data).__name__}"
+            )
         return data
 
     def _batches(self, loader: Any, epoch: int, start: int = 0) -> Iterator[tuple[Array, Array, Any]]:
@@ -206,7 +219,9 @@ class Trainer:
                 raise TypeError(f"data: expected batches (x, target[, lengths]), got {type(batch).__name__}")
             x, target, lengths = (*batch, None)[:3]
             if lengths is not None and self.outputs == "all" and self.loss.batch_first == self.time_major:
-                raise ValueError(f"loss: expected batch_first={not self.time_major}, as the model has it, got {self.loss.batch_first}")
+                raise ValueError(
+                    f"loss: expected batch_first={not self.time_major}, as the model has it, got {self.loss.batch_first}"
+                )
             yield x, target, lengths
 
     # -- public --------------------------------------------------------------------------------------------------
@@ -288,14 +303,22 @@ class Trainer:
             raise RuntimeError("fit: this trainer is training already, in another thread")
         try:
             epochs = 1 if epochs is None and steps is None else epochs
-            for name, value in (("epochs", epochs), ("steps", steps), ("validate_every", validate_every), ("patience", patience), ("checkpoint_every", checkpoint_every)):
+            for name, value in (
+                ("epochs", epochs),
+                ("steps", steps),
+                ("validate_every", validate_every),
+                ("patience", patience),
+                ("checkpoint_every", checkpoint_every),
+            ):
                 if value is not None:
                     _check.positive(name, value)
             if resume and checkpoint is None:
                 raise ValueError("resume: expected a checkpoint to resume from, got checkpoint=None")
             if patience is not None and validation is None:
                 raise ValueError("patience: expected validation data to watch, got validation=None")
-            run = _Fit(self, self._loader(train, batch_size, shuffle, seed), epochs, steps, validate_every, patience, min_delta)
+            run = _Fit(
+                self, self._loader(train, batch_size, shuffle, seed), epochs, steps, validate_every, patience, min_delta
+            )
             run.validation = None if validation is None else self._loader(validation, batch_size, False, 0)
             run.path, run.checkpoint_every = None if checkpoint is None else Path(checkpoint), checkpoint_every
             if resume and run.path is not None and run.path.exists():
@@ -311,7 +334,14 @@ class _Fit:
     """One run of fit."""
 
     def __init__(
-        self, trainer: Trainer, loader: Any, epochs: int | None, steps: int | None, validate_every: int | None, patience: int | None, min_delta: float
+        self,
+        trainer: Trainer,
+        loader: Any,
+        epochs: int | None,
+        steps: int | None,
+        validate_every: int | None,
+        patience: int | None,
+        min_delta: float,
     ) -> None:
         self.trainer, self.loader, self.epochs, self.steps = trainer, loader, epochs, steps
         self.validate_every, self.patience, self.min_delta = validate_every, patience, min_delta
@@ -390,7 +420,13 @@ class _Fit:
         """A row of the history, with a validation if there is data for one; True when patience is at its end."""
         t, at = self.trainer, self.at
         at.seconds = time.monotonic() - self._started
-        row: Row = {"step": at.step, "epoch": at.epoch, "loss": at.loss_sum / max(at.loss_count, 1), "rate": t.optimizer.rate, "norm": at.norm}
+        row: Row = {
+            "step": at.step,
+            "epoch": at.epoch,
+            "loss": at.loss_sum / max(at.loss_count, 1),
+            "rate": t.optimizer.rate,
+            "norm": at.norm,
+        }
         at.loss_sum, at.loss_count = 0.0, 0
         if self.validation is not None:
             figures = t.evaluate(self.validation)
@@ -447,7 +483,14 @@ class _Fit:
         state = _pack_state(self.state, tensors, "state")
         at = dict(vars(self.at), best=None if math.isinf(self.at.best) else self.at.best)
         rngs = [m._rng.bit_generator.state for m in _layers(t.model) if hasattr(m, "_rng")]
-        meta = {"at": at, "state": state, "optimizer": optimizer, "rows": self.history.rows, "best": self.history.best, "rngs": rngs}
+        meta = {
+            "at": at,
+            "state": state,
+            "optimizer": optimizer,
+            "rows": self.history.rows,
+            "best": self.history.best,
+            "rngs": rngs,
+        }
         safetensors.save(self.path, tensors, {"ostinato": json.dumps(meta)})
         self._saved_step = self.at.step
 
@@ -466,7 +509,7 @@ class _Fit:
         self.history = History(meta["rows"], meta["best"])
         self.best_parameters = tensors.get("best")
         for m, state in zip((m for m in _layers(t.model) if hasattr(m, "_rng")), meta["rngs"]):
-            m._rng.bit_generator.state = state  # type: ignore[attr-defined]  # hasattr above
+            m._rng.bit_generator.state = state
         self.resumed = True
 
 
@@ -487,7 +530,9 @@ class _Line(Callback):
     def on_row(self, trainer: Trainer, row: Row) -> None:
         valid = f"  valid {row['valid_loss']:.4f}" if "valid_loss" in row else ""
         start = "\r\x1b[K" if self.live else ""
-        sys.stderr.write(f"{start}step {row['step']:.0f}{self.goal}  epoch {row['epoch']:.0f}  loss {row['loss']:.4f}{valid}  {row['seconds']:.0f} s\n")
+        sys.stderr.write(
+            f"{start}step {row['step']:.0f}{self.goal}  epoch {row['epoch']:.0f}  loss {row['loss']:.4f}{valid}  {row['seconds']:.0f} s\n"
+        )
 
     def on_end(self, trainer: Trainer) -> None:
         if self.live:

@@ -67,7 +67,8 @@ class Block:
 def _aligned(size: int, dtype: np.dtype[Any]) -> Array:
     raw = np.zeros(size * dtype.itemsize + ALIGN, np.uint8)
     start = -raw.ctypes.data % ALIGN
-    return raw[start : start + size * dtype.itemsize].view(dtype)
+    aligned: Array = raw[start : start + size * dtype.itemsize].view(dtype)
+    return aligned
 
 
 class Views(Mapping[str, Array]):
@@ -101,7 +102,7 @@ class Views(Mapping[str, Array]):
         if not own:
             return self._buffer[:0]
         step = ALIGN // self._buffer.itemsize
-        v = self._buffer[own[0].offset : -(-(own[-1].offset + own[-1].size) // step) * step]
+        v: Array = self._buffer[own[0].offset : -(-(own[-1].offset + own[-1].size) // step) * step]
         v = v.view()
         v.flags.writeable = self._writable and self._buffer.flags.writeable
         return v

@@ -225,7 +225,9 @@ class Pullback:
         self._backward: Callable[..., Any] | None = backward
         self._version = layer.version
 
-    def __call__(self, dy: Array | None = None, dstate: Any = None, *, grads: Views | None = None, need_dx: bool = True) -> Any:
+    def __call__(
+        self, dy: Array | None = None, dstate: Any = None, *, grads: Views | None = None, need_dx: bool = True
+    ) -> Any:
         """Add the gradients of the parameters to ``layer.grads`` (or ``grads``); return dx, or (dx, dstate)."""
         layer = self._layer
         if self._backward is None:

@@ -35,7 +35,15 @@ class Linear(Layer):
         in_features, out_features: I, O. Parameters ``weight [O,I]``, ``bias [O]``, from U(-1/sqrt(I), 1/sqrt(I)).
     """
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, *, dtype: npt.DTypeLike = np.float32, rng: Seed = None) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        dtype: npt.DTypeLike = np.float32,
+        rng: Seed = None,
+    ) -> None:
         super().__init__(dtype=dtype)
         self.in_features = _check.positive("in_features", in_features)
         self.out_features = _check.positive("out_features", out_features)
@@ -88,7 +96,9 @@ class Embedding(Layer):
         num_embeddings, embedding_dim: N, E. Parameter ``weight [N,E]``, from N(0, 1).
     """
 
-    def __init__(self, num_embeddings: int, embedding_dim: int, *, dtype: npt.DTypeLike = np.float32, rng: Seed = None) -> None:
+    def __init__(
+        self, num_embeddings: int, embedding_dim: int, *, dtype: npt.DTypeLike = np.float32, rng: Seed = None
+    ) -> None:
         super().__init__(dtype=dtype)
         self.num_embeddings = _check.positive("num_embeddings", num_embeddings)
         self.embedding_dim = _check.positive("embedding_dim", embedding_dim)
@@ -151,7 +161,7 @@ class Dropout(Layer):
 
 
 class Activation(Layer):
-    """"tanh", "sigmoid" or "relu" on every element.
+    """ "tanh", "sigmoid" or "relu" on every element.
 
     >>> import numpy as np
     >>> import ostinato as ost
@@ -166,9 +176,7 @@ class Activation(Layer):
     def __call__(self, x: Array) -> Array:
         """phi(x)."""
         flat = _rows("x", x, x.shape[-1] if x.ndim else 1, self._dtype).reshape(-1)
-        if self.name == "relu":
-            return np.maximum(x, 0)
-        y: Array = _check.typed("map_", self._dtype)(self.name, flat)
+        y: Array = np.maximum(flat, 0) if self.name == "relu" else _check.typed("map_", self._dtype)(self.name, flat)
         return y.reshape(x.shape)
 
     def vjp(self, x: Array, *, rng: Seed = None) -> tuple[Array, Pullback]:
@@ -177,8 +185,11 @@ class Activation(Layer):
 
         def backward(grads: dict[str, Array | None], dy: Array, need_dx: bool) -> Array:
             d = _rows("dy", dy, y.shape[-1], self._dtype).reshape(y.shape)
-            slope = 1 - y * y if self.name == "tanh" else y * (1 - y) if self.name == "sigmoid" else (y > 0).astype(y.dtype)
-            return d * slope
+            if self.name == "relu":
+                slope: Array = (y > 0).astype(y.dtype)
+            else:
+                slope = 1 - y * y if self.name == "tanh" else y * (1 - y)
+            return slope * d
 
         return y, self._pullback(backward)
 

@@ -72,7 +72,7 @@ class Recurrent(Layer):
 
     def _parts(self, arrays: Any) -> list[list[Array | None]]:
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_peephole")
-        return [[arrays[n + end] if n + end in arrays else None for n in names] for end in self._suffixes()]
+        return [[arrays.get(n + end) for n in names] for end in self._suffixes()]
 
     def initialize(
         self,
@@ -107,11 +107,15 @@ class Recurrent(Layer):
         if forget_bias is not None and not self._has_cells:
             raise ValueError(f"forget_bias: expected an LSTM, got {type(self).__name__}")
         if chrono is not None and (keep is None or _check.positive("chrono", chrono) < 3):
-            raise ValueError(f"chrono: expected an LSTM or GRU and at least 3 steps, got {type(self).__name__} and {chrono}")
+            raise ValueError(
+                f"chrono: expected an LSTM or GRU and at least 3 steps, got {type(self).__name__} and {chrono}"
+            )
         h = self.hidden_size
         new: dict[str, Array] = {}
         for name, shape in self._shapes():
-            kind = recurrent if "weight_hh" in name else input if "weight_ih" in name else bias if "bias" in name else None
+            kind = (
+                recurrent if "weight_hh" in name else input if "weight_ih" in name else bias if "bias" in name else None
+            )
             if kind is not None:
                 known = ("zeros", "uniform") if "bias" in name else tuple(init.BY_NAME)
                 make = init.BY_NAME[_check.choice("bias" if "bias" in name else "input, recurrent", kind, known)]
@@ -122,11 +126,14 @@ class Recurrent(Layer):
                 p[name][...] = value
             for end in self._suffixes() if forget_bias is not None else []:
                 p["bias_ih" + end][h : 2 * h], p["bias_hh" + end][h : 2 * h] = forget_bias, 0
-            for end in self._suffixes() if chrono is not None and keep is not None else []:
-                value = init.chrono(h, int(chrono or 0), g)
-                p["bias_ih" + end][keep * h : (keep + 1) * h], p["bias_hh" + end][keep * h : (keep + 1) * h] = value, 0
-                if write is not None:
-                    p["bias_ih" + end][write * h : (write + 1) * h], p["bias_hh" + end][write * h : (write + 1) * h] = -value, 0
+            for end in self._suffixes() if chrono is not None else []:
+                value = init.chrono(h, chrono or 0, g)
+                for gate, gate_bias in ((keep, value), (write, -value)):
+                    if gate is not None:
+                        p["bias_ih" + end][gate * h : (gate + 1) * h], p["bias_hh" + end][gate * h : (gate + 1) * h] = (
+                            gate_bias,
+                            0,
+                        )
         return self
 
     # -- running -------------------------------------------------------------------------------------------------
@@ -139,11 +146,15 @@ class Recurrent(Layer):
             return cache[1]
         make = _check.typed("Packed", self._dtype)
         parts = self._parts(self.parameters())
-        packed = make(self._cell, self.input_size, self.hidden_size, self.num_layers, self.bidirectional, parts, backward)
+        packed = make(
+            self._cell, self.input_size, self.hidden_size, self.num_layers, self.bidirectional, parts, backward
+        )
         self._cache = (key, packed)
         return packed
 
-    def _arguments(self, x: Array, state: State, lengths: object) -> tuple[Array, Array | None, Array | None, Any, bool]:
+    def _arguments(
+        self, x: Array, state: State, lengths: object
+    ) -> tuple[Array, Array | None, Array | None, Any, bool]:
         x = _check.array("x", x, (2, 3))
         single = x.ndim == 2  # [T, I]: one sequence without a batch axis
         if single:
@@ -210,7 +221,9 @@ class Recurrent(Layer):
         y, h_n, c_n, tape = self._packed(True).forward(x, h, c, lens, self.batch_first, None, True, dropout, key)
         y.flags.writeable = False
 
-        def backward(grads: dict[str, Array | None], dy: Array | None, dstate: State, need_dx: bool) -> tuple[Any, State]:
+        def backward(
+            grads: dict[str, Array | None], dy: Array | None, dstate: State, need_dx: bool
+        ) -> tuple[Any, State]:
             if single and dy is not None:
                 dy = _check.array("dy", dy, 2)
                 dy = dy[None] if self.batch_first else dy[:, None]
@@ -282,7 +295,9 @@ class RNN(Recurrent):
     ) -> None:
         self.nonlinearity = _check.choice("nonlinearity", nonlinearity, ("tanh", "relu"))
         cell = f"rnn_{nonlinearity}"
-        super().__init__(cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, rng)
+        super().__init__(
+            cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, rng
+        )
 
     def _extra_repr(self) -> str:
         return "" if self.nonlinearity == "tanh" else f", nonlinearity={self.nonlinearity!r}"
@@ -324,7 +339,9 @@ class LSTM(Recurrent):
     ) -> None:
         self.peephole = bool(peephole)
         cell = "lstm_peephole" if peephole else "lstm"
-        super().__init__(cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, rng)
+        super().__init__(
+            cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, rng
+        )
 
     def _extra_repr(self) -> str:
         return ", peephole=True" if self.peephole else ""
@@ -365,7 +382,9 @@ class GRU(Recurrent):
     ) -> None:
         self.reset_after = bool(reset_after)
         cell = "gru" if reset_after else "gru_reset_before"
-        super().__init__(cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, rng)
+        super().__init__(
+            cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, rng
+        )
 
     def _extra_repr(self) -> str:
         return "" if self.reset_after else ", reset_after=False"

@@ -93,7 +93,9 @@ class Sequential(Layer):
             new.append(s)
         return x, tuple(new)
 
-    def vjp(self, x: Array, state: Any = None, *, lengths: object = None, rng: Seed = None) -> tuple[tuple[Array, tuple[Any, ...]], Pullback]:
+    def vjp(
+        self, x: Array, state: Any = None, *, lengths: object = None, rng: Seed = None
+    ) -> tuple[tuple[Array, tuple[Any, ...]], Pullback]:
         """``(y, state), pullback``; then ``dx, dstate = pullback(dy=None, dstate=None, *, grads=None, need_dx=True)``."""
         states, new, pullbacks = self._states("state", state), [], []
         rng = None if rng is None else _check.generator(rng)
@@ -106,7 +108,9 @@ class Sequential(Layer):
             new.append(s)
             pullbacks.append(pullback)
 
-        def backward(grads: Views, dy: Array | None, dstate: Any, need_dx: bool) -> tuple[Array | None, tuple[Any, ...]]:
+        def backward(
+            grads: Views, dy: Array | None, dstate: Any, need_dx: bool
+        ) -> tuple[Array | None, tuple[Any, ...]]:
             into, dstates = self._states("dstate", dstate), [None] * len(self.layers)
             for k in reversed(range(len(self.layers))):
                 options: dict[str, Any] = {"grads": grads.child(str(k)), "need_dx": need_dx or k > 0}

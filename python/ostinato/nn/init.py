@@ -42,7 +42,8 @@ def orthogonal(shape: Shape, rng: np.random.Generator, hidden_size: int = 0) -> 
 
 def identity(shape: Shape, rng: np.random.Generator | None = None, hidden_size: int = 0) -> Array:
     """The identity: with ReLU and zero biases, the IRNN (Le, Jaitly, Hinton 2015)."""
-    return np.eye(*shape)
+    rows, columns = shape
+    return np.eye(rows, columns)
 
 
 def zeros(shape: Shape, rng: np.random.Generator | None = None, hidden_size: int = 0) -> Array:

@@ -27,6 +27,7 @@ from .._check import Array
 
 __all__ = ["FULL", "SHORT", "Case", "run"]
 
+WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 TOLERANCE = 2e-4  # float32, relative to the largest value, after T steps of chained sums in another order
 TURN_SECONDS = 0.15  # work of one turn
@@ -51,11 +52,26 @@ class Case:
     @property
     def flops(self) -> float:
         """Multiplications and additions of the products: a training step counts as three forwards."""
-        return (3 if self.mode == "train" else 1) * 2.0 * GATES[self.cell] * self.hidden * 2 * self.hidden * self.steps * self.batch
+        return (
+            (3 if self.mode == "train" else 1)
+            * 2.0
+            * GATES[self.cell]
+            * self.hidden
+            * 2
+            * self.hidden
+            * self.steps
+            * self.batch
+        )
 
 
 SHORT = [Case(c, m, b, 256) for c in ("lstm", "gru", "rnn") for m, b in (("infer", 32), ("train", 32), ("infer", 1))]
-FULL = [Case(c, m, b, h) for c in ("lstm", "gru", "rnn") for m in ("infer", "train") for b in (1, 4, 16, 32, 64, 128) for h in (64, 128, 256, 512)]
+FULL = [
+    Case(c, m, b, h)
+    for c in ("lstm", "gru", "rnn")
+    for m in ("infer", "train")
+    for b in (1, 4, 16, 32, 64, 128)
+    for h in (64, 128, 256, 512)
+]
 
 
 def _arrays(case: Case) -> dict[str, Array]:
@@ -77,7 +93,7 @@ def _ostinato(case: Case, a: dict[str, Array], threads: int) -> Callable[[], dic
 
     ost.set_num_threads(threads)
     layer = {"rnn": ost.nn.RNN, "lstm": ost.nn.LSTM, "gru": ost.nn.GRU}[case.cell](case.hidden, case.hidden)
-    layer.load_state_dict({n + "_l0": a[n] for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")})
+    layer.load_state_dict({n + "_l0": a[n] for n in WEIGHTS})
 
     def train() -> dict[str, Array]:
         with layer.write():  # as after an optimiser's step: the weights are packed anew
@@ -85,7 +101,11 @@ def _ostinato(case: Case, a: dict[str, Array], threads: int) -> Callable[[], dic
         layer.zero_grad()
         (y, _), pullback = layer.vjp(a["x"])
         dx, _ = pullback(a["dy"])
-        return {"y": y, "dx": dx, **{n: layer.grads[n + "_l0"] for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}}
+        return {
+            "y": y,
+            "dx": dx,
+            **{n: layer.grads[n + "_l0"] for n in WEIGHTS},
+        }
 
     return train if case.mode == "train" else lambda: {"y": layer(a["x"])[0]}
 
@@ -95,7 +115,7 @@ def _torch(case: Case, a: dict[str, Array], threads: int) -> Callable[[], dict[s
 
     torch.set_num_threads(threads)
     layer = {"rnn": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[case.cell](case.hidden, case.hidden)
-    layer.load_state_dict({n + "_l0": torch.from_numpy(a[n]) for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")})
+    layer.load_state_dict({n + "_l0": torch.from_numpy(a[n]) for n in WEIGHTS})
     x, dy = torch.from_numpy(a["x"]), torch.from_numpy(a["dy"])
 
     def infer() -> dict[str, Array]:
@@ -107,7 +127,8 @@ def _torch(case: Case, a: dict[str, Array], threads: int) -> Callable[[], dict[s
         leaf = x.detach().requires_grad_(True)
         y, _ = layer(leaf)
         y.backward(dy)
-        grads = {n: getattr(layer, n + "_l0").grad.numpy() for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
+        assert leaf.grad is not None
+        grads = {n: getattr(layer, n + "_l0").grad.numpy() for n in WEIGHTS}
         return {"y": y.detach().numpy(), "dx": leaf.grad.numpy(), **grads}
 
     return train if case.mode == "train" else infer
@@ -124,8 +145,12 @@ def _onnxruntime(case: Case, a: dict[str, Array], threads: int) -> Callable[[], 
         parts = np.split(w, GATES[case.cell])
         return np.concatenate([parts[k] for k in order])[None]
 
-    weights = {"W": blocks(a["weight_ih"]), "R": blocks(a["weight_hh"]), "B": np.concatenate([blocks(a["bias_ih"]), blocks(a["bias_hh"])], axis=1)}
-    options = {"linear_before_reset": 1} if case.cell == "gru" else {}
+    weights = {
+        "W": blocks(a["weight_ih"]),
+        "R": blocks(a["weight_hh"]),
+        "B": np.concatenate([blocks(a["bias_ih"]), blocks(a["bias_hh"])], axis=1),
+    }
+    options: dict[str, Any] = {"linear_before_reset": 1} if case.cell == "gru" else {}
     node = helper.make_node(case.cell.upper(), ["X", "W", "R", "B"], ["Y"], hidden_size=case.hidden, **options)
     shape = helper.make_tensor_value_info("X", TensorProto.FLOAT, list(a["x"].shape))
     y = helper.make_tensor_value_info("Y", TensorProto.FLOAT, [case.steps, 1, case.batch, case.hidden])
@@ -179,7 +204,9 @@ class _Contender:
     def __init__(self, name: str) -> None:
         self.name = name
         code = "import sys; from ostinato.tasks import bench; bench.worker(sys.argv[1])"
-        self.process = subprocess.Popen([sys.executable, "-c", code, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
 
     def ask(self, **order: Any) -> dict[str, Any]:
         assert self.process.stdin is not None
@@ -208,7 +235,15 @@ def _compare(ours: dict[str, Array], theirs: dict[str, Array], name: str, case: 
     return worst
 
 
-def run(cases: Sequence[Case], *, rounds: int = 7, threads: int | None = None, peers: Sequence[str] | None = None, out: str | os.PathLike[str] | None = None, budget: float = 1e9) -> dict[str, Any]:
+def run(
+    cases: Sequence[Case],
+    *,
+    rounds: int = 7,
+    threads: int | None = None,
+    peers: Sequence[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    budget: float = 1e9,
+) -> dict[str, Any]:
     """Run the cases and print a table; figures are medians over interleaved rounds. Returns everything."""
     import ostinato as ost
 
@@ -218,7 +253,9 @@ def run(cases: Sequence[Case], *, rounds: int = 7, threads: int | None = None, p
     threads = ost.get_num_threads() if threads is None else threads
     for name in peers or ():
         _check.choice("--peers", name, [n for n in CONTENDERS if n != "ostinato"])
-    there = {n: all(importlib.util.find_spec(m) is not None for m in modules) for n, (_, modules, _) in CONTENDERS.items()}
+    there = {
+        n: all(importlib.util.find_spec(m) is not None for m in modules) for n, (_, modules, _) in CONTENDERS.items()
+    }
     names = ["ostinato"] + [n for n in CONTENDERS if n != "ostinato" and there[n] and (peers is None or n in peers)]
     for n in CONTENDERS:
         if not there[n] and (peers is None or n in peers):
@@ -227,13 +264,18 @@ def run(cases: Sequence[Case], *, rounds: int = 7, threads: int | None = None, p
     figures: dict[str, Any] = {"machine": info(), "threads": threads, "rounds": rounds, "versions": {}, "cases": []}
     begin = time.monotonic()
     try:
-        for n, c in contenders.items():
+        for c in contenders.values():
             figures["versions"].update(c.ask(do="versions"))
-        print(f"{figures['machine']['cpu']}, {threads} threads, kernels {figures['machine']['kernels']['chosen']}; " + ", ".join(f"{k} {v}" for k, v in figures["versions"].items()))
+        print(
+            f"{figures['machine']['cpu']}, {threads} threads, kernels {figures['machine']['kernels']['chosen']}; "
+            + ", ".join(f"{k} {v}" for k, v in figures["versions"].items())
+        )
         print(f"{'case':24}{'GFLOP/s':>9}{'of peak':>9}" + "".join(f"{'x ' + n:>15}" for n in names[1:]), flush=True)
         for case in cases:
             if time.monotonic() - begin > budget:
-                print(f"the time budget of {budget:.0f} s is used up; {len(cases) - len(figures['cases'])} cases left out")
+                print(
+                    f"the time budget of {budget:.0f} s is used up; {len(cases) - len(figures['cases'])} cases left out"
+                )
                 break
             row = _case(case, {n: c for n, c in contenders.items() if case.mode in CONTENDERS[n][2]}, rounds, threads)
             figures["cases"].append(row)
@@ -281,5 +323,9 @@ def _case(case: Case, contenders: dict[str, _Contender], rounds: int, threads: i
         "peak_gflops": peak,
         "gflops": rate,
         "of_peak": rate / (peak * threads),
-        "ratio": {n: statistics.median(t / o for t, o in zip(s, seconds["ostinato"])) for n, s in seconds.items() if n != "ostinato"},
+        "ratio": {
+            n: statistics.median(t / o for t, o in zip(s, seconds["ostinato"]))
+            for n, s in seconds.items()
+            if n != "ostinato"
+        },
     }

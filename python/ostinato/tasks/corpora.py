@@ -54,4 +54,6 @@ def read_text(file: str | os.PathLike[str] | None, corpus: str | None = None) ->
     try:
         return Path(file).read_text(encoding="utf-8"), os.fspath(file)
     except UnicodeDecodeError as e:
-        raise ValueError(f"FILE: expected text in UTF-8, got {os.fspath(file)} with {e.reason} at byte {e.start}") from None
+        raise ValueError(
+            f"FILE: expected text in UTF-8, got {os.fspath(file)} with {e.reason} at byte {e.start}"
+        ) from None

@@ -20,7 +20,7 @@ from ..train import Trainer
 
 __all__ = ["SeriesOptions", "find_season", "read_column", "train_series"]
 
-CELLS: dict[str, type[nn.Recurrent]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+CELLS: dict[str, type[nn.LSTM] | type[nn.GRU] | type[nn.RNN]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 
 
 @dataclass
@@ -95,9 +95,12 @@ def find_season(values: Array, longest: int = 400) -> int:
 
 
 def _features(scaled: Array, season: int) -> Array:
-    """[T, 4]: the value, its change, and the place in the season as sine and cosine."""
+    """[T, 5]: the value, its change, its distance from the season before, and the place in the season as sine and cosine."""
     phase = 2 * np.pi * np.arange(len(scaled)) / max(season, 2)
-    return np.stack([scaled, np.diff(scaled, prepend=scaled[:1]), np.sin(phase), np.cos(phase)], axis=1).astype(np.float32)
+    seasonal = np.zeros_like(scaled)
+    seasonal[season:] = scaled[season:] - scaled[:-season]
+    change = np.diff(scaled, prepend=scaled[:1])
+    return np.stack([scaled, change, seasonal, np.sin(phase), np.cos(phase)], axis=1).astype(np.float32)
 
 
 def _naive(values: Array, at: int, horizon: int, season: int) -> Array:
@@ -124,8 +127,10 @@ def train_series(
     name, values = read_column(path, column)
     season = _check.positive("--season", options.season) if options.season is not None else find_season(values)
     n, window = len(values), max(2 * season, 48)
+    stride = max(1, n // 1000)  # about a thousand samples, overlapping
     if n * 0.1 < horizon + 1 or n * 0.8 < window + horizon + season:
-        raise ValueError(f"FILE: expected at least {max(10 * (horizon + 1), int((window + horizon + season) / 0.8) + 1)} rows for horizon {horizon} and season {season}, got {n}")
+        rows = max(10 * (horizon + 1), int((window + horizon + season) / 0.8) + 1)
+        raise ValueError(f"FILE: expected at least {rows} rows for horizon {horizon} and season {season}, got {n}")
     cuts = (int(n * 0.8), int(n * 0.9))
     mean, spread = values[: cuts[0]].mean(), values[: cuts[0]].std() or 1.0
     scaled = (values - mean) / spread
@@ -144,12 +149,24 @@ def train_series(
     rngs = [np.random.default_rng(s) for s in np.random.SeedSequence(options.seed).spawn(2)]
     cell = CELLS[options.cell](features.shape[1], options.hidden, options.layers, rng=rngs[0])
     model = nn.Sequential(cell, nn.Linear(options.hidden, horizon, rng=rngs[1]))
-    train = windows(0, cuts[0], max(1, window // 4))
-    valid = windows(max(cuts[0] - window, 0), cuts[1], max(1, window // 4)) if cuts[1] - cuts[0] > horizon else None
+    train = windows(0, cuts[0], stride)
+    valid = windows(max(cuts[0] - window, 0), cuts[1], stride) if cuts[1] - cuts[0] > horizon else None
     trainer = Trainer(model, losses.Huber(), optim.Adam(options.rate), clip_norm=1.0)
-    print(f"{name}: {n:,} values, season {season}, horizon {horizon}; {model.count_parameters():,} parameters", file=out, flush=True)
+    print(
+        f"{name}: {n:,} values, season {season}, horizon {horizon}; {model.count_parameters():,} parameters",
+        file=out,
+        flush=True,
+    )
     start = time.perf_counter()
-    history = trainer.fit(train, validation=valid, epochs=options.epochs, batch_size=32, seed=options.seed, patience=None if valid is None else 8, progress=False)
+    history = trainer.fit(
+        train,
+        validation=valid,
+        epochs=options.epochs,
+        batch_size=32,
+        seed=options.seed,
+        patience=None if valid is None else 8,
+        progress=False,
+    )
 
     # The test: one pass over everything, forecasts from every step of the last tenth.
     y, _ = model(features[:, None])
@@ -157,7 +174,11 @@ def train_series(
     ours = y[steps, 0] + naive[steps - first]
     real, theirs = truth[steps - first], naive[steps - first]
     mae, naive_mae = (float(np.abs(f - real).mean() * spread) for f in (ours, theirs))
-    print(f"mean absolute error on the last tenth: {mae:.6g}; seasonal-naive: {naive_mae:.6g}; ratio {mae / max(naive_mae, 1e-300):.3f}", file=out, flush=True)
+    print(
+        f"mean absolute error on the last tenth: {mae:.6g}; seasonal-naive: {naive_mae:.6g}; ratio {mae / max(naive_mae, 1e-300):.3f}",
+        file=out,
+        flush=True,
+    )
     figures = {
         "task": "series",
         "column": name,
@@ -174,16 +195,27 @@ def train_series(
     if save is not None:
         folder = Path(save)
         folder.mkdir(parents=True, exist_ok=True)
-        meta = {"task": "series", "options": asdict(options), "season": season, "mean": mean, "spread": float(spread), "column": name}
+        meta = {
+            "task": "series",
+            "options": asdict(options),
+            "season": season,
+            "mean": mean,
+            "spread": float(spread),
+            "column": name,
+        }
         safetensors.save(folder / "model.safetensors", model.state_dict(), {"ostinato": json.dumps(meta)})
     if plot is not None:
         at = int(steps[-1])
-        _draw(plot, values, at, ours[-1] * spread + mean, theirs[-1] * spread + mean, name, max(4 * season, 3 * horizon))
+        _draw(
+            plot, values, at, ours[-1] * spread + mean, theirs[-1] * spread + mean, name, max(4 * season, 3 * horizon)
+        )
         print(f"plot: {os.fspath(plot)}", file=out)
     return figures
 
 
-def _draw(path: str | os.PathLike[str], values: Array, at: int, ours: Array, naive: Array, name: str, history: int) -> None:
+def _draw(
+    path: str | os.PathLike[str], values: Array, at: int, ours: Array, naive: Array, name: str, history: int
+) -> None:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

@@ -22,7 +22,7 @@ from ..train import Callback, Row, Trainer
 
 __all__ = ["CharModel", "TextOptions", "known_words", "train_text"]
 
-CELLS: dict[str, type[nn.Recurrent]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+CELLS: dict[str, type[nn.LSTM] | type[nn.GRU] | type[nn.RNN]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 BATCH, WINDOW, EMBEDDING = 32, 64, 64
 SHORTEST = 1000  # characters: below, nothing could be held out
 
@@ -59,10 +59,12 @@ class CharModel:
         rngs = np.random.SeedSequence(options.seed).spawn(3)
         make = [np.random.default_rng(r) for r in rngs]
         cell = CELLS[options.cell](EMBEDDING, options.hidden, options.layers, dropout=options.dropout, rng=make[1])
-        if options.cell == "lstm":
+        if isinstance(cell, nn.LSTM):
             cell.initialize(forget_bias=1.0)
         embedding = nn.Embedding(len(alphabet), EMBEDDING, rng=make[0])
-        return cls(alphabet, options, nn.Sequential(embedding, cell, nn.Linear(options.hidden, len(alphabet), rng=make[2])))
+        return cls(
+            alphabet, options, nn.Sequential(embedding, cell, nn.Linear(options.hidden, len(alphabet), rng=make[2]))
+        )
 
     def encode(self, text: str, name: str = "text") -> Array:
         """Indices of the characters."""
@@ -130,7 +132,10 @@ class _Report(Callback):
 
     def on_row(self, trainer: Trainer, row: Row) -> None:
         bits = [row[k] / math.log(2) for k in ("loss", "valid_loss")]
-        print(f"step {row['step']:5.0f}  {row['seconds']:4.0f} s  bits per character: {bits[0]:.3f} trained on, {bits[1]:.3f} held out", file=self.out)
+        print(
+            f"step {row['step']:5.0f}  {row['seconds']:4.0f} s  bits per character: {bits[0]:.3f} trained on, {bits[1]:.3f} held out",
+            file=self.out,
+        )
         sample = self.chars.generate(self.prompt, 160, temperature=0.7, seed=int(row["step"]))
         print("    " + sample.replace("\n", "\n    "), file=self.out, flush=True)
         if self.folder is not None:
@@ -157,10 +162,17 @@ def train_text(
     batch = min(BATCH, cut // 8)
     train = StreamLoader(stream[:cut], batch, WINDOW)
     valid = StreamLoader(stream[cut : cut + 200_000], min(BATCH, (len(text) - cut) // 8), 4 * WINDOW)
-    schedule = optim.Warmup(optim.Cosine(options.rate, steps=max(options.steps, 1), final=options.rate / 20), steps=max(1, min(50, options.steps // 10)))
+    schedule = optim.Warmup(
+        optim.Cosine(options.rate, steps=max(options.steps, 1), final=options.rate / 20),
+        steps=max(1, min(50, options.steps // 10)),
+    )
     trainer = Trainer(chars.model, losses.CrossEntropy(), optim.AdamW(schedule, betas=(0.9, 0.99)), clip_norm=1.0)
     trainer.callbacks.append(_Report(chars, text[cut : cut + 64], folder, out))
-    print(f"{name}: {len(text):,} characters, {len(chars.alphabet)} different; {chars.model.count_parameters():,} parameters", file=out, flush=True)
+    print(
+        f"{name}: {len(text):,} characters, {len(chars.alphabet)} different; {chars.model.count_parameters():,} parameters",
+        file=out,
+        flush=True,
+    )
     start = time.perf_counter()
     first = trainer.optimizer.steps
     history = trainer.fit(
@@ -183,7 +195,9 @@ def train_text(
         "steps": trainer.optimizer.steps,
         "parameters": chars.model.count_parameters(),
         "seconds": seconds,
-        "known_words": known_words(chars.generate(text[cut : cut + 64], 2000, temperature=0.8, seed=options.seed), text),
+        "known_words": known_words(
+            chars.generate(text[cut : cut + 64], 2000, temperature=0.8, seed=options.seed), text
+        ),
         "stopped": history.stopped,
     }
     if folder is not None:
