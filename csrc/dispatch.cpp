@@ -5,26 +5,30 @@
 #include <cmath>
 #include <fstream>
 
-// The sets that CMake compiles for this architecture, best first: the name, and whether this CPU has all that it needs.
-#if defined(__x86_64__)
-#define OST_FOR_SETS(X)                                                                                                       \
-  X(avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&  \
-                __builtin_cpu_supports("avx512vl"))                                                                           \
-  X(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))                                                    \
-  X(baseline, true)
+// The sets that CMake compiled (OST_HAS_*), best first: the name, and whether this CPU has all that it needs.
+#if defined(OST_HAS_avx512)
+#define OST_AVX512(X)                                                                                                        \
+  X(avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") && \
+                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
 #else
-#define OST_FOR_SETS(X) X(baseline, true)
+#define OST_AVX512(X)
 #endif
+#if defined(OST_HAS_avx2)
+#define OST_AVX2(X) X(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+#else
+#define OST_AVX2(X)
+#endif
+#define OST_FOR_SETS(X) OST_AVX512(X) OST_AVX2(X) X(baseline, true)
 
 // libm and the clock, for files compiled per instruction set, which must not instantiate library templates.
-#define OST_DECLARE(name, supported)       \
-  namespace name {                         \
-  void fill(TypedKernels<float>& table);   \
-  void fill(TypedKernels<double>& table);  \
-  void fill_traits(CellTraits* traits);    \
-  double log_of(double x);                 \
-  double now_seconds();                    \
-  double log_of(double x) { return std::log(x); } \
+#define OST_DECLARE(name, supported)                                                                                          \
+  namespace name {                                                                                                            \
+  void fill(TypedKernels<float>& table);                                                                                      \
+  void fill(TypedKernels<double>& table);                                                                                     \
+  void fill_traits(CellTraits* traits);                                                                                       \
+  double log_of(double x);                                                                                                    \
+  double now_seconds();                                                                                                       \
+  double log_of(double x) { return std::log(x); }                                                                             \
   double now_seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); } \
   }
 
@@ -46,7 +50,12 @@ const KernelTable* make(const char* name, Fill fill) {
 }  // namespace
 
 const std::vector<const KernelTable*>& known_kernels() {
-#define OST_MAKE(name, supported) make(#name, [](KernelTable& t) { name::fill(t.f32); name::fill(t.f64); name::fill_traits(t.traits); }),
+#define OST_MAKE(name, supported)  \
+  make(#name, [](KernelTable& t) { \
+    name::fill(t.f32);             \
+    name::fill(t.f64);             \
+    name::fill_traits(t.traits);   \
+  }),
   static const std::vector<const KernelTable*> all{OST_FOR_SETS(OST_MAKE)};
   return all;
 }

@@ -7,10 +7,10 @@
 
 namespace ost {
 
-const std::vector<const KernelTable*>& known_kernels();      // best first, as compiled
-std::vector<const KernelTable*> supported_kernels();         // those that this CPU runs
-const KernelTable* kernels();                                // the chosen one
-bool choose_kernels(const std::string& name);                // false: unknown or not supported
+const std::vector<const KernelTable*>& known_kernels();  // best first, as compiled
+std::vector<const KernelTable*> supported_kernels();     // those that this CPU runs
+const KernelTable* kernels();                            // the chosen one
+bool choose_kernels(const std::string& name);            // false: unknown or not supported
 std::string cpu_name();
 
 }  // namespace ost

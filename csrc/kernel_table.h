@@ -90,11 +90,11 @@ struct BackwardCall {
   Rows<const T> x, y;
   const T *h0, *c0;
   const T *saved, *cells;
-  Rows<const T> dy;       // data null means zeros
-  const T *dhn, *dcn;     // [B,H], null means zeros
-  Rows<T> dx;             // data null means not wanted
-  bool dx_add;            // add to dx instead: the second direction of a layer
-  T *dh0, *dc0;           // [B,H], null means not wanted
+  Rows<const T> dy;    // data null means zeros
+  const T *dhn, *dcn;  // [B,H], null means zeros
+  Rows<T> dx;          // data null means not wanted
+  bool dx_add;         // add to dx instead: the second direction of a layer
+  T *dh0, *dc0;        // [B,H], null means not wanted
   RawGradients<T> gradients;
   Poll poll;
 };
@@ -116,8 +116,8 @@ struct LinearKernels {
   void (*pack)(const T* weight, const T* bias, Index input, Index output, bool backward, T* memory);
   int (*forward)(const T* memory, Index n, Index input, Index output, const T* x, Index x_stride, T* y);
   // dx overwritten (null: not wanted); dweight, dbias added to (null: not wanted).
-  int (*backward)(const T* memory, Index n, Index input, Index output, const T* x, Index x_stride, const T* dy, T* dx,
-                  T* dweight, T* dbias);
+  int (*backward)(const T* memory, Index n, Index input, Index output, const T* x, Index x_stride, const T* dy, T* dx, T* dweight,
+                  T* dbias);
 };
 
 struct AdamStep {
@@ -129,12 +129,13 @@ struct AdamStep {
 template <class T>
 struct TrainKernels {
   // logits [n,V]; target[i] < 0 leaves row i out. weight: d(loss)/d(row loss). dlogits may be null. Returns the sum of row losses.
-  double (*softmax_cross_entropy)(Index n, Index classes, const T* logits, const Index* target, double smoothing, double weight, T* dlogits);
+  double (*softmax_cross_entropy)(Index n, Index classes, const T* logits, const Index* target, double smoothing, double weight,
+                                  T* dlogits);
   void (*embedding_gather)(Index n, Index width, const Index* ids, const T* table, T* out);
   void (*embedding_scatter)(Index n, Index width, const Index* ids, const T* dy, T* dtable);
   double (*square_sum)(Index n, const T* x);
   void (*adam)(Index n, T* p, const T* g, T* m, T* v, const AdamStep&);
-  void (*tanh)(Index n, const T* x, T* y);     // the vector functions of the cells, for layers and for the ULP tests
+  void (*tanh)(Index n, const T* x, T* y);  // the vector functions of the cells, for layers and for the ULP tests
   void (*sigmoid)(Index n, const T* x, T* y);
   void (*exp)(Index n, const T* x, T* y);
 };

@@ -3,7 +3,9 @@
 namespace ost {
 namespace {
 
-struct Words { std::uint32_t w[4]; };
+struct Words {
+  std::uint32_t w[4];
+};
 
 Words philox(std::uint64_t key, Words c) {
   std::uint32_t k0 = std::uint32_t(key), k1 = std::uint32_t(key >> 32);
@@ -58,7 +60,8 @@ PackedStack<T>::PackedStack(const KernelTable* table, const StackShape& shape, c
   const auto& cell = kernels().cells[int(shape.cell)];
   const auto rounded = [](Index n) { return (n + 15) / 16 * 16; };
   Index total = 0;
-  for (Index layer = 0; layer < shape.layers; ++layer) total += shape.directions * rounded(cell.packed_size(shape.layer_input(layer), shape.hidden, backward));
+  for (Index layer = 0; layer < shape.layers; ++layer)
+    total += shape.directions * rounded(cell.packed_size(shape.layer_input(layer), shape.hidden, backward));
   memory = Buffer<T>(total, "packed weights");
   T* p = memory.get();
   for (std::size_t i = 0; i < weights.size(); ++i) {
@@ -73,7 +76,8 @@ int stack_forward(const PackedStack<T>& packed, const StackCall<T>& call, Tape<T
   const StackShape& s = packed.shape;
   const CellTraits& traits = packed.traits();
   const auto& cell = packed.kernels().cells[int(s.cell)];
-  const Index rows = call.steps * call.batch, padded = (s.hidden + packed.kernels().lanes - 1) / packed.kernels().lanes * packed.kernels().lanes;
+  const Index rows = call.steps * call.batch,
+              padded = (s.hidden + packed.kernels().lanes - 1) / packed.kernels().lanes * packed.kernels().lanes;
   const Index state = call.batch * s.hidden;
   Buffer<T> spare[2];  // inference: outputs of the layer below and of this one
   Rows<const T> x = call.x;

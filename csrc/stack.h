@@ -31,7 +31,9 @@ class Buffer {
   T* get() const { return memory_.get(); }
 
  private:
-  struct Free { void operator()(void* p) const { std::free(p); } };
+  struct Free {
+    void operator()(void* p) const { std::free(p); }
+  };
   std::unique_ptr<T, Free> memory_;
 };
 
@@ -54,7 +56,10 @@ struct PackedStack {
   std::vector<PackedWeights<T>> parts;  // [layer * D + direction]
   Buffer<T> memory;
   const TypedKernels<T>& kernels() const {
-    if constexpr (sizeof(T) == 4) return table->f32; else return table->f64;
+    if constexpr (sizeof(T) == 4)
+      return table->f32;
+    else
+      return table->f64;
   }
   const CellTraits& traits() const { return table->traits[int(shape.cell)]; }
 };
@@ -63,8 +68,8 @@ struct PackedStack {
 template <class T>
 struct StackCall {
   Index steps = 0, batch = 0;
-  Rows<const T> x{};  // [T,B,I]
-  Rows<T> y{};        // [T,B,D*H]
+  Rows<const T> x{};                     // [T,B,I]
+  Rows<T> y{};                           // [T,B,D*H]
   const T *h0 = nullptr, *c0 = nullptr;  // [L*D,B,H]
   T *hn = nullptr, *cn = nullptr;
   std::vector<Index> lengths;  // empty: all T
@@ -88,11 +93,11 @@ int stack_forward(const PackedStack<T>& packed, const StackCall<T>& call, Tape<T
 
 template <class T>
 struct StackGradients {
-  Rows<const T> dy{};                        // data null: zeros
-  const T *dhn = nullptr, *dcn = nullptr;    // [L*D,B,H]
-  Rows<T> dx{};                              // data null: not wanted
+  Rows<const T> dy{};                      // data null: zeros
+  const T *dhn = nullptr, *dcn = nullptr;  // [L*D,B,H]
+  Rows<T> dx{};                            // data null: not wanted
   T *dh0 = nullptr, *dc0 = nullptr;
-  std::vector<RawGradients<T>> weights;      // [layer * D + direction]
+  std::vector<RawGradients<T>> weights;  // [layer * D + direction]
 };
 template <class T>
 int stack_backward(const Tape<T>& tape, const StackGradients<T>& gradients, Poll poll);

@@ -12,13 +12,20 @@
 namespace ost {
 namespace py = pybind11;
 
-struct Axis { const char* name; Index size; };  // size -1: any
+struct Axis {
+  const char* name;
+  Index size;
+};  // size -1: any
 
 template <class T>
 struct View {
   T* data = nullptr;
   std::vector<Index> shape, strides;  // in elements
-  Index size() const { Index n = 1; for (Index k : shape) n *= k; return n; }
+  Index size() const {
+    Index n = 1;
+    for (Index k : shape) n *= k;
+    return n;
+  }
   Rows<T> rows() const { return {data, strides[0], strides[1]}; }
 };
 
@@ -44,11 +51,14 @@ inline std::string text_of(const std::vector<Axis>& axes) {
 enum class Strides { kUnitLast, kContiguous };
 
 template <class T>
-View<std::remove_const_t<T>> view(py::handle object, const std::string& name, const std::vector<Axis>& axes, Strides need = Strides::kUnitLast, bool writable = false) {
+View<std::remove_const_t<T>> view(py::handle object, const std::string& name, const std::vector<Axis>& axes,
+                                  Strides need = Strides::kUnitLast, bool writable = false) {
   using E = std::remove_const_t<T>;
   const std::string wanted = py::str(py::dtype::of<E>());
   if (!py::isinstance<py::array>(object))
-    throw py::type_error(name + ": expected a numpy.ndarray of " + wanted + ", got " + std::string(py::str(py::type::of(object).attr("__name__"))) + "; use np.asarray(" + name + ", dtype=np." + wanted + ")");
+    throw py::type_error(name + ": expected a numpy.ndarray of " + wanted + ", got " +
+                         std::string(py::str(py::type::of(object).attr("__name__"))) + "; use np.asarray(" + name + ", dtype=np." + wanted +
+                         ")");
   auto array = py::reinterpret_borrow<py::array>(object);
   const py::dtype dtype = array.dtype();
   if (!dtype.equal(py::dtype::of<E>())) {
@@ -71,12 +81,15 @@ View<std::remove_const_t<T>> view(py::handle object, const std::string& name, co
     v.strides.push_back(array.strides(i) / py::ssize_t(sizeof(E)));
   }
   if (v.size() == 0) aligned = true;
-  if (!aligned) fail(name, "memory and strides aligned to the item size of " + std::to_string(sizeof(E)) + " bytes", "a misaligned array with strides " + text_of(bytes) + "; use " + name + ".copy()");
+  if (!aligned)
+    fail(name, "memory and strides aligned to the item size of " + std::to_string(sizeof(E)) + " bytes",
+         "a misaligned array with strides " + text_of(bytes) + "; use " + name + ".copy()");
   Index run = 1;
   for (std::size_t i = v.shape.size(); i-- > 0;) {
     const bool checked = need == Strides::kContiguous || i + 1 == v.shape.size();
     if (checked && v.shape[i] > 1 && v.strides[i] != run && v.size() > 0)
-      fail(name, need == Strides::kContiguous ? "a C-contiguous array" : "unit stride on the last axis", "strides " + text_of(bytes) + " bytes; use np.ascontiguousarray(" + name + ")");
+      fail(name, need == Strides::kContiguous ? "a C-contiguous array" : "unit stride on the last axis",
+           "strides " + text_of(bytes) + " bytes; use np.ascontiguousarray(" + name + ")");
     run *= v.shape[i];
   }
   if (writable && !array.writeable()) fail(name, "a writable array", "a read-only one");
@@ -84,7 +97,8 @@ View<std::remove_const_t<T>> view(py::handle object, const std::string& name, co
 }
 
 template <class T>
-View<std::remove_const_t<T>> optional_view(const py::object& object, const std::string& name, const std::vector<Axis>& axes, Strides need = Strides::kContiguous, bool writable = false) {
+View<std::remove_const_t<T>> optional_view(const py::object& object, const std::string& name, const std::vector<Axis>& axes,
+                                           Strides need = Strides::kContiguous, bool writable = false) {
   return object.is_none() ? View<std::remove_const_t<T>>{} : view<T>(object, name, axes, need, writable);
 }
 
@@ -100,11 +114,14 @@ std::pair<std::uintptr_t, std::uintptr_t> extent(const View<T>& v) {
 template <class T>
 void refuse_overlap(const View<T>& out, const View<T>& in, const char* out_name, const char* in_name) {
   const auto a = extent(out), b = extent(in);
-  if (a.first < b.second && b.first < a.second) fail(out_name, std::string("memory of its own"), std::string("an array that overlaps ") + in_name);
+  if (a.first < b.second && b.first < a.second)
+    fail(out_name, std::string("memory of its own"), std::string("an array that overlaps ") + in_name);
 }
 
 template <class T>
-py::array_t<T> new_array(std::vector<Index> shape) { return py::array_t<T>(std::vector<py::ssize_t>(shape.begin(), shape.end())); }
+py::array_t<T> new_array(std::vector<Index> shape) {
+  return py::array_t<T>(std::vector<py::ssize_t>(shape.begin(), shape.end()));
+}
 
 // Looks for a pending Ctrl-C, at most every 20 ms: taking the GIL back costs up to its switch interval of 5 ms.
 class SignalPoll {

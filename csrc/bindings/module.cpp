@@ -35,7 +35,8 @@ void read_environment() {
   if (const char* text = std::getenv("OSTINATO_NUM_THREADS")) {
     char* end = nullptr;
     const long n = std::strtol(text, &end, 10);
-    if (end == text || *end || n < 1 || n > 1024) fail("OSTINATO_NUM_THREADS", "a whole number from 1 to 1024", std::string("'") + text + "'");
+    if (end == text || *end || n < 1 || n > 1024)
+      fail("OSTINATO_NUM_THREADS", "a whole number from 1 to 1024", std::string("'") + text + "'");
   }
 }
 
@@ -68,14 +69,20 @@ PYBIND11_MODULE(_core, m) {
   m.def("use_kernels", [](const std::string& name) { choose(name, "name"); }, py::arg("name"));
   m.def("cpu_name", &cpu_name);
   m.def("get_num_threads", &thread_count);
-  m.def("set_num_threads", [](Index n) {
-    if (n < 1 || n > 1024) fail("n", "a whole number from 1 to 1024", std::to_string(n));
-    set_thread_count(int(n));
-  }, py::arg("n"));
-  m.def("fma_peak", [](double seconds, int bytes) {
-    py::gil_scoped_release release;
-    return bytes == 4 ? kernels()->f32.fma_peak(seconds) : kernels()->f64.fma_peak(seconds);
-  }, py::arg("seconds"), py::arg("itemsize"));
+  m.def(
+      "set_num_threads",
+      [](Index n) {
+        if (n < 1 || n > 1024) fail("n", "a whole number from 1 to 1024", std::to_string(n));
+        set_thread_count(int(n));
+      },
+      py::arg("n"));
+  m.def(
+      "fma_peak",
+      [](double seconds, int bytes) {
+        py::gil_scoped_release release;
+        return bytes == 4 ? kernels()->f32.fma_peak(seconds) : kernels()->f64.fma_peak(seconds);
+      },
+      py::arg("seconds"), py::arg("itemsize"));
   bind_recurrent(m);
   bind_training(m);
   bind_proof(m);

@@ -1,6 +1,9 @@
 // The plain path by cell name, for the fit proof of the tests.
+
 #include "arrays.h"
-#include "../core/plain.h"
+
+#include "../core/plain.h"  // before the cells: they call its functions of plain doubles
+
 #include "../cells/list.h"
 #include "../cells/proof.h"
 
@@ -30,14 +33,29 @@ py::tuple run(const PlainProblem& p, const std::vector<double>& dy, const std::v
 }
 
 using Runner = py::tuple (*)(const PlainProblem&, const std::vector<double>&, const std::vector<double>&);
-struct Entry { const char* name; int gates, params, states; bool recurrent, projected; Runner run; };
+struct Entry {
+  const char* name;
+  int gates, params, states;
+  bool recurrent, projected;
+  Runner run;
+};
 
 template <class C>
-constexpr Entry entry(const char* name) { return {name, C::kGates, C::kParams, C::kStates, C::kPhases[0].product.count() > 0, is_projected<C>(), run<C>}; }
+constexpr Entry entry(const char* name) {
+  return {name, C::kGates, C::kParams, C::kStates, C::kPhases[0].product.count() > 0, is_projected<C>(), run<C>};
+}
 
-const Entry kEntries[] = {entry<Elman<Tanh>>("rnn_tanh"), entry<Elman<Relu>>("rnn_relu"), entry<Lstm>("lstm"), entry<LstmPeephole>("lstm_peephole"), entry<Gru>("gru"),
-                          entry<GruResetBefore>("gru_reset_before"), entry<LstmLayerNorm>("lstm_layer_norm"), entry<LstmProjected>("lstm_projected"),
-                          entry<Zoneout<Gru>>("zoneout_gru"), entry<Zoneout<Lstm>>("zoneout_lstm"), entry<MinGru>("min_gru")};
+const Entry kEntries[] = {entry<Elman<Tanh>>("rnn_tanh"),
+                          entry<Elman<Relu>>("rnn_relu"),
+                          entry<Lstm>("lstm"),
+                          entry<LstmPeephole>("lstm_peephole"),
+                          entry<Gru>("gru"),
+                          entry<GruResetBefore>("gru_reset_before"),
+                          entry<LstmLayerNorm>("lstm_layer_norm"),
+                          entry<LstmProjected>("lstm_projected"),
+                          entry<Zoneout<Gru>>("zoneout_gru"),
+                          entry<Zoneout<Lstm>>("zoneout_lstm"),
+                          entry<MinGru>("min_gru")};
 
 }  // namespace
 
@@ -48,10 +66,19 @@ void bind_proof(py::module_& m) {
     return out;
   });
   // Arrays of one problem by name (weight_ih, ..., x, h0, c0, noise), contiguous float64; returns y, c_n and gradients, all flat.
-  m.def("plain_run", [](const std::string& cell, Index steps, Index batch, Index input, Index hidden, Index projected, const py::dict& arrays, const py::array_t<double>& dy, const py::array_t<double>& dc) {
-    PlainProblem p{steps, batch, input, hidden, projected,
-                   {values(arrays, "weight_ih"), values(arrays, "weight_hh"), values(arrays, "bias_ih"), values(arrays, "bias_hh"), values(arrays, "params"), values(arrays, "projection")},
-                   values(arrays, "x"), values(arrays, "h0"), values(arrays, "c0"), values(arrays, "noise")};
+  m.def("plain_run", [](const std::string& cell, Index steps, Index batch, Index input, Index hidden, Index projected,
+                        const py::dict& arrays, const py::array_t<double>& dy, const py::array_t<double>& dc) {
+    PlainProblem p{steps,
+                   batch,
+                   input,
+                   hidden,
+                   projected,
+                   {values(arrays, "weight_ih"), values(arrays, "weight_hh"), values(arrays, "bias_ih"), values(arrays, "bias_hh"),
+                    values(arrays, "params"), values(arrays, "projection")},
+                   values(arrays, "x"),
+                   values(arrays, "h0"),
+                   values(arrays, "c0"),
+                   values(arrays, "noise")};
     for (const Entry& e : kEntries)
       if (cell == e.name) return e.run(p, {dy.data(), dy.data() + dy.size()}, {dc.data(), dc.data() + dc.size()});
     fail("cell", "the name of a plain cell", "'" + cell + "'");

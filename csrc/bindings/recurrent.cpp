@@ -43,10 +43,12 @@ Raw raw_arrays(const StackShape& s, const CellTraits& traits, Index part, const 
 }
 
 template <class T>
-std::shared_ptr<PackedStack<T>> pack_stack(const std::string& cell, Index input, Index hidden, Index layers, bool bidirectional, const py::sequence& weights, bool backward, bool reverse) {
+std::shared_ptr<PackedStack<T>> pack_stack(const std::string& cell, Index input, Index hidden, Index layers, bool bidirectional,
+                                           const py::sequence& weights, bool backward, bool reverse) {
   const StackShape s{cell_named(cell), input, hidden, layers, bidirectional ? 2 : 1, reverse};
   const KernelTable* table = kernels();
-  if (Index(py::len(weights)) != layers * s.directions) fail("weights", std::to_string(layers * s.directions) + " groups of arrays", std::to_string(py::len(weights)));
+  if (Index(py::len(weights)) != layers * s.directions)
+    fail("weights", std::to_string(layers * s.directions) + " groups of arrays", std::to_string(py::len(weights)));
   std::vector<RawWeights<T>> raw;
   for (Index part = 0; part < layers * s.directions; ++part)
     raw.push_back(raw_arrays<const T, RawWeights<T>>(s, table->traits[int(s.cell)], part, weights[part], "", false));
@@ -75,8 +77,8 @@ std::vector<Axis> sequence_axes(Index steps, Index batch, const char* name, Inde
 }
 
 template <class T>
-py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, const py::object& h0, const py::object& c0, const py::object& lengths,
-                  bool batch_first, const py::object& out, bool train, double dropout, std::uint64_t key) {
+py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, const py::object& h0, const py::object& c0,
+                  const py::object& lengths, bool batch_first, const py::object& out, bool train, double dropout, std::uint64_t key) {
   const StackShape& s = packed->shape;
   const bool has_cells = packed->traits().states > 1;
   const auto xv = time_major(view<T>(x, "x", sequence_axes<T>(-1, -1, "I", s.input, batch_first)), batch_first);
@@ -93,11 +95,13 @@ py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, c
     const auto lv = view<Index>(lengths, "lengths", {{"B", batch}}, Strides::kContiguous);
     call.lengths.assign(lv.data, lv.data + batch);
     for (Index b = 0; b < batch; ++b)
-      if (lv.data[b] < 0 || lv.data[b] > steps) fail("lengths", "values from 0 to T = " + std::to_string(steps), std::to_string(lv.data[b]) + " at b = " + std::to_string(b));
+      if (lv.data[b] < 0 || lv.data[b] > steps)
+        fail("lengths", "values from 0 to T = " + std::to_string(steps), std::to_string(lv.data[b]) + " at b = " + std::to_string(b));
   }
   py::object y = out;
   if (out.is_none()) y = batch_first ? new_array<T>({batch, steps, s.width()}) : new_array<T>({steps, batch, s.width()});
-  auto yv = time_major(view<T>(y, "out", sequence_axes<T>(steps, batch, "D*H", s.width(), batch_first), Strides::kUnitLast, true), batch_first);
+  auto yv =
+      time_major(view<T>(y, "out", sequence_axes<T>(steps, batch, "D*H", s.width(), batch_first), Strides::kUnitLast, true), batch_first);
   if (!out.is_none()) {
     for (int axis = 0; axis < 2; ++axis)
       if (yv.shape[axis] > 1 && yv.strides[axis] == 0) fail("out", "rows of its own for every (t, b)", "a stride of 0");
@@ -137,7 +141,8 @@ py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, c
 }
 
 template <class T>
-py::tuple backward(PyTape<T>& t, const py::object& dy, const py::object& dhn, const py::object& dcn, const py::sequence& gradients, bool need_dx) {
+py::tuple backward(PyTape<T>& t, const py::object& dy, const py::object& dhn, const py::object& dcn, const py::sequence& gradients,
+                   bool need_dx) {
   const Tape<T>& tape = t.tape;
   const StackShape& s = tape.packed->shape;
   const CellTraits& traits = tape.packed->traits();
@@ -153,7 +158,8 @@ py::tuple backward(PyTape<T>& t, const py::object& dy, const py::object& dhn, co
   g.dhn = optional_view<T>(dhn, "dh_n", state).data;
   g.dcn = optional_view<T>(dcn, "dc_n", state).data;
   if (Index(py::len(gradients)) != parts) fail("grads", std::to_string(parts) + " groups of arrays", std::to_string(py::len(gradients)));
-  for (Index part = 0; part < parts; ++part) g.weights.push_back(raw_arrays<T, RawGradients<T>>(s, traits, part, gradients[part], "grads: ", true));
+  for (Index part = 0; part < parts; ++part)
+    g.weights.push_back(raw_arrays<T, RawGradients<T>>(s, traits, part, gradients[part], "grads: ", true));
   py::object dx = py::none(), dc0 = py::none();
   if (need_dx) {
     auto array = t.batch_first ? new_array<T>({batch, steps, s.input}) : new_array<T>({steps, batch, s.input});
@@ -181,14 +187,16 @@ template <class T>
 void bind_typed(py::module_& m, const char* packed_name, const char* tape_name) {
   using Packed = PackedStack<T>;
   py::class_<Packed, std::shared_ptr<Packed>>(m, packed_name)
-      .def(py::init(&pack_stack<T>), py::arg("cell"), py::arg("input_size"), py::arg("hidden_size"), py::arg("num_layers"), py::arg("bidirectional"), py::arg("weights"), py::arg("backward"), py::arg("reverse") = false)
+      .def(py::init(&pack_stack<T>), py::arg("cell"), py::arg("input_size"), py::arg("hidden_size"), py::arg("num_layers"),
+           py::arg("bidirectional"), py::arg("weights"), py::arg("backward"), py::arg("reverse") = false)
       .def_property_readonly("kernels", [](const Packed& p) { return std::string(p.table->name); })
       .def_property_readonly("backward", [](const Packed& p) { return p.backward; })
       .def_property_readonly("input_size", [](const Packed& p) { return p.shape.input; })
       .def_property_readonly("hidden_size", [](const Packed& p) { return p.shape.hidden; })
       .def_property_readonly("reverse", [](const Packed& p) { return p.shape.reverse; })
       .def_property_readonly("cell", [](const Packed& p) { return std::string(p.traits().name); })
-      .def("forward", &forward<T>, py::arg("x"), py::arg("h0"), py::arg("c0"), py::arg("lengths"), py::arg("batch_first"), py::arg("out"), py::arg("train"), py::arg("dropout"), py::arg("key"));
+      .def("forward", &forward<T>, py::arg("x"), py::arg("h0"), py::arg("c0"), py::arg("lengths"), py::arg("batch_first"), py::arg("out"),
+           py::arg("train"), py::arg("dropout"), py::arg("key"));
   py::class_<PyTape<T>, std::shared_ptr<PyTape<T>>>(m, tape_name)
       .def("backward", &backward<T>, py::arg("dy"), py::arg("dh_n"), py::arg("dc_n"), py::arg("grads"), py::arg("need_dx"));
 }

@@ -8,7 +8,10 @@ namespace {
 
 template <class T>
 const TypedKernels<T>& typed(const KernelTable* table) {
-  if constexpr (sizeof(T) == 4) return table->f32; else return table->f64;
+  if constexpr (sizeof(T) == 4)
+    return table->f32;
+  else
+    return table->f64;
 }
 
 template <class T>
@@ -41,7 +44,8 @@ struct PackedLinear {
     return y;
   }
 
-  py::object run_backward(const py::object& x, const py::object& dy, const py::object& dweight, const py::object& dbias, bool need_dx) const {
+  py::object run_backward(const py::object& x, const py::object& dy, const py::object& dweight, const py::object& dbias,
+                          bool need_dx) const {
     if (!backward) fail("packed", "weights packed for training", "weights packed for inference only");
     const auto xv = view<const T>(x, "x", {{"N", -1}, {"I", input}});
     const auto dyv = view<const T>(dy, "dy", {{"N", xv.shape[0]}, {"O", output}}, Strides::kContiguous);
@@ -57,7 +61,8 @@ struct PackedLinear {
     int status;
     {
       py::gil_scoped_release release;
-      status = typed<T>(table).linear.backward(memory.get(), xv.shape[0], input, output, xv.data, xv.strides[0], dyv.data, to, dw.data, db.data);
+      status =
+          typed<T>(table).linear.backward(memory.get(), xv.shape[0], input, output, xv.data, xv.strides[0], dyv.data, to, dw.data, db.data);
     }
     check_status(status);
     return dx;
@@ -88,7 +93,8 @@ py::tuple softmax_cross_entropy(const py::object& logits, const py::object& targ
 
 void check_ids(const View<Index>& ids, Index rows) {
   for (Index i = 0; i < ids.shape[0]; ++i)
-    if (ids.data[i] < 0 || ids.data[i] >= rows) fail("x", "indices from 0 to " + std::to_string(rows - 1), std::to_string(ids.data[i]) + " at position " + std::to_string(i));
+    if (ids.data[i] < 0 || ids.data[i] >= rows)
+      fail("x", "indices from 0 to " + std::to_string(rows - 1), std::to_string(ids.data[i]) + " at position " + std::to_string(i));
 }
 
 template <class T>
@@ -121,8 +127,8 @@ double square_sum(const py::object& x) {
 }
 
 template <class T>
-void adam(const py::object& p, const py::object& g, const py::object& m, const py::object& v, double rate, double beta1, double beta2, double eps, double weight_decay, double correction1,
-          double correction2, bool decoupled) {
+void adam(const py::object& p, const py::object& g, const py::object& m, const py::object& v, double rate, double beta1, double beta2,
+          double eps, double weight_decay, double correction1, double correction2, bool decoupled) {
   const auto pv = view<T>(p, "p", {{"N", -1}}, Strides::kContiguous, true);
   const auto gv = view<const T>(g, "g", {{"N", pv.shape[0]}}, Strides::kContiguous);
   const auto mv = view<T>(m, "m", {{"N", pv.shape[0]}}, Strides::kContiguous, true);
@@ -165,12 +171,13 @@ void bind_typed(py::module_& m, const std::string& suffix) {
       .def_readonly("backward", &P::backward)
       .def("forward", &P::forward, py::arg("x"))
       .def("run_backward", &P::run_backward, py::arg("x"), py::arg("dy"), py::arg("dweight"), py::arg("dbias"), py::arg("need_dx"));
-  m.def(name("softmax_cross_entropy_").c_str(), &softmax_cross_entropy<T>, py::arg("y"), py::arg("target"), py::arg("smoothing"), py::arg("weight"), py::arg("need_gradient"));
+  m.def(name("softmax_cross_entropy_").c_str(), &softmax_cross_entropy<T>, py::arg("y"), py::arg("target"), py::arg("smoothing"),
+        py::arg("weight"), py::arg("need_gradient"));
   m.def(name("embedding_gather_").c_str(), &embedding_gather<T>, py::arg("x"), py::arg("weight"));
   m.def(name("embedding_scatter_").c_str(), &embedding_scatter<T>, py::arg("x"), py::arg("dy"), py::arg("dweight"));
   m.def(name("square_sum_").c_str(), &square_sum<T>, py::arg("x"));
-  m.def(name("adam_").c_str(), &adam<T>, py::arg("p"), py::arg("g"), py::arg("m"), py::arg("v"), py::arg("rate"), py::arg("beta1"), py::arg("beta2"), py::arg("eps"), py::arg("weight_decay"),
-        py::arg("correction1"), py::arg("correction2"), py::arg("decoupled"));
+  m.def(name("adam_").c_str(), &adam<T>, py::arg("p"), py::arg("g"), py::arg("m"), py::arg("v"), py::arg("rate"), py::arg("beta1"),
+        py::arg("beta2"), py::arg("eps"), py::arg("weight_decay"), py::arg("correction1"), py::arg("correction2"), py::arg("decoupled"));
   m.def(name("dropout_").c_str(), &dropout<T>, py::arg("x"), py::arg("rate"), py::arg("key"));
   m.def(name("map_").c_str(), &map<T>, py::arg("name"), py::arg("x"));
 }

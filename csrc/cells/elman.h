@@ -7,12 +7,24 @@
 namespace ost::OST_SET {
 
 struct Tanh {
-  template <class V> OST_HD static V forward(V a) { return tanh(a); }
-  template <class V> OST_HD static V slope(V h) { return fma(-h, h, V(1)); }
+  template <class V>
+  OST_HD static V forward(V a) {
+    return tanh(a);
+  }
+  template <class V>
+  OST_HD static V slope(V h) {
+    return fma(-h, h, V(1));
+  }
 };
 struct Relu {
-  template <class V> OST_HD static V forward(V a) { return select(a < V(0), V(0), a); }  // NaN passes
-  template <class V> OST_HD static V slope(V h) { return select(V(0) < h, V(1), V(0)); }
+  template <class V>
+  OST_HD static V forward(V a) {
+    return select(a < V(0), V(0), a);
+  }  // NaN passes
+  template <class V>
+  OST_HD static V slope(V h) {
+    return select(V(0) < h, V(1), V(0));
+  }
 };
 
 template <class Phi>

@@ -55,7 +55,9 @@ struct GruResetBefore {  // columns r z n; phase 0 emits r h, which feeds the se
 
   // What phase 0 emitted, from what it saved: the backward pass needs it for dR.
   template <class V>
-  OST_HD static V emitted(const V* saved, const V* previous) { return saved[0] * previous[0]; }
+  OST_HD static V emitted(const V* saved, const V* previous) {
+    return saved[0] * previous[0];
+  }
 
   template <int P, class V>
   OST_HD static void backward(const BackwardIn<GruResetBefore, V>& in, BackwardOut<GruResetBefore, V>& out) {

@@ -68,7 +68,8 @@ struct LstmProjected {
 // Zoneout of h (Krueger et al. 2017) around any cell of one phase: a unit keeps its old h where noise < kRate.
 template <class Base>
 struct Zoneout {
-  static constexpr int kColumns = Base::kColumns, kGates = Base::kGates, kStates = Base::kStates, kSaved = Base::kSaved, kParams = Base::kParams;
+  static constexpr int kColumns = Base::kColumns, kGates = Base::kGates, kStates = Base::kStates, kSaved = Base::kSaved,
+                       kParams = Base::kParams;
   static constexpr double kRate = 0.3;
   static constexpr Columns kInput = Base::kInput;
   static constexpr Phase kPhases[] = {Base::kPhases[0]};

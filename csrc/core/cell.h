@@ -31,8 +31,8 @@ enum class RowOp {
 
 struct Phase {
   Operand operand;
-  Columns product;  // columns that the recurrent product feeds; empty: no product
-  Columns own;      // columns that this phase's pointwise function reads, and whose gradient it returns
+  Columns product;              // columns that the recurrent product feeds; empty: no product
+  Columns own;                  // columns that this phase's pointwise function reads, and whose gradient it returns
   RowOp before = RowOp::kNone;  // applied to what the phase before emitted
 };
 
@@ -77,19 +77,19 @@ struct ForwardOutOf {
 template <class V, int kColumns, int kStates, int kSaved, int kParams>
 struct BackwardInOf {
   V saved[kSaved + 1];
-  V previous[kStates];   // states before the step
-  V next[kStates];       // states after it
-  V dstate[kStates];     // gradient of the states after it, all paths
+  V previous[kStates];  // states before the step
+  V next[kStates];      // states after it
+  V dstate[kStates];    // gradient of the states after it, all paths
   V param[kParams + 1];
   V carried;
-  V demitted;            // gradient of what this phase emitted
+  V demitted;  // gradient of what this phase emitted
   V noise;
 };
 template <class V, int kColumns, int kStates, int kSaved, int kParams>
 struct BackwardOutOf {
   V da[kColumns];
   V dprevious[kStates];
-  V dcarried;            // gradient of `carried`
+  V dcarried;  // gradient of `carried`
   V dparam[kParams + 1];
 };
 

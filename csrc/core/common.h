@@ -17,11 +17,19 @@
 namespace ost::OST_SET {
 
 template <class A>
-OST_HD constexpr A smaller(A a, A b) { return b < a ? b : a; }
+OST_HD constexpr A smaller(A a, A b) {
+  return b < a ? b : a;
+}
 template <class A>
-OST_HD constexpr A larger(A a, A b) { return a < b ? b : a; }
-struct Range { Index begin, end; };
-OST_HD constexpr Range part_of(Index n, Index i, Index parts) { return {n * i / parts, n * (i + 1) / parts}; }  // part i of n cut into `parts`
+OST_HD constexpr A larger(A a, A b) {
+  return a < b ? b : a;
+}
+struct Range {
+  Index begin, end;
+};
+OST_HD constexpr Range part_of(Index n, Index i, Index parts) {
+  return {n * i / parts, n * (i + 1) / parts};
+}  // part i of n cut into `parts`
 OST_HD constexpr Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
 
 }  // namespace ost::OST_SET

@@ -16,16 +16,26 @@ OST_HD double select(bool test, double yes, double no) { return test ? yes : no;
 
 // weight_ih [G*H,I], weight_hh [G*H,P], bias_* [G*H], params [kParams,H], projection [P,H] (P = H without one),
 // x [T,B,I], h0 [B,P], c0 [B,H], noise [T,B,H], y [T,B,P], dy [T,B,P]; all contiguous.
-struct PlainWeights { std::vector<double> weight_ih, weight_hh, bias_ih, bias_hh, params, projection; };
+struct PlainWeights {
+  std::vector<double> weight_ih, weight_hh, bias_ih, bias_hh, params, projection;
+};
 struct PlainProblem {
   Index steps, batch, input, hidden, projected;
   PlainWeights weights;
   std::vector<double> x, h0, c0, noise;
 };
-struct PlainGradients { PlainWeights weights; std::vector<double> x, h0, c0; };
+struct PlainGradients {
+  PlainWeights weights;
+  std::vector<double> x, h0, c0;
+};
 
 template <class C>
-constexpr bool is_projected() { if constexpr (requires { C::kProjected; }) return C::kProjected; else return false; }
+constexpr bool is_projected() {
+  if constexpr (requires { C::kProjected; })
+    return C::kProjected;
+  else
+    return false;
+}
 
 template <Cell C>
 class Plain {
@@ -38,7 +48,9 @@ class Plain {
   }
 
   std::vector<double> y;  // [T,B,P]
-  double state(Index b, Index u) const { return p_.steps ? out_[((p_.steps - 1) * p_.batch + b) * p_.hidden + u].state[C::kStates - 1] : p_.c0[b * p_.hidden + u]; }
+  double state(Index b, Index u) const {
+    return p_.steps ? out_[((p_.steps - 1) * p_.batch + b) * p_.hidden + u].state[C::kStates - 1] : p_.c0[b * p_.hidden + u];
+  }
 
   void forward() {
     for (Index row = 0; row < rows_; ++row) forward_row(row, std::make_integer_sequence<int, kPhaseCount<C>>());
@@ -46,7 +58,8 @@ class Plain {
 
   PlainGradients backward(const std::vector<double>& dy, const std::vector<double>& dc) {
     PlainGradients d;
-    d.weights = {zeros(p_.weights.weight_ih), zeros(p_.weights.weight_hh), zeros(p_.weights.bias_ih), zeros(p_.weights.bias_hh), zeros(p_.weights.params), zeros(p_.weights.projection)};
+    d.weights = {zeros(p_.weights.weight_ih), zeros(p_.weights.weight_hh), zeros(p_.weights.bias_ih),
+                 zeros(p_.weights.bias_hh),   zeros(p_.weights.params),    zeros(p_.weights.projection)};
     d.x = zeros(p_.x), d.h0.assign(p_.batch * p_.projected, 0), d.c0 = dc;
     for (Index t = p_.steps; t-- > 0;)
       for (Index b = 0; b < p_.batch; ++b) backward_row(t, b, dy, d, std::make_integer_sequence<int, kPhaseCount<C>>());
@@ -60,8 +73,12 @@ class Plain {
       if (blocks[g] == column) return g * p_.hidden + unit;
     return -1;
   }
-  double h_before(Index row, Index j) const { return row < p_.batch ? p_.h0[row * p_.projected + j] : y[(row - p_.batch) * p_.projected + j]; }
-  double operand(const Phase& phase, Index row, Index j) const { return phase.operand == Operand::kHidden ? h_before(row, j) : emitted(row, j); }
+  double h_before(Index row, Index j) const {
+    return row < p_.batch ? p_.h0[row * p_.projected + j] : y[(row - p_.batch) * p_.projected + j];
+  }
+  double operand(const Phase& phase, Index row, Index j) const {
+    return phase.operand == Operand::kHidden ? h_before(row, j) : emitted(row, j);
+  }
   Index operand_width(const Phase& phase) const { return phase.operand == Operand::kHidden ? p_.projected : p_.hidden; }
   double emitted(Index row, Index u) const { return out_[row * p_.hidden + u].emitted; }
 
@@ -127,7 +144,8 @@ class Plain {
   void backward_row(Index t, Index b, const std::vector<double>& dy, PlainGradients& d, std::integer_sequence<int, P...>) {
     const Index h = p_.hidden, row = t * p_.batch + b;
     std::vector<double> dh(p_.projected);
-    for (Index j = 0; j < p_.projected; ++j) dh[j] = dy[row * p_.projected + j] + d.h0[b * p_.projected + j], d.h0[b * p_.projected + j] = 0;
+    for (Index j = 0; j < p_.projected; ++j)
+      dh[j] = dy[row * p_.projected + j] + d.h0[b * p_.projected + j], d.h0[b * p_.projected + j] = 0;
     std::vector<BackwardOut<C, double>> out(h);
     std::vector<BackwardIn<C, double>> in(h);
     for (Index u = 0; u < h; ++u) {
@@ -163,7 +181,8 @@ class Plain {
   }
 
   template <int P>
-  void backward_phase(Index row, Index b, std::vector<BackwardIn<C, double>>& in, std::vector<BackwardOut<C, double>>& out, PlainGradients& d) {
+  void backward_phase(Index row, Index b, std::vector<BackwardIn<C, double>>& in, std::vector<BackwardOut<C, double>>& out,
+                      PlainGradients& d) {
     constexpr Phase phase = C::kPhases[P];
     const Index h = p_.hidden, width = operand_width(phase);
     for (Index u = 0; u < h; ++u) C::template backward<P>(in[u], out[u]);
@@ -173,7 +192,8 @@ class Plain {
         d.weights.bias_hh[w] += out[u].da[column];
         for (Index j = 0; j < width; ++j) {
           d.weights.weight_hh[w * width + j] += out[u].da[column] * operand(phase, row, j);
-          (phase.operand == Operand::kHidden ? d.h0[b * p_.projected + j] : in[j].demitted) += p_.weights.weight_hh[w * width + j] * out[u].da[column];
+          (phase.operand == Operand::kHidden ? d.h0[b * p_.projected + j] : in[j].demitted) +=
+              p_.weights.weight_hh[w * width + j] * out[u].da[column];
         }
       }
     if constexpr (phase.before == RowOp::kLayerNorm) {

@@ -28,7 +28,9 @@ class Backward {
 
  public:
   explicit Backward(const BackwardCall<T>& call)
-      : call_(call), s_(call.weights->input, call.weights->hidden), clock_{call.steps, call.reverse, call.lengths},
+      : call_(call),
+        s_(call.weights->input, call.weights->hidden),
+        clock_{call.steps, call.reverse, call.lengths},
         plan_(make_plan(call.steps, call.batch, 2 * (s_.input + s_.hidden), C::kGates * s_.padded, s_.groups, 2 * kPhaseCount<C>)) {
     shared_ = plan_.axis == Axis::kUnits;
     row_chunks_ = shared_ ? 1 : plan_.threads * ceil_div(call.batch, plan_.threads * kChunkRows);
@@ -147,7 +149,9 @@ class Backward {
           if (!clock_.active(t, b)) continue;
           const Index row = chunk_row(t, t0, b);
           for (int q = 0; q < kCount; ++q) {
-            operand_rows_[q][n] = q == 0 ? at(call_.x, t, b) : C::kPhases[q - 1].operand == Operand::kHidden ? hidden_before(t, b) : emitted_ + row * s_.padded;
+            operand_rows_[q][n] = q == 0                                          ? at(call_.x, t, b)
+                                  : C::kPhases[q - 1].operand == Operand::kHidden ? hidden_before(t, b)
+                                                                                  : emitted_ + row * s_.padded;
             da_rows_[q][n] = da_[q] + row * s_.row_stride(q);
           }
           ++n;
@@ -316,7 +320,8 @@ class Backward {
         if (weight)
           for (Index k0 = 0; k0 < depth; k0 += 16)  // a square of 16 at a time: the transposition stays in L1
             for (int lane = 0; lane < lanes; ++lane)
-              for (Index k = k0; k < smaller(depth, k0 + 16); ++k) weight[(row + lane) * depth + k] += weight_sums_[q][k * width + position + lane];
+              for (Index k = k0; k < smaller(depth, k0 + 16); ++k)
+                weight[(row + lane) * depth + k] += weight_sums_[q][k * width + position + lane];
         if (bias)
           for (int lane = 0; lane < lanes; ++lane) bias[row + lane] += bias_sums_[q][position + lane];
       });

@@ -24,12 +24,18 @@ struct Clock {
 };
 
 template <class T>
-OST_HD T* at(const Rows<T>& rows, Index t, Index b) { return rows.data + t * rows.t + b * rows.b; }
+OST_HD T* at(const Rows<T>& rows, Index t, Index b) {
+  return rows.data + t * rows.t + b * rows.b;
+}
 
 template <class T>
-OST_HD Vec<T> load_left(const T* p, Index left) { return left >= Vec<T>::kLanes ? Vec<T>::load(p) : Vec<T>::load_part(p, int(left)); }
+OST_HD Vec<T> load_left(const T* p, Index left) {
+  return left >= Vec<T>::kLanes ? Vec<T>::load(p) : Vec<T>::load_part(p, int(left));
+}
 template <class T>
-OST_HD void store_left(Vec<T> v, T* p, Index left) { left >= Vec<T>::kLanes ? v.store(p) : v.store_part(p, int(left)); }
+OST_HD void store_left(Vec<T> v, T* p, Index left) {
+  left >= Vec<T>::kLanes ? v.store(p) : v.store_part(p, int(left));
+}
 
 template <class C, class T>
 class Forward {
@@ -51,7 +57,9 @@ class Forward {
 
  public:
   explicit Forward(const ForwardCall<T>& call)
-      : call_(call), s_(call.weights->input, call.weights->hidden), clock_{call.steps, call.reverse, call.lengths},
+      : call_(call),
+        s_(call.weights->input, call.weights->hidden),
+        clock_{call.steps, call.reverse, call.lengths},
         plan_(make_plan(call.steps, call.batch, s_.input + s_.hidden, C::kGates * s_.padded, s_.groups, kPhaseCount<C>)) {
     shared_ = plan_.axis == Axis::kUnits;
     chunks_ = shared_ ? 1 : larger<Index>(1, plan_.threads * ceil_div(call.batch, plan_.threads * kChunkRows));
@@ -175,7 +183,8 @@ class Forward {
         for (int i = 0; i < m; ++i)  // columns that only the recurrent product feeds start from their bias
           for (int column = 0; column < C::kColumns; ++column)
             if (!columns.has(column))
-              for (int u = 0; u < units; ++u) V::load(bias + (column * units + u) * L).store(w.out[r + i] + s_.offset(g, C::kColumns) + (column * units + u) * L);
+              for (int u = 0; u < units; ++u)
+                V::load(bias + (column * units + u) * L).store(w.out[r + i] + s_.offset(g, C::kColumns) + (column * units + u) * L);
       });
     }
   }
@@ -200,7 +209,9 @@ class Forward {
         row.c = first || !call_.cells ? c : call_.cells + (before * call_.batch + b) * s_.padded;
         row.c1 = call_.cells ? call_.cells + (t * call_.batch + b) * s_.padded : c;
       }
-      row.saved = call_.saved ? call_.saved + (t * call_.batch + b) * C::kSaved * s_.padded : kScratchSaved ? w.saved + n * C::kSaved * s_.padded : nullptr;
+      row.saved = call_.saved     ? call_.saved + (t * call_.batch + b) * C::kSaved * s_.padded
+                  : kScratchSaved ? w.saved + n * C::kSaved * s_.padded
+                                  : nullptr;
       row.emitted = kScratchSaved ? w.emitted + n * s_.padded : nullptr;
       ++n;
     }

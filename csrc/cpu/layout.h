@@ -15,9 +15,13 @@ namespace ost::OST_SET {
 template <class C>
 inline constexpr int kProductCount = kPhaseCount<C> + 1;
 template <class C>
-constexpr Columns product_columns(int q) { return q == 0 ? C::kInput : C::kPhases[q - 1].product; }
+constexpr Columns product_columns(int q) {
+  return q == 0 ? C::kInput : C::kPhases[q - 1].product;
+}
 template <class C>
-constexpr const int* product_blocks(int q) { return q == 0 ? C::kInputBlocks : C::kRecurrentBlocks; }
+constexpr const int* product_blocks(int q) {
+  return q == 0 ? C::kInputBlocks : C::kRecurrentBlocks;
+}
 
 // Group enough vectors of units that the narrowest product still fills the accumulators.
 template <class C>
@@ -35,12 +39,15 @@ struct Layout {
   static constexpr int L = Vec<T>::kLanes, U = units_per_group<C>();
   Index input, hidden, vectors, padded, groups;
 
-  OST_HD Layout(Index input, Index hidden) : input(input), hidden(hidden), vectors(ceil_div(hidden, L)), padded(vectors * L), groups(ceil_div(vectors, U)) {}
+  OST_HD Layout(Index input, Index hidden)
+      : input(input), hidden(hidden), vectors(ceil_div(hidden, L)), padded(vectors * L), groups(ceil_div(vectors, U)) {}
   OST_HD int units(Index g) const { return int(smaller<Index>(U, vectors - g * U)); }
   OST_HD static Index offset(Index g, int columns) { return g * U * L * columns; }  // of group g in a row of so many columns
   OST_HD Index depth(int q) const { return q == 0 ? input : hidden; }               // elements of the operand
   OST_HD Index width(int q) const { return product_columns<C>(q).count() * padded; }
-  OST_HD Index row_stride(int q) const { return width(q) + L; }  // da rows: one vector more, so that rows 4 KB apart do not share cache sets
+  OST_HD Index row_stride(int q) const {
+    return width(q) + L;
+  }  // da rows: one vector more, so that rows 4 KB apart do not share cache sets
   OST_HD Index transposed_vectors(int q) const { return ceil_div(depth(q), L); }
 
   Index packed_size(bool backward) const {
@@ -86,7 +93,8 @@ void pack_forward(const Layout<C, T>& s, int q, const T* weight, T* panels) {
       T* to = group + depth * cut.begin * L + (v - cut.begin) * L;
       for (Index k0 = 0; k0 < depth; k0 += 16)  // 16 x lanes at a time: the lines written stay in L1
         for (int lane = 0; lane < L; ++lane)
-          for (Index k = k0; k < smaller(depth, k0 + 16); ++k) to[k * cut.count * L + lane] = lane < lanes ? weight[(row + lane) * depth + k] : T(0);
+          for (Index k = k0; k < smaller(depth, k0 + 16); ++k)
+            to[k * cut.count * L + lane] = lane < lanes ? weight[(row + lane) * depth + k] : T(0);
     });
   }
 }

@@ -19,7 +19,9 @@ class Linear {
     pack_panels(memory, input_, out_vectors_, [&](Index k, Index o) { return o < output_ ? weight[o * input_ + k] : T(0); });
     T* b = memory + input_ * out_vectors_ * L;
     for (Index o = 0; o < out_vectors_ * L; ++o) b[o] = bias && o < output_ ? bias[o] : T(0);
-    if (backward) pack_panels(b + out_vectors_ * L, out_vectors_ * L, in_vectors_, [&](Index k, Index i) { return k < output_ && i < input_ ? weight[k * input_ + i] : T(0); });
+    if (backward)
+      pack_panels(b + out_vectors_ * L, out_vectors_ * L, in_vectors_,
+                  [&](Index k, Index i) { return k < output_ && i < input_ ? weight[k * input_ + i] : T(0); });
   }
 
   int forward(const T* memory, Index n, const T* x, Index x_stride, T* y) {

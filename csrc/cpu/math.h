@@ -11,23 +11,30 @@
 
 namespace ost::OST_SET {
 
-template <class T> struct ExpTable;
-template <> struct ExpTable<float> {
+template <class T>
+struct ExpTable;
+template <>
+struct ExpTable<float> {
   static constexpr float kLow = -87.0f, kHigh = 88.0f, kLog2e = 1.44269504f;
   static constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;  // High has 9 bits: n * High is exact
   static constexpr int kBias = 127, kMantissa = 23;
   static constexpr float kQ[] = {0.0013926213466332443f, 0.00836320297157585495f, 0.0416665544376859389f, 0.166665768459939763f, 0.5f};
 };
-template <> struct ExpTable<double> {
+template <>
+struct ExpTable<double> {
   static constexpr double kLow = -708.0, kHigh = 709.0, kLog2e = 1.4426950408889634;
   static constexpr double kLn2High = 0.693147180369123816490, kLn2Low = 1.90821492927058770002e-10;
   static constexpr int kBias = 1023, kMantissa = 52;
-  static constexpr double kQ[] = {2.51004241570050668e-8, 2.76201387197339956e-7, 2.75572683786841929e-6, 2.48015211902177277e-5, 0.000198412698631059687, 0.00138888889172817933, 0.00833333333333005135, 0.0416666666666239915, 0.166666666666666675, 0.5};
+  static constexpr double kQ[] = {
+      2.51004241570050668e-8, 2.76201387197339956e-7, 2.75572683786841929e-6, 2.48015211902177277e-5, 0.000198412698631059687,
+      0.00138888889172817933, 0.00833333333333005135, 0.0416666666666239915,  0.166666666666666675,   0.5};
 };
 
 // e^x = scale (1 + m): x must lie in the table's range (or be NaN).
 template <class T>
-struct ExpParts { Vec<T> scale, m; };
+struct ExpParts {
+  Vec<T> scale, m;
+};
 
 template <class T>
 OST_HD ExpParts<T> exp_parts(Vec<T> x) {
@@ -56,7 +63,9 @@ OST_HD Vec<T> exp(Vec<T> x) {
 }
 
 template <class T>
-OST_HD Vec<T> sigmoid(Vec<T> x) { return Vec<T>(1) / (Vec<T>(1) + exp(-x)); }
+OST_HD Vec<T> sigmoid(Vec<T> x) {
+  return Vec<T>(1) / (Vec<T>(1) + exp(-x));
+}
 
 // tanh(x) = u / (u + 2), u = expm1(2x). Near zero n = 0 and u has its full relative accuracy, which 2 sigmoid(2x) - 1 has not.
 template <class T>

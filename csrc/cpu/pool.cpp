@@ -74,8 +74,7 @@ struct Pool {
         const std::uint32_t seen = epoch.load();
         workers.emplace_back([this, index, seen] { work(index, seen); });
       }
-    } catch (const std::exception&) {
-    }
+    } catch (const std::exception&) {}
   }
 
   void dispatch() {
@@ -148,7 +147,8 @@ int cgroup_quota() {
   if (FILE* f = std::fopen("/sys/fs/cgroup/cpu.max", "r")) {
     char quota[32];
     double period = 0;
-    if (std::fscanf(f, "%31s %lf", quota, &period) == 2 && period > 0 && quota[0] != 'm') best = std::max(1, int(std::atof(quota) / period + 0.5));
+    if (std::fscanf(f, "%31s %lf", quota, &period) == 2 && period > 0 && quota[0] != 'm')
+      best = std::max(1, int(std::atof(quota) / period + 0.5));
     std::fclose(f);
   }
   return best;

@@ -18,7 +18,9 @@ constexpr int max_rows(int vectors) {
 }
 
 // `vectors` are cut into pieces of at most kMaxVectors, as evenly as possible; element p of the cut.
-struct Piece { int begin, count; };
+struct Piece {
+  int begin, count;
+};
 OST_HD constexpr int piece_count(int vectors) { return (vectors + kMaxVectors - 1) / kMaxVectors; }
 OST_HD constexpr Piece piece(int vectors, int p) {
   const int n = piece_count(vectors), begin = vectors * p / n;
@@ -76,7 +78,8 @@ template <class T>
 using TileOuter = void (*)(Index depth, const T* const* a, Index column, const T* const* b, Index offset, T* out, Index out_stride);
 
 template <class T, int MR, int N>
-__attribute__((noinline)) void tile_outer(Index depth, const T* const* a, Index column, const T* const* b, Index offset, T* out, Index out_stride) {
+__attribute__((noinline)) void tile_outer(Index depth, const T* const* a, Index column, const T* const* b, Index offset, T* out,
+                                          Index out_stride) {
   using V = Vec<T>;
   V acc[MR][N];
 #pragma GCC unroll 8
@@ -138,7 +141,8 @@ OST_HD constexpr int plain_vectors(Index vectors, Index g) { return int(smaller<
 
 // out[r][first ..] = init + a[r] . panels for the groups [g0, g1): rows are whole vectors long (padded).
 template <class T>
-void rows_product(Index rows, Index depth, const T* const* a, const T* panels, Index vectors, Index g0, Index g1, const T* const* init, T* const* out) {
+void rows_product(Index rows, Index depth, const T* const* a, const T* panels, Index vectors, Index g0, Index g1, const T* const* init,
+                  T* const* out) {
   constexpr int L = Vec<T>::kLanes;
   for (Index g = g0; g < g1; ++g) {
     const int n = plain_vectors(vectors, g);

@@ -13,7 +13,10 @@ enum class Axis {
   kUnits,  // hidden units: all threads work on the same step, one barrier a phase
 };
 
-struct Plan { Axis axis; int threads; };
+struct Plan {
+  Axis axis;
+  int threads;
+};
 
 // A step of b rows costs its products, but never less than streaming the weights from L2, which takes as long as about 2.2 rows
 // of arithmetic (113 GB/s against 117 GFLOP/s, 4 bytes a weight). A barrier costs about 0.1 us, waking a worker 5 us.
@@ -60,6 +63,8 @@ class Arena {
 };
 
 template <class T>
-void fill_zero(T* p, Index n) { __builtin_memset(p, 0, std::size_t(n) * sizeof(T)); }
+void fill_zero(T* p, Index n) {
+  __builtin_memset(p, 0, std::size_t(n) * sizeof(T));
+}
 
 }  // namespace ost::OST_SET

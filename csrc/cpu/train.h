@@ -13,9 +13,18 @@ OST_HD void map(Index n, const T* x, T* y, F&& f) {
   for (; i + L <= n; i += L) f(Vec<T>::load(x + i)).store(y + i);
   if (i < n) f(Vec<T>::load_part(x + i, int(n - i))).store_part(y + i, int(n - i));
 }
-template <class T> void map_tanh(Index n, const T* x, T* y) { map(n, x, y, [](Vec<T> v) { return tanh(v); }); }
-template <class T> void map_sigmoid(Index n, const T* x, T* y) { map(n, x, y, [](Vec<T> v) { return sigmoid(v); }); }
-template <class T> void map_exp(Index n, const T* x, T* y) { map(n, x, y, [](Vec<T> v) { return exp(v); }); }
+template <class T>
+void map_tanh(Index n, const T* x, T* y) {
+  map(n, x, y, [](Vec<T> v) { return tanh(v); });
+}
+template <class T>
+void map_sigmoid(Index n, const T* x, T* y) {
+  map(n, x, y, [](Vec<T> v) { return sigmoid(v); });
+}
+template <class T>
+void map_exp(Index n, const T* x, T* y) {
+  map(n, x, y, [](Vec<T> v) { return exp(v); });
+}
 
 double log_of(double x);  // libm's, compiled once
 

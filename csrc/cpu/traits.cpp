@@ -4,12 +4,16 @@
 namespace ost::OST_SET {
 
 template <class C>
-constexpr CellTraits traits_of(const char* name) { return {name, C::kGates, C::kStates, C::kParams, C::kColumns, C::kSaved}; }
+constexpr CellTraits traits_of(const char* name) {
+  return {name, C::kGates, C::kStates, C::kParams, C::kColumns, C::kSaved};
+}
 
 constexpr const char* kNames[kCellCount] = {"rnn_tanh", "rnn_relu", "lstm", "lstm_peephole", "gru", "gru_reset_before"};
 
 template <class... N>
-void fill_all(CellTraits* traits, CellList<N...>) { ((traits[int(N::id)] = traits_of<typename N::Cell>(kNames[int(N::id)])), ...); }
+void fill_all(CellTraits* traits, CellList<N...>) {
+  ((traits[int(N::id)] = traits_of<typename N::Cell>(kNames[int(N::id)])), ...);
+}
 
 void fill_traits(CellTraits* traits);
 void fill_traits(CellTraits* traits) { fill_all(traits, Cells()); }

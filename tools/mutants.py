@@ -1,0 +1,107 @@
+"""Deliberate mistakes, one at a time, that the tests must catch: python tools/mutants.py [name ...]
+
+Each mistake is put into a copy of the sources, which is built (baseline kernels only, so that a build takes seconds) and tested
+with the tests that need no other package. A mistake that no test notices is an error of the suite.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+MUTANTS: dict[str, tuple[str, str, str]] = {  # name: file, what stands there, what is put in its place
+    "swapped gates": ("csrc/cells/lstm.h", "fma(f, c, i * g)", "fma(i, c, f * g)"),
+    "swapped public order": ("csrc/cells/gru.h", "kInputBlocks[] = {1, 2, 0}", "kInputBlocks[] = {2, 1, 0}"),
+    "swapped recurrent order": ("csrc/cells/gru.h", "kRecurrentBlocks[] = {1, 2, 3}", "kRecurrentBlocks[] = {2, 1, 3}"),
+    "transposed R": ("csrc/cpu/layout.h", "weight[(row + lane) * depth + k] : T(0);\n    });", "weight[k * depth + row + lane] : T(0);\n    });"),
+    "wrong factor in a gradient": ("csrc/cells/gru.h", "out.da[1] = da_n * nh * r * (V(1) - r);", "out.da[1] = da_n * nh * r * (V(1) - r * r);"),
+    "forgotten path of dh": ("csrc/cells/gru.h", "out.dprevious[0] = fma(dh1, z, out.dprevious[0]);", "out.dprevious[0] = out.dprevious[0];"),
+    "forgotten path of dc": ("csrc/cells/lstm.h", "fma(-s, s, V(1)), in.dstate[1])", "fma(-s, s, V(1)), V(0))"),
+    "peephole order": ("csrc/cells/lstm.h", "af = fma(in.param[1], c, af)", "af = fma(in.param[2], c, af)"),
+    "peephole on the old c": ("csrc/cells/lstm.h", "ao = fma(in.param[2], c1, ao)", "ao = fma(in.param[2], c, ao)"),
+    "slope of ReLU": ("csrc/cells/elman.h", "select(V(0) < h, V(1), V(0))", "V(1)"),
+    "ignored length": ("csrc/cpu/forward.h", "return !lengths || t < lengths[b];", "return true;"),
+    "length off by one": ("csrc/cpu/forward.h", "return !lengths || t < lengths[b];", "return !lengths || t <= lengths[b];"),
+    "reverse starts at T": ("csrc/cpu/forward.h", "return reverse ? t == length(b) - 1 : t == 0;", "return reverse ? t == steps - 1 : t == 0;"),
+    "ignored initial state": ("csrc/cpu/forward.h", "row.h = !first ? at(call_.y, before, b) : call_.h0 ? call_.h0 + b * s_.hidden : zeros_;", "row.h = !first ? at(call_.y, before, b) : zeros_;"),
+    "one bias only": ("csrc/cpu/layout.h", "to[lane] += from[row + lane];", "to[lane] = from[row + lane];"),
+    "lost rows of dW": ("csrc/cpu/backward.h", "constexpr Index kWeightRows = 256;", "constexpr Index kWeightRows = 255;"),
+    "dW by halves": ("csrc/cpu/backward.h", "const Range depth = part_of(s_.depth(q), part, parts_);", "const Range depth = part_of(s_.depth(q), part, 2 * parts_);"),
+    "overwritten dx": ("csrc/stack.cpp", "b.dx_add = d > 0;", "b.dx_add = false;"),
+    "stack without its second direction": ("csrc/stack.cpp", "f.y = {y.data + d * s.hidden, y.t, y.b};", "f.y = {y.data, y.t, y.b};"),
+    "dropout in one direction": ("csrc/stack.cpp", "std::uint32_t(layer * 2 + d)", "std::uint32_t(layer * 2)"),
+    "imprecise tanh": ("csrc/cpu/math.h", "const V n = shifted - magic;", "const V n = shifted - magic + V(T(1e-6));"),
+    "label smoothing": ("csrc/cpu/train.h", "d[target[i]] -= T((1 - smoothing) * weight);", "d[target[i]] -= T(weight);"),
+    "Adam without correction": ("csrc/cpu/train.h", "j.s->rate / j.s->correction1", "j.s->rate"),
+    "stale packed weights": ("python/ostinato/nn/_recurrent.py", "key = (self.version, _core.kernels())", "key = (0, _core.kernels())"),
+    "a pullback that serves twice": ("python/ostinato/nn/_layer.py", "backward, self._backward = self._backward, None", "backward = self._backward"),
+    "a write that is not atomic": ("python/ostinato/safetensors.py", "os.replace(name, target)", "target.write_bytes(b''); os.replace(name, target) if os.path.getsize(name) < 4000 else None"),
+    "state not carried": ("python/ostinato/train.py", 'self.state = state if getattr(self.loader, "carries_state", False) else None', "self.state = None"),
+    "best parameters forgotten": ("python/ostinato/train.py", "p.flat[...] = self.best_parameters", "pass"),
+}  # fmt: skip
+TESTS = ["test_math", "test_kernels", "test_nn", "test_losses_optim", "test_train", "test_files", "test_fit_proof"]
+
+
+def run(name: str, folder: Path) -> bool:
+    """Whether the tests caught the mistake."""
+    file, old, new = MUTANTS[name]
+    for part in ("csrc", "python", "tests"):
+        shutil.copytree(
+            ROOT / part, folder / part, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", "*.so")
+        )
+    text = (ROOT / file).read_text()
+    if text.count(old) != 1:
+        sys.exit(f"{name}: expected {old!r} once in {file}, found it {text.count(old)} times")
+    (folder / file).write_text(text.replace(old, new))
+    for extra in ("CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / extra, folder)
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--target",
+        str(folder / "site"),
+        "--upgrade",
+    ]
+    options = ["cmake.define.OSTINATO_SETS=baseline", f"build-dir={folder / 'build'}"]
+    subprocess.run([*install, *(f"--config-settings={o}" for o in options), str(folder)], check=True)
+    tests = [str(folder / "tests" / f"{t}.py") for t in TESTS]
+    env = {**os.environ, "PYTHONPATH": str(folder / "site")}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--no-header", *tests],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    print(
+        f"{'caught' if done.returncode == 1 else 'MISSED':8}{name:36}{lines[0][:110] if lines else done.stdout[-200:]}",
+        flush=True,
+    )
+    return done.returncode == 1
+
+
+def main() -> int:
+    names = sys.argv[1:] or list(MUTANTS)
+    with tempfile.TemporaryDirectory() as folder:
+        missed = [name for name in names if not run(name, Path(folder))]
+    print(
+        f"{len(names) - len(missed)} of {len(names)} mistakes caught"
+        + (f"; missed: {', '.join(missed)}" if missed else "")
+    )
+    return len(missed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
