@@ -37,3 +37,19 @@ def test_python_in_the_documents(path: Any, tmp_path: Any, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.S):
         exec(compile(block, path.name, "exec"), {"__name__": "readme"})
+
+
+def test_the_stubs_of_the_native_module_are_complete() -> None:
+    stub = (ROOT / "python" / "ostinato" / "_core.pyi").read_text()
+    declared = set(re.findall(r"^(?:def|class) (\w+)", stub, re.M))
+    native = {n for n in dir(ostinato._core) if not n.startswith("__")}
+    assert native <= declared
+    assert declared - native == {"_Packed", "_Tape", "_PackedLinear"}  # what the two dtypes share
+    for name, base in [
+        ("PackedFloat32", "_Packed"),
+        ("TapeFloat64", "_Tape"),
+        ("PackedLinearFloat32", "_PackedLinear"),
+    ]:
+        body = stub.split(f"class {base}:")[1].split("\nclass ")[0]
+        methods = {n for n in vars(getattr(ostinato._core, name)) if not n.startswith("_")}
+        assert methods == set(re.findall(r"def (\w+)", body)) - {"__init__"}

@@ -129,9 +129,8 @@ struct AdamJob {
     const T b1 = T(j.s->beta1), b2 = T(j.s->beta2), c1 = T(1 - j.s->beta1), c2 = T(1 - j.s->beta2), eps = T(j.s->eps);
     const T rate = T(j.s->rate / j.s->correction1), root = T(1 / __builtin_sqrt(j.s->correction2));
     const T decay = j.s->decoupled ? T(0) : T(j.s->weight_decay), keep = j.s->decoupled ? T(1 - j.s->rate * j.s->weight_decay) : T(1);
-    T *p = j.p, *m = j.m, *v = j.v;
-    const T* grad = j.g;
-#pragma GCC ivdep
+    T *__restrict p = j.p, *__restrict m = j.m, *__restrict v = j.v;
+    const T* __restrict grad = j.g;
     for (Index i = r.begin; i < r.end; ++i) {
       const T g = grad[i] + decay * p[i];
       m[i] = b1 * m[i] + c1 * g;

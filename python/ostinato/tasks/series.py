@@ -123,6 +123,8 @@ def train_series(
     At every step the model forecasts the next ``horizon`` values, as differences from the seasonal-naive forecast.
     """
     _check.choice("cell", options.cell, tuple(CELLS))
+    if plot is not None:
+        _matplotlib()  # now, and not after the training
     horizon = _check.positive("--horizon", options.horizon)
     name, values = read_column(path, column)
     season = _check.positive("--season", options.season) if options.season is not None else find_season(values)
@@ -213,16 +215,21 @@ def train_series(
     return figures
 
 
-def _draw(
-    path: str | os.PathLike[str], values: Array, at: int, ours: Array, naive: Array, name: str, history: int
-) -> None:
+def _matplotlib() -> tuple[Any, Any]:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        raise ImportError("--plot needs matplotlib: pip install 'ostinato[data]'") from None
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+        raise ImportError("--plot needs matplotlib: pip install 'ostinato[data]' (--plot '' for no picture)") from None
+    return Figure, FigureCanvasAgg
+
+
+def _draw(
+    path: str | os.PathLike[str], values: Array, at: int, ours: Array, naive: Array, name: str, history: int
+) -> None:
+    figure_class, canvas_class = _matplotlib()
+    figure = figure_class(figsize=(9, 4), layout="constrained")
+    canvas_class(figure)
     axes = figure.subplots()
     begin, ahead = max(0, at + 1 - history), np.arange(at + 1, at + 1 + len(ours))
     axes.plot(np.arange(begin, at + 1 + len(ours)), values[begin : at + 1 + len(ours)], color="0.3", lw=1.2, label=name)
