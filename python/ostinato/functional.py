@@ -1,7 +1,7 @@
 """One recurrent layer in one direction, arrays in and arrays out: no parameters are held here.
 
 Shapes are ``x [T,B,I]``, ``y [T,B,H]`` and ``h0, c0 [B,H]``; weights have PyTorch's names, shapes and gate orders.
-All arrays of a call share one dtype, float32 or float64.
+All arrays of a call share one dtype, float32 or float64. The pullbacks here hold no state of yours: they may be called again.
 
 >>> import numpy as np
 >>> import ostinato as ost
@@ -43,7 +43,7 @@ class Packed:
 
     def __init__(self, cell: str, weights: list[Array | None], reverse: bool) -> None:
         w_ih, w_hh = (_check.array(n, w, 2) for n, w in zip(("weight_ih", "weight_hh"), weights))
-        self.cell, self.dtype, self.weights = cell, _check.real_dtype(w_ih.dtype), weights
+        self.cell, self.dtype, self.weights, self.reverse = cell, _check.real_dtype(w_ih.dtype), weights, reverse
         gates, hidden = _core.cells()[cell]["gates"], w_hh.shape[1]
         if hidden == 0 or w_hh.shape[0] != gates * hidden:
             raise ValueError(f"weight_hh: expected shape ({gates}*H, H), got {w_hh.shape}")
@@ -73,7 +73,7 @@ def pack(
     reset_after: bool = True,
     reverse: bool = False,
 ) -> Packed:
-    """Weights of one layer, packed once for many calls.
+    """Weights of one layer, packed once for many calls, together with the options that choose the cell and its direction.
 
     >>> import numpy as np
     >>> import ostinato as ost
@@ -102,6 +102,8 @@ def _run(
     x = _check.array("x", x, 3)
     lens = _check.lengths(lengths, x.shape[0], x.shape[1])
     h, c = (_state(n, s) for n, s in (("h0", h0), ("c0", c0)))
+    if train:  # the caller may reuse the arrays of its state before the pullback runs
+        h, c = (None if s is None else s.copy() for s in (h, c))
     y, h_n, c_n, tape = packed.native.forward(x, h, c, lens, False, out, train, 0.0, 0)
     return y, h_n[0], None if c_n is None else c_n[0], tape
 
@@ -125,6 +127,8 @@ def _packed(family: str, weight_ih: Array | Packed, rest: tuple[Any, ...], rever
             raise TypeError("weight_ih: expected no further weights beside packed ones")
         if weight_ih.cell.split("_")[0] != family:
             raise ValueError(f"weight_ih: expected weights packed for {family}, got {weight_ih.cell}")
+        if (reverse and not weight_ih.reverse) or (cell != _cell(family) and cell != weight_ih.cell):
+            raise ValueError("weight_ih: expected weights packed with the same options, got others; give them to pack")
         return weight_ih
     weight_hh, bias_ih, bias_hh, weight_peephole = rest
     return Packed(cell, [weight_ih, weight_hh, bias_ih, bias_hh, weight_peephole], reverse)

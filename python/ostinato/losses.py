@@ -176,6 +176,6 @@ class CrossEntropy(Loss):
         classes[skip] = -1
         count = int(classes.size - np.count_nonzero(skip))
         kernel: Any = _check.typed("softmax_cross_entropy_", y.dtype)
-        logits = np.ascontiguousarray(y).reshape(-1, y.shape[-1])
+        logits = np.ascontiguousarray(y).reshape(target.size, y.shape[-1])
         total, dy = kernel(logits, classes, self.label_smoothing, 1 / max(count, 1), gradient)
         return float(total), count, None if dy is None else dy.reshape(y.shape)

@@ -230,6 +230,7 @@ class Optimizer:
         self.weight_decay = _check.finite("weight_decay", weight_decay)
         self.steps = 0
         self.state: dict[str, Array] = {}
+        self.started: dict[str, int] = {}  # steps that had been taken when a parameter first took part
 
     @property
     def rate(self) -> float:
@@ -246,51 +247,57 @@ class Optimizer:
                 raise ValueError(
                     f"model: expected the one that this optimiser has stepped so far, got one of {size} parameters"
                 )
-        rate = self.rate
+        rate, taken = self.rate, self.steps
         self.steps += 1
         with model.write() as p:
             flat, grads = p.flat, model.flat_grads
-            for start, stop, decay in _runs(model):
+            for start, stop, decay, begun in _runs(model, self.started, taken):
                 part = slice(start, stop)
                 buffers = [self.state[n][part] for n in self._buffers]
-                self._update(flat[part], grads[part], rate, self.weight_decay if decay else 0.0, *buffers)
+                self._update(
+                    flat[part], grads[part], rate, self.weight_decay if decay else 0.0, self.steps - begun, *buffers
+                )
 
-    def _update(self, p: Array, g: Array, rate: float, decay: float, *state: Array) -> None:
+    def _update(self, p: Array, g: Array, rate: float, decay: float, age: int, *state: Array) -> None:
         raise NotImplementedError  # every optimiser below defines it
 
     def state_dict(self) -> dict[str, Any]:
         """Steps, schedule and copies of the buffers."""
         return {
             "steps": self.steps,
+            "started": dict(self.started),
             "schedule": self.schedule.state_dict(),
             "buffers": {k: v.copy() for k, v in self.state.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The reverse."""
-        unknown = set(state["buffers"]) - set(self._buffers)
-        if unknown:
-            raise KeyError(f"state: expected buffers among {self._buffers}, got {sorted(unknown)}")
-        self.steps = int(state["steps"])
+        self.check_state(state)
+        self.steps, self.started = int(state["steps"]), dict(state["started"])
         self.schedule.load_state_dict(state["schedule"])
         self.state = {k: np.array(v) for k, v in state["buffers"].items()}
 
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Raises if the state is that of another kind of optimiser."""
+        wanted = set(self._buffers) if state["steps"] else set()
+        if set(state["buffers"]) != wanted:
+            raise KeyError(f"state: expected buffers {sorted(wanted)}, got {sorted(state['buffers'])}")
 
-def _runs(model: Layer) -> list[tuple[int, int, bool]]:
-    """Stretches of the flat buffer that move together: (start, stop, decay), frozen parameters left out."""
+
+def _runs(model: Layer, started: dict[str, int], taken: int) -> list[tuple[int, int, bool, int]]:
+    """Stretches of the flat buffer that move together: (start, stop, decay, steps before the first); frozen parameters are left out."""
     views = model.parameters()
     entries = [model._block.entries[model._prefix + n] for n in views]
     base = entries[0].offset if entries else 0
-    runs: list[tuple[int, int, bool]] = []
-    for k, e in enumerate(entries):
+    runs: list[tuple[int, int, bool, int]] = []
+    for k, (name, e) in enumerate(zip(views, entries)):
         stop = entries[k + 1].offset if k + 1 < len(entries) else base + views.flat.size
         if not e.trainable:
             continue
-        start = e.offset
-        if runs and runs[-1][1] == start - base and runs[-1][2] == e.decay:
-            runs[-1] = (runs[-1][0], stop - base, e.decay)
-        else:
-            runs.append((start - base, stop - base, e.decay))
+        start, kind = e.offset - base, (e.decay, started.setdefault(name, taken))
+        if runs and runs[-1][1] == start and runs[-1][2:] == kind:
+            start = runs.pop()[0]
+        runs.append((start, stop - base, *kind))
     return runs
 
 
@@ -312,7 +319,7 @@ class SGD(Optimizer):
         if not momentum:
             self._buffers = ()
 
-    def _update(self, p: Array, g: Array, rate: float, decay: float, *state: Array) -> None:
+    def _update(self, p: Array, g: Array, rate: float, decay: float, age: int, *state: Array) -> None:
         t = p.dtype.type
         if decay:
             g = g + t(decay) * p
@@ -335,7 +342,7 @@ class RMSprop(Optimizer):
         super().__init__(rate, weight_decay)
         self.alpha, self.eps = _check.fraction("alpha", alpha), _check.finite("eps", eps)
 
-    def _update(self, p: Array, g: Array, rate: float, decay: float, *state: Array) -> None:
+    def _update(self, p: Array, g: Array, rate: float, decay: float, age: int, *state: Array) -> None:
         (s,), t = state, p.dtype.type
         if decay:
             g = g + t(decay) * p
@@ -362,10 +369,10 @@ class Adam(Optimizer):
         self.betas = (_check.fraction("betas[0]", betas[0]), _check.fraction("betas[1]", betas[1]))
         self.eps = _check.finite("eps", eps)
 
-    def _update(self, p: Array, g: Array, rate: float, decay: float, *state: Array) -> None:
+    def _update(self, p: Array, g: Array, rate: float, decay: float, age: int, *state: Array) -> None:
         mean, square = state
         b1, b2 = self.betas
-        corrections = (1 - b1**self.steps, 1 - b2**self.steps)
+        corrections = (1 - b1**age, 1 - b2**age)
         _check.typed("adam_", p.dtype)(p, g, mean, square, rate, b1, b2, self.eps, decay, *corrections, self._decoupled)
 
 

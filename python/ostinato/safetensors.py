@@ -110,8 +110,8 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, str]
         raise bad(f"a header of {size} bytes in a file of {len(data)}")
     try:
         header = json.loads(data[8 : 8 + size])
-    except ValueError as e:
-        raise bad("a header that is not JSON") from e
+    except (ValueError, RecursionError):
+        raise bad("a header that is not JSON") from None
     if not isinstance(header, dict):
         raise bad("a header that is not an object")
     metadata, body, tensors = header.pop("__metadata__", {}), memoryview(data)[8 + size :], {}

@@ -39,6 +39,7 @@ from .optim import Optimizer, clip_by_value, global_norm
 __all__ = ["Callback", "Diverged", "History", "Trainer"]
 
 Row = dict[str, float]
+PATIENCE = "no better loss within patience"
 
 
 class Diverged(RuntimeError):
@@ -84,6 +85,7 @@ class _Progress:
     loss_sum: float = 0.0  # since the last row
     loss_count: int = 0
     norm: float = 0.0
+    first_epoch: int = 0  # epochs of the calls of fit before this one: each has an order of its own
     best: float = math.inf
     bad: int = 0  # validations since the best
     seconds: float = 0.0
@@ -124,8 +126,10 @@ class Trainer:
         self.clip_norm, self.clip_value = clip_norm, clip_value
         self.outputs = _check.choice("outputs", outputs, ("all", "last"))
         self.metrics, self.callbacks = dict(metrics or {}), list(callbacks)
+        if "loss" in self.metrics:
+            raise ValueError("metrics: expected names other than 'loss', which is there already")
         self.time_major = not any(m.batch_first for m in _layers(model) if isinstance(m, Recurrent))
-        self._stop = ""
+        self._stop, self._epochs = "", 0
         self._running = threading.Lock()
 
     def stop(self, reason: str = "stopped by a callback") -> None:
@@ -187,11 +191,7 @@ class Trainer:
     # -- data ----------------------------------------------------------------------------------------------------
 
     def _loader(self, data: Any, batch_size: int, shuffle: bool, seed: int) -> Any:
-        if (
-            isinstance(data, (tuple, list))
-            and 2 <= len(data) <= 3
-            and all(d is None or isinstance(d, np.ndarray) for d in data)
-        ):
+        if isinstance(data, (tuple, list)) and 2 <= len(data) <= 3 and all(isinstance(d, np.ndarray) for d in data[:2]):
             x, target, lengths = (*data, None)[:3]
             if x.dtype.kind == "f" and x.dtype != self.model.dtype:
                 warnings.warn(f"x: converted once from {x.dtype} to {self.model.dtype}", stacklevel=3)
@@ -229,7 +229,7 @@ class Trainer:
     def evaluate(self, data: Any, *, batch_size: int = 32) -> Row:
         """The mean loss over ``data`` and the metrics, without training: ``{"loss": ..., ...}``."""
         loader = self._loader(data, batch_size, False, 0)
-        total, count, state = 0.0, 0, None
+        total, count, batches, state = 0.0, 0, 0, None
         sums = {name: [0.0, 0] for name in self.metrics}
         for x, target, lengths in self._batches(loader, 0):
             y, new = self._forward(x, state, lengths)
@@ -237,16 +237,22 @@ class Trainer:
             picked, where = self._pick(y, lengths)
             lens = lengths if where is None else None
             part, n, _ = self.loss.parts(picked, target, lens, gradient=False)
-            total, count = total + part, count + n
+            total, count, batches = total + part, count + n, batches + 1
             for name, metric in self.metrics.items():
                 s, k = metric(picked, target, lens)
                 sums[name][0] += s
                 sums[name][1] += k
-        return {"loss": total / max(count, 1), **{name: s / max(k, 1) for name, (s, k) in sums.items()}}
+        if batches == 0:
+            raise ValueError(
+                "data: expected at least one batch, got none (an iterator serves once: give a loader or a list)"
+            )
+        return {"loss": total / count if count else math.nan, **{n: v / max(k, 1) for n, (v, k) in sums.items()}}
 
     def predict(self, x: Array, *, lengths: Array | None = None, batch_size: int = 32) -> Array:
         """Outputs for samples ``x [N,T,...]``: ``[N,T,...]``, or ``[N,...]`` of the last real step with outputs="last"."""
         x = _check.array("x", x)
+        if x.ndim < 2:
+            raise ValueError(f"x: expected shape (N, T, ...), got {x.shape}")
         if x.dtype.kind == "f" and x.dtype != self.model.dtype:
             warnings.warn(f"x: converted once from {x.dtype} to {self.model.dtype}", stacklevel=2)
             x = x.astype(self.model.dtype)
@@ -290,7 +296,8 @@ class Trainer:
             validate_every: steps between validations; None: after every epoch.
             patience: end after so many validations without a better loss (by ``min_delta``).
             restore_best: end with the parameters of the best validation.
-            checkpoint: a file, written whole after every validation, every ``checkpoint_every`` steps, at the end and on Ctrl-C.
+            checkpoint: a file, written whole after every validation, every ``checkpoint_every`` steps, at the end and on Ctrl-C;
+                only parameters with which the loss has been found finite go into it.
             resume: go on from that file if it is there; the end is bit for bit that of a run without a stop.
             log: a CSV file, a line for every row of the history.
             progress: a line on standard error.
@@ -324,7 +331,7 @@ class Trainer:
             if resume and run.path is not None and run.path.exists():
                 run.restore()
             run.log = None if log is None else Path(log)
-            callbacks = [*self.callbacks, *([_Line(epochs, steps)] if progress else [])]
+            callbacks = [*self.callbacks, *([_Line(steps)] if progress else [])]
             return run.go(callbacks, restore_best)
         finally:
             self._running.release()
@@ -354,7 +361,9 @@ class _Fit:
         self.history = History()
         self.best_parameters: Array | None = None
         self.resumed = False
-        self._saved_step = -1
+        self._last: tuple[Any, ...] = ()  # the last batch: the loss of new parameters is tried on it
+        self._known_good = -1  # the step whose parameters have shown a finite loss
+        self._saved = (-1, -1)
         self._started = 0.0
 
     def go(self, callbacks: Sequence[Callback], restore_best: bool) -> History:
@@ -385,21 +394,26 @@ class _Fit:
 
     def _loop(self, callbacks: Sequence[Callback], interrupted: Callable[[], bool]) -> str:
         t, at = self.trainer, self.at
+        if not self.resumed:
+            at.first_epoch = t._epochs
+        if self.patience is not None and at.bad >= self.patience:
+            return PATIENCE
         while True:
             if self.epochs is not None and at.epoch >= self.epochs:
                 return "all epochs done"
             first = at.batch
-            for x, target, lengths in t._batches(self.loader, at.epoch, at.batch):
+            for x, target, lengths in t._batches(self.loader, at.first_epoch + at.epoch, at.batch):
                 if self.steps is not None and at.step >= self.steps:
-                    return "all steps done"
+                    return self._last_row(callbacks)
                 value, at.norm, state = t._train_step(x, target, lengths, self.state, at.step + 1)
+                self._last = (x, target, lengths, self.state)
                 self.state = state if getattr(self.loader, "carries_state", False) else None
                 at.step, at.batch = at.step + 1, at.batch + 1
                 at.loss_sum, at.loss_count = at.loss_sum + value, at.loss_count + 1
                 for c in callbacks:
                     c.on_step(t, at.step, value, at.norm)
                 if self.validate_every and at.step % self.validate_every == 0 and self._row(callbacks):
-                    return "no better loss within patience"
+                    return PATIENCE
                 if self.checkpoint_every and at.step % self.checkpoint_every == 0:
                     self._save()
                 if interrupted():
@@ -409,12 +423,19 @@ class _Fit:
             if at.batch == first == 0:
                 raise ValueError("train: expected at least one batch, got none")
             at.epoch, at.batch, self.state = at.epoch + 1, 0, None
+            t._epochs = at.first_epoch + at.epoch
             if not self.validate_every and self._row(callbacks):
-                return "no better loss within patience"
+                return PATIENCE
             if interrupted():
                 return "interrupted"
             if t._stop:
                 return t._stop
+
+    def _last_row(self, callbacks: Sequence[Callback]) -> str:
+        """The steps since the last row, if there are any, make one too."""
+        if self.at.loss_count:
+            self._row(callbacks)
+        return "all steps done"
 
     def _row(self, callbacks: Sequence[Callback]) -> bool:
         """A row of the history, with a validation if there is data for one; True when patience is at its end."""
@@ -432,6 +453,9 @@ class _Fit:
             figures = t.evaluate(self.validation)
             row["valid_loss"] = figures.pop("loss")
             row.update({f"valid_{k}": v for k, v in figures.items()})
+            if not math.isfinite(row["valid_loss"]):
+                raise Diverged(f"the validation loss is {row['valid_loss']} after step {at.step}")
+            self._known_good = at.step
             t.optimizer.schedule.observe(row["valid_loss"])
             if row["valid_loss"] < at.best - self.min_delta:
                 at.best, at.bad = row["valid_loss"], 0
@@ -469,8 +493,10 @@ class _Fit:
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        if self.path is None or (self._saved_step == self.at.step and self.at.loss_count):
+        key = (self.at.step, len(self.history.rows))
+        if self.path is None or self._saved == key:
             return
+        self._try()
         t, tensors = self.trainer, {}
         self.at.seconds = time.monotonic() - self._started
         for name, value in t.model.parameters().items():
@@ -491,8 +517,20 @@ class _Fit:
             "best": self.history.best,
             "rngs": rngs,
         }
-        safetensors.save(self.path, tensors, {"ostinato": json.dumps(meta)})
-        self._saved_step = self.at.step
+        safetensors.save(self.path, tensors, {"ostinato": json.dumps(meta, default=_encode)})
+        self._saved = key
+
+    def _try(self) -> None:
+        """Raises if the loss of the present parameters is not finite, on the last batch or, after a validation, on that."""
+        if self._known_good == self.at.step or not self._last:
+            return
+        x, target, lengths, state = self._last
+        y, _ = self.trainer._forward(x, state, lengths)
+        picked, where = self.trainer._pick(y, lengths)
+        total, _, _ = self.trainer.loss.parts(picked, target, lengths if where is None else None, gradient=False)
+        if not math.isfinite(total):
+            raise Diverged(f"the loss is {total} after step {self.at.step}")
+        self._known_good = self.at.step
 
     def restore(self) -> None:
         """Take everything from the checkpoint."""
@@ -500,10 +538,17 @@ class _Fit:
         tensors, text = safetensors.load(self.path)
         if "ostinato" not in text:
             raise ValueError(f"{self.path}: expected a checkpoint of a Trainer, got another safetensors file")
-        meta, t = json.loads(text["ostinato"]), self.trainer
-        t.model.load_state_dict({n[len("model.") :]: v for n, v in tensors.items() if n.startswith("model.")})
+        meta, t = json.loads(text["ostinato"], object_hook=_decode), self.trainer
         buffers = {n[len("optimizer.") :]: v for n, v in tensors.items() if n.startswith("optimizer.")}
-        t.optimizer.load_state_dict({**meta["optimizer"], "buffers": buffers})
+        optimizer = {**meta["optimizer"], "buffers": buffers}
+        try:
+            t.optimizer.check_state(optimizer)
+            t.model.load_state_dict({n[len("model.") :]: v for n, v in tensors.items() if n.startswith("model.")})
+        except (KeyError, ValueError) as e:
+            raise ValueError(
+                f"{self.path}: expected a checkpoint of this model and optimiser, got another: {e.args[0]}"
+            ) from None
+        t.optimizer.load_state_dict(optimizer)
         self.at = _Progress(**{**meta["at"], "best": math.inf if meta["at"]["best"] is None else meta["at"]["best"]})
         self.state = _unpack_state(meta["state"], tensors)
         self.history = History(meta["rows"], meta["best"])
@@ -516,7 +561,7 @@ class _Fit:
 class _Line(Callback):
     """One line of progress on standard error: rewritten in place on a terminal, a line a row elsewhere."""
 
-    def __init__(self, epochs: int | None, steps: int | None) -> None:
+    def __init__(self, steps: int | None) -> None:
         self.goal = f"/{steps}" if steps is not None else ""
         self.live, self.last = sys.stderr.isatty(), 0.0
 
@@ -538,6 +583,19 @@ class _Line(Callback):
         if self.live:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
+
+
+def _encode(value: Any) -> Any:
+    """Arrays in the state of a random generator."""
+    if isinstance(value, np.ndarray):
+        return {"__array__": value.tolist(), "dtype": value.dtype.name}
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"a checkpoint cannot hold a {type(value).__name__}")
+
+
+def _decode(value: dict[str, Any]) -> Any:
+    return np.array(value["__array__"], value["dtype"]) if "__array__" in value else value
 
 
 def _layers(model: Layer) -> Iterator[Layer]:

@@ -50,10 +50,10 @@ class Block:
         v.flags.writeable = writable and buffer.flags.writeable
         return v
 
-    def mark(self, pattern: str, *, trainable: bool | None = None, decay: bool | None = None) -> None:
-        """Set a flag of every parameter whose name matches the shell pattern."""
+    def mark(self, pattern: str, *, trainable: bool | None = None, decay: bool | None = None) -> list[str]:
+        """Set a flag of every parameter whose name matches the shell pattern; returns the names."""
         names = fnmatch.filter(self.entries, pattern)
-        if not names:
+        if not names and pattern.rpartition(".")[2] != "*":  # all of a layer without parameters is nothing
             raise KeyError(f"pattern: expected to match a parameter among {', '.join(self.entries)}, got {pattern!r}")
         for n in names:
             e = self.entries[n]
@@ -62,6 +62,14 @@ class Block:
                 trainable=e.trainable if trainable is None else trainable,
                 decay=e.decay if decay is None else decay,
             )
+        return names
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        for name in ("values", "grads"):  # a copy or an unpickled array lies anywhere
+            buffer = _aligned(state[name].size, state[name].dtype)
+            buffer[...] = state[name]
+            setattr(self, name, buffer)
 
 
 def _aligned(size: int, dtype: np.dtype[Any]) -> Array:

@@ -35,7 +35,8 @@ class Layer:
     ...         return x * self.parameters()["scale"]
     ...     def vjp(self, x, *, rng=None):
     ...         def backward(grads, dy, need_dx):
-    ...             grads["scale"][...] += (dy * x).sum((0, 1))
+    ...             if grads["scale"] is not None:  # None: frozen
+    ...                 grads["scale"][...] += (dy * x).sum((0, 1))
     ...             return dy * self.parameters()["scale"]
     ...         return self(x), self._pullback(backward)
     >>> y, pullback = Scale(3).vjp(np.ones((2, 1, 3), np.float32))
@@ -106,8 +107,9 @@ class Layer:
         return Views(self._block, np.zeros_like(self._block.grads), self._prefix, writable=True)
 
     def freeze(self, pattern: str = "*") -> None:
-        """Leave the parameters that match a shell pattern out of training: no gradients, no steps."""
-        self._block.mark(self._prefix + pattern, trainable=False)
+        """Leave the parameters that match a shell pattern out of training: no gradients (they become zero), no steps."""
+        for name in self._block.mark(self._prefix + pattern, trainable=False):
+            self._block.view(self._block.grads, name)[...] = 0
 
     def unfreeze(self, pattern: str = "*") -> None:
         """Take them back in."""
@@ -149,7 +151,13 @@ class Layer:
                 raise TypeError(f"{name}: expected numbers, got dtype {a.dtype}")
             if a.shape != view.shape:
                 raise ValueError(f"{name}: expected shape {view.shape}, got {a.shape}")
-            arrays[name] = a
+            with np.errstate(over="ignore"):
+                cast = a.astype(self._dtype)
+            if np.isfinite(a).all() and not np.isfinite(cast).all():
+                raise ValueError(
+                    f"{name}: expected values within the range of {self._dtype}, got {np.abs(a).max():.3g}"
+                )
+            arrays[name] = cast
         with self.write() as p:
             for name, a in arrays.items():
                 p[name][...] = a
@@ -166,15 +174,24 @@ class Layer:
 
     def _gradients(self, grads: Views | None) -> dict[str, Array | None]:
         """Writable gradients by name; None for what is frozen."""
-        source = self._writable_grads() if grads is None else grads
-        entries = self._block.entries
+        source, entries = self._own_grads(grads), self._block.entries
         return {n: source[n] if entries[self._prefix + n].trainable else None for n in self.parameters()}
+
+    def _own_grads(self, grads: Views | None) -> Views:
+        if grads is None:
+            return self._writable_grads()
+        if not isinstance(grads, Views) or grads._block is not self._block or grads._prefix != self._prefix:
+            raise TypeError(
+                f"grads: expected what new_grads() of this {type(self).__name__} gave, got {type(grads).__name__}"
+            )
+        return grads
 
     def _writable_grads(self) -> Views:
         return Views(self._block, self._block.grads, self._prefix, writable=True)
 
     def _pullback(self, backward: Callable[..., Any]) -> Pullback:
-        """A pullback that serves once: ``backward(grads, dy, need_dx)``, grads as `_gradients` gives them."""
+        """A pullback that serves once, from ``backward(grads, dy, need_dx)``, or ``backward(grads, dy, dstate, need_dx)`` for a layer
+        with a state; grads are arrays to add to, by name, or None for what is frozen."""
         return Pullback(self, backward)
 
     def _gradient_target(self, grads: Views | None) -> Any:
@@ -196,19 +213,25 @@ class Layer:
         return block
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        alone = self._owner is not None and not memo  # copy.deepcopy(layer) itself, not something that holds it
+        if self._owner is not None and not alone and id(self._owner) not in memo:
+            copy.deepcopy(self._owner, memo)  # with its model, so that the two belong together in the copy as well
+            return memo[id(self)]
         new = object.__new__(type(self))
         memo[id(self)] = new
-        alone = self._owner is not None and id(self._owner) not in memo
-        if alone:  # copied out of its model: with parameters of its own, and without an owner
-            memo[id(self._owner)], memo[id(self._block)] = None, self._own_block()
-        for key, value in self.__getstate__().items():
-            new.__dict__[key] = copy.deepcopy(value, memo)
+        if alone:
+            memo[id(self._block)] = self._own_block()
+        new.__setstate__({k: copy.deepcopy(v, memo) for k, v in self.__getstate__().items()})
         if alone:
             new._place(new._block, "")
         return new
 
+    # Packed weights are made again when needed; a model sets itself as the owner of its layers.
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "_cache"}  # packed weights are made again when needed
+        return {k: v for k, v in self.__dict__.items() if k not in ("_cache", "_owner")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _owner=None)
 
     def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(f"{type(self).__name__} does not define __call__")
@@ -223,7 +246,7 @@ class Pullback:
     def __init__(self, layer: Layer, backward: Callable[..., Any]) -> None:
         self._layer = layer
         self._backward: Callable[..., Any] | None = backward
-        self._version = layer.version
+        self._block, self._version = layer._block, layer.version
 
     def __call__(
         self, dy: Array | None = None, dstate: Any = None, *, grads: Views | None = None, need_dx: bool = True
@@ -232,7 +255,7 @@ class Pullback:
         layer = self._layer
         if self._backward is None:
             raise RuntimeError("pullback: it has been used; call vjp again")
-        if layer.version != self._version:
+        if layer._block is not self._block or layer.version != self._version:
             raise RuntimeError("pullback: the parameters have changed since the forward pass; call vjp again")
         if not layer.stateful and dy is None:
             raise TypeError("dy: expected an array, got None")
@@ -242,6 +265,6 @@ class Pullback:
         backward, self._backward = self._backward, None
         try:
             return backward(target, dy, dstate, need_dx) if layer.stateful else backward(target, dy, need_dx)
-        except (TypeError, ValueError):  # refused before anything was added: it can be called again
+        except (TypeError, ValueError):  # an argument was refused before anything was added: it can be called again
             self._backward = backward
             raise

@@ -20,7 +20,26 @@ def _rows(name: str, x: Array, width: int, dtype: np.dtype[Any]) -> Array:
         raise TypeError(f"{name}: expected dtype {dtype}, got {x.dtype}; use {name}.astype(np.{dtype})")
     if x.ndim == 0 or x.shape[-1] != width:
         raise ValueError(f"{name}: expected shape (..., {width}), got {x.shape}")
-    return np.ascontiguousarray(x).reshape(-1, width)
+    return np.ascontiguousarray(x).reshape(math.prod(x.shape[:-1]), width)
+
+
+def _gradient_rows(dy: Array, y: Array) -> Array:
+    """dy as rows, which must have the shape of y."""
+    if _check.array("dy", dy).shape != y.shape:
+        raise ValueError(f"dy: expected the shape of y {y.shape}, got {dy.shape}")
+    return _rows("dy", dy, y.shape[-1], y.dtype)
+
+
+def _read_only(y: Array) -> Array:
+    y.flags.writeable = False
+    return y
+
+
+def _flat(x: Array, dtype: np.dtype[Any]) -> Array:
+    x = _check.array("x", x)
+    if x.ndim == 0:
+        raise ValueError("x: expected at least 1 axis, got shape ()")
+    return _rows("x", x, x.shape[-1], dtype).reshape(-1)
 
 
 class Linear(Layer):
@@ -73,12 +92,13 @@ class Linear(Layer):
         rows, packed = _rows("x", x, self.in_features, self._dtype), self._packed(True)
 
         def backward(grads: dict[str, Array | None], dy: Array, need_dx: bool) -> Array | None:
-            d = _rows("dy", dy, self.out_features, self._dtype)
+            d = _gradient_rows(dy, y)
             dx: Array | None = packed.run_backward(rows, d, grads["weight"], grads.get("bias"), need_dx)
             return None if dx is None else dx.reshape(x.shape)
 
-        y: Array = packed.forward(rows)
-        return y.reshape(*x.shape[:-1], self.out_features), self._pullback(backward)
+        flat: Array = packed.forward(rows)
+        y = _read_only(flat.reshape(*x.shape[:-1], self.out_features))
+        return y, self._pullback(backward)
 
     def __repr__(self) -> str:
         return f"Linear({self.in_features}, {self.out_features}{'' if 'bias' in self.parameters() else ', bias=False'})"
@@ -115,11 +135,12 @@ class Embedding(Layer):
         ids = _check.ids("x", x)
 
         def backward(grads: dict[str, Array | None], dy: Array, need_dx: bool) -> None:
-            d = _rows("dy", dy, self.embedding_dim, self._dtype)
+            d = _gradient_rows(dy, y)
             if grads["weight"] is not None:
                 _check.typed("embedding_scatter_", self._dtype)(ids, d, grads["weight"])
 
-        return self(x), self._pullback(backward)
+        y = _read_only(self(x))
+        return y, self._pullback(backward)
 
     def __repr__(self) -> str:
         return f"Embedding({self.num_embeddings}, {self.embedding_dim})"
@@ -147,14 +168,16 @@ class Dropout(Layer):
     def vjp(self, x: Array, *, rng: Seed = None) -> tuple[Array, Pullback]:
         """y with elements dropped, and a pullback that drops the same."""
         key = _check.draw_key(self._rng if rng is None else _check.generator(rng))
-        shape, width = x.shape, x.shape[-1] if x.ndim else 1
 
-        def drop(name: str, v: Array) -> Array:
-            flat = _rows(name, v, width, self._dtype).reshape(-1)
-            y: Array = _check.typed("dropout_", self._dtype)(flat, self.rate, key)
-            return y.reshape(shape)
+        def drop(flat: Array) -> Array:
+            dropped: Array = _check.typed("dropout_", self._dtype)(flat, self.rate, key)
+            return dropped.reshape(x.shape)
 
-        return drop("x", x), self._pullback(lambda grads, dy, need_dx: drop("dy", dy))
+        def backward(grads: dict[str, Array | None], dy: Array, need_dx: bool) -> Array:
+            return drop(_gradient_rows(dy, y).reshape(-1))
+
+        y = _read_only(drop(_flat(x, self._dtype)))
+        return y, self._pullback(backward)
 
     def __repr__(self) -> str:
         return f"Dropout({self.rate})"
@@ -175,16 +198,16 @@ class Activation(Layer):
 
     def __call__(self, x: Array) -> Array:
         """phi(x)."""
-        flat = _rows("x", x, x.shape[-1] if x.ndim else 1, self._dtype).reshape(-1)
+        flat = _flat(x, self._dtype)
         y: Array = np.maximum(flat, 0) if self.name == "relu" else _check.typed("map_", self._dtype)(self.name, flat)
         return y.reshape(x.shape)
 
     def vjp(self, x: Array, *, rng: Seed = None) -> tuple[Array, Pullback]:
         """y, and a pullback."""
-        y = self(x)
+        y = _read_only(self(x))
 
         def backward(grads: dict[str, Array | None], dy: Array, need_dx: bool) -> Array:
-            d = _rows("dy", dy, y.shape[-1], self._dtype).reshape(y.shape)
+            d = _gradient_rows(dy, y).reshape(y.shape)
             if self.name == "relu":
                 slope: Array = (y > 0).astype(y.dtype)
             else:

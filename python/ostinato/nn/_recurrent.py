@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, ClassVar
 
 import numpy as np
@@ -42,6 +43,8 @@ class Recurrent(Layer):
         self.num_layers = _check.positive("num_layers", num_layers)
         self.bias, self.batch_first, self.bidirectional = bool(bias), bool(batch_first), bool(bidirectional)
         self.dropout = _check.fraction("dropout", dropout)
+        if dropout and num_layers == 1:
+            warnings.warn("dropout: it acts between layers, and there is only one", stacklevel=3)
         self._cell = cell
         self._rng = _check.generator(rng)
         bound = 1 / np.sqrt(self.hidden_size)  # PyTorch's default: everything from U(-1/sqrt(H), 1/sqrt(H))
@@ -166,7 +169,7 @@ class Recurrent(Layer):
         h, c = self._split_state("state", state)
         if single:
             h, c = (None if s is None else _check.array("state", s, 2)[:, None] for s in (h, c))
-            if lengths is not None:
+            if lengths is not None and np.size(lengths) == 1:  # type: ignore[arg-type]  # anything; it is checked below
                 lengths = np.reshape(np.asarray(lengths), (1,))
         h, c = (None if s is None else np.ascontiguousarray(_check.array("state", s, 3)) for s in (h, c))
         return x, h, c, _check.lengths(lengths, steps, batch), single
@@ -218,6 +221,7 @@ class Recurrent(Layer):
         x, h, c, lens, single = self._arguments(x, state, lengths)
         dropout = self.dropout if self.num_layers > 1 else 0.0
         key = _check.draw_key(self._rng if rng is None else _check.generator(rng)) if dropout else 0
+        h, c = (None if s is None else s.copy() for s in (h, c))  # the caller may reuse the arrays of its state
         y, h_n, c_n, tape = self._packed(True).forward(x, h, c, lens, self.batch_first, None, True, dropout, key)
         y.flags.writeable = False
 

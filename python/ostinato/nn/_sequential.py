@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from .. import _check
 from .._check import Array, Seed
 from ._block import Block, Views
 from ._layer import Layer, Pullback
+from ._recurrent import Recurrent
 
 
 class Sequential(Layer):
@@ -56,14 +59,18 @@ class Sequential(Layer):
         block = Block(arrays, decay, self._dtype)
         for name in frozen:
             block.mark(name, trainable=False)
-        for layer in layers:
-            layer._owner = self
         self._place(block, "")
 
     def _place(self, block: Block, prefix: str) -> None:
         super()._place(block, prefix)
         for k, layer in enumerate(self.layers):
+            layer._owner = self
             layer._place(block, f"{prefix}{k}.")
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for layer in self.layers:
+            layer._owner = self
 
     def __getitem__(self, index: int) -> Layer:
         return self.layers[index]
@@ -85,6 +92,7 @@ class Sequential(Layer):
     def __call__(self, x: Array, state: Any = None, *, lengths: object = None) -> tuple[Array, tuple[Any, ...]]:
         """y of the last layer, and the state; lengths go to the layers that take them."""
         states, new = self._states("state", state), []
+        x = self._without_padding(x, lengths, self.layers[0])
         for layer, s in zip(self.layers, states):
             if layer.stateful:
                 x, s = layer(x, s, lengths=lengths) if layer.takes_lengths else layer(x, s)
@@ -98,6 +106,7 @@ class Sequential(Layer):
     ) -> tuple[tuple[Array, tuple[Any, ...]], Pullback]:
         """``(y, state), pullback``; then ``dx, dstate = pullback(dy=None, dstate=None, *, grads=None, need_dx=True)``."""
         states, new, pullbacks = self._states("state", state), [], []
+        x = self._without_padding(x, lengths, self.layers[0])
         rng = None if rng is None else _check.generator(rng)
         for layer, s in zip(self.layers, states):
             if layer.stateful:
@@ -111,7 +120,13 @@ class Sequential(Layer):
         def backward(
             grads: Views, dy: Array | None, dstate: Any, need_dx: bool
         ) -> tuple[Array | None, tuple[Any, ...]]:
+            # All is checked before the first layer adds to its gradients.
             into, dstates = self._states("dstate", dstate), [None] * len(self.layers)
+            for k, (given, own) in enumerate(zip(into, new)):
+                _check_like(f"dstate[{k}]", given, own)
+            _check_like("dy", dy, y)
+            if dy is not None:
+                dy = self._without_padding(np.ascontiguousarray(dy), lengths, self.layers[-1])
             for k in reversed(range(len(self.layers))):
                 options: dict[str, Any] = {"grads": grads.child(str(k)), "need_dx": need_dx or k > 0}
                 if self.layers[k].stateful:
@@ -120,10 +135,51 @@ class Sequential(Layer):
                     dy = pullbacks[k](dy, **options)
             return dy, tuple(dstates)
 
-        return (x, tuple(new)), Pullback(self, backward)
+        y = x
+        return (y, tuple(new)), Pullback(self, backward)
 
     def _gradient_target(self, grads: Views | None) -> Views:
-        return self._writable_grads() if grads is None else grads
+        return self._own_grads(grads)
+
+    def _without_padding(self, x: Array, lengths: object, layer: Layer) -> Array:
+        """x with zeros past the end of each row, if the layer that reads it does not know of lengths: padding may hold NaN."""
+        if lengths is None or layer.takes_lengths:
+            return x
+        batch_first = _batch_first(self)
+        if batch_first is None or _check.array("x", x).ndim < 2:
+            return x
+        batch, steps = x.shape[:2] if batch_first else x.shape[1::-1]
+        ends = _check.lengths(lengths, steps, batch)
+        assert ends is not None
+        on = np.arange(steps) < ends[:, None] if batch_first else np.arange(steps)[:, None] < ends
+        return np.where(on.reshape(on.shape + (1,) * (x.ndim - 2)), x, x.dtype.type(0))
 
     def __repr__(self) -> str:
         return "Sequential(" + "".join(f"\n  {k}: {layer!r}" for k, layer in enumerate(self.layers)) + "\n)"
+
+
+def _batch_first(model: Layer) -> bool | None:
+    """Whether the recurrent layers of a model take [B,T,...]; None without any."""
+    if isinstance(model, Recurrent):
+        return model.batch_first
+    for layer in model.layers if isinstance(model, Sequential) else ():
+        found = _batch_first(layer)
+        if found is not None:
+            return found
+    return None
+
+
+def _check_like(name: str, given: Any, own: Any) -> None:
+    """A gradient has the structure, shapes and dtype of what it is the gradient of; None stands for zeros."""
+    if given is None or own is None:
+        return
+    if isinstance(own, np.ndarray):
+        if _check.array(name, given).shape != own.shape:
+            raise ValueError(f"{name}: expected shape {own.shape}, got {given.shape}")
+        if given.dtype != own.dtype:
+            raise TypeError(f"{name}: expected dtype {own.dtype}, got {given.dtype}; use {name}.astype(np.{own.dtype})")
+        return
+    if not isinstance(given, (tuple, list)) or len(given) != len(own):
+        raise TypeError(f"{name}: expected a tuple of {len(own)}, got {type(given).__name__}")
+    for k, (a, b) in enumerate(zip(given, own)):
+        _check_like(f"{name}[{k}]", a, b)

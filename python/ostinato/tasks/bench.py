@@ -215,7 +215,7 @@ class _Contender:
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self.name}: the contender's process ended with status {self.process.wait()}")
+            raise ChildProcessError(f"{self.name}: the contender's process ended with status {self.process.wait()}")
         reply: dict[str, Any] = json.loads(line)
         return reply
 

@@ -18,7 +18,7 @@ from .. import _check, losses, nn, optim, safetensors
 from .._check import Array
 from ..train import Trainer
 
-__all__ = ["SeriesOptions", "find_season", "read_column", "train_series"]
+__all__ = ["SeriesOptions", "find_season", "forecast", "read_column", "train_series"]
 
 CELLS: dict[str, type[nn.LSTM] | type[nn.GRU] | type[nn.RNN]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 
@@ -40,10 +40,13 @@ class SeriesOptions:
 def read_column(path: str | os.PathLike[str], column: str | None = None) -> tuple[str, Array]:
     """One numeric column of a CSV file with a header line: the one named, or the last that is numeric throughout.
 
-    Empty cells are filled by the value before them.
+    Empty cells and NaN are filled by the value before them, blank lines are passed over.
     """
-    with open(path, newline="", encoding="utf-8") as f:
-        rows = list(csv.reader(f))
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as f:
+            rows = [row for row in csv.reader(f) if row]
+    except (UnicodeDecodeError, csv.Error) as e:
+        raise ValueError(f"FILE: expected a CSV file in UTF-8, got {os.fspath(path)}: {e}") from None
     if len(rows) < 2:
         raise ValueError(f"FILE: expected a header and rows, got {len(rows)} lines in {os.fspath(path)}")
     header = [h.strip() for h in rows[0]]
@@ -56,7 +59,8 @@ def read_column(path: str | os.PathLike[str], column: str | None = None) -> tupl
         for number, row in enumerate(rows[1:], 2):
             cell = row[k].strip() if k < len(row) else ""
             try:
-                values.append(float(cell) if cell else (values[-1] if values else math.nan))
+                value = float(cell or "nan")
+                values.append(values[-1] if math.isnan(value) and values else value)
             except ValueError:
                 problem = f"{cell!r} in column {name!r}, line {number}"
                 break
@@ -109,6 +113,15 @@ def _naive(values: Array, at: int, horizon: int, season: int) -> Array:
     return np.resize(last, horizon)
 
 
+FEATURES = 5
+
+
+def _model(options: SeriesOptions) -> nn.Sequential:
+    rngs = [np.random.default_rng(s) for s in np.random.SeedSequence(options.seed).spawn(2)]
+    cell = CELLS[options.cell](FEATURES, options.hidden, options.layers, rng=rngs[0])
+    return nn.Sequential(cell, nn.Linear(options.hidden, options.horizon, rng=rngs[1]))
+
+
 def train_series(
     path: str | os.PathLike[str],
     options: SeriesOptions,
@@ -123,8 +136,13 @@ def train_series(
     At every step the model forecasts the next ``horizon`` values, as differences from the seasonal-naive forecast.
     """
     _check.choice("cell", options.cell, tuple(CELLS))
-    if plot is not None:
-        _matplotlib()  # now, and not after the training
+    if plot is not None:  # now, and not after the training
+        _matplotlib()
+        if not Path(plot).absolute().parent.is_dir():
+            raise FileNotFoundError(f"--plot: expected a folder at {Path(plot).absolute().parent}, found none")
+    folder = None if save is None else Path(save)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
     horizon = _check.positive("--horizon", options.horizon)
     name, values = read_column(path, column)
     season = _check.positive("--season", options.season) if options.season is not None else find_season(values)
@@ -148,11 +166,10 @@ def train_series(
         x = np.stack([features[s : s + window] for s in starts])
         return x, np.stack([target[s - first : s - first + window] for s in starts])
 
-    rngs = [np.random.default_rng(s) for s in np.random.SeedSequence(options.seed).spawn(2)]
-    cell = CELLS[options.cell](features.shape[1], options.hidden, options.layers, rng=rngs[0])
-    model = nn.Sequential(cell, nn.Linear(options.hidden, horizon, rng=rngs[1]))
+    model = _model(options)
     train = windows(0, cuts[0], stride)
-    valid = windows(max(cuts[0] - window, 0), cuts[1], stride) if cuts[1] - cuts[0] > horizon else None
+    room = cuts[1] - cuts[0] > window + horizon + stride  # for windows whose every forecast lies in the validation part
+    valid = windows(cuts[0], cuts[1], stride) if room else None
     trainer = Trainer(model, losses.Huber(), optim.Adam(options.rate), clip_norm=1.0)
     print(
         f"{name}: {n:,} values, season {season}, horizon {horizon}; {model.count_parameters():,} parameters",
@@ -176,8 +193,9 @@ def train_series(
     ours = y[steps, 0] + naive[steps - first]
     real, theirs = truth[steps - first], naive[steps - first]
     mae, naive_mae = (float(np.abs(f - real).mean() * spread) for f in (ours, theirs))
+    ratio = mae / naive_mae if naive_mae else math.nan
     print(
-        f"mean absolute error on the last tenth: {mae:.6g}; seasonal-naive: {naive_mae:.6g}; ratio {mae / max(naive_mae, 1e-300):.3f}",
+        f"mean absolute error on the last tenth: {mae:.6g}; seasonal-naive: {naive_mae:.6g}; ratio {ratio:.3f}",
         file=out,
         flush=True,
     )
@@ -186,7 +204,7 @@ def train_series(
         "column": name,
         "mae": mae,
         "naive_mae": naive_mae,
-        "ratio": mae / max(naive_mae, 1e-300),
+        "ratio": ratio if naive_mae else None,
         "season": season,
         "horizon": horizon,
         "steps": trainer.optimizer.steps,
@@ -194,9 +212,7 @@ def train_series(
         "parameters": model.count_parameters(),
         "seconds": time.perf_counter() - start,
     }
-    if save is not None:
-        folder = Path(save)
-        folder.mkdir(parents=True, exist_ok=True)
+    if folder is not None:
         meta = {
             "task": "series",
             "options": asdict(options),
@@ -213,6 +229,27 @@ def train_series(
         )
         print(f"plot: {os.fspath(plot)}", file=out)
     return figures
+
+
+def forecast(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The next values after the end of a series, by the model in a folder that `train_series` has saved."""
+    file = Path(folder) / "model.safetensors"
+    if not file.exists():
+        raise FileNotFoundError(f"DIR: expected a folder with model.safetensors, found none at {file}")
+    tensors, text = safetensors.load(file)
+    meta: dict[str, Any] = json.loads(text.get("ostinato", "{}"))
+    if meta.get("task") != "series":
+        raise ValueError(f"DIR: expected a model of a series, got {file} of another kind")
+    options, season = SeriesOptions(**meta["options"]), int(meta["season"])
+    name, values = read_column(path, meta["column"])
+    if len(values) <= season:
+        raise ValueError(f"FILE: expected more than one season of {season} rows, got {len(values)}")
+    model = _model(options)
+    model.load_state_dict(tensors)
+    scaled = (values - meta["mean"]) / meta["spread"]
+    y, _ = model(_features(scaled, season)[:, None])
+    ahead = y[-1, 0] + _naive(scaled, len(scaled), options.horizon, season)
+    return {"column": name, "forecast": (ahead * meta["spread"] + meta["mean"]).tolist()}
 
 
 def _matplotlib() -> tuple[Any, Any]:

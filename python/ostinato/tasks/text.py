@@ -56,15 +56,22 @@ class CharModel:
     def fresh(cls, alphabet: str, options: TextOptions) -> CharModel:
         """An untrained model over these characters."""
         _check.choice("cell", options.cell, tuple(CELLS))
-        rngs = np.random.SeedSequence(options.seed).spawn(3)
+        rngs = np.random.SeedSequence(options.seed).spawn(4)
         make = [np.random.default_rng(r) for r in rngs]
-        cell = CELLS[options.cell](EMBEDDING, options.hidden, options.layers, dropout=options.dropout, rng=make[1])
+        cell = CELLS[options.cell](
+            EMBEDDING,
+            options.hidden,
+            options.layers,
+            dropout=options.dropout if options.layers > 1 else 0.0,
+            rng=make[1],
+        )
         if isinstance(cell, nn.LSTM):
             cell.initialize(forget_bias=1.0)
-        embedding = nn.Embedding(len(alphabet), EMBEDDING, rng=make[0])
-        return cls(
-            alphabet, options, nn.Sequential(embedding, cell, nn.Linear(options.hidden, len(alphabet), rng=make[2]))
-        )
+        layers: list[nn.Layer] = [nn.Embedding(len(alphabet), EMBEDDING, rng=make[0]), cell]
+        if options.dropout:
+            layers.append(nn.Dropout(options.dropout, rng=make[3]))
+        layers.append(nn.Linear(options.hidden, len(alphabet), rng=make[2]))
+        return cls(alphabet, options, nn.Sequential(*layers))
 
     def encode(self, text: str, name: str = "text") -> Array:
         """Indices of the characters."""
@@ -74,11 +81,15 @@ class CharModel:
         return np.array([self.index[c] for c in text], np.int64)
 
     def stream(self, prompt: str, length: int, *, temperature: float = 1.0, seed: int | None = None) -> Iterator[str]:
-        """New characters after the prompt, one after the other."""
+        """New characters after the prompt, one after the other. The arguments are checked before the first is asked for."""
         _check.positive("length", length, 0)
         _check.finite("temperature", temperature)
-        rng = np.random.default_rng(seed)
-        y, state = self.model(self.encode(prompt or "\n", "prompt")[:, None])
+        if not prompt:
+            prompt = "\n" if "\n" in self.index else self.alphabet[0]
+        return self._stream(self.encode(prompt, "prompt"), length, temperature, np.random.default_rng(seed))
+
+    def _stream(self, prompt: Array, length: int, temperature: float, rng: np.random.Generator) -> Iterator[str]:
+        y, state = self.model(prompt[:, None])
         for _ in range(length):
             logits = y[-1, 0].astype(np.float64)
             if temperature == 0:
