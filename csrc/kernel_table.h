@@ -15,11 +15,10 @@ constexpr int kMaxProducts = 3;  // the input product and at most two recurrent 
 // What bindings and stack must know of a cell; filled from the cell's struct.
 struct CellTraits {
   const char* name;
-  int gates;             // rows of weight_ih are gates * H
-  int states;            // 1: h, 2: h and c
-  int params;            // per-unit weights (peepholes), rows of weight_peephole
-  int parallel_columns;  // columns of the pre-activation a
-  int saved;             // vectors of the tape a unit, without the cell state
+  int gates;   // rows of weight_ih are gates * H
+  int states;  // 1: h, 2: h and c
+  int params;  // per-unit weights (peepholes), rows of weight_peephole
+  int saved;   // vectors of the tape a unit, without the cell state
 };
 
 // Weights as the user holds them (PyTorch's names and shapes); bias and params may be null.
@@ -129,8 +128,8 @@ struct AdamStep {
 template <class T>
 struct TrainKernels {
   // logits [n,V]; target[i] < 0 leaves row i out. weight: d(loss)/d(row loss). dlogits may be null. Returns the sum of row losses.
-  double (*softmax_cross_entropy)(Index n, Index classes, const T* logits, const Index* target, double smoothing, double weight,
-                                  T* dlogits);
+  double (*softmax_cross_entropy)(Index n, Index classes, const T* logits, const Index* target, double smoothing, double weight, T* dlogits,
+                                  double* losses);  // losses: room for n
   void (*embedding_gather)(Index n, Index width, const Index* ids, const T* table, T* out);
   void (*embedding_scatter)(Index n, Index width, const Index* ids, const T* dy, T* dtable);
   double (*square_sum)(Index n, const T* x);

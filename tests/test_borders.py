@@ -118,7 +118,12 @@ CASES: dict[str, tuple[Any, type[Exception], str]] = {
     "out overlaps": (
         lambda: call(**out_of(X)),
         ValueError,
-        "out: expected memory of its own, got an array that overlaps x",
+        "out: expected memory of its own, got an array whose memory range overlaps that of x",
+    ),
+    "out self": (
+        lambda: call(out=np.lib.stride_tricks.as_strided(np.zeros(99, F), (5, 2, 4), (16, 4, 4))),
+        ValueError,
+        "out: expected rows of its own for every (t, b), got strides by which they overlap",
     ),
     "out read-only": (
         lambda: call(out=np.broadcast_to(np.zeros(4, F), (5, 2, 4))),
@@ -381,3 +386,14 @@ def test_right_answers_at_the_edges() -> None:
     assert y.shape == (3, 1, 1)
     assert call(lengths=np.array([5, 2], np.uint8))[0].shape == (5, 2, 4)
     assert call(lengths=np.array([5, 2], ">i4"))[0].shape == (5, 2, 4)
+
+
+def test_the_native_classes_check_their_sizes() -> None:
+    from ostinato import _core
+
+    w = [weights()]
+    for sizes in ((-1, 4, 1), (3, 0, 1), (3, 4, 0)):
+        with pytest.raises(ValueError, match="expected at least 1"):
+            _core.PackedFloat32("lstm", *sizes, False, [[*w[0], None]], False)
+    with pytest.raises(ValueError, match="weight: expected shape"):
+        _core.PackedLinearFloat32(np.zeros((2, 0), F), None, False)

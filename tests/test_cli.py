@@ -37,7 +37,7 @@ def test_info(tmp_path: Any) -> None:
         "cpu",
         "kernels",
         "threads",
-        "packages",
+        "extras",
     }
 
 
@@ -146,6 +146,8 @@ BAD: dict[str, tuple[list[str], str]] = {
     "corrupt model": (["generate", "corrupt"], "expected a safetensors file, got"),
     "csv": (["train", "series", "words.csv"], "FILE: expected a column of numbers, got 'x' in column 'a', line 2"),
     "csv column": (["train", "series", "words.csv", "--column", "b"], "--column: expected one of a, got 'b'"),
+    "plot folder": (["train", "series", "words.csv", "--plot", "no/p.png"], "--plot: expected a folder at"),
+    "no series": (["forecast", "foreign", "words.csv"], "DIR: expected a model of a series"),
     "csv short": (["train", "series", "short.csv"], "FILE: expected at least"),
     "csv empty": (["train", "series", "empty.txt"], "FILE: expected a header and rows, got 0 lines"),
 }
@@ -227,8 +229,36 @@ def test_columns(tmp_path: Any) -> None:
     assert series.read_column(path)[0] == "b"
     assert series.read_column(path, "a")[1].tolist() == [2, 2, 5]
     assert series.read_column(path, "b")[1].tolist() == [3, 3, 7]
+    path.write_bytes("\ufeffvalue\n10\nnan\n\n40\n\n".encode())  # a byte order mark, NaN, blank lines
+    assert series.read_column(path, "value")[1].tolist() == [10, 10, 40]
+    path.write_bytes(b"a\n\xe9\n")
+    with pytest.raises(ValueError, match="FILE: expected a CSV file in UTF-8"):
+        series.read_column(path)
     assert series.find_season(np.random.default_rng(0).normal(size=500).cumsum()) == 1
     assert series.find_season(np.ones(100)) == 1
+
+
+def test_forecast(tmp_path: Any) -> None:
+    wave(tmp_path / "w.csv")
+    command("train", "series", "w.csv", "--horizon", "6", "--epochs", "2", "--save", "s", "--plot", "", cwd=tmp_path)
+    assert not (tmp_path / "forecast.png").exists()
+    out = json.loads(command("forecast", "s", "w.csv", "--json", cwd=tmp_path).stdout)
+    assert len(out["forecast"]) == 6
+    assert all(0 < v < 30 for v in out["forecast"])
+    assert len(command("forecast", "s", "w.csv", cwd=tmp_path).stdout.split()) == 6
+
+
+def test_a_model_of_one_line(tmp_path: Any) -> None:
+    """No newline to begin with: the first character serves; nothing is written before the prompt is checked."""
+    (tmp_path / "t.txt").write_text("abcde " * 400)
+    command("train", "text", "t.txt", "--steps", "2", "--hidden", "8", "--save", "m", cwd=tmp_path)
+    assert len(command("generate", "m", "--length", "7", cwd=tmp_path).stdout) == 7 + 1
+    done = command("generate", "m", "--prompt", "aZ", cwd=tmp_path, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    wrong = ["train", "text", "t.txt", "--steps", "4", "--hidden", "8", "--layers", "2", "--save", "m", "--resume"]
+    done = command(*wrong, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert "expected a checkpoint of this model and optimiser" in done.stderr
 
 
 def test_words() -> None:

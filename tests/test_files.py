@@ -67,6 +67,7 @@ BAD = {
     "empty": (b"", "got 0 bytes"),
     "text": (b"this is not a model, but a sentence", "got a header of"),
     "short header": (struct.pack("<Q", 50) + b"{}", "got a header of 50 bytes in a file of 10"),
+    "deep": (struct.pack("<Q", 100_000) + b"[" * 100_000, "a header that is not JSON"),
     "not json": (file_of(b"{nonsense"), "a header that is not JSON"),
     "a list": (file_of([1, 2]), "a header that is not an object"),
     "dtype": (file_of({"w": {"dtype": "F7", "shape": [1], "data_offsets": [0, 4]}}, b"0000"), "a bad entry for 'w'"),

@@ -429,3 +429,144 @@ def test_repr() -> None:
     assert (
         repr(model) == "Sequential(\n  0: Embedding(9, 4)\n  1: LSTM(4, 5, bidirectional=True)\n  2: Linear(10, 2)\n)"
     )
+
+
+def test_copying_what_holds_a_layer_and_its_model() -> None:
+    model = nn.Sequential(nn.Linear(2, 2, rng=0), nn.GRU(2, 2, rng=0))
+    for holder in ([model[1], model], [model, model[1]]):
+        child, parent = sorted(copy.deepcopy(holder), key=lambda m: isinstance(m, nn.Sequential))
+        assert parent[1] is child
+        with parent.write() as p:
+            p["1.bias_ih_l0"][...] = 9
+        assert (child.parameters()["bias_ih_l0"] == 9).all()
+        assert (model[1].parameters()["bias_ih_l0"] != 9).all()
+    alone = pickle.loads(pickle.dumps(model[1]))
+    assert np.array_equal(nn.Sequential(alone).flat, model[1].flat)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert twin.flat.ctypes.data % 64 == 0
+        with pytest.raises(ValueError, match="a model owns already"):
+            nn.Sequential(twin[0])
+
+
+STATELESS = [
+    (lambda: nn.Linear(4, 2, rng=0), (4, 3, 4)),
+    (lambda: nn.Activation("tanh"), (4, 3)),
+    (lambda: nn.Dropout(0.5, rng=0), (4, 3)),
+]
+
+
+@pytest.mark.parametrize(("make", "shape"), STATELESS)
+def test_stateless_layers_check_dy_and_keep_y(make: Any, shape: Any) -> None:
+    layer, x = make(), normal(*shape, dtype=np.float32)
+    y, pullback = layer.vjp(x)
+    assert not y.flags.writeable
+    with pytest.raises(ValueError, match="dy: expected the shape of y"):
+        pullback(np.ascontiguousarray(np.swapaxes(np.ones_like(y), 0, 1)))
+    assert pullback(np.ones_like(y)).shape == x.shape
+    with pytest.raises(TypeError, match=r"x: expected a numpy.ndarray, got list"):
+        layer.vjp(x.tolist())
+    empty = x[:0]
+    y, pullback = layer.vjp(empty)
+    assert pullback(y).shape == empty.shape
+
+
+def test_padding_may_hold_nan_through_a_whole_model() -> None:
+    def gradients(filler: float, batch_first: bool) -> Any:
+        gru = nn.GRU(3, 4, batch_first=batch_first, rng=0)
+        model = nn.Sequential(nn.Linear(2, 3, rng=0), nn.Activation("tanh"), gru, nn.Linear(4, 2, rng=0))
+        x, lengths = normal(6, 2, 2, dtype=np.float32), np.array([6, 3])
+        on = np.arange(6)[:, None, None] < lengths[:, None]
+        x, dy = (np.where(on, v, np.float32(filler)) for v in (x, np.ones_like(x)))
+        if batch_first:
+            x, dy = x.swapaxes(0, 1), dy.swapaxes(0, 1)
+        (_, _), pullback = model.vjp(x, lengths=lengths)
+        pullback(dy, need_dx=False)
+        return model.flat_grads.copy()
+
+    for batch_first in (False, True):
+        assert np.array_equal(gradients(0.0, batch_first), gradients(np.nan, batch_first))
+    model = nn.Sequential(nn.Embedding(5, 3), nn.GRU(3, 2))
+    assert model(np.array([[1, 2], [3, -1]]), lengths=[2, 1])[0].shape == (2, 2, 2)
+
+
+def test_a_refused_gradient_of_a_model_adds_nothing() -> None:
+    model, x = nn.Sequential(nn.GRU(2, 3, rng=0), nn.Linear(3, 2, rng=0)), normal(5, 2, 2, dtype=np.float32)
+    (y, _), pullback = model.vjp(x)
+    for dy, dstate in (
+        (np.ones_like(y), (np.zeros((1, 2, 9), np.float32), None)),
+        (np.ones((5, 2, 9), np.float32), None),
+    ):
+        with pytest.raises(ValueError, match="expected shape"):
+            pullback(dy, dstate)
+    with pytest.raises(TypeError, match="grads: expected what new_grads"):
+        pullback(np.ones_like(y), grads={})
+    assert (model.flat_grads == 0).all()
+    pullback(np.ones_like(y))
+    assert (model.flat_grads != 0).any()
+
+
+def test_a_pullback_from_before_the_adoption_is_refused() -> None:
+    layer, x = nn.RNN(2, 2, rng=0), normal(3, 1, 2, dtype=np.float32)
+    with layer.write():
+        pass
+    (y, _), pullback = layer.vjp(x)
+    model = nn.Sequential(layer)
+    with model.write() as p:
+        p["0.weight_hh_l0"][...] = 0
+    with pytest.raises(RuntimeError, match="the parameters have changed"):
+        pullback(np.ones_like(y))
+
+
+def test_the_state_given_to_vjp_may_be_used_again() -> None:
+    layer, x = nn.LSTM(2, 3, rng=0), normal(4, 2, 2, dtype=np.float32)
+    results = []
+    for change in (False, True):
+        h, c = normal(1, 2, 3, dtype=np.float32, seed=1), normal(1, 2, 3, dtype=np.float32, seed=2)
+        (y, _), pullback = layer.vjp(x, (h, c))
+        if change:
+            h[...], c[...] = 100, 100
+        results.append(pullback(np.ones_like(y))[0])
+    assert np.array_equal(*results)
+
+
+def test_a_layer_of_your_own_in_a_frozen_model() -> None:
+    class Scale(nn.Layer):
+        def __init__(self, size: int) -> None:
+            super().__init__()
+            self._declare({"scale": np.full(size, 2, np.float32)})
+
+        def __call__(self, x: Any) -> Any:
+            return x * self.parameters()["scale"]
+
+        def vjp(self, x: Any, *, rng: Any = None) -> Any:
+            def backward(grads: Any, dy: Any, need_dx: bool) -> Any:
+                if grads["scale"] is not None:
+                    grads["scale"][...] += (dy * x).sum((0, 1))
+                return dy * self.parameters()["scale"]
+
+            return self(x), self._pullback(backward)
+
+    model = nn.Sequential(Scale(3), nn.GRU(3, 2, rng=0), nn.Dropout(0.1))
+    for frozen in (False, True):
+        (y, _), pullback = model.vjp(normal(4, 2, 3, dtype=np.float32))
+        model.zero_grad()
+        pullback(np.ones_like(y))
+        assert (model.grads["0.scale"] == 0).all() == frozen
+        for layer in model.layers:
+            layer.freeze()
+        assert ost.optim.global_norm(model) == 0
+
+
+def test_small_refusals() -> None:
+    with pytest.warns(UserWarning, match=r"dropout: it acts between layers"):
+        nn.GRU(2, 2, dropout=0.5)
+    with pytest.raises(ValueError, match="bias: expected values within the range of float32"):
+        nn.Linear(1, 1).load_state_dict({"weight": np.zeros((1, 1)), "bias": np.array([1e300])})
+    with pytest.raises(ValueError, match=r"lengths: expected shape \(B,\)"):
+        nn.GRU(2, 2)(np.zeros((3, 2), np.float32), lengths=[1, 2])
+    before = ost.functional.pack("gru", np.zeros((3, 1)), np.zeros((3, 1)), reset_after=False)
+    x = np.zeros((2, 1, 1))
+    ost.functional.gru(x, before)
+    for options in ({"reverse": True}, {"reset_after": False}):
+        with pytest.raises(ValueError, match="packed with the same options"):
+            ost.functional.gru(x, ost.functional.pack("gru", np.zeros((3, 1)), np.zeros((3, 1))), **options)

@@ -160,6 +160,43 @@ def test_ctrl_c_ends_a_long_call(job: str) -> None:
     assert child.returncode == 0
 
 
+def test_a_daemon_thread_may_be_left_in_a_call() -> None:
+    done = python(
+        """
+        import threading, time, numpy as np, ostinato as ost
+        layer, x = ost.nn.LSTM(64, 256, rng=0), np.zeros((3000, 32, 64), np.float32)
+        threading.Thread(target=lambda: layer(x), daemon=True).start()
+        time.sleep(0.3)
+        print("end", flush=True)
+        """
+    )
+    assert (done.stdout, done.returncode) == ("end\n", 0), done.stderr
+
+
+def test_signal_handlers_see_denormals() -> None:
+    done = python(
+        """
+        import signal, numpy as np, ostinato as ost
+        seen = []
+        signal.signal(signal.SIGALRM, lambda *_: seen.append(5e-310 * float(np.float64(1))))
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        layer, x = ost.nn.LSTM(64, 256, rng=0), np.zeros((2000, 32, 64), np.float32)
+        while not seen:
+            layer(x)
+        print(seen[0] > 0)
+        """
+    )
+    assert done.stdout == "True\n", done.stderr
+
+
+def test_workers_that_are_not_wanted_are_not_waited_for(threads: None) -> None:
+    layer, x = nn.LSTM(64, 128, rng=0), np.ones((20, 40, 64), np.float32)
+    want, _ = layer(x)
+    for n in (7, 2, 5, 1, 3):
+        ost.set_num_threads(n)
+        assert all(np.array_equal(layer(x)[0], want) for _ in range(20))
+
+
 def test_environment_variables() -> None:
     show = "import ostinato as ost; print(ost.kernels()['chosen'], ost.get_num_threads())"
     for name in ost.kernels()["supported"]:  # type: ignore[attr-defined]  # a list
@@ -171,6 +208,7 @@ def test_environment_variables() -> None:
     assert all(name in done.stderr for name in ost.kernels()["known"])  # type: ignore[attr-defined]
     done = python(show, OSTINATO_NUM_THREADS="many")
     assert "OSTINATO_NUM_THREADS: expected a whole number from 1 to 1024, got 'many'" in done.stderr
+    assert "got '0'" in python(show, OSTINATO_NUM_THREADS="0").stderr
 
 
 def test_import_takes_only_numpy() -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import ostinato as ost
 from conftest import assert_close
 from ostinato import losses, nn, optim
 
@@ -134,5 +133,22 @@ def test_optimisers(name: str, kernel_set: str) -> None:
         np.testing.assert_allclose(ours.parameters()[n], p.detach().numpy(), rtol=2e-5, atol=1e-7, err_msg=n)
 
 
-def test_it_is_torch_without_the_extra_library() -> None:
-    assert "torch" not in ost.nn.__dict__  # ostinato itself never imports it
+def test_adam_after_unfreezing_counts_from_there() -> None:
+    ours, theirs = pair("GRU", np.float64)
+    mine, other = optim.Adam(0.01), torch.optim.Adam(theirs.parameters(), 0.01)
+    ours.freeze("weight_hh_l0")
+    theirs.weight_hh_l0.requires_grad_(False)
+    x = np.random.default_rng(0).normal(size=(4, 3, 5))
+    for step in range(12):
+        if step == 8:
+            ours.unfreeze("weight_hh_l0")
+            theirs.weight_hh_l0.requires_grad_(True)
+        (y, _), pullback = ours.vjp(x)
+        ours.zero_grad()
+        pullback(np.ones_like(y))
+        mine.step(ours)
+        other.zero_grad()
+        theirs(torch.from_numpy(x))[0].sum().backward()
+        other.step()
+    for n, p in theirs.named_parameters():
+        np.testing.assert_allclose(ours.parameters()[n], p.detach().numpy(), rtol=1e-6, atol=1e-9, err_msg=n)

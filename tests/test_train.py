@@ -102,6 +102,80 @@ def test_early_stopping_restores_the_best() -> None:
     assert np.array_equal(trainer.model.flat, seen[best][1])
 
 
+def test_an_early_stopped_run_stays_stopped(tmp_path: Any) -> None:
+    options: dict[str, Any] = {"validation": series(32), "epochs": 200, "patience": 2, "checkpoint": tmp_path / "run"}
+    first = regressor(rate=0.5)
+    rows = len(quiet(first, series(), **options).rows)
+    again = regressor(rate=0.5)
+    history = quiet(again, series(), resume=True, **options)
+    assert (len(history.rows), history.stopped) == (rows, "no better loss within patience")
+    assert np.array_equal(again.model.flat, first.model.flat)  # the best, restored
+
+
+def test_fitting_again_goes_on_with_other_orders() -> None:
+    class Order(data.ArrayLoader):
+        seen: list[int] = []  # noqa: RUF012  # of all instances
+
+        def batches(self, epoch: int, start: int = 0) -> Any:
+            self.seen.append(epoch)
+            return super().batches(epoch, start)
+
+    trainer = regressor()
+    for _ in range(2):
+        quiet(trainer, Order(*series()), epochs=2)
+    assert Order.seen == [0, 1, 2, 3]
+
+
+def test_steps_after_the_last_row_make_one_too() -> None:
+    history = quiet(regressor(), series(), validation=series(8), steps=3)  # an epoch has two
+    assert [r["step"] for r in history.rows] == [2, 3]
+    assert history.best is not None
+
+
+@pytest.mark.parametrize("bits", [np.random.MT19937, np.random.Philox, np.random.SFC64, np.random.PCG64DXSM])
+def test_any_generator_can_be_kept(bits: Any, tmp_path: Any) -> None:
+    ends = []
+    for cuts in ((4,), (2, 4)):
+        model = nn.Sequential(nn.Dropout(0.3, rng=np.random.Generator(bits(3))), nn.Linear(1, 1, rng=0))
+        for steps in cuts:
+            trainer = ost.Trainer(model, losses.MSE(), optim.SGD(0.1))
+            quiet(trainer, series(), steps=steps, checkpoint=tmp_path / str(cuts), resume=steps == 4 and len(cuts) > 1)
+        ends.append(model.flat.copy())
+    assert np.array_equal(*ends)
+
+
+def test_a_validation_that_says_nothing_is_an_error() -> None:
+    batches = [(x.swapaxes(0, 1), t.swapaxes(0, 1)) for x, t in [series(8)]]
+    with pytest.raises(ValueError, match="data: expected at least one batch, got none"):
+        quiet(regressor(), series(), validation=(b for b in batches), epochs=3)
+    x, target = series(8)
+    with pytest.raises(Diverged, match="the validation loss is nan after step 2"):
+        quiet(regressor(), series(), validation=(x, target * np.nan), epochs=3)
+
+
+def test_parameters_that_explode_are_not_kept(tmp_path: Any) -> None:
+    """The step that breaks the model is seen before its checkpoint is written."""
+    path = tmp_path / "run"
+    trainer = ost.Trainer(
+        nn.Sequential(nn.Linear(1, 1, rng=0)), losses.MSE(), optim.SGD(optim.StepDecay(0.1, every=3, factor=1e37))
+    )
+    with pytest.raises(Diverged, match="after step 4; the last good checkpoint is"):
+        quiet(trainer, series(), epochs=9, checkpoint=path, checkpoint_every=1)
+    kept, _ = ost.safetensors.load(path)
+    assert max(abs(v).max() for n, v in kept.items() if n.startswith("model.")) < 10
+
+
+def test_resuming_with_another_optimiser_changes_nothing(tmp_path: Any) -> None:
+    path = tmp_path / "run"
+    quiet(regressor(), series(), epochs=1, checkpoint=path)
+    model = regressor().model
+    before = model.flat.copy()
+    other = ost.Trainer(model, losses.MSE(), optim.SGD(0.1, momentum=0.5))
+    with pytest.raises(ValueError, match="expected a checkpoint of this model and optimiser"):
+        quiet(other, series(), checkpoint=path, resume=True)
+    assert np.array_equal(model.flat, before)
+
+
 class StopAt(Callback):
     def __init__(self, step: int) -> None:
         self.step = step

@@ -115,7 +115,7 @@ template <class T>
 void refuse_overlap(const View<T>& out, const View<T>& in, const char* out_name, const char* in_name) {
   const auto a = extent(out), b = extent(in);
   if (a.first < b.second && b.first < a.second)
-    fail(out_name, std::string("memory of its own"), std::string("an array that overlaps ") + in_name);
+    fail(out_name, std::string("memory of its own"), std::string("an array whose memory range overlaps that of ") + in_name);
 }
 
 template <class T>
@@ -126,7 +126,7 @@ py::array_t<T> new_array(std::vector<Index> shape) {
 // Looks for a pending Ctrl-C, at most every 20 ms: taking the GIL back costs up to its switch interval of 5 ms.
 class SignalPoll {
  public:
-  Poll poll() { return {&SignalPoll::ask, this}; }
+  Poll poll();
 
  private:
   static int ask(void* self);

@@ -10,6 +10,8 @@
 namespace ost {
 namespace {
 
+unsigned long g_main_thread = 0;
+
 std::vector<std::string> names(const std::vector<const KernelTable*>& tables) {
   std::vector<std::string> out;
   for (const auto* t : tables) out.emplace_back(t->name);
@@ -32,15 +34,15 @@ void choose(const std::string& name, const char* source) {
 
 void read_environment() {
   if (const char* name = std::getenv("OSTINATO_KERNELS")) choose(name, "OSTINATO_KERNELS");
-  if (const char* text = std::getenv("OSTINATO_NUM_THREADS")) {
-    char* end = nullptr;
-    const long n = std::strtol(text, &end, 10);
-    if (end == text || *end || n < 1 || n > 1024)
-      fail("OSTINATO_NUM_THREADS", "a whole number from 1 to 1024", std::string("'") + text + "'");
-  }
+  if (thread_count() < 1)
+    fail("OSTINATO_NUM_THREADS", "a whole number from 1 to 1024", std::string("'") + std::getenv("OSTINATO_NUM_THREADS") + "'");
 }
 
 }  // namespace
+
+// Only the main thread sees signals; any other would take the GIL for nothing, and, as a daemon thread at the interpreter's
+// end, would be ended by it in the middle of a call.
+Poll SignalPoll::poll() { return PyThread_get_thread_ident() == g_main_thread ? Poll{&SignalPoll::ask, this} : Poll{}; }
 
 int SignalPoll::ask(void* self) {
   auto& me = *static_cast<SignalPoll*>(self);
@@ -48,13 +50,17 @@ int SignalPoll::ask(void* self) {
   if (me.last_ == 0) me.last_ = now;
   if (now - me.last_ < 0.02) return 0;
   me.last_ = now;
+  // A signal handler of the caller's runs here, and with the caller's own treatment of denormals.
+  const unsigned mode = flush_denormals_off();
   py::gil_scoped_acquire gil;
-  return PyErr_CheckSignals() != 0;
+  const int stop = PyErr_CheckSignals() != 0;
+  flush_denormals_restore(mode);
+  return stop;
 }
 
 void check_status(int status) {
   if (status == kStopped) throw py::error_already_set();
-  if (status == kNoMemory) throw OutOfMemory("workspace: out of memory");
+  if (status == kNoMemory) throw OutOfMemory("workspace: cannot allocate " + std::to_string(refused_bytes()) + " bytes");
 }
 
 }  // namespace ost
@@ -62,6 +68,7 @@ void check_status(int status) {
 PYBIND11_MODULE(_core, m) {
   using namespace ost;
   m.doc() = "The native kernels of ostinato. Private: use ostinato.functional and ostinato.nn.";
+  g_main_thread = py::cast<unsigned long>(py::module_::import("threading").attr("main_thread")().attr("ident"));
   read_environment();
   m.def("known_kernels", [] { return list_of(names(known_kernels())); });
   m.def("supported_kernels", [] { return list_of(names(supported_kernels())); });

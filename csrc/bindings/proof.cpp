@@ -11,9 +11,11 @@ namespace ost {
 namespace {
 using namespace plain;
 
+using Contiguous = py::array_t<double, py::array::c_style | py::array::forcecast>;
+
 std::vector<double> values(const py::dict& d, const char* name) {
   if (!d.contains(name)) return {};
-  const auto a = py::array_t<double, py::array::c_style | py::array::forcecast>(d[name]);
+  const auto a = Contiguous(d[name]);
   return {a.data(), a.data() + a.size()};
 }
 py::array_t<double> array(const std::vector<double>& v) { return py::array_t<double>(py::ssize_t(v.size()), v.data()); }
@@ -67,7 +69,7 @@ void bind_proof(py::module_& m) {
   });
   // Arrays of one problem by name (weight_ih, ..., x, h0, c0, noise), contiguous float64; returns y, c_n and gradients, all flat.
   m.def("plain_run", [](const std::string& cell, Index steps, Index batch, Index input, Index hidden, Index projected,
-                        const py::dict& arrays, const py::array_t<double>& dy, const py::array_t<double>& dc) {
+                        const py::dict& arrays, const Contiguous& dy, const Contiguous& dc) {
     PlainProblem p{steps,
                    batch,
                    input,

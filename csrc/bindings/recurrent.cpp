@@ -20,15 +20,18 @@ std::string suffix(const StackShape& s, Index part) {
   return "_l" + std::to_string(part / s.directions) + (part % s.directions ? "_reverse" : "");
 }
 
-// Arrays of one (layer, direction): weight_ih, weight_hh, bias_ih, bias_hh, weight_peephole; the last three may be None.
+// Arrays of one (layer, direction): weight_ih, weight_hh, bias_ih, bias_hh, weight_peephole; the last three may be None. They are
+// kept in `held` as long as the pointers are used.
 template <class T, class Raw>
-Raw raw_arrays(const StackShape& s, const CellTraits& traits, Index part, const py::sequence& arrays, const char* prefix, bool writable) {
+Raw raw_arrays(const StackShape& s, const CellTraits& traits, Index part, const py::sequence& arrays, const char* prefix, bool writable,
+               std::vector<py::object>& held) {
   const std::string names[] = {"weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_peephole"};
   const auto label = [&](int i) { return prefix + names[i] + suffix(s, part); };
   if (py::len(arrays) != 5) fail("weights", "5 arrays a layer and direction", std::to_string(py::len(arrays)));
   const Index rows = traits.gates * s.hidden, input = s.layer_input(part / s.directions);
   const auto get = [&](int i, const std::vector<Axis>& axes, bool needed) -> decltype(Raw::weight_ih) {
     const py::object a = arrays[i];
+    held.push_back(a);
     if (a.is_none() && needed) fail(label(i), "an array", "None");
     return optional_view<T>(a, label(i), axes, Strides::kContiguous, writable).data;
   };
@@ -46,12 +49,16 @@ template <class T>
 std::shared_ptr<PackedStack<T>> pack_stack(const std::string& cell, Index input, Index hidden, Index layers, bool bidirectional,
                                            const py::sequence& weights, bool backward, bool reverse) {
   const StackShape s{cell_named(cell), input, hidden, layers, bidirectional ? 2 : 1, reverse};
+  const std::pair<const char*, Index> sizes[] = {{"input_size", input}, {"hidden_size", hidden}, {"num_layers", layers}};
+  for (const auto& [name, size] : sizes)
+    if (size < 1) fail(name, "at least 1", std::to_string(size));
   const KernelTable* table = kernels();
   if (Index(py::len(weights)) != layers * s.directions)
     fail("weights", std::to_string(layers * s.directions) + " groups of arrays", std::to_string(py::len(weights)));
   std::vector<RawWeights<T>> raw;
+  std::vector<py::object> held;
   for (Index part = 0; part < layers * s.directions; ++part)
-    raw.push_back(raw_arrays<const T, RawWeights<T>>(s, table->traits[int(s.cell)], part, weights[part], "", false));
+    raw.push_back(raw_arrays<const T, RawWeights<T>>(s, table->traits[int(s.cell)], part, weights[part], "", false, held));
   py::gil_scoped_release release;
   return std::make_shared<PackedStack<T>>(table, s, raw, backward);
 }
@@ -70,7 +77,6 @@ View<T> time_major(View<T> v, bool batch_first) {
   return v;
 }
 
-template <class T>
 std::vector<Axis> sequence_axes(Index steps, Index batch, const char* name, Index width, bool batch_first) {
   if (batch_first) return {{"B", batch}, {"T", steps}, {name, width}};
   return {{"T", steps}, {"B", batch}, {name, width}};
@@ -81,7 +87,7 @@ py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, c
                   const py::object& lengths, bool batch_first, const py::object& out, bool train, double dropout, std::uint64_t key) {
   const StackShape& s = packed->shape;
   const bool has_cells = packed->traits().states > 1;
-  const auto xv = time_major(view<T>(x, "x", sequence_axes<T>(-1, -1, "I", s.input, batch_first)), batch_first);
+  const auto xv = time_major(view<T>(x, "x", sequence_axes(-1, -1, "I", s.input, batch_first)), batch_first);
   const Index steps = xv.shape[0], batch = xv.shape[1], parts = s.layers * s.directions;
   const std::vector<Axis> state{{parts == 1 ? "1" : "L*D", parts}, {"B", batch}, {"H", s.hidden}};
   const auto h0v = optional_view<T>(h0, "h0", state), c0v = optional_view<T>(c0, "c0", state);
@@ -101,10 +107,13 @@ py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, c
   py::object y = out;
   if (out.is_none()) y = batch_first ? new_array<T>({batch, steps, s.width()}) : new_array<T>({steps, batch, s.width()});
   auto yv =
-      time_major(view<T>(y, "out", sequence_axes<T>(steps, batch, "D*H", s.width(), batch_first), Strides::kUnitLast, true), batch_first);
+      time_major(view<T>(y, "out", sequence_axes(steps, batch, "D*H", s.width(), batch_first), Strides::kUnitLast, true), batch_first);
   if (!out.is_none()) {
-    for (int axis = 0; axis < 2; ++axis)
-      if (yv.shape[axis] > 1 && yv.strides[axis] == 0) fail("out", "rows of its own for every (t, b)", "a stride of 0");
+    // Rows of its own for every (t, b): the finer axis steps over whole rows, the coarser over all that the finer covers.
+    const Index st = std::abs(yv.strides[0]), sb = std::abs(yv.strides[1]), width = s.width();
+    const bool apart = st >= sb ? (batch < 2 || sb >= width) && (steps < 2 || st >= (batch - 1) * sb + width)
+                                : (steps < 2 || st >= width) && (batch < 2 || sb >= (steps - 1) * st + width);
+    if (!apart && steps * batch > 1) fail("out", "rows of its own for every (t, b)", "strides by which they overlap");
     refuse_overlap(yv, xv, "out", "x");
     if (!h0.is_none()) refuse_overlap(yv, h0v, "out", "h0");
     if (!c0.is_none()) refuse_overlap(yv, c0v, "out", "c0");
@@ -151,19 +160,20 @@ py::tuple backward(PyTape<T>& t, const py::object& dy, const py::object& dhn, co
   const std::vector<Axis> state{{parts == 1 ? "1" : "L*D", parts}, {"B", batch}, {"H", s.hidden}};
   StackGradients<T> g;
   if (!dy.is_none()) {
-    const auto v = time_major(view<T>(dy, "dy", sequence_axes<T>(steps, batch, "D*H", s.width(), t.batch_first)), t.batch_first);
+    const auto v = time_major(view<T>(dy, "dy", sequence_axes(steps, batch, "D*H", s.width(), t.batch_first)), t.batch_first);
     g.dy = {v.data, v.strides[0], v.strides[1]};
     if (steps * batch == 0) g.dy.data = nullptr;
   }
   g.dhn = optional_view<T>(dhn, "dh_n", state).data;
   g.dcn = optional_view<T>(dcn, "dc_n", state).data;
   if (Index(py::len(gradients)) != parts) fail("grads", std::to_string(parts) + " groups of arrays", std::to_string(py::len(gradients)));
+  std::vector<py::object> held;
   for (Index part = 0; part < parts; ++part)
-    g.weights.push_back(raw_arrays<T, RawGradients<T>>(s, traits, part, gradients[part], "grads: ", true));
+    g.weights.push_back(raw_arrays<T, RawGradients<T>>(s, traits, part, gradients[part], "grads: ", true, held));
   py::object dx = py::none(), dc0 = py::none();
   if (need_dx) {
     auto array = t.batch_first ? new_array<T>({batch, steps, s.input}) : new_array<T>({steps, batch, s.input});
-    g.dx = time_major(view<T>(array, "dx", sequence_axes<T>(steps, batch, "I", s.input, t.batch_first)), t.batch_first).rows();
+    g.dx = time_major(view<T>(array, "dx", sequence_axes(steps, batch, "I", s.input, t.batch_first)), t.batch_first).rows();
     dx = array;
   }
   auto dh0 = new_array<T>({parts, batch, s.hidden});

@@ -24,6 +24,7 @@ struct PackedLinear {
   PackedLinear(const py::object& weight, const py::object& bias, bool backward) : table(kernels()), backward(backward) {
     const auto w = view<const T>(weight, "weight", {{"O", -1}, {"I", -1}}, Strides::kContiguous);
     output = w.shape[0], input = w.shape[1];
+    if (output < 1 || input < 1) fail("weight", "shape (O, I) of at least (1, 1)", text_of(w.shape));
     const auto b = optional_view<const T>(bias, "bias", {{"O", output}});
     const auto& k = typed<T>(table).linear;
     memory = Buffer<T>(k.packed_size(input, output, backward), "packed weights");
@@ -74,8 +75,10 @@ py::tuple softmax_cross_entropy(const py::object& logits, const py::object& targ
   const auto l = view<const T>(logits, "y", {{"N", -1}, {"V", -1}}, Strides::kContiguous);
   const auto t = view<const Index>(target, "target", {{"N", l.shape[0]}}, Strides::kContiguous);
   const Index n = l.shape[0], classes = l.shape[1];
+  const std::vector<Index> goals(t.data, t.data + n);  // a copy: without the GIL another thread may change the caller's
+  std::vector<double> losses(n);
   for (Index i = 0; i < n; ++i)
-    if (t.data[i] >= classes) fail("target", "class numbers below V = " + std::to_string(classes), std::to_string(t.data[i]));
+    if (goals[i] >= classes) fail("target", "class numbers below V = " + std::to_string(classes), std::to_string(goals[i]));
   py::object d = py::none();
   T* to = nullptr;
   if (need_gradient) {
@@ -86,37 +89,39 @@ py::tuple softmax_cross_entropy(const py::object& logits, const py::object& targ
   double loss;
   {
     py::gil_scoped_release release;
-    loss = typed<T>(kernels()).train.softmax_cross_entropy(n, classes, l.data, t.data, smoothing, weight, to);
+    loss = typed<T>(kernels()).train.softmax_cross_entropy(n, classes, l.data, goals.data(), smoothing, weight, to, losses.data());
   }
   return py::make_tuple(loss, d);
 }
 
-void check_ids(const View<Index>& ids, Index rows) {
-  for (Index i = 0; i < ids.shape[0]; ++i)
-    if (ids.data[i] < 0 || ids.data[i] >= rows)
-      fail("x", "indices from 0 to " + std::to_string(rows - 1), std::to_string(ids.data[i]) + " at position " + std::to_string(i));
+// A copy, checked: without the GIL another thread may change the caller's array.
+std::vector<Index> checked_ids(const py::object& object, Index rows) {
+  const auto view_of = view<const Index>(object, "x", {{"n", -1}}, Strides::kContiguous);
+  const std::vector<Index> ids(view_of.data, view_of.data + view_of.shape[0]);
+  for (std::size_t i = 0; i < ids.size(); ++i)
+    if (ids[i] < 0 || ids[i] >= rows)
+      fail("x", "indices from 0 to " + std::to_string(rows - 1), std::to_string(ids[i]) + " at position " + std::to_string(i));
+  return ids;
 }
 
 template <class T>
 py::array_t<T> embedding_gather(const py::object& ids, const py::object& table) {
   const auto tv = view<const T>(table, "weight", {{"N", -1}, {"E", -1}}, Strides::kContiguous);
-  const auto iv = view<const Index>(ids, "x", {{"n", -1}}, Strides::kContiguous);
-  check_ids(iv, tv.shape[0]);
-  auto y = new_array<T>({iv.shape[0], tv.shape[1]});
+  const auto rows = checked_ids(ids, tv.shape[0]);
+  auto y = new_array<T>({Index(rows.size()), tv.shape[1]});
   T* to = y.mutable_data();
   py::gil_scoped_release release;
-  typed<T>(kernels()).train.embedding_gather(iv.shape[0], tv.shape[1], iv.data, tv.data, to);
+  typed<T>(kernels()).train.embedding_gather(Index(rows.size()), tv.shape[1], rows.data(), tv.data, to);
   return y;
 }
 
 template <class T>
 void embedding_scatter(const py::object& ids, const py::object& dy, const py::object& dtable) {
   const auto tv = view<T>(dtable, "grads: weight", {{"N", -1}, {"E", -1}}, Strides::kContiguous, true);
-  const auto iv = view<const Index>(ids, "x", {{"n", -1}}, Strides::kContiguous);
-  const auto dv = view<const T>(dy, "dy", {{"n", iv.shape[0]}, {"E", tv.shape[1]}}, Strides::kContiguous);
-  check_ids(iv, tv.shape[0]);
+  const auto rows = checked_ids(ids, tv.shape[0]);
+  const auto dv = view<const T>(dy, "dy", {{"n", Index(rows.size())}, {"E", tv.shape[1]}}, Strides::kContiguous);
   py::gil_scoped_release release;
-  typed<T>(kernels()).train.embedding_scatter(iv.shape[0], tv.shape[1], iv.data, dv.data, tv.data);
+  typed<T>(kernels()).train.embedding_scatter(Index(rows.size()), tv.shape[1], rows.data(), dv.data, tv.data);
 }
 
 template <class T>

@@ -70,6 +70,7 @@ template <class Base>
 struct Zoneout {
   static constexpr int kColumns = Base::kColumns, kGates = Base::kGates, kStates = Base::kStates, kSaved = Base::kSaved,
                        kParams = Base::kParams;
+  static constexpr bool kNoise = true;
   static constexpr double kRate = 0.3;
   static constexpr Columns kInput = Base::kInput;
   static constexpr Phase kPhases[] = {Base::kPhases[0]};

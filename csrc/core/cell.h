@@ -36,7 +36,7 @@ struct Phase {
   RowOp before = RowOp::kNone;  // applied to what the phase before emitted
 };
 
-// `noise` is one random number in [0,1) a unit and step, for the wrappers that use it. A cell whose output goes through a
+// `noise` is one random number in [0,1) a unit and step, for the wrappers that say kNoise. A cell whose output goes through a
 // last product (P of H) says so by kProjected, and emits what is projected.
 template <class C>
 concept Cell = requires {
@@ -58,7 +58,7 @@ inline constexpr int kPhaseCount = sizeof(C::kPhases) / sizeof(Phase);
 // them on as they are.
 template <class V, int kColumns, int kStates, int kSaved, int kParams>
 struct ForwardInOf {
-  V a[kColumns];         // finished columns of this phase and of those before
+  V a[kColumns];         // finished columns: those that this phase owns
   V state[kStates];      // h (and c) before this step
   V param[kParams + 1];  // per-unit weights
   V saved[kSaved + 1];   // by the phases before

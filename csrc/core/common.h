@@ -1,6 +1,6 @@
-// What every header compiled per instruction set shares. OST_SET is the set's name and its namespace; everything in it
-// has internal linkage at the end (an unnamed namespace would hide the set from the test of symbols), and nothing here
-// uses templates of the standard library.
+// What every header compiled per instruction set shares. OST_SET is the set's name and its namespace: nothing that is compiled
+// here may have a name outside it, or the linker could keep one set's copy for all (the tests look at the symbols). So nothing
+// uses templates of the standard library either.
 #pragma once
 #include "../kernel_table.h"
 

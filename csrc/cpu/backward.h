@@ -59,7 +59,7 @@ class Backward {
   }
 
  private:
-  Index zero_count() const { return larger(larger(s_.padded, s_.input), Index(C::kColumns * L)) + kMaxVectors * L; }
+  Index zero_count() const { return larger(s_.padded, s_.input) + kMaxVectors * L; }
   void layout_memory(Arena& arena) {
     const Index rows = chunk_steps_ * call_.batch;
     zeros_ = arena.take<T>(zero_count());
@@ -240,9 +240,16 @@ class Backward {
     for (int k = 0; k < C::kParams; ++k) in.param[k] = V::load(call_.weights->params + k * s_.padded + first);
     if constexpr (P < kLast) {
       in.demitted = V::load(row.demitted + first);
-      C::emitted(in.saved, in.previous).store(row.emitted + first);
+      keep_lanes(C::emitted(in.saved, in.previous), left).store(row.emitted + first);
     }
     C::template backward<P>(in, out);
+    if (left < L) {
+      for (int column = phase.own.begin; column < phase.own.end; ++column) out.da[column] = keep_lanes(out.da[column], left);
+      if constexpr (P == 0) {
+        for (int k = 0; k < C::kStates; ++k) out.dprevious[k] = keep_lanes(out.dprevious[k], left);
+        for (int k = 0; k < C::kParams; ++k) out.dparam[k] = keep_lanes(out.dparam[k], left);
+      }
+    }
 #pragma GCC unroll 4
     for (int q = 0; q < (kSharedDa ? 1 : kCount); ++q) {
       const Columns columns = product_columns<C>(q);

@@ -50,7 +50,7 @@ class Forward {
   struct Workspace {  // one thread's
     T* gx;
     Row* rows;
-    const T **in, **init;
+    const T** in;
     T** out;
     T *saved, *emitted;
   };
@@ -76,7 +76,7 @@ class Forward {
     layout_memory(arena);
     if (!arena.allocate()) return kNoMemory;
     layout_memory(arena);
-    fill_zero(zeros_, zero_count());
+    fill_zero(zeros_, s_.padded);
     load_cells();
     for (Index i = 0; i < chunks_; ++i) progress_[i] = 0;
     run_team(plan_.threads, [](void* self, int index, int count) { static_cast<Forward*>(self)->work(index, count); }, this);
@@ -86,9 +86,8 @@ class Forward {
   }
 
  private:
-  Index zero_count() const { return larger(s_.padded, s_.input); }
   void layout_memory(Arena& arena) {
-    zeros_ = arena.take<T>(zero_count());
+    zeros_ = arena.take<T>(s_.padded);
     cells_ = C::kStates > 1 ? arena.take<T>(call_.batch * s_.padded) : nullptr;
     progress_ = arena.take<Index>(chunks_);
     const Index rows = block_steps_ * chunk_rows_;
@@ -97,7 +96,6 @@ class Forward {
       w.gx = shared_ && i > 0 ? spaces_[0].gx : arena.take<T>(rows * C::kColumns * s_.padded);
       w.rows = arena.take<Row>(chunk_rows_);
       w.in = arena.take<const T*>(rows);
-      w.init = arena.take<const T*>(rows);
       w.out = arena.take<T*>(rows);
       if (kScratchSaved) {
         w.saved = shared_ && i > 0 ? spaces_[0].saved : arena.take<T>(chunk_rows_ * C::kSaved * s_.padded);
@@ -133,12 +131,19 @@ class Forward {
       poll(index);
       if (stopped()) return;
       Index best = -1, behind = 2 * blocks_;
+      bool done = true;
       for (Index i = 0; i < chunks_; ++i) {
         const Index c = (i + index) % chunks_;
         const Index at = __atomic_load_n(&progress_[c], __ATOMIC_ACQUIRE);
+        done &= at >= 2 * blocks_;
         if (at % 2 == 0 && at < behind) best = c, behind = at;
       }
-      if (best < 0) return;  // every other chunk is taken, and its thread will finish it
+      if (done) return;
+      if (best < 0) {                  // all that is left is taken at this moment
+        if (chunks_ <= count) return;  // each by a thread that will finish it
+        give_way();
+        continue;
+      }
       Index expected = behind;
       if (!__atomic_compare_exchange_n(&progress_[best], &expected, behind + 1, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) continue;
       const Range rows = part_of(call_.batch, best, chunks_);
@@ -262,7 +267,7 @@ class Forward {
     in.state[0] = load_left(row.h + first, left);
     if constexpr (C::kStates > 1) in.state[1] = V::load(row.c + first);
     for (int k = 0; k < C::kParams; ++k) in.param[k] = V::load(call_.weights->params + k * s_.padded + first);
-    T* saved = row.saved + s_.offset(g, C::kSaved);
+    T* saved = row.saved ? row.saved + s_.offset(g, C::kSaved) : nullptr;
     if constexpr (kLast > 0)  // what this phase does not save, it hands on
       for (int k = 0; k < C::kSaved; ++k) out.saved[k] = in.saved[k] = P > 0 ? V::load(saved + in_group(k)) : V(T(0));
     C::template forward<P>(in, out);

@@ -36,9 +36,19 @@ int linear_backward(const T* memory, Index n, Index input, Index output, const T
   return Linear<T>(input, output).backward(memory, n, x, x_stride, dy, dx, dweight, dbias);
 }
 
+// What the fast driver does not run yet; the plain path of core/plain.h does.
+template <class C>
+constexpr bool fits_driver() {
+  bool fits = kProductCount<C> <= kMaxProducts;
+  for (const Phase& phase : C::kPhases) fits &= phase.before == RowOp::kNone;
+  if constexpr (requires { C::kProjected; }) fits &= !C::kProjected;
+  if constexpr (requires { C::kNoise; }) fits &= !C::kNoise;
+  return fits;
+}
+
 template <class T, class... N>
 void fill_cells(TypedKernels<T>& table, CellList<N...>) {
-  static_assert((Cell<typename N::Cell> && ...) && sizeof...(N) == kCellCount);
+  static_assert((Cell<typename N::Cell> && ...) && (fits_driver<typename N::Cell>() && ...) && sizeof...(N) == kCellCount);
   ((table.cells[int(N::id)] = {packed_size<typename N::Cell, T>, pack<typename N::Cell, T>, forward<typename N::Cell, T>,
                                backward<typename N::Cell, T>}),
    ...);

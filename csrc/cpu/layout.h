@@ -3,8 +3,8 @@
 // Hidden units come in vectors of `lanes`, vectors in groups of kUnits (fewer in the last). A row of `a` is
 //     [group][column][vector of the group][lane]
 // so that the columns of a group are one run of memory, and so is any range of columns. Rows of da are the same, one
-// buffer a product, with the columns that the product feeds. Pad lanes carry zero weights, so they stay finite, and their
-// da is zero.
+// buffer a product, with the columns that the product feeds. Pad lanes have zero weights; what they hold is never read into a
+// result: the backward pass sets their da to zero, since 0 * infinity in the forward pass may have left NaN there.
 #pragma once
 #include "../core/cell.h"
 #include "product.h"

@@ -26,12 +26,18 @@ class Linear {
 
   int forward(const T* memory, Index n, const T* x, Index x_stride, T* y) {
     memory_ = memory, n_ = n, x_ = x, x_stride_ = x_stride, y_ = y;
-    return run(arena_forward(), [](void* self, int, int) { static_cast<Linear*>(self)->forward_work(); });
+    return run([](void* self, int, int) { static_cast<Linear*>(self)->forward_work(); });
   }
 
   int backward(const T* memory, Index n, const T* x, Index x_stride, const T* dy, T* dx, T* dweight, T* dbias) {
     memory_ = memory, n_ = n, x_ = x, x_stride_ = x_stride, dy_ = dy, dx_ = dx, dweight_ = dweight, dbias_ = dbias;
-    return run(arena_backward(), [](void* self, int index, int count) { static_cast<Linear*>(self)->backward_work(index, count); });
+    layout_backward();
+    if (!arena_.allocate()) return kNoMemory;
+    layout_backward();
+    fill_zero(zeros_, in_vectors_ * L);
+    fill_zero(sums_, input_ * out_vectors_ * L);
+    fill_zero(bias_sums_, out_vectors_ * L);
+    return run([](void* self, int index, int count) { static_cast<Linear*>(self)->backward_work(index, count); });
   }
 
  private:
@@ -44,31 +50,15 @@ class Linear {
     }
   }
 
-  void arena_zeros(Arena& a) { zeros_ = a.take<T>(larger(in_vectors_, out_vectors_) * L); }
-  bool arena_forward() {
-    arena_zeros(arena_);
-    if (!arena_.allocate()) return false;
-    return arena_zeros(arena_), true;
-  }
   void layout_backward() {
-    arena_zeros(arena_);
+    zeros_ = arena_.take<T>(in_vectors_ * L);
     padded_dy_ = arena_.take<T>(n_ * stride());
     sums_ = arena_.take<T>(input_ * out_vectors_ * L);
     bias_sums_ = arena_.take<T>(out_vectors_ * L);
     x_rows_ = arena_.take<const T*>(n_);
     dy_rows_ = arena_.take<const T*>(n_);
   }
-  bool arena_backward() {
-    layout_backward();
-    if (!arena_.allocate()) return false;
-    layout_backward();
-    fill_zero(sums_, input_ * out_vectors_ * L);
-    fill_zero(bias_sums_, out_vectors_ * L);
-    return true;
-  }
-  int run(bool have_memory, void (*job)(void*, int, int)) {
-    if (!have_memory) return kNoMemory;
-    fill_zero(zeros_, larger(in_vectors_, out_vectors_) * L);
+  int run(void (*job)(void*, int, int)) {
     // Below about 2 MFLOP waking a worker costs more than it brings.
     run_team(double(n_) * double(input_) * double(output_) < 1e6 ? 1 : thread_count(), job, this);
     return kOk;
@@ -98,7 +88,7 @@ class Linear {
         fill_zero(padded + output_, out_vectors_ * L - output_);
         x_rows_[row] = x_ + row * x_stride_;
         dy_rows_[row] = in[i] = padded;
-        out[i] = dx_ + row * input_;
+        if (dx_) out[i] = dx_ + row * input_;
       }
       if (dx_) rows_product_exact(n, out_vectors_ * L, in, memory_ + (input_ + 1) * out_vectors_ * L, input_, zeros_, out, false);
     }

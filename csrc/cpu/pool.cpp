@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -35,10 +36,13 @@ inline void relax() {
 constexpr int kSpins = 100;
 
 struct Pool {
-  std::mutex busy;  // held by the one caller that has the workers
-  std::vector<std::thread> workers;
+  struct alignas(64) Worker {
+    std::atomic<std::uint32_t> epoch{0};  // one more for every job that this worker has a part in
+    std::thread thread;
+  };
 
-  alignas(64) std::atomic<std::uint32_t> epoch{0};
+  std::mutex busy;  // held by the one caller that has the workers
+  std::vector<std::unique_ptr<Worker>> workers;
   alignas(64) std::atomic<std::uint32_t> pending{0};
   void (*fn)(void*, int, int) = nullptr;
   void* context = nullptr;
@@ -53,16 +57,13 @@ struct Pool {
     word.wait(old, std::memory_order_acquire);
   }
 
-  void work(int index, std::uint32_t seen) {
-    for (;;) {
-      await_change(epoch, seen);
-      ++seen;  // one increment a job, and no job starts before the last has ended
+  void work(Worker& me, int index) {
+    for (std::uint32_t seen = 0;; ++seen) {  // no job starts before the last has ended
+      await_change(me.epoch, seen);
       if (stop) return;
-      if (index < count) {
-        const unsigned mode = flush_denormals_on();
-        fn(context, index, count);
-        flush_denormals_restore(mode);
-      }
+      const unsigned mode = flush_denormals_on();
+      fn(context, index, count);
+      flush_denormals_restore(mode);
       if (pending.fetch_sub(1, std::memory_order_acq_rel) == 1) pending.notify_one();
     }
   }
@@ -70,32 +71,34 @@ struct Pool {
   void start(int n) {  // at least n workers; fewer if the system refuses
     try {
       while (int(workers.size()) < n) {
-        const int index = int(workers.size()) + 1;
-        const std::uint32_t seen = epoch.load();
-        workers.emplace_back([this, index, seen] { work(index, seen); });
+        auto worker = std::make_unique<Worker>();
+        worker->thread = std::thread([this, w = worker.get(), index = int(workers.size()) + 1] { work(*w, index); });
+        workers.push_back(std::move(worker));
       }
     } catch (const std::exception&) {}
   }
 
-  void dispatch() {
-    pending.store(std::uint32_t(workers.size()), std::memory_order_relaxed);
-    epoch.fetch_add(1, std::memory_order_release);
-    epoch.notify_all();
+  void wake(int n) {
+    for (int i = 0; i < n; ++i) {
+      workers[i]->epoch.fetch_add(1, std::memory_order_release);
+      workers[i]->epoch.notify_one();
+    }
   }
 
   void join() {
-    if (workers.empty()) return;
     stop = true;
-    dispatch();
-    for (auto& w : workers) w.join();
+    wake(int(workers.size()));
+    for (auto& w : workers) w->thread.join();
     workers.clear();
     stop = false;
   }
 
   void run(int want, void (*job)(void*, int, int), void* ctx) {
     start(want - 1);
-    fn = job, context = ctx, count = std::min(want, int(workers.size()) + 1);
-    dispatch();
+    const int helpers = std::min(want - 1, int(workers.size()));
+    fn = job, context = ctx, count = helpers + 1;
+    pending.store(std::uint32_t(helpers), std::memory_order_relaxed);
+    wake(helpers);
     job(ctx, 0, count);
     for (std::uint32_t left; (left = pending.load(std::memory_order_acquire)) != 0;) await_change(pending, left);
   }
@@ -103,7 +106,8 @@ struct Pool {
 
 std::atomic<Pool*> g_pool{nullptr};
 std::atomic<int> g_threads{0};
-bool g_joined = false;  // prepare() holds pool.busy
+thread_local bool g_joined = false;  // prepare_fork() of this thread holds pool.busy
+thread_local std::int64_t g_refused = 0;
 
 Pool& pool() {
   Pool* p = g_pool.load(std::memory_order_acquire);
@@ -156,11 +160,12 @@ int cgroup_quota() {
 
 }  // namespace
 
-int default_thread_count() {
+namespace {
+int first_thread_count() {
   if (const char* text = std::getenv("OSTINATO_NUM_THREADS")) {
     char* end = nullptr;
     const long n = std::strtol(text, &end, 10);
-    if (end != text && *end == 0 && n >= 1 && n <= 1024) return int(n);  // the binding refuses anything else at import
+    return end != text && *end == 0 && n >= 1 && n <= 1024 ? int(n) : 0;
   }
   int n = int(std::thread::hardware_concurrency());
 #if defined(__linux__)
@@ -169,10 +174,11 @@ int default_thread_count() {
 #endif
   return std::max(1, std::min(n, cgroup_quota()));
 }
+}  // namespace
 
 int thread_count() {
   int n = g_threads.load(std::memory_order_relaxed);
-  if (n == 0) g_threads.store(n = default_thread_count());
+  if (n == 0) g_threads.store(n = first_thread_count());
   return n;
 }
 void set_thread_count(int n) { g_threads.store(n); }
@@ -208,6 +214,10 @@ void barrier_wait(Barrier* b, int count) {
   }
 }
 
+void give_way() { std::this_thread::yield(); }
+void refuse_bytes(std::int64_t bytes) { g_refused = bytes; }
+std::int64_t refused_bytes() { return g_refused; }
+
 unsigned flush_denormals_on() {
 #if defined(__SSE2__)
   const unsigned mode = _mm_getcsr();
@@ -221,6 +231,15 @@ unsigned flush_denormals_on() {
 #else
   return 0;
 #endif
+}
+unsigned flush_denormals_off() {
+  const unsigned mode = flush_denormals_on();
+#if defined(__SSE2__)
+  _mm_setcsr(mode & ~0x8040u);
+#elif defined(__aarch64__)
+  asm volatile("msr fpcr, %0" ::"r"(std::uint64_t(mode & ~(1u << 24))));
+#endif
+  return mode;
 }
 void flush_denormals_restore(unsigned mode) {
 #if defined(__SSE2__)

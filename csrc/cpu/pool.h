@@ -5,7 +5,7 @@
 
 namespace ost {
 
-int default_thread_count();  // min(affinity, cgroup quota), or OSTINATO_NUM_THREADS
+// At first min(affinity, cgroup v2 quota), or OSTINATO_NUM_THREADS; 0 if that is not a whole number from 1 to 1024.
 int thread_count();
 void set_thread_count(int n);
 
@@ -20,8 +20,15 @@ struct alignas(64) Barrier {
 };
 void barrier_wait(Barrier* barrier, int count);
 
-// Flushes denormals in this thread while it lives and restores the mode after.
+void give_way();  // lets another thread have the core
+
+// Denormals are flushed to zero inside a call. Each returns the mode before, for restore.
 unsigned flush_denormals_on();
+unsigned flush_denormals_off();
 void flush_denormals_restore(unsigned mode);
+
+// Bytes of the last workspace that this thread could not have, for the error message.
+void refuse_bytes(std::int64_t bytes);
+std::int64_t refused_bytes();
 
 }  // namespace ost

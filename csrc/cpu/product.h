@@ -1,6 +1,6 @@
 // The one product of the library: forward, da R, dx, dW, dR and Linear all run through `tile_product`. No cell in it.
 //
-// A panel is [K][n][lanes], n <= kMaxVectors: weights of n vectors of outputs, packed by `pack_panel`. MR rows times n
+// A panel is [K][n][lanes], n <= kMaxVectors: weights of n vectors of outputs, packed by layout.h. MR rows times n
 // vectors accumulate in registers. Every element is one chain of fused multiply-adds in ascending k that starts from
 // `init`, whatever MR and n are: the bits of a result do not depend on how its rows were tiled.
 #pragma once

@@ -42,7 +42,7 @@ class Arena {
   Arena& operator=(const Arena&) = delete;
   template <class A>
   A* take(Index count) {
-    A* p = reinterpret_cast<A*>(static_cast<char*>(memory_) + used_);
+    A* p = reinterpret_cast<A*>(reinterpret_cast<std::uintptr_t>(memory_) + std::uintptr_t(used_));  // memory_ is null while measuring
     used_ += (count * Index(sizeof(A)) + 63) / 64 * 64;
     return p;
   }
@@ -52,7 +52,7 @@ class Arena {
     return allocate() ? take<A>(count) : nullptr;
   }
   bool allocate() {
-    if (posix_memalign(&memory_, 64, std::size_t(used_ + 64)) != 0) return memory_ = nullptr, false;
+    if (posix_memalign(&memory_, 64, std::size_t(used_ + 64)) != 0) return refuse_bytes(used_), memory_ = nullptr, false;
     used_ = 0;
     return true;
   }

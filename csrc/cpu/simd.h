@@ -5,7 +5,7 @@
 
 #if defined(__SSE2__)
 #include <immintrin.h>
-#elif defined(__ARM_NEON)
+#elif defined(__aarch64__)
 #include <arm_neon.h>
 #endif
 
@@ -15,7 +15,7 @@ namespace ost::OST_SET {
 constexpr int kVectorBytes = 64, kRegisters = 32;
 #elif defined(__AVX2__)
 constexpr int kVectorBytes = 32, kRegisters = 16;
-#elif defined(__ARM_NEON)
+#elif defined(__aarch64__)
 constexpr int kVectorBytes = 16, kRegisters = 32;
 #else
 constexpr int kVectorBytes = 16, kRegisters = 16;
@@ -120,7 +120,7 @@ OST_HD Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
 OST_HD Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
   return (Vec<double>::Raw)_mm256_fmadd_pd((__m256d)a.v, (__m256d)b.v, (__m256d)c.v);
 }
-#elif defined(__ARM_NEON)
+#elif defined(__aarch64__)
 OST_HD Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
   return (Vec<float>::Raw)vfmaq_f32((float32x4_t)c.v, (float32x4_t)a.v, (float32x4_t)b.v);
 }
@@ -134,6 +134,14 @@ OST_HD Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
 }
 #endif
 #endif
+
+template <class T>
+OST_HD Vec<T> keep_lanes(Vec<T> x, Index n) {  // zeros from lane n on
+  typename Vec<T>::Mask lane;
+#pragma GCC unroll 16
+  for (int i = 0; i < Vec<T>::kLanes; ++i) lane[i] = i;
+  return select(lane < (typename Vec<T>::Mask{} + static_cast<decltype(lane[0] + 0)>(n)), x, Vec<T>(T(0)));
+}
 
 template <class T>
 OST_HD T sum_lanes(Vec<T> x) {  // in a fixed order

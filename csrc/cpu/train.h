@@ -84,10 +84,8 @@ struct SoftmaxJob {
 };
 
 template <class T>
-double softmax_cross_entropy(Index n, Index classes, const T* logits, const Index* target, double smoothing, double weight, T* dlogits) {
-  Arena arena;
-  double* losses = arena.make<double>(n);
-  if (!losses) return __builtin_nan("");
+double softmax_cross_entropy(Index n, Index classes, const T* logits, const Index* target, double smoothing, double weight, T* dlogits,
+                             double* losses) {
   SoftmaxJob<T> job{n, classes, logits, target, smoothing, weight, dlogits, losses};
   run_team(n * classes < 16384 ? 1 : thread_count(), SoftmaxJob<T>::run, &job);
   double sum = 0;
@@ -129,7 +127,7 @@ struct AdamJob {
     const T b1 = T(j.s->beta1), b2 = T(j.s->beta2), c1 = T(1 - j.s->beta1), c2 = T(1 - j.s->beta2), eps = T(j.s->eps);
     const T rate = T(j.s->rate / j.s->correction1), root = T(1 / __builtin_sqrt(j.s->correction2));
     const T decay = j.s->decoupled ? T(0) : T(j.s->weight_decay), keep = j.s->decoupled ? T(1 - j.s->rate * j.s->weight_decay) : T(1);
-    T *__restrict p = j.p, *__restrict m = j.m, *__restrict v = j.v;
+    T* __restrict p = j.p, * __restrict m = j.m, * __restrict v = j.v;
     const T* __restrict grad = j.g;
     for (Index i = r.begin; i < r.end; ++i) {
       const T g = grad[i] + decay * p[i];

@@ -73,14 +73,15 @@ class _Elementwise(Loss):
             raise ValueError(f"target: expected the shape of y {y.shape}, got {target.shape}")
         mask = self._mask(y, lengths)
         t = target.astype(y.dtype, copy=False)
-        if mask is None:
-            terms, slopes = self._terms(y, t)
-            count = y.size
-        else:
-            on = np.broadcast_to(mask.reshape(mask.shape + (1,) * (y.ndim - 2)), y.shape)
-            terms, slopes = self._terms(np.where(on, y, 0), np.where(on, t, 0))
-            terms, slopes = np.where(on, terms, 0), np.where(on, slopes, 0)
-            count = int(on.sum())
+        with np.errstate(over="ignore", invalid="ignore"):  # infinity and NaN are answers; the Trainer stops on them
+            if mask is None:
+                terms, slopes = self._terms(y, t)
+                count = y.size
+            else:
+                on = np.broadcast_to(mask.reshape(mask.shape + (1,) * (y.ndim - 2)), y.shape)
+                terms, slopes = self._terms(np.where(on, y, 0), np.where(on, t, 0))
+                terms, slopes = np.where(on, terms, 0), np.where(on, slopes, 0)
+                count = int(on.sum())
         dy = (slopes / max(count, 1)).astype(y.dtype, copy=False) if gradient else None
         return float(terms.sum(dtype=np.float64)), count, dy
 

@@ -216,7 +216,7 @@ class Recurrent(Layer):
         ``(y, state), pullback = layer.vjp(x)``; then ``dx, dstate = pullback(dy=None, dstate=None, *, grads=None,
         need_dx=True)`` adds the gradients of the parameters to ``layer.grads`` (or to ``grads``). y is read-only and x must
         not change until the pullback has run; it serves once, and only while the parameters are the same. After a
-        KeyboardInterrupt in it the gradients are undefined: call `zero_grad`.
+        KeyboardInterrupt or MemoryError in it the gradients of a stack are undefined: call `zero_grad`.
         """
         x, h, c, lens, single = self._arguments(x, state, lengths)
         dropout = self.dropout if self.num_layers > 1 else 0.0
