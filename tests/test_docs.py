@@ -40,7 +40,9 @@ def test_python_in_the_documents(path: Any, tmp_path: Any, monkeypatch: pytest.M
 
 
 def test_the_stubs_of_the_native_module_are_complete() -> None:
-    stub = (ROOT / "python" / "ostinato" / "_core.pyi").read_text()
+    package = Path(ostinato.__file__).parent
+    assert (package / "py.typed").exists()
+    stub = (package / "_core.pyi").read_text()
     declared = set(re.findall(r"^(?:def|class) (\w+)", stub, re.M))
     native = {n for n in dir(ostinato._core) if not n.startswith("__")}
     assert native <= declared

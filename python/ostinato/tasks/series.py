@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import os
 import sys
@@ -17,6 +16,7 @@ import numpy as np
 from .. import _check, losses, nn, optim, safetensors
 from .._check import Array
 from ..train import Trainer
+from .models import load_model, save_model
 
 __all__ = ["SeriesOptions", "find_season", "forecast", "read_column", "train_series"]
 
@@ -213,15 +213,8 @@ def train_series(
         "seconds": time.perf_counter() - start,
     }
     if folder is not None:
-        meta = {
-            "task": "series",
-            "options": asdict(options),
-            "season": season,
-            "mean": mean,
-            "spread": float(spread),
-            "column": name,
-        }
-        safetensors.save(folder / "model.safetensors", model.state_dict(), {"ostinato": json.dumps(meta)})
+        facts = {"options": asdict(options), "season": season, "mean": mean, "spread": float(spread), "column": name}
+        save_model(folder, "series", model, facts)
     if plot is not None:
         at = int(steps[-1])
         _draw(
@@ -233,23 +226,17 @@ def train_series(
 
 def forecast(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -> dict[str, Any]:
     """The next values after the end of a series, by the model in a folder that `train_series` has saved."""
-    file = Path(folder) / "model.safetensors"
-    if not file.exists():
-        raise FileNotFoundError(f"DIR: expected a folder with model.safetensors, found none at {file}")
-    tensors, text = safetensors.load(file)
-    meta: dict[str, Any] = json.loads(text.get("ostinato", "{}"))
-    if meta.get("task") != "series":
-        raise ValueError(f"DIR: expected a model of a series, got {file} of another kind")
-    options, season = SeriesOptions(**meta["options"]), int(meta["season"])
-    name, values = read_column(path, meta["column"])
+    tensors, facts = load_model(folder, "series")
+    options, season = SeriesOptions(**facts["options"]), int(facts["season"])
+    name, values = read_column(path, facts["column"])
     if len(values) <= season:
         raise ValueError(f"FILE: expected more than one season of {season} rows, got {len(values)}")
     model = _model(options)
     model.load_state_dict(tensors)
-    scaled = (values - meta["mean"]) / meta["spread"]
+    scaled = (values - facts["mean"]) / facts["spread"]
     y, _ = model(_features(scaled, season)[:, None])
     ahead = y[-1, 0] + _naive(scaled, len(scaled), options.horizon, season)
-    return {"column": name, "forecast": (ahead * meta["spread"] + meta["mean"]).tolist()}
+    return {"column": name, "forecast": (ahead * facts["spread"] + facts["mean"]).tolist()}
 
 
 def _matplotlib() -> tuple[Any, Any]:

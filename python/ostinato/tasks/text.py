@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -15,10 +14,11 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from .. import _check, losses, nn, optim, safetensors
+from .. import _check, losses, nn, optim
 from .._check import Array
 from ..data import StreamLoader
 from ..train import Callback, Row, Trainer
+from .models import load_model, save_model
 
 __all__ = ["CharModel", "TextOptions", "known_words", "train_text"]
 
@@ -106,20 +106,13 @@ class CharModel:
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write ``model.safetensors``: parameters, alphabet and options."""
-        meta = {"task": "text", "alphabet": self.alphabet, "options": asdict(self.options)}
-        safetensors.save(Path(folder) / "model.safetensors", self.model.state_dict(), {"ostinato": json.dumps(meta)})
+        save_model(folder, "text", self.model, {"alphabet": self.alphabet, "options": asdict(self.options)})
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> CharModel:
         """Read what `save` wrote."""
-        path = Path(folder) / "model.safetensors"
-        if not path.exists():
-            raise FileNotFoundError(f"DIR: expected a folder with model.safetensors, found none at {path}")
-        tensors, text = safetensors.load(path)
-        meta: dict[str, Any] = json.loads(text.get("ostinato", "{}"))
-        if meta.get("task") != "text":
-            raise ValueError(f"DIR: expected a text model, got {path} of another kind")
-        model = cls.fresh(meta["alphabet"], TextOptions(**meta["options"]))
+        tensors, facts = load_model(folder, "text")
+        model = cls.fresh(facts["alphabet"], TextOptions(**facts["options"]))
         model.model.load_state_dict(tensors)
         return model
 
