@@ -6,11 +6,11 @@ with the tests that need no other package. A mistake that no test notices is an 
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import venv
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -61,40 +61,42 @@ def run(name: str, folder: Path) -> bool:
     (folder / file).write_text(text.replace(old, new))
     for extra in ("CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / extra, folder)
-    install = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--target",
-        str(folder / "site"),
-        "--upgrade",
-    ]
+    python = str(folder / "venv" / "bin" / "python")
     options = ["cmake.define.OSTINATO_SETS=baseline", f"build-dir={folder / 'build'}"]
+    install = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--force-reinstall"]
     subprocess.run([*install, *(f"--config-settings={o}" for o in options), str(folder)], check=True)
+    shutil.rmtree(folder / "python")  # what is tested is what was installed
     tests = [str(folder / "tests" / f"{t}.py") for t in TESTS]
-    env = {**os.environ, "PYTHONPATH": str(folder / "site")}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--no-header", *tests],
+        [python, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--no-header", *tests],
         cwd=folder,
-        env=env,
         capture_output=True,
         text=True,
         check=False,
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    print(
-        f"{'caught' if done.returncode == 1 else 'MISSED':8}{name:36}{lines[0][:110] if lines else done.stdout[-200:]}",
-        flush=True,
-    )
-    return done.returncode == 1
+    caught = done.returncode == 1 and bool(lines)
+    print(f"{'caught' if caught else 'MISSED':8}{name:36}{lines[0][:110] if lines else done.stdout[-300:]}", flush=True)
+    return caught
 
 
 def main() -> int:
+    """Every mistake, or those named; the number that were missed is the exit status."""
     names = sys.argv[1:] or list(MUTANTS)
     with tempfile.TemporaryDirectory() as folder:
+        environment = Path(folder) / "venv"
+        venv.create(environment, with_pip=True)
+        needs = [
+            "numpy",
+            "pytest",
+            "hypothesis",
+            "safetensors",
+            "scikit-build-core",
+            "pybind11>=3,<4",
+            "cmake",
+            "ninja",
+        ]
+        subprocess.run([str(environment / "bin" / "pip"), "install", "--quiet", *needs], check=True)
         missed = [name for name in names if not run(name, Path(folder))]
     print(
         f"{len(names) - len(missed)} of {len(names)} mistakes caught"

@@ -300,7 +300,7 @@ class Trainer:
                 only parameters with which the loss has been found finite go into it.
             resume: go on from that file if it is there; the end is bit for bit that of a run without a stop.
             log: a CSV file, a line for every row of the history.
-            progress: a line on standard error.
+            progress: a bar on standard error, or, where that is no terminal, a line for every row of the history.
 
         Raises:
             Diverged: the loss or the gradients are not finite; the message names the step and the last good checkpoint.
@@ -331,7 +331,7 @@ class Trainer:
             if resume and run.path is not None and run.path.exists():
                 run.restore()
             run.log = None if log is None else Path(log)
-            callbacks = [*self.callbacks, *([_Line(steps)] if progress else [])]
+            callbacks = [*self.callbacks, *([_Line(run.total())] if progress else [])]
             return run.go(callbacks, restore_best)
         finally:
             self._running.release()
@@ -391,6 +391,12 @@ class _Fit:
             with t.model.write() as p:
                 p.flat[...] = self.best_parameters
         return self.history
+
+    def total(self) -> int | None:
+        """How many steps there will be, as far as it can be known."""
+        known = self.epochs is not None and hasattr(self.loader, "__len__")
+        ends = [n for n in (self.steps, len(self.loader) * (self.epochs or 0) if known else None) if n]
+        return min(ends, default=None)
 
     def _loop(self, callbacks: Sequence[Callback], interrupted: Callable[[], bool]) -> str:
         t, at = self.trainer, self.at
@@ -559,25 +565,26 @@ class _Fit:
 
 
 class _Line(Callback):
-    """One line of progress on standard error: rewritten in place on a terminal, a line a row elsewhere."""
+    """Progress on standard error: a bar rewritten in place on a terminal, a line for every row elsewhere."""
 
-    def __init__(self, steps: int | None) -> None:
-        self.goal = f"/{steps}" if steps is not None else ""
-        self.live, self.last = sys.stderr.isatty(), 0.0
+    def __init__(self, total: int | None) -> None:
+        self.total, self.live, self.last = total, sys.stderr.isatty(), 0.0
 
     def on_step(self, trainer: Trainer, step: int, loss: float, norm: float) -> None:
         now = time.monotonic()
         if self.live and now - self.last > 0.2:
             self.last = now
-            sys.stderr.write(f"\r\x1b[Kstep {step}{self.goal}  loss {loss:.4f}  norm {norm:.3g}")
+            done = 0.0 if self.total is None else min(step / self.total, 1.0)
+            bar = "" if self.total is None else f"[{'#' * int(24 * done):24}] {done:4.0%}  "
+            sys.stderr.write(f"\r\x1b[K{bar}step {step}  loss {loss:.4f}  norm {norm:.3g}")
             sys.stderr.flush()
 
     def on_row(self, trainer: Trainer, row: Row) -> None:
         valid = f"  valid {row['valid_loss']:.4f}" if "valid_loss" in row else ""
-        start = "\r\x1b[K" if self.live else ""
-        sys.stderr.write(
-            f"{start}step {row['step']:.0f}{self.goal}  epoch {row['epoch']:.0f}  loss {row['loss']:.4f}{valid}  {row['seconds']:.0f} s\n"
+        figures = (
+            f"step {row['step']:.0f}  epoch {row['epoch']:.0f}  loss {row['loss']:.4f}{valid}  {row['seconds']:.0f} s"
         )
+        sys.stderr.write(("\r\x1b[K" if self.live else "") + figures + "\n")
 
     def on_end(self, trainer: Trainer) -> None:
         if self.live:
