@@ -246,6 +246,10 @@ def test_forecast(tmp_path: Any) -> None:
     assert len(out["forecast"]) == 6
     assert all(0 < v < 30 for v in out["forecast"])
     assert len(command("forecast", "s", "w.csv", cwd=tmp_path).stdout.split()) == 6
+    lines = (tmp_path / "w.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "later.csv").write_text("".join(lines[:1] + lines[208:]))  # the same end, begun elsewhere in the season
+    later = json.loads(command("forecast", "s", "later.csv", "--json", cwd=tmp_path).stdout)
+    assert later["forecast"] == pytest.approx(out["forecast"], rel=1e-3)
 
 
 def test_a_model_of_one_line(tmp_path: Any) -> None:
@@ -259,6 +263,17 @@ def test_a_model_of_one_line(tmp_path: Any) -> None:
     done = command(*wrong, cwd=tmp_path, check=False)
     assert done.returncode == 2
     assert "expected a checkpoint of this model and optimiser" in done.stderr
+
+
+def test_a_model_is_not_overwritten(model: Any) -> None:
+    folder, _ = model
+    options = ["train", "text", "--corpus", "python", "--steps", "3", "--hidden", "8"]
+    before = (folder / "m" / "model.safetensors").read_bytes()
+    done = command(*options, "--save", "m", cwd=folder, check=False)
+    assert (done.returncode, (folder / "m" / "model.safetensors").read_bytes()) == (2, before)
+    assert "--save: expected a folder without a model" in done.stderr
+    done = command(*options, "--save", "n", "--resume", cwd=folder, check=False)
+    assert "--resume: expected a checkpoint to go on from, found none in n" in done.stderr
 
 
 def test_words() -> None:

@@ -163,3 +163,21 @@ def test_a_loss_of_your_own() -> None:
     with pytest.raises(TypeError, match="Loss does not define parts"):
         losses.Loss()(np.ones(3), np.ones(3))
     assert ost.losses is losses
+
+
+@pytest.mark.parametrize("make", [optim.Adam, optim.AdamW])
+def test_the_first_step_of_adam_is_the_rate(make: Any) -> None:
+    """The corrections make it so, whatever the gradient: m / (1 - b1) = g, v / (1 - b2) = g^2 (Kingma, Ba 2015, section 3)."""
+    model = nn.Linear(3, 2, dtype=np.float64, rng=0)
+    before, grads = model.state_dict(), model._writable_grads()
+    for g in grads.values():
+        g[...] = np.random.default_rng(0).normal(size=g.shape) * 100
+    make(0.25, weight_decay=0).step(model)
+    for n, v in model.parameters().items():
+        np.testing.assert_allclose(v - before[n], -0.25 * np.sign(model.grads[n]), rtol=1e-6)
+
+
+def test_a_rate_is_a_number() -> None:
+    for wrong in (nn.Linear(1, 1), {}, [0.1], None):
+        with pytest.raises(TypeError, match="rate: expected a number or a Schedule"):
+            optim.Adam(wrong)  # type: ignore[arg-type]

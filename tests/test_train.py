@@ -234,6 +234,15 @@ def test_the_stream_carries_state_between_windows() -> None:
     trainer = ost.Trainer(model, losses.CrossEntropy(), optim.SGD(0.0))
     short, long = data.StreamLoader(text, 4, 7), data.StreamLoader(text, 4, 49)
     assert trainer.evaluate(short)["loss"] == pytest.approx(trainer.evaluate(long)["loss"], rel=1e-9)
+    seen: list[float] = []
+
+    class Keep(Callback):
+        def on_step(self, trainer: Any, step: int, loss: float, norm: float) -> None:
+            seen.append(loss)
+
+    trainer.callbacks.append(Keep())
+    quiet(trainer, short)  # at a rate of zero: training sees what evaluation sees, seven windows of seven steps
+    assert np.mean(seen) == pytest.approx(trainer.evaluate(long)["loss"], rel=1e-9)
     pieces = [x for x, _ in short]
     assert np.array_equal(np.concatenate(pieces), next(iter(long))[0])
     assert sum(len(p) for p in pieces) == 49
@@ -302,7 +311,7 @@ def test_iterables_and_their_mistakes() -> None:
     assert quiet(regressor(), batches, steps=5).stopped == "all steps done"
     with pytest.raises(TypeError, match=r"data: expected \(x, target\[, lengths\]\) or an iterable"):
         quiet(regressor(), 3)
-    with pytest.raises(TypeError, match="data: expected batches"):
+    with pytest.raises(TypeError, match="or batches of that form, got int"):
         quiet(regressor(), [3])
     with pytest.raises(ValueError, match="train: expected at least one batch"):
         quiet(regressor(), [], epochs=1)

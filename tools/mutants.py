@@ -31,7 +31,11 @@ MUTANTS: dict[str, tuple[str, str, str]] = {  # name: file, what stands there, w
     "reverse starts at T": ("csrc/cpu/forward.h", "return reverse ? t == length(b) - 1 : t == 0;", "return reverse ? t == steps - 1 : t == 0;"),
     "ignored initial state": ("csrc/cpu/forward.h", "row.h = !first ? at(call_.y, before, b) : call_.h0 ? call_.h0 + b * s_.hidden : zeros_;", "row.h = !first ? at(call_.y, before, b) : zeros_;"),
     "one bias only": ("csrc/cpu/layout.h", "to[lane] += from[row + lane];", "to[lane] = from[row + lane];"),
-    "lost rows of dW": ("csrc/cpu/backward.h", "constexpr Index kWeightRows = 256;", "constexpr Index kWeightRows = 255;"),
+    "a lost row of dW": (
+        "csrc/cpu/backward.h",
+        "const Index n = block_ends_[block] - r;",
+        "const Index n = block_ends_[block] - r - (block_ends_[block] - r > 8);",
+    ),
     "dW by halves": ("csrc/cpu/backward.h", "const Range depth = part_of(s_.depth(q), part, parts_);", "const Range depth = part_of(s_.depth(q), part, 2 * parts_);"),
     "overwritten dx": ("csrc/stack.cpp", "b.dx_add = d > 0;", "b.dx_add = false;"),
     "stack without its second direction": ("csrc/stack.cpp", "f.y = {y.data + d * s.hidden, y.t, y.b};", "f.y = {y.data, y.t, y.b};"),
@@ -49,18 +53,19 @@ TESTS = ["test_math", "test_kernels", "test_nn", "test_losses_optim", "test_trai
 
 
 def run(name: str, folder: Path) -> bool:
-    """Whether the tests caught the mistake."""
-    file, old, new = MUTANTS[name]
-    for part in ("csrc", "python", "tests"):
-        shutil.copytree(
-            ROOT / part, folder / part, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", "*.so")
-        )
+    """Whether the tests caught the mistake; "" is none at all."""
+    file, old, new = MUTANTS.get(name, ("README.md", "# ostinato", "# ostinato"))
     text = (ROOT / file).read_text()
     if text.count(old) != 1:
         sys.exit(f"{name}: expected {old!r} once in {file}, found it {text.count(old)} times")
-    (folder / file).write_text(text.replace(old, new))
-    for extra in ("CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / extra, folder)
+    for path in subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split():
+        content = (ROOT / path).read_bytes() if path != file else text.replace(old, new).encode()
+        copy = folder / path
+        if not copy.exists() or copy.read_bytes() != content:  # else its date stays, and it is not built again
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(content)
     python = str(folder / "venv" / "bin" / "python")
     options = ["cmake.define.OSTINATO_SETS=baseline", f"build-dir={folder / 'build'}"]
     install = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--force-reinstall"]
@@ -76,6 +81,8 @@ def run(name: str, folder: Path) -> bool:
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
     caught = done.returncode == 1 and bool(lines)
+    if not name:
+        return caught
     print(f"{'caught' if caught else 'MISSED':8}{name:36}{lines[0][:110] if lines else done.stdout[-300:]}", flush=True)
     return caught
 
@@ -97,6 +104,8 @@ def main() -> int:
             "ninja",
         ]
         subprocess.run([str(environment / "bin" / "pip"), "install", "--quiet", *needs], check=True)
+        if run("", Path(folder)):
+            sys.exit("the tests fail without any mistake")
         missed = [name for name in names if not run(name, Path(folder))]
     print(
         f"{len(names) - len(missed)} of {len(names)} mistakes caught"

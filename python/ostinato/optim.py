@@ -181,8 +181,15 @@ class ReduceOnPlateau(Schedule):
         self._best = math.inf if state["best"] is None else state["best"]
 
 
-def _schedule(rate: Schedule | float) -> Schedule:
-    return rate if isinstance(rate, Schedule) else Constant(rate)
+def _schedule(rate: object) -> Schedule:
+    if isinstance(rate, Schedule):
+        return rate
+    if not isinstance(rate, (int, float, np.integer, np.floating)):
+        got = type(rate).__name__
+        raise TypeError(
+            f"rate: expected a number or a Schedule, got {got}; step(model) is given the parameters, not the optimiser"
+        )
+    return Constant(float(rate))
 
 
 # -- clipping ------------------------------------------------------------------------------------------------------------

@@ -216,7 +216,9 @@ class Trainer:
         batches = loader.batches(epoch, start) if hasattr(loader, "batches") else _from(loader, start)
         for batch in batches:
             if not isinstance(batch, (tuple, list)) or not 2 <= len(batch) <= 3:
-                raise TypeError(f"data: expected batches (x, target[, lengths]), got {type(batch).__name__}")
+                raise TypeError(
+                    f"data: expected (x, target[, lengths]) as numpy arrays, or batches of that form, got {type(batch).__name__}"
+                )
             x, target, lengths = (*batch, None)[:3]
             if lengths is not None and self.outputs == "all" and self.loss.batch_first == self.time_major:
                 raise ValueError(

@@ -99,12 +99,10 @@ def find_season(values: Array, longest: int = 400) -> int:
 
 
 def _features(scaled: Array, season: int) -> Array:
-    """[T, 5]: the value, its change, its distance from the season before, and the place in the season as sine and cosine."""
-    phase = 2 * np.pi * np.arange(len(scaled)) / max(season, 2)
+    """[T, 3]: the value, its change, its distance from the season before. None depends on where the file begins."""
     seasonal = np.zeros_like(scaled)
     seasonal[season:] = scaled[season:] - scaled[:-season]
-    change = np.diff(scaled, prepend=scaled[:1])
-    return np.stack([scaled, change, seasonal, np.sin(phase), np.cos(phase)], axis=1).astype(np.float32)
+    return np.stack([scaled, np.diff(scaled, prepend=scaled[:1]), seasonal], axis=1).astype(np.float32)
 
 
 def _naive(values: Array, at: int, horizon: int, season: int) -> Array:
@@ -113,7 +111,8 @@ def _naive(values: Array, at: int, horizon: int, season: int) -> Array:
     return np.resize(last, horizon)
 
 
-FEATURES = 5
+FEATURES = 3
+UNSEEN_EPOCHS = 10  # of a series too short for a validation part: nothing would end the training in time
 
 
 def _model(options: SeriesOptions) -> nn.Sequential:
@@ -131,7 +130,7 @@ def train_series(
     plot: str | os.PathLike[str] | None = None,
     out: TextIO = sys.stdout,
 ) -> dict[str, Any]:
-    """Train on the first 80% of a series, stop on the next 10%, report on the last 10%; returns the figures.
+    """Train on the first 80% of a series, stop on the next 10% (if it is long enough), report on the last 10%; returns the figures.
 
     At every step the model forecasts the next ``horizon`` values, as differences from the seasonal-naive forecast.
     """
@@ -170,6 +169,9 @@ def train_series(
     train = windows(0, cuts[0], stride)
     room = cuts[1] - cuts[0] > window + horizon + stride  # for windows whose every forecast lies in the validation part
     valid = windows(cuts[0], cuts[1], stride) if room else None
+    epochs = options.epochs if valid is not None else min(options.epochs, UNSEEN_EPOCHS)
+    if valid is None:
+        print(f"too short a series for a validation part: training ends after {epochs} epochs", file=out, flush=True)
     trainer = Trainer(model, losses.Huber(), optim.Adam(options.rate), clip_norm=1.0)
     print(
         f"{name}: {n:,} values, season {season}, horizon {horizon}; {model.count_parameters():,} parameters",
@@ -180,7 +182,7 @@ def train_series(
     history = trainer.fit(
         train,
         validation=valid,
-        epochs=options.epochs,
+        epochs=epochs,
         batch_size=32,
         seed=options.seed,
         patience=None if valid is None else 8,

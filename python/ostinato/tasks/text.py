@@ -161,6 +161,13 @@ def train_text(
     chars = CharModel.fresh("".join(sorted(set(text))), options)
     folder = None if save is None else Path(save)
     if folder is not None:
+        kept = folder / "checkpoint.safetensors"
+        if kept.exists() and not resume:
+            raise ValueError(
+                f"--save: expected a folder without a model, found one in {folder}; go on with --resume, or take another"
+            )
+        if resume and not kept.exists():
+            raise ValueError(f"--resume: expected a checkpoint to go on from, found none in {folder}")
         folder.mkdir(parents=True, exist_ok=True)
     stream, cut = chars.encode(text), int(len(text) * 0.95)
     batch = min(BATCH, cut // 8)
