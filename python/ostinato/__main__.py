@@ -31,7 +31,7 @@ def info() -> dict[str, Any]:
         "ostinato": ost.__version__,
         "python": platform.python_version(),
         "numpy": np.__version__,
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
         "cpu": _core.cpu_name(),
         "kernels": ost.kernels(),
         "threads": ost.get_num_threads(),
