@@ -43,7 +43,7 @@ MUTANTS: dict[str, tuple[str, str, str]] = {  # name: file, what stands there, w
     "imprecise tanh": ("csrc/cpu/math.h", "const V n = shifted - magic;", "const V n = shifted - magic + V(T(1e-6));"),
     "label smoothing": ("csrc/cpu/train.h", "d[target[i]] -= T((1 - smoothing) * weight);", "d[target[i]] -= T(weight);"),
     "Adam without correction": ("csrc/cpu/train.h", "j.s->rate / j.s->correction1", "j.s->rate"),
-    "stale packed weights": ("python/ostinato/nn/_recurrent.py", "key = (self.version, _core.kernels())", "key = (0, _core.kernels())"),
+    "stale packed weights": ("python/ostinato/nn/_layer.py", "key, cache = (self.version, _core.kernels())", "key, cache = (0, _core.kernels())"),
     "a pullback that serves twice": ("python/ostinato/nn/_layer.py", "backward, self._backward = self._backward, None", "backward = self._backward"),
     "a write that is not atomic": ("python/ostinato/safetensors.py", "os.replace(name, target)", "target.write_bytes(b''); os.replace(name, target) if os.path.getsize(name) < 4000 else None"),
     "state not carried": ("python/ostinato/train.py", 'self.state = state if getattr(self.loader, "carries_state", False) else None', "self.state = None"),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import _check, safetensors
+from .. import _check, _core, safetensors
 from .._check import Array
 from ._block import Block, Views
 
@@ -197,6 +197,16 @@ class Layer:
     def _gradient_target(self, grads: Views | None) -> Any:
         """What a pullback of this layer writes to."""
         return self._gradients(grads)
+
+    def _packed(self, backward: bool) -> Any:
+        """Packed weights of this version and kernel set, by the layer's `_pack`: a snapshot, swapped whole."""
+        key, cache = (self.version, _core.kernels()), self._cache
+        if cache is None or cache[0] != key or (backward and not cache[1].backward):
+            self._cache = cache = (key, self._pack(backward))
+        return cache[1]
+
+    def _pack(self, backward: bool) -> Any:
+        raise TypeError(f"{type(self).__name__} has no packed weights")
 
     def _place(self, block: Block, prefix: str) -> None:
         """Move to another block, which holds this layer's parameters under ``prefix``."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import _check, _core
+from .. import _check
 from .._check import Array, Seed
 from ._layer import Layer, Pullback
 
@@ -72,15 +72,9 @@ class Linear(Layer):
             arrays["bias"] = g.uniform(-bound, bound, self.out_features).astype(self._dtype)
         self._declare(arrays)
 
-    def _packed(self, backward: bool) -> Any:
-        key = (self.version, _core.kernels())
-        cache = self._cache
-        if cache is not None and cache[0] == key and (cache[1].backward or not backward):
-            return cache[1]
+    def _pack(self, backward: bool) -> Any:
         p = self.parameters()
-        packed = _check.typed("PackedLinear", self._dtype)(p["weight"], p.get("bias"), backward)
-        self._cache = (key, packed)
-        return packed
+        return _check.typed("PackedLinear", self._dtype)(p["weight"], p.get("bias"), backward)
 
     def __call__(self, x: Array) -> Array:
         """y ``[..., O]`` of x ``[..., I]``."""

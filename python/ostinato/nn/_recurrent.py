@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from .. import _check, _core
+from .. import _check
 from .._check import Array, Seed
 from . import init
 from ._layer import Layer, Pullback
@@ -141,19 +141,10 @@ class Recurrent(Layer):
 
     # -- running -------------------------------------------------------------------------------------------------
 
-    def _packed(self, backward: bool) -> Any:
-        """Packed weights of this version and kernel set: a snapshot, swapped whole."""
-        key = (self.version, _core.kernels())
-        cache = self._cache
-        if cache is not None and cache[0] == key and (cache[1].backward or not backward):
-            return cache[1]
+    def _pack(self, backward: bool) -> Any:
         make = _check.typed("Packed", self._dtype)
         parts = self._parts(self.parameters())
-        packed = make(
-            self._cell, self.input_size, self.hidden_size, self.num_layers, self.bidirectional, parts, backward
-        )
-        self._cache = (key, packed)
-        return packed
+        return make(self._cell, self.input_size, self.hidden_size, self.num_layers, self.bidirectional, parts, backward)
 
     def _arguments(
         self, x: Array, state: State, lengths: object
