@@ -5,27 +5,34 @@
 #include <cmath>
 #include <fstream>
 
-// The sets that CMake compiled (OST_HAS_*), best first: the name, and whether this CPU has all that it needs.
+// The sets that CMake compiled (OST_HAS_*), best first: the name, whose exact kernels it uses, and whether this CPU has all that it needs.
+#define OST_CPU_AVX512                                                                                             \
+  __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") && \
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma")
+#if defined(OST_HAS_avx512bf16)
+#define OST_AVX512BF16(X) \
+  X(avx512bf16, avx512, OST_CPU_AVX512&& __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni"))
+#else
+#define OST_AVX512BF16(X)
+#endif
 #if defined(OST_HAS_avx512)
-#define OST_AVX512(X)                                                                                                        \
-  X(avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") && \
-                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
+#define OST_AVX512(X) X(avx512, avx512, OST_CPU_AVX512)
 #else
 #define OST_AVX512(X)
 #endif
 #if defined(OST_HAS_avx2)
-#define OST_AVX2(X) X(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+#define OST_AVX2(X) X(avx2, avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
 #else
 #define OST_AVX2(X)
 #endif
-#define OST_FOR_SETS(X) OST_AVX512(X) OST_AVX2(X) X(baseline, true)
+#define OST_FOR_SETS(X) OST_AVX512BF16(X) OST_AVX512(X) OST_AVX2(X) X(baseline, baseline, true)
 
 // libm and the clock, for files compiled per instruction set, which must not instantiate library templates.
-#define OST_DECLARE(name, supported)                                                                                          \
+#define OST_DECLARE(name, exact, supported)                                                                                   \
   namespace name {                                                                                                            \
   void fill(TypedKernels<float>& table);                                                                                      \
   void fill(TypedKernels<double>& table);                                                                                     \
-  void fill_traits(CellTraits* traits);                                                                                       \
+  void fill_low(KernelTable& table);                                                                                          \
   double log_of(double x);                                                                                                    \
   double now_seconds();                                                                                                       \
   double log_of(double x) { return std::log(x); }                                                                             \
@@ -33,6 +40,9 @@
   }
 
 namespace ost {
+namespace plain {
+void fill_traits(CellTraits* traits);
+}
 OST_FOR_SETS(OST_DECLARE)
 
 namespace {
@@ -50,11 +60,12 @@ const KernelTable* make(const char* name, Fill fill) {
 }  // namespace
 
 const std::vector<const KernelTable*>& known_kernels() {
-#define OST_MAKE(name, supported)  \
-  make(#name, [](KernelTable& t) { \
-    name::fill(t.f32);             \
-    name::fill(t.f64);             \
-    name::fill_traits(t.traits);   \
+#define OST_MAKE(name, exact, supported) \
+  make(#name, [](KernelTable& t) {       \
+    exact::fill(t.f32);                  \
+    exact::fill(t.f64);                  \
+    name::fill_low(t);                   \
+    plain::fill_traits(t.traits);        \
   }),
   static const std::vector<const KernelTable*> all{OST_FOR_SETS(OST_MAKE)};
   return all;
@@ -65,7 +76,7 @@ std::vector<const KernelTable*> supported_kernels() {
   __builtin_cpu_init();
 #endif
   const bool has[] = {
-#define OST_HAS(name, supported) (supported) != 0,
+#define OST_HAS(name, exact, supported) (supported) != 0,
       OST_FOR_SETS(OST_HAS)};
   std::vector<const KernelTable*> out;
   for (std::size_t i = 0; i < known_kernels().size(); ++i)

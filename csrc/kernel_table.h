@@ -45,10 +45,10 @@ struct RawGradients {
 template <class T>
 struct PackedWeights {
   Index input, hidden;
-  const T* panels[kMaxProducts];      // forward: operand x weight
-  const T* transposed[kMaxProducts];  // backward: da x weight; null when packed for inference only
-  const T* bias;                      // by group and column, as the pre-activation
-  const T* params;                    // [params][padded H]
+  const void* panels[kMaxProducts];      // forward: operand x weight, in words of the precision
+  const void* transposed[kMaxProducts];  // backward: da x weight; null when packed for inference only
+  const T* bias;                         // by group and column, as the pre-activation
+  const T* params;                       // [params][padded H]
 };
 
 // [T,B,*] rows with unit stride on the last axis; strides in elements, any sign.
@@ -100,12 +100,29 @@ struct BackwardCall {
 
 enum Status : int { kOk = 0, kStopped = 1, kNoMemory = 2 };
 
+// How a group of calls is run, for explain(): filled by `plan`.
+struct CallPlan {
+  const char* spread;  // "alone", "lanes", "units"
+  int threads;
+  Index lanes;                  // all of them
+  Index lane_rows;              // batch rows of the largest
+  Index block_steps;            // steps between two looks around
+  bool together;                // directions or layers at the same time
+  int tile_rows, tile_vectors;  // of the recurrent product
+  Index tape_bytes;             // of one call, kept from forward to backward
+  Index workspace_bytes;        // of one pass, given back at its end
+  double model_seconds;         // by the cost model
+};
+
+// The calls of a group share steps, batch and lengths: the directions of a layer, or (chained) layers of which each reads what
+// the one before writes. gradient kernels are null in precisions for inference only.
 template <class T>
 struct CellKernels {
   Index (*packed_size)(Index input, Index hidden, bool backward);  // elements
-  void (*pack)(const RawWeights<T>&, Index input, Index hidden, bool backward, T* memory, PackedWeights<T>* out);
-  int (*forward)(const ForwardCall<T>&);
-  int (*backward)(const BackwardCall<T>&);
+  int (*pack)(const RawWeights<T>&, Index input, Index hidden, bool backward, T* memory, PackedWeights<T>* out);
+  int (*forward)(const ForwardCall<T>* calls, int count, bool chained);
+  int (*backward)(const BackwardCall<T>* calls, int count, bool chained);  // chained: from the top layer down
+  void (*plan)(Index steps, Index batch, const Index* inputs, Index hidden, int calls, bool chained, bool backward, CallPlan* out);
 };
 
 // y = x weight^T + bias over n rows: what Linear needs, on the same product as the recurrences.
@@ -139,17 +156,23 @@ struct TrainKernels {
   void (*exp)(Index n, const T* x, T* y);
 };
 
+enum class Precision : int { kExact, kBfloat16, kInt8 };
+constexpr int kPrecisionCount = 3;
+
 template <class T>
 struct TypedKernels {
   int lanes;
-  CellKernels<T> cells[kCellCount];
+  CellKernels<T> cells[kPrecisionCount][kCellCount];
   LinearKernels<T> linear;
   TrainKernels<T> train;
-  double (*fma_peak)(double seconds);  // GFLOP/s of one thread on independent FMA chains
+  double (*fma_peak)(double seconds);                     // GFLOP/s of one thread on independent FMA chains
+  double (*read_bandwidth)(Index bytes, double seconds);  // GB/s of one thread over a block of that size, again and again
 };
 
 struct KernelTable {
   const char* name;
+  const char* bfloat16;  // how products of bfloat16 and of bytes are made: the instruction, or "widened"
+  const char* int8;
   CellTraits traits[kCellCount];
   TypedKernels<float> f32;
   TypedKernels<double> f64;

@@ -1,5 +1,7 @@
 #include "stack.h"
 
+#include <algorithm>
+
 namespace ost {
 namespace {
 
@@ -37,6 +39,16 @@ void drop_rows(const StackShape& shape, Index layer, Index steps, Index batch, d
         }
 }
 
+template <class T>
+void add_rows(const Rows<T>& from, const Rows<T>& to, Index steps, Index batch, Index width) {
+  for (Index t = 0; t < steps; ++t)
+    for (Index b = 0; b < batch; ++b) {
+      const T* __restrict a = from.data + t * from.t + b * from.b;
+      T* __restrict c = to.data + t * to.t + b * to.b;
+      for (Index k = 0; k < width; ++k) c[k] += a[k];
+    }
+}
+
 }  // namespace
 
 std::uint32_t philox_word(std::uint64_t key, std::uint32_t layer_direction, std::uint64_t t, std::uint32_t b, std::uint32_t unit) {
@@ -54,68 +66,100 @@ void dropout_flat(Index n, const T* x, T* y, double rate, std::uint64_t key) {
   }
 }
 
+constexpr Index kMostLayers = 8;  // of one group of kernel calls
+
 template <class T>
-PackedStack<T>::PackedStack(const KernelTable* table, const StackShape& shape, const std::vector<RawWeights<T>>& weights, bool backward)
-    : table(table), shape(shape), backward(backward), parts(weights.size()) {
-  const auto& cell = kernels().cells[int(shape.cell)];
+PackedStack<T>::PackedStack(const KernelTable* table, const StackShape& shape, Precision precision,
+                            const std::vector<RawWeights<T>>& weights, bool backward)
+    : table(table), shape(shape), precision(precision), backward(backward), parts(weights.size()) {
   const auto rounded = [](Index n) { return (n + 15) / 16 * 16; };
   Index total = 0;
   for (Index layer = 0; layer < shape.layers; ++layer)
-    total += shape.directions * rounded(cell.packed_size(shape.layer_input(layer), shape.hidden, backward));
+    total += shape.directions * rounded(cell().packed_size(shape.layer_input(layer), shape.hidden, backward));
   memory = Buffer<T>(total, "packed weights");
   T* p = memory.get();
   for (std::size_t i = 0; i < weights.size(); ++i) {
     const Index input = shape.layer_input(Index(i) / shape.directions);
-    cell.pack(weights[i], input, shape.hidden, backward, p, &parts[i]);
-    p += rounded(cell.packed_size(input, shape.hidden, backward));
+    if (cell().pack(weights[i], input, shape.hidden, backward, p, &parts[i]) != kOk) throw OutOfMemory("packing: cannot allocate a row");
+    p += rounded(cell().packed_size(input, shape.hidden, backward));
   }
+}
+
+template <class T>
+std::vector<GroupPlan> stack_plan(const CellKernels<T>& cell, const StackShape& s, Index steps, Index batch, bool dropout, bool backward) {
+  std::vector<GroupPlan> out;
+  std::vector<Index> inputs;
+  for (Index layer = 0; layer < s.layers;) {
+    GroupPlan group{layer, 1, {}};
+    if (s.directions == 1 && s.layers > 1 && !dropout) {  // layers as a wavefront, where that pays
+      group.layers = std::min(s.layers - layer, kMostLayers);
+      inputs.clear();
+      for (Index i = 0; i < group.layers; ++i) inputs.push_back(s.layer_input(layer + i));
+      cell.plan(steps, batch, inputs.data(), s.hidden, int(group.layers), true, backward, &group.plan);
+      if (!group.plan.together) group.layers = 1;
+    }
+    if (group.layers == 1) {
+      inputs.assign(std::size_t(s.directions), s.layer_input(layer));
+      cell.plan(steps, batch, inputs.data(), s.hidden, s.directions, false, backward, &group.plan);
+    }
+    layer += group.layers;
+    out.push_back(group);
+  }
+  return out;
 }
 
 template <class T>
 int stack_forward(const PackedStack<T>& packed, const StackCall<T>& call, Tape<T>* tape) {
   const StackShape& s = packed.shape;
   const CellTraits& traits = packed.traits();
-  const auto& cell = packed.kernels().cells[int(s.cell)];
   const Index rows = call.steps * call.batch,
               padded = (s.hidden + packed.kernels().lanes - 1) / packed.kernels().lanes * packed.kernels().lanes;
   const Index state = call.batch * s.hidden;
-  Buffer<T> spare[2];  // inference: outputs of the layer below and of this one
+  std::vector<Buffer<T>> spare(std::size_t(s.layers));  // outputs of the layers below the last
   Rows<const T> x = call.x;
-  for (Index layer = 0; layer < s.layers; ++layer) {
-    Rows<T> y = call.y;
-    if (layer + 1 < s.layers) {
-      Buffer<T>& buffer = spare[layer % 2];
-      if (tape || !buffer.get()) buffer = Buffer<T>(rows * s.width(), "layer outputs");
-      y = {buffer.get(), call.batch * s.width(), s.width()};
-    }
-    for (int d = 0; d < s.directions; ++d) {
-      const Index part = layer * s.directions + d;
-      ForwardCall<T> f{};
-      f.weights = &packed.parts[part];
-      f.steps = call.steps, f.batch = call.batch, f.reverse = (d == 1) != s.reverse;
-      f.lengths = call.lengths.empty() ? nullptr : call.lengths.data();
-      f.x = x;
-      f.y = {y.data + d * s.hidden, y.t, y.b};
-      if (call.h0) f.h0 = call.h0 + part * state;
-      if (call.c0) f.c0 = call.c0 + part * state;
-      if (call.hn) f.hn = call.hn + part * state;
-      if (call.cn) f.cn = call.cn + part * state;
-      if (tape) {
-        tape->saved.emplace_back(rows * traits.saved * padded, "tape");
-        tape->cells.emplace_back(traits.states > 1 ? rows * padded : 0, "tape");
-        f.saved = tape->saved.back().get();
-        if (traits.states > 1) f.cells = tape->cells.back().get();
+  for (const GroupPlan& group : stack_plan(packed.cell(), s, call.steps, call.batch, tape && call.dropout > 0, false)) {
+    std::vector<ForwardCall<T>> calls;
+    for (Index layer = group.first_layer; layer < group.first_layer + group.layers; ++layer) {
+      Rows<T> y = call.y;
+      if (layer + 1 < s.layers) {
+        Buffer<T>& buffer = spare[layer];
+        if (!tape && layer >= group.first_layer + 2 && group.layers == 1) buffer = std::move(spare[layer - 2]);
+        if (!buffer.get()) buffer = Buffer<T>(rows * s.width(), "layer outputs");
+        y = {buffer.get(), call.batch * s.width(), s.width()};
       }
-      f.poll = call.poll;
-      if (const int status = cell.forward(f)) return status;
+      for (int d = 0; d < s.directions; ++d) {
+        const Index part = layer * s.directions + d;
+        ForwardCall<T> f{};
+        f.weights = &packed.parts[part];
+        f.steps = call.steps, f.batch = call.batch, f.reverse = (d == 1) != s.reverse;
+        f.lengths = call.lengths.empty() ? nullptr : call.lengths.data();
+        f.x = x;
+        f.y = {y.data + d * s.hidden, y.t, y.b};
+        if (call.h0) f.h0 = call.h0 + part * state;
+        if (call.c0) f.c0 = call.c0 + part * state;
+        if (call.hn) f.hn = call.hn + part * state;
+        if (call.cn) f.cn = call.cn + part * state;
+        if (tape) {
+          tape->saved.emplace_back(rows * traits.saved * padded, "tape");
+          tape->cells.emplace_back(traits.states > 1 ? rows * padded : 0, "tape");
+          f.saved = tape->saved.back().get();
+          if (traits.states > 1) f.cells = tape->cells.back().get();
+        }
+        f.poll = call.poll;
+        calls.push_back(f);
+      }
+      x = {y.data, y.t, y.b};
     }
-    if (layer + 1 == s.layers) break;
-    x = {y.data, y.t, y.b};
-    if (!tape) continue;
-    tape->outputs.push_back(std::move(spare[layer % 2]));
-    if (call.dropout > 0) {
+    if (const int status = packed.cell().forward(calls.data(), int(calls.size()), group.layers > 1)) return status;
+    const Index last = group.first_layer + group.layers - 1;
+    if (!tape) {  // what has been read is not needed any more
+      for (Index layer = 0; layer < last; ++layer) spare[layer] = {};
+      continue;
+    }
+    for (Index layer = group.first_layer; layer <= last && layer + 1 < s.layers; ++layer) tape->outputs.push_back(std::move(spare[layer]));
+    if (call.dropout > 0 && last + 1 < s.layers) {
       tape->dropped.emplace_back(rows * s.width(), "dropout");
-      drop_rows(s, layer, call.steps, call.batch, call.dropout, call.key, y.data, tape->dropped.back().get());
+      drop_rows(s, last, call.steps, call.batch, call.dropout, call.key, x.data, tape->dropped.back().get());
       x.data = tape->dropped.back().get();
     }
   }
@@ -127,51 +171,68 @@ int stack_backward(const Tape<T>& tape, const StackGradients<T>& g, Poll poll) {
   const PackedStack<T>& packed = *tape.packed;
   const StackShape& s = packed.shape;
   const StackCall<T>& call = tape.call;
-  const auto& cell = packed.kernels().cells[int(s.cell)];
   const Index rows = call.steps * call.batch, state = call.batch * s.hidden;
   const Rows<T> inner{nullptr, call.batch * s.width(), s.width()};
-  Buffer<T> above, below;  // gradients of a layer's outputs and inputs
+  std::vector<Buffer<T>> below(std::size_t(s.layers));  // gradients of the layers' inputs
   Rows<const T> dy = g.dy;
-  for (Index layer = s.layers; layer-- > 0;) {
-    Rows<const T> x = call.x, y{call.y.data, call.y.t, call.y.b};
-    if (layer > 0) x = {(tape.dropped.empty() ? tape.outputs : tape.dropped)[layer - 1].get(), inner.t, inner.b};
-    if (layer + 1 < s.layers) y = {tape.outputs[layer].get(), inner.t, inner.b};
-    Rows<T> dx = g.dx;
-    if (layer > 0) {
-      below = Buffer<T>(rows * s.width(), "gradients of a layer's inputs");
-      dx = {below.get(), inner.t, inner.b};
+  std::vector<GroupPlan> groups = stack_plan(packed.cell(), s, call.steps, call.batch, call.dropout > 0, true);
+  std::reverse(groups.begin(), groups.end());
+  for (const GroupPlan& group : groups) {
+    std::vector<BackwardCall<T>> calls;
+    Buffer<T> other;  // what the second direction gives, where both run at the same time
+    Rows<T> dx{}, second{};
+    for (Index layer = group.first_layer + group.layers; layer-- > group.first_layer;) {
+      Rows<const T> x = call.x, y{call.y.data, call.y.t, call.y.b};
+      if (layer > 0) x = {(tape.dropped.empty() ? tape.outputs : tape.dropped)[layer - 1].get(), inner.t, inner.b};
+      if (layer + 1 < s.layers) y = {tape.outputs[layer].get(), inner.t, inner.b};
+      dx = g.dx;
+      if (layer > 0) {
+        below[layer] = Buffer<T>(rows * s.width(), "gradients of a layer's inputs");
+        dx = {below[layer].get(), inner.t, inner.b};
+      }
+      if (s.directions == 2 && group.plan.together && dx.data) {
+        const Index width = s.layer_input(layer);
+        other = Buffer<T>(rows * width, "gradients of a layer's inputs");
+        second = {other.get(), call.batch * width, width};
+      }
+      for (int d = 0; d < s.directions; ++d) {
+        const Index part = layer * s.directions + d;
+        BackwardCall<T> b{};
+        b.weights = &packed.parts[part];
+        b.steps = call.steps, b.batch = call.batch, b.reverse = (d == 1) != s.reverse;
+        b.lengths = call.lengths.empty() ? nullptr : call.lengths.data();
+        b.x = x;
+        b.y = {y.data + d * s.hidden, y.t, y.b};
+        if (call.h0) b.h0 = call.h0 + part * state;
+        if (call.c0) b.c0 = call.c0 + part * state;
+        b.saved = tape.saved[part].get(), b.cells = tape.cells[part].get();
+        b.dy = {dy.data ? dy.data + d * s.hidden : nullptr, dy.t, dy.b};
+        if (g.dhn) b.dhn = g.dhn + part * state;
+        if (g.dcn) b.dcn = g.dcn + part * state;
+        b.dx = d == 1 && second.data ? second : dx;
+        b.dx_add = d == 1 && !second.data;
+        if (g.dh0) b.dh0 = g.dh0 + part * state;
+        if (g.dc0) b.dc0 = g.dc0 + part * state;
+        b.gradients = g.weights[part];
+        b.poll = poll;
+        calls.push_back(b);
+      }
+      dy = {dx.data, dx.t, dx.b};
     }
-    for (int d = 0; d < s.directions; ++d) {
-      const Index part = layer * s.directions + d;
-      BackwardCall<T> b{};
-      b.weights = &packed.parts[part];
-      b.steps = call.steps, b.batch = call.batch, b.reverse = (d == 1) != s.reverse;
-      b.lengths = call.lengths.empty() ? nullptr : call.lengths.data();
-      b.x = x;
-      b.y = {y.data + d * s.hidden, y.t, y.b};
-      if (call.h0) b.h0 = call.h0 + part * state;
-      if (call.c0) b.c0 = call.c0 + part * state;
-      b.saved = tape.saved[part].get(), b.cells = tape.cells[part].get();
-      b.dy = {dy.data ? dy.data + d * s.hidden : nullptr, dy.t, dy.b};
-      if (g.dhn) b.dhn = g.dhn + part * state;
-      if (g.dcn) b.dcn = g.dcn + part * state;
-      b.dx = dx, b.dx_add = d > 0;
-      if (g.dh0) b.dh0 = g.dh0 + part * state;
-      if (g.dc0) b.dc0 = g.dc0 + part * state;
-      b.gradients = g.weights[part];
-      b.poll = poll;
-      if (const int status = cell.backward(b)) return status;
-    }
+    if (const int status = packed.cell().backward(calls.data(), int(calls.size()), group.layers > 1)) return status;
+    const Index layer = group.first_layer;
+    if (second.data) add_rows(second, dx, call.steps, call.batch, s.layer_input(layer));
     if (layer == 0) break;
-    if (call.dropout > 0) drop_rows(s, layer - 1, call.steps, call.batch, call.dropout, call.key, below.get(), below.get());
-    above = std::move(below);
-    dy = {above.get(), inner.t, inner.b};
+    for (Index above = layer + 1; above < s.layers; ++above) below[above] = {};
+    if (call.dropout > 0) drop_rows(s, layer - 1, call.steps, call.batch, call.dropout, call.key, below[layer].get(), below[layer].get());
   }
   return kOk;
 }
 
 template struct PackedStack<float>;
 template struct PackedStack<double>;
+template std::vector<GroupPlan> stack_plan(const CellKernels<float>&, const StackShape&, Index, Index, bool, bool);
+template std::vector<GroupPlan> stack_plan(const CellKernels<double>&, const StackShape&, Index, Index, bool, bool);
 template int stack_forward(const PackedStack<float>&, const StackCall<float>&, Tape<float>*);
 template int stack_forward(const PackedStack<double>&, const StackCall<double>&, Tape<double>*);
 template int stack_backward(const Tape<float>&, const StackGradients<float>&, Poll);

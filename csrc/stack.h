@@ -49,9 +49,11 @@ struct StackShape {
 // Weights of a whole stack, packed by one kernel set; immutable, so a running call keeps its snapshot.
 template <class T>
 struct PackedStack {
-  PackedStack(const KernelTable* table, const StackShape& shape, const std::vector<RawWeights<T>>& weights, bool backward);
+  PackedStack(const KernelTable* table, const StackShape& shape, Precision precision, const std::vector<RawWeights<T>>& weights,
+              bool backward);
   const KernelTable* table;
   StackShape shape;
+  Precision precision;
   bool backward;
   std::vector<PackedWeights<T>> parts;  // [layer * D + direction]
   Buffer<T> memory;
@@ -61,6 +63,7 @@ struct PackedStack {
     else
       return table->f64;
   }
+  const CellKernels<T>& cell() const { return kernels().cells[int(precision)][int(shape.cell)]; }
   const CellTraits& traits() const { return table->traits[int(shape.cell)]; }
 };
 
@@ -86,6 +89,15 @@ struct Tape {
   std::vector<Buffer<T>> outputs;       // of layers below the last, as they were
   std::vector<Buffer<T>> dropped;       // the same after dropout; empty without
 };
+
+// Which layers run as one group of kernel calls, and how: what stack_forward and stack_backward do, for explain().
+struct GroupPlan {
+  Index first_layer, layers;
+  CallPlan plan;
+};
+template <class T>
+std::vector<GroupPlan> stack_plan(const CellKernels<T>& cell, const StackShape& shape, Index steps, Index batch, bool dropout,
+                                  bool backward);
 
 // tape null: inference. Returns a Status.
 template <class T>

@@ -1,4 +1,6 @@
 // Stacks of recurrent layers: packing, forward, backward.
+#include <cmath>
+
 #include "../dispatch.h"
 #include "../stack.h"
 #include "arrays.h"
@@ -14,6 +16,18 @@ CellId cell_named(const std::string& name) {
     known += (i ? ", " : "") + std::string(cell);
   }
   fail("cell", "one of " + known, "'" + name + "'");
+}
+
+constexpr const char* kPrecisions[kPrecisionCount] = {"exact", "bfloat16", "int8"};
+
+template <class T>
+Precision precision_named(const std::string& name, bool backward) {
+  int i = 0;
+  while (i < kPrecisionCount && name != kPrecisions[i]) ++i;
+  if (i == kPrecisionCount) fail("precision", "one of exact, bfloat16, int8", "'" + name + "'");
+  if (i > 0 && sizeof(T) != 4) fail("precision", "exact for a float64 layer", "'" + name + "'");
+  if (Precision(i) == Precision::kInt8 && backward) fail("precision", "one that can be trained (int8 is for inference)", "'int8'");
+  return Precision(i);
 }
 
 std::string suffix(const StackShape& s, Index part) {
@@ -45,9 +59,23 @@ Raw raw_arrays(const StackShape& s, const CellTraits& traits, Index part, const 
   return raw;
 }
 
+// A scale needs finite weights: a NaN would be lost in the rounding.
+template <class T>
+void refuse_not_finite(const StackShape& s, const CellTraits& traits, Index part, const RawWeights<T>& raw) {
+  const Index rows = traits.gates * s.hidden;
+  const auto check = [&](const T* w, const char* name, Index n) {
+    for (Index i = 0; i < rows * n; ++i)
+      if (!std::isfinite(w[i]))
+        fail(name + suffix(s, part), "finite weights for int8", std::to_string(w[i]) + " in row " + std::to_string(i / n));
+  };
+  check(raw.weight_ih, "weight_ih", s.layer_input(part / s.directions));
+  check(raw.weight_hh, "weight_hh", s.hidden);
+}
+
 template <class T>
 std::shared_ptr<PackedStack<T>> pack_stack(const std::string& cell, Index input, Index hidden, Index layers, bool bidirectional,
-                                           const py::sequence& weights, bool backward, bool reverse) {
+                                           const py::sequence& weights, bool backward, bool reverse, const std::string& precision_name) {
+  const Precision precision = precision_named<T>(precision_name, backward);
   const StackShape s{cell_named(cell), input, hidden, layers, bidirectional ? 2 : 1, reverse};
   const std::pair<const char*, Index> sizes[] = {{"input_size", input}, {"hidden_size", hidden}, {"num_layers", layers}};
   for (const auto& [name, size] : sizes)
@@ -59,8 +87,10 @@ std::shared_ptr<PackedStack<T>> pack_stack(const std::string& cell, Index input,
   std::vector<py::object> held;
   for (Index part = 0; part < layers * s.directions; ++part)
     raw.push_back(raw_arrays<const T, RawWeights<T>>(s, table->traits[int(s.cell)], part, weights[part], "", false, held));
+  if (precision == Precision::kInt8)
+    for (Index part = 0; part < layers * s.directions; ++part) refuse_not_finite(s, table->traits[int(s.cell)], part, raw[part]);
   py::gil_scoped_release release;
-  return std::make_shared<PackedStack<T>>(table, s, raw, backward);
+  return std::make_shared<PackedStack<T>>(table, s, precision, raw, backward);
 }
 
 // What Python holds between forward and pullback. The arrays are kept alive here.
@@ -198,7 +228,8 @@ void bind_typed(py::module_& m, const char* packed_name, const char* tape_name) 
   using Packed = PackedStack<T>;
   py::class_<Packed, std::shared_ptr<Packed>>(m, packed_name)
       .def(py::init(&pack_stack<T>), py::arg("cell"), py::arg("input_size"), py::arg("hidden_size"), py::arg("num_layers"),
-           py::arg("bidirectional"), py::arg("weights"), py::arg("backward"), py::arg("reverse") = false)
+           py::arg("bidirectional"), py::arg("weights"), py::arg("backward"), py::arg("reverse") = false, py::arg("precision") = "exact")
+      .def_property_readonly("precision", [](const Packed& p) { return std::string(kPrecisions[int(p.precision)]); })
       .def_property_readonly("kernels", [](const Packed& p) { return std::string(p.table->name); })
       .def_property_readonly("backward", [](const Packed& p) { return p.backward; })
       .def_property_readonly("input_size", [](const Packed& p) { return p.shape.input; })

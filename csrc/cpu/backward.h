@@ -1,16 +1,27 @@
-// Backpropagation through time of one layer and direction, for any cell. Time is cut into chunks of max(1, 256 / B) whole
-// steps, anchored at t = 0. In a chunk, descending in processing order: the cell's backward, then dh = da R; then dx = da W;
-// then, while da is in cache, the chunk's share of dW, dR and the biases, from zero, added to the call's accumulators. So
-// the sums have one order, whatever the number of threads.
+// Backpropagation through time of one layer and direction, for any cell. The batch is cut into `parts` by a rule of B and H
+// alone, and time, for each part, into chunks of max(1, 256 / rows) whole steps, anchored at t = 0. A chunk, descending in
+// processing order: the cell's backward, then dh = da R; then dx = da W; then, while da is in cache, the chunk's share of
+// dW, dR and the biases, from zero, added to the part's sums. At the end the parts' sums are added in order. So all sums have
+// one order, whatever the number of threads, and threads that take different parts share nothing that is written.
 #pragma once
 #include "forward.h"
 
 namespace ost::OST_SET {
 
-constexpr Index kWeightRows = 256;  // rows summed in one chain of a weight gradient
+constexpr Index kWeightRows = 256;            // rows summed in one chain of a weight gradient
+constexpr Index kSumBytes = Index(32) << 20;  // what all parts' sums of R's gradient (and as much for W's) may take
 
-template <class C, class T>
+// 16 rows fill the tiles (4 rows where there are few); more than 8 parts would only add memory.
+inline Index gradient_parts(Index batch, Index bytes) {
+  Index parts = batch < 8 ? 1 : batch < 48 ? 2 : smaller<Index>(8, batch / 16);
+  while (parts > 1 && parts * bytes > kSumBytes) parts /= 2;
+  return parts;
+}
+
+template <class C, class P>
 class Backward {
+  using T = typename P::Real;
+  using W = typename P::Word;
   using V = Vec<T>;
   static constexpr int L = V::kLanes, kCount = kProductCount<C>, kLast = kPhaseCount<C> - 1;
   // A single recurrent product over the very columns of the input product shares its da (RNN, LSTM).
@@ -20,73 +31,89 @@ class Backward {
     const T *saved, *h, *c, *h1, *c1, *dy;
     T *da[kCount], *dparam, *emitted, *dh, *dc, *demitted;
   };
-  struct Workspace {  // one thread's
-    Row* rows;
-    const T **in, **init;
-    T** out;
-  };
 
  public:
-  explicit Backward(const BackwardCall<T>& call)
-      : call_(call),
-        s_(call.weights->input, call.weights->hidden),
-        clock_{call.steps, call.reverse, call.lengths},
-        plan_(make_plan(call.steps, call.batch, 2 * (s_.input + s_.hidden), C::kGates * s_.padded, s_.groups, 2 * kPhaseCount<C>)) {
-    shared_ = plan_.axis == Axis::kUnits;
-    row_chunks_ = shared_ ? 1 : plan_.threads * ceil_div(call.batch, plan_.threads * kChunkRows);
-    chunk_steps_ = larger<Index>(1, smaller<Index>(call.steps, kWeightRows / larger<Index>(1, call.batch)));
-    chunks_ = ceil_div(call.steps, chunk_steps_);
-    // Weight-gradient tasks: a group of a product, cut along the operand too where there are few groups.
-    parts_ = s_.groups * kCount >= 2 * plan_.threads ? 1 : plan_.threads;
+  using Call = BackwardCall<T>;
+  struct Space {  // one thread's; what the chunk produces is shared where a team works on one part
+    Row* rows;
+    const T **in, **init;
+    const W** words;
+    T** out;
+    W* encoded;
+    T *da[kCount], *dparams, *emitted;
+    const T **operand_rows[kCount], **da_rows[kCount];
+    const W **operand_words[kCount], **da_words[kCount];
+    W *woven_operands[kCount], *woven_da[kCount];
+    Index* block_ends;  // row count after each block of 256 rows of the part
+  };
+
+  static Schedule schedule(Index steps, Index batch, const Index* inputs, Index hidden, int calls, bool chained) {
+    const Layout<C, P> s(inputs[0], hidden);
+    Index operand = 0;
+    for (int i = 0; i < calls; ++i) operand += (inputs[i] + hidden) / calls;
+    const Index parts = gradient_parts(batch, 2 * hidden * C::kGates * hidden * Index(sizeof(T)));
+    // Two products of the forward's size a step, and the weight gradients, which do not wait for weights.
+    const Plan plan =
+        make_plan({steps, batch, calls, chained, 2 * operand, C::kGates * s.padded, s.groups, 2 * kPhaseCount<C>, parts, kFlops<P>});
+    return {plan, larger<Index>(1, smaller<Index>(steps, kWeightRows / larger<Index>(1, ceil_div(batch, parts)))), steps, batch};
   }
 
-  int run() {
-    if (call_.batch == 0) return kOk;
-    Arena spaces, arena;
-    spaces_ = spaces.make<Workspace>(plan_.threads);
-    if (!spaces_) return kNoMemory;
-    layout_memory(arena);
-    if (!arena.allocate()) return kNoMemory;
-    layout_memory(arena);
-    fill_zero(zeros_, zero_count());
-    for (int q = 0; q < kCount; ++q) fill_zero(weight_sums_[q], s_.depth(q) * s_.width(q)), fill_zero(bias_sums_[q], s_.width(q));
-    fill_zero(param_sums_, C::kParams * s_.padded);
-    load_states();
-    run_team(plan_.threads, [](void* self, int index, int count) { static_cast<Backward*>(self)->work(index, count); }, this);
-    if (stop_) return kStopped;
-    store_states();
-    return kOk;
-  }
+  Backward(const Call& call, const Schedule& schedule)
+      : call_(call), schedule_(schedule), s_(call.weights->input, call.weights->hidden), clock_{call.steps, call.reverse, call.lengths} {}
+  static void* operator new(std::size_t, void* at) { return at; }
 
- private:
-  Index zero_count() const { return larger(s_.padded, s_.input) + kMaxVectors * L; }
+  static void layout_space(Arena& arena, Space* spaces, int i, const Schedule& c, Index most_input, Index hidden) {
+    const Layout<C, P> s(most_input, hidden);
+    const Index lane_rows = ceil_div(c.batch, c.plan.parts), rows = c.block_steps * lane_rows;
+    Space& w = spaces[i];
+    const bool shared = c.plan.spread == Spread::kUnits && i > 0;
+    if (shared) w = spaces[0];
+    w.rows = arena.take<Row>(lane_rows);
+    w.in = arena.take<const T*>(rows);
+    w.init = arena.take<const T*>(rows);
+    w.words = arena.take<const W*>(rows);
+    w.out = arena.take<T*>(rows);
+    Index most = 0;
+    for (int q = 0; q < kCount; ++q) most = larger(most, row_words<P>(s.width(q)));
+    w.encoded = arena.take<W>(rows * most);
+    if (shared) return;
+    for (int q = 0; q < kCount; ++q) {
+      const bool same = q == 1 && kSharedDa;
+      w.da[q] = same ? w.da[0] : arena.take<T>(rows * s.row_stride(q));
+      w.operand_rows[q] = arena.take<const T*>(rows);
+      w.da_rows[q] = same ? w.da_rows[0] : arena.take<const T*>(rows);
+      if constexpr (P::kEncodes) {
+        const Index woven = woven_rows(c, lane_rows);
+        w.operand_words[q] = arena.take<const W*>(woven);
+        w.da_words[q] = same ? w.da_words[0] : arena.take<const W*>(woven);
+        w.woven_operands[q] = arena.take<W>(woven * s.depth(q));
+        w.woven_da[q] = same ? w.woven_da[0] : arena.take<W>(woven * s.row_stride(q));
+      }
+    }
+    w.dparams = arena.take<T>(rows * C::kParams * s.padded);
+    w.emitted = arena.take<T>(kLast > 0 ? rows * s.padded : 0);
+    w.block_ends = arena.take<Index>(ceil_div(lane_rows, kWeightRows) + 1);
+  }
+  static void describe(const Schedule& schedule, const Index* inputs, Index hidden, int calls, CallPlan* out) {
+    Forward<C, P>::describe(schedule, inputs, hidden, calls, out);
+    out->workspace_bytes = Team<Backward>::workspace(schedule, inputs, hidden, calls);
+  }
+  Backward(const Schedule& schedule, Index input, Index hidden) : schedule_(schedule), s_(input, hidden) {}  // to measure
+
   void layout_memory(Arena& arena) {
-    const Index rows = chunk_steps_ * call_.batch;
     zeros_ = arena.take<T>(zero_count());
     for (int q = 0; q < kCount; ++q) {
-      da_[q] = q == 1 && kSharedDa ? da_[0] : arena.take<T>(rows * s_.row_stride(q));
-      weight_sums_[q] = arena.take<T>(s_.depth(q) * s_.width(q));
-      bias_sums_[q] = q == 1 && kSharedDa ? bias_sums_[0] : arena.take<T>(s_.width(q));
-      operand_rows_[q] = arena.take<const T*>(rows);
-      da_rows_[q] = arena.take<const T*>(rows);
+      weight_sums_[q] = arena.take<T>(parts() * s_.depth(q) * s_.width(q));
+      bias_sums_[q] = q == 1 && kSharedDa ? bias_sums_[0] : arena.take<T>(parts() * s_.width(q));
     }
-    dparams_ = arena.take<T>(rows * C::kParams * s_.padded);
-    param_sums_ = arena.take<T>(C::kParams * s_.padded);
-    dh_ = arena.take<T>(call_.batch * s_.padded);
-    dc_ = arena.take<T>(C::kStates > 1 ? call_.batch * s_.padded : 0);
-    c0_ = arena.take<T>(C::kStates > 1 ? call_.batch * s_.padded : 0);
-    demitted_ = arena.take<T>(kLast > 0 ? call_.batch * s_.padded : 0);
-    emitted_ = arena.take<T>(kLast > 0 ? rows * s_.padded : 0);
-    block_ends_ = arena.take<Index>(ceil_div(call_.batch, kWeightRows) + 1);
-    for (int i = 0; i < plan_.threads; ++i) {
-      Workspace& w = spaces_[i];
-      w.rows = arena.take<Row>(call_.batch);
-      w.in = arena.take<const T*>(rows);
-      w.init = arena.take<const T*>(rows);
-      w.out = arena.take<T*>(rows);
-    }
+    param_sums_ = arena.take<T>(parts() * C::kParams * s_.padded);
+    dh_ = arena.take<T>(schedule_.batch * s_.padded);
+    dc_ = arena.take<T>(C::kStates > 1 ? schedule_.batch * s_.padded : 0);
+    c0_ = arena.take<T>(C::kStates > 1 ? schedule_.batch * s_.padded : 0);
+    demitted_ = arena.take<T>(kLast > 0 ? schedule_.batch * s_.padded : 0);
   }
-  void load_states() {
+  void begin() {
+    fill_zero(zeros_, zero_count());
     for (Index b = 0; b < call_.batch; ++b)
       for (Index u = 0; u < s_.padded; ++u) {
         const bool in = u < s_.hidden;
@@ -96,7 +123,35 @@ class Backward {
         c0_[b * s_.padded + u] = in && call_.c0 ? call_.c0[b * s_.hidden + u] : T(0);
       }
   }
-  void store_states() {
+
+  // The rows of one part through one chunk of steps, taken from the end of the sequence as it was processed.
+  void run_block(Space& w, Index part, Index block, Barrier* barrier, int index, int count) {
+    const Index last = schedule_.blocks() - 1, chunk = call_.reverse ? block : last - block;
+    const Index t0 = chunk * schedule_.block_steps, t1 = smaller(call_.steps, t0 + schedule_.block_steps);
+    const Range rows = part_of(call_.batch, part, parts()), groups = part_of(s_.groups, index, count);
+    const Sync sync{barrier, count};
+    if (block == 0) clear_sums(part, groups);
+    if (index == 0) list_rows(w, rows, t0, t1);
+    through_time(w, rows, t0, t1, groups, index, sync);  // after it the list is there for all
+    if (call_.dx.data) input_gradient(w, rows, t0, t1, index, count);
+    const Index n = w.block_ends[ceil_div(rows.end - rows.begin, kWeightRows) - 1];
+    if constexpr (P::kEncodes) {
+      weave(w, rows, n, index, count);
+      sync();
+    }
+    // Each thread owns groups of columns of the sums; where there are few groups, the operand is cut too.
+    const Index cuts = s_.groups * kCount >= 2 * count ? 1 : count, tasks = kCount * s_.groups * cuts;
+    for (Index task = index; task < tasks; task += count) weight_task(w, rows, part, task, cuts);
+  }
+
+  // Adds the parts' sums of a share of the groups to the caller's gradients, in the caller's layout.
+  static constexpr bool kFinishes = true;
+  void finish(int index, int count) {
+    if (call_.steps == 0) return;  // no block has cleared the sums
+    const Range groups = part_of(s_.groups, index, count);
+    for (Index g = groups.begin; g < groups.end; ++g) add_gradients(g);
+  }
+  void end() {
     for (Index b = 0; b < call_.batch; ++b)
       for (Index u = 0; u < s_.hidden; ++u) {
         if (call_.dh0) call_.dh0[b * s_.hidden + u] = dh_[b * s_.padded + u];
@@ -104,72 +159,67 @@ class Backward {
       }
   }
 
-  void work(int index, int count) {
-    Workspace& w = spaces_[index];
-    // Chunks are anchored at t = 0 and taken from the end of the sequence as it was processed.
-    for (Index i = 0; i < chunks_; ++i) {
-      const Index chunk = call_.reverse ? i : chunks_ - 1 - i;
-      const Index t0 = chunk * chunk_steps_, t1 = smaller(call_.steps, t0 + chunk_steps_);
-      if (index == 0) {
-        if (call_.poll.ask && call_.poll.ask(call_.poll.context)) stop_ = 1;
-        list_rows(t0, t1);
-        next_task_ = 0;
-      }
-      barrier_wait(&barrier_, count);
-      if (stop_) return;
-      if (shared_)
-        through_time(w, 0, call_.batch, t0, t1, part_of(s_.groups, index, count), index, count);
-      else
-        for (Index c; (c = __atomic_fetch_add(&next_rows_, 1, __ATOMIC_RELAXED)) < row_chunks_;) {
-          const Range rows = part_of(call_.batch, c, row_chunks_);
-          through_time(w, rows.begin, rows.end, t0, t1, {0, s_.groups}, 0, 1);
-        }
-      barrier_wait(&barrier_, count);
-      if (index == 0) next_rows_ = 0;
-      const Index tasks = kCount * s_.groups * parts_;
-      for (Index task; (task = __atomic_fetch_add(&next_task_, 1, __ATOMIC_RELAXED)) < tasks;) weight_task(task);
-      barrier_wait(&barrier_, count);
+ private:
+  struct Sync {
+    Barrier* barrier;
+    int count;
+    OST_HD void operator()() const {
+      if (count > 1) barrier_wait(barrier, count);
     }
-    // Groups own their rows of the weights, so threads never meet here.
-    const Range groups = part_of(s_.groups, index, count);
-    for (Index g = groups.begin; g < groups.end; ++g) add_gradients(g);
-  }
+  };
 
-  Index chunk_row(Index t, Index t0, Index b) const { return (t - t0) * call_.batch + b; }
+  Index parts() const { return schedule_.plan.parts; }
+  Index zero_count() const { return larger(s_.padded, s_.input) + kMaxVectors * L; }
+  static Index woven_rows(const Schedule& c, Index lane_rows) {  // each block of 256 rows of the part may end in an odd one
+    return words<P>(c.block_steps * lane_rows) + ceil_div(lane_rows, kWeightRows);
+  }
+  const W* transposed(int q) const { return static_cast<const W*>(call_.weights->transposed[q]); }
+
+  void clear_sums(Index part, Range groups) {
+    for (int q = 0; q < kCount; ++q) {
+      const int columns = product_columns<C>(q).count();
+      const Index begin = s_.offset(groups.begin, columns), end = smaller(s_.width(q), s_.offset(groups.end, columns));
+      if (begin >= end) continue;
+      for (Index k = 0; k < s_.depth(q); ++k) fill_zero(weight_sums(q, part) + k * s_.width(q) + begin, end - begin);
+      fill_zero(bias_sums_[q] + part * s_.width(q) + begin, end - begin);
+    }
+    if (groups.begin == 0) fill_zero(param_sums_ + part * C::kParams * s_.padded, C::kParams * s_.padded);
+  }
+  T* weight_sums(int q, Index part) { return weight_sums_[q] + part * s_.depth(q) * s_.width(q); }
+
+  Index chunk_row(Index t, Index t0, Range rows, Index b) const { return (t - t0) * (rows.end - rows.begin) + b - rows.begin; }
   const T* hidden_before(Index t, Index b) const {
     return !clock_.first(t, b) ? at(call_.y, clock_.before(t), b) : call_.h0 ? call_.h0 + b * s_.hidden : zeros_;
   }
 
-  // The active rows of the chunk, in one fixed order (blocks of 256 rows of the batch, t, b), for the weight gradients.
-  void list_rows(Index t0, Index t1) {
+  // The active rows of the chunk, in one fixed order (blocks of 256 rows of the part, t, b), for the weight gradients.
+  void list_rows(Space& w, Range rows, Index t0, Index t1) {
     Index n = 0, block = 0;
-    for (Index b0 = 0; b0 < call_.batch; b0 += kWeightRows) {
+    for (Index b0 = rows.begin; b0 < rows.end; b0 += kWeightRows) {
       for (Index t = t0; t < t1; ++t)
-        for (Index b = b0; b < smaller(call_.batch, b0 + kWeightRows); ++b) {
+        for (Index b = b0; b < smaller(rows.end, b0 + kWeightRows); ++b) {
           if (!clock_.active(t, b)) continue;
-          const Index row = chunk_row(t, t0, b);
+          const Index row = chunk_row(t, t0, rows, b);
           for (int q = 0; q < kCount; ++q) {
-            operand_rows_[q][n] = q == 0                                          ? at(call_.x, t, b)
-                                  : C::kPhases[q - 1].operand == Operand::kHidden ? hidden_before(t, b)
-                                                                                  : emitted_ + row * s_.padded;
-            da_rows_[q][n] = da_[q] + row * s_.row_stride(q);
+            w.operand_rows[q][n] = q == 0                                          ? at(call_.x, t, b)
+                                   : C::kPhases[q - 1].operand == Operand::kHidden ? hidden_before(t, b)
+                                                                                   : w.emitted + row * s_.padded;
+            w.da_rows[q][n] = w.da[q] + row * s_.row_stride(q);
           }
           ++n;
         }
-      block_ends_[block++] = n;
+      w.block_ends[block++] = n;
     }
   }
 
-  void sync(int count) { barrier_wait(&barrier_, count); }
-
-  void through_time(Workspace& w, Index b0, Index b1, Index t0, Index t1, Range groups, int index, int count) {
+  void through_time(Space& w, Range rows, Index t0, Index t1, Range groups, int index, Sync sync) {
     for (Index i = 0; i < t1 - t0; ++i) {
       const Index t = call_.reverse ? t0 + i : t1 - 1 - i;
       Index n = 0;
-      for (Index b = b0; b < b1; ++b) {
+      for (Index b = rows.begin; b < rows.end; ++b) {
         if (!clock_.active(t, b)) continue;
         Row& row = w.rows[n++];
-        const Index r = chunk_row(t, t0, b), tb = t * call_.batch + b;
+        const Index r = chunk_row(t, t0, rows, b), tb = t * call_.batch + b;
         row.saved = call_.saved + tb * C::kSaved * s_.padded;
         row.h = hidden_before(t, b);
         row.h1 = at(call_.y, t, b);
@@ -179,49 +229,48 @@ class Backward {
           row.dc = dc_ + b * s_.padded;
         }
         row.dy = call_.dy.data ? at(call_.dy, t, b) : nullptr;
-        for (int q = 0; q < kCount; ++q) row.da[q] = da_[q] + r * s_.row_stride(q);
-        row.dparam = dparams_ + r * C::kParams * s_.padded;
-        row.emitted = emitted_ + r * s_.padded;
+        for (int q = 0; q < kCount; ++q) row.da[q] = w.da[q] + r * s_.row_stride(q);
+        row.dparam = w.dparams + r * C::kParams * s_.padded;
+        row.emitted = w.emitted + r * s_.padded;
         row.dh = dh_ + b * s_.padded;
         row.demitted = demitted_ + b * s_.padded;
       }
-      phases<kLast>(w, n, groups, index, count);
+      phases<kLast>(w, n, groups, index, sync);
     }
-    if (call_.dx.data) input_gradient(w, b0, b1, t0, t1, index, count);
   }
 
-  template <int P>
-  OST_HD void phases(Workspace& w, Index n, Range groups, int index, int count) {
-    phase<P>(w, n, groups, index, count);
-    if constexpr (P > 0) phases<P - 1>(w, n, groups, index, count);
+  template <int F>
+  OST_HD void phases(Space& w, Index n, Range groups, int index, Sync sync) {
+    phase<F>(w, n, groups, index, sync);
+    if constexpr (F > 0) phases<F - 1>(w, n, groups, index, sync);
   }
 
-  template <int P>
-  OST_HD void phase(Workspace& w, Index n, Range groups, int index, int count) {
-    constexpr Phase phase = C::kPhases[P];
+  template <int F>
+  OST_HD void phase(Space& w, Index n, Range groups, int index, Sync sync) {
+    constexpr Phase phase = C::kPhases[F];
     for (Index i = 0; i < n; ++i)
       for (Index g = groups.begin; g < groups.end; ++g) {
         const int units = s_.units(g);
-        for (int u = 0; u < units; ++u) cell<P>(w.rows[i], g, units, u);
+        for (int u = 0; u < units; ++u) cell<F>(w.rows[i], g, units, u);
       }
-    if (shared_) sync(count);
+    sync();
     if constexpr (phase.product.count() > 0) {
-      constexpr int q = P + 1;
+      constexpr int q = F + 1;
       for (Index i = 0; i < n; ++i) {
-        w.in[i] = w.rows[i].da[q];
+        w.words[i] = P::encode(w.rows[i].da[q], s_.width(q), w.encoded + i * row_words<P>(s_.width(q)));
         w.out[i] = phase.operand == Operand::kHidden ? w.rows[i].dh : w.rows[i].demitted;
         w.init[i] = phase.operand == Operand::kHidden ? w.rows[i].dh : zeros_;  // dh holds the direct gradient
       }
-      const Range outputs = part_of(plain_groups(s_.vectors), index, count);
-      rows_product(n, s_.width(q), w.in, call_.weights->transposed[q], s_.vectors, outputs.begin, outputs.end, w.init, w.out);
-      if (shared_) sync(count);
+      const Range outputs = part_of(plain_groups(s_.vectors), index, sync.count);
+      rows_product<P>(n, words<P>(s_.width(q)), w.words, transposed(q), s_.vectors, outputs.begin, outputs.end, w.init, w.out);
+      sync();
     }
   }
 
-  template <int P>
+  template <int F>
   OST_HD void cell(const Row& row, Index g, int units, int u) {
-    constexpr Phase phase = C::kPhases[P];
-    const Index first = (g * Layout<C, T>::U + u) * L, left = s_.hidden - first;
+    constexpr Phase phase = C::kPhases[F];
+    const Index first = (g * Layout<C, P>::U + u) * L, left = s_.hidden - first;
     BackwardIn<C, V> in;
     BackwardOut<C, V> out;
     const T* saved = row.saved + s_.offset(g, C::kSaved);
@@ -238,14 +287,14 @@ class Backward {
       out.dprevious[1] = V(T(0));
     }
     for (int k = 0; k < C::kParams; ++k) in.param[k] = V::load(call_.weights->params + k * s_.padded + first);
-    if constexpr (P < kLast) {
+    if constexpr (F < kLast) {
       in.demitted = V::load(row.demitted + first);
       keep_lanes(C::emitted(in.saved, in.previous), left).store(row.emitted + first);
     }
-    C::template backward<P>(in, out);
+    C::template backward<F>(in, out);
     if (left < L) {
       for (int column = phase.own.begin; column < phase.own.end; ++column) out.da[column] = keep_lanes(out.da[column], left);
-      if constexpr (P == 0) {
+      if constexpr (F == 0) {
         for (int k = 0; k < C::kStates; ++k) out.dprevious[k] = keep_lanes(out.dprevious[k], left);
         for (int k = 0; k < C::kParams; ++k) out.dparam[k] = keep_lanes(out.dparam[k], left);
       }
@@ -257,102 +306,145 @@ class Backward {
       for (int column = phase.own.begin; column < phase.own.end; ++column)
         if (columns.has(column)) out.da[column].store(da + ((column - columns.begin) * units + u) * L);
     }
-    if constexpr (P == 0) {  // the last to run, and the only one that sets dprevious
+    if constexpr (F == 0) {  // the last to run, and the only one that sets dprevious
       out.dprevious[0].store(row.dh + first);
       if constexpr (C::kStates > 1) out.dprevious[1].store(row.dc + first);
       for (int k = 0; k < C::kParams; ++k) out.dparam[k].store(row.dparam + k * s_.padded + first);
     }
   }
 
-  void input_gradient(Workspace& w, Index b0, Index b1, Index t0, Index t1, int index, int count) {
+  void input_gradient(Space& w, Range rows, Index t0, Index t1, int index, int count) {
     Index n = 0;
-    const Range mine = part_of((t1 - t0) * (b1 - b0), index, count);
+    const Index width = rows.end - rows.begin;
+    const Range mine = part_of((t1 - t0) * width, index, count);
     for (Index i = mine.begin; i < mine.end; ++i) {
-      const Index t = t0 + i / (b1 - b0), b = b0 + i % (b1 - b0);
+      const Index t = t0 + i / width, b = rows.begin + i % width;
       T* dx = at(call_.dx, t, b);
       if (clock_.active(t, b)) {
-        w.in[n] = da_[0] + chunk_row(t, t0, b) * s_.row_stride(0);
+        w.words[n] =
+            P::encode(w.da[0] + chunk_row(t, t0, rows, b) * s_.row_stride(0), s_.width(0), w.encoded + n * row_words<P>(s_.width(0)));
         w.out[n++] = dx;
       } else if (!call_.dx_add) {
         fill_zero(dx, s_.input);
       }
     }
-    rows_product_exact(n, s_.width(0), w.in, call_.weights->transposed[0], s_.input, zeros_, w.out, call_.dx_add);
+    rows_product_exact<P>(n, words<P>(s_.width(0)), w.words, transposed(0), s_.input, zeros_, w.out, call_.dx_add);
   }
 
-  // The chunk's share of dW (q = 0) or dR for one group of columns and one part of the operand; with part 0 go the biases.
-  void weight_task(Index task) {
+  // Words of kPack rows each of the operands and of da, for the weight gradients.
+  void weave(Space& w, Range rows, Index n, int index, int count) {
+    for (int q = 0; q < kCount; ++q) {
+      Index to = 0;
+      for (Index r = 0, block = 0; r < n; r = w.block_ends[block++])
+        for (Index i = r; i < w.block_ends[block]; i += P::kPack, ++to) {
+          w.operand_words[q][to] = w.woven_operands[q] + to * s_.depth(q);
+          w.da_words[q][to] = w.woven_da[q] + to * s_.row_stride(q);
+          if (to % count != index) continue;
+          const T *operands[P::kPack], *da[P::kPack];
+          for (int k = 0; k < P::kPack; ++k) {
+            const bool there = i + k < w.block_ends[block];
+            operands[k] = there ? w.operand_rows[q][i + k] : nullptr;
+            da[k] = there ? w.da_rows[q][i + k] : nullptr;
+          }
+          P::weave(operands, s_.depth(q), w.woven_operands[q] + to * s_.depth(q));
+          if (!(q == 1 && kSharedDa)) P::weave(da, s_.width(q), w.woven_da[q] + to * s_.row_stride(q));
+        }
+    }
+    (void)rows;
+  }
+
+  // The chunk's share of dW (q = 0) or dR for one group of columns and one cut of the operand; with cut 0 go the biases.
+  void weight_task(Space& w, Range rows, Index part, Index task, Index cuts) {
     const int q = int(task % kCount);
-    const Index g = task / kCount % s_.groups, part = task / kCount / s_.groups;
+    const Index g = task / kCount % s_.groups, cut = task / kCount / s_.groups;
     const int columns = product_columns<C>(q).count();
     const int vectors = columns * s_.units(g);
     if (vectors == 0) return;
     const Index first = s_.offset(g, columns), stride = s_.width(q);
-    const Range depth = part_of(s_.depth(q), part, parts_);
-    for (Index r = 0, block = 0; r < block_ends_[ceil_div(call_.batch, kWeightRows) - 1]; r = block_ends_[block++]) {
-      const Index n = block_ends_[block] - r;
-      outer_product(n, operand_rows_[q] + r, depth, da_rows_[q] + r, first / L, vectors, weight_sums_[q], stride);
-      if (part != 0 || (q == 1 && kSharedDa)) continue;
+    const Range depth = part_of(s_.depth(q), cut, cuts);
+    const Index total = w.block_ends[ceil_div(rows.end - rows.begin, kWeightRows) - 1];
+    for (Index r = 0, block = 0, to = 0; r < total; r = w.block_ends[block++]) {
+      const Index n = w.block_ends[block] - r;
+      if constexpr (P::kEncodes) {
+        outer_product<P>(words<P>(n), w.operand_words[q] + to, depth, w.da_words[q] + to, first / L, vectors, weight_sums(q, part), stride);
+        to += words<P>(n);
+      } else {
+        outer_product<P>(n, w.operand_rows[q] + r, depth, w.da_rows[q] + r, first / L, vectors, weight_sums(q, part), stride);
+      }
+      if (cut != 0 || (q == 1 && kSharedDa)) continue;
       for (int v = 0; v < vectors; ++v) {
         V sum(T(0));
-        for (Index k = 0; k < n; ++k) sum = sum + V::load(da_rows_[q][r + k] + first + v * L);
-        T* to = bias_sums_[q] + first + v * L;
-        (V::load(to) + sum).store(to);
+        for (Index k = 0; k < n; ++k) sum = sum + V::load(w.da_rows[q][r + k] + first + v * L);
+        T* to_sum = bias_sums_[q] + part * s_.width(q) + first + v * L;
+        (V::load(to_sum) + sum).store(to_sum);
       }
       if constexpr (C::kParams > 0)
-        if (q == 0) param_sums(g, r, n);
+        if (q == 0) param_sums(w, part, g, r, n);
     }
   }
 
-  void param_sums(Index g, Index r, Index n) {
+  void param_sums(Space& w, Index part, Index g, Index r, Index n) {
+    T* sums = param_sums_ + part * C::kParams * s_.padded;
     for (int k = 0; k < C::kParams; ++k)
       for (int u = 0; u < s_.units(g); ++u) {
-        const Index first = k * s_.padded + (g * Layout<C, T>::U + u) * L;
+        const Index first = k * s_.padded + (g * Layout<C, P>::U + u) * L;
         V sum(T(0));
         for (Index i = 0; i < n; ++i) {
-          const Index row = (da_rows_[0][r + i] - da_[0]) / s_.row_stride(0);
-          sum = sum + V::load(dparams_ + row * C::kParams * s_.padded + first);
+          const Index row = (w.da_rows[0][r + i] - w.da[0]) / s_.row_stride(0);
+          sum = sum + V::load(w.dparams + row * C::kParams * s_.padded + first);
         }
-        (V::load(param_sums_ + first) + sum).store(param_sums_ + first);
+        (V::load(sums + first) + sum).store(sums + first);
       }
   }
 
-  // Adds the sums of one group to the caller's gradients, in the caller's layout.
+  // The sum over parts, in order, of L elements at `sums`, which lie `stride` apart.
+  V over_parts(const T* sums, Index stride) const {
+    V sum = V::load(sums);
+    for (Index part = 1; part < parts(); ++part) sum = sum + V::load(sums + part * stride);
+    return sum;
+  }
+
   void add_gradients(Index g) {
     for (int q = 0; q < kCount; ++q) {
       T* weight = q == 0 ? call_.gradients.weight_ih : call_.gradients.weight_hh;
       T* bias = q == 0 ? call_.gradients.bias_ih : call_.gradients.bias_hh;
       const Index depth = s_.depth(q), width = s_.width(q);
-      for_vectors<C, T>(s_, q, g, [&](Index position, Index row, int lanes) {
+      for_vectors<C, P>(s_, q, g, [&](Index position, Index row, int lanes) {
         if (weight)
-          for (Index k0 = 0; k0 < depth; k0 += 16)  // a square of 16 at a time: the transposition stays in L1
-            for (int lane = 0; lane < lanes; ++lane)
-              for (Index k = k0; k < smaller(depth, k0 + 16); ++k)
-                weight[(row + lane) * depth + k] += weight_sums_[q][k * width + position + lane];
-        if (bias)
-          for (int lane = 0; lane < lanes; ++lane) bias[row + lane] += bias_sums_[q][position + lane];
+          for (Index k0 = 0; k0 < depth; k0 += L) {
+            const int left = int(smaller<Index>(L, depth - k0));
+            V square[L];
+            for (int k = 0; k < L; ++k)
+              square[k] = k < left ? over_parts(weight_sums_[q] + (k0 + k) * width + position, depth * width) : V(T(0));
+            transpose_rows<Exact<T>>(square);
+            for (int lane = 0; lane < lanes; ++lane) {
+              T* to = weight + (row + lane) * depth + k0;
+              if (left == L)
+                (V::load(to) + square[lane]).store(to);
+              else
+                (V::load_part(to, left) + square[lane]).store_part(to, left);
+            }
+          }
+        if (bias) {
+          T sums[L];
+          over_parts(bias_sums_[q] + position, width).store(sums);
+          for (int lane = 0; lane < lanes; ++lane) bias[row + lane] += sums[lane];
+        }
       });
     }
     if (call_.gradients.params)
       for (int k = 0; k < C::kParams; ++k)
-        for (Index u = g * Layout<C, T>::U * L; u < smaller(s_.hidden, (g + 1) * Layout<C, T>::U * L); ++u)
-          call_.gradients.params[k * s_.hidden + u] += param_sums_[k * s_.padded + u];
+        for (Index u = g * Layout<C, P>::U * L; u < smaller(s_.hidden, (g + 1) * Layout<C, P>::U * L); ++u)
+          for (Index part = 0; part < parts(); ++part)
+            call_.gradients.params[k * s_.hidden + u] += param_sums_[(part * C::kParams + k) * s_.padded + u];
   }
 
-  const BackwardCall<T>& call_;
-  Layout<C, T> s_;
-  Clock clock_;
-  Plan plan_;
-  bool shared_;
-  Index row_chunks_, chunk_steps_, chunks_, parts_;
-  Workspace* spaces_;
-  T *zeros_, *da_[kCount], *weight_sums_[kCount], *bias_sums_[kCount], *dparams_, *param_sums_;
-  T *dh_, *dc_, *c0_, *demitted_, *emitted_;
-  const T **operand_rows_[kCount], **da_rows_[kCount];
-  Index* block_ends_;  // row count after each block of 256 rows of the batch
-  Barrier barrier_;
-  Index next_rows_ = 0, next_task_ = 0;
-  int stop_ = 0;
+  Call call_{};
+  const Schedule& schedule_;
+  Layout<C, P> s_;
+  Clock clock_{};
+  T *zeros_, *weight_sums_[kCount], *bias_sums_[kCount], *param_sums_;
+  T *dh_, *dc_, *c0_, *demitted_;
 };
 
 }  // namespace ost::OST_SET

@@ -1,21 +1,33 @@
-// One kernel set: this file is compiled once per instruction set and dtype, with OST_SET, OST_REAL and the compiler's flags.
+// One kernel set: this file is compiled once per instruction set and kind of numbers, with OST_SET, OST_KIND and the
+// compiler's flags. OST_KIND is exact_float, exact_double or low (bfloat16 and bytes).
 #include "../cells/list.h"
+#include "backward.h"
 #include "linear.h"
 #include "train.h"
 
 namespace ost::OST_SET {
 
-template <class C, class T>
-int forward(const ForwardCall<T>& call) {
-  return Forward<C, T>(call).run();
+template <class C, class P, class T = typename P::Real>
+int forward(const ForwardCall<T>* calls, int count, bool chained) {
+  return Team<Forward<C, P>>(calls, count, chained).run();
 }
-template <class C, class T>
-int backward(const BackwardCall<T>& call) {
-  return Backward<C, T>(call).run();
+template <class C, class P, class T = typename P::Real>
+int backward(const BackwardCall<T>* calls, int count, bool chained) {
+  return Team<Backward<C, P>>(calls, count, chained).run();
 }
-template <class C, class T>
+template <class C, class P>
 Index packed_size(Index input, Index hidden, bool backward) {
-  return Layout<C, T>(input, hidden).packed_size(backward);
+  return Layout<C, P>(input, hidden).packed_size(backward);
+}
+template <class C, class P, class T = typename P::Real>
+int pack(const RawWeights<T>& raw, Index input, Index hidden, bool backward, T* memory, PackedWeights<T>* out) {
+  return Pack<C, P>(raw, input, hidden, backward, memory, out).run();
+}
+template <class C, class P>
+void plan(Index steps, Index batch, const Index* inputs, Index hidden, int calls, bool chained, bool backward, CallPlan* out) {
+  if constexpr (P::kHead == 0)
+    if (backward) return Team<Backward<C, P>>::describe(steps, batch, inputs, hidden, calls, chained, out);
+  Team<Forward<C, P>>::describe(steps, batch, inputs, hidden, calls, chained, out);
 }
 
 template <class T>
@@ -46,23 +58,53 @@ constexpr bool fits_driver() {
   return fits;
 }
 
-template <class T, class... N>
-void fill_cells(TypedKernels<T>& table, CellList<N...>) {
-  static_assert((Cell<typename N::Cell> && ...) && (fits_driver<typename N::Cell>() && ...) && sizeof...(N) == kCellCount);
-  ((table.cells[int(N::id)] = {packed_size<typename N::Cell, T>, pack<typename N::Cell, T>, forward<typename N::Cell, T>,
-                               backward<typename N::Cell, T>}),
-   ...);
+template <class C, class P>
+CellKernels<typename P::Real> cell_kernels() {
+  static_assert(Cell<C> && fits_driver<C>());
+  CellKernels<typename P::Real> k{packed_size<C, P>, pack<C, P>, forward<C, P>, nullptr, plan<C, P>};
+  if constexpr (P::kHead == 0) k.backward = backward<C, P>;
+  return k;
+}
+template <class P, class... N>
+void fill_cells(CellKernels<typename P::Real>* cells, CellList<N...>) {
+  static_assert(sizeof...(N) == kCellCount);
+  ((cells[int(N::id)] = cell_kernels<typename N::Cell, P>()), ...);
 }
 
-// Declared by dispatch.cpp for every set and dtype.
-void fill(TypedKernels<OST_REAL>& table) {
-  using T = OST_REAL;
+template <class T>
+void fill_exact(TypedKernels<T>& table) {
   table.lanes = Vec<T>::kLanes;
-  fill_cells(table, Cells());
+  fill_cells<Exact<T>>(table.cells[int(Precision::kExact)], Cells());
   table.linear = {linear_packed_size<T>, linear_pack<T>, linear_forward<T>, linear_backward<T>};
   table.train = {softmax_cross_entropy<T>, embedding_gather<T>, embedding_scatter<T>, square_sum<T>, adam<T>, map_tanh<T>,
                  map_sigmoid<T>,           map_exp<T>};
   table.fma_peak = fma_peak<T>;
+  table.read_bandwidth = read_bandwidth<T>;
 }
+
+// Declared by dispatch.cpp for every set.
+#define exact_float 1
+#define exact_double 2
+#define low 3
+#if OST_KIND == exact_float
+void fill(TypedKernels<float>& table) { fill_exact(table); }
+#elif OST_KIND == exact_double
+void fill(TypedKernels<double>& table) { fill_exact(table); }
+#else
+void fill_low(KernelTable& table) {
+#if defined(__AVX512BF16__)
+  table.bfloat16 = "VDPBF16PS";
+#else
+  table.bfloat16 = "widened to float32";
+#endif
+#if defined(__AVX512VNNI__)
+  table.int8 = "VPDPBUSD";
+#else
+  table.int8 = "widened to 16 bits";
+#endif
+  fill_cells<BFloat>(table.f32.cells[int(Precision::kBfloat16)], Cells());
+  fill_cells<Int8>(table.f32.cells[int(Precision::kInt8)], Cells());
+}
+#endif
 
 }  // namespace ost::OST_SET

@@ -8,6 +8,7 @@
 #pragma once
 #include "../core/cell.h"
 #include "product.h"
+#include "schedule.h"
 
 namespace ost::OST_SET {
 
@@ -34,9 +35,11 @@ constexpr int units_per_group() {
   return narrowest == 1 ? 4 : narrowest == 2 ? 2 : 1;
 }
 
-template <class C, class T>
+template <class C, class P>
 struct Layout {
+  using T = typename P::Real;
   static constexpr int L = Vec<T>::kLanes, U = units_per_group<C>();
+  static_assert(sizeof(typename P::Word) == sizeof(T));
   Index input, hidden, vectors, padded, groups;
 
   OST_HD Layout(Index input, Index hidden)
@@ -44,6 +47,7 @@ struct Layout {
   OST_HD int units(Index g) const { return int(smaller<Index>(U, vectors - g * U)); }
   OST_HD static Index offset(Index g, int columns) { return g * U * L * columns; }  // of group g in a row of so many columns
   OST_HD Index depth(int q) const { return q == 0 ? input : hidden; }               // elements of the operand
+  OST_HD Index rows(int q) const { return panel_rows<P>(depth(q)); }                // of a panel, head and words
   OST_HD Index width(int q) const { return product_columns<C>(q).count() * padded; }
   OST_HD Index row_stride(int q) const {
     return width(q) + L;
@@ -52,7 +56,7 @@ struct Layout {
 
   Index packed_size(bool backward) const {
     Index n = (C::kColumns + C::kParams) * padded;
-    for (int q = 0; q < kProductCount<C>; ++q) n += depth(q) * width(q) + (backward ? width(q) * transposed_vectors(q) * L : 0);
+    for (int q = 0; q < kProductCount<C>; ++q) n += rows(q) * width(q) + (backward ? words<P>(width(q)) * transposed_vectors(q) * L : 0);
     return n;
   }
 };
@@ -65,8 +69,8 @@ constexpr int gate_of(const int* blocks, int column) {
 }
 
 // Calls f(position of the vector in a row of product q, first row of the weight that feeds it, lanes in use) for every vector of group g.
-template <class C, class T, class F>
-OST_HD void for_vectors(const Layout<C, T>& s, int q, Index g, F&& f) {
+template <class C, class P, class F>
+OST_HD void for_vectors(const Layout<C, P>& s, int q, Index g, F&& f) {
   const Columns columns = product_columns<C>(q);
   const int n = s.units(g);
   for (int column = columns.begin; column < columns.end; ++column)
@@ -77,77 +81,135 @@ OST_HD void for_vectors(const Layout<C, T>& s, int q, Index g, F&& f) {
     }
 }
 
-template <class C, class T>
-void pack_forward(const Layout<C, T>& s, int q, const T* weight, T* panels) {
+// Panels of one group of product q; `scratch` holds one encoded row a lane.
+template <class C, class P, class T = typename P::Real, class W = typename P::Word>
+void pack_forward(const Layout<C, P>& s, int q, Index g, const T* weight, W* panels, W* scratch) {
   constexpr int L = Vec<T>::kLanes;
-  const Index depth = s.depth(q);
-  const int columns = product_columns<C>(q).count();
-  for (Index g = 0; g < s.groups; ++g) {
-    const int vectors = columns * s.units(g);
-    T* group = panels + depth * s.offset(g, columns);
-    for_vectors<C, T>(s, q, g, [&](Index position, Index row, int lanes) {
-      const int v = int((position - s.offset(g, columns)) / L);
-      int p = 0;
-      while (v >= piece(vectors, p).begin + piece(vectors, p).count) ++p;
-      const Piece cut = piece(vectors, p);
-      T* to = group + depth * cut.begin * L + (v - cut.begin) * L;
-      for (Index k0 = 0; k0 < depth; k0 += 16)  // 16 x lanes at a time: the lines written stay in L1
-        for (int lane = 0; lane < L; ++lane)
-          for (Index k = k0; k < smaller(depth, k0 + 16); ++k)
-            to[k * cut.count * L + lane] = lane < lanes ? weight[(row + lane) * depth + k] : T(0);
-    });
-  }
+  const Index depth = s.depth(q), count = words<P>(depth), stride = row_words<P>(depth);
+  const int columns = product_columns<C>(q).count(), vectors = columns * s.units(g);
+  W* group = panels + s.rows(q) * s.offset(g, columns);
+  for_vectors<C, P>(s, q, g, [&](Index position, Index row, int lanes) {
+    const int v = int((position - s.offset(g, columns)) / L);
+    int p = 0;
+    while (v >= piece(vectors, p).begin + piece(vectors, p).count) ++p;
+    const Piece cut = piece(vectors, p);
+    W* to = group + s.rows(q) * cut.begin * L + (v - cut.begin) * L;
+    const W* from[L];
+    for (int lane = 0; lane < lanes; ++lane) {
+      const T* raw = weight + (row + lane) * depth;
+      if constexpr (P::kHead > 0)
+        from[lane] = P::encode_weights(raw, depth, scratch + lane * stride, to + lane, to + cut.count * L + lane);
+      else
+        from[lane] = P::encode(raw, depth, scratch + lane * stride);
+    }
+    for (int h = 0; h < P::kHead; ++h)
+      for (int lane = lanes; lane < L; ++lane) to[h * cut.count * L + lane] = 0;
+    to += P::kHead * cut.count * L;
+    typename P::Weights square[L];
+    for (Index k0 = 0; k0 < count; k0 += L) {
+      const Index left = smaller<Index>(L, count - k0);
+#pragma GCC unroll 16
+      for (int lane = 0; lane < L; ++lane) square[lane] = lane < lanes ? P::load_encoded(from[lane] + k0, left) : P::splat(0);
+      transpose_rows<P>(square);
+      for (Index k = 0; k < left; ++k) __builtin_memcpy(to + (k0 + k) * cut.count * L, &square[k], L * sizeof(W));
+    }
+  });
 }
 
-template <class C, class T>
-void pack_transposed(const Layout<C, T>& s, int q, const T* weight, T* panels) {
+template <class C, class P, class T = typename P::Real, class W = typename P::Word>
+void pack_transposed(const Layout<C, P>& s, int q, Index g, const T* weight, W* panels) {
   constexpr int L = Vec<T>::kLanes;
-  const Index depth = s.depth(q), width = s.width(q);
-  for (Index g = 0; g < s.groups; ++g)
-    for_vectors<C, T>(s, q, g, [&](Index position, Index row, int lanes) {
-      for (Index o = 0; o < plain_groups(s.transposed_vectors(q)); ++o) {
-        const int n = plain_vectors(s.transposed_vectors(q), o);
-        const Index first = o * kMaxVectors * L;
-        T* to = panels + width * first + position * n * L;
-        for (int lane = 0; lane < L; ++lane, to += n * L)
-          for (Index k = 0; k < n * L; ++k) to[k] = lane < lanes && first + k < depth ? weight[(row + lane) * depth + first + k] : T(0);
+  const Index depth = s.depth(q), rows = words<P>(s.width(q));
+  for_vectors<C, P>(s, q, g, [&](Index position, Index row, int lanes) {
+    for (Index o = 0; o < plain_groups(s.transposed_vectors(q)); ++o) {
+      const int n = plain_vectors(s.transposed_vectors(q), o);
+      const Index first = o * kMaxVectors * L, there = smaller<Index>(n * L, depth - first);
+      W* to = panels + rows * first + position / P::kPack * n * L;
+      for (int lane = 0; lane < L; lane += P::kPack, to += n * L) {
+        const T* from[P::kPack];
+        for (int k = 0; k < P::kPack; ++k) from[k] = lane + k < lanes ? weight + (row + lane + k) * depth + first : nullptr;
+        P::weave(from, there, to);
+        for (Index k = there; k < n * L; ++k) to[k] = 0;
       }
-    });
+    }
+  });
 }
 
-template <class C, class T>
-void pack(const RawWeights<T>& raw, Index input, Index hidden, bool backward, T* memory, PackedWeights<T>* out) {
-  const Layout<C, T> s(input, hidden);
-  *out = {};
-  out->input = input, out->hidden = hidden;
-  for (int q = 0; q < kProductCount<C>; ++q) {
-    out->panels[q] = memory;
-    pack_forward<C, T>(s, q, q == 0 ? raw.weight_ih : raw.weight_hh, memory);
-    memory += s.depth(q) * s.width(q);
-    if (!backward) continue;
-    out->transposed[q] = memory;
-    pack_transposed<C, T>(s, q, q == 0 ? raw.weight_ih : raw.weight_hh, memory);
-    memory += s.width(q) * s.transposed_vectors(q) * s.L;
+// Packing is part of every training step: groups of panels are spread over threads.
+template <class C, class P>
+class Pack {
+  using T = typename P::Real;
+  using W = typename P::Word;
+  static constexpr int L = Vec<T>::kLanes, kCount = kProductCount<C>;
+
+ public:
+  Pack(const RawWeights<T>& raw, Index input, Index hidden, bool backward, T* memory, PackedWeights<T>* out)
+      : raw_(raw), s_(input, hidden), backward_(backward), out_(*out) {
+    out_ = {};
+    out_.input = input, out_.hidden = hidden;
+    for (int q = 0; q < kCount; ++q) {
+      out_.panels[q] = memory;
+      memory += s_.rows(q) * s_.width(q);
+      if (!backward) continue;
+      out_.transposed[q] = memory;
+      memory += words<P>(s_.width(q)) * s_.transposed_vectors(q) * L;
+    }
+    out_.bias = memory;
+    out_.params = memory + C::kColumns * s_.padded;
   }
+
+  int run() {
+    const Index size = s_.packed_size(backward_);
+    const int threads = size < 65536 ? 1 : thread_count();  // below, waking a worker costs more than it brings
+    Arena arena;
+    scratch_words_ = P::kEncodes ? L * row_words<P>(larger(s_.input, s_.hidden)) : 0;
+    scratch_ = arena.make<W>(threads * scratch_words_);
+    if (!scratch_) return kNoMemory;
+    biases(const_cast<T*>(out_.bias));
+    run_team(threads, [](void* self, int index, int) { static_cast<Pack*>(self)->work(index); }, this);
+    return kOk;
+  }
+
+ private:
+  void work(int index) {
+    const Index tasks = kCount * s_.groups * (backward_ ? 2 : 1);
+    for (Index task; (task = __atomic_fetch_add(&next_, 1, __ATOMIC_RELAXED)) < tasks;) {
+      const int q = int(task % kCount);
+      const Index g = task / kCount % s_.groups;
+      const T* weight = q == 0 ? raw_.weight_ih : raw_.weight_hh;
+      W* scratch = scratch_ + index * scratch_words_;
+      if (task < kCount * s_.groups)
+        pack_forward<C, P>(s_, q, g, weight, static_cast<W*>(const_cast<void*>(out_.panels[q])), scratch);
+      else if constexpr (P::kHead == 0)
+        pack_transposed<C, P>(s_, q, g, weight, static_cast<W*>(const_cast<void*>(out_.transposed[q])));
+    }
+  }
+
   // b_ih lands on the input columns, b_hh on the recurrent ones, summed where they overlap.
-  T* bias = memory;
-  for (Index i = 0; i < C::kColumns * s.padded; ++i) bias[i] = 0;
-  for (int q = 0; q < kProductCount<C>; ++q) {
-    const T* from = q == 0 ? raw.bias_ih : raw.bias_hh;
-    if (!from) continue;
-    const Columns columns = product_columns<C>(q);
-    for (Index g = 0; g < s.groups; ++g)
-      for_vectors<C, T>(s, q, g, [&](Index position, Index row, int lanes) {
-        const Index in_group = position - s.offset(g, columns.count());
-        T* to = bias + s.offset(g, C::kColumns) + columns.begin * s.units(g) * s.L + in_group;
-        for (int lane = 0; lane < lanes; ++lane) to[lane] += from[row + lane];
-      });
+  void biases(T* bias) {
+    for (Index i = 0; i < C::kColumns * s_.padded; ++i) bias[i] = 0;
+    for (int q = 0; q < kCount; ++q) {
+      const T* from = q == 0 ? raw_.bias_ih : raw_.bias_hh;
+      if (!from) continue;
+      const Columns columns = product_columns<C>(q);
+      for (Index g = 0; g < s_.groups; ++g)
+        for_vectors<C, P>(s_, q, g, [&](Index position, Index row, int lanes) {
+          const Index in_group = position - s_.offset(g, columns.count());
+          T* to = bias + s_.offset(g, C::kColumns) + columns.begin * s_.units(g) * L + in_group;
+          for (int lane = 0; lane < lanes; ++lane) to[lane] += from[row + lane];
+        });
+    }
+    T* params = bias + C::kColumns * s_.padded;
+    for (int p = 0; p < C::kParams; ++p)
+      for (Index u = 0; u < s_.padded; ++u) params[p * s_.padded + u] = u < s_.hidden ? raw_.params[p * s_.hidden + u] : T(0);
   }
-  out->bias = bias;
-  T* params = bias + C::kColumns * s.padded;
-  for (int p = 0; p < C::kParams; ++p)
-    for (Index u = 0; u < s.padded; ++u) params[p * s.padded + u] = u < s.hidden ? raw.params[p * s.hidden + u] : T(0);
-  out->params = params;
-}
+
+  const RawWeights<T>& raw_;
+  Layout<C, P> s_;
+  bool backward_;
+  PackedWeights<T>& out_;
+  W* scratch_ = nullptr;
+  Index scratch_words_ = 0, next_ = 0;
+};
 
 }  // namespace ost::OST_SET

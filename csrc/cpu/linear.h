@@ -72,7 +72,7 @@ class Linear {
       T* out[kRows];
       const Index n = smaller(kRows, n_ - c * kRows);
       for (Index i = 0; i < n; ++i) in[i] = x_ + (c * kRows + i) * x_stride_, out[i] = y_ + (c * kRows + i) * output_;
-      rows_product_exact(n, input_, in, memory_, output_, memory_ + input_ * out_vectors_ * L, out, false);
+      rows_product_exact<Exact<T>>(n, input_, in, memory_, output_, memory_ + input_ * out_vectors_ * L, out, false);
     }
   }
 
@@ -90,7 +90,7 @@ class Linear {
         dy_rows_[row] = in[i] = padded;
         if (dx_) out[i] = dx_ + row * input_;
       }
-      if (dx_) rows_product_exact(n, out_vectors_ * L, in, memory_ + (input_ + 1) * out_vectors_ * L, input_, zeros_, out, false);
+      if (dx_) rows_product_exact<Exact<T>>(n, out_vectors_ * L, in, memory_ + (input_ + 1) * out_vectors_ * L, input_, zeros_, out, false);
     }
     barrier_wait(&barrier_, count);
     if (!dweight_ && !dbias_) return;
@@ -99,7 +99,7 @@ class Linear {
       const int vectors = int(smaller<Index>(kMaxVectors, mine.end - v));
       for (Index r = 0; r < n_; r += kWeightRows) {
         const Index n = smaller(kWeightRows, n_ - r);
-        if (dweight_) outer_product(n, x_rows_ + r, {0, input_}, dy_rows_ + r, v, vectors, sums_, out_vectors_ * L);
+        if (dweight_) outer_product<Exact<T>>(n, x_rows_ + r, {0, input_}, dy_rows_ + r, v, vectors, sums_, out_vectors_ * L);
         for (int j = 0; j < vectors && dbias_; ++j) {
           Vec<T> sum(T(0));
           for (Index k = 0; k < n; ++k) sum = sum + Vec<T>::load(dy_rows_[r + k] + (v + j) * L);

@@ -206,15 +206,16 @@ void barrier_wait(Barrier* b, int count) {
     __atomic_store_n(&b->epoch, epoch + 1, __ATOMIC_RELEASE);
     return;
   }
-  for (int i = 0; __atomic_load_n(&b->epoch, __ATOMIC_ACQUIRE) == epoch; ++i) {
-    if (i < 2000)
-      relax();
-    else
-      std::this_thread::yield();
-  }
+  for (std::int64_t i = 0; __atomic_load_n(&b->epoch, __ATOMIC_ACQUIRE) == epoch; ++i) give_way(i);
 }
 
-void give_way() { std::this_thread::yield(); }
+void give_way(std::int64_t looks) {
+  if (looks < 2000)  // 50 us
+    relax();
+  else
+    std::this_thread::yield();
+}
+
 void refuse_bytes(std::int64_t bytes) { g_refused = bytes; }
 std::int64_t refused_bytes() { return g_refused; }
 

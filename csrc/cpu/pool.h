@@ -20,7 +20,8 @@ struct alignas(64) Barrier {
 };
 void barrier_wait(Barrier* barrier, int count);
 
-void give_way();  // lets another thread have the core
+// A moment's wait for another thread: at first a pause, after many looks the core is given away.
+void give_way(std::int64_t looks);
 
 // Denormals are flushed to zero inside a call. Each returns the mode before, for restore.
 unsigned flush_denormals_on();

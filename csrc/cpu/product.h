@@ -1,10 +1,10 @@
 // The one product of the library: forward, da R, dx, dW, dR and Linear all run through `tile_product`. No cell in it.
 //
-// A panel is [K][n][lanes], n <= kMaxVectors: weights of n vectors of outputs, packed by layout.h. MR rows times n
-// vectors accumulate in registers. Every element is one chain of fused multiply-adds in ascending k that starts from
-// `init`, whatever MR and n are: the bits of a result do not depend on how its rows were tiled.
+// A panel is [K][n][lanes] words, n <= kMaxVectors: weights of n vectors of outputs, packed by layout.h. MR rows times n
+// vectors accumulate in registers. Every element is one chain of multiply-adds in ascending k that starts from `init`,
+// whatever MR and n are: the bits of a result do not depend on how its rows were tiled. K counts words (precision.h).
 #pragma once
-#include "simd.h"
+#include "precision.h"
 
 namespace ost::OST_SET {
 
@@ -38,48 +38,54 @@ OST_HD void for_row_tiles(Index rows, int most, F&& f) {
   }
 }
 
-// out[m] = init[m] + a[m] . panel. a[m] points at K operands with unit stride; init and out rows may be the same.
-template <class T>
-using TileProduct = void (*)(Index depth, const T* const* a, const T* panel, const T* const* init, T* const* out);
+// out[m] = init[m] + a[m] . panel. a[m] points at K words with unit stride; init and out rows may be the same.
+template <class P>
+using TileProduct = void (*)(Index depth, const typename P::Word* const* a, const typename P::Word* panel,
+                             const typename P::Real* const* init, typename P::Real* const* out);
 
-template <class T, int MR, int N>
-__attribute__((noinline)) void tile_product(Index depth, const T* const* a, const T* panel, const T* const* init, T* const* out) {
-  using V = Vec<T>;
-  V acc[MR][N];
-  const T* row[MR];
+template <class P, int MR, int N>
+__attribute__((noinline)) void tile_product(Index depth, const typename P::Word* const* a, const typename P::Word* panel,
+                                            const typename P::Real* const* init, typename P::Real* const* out) {
+  constexpr int L = Vec<typename P::Real>::kLanes;
+  typename P::Acc acc[MR][N];
+  const typename P::Word* row[MR];
+  const typename P::Word* head = panel;
 #pragma GCC unroll 8
   for (int m = 0; m < MR; ++m) {
     row[m] = a[m];
 #pragma GCC unroll 4
-    for (int j = 0; j < N; ++j) acc[m][j] = V::load(init[m] + j * V::kLanes);
+    for (int j = 0; j < N; ++j) acc[m][j] = P::start(init[m] + j * L, head + j * L);
   }
+  panel += P::kHead * N * L;
   Index k = 0;
   do {  // depth >= 1; a loop that may be empty makes gcc copy the accumulators through the stack
-    V b[N];
+    typename P::Weights b[N];
 #pragma GCC unroll 4
-    for (int j = 0; j < N; ++j) b[j] = V::load(panel + j * V::kLanes);
-    panel += N * V::kLanes;
+    for (int j = 0; j < N; ++j) b[j] = P::load(panel + j * L);
+    panel += N * L;
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) {
-      const V x(row[m][k]);
+      const auto x = P::splat(row[m][k]);
 #pragma GCC unroll 4
-      for (int j = 0; j < N; ++j) acc[m][j] = fma(x, b[j], acc[m][j]);
+      for (int j = 0; j < N; ++j) acc[m][j] = P::multiply(x, b[j], acc[m][j]);
     }
   } while (++k < depth);
 #pragma GCC unroll 8
   for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 4
-    for (int j = 0; j < N; ++j) acc[m][j].store(out[m] + j * V::kLanes);
+    for (int j = 0; j < N; ++j) P::finish(acc[m][j], init[m] + j * L, head + (N + j) * L, row[m] + depth).store(out[m] + j * L);
 }
 
 // out[m] += sum over k of a[k][column + m] * b[k][offset ..]: an outer-product sum over rows k, from zero. For dW and dR: a
-// are rows of operands, b rows of da, so neither is packed or copied.
-template <class T>
-using TileOuter = void (*)(Index depth, const T* const* a, Index column, const T* const* b, Index offset, T* out, Index out_stride);
+// are rows of operands, b rows of da; exact ones are read where they lie, others come as words of kPack rows.
+template <class P>
+using TileOuter = void (*)(Index depth, const typename P::Word* const* a, Index column, const typename P::Word* const* b, Index offset,
+                           typename P::Real* out, Index out_stride);
 
-template <class T, int MR, int N>
-__attribute__((noinline)) void tile_outer(Index depth, const T* const* a, Index column, const T* const* b, Index offset, T* out,
-                                          Index out_stride) {
+template <class P, int MR, int N>
+__attribute__((noinline)) void tile_outer(Index depth, const typename P::Word* const* a, Index column, const typename P::Word* const* b,
+                                          Index offset, typename P::Real* out, Index out_stride) {
+  using T = typename P::Real;
   using V = Vec<T>;
   V acc[MR][N];
 #pragma GCC unroll 8
@@ -87,16 +93,16 @@ __attribute__((noinline)) void tile_outer(Index depth, const T* const* a, Index 
 #pragma GCC unroll 4
     for (int j = 0; j < N; ++j) acc[m][j] = V(T(0));
   for (Index k = 0; k < depth; ++k) {
-    const T* x = a[k] + column;
-    const T* d = b[k] + offset;
-    V v[N];
+    const auto* x = a[k] + column;
+    const auto* d = b[k] + offset;
+    typename P::Weights v[N];
 #pragma GCC unroll 4
-    for (int j = 0; j < N; ++j) v[j] = V::load(d + j * V::kLanes);
+    for (int j = 0; j < N; ++j) v[j] = P::load(d + j * V::kLanes);
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) {
-      const V s(x[m]);
+      const auto s = P::splat(x[m]);
 #pragma GCC unroll 4
-      for (int j = 0; j < N; ++j) acc[m][j] = fma(s, v[j], acc[m][j]);
+      for (int j = 0; j < N; ++j) acc[m][j] = P::multiply(s, v[j], acc[m][j]);
     }
   }
 #pragma GCC unroll 8
@@ -108,58 +114,57 @@ __attribute__((noinline)) void tile_outer(Index depth, const T* const* a, Index 
     }
 }
 
-// Tables [vectors - 1][rows - 1] of both, filled for rows <= max_rows(vectors).
-template <class T>
+// Tables [vectors - 1][rows - 1] of both, filled for rows <= max_rows(vectors). What cannot be trained has no outer products.
+template <class P>
 struct Products {
-  TileProduct<T> product[kMaxVectors][kMaxRows];
-  TileOuter<T> outer[kMaxVectors][kMaxRows];
+  TileProduct<P> product[kMaxVectors][kMaxRows];
+  TileOuter<P> outer[kMaxVectors][kMaxRows];
 };
 
-template <class T, int N, int MR>
-constexpr void fill_products(Products<T>& p) {
+template <class P, int N, int MR>
+constexpr void fill_products(Products<P>& p) {
   if constexpr (MR <= max_rows(N)) {
-    p.product[N - 1][MR - 1] = tile_product<T, MR, N>;
-    p.outer[N - 1][MR - 1] = tile_outer<T, MR, N>;
-    fill_products<T, N, MR + 1>(p);
+    p.product[N - 1][MR - 1] = tile_product<P, MR, N>;
+    if constexpr (P::kHead == 0) p.outer[N - 1][MR - 1] = tile_outer<P, MR, N>;
+    fill_products<P, N, MR + 1>(p);
   } else if constexpr (N < kMaxVectors) {
-    fill_products<T, N + 1, 1>(p);
+    fill_products<P, N + 1, 1>(p);
   }
 }
-template <class T>
-constexpr Products<T> make_products() {
-  Products<T> p{};
-  fill_products<T, 1, 1>(p);
+template <class P>
+constexpr Products<P> make_products() {
+  Products<P> p{};
+  fill_products<P, 1, 1>(p);
   return p;
 }
-template <class T>
-inline constexpr Products<T> kProducts = make_products<T>();
+template <class P>
+inline constexpr Products<P> kProducts = make_products<P>();
 
 // A matrix of outputs in groups of up to kMaxVectors vectors, as the products that write plain rows use it (dx, dh, Linear).
 // panels: [group][K][vectors of the group][lanes]; the last group may have fewer vectors.
 OST_HD constexpr Index plain_groups(Index vectors) { return ceil_div(vectors, kMaxVectors); }
 OST_HD constexpr int plain_vectors(Index vectors, Index g) { return int(smaller<Index>(kMaxVectors, vectors - g * kMaxVectors)); }
 
-// out[r][first ..] = init + a[r] . panels for the groups [g0, g1): rows are whole vectors long (padded).
-template <class T>
-void rows_product(Index rows, Index depth, const T* const* a, const T* panels, Index vectors, Index g0, Index g1, const T* const* init,
+// out[r][first ..] = init + a[r] . panels for the groups [g0, g1): rows are whole vectors long (padded). depth in words.
+template <class P, class T = typename P::Real, class W = typename P::Word>
+void rows_product(Index rows, Index depth, const W* const* a, const W* panels, Index vectors, Index g0, Index g1, const T* const* init,
                   T* const* out) {
   constexpr int L = Vec<T>::kLanes;
   for (Index g = g0; g < g1; ++g) {
     const int n = plain_vectors(vectors, g);
     const Index first = g * kMaxVectors * L;
-    const T* panel = panels + depth * first;
     for_row_tiles(rows, max_rows(n), [&](Index r, int m) {
       const T* in[kMaxRows];
       T* to[kMaxRows];
       for (int i = 0; i < m; ++i) in[i] = init[r + i] + first, to[i] = out[r + i] + first;
-      kProducts<T>.product[n - 1][m - 1](depth, a + r, panel, in, to);
+      kProducts<P>.product[n - 1][m - 1](depth, a + r, panels + depth * first, in, to);
     });
   }
 }
 
 // The same into the caller's rows of `width` elements, which need not be whole vectors: through a tile in L1.
-template <class T>
-void rows_product_exact(Index rows, Index depth, const T* const* a, const T* panels, Index width, const T* init, T* const* out, bool add) {
+template <class P, class T = typename P::Real, class W = typename P::Word>
+void rows_product_exact(Index rows, Index depth, const W* const* a, const W* panels, Index width, const T* init, T* const* out, bool add) {
   constexpr int L = Vec<T>::kLanes;
   const Index vectors = ceil_div(width, L);
   alignas(64) T tile[kMaxRows][kMaxVectors * L];
@@ -170,7 +175,7 @@ void rows_product_exact(Index rows, Index depth, const T* const* a, const T* pan
       const T* in[kMaxRows];
       T* to[kMaxRows];
       for (int i = 0; i < m; ++i) in[i] = init + first, to[i] = tile[i];
-      kProducts<T>.product[n - 1][m - 1](depth, a + r, panels + depth * first, in, to);
+      kProducts<P>.product[n - 1][m - 1](depth, a + r, panels + depth * first, in, to);
       for (int i = 0; i < m; ++i)
         for (int j = 0; j < n; ++j) {
           const Index left = width - first - j * L;
@@ -188,16 +193,16 @@ void rows_product_exact(Index rows, Index depth, const T* const* a, const T* pan
   }
 }
 
-// accumulator[m][...] += a^T b over `rows` rows, for columns m of a in `range` and vectors [v0, v0 + vectors) of b.
-template <class T>
-void outer_product(Index rows, const T* const* a, Range range, const T* const* b, Index v0, int vectors, T* accumulator, Index stride) {
+// accumulator[m][...] += a^T b over `rows` rows of words, for columns m of a in `range` and vectors [v0, v0 + vectors) of b.
+template <class P, class T = typename P::Real, class W = typename P::Word>
+void outer_product(Index rows, const W* const* a, Range range, const W* const* b, Index v0, int vectors, T* accumulator, Index stride) {
   constexpr int L = Vec<T>::kLanes;
   for (int p = 0; p < piece_count(vectors); ++p) {
     const Piece cut = piece(vectors, p);
     const Index offset = (v0 + cut.begin) * L;
     for_row_tiles(range.end - range.begin, max_rows(cut.count), [&](Index i, int count) {
       const Index m = range.begin + i;
-      kProducts<T>.outer[cut.count - 1][count - 1](rows, a, m, b, offset, accumulator + m * stride + offset, stride);
+      kProducts<P>.outer[cut.count - 1][count - 1](rows, a, m, b, offset, accumulator + m * stride + offset, stride);
     });
   }
 }

@@ -7,31 +7,120 @@
 
 namespace ost::OST_SET {
 
-enum class Axis {
-  kNone,   // one thread
-  kRows,   // batch rows: each thread takes its rows through time without a barrier
-  kUnits,  // hidden units: all threads work on the same step, one barrier a phase
+// How the calls of one group (directions side by side, or layers each reading the one below) are spread over threads.
+enum class Spread {
+  kAlone,  // one thread, call after call
+  kLanes,  // a lane is a range of batch rows of one call; each goes through time on one thread, without a barrier
+  kUnits,  // all threads work on the same step of one call, split by hidden units: one barrier a phase
 };
 
 struct Plan {
-  Axis axis;
+  Spread spread;
   int threads;
+  Index parts;     // lanes of one call
+  bool together;   // lanes of all calls at once; else call after call
+  double seconds;  // by the model
+};
+
+constexpr Index kLaneRows = 20;   // batch rows that travel through time together: 4 x 5 or 5 x 4
+constexpr Index kWaveBlocks = 8;  // layers at the same time take at least so many blocks of steps, of which L - 1 fill the wave
+constexpr double kRowsBound = 2.2, kBarrier = 1.5e-7, kWake = 5e-6;
+
+struct Group {
+  Index steps, batch;
+  int calls;
+  bool chained;             // call i + 1 reads what call i writes
+  Index operand, width;     // of all products of a step, on average: I + H, G * padded H
+  Index groups;             // of hidden units
+  int barriers;             // a step, if units are split
+  Index parts;              // lanes of a call where they are fixed, else 0
+  double flops_per_second;  // of one thread, about
 };
 
 // A step of b rows costs its products, but never less than streaming the weights from L2, which takes as long as about 2.2 rows
-// of arithmetic (113 GB/s against 117 GFLOP/s, 4 bytes a weight). A barrier costs about 0.1 us, waking a worker 5 us.
-inline Plan make_plan(Index steps, Index batch, Index operand, Index width, Index groups, int barriers) {
-  const int threads = thread_count(), sharers = int(smaller<Index>(threads, groups));
-  const double row = 2e-9 * double(operand) * double(width) / 100;  // seconds of one row's step at 100 GFLOP/s
-  const auto bound = [](double rows) { return rows > 2.2 ? rows : 2.2; };
-  const double alone = row * bound(double(batch));
-  const double by_rows = row * bound(double(ceil_div(batch, threads)));
-  const double by_units = row * bound(double(batch)) / sharers + barriers * 1e-7;
-  const double best = smaller(by_rows, by_units);
-  if (threads == 1 || double(steps) * (alone - best) < 5e-6) return {Axis::kNone, 1};
-  if (by_rows <= by_units && batch > 1) return {Axis::kRows, int(smaller<Index>(threads, batch))};
-  return {Axis::kUnits, sharers};
+// of arithmetic (113 GB/s against 117 GFLOP/s and 4 bytes a weight; 2 bytes at twice the rate, 1 byte at four times: the same).
+// A barrier of two threads that are both there costs about 0.15 us, waking a worker 5 us.
+inline Plan make_plan(const Group& g) {
+  const int threads = thread_count();
+  const double row = 2 * double(g.operand) * double(g.width) / g.flops_per_second;  // seconds of one row's step
+  const auto bound = [](double rows) { return rows > kRowsBound ? rows : kRowsBound; };
+  const double steps = double(g.steps), alone = steps * g.calls * row * bound(double(g.batch));
+  Plan best{Spread::kAlone, 1, g.parts ? g.parts : larger<Index>(1, ceil_div(g.batch, kLaneRows)), false, alone};
+  if (threads == 1 || g.batch == 0 || g.steps == 0) return best;
+
+  // Lanes call by call, or of all calls together where one call has too few rows to go round.
+  const auto in_lanes = [&](bool together) {
+    const Index others = together ? g.calls : 1;
+    Index parts = larger<Index>(ceil_div(g.batch, kLaneRows), ceil_div(threads, others));
+    if (parts * others % threads != 0 && others <= threads && threads % others == 0)
+      parts = ceil_div(parts * others, threads) * threads / others;
+    parts = g.parts ? g.parts : smaller(parts, g.batch);
+    const Index lanes = parts * others, busy = smaller<Index>(threads, lanes);
+    double seconds = steps * row * bound(double(ceil_div(g.batch, parts))) * double(ceil_div(lanes, busy)) * (together ? 1 : g.calls);
+    if (together && g.chained) seconds *= 1 + double(ceil_div(busy, parts) - 1) / double(kWaveBlocks);  // the wave fills and drains
+    return Plan{Spread::kLanes, int(busy), parts, together, seconds + kWake};
+  };
+  const int sharers = int(smaller<Index>(threads, g.groups));
+  const Plan units{Spread::kUnits, sharers, g.parts ? g.parts : 1, false,
+                   steps * g.calls * (row * bound(double(g.batch)) / sharers + g.barriers * kBarrier) + kWake};
+  const auto consider = [&](const Plan& p) {
+    if (p.seconds < best.seconds && p.threads > 1) best = p;
+  };
+  consider(in_lanes(false));
+  if (g.calls > 1) consider(in_lanes(true));
+  consider(units);
+  return best;
 }
+
+// Who does what: each lane goes through its blocks in order, one thread at a time; a thread takes whichever free lane is
+// furthest behind, so that one that the system has put aside holds up its own lane only.
+struct Lane {
+  Index progress;  // 2 * blocks done, odd while taken
+  int call;
+  Index part;
+  Index after;  // the lane that must be a block ahead, or -1
+};
+
+class Lanes {
+ public:
+  void set(Lane* lanes, Index count, Index blocks) { lanes_ = lanes, count_ = count, blocks_ = blocks; }
+  // The next block for a thread that last ran lane *lane (-1: none); false when there is nothing left for it.
+  bool claim(int index, Index* lane, Index* block, const int* stop) {
+    for (Index looks = 0;; ++looks) {
+      if (__atomic_load_n(stop, __ATOMIC_RELAXED)) return false;
+      Index best = -1, lowest = 0, seen = 0;
+      bool done = true, waiting = false;
+      for (Index i = 0; i < count_; ++i) {
+        const Index c = (i + index) % count_;
+        const Index at = __atomic_load_n(&lanes_[c].progress, __ATOMIC_ACQUIRE);
+        if (at >= 2 * blocks_) continue;
+        done = false;
+        if (at % 2) continue;
+        if (const Index after = lanes_[c].after; after >= 0 && __atomic_load_n(&lanes_[after].progress, __ATOMIC_ACQUIRE) / 2 <= at / 2) {
+          waiting = true;
+          continue;
+        }
+        const Index rank = at - (c == *lane ? 3 : 0);  // its weights are in this core's cache: stay, unless another is far behind
+        if (best < 0 || rank < lowest) best = c, lowest = rank, seen = at;
+      }
+      // All that is left is taken: a worker leaves it to those who have it; the caller must stay anyway.
+      if (done || (best < 0 && !waiting && index > 0)) return false;
+      if (best < 0) {
+        give_way(looks);
+        continue;
+      }
+      if (!__atomic_compare_exchange_n(&lanes_[best].progress, &seen, seen + 1, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) continue;
+      *lane = best, *block = seen / 2;
+      return true;
+    }
+  }
+  const Lane& operator[](Index lane) const { return lanes_[lane]; }
+  void finish(Index lane) { __atomic_fetch_add(&lanes_[lane].progress, 1, __ATOMIC_RELEASE); }
+
+ private:
+  Lane* lanes_ = nullptr;
+  Index count_ = 0, blocks_ = 0;
+};
 
 // One block of memory a call, cut into 64-byte aligned pieces: measure first (memory null), then allocate, then cut again.
 class Arena {
@@ -51,6 +140,7 @@ class Arena {
     take<A>(count);
     return allocate() ? take<A>(count) : nullptr;
   }
+  Index used() const { return used_; }  // bytes
   bool allocate() {
     if (posix_memalign(&memory_, 64, std::size_t(used_ + 64)) != 0) return refuse_bytes(used_), memory_ = nullptr, false;
     used_ = 0;

@@ -64,10 +64,7 @@ struct Vec {
 };
 
 template <class T>
-OST_HD Vec<T>::Vec(T x) {
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) v[i] = x;
-}
+OST_HD Vec<T>::Vec(T x) : v(x - Raw{}) {}  // subtracting zero is free and keeps -0; gcc 12 may miss that a loop over lanes is a broadcast
 
 template <class T>
 OST_HD Vec<T> select(typename Vec<T>::Mask test, Vec<T> yes, Vec<T> no) {

@@ -174,4 +174,34 @@ double fma_peak(double seconds) {
   return flops / elapsed * 1e-9;
 }
 
+// What one thread reads a second from a block of so many bytes, again and again: from L1, L2, ... as the block fits.
+template <class T>
+double read_bandwidth(Index bytes, double seconds) {
+  using V = Vec<T>;
+  constexpr int kChains = 8, kStep = kChains * V::kLanes;
+  Arena arena;
+  const Index n = larger<Index>(1, bytes / Index(sizeof(T)) / kStep) * kStep;
+  T* block = arena.make<T>(n);
+  if (!block) return 0;
+  for (Index i = 0; i < n; ++i) block[i] = T(i % 7);
+  V acc[kChains];
+  for (int i = 0; i < kChains; ++i) acc[i] = V(T(0));
+  double read = 0, elapsed = 0;
+  const double start = now_seconds();
+  while (elapsed < seconds) {
+    for (int k = 0; k < 4; ++k) {
+      for (Index i = 0; i < n; i += kStep) {
+#pragma GCC unroll 8
+        for (int j = 0; j < kChains; ++j) acc[j] = acc[j] + V::load(block + i + j * V::kLanes);
+      }
+    }
+    read += 4.0 * double(n) * sizeof(T);
+    elapsed = now_seconds() - start;
+  }
+  for (int i = 1; i < kChains; ++i) acc[0] = acc[0] + acc[i];
+  volatile T sink = sum_lanes(acc[0]);
+  (void)sink;
+  return read / elapsed * 1e-9;
+}
+
 }  // namespace ost::OST_SET

@@ -1,4 +1,4 @@
-// What the structs of the cells say of themselves, for bindings and stack. Compiled once per set, with the kernels.
+// What the structs of the cells say of themselves, for bindings and stack. Compiled once.
 #include "../cells/list.h"
 
 namespace ost::OST_SET {

@@ -1,0 +1,151 @@
+// Runs the calls of a group (directions side by side, layers one above the other, or a single one) over the threads of a
+// team. Written once for both passes; a driver D (Forward, Backward) knows how to take one lane through one block of steps.
+#pragma once
+#include "precision.h"
+#include "schedule.h"
+
+namespace ost::OST_SET {
+
+constexpr int kMaxCalls = 8;  // a group's; a taller stack is several groups
+
+template <class P>
+inline constexpr double kFlops = 1e11 * P::kPack * (sizeof(typename P::Real) == 4 ? 1.0 : 0.5);  // of one thread, for the plan
+
+struct Schedule {
+  Plan plan;
+  Index block_steps, steps, batch;
+  Index blocks() const { return ceil_div(steps, block_steps); }
+};
+
+template <class D>
+class Team {
+  using Call = typename D::Call;
+  using Space = typename D::Space;
+
+ public:
+  Team(const Call* calls, int count, bool chained) : calls_(calls), count_(count) {
+    Index inputs[kMaxCalls];
+    for (int i = 0; i < count; ++i) inputs[i] = calls[i].weights->input, most_input_ = larger(most_input_, inputs[i]);
+    schedule_ = D::schedule(calls[0].steps, calls[0].batch, inputs, calls[0].weights->hidden, count, chained);
+    chained_ = chained && schedule_.plan.together;
+    // Calls of one set run at the same time.
+    sets_ = schedule_.plan.together ? 1 : count;
+  }
+
+  static void describe(Index steps, Index batch, const Index* inputs, Index hidden, int calls, bool chained, CallPlan* out) {
+    const Schedule s = D::schedule(steps, batch, inputs, hidden, calls, chained);
+    static constexpr const char* kNames[] = {"alone", "lanes", "units"};
+    *out = {};
+    out->spread = kNames[int(s.plan.spread)];
+    out->threads = s.plan.threads;
+    out->lanes = s.plan.parts * calls;
+    out->lane_rows = ceil_div(batch, larger<Index>(1, s.plan.parts));
+    out->block_steps = s.block_steps;
+    out->together = s.plan.together;
+    out->model_seconds = s.plan.seconds;
+    D::describe(s, inputs, hidden, calls, out);
+  }
+
+  static Index workspace(const Schedule& schedule, const Index* inputs, Index hidden, int calls) {
+    Arena arena;
+    Space spaces[2];
+    Index most = 0;
+    for (int i = 0; i < calls; ++i) {
+      D(schedule, inputs[i], hidden).layout_memory(arena);
+      most = larger(most, inputs[i]);
+    }
+    Index one = 0;  // all threads but the first need the same
+    for (int i = 0; i < smaller(2, schedule.plan.threads); ++i) {
+      const Index before = arena.used();
+      D::layout_space(arena, spaces, i, schedule, most, hidden);
+      one = arena.used() - before;
+    }
+    return arena.used() + larger(0, schedule.plan.threads - 2) * one;
+  }
+
+  int run() {
+    if (calls_[0].batch == 0) return kOk;
+    const Plan& plan = schedule_.plan;
+    Arena objects, arena;
+    for (int pass = 0; pass < 2; ++pass) {
+      drivers_ = objects.take<D>(count_);
+      spaces_ = objects.take<Space>(plan.threads);
+      lanes_ = objects.take<Lane>(count_ * plan.parts);
+      if (pass == 0 && !objects.allocate()) return kNoMemory;
+    }
+    for (int i = 0; i < count_; ++i) new (drivers_ + i) D(calls_[i], schedule_);
+    layout(arena);
+    if (!arena.allocate()) return kNoMemory;
+    layout(arena);
+    for (int i = 0; i < count_; ++i) {
+      drivers_[i].begin();
+      for (Index part = 0; part < plan.parts; ++part)
+        lanes_[i * plan.parts + part] = {0, i, part, chained_ && i > 0 ? (i - 1) * plan.parts + part : -1};
+    }
+    for (int set = 0; set < sets_; ++set)
+      sets_of_lanes_[set].set(lanes_ + set * plan.parts, (count_ / sets_) * plan.parts, schedule_.blocks());
+    run_team(plan.threads, [](void* self, int index, int count) { static_cast<Team*>(self)->work(index, count); }, this);
+    if (stop_) return kStopped;
+    for (int i = 0; i < count_; ++i) drivers_[i].end();
+    return kOk;
+  }
+
+ private:
+  void layout(Arena& arena) {
+    for (int i = 0; i < schedule_.plan.threads; ++i) D::layout_space(arena, spaces_, i, schedule_, most_input_, calls_[0].weights->hidden);
+    for (int i = 0; i < count_; ++i) drivers_[i].layout_memory(arena);
+  }
+
+  void poll(int index) {
+    const Poll& p = calls_[0].poll;
+    if (index == 0 && p.ask && p.ask(p.context)) __atomic_store_n(&stop_, 1, __ATOMIC_RELAXED);
+  }
+
+  void work(int index, int count) {
+    for (int set = 0; set < sets_; ++set) {
+      if (schedule_.plan.spread == Spread::kUnits)
+        share_units(drivers_[set], index, count);
+      else
+        take_lanes(sets_of_lanes_[set], index);
+      const bool last = set + 1 == sets_;
+      if (!last || D::kFinishes) barrier_wait(&barrier_, count);
+      if (__atomic_load_n(&stop_, __ATOMIC_RELAXED)) return;
+    }
+    if (D::kFinishes)
+      for (int i = 0; i < count_; ++i) drivers_[i].finish(index, count);
+  }
+
+  void take_lanes(Lanes& lanes, int index) {
+    Index lane = -1, block = 0;
+    for (;;) {
+      poll(index);
+      if (!lanes.claim(index, &lane, &block, &stop_)) return;
+      drivers_[lanes[lane].call].run_block(spaces_[index], lanes[lane].part, block, nullptr, 0, 1);
+      lanes.finish(lane);
+    }
+  }
+
+  void share_units(D& driver, int index, int count) {
+    for (Index part = 0; part < schedule_.plan.parts; ++part)
+      for (Index block = 0; block < schedule_.blocks(); ++block) {
+        poll(index);
+        if (count > 1) barrier_wait(&barrier_, count);
+        if (__atomic_load_n(&stop_, __ATOMIC_RELAXED)) return;
+        driver.run_block(spaces_[index], part, block, &barrier_, index, count);
+      }
+  }
+
+  const Call* calls_;
+  int count_, sets_;
+  bool chained_;
+  Index most_input_ = 0;
+  Schedule schedule_;
+  D* drivers_;
+  Space* spaces_;
+  Lane* lanes_;
+  Lanes sets_of_lanes_[kMaxCalls];
+  Barrier barrier_;
+  int stop_ = 0;
+};
+
+}  // namespace ost::OST_SET
