@@ -1,12 +1,12 @@
 // The order of layers and directions, forward and backward: one stack a call. Compiled once; knows kernels only through
 // the table. y of a layer is [T,B,D*H]: forward half first.
 #pragma once
-#include <cstdlib>
 #include <memory>
 #include <new>
 #include <string>
 #include <vector>
 
+#include "cpu/pool.h"
 #include "kernel_table.h"
 
 namespace ost {
@@ -23,8 +23,8 @@ class Buffer {
  public:
   Buffer() = default;
   Buffer(Index count, const char* what) {
-    void* p = nullptr;
-    if (count < 0 || posix_memalign(&p, 64, std::size_t(count) * sizeof(T) + 64) != 0)
+    void* p = count < 0 ? nullptr : allocate_block(std::size_t(count) * sizeof(T) + 64);
+    if (!p)
       throw OutOfMemory(std::string(what) + ": cannot allocate " + std::to_string(std::size_t(count) * sizeof(T)) + " bytes");
     memory_.reset(static_cast<T*>(p));
   }
@@ -32,7 +32,7 @@ class Buffer {
 
  private:
   struct Free {
-    void operator()(void* p) const { std::free(p); }
+    void operator()(void* p) const { free_block(p); }
   };
   std::unique_ptr<T, Free> memory_;
 };

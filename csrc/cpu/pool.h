@@ -1,6 +1,7 @@
 // The library's own threads. Workers live as long as the process, wait a few microseconds by spinning and then sleep.
 // They are joined before a fork and started again lazily, in parent and child. Compiled once; plain functions only.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 
 namespace ost {
@@ -22,6 +23,11 @@ void barrier_wait(Barrier* barrier, int count);
 
 // A moment's wait for another thread: at first a pause, after many looks the core is given away.
 void give_way(std::int64_t looks);
+
+// 64-byte aligned memory, or null. Large blocks ask for huge pages: fewer faults when they are first written and fewer misses
+// of the address cache where weights are streamed.
+void* allocate_block(std::size_t bytes);
+void free_block(void* block);
 
 // Denormals are flushed to zero inside a call. Each returns the mode before, for restore.
 unsigned flush_denormals_on();

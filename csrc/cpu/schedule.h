@@ -1,7 +1,5 @@
 // How a call is spread over threads: a small static cost model, and the memory of one call.
 #pragma once
-#include <cstdlib>
-
 #include "../core/common.h"
 #include "pool.h"
 
@@ -125,7 +123,7 @@ class Lanes {
 // One block of memory a call, cut into 64-byte aligned pieces: measure first (memory null), then allocate, then cut again.
 class Arena {
  public:
-  ~Arena() { std::free(memory_); }
+  ~Arena() { free_block(memory_); }
   Arena() = default;
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
@@ -142,7 +140,8 @@ class Arena {
   }
   Index used() const { return used_; }  // bytes
   bool allocate() {
-    if (posix_memalign(&memory_, 64, std::size_t(used_ + 64)) != 0) return refuse_bytes(used_), memory_ = nullptr, false;
+    memory_ = allocate_block(std::size_t(used_ + 64));
+    if (!memory_) return refuse_bytes(used_), false;
     used_ = 0;
     return true;
   }
