@@ -46,10 +46,11 @@ def test_the_stubs_of_the_native_module_are_complete() -> None:
     declared = set(re.findall(r"^(?:def|class) (\w+)", stub, re.M))
     native = {n for n in dir(ostinato._core) if not n.startswith("__")}
     assert native <= declared
-    assert declared - native == {"_Packed", "_Tape", "_PackedLinear"}  # what the two dtypes share
+    assert declared - native == {"_Packed", "_Tape", "_Stream", "_PackedLinear"}  # what the two dtypes share
     for name, base in [
         ("PackedFloat32", "_Packed"),
         ("TapeFloat64", "_Tape"),
+        ("StreamFloat32", "_Stream"),
         ("PackedLinearFloat32", "_PackedLinear"),
     ]:
         body = stub.split(f"class {base}:")[1].split("\nclass ")[0]

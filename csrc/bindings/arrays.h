@@ -123,6 +123,14 @@ py::array_t<T> new_array(std::vector<Index> shape) {
   return py::array_t<T>(std::vector<py::ssize_t>(shape.begin(), shape.end()));
 }
 
+template <class T>
+const TypedKernels<T>& typed(const KernelTable* table) {
+  if constexpr (sizeof(T) == 4)
+    return table->f32;
+  else
+    return table->f64;
+}
+
 // Looks for a pending Ctrl-C, at most every 20 ms: taking the GIL back costs up to its switch interval of 5 ms.
 class SignalPoll {
  public:

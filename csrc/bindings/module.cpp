@@ -90,6 +90,19 @@ PYBIND11_MODULE(_core, m) {
         return bytes == 4 ? kernels()->f32.fma_peak(seconds) : kernels()->f64.fma_peak(seconds);
       },
       py::arg("seconds"), py::arg("itemsize"));
+  m.def(
+      "read_bandwidth",
+      [](Index bytes, double seconds) {
+        py::gil_scoped_release release;
+        return kernels()->f32.read_bandwidth(bytes, seconds);
+      },
+      py::arg("bytes"), py::arg("seconds"));
+  m.def("fma_lanes", [](int bytes) { return bytes == 4 ? kernels()->f32.lanes : kernels()->f64.lanes; }, py::arg("itemsize"));
+  m.def("instructions", [] {
+    py::dict out;
+    out["bfloat16"] = kernels()->bfloat16, out["int8"] = kernels()->int8;
+    return out;
+  });
   bind_recurrent(m);
   bind_training(m);
   bind_proof(m);

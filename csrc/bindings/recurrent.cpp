@@ -1,5 +1,6 @@
 // Stacks of recurrent layers: packing, forward, backward.
 #include <cmath>
+#include <cstring>
 
 #include "../dispatch.h"
 #include "../stack.h"
@@ -223,8 +224,110 @@ py::tuple backward(PyTape<T>& t, const py::object& dy, const py::object& dhn, co
   return py::make_tuple(dx, dh0, dc0);
 }
 
+// A stack that runs one step a call, on arrays of its own that the caller fills and reads: nothing is allocated for Python.
 template <class T>
-void bind_typed(py::module_& m, const char* packed_name, const char* tape_name) {
+class Stream {
+ public:
+  Stream(std::shared_ptr<PackedStack<T>> packed, Index batch) : packed_(std::move(packed)), batch_(batch) {
+    const StackShape& s = packed_->shape;
+    if (batch < 1) fail("batch", "at least 1", std::to_string(batch));
+    if (s.directions != 1 || s.reverse) fail("stream", "a layer of one direction, forward", "one that needs the end of the sequence first");
+    x = zeros({batch, s.input}), y = zeros({batch, s.hidden}), h = zeros({s.layers, batch, s.hidden});
+    T* hidden = static_cast<T*>(h.mutable_data());
+    T* cells = nullptr;
+    if (packed_->traits().states > 1) {
+      py::array array = zeros({s.layers, batch, s.hidden});
+      cells = static_cast<T*>(array.mutable_data());
+      c = array;
+    }
+    const Index state = batch * s.hidden;
+    inner_ = Buffer<T>(s.layers * state, "layer outputs");
+    for (Index layer = 0; layer < s.layers; ++layer) {
+      ForwardCall<T> f{};
+      f.weights = &packed_->parts[layer];
+      f.steps = 1, f.batch = batch;
+      f.x = {layer == 0 ? static_cast<const T*>(x.data()) : inner_.get() + (layer - 1) * state, 0, s.layer_input(layer)};
+      f.y = {layer + 1 == s.layers ? static_cast<T*>(y.mutable_data()) : inner_.get() + layer * state, 0, s.hidden};
+      f.h0 = f.hn = hidden + layer * state;  // read before it is written
+      if (cells) f.c0 = f.cn = cells + layer * state;
+      calls_.push_back(f);
+      work_ += double(batch) * double(s.layer_input(layer) + s.hidden) * double(packed_->traits().gates * s.hidden);
+    }
+  }
+
+  py::array step(const py::object& input) {
+    if (busy_) throw std::runtime_error("stream: expected one step at a time, got a second from another thread");
+    busy_ = true;
+    struct Leave {
+      bool& busy;
+      ~Leave() { busy = false; }
+    } leave{busy_};
+    if (!input.is_none()) {
+      const auto v = view<T>(input, "x", {{"B", batch_}, {"I", packed_->shape.input}});
+      T* to = static_cast<T*>(x.mutable_data());
+      for (Index b = 0; b < batch_; ++b) std::memcpy(to + b * v.shape[1], v.data + b * v.strides[0], std::size_t(v.shape[1]) * sizeof(T));
+    }
+    int status = kOk;
+    if (work_ < 1e6) {  // a few microseconds: giving the GIL away and taking it back would cost more than it gains
+      status = run();
+    } else {
+      py::gil_scoped_release release;
+      status = run();
+    }
+    check_status(status);
+    return y;
+  }
+
+  py::array x, y, h;
+  py::object c = py::none();
+
+ private:
+  static py::array zeros(std::vector<Index> shape) {
+    auto a = new_array<T>(std::move(shape));
+    std::memset(a.mutable_data(), 0, std::size_t(a.nbytes()));
+    return a;
+  }
+  int run() {
+    for (const ForwardCall<T>& call : calls_)
+      if (const int status = packed_->cell().forward(&call, 1, false)) return status;
+    return kOk;
+  }
+
+  std::shared_ptr<PackedStack<T>> packed_;
+  Index batch_;
+  Buffer<T> inner_;
+  std::vector<ForwardCall<T>> calls_;
+  double work_ = 0;
+  bool busy_ = false;
+};
+
+// How a call would be run: a list of groups of layers.
+template <class T>
+py::list plan(const std::string& cell, Index input, Index hidden, Index layers, bool bidirectional, const std::string& precision_name,
+              Index steps, Index batch, bool dropout, bool train, bool backward) {
+  const StackShape s{cell_named(cell), input, hidden, layers, bidirectional ? 2 : 1, false};
+  const Precision precision = precision_named<T>(precision_name, train);
+  const auto& k = typed<T>(kernels()).cells[int(precision)][int(s.cell)];
+  py::list out;
+  for (const GroupPlan& g : stack_plan(k, s, steps, batch, dropout, backward)) {
+    const CallPlan& p = g.plan;
+    py::dict d;
+    d["first_layer"] = g.first_layer, d["layers"] = g.layers;
+    d["spread"] = p.spread, d["threads"] = p.threads, d["lanes"] = p.lanes, d["lane_rows"] = p.lane_rows;
+    d["block_steps"] = p.block_steps, d["together"] = p.together;
+    d["tile"] = py::make_tuple(p.tile_rows, p.tile_vectors);
+    d["tape_bytes"] = p.tape_bytes, d["workspace_bytes"] = p.workspace_bytes, d["model_seconds"] = p.model_seconds;
+    Index packed = 0;
+    for (Index layer = g.first_layer; layer < g.first_layer + g.layers; ++layer)
+      packed += s.directions * k.packed_size(s.layer_input(layer), hidden, train) * Index(sizeof(T));
+    d["packed_bytes"] = packed;
+    out.append(d);
+  }
+  return out;
+}
+
+template <class T>
+void bind_typed(py::module_& m, const char* packed_name, const char* tape_name, const char* stream_name) {
   using Packed = PackedStack<T>;
   py::class_<Packed, std::shared_ptr<Packed>>(m, packed_name)
       .def(py::init(&pack_stack<T>), py::arg("cell"), py::arg("input_size"), py::arg("hidden_size"), py::arg("num_layers"),
@@ -238,6 +341,13 @@ void bind_typed(py::module_& m, const char* packed_name, const char* tape_name) 
       .def_property_readonly("cell", [](const Packed& p) { return std::string(p.traits().name); })
       .def("forward", &forward<T>, py::arg("x"), py::arg("h0"), py::arg("c0"), py::arg("lengths"), py::arg("batch_first"), py::arg("out"),
            py::arg("train"), py::arg("dropout"), py::arg("key"));
+  py::class_<Stream<T>>(m, stream_name)
+      .def(py::init<std::shared_ptr<Packed>, Index>(), py::arg("packed"), py::arg("batch"))
+      .def("step", &Stream<T>::step, py::arg("x") = py::none())
+      .def_property_readonly("x", [](const Stream<T>& s) { return s.x; })
+      .def_property_readonly("y", [](const Stream<T>& s) { return s.y; })
+      .def_property_readonly("h", [](const Stream<T>& s) { return s.h; })
+      .def_property_readonly("c", [](const Stream<T>& s) { return s.c; });
   py::class_<PyTape<T>, std::shared_ptr<PyTape<T>>>(m, tape_name)
       .def("backward", &backward<T>, py::arg("dy"), py::arg("dh_n"), py::arg("dc_n"), py::arg("grads"), py::arg("need_dx"));
 }
@@ -245,8 +355,8 @@ void bind_typed(py::module_& m, const char* packed_name, const char* tape_name) 
 }  // namespace
 
 void bind_recurrent(py::module_& m) {
-  bind_typed<float>(m, "PackedFloat32", "TapeFloat32");
-  bind_typed<double>(m, "PackedFloat64", "TapeFloat64");
+  bind_typed<float>(m, "PackedFloat32", "TapeFloat32", "StreamFloat32");
+  bind_typed<double>(m, "PackedFloat64", "TapeFloat64", "StreamFloat64");
   m.def("cells", [] {
     py::dict out;
     for (const CellTraits& t : kernels()->traits) {
@@ -256,6 +366,8 @@ void bind_recurrent(py::module_& m) {
     }
     return out;
   });
+  m.def("plan_float32", &plan<float>);
+  m.def("plan_float64", &plan<double>);
   m.def("philox_word", &philox_word, py::arg("key"), py::arg("layer_direction"), py::arg("t"), py::arg("b"), py::arg("unit"));
 }
 

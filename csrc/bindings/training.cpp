@@ -7,14 +7,6 @@ namespace ost {
 namespace {
 
 template <class T>
-const TypedKernels<T>& typed(const KernelTable* table) {
-  if constexpr (sizeof(T) == 4)
-    return table->f32;
-  else
-    return table->f64;
-}
-
-template <class T>
 struct PackedLinear {
   const KernelTable* table;
   Index input, output;

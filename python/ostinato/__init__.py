@@ -13,6 +13,7 @@ from importlib.metadata import version as _version
 from . import data, functional, losses, nn, optim, reference, safetensors
 from ._core import get_num_threads, set_num_threads, use_kernels
 from ._core import supported_kernels as _supported
+from ._explain import explain
 from .train import Trainer
 
 __version__ = _version("ostinato")
@@ -36,6 +37,7 @@ __all__ = [
     "Trainer",
     "__version__",
     "data",
+    "explain",
     "functional",
     "get_num_threads",
     "kernels",

@@ -1,4 +1,4 @@
-"""``python -m ostinato``: info, train, generate, forecast, bench."""
+"""``python -m ostinato``: info, train, generate, forecast, explain, bench."""
 
 from __future__ import annotations
 
@@ -107,6 +107,22 @@ def _generate(args: argparse.Namespace) -> None:
     sys.stdout.write("\n")
 
 
+def _explain(args: argparse.Namespace) -> dict[str, Any]:
+    cells = {"lstm": ost.nn.LSTM, "gru": ost.nn.GRU, "rnn": ost.nn.RNN}
+    layer = cells[args.cell](  # type: ignore[operator]  # the three take the same arguments
+        args.input or args.hidden,
+        args.hidden,
+        args.layers,
+        bidirectional=args.bidirectional,
+        precision=args.precision,
+        dtype=np.float64 if args.precision == "float64" else np.float32,
+    )
+    e = ost.explain(layer, (args.steps, args.batch, layer.input_size), training=args.train)
+    if not args.json:
+        print(e)
+    return e.facts
+
+
 def _bench(args: argparse.Namespace) -> dict[str, Any]:
     from .tasks import bench
 
@@ -185,6 +201,21 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("file", metavar="FILE.csv")
     c.add_argument("--json", action="store_true", help="one JSON object")
     c.set_defaults(run=_forecast)
+
+    c = commands.add_parser(
+        "explain", help="which kernel a layer of a given shape uses, what it costs, what would be faster"
+    )
+    c.add_argument("cell", choices=("lstm", "gru", "rnn"))
+    c.add_argument("--hidden", type=int, default=256)
+    c.add_argument("--input", type=int, help="default: as hidden")
+    c.add_argument("--layers", type=int, default=1)
+    c.add_argument("--bidirectional", action="store_true")
+    c.add_argument("--steps", type=int, default=100)
+    c.add_argument("--batch", type=int, default=32)
+    c.add_argument("--train", action="store_true", help="training in place of inference")
+    c.add_argument("--precision", choices=("float32", "float64", "bfloat16", "int8"), default="float32")
+    c.add_argument("--json", action="store_true", help="one JSON object")
+    c.set_defaults(run=_explain)
 
     c = commands.add_parser("bench", help="ostinato beside torch and ONNX Runtime, where they are installed")
     c.add_argument("--full", action="store_true", help="all cases")

@@ -54,6 +54,17 @@ def real_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
     return np.dtype(d.type)
 
 
+def precision(dtype: np.dtype[Any], name: str | None) -> str:
+    """A precision by its public name; None is the dtype itself."""
+    known = (dtype.name, "bfloat16", "int8") if dtype == np.float32 else (dtype.name,)
+    return str(choice("precision", dtype.name if name is None else name, known))
+
+
+def native_precision(dtype: np.dtype[Any], name: str) -> str:
+    """The name that the kernels know it by."""
+    return "exact" if name == dtype.name else name
+
+
 def generator(rng: Seed) -> np.random.Generator:
     """A generator from a seed, or the generator itself."""
     if rng is None or isinstance(rng, np.random.Generator):

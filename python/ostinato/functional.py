@@ -41,7 +41,7 @@ class Gradients(NamedTuple):
 class Packed:
     """Weights in the kernels' own order, made by `pack`; stands in the place of ``weight_ih``. Immutable."""
 
-    def __init__(self, cell: str, weights: list[Array | None], reverse: bool) -> None:
+    def __init__(self, cell: str, weights: list[Array | None], reverse: bool, precision: str | None = None) -> None:
         w_ih, w_hh = (_check.array(n, w, 2) for n, w in zip(("weight_ih", "weight_hh"), weights))
         self.cell, self.dtype, self.weights, self.reverse = cell, _check.real_dtype(w_ih.dtype), weights, reverse
         gates, hidden = _core.cells()[cell]["gates"], w_hh.shape[1]
@@ -50,7 +50,9 @@ class Packed:
         if w_ih.shape[1] == 0:
             raise ValueError(f"weight_ih: expected at least one input, got shape {w_ih.shape}")
         make = _check.typed("Packed", self.dtype)
-        self.native = make(cell, w_ih.shape[1], hidden, 1, False, [weights], True, reverse)
+        self.precision = _check.precision(self.dtype, precision)
+        native, backward = _check.native_precision(self.dtype, self.precision), self.precision != "int8"
+        self.native = make(cell, w_ih.shape[1], hidden, 1, False, [weights], backward, reverse, native)
 
 
 def _cell(family: str, *, nonlinearity: str = "tanh", reset_after: bool = True, peephole: bool = False) -> str:
@@ -72,6 +74,7 @@ def pack(
     nonlinearity: str = "tanh",
     reset_after: bool = True,
     reverse: bool = False,
+    precision: str | None = None,
 ) -> Packed:
     """Weights of one layer, packed once for many calls, together with the options that choose the cell and its direction.
 
@@ -90,16 +93,21 @@ def pack(
         nonlinearity: "tanh" or "relu", RNN only.
         reset_after: which GRU, see `gru`.
         reverse: run from the last real step to the first.
+        precision: what the products multiply: "bfloat16", or "int8" (no gradients), in place of the dtype, which is float32.
     """
     _check.choice("family", family, ("rnn", "lstm", "gru"))
     cell = _cell(family, nonlinearity=nonlinearity, reset_after=reset_after, peephole=weight_peephole is not None)
-    return Packed(cell, [weight_ih, weight_hh, bias_ih, bias_hh, weight_peephole], reverse)
+    return Packed(cell, [weight_ih, weight_hh, bias_ih, bias_hh, weight_peephole], reverse, precision)
 
 
 def _run(
     packed: Packed, x: Array, h0: Array | None, c0: Array | None, lengths: object, out: Array | None, train: bool
 ) -> Any:
     x = _check.array("x", x, 3)
+    if train and not packed.native.backward:
+        raise ValueError(
+            f"weight_ih: expected a precision that can be trained, got weights packed as {packed.precision}"
+        )
     lens = _check.lengths(lengths, x.shape[0], x.shape[1])
     h, c = (_state(n, s) for n, s in (("h0", h0), ("c0", c0)))
     if train:  # the caller may reuse the arrays of its state before the pullback runs

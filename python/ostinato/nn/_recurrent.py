@@ -34,10 +34,12 @@ class Recurrent(Layer):
         batch_first: bool,
         dropout: float,
         bidirectional: bool,
+        precision: str | None,
         dtype: npt.DTypeLike,
         rng: Seed,
     ) -> None:
         super().__init__(dtype=dtype)
+        self.precision = precision  # type: ignore[assignment]  # the setter takes None
         self.input_size = _check.positive("input_size", input_size)
         self.hidden_size = _check.positive("hidden_size", hidden_size)
         self.num_layers = _check.positive("num_layers", num_layers)
@@ -52,6 +54,26 @@ class Recurrent(Layer):
             {n: self._rng.uniform(-bound, bound, s).astype(self._dtype) for n, s in self._shapes()},
             no_decay=tuple(n for n, _ in self._shapes() if "peephole" in n),
         )
+
+    @property
+    def precision(self) -> str:
+        """What the products multiply; may be set at any time: parameters, states and gradients stay as they are.
+
+        "float32" or "float64" (the dtype): exact. "bfloat16": weights and operands rounded to bfloat16, sums in float32; trains too.
+        "int8": weights as bytes with a scale a row, operands with a scale a (t, b) row; for inference only.
+
+        >>> import ostinato as ost
+        >>> layer = ost.nn.GRU(3, 5, rng=0)
+        >>> layer.precision = "bfloat16"
+        >>> layer
+        GRU(3, 5, precision='bfloat16')
+        """
+        return self._precision
+
+    @precision.setter
+    def precision(self, value: str | None) -> None:
+        self._precision = _check.precision(self._dtype, value)
+        self._cache = None
 
     @property
     def _directions(self) -> int:
@@ -143,8 +165,9 @@ class Recurrent(Layer):
 
     def _pack(self, backward: bool) -> Any:
         make = _check.typed("Packed", self._dtype)
-        parts = self._parts(self.parameters())
-        return make(self._cell, self.input_size, self.hidden_size, self.num_layers, self.bidirectional, parts, backward)
+        parts, precision = self._parts(self.parameters()), _check.native_precision(self._dtype, self._precision)
+        sizes = (self.input_size, self.hidden_size, self.num_layers)
+        return make(self._cell, *sizes, self.bidirectional, parts, backward, precision=precision)
 
     def _arguments(
         self, x: Array, state: State, lengths: object
@@ -199,6 +222,26 @@ class Recurrent(Layer):
         y, h_n, c_n, _ = self._packed(False).forward(x, h, c, lens, self.batch_first, None, False, 0.0, 0)
         return self._without_batch(y, single), self._join_state(h_n, c_n, single)
 
+    def stream(self, batch: int = 1) -> Any:
+        """Run the stack one step a call, on arrays that stay: the fastest way from Python for one sequence as it arrives.
+
+        >>> import numpy as np
+        >>> import ostinato as ost
+        >>> gru = ost.nn.GRU(3, 5, rng=0)
+        >>> stream = gru.stream()
+        >>> stream.x[...] = 1.0  # [B,I]; or stream.step(x), which copies
+        >>> y = stream.step()  # the array stream.y [B,H], written anew by every step
+        >>> bool((y == gru(np.ones((1, 1, 3), np.float32))[0][0]).all())
+        True
+
+        The numbers are those of the layer on the whole sequence, bit for bit. ``stream.h`` (and ``stream.c``) ``[L,B,H]`` are the
+        states: write to them to begin anew. The stream keeps the parameters as they were when it was made.
+
+        Raises:
+            ValueError: the layer is bidirectional; batch is less than 1.
+        """
+        return _check.typed("Stream", self._dtype)(self._packed(False), _check.positive("batch", batch))
+
     def vjp(
         self, x: Array, state: State = None, *, lengths: object = None, rng: Seed = None
     ) -> tuple[tuple[Array, State], Pullback]:
@@ -240,9 +283,10 @@ class Recurrent(Layer):
                 ("batch_first", self.batch_first, False),
                 ("dropout", self.dropout, 0.0),
                 ("bidirectional", self.bidirectional, False),
+                ("precision", self.precision, self._dtype.name),
             )
             if v != plain
-        )
+        ).replace("precision=" + self.precision, f"precision={self.precision!r}")
         return f"{type(self).__name__}({self.input_size}, {self.hidden_size}{extra}{self._extra_repr()})"
 
     def _extra_repr(self) -> str:
@@ -266,6 +310,7 @@ class RNN(Recurrent):
         batch_first: x and y are ``[B,T,*]``; states stay ``[L*D,B,H]``.
         dropout: rate between the layers, in `vjp` only.
         bidirectional: a second direction, whose outputs are the second half of y.
+        precision: what the products multiply: "bfloat16" or "int8" (inference only) in place of the dtype; see `precision`.
         dtype: float32 or float64.
         rng: seed or generator for the initial values (PyTorch's: U(-1/sqrt(H), 1/sqrt(H))) and for dropout.
 
@@ -285,13 +330,14 @@ class RNN(Recurrent):
         dropout: float = 0.0,
         bidirectional: bool = False,
         *,
+        precision: str | None = None,
         dtype: npt.DTypeLike = np.float32,
         rng: Seed = None,
     ) -> None:
         self.nonlinearity = _check.choice("nonlinearity", nonlinearity, ("tanh", "relu"))
         cell = f"rnn_{nonlinearity}"
         super().__init__(
-            cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, rng
+            cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, precision, dtype, rng
         )
 
     def _extra_repr(self) -> str:
@@ -329,13 +375,14 @@ class LSTM(Recurrent):
         bidirectional: bool = False,
         *,
         peephole: bool = False,
+        precision: str | None = None,
         dtype: npt.DTypeLike = np.float32,
         rng: Seed = None,
     ) -> None:
         self.peephole = bool(peephole)
         cell = "lstm_peephole" if peephole else "lstm"
         super().__init__(
-            cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, rng
+            cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, precision, dtype, rng
         )
 
     def _extra_repr(self) -> str:
@@ -372,13 +419,14 @@ class GRU(Recurrent):
         bidirectional: bool = False,
         *,
         reset_after: bool = True,
+        precision: str | None = None,
         dtype: npt.DTypeLike = np.float32,
         rng: Seed = None,
     ) -> None:
         self.reset_after = bool(reset_after)
         cell = "gru" if reset_after else "gru_reset_before"
         super().__init__(
-            cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, rng
+            cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, precision, dtype, rng
         )
 
     def _extra_repr(self) -> str:

@@ -1,0 +1,179 @@
+"""Which kernel a call would use and why, what it costs, and what would make it faster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import _check, _core
+from .nn._recurrent import Recurrent
+
+__all__ = ["Explanation", "explain"]
+
+MEASURE_SECONDS = 0.01
+SPREADS = {
+    "alone": "one thread: the call is too short, or its rows and units too few, for a second one to pay",
+    "lanes": "batch rows are cut into lanes; each goes through time on one thread, without a barrier",
+    "units": "all threads share every step, split by hidden units, with a barrier a phase: there are too few rows to split",
+}
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `explain` returns; ``str()`` gives the text. ``facts`` holds the same as numbers, times in seconds, sizes in bytes."""
+
+    facts: dict[str, Any]
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def _bytes(n: float) -> str:
+    for unit in ("bytes", "KB", "MB"):
+        if n < 1000:
+            return f"{n:.0f} {unit}" if unit == "bytes" else f"{n:.3g} {unit}"
+        n /= 1000
+    return f"{n:.3g} GB"
+
+
+def _seconds(s: float) -> str:
+    return f"{s * 1e6:.3g} us" if s < 1e-3 else f"{s * 1e3:.3g} ms" if s < 1 else f"{s:.3g} s"
+
+
+def explain(layer: Recurrent, shape: Sequence[int], *, training: bool = False) -> Explanation:
+    """Tell how a call of this layer on x of this shape is run.
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> e = ost.explain(ost.nn.LSTM(64, 128, rng=0), (100, 1, 64))
+    >>> e.facts["flops"] == 2 * 4 * 128 * (64 + 128) * 100
+    True
+    >>> "kernel set" in str(e)
+    True
+
+    Args:
+        layer: an RNN, LSTM or GRU.
+        shape: x.shape: ``(T,B,I)``, ``(B,T,I)`` if batch_first, or ``(T,I)``.
+        training: explain `vjp` and its pullback in place of inference.
+
+    The roofline time is what the arithmetic and the reading of the weights would take at the rates that this machine shows in a
+    few milliseconds of measuring: no kernel can be faster.
+    """
+    if not isinstance(layer, Recurrent):
+        raise TypeError(f"layer: expected an RNN, LSTM or GRU, got {type(layer).__name__}")
+    sizes = [_check.positive("shape", n, 0) for n in shape]
+    if len(sizes) not in (2, 3) or sizes[-1] != layer.input_size:
+        raise ValueError(f"shape: expected (T, B, I) or (T, I) with I = {layer.input_size}, got {tuple(shape)}")
+    if len(sizes) == 2:
+        sizes.insert(0 if layer.batch_first else 1, 1)
+    steps, batch = (sizes[1], sizes[0]) if layer.batch_first else (sizes[0], sizes[1])
+    if training and layer.precision == "int8":
+        raise ValueError("precision: expected one that can be trained, got 'int8'")
+
+    cell, hidden, dtype = _core.cells()[layer._cell], layer.hidden_size, layer._dtype
+    native = _check.native_precision(dtype, layer.precision)
+    directions = 2 if layer.bidirectional else 1
+
+    def plan(backward: bool) -> list[dict[str, Any]]:
+        make = _core.plan_float32 if dtype == np.float32 else _core.plan_float64
+        dropout = training and layer.dropout > 0
+        return make(
+            layer._cell, layer.input_size, hidden, layer.num_layers, layer.bidirectional, native, steps, batch, dropout, training, backward
+        )  # fmt: skip
+
+    passes = [("forward", plan(False))] + ([("backward", plan(True))] if training else [])
+    inputs = [layer.input_size if k == 0 else directions * hidden for k in range(layer.num_layers)]
+    flops = sum(2.0 * cell["gates"] * hidden * (i + hidden) * steps * batch * directions for i in inputs)
+    flops *= 3 if training else 1
+    weight = {"bfloat16": 2, "int8": 1}.get(layer.precision, dtype.itemsize)
+    recurrent = cell["gates"] * hidden * hidden * weight
+
+    # The rates of one thread, now.
+    peak = _core.fma_peak(MEASURE_SECONDS, dtype.itemsize) * 1e9 * (dtype.itemsize / weight)
+    forward = passes[0][1][0]
+    share = recurrent / (forward["threads"] if forward["spread"] == "units" else 1)
+    bandwidth = _core.read_bandwidth(int(max(share, 4096)), MEASURE_SECONDS) * 1e9
+    bound = "arithmetic"
+    roofline = 0.0
+    for _, groups in passes:
+        for g in groups:
+            together, times = g["threads"], (2 if groups is not passes[0][1] else 1)
+            for k in range(g["first_layer"], g["first_layer"] + g["layers"]):
+                arithmetic = 2.0 * cell["gates"] * hidden * (inputs[k] + hidden) * steps * batch * directions * times
+                lanes = max(1, g["lanes"] // (g["layers"] * directions)) if g["spread"] != "units" else 1
+                reading = float(steps) * recurrent * lanes * directions / bandwidth  # R once a step and lane
+                product = 2.0 * cell["gates"] * hidden * hidden * steps * batch * directions / peak
+                if reading > product:
+                    bound = "reading the recurrent weights"
+                roofline += (arithmetic / peak - product + max(product, reading)) / together
+    facts: dict[str, Any] = {
+        "kernels": _core.kernels(),
+        "precision": layer.precision,
+        "passes": dict(passes),
+        "flops": flops,
+        "weight_bytes": sum(g["packed_bytes"] for g in passes[0][1]),
+        "tape_bytes": sum(g["tape_bytes"] * g["layers"] * directions for g in passes[0][1]) if training else 0,
+        "workspace_bytes": max((g["workspace_bytes"] for _, groups in passes for g in groups), default=0),
+        "peak_flops": peak,
+        "bandwidth": bandwidth,
+        "bound": bound,
+        "roofline_seconds": roofline,
+    }
+    return Explanation(facts, _text(layer, steps, batch, facts, training))
+
+
+def _text(layer: Recurrent, steps: int, batch: int, facts: dict[str, Any], training: bool) -> str:
+    cell = _core.cells()[layer._cell]
+    set_name, word = facts["kernels"], _core.instructions().get(layer.precision, "fused multiply-add")
+    lines = [
+        f"{layer!r}, T={steps}, B={batch}: {'training' if training else 'inference'}",
+        f"  kernel set     {set_name}, {layer.precision} products by {word}",
+    ]
+    for name, groups in facts["passes"].items():
+        for g in groups:
+            which = f"layer {g['first_layer']}" if g["layers"] == 1 else f"{g['layers']} layers as a wavefront"
+            both = " both directions at once," if g["together"] and layer.bidirectional else ""
+            lines += [
+                f"  {name:<14} {which}:{both} {g['threads']} thread{'s' * (g['threads'] > 1)}; {SPREADS[g['spread']]}",
+                f"                 {g['lanes']} lanes of up to {g['lane_rows']} rows, {g['block_steps']} steps a block; "
+                f"tiles of {g['tile'][0]} rows x {g['tile'][1]} vectors",
+            ]
+    itemsize, states = layer._dtype.itemsize, cell["saved"] + (1 if cell["states"] > 1 else 0)
+    formula = (
+        f" = T B {states} H' {itemsize} a layer and direction, H' = H rounded up to whole vectors" if training else ""
+    )
+    lines += [
+        f"  packed weights {_bytes(facts['weight_bytes'])}, made {'once a step of the optimiser' if training else 'once'}",
+        f"  tape           {_bytes(facts['tape_bytes'])}{formula}" if training else "  tape           none",
+        f"  workspace      {_bytes(facts['workspace_bytes'])}, given back after the pass",
+        f"  arithmetic     {facts['flops'] / 1e9:.3g} GFLOP; this machine does {facts['peak_flops'] / 1e9:.3g} GFLOP/s a thread",
+        f"  roofline       {_seconds(facts['roofline_seconds'])}, bound by {facts['bound']}; weights come at "
+        f"{facts['bandwidth'] / 1e9:.3g} GB/s a thread",
+    ]
+    return "\n".join(lines + [f"  faster         {a}" for a in _advice(layer, batch, facts, training)])
+
+
+def _advice(layer: Recurrent, batch: int, facts: dict[str, Any], training: bool) -> list[str]:
+    out = []
+    lanes = _core.fma_lanes(layer._dtype.itemsize)
+    padded = -(-layer.hidden_size // lanes) * lanes
+    if facts["bound"] != "arithmetic":
+        out.append(f"more than {batch} sequences at a time: the weights are read once for all of them")
+        if layer.precision == "float32":
+            out.append(
+                "precision='bfloat16' halves the weights that are read" + ("" if training else ", 'int8' quarters them")
+            )
+    elif layer.precision == "float32" and "bf16" in str(facts["kernels"]):
+        out.append("precision='bfloat16': this CPU multiplies it at twice the rate")
+    if padded != layer.hidden_size and padded - layer.hidden_size >= 0.05 * padded:
+        out.append(
+            f"a hidden size that is a multiple of {lanes}: {layer.hidden_size} is computed as {padded}, "
+            f"{100 * (padded - layer.hidden_size) / padded:.0f}% for nothing"
+        )
+    if all(g["threads"] == 1 for groups in facts["passes"].values() for g in groups) and _core.get_num_threads() > 1:
+        out.append("longer sequences or more of them in one call: this one is too short for more than one thread")
+    return out or ["nothing that we know of"]
