@@ -24,8 +24,7 @@ class Buffer {
   Buffer() = default;
   Buffer(Index count, const char* what) {
     void* p = count < 0 ? nullptr : allocate_block(std::size_t(count) * sizeof(T) + 64);
-    if (!p)
-      throw OutOfMemory(std::string(what) + ": cannot allocate " + std::to_string(std::size_t(count) * sizeof(T)) + " bytes");
+    if (!p) throw OutOfMemory(std::string(what) + ": cannot allocate " + std::to_string(std::size_t(count) * sizeof(T)) + " bytes");
     memory_.reset(static_cast<T*>(p));
   }
   T* get() const { return memory_.get(); }

@@ -49,12 +49,12 @@ class Backward {
 
   static Schedule schedule(Index steps, Index batch, const Index* inputs, Index hidden, int calls, bool chained) {
     const Layout<C, P> s(inputs[0], hidden);
-    Index operand = 0;
-    for (int i = 0; i < calls; ++i) operand += (inputs[i] + hidden) / calls;
+    Index input = 0;
+    for (int i = 0; i < calls; ++i) input += inputs[i] / calls;
     const Index parts = gradient_parts(batch, 2 * hidden * C::kGates * hidden * Index(sizeof(T)));
-    // Two products of the forward's size a step, and the weight gradients, which do not wait for weights.
+    // Every step waits for da R; dx and the gradients of W and R are taken for the chunk.
     const Plan plan =
-        make_plan({steps, batch, calls, chained, 2 * operand, C::kGates * s.padded, s.groups, 2 * kPhaseCount<C>, parts, kFlops<P>});
+        make_plan({steps, batch, calls, chained, 2 * input + hidden, hidden, C::kGates * s.padded, s.groups, 2 * kPhaseCount<C>, parts, kFlops<P>});
     return {plan, larger<Index>(1, smaller<Index>(steps, kWeightRows / larger<Index>(1, ceil_div(batch, parts)))), steps, batch};
   }
 

@@ -62,9 +62,9 @@ class Forward {
 
   static Schedule schedule(Index steps, Index batch, const Index* inputs, Index hidden, int calls, bool chained) {
     const Layout<C, P> s(inputs[0], hidden);
-    Index operand = 0;
-    for (int i = 0; i < calls; ++i) operand += (inputs[i] + hidden) / calls;
-    const Plan plan = make_plan({steps, batch, calls, chained, operand, C::kGates * s.padded, s.groups, kPhaseCount<C>, 0, kFlops<P>});
+    Index input = 0;
+    for (int i = 0; i < calls; ++i) input += inputs[i] / calls;
+    const Plan plan = make_plan({steps, batch, calls, chained, input, hidden, C::kGates * s.padded, s.groups, kPhaseCount<C>, 0, kFlops<P>});
     const Index rows = ceil_div(batch, plan.parts), most = larger<Index>(1, smaller<Index>(steps, kBlockRows / larger<Index>(1, rows)));
     return {plan, plan.together && chained ? smaller(most, larger<Index>(1, ceil_div(steps, kWaveBlocks))) : most, steps, batch};
   }

@@ -22,27 +22,30 @@ struct Plan {
 
 constexpr Index kLaneRows = 20;   // batch rows that travel through time together: 4 x 5 or 5 x 4
 constexpr Index kWaveBlocks = 8;  // layers at the same time take at least so many blocks of steps, of which L - 1 fill the wave
-constexpr double kRowsBound = 2.2, kBarrier = 1.5e-7, kWake = 5e-6;
+constexpr double kRowsBound = 2.2, kBarrier = 2.5e-7, kWake = 5e-6;
 
 struct Group {
   Index steps, batch;
   int calls;
   bool chained;             // call i + 1 reads what call i writes
-  Index operand, width;     // of all products of a step, on average: I + H, G * padded H
+  Index ahead, each;  // depth of the products taken for a block of steps at once, and of those that every step waits for
+  Index width;        // of both: G * padded H
   Index groups;             // of hidden units
   int barriers;             // a step, if units are split
   Index parts;              // lanes of a call where they are fixed, else 0
   double flops_per_second;  // of one thread, about
 };
 
-// A step of b rows costs its products, but never less than streaming the weights from L2, which takes as long as about 2.2 rows
-// of arithmetic (113 GB/s against 117 GFLOP/s and 4 bytes a weight; 2 bytes at twice the rate, 1 byte at four times: the same).
-// A barrier of two threads that are both there costs about 0.15 us, waking a worker 5 us.
+// A step of b rows costs its products, but the recurrent ones never less than streaming the weights from L2, which takes as
+// long as about 2.2 rows of arithmetic (113 GB/s against 117 GFLOP/s and 4 bytes a weight; 2 bytes at twice the rate, 1 byte
+// at four times: the same). A barrier of two threads with the other half of h after it costs about 0.25 us, waking a worker 5 us.
 inline Plan make_plan(const Group& g) {
   const int threads = thread_count();
-  const double row = 2 * double(g.operand) * double(g.width) / g.flops_per_second;  // seconds of one row's step
-  const auto bound = [](double rows) { return rows > kRowsBound ? rows : kRowsBound; };
-  const double steps = double(g.steps), alone = steps * g.calls * row * bound(double(g.batch));
+  const auto step = [&](Index rows) {  // seconds on one thread
+    const double r = double(rows), bound = r > kRowsBound ? r : kRowsBound;
+    return 2 * double(g.width) * (double(g.ahead) * r + double(g.each) * bound) / g.flops_per_second;
+  };
+  const double steps = double(g.steps), alone = steps * g.calls * step(g.batch);
   Plan best{Spread::kAlone, 1, g.parts ? g.parts : larger<Index>(1, ceil_div(g.batch, kLaneRows)), false, alone};
   if (threads == 1 || g.batch == 0 || g.steps == 0) return best;
 
@@ -54,13 +57,13 @@ inline Plan make_plan(const Group& g) {
       parts = ceil_div(parts * others, threads) * threads / others;
     parts = g.parts ? g.parts : smaller(parts, g.batch);
     const Index lanes = parts * others, busy = smaller<Index>(threads, lanes);
-    double seconds = steps * row * bound(double(ceil_div(g.batch, parts))) * double(ceil_div(lanes, busy)) * (together ? 1 : g.calls);
+    double seconds = steps * step(ceil_div(g.batch, parts)) * double(ceil_div(lanes, busy)) * (together ? 1 : g.calls);
     if (together && g.chained) seconds *= 1 + double(ceil_div(busy, parts) - 1) / double(kWaveBlocks);  // the wave fills and drains
     return Plan{Spread::kLanes, int(busy), parts, together, seconds + kWake};
   };
   const int sharers = int(smaller<Index>(threads, g.groups));
   const Plan units{Spread::kUnits, sharers, g.parts ? g.parts : 1, false,
-                   steps * g.calls * (row * bound(double(g.batch)) / sharers + g.barriers * kBarrier) + kWake};
+                   steps * g.calls * (step(g.batch) / sharers + g.barriers * kBarrier) + kWake};
   const auto consider = [&](const Plan& p) {
     if (p.seconds < best.seconds && p.threads > 1) best = p;
   };
