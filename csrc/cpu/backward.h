@@ -53,8 +53,8 @@ class Backward {
     for (int i = 0; i < calls; ++i) input += inputs[i] / calls;
     const Index parts = gradient_parts(batch, 2 * hidden * C::kGates * hidden * Index(sizeof(T)));
     // Every step waits for da R; dx and the gradients of W and R are taken for the chunk.
-    const Plan plan =
-        make_plan({steps, batch, calls, chained, 2 * input + hidden, hidden, C::kGates * s.padded, s.groups, 2 * kPhaseCount<C>, parts, kFlops<P>});
+    const Plan plan = make_plan(
+        {steps, batch, calls, chained, 2 * input + hidden, hidden, C::kGates * s.padded, s.groups, 2 * kPhaseCount<C>, parts, kFlops<P>});
     return {plan, larger<Index>(1, smaller<Index>(steps, kWeightRows / larger<Index>(1, ceil_div(batch, parts)))), steps, batch};
   }
 

@@ -64,7 +64,8 @@ class Forward {
     const Layout<C, P> s(inputs[0], hidden);
     Index input = 0;
     for (int i = 0; i < calls; ++i) input += inputs[i] / calls;
-    const Plan plan = make_plan({steps, batch, calls, chained, input, hidden, C::kGates * s.padded, s.groups, kPhaseCount<C>, 0, kFlops<P>});
+    const Plan plan =
+        make_plan({steps, batch, calls, chained, input, hidden, C::kGates * s.padded, s.groups, kPhaseCount<C>, 0, kFlops<P>});
     const Index rows = ceil_div(batch, plan.parts), most = larger<Index>(1, smaller<Index>(steps, kBlockRows / larger<Index>(1, rows)));
     return {plan, plan.together && chained ? smaller(most, larger<Index>(1, ceil_div(steps, kWaveBlocks))) : most, steps, batch};
   }

@@ -59,7 +59,7 @@ struct Pool {
   struct alignas(64) Worker {
     std::atomic<std::uint32_t> epoch{0};  // one more for every job that this worker has a part in
     std::thread thread;
-    double started = 0;     // of the last job
+    double started = 0;      // of the last job
     bool put_aside = false;  // the system took the core away during it
   };
 

@@ -28,8 +28,8 @@ struct Group {
   Index steps, batch;
   int calls;
   bool chained;             // call i + 1 reads what call i writes
-  Index ahead, each;  // depth of the products taken for a block of steps at once, and of those that every step waits for
-  Index width;        // of both: G * padded H
+  Index ahead, each;        // depth of the products taken for a block of steps at once, and of those that every step waits for
+  Index width;              // of both: G * padded H
   Index groups;             // of hidden units
   int barriers;             // a step, if units are split
   Index parts;              // lanes of a call where they are fixed, else 0

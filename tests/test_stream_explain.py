@@ -1,0 +1,158 @@
+"""Streams, plans and what explain() says of them; directions and layers side by side."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ostinato as ost
+from ostinato import _core
+from ostinato.__main__ import main
+
+LAYERS: dict[str, Any] = {"lstm": ost.nn.LSTM, "gru": ost.nn.GRU, "rnn": ost.nn.RNN}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8", "float64"])
+@pytest.mark.parametrize("cell", LAYERS)
+def test_a_stream_gives_the_bits_of_the_layer(cell: str, precision: str, kernel_set: str) -> None:
+    dtype = np.float64 if precision == "float64" else np.float32
+    layer = LAYERS[cell](5, 19, num_layers=2, precision=precision, dtype=dtype, rng=0)
+    x = np.random.default_rng(1).normal(size=(9, 3, 5)).astype(dtype)
+    y, state = layer(x)
+    stream = layer.stream(3)
+    assert stream.x.shape == (3, 5)
+    for t in range(9):
+        if t % 2:
+            out = stream.step(x[t])
+        else:
+            stream.x[...] = x[t]
+            out = stream.step()
+        assert out is stream.y
+        assert np.array_equal(out, y[t])
+    h, c = state if cell == "lstm" else (state, None)
+    assert np.array_equal(stream.h, h)
+    assert stream.c is None if c is None else np.array_equal(stream.c, c)
+    stream.h[...] = 0
+    if stream.c is not None:
+        stream.c[...] = 0
+    assert np.array_equal(stream.step(x[0]), y[0])
+
+
+def test_a_stream_keeps_its_parameters_and_refuses_what_it_cannot_do() -> None:
+    layer = ost.nn.LSTM(3, 4, rng=0)
+    stream = layer.stream()
+    before = stream.step(np.ones((1, 3), np.float32)).copy()
+    with layer.write() as p:
+        p["weight_ih_l0"][...] = 0
+    stream.h[...], stream.c[...] = 0, 0
+    assert np.array_equal(stream.step(np.ones((1, 3), np.float32)), before)
+    with pytest.raises(ValueError, match=r"x: expected shape \(B, I\) = \(1, 3\), got \(2, 3\)"):
+        stream.step(np.ones((2, 3), np.float32))
+    with pytest.raises(TypeError, match=r"x: expected dtype float32, got float64"):
+        stream.step(np.ones((1, 3)))
+    with pytest.raises(ValueError, match=r"stream: expected a layer of one direction"):
+        ost.nn.GRU(3, 4, bidirectional=True).stream()
+    with pytest.raises(ValueError, match=r"batch: expected a whole number of at least 1, got 0"):
+        layer.stream(0)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 40])
+@pytest.mark.parametrize(("layers", "bidirectional"), [(1, True), (3, False), (2, True), (10, False)])
+@pytest.mark.parametrize("cell", LAYERS)
+def test_layers_and_directions_side_by_side_keep_the_bits(
+    cell: str, layers: int, bidirectional: bool, batch: int, threads: None
+) -> None:
+    layer = LAYERS[cell](6, 40, num_layers=layers, bidirectional=bidirectional, rng=0)
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(70, batch, 6)).astype(np.float32)
+    lengths = rng.integers(0, 71, batch)
+    dy = rng.normal(size=(70, batch, 40 * (1 + bidirectional))).astype(np.float32)
+    results = []
+    for n in (1, 2, 3, 4):
+        ost.set_num_threads(n)
+        layer.zero_grad()
+        (y, state), pullback = layer.vjp(x, lengths=lengths)
+        assert np.array_equal(y, layer(x, lengths=lengths)[0])
+        dx, dstate = pullback(dy)
+        flat = [*state, *dstate] if cell == "lstm" else [state, dstate]
+        results.append([y, dx, *flat, *(layer.grads[k].copy() for k in layer.grads)])
+    for other in results[1:]:
+        for a, b in zip(results[0], other):
+            assert np.array_equal(a, b)
+
+
+def plans(layer: Any, shape: tuple[int, ...], training: bool = False) -> Any:
+    return ost.explain(layer, shape, training=training).facts["passes"]
+
+
+def test_the_plan_uses_directions_layers_rows_then_units(threads: None) -> None:
+    ost.set_num_threads(2)
+    (both,) = plans(ost.nn.LSTM(128, 128, bidirectional=True), (100, 1, 128))["forward"]
+    assert (both["spread"], both["together"], both["lanes"]) == ("lanes", True, 2)
+    (rows,) = plans(ost.nn.LSTM(128, 128), (100, 32, 128))["forward"]
+    assert (rows["spread"], rows["lanes"], rows["lane_rows"]) == ("lanes", 2, 16)
+    (units,) = plans(ost.nn.LSTM(256, 256), (100, 1, 256))["forward"]
+    assert units["spread"] == "units"
+    (wave,) = plans(ost.nn.LSTM(64, 64, num_layers=2), (1000, 1, 64))["forward"]
+    assert (wave["layers"], wave["together"], wave["block_steps"]) == (2, True, 125)
+    (alone,) = plans(ost.nn.LSTM(8, 8), (3, 1, 8))["forward"]
+    assert (alone["spread"], alone["threads"]) == ("alone", 1)
+    ost.set_num_threads(1)
+    assert plans(ost.nn.LSTM(128, 128), (100, 32, 128))["forward"][0]["threads"] == 1
+
+
+def test_explain_counts(threads: None) -> None:
+    e = ost.explain(ost.nn.GRU(7, 20, num_layers=2, bidirectional=True, rng=0), (11, 3, 7), training=True)
+    lanes = _core.fma_lanes(4)
+    padded = -(-20 // lanes) * lanes
+    assert e.facts["flops"] == 3 * 2 * 3 * 20 * ((7 + 20) + (40 + 20)) * 11 * 3 * 2
+    assert e.facts["tape_bytes"] == 11 * 3 * 4 * padded * 4 * 2 * 2  # r z n n_h, two layers, two directions
+    assert 0 < e.facts["roofline_seconds"] < 1
+    assert e.facts["workspace_bytes"] > 0
+    for part in ("kernel set", "packed weights", "tape", "workspace", "roofline", "faster", "backward"):
+        assert part in str(e)
+    assert "tape           none" in str(ost.explain(ost.nn.RNN(3, 16), (5, 3)))
+    single = ost.explain(ost.nn.LSTM(256, 256, batch_first=True), (1, 50, 256))
+    assert single.facts["bound"] == "reading the recurrent weights"
+    assert "bfloat16" in str(single)
+    assert "multiple of" in str(ost.explain(ost.nn.LSTM(256, 5), (50, 8, 256)))
+
+
+def test_explain_refuses_what_it_does_not_know() -> None:
+    with pytest.raises(TypeError, match=r"layer: expected an RNN, LSTM or GRU, got Linear"):
+        ost.explain(ost.nn.Linear(2, 3), (4, 1, 2))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"shape: expected \(T, B, I\) or \(T, I\) with I = 3, got \(4, 2\)"):
+        ost.explain(ost.nn.GRU(3, 4), (4, 2))
+    with pytest.raises(ValueError, match=r"precision: expected one that can be trained, got 'int8'"):
+        ost.explain(ost.nn.GRU(3, 4, precision="int8"), (4, 3), training=True)
+
+
+def test_explain_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "gru", "--hidden", "48", "--layers", "2", "--train", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert set(facts["passes"]) == {"forward", "backward"}
+    assert main(["explain", "lstm", "--hidden", "0", "--input", "3"]) == 2
+    assert "hidden_size: expected a whole number of at least 1, got 0" in capsys.readouterr().err
+
+
+def test_an_import_is_light() -> None:
+    heavy = ("numpy.random", "importlib.metadata", "ostinato.train", "ostinato.reference")
+
+    def loaded(module: str) -> set[str]:
+        code = f"import sys, {module}; print(*(m for m in {heavy} if m in sys.modules))"
+        return set(
+            subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+        )
+
+    assert loaded("ostinato") <= loaded("numpy")
+
+
+def test_what_the_machine_reads_and_multiplies_can_be_measured() -> None:
+    assert _core.read_bandwidth(1 << 14, 0.005) > 0.1
+    assert _core.read_bandwidth(1, 0.001) > 0
+    assert set(_core.instructions()) == {"bfloat16", "int8"}
