@@ -71,6 +71,7 @@ struct Pool {
   int count = 0;
   bool stop = false;
   double alone_until = 0, patience = 0;
+  int strikes = 0;
 
   static void await_change(std::atomic<std::uint32_t>& word, std::uint32_t old) {
     for (int i = 0; i < kSpins; ++i) {
@@ -120,7 +121,8 @@ struct Pool {
   }
 
   // On a machine whose cores are busy with something else a team waits for threads that do not run. So calls go on alone for a
-  // while after one that has waited; the while doubles as long as that repeats.
+  // while after two in a row that have waited (one may only have woken a core that slept deeply); the while doubles as long as
+  // that repeats.
   bool alone() const { return patience > 0 && now() < alone_until; }
   void learn(double begin, double end, double waited, int helpers) {
     double late = 0;
@@ -128,10 +130,12 @@ struct Pool {
     for (int i = 0; i < helpers; ++i) late = std::max(late, workers[i]->started - begin), put_aside |= workers[i]->put_aside;
     const double fifth = std::max(1e-4, 0.2 * (end - begin));
     if (late > fifth || (put_aside && waited > fifth)) {
+      if (++strikes < 2) return;
+      strikes = 0;
       patience = std::min(0.64, std::max(0.01, 2 * patience));
       alone_until = end + patience;
     } else if (end - begin > 1e-4) {
-      patience = 0;
+      patience = 0, strikes = 0;
     }
   }
 

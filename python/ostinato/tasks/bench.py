@@ -7,6 +7,9 @@ core, so that all figures of a case come from the same minute of the same machin
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import importlib.util
 import json
 import os
@@ -16,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,163 +27,74 @@ import numpy as np
 
 from .. import _check, safetensors
 from .._check import Array
+from .contenders import CONTENDERS, Case, arrays, make, settings_of
 
-__all__ = ["FULL", "SHORT", "Case", "run"]
+__all__ = ["FULL", "SHORT", "Case", "Contender", "run", "run_case"]
 
-WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-GATES = {"rnn": 1, "lstm": 4, "gru": 3}
-TOLERANCE = 2e-4  # float32, relative to the largest value, after T steps of chained sums in another order
-TURN_SECONDS = 0.15  # work of one turn
-SLEEP_SECONDS = 0.06  # between turns: OpenMP workers spin on for a few milliseconds after a call
-
-
-@dataclass(frozen=True)
-class Case:
-    """One benchmark: a layer of one direction, float32, I = H."""
-
-    cell: str
-    mode: str  # "infer" or "train": forward and all gradients
-    batch: int
-    hidden: int
-    steps: int = 100
-
-    @property
-    def name(self) -> str:
-        """Such as lstm-infer-B32-H256."""
-        return f"{self.cell}-{self.mode}-B{self.batch}-H{self.hidden}"
-
-    @property
-    def flops(self) -> float:
-        """Multiplications and additions of the products: a training step counts as three forwards."""
-        return (
-            (3 if self.mode == "train" else 1)
-            * 2.0
-            * GATES[self.cell]
-            * self.hidden
-            * 2
-            * self.hidden
-            * self.steps
-            * self.batch
-        )
+TOLERANCE = {  # relative to the largest value, after T steps of chained sums in another order
+    "float32": 2e-4,
+    "float64": 1e-10,
+    "bfloat16": 6e-2,  # both sides round; torch its states and sums too
+    "int8": 1e-1,
+}
+TURN_SECONDS = 0.08  # work of one turn
+SLEEP_SECONDS = 0.04  # between turns: OpenMP workers spin on for a few milliseconds after a call
 
 
 SHORT = [Case(c, m, b, 256) for c in ("lstm", "gru", "rnn") for m, b in (("infer", 32), ("train", 32), ("infer", 1))]
+BATCHES, HIDDEN = (1, 4, 16, 32, 64, 128), (32, 64, 128, 256, 512, 1024)
+LONGEST = 12e9  # floating-point operations of a case: T is cut where it would take longer
+
+
+def _grid_case(cell: str, mode: str, batch: int, hidden: int) -> Case:
+    one = Case(cell, mode, batch, hidden, 1)
+    return Case(cell, mode, batch, hidden, int(min(100, max(10, LONGEST / one.flops))))
+
+
 FULL = [
-    Case(c, m, b, h)
-    for c in ("lstm", "gru", "rnn")
-    for m in ("infer", "train")
-    for b in (1, 4, 16, 32, 64, 128)
-    for h in (64, 128, 256, 512)
+    _grid_case(c, m, b, h) for c in ("lstm", "gru", "rnn") for m in ("infer", "train") for h in HIDDEN for b in BATCHES
 ]
 
 
-def _arrays(case: Case) -> dict[str, Array]:
-    """The same weights, input and output gradient in every process."""
-    r, rows, h = np.random.default_rng(7), GATES[case.cell] * case.hidden, case.hidden
-    bound = 1 / np.sqrt(h)
-    shapes = {"weight_ih": (rows, h), "weight_hh": (rows, h), "bias_ih": (rows,), "bias_hh": (rows,)}
-    arrays: dict[str, Array] = {n: r.uniform(-bound, bound, s).astype(np.float32) for n, s in shapes.items()}
-    arrays["x"] = r.standard_normal((case.steps, case.batch, h)).astype(np.float32)
-    arrays["dy"] = r.standard_normal((case.steps, case.batch, h)).astype(np.float32)
-    return arrays
+def _resident(field: str) -> int:
+    """VmRSS or VmHWM of this process, in bytes; 0 where the system does not tell."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field)), 0)
 
 
-# -- contenders: each makes a function that runs the case once and returns what is compared ----------------------------------
-
-
-def _ostinato(case: Case, a: dict[str, Array], threads: int) -> Callable[[], dict[str, Array]]:
-    import ostinato as ost
-
-    ost.set_num_threads(threads)
-    layer = {"rnn": ost.nn.RNN, "lstm": ost.nn.LSTM, "gru": ost.nn.GRU}[case.cell](case.hidden, case.hidden)
-    layer.load_state_dict({n + "_l0": a[n] for n in WEIGHTS})
-
-    def train() -> dict[str, Array]:
-        with layer.write():  # as after an optimiser's step: the weights are packed anew
-            pass
-        layer.zero_grad()
-        (y, _), pullback = layer.vjp(a["x"])
-        dx, _ = pullback(a["dy"])
-        return {
-            "y": y,
-            "dx": dx,
-            **{n: layer.grads[n + "_l0"] for n in WEIGHTS},
-        }
-
-    return train if case.mode == "train" else lambda: {"y": layer(a["x"])[0]}
-
-
-def _torch(case: Case, a: dict[str, Array], threads: int) -> Callable[[], dict[str, Array]]:
-    import torch
-
-    torch.set_num_threads(threads)
-    layer = {"rnn": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[case.cell](case.hidden, case.hidden)
-    layer.load_state_dict({n + "_l0": torch.from_numpy(a[n]) for n in WEIGHTS})
-    x, dy = torch.from_numpy(a["x"]), torch.from_numpy(a["dy"])
-
-    def infer() -> dict[str, Array]:
-        with torch.inference_mode():
-            return {"y": layer(x)[0].numpy()}
-
-    def train() -> dict[str, Array]:
-        layer.zero_grad(set_to_none=False)
-        leaf = x.detach().requires_grad_(True)
-        y, _ = layer(leaf)
-        y.backward(dy)
-        assert leaf.grad is not None
-        grads = {n: getattr(layer, n + "_l0").grad.numpy() for n in WEIGHTS}
-        return {"y": y.detach().numpy(), "dx": leaf.grad.numpy(), **grads}
-
-    return train if case.mode == "train" else infer
-
-
-def _onnxruntime(case: Case, a: dict[str, Array], threads: int) -> Callable[[], dict[str, Array]]:
-    import onnx
-    import onnxruntime
-    from onnx import TensorProto, helper, numpy_helper
-
-    order = {"rnn": [0], "lstm": [0, 3, 1, 2], "gru": [1, 0, 2]}[case.cell]
-
-    def blocks(w: Array) -> Array:
-        parts = np.split(w, GATES[case.cell])
-        return np.concatenate([parts[k] for k in order])[None]
-
-    weights = {
-        "W": blocks(a["weight_ih"]),
-        "R": blocks(a["weight_hh"]),
-        "B": np.concatenate([blocks(a["bias_ih"]), blocks(a["bias_hh"])], axis=1),
-    }
-    options: dict[str, Any] = {"linear_before_reset": 1} if case.cell == "gru" else {}
-    node = helper.make_node(case.cell.upper(), ["X", "W", "R", "B"], ["Y"], hidden_size=case.hidden, **options)
-    shape = helper.make_tensor_value_info("X", TensorProto.FLOAT, list(a["x"].shape))
-    y = helper.make_tensor_value_info("Y", TensorProto.FLOAT, [case.steps, 1, case.batch, case.hidden])
-    graph = helper.make_graph([node], "one", [shape], [y], [numpy_helper.from_array(w, n) for n, w in weights.items()])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
-    onnx.checker.check_model(model)
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
-    return lambda: {"y": session.run(None, {"X": a["x"]})[0][:, 0]}
-
-
-CONTENDERS: dict[str, tuple[Callable[..., Any], tuple[str, ...], tuple[str, ...]]] = {  # maker, modules, modes
-    "ostinato": (_ostinato, (), ("infer", "train")),
-    "torch": (_torch, ("torch",), ("infer", "train")),
-    "onnxruntime": (_onnxruntime, ("onnxruntime", "onnx"), ("infer",)),
-}
+def _reset_peak() -> None:
+    """Begin VmHWM anew, and give back what the allocator keeps of the case before."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def worker(name: str) -> None:
     """The loop of one contender: a JSON line in, a JSON line out."""
     call: Callable[[], dict[str, Array]] | None = None
     repeat = 1
+    out, sys.stdout = sys.stdout, sys.stderr  # what a framework prints is no reply
     for line in sys.stdin:
         order = json.loads(line)
         reply: dict[str, Any] = {}
         if order["do"] == "prepare":
+            call = None
             case = Case(**order["case"])
-            call = CONTENDERS[name][0](case, _arrays(case), order["threads"])
-            safetensors.save(order["answers"], {k: np.ascontiguousarray(v) for k, v in call().items()})
+            arrays(case)  # so that the memory of numpy.random and the like is there already
+            _reset_peak()
+            before = _resident("VmRSS")
+            call = make(name, case, order["threads"])
+            answers = call()
+            _reset_peak()
+            answers = call()  # the second call: what a framework makes once is kept, and counts, but not its making
+            reply["memory"] = _resident("VmHWM") - before
+            safetensors.save(order["answers"], {k: np.ascontiguousarray(v) for k, v in answers.items()})
+            del answers
             start = time.perf_counter()
             call()
             repeat = max(1, int(TURN_SECONDS / max(time.perf_counter() - start, 1e-6)))
@@ -188,7 +102,7 @@ def worker(name: str) -> None:
             if name == "ostinato":
                 from .. import _core
 
-                reply["peak"] = _core.fma_peak(0.02, 4)
+                reply["peak"] = _core.fma_peak(0.02, 8 if order.get("float64") else 4)
             start = time.perf_counter()
             for _ in range(repeat):
                 call()
@@ -196,42 +110,60 @@ def worker(name: str) -> None:
         elif order["do"] == "versions":
             import importlib.metadata
 
-            reply = {m: importlib.metadata.version(m) for m in CONTENDERS[name][1]}
-        print(json.dumps(reply), flush=True)
+            owners = importlib.metadata.packages_distributions()  # tensorflow may come as tensorflow-cpu
+            modules = CONTENDERS[name.partition(":")[0]][1]
+            reply = {m: importlib.metadata.version(owners.get(m, [m])[0]) for m in modules}
+        print(json.dumps(reply), file=out, flush=True)
 
 
-class _Contender:
+class Contender:
+    """A process that runs cases when it is told to."""
+
     def __init__(self, name: str) -> None:
         self.name = name
         code = "import sys; from ostinato.tasks import bench; bench.worker(sys.argv[1])"
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed with the process
         self.process = subprocess.Popen(
-            [sys.executable, "-c", code, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", code, name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
         )
 
     def ask(self, **order: Any) -> dict[str, Any]:
+        """Send an order, wait for the reply."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(json.dumps(order) + "\n")
+            self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
-            raise ChildProcessError(f"{self.name}: the contender's process ended with status {self.process.wait()}")
+            status = self.process.wait()
+            self._errors.seek(0)
+            last = "".join(self._errors.readlines()[-3:]).strip()
+            raise ChildProcessError(f"{self.name}: the contender's process ended with status {status}: {last}")
         reply: dict[str, Any] = json.loads(line)
         return reply
 
     def close(self) -> None:
+        """End the process."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait()
         self.process.stdout.close()
+        self._errors.close()
 
 
 def _compare(ours: dict[str, Array], theirs: dict[str, Array], name: str, case: Case) -> float:
     errors = [np.abs(ours[key] - value).max() / max(float(np.abs(value).max()), 1e-30) for key, value in theirs.items()]
     worst = float(np.max(errors))  # NaN stays
-    if not worst <= TOLERANCE:
-        raise ValueError(f"{case.name}: expected answers within {TOLERANCE} of {name}, got {worst:.2g}")
+    limit = max(TOLERANCE[p] for p in (case.precision, settings_of(name).get("precision", case.precision)))
+    if not worst <= limit:
+        raise ValueError(f"{case.name}: expected answers within {limit} of {name}, got {worst:.2g}")
     return worst
 
 
@@ -260,7 +192,7 @@ def run(
     for n in CONTENDERS:
         if not there[n] and (peers is None or n in peers):
             print(f"{n} is not installed and takes no part: pip install 'ostinato[bench]'")
-    contenders = {n: _Contender(n) for n in names}
+    contenders = {n: Contender(n) for n in names}
     figures: dict[str, Any] = {"machine": info(), "threads": threads, "rounds": rounds, "versions": {}, "cases": []}
     begin = time.monotonic()
     try:
@@ -277,30 +209,33 @@ def run(
                     f"the time budget of {budget:.0f} s is used up; {len(cases) - len(figures['cases'])} cases left out"
                 )
                 break
-            row = _case(case, {n: c for n, c in contenders.items() if case.mode in CONTENDERS[n][2]}, rounds, threads)
+            row = run_case(
+                case, {n: c for n, c in contenders.items() if case.mode in CONTENDERS[n][2]}, rounds, threads
+            )
             figures["cases"].append(row)
             cells = "".join(f"{row['ratio'][n]:>14.2f}x" if n in row["ratio"] else f"{'-':>15}" for n in names[1:])
             print(f"{case.name:24}{row['gflops']:>9.1f}{100 * row['of_peak']:>8.0f}%{cells}", flush=True)
     finally:
         for c in contenders.values():
             c.close()
+        if out is not None:  # what there is, also after an interruption
+            with safetensors.atomic_write(out) as f:
+                f.write(json.dumps(figures, indent=1).encode())
     for n in names[1:]:
         ratios = [r["ratio"][n] for r in figures["cases"] if n in r["ratio"]]
         if ratios:
-            figures.setdefault("geometric_mean", {})[n] = float(np.exp(np.mean(np.log(ratios))))
-            print(f"geometric mean over {len(ratios)} cases against {n}: {figures['geometric_mean'][n]:.2f}x")
-    if out is not None:
-        with safetensors.atomic_write(out) as f:
-            f.write(json.dumps(figures, indent=1).encode())
+            print(f"geometric mean over {len(ratios)} cases against {n}: {np.exp(np.mean(np.log(ratios))):.2f}x")
     return figures
 
 
-def _case(case: Case, contenders: dict[str, _Contender], rounds: int, threads: int) -> dict[str, Any]:
+def run_case(case: Case, contenders: dict[str, Contender], rounds: int, threads: int) -> dict[str, Any]:
+    """One case: answers compared with those of ``ostinato``, then turns. Ratios are how many times faster it is than each."""
+    memory = {}
     with tempfile.TemporaryDirectory() as folder:
         answers = {}
         for n, c in contenders.items():
-            path = Path(folder) / n
-            c.ask(do="prepare", case=asdict(case), threads=threads, answers=str(path))
+            path = Path(folder) / n.replace(":", "-")
+            memory[n] = c.ask(do="prepare", case=asdict(case), threads=threads, answers=str(path))["memory"]
             answers[n] = safetensors.load(path)[0]
     difference = {n: _compare(answers["ostinato"], a, n, case) for n, a in answers.items() if n != "ostinato"}
     seconds: dict[str, list[float]] = {n: [] for n in contenders}
@@ -308,7 +243,7 @@ def _case(case: Case, contenders: dict[str, _Contender], rounds: int, threads: i
     for _ in range(rounds):
         for n, c in contenders.items():
             time.sleep(SLEEP_SECONDS)
-            reply = c.ask(do="run")
+            reply = c.ask(do="run", float64=case.precision == "float64")
             seconds[n].append(reply["seconds"])
             if "peak" in reply:
                 peaks.append(reply["peak"])
@@ -320,6 +255,7 @@ def _case(case: Case, contenders: dict[str, _Contender], rounds: int, threads: i
         "difference": difference,
         "seconds": medians,
         "spread": {n: [min(s), max(s)] for n, s in seconds.items()},
+        "memory": memory,
         "peak_gflops": peak,
         "gflops": rate,
         "of_peak": rate / (peak * threads),
