@@ -86,8 +86,13 @@ class Backward {
         const Index woven = woven_rows(c, lane_rows);
         w.operand_words[q] = arena.take<const W*>(woven);
         w.da_words[q] = same ? w.da_words[0] : arena.take<const W*>(woven);
-        w.woven_operands[q] = arena.take<W>(woven * s.depth(q));
+        w.woven_operands[q] = arena.take<W>(woven * operand_stride(s.depth(q)));
         w.woven_da[q] = same ? w.woven_da[0] : arena.take<W>(woven * s.row_stride(q));
+      } else if (collides(s.depth(q))) {
+        w.operand_words[q] = arena.take<const W*>(rows);
+        w.woven_operands[q] = arena.take<W>(rows * operand_stride(s.depth(q)));
+      } else {
+        w.operand_words[q] = w.operand_rows[q];
       }
     }
     w.dparams = arena.take<T>(rows * C::kParams * s.padded);
@@ -135,10 +140,10 @@ class Backward {
     through_time(w, rows, t0, t1, groups, index, sync);  // after it the list is there for all
     if (call_.dx.data) input_gradient(w, rows, t0, t1, index, count);
     const Index n = w.block_ends[ceil_div(rows.end - rows.begin, kWeightRows) - 1];
-    if constexpr (P::kEncodes) {
-      weave(w, rows, n, index, count);
-      sync();
-    }
+    bool woven = false;
+    for (int q = 0; q < kCount; ++q)
+      if (P::kEncodes || collides(s_.depth(q))) weave(w, q, n, index, count), woven = true;
+    if (woven) sync();
     // Each thread owns groups of columns of the sums; where there are few groups, the operand is cut too.
     const Index cuts = s_.groups * kCount >= 2 * count ? 1 : count, tasks = kCount * s_.groups * cuts;
     for (Index task = index; task < tasks; task += count) weight_task(w, rows, part, task, cuts);
@@ -173,6 +178,10 @@ class Backward {
   static Index woven_rows(const Schedule& c, Index lane_rows) {  // each block of 256 rows of the part may end in an odd one
     return words<P>(c.block_steps * lane_rows) + ceil_div(lane_rows, kWeightRows);
   }
+  // The weight gradients go down columns of the operands: rows a multiple of 2 KB apart fall into a few sets of the cache, so such
+  // rows are copied first, one vector further apart.
+  static bool collides(Index depth) { return depth * Index(sizeof(T)) % 2048 == 0; }
+  static Index operand_stride(Index depth) { return depth + L; }
   const W* transposed(int q) const { return static_cast<const W*>(call_.weights->transposed[q]); }
 
   void clear_sums(Index part, Range groups) {
@@ -331,26 +340,25 @@ class Backward {
     rows_product_exact<P>(n, words<P>(s_.width(0)), w.words, transposed(0), s_.input, zeros_, w.out, call_.dx_add);
   }
 
-  // Words of kPack rows each of the operands and of da, for the weight gradients.
-  void weave(Space& w, Range rows, Index n, int index, int count) {
-    for (int q = 0; q < kCount; ++q) {
-      Index to = 0;
-      for (Index r = 0, block = 0; r < n; r = w.block_ends[block++])
-        for (Index i = r; i < w.block_ends[block]; i += P::kPack, ++to) {
-          w.operand_words[q][to] = w.woven_operands[q] + to * s_.depth(q);
-          w.da_words[q][to] = w.woven_da[q] + to * s_.row_stride(q);
-          if (to % count != index) continue;
-          const T *operands[P::kPack], *da[P::kPack];
-          for (int k = 0; k < P::kPack; ++k) {
-            const bool there = i + k < w.block_ends[block];
-            operands[k] = there ? w.operand_rows[q][i + k] : nullptr;
-            da[k] = there ? w.da_rows[q][i + k] : nullptr;
-          }
-          P::weave(operands, s_.depth(q), w.woven_operands[q] + to * s_.depth(q));
-          if (!(q == 1 && kSharedDa)) P::weave(da, s_.width(q), w.woven_da[q] + to * s_.row_stride(q));
+  // The operands (and da) of product q as words of kPack rows each, for the weight gradients.
+  void weave(Space& w, int q, Index n, int index, int count) {
+    const Index stride = operand_stride(s_.depth(q));
+    Index to = 0;
+    for (Index r = 0, block = 0; r < n; r = w.block_ends[block++])
+      for (Index i = r; i < w.block_ends[block]; i += P::kPack, ++to) {
+        w.operand_words[q][to] = w.woven_operands[q] + to * stride;
+        if constexpr (P::kEncodes) w.da_words[q][to] = w.woven_da[q] + to * s_.row_stride(q);
+        if (to % count != index) continue;
+        const T *operands[P::kPack], *da[P::kPack];
+        for (int k = 0; k < P::kPack; ++k) {
+          const bool there = i + k < w.block_ends[block];
+          operands[k] = there ? w.operand_rows[q][i + k] : nullptr;
+          da[k] = there ? w.da_rows[q][i + k] : nullptr;
         }
-    }
-    (void)rows;
+        P::weave(operands, s_.depth(q), w.woven_operands[q] + to * stride);
+        if constexpr (P::kEncodes)
+          if (!(q == 1 && kSharedDa)) P::weave(da, s_.width(q), w.woven_da[q] + to * s_.row_stride(q));
+      }
   }
 
   // The chunk's share of dW (q = 0) or dR for one group of columns and one cut of the operand; with cut 0 go the biases.
@@ -365,12 +373,13 @@ class Backward {
     const Index total = w.block_ends[ceil_div(rows.end - rows.begin, kWeightRows) - 1];
     for (Index r = 0, block = 0, to = 0; r < total; r = w.block_ends[block++]) {
       const Index n = w.block_ends[block] - r;
-      if constexpr (P::kEncodes) {
-        outer_product<P>(words<P>(n), w.operand_words[q] + to, depth, w.da_words[q] + to, first / L, vectors, weight_sums(q, part), stride);
-        to += words<P>(n);
-      } else {
-        outer_product<P>(n, w.operand_rows[q] + r, depth, w.da_rows[q] + r, first / L, vectors, weight_sums(q, part), stride);
-      }
+      const W* const* da;
+      if constexpr (P::kEncodes)
+        da = w.da_words[q];
+      else
+        da = w.da_rows[q];
+      outer_product<P>(words<P>(n), w.operand_words[q] + to, depth, da + to, first / L, vectors, weight_sums(q, part), stride);
+      to += words<P>(n);
       if (cut != 0 || (q == 1 && kSharedDa)) continue;
       for (int v = 0; v < vectors; ++v) {
         V sum(T(0));

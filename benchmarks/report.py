@@ -1,0 +1,276 @@
+"""Targets, figures and verdicts from a result of run.py, and the pictures: python benchmarks/report.py FILE.json."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+DOCS = Path(__file__).parent.parent / "docs"
+NOISE = 0.97  # a point counts as lost below this share of the fastest peer's speed
+Row = dict[str, Any]
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    """NaN for nothing."""
+    v = list(values)
+    return float(np.exp(np.mean(np.log(v)))) if v else float("nan")
+
+
+def _share(cases: list[Row], mode: str, keep: Callable[[Row], bool]) -> float:
+    shares = [c["of_peak"] for c in cases if c["mode"] == mode and c["batch"] >= 16 and keep(c)]
+    return float(np.median(shares)) if shares else float("nan")
+
+
+def _mean(cases: list[Row], peer: str, cell: str | None, mode: str) -> float:
+    chosen = [c for c in cases if c["mode"] == mode and (cell is None or c["cell"] == cell) and peer in c["ratio"]]
+    return geometric_mean(c["ratio"][peer] for c in chosen)
+
+
+def _worst(rows: list[Row], peer: str, keep: Callable[[Row], bool] = lambda r: True) -> float:
+    return min((r["ratio"][peer] for r in rows if peer in r["ratio"] and keep(r)), default=float("nan"))
+
+
+def lost(cases: list[Row]) -> list[str]:
+    """The points where a peer is faster, beyond the noise: name, peer, how many times as fast as it we are."""
+    out = []
+    for c in cases:
+        peer, ratio = min(c["ratio"].items(), key=lambda item: item[1], default=("", np.inf))
+        if ratio < NOISE:
+            out.append(f"{c['name']} ({peer} {ratio:.2f}x)")
+    return out
+
+
+def heavier(cases: list[Row]) -> list[str]:
+    """Training steps whose memory peak is above torch's, and by how much."""
+    slack = 1 << 20  # what the allocator rounds up
+    return [
+        f"{c['name']} ({c['memory']['ostinato'] / 1e6:.0f} MB to {c['memory']['torch'] / 1e6:.0f})"
+        for c in cases
+        if c["mode"] == "train" and "torch" in c["memory"] and c["memory"]["ostinato"] > c["memory"]["torch"] + slack
+    ]
+
+
+def targets(figures: Row) -> list[tuple[str, float, str, bool]]:
+    """Name, target, figure as text, and whether it is met."""
+    cases, x = figures["cases"], figures.get("extras", {})
+    out: list[tuple[str, float, str, bool]] = []
+
+    def at_least(name: str, target: float, value: float, unit: str = "x") -> None:
+        text = f"{100 * value:.0f}%" if unit == "%" else f"{value:.2f}x"
+        out.append((name, target, text, bool(value >= target - 0.005)))
+
+    for mode, at128, large in (("infer", 0.80, 0.88), ("train", 0.75, 0.83)):
+        at_least(
+            f"{mode}, B >= 16, H = 128: share of peak", at128, _share(cases, mode, lambda c: c["hidden"] == 128), "%"
+        )
+        at_least(
+            f"{mode}, B >= 16, H >= 256: share of peak", large, _share(cases, mode, lambda c: c["hidden"] >= 256), "%"
+        )
+    for peer, cell, mode, target in (
+        ("torch", "lstm", "infer", 1.4), ("torch", "lstm", "train", 1.7), ("torch", "gru", "infer", 2.7), ("torch", "gru", "train", 4.0),
+        ("torch", "rnn", "infer", 2.5), ("torch", "rnn", "train", 4.5), ("onnxruntime", "lstm", "infer", 1.2), ("onnxruntime", None, "infer", 1.4),
+    ):  # fmt: skip
+        at_least(f"{cell or 'all cells'}, {mode}: geometric mean over {peer}", target, _mean(cases, peer, cell, mode))
+    points = sum(bool(c["ratio"]) for c in cases)
+    out.append(
+        (f"not slower than the fastest peer at {points} points: lost", 0, str(len(lost(cases))), not lost(cases))
+    )
+    out.append(
+        ("memory peak of a training step above torch's: points", 0, str(len(heavier(cases))), not heavier(cases))
+    )
+    if not x:
+        return out
+    for threads, target in ((1, 0.85), (2, 0.75)):
+        shares = [r["share"] for r in x["one_sequence"] if r["threads"] == threads]
+        at_least(
+            f"B = 1, weights in L2, {threads} threads: share of read bandwidth", target, float(np.median(shares)), "%"
+        )
+    step = x["step"][0]["ratio"]
+    bf16 = step["ostinato:precision=bfloat16"]  # how many times faster float32 is, so below 1
+    if "onnxruntime" in step:
+        at_least("stream step, float32, over ONNX Runtime's run", 3, step["onnxruntime"])
+        at_least("stream step, bfloat16, over ONNX Runtime's run", 4, step["onnxruntime"] / bf16)
+    if "torch" in step:
+        at_least("stream step, float32, over a torch call", 20, step["torch"])
+    low, f32 = x["bfloat16"], "ostinato:precision=float32"
+    infer = [r for r in low if r["mode"] == "infer"]
+    at_least(
+        "bfloat16 over our float32, inference, B >= 32: median",
+        1.7,
+        float(np.median([r["ratio"][f32] for r in infer if r["batch"] >= 32])),
+    )
+    at_least(
+        "bfloat16 over our float32, inference, B = 1: median",
+        1.8,
+        float(np.median([r["ratio"][f32] for r in infer if r["batch"] == 1])),
+    )
+    at_least(
+        "bfloat16 over our float32, training: median",
+        1.4,
+        float(np.median([r["ratio"][f32] for r in low if r["mode"] == "train"])),
+    )
+    at_least(
+        "bfloat16 over torch's, LSTM, B >= 32: worst",
+        1.05,
+        _worst(low, "torch", lambda r: r["cell"] == "lstm" and r["batch"] >= 32),
+    )
+    at_least(
+        "bfloat16 over torch's, GRU, RNN, B <= 4: worst",
+        1.3,
+        _worst(low, "torch", lambda r: r["cell"] != "lstm" or r["batch"] <= 4),
+    )
+    at_least(
+        "int8 over our bfloat16, B = 1, H >= 512: median",
+        1.5,
+        float(np.median([r["ratio"]["ostinato:precision=bfloat16"] for r in x["int8"]])),
+    )
+    one = "ostinato:threads=1"
+    both = [r["ratio"][one] for r in x["side_by_side"] if r["bidirectional"]]
+    at_least("two directions on two threads over one thread, B = 1: median", 1.8, float(np.median(both)))
+    at_least("busy machine: two threads over one alone: worst", 0.9, _worst(x["busy"], one))
+    spare = x["footprint"]
+    out.append(("import, ms after numpy", 30, f"{1e3 * spare['import_seconds']:.0f}", spare["import_seconds"] <= 0.030))
+    out.append(("wheel, MB", 3, f"{spare['wheel_bytes'] / 1e6:.1f}", spare["wheel_bytes"] < 3e6))
+    return out
+
+
+def verdicts(figures: Row) -> str:
+    """The table as Markdown, and what falls short by name."""
+    lines = ["| what | target | measured | |", "|---|---|---|---|"]
+    for name, target, text, met in targets(figures):
+        wanted = (
+            f"{100 * target:.0f}%" if text.endswith("%") else f"{target:g}x" if text.endswith("x") else f"{target:g}"
+        )
+        lines.append(f"| {name} | {wanted} | {text} | {'met' if met else '**short**'} |")
+    for title, names in (
+        ("Slower than a peer", lost(figures["cases"])),
+        ("More memory than torch", heavier(figures["cases"])),
+    ):
+        if names:
+            lines += ["", f"{title}: {', '.join(names)}."]
+    return "\n".join(lines)
+
+
+def grid(figures: Row) -> str:
+    """Every point of the grid: share of peak and ratios."""
+    peers = [p for p in ("torch", "onnxruntime", "keras", "jax") if any(p in c["ratio"] for c in figures["cases"])]
+    lines = ["| case | T | of peak | " + " | ".join(f"x {p}" for p in peers) + " |", "|---" * (3 + len(peers)) + "|"]
+    for c in figures["cases"]:
+        cells = " | ".join(f"{c['ratio'][p]:.2f}" if p in c["ratio"] else "-" for p in peers)
+        lines.append(f"| {c['name']} | {c['steps']} | {100 * c['of_peak']:.0f}% | {cells} |")
+    return "\n".join(lines)
+
+
+def others(figures: Row) -> str:
+    """The extras, row by row."""
+    lines = ["| case | of peak | how many times faster than |", "|---|---|---|"]
+    for rows in figures.get("extras", {}).values():
+        for r in rows if isinstance(rows, list) else ():
+            if "ratio" in r:
+                ratios = ", ".join(f"{n}: {v:.2f}" for n, v in r["ratio"].items()) or "-"
+                lines.append(f"| {r['name']} | {100 * r['of_peak']:.0f}% | {ratios} |")
+    return "\n".join(lines)
+
+
+def pictures(figures: Row, folder: Path) -> None:
+    """A heat map of the speed-up over the fastest peer, and a roofline."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    cases = [c for c in figures["cases"] if c["ratio"]]
+    cells, modes = ("lstm", "gru", "rnn"), ("infer", "train")
+    batches, hidden = (sorted({c[k] for c in cases}) for k in ("batch", "hidden"))
+    figure, axes = plt.subplots(2, 3, figsize=(13, 7), layout="constrained", squeeze=False)
+    for row, mode in zip(axes, modes):
+        for axis, cell in zip(row, cells):
+            values = np.full((len(batches), len(hidden)), np.nan)
+            for c in cases:
+                if c["cell"] == cell and c["mode"] == mode:
+                    values[batches.index(c["batch"]), hidden.index(c["hidden"])] = min(c["ratio"].values())
+            image = axis.imshow(np.log2(values), cmap="RdYlGn", vmin=-1.5, vmax=3, origin="lower", aspect="auto")
+            for (i, k), v in np.ndenumerate(values):
+                if np.isfinite(v):
+                    axis.text(k, i, f"{v:.1f}" if v < 10 else f"{v:.0f}", ha="center", va="center", fontsize=9)
+            axis.set(
+                title=f"{cell.upper()}, {mode}",
+                xlabel="H",
+                ylabel="B",
+                xticks=range(len(hidden)),
+                yticks=range(len(batches)),
+            )
+            axis.set_xticklabels(hidden)
+            axis.set_yticklabels(batches)
+    figure.colorbar(image, ax=axes, label="log2 of how many times faster than the fastest peer")
+    figure.savefig(folder / "performance-heat.png", dpi=80)
+    plt.close(figure)
+
+    figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
+    threads = figures["threads"]
+    peak = float(np.median([c["peak_gflops"] for c in cases])) * threads
+    low = 0.25 * 113 / 117 * peak * 2 / 1  # two operations a weight of four bytes, B = 1
+    rows = np.logspace(0, np.log2(128), 60, base=2)
+    recurrent = np.minimum(peak, low * rows)
+    axis.loglog(rows, 2 / (1 / peak + 1 / recurrent), color="black", label="roofline: half ahead of time, half from L2")
+    for cell, mark in zip(cells, "osD"):
+        points = [c for c in cases if c["cell"] == cell and c["mode"] == "infer" and c["hidden"] in (128, 256)]
+        axis.loglog(
+            [c["batch"] for c in points],
+            [c["gflops"] for c in points],
+            mark,
+            alpha=0.7,
+            label=f"{cell.upper()}, H = 128, 256",
+        )
+    axis.set(
+        xlabel="B: rows that use a weight once it is read",
+        ylabel="GFLOP/s",
+        title="Inference in float32 beside the roofline",
+    )
+    axis.legend()
+    figure.savefig(folder / "performance-roofline.png", dpi=80)
+    plt.close(figure)
+
+
+def write(figures: Row) -> None:
+    """Print the verdict; write docs/performance.md and its pictures."""
+    verdict, versions = verdicts(figures), ", ".join(f"{k} {v}" for k, v in figures["versions"].items())
+    print(verdict)
+    machine = figures["machine"]
+    profile = DOCS / "performance-profile.md"
+    text = f"""# Performance
+
+Written by `python benchmarks/report.py`; how it is measured stands in [benchmarks/README.md](../benchmarks/README.md). Machine: {machine["cpu"]},
+{figures["threads"]} threads, kernel set {machine["kernels"]["chosen"]}; {versions}. float32 and T = 100 unless said otherwise (T is cut where a
+case would take seconds). The machine is shared: ratios and shares of the peak measured in the same run are what to read.
+
+## Targets
+
+{verdict}
+
+![How many times faster than the fastest peer](performance-heat.png)
+
+![Roofline](performance-roofline.png)
+
+{profile.read_text() if profile.exists() else ""}
+## Precisions, streams, directions, a busy machine
+
+{others(figures)}
+
+## The grid
+
+How many times faster than each peer; a training step counts as three forwards.
+
+{grid(figures)}
+"""
+    (DOCS / "performance.md").write_text(text)
+    pictures(figures, DOCS)
+
+
+if __name__ == "__main__":
+    write(json.loads(Path(sys.argv[1]).read_text()))

@@ -1,0 +1,331 @@
+"""The contenders of the benchmark: each makes a function that runs a case once and returns what is compared, as NumPy arrays.
+
+A contender's name may carry settings: ``ostinato:threads=1`` or ``ostinato:precision=bfloat16`` run beside plain ``ostinato``.
+Every peer is run the way its documentation recommends for speed: torch in inference mode, ONNX Runtime with a checked model, Keras
+under ``tf.function``, JAX under ``jit`` with the input product outside the scan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .._check import Array
+
+WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+GATES = {"rnn": 1, "lstm": 4, "gru": 3}
+Runner = Callable[[], dict[str, Array]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One benchmark: one layer, I = H unless said otherwise."""
+
+    cell: str
+    mode: str  # "infer", "train": forward and all gradients, or "step": one step of a stream, the state carried on
+    batch: int
+    hidden: int
+    steps: int = 100
+    inputs: int = 0  # 0: as hidden
+    precision: str = "float32"
+    bidirectional: bool = False
+    layers: int = 1
+    variant: str = ""  # "peephole" (LSTM), "reset_before" (GRU)
+
+    @property
+    def input_size(self) -> int:
+        """I."""
+        return self.inputs or self.hidden
+
+    @property
+    def name(self) -> str:
+        """Such as lstm-infer-B32-H256."""
+        extra = [self.variant] * bool(self.variant) + [self.precision] * (self.precision != "float32")
+        extra += ["both"] * self.bidirectional + [f"L{self.layers}"] * (self.layers > 1)
+        return "-".join([self.cell, self.mode, f"B{self.batch}", f"H{self.hidden}", *extra])
+
+    @property
+    def flops(self) -> float:
+        """Multiplications and additions of the products: a training step counts as three forwards."""
+        times = (3 if self.mode == "train" else 1) * (2 if self.bidirectional else 1)
+        deep = self.hidden * (1 + self.bidirectional) + self.hidden  # depth of the products in a layer above the first
+        depth = self.input_size + self.hidden + (self.layers - 1) * deep
+        return times * 2.0 * GATES[self.cell] * self.hidden * depth * self.steps * self.batch
+
+    @property
+    def dtype(self) -> Any:
+        """Of the arrays."""
+        return np.float64 if self.precision == "float64" else np.float32
+
+
+def arrays(case: Case) -> dict[str, Array]:
+    """The same weights, input and output gradient in every process."""
+    r, rows, h = np.random.default_rng(7), GATES[case.cell] * case.hidden, case.hidden
+    bound = 1 / np.sqrt(h)
+    shapes = {"weight_ih": (rows, case.input_size), "weight_hh": (rows, h), "bias_ih": (rows,), "bias_hh": (rows,)}
+    out: dict[str, Array] = {n: r.uniform(-bound, bound, s).astype(case.dtype) for n, s in shapes.items()}
+    out["x"] = r.standard_normal((case.steps, case.batch, case.input_size)).astype(case.dtype)
+    out["dy"] = r.standard_normal((case.steps, case.batch, h * (1 + case.bidirectional))).astype(case.dtype)
+    return out
+
+
+def _ostinato(case: Case, a: dict[str, Array], threads: int, settings: dict[str, str]) -> Runner:
+    import ostinato as ost
+
+    ost.set_num_threads(int(settings.get("threads", threads)))
+    options: dict[str, Any] = {"precision": settings.get("precision", case.precision), "dtype": case.dtype}
+    if case.variant == "peephole":
+        options["peephole"] = True
+    if case.variant == "reset_before":
+        options["reset_after"] = False
+    make: Any = {"rnn": ost.nn.RNN, "lstm": ost.nn.LSTM, "gru": ost.nn.GRU}[case.cell]
+    layer = make(case.input_size, case.hidden, case.layers, bidirectional=case.bidirectional, rng=0, **options)
+    ends = ("_l0", "_l0_reverse") if case.bidirectional else ("_l0",)
+    with layer.write() as p:
+        for n in WEIGHTS:
+            for end in ends:
+                p[n + end][...] = a[n]
+    if case.mode == "step":
+        stream = layer.stream(case.batch)
+        stream.x[...] = a["x"][0]
+        step, out = stream.step, {"y": stream.y}
+
+        def one() -> dict[str, Array]:
+            step()
+            return out
+
+        return one
+
+    def train() -> dict[str, Array]:
+        with layer.write():  # as after an optimiser's step: the weights are packed anew
+            pass
+        layer.zero_grad()
+        (y, _), pullback = layer.vjp(a["x"])
+        dx, _ = pullback(a["dy"])
+        return {"y": y, "dx": dx, **{n: layer.grads[n + "_l0"] for n in WEIGHTS}}
+
+    return train if case.mode == "train" else lambda: {"y": layer(a["x"])[0]}
+
+
+def _torch(case: Case, a: dict[str, Array], threads: int, settings: dict[str, str]) -> Runner:
+    import torch
+
+    torch.set_num_threads(threads)
+    make = {"rnn": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[case.cell]
+    dtype = {"float64": torch.float64, "bfloat16": torch.bfloat16}.get(case.precision, torch.float32)
+    layer = make(case.input_size, case.hidden, case.layers, bidirectional=case.bidirectional, dtype=dtype)
+    ends = ("_l0", "_l0_reverse") if case.bidirectional else ("_l0",)
+    layer.load_state_dict({n + end: torch.from_numpy(a[n]) for n in WEIGHTS for end in ends})
+    x, dy = torch.from_numpy(a["x"]).to(dtype), torch.from_numpy(a["dy"]).to(dtype)
+
+    if case.mode == "step":
+        state = None
+
+        def one() -> dict[str, Array]:
+            nonlocal state
+            with torch.inference_mode():
+                y, state = layer(x, state)
+                return {"y": y[0].numpy()}
+
+        return one
+
+    def array(t: Any) -> Array:
+        out: Array = t.detach().to(torch.float64 if case.precision == "float64" else torch.float32).numpy()
+        return out
+
+    def infer() -> dict[str, Array]:
+        with torch.inference_mode():
+            return {"y": array(layer(x)[0])}
+
+    def train() -> dict[str, Array]:
+        layer.zero_grad(set_to_none=False)
+        leaf = x.detach().requires_grad_(True)
+        y, _ = layer(leaf)
+        y.backward(dy)
+        grads = {n: array(getattr(layer, n + "_l0").grad) for n in WEIGHTS}
+        return {"y": array(y), "dx": array(leaf.grad), **grads}
+
+    return train if case.mode == "train" else infer
+
+
+def onnx_session(case: Case, a: dict[str, Array], threads: int, *, states: bool = False) -> Any:
+    """An ONNX Runtime session of the case's layer; with ``states`` h (and c) are inputs and outputs as well."""
+    import onnx
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    order = {"rnn": [0], "lstm": [0, 3, 1, 2], "gru": [1, 0, 2]}[case.cell]
+
+    def blocks(w: Array) -> Array:
+        parts = np.split(w, GATES[case.cell])
+        return np.concatenate([parts[k] for k in order])[None]
+
+    weights = {
+        "W": blocks(a["weight_ih"]),
+        "R": blocks(a["weight_hh"]),
+        "B": np.concatenate([blocks(a["bias_ih"]), blocks(a["bias_hh"])], axis=1),
+    }
+    options: dict[str, Any] = {"linear_before_reset": 1} if case.cell == "gru" else {}
+
+    def value(name: str, *shape: int) -> Any:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape))
+
+    state = (1, case.batch, case.hidden)
+    more = (["H", "C"] if case.cell == "lstm" else ["H"]) if states else []
+    node = helper.make_node(
+        case.cell.upper(),
+        ["X", "W", "R", "B", *([""] if more else []), *(n + "0" for n in more)],
+        ["Y", *(n + "N" for n in more)],
+        hidden_size=case.hidden,
+        **options,
+    )
+    graph = helper.make_graph(
+        [node],
+        "one",
+        [value("X", *a["x"].shape), *(value(n + "0", *state) for n in more)],
+        [value("Y", case.steps, 1, case.batch, case.hidden), *(value(n + "N", *state) for n in more)],
+        [numpy_helper.from_array(w, n) for n, w in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
+    onnx.checker.check_model(model)
+    setup = onnxruntime.SessionOptions()
+    setup.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(model.SerializeToString(), setup, providers=["CPUExecutionProvider"])
+
+
+def _onnxruntime(case: Case, a: dict[str, Array], threads: int, settings: dict[str, str]) -> Runner:
+    if case.mode == "step":
+        stepper, shape = onnx_session(case, a, threads, states=True), (1, case.batch, case.hidden)
+        names = ["H0", "C0"] if case.cell == "lstm" else ["H0"]
+        feed = {"X": a["x"], **{n: np.zeros(shape, np.float32) for n in names}}
+
+        def one() -> dict[str, Array]:
+            y, *state = stepper.run(None, feed)
+            feed.update(zip(names, state))
+            return {"y": y[0, 0]}
+
+        return one
+    session = onnx_session(case, a, threads)
+    return lambda: {"y": session.run(None, {"X": a["x"]})[0][:, 0]}
+
+
+def _keras(case: Case, a: dict[str, Array], threads: int, settings: dict[str, str]) -> Runner:
+    import os
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    import keras
+    import tensorflow as tf
+
+    if tf.config.threading.get_intra_op_parallelism_threads() != threads:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+    order = {"rnn": [0], "lstm": [0, 1, 2, 3], "gru": [1, 0, 2]}[case.cell]  # keras: i f c o; z r h
+
+    def blocks(w: Array) -> Array:
+        parts = np.split(w, GATES[case.cell])
+        return np.concatenate([parts[k] for k in order])
+
+    make = {"rnn": keras.layers.SimpleRNN, "lstm": keras.layers.LSTM, "gru": keras.layers.GRU}[case.cell]
+    layer = make(case.hidden, return_sequences=True)
+    x = tf.constant(a["x"].swapaxes(0, 1).copy())
+    dy = tf.constant(a["dy"].swapaxes(0, 1).copy())
+    layer.build(x.shape)
+    both = [blocks(a["bias_ih"]), blocks(a["bias_hh"])]
+    layer.set_weights(
+        [
+            blocks(a["weight_ih"]).T,
+            blocks(a["weight_hh"]).T,
+            np.stack(both) if case.cell == "gru" else both[0] + both[1],
+        ]
+    )
+
+    @tf.function  # type: ignore[untyped-decorator]
+    def forward(v: Any) -> Any:
+        return layer(v)
+
+    @tf.function  # type: ignore[untyped-decorator]
+    def step(v: Any, d: Any) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch(v)
+            y = layer(v)
+        return y, tape.gradient(y, [v, *layer.trainable_weights], output_gradients=d)
+
+    def public(w: Array) -> Array:
+        parts = np.split(w, GATES[case.cell])
+        return np.concatenate([parts[order.index(k)] for k in range(GATES[case.cell])])
+
+    def train() -> dict[str, Array]:
+        y, (dx, dw, dr, db) = step(x, dy)
+        out = {"y": y.numpy().swapaxes(0, 1), "dx": dx.numpy().swapaxes(0, 1)}
+        out |= {"weight_ih": public(dw.numpy().T), "weight_hh": public(dr.numpy().T)}
+        d = db.numpy()
+        return out | {"bias_ih": public(d[0] if case.cell == "gru" else d)}
+
+    return train if case.mode == "train" else lambda: {"y": forward(x).numpy().swapaxes(0, 1)}
+
+
+def _jax(case: Case, a: dict[str, Array], threads: int, settings: dict[str, str]) -> Runner:
+    import jax
+    import jax.numpy as jnp
+
+    h = case.hidden
+
+    def lstm(state: Any, gx: Any, r: Any, b: Any) -> Any:
+        i, f, g, o = jnp.split(gx + state[0] @ r.T + b, 4, axis=-1)
+        c = jax.nn.sigmoid(f) * state[1] + jax.nn.sigmoid(i) * jnp.tanh(g)
+        return (jax.nn.sigmoid(o) * jnp.tanh(c), c)
+
+    def gru(state: Any, gx: Any, r: Any, b: Any) -> Any:
+        gh = state[0] @ r.T + b
+        reset, update = jnp.split(jax.nn.sigmoid(gx[:, : 2 * h] + gh[:, : 2 * h]), 2, axis=-1)
+        n = jnp.tanh(gx[:, 2 * h :] + reset * gh[:, 2 * h :])
+        return ((1 - update) * n + update * state[0],)
+
+    def rnn(state: Any, gx: Any, r: Any, b: Any) -> Any:
+        return (jnp.tanh(gx + state[0] @ r.T + b),)
+
+    cell = {"lstm": lstm, "gru": gru, "rnn": rnn}[case.cell]
+
+    def forward(x: Any, w: Any, r: Any, b_ih: Any, b_hh: Any) -> Any:
+        zero = jnp.zeros((case.batch, h), x.dtype)
+
+        def step(state: Any, gx: Any) -> Any:
+            state = cell(state, gx, r, b_hh)
+            return state, state[0]
+
+        return jax.lax.scan(step, (zero, zero) if case.cell == "lstm" else (zero,), x @ w.T + b_ih)[1]
+
+    def gradients(dy: Any, *inputs: Any) -> Any:
+        y, pullback = jax.vjp(forward, *inputs)
+        return (y, *pullback(dy))
+
+    inputs = [jnp.asarray(a[n]) for n in ("x", *WEIGHTS)]
+    if case.mode == "infer":
+        run = jax.jit(forward)
+        return lambda: {"y": np.asarray(run(*inputs))}
+    grad, dy = jax.jit(gradients), jnp.asarray(a["dy"])
+    names = ("y", "dx", *WEIGHTS)
+    return lambda: {n: np.asarray(v) for n, v in zip(names, jax.block_until_ready(grad(dy, *inputs)))}
+
+
+# Maker, modules that must be there, modes.
+CONTENDERS: dict[str, tuple[Callable[..., Runner], tuple[str, ...], tuple[str, ...]]] = {
+    "ostinato": (_ostinato, (), ("infer", "train", "step")),
+    "torch": (_torch, ("torch",), ("infer", "train", "step")),
+    "onnxruntime": (_onnxruntime, ("onnxruntime", "onnx"), ("infer", "step")),
+    "keras": (_keras, ("keras", "tensorflow"), ("infer", "train")),
+    "jax": (_jax, ("jax",), ("infer", "train")),
+}
+
+
+def settings_of(name: str) -> dict[str, str]:
+    """What stands behind the colon of a contender's name."""
+    return dict(pair.split("=", 1) for pair in name.partition(":")[2].split(",") if pair)
+
+
+def make(name: str, case: Case, threads: int) -> Runner:
+    """The function of a contender, by a name such as ``ostinato:threads=1``."""
+    return CONTENDERS[name.partition(":")[0]][0](case, arrays(case), threads, settings_of(name))
