@@ -13,9 +13,8 @@ import json
 from pathlib import Path
 
 import extras
-import report
-
 import ostinato as ost
+import report
 from ostinato import safetensors
 from ostinato.tasks import bench
 

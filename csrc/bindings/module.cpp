@@ -97,6 +97,7 @@ PYBIND11_MODULE(_core, m) {
         return kernels()->f32.read_bandwidth(bytes, seconds);
       },
       py::arg("bytes"), py::arg("seconds"));
+  m.def("release_memory", &release_memory);
   m.def("fma_lanes", [](int bytes) { return bytes == 4 ? kernels()->f32.lanes : kernels()->f64.lanes; }, py::arg("itemsize"));
   m.def("instructions", [] {
     py::dict out;

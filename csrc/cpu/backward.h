@@ -140,13 +140,14 @@ class Backward {
     through_time(w, rows, t0, t1, groups, index, sync);  // after it the list is there for all
     if (call_.dx.data) input_gradient(w, rows, t0, t1, index, count);
     const Index n = w.block_ends[ceil_div(rows.end - rows.begin, kWeightRows) - 1];
+    if (block == 0 && n == 0) clear_weight_sums(part, groups);  // else the first block stores them
     bool woven = false;
     for (int q = 0; q < kCount; ++q)
       if (P::kEncodes || collides(s_.depth(q))) weave(w, q, n, index, count), woven = true;
     if (woven) sync();
     // Each thread owns groups of columns of the sums; where there are few groups, the operand is cut too.
     const Index cuts = s_.groups * kCount >= 2 * count ? 1 : count, tasks = kCount * s_.groups * cuts;
-    for (Index task = index; task < tasks; task += count) weight_task(w, rows, part, task, cuts);
+    for (Index task = index; task < tasks; task += count) weight_task(w, rows, part, task, cuts, block == 0);
   }
 
   // Adds the parts' sums of a share of the groups to the caller's gradients, in the caller's layout.
@@ -184,15 +185,22 @@ class Backward {
   static Index operand_stride(Index depth) { return depth + L; }
   const W* transposed(int q) const { return static_cast<const W*>(call_.weights->transposed[q]); }
 
-  void clear_sums(Index part, Range groups) {
+  template <class F>
+  OST_HD void for_columns(Range groups, F&& f) {  // those of the groups, in each product
     for (int q = 0; q < kCount; ++q) {
       const int columns = product_columns<C>(q).count();
       const Index begin = s_.offset(groups.begin, columns), end = smaller(s_.width(q), s_.offset(groups.end, columns));
-      if (begin >= end) continue;
-      for (Index k = 0; k < s_.depth(q); ++k) fill_zero(weight_sums(q, part) + k * s_.width(q) + begin, end - begin);
-      fill_zero(bias_sums_[q] + part * s_.width(q) + begin, end - begin);
+      if (begin < end) f(q, begin, end - begin);
     }
+  }
+  void clear_sums(Index part, Range groups) {
+    for_columns(groups, [&](int q, Index begin, Index n) { fill_zero(bias_sums_[q] + part * s_.width(q) + begin, n); });
     if (groups.begin == 0) fill_zero(param_sums_ + part * C::kParams * s_.padded, C::kParams * s_.padded);
+  }
+  void clear_weight_sums(Index part, Range groups) {
+    for_columns(groups, [&](int q, Index begin, Index n) {
+      for (Index k = 0; k < s_.depth(q); ++k) fill_zero(weight_sums(q, part) + k * s_.width(q) + begin, n);
+    });
   }
   T* weight_sums(int q, Index part) { return weight_sums_[q] + part * s_.depth(q) * s_.width(q); }
 
@@ -362,7 +370,7 @@ class Backward {
   }
 
   // The chunk's share of dW (q = 0) or dR for one group of columns and one cut of the operand; with cut 0 go the biases.
-  void weight_task(Space& w, Range rows, Index part, Index task, Index cuts) {
+  void weight_task(Space& w, Range rows, Index part, Index task, Index cuts, bool first_block) {
     const int q = int(task % kCount);
     const Index g = task / kCount % s_.groups, cut = task / kCount / s_.groups;
     const int columns = product_columns<C>(q).count();
@@ -378,7 +386,8 @@ class Backward {
         da = w.da_words[q];
       else
         da = w.da_rows[q];
-      outer_product<P>(words<P>(n), w.operand_words[q] + to, depth, da + to, first / L, vectors, weight_sums(q, part), stride);
+      outer_product<P>(words<P>(n), w.operand_words[q] + to, depth, da + to, first / L, vectors, weight_sums(q, part), stride,
+                       first_block && r == 0);
       to += words<P>(n);
       if (cut != 0 || (q == 1 && kSharedDa)) continue;
       for (int v = 0; v < vectors; ++v) {

