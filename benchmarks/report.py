@@ -254,7 +254,8 @@ def write(figures: Row) -> None:
 
 Written by `python benchmarks/report.py`; how it is measured stands in [benchmarks/README.md](../benchmarks/README.md).
 Machine: {machine["cpu"]}, {figures["threads"]} threads, kernel set {machine["kernels"]["chosen"]};
-{versions}. float32 and T = 100 unless said otherwise (T is cut where a case would take seconds). The machine is shared: ratios and shares of the peak measured in the same run are what to read.
+{versions}. float32 and T = 100 unless said otherwise (T is cut where a case would take seconds).
+The machine is shared: ratios, and shares of the peak measured in the same run, are what to read.
 
 ## Targets
 

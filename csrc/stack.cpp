@@ -123,8 +123,7 @@ int stack_forward(const PackedStack<T>& packed, const StackCall<T>& call, Tape<T
       Rows<T> y = call.y;
       if (layer + 1 < s.layers) {
         Buffer<T>& buffer = spare[layer];
-        if (!tape && layer >= group.first_layer + 2 && group.layers == 1) buffer = std::move(spare[layer - 2]);
-        if (!buffer.get()) buffer = Buffer<T>(rows * s.width(), "layer outputs");
+        buffer = Buffer<T>(rows * s.width(), "layer outputs");
         y = {buffer.get(), call.batch * s.width(), s.width()};
       }
       for (int d = 0; d < s.directions; ++d) {
@@ -221,7 +220,11 @@ int stack_backward(const Tape<T>& tape, const StackGradients<T>& g, Poll poll) {
     }
     if (const int status = packed.cell().backward(calls.data(), int(calls.size()), group.layers > 1)) return status;
     const Index layer = group.first_layer;
-    if (second.data) add_rows(second, dx, call.steps, call.batch, s.layer_input(layer));
+    if (second.data) {
+      const unsigned mode = flush_denormals_on();  // as in the kernels, which add where directions run one after the other
+      add_rows(second, dx, call.steps, call.batch, s.layer_input(layer));
+      flush_denormals_restore(mode);
+    }
     if (layer == 0) break;
     for (Index above = layer + 1; above < s.layers; ++above) below[above] = {};
     if (call.dropout > 0) drop_rows(s, layer - 1, call.steps, call.batch, call.dropout, call.key, below[layer].get(), below[layer].get());

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -178,6 +179,19 @@ def test_errors_name_the_precision() -> None:
     weights = ost.functional.pack("rnn", np.ones((2, 3), np.float32), np.ones((2, 2), np.float32), precision="int8")
     with pytest.raises(ValueError, match=r"expected a precision that can be trained, got weights packed as int8"):
         ost.functional.rnn_vjp(np.ones((1, 1, 3), np.float32), weights)
+
+
+def test_a_layer_pickled_before_there_were_precisions() -> None:
+    layer = ost.nn.GRU(3, 4, rng=0)
+    state = layer.__getstate__()
+    del state["_precision"]
+    other = object.__new__(ost.nn.GRU)
+    other.__setstate__(state)
+    x = np.ones((2, 1, 3), np.float32)
+    assert other.precision == "float32"
+    assert np.array_equal(other(x)[0], layer(x)[0])
+    layer.precision = "int8"
+    assert copy.deepcopy(layer).precision == "int8"
 
 
 def test_a_layer_changes_its_precision_and_back() -> None:

@@ -240,10 +240,12 @@ def test_out_of_memory_names_the_bytes() -> None:
 
 @pytest.mark.skipif(not (shutil.which("g++") and shutil.which("nm")), reason="needs g++ and nm")
 @pytest.mark.skipif(sys.platform != "linux" or os.uname().machine != "x86_64", reason="compiles the AVX-512 set")
-def test_kernels_export_no_weak_symbol_outside_their_namespace(tmp_path: Any) -> None:
+@pytest.mark.parametrize("kind", ["exact_float", "exact_double", "low"])
+def test_kernels_export_no_weak_symbol_outside_their_namespace(kind: str, tmp_path: Any) -> None:
     """Else the linker may keep the AVX-512 copy of a shared inline function for old CPUs."""
-    target = "-mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -DOST_SET=avx512 -DOST_REAL=float"
-    flags = f"-std=gnu++20 -O2 -ffp-contract=off -fno-exceptions -w -c {target}"
+    target = "-mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -DOST_SET=avx512"
+    target += f" -DOST_KIND={kind}"
+    flags = f"-std=gnu++20 -O1 -ffp-contract=off -fno-exceptions -w -c {target}"
     subprocess.run(["g++", *flags.split(), str(ROOT / "csrc/cpu/kernels.cpp"), "-o", str(tmp_path / "k.o")], check=True)
     listing = subprocess.run(["nm", "-C", str(tmp_path / "k.o")], check=True, capture_output=True, text=True).stdout
     weak = [line.split(" ", 2)[2] for line in listing.splitlines() if line[17:18] in "WVu" and line[17:18] != "w"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from typing import Any
@@ -53,6 +54,10 @@ def test_a_stream_keeps_its_parameters_and_refuses_what_it_cannot_do() -> None:
     assert np.array_equal(stream.step(np.ones((1, 3), np.float32)), before)
     with pytest.raises(ValueError, match=r"x: expected shape \(B, I\) = \(1, 3\), got \(2, 3\)"):
         stream.step(np.ones((2, 3), np.float32))
+    assert np.array_equal(stream.step(stream.x), stream.y)
+    two = layer.stream(2)
+    with pytest.raises(ValueError, match=r"stream.x: expected memory of its own"):
+        two.step(two.x[::-1])
     with pytest.raises(TypeError, match=r"x: expected dtype float32, got float64"):
         stream.step(np.ones((1, 3)))
     with pytest.raises(ValueError, match=r"stream: expected a layer of one direction"):
@@ -86,6 +91,24 @@ def test_layers_and_directions_side_by_side_keep_the_bits(
             assert np.array_equal(a, b)
 
 
+@pytest.mark.parametrize("layers", [2, 3])
+@pytest.mark.parametrize(("inputs", "hidden"), [(512, 40), (24, 512), (1024, 512)])
+def test_a_wavefront_of_layers_whose_rows_collide_in_the_cache(
+    inputs: int, hidden: int, layers: int, threads: None
+) -> None:
+    """Rows a multiple of 2 KB apart are copied for the weight gradients: in one layer of a stack, not in the other."""
+    layer = ost.nn.LSTM(inputs, hidden, num_layers=layers, rng=0)
+    x = np.random.default_rng(0).normal(size=(90, 1, inputs)).astype(np.float32)
+    grads = []
+    for n in (1, 2):
+        ost.set_num_threads(n)
+        layer.zero_grad()
+        (y, _), pullback = layer.vjp(x)
+        dx, _ = pullback(np.ones_like(y))
+        grads.append([dx, *(layer.grads[k].copy() for k in layer.grads)])
+    assert all(np.array_equal(a, b) for a, b in zip(*grads))
+
+
 def plans(layer: Any, shape: tuple[int, ...], training: bool = False) -> Any:
     return ost.explain(layer, shape, training=training).facts["passes"]
 
@@ -100,6 +123,9 @@ def test_the_plan_uses_directions_layers_rows_then_units(threads: None) -> None:
     assert units["spread"] == "units"
     (wave,) = plans(ost.nn.LSTM(64, 64, num_layers=2), (1000, 1, 64))["forward"]
     assert (wave["layers"], wave["together"], wave["block_steps"]) == (2, True, 125)
+    (first, second) = plans(ost.nn.LSTM(64, 64, num_layers=2), (100, 1, 64), training=True)["backward"]
+    assert not first["together"]  # one chunk of steps: there is nothing to overlap
+    assert not second["together"]
     (alone,) = plans(ost.nn.LSTM(8, 8), (3, 1, 8))["forward"]
     assert (alone["spread"], alone["threads"]) == ("alone", 1)
     ost.set_num_threads(1)
@@ -156,3 +182,32 @@ def test_what_the_machine_reads_and_multiplies_can_be_measured() -> None:
     assert _core.read_bandwidth(1 << 14, 0.005) > 0.1
     assert _core.read_bandwidth(1, 0.001) > 0
     assert set(_core.instructions()) == {"bfloat16", "int8"}
+
+
+def test_more_threads_than_cores_and_one_core_only(threads: None) -> None:
+    layer = ost.nn.LSTM(9, 50, rng=0)
+    x = np.random.default_rng(0).normal(size=(40, 30, 9)).astype(np.float32)
+    ost.set_num_threads(1)
+    y = layer(x)[0]
+    ost.set_num_threads(13)
+    assert np.array_equal(layer(x)[0], y)
+    if hasattr(os, "sched_setaffinity"):
+        code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); import ostinato; print(ostinato.get_num_threads())"
+        env = {k: v for k, v in os.environ.items() if k != "OSTINATO_NUM_THREADS"}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+        assert done.stdout.strip() == "1"
+
+
+def test_kept_memory_is_given_back_and_used_again() -> None:
+    layer = ost.nn.LSTM(256, 256, rng=0)
+    x = np.random.default_rng(0).normal(size=(50, 8, 256)).astype(np.float32)
+    grads = []
+    for _ in range(3):  # the second and third time on blocks that hold old numbers
+        layer.zero_grad()
+        (y, _), pullback = layer.vjp(x)
+        dx, _ = pullback(np.ones_like(y), need_dx=True)
+        grads.append([y.copy(), dx, *(layer.grads[n].copy() for n in layer.grads)])
+        if len(grads) == 2:
+            ost.release_memory()
+    for other in grads[1:]:
+        assert all(np.array_equal(a, b) for a, b in zip(grads[0], other))

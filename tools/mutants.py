@@ -19,7 +19,8 @@ MUTANTS: dict[str, tuple[str, str, str]] = {  # name: file, what stands there, w
     "swapped gates": ("csrc/cells/lstm.h", "fma(f, c, i * g)", "fma(i, c, f * g)"),
     "swapped public order": ("csrc/cells/gru.h", "kInputBlocks[] = {1, 2, 0}", "kInputBlocks[] = {2, 1, 0}"),
     "swapped recurrent order": ("csrc/cells/gru.h", "kRecurrentBlocks[] = {1, 2, 3}", "kRecurrentBlocks[] = {2, 1, 3}"),
-    "transposed R": ("csrc/cpu/layout.h", "weight[(row + lane) * depth + k] : T(0);\n    });", "weight[k * depth + row + lane] : T(0);\n    });"),
+    "a lane of R too few": ("csrc/cpu/layout.h", "lane < lanes ? P::load_encoded", "lane + 1 < lanes ? P::load_encoded"),
+    "R for backward from the wrong row": ("csrc/cpu/layout.h", "weight + (row + lane + k) * depth + first : nullptr", "weight + (row + lane) * depth + first : nullptr"),
     "wrong factor in a gradient": ("csrc/cells/gru.h", "out.da[1] = da_n * nh * r * (V(1) - r);", "out.da[1] = da_n * nh * r * (V(1) - r * r);"),
     "forgotten path of dh": ("csrc/cells/gru.h", "out.dprevious[0] = fma(dh1, z, out.dprevious[0]);", "out.dprevious[0] = out.dprevious[0];"),
     "forgotten path of dc": ("csrc/cells/lstm.h", "fma(-s, s, V(1)), in.dstate[1])", "fma(-s, s, V(1)), V(0))"),
@@ -31,25 +32,29 @@ MUTANTS: dict[str, tuple[str, str, str]] = {  # name: file, what stands there, w
     "reverse starts at T": ("csrc/cpu/forward.h", "return reverse ? t == length(b) - 1 : t == 0;", "return reverse ? t == steps - 1 : t == 0;"),
     "ignored initial state": ("csrc/cpu/forward.h", "row.h = !first ? at(call_.y, before, b) : call_.h0 ? call_.h0 + b * s_.hidden : zeros_;", "row.h = !first ? at(call_.y, before, b) : zeros_;"),
     "one bias only": ("csrc/cpu/layout.h", "to[lane] += from[row + lane];", "to[lane] = from[row + lane];"),
-    "a lost row of dW": (
-        "csrc/cpu/backward.h",
-        "const Index n = block_ends_[block] - r;",
-        "const Index n = block_ends_[block] - r - (block_ends_[block] - r > 8);",
-    ),
-    "dW by halves": ("csrc/cpu/backward.h", "const Range depth = part_of(s_.depth(q), part, parts_);", "const Range depth = part_of(s_.depth(q), part, 2 * parts_);"),
-    "overwritten dx": ("csrc/stack.cpp", "b.dx_add = d > 0;", "b.dx_add = false;"),
+    "a lost row of dW": ("csrc/cpu/backward.h", "const Index n = w.block_ends[block] - r;", "const Index n = w.block_ends[block] - r - (w.block_ends[block] - r > 8);"),
+    "a part of the batch forgotten": ("csrc/cpu/backward.h", "for (Index part = 1; part < parts(); ++part) sum", "for (Index part = 1; part < parts() - 1; ++part) sum"),
+    "the first chunk added to nothing": ("csrc/cpu/backward.h", "first_block && r == 0);", "false);"),
+    "every chunk stored": ("csrc/cpu/backward.h", "first_block && r == 0);", "r == 0);"),
+    "dx of one direction": ("csrc/stack.cpp", "add_rows(second, dx, call.steps, call.batch, s.layer_input(layer));", ""),
+    "a layer does not wait": ("csrc/cpu/team.h", "chained_ && i > 0 ? (i - 1) * plan.parts + part : -1", "-1"),
+    "bfloat16 cut, not rounded": ("csrc/cpu/precision.h", "(u + 0x7fffu + ((u >> 16) & 1u)) >> 16", "u >> 16"),
+    "half of a pair of rows": ("csrc/cpu/precision.h", "const V low = load(rows[0]), high = load(rows[1]);", "const V low = load(rows[0]), high = load(rows[0]);"),
+    "bytes without their zero": ("csrc/cpu/precision.h", "*correction = Word(-128 * sum);", "*correction = Word(-127 * sum);"),
+    "NaN lost in bytes": ("csrc/cpu/precision.h", "return scale + sum_lanes(bad);", "return scale;"),
+    "a stream forgets its state": ("csrc/bindings/recurrent.cpp", "f.h0 = f.hn = hidden + layer * state;", "f.hn = hidden + layer * state;"),
     "stack without its second direction": ("csrc/stack.cpp", "f.y = {y.data + d * s.hidden, y.t, y.b};", "f.y = {y.data, y.t, y.b};"),
     "dropout in one direction": ("csrc/stack.cpp", "std::uint32_t(layer * 2 + d)", "std::uint32_t(layer * 2)"),
     "imprecise tanh": ("csrc/cpu/math.h", "const V n = shifted - magic;", "const V n = shifted - magic + V(T(1e-6));"),
     "label smoothing": ("csrc/cpu/train.h", "d[target[i]] -= T((1 - smoothing) * weight);", "d[target[i]] -= T(weight);"),
     "Adam without correction": ("csrc/cpu/train.h", "j.s->rate / j.s->correction1", "j.s->rate"),
-    "stale packed weights": ("python/ostinato/nn/_layer.py", "key, cache = (self.version, _core.kernels())", "key, cache = (0, _core.kernels())"),
+    "stale packed weights": ("python/ostinato/nn/_layer.py", "key, cache = (self.version,", "key, cache = (0,"),
     "a pullback that serves twice": ("python/ostinato/nn/_layer.py", "backward, self._backward = self._backward, None", "backward = self._backward"),
     "a write that is not atomic": ("python/ostinato/safetensors.py", "os.replace(name, target)", "target.write_bytes(b''); os.replace(name, target) if os.path.getsize(name) < 4000 else None"),
     "state not carried": ("python/ostinato/train.py", 'self.state = state if getattr(self.loader, "carries_state", False) else None', "self.state = None"),
     "best parameters forgotten": ("python/ostinato/train.py", "p.flat[...] = self.best_parameters", "pass"),
 }  # fmt: skip
-TESTS = ["test_math", "test_kernels", "test_nn", "test_losses_optim", "test_train", "test_files", "test_fit_proof"]
+TESTS = ["test_math", "test_kernels", "test_precision", "test_stream_explain", "test_nn", "test_losses_optim", "test_train", "test_files", "test_fit_proof"]
 
 
 def run(name: str, folder: Path) -> bool:

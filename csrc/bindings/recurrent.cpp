@@ -88,8 +88,11 @@ std::shared_ptr<PackedStack<T>> pack_stack(const std::string& cell, Index input,
   std::vector<py::object> held;
   for (Index part = 0; part < layers * s.directions; ++part)
     raw.push_back(raw_arrays<const T, RawWeights<T>>(s, table->traits[int(s.cell)], part, weights[part], "", false, held));
-  if (precision == Precision::kInt8)
+  if (precision == Precision::kInt8) {  // sums of 127 * 128 a link must fit 32 bits
+    for (const auto& [name, size] : sizes)
+      if (size > 131072) fail(name, "at most 131072 for int8", std::to_string(size));
     for (Index part = 0; part < layers * s.directions; ++part) refuse_not_finite(s, table->traits[int(s.cell)], part, raw[part]);
+  }
   py::gil_scoped_release release;
   return std::make_shared<PackedStack<T>>(table, s, precision, raw, backward);
 }
@@ -265,7 +268,9 @@ class Stream {
     if (!input.is_none()) {
       const auto v = view<T>(input, "x", {{"B", batch_}, {"I", packed_->shape.input}});
       T* to = static_cast<T*>(x.mutable_data());
-      for (Index b = 0; b < batch_; ++b) std::memcpy(to + b * v.shape[1], v.data + b * v.strides[0], std::size_t(v.shape[1]) * sizeof(T));
+      if (v.data != to || v.strides[0] != v.shape[1])
+        refuse_overlap(view<T>(x, "stream.x", {{"B", batch_}, {"I", -1}}), v, "stream.x", "x");
+      for (Index b = 0; b < batch_; ++b) std::memmove(to + b * v.shape[1], v.data + b * v.strides[0], std::size_t(v.shape[1]) * sizeof(T));
     }
     int status = kOk;
     if (work_ < 1e6) {  // a few microseconds: giving the GIL away and taking it back would cost more than it gains

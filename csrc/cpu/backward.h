@@ -47,15 +47,16 @@ class Backward {
     Index* block_ends;  // row count after each block of 256 rows of the part
   };
 
-  static Schedule schedule(Index steps, Index batch, const Index* inputs, Index hidden, int calls, bool chained) {
+  static Schedule schedule(Index steps, Index batch, const Index* inputs, Index hidden, int calls, bool chained, bool apart) {
     const Layout<C, P> s(inputs[0], hidden);
-    Index input = 0;
-    for (int i = 0; i < calls; ++i) input += inputs[i] / calls;
+    Index input = 0, copied = 0;
+    for (int i = 0; i < calls; ++i) input += inputs[i] / calls, copied = collides(inputs[i]) ? larger(copied, inputs[i]) : copied;
     const Index parts = gradient_parts(batch, 2 * hidden * C::kGates * hidden * Index(sizeof(T)));
+    const Index block = larger<Index>(1, smaller<Index>(steps, kWeightRows / larger<Index>(1, ceil_div(batch, parts))));
     // Every step waits for da R; dx and the gradients of W and R are taken for the chunk.
-    const Plan plan = make_plan(
-        {steps, batch, calls, chained, 2 * input + hidden, hidden, C::kGates * s.padded, s.groups, 2 * kPhaseCount<C>, parts, kFlops<P>});
-    return {plan, larger<Index>(1, smaller<Index>(steps, kWeightRows / larger<Index>(1, ceil_div(batch, parts)))), steps, batch};
+    const Plan plan = make_plan({steps, batch, calls, chained, apart, 2 * input + hidden, hidden, C::kGates * s.padded, s.groups,
+                                 2 * kPhaseCount<C>, parts, ceil_div(steps, block), kFlops<P>});
+    return {plan, block, steps, batch, copied};
   }
 
   Backward(const Call& call, const Schedule& schedule)
@@ -88,11 +89,9 @@ class Backward {
         w.da_words[q] = same ? w.da_words[0] : arena.take<const W*>(woven);
         w.woven_operands[q] = arena.take<W>(woven * operand_stride(s.depth(q)));
         w.woven_da[q] = same ? w.woven_da[0] : arena.take<W>(woven * s.row_stride(q));
-      } else if (collides(s.depth(q))) {
+      } else if (const Index depth = q == 0 ? c.copied_input : collides(hidden) ? hidden : 0; depth > 0) {
         w.operand_words[q] = arena.take<const W*>(rows);
-        w.woven_operands[q] = arena.take<W>(rows * operand_stride(s.depth(q)));
-      } else {
-        w.operand_words[q] = w.operand_rows[q];
+        w.woven_operands[q] = arena.take<W>(rows * operand_stride(depth));
       }
     }
     w.dparams = arena.take<T>(rows * C::kParams * s.padded);
@@ -143,7 +142,7 @@ class Backward {
     if (block == 0 && n == 0) clear_weight_sums(part, groups);  // else the first block stores them
     bool woven = false;
     for (int q = 0; q < kCount; ++q)
-      if (P::kEncodes || collides(s_.depth(q))) weave(w, q, n, index, count), woven = true;
+      if (copied(q)) weave(w, q, n, index, count), woven = true;
     if (woven) sync();
     // Each thread owns groups of columns of the sums; where there are few groups, the operand is cut too.
     const Index cuts = s_.groups * kCount >= 2 * count ? 1 : count, tasks = kCount * s_.groups * cuts;
@@ -183,6 +182,7 @@ class Backward {
   // rows are copied first, one vector further apart.
   static bool collides(Index depth) { return depth * Index(sizeof(T)) % 2048 == 0; }
   static Index operand_stride(Index depth) { return depth + L; }
+  bool copied(int q) const { return P::kEncodes || collides(s_.depth(q)); }
   const W* transposed(int q) const { return static_cast<const W*>(call_.weights->transposed[q]); }
 
   template <class F>
@@ -354,9 +354,9 @@ class Backward {
     Index to = 0;
     for (Index r = 0, block = 0; r < n; r = w.block_ends[block++])
       for (Index i = r; i < w.block_ends[block]; i += P::kPack, ++to) {
+        if (to % count != index) continue;
         w.operand_words[q][to] = w.woven_operands[q] + to * stride;
         if constexpr (P::kEncodes) w.da_words[q][to] = w.woven_da[q] + to * s_.row_stride(q);
-        if (to % count != index) continue;
         const T *operands[P::kPack], *da[P::kPack];
         for (int k = 0; k < P::kPack; ++k) {
           const bool there = i + k < w.block_ends[block];
@@ -381,13 +381,12 @@ class Backward {
     const Index total = w.block_ends[ceil_div(rows.end - rows.begin, kWeightRows) - 1];
     for (Index r = 0, block = 0, to = 0; r < total; r = w.block_ends[block++]) {
       const Index n = w.block_ends[block] - r;
-      const W* const* da;
+      const W *const *operands, *const *da;
       if constexpr (P::kEncodes)
-        da = w.da_words[q];
+        operands = w.operand_words[q], da = w.da_words[q];
       else
-        da = w.da_rows[q];
-      outer_product<P>(words<P>(n), w.operand_words[q] + to, depth, da + to, first / L, vectors, weight_sums(q, part), stride,
-                       first_block && r == 0);
+        operands = copied(q) ? w.operand_words[q] : w.operand_rows[q], da = w.da_rows[q];
+      outer_product<P>(words<P>(n), operands + to, depth, da + to, first / L, vectors, weight_sums(q, part), stride, first_block && r == 0);
       to += words<P>(n);
       if (cut != 0 || (q == 1 && kSharedDa)) continue;
       for (int v = 0; v < vectors; ++v) {

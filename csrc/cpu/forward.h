@@ -60,14 +60,15 @@ class Forward {
     W* encoded;
   };
 
-  static Schedule schedule(Index steps, Index batch, const Index* inputs, Index hidden, int calls, bool chained) {
+  static Schedule schedule(Index steps, Index batch, const Index* inputs, Index hidden, int calls, bool chained, bool apart) {
     const Layout<C, P> s(inputs[0], hidden);
     Index input = 0;
     for (int i = 0; i < calls; ++i) input += inputs[i] / calls;
-    const Plan plan =
-        make_plan({steps, batch, calls, chained, input, hidden, C::kGates * s.padded, s.groups, kPhaseCount<C>, 0, kFlops<P>});
+    const Index wave = larger<Index>(1, ceil_div(steps, kWaveBlocks));  // steps of a block, where layers run at the same time
+    const Plan plan = make_plan({steps, batch, calls, chained, apart, input, hidden, C::kGates * s.padded, s.groups, kPhaseCount<C>, 0,
+                                 ceil_div(steps, wave), kFlops<P>});
     const Index rows = ceil_div(batch, plan.parts), most = larger<Index>(1, smaller<Index>(steps, kBlockRows / larger<Index>(1, rows)));
-    return {plan, plan.together && chained ? smaller(most, larger<Index>(1, ceil_div(steps, kWaveBlocks))) : most, steps, batch};
+    return {plan, plan.together && chained ? smaller(most, wave) : most, steps, batch, 0};
   }
 
   Forward(const Call& call, const Schedule& schedule)

@@ -54,7 +54,9 @@ long involuntary_switches() {
 #endif
 }
 
-thread_local double g_waited = 0;  // seconds of this job at barriers, beyond the first 50 us of each
+thread_local double g_waited = 0;   // seconds of this job at barriers, beyond the first 50 us of each
+thread_local int g_long_waits = 0;  // how many of them
+constexpr int kMostLongWaits = 8;   // more only if two threads of the team share a core: each then waits 50 us a barrier
 
 struct Pool {
   struct alignas(64) Worker {
@@ -130,7 +132,7 @@ struct Pool {
     bool put_aside = false;
     for (int i = 0; i < helpers; ++i) late = std::max(late, workers[i]->started - begin), put_aside |= workers[i]->put_aside;
     const double fifth = std::max(1e-4, 0.2 * (end - begin));
-    if (late > fifth || (put_aside && waited > fifth)) {
+    if (late > fifth || (waited > fifth && (put_aside || g_long_waits > kMostLongWaits))) {
       if (++strikes < 2) return;
       strikes = 0;
       patience = std::min(0.64, std::max(0.01, 2 * patience));
@@ -143,7 +145,7 @@ struct Pool {
   void run(int want, void (*job)(void*, int, int), void* ctx) {
     start(want - 1);
     const double begin = now();
-    g_waited = 0;
+    g_waited = 0, g_long_waits = 0;
     const int helpers = std::min(want - 1, int(workers.size()));
     fn = job, context = ctx, count = helpers + 1;
     pending.store(std::uint32_t(helpers), std::memory_order_relaxed);
@@ -266,7 +268,7 @@ void barrier_wait(Barrier* b, int count) {
     if (i == kLooks) since = now();
     give_way(i);
   }
-  if (since > 0) g_waited += now() - since;
+  if (since > 0) g_waited += now() - since, ++g_long_waits;
 }
 
 namespace {
@@ -283,6 +285,7 @@ struct Kept {
   std::mutex lock;
   std::vector<char*> blocks;  // oldest first; each begins with its size
   std::size_t bytes = 0;
+  Kept() { blocks.reserve(kCount); }  // giving back must not fail
 
   static std::size_t& size(char* block) { return *reinterpret_cast<std::size_t*>(block); }
   char* take(std::size_t wanted) {

@@ -1,4 +1,4 @@
-// The library's own threads. Workers live as long as the process, wait a few microseconds by spinning and then sleep.
+// The library's own threads. Workers live as long as the process, wait 100 microseconds by spinning and then sleep.
 // They are joined before a fork and started again lazily, in parent and child. Compiled once; plain functions only.
 #pragma once
 #include <cstddef>

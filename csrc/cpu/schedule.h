@@ -28,11 +28,13 @@ struct Group {
   Index steps, batch;
   int calls;
   bool chained;             // call i + 1 reads what call i writes
+  bool apart;               // calls must not run at the same time: they add to the same dx
   Index ahead, each;        // depth of the products taken for a block of steps at once, and of those that every step waits for
   Index width;              // of both: G * padded H
   Index groups;             // of hidden units
   int barriers;             // a step, if units are split
   Index parts;              // lanes of a call where they are fixed, else 0
+  Index blocks;             // that a wavefront of layers would have
   double flops_per_second;  // of one thread, about
 };
 
@@ -58,7 +60,7 @@ inline Plan make_plan(const Group& g) {
     parts = g.parts ? g.parts : smaller(parts, g.batch);
     const Index lanes = parts * others, busy = smaller<Index>(threads, lanes);
     double seconds = steps * step(ceil_div(g.batch, parts)) * double(ceil_div(lanes, busy)) * (together ? 1 : g.calls);
-    if (together && g.chained) seconds *= 1 + double(ceil_div(busy, parts) - 1) / double(kWaveBlocks);  // the wave fills and drains
+    if (together && g.chained) seconds *= 1 + double(ceil_div(busy, parts) - 1) / double(g.blocks);  // the wave fills and drains
     return Plan{Spread::kLanes, int(busy), parts, together, seconds + kWake};
   };
   const int sharers = int(smaller<Index>(threads, g.groups));
@@ -68,7 +70,7 @@ inline Plan make_plan(const Group& g) {
     if (p.seconds < best.seconds && p.threads > 1) best = p;
   };
   consider(in_lanes(false));
-  if (g.calls > 1) consider(in_lanes(true));
+  if (g.calls > 1 && !g.apart) consider(in_lanes(true));
   consider(units);
   return best;
 }

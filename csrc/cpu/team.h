@@ -14,6 +14,7 @@ inline constexpr double kFlops = 1e11 * P::kPack * (sizeof(typename P::Real) == 
 struct Schedule {
   Plan plan;
   Index block_steps, steps, batch;
+  Index copied_input;  // the widest input whose rows the backward pass copies, or 0
   Index blocks() const { return ceil_div(steps, block_steps); }
 };
 
@@ -26,14 +27,17 @@ class Team {
   Team(const Call* calls, int count, bool chained) : calls_(calls), count_(count) {
     Index inputs[kMaxCalls];
     for (int i = 0; i < count; ++i) inputs[i] = calls[i].weights->input, most_input_ = larger(most_input_, inputs[i]);
-    schedule_ = D::schedule(calls[0].steps, calls[0].batch, inputs, calls[0].weights->hidden, count, chained);
+    bool apart = false;  // a plan made now may differ from the caller's: another thread may have changed the number of threads
+    if constexpr (requires { calls[0].dx_add; })
+      for (int i = 0; i < count; ++i) apart |= calls[i].dx_add;
+    schedule_ = D::schedule(calls[0].steps, calls[0].batch, inputs, calls[0].weights->hidden, count, chained, apart);
     chained_ = chained && schedule_.plan.together;
     // Calls of one set run at the same time.
     sets_ = schedule_.plan.together ? 1 : count;
   }
 
   static void describe(Index steps, Index batch, const Index* inputs, Index hidden, int calls, bool chained, CallPlan* out) {
-    const Schedule s = D::schedule(steps, batch, inputs, hidden, calls, chained);
+    const Schedule s = D::schedule(steps, batch, inputs, hidden, calls, chained, false);
     static constexpr const char* kNames[] = {"alone", "lanes", "units"};
     *out = {};
     out->spread = kNames[int(s.plan.spread)];
@@ -109,9 +113,8 @@ class Team {
         take_lanes(sets_of_lanes_[set], index);
       const bool last = set + 1 == sets_;
       if (!last || D::kFinishes) barrier_wait(&barrier_, count);
-      if (__atomic_load_n(&stop_, __ATOMIC_RELAXED)) return;
-    }
-    if (D::kFinishes)
+    }  // nobody leaves before the last barrier: on a stop the sets that are left have nothing to do
+    if (D::kFinishes && !__atomic_load_n(&stop_, __ATOMIC_RELAXED))
       for (int i = 0; i < count_; ++i) drivers_[i].finish(index, count);
   }
 

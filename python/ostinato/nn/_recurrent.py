@@ -75,6 +75,9 @@ class Recurrent(Layer):
         self._precision = _check.precision(self._dtype, value)
         self._cache = None
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({"_precision": state["_dtype"].name, **state})  # pickled before there were precisions
+
     @property
     def _directions(self) -> int:
         return 2 if self.bidirectional else 1
