@@ -54,7 +54,17 @@ MUTANTS: dict[str, tuple[str, str, str]] = {  # name: file, what stands there, w
     "state not carried": ("python/ostinato/train.py", 'self.state = state if getattr(self.loader, "carries_state", False) else None', "self.state = None"),
     "best parameters forgotten": ("python/ostinato/train.py", "p.flat[...] = self.best_parameters", "pass"),
 }  # fmt: skip
-TESTS = ["test_math", "test_kernels", "test_precision", "test_stream_explain", "test_nn", "test_losses_optim", "test_train", "test_files", "test_fit_proof"]
+TESTS = [
+    "test_math",
+    "test_kernels",
+    "test_precision",
+    "test_stream_explain",
+    "test_nn",
+    "test_losses_optim",
+    "test_train",
+    "test_files",
+    "test_fit_proof",
+]
 
 
 def run(name: str, folder: Path) -> bool:
