@@ -101,7 +101,7 @@ def footprint() -> dict[str, float]:
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as z:
         for path in {*Path(ost.__file__).parent.rglob("*.py*"), *package.rglob("*.so")}:
             if path.suffix in (".py", ".pyi", ".so"):
-                z.write(path, path.name)
+                z.write(path, str(path))
     figures = {"import_seconds": statistics.median(seconds), "wheel_bytes": float(archive.tell())}
     print(
         f"footprint     import {figures['import_seconds'] * 1e3:.0f} ms after numpy, wheel {figures['wheel_bytes'] / 1e6:.1f} MB",
