@@ -39,7 +39,7 @@ class Recurrent(Layer):
         rng: Seed,
     ) -> None:
         super().__init__(dtype=dtype)
-        self.precision = precision  # type: ignore[assignment]  # the setter takes None
+        self.precision = precision
         self.input_size = _check.positive("input_size", input_size)
         self.hidden_size = _check.positive("hidden_size", hidden_size)
         self.num_layers = _check.positive("num_layers", num_layers)

@@ -307,8 +307,9 @@ def _jax(case: Case, a: dict[str, Array], threads: int, settings: dict[str, str]
         run = jax.jit(forward)
         return lambda: {"y": np.asarray(run(*inputs))}
     grad, dy = jax.jit(gradients), jnp.asarray(a["dy"])
+    wait: Any = jax.block_until_ready
     names = ("y", "dx", *WEIGHTS)
-    return lambda: {n: np.asarray(v) for n, v in zip(names, jax.block_until_ready(grad(dy, *inputs)))}
+    return lambda: {n: np.asarray(v) for n, v in zip(names, wait(grad(dy, *inputs)))}
 
 
 # Maker, modules that must be there, modes.
