@@ -371,8 +371,15 @@ void bind_recurrent(py::module_& m) {
     }
     return out;
   });
-  m.def("plan_float32", &plan<float>);
-  m.def("plan_float64", &plan<double>);
+  m.def(
+      "plan",
+      [](int itemsize, const std::string& cell, Index input, Index hidden, Index layers, bool bidirectional, const std::string& precision,
+         Index steps, Index batch, bool dropout, bool train, bool backward) {
+        return (itemsize == 4 ? plan<float> : plan<double>)(cell, input, hidden, layers, bidirectional, precision, steps, batch, dropout,
+                                                            train, backward);
+      },
+      py::arg("itemsize"), py::arg("cell"), py::arg("input"), py::arg("hidden"), py::arg("layers"), py::arg("bidirectional"),
+      py::arg("precision"), py::arg("steps"), py::arg("batch"), py::arg("dropout"), py::arg("train"), py::arg("backward"));
   m.def("philox_word", &philox_word, py::arg("key"), py::arg("layer_direction"), py::arg("t"), py::arg("b"), py::arg("unit"));
 }
 

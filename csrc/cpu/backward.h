@@ -36,7 +36,7 @@ class Backward {
   using Call = BackwardCall<T>;
   struct Space {  // one thread's; what the chunk produces is shared where a team works on one part
     Row* rows;
-    const T **in, **init;
+    const T** init;
     const W** words;
     T** out;
     W* encoded;
@@ -70,7 +70,6 @@ class Backward {
     const bool shared = c.plan.spread == Spread::kUnits && i > 0;
     if (shared) w = spaces[0];
     w.rows = arena.take<Row>(lane_rows);
-    w.in = arena.take<const T*>(rows);
     w.init = arena.take<const T*>(rows);
     w.words = arena.take<const W*>(rows);
     w.out = arena.take<T*>(rows);

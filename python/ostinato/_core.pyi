@@ -24,20 +24,8 @@ def read_bandwidth(bytes: int, seconds: float) -> float: ...
 def release_memory() -> None: ...
 def fma_lanes(itemsize: int) -> int: ...
 def instructions() -> dict[str, str]: ...
-def plan_float32(
-    cell: str,
-    input: int,
-    hidden: int,
-    layers: int,
-    bidirectional: bool,
-    precision: str,
-    steps: int,
-    batch: int,
-    dropout: bool,
-    train: bool,
-    backward: bool,
-) -> list[dict[str, Any]]: ...
-def plan_float64(
+def plan(
+    itemsize: int,
     cell: str,
     input: int,
     hidden: int,

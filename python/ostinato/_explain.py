@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from . import _check, _core
 from .nn._recurrent import Recurrent
 
@@ -79,11 +77,11 @@ def explain(layer: Recurrent, shape: Sequence[int], *, training: bool = False) -
     directions = 2 if layer.bidirectional else 1
 
     def plan(backward: bool) -> list[dict[str, Any]]:
-        make = _core.plan_float32 if dtype == np.float32 else _core.plan_float64
+        sizes = (layer.input_size, hidden, layer.num_layers)
         dropout = training and layer.dropout > 0
-        return make(
-            layer._cell, layer.input_size, hidden, layer.num_layers, layer.bidirectional, native, steps, batch, dropout, training, backward
-        )  # fmt: skip
+        return _core.plan(
+            dtype.itemsize, layer._cell, *sizes, layer.bidirectional, native, steps, batch, dropout, training, backward
+        )
 
     passes = [("forward", plan(False))] + ([("backward", plan(True))] if training else [])
     inputs = [layer.input_size if k == 0 else directions * hidden for k in range(layer.num_layers)]
