@@ -9,7 +9,7 @@
 namespace ost::OST_SET {
 
 constexpr Index kWeightRows = 256;            // rows summed in one chain of a weight gradient
-constexpr Index kSumBytes = Index(32) << 20;  // what all parts' sums of R's gradient (and as much for W's) may take
+constexpr Index kSumBytes = Index(20) << 20;  // what all parts' sums of R's gradient (and as much for W's) may take
 
 // 16 rows fill the tiles (4 rows where there are few); more than 8 parts would only add memory.
 inline Index gradient_parts(Index batch, Index bytes) {
@@ -45,6 +45,7 @@ class Backward {
     const W **operand_words[kCount], **da_words[kCount];
     W *woven_operands[kCount], *woven_da[kCount];
     Index* block_ends;  // row count after each block of 256 rows of the part
+    T* sums;            // of one weight task, where sums are direct
   };
 
   static Schedule schedule(Index steps, Index batch, const Index* inputs, Index hidden, int calls, bool chained, bool apart) {
@@ -56,7 +57,7 @@ class Backward {
     // Every step waits for da R; dx and the gradients of W and R are taken for the chunk.
     const Plan plan = make_plan({steps, batch, calls, chained, apart, 2 * input + hidden, hidden, C::kGates * s.padded, s.groups,
                                  2 * kPhaseCount<C>, parts, ceil_div(steps, block), kFlops<P>});
-    return {plan, block, steps, batch, copied};
+    return {plan, block, steps, batch, copied, calls == 1 && parts == 1 && steps <= block};
   }
 
   Backward(const Call& call, const Schedule& schedule)
@@ -76,6 +77,7 @@ class Backward {
     Index most = 0;
     for (int q = 0; q < kCount; ++q) most = larger(most, row_words<P>(s.width(q)));
     w.encoded = arena.take<W>(rows * most);
+    if (c.direct_sums) w.sums = arena.take<T>(larger(most_input, hidden) * C::kColumns * Layout<C, P>::U * L);
     if (shared) return;
     for (int q = 0; q < kCount; ++q) {
       const bool same = q == 1 && kSharedDa;
@@ -106,7 +108,7 @@ class Backward {
   void layout_memory(Arena& arena) {
     zeros_ = arena.take<T>(zero_count());
     for (int q = 0; q < kCount; ++q) {
-      weight_sums_[q] = arena.take<T>(parts() * s_.depth(q) * s_.width(q));
+      weight_sums_[q] = arena.take<T>(schedule_.direct_sums ? 0 : parts() * s_.depth(q) * s_.width(q));
       bias_sums_[q] = q == 1 && kSharedDa ? bias_sums_[0] : arena.take<T>(parts() * s_.width(q));
     }
     param_sums_ = arena.take<T>(parts() * C::kParams * s_.padded);
@@ -138,22 +140,47 @@ class Backward {
     through_time(w, rows, t0, t1, groups, index, sync);  // after it the list is there for all
     if (call_.dx.data) input_gradient(w, rows, t0, t1, index, count);
     const Index n = w.block_ends[ceil_div(rows.end - rows.begin, kWeightRows) - 1];
-    if (block == 0 && n == 0) clear_weight_sums(part, groups);  // else the first block stores them
+    if (block == 0 && n == 0 && !schedule_.direct_sums) clear_weight_sums(part, groups);  // else the first block stores them
     bool woven = false;
     for (int q = 0; q < kCount; ++q)
       if (copied(q)) weave(w, q, n, index, count), woven = true;
     if (woven) sync();
-    // Each thread owns groups of columns of the sums; where there are few groups, the operand is cut too.
-    const Index cuts = s_.groups * kCount >= 2 * count ? 1 : count, tasks = kCount * s_.groups * cuts;
-    for (Index task = index; task < tasks; task += count) weight_task(w, rows, part, task, cuts, block == 0);
+    if (schedule_.direct_sums) {
+      if (index == 0) ran_in_ = &w;
+    } else {
+      for_weight_tasks(index, count, [&](int q, Index g, Range depth) {
+        weight_task(w, rows, part, q, g, depth, weight_sums(q, part) + s_.offset(g, product_columns<C>(q).count()), s_.width(q),
+                    block == 0);
+      });
+    }
   }
 
-  // Adds the parts' sums of a share of the groups to the caller's gradients, in the caller's layout.
+  // Adds the parts' sums of a share of the groups to the caller's gradients, in the caller's layout. Where the whole batch was one chunk,
+  // its sums are made here, group by group, and never lie in memory as a whole: a third of what a step at B = 1 would need.
   static constexpr bool kFinishes = true;
-  void finish(int index, int count) {
+  void finish(Space& mine, int index, int count) {
     if (call_.steps == 0) return;  // no block has cleared the sums
+    if (schedule_.direct_sums) {
+      if (ran_in_->block_ends[ceil_div(call_.batch, kWeightRows) - 1] == 0) return;
+      for_weight_tasks(index, count, [&](int q, Index g, Range depth) {
+        const Index stride = product_columns<C>(q).count() * s_.units(g) * L;
+        weight_task(*ran_in_, {0, call_.batch}, 0, q, g, depth, mine.sums, stride, true);
+        add_weight(q, g, depth, mine.sums, stride);
+        if (depth.begin > 0 || (q == 1 && kSharedDa)) return;
+        add_bias(q, g);
+        if (q == 0 && kSharedDa) add_bias(1, g);
+        if (q == 0) add_params(g);
+      });
+      return;
+    }
     const Range groups = part_of(s_.groups, index, count);
-    for (Index g = groups.begin; g < groups.end; ++g) add_gradients(g);
+    for (Index g = groups.begin; g < groups.end; ++g) {
+      for (int q = 0; q < kCount; ++q) {
+        add_weight(q, g, {0, s_.depth(q)}, weight_sums_[q] + s_.offset(g, product_columns<C>(q).count()), s_.width(q));
+        add_bias(q, g);
+      }
+      add_params(g);
+    }
   }
   void end() {
     for (Index b = 0; b < call_.batch; ++b)
@@ -368,16 +395,22 @@ class Backward {
       }
   }
 
-  // The chunk's share of dW (q = 0) or dR for one group of columns and one cut of the operand; with cut 0 go the biases.
-  void weight_task(Space& w, Range rows, Index part, Index task, Index cuts, bool first_block) {
-    const int q = int(task % kCount);
-    const Index g = task / kCount % s_.groups, cut = task / kCount / s_.groups;
-    const int columns = product_columns<C>(q).count();
-    const int vectors = columns * s_.units(g);
-    if (vectors == 0) return;
-    const Index first = s_.offset(g, columns), stride = s_.width(q);
-    const Range depth = part_of(s_.depth(q), cut, cuts);
-    const Index total = w.block_ends[ceil_div(rows.end - rows.begin, kWeightRows) - 1];
+  // Weight tasks: each thread owns groups of columns of the sums; where there are few groups, the operand is cut too.
+  template <class F>
+  void for_weight_tasks(int index, int count, F&& f) {
+    const Index cuts = s_.groups * kCount >= 2 * count ? 1 : count, tasks = kCount * s_.groups * cuts;
+    for (Index task = index; task < tasks; task += count) {
+      const int q = int(task % kCount);
+      const Index g = task / kCount % s_.groups;
+      const Range depth = part_of(s_.depth(q), task / kCount / s_.groups, cuts);
+      if (product_columns<C>(q).count() > 0 && (depth.begin < depth.end || depth.begin == 0)) f(q, g, depth);
+    }
+  }
+
+  // The chunk's share of dW (q = 0) or dR for one group of columns and a range of the operand; with its beginning go the biases.
+  void weight_task(Space& w, Range rows, Index part, int q, Index g, Range depth, T* sums, Index stride, bool first_block) {
+    const int columns = product_columns<C>(q).count(), vectors = columns * s_.units(g);
+    const Index first = s_.offset(g, columns), total = w.block_ends[ceil_div(rows.end - rows.begin, kWeightRows) - 1];
     for (Index r = 0, block = 0, to = 0; r < total; r = w.block_ends[block++]) {
       const Index n = w.block_ends[block] - r;
       const W *const *operands, *const *da;
@@ -385,9 +418,9 @@ class Backward {
         operands = w.operand_words[q], da = w.da_words[q];
       else
         operands = copied(q) ? w.operand_words[q] : w.operand_rows[q], da = w.da_rows[q];
-      outer_product<P>(words<P>(n), operands + to, depth, da + to, first / L, vectors, weight_sums(q, part), stride, first_block && r == 0);
+      outer_product<P>(words<P>(n), operands + to, depth, da + to, first, vectors, sums, stride, first_block && r == 0);
       to += words<P>(n);
-      if (cut != 0 || (q == 1 && kSharedDa)) continue;
+      if (depth.begin > 0 || (q == 1 && kSharedDa)) continue;
       for (int v = 0; v < vectors; ++v) {
         V sum(T(0));
         for (Index k = 0; k < n; ++k) sum = sum + V::load(w.da_rows[q][r + k] + first + v * L);
@@ -420,39 +453,43 @@ class Backward {
     return sum;
   }
 
-  void add_gradients(Index g) {
-    for (int q = 0; q < kCount; ++q) {
-      T* weight = q == 0 ? call_.gradients.weight_ih : call_.gradients.weight_hh;
-      T* bias = q == 0 ? call_.gradients.bias_ih : call_.gradients.bias_hh;
-      const Index depth = s_.depth(q), width = s_.width(q);
-      for_vectors<C, P>(s_, q, g, [&](Index position, Index row, int lanes) {
-        if (weight)
-          for (Index k0 = 0; k0 < depth; k0 += L) {
-            const int left = int(smaller<Index>(L, depth - k0));
-            V square[L];
-            for (int k = 0; k < L; ++k)
-              square[k] = k < left ? over_parts(weight_sums_[q] + (k0 + k) * width + position, depth * width) : V(T(0));
-            transpose_rows<Exact<T>>(square);
-            for (int lane = 0; lane < lanes; ++lane) {
-              T* to = weight + (row + lane) * depth + k0;
-              if (left == L)
-                (V::load(to) + square[lane]).store(to);
-              else
-                (V::load_part(to, left) + square[lane]).store_part(to, left);
-            }
-          }
-        if (bias) {
-          T sums[L];
-          over_parts(bias_sums_[q] + position, width).store(sums);
-          for (int lane = 0; lane < lanes; ++lane) bias[row + lane] += sums[lane];
+  // sums [depth][stride], of each part, from the first column of the group on: transposed into the rows of the caller's gradient.
+  void add_weight(int q, Index g, Range depth, const T* sums, Index stride) {
+    T* weight = q == 0 ? call_.gradients.weight_ih : call_.gradients.weight_hh;
+    if (!weight) return;
+    const Index first = s_.offset(g, product_columns<C>(q).count()), whole = s_.depth(q);
+    for_vectors<C, P>(s_, q, g, [&](Index position, Index row, int lanes) {
+      for (Index k0 = depth.begin; k0 < depth.end; k0 += L) {
+        const int left = int(smaller<Index>(L, depth.end - k0));
+        V square[L];
+        for (int k = 0; k < L; ++k)
+          square[k] = k < left ? over_parts(sums + (k0 + k) * stride + position - first, whole * stride) : V(T(0));
+        transpose_rows<Exact<T>>(square);
+        for (int lane = 0; lane < lanes; ++lane) {
+          T* to = weight + (row + lane) * whole + k0;
+          if (left == L)
+            (V::load(to) + square[lane]).store(to);
+          else
+            (V::load_part(to, left) + square[lane]).store_part(to, left);
         }
-      });
-    }
-    if (call_.gradients.params)
-      for (int k = 0; k < C::kParams; ++k)
-        for (Index u = g * Layout<C, P>::U * L; u < smaller(s_.hidden, (g + 1) * Layout<C, P>::U * L); ++u)
-          for (Index part = 0; part < parts(); ++part)
-            call_.gradients.params[k * s_.hidden + u] += param_sums_[(part * C::kParams + k) * s_.padded + u];
+      }
+    });
+  }
+  void add_bias(int q, Index g) {
+    T* bias = q == 0 ? call_.gradients.bias_ih : call_.gradients.bias_hh;
+    if (!bias) return;
+    for_vectors<C, P>(s_, q, g, [&](Index position, Index row, int lanes) {
+      T sums[L];
+      over_parts(bias_sums_[q] + position, s_.width(q)).store(sums);
+      for (int lane = 0; lane < lanes; ++lane) bias[row + lane] += sums[lane];
+    });
+  }
+  void add_params(Index g) {
+    if (!call_.gradients.params) return;
+    for (int k = 0; k < C::kParams; ++k)
+      for (Index u = g * Layout<C, P>::U * L; u < smaller(s_.hidden, (g + 1) * Layout<C, P>::U * L); ++u)
+        for (Index part = 0; part < parts(); ++part)
+          call_.gradients.params[k * s_.hidden + u] += param_sums_[(part * C::kParams + k) * s_.padded + u];
   }
 
   Call call_{};
@@ -461,6 +498,7 @@ class Backward {
   Clock clock_{};
   T *zeros_, *weight_sums_[kCount], *bias_sums_[kCount], *param_sums_;
   T *dh_, *dc_, *c0_, *demitted_;
+  Space* ran_in_ = nullptr;  // the one chunk, where sums are direct
 };
 
 }  // namespace ost::OST_SET

@@ -68,7 +68,7 @@ class Forward {
     const Plan plan = make_plan({steps, batch, calls, chained, apart, input, hidden, C::kGates * s.padded, s.groups, kPhaseCount<C>, 0,
                                  ceil_div(steps, wave), kFlops<P>});
     const Index rows = ceil_div(batch, plan.parts), most = larger<Index>(1, smaller<Index>(steps, kBlockRows / larger<Index>(1, rows)));
-    return {plan, plan.together && chained ? smaller(most, wave) : most, steps, batch, 0};
+    return {plan, plan.together && chained ? smaller(most, wave) : most, steps, batch, 0, false};
   }
 
   Forward(const Call& call, const Schedule& schedule)
@@ -128,7 +128,7 @@ class Forward {
   }
 
   static constexpr bool kFinishes = false;
-  void finish(int, int) {}
+  void finish(Space&, int, int) {}
   void end() {  // the final states
     for (Index b = 0; b < call_.batch; ++b) {
       const Index h = s_.hidden;

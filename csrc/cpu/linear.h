@@ -99,7 +99,8 @@ class Linear {
       const int vectors = int(smaller<Index>(kMaxVectors, mine.end - v));
       for (Index r = 0; r < n_; r += kWeightRows) {
         const Index n = smaller(kWeightRows, n_ - r);
-        if (dweight_) outer_product<Exact<T>>(n, x_rows_ + r, {0, input_}, dy_rows_ + r, v, vectors, sums_, out_vectors_ * L, r == 0);
+        if (dweight_)
+          outer_product<Exact<T>>(n, x_rows_ + r, {0, input_}, dy_rows_ + r, v * L, vectors, sums_ + v * L, out_vectors_ * L, r == 0);
         for (int j = 0; j < vectors && dbias_; ++j) {
           Vec<T> sum(T(0));
           for (Index k = 0; k < n; ++k) sum = sum + Vec<T>::load(dy_rows_[r + k] + (v + j) * L);

@@ -193,17 +193,16 @@ void rows_product_exact(Index rows, Index depth, const W* const* a, const W* pan
   }
 }
 
-// accumulator[m][...] (+)= a^T b over `rows` rows of words, for columns m of a in `range` and vectors [v0, v0 + vectors) of b.
+// sums[m][...] (+)= a^T b over `rows` rows of words, for columns m of a in `range` and `vectors` vectors of b from `first` on.
 template <class P, class T = typename P::Real, class W = typename P::Word>
-void outer_product(Index rows, const W* const* a, Range range, const W* const* b, Index v0, int vectors, T* accumulator, Index stride,
-                   bool first) {
+void outer_product(Index rows, const W* const* a, Range range, const W* const* b, Index first, int vectors, T* sums, Index stride,
+                   bool store) {
   constexpr int L = Vec<T>::kLanes;
   for (int p = 0; p < piece_count(vectors); ++p) {
     const Piece cut = piece(vectors, p);
-    const Index offset = (v0 + cut.begin) * L;
     for_row_tiles(range.end - range.begin, max_rows(cut.count), [&](Index i, int count) {
       const Index m = range.begin + i;
-      kProducts<P>.outer[cut.count - 1][count - 1](rows, a, m, b, offset, accumulator + m * stride + offset, stride, first);
+      kProducts<P>.outer[cut.count - 1][count - 1](rows, a, m, b, first + cut.begin * L, sums + m * stride + cut.begin * L, stride, store);
     });
   }
 }

@@ -14,7 +14,8 @@ inline constexpr double kFlops = 1e11 * P::kPack * (sizeof(typename P::Real) == 
 struct Schedule {
   Plan plan;
   Index block_steps, steps, batch;
-  Index copied_input;  // the widest input whose rows the backward pass copies, or 0
+  Index copied_input;  // backward: the widest input whose rows are copied, or 0
+  bool direct_sums;    // backward: weight gradients go to the caller's without lying in memory first
   Index blocks() const { return ceil_div(steps, block_steps); }
 };
 
@@ -115,7 +116,7 @@ class Team {
       if (!last || D::kFinishes) barrier_wait(&barrier_, count);
     }  // nobody leaves before the last barrier: on a stop the sets that are left have nothing to do
     if (D::kFinishes && !__atomic_load_n(&stop_, __ATOMIC_RELAXED))
-      for (int i = 0; i < count_; ++i) drivers_[i].finish(index, count);
+      for (int i = 0; i < count_; ++i) drivers_[i].finish(spaces_[index], index, count);
   }
 
   void take_lanes(Lanes& lanes, int index) {
