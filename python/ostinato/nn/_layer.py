@@ -206,7 +206,7 @@ class Layer:
         """Packed weights of this version and kernel set, by the layer's `_pack`: a snapshot, swapped whole."""
         key, cache = (self.version, _core.kernels(), getattr(self, "precision", None)), self._cache
         if cache is None or cache[0] != key or (backward and not cache[1].backward):
-            self._cache = None  # first: the old ones need not stay beside the new
+            cache = self._cache = None  # first: the old ones need not stay beside the new
             self._cache = cache = (key, self._pack(backward))
         return cache[1]
 
