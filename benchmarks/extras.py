@@ -42,12 +42,14 @@ def contenders(names: Sequence[str]) -> Iterator[dict[str, Contender]]:
             c.close()
 
 
-def rows(label: str, cases: Sequence[Case], names: Sequence[str], rounds: int, threads: int) -> list[dict[str, Any]]:
+def rows(
+    label: str, cases: Sequence[Case], names: Sequence[str], rounds: int, threads: int, *, each: bool = False
+) -> list[dict[str, Any]]:
     """Run the cases; prints and returns a row each."""
     out = []
     with contenders(names) as there_are:
         for case in cases:
-            row = run_case(case, there_are, rounds, threads)
+            row = run_case(case, there_are, rounds, threads, each=each)
             ratios = "  ".join(f"{n} {r:.2f}x" for n, r in row["ratio"].items())
             print(f"{label:12}{case.name:34}{100 * row['of_peak']:5.0f}% of peak  {ratios}", flush=True)
             out.append(row)
@@ -82,11 +84,11 @@ def one_sequence(rounds: int) -> list[dict[str, Any]]:
 
 
 def busy(rounds: int, threads: int) -> list[dict[str, Any]]:
-    """The other core loaded by another process: our threads beside one thread alone."""
+    """The other core loaded by another process: our threads beside one thread alone, by the median over calls."""
     hog = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         cases = [Case("lstm", "infer", 32, 128), Case("lstm", "infer", 1, 256, 1000), Case("gru", "train", 32, 256)]
-        return rows("busy", cases, ["ostinato", ONE], rounds, threads)
+        return rows("busy", cases, ["ostinato", ONE], rounds, threads, each=True)
     finally:
         hog.kill()
         hog.wait()

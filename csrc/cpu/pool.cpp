@@ -54,15 +54,22 @@ long involuntary_switches() {
 #endif
 }
 
-thread_local double g_waited = 0;   // seconds of this job at barriers, beyond the first 50 us of each
-thread_local int g_long_waits = 0;  // how many of them
-constexpr int kMostLongWaits = 8;   // more only if two threads of the team share a core: each then waits 50 us a barrier
+thread_local double g_waited = 0;     // seconds of this job at barriers, beyond the first 50 us of each
+thread_local int g_long_waits = 0;    // how many of them
+thread_local double g_begin = 0;      // of this job
+thread_local bool g_gave_up = false;  // team_waits() said so during it
+constexpr int kMostLongWaits = 8;     // more only if two threads of the team share a core: each then waits 50 us a barrier
+
+void begin_job(double begin) { g_begin = begin, g_waited = 0, g_long_waits = 0, g_gave_up = false; }
 
 struct Pool {
   struct alignas(64) Worker {
     std::atomic<std::uint32_t> epoch{0};  // one more for every job that this worker has a part in
     std::thread thread;
-    double started = 0;      // of the last job
+    double started = 0;  // of the last job
+    double waited = 0;
+    int long_waits = 0;
+    bool gave_up = false;
     bool put_aside = false;  // the system took the core away during it
   };
 
@@ -88,12 +95,13 @@ struct Pool {
     for (std::uint32_t seen = 0;; ++seen) {  // no job starts before the last has ended
       await_change(me.epoch, seen);
       if (stop) return;
-      me.started = now();
+      begin_job(me.started = now());
       const long switches = involuntary_switches();
       const unsigned mode = flush_denormals_on();
       fn(context, index, count);
       flush_denormals_restore(mode);
       me.put_aside = involuntary_switches() != switches;
+      me.waited = g_waited, me.long_waits = g_long_waits, me.gave_up = g_gave_up;
       if (pending.fetch_sub(1, std::memory_order_acq_rel) == 1) pending.notify_one();
     }
   }
@@ -125,27 +133,35 @@ struct Pool {
 
   // On a machine whose cores are busy with something else a team waits for threads that do not run. So calls go on alone for a
   // while after two in a row that have waited (one may only have woken a core that slept deeply); the while doubles as long as
-  // that repeats.
+  // that repeats, and is halved by each call that has not waited.
   bool alone() const { return patience > 0 && now() < alone_until; }
   void learn(double begin, double end, double waited, int helpers) {
+    static thread_local long switches = 0;  // of the caller, since the last job: what took its core between two jobs counts too
+    const long now_switches = involuntary_switches();
+    bool put_aside = now_switches != switches, gave_up = g_gave_up;
+    switches = now_switches;
     double late = 0;
-    bool put_aside = false;
-    for (int i = 0; i < helpers; ++i) late = std::max(late, workers[i]->started - begin), put_aside |= workers[i]->put_aside;
+    int long_waits = g_long_waits;
+    for (int i = 0; i < helpers; ++i) {
+      const Worker& w = *workers[i];
+      late = std::max(late, w.started - begin), waited = std::max(waited, w.waited), long_waits = std::max(long_waits, w.long_waits);
+      put_aside |= w.put_aside, gave_up |= w.gave_up;
+    }
     const double fifth = std::max(1e-4, 0.2 * (end - begin));
-    if (late > fifth || (waited > fifth && (put_aside || g_long_waits > kMostLongWaits))) {
-      if (++strikes < 2) return;
+    if (gave_up || late > fifth || (waited > fifth && (put_aside || long_waits > kMostLongWaits))) {
+      if (patience == 0 && ++strikes < 2) return;
       strikes = 0;
       patience = std::min(0.64, std::max(0.01, 2 * patience));
       alone_until = end + patience;
     } else if (end - begin > 1e-4) {
-      patience = 0, strikes = 0;
+      patience = patience > 0.02 ? patience / 2 : 0, strikes = 0;  // a single good call may have been luck
     }
   }
 
   void run(int want, void (*job)(void*, int, int), void* ctx) {
     start(want - 1);
     const double begin = now();
-    g_waited = 0, g_long_waits = 0;
+    begin_job(begin);
     const int helpers = std::min(want - 1, int(workers.size()));
     fn = job, context = ctx, count = helpers + 1;
     pending.store(std::uint32_t(helpers), std::memory_order_relaxed);
@@ -270,6 +286,8 @@ void barrier_wait(Barrier* b, int count) {
   }
   if (since > 0) g_waited += now() - since, ++g_long_waits;
 }
+
+bool team_waits() { return g_gave_up |= g_waited > std::max(2e-4, 0.2 * (now() - g_begin)); }
 
 namespace {
 

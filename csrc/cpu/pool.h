@@ -20,6 +20,8 @@ struct alignas(64) Barrier {
   alignas(64) std::uint32_t epoch = 0;
 };
 void barrier_wait(Barrier* barrier, int count);
+// Whether this thread has spent a fifth of its present job waiting at barriers.
+bool team_waits();
 
 // A moment's wait for another thread: at first a pause, after many looks the core is given away.
 void give_way(std::int64_t looks);

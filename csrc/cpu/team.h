@@ -129,12 +129,18 @@ class Team {
     }
   }
 
+  // A step cannot go on without any of the threads: where they are kept waiting the caller does the rest alone.
   void share_units(D& driver, int index, int count) {
     for (Index part = 0; part < schedule_.plan.parts; ++part)
       for (Index block = 0; block < schedule_.blocks(); ++block) {
         poll(index);
+        if (count > 1 && team_waits()) __atomic_store_n(&solo_, 1, __ATOMIC_RELAXED);
         if (count > 1) barrier_wait(&barrier_, count);
         if (__atomic_load_n(&stop_, __ATOMIC_RELAXED)) return;
+        if (__atomic_load_n(&solo_, __ATOMIC_RELAXED)) {
+          if (index > 0) return;
+          count = 1;
+        }
         driver.run_block(spaces_[index], part, block, &barrier_, index, count);
       }
   }
@@ -149,7 +155,7 @@ class Team {
   Lane* lanes_;
   Lanes sets_of_lanes_[kMaxCalls];
   Barrier barrier_;
-  int stop_ = 0;
+  int stop_ = 0, solo_ = 0;
 };
 
 }  // namespace ost::OST_SET

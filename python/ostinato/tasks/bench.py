@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import gc
 import importlib.util
+import itertools
 import json
 import os
 import statistics
@@ -103,10 +104,15 @@ def worker(name: str) -> None:
                 from .. import _core
 
                 reply["peak"] = _core.fma_peak(0.02, 8 if order.get("float64") else 4)
-            start = time.perf_counter()
+            marks = [time.perf_counter()]
             for _ in range(repeat):
                 call()
-            reply["seconds"] = (time.perf_counter() - start) / repeat
+                if order.get("each"):
+                    marks.append(time.perf_counter())
+            if order.get("each"):
+                reply["seconds"] = statistics.median(b - a for a, b in itertools.pairwise(marks))
+            else:
+                reply["seconds"] = (time.perf_counter() - marks[0]) / repeat
         elif order["do"] == "versions":
             import importlib.metadata
 
@@ -228,8 +234,11 @@ def run(
     return figures
 
 
-def run_case(case: Case, contenders: dict[str, Contender], rounds: int, threads: int) -> dict[str, Any]:
-    """One case: answers compared with those of ``ostinato``, then turns. Ratios are how many times faster it is than each."""
+def run_case(
+    case: Case, contenders: dict[str, Contender], rounds: int, threads: int, *, each: bool = False
+) -> dict[str, Any]:
+    """One case: answers compared with those of ``ostinato``, then turns. Ratios are how many times faster it is than each. The time of
+    a turn is the mean over its calls or, with ``each``, their median."""
     memory = {}
     with tempfile.TemporaryDirectory() as folder:
         answers = {}
@@ -243,7 +252,7 @@ def run_case(case: Case, contenders: dict[str, Contender], rounds: int, threads:
     for _ in range(rounds):
         for n, c in contenders.items():
             time.sleep(SLEEP_SECONDS)
-            reply = c.ask(do="run", float64=case.precision == "float64")
+            reply = c.ask(do="run", float64=case.precision == "float64", each=each)
             seconds[n].append(reply["seconds"])
             if "peak" in reply:
                 peaks.append(reply["peak"])
