@@ -64,36 +64,65 @@ struct Poll {
   void* context;
 };
 
+// What a step starts from, if not from the state after another step; and what is no step at all.
+enum Before : std::int32_t {
+  kInitial = -1,  // h0, c0
+  kRestart = -2,  // the state of a restart
+  kSkipped = -3,  // the row does not take part; its output is zero. kSkipped - 1 - t: its output repeats that of step t
+};
+
+// In which steps the rows of a batch take part. Without `before` row b runs t = 0 .. lengths[b] - 1.
+struct Times {
+  const Index* lengths;        // [B] number of steps that each row takes part in; null: all
+  const std::int32_t* before;  // [T+1,B] what each step starts from; row T: what the row ends with. Null: see above
+  const Index* ranked;         // [B] rows from the longest to the shortest; null if lengths is
+};
+
 template <class T>
 struct ForwardCall {
   const PackedWeights<T>* weights;
   Index steps, batch;
   bool reverse;
-  const Index* lengths;  // [B] or null
-  Rows<const T> x;       // [T,B,I]
-  Rows<T> y;             // [T,B,H]; zero past the end of a sequence
-  const T *h0, *c0;      // [B,H], null means zeros
-  T *hn, *cn;            // [B,H], null means not wanted
-  T* saved;              // tape [T*B][saved*padded H]; null in inference
-  T* cells;              // tape [T*B][padded H] of c, for cells with two states; null in inference
+  Times times;
+  Rows<const T> x;                 // [T,B,I]
+  Rows<T> y;                       // [T,B,H]
+  const T *h0, *c0;                // [B,H], null means zeros
+  const T *restart_h, *restart_c;  // [H], null means zeros
+  T *hn, *cn;                      // [B,H], null means not wanted
+  T* saved;                        // tape [T*B][saved*padded H]; null in inference
+  T* cells;                        // tape [T*B][padded H] of c, for cells with two states; null in inference
   Poll poll;
 };
 
-// Contract: dx, dh0, dc0 are overwritten; the RawGradients are added to, after the last step, or untouched on a stop.
+// What may be done to the gradient on its way back through time, and what is learnt on the way. All may be null or 0: nothing.
+// "The gradient at (t, b)" is the pair that the cell's backward pass reads: dL/dh_t by all paths, and what step t + 1 hands to c_t.
+template <class T>
+struct StepControl {
+  T clip_value;              // each element of the gradient at (t, b) to [-clip_value, clip_value]
+  T clip_norm;               // then dh and dc at (t, b), each over H, to this Euclidean norm
+  const std::uint8_t* cuts;  // [T,B]: nothing goes from this step to the state that it started from
+  Rows<const T> dcells;      // [T,B,H] further gradient of c_t
+  double* flow;              // [T,states] sums over b and H of (dL/dh_t)^2 and (dL/dc_t)^2, by all paths; added to
+};
+
+// Contract: dx, dh0, dc0 are overwritten; the RawGradients and drestart are added to, after the last step, or untouched on a stop.
 template <class T>
 struct BackwardCall {
   const PackedWeights<T>* weights;
   Index steps, batch;
   bool reverse;
-  const Index* lengths;
+  Times times;
   Rows<const T> x, y;
   const T *h0, *c0;
+  const T *restart_h, *restart_c;
   const T *saved, *cells;
-  Rows<const T> dy;    // data null means zeros
-  const T *dhn, *dcn;  // [B,H], null means zeros
-  Rows<T> dx;          // data null means not wanted
-  bool dx_add;         // add to dx instead: the second direction of a layer
-  T *dh0, *dc0;        // [B,H], null means not wanted
+  Rows<const T> dy;            // data null means zeros
+  const T *dhn, *dcn;          // [B,H], null means zeros
+  T *drestart_h, *drestart_c;  // [H], null means not wanted
+  StepControl<T> control;
+  Rows<T> dx;    // data null means not wanted
+  bool dx_add;   // add to dx instead: the second direction of a layer
+  T *dh0, *dc0;  // [B,H], null means not wanted
   RawGradients<T> gradients;
   Poll poll;
 };
@@ -114,7 +143,7 @@ struct CallPlan {
   double model_seconds;         // by the cost model
 };
 
-// The calls of a group share steps, batch and lengths: the directions of a layer, or (chained) layers of which each reads what
+// The calls of a group share steps, batch and the rows' lengths: the directions of a layer, or (chained) layers of which each reads what
 // the one before writes. gradient kernels are null in precisions for inference only.
 template <class T>
 struct CellKernels {
@@ -122,6 +151,7 @@ struct CellKernels {
   int (*pack)(const RawWeights<T>&, Index input, Index hidden, bool backward, T* memory, PackedWeights<T>* out);
   int (*forward)(const ForwardCall<T>* calls, int count, bool chained);
   int (*backward)(const BackwardCall<T>* calls, int count, bool chained);  // chained: from the top layer down
+  void (*saved)(const T* row, Index hidden, int k, T* out);                // what the tape keeps of one (t, b): its k-th vector, [H]
   void (*plan)(Index steps, Index batch, const Index* inputs, Index hidden, int calls, bool chained, bool backward, CallPlan* out);
 };
 

@@ -1,6 +1,7 @@
 #include "stack.h"
 
 #include <algorithm>
+#include <numeric>
 
 namespace ost {
 namespace {
@@ -109,11 +110,63 @@ std::vector<GroupPlan> stack_plan(const CellKernels<T>& cell, const StackShape& 
 }
 
 template <class T>
+void set_times(StackCall<T>& call, const Index* lengths, const std::uint8_t* resets, const std::uint8_t* mask, bool repeat) {
+  const Index steps = call.steps, batch = call.batch;
+  if (!lengths && !resets && !mask) return;
+  std::vector<Index> ends(std::size_t(batch), steps);
+  if (lengths) ends.assign(lengths, lengths + batch);
+  if (lengths || mask) call.lengths = ends;
+  if (resets || mask) {
+    for (const int from_end : {0, 1}) {
+      std::vector<std::int32_t>& before = call.before[from_end];
+      before.resize(std::size_t((steps + 1) * batch));
+      std::vector<std::int32_t> state(std::size_t(batch), kInitial), output(std::size_t(batch), kSkipped);
+      if (from_end == 0 && mask) std::fill(call.lengths.begin(), call.lengths.end(), 0);
+      for (Index s = 0; s < steps; ++s) {
+        const Index t = from_end ? steps - 1 - s : s, boundary = from_end ? t + 1 : t;  // of two pieces
+        for (Index b = 0; b < batch; ++b) {
+          const Index i = t * batch + b;
+          if (t >= ends[b]) {
+            before[i] = kSkipped;
+            continue;
+          }
+          if (resets && boundary < ends[b] && resets[boundary * batch + b]) state[b] = kRestart, output[b] = kSkipped;
+          if (!mask || mask[i]) {
+            before[i] = state[b], state[b] = std::int32_t(t);
+            if (repeat) output[b] = std::int32_t(kSkipped - 1 - t);
+            if (from_end == 0 && mask) ++call.lengths[b];
+          } else {
+            before[i] = output[b];
+          }
+        }
+      }
+      std::copy(state.begin(), state.end(), before.begin() + steps * batch);
+    }
+  }
+  if (call.lengths.empty()) return;
+  call.ranked.resize(std::size_t(batch));
+  std::iota(call.ranked.begin(), call.ranked.end(), Index(0));
+  std::stable_sort(call.ranked.begin(), call.ranked.end(), [&](Index a, Index b) { return call.lengths[a] > call.lengths[b]; });
+}
+
+template <class T>
+bool takes_part(const StackCall<T>& call, Index t, Index b) {
+  if (!call.before[0].empty()) return call.before[0][t * call.batch + b] > kSkipped;
+  return call.lengths.empty() || t < call.lengths[b];
+}
+
+template <class T>
+Times times_of(const StackCall<T>& call, bool reverse) {
+  const auto& before = call.before[reverse];
+  return {call.lengths.empty() ? nullptr : call.lengths.data(), before.empty() ? nullptr : before.data(),
+          call.ranked.empty() ? nullptr : call.ranked.data()};
+}
+
+template <class T>
 int stack_forward(const PackedStack<T>& packed, const StackCall<T>& call, Tape<T>* tape) {
   const StackShape& s = packed.shape;
   const CellTraits& traits = packed.traits();
-  const Index rows = call.steps * call.batch,
-              padded = (s.hidden + packed.kernels().lanes - 1) / packed.kernels().lanes * packed.kernels().lanes;
+  const Index rows = call.steps * call.batch, padded = packed.padded_hidden();
   const Index state = call.batch * s.hidden;
   std::vector<Buffer<T>> spare(std::size_t(s.layers));  // outputs of the layers below the last
   Rows<const T> x = call.x;
@@ -131,7 +184,9 @@ int stack_forward(const PackedStack<T>& packed, const StackCall<T>& call, Tape<T
         ForwardCall<T> f{};
         f.weights = &packed.parts[part];
         f.steps = call.steps, f.batch = call.batch, f.reverse = (d == 1) != s.reverse;
-        f.lengths = call.lengths.empty() ? nullptr : call.lengths.data();
+        f.times = times_of(call, f.reverse);
+        if (call.restart_h) f.restart_h = call.restart_h + part * s.hidden;
+        if (call.restart_c) f.restart_c = call.restart_c + part * s.hidden;
         f.x = x;
         f.y = {y.data + d * s.hidden, y.t, y.b};
         if (call.h0) f.h0 = call.h0 + part * state;
@@ -199,7 +254,14 @@ int stack_backward(const Tape<T>& tape, const StackGradients<T>& g, Poll poll) {
         BackwardCall<T> b{};
         b.weights = &packed.parts[part];
         b.steps = call.steps, b.batch = call.batch, b.reverse = (d == 1) != s.reverse;
-        b.lengths = call.lengths.empty() ? nullptr : call.lengths.data();
+        b.times = times_of(call, b.reverse);
+        if (call.restart_h) b.restart_h = call.restart_h + part * s.hidden;
+        if (call.restart_c) b.restart_c = call.restart_c + part * s.hidden;
+        if (g.drestart_h) b.drestart_h = g.drestart_h + part * s.hidden;
+        if (g.drestart_c) b.drestart_c = g.drestart_c + part * s.hidden;
+        b.control = {g.clip_value, g.clip_norm, g.cuts, g.dcells, nullptr};
+        if (g.dcells.data) b.control.dcells.data += part * g.dcells_part;
+        if (g.flow) b.control.flow = g.flow + part * call.steps * packed.traits().states;
         b.x = x;
         b.y = {y.data + d * s.hidden, y.t, y.b};
         if (call.h0) b.h0 = call.h0 + part * state;
@@ -236,6 +298,10 @@ template struct PackedStack<float>;
 template struct PackedStack<double>;
 template std::vector<GroupPlan> stack_plan(const CellKernels<float>&, const StackShape&, Index, Index, bool, bool);
 template std::vector<GroupPlan> stack_plan(const CellKernels<double>&, const StackShape&, Index, Index, bool, bool);
+template void set_times(StackCall<float>&, const Index*, const std::uint8_t*, const std::uint8_t*, bool);
+template void set_times(StackCall<double>&, const Index*, const std::uint8_t*, const std::uint8_t*, bool);
+template bool takes_part(const StackCall<float>&, Index, Index);
+template bool takes_part(const StackCall<double>&, Index, Index);
 template int stack_forward(const PackedStack<float>&, const StackCall<float>&, Tape<float>*);
 template int stack_forward(const PackedStack<double>&, const StackCall<double>&, Tape<double>*);
 template int stack_backward(const Tape<float>&, const StackGradients<float>&, Poll);

@@ -64,6 +64,7 @@ struct PackedStack {
   }
   const CellKernels<T>& cell() const { return kernels().cells[int(precision)][int(shape.cell)]; }
   const CellTraits& traits() const { return table->traits[int(shape.cell)]; }
+  Index padded_hidden() const { return (shape.hidden + kernels().lanes - 1) / kernels().lanes * kernels().lanes; }
 };
 
 // One call's inputs, and what a forward pass keeps for the backward one.
@@ -74,8 +75,10 @@ struct StackCall {
   Rows<T> y{};                           // [T,B,D*H]
   const T *h0 = nullptr, *c0 = nullptr;  // [L*D,B,H]
   T *hn = nullptr, *cn = nullptr;
-  std::vector<Index> lengths;  // empty: all T
-  double dropout = 0;          // between layers
+  std::vector<Index> lengths, ranked;                  // empty: all T
+  std::vector<std::int32_t> before[2];                 // by direction: from the start, from the end; empty: as lengths say
+  const T *restart_h = nullptr, *restart_c = nullptr;  // [L*D,H], null means zeros
+  double dropout = 0;                                  // between layers
   std::uint64_t key = 0;
   Poll poll{};
 };
@@ -98,6 +101,16 @@ template <class T>
 std::vector<GroupPlan> stack_plan(const CellKernels<T>& cell, const StackShape& shape, Index steps, Index batch, bool dropout,
                                   bool backward);
 
+// What the rows take part in. lengths, resets and mask may be null; resets and mask are [T,B]: the state is that of a restart before a step
+// (for the direction from the end: after it, so that the pieces are the same), and a step that is skipped carries the state over. `repeat`:
+// its output is that of the step before it, else zero.
+template <class T>
+void set_times(StackCall<T>& call, const Index* lengths, const std::uint8_t* resets, const std::uint8_t* mask, bool repeat);
+
+// Whether a row takes part in a step.
+template <class T>
+bool takes_part(const StackCall<T>& call, Index t, Index b);
+
 // tape null: inference. Returns a Status.
 template <class T>
 int stack_forward(const PackedStack<T>& packed, const StackCall<T>& call, Tape<T>* tape);
@@ -108,6 +121,12 @@ struct StackGradients {
   const T *dhn = nullptr, *dcn = nullptr;  // [L*D,B,H]
   Rows<T> dx{};                            // data null: not wanted
   T *dh0 = nullptr, *dc0 = nullptr;
+  T *drestart_h = nullptr, *drestart_c = nullptr;  // [L*D,H]
+  T clip_value = 0, clip_norm = 0;
+  const std::uint8_t* cuts = nullptr;    // [T,B]
+  Rows<const T> dcells{};                // [L*D][T,B,H], L*D blocks one after the other
+  Index dcells_part = 0;                 // elements from one to the next
+  double* flow = nullptr;                // [L*D,T,states]
   std::vector<RawGradients<T>> weights;  // [layer * D + direction]
 };
 template <class T>

@@ -74,9 +74,9 @@ def test_gradients_of_a_stack_against_finite_differences(make: Any, options: Any
 def test_faces() -> None:
     common = ["input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional"]
     faces = {
-        nn.RNN: [*common[:3], "nonlinearity", *common[3:], "precision", "dtype", "rng"],
-        nn.LSTM: [*common, "peephole", "precision", "dtype", "rng"],
-        nn.GRU: [*common, "reset_after", "precision", "dtype", "rng"],
+        nn.RNN: [*common[:3], "nonlinearity", *common[3:], "precision", "learned_state", "dtype", "rng"],
+        nn.LSTM: [*common, "peephole", "precision", "learned_state", "dtype", "rng"],
+        nn.GRU: [*common, "reset_after", "precision", "learned_state", "dtype", "rng"],
     }
     for cls, names in faces.items():
         assert [*inspect.signature(cls).parameters] == names

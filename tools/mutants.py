@@ -42,7 +42,7 @@ MUTANTS: dict[str, tuple[str, str, str]] = {  # name: file, what stands there, w
     "half of a pair of rows": ("csrc/cpu/precision.h", "const V low = load(rows[0]), high = load(rows[1]);", "const V low = load(rows[0]), high = load(rows[0]);"),
     "bytes without their zero": ("csrc/cpu/precision.h", "*correction = Word(-128 * sum);", "*correction = Word(-127 * sum);"),
     "NaN lost in bytes": ("csrc/cpu/precision.h", "return scale + sum_lanes(bad);", "return scale;"),
-    "a stream forgets its state": ("csrc/bindings/recurrent.cpp", "f.h0 = f.hn = hidden + layer * state;", "f.hn = hidden + layer * state;"),
+    "a stream forgets its state": ("csrc/bindings/stream.cpp", "f.h0 = f.hn = hidden + layer * state;", "f.hn = hidden + layer * state;"),
     "stack without its second direction": ("csrc/stack.cpp", "f.y = {y.data + d * s.hidden, y.t, y.b};", "f.y = {y.data, y.t, y.b};"),
     "dropout in one direction": ("csrc/stack.cpp", "std::uint32_t(layer * 2 + d)", "std::uint32_t(layer * 2)"),
     "imprecise tanh": ("csrc/cpu/math.h", "const V n = shifted - magic;", "const V n = shifted - magic + V(T(1e-6));"),

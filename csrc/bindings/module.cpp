@@ -106,5 +106,6 @@ PYBIND11_MODULE(_core, m) {
   });
   bind_recurrent(m);
   bind_training(m);
+  bind_stream(m);
   bind_proof(m);
 }

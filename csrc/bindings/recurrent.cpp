@@ -101,8 +101,8 @@ std::shared_ptr<PackedStack<T>> pack_stack(const std::string& cell, Index input,
 template <class T>
 struct PyTape {
   Tape<T> tape;
-  py::object x, y, h0, c0;
-  bool batch_first;
+  py::object x, y, h0, c0, restart_h, restart_c;
+  bool batch_first, resets;
 };
 
 template <class T>
@@ -118,7 +118,8 @@ std::vector<Axis> sequence_axes(Index steps, Index batch, const char* name, Inde
 
 template <class T>
 py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, const py::object& h0, const py::object& c0,
-                  const py::object& lengths, bool batch_first, const py::object& out, bool train, double dropout, std::uint64_t key) {
+                  const py::object& lengths, bool batch_first, const py::object& out, bool train, double dropout, std::uint64_t key,
+                  const py::object& resets, const py::object& mask, bool repeat, const py::object& restart_h, const py::object& restart_c) {
   const StackShape& s = packed->shape;
   const bool has_cells = packed->traits().states > 1;
   const auto xv = time_major(view<T>(x, "x", sequence_axes(-1, -1, "I", s.input, batch_first)), batch_first);
@@ -131,13 +132,20 @@ py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, c
   call.x = {xv.data, xv.strides[0], xv.strides[1]};
   if (!h0.is_none()) call.h0 = h0v.data;
   if (!c0.is_none()) call.c0 = c0v.data;
+  const auto lv = optional_view<Index>(lengths, "lengths", {{"B", batch}});
   if (!lengths.is_none()) {
-    const auto lv = view<Index>(lengths, "lengths", {{"B", batch}}, Strides::kContiguous);
-    call.lengths.assign(lv.data, lv.data + batch);
     for (Index b = 0; b < batch; ++b)
       if (lv.data[b] < 0 || lv.data[b] > steps)
         fail("lengths", "values from 0 to T = " + std::to_string(steps), std::to_string(lv.data[b]) + " at b = " + std::to_string(b));
   }
+  const auto resets_view = optional_view<std::uint8_t>(resets, "resets", {{"T", steps}, {"B", batch}});
+  const auto mask_view = optional_view<std::uint8_t>(mask, "mask", {{"T", steps}, {"B", batch}});
+  if ((resets_view.data || mask_view.data) && steps > 2147483640)  // the tables count steps in 32 bits
+    fail("x", "at most 2147483640 steps with resets or a mask", std::to_string(steps));
+  const std::vector<Axis> restart{{parts == 1 ? "1" : "L*D", parts}, {"H", s.hidden}};
+  call.restart_h = optional_view<T>(restart_h, "restart_h", restart).data;
+  call.restart_c = optional_view<T>(restart_c, "restart_c", restart).data;
+  set_times(call, lv.data, resets_view.data, mask_view.data, repeat);
   py::object y = out;
   if (out.is_none()) y = batch_first ? new_array<T>({batch, steps, s.width()}) : new_array<T>({steps, batch, s.width()});
   auto yv =
@@ -165,6 +173,7 @@ py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, c
   if (train) {
     tape = std::make_shared<PyTape<T>>();
     tape->x = x, tape->y = y, tape->h0 = h0, tape->c0 = c0, tape->batch_first = batch_first;
+    tape->restart_h = restart_h, tape->restart_c = restart_c, tape->resets = resets_view.data != nullptr;
     tape->tape.packed = packed;
   }
   SignalPoll signals;
@@ -183,9 +192,46 @@ py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, c
   return py::make_tuple(y, hn, cn, py::none());
 }
 
+// Rows [part][T,B,H] (or [B,T,H]) of something that the tape holds; zeros where a row does not take part.
+template <class T, class F>
+py::array_t<T> tape_rows(const PyTape<T>& t, F&& copy) {
+  const StackCall<T>& call = t.tape.call;
+  const StackShape& s = t.tape.packed->shape;
+  const Index parts = s.layers * s.directions, n = call.steps * call.batch;
+  auto array =
+      t.batch_first ? new_array<T>({parts, call.batch, call.steps, s.hidden}) : new_array<T>({parts, call.steps, call.batch, s.hidden});
+  T* out = array.mutable_data();
+  for (Index part = 0; part < parts; ++part)
+    for (Index i = 0; i < n; ++i) {
+      const Index step = i / call.batch, b = i % call.batch;
+      T* row = out + (part * n + (t.batch_first ? b * call.steps + step : i)) * s.hidden;
+      if (takes_part(call, step, b))
+        copy(part, i, row);
+      else
+        std::memset(row, 0, std::size_t(s.hidden) * sizeof(T));
+    }
+  return array;
+}
+template <class T>
+py::array cells(const PyTape<T>& t) {
+  const PackedStack<T>& packed = *t.tape.packed;
+  if (packed.traits().states < 2) throw py::type_error(std::string("cells: expected a cell with two states, got ") + packed.traits().name);
+  const Index h = packed.shape.hidden, padded = packed.padded_hidden();
+  return tape_rows(
+      t, [&](Index part, Index i, T* row) { std::memcpy(row, t.tape.cells[part].get() + i * padded, std::size_t(h) * sizeof(T)); });
+}
+template <class T>
+py::array saved(const PyTape<T>& t, int k) {
+  const PackedStack<T>& packed = *t.tape.packed;
+  const int count = packed.traits().saved;
+  if (k < 0 || k >= count) fail("k", "a number from 0 to " + std::to_string(count - 1), std::to_string(k));
+  const Index h = packed.shape.hidden, stride = count * packed.padded_hidden();
+  return tape_rows(t, [&](Index part, Index i, T* row) { packed.cell().saved(t.tape.saved[part].get() + i * stride, h, k, row); });
+}
+
 template <class T>
 py::tuple backward(PyTape<T>& t, const py::object& dy, const py::object& dhn, const py::object& dcn, const py::sequence& gradients,
-                   bool need_dx) {
+                   bool need_dx, double clip_value, double clip_norm, const py::object& cuts, const py::object& dcells, bool flow) {
   const Tape<T>& tape = t.tape;
   const StackShape& s = tape.packed->shape;
   const CellTraits& traits = tape.packed->traits();
@@ -217,6 +263,33 @@ py::tuple backward(PyTape<T>& t, const py::object& dy, const py::object& dhn, co
     g.dc0 = array.mutable_data();
     dc0 = array;
   }
+  g.clip_value = T(clip_value), g.clip_norm = T(clip_norm);
+  g.cuts = optional_view<std::uint8_t>(cuts, "cuts", {{"T", steps}, {"B", batch}}).data;
+  if (!dcells.is_none()) {
+    if (traits.states < 2) fail("dcells", std::string("None for the cell ") + traits.name, "an array");
+    const std::vector<Axis> axes = t.batch_first ? std::vector<Axis>{{"L*D", parts}, {"B", batch}, {"T", steps}, {"H", s.hidden}}
+                                                 : std::vector<Axis>{{"L*D", parts}, {"T", steps}, {"B", batch}, {"H", s.hidden}};
+    const auto v = view<T>(dcells, "dcells", axes);
+    g.dcells = {v.data, v.strides[t.batch_first ? 2 : 1], v.strides[t.batch_first ? 1 : 2]};
+    g.dcells_part = v.strides[0];
+  }
+  py::object drestart_h = py::none(), drestart_c = py::none(), norms = py::none();
+  const auto zeros = [](auto array) {
+    std::memset(array.mutable_data(), 0, std::size_t(array.nbytes()));
+    return array;
+  };
+  if (t.resets) {
+    auto h = zeros(new_array<T>({parts, s.hidden}));
+    g.drestart_h = h.mutable_data(), drestart_h = h;
+    if (traits.states > 1) {
+      auto c = zeros(new_array<T>({parts, s.hidden}));
+      g.drestart_c = c.mutable_data(), drestart_c = c;
+    }
+  }
+  if (flow) {
+    auto array = zeros(new_array<double>({parts, steps, traits.states}));
+    g.flow = array.mutable_data(), norms = array;
+  }
   SignalPoll signals;
   int status;
   {
@@ -224,87 +297,8 @@ py::tuple backward(PyTape<T>& t, const py::object& dy, const py::object& dhn, co
     status = stack_backward(tape, g, signals.poll());
   }
   check_status(status);
-  return py::make_tuple(dx, dh0, dc0);
+  return py::make_tuple(dx, dh0, dc0, drestart_h, drestart_c, norms);
 }
-
-// A stack that runs one step a call, on arrays of its own that the caller fills and reads: nothing is allocated for Python.
-template <class T>
-class Stream {
- public:
-  Stream(std::shared_ptr<PackedStack<T>> packed, Index batch) : packed_(std::move(packed)), batch_(batch) {
-    const StackShape& s = packed_->shape;
-    if (batch < 1) fail("batch", "at least 1", std::to_string(batch));
-    if (s.directions != 1 || s.reverse) fail("stream", "a layer of one direction, forward", "one that needs the end of the sequence first");
-    x = zeros({batch, s.input}), y = zeros({batch, s.hidden}), h = zeros({s.layers, batch, s.hidden});
-    T* hidden = static_cast<T*>(h.mutable_data());
-    T* cells = nullptr;
-    if (packed_->traits().states > 1) {
-      py::array array = zeros({s.layers, batch, s.hidden});
-      cells = static_cast<T*>(array.mutable_data());
-      c = array;
-    }
-    const Index state = batch * s.hidden;
-    inner_ = Buffer<T>(s.layers * state, "layer outputs");
-    for (Index layer = 0; layer < s.layers; ++layer) {
-      ForwardCall<T> f{};
-      f.weights = &packed_->parts[layer];
-      f.steps = 1, f.batch = batch;
-      f.x = {layer == 0 ? static_cast<const T*>(x.data()) : inner_.get() + (layer - 1) * state, 0, s.layer_input(layer)};
-      f.y = {layer + 1 == s.layers ? static_cast<T*>(y.mutable_data()) : inner_.get() + layer * state, 0, s.hidden};
-      f.h0 = f.hn = hidden + layer * state;  // read before it is written
-      if (cells) f.c0 = f.cn = cells + layer * state;
-      calls_.push_back(f);
-      work_ += double(batch) * double(s.layer_input(layer) + s.hidden) * double(packed_->traits().gates * s.hidden);
-    }
-  }
-
-  py::array step(const py::object& input) {
-    if (busy_) throw std::runtime_error("stream: expected one step at a time, got a second from another thread");
-    busy_ = true;
-    struct Leave {
-      bool& busy;
-      ~Leave() { busy = false; }
-    } leave{busy_};
-    if (!input.is_none()) {
-      const auto v = view<T>(input, "x", {{"B", batch_}, {"I", packed_->shape.input}});
-      T* to = static_cast<T*>(x.mutable_data());
-      if (v.data != to || v.strides[0] != v.shape[1])
-        refuse_overlap(view<T>(x, "stream.x", {{"B", batch_}, {"I", -1}}), v, "stream.x", "x");
-      for (Index b = 0; b < batch_; ++b) std::memmove(to + b * v.shape[1], v.data + b * v.strides[0], std::size_t(v.shape[1]) * sizeof(T));
-    }
-    int status = kOk;
-    if (work_ < 1e6) {  // a few microseconds: giving the GIL away and taking it back would cost more than it gains
-      status = run();
-    } else {
-      py::gil_scoped_release release;
-      status = run();
-    }
-    check_status(status);
-    return y;
-  }
-
-  py::array x, y, h;
-  py::object c = py::none();
-
- private:
-  static py::array zeros(std::vector<Index> shape) {
-    auto a = new_array<T>(std::move(shape));
-    std::memset(a.mutable_data(), 0, std::size_t(a.nbytes()));
-    return a;
-  }
-  int run() {
-    for (const ForwardCall<T>& call : calls_)
-      if (const int status = packed_->cell().forward(&call, 1, false)) return status;
-    return kOk;
-  }
-
-  std::shared_ptr<PackedStack<T>> packed_;
-  Index batch_;
-  Buffer<T> inner_;
-  std::vector<ForwardCall<T>> calls_;
-  double work_ = 0;
-  bool busy_ = false;
-};
 
 // How a call would be run: a list of groups of layers.
 template <class T>
@@ -332,7 +326,7 @@ py::list plan(const std::string& cell, Index input, Index hidden, Index layers, 
 }
 
 template <class T>
-void bind_typed(py::module_& m, const char* packed_name, const char* tape_name, const char* stream_name) {
+void bind_typed(py::module_& m, const char* packed_name, const char* tape_name) {
   using Packed = PackedStack<T>;
   py::class_<Packed, std::shared_ptr<Packed>>(m, packed_name)
       .def(py::init(&pack_stack<T>), py::arg("cell"), py::arg("input_size"), py::arg("hidden_size"), py::arg("num_layers"),
@@ -345,23 +339,22 @@ void bind_typed(py::module_& m, const char* packed_name, const char* tape_name, 
       .def_property_readonly("reverse", [](const Packed& p) { return p.shape.reverse; })
       .def_property_readonly("cell", [](const Packed& p) { return std::string(p.traits().name); })
       .def("forward", &forward<T>, py::arg("x"), py::arg("h0"), py::arg("c0"), py::arg("lengths"), py::arg("batch_first"), py::arg("out"),
-           py::arg("train"), py::arg("dropout"), py::arg("key"));
-  py::class_<Stream<T>>(m, stream_name)
-      .def(py::init<std::shared_ptr<Packed>, Index>(), py::arg("packed"), py::arg("batch"))
-      .def("step", &Stream<T>::step, py::arg("x") = py::none())
-      .def_property_readonly("x", [](const Stream<T>& s) { return s.x; })
-      .def_property_readonly("y", [](const Stream<T>& s) { return s.y; })
-      .def_property_readonly("h", [](const Stream<T>& s) { return s.h; })
-      .def_property_readonly("c", [](const Stream<T>& s) { return s.c; });
+           py::arg("train"), py::arg("dropout"), py::arg("key"), py::arg("resets") = py::none(), py::arg("mask") = py::none(),
+           py::arg("repeat") = false, py::arg("restart_h") = py::none(), py::arg("restart_c") = py::none());
   py::class_<PyTape<T>, std::shared_ptr<PyTape<T>>>(m, tape_name)
-      .def("backward", &backward<T>, py::arg("dy"), py::arg("dh_n"), py::arg("dc_n"), py::arg("grads"), py::arg("need_dx"));
+      .def("backward", &backward<T>, py::arg("dy"), py::arg("dh_n"), py::arg("dc_n"), py::arg("grads"), py::arg("need_dx"),
+           py::arg("clip_value") = 0.0, py::arg("clip_norm") = 0.0, py::arg("cuts") = py::none(), py::arg("dcells") = py::none(),
+           py::arg("flow") = false)
+      .def_property_readonly("shape", [](const PyTape<T>& t) { return py::make_tuple(t.tape.call.steps, t.tape.call.batch); })
+      .def("cells", &cells<T>)
+      .def("saved", &saved<T>, py::arg("k"));
 }
 
 }  // namespace
 
 void bind_recurrent(py::module_& m) {
-  bind_typed<float>(m, "PackedFloat32", "TapeFloat32", "StreamFloat32");
-  bind_typed<double>(m, "PackedFloat64", "TapeFloat64", "StreamFloat64");
+  bind_typed<float>(m, "PackedFloat32", "TapeFloat32");
+  bind_typed<double>(m, "PackedFloat64", "TapeFloat64");
   m.def("cells", [] {
     py::dict out;
     for (const CellTraits& t : kernels()->traits) {

@@ -46,6 +46,7 @@ struct LstmCell {
     }
     out.da[0] = da_i, out.da[1] = da_f, out.da[2] = da_g, out.da[3] = da_o;
     out.dprevious[1] = out.dprevious[1] + dc;
+    out.dcell = dc1;
   }
 };
 

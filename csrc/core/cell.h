@@ -90,6 +90,7 @@ struct BackwardOutOf {
   V da[kColumns];
   V dprevious[kStates];
   V dcarried;  // gradient of `carried`
+  V dcell;     // of two states: gradient of c after the step, all paths (what phase 0 found)
   V dparam[kParams + 1];
 };
 

@@ -30,6 +30,9 @@ class Backward {
   struct Row {  // one active row of the batch at one step
     const T *saved, *h, *c, *h1, *c1, *dy;
     T *da[kCount], *dparam, *emitted, *dh, *dc, *demitted;
+    const T* dcell;      // further gradient of c, or null
+    T scale_h, scale_c;  // for the norm of the gradient
+    bool restart, cut;   // it starts from the state of a restart; nothing goes on to the state that it starts from
   };
 
  public:
@@ -46,22 +49,26 @@ class Backward {
     W *woven_operands[kCount], *woven_da[kCount];
     Index* block_ends;  // row count after each block of 256 rows of the part
     T* sums;            // of one weight task, where sums are direct
+    double* flow;       // of this step, or null
   };
 
-  static Schedule schedule(Index steps, Index batch, const Index* inputs, Index hidden, int calls, bool chained, bool apart) {
+  static Schedule schedule(Index steps, Index batch, const Index* inputs, Index hidden, int calls, bool chained, Needs needs) {
     const Layout<C, P> s(inputs[0], hidden);
     Index input = 0, copied = 0;
     for (int i = 0; i < calls; ++i) input += inputs[i] / calls, copied = collides(inputs[i]) ? larger(copied, inputs[i]) : copied;
     const Index parts = gradient_parts(batch, 2 * hidden * C::kGates * hidden * Index(sizeof(T)));
     const Index block = larger<Index>(1, smaller<Index>(steps, kWeightRows / larger<Index>(1, ceil_div(batch, parts))));
     // Every step waits for da R; dx and the gradients of W and R are taken for the chunk.
-    const Plan plan = make_plan({steps, batch, calls, chained, apart, 2 * input + hidden, hidden, C::kGates * s.padded, s.groups,
+    const Plan plan = make_plan({steps, batch, calls, chained, needs, 2 * input + hidden, hidden, C::kGates * s.padded, s.groups,
                                  2 * kPhaseCount<C>, parts, ceil_div(steps, block), kFlops<P>});
     return {plan, block, steps, batch, copied, calls == 1 && parts == 1 && steps <= block};
   }
 
   Backward(const Call& call, const Schedule& schedule)
-      : call_(call), schedule_(schedule), s_(call.weights->input, call.weights->hidden), clock_{call.steps, call.reverse, call.lengths} {}
+      : call_(call),
+        schedule_(schedule),
+        s_(call.weights->input, call.weights->hidden),
+        clock_{call.steps, call.batch, call.reverse, call.times} {}
   static void* operator new(std::size_t, void* at) { return at; }
 
   static void layout_space(Arena& arena, Space* spaces, int i, const Schedule& c, Index most_input, Index hidden) {
@@ -104,6 +111,7 @@ class Backward {
     out->workspace_bytes = Team<Backward>::workspace(schedule, inputs, hidden, calls);
   }
   Backward(const Schedule& schedule, Index input, Index hidden) : schedule_(schedule), s_(input, hidden) {}  // to measure
+  void set_order(const Index* order) { order_ = order; }
 
   void layout_memory(Arena& arena) {
     zeros_ = arena.take<T>(zero_count());
@@ -116,9 +124,18 @@ class Backward {
     dc_ = arena.take<T>(C::kStates > 1 ? schedule_.batch * s_.padded : 0);
     c0_ = arena.take<T>(C::kStates > 1 ? schedule_.batch * s_.padded : 0);
     demitted_ = arena.take<T>(kLast > 0 ? schedule_.batch * s_.padded : 0);
+    restart_c_ = arena.take<T>(C::kStates > 1 ? s_.padded : 0);
+    restart_sums_ = arena.take<T>(parts() * C::kStates * s_.padded);
+    flow_ = arena.take<double>(call_.control.flow ? parts() * schedule_.steps * C::kStates : 0);
   }
   void begin() {
     fill_zero(zeros_, zero_count());
+    fill_zero(restart_sums_, parts() * C::kStates * s_.padded);
+    if (call_.control.flow) fill_zero(flow_, parts() * call_.steps * C::kStates);
+    if (C::kStates > 1) {
+      fill_zero(restart_c_, s_.padded);
+      if (call_.restart_c) __builtin_memcpy(restart_c_, call_.restart_c, std::size_t(s_.hidden) * sizeof(T));
+    }
     for (Index b = 0; b < call_.batch; ++b)
       for (Index u = 0; u < s_.padded; ++u) {
         const bool in = u < s_.hidden;
@@ -127,6 +144,8 @@ class Backward {
         dc_[b * s_.padded + u] = in && call_.dcn ? call_.dcn[b * s_.hidden + u] : T(0);
         c0_[b * s_.padded + u] = in && call_.c0 ? call_.c0[b * s_.hidden + u] : T(0);
       }
+    for (Index b = 0; b < call_.batch; ++b)
+      if (clock_.end(b) == kRestart) cut_row(dh_ + b * s_.padded, C::kStates > 1 ? dc_ + b * s_.padded : nullptr, true, 0, {0, s_.padded});
   }
 
   // The rows of one part through one chunk of steps, taken from the end of the sequence as it was processed.
@@ -137,7 +156,7 @@ class Backward {
     const Sync sync{barrier, count};
     if (block == 0) clear_sums(part, groups);
     if (index == 0) list_rows(w, rows, t0, t1);
-    through_time(w, rows, t0, t1, groups, index, sync);  // after it the list is there for all
+    through_time(w, rows, part, t0, t1, groups, index, sync);  // after it the list is there for all
     if (call_.dx.data) input_gradient(w, rows, t0, t1, index, count);
     const Index n = w.block_ends[ceil_div(rows.end - rows.begin, kWeightRows) - 1];
     if (block == 0 && n == 0 && !schedule_.direct_sums) clear_weight_sums(part, groups);  // else the first block stores them
@@ -160,6 +179,7 @@ class Backward {
   static constexpr bool kFinishes = true;
   void finish(Space& mine, int index, int count) {
     if (call_.steps == 0) return;  // no block has cleared the sums
+    if (index == 0) add_rest();
     if (schedule_.direct_sums) {
       if (ran_in_->block_ends[ceil_div(call_.batch, kWeightRows) - 1] == 0) return;
       for_weight_tasks(index, count, [&](int q, Index g, Range depth) {
@@ -199,6 +219,7 @@ class Backward {
     }
   };
 
+  Index row_of(Index i) const { return order_ ? order_[i] : i; }  // of the batch, in the lanes' order
   Index parts() const { return schedule_.plan.parts; }
   Index zero_count() const { return larger(s_.padded, s_.input) + kMaxVectors * L; }
   static Index woven_rows(const Schedule& c, Index lane_rows) {  // each block of 256 rows of the part may end in an odd one
@@ -230,19 +251,28 @@ class Backward {
   }
   T* weight_sums(int q, Index part) { return weight_sums_[q] + part * s_.depth(q) * s_.width(q); }
 
-  Index chunk_row(Index t, Index t0, Range rows, Index b) const { return (t - t0) * (rows.end - rows.begin) + b - rows.begin; }
+  Index chunk_row(Index t, Index t0, Range rows, Index i) const { return (t - t0) * (rows.end - rows.begin) + i - rows.begin; }
   const T* hidden_before(Index t, Index b) const {
-    return !clock_.first(t, b) ? at(call_.y, clock_.before(t), b) : call_.h0 ? call_.h0 + b * s_.hidden : zeros_;
+    const Index before = clock_.before(t, b);
+    if (before >= 0) return at(call_.y, before, b);
+    const T* h = before == kRestart ? call_.restart_h : call_.h0 ? call_.h0 + b * s_.hidden : nullptr;
+    return h ? h : zeros_;
+  }
+  const T* cell_before(Index t, Index b) const {
+    const Index before = clock_.before(t, b);
+    if (before >= 0) return call_.cells + (before * call_.batch + b) * s_.padded;
+    return before == kRestart ? restart_c_ : c0_ + b * s_.padded;
   }
 
   // The active rows of the chunk, in one fixed order (blocks of 256 rows of the part, t, b), for the weight gradients.
   void list_rows(Space& w, Range rows, Index t0, Index t1) {
     Index n = 0, block = 0;
-    for (Index b0 = rows.begin; b0 < rows.end; b0 += kWeightRows) {
+    for (Index i0 = rows.begin; i0 < rows.end; i0 += kWeightRows) {
       for (Index t = t0; t < t1; ++t)
-        for (Index b = b0; b < smaller(rows.end, b0 + kWeightRows); ++b) {
+        for (Index i = i0; i < smaller(rows.end, i0 + kWeightRows); ++i) {
+          const Index b = row_of(i);
           if (!clock_.active(t, b)) continue;
-          const Index row = chunk_row(t, t0, rows, b);
+          const Index row = chunk_row(t, t0, rows, i);
           for (int q = 0; q < kCount; ++q) {
             w.operand_rows[q][n] = q == 0                                          ? at(call_.x, t, b)
                                    : C::kPhases[q - 1].operand == Operand::kHidden ? hidden_before(t, b)
@@ -255,22 +285,29 @@ class Backward {
     }
   }
 
-  void through_time(Space& w, Range rows, Index t0, Index t1, Range groups, int index, Sync sync) {
-    for (Index i = 0; i < t1 - t0; ++i) {
-      const Index t = call_.reverse ? t0 + i : t1 - 1 - i;
+  void through_time(Space& w, Range rows, Index part, Index t0, Index t1, Range groups, int index, Sync sync) {
+    for (Index k = 0; k < t1 - t0; ++k) {
+      const Index t = call_.reverse ? t0 + k : t1 - 1 - k;
       Index n = 0;
-      for (Index b = rows.begin; b < rows.end; ++b) {
-        if (!clock_.active(t, b)) continue;
+      for (Index i = rows.begin; i < rows.end; ++i) {
+        const Index b = row_of(i), tb = t * call_.batch + b;
+        if (!clock_.active(t, b)) {
+          if (clock_.repeats(t, b) >= 0 && call_.dy.data) repeated(t, b, groups);
+          continue;
+        }
         Row& row = w.rows[n++];
-        const Index r = chunk_row(t, t0, rows, b), tb = t * call_.batch + b;
+        const Index r = chunk_row(t, t0, rows, i);
         row.saved = call_.saved + tb * C::kSaved * s_.padded;
         row.h = hidden_before(t, b);
         row.h1 = at(call_.y, t, b);
         if (C::kStates > 1) {
-          row.c = clock_.first(t, b) ? c0_ + b * s_.padded : call_.cells + (clock_.before(t) * call_.batch + b) * s_.padded;
+          row.c = cell_before(t, b);
           row.c1 = call_.cells + tb * s_.padded;
           row.dc = dc_ + b * s_.padded;
+          row.dcell = call_.control.dcells.data ? at(call_.control.dcells, t, b) : nullptr;
         }
+        row.restart = clock_.before(t, b) == kRestart;
+        row.cut = row.restart || (call_.control.cuts && call_.control.cuts[tb]);
         row.dy = call_.dy.data ? at(call_.dy, t, b) : nullptr;
         for (int q = 0; q < kCount; ++q) row.da[q] = w.da[q] + r * s_.row_stride(q);
         row.dparam = w.dparams + r * C::kParams * s_.padded;
@@ -278,7 +315,63 @@ class Backward {
         row.dh = dh_ + b * s_.padded;
         row.demitted = demitted_ + b * s_.padded;
       }
+      if (call_.control.clip_norm > 0) scale_rows(w.rows, n);
+      w.flow = call_.control.flow ? flow_ + (part * call_.steps + t) * C::kStates : nullptr;
       phases<kLast>(w, n, groups, index, sync);
+      const Range outputs = part_of(plain_groups(s_.vectors), index, sync.count);
+      bool cut = false;
+      for (Index i = 0; i < n; ++i)
+        if (const Row& row = w.rows[i]; row.cut) {
+          const Index end = smaller(s_.padded, outputs.end * kMaxVectors * L);
+          cut_row(row.dh, row.dc, row.restart, part, {outputs.begin * kMaxVectors * L, end}), cut = true;
+        }
+      if (cut) sync();
+    }
+  }
+
+  // The gradient of an output that repeats that of an earlier step goes to the state, which is carried over.
+  void repeated(Index t, Index b, Range groups) {
+    const T* dy = at(call_.dy, t, b);
+    const Index end = smaller(s_.hidden, groups.end * Layout<C, P>::U * L);
+    for (Index u = groups.begin * Layout<C, P>::U * L; u < end; ++u) dh_[b * s_.padded + u] += dy[u];
+  }
+
+  // What the step hands on goes to the state of a restart, or nowhere.
+  void cut_row(T* dh, T* dc, bool restart, Index part, Range units) {
+    for (int k = 0; k < C::kStates; ++k) {
+      T* d = k == 0 ? dh : dc;
+      T* sums = restart_sums_ + (part * C::kStates + k) * s_.padded;
+      for (Index u = units.begin; u < units.end; ++u) {
+        if (restart) sums[u] += d[u];
+        d[u] = 0;
+      }
+    }
+  }
+
+  // The gradient at (t, b) before it is clipped: h by all paths, c by what came through time.
+  OST_HD void arriving(const Row& row, Index first, Index left, V* d) const {
+    d[0] = V::load(row.dh + first);
+    if (row.dy) d[0] = d[0] + load_left(row.dy + first, left);
+    if constexpr (C::kStates > 1) {
+      d[1] = V::load(row.dc + first);
+      if (row.dcell) d[1] = d[1] + load_left(row.dcell + first, left);
+    }
+    if (const T clip = call_.control.clip_value; clip > 0)
+      for (int k = 0; k < C::kStates; ++k) d[k] = select(V(clip) < d[k], V(clip), select(d[k] < V(-clip), V(-clip), d[k]));
+  }
+
+  // Norms are taken by rows: no thread may share a row (`schedule` sees to it).
+  void scale_rows(Row* rows, Index n) const {
+    for (Index i = 0; i < n; ++i) {
+      double sums[2] = {};
+      for (Index first = 0; first < s_.hidden; first += L) {
+        V d[C::kStates];
+        arriving(rows[i], first, s_.hidden - first, d);
+        for (int k = 0; k < C::kStates; ++k) sums[k] += double(sum_lanes(d[k] * d[k]));
+      }
+      const double limit = double(call_.control.clip_norm);
+      rows[i].scale_h = sums[0] > limit * limit ? T(limit / __builtin_sqrt(sums[0])) : T(1);
+      rows[i].scale_c = sums[1] > limit * limit ? T(limit / __builtin_sqrt(sums[1])) : T(1);
     }
   }
 
@@ -294,7 +387,7 @@ class Backward {
     for (Index i = 0; i < n; ++i)
       for (Index g = groups.begin; g < groups.end; ++g) {
         const int units = s_.units(g);
-        for (int u = 0; u < units; ++u) cell<F>(w.rows[i], g, units, u);
+        for (int u = 0; u < units; ++u) cell<F>(w, w.rows[i], g, units, u);
       }
     sync();
     if constexpr (phase.product.count() > 0) {
@@ -311,7 +404,7 @@ class Backward {
   }
 
   template <int F>
-  OST_HD void cell(const Row& row, Index g, int units, int u) {
+  OST_HD void cell(const Space& w, const Row& row, Index g, int units, int u) {
     constexpr Phase phase = C::kPhases[F];
     const Index first = (g * Layout<C, P>::U + u) * L, left = s_.hidden - first;
     BackwardIn<C, V> in;
@@ -320,14 +413,16 @@ class Backward {
     for (int k = 0; k < C::kSaved; ++k) in.saved[k] = V::load(saved + (k * units + u) * L);
     in.previous[0] = load_left(row.h + first, left);
     in.next[0] = load_left(row.h1 + first, left);
-    in.dstate[0] = V::load(row.dh + first);
-    if (row.dy) in.dstate[0] = in.dstate[0] + load_left(row.dy + first, left);
+    arriving(row, first, left, in.dstate);
     out.dprevious[0] = V(T(0));
     if constexpr (C::kStates > 1) {
       in.previous[1] = V::load(row.c + first);
       in.next[1] = V::load(row.c1 + first);
-      in.dstate[1] = V::load(row.dc + first);
       out.dprevious[1] = V(T(0));
+    }
+    if (call_.control.clip_norm > 0) {
+      in.dstate[0] = in.dstate[0] * V(row.scale_h);
+      if constexpr (C::kStates > 1) in.dstate[1] = in.dstate[1] * V(row.scale_c);
     }
     for (int k = 0; k < C::kParams; ++k) in.param[k] = V::load(call_.weights->params + k * s_.padded + first);
     if constexpr (F < kLast) {
@@ -335,6 +430,11 @@ class Backward {
       keep_lanes(C::emitted(in.saved, in.previous), left).store(row.emitted + first);
     }
     C::template backward<F>(in, out);
+    if constexpr (F == 0)
+      if (w.flow) {
+        w.flow[0] += double(sum_lanes(keep_lanes(in.dstate[0] * in.dstate[0], left)));
+        if constexpr (C::kStates > 1) w.flow[1] += double(sum_lanes(keep_lanes(out.dcell * out.dcell, left)));
+      }
     if (left < L) {
       for (int column = phase.own.begin; column < phase.own.end; ++column) out.da[column] = keep_lanes(out.da[column], left);
       if constexpr (F == 0) {
@@ -361,11 +461,11 @@ class Backward {
     const Index width = rows.end - rows.begin;
     const Range mine = part_of((t1 - t0) * width, index, count);
     for (Index i = mine.begin; i < mine.end; ++i) {
-      const Index t = t0 + i / width, b = rows.begin + i % width;
+      const Index t = t0 + i / width, row = rows.begin + i % width, b = row_of(row);
       T* dx = at(call_.dx, t, b);
       if (clock_.active(t, b)) {
         w.words[n] =
-            P::encode(w.da[0] + chunk_row(t, t0, rows, b) * s_.row_stride(0), s_.width(0), w.encoded + n * row_words<P>(s_.width(0)));
+            P::encode(w.da[0] + chunk_row(t, t0, rows, row) * s_.row_stride(0), s_.width(0), w.encoded + n * row_words<P>(s_.width(0)));
         w.out[n++] = dx;
       } else if (!call_.dx_add) {
         fill_zero(dx, s_.input);
@@ -400,7 +500,7 @@ class Backward {
   void for_weight_tasks(int index, int count, F&& f) {
     const Index cuts = s_.groups * kCount >= 2 * count ? 1 : count, tasks = kCount * s_.groups * cuts;
     for (Index task = index; task < tasks; task += count) {
-      const int q = int(task % kCount);
+      const int q = int(std::uint64_t(task) % kCount);
       const Index g = task / kCount % s_.groups;
       const Range depth = part_of(s_.depth(q), task / kCount / s_.groups, cuts);
       if (product_columns<C>(q).count() > 0 && (depth.begin < depth.end || depth.begin == 0)) f(q, g, depth);
@@ -484,6 +584,15 @@ class Backward {
       for (int lane = 0; lane < lanes; ++lane) bias[row + lane] += sums[lane];
     });
   }
+  // What is not spread over threads: the gradient of the restarts' state, and the norms by step.
+  void add_rest() {
+    T* to[2] = {call_.drestart_h, call_.drestart_c};
+    for (int k = 0; k < C::kStates; ++k)
+      for (Index u = 0; u < s_.hidden && to[k]; ++u)
+        for (Index part = 0; part < parts(); ++part) to[k][u] += restart_sums_[(part * C::kStates + k) * s_.padded + u];
+    for (Index i = 0; i < call_.steps * C::kStates && call_.control.flow; ++i)
+      for (Index part = 0; part < parts(); ++part) call_.control.flow[i] += flow_[part * call_.steps * C::kStates + i];
+  }
   void add_params(Index g) {
     if (!call_.gradients.params) return;
     for (int k = 0; k < C::kParams; ++k)
@@ -497,7 +606,9 @@ class Backward {
   Layout<C, P> s_;
   Clock clock_{};
   T *zeros_, *weight_sums_[kCount], *bias_sums_[kCount], *param_sums_;
-  T *dh_, *dc_, *c0_, *demitted_;
+  const Index* order_ = nullptr;
+  T *dh_, *dc_, *c0_, *demitted_, *restart_c_, *restart_sums_;
+  double* flow_;
   Space* ran_in_ = nullptr;  // the one chunk, where sums are direct
 };
 

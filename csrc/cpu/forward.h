@@ -1,6 +1,7 @@
 // The forward pass of one layer and direction, for any cell: input projection by blocks of steps, then the recurrence,
 // product and cell tile by tile.
 #pragma once
+#include "clock.h"
 #include "layout.h"
 #include "math.h"
 #include "team.h"
@@ -8,19 +9,6 @@
 namespace ost::OST_SET {
 
 constexpr Index kBlockRows = 128;  // rows of projected input ahead of the recurrence: they stay in L2 beside the panels
-
-// Where a row of the batch stands in time. A row of length n runs t = 0 .. n-1, or n-1 .. 0 in reverse.
-struct Clock {
-  Index steps;
-  bool reverse;
-  const Index* lengths;
-  OST_HD Index time(Index s) const { return reverse ? steps - 1 - s : s; }
-  OST_HD Index length(Index b) const { return lengths ? lengths[b] : steps; }
-  OST_HD bool active(Index t, Index b) const { return !lengths || t < lengths[b]; }
-  OST_HD bool first(Index t, Index b) const { return reverse ? t == length(b) - 1 : t == 0; }
-  OST_HD Index before(Index t) const { return reverse ? t + 1 : t - 1; }
-  OST_HD Index last(Index b) const { return reverse ? 0 : length(b) - 1; }  // of a row with length > 0
-};
 
 template <class T>
 OST_HD T* at(const Rows<T>& rows, Index t, Index b) {
@@ -60,19 +48,22 @@ class Forward {
     W* encoded;
   };
 
-  static Schedule schedule(Index steps, Index batch, const Index* inputs, Index hidden, int calls, bool chained, bool apart) {
+  static Schedule schedule(Index steps, Index batch, const Index* inputs, Index hidden, int calls, bool chained, Needs needs) {
     const Layout<C, P> s(inputs[0], hidden);
     Index input = 0;
     for (int i = 0; i < calls; ++i) input += inputs[i] / calls;
     const Index wave = larger<Index>(1, ceil_div(steps, kWaveBlocks));  // steps of a block, where layers run at the same time
-    const Plan plan = make_plan({steps, batch, calls, chained, apart, input, hidden, C::kGates * s.padded, s.groups, kPhaseCount<C>, 0,
+    const Plan plan = make_plan({steps, batch, calls, chained, needs, input, hidden, C::kGates * s.padded, s.groups, kPhaseCount<C>, 0,
                                  ceil_div(steps, wave), kFlops<P>});
     const Index rows = ceil_div(batch, plan.parts), most = larger<Index>(1, smaller<Index>(steps, kBlockRows / larger<Index>(1, rows)));
     return {plan, plan.together && chained ? smaller(most, wave) : most, steps, batch, 0, false};
   }
 
   Forward(const Call& call, const Schedule& schedule)
-      : call_(call), schedule_(schedule), s_(call.weights->input, call.weights->hidden), clock_{call.steps, call.reverse, call.lengths} {}
+      : call_(call),
+        schedule_(schedule),
+        s_(call.weights->input, call.weights->hidden),
+        clock_{call.steps, call.batch, call.reverse, call.times} {}
   static void* operator new(std::size_t, void* at) { return at; }
 
   static void layout_space(Arena& arena, Space* spaces, int i, const Schedule& c, Index most_input, Index hidden) {
@@ -102,10 +93,12 @@ class Forward {
     out->workspace_bytes = Team<Forward>::workspace(schedule, inputs, hidden, calls);
   }
   Forward(const Schedule& schedule, Index input, Index hidden) : schedule_(schedule), s_(input, hidden) {}  // to measure
+  void set_order(const Index* order) { order_ = order; }
 
   void layout_memory(Arena& arena) {
     zeros_ = arena.take<T>(s_.padded);
     cells_ = C::kStates > 1 ? arena.take<T>(schedule_.batch * s_.padded) : nullptr;
+    restart_c_ = C::kStates > 1 ? arena.take<T>(s_.padded) : nullptr;
   }
   void begin() {
     fill_zero(zeros_, s_.padded);
@@ -116,6 +109,8 @@ class Forward {
         if (call_.c0) __builtin_memcpy(c, call_.c0 + b * h, std::size_t(h) * sizeof(T));
         call_.c0 ? fill_zero(c + h, s_.padded - h) : fill_zero(c, s_.padded);
       }
+      fill_zero(restart_c_, s_.padded);
+      if (call_.restart_c) __builtin_memcpy(restart_c_, call_.restart_c, std::size_t(h) * sizeof(T));
     }
   }
 
@@ -131,30 +126,35 @@ class Forward {
   void finish(Space&, int, int) {}
   void end() {  // the final states
     for (Index b = 0; b < call_.batch; ++b) {
-      const Index h = s_.hidden;
-      const bool empty = clock_.length(b) == 0;
-      if (call_.hn) {
-        const T* from = empty ? (call_.h0 ? call_.h0 + b * h : zeros_) : at(call_.y, clock_.last(b), b);
-        __builtin_memcpy(call_.hn + b * h, from, std::size_t(h) * sizeof(T));
-      }
-      if (call_.cn && C::kStates > 1) {
-        const T* from = empty || !call_.cells ? cells_ + b * s_.padded : call_.cells + (clock_.last(b) * call_.batch + b) * s_.padded;
-        __builtin_memcpy(call_.cn + b * h, from, std::size_t(h) * sizeof(T));
-      }
+      const Index h = s_.hidden, end = clock_.end(b);
+      if (call_.hn) __builtin_memcpy(call_.hn + b * h, hidden_after(end, b), std::size_t(h) * sizeof(T));
+      if (call_.cn && C::kStates > 1) __builtin_memcpy(call_.cn + b * h, cell_after(end, b), std::size_t(h) * sizeof(T));
     }
   }
 
  private:
+  Index row_of(Index i) const { return order_ ? order_[i] : i; }  // of the batch, in the lanes' order
+  // The states of row b after a step, or initial, or of a restart.
+  const T* hidden_after(Index step, Index b) const {
+    if (step >= 0) return at(call_.y, step, b);
+    const T* h = step == kRestart ? call_.restart_h : call_.h0 ? call_.h0 + b * s_.hidden : nullptr;
+    return h ? h : zeros_;
+  }
+  const T* cell_after(Index step, Index b) const {
+    if (step == kRestart) return restart_c_;
+    return step == kInitial || !call_.cells ? cells_ + b * s_.padded : call_.cells + (step * call_.batch + b) * s_.padded;
+  }
+
   // a = bias + W x for the active rows of the block, into w.gx [step][row][columns].
   void project(Space& w, Index b0, Index b1, Index s0, Index s1, Range groups) {
     const Index row = C::kColumns * s_.padded;
     Index n = 0;
     for (Index s = s0; s < s1; ++s)
-      for (Index b = b0; b < b1; ++b) {
-        const Index t = clock_.time(s);
+      for (Index i = b0; i < b1; ++i) {
+        const Index t = clock_.time(s), b = row_of(i);
         if (!clock_.active(t, b)) continue;
         w.words[n] = operand(at(call_.x, t, b), s_.input, w.encoded + n * row_words<P>(s_.input));
-        w.out[n++] = w.gx + ((s - s0) * (b1 - b0) + b - b0) * row;
+        w.out[n++] = w.gx + ((s - s0) * (b1 - b0) + i - b0) * row;
       }
     constexpr Columns columns = C::kInput;
     for (Index g = groups.begin; g < groups.end; ++g) {
@@ -182,22 +182,25 @@ class Forward {
   void step(Space& w, Index b0, Index b1, Index s, Index s0, Range groups, Barrier* barrier, int count) {
     const Index t = clock_.time(s);
     Index n = 0;
-    for (Index b = b0; b < b1; ++b) {
+    for (Index i = b0; i < b1; ++i) {
+      const Index b = row_of(i);
       T* y = at(call_.y, t, b);
       if (!clock_.active(t, b)) {
-        if (groups.begin == 0) fill_zero(y, s_.hidden);
+        const Index first = groups.begin * Layout<C, P>::U * L, end = larger(first, smaller(s_.hidden, groups.end * Layout<C, P>::U * L));
+        if (const Index from = clock_.repeats(t, b); from >= 0)
+          __builtin_memcpy(y + first, at(call_.y, from, b) + first, std::size_t(end - first) * sizeof(T));
+        else
+          fill_zero(y + first, end - first);
         continue;
       }
-      const bool first = clock_.first(t, b);
-      const Index before = clock_.before(t);
+      const Index before = clock_.before(t, b);
       Row& row = w.rows[n];
-      row.gx = w.gx + ((s - s0) * (b1 - b0) + b - b0) * C::kColumns * s_.padded;
+      row.gx = w.gx + ((s - s0) * (b1 - b0) + i - b0) * C::kColumns * s_.padded;
       row.y = y;
-      row.h = !first ? at(call_.y, before, b) : call_.h0 ? call_.h0 + b * s_.hidden : zeros_;
+      row.h = hidden_after(before, b);
       if (C::kStates > 1) {
-        T* c = cells_ + b * s_.padded;
-        row.c = first || !call_.cells ? c : call_.cells + (before * call_.batch + b) * s_.padded;
-        row.c1 = call_.cells ? call_.cells + (t * call_.batch + b) * s_.padded : c;
+        row.c = cell_after(before, b);
+        row.c1 = call_.cells ? call_.cells + (t * call_.batch + b) * s_.padded : cells_ + b * s_.padded;
       }
       row.saved = call_.saved     ? call_.saved + (t * call_.batch + b) * C::kSaved * s_.padded
                   : kScratchSaved ? w.saved + n * C::kSaved * s_.padded
@@ -276,7 +279,8 @@ class Forward {
   const Schedule& schedule_;
   Layout<C, P> s_;
   Clock clock_{};
-  T *zeros_, *cells_;
+  const Index* order_ = nullptr;
+  T *zeros_, *cells_, *restart_c_;
 };
 
 }  // namespace ost::OST_SET

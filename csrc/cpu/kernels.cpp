@@ -23,6 +23,15 @@ template <class C, class P, class T = typename P::Real>
 int pack(const RawWeights<T>& raw, Index input, Index hidden, bool backward, T* memory, PackedWeights<T>* out) {
   return Pack<C, P>(raw, input, hidden, backward, memory, out).run();
 }
+template <class C, class P, class T = typename P::Real>
+void saved(const T* row, Index hidden, int k, T* out) {
+  const Layout<C, P> s(1, hidden);
+  constexpr int L = Vec<T>::kLanes;
+  for (Index i = 0; i < hidden; ++i) {
+    const Index g = i / (Layout<C, P>::U * L), in_group = i - g * Layout<C, P>::U * L;
+    out[i] = row[s.offset(g, C::kSaved) + k * s.units(g) * L + in_group];
+  }
+}
 template <class C, class P>
 void plan(Index steps, Index batch, const Index* inputs, Index hidden, int calls, bool chained, bool backward, CallPlan* out) {
   if constexpr (P::kHead == 0)
@@ -61,7 +70,7 @@ constexpr bool fits_driver() {
 template <class C, class P>
 CellKernels<typename P::Real> cell_kernels() {
   static_assert(Cell<C> && fits_driver<C>());
-  CellKernels<typename P::Real> k{packed_size<C, P>, pack<C, P>, forward<C, P>, nullptr, plan<C, P>};
+  CellKernels<typename P::Real> k{packed_size<C, P>, pack<C, P>, forward<C, P>, nullptr, saved<C, P>, plan<C, P>};
   if constexpr (P::kHead == 0) k.backward = backward<C, P>;
   return k;
 }

@@ -24,11 +24,16 @@ constexpr Index kLaneRows = 20;   // batch rows that travel through time togethe
 constexpr Index kWaveBlocks = 8;  // layers at the same time take at least so many blocks of steps, of which L - 1 fill the wave
 constexpr double kRowsBound = 2.2, kBarrier = 2.5e-7, kWake = 5e-6;
 
+struct Needs {
+  bool apart;       // calls must not run at the same time: they add to the same dx
+  bool whole_rows;  // a row of the batch stays on one thread: its norms are taken
+};
+
 struct Group {
   Index steps, batch;
   int calls;
-  bool chained;             // call i + 1 reads what call i writes
-  bool apart;               // calls must not run at the same time: they add to the same dx
+  bool chained;  // call i + 1 reads what call i writes
+  Needs needs;
   Index ahead, each;        // depth of the products taken for a block of steps at once, and of those that every step waits for
   Index width;              // of both: G * padded H
   Index groups;             // of hidden units
@@ -70,8 +75,8 @@ inline Plan make_plan(const Group& g) {
     if (p.seconds < best.seconds && p.threads > 1) best = p;
   };
   consider(in_lanes(false));
-  if (g.calls > 1 && !g.apart) consider(in_lanes(true));
-  consider(units);
+  if (g.calls > 1 && !g.needs.apart) consider(in_lanes(true));
+  if (!g.needs.whole_rows) consider(units);
   return best;
 }
 

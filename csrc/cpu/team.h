@@ -1,6 +1,7 @@
 // Runs the calls of a group (directions side by side, layers one above the other, or a single one) over the threads of a
 // team. Written once for both passes; a driver D (Forward, Backward) knows how to take one lane through one block of steps.
 #pragma once
+#include "clock.h"
 #include "precision.h"
 #include "schedule.h"
 
@@ -28,17 +29,20 @@ class Team {
   Team(const Call* calls, int count, bool chained) : calls_(calls), count_(count) {
     Index inputs[kMaxCalls];
     for (int i = 0; i < count; ++i) inputs[i] = calls[i].weights->input, most_input_ = larger(most_input_, inputs[i]);
-    bool apart = false;  // a plan made now may differ from the caller's: another thread may have changed the number of threads
+    Needs needs{};  // a plan made now may differ from the caller's: another thread may have changed the number of threads
     if constexpr (requires { calls[0].dx_add; })
-      for (int i = 0; i < count; ++i) apart |= calls[i].dx_add;
-    schedule_ = D::schedule(calls[0].steps, calls[0].batch, inputs, calls[0].weights->hidden, count, chained, apart);
+      for (int i = 0; i < count; ++i) {
+        needs.apart |= calls[i].dx_add;
+        needs.whole_rows |= calls[i].control.clip_norm > 0 || calls[i].control.flow;
+      }
+    schedule_ = D::schedule(calls[0].steps, calls[0].batch, inputs, calls[0].weights->hidden, count, chained, needs);
     chained_ = chained && schedule_.plan.together;
     // Calls of one set run at the same time.
     sets_ = schedule_.plan.together ? 1 : count;
   }
 
   static void describe(Index steps, Index batch, const Index* inputs, Index hidden, int calls, bool chained, CallPlan* out) {
-    const Schedule s = D::schedule(steps, batch, inputs, hidden, calls, chained, false);
+    const Schedule s = D::schedule(steps, batch, inputs, hidden, calls, chained, {});
     static constexpr const char* kNames[] = {"alone", "lanes", "units"};
     *out = {};
     out->spread = kNames[int(s.plan.spread)];
@@ -71,14 +75,21 @@ class Team {
   int run() {
     if (calls_[0].batch == 0) return kOk;
     const Plan& plan = schedule_.plan;
+    const Index* ranked = calls_[0].times.ranked;
+    Index* order = nullptr;
     Arena objects, arena;
     for (int pass = 0; pass < 2; ++pass) {
+      if (ranked) order = objects.take<Index>(calls_[0].batch);
       drivers_ = objects.take<D>(count_);
       spaces_ = objects.take<Space>(plan.threads);
       lanes_ = objects.take<Lane>(count_ * plan.parts);
       if (pass == 0 && !objects.allocate()) return kNoMemory;
     }
-    for (int i = 0; i < count_; ++i) new (drivers_ + i) D(calls_[i], schedule_);
+    if (ranked) deal_rows(ranked, calls_[0].batch, plan.parts, order);
+    for (int i = 0; i < count_; ++i) {
+      new (drivers_ + i) D(calls_[i], schedule_);
+      drivers_[i].set_order(order);
+    }
     layout(arena);
     if (!arena.allocate()) return kNoMemory;
     layout(arena);

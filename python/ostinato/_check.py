@@ -111,6 +111,52 @@ def lengths(value: object, steps: int, batch: int) -> npt.NDArray[np.int64] | No
     return np.ascontiguousarray(a, dtype=np.int64)
 
 
+def flags(name: str, value: object, steps: int, batch: int, batch_first: bool = False) -> npt.NDArray[np.uint8] | None:
+    """A bool array ``[T,B]`` (``[B,T]`` if batch_first), as contiguous bytes ``[T,B]``."""
+    if value is None:
+        return None
+    a = array(name, value)
+    if a.dtype != np.bool_:
+        raise TypeError(f"{name}: expected dtype bool, got {a.dtype}; use {name}.astype(bool)")
+    names, shape = ("(B, T)", (batch, steps)) if batch_first else ("(T, B)", (steps, batch))
+    if a.shape != shape:
+        raise ValueError(f"{name}: expected shape {names} = {shape}, got {a.shape}")
+    return np.ascontiguousarray(a.T if batch_first else a).view(np.uint8)
+
+
+def times(
+    x: Array, lengths_: object, resets: object, mask: object, masked: str, batch_first: bool = False
+) -> dict[str, Any]:
+    """In which steps of ``x [T,B,I]`` the rows take part: what the native forward pass is given."""
+    batch, steps = x.shape[:2] if batch_first else x.shape[1::-1]
+    return {
+        "lengths": lengths(lengths_, steps, batch),
+        "resets": flags("resets", resets, steps, batch, batch_first),
+        "mask": flags("mask", mask, steps, batch, batch_first),
+        "repeat": choice("masked", masked, ("repeat", "zero")) == "repeat",
+    }
+
+
+def clipping(name: str, value: float | None) -> float:
+    """A bound above 0; None is none, which the kernels know as 0."""
+    if value is None:
+        return 0.0
+    if not value > 0:
+        raise ValueError(f"{name}: expected a number above 0, got {value!r}")
+    return float(value)
+
+
+GATES = {"lstm": ("i", "f", "g", "o"), "gru": ("r", "z", "n")}  # in the order in which the tape keeps them
+
+
+def gates(cell: str, tape: Any) -> dict[str, Array]:
+    """The gates that a cell keeps for its backward pass, read-only."""
+    out = {name: tape.saved(k) for k, name in enumerate(GATES.get(cell.split("_")[0], ()))}
+    for a in out.values():
+        a.flags.writeable = False
+    return out
+
+
 def typed(name: str, dtype: np.dtype[Any]) -> Any:
     """The native class or function ``name`` for this dtype."""
     return getattr(_core, name + {"float32": "Float32", "float64": "Float64"}[dtype.name])

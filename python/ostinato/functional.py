@@ -14,7 +14,6 @@ All arrays of a call share one dtype, float32 or float64. The pullbacks here hol
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,11 +21,11 @@ import numpy as np
 from . import _check, _core
 from ._check import Array
 
-__all__ = ["Gradients", "Packed", "gru", "gru_vjp", "lstm", "lstm_vjp", "pack", "rnn", "rnn_vjp"]
+__all__ = ["Gradients", "Packed", "Pullback", "gru", "gru_vjp", "lstm", "lstm_vjp", "pack", "rnn", "rnn_vjp"]
 
 
 class Gradients(NamedTuple):
-    """What the pullback of ``rnn_vjp``, ``lstm_vjp`` and ``gru_vjp`` returns; None where there is no such input."""
+    """What a `Pullback` returns; None where there is no such input."""
 
     dx: Array
     dweight_ih: Array
@@ -36,6 +35,8 @@ class Gradients(NamedTuple):
     dh0: Array
     dc0: Array | None
     dweight_peephole: Array | None
+    dreset_h: Array | None = None
+    dreset_c: Array | None = None
 
 
 class Packed:
@@ -101,32 +102,102 @@ def pack(
 
 
 def _run(
-    packed: Packed, x: Array, h0: Array | None, c0: Array | None, lengths: object, out: Array | None, train: bool
+    packed: Packed,
+    x: Array,
+    h0: Array | None,
+    c0: Array | None,
+    times: tuple[object, object, object, str],
+    reset_state: object,
+    out: Array | None,
+    train: bool,
 ) -> Any:
     x = _check.array("x", x, 3)
     if train and not packed.native.backward:
         raise ValueError(
             f"weight_ih: expected a precision that can be trained, got weights packed as {packed.precision}"
         )
-    lens = _check.lengths(lengths, x.shape[0], x.shape[1])
-    h, c = (_state(n, s) for n, s in (("h0", h0), ("c0", c0)))
+    options = _check.times(x, *times)
+    h, c = (_row(n, s, 2) for n, s in (("h0", h0), ("c0", c0)))
+    pair = isinstance(reset_state, (tuple, list)) and len(reset_state) == 2
+    if reset_state is not None and pair != (_core.cells()[packed.cell]["states"] == 2):
+        raise TypeError(f"reset_state: expected h, or (h, c) for an LSTM, got {type(reset_state).__name__}")
+    reset_h, reset_c = reset_state if pair else (reset_state, None)  # type: ignore[misc]  # a pair
+    options |= {"restart_h": _row("reset_state", reset_h, 1), "restart_c": _row("reset_state", reset_c, 1)}
     if train:  # the caller may reuse the arrays of its state before the pullback runs
         h, c = (None if s is None else s.copy() for s in (h, c))
-    y, h_n, c_n, tape = packed.native.forward(x, h, c, lens, False, out, train, 0.0, 0)
+        options |= {n: None if options[n] is None else options[n].copy() for n in ("restart_h", "restart_c")}
+    lengths = options.pop("lengths")
+    y, h_n, c_n, tape = packed.native.forward(x, h, c, lengths, False, out, train, 0.0, 0, **options)
     return y, h_n[0], None if c_n is None else c_n[0], tape
 
 
-def _state(name: str, state: Array | None) -> Array | None:
-    return None if state is None else _check.array(name, state, 2)[None]
+def _row(name: str, state: object, ndim: int) -> Array | None:
+    return None if state is None else _check.array(name, state, ndim)[None]
 
 
-def _pullback(packed: Packed, tape: Any, dy: Array | None, dh_n: Array | None, dc_n: Array | None) -> Gradients:
-    grads = [None if w is None else np.zeros_like(w) for w in packed.weights]
-    dx, dh0, dc0 = tape.backward(dy, _state("dh_n", dh_n), _state("dc_n", dc_n), [grads], True)
-    d_ih, d_hh, db_ih, db_hh, d_peephole = grads
-    assert d_ih is not None
-    assert d_hh is not None
-    return Gradients(dx, d_ih, d_hh, db_ih, db_hh, dh0[0], None if dc0 is None else dc0[0], d_peephole)
+class Pullback:
+    """Gives the gradients of one forward pass, as often as it is called.
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> x, w = np.ones((3, 2, 1)), np.ones((4, 1))
+    >>> _, pullback = ost.functional.lstm_vjp(x, w, w)
+    >>> pullback.cells.shape, sorted(pullback.gates)
+    ((3, 2, 1), ['f', 'g', 'i', 'o'])
+    >>> pullback(dcells=np.ones((3, 2, 1))).dx.shape
+    (3, 2, 1)
+    """
+
+    def __init__(self, packed: Packed, tape: Any) -> None:
+        self._packed, self._tape = packed, tape
+
+    @property
+    def cells(self) -> Array:
+        """c after every step, ``[T,B,H]``, zero where a row takes no part; LSTM only. Its gradient is taken as ``dcells``."""
+        cells: Array = self._tape.cells()[0]
+        return cells
+
+    @property
+    def gates(self) -> dict[str, Array]:
+        """By name, each ``[T,B,H]`` and read-only: i f g o of an LSTM, r z n of a GRU, none of an RNN."""
+        return {name: a[0] for name, a in _check.gates(self._packed.cell, self._tape).items()}
+
+    def __call__(
+        self,
+        dy: Array | None = None,
+        dh_n: Array | None = None,
+        dc_n: Array | None = None,
+        *,
+        dcells: Array | None = None,
+        clip_step_value: float | None = None,
+        clip_step_norm: float | None = None,
+        cuts: Array | None = None,
+    ) -> Gradients:
+        """The gradients of ``sum(y dy) + sum(h_n dh_n) + sum(c_n dc_n) + sum(cells dcells)``; None stands for zeros.
+
+        Args:
+            clip_step_value, clip_step_norm: at every step dL/dh_t by all paths, and what step t + 1 hands to c_t, are clipped element by
+                element, and each row by its Euclidean norm over H, before they go on through the step.
+            cuts: bool ``[T,B]``: nothing goes from such a step to the state that it started from.
+        """
+        steps, batch = self._tape.shape
+        options = {
+            "clip_value": _check.clipping("clip_step_value", clip_step_value),
+            "clip_norm": _check.clipping("clip_step_norm", clip_step_norm),
+            "cuts": _check.flags("cuts", cuts, steps, batch),
+            "dcells": _row("dcells", dcells, 3),
+        }
+        weights = self._packed.weights
+        if dc_n is not None and _core.cells()[self._packed.cell]["states"] < 2:
+            raise TypeError(f"dc_n: expected None for the cell {self._packed.cell}, got {type(dc_n).__name__}")
+        grads = [None if w is None else np.zeros_like(w) for w in weights]
+        into = (dy, _row("dh_n", dh_n, 2), _row("dc_n", dc_n, 2))
+        dx, dh0, dc0, *dreset, _ = self._tape.backward(*into, [grads], True, **options)
+        d_ih, d_hh, db_ih, db_hh, d_peephole = grads
+        assert d_ih is not None
+        assert d_hh is not None
+        dc0, dreset_h, dreset_c = (None if d is None else d[0] for d in (dc0, *dreset))
+        return Gradients(dx, d_ih, d_hh, db_ih, db_hh, dh0[0], dc0, d_peephole, dreset_h, dreset_c)
 
 
 def _packed(family: str, weight_ih: Array | Packed, rest: tuple[Any, ...], reverse: bool, cell: str) -> Packed:
@@ -152,6 +223,10 @@ def rnn(
     *,
     nonlinearity: str = "tanh",
     lengths: object = None,
+    resets: Array | None = None,
+    mask: Array | None = None,
+    masked: str = "repeat",
+    reset_state: Any = None,
     reverse: bool = False,
     out: Array | None = None,
 ) -> tuple[Array, Array]:
@@ -169,6 +244,11 @@ def rnn(
         h0: ``[B,H]``, zeros if None.
         nonlinearity: "tanh" or "relu".
         lengths: ``[B]`` whole numbers from 0 to T: row b ends after lengths[b] steps.
+        resets: bool ``[T,B]``: before such a step the state is ``reset_state``, as at the beginning of a piece of its own (with
+            ``reverse`` after it, so that the pieces are the same).
+        mask: bool ``[T,B]``: a step that is False is skipped and the state carried over. ``masked="repeat"``: its output repeats that of
+            the step before it (zeros if there is none); "zero": it is zero. Both are Keras'.
+        reset_state: ``h [H]``; zeros if None.
         reverse: run from the last real step to the first.
         out: ``[T,B,H]``, written and returned as y; must not overlap an input.
 
@@ -183,7 +263,7 @@ def rnn(
     packed = _packed(
         "rnn", weight_ih, (weight_hh, bias_ih, bias_hh, None), reverse, _cell("rnn", nonlinearity=nonlinearity)
     )
-    y, h_n, _, _ = _run(packed, x, h0, None, lengths, out, False)
+    y, h_n, _, _ = _run(packed, x, h0, None, (lengths, resets, mask, masked), reset_state, out, False)
     return y, h_n
 
 
@@ -197,9 +277,13 @@ def rnn_vjp(
     *,
     nonlinearity: str = "tanh",
     lengths: object = None,
+    resets: Array | None = None,
+    mask: Array | None = None,
+    masked: str = "repeat",
+    reset_state: Any = None,
     reverse: bool = False,
-) -> tuple[tuple[Array, Array], Callable[..., Gradients]]:
-    """`rnn`, and its pullback: ``pullback(dy=None, dh_n=None)`` gives `Gradients`. x must not change until it has run.
+) -> tuple[tuple[Array, Array], Pullback]:
+    """`rnn`, and its `Pullback`: ``pullback(dy=None, dh_n=None)`` gives `Gradients`. x must not change until it has run.
 
     >>> import numpy as np
     >>> import ostinato as ost
@@ -210,13 +294,9 @@ def rnn_vjp(
     packed = _packed(
         "rnn", weight_ih, (weight_hh, bias_ih, bias_hh, None), reverse, _cell("rnn", nonlinearity=nonlinearity)
     )
-    y, h_n, _, tape = _run(packed, x, h0, None, lengths, None, True)
+    y, h_n, _, tape = _run(packed, x, h0, None, (lengths, resets, mask, masked), reset_state, None, True)
     y.flags.writeable = False
-
-    def pullback(dy: Array | None = None, dh_n: Array | None = None) -> Gradients:
-        return _pullback(packed, tape, dy, dh_n, None)
-
-    return (y, h_n), pullback
+    return (y, h_n), Pullback(packed, tape)
 
 
 def lstm(
@@ -230,6 +310,10 @@ def lstm(
     *,
     weight_peephole: Array | None = None,
     lengths: object = None,
+    resets: Array | None = None,
+    mask: Array | None = None,
+    masked: str = "repeat",
+    reset_state: Any = None,
     reverse: bool = False,
     out: Array | None = None,
 ) -> tuple[Array, tuple[Array, Array]]:
@@ -250,6 +334,11 @@ def lstm(
         h0, c0: ``[B,H]``, zeros if None.
         weight_peephole: ``[3,H]`` in the order i f o.
         lengths: ``[B]`` whole numbers from 0 to T: row b ends after lengths[b] steps.
+        resets: bool ``[T,B]``: before such a step the state is ``reset_state``, as at the beginning of a piece of its own (with
+            ``reverse`` after it, so that the pieces are the same).
+        mask: bool ``[T,B]``: a step that is False is skipped and the state carried over. ``masked="repeat"``: its output repeats that of
+            the step before it (zeros if there is none); "zero": it is zero. Both are Keras'.
+        reset_state: ``h [H]``, as a pair ``(h, c)``; zeros if None.
         reverse: run from the last real step to the first.
         out: ``[T,B,H]``, written and returned as y; must not overlap an input.
 
@@ -263,7 +352,7 @@ def lstm(
     """
     cell = _cell("lstm", peephole=weight_peephole is not None)
     packed = _packed("lstm", weight_ih, (weight_hh, bias_ih, bias_hh, weight_peephole), reverse, cell)
-    y, h_n, c_n, _ = _run(packed, x, h0, c0, lengths, out, False)
+    y, h_n, c_n, _ = _run(packed, x, h0, c0, (lengths, resets, mask, masked), reset_state, out, False)
     return y, (h_n, c_n)
 
 
@@ -278,9 +367,13 @@ def lstm_vjp(
     *,
     weight_peephole: Array | None = None,
     lengths: object = None,
+    resets: Array | None = None,
+    mask: Array | None = None,
+    masked: str = "repeat",
+    reset_state: Any = None,
     reverse: bool = False,
-) -> tuple[tuple[Array, tuple[Array, Array]], Callable[..., Gradients]]:
-    """`lstm`, and its pullback: ``pullback(dy=None, dh_n=None, dc_n=None)`` gives `Gradients`. x must not change until it has run.
+) -> tuple[tuple[Array, tuple[Array, Array]], Pullback]:
+    """`lstm`, and its `Pullback`: ``pullback(dy=None, dh_n=None, dc_n=None)`` gives `Gradients`. x must not change until it has run.
 
     >>> import numpy as np
     >>> import ostinato as ost
@@ -290,13 +383,9 @@ def lstm_vjp(
     """
     cell = _cell("lstm", peephole=weight_peephole is not None)
     packed = _packed("lstm", weight_ih, (weight_hh, bias_ih, bias_hh, weight_peephole), reverse, cell)
-    y, h_n, c_n, tape = _run(packed, x, h0, c0, lengths, None, True)
+    y, h_n, c_n, tape = _run(packed, x, h0, c0, (lengths, resets, mask, masked), reset_state, None, True)
     y.flags.writeable = False
-
-    def pullback(dy: Array | None = None, dh_n: Array | None = None, dc_n: Array | None = None) -> Gradients:
-        return _pullback(packed, tape, dy, dh_n, dc_n)
-
-    return (y, (h_n, c_n)), pullback
+    return (y, (h_n, c_n)), Pullback(packed, tape)
 
 
 def gru(
@@ -309,6 +398,10 @@ def gru(
     *,
     reset_after: bool = True,
     lengths: object = None,
+    resets: Array | None = None,
+    mask: Array | None = None,
+    masked: str = "repeat",
+    reset_state: Any = None,
     reverse: bool = False,
     out: Array | None = None,
 ) -> tuple[Array, Array]:
@@ -328,7 +421,8 @@ def gru(
         weight_ih, weight_hh, bias_ih, bias_hh: ``[3*H,I]``, ``[3*H,H]``, ``[3*H]``, ``[3*H]``; or packed weights alone.
         h0: ``[B,H]``, zeros if None.
         reset_after: which of the two forms.
-        lengths, reverse, out: as in `lstm`.
+        lengths, resets, mask, masked, reverse, out: as in `lstm`.
+        reset_state: ``h [H]``; zeros if None.
 
     Returns:
         ``y [T,B,H]``, zero past the end of a row, and ``h_n [B,H]``.
@@ -341,7 +435,7 @@ def gru(
     packed = _packed(
         "gru", weight_ih, (weight_hh, bias_ih, bias_hh, None), reverse, _cell("gru", reset_after=reset_after)
     )
-    y, h_n, _, _ = _run(packed, x, h0, None, lengths, out, False)
+    y, h_n, _, _ = _run(packed, x, h0, None, (lengths, resets, mask, masked), reset_state, out, False)
     return y, h_n
 
 
@@ -355,9 +449,13 @@ def gru_vjp(
     *,
     reset_after: bool = True,
     lengths: object = None,
+    resets: Array | None = None,
+    mask: Array | None = None,
+    masked: str = "repeat",
+    reset_state: Any = None,
     reverse: bool = False,
-) -> tuple[tuple[Array, Array], Callable[..., Gradients]]:
-    """`gru`, and its pullback: ``pullback(dy=None, dh_n=None)`` gives `Gradients`. x must not change until it has run.
+) -> tuple[tuple[Array, Array], Pullback]:
+    """`gru`, and its `Pullback`: ``pullback(dy=None, dh_n=None)`` gives `Gradients`. x must not change until it has run.
 
     >>> import numpy as np
     >>> import ostinato as ost
@@ -368,10 +466,6 @@ def gru_vjp(
     packed = _packed(
         "gru", weight_ih, (weight_hh, bias_ih, bias_hh, None), reverse, _cell("gru", reset_after=reset_after)
     )
-    y, h_n, _, tape = _run(packed, x, h0, None, lengths, None, True)
+    y, h_n, _, tape = _run(packed, x, h0, None, (lengths, resets, mask, masked), reset_state, None, True)
     y.flags.writeable = False
-
-    def pullback(dy: Array | None = None, dh_n: Array | None = None) -> Gradients:
-        return _pullback(packed, tape, dy, dh_n, None)
-
-    return (y, h_n), pullback
+    return (y, h_n), Pullback(packed, tape)

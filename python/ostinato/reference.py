@@ -178,15 +178,20 @@ CELLS: dict[str, tuple[int, Step, StepBackward]] = {  # gates, step, its backwar
 
 @dataclass
 class Run:
-    """What `forward` gives: ``y [T,B,H]`` (zero past the end of a row), the last states, and a cache for `backward`."""
+    """What `forward` gives: ``y [T,B,H]`` (zero past the end of a row), the last states, and what `backward` needs."""
 
     y: Array
     h_n: Array
     c_n: Array
+    cells: Array  # [T,B,H]: c after each step
     cell: str
     weights: Weights
     order: list[int]
-    active: Array  # [T,B]
+    active: Array  # [T,B]: the row takes part in the step
+    restarted: (
+        Array  # [T+1,B]: the state was that of a restart before the step; [T]: after the last one, which was skipped
+    )
+    repeats: Array  # [T,B]: the step is skipped and its output is that of the step before it
     caches: list[Any] = field(repr=False)
 
 
@@ -199,49 +204,114 @@ def forward(
     *,
     lengths: Array | None = None,
     reverse: bool = False,
+    resets: Array | None = None,
+    mask: Array | None = None,
+    repeat: bool = False,
+    restart: tuple[Array, Array] | None = None,
 ) -> Run:
-    """Run a cell over ``x [T,B,I]``; a row b takes part at t < lengths[b]. ``reverse`` starts at the last real step."""
+    """Run a cell over ``x [T,B,I]``; a row b takes part at t < lengths[b]. ``reverse`` starts at the last real step.
+
+    ``resets [T,B]`` puts the state ``restart`` (h, c, each ``[H]``; zeros) before a step; in reverse after it, so that the pieces between
+    two resets are the same. A step that ``mask [T,B]`` leaves out carries the state over; its output is zero or repeats the last.
+    """
     _, step, _ = CELLS[cell]
     steps, batch, _ = x.shape
     size = weights.weight_hh.shape[1]
     h = np.zeros((batch, size)) if h0 is None else h0.astype(np.float64)
     c = np.zeros((batch, size)) if c0 is None else c0.astype(np.float64)
-    ends = np.full(batch, steps) if lengths is None else np.asarray(lengths)
-    active = np.arange(steps)[:, None] < ends
-    y = np.zeros((steps, batch, size))
+    restart_h, restart_c = (np.zeros(size), np.zeros(size)) if restart is None else restart
+    inside = np.arange(steps)[:, None] < (np.full(batch, steps) if lengths is None else np.asarray(lengths))
+    active = inside if mask is None else inside & mask
+    pieces = np.zeros((steps, batch), bool) if resets is None else resets & inside  # a piece begins at t
+    if reverse:
+        pieces = np.concatenate([pieces[1:], np.zeros((1, batch), bool)])  # or, from the end, behind t
+    y, cells = np.zeros((steps, batch, size)), np.zeros((steps, batch, size))
     caches: list[Any] = [None] * steps
+    restarted, repeats = np.zeros((steps + 1, batch), bool), np.zeros((steps, batch), bool)
+    fresh, output, any_output = np.zeros(batch, bool), np.zeros((batch, size)), np.zeros(batch, bool)
     order = list(range(steps))[:: -1 if reverse else 1]
     for t in order:
+        new = pieces[t] & inside[t]
+        h, c = np.where(new[:, None], restart_h, h), np.where(new[:, None], restart_c, c)
+        fresh, any_output = fresh | new, any_output & ~new
         on = active[t][:, None]
         new_h, new_c, caches[t] = step(np.where(on, x[t], 0.0).astype(np.float64), h, c, weights)
         h, c = np.where(on, new_h, h), np.where(on, new_c, c)
-        y[t] = np.where(on, new_h, 0)
-    return Run(y, h, c, cell, weights, order, active, caches)
+        restarted[t], fresh = fresh & active[t], fresh & ~active[t]
+        repeats[t] = any_output & inside[t] & ~active[t] & repeat
+        y[t] = np.where(on, new_h, np.where(repeats[t][:, None], output, 0))
+        cells[t] = np.where(on, new_c, 0)
+        output, any_output = np.where(on, new_h, output), any_output | active[t]
+    restarted[steps] = fresh
+    return Run(y, h, c, cells, cell, weights, order, active, restarted, repeats, caches)
 
 
 class Gradients(NamedTuple):
-    """Gradients of ``x``, ``h0``, ``c0`` and of the weights."""
+    """Gradients of ``x``, ``h0``, ``c0``, the weights and the state of the restarts; norms of the states' gradients by step."""
 
     x: Array
     h0: Array
     c0: Array
     weights: Weights
+    restart: tuple[Array, Array]
+    flow: Array  # [T,2]: sums over b and H of (dL/dh_t)^2 and (dL/dc_t)^2
 
 
-def backward(run: Run, dy: Array | None = None, dh_n: Array | None = None, dc_n: Array | None = None) -> Gradients:
-    """Backpropagation through time (Werbos 1990) of sum(y dy) + sum(h_n dh_n) + sum(c_n dc_n)."""
+def backward(
+    run: Run,
+    dy: Array | None = None,
+    dh_n: Array | None = None,
+    dc_n: Array | None = None,
+    *,
+    dcells: Array | None = None,
+    clip_value: float = 0.0,
+    clip_norm: float = 0.0,
+    cuts: Array | None = None,
+) -> Gradients:
+    """Backpropagation through time (Werbos 1990) of sum(y dy) + sum(h_n dh_n) + sum(c_n dc_n) + sum(cells dcells).
+
+    At every step dL/dh_t, and what step t + 1 hands to c_t, are clipped by value, then each row by its norm (0: not at all); where
+    ``cuts [T,B]`` says so nothing goes from a step to the state that it started from.
+    """
     _, _, step_backward = CELLS[run.cell]
     steps, batch, size = run.y.shape
     dh = np.zeros((batch, size)) if dh_n is None else dh_n.astype(np.float64)
     dc = np.zeros((batch, size)) if dc_n is None else dc_n.astype(np.float64)
     g = run.weights.zeros()
     dx = np.zeros((steps, batch, run.weights.weight_ih.shape[1]))
+    restart, flow = (np.zeros(size), np.zeros(size)), np.zeros((steps, 2))
+
+    def hand_over(gone: Array, to_restart: Array) -> None:
+        nonlocal dh, dc
+        for sums, d in zip(restart, (dh, dc)):
+            sums += d[to_restart].sum(0)
+        dh, dc = (np.where((gone | to_restart)[:, None], 0, d) for d in (dh, dc))
+
+    hand_over(np.zeros(batch, bool), run.restarted[steps])
     for t in reversed(run.order):
         on = run.active[t][:, None]
-        into = np.where(on, dh + (0 if dy is None else dy[t]), 0)
-        dx[t], dh_before, dc_before = step_backward(into, np.where(on, dc, 0), run.caches[t], run.weights, g)
+        dh = dh + np.where(on | run.repeats[t][:, None], 0 if dy is None else dy[t], 0)
+        dc = dc + np.where(on, 0 if dcells is None else dcells[t], 0)
+        into = [np.where(on, d, 0) for d in (dh, dc)]
+        if clip_value > 0:
+            into = [np.clip(d, -clip_value, clip_value) for d in into]
+        if clip_norm > 0:
+            norms = [np.sqrt((d**2).sum(1, keepdims=True)) for d in into]
+            into = [np.where(n > clip_norm, d * clip_norm / np.maximum(n, clip_norm), d) for d, n in zip(into, norms)]
+        flow[t, 0] = (into[0] ** 2).sum()
+        if run.cell.startswith("lstm"):
+            flow[t, 1] = (_cell_gradient(*into, run.caches[t], run.weights) ** 2).sum()
+        dx[t], dh_before, dc_before = step_backward(*into, run.caches[t], run.weights, g)
         dh, dc = np.where(on, dh_before, dh), np.where(on, dc_before, dc)
-    return Gradients(dx, dh, dc, g)
+        hand_over(run.active[t] & (False if cuts is None else cuts[t]), run.restarted[t])
+    return Gradients(dx, dh, dc, g, restart, flow)
+
+
+def _cell_gradient(dh: Array, dc: Array, cache: Any, p: Weights) -> Array:
+    """dL/dc_t of an LSTM by all paths, from dL/dh_t and what step t + 1 handed to c_t."""
+    *_, o, new_c = cache
+    po = 0 if p.weight_peephole is None else p.weight_peephole[2]
+    return dc + dh * o * (1 - np.tanh(new_c) ** 2) + dh * np.tanh(new_c) * o * (1 - o) * po
 
 
 def philox(key: int, counter: tuple[int, int, int, int]) -> tuple[int, int, int, int]:

@@ -4,8 +4,9 @@ from . import init
 from ._block import Views
 from ._layer import Layer, Pullback
 from ._layers import Activation, Dropout, Embedding, Linear
-from ._recurrent import GRU, LSTM, RNN, Recurrent
+from ._recurrent import GRU, LSTM, RNN, Recurrent, RecurrentPullback
 from ._sequential import Sequential
+from ._stream import Stream
 
 __all__ = [
     "GRU",
@@ -18,7 +19,9 @@ __all__ = [
     "Linear",
     "Pullback",
     "Recurrent",
+    "RecurrentPullback",
     "Sequential",
+    "Stream",
     "Views",
     "init",
 ]

@@ -213,6 +213,19 @@ class Layer:
     def _pack(self, backward: bool) -> Any:
         raise TypeError(f"{type(self).__name__} has no packed weights")
 
+    # A stream adds what the layer computes to a native object, and works on the states that `_join_stream` returns: None for a
+    # layer without one, arrays (h, c) for a recurrent layer, a list for a model.
+
+    def _join_stream(self, native: Any) -> Any:
+        raise TypeError(f"stream: expected layers of ostinato.nn, got a {type(self).__name__}")
+
+    def _reset_stream(self, states: Any, slots: Any) -> None:
+        """Let slots begin anew."""
+
+    def _stream_state(self, states: Any) -> Any:
+        """The states, shaped as the layer gives them."""
+        return None
+
     def _place(self, block: Block, prefix: str) -> None:
         """Move to another block, which holds this layer's parameters under ``prefix``."""
         self._block, self._prefix, self._cache = block, prefix, None
@@ -243,7 +256,7 @@ class Layer:
 
     # Packed weights are made again when needed; a model sets itself as the owner of its layers.
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_cache", "_owner")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_cache", "_owner", "_watch")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _owner=None)
@@ -264,7 +277,13 @@ class Pullback:
         self._block, self._version = layer._block, layer.version
 
     def __call__(
-        self, dy: Array | None = None, dstate: Any = None, *, grads: Views | None = None, need_dx: bool = True
+        self,
+        dy: Array | None = None,
+        dstate: Any = None,
+        *,
+        grads: Views | None = None,
+        need_dx: bool = True,
+        **more: Any,  # of the layer's own
     ) -> Any:
         """Add the gradients of the parameters to ``layer.grads`` (or ``grads``); return dx, or (dx, dstate)."""
         layer = self._layer
@@ -279,7 +298,11 @@ class Pullback:
         target = layer._gradient_target(grads)
         backward, self._backward = self._backward, None
         try:
-            return backward(target, dy, dstate, need_dx) if layer.stateful else backward(target, dy, need_dx)
+            return (
+                backward(target, dy, dstate, need_dx, **more)
+                if layer.stateful
+                else backward(target, dy, need_dx, **more)
+            )
         except (TypeError, ValueError):  # an argument was refused before anything was added: it can be called again
             self._backward = backward
             raise

@@ -81,6 +81,9 @@ class Linear(Layer):
         y: Array = self._packed(False).forward(_rows("x", x, self.in_features, self._dtype))
         return y.reshape(*x.shape[:-1], self.out_features)
 
+    def _join_stream(self, native: Any) -> None:
+        native.add_linear(self._packed(False))
+
     def vjp(self, x: Array, *, rng: Seed = None) -> tuple[Array, Pullback]:
         """y, and a pullback: ``dx = pullback(dy)``."""
         rows, packed = _rows("x", x, self.in_features, self._dtype), self._packed(True)
@@ -124,6 +127,9 @@ class Embedding(Layer):
         y: Array = _check.typed("embedding_gather_", self._dtype)(_check.ids("x", x), self.parameters()["weight"])
         return y.reshape(*x.shape, self.embedding_dim)
 
+    def _join_stream(self, native: Any) -> None:
+        native.add_embedding(self.parameters()["weight"])
+
     def vjp(self, x: Array, *, rng: Seed = None) -> tuple[Array, Pullback]:
         """y, and a pullback, which returns None: indices have no gradient."""
         ids = _check.ids("x", x)
@@ -158,6 +164,9 @@ class Dropout(Layer):
     def __call__(self, x: Array) -> Array:
         """x as it is."""
         return x
+
+    def _join_stream(self, native: Any) -> None:
+        pass  # x as it is
 
     def vjp(self, x: Array, *, rng: Seed = None) -> tuple[Array, Pullback]:
         """y with elements dropped, and a pullback that drops the same."""
@@ -195,6 +204,9 @@ class Activation(Layer):
         flat = _flat(x, self._dtype)
         y: Array = np.maximum(flat, 0) if self.name == "relu" else _check.typed("map_", self._dtype)(self.name, flat)
         return y.reshape(x.shape)
+
+    def _join_stream(self, native: Any) -> None:
+        native.add_map(self.name, -1)
 
     def vjp(self, x: Array, *, rng: Seed = None) -> tuple[Array, Pullback]:
         """y, and a pullback."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +12,69 @@ import numpy.typing as npt
 from .. import _check
 from .._check import Array, Seed
 from . import init
+from ._block import Views
 from ._layer import Layer, Pullback
+from ._stream import Stream
 
 State = Any  # h, or (h, c) for an LSTM
+
+
+class _Call(NamedTuple):
+    """Checked arguments of one forward pass."""
+
+    x: Array
+    h: Array | None
+    c: Array | None
+    options: dict[str, Any]  # of the native call: lengths, resets, mask, repeat, restart_h, restart_c
+    single: bool  # x came without a batch axis
+    learned: bool  # h and c are the layer's own
+
+
+class RecurrentPullback(Pullback):
+    """The `Pullback` of a recurrent layer, which also knows what happened inside.
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> lstm = ost.nn.LSTM(3, 5, rng=0)
+    >>> (y, state), pullback = lstm.vjp(np.zeros((7, 2, 3), np.float32))
+    >>> pullback.cells.shape, pullback.gates["f"].shape
+    ((1, 7, 2, 5), (1, 7, 2, 5))
+    >>> dx, dstate = pullback(dcells=np.ones((1, 7, 2, 5), np.float32))
+    """
+
+    def __init__(self, layer: Recurrent, backward: Callable[..., Any], tape: Any, single: bool) -> None:
+        super().__init__(layer, backward)
+        self._cell, self._tape, self._single, self._batch_axis = (
+            layer._cell,
+            tape,
+            single,
+            1 if layer.batch_first else 2,
+        )
+
+    @property
+    def cells(self) -> Array:
+        """LSTM: c after every step, ``[L*D,T,B,H]`` (``[L*D,B,T,H]`` if batch_first); zero where a row takes no part."""
+        return self._shaped(self._tape.cells())
+
+    @property
+    def gates(self) -> dict[str, Array]:
+        """By name, each shaped as `cells` and read-only: i f g o of an LSTM, r z n of a GRU, none of an RNN."""
+        return {name: self._shaped(a) for name, a in _check.gates(self._cell, self._tape).items()}
+
+    def _shaped(self, a: Array) -> Array:
+        return a.squeeze(self._batch_axis) if self._single else a
+
+    def __call__(
+        self,
+        dy: Array | None = None,
+        dstate: Any = None,
+        *,
+        dcells: Array | None = None,
+        grads: Views | None = None,
+        need_dx: bool = True,
+    ) -> Any:
+        """As `Pullback`; dcells is the gradient of `cells`, shaped as they are."""
+        return super().__call__(dy, dstate, grads=grads, need_dx=need_dx, dcells=dcells)
 
 
 class Recurrent(Layer):
@@ -23,6 +84,9 @@ class Recurrent(Layer):
     takes_lengths = True
     _gates: ClassVar[int]
     _has_cells: ClassVar[bool] = False
+    _watch: Callable[..., None] | None = (
+        None  # called after a backward pass with the layer, its tape and the norms by step
+    )
 
     def __init__(
         self,
@@ -35,6 +99,7 @@ class Recurrent(Layer):
         dropout: float,
         bidirectional: bool,
         precision: str | None,
+        learned_state: bool,
         dtype: npt.DTypeLike,
         rng: Seed,
     ) -> None:
@@ -44,16 +109,17 @@ class Recurrent(Layer):
         self.hidden_size = _check.positive("hidden_size", hidden_size)
         self.num_layers = _check.positive("num_layers", num_layers)
         self.bias, self.batch_first, self.bidirectional = bool(bias), bool(batch_first), bool(bidirectional)
+        self.learned_state = bool(learned_state)
         self.dropout = _check.fraction("dropout", dropout)
         if dropout and num_layers == 1:
             warnings.warn("dropout: it acts between layers, and there is only one", stacklevel=3)
         self._cell = cell
         self._rng = _check.generator(rng)
         bound = 1 / np.sqrt(self.hidden_size)  # PyTorch's default: everything from U(-1/sqrt(H), 1/sqrt(H))
-        self._declare(
-            {n: self._rng.uniform(-bound, bound, s).astype(self._dtype) for n, s in self._shapes()},
-            no_decay=tuple(n for n, _ in self._shapes() if "peephole" in n),
-        )
+        values = {n: self._rng.uniform(-bound, bound, s).astype(self._dtype) for n, s in self._shapes()}
+        for n in self._state_names():
+            values[n] = np.zeros(self.hidden_size, self._dtype)
+        self._declare(values, no_decay=tuple(n for n in values if "peephole" in n))
 
     @property
     def precision(self) -> str:
@@ -76,7 +142,11 @@ class Recurrent(Layer):
         self._cache = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({"_precision": state["_dtype"].name, **state})  # pickled before there were precisions
+        new = {
+            "_precision": state["_dtype"].name,
+            "learned_state": False,
+        }  # unless it was pickled before there were any
+        super().__setstate__({**new, **state})
 
     @property
     def _directions(self) -> int:
@@ -97,6 +167,16 @@ class Recurrent(Layer):
             if self._cell == "lstm_peephole":
                 out += [(f"weight_peephole{end}", (3, h))]
         return out
+
+    def _state_names(self) -> list[str]:
+        """Of the learned initial states: h of all layers and directions, then c."""
+        kinds = ("h", "c")[: 1 + self._has_cells] if self.learned_state else ()
+        return [f"initial_{kind}{end}" for kind in kinds for end in self._suffixes()]
+
+    def _initial(self, arrays: Any) -> list[Any]:
+        """Those states, of parameters or gradients: ``[h [L*D,H], c [L*D,H]]``, None where there is none."""
+        names, n = self._state_names(), len(self._suffixes())
+        return [[arrays.get(name) for name in names[k : k + n]] or None for k in (0, n)]
 
     def _parts(self, arrays: Any) -> list[list[Array | None]]:
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_peephole")
@@ -172,24 +252,39 @@ class Recurrent(Layer):
         sizes = (self.input_size, self.hidden_size, self.num_layers)
         return make(self._cell, *sizes, self.bidirectional, parts, backward, precision=precision)
 
-    def _arguments(
-        self, x: Array, state: State, lengths: object
-    ) -> tuple[Array, Array | None, Array | None, Any, bool]:
+    def _arguments(self, x: Array, state: State, times: tuple[object, object, object, str]) -> _Call:
         x = _check.array("x", x, (2, 3))
         single = x.ndim == 2  # [T, I]: one sequence without a batch axis
         if single:
             x = x[None] if self.batch_first else x[:, None]
-        batch, steps = x.shape[:2] if self.batch_first else x.shape[1::-1]
         if x.shape[2] != self.input_size:  # before the state's shape is held against the batch
             names = "(B, T, I)" if self.batch_first else "(T, B, I)"
             raise ValueError(f"x: expected shape {names} = (*, *, {self.input_size}), got {x.shape}")
         h, c = self._split_state("state", state)
+        lengths, resets, mask, masked = times
         if single:
             h, c = (None if s is None else _check.array("state", s, 2)[:, None] for s in (h, c))
             if lengths is not None and np.size(lengths) == 1:  # type: ignore[arg-type]  # anything; it is checked below
                 lengths = np.reshape(np.asarray(lengths), (1,))
+            resets, mask = (self._with_batch(n, a, 1) for n, a in (("resets", resets), ("mask", mask)))
         h, c = (None if s is None else np.ascontiguousarray(_check.array("state", s, 3)) for s in (h, c))
-        return x, h, c, _check.lengths(lengths, steps, batch), single
+        options = _check.times(x, lengths, resets, mask, masked, self.batch_first)
+        learned = self.learned_state and state is None
+        for name, rows in zip(("restart_h", "restart_c"), self._initial(self.parameters())):
+            options[name] = None if rows is None else np.stack(rows)
+        if learned:
+            batch = x.shape[0 if self.batch_first else 1]
+            h, c = (
+                None if r is None else np.repeat(r[:, None], batch, 1)
+                for r in (options["restart_h"], options["restart_c"])
+            )
+        return _Call(x, h, c, options, single, learned)
+
+    def _with_batch(self, name: str, a: object, ndim: int) -> Array | None:
+        """An array of one sequence, with the batch axis that it came without."""
+        if a is None:
+            return None
+        return np.expand_dims(_check.array(name, a, ndim), 0 if self.batch_first else 1)
 
     def _split_state(self, name: str, state: State) -> tuple[Array | None, Array | None]:
         if state is None:
@@ -210,23 +305,42 @@ class Recurrent(Layer):
     def _without_batch(self, y: Array, single: bool) -> Array:
         return y if not single else y[0] if self.batch_first else y[:, 0]
 
-    def __call__(self, x: Array, state: State = None, *, lengths: object = None) -> tuple[Array, State]:
+    def __call__(
+        self,
+        x: Array,
+        state: State = None,
+        *,
+        lengths: object = None,
+        resets: Array | None = None,
+        mask: Array | None = None,
+        masked: str = "repeat",
+    ) -> tuple[Array, State]:
         """Run the stack; nothing is saved and nothing is dropped.
 
         Args:
             x: ``[T,B,I]`` (``[B,T,I]`` if batch_first), or ``[T,I]`` for one sequence.
-            state: ``h [L*D,B,H]``, or ``(h, c)`` for an LSTM; without B for one sequence; zeros if None.
+            state: ``h [L*D,B,H]``, or ``(h, c)`` for an LSTM; without B for one sequence; None: the learned state, or zeros.
             lengths: ``[B]`` whole numbers from 0 to T, in any order.
+            resets: bool ``[T,B]`` (``[B,T]`` if batch_first): a new sequence begins at such a step: the state is the learned one, or zeros.
+                The direction from the end begins anew behind it, so that each piece runs as if it were alone.
+            mask: bool, shaped as resets: a step that is False is skipped, and the state is carried over it.
+            masked: what y is there: "repeat", what it was at the step before, or "zero".
 
         Returns:
             ``y [T,B,D*H]``, zero past the end of a row, and the state at the last real step, shaped as ``state``.
         """
-        x, h, c, lens, single = self._arguments(x, state, lengths)
-        y, h_n, c_n, _ = self._packed(False).forward(x, h, c, lens, self.batch_first, None, False, 0.0, 0)
-        return self._without_batch(y, single), self._join_state(h_n, c_n, single)
+        call = self._arguments(x, state, (lengths, resets, mask, masked))
+        y, h_n, c_n, _ = self._forward(call, False)
+        return self._without_batch(y, call.single), self._join_state(h_n, c_n, call.single)
 
-    def stream(self, batch: int = 1) -> Any:
-        """Run the stack one step a call, on arrays that stay: the fastest way from Python for one sequence as it arrives.
+    def _forward(self, call: _Call, train: bool, dropout: float = 0.0, key: int = 0) -> Any:
+        options = dict(call.options)
+        lengths = options.pop("lengths")
+        packed = self._packed(train)
+        return packed.forward(call.x, call.h, call.c, lengths, self.batch_first, None, train, dropout, key, **options)
+
+    def stream(self, batch: int = 1) -> Stream:
+        """Run the stack one step a call, on arrays that stay: the fastest way from Python for sequences as they arrive.
 
         >>> import numpy as np
         >>> import ostinato as ost
@@ -237,45 +351,98 @@ class Recurrent(Layer):
         >>> bool((y == gru(np.ones((1, 1, 3), np.float32))[0][0]).all())
         True
 
-        The numbers are those of the layer on the whole sequence, bit for bit. ``stream.h`` (and ``stream.c``) ``[L,B,H]`` are the
-        states: write to them to begin anew. The stream keeps the parameters as they were when it was made.
+        The numbers are those of the layer on the whole sequence, bit for bit. See `Stream`.
 
         Raises:
             ValueError: the layer is bidirectional; batch is less than 1.
         """
-        return _check.typed("Stream", self._dtype)(self._packed(False), _check.positive("batch", batch))
+        return Stream(self, batch)
+
+    def _join_stream(self, native: Any) -> Any:
+        states: tuple[Array, Array | None] = native.add_recurrent(self._packed(False))
+        return states
+
+    def _reset_stream(self, states: Any, slots: Any) -> None:
+        for state, learned in zip(states, self._initial(self.parameters())):
+            if state is not None:
+                state[:, slots] = 0 if learned is None else np.stack(learned)[:, None]
+
+    def _stream_state(self, states: Any) -> Any:
+        return states if self._has_cells else states[0]
 
     def vjp(
-        self, x: Array, state: State = None, *, lengths: object = None, rng: Seed = None
-    ) -> tuple[tuple[Array, State], Pullback]:
+        self,
+        x: Array,
+        state: State = None,
+        *,
+        lengths: object = None,
+        resets: Array | None = None,
+        mask: Array | None = None,
+        masked: str = "repeat",
+        clip_step_value: float | None = None,
+        clip_step_norm: float | None = None,
+        cuts: Array | None = None,
+        rng: Seed = None,
+    ) -> tuple[tuple[Array, State], RecurrentPullback]:
         """Run the stack for training, with dropout between its layers.
 
         ``(y, state), pullback = layer.vjp(x)``; then ``dx, dstate = pullback(dy=None, dstate=None, *, grads=None,
         need_dx=True)`` adds the gradients of the parameters to ``layer.grads`` (or to ``grads``). y is read-only and x must
         not change until the pullback has run; it serves once, and only while the parameters are the same. After a
         KeyboardInterrupt or MemoryError in it the gradients of a stack are undefined: call `zero_grad`.
+
+        Args:
+            clip_step_value, clip_step_norm: bounds on the gradient on its way back through time, apart from any clipping of the
+                parameters' gradients: at every step dL/dh_t by all paths, and what step t + 1 hands to c_t, are clipped element by
+                element, and each row by its Euclidean norm over H, before they go on through the step.
+            cuts: bool, shaped as resets: nothing goes from such a step to the state that it started from.
+
+        The other arguments are those of the call.
         """
-        x, h, c, lens, single = self._arguments(x, state, lengths)
+        call = self._arguments(x, state, (lengths, resets, mask, masked))
+        if call.single:
+            cuts = self._with_batch("cuts", cuts, 1)
+        batch, steps = call.x.shape[:2] if self.batch_first else call.x.shape[1::-1]
+        control = {
+            "clip_value": _check.clipping("clip_step_value", clip_step_value),
+            "clip_norm": _check.clipping("clip_step_norm", clip_step_norm),
+            "cuts": _check.flags("cuts", cuts, steps, batch, self.batch_first),
+        }
         dropout = self.dropout if self.num_layers > 1 else 0.0
         key = _check.draw_key(self._rng if rng is None else _check.generator(rng)) if dropout else 0
-        h, c = (None if s is None else s.copy() for s in (h, c))  # the caller may reuse the arrays of its state
-        y, h_n, c_n, tape = self._packed(True).forward(x, h, c, lens, self.batch_first, None, True, dropout, key)
+        if not call.learned:  # the caller may reuse the arrays of its state
+            call = call._replace(
+                h=None if call.h is None else call.h.copy(), c=None if call.c is None else call.c.copy()
+            )
+        y, h_n, c_n, tape = self._forward(call, True, dropout, key)
         y.flags.writeable = False
+        single = call.single
 
         def backward(
-            grads: dict[str, Array | None], dy: Array | None, dstate: State, need_dx: bool
+            grads: dict[str, Array | None], dy: Array | None, dstate: State, need_dx: bool, dcells: Array | None = None
         ) -> tuple[Any, State]:
             if single and dy is not None:
-                dy = _check.array("dy", dy, 2)
-                dy = dy[None] if self.batch_first else dy[:, None]
+                dy = self._with_batch("dy", dy, 2)
             dh, dc = self._split_state("dstate", dstate)
             if single:
                 dh, dc = (None if s is None else _check.array("dstate", s, 2)[:, None] for s in (dh, dc))
+                dcells = None if dcells is None else np.expand_dims(dcells, 1 if self.batch_first else 2)
             dh, dc = (None if s is None else np.ascontiguousarray(_check.array("dstate", s)) for s in (dh, dc))
-            dx, dh0, dc0 = tape.backward(dy, dh, dc, self._parts(grads), need_dx)
+            watch = self._watch
+            dx, dh0, dc0, dreset_h, dreset_c, norms = tape.backward(
+                dy, dh, dc, self._parts(grads), need_dx, **control, dcells=dcells, flow=watch is not None
+            )
+            if watch is not None:
+                watch(self, tape, norms)
+            if self.learned_state:
+                for into, first, later in zip(self._initial(grads), (dh0, dc0), (dreset_h, dreset_c)):
+                    for part, g in enumerate(into or ()):
+                        if g is not None:
+                            g += (first[part].sum(0) if call.learned else 0) + (0 if later is None else later[part])
             return None if dx is None else self._without_batch(dx, single), self._join_state(dh0, dc0, single)
 
-        return (self._without_batch(y, single), self._join_state(h_n, c_n, single)), Pullback(self, backward)
+        out = self._without_batch(y, single), self._join_state(h_n, c_n, single)
+        return out, RecurrentPullback(self, backward, tape, single)
 
     def __repr__(self) -> str:
         extra = "".join(
@@ -287,6 +454,7 @@ class Recurrent(Layer):
                 ("dropout", self.dropout, 0.0),
                 ("bidirectional", self.bidirectional, False),
                 ("precision", self.precision, self._dtype.name),
+                ("learned_state", self.learned_state, False),
             )
             if v != plain
         ).replace("precision=" + self.precision, f"precision={self.precision!r}")
@@ -314,6 +482,8 @@ class RNN(Recurrent):
         dropout: rate between the layers, in `vjp` only.
         bidirectional: a second direction, whose outputs are the second half of y.
         precision: what the products multiply: "bfloat16" or "int8" (inference only) in place of the dtype; see `precision`.
+        learned_state: the state before the first step, and after a reset, is learned: parameters ``initial_h_l{k} [H]`` (and
+            ``initial_c_l{k}``), zeros at first. A state that is given to a call comes before it.
         dtype: float32 or float64.
         rng: seed or generator for the initial values (PyTorch's: U(-1/sqrt(H), 1/sqrt(H))) and for dropout.
 
@@ -334,14 +504,15 @@ class RNN(Recurrent):
         bidirectional: bool = False,
         *,
         precision: str | None = None,
+        learned_state: bool = False,
         dtype: npt.DTypeLike = np.float32,
         rng: Seed = None,
     ) -> None:
         self.nonlinearity = _check.choice("nonlinearity", nonlinearity, ("tanh", "relu"))
         cell = f"rnn_{nonlinearity}"
-        super().__init__(
-            cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, precision, dtype, rng
-        )
+        sizes = (input_size, hidden_size, num_layers)
+        options = (bias, batch_first, dropout, bidirectional, precision, learned_state, dtype, rng)
+        super().__init__(cell, *sizes, *options)
 
     def _extra_repr(self) -> str:
         return "" if self.nonlinearity == "tanh" else f", nonlinearity={self.nonlinearity!r}"
@@ -379,14 +550,15 @@ class LSTM(Recurrent):
         *,
         peephole: bool = False,
         precision: str | None = None,
+        learned_state: bool = False,
         dtype: npt.DTypeLike = np.float32,
         rng: Seed = None,
     ) -> None:
         self.peephole = bool(peephole)
         cell = "lstm_peephole" if peephole else "lstm"
-        super().__init__(
-            cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, precision, dtype, rng
-        )
+        sizes = (input_size, hidden_size, num_layers)
+        options = (bias, batch_first, dropout, bidirectional, precision, learned_state, dtype, rng)
+        super().__init__(cell, *sizes, *options)
 
     def _extra_repr(self) -> str:
         return ", peephole=True" if self.peephole else ""
@@ -423,14 +595,15 @@ class GRU(Recurrent):
         *,
         reset_after: bool = True,
         precision: str | None = None,
+        learned_state: bool = False,
         dtype: npt.DTypeLike = np.float32,
         rng: Seed = None,
     ) -> None:
         self.reset_after = bool(reset_after)
         cell = "gru" if reset_after else "gru_reset_before"
-        super().__init__(
-            cell, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, precision, dtype, rng
-        )
+        sizes = (input_size, hidden_size, num_layers)
+        options = (bias, batch_first, dropout, bidirectional, precision, learned_state, dtype, rng)
+        super().__init__(cell, *sizes, *options)
 
     def _extra_repr(self) -> str:
         return "" if self.reset_after else ", reset_after=False"

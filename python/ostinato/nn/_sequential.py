@@ -11,6 +11,7 @@ from .._check import Array, Seed
 from ._block import Block, Views
 from ._layer import Layer, Pullback
 from ._recurrent import Recurrent
+from ._stream import Stream
 
 
 class Sequential(Layer):
@@ -89,29 +90,32 @@ class Sequential(Layer):
                 raise TypeError(f"{name}[{k}]: expected None, since {type(layer).__name__} has no state")
         return tuple(state)
 
-    def __call__(self, x: Array, state: Any = None, *, lengths: object = None) -> tuple[Array, tuple[Any, ...]]:
-        """y of the last layer, and the state; lengths go to the layers that take them."""
+    def __call__(self, x: Array, state: Any = None, **times: Any) -> tuple[Array, tuple[Any, ...]]:
+        """y of the last layer, and the state; ``lengths``, ``resets``, ``mask`` and ``masked`` go to the layers that take them."""
         states, new = self._states("state", state), []
-        x = self._without_padding(x, lengths, self.layers[0])
+        x = self._without_padding(x, times, self.layers[0])
         for layer, s in zip(self.layers, states):
             if layer.stateful:
-                x, s = layer(x, s, lengths=lengths) if layer.takes_lengths else layer(x, s)
+                x, s = layer(x, s, **times) if layer.takes_lengths else layer(x, s)
             else:
                 x = layer(x)
             new.append(s)
         return x, tuple(new)
 
     def vjp(
-        self, x: Array, state: Any = None, *, lengths: object = None, rng: Seed = None
+        self, x: Array, state: Any = None, *, rng: Seed = None, **times: Any
     ) -> tuple[tuple[Array, tuple[Any, ...]], Pullback]:
-        """``(y, state), pullback``; then ``dx, dstate = pullback(dy=None, dstate=None, *, grads=None, need_dx=True)``."""
+        """``(y, state), pullback``; then ``dx, dstate = pullback(dy=None, dstate=None, *, grads=None, need_dx=True)``.
+
+        ``lengths``, ``resets``, ``mask``, ``masked``, ``clip_step_value``, ``clip_step_norm`` and ``cuts`` go to the layers that take them:
+        see `RNN.vjp`.
+        """
         states, new, pullbacks = self._states("state", state), [], []
-        x = self._without_padding(x, lengths, self.layers[0])
+        x = self._without_padding(x, times, self.layers[0])
         rng = None if rng is None else _check.generator(rng)
         for layer, s in zip(self.layers, states):
             if layer.stateful:
-                lens = {"lengths": lengths} if layer.takes_lengths else {}
-                (x, s), pullback = layer.vjp(x, s, rng=rng, **lens)
+                (x, s), pullback = layer.vjp(x, s, rng=rng, **(times if layer.takes_lengths else {}))
             else:
                 x, pullback = layer.vjp(x, rng=rng)
             new.append(s)
@@ -126,7 +130,8 @@ class Sequential(Layer):
                 _check_like(f"dstate[{k}]", given, own)
             _check_like("dy", dy, y)
             if dy is not None:
-                dy = self._without_padding(np.ascontiguousarray(dy), lengths, self.layers[-1])
+                ends = {"lengths": times.get("lengths")}  # what a masked step repeats has a gradient
+                dy = self._without_padding(np.ascontiguousarray(dy), ends, self.layers[-1])
             for k in reversed(range(len(self.layers))):
                 options: dict[str, Any] = {"grads": grads.child(str(k)), "need_dx": need_dx or k > 0}
                 if self.layers[k].stateful:
@@ -138,20 +143,39 @@ class Sequential(Layer):
         y = x
         return (y, tuple(new)), Pullback(self, backward)
 
+    def stream(self, batch: int = 1) -> Stream:
+        """Run the whole model one step a call, with states in slots: see `Stream`."""
+        return Stream(self, batch)
+
+    def _join_stream(self, native: Any) -> Any:
+        return [layer._join_stream(native) for layer in self.layers]
+
+    def _reset_stream(self, states: Any, slots: Any) -> None:
+        for layer, s in zip(self.layers, states):
+            layer._reset_stream(s, slots)
+
+    def _stream_state(self, states: Any) -> Any:
+        return tuple(layer._stream_state(s) for layer, s in zip(self.layers, states))
+
     def _gradient_target(self, grads: Views | None) -> Views:
         return self._own_grads(grads)
 
-    def _without_padding(self, x: Array, lengths: object, layer: Layer) -> Array:
-        """x with zeros past the end of each row, if the layer that reads it does not know of lengths: padding may hold NaN."""
-        if lengths is None or layer.takes_lengths:
+    def _without_padding(self, x: Array, times: dict[str, Any], layer: Layer) -> Array:
+        """x with zeros where a row takes no part, if the layer that reads it does not know of such: padding may hold NaN."""
+        lengths, mask = times.get("lengths"), times.get("mask")
+        if (lengths is None and mask is None) or layer.takes_lengths:
             return x
         batch_first = _batch_first(self)
         if batch_first is None or _check.array("x", x).ndim < 2:
             return x
         batch, steps = x.shape[:2] if batch_first else x.shape[1::-1]
-        ends = _check.lengths(lengths, steps, batch)
-        assert ends is not None
-        on = np.arange(steps) < ends[:, None] if batch_first else np.arange(steps)[:, None] < ends
+        on = np.ones((steps, batch), bool)
+        if lengths is not None:
+            on &= np.arange(steps)[:, None] < _check.lengths(lengths, steps, batch)
+        flags = _check.flags("mask", mask, steps, batch, batch_first)
+        if flags is not None:
+            on &= flags.view(bool)
+        on = on.T if batch_first else on
         return np.where(on.reshape(on.shape + (1,) * (x.ndim - 2)), x, x.dtype.type(0))
 
     def __repr__(self) -> str:

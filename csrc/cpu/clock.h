@@ -1,0 +1,43 @@
+// Where each row of the batch stands in time: which steps it takes part in, and from which state each of them starts.
+#pragma once
+#include "../core/common.h"
+
+namespace ost::OST_SET {
+
+struct Clock {
+  Index steps, batch;
+  bool reverse;
+  Times times;
+
+  OST_HD Index time(Index s) const { return reverse ? steps - 1 - s : s; }
+  OST_HD bool active(Index t, Index b) const {
+    return times.before ? times.before[t * batch + b] > kSkipped : !times.lengths || t < times.lengths[b];
+  }
+  // Of an active step: the one whose state it starts from, or kInitial, or kRestart.
+  OST_HD Index before(Index t, Index b) const {
+    if (times.before) return times.before[t * batch + b];
+    const Index first = !reverse ? 0 : times.lengths ? times.lengths[b] - 1 : steps - 1;
+    return t == first ? Index(kInitial) : reverse ? t + 1 : t - 1;
+  }
+  // Of a step that is skipped: the one whose output it repeats, or -1.
+  OST_HD Index repeats(Index t, Index b) const { return times.before ? kSkipped - 1 - times.before[t * batch + b] : -1; }
+  // What the row ends with: a step, or kInitial, or kRestart.
+  Index end(Index b) const {
+    if (times.before) return times.before[steps * batch + b];
+    const Index length = times.lengths ? times.lengths[b] : steps;
+    return length == 0 ? Index(kInitial) : reverse ? 0 : length - 1;
+  }
+};
+
+// Rows of different lengths are dealt to the lanes from the longest down, to and fro, so that all lanes have about the same to do
+// and the rows of each lane end one after the other. Row i of the lanes is row order[i] of the batch.
+inline void deal_rows(const Index* ranked, Index batch, Index parts, Index* order) {
+  Index next = 0;
+  for (Index round = 0; next < batch; ++round)
+    for (Index k = 0; k < parts; ++k) {
+      const Range lane = part_of(batch, round % 2 ? parts - 1 - k : k, parts);
+      if (lane.begin + round < lane.end) order[lane.begin + round] = ranked[next++];
+    }
+}
+
+}  // namespace ost::OST_SET

@@ -1,0 +1,127 @@
+"""Streams: a model that runs one step a call, and keeps its states in slots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import _check
+from .._check import Array
+from ._layer import Layer
+
+
+class Stream:
+    """What ``layer.stream(batch)`` and ``model.stream(batch)`` give: the layers on arrays that stay, one step a call.
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> model = ost.nn.Sequential(ost.nn.GRU(3, 5, rng=0), ost.nn.Linear(5, 2, rng=0))
+    >>> stream = model.stream(batch=4)
+    >>> y = stream.step(np.ones((4, 3), np.float32))  # all four slots
+    >>> y = stream.step(np.ones((2, 3), np.float32), slots=[3, 0])  # two of them
+    >>> stream.reset([1])  # slot 1 begins anew
+    >>> y.shape
+    (2, 2)
+
+    The numbers are those of the model on the whole sequence, bit for bit. The stream keeps the parameters as they were when it was made.
+    Nothing is allocated by a step of all slots. One step at a time; make a stream for each thread.
+    """
+
+    def __init__(self, model: Layer, batch: int) -> None:
+        self.batch = _check.positive("batch", batch)
+        self._model = model
+        self._native = _check.typed("Stream", model.dtype)(self.batch)
+        self._states = model._join_stream(self._native)
+        if self._native.y.size == 0:
+            raise TypeError(f"stream: expected a model with something to compute, got {model!r}")
+        self._step = self._native.step
+        self.x: Array = self._native.x
+        """``[B,I]``, or ``[B]`` whole numbers where the first layer is an Embedding: fill it and call ``step()``."""
+        self.y: Array = self._native.y
+        """``[B,O]``, written anew by every step."""
+        self.reset()
+
+    def step(self, x: Array | None = None, slots: Sequence[int] | npt.NDArray[np.integer[Any]] | None = None) -> Array:
+        """One step of all slots, or of some.
+
+        Args:
+            x: ``[B,I]``, or ``[len(slots),I]``; None: what `x` holds.
+            slots: which slots the rows of x belong to; each at most once. The others stay as they are.
+
+        Returns:
+            `y`, or its first ``len(slots)`` rows: written anew by the next step.
+
+        Raises:
+            ValueError: a slot out of range or given twice, an x of another shape. No state has changed then.
+        """
+        return self._step(x) if slots is None else self._step(x, self._slots(slots))
+
+    def reset(self, slots: Sequence[int] | npt.NDArray[np.integer[Any]] | None = None) -> None:
+        """Let slots (None: all) begin anew, from the learned state or zeros."""
+        rows: Any = slice(None) if slots is None else self._slots(slots)
+        if slots is not None and ((rows < 0) | (rows >= self.batch)).any():
+            raise ValueError(f"slots: expected numbers from 0 to {self.batch - 1}, got {rows.tolist()}")
+        self._model._reset_stream(self._states, rows)
+
+    @property
+    def state(self) -> Any:
+        """A copy of the states, shaped as the model takes and gives them; may be assigned, to go on from there."""
+        return self._model._stream_state(_copied(self._states))
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        _assign("state", self._model._stream_state(self._states), value)
+
+    @property
+    def h(self) -> Array:
+        """Of a recurrent layer: ``[L,B,H]``, the array that the steps work on."""
+        h: Array = self._layer_state()[0]
+        return h
+
+    @property
+    def c(self) -> Array | None:
+        """Of an LSTM: ``[L,B,H]``, the array that the steps work on; None otherwise."""
+        c: Array | None = self._layer_state()[1]
+        return c
+
+    def _layer_state(self) -> Any:
+        if not isinstance(self._states, tuple):
+            raise AttributeError("stream: expected the stream of a recurrent layer for h and c; a model has state")
+        return self._states
+
+    def _slots(self, slots: Any) -> npt.NDArray[np.int64]:
+        a = np.asarray(slots)
+        if a.ndim != 1 or (a.size and a.dtype.kind not in "iu"):
+            raise TypeError(f"slots: expected a sequence of whole numbers, got {slots!r}")
+        return np.ascontiguousarray(a, dtype=np.int64)
+
+
+def _copied(states: Any) -> Any:
+    if states is None:
+        return None
+    if isinstance(states, np.ndarray):
+        return states.copy()
+    return type(states)(_copied(s) for s in states)
+
+
+def _assign(name: str, into: Any, value: Any, check_only: bool = False) -> None:
+    """Copy a state into the arrays of a stream: all of it or, on an error, nothing."""
+    if not check_only:
+        _assign(name, into, value, check_only=True)
+    if into is None:
+        if value is not None:
+            raise TypeError(f"{name}: expected None, got {type(value).__name__}")
+    elif isinstance(into, np.ndarray):
+        a = _check.array(name, value)
+        if a.shape != into.shape or a.dtype != into.dtype:
+            raise ValueError(f"{name}: expected shape {into.shape} of {into.dtype}, got {a.shape} of {a.dtype}")
+        if not check_only:
+            into[...] = a
+    else:
+        if not isinstance(value, (tuple, list)) or len(value) != len(into):
+            raise TypeError(f"{name}: expected a tuple of {len(into)}, got {type(value).__name__}")
+        for k, (i, v) in enumerate(zip(into, value)):
+            _assign(f"{name}[{k}]", i, v, check_only)
