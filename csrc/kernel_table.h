@@ -75,7 +75,7 @@ enum Before : std::int32_t {
 struct Times {
   const Index* lengths;        // [B] number of steps that each row takes part in; null: all
   const std::int32_t* before;  // [T+1,B] what each step starts from; row T: what the row ends with. Null: see above
-  const Index* ranked;         // [B] rows from the longest to the shortest; null if lengths is
+  const Index* order;          // [B] the row at each position: any range of positions has about the same to do; null if lengths is
 };
 
 template <class T>
@@ -89,8 +89,8 @@ struct ForwardCall {
   const T *h0, *c0;                // [B,H], null means zeros
   const T *restart_h, *restart_c;  // [H], null means zeros
   T *hn, *cn;                      // [B,H], null means not wanted
-  T* saved;                        // tape [T*B][saved*padded H]; null in inference
-  T* cells;                        // tape [T*B][padded H] of c, for cells with two states; null in inference
+  T* saved;                        // tape [T][position][saved*padded H]; null in inference
+  T* cells;                        // tape [T][position][padded H] of c, for cells with two states; null in inference
   Poll poll;
 };
 

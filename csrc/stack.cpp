@@ -109,6 +109,18 @@ std::vector<GroupPlan> stack_plan(const CellKernels<T>& cell, const StackShape& 
   return out;
 }
 
+// Rows [begin, end), from the longest to the shortest, are dealt to two halves, to and fro, and so on down to a few rows: any range of
+// positions, so whatever one thread takes, has about the same to do, and its rows end one after the other.
+void deal(std::vector<Index>& rows, Index begin, Index end) {
+  if (end - begin <= 8) return;
+  const std::vector<Index> all(rows.begin() + begin, rows.begin() + end);
+  const Index n = end - begin, middle = begin + n / 4 * 2 + (n % 4 > 0);
+  Index to[] = {begin, middle};
+  for (std::size_t i = 0; i < all.size(); ++i) rows[to[(i + 1) / 2 % 2]++] = all[i];
+  deal(rows, begin, middle);
+  deal(rows, middle, end);
+}
+
 template <class T>
 void set_times(StackCall<T>& call, const Index* lengths, const std::uint8_t* resets, const std::uint8_t* mask, bool repeat) {
   const Index steps = call.steps, batch = call.batch;
@@ -144,9 +156,10 @@ void set_times(StackCall<T>& call, const Index* lengths, const std::uint8_t* res
     }
   }
   if (call.lengths.empty()) return;
-  call.ranked.resize(std::size_t(batch));
-  std::iota(call.ranked.begin(), call.ranked.end(), Index(0));
-  std::stable_sort(call.ranked.begin(), call.ranked.end(), [&](Index a, Index b) { return call.lengths[a] > call.lengths[b]; });
+  call.order.resize(std::size_t(batch));
+  std::iota(call.order.begin(), call.order.end(), Index(0));
+  std::stable_sort(call.order.begin(), call.order.end(), [&](Index a, Index b) { return call.lengths[a] > call.lengths[b]; });
+  deal(call.order, 0, batch);
 }
 
 template <class T>
@@ -159,7 +172,7 @@ template <class T>
 Times times_of(const StackCall<T>& call, bool reverse) {
   const auto& before = call.before[reverse];
   return {call.lengths.empty() ? nullptr : call.lengths.data(), before.empty() ? nullptr : before.data(),
-          call.ranked.empty() ? nullptr : call.ranked.data()};
+          call.order.empty() ? nullptr : call.order.data()};
 }
 
 template <class T>

@@ -203,8 +203,8 @@ py::array_t<T> tape_rows(const PyTape<T>& t, F&& copy) {
   T* out = array.mutable_data();
   for (Index part = 0; part < parts; ++part)
     for (Index i = 0; i < n; ++i) {
-      const Index step = i / call.batch, b = i % call.batch;
-      T* row = out + (part * n + (t.batch_first ? b * call.steps + step : i)) * s.hidden;
+      const Index step = i / call.batch, position = i % call.batch, b = call.order.empty() ? position : call.order[position];
+      T* row = out + (part * n + (t.batch_first ? b * call.steps + step : step * call.batch + b)) * s.hidden;
       if (takes_part(call, step, b))
         copy(part, i, row);
       else

@@ -111,7 +111,6 @@ class Backward {
     out->workspace_bytes = Team<Backward>::workspace(schedule, inputs, hidden, calls);
   }
   Backward(const Schedule& schedule, Index input, Index hidden) : schedule_(schedule), s_(input, hidden) {}  // to measure
-  void set_order(const Index* order) { order_ = order; }
 
   void layout_memory(Arena& arena) {
     zeros_ = arena.take<T>(zero_count());
@@ -219,7 +218,6 @@ class Backward {
     }
   };
 
-  Index row_of(Index i) const { return order_ ? order_[i] : i; }  // of the batch, in the lanes' order
   Index parts() const { return schedule_.plan.parts; }
   Index zero_count() const { return larger(s_.padded, s_.input) + kMaxVectors * L; }
   static Index woven_rows(const Schedule& c, Index lane_rows) {  // each block of 256 rows of the part may end in an odd one
@@ -252,15 +250,14 @@ class Backward {
   T* weight_sums(int q, Index part) { return weight_sums_[q] + part * s_.depth(q) * s_.width(q); }
 
   Index chunk_row(Index t, Index t0, Range rows, Index i) const { return (t - t0) * (rows.end - rows.begin) + i - rows.begin; }
-  const T* hidden_before(Index t, Index b) const {
-    const Index before = clock_.before(t, b);
+  // The states that a step of row b starts from.
+  const T* hidden_before(Index before, Index b) const {
     if (before >= 0) return at(call_.y, before, b);
     const T* h = before == kRestart ? call_.restart_h : call_.h0 ? call_.h0 + b * s_.hidden : nullptr;
     return h ? h : zeros_;
   }
-  const T* cell_before(Index t, Index b) const {
-    const Index before = clock_.before(t, b);
-    if (before >= 0) return call_.cells + (before * call_.batch + b) * s_.padded;
+  const T* cell_before(Index before, Index b, Index i) const {
+    if (before >= 0) return call_.cells + (before * call_.batch + i) * s_.padded;
     return before == kRestart ? restart_c_ : c0_ + b * s_.padded;
   }
 
@@ -270,12 +267,12 @@ class Backward {
     for (Index i0 = rows.begin; i0 < rows.end; i0 += kWeightRows) {
       for (Index t = t0; t < t1; ++t)
         for (Index i = i0; i < smaller(rows.end, i0 + kWeightRows); ++i) {
-          const Index b = row_of(i);
+          const Index b = clock_.row_of(i);
           if (!clock_.active(t, b)) continue;
           const Index row = chunk_row(t, t0, rows, i);
           for (int q = 0; q < kCount; ++q) {
             w.operand_rows[q][n] = q == 0                                          ? at(call_.x, t, b)
-                                   : C::kPhases[q - 1].operand == Operand::kHidden ? hidden_before(t, b)
+                                   : C::kPhases[q - 1].operand == Operand::kHidden ? hidden_before(clock_.before(t, b), b)
                                                                                    : w.emitted + row * s_.padded;
             w.da_rows[q][n] = w.da[q] + row * s_.row_stride(q);
           }
@@ -290,24 +287,24 @@ class Backward {
       const Index t = call_.reverse ? t0 + k : t1 - 1 - k;
       Index n = 0;
       for (Index i = rows.begin; i < rows.end; ++i) {
-        const Index b = row_of(i), tb = t * call_.batch + b;
+        const Index b = clock_.row_of(i), tape = t * call_.batch + i;
         if (!clock_.active(t, b)) {
           if (clock_.repeats(t, b) >= 0 && call_.dy.data) repeated(t, b, groups);
           continue;
         }
         Row& row = w.rows[n++];
-        const Index r = chunk_row(t, t0, rows, i);
-        row.saved = call_.saved + tb * C::kSaved * s_.padded;
-        row.h = hidden_before(t, b);
+        const Index r = chunk_row(t, t0, rows, i), before = clock_.before(t, b);
+        row.saved = call_.saved + tape * C::kSaved * s_.padded;
+        row.h = hidden_before(before, b);
         row.h1 = at(call_.y, t, b);
         if (C::kStates > 1) {
-          row.c = cell_before(t, b);
-          row.c1 = call_.cells + tb * s_.padded;
+          row.c = cell_before(before, b, i);
+          row.c1 = call_.cells + tape * s_.padded;
           row.dc = dc_ + b * s_.padded;
           row.dcell = call_.control.dcells.data ? at(call_.control.dcells, t, b) : nullptr;
         }
-        row.restart = clock_.before(t, b) == kRestart;
-        row.cut = row.restart || (call_.control.cuts && call_.control.cuts[tb]);
+        row.restart = before == kRestart;
+        row.cut = call_.control.cuts && call_.control.cuts[t * call_.batch + b];
         row.dy = call_.dy.data ? at(call_.dy, t, b) : nullptr;
         for (int q = 0; q < kCount; ++q) row.da[q] = w.da[q] + r * s_.row_stride(q);
         row.dparam = w.dparams + r * C::kParams * s_.padded;
@@ -315,18 +312,19 @@ class Backward {
         row.dh = dh_ + b * s_.padded;
         row.demitted = demitted_ + b * s_.padded;
       }
-      if (call_.control.clip_norm > 0) scale_rows(w.rows, n);
+      if (controlled_ && call_.control.clip_norm > 0) scale_rows(w.rows, n);
       w.flow = call_.control.flow ? flow_ + (part * call_.steps + t) * C::kStates : nullptr;
       phases<kLast>(w, n, groups, index, sync);
-      const Range outputs = part_of(plain_groups(s_.vectors), index, sync.count);
-      bool cut = false;
-      for (Index i = 0; i < n; ++i)
-        if (const Row& row = w.rows[i]; row.cut) {
-          const Index end = smaller(s_.padded, outputs.end * kMaxVectors * L);
-          cut_row(row.dh, row.dc, row.restart, part, {outputs.begin * kMaxVectors * L, end}), cut = true;
-        }
-      if (cut) sync();
+      if (clock_.times.before || call_.control.cuts) cut_rows(w, n, part, index, sync);
     }
+  }
+
+  void cut_rows(Space& w, Index n, Index part, int index, Sync sync) {
+    const Range outputs = part_of(plain_groups(s_.vectors), index, sync.count);  // as the product of da and R was shared
+    const Range units{outputs.begin * kMaxVectors * L, smaller(s_.padded, outputs.end * kMaxVectors * L)};
+    for (Index i = 0; i < n; ++i)
+      if (const Row& row = w.rows[i]; row.restart || row.cut) cut_row(row.dh, row.dc, row.restart, part, units);
+    sync();
   }
 
   // The gradient of an output that repeats that of an earlier step goes to the state, which is carried over.
@@ -348,16 +346,17 @@ class Backward {
     }
   }
 
-  // The gradient at (t, b) before it is clipped: h by all paths, c by what came through time.
+  // The gradient at (t, b): h by all paths, c by what came through time; clipped by value, not by norm.
   OST_HD void arriving(const Row& row, Index first, Index left, V* d) const {
     d[0] = V::load(row.dh + first);
     if (row.dy) d[0] = d[0] + load_left(row.dy + first, left);
-    if constexpr (C::kStates > 1) {
-      d[1] = V::load(row.dc + first);
-      if (row.dcell) d[1] = d[1] + load_left(row.dcell + first, left);
+    if constexpr (C::kStates > 1) d[1] = V::load(row.dc + first);
+    if (controlled_) {
+      if constexpr (C::kStates > 1)
+        if (row.dcell) d[1] = d[1] + load_left(row.dcell + first, left);
+      if (const T clip = call_.control.clip_value; clip > 0)
+        for (int k = 0; k < C::kStates; ++k) d[k] = select(V(clip) < d[k], V(clip), select(d[k] < V(-clip), V(-clip), d[k]));
     }
-    if (const T clip = call_.control.clip_value; clip > 0)
-      for (int k = 0; k < C::kStates; ++k) d[k] = select(V(clip) < d[k], V(clip), select(d[k] < V(-clip), V(-clip), d[k]));
   }
 
   // Norms are taken by rows: no thread may share a row (`schedule` sees to it).
@@ -420,7 +419,7 @@ class Backward {
       in.next[1] = V::load(row.c1 + first);
       out.dprevious[1] = V(T(0));
     }
-    if (call_.control.clip_norm > 0) {
+    if (controlled_ && call_.control.clip_norm > 0) {
       in.dstate[0] = in.dstate[0] * V(row.scale_h);
       if constexpr (C::kStates > 1) in.dstate[1] = in.dstate[1] * V(row.scale_c);
     }
@@ -431,7 +430,7 @@ class Backward {
     }
     C::template backward<F>(in, out);
     if constexpr (F == 0)
-      if (w.flow) {
+      if (controlled_ && w.flow) {
         w.flow[0] += double(sum_lanes(keep_lanes(in.dstate[0] * in.dstate[0], left)));
         if constexpr (C::kStates > 1) w.flow[1] += double(sum_lanes(keep_lanes(out.dcell * out.dcell, left)));
       }
@@ -461,7 +460,7 @@ class Backward {
     const Index width = rows.end - rows.begin;
     const Range mine = part_of((t1 - t0) * width, index, count);
     for (Index i = mine.begin; i < mine.end; ++i) {
-      const Index t = t0 + i / width, row = rows.begin + i % width, b = row_of(row);
+      const Index t = t0 + i / width, row = rows.begin + i % width, b = clock_.row_of(row);
       T* dx = at(call_.dx, t, b);
       if (clock_.active(t, b)) {
         w.words[n] =
@@ -606,9 +605,9 @@ class Backward {
   Layout<C, P> s_;
   Clock clock_{};
   T *zeros_, *weight_sums_[kCount], *bias_sums_[kCount], *param_sums_;
-  const Index* order_ = nullptr;
   T *dh_, *dc_, *c0_, *demitted_, *restart_c_, *restart_sums_;
   double* flow_;
+  bool controlled_ = call_.control.clip_value > 0 || call_.control.clip_norm > 0 || call_.control.dcells.data || call_.control.flow;
   Space* ran_in_ = nullptr;  // the one chunk, where sums are direct
 };
 

@@ -9,6 +9,8 @@ struct Clock {
   bool reverse;
   Times times;
 
+  // The batch row at position i of the lanes; the tape lies in that order.
+  OST_HD Index row_of(Index i) const { return times.order ? times.order[i] : i; }
   OST_HD Index time(Index s) const { return reverse ? steps - 1 - s : s; }
   OST_HD bool active(Index t, Index b) const {
     return times.before ? times.before[t * batch + b] > kSkipped : !times.lengths || t < times.lengths[b];
@@ -28,16 +30,5 @@ struct Clock {
     return length == 0 ? Index(kInitial) : reverse ? 0 : length - 1;
   }
 };
-
-// Rows of different lengths are dealt to the lanes from the longest down, to and fro, so that all lanes have about the same to do
-// and the rows of each lane end one after the other. Row i of the lanes is row order[i] of the batch.
-inline void deal_rows(const Index* ranked, Index batch, Index parts, Index* order) {
-  Index next = 0;
-  for (Index round = 0; next < batch; ++round)
-    for (Index k = 0; k < parts; ++k) {
-      const Range lane = part_of(batch, round % 2 ? parts - 1 - k : k, parts);
-      if (lane.begin + round < lane.end) order[lane.begin + round] = ranked[next++];
-    }
-}
 
 }  // namespace ost::OST_SET

@@ -93,7 +93,6 @@ class Forward {
     out->workspace_bytes = Team<Forward>::workspace(schedule, inputs, hidden, calls);
   }
   Forward(const Schedule& schedule, Index input, Index hidden) : schedule_(schedule), s_(input, hidden) {}  // to measure
-  void set_order(const Index* order) { order_ = order; }
 
   void layout_memory(Arena& arena) {
     zeros_ = arena.take<T>(s_.padded);
@@ -125,24 +124,23 @@ class Forward {
   static constexpr bool kFinishes = false;
   void finish(Space&, int, int) {}
   void end() {  // the final states
-    for (Index b = 0; b < call_.batch; ++b) {
-      const Index h = s_.hidden, end = clock_.end(b);
+    for (Index i = 0; i < call_.batch; ++i) {
+      const Index h = s_.hidden, b = clock_.row_of(i), end = clock_.end(b);
       if (call_.hn) __builtin_memcpy(call_.hn + b * h, hidden_after(end, b), std::size_t(h) * sizeof(T));
-      if (call_.cn && C::kStates > 1) __builtin_memcpy(call_.cn + b * h, cell_after(end, b), std::size_t(h) * sizeof(T));
+      if (call_.cn && C::kStates > 1) __builtin_memcpy(call_.cn + b * h, cell_after(end, b, i), std::size_t(h) * sizeof(T));
     }
   }
 
  private:
-  Index row_of(Index i) const { return order_ ? order_[i] : i; }  // of the batch, in the lanes' order
   // The states of row b after a step, or initial, or of a restart.
   const T* hidden_after(Index step, Index b) const {
     if (step >= 0) return at(call_.y, step, b);
     const T* h = step == kRestart ? call_.restart_h : call_.h0 ? call_.h0 + b * s_.hidden : nullptr;
     return h ? h : zeros_;
   }
-  const T* cell_after(Index step, Index b) const {
+  const T* cell_after(Index step, Index b, Index i) const {
     if (step == kRestart) return restart_c_;
-    return step == kInitial || !call_.cells ? cells_ + b * s_.padded : call_.cells + (step * call_.batch + b) * s_.padded;
+    return step == kInitial || !call_.cells ? cells_ + b * s_.padded : call_.cells + (step * call_.batch + i) * s_.padded;
   }
 
   // a = bias + W x for the active rows of the block, into w.gx [step][row][columns].
@@ -151,7 +149,7 @@ class Forward {
     Index n = 0;
     for (Index s = s0; s < s1; ++s)
       for (Index i = b0; i < b1; ++i) {
-        const Index t = clock_.time(s), b = row_of(i);
+        const Index t = clock_.time(s), b = clock_.row_of(i);
         if (!clock_.active(t, b)) continue;
         w.words[n] = operand(at(call_.x, t, b), s_.input, w.encoded + n * row_words<P>(s_.input));
         w.out[n++] = w.gx + ((s - s0) * (b1 - b0) + i - b0) * row;
@@ -183,7 +181,7 @@ class Forward {
     const Index t = clock_.time(s);
     Index n = 0;
     for (Index i = b0; i < b1; ++i) {
-      const Index b = row_of(i);
+      const Index b = clock_.row_of(i);
       T* y = at(call_.y, t, b);
       if (!clock_.active(t, b)) {
         const Index first = groups.begin * Layout<C, P>::U * L, end = larger(first, smaller(s_.hidden, groups.end * Layout<C, P>::U * L));
@@ -199,10 +197,10 @@ class Forward {
       row.y = y;
       row.h = hidden_after(before, b);
       if (C::kStates > 1) {
-        row.c = cell_after(before, b);
-        row.c1 = call_.cells ? call_.cells + (t * call_.batch + b) * s_.padded : cells_ + b * s_.padded;
+        row.c = cell_after(before, b, i);
+        row.c1 = call_.cells ? call_.cells + (t * call_.batch + i) * s_.padded : cells_ + b * s_.padded;
       }
-      row.saved = call_.saved     ? call_.saved + (t * call_.batch + b) * C::kSaved * s_.padded
+      row.saved = call_.saved     ? call_.saved + (t * call_.batch + i) * C::kSaved * s_.padded
                   : kScratchSaved ? w.saved + n * C::kSaved * s_.padded
                                   : nullptr;
       row.emitted = kScratchSaved ? w.emitted + n * s_.padded : nullptr;
@@ -279,7 +277,6 @@ class Forward {
   const Schedule& schedule_;
   Layout<C, P> s_;
   Clock clock_{};
-  const Index* order_ = nullptr;
   T *zeros_, *cells_, *restart_c_;
 };
 

@@ -75,21 +75,14 @@ class Team {
   int run() {
     if (calls_[0].batch == 0) return kOk;
     const Plan& plan = schedule_.plan;
-    const Index* ranked = calls_[0].times.ranked;
-    Index* order = nullptr;
     Arena objects, arena;
     for (int pass = 0; pass < 2; ++pass) {
-      if (ranked) order = objects.take<Index>(calls_[0].batch);
       drivers_ = objects.take<D>(count_);
       spaces_ = objects.take<Space>(plan.threads);
       lanes_ = objects.take<Lane>(count_ * plan.parts);
       if (pass == 0 && !objects.allocate()) return kNoMemory;
     }
-    if (ranked) deal_rows(ranked, calls_[0].batch, plan.parts, order);
-    for (int i = 0; i < count_; ++i) {
-      new (drivers_ + i) D(calls_[i], schedule_);
-      drivers_[i].set_order(order);
-    }
+    for (int i = 0; i < count_; ++i) new (drivers_ + i) D(calls_[i], schedule_);
     layout(arena);
     if (!arena.allocate()) return kNoMemory;
     layout(arena);
