@@ -68,7 +68,8 @@ struct Poll {
 enum Before : std::int32_t {
   kInitial = -1,  // h0, c0
   kRestart = -2,  // the state of a restart
-  kSkipped = -3,  // the row does not take part; its output is zero. kSkipped - 1 - t: its output repeats that of step t
+  kSkipped = -3,  // the row does not take part; its output is zero
+  kHeld = -4,     // the same, but its output repeats h0. kHeld - 1 - t: it repeats that of step t
 };
 
 // In which steps the rows of a batch take part. Without `before` row b runs t = 0 .. lengths[b] - 1.
@@ -124,6 +125,10 @@ struct BackwardCall {
   bool dx_add;   // add to dx instead: the second direction of a layer
   T *dh0, *dc0;  // [B,H], null means not wanted
   RawGradients<T> gradients;
+  // A sequence in several calls, the last steps first: sums that outlive a call, so that they are added up as in one. Null: one call.
+  T* sums;      // of `sums_size` elements
+  bool resume;  // they hold those of later steps
+  bool more;    // earlier steps are still to come: nothing is added to the gradients yet
   Poll poll;
 };
 
@@ -151,7 +156,9 @@ struct CellKernels {
   int (*pack)(const RawWeights<T>&, Index input, Index hidden, bool backward, T* memory, PackedWeights<T>* out);
   int (*forward)(const ForwardCall<T>* calls, int count, bool chained);
   int (*backward)(const BackwardCall<T>* calls, int count, bool chained);  // chained: from the top layer down
-  void (*saved)(const T* row, Index hidden, int k, T* out);                // what the tape keeps of one (t, b): its k-th vector, [H]
+  Index (*sums_size)(Index batch, Index input, Index hidden,
+                     Index* block_steps);                    // and the steps that calls of one sequence must be cut at
+  void (*saved)(const T* row, Index hidden, int k, T* out);  // what the tape keeps of one (t, b): its k-th vector, [H]
   void (*plan)(Index steps, Index batch, const Index* inputs, Index hidden, int calls, bool chained, bool backward, CallPlan* out);
 };
 

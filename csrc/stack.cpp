@@ -24,22 +24,6 @@ Words unit_words(std::uint64_t key, std::uint32_t layer_direction, std::uint64_t
   return philox(key, {{quad, b, std::uint32_t(t), layer_direction ^ std::uint32_t(t >> 32) << 16}});
 }
 
-// rows [T,B,D*H] of layer `layer`: to = from * mask / (1 - rate); from and to may be the same.
-template <class T>
-void drop_rows(const StackShape& shape, Index layer, Index steps, Index batch, double rate, std::uint64_t key, const T* from, T* to) {
-  const T scale = T(1 / (1 - rate));
-  for (Index t = 0; t < steps; ++t)
-    for (Index b = 0; b < batch; ++b)
-      for (int d = 0; d < shape.directions; ++d)
-        for (Index u = 0; u < shape.hidden; u += 4) {
-          const Words words = unit_words(key, std::uint32_t(layer * 2 + d), std::uint64_t(t), std::uint32_t(b), std::uint32_t(u / 4));
-          for (Index k = u; k < shape.hidden && k < u + 4; ++k) {
-            const Index i = (t * batch + b) * shape.width() + d * shape.hidden + k;
-            to[i] = dropout_keeps(words.w[k - u], rate) ? from[i] * scale : T(0);
-          }
-        }
-}
-
 template <class T>
 void add_rows(const Rows<T>& from, const Rows<T>& to, Index steps, Index batch, Index width) {
   for (Index t = 0; t < steps; ++t)
@@ -50,6 +34,18 @@ void add_rows(const Rows<T>& from, const Rows<T>& to, Index steps, Index batch, 
     }
 }
 
+// Rows [begin, end), from the longest to the shortest, are dealt to two halves, to and fro, and so on down to a few rows: any range of
+// positions, so whatever one thread takes, has about the same to do, and its rows end one after the other.
+void deal_rows(std::vector<Index>& rows, Index begin, Index end) {
+  if (end - begin <= 8) return;
+  const std::vector<Index> all(rows.begin() + begin, rows.begin() + end);
+  const Index n = end - begin, middle = begin + n / 4 * 2 + (n % 4 > 0);
+  Index to[] = {begin, middle};
+  for (std::size_t i = 0; i < all.size(); ++i) rows[to[(i + 1) / 2 % 2]++] = all[i];
+  deal_rows(rows, begin, middle);
+  deal_rows(rows, middle, end);
+}
+
 }  // namespace
 
 std::uint32_t philox_word(std::uint64_t key, std::uint32_t layer_direction, std::uint64_t t, std::uint32_t b, std::uint32_t unit) {
@@ -57,6 +53,25 @@ std::uint32_t philox_word(std::uint64_t key, std::uint32_t layer_direction, std:
 }
 
 bool dropout_keeps(std::uint32_t word, double rate) { return double(word >> 8) * (1.0 / 16777216.0) >= rate; }
+
+template <class T>
+void drop_rows(const StackShape& shape, Index layer, const StackCall<T>& call, const T* from, T* to) {
+  const Index steps = call.steps, batch = call.batch;
+  const double rate = call.dropout;
+  const std::uint64_t key = call.key;
+  const T scale = T(1 / (1 - rate));
+  for (Index t = 0; t < steps; ++t)
+    for (Index b = 0; b < batch; ++b)
+      for (int d = 0; d < shape.directions; ++d)
+        for (Index u = 0; u < shape.hidden; u += 4) {
+          const Words words =
+              unit_words(key, std::uint32_t(layer * 2 + d), std::uint64_t(call.first_step + t), std::uint32_t(b), std::uint32_t(u / 4));
+          for (Index k = u; k < shape.hidden && k < u + 4; ++k) {
+            const Index i = (t * batch + b) * shape.width() + d * shape.hidden + k;
+            to[i] = dropout_keeps(words.w[k - u], rate) ? from[i] * scale : T(0);
+          }
+        }
+}
 
 template <class T>
 void dropout_flat(Index n, const T* x, T* y, double rate, std::uint64_t key) {
@@ -109,30 +124,29 @@ std::vector<GroupPlan> stack_plan(const CellKernels<T>& cell, const StackShape& 
   return out;
 }
 
-// Rows [begin, end), from the longest to the shortest, are dealt to two halves, to and fro, and so on down to a few rows: any range of
-// positions, so whatever one thread takes, has about the same to do, and its rows end one after the other.
-void deal(std::vector<Index>& rows, Index begin, Index end) {
-  if (end - begin <= 8) return;
-  const std::vector<Index> all(rows.begin() + begin, rows.begin() + end);
-  const Index n = end - begin, middle = begin + n / 4 * 2 + (n % 4 > 0);
-  Index to[] = {begin, middle};
-  for (std::size_t i = 0; i < all.size(); ++i) rows[to[(i + 1) / 2 % 2]++] = all[i];
-  deal(rows, begin, middle);
-  deal(rows, middle, end);
+std::vector<Index> deal(const std::vector<Index>& lengths) {
+  std::vector<Index> rows(lengths.size());
+  std::iota(rows.begin(), rows.end(), Index(0));
+  std::stable_sort(rows.begin(), rows.end(), [&](Index a, Index b) { return lengths[a] > lengths[b]; });
+  deal_rows(rows, 0, Index(rows.size()));
+  return rows;
 }
 
 template <class T>
-void set_times(StackCall<T>& call, const Index* lengths, const std::uint8_t* resets, const std::uint8_t* mask, bool repeat) {
+void set_times(StackCall<T>& call, const Index* lengths, const std::uint8_t* resets, const std::uint8_t* mask, bool repeat,
+               const std::uint8_t* held, const std::uint8_t* resets_after) {
   const Index steps = call.steps, batch = call.batch;
-  if (!lengths && !resets && !mask) return;
+  if (!lengths && !resets && !mask && !resets_after) return;
   std::vector<Index> ends(std::size_t(batch), steps);
   if (lengths) ends.assign(lengths, lengths + batch);
   if (lengths || mask) call.lengths = ends;
-  if (resets || mask) {
+  if (resets || mask || resets_after) {
     for (const int from_end : {0, 1}) {
       std::vector<std::int32_t>& before = call.before[from_end];
       before.resize(std::size_t((steps + 1) * batch));
       std::vector<std::int32_t> state(std::size_t(batch), kInitial), output(std::size_t(batch), kSkipped);
+      for (Index b = 0; b < batch && held && repeat; ++b)
+        if (held[b]) output[b] = kHeld;
       if (from_end == 0 && mask) std::fill(call.lengths.begin(), call.lengths.end(), 0);
       for (Index s = 0; s < steps; ++s) {
         const Index t = from_end ? steps - 1 - s : s, boundary = from_end ? t + 1 : t;  // of two pieces
@@ -142,10 +156,12 @@ void set_times(StackCall<T>& call, const Index* lengths, const std::uint8_t* res
             before[i] = kSkipped;
             continue;
           }
-          if (resets && boundary < ends[b] && resets[boundary * batch + b]) state[b] = kRestart, output[b] = kSkipped;
+          const bool begins =
+              boundary < ends[b] ? resets && resets[boundary * batch + b] : resets_after && boundary == steps && resets_after[b];
+          if (begins) state[b] = kRestart, output[b] = kSkipped;
           if (!mask || mask[i]) {
             before[i] = state[b], state[b] = std::int32_t(t);
-            if (repeat) output[b] = std::int32_t(kSkipped - 1 - t);
+            if (repeat) output[b] = std::int32_t(kHeld - 1 - t);
             if (from_end == 0 && mask) ++call.lengths[b];
           } else {
             before[i] = output[b];
@@ -156,10 +172,7 @@ void set_times(StackCall<T>& call, const Index* lengths, const std::uint8_t* res
     }
   }
   if (call.lengths.empty()) return;
-  call.order.resize(std::size_t(batch));
-  std::iota(call.order.begin(), call.order.end(), Index(0));
-  std::stable_sort(call.order.begin(), call.order.end(), [&](Index a, Index b) { return call.lengths[a] > call.lengths[b]; });
-  deal(call.order, 0, batch);
+  call.order = deal(call.lengths);
 }
 
 template <class T>
@@ -183,7 +196,7 @@ int stack_forward(const PackedStack<T>& packed, const StackCall<T>& call, Tape<T
   const Index state = call.batch * s.hidden;
   std::vector<Buffer<T>> spare(std::size_t(s.layers));  // outputs of the layers below the last
   Rows<const T> x = call.x;
-  for (const GroupPlan& group : stack_plan(packed.cell(), s, call.steps, call.batch, tape && call.dropout > 0, false)) {
+  for (const GroupPlan& group : stack_plan(packed.cell(), s, call.steps, call.batch, call.dropout > 0, false)) {
     std::vector<ForwardCall<T>> calls;
     for (Index layer = group.first_layer; layer < group.first_layer + group.layers; ++layer) {
       Rows<T> y = call.y;
@@ -221,12 +234,13 @@ int stack_forward(const PackedStack<T>& packed, const StackCall<T>& call, Tape<T
     const Index last = group.first_layer + group.layers - 1;
     if (!tape) {  // what has been read is not needed any more
       for (Index layer = 0; layer < last; ++layer) spare[layer] = {};
+      if (call.dropout > 0 && last + 1 < s.layers) drop_rows(s, last, call, static_cast<const T*>(x.data), spare[last].get());
       continue;
     }
     for (Index layer = group.first_layer; layer <= last && layer + 1 < s.layers; ++layer) tape->outputs.push_back(std::move(spare[layer]));
     if (call.dropout > 0 && last + 1 < s.layers) {
       tape->dropped.emplace_back(rows * s.width(), "dropout");
-      drop_rows(s, last, call.steps, call.batch, call.dropout, call.key, x.data, tape->dropped.back().get());
+      drop_rows(s, last, call, x.data, tape->dropped.back().get());
       x.data = tape->dropped.back().get();
     }
   }
@@ -284,10 +298,11 @@ int stack_backward(const Tape<T>& tape, const StackGradients<T>& g, Poll poll) {
         if (g.dhn) b.dhn = g.dhn + part * state;
         if (g.dcn) b.dcn = g.dcn + part * state;
         b.dx = d == 1 && second.data ? second : dx;
-        b.dx_add = d == 1 && !second.data;
+        b.dx_add = (d == 1 && !second.data) || (layer == 0 && g.dx_add);
         if (g.dh0) b.dh0 = g.dh0 + part * state;
         if (g.dc0) b.dc0 = g.dc0 + part * state;
         b.gradients = g.weights[part];
+        if (g.sums) b.sums = (*g.sums)[part].get(), b.resume = g.resume, b.more = g.more;
         b.poll = poll;
         calls.push_back(b);
       }
@@ -302,7 +317,7 @@ int stack_backward(const Tape<T>& tape, const StackGradients<T>& g, Poll poll) {
     }
     if (layer == 0) break;
     for (Index above = layer + 1; above < s.layers; ++above) below[above] = {};
-    if (call.dropout > 0) drop_rows(s, layer - 1, call.steps, call.batch, call.dropout, call.key, below[layer].get(), below[layer].get());
+    if (call.dropout > 0) drop_rows(s, layer - 1, call, static_cast<const T*>(below[layer].get()), below[layer].get());
   }
   return kOk;
 }
@@ -311,8 +326,12 @@ template struct PackedStack<float>;
 template struct PackedStack<double>;
 template std::vector<GroupPlan> stack_plan(const CellKernels<float>&, const StackShape&, Index, Index, bool, bool);
 template std::vector<GroupPlan> stack_plan(const CellKernels<double>&, const StackShape&, Index, Index, bool, bool);
-template void set_times(StackCall<float>&, const Index*, const std::uint8_t*, const std::uint8_t*, bool);
-template void set_times(StackCall<double>&, const Index*, const std::uint8_t*, const std::uint8_t*, bool);
+template void set_times(StackCall<float>&, const Index*, const std::uint8_t*, const std::uint8_t*, bool, const std::uint8_t*,
+                        const std::uint8_t*);
+template void set_times(StackCall<double>&, const Index*, const std::uint8_t*, const std::uint8_t*, bool, const std::uint8_t*,
+                        const std::uint8_t*);
+template void drop_rows(const StackShape&, Index, const StackCall<float>&, const float*, float*);
+template void drop_rows(const StackShape&, Index, const StackCall<double>&, const double*, double*);
 template bool takes_part(const StackCall<float>&, Index, Index);
 template bool takes_part(const StackCall<double>&, Index, Index);
 template int stack_forward(const PackedStack<float>&, const StackCall<float>&, Tape<float>*);

@@ -26,14 +26,17 @@ class Buffer {
     void* p = count < 0 ? nullptr : allocate_block(std::size_t(count) * sizeof(T) + 64);
     if (!p) throw OutOfMemory(std::string(what) + ": cannot allocate " + std::to_string(std::size_t(count) * sizeof(T)) + " bytes");
     memory_.reset(static_cast<T*>(p));
+    count_ = count;
   }
   T* get() const { return memory_.get(); }
+  Index bytes() const { return count_ * Index(sizeof(T)); }
 
  private:
   struct Free {
     void operator()(void* p) const { free_block(p); }
   };
   std::unique_ptr<T, Free> memory_;
+  Index count_ = 0;
 };
 
 struct StackShape {
@@ -79,6 +82,7 @@ struct StackCall {
   std::vector<std::int32_t> before[2];                 // by direction: from the start, from the end; empty: as lengths say
   const T *restart_h = nullptr, *restart_c = nullptr;  // [L*D,H], null means zeros
   double dropout = 0;                                  // between layers
+  Index first_step = 0;                                // of a longer sequence that these steps belong to: dropout counts from its beginning
   std::uint64_t key = 0;
   Poll poll{};
 };
@@ -104,12 +108,22 @@ std::vector<GroupPlan> stack_plan(const CellKernels<T>& cell, const StackShape& 
 // What the rows take part in. lengths, resets and mask may be null; resets and mask are [T,B]: the state is that of a restart before a step
 // (for the direction from the end: after it, so that the pieces are the same), and a step that is skipped carries the state over. `repeat`:
 // its output is that of the step before it, else zero.
+// For steps out of the middle of a sequence: held [B], the rows that have an output to repeat from the step before; resets_after [B], those
+// for which a piece begins behind the last step.
 template <class T>
-void set_times(StackCall<T>& call, const Index* lengths, const std::uint8_t* resets, const std::uint8_t* mask, bool repeat);
+void set_times(StackCall<T>& call, const Index* lengths, const std::uint8_t* resets, const std::uint8_t* mask, bool repeat,
+               const std::uint8_t* held = nullptr, const std::uint8_t* resets_after = nullptr);
+
+// The rows in an order of which any range has about the same to do.
+std::vector<Index> deal(const std::vector<Index>& lengths);
 
 // Whether a row takes part in a step.
 template <class T>
 bool takes_part(const StackCall<T>& call, Index t, Index b);
+
+// rows [T,B,D*H] of a layer: to = from * mask / (1 - rate); from and to may be the same.
+template <class T>
+void drop_rows(const StackShape& shape, Index layer, const StackCall<T>& call, const T* from, T* to);
 
 // tape null: inference. Returns a Status.
 template <class T>
@@ -123,10 +137,13 @@ struct StackGradients {
   T *dh0 = nullptr, *dc0 = nullptr;
   T *drestart_h = nullptr, *drestart_c = nullptr;  // [L*D,H]
   T clip_value = 0, clip_norm = 0;
-  const std::uint8_t* cuts = nullptr;    // [T,B]
-  Rows<const T> dcells{};                // [L*D][T,B,H], L*D blocks one after the other
-  Index dcells_part = 0;                 // elements from one to the next
-  double* flow = nullptr;                // [L*D,T,states]
+  const std::uint8_t* cuts = nullptr;            // [T,B]
+  Rows<const T> dcells{};                        // [L*D][T,B,H], L*D blocks one after the other
+  Index dcells_part = 0;                         // elements from one to the next
+  double* flow = nullptr;                        // [L*D,T,states]
+  const std::vector<Buffer<T>>* sums = nullptr;  // [L*D]: see BackwardCall
+  bool resume = false, more = false;
+  bool dx_add = false;                   // add to dx instead
   std::vector<RawGradients<T>> weights;  // [layer * D + direction]
 };
 template <class T>

@@ -1,4 +1,5 @@
 // Stacks of recurrent layers: packing, forward, backward.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -119,7 +120,8 @@ std::vector<Axis> sequence_axes(Index steps, Index batch, const char* name, Inde
 template <class T>
 py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, const py::object& h0, const py::object& c0,
                   const py::object& lengths, bool batch_first, const py::object& out, bool train, double dropout, std::uint64_t key,
-                  const py::object& resets, const py::object& mask, bool repeat, const py::object& restart_h, const py::object& restart_c) {
+                  const py::object& resets, const py::object& mask, bool repeat, const py::object& restart_h, const py::object& restart_c,
+                  Index first_step, const py::object& held, const py::object& resets_after, const py::object& order) {
   const StackShape& s = packed->shape;
   const bool has_cells = packed->traits().states > 1;
   const auto xv = time_major(view<T>(x, "x", sequence_axes(-1, -1, "I", s.input, batch_first)), batch_first);
@@ -145,7 +147,14 @@ py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, c
   const std::vector<Axis> restart{{parts == 1 ? "1" : "L*D", parts}, {"H", s.hidden}};
   call.restart_h = optional_view<T>(restart_h, "restart_h", restart).data;
   call.restart_c = optional_view<T>(restart_c, "restart_c", restart).data;
-  set_times(call, lv.data, resets_view.data, mask_view.data, repeat);
+  call.first_step = first_step;
+  const auto held_view = optional_view<std::uint8_t>(held, "held", {{"B", batch}});
+  const auto after_view = optional_view<std::uint8_t>(resets_after, "resets_after", {{"B", batch}});
+  set_times(call, lv.data, resets_view.data, mask_view.data, repeat, held_view.data, after_view.data);
+  if (!order.is_none()) {
+    const auto v = view<Index>(order, "order", {{"B", batch}}, Strides::kContiguous);
+    call.order.assign(v.data, v.data + batch);
+  }
   py::object y = out;
   if (out.is_none()) y = batch_first ? new_array<T>({batch, steps, s.width()}) : new_array<T>({steps, batch, s.width()});
   auto yv =
@@ -173,7 +182,7 @@ py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, c
   if (train) {
     tape = std::make_shared<PyTape<T>>();
     tape->x = x, tape->y = y, tape->h0 = h0, tape->c0 = c0, tape->batch_first = batch_first;
-    tape->restart_h = restart_h, tape->restart_c = restart_c, tape->resets = resets_view.data != nullptr;
+    tape->restart_h = restart_h, tape->restart_c = restart_c, tape->resets = resets_view.data || after_view.data;
     tape->tape.packed = packed;
   }
   SignalPoll signals;
@@ -229,9 +238,37 @@ py::array saved(const PyTape<T>& t, int k) {
   return tape_rows(t, [&](Index part, Index i, T* row) { packed.cell().saved(t.tape.saved[part].get() + i * stride, h, k, row); });
 }
 
+// Sums of the weights' gradients that outlive a call: one for each layer and direction.
+template <class T>
+struct Sums {
+  std::vector<Buffer<T>> parts;
+  Index block_steps = 1, bytes = 0;
+};
+template <class T>
+std::shared_ptr<Sums<T>> sums(const PackedStack<T>& packed, Index batch) {
+  auto out = std::make_shared<Sums<T>>();
+  const StackShape& s = packed.shape;
+  if (!packed.cell().sums_size) fail("packed", "weights packed for training", "weights packed for inference only");
+  for (Index part = 0; part < s.layers * s.directions; ++part) {
+    const Index n = packed.cell().sums_size(batch, s.layer_input(part / s.directions), s.hidden, &out->block_steps);
+    out->parts.emplace_back(n, "sums of gradients");
+    out->bytes += n * Index(sizeof(T));
+  }
+  return out;
+}
+// What dropout leaves of the outputs y [T,B,D*H] of a layer that is run by itself: as in a stack.
+template <class T>
+void drop(const PackedStack<T>& packed, Index layer, const py::object& y, double rate, std::uint64_t key, Index first_step) {
+  const auto v = view<T>(y, "y", {{"T", -1}, {"B", -1}, {"D*H", packed.shape.width()}}, Strides::kContiguous, true);
+  StackCall<T> call;
+  call.steps = v.shape[0], call.batch = v.shape[1], call.dropout = rate, call.key = key, call.first_step = first_step;
+  drop_rows(packed.shape, layer, call, static_cast<const T*>(v.data), v.data);
+}
+
 template <class T>
 py::tuple backward(PyTape<T>& t, const py::object& dy, const py::object& dhn, const py::object& dcn, const py::sequence& gradients,
-                   bool need_dx, double clip_value, double clip_norm, const py::object& cuts, const py::object& dcells, bool flow) {
+                   bool need_dx, double clip_value, double clip_norm, const py::object& cuts, const py::object& dcells, bool flow,
+                   const py::object& dx_out, bool dx_add, const Sums<T>* sums, bool resume, bool more, const py::object& drestart) {
   const Tape<T>& tape = t.tape;
   const StackShape& s = tape.packed->shape;
   const CellTraits& traits = tape.packed->traits();
@@ -251,7 +288,12 @@ py::tuple backward(PyTape<T>& t, const py::object& dy, const py::object& dhn, co
   for (Index part = 0; part < parts; ++part)
     g.weights.push_back(raw_arrays<T, RawGradients<T>>(s, traits, part, gradients[part], "grads: ", true, held));
   py::object dx = py::none(), dc0 = py::none();
-  if (need_dx) {
+  if (!dx_out.is_none()) {
+    g.dx =
+        time_major(view<T>(dx_out, "dx", sequence_axes(steps, batch, "I", s.input, t.batch_first), Strides::kUnitLast, true), t.batch_first)
+            .rows();
+    g.dx_add = dx_add, dx = dx_out;
+  } else if (need_dx) {
     auto array = t.batch_first ? new_array<T>({batch, steps, s.input}) : new_array<T>({steps, batch, s.input});
     g.dx = time_major(view<T>(array, "dx", sequence_axes(steps, batch, "I", s.input, t.batch_first)), t.batch_first).rows();
     dx = array;
@@ -278,7 +320,13 @@ py::tuple backward(PyTape<T>& t, const py::object& dy, const py::object& dhn, co
     std::memset(array.mutable_data(), 0, std::size_t(array.nbytes()));
     return array;
   };
-  if (t.resets) {
+  if (sums) g.sums = &sums->parts, g.resume = resume, g.more = more;
+  if (!drestart.is_none()) {
+    const std::vector<Axis> axes{{parts == 1 ? "1" : "L*D", parts}, {"H", s.hidden}};
+    const auto pair = py::reinterpret_borrow<py::sequence>(drestart);
+    g.drestart_h = view<T>(pair[0], "drestart_h", axes, Strides::kContiguous, true).data;
+    g.drestart_c = optional_view<T>(pair[1], "drestart_c", axes, Strides::kContiguous, true).data;
+  } else if (t.resets) {
     auto h = zeros(new_array<T>({parts, s.hidden}));
     g.drestart_h = h.mutable_data(), drestart_h = h;
     if (traits.states > 1) {
@@ -340,11 +388,25 @@ void bind_typed(py::module_& m, const char* packed_name, const char* tape_name) 
       .def_property_readonly("cell", [](const Packed& p) { return std::string(p.traits().name); })
       .def("forward", &forward<T>, py::arg("x"), py::arg("h0"), py::arg("c0"), py::arg("lengths"), py::arg("batch_first"), py::arg("out"),
            py::arg("train"), py::arg("dropout"), py::arg("key"), py::arg("resets") = py::none(), py::arg("mask") = py::none(),
-           py::arg("repeat") = false, py::arg("restart_h") = py::none(), py::arg("restart_c") = py::none());
+           py::arg("repeat") = false, py::arg("restart_h") = py::none(), py::arg("restart_c") = py::none(), py::arg("first_step") = 0,
+           py::arg("held") = py::none(), py::arg("resets_after") = py::none(), py::arg("order") = py::none())
+      .def("sums", &sums<T>, py::arg("batch"))
+      .def("drop", &drop<T>, py::arg("layer"), py::arg("y"), py::arg("rate"), py::arg("key"), py::arg("first_step"));
+  py::class_<Sums<T>, std::shared_ptr<Sums<T>>>(m, (std::string("Sums") + (packed_name + 6)).c_str())
+      .def_readonly("block_steps", &Sums<T>::block_steps)
+      .def_readonly("bytes", &Sums<T>::bytes);
   py::class_<PyTape<T>, std::shared_ptr<PyTape<T>>>(m, tape_name)
       .def("backward", &backward<T>, py::arg("dy"), py::arg("dh_n"), py::arg("dc_n"), py::arg("grads"), py::arg("need_dx"),
            py::arg("clip_value") = 0.0, py::arg("clip_norm") = 0.0, py::arg("cuts") = py::none(), py::arg("dcells") = py::none(),
-           py::arg("flow") = false)
+           py::arg("flow") = false, py::arg("dx") = py::none(), py::arg("dx_add") = false, py::arg("sums") = py::none(),
+           py::arg("resume") = false, py::arg("more") = false, py::arg("drestart") = py::none())
+      .def_property_readonly("bytes",
+                             [](const PyTape<T>& t) {
+                               Index n = 0;
+                               for (const auto* list : {&t.tape.saved, &t.tape.cells, &t.tape.outputs, &t.tape.dropped})
+                                 for (const Buffer<T>& b : *list) n += b.bytes();
+                               return n;
+                             })
       .def_property_readonly("shape", [](const PyTape<T>& t) { return py::make_tuple(t.tape.call.steps, t.tape.call.batch); })
       .def("cells", &cells<T>)
       .def("saved", &saved<T>, py::arg("k"));
@@ -373,6 +435,13 @@ void bind_recurrent(py::module_& m) {
       },
       py::arg("itemsize"), py::arg("cell"), py::arg("input"), py::arg("hidden"), py::arg("layers"), py::arg("bidirectional"),
       py::arg("precision"), py::arg("steps"), py::arg("batch"), py::arg("dropout"), py::arg("train"), py::arg("backward"));
+  m.def("deal", [](const py::object& lengths) {
+    const auto v = view<Index>(lengths, "lengths", {{"B", -1}}, Strides::kContiguous);
+    const std::vector<Index> order = deal(std::vector<Index>(v.data, v.data + v.shape[0]));
+    auto out = new_array<Index>({v.shape[0]});
+    std::copy(order.begin(), order.end(), out.mutable_data());
+    return out;
+  });
   m.def("philox_word", &philox_word, py::arg("key"), py::arg("layer_direction"), py::arg("t"), py::arg("b"), py::arg("unit"));
 }
 

@@ -61,7 +61,7 @@ class Backward {
     // Every step waits for da R; dx and the gradients of W and R are taken for the chunk.
     const Plan plan = make_plan({steps, batch, calls, chained, needs, 2 * input + hidden, hidden, C::kGates * s.padded, s.groups,
                                  2 * kPhaseCount<C>, parts, ceil_div(steps, block), kFlops<P>});
-    return {plan, block, steps, batch, copied, calls == 1 && parts == 1 && steps <= block};
+    return {plan, block, steps, batch, copied, calls == 1 && parts == 1 && steps <= block && !needs.sums};
   }
 
   Backward(const Call& call, const Schedule& schedule)
@@ -112,24 +112,39 @@ class Backward {
   }
   Backward(const Schedule& schedule, Index input, Index hidden) : schedule_(schedule), s_(input, hidden) {}  // to measure
 
-  void layout_memory(Arena& arena) {
-    zeros_ = arena.take<T>(zero_count());
+  static Index sums_size(Index batch, Index input, Index hidden, Index* block_steps) {
+    const Schedule c = schedule(kWeightRows, batch, &input, hidden, 1, false, {false, false, true});
+    Arena arena;
+    Backward(c, input, hidden).layout_sums(arena);
+    *block_steps = c.block_steps;
+    return arena.used() / Index(sizeof(T));
+  }
+  void layout_sums(Arena& arena) {
     for (int q = 0; q < kCount; ++q) {
       weight_sums_[q] = arena.take<T>(schedule_.direct_sums ? 0 : parts() * s_.depth(q) * s_.width(q));
       bias_sums_[q] = q == 1 && kSharedDa ? bias_sums_[0] : arena.take<T>(parts() * s_.width(q));
     }
     param_sums_ = arena.take<T>(parts() * C::kParams * s_.padded);
+    restart_sums_ = arena.take<T>(parts() * C::kStates * s_.padded);
+  }
+  void layout_memory(Arena& arena) {
+    zeros_ = arena.take<T>(zero_count());
+    if (call_.sums) {
+      Arena lent(call_.sums);
+      layout_sums(lent);
+    } else {
+      layout_sums(arena);
+    }
     dh_ = arena.take<T>(schedule_.batch * s_.padded);
     dc_ = arena.take<T>(C::kStates > 1 ? schedule_.batch * s_.padded : 0);
     c0_ = arena.take<T>(C::kStates > 1 ? schedule_.batch * s_.padded : 0);
     demitted_ = arena.take<T>(kLast > 0 ? schedule_.batch * s_.padded : 0);
     restart_c_ = arena.take<T>(C::kStates > 1 ? s_.padded : 0);
-    restart_sums_ = arena.take<T>(parts() * C::kStates * s_.padded);
     flow_ = arena.take<double>(call_.control.flow ? parts() * schedule_.steps * C::kStates : 0);
   }
   void begin() {
     fill_zero(zeros_, zero_count());
-    fill_zero(restart_sums_, parts() * C::kStates * s_.padded);
+    if (!call_.resume) fill_zero(restart_sums_, parts() * C::kStates * s_.padded);
     if (call_.control.flow) fill_zero(flow_, parts() * call_.steps * C::kStates);
     if (C::kStates > 1) {
       fill_zero(restart_c_, s_.padded);
@@ -153,12 +168,13 @@ class Backward {
     const Index t0 = chunk * schedule_.block_steps, t1 = smaller(call_.steps, t0 + schedule_.block_steps);
     const Range rows = part_of(call_.batch, part, parts()), groups = part_of(s_.groups, index, count);
     const Sync sync{barrier, count};
-    if (block == 0) clear_sums(part, groups);
+    const bool first_block = block == 0 && !call_.resume;
+    if (first_block) clear_sums(part, groups);
     if (index == 0) list_rows(w, rows, t0, t1);
     through_time(w, rows, part, t0, t1, groups, index, sync);  // after it the list is there for all
     if (call_.dx.data) input_gradient(w, rows, t0, t1, index, count);
     const Index n = w.block_ends[ceil_div(rows.end - rows.begin, kWeightRows) - 1];
-    if (block == 0 && n == 0 && !schedule_.direct_sums) clear_weight_sums(part, groups);  // else the first block stores them
+    if (first_block && n == 0 && !schedule_.direct_sums) clear_weight_sums(part, groups);  // else the first block stores them
     bool woven = false;
     for (int q = 0; q < kCount; ++q)
       if (copied(q)) weave(w, q, n, index, count), woven = true;
@@ -168,7 +184,7 @@ class Backward {
     } else {
       for_weight_tasks(index, count, [&](int q, Index g, Range depth) {
         weight_task(w, rows, part, q, g, depth, weight_sums(q, part) + s_.offset(g, product_columns<C>(q).count()), s_.width(q),
-                    block == 0);
+                    first_block);
       });
     }
   }
@@ -177,7 +193,7 @@ class Backward {
   // its sums are made here, group by group, and never lie in memory as a whole: a third of what a step at B = 1 would need.
   static constexpr bool kFinishes = true;
   void finish(Space& mine, int index, int count) {
-    if (call_.steps == 0) return;  // no block has cleared the sums
+    if (call_.steps == 0 || call_.more) return;  // no block has cleared the sums; or they are not complete
     if (index == 0) add_rest();
     if (schedule_.direct_sums) {
       if (ran_in_->block_ends[ceil_div(call_.batch, kWeightRows) - 1] == 0) return;
@@ -289,7 +305,7 @@ class Backward {
       for (Index i = rows.begin; i < rows.end; ++i) {
         const Index b = clock_.row_of(i), tape = t * call_.batch + i;
         if (!clock_.active(t, b)) {
-          if (clock_.repeats(t, b) >= 0 && call_.dy.data) repeated(t, b, groups);
+          if (clock_.repeats(t, b) != kSkipped && call_.dy.data) repeated(t, b, groups);
           continue;
         }
         Row& row = w.rows[n++];

@@ -21,8 +21,11 @@ struct Clock {
     const Index first = !reverse ? 0 : times.lengths ? times.lengths[b] - 1 : steps - 1;
     return t == first ? Index(kInitial) : reverse ? t + 1 : t - 1;
   }
-  // Of a step that is skipped: the one whose output it repeats, or -1.
-  OST_HD Index repeats(Index t, Index b) const { return times.before ? kSkipped - 1 - times.before[t * batch + b] : -1; }
+  // Of a step that is skipped: the one whose output it repeats, or kInitial (h0), or kSkipped.
+  OST_HD Index repeats(Index t, Index b) const {
+    const Index code = times.before ? times.before[t * batch + b] : kSkipped;
+    return code == kSkipped ? code : kHeld - 1 - code;
+  }
   // What the row ends with: a step, or kInitial, or kRestart.
   Index end(Index b) const {
     if (times.before) return times.before[steps * batch + b];

@@ -151,7 +151,10 @@ class Forward {
       for (Index i = b0; i < b1; ++i) {
         const Index t = clock_.time(s), b = clock_.row_of(i);
         if (!clock_.active(t, b)) continue;
-        w.words[n] = operand(at(call_.x, t, b), s_.input, w.encoded + n * row_words<P>(s_.input));
+        const T* x = at(call_.x, t, b);
+        if (clock_.times.order)
+          for (Index k = 0; k < smaller<Index>(s_.input, 8 * L); k += L) __builtin_prefetch(x + k);
+        w.words[n] = operand(x, s_.input, w.encoded + n * row_words<P>(s_.input));
         w.out[n++] = w.gx + ((s - s0) * (b1 - b0) + i - b0) * row;
       }
     constexpr Columns columns = C::kInput;
@@ -185,8 +188,8 @@ class Forward {
       T* y = at(call_.y, t, b);
       if (!clock_.active(t, b)) {
         const Index first = groups.begin * Layout<C, P>::U * L, end = larger(first, smaller(s_.hidden, groups.end * Layout<C, P>::U * L));
-        if (const Index from = clock_.repeats(t, b); from >= 0)
-          __builtin_memcpy(y + first, at(call_.y, from, b) + first, std::size_t(end - first) * sizeof(T));
+        if (const Index from = clock_.repeats(t, b); from != kSkipped)
+          __builtin_memcpy(y + first, hidden_after(from, b) + first, std::size_t(end - first) * sizeof(T));
         else
           fill_zero(y + first, end - first);
         continue;

@@ -23,6 +23,10 @@ template <class C, class P, class T = typename P::Real>
 int pack(const RawWeights<T>& raw, Index input, Index hidden, bool backward, T* memory, PackedWeights<T>* out) {
   return Pack<C, P>(raw, input, hidden, backward, memory, out).run();
 }
+template <class C, class P>
+Index sums_size(Index batch, Index input, Index hidden, Index* block_steps) {
+  return Backward<C, P>::sums_size(batch, input, hidden, block_steps);
+}
 template <class C, class P, class T = typename P::Real>
 void saved(const T* row, Index hidden, int k, T* out) {
   const Layout<C, P> s(1, hidden);
@@ -70,8 +74,8 @@ constexpr bool fits_driver() {
 template <class C, class P>
 CellKernels<typename P::Real> cell_kernels() {
   static_assert(Cell<C> && fits_driver<C>());
-  CellKernels<typename P::Real> k{packed_size<C, P>, pack<C, P>, forward<C, P>, nullptr, saved<C, P>, plan<C, P>};
-  if constexpr (P::kHead == 0) k.backward = backward<C, P>;
+  CellKernels<typename P::Real> k{packed_size<C, P>, pack<C, P>, forward<C, P>, nullptr, nullptr, saved<C, P>, plan<C, P>};
+  if constexpr (P::kHead == 0) k.backward = backward<C, P>, k.sums_size = sums_size<C, P>;
   return k;
 }
 template <class P, class... N>

@@ -27,6 +27,7 @@ constexpr double kRowsBound = 2.2, kBarrier = 2.5e-7, kWake = 5e-6;
 struct Needs {
   bool apart;       // calls must not run at the same time: they add to the same dx
   bool whole_rows;  // a row of the batch stays on one thread: its norms are taken
+  bool sums;        // the sums of the weight gradients outlive the call
 };
 
 struct Group {
@@ -133,8 +134,11 @@ class Lanes {
 // One block of memory a call, cut into 64-byte aligned pieces: measure first (memory null), then allocate, then cut again.
 class Arena {
  public:
-  ~Arena() { free_block(memory_); }
+  ~Arena() {
+    if (!lent_) free_block(memory_);
+  }
   Arena() = default;
+  explicit Arena(void* lent) : memory_(lent), lent_(true) {}
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
   template <class A>
@@ -159,6 +163,7 @@ class Arena {
  private:
   void* memory_ = nullptr;
   Index used_ = 0;
+  bool lent_ = false;
 };
 
 template <class T>

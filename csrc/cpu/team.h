@@ -33,6 +33,7 @@ class Team {
     if constexpr (requires { calls[0].dx_add; })
       for (int i = 0; i < count; ++i) {
         needs.apart |= calls[i].dx_add;
+        needs.sums |= calls[i].sums != nullptr;
         needs.whole_rows |= calls[i].control.clip_norm > 0 || calls[i].control.flow;
       }
     schedule_ = D::schedule(calls[0].steps, calls[0].batch, inputs, calls[0].weights->hidden, count, chained, needs);

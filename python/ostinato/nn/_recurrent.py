@@ -14,6 +14,7 @@ from .._check import Array, Seed
 from . import init
 from ._block import Views
 from ._layer import Layer, Pullback
+from ._segments import Segmented
 from ._stream import Stream
 
 State = Any  # h, or (h, c) for an LSTM
@@ -28,6 +29,55 @@ class _Call(NamedTuple):
     options: dict[str, Any]  # of the native call: lengths, resets, mask, repeat, restart_h, restart_c
     single: bool  # x came without a batch axis
     learned: bool  # h and c are the layer's own
+
+
+class _Last:
+    """What is known at the last step of each row: ``y [B,D*H]``, and where its gradient goes."""
+
+    def __init__(self, layer: Recurrent, call: _Call, shape: tuple[int, int, int], y: Array | None, h_n: Array) -> None:
+        batch, steps, width = shape
+        self.layer, self.call, self.shape = layer, call, shape
+        top = (layer.num_layers - 1) * layer._directions
+        self.top, self.y = top, h_n[top]
+        if layer._directions == 1:
+            return
+        assert y is not None
+        ends = np.full(batch, steps) if call.options["lengths"] is None else call.options["lengths"]
+        mask = call.options["mask"]
+        on = np.arange(steps)[:, None] < ends
+        if mask is not None:
+            on &= mask.view(bool)
+        self.rows = np.flatnonzero(on.any(0))  # a row without a step has the state that it was given
+        self.at = steps - 1 - on[::-1].argmax(0)[self.rows] if steps else self.rows
+        back = h_n[top + 1].copy()
+        back[self.rows] = y[self._where()][:, width // 2 :]
+        self.y = np.concatenate([self.y, back], 1)
+
+    def _where(self) -> tuple[Any, Any]:
+        return (self.rows, self.at) if self.layer.batch_first else (self.at, self.rows)
+
+    def spread(self, d: Array | None, dh: Array | None) -> tuple[Array | None, Array | None]:
+        """dy of all steps, and dh_n, from the gradient of y."""
+        batch, steps, width = self.shape
+        if d is None:
+            return None, dh
+        if _check.array("dy", d).shape != self.y.shape or d.dtype != self.y.dtype:
+            raise ValueError(f"dy: expected shape {self.y.shape} of {self.y.dtype}, got {d.shape} of {d.dtype}")
+        size = self.layer.hidden_size
+        out = (
+            np.zeros((self.layer.num_layers * self.layer._directions, batch, size), d.dtype)
+            if dh is None
+            else dh.copy()
+        )
+        out[self.top] += d[:, :size]
+        if self.layer._directions == 1:
+            return None, out
+        dy = np.zeros(self.shape if self.layer.batch_first else (steps, batch, width), d.dtype)
+        where, back = self._where(), d[:, size:]
+        dy[(*where, slice(size, None))] = back[self.rows]
+        alone = np.setdiff1d(np.arange(batch), self.rows)
+        out[self.top + 1, alone] += back[alone]
+        return dy, out
 
 
 class RecurrentPullback(Pullback):
@@ -54,12 +104,17 @@ class RecurrentPullback(Pullback):
     @property
     def cells(self) -> Array:
         """LSTM: c after every step, ``[L*D,T,B,H]`` (``[L*D,B,T,H]`` if batch_first); zero where a row takes no part."""
-        return self._shaped(self._tape.cells())
+        return self._shaped(self._known().cells())
 
     @property
     def gates(self) -> dict[str, Array]:
         """By name, each shaped as `cells` and read-only: i f g o of an LSTM, r z n of a GRU, none of an RNN."""
-        return {name: self._shaped(a) for name, a in _check.gates(self._cell, self._tape).items()}
+        return {name: self._shaped(a) for name, a in _check.gates(self._cell, self._known()).items()}
+
+    def _known(self) -> Any:
+        if self._tape is None:
+            raise TypeError("cells, gates: expected a pass without memory_limit")
+        return self._tape
 
     def _shaped(self, a: Array) -> Array:
         return a.squeeze(self._batch_axis) if self._single else a
@@ -252,6 +307,16 @@ class Recurrent(Layer):
         sizes = (self.input_size, self.hidden_size, self.num_layers)
         return make(self._cell, *sizes, self.bidirectional, parts, backward, precision=precision)
 
+    def _pack_apart(self) -> list[Any]:
+        """Every layer and direction packed by itself."""
+        make, precision = _check.typed("Packed", self._dtype), _check.native_precision(self._dtype, self._precision)
+        parts, d = self._parts(self.parameters()), self._directions
+        inputs = [self.input_size if k < d else d * self.hidden_size for k in range(len(parts))]
+        one = (self.hidden_size, 1, False)
+        return [
+            make(self._cell, n, *one, [p], True, k % d == 1, precision) for k, (n, p) in enumerate(zip(inputs, parts))
+        ]
+
     def _arguments(self, x: Array, state: State, times: tuple[object, object, object, str]) -> _Call:
         x = _check.array("x", x, (2, 3))
         single = x.ndim == 2  # [T, I]: one sequence without a batch axis
@@ -382,8 +447,10 @@ class Recurrent(Layer):
         clip_step_value: float | None = None,
         clip_step_norm: float | None = None,
         cuts: Array | None = None,
+        outputs: str = "all",
+        memory_limit: str | int | None = None,
         rng: Seed = None,
-    ) -> tuple[tuple[Array, State], RecurrentPullback]:
+    ) -> tuple[tuple[Any, State], RecurrentPullback]:
         """Run the stack for training, with dropout between its layers.
 
         ``(y, state), pullback = layer.vjp(x)``; then ``dx, dstate = pullback(dy=None, dstate=None, *, grads=None,
@@ -396,6 +463,12 @@ class Recurrent(Layer):
                 parameters' gradients: at every step dL/dh_t by all paths, and what step t + 1 hands to c_t, are clipped element by
                 element, and each row by its Euclidean norm over H, before they go on through the step.
             cuts: bool, shaped as resets: nothing goes from such a step to the state that it started from.
+            outputs: "all"; "last": y is ``[B,D*H]``, what is known at the last step of each row: h after it, and the output there of the
+                direction from the end; "none": y is None, and dy may be a function, see memory_limit.
+            memory_limit: a bound on what is kept for the backward pass, such as "512MB"; or "least"; or a number of segments. The states at
+                the borders of segments are kept, and segments that do not fit run again; gradients have the bits that they have without.
+                With one direction dy may then be a function ``dy(t, y)`` that is given the first step of a segment and its outputs
+                ``[n,B,H]``, from the last segment to the first, and returns their gradient.
 
         The other arguments are those of the call.
         """
@@ -414,26 +487,55 @@ class Recurrent(Layer):
             call = call._replace(
                 h=None if call.h is None else call.h.copy(), c=None if call.c is None else call.c.copy()
             )
-        y, h_n, c_n, tape = self._forward(call, True, dropout, key)
-        y.flags.writeable = False
-        single = call.single
+        _check.choice("outputs", outputs, ("all", "last", "none"))
+        single, run, tape = call.single, None, None
+        if memory_limit is None:
+            y, h_n, c_n, tape = self._forward(call, True, dropout, key)
+        else:
+            run = Segmented(self, call, memory_limit, outputs, dropout, key)
+            y, h_n, c_n = run.forward()
+        shape = (batch, steps, self._directions * self.hidden_size)
+        last = _Last(self, call, shape, y, h_n) if outputs == "last" else None
+        y = last.y if last is not None else None if outputs == "none" else y
+        if y is not None:
+            y = y.view()  # a segment that runs again writes its outputs again
+            y.flags.writeable = False
 
         def backward(
             grads: dict[str, Array | None], dy: Array | None, dstate: State, need_dx: bool, dcells: Array | None = None
         ) -> tuple[Any, State]:
+            if callable(dy) and (run is None or self._directions == 2 or single):
+                raise TypeError(
+                    "dy: expected an array; a function is taken with memory_limit, one direction and a batch axis"
+                )
             if single and dy is not None:
-                dy = self._with_batch("dy", dy, 2)
+                dy = dy[None] if last is not None else self._with_batch("dy", dy, 2)
             dh, dc = self._split_state("dstate", dstate)
             if single:
                 dh, dc = (None if s is None else _check.array("dstate", s, 2)[:, None] for s in (dh, dc))
                 dcells = None if dcells is None else np.expand_dims(dcells, 1 if self.batch_first else 2)
             dh, dc = (None if s is None else np.ascontiguousarray(_check.array("dstate", s)) for s in (dh, dc))
+            if last is not None:
+                dy, dh = last.spread(dy, dh)
             watch = self._watch
-            dx, dh0, dc0, dreset_h, dreset_c, norms = tape.backward(
-                dy, dh, dc, self._parts(grads), need_dx, **control, dcells=dcells, flow=watch is not None
-            )
-            if watch is not None:
-                watch(self, tape, norms)
+            if run is not None:
+                if dcells is not None:
+                    raise TypeError("dcells: expected None with memory_limit, got an array")
+                if isinstance(dy, np.ndarray) and (dy.shape, dy.dtype) != (
+                    shape if self.batch_first else (steps, batch, shape[2]),
+                    self._dtype,
+                ):
+                    raise ValueError(f"dy: expected the shape and dtype of y, got {dy.shape} of {dy.dtype}")
+                dx, dh0, dc0, dreset_h, dreset_c = run.backward(dy, dh, dc, self._parts(grads), need_dx, **control)
+                if dh0 is None:  # no step at all
+                    dh0 = np.zeros_like(h_n) if dh is None else dh
+                    dc0 = None if c_n is None else np.zeros_like(c_n) if dc is None else dc
+            else:
+                dx, dh0, dc0, dreset_h, dreset_c, norms = tape.backward(
+                    dy, dh, dc, self._parts(grads), need_dx, **control, dcells=dcells, flow=watch is not None
+                )
+                if watch is not None:
+                    watch(self, tape, norms)
             if self.learned_state:
                 for into, first, later in zip(self._initial(grads), (dh0, dc0), (dreset_h, dreset_c)):
                     for part, g in enumerate(into or ()):
@@ -441,7 +543,9 @@ class Recurrent(Layer):
                             g += (first[part].sum(0) if call.learned else 0) + (0 if later is None else later[part])
             return None if dx is None else self._without_batch(dx, single), self._join_state(dh0, dc0, single)
 
-        out = self._without_batch(y, single), self._join_state(h_n, c_n, single)
+        if single and y is not None:
+            y = y[0] if last is not None else self._without_batch(y, single)
+        out = y, self._join_state(h_n, c_n, single)
         return out, RecurrentPullback(self, backward, tape, single)
 
     def __repr__(self) -> str:

@@ -1,0 +1,333 @@
+"""Training within a bound of memory: the forward pass keeps the states at the borders of segments, the backward pass runs them again.
+
+Chen et al. (2016), "Training deep nets with sublinear memory cost", with one level of checkpoints: for a recurrent network the state at
+a border is a few rows, so one level reaches far (T = 1,000,000 within megabytes), and no step is computed more than twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .. import _check, _core
+from .._check import Array
+
+UNITS = {"B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "KIB": 1024, "MIB": 1024**2, "GIB": 1024**3}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Segments of ``length`` steps, cut from t = 0 on; the tapes of the last ``kept`` of them are kept, the others run again."""
+
+    steps: int
+    length: int
+    kept: int
+    border_bytes: int  # of one border
+    step_bytes: int  # of the tape of one step
+    other_bytes: int = 0  # kept in any case
+
+    @property
+    def count(self) -> int:
+        """How many segments."""
+        return -(-self.steps // self.length)
+
+    @property
+    def bytes(self) -> int:
+        """All that the forward pass keeps, or one segment that runs again beside the borders, whichever is more."""
+        longest = min(self.length, self.steps)
+        return self.other_bytes + self.count * self.border_bytes + max(self.kept, 1) * longest * self.step_bytes
+
+    @property
+    def extra(self) -> float:
+        """Steps of the forward pass that run a second time, as a share of all."""
+        return max(0, self.steps - self.kept * self.length) / self.steps if self.steps else 0.0
+
+
+def parse(limit: object) -> tuple[str, int]:
+    """("bytes", n) of "512MB", ("segments", n) of a number, ("least", 0) of "least"."""
+    if isinstance(limit, str):
+        text = limit.strip().upper().replace(" ", "")
+        if text == "LEAST":
+            return "least", 0
+        digits = text.rstrip("BKMGI")
+        try:
+            n = float(digits) * UNITS[text[len(digits) :]]
+            if 0 < n < 2**62:
+                return "bytes", int(n)
+        except (ValueError, KeyError):
+            pass
+        raise ValueError(
+            f"memory_limit: expected a size such as '512MB', 'least' or a number of segments, got {limit!r}"
+        )
+    return "segments", _check.positive("memory_limit", limit)
+
+
+def schedule(
+    limit: object, steps: int, unit: int, border_bytes: int, step_bytes: int, other_bytes: int = 0
+) -> Schedule:
+    """The cheapest schedule within a limit. Segments are multiples of ``unit`` steps, so that all sums keep their order.
+
+    Raises:
+        ValueError: not even the least that works fits; the message says what would.
+    """
+    kind, n = parse(limit)
+    costs = border_bytes, step_bytes, other_bytes
+    whole = -(-steps // unit) or 1  # units of all
+    if kind == "segments":
+        length = -(-whole // n) * unit
+        return Schedule(steps, length, 1 if length >= steps else 0, *costs)
+    sizes = sorted({min(whole, round(2 ** (k / 4))) for k in range(4 * whole.bit_length() + 1)})
+    plain = [Schedule(steps, size * unit, 0, *costs) for size in sizes]
+    least = min(plain, key=lambda s: (s.bytes, -s.length))
+    if kind == "least":
+        return least
+    if least.bytes > n:
+        raise ValueError(f"memory_limit: expected at least {least.bytes} bytes for this layer and input, got {limit!r}")
+    best = least
+    for s in plain:
+        free = n - other_bytes - s.count * border_bytes
+        kept = min(s.count, free // max(1, s.length * step_bytes))
+        if kept >= 1:
+            best = min(best, Schedule(steps, s.length, int(kept), *costs), key=lambda c: (c.extra, -c.length))
+    return best
+
+
+class Chain:
+    """Layers of one direction, run segment by segment. Arrays are time-major; x may be any strided view.
+
+    Args:
+        packed: native weights; of one direction, from the start or (``reverse``) from the end.
+        times: what `_check.times` gives, for all steps.
+    """
+
+    def __init__(
+        self, packed: Any, x: Array, times: dict[str, Any], plan: Schedule, *, dropout: float, key: int
+    ) -> None:
+        self.packed, self.x, self.times, self.plan = packed, x, times, plan
+        self.reverse, self.dropout, self.key = bool(packed.reverse), dropout, key
+        self.borders: dict[int, tuple[Array | None, Array | None]] = {}
+        self.tapes: dict[int, tuple[Any, Array]] = {}
+        steps, batch = x.shape[:2]
+        self.inside = np.arange(steps)[:, None] < (
+            np.full(batch, steps) if times["lengths"] is None else times["lengths"]
+        )
+        self.active = self.inside if times["mask"] is None else self.inside & times["mask"].view(bool)
+        self.held = self._held() if times["repeat"] and times["mask"] is not None else None
+        uneven = times["lengths"] is not None or times["mask"] is not None
+        self.order = _core.deal(self.active.sum(0, dtype=np.int64)) if uneven else None  # one for all segments
+
+    def _order(self) -> list[int]:
+        """Segments as they are processed."""
+        return list(range(self.plan.count))[:: -1 if self.reverse else 1]
+
+    def _range(self, k: int) -> tuple[int, int]:
+        return k * self.plan.length, min((k + 1) * self.plan.length, self.plan.steps)
+
+    def _held(self) -> dict[int, Array]:
+        """For each segment, which rows have an output to repeat from the step before it (in the order of processing)."""
+        batch, active = self.x.shape[1], self.active
+        resets = self.times["resets"]
+        begins = np.zeros_like(self.inside) if resets is None else self.inside & resets.view(bool)
+        if self.reverse:
+            begins = np.concatenate([begins[1:], np.zeros((1, batch), bool)])
+        out, held = {}, np.zeros(batch, bool)
+        for k in self._order():
+            out[k] = held.view(np.uint8)
+            t0, t1 = self._range(k)
+            clock = np.arange(1, t1 - t0 + 1)[:, None] if not self.reverse else np.arange(t1 - t0, 0, -1)[:, None]
+            last_active = (clock * active[t0:t1]).max(0, initial=0)  # 1 more than its place in the order of processing
+            last_begin = (clock * begins[t0:t1]).max(0, initial=0)
+            held = np.where(last_active | last_begin, last_active >= np.maximum(last_begin, 1), held)
+        return out
+
+    def _run(self, k: int, state: tuple[Array | None, Array | None], train: bool, out: Array | None) -> Any:
+        t0, t1 = self._range(k)
+        options = dict(self.times)
+        lengths = options.pop("lengths")
+        resets = options["resets"]
+        if lengths is not None:
+            lengths = np.clip(lengths - t0, 0, t1 - t0)
+        for name in ("resets", "mask"):
+            options[name] = None if options[name] is None else options[name][t0:t1]
+        if resets is not None and self.reverse and t1 < self.plan.steps:
+            options["resets_after"] = np.where(self.inside[t1], resets[t1], 0).astype(np.uint8)
+        options["held"] = None if self.held is None else self.held[k]
+        options["order"] = self.order
+        return self.packed.forward(
+            self.x[t0:t1], *state, lengths, False, out, train, self.dropout, self.key, **options, first_step=t0
+        )
+
+    def forward(self, h: Array | None, c: Array | None, y: Array | None = None) -> tuple[Array, Array | None]:
+        """The states at the end; outputs go to ``y [T,B,D*H]`` unless that is None."""
+        order = self._order()
+        kept = set(order[len(order) - self.plan.kept :] if self.plan.kept else ())
+        for k in order:
+            self.borders[k] = h, c
+            t0, t1 = self._range(k)
+            out, h, c, tape = self._run(k, (h, c), k in kept, None if y is None else y[t0:t1])
+            if tape is not None:
+                self.tapes[k] = tape, out
+        assert h is not None
+        return h, c
+
+    def backward(
+        self,
+        dy: Array | Callable[[int, Array], Array] | None,
+        dh: Array | None,
+        dc: Array | None,
+        grads: list[list[Array | None]],
+        *,
+        y: Array | None = None,
+        dx: Array | None = None,
+        dx_add: bool = False,
+        dreset: tuple[Array, Array | None] | None = None,
+        cuts: Array | None = None,
+        **control: float,
+    ) -> tuple[Array | None, Array | None]:
+        """The gradients of the states at the start; those of the input go to ``dx``. dy may be a function of a segment's first step and
+        outputs; y is where the forward pass wrote them."""
+        sums = self.packed.sums(self.x.shape[1])
+        order = self._order()
+        if not order:
+            return dh, dc
+        for n, k in enumerate(reversed(order)):
+            t0, t1 = self._range(k)
+            if k in self.tapes:
+                tape, out = self.tapes.pop(k)
+            else:
+                out, _, _, tape = self._run(k, self.borders[k], True, None if y is None else y[t0:t1])
+            d = dy(t0, out) if callable(dy) else None if dy is None else dy[t0:t1]
+            window = None if dx is None else dx[t0:t1]
+            _, dh, dc, *_ = tape.backward(
+                d, dh, dc, grads, False, **control, cuts=None if cuts is None else cuts[t0:t1], dx=window, dx_add=dx_add,
+                sums=sums, resume=n > 0, more=n + 1 < len(order), drestart=dreset,
+            )  # fmt: skip
+        return dh, dc
+
+
+class Segmented:
+    """A recurrent layer run within a bound of memory: `forward`, then `backward`.
+
+    Layers of one direction run all together, segment by segment. With two directions the one from the end needs all outputs of the layer
+    below first: layers and directions run one after the other, and the outputs between the layers stay.
+    """
+
+    def __init__(self, layer: Any, call: Any, limit: object, outputs: str, dropout: float, key: int) -> None:
+        self.layer, self.call, self.outputs, self.dropout, self.key = layer, call, outputs, dropout, key
+        self.first = layer.batch_first
+        self.x = np.swapaxes(call.x, 0, 1) if self.first else call.x
+        self.directions, self.layers, self.hidden = layer._directions, layer.num_layers, layer.hidden_size
+        self.packs = [layer._packed(True)] if self.directions == 1 else layer._pack_apart()
+        self.plan = plan_for(layer, limit, *self.x.shape[:2], outputs, packed=self.packs[0])
+        self.chains: list[Chain] = []
+        self.ys: list[Array] = []
+
+    def _times(self, part: int) -> dict[str, Any]:
+        options = dict(self.call.options)
+        if self.directions == 2:
+            for name in ("restart_h", "restart_c"):
+                options[name] = None if options[name] is None else options[name][part : part + 1]
+        return options
+
+    def _part(self, a: Array | None, part: int) -> Array | None:
+        return a if a is None or self.directions == 1 else a[part : part + 1]
+
+    def _new(self, width: int) -> tuple[Array, Array]:
+        """An array in the layer's layout, and the same time-major."""
+        steps, batch = self.x.shape[:2]
+        a = np.empty((batch, steps, width) if self.first else (steps, batch, width), self.x.dtype)
+        return a, np.swapaxes(a, 0, 1) if self.first else a
+
+    def forward(self) -> tuple[Array | None, Array, Array | None]:
+        """y (None unless all outputs are wanted, or there are two directions), h_n, c_n."""
+        x, y, h_n, c_n = self.x, None, [], []
+        for k, packed in enumerate(self.packs):
+            layer, d = (k // 2, k % 2) if self.directions == 2 else (self.layers - 1, 0)
+            if d == 0 and (self.outputs == "all" or self.directions == 2):
+                last = layer == self.layers - 1
+                y, rows = self._new(self.directions * self.hidden) if last else (None, np.empty(0, x.dtype))
+                if not last:
+                    rows = np.empty((*x.shape[:2], 2 * self.hidden), x.dtype)
+                self.ys.append(rows)
+            dropout = self.dropout if self.directions == 1 else 0.0
+            chain = Chain(packed, x, self._times(k), self.plan, dropout=dropout, key=self.key)
+            out = self.ys[-1][..., d * self.hidden : (d + 1) * self.hidden] if self.ys else None
+            h, c = chain.forward(self._part(self.call.h, k), self._part(self.call.c, k), out)
+            self.chains.append(chain)
+            h_n.append(h)
+            c_n.append(c)
+            if d == 1 and layer + 1 < self.layers:
+                x = self.ys[-1]
+                if self.dropout:
+                    x = x.copy()
+                    self.layer._packed(True).drop(layer, x, self.dropout, self.key, 0)
+        return y, np.concatenate(h_n), None if c_n[0] is None else np.concatenate(c_n)
+
+    def backward(
+        self,
+        dy: Any,
+        dh: Array | None,
+        dc: Array | None,
+        grads: list[list[Array | None]],
+        need_dx: bool,
+        **control: Any,
+    ) -> tuple[Array | None, Array | None, Array | None, Array | None, Array | None]:
+        """dx, dh0, dc0 and the gradients of the restarts' states."""
+        call, n = self.call, self.layers * self.directions
+        if isinstance(dy, np.ndarray) and self.first:
+            dy = np.swapaxes(dy, 0, 1)
+        shape = (n, self.hidden)
+        reset = call.options["resets"] is not None
+        dreset_h = np.zeros(shape, self.x.dtype) if reset else None
+        dreset_c = np.zeros(shape, self.x.dtype) if reset and self.layer._has_cells else None
+        dh0, dc0 = [], []
+        dx, rows = self._new(self.layer.input_size) if need_dx else (None, None)
+        below = None
+        for k in reversed(range(len(self.packs))):
+            layer, d = (k // 2, k % 2) if self.directions == 2 else (0, 0)
+            half = slice(d * self.hidden, (d + 1) * self.hidden)
+            if layer == 0:
+                into = rows
+            elif d == 1:
+                below = into = np.empty(self.chains[k].x.shape, self.x.dtype)
+            into_add = self.directions == 2 and d == 0  # the direction from the end has been before
+            dreset = None if dreset_h is None else (self._part(dreset_h, k), self._part(dreset_c, k))
+            part_h, part_c = self.chains[k].backward(
+                dy if callable(dy) or dy is None else dy[..., half], self._part(dh, k), self._part(dc, k),
+                grads[k : k + 1] if self.directions == 2 else grads, y=self.ys[layer][..., half] if self.ys else None,
+                dx=into, dx_add=into_add, dreset=dreset, **control,
+            )  # fmt: skip
+            dh0.insert(0, part_h)
+            dc0.insert(0, part_c)
+            self.chains[k].borders.clear()
+            if d == 0 and layer > 0:
+                assert below is not None
+                if self.dropout:
+                    self.layer._packed(True).drop(layer - 1, below, self.dropout, self.key, 0)
+                dy = below
+        return dx, *(None if a[0] is None else np.concatenate(a) for a in (dh0, dc0)), dreset_h, dreset_c
+
+
+def plan_for(layer: Any, limit: object, steps: int, batch: int, outputs: str, packed: Any = None) -> Schedule:
+    """The schedule of a layer for ``x [T,B,I]``."""
+    packed = (layer._packed(True) if layer._directions == 1 else layer._pack_apart()[0]) if packed is None else packed
+    cell, itemsize = _cells(layer), layer.dtype.itemsize
+    lanes = _core.fma_lanes(itemsize)
+    n, rows = layer.num_layers * layer._directions, batch * layer.hidden_size * itemsize
+    padded = -(-layer.hidden_size // lanes) * lanes * batch * itemsize
+    tape = n * (cell["saved"] + (cell["states"] > 1)) * padded
+    between = (layer.num_layers - 1) * layer._directions * rows * (2 if layer.dropout else 1)
+    kept = 0
+    if layer._directions == 2:  # the outputs between the layers stay, and one gradient of such
+        kept = (between + (layer.num_layers > 1) * 2 * rows) * steps
+    else:
+        tape += between + (outputs != "all") * rows
+    unit = packed.sums(batch).block_steps
+    return schedule(limit, steps, unit, n * cell["states"] * rows, tape, kept)
+
+
+def _cells(layer: Any) -> dict[str, int]:
+    return _core.cells()[layer._cell]
