@@ -25,11 +25,12 @@ Words unit_words(std::uint64_t key, std::uint32_t layer_direction, std::uint64_t
 }
 
 template <class T>
-void add_rows(const Rows<T>& from, const Rows<T>& to, Index steps, Index batch, Index width) {
+void add_rows(const Rows<T>& from, const Rows<T>& to, Index steps, Index batch, Index width, const Index* lengths) {
   for (Index t = 0; t < steps; ++t)
     for (Index b = 0; b < batch; ++b) {
+      if (to.starts && t >= lengths[b]) continue;
       const T* __restrict a = from.data + t * from.t + b * from.b;
-      T* __restrict c = to.data + t * to.t + b * to.b;
+      T* __restrict c = to.data + (to.starts ? (to.starts[b] + t) * to.t : t * to.t + b * to.b);
       for (Index k = 0; k < width; ++k) c[k] += a[k];
     }
 }
@@ -214,7 +215,7 @@ int stack_forward(const PackedStack<T>& packed, const StackCall<T>& call, Tape<T
         if (call.restart_h) f.restart_h = call.restart_h + part * s.hidden;
         if (call.restart_c) f.restart_c = call.restart_c + part * s.hidden;
         f.x = x;
-        f.y = {y.data + d * s.hidden, y.t, y.b};
+        f.y = {y.data + d * s.hidden, y.t, y.b, y.starts};
         if (call.h0) f.h0 = call.h0 + part * state;
         if (call.c0) f.c0 = call.c0 + part * state;
         if (call.hn) f.hn = call.hn + part * state;
@@ -253,7 +254,7 @@ int stack_backward(const Tape<T>& tape, const StackGradients<T>& g, Poll poll) {
   const StackShape& s = packed.shape;
   const StackCall<T>& call = tape.call;
   const Index rows = call.steps * call.batch, state = call.batch * s.hidden;
-  const Rows<T> inner{nullptr, call.batch * s.width(), s.width()};
+  const Rows<T> inner{nullptr, call.batch * s.width(), s.width(), nullptr};
   std::vector<Buffer<T>> below(std::size_t(s.layers));  // gradients of the layers' inputs
   Rows<const T> dy = g.dy;
   std::vector<GroupPlan> groups = stack_plan(packed.cell(), s, call.steps, call.batch, call.dropout > 0, true);
@@ -263,7 +264,7 @@ int stack_backward(const Tape<T>& tape, const StackGradients<T>& g, Poll poll) {
     Buffer<T> other;  // what the second direction gives, where both run at the same time
     Rows<T> dx{}, second{};
     for (Index layer = group.first_layer + group.layers; layer-- > group.first_layer;) {
-      Rows<const T> x = call.x, y{call.y.data, call.y.t, call.y.b};
+      Rows<const T> x = call.x, y{call.y.data, call.y.t, call.y.b, call.y.starts};
       if (layer > 0) x = {(tape.dropped.empty() ? tape.outputs : tape.dropped)[layer - 1].get(), inner.t, inner.b};
       if (layer + 1 < s.layers) y = {tape.outputs[layer].get(), inner.t, inner.b};
       dx = g.dx;
@@ -290,11 +291,11 @@ int stack_backward(const Tape<T>& tape, const StackGradients<T>& g, Poll poll) {
         if (g.dcells.data) b.control.dcells.data += part * g.dcells_part;
         if (g.flow) b.control.flow = g.flow + part * call.steps * packed.traits().states;
         b.x = x;
-        b.y = {y.data + d * s.hidden, y.t, y.b};
+        b.y = {y.data + d * s.hidden, y.t, y.b, y.starts};
         if (call.h0) b.h0 = call.h0 + part * state;
         if (call.c0) b.c0 = call.c0 + part * state;
         b.saved = tape.saved[part].get(), b.cells = tape.cells[part].get();
-        b.dy = {dy.data ? dy.data + d * s.hidden : nullptr, dy.t, dy.b};
+        b.dy = {dy.data ? dy.data + d * s.hidden : nullptr, dy.t, dy.b, dy.starts};
         if (g.dhn) b.dhn = g.dhn + part * state;
         if (g.dcn) b.dcn = g.dcn + part * state;
         b.dx = d == 1 && second.data ? second : dx;
@@ -312,7 +313,7 @@ int stack_backward(const Tape<T>& tape, const StackGradients<T>& g, Poll poll) {
     const Index layer = group.first_layer;
     if (second.data) {
       const unsigned mode = flush_denormals_on();  // as in the kernels, which add where directions run one after the other
-      add_rows(second, dx, call.steps, call.batch, s.layer_input(layer));
+      add_rows(second, dx, call.steps, call.batch, s.layer_input(layer), call.lengths.data());
       flush_denormals_restore(mode);
     }
     if (layer == 0) break;

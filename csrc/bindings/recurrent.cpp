@@ -117,21 +117,52 @@ std::vector<Axis> sequence_axes(Index steps, Index batch, const char* name, Inde
   return {{"T", steps}, {"B", batch}, {name, width}};
 }
 
+// Sequences one after the other in flat rows: sequence b is rows [offsets[b], offsets[b + 1]).
+struct Ragged {
+  Index steps = 0;
+  std::vector<Index> starts, lengths;  // starts has one more: the number of rows
+};
+Ragged ragged_rows(const py::object& offsets, Index rows) {
+  const auto v = view<Index>(offsets, "offsets", {{"B+1", -1}}, Strides::kContiguous);
+  const Index n = v.shape[0];
+  if (n < 1 || v.data[0] != 0 || v.data[n - 1] != rows)
+    fail("offsets", "numbers from 0 to N = " + std::to_string(rows),
+         n < 1 ? "none" : std::to_string(v.data[0]) + " to " + std::to_string(v.data[n - 1]));
+  Ragged out;
+  out.starts.assign(v.data, v.data + n);
+  for (Index b = 0; b + 1 < n; ++b) {
+    const Index length = v.data[b + 1] - v.data[b];
+    if (length < 0)
+      fail("offsets", "numbers that do not decrease",
+           std::to_string(v.data[b]) + " before " + std::to_string(v.data[b + 1]) + " at position " + std::to_string(b + 1));
+    out.lengths.push_back(length);
+    out.steps = std::max(out.steps, length);
+  }
+  return out;
+}
+
 template <class T>
 py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, const py::object& h0, const py::object& c0,
                   const py::object& lengths, bool batch_first, const py::object& out, bool train, double dropout, std::uint64_t key,
                   const py::object& resets, const py::object& mask, bool repeat, const py::object& restart_h, const py::object& restart_c,
-                  Index first_step, const py::object& held, const py::object& resets_after, const py::object& order) {
+                  Index first_step, const py::object& held, const py::object& resets_after, const py::object& order,
+                  const py::object& offsets) {
   const StackShape& s = packed->shape;
   const bool has_cells = packed->traits().states > 1;
-  const auto xv = time_major(view<T>(x, "x", sequence_axes(-1, -1, "I", s.input, batch_first)), batch_first);
-  const Index steps = xv.shape[0], batch = xv.shape[1], parts = s.layers * s.directions;
+  const bool ragged = !offsets.is_none();
+  Ragged flat;
+  if (ragged) flat = ragged_rows(offsets, view<T>(x, "x", {{"N", -1}, {"I", s.input}}).shape[0]);
+  const auto xv = ragged ? view<T>(x, "x", {{"N", -1}, {"I", s.input}})
+                         : time_major(view<T>(x, "x", sequence_axes(-1, -1, "I", s.input, batch_first)), batch_first);
+  const Index steps = ragged ? flat.steps : xv.shape[0], batch = ragged ? Index(flat.lengths.size()) : xv.shape[1];
+  const Index parts = s.layers * s.directions;
   const std::vector<Axis> state{{parts == 1 ? "1" : "L*D", parts}, {"B", batch}, {"H", s.hidden}};
   const auto h0v = optional_view<T>(h0, "h0", state), c0v = optional_view<T>(c0, "c0", state);
 
   StackCall<T> call;
   call.steps = steps, call.batch = batch, call.dropout = dropout, call.key = key;
-  call.x = {xv.data, xv.strides[0], xv.strides[1]};
+  call.starts = flat.starts;
+  call.x = {xv.data, xv.strides[0], ragged ? 0 : xv.strides[1], ragged ? call.starts.data() : nullptr};
   if (!h0.is_none()) call.h0 = h0v.data;
   if (!c0.is_none()) call.c0 = c0v.data;
   const auto lv = optional_view<Index>(lengths, "lengths", {{"B", batch}});
@@ -150,16 +181,20 @@ py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, c
   call.first_step = first_step;
   const auto held_view = optional_view<std::uint8_t>(held, "held", {{"B", batch}});
   const auto after_view = optional_view<std::uint8_t>(resets_after, "resets_after", {{"B", batch}});
-  set_times(call, lv.data, resets_view.data, mask_view.data, repeat, held_view.data, after_view.data);
+  set_times(call, ragged ? flat.lengths.data() : lv.data, resets_view.data, mask_view.data, repeat, held_view.data, after_view.data);
   if (!order.is_none()) {
     const auto v = view<Index>(order, "order", {{"B", batch}}, Strides::kContiguous);
     call.order.assign(v.data, v.data + batch);
   }
   py::object y = out;
-  if (out.is_none()) y = batch_first ? new_array<T>({batch, steps, s.width()}) : new_array<T>({steps, batch, s.width()});
-  auto yv =
-      time_major(view<T>(y, "out", sequence_axes(steps, batch, "D*H", s.width(), batch_first), Strides::kUnitLast, true), batch_first);
-  if (!out.is_none()) {
+  if (ragged)
+    y = new_array<T>({xv.shape[0], s.width()});
+  else if (out.is_none())
+    y = batch_first ? new_array<T>({batch, steps, s.width()}) : new_array<T>({steps, batch, s.width()});
+  auto yv = ragged ? view<T>(y, "out", {{"N", -1}, {"D*H", s.width()}})
+                   : time_major(view<T>(y, "out", sequence_axes(steps, batch, "D*H", s.width(), batch_first), Strides::kUnitLast, true),
+                                batch_first);
+  if (!out.is_none() && !ragged) {
     // Rows of its own for every (t, b): the finer axis steps over whole rows, the coarser over all that the finer covers.
     const Index st = std::abs(yv.strides[0]), sb = std::abs(yv.strides[1]), width = s.width();
     const bool apart = st >= sb ? (batch < 2 || sb >= width) && (steps < 2 || st >= (batch - 1) * sb + width)
@@ -169,7 +204,7 @@ py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, c
     if (!h0.is_none()) refuse_overlap(yv, h0v, "out", "h0");
     if (!c0.is_none()) refuse_overlap(yv, c0v, "out", "c0");
   }
-  call.y = yv.rows();
+  call.y = {yv.data, yv.strides[0], ragged ? 0 : yv.strides[1], call.x.starts};
   auto hn = new_array<T>({parts, batch, s.hidden});
   call.hn = hn.mutable_data();
   py::object cn = py::none();
@@ -195,7 +230,7 @@ py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, c
   check_status(status);
   if (tape) {
     call.poll = {};
-    tape->tape.call = std::move(call);
+    tape->tape.call = std::move(call);  // the vectors keep their memory: x.starts and y.starts stay
     return py::make_tuple(y, hn, cn, py::cast(tape));
   }
   return py::make_tuple(y, hn, cn, py::none());
@@ -276,9 +311,11 @@ py::tuple backward(PyTape<T>& t, const py::object& dy, const py::object& dhn, co
   const Index steps = tape.call.steps, batch = tape.call.batch, parts = s.layers * s.directions;
   const std::vector<Axis> state{{parts == 1 ? "1" : "L*D", parts}, {"B", batch}, {"H", s.hidden}};
   StackGradients<T> g;
+  const bool ragged = tape.call.x.starts != nullptr;
   if (!dy.is_none()) {
-    const auto v = time_major(view<T>(dy, "dy", sequence_axes(steps, batch, "D*H", s.width(), t.batch_first)), t.batch_first);
-    g.dy = {v.data, v.strides[0], v.strides[1]};
+    const auto v = ragged ? view<T>(dy, "dy", {{"N", t.tape.call.starts.back()}, {"D*H", s.width()}})
+                          : time_major(view<T>(dy, "dy", sequence_axes(steps, batch, "D*H", s.width(), t.batch_first)), t.batch_first);
+    g.dy = {v.data, v.strides[0], ragged ? 0 : v.strides[1], tape.call.x.starts};
     if (steps * batch == 0) g.dy.data = nullptr;
   }
   g.dhn = optional_view<T>(dhn, "dh_n", state).data;
@@ -293,6 +330,10 @@ py::tuple backward(PyTape<T>& t, const py::object& dy, const py::object& dhn, co
         time_major(view<T>(dx_out, "dx", sequence_axes(steps, batch, "I", s.input, t.batch_first), Strides::kUnitLast, true), t.batch_first)
             .rows();
     g.dx_add = dx_add, dx = dx_out;
+  } else if (need_dx && ragged) {
+    auto array = new_array<T>({t.tape.call.starts.back(), s.input});
+    g.dx = {array.mutable_data(), s.input, 0, tape.call.x.starts};
+    dx = array;
   } else if (need_dx) {
     auto array = t.batch_first ? new_array<T>({batch, steps, s.input}) : new_array<T>({steps, batch, s.input});
     g.dx = time_major(view<T>(array, "dx", sequence_axes(steps, batch, "I", s.input, t.batch_first)), t.batch_first).rows();
@@ -389,7 +430,8 @@ void bind_typed(py::module_& m, const char* packed_name, const char* tape_name) 
       .def("forward", &forward<T>, py::arg("x"), py::arg("h0"), py::arg("c0"), py::arg("lengths"), py::arg("batch_first"), py::arg("out"),
            py::arg("train"), py::arg("dropout"), py::arg("key"), py::arg("resets") = py::none(), py::arg("mask") = py::none(),
            py::arg("repeat") = false, py::arg("restart_h") = py::none(), py::arg("restart_c") = py::none(), py::arg("first_step") = 0,
-           py::arg("held") = py::none(), py::arg("resets_after") = py::none(), py::arg("order") = py::none())
+           py::arg("held") = py::none(), py::arg("resets_after") = py::none(), py::arg("order") = py::none(),
+           py::arg("offsets") = py::none())
       .def("sums", &sums<T>, py::arg("batch"))
       .def("drop", &drop<T>, py::arg("layer"), py::arg("y"), py::arg("rate"), py::arg("key"), py::arg("first_step"));
   py::class_<Sums<T>, std::shared_ptr<Sums<T>>>(m, (std::string("Sums") + (packed_name + 6)).c_str())

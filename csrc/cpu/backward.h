@@ -482,7 +482,7 @@ class Backward {
         w.words[n] =
             P::encode(w.da[0] + chunk_row(t, t0, rows, row) * s_.row_stride(0), s_.width(0), w.encoded + n * row_words<P>(s_.width(0)));
         w.out[n++] = dx;
-      } else if (!call_.dx_add) {
+      } else if (!call_.dx_add && !call_.dx.starts) {
         fill_zero(dx, s_.input);
       }
     }

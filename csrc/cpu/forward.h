@@ -12,7 +12,7 @@ constexpr Index kBlockRows = 128;  // rows of projected input ahead of the recur
 
 template <class T>
 OST_HD T* at(const Rows<T>& rows, Index t, Index b) {
-  return rows.data + t * rows.t + b * rows.b;
+  return rows.data + (rows.starts ? (rows.starts[b] + t) * rows.t : t * rows.t + b * rows.b);
 }
 
 template <class T>
@@ -187,6 +187,7 @@ class Forward {
       const Index b = clock_.row_of(i);
       T* y = at(call_.y, t, b);
       if (!clock_.active(t, b)) {
+        if (call_.y.starts) continue;
         const Index first = groups.begin * Layout<C, P>::U * L, end = larger(first, smaller(s_.hidden, groups.end * Layout<C, P>::U * L));
         if (const Index from = clock_.repeats(t, b); from != kSkipped)
           __builtin_memcpy(y + first, hidden_after(from, b) + first, std::size_t(end - first) * sizeof(T));

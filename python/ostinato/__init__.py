@@ -14,6 +14,7 @@ from typing import Any as _Any
 from . import functional, losses, nn, optim
 from ._core import get_num_threads, release_memory, set_num_threads, use_kernels
 from ._core import supported_kernels as _supported
+from ._ragged import Ragged
 
 if _TYPE_CHECKING:
     from . import data, reference, safetensors
@@ -62,6 +63,7 @@ def kernels() -> dict[str, object]:
 
 
 __all__ = [
+    "Ragged",
     "Trainer",
     "__version__",
     "data",

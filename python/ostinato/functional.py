@@ -121,8 +121,8 @@ def _run(
     pair = isinstance(reset_state, (tuple, list)) and len(reset_state) == 2
     if reset_state is not None and pair != (_core.cells()[packed.cell]["states"] == 2):
         raise TypeError(f"reset_state: expected h, or (h, c) for an LSTM, got {type(reset_state).__name__}")
-    reset_h, reset_c = reset_state if pair else (reset_state, None)  # type: ignore[misc]  # a pair
-    options |= {"restart_h": _row("reset_state", reset_h, 1), "restart_c": _row("reset_state", reset_c, 1)}
+    reset: Any = reset_state if pair else (reset_state, None)
+    options |= {name: _row("reset_state", r, 1) for name, r in zip(("restart_h", "restart_c"), reset)}
     if train:  # the caller may reuse the arrays of its state before the pullback runs
         h, c = (None if s is None else s.copy() for s in (h, c))
         options |= {n: None if options[n] is None else options[n].copy() for n in ("restart_h", "restart_c")}

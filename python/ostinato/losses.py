@@ -45,6 +45,10 @@ class Loss:
             return None
         if y.ndim < 2:
             raise ValueError(f"lengths: expected y with axes for time and batch, got shape {y.shape}")
+        if isinstance(lengths, np.ndarray) and lengths.dtype == np.bool_:
+            if lengths.shape != y.shape[:2]:
+                raise ValueError(f"lengths: expected a mask of shape {y.shape[:2]}, that of y, got {lengths.shape}")
+            return lengths
         batch, steps = y.shape[:2] if self.batch_first else y.shape[1::-1]
         ends = _check.lengths(lengths, steps, batch)
         assert ends is not None

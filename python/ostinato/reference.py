@@ -300,8 +300,8 @@ def backward(
             into = [np.where(n > clip_norm, d * clip_norm / np.maximum(n, clip_norm), d) for d, n in zip(into, norms)]
         flow[t, 0] = (into[0] ** 2).sum()
         if run.cell.startswith("lstm"):
-            flow[t, 1] = (_cell_gradient(*into, run.caches[t], run.weights) ** 2).sum()
-        dx[t], dh_before, dc_before = step_backward(*into, run.caches[t], run.weights, g)
+            flow[t, 1] = (_cell_gradient(into[0], into[1], run.caches[t], run.weights) ** 2).sum()
+        dx[t], dh_before, dc_before = step_backward(into[0], into[1], run.caches[t], run.weights, g)
         dh, dc = np.where(on, dh_before, dh), np.where(on, dc_before, dc)
         hand_over(run.active[t] & (False if cuts is None else cuts[t]), run.restarted[t])
     return Gradients(dx, dh, dc, g, restart, flow)
@@ -311,7 +311,8 @@ def _cell_gradient(dh: Array, dc: Array, cache: Any, p: Weights) -> Array:
     """dL/dc_t of an LSTM by all paths, from dL/dh_t and what step t + 1 handed to c_t."""
     *_, o, new_c = cache
     po = 0 if p.weight_peephole is None else p.weight_peephole[2]
-    return dc + dh * o * (1 - np.tanh(new_c) ** 2) + dh * np.tanh(new_c) * o * (1 - o) * po
+    out: Array = dc + dh * o * (1 - np.tanh(new_c) ** 2) + dh * np.tanh(new_c) * o * (1 - o) * po
+    return out
 
 
 def philox(key: int, counter: tuple[int, int, int, int]) -> tuple[int, int, int, int]:

@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,12 +33,14 @@ from . import _check, safetensors
 from ._check import Array
 from .data import ArrayLoader
 from .losses import Loss
-from .nn import Layer, Recurrent, Sequential
+from .nn import Activation, Dropout, Layer, Linear, Recurrent, Sequential
+from .nn._segments import parse as parse_limit
 from .optim import Optimizer, clip_by_value, global_norm
 
 __all__ = ["Callback", "Diverged", "History", "Trainer"]
 
 Row = dict[str, float]
+Times = dict[str, Any]  # lengths, resets, mask, masked of a batch: what is there
 PATIENCE = "no better loss within patience"
 
 
@@ -100,6 +102,11 @@ class Trainer:
         optimizer: it keeps its state between calls of fit.
         clip_norm, clip_value: clip gradients by their global norm, or each by value.
         outputs: "all": the loss takes every step's output; "last": that of the last real step only.
+        clip_step_value, clip_step_norm: bounds on the gradient at every step on its way back through time; see `nn.RNN.vjp`.
+        memory_limit: a bound on what each recurrent layer keeps for its backward pass, such as "512MB"; see `nn.RNN.vjp`.
+        tbptt: ``(k1, k2)``, truncated backpropagation through time (Williams, Peng 1990, BPTT(h; h') with h = k2, h' = k1): a batch is
+            walked through in strides of k1 steps, an update for each; the state is carried on, and the gradient of the losses of
+            those k1 steps goes back through the last k2 >= k1. A step of the history is then a whole batch.
         metrics: names to functions ``(y, target, lengths) -> (sum, count)``, reported by evaluate.
         callbacks: `Callback` objects.
     """
@@ -113,6 +120,10 @@ class Trainer:
         clip_norm: float | None = None,
         clip_value: float | None = None,
         outputs: str = "all",
+        clip_step_value: float | None = None,
+        clip_step_norm: float | None = None,
+        memory_limit: str | int | None = None,
+        tbptt: tuple[int, int] | None = None,
         metrics: dict[str, Callable[[Array, Array, Any], tuple[float, int]]] | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
@@ -128,9 +139,31 @@ class Trainer:
         self.metrics, self.callbacks = dict(metrics or {}), list(callbacks)
         if "loss" in self.metrics:
             raise ValueError("metrics: expected names other than 'loss', which is there already")
-        self.time_major = not any(m.batch_first for m in _layers(model) if isinstance(m, Recurrent))
+        recurrent = [m for m in _layers(model) if isinstance(m, Recurrent)]
+        self.time_major = not any(m.batch_first for m in recurrent)
+        given = {"clip_step_value": clip_step_value, "clip_step_norm": clip_step_norm, "memory_limit": memory_limit}
+        self._options = {name: value for name, value in given.items() if value is not None}
+        if self._options and not recurrent:
+            raise ValueError(f"{next(iter(self._options))}: expected a model with recurrent layers, got {model!r}")
+        for name in ("clip_step_value", "clip_step_norm"):
+            _check.clipping(name, given[name])  # type: ignore[arg-type]  # numbers
+        if memory_limit is not None:
+            parse_limit(memory_limit)
+        self.tbptt = None if tbptt is None else self._strides(tbptt, recurrent)
         self._stop, self._epochs = "", 0
         self._running = threading.Lock()
+
+    def _strides(self, tbptt: tuple[int, int], recurrent: list[Recurrent]) -> tuple[int, int]:
+        if not isinstance(tbptt, (tuple, list)) or len(tbptt) != 2:
+            raise TypeError(f"tbptt: expected a pair (k1, k2), got {tbptt!r}")
+        k1, k2 = (_check.positive("tbptt", k) for k in tbptt)
+        if k1 > k2:
+            raise ValueError(f"tbptt: expected k1 <= k2, or steps would have no gradient, got k1 = {k1}, k2 = {k2}")
+        if self.outputs == "last":
+            raise ValueError('tbptt: expected outputs="all", since most windows do not hold the last step, got "last"')
+        if not recurrent or any(m.bidirectional for m in recurrent):
+            raise ValueError("tbptt: expected recurrent layers of one direction, whose state can be carried on")
+        return k1, k2
 
     def stop(self, reason: str = "stopped by a callback") -> None:
         """End the run after the present step."""
@@ -138,41 +171,96 @@ class Trainer:
 
     # -- one step ------------------------------------------------------------------------------------------------
 
-    def _forward(self, x: Array, state: Any, lengths: Any) -> tuple[Array, Any]:
+    def _forward(self, x: Array, state: Any, times: Times) -> tuple[Array, Any]:
         if not self.model.stateful:
             return self.model(x), None
-        y, state = self.model(x, state, lengths=lengths) if self.model.takes_lengths else self.model(x, state)
+        y, state = self.model(x, state, **times) if self.model.takes_lengths else self.model(x, state)
         return y, state
 
-    def _vjp(self, x: Array, state: Any, lengths: Any) -> tuple[Array, Any, Any]:
+    def _vjp(self, x: Array, state: Any, times: Times) -> tuple[Array, Any, Any]:
         if not self.model.stateful:
             y, pullback = self.model.vjp(x)
             return y, None, pullback
-        options = {"lengths": lengths} if self.model.takes_lengths else {}
+        options = {**times, **self._options} if self.model.takes_lengths else {}
+        if self.outputs == "last" and _tells_last(self.model):
+            options["outputs"] = "last"
         (y, state), pullback = self.model.vjp(x, state, **options)
         return y, state, pullback
 
-    def _pick(self, y: Array, lengths: Any) -> tuple[Array, Any]:
+    def _counts(self, y: Array, times: Times) -> Any:
+        """What the loss is given: lengths, or a mask of the steps that count."""
+        if times.get("mask") is None:
+            return times.get("lengths")
+        mask: Array = times["mask"]
+        if times.get("lengths") is None:
+            return mask
+        clock = np.arange(mask.shape[0 if self.time_major else 1])
+        ends = np.asarray(times["lengths"])
+        return mask & (clock[:, None] < ends if self.time_major else clock < ends[:, None])
+
+    def _pick(self, y: Array, times: Times, steps: int) -> tuple[Array, Any]:
         """The outputs that the loss sees, and where they came from (None: all)."""
         if self.outputs == "all":
             return y, None
-        steps, batch = y.shape[:2] if self.time_major else y.shape[1::-1]
-        ends = np.full(batch, steps) if lengths is None else np.asarray(lengths)
-        if steps == 0 or (ends == 0).any():
-            raise ValueError('lengths: expected at least 1 everywhere with outputs="last", got 0')
+        batch = y.shape[1 if self.time_major else 0]
+        ends = np.full(batch, steps) if times.get("lengths") is None else np.asarray(times["lengths"])
+        if times.get("mask") is not None:
+            on = self._counts(y, times) if self.time_major else self._counts(y, times).T
+            ends = np.where(on.any(0), steps - on[::-1].argmax(0), 0)
+        self._refuse_empty(ends, steps)
         where = (ends - 1, np.arange(batch)) if self.time_major else (np.arange(batch), ends - 1)
         return y[where], where
 
-    def _train_step(self, x: Array, target: Array, lengths: Any, state: Any, step: int) -> tuple[float, float, Any]:
-        y, state, pullback = self._vjp(x, state, lengths)
-        picked, where = self._pick(y, lengths)
-        value, d = self.loss(picked, target, lengths if where is None else None)
+    def _refuse_empty(self, ends: Array, steps: int) -> None:
+        if steps == 0 or (ends == 0).any():
+            raise ValueError('lengths: expected at least 1 everywhere with outputs="last", got 0')
+
+    def _train_step(self, x: Array, target: Array, times: Times, state: Any, step: int) -> tuple[float, float, Any]:
+        if self.tbptt is None:
+            return self._update(x, target, times, state, step)
+        k1, k2 = self.tbptt
+        axis = 0 if self.time_major else 1
+        steps, total, count, norm = x.shape[axis], 0.0, 0, 0.0
+        begin, states = 0, state  # the step that `states` belongs to
+        for done in range(0, steps, k1):
+            end = min(done + k1, steps)
+            start = max(0, end - k2) if done else 0
+            if start == done and done:
+                begin, states = start, state
+            elif start > begin:
+                _, states = self._forward(_steps(x, axis, begin, start), states, _cut(times, axis, begin, start))
+                begin = start
+            window = _cut(times, axis, start, end)
+            if window.get("lengths") is not None and not (np.asarray(window["lengths"]) > done - start).any():
+                continue  # nothing but padding
+            value, norm, state = self._update(
+                _steps(x, axis, start, end), _steps(target, axis, done, end), window, states, step, done - start
+            )
+            total, count = total + value * (end - done), count + end - done
+        return total / max(count, 1), norm, state
+
+    def _update(
+        self, x: Array, target: Array, times: Times, state: Any, step: int, silent: int = 0
+    ) -> tuple[float, float, Any]:
+        """One forward and backward pass and an update; the first ``silent`` steps have no loss."""
+        y, state, pullback = self._vjp(x, state, times)
+        axis = 0 if self.time_major else 1
+        where: Any
+        if self.outputs == "last" and _tells_last(self.model):
+            _, where = self._pick(np.empty((*x.shape[:2], 0)), times, x.shape[axis])  # to refuse rows without a step
+            picked, where = y, None
+        else:
+            picked, where = self._pick(_steps(y, axis, silent, None) if silent else y, times, x.shape[axis])
+        counts = self._counts(y, times) if self.outputs == "all" else None
+        if silent and counts is not None:
+            counts = _steps(counts, axis, silent, None) if counts.dtype == np.bool_ else np.maximum(counts - silent, 0)
+        value, d = self.loss(picked, target, counts)
         if not math.isfinite(value):
             raise Diverged(f"the loss is {value} at step {step}")
         dy = d
-        if where is not None:
+        if where is not None or silent:
             dy = np.zeros_like(y)
-            dy[where] = d
+            dy[where if where is not None else (slice(None),) * axis + (slice(silent, None),)] = d
         self.model.zero_grad()
         pullback(dy, need_dx=False)
         norm = global_norm(self.model)
@@ -212,19 +300,23 @@ class Trainer:
             )
         return data
 
-    def _batches(self, loader: Any, epoch: int, start: int = 0) -> Iterator[tuple[Array, Array, Any]]:
+    def _batches(self, loader: Any, epoch: int, start: int = 0) -> Iterator[tuple[Array, Array, Times]]:
         batches = loader.batches(epoch, start) if hasattr(loader, "batches") else _from(loader, start)
         for batch in batches:
             if not isinstance(batch, (tuple, list)) or not 2 <= len(batch) <= 3:
                 raise TypeError(
                     f"data: expected (x, target[, lengths]) as numpy arrays, or batches of that form, got {type(batch).__name__}"
                 )
-            x, target, lengths = (*batch, None)[:3]
-            if lengths is not None and self.outputs == "all" and self.loss.batch_first == self.time_major:
+            x, target, third = (*batch, None)[:3]
+            times = dict(third) if isinstance(third, Mapping) else {} if third is None else {"lengths": third}
+            unknown = sorted(set(times) - {"lengths", "resets", "mask", "masked"})
+            if unknown:
+                raise ValueError(f"data: expected lengths, resets, mask and masked in the third place, got {unknown}")
+            if {"lengths", "mask"} & set(times) and self.outputs == "all" and self.loss.batch_first == self.time_major:
                 raise ValueError(
                     f"loss: expected batch_first={not self.time_major}, as the model has it, got {self.loss.batch_first}"
                 )
-            yield x, target, lengths
+            yield x, target, times
 
     # -- public --------------------------------------------------------------------------------------------------
 
@@ -233,11 +325,11 @@ class Trainer:
         loader = self._loader(data, batch_size, False, 0)
         total, count, batches, state = 0.0, 0, 0, None
         sums = {name: [0.0, 0] for name in self.metrics}
-        for x, target, lengths in self._batches(loader, 0):
-            y, new = self._forward(x, state, lengths)
+        for x, target, times in self._batches(loader, 0):
+            y, new = self._forward(x, state, times)
             state = new if getattr(loader, "carries_state", False) else None
-            picked, where = self._pick(y, lengths)
-            lens = lengths if where is None else None
+            picked, where = self._pick(y, times, x.shape[0 if self.time_major else 1])
+            lens = self._counts(y, times) if where is None else None
             part, n, _ = self.loss.parts(picked, target, lens, gradient=False)
             total, count, batches = total + part, count + n, batches + 1
             for name, metric in self.metrics.items():
@@ -262,9 +354,9 @@ class Trainer:
         lens = _check.lengths(lengths, x.shape[1], x.shape[0])
         for k in range(0, max(len(x), 1), batch_size):
             rows = x[k : k + batch_size]
-            some = None if lens is None else lens[k : k + batch_size]
+            some = {} if lens is None else {"lengths": lens[k : k + batch_size]}
             y, _ = self._forward(np.swapaxes(rows, 0, 1) if self.time_major else rows, None, some)
-            picked, where = self._pick(y, some)
+            picked, where = self._pick(y, some, x.shape[1])
             parts.append(picked if where is not None or not self.time_major else np.swapaxes(picked, 0, 1))
         return np.concatenate(parts)
 
@@ -292,7 +384,8 @@ class Trainer:
 
         Args:
             train, validation: ``(x [N,T,...], target[, lengths [N]])``, or an iterable of batches ``(x, target[, lengths])`` in the
-                model's layout, such as a loader of `ostinato.data`.
+                model's layout, such as a loader of `ostinato.data`. In place of lengths a batch may have a dict with any of lengths,
+                resets, mask and masked; masked steps do not count in the loss.
             epochs, steps: when to end; whichever comes first. Neither: one epoch.
             batch_size, shuffle, seed: for arrays.
             validate_every: steps between validations; None: after every epoch.
@@ -410,11 +503,11 @@ class _Fit:
             if self.epochs is not None and at.epoch >= self.epochs:
                 return "all epochs done"
             first = at.batch
-            for x, target, lengths in t._batches(self.loader, at.first_epoch + at.epoch, at.batch):
+            for x, target, times in t._batches(self.loader, at.first_epoch + at.epoch, at.batch):
                 if self.steps is not None and at.step >= self.steps:
                     return self._last_row(callbacks)
-                value, at.norm, state = t._train_step(x, target, lengths, self.state, at.step + 1)
-                self._last = (x, target, lengths, self.state)
+                value, at.norm, state = t._train_step(x, target, times, self.state, at.step + 1)
+                self._last = (x, target, times, self.state)
                 self.state = state if getattr(self.loader, "carries_state", False) else None
                 at.step, at.batch = at.step + 1, at.batch + 1
                 at.loss_sum, at.loss_count = at.loss_sum + value, at.loss_count + 1
@@ -532,10 +625,11 @@ class _Fit:
         """Raises if the loss of the present parameters is not finite, on the last batch or, after a validation, on that."""
         if self._known_good == self.at.step or not self._last:
             return
-        x, target, lengths, state = self._last
-        y, _ = self.trainer._forward(x, state, lengths)
-        picked, where = self.trainer._pick(y, lengths)
-        total, _, _ = self.trainer.loss.parts(picked, target, lengths if where is None else None, gradient=False)
+        x, target, times, state = self._last
+        y, _ = self.trainer._forward(x, state, times)
+        picked, where = self.trainer._pick(y, times, x.shape[0 if self.trainer.time_major else 1])
+        counts = self.trainer._counts(y, times) if where is None else None
+        total, _, _ = self.trainer.loss.parts(picked, target, counts, gradient=False)
         if not math.isfinite(total):
             raise Diverged(f"the loss is {total} after step {self.at.step}")
         self._known_good = self.at.step
@@ -605,6 +699,35 @@ def _encode(value: Any) -> Any:
 
 def _decode(value: dict[str, Any]) -> Any:
     return np.array(value["__array__"], value["dtype"]) if "__array__" in value else value
+
+
+def _steps(a: Array, axis: int, start: int, end: int | None) -> Array:
+    return a[start:end] if axis == 0 else a[:, start:end]
+
+
+def _cut(times: Times, axis: int, start: int, end: int) -> Times:
+    """The same for the steps from start to end."""
+    out = dict(times)
+    if times.get("lengths") is not None:
+        out["lengths"] = np.clip(np.asarray(times["lengths"]) - start, 0, end - start)
+    for name in ("resets", "mask"):
+        if times.get(name) is not None:
+            out[name] = _steps(times[name], axis, start, end)
+    return out
+
+
+def _tells_last(model: Layer) -> bool:
+    """Whether the model's vjp knows ``outputs="last"``: what follows its last recurrent layer must not mix steps."""
+    if isinstance(model, Recurrent):
+        return True
+    if not isinstance(model, Sequential):
+        return False
+    for layer in reversed(model.layers):
+        if isinstance(layer, (Recurrent, Sequential)):
+            return _tells_last(layer)
+        if not isinstance(layer, (Linear, Activation, Dropout)):
+            return False
+    return False
 
 
 def _layers(model: Layer) -> Iterator[Layer]:

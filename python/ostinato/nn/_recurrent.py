@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from .. import _check
 from .._check import Array, Seed
+from .._ragged import Ragged, rows_like, unwrapped
 from . import init
 from ._block import Views
 from ._layer import Layer, Pullback
@@ -18,6 +19,7 @@ from ._segments import Segmented
 from ._stream import Stream
 
 State = Any  # h, or (h, c) for an LSTM
+Sequences = Any  # an array, a Ragged, or a list of arrays
 
 
 class _Call(NamedTuple):
@@ -29,6 +31,22 @@ class _Call(NamedTuple):
     options: dict[str, Any]  # of the native call: lengths, resets, mask, repeat, restart_h, restart_c
     single: bool  # x came without a batch axis
     learned: bool  # h and c are the layer's own
+    ragged: Ragged | None = None  # what x came as; then x is its rows
+    listed: bool = False  # it came as a list
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """T and B, with x time-major."""
+        if self.ragged is not None:
+            return int(self.ragged.lengths.max(initial=0)), len(self.ragged)
+        return self.x.shape[0], self.x.shape[1]
+
+    def shaped(self, rows: Array) -> Any:
+        """An array of flat rows as x came."""
+        if self.ragged is None:
+            return rows
+        out = self.ragged.like(rows)
+        return list(out) if self.listed else out
 
 
 class _Last:
@@ -74,7 +92,7 @@ class _Last:
             return None, out
         dy = np.zeros(self.shape if self.layer.batch_first else (steps, batch, width), d.dtype)
         where, back = self._where(), d[:, size:]
-        dy[(*where, slice(size, None))] = back[self.rows]
+        dy[..., size:][where] = back[self.rows]
         alone = np.setdiff1d(np.arange(batch), self.rows)
         out[self.top + 1, alone] += back[alone]
         return dy, out
@@ -124,12 +142,13 @@ class RecurrentPullback(Pullback):
         dy: Array | None = None,
         dstate: Any = None,
         *,
-        dcells: Array | None = None,
         grads: Views | None = None,
         need_dx: bool = True,
+        dcells: Array | None = None,
+        **more: Any,
     ) -> Any:
         """As `Pullback`; dcells is the gradient of `cells`, shaped as they are."""
-        return super().__call__(dy, dstate, grads=grads, need_dx=need_dx, dcells=dcells)
+        return super().__call__(dy, dstate, grads=grads, need_dx=need_dx, dcells=dcells, **more)
 
 
 class Recurrent(Layer):
@@ -317,7 +336,10 @@ class Recurrent(Layer):
             make(self._cell, n, *one, [p], True, k % d == 1, precision) for k, (n, p) in enumerate(zip(inputs, parts))
         ]
 
-    def _arguments(self, x: Array, state: State, times: tuple[object, object, object, str]) -> _Call:
+    def _arguments(self, x: Any, state: State, times: tuple[object, object, object, str]) -> _Call:
+        x, listed = unwrapped(x)
+        if isinstance(x, Ragged):
+            return self._ragged_arguments(x, state, times, listed)
         x = _check.array("x", x, (2, 3))
         single = x.ndim == 2  # [T, I]: one sequence without a batch axis
         if single:
@@ -332,18 +354,34 @@ class Recurrent(Layer):
             if lengths is not None and np.size(lengths) == 1:  # type: ignore[arg-type]  # anything; it is checked below
                 lengths = np.reshape(np.asarray(lengths), (1,))
             resets, mask = (self._with_batch(n, a, 1) for n, a in (("resets", resets), ("mask", mask)))
-        h, c = (None if s is None else np.ascontiguousarray(_check.array("state", s, 3)) for s in (h, c))
         options = _check.times(x, lengths, resets, mask, masked, self.batch_first)
-        learned = self.learned_state and state is None
+        h, c, learned = self._start(h, c, options, x.shape[0 if self.batch_first else 1])
+        return _Call(x, h, c, options, single, learned)
+
+    def _ragged_arguments(
+        self, x: Ragged, state: State, times: tuple[object, object, object, str], listed: bool
+    ) -> _Call:
+        if x.rows.ndim != 2 or x.rows.shape[1] != self.input_size:
+            raise ValueError(f"x: expected rows of shape (N, I) = (*, {self.input_size}), got {x.rows.shape}")
+        for name, value in zip(("lengths", "resets", "mask"), times):
+            if value is not None:
+                raise ValueError(f"{name}: expected None with ragged sequences, got {type(value).__name__}")
+        options = {"lengths": None, "resets": None, "mask": None, "repeat": False, "offsets": x.offsets}
+        h, c, learned = self._start(*self._split_state("state", state), options, len(x))
+        return _Call(x.rows, h, c, options, False, learned, x, listed)
+
+    def _start(
+        self, h: Array | None, c: Array | None, options: dict[str, Any], batch: int
+    ) -> tuple[Array | None, Array | None, bool]:
+        """The states to start from, the layer's own if none are given; and those of a restart, into the options."""
+        h, c = (None if s is None else np.ascontiguousarray(_check.array("state", s, 3)) for s in (h, c))
         for name, rows in zip(("restart_h", "restart_c"), self._initial(self.parameters())):
             options[name] = None if rows is None else np.stack(rows)
+        learned = self.learned_state and h is None and c is None
         if learned:
-            batch = x.shape[0 if self.batch_first else 1]
-            h, c = (
-                None if r is None else np.repeat(r[:, None], batch, 1)
-                for r in (options["restart_h"], options["restart_c"])
-            )
-        return _Call(x, h, c, options, single, learned)
+            own = options["restart_h"], options["restart_c"]
+            h, c = (None if r is None else np.repeat(r[:, None], batch, 1) for r in own)
+        return h, c, learned
 
     def _with_batch(self, name: str, a: object, ndim: int) -> Array | None:
         """An array of one sequence, with the batch axis that it came without."""
@@ -372,18 +410,19 @@ class Recurrent(Layer):
 
     def __call__(
         self,
-        x: Array,
+        x: Sequences,
         state: State = None,
         *,
         lengths: object = None,
         resets: Array | None = None,
         mask: Array | None = None,
         masked: str = "repeat",
-    ) -> tuple[Array, State]:
+    ) -> tuple[Any, State]:
         """Run the stack; nothing is saved and nothing is dropped.
 
         Args:
-            x: ``[T,B,I]`` (``[B,T,I]`` if batch_first), or ``[T,I]`` for one sequence.
+            x: ``[T,B,I]`` (``[B,T,I]`` if batch_first), or ``[T,I]`` for one sequence; or sequences of different lengths as a `Ragged` or
+                a list of ``[n,I]``: y is then of the same kind, and nothing is padded.
             state: ``h [L*D,B,H]``, or ``(h, c)`` for an LSTM; without B for one sequence; None: the learned state, or zeros.
             lengths: ``[B]`` whole numbers from 0 to T, in any order.
             resets: bool ``[T,B]`` (``[B,T]`` if batch_first): a new sequence begins at such a step: the state is the learned one, or zeros.
@@ -396,7 +435,7 @@ class Recurrent(Layer):
         """
         call = self._arguments(x, state, (lengths, resets, mask, masked))
         y, h_n, c_n, _ = self._forward(call, False)
-        return self._without_batch(y, call.single), self._join_state(h_n, c_n, call.single)
+        return call.shaped(self._without_batch(y, call.single)), self._join_state(h_n, c_n, call.single)
 
     def _forward(self, call: _Call, train: bool, dropout: float = 0.0, key: int = 0) -> Any:
         options = dict(call.options)
@@ -437,7 +476,7 @@ class Recurrent(Layer):
 
     def vjp(
         self,
-        x: Array,
+        x: Sequences,
         state: State = None,
         *,
         lengths: object = None,
@@ -475,7 +514,11 @@ class Recurrent(Layer):
         call = self._arguments(x, state, (lengths, resets, mask, masked))
         if call.single:
             cuts = self._with_batch("cuts", cuts, 1)
-        batch, steps = call.x.shape[:2] if self.batch_first else call.x.shape[1::-1]
+        steps, batch = call.sizes[::-1] if self.batch_first and call.ragged is None else call.sizes
+        if call.ragged is not None and (memory_limit is not None or outputs != "all" or cuts is not None):
+            raise ValueError(
+                "memory_limit, outputs, cuts: expected none of them with ragged sequences; pad them, or give one option less"
+            )
         control = {
             "clip_value": _check.clipping("clip_step_value", clip_step_value),
             "clip_norm": _check.clipping("clip_step_norm", clip_step_norm),
@@ -488,7 +531,9 @@ class Recurrent(Layer):
                 h=None if call.h is None else call.h.copy(), c=None if call.c is None else call.c.copy()
             )
         _check.choice("outputs", outputs, ("all", "last", "none"))
-        single, run, tape = call.single, None, None
+        single = call.single
+        run: Segmented | None = None
+        tape: Any = None
         if memory_limit is None:
             y, h_n, c_n, tape = self._forward(call, True, dropout, key)
         else:
@@ -502,12 +547,14 @@ class Recurrent(Layer):
             y.flags.writeable = False
 
         def backward(
-            grads: dict[str, Array | None], dy: Array | None, dstate: State, need_dx: bool, dcells: Array | None = None
+            grads: dict[str, Array | None], dy: Any, dstate: State, need_dx: bool, dcells: Array | None = None
         ) -> tuple[Any, State]:
             if callable(dy) and (run is None or self._directions == 2 or single):
                 raise TypeError(
                     "dy: expected an array; a function is taken with memory_limit, one direction and a batch axis"
                 )
+            if call.ragged is not None:
+                dy = rows_like("dy", dy, call.ragged, shape[2])
             if single and dy is not None:
                 dy = dy[None] if last is not None else self._with_batch("dy", dy, 2)
             dh, dc = self._split_state("dstate", dstate)
@@ -537,15 +584,17 @@ class Recurrent(Layer):
                 if watch is not None:
                     watch(self, tape, norms)
             if self.learned_state:
-                for into, first, later in zip(self._initial(grads), (dh0, dc0), (dreset_h, dreset_c)):
+                starts: Any = (dh0, dc0)
+                for into, first, later in zip(self._initial(grads), starts, (dreset_h, dreset_c)):
                     for part, g in enumerate(into or ()):
                         if g is not None:
                             g += (first[part].sum(0) if call.learned else 0) + (0 if later is None else later[part])
-            return None if dx is None else self._without_batch(dx, single), self._join_state(dh0, dc0, single)
+            dx = None if dx is None else call.shaped(self._without_batch(dx, single))
+            return dx, self._join_state(dh0, dc0, single)
 
         if single and y is not None:
-            y = y[0] if last is not None else self._without_batch(y, single)
-        out = y, self._join_state(h_n, c_n, single)
+            y = y[0] if last is not None else self._without_batch(y, True)
+        out: Any = None if y is None else call.shaped(y), self._join_state(h_n, c_n, single)
         return out, RecurrentPullback(self, backward, tape, single)
 
     def __repr__(self) -> str:
@@ -614,9 +663,20 @@ class RNN(Recurrent):
     ) -> None:
         self.nonlinearity = _check.choice("nonlinearity", nonlinearity, ("tanh", "relu"))
         cell = f"rnn_{nonlinearity}"
-        sizes = (input_size, hidden_size, num_layers)
-        options = (bias, batch_first, dropout, bidirectional, precision, learned_state, dtype, rng)
-        super().__init__(cell, *sizes, *options)
+        super().__init__(
+            cell,
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            precision,
+            learned_state,
+            dtype,
+            rng,
+        )
 
     def _extra_repr(self) -> str:
         return "" if self.nonlinearity == "tanh" else f", nonlinearity={self.nonlinearity!r}"
@@ -660,9 +720,20 @@ class LSTM(Recurrent):
     ) -> None:
         self.peephole = bool(peephole)
         cell = "lstm_peephole" if peephole else "lstm"
-        sizes = (input_size, hidden_size, num_layers)
-        options = (bias, batch_first, dropout, bidirectional, precision, learned_state, dtype, rng)
-        super().__init__(cell, *sizes, *options)
+        super().__init__(
+            cell,
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            precision,
+            learned_state,
+            dtype,
+            rng,
+        )
 
     def _extra_repr(self) -> str:
         return ", peephole=True" if self.peephole else ""
@@ -705,9 +776,20 @@ class GRU(Recurrent):
     ) -> None:
         self.reset_after = bool(reset_after)
         cell = "gru" if reset_after else "gru_reset_before"
-        sizes = (input_size, hidden_size, num_layers)
-        options = (bias, batch_first, dropout, bidirectional, precision, learned_state, dtype, rng)
-        super().__init__(cell, *sizes, *options)
+        super().__init__(
+            cell,
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            precision,
+            learned_state,
+            dtype,
+            rng,
+        )
 
     def _extra_repr(self) -> str:
         return "" if self.reset_after else ", reset_after=False"

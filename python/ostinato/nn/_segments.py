@@ -183,7 +183,7 @@ class Chain:
         y: Array | None = None,
         dx: Array | None = None,
         dx_add: bool = False,
-        dreset: tuple[Array, Array | None] | None = None,
+        dreset: tuple[Array | None, Array | None] | None = None,
         cuts: Array | None = None,
         **control: float,
     ) -> tuple[Array | None, Array | None]:
@@ -221,7 +221,7 @@ class Segmented:
         self.x = np.swapaxes(call.x, 0, 1) if self.first else call.x
         self.directions, self.layers, self.hidden = layer._directions, layer.num_layers, layer.hidden_size
         self.packs = [layer._packed(True)] if self.directions == 1 else layer._pack_apart()
-        self.plan = plan_for(layer, limit, *self.x.shape[:2], outputs, packed=self.packs[0])
+        self.plan = plan_for(layer, limit, self.x.shape[0], self.x.shape[1], outputs, self.packs[0])
         self.chains: list[Chain] = []
         self.ys: list[Array] = []
 
@@ -243,7 +243,9 @@ class Segmented:
 
     def forward(self) -> tuple[Array | None, Array, Array | None]:
         """y (None unless all outputs are wanted, or there are two directions), h_n, c_n."""
-        x, y, h_n, c_n = self.x, None, [], []
+        x, y = self.x, None
+        h_n: list[Any] = []
+        c_n: list[Any] = []
         for k, packed in enumerate(self.packs):
             layer, d = (k // 2, k % 2) if self.directions == 2 else (self.layers - 1, 0)
             if d == 0 and (self.outputs == "all" or self.directions == 2):
@@ -283,7 +285,8 @@ class Segmented:
         reset = call.options["resets"] is not None
         dreset_h = np.zeros(shape, self.x.dtype) if reset else None
         dreset_c = np.zeros(shape, self.x.dtype) if reset and self.layer._has_cells else None
-        dh0, dc0 = [], []
+        dh0: list[Any] = []
+        dc0: list[Any] = []
         dx, rows = self._new(self.layer.input_size) if need_dx else (None, None)
         below = None
         for k in reversed(range(len(self.packs))):
@@ -308,7 +311,8 @@ class Segmented:
                 if self.dropout:
                     self.layer._packed(True).drop(layer - 1, below, self.dropout, self.key, 0)
                 dy = below
-        return dx, *(None if a[0] is None else np.concatenate(a) for a in (dh0, dc0)), dreset_h, dreset_c
+        first_h, first_c = (None if a[0] is None else np.concatenate(a) for a in (dh0, dc0))
+        return dx, first_h, first_c, dreset_h, dreset_c
 
 
 def plan_for(layer: Any, limit: object, steps: int, batch: int, outputs: str, packed: Any = None) -> Schedule:

@@ -8,6 +8,7 @@ import numpy as np
 
 from .. import _check
 from .._check import Array, Seed
+from .._ragged import Ragged, rows_like, unwrapped
 from ._block import Block, Views
 from ._layer import Layer, Pullback
 from ._recurrent import Recurrent
@@ -90,58 +91,72 @@ class Sequential(Layer):
                 raise TypeError(f"{name}[{k}]: expected None, since {type(layer).__name__} has no state")
         return tuple(state)
 
-    def __call__(self, x: Array, state: Any = None, **times: Any) -> tuple[Array, tuple[Any, ...]]:
+    def __call__(self, x: Any, state: Any = None, **times: Any) -> tuple[Any, tuple[Any, ...]]:
         """y of the last layer, and the state; ``lengths``, ``resets``, ``mask`` and ``masked`` go to the layers that take them."""
         states, new = self._states("state", state), []
+        x, listed = unwrapped(x)
         x = self._without_padding(x, times, self.layers[0])
         for layer, s in zip(self.layers, states):
             if layer.stateful:
                 x, s = layer(x, s, **times) if layer.takes_lengths else layer(x, s)
             else:
-                x = layer(x)
+                x = x.like(layer(x.rows)) if isinstance(x, Ragged) else layer(x)
             new.append(s)
-        return x, tuple(new)
+        return list(x) if listed else x, tuple(new)
 
     def vjp(
-        self, x: Array, state: Any = None, *, rng: Seed = None, **times: Any
-    ) -> tuple[tuple[Array, tuple[Any, ...]], Pullback]:
+        self, x: Any, state: Any = None, *, rng: Seed = None, **times: Any
+    ) -> tuple[tuple[Any, tuple[Any, ...]], Pullback]:
         """``(y, state), pullback``; then ``dx, dstate = pullback(dy=None, dstate=None, *, grads=None, need_dx=True)``.
 
-        ``lengths``, ``resets``, ``mask``, ``masked``, ``clip_step_value``, ``clip_step_norm`` and ``cuts`` go to the layers that take them:
-        see `RNN.vjp`.
+        ``lengths``, ``resets``, ``mask``, ``masked``, ``clip_step_value``, ``clip_step_norm``, ``cuts`` and ``memory_limit`` go to the
+        layers that take them: see `RNN.vjp`. With ``outputs="last"`` the last of these gives what is known at the last step of each row,
+        ``[B,*]``, and the layers behind it are given no more than that.
         """
         states, new, pullbacks = self._states("state", state), [], []
+        x, listed = unwrapped(x)
         x = self._without_padding(x, times, self.layers[0])
         rng = None if rng is None else _check.generator(rng)
-        for layer, s in zip(self.layers, states):
+        outputs = times.pop("outputs", "all")
+        takers = [k for k, layer in enumerate(self.layers) if layer.takes_lengths]
+        if outputs != "all" and not takers:
+            raise ValueError(f"outputs: expected 'all' for a model without recurrent layers, got {outputs!r}")
+        for k, (layer, s) in enumerate(zip(self.layers, states)):
             if layer.stateful:
+                if outputs != "all" and k == takers[-1]:
+                    times["outputs"] = _check.choice("outputs", outputs, ("all", "last"))
                 (x, s), pullback = layer.vjp(x, s, rng=rng, **(times if layer.takes_lengths else {}))
             else:
-                x, pullback = layer.vjp(x, rng=rng)
+                rows, pullback = layer.vjp(x.rows if isinstance(x, Ragged) else x, rng=rng)
+                x = x.like(rows) if isinstance(x, Ragged) else rows
             new.append(s)
             pullbacks.append(pullback)
 
-        def backward(
-            grads: Views, dy: Array | None, dstate: Any, need_dx: bool
-        ) -> tuple[Array | None, tuple[Any, ...]]:
+        def backward(grads: Views, dy: Any, dstate: Any, need_dx: bool) -> tuple[Any, tuple[Any, ...]]:
             # All is checked before the first layer adds to its gradients.
             into, dstates = self._states("dstate", dstate), [None] * len(self.layers)
             for k, (given, own) in enumerate(zip(into, new)):
                 _check_like(f"dstate[{k}]", given, own)
-            _check_like("dy", dy, y)
-            if dy is not None:
+            ragged = y if isinstance(y, Ragged) else None
+            if ragged is not None:
+                dy = rows_like("dy", dy, ragged, ragged.rows.shape[-1])
+            _check_like("dy", dy, y if ragged is None else ragged.rows)
+            if dy is not None and ragged is None and outputs == "all":
                 ends = {"lengths": times.get("lengths")}  # what a masked step repeats has a gradient
                 dy = self._without_padding(np.ascontiguousarray(dy), ends, self.layers[-1])
             for k in reversed(range(len(self.layers))):
                 options: dict[str, Any] = {"grads": grads.child(str(k)), "need_dx": need_dx or k > 0}
                 if self.layers[k].stateful:
                     dy, dstates[k] = pullbacks[k](dy, into[k], **options)
+                    dy = dy.rows if isinstance(dy, Ragged) else dy
                 elif dy is not None:
                     dy = pullbacks[k](dy, **options)
+            if ragged is not None and dy is not None:
+                dy = list(ragged.like(dy)) if listed else ragged.like(dy)
             return dy, tuple(dstates)
 
         y = x
-        return (y, tuple(new)), Pullback(self, backward)
+        return (list(y) if listed else y, tuple(new)), Pullback(self, backward)
 
     def stream(self, batch: int = 1) -> Stream:
         """Run the whole model one step a call, with states in slots: see `Stream`."""
@@ -163,7 +178,7 @@ class Sequential(Layer):
     def _without_padding(self, x: Array, times: dict[str, Any], layer: Layer) -> Array:
         """x with zeros where a row takes no part, if the layer that reads it does not know of such: padding may hold NaN."""
         lengths, mask = times.get("lengths"), times.get("mask")
-        if (lengths is None and mask is None) or layer.takes_lengths:
+        if isinstance(x, Ragged) or (lengths is None and mask is None) or layer.takes_lengths:
             return x
         batch_first = _batch_first(self)
         if batch_first is None or _check.array("x", x).ndim < 2:
@@ -171,7 +186,7 @@ class Sequential(Layer):
         batch, steps = x.shape[:2] if batch_first else x.shape[1::-1]
         on = np.ones((steps, batch), bool)
         if lengths is not None:
-            on &= np.arange(steps)[:, None] < _check.lengths(lengths, steps, batch)
+            on &= np.arange(steps)[:, None] < np.asarray(_check.lengths(lengths, steps, batch))
         flags = _check.flags("mask", mask, steps, batch, batch_first)
         if flags is not None:
             on &= flags.view(bool)

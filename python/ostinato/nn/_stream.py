@@ -57,7 +57,8 @@ class Stream:
         Raises:
             ValueError: a slot out of range or given twice, an x of another shape. No state has changed then.
         """
-        return self._step(x) if slots is None else self._step(x, self._slots(slots))
+        y: Array = self._step(x) if slots is None else self._step(x, self._slots(slots))
+        return y
 
     def reset(self, slots: Sequence[int] | npt.NDArray[np.integer[Any]] | None = None) -> None:
         """Let slots (None: all) begin anew, from the learned state or zeros."""

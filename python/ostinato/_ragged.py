@@ -1,0 +1,105 @@
+"""Sequences of different lengths, one after the other in flat rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _check
+from ._check import Array
+
+
+class Ragged:
+    """Sequences without padding: sequence b is ``rows[offsets[b]:offsets[b + 1]]``. Layers take it in place of ``[T,B,I]``.
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> x = ost.Ragged(np.zeros((7, 3), np.float32), [0, 4, 4, 7])
+    >>> y, h = ost.nn.GRU(3, 5, rng=0)(x)
+    >>> [len(sequence) for sequence in y], y.rows.shape, h.shape
+    ([4, 0, 3], (7, 5), (1, 3, 5))
+
+    Args:
+        rows: ``[N,...]``; not copied.
+        offsets: ``[B+1]`` whole numbers from 0 to N that do not decrease.
+    """
+
+    def __init__(self, rows: Array, offsets: Sequence[int] | npt.NDArray[np.integer[Any]]) -> None:
+        self.rows = _check.array("rows", rows)
+        if rows.ndim == 0:
+            raise ValueError("rows: expected at least 1 axis, got shape ()")
+        a = np.asarray(offsets)
+        if a.ndim != 1 or a.dtype.kind not in "iu":
+            raise TypeError(f"offsets: expected a sequence of whole numbers, got shape {a.shape} of {a.dtype}")
+        self.offsets: npt.NDArray[np.int64] = np.ascontiguousarray(a, dtype=np.int64)
+        if not a.size or self.offsets[0] != 0 or self.offsets[-1] != len(rows):
+            raise ValueError(
+                f"offsets: expected numbers from 0 to N = {len(rows)}, got {a.tolist()[:1]} to {a.tolist()[-1:]}"
+            )
+        down = np.flatnonzero(np.diff(self.offsets) < 0)
+        if down.size:
+            k = int(down[0])
+            raise ValueError(
+                f"offsets: expected numbers that do not decrease, got {a[k]} before {a[k + 1]} at position {k + 1}"
+            )
+
+    @classmethod
+    def join(cls, sequences: Sequence[Array]) -> Ragged:
+        """From a list of arrays ``[n,...]``, which are copied into one."""
+        if not sequences:
+            raise ValueError("x: expected at least one sequence, got none")
+        for k, s in enumerate(sequences):
+            a, first = _check.array(f"x[{k}]", s), sequences[0]
+            if a.ndim == 0 or a.shape[1:] != first.shape[1:] or a.dtype != first.dtype:
+                wanted = ", ".join(map(str, ("n", *first.shape[1:])))
+                raise ValueError(
+                    f"x[{k}]: expected shape ({wanted}) of {first.dtype} as x[0], got {a.shape} of {a.dtype}"
+                )
+        return cls(np.concatenate(sequences), np.cumsum([0, *(len(s) for s in sequences)]))
+
+    def like(self, rows: Array) -> Ragged:
+        """Other rows, cut at the same places."""
+        return Ragged(rows, self.offsets)
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """``[B]``."""
+        return np.diff(self.offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, b: int) -> Array:
+        """Sequence b, a view."""
+        n = len(self)
+        if not -n <= b < n:
+            raise IndexError(f"sequence {b} of {n}")
+        return self.rows[self.offsets[b % n] : self.offsets[b % n + 1]]
+
+    def __iter__(self) -> Iterator[Array]:
+        return (self[b] for b in range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"Ragged({len(self)} sequences, {len(self.rows)} rows)"
+
+
+def unwrapped(x: Any) -> tuple[Any, bool]:
+    """x, a list of arrays made a `Ragged`; and whether it was one."""
+    listed = isinstance(x, (list, tuple)) and all(isinstance(a, np.ndarray) for a in x)
+    return (Ragged.join(x), True) if listed else (x, False)
+
+
+def rows_like(name: str, given: Any, own: Ragged, width: int) -> Array | None:
+    """The rows of a gradient that is given as a `Ragged`, a list or flat rows."""
+    given, _ = unwrapped(given)
+    if isinstance(given, Ragged):
+        if not np.array_equal(given.offsets, own.offsets):
+            raise ValueError(f"{name}: expected the offsets of x, got others")
+        given = given.rows
+    if given is not None and _check.array(name, given).shape != (len(own.rows), width):
+        raise ValueError(f"{name}: expected shape (N, D*H) = {(len(own.rows), width)}, got {given.shape}")
+    rows: Array | None = given
+    return rows

@@ -1,0 +1,234 @@
+"""What happens to the gradient on its way back through time: `gradient_flow`, and a callback that logs it.
+
+Bengio, Simard, Frasconi (1994), "Learning long-term dependencies with gradient descent is difficult"; Pascanu, Mikolov, Bengio (2013).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import _check
+from ._check import Array
+from .nn import Layer, Recurrent, Sequential
+from .train import Callback, Trainer
+
+__all__ = ["Flow", "FlowLog", "LayerFlow", "gradient_flow"]
+
+SATURATED = 0.05  # a sigmoid within so much of 0 or 1, or a tanh of -1 or 1
+DEAD = 1e-6  # of the largest unit: a unit that moves less
+
+
+@dataclass
+class LayerFlow:
+    """One layer and direction.
+
+    Attributes:
+        name: position in the model, layer and direction, such as "1.l0" or "l0_reverse".
+        dh, dc: ``[T]`` norms over batch and units of dL/dh_t and dL/dc_t by all paths (dc: None without c).
+        survival: ``[T]``: with a gradient at the last step alone, which share of its norm is left after k steps; the dc of an LSTM counts
+            with dh, as the square root of the sum of squares. survival[0] is 1.
+        reach: the first k at which less than ``threshold`` is left; None if there is none.
+        saturation: of each gate, the share of (t, b, unit) within 0.05 of its limits.
+        dead: units whose output hardly moves: ``[...]`` their numbers.
+        verdict: a plain sentence.
+    """
+
+    name: str
+    dh: Array
+    dc: Array | None
+    survival: Array
+    reach: int | None
+    saturation: dict[str, float]
+    dead: Array
+    verdict: str
+
+
+@dataclass
+class Flow:
+    """What `gradient_flow` found: a `LayerFlow` for every layer and direction."""
+
+    layers: list[LayerFlow]
+
+    def __iter__(self) -> Iterator[LayerFlow]:
+        return iter(self.layers)
+
+    def __str__(self) -> str:
+        return "\n".join(layer.verdict for layer in self.layers)
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
+        """Draw the norms by step and the survival by distance (extra ``plot``: matplotlib); returns the figure, or writes it to ``path``."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(10, 4), layout="constrained")
+        norms, survival = figure.subplots(1, 2)
+        for layer in self.layers:
+            norms.semilogy(np.maximum(layer.dh, 1e-30), label=f"{layer.name} dL/dh")
+            if layer.dc is not None:
+                norms.semilogy(np.maximum(layer.dc, 1e-30), "--", label=f"{layer.name} dL/dc")
+            survival.semilogy(np.maximum(layer.survival, 1e-12), label=layer.name)
+        norms.set(xlabel="step t", ylabel="norm", title="gradient by step")
+        survival.set(xlabel="steps back", ylabel="share left", title="a gradient at the last step")
+        for axes in (norms, survival):
+            axes.legend()
+        if path is not None:
+            figure.savefig(path)
+        return figure
+
+
+def gradient_flow(
+    model: Layer, x: Any, dy: Array | None = None, state: Any = None, *, threshold: float = 0.01, **times: Any
+) -> Flow:
+    """Norms of the gradient by step, how far it reaches back, saturated gates and dead units of a model on one input.
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> from ostinato.diagnostics import gradient_flow
+    >>> rnn = ost.nn.RNN(2, 16, rng=0)
+    >>> flow = gradient_flow(rnn, np.random.default_rng(0).normal(size=(50, 4, 2)).astype(np.float32))
+    >>> print(flow)
+    l0: the gradient falls below 1% after 10 steps
+
+    The norms come from the model's own backward passes; its gradients are left as they are.
+
+    Args:
+        model: a recurrent layer or a `Sequential`.
+        x, state, times: as the model's ``vjp`` takes them.
+        dy: the gradient of the outputs, for `LayerFlow.dh` and `LayerFlow.dc`; None: ones.
+        threshold: what `LayerFlow.reach` asks for.
+    """
+    recurrent = _recurrent(model)
+    if not recurrent:
+        raise TypeError(f"model: expected recurrent layers, got {model!r}")
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold: expected a number between 0 and 1, got {threshold!r}")
+    with _watching(recurrent) as seen:
+        (y, _), pullback = model.vjp(x, state, **times)
+        if not isinstance(y, np.ndarray):
+            raise TypeError(f"x: expected an array, got {type(x).__name__}")
+        pullback(np.ones_like(y) if dy is None else dy, grads=model.new_grads(), need_dx=False)
+        norms = dict(seen)
+        facts = {name: _facts(layer, tape) for name, layer, tape in _tapes(recurrent, seen)}
+    out = []
+    for name, layer in recurrent.items():
+        survival = _survival(layer, norms[id(layer)][0])
+        dh_dc = norms[id(layer)][1]
+        for part, end in enumerate(layer._suffixes()):
+            full = f"{name}{end[1:]}"
+            saturation, dead = facts[name][part]
+            reach = next((int(k) for k in np.flatnonzero(survival[part] < threshold)), None)
+            text = (
+                f"the gradient falls below {threshold:.0%} after {reach} steps"
+                if reach is not None
+                else f"{survival[part][-1]:.1%} of the gradient is left after {len(survival[part]) - 1} steps"
+                if len(survival[part])
+                else "no steps"
+            )
+            if len(survival[part]) and survival[part].max() > 100:
+                text = f"the gradient grows {survival[part].max():.3g} times within {int(survival[part].argmax())} steps"
+            if len(dead):
+                text += f"; {len(dead)} of {layer.hidden_size} units hardly move"
+            worst = max(saturation, key=lambda g: saturation[g], default=None)
+            if worst is not None and saturation[worst] > 0.5:
+                text += f"; gate {worst} is saturated in {saturation[worst]:.0%} of places"
+            dc = np.sqrt(dh_dc[part][:, 1]) if dh_dc.shape[2] > 1 else None
+            out.append(
+                LayerFlow(full, np.sqrt(dh_dc[part][:, 0]), dc, survival[part], reach, saturation, dead, f"{full}: {text}")
+            )
+    return Flow(out)
+
+
+def _recurrent(model: Layer, prefix: str = "") -> dict[str, Recurrent]:
+    """By position in the model."""
+    if isinstance(model, Recurrent):
+        return {prefix: model}
+    out: dict[str, Recurrent] = {}
+    for k, layer in enumerate(model.layers if isinstance(model, Sequential) else ()):
+        out.update(_recurrent(layer, f"{prefix}{k}."))
+    return out
+
+
+@contextmanager
+def _watching(recurrent: dict[str, Recurrent]) -> Iterator[dict[int, tuple[Any, Array]]]:
+    seen: dict[int, tuple[Any, Array]] = {}
+
+    def watch(layer: Recurrent, tape: Any, norms: Array) -> None:
+        seen[id(layer)] = tape, norms
+
+    for layer in recurrent.values():
+        layer._watch = watch
+    try:
+        yield seen
+    finally:
+        for layer in recurrent.values():
+            del layer._watch
+
+
+def _tapes(recurrent: dict[str, Recurrent], seen: dict[int, tuple[Any, Array]]) -> Iterator[tuple[str, Recurrent, Any]]:
+    for name, layer in recurrent.items():
+        yield name, layer, seen[id(layer)][0]
+
+
+def _facts(layer: Recurrent, tape: Any) -> list[tuple[dict[str, float], Array]]:
+    """Of each layer and direction: the saturation of its gates, and its dead units."""
+    gates = _check.gates(layer._cell, tape)
+    on = tape.active()  # [T,B]
+    outputs = tape.outputs()  # [L*D,T,B,H]
+    out = []
+    for part in range(len(layer._suffixes())):
+        saturation = {}
+        for name, gate in gates.items():
+            values = gate[part].swapaxes(0, 1)[on] if layer.batch_first else gate[part][on]
+            distance = 1 - np.abs(values) if name in "gn" else np.minimum(values, 1 - values)
+            saturation[name] = float((distance < SATURATED).mean()) if values.size else 0.0
+        h = outputs[part].swapaxes(0, 1)[on] if layer.batch_first else outputs[part][on]
+        spread = h.std(0) if len(h) else np.zeros(layer.hidden_size)
+        out.append((saturation, np.flatnonzero(spread <= DEAD * max(float(spread.max(initial=0)), 1e-30))))
+    return out
+
+
+def _survival(layer: Recurrent, tape: Any) -> list[Array]:
+    """A gradient of one at the last step of each row, layer by layer and direction by direction, on its way back to the first."""
+    steps, batch = tape.shape
+    out = []
+    for part, end in enumerate(layer._suffixes()):
+        reverse = end.endswith("_reverse")
+        norms = tape.survival(part)  # [T,states]
+        ordered = norms if reverse else norms[::-1]
+        total = np.sqrt(ordered.sum(1))
+        first = float(total[0]) if steps and batch else 0.0
+        out.append(total / first if first > 0 and math.isfinite(first) else np.zeros(steps))
+    return out
+
+
+class FlowLog(Callback):
+    """Logs `gradient_flow` on a fixed batch every ``every`` steps: a list of ``(step, Flow)``, and a line each where ``echo`` is a function.
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> from ostinato.diagnostics import FlowLog
+    >>> x = np.random.default_rng(0).uniform(0, 0.1, (64, 10, 1)).astype(np.float32)
+    >>> log = FlowLog(x[:8].swapaxes(0, 1), every=2)
+    >>> model = ost.nn.Sequential(ost.nn.GRU(1, 8, rng=0), ost.nn.Linear(8, 1, rng=0))
+    >>> trainer = ost.Trainer(model, ost.losses.MSE(), ost.optim.Adam(1e-2), callbacks=[log])
+    >>> history = trainer.fit((x, x.cumsum(1)), epochs=2, progress=False)
+    >>> [step for step, flow in log.flows]
+    [2, 4]
+    """
+
+    def __init__(self, x: Array, *, every: int = 100, threshold: float = 0.01, echo: Any = None) -> None:
+        self.x, self.every, self.threshold, self.echo = x, _check.positive("every", every), threshold, echo
+        self.flows: list[tuple[int, Flow]] = []
+
+    def on_step(self, trainer: Trainer, step: int, loss: float, norm: float) -> None:
+        if step % self.every == 0:
+            flow = gradient_flow(trainer.model, self.x, threshold=self.threshold)
+            self.flows.append((step, flow))
+            if self.echo is not None:
+                self.echo(f"step {step}: {flow}")
