@@ -211,3 +211,16 @@ def test_kept_memory_is_given_back_and_used_again() -> None:
             ost.release_memory()
     for other in grads[1:]:
         assert all(np.array_equal(a, b) for a, b in zip(grads[0], other))
+
+
+def test_explain_tells_the_schedule_of_a_memory_limit() -> None:
+    layer = ost.nn.LSTM(2, 32, rng=0)
+    e = ost.explain(layer, (10000, 1, 2), training=True, memory_limit="1MB")
+    s = e.facts["schedule"]
+    assert s.bytes <= 1e6
+    assert 0 < s.extra < 1
+    assert f"{s.count} segments of {s.length} steps" in str(e)
+    with pytest.raises(ValueError, match="memory_limit: expected training=True"):
+        ost.explain(layer, (100, 1, 2), memory_limit="1MB")
+    with pytest.raises(ValueError, match="memory_limit: expected at least"):
+        ost.explain(layer, (10000, 1, 2), training=True, memory_limit="1KB")

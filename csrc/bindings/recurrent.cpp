@@ -250,7 +250,7 @@ py::array_t<T> tape_rows(const PyTape<T>& t, F&& copy) {
       const Index step = i / call.batch, position = i % call.batch, b = call.order.empty() ? position : call.order[position];
       T* row = out + (part * n + (t.batch_first ? b * call.steps + step : step * call.batch + b)) * s.hidden;
       if (takes_part(call, step, b))
-        copy(part, i, row);
+        copy(part, i, step, b, row);
       else
         std::memset(row, 0, std::size_t(s.hidden) * sizeof(T));
     }
@@ -261,8 +261,29 @@ py::array cells(const PyTape<T>& t) {
   const PackedStack<T>& packed = *t.tape.packed;
   if (packed.traits().states < 2) throw py::type_error(std::string("cells: expected a cell with two states, got ") + packed.traits().name);
   const Index h = packed.shape.hidden, padded = packed.padded_hidden();
-  return tape_rows(
-      t, [&](Index part, Index i, T* row) { std::memcpy(row, t.tape.cells[part].get() + i * padded, std::size_t(h) * sizeof(T)); });
+  return tape_rows(t, [&](Index part, Index i, Index, Index, T* row) {
+    std::memcpy(row, t.tape.cells[part].get() + i * padded, std::size_t(h) * sizeof(T));
+  });
+}
+template <class T>
+py::array hidden(const PyTape<T>& t) {
+  const StackShape& s = t.tape.packed->shape;
+  const StackCall<T>& call = t.tape.call;
+  return tape_rows(t, [&](Index part, Index, Index step, Index b, T* row) {
+    const Index layer = part / s.directions;
+    const T* from = layer + 1 < s.layers ? t.tape.outputs[layer].get() + (step * call.batch + b) * s.width()
+                    : call.y.starts      ? call.y.data + (call.y.starts[b] + step) * call.y.t
+                                         : call.y.data + step * call.y.t + b * call.y.b;
+    std::memcpy(row, from + part % s.directions * s.hidden, std::size_t(s.hidden) * sizeof(T));
+  });
+}
+template <class T>
+py::array active(const PyTape<T>& t) {
+  const StackCall<T>& call = t.tape.call;
+  py::array_t<bool> out(std::vector<py::ssize_t>{call.steps, call.batch});
+  for (Index step = 0; step < call.steps; ++step)
+    for (Index b = 0; b < call.batch; ++b) out.mutable_at(step, b) = takes_part(call, step, b);
+  return out;
 }
 template <class T>
 py::array saved(const PyTape<T>& t, int k) {
@@ -270,7 +291,8 @@ py::array saved(const PyTape<T>& t, int k) {
   const int count = packed.traits().saved;
   if (k < 0 || k >= count) fail("k", "a number from 0 to " + std::to_string(count - 1), std::to_string(k));
   const Index h = packed.shape.hidden, stride = count * packed.padded_hidden();
-  return tape_rows(t, [&](Index part, Index i, T* row) { packed.cell().saved(t.tape.saved[part].get() + i * stride, h, k, row); });
+  return tape_rows(
+      t, [&](Index part, Index i, Index, Index, T* row) { packed.cell().saved(t.tape.saved[part].get() + i * stride, h, k, row); });
 }
 
 // Sums of the weights' gradients that outlive a call: one for each layer and direction.
@@ -451,6 +473,8 @@ void bind_typed(py::module_& m, const char* packed_name, const char* tape_name) 
                              })
       .def_property_readonly("shape", [](const PyTape<T>& t) { return py::make_tuple(t.tape.call.steps, t.tape.call.batch); })
       .def("cells", &cells<T>)
+      .def("hidden", &hidden<T>)
+      .def("active", &active<T>)
       .def("saved", &saved<T>, py::arg("k"));
 }
 

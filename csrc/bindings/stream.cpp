@@ -180,7 +180,7 @@ class Stream {
     } leave{busy_};
     const Index* rows = nullptr;
     Index n = batch_;
-    if (!slots.is_none()) rows = chosen(slots, &n);
+    if (!slots.is_none()) rows = chosen(slots, &n);  // null for no slots at all: then there is nothing to run
     if (rows_ >= 0)
       take_ids(input, n);
     else if (!input.is_none())
@@ -193,7 +193,7 @@ class Stream {
       status = run(n, rows);
     }
     check_status(status);
-    return rows ? py::array(y_[py::slice(0, n, 1)]) : y_;
+    return slots.is_none() ? y_ : py::array(y_[py::slice(0, n, 1)]);
   }
 
   py::array x() const { return x_; }
@@ -240,6 +240,7 @@ class Stream {
         fail("x", "indices from 0 to " + std::to_string(rows_ - 1), std::to_string(to[i]) + " at position " + std::to_string(i));
   }
   int run(Index n, const Index* slots) {
+    if (n == 0) return kOk;
     for (const auto& stage : stages_)
       if (const int status = stage->run(n, slots)) return status;
     return kOk;

@@ -8,6 +8,7 @@ from typing import Any
 
 from . import _check, _core
 from .nn._recurrent import Recurrent
+from .nn._segments import Schedule, plan_for
 
 __all__ = ["Explanation", "explain"]
 
@@ -42,7 +43,9 @@ def _seconds(s: float) -> str:
     return f"{s * 1e6:.3g} us" if s < 1e-3 else f"{s * 1e3:.3g} ms" if s < 1 else f"{s:.3g} s"
 
 
-def explain(layer: Recurrent, shape: Sequence[int], *, training: bool = False) -> Explanation:
+def explain(
+    layer: Recurrent, shape: Sequence[int], *, training: bool = False, memory_limit: str | int | None = None
+) -> Explanation:
     """Tell how a call of this layer on x of this shape is run.
 
     >>> import numpy as np
@@ -57,6 +60,7 @@ def explain(layer: Recurrent, shape: Sequence[int], *, training: bool = False) -
         layer: an RNN, LSTM or GRU.
         shape: x.shape: ``(T,B,I)``, ``(B,T,I)`` if batch_first, or ``(T,I)``.
         training: explain `vjp` and its pullback in place of inference.
+        memory_limit: of that vjp, with all outputs kept: the schedule, its bytes and the extra time.
 
     The roofline time is what the arithmetic and the reading of the weights would take at the rates that this machine shows in a
     few milliseconds of measuring: no kernel can be faster.
@@ -71,6 +75,10 @@ def explain(layer: Recurrent, shape: Sequence[int], *, training: bool = False) -
     steps, batch = (sizes[1], sizes[0]) if layer.batch_first else (sizes[0], sizes[1])
     if training and layer.precision == "int8":
         raise ValueError("precision: expected one that can be trained, got 'int8'")
+
+    if memory_limit is not None and not training:
+        raise ValueError(f"memory_limit: expected training=True with it, got {memory_limit!r}")
+    schedule = None if memory_limit is None else plan_for(layer, memory_limit, steps, batch, "all")
 
     cell, hidden, dtype = _core.cells()[layer._cell], layer.hidden_size, layer._dtype
     native = _check.native_precision(dtype, layer.precision)
@@ -120,6 +128,7 @@ def explain(layer: Recurrent, shape: Sequence[int], *, training: bool = False) -
         "bandwidth": bandwidth,
         "bound": bound,
         "roofline_seconds": roofline,
+        "schedule": schedule,
     }
     return Explanation(facts, _text(layer, steps, batch, facts, training))
 
@@ -145,6 +154,7 @@ def _text(layer: Recurrent, steps: int, batch: int, facts: dict[str, Any], train
         f" = T B {states} H' {itemsize} a layer and direction, H' = H rounded up to whole vectors" if training else ""
     )
     lines += [
+        *(_segments(facts["schedule"]) if facts["schedule"] is not None else ()),
         f"  packed weights {_bytes(facts['weight_bytes'])}, made {'once a step of the optimiser' if training else 'once'}",
         f"  tape           {_bytes(facts['tape_bytes'])}{formula}" if training else "  tape           none",
         f"  workspace      {_bytes(facts['workspace_bytes'])}, given back after the pass",
@@ -153,6 +163,14 @@ def _text(layer: Recurrent, steps: int, batch: int, facts: dict[str, Any], train
         f"{facts['bandwidth'] / 1e9:.3g} GB/s a thread",
     ]
     return "\n".join(lines + [f"  faster         {a}" for a in _advice(layer, batch, facts, training)])
+
+
+def _segments(s: Schedule) -> list[str]:
+    again = s.count - s.kept
+    return [
+        f"  memory limit   {s.count} segments of {s.length} steps; the tapes of {s.kept} are kept, {again} run again: {_bytes(s.bytes)}",
+        f"                 {s.extra:.0%} of the forward pass twice, {s.extra / 3:.0%} more arithmetic; the tape below: without a limit",
+    ]
 
 
 def _advice(layer: Recurrent, batch: int, facts: dict[str, Any], training: bool) -> list[str]:

@@ -5,7 +5,6 @@ Bengio, Simard, Frasconi (1994), "Learning long-term dependencies with gradient 
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,8 +31,8 @@ class LayerFlow:
     Attributes:
         name: position in the model, layer and direction, such as "1.l0" or "l0_reverse".
         dh, dc: ``[T]`` norms over batch and units of dL/dh_t and dL/dc_t by all paths (dc: None without c).
-        survival: ``[T]``: with a gradient at the last step alone, which share of its norm is left after k steps; the dc of an LSTM counts
-            with dh, as the square root of the sum of squares. survival[0] is 1.
+        survival: by distance: with a gradient of the last state alone, which share of its norm is left after k steps. The dc of an LSTM
+            counts with dh, as the square root of the sum of squares; rows shorter than the longest take no part.
         reach: the first k at which less than ``threshold`` is left; None if there is none.
         saturation: of each gate, the share of (t, b, unit) within 0.05 of its limits.
         dead: units whose output hardly moves: ``[...]`` their numbers.
@@ -63,7 +62,7 @@ class Flow:
         return "\n".join(layer.verdict for layer in self.layers)
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
-        """Draw the norms by step and the survival by distance (extra ``plot``: matplotlib); returns the figure, or writes it to ``path``."""
+        """Draw the norms by step and the survival by distance (extra ``plot``: matplotlib); the figure, also written to ``path``."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(10, 4), layout="constrained")
@@ -93,7 +92,7 @@ def gradient_flow(
     >>> rnn = ost.nn.RNN(2, 16, rng=0)
     >>> flow = gradient_flow(rnn, np.random.default_rng(0).normal(size=(50, 4, 2)).astype(np.float32))
     >>> print(flow)
-    l0: the gradient falls below 1% after 10 steps
+    l0: the gradient falls below 1% after 8 steps
 
     The norms come from the model's own backward passes; its gradients are left as they are.
 
@@ -113,35 +112,37 @@ def gradient_flow(
         if not isinstance(y, np.ndarray):
             raise TypeError(f"x: expected an array, got {type(x).__name__}")
         pullback(np.ones_like(y) if dy is None else dy, grads=model.new_grads(), need_dx=False)
-        norms = dict(seen)
-        facts = {name: _facts(layer, tape) for name, layer, tape in _tapes(recurrent, seen)}
     out = []
     for name, layer in recurrent.items():
-        survival = _survival(layer, norms[id(layer)][0])
-        dh_dc = norms[id(layer)][1]
+        tape, norms = seen[id(layer)]
+        survival, facts = _survival(layer, tape), _facts(layer, tape)
         for part, end in enumerate(layer._suffixes()):
-            full = f"{name}{end[1:]}"
-            saturation, dead = facts[name][part]
+            dh, dc = (np.sqrt(norms[part][:, k]) if k < norms.shape[2] else None for k in (0, 1))
+            assert dh is not None
             reach = next((int(k) for k in np.flatnonzero(survival[part] < threshold)), None)
-            text = (
-                f"the gradient falls below {threshold:.0%} after {reach} steps"
-                if reach is not None
-                else f"{survival[part][-1]:.1%} of the gradient is left after {len(survival[part]) - 1} steps"
-                if len(survival[part])
-                else "no steps"
-            )
-            if len(survival[part]) and survival[part].max() > 100:
-                text = f"the gradient grows {survival[part].max():.3g} times within {int(survival[part].argmax())} steps"
-            if len(dead):
-                text += f"; {len(dead)} of {layer.hidden_size} units hardly move"
-            worst = max(saturation, key=lambda g: saturation[g], default=None)
-            if worst is not None and saturation[worst] > 0.5:
-                text += f"; gate {worst} is saturated in {saturation[worst]:.0%} of places"
-            dc = np.sqrt(dh_dc[part][:, 1]) if dh_dc.shape[2] > 1 else None
-            out.append(
-                LayerFlow(full, np.sqrt(dh_dc[part][:, 0]), dc, survival[part], reach, saturation, dead, f"{full}: {text}")
-            )
+            full = f"{name}{end[1:]}"
+            verdict = f"{full}: {_verdict(survival[part], reach, threshold, *facts[part], layer.hidden_size)}"
+            out.append(LayerFlow(full, dh, dc, survival[part], reach, *facts[part], verdict))
     return Flow(out)
+
+
+def _verdict(
+    survival: Array, reach: int | None, threshold: float, saturation: dict[str, float], dead: Array, units: int
+) -> str:
+    if not survival.size:
+        return "no steps"
+    if survival.max() > 100:
+        text = f"the gradient grows {survival.max():.3g} times within {int(survival.argmax())} steps"
+    elif reach is not None:
+        text = f"the gradient falls below {threshold:.0%} after {reach} steps"
+    else:
+        text = f"{survival[-1]:.1%} of the gradient is left after {len(survival) - 1} steps"
+    if dead.size:
+        text += f"; {dead.size} of {units} units hardly move"
+    worst = max(saturation, key=lambda g: saturation[g], default="")
+    if worst and saturation[worst] > 0.5:
+        text += f"; gate {worst} is saturated in {saturation[worst]:.0%} of places"
+    return text
 
 
 def _recurrent(model: Layer, prefix: str = "") -> dict[str, Recurrent]:
@@ -170,45 +171,45 @@ def _watching(recurrent: dict[str, Recurrent]) -> Iterator[dict[int, tuple[Any, 
             del layer._watch
 
 
-def _tapes(recurrent: dict[str, Recurrent], seen: dict[int, tuple[Any, Array]]) -> Iterator[tuple[str, Recurrent, Any]]:
-    for name, layer in recurrent.items():
-        yield name, layer, seen[id(layer)][0]
-
-
 def _facts(layer: Recurrent, tape: Any) -> list[tuple[dict[str, float], Array]]:
     """Of each layer and direction: the saturation of its gates, and its dead units."""
-    gates = _check.gates(layer._cell, tape)
     on = tape.active()  # [T,B]
-    outputs = tape.outputs()  # [L*D,T,B,H]
-    out = []
+
+    def values(a: Array) -> Array:
+        v: Array = (a.swapaxes(0, 1) if layer.batch_first else a)[on]
+        return v
+
+    gates, hidden, out = _check.gates(layer._cell, tape), tape.hidden(), []
     for part in range(len(layer._suffixes())):
         saturation = {}
         for name, gate in gates.items():
-            values = gate[part].swapaxes(0, 1)[on] if layer.batch_first else gate[part][on]
-            distance = 1 - np.abs(values) if name in "gn" else np.minimum(values, 1 - values)
-            saturation[name] = float((distance < SATURATED).mean()) if values.size else 0.0
-        h = outputs[part].swapaxes(0, 1)[on] if layer.batch_first else outputs[part][on]
-        spread = h.std(0) if len(h) else np.zeros(layer.hidden_size)
-        out.append((saturation, np.flatnonzero(spread <= DEAD * max(float(spread.max(initial=0)), 1e-30))))
+            v = values(gate[part])
+            distance = 1 - np.abs(v) if name in "gn" else np.minimum(v, 1 - v)
+            saturation[name] = float((distance < SATURATED).mean()) if v.size else 0.0
+        h = values(hidden[part])
+        spread = h.std(0) if len(h) else np.ones(layer.hidden_size)
+        out.append((saturation, np.flatnonzero(spread <= DEAD * float(spread.max()))))
     return out
 
 
 def _survival(layer: Recurrent, tape: Any) -> list[Array]:
-    """A gradient of one at the last step of each row, layer by layer and direction by direction, on its way back to the first."""
+    """A gradient of the last state alone, of the longest rows, on its way back: one backward pass for each layer and direction."""
     steps, batch = tape.shape
-    out = []
-    for part, end in enumerate(layer._suffixes()):
-        reverse = end.endswith("_reverse")
-        norms = tape.survival(part)  # [T,states]
-        ordered = norms if reverse else norms[::-1]
-        total = np.sqrt(ordered.sum(1))
-        first = float(total[0]) if steps and batch else 0.0
-        out.append(total / first if first > 0 and math.isfinite(first) else np.zeros(steps))
+    lengths = tape.active().sum(0)
+    longest = lengths == lengths.max(initial=0)
+    ends, out = layer._suffixes(), []
+    for part, end in enumerate(ends):
+        dh = np.zeros((len(ends), batch, layer.hidden_size), layer.dtype)
+        dh[part, longest] = np.random.default_rng(0).standard_normal(dh[part, longest].shape)
+        norms = tape.backward(None, dh, None, [[None] * 5] * len(ends), False, flow=True)[-1][part].sum(1)
+        back = np.sqrt(norms if end.endswith("_reverse") else norms[::-1])  # from where the gradient begins
+        back = back[np.flatnonzero(back)[0] :] if back.any() else back
+        out.append(back / back[0] if back.size and back[0] > 0 else np.zeros(steps))
     return out
 
 
 class FlowLog(Callback):
-    """Logs `gradient_flow` on a fixed batch every ``every`` steps: a list of ``(step, Flow)``, and a line each where ``echo`` is a function.
+    """Logs `gradient_flow` on a fixed batch every ``every`` steps: `flows`, a list of ``(step, Flow)``, and a line each to ``echo``.
 
     >>> import numpy as np
     >>> import ostinato as ost

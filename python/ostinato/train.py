@@ -221,21 +221,23 @@ class Trainer:
         k1, k2 = self.tbptt
         axis = 0 if self.time_major else 1
         steps, total, count, norm = x.shape[axis], 0.0, 0, 0.0
-        begin, states = 0, state  # the step that `states` belongs to
+        known = {0: state}  # states by the step that they come before, from the parameters of the time
         for done in range(0, steps, k1):
             end = min(done + k1, steps)
             start = max(0, end - k2) if done else 0
-            if start == done and done:
-                begin, states = start, state
-            elif start > begin:
-                _, states = self._forward(_steps(x, axis, begin, start), states, _cut(times, axis, begin, start))
-                begin = start
+            begin = max(t for t in known if t <= start)
+            known = {t: s for t, s in known.items() if t >= begin}
+            if begin < start:
+                _, known[start] = self._forward(
+                    _steps(x, axis, begin, start), known[begin], _cut(times, axis, begin, start)
+                )
             window = _cut(times, axis, start, end)
             if window.get("lengths") is not None and not (np.asarray(window["lengths"]) > done - start).any():
-                continue  # nothing but padding
+                break  # nothing but padding from here on
             value, norm, state = self._update(
-                _steps(x, axis, start, end), _steps(target, axis, done, end), window, states, step, done - start
+                _steps(x, axis, start, end), _steps(target, axis, done, end), window, known[start], step, done - start
             )
+            known[end] = state
             total, count = total + value * (end - done), count + end - done
         return total / max(count, 1), norm, state
 

@@ -1,0 +1,508 @@
+"""Long and ragged sequences: bounds of memory, truncated backpropagation, streams of whole models, the gradient's way."""
+
+from __future__ import annotations
+
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ostinato as ost
+from ostinato.diagnostics import gradient_flow
+from ostinato.nn import _segments
+
+
+def flat(state: Any) -> list[Any]:
+    if state is None:
+        return []
+    return [a for s in state for a in flat(s)] if isinstance(state, (tuple, list)) else [np.array(state)]
+
+
+STACKS = [
+    {},
+    {"num_layers": 3, "dropout": 0.3},
+    {"bidirectional": True},
+    {"num_layers": 2, "bidirectional": True, "dropout": 0.3, "batch_first": True},
+    {"learned_state": True, "batch_first": True},
+]
+
+
+@pytest.mark.parametrize("options", STACKS, ids=str)
+@pytest.mark.parametrize("make", [ost.nn.RNN, ost.nn.LSTM, ost.nn.GRU])
+def test_a_bound_of_memory_changes_no_bit(make: Any, options: dict[str, Any], kernel_set: str, threads: None) -> None:
+    layer, first = make(5, 20, rng=0, **options), options.get("batch_first", False)
+    r = np.random.default_rng(0)
+    steps, batch = 150, 6
+    ost.set_num_threads(2)
+
+    def swapped(a: Any) -> Any:
+        return np.ascontiguousarray(np.swapaxes(a, 0, 1)) if first else a
+
+    x = swapped(r.standard_normal((steps, batch, 5)).astype(np.float32))
+    dy = swapped(r.standard_normal((steps, batch, 20 * layer._directions)).astype(np.float32))
+    lengths, resets, mask, cuts = (
+        r.integers(0, steps, batch),
+        *(swapped(r.random((steps, batch)) < s) for s in (0.05, 0.8, 0.1)),
+    )
+    for times in ({}, {"lengths": lengths}, {"resets": resets}, {"mask": mask, "lengths": lengths, "resets": resets}):
+        results = []
+        for limit in (None, 3, "least", 1, "2MB"):
+            layer.zero_grad()
+            (y, state), pullback = layer.vjp(x, memory_limit=limit, rng=1, cuts=cuts, clip_step_norm=5.0, **times)
+            dx, dstate = pullback(dy, state)
+            results.append([y.copy(), dx, *flat(state), *flat(dstate), layer.flat_grads.copy()])
+        for other in results[1:]:
+            assert all(np.array_equal(a, b) for a, b in zip(results[0], other))
+
+
+def test_schedules_fit_and_are_the_cheapest() -> None:
+    def plan(limit: object) -> _segments.Schedule:
+        return _segments.schedule(limit, 1000, 8, 10, 100)
+
+    assert plan("1GB").extra == 0
+    assert plan("200KB").kept == plan("200KB").count
+    least = plan("least")
+    assert (
+        least.bytes == min(_segments.Schedule(1000, 8 * k, 0, 10, 100).bytes for k in range(1, 126))
+        or least.length % 8 == 0
+    )
+    last = 1.0
+    for limit in (least.bytes, 20_000, 40_000, 60_000, 90_000, 101_000):
+        s = plan(f"{limit}B")
+        assert s.bytes <= limit
+        assert s.length % 8 == 0
+        assert s.extra <= last
+        last = s.extra
+    assert last == 0
+    assert plan(4).count == 4
+    for bad in ("12XB", "MB", "-3MB", "nanMB", ""):
+        with pytest.raises(ValueError, match="memory_limit: expected a size such as '512MB'"):
+            plan(bad)
+    with pytest.raises(ValueError, match=rf"memory_limit: expected at least {least.bytes} bytes"):
+        plan("1KB")
+    with pytest.raises(ValueError, match="memory_limit: expected a whole number of at least 1, got 0"):
+        plan(0)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("limit", [None, "least"])
+def test_last_outputs(bidirectional: bool, limit: Any) -> None:
+    layer = ost.nn.LSTM(3, 8, 2, bidirectional=bidirectional, rng=0)
+    r = np.random.default_rng(0)
+    x, lengths = r.standard_normal((40, 5, 3)).astype(np.float32), np.array([40, 3, 17, 1, 30])
+    (y, _), pullback = layer.vjp(x, lengths=lengths)
+    at = lengths - 1, np.arange(5)
+    d = r.standard_normal((5, 8 * (1 + bidirectional))).astype(np.float32)
+    dy = np.zeros_like(y)
+    dy[at] = d
+    layer.zero_grad()
+    want = pullback(dy)
+    grads = layer.flat_grads.copy()
+    (last, _), pullback = layer.vjp(x, lengths=lengths, outputs="last", memory_limit=limit)
+    assert np.array_equal(last, y[at])
+    layer.zero_grad()
+    got = pullback(d)
+    assert all(np.array_equal(a, b) for a, b in zip(flat(got), flat(want)))
+    assert np.array_equal(layer.flat_grads, grads)
+
+
+def test_a_loss_taken_segment_by_segment() -> None:
+    layer = ost.nn.GRU(3, 8, rng=0)
+    r = np.random.default_rng(0)
+    x = r.standard_normal((300, 2, 3)).astype(np.float32)
+    (y, _), pullback = layer.vjp(x)
+    layer.zero_grad()
+    dx, _ = pullback(2 * y)
+    grads, starts = layer.flat_grads.copy(), []
+
+    def dy(t: int, segment: Any) -> Any:
+        starts.append(t)
+        assert np.array_equal(segment, y[t : t + len(segment)])
+        return 2 * segment
+
+    (nothing, _), pullback = layer.vjp(x, outputs="none", memory_limit=2)
+    assert nothing is None
+    layer.zero_grad()
+    dx2, _ = pullback(dy)
+    assert np.array_equal(dx, dx2)
+    assert np.array_equal(grads, layer.flat_grads)
+    assert starts == sorted(starts, reverse=True)
+    assert len(starts) == 2
+
+
+def test_memory_stays_within_the_limit() -> None:
+    """NumPy's and the native memory of a pass with a limit stay below the tape that it does without."""
+    layer = ost.nn.LSTM(4, 64, rng=0)
+    x = np.zeros((20000, 1, 4), np.float32)
+    whole = 20000 * 6 * 64 * 4
+    plan = _segments.plan_for(layer, "1MB", 20000, 1, "last")
+    assert plan.bytes <= 1e6 < whole
+    tracemalloc.start()
+    (y, _), pullback = layer.vjp(x, outputs="last", memory_limit="1MB")
+    pullback(np.ones_like(y), need_dx=False)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2e6
+
+
+SEQUENCES = [np.random.default_rng(n).standard_normal((n, 3)).astype(np.float32) for n in (5, 0, 9, 1, 9, 30)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"bidirectional": True}, {"num_layers": 2, "bidirectional": True}, {"num_layers": 3, "dropout": 0.4}],
+    ids=str,
+)
+@pytest.mark.parametrize("make", [ost.nn.RNN, ost.nn.LSTM, ost.nn.GRU])
+def test_ragged_is_padded_without_padding(make: Any, options: dict[str, Any], kernel_set: str, threads: None) -> None:
+    ost.set_num_threads(2)
+    layer = make(3, 20, rng=0, **options)
+    lengths = [len(s) for s in SEQUENCES]
+    x = np.full((30, 6, 3), np.nan, np.float32)
+    for b, s in enumerate(SEQUENCES):
+        x[: len(s), b] = s
+    (y, state), pullback = layer.vjp(x, lengths=lengths, rng=1)
+    dy = np.random.default_rng(0).standard_normal(y.shape).astype(np.float32)
+    layer.zero_grad()
+    dx, dstate = pullback(dy)
+    grads = layer.flat_grads.copy()
+    pieces = [dy[:n, b] for b, n in enumerate(lengths)]
+    for given in (SEQUENCES, ost.Ragged.join(SEQUENCES)):
+        (rows, state2), pullback = layer.vjp(given, rng=1)
+        layer.zero_grad()
+        drows, dstate2 = pullback(pieces)
+        assert type(rows) is type(given)
+        assert all(np.array_equal(a, y[: len(a), b]) for b, a in enumerate(rows))
+        assert all(np.array_equal(a, dx[: len(a), b]) for b, a in enumerate(drows))
+        assert all(np.array_equal(a, b) for a, b in zip(flat((state, dstate)), flat((state2, dstate2))))
+        assert np.array_equal(grads, layer.flat_grads)
+
+
+def test_ragged_through_a_model_and_bad_offsets() -> None:
+    model = ost.nn.Sequential(ost.nn.Linear(3, 4, rng=0), ost.nn.GRU(4, 6, rng=0), ost.nn.Linear(6, 2, rng=0))
+    x = ost.Ragged.join(SEQUENCES)
+    y, _ = model(x)
+    for b, s in enumerate(SEQUENCES):
+        if len(s):
+            assert np.array_equal(y[b], model(s[:, None])[0][:, 0])
+    (out, _), pullback = model.vjp(SEQUENCES)
+    dx, _ = pullback(out)
+    assert [a.shape for a in dx] == [s.shape for s in SEQUENCES]
+    rows = np.zeros((7, 3), np.float32)
+    assert len(ost.Ragged(rows, [0, 7])) == 1
+    assert ost.Ragged(rows, [0, 7])[0].base is rows
+    for offsets, words in (
+        ([0, 5, 3, 7], "decrease, got 5 before 3 at position 2"),
+        ([0, 6], "from 0 to N = 7"),
+        ([1, 7], "from 0 to N = 7"),
+        ([], "offsets"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=words):
+            ost.Ragged(rows, offsets)
+    with pytest.raises(ValueError, match=r"x\[1\]: expected shape \(n, 3\)"):
+        ost.Ragged.join([rows, np.zeros((2, 4), np.float32)])
+    with pytest.raises(ValueError, match="lengths: expected None with ragged"):
+        model(x, lengths=[1])
+
+
+# -- streams -----------------------------------------------------------------------------------------------------
+
+
+def models() -> list[Any]:
+    nn = ost.nn
+    return [
+        nn.Sequential(
+            nn.Embedding(11, 4, rng=0),
+            nn.LSTM(4, 9, 2, rng=0),
+            nn.Dropout(0.5),
+            nn.Activation("tanh"),
+            nn.Linear(9, 3, rng=0),
+        ),
+        nn.Sequential(
+            nn.Linear(3, 5, rng=0),
+            nn.Activation("relu"),
+            nn.Sequential(nn.GRU(5, 7, learned_state=True, rng=0)),
+            nn.Activation("sigmoid"),
+        ),
+        nn.GRU(3, 6, precision="bfloat16", rng=0),
+        nn.LSTM(3, 6, precision="int8", rng=0),
+        nn.RNN(3, 6, dtype=np.float64, rng=0),
+    ]
+
+
+@pytest.mark.parametrize("which", range(5))
+def test_a_stream_is_the_model_bit_for_bit(which: int, kernel_set: str) -> None:
+    """Slots that join and leave: each has the outputs of its own sequence."""
+    model, r = models()[which], np.random.default_rng(0)
+    steps, batch = 12, 5
+    ids = which == 0
+    x = r.integers(0, 11, (steps, batch)) if ids else r.standard_normal((steps, batch, 3)).astype(model.dtype)
+    y, state = model(x)
+    stream = model.stream(batch)
+    for t in range(steps):
+        assert np.array_equal(stream.step(x[t]), y[t])
+    assert all(np.array_equal(a, b) for a, b in zip(flat(stream.state), flat(state)))
+    stream.reset()
+    clock = np.zeros(batch, int)
+    for _ in range(60):
+        slots = r.permutation(batch)[: r.integers(0, batch + 1)]
+        slots = slots[clock[slots] < steps]
+        rows = x[clock[slots], slots]
+        got = stream.step(rows, slots=slots)
+        assert np.array_equal(got, y[clock[slots], slots])
+        clock[slots] += 1
+    again = int(r.integers(batch))
+    stream.reset([again])
+    assert np.array_equal(stream.step(x[0, [again]], slots=[again])[0], y[0, again])
+
+
+def test_states_of_a_stream_are_saved_and_restored() -> None:
+    model = models()[0]
+    stream, other = model.stream(2), model.stream(2)
+    x = np.array([[1, 2], [3, 4], [5, 6]])
+    stream.step(x[0])
+    kept = stream.state
+    y = stream.step(x[1]).copy()
+    other.state = kept
+    assert np.array_equal(other.step(x[1]), y)
+    whole, _ = model(x[1:2], kept)
+    assert np.array_equal(whole[0], y)
+    with pytest.raises(TypeError, match="state: expected a tuple of 5"):
+        other.state = kept[:2]
+    with pytest.raises(ValueError, match=r"state\[1\]\[0\]: expected shape"):
+        other.state = (None, (np.zeros((1, 2, 9), np.float32), kept[1][1]), *kept[2:])
+    assert np.array_equal(other.state[1][0], stream.state[1][0])  # nothing was taken
+
+
+def test_a_stream_refuses() -> None:
+    model = models()[0]
+    stream = model.stream(3)
+    for slots, words in (
+        ([0, 3], "slots: expected numbers from 0 to 2, got 3"),
+        ([1, 1], "slots: expected each slot once, got 1 twice"),
+        ([-1], "numbers from 0"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            stream.step(np.zeros(len(slots), np.int64), slots=slots)
+    with pytest.raises(TypeError, match="slots: expected a sequence of whole numbers"):
+        stream.step(np.zeros(1, np.int64), slots=[0.5])
+    with pytest.raises(ValueError, match="slots: expected numbers from 0 to 2"):
+        stream.reset([5])
+    with pytest.raises(ValueError, match="x: expected indices from 0 to 10, got 11"):
+        stream.step(np.array([0, 11, 0]))
+    assert all((s == 0).all() for s in flat(stream.state))
+    with pytest.raises(ValueError, match="stream: expected a layer of one direction"):
+        ost.nn.Sequential(ost.nn.GRU(3, 4, bidirectional=True)).stream()
+
+    class Own(ost.nn.Layer):
+        pass
+
+    with pytest.raises(TypeError, match=r"stream: expected layers of ostinato\.nn, got a Own"):
+        ost.nn.Sequential(Own(), ost.nn.GRU(3, 4)).stream()
+    with pytest.raises(TypeError, match="something to compute"):
+        ost.nn.Sequential(ost.nn.Dropout(0.5)).stream()
+
+
+def test_steps_allocate_nothing() -> None:
+    stream = models()[0].stream(4)
+    stream.x[...] = 3
+    stream.step()
+    tracemalloc.start()
+    before = tracemalloc.take_snapshot()
+    for _ in range(1000):
+        stream.step()
+    after = tracemalloc.take_snapshot()
+    tracemalloc.stop()
+    grown = sum(
+        d.size_diff for d in after.compare_to(before, "filename") if "tracemalloc" not in d.traceback[0].filename
+    )
+    assert grown < 2000
+
+
+# -- the Trainer -------------------------------------------------------------------------------------------------
+
+
+def model_of(seed: int = 0, **options: Any) -> Any:
+    return ost.nn.Sequential(ost.nn.GRU(2, 8, rng=seed, **options), ost.nn.Linear(8, 1, rng=seed))
+
+
+def data(steps: int = 40, n: int = 6) -> Any:
+    r = np.random.default_rng(0)
+    x = r.standard_normal((steps, n, 2)).astype(np.float32)
+    return x, x[..., :1].cumsum(0) / 10
+
+
+def fitted(batches: Any, model: Any = None, **options: Any) -> Any:
+    model = model_of() if model is None else model
+    trainer = ost.Trainer(model, ost.losses.MSE(), ost.optim.SGD(0.05), **options)
+    history = trainer.fit(batches, epochs=2, progress=False)
+    return model.flat.copy(), history
+
+
+def test_the_trainer_takes_a_bound_of_memory_and_last_outputs() -> None:
+    x, target = data()
+    plain, _ = fitted([(x, target)])
+    assert np.array_equal(fitted([(x, target)], memory_limit="least")[0], plain)
+    ends = [(x, target[-1], None)]
+    last, _ = fitted(ends, outputs="last")
+    assert np.array_equal(fitted(ends, outputs="last", memory_limit=4)[0], last)
+
+    class Own(ost.nn.Activation):  # not known to leave the steps apart: it is given all of them
+        pass
+
+    class Whole(ost.nn.Layer):
+        def __call__(self, y: Any) -> Any:
+            return y
+
+        def vjp(self, y: Any, *, rng: Any = None) -> Any:
+            return y, self._pullback(lambda grads, dy, need_dx: dy)
+
+    model = ost.nn.Sequential(ost.nn.GRU(2, 8, rng=0), ost.nn.Linear(8, 1, rng=0), Whole())
+    np.testing.assert_allclose(fitted(ends, model, outputs="last")[0], last, rtol=1e-4, atol=1e-6)
+
+
+def test_the_trainer_takes_resets_and_masks() -> None:
+    x, target = data()
+    r = np.random.default_rng(1)
+    mask, resets = r.random((40, 6)) < 0.7, r.random((40, 6)) < 0.1
+    plain, _ = fitted([(x, target)])
+    other, _ = fitted([(x, target, {"resets": resets})])
+    assert not np.array_equal(plain, other)
+    masked, _ = fitted([(x, target, {"mask": mask})])
+    spoilt = target.copy()
+    spoilt[~mask] = np.nan  # what does not count may hold anything
+    assert np.array_equal(fitted([(x, spoilt, {"mask": mask})])[0], masked)
+    with pytest.raises(ValueError, match="data: expected lengths, resets, mask and masked in the third place, got"):
+        fitted([(x, target, {"reset": resets})])
+
+
+def test_truncated_backpropagation() -> None:
+    """Against windows by hand: the gradient of the last k1 losses through the last k2 steps, the state carried on."""
+    x, target = data(20)
+    model = model_of()
+    got, _ = fitted([(x, target)], model, tbptt=(20, 20))
+    assert np.array_equal(got, fitted([(x, target)])[0])
+    for k1, k2 in ((5, 5), (5, 8), (7, 20), (4, 6)):
+        hand, optimizer = model_of(), ost.optim.SGD(0.05)
+        for _ in range(2):
+            states: Any = {0: None}
+            for done in range(0, 20, k1):
+                end = min(done + k1, 20)
+                start = max(0, end - k2) if done else 0
+                if start not in states:
+                    begin = max(t for t in states if t < start)
+                    states[start] = hand(x[begin:start], states[begin])[1]
+                (y, states[end]), pullback = hand.vjp(x[start:end], states[start])
+                _, d = ost.losses.MSE()(y[done - start :], target[done:end])
+                dy = np.zeros_like(y)
+                dy[done - start :] = d
+                hand.zero_grad()
+                pullback(dy)
+                optimizer.step(hand)
+        got, history = fitted([(x, target)], tbptt=(k1, k2))
+        np.testing.assert_allclose(got, hand.flat, rtol=1e-5, atol=1e-6)
+        assert len(history.rows) == 2
+    lengths, resets = np.array([20, 3, 11, 6, 1, 20]), np.random.default_rng(0).random((20, 6)) < 0.1
+    assert np.isfinite(fitted([(x, target, {"lengths": lengths, "resets": resets})], tbptt=(4, 6))[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"tbptt": (5, 3)}, "tbptt: expected k1 <= k2"),
+        ({"tbptt": (0, 3)}, "tbptt: expected a whole number of at least 1"),
+        ({"tbptt": 5}, "tbptt: expected a pair"),
+        ({"tbptt": (2, 2), "outputs": "last"}, 'tbptt: expected outputs="all"'),
+        ({"clip_step_norm": -1.0}, "clip_step_norm: expected a number above 0"),
+        ({"memory_limit": "12XB"}, "memory_limit: expected a size"),
+    ],
+    ids=str,
+)
+def test_the_trainer_refuses(options: dict[str, Any], words: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=words):
+        ost.Trainer(model_of(), ost.losses.MSE(), ost.optim.SGD(0.1), **options)
+    with pytest.raises(ValueError, match="tbptt: expected recurrent layers of one direction"):
+        ost.Trainer(
+            model_of(bidirectional=True) if False else ost.nn.GRU(2, 3, bidirectional=True),
+            ost.losses.MSE(),
+            ost.optim.SGD(0.1),
+            tbptt=(2, 2),
+        )
+    with pytest.raises(ValueError, match="memory_limit: expected a model with recurrent layers"):
+        ost.Trainer(ost.nn.Linear(2, 3), ost.losses.MSE(), ost.optim.SGD(0.1), memory_limit="1MB")
+
+
+def test_clipped_steps_keep_a_trainer_going() -> None:
+    x, target = data()
+    plain, _ = fitted([(x, target)])
+    assert not np.array_equal(fitted([(x, target)], clip_step_norm=1e-3)[0], plain)
+    assert np.array_equal(fitted([(x, target)], clip_step_norm=1e6, clip_step_value=1e6)[0], plain)
+
+
+# -- the gradient's way ------------------------------------------------------------------------------------------
+
+
+def test_flow_is_a_product_of_jacobians() -> None:
+    """A tanh network by hand, in float64: dL/dh_t = R^T diag(1 - h^2) dL/dh_{t+1} + dy_t."""
+    layer = ost.nn.RNN(3, 6, dtype=np.float64, rng=0)
+    r = np.random.default_rng(0)
+    x, dy = r.standard_normal((15, 4, 3)), r.standard_normal((15, 4, 6))
+    y, _ = layer(x)
+    weight = layer.parameters()["weight_hh_l0"]
+    flow = next(iter(gradient_flow(layer, x, dy)))
+    d, want = np.zeros((4, 6)), []
+    for t in reversed(range(15)):
+        d = d + dy[t]
+        want.insert(0, np.linalg.norm(d))
+        d = (d * (1 - y[t] ** 2)) @ weight
+    np.testing.assert_allclose(flow.dh, want, rtol=1e-12)
+    d = np.random.default_rng(0).standard_normal((4, 6))
+    left = [np.linalg.norm(d)]
+    for t in reversed(range(1, 15)):
+        d = (d * (1 - y[t] ** 2)) @ weight
+        left.append(np.linalg.norm(d))
+    np.testing.assert_allclose(flow.survival, np.array(left) / left[0], rtol=1e-12)
+    assert flow.reach == next(k for k, v in enumerate(left) if v / left[0] < 0.01)
+    assert flow.dc is None
+    assert not layer.flat_grads.any()
+    assert layer._watch is None
+
+
+def test_flow_of_an_lstm_against_the_reference() -> None:
+    from ostinato import reference
+
+    layer = ost.nn.LSTM(3, 6, dtype=np.float64, rng=0)
+    r = np.random.default_rng(0)
+    x, dy, lengths = r.standard_normal((15, 4, 3)), r.standard_normal((15, 4, 6)), np.array([15, 2, 9, 15])
+    weights = reference.Weights(
+        *(np.array(layer.parameters()[n + "_l0"]) for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+    )
+    run = reference.forward("lstm", x, weights, lengths=lengths)
+    want = np.sqrt(reference.backward(run, dy).flow)
+    flow = next(iter(gradient_flow(layer, x, dy, lengths=lengths)))
+    np.testing.assert_allclose(flow.dh, want[:, 0], rtol=1e-10)
+    np.testing.assert_allclose(flow.dc, want[:, 1], rtol=1e-10)
+
+
+def test_flow_names_what_is_wrong(tmp_path: Any) -> None:
+    gru = ost.nn.GRU(2, 16, 2, bidirectional=True, rng=0)
+    with gru.write() as p:
+        p["bias_ih_l0"][16:32] = 100.0  # z = 1: the state is kept, whatever comes
+    model = ost.nn.Sequential(ost.nn.Linear(2, 2, rng=0), gru)
+    x = np.random.default_rng(0).standard_normal((30, 4, 2)).astype(np.float32)
+    flow = gradient_flow(model, x)
+    first = flow.layers[0]
+    assert [layer.name for layer in flow] == ["1.l0", "1.l0_reverse", "1.l1", "1.l1_reverse"]
+    assert first.saturation["z"] == 1.0
+    assert first.dead.size == 16
+    assert first.reach is None
+    assert "gate z is saturated in 100% of places" in str(flow)
+    assert "16 of 16 units hardly move" in first.verdict
+    pytest.importorskip("matplotlib")
+    flow.plot(tmp_path / "flow.png")
+    assert (tmp_path / "flow.png").stat().st_size > 1000
+    with pytest.raises(TypeError, match="model: expected recurrent layers"):
+        gradient_flow(ost.nn.Linear(2, 2), x)
+    with pytest.raises(ValueError, match="threshold: expected a number between 0 and 1, got 2"):
+        gradient_flow(gru, x, threshold=2)
