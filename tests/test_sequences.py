@@ -299,6 +299,32 @@ def test_layers_run_pieces_apart(options: dict[str, Any]) -> None:
         assert np.array_equal(run(x, resets), apart)
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+@pytest.mark.parametrize("make", [ost.nn.RNN, ost.nn.LSTM, ost.nn.GRU])
+def test_low_precisions_run_pieces_apart(make: Any, precision: str, kernel_set: str) -> None:
+    """Lengths, resets and segments in bfloat16 and int8: the bits of the pieces."""
+    layer = make(3, 20, 2, precision=precision, rng=0)
+    r = np.random.default_rng(0)
+    x = r.normal(size=(30, 5, 3)).astype(np.float32)
+    resets, lengths = np.zeros((30, 5), bool), np.array([30, 11, 0, 25, 30])
+    resets[11] = True
+    y, _ = layer(x, resets=resets, lengths=lengths)
+    first, second = (
+        layer(p, lengths=n)[0] for p, n in ((x[:11], np.minimum(lengths, 11)), (x[11:], np.maximum(lengths - 11, 0)))
+    )
+    assert np.array_equal(y, np.concatenate([first, second]))
+    if precision == "int8":
+        return
+    results = []
+    for options in ({}, {"memory_limit": "least"}):
+        layer.zero_grad()
+        (y, _), pullback = layer.vjp(x, resets=resets, lengths=lengths, **options)
+        dx, _ = pullback(np.ones_like(y))
+        results.append((dx, layer.flat_grads.copy()))
+        assert (dx[np.arange(30)[:, None] >= lengths] == 0).all()
+    assert all(np.array_equal(a, b) for a, b in zip(*results))
+
+
 @pytest.mark.parametrize("make", [ost.nn.RNN, ost.nn.LSTM, ost.nn.GRU])
 def test_learned_states(make: Any) -> None:
     """Gradients of the learned initial state, at the start and at resets, by differences."""
