@@ -135,7 +135,7 @@ std::vector<Index> deal(const std::vector<Index>& lengths) {
 
 template <class T>
 void set_times(StackCall<T>& call, const Index* lengths, const std::uint8_t* resets, const std::uint8_t* mask, bool repeat,
-               const std::uint8_t* held, const std::uint8_t* resets_after) {
+               const std::uint8_t* held, const std::uint8_t* resets_after, const std::uint8_t* restarted) {
   const Index steps = call.steps, batch = call.batch;
   if (!lengths && !resets && !mask && !resets_after) return;
   std::vector<Index> ends(std::size_t(batch), steps);
@@ -148,6 +148,8 @@ void set_times(StackCall<T>& call, const Index* lengths, const std::uint8_t* res
       std::vector<std::int32_t> state(std::size_t(batch), kInitial), output(std::size_t(batch), kSkipped);
       for (Index b = 0; b < batch && held && repeat; ++b)
         if (held[b]) output[b] = kHeld;
+      for (Index b = 0; b < batch && restarted; ++b)
+        if (restarted[b]) state[b] = kRestart;
       if (from_end == 0 && mask) std::fill(call.lengths.begin(), call.lengths.end(), 0);
       for (Index s = 0; s < steps; ++s) {
         const Index t = from_end ? steps - 1 - s : s, boundary = from_end ? t + 1 : t;  // of two pieces
@@ -328,9 +330,9 @@ template struct PackedStack<double>;
 template std::vector<GroupPlan> stack_plan(const CellKernels<float>&, const StackShape&, Index, Index, bool, bool);
 template std::vector<GroupPlan> stack_plan(const CellKernels<double>&, const StackShape&, Index, Index, bool, bool);
 template void set_times(StackCall<float>&, const Index*, const std::uint8_t*, const std::uint8_t*, bool, const std::uint8_t*,
-                        const std::uint8_t*);
+                        const std::uint8_t*, const std::uint8_t*);
 template void set_times(StackCall<double>&, const Index*, const std::uint8_t*, const std::uint8_t*, bool, const std::uint8_t*,
-                        const std::uint8_t*);
+                        const std::uint8_t*, const std::uint8_t*);
 template void drop_rows(const StackShape&, Index, const StackCall<float>&, const float*, float*);
 template void drop_rows(const StackShape&, Index, const StackCall<double>&, const double*, double*);
 template bool takes_part(const StackCall<float>&, Index, Index);

@@ -109,11 +109,12 @@ std::vector<GroupPlan> stack_plan(const CellKernels<T>& cell, const StackShape& 
 // What the rows take part in. lengths, resets and mask may be null; resets and mask are [T,B]: the state is that of a restart before a step
 // (for the direction from the end: after it, so that the pieces are the same), and a step that is skipped carries the state over. `repeat`:
 // its output is that of the step before it, else zero.
-// For steps out of the middle of a sequence: held [B], the rows that have an output to repeat from the step before; resets_after [B], those
+// For steps out of the middle of a sequence: held [B], the rows that have an output to repeat from the step before; restarted [B], those
+// that were reset and have not run since; resets_after [B], those
 // for which a piece begins behind the last step.
 template <class T>
 void set_times(StackCall<T>& call, const Index* lengths, const std::uint8_t* resets, const std::uint8_t* mask, bool repeat,
-               const std::uint8_t* held = nullptr, const std::uint8_t* resets_after = nullptr);
+               const std::uint8_t* held = nullptr, const std::uint8_t* resets_after = nullptr, const std::uint8_t* restarted = nullptr);
 
 // The rows in an order of which any range has about the same to do.
 std::vector<Index> deal(const std::vector<Index>& lengths);

@@ -56,6 +56,59 @@ def test_a_bound_of_memory_changes_no_bit(make: Any, options: dict[str, Any], ke
             assert all(np.array_equal(a, b) for a, b in zip(results[0], other))
 
 
+def test_a_bound_of_memory_and_restarts_that_wait() -> None:
+    """A row that is reset and then masked up to the border of a segment: its gradient still goes to the learned state, in order."""
+    for seed in range(12):
+        r = np.random.default_rng(seed)
+        layer = ost.nn.LSTM(7, 16, learned_state=True, rng=0)
+        x = r.standard_normal((300, 9, 7)).astype(np.float32)
+        times = {"resets": r.random((300, 9)) < 0.05, "mask": r.random((300, 9)) < 0.6}
+        results = []
+        for limit in (None, "least"):
+            layer.zero_grad()
+            (y, _), pullback = layer.vjp(x, memory_limit=limit, **times)
+            dx, _ = pullback(np.ones_like(y))
+            results.append((y.copy(), dx, layer.flat_grads.copy()))
+        assert all(np.array_equal(a, b) for a, b in zip(*results))
+
+
+@pytest.mark.parametrize("limit", [None, "least"])
+def test_what_was_given_may_be_used_again(limit: Any) -> None:
+    layer, r = ost.nn.GRU(3, 8, rng=0), np.random.default_rng(0)
+    x = r.standard_normal((100, 4, 3)).astype(np.float32)
+    given = {
+        "lengths": np.array([100, 50, 70, 3]),
+        **{n: r.random((100, 4)) < s for n, s in (("resets", 0.1), ("mask", 0.7), ("cuts", 0.1))},
+    }
+    (y, _), pullback = layer.vjp(x, memory_limit=limit, **given)
+    want = pullback(np.ones_like(y))
+    (y, _), pullback = layer.vjp(x, memory_limit=limit, **given)
+    for a in given.values():
+        a[...] = 1
+    got = pullback(np.ones_like(y))
+    assert all(np.array_equal(a, b) for a, b in zip(flat(want), flat(got)))
+
+
+@pytest.mark.parametrize("make", [ost.nn.RNN, ost.nn.LSTM, ost.nn.GRU])
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "num_layers": 2}, {"learned_state": True}], ids=str)
+def test_no_step_within_a_bound(make: Any, options: dict[str, Any]) -> None:
+    layer = make(3, 4, rng=0, **options)
+    for shape in ((0, 2, 3), (5, 0, 3), (0, 0, 3)):
+        x = np.zeros(shape, np.float32)
+        results = []
+        for limit in (None, "least"):
+            (y, state), pullback = layer.vjp(x, memory_limit=limit)
+            results.append([y, *flat(state), *flat(pullback(np.zeros_like(y), state))])
+        assert all(np.array_equal(a, b) for a, b in zip(*results))
+    wrong = np.zeros((5, 2, 4), np.float32)
+    state = (wrong, wrong) if make is ost.nn.LSTM else wrong
+    with pytest.raises(ValueError, match=r"state: expected shape \(L\*D, B, H\)"):
+        layer.vjp(np.zeros((9, 2, 3), np.float32), state, memory_limit=2)
+    (y, _), pullback = layer.vjp(np.zeros((9, 2, 3), np.float32), memory_limit=2)
+    with pytest.raises(ValueError, match=r"dstate: expected shape \(L\*D, B, H\)"):
+        pullback(np.zeros_like(y), state)
+
+
 def test_schedules_fit_and_are_the_cheapest() -> None:
     def plan(limit: object) -> _segments.Schedule:
         return _segments.schedule(limit, 1000, 8, 10, 100)
@@ -275,6 +328,19 @@ def test_states_of_a_stream_are_saved_and_restored() -> None:
     assert np.array_equal(other.state[1][0], stream.state[1][0])  # nothing was taken
 
 
+def test_a_stream_keeps_its_learned_state() -> None:
+    model = ost.nn.GRU(3, 4, learned_state=True, rng=0)
+    stream = model.stream(2)
+    y = stream.step(np.ones((2, 3), np.float32)).copy()
+    with model.write() as p:
+        for n in p:
+            p[n][...] = 7
+    stream.reset()
+    assert np.array_equal(stream.step(np.ones((2, 3), np.float32)), y)
+    with pytest.raises(AttributeError):
+        stream.x = 1
+
+
 def test_a_stream_refuses() -> None:
     model = models()[0]
     stream = model.stream(3)
@@ -483,6 +549,44 @@ def test_flow_of_an_lstm_against_the_reference() -> None:
     flow = next(iter(gradient_flow(layer, x, dy, lengths=lengths)))
     np.testing.assert_allclose(flow.dh, want[:, 0], rtol=1e-10)
     np.testing.assert_allclose(flow.dc, want[:, 1], rtol=1e-10)
+
+
+def test_flow_leaves_the_training_alone() -> None:
+    layer = ost.nn.GRU(2, 4, 2, dropout=0.5, rng=0)
+    before = layer._rng.bit_generator.state
+    gradient_flow(layer, np.zeros((5, 2, 2), np.float32))
+    assert layer._rng.bit_generator.state == before
+    for bad in ({"memory_limit": "1MB"}, {"outputs": "none"}):
+        with pytest.raises(ValueError, match="expected none, since all steps are looked at"):
+            gradient_flow(layer, np.zeros((5, 2, 2), np.float32), **bad)
+    assert "no steps" in str(gradient_flow(layer, np.zeros((0, 2, 2), np.float32)))
+    (y, _), pullback = layer.vjp(np.zeros((5, 2, 2), np.float32))
+    pullback(y)
+    with pytest.raises(TypeError, match="a pullback that has not been used"):
+        _ = pullback.gates
+
+
+def test_nested_models_take_the_same() -> None:
+    nn = ost.nn
+    x, lengths = np.ones((6, 2, 3), np.float32), [6, 2]
+    x[2:, 1] = np.nan
+    models = nn.Sequential(
+        nn.Sequential(nn.Linear(3, 4, rng=0)), nn.GRU(4, 5, rng=0), nn.Sequential(nn.Linear(5, 2, rng=0))
+    )
+    for outputs in ("all", "last"):
+        (y, _), pullback = models.vjp(x, lengths=lengths, outputs=outputs)
+        models.zero_grad()
+        pullback(np.ones_like(y))
+        assert np.isfinite(models.flat_grads).all()
+    plain = nn.Sequential(nn.Linear(3, 4, rng=0))
+    with pytest.raises(TypeError, match="foo: expected one of lengths"):
+        models(x, foo=3)
+    with pytest.raises(ValueError, match="memory_limit: expected None for a model without recurrent layers"):
+        plain.vjp(x, memory_limit="1MB")
+    tiny = nn.GRU(3, 4, rng=0)
+    (y, _), pullback = tiny.vjp(np.ones((9, 2, 3), np.float32), clip_step_value=1e-60)
+    dx, _ = pullback(np.ones_like(y))
+    assert np.abs(dx).max() < 1e-30
 
 
 def test_flow_names_what_is_wrong(tmp_path: Any) -> None:

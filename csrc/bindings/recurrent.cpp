@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "../dispatch.h"
 #include "../stack.h"
@@ -145,7 +146,7 @@ template <class T>
 py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, const py::object& h0, const py::object& c0,
                   const py::object& lengths, bool batch_first, const py::object& out, bool train, double dropout, std::uint64_t key,
                   const py::object& resets, const py::object& mask, bool repeat, const py::object& restart_h, const py::object& restart_c,
-                  Index first_step, const py::object& held, const py::object& resets_after, const py::object& order,
+                  Index first_step, const py::object& held, const py::object& resets_after, const py::object& restarted, const py::object& order,
                   const py::object& offsets) {
   const StackShape& s = packed->shape;
   const bool has_cells = packed->traits().states > 1;
@@ -180,8 +181,9 @@ py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, c
   call.restart_c = optional_view<T>(restart_c, "restart_c", restart).data;
   call.first_step = first_step;
   const auto held_view = optional_view<std::uint8_t>(held, "held", {{"B", batch}});
+  const auto restarted_view = optional_view<std::uint8_t>(restarted, "restarted", {{"B", batch}});
   const auto after_view = optional_view<std::uint8_t>(resets_after, "resets_after", {{"B", batch}});
-  set_times(call, ragged ? flat.lengths.data() : lv.data, resets_view.data, mask_view.data, repeat, held_view.data, after_view.data);
+  set_times(call, ragged ? flat.lengths.data() : lv.data, resets_view.data, mask_view.data, repeat, held_view.data, after_view.data, restarted_view.data);
   if (!order.is_none()) {
     const auto v = view<Index>(order, "order", {{"B", batch}}, Strides::kContiguous);
     call.order.assign(v.data, v.data + batch);
@@ -368,7 +370,8 @@ py::tuple backward(PyTape<T>& t, const py::object& dy, const py::object& dhn, co
     g.dc0 = array.mutable_data();
     dc0 = array;
   }
-  g.clip_value = T(clip_value), g.clip_norm = T(clip_norm);
+  const auto bound = [](double x) { return x > 0 ? std::max(T(x), std::numeric_limits<T>::min()) : T(0); };  // 0 would be no bound
+  g.clip_value = bound(clip_value), g.clip_norm = bound(clip_norm);
   g.cuts = optional_view<std::uint8_t>(cuts, "cuts", {{"T", steps}, {"B", batch}}).data;
   if (!dcells.is_none()) {
     if (traits.states < 2) fail("dcells", std::string("None for the cell ") + traits.name, "an array");
@@ -447,12 +450,13 @@ void bind_typed(py::module_& m, const char* packed_name, const char* tape_name) 
       .def_property_readonly("backward", [](const Packed& p) { return p.backward; })
       .def_property_readonly("input_size", [](const Packed& p) { return p.shape.input; })
       .def_property_readonly("hidden_size", [](const Packed& p) { return p.shape.hidden; })
+      .def_property_readonly("layers", [](const Packed& p) { return p.shape.layers; })
       .def_property_readonly("reverse", [](const Packed& p) { return p.shape.reverse; })
       .def_property_readonly("cell", [](const Packed& p) { return std::string(p.traits().name); })
       .def("forward", &forward<T>, py::arg("x"), py::arg("h0"), py::arg("c0"), py::arg("lengths"), py::arg("batch_first"), py::arg("out"),
            py::arg("train"), py::arg("dropout"), py::arg("key"), py::arg("resets") = py::none(), py::arg("mask") = py::none(),
            py::arg("repeat") = false, py::arg("restart_h") = py::none(), py::arg("restart_c") = py::none(), py::arg("first_step") = 0,
-           py::arg("held") = py::none(), py::arg("resets_after") = py::none(), py::arg("order") = py::none(),
+           py::arg("held") = py::none(), py::arg("resets_after") = py::none(), py::arg("restarted") = py::none(), py::arg("order") = py::none(),
            py::arg("offsets") = py::none())
       .def("sums", &sums<T>, py::arg("batch"))
       .def("drop", &drop<T>, py::arg("layer"), py::arg("y"), py::arg("rate"), py::arg("key"), py::arg("first_step"));

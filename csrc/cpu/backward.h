@@ -158,7 +158,7 @@ class Backward {
         dc_[b * s_.padded + u] = in && call_.dcn ? call_.dcn[b * s_.hidden + u] : T(0);
         c0_[b * s_.padded + u] = in && call_.c0 ? call_.c0[b * s_.hidden + u] : T(0);
       }
-    for (Index b = 0; b < call_.batch; ++b)
+    for (Index b = 0; b < call_.batch && !call_.resume; ++b)  // with later steps the cut has been there
       if (clock_.end(b) == kRestart) cut_row(dh_ + b * s_.padded, C::kStates > 1 ? dc_ + b * s_.padded : nullptr, true, 0, {0, s_.padded});
   }
 

@@ -75,6 +75,8 @@ class _Packed:
     @property
     def hidden_size(self) -> int: ...
     @property
+    def layers(self) -> int: ...
+    @property
     def reverse(self) -> bool: ...
     @property
     def cell(self) -> str: ...
@@ -97,6 +99,7 @@ class _Packed:
         first_step: int = 0,
         held: npt.NDArray[np.uint8] | None = None,
         resets_after: npt.NDArray[np.uint8] | None = None,
+        restarted: npt.NDArray[np.uint8] | None = None,
         order: npt.NDArray[np.int64] | None = None,
         offsets: npt.NDArray[np.int64] | None = None,
     ) -> tuple[_Array, _Array, _Array | None, _Tape | None]: ...

@@ -32,7 +32,7 @@ class Ragged:
         if rows.ndim == 0:
             raise ValueError("rows: expected at least 1 axis, got shape ()")
         a = np.asarray(offsets)
-        if a.ndim != 1 or a.dtype.kind not in "iu":
+        if a.ndim != 1 or (a.size and a.dtype.kind not in "iu"):
             raise TypeError(f"offsets: expected a sequence of whole numbers, got shape {a.shape} of {a.dtype}")
         self.offsets: npt.NDArray[np.int64] = np.ascontiguousarray(a, dtype=np.int64)
         if not a.size or self.offsets[0] != 0 or self.offsets[-1] != len(rows):

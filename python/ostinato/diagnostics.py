@@ -107,8 +107,13 @@ def gradient_flow(
         raise TypeError(f"model: expected recurrent layers, got {model!r}")
     if not 0 < threshold < 1:
         raise ValueError(f"threshold: expected a number between 0 and 1, got {threshold!r}")
+    for name in ("memory_limit", "outputs", "rng"):
+        if times.get(name) is not None:
+            raise ValueError(f"{name}: expected none, since all steps are looked at, got {times[name]!r}")
     with _watching(recurrent) as seen:
-        (y, _), pullback = model.vjp(x, state, **times)
+        (y, _), pullback = model.vjp(
+            x, state, rng=0, **times
+        )  # a generator of its own: the model's dropout goes on as it would
         if not isinstance(y, np.ndarray):
             raise TypeError(f"x: expected an array, got {type(x).__name__}")
         pullback(np.ones_like(y) if dy is None else dy, grads=model.new_grads(), need_dx=False)
@@ -129,7 +134,7 @@ def gradient_flow(
 def _verdict(
     survival: Array, reach: int | None, threshold: float, saturation: dict[str, float], dead: Array, units: int
 ) -> str:
-    if not survival.size:
+    if not survival.any():
         return "no steps"
     if survival.max() > 100:
         text = f"the gradient grows {survival.max():.3g} times within {int(survival.argmax())} steps"

@@ -122,7 +122,11 @@ def _run(
     if reset_state is not None and pair != (_core.cells()[packed.cell]["states"] == 2):
         raise TypeError(f"reset_state: expected h, or (h, c) for an LSTM, got {type(reset_state).__name__}")
     reset: Any = reset_state if pair else (reset_state, None)
-    options |= {name: _row("reset_state", r, 1) for name, r in zip(("restart_h", "restart_c"), reset)}
+    size, dtype = packed.native.hidden_size, packed.dtype
+    for name, r in zip(("restart_h", "restart_c"), reset):
+        if r is not None and (_check.array("reset_state", r).shape != (size,) or r.dtype != dtype):
+            raise ValueError(f"reset_state: expected shape (H,) = ({size},) of {dtype}, got {r.shape} of {r.dtype}")
+        options[name] = None if r is None else np.ascontiguousarray(r)[None]
     if train:  # the caller may reuse the arrays of its state before the pullback runs
         h, c = (None if s is None else s.copy() for s in (h, c))
         options |= {n: None if options[n] is None else options[n].copy() for n in ("restart_h", "restart_c")}

@@ -107,7 +107,8 @@ class Trainer:
         tbptt: ``(k1, k2)``, truncated backpropagation through time (Williams, Peng 1990, BPTT(h; h') with h = k2, h' = k1): a batch is
             walked through in strides of k1 steps, an update for each; the state is carried on, and the gradient of the losses of
             those k1 steps goes back through the last k2 >= k1. A step of the history is then a whole batch.
-        metrics: names to functions ``(y, target, lengths) -> (sum, count)``, reported by evaluate.
+        metrics: names to functions ``(y, target, lengths) -> (sum, count)``, reported by evaluate; lengths is a bool mask of the steps that
+            count where a batch has a mask, and None for all.
         callbacks: `Callback` objects.
     """
 
@@ -238,8 +239,18 @@ class Trainer:
                 _steps(x, axis, start, end), _steps(target, axis, done, end), window, known[start], step, done - start
             )
             known[end] = state
-            total, count = total + value * (end - done), count + end - done
+            weight = self._weight(window, done - start, end - start, x.shape[1 - axis])
+            total, count = total + value * weight, count + weight
         return total / max(count, 1), norm, state
+
+    def _weight(self, window: Times, silent: int, steps: int, batch: int) -> int:
+        """How many (t, b) of a window have a loss."""
+        on = np.ones((steps, batch), bool)
+        if window.get("lengths") is not None:
+            on &= np.arange(steps)[:, None] < np.asarray(window["lengths"])
+        if window.get("mask") is not None:
+            on &= window["mask"] if self.time_major else window["mask"].T
+        return int(on[silent:].sum())
 
     def _update(
         self, x: Array, target: Array, times: Times, state: Any, step: int, silent: int = 0
@@ -283,6 +294,10 @@ class Trainer:
     def _loader(self, data: Any, batch_size: int, shuffle: bool, seed: int) -> Any:
         if isinstance(data, (tuple, list)) and 2 <= len(data) <= 3 and all(isinstance(d, np.ndarray) for d in data[:2]):
             x, target, lengths = (*data, None)[:3]
+            if isinstance(lengths, Mapping):
+                raise TypeError(
+                    "data: expected lengths beside whole arrays, got a dict, which belongs to a batch; give a list of batches"
+                )
             if x.dtype.kind == "f" and x.dtype != self.model.dtype:
                 warnings.warn(f"x: converted once from {x.dtype} to {self.model.dtype}", stacklevel=3)
                 x = x.astype(self.model.dtype)

@@ -56,7 +56,7 @@ class _Last:
         batch, steps, width = shape
         self.layer, self.call, self.shape = layer, call, shape
         top = (layer.num_layers - 1) * layer._directions
-        self.top, self.y = top, h_n[top]
+        self.top, self.y = top, h_n[top].copy()  # the state is the caller's to change
         if layer._directions == 1:
             return
         assert y is not None
@@ -98,6 +98,14 @@ class _Last:
         return dy, out
 
 
+class _StreamState(NamedTuple):
+    """The arrays of a stream, and what they begin with: the parameters as they were."""
+
+    h: Array
+    c: Array | None
+    starts: list[Any]
+
+
 class RecurrentPullback(Pullback):
     """The `Pullback` of a recurrent layer, which also knows what happened inside.
 
@@ -131,7 +139,7 @@ class RecurrentPullback(Pullback):
 
     def _known(self) -> Any:
         if self._tape is None:
-            raise TypeError("cells, gates: expected a pass without memory_limit")
+            raise TypeError("cells, gates: expected a pullback that has not been used, of a pass without memory_limit")
         return self._tape
 
     def _shaped(self, a: Array) -> Array:
@@ -148,7 +156,9 @@ class RecurrentPullback(Pullback):
         **more: Any,
     ) -> Any:
         """As `Pullback`; dcells is the gradient of `cells`, shaped as they are."""
-        return super().__call__(dy, dstate, grads=grads, need_dx=need_dx, dcells=dcells, **more)
+        out = super().__call__(dy, dstate, grads=grads, need_dx=need_dx, dcells=dcells, **more)
+        self._tape = None  # the memory goes with the pass
+        return out
 
 
 class Recurrent(Layer):
@@ -366,6 +376,7 @@ class Recurrent(Layer):
         for name, value in zip(("lengths", "resets", "mask"), times):
             if value is not None:
                 raise ValueError(f"{name}: expected None with ragged sequences, got {type(value).__name__}")
+        _check.choice("masked", times[3], ("repeat", "zero"))
         options = {"lengths": None, "resets": None, "mask": None, "repeat": False, "offsets": x.offsets}
         h, c, learned = self._start(*self._split_state("state", state), options, len(x))
         return _Call(x.rows, h, c, options, False, learned, x, listed)
@@ -388,6 +399,13 @@ class Recurrent(Layer):
         if a is None:
             return None
         return np.expand_dims(_check.array(name, a, ndim), 0 if self.batch_first else 1)
+
+    def _check_state(self, name: str, s: Array | None, batch: int) -> None:
+        shape = (self.num_layers * self._directions, batch, self.hidden_size)
+        if s is not None and (s.shape != shape or s.dtype != self._dtype):
+            raise ValueError(
+                f"{name}: expected shape (L*D, B, H) = {shape} of {self._dtype}, got {s.shape} of {s.dtype}"
+            )
 
     def _split_state(self, name: str, state: State) -> tuple[Array | None, Array | None]:
         if state is None:
@@ -464,15 +482,16 @@ class Recurrent(Layer):
 
     def _join_stream(self, native: Any) -> Any:
         states: tuple[Array, Array | None] = native.add_recurrent(self._packed(False))
-        return states
+        starts = [0 if s is None else np.stack(s)[:, None] for s in self._initial(self.parameters())]
+        return _StreamState(*states, starts)
 
     def _reset_stream(self, states: Any, slots: Any) -> None:
-        for state, learned in zip(states, self._initial(self.parameters())):
+        for state, start in zip(states[:2], states.starts):
             if state is not None:
-                state[:, slots] = 0 if learned is None else np.stack(learned)[:, None]
+                state[:, slots] = start
 
     def _stream_state(self, states: Any) -> Any:
-        return states if self._has_cells else states[0]
+        return (states[0], states[1]) if self._has_cells else states[0]
 
     def vjp(
         self,
@@ -519,11 +538,18 @@ class Recurrent(Layer):
             raise ValueError(
                 "memory_limit, outputs, cuts: expected none of them with ragged sequences; pad them, or give one option less"
             )
+        mine = _check.flags("cuts", cuts, steps, batch, self.batch_first)
         control = {
             "clip_value": _check.clipping("clip_step_value", clip_step_value),
             "clip_norm": _check.clipping("clip_step_norm", clip_step_norm),
-            "cuts": _check.flags("cuts", cuts, steps, batch, self.batch_first),
+            "cuts": None if mine is None else mine.copy(),  # read by the pullback: the caller may reuse its array
         }
+        if memory_limit is not None:  # segments that run again read these again
+            names = ("lengths", "resets", "mask")
+            copies = {n: None if call.options[n] is None else call.options[n].copy() for n in names}
+            call = call._replace(options={**call.options, **copies})
+            for name, s in (("state", call.h), ("state", call.c)):
+                self._check_state(name, s, batch)
         dropout = self.dropout if self.num_layers > 1 else 0.0
         key = _check.draw_key(self._rng if rng is None else _check.generator(rng)) if dropout else 0
         if not call.learned:  # the caller may reuse the arrays of its state
@@ -562,12 +588,17 @@ class Recurrent(Layer):
                 dh, dc = (None if s is None else _check.array("dstate", s, 2)[:, None] for s in (dh, dc))
                 dcells = None if dcells is None else np.expand_dims(dcells, 1 if self.batch_first else 2)
             dh, dc = (None if s is None else np.ascontiguousarray(_check.array("dstate", s)) for s in (dh, dc))
+            if run is not None:
+                for s in (dh, dc):
+                    self._check_state("dstate", s, batch)
             if last is not None:
                 dy, dh = last.spread(dy, dh)
             watch = self._watch
             if run is not None:
                 if dcells is not None:
                     raise TypeError("dcells: expected None with memory_limit, got an array")
+                if dy is not None and not callable(dy):
+                    _check.array("dy", dy)
                 if isinstance(dy, np.ndarray) and (dy.shape, dy.dtype) != (
                     shape if self.batch_first else (steps, batch, shape[2]),
                     self._dtype,
@@ -575,8 +606,9 @@ class Recurrent(Layer):
                     raise ValueError(f"dy: expected the shape and dtype of y, got {dy.shape} of {dy.dtype}")
                 dx, dh0, dc0, dreset_h, dreset_c = run.backward(dy, dh, dc, self._parts(grads), need_dx, **control)
                 if dh0 is None:  # no step at all
-                    dh0 = np.zeros_like(h_n) if dh is None else dh
-                    dc0 = None if c_n is None else np.zeros_like(c_n) if dc is None else dc
+                    dh0 = np.zeros_like(h_n)
+                if dc0 is None and c_n is not None:
+                    dc0 = np.zeros_like(c_n)
             else:
                 dx, dh0, dc0, dreset_h, dreset_c, norms = tape.backward(
                     dy, dh, dc, self._parts(grads), need_dx, **control, dcells=dcells, flow=watch is not None

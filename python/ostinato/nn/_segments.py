@@ -115,7 +115,7 @@ class Chain:
             np.full(batch, steps) if times["lengths"] is None else times["lengths"]
         )
         self.active = self.inside if times["mask"] is None else self.inside & times["mask"].view(bool)
-        self.held = self._held() if times["repeat"] and times["mask"] is not None else None
+        self.before = self._before() if times["mask"] is not None else {}
         uneven = times["lengths"] is not None or times["mask"] is not None
         self.order = _core.deal(self.active.sum(0, dtype=np.int64)) if uneven else None  # one for all segments
 
@@ -126,21 +126,24 @@ class Chain:
     def _range(self, k: int) -> tuple[int, int]:
         return k * self.plan.length, min((k + 1) * self.plan.length, self.plan.steps)
 
-    def _held(self) -> dict[int, Array]:
-        """For each segment, which rows have an output to repeat from the step before it (in the order of processing)."""
+    def _before(self) -> dict[int, tuple[Array, Array]]:
+        """For each segment, which rows have an output to repeat from the step before it (in the order of processing), and which were
+        reset and have not run since."""
         batch, active = self.x.shape[1], self.active
         resets = self.times["resets"]
         begins = np.zeros_like(self.inside) if resets is None else self.inside & resets.view(bool)
         if self.reverse:
             begins = np.concatenate([begins[1:], np.zeros((1, batch), bool)])
-        out, held = {}, np.zeros(batch, bool)
+        out, held, restarted = {}, np.zeros(batch, bool), np.zeros(batch, bool)
         for k in self._order():
-            out[k] = held.view(np.uint8)
+            out[k] = held.view(np.uint8), restarted.view(np.uint8)
             t0, t1 = self._range(k)
             clock = np.arange(1, t1 - t0 + 1)[:, None] if not self.reverse else np.arange(t1 - t0, 0, -1)[:, None]
             last_active = (clock * active[t0:t1]).max(0, initial=0)  # 1 more than its place in the order of processing
             last_begin = (clock * begins[t0:t1]).max(0, initial=0)
-            held = np.where(last_active | last_begin, last_active >= np.maximum(last_begin, 1), held)
+            any_of = (last_active | last_begin) > 0
+            held = np.where(any_of, last_active >= np.maximum(last_begin, 1), held)
+            restarted = np.where(any_of, last_begin > last_active, restarted)
         return out
 
     def _run(self, k: int, state: tuple[Array | None, Array | None], train: bool, out: Array | None) -> Any:
@@ -154,7 +157,7 @@ class Chain:
             options[name] = None if options[name] is None else options[name][t0:t1]
         if resets is not None and self.reverse and t1 < self.plan.steps:
             options["resets_after"] = np.where(self.inside[t1], resets[t1], 0).astype(np.uint8)
-        options["held"] = None if self.held is None else self.held[k]
+        options["held"], options["restarted"] = self.before.get(k, (None, None))
         options["order"] = self.order
         return self.packed.forward(
             self.x[t0:t1], *state, lengths, False, out, train, self.dropout, self.key, **options, first_step=t0
@@ -170,7 +173,10 @@ class Chain:
             out, h, c, tape = self._run(k, (h, c), k in kept, None if y is None else y[t0:t1])
             if tape is not None:
                 self.tapes[k] = tape, out
-        assert h is not None
+        if h is None:  # no step, and no state was given
+            batch, cell = self.x.shape[1], _core.cells()[self.packed.cell]
+            h = np.zeros((self.packed.layers, batch, self.packed.hidden_size), self.x.dtype)
+            c = np.zeros_like(h) if cell["states"] > 1 else None
         return h, c
 
     def backward(

@@ -94,11 +94,12 @@ class Sequential(Layer):
     def __call__(self, x: Any, state: Any = None, **times: Any) -> tuple[Any, tuple[Any, ...]]:
         """y of the last layer, and the state; ``lengths``, ``resets``, ``mask`` and ``masked`` go to the layers that take them."""
         states, new = self._states("state", state), []
+        _refuse_unknown(times, _takes_times(self))
         x, listed = unwrapped(x)
-        x = self._without_padding(x, times, self.layers[0])
+        x = self._without_padding(x, times, _leaf(self, 0))
         for layer, s in zip(self.layers, states):
             if layer.stateful:
-                x, s = layer(x, s, **times) if layer.takes_lengths else layer(x, s)
+                x, s = layer(x, s, **times) if _takes_times(layer) else layer(x, s)
             else:
                 x = x.like(layer(x.rows)) if isinstance(x, Ragged) else layer(x)
             new.append(s)
@@ -115,24 +116,30 @@ class Sequential(Layer):
         """
         states, new, pullbacks = self._states("state", state), [], []
         x, listed = unwrapped(x)
-        x = self._without_padding(x, times, self.layers[0])
+        x = self._without_padding(x, times, _leaf(self, 0))
         rng = None if rng is None else _check.generator(rng)
         outputs = times.pop("outputs", "all")
-        takers = [k for k, layer in enumerate(self.layers) if layer.takes_lengths]
+        takers = [k for k, layer in enumerate(self.layers) if _takes_times(layer)]
+        _refuse_unknown(times, bool(takers))
         if outputs != "all" and not takers:
             raise ValueError(f"outputs: expected 'all' for a model without recurrent layers, got {outputs!r}")
         for k, (layer, s) in enumerate(zip(self.layers, states)):
             if layer.stateful:
                 if outputs != "all" and k == takers[-1]:
                     times["outputs"] = _check.choice("outputs", outputs, ("all", "last"))
-                (x, s), pullback = layer.vjp(x, s, rng=rng, **(times if layer.takes_lengths else {}))
+                (x, s), pullback = layer.vjp(x, s, rng=rng, **(times if _takes_times(layer) else {}))
             else:
                 rows, pullback = layer.vjp(x.rows if isinstance(x, Ragged) else x, rng=rng)
                 x = x.like(rows) if isinstance(x, Ragged) else rows
             new.append(s)
             pullbacks.append(pullback)
 
-        def backward(grads: Views, dy: Any, dstate: Any, need_dx: bool) -> tuple[Any, tuple[Any, ...]]:
+        def backward(grads: Views, dy: Any, dstate: Any, need_dx: bool, **more: Any) -> tuple[Any, tuple[Any, ...]]:
+            if more or callable(dy):
+                name = next(iter(more), "dy")
+                raise TypeError(
+                    f"{name}: expected an array for dy and nothing else; a recurrent layer by itself takes more"
+                )
             # All is checked before the first layer adds to its gradients.
             into, dstates = self._states("dstate", dstate), [None] * len(self.layers)
             for k, (given, own) in enumerate(zip(into, new)):
@@ -143,7 +150,7 @@ class Sequential(Layer):
             _check_like("dy", dy, y if ragged is None else ragged.rows)
             if dy is not None and ragged is None and outputs == "all":
                 ends = {"lengths": times.get("lengths")}  # what a masked step repeats has a gradient
-                dy = self._without_padding(np.ascontiguousarray(dy), ends, self.layers[-1])
+                dy = self._without_padding(np.ascontiguousarray(dy), ends, _leaf(self, -1))
             for k in reversed(range(len(self.layers))):
                 options: dict[str, Any] = {"grads": grads.child(str(k)), "need_dx": need_dx or k > 0}
                 if self.layers[k].stateful:
@@ -195,6 +202,41 @@ class Sequential(Layer):
 
     def __repr__(self) -> str:
         return "Sequential(" + "".join(f"\n  {k}: {layer!r}" for k, layer in enumerate(self.layers)) + "\n)"
+
+
+OPTIONS = (
+    "lengths",
+    "resets",
+    "mask",
+    "masked",
+    "clip_step_value",
+    "clip_step_norm",
+    "cuts",
+    "outputs",
+    "memory_limit",
+)
+
+
+def _refuse_unknown(times: dict[str, Any], takers: bool) -> None:
+    for name, value in times.items():
+        if name not in OPTIONS:
+            raise TypeError(f"{name}: expected one of {', '.join(OPTIONS)}")
+        if value is not None and not takers and name not in ("lengths", "masked"):  # lengths say where the padding is
+            raise ValueError(f"{name}: expected None for a model without recurrent layers, got {type(value).__name__}")
+
+
+def _takes_times(layer: Layer) -> bool:
+    """Whether a layer, or one within it, knows of lengths and the like."""
+    if isinstance(layer, Sequential):
+        return any(_takes_times(inner) for inner in layer.layers)
+    return layer.takes_lengths
+
+
+def _leaf(model: Layer, end: int) -> Layer:
+    """The first (0) or last (-1) layer that is no model."""
+    while isinstance(model, Sequential):
+        model = model.layers[end]
+    return model
 
 
 def _batch_first(model: Layer) -> bool | None:

@@ -38,11 +38,19 @@ class Stream:
         if self._native.y.size == 0:
             raise TypeError(f"stream: expected a model with something to compute, got {model!r}")
         self._step = self._native.step
-        self.x: Array = self._native.x
-        """``[B,I]``, or ``[B]`` whole numbers where the first layer is an Embedding: fill it and call ``step()``."""
-        self.y: Array = self._native.y
-        """``[B,O]``, written anew by every step."""
+        self._x: Array = self._native.x
+        self._y: Array = self._native.y
         self.reset()
+
+    @property
+    def x(self) -> Array:
+        """``[B,I]``, or ``[B]`` whole numbers where the first layer is an Embedding: fill it and call ``step()``."""
+        return self._x
+
+    @property
+    def y(self) -> Array:
+        """``[B,O]``, written anew by every step."""
+        return self._y
 
     def step(self, x: Array | None = None, slots: Sequence[int] | npt.NDArray[np.integer[Any]] | None = None) -> Array:
         """One step of all slots, or of some.
@@ -70,7 +78,7 @@ class Stream:
     @property
     def state(self) -> Any:
         """A copy of the states, shaped as the model takes and gives them; may be assigned, to go on from there."""
-        return self._model._stream_state(_copied(self._states))
+        return _copied(self._model._stream_state(self._states))
 
     @state.setter
     def state(self, value: Any) -> None:
