@@ -146,8 +146,8 @@ template <class T>
 py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, const py::object& h0, const py::object& c0,
                   const py::object& lengths, bool batch_first, const py::object& out, bool train, double dropout, std::uint64_t key,
                   const py::object& resets, const py::object& mask, bool repeat, const py::object& restart_h, const py::object& restart_c,
-                  Index first_step, const py::object& held, const py::object& resets_after, const py::object& restarted, const py::object& order,
-                  const py::object& offsets) {
+                  Index first_step, const py::object& held, const py::object& resets_after, const py::object& restarted,
+                  const py::object& order, const py::object& offsets) {
   const StackShape& s = packed->shape;
   const bool has_cells = packed->traits().states > 1;
   const bool ragged = !offsets.is_none();
@@ -183,7 +183,8 @@ py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, c
   const auto held_view = optional_view<std::uint8_t>(held, "held", {{"B", batch}});
   const auto restarted_view = optional_view<std::uint8_t>(restarted, "restarted", {{"B", batch}});
   const auto after_view = optional_view<std::uint8_t>(resets_after, "resets_after", {{"B", batch}});
-  set_times(call, ragged ? flat.lengths.data() : lv.data, resets_view.data, mask_view.data, repeat, held_view.data, after_view.data, restarted_view.data);
+  set_times(call, ragged ? flat.lengths.data() : lv.data, resets_view.data, mask_view.data, repeat, held_view.data, after_view.data,
+            restarted_view.data);
   if (!order.is_none()) {
     const auto v = view<Index>(order, "order", {{"B", batch}}, Strides::kContiguous);
     call.order.assign(v.data, v.data + batch);
@@ -456,8 +457,8 @@ void bind_typed(py::module_& m, const char* packed_name, const char* tape_name) 
       .def("forward", &forward<T>, py::arg("x"), py::arg("h0"), py::arg("c0"), py::arg("lengths"), py::arg("batch_first"), py::arg("out"),
            py::arg("train"), py::arg("dropout"), py::arg("key"), py::arg("resets") = py::none(), py::arg("mask") = py::none(),
            py::arg("repeat") = false, py::arg("restart_h") = py::none(), py::arg("restart_c") = py::none(), py::arg("first_step") = 0,
-           py::arg("held") = py::none(), py::arg("resets_after") = py::none(), py::arg("restarted") = py::none(), py::arg("order") = py::none(),
-           py::arg("offsets") = py::none())
+           py::arg("held") = py::none(), py::arg("resets_after") = py::none(), py::arg("restarted") = py::none(),
+           py::arg("order") = py::none(), py::arg("offsets") = py::none())
       .def("sums", &sums<T>, py::arg("batch"))
       .def("drop", &drop<T>, py::arg("layer"), py::arg("y"), py::arg("rate"), py::arg("key"), py::arg("first_step"));
   py::class_<Sums<T>, std::shared_ptr<Sums<T>>>(m, (std::string("Sums") + (packed_name + 6)).c_str())
