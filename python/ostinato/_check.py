@@ -137,6 +137,14 @@ def times(
     }
 
 
+def taking_part(
+    steps: int, batch: int, lengths_: npt.NDArray[Any] | None, mask: npt.NDArray[Any] | None
+) -> npt.NDArray[np.bool_]:
+    """``[T,B]``: which rows take part in which steps, of checked lengths and a time-major mask."""
+    on: npt.NDArray[np.bool_] = np.arange(steps)[:, None] < (np.full(batch, steps) if lengths_ is None else lengths_)
+    return on if mask is None else on & mask.view(np.bool_)
+
+
 def clipping(name: str, value: float | None) -> float:
     """A bound above 0; None is none, which the kernels know as 0."""
     if value is None:

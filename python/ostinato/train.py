@@ -146,8 +146,8 @@ class Trainer:
         self._options = {name: value for name, value in given.items() if value is not None}
         if self._options and not recurrent:
             raise ValueError(f"{next(iter(self._options))}: expected a model with recurrent layers, got {model!r}")
-        for name in ("clip_step_value", "clip_step_norm"):
-            _check.clipping(name, given[name])  # type: ignore[arg-type]  # numbers
+        _check.clipping("clip_step_value", clip_step_value)
+        _check.clipping("clip_step_norm", clip_step_norm)
         if memory_limit is not None:
             parse_limit(memory_limit)
         self.tbptt = None if tbptt is None else self._strides(tbptt, recurrent)

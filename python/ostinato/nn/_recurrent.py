@@ -13,7 +13,6 @@ from .. import _check
 from .._check import Array, Seed
 from .._ragged import Ragged, rows_like, unwrapped
 from . import init
-from ._block import Views
 from ._layer import Layer, Pullback
 from ._segments import Segmented
 from ._stream import Stream
@@ -60,11 +59,7 @@ class _Last:
         if layer._directions == 1:
             return
         assert y is not None
-        ends = np.full(batch, steps) if call.options["lengths"] is None else call.options["lengths"]
-        mask = call.options["mask"]
-        on = np.arange(steps)[:, None] < ends
-        if mask is not None:
-            on &= mask.view(bool)
+        on = _check.taking_part(steps, batch, call.options["lengths"], call.options["mask"])
         self.rows = np.flatnonzero(on.any(0))  # a row without a step has the state that it was given
         self.at = steps - 1 - on[::-1].argmax(0)[self.rows] if steps else self.rows
         back = h_n[top + 1].copy()
@@ -120,12 +115,8 @@ class RecurrentPullback(Pullback):
 
     def __init__(self, layer: Recurrent, backward: Callable[..., Any], tape: Any, single: bool) -> None:
         super().__init__(layer, backward)
-        self._cell, self._tape, self._single, self._batch_axis = (
-            layer._cell,
-            tape,
-            single,
-            1 if layer.batch_first else 2,
-        )
+        self._cell, self._tape, self._single = layer._cell, tape, single
+        self._batch_axis = 1 if layer.batch_first else 2
 
     @property
     def cells(self) -> Array:
@@ -145,18 +136,9 @@ class RecurrentPullback(Pullback):
     def _shaped(self, a: Array) -> Array:
         return a.squeeze(self._batch_axis) if self._single else a
 
-    def __call__(
-        self,
-        dy: Array | None = None,
-        dstate: Any = None,
-        *,
-        grads: Views | None = None,
-        need_dx: bool = True,
-        dcells: Array | None = None,
-        **more: Any,
-    ) -> Any:
+    def __call__(self, dy: Any = None, dstate: Any = None, *, dcells: Array | None = None, **options: Any) -> Any:
         """As `Pullback`; dcells is the gradient of `cells`, shaped as they are."""
-        out = super().__call__(dy, dstate, grads=grads, need_dx=need_dx, dcells=dcells, **more)
+        out = super().__call__(dy, dstate, dcells=dcells, **options)
         self._tape = None  # the memory goes with the pass
         return out
 
@@ -168,9 +150,8 @@ class Recurrent(Layer):
     takes_lengths = True
     _gates: ClassVar[int]
     _has_cells: ClassVar[bool] = False
-    _watch: Callable[..., None] | None = (
-        None  # called after a backward pass with the layer, its tape and the norms by step
-    )
+    # Called after a backward pass with the layer, its tape and the norms by step.
+    _watch: Callable[..., None] | None = None
 
     def __init__(
         self,
@@ -226,10 +207,7 @@ class Recurrent(Layer):
         self._cache = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        new = {
-            "_precision": state["_dtype"].name,
-            "learned_state": False,
-        }  # unless it was pickled before there were any
+        new = {"_precision": state["_dtype"].name, "learned_state": False}  # of what was pickled before there were any
         super().__setstate__({**new, **state})
 
     @property
@@ -548,8 +526,8 @@ class Recurrent(Layer):
             names = ("lengths", "resets", "mask")
             copies = {n: None if call.options[n] is None else call.options[n].copy() for n in names}
             call = call._replace(options={**call.options, **copies})
-            for name, s in (("state", call.h), ("state", call.c)):
-                self._check_state(name, s, batch)
+            for s in (call.h, call.c):
+                self._check_state("state", s, batch)
         dropout = self.dropout if self.num_layers > 1 else 0.0
         key = _check.draw_key(self._rng if rng is None else _check.generator(rng)) if dropout else 0
         if not call.learned:  # the caller may reuse the arrays of its state

@@ -111,10 +111,8 @@ class Chain:
         self.borders: dict[int, tuple[Array | None, Array | None]] = {}
         self.tapes: dict[int, tuple[Any, Array]] = {}
         steps, batch = x.shape[:2]
-        self.inside = np.arange(steps)[:, None] < (
-            np.full(batch, steps) if times["lengths"] is None else times["lengths"]
-        )
-        self.active = self.inside if times["mask"] is None else self.inside & times["mask"].view(bool)
+        self.inside = _check.taking_part(steps, batch, times["lengths"], None)
+        self.active = _check.taking_part(steps, batch, times["lengths"], times["mask"])
         self.before = self._before() if times["mask"] is not None else {}
         uneven = times["lengths"] is not None or times["mask"] is not None
         self.order = _core.deal(self.active.sum(0, dtype=np.int64)) if uneven else None  # one for all segments
@@ -255,10 +253,7 @@ class Segmented:
         for k, packed in enumerate(self.packs):
             layer, d = (k // 2, k % 2) if self.directions == 2 else (self.layers - 1, 0)
             if d == 0 and (self.outputs == "all" or self.directions == 2):
-                last = layer == self.layers - 1
-                y, rows = self._new(self.directions * self.hidden) if last else (None, np.empty(0, x.dtype))
-                if not last:
-                    rows = np.empty((*x.shape[:2], 2 * self.hidden), x.dtype)
+                y, rows = self._new(self.directions * self.hidden)  # of the last layer it is what is returned
                 self.ys.append(rows)
             dropout = self.dropout if self.directions == 1 else 0.0
             chain = Chain(packed, x, self._times(k), self.plan, dropout=dropout, key=self.key)
@@ -324,7 +319,7 @@ class Segmented:
 def plan_for(layer: Any, limit: object, steps: int, batch: int, outputs: str, packed: Any = None) -> Schedule:
     """The schedule of a layer for ``x [T,B,I]``."""
     packed = (layer._packed(True) if layer._directions == 1 else layer._pack_apart()[0]) if packed is None else packed
-    cell, itemsize = _cells(layer), layer.dtype.itemsize
+    cell, itemsize = _core.cells()[layer._cell], layer.dtype.itemsize
     lanes = _core.fma_lanes(itemsize)
     n, rows = layer.num_layers * layer._directions, batch * layer.hidden_size * itemsize
     padded = -(-layer.hidden_size // lanes) * lanes * batch * itemsize
@@ -337,7 +332,3 @@ def plan_for(layer: Any, limit: object, steps: int, batch: int, outputs: str, pa
         tape += between + (outputs != "all") * rows
     unit = packed.sums(batch).block_steps
     return schedule(limit, steps, unit, n * cell["states"] * rows, tape, kept)
-
-
-def _cells(layer: Any) -> dict[str, int]:
-    return _core.cells()[layer._cell]

@@ -191,12 +191,8 @@ class Sequential(Layer):
         if batch_first is None or _check.array("x", x).ndim < 2:
             return x
         batch, steps = x.shape[:2] if batch_first else x.shape[1::-1]
-        on = np.ones((steps, batch), bool)
-        if lengths is not None:
-            on &= np.arange(steps)[:, None] < np.asarray(_check.lengths(lengths, steps, batch))
         flags = _check.flags("mask", mask, steps, batch, batch_first)
-        if flags is not None:
-            on &= flags.view(bool)
+        on = _check.taking_part(steps, batch, _check.lengths(lengths, steps, batch), flags)
         on = on.T if batch_first else on
         return np.where(on.reshape(on.shape + (1,) * (x.ndim - 2)), x, x.dtype.type(0))
 
