@@ -134,8 +134,8 @@ std::vector<Index> deal(const std::vector<Index>& lengths) {
 }
 
 template <class T>
-void set_times(StackCall<T>& call, const Index* lengths, const std::uint8_t* resets, const std::uint8_t* mask, bool repeat,
-               const std::uint8_t* held, const std::uint8_t* resets_after, const std::uint8_t* restarted) {
+void set_times(StackCall<T>& call, const StackShape& shape, const Index* lengths, const std::uint8_t* resets, const std::uint8_t* mask,
+               bool repeat, const std::uint8_t* held, const std::uint8_t* resets_after, const std::uint8_t* restarted) {
   const Index steps = call.steps, batch = call.batch;
   if (!lengths && !resets && !mask && !resets_after) return;
   std::vector<Index> ends(std::size_t(batch), steps);
@@ -143,6 +143,7 @@ void set_times(StackCall<T>& call, const Index* lengths, const std::uint8_t* res
   if (lengths || mask) call.lengths = ends;
   if (resets || mask || resets_after) {
     for (const int from_end : {0, 1}) {
+      if (from_end && shape.directions == 1 && !shape.reverse) continue;  // none runs from the end; the other tells who takes part
       std::vector<std::int32_t>& before = call.before[from_end];
       before.resize(std::size_t((steps + 1) * batch));
       std::vector<std::int32_t> state(std::size_t(batch), kInitial), output(std::size_t(batch), kSkipped);
@@ -329,10 +330,10 @@ template struct PackedStack<float>;
 template struct PackedStack<double>;
 template std::vector<GroupPlan> stack_plan(const CellKernels<float>&, const StackShape&, Index, Index, bool, bool);
 template std::vector<GroupPlan> stack_plan(const CellKernels<double>&, const StackShape&, Index, Index, bool, bool);
-template void set_times(StackCall<float>&, const Index*, const std::uint8_t*, const std::uint8_t*, bool, const std::uint8_t*,
-                        const std::uint8_t*, const std::uint8_t*);
-template void set_times(StackCall<double>&, const Index*, const std::uint8_t*, const std::uint8_t*, bool, const std::uint8_t*,
-                        const std::uint8_t*, const std::uint8_t*);
+template void set_times(StackCall<float>&, const StackShape&, const Index*, const std::uint8_t*, const std::uint8_t*, bool,
+                        const std::uint8_t*, const std::uint8_t*, const std::uint8_t*);
+template void set_times(StackCall<double>&, const StackShape&, const Index*, const std::uint8_t*, const std::uint8_t*, bool,
+                        const std::uint8_t*, const std::uint8_t*, const std::uint8_t*);
 template void drop_rows(const StackShape&, Index, const StackCall<float>&, const float*, float*);
 template void drop_rows(const StackShape&, Index, const StackCall<double>&, const double*, double*);
 template bool takes_part(const StackCall<float>&, Index, Index);

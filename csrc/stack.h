@@ -113,8 +113,9 @@ std::vector<GroupPlan> stack_plan(const CellKernels<T>& cell, const StackShape& 
 // that were reset and have not run since; resets_after [B], those
 // for which a piece begins behind the last step.
 template <class T>
-void set_times(StackCall<T>& call, const Index* lengths, const std::uint8_t* resets, const std::uint8_t* mask, bool repeat,
-               const std::uint8_t* held = nullptr, const std::uint8_t* resets_after = nullptr, const std::uint8_t* restarted = nullptr);
+void set_times(StackCall<T>& call, const StackShape& shape, const Index* lengths, const std::uint8_t* resets, const std::uint8_t* mask,
+               bool repeat, const std::uint8_t* held = nullptr, const std::uint8_t* resets_after = nullptr,
+               const std::uint8_t* restarted = nullptr);
 
 // The rows in an order of which any range has about the same to do.
 std::vector<Index> deal(const std::vector<Index>& lengths);

@@ -183,7 +183,7 @@ py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, c
   const auto held_view = optional_view<std::uint8_t>(held, "held", {{"B", batch}});
   const auto restarted_view = optional_view<std::uint8_t>(restarted, "restarted", {{"B", batch}});
   const auto after_view = optional_view<std::uint8_t>(resets_after, "resets_after", {{"B", batch}});
-  set_times(call, ragged ? flat.lengths.data() : lv.data, resets_view.data, mask_view.data, repeat, held_view.data, after_view.data,
+  set_times(call, s, ragged ? flat.lengths.data() : lv.data, resets_view.data, mask_view.data, repeat, held_view.data, after_view.data,
             restarted_view.data);
   if (!order.is_none()) {
     const auto v = view<Index>(order, "order", {{"B", batch}}, Strides::kContiguous);

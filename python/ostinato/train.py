@@ -192,12 +192,9 @@ class Trainer:
         """What the loss is given: lengths, or a mask of the steps that count."""
         if times.get("mask") is None:
             return times.get("lengths")
-        mask: Array = times["mask"]
-        if times.get("lengths") is None:
-            return mask
-        clock = np.arange(mask.shape[0 if self.time_major else 1])
-        ends = np.asarray(times["lengths"])
-        return mask & (clock[:, None] < ends if self.time_major else clock < ends[:, None])
+        mask: Array = times["mask"] if self.time_major else times["mask"].T
+        on: Array = _check.taking_part(mask.shape[0], mask.shape[1], _ends(times), mask)
+        return on if self.time_major else on.T
 
     def _pick(self, y: Array, times: Times, steps: int) -> tuple[Array, Any]:
         """The outputs that the loss sees, and where they came from (None: all)."""
@@ -245,12 +242,10 @@ class Trainer:
 
     def _weight(self, window: Times, silent: int, steps: int, batch: int) -> int:
         """How many (t, b) of a window have a loss."""
-        on = np.ones((steps, batch), bool)
-        if window.get("lengths") is not None:
-            on &= np.arange(steps)[:, None] < np.asarray(window["lengths"])
-        if window.get("mask") is not None:
-            on &= window["mask"] if self.time_major else window["mask"].T
-        return int(on[silent:].sum())
+        mask = window.get("mask")
+        if mask is not None and not self.time_major:
+            mask = mask.T
+        return int(_check.taking_part(steps, batch, _ends(window), mask)[silent:].sum())
 
     def _update(
         self, x: Array, target: Array, times: Times, state: Any, step: int, silent: int = 0
@@ -720,6 +715,10 @@ def _decode(value: dict[str, Any]) -> Any:
 
 def _steps(a: Array, axis: int, start: int, end: int | None) -> Array:
     return a[start:end] if axis == 0 else a[:, start:end]
+
+
+def _ends(times: Times) -> Array | None:
+    return None if times.get("lengths") is None else np.asarray(times["lengths"])
 
 
 def _cut(times: Times, axis: int, start: int, end: int) -> Times:
