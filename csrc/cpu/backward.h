@@ -54,14 +54,20 @@ class Backward {
 
   static Schedule schedule(Index steps, Index batch, const Index* inputs, Index hidden, int calls, bool chained, Needs needs) {
     const Layout<C, P> s(inputs[0], hidden);
-    Index input = 0, copied = 0;
-    for (int i = 0; i < calls; ++i) input += inputs[i] / calls, copied = collides(inputs[i]) ? larger(copied, inputs[i]) : copied;
+    Index input = 0, widest = 0;
+    bool copied[2] = {needs.dealt, needs.dealt || collides(hidden)};
+    for (int i = 0; i < calls; ++i) input += inputs[i] / calls, widest = larger(widest, inputs[i]), copied[0] |= collides(inputs[i]);
     const Index parts = gradient_parts(batch, 2 * hidden * C::kGates * hidden * Index(sizeof(T)));
     const Index block = larger<Index>(1, smaller<Index>(steps, kWeightRows / larger<Index>(1, ceil_div(batch, parts))));
     // Every step waits for da R; dx and the gradients of W and R are taken for the chunk.
     const Plan plan = make_plan({steps, batch, calls, chained, needs, 2 * input + hidden, hidden, C::kGates * s.padded, s.groups,
                                  2 * kPhaseCount<C>, parts, ceil_div(steps, block), kFlops<P>});
-    return {plan, block, steps, batch, copied, calls == 1 && parts == 1 && steps <= block && !needs.sums};
+    return {plan,
+            block,
+            steps,
+            batch,
+            {copied[0] ? widest : 0, copied[1] ? hidden : 0},
+            calls == 1 && parts == 1 && steps <= block && !needs.sums};
   }
 
   Backward(const Call& call, const Schedule& schedule)
@@ -97,7 +103,7 @@ class Backward {
         w.da_words[q] = same ? w.da_words[0] : arena.take<const W*>(woven);
         w.woven_operands[q] = arena.take<W>(woven * operand_stride(s.depth(q)));
         w.woven_da[q] = same ? w.woven_da[0] : arena.take<W>(woven * s.row_stride(q));
-      } else if (const Index depth = q == 0 ? c.copied_input : collides(hidden) ? hidden : 0; depth > 0) {
+      } else if (const Index depth = c.copied[q > 0]; depth > 0) {
         w.operand_words[q] = arena.take<const W*>(rows);
         w.woven_operands[q] = arena.take<W>(rows * operand_stride(depth));
       }
@@ -113,7 +119,7 @@ class Backward {
   Backward(const Schedule& schedule, Index input, Index hidden) : schedule_(schedule), s_(input, hidden) {}  // to measure
 
   static Index sums_size(Index batch, Index input, Index hidden, Index* block_steps) {
-    const Schedule c = schedule(kWeightRows, batch, &input, hidden, 1, false, {false, false, true});
+    const Schedule c = schedule(kWeightRows, batch, &input, hidden, 1, false, {false, false, true, false});
     Arena arena;
     Backward(c, input, hidden).layout_sums(arena);
     *block_steps = c.block_steps;
@@ -191,8 +197,10 @@ class Backward {
 
   // Adds the parts' sums of a share of the groups to the caller's gradients, in the caller's layout. Where the whole batch was one chunk,
   // its sums are made here, group by group, and never lie in memory as a whole: a third of what a step at B = 1 would need.
-  static constexpr bool kFinishes = true;
+  bool finishes() const { return true; }
   void finish(Space& mine, int index, int count) {
+    if (call_.dx.data && !call_.dx_add && clock_.times.lengths)
+      clear_rows(call_.dx, clock_, s_.input, part_of(call_.steps, index, count), true);
     if (call_.steps == 0 || call_.more) return;  // no block has cleared the sums; or they are not complete
     if (index == 0) add_rest();
     if (schedule_.direct_sums) {
@@ -243,7 +251,7 @@ class Backward {
   // rows are copied first, one vector further apart.
   static bool collides(Index depth) { return depth * Index(sizeof(T)) % 2048 == 0; }
   static Index operand_stride(Index depth) { return depth + L; }
-  bool copied(int q) const { return P::kEncodes || collides(s_.depth(q)); }
+  bool copied(int q) const { return P::kEncodes || schedule_.copied[q > 0] > 0; }
   const W* transposed(int q) const { return static_cast<const W*>(call_.weights->transposed[q]); }
 
   template <class F>
@@ -322,6 +330,11 @@ class Backward {
         row.restart = before == kRestart;
         row.cut = call_.control.cuts && call_.control.cuts[t * call_.batch + b];
         row.dy = call_.dy.data ? at(call_.dy, t, b) : nullptr;
+        if (clock_.times.order && k + 1 < t1 - t0) {  // for the step after this
+          const Index next = call_.reverse ? t + 1 : t - 1;
+          if (row.dy) fetch_row(at(call_.dy, next, b), s_.hidden);
+          fetch_row(hidden_before(next, b), s_.hidden);
+        }
         for (int q = 0; q < kCount; ++q) row.da[q] = w.da[q] + r * s_.row_stride(q);
         row.dparam = w.dparams + r * C::kParams * s_.padded;
         row.emitted = w.emitted + r * s_.padded;
@@ -482,8 +495,6 @@ class Backward {
         w.words[n] =
             P::encode(w.da[0] + chunk_row(t, t0, rows, row) * s_.row_stride(0), s_.width(0), w.encoded + n * row_words<P>(s_.width(0)));
         w.out[n++] = dx;
-      } else if (!call_.dx_add && !call_.dx.starts) {
-        fill_zero(dx, s_.input);
       }
     }
     rows_product_exact<P>(n, words<P>(s_.width(0)), w.words, transposed(0), s_.input, zeros_, w.out, call_.dx_add);

@@ -28,6 +28,7 @@ struct Needs {
   bool apart;       // calls must not run at the same time: they add to the same dx
   bool whole_rows;  // a row of the batch stays on one thread: its norms are taken
   bool sums;        // the sums of the weight gradients outlive the call
+  bool dealt;       // the rows of a lane do not lie one after the other
 };
 
 struct Group {

@@ -15,8 +15,8 @@ inline constexpr double kFlops = 1e11 * P::kPack * (sizeof(typename P::Real) == 
 struct Schedule {
   Plan plan;
   Index block_steps, steps, batch;
-  Index copied_input;  // backward: the widest input whose rows are copied, or 0
-  bool direct_sums;    // backward: weight gradients go to the caller's without lying in memory first
+  Index copied[2];   // backward: depths of the rows of x and h that are copied for the weight gradients, or 0
+  bool direct_sums;  // backward: weight gradients go to the caller's without lying in memory first
   Index blocks() const { return ceil_div(steps, block_steps); }
 };
 
@@ -34,6 +34,7 @@ class Team {
       for (int i = 0; i < count; ++i) {
         needs.apart |= calls[i].dx_add;
         needs.sums |= calls[i].sums != nullptr;
+        needs.dealt |= calls[i].times.order != nullptr;
         needs.whole_rows |= calls[i].control.clip_norm > 0 || calls[i].control.flow;
       }
     schedule_ = D::schedule(calls[0].steps, calls[0].batch, inputs, calls[0].weights->hidden, count, chained, needs);
@@ -118,9 +119,9 @@ class Team {
       else
         take_lanes(sets_of_lanes_[set], index);
       const bool last = set + 1 == sets_;
-      if (!last || D::kFinishes) barrier_wait(&barrier_, count);
+      if (!last || drivers_[0].finishes()) barrier_wait(&barrier_, count);
     }  // nobody leaves before the last barrier: on a stop the sets that are left have nothing to do
-    if (D::kFinishes && !__atomic_load_n(&stop_, __ATOMIC_RELAXED))
+    if (drivers_[0].finishes() && !__atomic_load_n(&stop_, __ATOMIC_RELAXED))
       for (int i = 0; i < count_; ++i) drivers_[i].finish(spaces_[index], index, count);
   }
 
