@@ -118,7 +118,7 @@ struct BackwardCall {
   Rows<const T> x, y;
   const T *h0, *c0;
   const T *restart_h, *restart_c;
-  const T *saved, *cells;
+  const T *saved, *cells;      // saved null: made again from the states
   Rows<const T> dy;            // data null means zeros
   const T *dhn, *dcn;          // [B,H], null means zeros
   T *drestart_h, *drestart_c;  // [H], null means not wanted

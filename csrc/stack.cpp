@@ -224,7 +224,7 @@ int stack_forward(const PackedStack<T>& packed, const StackCall<T>& call, Tape<T
         if (call.hn) f.hn = call.hn + part * state;
         if (call.cn) f.cn = call.cn + part * state;
         if (tape) {
-          tape->saved.emplace_back(rows * traits.saved * padded, "tape");
+          tape->saved.push_back(tape->states_only ? Buffer<T>() : Buffer<T>(rows * traits.saved * padded, "tape"));
           tape->cells.emplace_back(traits.states > 1 ? rows * padded : 0, "tape");
           f.saved = tape->saved.back().get();
           if (traits.states > 1) f.cells = tape->cells.back().get();

@@ -93,6 +93,7 @@ struct Tape {
   std::shared_ptr<const PackedStack<T>> packed;
   StackCall<T> call;
   std::vector<Buffer<T>> saved, cells;  // [layer * D + direction]
+  bool states_only = false;             // saved is empty: the backward pass makes it again, a chunk at a time
   std::vector<Buffer<T>> outputs;       // of layers below the last, as they were
   std::vector<Buffer<T>> dropped;       // the same after dropout; empty without
 };

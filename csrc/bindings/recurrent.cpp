@@ -147,7 +147,7 @@ py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, c
                   const py::object& lengths, bool batch_first, const py::object& out, bool train, double dropout, std::uint64_t key,
                   const py::object& resets, const py::object& mask, bool repeat, const py::object& restart_h, const py::object& restart_c,
                   Index first_step, const py::object& held, const py::object& resets_after, const py::object& restarted,
-                  const py::object& order, const py::object& offsets) {
+                  const py::object& order, const py::object& offsets, bool states_only) {
   const StackShape& s = packed->shape;
   const bool has_cells = packed->traits().states > 1;
   const bool ragged = !offsets.is_none();
@@ -221,7 +221,7 @@ py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, c
     tape = std::make_shared<PyTape<T>>();
     tape->x = x, tape->y = y, tape->h0 = h0, tape->c0 = c0, tape->batch_first = batch_first;
     tape->restart_h = restart_h, tape->restart_c = restart_c, tape->resets = resets_view.data || after_view.data;
-    tape->tape.packed = packed;
+    tape->tape.packed = packed, tape->tape.states_only = states_only;
   }
   SignalPoll signals;
   call.poll = signals.poll();
@@ -292,6 +292,7 @@ template <class T>
 py::array saved(const PyTape<T>& t, int k) {
   const PackedStack<T>& packed = *t.tape.packed;
   const int count = packed.traits().saved;
+  if (t.tape.states_only) throw py::type_error("gates: expected a pass that keeps them, got one that keeps the states only");
   if (k < 0 || k >= count) fail("k", "a number from 0 to " + std::to_string(count - 1), std::to_string(k));
   const Index h = packed.shape.hidden, stride = count * packed.padded_hidden();
   return tape_rows(
@@ -458,7 +459,7 @@ void bind_typed(py::module_& m, const char* packed_name, const char* tape_name) 
            py::arg("train"), py::arg("dropout"), py::arg("key"), py::arg("resets") = py::none(), py::arg("mask") = py::none(),
            py::arg("repeat") = false, py::arg("restart_h") = py::none(), py::arg("restart_c") = py::none(), py::arg("first_step") = 0,
            py::arg("held") = py::none(), py::arg("resets_after") = py::none(), py::arg("restarted") = py::none(),
-           py::arg("order") = py::none(), py::arg("offsets") = py::none())
+           py::arg("order") = py::none(), py::arg("offsets") = py::none(), py::arg("states_only") = false)
       .def("sums", &sums<T>, py::arg("batch"))
       .def("drop", &drop<T>, py::arg("layer"), py::arg("y"), py::arg("rate"), py::arg("key"), py::arg("first_step"));
   py::class_<Sums<T>, std::shared_ptr<Sums<T>>>(m, (std::string("Sums") + (packed_name + 6)).c_str())

@@ -49,7 +49,9 @@ class Backward {
     W *woven_operands[kCount], *woven_da[kCount];
     Index* block_ends;  // row count after each block of 256 rows of the part
     T* sums;            // of one weight task, where sums are direct
-    double* flow;       // of this step, or null
+    T* saved;           // of the chunk, where the tape has the states only
+    typename Forward<C, P>::Space again;
+    double* flow;  // of this step, or null
   };
 
   static Schedule schedule(Index steps, Index batch, const Index* inputs, Index hidden, int calls, bool chained, Needs needs) {
@@ -67,6 +69,7 @@ class Backward {
             steps,
             batch,
             {copied[0] ? widest : 0, copied[1] ? hidden : 0},
+            needs.again,
             calls == 1 && parts == 1 && steps <= block && !needs.sums};
   }
 
@@ -74,7 +77,8 @@ class Backward {
       : call_(call),
         schedule_(schedule),
         s_(call.weights->input, call.weights->hidden),
-        clock_{call.steps, call.batch, call.reverse, call.times} {}
+        clock_{call.steps, call.batch, call.reverse, call.times},
+        again_(forward_call(call), schedule, true) {}
   static void* operator new(std::size_t, void* at) { return at; }
 
   static void layout_space(Arena& arena, Space* spaces, int i, const Schedule& c, Index most_input, Index hidden) {
@@ -91,7 +95,9 @@ class Backward {
     for (int q = 0; q < kCount; ++q) most = larger(most, row_words<P>(s.width(q)));
     w.encoded = arena.take<W>(rows * most);
     if (c.direct_sums) w.sums = arena.take<T>(larger(most_input, hidden) * C::kColumns * Layout<C, P>::U * L);
+    if (c.again) Forward<C, P>::layout_again(arena, w.again, rows, most_input, hidden, shared ? &spaces[0].again : nullptr);
     if (shared) return;
+    w.saved = arena.take<T>(c.again ? rows * C::kSaved * s.padded : 0);
     for (int q = 0; q < kCount; ++q) {
       const bool same = q == 1 && kSharedDa;
       w.da[q] = same ? w.da[0] : arena.take<T>(rows * s.row_stride(q));
@@ -116,10 +122,11 @@ class Backward {
     Forward<C, P>::describe(schedule, inputs, hidden, calls, out);
     out->workspace_bytes = Team<Backward>::workspace(schedule, inputs, hidden, calls);
   }
-  Backward(const Schedule& schedule, Index input, Index hidden) : schedule_(schedule), s_(input, hidden) {}  // to measure
+  Backward(const Schedule& schedule, Index input, Index hidden)  // to measure
+      : schedule_(schedule), s_(input, hidden), again_(schedule, input, hidden) {}
 
   static Index sums_size(Index batch, Index input, Index hidden, Index* block_steps) {
-    const Schedule c = schedule(kWeightRows, batch, &input, hidden, 1, false, {false, false, true, false});
+    const Schedule c = schedule(kWeightRows, batch, &input, hidden, 1, false, {.sums = true});
     Arena arena;
     Backward(c, input, hidden).layout_sums(arena);
     *block_steps = c.block_steps;
@@ -147,8 +154,10 @@ class Backward {
     demitted_ = arena.take<T>(kLast > 0 ? schedule_.batch * s_.padded : 0);
     restart_c_ = arena.take<T>(C::kStates > 1 ? s_.padded : 0);
     flow_ = arena.take<double>(call_.control.flow ? parts() * schedule_.steps * C::kStates : 0);
+    if (schedule_.again) again_.layout_memory(arena);
   }
   void begin() {
+    if (schedule_.again) again_.begin();
     fill_zero(zeros_, zero_count());
     if (!call_.resume) fill_zero(restart_sums_, parts() * C::kStates * s_.padded);
     if (call_.control.flow) fill_zero(flow_, parts() * call_.steps * C::kStates);
@@ -177,6 +186,7 @@ class Backward {
     const bool first_block = block == 0 && !call_.resume;
     if (first_block) clear_sums(part, groups);
     if (index == 0) list_rows(w, rows, t0, t1);
+    if (schedule_.again) again_.again(w.again, rows.begin, rows.end, t0, t1, w.saved, groups, barrier, count);
     through_time(w, rows, part, t0, t1, groups, index, sync);  // after it the list is there for all
     if (call_.dx.data) input_gradient(w, rows, t0, t1, index, count);
     const Index n = w.block_ends[ceil_div(rows.end - rows.begin, kWeightRows) - 1];
@@ -200,7 +210,7 @@ class Backward {
   bool finishes() const { return true; }
   void finish(Space& mine, int index, int count) {
     if (call_.dx.data && !call_.dx_add && clock_.times.lengths)
-      clear_rows(call_.dx, clock_, s_.input, part_of(call_.steps, index, count), true);
+      clear_rows(call_.dx, clock_, s_.input, part_of(call_.steps, index, count));
     if (call_.steps == 0 || call_.more) return;  // no block has cleared the sums; or they are not complete
     if (index == 0) add_rest();
     if (schedule_.direct_sums) {
@@ -318,7 +328,7 @@ class Backward {
         }
         Row& row = w.rows[n++];
         const Index r = chunk_row(t, t0, rows, i), before = clock_.before(t, b);
-        row.saved = call_.saved + tape * C::kSaved * s_.padded;
+        row.saved = schedule_.again ? w.saved + r * C::kSaved * s_.padded : call_.saved + tape * C::kSaved * s_.padded;
         row.h = hidden_before(before, b);
         row.h1 = at(call_.y, t, b);
         if (C::kStates > 1) {
@@ -495,6 +505,8 @@ class Backward {
         w.words[n] =
             P::encode(w.da[0] + chunk_row(t, t0, rows, row) * s_.row_stride(0), s_.width(0), w.encoded + n * row_words<P>(s_.width(0)));
         w.out[n++] = dx;
+      } else if (!call_.dx_add && clock_.repeats(t, b) != kSkipped) {  // the layer below may read it before this one is through
+        fill_zero(dx, s_.input);
       }
     }
     rows_product_exact<P>(n, words<P>(s_.width(0)), w.words, transposed(0), s_.input, zeros_, w.out, call_.dx_add);
@@ -627,10 +639,20 @@ class Backward {
           call_.gradients.params[k * s_.hidden + u] += param_sums_[(part * C::kParams + k) * s_.padded + u];
   }
 
+  // The forward pass of this call, where its tape is made again; it writes neither y nor cells.
+  static ForwardCall<T> forward_call(const Call& c) {
+    ForwardCall<T> f{};
+    f.weights = c.weights, f.steps = c.steps, f.batch = c.batch, f.reverse = c.reverse, f.times = c.times, f.x = c.x;
+    f.y = {const_cast<T*>(c.y.data), c.y.t, c.y.b, c.y.starts};
+    f.h0 = c.h0, f.c0 = c.c0, f.restart_h = c.restart_h, f.restart_c = c.restart_c, f.cells = const_cast<T*>(c.cells);
+    return f;
+  }
+
   Call call_{};
   const Schedule& schedule_;
   Layout<C, P> s_;
   Clock clock_{};
+  Forward<C, P> again_;
   T *zeros_, *weight_sums_[kCount], *bias_sums_[kCount], *param_sums_;
   T *dh_, *dc_, *c0_, *demitted_, *restart_c_, *restart_sums_;
   double* flow_;

@@ -31,12 +31,12 @@ OST_HD void store_left(Vec<T> v, T* p, Index left) {
   left >= Vec<T>::kLanes ? v.store(p) : v.store_part(p, int(left));
 }
 
-// Zeros where rows take no part, in the order of memory: row by row within the steps it cost 4 to 8% of a pass at H = 64.
+// Zeros where rows take no part and repeat nothing, in the order of memory: row by row within the steps it cost 4 to 8% of a pass at H = 64.
 template <class T>
-void clear_rows(const Rows<T>& rows, const Clock& clock, Index width, Range steps, bool repeating) {
+void clear_rows(const Rows<T>& rows, const Clock& clock, Index width, Range steps) {
   for (Index t = steps.begin; t < steps.end; ++t)
     for (Index b = 0; b < clock.batch; ++b) {
-      if (clock.active(t, b) || (!repeating && clock.repeats(t, b) != kSkipped)) continue;
+      if (clock.active(t, b) || clock.repeats(t, b) != kSkipped) continue;
       if (rows.starts && rows.starts[b] + t >= rows.starts[b + 1]) continue;  // there is no such row
       fill_zero(at(rows, t, b), width);
     }
@@ -74,14 +74,15 @@ class Forward {
     const Plan plan = make_plan({steps, batch, calls, chained, needs, input, hidden, C::kGates * s.padded, s.groups, kPhaseCount<C>, 0,
                                  ceil_div(steps, wave), kFlops<P>});
     const Index rows = ceil_div(batch, plan.parts), most = larger<Index>(1, smaller<Index>(steps, kBlockRows / larger<Index>(1, rows)));
-    return {plan, plan.together && chained ? smaller(most, wave) : most, steps, batch, {}, false};
+    return {plan, plan.together && chained ? smaller(most, wave) : most, steps, batch, {}, false, false};
   }
 
-  Forward(const Call& call, const Schedule& schedule)
+  Forward(const Call& call, const Schedule& schedule, bool again = false)
       : call_(call),
         schedule_(schedule),
         s_(call.weights->input, call.weights->hidden),
-        clock_{call.steps, call.batch, call.reverse, call.times} {}
+        clock_{call.steps, call.batch, call.reverse, call.times},
+        saves_(again || call.saved) {}
   static void* operator new(std::size_t, void* at) { return at; }
 
   static void layout_space(Arena& arena, Space* spaces, int i, const Schedule& c, Index most_input, Index hidden) {
@@ -112,6 +113,39 @@ class Forward {
   }
   Forward(const Schedule& schedule, Index input, Index hidden) : schedule_(schedule), s_(input, hidden) {}  // to measure
 
+  // The tape of rows [b0, b1) in the steps [t0, t1), made again from the states after every step: no step waits for another, so the
+  // recurrent products too are taken for all of them at once. The bits are those of the pass, since a row's are whatever rows run with it.
+  static void layout_again(Arena& arena, Space& w, Index rows, Index input, Index hidden, const Space* shared) {
+    const Layout<C, P> s(input, hidden);
+    w.gx = shared ? shared->gx : arena.take<T>(rows * C::kColumns * s.padded);
+    w.emitted = shared ? shared->emitted : arena.take<T>(kLast > 0 ? rows * s.padded : 0);
+    w.rows = arena.take<Row>(rows);
+    w.words = arena.take<const W*>(rows);
+    w.out = arena.take<T*>(rows);
+    w.encoded = arena.take<W>(rows * row_words<P>(larger(input, hidden)));
+    w.saved = arena.take<T>(2 * s.padded);  // takes the states, which are known
+  }
+  void again(Space& w, Index b0, Index b1, Index t0, Index t1, T* saved, Range groups, Barrier* barrier, int count) {
+    const Index s0 = call_.reverse ? call_.steps - t1 : t0, s1 = s0 + t1 - t0;
+    project(w, b0, b1, s0, s1, groups);
+    Index n = 0;
+    for (Index s = s0; s < s1; ++s)
+      for (Index i = b0; i < b1; ++i) {
+        const Index t = clock_.time(s), b = clock_.row_of(i);
+        if (!clock_.active(t, b)) continue;
+        const Index before = clock_.before(t, b);
+        Row& row = w.rows[n];
+        row.gx = w.gx + ((s - s0) * (b1 - b0) + i - b0) * C::kColumns * s_.padded;
+        row.h = hidden_after(before, b);
+        if (C::kStates > 1) row.c = cell_after(before, b, i);
+        row.y = w.saved, row.c1 = w.saved + s_.padded;
+        row.saved = saved + ((t - t0) * (b1 - b0) + i - b0) * C::kSaved * s_.padded;
+        row.emitted = kLast > 0 ? w.emitted + n * s_.padded : nullptr;
+        ++n;
+      }
+    phases<0>(w, n, groups, barrier, count);
+  }
+
   void layout_memory(Arena& arena) {
     zeros_ = arena.take<T>(s_.padded);
     cells_ = C::kStates > 1 ? arena.take<T>(schedule_.batch * s_.padded) : nullptr;
@@ -140,7 +174,7 @@ class Forward {
   }
 
   bool finishes() const { return clock_.times.lengths; }
-  void finish(Space&, int index, int count) { clear_rows(call_.y, clock_, s_.hidden, part_of(call_.steps, index, count), false); }
+  void finish(Space&, int index, int count) { clear_rows(call_.y, clock_, s_.hidden, part_of(call_.steps, index, count)); }
   void end() {  // the final states
     for (Index i = 0; i < call_.batch; ++i) {
       const Index h = s_.hidden, b = clock_.row_of(i), end = clock_.end(b);
@@ -281,7 +315,7 @@ class Forward {
     if constexpr (kLast > 0)  // what this phase does not save, it hands on
       for (int k = 0; k < C::kSaved; ++k) out.saved[k] = in.saved[k] = F > 0 ? V::load(saved + in_group(k)) : V(T(0));
     C::template forward<F>(in, out);
-    if (F == kLast ? call_.saved != nullptr : true)
+    if (F < kLast || saves_)
       for (int k = 0; k < C::kSaved; ++k) out.saved[k].store(saved + in_group(k));
     if constexpr (F < kLast) {
       out.emitted.store(row.emitted + first);
@@ -295,6 +329,7 @@ class Forward {
   const Schedule& schedule_;
   Layout<C, P> s_;
   Clock clock_{};
+  bool saves_ = false;
   T *zeros_, *cells_, *restart_c_;
 };
 

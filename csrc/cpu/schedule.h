@@ -25,10 +25,11 @@ constexpr Index kWaveBlocks = 8;  // layers at the same time take at least so ma
 constexpr double kRowsBound = 2.2, kBarrier = 2.5e-7, kWake = 5e-6;
 
 struct Needs {
-  bool apart;       // calls must not run at the same time: they add to the same dx
-  bool whole_rows;  // a row of the batch stays on one thread: its norms are taken
-  bool sums;        // the sums of the weight gradients outlive the call
-  bool dealt;       // the rows of a lane do not lie one after the other
+  bool apart = false;       // calls must not run at the same time: they add to the same dx
+  bool whole_rows = false;  // a row of the batch stays on one thread: its norms are taken
+  bool sums = false;        // the sums of the weight gradients outlive the call
+  bool again = false;       // the tape has the states only
+  bool dealt = false;       // the rows of a lane do not lie one after the other
 };
 
 struct Group {

@@ -16,6 +16,7 @@ struct Schedule {
   Plan plan;
   Index block_steps, steps, batch;
   Index copied[2];   // backward: depths of the rows of x and h that are copied for the weight gradients, or 0
+  bool again;        // backward: the tape has the states only
   bool direct_sums;  // backward: weight gradients go to the caller's without lying in memory first
   Index blocks() const { return ceil_div(steps, block_steps); }
 };
@@ -34,6 +35,7 @@ class Team {
       for (int i = 0; i < count; ++i) {
         needs.apart |= calls[i].dx_add;
         needs.sums |= calls[i].sums != nullptr;
+        needs.again |= calls[i].saved == nullptr;
         needs.dealt |= calls[i].times.order != nullptr;
         needs.whole_rows |= calls[i].control.clip_norm > 0 || calls[i].control.flow;
       }
