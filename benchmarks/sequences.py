@@ -106,6 +106,7 @@ def lengths_and_resets(rounds: int) -> list[dict[str, Any]]:
                     "train resets": lambda train=train, m=resets: train(resets=m),
                     "train clipped": lambda train=train: train(clip_step_norm=1.0),
                     "train least": lambda train=train: train(memory_limit="least"),
+                    "train states": lambda train=train: train(memory_limit="states"),
                 }
                 a = {"x": x, "dy": dy, "weights": layer.state_dict()}
                 calls |= torch_calls(cell, a, lengths, ost.get_num_threads(), train(lengths=lengths))
@@ -118,7 +119,8 @@ def lengths_and_resets(rounds: int) -> list[dict[str, Any]]:
                     if f"torch {mode}" in seconds:
                         row[f"{mode}: over PackedSequence"] = ratio(seconds, f"torch {mode}", f"{mode} lengths")
                 row["train: clipped steps over none"] = ratio(seconds, "train clipped", "train")
-                row["train: least memory over none"] = ratio(seconds, "train least", "train")
+                row["train: least memory over no limit"] = ratio(seconds, "train least", "train")
+                row["train: states only over no limit"] = ratio(seconds, "train states", "train")
                 out.append(row)
                 print(
                     f"{cell:5}B={batch:<3} H={hidden:<4}"

@@ -51,13 +51,14 @@ struct PackedWeights {
   const T* params;                       // [params][padded H]
 };
 
-// [T,B,*] rows with unit stride on the last axis; strides in elements, any sign. With `starts` [B] row b begins at row starts[b] of a flat
-// array instead, and there is nothing past its end.
+// [T,B,*] rows with unit stride on the last axis; strides in elements, any sign. With `starts` and `ends` [B] row b is the rows
+// [starts[b], ends[b]) of a flat array instead, and there is nothing past its end.
 template <class T>
 struct Rows {
   T* data;
   Index t, b;
   const Index* starts = nullptr;
+  const Index* ends = nullptr;
 };
 
 // Returns non-zero to stop a long call (a pending Ctrl-C). Called on the calling thread only.

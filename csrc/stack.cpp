@@ -25,10 +25,10 @@ Words unit_words(std::uint64_t key, std::uint32_t layer_direction, std::uint64_t
 }
 
 template <class T>
-void add_rows(const Rows<T>& from, const Rows<T>& to, Index steps, Index batch, Index width, const Index* lengths) {
+void add_rows(const Rows<T>& from, const Rows<T>& to, Index steps, Index batch, Index width) {
   for (Index t = 0; t < steps; ++t)
     for (Index b = 0; b < batch; ++b) {
-      if (to.starts && t >= lengths[b]) continue;
+      if (to.starts && to.starts[b] + t >= to.ends[b]) continue;
       const T* __restrict a = from.data + t * from.t + b * from.b;
       T* __restrict c = to.data + (to.starts ? (to.starts[b] + t) * to.t : t * to.t + b * to.b);
       for (Index k = 0; k < width; ++k) c[k] += a[k];
@@ -218,7 +218,7 @@ int stack_forward(const PackedStack<T>& packed, const StackCall<T>& call, Tape<T
         if (call.restart_h) f.restart_h = call.restart_h + part * s.hidden;
         if (call.restart_c) f.restart_c = call.restart_c + part * s.hidden;
         f.x = x;
-        f.y = {y.data + d * s.hidden, y.t, y.b, y.starts};
+        f.y = {y.data + d * s.hidden, y.t, y.b, y.starts, y.ends};
         if (call.h0) f.h0 = call.h0 + part * state;
         if (call.c0) f.c0 = call.c0 + part * state;
         if (call.hn) f.hn = call.hn + part * state;
@@ -267,7 +267,7 @@ int stack_backward(const Tape<T>& tape, const StackGradients<T>& g, Poll poll) {
     Buffer<T> other;  // what the second direction gives, where both run at the same time
     Rows<T> dx{}, second{};
     for (Index layer = group.first_layer + group.layers; layer-- > group.first_layer;) {
-      Rows<const T> x = call.x, y{call.y.data, call.y.t, call.y.b, call.y.starts};
+      Rows<const T> x = call.x, y{call.y.data, call.y.t, call.y.b, call.y.starts, call.y.ends};
       if (layer > 0) x = {(tape.dropped.empty() ? tape.outputs : tape.dropped)[layer - 1].get(), inner.t, inner.b};
       if (layer + 1 < s.layers) y = {tape.outputs[layer].get(), inner.t, inner.b};
       dx = g.dx;
@@ -294,11 +294,11 @@ int stack_backward(const Tape<T>& tape, const StackGradients<T>& g, Poll poll) {
         if (g.dcells.data) b.control.dcells.data += part * g.dcells_part;
         if (g.flow) b.control.flow = g.flow + part * call.steps * packed.traits().states;
         b.x = x;
-        b.y = {y.data + d * s.hidden, y.t, y.b, y.starts};
+        b.y = {y.data + d * s.hidden, y.t, y.b, y.starts, y.ends};
         if (call.h0) b.h0 = call.h0 + part * state;
         if (call.c0) b.c0 = call.c0 + part * state;
         b.saved = tape.saved[part].get(), b.cells = tape.cells[part].get();
-        b.dy = {dy.data ? dy.data + d * s.hidden : nullptr, dy.t, dy.b, dy.starts};
+        b.dy = {dy.data ? dy.data + d * s.hidden : nullptr, dy.t, dy.b, dy.starts, dy.ends};
         if (g.dhn) b.dhn = g.dhn + part * state;
         if (g.dcn) b.dcn = g.dcn + part * state;
         b.dx = d == 1 && second.data ? second : dx;
@@ -316,7 +316,7 @@ int stack_backward(const Tape<T>& tape, const StackGradients<T>& g, Poll poll) {
     const Index layer = group.first_layer;
     if (second.data) {
       const unsigned mode = flush_denormals_on();  // as in the kernels, which add where directions run one after the other
-      add_rows(second, dx, call.steps, call.batch, s.layer_input(layer), call.lengths.data());
+      add_rows(second, dx, call.steps, call.batch, s.layer_input(layer));
       flush_denormals_restore(mode);
     }
     if (layer == 0) break;

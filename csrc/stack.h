@@ -79,7 +79,7 @@ struct StackCall {
   const T *h0 = nullptr, *c0 = nullptr;  // [L*D,B,H]
   T *hn = nullptr, *cn = nullptr;
   std::vector<Index> lengths, order;                   // empty: all T
-  std::vector<Index> starts;                           // of ragged x and y: x.starts and y.starts point here
+  std::vector<Index> starts[2], ends[2];               // of ragged x and y, whose own point here
   std::vector<std::int32_t> before[2];                 // by direction: from the start, from the end; empty: as lengths say
   const T *restart_h = nullptr, *restart_c = nullptr;  // [L*D,H], null means zeros
   double dropout = 0;                                  // between layers

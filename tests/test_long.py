@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import ostinato as ost
+from ostinato import _segments
 from ostinato.diagnostics import gradient_flow
-from ostinato.nn import _segments
 
 
 def flat(state: Any) -> list[Any]:
@@ -47,10 +47,12 @@ def test_a_bound_of_memory_changes_no_bit(make: Any, options: dict[str, Any], ke
     )
     for times in ({}, {"lengths": lengths}, {"resets": resets}, {"mask": mask, "lengths": lengths, "resets": resets}):
         results = []
-        for limit in (None, 3, "least", 1, "2MB"):
+        cells = r.standard_normal((len(layer._suffixes()), *x.shape[:2], 20)).astype(np.float32)
+        dcells = {"dcells": cells} if make is ost.nn.LSTM else {}
+        for limit in (None, 3, "least", 1, "2MB", "states"):
             layer.zero_grad()
             (y, state), pullback = layer.vjp(x, memory_limit=limit, rng=1, cuts=cuts, clip_step_norm=5.0, **times)
-            dx, dstate = pullback(dy, state)
+            dx, dstate = pullback(dy, state, **dcells)
             results.append([y.copy(), dx, *flat(state), *flat(dstate), layer.flat_grads.copy()])
         for other in results[1:]:
             assert all(np.array_equal(a, b) for a, b in zip(results[0], other))
@@ -230,6 +232,172 @@ def test_ragged_is_padded_without_padding(make: Any, options: dict[str, Any], ke
         assert all(np.array_equal(a, dx[: len(a), b]) for b, a in enumerate(drows))
         assert all(np.array_equal(a, b) for a, b in zip(flat((state, dstate)), flat((state2, dstate2))))
         assert np.array_equal(grads, layer.flat_grads)
+
+
+@pytest.mark.parametrize("options", [{}, *STACKS[2:4]], ids=str)
+@pytest.mark.parametrize("make", [ost.nn.LSTM, ost.nn.GRU])
+def test_ragged_takes_every_option(make: Any, options: dict[str, Any], kernel_set: str, threads: None) -> None:
+    """Resets, masks, cuts, the last outputs and bounds of memory: bit for bit as padded."""
+    layer = make(3, 20, rng=0, **{**options, "batch_first": False})
+    ragged, r = ost.Ragged.join(SEQUENCES), np.random.default_rng(0)
+    flags = {n: r.random(len(ragged.rows)) < s for n, s in (("resets", 0.1), ("mask", 0.7), ("cuts", 0.1))}
+    padded = {n: ragged.padded(f) for n, f in flags.items()}
+    x = ragged.padded()
+    assert np.array_equal(ragged.flat(x), ragged.rows)
+    for outputs in ("all", "last"):
+        for limit in (None, "states", "least", 2):
+            (y, state), pullback = layer.vjp(
+                x, lengths=ragged.lengths, outputs=outputs, memory_limit=limit, rng=1, **padded
+            )
+            (rows, state2), pullback2 = layer.vjp(ragged, outputs=outputs, memory_limit=limit, rng=1, **flags)
+            dy = r.standard_normal(y.shape).astype(np.float32)
+            given = dy if outputs == "last" else ragged.flat(dy)
+            assert np.array_equal(rows if outputs == "last" else rows.rows, y if outputs == "last" else ragged.flat(y))
+            results = []
+            for back, d in ((pullback, dy), (pullback2, given)):
+                layer.zero_grad()
+                dx, dstate = back(d, state)
+                dx = dx.rows if isinstance(dx, ost.Ragged) else ragged.flat(dx)
+                results.append([dx, *flat(dstate), layer.flat_grads.copy()])
+            assert all(np.array_equal(a, b) for a, b in zip(*results))
+            assert all(np.array_equal(a, b) for a, b in zip(flat(state), flat(state2)))
+    if layer._directions == 1:  # a loss taken segment by segment
+
+        def ask(t: int, y: Any) -> Any:
+            assert isinstance(y, ost.Ragged)
+            return y.like(2 * y.rows)
+
+        (y, _), pullback = layer.vjp(ragged)
+        layer.zero_grad()
+        dx, _ = pullback(2 * y.rows)
+        grads = layer.flat_grads.copy()
+        (none, _), pullback = layer.vjp(ragged, outputs="none", memory_limit="least")
+        layer.zero_grad()
+        asked, _ = pullback(ask)
+        assert none is None
+        assert np.array_equal(asked.rows, dx.rows)
+        assert np.array_equal(layer.flat_grads, grads)
+    for name, f in (("mask", np.ones(3, bool)), ("resets", ragged.rows)):
+        with pytest.raises((ValueError, TypeError), match=f"{name}: expected"):
+            layer(ragged, **{name: f})
+
+
+def test_ragged_functional_and_bounds_of_memory(kernel_set: str) -> None:
+    """Arrays in, arrays out: the same kernels, so the same bits; a pullback serves again."""
+    f, r = ost.functional, np.random.default_rng(0)
+    ragged = ost.Ragged.join(SEQUENCES)
+    w = [r.standard_normal(s).astype(np.float32) * 0.3 for s in ((28, 3), (28, 7), (28,), (28,))]
+    flags = {n: r.random(len(ragged.rows)) < s for n, s in (("resets", 0.1), ("mask", 0.7))}
+    padded = {n: ragged.padded(a) for n, a in flags.items()}
+    reset = tuple(r.standard_normal((2, 7)).astype(np.float32))
+    for reverse in (False, True):
+        options: dict[str, Any] = {"reset_state": reset, "reverse": reverse}
+        (y, state), pullback = f.lstm_vjp(ragged.padded(), *w, lengths=ragged.lengths, **padded, **options)
+        dy = r.standard_normal(y.shape).astype(np.float32)
+        dcells = r.standard_normal(y.shape).astype(np.float32)
+        want = pullback(dy, *state, dcells=dcells, clip_step_norm=1.0)
+        for limit in (None, "states", "least", 2, "1MB"):
+            for given in (ragged, SEQUENCES):
+                (rows, state2), back = f.lstm_vjp(given, *w, **flags, **options, memory_limit=limit)
+                assert type(rows) is type(given)
+                assert np.array_equal(np.concatenate(list(rows)), ragged.flat(y))
+                for _ in range(2):
+                    got = back(ragged.flat(dy), *state2, dcells=dcells, clip_step_norm=1.0)
+                    assert np.array_equal(np.concatenate(list(got.dx)), ragged.flat(want.dx))
+                    assert all((a is None and b is None) or np.array_equal(a, b) for a, b in zip(got[1:], want[1:]))
+            (_, state2), back = f.lstm_vjp(
+                ragged.padded(), *w, lengths=ragged.lengths, **padded, **options, memory_limit=limit, outputs="all"
+            )
+            assert np.array_equal(back(dy, *state, dcells=dcells, clip_step_norm=1.0).dx, want.dx)
+        out = np.empty((len(ragged.rows), 7), np.float32)
+        rows, _ = f.lstm(ragged, *w, **flags, **options, out=out)
+        assert rows.rows is out
+        assert np.array_equal(out, ragged.flat(y))
+    x = ragged.padded()
+    (y, _), pullback = f.rnn_vjp(x, w[0][:7], w[1][:7])
+    want = pullback(2 * y)
+    (none, _), back = f.rnn_vjp(x, w[0][:7], w[1][:7], memory_limit=2, outputs="none")
+    assert none is None
+    assert all((a is None and b is None) or np.array_equal(a, b) for a, b in zip(want, back(lambda t, y: 2 * y)))
+    for call, words in (
+        (lambda: f.rnn_vjp(x, w[0][:7], w[1][:7], outputs="last"), "outputs: expected one of 'all', 'none'"),
+        (lambda: f.rnn_vjp(x, w[0][:7], w[1][:7], memory_limit="much"), "memory_limit: expected a size"),
+        (lambda: f.rnn(ragged, w[0][:7], w[1][:7], lengths=[1]), "lengths: expected None with ragged"),
+        (lambda: back(np.zeros((1, 1, 7), np.float32)), r"dy: expected shape \(30, 6, 7\)"),
+        (lambda: back(None, np.zeros((2, 7), np.float32)), r"dh_n: expected shape \(6, 7\)"),
+        (lambda: pullback(lambda t, y: y), "dy: expected an array"),
+        (lambda: back.gates, "gates: expected a pullback of a pass without segments"),
+        (
+            lambda: f.gru_vjp(x, w[0][:21], w[1][:21], memory_limit="states")[1].gates,
+            "gates: expected a pass that keeps",
+        ),
+    ):
+        with pytest.raises((ValueError, TypeError), match=words):
+            call()
+
+
+@pytest.mark.parametrize("outputs", ["all", "last"])
+def test_the_trainer_takes_ragged_sequences(outputs: str) -> None:
+    """The same training as on padded sequences with lengths; a mask in a batch; predictions; a loader that shuffles."""
+    r = np.random.default_rng(0)
+    xs = [r.standard_normal((n, 3)).astype(np.float32) for n in (5, 9, 1, 7)]
+    ragged = ost.Ragged.join(xs)
+    target = r.standard_normal((len(ragged.rows) if outputs == "all" else 4, 2)).astype(np.float32)
+    mask = r.random(len(ragged.rows)) < 0.7
+    mask[ragged.offsets[:-1]] = True
+    runs = []
+    for batch in (
+        (ragged, target, {"mask": mask}),
+        (xs, list(ragged.like(target)) if outputs == "all" else target, {"mask": list(ragged.like(mask))}),
+        (
+            ragged.padded(),
+            ragged.padded(target) if outputs == "all" else target,
+            {"mask": ragged.padded(mask), "lengths": ragged.lengths},
+        ),
+    ):
+        model = ost.nn.Sequential(ost.nn.GRU(3, 6, rng=0), ost.nn.Linear(6, 2, rng=0))
+        trainer = ost.Trainer(model, ost.losses.MSE(), ost.optim.SGD(0.1), outputs=outputs)
+        history = trainer.fit([batch], epochs=3)
+        runs.append(
+            [
+                np.concatenate([p.ravel() for p in model.state_dict().values()]),
+                history.rows[-1]["loss"],
+                trainer.evaluate([batch])["loss"],
+            ]
+        )
+    for other in runs[1:]:
+        np.testing.assert_allclose(runs[0][0], other[0], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(runs[0][1:], other[1:], rtol=1e-5)
+    model = ost.nn.Sequential(ost.nn.GRU(3, 6, rng=0), ost.nn.Linear(6, 2, rng=0))
+    trainer = ost.Trainer(model, ost.losses.MSE(), ost.optim.SGD(0.1), outputs=outputs)
+    history = trainer.fit((ragged, target), epochs=20, batch_size=2)
+    assert history.rows[-1]["loss"] < history.rows[0]["loss"]
+    y = trainer.predict(ragged, batch_size=3)
+    if outputs == "last":
+        assert np.array_equal(y[1], model(xs[1][:, None])[0][-1, 0])
+    else:
+        assert np.array_equal(y[1], model(xs[1][:, None])[0][:, 0])
+        assert [a.shape for a in trainer.predict(xs)] == [(len(a), 2) for a in xs]
+    trainer = ost.Trainer(model, ost.losses.MSE(), ost.optim.SGD(0.1), tbptt=(2, 4))
+    with pytest.raises(ValueError, match="tbptt: expected None with ragged"):
+        trainer.fit([(ragged, np.zeros((len(ragged.rows), 2), np.float32))], epochs=1)
+    with pytest.raises(ValueError, match="target: expected 22 rows"):
+        ost.data.RaggedLoader(ragged, np.zeros((3, 2)))
+    with pytest.raises(ValueError, match="no lengths beside ragged"):
+        ost.Trainer(model, ost.losses.MSE(), ost.optim.SGD(0.1)).fit([(xs, target, [1])], epochs=1)
+
+
+def test_the_flow_through_ragged_sequences() -> None:
+    model = ost.nn.Sequential(ost.nn.LSTM(3, 8, bidirectional=True, rng=0), ost.nn.Linear(16, 1, rng=0))
+    ragged = ost.Ragged.join(SEQUENCES)
+    wanted = gradient_flow(
+        model, ragged.padded(), ragged.padded(np.ones((len(ragged.rows), 1), np.float32)), lengths=ragged.lengths
+    )
+    for given in (ragged, SEQUENCES):
+        for a, b in zip(gradient_flow(model, given), wanted):
+            assert np.array_equal(a.dh, b.dh)
+            assert np.array_equal(a.survival, b.survival)
+            assert (a.saturation, a.verdict) == (b.saturation, b.verdict)
 
 
 def test_ragged_through_a_model_and_bad_offsets() -> None:

@@ -104,7 +104,7 @@ template <class T>
 struct PyTape {
   Tape<T> tape;
   py::object x, y, h0, c0, restart_h, restart_c;
-  bool batch_first, resets;
+  bool batch_first, resets, ragged;
 };
 
 template <class T>
@@ -118,28 +118,14 @@ std::vector<Axis> sequence_axes(Index steps, Index batch, const char* name, Inde
   return {{"T", steps}, {"B", batch}, {name, width}};
 }
 
-// Sequences one after the other in flat rows: sequence b is rows [offsets[b], offsets[b + 1]).
-struct Ragged {
-  Index steps = 0;
-  std::vector<Index> starts, lengths;  // starts has one more: the number of rows
-};
-Ragged ragged_rows(const py::object& offsets, Index rows) {
-  const auto v = view<Index>(offsets, "offsets", {{"B+1", -1}}, Strides::kContiguous);
-  const Index n = v.shape[0];
-  if (n < 1 || v.data[0] != 0 || v.data[n - 1] != rows)
-    fail("offsets", "numbers from 0 to N = " + std::to_string(rows),
-         n < 1 ? "none" : std::to_string(v.data[0]) + " to " + std::to_string(v.data[n - 1]));
-  Ragged out;
-  out.starts.assign(v.data, v.data + n);
-  for (Index b = 0; b + 1 < n; ++b) {
-    const Index length = v.data[b + 1] - v.data[b];
-    if (length < 0)
-      fail("offsets", "numbers that do not decrease",
-           std::to_string(v.data[b]) + " before " + std::to_string(v.data[b + 1]) + " at position " + std::to_string(b + 1));
-    out.lengths.push_back(length);
-    out.steps = std::max(out.steps, length);
+// Where the sequences of flat rows lie: sequence b is `lengths[b]` rows from starts[b] on.
+void place_rows(const Index* starts, const Index* lengths, Index batch, Index rows, std::vector<Index>* begins, std::vector<Index>* ends) {
+  for (Index b = 0; b < batch; ++b) {
+    if (starts[b] < 0 || lengths[b] > rows - starts[b])
+      fail("starts", "sequences within the " + std::to_string(rows) + " rows",
+           std::to_string(lengths[b]) + " rows from row " + std::to_string(starts[b]));
+    begins->push_back(starts[b]), ends->push_back(starts[b] + lengths[b]);
   }
-  return out;
 }
 
 template <class T>
@@ -147,25 +133,23 @@ py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, c
                   const py::object& lengths, bool batch_first, const py::object& out, bool train, double dropout, std::uint64_t key,
                   const py::object& resets, const py::object& mask, bool repeat, const py::object& restart_h, const py::object& restart_c,
                   Index first_step, const py::object& held, const py::object& resets_after, const py::object& restarted,
-                  const py::object& order, const py::object& offsets, bool states_only) {
+                  const py::object& order, const py::object& starts, Index span, bool states_only) {
   const StackShape& s = packed->shape;
   const bool has_cells = packed->traits().states > 1;
-  const bool ragged = !offsets.is_none();
-  Ragged flat;
-  if (ragged) flat = ragged_rows(offsets, view<T>(x, "x", {{"N", -1}, {"I", s.input}}).shape[0]);
+  const bool ragged = !starts.is_none();
   const auto xv = ragged ? view<T>(x, "x", {{"N", -1}, {"I", s.input}})
                          : time_major(view<T>(x, "x", sequence_axes(-1, -1, "I", s.input, batch_first)), batch_first);
-  const Index steps = ragged ? flat.steps : xv.shape[0], batch = ragged ? Index(flat.lengths.size()) : xv.shape[1];
+  const auto sv = optional_view<Index>(starts, "starts", {{"B", -1}}, Strides::kContiguous);
+  const Index steps = ragged ? span : xv.shape[0], batch = ragged ? sv.shape[0] : xv.shape[1];
   const Index parts = s.layers * s.directions;
   const std::vector<Axis> state{{parts == 1 ? "1" : "L*D", parts}, {"B", batch}, {"H", s.hidden}};
   const auto h0v = optional_view<T>(h0, "h0", state), c0v = optional_view<T>(c0, "c0", state);
 
   StackCall<T> call;
   call.steps = steps, call.batch = batch, call.dropout = dropout, call.key = key;
-  call.starts = flat.starts;
-  call.x = {xv.data, xv.strides[0], ragged ? 0 : xv.strides[1], ragged ? call.starts.data() : nullptr};
   if (!h0.is_none()) call.h0 = h0v.data;
   if (!c0.is_none()) call.c0 = c0v.data;
+  if (ragged && lengths.is_none()) fail("lengths", "one for each sequence", "None");
   const auto lv = optional_view<Index>(lengths, "lengths", {{"B", batch}});
   if (!lengths.is_none()) {
     for (Index b = 0; b < batch; ++b)
@@ -183,31 +167,44 @@ py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, c
   const auto held_view = optional_view<std::uint8_t>(held, "held", {{"B", batch}});
   const auto restarted_view = optional_view<std::uint8_t>(restarted, "restarted", {{"B", batch}});
   const auto after_view = optional_view<std::uint8_t>(resets_after, "resets_after", {{"B", batch}});
-  set_times(call, s, ragged ? flat.lengths.data() : lv.data, resets_view.data, mask_view.data, repeat, held_view.data, after_view.data,
-            restarted_view.data);
+  set_times(call, s, lv.data, resets_view.data, mask_view.data, repeat, held_view.data, after_view.data, restarted_view.data);
   if (!order.is_none()) {
     const auto v = view<Index>(order, "order", {{"B", batch}}, Strides::kContiguous);
     call.order.assign(v.data, v.data + batch);
   }
+  // Flat outputs lie as x does; where they are made here, one after the other.
   py::object y = out;
-  if (ragged)
-    y = new_array<T>({xv.shape[0], s.width()});
-  else if (out.is_none())
+  if (ragged) {
+    place_rows(sv.data, lv.data, batch, xv.shape[0], &call.starts[0], &call.ends[0]);
+    Index rows = 0;
+    for (Index b = 0; b < batch; ++b) {
+      call.starts[1].push_back(out.is_none() ? rows : sv.data[b]);
+      call.ends[1].push_back(call.starts[1][b] + lv.data[b]);
+      rows += lv.data[b];
+    }
+    if (out.is_none()) y = new_array<T>({rows, s.width()});
+  } else if (out.is_none())
     y = batch_first ? new_array<T>({batch, steps, s.width()}) : new_array<T>({steps, batch, s.width()});
-  auto yv = ragged ? view<T>(y, "out", {{"N", -1}, {"D*H", s.width()}})
+  auto yv = ragged ? view<T>(y, "out", {{"N", out.is_none() ? -1 : xv.shape[0]}, {"D*H", s.width()}}, Strides::kUnitLast, true)
                    : time_major(view<T>(y, "out", sequence_axes(steps, batch, "D*H", s.width(), batch_first), Strides::kUnitLast, true),
                                 batch_first);
-  if (!out.is_none() && !ragged) {
+  const auto rows_of = [&](const View<T>& v, int k) {
+    return ragged ? Rows<T>{v.data, v.strides[0], 0, call.starts[k].data(), call.ends[k].data()} : v.rows();
+  };
+  if (!out.is_none()) {
     // Rows of its own for every (t, b): the finer axis steps over whole rows, the coarser over all that the finer covers.
-    const Index st = std::abs(yv.strides[0]), sb = std::abs(yv.strides[1]), width = s.width();
-    const bool apart = st >= sb ? (batch < 2 || sb >= width) && (steps < 2 || st >= (batch - 1) * sb + width)
-                                : (steps < 2 || st >= width) && (batch < 2 || sb >= (steps - 1) * st + width);
+    const Index st = std::abs(yv.strides[0]), sb = ragged ? 0 : std::abs(yv.strides[1]), width = s.width();
+    const bool apart = ragged     ? st >= width
+                       : st >= sb ? (batch < 2 || sb >= width) && (steps < 2 || st >= (batch - 1) * sb + width)
+                                  : (steps < 2 || st >= width) && (batch < 2 || sb >= (steps - 1) * st + width);
     if (!apart && steps * batch > 1) fail("out", "rows of its own for every (t, b)", "strides by which they overlap");
     refuse_overlap(yv, xv, "out", "x");
     if (!h0.is_none()) refuse_overlap(yv, h0v, "out", "h0");
     if (!c0.is_none()) refuse_overlap(yv, c0v, "out", "c0");
   }
-  call.y = {yv.data, yv.strides[0], ragged ? 0 : yv.strides[1], call.x.starts};
+  const Rows<T> x_rows = rows_of(xv, 0);
+  call.x = {x_rows.data, x_rows.t, x_rows.b, x_rows.starts, x_rows.ends};
+  call.y = rows_of(yv, 1);
   auto hn = new_array<T>({parts, batch, s.hidden});
   call.hn = hn.mutable_data();
   py::object cn = py::none();
@@ -221,7 +218,7 @@ py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, c
     tape = std::make_shared<PyTape<T>>();
     tape->x = x, tape->y = y, tape->h0 = h0, tape->c0 = c0, tape->batch_first = batch_first;
     tape->restart_h = restart_h, tape->restart_c = restart_c, tape->resets = resets_view.data || after_view.data;
-    tape->tape.packed = packed, tape->tape.states_only = states_only;
+    tape->tape.packed = packed, tape->tape.states_only = states_only, tape->ragged = ragged;
   }
   SignalPoll signals;
   call.poll = signals.poll();
@@ -337,11 +334,11 @@ py::tuple backward(PyTape<T>& t, const py::object& dy, const py::object& dhn, co
   const Index steps = tape.call.steps, batch = tape.call.batch, parts = s.layers * s.directions;
   const std::vector<Axis> state{{parts == 1 ? "1" : "L*D", parts}, {"B", batch}, {"H", s.hidden}};
   StackGradients<T> g;
-  const bool ragged = tape.call.x.starts != nullptr;
+  const bool ragged = t.ragged;
   if (!dy.is_none()) {
-    const auto v = ragged ? view<T>(dy, "dy", {{"N", t.tape.call.starts.back()}, {"D*H", s.width()}})
+    const auto v = ragged ? view<T>(dy, "dy", {{"N", view<T>(t.y, "y", {{"N", -1}, {"D*H", s.width()}}).shape[0]}, {"D*H", s.width()}})
                           : time_major(view<T>(dy, "dy", sequence_axes(steps, batch, "D*H", s.width(), t.batch_first)), t.batch_first);
-    g.dy = {v.data, v.strides[0], ragged ? 0 : v.strides[1], tape.call.x.starts};
+    g.dy = {v.data, v.strides[0], ragged ? 0 : v.strides[1], tape.call.y.starts, tape.call.y.ends};
     if (steps * batch == 0) g.dy.data = nullptr;
   }
   g.dhn = optional_view<T>(dhn, "dh_n", state).data;
@@ -351,15 +348,17 @@ py::tuple backward(PyTape<T>& t, const py::object& dy, const py::object& dhn, co
   for (Index part = 0; part < parts; ++part)
     g.weights.push_back(raw_arrays<T, RawGradients<T>>(s, traits, part, gradients[part], "grads: ", true, held));
   py::object dx = py::none(), dc0 = py::none();
-  if (!dx_out.is_none()) {
+  const Index flat = ragged ? view<T>(t.x, "x", {{"N", -1}, {"I", s.input}}).shape[0] : 0;
+  if (ragged && (need_dx || !dx_out.is_none())) {
+    dx = dx_out.is_none() ? py::object(new_array<T>({flat, s.input})) : dx_out;
+    const auto v = view<T>(dx, "dx", {{"N", flat}, {"I", s.input}}, Strides::kUnitLast, true);
+    g.dx = {v.data, v.strides[0], 0, tape.call.x.starts, tape.call.x.ends};
+    g.dx_add = !dx_out.is_none() && dx_add;
+  } else if (!dx_out.is_none()) {
     g.dx =
         time_major(view<T>(dx_out, "dx", sequence_axes(steps, batch, "I", s.input, t.batch_first), Strides::kUnitLast, true), t.batch_first)
             .rows();
     g.dx_add = dx_add, dx = dx_out;
-  } else if (need_dx && ragged) {
-    auto array = new_array<T>({t.tape.call.starts.back(), s.input});
-    g.dx = {array.mutable_data(), s.input, 0, tape.call.x.starts};
-    dx = array;
   } else if (need_dx) {
     auto array = t.batch_first ? new_array<T>({batch, steps, s.input}) : new_array<T>({steps, batch, s.input});
     g.dx = time_major(view<T>(array, "dx", sequence_axes(steps, batch, "I", s.input, t.batch_first)), t.batch_first).rows();
@@ -459,7 +458,7 @@ void bind_typed(py::module_& m, const char* packed_name, const char* tape_name) 
            py::arg("train"), py::arg("dropout"), py::arg("key"), py::arg("resets") = py::none(), py::arg("mask") = py::none(),
            py::arg("repeat") = false, py::arg("restart_h") = py::none(), py::arg("restart_c") = py::none(), py::arg("first_step") = 0,
            py::arg("held") = py::none(), py::arg("resets_after") = py::none(), py::arg("restarted") = py::none(),
-           py::arg("order") = py::none(), py::arg("offsets") = py::none(), py::arg("states_only") = false)
+           py::arg("order") = py::none(), py::arg("starts") = py::none(), py::arg("span") = 0, py::arg("states_only") = false)
       .def("sums", &sums<T>, py::arg("batch"))
       .def("drop", &drop<T>, py::arg("layer"), py::arg("y"), py::arg("rate"), py::arg("key"), py::arg("first_step"));
   py::class_<Sums<T>, std::shared_ptr<Sums<T>>>(m, (std::string("Sums") + (packed_name + 6)).c_str())

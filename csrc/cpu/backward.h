@@ -209,8 +209,7 @@ class Backward {
   // its sums are made here, group by group, and never lie in memory as a whole: a third of what a step at B = 1 would need.
   bool finishes() const { return true; }
   void finish(Space& mine, int index, int count) {
-    if (call_.dx.data && !call_.dx_add && clock_.times.lengths)
-      clear_rows(call_.dx, clock_, s_.input, part_of(call_.steps, index, count));
+    if (call_.dx.data && !call_.dx_add && clock_.times.lengths) clear_rows(call_.dx, clock_, s_.input, part_of(call_.steps, index, count));
     if (call_.steps == 0 || call_.more) return;  // no block has cleared the sums; or they are not complete
     if (index == 0) add_rest();
     if (schedule_.direct_sums) {
@@ -643,7 +642,7 @@ class Backward {
   static ForwardCall<T> forward_call(const Call& c) {
     ForwardCall<T> f{};
     f.weights = c.weights, f.steps = c.steps, f.batch = c.batch, f.reverse = c.reverse, f.times = c.times, f.x = c.x;
-    f.y = {const_cast<T*>(c.y.data), c.y.t, c.y.b, c.y.starts};
+    f.y = {const_cast<T*>(c.y.data), c.y.t, c.y.b, c.y.starts, c.y.ends};
     f.h0 = c.h0, f.c0 = c.c0, f.restart_h = c.restart_h, f.restart_c = c.restart_c, f.cells = const_cast<T*>(c.cells);
     return f;
   }

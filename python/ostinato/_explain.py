@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import _check, _core
+from ._segments import Schedule, parse, plan_for
 from .nn._recurrent import Recurrent
-from .nn._segments import Schedule, plan_for
 
 __all__ = ["Explanation", "explain"]
 
@@ -60,7 +60,7 @@ def explain(
         layer: an RNN, LSTM or GRU.
         shape: x.shape: ``(T,B,I)``, ``(B,T,I)`` if batch_first, or ``(T,I)``.
         training: explain `vjp` and its pullback in place of inference.
-        memory_limit: of that vjp, with all outputs kept: the schedule, its bytes and the extra time.
+        memory_limit: of that vjp, with all outputs kept: the schedule, its bytes and the extra time ("states": what is left of the tape).
 
     The roofline time is what the arithmetic and the reading of the weights would take at the rates that this machine shows in a
     few milliseconds of measuring: no kernel can be faster.
@@ -78,7 +78,8 @@ def explain(
 
     if memory_limit is not None and not training:
         raise ValueError(f"memory_limit: expected training=True with it, got {memory_limit!r}")
-    schedule = None if memory_limit is None else plan_for(layer, memory_limit, steps, batch, "all")
+    states_only = memory_limit is not None and parse(memory_limit)[0] == "states"
+    schedule = None if memory_limit is None or states_only else plan_for(layer, memory_limit, steps, batch, "all")
 
     cell, hidden, dtype = _core.cells()[layer._cell], layer.hidden_size, layer._dtype
     native = _check.native_precision(dtype, layer.precision)
@@ -116,19 +117,25 @@ def explain(
                 if reading > product:
                     bound = "reading the recurrent weights"
                 roofline += (arithmetic / peak - product + max(product, reading)) / together
+    tape = sum(g["tape_bytes"] * g["layers"] * directions for g in passes[0][1]) if training else 0
+    kept = cell["states"] - 1  # of what a tape holds for a step: c
+    if states_only:
+        tape *= kept / (cell["saved"] + kept)
+        flops *= 4 / 3
     facts: dict[str, Any] = {
         "kernels": _core.kernels(),
         "precision": layer.precision,
         "passes": dict(passes),
         "flops": flops,
         "weight_bytes": sum(g["packed_bytes"] for g in passes[0][1]),
-        "tape_bytes": sum(g["tape_bytes"] * g["layers"] * directions for g in passes[0][1]) if training else 0,
+        "tape_bytes": round(tape),
         "workspace_bytes": max((g["workspace_bytes"] for _, groups in passes for g in groups), default=0),
         "peak_flops": peak,
         "bandwidth": bandwidth,
         "bound": bound,
         "roofline_seconds": roofline,
         "schedule": schedule,
+        "states_only": states_only,
     }
     return Explanation(facts, _text(layer, steps, batch, facts, training))
 
@@ -149,11 +156,16 @@ def _text(layer: Recurrent, steps: int, batch: int, facts: dict[str, Any], train
                 f"                 {g['lanes']} lanes of up to {g['lane_rows']} rows, {g['block_steps']} steps a block; "
                 f"tiles of {g['tile'][0]} rows x {g['tile'][1]} vectors",
             ]
-    itemsize, states = layer._dtype.itemsize, cell["saved"] + (1 if cell["states"] > 1 else 0)
+    itemsize, states = layer._dtype.itemsize, (0 if facts["states_only"] else cell["saved"]) + cell["states"] - 1
     formula = (
         f" = T B {states} H' {itemsize} a layer and direction, H' = H rounded up to whole vectors" if training else ""
     )
     lines += [
+        *(
+            ["  memory limit   states only; gates are made again for a chunk of steps at once: 33% more arithmetic"]
+            if facts["states_only"]
+            else []
+        ),
         *(_segments(facts["schedule"]) if facts["schedule"] is not None else ()),
         f"  packed weights {_bytes(facts['weight_bytes'])}, made {'once a step of the optimiser' if training else 'once'}",
         f"  tape           {_bytes(facts['tape_bytes'])}{formula}" if training else "  tape           none",

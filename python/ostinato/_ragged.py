@@ -60,9 +60,41 @@ class Ragged:
                 )
         return cls(np.concatenate(sequences), np.cumsum([0, *(len(s) for s in sequences)]))
 
+    def take(self, sequences: Any) -> Ragged:
+        """Some of the sequences, by their numbers, in that order; copied."""
+        lengths = self.lengths[sequences]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        at = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][sequences] - offsets[:-1], lengths)
+        return Ragged(self.rows[at], offsets)
+
     def like(self, rows: Array) -> Ragged:
         """Other rows, cut at the same places."""
         return Ragged(rows, self.offsets)
+
+    def _places(self) -> tuple[Array, Array]:
+        """Of every row: its step, and its sequence."""
+        sequence = np.repeat(np.arange(len(self)), self.lengths)
+        return np.arange(len(self.rows)) - self.offsets[sequence], sequence
+
+    def padded(self, rows: Array | None = None) -> Array:
+        """``[T,B,...]`` with zeros past the ends, of these rows or others ``[N,...]``; a copy.
+
+        >>> import numpy as np
+        >>> import ostinato as ost
+        >>> ost.Ragged(np.arange(1, 5), [0, 3, 4]).padded()
+        array([[1, 4],
+               [2, 0],
+               [3, 0]])
+        """
+        rows = self.rows if rows is None else rows
+        out = np.zeros((self.lengths.max(initial=0), len(self), *rows.shape[1:]), rows.dtype)
+        out[self._places()] = rows
+        return out
+
+    def flat(self, padded: Array) -> Array:
+        """The rows ``[N,...]`` of ``[T,B,...]``, without what lies past the ends: the inverse of `padded`."""
+        rows: Array = padded[self._places()]
+        return rows
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
@@ -84,6 +116,41 @@ class Ragged:
 
     def __repr__(self) -> str:
         return f"Ragged({len(self)} sequences, {len(self.rows)} rows)"
+
+
+def times(x: Ragged, resets: Any, mask: Any, masked: str) -> dict[str, Any]:
+    """`_check.times` of ragged sequences: resets and mask are a `Ragged`, a list or flat rows of bool."""
+    return {
+        "lengths": x.lengths,
+        "resets": table("resets", resets, x),
+        "mask": table("mask", mask, x),
+        "repeat": _check.choice("masked", masked, ("repeat", "zero")) == "repeat",
+        "starts": np.ascontiguousarray(x.offsets[:-1]),
+        "span": int(x.lengths.max(initial=0)),
+    }
+
+
+def flat_flags(name: str, flags: Any, own: Ragged) -> npt.NDArray[np.bool_] | None:
+    """Flat bool rows ``[N]``, from such, a `Ragged` or a list."""
+    flags, _ = unwrapped(flags)
+    if isinstance(flags, Ragged):
+        if not np.array_equal(flags.offsets, own.offsets):
+            raise ValueError(f"{name}: expected the offsets of x, got others")
+        flags = flags.rows
+    if flags is None:
+        return None
+    if _check.array(name, flags).dtype != np.bool_:
+        raise TypeError(f"{name}: expected dtype bool, got {flags.dtype}; use {name}.astype(bool)")
+    if flags.shape != (len(own.rows),):
+        raise ValueError(f"{name}: expected shape (N,) = ({len(own.rows)},), got {flags.shape}")
+    rows: npt.NDArray[np.bool_] = flags
+    return rows
+
+
+def table(name: str, flags: Any, own: Ragged) -> npt.NDArray[np.uint8] | None:
+    """The same as bytes ``[T,B]``, zeros past the ends."""
+    rows = flat_flags(name, flags, own)
+    return None if rows is None else own.padded(rows).view(np.uint8)
 
 
 def unwrapped(x: Any) -> tuple[Any, bool]:

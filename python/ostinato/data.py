@@ -13,8 +13,9 @@ import numpy as np
 
 from . import _check
 from ._check import Array
+from ._ragged import Ragged
 
-__all__ = ["ArrayLoader", "StreamLoader"]
+__all__ = ["ArrayLoader", "RaggedLoader", "StreamLoader"]
 
 
 class ArrayLoader:
@@ -74,6 +75,63 @@ class ArrayLoader:
                 if self.outputs == "all":
                     target = np.swapaxes(target, 0, 1)
             yield x, target, None if self.lengths is None else self.lengths[rows]
+
+
+class RaggedLoader:
+    """Batches of sequences of different lengths, without padding.
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> x = ost.Ragged(np.zeros((10, 3)), [0, 4, 4, 9, 10])
+    >>> [(batch, target.shape) for batch, target in RaggedLoader(x, np.zeros((10, 1)), batch_size=3, shuffle=False)]
+    [(Ragged(3 sequences, 9 rows), (9, 1)), (Ragged(1 sequences, 1 rows), (1, 1))]
+
+    Args:
+        x: an `ostinato.Ragged`.
+        target: flat rows ``[N,...]`` or a `Ragged` cut as x; with ``outputs="last"`` one a sequence, ``[B,...]``.
+        shuffle: a new order every epoch, that of (rng, epoch).
+    """
+
+    carries_state = False
+
+    def __init__(
+        self,
+        x: Ragged,
+        target: Any,
+        *,
+        batch_size: int = 32,
+        shuffle: bool = True,
+        outputs: str = "all",
+        rng: int = 0,
+    ) -> None:
+        if not isinstance(x, Ragged):
+            raise TypeError(f"x: expected an ostinato.Ragged, got {type(x).__name__}")
+        self.x, self.outputs = x, _check.choice("outputs", outputs, ("all", "last"))
+        if isinstance(target, Ragged):
+            if not np.array_equal(target.offsets, x.offsets):
+                raise ValueError("target: expected the offsets of x, got others")
+            target = target.rows
+        self.target = _check.array("target", target)
+        wanted = len(x.rows) if outputs == "all" else len(x)
+        if target.ndim == 0 or len(target) != wanted:
+            raise ValueError(f"target: expected {wanted} rows, got shape {target.shape}")
+        self.batch_size, self.shuffle = _check.positive("batch_size", batch_size), shuffle
+        self.rng = _check.positive("rng", rng, 0)
+
+    def __len__(self) -> int:
+        return -(-len(self.x) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Ragged, Array]]:
+        return self.batches(0)
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Ragged, Array]]:
+        """The batches of an epoch from number ``start`` on."""
+        n = len(self.x)
+        order = np.random.default_rng((self.rng, epoch)).permutation(n) if self.shuffle else np.arange(n)
+        for k in range(start, len(self)):
+            some = order[k * self.batch_size : (k + 1) * self.batch_size]
+            target = self.x.like(self.target).take(some).rows if self.outputs == "all" else self.target[some]
+            yield self.x.take(some), target
 
 
 class StreamLoader:

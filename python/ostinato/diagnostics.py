@@ -15,6 +15,7 @@ import numpy as np
 
 from . import _check
 from ._check import Array
+from ._ragged import Ragged, unwrapped
 from .nn import Layer, Recurrent, Sequential
 from .train import Callback, Trainer
 
@@ -82,7 +83,7 @@ class Flow:
 
 
 def gradient_flow(
-    model: Layer, x: Any, dy: Array | None = None, state: Any = None, *, threshold: float = 0.01, **times: Any
+    model: Layer, x: Any, dy: Any = None, state: Any = None, *, threshold: float = 0.01, **times: Any
 ) -> Flow:
     """Norms of the gradient by step, how far it reaches back, saturated gates and dead units of a model on one input.
 
@@ -111,12 +112,10 @@ def gradient_flow(
         if times.get(name) is not None:
             raise ValueError(f"{name}: expected none, since all steps are looked at, got {times[name]!r}")
     with _watching(recurrent) as seen:
-        (y, _), pullback = model.vjp(
-            x, state, rng=0, **times
-        )  # a generator of its own: the model's dropout goes on as it would
-        if not isinstance(y, np.ndarray):
-            raise TypeError(f"x: expected an array, got {type(x).__name__}")
-        pullback(np.ones_like(y) if dy is None else dy, grads=model.new_grads(), need_dx=False)
+        # A generator of its own: the model's dropout goes on as it would.
+        (y, _), pullback = model.vjp(unwrapped(x)[0], state, rng=0, **times)
+        ones = np.ones_like(y.rows if isinstance(y, Ragged) else y)
+        pullback(ones if dy is None else dy, grads=model.new_grads(), need_dx=False)
     out = []
     for name, layer in recurrent.items():
         tape, norms = seen[id(layer)]

@@ -1,6 +1,7 @@
 """One recurrent layer in one direction, arrays in and arrays out: no parameters are held here.
 
-Shapes are ``x [T,B,I]``, ``y [T,B,H]`` and ``h0, c0 [B,H]``; weights have PyTorch's names, shapes and gate orders.
+Shapes are ``x [T,B,I]``, ``y [T,B,H]`` and ``h0, c0 [B,H]``; weights have PyTorch's names, shapes and gate orders. x may also be
+sequences of different lengths, an `ostinato.Ragged` or a list of ``[n,I]``: y is then of the same kind.
 All arrays of a call share one dtype, float32 or float64. The pullbacks here hold no state of yours: they may be called again.
 
 >>> import numpy as np
@@ -18,8 +19,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import _check, _core
+from . import _check, _core, _ragged
 from ._check import Array
+from ._ragged import Ragged, rows_like, unwrapped
+from ._segments import Chain, parse, plan_of
 
 __all__ = ["Gradients", "Packed", "Pullback", "gru", "gru_vjp", "lstm", "lstm_vjp", "pack", "rnn", "rnn_vjp"]
 
@@ -27,7 +30,7 @@ __all__ = ["Gradients", "Packed", "Pullback", "gru", "gru_vjp", "lstm", "lstm_vj
 class Gradients(NamedTuple):
     """What a `Pullback` returns; None where there is no such input."""
 
-    dx: Array
+    dx: Any  # of the kind of x
     dweight_ih: Array
     dweight_hh: Array
     dbias_ih: Array | None
@@ -101,22 +104,46 @@ def pack(
     return Packed(cell, [weight_ih, weight_hh, bias_ih, bias_hh, weight_peephole], reverse, precision)
 
 
-def _run(
-    packed: Packed,
-    x: Array,
-    h0: Array | None,
-    c0: Array | None,
-    times: tuple[object, object, object, str],
-    reset_state: object,
-    out: Array | None,
-    train: bool,
-) -> Any:
-    x = _check.array("x", x, 3)
-    if train and not packed.native.backward:
-        raise ValueError(
-            f"weight_ih: expected a precision that can be trained, got weights packed as {packed.precision}"
-        )
-    options = _check.times(x, *times)
+class _Call(NamedTuple):
+    """Checked arguments of one forward pass."""
+
+    packed: Packed
+    x: Array
+    h: Array | None
+    c: Array | None
+    options: dict[str, Any]  # of the native call
+    ragged: Ragged | None  # what x came as; then x is its rows
+    listed: bool
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """T and B."""
+        return (self.x.shape[0], self.x.shape[1]) if self.ragged is None else (self.options["span"], len(self.ragged))
+
+    def shaped(self, rows: Array | None) -> Any:
+        """Flat rows as x came."""
+        if self.ragged is None or rows is None:
+            return rows
+        return list(self.ragged.like(rows)) if self.listed else self.ragged.like(rows)
+
+    def forward(self, out: Array | None, train: bool, states_only: bool = False) -> Any:
+        options = {**self.options, "states_only": states_only}
+        lengths = options.pop("lengths")
+        return self.packed.native.forward(self.x, self.h, self.c, lengths, False, out, train, 0.0, 0, **options)
+
+
+Times = tuple[object, Any, Any, str]  # lengths, resets, mask, masked
+
+
+def _arguments(packed: Packed, x: Any, h0: Array | None, c0: Array | None, times: Times, reset_state: object) -> _Call:
+    x, listed = unwrapped(x)
+    ragged = x if isinstance(x, Ragged) else None
+    if ragged is not None:
+        if times[0] is not None:
+            raise ValueError(f"lengths: expected None with ragged sequences, got {type(times[0]).__name__}")
+        options, x = _ragged.times(ragged, *times[1:]), _check.array("x", ragged.rows, 2)
+    else:
+        options = _check.times(_check.array("x", x, 3), *times)
     h, c = (_row(n, s, 2) for n, s in (("h0", h0), ("c0", c0)))
     pair = isinstance(reset_state, (tuple, list)) and len(reset_state) == 2
     if reset_state is not None and pair != (_core.cells()[packed.cell]["states"] == 2):
@@ -127,16 +154,48 @@ def _run(
         if r is not None and (_check.array("reset_state", r).shape != (size,) or r.dtype != dtype):
             raise ValueError(f"reset_state: expected shape (H,) = ({size},) of {dtype}, got {r.shape} of {r.dtype}")
         options[name] = None if r is None else np.ascontiguousarray(r)[None]
-    if train:  # the caller may reuse the arrays of its state before the pullback runs
-        h, c = (None if s is None else s.copy() for s in (h, c))
-        options |= {n: None if options[n] is None else options[n].copy() for n in ("restart_h", "restart_c")}
-    lengths = options.pop("lengths")
-    y, h_n, c_n, tape = packed.native.forward(x, h, c, lengths, False, out, train, 0.0, 0, **options)
-    return y, h_n[0], None if c_n is None else c_n[0], tape
+    return _Call(packed, x, h, c, options, ragged, listed)
 
 
 def _row(name: str, state: object, ndim: int) -> Array | None:
     return None if state is None else _check.array(name, state, ndim)[None]
+
+
+def _apply(call: _Call, out: Array | None) -> tuple[Any, Array, Array | None]:
+    y, h_n, c_n, _ = call.forward(out, False)
+    return call.shaped(y), h_n[0], None if c_n is None else c_n[0]
+
+
+def _train(call: _Call, memory_limit: str | int | None, outputs: str) -> tuple[Any, Array, Array | None, Pullback]:
+    _check.choice("outputs", outputs, ("all", "none"))
+    packed = call.packed
+    if not packed.native.backward:
+        raise ValueError(
+            f"weight_ih: expected a precision that can be trained, got weights packed as {packed.precision}"
+        )
+    # The caller may reuse the arrays of its state, and segments that run again those of its times, before the pullback runs.
+    kept = ("restart_h", "restart_c", "lengths", "resets", "mask")
+    copies = {n: None if call.options[n] is None else call.options[n].copy() for n in kept}
+    h, c = (None if s is None else s.copy() for s in (call.h, call.c))
+    call = call._replace(h=h, c=c, options={**call.options, **copies})
+    if memory_limit is None or parse(memory_limit)[0] == "states":
+        y, h_n, c_n, tape = call.forward(None, True, memory_limit is not None)
+        y.flags.writeable = False
+        pullback = Pullback(call, tape)
+    else:
+        steps, batch = call.sizes
+        plan = plan_of(packed.native, memory_limit, steps, batch, outputs, 1, 1, packed.dtype.itemsize)
+        chain = Chain(packed.native, call.x, call.options, plan, dropout=0.0, key=0)
+        rows = None
+        if outputs == "all":
+            rows = np.empty((*call.x.shape[:-1], packed.native.hidden_size), packed.dtype)
+        h_n, c_n = chain.forward(h, c, rows)
+        y = None if rows is None else rows.view()
+        if y is not None:
+            y.flags.writeable = False
+        pullback = Pullback(call, None, chain, rows)
+    y = call.shaped(y) if outputs == "all" else None
+    return y, h_n[0], None if c_n is None else c_n[0], pullback
 
 
 class Pullback:
@@ -152,56 +211,95 @@ class Pullback:
     (3, 2, 1)
     """
 
-    def __init__(self, packed: Packed, tape: Any) -> None:
-        self._packed, self._tape = packed, tape
+    def __init__(self, call: _Call, tape: Any, chain: Chain | None = None, y: Array | None = None) -> None:
+        self._call, self._tape, self._chain, self._y = call, tape, chain, y
 
     @property
     def cells(self) -> Array:
         """c after every step, ``[T,B,H]``, zero where a row takes no part; LSTM only. Its gradient is taken as ``dcells``."""
-        cells: Array = self._tape.cells()[0]
+        cells: Array = self._known().cells()[0]
         return cells
 
     @property
     def gates(self) -> dict[str, Array]:
         """By name, each ``[T,B,H]`` and read-only: i f g o of an LSTM, r z n of a GRU, none of an RNN."""
-        return {name: a[0] for name, a in _check.gates(self._packed.cell, self._tape).items()}
+        return {name: a[0] for name, a in _check.gates(self._call.packed.cell, self._known()).items()}
+
+    def _known(self) -> Any:
+        if self._tape is None:
+            raise TypeError("cells, gates: expected a pullback of a pass without segments")
+        return self._tape
 
     def __call__(
         self,
-        dy: Array | None = None,
+        dy: Any = None,
         dh_n: Array | None = None,
         dc_n: Array | None = None,
         *,
         dcells: Array | None = None,
         clip_step_value: float | None = None,
         clip_step_norm: float | None = None,
-        cuts: Array | None = None,
+        cuts: Any = None,
     ) -> Gradients:
         """The gradients of ``sum(y dy) + sum(h_n dh_n) + sum(c_n dc_n) + sum(cells dcells)``; None stands for zeros.
 
         Args:
+            dy: of the kind of y; with segments (``memory_limit``) it may be a function ``dy(t, y)`` that is given the first step of a
+                segment and its outputs, from the last segment to the first, and returns their gradient.
             clip_step_value, clip_step_norm: at every step dL/dh_t by all paths, and what step t + 1 hands to c_t, are clipped element by
                 element, and each row by its Euclidean norm over H, before they go on through the step.
-            cuts: bool ``[T,B]``: nothing goes from such a step to the state that it started from.
+            cuts: bool, shaped as resets: nothing goes from such a step to the state that it started from.
         """
-        steps, batch = self._tape.shape
-        options = {
+        call, packed = self._call, self._call.packed
+        size, states = packed.native.hidden_size, _core.cells()[packed.cell]["states"]
+        own = (*call.x.shape[:-1], size)
+        if call.ragged is not None:
+            flags = _ragged.table("cuts", cuts, call.ragged)
+            dy = dy if callable(dy) else rows_like("dy", dy, call.ragged, size)
+        else:
+            flags = _check.flags("cuts", cuts, *call.sizes)
+        options: dict[str, Any] = {
             "clip_value": _check.clipping("clip_step_value", clip_step_value),
             "clip_norm": _check.clipping("clip_step_norm", clip_step_norm),
-            "cuts": _check.flags("cuts", cuts, steps, batch),
+            "cuts": flags,
             "dcells": _row("dcells", dcells, 3),
         }
-        weights = self._packed.weights
-        if dc_n is not None and _core.cells()[self._packed.cell]["states"] < 2:
-            raise TypeError(f"dc_n: expected None for the cell {self._packed.cell}, got {type(dc_n).__name__}")
-        grads = [None if w is None else np.zeros_like(w) for w in weights]
-        into = (dy, _row("dh_n", dh_n, 2), _row("dc_n", dc_n, 2))
-        dx, dh0, dc0, *dreset, _ = self._tape.backward(*into, [grads], True, **options)
+        if dc_n is not None and states < 2:
+            raise TypeError(f"dc_n: expected None for the cell {packed.cell}, got {type(dc_n).__name__}")
+        grads = [None if w is None else np.zeros_like(w) for w in packed.weights]
+        dh, dc = _row("dh_n", dh_n, 2), _row("dc_n", dc_n, 2)
+        if self._chain is None:
+            if callable(dy):
+                raise TypeError("dy: expected an array; a function is taken with segments")
+            dx, dh0, dc0, *dreset, _ = self._tape.backward(dy, dh, dc, [grads], True, **options)
+        else:
+            shapes: dict[str, Any] = {"dh_n": (dh, call.sizes[1:] + (size,)), "dc_n": (dc, call.sizes[1:] + (size,))}
+            shapes |= {"dcells": (options["dcells"], (*call.sizes, size))}
+            for name, (a, shape) in shapes.items():
+                if a is not None and (
+                    a.shape[1:] != shape or a.dtype != packed.dtype or (name == "dcells" and states < 2)
+                ):
+                    raise ValueError(
+                        f"{name}: expected shape {shape} of {packed.dtype}, got {a.shape[1:]} of {a.dtype}"
+                    )
+            if (
+                dy is not None
+                and not callable(dy)
+                and (_check.array("dy", dy).shape != own or dy.dtype != packed.dtype)
+            ):
+                raise ValueError(f"dy: expected shape {own} of {packed.dtype}, got {dy.shape} of {dy.dtype}")
+            dx, dreset = np.empty(call.x.shape, packed.dtype), [None, None]
+            if call.options["resets"] is not None:
+                dreset = [np.zeros((1, size), packed.dtype) if k < states else None for k in range(2)]
+            pair = None if dreset[0] is None else (dreset[0], dreset[1])
+            dh0, dc0 = self._chain.backward(dy, dh, dc, [grads], y=self._y, dx=dx, dreset=pair, **options)
+            zeros = np.zeros((1, call.sizes[1], size), packed.dtype)  # no step at all
+            dh0, dc0 = zeros if dh0 is None else dh0, zeros if dc0 is None and states > 1 else dc0
         d_ih, d_hh, db_ih, db_hh, d_peephole = grads
         assert d_ih is not None
         assert d_hh is not None
         dc0, dreset_h, dreset_c = (None if d is None else d[0] for d in (dc0, *dreset))
-        return Gradients(dx, d_ih, d_hh, db_ih, db_hh, dh0[0], dc0, d_peephole, dreset_h, dreset_c)
+        return Gradients(call.shaped(dx), d_ih, d_hh, db_ih, db_hh, dh0[0], dc0, d_peephole, dreset_h, dreset_c)
 
 
 def _packed(family: str, weight_ih: Array | Packed, rest: tuple[Any, ...], reverse: bool, cell: str) -> Packed:
@@ -218,7 +316,7 @@ def _packed(family: str, weight_ih: Array | Packed, rest: tuple[Any, ...], rever
 
 
 def rnn(
-    x: Array,
+    x: Any,
     weight_ih: Array | Packed,
     weight_hh: Array | None = None,
     bias_ih: Array | None = None,
@@ -227,13 +325,13 @@ def rnn(
     *,
     nonlinearity: str = "tanh",
     lengths: object = None,
-    resets: Array | None = None,
-    mask: Array | None = None,
+    resets: Any = None,
+    mask: Any = None,
     masked: str = "repeat",
     reset_state: Any = None,
     reverse: bool = False,
     out: Array | None = None,
-) -> tuple[Array, Array]:
+) -> tuple[Any, Array]:
     """Elman network: ``h' = phi(W x + b_ih + R h + b_hh)``.
 
     >>> import numpy as np
@@ -243,7 +341,8 @@ def rnn(
     array([2., 2., 2.])
 
     Args:
-        x: ``[T,B,I]``; unit stride on the last axis, any strides before it.
+        x: ``[T,B,I]``; unit stride on the last axis, any strides before it. Or a `Ragged`, or a list of ``[n,I]``; resets and mask are
+            then a `Ragged`, a list or flat rows of bool.
         weight_ih, weight_hh, bias_ih, bias_hh: ``[H,I]``, ``[H,H]``, ``[H]``, ``[H]``; or packed weights alone.
         h0: ``[B,H]``, zeros if None.
         nonlinearity: "tanh" or "relu".
@@ -267,12 +366,12 @@ def rnn(
     packed = _packed(
         "rnn", weight_ih, (weight_hh, bias_ih, bias_hh, None), reverse, _cell("rnn", nonlinearity=nonlinearity)
     )
-    y, h_n, _, _ = _run(packed, x, h0, None, (lengths, resets, mask, masked), reset_state, out, False)
+    y, h_n, _ = _apply(_arguments(packed, x, h0, None, (lengths, resets, mask, masked), reset_state), out)
     return y, h_n
 
 
 def rnn_vjp(
-    x: Array,
+    x: Any,
     weight_ih: Array | Packed,
     weight_hh: Array | None = None,
     bias_ih: Array | None = None,
@@ -281,13 +380,19 @@ def rnn_vjp(
     *,
     nonlinearity: str = "tanh",
     lengths: object = None,
-    resets: Array | None = None,
-    mask: Array | None = None,
+    resets: Any = None,
+    mask: Any = None,
     masked: str = "repeat",
     reset_state: Any = None,
     reverse: bool = False,
-) -> tuple[tuple[Array, Array], Pullback]:
+    memory_limit: str | int | None = None,
+    outputs: str = "all",
+) -> tuple[tuple[Any, Array], Pullback]:
     """`rnn`, and its `Pullback`: ``pullback(dy=None, dh_n=None)`` gives `Gradients`. x must not change until it has run.
+
+    With ``memory_limit`` (a size such as "512MB", "least", a number of segments) only the states at the borders of segments are kept, and
+    segments that do not fit run again; with "states" the states after every step are, and the gates are made again: see
+    `ostinato.nn.RNN.vjp`. Gradients have the bits that they have without. With ``outputs="none"`` y is None.
 
     >>> import numpy as np
     >>> import ostinato as ost
@@ -298,13 +403,13 @@ def rnn_vjp(
     packed = _packed(
         "rnn", weight_ih, (weight_hh, bias_ih, bias_hh, None), reverse, _cell("rnn", nonlinearity=nonlinearity)
     )
-    y, h_n, _, tape = _run(packed, x, h0, None, (lengths, resets, mask, masked), reset_state, None, True)
-    y.flags.writeable = False
-    return (y, h_n), Pullback(packed, tape)
+    call = _arguments(packed, x, h0, None, (lengths, resets, mask, masked), reset_state)
+    y, h_n, _, pullback = _train(call, memory_limit, outputs)
+    return (y, h_n), pullback
 
 
 def lstm(
-    x: Array,
+    x: Any,
     weight_ih: Array | Packed,
     weight_hh: Array | None = None,
     bias_ih: Array | None = None,
@@ -314,13 +419,13 @@ def lstm(
     *,
     weight_peephole: Array | None = None,
     lengths: object = None,
-    resets: Array | None = None,
-    mask: Array | None = None,
+    resets: Any = None,
+    mask: Any = None,
     masked: str = "repeat",
     reset_state: Any = None,
     reverse: bool = False,
     out: Array | None = None,
-) -> tuple[Array, tuple[Array, Array]]:
+) -> tuple[Any, tuple[Array, Array]]:
     """Long short-term memory, gates in the order i f g o.
 
     ``c' = f c + i g``, ``h' = o tanh(c')`` with ``i, f, o = sigmoid(a)``, ``g = tanh(a)``, ``a = W x + b_ih + R h + b_hh``;
@@ -333,7 +438,8 @@ def lstm(
     ((3, 2, 1), True)
 
     Args:
-        x: ``[T,B,I]``; unit stride on the last axis, any strides before it.
+        x: ``[T,B,I]``; unit stride on the last axis, any strides before it. Or a `Ragged`, or a list of ``[n,I]``; resets and mask are
+            then a `Ragged`, a list or flat rows of bool.
         weight_ih, weight_hh, bias_ih, bias_hh: ``[4*H,I]``, ``[4*H,H]``, ``[4*H]``, ``[4*H]``; or packed weights alone.
         h0, c0: ``[B,H]``, zeros if None.
         weight_peephole: ``[3,H]`` in the order i f o.
@@ -356,12 +462,13 @@ def lstm(
     """
     cell = _cell("lstm", peephole=weight_peephole is not None)
     packed = _packed("lstm", weight_ih, (weight_hh, bias_ih, bias_hh, weight_peephole), reverse, cell)
-    y, h_n, c_n, _ = _run(packed, x, h0, c0, (lengths, resets, mask, masked), reset_state, out, False)
+    y, h_n, c_n = _apply(_arguments(packed, x, h0, c0, (lengths, resets, mask, masked), reset_state), out)
+    assert c_n is not None
     return y, (h_n, c_n)
 
 
 def lstm_vjp(
-    x: Array,
+    x: Any,
     weight_ih: Array | Packed,
     weight_hh: Array | None = None,
     bias_ih: Array | None = None,
@@ -371,13 +478,19 @@ def lstm_vjp(
     *,
     weight_peephole: Array | None = None,
     lengths: object = None,
-    resets: Array | None = None,
-    mask: Array | None = None,
+    resets: Any = None,
+    mask: Any = None,
     masked: str = "repeat",
     reset_state: Any = None,
     reverse: bool = False,
-) -> tuple[tuple[Array, tuple[Array, Array]], Pullback]:
+    memory_limit: str | int | None = None,
+    outputs: str = "all",
+) -> tuple[tuple[Any, tuple[Array, Array]], Pullback]:
     """`lstm`, and its `Pullback`: ``pullback(dy=None, dh_n=None, dc_n=None)`` gives `Gradients`. x must not change until it has run.
+
+    With ``memory_limit`` (a size such as "512MB", "least", a number of segments) only the states at the borders of segments are kept, and
+    segments that do not fit run again; with "states" the states after every step are, and the gates are made again: see
+    `ostinato.nn.RNN.vjp`. Gradients have the bits that they have without. With ``outputs="none"`` y is None.
 
     >>> import numpy as np
     >>> import ostinato as ost
@@ -387,13 +500,14 @@ def lstm_vjp(
     """
     cell = _cell("lstm", peephole=weight_peephole is not None)
     packed = _packed("lstm", weight_ih, (weight_hh, bias_ih, bias_hh, weight_peephole), reverse, cell)
-    y, h_n, c_n, tape = _run(packed, x, h0, c0, (lengths, resets, mask, masked), reset_state, None, True)
-    y.flags.writeable = False
-    return (y, (h_n, c_n)), Pullback(packed, tape)
+    call = _arguments(packed, x, h0, c0, (lengths, resets, mask, masked), reset_state)
+    y, h_n, c_n, pullback = _train(call, memory_limit, outputs)
+    assert c_n is not None
+    return (y, (h_n, c_n)), pullback
 
 
 def gru(
-    x: Array,
+    x: Any,
     weight_ih: Array | Packed,
     weight_hh: Array | None = None,
     bias_ih: Array | None = None,
@@ -402,13 +516,13 @@ def gru(
     *,
     reset_after: bool = True,
     lengths: object = None,
-    resets: Array | None = None,
-    mask: Array | None = None,
+    resets: Any = None,
+    mask: Any = None,
     masked: str = "repeat",
     reset_state: Any = None,
     reverse: bool = False,
     out: Array | None = None,
-) -> tuple[Array, Array]:
+) -> tuple[Any, Array]:
     """Gated recurrent unit, gates in the order r z n: ``h' = (1 - z) n + z h``.
 
     ``reset_after=True`` (PyTorch, cuDNN, Keras' default): ``n = tanh(W_n x + b_in + r (R_n h + b_hn))``;
@@ -421,7 +535,8 @@ def gru(
     array([0.5  , 0.25 , 0.125])
 
     Args:
-        x: ``[T,B,I]``; unit stride on the last axis, any strides before it.
+        x: ``[T,B,I]``; unit stride on the last axis, any strides before it. Or a `Ragged`, or a list of ``[n,I]``; resets and mask are
+            then a `Ragged`, a list or flat rows of bool.
         weight_ih, weight_hh, bias_ih, bias_hh: ``[3*H,I]``, ``[3*H,H]``, ``[3*H]``, ``[3*H]``; or packed weights alone.
         h0: ``[B,H]``, zeros if None.
         reset_after: which of the two forms.
@@ -439,12 +554,12 @@ def gru(
     packed = _packed(
         "gru", weight_ih, (weight_hh, bias_ih, bias_hh, None), reverse, _cell("gru", reset_after=reset_after)
     )
-    y, h_n, _, _ = _run(packed, x, h0, None, (lengths, resets, mask, masked), reset_state, out, False)
+    y, h_n, _ = _apply(_arguments(packed, x, h0, None, (lengths, resets, mask, masked), reset_state), out)
     return y, h_n
 
 
 def gru_vjp(
-    x: Array,
+    x: Any,
     weight_ih: Array | Packed,
     weight_hh: Array | None = None,
     bias_ih: Array | None = None,
@@ -453,13 +568,19 @@ def gru_vjp(
     *,
     reset_after: bool = True,
     lengths: object = None,
-    resets: Array | None = None,
-    mask: Array | None = None,
+    resets: Any = None,
+    mask: Any = None,
     masked: str = "repeat",
     reset_state: Any = None,
     reverse: bool = False,
-) -> tuple[tuple[Array, Array], Pullback]:
+    memory_limit: str | int | None = None,
+    outputs: str = "all",
+) -> tuple[tuple[Any, Array], Pullback]:
     """`gru`, and its `Pullback`: ``pullback(dy=None, dh_n=None)`` gives `Gradients`. x must not change until it has run.
+
+    With ``memory_limit`` (a size such as "512MB", "least", a number of segments) only the states at the borders of segments are kept, and
+    segments that do not fit run again; with "states" the states after every step are, and the gates are made again: see
+    `ostinato.nn.RNN.vjp`. Gradients have the bits that they have without. With ``outputs="none"`` y is None.
 
     >>> import numpy as np
     >>> import ostinato as ost
@@ -470,6 +591,6 @@ def gru_vjp(
     packed = _packed(
         "gru", weight_ih, (weight_hh, bias_ih, bias_hh, None), reverse, _cell("gru", reset_after=reset_after)
     )
-    y, h_n, _, tape = _run(packed, x, h0, None, (lengths, resets, mask, masked), reset_state, None, True)
-    y.flags.writeable = False
-    return (y, h_n), Pullback(packed, tape)
+    call = _arguments(packed, x, h0, None, (lengths, resets, mask, masked), reset_state)
+    y, h_n, _, pullback = _train(call, memory_limit, outputs)
+    return (y, h_n), pullback

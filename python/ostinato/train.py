@@ -31,10 +31,11 @@ import numpy as np
 
 from . import _check, safetensors
 from ._check import Array
-from .data import ArrayLoader
+from ._ragged import Ragged, flat_flags, unwrapped
+from ._segments import parse as parse_limit
+from .data import ArrayLoader, RaggedLoader
 from .losses import Loss
 from .nn import Activation, Dropout, Layer, Linear, Recurrent, Sequential
-from .nn._segments import parse as parse_limit
 from .optim import Optimizer, clip_by_value, global_norm
 
 __all__ = ["Callback", "Diverged", "History", "Trainer"]
@@ -172,13 +173,13 @@ class Trainer:
 
     # -- one step ------------------------------------------------------------------------------------------------
 
-    def _forward(self, x: Array, state: Any, times: Times) -> tuple[Array, Any]:
+    def _forward(self, x: Any, state: Any, times: Times) -> tuple[Any, Any]:
         if not self.model.stateful:
             return self.model(x), None
         y, state = self.model(x, state, **times) if self.model.takes_lengths else self.model(x, state)
         return y, state
 
-    def _vjp(self, x: Array, state: Any, times: Times) -> tuple[Array, Any, Any]:
+    def _vjp(self, x: Any, state: Any, times: Times) -> tuple[Any, Any, Any]:
         if not self.model.stateful:
             y, pullback = self.model.vjp(x)
             return y, None, pullback
@@ -209,13 +210,33 @@ class Trainer:
         where = (ends - 1, np.arange(batch)) if self.time_major else (np.arange(batch), ends - 1)
         return y[where], where
 
+    def _seen(self, x: Any, y: Any, target: Array, times: Times) -> tuple[Array, Array, Any, Any]:
+        """What the loss is given: outputs, targets, lengths or a mask; and where the outputs stand in y (None: all of it)."""
+        if not isinstance(x, Ragged):
+            picked, where = self._pick(y, times, x.shape[0 if self.time_major else 1])
+            return picked, target, self._counts(y, times) if where is None else None, where
+        mask = times.get("mask")
+        if self.outputs == "all":
+            return (y.rows, target, None, None) if mask is None else (y.rows[mask], target[mask], None, mask)
+        last = self._last_rows(x, times)
+        return y.rows[last], target, None, last
+
+    def _last_rows(self, x: Ragged, times: Times) -> Array:
+        """Of each sequence, the row of its last step that is not masked."""
+        on = x.padded(np.ones(len(x.rows), bool) if times.get("mask") is None else times["mask"])
+        self._refuse_empty(on.sum(0), len(on))
+        rows: Array = x.offsets[:-1] + len(on) - 1 - on[::-1].argmax(0)
+        return rows
+
     def _refuse_empty(self, ends: Array, steps: int) -> None:
         if steps == 0 or (ends == 0).any():
             raise ValueError('lengths: expected at least 1 everywhere with outputs="last", got 0')
 
-    def _train_step(self, x: Array, target: Array, times: Times, state: Any, step: int) -> tuple[float, float, Any]:
+    def _train_step(self, x: Any, target: Array, times: Times, state: Any, step: int) -> tuple[float, float, Any]:
         if self.tbptt is None:
             return self._update(x, target, times, state, step)
+        if isinstance(x, Ragged):
+            raise ValueError("tbptt: expected None with ragged sequences; pad them and give lengths")
         k1, k2 = self.tbptt
         axis = 0 if self.time_major else 1
         steps, total, count, norm = x.shape[axis], 0.0, 0, 0.0
@@ -248,18 +269,23 @@ class Trainer:
         return int(_check.taking_part(steps, batch, _ends(window), mask)[silent:].sum())
 
     def _update(
-        self, x: Array, target: Array, times: Times, state: Any, step: int, silent: int = 0
+        self, x: Any, target: Array, times: Times, state: Any, step: int, silent: int = 0
     ) -> tuple[float, float, Any]:
         """One forward and backward pass and an update; the first ``silent`` steps have no loss."""
         y, state, pullback = self._vjp(x, state, times)
         axis = 0 if self.time_major else 1
-        where: Any
+        counts: Any = None
+        where: Any = None
         if self.outputs == "last" and _tells_last(self.model):
-            _, where = self._pick(np.empty((*x.shape[:2], 0)), times, x.shape[axis])  # to refuse rows without a step
-            picked, where = y, None
+            if isinstance(x, Ragged):  # to refuse rows without a step
+                self._last_rows(x, times)
+            else:
+                self._pick(np.empty((*x.shape[:2], 0)), times, x.shape[axis])
+            picked = y
         else:
-            picked, where = self._pick(_steps(y, axis, silent, None) if silent else y, times, x.shape[axis])
-        counts = self._counts(y, times) if self.outputs == "all" else None
+            some = _steps(y, axis, silent, None) if silent else y
+            picked, target, counts, where = self._seen(x, some, target, times)
+            y = y.rows if isinstance(y, Ragged) else y
         if silent and counts is not None:
             counts = _steps(counts, axis, silent, None) if counts.dtype == np.bool_ else np.maximum(counts - silent, 0)
         value, d = self.loss(picked, target, counts)
@@ -287,6 +313,8 @@ class Trainer:
     # -- data ----------------------------------------------------------------------------------------------------
 
     def _loader(self, data: Any, batch_size: int, shuffle: bool, seed: int) -> Any:
+        if isinstance(data, (tuple, list)) and len(data) == 2 and isinstance(data[0], Ragged):
+            return RaggedLoader(*data, batch_size=batch_size, shuffle=shuffle, outputs=self.outputs, rng=seed)
         if isinstance(data, (tuple, list)) and 2 <= len(data) <= 3 and all(isinstance(d, np.ndarray) for d in data[:2]):
             x, target, lengths = (*data, None)[:3]
             if isinstance(lengths, Mapping):
@@ -328,6 +356,9 @@ class Trainer:
                 raise ValueError(
                     f"loss: expected batch_first={not self.time_major}, as the model has it, got {self.loss.batch_first}"
                 )
+            x, _ = unwrapped(x)
+            if isinstance(x, Ragged):
+                target, times = _flat(x, target, times)
             yield x, target, times
 
     # -- public --------------------------------------------------------------------------------------------------
@@ -340,8 +371,7 @@ class Trainer:
         for x, target, times in self._batches(loader, 0):
             y, new = self._forward(x, state, times)
             state = new if getattr(loader, "carries_state", False) else None
-            picked, where = self._pick(y, times, x.shape[0 if self.time_major else 1])
-            lens = self._counts(y, times) if where is None else None
+            picked, target, lens, _ = self._seen(x, y, target, times)
             part, n, _ = self.loss.parts(picked, target, lens, gradient=False)
             total, count, batches = total + part, count + n, batches + 1
             for name, metric in self.metrics.items():
@@ -354,8 +384,19 @@ class Trainer:
             )
         return {"loss": total / count if count else math.nan, **{n: v / max(k, 1) for n, (v, k) in sums.items()}}
 
-    def predict(self, x: Array, *, lengths: Array | None = None, batch_size: int = 32) -> Array:
-        """Outputs for samples ``x [N,T,...]``: ``[N,T,...]``, or ``[N,...]`` of the last real step with outputs="last"."""
+    def predict(self, x: Any, *, lengths: Array | None = None, batch_size: int = 32) -> Any:
+        """Outputs for samples ``x [N,T,...]``: ``[N,T,...]``, or ``[N,...]`` of the last real step with outputs="last".
+
+        x may also be a `Ragged` or a list of ``[n,...]``: without outputs="last" the outputs are then of the same kind.
+        """
+        x, listed = unwrapped(x)
+        if isinstance(x, Ragged):
+            if lengths is not None:
+                raise ValueError(f"lengths: expected None with ragged sequences, got {type(lengths).__name__}")
+            pieces = [x.take(np.arange(k, min(k + batch_size, len(x)))) for k in range(0, max(len(x), 1), batch_size)]
+            outputs = [self._seen(part, self._forward(part, None, {})[0], np.empty(0), {})[0] for part in pieces]
+            rows = np.concatenate(outputs)
+            return rows if self.outputs == "last" else list(x.like(rows)) if listed else x.like(rows)
         x = _check.array("x", x)
         if x.ndim < 2:
             raise ValueError(f"x: expected shape (N, T, ...), got {x.shape}")
@@ -639,8 +680,7 @@ class _Fit:
             return
         x, target, times, state = self._last
         y, _ = self.trainer._forward(x, state, times)
-        picked, where = self.trainer._pick(y, times, x.shape[0 if self.trainer.time_major else 1])
-        counts = self.trainer._counts(y, times) if where is None else None
+        picked, target, counts, _ = self.trainer._seen(x, y, target, times)
         total, _, _ = self.trainer.loss.parts(picked, target, counts, gradient=False)
         if not math.isfinite(total):
             raise Diverged(f"the loss is {total} after step {self.at.step}")
@@ -715,6 +755,19 @@ def _decode(value: dict[str, Any]) -> Any:
 
 def _steps(a: Array, axis: int, start: int, end: int | None) -> Array:
     return a[start:end] if axis == 0 else a[:, start:end]
+
+
+def _flat(x: Ragged, target: Any, times: Times) -> tuple[Array, Times]:
+    """Targets and flags of ragged sequences as flat rows."""
+    if times.get("lengths") is not None:
+        raise ValueError("data: expected no lengths beside ragged sequences, got some")
+    given, _ = unwrapped(target)
+    if isinstance(given, Ragged):
+        if not np.array_equal(given.offsets, x.offsets):
+            raise ValueError("target: expected sequences as long as those of x, got others")
+        given = given.rows
+    flags = {n: flat_flags(n, times.get(n), x) for n in ("resets", "mask")}
+    return _check.array("target", given), {**times, **{n: f for n, f in flags.items() if f is not None}}
 
 
 def _ends(times: Times) -> Array | None:

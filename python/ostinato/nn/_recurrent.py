@@ -9,12 +9,12 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .. import _check
+from .. import _check, _ragged
 from .._check import Array, Seed
 from .._ragged import Ragged, rows_like, unwrapped
+from .._segments import Segmented, parse
 from . import init
 from ._layer import Layer, Pullback
-from ._segments import Segmented
 from ._stream import Stream
 
 State = Any  # h, or (h, c) for an LSTM
@@ -37,7 +37,7 @@ class _Call(NamedTuple):
     def sizes(self) -> tuple[int, int]:
         """T and B, with x time-major."""
         if self.ragged is not None:
-            return int(self.ragged.lengths.max(initial=0)), len(self.ragged)
+            return self.options["span"], len(self.ragged)
         return self.x.shape[0], self.x.shape[1]
 
     def shaped(self, rows: Array) -> Any:
@@ -66,7 +66,9 @@ class _Last:
         back[self.rows] = y[self._where()][:, width // 2 :]
         self.y = np.concatenate([self.y, back], 1)
 
-    def _where(self) -> tuple[Any, Any]:
+    def _where(self) -> Any:
+        if self.call.ragged is not None:
+            return self.call.ragged.offsets[self.rows] + self.at
         return (self.rows, self.at) if self.layer.batch_first else (self.at, self.rows)
 
     def spread(self, d: Array | None, dh: Array | None) -> tuple[Array | None, Array | None]:
@@ -85,7 +87,8 @@ class _Last:
         out[self.top] += d[:, :size]
         if self.layer._directions == 1:
             return None, out
-        dy = np.zeros(self.shape if self.layer.batch_first else (steps, batch, width), d.dtype)
+        shape: tuple[int, ...] = self.shape if self.layer.batch_first else (steps, batch, width)
+        dy = np.zeros(shape if self.call.ragged is None else (len(self.call.ragged.rows), width), d.dtype)
         where, back = self._where(), d[:, size:]
         dy[..., size:][where] = back[self.rows]
         alone = np.setdiff1d(np.arange(batch), self.rows)
@@ -351,11 +354,9 @@ class Recurrent(Layer):
     ) -> _Call:
         if x.rows.ndim != 2 or x.rows.shape[1] != self.input_size:
             raise ValueError(f"x: expected rows of shape (N, I) = (*, {self.input_size}), got {x.rows.shape}")
-        for name, value in zip(("lengths", "resets", "mask"), times):
-            if value is not None:
-                raise ValueError(f"{name}: expected None with ragged sequences, got {type(value).__name__}")
-        _check.choice("masked", times[3], ("repeat", "zero"))
-        options = {"lengths": None, "resets": None, "mask": None, "repeat": False, "offsets": x.offsets}
+        if times[0] is not None:
+            raise ValueError(f"lengths: expected None with ragged sequences, got {type(times[0]).__name__}")
+        options = _ragged.times(x, *times[1:])
         h, c, learned = self._start(*self._split_state("state", state), options, len(x))
         return _Call(x.rows, h, c, options, False, learned, x, listed)
 
@@ -384,6 +385,14 @@ class Recurrent(Layer):
             raise ValueError(
                 f"{name}: expected shape (L*D, B, H) = {shape} of {self._dtype}, got {s.shape} of {s.dtype}"
             )
+
+    def _check_cells(self, dcells: object, steps: int, batch: int) -> None:
+        parts = self.num_layers * self._directions
+        shape = (parts, *((batch, steps) if self.batch_first else (steps, batch)), self.hidden_size)
+        a = _check.array("dcells", dcells)
+        if not self._has_cells or a.shape != shape or a.dtype != self._dtype:
+            wanted = f"shape {shape} of {self._dtype}" if self._has_cells else f"None for {type(self).__name__}"
+            raise ValueError(f"dcells: expected {wanted}, got {a.shape} of {a.dtype}")
 
     def _split_state(self, name: str, state: State) -> tuple[Array | None, Array | None]:
         if state is None:
@@ -433,8 +442,8 @@ class Recurrent(Layer):
         y, h_n, c_n, _ = self._forward(call, False)
         return call.shaped(self._without_batch(y, call.single)), self._join_state(h_n, c_n, call.single)
 
-    def _forward(self, call: _Call, train: bool, dropout: float = 0.0, key: int = 0) -> Any:
-        options = dict(call.options)
+    def _forward(self, call: _Call, train: bool, dropout: float = 0.0, key: int = 0, states_only: bool = False) -> Any:
+        options = {**call.options, "states_only": states_only}
         lengths = options.pop("lengths")
         packed = self._packed(train)
         return packed.forward(call.x, call.h, call.c, lengths, self.batch_first, None, train, dropout, key, **options)
@@ -503,6 +512,7 @@ class Recurrent(Layer):
                 direction from the end; "none": y is None, and dy may be a function, see memory_limit.
             memory_limit: a bound on what is kept for the backward pass, such as "512MB"; or "least"; or a number of segments. The states at
                 the borders of segments are kept, and segments that do not fit run again; gradients have the bits that they have without.
+                Or "states": the states after every step are kept, and the gates made again, which costs less where the batch is small.
                 With one direction dy may then be a function ``dy(t, y)`` that is given the first step of a segment and its outputs
                 ``[n,B,H]``, from the last segment to the first, and returns their gradient.
 
@@ -512,17 +522,18 @@ class Recurrent(Layer):
         if call.single:
             cuts = self._with_batch("cuts", cuts, 1)
         steps, batch = call.sizes[::-1] if self.batch_first and call.ragged is None else call.sizes
-        if call.ragged is not None and (memory_limit is not None or outputs != "all" or cuts is not None):
-            raise ValueError(
-                "memory_limit, outputs, cuts: expected none of them with ragged sequences; pad them, or give one option less"
-            )
-        mine = _check.flags("cuts", cuts, steps, batch, self.batch_first)
+        if call.ragged is not None:
+            mine = _ragged.table("cuts", cuts, call.ragged)
+        else:
+            mine = _check.flags("cuts", cuts, steps, batch, self.batch_first)
         control = {
             "clip_value": _check.clipping("clip_step_value", clip_step_value),
             "clip_norm": _check.clipping("clip_step_norm", clip_step_norm),
             "cuts": None if mine is None else mine.copy(),  # read by the pullback: the caller may reuse its array
         }
-        if memory_limit is not None:  # segments that run again read these again
+        states_only = memory_limit is not None and parse(memory_limit)[0] == "states"
+        segments = memory_limit is not None and not states_only
+        if segments:  # those that run again read these again
             names = ("lengths", "resets", "mask")
             copies = {n: None if call.options[n] is None else call.options[n].copy() for n in names}
             call = call._replace(options={**call.options, **copies})
@@ -538,8 +549,8 @@ class Recurrent(Layer):
         single = call.single
         run: Segmented | None = None
         tape: Any = None
-        if memory_limit is None:
-            y, h_n, c_n, tape = self._forward(call, True, dropout, key)
+        if not segments:
+            y, h_n, c_n, tape = self._forward(call, True, dropout, key, states_only)
         else:
             run = Segmented(self, call, memory_limit, outputs, dropout, key)
             y, h_n, c_n = run.forward()
@@ -557,7 +568,7 @@ class Recurrent(Layer):
                 raise TypeError(
                     "dy: expected an array; a function is taken with memory_limit, one direction and a batch axis"
                 )
-            if call.ragged is not None:
+            if call.ragged is not None and last is None and not callable(dy):
                 dy = rows_like("dy", dy, call.ragged, shape[2])
             if single and dy is not None:
                 dy = dy[None] if last is not None else self._with_batch("dy", dy, 2)
@@ -574,15 +585,17 @@ class Recurrent(Layer):
             watch = self._watch
             if run is not None:
                 if dcells is not None:
-                    raise TypeError("dcells: expected None with memory_limit, got an array")
+                    self._check_cells(dcells, steps, batch)
                 if dy is not None and not callable(dy):
                     _check.array("dy", dy)
-                if isinstance(dy, np.ndarray) and (dy.shape, dy.dtype) != (
-                    shape if self.batch_first else (steps, batch, shape[2]),
-                    self._dtype,
-                ):
+                own: tuple[int, ...] = shape if self.batch_first else (steps, batch, shape[2])
+                if call.ragged is not None:
+                    own = (len(call.ragged.rows), shape[2])
+                if isinstance(dy, np.ndarray) and (dy.shape, dy.dtype) != (own, self._dtype):
                     raise ValueError(f"dy: expected the shape and dtype of y, got {dy.shape} of {dy.dtype}")
-                dx, dh0, dc0, dreset_h, dreset_c = run.backward(dy, dh, dc, self._parts(grads), need_dx, **control)
+                dx, dh0, dc0, dreset_h, dreset_c = run.backward(
+                    dy, dh, dc, self._parts(grads), need_dx, dcells=dcells, **control
+                )
                 if dh0 is None:  # no step at all
                     dh0 = np.zeros_like(h_n)
                 if dc0 is None and c_n is not None:
@@ -604,7 +617,8 @@ class Recurrent(Layer):
 
         if single and y is not None:
             y = y[0] if last is not None else self._without_batch(y, True)
-        out: Any = None if y is None else call.shaped(y), self._join_state(h_n, c_n, single)
+        shaped = y if y is None or last is not None else call.shaped(y)
+        out: Any = shaped, self._join_state(h_n, c_n, single)
         return out, RecurrentPullback(self, backward, tape, single)
 
     def __repr__(self) -> str:

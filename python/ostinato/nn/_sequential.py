@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .. import _check
-from .._check import Array, Seed
+from .._check import Seed
 from .._ragged import Ragged, rows_like, unwrapped
 from ._block import Block, Views
 from ._layer import Layer, Pullback
@@ -182,7 +182,7 @@ class Sequential(Layer):
     def _gradient_target(self, grads: Views | None) -> Views:
         return self._own_grads(grads)
 
-    def _without_padding(self, x: Array, times: dict[str, Any], layer: Layer) -> Array:
+    def _without_padding(self, x: Any, times: dict[str, Any], layer: Layer) -> Any:
         """x with zeros where a row takes no part, if the layer that reads it does not know of such: padding may hold NaN."""
         lengths, mask = times.get("lengths"), times.get("mask")
         if isinstance(x, Ragged) or (lengths is None and mask is None) or layer.takes_lengths:

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import _check, _core
-from .._check import Array
+from . import _check, _core
+from ._check import Array
+from ._ragged import Ragged, rows_like
 
 UNITS = {"B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "KIB": 1024, "MIB": 1024**2, "GIB": 1024**3}
 
@@ -47,11 +48,11 @@ class Schedule:
 
 
 def parse(limit: object) -> tuple[str, int]:
-    """("bytes", n) of "512MB", ("segments", n) of a number, ("least", 0) of "least"."""
+    """("bytes", n) of "512MB", ("segments", n) of a number, ("least", 0) of "least", ("states", 0) of "states"."""
     if isinstance(limit, str):
         text = limit.strip().upper().replace(" ", "")
-        if text == "LEAST":
-            return "least", 0
+        if text in ("LEAST", "STATES"):
+            return text.lower(), 0
         digits = text.rstrip("BKMGI")
         try:
             n = float(digits) * UNITS[text[len(digits) :]]
@@ -60,7 +61,7 @@ def parse(limit: object) -> tuple[str, int]:
         except (ValueError, KeyError):
             pass
         raise ValueError(
-            f"memory_limit: expected a size such as '512MB', 'least' or a number of segments, got {limit!r}"
+            f"memory_limit: expected a size such as '512MB', 'least', 'states' or a number of segments, got {limit!r}"
         )
     return "segments", _check.positive("memory_limit", limit)
 
@@ -96,11 +97,11 @@ def schedule(
 
 
 class Chain:
-    """Layers of one direction, run segment by segment. Arrays are time-major; x may be any strided view.
+    """Layers of one direction, run segment by segment. Arrays are time-major, x may be any strided view; or they are flat rows.
 
     Args:
         packed: native weights; of one direction, from the start or (``reverse``) from the end.
-        times: what `_check.times` gives, for all steps.
+        times: what `_check.times` or, for flat rows, `_ragged.times` gives, for all steps.
     """
 
     def __init__(
@@ -110,9 +111,10 @@ class Chain:
         self.reverse, self.dropout, self.key = bool(packed.reverse), dropout, key
         self.borders: dict[int, tuple[Array | None, Array | None]] = {}
         self.tapes: dict[int, tuple[Any, Array]] = {}
-        steps, batch = x.shape[:2]
-        self.inside = _check.taking_part(steps, batch, times["lengths"], None)
-        self.active = _check.taking_part(steps, batch, times["lengths"], times["mask"])
+        self.starts: Array | None = times.get("starts")  # of flat rows
+        self.batch = x.shape[1] if self.starts is None else len(self.starts)
+        self.inside = _check.taking_part(plan.steps, self.batch, times["lengths"], None)
+        self.active = _check.taking_part(plan.steps, self.batch, times["lengths"], times["mask"])
         self.before = self._before() if times["mask"] is not None else {}
         uneven = times["lengths"] is not None or times["mask"] is not None
         self.order = _core.deal(self.active.sum(0, dtype=np.int64)) if uneven else None  # one for all segments
@@ -127,7 +129,7 @@ class Chain:
     def _before(self) -> dict[int, tuple[Array, Array]]:
         """For each segment, which rows have an output to repeat from the step before it (in the order of processing), and which were
         reset and have not run since."""
-        batch, active = self.x.shape[1], self.active
+        batch, active = self.batch, self.active
         resets = self.times["resets"]
         begins = np.zeros_like(self.inside) if resets is None else self.inside & resets.view(bool)
         if self.reverse:
@@ -144,7 +146,11 @@ class Chain:
             restarted = np.where(any_of, last_begin > last_active, restarted)
         return out
 
-    def _run(self, k: int, state: tuple[Array | None, Array | None], train: bool, out: Array | None) -> Any:
+    def _window(self, a: Array | None, k: int) -> Array | None:
+        """The rows of a segment; flat ones are found by where they start."""
+        return a if a is None or self.starts is not None else a[slice(*self._range(k))]
+
+    def _run(self, k: int, state: tuple[Array | None, Array | None], train: bool, y: Array | None) -> Any:
         t0, t1 = self._range(k)
         options = dict(self.times)
         lengths = options.pop("lengths")
@@ -157,8 +163,11 @@ class Chain:
             options["resets_after"] = np.where(self.inside[t1], resets[t1], 0).astype(np.uint8)
         options["held"], options["restarted"] = self.before.get(k, (None, None))
         options["order"] = self.order
+        if self.starts is not None:
+            options["starts"], options["span"] = np.minimum(self.starts + t0, len(self.x)), t1 - t0
+        x, out = self._window(self.x, k), self._window(y, k)
         return self.packed.forward(
-            self.x[t0:t1], *state, lengths, False, out, train, self.dropout, self.key, **options, first_step=t0
+            x, *state, lengths, False, out, train, self.dropout, self.key, **options, first_step=t0
         )
 
     def forward(self, h: Array | None, c: Array | None, y: Array | None = None) -> tuple[Array, Array | None]:
@@ -167,19 +176,18 @@ class Chain:
         kept = set(order[len(order) - self.plan.kept :] if self.plan.kept else ())
         for k in order:
             self.borders[k] = h, c
-            t0, t1 = self._range(k)
-            out, h, c, tape = self._run(k, (h, c), k in kept, None if y is None else y[t0:t1])
+            out, h, c, tape = self._run(k, (h, c), k in kept, y)
             if tape is not None:
                 self.tapes[k] = tape, out
         if h is None:  # no step, and no state was given
-            batch, cell = self.x.shape[1], _core.cells()[self.packed.cell]
-            h = np.zeros((self.packed.layers, batch, self.packed.hidden_size), self.x.dtype)
+            cell = _core.cells()[self.packed.cell]
+            h = np.zeros((self.packed.layers, self.batch, self.packed.hidden_size), self.x.dtype)
             c = np.zeros_like(h) if cell["states"] > 1 else None
         return h, c
 
     def backward(
         self,
-        dy: Array | Callable[[int, Array], Array] | None,
+        dy: Array | Callable[[int, Any], Any] | None,
         dh: Array | None,
         dc: Array | None,
         grads: list[list[Array | None]],
@@ -189,11 +197,12 @@ class Chain:
         dx_add: bool = False,
         dreset: tuple[Array | None, Array | None] | None = None,
         cuts: Array | None = None,
+        dcells: Array | None = None,
         **control: float,
     ) -> tuple[Array | None, Array | None]:
         """The gradients of the states at the start; those of the input go to ``dx``. dy may be a function of a segment's first step and
-        outputs; y is where the forward pass wrote them."""
-        sums = self.packed.sums(self.x.shape[1])
+        outputs (a `Ragged` of flat rows); y is where the forward pass wrote them."""
+        sums = self.packed.sums(self.batch)
         order = self._order()
         if not order:
             return dh, dc
@@ -202,14 +211,24 @@ class Chain:
             if k in self.tapes:
                 tape, out = self.tapes.pop(k)
             else:
-                out, _, _, tape = self._run(k, self.borders[k], True, None if y is None else y[t0:t1])
-            d = dy(t0, out) if callable(dy) else None if dy is None else dy[t0:t1]
-            window = None if dx is None else dx[t0:t1]
+                out, _, _, tape = self._run(k, self.borders[k], True, y)
+            d = self._asked(dy, k, out) if callable(dy) else self._window(dy, k)
             _, dh, dc, *_ = tape.backward(
-                d, dh, dc, grads, False, **control, cuts=None if cuts is None else cuts[t0:t1], dx=window, dx_add=dx_add,
+                d, dh, dc, grads, False, **control, cuts=None if cuts is None else cuts[t0:t1],
+                dcells=None if dcells is None else dcells[:, t0:t1], dx=self._window(dx, k), dx_add=dx_add,
                 sums=sums, resume=n > 0, more=n + 1 < len(order), drestart=dreset,
             )  # fmt: skip
         return dh, dc
+
+    def _asked(self, dy: Callable[[int, Any], Any], k: int, out: Array) -> Array | None:
+        """The gradient of a segment's outputs, by the caller's function."""
+        t0, t1 = self._range(k)
+        if self.starts is None:
+            d: Array | None = dy(t0, out)
+            return d
+        lengths = np.clip(self.times["lengths"] - t0, 0, t1 - t0)
+        rows = Ragged(out, np.concatenate([[0], np.cumsum(lengths)]))
+        return rows_like("dy", dy(t0, rows), rows, out.shape[1])
 
 
 class Segmented:
@@ -221,11 +240,13 @@ class Segmented:
 
     def __init__(self, layer: Any, call: Any, limit: object, outputs: str, dropout: float, key: int) -> None:
         self.layer, self.call, self.outputs, self.dropout, self.key = layer, call, outputs, dropout, key
-        self.first = layer.batch_first
+        self.first = layer.batch_first and call.ragged is None
         self.x = np.swapaxes(call.x, 0, 1) if self.first else call.x
         self.directions, self.layers, self.hidden = layer._directions, layer.num_layers, layer.hidden_size
         self.packs = [layer._packed(True)] if self.directions == 1 else layer._pack_apart()
-        self.plan = plan_for(layer, limit, self.x.shape[0], self.x.shape[1], outputs, self.packs[0])
+        self.sizes = call.sizes if call.ragged is not None else self.x.shape[:2]
+        steps, batch = self.sizes
+        self.plan = plan_for(layer, limit, steps, batch, outputs, self.packs[0])
         self.chains: list[Chain] = []
         self.ys: list[Array] = []
 
@@ -240,10 +261,20 @@ class Segmented:
         return a if a is None or self.directions == 1 else a[part : part + 1]
 
     def _new(self, width: int) -> tuple[Array, Array]:
-        """An array in the layer's layout, and the same time-major."""
-        steps, batch = self.x.shape[:2]
+        """An array in the layer's layout, and the same time-major; or flat rows."""
+        if self.call.ragged is not None:
+            a = np.empty((len(self.x), width), self.x.dtype)
+            return a, a
+        steps, batch = self.sizes
         a = np.empty((batch, steps, width) if self.first else (steps, batch, width), self.x.dtype)
         return a, np.swapaxes(a, 0, 1) if self.first else a
+
+    def _drop(self, layer: int, rows: Array) -> Array:
+        """What dropout leaves of the outputs of a layer, or of their gradient."""
+        ragged = self.call.ragged
+        out: Array = rows.copy() if ragged is None else ragged.padded(rows)
+        self.layer._packed(True).drop(layer, out, self.dropout, self.key, 0)  # in place
+        return out if ragged is None else ragged.flat(out)
 
     def forward(self) -> tuple[Array | None, Array, Array | None]:
         """y (None unless all outputs are wanted, or there are two directions), h_n, c_n."""
@@ -263,10 +294,7 @@ class Segmented:
             h_n.append(h)
             c_n.append(c)
             if d == 1 and layer + 1 < self.layers:
-                x = self.ys[-1]
-                if self.dropout:
-                    x = x.copy()
-                    self.layer._packed(True).drop(layer, x, self.dropout, self.key, 0)
+                x = self._drop(layer, self.ys[-1]) if self.dropout else self.ys[-1]
         return y, np.concatenate(h_n), None if c_n[0] is None else np.concatenate(c_n)
 
     def backward(
@@ -276,12 +304,15 @@ class Segmented:
         dc: Array | None,
         grads: list[list[Array | None]],
         need_dx: bool,
+        dcells: Array | None = None,
         **control: Any,
     ) -> tuple[Array | None, Array | None, Array | None, Array | None, Array | None]:
         """dx, dh0, dc0 and the gradients of the restarts' states."""
         call, n = self.call, self.layers * self.directions
         if isinstance(dy, np.ndarray) and self.first:
             dy = np.swapaxes(dy, 0, 1)
+        if dcells is not None and self.layer.batch_first:
+            dcells = np.swapaxes(dcells, 1, 2)
         shape = (n, self.hidden)
         reset = call.options["resets"] is not None
         dreset_h = np.zeros(shape, self.x.dtype) if reset else None
@@ -302,16 +333,14 @@ class Segmented:
             part_h, part_c = self.chains[k].backward(
                 dy if callable(dy) or dy is None else dy[..., half], self._part(dh, k), self._part(dc, k),
                 grads[k : k + 1] if self.directions == 2 else grads, y=self.ys[layer][..., half] if self.ys else None,
-                dx=into, dx_add=into_add, dreset=dreset, **control,
+                dcells=self._part(dcells, k), dx=into, dx_add=into_add, dreset=dreset, **control,
             )  # fmt: skip
             dh0.insert(0, part_h)
             dc0.insert(0, part_c)
             self.chains[k].borders.clear()
             if d == 0 and layer > 0:
                 assert below is not None
-                if self.dropout:
-                    self.layer._packed(True).drop(layer - 1, below, self.dropout, self.key, 0)
-                dy = below
+                dy = self._drop(layer - 1, below) if self.dropout else below
         first_h, first_c = (None if a[0] is None else np.concatenate(a) for a in (dh0, dc0))
         return dx, first_h, first_c, dreset_h, dreset_c
 
@@ -319,15 +348,31 @@ class Segmented:
 def plan_for(layer: Any, limit: object, steps: int, batch: int, outputs: str, packed: Any = None) -> Schedule:
     """The schedule of a layer for ``x [T,B,I]``."""
     packed = (layer._packed(True) if layer._directions == 1 else layer._pack_apart()[0]) if packed is None else packed
-    cell, itemsize = _core.cells()[layer._cell], layer.dtype.itemsize
+    sizes = layer.num_layers, layer._directions, layer.dtype.itemsize
+    return plan_of(packed, limit, steps, batch, outputs, *sizes, dropout=layer.dropout > 0)
+
+
+def plan_of(
+    packed: Any,
+    limit: object,
+    steps: int,
+    batch: int,
+    outputs: str,
+    layers: int,
+    directions: int,
+    itemsize: int,
+    dropout: bool = False,
+) -> Schedule:
+    """The schedule of layers, of which ``packed`` is one direction or (of layers with one) all."""
+    cell, hidden = _core.cells()[packed.cell], packed.hidden_size
     lanes = _core.fma_lanes(itemsize)
-    n, rows = layer.num_layers * layer._directions, batch * layer.hidden_size * itemsize
-    padded = -(-layer.hidden_size // lanes) * lanes * batch * itemsize
+    n, rows = layers * directions, batch * hidden * itemsize
+    padded = -(-hidden // lanes) * lanes * batch * itemsize
     tape = n * (cell["saved"] + (cell["states"] > 1)) * padded
-    between = (layer.num_layers - 1) * layer._directions * rows * (2 if layer.dropout else 1)
+    between = (layers - 1) * directions * rows * (2 if dropout else 1)
     kept = 0
-    if layer._directions == 2:  # the outputs between the layers stay, and one gradient of such
-        kept = (between + (layer.num_layers > 1) * 2 * rows) * steps
+    if directions == 2:  # the outputs between the layers stay, and one gradient of such
+        kept = (between + (layers > 1) * 2 * rows) * steps
     else:
         tape += between + (outputs != "all") * rows
     unit = packed.sums(batch).block_steps
