@@ -30,7 +30,7 @@ STACKS = [
 
 @pytest.mark.parametrize("options", STACKS, ids=str)
 @pytest.mark.parametrize("make", [ost.nn.RNN, ost.nn.LSTM, ost.nn.GRU])
-def test_a_bound_of_memory_changes_no_bit(make: Any, options: dict[str, Any], kernel_set: str, threads: None) -> None:
+def test_a_limit_changes_no_bit(make: Any, options: dict[str, Any], kernel_set: str, threads: None) -> None:
     layer, first = make(5, 20, rng=0, **options), options.get("batch_first", False)
     r = np.random.default_rng(0)
     steps, batch = 150, 6
@@ -58,7 +58,7 @@ def test_a_bound_of_memory_changes_no_bit(make: Any, options: dict[str, Any], ke
             assert all(np.array_equal(a, b) for a, b in zip(results[0], other))
 
 
-def test_a_bound_of_memory_and_restarts_that_wait() -> None:
+def test_a_limit_and_restarts_that_wait() -> None:
     """A row that is reset and then masked up to the border of a segment: its gradient still goes to the learned state, in order."""
     for seed in range(12):
         r = np.random.default_rng(seed)
@@ -282,7 +282,7 @@ def test_ragged_takes_every_option(make: Any, options: dict[str, Any], kernel_se
             layer(ragged, **{name: f})
 
 
-def test_ragged_functional_and_bounds_of_memory(kernel_set: str) -> None:
+def test_ragged_functional_and_limits(kernel_set: str) -> None:
     """Arrays in, arrays out: the same kernels, so the same bits; a pullback serves again."""
     f, r = ost.functional, np.random.default_rng(0)
     ragged = ost.Ragged.join(SEQUENCES)
@@ -574,7 +574,7 @@ def fitted(batches: Any, model: Any = None, **options: Any) -> Any:
     return model.flat.copy(), history
 
 
-def test_the_trainer_takes_a_bound_of_memory_and_last_outputs() -> None:
+def test_the_trainer_takes_a_limit_and_last_outputs() -> None:
     x, target = data()
     plain, _ = fitted([(x, target)])
     assert np.array_equal(fitted([(x, target)], memory_limit="least")[0], plain)

@@ -53,6 +53,26 @@ concept Cell = requires {
 template <class C>
 inline constexpr int kPhaseCount = sizeof(C::kPhases) / sizeof(Phase);
 
+// Product 0 is W x; product p + 1 is the recurrent product of phase p.
+template <class C>
+inline constexpr int kProductCount = kPhaseCount<C> + 1;
+template <class C>
+constexpr Columns product_columns(int q) {
+  return q == 0 ? C::kInput : C::kPhases[q - 1].product;
+}
+template <class C>
+constexpr const int* product_blocks(int q) {
+  return q == 0 ? C::kInputBlocks : C::kRecurrentBlocks;
+}
+
+// The gate whose rows of the weights feed a column, or -1.
+template <class C>
+constexpr int gate_of(const int* blocks, int column) {
+  for (int g = 0; g < C::kGates; ++g)
+    if (blocks[g] == column) return g;
+  return -1;
+}
+
 // The pointwise function of phase p reads In and fills Out. `saved` is the cell's own: what a phase saves, later phases
 // and the backward pass see again. The structs depend on the cell's numbers alone, so that a wrapper of another cell hands
 // them on as they are.

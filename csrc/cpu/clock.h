@@ -27,7 +27,7 @@ struct Clock {
     return code == kSkipped ? code : kHeld - 1 - code;
   }
   // What the row ends with: a step, or kInitial, or kRestart.
-  Index end(Index b) const {
+  OST_HD Index end(Index b) const {
     if (times.before) return times.before[steps * batch + b];
     const Index length = times.lengths ? times.lengths[b] : steps;
     return length == 0 ? Index(kInitial) : reverse ? 0 : length - 1;

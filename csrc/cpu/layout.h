@@ -12,18 +12,6 @@
 
 namespace ost::OST_SET {
 
-// Product 0 is W x; product p + 1 is the recurrent product of phase p.
-template <class C>
-inline constexpr int kProductCount = kPhaseCount<C> + 1;
-template <class C>
-constexpr Columns product_columns(int q) {
-  return q == 0 ? C::kInput : C::kPhases[q - 1].product;
-}
-template <class C>
-constexpr const int* product_blocks(int q) {
-  return q == 0 ? C::kInputBlocks : C::kRecurrentBlocks;
-}
-
 // Group enough vectors of units that the narrowest product still fills the accumulators.
 template <class C>
 constexpr int units_per_group() {
@@ -60,13 +48,6 @@ struct Layout {
     return n;
   }
 };
-
-template <class C>
-constexpr int gate_of(const int* blocks, int column) {
-  for (int g = 0; g < C::kGates; ++g)
-    if (blocks[g] == column) return g;
-  return -1;
-}
 
 // Calls f(position of the vector in a row of product q, first row of the weight that feeds it, lanes in use) for every vector of group g.
 template <class C, class P, class F>
