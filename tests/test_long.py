@@ -778,3 +778,158 @@ def test_flow_names_what_is_wrong(tmp_path: Any) -> None:
         gradient_flow(ost.nn.Linear(2, 2), x)
     with pytest.raises(ValueError, match="threshold: expected a number between 0 and 1, got 2"):
         gradient_flow(gru, x, threshold=2)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "peephole", "gru", "before"])
+def test_gates_made_again_have_their_bits(cell: str, precision: str, kernel_set: str, threads: None) -> None:
+    """Where units, lanes or layers are split over threads: as with the whole tape."""
+    make, options = {
+        "rnn": (ost.nn.RNN, {}),
+        "lstm": (ost.nn.LSTM, {}),
+        "peephole": (ost.nn.LSTM, {"peephole": True}),
+        "gru": (ost.nn.GRU, {}),
+        "before": (ost.nn.GRU, {"reset_after": False}),
+    }[cell]
+    dtype = np.float64 if precision == "float64" else np.float32
+    ost.set_num_threads(2)
+    r = np.random.default_rng(0)
+    for steps, batch, hidden, more in (
+        (20, 1, 256, {}),
+        (300, 1, 24, {"num_layers": 2}),
+        (9, 20, 40, {"bidirectional": True}),
+    ):
+        layer = make(5, hidden, rng=0, dtype=dtype, precision=precision, **options, **more)
+        x = r.standard_normal((steps, batch, 5)).astype(dtype)
+        mask, resets = r.random((steps, batch)) < 0.8, r.random((steps, batch)) < 0.05
+        for times in ({}, {"mask": mask, "resets": resets}):
+            results = []
+            for limit in (None, "states"):
+                layer.zero_grad()
+                (y, state), pullback = layer.vjp(x, memory_limit=limit, **times)
+                dx, dstate = pullback(np.sin(y), state)
+                results.append([y.copy(), dx, *flat(dstate), layer.flat_grads.copy()])
+            assert all(np.array_equal(a, b) for a, b in zip(*results))
+        text = str(ost.explain(layer, x.shape, training=True, memory_limit="states"))
+        assert "states only" in text
+
+
+def test_segments_of_ragged_sequences_and_their_gradients() -> None:
+    """dy as a function where all outputs are kept, as an array where none are; one tape at a time; no step at all."""
+    gru, f = ost.nn.GRU(3, 5, rng=0), ost.functional
+    x = ost.Ragged.join(
+        [np.random.default_rng(n).standard_normal((n, 3)).astype(np.float32) for n in (600, 0, 301, 700)]
+    )
+    (y, _), pullback = gru.vjp(x)
+    want, _ = pullback(2 * y.rows)
+    grads = gru.flat_grads.copy()
+
+    def ask(t: int, seen: Any) -> Any:
+        with pytest.raises(ValueError, match="read-only"):
+            seen.rows[...] = 0
+        return seen.like(2 * seen.rows)
+
+    for outputs, dy in (("all", ask), ("none", 2 * y.rows), ("none", ask), ("all", 2 * y.rows)):
+        gru.zero_grad()
+        (_, _), pullback = gru.vjp(x, outputs=outputs, memory_limit=3)
+        if callable(dy) and outputs == "all":
+            dy = lambda t, seen: seen.like(2 * seen.rows)
+        dx, _ = pullback(dy)
+        assert np.array_equal(dx.rows, want.rows)
+        assert np.array_equal(gru.flat_grads, grads)
+    w = [np.zeros(s, np.float32) for s in ((20, 3), (20, 5))]
+    for empty in (np.zeros((0, 2, 3), np.float32), [np.zeros((0, 3), np.float32)] * 2):
+        h0 = np.ones((2, 5), np.float32)
+        (_, (h_n, c_n)), pullback = f.lstm_vjp(empty, *w, h0=h0, memory_limit="least")
+        assert np.array_equal(h_n, h0)
+        assert not np.shares_memory(h_n, h0)
+        assert (c_n == 0).all()
+        assert np.array_equal(pullback(dh_n=h0).dh0, h0)
+        for bad, words in (
+            ({"h0": h0[:1]}, r"h0: expected shape \(2, 5\)"),
+            ({"c0": h0[:, :1]}, "c0: expected shape"),
+        ):
+            with pytest.raises(ValueError, match=words):
+                f.lstm_vjp(empty, *w, **bad, memory_limit="least")
+    with pytest.raises(ValueError, match="x: expected shape"):
+        f.lstm_vjp(np.zeros((0, 2, 4), np.float32), *w, memory_limit="least")
+    with pytest.raises(TypeError, match="dcells: expected None for the cell gru"):
+        f.gru_vjp(x, w[0][:15], w[1][:15], memory_limit=2)[1](dcells=np.zeros((700, 4, 5), np.float32))
+
+
+def test_a_segment_is_given_back_before_the_next_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    import weakref
+
+    layer, alive = ost.nn.LSTM(2, 8, rng=0), []
+    run = _segments.Chain._run
+
+    def spy(self: Any, *arguments: Any) -> Any:
+        assert sum(ref() is not None for ref in alive) == 0
+        out = run(self, *arguments)
+        if out[-1] is not None:
+            alive.append(weakref.ref(out[-1]))
+        return out
+
+    monkeypatch.setattr(_segments.Chain, "_run", spy)
+    (_, _), pullback = layer.vjp(np.zeros((2000, 1, 2), np.float32), memory_limit="least")
+    pullback(np.zeros((2000, 1, 8), np.float32))
+    assert len(alive) > 2
+
+
+def test_what_is_wrong_with_ragged_is_told() -> None:
+    x = ost.Ragged.join(SEQUENCES)
+    model = ost.nn.Sequential(ost.nn.GRU(3, 4, rng=0), ost.nn.Linear(4, 2, rng=0))
+    offsets = np.array([0, 2, 5])
+    own = ost.Ragged(np.zeros((5, 3), np.float32), offsets)
+    offsets[1] = 4
+    assert own.offsets.tolist() == [0, 2, 5]
+    (_, _), pullback = model.vjp(x, outputs="last")
+    dx, _ = pullback(np.ones((6, 2), np.float32))
+    assert isinstance(dx, ost.Ragged)
+    (_, _), pullback = model.vjp(SEQUENCES, outputs="last")
+    assert isinstance(pullback(np.ones((6, 2), np.float32))[0], list)
+    trainer = ost.Trainer(model, ost.losses.MSE(), ost.optim.SGD(0.1))
+    history = trainer.fit((SEQUENCES, [np.zeros((len(s), 2), np.float32) for s in SEQUENCES]), epochs=2, batch_size=3)
+    assert history.rows[-1]["step"] == 4
+    first = ost.nn.Sequential(ost.nn.GRU(3, 4, batch_first=True, rng=0))
+    ost.Trainer(first, ost.losses.MSE(), ost.optim.SGD(0.1)).fit(
+        [(x, np.zeros((len(x.rows), 4), np.float32), {"mask": np.ones(len(x.rows), bool)})], epochs=1
+    )
+    with pytest.warns(UserWarning, match="x: converted once"):
+        trainer.fit((x.like(x.rows.astype(np.float64)), np.zeros((len(x.rows), 2), np.float32)), epochs=1)
+    flags = [np.ones(len(s), bool) for s in SEQUENCES]
+    for call, words in (
+        (lambda: model(x, mask=flags[:-1]), "mask: expected sequences as long as those of x"),
+        (lambda: model(x, mask=[*flags[:-1], np.ones(30)]), r"mask\[5\]: expected shape \(n\) of bool as mask\[0\]"),
+        (lambda: model(x, mask=[]), "mask: expected at least one sequence"),
+        (lambda: ost.nn.Sequential(ost.nn.Linear(3, 2, rng=0))(x, lengths=[1]), "lengths: expected None with ragged"),
+        (
+            lambda: trainer.fit([(x, np.zeros((3, 2), np.float32))], epochs=1),
+            "target: expected 54 rows, as many as x has",
+        ),
+        (
+            lambda: trainer.fit((x, np.zeros((54, 2), np.float32), [1]), epochs=1),
+            "data: expected no lengths beside ragged",
+        ),
+        (
+            lambda: (
+                model.layers[0]
+                ._packed(True)
+                .forward(
+                    np.zeros((2, 2, 3), np.float32),
+                    None,
+                    None,
+                    np.array([1, 2]),
+                    False,
+                    None,
+                    False,
+                    0.0,
+                    0,
+                    order=np.array([0, 5]),
+                )
+            ),
+            "order: expected each number below B = 2 once, got 5",
+        ),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()

@@ -170,6 +170,12 @@ py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, c
   set_times(call, s, lv.data, resets_view.data, mask_view.data, repeat, held_view.data, after_view.data, restarted_view.data);
   if (!order.is_none()) {
     const auto v = view<Index>(order, "order", {{"B", batch}}, Strides::kContiguous);
+    std::vector<bool> seen(std::size_t(batch), false);
+    for (Index i = 0; i < batch; ++i) {
+      if (v.data[i] < 0 || v.data[i] >= batch || seen[v.data[i]])
+        fail("order", "each number below B = " + std::to_string(batch) + " once", std::to_string(v.data[i]) + " at " + std::to_string(i));
+      seen[v.data[i]] = true;
+    }
     call.order.assign(v.data, v.data + batch);
   }
   // Flat outputs lie as x does; where they are made here, one after the other.
@@ -300,11 +306,13 @@ py::array saved(const PyTape<T>& t, int k) {
 template <class T>
 struct Sums {
   std::vector<Buffer<T>> parts;
-  Index block_steps = 1, bytes = 0;
+  Index block_steps = 1, bytes = 0, batch = 0;
+  const PackedStack<T>* packed = nullptr;  // that it was made for
 };
 template <class T>
 std::shared_ptr<Sums<T>> sums(const PackedStack<T>& packed, Index batch) {
   auto out = std::make_shared<Sums<T>>();
+  out->packed = &packed, out->batch = batch;
   const StackShape& s = packed.shape;
   if (!packed.cell().sums_size) fail("packed", "weights packed for training", "weights packed for inference only");
   for (Index part = 0; part < s.layers * s.directions; ++part) {
@@ -387,7 +395,10 @@ py::tuple backward(PyTape<T>& t, const py::object& dy, const py::object& dhn, co
     std::memset(array.mutable_data(), 0, std::size_t(array.nbytes()));
     return array;
   };
-  if (sums) g.sums = &sums->parts, g.resume = resume, g.more = more;
+  if (sums) {
+    if (sums->packed != tape.packed.get() || sums->batch != batch) fail("sums", "those made for these weights and B", "others");
+    g.sums = &sums->parts, g.resume = resume, g.more = more;
+  }
   if (!drestart.is_none()) {
     const std::vector<Axis> axes{{parts == 1 ? "1" : "L*D", parts}, {"H", s.hidden}};
     const auto pair = py::reinterpret_borrow<py::sequence>(drestart);

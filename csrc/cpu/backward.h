@@ -36,6 +36,7 @@ class Backward {
   };
 
  public:
+  static constexpr bool kTapes = C::kSaved > 0;
   using Call = BackwardCall<T>;
   struct Space {  // one thread's; what the chunk produces is shared where a team works on one part
     Row* rows;
@@ -342,7 +343,7 @@ class Backward {
         if (clock_.times.order && k + 1 < t1 - t0) {  // for the step after this
           const Index next = call_.reverse ? t + 1 : t - 1;
           if (row.dy) fetch_row(at(call_.dy, next, b), s_.hidden);
-          fetch_row(hidden_before(next, b), s_.hidden);
+          if (clock_.active(next, b)) fetch_row(hidden_before(clock_.before(next, b), b), s_.hidden);
         }
         for (int q = 0; q < kCount; ++q) row.da[q] = w.da[q] + r * s_.row_stride(q);
         row.dparam = w.dparams + r * C::kParams * s_.padded;

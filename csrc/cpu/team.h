@@ -35,7 +35,7 @@ class Team {
       for (int i = 0; i < count; ++i) {
         needs.apart |= calls[i].dx_add;
         needs.sums |= calls[i].sums != nullptr;
-        needs.again |= calls[i].saved == nullptr;
+        needs.again |= calls[i].saved == nullptr && D::kTapes;
         needs.dealt |= calls[i].times.order != nullptr;
         needs.whole_rows |= calls[i].control.clip_norm > 0 || calls[i].control.flow;
       }

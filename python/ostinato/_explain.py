@@ -120,8 +120,8 @@ def explain(
     tape = sum(g["tape_bytes"] * g["layers"] * directions for g in passes[0][1]) if training else 0
     kept = cell["states"] - 1  # of what a tape holds for a step: c
     if states_only:
-        tape *= kept / (cell["saved"] + kept)
-        flops *= 4 / 3
+        tape *= kept / max(cell["saved"] + kept, 1)
+        flops *= 4 / 3 if cell["saved"] else 1
     facts: dict[str, Any] = {
         "kernels": _core.kernels(),
         "precision": layer.precision,

@@ -34,7 +34,8 @@ class Ragged:
         a = np.asarray(offsets)
         if a.ndim != 1 or (a.size and a.dtype.kind not in "iu"):
             raise TypeError(f"offsets: expected a sequence of whole numbers, got shape {a.shape} of {a.dtype}")
-        self.offsets: npt.NDArray[np.int64] = np.ascontiguousarray(a, dtype=np.int64)
+        self.offsets: npt.NDArray[np.int64] = np.array(a, dtype=np.int64)
+        self.offsets.flags.writeable = False
         if not a.size or self.offsets[0] != 0 or self.offsets[-1] != len(rows):
             raise ValueError(
                 f"offsets: expected numbers from 0 to N = {len(rows)}, got {a.tolist()[:1]} to {a.tolist()[-1:]}"
@@ -47,16 +48,16 @@ class Ragged:
             )
 
     @classmethod
-    def join(cls, sequences: Sequence[Array]) -> Ragged:
-        """From a list of arrays ``[n,...]``, which are copied into one."""
+    def join(cls, sequences: Sequence[Array], name: str = "x") -> Ragged:
+        """From a list of arrays ``[n,...]``, which are copied into one; errors call it ``name``."""
         if not sequences:
-            raise ValueError("x: expected at least one sequence, got none")
+            raise ValueError(f"{name}: expected at least one sequence, got none")
         for k, s in enumerate(sequences):
-            a, first = _check.array(f"x[{k}]", s), sequences[0]
+            a, first = _check.array(f"{name}[{k}]", s), sequences[0]
             if a.ndim == 0 or a.shape[1:] != first.shape[1:] or a.dtype != first.dtype:
                 wanted = ", ".join(map(str, ("n", *first.shape[1:])))
                 raise ValueError(
-                    f"x[{k}]: expected shape ({wanted}) of {first.dtype} as x[0], got {a.shape} of {a.dtype}"
+                    f"{name}[{k}]: expected shape ({wanted}) of {first.dtype} as {name}[0], got {a.shape} of {a.dtype}"
                 )
         return cls(np.concatenate(sequences), np.cumsum([0, *(len(s) for s in sequences)]))
 
@@ -130,20 +131,28 @@ def times(x: Ragged, resets: Any, mask: Any, masked: str) -> dict[str, Any]:
     }
 
 
+def rows_of(name: str, given: Any, own: Ragged, of: str = "x") -> Array:
+    """The flat rows of what goes with ``own``: a `Ragged` or a list cut at the same places, or flat rows."""
+    given, _ = unwrapped(given, name)
+    if isinstance(given, Ragged):
+        if not np.array_equal(given.offsets, own.offsets):
+            raise ValueError(f"{name}: expected sequences as long as those of {of}, got others")
+        given = given.rows
+    rows = _check.array(name, given)
+    if rows.ndim == 0 or len(rows) != len(own.rows):
+        raise ValueError(f"{name}: expected {len(own.rows)} rows, as many as {of} has, got shape {rows.shape}")
+    return rows
+
+
 def flat_flags(name: str, flags: Any, own: Ragged) -> npt.NDArray[np.bool_] | None:
-    """Flat bool rows ``[N]``, from such, a `Ragged` or a list."""
-    flags, _ = unwrapped(flags)
-    if isinstance(flags, Ragged):
-        if not np.array_equal(flags.offsets, own.offsets):
-            raise ValueError(f"{name}: expected the offsets of x, got others")
-        flags = flags.rows
+    """Bool rows ``[N]``."""
     if flags is None:
         return None
-    if _check.array(name, flags).dtype != np.bool_:
-        raise TypeError(f"{name}: expected dtype bool, got {flags.dtype}; use {name}.astype(bool)")
-    if flags.shape != (len(own.rows),):
-        raise ValueError(f"{name}: expected shape (N,) = ({len(own.rows)},), got {flags.shape}")
-    rows: npt.NDArray[np.bool_] = flags
+    rows = rows_of(name, flags, own)
+    if rows.dtype != np.bool_:
+        raise TypeError(f"{name}: expected dtype bool, got {rows.dtype}; use {name}.astype(bool)")
+    if rows.ndim != 1:
+        raise ValueError(f"{name}: expected shape (N,) = ({len(rows)},), got {rows.shape}")
     return rows
 
 
@@ -153,20 +162,17 @@ def table(name: str, flags: Any, own: Ragged) -> npt.NDArray[np.uint8] | None:
     return None if rows is None else own.padded(rows).view(np.uint8)
 
 
-def unwrapped(x: Any) -> tuple[Any, bool]:
+def unwrapped(x: Any, name: str = "x") -> tuple[Any, bool]:
     """x, a list of arrays made a `Ragged`; and whether it was one."""
     listed = isinstance(x, (list, tuple)) and all(isinstance(a, np.ndarray) for a in x)
-    return (Ragged.join(x), True) if listed else (x, False)
+    return (Ragged.join(x, name), True) if listed else (x, False)
 
 
 def rows_like(name: str, given: Any, own: Ragged, width: int) -> Array | None:
-    """The rows of a gradient that is given as a `Ragged`, a list or flat rows."""
-    given, _ = unwrapped(given)
-    if isinstance(given, Ragged):
-        if not np.array_equal(given.offsets, own.offsets):
-            raise ValueError(f"{name}: expected the offsets of x, got others")
-        given = given.rows
-    if given is not None and _check.array(name, given).shape != (len(own.rows), width):
-        raise ValueError(f"{name}: expected shape (N, D*H) = {(len(own.rows), width)}, got {given.shape}")
-    rows: Array | None = given
+    """The rows of a gradient of outputs ``[N,width]``."""
+    if given is None:
+        return None
+    rows = rows_of(name, given, own)
+    if rows.shape[1:] != (width,):
+        raise ValueError(f"{name}: expected shape (N, D*H) = {(len(rows), width)}, got {rows.shape}")
     return rows

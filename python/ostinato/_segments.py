@@ -150,6 +150,15 @@ class Chain:
         """The rows of a segment; flat ones are found by where they start."""
         return a if a is None or self.starts is not None else a[slice(*self._range(k))]
 
+    def _rows(self, k: int) -> Array:
+        """Of flat rows, the places of those of a segment, sequence by sequence."""
+        assert self.starts is not None
+        t0, t1 = self._range(k)
+        lengths = np.clip(self.times["lengths"] - t0, 0, t1 - t0)
+        ends = np.cumsum(lengths)
+        places: Array = np.arange(int(lengths.sum())) + np.repeat(self.starts + t0 - (ends - lengths), lengths)
+        return places
+
     def _run(self, k: int, state: tuple[Array | None, Array | None], train: bool, y: Array | None) -> Any:
         t0, t1 = self._range(k)
         options = dict(self.times)
@@ -179,10 +188,11 @@ class Chain:
             out, h, c, tape = self._run(k, (h, c), k in kept, y)
             if tape is not None:
                 self.tapes[k] = tape, out
-        if h is None:  # no step, and no state was given
-            cell = _core.cells()[self.packed.cell]
-            h = np.zeros((self.packed.layers, self.batch, self.packed.hidden_size), self.x.dtype)
-            c = np.zeros_like(h) if cell["states"] > 1 else None
+        if not order:  # no step: the states are those that were given
+            zeros = np.zeros((self.packed.layers, self.batch, self.packed.hidden_size), self.x.dtype)
+            h = zeros if h is None else h.copy()
+            c = None if _core.cells()[self.packed.cell]["states"] == 1 else zeros.copy() if c is None else c.copy()
+        assert h is not None
         return h, c
 
     def backward(
@@ -205,30 +215,44 @@ class Chain:
         sums = self.packed.sums(self.batch)
         order = self._order()
         if not order:
-            return dh, dc
+            return None if dh is None else dh.copy(), None if dc is None else dc.copy()
         for n, k in enumerate(reversed(order)):
             t0, t1 = self._range(k)
             if k in self.tapes:
                 tape, out = self.tapes.pop(k)
             else:
                 out, _, _, tape = self._run(k, self.borders[k], True, y)
-            d = self._asked(dy, k, out) if callable(dy) else self._window(dy, k)
+            if callable(dy):
+                d = self._asked(dy, k, out, y is not None)
+            elif self.starts is not None and y is None and dy is not None:
+                d = dy[self._rows(k)]  # this tape's outputs lie one after the other
+            else:
+                d = self._window(dy, k)
             _, dh, dc, *_ = tape.backward(
                 d, dh, dc, grads, False, **control, cuts=None if cuts is None else cuts[t0:t1],
                 dcells=None if dcells is None else dcells[:, t0:t1], dx=self._window(dx, k), dx_add=dx_add,
                 sums=sums, resume=n > 0, more=n + 1 < len(order), drestart=dreset,
             )  # fmt: skip
+            del tape, out  # before the next is made
         return dh, dc
 
-    def _asked(self, dy: Callable[[int, Any], Any], k: int, out: Array) -> Array | None:
-        """The gradient of a segment's outputs, by the caller's function."""
+    def _asked(self, dy: Callable[[int, Any], Any], k: int, out: Array, whole: bool) -> Array | None:
+        """The gradient of a segment's outputs, by the caller's function; ``whole``: flat outputs are those of all segments."""
         t0, t1 = self._range(k)
+        seen = out.view()
+        seen.flags.writeable = False
         if self.starts is None:
-            d: Array | None = dy(t0, out)
+            d: Array | None = dy(t0, seen)
             return d
         lengths = np.clip(self.times["lengths"] - t0, 0, t1 - t0)
-        rows = Ragged(out, np.concatenate([[0], np.cumsum(lengths)]))
-        return rows_like("dy", dy(t0, rows), rows, out.shape[1])
+        places = self._rows(k) if whole else None
+        rows = Ragged(seen if places is None else seen[places], np.concatenate([[0], np.cumsum(lengths)]))
+        mine = rows_like("dy", dy(t0, rows), rows, out.shape[1])
+        if places is None or mine is None:
+            return mine
+        all_rows = np.empty(out.shape, mine.dtype)
+        all_rows[places] = mine
+        return all_rows
 
 
 class Segmented:

@@ -13,7 +13,7 @@ import numpy as np
 
 from . import _check
 from ._check import Array
-from ._ragged import Ragged
+from ._ragged import Ragged, rows_of
 
 __all__ = ["ArrayLoader", "RaggedLoader", "StreamLoader"]
 
@@ -77,6 +77,16 @@ class ArrayLoader:
             yield x, target, None if self.lengths is None else self.lengths[rows]
 
 
+def targets_of(target: Any, x: Ragged, outputs: str) -> Array:
+    """Of ragged sequences: flat rows ``[N,...]``, or with outputs="last" ``[B,...]``."""
+    if outputs == "all":
+        return rows_of("target", target, x)
+    a = _check.array("target", target)
+    if a.ndim == 0 or len(a) != len(x):
+        raise ValueError(f"target: expected {len(x)} rows, one for each sequence, got shape {a.shape}")
+    return a
+
+
 class RaggedLoader:
     """Batches of sequences of different lengths, without padding.
 
@@ -88,7 +98,7 @@ class RaggedLoader:
 
     Args:
         x: an `ostinato.Ragged`.
-        target: flat rows ``[N,...]`` or a `Ragged` cut as x; with ``outputs="last"`` one a sequence, ``[B,...]``.
+        target: flat rows ``[N,...]``, or a `Ragged` or a list cut as x; with ``outputs="last"`` one a sequence, ``[B,...]``.
         shuffle: a new order every epoch, that of (rng, epoch).
     """
 
@@ -107,14 +117,7 @@ class RaggedLoader:
         if not isinstance(x, Ragged):
             raise TypeError(f"x: expected an ostinato.Ragged, got {type(x).__name__}")
         self.x, self.outputs = x, _check.choice("outputs", outputs, ("all", "last"))
-        if isinstance(target, Ragged):
-            if not np.array_equal(target.offsets, x.offsets):
-                raise ValueError("target: expected the offsets of x, got others")
-            target = target.rows
-        self.target = _check.array("target", target)
-        wanted = len(x.rows) if outputs == "all" else len(x)
-        if target.ndim == 0 or len(target) != wanted:
-            raise ValueError(f"target: expected {wanted} rows, got shape {target.shape}")
+        self.target: Array = targets_of(target, x, outputs)
         self.batch_size, self.shuffle = _check.positive("batch_size", batch_size), shuffle
         self.rng = _check.positive("rng", rng, 0)
 

@@ -184,6 +184,19 @@ def _train(call: _Call, memory_limit: str | int | None, outputs: str) -> tuple[A
         pullback = Pullback(call, tape)
     else:
         steps, batch = call.sizes
+        size, inputs = packed.native.hidden_size, packed.native.input_size
+        for name, a, shape in (
+            ("x", call.x, (*call.x.shape[:-1], inputs)),
+            ("h0", h, (1, batch, size)),
+            ("c0", c, (1, batch, size)),
+        ):
+            if a is not None and (
+                a.shape != shape or a.dtype != packed.dtype
+            ):  # where there is no step, nobody else looks
+                skip = len(shape) - call.x.ndim if name == "x" else 1
+                raise ValueError(
+                    f"{name}: expected shape {shape[skip:]} of {packed.dtype}, got {a.shape[skip:]} of {a.dtype}"
+                )
         plan = plan_of(packed.native, memory_limit, steps, batch, outputs, 1, 1, packed.dtype.itemsize)
         chain = Chain(packed.native, call.x, call.options, plan, dropout=0.0, key=0)
         rows = None
@@ -273,12 +286,12 @@ class Pullback:
                 raise TypeError("dy: expected an array; a function is taken with segments")
             dx, dh0, dc0, *dreset, _ = self._tape.backward(dy, dh, dc, [grads], True, **options)
         else:
+            if dcells is not None and states < 2:
+                raise TypeError(f"dcells: expected None for the cell {packed.cell}, got {type(dcells).__name__}")
             shapes: dict[str, Any] = {"dh_n": (dh, call.sizes[1:] + (size,)), "dc_n": (dc, call.sizes[1:] + (size,))}
             shapes |= {"dcells": (options["dcells"], (*call.sizes, size))}
             for name, (a, shape) in shapes.items():
-                if a is not None and (
-                    a.shape[1:] != shape or a.dtype != packed.dtype or (name == "dcells" and states < 2)
-                ):
+                if a is not None and (a.shape[1:] != shape or a.dtype != packed.dtype):
                     raise ValueError(
                         f"{name}: expected shape {shape} of {packed.dtype}, got {a.shape[1:]} of {a.dtype}"
                     )

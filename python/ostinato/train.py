@@ -33,7 +33,7 @@ from . import _check, safetensors
 from ._check import Array
 from ._ragged import Ragged, flat_flags, unwrapped
 from ._segments import parse as parse_limit
-from .data import ArrayLoader, RaggedLoader
+from .data import ArrayLoader, RaggedLoader, targets_of
 from .losses import Loss
 from .nn import Activation, Dropout, Layer, Linear, Recurrent, Sequential
 from .optim import Optimizer, clip_by_value, global_norm
@@ -313,17 +313,21 @@ class Trainer:
     # -- data ----------------------------------------------------------------------------------------------------
 
     def _loader(self, data: Any, batch_size: int, shuffle: bool, seed: int) -> Any:
-        if isinstance(data, (tuple, list)) and len(data) == 2 and isinstance(data[0], Ragged):
-            return RaggedLoader(*data, batch_size=batch_size, shuffle=shuffle, outputs=self.outputs, rng=seed)
+        whole = isinstance(data, tuple) and len(data) in (2, 3) and isinstance(data[0], (Ragged, list))
+        x = unwrapped(data[0])[0] if whole else None
+        if isinstance(x, Ragged):
+            if len(data) == 3 and data[2] is not None:
+                raise ValueError("data: expected no lengths beside ragged sequences, got some")
+            return RaggedLoader(
+                self._floats(x), data[1], batch_size=batch_size, shuffle=shuffle, outputs=self.outputs, rng=seed
+            )
         if isinstance(data, (tuple, list)) and 2 <= len(data) <= 3 and all(isinstance(d, np.ndarray) for d in data[:2]):
             x, target, lengths = (*data, None)[:3]
             if isinstance(lengths, Mapping):
                 raise TypeError(
                     "data: expected lengths beside whole arrays, got a dict, which belongs to a batch; give a list of batches"
                 )
-            if x.dtype.kind == "f" and x.dtype != self.model.dtype:
-                warnings.warn(f"x: converted once from {x.dtype} to {self.model.dtype}", stacklevel=3)
-                x = x.astype(self.model.dtype)
+            x = self._floats(x)
             return ArrayLoader(
                 x,
                 target,
@@ -340,6 +344,15 @@ class Trainer:
             )
         return data
 
+    def _floats(self, x: Any) -> Any:
+        """x in the dtype of the model, if it is one of real numbers."""
+        if isinstance(x, Ragged):
+            return x.like(self._floats(x.rows))
+        if x.dtype.kind != "f" or x.dtype == self.model.dtype:
+            return x
+        warnings.warn(f"x: converted once from {x.dtype} to {self.model.dtype}", stacklevel=4)
+        return x.astype(self.model.dtype)
+
     def _batches(self, loader: Any, epoch: int, start: int = 0) -> Iterator[tuple[Array, Array, Times]]:
         batches = loader.batches(epoch, start) if hasattr(loader, "batches") else _from(loader, start)
         for batch in batches:
@@ -352,13 +365,15 @@ class Trainer:
             unknown = sorted(set(times) - {"lengths", "resets", "mask", "masked"})
             if unknown:
                 raise ValueError(f"data: expected lengths, resets, mask and masked in the third place, got {unknown}")
-            if {"lengths", "mask"} & set(times) and self.outputs == "all" and self.loss.batch_first == self.time_major:
+            x, _ = unwrapped(x)
+            if isinstance(x, Ragged):
+                target, times = _flat(x, target, times, self.outputs)
+            elif (
+                {"lengths", "mask"} & set(times) and self.outputs == "all" and self.loss.batch_first == self.time_major
+            ):
                 raise ValueError(
                     f"loss: expected batch_first={not self.time_major}, as the model has it, got {self.loss.batch_first}"
                 )
-            x, _ = unwrapped(x)
-            if isinstance(x, Ragged):
-                target, times = _flat(x, target, times)
             yield x, target, times
 
     # -- public --------------------------------------------------------------------------------------------------
@@ -393,6 +408,7 @@ class Trainer:
         if isinstance(x, Ragged):
             if lengths is not None:
                 raise ValueError(f"lengths: expected None with ragged sequences, got {type(lengths).__name__}")
+            x = self._floats(x)
             pieces = [x.take(np.arange(k, min(k + batch_size, len(x)))) for k in range(0, max(len(x), 1), batch_size)]
             outputs = [self._seen(part, self._forward(part, None, {})[0], np.empty(0), {})[0] for part in pieces]
             rows = np.concatenate(outputs)
@@ -400,9 +416,7 @@ class Trainer:
         x = _check.array("x", x)
         if x.ndim < 2:
             raise ValueError(f"x: expected shape (N, T, ...), got {x.shape}")
-        if x.dtype.kind == "f" and x.dtype != self.model.dtype:
-            warnings.warn(f"x: converted once from {x.dtype} to {self.model.dtype}", stacklevel=2)
-            x = x.astype(self.model.dtype)
+        x = self._floats(x)
         parts = []
         lens = _check.lengths(lengths, x.shape[1], x.shape[0])
         for k in range(0, max(len(x), 1), batch_size):
@@ -436,7 +450,8 @@ class Trainer:
         """Train.
 
         Args:
-            train, validation: ``(x [N,T,...], target[, lengths [N]])``, or an iterable of batches ``(x, target[, lengths])`` in the
+            train, validation: ``(x [N,T,...], target[, lengths [N]])``; or ``(x, target)`` with x a `Ragged` or a list of ``[n,...]``;
+                or an iterable of batches ``(x, target[, lengths])`` in the
                 model's layout, such as a loader of `ostinato.data`. In place of lengths a batch may have a dict with any of lengths,
                 resets, mask and masked; masked steps do not count in the loss.
             epochs, steps: when to end; whichever comes first. Neither: one epoch.
@@ -757,17 +772,12 @@ def _steps(a: Array, axis: int, start: int, end: int | None) -> Array:
     return a[start:end] if axis == 0 else a[:, start:end]
 
 
-def _flat(x: Ragged, target: Any, times: Times) -> tuple[Array, Times]:
+def _flat(x: Ragged, target: Any, times: Times, outputs: str) -> tuple[Array, Times]:
     """Targets and flags of ragged sequences as flat rows."""
     if times.get("lengths") is not None:
         raise ValueError("data: expected no lengths beside ragged sequences, got some")
-    given, _ = unwrapped(target)
-    if isinstance(given, Ragged):
-        if not np.array_equal(given.offsets, x.offsets):
-            raise ValueError("target: expected sequences as long as those of x, got others")
-        given = given.rows
     flags = {n: flat_flags(n, times.get(n), x) for n in ("resets", "mask")}
-    return _check.array("target", given), {**times, **{n: f for n, f in flags.items() if f is not None}}
+    return targets_of(target, x, outputs), {**times, **{n: f for n, f in flags.items() if f is not None}}
 
 
 def _ends(times: Times) -> Array | None:

@@ -513,7 +513,7 @@ class Recurrent(Layer):
             memory_limit: a bound on what is kept for the backward pass, such as "512MB"; or "least"; or a number of segments. The states at
                 the borders of segments are kept, and segments that do not fit run again; gradients have the bits that they have without.
                 Or "states": the states after every step are kept, and the gates made again, which costs less where the batch is small.
-                With one direction dy may then be a function ``dy(t, y)`` that is given the first step of a segment and its outputs
+                With segments and one direction dy may be a function ``dy(t, y)`` that is given the first step of a segment and its outputs
                 ``[n,B,H]``, from the last segment to the first, and returns their gradient.
 
         The other arguments are those of the call.
@@ -566,7 +566,7 @@ class Recurrent(Layer):
         ) -> tuple[Any, State]:
             if callable(dy) and (run is None or self._directions == 2 or single):
                 raise TypeError(
-                    "dy: expected an array; a function is taken with memory_limit, one direction and a batch axis"
+                    "dy: expected an array; a function is taken with segments, one direction and a batch axis"
                 )
             if call.ragged is not None and last is None and not callable(dy):
                 dy = rows_like("dy", dy, call.ragged, shape[2])

@@ -116,6 +116,7 @@ class Sequential(Layer):
         """
         states, new, pullbacks = self._states("state", state), [], []
         x, listed = unwrapped(x)
+        sequences = x if isinstance(x, Ragged) else None
         x = self._without_padding(x, times, _leaf(self, 0))
         rng = None if rng is None else _check.generator(rng)
         outputs = times.pop("outputs", "all")
@@ -144,11 +145,10 @@ class Sequential(Layer):
             into, dstates = self._states("dstate", dstate), [None] * len(self.layers)
             for k, (given, own) in enumerate(zip(into, new)):
                 _check_like(f"dstate[{k}]", given, own)
-            ragged = y if isinstance(y, Ragged) else None
-            if ragged is not None:
-                dy = rows_like("dy", dy, ragged, ragged.rows.shape[-1])
-            _check_like("dy", dy, y if ragged is None else ragged.rows)
-            if dy is not None and ragged is None and outputs == "all":
+            if isinstance(y, Ragged):
+                dy = rows_like("dy", dy, y, y.rows.shape[-1])
+            _check_like("dy", dy, y.rows if isinstance(y, Ragged) else y)
+            if dy is not None and not isinstance(y, Ragged) and outputs == "all":
                 ends = {"lengths": times.get("lengths")}  # what a masked step repeats has a gradient
                 dy = self._without_padding(np.ascontiguousarray(dy), ends, _leaf(self, -1))
             for k in reversed(range(len(self.layers))):
@@ -158,8 +158,8 @@ class Sequential(Layer):
                     dy = dy.rows if isinstance(dy, Ragged) else dy
                 elif dy is not None:
                     dy = pullbacks[k](dy, **options)
-            if ragged is not None and dy is not None:
-                dy = list(ragged.like(dy)) if listed else ragged.like(dy)
+            if sequences is not None and dy is not None:
+                dy = list(sequences.like(dy)) if listed else sequences.like(dy)
             return dy, tuple(dstates)
 
         y = x
@@ -185,6 +185,8 @@ class Sequential(Layer):
     def _without_padding(self, x: Any, times: dict[str, Any], layer: Layer) -> Any:
         """x with zeros where a row takes no part, if the layer that reads it does not know of such: padding may hold NaN."""
         lengths, mask = times.get("lengths"), times.get("mask")
+        if isinstance(x, Ragged) and lengths is not None:
+            raise ValueError(f"lengths: expected None with ragged sequences, got {type(lengths).__name__}")
         if isinstance(x, Ragged) or (lengths is None and mask is None) or layer.takes_lengths:
             return x
         batch_first = _batch_first(self)
