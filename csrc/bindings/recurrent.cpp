@@ -524,6 +524,20 @@ void bind_recurrent(py::module_& m) {
     std::copy(order.begin(), order.end(), out.mutable_data());
     return out;
   });
+  // The table of what each step starts from, [T+1,B], which kernels that are given addresses need.
+  m.def("times_table", [](Index steps, Index batch, const py::object& lengths, const py::object& resets, const py::object& mask,
+                          bool repeat, bool reverse) {
+    const auto lv = optional_view<Index>(lengths, "lengths", {{"B", batch}}, Strides::kContiguous);
+    const auto rv = optional_view<std::uint8_t>(resets, "resets", {{"T", steps}, {"B", batch}}, Strides::kContiguous);
+    const auto mv = optional_view<std::uint8_t>(mask, "mask", {{"T", steps}, {"B", batch}}, Strides::kContiguous);
+    if (!rv.data && !mv.data) fail("resets, mask", "one of them", "None");
+    StackCall<float> call;
+    call.steps = steps, call.batch = batch;
+    set_times(call, {CellId::kGru, 1, 1, 1, 1, reverse}, lv.data, rv.data, mv.data, repeat);
+    py::array_t<std::int32_t> out(std::vector<py::ssize_t>{steps + 1, batch});
+    std::copy(call.before[reverse].begin(), call.before[reverse].end(), out.mutable_data());
+    return out;
+  });
   m.def("philox_word", &philox_word, py::arg("key"), py::arg("layer_direction"), py::arg("t"), py::arg("b"), py::arg("unit"));
 }
 

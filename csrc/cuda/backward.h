@@ -1,0 +1,396 @@
+// The stepwise backward pass. Every step: the cell's backward, then dh = da R; after all steps dx = da W, and the gradients of weights and
+// biases as sums over all rows: by parts of the rows, a number fixed by T and B, then over the parts in order. So all sums have one order.
+#pragma once
+#include "forward.h"
+
+namespace ost::OST_SET {
+
+constexpr Index kPartRows = 4096;  // rows of one chain of a weight gradient, about
+inline int gradient_parts(Index steps, Index batch) { return int(larger<Index>(1, smaller<Index>(16, steps * batch / kPartRows))); }
+
+template <class C>
+inline constexpr bool kSharedDa = kProductCount<C> == 2 && product_columns<C>(0) == product_columns<C>(1);
+
+template <class C, class T>
+struct BackwardBeginKernel {
+  Problem<T> p;
+  BackwardProblem<T> g;
+  struct Space {};
+  Grid grid() const { return {ceil_div(p.batch * p.hidden, kThreads)}; }
+  OST_HD void operator()(const Block& block, Space&) const {
+    block.each([&](int thread) {
+      const Index i = block.x * kThreads + thread, b = i / p.hidden;
+      if (b >= p.batch) return;
+      g.dh[i] = value(g.dhn, i);
+      if (C::kStates > 1) g.dc[i] = value(g.dcn, i);
+      for (int k = 0; k < C::kStates; ++k) {
+        T* d = k == 0 ? g.dh : g.dc;
+        const bool restart = p.clock().end(b) == kRestart;
+        g.restarts[k * p.batch * p.hidden + i] = restart ? d[i] : T(0);
+        if (restart) d[i] = T(0);
+      }
+    });
+  }
+};
+
+// The gradient at (t, b): h by all paths, c by what came through time; clipped by value, not by norm.
+template <class C, class T>
+OST_HD void arriving(const Problem<T>& p, const BackwardProblem<T>& g, Index t, Index b, Index u, T* d) {
+  const Index i = b * p.hidden + u;
+  d[0] = g.dh[i];
+  if (g.dy.data) d[0] += at(g.dy, t, b)[u];
+  if constexpr (C::kStates > 1) {
+    d[1] = g.dc[i];
+    if (g.control.dcells.data) d[1] += at(g.control.dcells, t, b)[u];
+  }
+  if (const T clip = g.control.clip_value; clip > 0)
+    for (int k = 0; k < C::kStates; ++k) d[k] = select(clip < d[k], clip, select(d[k] < -clip, -clip, d[k]));
+}
+
+// A block a row: sums over units in one order, for the norm of the gradient, or of squares that the cell left.
+template <class C, class T>
+struct NormKernel {
+  Problem<T> p;
+  BackwardProblem<T> g;
+  Index t;
+  struct Space {
+    double sums[kThreads];
+  };
+  Grid grid() const { return {p.batch}; }
+  OST_HD void operator()(const Block& block, Space& space) const {
+    const Index b = block.x;
+    const bool active = p.clock().active(t, b);
+    for (int k = 0; k < C::kStates; ++k) {
+      block.each([&](int thread) {
+        space.sums[thread] = 0;
+        for (Index u = thread; u < p.hidden && active; u += kThreads) {
+          T d[2];
+          arriving<C>(p, g, t, b, u, d);
+          space.sums[thread] += double(d[k]) * double(d[k]);
+        }
+      });
+      block.each([&](int thread) {
+        if (thread > 0) return;
+        double sum = 0;
+        for (int i = 0; i < kThreads; ++i) sum += space.sums[i];
+        const double limit = double(g.control.clip_norm);
+        g.scales[k * p.batch + b] = sum > limit * limit ? T(limit / ::sqrt(sum)) : T(1);
+      });
+    }
+  }
+};
+template <class C, class T>
+struct FlowKernel {
+  Problem<T> p;
+  BackwardProblem<T> g;
+  Index t;
+  using Space = typename NormKernel<C, T>::Space;
+  Grid grid() const { return {p.batch, C::kStates}; }
+  OST_HD void operator()(const Block& block, Space& space) const {
+    const Index b = block.x, k = block.y;
+    block.each([&](int thread) {
+      space.sums[thread] = 0;
+      for (Index u = thread; u < p.hidden && p.clock().active(t, b); u += kThreads)
+        space.sums[thread] += double(g.squares[(k * p.batch + b) * p.hidden + u]);
+    });
+    block.each([&](int thread) {
+      if (thread > 0) return;
+      double sum = 0;
+      for (int i = 0; i < kThreads; ++i) sum += space.sums[i];
+      g.control.flow[(t * C::kStates + k) * p.batch + b] = sum;
+    });
+  }
+};
+
+// The cell's backward of phase F, for every unit of a step.
+template <class C, class T, int F>
+struct CellKernel {
+  Problem<T> p;
+  BackwardProblem<T> g;
+  Index t;
+  struct Space {};
+  static constexpr int kLast = kPhaseCount<C> - 1;
+  Grid grid() const { return {ceil_div(p.batch * p.hidden, kThreads)}; }
+
+  OST_HD void operator()(const Block& block, Space&) const {
+    block.each([&](int thread) {
+      const Index i = block.x * kThreads + thread;
+      if (i < p.batch * p.hidden) cell(i / p.hidden, i % p.hidden);
+    });
+  }
+
+  OST_HD void cell(Index b, Index u) const {
+    const Clock clock = p.clock();
+    const Index row = t * p.batch + b, i = b * p.hidden + u;
+    BackwardIn<C, T> in;
+    BackwardOut<C, T> out;
+    for (int column = 0; column < C::kColumns; ++column) out.da[column] = T(0);
+    if (!clock.active(t, b)) {
+      if (F == 0 && g.dy.data && clock.repeats(t, b) != kSkipped) g.dh[i] += at(g.dy, t, b)[u];
+      store(row, u, out);
+      if (F == 0)
+        for (int k = 0; k < C::kParams; ++k) g.dparams[(row * C::kParams + k) * p.hidden + u] = T(0);
+      if (F < kLast) p.emitted[row * p.hidden + u] = T(0);
+      return;
+    }
+    const Index before = clock.before(t, b);
+    for (int k = 0; k < C::kSaved; ++k) in.saved[k] = p.saved[(row * C::kSaved + k) * p.hidden + u];
+    in.previous[0] = value(hidden_after(p, before, b), u);
+    in.next[0] = at(p.y, t, b)[u];
+    arriving<C>(p, g, t, b, u, in.dstate);
+    for (int k = 0; k < C::kStates; ++k) out.dprevious[k] = T(0);
+    if constexpr (C::kStates > 1) {
+      in.previous[1] = value(cell_after(p, before, b), u);
+      in.next[1] = p.cells[row * p.hidden + u];
+    }
+    if (g.control.clip_norm > 0)
+      for (int k = 0; k < C::kStates; ++k) in.dstate[k] = in.dstate[k] * g.scales[k * p.batch + b];
+    for (int k = 0; k < C::kParams; ++k) in.param[k] = p.params[k * p.hidden + u];
+    if constexpr (F < kLast) {
+      in.demitted = g.demitted[i];
+      p.emitted[row * p.hidden + u] = C::emitted(in.saved, in.previous);
+    }
+    C::template backward<F>(in, out);
+    store(row, u, out);
+    if constexpr (F == 0) {  // the last to run, and the only one that sets dprevious
+      if (g.squares) {
+        g.squares[i] = in.dstate[0] * in.dstate[0];
+        if constexpr (C::kStates > 1) g.squares[p.batch * p.hidden + i] = out.dcell * out.dcell;
+      }
+      g.dh[i] = out.dprevious[0];
+      if constexpr (C::kStates > 1) g.dc[i] = out.dprevious[1];
+      for (int k = 0; k < C::kParams; ++k) g.dparams[(row * C::kParams + k) * p.hidden + u] = out.dparam[k];
+    }
+  }
+
+  OST_HD void store(Index row, Index u, const BackwardOut<C, T>& out) const { store_product<0>(row, u, out); }
+  template <int Q>
+  OST_HD void store_product(Index row, Index u, const BackwardOut<C, T>& out) const {
+    constexpr Columns columns = product_columns<C>(Q);
+    for (int column = C::kPhases[F].own.begin; column < C::kPhases[F].own.end; ++column)
+      if (column >= columns.begin && column < columns.end)
+        g.da[Q][(row * p.hidden + u) * (columns.end - columns.begin) + column - columns.begin] = out.da[column];
+    if constexpr (Q + 1 < kProductCount<C> && !kSharedDa<C>) store_product<Q + 1>(row, u, out);
+  }
+};
+
+// out[row][k] = init + sum over columns n of da[row][n] turned[n][k]: dh of one step, or dx of all.
+template <class C, class T, int Q>
+struct TurnKernel {
+  Problem<T> p;
+  BackwardProblem<T> g;
+  Index first_row, rows;  // rows of [T*B]
+  T* out;                 // [B][H]; null: dx
+  bool add;
+  using Space = ProductSpace<T>;
+  static constexpr int kCount = product_columns<C>(Q).count();
+  Grid grid() const { return {ceil_div(p.depth(Q), kTileN), ceil_div(rows, kTileM)}; }
+  OST_HD void operator()(const Block& block, Space& space) const {
+    const Index m0 = block.y * kTileM, n0 = block.x * kTileN, depth = p.depth(Q), width = p.hidden * kCount;
+    PerThread<Sums<T>> sums;
+    clear(block, sums);
+    multiply(
+        block, space, Range{0, width}, [&](int m, Index k) { return m0 + m < rows ? g.da[Q][(first_row + m0 + m) * width + k] : T(0); },
+        [&](Index k, int n) { return n0 + n < depth ? p.turned[Q][k * depth + n0 + n] : T(0); }, sums);
+    for_sums(block, sums, [&](int m, int n, T sum) {
+      const Index row = first_row + m0 + m, t = row / p.batch, b = row % p.batch, k = n0 + n;
+      if (m0 + m >= rows || k >= depth) return;
+      T* to;
+      if (out) {
+        if (!p.clock().active(t, b)) return;
+        to = out + b * depth + k;
+      } else {
+        if (g.dx.starts && g.dx.starts[b] + t >= g.dx.ends[b]) return;
+        to = at(g.dx, t, b) + k;
+      }
+      *to = add ? *to + sum : sum;
+    });
+  }
+};
+
+// What a step hands on goes to the state of a restart, or nowhere.
+template <class C, class T>
+struct CutKernel {
+  Problem<T> p;
+  BackwardProblem<T> g;
+  Index t;
+  struct Space {};
+  Grid grid() const { return {ceil_div(p.batch * p.hidden, kThreads)}; }
+  OST_HD void operator()(const Block& block, Space&) const {
+    block.each([&](int thread) {
+      const Index i = block.x * kThreads + thread, b = i / p.hidden;
+      if (b >= p.batch || !p.clock().active(t, b)) return;
+      const bool restart = p.clock().before(t, b) == kRestart, cut = g.control.cuts && g.control.cuts[t * p.batch + b];
+      for (int k = 0; k < C::kStates && (restart || cut); ++k) {
+        T* d = k == 0 ? g.dh : g.dc;
+        if (restart) g.restarts[k * p.batch * p.hidden + i] += d[i];
+        d[i] = T(0);
+      }
+    });
+  }
+};
+
+// One part's share of dW or dR, [depth][H][column]: the operand of product Q, times da.
+template <class C, class T, int Q>
+struct WeightKernel {
+  Problem<T> p;
+  BackwardProblem<T> g;
+  using Space = ProductSpace<T>;
+  static constexpr int kCount = product_columns<C>(Q).count();
+  Grid grid() const { return {ceil_div(p.hidden * kCount, kTileN), ceil_div(p.depth(Q), kTileM), g.parts}; }
+  OST_HD void operator()(const Block& block, Space& space) const {
+    const Index m0 = block.y * kTileM, n0 = block.x * kTileN, depth = p.depth(Q), width = p.hidden * kCount;
+    const Range rows = part_of(p.steps * p.batch, block.z, g.parts);
+    PerThread<Sums<T>> sums;
+    clear(block, sums);
+    multiply(
+        block, space, rows, [&](int m, Index row) { return m0 + m < depth ? operand(row, m0 + m) : T(0); },
+        [&](Index row, int n) { return n0 + n < width ? g.da[Q][row * width + n0 + n] : T(0); }, sums);
+    for_sums(block, sums, [&](int m, int n, T sum) {
+      if (m0 + m < depth && n0 + n < width) g.sums[Q][(block.z * depth + m0 + m) * width + n0 + n] = sum;
+    });
+  }
+  OST_HD T operand(Index row, Index k) const {
+    const Index t = row / p.batch, b = row % p.batch;
+    const Clock clock = p.clock();
+    if (!clock.active(t, b)) return T(0);
+    if constexpr (Q == 0) return at(p.x, t, b)[k];
+    if constexpr (Q > 0 && C::kPhases[Q > 0 ? Q - 1 : 0].operand == Operand::kEmitted) return p.emitted[row * p.hidden + k];
+    return value(hidden_after(p, clock.before(t, b), b), k);
+  }
+};
+
+// Sums over the rows of a part of each column of rows [T*B][width].
+template <class T>
+struct ColumnKernel {
+  const T* rows;
+  T* sums;  // [part][width]
+  Index count, width;
+  int parts;
+  struct Space {};
+  Grid grid() const { return {ceil_div(width, kThreads), parts}; }
+  OST_HD void operator()(const Block& block, Space&) const {
+    block.each([&](int thread) {
+      const Index n = block.x * kThreads + thread;
+      if (n >= width) return;
+      const Range mine = part_of(count, block.y, parts);
+      T sum(0);
+      for (Index row = mine.begin; row < mine.end; ++row) sum += rows[row * width + n];
+      sums[block.y * width + n] = sum;
+    });
+  }
+};
+
+// Adds the parts' sums, in order, to a gradient as the user holds it.
+template <class C, class T>
+struct AddKernel {
+  const T* sums;  // [part][depth][H][column]
+  T* gradient;    // [gates*H][depth]
+  Index depth, hidden;
+  int parts, begin, columns;
+  GateTable<C> table;
+  struct Space {};
+  AddKernel(const T* sums, T* gradient, Index depth, Index hidden, int parts, int q)
+      : sums(sums),
+        gradient(gradient),
+        depth(depth),
+        hidden(hidden),
+        parts(parts),
+        begin(product_columns<C>(q).begin),
+        columns(product_columns<C>(q).count()),
+        table(q) {}
+  Grid grid() const { return {ceil_div(hidden * columns * depth, kThreads)}; }
+  OST_HD void operator()(const Block& block, Space&) const {
+    block.each([&](int thread) {
+      const Index i = block.x * kThreads + thread, k = i % depth, u = i / depth / columns;
+      if (u >= hidden) return;
+      const int column = int(i / depth % columns);
+      T sum(0);
+      for (int part = 0; part < parts; ++part) sum += sums[((part * depth + k) * hidden + u) * columns + column];
+      gradient[(table.gate[begin + column] * hidden + u) * depth + k] += sum;
+    });
+  }
+};
+template <class T>
+struct AddRowsKernel {  // to[i] += sum over rows of from[row][i]
+  const T* from;
+  T* to;
+  Index count, width;
+  struct Space {};
+  Grid grid() const { return {ceil_div(width, kThreads)}; }
+  OST_HD void operator()(const Block& block, Space&) const {
+    block.each([&](int thread) {
+      const Index i = block.x * kThreads + thread;
+      if (i >= width) return;
+      T sum(0);
+      for (Index row = 0; row < count; ++row) sum += from[row * width + i];
+      to[i] += sum;
+    });
+  }
+};
+template <class T>
+struct CopyKernel {
+  const T* from;
+  T* to;
+  Index count;
+  struct Space {};
+  Grid grid() const { return {ceil_div(count, kThreads)}; }
+  OST_HD void operator()(const Block& block, Space&) const {
+    block.each([&](int thread) {
+      if (const Index i = block.x * kThreads + thread; i < count) to[i] = from[i];
+    });
+  }
+};
+
+template <class C, class T, int F, class Run>
+void run_backward_phases(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, Index t) {
+  run(CellKernel<C, T, F>{p, g, t});
+  constexpr bool hidden = C::kPhases[F].operand == Operand::kHidden;
+  run(TurnKernel<C, T, F + 1>{p, g, t * p.batch, p.batch, hidden ? g.dh : g.demitted, hidden});  // dh holds the direct gradient
+  if constexpr (F > 0) run_backward_phases<C, T, F - 1>(run, p, g, t);
+}
+
+template <class C, class T, int Q, class Run>
+void run_weights(Run& run, const Problem<T>& p, const BackwardProblem<T>& g) {
+  const Index width = p.hidden * product_columns<C>(Q).count();
+  T* weight = Q == 0 ? g.gradients.weight_ih : g.gradients.weight_hh;
+  T* bias = Q == 0 ? g.gradients.bias_ih : g.gradients.bias_hh;
+  if (weight) {
+    run(WeightKernel<C, T, Q>{p, g});
+    run(AddKernel<C, T>(g.sums[Q], weight, p.depth(Q), p.hidden, g.parts, Q));
+  }
+  if (bias) {
+    run(ColumnKernel<T>{g.da[Q], g.bias_sums[Q], p.steps * p.batch, width, g.parts});
+    run(AddKernel<C, T>(g.bias_sums[Q], bias, 1, p.hidden, g.parts, Q));
+  }
+  if constexpr (Q + 1 < kProductCount<C>) run_weights<C, T, Q + 1>(run, p, g);
+}
+
+template <class C, class T, class Run>
+void backward(Run& run, const Problem<T>& p, const BackwardProblem<T>& g) {
+  if (p.batch == 0) return;
+  run(BackwardBeginKernel<C, T>{p, g});
+  for (Index s = p.steps; s-- > 0;) {
+    const Index t = p.reverse ? p.steps - 1 - s : s;
+    if (g.control.clip_norm > 0) run(NormKernel<C, T>{p, g, t});
+    run_backward_phases<C, T, kPhaseCount<C> - 1>(run, p, g, t);
+    if (g.control.flow) run(FlowKernel<C, T>{p, g, t});
+    if (p.times.before || g.control.cuts) run(CutKernel<C, T>{p, g, t});
+  }
+  if (p.steps > 0) {
+    if (g.dx.data) run(TurnKernel<C, T, 0>{p, g, 0, p.steps * p.batch, nullptr, g.dx_add});
+    run_weights<C, T, 0>(run, p, g);
+    if (C::kParams > 0 && g.gradients.params) {
+      run(ColumnKernel<T>{g.dparams, g.param_sums, p.steps * p.batch, C::kParams * p.hidden, g.parts});
+      run(AddRowsKernel<T>{g.param_sums, g.gradients.params, g.parts, C::kParams * p.hidden});
+    }
+  }
+  const T* left[] = {g.dh, g.dc};
+  T *to[] = {g.dh0, g.dc0}, *restart[] = {g.drestart_h, g.drestart_c};
+  for (int k = 0; k < C::kStates; ++k) {
+    if (to[k]) run(CopyKernel<T>{left[k], to[k], p.batch * p.hidden});
+    if (restart[k]) run(AddRowsKernel<T>{g.restarts + k * p.batch * p.hidden, restart[k], p.batch, p.hidden});
+  }
+}
+
+}  // namespace ost::OST_SET

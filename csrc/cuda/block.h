@@ -1,0 +1,42 @@
+// A block of threads, on the device or emulated one thread after the other: kernels are written once over it. What threads do between two
+// meetings is one `each`; so the emulation needs no threads, and a kernel that reads what another thread wrote in the same `each` gives
+// other numbers when the order of the threads is turned round, which the tests do.
+#pragma once
+#include "../core/common.h"
+
+namespace ost::OST_SET {
+
+constexpr int kThreads = 256;  // of every block
+
+struct Block {
+  Index x, y, z;  // its place in the grid
+  bool turned;    // emulated from the last thread to the first
+
+  template <class F>
+  OST_HD void each(F&& f) const {
+#if defined(__CUDA_ARCH__)
+    f(int(threadIdx.x));
+    __syncthreads();
+#else
+    for (int i = 0; i < kThreads; ++i) f(turned ? kThreads - 1 - i : i);
+#endif
+  }
+};
+
+// What a thread keeps from one `each` to the next.
+template <class R>
+struct PerThread {
+#if defined(__CUDA_ARCH__)
+  OST_HD R& operator[](int) { return value; }
+  R value;
+#else
+  OST_HD R& operator[](int thread) { return values[thread]; }
+  R values[kThreads];
+#endif
+};
+
+struct Grid {
+  Index x, y = 1, z = 1;
+};
+
+}  // namespace ost::OST_SET

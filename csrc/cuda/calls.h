@@ -1,0 +1,124 @@
+// From Python's addresses to kernels: what the module for the device and the emulation in the core share. Arrays come as addresses by name;
+// their shapes and dtypes have been checked where they come from.
+#pragma once
+#include <string>
+
+#include "../bindings/arrays.h"
+#include "backward.h"
+
+namespace ost::OST_SET {
+
+class Addresses {
+ public:
+  explicit Addresses(const py::dict& values) : values_(values) {}
+  template <class A>
+  A* get(const std::string& name) const {
+    const py::str key(name);
+    if (!values_.contains(key) || values_[key].is_none()) return nullptr;
+    return reinterpret_cast<A*>(values_[key].template cast<std::uintptr_t>());
+  }
+  template <class A>
+  A* need(const std::string& name) const {
+    A* p = get<A>(name);
+    if (!p) fail(name, "an address", "none");
+    return p;
+  }
+  template <class N>
+  N number(const char* name, N otherwise = 0) const {
+    const py::str key(name);
+    return values_.contains(key) && !values_[key].is_none() ? values_[key].template cast<N>() : otherwise;
+  }
+  template <class A>
+  Rows<A> rows(const std::string& name) const {
+    return {get<A>(name), number<Index>((name + "_t").c_str()), number<Index>((name + "_b").c_str()), get<const Index>(name + "_starts"),
+            get<const Index>(name + "_ends")};
+  }
+
+ private:
+  const py::dict& values_;
+};
+
+template <class C, class T>
+Problem<T> problem(const Addresses& a) {
+  Problem<T> p{};
+  p.steps = a.number<Index>("steps"), p.batch = a.number<Index>("batch");
+  p.input = a.number<Index>("input"), p.hidden = a.number<Index>("hidden"), p.reverse = a.number<int>("reverse") != 0;
+  p.times = {a.get<const Index>("lengths"), a.get<const std::int32_t>("before"), nullptr};
+  p.x = a.rows<const T>("x"), p.y = a.rows<T>("y");
+  p.h0 = a.get<const T>("h0"), p.c0 = a.get<const T>("c0");
+  p.restart_h = a.get<const T>("restart_h"), p.restart_c = a.get<const T>("restart_c");
+  for (int q = 0; q < kProductCount<C>; ++q) {
+    p.panels[q] = a.get<const T>("panels" + std::to_string(q));
+    p.turned[q] = a.get<const T>("turned" + std::to_string(q));
+  }
+  p.bias = a.get<const T>("bias"), p.params = a.get<const T>("params");
+  p.gx = a.get<T>("gx"), p.saved = a.get<T>("saved"), p.cells = a.get<T>("cells");
+  p.state = a.get<T>("state"), p.kept = a.get<T>("kept"), p.emitted = a.get<T>("emitted");
+  p.hn = a.get<T>("hn"), p.cn = a.get<T>("cn");
+  return p;
+}
+
+template <class C, class T>
+BackwardProblem<T> backward_problem(const Addresses& a, Index steps, Index batch) {
+  BackwardProblem<T> g{};
+  g.dy = a.rows<const T>("dy"), g.dhn = a.get<const T>("dhn"), g.dcn = a.get<const T>("dcn");
+  g.dh = a.need<T>("dh"), g.dc = a.get<T>("dc"), g.demitted = a.get<T>("demitted");
+  for (int q = 0; q < kProductCount<C>; ++q) {
+    const std::string n = std::to_string(q == 1 && kSharedDa<C> ? 0 : q);
+    g.da[q] = a.get<T>("da" + n), g.sums[q] = a.get<T>("sums" + std::to_string(q)),
+    g.bias_sums[q] = a.get<T>("bias_sums" + std::to_string(q));
+  }
+  g.dparams = a.get<T>("dparams"), g.restarts = a.need<T>("restarts"), g.scales = a.get<T>("scales"), g.squares = a.get<T>("squares");
+  g.control = {a.number<T>("clip_value"), a.number<T>("clip_norm"), a.get<const std::uint8_t>("cuts"), a.rows<const T>("dcells"),
+               a.get<double>("flow")};
+  g.dx = a.rows<T>("dx"), g.dx_add = a.number<int>("dx_add") != 0;
+  g.dh0 = a.get<T>("dh0"), g.dc0 = a.get<T>("dc0"), g.param_sums = a.get<T>("param_sums"), g.parts = gradient_parts(steps, batch);
+  g.gradients = {a.get<T>("dweight_ih"), a.get<T>("dweight_hh"), a.get<T>("dbias_ih"), a.get<T>("dbias_hh"), a.get<T>("dweight_peephole")};
+  g.drestart_h = a.get<T>("drestart_h"), g.drestart_c = a.get<T>("drestart_c");
+  return g;
+}
+
+enum class Action { kPack, kForward, kBackward };
+
+template <class C, class T, class Run>
+void act(Run& run, Action action, const Addresses& a) {
+  const Problem<T> p = problem<C, T>(a);
+  if (action == Action::kForward) return forward<C, T>(run, p);
+  if (action == Action::kBackward) return backward<C, T>(run, p, backward_problem<C, T>(a, p.steps, p.batch));
+  for (int q = 0; q < kProductCount<C>; ++q) {
+    const T* raw = a.need<const T>(q == 0 ? "weight_ih" : "weight_hh");
+    run(PackKernel<C, T>(raw, const_cast<T*>(p.panels[q]), const_cast<T*>(p.turned[q]), p.depth(q), p.hidden, q));
+  }
+  run(PackBiasKernel<C, T>{a.get<const T>("bias_ih"), a.get<const T>("bias_hh"), a.need<T>("bias"), p.hidden});
+}
+
+template <class Run, class... N>
+void act_on(Run& run, Action action, CellId cell, int itemsize, const Addresses& a, CellList<N...>) {
+  ((cell == N::id ? (itemsize == 4 ? act<typename N::Cell, float>(run, action, a) : act<typename N::Cell, double>(run, action, a))
+                  : void()),
+   ...);
+}
+
+template <class Run>
+void act_by_name(Run& run, const std::string& action, int cell, int itemsize, const py::dict& values) {
+  const char* known[] = {"pack", "forward", "backward"};
+  for (int i = 0; i < 3; ++i)
+    if (action == known[i]) return act_on(run, Action(i), CellId(cell), itemsize, Addresses(values), Cells());
+  fail("action", "pack, forward or backward", "'" + action + "'");
+}
+
+// Of each cell, by its number: the columns of a pre-activation, and of each product.
+template <class... N>
+py::list columns_of(CellList<N...>) {
+  py::list out;
+  const auto add = [&](int columns, std::initializer_list<int> products) {
+    py::list list;
+    for (const int n : products) list.append(n);
+    out.append(py::make_tuple(columns, list));
+  };
+  const auto one = [&]<class C, int... Q>(C*, std::integer_sequence<int, Q...>) { add(C::kColumns, {product_columns<C>(Q).count()...}); };
+  (one(static_cast<typename N::Cell*>(nullptr), std::make_integer_sequence<int, kProductCount<typename N::Cell>>()), ...);
+  return out;
+}
+
+}  // namespace ost::OST_SET

@@ -1,0 +1,216 @@
+// The stepwise forward pass: the input product of all steps, then a kernel for every phase of every step, product and cell in one.
+#pragma once
+#include "problem.h"
+#include "product.h"
+
+namespace ost::OST_SET {
+
+// The gate that feeds each column, or -1: a table that travels with a kernel.
+template <class C>
+struct GateTable {
+  int gate[C::kColumns];
+  explicit GateTable(const int* blocks, Columns columns) {
+    for (int column = 0; column < C::kColumns; ++column) gate[column] = columns.has(column) ? gate_of<C>(blocks, column) : -1;
+  }
+  explicit GateTable(int q) : GateTable(product_blocks<C>(q), product_columns<C>(q)) {}
+};
+
+// From [gates*H, depth] as the user holds it to panels and turned panels of product q.
+template <class C, class T>
+struct PackKernel {
+  const T* raw;
+  T *panels, *turned;
+  Index depth, hidden;
+  int begin, columns;
+  GateTable<C> table;
+  struct Space {};
+  PackKernel(const T* raw, T* panels, T* turned, Index depth, Index hidden, int q)
+      : raw(raw),
+        panels(panels),
+        turned(turned),
+        depth(depth),
+        hidden(hidden),
+        begin(product_columns<C>(q).begin),
+        columns(product_columns<C>(q).count()),
+        table(q) {}
+  Grid grid() const { return {ceil_div(hidden * columns * depth, kThreads)}; }
+  OST_HD void operator()(const Block& block, Space&) const {
+    block.each([&](int thread) {
+      const Index i = block.x * kThreads + thread;
+      if (i >= hidden * columns * depth) return;
+      const Index k = i % depth, u = i / depth / columns;
+      const int column = int(i / depth % columns);
+      const T w = raw[(table.gate[begin + column] * hidden + u) * depth + k];
+      panels[(k * hidden + u) * columns + column] = w;
+      if (turned) turned[i] = w;
+    });
+  }
+};
+
+// b_ih on the columns of the input product, b_hh on those of the recurrent ones, summed where they meet.
+template <class C, class T>
+struct PackBiasKernel {
+  const T *bias_ih, *bias_hh;
+  T* bias;
+  Index hidden;
+  GateTable<C> in{0}, recurrent{C::kRecurrentBlocks, {0, C::kColumns}};
+  struct Space {};
+  Grid grid() const { return {ceil_div(hidden * C::kColumns, kThreads)}; }
+  OST_HD void operator()(const Block& block, Space&) const {
+    block.each([&](int thread) {
+      const Index i = block.x * kThreads + thread, u = i / C::kColumns;
+      if (u >= hidden) return;
+      const int column = int(i % C::kColumns);
+      T sum(0);
+      if (bias_ih && in.gate[column] >= 0) sum += bias_ih[in.gate[column] * hidden + u];
+      if (bias_hh && recurrent.gate[column] >= 0) sum += bias_hh[recurrent.gate[column] * hidden + u];
+      bias[i] = sum;
+    });
+  }
+};
+
+// gx = W x + b for all rows that take part.
+template <class C, class T>
+struct ProjectKernel {
+  Problem<T> p;
+  using Space = ProductSpace<T>;
+  static constexpr int kBegin = C::kInput.begin, kCount = C::kInput.count(), kUnits = kTileN / kCount;
+  Grid grid() const { return {ceil_div(p.hidden, kUnits), ceil_div(p.steps * p.batch, kTileM)}; }
+  OST_HD void operator()(const Block& block, Space& space) const {
+    const Index first = block.y * kTileM, u0 = block.x * kUnits, rows = p.steps * p.batch;
+    const Clock clock = p.clock();
+    PerThread<Sums<T>> sums;
+    clear(block, sums);
+    multiply(
+        block, space, Range{0, p.input},
+        [&](int m, Index k) {
+          const Index row = first + m, t = row / p.batch, b = row % p.batch;
+          return row < rows && clock.active(t, b) ? at(p.x, t, b)[k] : T(0);
+        },
+        [&](Index k, int n) { return unit(u0, n) < p.hidden ? p.panels[0][(k * p.hidden + u0) * kCount + n] : T(0); }, sums);
+    for_sums(block, sums, [&](int m, int n, T sum) {
+      const Index row = first + m, u = unit(u0, n);
+      const int column = kBegin + n % kCount;
+      if (row < rows && u < p.hidden) p.gx[(row * p.hidden + u) * C::kColumns + column] = sum + p.bias[u * C::kColumns + column];
+    });
+    block.each([&](int thread) {
+      for (Index i = thread; i < Index(kTileM) * kUnits; i += kThreads) {
+        const Index row = first + i / kUnits, u = u0 + i % kUnits;
+        for (int column = 0; column < C::kColumns; ++column)
+          if ((column < kBegin || column >= kBegin + kCount) && row < rows && u < p.hidden)
+            p.gx[(row * p.hidden + u) * C::kColumns + column] = p.bias[u * C::kColumns + column];
+      }
+    });
+  }
+  // The unit of a column of the tile; past the last whole one: none.
+  OST_HD Index unit(Index u0, int n) const { return n < kUnits * kCount ? u0 + n / kCount : p.hidden; }
+};
+
+template <class T>
+struct StepSpace {
+  ProductSpace<T> product;
+  T sums[kTileM][kTileN + 1];
+};
+
+// Phase F of one step.
+template <class C, class T, int F>
+struct StepKernel {
+  Problem<T> p;
+  Index step;
+  using Space = StepSpace<T>;
+  static constexpr bool kEmitted = C::kPhases[F].operand == Operand::kEmitted;
+  static constexpr int kBegin = C::kPhases[F].product.begin, kCount = C::kPhases[F].product.count(), kUnits = kTileN / kCount,
+                       kLast = kPhaseCount<C> - 1;
+  Grid grid() const { return {ceil_div(p.hidden, kUnits), ceil_div(p.batch, kTileM)}; }
+
+  OST_HD void operator()(const Block& block, Space& space) const {
+    const Index b0 = block.y * kTileM, u0 = block.x * kUnits, t = p.clock().time(step);
+    const Clock clock = p.clock();
+    PerThread<Sums<T>> sums;
+    clear(block, sums);
+    multiply(
+        block, space.product, Range{0, p.hidden},
+        [&](int m, Index k) {
+          const Index b = b0 + m;
+          if (b >= p.batch || !clock.active(t, b)) return T(0);
+          if (kEmitted) return p.emitted[b * p.hidden + k];
+          return value(hidden_after(p, clock.before(t, b), b), k);
+        },
+        [&](Index k, int n) {
+          return n < kUnits * kCount && u0 + n / kCount < p.hidden ? p.panels[F + 1][(k * p.hidden + u0) * kCount + n] : T(0);
+        },
+        sums);
+    for_sums(block, sums, [&](int m, int n, T sum) { space.sums[m][n] = sum; });
+    block.each([&](int thread) {
+      for (int i = thread; i < kTileM * kUnits; i += kThreads) {
+        const Index b = b0 + i / kUnits, u = u0 + i % kUnits;
+        if (b < p.batch && u < p.hidden) cell(clock, t, b, u, space.sums[i / kUnits] + i % kUnits * kCount);
+      }
+    });
+  }
+
+  OST_HD void cell(const Clock& clock, Index t, Index b, Index u, const T* products) const {
+    const Index row = t * p.batch + b;
+    if (!clock.active(t, b)) {
+      if (F < kLast || (p.y.starts && p.y.starts[b] + t >= p.y.ends[b])) return;
+      const Index from = clock.repeats(t, b);
+      at(p.y, t, b)[u] = from == kSkipped ? T(0) : value(hidden_after(p, from, b), u);
+      return;
+    }
+    const Index before = clock.before(t, b);
+    ForwardIn<C, T> in;
+    ForwardOut<C, T> out;
+    for (int column = C::kPhases[F].own.begin; column < C::kPhases[F].own.end; ++column) {
+      in.a[column] = p.gx[(row * p.hidden + u) * C::kColumns + column];
+      if (column >= kBegin && column < kBegin + kCount) in.a[column] += products[column - kBegin];
+    }
+    in.state[0] = value(hidden_after(p, before, b), u);
+    if constexpr (C::kStates > 1) in.state[1] = value(cell_after(p, before, b), u);
+    for (int k = 0; k < C::kParams; ++k) in.param[k] = p.params[k * p.hidden + u];
+    T* saved = p.saved ? p.saved + row * C::kSaved * p.hidden : p.kept ? p.kept + b * C::kSaved * p.hidden : nullptr;
+    if constexpr (kLast > 0)
+      for (int k = 0; k < C::kSaved; ++k) out.saved[k] = in.saved[k] = F > 0 ? saved[k * p.hidden + u] : T(0);
+    C::template forward<F>(in, out);
+    if (F < kLast || p.saved)
+      for (int k = 0; k < C::kSaved; ++k) saved[k * p.hidden + u] = out.saved[k];
+    if constexpr (F < kLast) {
+      p.emitted[b * p.hidden + u] = out.emitted;
+    } else {
+      at(p.y, t, b)[u] = out.state[0];
+      if constexpr (C::kStates > 1) (p.cells ? p.cells + row * p.hidden : p.state + b * p.hidden)[u] = out.state[1];
+    }
+  }
+};
+
+template <class C, class T>
+struct FinalKernel {
+  Problem<T> p;
+  struct Space {};
+  Grid grid() const { return {ceil_div(p.batch * p.hidden, kThreads)}; }
+  OST_HD void operator()(const Block& block, Space&) const {
+    block.each([&](int thread) {
+      const Index i = block.x * kThreads + thread, b = i / p.hidden, u = i % p.hidden;
+      if (b >= p.batch) return;
+      const Index end = p.clock().end(b);
+      if (p.hn) p.hn[i] = value(hidden_after(p, end, b), u);
+      if (p.cn && C::kStates > 1) p.cn[i] = value(cell_after(p, end, b), u);
+    });
+  }
+};
+
+template <class C, class T, int F = 0, class Run>
+void run_phases(Run& run, const Problem<T>& p, Index step) {
+  run(StepKernel<C, T, F>{p, step});
+  if constexpr (F + 1 < kPhaseCount<C>) run_phases<C, T, F + 1>(run, p, step);
+}
+
+// `run` launches a kernel after those before it.
+template <class C, class T, class Run>
+void forward(Run& run, const Problem<T>& p) {
+  if (p.batch == 0) return;
+  if (p.steps > 0) run(ProjectKernel<C, T>{p});
+  for (Index step = 0; step < p.steps; ++step) run_phases<C, T>(run, p, step);
+  run(FinalKernel<C, T>{p});
+}
+
+}  // namespace ost::OST_SET

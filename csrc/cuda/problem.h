@@ -1,0 +1,84 @@
+// One layer and direction on the device: what a kernel is given. All pointers are the device's.
+//
+//     gx      [T][B][H][column]      W x + b, and biases of columns that only the recurrent product feeds
+//     panels  [depth][H][column]     of product q: operand x weight; columns of a unit side by side, so that a tile holds whole units
+//     turned  [H][column][depth]     of product q: da x weight
+//     da      [T][B][H][column]      of product q
+#pragma once
+#include "block.h"
+#include "math.h"
+
+#include "../cells/list.h"
+#include "../cpu/clock.h"
+
+namespace ost::OST_SET {
+
+template <class T>
+struct Problem {
+  Index steps, batch, input, hidden;
+  bool reverse;
+  Times times;  // order is null: rows stay where they are
+  Rows<const T> x;
+  Rows<T> y;
+  const T *h0, *c0;                // [B,H], null means zeros
+  const T *restart_h, *restart_c;  // [H], null means zeros
+  const T* panels[kMaxProducts];
+  const T* turned[kMaxProducts];
+  const T* bias;    // [H][column]
+  const T* params;  // [params][H]
+  T* gx;
+  T *saved, *cells;  // [T][B][saved][H], [T][B][H]; null in inference
+  T *state, *kept;   // [B][H] c, and [B][saved][H] from phase to phase, in inference
+  T* emitted;        // [T][B][H] in the backward pass, [B][H] in the forward one
+  T *hn, *cn;        // null means not wanted
+
+  OST_HD Clock clock() const { return {steps, batch, reverse, times}; }
+  OST_HD Index depth(int q) const { return q == 0 ? input : hidden; }
+};
+
+template <class T>
+struct BackwardProblem {
+  Rows<const T> dy;  // data null means zeros
+  const T *dhn, *dcn;
+  T *dh, *dc;              // [B][H]: on their way back
+  T* demitted;             // [B][H]
+  T* da[kMaxProducts];     // equal where products share their columns
+  T* dparams;              // [T][B][params][H]
+  T* restarts;             // [states][B][H]: what went to the state of a restart
+  T* scales;               // [states][B], for the norm of the gradient
+  T* squares;              // [states][B][H] of this step, or null
+  StepControl<T> control;  // flow: [T][states][B], by rows
+  Rows<T> dx;              // data null means not wanted
+  bool dx_add;
+  T *dh0, *dc0;                // [B,H], null means not wanted
+  T* sums[kMaxProducts];       // [part][depth][H][column]
+  T* bias_sums[kMaxProducts];  // [part][H][column]
+  T* param_sums;               // [part][params][H]
+  int parts;
+  RawGradients<T> gradients;
+  T *drestart_h, *drestart_c;
+};
+
+template <class T>
+OST_HD T* at(const Rows<T>& rows, Index t, Index b) {
+  return rows.data + (rows.starts ? (rows.starts[b] + t) * rows.t : t * rows.t + b * rows.b);
+}
+
+// The states of a row after a step, or initial, or of a restart; null means zeros.
+template <class T>
+OST_HD const T* hidden_after(const Problem<T>& p, Index step, Index b) {
+  if (step >= 0) return at(p.y, step, b);
+  return step == kRestart ? p.restart_h : p.h0 ? p.h0 + b * p.hidden : nullptr;
+}
+template <class T>
+OST_HD const T* cell_after(const Problem<T>& p, Index step, Index b) {
+  if (step == kRestart) return p.restart_c;
+  if (step == kInitial) return p.c0 ? p.c0 + b * p.hidden : nullptr;
+  return p.cells ? p.cells + (step * p.batch + b) * p.hidden : p.state + b * p.hidden;
+}
+template <class T>
+OST_HD T value(const T* row, Index k) {
+  return row ? row[k] : T(0);
+}
+
+}  // namespace ost::OST_SET

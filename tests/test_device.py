@@ -1,0 +1,133 @@
+"""The kernels of the GPU, emulated on the CPU: every cell against the kernels of the CPU, which are held against the reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from conftest import CELLS, TOLERANCE
+from ostinato import _check, _core, _device
+
+SIZES = [(5, 3, 4, 7), (3, 1, 1, 1), (2, 40, 3, 20), (0, 2, 3, 4), (4, 0, 3, 4), (6, 2, 70, 33)]
+
+
+def close(got: Any, want: Any, name: str, dtype: Any) -> None:
+    """By the norm of the whole: sums have another order here."""
+    assert got.shape == want.shape, name
+    if want.size:
+        limit = TOLERANCE[np.dtype(dtype)] * max(float(np.linalg.norm(want)), 1e-3)
+        assert float(np.linalg.norm(got - want)) <= limit, name
+
+
+def problem(cell: str, dtype: Any, sizes: Any, kind: str, reverse: bool) -> dict[str, Any]:
+    steps, batch, inputs, hidden = sizes
+    r = np.random.default_rng(0)
+    facts = _core.cells()[cell]
+    rows, two = facts["gates"] * hidden, facts["states"] > 1
+
+    def draw(*shape: int) -> Any:
+        return (r.uniform(-1, 1, shape) / np.sqrt(max(hidden, 1))).astype(dtype)
+
+    p: dict[str, Any] = {"x": r.standard_normal((steps, batch, inputs)).astype(dtype)}
+    p["weights"] = [draw(rows, inputs), draw(rows, hidden), draw(rows), draw(rows)]
+    p["weights"].append(draw(3, hidden) if facts["params"] else None)
+    p["h0"], p["c0"] = draw(batch, hidden), draw(batch, hidden) if two else None
+    p["restart"] = draw(hidden), draw(hidden) if two else None
+    p["lengths"] = r.integers(0, steps + 1, batch) if kind in ("lengths", "all") else None
+    p["resets"] = r.random((steps, batch)) < 0.3 if kind in ("resets", "all") else None
+    p["mask"] = r.random((steps, batch)) < 0.6 if kind in ("mask", "all") else None
+    p["dy"] = r.standard_normal((steps, batch, hidden)).astype(dtype)
+    p["dh"], p["dc"] = draw(batch, hidden), draw(batch, hidden) if two else None
+    p["cuts"] = r.random((steps, batch)) < 0.2
+    p["dcells"] = r.standard_normal((steps, batch, hidden)).astype(dtype) if two else None
+    if p["lengths"] is not None:
+        p["x"][np.arange(steps)[:, None] >= p["lengths"]] = np.nan
+    p["reverse"] = reverse
+    return p
+
+
+def flags(a: Any) -> Any:
+    return None if a is None else np.ascontiguousarray(a).view(np.uint8)
+
+
+def on_cpu(cell: str, p: dict[str, Any], control: dict[str, Any]) -> list[Any]:
+    make = _check.typed("Packed", p["x"].dtype)
+    packed = make(cell, p["x"].shape[2], p["h0"].shape[1], 1, False, [p["weights"]], True, p["reverse"], "exact")
+    one = lambda a: None if a is None else a[None]
+    options = {"restart_h": one(p["restart"][0]), "restart_c": one(p["restart"][1]), "repeat": True}
+    options |= {"resets": flags(p["resets"]), "mask": flags(p["mask"])}
+    y, h, c, tape = packed.forward(
+        p["x"], one(p["h0"]), one(p["c0"]), p["lengths"], False, None, True, 0.0, 0, **options
+    )
+    grads = [None if w is None else np.zeros_like(w) for w in p["weights"]]
+    out = tape.backward(p["dy"], one(p["dh"]), one(p["dc"]), [grads], True, **control_of(p, control, one))
+    if p["resets"] is None:
+        out = (*out[:3], None, None, out[5])
+    first = lambda a: None if a is None else a[0]
+    return [y, first(h), first(c), out[0], *map(first, out[1:]), *grads]
+
+
+def control_of(p: dict[str, Any], control: dict[str, Any], one: Any) -> dict[str, Any]:
+    out = dict(control)
+    if out.pop("cut", False):
+        out["cuts"] = flags(p["cuts"])
+        out["dcells"] = one(p["dcells"])
+    return out
+
+
+def on_device(cell: str, p: dict[str, Any], control: dict[str, Any], turned: bool) -> list[Any]:
+    steps, batch = p["x"].shape[:2]
+    w = _device.pack(_device.emulated(turned), cell, p["weights"], reverse=p["reverse"])
+    before = None
+    lengths = None if p["lengths"] is None else np.ascontiguousarray(p["lengths"], np.int64)
+    if p["resets"] is not None or p["mask"] is not None:
+        before = _core.times_table(steps, batch, lengths, flags(p["resets"]), flags(p["mask"]), True, p["reverse"])
+    options = {"lengths": lengths, "before": before, "restart": p["restart"]}
+    y, h, c, tape = _device.forward(w, p["x"], p["h0"], p["c0"], train=True, **options)
+    again, h2, c2, _ = _device.forward(w, p["x"], p["h0"], p["c0"], **options)  # inference, without a tape
+    for a, b in ((y, again), (h, h2), (c, c2)):
+        assert (a is None and b is None) or np.array_equal(a, b)
+    grads = [None if a is None else np.zeros_like(a) for a in p["weights"]]
+    assert tape is not None
+    out = _device.backward(tape, p["dy"], p["dh"], p["dc"], grads, **control_of(p, control, lambda a: a))
+    if p["resets"] is None:
+        out = (*out[:3], None, None, out[5])
+    return [y, h, c, *out, *grads]
+
+
+@pytest.mark.parametrize("kind", ["none", "lengths", "resets", "mask", "all"])
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_cell(cell: str, dtype: Any, sizes: Any, kind: str) -> None:
+    names = [
+        "y",
+        "h",
+        "c",
+        "dx",
+        "dh0",
+        "dc0",
+        "drestart_h",
+        "drestart_c",
+        "flow",
+        "dweight_ih",
+        "dweight_hh",
+        "dbias_ih",
+        "dbias_hh",
+        "dweight_peephole",
+    ]
+    for reverse, control in (
+        (False, {}),
+        (True, {"flow": True}),
+        (False, {"cut": True, "clip_value": 0.4, "clip_norm": 0.9}),
+    ):
+        p = problem(cell, dtype, sizes, kind, reverse)
+        want = on_cpu(cell, p, control)
+        results = [on_device(cell, p, control, turned) for turned in (False, True)]
+        for name, a, b, c in zip(names, want, *results):
+            assert (a is None) == (b is None), name
+            if a is not None:
+                close(b, a, name, dtype)
+                assert np.array_equal(b, c), f"{name} depends on the order of threads"
