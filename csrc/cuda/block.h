@@ -6,6 +6,15 @@
 
 namespace ost::OST_SET {
 
+// Loops over what a thread keeps in registers must be unrolled on the device, or it lies on the stack; loops that fetch must not be.
+#if defined(__CUDACC__)
+#define OST_UNROLL _Pragma("unroll")
+#define OST_ROLLED _Pragma("unroll 1")
+#else
+#define OST_UNROLL
+#define OST_ROLLED
+#endif
+
 constexpr int kThreads = 256;  // of every block
 
 struct Block {

@@ -17,7 +17,7 @@ from ._core import supported_kernels as _supported
 from ._ragged import Ragged
 
 if _TYPE_CHECKING:
-    from . import data, diagnostics, reference, safetensors
+    from . import cuda, data, diagnostics, reference, safetensors
     from ._explain import explain
     from .train import Trainer
 
@@ -25,7 +25,7 @@ if _TYPE_CHECKING:
 
 # What an import does not need is loaded when it is first asked for: `import ostinato` takes a third of the time.
 _LATER = {"Trainer": "train", "explain": "_explain"}
-_MODULES = ("data", "diagnostics", "reference", "safetensors", "train")
+_MODULES = ("cuda", "data", "diagnostics", "reference", "safetensors", "train")
 
 
 def __getattr__(name: str) -> _Any:
@@ -66,6 +66,7 @@ __all__ = [
     "Ragged",
     "Trainer",
     "__version__",
+    "cuda",
     "data",
     "diagnostics",
     "explain",

@@ -36,6 +36,7 @@ def info() -> dict[str, Any]:
         "cpu": _core.cpu_name(),
         "kernels": ost.kernels(),
         "threads": ost.get_num_threads(),
+        "cuda": {"devices": ost.cuda.devices(), "why_not": ost.cuda.why_not()},
         "extras": extras,
     }
 
@@ -51,6 +52,11 @@ def _info(args: argparse.Namespace) -> dict[str, Any]:
         runs, known = (", ".join(kernels[k]) for k in ("supported", "known"))
         print(f"kernels     {kernels['chosen']} chosen; this CPU runs {runs}; compiled: {known}")
         print(f"threads     {figures['threads']}")
+        for device in figures["cuda"]["devices"]:
+            name, sms, gigabytes = device["name"], device["multiprocessors"], device["memory_bytes"] / 1e9
+            print(f"cuda        {name}, {sms} multiprocessors, {gigabytes:.0f} GB; driver {device['driver']}")
+        if figures["cuda"]["why_not"]:
+            print(f"cuda        none: {figures['cuda']['why_not']}")
         for extra, packages in figures["extras"].items():
             missing = [m for m, there in packages.items() if not there]
             print(f"[{extra}]".ljust(12) + (f"not all there: no {', '.join(missing)}" if missing else "all there"))

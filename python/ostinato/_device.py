@@ -46,7 +46,11 @@ def _columns(cell: str) -> tuple[int, list[int]]:
 
 def emulated(turned: bool = False) -> Device:
     """The kernels on the CPU, one thread after the other; ``turned``: in the opposite order, which must not matter."""
-    return Device(np, lambda a: int(a.ctypes.data), lambda *call: _core.emulated(*call, turned))
+
+    def run(action: str, cell: int, itemsize: int, addresses: dict[str, Any]) -> None:
+        _core.emulated(action, cell, itemsize, addresses, turned)
+
+    return Device(np, lambda a: int(a.ctypes.data), run)
 
 
 @dataclass

@@ -1,0 +1,73 @@
+// The extension module for NVIDIA GPUs. It links the CUDA runtime statically and no driver: without one it loads, and says why there is no
+// device. Kernels are launched on the caller's stream; nothing here allocates, waits or reads from the device.
+#include <cuda_runtime.h>
+
+#include "calls.h"
+
+namespace ost::OST_SET {
+namespace {
+
+template <class K>
+__global__ void __launch_bounds__(kThreads, 1) entry(const __grid_constant__ K kernel, Index x, Index y) {
+  __shared__ typename K::Space space;
+  const Index i = blockIdx.x;
+  kernel(Block{i % x, i / x % y, i / x / y, false}, space);
+}
+
+void check(cudaError_t status, const char* what) {
+  if (status != cudaSuccess)
+    throw std::runtime_error(std::string("CUDA: ") + what + ": " + cudaGetErrorString(status) + " (" + cudaGetErrorName(status) + ")");
+}
+
+struct Stream {
+  cudaStream_t stream;
+
+  template <class K>
+  void operator()(const K& kernel) const {
+    const Grid grid = kernel.grid();
+    const Index blocks = grid.x * grid.y * grid.z;
+    if (blocks == 0) return;
+    if (blocks > Index(0x7fffffff)) fail("x", "fewer than 2^31 blocks of work for a kernel", std::to_string(blocks));
+    entry<<<dim3(unsigned(blocks)), kThreads, 0, stream>>>(kernel, grid.x, grid.y);
+    check(cudaPeekAtLastError(), "launching a kernel");
+  }
+};
+
+// "" where there is a device that the kernels run on.
+std::string why_not() {
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status == cudaErrorInsufficientDriver) return "there is no NVIDIA driver, or one that is too old for CUDA " + std::to_string(CUDART_VERSION / 1000);
+  if (status != cudaSuccess) return std::string(cudaGetErrorString(status)) + " (" + cudaGetErrorName(status) + ")";
+  if (count == 0) return "the driver knows of no device";
+  return "";
+}
+
+py::dict device_info(int device) {
+  cudaDeviceProp p;
+  check(cudaGetDeviceProperties(&p, device), "asking for a device's properties");
+  int driver = 0;
+  check(cudaDriverGetVersion(&driver), "asking for the driver's version");
+  py::dict d;
+  d["name"] = std::string(p.name), d["capability"] = py::make_tuple(p.major, p.minor), d["multiprocessors"] = p.multiProcessorCount;
+  d["memory_bytes"] = p.totalGlobalMem, d["driver"] = driver, d["runtime"] = CUDART_VERSION;
+  return d;
+}
+
+}  // namespace
+}  // namespace ost::OST_SET
+
+PYBIND11_MODULE(_cuda, m) {
+  using namespace ost;
+  m.doc() = "Kernels for NVIDIA GPUs: private to the package.";
+  m.def("why_not", &cuda::why_not);
+  m.def("device_count", [] {
+    int count = 0;
+    return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
+  });
+  m.def("device_info", &cuda::device_info, py::arg("device"));
+  m.def("run", [](const std::string& action, int cell, int itemsize, const py::dict& addresses, std::uintptr_t stream) {
+    const cuda::Stream run{reinterpret_cast<cudaStream_t>(stream)};
+    cuda::act_by_name(run, action, cell, itemsize, addresses);
+  });
+}

@@ -1,0 +1,47 @@
+"""NVIDIA GPUs: whether this installation has kernels for them and a device to run them on.
+
+The kernels are a module of their own, ``ostinato._cuda``, which is there only if the package was built with
+``-C cmake.define.OSTINATO_CUDA=ON``. It loads on machines without a driver too.
+
+>>> import ostinato as ost
+>>> ost.cuda.is_available() == (ost.cuda.why_not() == "")
+True
+"""
+
+from __future__ import annotations
+
+import importlib
+from functools import lru_cache
+from typing import Any
+
+__all__ = ["devices", "is_available", "why_not"]
+
+
+@lru_cache(maxsize=1)
+def _module() -> tuple[Any, str]:
+    """The module, or None and the reason."""
+    try:
+        return importlib.import_module("ostinato._cuda"), ""
+    except ModuleNotFoundError:
+        return None, "this ostinato was built without CUDA; build it with -C cmake.define.OSTINATO_CUDA=ON"
+    except ImportError as error:
+        return None, f"ostinato._cuda does not load: {error}"
+
+
+def why_not() -> str:
+    """Why there is no GPU to run on: one sentence; "" where there is one. Never raises."""
+    module, reason = _module()
+    return reason if module is None else str(module.why_not())
+
+
+def is_available() -> bool:
+    """Whether kernels can run on a GPU. Never raises."""
+    return why_not() == ""
+
+
+def devices() -> list[dict[str, Any]]:
+    """Name, compute capability, multiprocessors, bytes of memory, and the versions of driver and runtime of every GPU; often none."""
+    module, _ = _module()
+    if module is None or module.why_not():
+        return []
+    return [dict(module.device_info(k)) for k in range(module.device_count())]
