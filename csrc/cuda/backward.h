@@ -60,7 +60,8 @@ struct NormKernel {
   OST_HD void operator()(const Block& block, Space& space) const {
     const Index b = block.x;
     const bool active = p.clock().active(t, b);
-    OST_UNROLL for (int k = 0; k < C::kStates; ++k) {
+    OST_UNROLL
+    for (int k = 0; k < C::kStates; ++k) {
       block.each([&](int thread) {
         space.sums[thread] = 0;
         for (Index u = thread; u < p.hidden && active; u += kThreads) {

@@ -37,7 +37,8 @@ struct Stream {
 std::string why_not() {
   int count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
-  if (status == cudaErrorInsufficientDriver) return "there is no NVIDIA driver, or one that is too old for CUDA " + std::to_string(CUDART_VERSION / 1000);
+  if (status == cudaErrorInsufficientDriver)
+    return "there is no NVIDIA driver, or one that is too old for CUDA " + std::to_string(CUDART_VERSION / 1000);
   if (status != cudaSuccess) return std::string(cudaGetErrorString(status)) + " (" + cudaGetErrorName(status) + ")";
   if (count == 0) return "the driver knows of no device";
   return "";

@@ -23,8 +23,10 @@ struct Sums {
 template <class T>
 OST_HD void clear(const Block& block, PerThread<Sums<T>>& sums) {
   block.each([&](int thread) {
-    OST_UNROLL for (int i = 0; i < kThreadM; ++i) {
-      OST_UNROLL for (int j = 0; j < kThreadN; ++j) sums[thread].v[i][j] = T(0);
+    OST_UNROLL
+    for (int i = 0; i < kThreadM; ++i) {
+      OST_UNROLL
+      for (int j = 0; j < kThreadN; ++j) sums[thread].v[i][j] = T(0);
     }
   });
 }
@@ -34,11 +36,13 @@ template <class T, class A, class B>
 OST_HD void multiply(const Block& block, ProductSpace<T>& space, Range ks, A&& a, B&& b, PerThread<Sums<T>>& sums) {
   for (Index k0 = ks.begin; k0 < ks.end; k0 += kTileK) {
     block.each([&](int thread) {
-      OST_ROLLED for (int i = thread; i < kTileM * kTileK; i += kThreads) {
+      OST_ROLLED
+      for (int i = thread; i < kTileM * kTileK; i += kThreads) {
         const int m = i / kTileK, k = i % kTileK;
         space.a[k][m] = k0 + k < ks.end ? a(m, k0 + k) : T(0);
       }
-      OST_ROLLED for (int i = thread; i < kTileN * kTileK; i += kThreads) {
+      OST_ROLLED
+      for (int i = thread; i < kTileN * kTileK; i += kThreads) {
         const int n = i % kTileN, k = i / kTileN;
         space.b[k][n] = k0 + k < ks.end ? b(k0 + k, n) : T(0);
       }
@@ -47,9 +51,10 @@ OST_HD void multiply(const Block& block, ProductSpace<T>& space, Range ks, A&& a
       const int m = thread / (kTileN / kThreadN) * kThreadM, n = thread % (kTileN / kThreadN) * kThreadN;
       const int left = int(smaller<Index>(kTileK, ks.end - k0));
       for (int k = 0; k < left; ++k) {
-        OST_UNROLL for (int i = 0; i < kThreadM; ++i) {
-          OST_UNROLL for (int j = 0; j < kThreadN; ++j)
-            sums[thread].v[i][j] = fma(space.a[k][m + i], space.b[k][n + j], sums[thread].v[i][j]);
+        OST_UNROLL
+        for (int i = 0; i < kThreadM; ++i) {
+          OST_UNROLL
+          for (int j = 0; j < kThreadN; ++j) sums[thread].v[i][j] = fma(space.a[k][m + i], space.b[k][n + j], sums[thread].v[i][j]);
         }
       }
     });
@@ -61,8 +66,10 @@ template <class T, class F>
 OST_HD void for_sums(const Block& block, PerThread<Sums<T>>& sums, F&& f) {
   block.each([&](int thread) {
     const int m = thread / (kTileN / kThreadN) * kThreadM, n = thread % (kTileN / kThreadN) * kThreadN;
-    OST_UNROLL for (int i = 0; i < kThreadM; ++i) {
-      OST_UNROLL for (int j = 0; j < kThreadN; ++j) f(m + i, n + j, sums[thread].v[i][j]);
+    OST_UNROLL
+    for (int i = 0; i < kThreadM; ++i) {
+      OST_UNROLL
+      for (int j = 0; j < kThreadN; ++j) f(m + i, n + j, sums[thread].v[i][j]);
     }
   });
 }
