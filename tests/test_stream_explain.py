@@ -132,7 +132,10 @@ def test_the_plan_uses_directions_layers_rows_then_units(threads: None) -> None:
     assert plans(ost.nn.LSTM(128, 128), (100, 32, 128))["forward"][0]["threads"] == 1
 
 
-def test_explain_counts(threads: None) -> None:
+def test_explain_counts(threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Rates of a machine that does nothing else: 100 GFLOP/s, 100 GB/s.
+    monkeypatch.setattr(_core, "fma_peak", lambda seconds, itemsize: 100.0)
+    monkeypatch.setattr(_core, "read_bandwidth", lambda size, seconds: 100.0)
     e = ost.explain(ost.nn.GRU(7, 20, num_layers=2, bidirectional=True, rng=0), (11, 3, 7), training=True)
     lanes = _core.fma_lanes(4)
     padded = -(-20 // lanes) * lanes

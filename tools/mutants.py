@@ -116,10 +116,11 @@ def run(name: str, folder: Path) -> bool:
         check=False,
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    caught = done.returncode == 1 and bool(lines)
+    crashed = done.returncode < 0  # by a signal, such as a wrong address
+    caught = (done.returncode == 1 and bool(lines)) or crashed
     if not name:
         return caught
-    print(f"{'caught' if caught else 'MISSED':8}{name:36}{lines[0][:110] if lines else done.stdout[-300:]}", flush=True)
+    print(f"{'caught' if caught else 'MISSED':8}{name:36}{lines[0][:110] if lines else 'a crash' if crashed else done.stdout[-300:]}", flush=True)
     return caught
 
 
