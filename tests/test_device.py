@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from conftest import CELLS, TOLERANCE
-from ostinato import _check, _core, _device
+from ostinato import _check, _core, _device, cuda
 
 SIZES = [(5, 3, 4, 7), (3, 1, 1, 1), (2, 40, 3, 20), (0, 2, 3, 4), (4, 0, 3, 4), (6, 2, 70, 33)]
 
@@ -77,24 +77,31 @@ def control_of(p: dict[str, Any], control: dict[str, Any], one: Any) -> dict[str
     return out
 
 
-def on_device(cell: str, p: dict[str, Any], control: dict[str, Any], turned: bool) -> list[Any]:
+DEVICES = [_device.emulated(), _device.emulated(turned=True)] + ([_device.cuda()] if cuda.is_available() else [])
+
+
+def on_device(cell: str, p: dict[str, Any], control: dict[str, Any], device: _device.Device) -> list[Any]:
     steps, batch = p["x"].shape[:2]
-    w = _device.pack(_device.emulated(turned), cell, p["weights"], reverse=p["reverse"])
+    put = device.put
+    weights, restart = [put(a) for a in p["weights"]], tuple(put(a) for a in p["restart"])
+    w = _device.pack(device, cell, weights, reverse=p["reverse"])
     before = None
     lengths = None if p["lengths"] is None else np.ascontiguousarray(p["lengths"], np.int64)
     if p["resets"] is not None or p["mask"] is not None:
         before = _core.times_table(steps, batch, lengths, flags(p["resets"]), flags(p["mask"]), True, p["reverse"])
-    options = {"lengths": lengths, "before": before, "restart": p["restart"]}
-    y, h, c, tape = _device.forward(w, p["x"], p["h0"], p["c0"], train=True, **options)
-    again, h2, c2, _ = _device.forward(w, p["x"], p["h0"], p["c0"], **options)  # inference, without a tape
-    for a, b in ((y, again), (h, h2), (c, c2)):
-        assert (a is None and b is None) or np.array_equal(a, b)
-    grads = [None if a is None else np.zeros_like(a) for a in p["weights"]]
+    options = {"lengths": put(lengths), "before": put(before), "restart": restart}
+    x, h0, c0 = (put(p[n]) for n in ("x", "h0", "c0"))
+    y, h, c, tape = _device.forward(w, x, h0, c0, train=True, **options)
+    again = _device.forward(w, x, h0, c0, **options)  # inference, without a tape
+    for a, b in zip((y, h, c), again):
+        assert (a is None and b is None) or np.array_equal(device.get(a), device.get(b))
+    grads = [None if a is None else device.xp.zeros_like(a) for a in weights]
     assert tape is not None
-    out = _device.backward(tape, p["dy"], p["dh"], p["dc"], grads, **control_of(p, control, lambda a: a))
+    control = {n: put(v) if isinstance(v, np.ndarray) else v for n, v in control_of(p, control, lambda a: a).items()}
+    out = _device.backward(tape, *(put(p[n]) for n in ("dy", "dh", "dc")), grads, **control)
     if p["resets"] is None:
         out = (*out[:3], None, None, out[5])
-    return [y, h, c, *out, *grads]
+    return [device.get(a) for a in (y, h, c, *out, *grads)]
 
 
 @pytest.mark.parametrize("kind", ["none", "lengths", "resets", "mask", "all"])
@@ -125,9 +132,16 @@ def test_every_cell(cell: str, dtype: Any, sizes: Any, kind: str) -> None:
     ):
         p = problem(cell, dtype, sizes, kind, reverse)
         want = on_cpu(cell, p, control)
-        results = [on_device(cell, p, control, turned) for turned in (False, True)]
-        for name, a, b, c in zip(names, want, *results):
-            assert (a is None) == (b is None), name
+        results = [on_device(cell, p, control, device) for device in DEVICES]
+        for name, a, *others in zip(names, want, *results):
+            assert all((a is None) == (b is None) for b in others), name
             if a is not None:
-                close(b, a, name, dtype)
-                assert np.array_equal(b, c), f"{name} depends on the order of threads"
+                for b in others:
+                    close(b, a, name, dtype)
+                assert np.array_equal(others[0], others[1]), f"{name} depends on the order of threads"
+
+
+def test_no_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "why_not", lambda: "there is no NVIDIA driver")
+    with pytest.raises(RuntimeError, match="cuda: expected a GPU, but there is no NVIDIA driver"):
+        _device.cuda()

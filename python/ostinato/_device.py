@@ -30,6 +30,14 @@ class Device:
     address: Callable[[Any], int]
     run: Callable[[str, int, int, dict[str, Any]], None]
 
+    def put(self, a: Any) -> Any:
+        """A NumPy array on the device; None stays None."""
+        return None if a is None else self.xp.asarray(a)
+
+    def get(self, a: Any) -> Any:
+        """The same back."""
+        return a if a is None or isinstance(a, np.ndarray) else a.get()
+
     def launch(self, action: str, cell: str, itemsize: int, values: dict[str, Any]) -> None:
         """Run kernels on arrays and numbers by name."""
         addresses = {
@@ -51,6 +59,28 @@ def emulated(turned: bool = False) -> Device:
         _core.emulated(action, cell, itemsize, addresses, turned)
 
     return Device(np, lambda a: int(a.ctypes.data), run)
+
+
+def cuda() -> Device:
+    """The present GPU, with CuPy as its array library; kernels go to CuPy's current stream.
+
+    Raises:
+        RuntimeError: there is no GPU, or no CuPy; the message says which.
+    """
+    from . import cuda as gpu
+
+    if reason := gpu.why_not():
+        raise RuntimeError(f"cuda: expected a GPU, but {reason}")
+    try:
+        import cupy
+    except ImportError as error:
+        raise RuntimeError("cuda: expected CuPy, which is not installed: pip install cupy-cuda13x") from error
+    from . import _cuda
+
+    def run(action: str, cell: int, itemsize: int, addresses: dict[str, Any]) -> None:
+        _cuda.run(action, cell, itemsize, addresses, cupy.cuda.get_current_stream().ptr)
+
+    return Device(cupy, lambda a: int(a.data.ptr), run)
 
 
 @dataclass
