@@ -56,6 +56,10 @@ MUTANTS: dict[str, tuple[str, str, str]] = {  # name: file, what stands there, w
     "segments dealt apart": ("python/ostinato/_segments.py", 'options["order"] = self.order', 'options["order"] = None'),
     "dropout counts from the segment": ("csrc/stack.cpp", "std::uint64_t(call.first_step + t)", "std::uint64_t(t)"),
     "a held output forgotten": ("csrc/stack.cpp", "if (held[b]) output[b] = kHeld;", ""),
+    "a product of the device a link short": ("csrc/cuda/product.h", "for (int k = 0; k < left; ++k) {", "for (int k = 0; k + 1 < left; ++k) {"),
+    "gates of the device in another order": ("csrc/cuda/forward.h", "raw[(table.gate[begin + column] * hidden", "raw[(table.gate[column] * hidden"),
+    "a forgotten path of dh on the device": ("csrc/cuda/backward.h", "g.dh[i] = out.dprevious[0];", "g.dh[i] = T(0);"),
+    "a part of the device's gradients left out": ("csrc/cuda/backward.h", "for (int part = 0; part < parts; ++part) sum +=", "for (int part = 0; part < 1; ++part) sum +="),
     "a slot too many": ("csrc/bindings/stream.cpp", "all + (layer * batch + slots[i]) * s.hidden", "all + (layer * batch + i) * s.hidden"),
     "rows of the next sequence zeroed": ("csrc/cpu/forward.h", "if (rows.starts && rows.starts[b] + t >= rows.ends[b]) continue;", ""),
     "padding left as it was": ("csrc/cpu/forward.h", "fill_zero(at(rows, t, b), width);", ""),
@@ -83,6 +87,7 @@ TESTS = [
     "test_train",
     "test_sequences",
     "test_long",
+    "test_device",
     "test_files",
     "test_fit_proof",
 ]
@@ -120,7 +125,10 @@ def run(name: str, folder: Path) -> bool:
     caught = (done.returncode == 1 and bool(lines)) or crashed
     if not name:
         return caught
-    print(f"{'caught' if caught else 'MISSED':8}{name:36}{lines[0][:110] if lines else 'a crash' if crashed else done.stdout[-300:]}", flush=True)
+    print(
+        f"{'caught' if caught else 'MISSED':8}{name:36}{lines[0][:110] if lines else 'a crash' if crashed else done.stdout[-300:]}",
+        flush=True,
+    )
     return caught
 
 

@@ -5,8 +5,8 @@
 
 namespace ost::OST_SET {
 
-constexpr Index kPartRows = 4096;  // rows of one chain of a weight gradient, about
-inline int gradient_parts(Index steps, Index batch) { return int(larger<Index>(1, smaller<Index>(16, steps * batch / kPartRows))); }
+constexpr Index kPartRows = 256;  // rows of one chain of a weight gradient, at least
+inline int gradient_parts(Index steps, Index batch) { return int(larger<Index>(1, smaller<Index>(8, steps * batch / kPartRows))); }
 
 template <class C>
 inline constexpr bool kSharedDa = kProductCount<C> == 2 && product_columns<C>(0) == product_columns<C>(1);
