@@ -109,6 +109,16 @@ def on_device(cell: str, p: dict[str, Any], control: dict[str, Any], device: _de
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_cell(cell: str, dtype: Any, sizes: Any, kind: str) -> None:
+    compare(cell, dtype, sizes, kind)
+
+
+@pytest.mark.parametrize("cell", ["lstm_peephole", "gru_reset_before"])
+def test_gradients_in_several_parts(cell: str) -> None:
+    assert _core.gradient_parts(270, 2) == 2
+    compare(cell, np.float64, (270, 2, 3, 5), "all")
+
+
+def compare(cell: str, dtype: Any, sizes: Any, kind: str) -> None:
     names = [
         "y",
         "h",
