@@ -17,7 +17,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     tf: Any = pytest.importorskip("tensorflow", reason="tensorflow is not installed: pip install 'ostinato[bench-all]'")
     keras: Any = pytest.importorskip("keras", reason="keras is not installed: pip install 'ostinato[bench-all]'")
-if keras.backend.backend() != "tensorflow":
+if keras.backend.backend() != "tensorflow":  # the gradients below are taken by TensorFlow's tape
     pytest.skip("keras runs on another backend", allow_module_level=True)
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

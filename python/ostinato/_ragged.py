@@ -131,16 +131,23 @@ def times(x: Ragged, resets: Any, mask: Any, masked: str) -> dict[str, Any]:
     }
 
 
-def rows_of(name: str, given: Any, own: Ragged, of: str = "x") -> Array:
+def as_given(rows: Any, ragged: Ragged | None, listed: bool) -> Any:
+    """Flat rows in the form that x came in; what is no ragged input's stays as it is."""
+    if ragged is None or rows is None:
+        return rows
+    return list(ragged.like(rows)) if listed else ragged.like(rows)
+
+
+def rows_of(name: str, given: Any, own: Ragged) -> Array:
     """The flat rows of what goes with ``own``: a `Ragged` or a list cut at the same places, or flat rows."""
     given, _ = unwrapped(given, name)
     if isinstance(given, Ragged):
         if not np.array_equal(given.offsets, own.offsets):
-            raise ValueError(f"{name}: expected sequences as long as those of {of}, got others")
+            raise ValueError(f"{name}: expected sequences as long as those of x, got others")
         given = given.rows
     rows = _check.array(name, given)
     if rows.ndim == 0 or len(rows) != len(own.rows):
-        raise ValueError(f"{name}: expected {len(own.rows)} rows, as many as {of} has, got shape {rows.shape}")
+        raise ValueError(f"{name}: expected {len(own.rows)} rows, as many as x has, got shape {rows.shape}")
     return rows
 
 

@@ -18,7 +18,28 @@ from ._ragged import Ragged, rows_of
 __all__ = ["ArrayLoader", "RaggedLoader", "StreamLoader"]
 
 
-class ArrayLoader:
+class _Selections:
+    """Which samples of x go into which batch."""
+
+    carries_state = False
+    x: Any
+
+    def _select(self, batch_size: int, shuffle: bool, rng: int) -> None:
+        self.batch_size, self.shuffle = _check.positive("batch_size", batch_size), shuffle
+        self.rng = _check.positive("rng", rng, 0)
+
+    def __len__(self) -> int:
+        return -(-len(self.x) // self.batch_size)
+
+    def _selections(self, epoch: int, start: int) -> Iterator[Array]:
+        """The numbers of the samples of each batch, from batch ``start`` on."""
+        n = len(self.x)
+        order = np.random.default_rng((self.rng, epoch)).permutation(n) if self.shuffle else np.arange(n)
+        for k in range(start, len(self)):
+            yield order[k * self.batch_size : (k + 1) * self.batch_size]
+
+
+class ArrayLoader(_Selections):
     """Batches of samples ``x [N,T,I]`` (or ``[N,T]`` of indices) with targets ``[N,...]`` and lengths ``[N]``.
 
     >>> import numpy as np
@@ -31,8 +52,6 @@ class ArrayLoader:
         time_major: batches are ``[T,B,...]`` (views, without a copy beyond the selection), else ``[B,T,...]``.
         shuffle: a new order every epoch, that of (rng, epoch).
     """
-
-    carries_state = False
 
     def __init__(
         self,
@@ -54,21 +73,15 @@ class ArrayLoader:
         if target.shape[: len(wanted)] != wanted:
             raise ValueError(f"target: expected a shape that begins with {wanted}, got {target.shape}")
         self.lengths = _check.lengths(lengths, x.shape[1], x.shape[0])
-        self.batch_size, self.shuffle, self.outputs = _check.positive("batch_size", batch_size), shuffle, outputs
-        self.time_major, self.rng = time_major, _check.positive("rng", rng, 0)
-
-    def __len__(self) -> int:
-        return -(-len(self.x) // self.batch_size)
+        self._select(batch_size, shuffle, rng)
+        self.outputs, self.time_major = outputs, time_major
 
     def __iter__(self) -> Iterator[tuple[Array, Array, Array | None]]:
         return self.batches(0)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Array, Array, Array | None]]:
         """The batches of an epoch from number ``start`` on."""
-        n = len(self.x)
-        order = np.random.default_rng((self.rng, epoch)).permutation(n) if self.shuffle else np.arange(n)
-        for k in range(start, len(self)):
-            rows = order[k * self.batch_size : (k + 1) * self.batch_size]
+        for rows in self._selections(epoch, start):
             x, target = self.x[rows], self.target[rows]
             if self.time_major:
                 x = np.swapaxes(x, 0, 1)
@@ -87,7 +100,7 @@ def targets_of(target: Any, x: Ragged, outputs: str) -> Array:
     return a
 
 
-class RaggedLoader:
+class RaggedLoader(_Selections):
     """Batches of sequences of different lengths, without padding.
 
     >>> import numpy as np
@@ -101,8 +114,6 @@ class RaggedLoader:
         target: flat rows ``[N,...]``, or a `Ragged` or a list cut as x; with ``outputs="last"`` one a sequence, ``[B,...]``.
         shuffle: a new order every epoch, that of (rng, epoch).
     """
-
-    carries_state = False
 
     def __init__(
         self,
@@ -118,21 +129,14 @@ class RaggedLoader:
             raise TypeError(f"x: expected an ostinato.Ragged, got {type(x).__name__}")
         self.x, self.outputs = x, _check.choice("outputs", outputs, ("all", "last"))
         self.target: Array = targets_of(target, x, outputs)
-        self.batch_size, self.shuffle = _check.positive("batch_size", batch_size), shuffle
-        self.rng = _check.positive("rng", rng, 0)
-
-    def __len__(self) -> int:
-        return -(-len(self.x) // self.batch_size)
+        self._select(batch_size, shuffle, rng)
 
     def __iter__(self) -> Iterator[tuple[Ragged, Array]]:
         return self.batches(0)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Ragged, Array]]:
         """The batches of an epoch from number ``start`` on."""
-        n = len(self.x)
-        order = np.random.default_rng((self.rng, epoch)).permutation(n) if self.shuffle else np.arange(n)
-        for k in range(start, len(self)):
-            some = order[k * self.batch_size : (k + 1) * self.batch_size]
+        for some in self._selections(epoch, start):
             target = self.x.like(self.target).take(some).rows if self.outputs == "all" else self.target[some]
             yield self.x.take(some), target
 

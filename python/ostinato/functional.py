@@ -21,7 +21,7 @@ import numpy as np
 
 from . import _check, _core, _ragged
 from ._check import Array
-from ._ragged import Ragged, rows_like, unwrapped
+from ._ragged import Ragged, as_given, rows_like, unwrapped
 from ._segments import Chain, parse, plan_of
 
 __all__ = ["Gradients", "Packed", "Pullback", "gru", "gru_vjp", "lstm", "lstm_vjp", "pack", "rnn", "rnn_vjp"]
@@ -122,9 +122,7 @@ class _Call(NamedTuple):
 
     def shaped(self, rows: Array | None) -> Any:
         """Flat rows as x came."""
-        if self.ragged is None or rows is None:
-            return rows
-        return list(self.ragged.like(rows)) if self.listed else self.ragged.like(rows)
+        return as_given(rows, self.ragged, self.listed)
 
     def forward(self, out: Array | None, train: bool, states_only: bool = False) -> Any:
         options = {**self.options, "states_only": states_only}
@@ -193,7 +191,7 @@ def _train(call: _Call, memory_limit: str | int | None, outputs: str) -> tuple[A
             if a is not None and (
                 a.shape != shape or a.dtype != packed.dtype
             ):  # where there is no step, nobody else looks
-                skip = len(shape) - call.x.ndim if name == "x" else 1
+                skip = 0 if name == "x" else 1
                 raise ValueError(
                     f"{name}: expected shape {shape[skip:]} of {packed.dtype}, got {a.shape[skip:]} of {a.dtype}"
                 )

@@ -31,7 +31,7 @@ import numpy as np
 
 from . import _check, safetensors
 from ._check import Array
-from ._ragged import Ragged, flat_flags, unwrapped
+from ._ragged import Ragged, as_given, flat_flags, unwrapped
 from ._segments import parse as parse_limit
 from .data import ArrayLoader, RaggedLoader, targets_of
 from .losses import Loss
@@ -412,7 +412,7 @@ class Trainer:
             pieces = [x.take(np.arange(k, min(k + batch_size, len(x)))) for k in range(0, max(len(x), 1), batch_size)]
             outputs = [self._seen(part, self._forward(part, None, {})[0], np.empty(0), {})[0] for part in pieces]
             rows = np.concatenate(outputs)
-            return rows if self.outputs == "last" else list(x.like(rows)) if listed else x.like(rows)
+            return rows if self.outputs == "last" else as_given(rows, x, listed)
         x = _check.array("x", x)
         if x.ndim < 2:
             raise ValueError(f"x: expected shape (N, T, ...), got {x.shape}")

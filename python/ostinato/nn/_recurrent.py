@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from .. import _check, _ragged
 from .._check import Array, Seed
-from .._ragged import Ragged, rows_like, unwrapped
+from .._ragged import Ragged, as_given, rows_like, unwrapped
 from .._segments import Segmented, parse
 from . import init
 from ._layer import Layer, Pullback
@@ -42,10 +42,7 @@ class _Call(NamedTuple):
 
     def shaped(self, rows: Array) -> Any:
         """An array of flat rows as x came."""
-        if self.ragged is None:
-            return rows
-        out = self.ragged.like(rows)
-        return list(out) if self.listed else out
+        return as_given(rows, self.ragged, self.listed)
 
 
 class _Last:

@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import _check
 from .._check import Seed
-from .._ragged import Ragged, rows_like, unwrapped
+from .._ragged import Ragged, as_given, rows_like, unwrapped
 from ._block import Block, Views
 from ._layer import Layer, Pullback
 from ._recurrent import Recurrent
@@ -158,9 +158,7 @@ class Sequential(Layer):
                     dy = dy.rows if isinstance(dy, Ragged) else dy
                 elif dy is not None:
                     dy = pullbacks[k](dy, **options)
-            if sequences is not None and dy is not None:
-                dy = list(sequences.like(dy)) if listed else sequences.like(dy)
-            return dy, tuple(dstates)
+            return as_given(dy, sequences, listed), tuple(dstates)
 
         y = x
         return (list(y) if listed else y, tuple(new)), Pullback(self, backward)
