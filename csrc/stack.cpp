@@ -3,26 +3,13 @@
 #include <algorithm>
 #include <numeric>
 
+#define OST_SET once
+#include "core/philox.h"
+#include "core/times.h"
+
 namespace ost {
+using namespace once;
 namespace {
-
-struct Words {
-  std::uint32_t w[4];
-};
-
-Words philox(std::uint64_t key, Words c) {
-  std::uint32_t k0 = std::uint32_t(key), k1 = std::uint32_t(key >> 32);
-  for (int round = 0; round < 10; ++round) {
-    const std::uint64_t p0 = std::uint64_t(0xD2511F53u) * c.w[0], p1 = std::uint64_t(0xCD9E8D57u) * c.w[2];
-    c = {{std::uint32_t(p1 >> 32) ^ c.w[1] ^ k0, std::uint32_t(p1), std::uint32_t(p0 >> 32) ^ c.w[3] ^ k1, std::uint32_t(p0)}};
-    k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
-  }
-  return c;
-}
-
-Words unit_words(std::uint64_t key, std::uint32_t layer_direction, std::uint64_t t, std::uint32_t b, std::uint32_t quad) {
-  return philox(key, {{quad, b, std::uint32_t(t), layer_direction ^ std::uint32_t(t >> 32) << 16}});
-}
 
 template <class T>
 void add_rows(const Rows<T>& from, const Rows<T>& to, Index steps, Index batch, Index width) {
@@ -53,8 +40,6 @@ std::uint32_t philox_word(std::uint64_t key, std::uint32_t layer_direction, std:
   return unit_words(key, layer_direction, t, b, unit / 4).w[unit % 4];
 }
 
-bool dropout_keeps(std::uint32_t word, double rate) { return double(word >> 8) * (1.0 / 16777216.0) >= rate; }
-
 template <class T>
 void drop_rows(const StackShape& shape, Index layer, const StackCall<T>& call, const T* from, T* to) {
   const Index steps = call.steps, batch = call.batch;
@@ -78,7 +63,7 @@ template <class T>
 void dropout_flat(Index n, const T* x, T* y, double rate, std::uint64_t key) {
   const T scale = T(1 / (1 - rate));
   for (Index i = 0; i < n; i += 4) {
-    const Words words = philox(key, {{std::uint32_t(i / 4), std::uint32_t((i / 4) >> 32), 0, 0x80000000u}});
+    const Words words = element_words(key, i / 4);
     for (Index k = i; k < n && k < i + 4; ++k) y[k] = dropout_keeps(words.w[k - i], rate) ? x[k] * scale : T(0);
   }
 }
@@ -138,41 +123,26 @@ void set_times(StackCall<T>& call, const StackShape& shape, const Index* lengths
                bool repeat, const std::uint8_t* held, const std::uint8_t* resets_after, const std::uint8_t* restarted) {
   const Index steps = call.steps, batch = call.batch;
   if (!lengths && !resets && !mask && !resets_after) return;
-  std::vector<Index> ends(std::size_t(batch), steps);
-  if (lengths) ends.assign(lengths, lengths + batch);
-  if (lengths || mask) call.lengths = ends;
+  if (lengths || mask) call.lengths.assign(std::size_t(batch), steps);
+  if (lengths) call.lengths.assign(lengths, lengths + batch);
   if (resets || mask || resets_after) {
     for (const int from_end : {0, 1}) {
       if (from_end && shape.directions == 1 && !shape.reverse) continue;  // none runs from the end; the other tells who takes part
       std::vector<std::int32_t>& before = call.before[from_end];
       before.resize(std::size_t((steps + 1) * batch));
-      std::vector<std::int32_t> state(std::size_t(batch), kInitial), output(std::size_t(batch), kSkipped);
-      for (Index b = 0; b < batch && held && repeat; ++b)
-        if (held[b]) output[b] = kHeld;
-      for (Index b = 0; b < batch && restarted; ++b)
-        if (restarted[b]) state[b] = kRestart;
-      if (from_end == 0 && mask) std::fill(call.lengths.begin(), call.lengths.end(), 0);
+      const Given given{steps, batch, lengths, resets, mask, held, restarted, resets_after, repeat, from_end != 0};
+      std::vector<Place> places;
+      for (Index b = 0; b < batch; ++b) places.push_back(Place::first(given, b));
+      const bool count = from_end == 0 && mask;
+      if (count) std::fill(call.lengths.begin(), call.lengths.end(), 0);
       for (Index s = 0; s < steps; ++s) {
-        const Index t = from_end ? steps - 1 - s : s, boundary = from_end ? t + 1 : t;  // of two pieces
+        const Index t = from_end ? steps - 1 - s : s;
         for (Index b = 0; b < batch; ++b) {
-          const Index i = t * batch + b;
-          if (t >= ends[b]) {
-            before[i] = kSkipped;
-            continue;
-          }
-          const bool begins =
-              boundary < ends[b] ? resets && resets[boundary * batch + b] : resets_after && boundary == steps && resets_after[b];
-          if (begins) state[b] = kRestart, output[b] = kSkipped;
-          if (!mask || mask[i]) {
-            before[i] = state[b], state[b] = std::int32_t(t);
-            if (repeat) output[b] = std::int32_t(kHeld - 1 - t);
-            if (from_end == 0 && mask) ++call.lengths[b];
-          } else {
-            before[i] = output[b];
-          }
+          before[t * batch + b] = places[b].step(given, t, b);
+          if (count) call.lengths[b] += before[t * batch + b] > kSkipped;
         }
       }
-      std::copy(state.begin(), state.end(), before.begin() + steps * batch);
+      for (Index b = 0; b < batch; ++b) before[steps * batch + b] = places[b].state;
     }
   }
   if (call.lengths.empty()) return;

@@ -155,8 +155,6 @@ int stack_backward(const Tape<T>& tape, const StackGradients<T>& gradients, Poll
 
 // Philox4x32-10 (Salmon et al. 2011) as a function: the random word of one unit at (layer, direction, t, b).
 std::uint32_t philox_word(std::uint64_t key, std::uint32_t layer_direction, std::uint64_t t, std::uint32_t b, std::uint32_t unit);
-// A unit is kept with probability 1 - rate.
-bool dropout_keeps(std::uint32_t word, double rate);
 // y[i] = x[i] / (1 - rate) where kept, else 0; counter: position of the element.
 template <class T>
 void dropout_flat(Index n, const T* x, T* y, double rate, std::uint64_t key);

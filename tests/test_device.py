@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from conftest import CELLS, TOLERANCE
-from ostinato import _check, _core, _device, cuda
+from ostinato import _check, _core, _device, _on_device, cuda
 
 SIZES = [(5, 3, 4, 7), (3, 1, 1, 1), (2, 40, 3, 20), (0, 2, 3, 4), (4, 0, 3, 4), (6, 2, 70, 33)]
 
@@ -53,7 +53,7 @@ def flags(a: Any) -> Any:
 
 
 def on_cpu(cell: str, p: dict[str, Any], control: dict[str, Any]) -> list[Any]:
-    make = _check.typed("Packed", p["x"].dtype)
+    make = _check.typed("Packed", p["x"])
     packed = make(cell, p["x"].shape[2], p["h0"].shape[1], 1, False, [p["weights"]], True, p["reverse"], "exact")
     one = lambda a: None if a is None else a[None]
     options = {"restart_h": one(p["restart"][0]), "restart_c": one(p["restart"][1]), "repeat": True}
@@ -81,27 +81,44 @@ DEVICES = [_device.emulated(), _device.emulated(turned=True)] + ([_device.cuda()
 
 
 def on_device(cell: str, p: dict[str, Any], control: dict[str, Any], device: _device.Device) -> list[Any]:
-    steps, batch = p["x"].shape[:2]
-    put = device.put
+    steps, batch, hidden = p["dy"].shape
+    put, xp = device.put, device.xp
     weights, restart = [put(a) for a in p["weights"]], tuple(put(a) for a in p["restart"])
-    w = _device.pack(device, cell, weights, reverse=p["reverse"])
+    w = _on_device.pack(device, cell, weights, reverse=p["reverse"])
+    lengths = None if p["lengths"] is None else put(np.ascontiguousarray(p["lengths"], np.int64))
     before = None
-    lengths = None if p["lengths"] is None else np.ascontiguousarray(p["lengths"], np.int64)
     if p["resets"] is not None or p["mask"] is not None:
-        before = _core.times_table(steps, batch, lengths, flags(p["resets"]), flags(p["mask"]), True, p["reverse"])
-    options = {"lengths": put(lengths), "before": put(before), "restart": restart}
-    x, h0, c0 = (put(p[n]) for n in ("x", "h0", "c0"))
-    y, h, c, tape = _device.forward(w, x, h0, c0, train=True, **options)
-    again = _device.forward(w, x, h0, c0, **options)  # inference, without a tape
-    for a, b in zip((y, h, c), again):
-        assert (a is None and b is None) or np.array_equal(device.get(a), device.get(b))
-    grads = [None if a is None else device.xp.zeros_like(a) for a in weights]
-    assert tape is not None
+        given = {"lengths": lengths, "resets": put(flags(p["resets"])), "mask": put(flags(p["mask"]))}
+        before = _on_device.times_table(device, steps, batch, **given, repeat=1, from_end=int(p["reverse"]))
+    states = 1 if p["c0"] is None else 2
+
+    def pair() -> Any:
+        return tuple(xp.empty((batch, hidden), p["x"].dtype) if k < states else None for k in range(2))
+
+    def run(train: bool) -> Any:
+        y, end = xp.empty((steps, batch, hidden), p["x"].dtype), pair()
+        kept = _on_device.forward(
+            w, _on_device.Rows.of(put(p["x"])), _on_device.Rows.of(y), (put(p["h0"]), put(p["c0"])), end, (steps, batch),
+            lengths=lengths, before=before, restart=restart, train=train,
+        )  # fmt: skip
+        return y, *end, kept
+
+    y, h, c, kept = run(True)
+    for a, b in zip((y, h, c), run(False)):  # inference, without a tape
+        assert a is None or np.array_equal(_device.host(a), _device.host(b))
+    grads = [None if a is None else xp.zeros_like(a) for a in weights]
     control = {n: put(v) if isinstance(v, np.ndarray) else v for n, v in control_of(p, control, lambda a: a).items()}
-    out = _device.backward(tape, *(put(p[n]) for n in ("dy", "dh", "dc")), grads, **control)
-    if p["resets"] is None:
-        out = (*out[:3], None, None, out[5])
-    return [device.get(a) for a in (y, h, c, *out, *grads)]
+    if "dcells" in control:
+        control["dcells"] = None if control["dcells"] is None else _on_device.Rows.of(control["dcells"])
+    flow = xp.zeros((steps, states, batch), np.float64) if control.pop("flow", False) else None
+    dx, d0 = xp.empty(p["x"].shape, p["x"].dtype), pair()
+    reset = [xp.zeros(hidden, p["x"].dtype) if p["resets"] is not None and k < states else None for k in range(2)]
+    _on_device.backward(
+        kept, _on_device.Rows.of(put(p["dy"])), (put(p["dh"]), put(p["dc"])), d0, grads, dx=_on_device.Rows.of(dx),
+        drestart=tuple(reset), flow=flow, **control,
+    )  # fmt: skip
+    norms = None if flow is None else flow.sum(2)
+    return [_device.host(a) for a in (y, h, c, dx, *d0, *reset, norms, *grads)]
 
 
 @pytest.mark.parametrize("kind", ["none", "lengths", "resets", "mask", "all"])

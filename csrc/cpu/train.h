@@ -1,6 +1,7 @@
 // The training step outside the recurrences: softmax cross entropy, embedding, sums of squares, Adam, and the vector
 // functions by themselves.
 #pragma once
+#include "../core/adam.h"
 #include "math.h"
 #include "schedule.h"
 
@@ -124,20 +125,11 @@ struct AdamJob {
   static void run(void* self, int index, int count) {
     const auto& j = *static_cast<const AdamJob*>(self);
     const Range r = part_of(j.n, index, count);
-    const T b1 = T(j.s->beta1), b2 = T(j.s->beta2), c1 = T(1 - j.s->beta1), c2 = T(1 - j.s->beta2), eps = T(j.s->eps);
-    const T rate = T(j.s->rate / j.s->correction1), root = T(1 / __builtin_sqrt(j.s->correction2));
-    const T decay = j.s->decoupled ? T(0) : T(j.s->weight_decay), keep = j.s->decoupled ? T(1 - j.s->rate * j.s->weight_decay) : T(1);
+    const AdamRule<T> rule(*j.s);
     T* __restrict p = j.p, * __restrict m = j.m, * __restrict v = j.v;
     const T* __restrict grad = j.g;
-    for (Index i = r.begin; i < r.end; ++i) {
-      const T g = grad[i] + decay * p[i];
-      m[i] = b1 * m[i] + c1 * g;
-      v[i] = b2 * v[i] + c2 * g * g;
-      p[i] = keep * p[i] - rate * m[i] / (square_root(v[i]) * root + eps);
-    }
+    for (Index i = r.begin; i < r.end; ++i) rule.apply(p[i], grad[i], m[i], v[i]);
   }
-  static OST_HD float square_root(float x) { return __builtin_sqrtf(x); }
-  static OST_HD double square_root(double x) { return __builtin_sqrt(x); }
 };
 
 template <class T>

@@ -5,6 +5,7 @@
 
 #include "../bindings/arrays.h"
 #include "backward.h"
+#include "extras.h"
 
 namespace ost::OST_SET {
 
@@ -99,12 +100,50 @@ void act_on(Run& run, Action action, CellId cell, int itemsize, const Addresses&
    ...);
 }
 
+// What is not of a cell.
+template <class T, class Run>
+bool extra(Run& run, const std::string& action, const Addresses& a) {
+  const auto n = [&](const char* name) { return a.number<Index>(name); };
+  if (action == "times") {
+    const Given given{n("steps"),
+                      n("batch"),
+                      a.get<const Index>("lengths"),
+                      a.get<const std::uint8_t>("resets"),
+                      a.get<const std::uint8_t>("mask"),
+                      a.get<const std::uint8_t>("held"),
+                      a.get<const std::uint8_t>("restarted"),
+                      a.get<const std::uint8_t>("resets_after"),
+                      n("repeat") != 0,
+                      n("from_end") != 0};
+    run(TimesKernel{given, a.need<std::int32_t>("before")});
+  } else if (action == "drop") {
+    run(DropKernel<T>{a.get<const T>("from"), a.get<T>("to"), n("steps"), n("batch"), n("hidden"), n("directions"), n("layer"),
+                      n("first_step"), a.number<double>("rate"), a.number<std::uint64_t>("key")});
+  } else if (action == "drop_flat") {
+    run(DropFlatKernel<T>{a.get<const T>("from"), a.get<T>("to"), n("count"), a.number<double>("rate"), a.number<std::uint64_t>("key")});
+  } else if (action == "scatter") {
+    run(ScatterKernel<T>{a.get<const T>("from"), a.get<const Index>("ids"), a.get<const Index>("order"), a.get<T>("to"), n("count"),
+                         n("width"), n("rows")});
+  } else if (action == "adam") {
+    const auto x = [&](const char* name) { return a.number<double>(name); };
+    const AdamStep step{x("rate"),         x("beta1"),       x("beta2"),       x("eps"),
+                        x("weight_decay"), x("correction1"), x("correction2"), n("decoupled") != 0};
+    run(AdamKernel<T>{AdamRule<T>(step), n("count"), a.get<T>("p"), a.get<const T>("g"), a.get<T>("m"), a.get<T>("v")});
+  } else {
+    return false;
+  }
+  return true;
+}
+
+// `cell` is not looked at where the action is not of a cell.
 template <class Run>
 void act_by_name(Run& run, const std::string& action, int cell, int itemsize, const py::dict& values) {
+  const Addresses a(values);
+  if (itemsize == 4 ? extra<float>(run, action, a) : extra<double>(run, action, a)) return;
   const char* known[] = {"pack", "forward", "backward"};
   for (int i = 0; i < 3; ++i)
-    if (action == known[i]) return act_on(run, Action(i), CellId(cell), itemsize, Addresses(values), Cells());
-  fail("action", "pack, forward or backward", "'" + action + "'");
+    if (action == known[i]) return act_on(run, Action(i), CellId(cell), itemsize, a, Cells());
+  fail("action", "one that is known", "'" + action + "'");
 }
 
 // Of each cell, by its number: the columns of a pre-activation, and of each product.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from . import _core
+from . import _core, _device
 
 Array = npt.NDArray[Any]
 if TYPE_CHECKING:
@@ -82,20 +82,38 @@ def draw_key(rng: np.random.Generator) -> int:
     return int(rng.integers(0, 2**64, dtype=np.uint64))
 
 
+def is_array(value: object) -> bool:
+    """Whether it is an array, of NumPy or of a device."""
+    return isinstance(value, np.ndarray) or _device.of(value) is not None
+
+
 def array(name: str, value: object, ndim: int | tuple[int, ...] | None = None) -> Array:
-    """A NumPy array, of one of the given ranks."""
+    """An array of one of the given ranks: of NumPy, or of a device's library, as which those of others come back."""
     if not isinstance(value, np.ndarray):
-        raise TypeError(f"{name}: expected a numpy.ndarray, got {type(value).__name__}")
+        value = _device.taken(value)
+        if not is_array(value):
+            raise TypeError(f"{name}: expected a numpy.ndarray, got {type(value).__name__}")
+    a: Array = value  # type: ignore[assignment]  # arrays of a device are as good
     ranks = (ndim,) if isinstance(ndim, int) else ndim
-    if ranks is not None and value.ndim not in ranks:
-        raise ValueError(f"{name}: expected {' or '.join(map(str, ranks))} axes, got shape {value.shape}")
-    return value
+    if ranks is not None and a.ndim not in ranks:
+        raise ValueError(f"{name}: expected {' or '.join(map(str, ranks))} axes, got shape {a.shape}")
+    return a
+
+
+def read_only(a: Array) -> Array:
+    """The array, made read-only where its library knows of such."""
+    if isinstance(a, np.ndarray):
+        a.flags.writeable = False
+    return a
 
 
 def lengths(value: object, steps: int, batch: int) -> npt.NDArray[np.int64] | None:
     """Lengths [B] as int64; any integer dtype, zeros allowed."""
     if value is None:
         return None
+    value = _device.taken(value)
+    if _device.of(value) is not None:
+        return _device_lengths(value, steps, batch)
     a = np.asarray(value)
     if a.size == 0:
         a = a.astype(np.int64)
@@ -109,6 +127,15 @@ def lengths(value: object, steps: int, batch: int) -> npt.NDArray[np.int64] | No
     if bad.size:
         raise ValueError(f"lengths: expected values from 0 to T = {steps}, got {a[bad[0]]} at b = {bad[0]}")
     return np.ascontiguousarray(a, dtype=np.int64)
+
+
+def _device_lengths(a: Any, steps: int, batch: int) -> Any:
+    """Those on a device are not looked at, which would wait for it: what is out of range counts as 0 or T."""
+    if a.dtype.kind not in "iu":
+        raise TypeError(f"lengths: expected an integer dtype, got {a.dtype}; use lengths.astype(np.int64)")
+    if a.shape != (batch,):
+        raise ValueError(f"lengths: expected shape (B,) = ({batch},), got {a.shape}")
+    return np.clip(a, 0, steps).astype(np.int64)
 
 
 def flags(name: str, value: object, steps: int, batch: int, batch_first: bool = False) -> npt.NDArray[np.uint8] | None:
@@ -140,7 +167,8 @@ def times(
 def taking_part(
     steps: int, batch: int, lengths_: npt.NDArray[Any] | None, mask: npt.NDArray[Any] | None
 ) -> npt.NDArray[np.bool_]:
-    """``[T,B]``: which rows take part in which steps, of checked lengths and a time-major mask."""
+    """``[T,B]``: which rows take part in which steps, of checked lengths and a time-major mask; on the host."""
+    lengths_, mask = _device.host(lengths_), _device.host(mask)
     on: npt.NDArray[np.bool_] = np.arange(steps)[:, None] < (np.full(batch, steps) if lengths_ is None else lengths_)
     return on if mask is None else on & mask.view(np.bool_)
 
@@ -161,13 +189,17 @@ def gates(cell: str, tape: Any) -> dict[str, Array]:
     """The gates that a cell keeps for its backward pass, read-only."""
     out = {name: tape.saved(k) for k, name in enumerate(GATES.get(cell.split("_")[0], ()))}
     for a in out.values():
-        a.flags.writeable = False
+        read_only(a)
     return out
 
 
-def typed(name: str, dtype: np.dtype[Any]) -> Any:
-    """The native class or function ``name`` for this dtype."""
-    return getattr(_core, name + {"float32": "Float32", "float64": "Float64"}[dtype.name])
+def typed(name: str, like: Array) -> Any:
+    """The native class or function ``name`` for arrays such as this: of its dtype and on its device."""
+    if isinstance(like, np.ndarray):
+        return getattr(_core, name + {"float32": "Float32", "float64": "Float64"}[like.dtype.name])
+    from . import _on_device  # here: most programs never need it
+
+    return getattr(_on_device, name)
 
 
 def ids(name: str, value: object) -> npt.NDArray[np.int64]:
@@ -175,4 +207,5 @@ def ids(name: str, value: object) -> npt.NDArray[np.int64]:
     a = array(name, value)
     if a.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected an integer dtype, got {a.dtype}")
-    return np.ascontiguousarray(a, dtype=np.int64).reshape(-1)
+    flat: npt.NDArray[np.int64] = np.ascontiguousarray(a, dtype=np.int64).reshape(-1)
+    return flat

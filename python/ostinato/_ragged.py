@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import _check
+from . import _check, _device
 from ._check import Array
 
 
@@ -88,7 +88,7 @@ class Ragged:
                [3, 0]])
         """
         rows = self.rows if rows is None else rows
-        out = np.zeros((self.lengths.max(initial=0), len(self), *rows.shape[1:]), rows.dtype)
+        out = np.zeros((self.lengths.max(initial=0), len(self), *rows.shape[1:]), rows.dtype, like=rows)
         out[self._places()] = rows
         return out
 
@@ -171,7 +171,7 @@ def table(name: str, flags: Any, own: Ragged) -> npt.NDArray[np.uint8] | None:
 
 def unwrapped(x: Any, name: str = "x") -> tuple[Any, bool]:
     """x, a list of arrays made a `Ragged`; and whether it was one."""
-    listed = isinstance(x, (list, tuple)) and all(isinstance(a, np.ndarray) for a in x)
+    listed = isinstance(x, (list, tuple)) and all(_check.is_array(_device.taken(a)) for a in x)
     return (Ragged.join(x, name), True) if listed else (x, False)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from . import _check, _core
+from . import _check, _core, _device
 from ._check import Array
 from ._ragged import Ragged, rows_like
 
@@ -107,6 +107,8 @@ class Chain:
     def __init__(
         self, packed: Any, x: Array, times: dict[str, Any], plan: Schedule, *, dropout: float, key: int
     ) -> None:
+        kinds = ("lengths", "resets", "mask")
+        times = {name: _device.host(a) if name in kinds else a for name, a in times.items()}
         self.packed, self.x, self.times, self.plan = packed, x, times, plan
         self.reverse, self.dropout, self.key = bool(packed.reverse), dropout, key
         self.borders: dict[int, tuple[Array | None, Array | None]] = {}
@@ -189,7 +191,7 @@ class Chain:
             if tape is not None:
                 self.tapes[k] = tape, out
         if not order:  # no step: the states are those that were given
-            zeros = np.zeros((self.packed.layers, self.batch, self.packed.hidden_size), self.x.dtype)
+            zeros = np.zeros((self.packed.layers, self.batch, self.packed.hidden_size), self.x.dtype, like=self.x)
             h = zeros if h is None else h.copy()
             c = None if _core.cells()[self.packed.cell]["states"] == 1 else zeros.copy() if c is None else c.copy()
         assert h is not None
@@ -240,7 +242,7 @@ class Chain:
         """The gradient of a segment's outputs, by the caller's function; ``whole``: flat outputs are those of all segments."""
         t0, t1 = self._range(k)
         seen = out.view()
-        seen.flags.writeable = False
+        _check.read_only(seen)
         if self.starts is None:
             d: Array | None = dy(t0, seen)
             return d
@@ -250,7 +252,7 @@ class Chain:
         mine = rows_like("dy", dy(t0, rows), rows, out.shape[1])
         if places is None or mine is None:
             return mine
-        all_rows = np.empty(out.shape, mine.dtype)
+        all_rows = np.empty(out.shape, mine.dtype, like=mine)
         all_rows[places] = mine
         return all_rows
 
@@ -287,10 +289,10 @@ class Segmented:
     def _new(self, width: int) -> tuple[Array, Array]:
         """An array in the layer's layout, and the same time-major; or flat rows."""
         if self.call.ragged is not None:
-            a = np.empty((len(self.x), width), self.x.dtype)
+            a = np.empty((len(self.x), width), self.x.dtype, like=self.x)
             return a, a
         steps, batch = self.sizes
-        a = np.empty((batch, steps, width) if self.first else (steps, batch, width), self.x.dtype)
+        a = np.empty((batch, steps, width) if self.first else (steps, batch, width), self.x.dtype, like=self.x)
         return a, np.swapaxes(a, 0, 1) if self.first else a
 
     def _drop(self, layer: int, rows: Array) -> Array:
@@ -333,14 +335,14 @@ class Segmented:
     ) -> tuple[Array | None, Array | None, Array | None, Array | None, Array | None]:
         """dx, dh0, dc0 and the gradients of the restarts' states."""
         call, n = self.call, self.layers * self.directions
-        if isinstance(dy, np.ndarray) and self.first:
+        if _check.is_array(dy) and self.first:
             dy = np.swapaxes(dy, 0, 1)
         if dcells is not None and self.layer.batch_first:
             dcells = np.swapaxes(dcells, 1, 2)
         shape = (n, self.hidden)
         reset = call.options["resets"] is not None
-        dreset_h = np.zeros(shape, self.x.dtype) if reset else None
-        dreset_c = np.zeros(shape, self.x.dtype) if reset and self.layer._has_cells else None
+        dreset_h = np.zeros(shape, self.x.dtype, like=self.x) if reset else None
+        dreset_c = np.zeros(shape, self.x.dtype, like=self.x) if reset and self.layer._has_cells else None
         dh0: list[Any] = []
         dc0: list[Any] = []
         dx, rows = self._new(self.layer.input_size) if need_dx else (None, None)
@@ -351,7 +353,7 @@ class Segmented:
             if layer == 0:
                 into = rows
             elif d == 1:
-                below = into = np.empty(self.chains[k].x.shape, self.x.dtype)
+                below = into = np.empty(self.chains[k].x.shape, self.x.dtype, like=self.x)
             into_add = self.directions == 2 and d == 0  # the direction from the end has been before
             dreset = None if dreset_h is None else (self._part(dreset_h, k), self._part(dreset_c, k))
             part_h, part_c = self.chains[k].backward(

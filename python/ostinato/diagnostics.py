@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from . import _check
+from . import _check, _device
 from ._check import Array
 from ._ragged import Ragged, unwrapped
 from .nn import Layer, Recurrent, Sequential
@@ -118,7 +118,7 @@ def gradient_flow(
         pullback(ones if dy is None else dy, grads=model.new_grads(), need_dx=False)
     out = []
     for name, layer in recurrent.items():
-        tape, norms = seen[id(layer)]
+        tape, norms = seen[id(layer)][0], _device.host(seen[id(layer)][1])
         survival, facts = _survival(layer, tape), _facts(layer, tape)
         for part, end in enumerate(layer._suffixes()):
             dh, dc = (np.sqrt(norms[part][:, k]) if k < norms.shape[2] else None for k in (0, 1))
@@ -177,10 +177,11 @@ def _watching(recurrent: dict[str, Recurrent]) -> Iterator[dict[int, tuple[Any, 
 
 def _facts(layer: Recurrent, tape: Any) -> list[tuple[dict[str, float], Array]]:
     """Of each layer and direction: the saturation of its gates, and its dead units."""
-    on = tape.active()  # [T,B]
+    on = _device.host(tape.active())  # [T,B]
 
     def values(a: Array) -> Array:
-        v: Array = (a.swapaxes(0, 1) if layer.batch_first else a)[on]
+        host = _device.host(a)
+        v: Array = (host.swapaxes(0, 1) if layer.batch_first else host)[on]
         return v
 
     gates, hidden, out = _check.gates(layer._cell, tape), tape.hidden(), []
@@ -199,13 +200,14 @@ def _facts(layer: Recurrent, tape: Any) -> list[tuple[dict[str, float], Array]]:
 def _survival(layer: Recurrent, tape: Any) -> list[Array]:
     """A gradient of the last state alone, of the longest rows, on its way back: one backward pass for each layer and direction."""
     steps, batch = tape.shape
-    lengths = tape.active().sum(0)
+    lengths = _device.host(tape.active()).sum(0)
     longest = lengths == lengths.max(initial=0)
     ends, out = layer._suffixes(), []
     for part, end in enumerate(ends):
         dh = np.zeros((len(ends), batch, layer.hidden_size), layer.dtype)
         dh[part, longest] = np.random.default_rng(0).standard_normal(dh[part, longest].shape)
-        norms = tape.backward(None, dh, None, [[None] * 5] * len(ends), False, flow=True)[-1][part].sum(1)
+        start = _device.like(dh, layer._block.values)
+        norms = _device.host(tape.backward(None, start, None, [[None] * 5] * len(ends), False, flow=True)[-1])[part].sum(1)
         back = np.sqrt(norms if end.endswith("_reverse") else norms[::-1])  # from where the gradient begins
         back = back[np.flatnonzero(back)[0] :] if back.any() else back
         out.append(back / back[0] if back.size and back[0] > 0 else np.zeros(steps))
@@ -233,7 +235,7 @@ class FlowLog(Callback):
 
     def on_step(self, trainer: Trainer, step: int, loss: float, norm: float) -> None:
         if step % self.every == 0:
-            flow = gradient_flow(trainer.model, self.x, threshold=self.threshold)
+            flow = gradient_flow(trainer.model, trainer._placed(self.x), threshold=self.threshold)
             self.flows.append((step, flow))
             if self.echo is not None:
                 self.echo(f"step {step}: {flow}")

@@ -53,7 +53,7 @@ class Packed:
             raise ValueError(f"weight_hh: expected shape ({gates}*H, H), got {w_hh.shape}")
         if w_ih.shape[1] == 0:
             raise ValueError(f"weight_ih: expected at least one input, got shape {w_ih.shape}")
-        make = _check.typed("Packed", self.dtype)
+        make = _check.typed("Packed", w_ih)
         self.precision = _check.precision(self.dtype, precision)
         native, backward = _check.native_precision(self.dtype, self.precision), self.precision != "int8"
         self.native = make(cell, w_ih.shape[1], hidden, 1, False, [weights], backward, reverse, native)
@@ -178,7 +178,7 @@ def _train(call: _Call, memory_limit: str | int | None, outputs: str) -> tuple[A
     call = call._replace(h=h, c=c, options={**call.options, **copies})
     if memory_limit is None or parse(memory_limit)[0] == "states":
         y, h_n, c_n, tape = call.forward(None, True, memory_limit is not None)
-        y.flags.writeable = False
+        _check.read_only(y)
         pullback = Pullback(call, tape)
     else:
         steps, batch = call.sizes
@@ -199,11 +199,11 @@ def _train(call: _Call, memory_limit: str | int | None, outputs: str) -> tuple[A
         chain = Chain(packed.native, call.x, call.options, plan, dropout=0.0, key=0)
         rows = None
         if outputs == "all":
-            rows = np.empty((*call.x.shape[:-1], packed.native.hidden_size), packed.dtype)
+            rows = np.empty((*call.x.shape[:-1], packed.native.hidden_size), packed.dtype, like=call.x)
         h_n, c_n = chain.forward(h, c, rows)
         y = None if rows is None else rows.view()
         if y is not None:
-            y.flags.writeable = False
+            _check.read_only(y)
         pullback = Pullback(call, None, chain, rows)
     y = call.shaped(y) if outputs == "all" else None
     return y, h_n[0], None if c_n is None else c_n[0], pullback
@@ -299,12 +299,12 @@ class Pullback:
                 and (_check.array("dy", dy).shape != own or dy.dtype != packed.dtype)
             ):
                 raise ValueError(f"dy: expected shape {own} of {packed.dtype}, got {dy.shape} of {dy.dtype}")
-            dx, dreset = np.empty(call.x.shape, packed.dtype), [None, None]
+            dx, dreset = np.empty_like(call.x), [None, None]
             if call.options["resets"] is not None:
-                dreset = [np.zeros((1, size), packed.dtype) if k < states else None for k in range(2)]
+                dreset = [np.zeros((1, size), packed.dtype, like=call.x) if k < states else None for k in range(2)]
             pair = None if dreset[0] is None else (dreset[0], dreset[1])
             dh0, dc0 = self._chain.backward(dy, dh, dc, [grads], y=self._y, dx=dx, dreset=pair, **options)
-            zeros = np.zeros((1, call.sizes[1], size), packed.dtype)  # no step at all
+            zeros = np.zeros((1, call.sizes[1], size), packed.dtype, like=call.x)  # no step at all
             dh0, dc0 = zeros if dh0 is None else dh0, zeros if dc0 is None and states > 1 else dc0
         d_ih, d_hh, db_ih, db_hh, d_peephole = grads
         assert d_ih is not None

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from . import _check
+from . import _check, _device
 from ._check import Array
 
 __all__ = ["MAE", "MSE", "BinaryCrossEntropy", "CrossEntropy", "Huber", "Loss"]
@@ -45,15 +45,16 @@ class Loss:
             return None
         if y.ndim < 2:
             raise ValueError(f"lengths: expected y with axes for time and batch, got shape {y.shape}")
+        lengths = _device.host(_device.taken(lengths))
         if isinstance(lengths, np.ndarray) and lengths.dtype == np.bool_:
             if lengths.shape != y.shape[:2]:
                 raise ValueError(f"lengths: expected a mask of shape {y.shape[:2]}, that of y, got {lengths.shape}")
-            return lengths
+            return _device.like(lengths, y)
         batch, steps = y.shape[:2] if self.batch_first else y.shape[1::-1]
         ends = _check.lengths(lengths, steps, batch)
         assert ends is not None
         mask: Array = np.arange(steps)[:, None] < ends
-        return mask.T if self.batch_first else mask
+        return _device.like(mask.T if self.batch_first else mask, y)
 
 
 def _floats(name: str, y: object) -> Array:
@@ -72,7 +73,8 @@ class _Elementwise(Loss):
     def parts(
         self, y: Array, target: Array, lengths: object = None, *, gradient: bool = True
     ) -> tuple[float, int, Array | None]:
-        y, target = _floats("y", y), _check.array("target", target)
+        y = _floats("y", y)
+        target = _device.like(_check.array("target", target), y)
         if target.shape != y.shape:
             raise ValueError(f"target: expected the shape of y {y.shape}, got {target.shape}")
         mask = self._mask(y, lengths)
@@ -165,7 +167,8 @@ class CrossEntropy(Loss):
     def parts(
         self, y: Array, target: Array, lengths: object = None, *, gradient: bool = True
     ) -> tuple[float, int, Array | None]:
-        y, target = _floats("y", y), _check.array("target", target)
+        y = _floats("y", y)
+        target = _device.like(_check.array("target", target), y)
         if y.ndim == 0 or target.shape != y.shape[:-1]:
             raise ValueError(
                 f"target: expected shape {y.shape[:-1]}, that of y without its last axis, got {target.shape}"
@@ -180,7 +183,7 @@ class CrossEntropy(Loss):
             raise ValueError(f"target: expected class numbers from 0 to {y.shape[-1] - 1}, got {classes[bad[0]]}")
         classes[skip] = -1
         count = int(classes.size - np.count_nonzero(skip))
-        kernel: Any = _check.typed("softmax_cross_entropy_", y.dtype)
+        kernel: Any = _check.typed("softmax_cross_entropy_", y)
         logits = np.ascontiguousarray(y).reshape(target.size, y.shape[-1])
         total, dy = kernel(logits, classes, self.label_smoothing, 1 / max(count, 1), gradient)
         return float(total), count, None if dy is None else dy.reshape(y.shape)

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from . import _check
+from . import _check, _device
 from ._check import Array
 from .nn import Layer
 
@@ -197,7 +197,7 @@ def _schedule(rate: object) -> Schedule:
 
 def global_norm(model: Layer) -> float:
     """The Euclidean norm of all gradients of a model."""
-    total: float = _check.typed("square_sum_", model.dtype)(model.flat_grads)
+    total: float = _check.typed("square_sum_", model.flat_grads)(model.flat_grads)
     return math.sqrt(total) if total >= 0 else math.nan
 
 
@@ -249,11 +249,13 @@ class Optimizer:
         size = model.flat.size
         for name in self._buffers:
             if name not in self.state:
-                self.state[name] = np.zeros(size, model.dtype)
+                self.state[name] = np.zeros(size, model.dtype, like=model.flat)
             if self.state[name].shape != (size,) or self.state[name].dtype != model.dtype:
                 raise ValueError(
                     f"model: expected the one that this optimiser has stepped so far, got one of {size} parameters"
                 )
+            if _device.of(self.state[name]) is not _device.of(model.flat):  # the model has moved since
+                self.state[name] = _device.like(_device.host(self.state[name]), model.flat)
         rate, taken = self.rate, self.steps
         self.steps += 1
         with model.write() as p:
@@ -274,7 +276,7 @@ class Optimizer:
             "steps": self.steps,
             "started": dict(self.started),
             "schedule": self.schedule.state_dict(),
-            "buffers": {k: v.copy() for k, v in self.state.items()},
+            "buffers": {k: np.array(_device.host(v)) for k, v in self.state.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -380,7 +382,7 @@ class Adam(Optimizer):
         mean, square = state
         b1, b2 = self.betas
         corrections = (1 - b1**age, 1 - b2**age)
-        _check.typed("adam_", p.dtype)(p, g, mean, square, rate, b1, b2, self.eps, decay, *corrections, self._decoupled)
+        _check.typed("adam_", p)(p, g, mean, square, rate, b1, b2, self.eps, decay, *corrections, self._decoupled)
 
 
 class AdamW(Adam):

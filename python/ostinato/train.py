@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from . import _check, safetensors
+from . import _check, _device, safetensors
 from ._check import Array
 from ._ragged import Ragged, as_given, flat_flags, unwrapped
 from ._segments import parse as parse_limit
@@ -321,7 +321,7 @@ class Trainer:
             return RaggedLoader(
                 self._floats(x), data[1], batch_size=batch_size, shuffle=shuffle, outputs=self.outputs, rng=seed
             )
-        if isinstance(data, (tuple, list)) and 2 <= len(data) <= 3 and all(isinstance(d, np.ndarray) for d in data[:2]):
+        if isinstance(data, (tuple, list)) and 2 <= len(data) <= 3 and all(_check.is_array(d) for d in data[:2]):
             x, target, lengths = (*data, None)[:3]
             if isinstance(lengths, Mapping):
                 raise TypeError(
@@ -343,6 +343,16 @@ class Trainer:
                 f"data: expected (x, target[, lengths]) or an iterable of such batches, got {type(data).__name__}"
             )
         return data
+
+    def _placed(self, a: Any) -> Any:
+        """An array, or sequences, where the model is."""
+        if isinstance(a, Ragged):
+            return a.like(self._placed(a.rows))
+        return _device.like(a, self.model._block.values) if isinstance(a, np.ndarray) else a
+
+    def _back(self, y: Any, x: Any) -> Any:
+        """Outputs where the input was."""
+        return _device.host(y) if isinstance(x, np.ndarray) else y
 
     def _floats(self, x: Any) -> Any:
         """x in the dtype of the model, if it is one of real numbers."""
@@ -374,7 +384,7 @@ class Trainer:
                 raise ValueError(
                     f"loss: expected batch_first={not self.time_major}, as the model has it, got {self.loss.batch_first}"
                 )
-            yield x, target, times
+            yield self._placed(x), self._placed(target), times
 
     # -- public --------------------------------------------------------------------------------------------------
 
@@ -409,9 +419,10 @@ class Trainer:
             if lengths is not None:
                 raise ValueError(f"lengths: expected None with ragged sequences, got {type(lengths).__name__}")
             x = self._floats(x)
-            pieces = [x.take(np.arange(k, min(k + batch_size, len(x)))) for k in range(0, max(len(x), 1), batch_size)]
+            takes = (np.arange(k, min(k + batch_size, len(x))) for k in range(0, max(len(x), 1), batch_size))
+            pieces = [self._placed(x.take(numbers)) for numbers in takes]
             outputs = [self._seen(part, self._forward(part, None, {})[0], np.empty(0), {})[0] for part in pieces]
-            rows = np.concatenate(outputs)
+            rows = self._back(np.concatenate(outputs), x.rows)
             return rows if self.outputs == "last" else as_given(rows, x, listed)
         x = _check.array("x", x)
         if x.ndim < 2:
@@ -420,12 +431,12 @@ class Trainer:
         parts = []
         lens = _check.lengths(lengths, x.shape[1], x.shape[0])
         for k in range(0, max(len(x), 1), batch_size):
-            rows = x[k : k + batch_size]
+            rows = self._placed(x[k : k + batch_size])
             some = {} if lens is None else {"lengths": lens[k : k + batch_size]}
             y, _ = self._forward(np.swapaxes(rows, 0, 1) if self.time_major else rows, None, some)
             picked, where = self._pick(y, some, x.shape[1])
             parts.append(picked if where is not None or not self.time_major else np.swapaxes(picked, 0, 1))
-        return np.concatenate(parts)
+        return self._back(np.concatenate(parts), x)
 
     def fit(
         self,
@@ -669,12 +680,12 @@ class _Fit:
         t, tensors = self.trainer, {}
         self.at.seconds = time.monotonic() - self._started
         for name, value in t.model.parameters().items():
-            tensors[f"model.{name}"] = value
+            tensors[f"model.{name}"] = _device.host(value)
         optimizer = t.optimizer.state_dict()
         for name, value in optimizer.pop("buffers").items():
             tensors[f"optimizer.{name}"] = value
         if self.best_parameters is not None:
-            tensors["best"] = self.best_parameters
+            tensors["best"] = _device.host(self.best_parameters)
         state = _pack_state(self.state, tensors, "state")
         at = dict(vars(self.at), best=None if math.isinf(self.at.best) else self.at.best)
         rngs = [m._rng.bit_generator.state for m in _layers(t.model) if hasattr(m, "_rng")]
@@ -719,9 +730,9 @@ class _Fit:
             ) from None
         t.optimizer.load_state_dict(optimizer)
         self.at = _Progress(**{**meta["at"], "best": math.inf if meta["at"]["best"] is None else meta["at"]["best"]})
-        self.state = _unpack_state(meta["state"], tensors)
+        self.state = _unpack_state(meta["state"], {n: self.trainer._placed(a) for n, a in tensors.items()})
         self.history = History(meta["rows"], meta["best"])
-        self.best_parameters = tensors.get("best")
+        self.best_parameters = self.trainer._placed(tensors.get("best"))
         for m, state in zip((m for m in _layers(t.model) if hasattr(m, "_rng")), meta["rngs"]):
             m._rng.bit_generator.state = state
         self.resumed = True
@@ -825,8 +836,8 @@ def _from(iterable: Iterable[Any], start: int) -> Iterator[Any]:
 def _pack_state(state: Any, tensors: dict[str, Array], name: str) -> Any:
     if state is None:
         return None
-    if isinstance(state, np.ndarray):
-        tensors[name] = state
+    if _check.is_array(state):
+        tensors[name] = _device.host(state)
         return name
     return [_pack_state(s, tensors, f"{name}.{k}") for k, s in enumerate(state)]
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from .. import _check, _device
 from .._check import Array
+from .._device import Device
 
 ALIGN = 64  # bytes: every segment begins on a cache line
 
@@ -41,14 +43,18 @@ class Block:
             end = -(-(end + a.size) // step) * step
         self.values, self.grads = _aligned(end, dtype), _aligned(end, dtype)
         for name, a in arrays.items():
-            self.view(self.values, name)[...] = a
+            self.view(self.values, name)[...] = _device.host(a)
+        devices = [_device.of(a) for a in arrays.values()]
+        if any(d is not devices[0] for d in devices):
+            raise ValueError("layers: expected layers on one device, got some on another")
+        if devices and devices[0] is not None:
+            self.move(devices[0])
 
     def view(self, buffer: Array, name: str, *, writable: bool = True) -> Array:
         """The part of a buffer that is one parameter, in its shape."""
         e = self.entries[name]
         v = buffer[e.offset : e.offset + e.size].reshape(e.shape)
-        v.flags.writeable = writable and buffer.flags.writeable
-        return v
+        return v if writable else _check.read_only(v)
 
     def mark(self, pattern: str, *, trainable: bool | None = None, decay: bool | None = None) -> list[str]:
         """Set a flag of every parameter whose name matches the shell pattern; returns the names."""
@@ -67,9 +73,21 @@ class Block:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         for name in ("values", "grads"):  # a copy or an unpickled array lies anywhere
-            buffer = _aligned(state[name].size, state[name].dtype)
-            buffer[...] = state[name]
-            setattr(self, name, buffer)
+            if isinstance(state[name], np.ndarray):
+                setattr(self, name, _aligned_copy(state[name]))
+
+    def move(self, device: Device | None) -> None:
+        """To a device, or (None) to the CPU; a version of its own, so that what was packed elsewhere is not taken for its weights."""
+        for name in ("values", "grads"):
+            a = _device.host(getattr(self, name))
+            setattr(self, name, _aligned_copy(a) if device is None else device.put(a))
+        self.version += 1
+
+
+def _aligned_copy(a: Array) -> Array:
+    buffer = _aligned(a.size, a.dtype)
+    buffer[...] = a
+    return buffer
 
 
 def _aligned(size: int, dtype: np.dtype[Any]) -> Array:
@@ -112,5 +130,4 @@ class Views(Mapping[str, Array]):
         step = ALIGN // self._buffer.itemsize
         v: Array = self._buffer[own[0].offset : -(-(own[-1].offset + own[-1].size) // step) * step]
         v = v.view()
-        v.flags.writeable = self._writable and self._buffer.flags.writeable
-        return v
+        return v if self._writable else _check.read_only(v)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import _check, _core
+from .. import _check, _core, _device
 from .._check import Array
 from ._block import Block, Views
 
@@ -86,6 +86,33 @@ class Layer:
         return self.grads.flat
 
     @property
+    def device(self) -> str:
+        """Where the parameters are and where the layer runs: "cpu", or "cuda:0" and so on."""
+        return _device.name_of(self._block.values)
+
+    def to(self, device: str) -> Any:
+        """Move the parameters and their gradients; the layer then takes and gives arrays of that device. Returns the layer.
+
+        >>> import ostinato as ost
+        >>> ost.nn.GRU(3, 5, rng=0).to("cpu").device
+        'cpu'
+
+        Args:
+            device: "cpu"; "cuda", the present GPU; "cuda:0" and so on.
+
+        Raises:
+            ValueError: no such name; or the layer is part of a model, which moves as a whole.
+            RuntimeError: there is no GPU, no module for GPUs or no CuPy; the message says which.
+        """
+        if self._owner is not None:
+            raise ValueError("device: expected the whole model to be moved, got one of its layers")
+        self._move(_device.named(device))
+        return self
+
+    def _move(self, device: _device.Device | None) -> None:
+        self._block.move(device)
+
+    @property
     def version(self) -> int:
         """A number that every change of a parameter raises."""
         return self._block.version
@@ -128,7 +155,7 @@ class Layer:
 
     def state_dict(self) -> dict[str, Array]:
         """Copies of all parameters, under PyTorch's names and in its shapes."""
-        return {n: np.array(v) for n, v in self.parameters().items()}
+        return {n: np.array(_device.host(v)) for n, v in self.parameters().items()}
 
     def load_state_dict(self, mapping: Mapping[str, Any]) -> None:
         """Take parameters from a mapping of names to arrays (PyTorch tensors too): all of them or none.
@@ -143,7 +170,7 @@ class Layer:
             raise KeyError(f"mapping: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}")
         arrays = {}
         for name, view in own.items():
-            value = mapping[name]
+            value = _device.host(mapping[name])
             if hasattr(value, "detach"):
                 value = value.detach().cpu().numpy()
             a = np.asarray(value)
@@ -160,7 +187,7 @@ class Layer:
             arrays[name] = cast
         with self.write() as p:
             for name, a in arrays.items():
-                p[name][...] = a
+                p[name][...] = _device.like(a, p[name])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the parameters as a safetensors file. The file is whole or, on an error, as it was."""

@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import _check
+from .. import _check, _device
 from .._check import Array, Seed
 from ._layer import Layer, Pullback
 
 
-def _rows(name: str, x: Array, width: int, dtype: np.dtype[Any]) -> Array:
+def _rows(name: str, x: Array, width: int, dtype: np.dtype[Any], like: Array | None = None) -> Array:
     """x [..., width] as contiguous rows [N, width]."""
     x = _check.array(name, x)
+    if like is not None:
+        _device.same(name, x, like)
     if x.dtype != dtype:
         raise TypeError(f"{name}: expected dtype {dtype}, got {x.dtype}; use {name}.astype(np.{dtype})")
     if x.ndim == 0 or x.shape[-1] != width:
@@ -25,14 +27,14 @@ def _rows(name: str, x: Array, width: int, dtype: np.dtype[Any]) -> Array:
 
 def _gradient_rows(dy: Array, y: Array) -> Array:
     """dy as rows, which must have the shape of y."""
-    if _check.array("dy", dy).shape != y.shape:
+    dy = _check.array("dy", dy)
+    if dy.shape != y.shape:
         raise ValueError(f"dy: expected the shape of y {y.shape}, got {dy.shape}")
-    return _rows("dy", dy, y.shape[-1], y.dtype)
+    return _rows("dy", dy, y.shape[-1], y.dtype, y)
 
 
 def _read_only(y: Array) -> Array:
-    y.flags.writeable = False
-    return y
+    return _check.read_only(y)
 
 
 def _flat(x: Array, dtype: np.dtype[Any]) -> Array:
@@ -74,11 +76,11 @@ class Linear(Layer):
 
     def _pack(self, backward: bool) -> Any:
         p = self.parameters()
-        return _check.typed("PackedLinear", self._dtype)(p["weight"], p.get("bias"), backward)
+        return _check.typed("PackedLinear", self._block.values)(p["weight"], p.get("bias"), backward)
 
     def __call__(self, x: Array) -> Array:
         """y ``[..., O]`` of x ``[..., I]``."""
-        y: Array = self._packed(False).forward(_rows("x", x, self.in_features, self._dtype))
+        y: Array = self._packed(False).forward(_rows("x", x, self.in_features, self._dtype, self._block.values))
         return y.reshape(*x.shape[:-1], self.out_features)
 
     def _join_stream(self, native: Any) -> None:
@@ -86,7 +88,7 @@ class Linear(Layer):
 
     def vjp(self, x: Array, *, rng: Seed = None) -> tuple[Array, Pullback]:
         """y, and a pullback: ``dx = pullback(dy)``."""
-        rows, packed = _rows("x", x, self.in_features, self._dtype), self._packed(True)
+        rows, packed = _rows("x", x, self.in_features, self._dtype, self._block.values), self._packed(True)
 
         def backward(grads: dict[str, Array | None], dy: Array, need_dx: bool) -> Array | None:
             d = _gradient_rows(dy, y)
@@ -124,20 +126,25 @@ class Embedding(Layer):
 
     def __call__(self, x: Array) -> Array:
         """y ``[..., E]`` of whole numbers x ``[...]`` from 0 to N - 1."""
-        y: Array = _check.typed("embedding_gather_", self._dtype)(_check.ids("x", x), self.parameters()["weight"])
+        y: Array = _check.typed("embedding_gather_", self._block.values)(self._ids(x), self.parameters()["weight"])
         return y.reshape(*x.shape, self.embedding_dim)
+
+    def _ids(self, x: Array) -> Array:
+        ids = _check.ids("x", x)
+        _device.same("x", ids, self._block.values)
+        return ids
 
     def _join_stream(self, native: Any) -> None:
         native.add_embedding(self.parameters()["weight"])
 
     def vjp(self, x: Array, *, rng: Seed = None) -> tuple[Array, Pullback]:
         """y, and a pullback, which returns None: indices have no gradient."""
-        ids = _check.ids("x", x)
+        ids = self._ids(x)
 
         def backward(grads: dict[str, Array | None], dy: Array, need_dx: bool) -> None:
             d = _gradient_rows(dy, y)
             if grads["weight"] is not None:
-                _check.typed("embedding_scatter_", self._dtype)(ids, d, grads["weight"])
+                _check.typed("embedding_scatter_", d)(ids, d, grads["weight"])
 
         y = _read_only(self(x))
         return y, self._pullback(backward)
@@ -173,7 +180,7 @@ class Dropout(Layer):
         key = _check.draw_key(self._rng if rng is None else _check.generator(rng))
 
         def drop(flat: Array) -> Array:
-            dropped: Array = _check.typed("dropout_", self._dtype)(flat, self.rate, key)
+            dropped: Array = _check.typed("dropout_", flat)(flat, self.rate, key)
             return dropped.reshape(x.shape)
 
         def backward(grads: dict[str, Array | None], dy: Array, need_dx: bool) -> Array:
@@ -202,7 +209,7 @@ class Activation(Layer):
     def __call__(self, x: Array) -> Array:
         """phi(x)."""
         flat = _flat(x, self._dtype)
-        y: Array = np.maximum(flat, 0) if self.name == "relu" else _check.typed("map_", self._dtype)(self.name, flat)
+        y: Array = np.maximum(flat, 0) if self.name == "relu" else _check.typed("map_", flat)(self.name, flat)
         return y.reshape(x.shape)
 
     def _join_stream(self, native: Any) -> None:

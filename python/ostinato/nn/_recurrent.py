@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .. import _check, _ragged
+from .. import _check, _device, _ragged
 from .._check import Array, Seed
 from .._ragged import Ragged, as_given, rows_like, unwrapped
 from .._segments import Segmented, parse
@@ -73,11 +73,12 @@ class _Last:
         batch, steps, width = self.shape
         if d is None:
             return None, dh
-        if _check.array("dy", d).shape != self.y.shape or d.dtype != self.y.dtype:
+        d = _check.array("dy", d)
+        if d.shape != self.y.shape or d.dtype != self.y.dtype:
             raise ValueError(f"dy: expected shape {self.y.shape} of {self.y.dtype}, got {d.shape} of {d.dtype}")
         size = self.layer.hidden_size
         out = (
-            np.zeros((self.layer.num_layers * self.layer._directions, batch, size), d.dtype)
+            np.zeros((self.layer.num_layers * self.layer._directions, batch, size), d.dtype, like=d)
             if dh is None
             else dh.copy()
         )
@@ -85,7 +86,7 @@ class _Last:
         if self.layer._directions == 1:
             return None, out
         shape: tuple[int, ...] = self.shape if self.layer.batch_first else (steps, batch, width)
-        dy = np.zeros(shape if self.call.ragged is None else (len(self.call.ragged.rows), width), d.dtype)
+        dy = np.zeros(shape if self.call.ragged is None else (len(self.call.ragged.rows), width), d.dtype, like=d)
         where, back = self._where(), d[:, size:]
         dy[..., size:][where] = back[self.rows]
         alone = np.setdiff1d(np.arange(batch), self.rows)
@@ -293,11 +294,12 @@ class Recurrent(Layer):
                 new[name] = np.concatenate([make(block, g, h) for _ in range(self._gates)])
         with self.write() as p:
             for name, value in new.items():
-                p[name][...] = value
+                p[name][...] = _device.like(value, p[name])
             for end in self._suffixes() if forget_bias is not None else []:
                 p["bias_ih" + end][h : 2 * h], p["bias_hh" + end][h : 2 * h] = forget_bias, 0
             for end in self._suffixes() if chrono is not None else []:
                 value = init.chrono(h, chrono or 0, g)
+                value = _device.like(value, self._block.values)
                 for gate, gate_bias in ((keep, value), (write, -value)):
                     if gate is not None:
                         p["bias_ih" + end][gate * h : (gate + 1) * h], p["bias_hh" + end][gate * h : (gate + 1) * h] = (
@@ -309,14 +311,14 @@ class Recurrent(Layer):
     # -- running -------------------------------------------------------------------------------------------------
 
     def _pack(self, backward: bool) -> Any:
-        make = _check.typed("Packed", self._dtype)
+        make = _check.typed("Packed", self._block.values)
         parts, precision = self._parts(self.parameters()), _check.native_precision(self._dtype, self._precision)
         sizes = (self.input_size, self.hidden_size, self.num_layers)
         return make(self._cell, *sizes, self.bidirectional, parts, backward, precision=precision)
 
     def _pack_apart(self) -> list[Any]:
         """Every layer and direction packed by itself."""
-        make, precision = _check.typed("Packed", self._dtype), _check.native_precision(self._dtype, self._precision)
+        make, precision = _check.typed("Packed", self._block.values), _check.native_precision(self._dtype, self._precision)
         parts, d = self._parts(self.parameters()), self._directions
         inputs = [self.input_size if k < d else d * self.hidden_size for k in range(len(parts))]
         one = (self.hidden_size, 1, False)
@@ -340,7 +342,7 @@ class Recurrent(Layer):
         if single:
             h, c = (None if s is None else _check.array("state", s, 2)[:, None] for s in (h, c))
             if lengths is not None and np.size(lengths) == 1:  # type: ignore[arg-type]  # anything; it is checked below
-                lengths = np.reshape(np.asarray(lengths), (1,))
+                lengths = lengths.reshape(1) if _check.is_array(lengths) else np.reshape(np.asarray(lengths), (1,))  # type: ignore[attr-defined]
             resets, mask = (self._with_batch(n, a, 1) for n, a in (("resets", resets), ("mask", mask)))
         options = _check.times(x, lengths, resets, mask, masked, self.batch_first)
         h, c, learned = self._start(h, c, options, x.shape[0 if self.batch_first else 1])
@@ -556,7 +558,7 @@ class Recurrent(Layer):
         y = last.y if last is not None else None if outputs == "none" else y
         if y is not None:
             y = y.view()  # a segment that runs again writes its outputs again
-            y.flags.writeable = False
+            _check.read_only(y)
 
         def backward(
             grads: dict[str, Array | None], dy: Any, dstate: State, need_dx: bool, dcells: Array | None = None
@@ -584,11 +586,11 @@ class Recurrent(Layer):
                 if dcells is not None:
                     self._check_cells(dcells, steps, batch)
                 if dy is not None and not callable(dy):
-                    _check.array("dy", dy)
+                    dy = _check.array("dy", dy)
                 own: tuple[int, ...] = shape if self.batch_first else (steps, batch, shape[2])
                 if call.ragged is not None:
                     own = (len(call.ragged.rows), shape[2])
-                if isinstance(dy, np.ndarray) and (dy.shape, dy.dtype) != (own, self._dtype):
+                if _check.is_array(dy) and (dy.shape, dy.dtype) != (own, self._dtype):
                     raise ValueError(f"dy: expected the shape and dtype of y, got {dy.shape} of {dy.dtype}")
                 dx, dh0, dc0, dreset_h, dreset_c = run.backward(
                     dy, dh, dc, self._parts(grads), need_dx, dcells=dcells, **control

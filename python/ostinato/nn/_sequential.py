@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import _check
+from .. import _check, _device
 from .._check import Seed
 from .._ragged import Ragged, as_given, rows_like, unwrapped
 from ._block import Block, Views
@@ -194,7 +194,7 @@ class Sequential(Layer):
         flags = _check.flags("mask", mask, steps, batch, batch_first)
         on = _check.taking_part(steps, batch, _check.lengths(lengths, steps, batch), flags)
         on = on.T if batch_first else on
-        return np.where(on.reshape(on.shape + (1,) * (x.ndim - 2)), x, x.dtype.type(0))
+        return np.where(_device.like(on.reshape(on.shape + (1,) * (x.ndim - 2)), x), x, x.dtype.type(0))
 
     def __repr__(self) -> str:
         return "Sequential(" + "".join(f"\n  {k}: {layer!r}" for k, layer in enumerate(self.layers)) + "\n)"
@@ -250,7 +250,7 @@ def _check_like(name: str, given: Any, own: Any) -> None:
     """A gradient has the structure, shapes and dtype of what it is the gradient of; None stands for zeros."""
     if given is None or own is None:
         return
-    if isinstance(own, np.ndarray):
+    if _check.is_array(own):
         if _check.array(name, given).shape != own.shape:
             raise ValueError(f"{name}: expected shape {own.shape}, got {given.shape}")
         if given.dtype != own.dtype:

@@ -33,7 +33,9 @@ class Stream:
     def __init__(self, model: Layer, batch: int) -> None:
         self.batch = _check.positive("batch", batch)
         self._model = model
-        self._native = _check.typed("Stream", model.dtype)(self.batch)
+        if model.device != "cpu":
+            raise ValueError(f'model: expected one on the CPU, got one on {model.device}; use model.to("cpu")')
+        self._native = _check.typed("Stream", model._block.values)(self.batch)
         self._states = model._join_stream(self._native)
         if self._native.y.size == 0:
             raise TypeError(f"stream: expected a model with something to compute, got {model!r}")
@@ -111,7 +113,7 @@ class Stream:
 def _copied(states: Any) -> Any:
     if states is None:
         return None
-    if isinstance(states, np.ndarray):
+    if _check.is_array(states):
         return states.copy()
     return type(states)(_copied(s) for s in states)
 

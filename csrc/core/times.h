@@ -1,0 +1,39 @@
+// In which steps the rows of a batch take part, and what each step starts from: the table `before` [T+1,B] of Times, a step at a time.
+#pragma once
+#include "common.h"
+
+namespace ost::OST_SET {
+
+// What is given: resets and mask are bytes [T,B], held, restarted and resets_after [B]; any may be null.
+struct Given {
+  Index steps, batch;
+  const Index* lengths;
+  const std::uint8_t *resets, *mask, *held, *restarted, *resets_after;
+  bool repeat, from_end;
+
+  OST_HD Index end(Index b) const { return lengths ? lengths[b] : steps; }
+};
+
+// Where a row stands on its way through time.
+struct Place {
+  std::int32_t state, output;
+
+  OST_HD static Place first(const Given& g, Index b) {
+    return {g.restarted && g.restarted[b] ? kRestart : kInitial, g.held && g.repeat && g.held[b] ? kHeld : kSkipped};
+  }
+  // What the table holds at step t of row b, which must be the next.
+  OST_HD std::int32_t step(const Given& g, Index t, Index b) {
+    const Index i = t * g.batch + b, end = g.end(b), boundary = g.from_end ? t + 1 : t;  // of two pieces
+    if (t >= end) return kSkipped;
+    const bool begins =
+        boundary < end ? g.resets && g.resets[boundary * g.batch + b] : g.resets_after && boundary == g.steps && g.resets_after[b];
+    if (begins) state = kRestart, output = kSkipped;
+    if (g.mask && !g.mask[i]) return output;
+    const std::int32_t before = state;
+    state = std::int32_t(t);
+    if (g.repeat) output = std::int32_t(kHeld - 1 - t);
+    return before;
+  }
+};
+
+}  // namespace ost::OST_SET

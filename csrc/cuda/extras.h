@@ -1,0 +1,127 @@
+// Kernels beside the recurrence: the table of times, dropout, the gradient of an embedding, Adam.
+#pragma once
+#include "../core/adam.h"
+#include "../core/philox.h"
+#include "../core/times.h"
+#include "block.h"
+
+namespace ost::OST_SET {
+
+struct TimesKernel {  // a thread a row
+  Given given;
+  std::int32_t* before;
+  struct Space {};
+  Grid grid() const { return {ceil_div(given.batch, kThreads)}; }
+  OST_HD void operator()(const Block& block, Space&) const {
+    block.each([&](int thread) {
+      const Index b = block.x * kThreads + thread;
+      if (b >= given.batch) return;
+      Place place = Place::first(given, b);
+      for (Index s = 0; s < given.steps; ++s) {
+        const Index t = given.from_end ? given.steps - 1 - s : s;
+        before[t * given.batch + b] = place.step(given, t, b);
+      }
+      before[given.steps * given.batch + b] = place.state;
+    });
+  }
+};
+
+// Rows [T,B,D*H] of a layer: to = from * mask / (1 - rate), four units a thread; from and to may be the same.
+template <class T>
+struct DropKernel {
+  const T* from;
+  T* to;
+  Index steps, batch, hidden, directions, layer, first_step;
+  double rate;
+  std::uint64_t key;
+  struct Space {};
+  Index quads() const { return ceil_div(hidden, 4); }
+  Grid grid() const { return {ceil_div(steps * batch * directions * quads(), kThreads)}; }
+  OST_HD void operator()(const Block& block, Space&) const {
+    block.each([&](int thread) {
+      const Index i = block.x * kThreads + thread, each = (hidden + 3) / 4, quad = i % each, d = i / each % directions,
+                  row = i / each / directions, t = row / batch, b = row % batch;
+      if (row >= steps * batch) return;
+      const Words words =
+          unit_words(key, std::uint32_t(layer * 2 + d), std::uint64_t(first_step + t), std::uint32_t(b), std::uint32_t(quad));
+      const T scale = T(1 / (1 - rate));
+      OST_UNROLL
+      for (int k = 0; k < 4; ++k) {
+        const Index u = quad * 4 + k, at = (row * directions + d) * hidden + u;
+        if (u < hidden) to[at] = dropout_keeps(words.w[k], rate) ? from[at] * scale : T(0);
+      }
+    });
+  }
+};
+
+template <class T>
+struct DropFlatKernel {
+  const T* from;
+  T* to;
+  Index count;
+  double rate;
+  std::uint64_t key;
+  struct Space {};
+  Grid grid() const { return {ceil_div(ceil_div(count, 4), kThreads)}; }
+  OST_HD void operator()(const Block& block, Space&) const {
+    block.each([&](int thread) {
+      const Index quad = block.x * kThreads + thread;
+      const Words words = element_words(key, quad);
+      const T scale = T(1 / (1 - rate));
+      OST_UNROLL
+      for (int k = 0; k < 4; ++k)
+        if (const Index i = quad * 4 + k; i < count) to[i] = dropout_keeps(words.w[k], rate) ? from[i] * scale : T(0);
+    });
+  }
+};
+
+// to[id] += sum of the rows of `from` that belong to it, in their order: a block an id, so nothing is added at once. Rows are in the order
+// of their ids: those of id are order[begin .. end) with begin and end found by halving.
+template <class T>
+struct ScatterKernel {
+  const T* from;             // [count][width]
+  const Index *ids, *order;  // [count]: ids in ascending order, and the rows that they belong to
+  T* to;                     // [rows][width]
+  Index count, width, rows;
+  struct Space {};
+  Grid grid() const { return {rows, ceil_div(width, kThreads)}; }
+  OST_HD void operator()(const Block& block, Space&) const {
+    block.each([&](int thread) {
+      const Index k = block.y * kThreads + thread;
+      if (k >= width) return;
+      T sum(0);
+      const Index begin = first(block.x), end = first(block.x + 1);
+      for (Index i = begin; i < end; ++i) sum += from[order[i] * width + k];
+      if (begin < end) to[block.x * width + k] += sum;
+    });
+  }
+  OST_HD Index first(Index id) const {  // of the ids that are not below
+    Index low = 0, high = count;
+    while (low < high) {
+      const Index middle = (low + high) / 2;
+      if (ids[middle] < id)
+        low = middle + 1;
+      else
+        high = middle;
+    }
+    return low;
+  }
+};
+
+template <class T>
+struct AdamKernel {
+  AdamRule<T> rule;
+  Index count;
+  T* p;
+  const T* g;
+  T *m, *v;
+  struct Space {};
+  Grid grid() const { return {ceil_div(count, kThreads)}; }
+  OST_HD void operator()(const Block& block, Space&) const {
+    block.each([&](int thread) {
+      if (const Index i = block.x * kThreads + thread; i < count) rule.apply(p[i], g[i], m[i], v[i]);
+    });
+  }
+};
+
+}  // namespace ost::OST_SET

@@ -1,0 +1,640 @@
+"""What layers ask of the native code, on a device: the classes and functions that `_check.typed` finds for its arrays.
+
+They have the signatures of those of `_core`, and the same meaning.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import _check, _core, _device
+from ._device import Device
+
+WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_peephole")
+SKIPPED = -3  # in the table of times: the row takes no part
+
+
+def extent(device: Device, name: str, a: Any, axes: list[tuple[str, int]], dtype: Any, *, contiguous: bool = False) -> Any:
+    """An array of the device, of this shape (-1: any) and dtype, with unit stride on the last axis."""
+    a = _check.array(name, a)
+    if _device.of(a) is not device:
+        wanted = f"on {device.name}" if device.xp is not np else "of NumPy"
+        raise TypeError(f"{name}: expected an array {wanted}, as the weights are, got one on {_device.name_of(a)}")
+    if a.dtype != dtype:
+        raise TypeError(f"{name}: expected dtype {np.dtype(dtype)}, got {a.dtype}; use {name}.astype(np.{np.dtype(dtype)})")
+    if a.ndim != len(axes) or any(n not in (-1, got) for (_, n), got in zip(axes, a.shape)):
+        names, sizes = ", ".join(n for n, _ in axes), ", ".join("*" if n < 0 else str(n) for _, n in axes)
+        end = ",)" if len(axes) == 1 else ")"
+        raise ValueError(f"{name}: expected shape ({names}{end} = ({sizes}{end}, got {a.shape}")
+    run = a.itemsize
+    for k in reversed(range(a.ndim)):
+        if (contiguous or k == a.ndim - 1) and a.shape[k] > 1 and a.strides[k] != run and a.size:
+            wanted = "a C-contiguous array" if contiguous else "unit stride on the last axis"
+            raise ValueError(f"{name}: expected {wanted}, got strides {a.strides} bytes")
+        run *= a.shape[k]
+    return a
+
+
+class Rows(NamedTuple):
+    """Rows as kernels find them: row (t, b) begins ``t * t_stride + b * b_stride`` elements in; or, of flat rows, at starts[b] + t."""
+
+    array: Any
+    t: int
+    b: int
+    starts: Any = None
+    ends: Any = None
+
+    @classmethod
+    def of(cls, a: Any, batch_first: bool = False, flat: tuple[Any, Any] | None = None) -> Rows:
+        if flat is not None:
+            return cls(a, a.strides[0] // a.itemsize, 0, *flat)
+        t, b = (1, 0) if batch_first else (0, 1)
+        return cls(a, a.strides[t] // a.itemsize, a.strides[b] // a.itemsize)
+
+    def columns(self, first: int, last: int) -> Rows:
+        """Some of the last axis."""
+        return self._replace(array=self.array[..., first:last])
+
+    def values(self, name: str) -> dict[str, Any]:
+        """As the kernels are given them."""
+        names = (name, f"{name}_t", f"{name}_b", f"{name}_starts", f"{name}_ends")
+        return dict(zip(names, self))
+
+
+@dataclass
+class Weights:
+    """Weights of one layer and direction in the order of the kernels."""
+
+    device: Device
+    cell: str
+    input: int
+    hidden: int
+    dtype: Any
+    reverse: bool
+    arrays: dict[str, Any]
+
+
+@dataclass
+class Kept:
+    """What a forward pass of one layer and direction keeps: the values that the kernels were given."""
+
+    weights: Weights
+    values: dict[str, Any]
+    shape: tuple[int, int]
+
+
+def columns_of(cell: str) -> tuple[int, list[int]]:
+    """Of a pre-activation, and of each product."""
+    columns: tuple[int, list[int]] = _core.device_columns()[list(_core.cells()).index(cell)]
+    return columns
+
+
+def pack(device: Device, cell: str, weights: list[Any], *, reverse: bool = False, backward: bool = True) -> Weights:
+    """From weight_ih, weight_hh, bias_ih, bias_hh and weight_peephole, the last three of which may be None."""
+    xp, given = device.xp, dict(zip(WEIGHTS, weights))
+    (columns, products), dtype = columns_of(cell), given["weight_ih"].dtype
+    inputs, hidden = given["weight_ih"].shape[1], given["weight_hh"].shape[1]
+    arrays: dict[str, Any] = {"bias": xp.empty((hidden, columns), dtype), "params": given["weight_peephole"]}
+    for q, n in enumerate(products):
+        depth = inputs if q == 0 else hidden
+        arrays[f"panels{q}"] = xp.empty((depth, hidden, n), dtype)
+        arrays[f"turned{q}"] = xp.empty((hidden, n, depth), dtype) if backward else None
+    device.launch("pack", cell, dtype, {**given, **arrays, "input": inputs, "hidden": hidden})
+    return Weights(device, cell, inputs, hidden, dtype, reverse, arrays)
+
+
+def times_table(device: Device, steps: int, batch: int, **given: Any) -> Any:
+    """The table of resets and masks, int32 ``[T+1,B]``; see csrc/core/times.h."""
+    before = device.xp.empty((steps + 1, batch), np.int32)
+    if batch:
+        device.launch("times", None, np.float32, {"steps": steps, "batch": batch, "before": before, **given})
+    return before
+
+
+def forward(
+    w: Weights,
+    x: Rows,
+    y: Rows,
+    state: tuple[Any, Any],
+    end: tuple[Any, Any],
+    sizes: tuple[int, int],
+    *,
+    lengths: Any = None,
+    before: Any = None,
+    restart: tuple[Any, Any] = (None, None),
+    train: bool = False,
+) -> Kept | None:
+    """Runs one layer and direction: outputs to ``y``, the last states to ``end``; ``before`` is `times_table`."""
+    xp, facts = w.device.xp, _core.cells()[w.cell]
+    (steps, batch), size, dtype = sizes, w.hidden, w.dtype
+    columns, products = columns_of(w.cell)
+    two, phases = facts["states"] > 1, len(products) - 1
+    rows = (steps, batch) if train else (batch,)
+    values = {
+        **w.arrays,
+        **{"steps": steps, "batch": batch, "input": w.input, "hidden": size, "reverse": int(w.reverse)},
+        **{"lengths": lengths, "before": before, "h0": state[0], "c0": state[1]},
+        **{"restart_h": restart[0], "restart_c": restart[1], "hn": end[0], "cn": end[1]},
+        **x.values("x"),
+        **y.values("y"),
+        "gx": xp.empty((steps, batch, size, columns), dtype),
+        "saved": xp.empty((steps, batch, facts["saved"], size), dtype) if train and facts["saved"] else None,
+        "kept": xp.empty((batch, facts["saved"], size), dtype) if not train and phases > 1 else None,
+        "cells": xp.empty((steps, batch, size), dtype) if train and two else None,
+        "state": xp.empty((batch, size), dtype) if not train and two else None,
+        "emitted": xp.empty((*rows, size), dtype) if phases > 1 else None,
+    }
+    if batch:
+        w.device.launch("forward", w.cell, dtype, values)
+    values["gx"] = None  # no later pass reads it
+    return Kept(w, values, (steps, batch)) if train else None
+
+
+def backward(
+    kept: Kept,
+    dy: Rows | None,
+    dend: tuple[Any, Any],
+    dstate: tuple[Any, Any],
+    grads: list[Any],
+    *,
+    dx: Rows | None = None,
+    dx_add: bool = False,
+    clip_value: float = 0.0,
+    clip_norm: float = 0.0,
+    cuts: Any = None,
+    dcells: Rows | None = None,
+    drestart: tuple[Any, Any] = (None, None),
+    flow: Any = None,
+    scratch: dict[Any, Any] | None = None,
+) -> None:
+    """Gradients: of the states before to ``dstate``, of x to ``dx``; those of the weights, of x (if ``dx_add``) and of the restarts' states
+    are added to. ``flow``: squared norms, ``[T,states,B]``. ``scratch`` keeps working arrays from one call to the next."""
+    w, xp, facts = kept.weights, kept.weights.device.xp, _core.cells()[kept.weights.cell]
+    (steps, batch), size, dtype, states = kept.shape, w.hidden, w.dtype, facts["states"]
+    if batch == 0:
+        return
+    parts, (_, products) = _core.gradient_parts(steps, batch), columns_of(w.cell)
+    held: dict[Any, Any] = {} if scratch is None else scratch
+
+    def work(name: str, *shape: int, wanted: bool = True) -> Any:
+        if not wanted:
+            return None
+        key = (name, shape)
+        if key not in held:
+            held[key] = xp.empty(shape, dtype)
+        return held[key]
+
+    values = {
+        **kept.values,
+        **{n: v for name, r in (("dy", dy), ("dx", dx), ("dcells", dcells)) if r for n, v in r.values(name).items()},
+        **{"dhn": dend[0], "dcn": dend[1], "dh0": dstate[0], "dc0": dstate[1], "dx_add": int(dx_add)},
+        **{"drestart_h": drestart[0], "drestart_c": drestart[1], "cuts": cuts, "flow": flow},
+        **{"clip_value": float(clip_value), "clip_norm": float(clip_norm)},
+        "dh": work("dh", batch, size),
+        "dc": work("dc", batch, size, wanted=states > 1),
+        "demitted": work("demitted", batch, size, wanted=len(products) > 2),
+        "dparams": work("dparams", steps, batch, facts["params"], size, wanted=facts["params"] > 0),
+        "param_sums": work("param_sums", parts, facts["params"], size, wanted=facts["params"] > 0),
+        "restarts": work("restarts", states, batch, size),
+        "scales": work("scales", states, batch, wanted=clip_norm > 0),
+        "squares": work("squares", states, batch, size, wanted=flow is not None),
+        **{f"d{name}": g for name, g in zip(WEIGHTS, grads)},
+    }
+    for q, n in enumerate(products):
+        values[f"da{q}"] = work(f"da{q}", steps, batch, size, n)
+        values[f"sums{q}"] = work(f"sums{q}", parts, w.input if q == 0 else size, size, n)
+        values[f"bias_sums{q}"] = work(f"bias_sums{q}", parts, size, n)
+    w.device.launch("backward", w.cell, dtype, values)
+
+
+class Packed:
+    """Weights of layers and directions, as `_core.PackedFloat32` has them."""
+
+    def __init__(
+        self,
+        cell: str,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        bidirectional: bool,
+        weights: list[list[Any]],
+        backward: bool,
+        reverse: bool = False,
+        precision: str = "exact",
+    ) -> None:
+        device = _device.of(weights[0][0])
+        assert device is not None
+        self.device, self.cell, self.backward, self.reverse = device, cell, backward, reverse
+        self.input_size, self.hidden_size, self.layers = input_size, hidden_size, num_layers
+        self.directions, self.dtype, self.precision = 2 if bidirectional else 1, weights[0][0].dtype, precision
+        _check.choice("precision", precision, ("exact",))
+        gates, h = _core.cells()[cell]["gates"], hidden_size
+        rows = "H" if gates == 1 else f"{gates}*H"
+        self.parts = []
+        with device.here():
+            for k, given in enumerate(weights):
+                layer, d = divmod(k, self.directions)
+                end = f"_l{layer}" + ("_reverse" if d else "")
+                axes = [[(rows, gates * h), ("I", input_size if layer == 0 else self.directions * h)]]
+                axes += [[(rows, gates * h), ("H", h)], [(rows, gates * h)], [(rows, gates * h)], [("gates", 3), ("H", h)]]
+                five = [
+                    None if a is None else extent(device, n + end, a, s, self.dtype, contiguous=True)
+                    for n, a, s in zip(WEIGHTS, given, axes)
+                ]
+                self.parts.append(pack(device, cell, five, reverse=reverse or d == 1, backward=backward))
+
+    def sums(self, batch: int) -> Any:
+        """Nothing outlives a call: gradients are added to the caller's."""
+        return SimpleNamespace(block_steps=1, bytes=0)
+
+    def drop(self, layer: int, y: Any, rate: float, key: int, first_step: int) -> None:
+        """What dropout leaves of the outputs ``[T,B,D*H]`` of a layer, in place."""
+        self._drop(layer, y, y, rate, key, first_step)
+
+    def _drop(self, layer: int, y: Any, to: Any, rate: float, key: int, first_step: int) -> None:
+        sizes = {"steps": y.shape[0], "batch": y.shape[1], "hidden": self.hidden_size, "directions": self.directions}
+        if y.size:
+            values = {"from": y, "to": to, **sizes, "layer": layer, "first_step": first_step, "rate": rate, "key": key}
+            self.device.launch("drop", None, self.dtype, values)
+
+    def forward(
+        self,
+        x: Any,
+        h0: Any,
+        c0: Any,
+        lengths: Any,
+        batch_first: bool,
+        out: Any,
+        train: bool,
+        dropout: float,
+        key: int,
+        *,
+        resets: Any = None,
+        mask: Any = None,
+        repeat: bool = False,
+        restart_h: Any = None,
+        restart_c: Any = None,
+        first_step: int = 0,
+        held: Any = None,
+        resets_after: Any = None,
+        restarted: Any = None,
+        order: Any = None,
+        starts: Any = None,
+        span: int = 0,
+        states_only: bool = False,
+    ) -> tuple[Any, Any, Any, Tape | None]:
+        """y, h_n, c_n and the tape. Weights that a GPU runs need no order of the rows: ``order`` is not looked at."""
+        if states_only:
+            raise ValueError("memory_limit: expected a size, 'least' or a number of segments on a GPU, got 'states'")
+        device, xp, h, n = self.device, self.device.xp, self.hidden_size, self.layers * self.directions
+        width, two = self.directions * h, _core.cells()[self.cell]["states"] > 1
+        ragged = starts is not None
+        first = ("B", "T") if batch_first else ("T", "B")
+        axes = [("N", -1)] if ragged else [(first[0], -1), (first[1], -1)]
+        x = extent(device, "x", x, [*axes, ("I", self.input_size)], self.dtype)
+        steps, batch = (span, len(starts)) if ragged else x.shape[:2][:: -1 if batch_first else 1]
+        if (resets is not None or mask is not None) and steps > 2147483640:
+            raise ValueError(f"x: expected at most 2147483640 steps with resets or a mask, got {steps}")
+        parts = ("1" if n == 1 else "L*D", n)
+        state = [parts, ("B", batch), ("H", h)]
+        h0, c0 = (
+            None if s is None else extent(device, name, s, state, self.dtype, contiguous=True)
+            for name, s in (("h0", h0), ("c0", c0))
+        )
+        restart_h, restart_c = (
+            None if s is None else extent(device, name, s, [parts, ("H", h)], self.dtype, contiguous=True)
+            for name, s in (("restart_h", restart_h), ("restart_c", restart_c))
+        )
+        if out is not None:
+            sizes = [("N", len(x))] if ragged else [(name, size) for (name, _), size in zip(axes, x.shape)]
+            out = extent(device, "out", out, [*sizes, ("D*H", width)], self.dtype)
+            _refuse_overlap(out, {"x": x, "h0": h0, "c0": c0})
+        with device.here():
+            put = device.put
+            ends, offsets = put(lengths), np.zeros(0, np.int64)
+            into: tuple[Any, Any] | None = None
+            flat: tuple[Any, Any] | None = None
+            if ragged:
+                flat = into = put(starts), put(starts + lengths)
+                if out is None:  # one after the other
+                    offsets = np.concatenate([[0], np.cumsum(lengths)])
+                    into = put(offsets[:-1]), put(offsets[1:])
+            given = {"lengths": ends, "resets": resets, "mask": mask, "held": held, "restarted": restarted}
+            given |= {"resets_after": resets_after}
+            tables: dict[bool, Any] = {False: None, True: None}
+            if resets is not None or mask is not None or resets_after is not None:
+                given = {name: put(a) for name, a in given.items()}
+                for from_end in {w.reverse for w in self.parts}:
+                    flags = {"repeat": int(repeat), "from_end": int(from_end)}
+                    tables[from_end] = times_table(device, steps, batch, **given, **flags)
+            if out is None:
+                shape = (int(offsets[-1]),) if ragged else (batch, steps) if batch_first else (steps, batch)
+                y = xp.empty((*shape, width), self.dtype)
+            else:
+                y = out
+            h_n = xp.empty((n, batch, h), self.dtype)
+            c_n = xp.empty((n, batch, h), self.dtype) if two else None
+            kept: list[Kept] = []
+            rows, below = Rows.of(x, batch_first, flat), None
+            for layer in range(self.layers):
+                last = layer + 1 == self.layers
+                if last:
+                    to = Rows.of(y, batch_first, into)
+                else:
+                    to = Rows.of(xp.empty((steps, batch, width), self.dtype))
+                for d in range(self.directions):
+                    k = layer * self.directions + d
+                    one = forward(
+                        self.parts[k], rows, to.columns(d * h, (d + 1) * h), (_at(h0, k), _at(c0, k)), (h_n[k], _at(c_n, k)),
+                        (steps, batch), lengths=ends, before=tables[self.parts[k].reverse],
+                        restart=(_at(restart_h, k), _at(restart_c, k)), train=train,
+                    )  # fmt: skip
+                    if one is not None:
+                        kept.append(one)
+                below = to.array
+                if not last and train and dropout:
+                    below = xp.empty_like(to.array)
+                    self._drop(layer, to.array, below, dropout, key, first_step)
+                rows = Rows.of(below) if not last else rows
+            if not train:
+                return y, h_n, c_n, None
+            facts = SimpleNamespace(
+                shape=(steps, batch), batch_first=batch_first, x=x, y=y, flat=flat, into=into, dropout=dropout, key=key, first_step=first_step,
+                resets=resets is not None or resets_after is not None, state=state, tables=tables, lengths=ends,
+            )  # fmt: skip
+            return y, h_n, c_n, Tape(self, kept, facts)
+
+
+class Tape:
+    """What a forward pass keeps, as `_core.TapeFloat32` has it."""
+
+    def __init__(self, packed: Packed, kept: list[Kept], facts: Any) -> None:
+        self.packed, self._kept, self._facts = packed, kept, facts
+        self.shape = facts.shape
+
+    @property
+    def bytes(self) -> int:
+        """Of the arrays that only the tape holds."""
+        names = ("saved", "cells", "emitted")
+        return sum(k.values[n].nbytes for k in self._kept for n in names if k.values[n] is not None)
+
+    def backward(
+        self,
+        dy: Any,
+        dh_n: Any,
+        dc_n: Any,
+        grads: list[list[Any]],
+        need_dx: bool,
+        clip_value: float = 0.0,
+        clip_norm: float = 0.0,
+        cuts: Any = None,
+        dcells: Any = None,
+        flow: bool = False,
+        dx: Any = None,
+        dx_add: bool = False,
+        sums: Any = None,
+        resume: bool = False,
+        more: bool = False,
+        drestart: Any = None,
+    ) -> tuple[Any, Any, Any, Any, Any, Any]:
+        """dx, dh0, dc0, the gradients of the restarts' states and the squared norms by step; adds to ``grads``."""
+        p, f = self.packed, self._facts
+        device, xp, dtype, h, n = p.device, p.device.xp, p.dtype, p.hidden_size, p.layers * p.directions
+        (steps, batch), width, states = f.shape, p.directions * h, _core.cells()[p.cell]["states"]
+        if not p.backward:
+            raise ValueError("packed: expected weights packed for training, got weights packed for inference only")
+        lead = [("N", len(f.y))] if f.flat else [("B", batch), ("T", steps)] if f.batch_first else [("T", steps), ("B", batch)]
+        if dy is not None:
+            dy = extent(device, "dy", dy, [*lead, ("D*H", width)], dtype)
+        dh_n, dc_n = (
+            None if a is None else extent(device, name, a, f.state, dtype, contiguous=True)
+            for name, a in (("dh_n", dh_n), ("dc_n", dc_n))
+        )
+        if dcells is not None:
+            if states < 2:
+                raise ValueError(f"dcells: expected None for the cell {p.cell}, got an array")
+            axes = [("B", batch), ("T", steps)] if f.batch_first else [("T", steps), ("B", batch)]
+            dcells = extent(device, "dcells", dcells, [f.state[0], *axes, ("H", h)], dtype)
+        lead = [("N", len(f.x))] if f.flat else lead
+        if dx is not None:
+            extent(device, "dx", dx, [*lead, ("I", p.input_size)], dtype)
+        with device.here():
+            if dx is None and need_dx:
+                dx, dx_add = xp.empty(f.x.shape, dtype), False
+            dh0 = xp.empty((n, batch, h), dtype)
+            dc0 = xp.empty((n, batch, h), dtype) if states > 1 else None
+            dreset: Any = (None, None)
+            if drestart is not None:
+                dreset = drestart
+            elif f.resets:
+                dreset = tuple(xp.zeros((n, h), dtype) if k < states else None for k in range(2))
+            norms = xp.zeros((n, steps, states, batch), np.float64) if flow else None
+            bound = [max(v, float(np.finfo(dtype).tiny)) if v > 0 else 0.0 for v in (clip_value, clip_norm)]
+            control = {"clip_value": bound[0], "clip_norm": bound[1], "cuts": device.put(cuts)}
+            scratch: dict[Any, Any] = {}
+            into = None if dy is None else Rows.of(dy, f.batch_first, f.into)
+            for layer in reversed(range(p.layers)):
+                rows: Rows | None = None
+                if layer > 0:
+                    rows = Rows.of(xp.empty((steps, batch, width), dtype))
+                elif dx is not None:
+                    rows = Rows.of(dx, f.batch_first, f.flat)
+                for d in range(p.directions):
+                    k = layer * p.directions + d
+                    backward(
+                        self._kept[k], None if into is None else into.columns(d * h, (d + 1) * h), (_at(dh_n, k), _at(dc_n, k)),
+                        (dh0[k], _at(dc0, k)), grads[k], dx=rows, dx_add=d == 1 or (layer == 0 and dx_add),
+                        dcells=None if dcells is None else Rows.of(dcells[k], f.batch_first), flow=_at(norms, k), scratch=scratch,
+                        drestart=(_at(dreset[0], k), _at(dreset[1], k)), **control,
+                    )  # fmt: skip
+                if layer > 0 and rows is not None:
+                    if f.dropout:
+                        p._drop(layer - 1, rows.array, rows.array, f.dropout, f.key, f.first_step)
+                    into = rows
+        return dx, dh0, dc0, *dreset, None if norms is None else norms.sum(3)
+
+    def active(self) -> Any:
+        """``[T,B]``: where the rows take part."""
+        (steps, batch), f, xp = self.shape, self._facts, self.packed.device.xp
+        table = f.tables[False] if f.tables[False] is not None else f.tables[True]
+        if table is not None:
+            on = table[:steps] > SKIPPED
+        elif f.lengths is not None:
+            on = xp.arange(steps)[:, None] < f.lengths
+        else:
+            on = xp.ones((steps, batch), bool)
+        return on
+
+    def _rows(self, parts: list[Any]) -> Any:
+        """``[L*D,T,B,H]`` (``[L*D,B,T,H]``) of ``[T,B,H]`` each, zero where a row takes no part."""
+        xp, f = self.packed.device.xp, self._facts
+        out = xp.stack(parts)
+        out = xp.where(self.active()[..., None], out, out.dtype.type(0))
+        return xp.ascontiguousarray(out.swapaxes(1, 2) if f.batch_first else out)
+
+    def cells(self) -> Any:
+        """c after every step."""
+        if _core.cells()[self.packed.cell]["states"] < 2:
+            raise TypeError(f"cells: expected a cell with two states, got {self.packed.cell}")
+        return self._rows([k.values["cells"] for k in self._kept])
+
+    def saved(self, number: int) -> Any:
+        """What the cell keeps, one of its gates."""
+        return self._rows([k.values["saved"][:, :, number] for k in self._kept])
+
+    def hidden(self) -> Any:
+        """h after every step."""
+        top = len(self._kept) - self.packed.directions
+        return self._rows([self._top(k.values["y"]) if i >= top else k.values["y"] for i, k in enumerate(self._kept)])
+
+    def _top(self, y: Any) -> Any:
+        """Outputs of the last layer, time-major and padded."""
+        f, (steps, batch) = self._facts, self.shape
+        if not f.flat:
+            return y.swapaxes(0, 1) if f.batch_first else y
+        out = self.packed.device.xp.zeros((steps, batch, y.shape[-1]), y.dtype)
+        for b, (start, end) in enumerate(zip(*map(_device.host, f.into))):
+            out[: int(end - start), b] = y[int(start) : int(end)]
+        return out
+
+
+def _at(a: Any, k: int) -> Any:
+    return None if a is None else a[k]
+
+
+def _range(device: Device, a: Any) -> tuple[int, int]:
+    """The addresses that an array touches."""
+    if not a.size:
+        return 0, 0
+    spans = [(n - 1) * s for n, s in zip(a.shape, a.strides)]
+    base = device.address(a)
+    return base + sum(s for s in spans if s < 0), base + sum(s for s in spans if s > 0) + a.itemsize
+
+
+def _refuse_overlap(out: Any, others: dict[str, Any]) -> None:
+    device = _device.of(out)
+    assert device is not None
+    low, high = _range(device, out)
+    steps = sorted((abs(s), n) for s, n in zip(out.strides, out.shape) if n > 1)
+    reach = out.itemsize
+    for stride, n in steps if out.size else []:
+        if stride < reach:
+            raise ValueError("out: expected rows of its own for every (t, b), got strides by which they overlap")
+        reach = stride * (n - 1) + reach
+    for name, a in others.items():
+        if a is not None:
+            begin, end = _range(device, a)
+            if low < end and begin < high:
+                raise ValueError(f"out: expected memory of its own, got an array whose memory range overlaps that of {name}")
+
+
+class PackedLinear:
+    """``y = x W^T + b`` with the product of the array library."""
+
+    def __init__(self, weight: Any, bias: Any, backward: bool) -> None:
+        self.weight, self.bias, self.backward = weight, bias, backward
+
+    def forward(self, x: Any) -> Any:
+        """Rows ``[N,O]`` of rows ``[N,I]``."""
+        y = x @ self.weight.T
+        if self.bias is not None:
+            y += self.bias
+        return y
+
+    def run_backward(self, x: Any, dy: Any, dweight: Any, dbias: Any, need_dx: bool) -> Any:
+        """dx, if wanted; adds to the others."""
+        if dweight is not None:
+            dweight += dy.T @ x
+        if dbias is not None:
+            dbias += dy.sum(0)
+        return dy @ self.weight if need_dx else None
+
+
+def softmax_cross_entropy_(y: Any, target: Any, smoothing: float, weight: float, need_gradient: bool) -> tuple[float, Any]:
+    """The sum of the losses of rows ``[N,V]``, those of target -1 left out, and the gradient of ``weight`` times it."""
+    xp, (count, classes) = _library(y), y.shape
+    if count == 0:
+        return 0.0, xp.empty_like(y) if need_gradient else None
+    counts = (target >= 0)[:, None]
+    at = xp.maximum(target, 0)[:, None]
+    y = xp.where(counts, y, y.dtype.type(0))  # what does not count may hold NaN
+    top = y.max(1, keepdims=True)
+    shares = xp.exp(y - top)
+    total = shares.sum(1, keepdims=True, dtype=np.float64)
+    level = top + xp.log(total)
+    losses = (1 - smoothing) * (level - xp.take_along_axis(y, at, 1))
+    if smoothing:
+        losses += smoothing * (level - y.mean(1, keepdims=True, dtype=np.float64))
+    loss = float(xp.where(counts, losses, 0.0).sum())
+    if not need_gradient:
+        return loss, None
+    d = shares * (weight / total).astype(y.dtype) - y.dtype.type(smoothing * weight / classes)
+    d -= (xp.arange(classes) == at) * y.dtype.type((1 - smoothing) * weight)
+    return loss, xp.where(counts, d, y.dtype.type(0))
+
+
+def embedding_gather_(ids: Any, weight: Any) -> Any:
+    """Rows of a table."""
+    bad = (ids < 0) | (ids >= len(weight))
+    if bool(bad.any()):
+        position = int(_device.host(bad).argmax())
+        raise ValueError(f"x: expected indices from 0 to {len(weight) - 1}, got {int(ids[position])} at position {position}")
+    return weight[ids]
+
+
+def embedding_scatter_(ids: Any, dy: Any, dweight: Any) -> None:
+    """Adds rows to those of a table, in their order."""
+    xp, device = _library(dy), _device.of(dy)
+    assert device is not None
+    if not dy.size:
+        return
+    order = xp.argsort(ids, kind="stable").astype(np.int64)
+    values = {"from": dy, "ids": ids[order], "order": order, "to": dweight, "count": len(ids), "width": dy.shape[1]}
+    device.launch("scatter", None, dy.dtype, {**values, "rows": len(dweight)})
+
+
+def square_sum_(x: Any) -> float:
+    """The sum of all squares."""
+    return float(_library(x).square(x, dtype=np.float64).sum())
+
+
+def adam_(
+    p: Any, g: Any, m: Any, v: Any, rate: float, beta1: float, beta2: float, eps: float, weight_decay: float,
+    correction1: float, correction2: float, decoupled: bool,
+) -> None:  # fmt: skip
+    """One step, in place."""
+    device = _device.of(p)
+    assert device is not None
+    numbers = {"rate": rate, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay}
+    numbers |= {"correction1": correction1, "correction2": correction2, "decoupled": int(decoupled), "count": p.size}
+    device.launch("adam", None, p.dtype, {"p": p, "g": g, "m": m, "v": v, **numbers})
+
+
+def dropout_(x: Any, rate: float, key: int) -> Any:
+    """What dropout leaves of a flat array."""
+    device = _device.of(x)
+    assert device is not None
+    y = device.xp.empty_like(x)
+    if x.size:
+        device.launch("drop_flat", None, x.dtype, {"from": x, "to": y, "count": x.size, "rate": rate, "key": key})
+    return y
+
+
+def map_(name: str, x: Any) -> Any:
+    """tanh, sigmoid or exp of every element."""
+    xp = _library(x)
+    if name == "sigmoid":
+        return 1 / (1 + xp.exp(-x))
+    return xp.tanh(x) if name == "tanh" else xp.exp(x)
+
+
+def _library(a: Any) -> Any:
+    device = _device.of(a)
+    assert device is not None
+    return device.xp
+
+
