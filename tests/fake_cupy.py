@@ -22,7 +22,9 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
     # -- what CuPy refuses ---------------------------------------------------------------------------------------
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
-        raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()` to construct one explicitly.")
+        raise TypeError(
+            "Implicit conversion to a NumPy array is not allowed. Please use `.get()` to construct one explicitly."
+        )
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
         assert method == "__call__", method
@@ -119,7 +121,9 @@ def index_of(index: Any) -> Any:
 
 
 def asarray(a: Any, dtype: Any = None) -> ndarray:
-    return ndarray(np.array(a._a if isinstance(a, ndarray) else a, dtype, copy=None if isinstance(a, ndarray) else True))
+    return ndarray(
+        np.array(a._a if isinstance(a, ndarray) else a, dtype, copy=None if isinstance(a, ndarray) else True)
+    )
 
 
 def __getattr__(name: str) -> Any:

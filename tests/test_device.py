@@ -52,9 +52,9 @@ def flags(a: Any) -> Any:
     return None if a is None else np.ascontiguousarray(a).view(np.uint8)
 
 
-def on_cpu(cell: str, p: dict[str, Any], control: dict[str, Any]) -> list[Any]:
+def on_cpu(cell: str, p: dict[str, Any], control: dict[str, Any], precision: str = "exact") -> list[Any]:
     make = _check.typed("Packed", p["x"])
-    packed = make(cell, p["x"].shape[2], p["h0"].shape[1], 1, False, [p["weights"]], True, p["reverse"], "exact")
+    packed = make(cell, p["x"].shape[2], p["h0"].shape[1], 1, False, [p["weights"]], True, p["reverse"], precision)
     one = lambda a: None if a is None else a[None]
     options = {"restart_h": one(p["restart"][0]), "restart_c": one(p["restart"][1]), "repeat": True}
     options |= {"resets": flags(p["resets"]), "mask": flags(p["mask"])}
@@ -80,11 +80,13 @@ def control_of(p: dict[str, Any], control: dict[str, Any], one: Any) -> dict[str
 DEVICES = [_device.emulated(), _device.emulated(turned=True)] + ([_device.cuda()] if cuda.is_available() else [])
 
 
-def on_device(cell: str, p: dict[str, Any], control: dict[str, Any], device: _device.Device) -> list[Any]:
+def on_device(
+    cell: str, p: dict[str, Any], control: dict[str, Any], device: _device.Device, precision: str = "exact"
+) -> list[Any]:
     steps, batch, hidden = p["dy"].shape
     put, xp = device.put, device.xp
     weights, restart = [put(a) for a in p["weights"]], tuple(put(a) for a in p["restart"])
-    w = _on_device.pack(device, cell, weights, reverse=p["reverse"])
+    w = _on_device.pack(device, cell, weights, reverse=p["reverse"], precision=precision)
     lengths = None if p["lengths"] is None else put(np.ascontiguousarray(p["lengths"], np.int64))
     before = None
     if p["resets"] is not None or p["mask"] is not None:
@@ -135,23 +137,11 @@ def test_gradients_in_several_parts(cell: str) -> None:
     compare(cell, np.float64, (270, 2, 3, 5), "all")
 
 
+NAMES = ["y", "h", "c", "dx", "dh0", "dc0", "drestart_h", "drestart_c", "flow"]
+NAMES += ["dweight_ih", "dweight_hh", "dbias_ih", "dbias_hh", "dweight_peephole"]
+
+
 def compare(cell: str, dtype: Any, sizes: Any, kind: str) -> None:
-    names = [
-        "y",
-        "h",
-        "c",
-        "dx",
-        "dh0",
-        "dc0",
-        "drestart_h",
-        "drestart_c",
-        "flow",
-        "dweight_ih",
-        "dweight_hh",
-        "dbias_ih",
-        "dbias_hh",
-        "dweight_peephole",
-    ]
     for reverse, control in (
         (False, {}),
         (True, {"flow": True}),
@@ -160,12 +150,69 @@ def compare(cell: str, dtype: Any, sizes: Any, kind: str) -> None:
         p = problem(cell, dtype, sizes, kind, reverse)
         want = on_cpu(cell, p, control)
         results = [on_device(cell, p, control, device) for device in DEVICES]
-        for name, a, *others in zip(names, want, *results):
+        for name, a, *others in zip(NAMES, want, *results):
             assert all((a is None) == (b is None) for b in others), name
             if a is not None:
                 for b in others:
                     close(b, a, name, dtype)
                 assert np.array_equal(others[0], others[1]), f"{name} depends on the order of threads"
+
+
+# Relative, by the norm: 8 bits of bfloat16 round to 2^-9, 11 of float16 to 2^-12; backward runs in bfloat16 in both.
+ERRORS = {"bfloat16": (1e-2, 2e-2), "float16": (1e-3, 2e-2)}
+
+
+@pytest.mark.parametrize("sizes", [*SIZES, (128, 8, 24, 40)], ids=str)
+@pytest.mark.parametrize("precision", list(ERRORS))
+@pytest.mark.parametrize("cell", CELLS)
+def test_operands_of_two_bytes(cell: str, precision: str, sizes: Any) -> None:
+    """Matrix instructions, against float64; in bfloat16 as near to the CPU's, which rounds the same operands."""
+    p = problem(cell, np.float32, sizes, "all", False)
+    wide = {
+        n: [None if a is None else a.astype(np.float64) for a in v] if isinstance(v, (list, tuple))
+        else v.astype(np.float64) if isinstance(v, np.ndarray) and v.dtype == np.float32 else v
+        for n, v in p.items()
+    }  # fmt: skip
+    want, results = on_cpu(cell, wide, {}), [on_device(cell, p, {}, d, precision) for d in DEVICES]
+    cpu = on_cpu(cell, p, {}, "bfloat16") if precision == "bfloat16" else None
+    for k, (name, a) in enumerate(zip(NAMES, want)):
+        if a is None or not a.size:
+            continue
+        limit = ERRORS[precision][name not in ("y", "h", "c")] * (
+            3 if cell == "rnn_relu" else 1
+        )  # another sign, another slope
+        scale = max(float(np.linalg.norm(a)), 1e-3)
+        for b in (r[k] for r in results):
+            assert float(np.linalg.norm(b - a)) <= limit * scale, name
+            if cpu is not None:
+                assert float(np.linalg.norm(b - cpu[k])) <= limit * scale, name
+        assert np.array_equal(results[0][k], results[1][k]), f"{name} depends on the order of threads"
+
+
+def test_words_of_two_bytes_are_rounded_to_even() -> None:
+    """Through the packed weights: all words of float16 and bfloat16, and what lies halfway between two."""
+    words = np.arange(0x7C00, dtype=np.uint16)
+    exact = words.view(np.float16).astype(np.float32)
+    half = (exact[:-1] + exact[1:]) / 2
+    values = np.concatenate([exact, half, np.nextafter(half, 0, dtype=np.float32), -exact])
+    device = _device.emulated()
+
+    def panels(a: Any, precision: str) -> Any:
+        weights = [a[None], np.zeros((1, 1), np.float32), None, None, None]  # one unit, an input each
+        return _on_device.pack(device, "rnn_tanh", weights, precision=precision).arrays["panels0"].ravel()
+
+    assert np.array_equal(panels(values, "float16").view(np.float16), values.astype(np.float16))
+    low = (0, 0x7FFF, 0x8000, 0x8001, 0xFFFF)
+    bits = np.concatenate([np.arange(0, 0x7F80, 7, dtype=np.uint32) << 16 | n for n in low])
+    upper = bits >> 16
+    want = upper + ((bits & 0xFFFF) + (upper & 1) > 0x8000)
+    assert np.array_equal(panels(bits.view(np.float32), "bfloat16"), want.astype(np.uint16))
+
+
+def test_weights_beyond_float16() -> None:
+    w = np.full((1, 1), 70000.0, np.float32)
+    with pytest.raises(ValueError, match="weight_hh: expected weights within the range of float16, 65504, got 7e\\+04"):
+        _on_device.pack(_device.emulated(), "rnn_tanh", [w * 0, w, None, None, None], precision="float16")
 
 
 def test_no_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,14 +176,14 @@ struct CellKernel {
 };
 
 // out[row][k] = init + sum over columns n of da[row][n] turned[n][k]: dh of one step, or dx of all.
-template <class C, class T, int Q>
+template <class C, class T, class V, int Q>
 struct TurnKernel {
   Problem<T> p;
   BackwardProblem<T> g;
   Index first_row, rows;  // rows of [T*B]
   T* out;                 // [B][H]; null: dx
   bool add;
-  using Space = ProductSpace<T>;
+  using Space = ProductSpace<T, V>;
   static constexpr int kCount = product_columns<C>(Q).count();
   Grid grid() const { return {ceil_div(p.depth(Q), kTileN), ceil_div(rows, kTileM)}; }
   OST_HD void operator()(const Block& block, Space& space) const {
@@ -192,8 +192,8 @@ struct TurnKernel {
     clear(block, sums);
     multiply(
         block, space, Range{0, width}, [&](int m, Index k) { return m0 + m < rows ? g.da[Q][(first_row + m0 + m) * width + k] : T(0); },
-        [&](Index k, int n) { return n0 + n < depth ? p.turned[Q][k * depth + n0 + n] : T(0); }, sums);
-    for_sums(block, sums, [&](int m, int n, T sum) {
+        [&](Index k, int n) { return n0 + n < depth ? static_cast<const V*>(p.turned[Q])[k * depth + n0 + n] : V{}; }, sums);
+    for_sums<V>(block, sums, [&](int m, int n, T sum) {
       const Index row = first_row + m0 + m, t = row / p.batch, b = row % p.batch, k = n0 + n;
       if (m0 + m >= rows || k >= depth) return;
       T* to;
@@ -232,11 +232,11 @@ struct CutKernel {
 };
 
 // One part's share of dW or dR, [depth][H][column]: the operand of product Q, times da.
-template <class C, class T, int Q>
+template <class C, class T, class V, int Q>
 struct WeightKernel {
   Problem<T> p;
   BackwardProblem<T> g;
-  using Space = ProductSpace<T>;
+  using Space = ProductSpace<T, V>;
   static constexpr int kCount = product_columns<C>(Q).count();
   Grid grid() const { return {ceil_div(p.hidden * kCount, kTileN), ceil_div(p.depth(Q), kTileM), g.parts}; }
   OST_HD void operator()(const Block& block, Space& space) const {
@@ -247,7 +247,7 @@ struct WeightKernel {
     multiply(
         block, space, rows, [&](int m, Index row) { return m0 + m < depth ? operand(row, m0 + m) : T(0); },
         [&](Index row, int n) { return n0 + n < width ? g.da[Q][row * width + n0 + n] : T(0); }, sums);
-    for_sums(block, sums, [&](int m, int n, T sum) {
+    for_sums<V>(block, sums, [&](int m, int n, T sum) {
       if (m0 + m < depth && n0 + n < width) g.sums[Q][(block.z * depth + m0 + m) * width + n0 + n] = sum;
     });
   }
@@ -343,44 +343,44 @@ struct CopyKernel {
   }
 };
 
-template <class C, class T, int F, class Run>
+template <class C, class T, class V, int F, class Run>
 void run_backward_phases(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, Index t) {
   run(CellKernel<C, T, F>{p, g, t});
   constexpr bool hidden = C::kPhases[F].operand == Operand::kHidden;
-  run(TurnKernel<C, T, F + 1>{p, g, t * p.batch, p.batch, hidden ? g.dh : g.demitted, hidden});  // dh holds the direct gradient
-  if constexpr (F > 0) run_backward_phases<C, T, F - 1>(run, p, g, t);
+  run(TurnKernel<C, T, V, F + 1>{p, g, t * p.batch, p.batch, hidden ? g.dh : g.demitted, hidden});  // dh holds the direct gradient
+  if constexpr (F > 0) run_backward_phases<C, T, V, F - 1>(run, p, g, t);
 }
 
-template <class C, class T, int Q, class Run>
+template <class C, class T, class V, int Q, class Run>
 void run_weights(Run& run, const Problem<T>& p, const BackwardProblem<T>& g) {
   const Index width = p.hidden * product_columns<C>(Q).count();
   T* weight = Q == 0 ? g.gradients.weight_ih : g.gradients.weight_hh;
   T* bias = Q == 0 ? g.gradients.bias_ih : g.gradients.bias_hh;
   if (weight) {
-    run(WeightKernel<C, T, Q>{p, g});
+    run(WeightKernel<C, T, V, Q>{p, g});
     run(AddKernel<C, T>(g.sums[Q], weight, p.depth(Q), p.hidden, g.parts, Q));
   }
   if (bias) {
     run(ColumnKernel<T>{g.da[Q], g.bias_sums[Q], p.steps * p.batch, width, g.parts});
     run(AddKernel<C, T>(g.bias_sums[Q], bias, 1, p.hidden, g.parts, Q));
   }
-  if constexpr (Q + 1 < kProductCount<C>) run_weights<C, T, Q + 1>(run, p, g);
+  if constexpr (Q + 1 < kProductCount<C>) run_weights<C, T, V, Q + 1>(run, p, g);
 }
 
-template <class C, class T, class Run>
+template <class C, class T, class V, class Run>
 void backward(Run& run, const Problem<T>& p, const BackwardProblem<T>& g) {
   if (p.batch == 0) return;
   run(BackwardBeginKernel<C, T>{p, g});
   for (Index s = p.steps; s-- > 0;) {
     const Index t = p.reverse ? p.steps - 1 - s : s;
     if (g.control.clip_norm > 0) run(NormKernel<C, T>{p, g, t});
-    run_backward_phases<C, T, kPhaseCount<C> - 1>(run, p, g, t);
+    run_backward_phases<C, T, V, kPhaseCount<C> - 1>(run, p, g, t);
     if (g.control.flow) run(FlowKernel<C, T>{p, g, t});
     if (p.times.before || g.control.cuts) run(CutKernel<C, T>{p, g, t});
   }
   if (p.steps > 0) {
-    if (g.dx.data) run(TurnKernel<C, T, 0>{p, g, 0, p.steps * p.batch, nullptr, g.dx_add});
-    run_weights<C, T, 0>(run, p, g);
+    if (g.dx.data) run(TurnKernel<C, T, V, 0>{p, g, 0, p.steps * p.batch, nullptr, g.dx_add});
+    run_weights<C, T, V, 0>(run, p, g);
     if (C::kParams > 0 && g.gradients.params) {
       run(ColumnKernel<T>{g.dparams, g.param_sums, p.steps * p.batch, C::kParams * p.hidden, g.parts});
       run(AddRowsKernel<T>{g.param_sums, g.gradients.params, g.parts, C::kParams * p.hidden});

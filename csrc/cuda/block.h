@@ -21,13 +21,24 @@ struct Block {
   Index x, y, z;  // its place in the grid
   bool turned;    // emulated from the last thread to the first
 
+  // What every thread does, and then they meet.
   template <class F>
   OST_HD void each(F&& f) const {
+    alone(f);
+    meet();
+  }
+  // The same where nothing that follows reads what another thread wrote here.
+  template <class F>
+  OST_HD void alone(F&& f) const {
 #if defined(__CUDA_ARCH__)
     f(int(threadIdx.x));
-    __syncthreads();
 #else
     for (int i = 0; i < kThreads; ++i) f(turned ? kThreads - 1 - i : i);
+#endif
+  }
+  OST_HD void meet() const {
+#if defined(__CUDA_ARCH__)
+    __syncthreads();
 #endif
   }
 };

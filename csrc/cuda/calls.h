@@ -29,6 +29,7 @@ class Addresses {
     const py::str key(name);
     return values_.contains(key) && !values_[key].is_none() ? values_[key].template cast<N>() : otherwise;
   }
+  std::string text(const char* name) const { return values_[py::str(name)].template cast<std::string>(); }
   template <class A>
   Rows<A> rows(const std::string& name) const {
     return {get<A>(name), number<Index>((name + "_t").c_str()), number<Index>((name + "_b").c_str()), get<const Index>(name + "_starts"),
@@ -49,8 +50,8 @@ Problem<T> problem(const Addresses& a) {
   p.h0 = a.get<const T>("h0"), p.c0 = a.get<const T>("c0");
   p.restart_h = a.get<const T>("restart_h"), p.restart_c = a.get<const T>("restart_c");
   for (int q = 0; q < kProductCount<C>; ++q) {
-    p.panels[q] = a.get<const T>("panels" + std::to_string(q));
-    p.turned[q] = a.get<const T>("turned" + std::to_string(q));
+    p.panels[q] = a.get<const void>("panels" + std::to_string(q));
+    p.turned[q] = a.get<const void>("turned" + std::to_string(q));
   }
   p.bias = a.get<const T>("bias"), p.params = a.get<const T>("params");
   p.gx = a.get<T>("gx"), p.saved = a.get<T>("saved"), p.cells = a.get<T>("cells");
@@ -81,23 +82,33 @@ BackwardProblem<T> backward_problem(const Addresses& a, Index steps, Index batch
 
 enum class Action { kPack, kForward, kBackward };
 
-template <class C, class T, class Run>
+// W: words of the operands of the forward pass, V: of the backward pass.
+template <class C, class T, class W, class V, class Run>
 void act(Run& run, Action action, const Addresses& a) {
   const Problem<T> p = problem<C, T>(a);
-  if (action == Action::kForward) return forward<C, T>(run, p);
-  if (action == Action::kBackward) return backward<C, T>(run, p, backward_problem<C, T>(a, p.steps, p.batch));
+  if (action == Action::kForward) return forward<C, T, W>(run, p);
+  if (action == Action::kBackward) return backward<C, T, V>(run, p, backward_problem<C, T>(a, p.steps, p.batch));
   for (int q = 0; q < kProductCount<C>; ++q) {
     const T* raw = a.need<const T>(q == 0 ? "weight_ih" : "weight_hh");
-    run(PackKernel<C, T>(raw, const_cast<T*>(p.panels[q]), const_cast<T*>(p.turned[q]), p.depth(q), p.hidden, q));
+    const std::string n = std::to_string(q);
+    run(PackKernel<C, T, W, V>(raw, a.need<W>("panels" + n), a.get<V>("turned" + n), p.depth(q), p.hidden, q));
   }
   run(PackBiasKernel<C, T>{a.get<const T>("bias_ih"), a.get<const T>("bias_hh"), a.need<T>("bias"), p.hidden});
 }
 
+// float16 runs backward in bfloat16: gradients need the range of a float, and no scale.
+template <class C, class Run>
+void act_in(Run& run, Action action, int itemsize, const std::string& precision, const Addresses& a) {
+  if (precision == "float16" && itemsize == 4) return act<C, float, Half, Bfloat>(run, action, a);
+  if (precision == "bfloat16" && itemsize == 4) return act<C, float, Bfloat, Bfloat>(run, action, a);
+  if (precision != "exact") fail("precision", "exact, or bfloat16 or float16 for float32", "'" + precision + "'");
+  if (itemsize == 4) return act<C, float, float, float>(run, action, a);
+  act<C, double, double, double>(run, action, a);
+}
+
 template <class Run, class... N>
-void act_on(Run& run, Action action, CellId cell, int itemsize, const Addresses& a, CellList<N...>) {
-  ((cell == N::id ? (itemsize == 4 ? act<typename N::Cell, float>(run, action, a) : act<typename N::Cell, double>(run, action, a))
-                  : void()),
-   ...);
+void act_on(Run& run, Action action, CellId cell, int itemsize, const std::string& precision, const Addresses& a, CellList<N...>) {
+  ((cell == N::id ? act_in<typename N::Cell>(run, action, itemsize, precision, a) : void()), ...);
 }
 
 // What is not of a cell.
@@ -142,7 +153,7 @@ void act_by_name(Run& run, const std::string& action, int cell, int itemsize, co
   if (itemsize == 4 ? extra<float>(run, action, a) : extra<double>(run, action, a)) return;
   const char* known[] = {"pack", "forward", "backward"};
   for (int i = 0; i < 3; ++i)
-    if (action == known[i]) return act_on(run, Action(i), CellId(cell), itemsize, a, Cells());
+    if (action == known[i]) return act_on(run, Action(i), CellId(cell), itemsize, a.text("precision"), a, Cells());
   fail("action", "one that is known", "'" + action + "'");
 }
 

@@ -15,16 +15,17 @@ struct GateTable {
   explicit GateTable(int q) : GateTable(product_blocks<C>(q), product_columns<C>(q)) {}
 };
 
-// From [gates*H, depth] as the user holds it to panels and turned panels of product q.
-template <class C, class T>
+// From [gates*H, depth] as the user holds it to panels and turned panels of product q, in words W and V.
+template <class C, class T, class W, class V>
 struct PackKernel {
   const T* raw;
-  T *panels, *turned;
+  W* panels;
+  V* turned;
   Index depth, hidden;
   int begin, columns;
   GateTable<C> table;
   struct Space {};
-  PackKernel(const T* raw, T* panels, T* turned, Index depth, Index hidden, int q)
+  PackKernel(const T* raw, W* panels, V* turned, Index depth, Index hidden, int q)
       : raw(raw),
         panels(panels),
         turned(turned),
@@ -41,8 +42,8 @@ struct PackKernel {
       const Index k = i % depth, u = i / depth / columns;
       const int column = int(i / depth % columns);
       const T w = raw[(table.gate[begin + column] * hidden + u) * depth + k];
-      panels[(k * hidden + u) * columns + column] = w;
-      if (turned) turned[i] = w;
+      panels[(k * hidden + u) * columns + column] = Narrow<W>::of(w);
+      if (turned) turned[i] = Narrow<V>::of(w);
     });
   }
 };
@@ -70,10 +71,10 @@ struct PackBiasKernel {
 };
 
 // gx = W x + b for all rows that take part.
-template <class C, class T>
+template <class C, class T, class W>
 struct ProjectKernel {
   Problem<T> p;
-  using Space = ProductSpace<T>;
+  using Space = ProductSpace<T, W>;
   static constexpr int kBegin = C::kInput.begin, kCount = C::kInput.count(), kUnits = kTileN / kCount;
   Grid grid() const { return {ceil_div(p.hidden, kUnits), ceil_div(p.steps * p.batch, kTileM)}; }
   OST_HD void operator()(const Block& block, Space& space) const {
@@ -87,8 +88,9 @@ struct ProjectKernel {
           const Index row = first + m, t = row / p.batch, b = row % p.batch;
           return row < rows && clock.active(t, b) ? at(p.x, t, b)[k] : T(0);
         },
-        [&](Index k, int n) { return unit(u0, n) < p.hidden ? p.panels[0][(k * p.hidden + u0) * kCount + n] : T(0); }, sums);
-    for_sums(block, sums, [&](int m, int n, T sum) {
+        [&](Index k, int n) { return unit(u0, n) < p.hidden ? static_cast<const W*>(p.panels[0])[(k * p.hidden + u0) * kCount + n] : W{}; },
+        sums);
+    for_sums<W>(block, sums, [&](int m, int n, T sum) {
       const Index row = first + m, u = unit(u0, n);
       const int column = kBegin + n % kCount;
       if (row < rows && u < p.hidden) p.gx[(row * p.hidden + u) * C::kColumns + column] = sum + p.bias[u * C::kColumns + column];
@@ -106,18 +108,18 @@ struct ProjectKernel {
   OST_HD Index unit(Index u0, int n) const { return n < kUnits * kCount ? u0 + n / kCount : p.hidden; }
 };
 
-template <class T>
+template <class T, class W>
 struct StepSpace {
-  ProductSpace<T> product;
+  ProductSpace<T, W> product;
   T sums[kTileM][kTileN + 1];
 };
 
 // Phase F of one step.
-template <class C, class T, int F>
+template <class C, class T, class W, int F>
 struct StepKernel {
   Problem<T> p;
   Index step;
-  using Space = StepSpace<T>;
+  using Space = StepSpace<T, W>;
   static constexpr bool kEmitted = C::kPhases[F].operand == Operand::kEmitted;
   static constexpr int kBegin = C::kPhases[F].product.begin, kCount = C::kPhases[F].product.count(), kUnits = kTileN / kCount,
                        kLast = kPhaseCount<C> - 1;
@@ -137,10 +139,12 @@ struct StepKernel {
           return value(hidden_after(p, clock.before(t, b), b), k);
         },
         [&](Index k, int n) {
-          return n < kUnits * kCount && u0 + n / kCount < p.hidden ? p.panels[F + 1][(k * p.hidden + u0) * kCount + n] : T(0);
+          return n < kUnits * kCount && u0 + n / kCount < p.hidden
+                     ? static_cast<const W*>(p.panels[F + 1])[(k * p.hidden + u0) * kCount + n]
+                     : W{};
         },
         sums);
-    for_sums(block, sums, [&](int m, int n, T sum) { space.sums[m][n] = sum; });
+    for_sums<W>(block, sums, [&](int m, int n, T sum) { space.sums[m][n] = sum; });
     block.each([&](int thread) {
       for (int i = thread; i < kTileM * kUnits; i += kThreads) {
         const Index b = b0 + i / kUnits, u = u0 + i % kUnits;
@@ -198,18 +202,18 @@ struct FinalKernel {
   }
 };
 
-template <class C, class T, int F = 0, class Run>
+template <class C, class T, class W, int F = 0, class Run>
 void run_phases(Run& run, const Problem<T>& p, Index step) {
-  run(StepKernel<C, T, F>{p, step});
-  if constexpr (F + 1 < kPhaseCount<C>) run_phases<C, T, F + 1>(run, p, step);
+  run(StepKernel<C, T, W, F>{p, step});
+  if constexpr (F + 1 < kPhaseCount<C>) run_phases<C, T, W, F + 1>(run, p, step);
 }
 
 // `run` launches a kernel after those before it.
-template <class C, class T, class Run>
+template <class C, class T, class W, class Run>
 void forward(Run& run, const Problem<T>& p) {
   if (p.batch == 0) return;
-  if (p.steps > 0) run(ProjectKernel<C, T>{p});
-  for (Index step = 0; step < p.steps; ++step) run_phases<C, T>(run, p, step);
+  if (p.steps > 0) run(ProjectKernel<C, T, W>{p});
+  for (Index step = 0; step < p.steps; ++step) run_phases<C, T, W>(run, p, step);
   run(FinalKernel<C, T>{p});
 }
 

@@ -20,12 +20,11 @@ struct Problem {
   Times times;  // order is null: rows stay where they are
   Rows<const T> x;
   Rows<T> y;
-  const T *h0, *c0;                // [B,H], null means zeros
-  const T *restart_h, *restart_c;  // [H], null means zeros
-  const T* panels[kMaxProducts];
-  const T* turned[kMaxProducts];
-  const T* bias;    // [H][column]
-  const T* params;  // [params][H]
+  const T *h0, *c0;                                         // [B,H], null means zeros
+  const T *restart_h, *restart_c;                           // [H], null means zeros
+  const void *panels[kMaxProducts], *turned[kMaxProducts];  // in words of the precision
+  const T* bias;                                            // [H][column]
+  const T* params;                                          // [params][H]
   T* gx;
   T *saved, *cells;  // [T][B][saved][H], [T][B][H]; null in inference
   T *state, *kept;   // [B][H] c, and [B][saved][H] from phase to phase, in inference

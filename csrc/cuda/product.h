@@ -1,17 +1,23 @@
-// The one product of the stepwise kernels: a tile of out[m][n] = sum over k of a(m, k) b(k, n), by blocks of k through shared memory. Every
-// element is one chain of multiply-adds in ascending k, so it depends neither on the tile that it lies in nor on its neighbours.
+// The one product of the stepwise kernels: a tile of out[m][n] = sum over k of a(m, k) b(k, n), by blocks of k through shared memory. An
+// element depends neither on the tile that it lies in nor on its neighbours: exact, it is one chain of multiply-adds in ascending k; with
+// operands of 2 bytes a chain of matrix instructions.
 #pragma once
-#include "block.h"
-#include "math.h"
+#include "mma.h"
 
 namespace ost::OST_SET {
 
 constexpr int kTileM = 32, kTileN = 64, kTileK = 16;
 constexpr int kThreadM = 2, kThreadN = 4;  // of the tile, a thread's
 static_assert(kTileM / kThreadM * (kTileN / kThreadN) == kThreads);
+static_assert(kTileM / 16 * (kTileN / 16) * 32 == kThreads && kThreadM == 2 && kThreadN == 4);  // two sums of four by a warp's lane
 
-template <class T>
+template <class T, class W>
 struct ProductSpace {  // shared memory
+  static constexpr int kDepth = 32;
+  W a[kTileM][kDepth + 8], b[kTileN][kDepth + 8];  // 8 more: the words of a fragment lie in 32 banks
+};
+template <class T>
+struct ProductSpace<T, T> {
   T a[kTileK][kTileM + 1];
   T b[kTileK][kTileN];
 };
@@ -33,7 +39,7 @@ OST_HD void clear(const Block& block, PerThread<Sums<T>>& sums) {
 
 // a(m, k) and b(k, n) give zeros where there is nothing.
 template <class T, class A, class B>
-OST_HD void multiply(const Block& block, ProductSpace<T>& space, Range ks, A&& a, B&& b, PerThread<Sums<T>>& sums) {
+OST_HD void multiply(const Block& block, ProductSpace<T, T>& space, Range ks, A&& a, B&& b, PerThread<Sums<T>>& sums) {
   for (Index k0 = ks.begin; k0 < ks.end; k0 += kTileK) {
     block.each([&](int thread) {
       OST_ROLLED
@@ -61,15 +67,68 @@ OST_HD void multiply(const Block& block, ProductSpace<T>& space, Range ks, A&& a
   }
 }
 
+// The place of a warp's 16 x 16 in the tile: two matrix instructions beside each other.
+OST_HD int warp_m(int thread) { return thread / 32 % (kTileM / 16) * 16; }
+OST_HD int warp_n(int thread) { return thread / 32 / (kTileM / 16) * 16; }
+
+template <class T, class W, class A, class B>
+OST_HD void multiply(const Block& block, ProductSpace<T, W>& space, Range ks, A&& a, B&& b, PerThread<Sums<T>>& sums) {
+  constexpr int depth = ProductSpace<T, W>::kDepth;
+  PerThread<FragmentA> left;
+  PerThread<FragmentB> right[2];
+  for (Index k0 = ks.begin; k0 < ks.end; k0 += depth) {
+    block.each([&](int thread) {
+      OST_ROLLED
+      for (int i = thread; i < kTileM * depth; i += kThreads) {
+        const int m = i / depth, k = i % depth;
+        space.a[m][k] = Narrow<W>::of(k0 + k < ks.end ? a(m, k0 + k) : T(0));
+      }
+      OST_ROLLED
+      for (int i = thread; i < kTileN * depth; i += kThreads) {
+        const int n = i % kTileN, k = i / kTileN;
+        if (k0 + k < ks.end)
+          space.b[n][k] = Narrow<W>::of(b(k0 + k, n));
+        else
+          space.b[n][k] = W{};
+      }
+    });
+    OST_UNROLL
+    for (int k = 0; k < depth; k += 16) {
+      block.alone([&](int thread) {
+        const Lane lane(thread);
+        OST_UNROLL
+        for (int w = 0; w < 4; ++w) left[thread].word[w] = pair_at(&space.a[warp_m(thread) + lane.a_row(w)][k + lane.a_column(w)]);
+        OST_UNROLL
+        for (int j = 0; j < 2; ++j) {
+          OST_UNROLL
+          for (int w = 0; w < 2; ++w)
+            right[j][thread].word[w] = pair_at(&space.b[warp_n(thread) + j * 8 + lane.b_column()][k + lane.b_row(w)]);
+        }
+      });
+      OST_UNROLL
+      for (int j = 0; j < 2; ++j)
+        multiply_fragments<W>(
+            block, [&](int thread) -> FragmentA& { return left[thread]; }, [&](int thread) -> FragmentB& { return right[j][thread]; },
+            [&](int thread) -> float* { return sums[thread].v[j]; });
+    }
+    block.meet();
+  }
+}
+
 // f(m, n, sum) for every element of the tile, by the thread that has it.
-template <class T, class F>
+template <class W, class T, class F>
 OST_HD void for_sums(const Block& block, PerThread<Sums<T>>& sums, F&& f) {
   block.each([&](int thread) {
     const int m = thread / (kTileN / kThreadN) * kThreadM, n = thread % (kTileN / kThreadN) * kThreadN;
+    const Lane lane(thread);
     OST_UNROLL
     for (int i = 0; i < kThreadM; ++i) {
       OST_UNROLL
-      for (int j = 0; j < kThreadN; ++j) f(m + i, n + j, sums[thread].v[i][j]);
+      for (int j = 0; j < kThreadN; ++j)
+        if constexpr (sizeof(W) == 2)
+          f(warp_m(thread) + lane.sum_row(j), warp_n(thread) + i * 8 + lane.sum_column(j), sums[thread].v[i][j]);
+        else
+          f(m + i, n + j, sums[thread].v[i][j]);
     }
   });
 }

@@ -67,7 +67,7 @@ def _train_text(args: argparse.Namespace) -> dict[str, Any]:
     from .tasks import corpora, text
 
     options = text.TextOptions(
-        args.steps, args.hidden, args.layers, args.cell, args.rate, args.dropout, args.seed, args.precision
+        args.steps, args.hidden, args.layers, args.cell, args.rate, args.dropout, args.seed, args.precision, args.device
     )
     for name in ("steps", "hidden", "layers"):
         ost._check.positive(f"--{name}", getattr(options, name))
@@ -174,8 +174,12 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--dropout", type=float, default=0.0, help="between layers and before the last")
     c.add_argument("--seed", type=int, default=0)
     c.add_argument(
-        "--precision", choices=("float32", "bfloat16"), default="float32", help="what the recurrent layers multiply"
+        "--precision",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="what the recurrent layers multiply; float16 on a GPU only",
     )
+    c.add_argument("--device", default="cpu", help="cpu, or cuda: a GPU, with CuPy")
     c.add_argument("--save", metavar="DIR", help="keep the model, a checkpoint and a log here")
     c.add_argument("--resume", action="store_true", help="go on from the checkpoint in DIR")
     c.add_argument("--json", action="store_true", help="end with one JSON object")

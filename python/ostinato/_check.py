@@ -57,10 +57,14 @@ def real_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
     return np.dtype(d.type)
 
 
-def precision(dtype: np.dtype[Any], name: str | None) -> str:
+def precision(dtype: np.dtype[Any], name: str | None, device: str = "cpu") -> str:
     """A precision by its public name; None is the dtype itself."""
-    known = (dtype.name, "bfloat16", "int8") if dtype == np.float32 else (dtype.name,)
-    return str(choice("precision", dtype.name if name is None else name, known))
+    low = ("bfloat16", "int8" if device == "cpu" else "float16") if dtype == np.float32 else ()
+    if name in ("int8", "float16") and dtype == np.float32 and name not in low:
+        raise ValueError(
+            f"precision: expected one of {', '.join(map(repr, (dtype.name, *low)))} on {device}, got {name!r}"
+        )
+    return str(choice("precision", dtype.name if name is None else name, (dtype.name, *low)))
 
 
 def native_precision(dtype: np.dtype[Any], name: str) -> str:
@@ -82,7 +86,7 @@ def draw_key(rng: np.random.Generator) -> int:
     return int(rng.integers(0, 2**64, dtype=np.uint64))
 
 
-def is_array(value: object) -> bool:
+def is_array(value: Any) -> bool:
     """Whether it is an array, of NumPy or of a device."""
     return isinstance(value, np.ndarray) or _device.of(value) is not None
 
@@ -100,6 +104,13 @@ def array(name: str, value: object, ndim: int | tuple[int, ...] | None = None) -
     return a
 
 
+def contiguous(a: Array, dtype: type[np.int64] | None = None) -> Array:
+    """As np.ascontiguousarray, of a device's arrays too."""
+    device = _device.of(a)
+    out: Array = (np if device is None else device.xp).ascontiguousarray(a, dtype=dtype)
+    return out
+
+
 def read_only(a: Array) -> Array:
     """The array, made read-only where its library knows of such."""
     if isinstance(a, np.ndarray):
@@ -113,7 +124,8 @@ def lengths(value: object, steps: int, batch: int) -> npt.NDArray[np.int64] | No
         return None
     value = _device.taken(value)
     if _device.of(value) is not None:
-        return _device_lengths(value, steps, batch)
+        on_device: npt.NDArray[np.int64] = _device_lengths(value, steps, batch)
+        return on_device
     a = np.asarray(value)
     if a.size == 0:
         a = a.astype(np.int64)
@@ -126,7 +138,7 @@ def lengths(value: object, steps: int, batch: int) -> npt.NDArray[np.int64] | No
     bad = np.flatnonzero((a < 0) | (a > steps))
     if bad.size:
         raise ValueError(f"lengths: expected values from 0 to T = {steps}, got {a[bad[0]]} at b = {bad[0]}")
-    return np.ascontiguousarray(a, dtype=np.int64)
+    return contiguous(a, dtype=np.int64)
 
 
 def _device_lengths(a: Any, steps: int, batch: int) -> Any:
@@ -148,7 +160,7 @@ def flags(name: str, value: object, steps: int, batch: int, batch_first: bool = 
     names, shape = ("(B, T)", (batch, steps)) if batch_first else ("(T, B)", (steps, batch))
     if a.shape != shape:
         raise ValueError(f"{name}: expected shape {names} = {shape}, got {a.shape}")
-    return np.ascontiguousarray(a.T if batch_first else a).view(np.uint8)
+    return contiguous(a.T if batch_first else a).view(np.uint8)
 
 
 def times(
@@ -193,7 +205,7 @@ def gates(cell: str, tape: Any) -> dict[str, Array]:
     return out
 
 
-def typed(name: str, like: Array) -> Any:
+def typed(name: str, like: Any) -> Any:
     """The native class or function ``name`` for arrays such as this: of its dtype and on its device."""
     if isinstance(like, np.ndarray):
         return getattr(_core, name + {"float32": "Float32", "float64": "Float64"}[like.dtype.name])
@@ -207,5 +219,5 @@ def ids(name: str, value: object) -> npt.NDArray[np.int64]:
     a = array(name, value)
     if a.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected an integer dtype, got {a.dtype}")
-    flat: npt.NDArray[np.int64] = np.ascontiguousarray(a, dtype=np.int64).reshape(-1)
+    flat: npt.NDArray[np.int64] = contiguous(a, dtype=np.int64).reshape(-1)
     return flat

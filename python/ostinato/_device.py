@@ -5,6 +5,7 @@ Nothing here allocates or waits on its own: arrays come from the array library o
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ class Device:
     def launch(self, action: str, cell: str | None, dtype: Any, values: dict[str, Any]) -> None:
         """Run kernels on arrays and numbers by name."""
         addresses = {
-            name: v if v is None or isinstance(v, (int, float, bool)) else self.address(v) for name, v in values.items()
+            name: v if v is None or isinstance(v, (int, float, str)) else self.address(v) for name, v in values.items()
         }
         number = NO_CELL if cell is None else list(_core.cells()).index(cell)
         self.run(action, number, np.dtype(dtype).itemsize, addresses)
@@ -63,6 +64,8 @@ def register(kind: type, finder: Callable[[Any], Device]) -> None:
 
 def of(a: Any) -> Device | None:
     """The device of an array; None is the CPU, or no array that is known."""
+    if type(a) is np.ndarray:
+        return None
     finder = _FINDERS.get(type(a))
     if finder is None and type(a).__module__.partition(".")[0] == "cupy":
         cuda(int(a.device.id))  # arrays of CuPy that are older than our use of it
@@ -157,11 +160,10 @@ def cuda(index: int | None = None) -> Device:
 def _cuda_device(index: int) -> Device:
     import cupy
 
-    from . import _cuda
-
+    module: Any = importlib.import_module("ostinato._cuda")
     register(cupy.ndarray, lambda a: _cuda_device(int(a.device.id)))
 
     def run(action: str, cell: int, itemsize: int, addresses: dict[str, Any]) -> None:
-        _cuda.run(action, cell, itemsize, addresses, cupy.cuda.get_current_stream().ptr)
+        module.run(action, cell, itemsize, addresses, cupy.cuda.get_current_stream().ptr)
 
     return Device(f"cuda:{index}", cupy, lambda a: int(a.data.ptr), run, lambda: cupy.cuda.Device(index))

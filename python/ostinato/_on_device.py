@@ -15,17 +15,22 @@ from . import _check, _core, _device
 from ._device import Device
 
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_peephole")
+FLOAT16_MAX = 65504.0
 SKIPPED = -3  # in the table of times: the row takes no part
 
 
-def extent(device: Device, name: str, a: Any, axes: list[tuple[str, int]], dtype: Any, *, contiguous: bool = False) -> Any:
+def extent(
+    device: Device, name: str, a: Any, axes: list[tuple[str, int]], dtype: Any, *, contiguous: bool = False
+) -> Any:
     """An array of the device, of this shape (-1: any) and dtype, with unit stride on the last axis."""
     a = _check.array(name, a)
     if _device.of(a) is not device:
         wanted = f"on {device.name}" if device.xp is not np else "of NumPy"
         raise TypeError(f"{name}: expected an array {wanted}, as the weights are, got one on {_device.name_of(a)}")
     if a.dtype != dtype:
-        raise TypeError(f"{name}: expected dtype {np.dtype(dtype)}, got {a.dtype}; use {name}.astype(np.{np.dtype(dtype)})")
+        raise TypeError(
+            f"{name}: expected dtype {np.dtype(dtype)}, got {a.dtype}; use {name}.astype(np.{np.dtype(dtype)})"
+        )
     if a.ndim != len(axes) or any(n not in (-1, got) for (_, n), got in zip(axes, a.shape)):
         names, sizes = ", ".join(n for n, _ in axes), ", ".join("*" if n < 0 else str(n) for _, n in axes)
         end = ",)" if len(axes) == 1 else ")"
@@ -93,18 +98,41 @@ def columns_of(cell: str) -> tuple[int, list[int]]:
     return columns
 
 
-def pack(device: Device, cell: str, weights: list[Any], *, reverse: bool = False, backward: bool = True) -> Weights:
+def pack(
+    device: Device,
+    cell: str,
+    weights: list[Any],
+    *,
+    reverse: bool = False,
+    backward: bool = True,
+    precision: str = "exact",
+) -> Weights:
     """From weight_ih, weight_hh, bias_ih, bias_hh and weight_peephole, the last three of which may be None."""
     xp, given = device.xp, dict(zip(WEIGHTS, weights))
     (columns, products), dtype = columns_of(cell), given["weight_ih"].dtype
     inputs, hidden = given["weight_ih"].shape[1], given["weight_hh"].shape[1]
-    arrays: dict[str, Any] = {"bias": xp.empty((hidden, columns), dtype), "params": given["weight_peephole"]}
+    word = dtype if precision == "exact" else np.uint16
+    if precision == "float16":
+        _check_range(given["weight_ih"], given["weight_hh"])
+    arrays: dict[str, Any] = {
+        "precision": precision,
+        "bias": xp.empty((hidden, columns), dtype),
+        "params": given["weight_peephole"],
+    }
     for q, n in enumerate(products):
         depth = inputs if q == 0 else hidden
-        arrays[f"panels{q}"] = xp.empty((depth, hidden, n), dtype)
-        arrays[f"turned{q}"] = xp.empty((hidden, n, depth), dtype) if backward else None
+        arrays[f"panels{q}"] = xp.empty((depth, hidden, n), word)
+        arrays[f"turned{q}"] = xp.empty((hidden, n, depth), word) if backward else None
     device.launch("pack", cell, dtype, {**given, **arrays, "input": inputs, "hidden": hidden})
     return Weights(device, cell, inputs, hidden, dtype, reverse, arrays)
+
+
+def _check_range(*weights: Any) -> None:
+    """float16 ends at 65504; this waits for the device."""
+    for name, w in zip(WEIGHTS, weights):
+        top = float(_library(w).abs(w).max()) if _device.of(w) else float(np.abs(w).max())
+        if FLOAT16_MAX < top < np.inf:
+            raise ValueError(f"{name}: expected weights within the range of float16, {FLOAT16_MAX:g}, got {top:.3g}")
 
 
 def times_table(device: Device, steps: int, batch: int, **given: Any) -> Any:
@@ -231,7 +259,6 @@ class Packed:
         self.device, self.cell, self.backward, self.reverse = device, cell, backward, reverse
         self.input_size, self.hidden_size, self.layers = input_size, hidden_size, num_layers
         self.directions, self.dtype, self.precision = 2 if bidirectional else 1, weights[0][0].dtype, precision
-        _check.choice("precision", precision, ("exact",))
         gates, h = _core.cells()[cell]["gates"], hidden_size
         rows = "H" if gates == 1 else f"{gates}*H"
         self.parts = []
@@ -240,12 +267,19 @@ class Packed:
                 layer, d = divmod(k, self.directions)
                 end = f"_l{layer}" + ("_reverse" if d else "")
                 axes = [[(rows, gates * h), ("I", input_size if layer == 0 else self.directions * h)]]
-                axes += [[(rows, gates * h), ("H", h)], [(rows, gates * h)], [(rows, gates * h)], [("gates", 3), ("H", h)]]
+                axes += [
+                    [(rows, gates * h), ("H", h)],
+                    [(rows, gates * h)],
+                    [(rows, gates * h)],
+                    [("gates", 3), ("H", h)],
+                ]
                 five = [
                     None if a is None else extent(device, n + end, a, s, self.dtype, contiguous=True)
                     for n, a, s in zip(WEIGHTS, given, axes)
                 ]
-                self.parts.append(pack(device, cell, five, reverse=reverse or d == 1, backward=backward))
+                self.parts.append(
+                    pack(device, cell, five, reverse=reverse or d == 1, backward=backward, precision=precision)
+                )
 
     def sums(self, batch: int) -> Any:
         """Nothing outlives a call: gradients are added to the caller's."""
@@ -356,14 +390,15 @@ class Packed:
                     if one is not None:
                         kept.append(one)
                 below = to.array
-                if not last and train and dropout:
+                if not last and dropout:
                     below = xp.empty_like(to.array)
                     self._drop(layer, to.array, below, dropout, key, first_step)
                 rows = Rows.of(below) if not last else rows
             if not train:
                 return y, h_n, c_n, None
             facts = SimpleNamespace(
-                shape=(steps, batch), batch_first=batch_first, x=x, y=y, flat=flat, into=into, dropout=dropout, key=key, first_step=first_step,
+                shape=(steps, batch), batch_first=batch_first, x=x, y=y, flat=flat, into=into,
+                dropout=dropout, key=key, first_step=first_step,
                 resets=resets is not None or resets_after is not None, state=state, tables=tables, lengths=ends,
             )  # fmt: skip
             return y, h_n, c_n, Tape(self, kept, facts)
@@ -407,7 +442,13 @@ class Tape:
         (steps, batch), width, states = f.shape, p.directions * h, _core.cells()[p.cell]["states"]
         if not p.backward:
             raise ValueError("packed: expected weights packed for training, got weights packed for inference only")
-        lead = [("N", len(f.y))] if f.flat else [("B", batch), ("T", steps)] if f.batch_first else [("T", steps), ("B", batch)]
+        lead = (
+            [("N", len(f.y))]
+            if f.flat
+            else [("B", batch), ("T", steps)]
+            if f.batch_first
+            else [("T", steps), ("B", batch)]
+        )
         if dy is not None:
             dy = extent(device, "dy", dy, [*lead, ("D*H", width)], dtype)
         dh_n, dc_n = (
@@ -529,7 +570,9 @@ def _refuse_overlap(out: Any, others: dict[str, Any]) -> None:
         if a is not None:
             begin, end = _range(device, a)
             if low < end and begin < high:
-                raise ValueError(f"out: expected memory of its own, got an array whose memory range overlaps that of {name}")
+                raise ValueError(
+                    f"out: expected memory of its own, got an array whose memory range overlaps that of {name}"
+                )
 
 
 class PackedLinear:
@@ -554,7 +597,9 @@ class PackedLinear:
         return dy @ self.weight if need_dx else None
 
 
-def softmax_cross_entropy_(y: Any, target: Any, smoothing: float, weight: float, need_gradient: bool) -> tuple[float, Any]:
+def softmax_cross_entropy_(
+    y: Any, target: Any, smoothing: float, weight: float, need_gradient: bool
+) -> tuple[float, Any]:
     """The sum of the losses of rows ``[N,V]``, those of target -1 left out, and the gradient of ``weight`` times it."""
     xp, (count, classes) = _library(y), y.shape
     if count == 0:
@@ -582,7 +627,9 @@ def embedding_gather_(ids: Any, weight: Any) -> Any:
     bad = (ids < 0) | (ids >= len(weight))
     if bool(bad.any()):
         position = int(_device.host(bad).argmax())
-        raise ValueError(f"x: expected indices from 0 to {len(weight) - 1}, got {int(ids[position])} at position {position}")
+        raise ValueError(
+            f"x: expected indices from 0 to {len(weight) - 1}, got {int(ids[position])} at position {position}"
+        )
     return weight[ids]
 
 
@@ -636,5 +683,3 @@ def _library(a: Any) -> Any:
     device = _device.of(a)
     assert device is not None
     return device.xp
-
-

@@ -207,7 +207,9 @@ def _survival(layer: Recurrent, tape: Any) -> list[Array]:
         dh = np.zeros((len(ends), batch, layer.hidden_size), layer.dtype)
         dh[part, longest] = np.random.default_rng(0).standard_normal(dh[part, longest].shape)
         start = _device.like(dh, layer._block.values)
-        norms = _device.host(tape.backward(None, start, None, [[None] * 5] * len(ends), False, flow=True)[-1])[part].sum(1)
+        norms = _device.host(tape.backward(None, start, None, [[None] * 5] * len(ends), False, flow=True)[-1])[
+            part
+        ].sum(1)
         back = np.sqrt(norms if end.endswith("_reverse") else norms[::-1])  # from where the gradient begins
         back = back[np.flatnonzero(back)[0] :] if back.any() else back
         out.append(back / back[0] if back.size and back[0] > 0 else np.zeros(steps))

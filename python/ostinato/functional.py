@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import _check, _core, _ragged
+from . import _check, _core, _device, _ragged
 from ._check import Array
 from ._ragged import Ragged, as_given, rows_like, unwrapped
 from ._segments import Chain, parse, plan_of
@@ -46,6 +46,7 @@ class Packed:
     """Weights in the kernels' own order, made by `pack`; stands in the place of ``weight_ih``. Immutable."""
 
     def __init__(self, cell: str, weights: list[Array | None], reverse: bool, precision: str | None = None) -> None:
+        weights = [_device.taken(w) for w in weights]
         w_ih, w_hh = (_check.array(n, w, 2) for n, w in zip(("weight_ih", "weight_hh"), weights))
         self.cell, self.dtype, self.weights, self.reverse = cell, _check.real_dtype(w_ih.dtype), weights, reverse
         gates, hidden = _core.cells()[cell]["gates"], w_hh.shape[1]
@@ -54,7 +55,7 @@ class Packed:
         if w_ih.shape[1] == 0:
             raise ValueError(f"weight_ih: expected at least one input, got shape {w_ih.shape}")
         make = _check.typed("Packed", w_ih)
-        self.precision = _check.precision(self.dtype, precision)
+        self.precision = _check.precision(self.dtype, precision, _device.name_of(w_ih))
         native, backward = _check.native_precision(self.dtype, self.precision), self.precision != "int8"
         self.native = make(cell, w_ih.shape[1], hidden, 1, False, [weights], backward, reverse, native)
 
@@ -97,7 +98,8 @@ def pack(
         nonlinearity: "tanh" or "relu", RNN only.
         reset_after: which GRU, see `gru`.
         reverse: run from the last real step to the first.
-        precision: what the products multiply: "bfloat16", or "int8" (no gradients), in place of the dtype, which is float32.
+        precision: what the products multiply in place of the dtype, which is float32: "bfloat16"; on the CPU also "int8" (no gradients),
+            on a GPU also "float16" (gradients in bfloat16).
     """
     _check.choice("family", family, ("rnn", "lstm", "gru"))
     cell = _cell(family, nonlinearity=nonlinearity, reset_after=reset_after, peephole=weight_peephole is not None)
@@ -151,7 +153,7 @@ def _arguments(packed: Packed, x: Any, h0: Array | None, c0: Array | None, times
     for name, r in zip(("restart_h", "restart_c"), reset):
         if r is not None and (_check.array("reset_state", r).shape != (size,) or r.dtype != dtype):
             raise ValueError(f"reset_state: expected shape (H,) = ({size},) of {dtype}, got {r.shape} of {r.dtype}")
-        options[name] = None if r is None else np.ascontiguousarray(r)[None]
+        options[name] = None if r is None else _check.contiguous(r)[None]
     return _Call(packed, x, h, c, options, ragged, listed)
 
 

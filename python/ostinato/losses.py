@@ -49,12 +49,14 @@ class Loss:
         if isinstance(lengths, np.ndarray) and lengths.dtype == np.bool_:
             if lengths.shape != y.shape[:2]:
                 raise ValueError(f"lengths: expected a mask of shape {y.shape[:2]}, that of y, got {lengths.shape}")
-            return _device.like(lengths, y)
+            like: Array = _device.like(lengths, y)
+            return like
         batch, steps = y.shape[:2] if self.batch_first else y.shape[1::-1]
         ends = _check.lengths(lengths, steps, batch)
         assert ends is not None
         mask: Array = np.arange(steps)[:, None] < ends
-        return _device.like(mask.T if self.batch_first else mask, y)
+        placed: Array = _device.like(mask.T if self.batch_first else mask, y)
+        return placed
 
 
 def _floats(name: str, y: object) -> Array:
@@ -180,10 +182,10 @@ class CrossEntropy(Loss):
             skip |= ~np.broadcast_to(mask.reshape(mask.shape + (1,) * (target.ndim - 2)), target.shape).reshape(-1)
         bad = np.flatnonzero(~skip & ((classes < 0) | (classes >= y.shape[-1])))
         if bad.size:
-            raise ValueError(f"target: expected class numbers from 0 to {y.shape[-1] - 1}, got {classes[bad[0]]}")
+            raise ValueError(f"target: expected class numbers from 0 to {y.shape[-1] - 1}, got {int(classes[bad[0]])}")
         classes[skip] = -1
         count = int(classes.size - np.count_nonzero(skip))
         kernel: Any = _check.typed("softmax_cross_entropy_", y)
-        logits = np.ascontiguousarray(y).reshape(target.size, y.shape[-1])
+        logits = _check.contiguous(y).reshape(target.size, y.shape[-1])
         total, dy = kernel(logits, classes, self.label_smoothing, 1 / max(count, 1), gradient)
         return float(total), count, None if dy is None else dy.reshape(y.shape)

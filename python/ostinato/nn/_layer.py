@@ -101,7 +101,7 @@ class Layer:
             device: "cpu"; "cuda", the present GPU; "cuda:0" and so on.
 
         Raises:
-            ValueError: no such name; or the layer is part of a model, which moves as a whole.
+            ValueError: no such name; the layer is part of a model, which moves as a whole; or a precision that there is not there.
             RuntimeError: there is no GPU, no module for GPUs or no CuPy; the message says which.
         """
         if self._owner is not None:
@@ -110,7 +110,11 @@ class Layer:
         return self
 
     def _move(self, device: _device.Device | None) -> None:
+        self._check_device(device)
         self._block.move(device)
+
+    def _check_device(self, device: _device.Device | None) -> None:
+        """Raises if the layer cannot run there."""
 
     @property
     def version(self) -> int:

@@ -22,7 +22,7 @@ def _rows(name: str, x: Array, width: int, dtype: np.dtype[Any], like: Array | N
         raise TypeError(f"{name}: expected dtype {dtype}, got {x.dtype}; use {name}.astype(np.{dtype})")
     if x.ndim == 0 or x.shape[-1] != width:
         raise ValueError(f"{name}: expected shape (..., {width}), got {x.shape}")
-    return np.ascontiguousarray(x).reshape(math.prod(x.shape[:-1]), width)
+    return _check.contiguous(x).reshape(math.prod(x.shape[:-1]), width)
 
 
 def _gradient_rows(dy: Array, y: Array) -> Array:

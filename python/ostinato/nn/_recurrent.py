@@ -192,7 +192,8 @@ class Recurrent(Layer):
         """What the products multiply; may be set at any time: parameters, states and gradients stay as they are.
 
         "float32" or "float64" (the dtype): exact. "bfloat16": weights and operands rounded to bfloat16, sums in float32; trains too.
-        "int8": weights as bytes with a scale a row, operands with a scale a (t, b) row; for inference only.
+        "int8": weights as bytes with a scale a row, operands with a scale a (t, b) row; for inference on the CPU.
+        "float16": weights and operands rounded to float16, which ends at 65504, sums in float32; on a GPU. Gradients are taken in bfloat16.
 
         >>> import ostinato as ost
         >>> layer = ost.nn.GRU(3, 5, rng=0)
@@ -204,12 +205,15 @@ class Recurrent(Layer):
 
     @precision.setter
     def precision(self, value: str | None) -> None:
-        self._precision = _check.precision(self._dtype, value)
+        self._precision = _check.precision(self._dtype, value, self.device)
         self._cache = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         new = {"_precision": state["_dtype"].name, "learned_state": False}  # of what was pickled before there were any
         super().__setstate__({**new, **state})
+
+    def _check_device(self, device: _device.Device | None) -> None:
+        _check.precision(self._dtype, self._precision, "cpu" if device is None else device.name)
 
     @property
     def _directions(self) -> int:
@@ -318,7 +322,10 @@ class Recurrent(Layer):
 
     def _pack_apart(self) -> list[Any]:
         """Every layer and direction packed by itself."""
-        make, precision = _check.typed("Packed", self._block.values), _check.native_precision(self._dtype, self._precision)
+        make, precision = (
+            _check.typed("Packed", self._block.values),
+            _check.native_precision(self._dtype, self._precision),
+        )
         parts, d = self._parts(self.parameters()), self._directions
         inputs = [self.input_size if k < d else d * self.hidden_size for k in range(len(parts))]
         one = (self.hidden_size, 1, False)
@@ -363,7 +370,7 @@ class Recurrent(Layer):
         self, h: Array | None, c: Array | None, options: dict[str, Any], batch: int
     ) -> tuple[Array | None, Array | None, bool]:
         """The states to start from, the layer's own if none are given; and those of a restart, into the options."""
-        h, c = (None if s is None else np.ascontiguousarray(_check.array("state", s, 3)) for s in (h, c))
+        h, c = (None if s is None else _check.contiguous(_check.array("state", s, 3)) for s in (h, c))
         for name, rows in zip(("restart_h", "restart_c"), self._initial(self.parameters())):
             options[name] = None if rows is None else np.stack(rows)
         learned = self.learned_state and h is None and c is None
@@ -575,7 +582,7 @@ class Recurrent(Layer):
             if single:
                 dh, dc = (None if s is None else _check.array("dstate", s, 2)[:, None] for s in (dh, dc))
                 dcells = None if dcells is None else np.expand_dims(dcells, 1 if self.batch_first else 2)
-            dh, dc = (None if s is None else np.ascontiguousarray(_check.array("dstate", s)) for s in (dh, dc))
+            dh, dc = (None if s is None else _check.contiguous(_check.array("dstate", s)) for s in (dh, dc))
             if run is not None:
                 for s in (dh, dc):
                     self._check_state("dstate", s, batch)

@@ -69,6 +69,10 @@ class Sequential(Layer):
             layer._owner = self
             layer._place(block, f"{prefix}{k}.")
 
+    def _check_device(self, device: _device.Device | None) -> None:
+        for layer in self.layers:
+            layer._check_device(device)
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for layer in self.layers:
@@ -150,7 +154,7 @@ class Sequential(Layer):
             _check_like("dy", dy, y.rows if isinstance(y, Ragged) else y)
             if dy is not None and not isinstance(y, Ragged) and outputs == "all":
                 ends = {"lengths": times.get("lengths")}  # what a masked step repeats has a gradient
-                dy = self._without_padding(np.ascontiguousarray(dy), ends, _leaf(self, -1))
+                dy = self._without_padding(_check.contiguous(dy), ends, _leaf(self, -1))
             for k in reversed(range(len(self.layers))):
                 options: dict[str, Any] = {"grads": grads.child(str(k)), "need_dx": need_dx or k > 0}
                 if self.layers[k].stateful:

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from .. import _check, losses, nn, optim
+from .. import _check, _device, losses, nn, optim
 from .._check import Array
 from ..data import StreamLoader
 from ..train import Callback, Row, Trainer
@@ -39,6 +39,7 @@ class TextOptions:
     dropout: float = 0.0
     seed: int = 0
     precision: str = "float32"
+    device: str = "cpu"
 
 
 class CharModel:
@@ -64,7 +65,7 @@ class CharModel:
             options.hidden,
             options.layers,
             dropout=options.dropout if options.layers > 1 else 0.0,
-            precision=options.precision,
+            precision="float32" if options.precision == "float16" else options.precision,  # which a GPU alone has
             rng=make[1],
         )
         if isinstance(cell, nn.LSTM):
@@ -76,7 +77,7 @@ class CharModel:
         return cls(alphabet, options, nn.Sequential(*layers))
 
     def set_precision(self, precision: str) -> None:
-        """Let the recurrent layers multiply in "float32", "bfloat16" or "int8" from now on."""
+        """Let the recurrent layers multiply in "float32", "bfloat16", "int8" (CPU) or "float16" (GPU) from now on."""
         for layer in self.model.layers:
             if isinstance(layer, (nn.LSTM, nn.GRU, nn.RNN)):
                 layer.precision = precision
@@ -97,16 +98,19 @@ class CharModel:
         return self._stream(self.encode(prompt, "prompt"), length, temperature, np.random.default_rng(seed))
 
     def _stream(self, prompt: Array, length: int, temperature: float, rng: np.random.Generator) -> Iterator[str]:
-        y, state = self.model(prompt[:, None])
+        y, state = self.model(self._placed(prompt[:, None]))
         for _ in range(length):
-            logits = y[-1, 0].astype(np.float64)
+            logits = _device.host(y[-1, 0]).astype(np.float64)
             if temperature == 0:
                 k = int(logits.argmax())
             else:
                 p = np.exp((logits - logits.max()) / temperature)
                 k = int(rng.choice(len(p), p=p / p.sum()))
             yield self.alphabet[k]
-            y, state = self.model(np.array([[k]]), state)
+            y, state = self.model(self._placed(np.array([[k]])), state)
+
+    def _placed(self, ids: Array) -> Any:
+        return _device.like(ids, self.model.flat)
 
     def generate(self, prompt: str, length: int, *, temperature: float = 1.0, seed: int | None = None) -> str:
         """So many new characters."""
@@ -167,6 +171,8 @@ def train_text(
     if len(text) < SHORTEST:
         raise ValueError(f"FILE: expected at least {SHORTEST} characters, got {len(text)} in {name}")
     chars = CharModel.fresh("".join(sorted(set(text))), options)
+    chars.model.to(options.device)
+    chars.set_precision(options.precision)
     folder = None if save is None else Path(save)
     if folder is not None:
         kept = folder / "checkpoint.safetensors"

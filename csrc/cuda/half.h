@@ -1,0 +1,94 @@
+// Numbers of 2 bytes, as operands of products: what is summed is always float.
+#pragma once
+#include "../core/common.h"
+#if defined(__CUDACC__)
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#else
+#include <cstring>
+#endif
+
+namespace ost::OST_SET {
+
+struct Half {  // IEEE binary16: 11 bits, up to 65504
+  std::uint16_t bits;
+};
+struct Bfloat {  // the upper half of a float: 8 bits
+  std::uint16_t bits;
+};
+
+#if !defined(__CUDA_ARCH__)
+inline std::uint32_t bits_of(float x) {
+  std::uint32_t b;
+  std::memcpy(&b, &x, sizeof b);
+  return b;
+}
+inline float float_of(std::uint32_t b) {
+  float x;
+  std::memcpy(&x, &b, sizeof x);
+  return x;
+}
+#endif
+
+OST_HD float widen(Bfloat w) {
+#if defined(__CUDA_ARCH__)
+  return __uint_as_float(std::uint32_t(w.bits) << 16);
+#else
+  return float_of(std::uint32_t(w.bits) << 16);
+#endif
+}
+OST_HD float widen(Half w) {
+#if defined(__CUDA_ARCH__)
+  return __half2float(__ushort_as_half(w.bits));
+#else
+  const std::uint32_t sign = std::uint32_t(w.bits & 0x8000) << 16, exponent = w.bits >> 10 & 31, fraction = w.bits & 1023;
+  if (exponent == 31) return float_of(sign | 0x7f800000u | fraction << 13);
+  const float magnitude = exponent ? float_of((exponent + 112) << 23 | fraction << 13) : float(fraction) * 0x1p-24f;
+  return float_of(sign | bits_of(magnitude));
+#endif
+}
+
+// Rounded to the nearest, ties to even; NaN stays.
+template <class W>
+struct Narrow;
+template <>
+struct Narrow<Bfloat> {
+  OST_HD static Bfloat of(float x) {
+#if defined(__CUDA_ARCH__)
+    return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
+#else
+    const std::uint32_t b = bits_of(x);
+    if (x != x) return {std::uint16_t(b >> 16 | 64)};
+    return {std::uint16_t((b + 0x7fff + (b >> 16 & 1)) >> 16)};
+#endif
+  }
+  OST_HD static Bfloat of(Bfloat x) { return x; }
+};
+template <>
+struct Narrow<Half> {
+  OST_HD static Half of(float x) {
+#if defined(__CUDA_ARCH__)
+    return {__half_as_ushort(__float2half_rn(x))};
+#else
+    const std::uint32_t b = bits_of(x), sign = b >> 16 & 0x8000;
+    const float a = float_of(b & 0x7fffffff);
+    if (x != x) return {std::uint16_t(sign | 0x7e00)};
+    if (a >= 65520.0f) return {std::uint16_t(sign | 0x7c00)};
+    if (a < 0x1p-14f)
+      return {std::uint16_t(sign | (std::uint32_t(a * 0x1p24f + 0x1p23f) - 0x800000))};  // adding 2^23 rounds to whole numbers
+    const std::uint32_t m = bits_of(a) - (112u << 23);
+    return {std::uint16_t(sign | (m + 0xfff + (m >> 13 & 1)) >> 13)};
+#endif
+  }
+  OST_HD static Half of(Half x) { return x; }
+};
+template <>
+struct Narrow<float> {
+  OST_HD static float of(float x) { return x; }
+};
+template <>
+struct Narrow<double> {
+  OST_HD static double of(double x) { return x; }
+};
+
+}  // namespace ost::OST_SET

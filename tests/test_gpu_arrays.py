@@ -1,0 +1,507 @@
+"""Layers, losses, optimisers and the Trainer on a device, against the same on the CPU: kernels emulated, and a GPU if there is one."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fake_cupy
+import ostinato as ost
+from conftest import CELLS, TOLERANCE
+from ostinato import _device, cuda
+from ostinato import functional as F
+
+Gpu = _device.Device
+FAKE = _device.emulated(library=fake_cupy.module)
+
+
+@pytest.fixture(params=["emulated", "cuda"] if cuda.is_available() else ["emulated"])
+def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
+    if request.param == "cuda":
+        yield _device.cuda()
+        return
+    monkeypatch.setitem(_device._FINDERS, fake_cupy.ndarray, lambda a: FAKE)
+    monkeypatch.setattr(_device, "cuda", lambda index=None: FAKE)
+    yield FAKE
+
+
+def host(a: Any) -> Any:
+    """Whatever a layer gives, as NumPy arrays."""
+    if isinstance(a, ost.Ragged):
+        return host(a.rows)
+    if isinstance(a, (tuple, list)):
+        return [host(b) for b in a]
+    return _device.host(a)
+
+
+def put(gpu: Gpu, a: Any) -> Any:
+    if isinstance(a, ost.Ragged):
+        return a.like(put(gpu, a.rows))
+    if isinstance(a, (tuple, list)):
+        return type(a)(put(gpu, b) for b in a)
+    return gpu.put(a) if isinstance(a, np.ndarray) else a
+
+
+def agree(gpu: Gpu, got: Any, want: Any, name: str = "") -> None:
+    """Everything that was an array is one of the device, and close by its norm."""
+    if isinstance(want, ost.Ragged):
+        assert got.offsets.tolist() == want.offsets.tolist()
+        return agree(gpu, got.rows, want.rows, name)
+    if isinstance(want, (tuple, list)):
+        assert len(got) == len(want), name
+        for k, (a, b) in enumerate(zip(got, want)):
+            agree(gpu, a, b, f"{name}[{k}]")
+        return None
+    if want is None:
+        assert got is None, name
+        return None
+    assert _device.of(got) is gpu, (name, type(got))
+    a = host(got)
+    assert (a.shape, a.dtype) == (want.shape, want.dtype), name
+    if want.size:
+        limit = TOLERANCE[want.dtype] * max(float(np.linalg.norm(want)), 1e-3)
+        assert float(np.linalg.norm(a - want)) <= limit, name
+    return None
+
+
+def moved(layer: Any) -> Any:
+    return copy.deepcopy(layer).to("cuda")
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "layers": {"num_layers": 3, "dropout": 0.4},
+    "both ways": {"num_layers": 2, "bidirectional": True, "dropout": 0.2, "batch_first": True},
+    "learned": {"learned_state": True, "batch_first": True},
+    "no bias": {"bias": False, "num_layers": 2},
+}
+TIMES = ["none", "lengths", "resets", "mask", "all", "zeros"]
+
+
+def times_of(kind: str, steps: int, batch: int, batch_first: bool) -> dict[str, Any]:
+    r = np.random.default_rng(3)
+    shape = (batch, steps) if batch_first else (steps, batch)
+    out: dict[str, Any] = {}
+    if kind in ("lengths", "all"):
+        out["lengths"] = r.integers(0, steps + 1, batch)
+    if kind in ("resets", "all"):
+        out["resets"] = r.random(shape) < 0.3
+    if kind in ("mask", "all", "zeros"):
+        out["mask"] = r.random(shape) < 0.6
+    if kind == "zeros":
+        out["masked"] = "zero"
+    return out
+
+
+@pytest.mark.parametrize("kind", TIMES)
+@pytest.mark.parametrize("options", list(OPTIONS))
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
+def test_layers(gpu: Gpu, cell: str, options: str, kind: str) -> None:
+    steps, batch = 6, 4
+    layer = getattr(ost.nn, cell)(3, 5, **OPTIONS[options], rng=0)
+    there, first, r = moved(layer), layer.batch_first, np.random.default_rng(1)
+    assert there.device == gpu.name
+    assert layer.device == "cpu"
+    x = r.standard_normal((batch, steps, 3) if first else (steps, batch, 3)).astype(np.float32)
+    times = times_of(kind, steps, batch, first)
+    given = put(gpu, list(times.values()))
+    on_device = dict(zip(times, given))
+    want = layer(x, **times)
+    agree(gpu, there(put(gpu, x), **times), want, "flags on the host")
+    agree(gpu, there(put(gpu, x), **on_device), want, "flags on the device")
+    control = {"clip_step_value": 0.7, "clip_step_norm": 1.5} if kind == "all" else {}
+    (y, state), pullback = layer.vjp(x, rng=5, **times, **control)
+    (y2, state2), pullback2 = there.vjp(put(gpu, x), rng=5, **on_device, **control)
+    agree(gpu, (y2, state2), (y, state), "vjp")
+    if cell == "LSTM":
+        agree(gpu, pullback2.cells, pullback.cells, "cells")
+    for name, gate in pullback.gates.items():
+        agree(gpu, pullback2.gates[name], gate, name)
+    dy = r.standard_normal(y.shape).astype(np.float32)
+    dstate = tuple(r.standard_normal(s.shape).astype(np.float32) for s in (state if cell == "LSTM" else (state,)))
+    d = dstate if cell == "LSTM" else dstate[0]
+    agree(gpu, pullback2(put(gpu, dy), put(gpu, d)), pullback(dy, d), "dx, dstate")
+    agree(gpu, there.flat_grads, layer.flat_grads, "gradients")
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_functions(gpu: Gpu, cell: str, dtype: Any) -> None:
+    """Every cell, from the start and from the end, with its own options, out= and a state of a reset."""
+    family, r, options = cell.split("_")[0], np.random.default_rng(0), {}
+    g = {"rnn": 1, "lstm": 4, "gru": 3}[family]
+    draw = lambda *shape: r.standard_normal(shape).astype(dtype)
+    weights = [draw(g * 5, 3), draw(g * 5, 5), draw(g * 5), draw(g * 5)]
+    if cell == "rnn_relu":
+        options, weights[1] = {"nonlinearity": "relu"}, weights[1] * dtype(0.1)
+    if cell == "gru_reset_before":
+        options = {"reset_after": False}
+    if cell == "lstm_peephole":
+        options = {"weight_peephole": draw(3, 5)}
+    x, resets, reset = draw(7, 2, 3), r.random((7, 2)) < 0.3, draw(5)
+    pair = (reset, draw(5)) if family == "lstm" else reset
+    both = {"resets": resets, "reset_state": pair, "lengths": [7, 4]}
+    for reverse in (False, True):
+        run, vjp = getattr(F, family), getattr(F, family + "_vjp")
+        want = run(x, *weights, **options, **both, reverse=reverse)
+        theirs = {n: put(gpu, v) for n, v in {**options, **both}.items()}
+        out = gpu.xp.empty((7, 2, 5), dtype)
+        got = run(put(gpu, x), *put(gpu, weights), **theirs, reverse=reverse, out=out)
+        assert got[0] is out
+        agree(gpu, got, want, cell)
+        _, pullback = vjp(x, *weights, **options, **both, reverse=reverse)
+        _, pullback2 = vjp(put(gpu, x), *put(gpu, weights), **theirs, reverse=reverse)
+        cuts, dy = r.random((7, 2)) < 0.2, draw(7, 2, 5)
+        for _ in range(2):  # a pullback here holds no state
+            agree(gpu, tuple(pullback2(put(gpu, dy), cuts=put(gpu, cuts))), tuple(pullback(dy, cuts=cuts)), cell)
+
+
+@pytest.mark.parametrize("options", ["plain", "both ways"])
+@pytest.mark.parametrize("listed", [True, False])
+def test_ragged(gpu: Gpu, options: str, listed: bool) -> None:
+    layer = ost.nn.LSTM(3, 5, **OPTIONS[options], rng=0)
+    there, r = moved(layer), np.random.default_rng(1)
+    pieces = [r.standard_normal((n, 3)).astype(np.float32) for n in (4, 0, 7, 1)]
+    x: Any = pieces if listed else ost.Ragged.join(pieces)
+    (y, state), pullback = layer.vjp(x, rng=2)
+    (y2, state2), pullback2 = there.vjp(put(gpu, x), rng=2)
+    agree(gpu, (y2, state2), (y, state))
+    agree(gpu, there(put(gpu, x)), layer(x))
+    dy = y if listed else y.like(y.rows)
+    agree(gpu, pullback2(put(gpu, dy)), pullback(dy))
+    agree(gpu, there.flat_grads, layer.flat_grads)
+
+
+@pytest.mark.parametrize("outputs", ["last", "none"])
+@pytest.mark.parametrize("limit", [None, 3, "least"])
+@pytest.mark.parametrize("options", ["layers", "both ways"])
+def test_outputs_and_segments(gpu: Gpu, options: str, limit: Any, outputs: str) -> None:
+    layer = ost.nn.GRU(3, 5, **OPTIONS[options], rng=0)
+    there, r, first = moved(layer), np.random.default_rng(1), layer.batch_first
+    x = r.standard_normal((4, 9, 3) if first else (9, 4, 3)).astype(np.float32)
+    times = {
+        "lengths": np.array([9, 2, 0, 5]),
+        "mask": r.random(x.shape[:2]) < 0.7,
+        "resets": r.random(x.shape[:2]) < 0.2,
+    }
+    (y, state), pullback = layer.vjp(x, outputs=outputs, memory_limit=limit, rng=3, **times)
+    theirs = dict(zip(times, put(gpu, list(times.values()))))
+    (y2, state2), pullback2 = there.vjp(put(gpu, x), outputs=outputs, memory_limit=limit, rng=3, **theirs)
+    agree(gpu, (y2, state2), (y, state))
+    dy = None if y is None else np.ones_like(y)
+    agree(gpu, pullback2(put(gpu, dy), put(gpu, state)), pullback(dy, state))
+    agree(gpu, there.flat_grads, layer.flat_grads)
+    with pytest.raises(ValueError, match="memory_limit: expected a size, 'least' or a number of segments on a GPU"):
+        there.vjp(put(gpu, x), memory_limit="states")
+
+
+@pytest.mark.parametrize("sizes", [(0, 2, 3, 4), (3, 0, 3, 4), (1, 1, 1, 1), (2, 3, 1, 33)], ids=str)
+def test_every_shape(gpu: Gpu, sizes: tuple[int, int, int, int]) -> None:
+    steps, batch, inputs, hidden = sizes
+    layer = ost.nn.LSTM(inputs, hidden, 2, bidirectional=True, rng=0)
+    there, x = moved(layer), np.ones((steps, batch, inputs), np.float32)
+    (y, state), pullback = layer.vjp(x, rng=0)
+    (y2, state2), pullback2 = there.vjp(put(gpu, x), rng=0)
+    agree(gpu, (y2, state2), (y, state))
+    agree(gpu, pullback2(put(gpu, y), put(gpu, state)), pullback(y, state))
+    agree(gpu, there.flat_grads, layer.flat_grads)
+
+
+def test_one_sequence_without_a_batch_axis(gpu: Gpu) -> None:
+    layer = ost.nn.LSTM(3, 5, rng=0)
+    there, x = moved(layer), np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
+    agree(gpu, there(put(gpu, x), lengths=put(gpu, np.array(4))), layer(x, lengths=4))
+    (y, _), pullback = layer.vjp(x)
+    _, pullback2 = there.vjp(put(gpu, x))
+    agree(gpu, pullback2(put(gpu, np.ones_like(y))), pullback(np.ones_like(y)))
+
+
+def model_of(rng: int = 0) -> Any:
+    return ost.nn.Sequential(
+        ost.nn.Embedding(11, 4, rng=rng), ost.nn.GRU(4, 6, 2, dropout=0.2, rng=rng), ost.nn.Activation("tanh"),
+        ost.nn.Dropout(0.3, rng=rng), ost.nn.Linear(6, 11, rng=rng),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda: ost.optim.SGD(0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
+        lambda: ost.optim.RMSprop(0.01),
+        lambda: ost.optim.Adam(0.01, weight_decay=0.01),
+        lambda: ost.optim.AdamW(0.01),
+    ],
+)
+def test_training(gpu: Gpu, optimizer: Any) -> None:
+    """The same batches on both: losses, parameters and predictions stay together."""
+    r = np.random.default_rng(0)
+    x = r.integers(0, 11, (30, 8))
+    target, lengths = r.integers(0, 11, (30, 8)), r.integers(1, 9, 30)
+    results = []
+    for model in (model_of(), model_of().to("cuda")):
+        trainer = ost.Trainer(model, ost.losses.CrossEntropy(label_smoothing=0.1), optimizer(), clip_norm=0.5)
+        history = trainer.fit(
+            (x, target, lengths), validation=(x[:7], target[:7]), epochs=2, batch_size=8, progress=False
+        )
+        results.append((model, [row["loss"] for row in history.rows], trainer.predict(x[:5])))
+    (model, losses, y), (there, losses2, y2) = results
+    np.testing.assert_allclose(losses2, losses, rtol=1e-4)
+    assert isinstance(y2, np.ndarray)  # as x was
+    np.testing.assert_allclose(y2, y, atol=2e-4)
+    assert _device.of(there.flat) is gpu
+    np.testing.assert_allclose(host(there.flat), model.flat, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    "loss", [ost.losses.MSE(), ost.losses.MAE(), ost.losses.Huber(0.5), ost.losses.BinaryCrossEntropy()], ids=repr
+)
+@pytest.mark.parametrize("lengths", [None, [3, 0]])
+def test_losses(gpu: Gpu, loss: Any, lengths: Any) -> None:
+    r = np.random.default_rng(0)
+    y, target = r.standard_normal((3, 2, 4)), r.random((3, 2, 4))
+    if lengths:
+        y[:, 1] = np.nan
+    value, dy = loss(y, target, lengths)
+    for goal in (target, put(gpu, target)):
+        value2, dy2 = loss(put(gpu, y), goal, lengths)
+        assert abs(value2 - value) < 1e-12
+        agree(gpu, dy2, dy)
+
+
+def test_cross_entropy(gpu: Gpu) -> None:
+    r = np.random.default_rng(0)
+    y, target = 50 * r.standard_normal((5, 3, 7)), r.integers(0, 7, (5, 3))
+    target[0, 1], y[0, 1] = -100, np.nan
+    for smoothing in (0.0, 0.2):
+        loss = ost.losses.CrossEntropy(label_smoothing=smoothing)
+        value, dy = loss(y, target, [5, 2, 0])
+        value2, dy2 = loss(put(gpu, y), put(gpu, target), [5, 2, 0])
+        assert abs(value2 - value) < 1e-9 * abs(value)
+        agree(gpu, dy2, dy)
+    with pytest.raises(ValueError, match="target: expected class numbers from 0 to 6, got 9"):
+        ost.losses.CrossEntropy()(put(gpu, y), put(gpu, np.full((5, 3), 9)))
+
+
+def test_ragged_and_last_in_the_trainer(gpu: Gpu) -> None:
+    r = np.random.default_rng(0)
+    pieces = [r.standard_normal((n, 3)).astype(np.float32) for n in r.integers(1, 9, 12)]
+    goals = r.integers(0, 4, 12)
+    losses = []
+    for model in (
+        ost.nn.Sequential(ost.nn.LSTM(3, 6, bidirectional=True, rng=0), ost.nn.Linear(12, 4, rng=0)) for _ in range(2)
+    ):
+        model = model.to("cuda") if losses else model
+        trainer = ost.Trainer(model, ost.losses.CrossEntropy(), ost.optim.Adam(0.01), outputs="last")
+        history = trainer.fit((pieces, goals), epochs=3, batch_size=4, progress=False)
+        losses.append([row["loss"] for row in history.rows])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+
+
+def test_a_checkpoint_goes_from_one_to_the_other(gpu: Gpu, tmp_path: Path) -> None:
+    r = np.random.default_rng(0)
+    data = (r.integers(0, 11, (24, 6)), r.integers(0, 11, (24, 6)))
+
+    def fit(model: Any, epochs: int, name: str, **options: Any) -> Any:
+        trainer = ost.Trainer(model, ost.losses.CrossEntropy(), ost.optim.Adam(0.01))
+        path = tmp_path / f"{name}.safetensors"
+        trainer.fit(data, validation=data, epochs=epochs, batch_size=8, progress=False, checkpoint=path, **options)
+        return model
+
+    whole = fit(model_of(), 4, "whole")
+    fit(model_of().to("cuda"), 2, "half")
+    there = fit(model_of(1).to("cuda"), 4, "half", resume=True)
+    np.testing.assert_allclose(host(there.flat), whole.flat, atol=2e-4)
+    back = fit(model_of(2), 4, "half", resume=True)
+    assert np.array_equal(back.flat, host(there.flat))
+
+
+def test_to_and_fro(gpu: Gpu, tmp_path: Path) -> None:
+    model = ost.nn.Sequential(ost.nn.LSTM(3, 4, rng=0), ost.nn.Linear(4, 2, rng=0))
+    before, x = model.flat.copy(), np.ones((2, 1, 3), np.float32)
+    want, optimizer = model(x)[0], ost.optim.Adam(0.01)
+    for device in ("cuda", "cpu", "cuda"):
+        assert model.to(device) is model
+        assert {model.device, model[0].device} == {"cpu" if device == "cpu" else gpu.name}
+        (y, _), pullback = model.vjp(x if device == "cpu" else put(gpu, x))
+        model.zero_grad()
+        pullback(y * 0)
+        optimizer.step(model)  # its state follows the model
+    assert np.array_equal(host(model.flat), before)
+    np.testing.assert_allclose(host(model(put(gpu, x))[0]), want, atol=1e-6)
+    model.save(tmp_path / "m.safetensors")
+    again = ost.nn.Sequential(ost.nn.LSTM(3, 4, rng=1), ost.nn.Linear(4, 2, rng=1))
+    again.load(tmp_path / "m.safetensors")
+    assert np.array_equal(again.flat, before)
+    other = ost.nn.Sequential(ost.nn.LSTM(3, 4, rng=1), ost.nn.Linear(4, 2, rng=1)).to("cuda")
+    other.load_state_dict(model.state_dict())
+    assert np.array_equal(host(other.flat), before)
+    wrapped = ost.nn.Sequential(other)
+    assert wrapped.device == gpu.name
+    other = ost.nn.LSTM(3, 4, rng=0).to("cuda").initialize("glorot", "orthogonal", "zeros", forget_bias=1.0)
+    assert host(other.parameters()["bias_ih_l0"])[4:8].tolist() == [1.0] * 4
+    with pytest.raises(ValueError, match="device: expected the whole model to be moved"):
+        model[0].to("cpu")
+    with pytest.raises(ValueError, match="layers: expected layers on one device"):
+        ost.nn.Sequential(ost.nn.GRU(3, 4), ost.nn.GRU(4, 4).to("cuda"))
+
+
+def test_gradient_flow(gpu: Gpu) -> None:
+    from ostinato.diagnostics import gradient_flow
+
+    layer = ost.nn.LSTM(2, 8, 2, bidirectional=True, batch_first=True, rng=0)
+    x = np.random.default_rng(0).standard_normal((4, 20, 2)).astype(np.float32)
+    want = gradient_flow(layer, x, lengths=[20, 3, 0, 11])
+    got = gradient_flow(moved(layer), put(gpu, x), lengths=[20, 3, 0, 11])
+    assert str(got) == str(want)
+    for a, b in zip(got.layers, want.layers):
+        np.testing.assert_allclose(a.dh, b.dh, rtol=1e-4)
+        np.testing.assert_allclose(a.survival, b.survival, rtol=1e-4, atol=1e-9)
+    ragged = ost.Ragged.join([x[0], x[1, :3]])
+    assert str(gradient_flow(moved(layer), put(gpu, ragged))) == str(gradient_flow(layer, ragged))
+
+
+def test_text(gpu: Gpu) -> None:
+    from ostinato.tasks.text import TextOptions, train_text
+
+    text, figures = "the quick brown fox jumps over the lazy dog. " * 60, []
+    for device in ("cpu", "cuda"):
+        options = TextOptions(steps=6, hidden=12, seed=1, device=device)
+        chars, facts = train_text(text, "fox", options, out=io.StringIO())
+        figures.append(facts["valid_bits_per_char"])
+        assert chars.model.device == ("cpu" if device == "cpu" else gpu.name)
+    assert abs(figures[0] - figures[1]) < 1e-3
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_precision(gpu: Gpu, precision: str) -> None:
+    layer = ost.nn.LSTM(16, 24, 2, bidirectional=True, rng=0)
+    there, x = moved(layer), np.random.default_rng(0).standard_normal((20, 4, 16)).astype(np.float32)
+    there.precision = precision
+    (y, _), pullback = layer.vjp(x)
+    (y2, _), pullback2 = there.vjp(put(gpu, x))
+    limit = {"bfloat16": 1e-2, "float16": 1e-3}[precision]
+    error = float(np.linalg.norm(host(y2) - y) / np.linalg.norm(y))
+    assert 1e-6 < error < limit
+    dx, dx2 = pullback(y)[0], host(pullback2(put(gpu, y))[0])
+    assert 1e-6 < np.linalg.norm(dx2 - dx) / np.linalg.norm(dx) < 2e-2
+    packed = F.pack("gru", *put(gpu, [np.ones((6, 3), np.float32), np.ones((6, 2), np.float32)]), precision=precision)
+    F.gru(put(gpu, np.ones((2, 1, 3), np.float32)), packed)
+    if precision == "float16":
+        for call in (lambda: there.to("cpu"), lambda: setattr(layer, "precision", "float16")):
+            with pytest.raises(
+                ValueError, match="precision: expected one of 'float32', 'bfloat16', 'int8' on cpu, got 'float16'"
+            ):
+                call()
+        layer.precision = "int8"
+        model = ost.nn.Sequential(layer)
+        with pytest.raises(
+            ValueError, match=r"precision: expected one of 'float32', 'bfloat16', 'float16' on .*, got 'int8'"
+        ):
+            model.to("cuda")
+        assert model.device == "cpu"
+
+
+def test_bad_input(gpu: Gpu) -> None:
+    layer = ost.nn.GRU(3, 4, rng=0)
+    there, x = moved(layer), np.ones((2, 1, 3), np.float32)
+    on = put(gpu, x)
+    cases: list[tuple[Any, type[Exception], str]] = [
+        (lambda: there(x), TypeError, f"x: expected an array on {gpu.name}, as the weights are, got one on cpu"),
+        (lambda: layer(on), TypeError, "x: expected a numpy.ndarray of float32, got ndarray"),
+        (lambda: there(on, np.zeros((1, 1, 4), np.float32)), TypeError, "h0: expected an array on"),
+        (lambda: there(on.astype(np.float64)), TypeError, "x: expected dtype float32, got float64"),
+        (lambda: there(on[..., :2]), ValueError, r"x: expected shape \(T, B, I\) = \(\*, \*, 3\), got \(2, 1, 2\)"),
+        (lambda: there(on[..., ::-1]), ValueError, "x: expected unit stride on the last axis"),
+        (
+            lambda: there(on, gpu.xp.zeros((1, 2, 4), np.float32)),
+            ValueError,
+            r"h0: expected shape \(1, B, H\) = \(1, 1, 4\)",
+        ),
+        (lambda: there(on, lengths=put(gpu, np.array([1.0]))), TypeError, "lengths: expected an integer dtype"),
+        (lambda: there(on, lengths=put(gpu, np.array([1, 1]))), ValueError, r"lengths: expected shape \(B,\) = \(1,\)"),
+        (lambda: there.stream(), ValueError, "model: expected one on the CPU, got one on"),
+        (lambda: there.to("gpu"), ValueError, "device: expected 'cpu', 'cuda' or 'cuda:0', got 'gpu'"),
+        (lambda: there.to("cuda:"), ValueError, "device: expected 'cpu', 'cuda' or 'cuda:0', got 'cuda:'"),
+        (
+            lambda: ost.nn.Linear(3, 2).to("cuda")(x),
+            TypeError,
+            "x: expected an array on .*, where the layer is, got one on cpu",
+        ),
+        (lambda: ost.nn.Linear(3, 2)(on), TypeError, "x: expected an array on cpu, where the layer is, got one on"),
+        (
+            lambda: ost.nn.Embedding(3, 2).to("cuda")(put(gpu, np.array([0, 5]))),
+            ValueError,
+            "x: expected indices from 0 to 2, got 5 at position 1",
+        ),
+        (lambda: F.gru(on, np.ones((3, 3)), np.ones((3, 1))), TypeError, "x: expected a numpy.ndarray of float64"),
+        (
+            lambda: F.rnn(on, *put(gpu, [np.ones((1, 3), np.float32), np.ones((1, 1), np.float32)]), out=on),
+            ValueError,
+            r"out: expected shape \(T, B, D\*H\)",
+        ),
+        (
+            lambda: F.rnn(on[..., :1], *put(gpu, [np.ones((1, 1), np.float32)] * 2), out=on[..., :1]),
+            ValueError,
+            "out: expected memory of its own, got an array whose memory range overlaps that of x",
+        ),
+    ]
+    for call, kind, message in cases:
+        with pytest.raises(kind, match=message):
+            call()
+
+
+class Foreign:
+    """An array of another library, of the same memory: by one of the two protocols."""
+
+    def __init__(self, a: Any, protocol: str) -> None:
+        self.protocol, self.a = protocol, a
+
+    def __getattr__(self, name: str) -> Any:
+        if self.protocol == "dlpack" and name in ("__dlpack__", "__dlpack_device__"):
+            return {"__dlpack__": lambda **_: self.a, "__dlpack_device__": lambda: (2, 0)}[name]
+        if self.protocol == "cai" and name == "__cuda_array_interface__":
+            return {"version": 3}
+        raise AttributeError(name)
+
+
+@pytest.mark.parametrize("protocol", ["dlpack", "cai"])
+def test_arrays_of_other_libraries(gpu: Gpu, monkeypatch: pytest.MonkeyPatch, protocol: str) -> None:
+    if gpu is not FAKE:
+        pytest.skip("a GPU has libraries of its own: see test_torch_on_a_gpu")
+    taken: list[Any] = []
+
+    plain = fake_cupy.asarray
+
+    def take(a: Any) -> Any:
+        if not isinstance(a, Foreign):
+            return plain(a)
+        taken.append(a)
+        return a.a
+
+    weights = [gpu.put(np.ones((3, 2), np.float32)), gpu.put(np.ones((3, 1), np.float32))]
+    x = gpu.put(np.ones((4, 1, 2), np.float32))
+    want, _ = F.gru(x, *weights)
+    monkeypatch.setattr(fake_cupy, "from_dlpack" if protocol == "dlpack" else "asarray", take, raising=False)
+    got, _ = F.gru(Foreign(x, protocol), *(Foreign(w, protocol) for w in weights))
+    assert len(taken) >= 3
+    assert np.array_equal(host(got), host(want))
+
+
+@pytest.mark.skipif(not cuda.is_available(), reason="no GPU")
+def test_torch_on_a_gpu() -> None:
+    torch = pytest.importorskip("torch")
+    x, w, r = (torch.randn(*s, device="cuda") for s in ((5, 2, 3), (16, 3), (16, 4)))
+    out = torch.empty(5, 2, 4, device="cuda")
+    F.lstm(x, w, r, out=out)
+    module = torch.nn.LSTM(3, 4, bias=False).cuda()
+    with torch.no_grad():
+        module.weight_ih_l0.copy_(w)
+        module.weight_hh_l0.copy_(r)
+        want = module(x)[0]
+    assert torch.allclose(out, want, atol=1e-5)
