@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from conftest import CELLS, TOLERANCE
-from ostinato import _check, _core, _device, _on_device, cuda
+from ostinato import _check, _core, _device, _on_device, _plan, cuda
 
 SIZES = [(5, 3, 4, 7), (3, 1, 1, 1), (2, 40, 3, 20), (0, 2, 3, 4), (4, 0, 3, 4), (6, 2, 70, 33)]
 
@@ -81,7 +81,12 @@ DEVICES = [_device.emulated(), _device.emulated(turned=True)] + ([_device.cuda()
 
 
 def on_device(
-    cell: str, p: dict[str, Any], control: dict[str, Any], device: _device.Device, precision: str = "exact"
+    cell: str,
+    p: dict[str, Any],
+    control: dict[str, Any],
+    device: _device.Device,
+    precision: str = "exact",
+    loop: int | None = None,
 ) -> list[Any]:
     steps, batch, hidden = p["dy"].shape
     put, xp = device.put, device.xp
@@ -101,7 +106,7 @@ def on_device(
         y, end = xp.empty((steps, batch, hidden), p["x"].dtype), pair()
         kept = _on_device.forward(
             w, _on_device.Rows.of(put(p["x"])), _on_device.Rows.of(y), (put(p["h0"]), put(p["c0"])), end, (steps, batch),
-            lengths=lengths, before=before, restart=restart, train=train,
+            lengths=lengths, before=before, restart=restart, train=train, loop=loop,
         )  # fmt: skip
         return y, *end, kept
 
@@ -117,7 +122,7 @@ def on_device(
     reset = [xp.zeros(hidden, p["x"].dtype) if p["resets"] is not None and k < states else None for k in range(2)]
     _on_device.backward(
         kept, _on_device.Rows.of(put(p["dy"])), (put(p["dh"]), put(p["dc"])), d0, grads, dx=_on_device.Rows.of(dx),
-        drestart=tuple(reset), flow=flow, **control,
+        drestart=tuple(reset), flow=flow, loop=loop, **control,
     )  # fmt: skip
     norms = None if flow is None else flow.sum(2)
     return [_device.host(a) for a in (y, h, c, dx, *d0, *reset, norms, *grads)]
@@ -129,6 +134,31 @@ def on_device(
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_cell(cell: str, dtype: Any, sizes: Any, kind: str) -> None:
     compare(cell, dtype, sizes, kind)
+
+
+@pytest.mark.parametrize("hidden", [1, 31, 33, 64, 65, 128])
+@pytest.mark.parametrize("precision", ["exact", "bfloat16", "float16"])
+@pytest.mark.parametrize("cell", [c for c in CELLS if c != "gru_reset_before"])
+def test_all_steps_in_one_launch(cell: str, precision: str, hidden: int) -> None:
+    """Against the same with a launch a step, which is held against the CPU."""
+    word, products = 4 if precision == "exact" else 2, _on_device.columns_of(cell)[1][1:]
+    plan = _plan.plan(_device.EMULATED, products, hidden=hidden, steps=6, batch=11, word=word)
+    assert (plan.kernel == "loop") == (hidden <= (64 if word == 4 else 128))
+    for kind, reverse, control in (
+        ("none", False, {}),
+        ("all", True, {"cut": True, "clip_value": 0.4}),
+        ("lengths", False, {}),
+    ):
+        p = problem(cell, np.float32, (6, 11, 3, hidden), kind, reverse)
+        want = on_device(cell, p, control, DEVICES[0], precision, loop=0)
+        results = [on_device(cell, p, control, device, precision) for device in DEVICES]
+        for k, (name, a) in enumerate(zip(NAMES, want)):
+            if a is None:
+                continue
+            limit = {"exact": 1e-6, "bfloat16": 1e-2, "float16": 1e-2}[precision] * max(float(np.linalg.norm(a)), 1e-3)
+            for r in results:
+                assert float(np.linalg.norm(r[k] - a)) <= limit, name
+            assert np.array_equal(results[0][k], results[1][k]), f"{name} depends on the order of threads"
 
 
 @pytest.mark.parametrize("cell", ["lstm_peephole", "gru_reset_before"])

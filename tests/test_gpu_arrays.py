@@ -366,6 +366,73 @@ def test_gradient_flow(gpu: Gpu) -> None:
     assert str(gradient_flow(moved(layer), put(gpu, ragged))) == str(gradient_flow(layer, ragged))
 
 
+def test_nothing_is_read_back(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all arrays on the device a call neither waits for it nor copies from the host: it can be captured in a graph."""
+    if gpu is not FAKE:
+        pytest.skip("needs a library that can be watched")
+    layer = ost.nn.LSTM(3, 5, 2, bidirectional=True, dropout=0.2, learned_state=True, rng=0).to("cuda")
+    r = np.random.default_rng(0)
+    x, dy = put(gpu, r.standard_normal((6, 4, 3)).astype(np.float32)), put(gpu, np.ones((6, 4, 10), np.float32))
+    times = times_of("all", 6, 4, False)
+    on_device = dict(zip(times, put(gpu, list(times.values()))))
+    layer(x), layer.vjp(x)  # weights are packed
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("the host has met the device")
+
+    for name in ("get", "__float__", "__int__", "__bool__", "__index__", "__iter__"):
+        monkeypatch.setattr(fake_cupy.ndarray, name, refuse)
+    monkeypatch.setattr(fake_cupy, "asarray", refuse)
+    layer(x, **on_device)
+    _, pullback = layer.vjp(x, rng=0, clip_step_norm=1.0, cuts=on_device["resets"], **on_device)
+    pullback(dy)
+
+
+def test_explain(gpu: Gpu) -> None:
+    small = ost.nn.GRU(3, 20, 2, bidirectional=True, rng=0).to("cuda")
+    text = str(ost.explain(small, (50, 4, 3), training=True))
+    assert "kernel loop, 1 launch for all steps of 1 blocks a direction" in text
+    large = ost.nn.LSTM(3, 300, rng=0).to("cuda")
+    e = ost.explain(large, (50, 40, 3))
+    assert e.facts["passes"]["forward"][0]["launches"] == 50
+    assert "H = 300 is beyond 64" in str(e)
+    with pytest.raises(ValueError, match="memory_limit: expected None for a layer on"):
+        ost.explain(large, (50, 40, 3), training=True, memory_limit="least")
+
+
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("training", [False, True])
+def test_memory_is_what_explain_says(gpu: Gpu, cell: str, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest sum of arrays that are made in one pass beside its outputs, within a tenth."""
+    layer = getattr(ost.nn, cell)(16, 40, 2, rng=0).to("cuda")
+    x = put(gpu, np.ones((60, 8, 16), np.float32))
+    layer(x), layer.vjp(x)  # the weights are packed
+    facts = ost.explain(layer, (60, 8, 16), training=training).facts
+    made: list[int] = []
+    empty = gpu.xp.empty
+
+    def count(shape: Any, dtype: Any = float) -> Any:
+        made.append(int(np.prod(shape)) * np.dtype(dtype).itemsize)
+        return empty(shape, dtype)
+
+    monkeypatch.setattr(gpu.xp, "empty", count, raising=False)
+    if not training:
+        layer(x)
+        outputs = 60 * 8 * 40 * 4
+        assert facts["tape_bytes"] == 0
+        # Two layers, of which each gives its working arrays back.
+        assert 0.45 * (sum(made) - outputs) <= facts["workspace_bytes"] <= 1.1 * (sum(made) - outputs)
+        return
+    (y, _), pullback = layer.vjp(x)
+    tape = sum(k.values[n].nbytes for k in pullback._tape._kept for n in ("saved", "cells") if k.values[n] is not None)
+    assert facts["tape_bytes"] == tape
+    made.clear()
+    pullback(y)
+    outputs = 60 * 8 * 16 * 4
+    between = 60 * 8 * 40 * 4  # of the forward pass
+    assert abs(sum(made) - outputs + between - facts["workspace_bytes"]) <= 0.1 * facts["workspace_bytes"]
+
+
 def test_text(gpu: Gpu) -> None:
     from ostinato.tasks.text import TextOptions, train_text
 

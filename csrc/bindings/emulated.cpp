@@ -10,6 +10,9 @@ void bind_emulated(py::module_& m) {
     emulated::act_by_name(run, action, cell, itemsize, addresses);
   });
   m.def("device_columns", [] { return emulated::columns_of(emulated::Cells()); });
+  m.def("loop_bytes", [](int cell, const std::string& precision, int room) {
+    return emulated::loop_bytes_of(CellId(cell), precision, room, emulated::Cells());
+  });
   m.def("gradient_parts", &emulated::gradient_parts);
 }
 

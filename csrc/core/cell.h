@@ -15,6 +15,7 @@ namespace ost::OST_SET {
 struct Columns {
   int begin, end;
   constexpr int count() const { return end - begin; }
+  constexpr bool empty() const { return begin == end; }
   constexpr bool has(int column) const { return begin <= column && column < end; }
   constexpr bool operator==(const Columns&) const = default;
 };

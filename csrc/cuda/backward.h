@@ -33,16 +33,13 @@ struct BackwardBeginKernel {
   }
 };
 
-// The gradient at (t, b): h by all paths, c by what came through time; clipped by value, not by norm.
+// The gradient at (t, b), of what came through time (h and c): h by all paths, c by those but the step's own; clipped by value, not by
+// norm.
 template <class C, class T>
-OST_HD void arriving(const Problem<T>& p, const BackwardProblem<T>& g, Index t, Index b, Index u, T* d) {
-  const Index i = b * p.hidden + u;
-  d[0] = g.dh[i];
+OST_HD void arriving(const BackwardProblem<T>& g, Index t, Index b, Index u, T* d) {
   if (g.dy.data) d[0] += at(g.dy, t, b)[u];
-  if constexpr (C::kStates > 1) {
-    d[1] = g.dc[i];
+  if constexpr (C::kStates > 1)
     if (g.control.dcells.data) d[1] += at(g.control.dcells, t, b)[u];
-  }
   if (const T clip = g.control.clip_value; clip > 0)
     for (int k = 0; k < C::kStates; ++k) d[k] = select(clip < d[k], clip, select(d[k] < -clip, -clip, d[k]));
 }
@@ -65,8 +62,9 @@ struct NormKernel {
       block.each([&](int thread) {
         space.sums[thread] = 0;
         for (Index u = thread; u < p.hidden && active; u += kThreads) {
-          T d[2];
-          arriving<C>(p, g, t, b, u, d);
+          const Index i = b * p.hidden + u;
+          T d[2] = {g.dh[i], C::kStates > 1 ? g.dc[i] : T(0)};
+          arriving<C>(g, t, b, u, d);
           space.sums[thread] += double(d[k]) * double(d[k]);
         }
       });
@@ -103,75 +101,80 @@ struct FlowKernel {
   }
 };
 
-// The cell's backward of phase F, for every unit of a step.
+template <class C, class T, int F, int Q = 0>
+OST_HD void store(const Problem<T>& p, const BackwardProblem<T>& g, Index row, Index u, const BackwardOut<C, T>& out) {
+  constexpr Columns columns = product_columns<C>(Q), own = C::kPhases[F].own;
+  for (int column = own.begin; column < own.end; ++column)
+    if (columns.has(column)) g.da[Q][(row * p.hidden + u) * columns.count() + column - columns.begin] = out.da[column];
+  if constexpr (Q + 1 < kProductCount<C> && !kSharedDa<C>) store<C, T, F, Q + 1>(p, g, row, u, out);
+}
+
+// The cell's backward of phase F, for one unit of one row: d is what came through time, of h and c; phase 0, the last to run, leaves in it
+// what goes on past the products.
+template <class C, class T, int F>
+OST_HD void cell_backward(const Problem<T>& p, const BackwardProblem<T>& g, Index t, Index b, Index u, T* d, BackwardOut<C, T>& out) {
+  constexpr int last = kPhaseCount<C> - 1;
+  const Clock clock = p.clock();
+  const Index row = t * p.batch + b, i = b * p.hidden + u;
+  BackwardIn<C, T> in;
+  for (int column = 0; column < C::kColumns; ++column) out.da[column] = T(0);
+  if (!clock.active(t, b)) {
+    if (F == 0 && g.dy.data && clock.repeats(t, b) != kSkipped) d[0] += at(g.dy, t, b)[u];
+    store<C, T, F>(p, g, row, u, out);
+    if (F == 0)
+      for (int k = 0; k < C::kParams; ++k) g.dparams[(row * C::kParams + k) * p.hidden + u] = T(0);
+    if (F < last) p.emitted[row * p.hidden + u] = T(0);
+    return;
+  }
+  const Index before = clock.before(t, b);
+  for (int k = 0; k < C::kSaved; ++k) in.saved[k] = p.saved[(row * C::kSaved + k) * p.hidden + u];
+  in.previous[0] = value(hidden_after(p, before, b), u);
+  in.next[0] = at(p.y, t, b)[u];
+  T all[2] = {d[0], C::kStates > 1 ? d[C::kStates - 1] : T(0)};
+  arriving<C>(g, t, b, u, all);
+  for (int k = 0; k < C::kStates; ++k) in.dstate[k] = all[k], out.dprevious[k] = T(0);
+  if constexpr (C::kStates > 1) {
+    in.previous[1] = value(cell_after(p, before, b), u);
+    in.next[1] = p.cells[row * p.hidden + u];
+  }
+  if (g.control.clip_norm > 0)
+    for (int k = 0; k < C::kStates; ++k) in.dstate[k] = in.dstate[k] * g.scales[k * p.batch + b];
+  for (int k = 0; k < C::kParams; ++k) in.param[k] = p.params[k * p.hidden + u];
+  if constexpr (F < last) {
+    in.demitted = g.demitted[i];
+    p.emitted[row * p.hidden + u] = C::emitted(in.saved, in.previous);
+  }
+  C::template backward<F>(in, out);
+  store<C, T, F>(p, g, row, u, out);
+  if constexpr (F == 0) {  // the only one that sets dprevious
+    if (g.squares) {
+      g.squares[i] = in.dstate[0] * in.dstate[0];
+      if constexpr (C::kStates > 1) g.squares[p.batch * p.hidden + i] = out.dcell * out.dcell;
+    }
+    for (int k = 0; k < C::kStates; ++k) d[k] = out.dprevious[k];
+    for (int k = 0; k < C::kParams; ++k) g.dparams[(row * C::kParams + k) * p.hidden + u] = out.dparam[k];
+  }
+}
+
+// The same for every unit of a step.
 template <class C, class T, int F>
 struct CellKernel {
   Problem<T> p;
   BackwardProblem<T> g;
   Index t;
   struct Space {};
-  static constexpr int kLast = kPhaseCount<C> - 1;
   Grid grid() const { return {ceil_div(p.batch * p.hidden, kThreads)}; }
-
   OST_HD void operator()(const Block& block, Space&) const {
     block.each([&](int thread) {
       const Index i = block.x * kThreads + thread;
-      if (i < p.batch * p.hidden) cell(i / p.hidden, i % p.hidden);
+      if (i >= p.batch * p.hidden) return;
+      T d[2] = {g.dh[i], C::kStates > 1 ? g.dc[i] : T(0)};
+      BackwardOut<C, T> out;
+      cell_backward<C, T, F>(p, g, t, i / p.hidden, i % p.hidden, d, out);
+      if (F > 0) return;
+      g.dh[i] = d[0];
+      if constexpr (C::kStates > 1) g.dc[i] = d[1];
     });
-  }
-
-  OST_HD void cell(Index b, Index u) const {
-    const Clock clock = p.clock();
-    const Index row = t * p.batch + b, i = b * p.hidden + u;
-    BackwardIn<C, T> in;
-    BackwardOut<C, T> out;
-    for (int column = 0; column < C::kColumns; ++column) out.da[column] = T(0);
-    if (!clock.active(t, b)) {
-      if (F == 0 && g.dy.data && clock.repeats(t, b) != kSkipped) g.dh[i] += at(g.dy, t, b)[u];
-      store(row, u, out);
-      if (F == 0)
-        for (int k = 0; k < C::kParams; ++k) g.dparams[(row * C::kParams + k) * p.hidden + u] = T(0);
-      if (F < kLast) p.emitted[row * p.hidden + u] = T(0);
-      return;
-    }
-    const Index before = clock.before(t, b);
-    for (int k = 0; k < C::kSaved; ++k) in.saved[k] = p.saved[(row * C::kSaved + k) * p.hidden + u];
-    in.previous[0] = value(hidden_after(p, before, b), u);
-    in.next[0] = at(p.y, t, b)[u];
-    arriving<C>(p, g, t, b, u, in.dstate);
-    for (int k = 0; k < C::kStates; ++k) out.dprevious[k] = T(0);
-    if constexpr (C::kStates > 1) {
-      in.previous[1] = value(cell_after(p, before, b), u);
-      in.next[1] = p.cells[row * p.hidden + u];
-    }
-    if (g.control.clip_norm > 0)
-      for (int k = 0; k < C::kStates; ++k) in.dstate[k] = in.dstate[k] * g.scales[k * p.batch + b];
-    for (int k = 0; k < C::kParams; ++k) in.param[k] = p.params[k * p.hidden + u];
-    if constexpr (F < kLast) {
-      in.demitted = g.demitted[i];
-      p.emitted[row * p.hidden + u] = C::emitted(in.saved, in.previous);
-    }
-    C::template backward<F>(in, out);
-    store(row, u, out);
-    if constexpr (F == 0) {  // the last to run, and the only one that sets dprevious
-      if (g.squares) {
-        g.squares[i] = in.dstate[0] * in.dstate[0];
-        if constexpr (C::kStates > 1) g.squares[p.batch * p.hidden + i] = out.dcell * out.dcell;
-      }
-      g.dh[i] = out.dprevious[0];
-      if constexpr (C::kStates > 1) g.dc[i] = out.dprevious[1];
-      for (int k = 0; k < C::kParams; ++k) g.dparams[(row * C::kParams + k) * p.hidden + u] = out.dparam[k];
-    }
-  }
-
-  OST_HD void store(Index row, Index u, const BackwardOut<C, T>& out) const { store_product<0>(row, u, out); }
-  template <int Q>
-  OST_HD void store_product(Index row, Index u, const BackwardOut<C, T>& out) const {
-    constexpr Columns columns = product_columns<C>(Q);
-    for (int column = C::kPhases[F].own.begin; column < C::kPhases[F].own.end; ++column)
-      if (column >= columns.begin && column < columns.end)
-        g.da[Q][(row * p.hidden + u) * (columns.end - columns.begin) + column - columns.begin] = out.da[column];
-    if constexpr (Q + 1 < kProductCount<C> && !kSharedDa<C>) store_product<Q + 1>(row, u, out);
   }
 };
 
@@ -209,7 +212,15 @@ struct TurnKernel {
   }
 };
 
-// What a step hands on goes to the state of a restart, or nowhere.
+// What an active step hands on goes to the state of a restart, or nowhere.
+template <class C, class T>
+OST_HD void cut(const Problem<T>& p, const BackwardProblem<T>& g, Index t, Index b, Index u, T* d) {
+  const bool restart = p.clock().before(t, b) == kRestart, cut = g.control.cuts && g.control.cuts[t * p.batch + b];
+  for (int k = 0; k < C::kStates && (restart || cut); ++k) {
+    if (restart) g.restarts[(k * p.batch + b) * p.hidden + u] += d[k];
+    d[k] = T(0);
+  }
+}
 template <class C, class T>
 struct CutKernel {
   Problem<T> p;
@@ -221,12 +232,10 @@ struct CutKernel {
     block.each([&](int thread) {
       const Index i = block.x * kThreads + thread, b = i / p.hidden;
       if (b >= p.batch || !p.clock().active(t, b)) return;
-      const bool restart = p.clock().before(t, b) == kRestart, cut = g.control.cuts && g.control.cuts[t * p.batch + b];
-      for (int k = 0; k < C::kStates && (restart || cut); ++k) {
-        T* d = k == 0 ? g.dh : g.dc;
-        if (restart) g.restarts[k * p.batch * p.hidden + i] += d[i];
-        d[i] = T(0);
-      }
+      T d[2] = {g.dh[i], C::kStates > 1 ? g.dc[i] : T(0)};
+      cut<C, T>(p, g, t, b, i % p.hidden, d);
+      g.dh[i] = d[0];
+      if constexpr (C::kStates > 1) g.dc[i] = d[1];
     });
   }
 };
@@ -342,56 +351,5 @@ struct CopyKernel {
     });
   }
 };
-
-template <class C, class T, class V, int F, class Run>
-void run_backward_phases(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, Index t) {
-  run(CellKernel<C, T, F>{p, g, t});
-  constexpr bool hidden = C::kPhases[F].operand == Operand::kHidden;
-  run(TurnKernel<C, T, V, F + 1>{p, g, t * p.batch, p.batch, hidden ? g.dh : g.demitted, hidden});  // dh holds the direct gradient
-  if constexpr (F > 0) run_backward_phases<C, T, V, F - 1>(run, p, g, t);
-}
-
-template <class C, class T, class V, int Q, class Run>
-void run_weights(Run& run, const Problem<T>& p, const BackwardProblem<T>& g) {
-  const Index width = p.hidden * product_columns<C>(Q).count();
-  T* weight = Q == 0 ? g.gradients.weight_ih : g.gradients.weight_hh;
-  T* bias = Q == 0 ? g.gradients.bias_ih : g.gradients.bias_hh;
-  if (weight) {
-    run(WeightKernel<C, T, V, Q>{p, g});
-    run(AddKernel<C, T>(g.sums[Q], weight, p.depth(Q), p.hidden, g.parts, Q));
-  }
-  if (bias) {
-    run(ColumnKernel<T>{g.da[Q], g.bias_sums[Q], p.steps * p.batch, width, g.parts});
-    run(AddKernel<C, T>(g.bias_sums[Q], bias, 1, p.hidden, g.parts, Q));
-  }
-  if constexpr (Q + 1 < kProductCount<C>) run_weights<C, T, V, Q + 1>(run, p, g);
-}
-
-template <class C, class T, class V, class Run>
-void backward(Run& run, const Problem<T>& p, const BackwardProblem<T>& g) {
-  if (p.batch == 0) return;
-  run(BackwardBeginKernel<C, T>{p, g});
-  for (Index s = p.steps; s-- > 0;) {
-    const Index t = p.reverse ? p.steps - 1 - s : s;
-    if (g.control.clip_norm > 0) run(NormKernel<C, T>{p, g, t});
-    run_backward_phases<C, T, V, kPhaseCount<C> - 1>(run, p, g, t);
-    if (g.control.flow) run(FlowKernel<C, T>{p, g, t});
-    if (p.times.before || g.control.cuts) run(CutKernel<C, T>{p, g, t});
-  }
-  if (p.steps > 0) {
-    if (g.dx.data) run(TurnKernel<C, T, V, 0>{p, g, 0, p.steps * p.batch, nullptr, g.dx_add});
-    run_weights<C, T, V, 0>(run, p, g);
-    if (C::kParams > 0 && g.gradients.params) {
-      run(ColumnKernel<T>{g.dparams, g.param_sums, p.steps * p.batch, C::kParams * p.hidden, g.parts});
-      run(AddRowsKernel<T>{g.param_sums, g.gradients.params, g.parts, C::kParams * p.hidden});
-    }
-  }
-  const T* left[] = {g.dh, g.dc};
-  T *to[] = {g.dh0, g.dc0}, *restart[] = {g.drestart_h, g.drestart_c};
-  for (int k = 0; k < C::kStates; ++k) {
-    if (to[k]) run(CopyKernel<T>{left[k], to[k], p.batch * p.hidden});
-    if (restart[k]) run(AddRowsKernel<T>{g.restarts + k * p.batch * p.hidden, restart[k], p.batch, p.hidden});
-  }
-}
 
 }  // namespace ost::OST_SET

@@ -43,6 +43,22 @@ struct Block {
   }
 };
 
+// Starts a copy to shared memory; what a thread has asked for is there, for itself, after `landed`.
+template <int kBytes>
+OST_HD void fetch(void* to, const void* from) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(unsigned(__cvta_generic_to_shared(to))), "l"(from), "n"(kBytes)
+               : "memory");
+#else
+  __builtin_memcpy(to, from, kBytes);
+#endif
+}
+OST_HD void landed() {
+#if defined(__CUDA_ARCH__)
+  asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
 // What a thread keeps from one `each` to the next.
 template <class R>
 struct PerThread {

@@ -4,8 +4,8 @@
 #include <string>
 
 #include "../bindings/arrays.h"
-#include "backward.h"
 #include "extras.h"
+#include "passes.h"
 
 namespace ost::OST_SET {
 
@@ -53,6 +53,7 @@ Problem<T> problem(const Addresses& a) {
     p.panels[q] = a.get<const void>("panels" + std::to_string(q));
     p.turned[q] = a.get<const void>("turned" + std::to_string(q));
   }
+  p.loop_panels = a.get<const void>("loop_panels"), p.loop_turned = a.get<const void>("loop_turned");
   p.bias = a.get<const T>("bias"), p.params = a.get<const T>("params");
   p.gx = a.get<T>("gx"), p.saved = a.get<T>("saved"), p.cells = a.get<T>("cells");
   p.state = a.get<T>("state"), p.kept = a.get<T>("kept"), p.emitted = a.get<T>("emitted");
@@ -86,13 +87,25 @@ enum class Action { kPack, kForward, kBackward };
 template <class C, class T, class W, class V, class Run>
 void act(Run& run, Action action, const Addresses& a) {
   const Problem<T> p = problem<C, T>(a);
-  if (action == Action::kForward) return forward<C, T, W>(run, p);
-  if (action == Action::kBackward) return backward<C, T, V>(run, p, backward_problem<C, T>(a, p.steps, p.batch));
+  if (action == Action::kForward) return forward<C, T, W>(run, p, a.number<int>("loop"));
+  if (action == Action::kBackward) return backward<C, T, V>(run, p, backward_problem<C, T>(a, p.steps, p.batch), a.number<int>("loop"));
   for (int q = 0; q < kProductCount<C>; ++q) {
     const T* raw = a.need<const T>(q == 0 ? "weight_ih" : "weight_hh");
     const std::string n = std::to_string(q);
     run(PackKernel<C, T, W, V>(raw, a.need<W>("panels" + n), a.get<V>("turned" + n), p.depth(q), p.hidden, q));
   }
+  if constexpr (kLoops<C> && sizeof(T) == 4)
+    run_loop<T, W>(a.number<int>("loop"), [&]<int K>() {
+      using Forward = typename LoopKernel<C, T, W, K>::E;
+      using Backward = typename BackwardLoopKernel<C, T, V, K>::E;
+      const Index columns = p.hidden * product_columns<C>(1).count();
+      const auto pack = [&]<class E, class Word>(E*, const void* from, void* to, bool turned) {
+        const LoopWeight<Word> weight{static_cast<const Word*>(from), p.hidden, columns, turned ? p.hidden : columns, turned};
+        if (to) run(EnginePackKernel<E, LoopWeight<Word>>{weight, static_cast<typename E::Word*>(to)});
+      };
+      pack.template operator()<Forward, W>(nullptr, p.panels[1], a.get<void>("loop_panels"), false);
+      pack.template operator()<Backward, V>(nullptr, p.turned[1], a.get<void>("loop_turned"), true);
+    });
   run(PackBiasKernel<C, T>{a.get<const T>("bias_ih"), a.get<const T>("bias_hh"), a.need<T>("bias"), p.hidden});
 }
 
@@ -157,17 +170,38 @@ void act_by_name(Run& run, const std::string& action, int cell, int itemsize, co
   fail("action", "one that is known", "'" + action + "'");
 }
 
-// Of each cell, by its number: the columns of a pre-activation, and of each product.
+// Of each cell, by its number: the columns of a pre-activation, those of each product, and whether the products share their gradients.
 template <class... N>
 py::list columns_of(CellList<N...>) {
   py::list out;
-  const auto add = [&](int columns, std::initializer_list<int> products) {
-    py::list list;
-    for (const int n : products) list.append(n);
-    out.append(py::make_tuple(columns, list));
+  const auto one = [&]<class C, int... Q>(C*, std::integer_sequence<int, Q...>) {
+    py::list products;
+    (products.append(product_columns<C>(Q).count()), ...);
+    out.append(py::make_tuple(C::kColumns, products, kSharedDa<C>));
   };
-  const auto one = [&]<class C, int... Q>(C*, std::integer_sequence<int, Q...>) { add(C::kColumns, {product_columns<C>(Q).count()...}); };
   (one(static_cast<typename N::Cell*>(nullptr), std::make_integer_sequence<int, kProductCount<typename N::Cell>>()), ...);
+  return out;
+}
+
+// Bytes of the weights that a kernel for all steps loads, forward and backward.
+template <class C, class W, class V>
+py::tuple loop_bytes(int room) {
+  Index forward = 0, backward = 0;
+  if constexpr (kLoops<C>)
+    run_loop<float, W>(room, [&]<int K>() {
+      forward = kThreads * Index(sizeof(typename LoopKernel<C, float, W, K>::E::Weights));
+      backward = kThreads * Index(sizeof(typename BackwardLoopKernel<C, float, V, K>::E::Weights));
+    });
+  return py::make_tuple(forward, backward);
+}
+template <class... N>
+py::tuple loop_bytes_of(CellId cell, const std::string& precision, int room, CellList<N...>) {
+  py::tuple out;
+  ((cell == N::id ? void(out = precision == "exact"      ? loop_bytes<typename N::Cell, float, float>(room)
+                               : precision == "bfloat16" ? loop_bytes<typename N::Cell, Bfloat, Bfloat>(room)
+                                                         : loop_bytes<typename N::Cell, Half, Bfloat>(room))
+                  : void()),
+   ...);
   return out;
 }
 

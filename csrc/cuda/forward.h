@@ -114,6 +114,43 @@ struct StepSpace {
   T sums[kTileM][kTileN + 1];
 };
 
+// What follows the product of phase F, for one unit of one row: `state` is that before the step, and becomes that after it. False: the row
+// takes no part.
+template <class C, class T, int F>
+OST_HD bool finish(const Problem<T>& p, const Clock& clock, Index t, Index b, Index u, const T* gx, const T* products, T* state) {
+  constexpr Columns product = C::kPhases[F].product, own = C::kPhases[F].own;
+  constexpr int last = kPhaseCount<C> - 1;
+  const Index row = t * p.batch + b;
+  if (!clock.active(t, b)) {
+    if (F < last || (p.y.starts && p.y.starts[b] + t >= p.y.ends[b])) return false;
+    const Index from = clock.repeats(t, b);
+    at(p.y, t, b)[u] = from == kSkipped ? T(0) : value(hidden_after(p, from, b), u);
+    return false;
+  }
+  ForwardIn<C, T> in;
+  ForwardOut<C, T> out;
+  for (int column = own.begin; column < own.end; ++column) {
+    in.a[column] = gx[column];
+    if (product.has(column)) in.a[column] += products[column - product.begin];
+  }
+  for (int k = 0; k < C::kStates; ++k) in.state[k] = state[k];
+  for (int k = 0; k < C::kParams; ++k) in.param[k] = p.params[k * p.hidden + u];
+  T* saved = p.saved ? p.saved + row * C::kSaved * p.hidden : p.kept ? p.kept + b * C::kSaved * p.hidden : nullptr;
+  if constexpr (last > 0)
+    for (int k = 0; k < C::kSaved; ++k) out.saved[k] = in.saved[k] = F > 0 ? saved[k * p.hidden + u] : T(0);
+  C::template forward<F>(in, out);
+  if (F < last || p.saved)
+    for (int k = 0; k < C::kSaved; ++k) saved[k * p.hidden + u] = out.saved[k];
+  if constexpr (F < last) {
+    p.emitted[b * p.hidden + u] = out.emitted;
+  } else {
+    for (int k = 0; k < C::kStates; ++k) state[k] = out.state[k];
+    at(p.y, t, b)[u] = out.state[0];
+    if constexpr (C::kStates > 1) (p.cells ? p.cells + row * p.hidden : p.state + b * p.hidden)[u] = out.state[1];
+  }
+  return true;
+}
+
 // Phase F of one step.
 template <class C, class T, class W, int F>
 struct StepKernel {
@@ -121,8 +158,7 @@ struct StepKernel {
   Index step;
   using Space = StepSpace<T, W>;
   static constexpr bool kEmitted = C::kPhases[F].operand == Operand::kEmitted;
-  static constexpr int kBegin = C::kPhases[F].product.begin, kCount = C::kPhases[F].product.count(), kUnits = kTileN / kCount,
-                       kLast = kPhaseCount<C> - 1;
+  static constexpr int kCount = C::kPhases[F].product.count(), kUnits = kTileN / kCount;
   Grid grid() const { return {ceil_div(p.hidden, kUnits), ceil_div(p.batch, kTileM)}; }
 
   OST_HD void operator()(const Block& block, Space& space) const {
@@ -154,35 +190,13 @@ struct StepKernel {
   }
 
   OST_HD void cell(const Clock& clock, Index t, Index b, Index u, const T* products) const {
-    const Index row = t * p.batch + b;
-    if (!clock.active(t, b)) {
-      if (F < kLast || (p.y.starts && p.y.starts[b] + t >= p.y.ends[b])) return;
-      const Index from = clock.repeats(t, b);
-      at(p.y, t, b)[u] = from == kSkipped ? T(0) : value(hidden_after(p, from, b), u);
-      return;
+    T state[C::kStates] = {};
+    if (clock.active(t, b)) {
+      const Index before = clock.before(t, b);
+      state[0] = value(hidden_after(p, before, b), u);
+      if constexpr (C::kStates > 1) state[1] = value(cell_after(p, before, b), u);
     }
-    const Index before = clock.before(t, b);
-    ForwardIn<C, T> in;
-    ForwardOut<C, T> out;
-    for (int column = C::kPhases[F].own.begin; column < C::kPhases[F].own.end; ++column) {
-      in.a[column] = p.gx[(row * p.hidden + u) * C::kColumns + column];
-      if (column >= kBegin && column < kBegin + kCount) in.a[column] += products[column - kBegin];
-    }
-    in.state[0] = value(hidden_after(p, before, b), u);
-    if constexpr (C::kStates > 1) in.state[1] = value(cell_after(p, before, b), u);
-    for (int k = 0; k < C::kParams; ++k) in.param[k] = p.params[k * p.hidden + u];
-    T* saved = p.saved ? p.saved + row * C::kSaved * p.hidden : p.kept ? p.kept + b * C::kSaved * p.hidden : nullptr;
-    if constexpr (kLast > 0)
-      for (int k = 0; k < C::kSaved; ++k) out.saved[k] = in.saved[k] = F > 0 ? saved[k * p.hidden + u] : T(0);
-    C::template forward<F>(in, out);
-    if (F < kLast || p.saved)
-      for (int k = 0; k < C::kSaved; ++k) saved[k * p.hidden + u] = out.saved[k];
-    if constexpr (F < kLast) {
-      p.emitted[b * p.hidden + u] = out.emitted;
-    } else {
-      at(p.y, t, b)[u] = out.state[0];
-      if constexpr (C::kStates > 1) (p.cells ? p.cells + row * p.hidden : p.state + b * p.hidden)[u] = out.state[1];
-    }
+    finish<C, T, F>(p, clock, t, b, u, p.gx + ((t * p.batch + b) * p.hidden + u) * C::kColumns, products, state);
   }
 };
 
@@ -201,20 +215,5 @@ struct FinalKernel {
     });
   }
 };
-
-template <class C, class T, class W, int F = 0, class Run>
-void run_phases(Run& run, const Problem<T>& p, Index step) {
-  run(StepKernel<C, T, W, F>{p, step});
-  if constexpr (F + 1 < kPhaseCount<C>) run_phases<C, T, W, F + 1>(run, p, step);
-}
-
-// `run` launches a kernel after those before it.
-template <class C, class T, class W, class Run>
-void forward(Run& run, const Problem<T>& p) {
-  if (p.batch == 0) return;
-  if (p.steps > 0) run(ProjectKernel<C, T, W>{p});
-  for (Index step = 0; step < p.steps; ++step) run_phases<C, T, W>(run, p, step);
-  run(FinalKernel<C, T>{p});
-}
 
 }  // namespace ost::OST_SET

@@ -21,7 +21,7 @@ struct Lane {
   OST_HD int sum_column(int c) const { return 2 * i + c % 2; }
 };
 
-struct FragmentA {
+struct alignas(16) FragmentA {
   std::uint32_t word[4];
 };
 struct FragmentB {

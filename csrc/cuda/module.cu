@@ -51,6 +51,7 @@ py::dict device_info(int device) {
   check(cudaDriverGetVersion(&driver), "asking for the driver's version");
   py::dict d;
   d["name"] = std::string(p.name), d["capability"] = py::make_tuple(p.major, p.minor), d["multiprocessors"] = p.multiProcessorCount;
+  d["shared_bytes"] = p.sharedMemPerBlockOptin, d["l2_bytes"] = p.l2CacheSize;
   d["memory_bytes"] = p.totalGlobalMem, d["driver"] = driver, d["runtime"] = CUDART_VERSION;
   return d;
 }

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from . import _core
+from ._plan import GpuFigures
 
+EMULATED = GpuFigures("emulated", (8, 0), 2, 49152, 1 << 20)  # few multiprocessors: tests reach every plan
 NO_CELL = -1  # of kernels beside the cells'
 
 
@@ -25,6 +27,7 @@ class Device:
 
     Attributes:
         name: "cuda:0", "emulated".
+        figures: what the planner asks of it.
         xp: its array library.
         address: of an array's first element.
         run: ``run(action, cell, itemsize, addresses)`` launches the kernels of an action.
@@ -32,6 +35,7 @@ class Device:
     """
 
     name: str
+    figures: GpuFigures
     xp: Any
     address: Callable[[Any], int]
     run: Callable[[str, int, int, dict[str, Any]], None]
@@ -133,7 +137,7 @@ def emulated(turned: bool = False, library: Any = np) -> Device:
     def run(action: str, cell: int, itemsize: int, addresses: dict[str, Any]) -> None:
         _core.emulated(action, cell, itemsize, addresses, turned)
 
-    return Device("emulated", library, lambda a: int(a.ctypes.data), run)
+    return Device("emulated", EMULATED, library, lambda a: int(a.ctypes.data), run)
 
 
 def cuda(index: int | None = None) -> Device:
@@ -160,10 +164,14 @@ def cuda(index: int | None = None) -> Device:
 def _cuda_device(index: int) -> Device:
     import cupy
 
+    from . import cuda as gpu
+
     module: Any = importlib.import_module("ostinato._cuda")
     register(cupy.ndarray, lambda a: _cuda_device(int(a.device.id)))
 
     def run(action: str, cell: int, itemsize: int, addresses: dict[str, Any]) -> None:
         module.run(action, cell, itemsize, addresses, cupy.cuda.get_current_stream().ptr)
 
-    return Device(f"cuda:{index}", cupy, lambda a: int(a.data.ptr), run, lambda: cupy.cuda.Device(index))
+    d = gpu.devices()[index]
+    figures = GpuFigures(d["name"], d["capability"], d["multiprocessors"], d["shared_bytes"], d["l2_bytes"])
+    return Device(f"cuda:{index}", figures, cupy, lambda a: int(a.data.ptr), run, lambda: cupy.cuda.Device(index))

@@ -76,6 +76,10 @@ def explain(
     if training and layer.precision == "int8":
         raise ValueError("precision: expected one that can be trained, got 'int8'")
 
+    if layer.device != "cpu":
+        if memory_limit is not None:
+            raise ValueError(f"memory_limit: expected None for a layer on {layer.device}, got {memory_limit!r}")
+        return _on_gpu(layer, steps, batch, training)
     if memory_limit is not None and not training:
         raise ValueError(f"memory_limit: expected training=True with it, got {memory_limit!r}")
     states_only = memory_limit is not None and parse(memory_limit)[0] == "states"
@@ -175,6 +179,49 @@ def _text(layer: Recurrent, steps: int, batch: int, facts: dict[str, Any], train
         f"{facts['bandwidth'] / 1e9:.3g} GB/s a thread",
     ]
     return "\n".join(lines + [f"  faster         {a}" for a in _advice(layer, batch, facts, training)])
+
+
+def _on_gpu(layer: Recurrent, steps: int, batch: int, training: bool) -> Explanation:
+    """Of a layer on a GPU: the plan of each layer and pass, and the memory; no time, which only a run there tells."""
+    from ._on_device import bytes_of, plan_of
+
+    packed, name = layer._packed(training), layer._cell
+    cell, h, directions = _core.cells()[name], layer.hidden_size, 2 if layer.bidirectional else 1
+    plans = {
+        which: [plan_of(w, steps, batch, backward) for w in packed.parts[::directions]]
+        for which, backward in (("forward", False), ("backward", True))[: 1 + training]
+    }
+    tape, workspace = bytes_of(packed, steps, batch, training)
+    inputs = [layer.input_size if k == 0 else directions * h for k in range(layer.num_layers)]
+    flops = sum(2.0 * cell["gates"] * h * (i + h) * steps * batch * directions for i in inputs) * (3 if training else 1)
+    weights = sum(a.nbytes for w in packed.parts for n, a in w.arrays.items() if hasattr(a, "nbytes") and n != "params")
+    facts: dict[str, Any] = {
+        "device": packed.device.figures.name,
+        "precision": layer.precision,
+        "passes": {which: [vars(p) for p in of] for which, of in plans.items()},
+        "flops": flops,
+        "weight_bytes": weights,
+        "tape_bytes": tape,
+        "workspace_bytes": workspace,
+    }
+    lines = [
+        f"{layer!r}, T={steps}, B={batch}: {'training' if training else 'inference'}",
+        f"  device         {facts['device']}, {packed.device.figures.multiprocessors} multiprocessors; {layer.precision} products",
+    ]
+    for which, of in plans.items():
+        for k, p in enumerate(of):
+            launches = "1 launch for all steps" if p.kernel == "loop" else f"{p.launches} launches"
+            lines += [
+                f"  {which:<14} layer {k}: kernel {p.kernel}, {launches} of {p.blocks} blocks{' a direction' if directions == 2 else ''}",
+                f"                 {p.reason}",
+            ]
+    lines += [
+        f"  packed weights {_bytes(weights)}, made {'once a step of the optimiser' if training else 'once'}",
+        f"  tape           {_bytes(tape) if training else 'none'}",
+        f"  workspace      {_bytes(workspace)}, given back after the pass",
+        f"  arithmetic     {flops / 1e9:.3g} GFLOP",
+    ]
+    return Explanation(facts, "\n".join(lines))
 
 
 def _segments(s: Schedule) -> list[str]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from . import _check, _core, _device
 from ._device import Device
+from ._plan import GpuPlan, plan, room_for
 
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_peephole")
 FLOAT16_MAX = 65504.0
@@ -92,10 +93,40 @@ class Kept:
     shape: tuple[int, int]
 
 
-def columns_of(cell: str) -> tuple[int, list[int]]:
-    """Of a pre-activation, and of each product."""
-    columns: tuple[int, list[int]] = _core.device_columns()[list(_core.cells()).index(cell)]
+def columns_of(cell: str) -> tuple[int, list[int], bool]:
+    """Of a pre-activation, and of each product; and whether the products share their gradients."""
+    columns: tuple[int, list[int], bool] = _core.device_columns()[list(_core.cells()).index(cell)]
     return columns
+
+
+def plan_of(w: Weights, steps: int, batch: int, backward: bool = False, by_step: bool = False) -> GpuPlan:
+    """How the kernels run these weights."""
+    word = word_bytes(w.dtype, w.arrays["precision"])
+    facts = {"hidden": w.hidden, "steps": steps, "batch": batch, "word": word}
+    return plan(w.device.figures, columns_of(w.cell)[1][1:], **facts, backward=backward, by_step=by_step)
+
+
+def bytes_of(packed: Packed, steps: int, batch: int, training: bool) -> tuple[int, int]:
+    """Of the tape, and of what else one call takes at a time, its outputs not counted."""
+    facts, h, item = _core.cells()[packed.cell], packed.hidden_size, packed.dtype.itemsize
+    columns, products, shared = columns_of(packed.cell)
+    rows, width, phases = steps * batch, packed.directions * h, len(products) - 1
+    per_unit = facts["saved"] + (facts["states"] > 1) + (phases > 1)
+    tape = len(packed.parts) * rows * h * per_unit * item if training else 0
+    between = (packed.layers - 1) * rows * width * item  # outputs of the layers below the last, which training keeps
+    forward = rows * h * columns * item + (between if training else min(between, 2 * rows * width * item))
+    if not training:
+        return 0, forward
+    parts, depth = _core.gradient_parts(steps, batch), max(w.input for w in packed.parts)
+    gates = products[0] if shared else sum(products)
+    backward = rows * h * (gates + facts["params"]) * item + parts * h * sum(products) * (max(depth, h) + 1) * item
+    backward += min(packed.layers - 1, 2) * rows * width * item  # on its way from layer to layer
+    return tape, max(forward, backward + between)
+
+
+def word_bytes(dtype: Any, precision: str) -> int:
+    """Of an operand of the products."""
+    return int(np.dtype(dtype).itemsize) if precision == "exact" else 2
 
 
 def pack(
@@ -109,7 +140,7 @@ def pack(
 ) -> Weights:
     """From weight_ih, weight_hh, bias_ih, bias_hh and weight_peephole, the last three of which may be None."""
     xp, given = device.xp, dict(zip(WEIGHTS, weights))
-    (columns, products), dtype = columns_of(cell), given["weight_ih"].dtype
+    (columns, products, _), dtype = columns_of(cell), given["weight_ih"].dtype
     inputs, hidden = given["weight_ih"].shape[1], given["weight_hh"].shape[1]
     word = dtype if precision == "exact" else np.uint16
     if precision == "float16":
@@ -123,7 +154,11 @@ def pack(
         depth = inputs if q == 0 else hidden
         arrays[f"panels{q}"] = xp.empty((depth, hidden, n), word)
         arrays[f"turned{q}"] = xp.empty((hidden, n, depth), word) if backward else None
-    device.launch("pack", cell, dtype, {**given, **arrays, "input": inputs, "hidden": hidden})
+    room = room_for(products[1:], hidden, word_bytes(dtype, precision))
+    sizes = _core.loop_bytes(list(_core.cells()).index(cell), precision, room) if room else (0, 0)
+    for name, size in zip(("loop_panels", "loop_turned"), sizes):
+        arrays[name] = xp.empty(size, np.uint8) if size and (backward or name == "loop_panels") else None
+    device.launch("pack", cell, dtype, {**given, **arrays, "input": inputs, "hidden": hidden, "loop": room})
     return Weights(device, cell, inputs, hidden, dtype, reverse, arrays)
 
 
@@ -155,11 +190,13 @@ def forward(
     before: Any = None,
     restart: tuple[Any, Any] = (None, None),
     train: bool = False,
+    loop: int | None = None,
 ) -> Kept | None:
-    """Runs one layer and direction: outputs to ``y``, the last states to ``end``; ``before`` is `times_table`."""
+    """Runs one layer and direction: outputs to ``y``, the last states to ``end``; ``before`` is `times_table`; ``loop`` is
+    for tests: in place of the plan's `GpuPlan.room`."""
     xp, facts = w.device.xp, _core.cells()[w.cell]
     (steps, batch), size, dtype = sizes, w.hidden, w.dtype
-    columns, products = columns_of(w.cell)
+    columns, products, _ = columns_of(w.cell)
     two, phases = facts["states"] > 1, len(products) - 1
     rows = (steps, batch) if train else (batch,)
     values = {
@@ -169,6 +206,7 @@ def forward(
         **{"restart_h": restart[0], "restart_c": restart[1], "hn": end[0], "cn": end[1]},
         **x.values("x"),
         **y.values("y"),
+        "loop": plan_of(w, steps, batch).room if loop is None else loop,
         "gx": xp.empty((steps, batch, size, columns), dtype),
         "saved": xp.empty((steps, batch, facts["saved"], size), dtype) if train and facts["saved"] else None,
         "kept": xp.empty((batch, facts["saved"], size), dtype) if not train and phases > 1 else None,
@@ -198,6 +236,7 @@ def backward(
     drestart: tuple[Any, Any] = (None, None),
     flow: Any = None,
     scratch: dict[Any, Any] | None = None,
+    loop: int | None = None,
 ) -> None:
     """Gradients: of the states before to ``dstate``, of x to ``dx``; those of the weights, of x (if ``dx_add``) and of the restarts' states
     are added to. ``flow``: squared norms, ``[T,states,B]``. ``scratch`` keeps working arrays from one call to the next."""
@@ -205,7 +244,7 @@ def backward(
     (steps, batch), size, dtype, states = kept.shape, w.hidden, w.dtype, facts["states"]
     if batch == 0:
         return
-    parts, (_, products) = _core.gradient_parts(steps, batch), columns_of(w.cell)
+    parts, (_, products, shared) = _core.gradient_parts(steps, batch), columns_of(w.cell)
     held: dict[Any, Any] = {} if scratch is None else scratch
 
     def work(name: str, *shape: int, wanted: bool = True) -> Any:
@@ -222,6 +261,7 @@ def backward(
         **{"dhn": dend[0], "dcn": dend[1], "dh0": dstate[0], "dc0": dstate[1], "dx_add": int(dx_add)},
         **{"drestart_h": drestart[0], "drestart_c": drestart[1], "cuts": cuts, "flow": flow},
         **{"clip_value": float(clip_value), "clip_norm": float(clip_norm)},
+        "loop": plan_of(w, steps, batch, True, clip_norm > 0 or flow is not None).room if loop is None else loop,
         "dh": work("dh", batch, size),
         "dc": work("dc", batch, size, wanted=states > 1),
         "demitted": work("demitted", batch, size, wanted=len(products) > 2),
@@ -233,7 +273,7 @@ def backward(
         **{f"d{name}": g for name, g in zip(WEIGHTS, grads)},
     }
     for q, n in enumerate(products):
-        values[f"da{q}"] = work(f"da{q}", steps, batch, size, n)
+        values[f"da{q}"] = work(f"da{q}", steps, batch, size, n, wanted=not (shared and q == 1))
         values[f"sums{q}"] = work(f"sums{q}", parts, w.input if q == 0 else size, size, n)
         values[f"bias_sums{q}"] = work(f"bias_sums{q}", parts, size, n)
     w.device.launch("backward", w.cell, dtype, values)

@@ -1,0 +1,83 @@
+// The order of kernels in a pass. `run` launches a kernel after those before it; `loop` is the room for hidden units of the kernel that
+// runs all steps, or 0: every step is launched by itself.
+#pragma once
+#include "loop.h"
+#include "plan.h"
+
+namespace ost::OST_SET {
+
+// f<K>() with the room K that was planned.
+template <class T, class W, class F>
+void run_loop(int loop, F&& f) {
+  if (loop == kLoopRoom<T, W>[0]) f.template operator()<kLoopRoom<T, W>[0]>();
+  if (loop == kLoopRoom<T, W>[1]) f.template operator()<kLoopRoom<T, W>[1]>();
+}
+
+template <class C, class T, class W, int F = 0, class Run>
+void run_phases(Run& run, const Problem<T>& p, Index step) {
+  run(StepKernel<C, T, W, F>{p, step});
+  if constexpr (F + 1 < kPhaseCount<C>) run_phases<C, T, W, F + 1>(run, p, step);
+}
+
+template <class C, class T, class W, class Run>
+void forward(Run& run, const Problem<T>& p, int loop) {
+  if (p.batch == 0) return;
+  if (p.steps > 0) run(ProjectKernel<C, T, W>{p});
+  if constexpr (kLoops<C> && sizeof(T) == 4) run_loop<T, W>(loop, [&]<int K>() { run(LoopKernel<C, T, W, K>{p}); });
+  for (Index step = 0; step < (loop ? 0 : p.steps); ++step) run_phases<C, T, W>(run, p, step);
+  run(FinalKernel<C, T>{p});
+}
+
+template <class C, class T, class V, int F, class Run>
+void run_backward_phases(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, Index t) {
+  run(CellKernel<C, T, F>{p, g, t});
+  constexpr bool hidden = C::kPhases[F].operand == Operand::kHidden;
+  run(TurnKernel<C, T, V, F + 1>{p, g, t * p.batch, p.batch, hidden ? g.dh : g.demitted, hidden});  // dh holds the direct gradient
+  if constexpr (F > 0) run_backward_phases<C, T, V, F - 1>(run, p, g, t);
+}
+
+template <class C, class T, class V, int Q, class Run>
+void run_weights(Run& run, const Problem<T>& p, const BackwardProblem<T>& g) {
+  const Index width = p.hidden * product_columns<C>(Q).count();
+  T* weight = Q == 0 ? g.gradients.weight_ih : g.gradients.weight_hh;
+  T* bias = Q == 0 ? g.gradients.bias_ih : g.gradients.bias_hh;
+  if (weight) {
+    run(WeightKernel<C, T, V, Q>{p, g});
+    run(AddKernel<C, T>(g.sums[Q], weight, p.depth(Q), p.hidden, g.parts, Q));
+  }
+  if (bias) {
+    run(ColumnKernel<T>{g.da[Q], g.bias_sums[Q], p.steps * p.batch, width, g.parts});
+    run(AddKernel<C, T>(g.bias_sums[Q], bias, 1, p.hidden, g.parts, Q));
+  }
+  if constexpr (Q + 1 < kProductCount<C>) run_weights<C, T, V, Q + 1>(run, p, g);
+}
+
+template <class C, class T, class V, class Run>
+void backward(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, int loop) {
+  if (p.batch == 0) return;
+  run(BackwardBeginKernel<C, T>{p, g});
+  if constexpr (kLoops<C> && sizeof(T) == 4) run_loop<T, V>(loop, [&]<int K>() { run(BackwardLoopKernel<C, T, V, K>{p, g}); });
+  for (Index s = loop ? 0 : p.steps; s-- > 0;) {
+    const Index t = p.reverse ? p.steps - 1 - s : s;
+    if (g.control.clip_norm > 0) run(NormKernel<C, T>{p, g, t});
+    run_backward_phases<C, T, V, kPhaseCount<C> - 1>(run, p, g, t);
+    if (g.control.flow) run(FlowKernel<C, T>{p, g, t});
+    if (p.times.before || g.control.cuts) run(CutKernel<C, T>{p, g, t});
+  }
+  if (p.steps > 0) {
+    if (g.dx.data) run(TurnKernel<C, T, V, 0>{p, g, 0, p.steps * p.batch, nullptr, g.dx_add});
+    run_weights<C, T, V, 0>(run, p, g);
+    if (C::kParams > 0 && g.gradients.params) {
+      run(ColumnKernel<T>{g.dparams, g.param_sums, p.steps * p.batch, C::kParams * p.hidden, g.parts});
+      run(AddRowsKernel<T>{g.param_sums, g.gradients.params, g.parts, C::kParams * p.hidden});
+    }
+  }
+  const T* left[] = {g.dh, g.dc};
+  T *to[] = {g.dh0, g.dc0}, *restart[] = {g.drestart_h, g.drestart_c};
+  for (int k = 0; k < C::kStates; ++k) {
+    if (to[k]) run(CopyKernel<T>{left[k], to[k], p.batch * p.hidden});
+    if (restart[k]) run(AddRowsKernel<T>{g.restarts + k * p.batch * p.hidden, restart[k], p.batch, p.hidden});
+  }
+}
+
+}  // namespace ost::OST_SET

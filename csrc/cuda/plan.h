@@ -1,0 +1,12 @@
+// What the planner, which is Python's (ostinato/_plan.py), may choose.
+#pragma once
+#include "../core/common.h"
+
+namespace ost::OST_SET {
+
+// Hidden units for whose recurrent weights the registers of one multiprocessor have room, with up to four columns a unit: 128 KB of the
+// 256 KB, since a thread needs others as well.
+template <class T, class W>
+inline constexpr int kLoopRoom[2] = {sizeof(W) == 2 ? 64 : 32, sizeof(W) == 2 ? 128 : 64};
+
+}  // namespace ost::OST_SET
