@@ -87,6 +87,7 @@ def on_device(
     device: _device.Device,
     precision: str = "exact",
     loop: int | None = None,
+    library: bool | None = None,
 ) -> list[Any]:
     steps, batch, hidden = p["dy"].shape
     put, xp = device.put, device.xp
@@ -106,7 +107,7 @@ def on_device(
         y, end = xp.empty((steps, batch, hidden), p["x"].dtype), pair()
         kept = _on_device.forward(
             w, _on_device.Rows.of(put(p["x"])), _on_device.Rows.of(y), (put(p["h0"]), put(p["c0"])), end, (steps, batch),
-            lengths=lengths, before=before, restart=restart, train=train, loop=loop,
+            lengths=lengths, before=before, restart=restart, train=train, loop=loop, library=library,
         )  # fmt: skip
         return y, *end, kept
 
@@ -122,7 +123,7 @@ def on_device(
     reset = [xp.zeros(hidden, p["x"].dtype) if p["resets"] is not None and k < states else None for k in range(2)]
     _on_device.backward(
         kept, _on_device.Rows.of(put(p["dy"])), (put(p["dh"]), put(p["dc"])), d0, grads, dx=_on_device.Rows.of(dx),
-        drestart=tuple(reset), flow=flow, loop=loop, **control,
+        drestart=tuple(reset), flow=flow, loop=loop, library=library, **control,
     )  # fmt: skip
     norms = None if flow is None else flow.sum(2)
     return [_device.host(a) for a in (y, h, c, dx, *d0, *reset, norms, *grads)]
@@ -159,6 +160,25 @@ def test_all_steps_in_one_launch(cell: str, precision: str, hidden: int) -> None
             for r in results:
                 assert float(np.linalg.norm(r[k] - a)) <= limit, name
             assert np.array_equal(results[0][k], results[1][k]), f"{name} depends on the order of threads"
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_products_of_the_library(cell: str) -> None:
+    """All steps' products by NumPy, as CuPy takes them on a GPU."""
+    for dtype, sizes, kind in (
+        (np.float32, (5, 3, 4, 7), "all"),
+        (np.float64, (6, 6, 2, 5), "lengths"),
+        (np.float32, (0, 2, 3, 4), "none"),
+    ):
+        for reverse, control in ((False, {}), (True, {"cut": True, "flow": True})):
+            p = problem(cell, dtype, sizes, kind, reverse)
+            want = on_cpu(cell, p, control)
+            for device in DEVICES:
+                got = on_device(cell, p, control, device, library=True)
+                for name, a, b in zip(NAMES, want, got):
+                    assert (a is None) == (b is None), name
+                    if a is not None:
+                        close(b, a, name, dtype)
 
 
 @pytest.mark.parametrize("cell", ["lstm_peephole", "gru_reset_before"])
@@ -243,6 +263,44 @@ def test_weights_beyond_float16() -> None:
     w = np.full((1, 1), 70000.0, np.float32)
     with pytest.raises(ValueError, match="weight_hh: expected weights within the range of float16, 65504, got 7e\\+04"):
         _on_device.pack(_device.emulated(), "rnn_tanh", [w * 0, w, None, None, None], precision="float16")
+
+
+def test_launches_that_come_again_are_recorded() -> None:
+    """The second time with the same arrays, whatever they hold then; other arrays, numbers or cells are other launches."""
+    seen: list[Any] = []
+    plain = _device.emulated()
+
+    def watch(action: str, cell: int, itemsize: int, values: dict[str, Any]) -> None:
+        seen.append((action, cell, itemsize, dict(values)))
+        plain.run(action, cell, itemsize, values)
+
+    device = _device.Device("watched", plain.figures, np, plain.address, watch)
+    p = problem("lstm", np.float64, (20, 2, 3, 5), "none", False)
+    w = _on_device.pack(device, "lstm", p["weights"])
+    y, end = np.empty((20, 2, 5)), (np.empty((2, 5)), np.empty((2, 5)))
+    rows = _on_device.Rows.of(p["x"]), _on_device.Rows.of(y)
+
+    def run() -> Any:
+        _on_device.forward(w, *rows, (None, None), end, (20, 2))
+        return y.copy()
+
+    run()
+    action, cell, itemsize, values = seen[-1]
+    kept = [np.empty(n) for n in (20 * 2 * 5 * 4, 2 * 5)]  # working arrays that stay
+    values |= {"gx": kept[0].ctypes.data, "state": kept[1].ctypes.data}
+    for want_ran in (0, 1, 2, 2):  # directly, recorded, replayed
+        p["x"] += 0.1
+        want = run()
+        y[:] = np.nan
+        assert _core.emulated(action, cell, itemsize, values, False) == want_ran
+        assert np.array_equal(y, want)
+    for change in ({"reverse": 1}, {"h0": end[0].ctypes.data}, {"clip_value": 0.5}):
+        assert _core.emulated(action, cell, itemsize, {**values, **change}, False) == 0
+    assert _core.emulated(action, cell, itemsize, {**values, "launches": 3}, False) == 0
+    for k in range(20):  # others take its place
+        for _ in range(2):
+            _core.emulated(action, cell, itemsize, {**values, "clip_norm": float(k)}, False)
+    assert _core.emulated(action, cell, itemsize, values, False) == 0
 
 
 def test_no_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import pytest
 import fake_cupy
 import ostinato as ost
 from conftest import CELLS, TOLERANCE
-from ostinato import _device, cuda
+from ostinato import _device, _plan, cuda
 from ostinato import functional as F
 
 Gpu = _device.Device
@@ -201,6 +201,33 @@ def test_outputs_and_segments(gpu: Gpu, options: str, limit: Any, outputs: str) 
         there.vjp(put(gpu, x), memory_limit="states")
 
 
+@pytest.mark.parametrize("options", ["plain", "both ways", "no bias"])
+@pytest.mark.parametrize("form", ["dense", "lengths", "ragged", "strided"])
+@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+def test_products_of_the_library(gpu: Gpu, cell: str, form: str, options: str) -> None:
+    """As many rows as the planner gives to the array library."""
+    layer = getattr(ost.nn, cell)(3, 5, **OPTIONS[options], rng=0)
+    there, r, first = moved(layer), np.random.default_rng(1), layer.batch_first
+    x: Any = r.standard_normal((24, 24, 3) if form != "strided" else (48, 48, 3)).astype(np.float32)
+    times: dict[str, Any] = {}
+    if form == "lengths":
+        times = {"lengths": r.integers(0, 25, 24)}
+        (x if first else x.swapaxes(0, 1))[np.arange(24) >= times["lengths"][:, None]] = np.nan
+    on = put(gpu, x)
+    if form == "strided":
+        x, on = x[::2, 1::2], on[::2, 1::2]
+    if form == "ragged":
+        x = ost.Ragged(x.reshape(-1, 3), [0, 100, 100, 240, 576])
+        on = put(gpu, x)
+    plan = _plan.plan(gpu.figures, [4], hidden=5, steps=24, batch=24, word=4)
+    assert plan.library
+    (y, state), pullback = layer.vjp(x, rng=0, **times)
+    (y2, state2), pullback2 = there.vjp(on, rng=0, **times)
+    agree(gpu, (y2, state2), (y, state))
+    agree(gpu, pullback2(put(gpu, y), put(gpu, state)), pullback(y, state))
+    agree(gpu, there.flat_grads, layer.flat_grads)
+
+
 @pytest.mark.parametrize("sizes", [(0, 2, 3, 4), (3, 0, 3, 4), (1, 1, 1, 1), (2, 3, 1, 33)], ids=str)
 def test_every_shape(gpu: Gpu, sizes: tuple[int, int, int, int]) -> None:
     steps, batch, inputs, hidden = sizes
@@ -364,6 +391,21 @@ def test_gradient_flow(gpu: Gpu) -> None:
         np.testing.assert_allclose(a.survival, b.survival, rtol=1e-4, atol=1e-9)
     ragged = ost.Ragged.join([x[0], x[1, :3]])
     assert str(gradient_flow(moved(layer), put(gpu, ragged))) == str(gradient_flow(layer, ragged))
+
+
+def test_the_same_arrays_again(gpu: Gpu) -> None:
+    """In a loop memory comes round: what was recorded of a pass must read what its arrays hold now."""
+    layer = ost.nn.LSTM(3, 70, rng=0)
+    there, r = moved(layer), np.random.default_rng(0)
+    x = put(gpu, np.empty((20, 2, 3), np.float32))
+    for _ in range(6):
+        now = r.standard_normal((20, 2, 3)).astype(np.float32)
+        x[...] = put(gpu, now)
+        (y, _), pullback = layer.vjp(now)
+        (y2, _), pullback2 = there.vjp(x)
+        agree(gpu, y2, y)
+        agree(gpu, pullback2(y2)[0], pullback(y)[0])
+        agree(gpu, there(x)[0], y)
 
 
 def test_nothing_is_read_back(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:

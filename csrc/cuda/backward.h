@@ -240,6 +240,17 @@ struct CutKernel {
   }
 };
 
+// What product Q multiplies in row t B + b; zeros where the row takes no part.
+template <class C, class T, int Q>
+OST_HD T operand(const Problem<T>& p, Index row, Index k) {
+  const Index t = row / p.batch, b = row % p.batch;
+  const Clock clock = p.clock();
+  if (!clock.active(t, b)) return T(0);
+  if constexpr (Q == 0) return at(p.x, t, b)[k];
+  if constexpr (Q > 0 && C::kPhases[Q > 0 ? Q - 1 : 0].operand == Operand::kEmitted) return p.emitted[row * p.hidden + k];
+  return value(hidden_after(p, clock.before(t, b), b), k);
+}
+
 // One part's share of dW or dR, [depth][H][column]: the operand of product Q, times da.
 template <class C, class T, class V, int Q>
 struct WeightKernel {
@@ -254,19 +265,26 @@ struct WeightKernel {
     PerThread<Sums<T>> sums;
     clear(block, sums);
     multiply(
-        block, space, rows, [&](int m, Index row) { return m0 + m < depth ? operand(row, m0 + m) : T(0); },
+        block, space, rows, [&](int m, Index row) { return m0 + m < depth ? operand<C, T, Q>(p, row, m0 + m) : T(0); },
         [&](Index row, int n) { return n0 + n < width ? g.da[Q][row * width + n0 + n] : T(0); }, sums);
     for_sums<V>(block, sums, [&](int m, int n, T sum) {
       if (m0 + m < depth && n0 + n < width) g.sums[Q][(block.z * depth + m0 + m) * width + n0 + n] = sum;
     });
   }
-  OST_HD T operand(Index row, Index k) const {
-    const Index t = row / p.batch, b = row % p.batch;
-    const Clock clock = p.clock();
-    if (!clock.active(t, b)) return T(0);
-    if constexpr (Q == 0) return at(p.x, t, b)[k];
-    if constexpr (Q > 0 && C::kPhases[Q > 0 ? Q - 1 : 0].operand == Operand::kEmitted) return p.emitted[row * p.hidden + k];
-    return value(hidden_after(p, clock.before(t, b), b), k);
+};
+
+// Those operands as an array, for a library.
+template <class C, class T, int Q>
+struct OperandKernel {
+  Problem<T> p;
+  T* to;  // [T*B][depth]
+  struct Space {};
+  Grid grid() const { return {ceil_div(p.steps * p.batch * p.depth(Q), kThreads)}; }
+  OST_HD void operator()(const Block& block, Space&) const {
+    block.each([&](int thread) {
+      const Index i = block.x * kThreads + thread, row = i / p.depth(Q);
+      if (row < p.steps * p.batch) to[i] = operand<C, T, Q>(p, row, i % p.depth(Q));
+    });
   }
 };
 

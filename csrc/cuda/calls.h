@@ -6,6 +6,7 @@
 #include "../bindings/arrays.h"
 #include "extras.h"
 #include "passes.h"
+#include "replay.h"
 
 namespace ost::OST_SET {
 
@@ -46,7 +47,7 @@ Problem<T> problem(const Addresses& a) {
   p.steps = a.number<Index>("steps"), p.batch = a.number<Index>("batch");
   p.input = a.number<Index>("input"), p.hidden = a.number<Index>("hidden"), p.reverse = a.number<int>("reverse") != 0;
   p.times = {a.get<const Index>("lengths"), a.get<const std::int32_t>("before"), nullptr};
-  p.x = a.rows<const T>("x"), p.y = a.rows<T>("y");
+  p.x = a.rows<const T>("x"), p.px = a.rows<const T>("px"), p.y = a.rows<T>("y");
   p.h0 = a.get<const T>("h0"), p.c0 = a.get<const T>("c0");
   p.restart_h = a.get<const T>("restart_h"), p.restart_c = a.get<const T>("restart_c");
   for (int q = 0; q < kProductCount<C>; ++q) {
@@ -69,11 +70,12 @@ BackwardProblem<T> backward_problem(const Addresses& a, Index steps, Index batch
   for (int q = 0; q < kProductCount<C>; ++q) {
     const std::string n = std::to_string(q == 1 && kSharedDa<C> ? 0 : q);
     g.da[q] = a.get<T>("da" + n), g.sums[q] = a.get<T>("sums" + std::to_string(q)),
-    g.bias_sums[q] = a.get<T>("bias_sums" + std::to_string(q));
+    g.bias_sums[q] = a.get<T>("bias_sums" + std::to_string(q)), g.operands[q] = a.get<T>("operands" + std::to_string(q));
   }
   g.dparams = a.get<T>("dparams"), g.restarts = a.need<T>("restarts"), g.scales = a.get<T>("scales"), g.squares = a.get<T>("squares");
   g.control = {a.number<T>("clip_value"), a.number<T>("clip_norm"), a.get<const std::uint8_t>("cuts"), a.rows<const T>("dcells"),
                a.get<double>("flow")};
+  g.library = a.number<int>("library") != 0;
   g.dx = a.rows<T>("dx"), g.dx_add = a.number<int>("dx_add") != 0;
   g.dh0 = a.get<T>("dh0"), g.dc0 = a.get<T>("dc0"), g.param_sums = a.get<T>("param_sums"), g.parts = gradient_parts(steps, batch);
   g.gradients = {a.get<T>("dweight_ih"), a.get<T>("dweight_hh"), a.get<T>("dbias_ih"), a.get<T>("dbias_hh"), a.get<T>("dweight_peephole")};
@@ -81,13 +83,14 @@ BackwardProblem<T> backward_problem(const Addresses& a, Index steps, Index batch
   return g;
 }
 
-enum class Action { kPack, kForward, kBackward };
+enum class Action { kPack, kForward, kBackward, kAdd };
 
 // W: words of the operands of the forward pass, V: of the backward pass.
 template <class C, class T, class W, class V, class Run>
 void act(Run& run, Action action, const Addresses& a) {
   const Problem<T> p = problem<C, T>(a);
   if (action == Action::kForward) return forward<C, T, W>(run, p, a.number<int>("loop"));
+  if (action == Action::kAdd) return add_weights<C, T>(run, p, backward_problem<C, T>(a, p.steps, p.batch));
   if (action == Action::kBackward) return backward<C, T, V>(run, p, backward_problem<C, T>(a, p.steps, p.batch), a.number<int>("loop"));
   for (int q = 0; q < kProductCount<C>; ++q) {
     const T* raw = a.need<const T>(q == 0 ? "weight_ih" : "weight_hh");
@@ -148,6 +151,8 @@ bool extra(Run& run, const std::string& action, const Addresses& a) {
   } else if (action == "scatter") {
     run(ScatterKernel<T>{a.get<const T>("from"), a.get<const Index>("ids"), a.get<const Index>("order"), a.get<T>("to"), n("count"),
                          n("width"), n("rows")});
+  } else if (action == "copy_rows") {
+    run(CopyRowsKernel<T>{a.get<const T>("from"), a.rows<T>("to"), n("steps"), n("batch"), n("width"), n("add") != 0});
   } else if (action == "adam") {
     const auto x = [&](const char* name) { return a.number<double>(name); };
     const AdamStep step{x("rate"),         x("beta1"),       x("beta2"),       x("eps"),
@@ -164,10 +169,28 @@ template <class Run>
 void act_by_name(Run& run, const std::string& action, int cell, int itemsize, const py::dict& values) {
   const Addresses a(values);
   if (itemsize == 4 ? extra<float>(run, action, a) : extra<double>(run, action, a)) return;
-  const char* known[] = {"pack", "forward", "backward"};
-  for (int i = 0; i < 3; ++i)
+  const char* known[] = {"pack", "forward", "backward", "add"};
+  for (int i = 0; i < 4; ++i)
     if (action == known[i]) return act_on(run, Action(i), CellId(cell), itemsize, a.text("precision"), a, Cells());
   fail("action", "one that is known", "'" + action + "'");
+}
+
+// All that the launches of an action depend on, as bytes.
+inline std::string key_of(const std::string& action, int cell, int itemsize, const py::dict& values, std::uintptr_t stream) {
+  std::string key = action;
+  const auto add = [&](const auto& v) { key.append(reinterpret_cast<const char*>(&v), sizeof v); };
+  add(cell), add(itemsize), add(stream);
+  for (const auto& [name, value] : values) {
+    if (value.is_none()) continue;
+    key += std::string(py::str(name)) += '=';
+    if (py::isinstance<py::float_>(value))
+      add(value.template cast<double>());
+    else if (py::isinstance<py::str>(value))
+      key += std::string(py::str(value)) += ';';
+    else
+      add(value.template cast<std::uint64_t>());
+  }
+  return key;
 }
 
 // Of each cell, by its number: the columns of a pre-activation, those of each product, and whether the products share their gradients.

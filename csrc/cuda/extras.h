@@ -3,7 +3,7 @@
 #include "../core/adam.h"
 #include "../core/philox.h"
 #include "../core/times.h"
-#include "block.h"
+#include "problem.h"
 
 namespace ost::OST_SET {
 
@@ -105,6 +105,25 @@ struct ScatterKernel {
         high = middle;
     }
     return low;
+  }
+};
+
+// Rows [T,B,width] to rows as the caller holds them.
+template <class T>
+struct CopyRowsKernel {
+  const T* from;
+  Rows<T> to;
+  Index steps, batch, width;
+  bool add;
+  struct Space {};
+  Grid grid() const { return {ceil_div(steps * batch * width, kThreads)}; }
+  OST_HD void operator()(const Block& block, Space&) const {
+    block.each([&](int thread) {
+      const Index i = block.x * kThreads + thread, row = i / width, t = row / batch, b = row % batch;
+      if (row >= steps * batch || (to.starts && to.starts[b] + t >= to.ends[b])) return;
+      T& v = at(to, t, b)[i % width];
+      v = add ? v + from[i] : from[i];
+    });
   }
 };
 

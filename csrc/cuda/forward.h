@@ -108,6 +108,26 @@ struct ProjectKernel {
   OST_HD Index unit(Index u0, int n) const { return n < kUnits * kCount ? u0 + n / kCount : p.hidden; }
 };
 
+// gx = b + W x, of a product that has been taken.
+template <class C, class T>
+struct SpreadKernel {
+  Problem<T> p;
+  struct Space {};
+  static constexpr Columns kIn = C::kInput;
+  Grid grid() const { return {ceil_div(p.steps * p.batch * p.hidden, kThreads)}; }
+  OST_HD void operator()(const Block& block, Space&) const {
+    block.each([&](int thread) {
+      const Index i = block.x * kThreads + thread, u = i % p.hidden, row = i / p.hidden, t = row / p.batch, b = row % p.batch;
+      if (row >= p.steps * p.batch || !p.clock().active(t, b)) return;
+      for (int column = 0; column < C::kColumns; ++column) {
+        T v = p.bias[u * C::kColumns + column];
+        if (kIn.has(column)) v += at(p.px, t, b)[u * kIn.count() + column - kIn.begin];
+        p.gx[i * C::kColumns + column] = v;
+      }
+    });
+  }
+};
+
 template <class T, class W>
 struct StepSpace {
   ProductSpace<T, W> product;

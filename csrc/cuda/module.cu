@@ -33,6 +33,61 @@ struct Stream {
   }
 };
 
+// Launches recorded on a stream of our own, since the caller's may be the default one, which cannot be captured.
+class Graph {
+ public:
+  template <class F>
+  explicit Graph(F&& launches) {
+    static thread_local cudaStream_t side = [] {
+      cudaStream_t s;
+      check(cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking), "making a stream to record on");
+      return s;
+    }();
+    cudaGraph_t graph = nullptr;
+    check(cudaStreamBeginCapture(side, cudaStreamCaptureModeThreadLocal), "recording a graph");
+    try {
+      launches(Stream{side});
+    } catch (...) {
+      cudaStreamEndCapture(side, &graph);
+      if (graph) cudaGraphDestroy(graph);
+      throw;
+    }
+    check(cudaStreamEndCapture(side, &graph), "recording a graph");
+    const cudaError_t status = cudaGraphInstantiate(&run_, graph, 0);
+    cudaGraphDestroy(graph);
+    check(status, "making a graph ready");
+  }
+  Graph(Graph&& other) noexcept : run_(std::exchange(other.run_, nullptr)) {}
+  ~Graph() {
+    if (run_) cudaGraphExecDestroy(run_);
+  }
+  void launch(cudaStream_t stream) const { check(cudaGraphLaunch(run_, stream), "launching a graph"); }
+
+ private:
+  cudaGraphExec_t run_ = nullptr;
+};
+
+bool capturing(cudaStream_t stream) {
+  cudaStreamCaptureStatus status;
+  return cudaStreamIsCapturing(stream, &status) != cudaSuccess || status != cudaStreamCaptureStatusNone;
+}
+
+// Directly, or as a graph where that is worth while and the caller records none of its own. The lock of the interpreter is held.
+Ran run(const std::string& action, int cell, int itemsize, const py::dict& values, std::uintptr_t address) {
+  static auto* replay = new Replay<Graph>;  // never freed: at the end of the process the driver may be gone
+  const auto stream = reinterpret_cast<cudaStream_t>(address);
+  const auto direct = [&](const Stream& on) { act_by_name(on, action, cell, itemsize, values); };
+  const int launches = Addresses(values).number<int>("launches");
+  if (launches < kFewestLaunches || launches > kMostLaunches || capturing(stream)) {
+    direct(Stream{stream});
+    return Ran::kDirectly;
+  }
+  int device = 0;
+  check(cudaGetDevice(&device), "asking for the device");
+  const std::string key = key_of(action, cell, itemsize, values, address) + std::to_string(device);
+  return (*replay)(key, [&] { direct(Stream{stream}); }, [&] { return Graph(direct); }, [&](const Graph& graph) { graph.launch(stream); });
+}
+
 // "" where there is a device that the kernels run on.
 std::string why_not() {
   int count = 0;
@@ -69,7 +124,6 @@ PYBIND11_MODULE(_cuda, m) {
   });
   m.def("device_info", &cuda::device_info, py::arg("device"));
   m.def("run", [](const std::string& action, int cell, int itemsize, const py::dict& addresses, std::uintptr_t stream) {
-    const cuda::Stream run{reinterpret_cast<cudaStream_t>(stream)};
-    cuda::act_by_name(run, action, cell, itemsize, addresses);
+    return int(cuda::run(action, cell, itemsize, addresses, stream));
   });
 }

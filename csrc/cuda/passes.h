@@ -22,7 +22,10 @@ void run_phases(Run& run, const Problem<T>& p, Index step) {
 template <class C, class T, class W, class Run>
 void forward(Run& run, const Problem<T>& p, int loop) {
   if (p.batch == 0) return;
-  if (p.steps > 0) run(ProjectKernel<C, T, W>{p});
+  if (p.px.data)
+    run(SpreadKernel<C, T>{p});
+  else if (p.steps > 0)
+    run(ProjectKernel<C, T, W>{p});
   if constexpr (kLoops<C> && sizeof(T) == 4) run_loop<T, W>(loop, [&]<int K>() { run(LoopKernel<C, T, W, K>{p}); });
   for (Index step = 0; step < (loop ? 0 : p.steps); ++step) run_phases<C, T, W>(run, p, step);
   run(FinalKernel<C, T>{p});
@@ -41,7 +44,9 @@ void run_weights(Run& run, const Problem<T>& p, const BackwardProblem<T>& g) {
   const Index width = p.hidden * product_columns<C>(Q).count();
   T* weight = Q == 0 ? g.gradients.weight_ih : g.gradients.weight_hh;
   T* bias = Q == 0 ? g.gradients.bias_ih : g.gradients.bias_hh;
-  if (weight) {
+  if (g.library) {
+    if (g.operands[Q]) run(OperandKernel<C, T, Q>{p, g.operands[Q]});
+  } else if (weight) {
     run(WeightKernel<C, T, V, Q>{p, g});
     run(AddKernel<C, T>(g.sums[Q], weight, p.depth(Q), p.hidden, g.parts, Q));
   }
@@ -50,6 +55,14 @@ void run_weights(Run& run, const Problem<T>& p, const BackwardProblem<T>& g) {
     run(AddKernel<C, T>(g.bias_sums[Q], bias, 1, p.hidden, g.parts, Q));
   }
   if constexpr (Q + 1 < kProductCount<C>) run_weights<C, T, V, Q + 1>(run, p, g);
+}
+
+// The gradients of weights whose sums a library has taken.
+template <class C, class T, int Q = 0, class Run>
+void add_weights(Run& run, const Problem<T>& p, const BackwardProblem<T>& g) {
+  T* weight = Q == 0 ? g.gradients.weight_ih : g.gradients.weight_hh;
+  if (weight) run(AddKernel<C, T>(g.sums[Q], weight, p.depth(Q), p.hidden, 1, Q));
+  if constexpr (Q + 1 < kProductCount<C>) add_weights<C, T, Q + 1>(run, p, g);
 }
 
 template <class C, class T, class V, class Run>
@@ -65,7 +78,7 @@ void backward(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, int lo
     if (p.times.before || g.control.cuts) run(CutKernel<C, T>{p, g, t});
   }
   if (p.steps > 0) {
-    if (g.dx.data) run(TurnKernel<C, T, V, 0>{p, g, 0, p.steps * p.batch, nullptr, g.dx_add});
+    if (g.dx.data && !g.library) run(TurnKernel<C, T, V, 0>{p, g, 0, p.steps * p.batch, nullptr, g.dx_add});
     run_weights<C, T, V, 0>(run, p, g);
     if (C::kParams > 0 && g.gradients.params) {
       run(ColumnKernel<T>{g.dparams, g.param_sums, p.steps * p.batch, C::kParams * p.hidden, g.parts});

@@ -19,6 +19,7 @@ struct Problem {
   bool reverse;
   Times times;  // order is null: rows stay where they are
   Rows<const T> x;
+  Rows<const T> px;  // W x, where a library has taken that product: [H][column] of rows as x has them; may be gx itself
   Rows<T> y;
   const T *h0, *c0;                                         // [B,H], null means zeros
   const T *restart_h, *restart_c;                           // [H], null means zeros
@@ -55,6 +56,8 @@ struct BackwardProblem {
   T* bias_sums[kMaxProducts];  // [part][H][column]
   T* param_sums;               // [part][params][H]
   int parts;
+  bool library;               // takes the products of all rows: what they multiply is written, and they are not taken here
+  T* operands[kMaxProducts];  // [T*B][depth], or null: not wanted
   RawGradients<T> gradients;
   T *drestart_h, *drestart_c;
 };

@@ -160,6 +160,16 @@ def cuda(index: int | None = None) -> Device:
     return _cuda_device(int(cupy.cuda.runtime.getDevice()) if index is None else index)
 
 
+def _has_product(cupy: Any, index: int) -> bool:
+    """Whether CuPy finds cuBLAS, which it opens at its first product."""
+    try:
+        with cupy.cuda.Device(index):
+            a = cupy.ones((2, 2), np.float32)
+            return bool((cupy.matmul(a, a) == 2).all())
+    except (ImportError, RuntimeError):
+        return False
+
+
 @lru_cache
 def _cuda_device(index: int) -> Device:
     import cupy
@@ -173,5 +183,6 @@ def _cuda_device(index: int) -> Device:
         module.run(action, cell, itemsize, addresses, cupy.cuda.get_current_stream().ptr)
 
     d = gpu.devices()[index]
-    figures = GpuFigures(d["name"], d["capability"], d["multiprocessors"], d["shared_bytes"], d["l2_bytes"])
+    facts = d["name"], d["capability"], d["multiprocessors"], d["shared_bytes"], d["l2_bytes"]
+    figures = GpuFigures(*facts, library=_has_product(cupy, index))
     return Device(f"cuda:{index}", figures, cupy, lambda a: int(a.data.ptr), run, lambda: cupy.cuda.Device(index))

@@ -214,6 +214,7 @@ def _on_gpu(layer: Recurrent, steps: int, batch: int, training: bool) -> Explana
             lines += [
                 f"  {which:<14} layer {k}: kernel {p.kernel}, {launches} of {p.blocks} blocks{' a direction' if directions == 2 else ''}",
                 f"                 {p.reason}",
+                f"                 products of all steps at once: {'the library of the arrays' if p.library else 'our own kernel'}",
             ]
     lines += [
         f"  packed weights {_bytes(weights)}, made {'once a step of the optimiser' if training else 'once'}",

@@ -114,12 +114,16 @@ def bytes_of(packed: Packed, steps: int, batch: int, training: bool) -> tuple[in
     per_unit = facts["saved"] + (facts["states"] > 1) + (phases > 1)
     tape = len(packed.parts) * rows * h * per_unit * item if training else 0
     between = (packed.layers - 1) * rows * width * item  # outputs of the layers below the last, which training keeps
-    forward = rows * h * columns * item + (between if training else min(between, 2 * rows * width * item))
+    library = plan_of(packed.parts[0], steps, batch).library
+    spread = rows * h * products[0] * item if library and products[0] < columns else 0
+    forward = spread + rows * h * columns * item + (between if training else min(between, 2 * rows * width * item))
     if not training:
         return 0, forward
     parts, depth = _core.gradient_parts(steps, batch), max(w.input for w in packed.parts)
     gates = products[0] if shared else sum(products)
     backward = rows * h * (gates + facts["params"]) * item + parts * h * sum(products) * (max(depth, h) + 1) * item
+    if library:  # what is multiplied, and dx on its way
+        backward += rows * (depth + phases * h + depth) * item
     backward += min(packed.layers - 1, 2) * rows * width * item  # on its way from layer to layer
     return tape, max(forward, backward + between)
 
@@ -191,12 +195,13 @@ def forward(
     restart: tuple[Any, Any] = (None, None),
     train: bool = False,
     loop: int | None = None,
+    library: bool | None = None,
 ) -> Kept | None:
-    """Runs one layer and direction: outputs to ``y``, the last states to ``end``; ``before`` is `times_table`; ``loop`` is
-    for tests: in place of the plan's `GpuPlan.room`."""
+    """Runs one layer and direction: outputs to ``y``, the last states to ``end``; ``before`` is `times_table`; ``loop``
+    and ``library`` are for tests: in place of what the plan says."""
     xp, facts = w.device.xp, _core.cells()[w.cell]
     (steps, batch), size, dtype = sizes, w.hidden, w.dtype
-    columns, products, _ = columns_of(w.cell)
+    (columns, products, _), planned = columns_of(w.cell), plan_of(w, steps, batch)
     two, phases = facts["states"] > 1, len(products) - 1
     rows = (steps, batch) if train else (batch,)
     values = {
@@ -206,17 +211,20 @@ def forward(
         **{"restart_h": restart[0], "restart_c": restart[1], "hn": end[0], "cn": end[1]},
         **x.values("x"),
         **y.values("y"),
-        "loop": plan_of(w, steps, batch).room if loop is None else loop,
-        "gx": xp.empty((steps, batch, size, columns), dtype),
+        "loop": planned.room if loop is None else loop,
+        "launches": planned.launches,
         "saved": xp.empty((steps, batch, facts["saved"], size), dtype) if train and facts["saved"] else None,
         "kept": xp.empty((batch, facts["saved"], size), dtype) if not train and phases > 1 else None,
         "cells": xp.empty((steps, batch, size), dtype) if train and two else None,
         "state": xp.empty((batch, size), dtype) if not train and two else None,
         "emitted": xp.empty((*rows, size), dtype) if phases > 1 else None,
     }
+    values["gx"] = gx = xp.empty((steps, batch, size, columns), dtype)
+    if (planned.library if library is None else library) and steps * batch:
+        _library_product(w, x, values, gx)
     if batch:
         w.device.launch("forward", w.cell, dtype, values)
-    values["gx"] = None  # no later pass reads it
+    values.update(dict.fromkeys(("gx", "px")))  # no later pass reads them
     return Kept(w, values, (steps, batch)) if train else None
 
 
@@ -237,6 +245,7 @@ def backward(
     flow: Any = None,
     scratch: dict[Any, Any] | None = None,
     loop: int | None = None,
+    library: bool | None = None,
 ) -> None:
     """Gradients: of the states before to ``dstate``, of x to ``dx``; those of the weights, of x (if ``dx_add``) and of the restarts' states
     are added to. ``flow``: squared norms, ``[T,states,B]``. ``scratch`` keeps working arrays from one call to the next."""
@@ -244,7 +253,10 @@ def backward(
     (steps, batch), size, dtype, states = kept.shape, w.hidden, w.dtype, facts["states"]
     if batch == 0:
         return
-    parts, (_, products, shared) = _core.gradient_parts(steps, batch), columns_of(w.cell)
+    planned = plan_of(w, steps, batch, True, clip_norm > 0 or flow is not None)
+    library = (planned.library if library is None else library) and steps > 0
+    _, products, shared = columns_of(w.cell)
+    parts = 1 if library else _core.gradient_parts(steps, batch)
     held: dict[Any, Any] = {} if scratch is None else scratch
 
     def work(name: str, *shape: int, wanted: bool = True) -> Any:
@@ -261,12 +273,16 @@ def backward(
         **{"dhn": dend[0], "dcn": dend[1], "dh0": dstate[0], "dc0": dstate[1], "dx_add": int(dx_add)},
         **{"drestart_h": drestart[0], "drestart_c": drestart[1], "cuts": cuts, "flow": flow},
         **{"clip_value": float(clip_value), "clip_norm": float(clip_norm)},
-        "loop": plan_of(w, steps, batch, True, clip_norm > 0 or flow is not None).room if loop is None else loop,
+        "loop": planned.room if loop is None else loop,
+        "launches": planned.launches,
+        "library": int(library),
         "dh": work("dh", batch, size),
         "dc": work("dc", batch, size, wanted=states > 1),
         "demitted": work("demitted", batch, size, wanted=len(products) > 2),
         "dparams": work("dparams", steps, batch, facts["params"], size, wanted=facts["params"] > 0),
-        "param_sums": work("param_sums", parts, facts["params"], size, wanted=facts["params"] > 0),
+        "param_sums": work(
+            "param_sums", _core.gradient_parts(steps, batch), facts["params"], size, wanted=facts["params"] > 0
+        ),
         "restarts": work("restarts", states, batch, size),
         "scales": work("scales", states, batch, wanted=clip_norm > 0),
         "squares": work("squares", states, batch, size, wanted=flow is not None),
@@ -275,8 +291,45 @@ def backward(
     for q, n in enumerate(products):
         values[f"da{q}"] = work(f"da{q}", steps, batch, size, n, wanted=not (shared and q == 1))
         values[f"sums{q}"] = work(f"sums{q}", parts, w.input if q == 0 else size, size, n)
-        values[f"bias_sums{q}"] = work(f"bias_sums{q}", parts, size, n)
+        values[f"bias_sums{q}"] = work(f"bias_sums{q}", _core.gradient_parts(steps, batch), size, n)
+        depth = w.input if q == 0 else size
+        values[f"operands{q}"] = work(
+            f"operands{q}", steps, batch, depth, wanted=library and grads[min(q, 1)] is not None
+        )
     w.device.launch("backward", w.cell, dtype, values)
+    if library:
+        _library_gradients(kept, values, products, shared, dx, dx_add)
+
+
+def _library_product(w: Weights, x: Rows, values: dict[str, Any], gx: Any) -> None:
+    """W x of all rows, as they lie, by the array library; where it has the form of gx, in place."""
+    xp, a = w.device.xp, x.array
+    panels = w.arrays["panels0"].reshape(w.input, -1)
+    width, rows = panels.shape[1], a.size // w.input
+    batch_first = x.starts is None and x.t * a.itemsize != a.strides[0]
+    in_place = x.starts is None and not batch_first and gx.size == rows * width
+    out = gx.reshape(rows, width) if in_place else None
+    product = xp.matmul(a.reshape(rows, w.input), panels, out=out).reshape(*a.shape[:-1], width)
+    flat = None if x.starts is None else (x.starts, x.ends)
+    values.update(Rows.of(product, batch_first, flat).values("px"))
+
+
+def _library_gradients(
+    kept: Kept, values: dict[str, Any], products: list[int], shared: bool, dx: Rows | None, dx_add: bool
+) -> None:
+    """dx and the gradients of the weights, from what the kernels have written."""
+    w, xp = kept.weights, kept.weights.device.xp
+    rows = kept.shape[0] * kept.shape[1]
+    flat = [values[f"da{0 if shared and q == 1 else q}"].reshape(rows, -1) for q in range(len(products))]
+    for q, da in enumerate(flat):
+        if values[f"operands{q}"] is not None:
+            a = values[f"operands{q}"].reshape(rows, -1)
+            xp.matmul(a.T, da, out=values[f"sums{q}"].reshape(a.shape[1], -1))
+    w.device.launch("add", w.cell, w.dtype, values)
+    if dx is not None:
+        d = xp.matmul(flat[0], w.arrays["turned0"].reshape(-1, w.input))
+        sizes = {"steps": kept.shape[0], "batch": kept.shape[1], "width": w.input, "add": int(dx_add)}
+        w.device.launch("copy_rows", None, w.dtype, {**dx.values("to"), "from": d, **sizes})
 
 
 class Packed:

@@ -6,18 +6,22 @@ from dataclasses import dataclass
 
 ROWS = 8  # of the batch, that a block of the "loop" kernels takes: csrc/cuda/engine.h
 ROOM = {4: (32, 64), 2: (64, 128)}  # hidden units, by bytes of a word: csrc/cuda/plan.h
+LIBRARY_ROWS = (
+    512  # (t, b) of a call: for fewer, a launch more costs what a better product gains (an estimate: to be measured)
+)
 MOST_WAVES = 8  # of blocks of which each takes all steps; beyond, whole steps fill the device better (an estimate: to be measured)
 
 
 @dataclass(frozen=True)
 class GpuFigures:
-    """Of a device, as its runtime tells them."""
+    """Of a device, as its runtime tells them; ``library``: whether its array library has found a product (cuBLAS)."""
 
     name: str
     capability: tuple[int, int]
     multiprocessors: int
     shared_bytes: int  # that a block can have
     l2_bytes: int
+    library: bool = True
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class GpuPlan:
         room: hidden units that the kernel is compiled for; 0 for "step".
         blocks: of the launch, or of a step.
         launches: of the recurrence.
+        library: whether the products of all steps at once (W x; dx, dW, dR) are the array library's, which opens cuBLAS, or our own.
         reason: why.
     """
 
@@ -37,6 +42,7 @@ class GpuPlan:
     room: int
     blocks: int
     launches: int
+    library: bool
     reason: str
 
 
@@ -72,8 +78,10 @@ def plan(
     waves = -(-blocks // device.multiprocessors)
     room = room_for(products, hidden, word)
 
+    library = device.library and word >= 4 and steps * batch >= LIBRARY_ROWS
+
     def step(reason: str) -> GpuPlan:
-        return GpuPlan("step", 0, stepwise, per_step * steps, reason)
+        return GpuPlan("step", 0, stepwise, per_step * steps, library, reason)
 
     if len(products) > 1:
         return step(f"the cell takes {len(products)} phases a step, and each needs all hidden units of the one before")
@@ -90,6 +98,5 @@ def plan(
         return step(
             f"{blocks} blocks of {ROWS} rows are {waves} waves over {device.multiprocessors} multiprocessors, more than {MOST_WAVES}"
         )
-    return GpuPlan(
-        "loop", room, blocks, 1, f"the recurrent weights fit the registers of a multiprocessor (H = {hidden} of {room})"
-    )
+    reason = f"the recurrent weights fit the registers of a multiprocessor (H = {hidden} of {room})"
+    return GpuPlan("loop", room, blocks, 1, library, reason)

@@ -1,0 +1,49 @@
+// A pass of many launches that comes again, with the same arrays and numbers, runs as one recorded graph: in a loop of training or
+// inference the array library hands out the same memory every time round. What is asked for once is launched directly.
+#pragma once
+#include <cstdint>
+#include <list>
+#include <string>
+#include <utility>
+
+namespace ost::OST_SET {
+
+constexpr int kFewestLaunches = 16, kMostLaunches = 8192;  // below, a graph gains nothing; beyond, it is too large to keep
+constexpr std::size_t kMostGraphs = 16, kMostSeen = 64;
+
+enum class Ran { kDirectly, kRecorded, kReplayed };
+
+// Graph: movable, launched by `launch`, freed when it goes.
+template <class Graph>
+class Replay {
+ public:
+  // direct() launches; record() gives a Graph of the same launches; launch(graph) runs it. The key is all that the launches depend on.
+  template <class Direct, class Record, class Launch>
+  Ran operator()(const std::string& key, Direct&& direct, Record&& record, Launch&& launch) {
+    for (auto i = graphs_.begin(); i != graphs_.end(); ++i)
+      if (i->first == key) {
+        graphs_.splice(graphs_.begin(), graphs_, i);
+        launch(graphs_.front().second);
+        return Ran::kReplayed;
+      }
+    for (auto i = seen_.begin(); i != seen_.end(); ++i)
+      if (*i == key) {
+        seen_.erase(i);
+        graphs_.emplace_front(key, record());
+        if (graphs_.size() > kMostGraphs) graphs_.pop_back();
+        launch(graphs_.front().second);
+        return Ran::kRecorded;
+      }
+    direct();
+    seen_.push_front(key);
+    if (seen_.size() > kMostSeen) seen_.pop_back();
+    return Ran::kDirectly;
+  }
+  std::size_t graphs() const { return graphs_.size(); }
+
+ private:
+  std::list<std::pair<std::string, Graph>> graphs_;  // the last one used first
+  std::list<std::string> seen_;
+};
+
+}  // namespace ost::OST_SET
