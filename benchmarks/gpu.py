@@ -1,4 +1,5 @@
-"""Everything that needs a GPU, in one go of under ten minutes: facts and ceilings, correctness, times beside PyTorch, compute-sanitizer.
+"""Everything that needs a GPU, in one go of under ten minutes: facts and ceilings, what multiprocessors pay to exchange words, correctness,
+accuracy, times beside PyTorch, FlashRNN and JAX where they are installed, compute-sanitizer.
 
     python benchmarks/gpu.py              # on a machine with a GPU, CuPy and ostinato._cuda
     python benchmarks/gpu.py --emulated   # a dry run of the script on the CPU, on tiny shapes: no time of it means anything
@@ -24,22 +25,46 @@ from typing import Any
 import numpy as np
 
 import ostinato as ost
-from ostinato import _core, _device, safetensors
+from ostinato import _device, reference, safetensors
 from ostinato.__main__ import info
 
-RESULTS = Path(__file__).parent / "results"
-TESTS = Path(__file__).parent.parent / "tests" / "test_device.py"
+HERE = Path(__file__).parent
+RESULTS, TESTS = HERE / "results", HERE.parent / "tests"
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+SANITIZED = "(two_bytes or one_launch or every_cell) and (lstm or before) and not 128 and not float64 and not 70"
+STEPS = 1024
+
+# What errors may be; of gradients in words of 2 bytes no more than what PyTorch's own show is asked.
+LIMITS: dict[tuple[str, str], dict[str, float]] = {
+    ("float32", "outputs"): {"limit": 1e-5},
+    ("float32", "gradients"): {"limit": 2e-5},
+    ("float16", "outputs"): {"limit": 1e-3},
+    ("float16", "gradients"): {},
+    ("bfloat16", "outputs"): {"limit": 1e-2},
+    ("bfloat16", "gradients"): {},
+}
+
+# Cell, options, precision, batch, hidden: what docs and targets speak of, first those that matter most.
+GRID: list[tuple[str, dict[str, Any], str, int, int]] = [
+    *[("lstm", {}, p, 16, h) for p in ("float32", "bfloat16", "float16") for h in (256, 512, 1024)],
+    *[("gru", {}, p, 16, h) for p in ("float32", "bfloat16") for h in (256, 512, 1024)],
+    *[("lstm", {}, p, b, h) for p, h in (("float32", 64), ("bfloat16", 128), ("float16", 128)) for b in (16, 64)],
+    *[("gru", {}, p, b, h) for p, h in (("float32", 64), ("bfloat16", 128)) for b in (16, 64)],
+    ("lstm", {"num_layers": 2}, "bfloat16", 16, 512),
+    ("lstm", {"bidirectional": True}, "bfloat16", 16, 512),
+    ("lstm", {"lengths": True}, "bfloat16", 16, 512),
+    ("gru", {"lengths": True}, "float32", 16, 256),
+]
 
 
 class Clock:
     """Seconds of work on a device: by its events, or by the wall where kernels are emulated."""
 
-    def __init__(self, device: _device.Device) -> None:
-        self.xp = device.xp
+    def __init__(self, device: _device.Device, emulated: bool) -> None:
+        self.xp, self.emulated = device.xp, emulated
 
     def __call__(self, work: Callable[[], Any]) -> float:
-        if self.xp is np:
+        if self.emulated:
             start = time.perf_counter()
             work()
             return time.perf_counter() - start
@@ -52,9 +77,10 @@ class Clock:
 
 
 def alternate(clock: Clock, calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """The median seconds of each, the turn passed between them."""
+    """The median seconds of each, the turn passed between them; each runs three times first, which records what comes again."""
     for call in calls.values():
-        call()
+        for _ in range(3):
+            call()
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
@@ -67,82 +93,280 @@ def ceilings(device: _device.Device, clock: Clock, size: int) -> dict[str, float
     xp = device.xp
     a, b = xp.ones((size, size), np.float32), xp.ones((size, size), np.float32)
     out = xp.empty_like(a)
-    seconds = alternate(clock, {"copy": lambda: xp.copyto(out, a), "product": lambda: xp.matmul(a, b, out=out)}, 5)
+    calls = {"copy": lambda: a.copy(), "product": lambda: xp.matmul(a, b, out=out)}
+    seconds = alternate(clock, calls, 5)
     return {
         "copy bytes a second": 2 * a.nbytes / seconds["copy"],
         "product flops a second": 2 * size**3 / seconds["product"],
     }
 
 
-def layer_calls(device: _device.Device, cell: str, steps: int, batch: int, hidden: int) -> dict[str, Callable[[], Any]]:
-    """Forward and training of one layer of ours, and of PyTorch's where it runs on this device."""
-    r, gates = np.random.default_rng(0), _core.cells()[cell]["gates"]
-    shapes = [(gates * hidden, hidden), (gates * hidden, hidden), (gates * hidden,), (gates * hidden,)]
-    weights = [(r.uniform(-1, 1, s) / np.sqrt(hidden)).astype(np.float32) for s in shapes]
-    x, dy = (r.standard_normal((steps, batch, hidden)).astype(np.float32) for _ in range(2))
-    mine, there, d = [device.put(w) for w in weights], device.put(x), device.put(dy)
-    packed = _device.pack(device, cell, [*mine, None])
-    grads = [device.xp.zeros_like(w) for w in mine]
-
-    def infer() -> Any:
-        return _device.forward(packed, there)[0]
-
-    def train() -> Any:
-        again = _device.pack(device, cell, [*mine, None])  # as after a step of the optimiser
-        tape = _device.forward(again, there, train=True)[3]
-        assert tape is not None
-        return _device.backward(tape, d, None, None, [*grads, None])[0]
-
-    calls = {"infer": infer, "train": train}
-    try:
-        import torch
-    except ImportError:
-        return calls
-    if device.xp is np or not torch.cuda.is_available() or cell not in ("lstm", "gru"):
-        return calls
-    layer = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[cell](hidden, hidden).cuda()
-    names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
-    layer.load_state_dict({n: torch.from_numpy(w) for n, w in zip(names, weights)})
-    leaf, above = torch.from_numpy(x).cuda().requires_grad_(True), torch.from_numpy(dy).cuda()
-
-    def torch_infer() -> Any:
-        with torch.inference_mode():
-            return layer(leaf)[0]
-
-    def torch_train() -> Any:
-        layer.zero_grad(set_to_none=False)
-        leaf.grad = None
-        layer(leaf)[0].backward(above)
-        return leaf.grad
-
-    for ours, theirs in ((infer(), torch_infer()), (train(), torch_train())):
-        got, want = device.get(ours), theirs.cpu().numpy()
-        error = float(np.linalg.norm(got - want) / np.linalg.norm(want))
-        assert error < 2e-3, f"{cell}: answers differ by {error:.2g}"  # TF32 may be on in their products
-    return {**calls, "torch infer": torch_infer, "torch train": torch_train}
-
-
-def times(device: _device.Device, clock: Clock, emulated: bool) -> list[dict[str, Any]]:
-    """By cell, batch and size: seconds, and PyTorch's as a ratio."""
-    out = []
-    for cell in ("lstm", "gru"):
-        for batch, hidden in [(2, 8)] if emulated else [(16, 256), (16, 512), (16, 1024), (64, 512)]:
-            steps = 4 if emulated else 256
-            seconds = alternate(clock, layer_calls(device, cell, steps, batch, hidden), 3 if emulated else 11)
-            row: dict[str, Any] = {"cell": cell, "steps": steps, "batch": batch, "hidden": hidden, "seconds": seconds}
-            for mode in ("infer", "train"):
-                if f"torch {mode}" in seconds:
-                    row[f"{mode}: over torch"] = seconds[f"torch {mode}"] / seconds[mode]
-            ratios = "  ".join(f"{k} {v:.2f}x" for k, v in row.items() if isinstance(v, float))
-            print(f"{cell:5}B={batch:<4}H={hidden:<5}{ratios or 'no peer'}", flush=True)
-            out.append(row)
+def exchange(device: _device.Device, clock: Clock) -> dict[str, Any]:
+    """Microseconds a step of each way to exchange 1 KB a block among P blocks, one on a multiprocessor."""
+    xp, steps, empty, out = device.xp, 1000, 0x7FFFDEAD, {}
+    module = xp.RawModule(
+        code=(HERE / "cuda" / "exchange.cu").read_text(), options=("-std=c++17",), enable_cooperative_groups=True
+    )
+    for name in ("mailbox", "barrier", "grid_sync", "cluster_sync"):
+        for blocks in (8,) if name == "cluster_sync" else (2, 4, 8, 16, 32, 64, 128):
+            if blocks > device.figures.multiprocessors or (
+                name == "cluster_sync" and device.figures.capability < (9, 0)
+            ):
+                continue
+            kernel, error = module.get_function(name), xp.zeros(1, np.uint32)
+            slots = xp.empty((steps + 2) * blocks * 256, np.uint32)
+            seconds = []
+            for _ in range(5):
+                slots.fill(empty if name == "mailbox" else 0)
+                seconds.append(clock(lambda: kernel((blocks,), (256,), (slots, np.int32(steps), error))))  # noqa: B023
+            if int(error[0]):
+                raise RuntimeError(f"{name} of {blocks} blocks: a wait ended too early")
+            out[f"{name} {blocks}"] = statistics.median(seconds) / steps * 1e6
     return out
 
 
-def run_tests(select: str, *prefix: str) -> str:
+def accuracy(device: _device.Device, emulated: bool) -> dict[str, dict[str, float]]:
+    """Relative Frobenius norms of the errors of outputs and gradients, T = 128, against the NumPy reference in float64."""
+    steps, batch, hidden = (128, 4, 24) if emulated else (128, 16, 256)
+    r, out = np.random.default_rng(0), {}
+    x, dy = (r.standard_normal((steps, batch, hidden)).astype(np.float32) for _ in range(2))
+    for cell in (ost.nn.LSTM, ost.nn.GRU):
+        layer = cell(hidden, hidden, rng=0)
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        weights = reference.Weights(*(layer.parameters()[n + "_l0"].astype(np.float64) for n in names))
+        run = reference.forward(cell.__name__.lower(), x.astype(np.float64), weights)
+        want = reference.backward(run, dy.astype(np.float64))
+        goals = {"outputs": [run.y], "gradients": [want.x, *(getattr(want.weights, n) for n in names)]}
+        layer._move(device)
+        for precision in ("float32", "bfloat16", "float16"):
+            layer.precision = precision
+            (y, _), pullback = layer.vjp(device.put(x))
+            layer.zero_grad()
+            got = {"outputs": [y], "gradients": [pullback(device.put(dy))[0], *(layer.grads[n + "_l0"] for n in names)]}
+            for kind, arrays in goals.items():
+                errors = [
+                    float(np.linalg.norm(_device.host(a) - b) / np.linalg.norm(b)) for a, b in zip(got[kind], arrays)
+                ]
+                out[f"{cell.__name__} {precision} {kind}"] = {"worst": max(errors), **LIMITS[precision, kind]}
+    return out
+
+
+def layer_calls(
+    device: _device.Device, cell: str, options: dict[str, Any], precision: str, steps: int, batch: int, hidden: int
+) -> tuple[dict[str, Callable[[], Any]], str]:
+    """Forward and training of ours, and of PyTorch's and FlashRNN's where they run; and what was left out, and why."""
+    options, r = dict(options), np.random.default_rng(0)
+    lengths = np.sort(r.integers(1, steps + 1, batch))[::-1].copy() if options.pop("lengths", False) else None
+    layer = {"lstm": ost.nn.LSTM, "gru": ost.nn.GRU}[cell](hidden, hidden, rng=0, **options)
+    state = layer.state_dict()
+    layer._move(device)
+    layer.precision = precision
+    width = hidden * (2 if options.get("bidirectional") else 1)
+    x = r.standard_normal((steps, batch, hidden)).astype(np.float32)
+    dy = r.standard_normal((steps, batch, width)).astype(np.float32)
+    there, above = device.put(x), device.put(dy)
+    times = {} if lengths is None else {"lengths": device.put(lengths)}
+
+    def infer() -> Any:
+        return layer(there, **times)[0]
+
+    def train() -> Any:
+        with layer.write():
+            pass  # as after a step of the optimiser: the weights are packed again
+        layer.zero_grad()
+        (_, _), pullback = layer.vjp(there, **times)
+        return pullback(above)[0]
+
+    calls: dict[str, Callable[[], Any]] = {"infer": infer, "train": train}
+    try:
+        import torch
+    except ImportError:
+        return calls, "torch is not installed"
+    if device.name == "emulated" or not torch.cuda.is_available():
+        return calls, "torch has no GPU"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    dtype = getattr(torch, precision)
+    theirs = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[cell](hidden, hidden, **options).cuda()
+    theirs.load_state_dict({n: torch.from_numpy(a) for n, a in state.items()})
+    theirs = theirs.to(dtype)
+    theirs.flatten_parameters()
+    leaf, from_above = torch.from_numpy(x).cuda().to(dtype).requires_grad_(True), torch.from_numpy(dy).cuda().to(dtype)
+
+    def run() -> Any:
+        if lengths is None:
+            return theirs(leaf)[0]
+        packed = torch.nn.utils.rnn.pack_padded_sequence(leaf, torch.from_numpy(lengths))
+        return torch.nn.utils.rnn.pad_packed_sequence(theirs(packed)[0], total_length=steps)[0]
+
+    def torch_infer() -> Any:
+        with torch.inference_mode():
+            return run()
+
+    def torch_train() -> Any:
+        theirs.zero_grad(set_to_none=False)
+        leaf.grad = None
+        run().backward(from_above)
+        return leaf.grad
+
+    limit = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 2e-2}[precision]
+    for ours, other in ((infer(), torch_infer()), (train(), torch_train())):
+        got, want = _device.host(ours), other.float().cpu().numpy()
+        error = float(np.linalg.norm(got - want) / np.linalg.norm(want))
+        if not error < limit:
+            return calls, f"torch's answers differ by {error:.2g}"
+    calls |= {"torch infer": torch_infer, "torch train": torch_train}
+    if cell == "lstm" and precision == "bfloat16" and not options and lengths is None:
+        more, why = flashrnn_calls(state, x, dy, _device.host(infer()))
+        return {**calls, **more}, why
+    return calls, ""
+
+
+def flashrnn_calls(state: dict[str, Any], x: Any, dy: Any, y: Any) -> tuple[dict[str, Callable[[], Any]], str]:
+    """FlashRNN's two CUDA backends on the same weights, with the input product, which it leaves to its caller."""
+    try:
+        import torch
+        from flashrnn import flashrnn
+    except ImportError as error:
+        return {}, f"FlashRNN is not installed: {error}"
+    hidden, (steps, batch, _) = y.shape[-1], x.shape
+    there = {n: torch.from_numpy(a).cuda().bfloat16() for n, a in state.items()}
+    leaf = torch.from_numpy(np.ascontiguousarray(x.swapaxes(0, 1))).cuda().bfloat16().requires_grad_(True)
+    above = torch.from_numpy(np.ascontiguousarray(dy.swapaxes(0, 1))).cuda().bfloat16()
+    bias = (there["bias_ih_l0"] + there["bias_hh_l0"]).reshape(4, 1, hidden).requires_grad_(True)
+    w = there["weight_ih_l0"].requires_grad_(True)
+    zeros = torch.zeros(2, batch, 1, 1, hidden, device="cuda", dtype=torch.bfloat16)
+    square = there["weight_hh_l0"].reshape(4, 1, hidden, hidden)
+    out: dict[str, Callable[[], Any]] = {}
+    reasons = []
+    for backend in ("cuda_fused", "cuda"):
+        for r in (square, square.transpose(-1, -2).contiguous()):  # whichever way round it multiplies
+            r = r.detach().requires_grad_(True)
+
+            def forward(backend: str = backend, r: Any = r) -> Any:
+                inputs = (leaf @ w.T).reshape(batch, steps, 4, 1, hidden)
+                return flashrnn(inputs, r, bias, states=zeros, function="lstm", backend=backend)[0][0][:, :, 0]
+
+            def infer(forward: Any = forward) -> Any:
+                with torch.inference_mode():
+                    return forward()
+
+            def train(forward: Any = forward) -> None:
+                forward().backward(above)
+
+            try:
+                got = infer().float().cpu().numpy().swapaxes(0, 1)
+                error = float(np.linalg.norm(got - y) / np.linalg.norm(y))
+                if error < 5e-2:
+                    train()
+                    out |= {f"flashrnn {backend} infer": infer, f"flashrnn {backend} train": train}
+                    break
+                reasons.append(f"FlashRNN {backend}: answers differ by {error:.2g}")
+            except Exception as error:
+                reasons.append(f"FlashRNN {backend}: {type(error).__name__}: {str(error).splitlines()[0][:100]}")
+                break
+    return out, "; ".join(reasons)
+
+
+def jax_calls(x: Any, state: dict[str, Any]) -> dict[str, Callable[[], Any]]:
+    """A scan over LSTM steps, compiled: what JAX users write."""
+    import jax
+    import jax.numpy as jnp
+
+    p = {n: jax.device_put(jnp.asarray(a)) for n, a in state.items()}
+    there = jax.device_put(jnp.asarray(x))
+
+    def step(carry: Any, inputs: Any) -> Any:
+        h, c = carry
+        i, f, g, o = jnp.split(inputs + h @ p["weight_hh_l0"].T, 4, axis=-1)
+        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        h = jax.nn.sigmoid(o) * jnp.tanh(c)
+        return (h, c), h
+
+    @jax.jit
+    def forward(x: Any) -> Any:
+        zeros = jnp.zeros((x.shape[1], state["weight_hh_l0"].shape[1]), x.dtype)
+        gx = x @ p["weight_ih_l0"].T + p["bias_ih_l0"] + p["bias_hh_l0"]
+        return jax.lax.scan(step, (zeros, zeros), gx)[1]
+
+    return {"jax infer": lambda: forward(there).block_until_ready()}
+
+
+def times(device: _device.Device, clock: Clock, emulated: bool, seconds: float) -> list[dict[str, Any]]:
+    """By case: seconds, and the peers' as ratios, as far as the time reaches."""
+    out, end = [], time.monotonic() + seconds
+    for cell, options, precision, batch, hidden in GRID:
+        if emulated and (precision == "float32") == (hidden > 64):
+            continue
+        if time.monotonic() > end:
+            print(f"{cell} {precision} B={batch} H={hidden}: not run, the time is over", flush=True)
+            continue
+        steps, b, h = (6, 2, 8) if emulated else (STEPS, batch, hidden)
+        calls, why = layer_calls(device, cell, options, precision, steps, b, h)
+        medians = alternate(clock, calls, 2 if emulated else 7)
+        row: dict[str, Any] = {
+            "cell": cell, **options, "precision": precision, "steps": steps, "batch": b, "hidden": h, "seconds": medians, "left out": why
+        }  # fmt: skip
+        ratios = {
+            f"{n.rsplit(' ', 1)[0]} {mode}": medians[n] / medians[mode]
+            for mode in ("infer", "train")
+            for n in medians
+            if n.endswith(" " + mode)
+        }
+        row["over"] = ratios
+        shown = "  ".join(f"{k} {v:.2f}x" for k, v in ratios.items()) or "no peer"
+        print(f"{cell:5}{precision:9}B={b:<4}H={h:<5}{options or ''} {shown} {why}", flush=True)
+        out.append(row)
+    return out
+
+
+def beside_jax(device: _device.Device, clock: Clock, emulated: bool) -> dict[str, Any]:
+    """One float32 LSTM."""
+    try:
+        import jax
+
+        if not emulated and jax.default_backend() != "gpu":
+            return {"left out": "JAX has no GPU"}
+        steps, batch, hidden = (6, 2, 8) if emulated else (STEPS, 16, 256)
+        layer = ost.nn.LSTM(hidden, hidden, rng=0)
+        x, state = (
+            np.random.default_rng(0).standard_normal((steps, batch, hidden)).astype(np.float32),
+            layer.state_dict(),
+        )
+        layer._move(device)
+        there, theirs = device.put(x), jax_calls(x, state)
+        got, want = _device.host(layer(there)[0]), np.asarray(theirs["jax infer"]())
+        error = float(np.linalg.norm(got - want) / np.linalg.norm(want))
+        if error > 2e-3:  # its products may be TF32
+            return {"left out": f"JAX's answers differ by {error:.2g}"}
+
+        def wall(call: Callable[[], Any]) -> float:
+            start = time.perf_counter()
+            call()
+            return time.perf_counter() - start
+
+        def ours() -> None:
+            _device.host(layer(there)[1][0])  # waits, as theirs does
+
+        calls = {"infer": ours, **theirs}
+        for call in calls.values():
+            for _ in range(3):
+                call()
+        turns = [{n: wall(c) for n, c in calls.items()} for _ in range(2 if emulated else 7)]
+        medians = {n: statistics.median(t[n] for t in turns) for n in calls}
+        return {"seconds": medians, "jax infer": medians["jax infer"] / medians["infer"]}
+    except ImportError as error:
+        return {"left out": f"JAX is not installed: {error}"}
+
+
+def run_tests(files: list[str], select: str, seconds: float, *prefix: str) -> str:
     """The last line of the tests of the device, perhaps under a tool."""
-    command = [*prefix, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header", str(TESTS)]
-    done = subprocess.run([*command, "-k", select] if select else command, capture_output=True, text=True, check=False)
+    paths = [str(TESTS / f) for f in files]
+    command = [*prefix, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header", *paths]
+    command += ["-k", select] if select else []
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return f"not finished in {seconds:.0f} s"
     lines = [line for line in done.stdout.splitlines() if re.search(r"passed|failed|error|ERROR SUMMARY", line)]
     return f"exit {done.returncode}: " + "; ".join(lines[-3:])
 
@@ -151,26 +375,55 @@ def main() -> None:
     """Run it all and keep the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--emulated", action="store_true", help="a dry run on the CPU; nothing is kept")
-    args = parser.parse_args()
-    device = _device.emulated() if args.emulated else _device.cuda()
-    clock = Clock(device)
-    figures: dict[str, Any] = {"machine": info(), "devices": ost.cuda.devices()}
-    figures["ceilings"] = ceilings(device, clock, 64 if args.emulated else 8192)
-    print(figures["devices"], figures["ceilings"])
-    figures["tests"] = run_tests("lstm-float32" if args.emulated else "")
-    print(f"tests: {figures['tests']}", flush=True)
-    figures["times"] = times(device, clock, args.emulated)
-    sanitizer = shutil.which("compute-sanitizer")
-    figures["sanitizer"] = {}
-    for tool in TOOLS if sanitizer and not args.emulated else ():
-        small = "(lstm or before) and float32 and all"
-        found = run_tests(small, str(sanitizer), f"--tool={tool}", "--error-exitcode=1")
-        figures["sanitizer"][tool] = found
-        print(f"{tool}: {found}", flush=True)
-    if not args.emulated:
+    emulated = parser.parse_args().emulated
+    if emulated:
+        sys.path.insert(0, str(TESTS))
+        import fake_cupy
+
+        device = _device.emulated(library=fake_cupy.module)
+        _device.register(fake_cupy.ndarray, lambda a: device)
+    else:
+        device = _device.cuda()
+    clock = Clock(device, emulated)
+    figures: dict[str, Any] = {"machine": info(), "devices": ost.cuda.devices(), "library": device.figures.library}
+    path = None
+    if not emulated:
         name = figures["devices"][0]["name"].lower().replace(" ", "-")
-        with safetensors.atomic_write(RESULTS / f"{datetime.date.today():%Y-%m-%d}-gpu-{name}.json") as f:
-            f.write(json.dumps(figures, indent=1).encode())
+        path = RESULTS / f"{datetime.date.today():%Y-%m-%d}-gpu-{name}.json"
+
+    def part(name: str, run: Callable[[], Any]) -> None:
+        """One part; what it says is kept at once, and an error in it does not end the others."""
+        try:
+            figures[name] = run()
+        except Exception as error:
+            figures[name] = f"{type(error).__name__}: {error}"
+        print(f"{name}: {json.dumps(figures[name], indent=1) if name not in ('times',) else 'as above'}", flush=True)
+        if path is not None:
+            with safetensors.atomic_write(path) as f:
+                f.write(json.dumps(figures, indent=1).encode())
+
+    files = ["test_device.py", "test_gpu_arrays.py"]
+    part("ceilings", lambda: ceilings(device, clock, 64 if emulated else 8192))
+    part("accuracy", lambda: accuracy(device, emulated))
+    if not emulated:
+        part("exchange", lambda: exchange(device, clock))
+    part(
+        "tests",
+        lambda: run_tests(
+            files, "lstm-float32 or to_and_fro" if emulated else "cuda or DEVICES or every or launch", 150
+        ),
+    )
+    part("times", lambda: times(device, clock, emulated, 200))
+    part("jax", lambda: beside_jax(device, clock, emulated))
+    sanitizer = shutil.which("compute-sanitizer")
+    for tool in TOOLS if sanitizer and not emulated else ():
+        more = ("--target-processes=all", "--error-exitcode=1")
+        part(tool, lambda: run_tests(files[:1], SANITIZED, 45, str(sanitizer), f"--tool={tool}", *more))  # noqa: B023
+    if not emulated and sanitizer is None:
+        print("compute-sanitizer: not found")
+    wrong = [name for name, found in figures.items() if isinstance(found, str) and not found.startswith("exit 0")]
+    wrong += [name for name, row in figures["accuracy"].items() if row["worst"] > row.get("limit", 1.0)]
+    sys.exit(f"not as it should be: {', '.join(wrong)}" if wrong else 0)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import io
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -563,6 +565,14 @@ def test_bad_input(gpu: Gpu) -> None:
     for call, kind, message in cases:
         with pytest.raises(kind, match=message):
             call()
+
+
+def test_the_script_for_a_gpu_is_ready() -> None:
+    script = Path(__file__).parent.parent / "benchmarks" / "gpu.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--emulated"], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 class Foreign:

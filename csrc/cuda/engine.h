@@ -21,7 +21,7 @@ struct Engine {
                        kEach = kTiles > kWarps ? (kOut / 16 + kWarps - 1) / kWarps : 1, kSlices = kTiles < kWarps ? kWarps / kTiles : 1,
                        kDepth = kIn / 16 / kSlices;
   static_assert(kOut % 16 == 0 && kIn % (16 * kSlices) == 0);
-  struct Space {
+  struct alignas(16) Space {
     W operand[kLoopRows][kIn + 8];  // 8 more: the words of a fragment lie in 32 banks
     T sums[kSlices][kOut][kLoopRows + 1];
     OST_HD void put(int in, int row, T v) { operand[row][in] = Narrow<W>::of(v); }

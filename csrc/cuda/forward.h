@@ -113,15 +113,15 @@ template <class C, class T>
 struct SpreadKernel {
   Problem<T> p;
   struct Space {};
-  static constexpr Columns kIn = C::kInput;
   Grid grid() const { return {ceil_div(p.steps * p.batch * p.hidden, kThreads)}; }
   OST_HD void operator()(const Block& block, Space&) const {
     block.each([&](int thread) {
       const Index i = block.x * kThreads + thread, u = i % p.hidden, row = i / p.hidden, t = row / p.batch, b = row % p.batch;
       if (row >= p.steps * p.batch || !p.clock().active(t, b)) return;
+      constexpr Columns in = C::kInput;
       for (int column = 0; column < C::kColumns; ++column) {
         T v = p.bias[u * C::kColumns + column];
-        if (kIn.has(column)) v += at(p.px, t, b)[u * kIn.count() + column - kIn.begin];
+        if (in.has(column)) v += at(p.px, t, b)[u * in.count() + column - in.begin];
         p.gx[i * C::kColumns + column] = v;
       }
     });

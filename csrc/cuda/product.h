@@ -12,7 +12,7 @@ static_assert(kTileM / kThreadM * (kTileN / kThreadN) == kThreads);
 static_assert(kTileM / 16 * (kTileN / 16) * 32 == kThreads && kThreadM == 2 && kThreadN == 4);  // two sums of four by a warp's lane
 
 template <class T, class W>
-struct ProductSpace {  // shared memory
+struct alignas(16) ProductSpace {  // shared memory; two words are read at once
   static constexpr int kDepth = 32;
   W a[kTileM][kDepth + 8], b[kTileN][kDepth + 8];  // 8 more: the words of a fragment lie in 32 banks
 };

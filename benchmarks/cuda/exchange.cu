@@ -1,0 +1,93 @@
+// What a step costs that multiprocessors must exchange h for: each kernel does nothing else, `steps` times over P blocks. Compiled by
+// benchmarks/gpu.py; every wait is bounded, and one that ends too early sets `error`.
+#include <cooperative_groups.h>
+
+constexpr int kThreads = 256;
+constexpr unsigned kEmpty = 0x7fffdead;  // a NaN that no sum gives
+constexpr int kPatience = 1 << 22;
+
+__device__ unsigned relaxed_load(const unsigned* p) {
+  unsigned v;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+  return v;
+}
+__device__ void relaxed_store(unsigned* p, unsigned v) { asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory"); }
+__device__ unsigned acquire_load(const unsigned* p) {
+  unsigned v;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+  return v;
+}
+
+// The data is its own flag: a word a thread is stored, and every block waits for the words of all. Slots are used once and begin empty.
+extern "C" __global__ void __launch_bounds__(kThreads, 1) mailbox(unsigned* slots, int steps, unsigned* error) {
+  const int blocks = gridDim.x, words = blocks * kThreads;
+  unsigned sum = 1;
+  for (int s = 0; s < steps; ++s) {
+    unsigned* slot = slots + (long long)s * words;
+    relaxed_store(slot + blockIdx.x * kThreads + threadIdx.x, sum & 0xffff);
+    for (int i = threadIdx.x; i < words; i += kThreads) {
+      unsigned v = kEmpty;
+      for (int n = 0; n < kPatience && (v = relaxed_load(slot + i)) == kEmpty; ++n) {
+      }
+      if (v == kEmpty) *error = 1;
+      sum += v;
+    }
+    __syncthreads();
+  }
+  if (sum == kEmpty) *error = 2;  // so that nothing is left out
+}
+
+// Stores behind a fence, then one counter that all wait for.
+extern "C" __global__ void __launch_bounds__(kThreads, 1) barrier(unsigned* slots, int steps, unsigned* error) {
+  const int blocks = gridDim.x, words = blocks * kThreads;
+  unsigned *counter = slots + 2 * words, sum = 1;
+  for (int s = 0; s < steps; ++s) {
+    unsigned* slot = slots + s % 2 * words;
+    slot[blockIdx.x * kThreads + threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      __threadfence();
+      atomicAdd(counter, 1u);
+      int n = 0;
+      while (acquire_load(counter) < unsigned(blocks) * (s + 1) && ++n < kPatience) {
+      }
+      if (n == kPatience) *error = 1;
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < words; i += kThreads) sum += relaxed_load(slot + i);
+  }
+  if (sum == kEmpty) *error = 2;
+}
+
+// The same with the barrier of cooperative groups.
+extern "C" __global__ void __launch_bounds__(kThreads, 1) grid_sync(unsigned* slots, int steps, unsigned* error) {
+  const auto grid = cooperative_groups::this_grid();
+  const int blocks = gridDim.x, words = blocks * kThreads;
+  unsigned sum = 1;
+  for (int s = 0; s < steps; ++s) {
+    unsigned* slot = slots + s % 2 * words;
+    slot[blockIdx.x * kThreads + threadIdx.x] = sum;
+    grid.sync();
+    for (int i = threadIdx.x; i < words; i += kThreads) sum += relaxed_load(slot + i);
+  }
+  if (sum == kEmpty) *error = 2;
+}
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+// Eight blocks of a cluster, through the shared memory of each other.
+extern "C" __global__ void __cluster_dims__(8, 1, 1) __launch_bounds__(kThreads, 1) cluster_sync(unsigned* slots, int steps, unsigned* error) {
+  __shared__ unsigned box[2][8][kThreads];
+  const auto cluster = cooperative_groups::this_cluster();
+  const unsigned rank = cluster.block_rank();
+  unsigned sum = 1;
+  cluster.sync();
+  for (int s = 0; s < steps; ++s) {
+    for (unsigned to = 0; to < 8; ++to) cluster.map_shared_rank(&box[s % 2][rank][threadIdx.x], to)[0] = sum;
+    cluster.sync();
+    for (int from = 0; from < 8; ++from) sum += box[s % 2][from][threadIdx.x];
+  }
+  cluster.sync();
+  if (sum == kEmpty) *error = 2;
+  (void)slots;
+}
+#endif
