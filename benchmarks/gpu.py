@@ -380,7 +380,7 @@ def main() -> None:
         sys.path.insert(0, str(TESTS))
         import fake_cupy
 
-        device = _device.emulated(library=fake_cupy.module)
+        device = fake_cupy.DEVICE
         _device.register(fake_cupy.ndarray, lambda a: device)
     else:
         device = _device.cuda()

@@ -9,6 +9,9 @@ import sys
 from typing import Any
 
 import numpy as np
+import pytest
+
+from ostinato import _device
 
 HOST = (int, float, complex, bool, np.generic, str, type(None), type, np.dtype, slice, type(Ellipsis))
 
@@ -133,3 +136,12 @@ def __getattr__(name: str) -> Any:
 
 
 module = sys.modules[__name__]
+DEVICE = _device.emulated(library=module)
+
+
+def stand_in(patch: pytest.MonkeyPatch) -> _device.Device:
+    """Let arrays of this module be those of the GPU, and ``import cupy`` give it."""
+    patch.setitem(_device._FINDERS, ndarray, lambda a: DEVICE)
+    patch.setattr(_device, "cuda", lambda index=None: DEVICE)
+    patch.setitem(sys.modules, "cupy", module)
+    return DEVICE

@@ -284,9 +284,9 @@ def test_launches_that_come_again_are_recorded() -> None:
         _on_device.forward(w, *rows, (None, None), end, (20, 2))
         return y.copy()
 
+    kept = [np.empty(n) for n in (20 * 2 * 5 * 4, 2 * 5)]  # working arrays that stay: the first call has others
     run()
     action, cell, itemsize, values = seen[-1]
-    kept = [np.empty(n) for n in (20 * 2 * 5 * 4, 2 * 5)]  # working arrays that stay
     values |= {"gx": kept[0].ctypes.data, "state": kept[1].ctypes.data}
     for want_ran in (0, 1, 2, 2):  # directly, recorded, replayed
         p["x"] += 0.1

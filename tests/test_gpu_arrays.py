@@ -20,7 +20,7 @@ from ostinato import _device, _plan, cuda
 from ostinato import functional as F
 
 Gpu = _device.Device
-FAKE = _device.emulated(library=fake_cupy.module)
+FAKE = fake_cupy.DEVICE
 
 
 @pytest.fixture(params=["emulated", "cuda"] if cuda.is_available() else ["emulated"])
@@ -28,9 +28,7 @@ def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     if request.param == "cuda":
         yield _device.cuda()
         return
-    monkeypatch.setitem(_device._FINDERS, fake_cupy.ndarray, lambda a: FAKE)
-    monkeypatch.setattr(_device, "cuda", lambda index=None: FAKE)
-    yield FAKE
+    yield fake_cupy.stand_in(monkeypatch)
 
 
 def host(a: Any) -> Any:

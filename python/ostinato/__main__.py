@@ -22,6 +22,7 @@ EXTRAS = {
     "test": ("pytest", "hypothesis", "safetensors", "sklearn", "matplotlib"),
     "bench": ("torch", "onnxruntime", "onnx"),
     "bench-all": ("keras", "tensorflow", "jax"),
+    "cuda": ("cupy",),
 }
 
 
