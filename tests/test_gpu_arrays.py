@@ -201,8 +201,16 @@ def test_outputs_and_segments(gpu: Gpu, options: str, limit: Any, outputs: str) 
         there.vjp(put(gpu, x), memory_limit="states")
 
 
+def wrapped(gpu: Gpu, base: Any, view: Any) -> Any:
+    """A view of an array, with its strides, on the device."""
+    on = put(gpu, base)
+    if gpu is FAKE:
+        return fake_cupy.ndarray(np.lib.stride_tricks.as_strided(on._a, view.shape, view.strides))
+    return gpu.xp.lib.stride_tricks.as_strided(on, view.shape, view.strides)
+
+
 @pytest.mark.parametrize("options", ["plain", "both ways", "no bias"])
-@pytest.mark.parametrize("form", ["dense", "lengths", "ragged", "strided"])
+@pytest.mark.parametrize("form", ["dense", "lengths", "ragged", "strided", "backwards", "windows"])
 @pytest.mark.parametrize("cell", ["LSTM", "GRU"])
 def test_products_of_the_library(gpu: Gpu, cell: str, form: str, options: str) -> None:
     """As many rows as the planner gives to the array library."""
@@ -216,6 +224,12 @@ def test_products_of_the_library(gpu: Gpu, cell: str, form: str, options: str) -
     on = put(gpu, x)
     if form == "strided":
         x, on = x[::2, 1::2], on[::2, 1::2]
+    if form == "backwards":
+        x, on = x[::-1, ::-1], on[::-1, ::-1]
+    if form == "windows":  # both axes a step apart
+        series = r.standard_normal((70, 3)).astype(np.float32)
+        x = np.lib.stride_tricks.sliding_window_view(series, 40, axis=0).swapaxes(1, 2)
+        on = wrapped(gpu, series, x)
     if form == "ragged":
         x = ost.Ragged(x.reshape(-1, 3), [0, 100, 100, 240, 576])
         on = put(gpu, x)

@@ -37,8 +37,15 @@ def test_every_shape_has_a_plan(device: GpuFigures) -> None:
             assert p.room * hidden * max(products) * word <= 128 << 10 or hidden < p.room
             assert p.blocks <= MOST_WAVES * device.multiprocessors
             assert not by_step
-        else:
+        elif p.kernel == "stream":
             assert p.room == 0
+            assert p.rows in (8, 16, 32)
+            assert p.launches == 7 * len(products) + backward
+            assert not (backward and by_step)
+            assert word < 8
+            assert p.blocks * p.rows * (16 if backward else 16 // max(products)) >= hidden * batch
+        else:
+            assert p.room == p.rows == 0
             assert p.launches == 7 * len(products) * (3 if backward else 1)
             assert p.blocks * (64 // max(products)) * 32 >= hidden * batch
 
@@ -57,8 +64,25 @@ def test_what_is_chosen_and_why() -> None:
         (LSTM, 8, 4, {"batch": 8 * 132 * MOST_WAVES + 1}, "1057 blocks of 8 rows are 9 waves over 132 multiprocessors"),
     ):
         p = plan(h100, products, hidden=hidden, word=word, **{**sizes, **more})
-        assert p.kernel == "step"
+        assert p.kernel in ("step", "stream")
         assert reason in p.reason
+
+
+def test_streams() -> None:
+    sizes = {"hidden": 512, "steps": 100, "word": 2}
+    assert [plan(DEVICES[1], LSTM, batch=b, **sizes).rows for b in (1, 8, 9, 16, 17, 64, 65)] == [
+        8,
+        8,
+        16,
+        16,
+        32,
+        32,
+        0,
+    ]
+    p = plan(DEVICES[1], LSTM, batch=16, **sizes)
+    assert (p.kernel, p.blocks, p.launches) == ("stream", 128, 100)
+    assert plan(DEVICES[1], LSTM, batch=16, backward=True, **sizes).launches == 101
+    assert plan(DEVICES[1], BEFORE, batch=16, backward=True, **sizes).kernel == "step"
 
 
 def test_room() -> None:

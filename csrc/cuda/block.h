@@ -10,9 +10,11 @@ namespace ost::OST_SET {
 #if defined(__CUDACC__)
 #define OST_UNROLL _Pragma("unroll")
 #define OST_ROLLED _Pragma("unroll 1")
+#define OST_UNROLL_4 _Pragma("unroll 4")
 #else
 #define OST_UNROLL
 #define OST_ROLLED
+#define OST_UNROLL_4
 #endif
 
 constexpr int kThreads = 256;  // of every block

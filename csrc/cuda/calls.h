@@ -53,7 +53,9 @@ Problem<T> problem(const Addresses& a) {
   for (int q = 0; q < kProductCount<C>; ++q) {
     p.panels[q] = a.get<const void>("panels" + std::to_string(q));
     p.turned[q] = a.get<const void>("turned" + std::to_string(q));
+    p.stream_panels[q] = a.get<const void>("stream_panels" + std::to_string(q));
   }
+  p.stream_turned = a.get<const void>("stream_turned");
   p.loop_panels = a.get<const void>("loop_panels"), p.loop_turned = a.get<const void>("loop_turned");
   p.bias = a.get<const T>("bias"), p.params = a.get<const T>("params");
   p.gx = a.get<T>("gx"), p.saved = a.get<T>("saved"), p.cells = a.get<T>("cells");
@@ -89,16 +91,31 @@ enum class Action { kPack, kForward, kBackward, kAdd };
 template <class C, class T, class W, class V, class Run>
 void act(Run& run, Action action, const Addresses& a) {
   const Problem<T> p = problem<C, T>(a);
-  if (action == Action::kForward) return forward<C, T, W>(run, p, a.number<int>("loop"));
+  const int loop = a.number<int>("loop"), rows = a.number<int>("rows");
+  if (loop && !(kLoops<C> && sizeof(T) == 4 && (loop == kLoopRoom<T, W>[0] || loop == kLoopRoom<T, W>[1])))
+    fail("loop", "a room that there is for this cell", std::to_string(loop));
+  if (rows && (sizeof(T) != 4 || (rows != 8 && rows != 16 && rows != 32) || (action == Action::kBackward && !kLoops<C>)))
+    fail("rows", "8, 16 or 32 in float32, backward of one phase", std::to_string(rows));
+  if (action == Action::kForward) return forward<C, T, W>(run, p, loop, rows);
   if (action == Action::kAdd) return add_weights<C, T>(run, p, backward_problem<C, T>(a, p.steps, p.batch));
-  if (action == Action::kBackward) return backward<C, T, V>(run, p, backward_problem<C, T>(a, p.steps, p.batch), a.number<int>("loop"));
+  if (action == Action::kBackward) return backward<C, T, V>(run, p, backward_problem<C, T>(a, p.steps, p.batch), loop, rows);
   for (int q = 0; q < kProductCount<C>; ++q) {
     const T* raw = a.need<const T>(q == 0 ? "weight_ih" : "weight_hh");
     const std::string n = std::to_string(q);
     run(PackKernel<C, T, W, V>(raw, a.need<W>("panels" + n), a.get<V>("turned" + n), p.depth(q), p.hidden, q));
   }
+  if constexpr (sizeof(W) == 2) {
+    for (int q = 1; q < kProductCount<C>; ++q) {
+      const Index columns = product_columns<C>(q).count(), width = p.hidden * columns;
+      if (auto* to = a.get<FragmentA>("stream_panels" + std::to_string(q)))
+        run(StreamPackKernel<W>{static_cast<const W*>(p.panels[q]), to, width, p.hidden, 1, width, int(kStreamOut / columns * columns)});
+    }
+    const Index width = p.hidden * product_columns<C>(1).count();
+    if (auto* to = a.get<FragmentA>("stream_turned"))
+      run(StreamPackKernel<V>{static_cast<const V*>(p.turned[1]), to, p.hidden, width, 1, p.hidden, kStreamOut});
+  }
   if constexpr (kLoops<C> && sizeof(T) == 4)
-    run_loop<T, W>(a.number<int>("loop"), [&]<int K>() {
+    run_loop<T, W>(loop, [&]<int K>() {
       using Forward = typename LoopKernel<C, T, W, K>::E;
       using Backward = typename BackwardLoopKernel<C, T, V, K>::E;
       const Index columns = p.hidden * product_columns<C>(1).count();
@@ -188,7 +205,7 @@ inline std::string key_of(const std::string& action, int cell, int itemsize, con
     else if (py::isinstance<py::str>(value))
       key += std::string(py::str(value)) += ';';
     else
-      add(value.template cast<std::uint64_t>());
+      add(PyLong_AsUnsignedLongLongMask(value.ptr()));  // strides may be negative
   }
   return key;
 }

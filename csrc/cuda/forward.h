@@ -171,6 +171,18 @@ OST_HD bool finish(const Problem<T>& p, const Clock& clock, Index t, Index b, In
   return true;
 }
 
+// The same with states as they lie in memory.
+template <class C, class T, int F>
+OST_HD void step_cell(const Problem<T>& p, const Clock& clock, Index t, Index b, Index u, const T* products) {
+  T state[C::kStates] = {};
+  if (clock.active(t, b)) {
+    const Index before = clock.before(t, b);
+    state[0] = value(hidden_after(p, before, b), u);
+    if constexpr (C::kStates > 1) state[1] = value(cell_after(p, before, b), u);
+  }
+  finish<C, T, F>(p, clock, t, b, u, p.gx + ((t * p.batch + b) * p.hidden + u) * C::kColumns, products, state);
+}
+
 // Phase F of one step.
 template <class C, class T, class W, int F>
 struct StepKernel {
@@ -204,19 +216,9 @@ struct StepKernel {
     block.each([&](int thread) {
       for (int i = thread; i < kTileM * kUnits; i += kThreads) {
         const Index b = b0 + i / kUnits, u = u0 + i % kUnits;
-        if (b < p.batch && u < p.hidden) cell(clock, t, b, u, space.sums[i / kUnits] + i % kUnits * kCount);
+        if (b < p.batch && u < p.hidden) step_cell<C, T, F>(p, clock, t, b, u, space.sums[i / kUnits] + i % kUnits * kCount);
       }
     });
-  }
-
-  OST_HD void cell(const Clock& clock, Index t, Index b, Index u, const T* products) const {
-    T state[C::kStates] = {};
-    if (clock.active(t, b)) {
-      const Index before = clock.before(t, b);
-      state[0] = value(hidden_after(p, before, b), u);
-      if constexpr (C::kStates > 1) state[1] = value(cell_after(p, before, b), u);
-    }
-    finish<C, T, F>(p, clock, t, b, u, p.gx + ((t * p.batch + b) * p.hidden + u) * C::kColumns, products, state);
   }
 };
 

@@ -51,7 +51,7 @@ struct LoopKernel {
       const bool there = b < p.batch && u < p.hidden;
       set(space, row, u, 0, there ? value(hidden_after(p, kInitial, b), u) : T(0));
       if constexpr (C::kStates > 1) set(space, row, u, 1, there ? value(cell_after(p, kInitial, b), u) : T(0));
-      if (there) ask(space, clock.time(0), b, row, u);
+      if (there && p.steps > 0) ask(space, clock.time(0), b, row, u);
     });
     block.meet();
     for (Index step = 0; step < p.steps; ++step) {

@@ -1,6 +1,8 @@
 // The extension module for NVIDIA GPUs. It links the CUDA runtime statically and no driver: without one it loads, and says why there is no
-// device. Kernels are launched on the caller's stream; nothing here allocates, waits or reads from the device.
+// device. Kernels are launched on the caller's stream; nothing here allocates memory of the device, waits or reads from it.
 #include <cuda_runtime.h>
+
+#include <map>
 
 #include "calls.h"
 
@@ -15,8 +17,9 @@ __global__ void __launch_bounds__(kThreads, 1) entry(const __grid_constant__ K k
 }
 
 void check(cudaError_t status, const char* what) {
-  if (status != cudaSuccess)
-    throw std::runtime_error(std::string("CUDA: ") + what + ": " + cudaGetErrorString(status) + " (" + cudaGetErrorName(status) + ")");
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // the next call is not to blame
+  throw std::runtime_error(std::string("CUDA: ") + what + ": " + cudaGetErrorString(status) + " (" + cudaGetErrorName(status) + ")");
 }
 
 struct Stream {
@@ -29,7 +32,7 @@ struct Stream {
     if (blocks == 0) return;
     if (blocks > Index(0x7fffffff)) fail("x", "fewer than 2^31 blocks of work for a kernel", std::to_string(blocks));
     entry<<<dim3(unsigned(blocks)), kThreads, 0, stream>>>(kernel, grid.x, grid.y);
-    check(cudaPeekAtLastError(), "launching a kernel");
+    check(cudaGetLastError(), "launching a kernel");
   }
 };
 
@@ -38,11 +41,7 @@ class Graph {
  public:
   template <class F>
   explicit Graph(F&& launches) {
-    static thread_local cudaStream_t side = [] {
-      cudaStream_t s;
-      check(cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking), "making a stream to record on");
-      return s;
-    }();
+    const cudaStream_t side = of_device();
     cudaGraph_t graph = nullptr;
     check(cudaStreamBeginCapture(side, cudaStreamCaptureModeThreadLocal), "recording a graph");
     try {
@@ -50,6 +49,7 @@ class Graph {
     } catch (...) {
       cudaStreamEndCapture(side, &graph);
       if (graph) cudaGraphDestroy(graph);
+      cudaGetLastError();
       throw;
     }
     check(cudaStreamEndCapture(side, &graph), "recording a graph");
@@ -57,19 +57,32 @@ class Graph {
     cudaGraphDestroy(graph);
     check(status, "making a graph ready");
   }
+  Graph() = default;  // of what cannot be recorded: empty
   Graph(Graph&& other) noexcept : run_(std::exchange(other.run_, nullptr)) {}
   ~Graph() {
     if (run_) cudaGraphExecDestroy(run_);
   }
+  bool empty() const { return !run_; }
   void launch(cudaStream_t stream) const { check(cudaGraphLaunch(run_, stream), "launching a graph"); }
 
  private:
+  static cudaStream_t of_device() {
+    static auto* streams = new std::map<int, cudaStream_t>;
+    int device = 0;
+    check(cudaGetDevice(&device), "asking for the device");
+    const auto found = streams->find(device);
+    if (found != streams->end()) return found->second;
+    cudaStream_t stream;
+    check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "making a stream to record on");
+    return (*streams)[device] = stream;
+  }
   cudaGraphExec_t run_ = nullptr;
 };
 
 bool capturing(cudaStream_t stream) {
   cudaStreamCaptureStatus status;
-  return cudaStreamIsCapturing(stream, &status) != cudaSuccess || status != cudaStreamCaptureStatusNone;
+  check(cudaStreamIsCapturing(stream, &status), "asking whether the stream is recorded");
+  return status != cudaStreamCaptureStatusNone;
 }
 
 // Directly, or as a graph where that is worth while and the caller records none of its own. The lock of the interpreter is held.
@@ -85,7 +98,15 @@ Ran run(const std::string& action, int cell, int itemsize, const py::dict& value
   int device = 0;
   check(cudaGetDevice(&device), "asking for the device");
   const std::string key = key_of(action, cell, itemsize, values, address) + std::to_string(device);
-  return (*replay)(key, [&] { direct(Stream{stream}); }, [&] { return Graph(direct); }, [&](const Graph& graph) { graph.launch(stream); });
+  const auto record = [&] {
+    try {
+      return Graph(direct);
+    } catch (const std::runtime_error&) {  // something else has spoilt the recording: never again for this call
+      return Graph();
+    }
+  };
+  const auto launch = [&](const Graph& graph) { graph.empty() ? direct(Stream{stream}) : graph.launch(stream); };
+  return (*replay)(key, [&] { direct(Stream{stream}); }, record, launch);
 }
 
 // "" where there is a device that the kernels run on.
@@ -94,9 +115,24 @@ std::string why_not() {
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status == cudaErrorInsufficientDriver)
     return "there is no NVIDIA driver, or one that is too old for CUDA " + std::to_string(CUDART_VERSION / 1000);
-  if (status != cudaSuccess) return std::string(cudaGetErrorString(status)) + " (" + cudaGetErrorName(status) + ")";
+  if (status != cudaSuccess) {
+    cudaGetLastError();
+    return std::string(cudaGetErrorString(status)) + " (" + cudaGetErrorName(status) + ")";
+  }
   if (count == 0) return "the driver knows of no device";
-  return "";
+  int major = 0, minor = 0, device = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  // Code of a target runs on those of its number that are not older, and that of the last, as PTX, on all that are newer.
+  constexpr int targets[] = {__CUDA_ARCH_LIST__};
+  int newest = 0;
+  for (const int target : targets) {
+    newest = larger(newest, target);
+    if (target / 100 == major && target % 100 / 10 <= minor) return "";
+  }
+  if (major * 100 + minor * 10 >= newest) return "";
+  return "no kernel was compiled for its capability, " + std::to_string(major) + "." + std::to_string(minor);
 }
 
 py::dict device_info(int device) {

@@ -1,8 +1,10 @@
-// The order of kernels in a pass. `run` launches a kernel after those before it; `loop` is the room for hidden units of the kernel that
-// runs all steps, or 0: every step is launched by itself.
+// The order of kernels in a pass. `run` launches a kernel after those before it. `loop` is the room for hidden units of the kernel that
+// runs all steps, or 0: every step is launched by itself. Then `rows` are those of a block that streams the weights, or 0: steps go tile by
+// tile.
 #pragma once
 #include "loop.h"
 #include "plan.h"
+#include "stream.h"
 
 namespace ost::OST_SET {
 
@@ -13,21 +15,30 @@ void run_loop(int loop, F&& f) {
   if (loop == kLoopRoom<T, W>[1]) f.template operator()<kLoopRoom<T, W>[1]>();
 }
 
+// f<R>() with the rows that were planned.
+template <class F>
+void run_stream(int rows, F&& f) {
+  if (rows == 8) f.template operator()<8>();
+  if (rows == 16) f.template operator()<16>();
+  if (rows == 32) f.template operator()<32>();
+}
+
 template <class C, class T, class W, int F = 0, class Run>
-void run_phases(Run& run, const Problem<T>& p, Index step) {
-  run(StepKernel<C, T, W, F>{p, step});
-  if constexpr (F + 1 < kPhaseCount<C>) run_phases<C, T, W, F + 1>(run, p, step);
+void run_phases(Run& run, const Problem<T>& p, Index step, int rows) {
+  if (rows == 0) run(StepKernel<C, T, W, F>{p, step});
+  if constexpr (sizeof(T) == 4) run_stream(rows, [&]<int R>() { run(StreamStepKernel<C, T, W, F, R>{p, step}); });
+  if constexpr (F + 1 < kPhaseCount<C>) run_phases<C, T, W, F + 1>(run, p, step, rows);
 }
 
 template <class C, class T, class W, class Run>
-void forward(Run& run, const Problem<T>& p, int loop) {
+void forward(Run& run, const Problem<T>& p, int loop, int rows) {
   if (p.batch == 0) return;
   if (p.px.data)
     run(SpreadKernel<C, T>{p});
   else if (p.steps > 0)
     run(ProjectKernel<C, T, W>{p});
   if constexpr (kLoops<C> && sizeof(T) == 4) run_loop<T, W>(loop, [&]<int K>() { run(LoopKernel<C, T, W, K>{p}); });
-  for (Index step = 0; step < (loop ? 0 : p.steps); ++step) run_phases<C, T, W>(run, p, step);
+  for (Index step = 0; step < (loop ? 0 : p.steps); ++step) run_phases<C, T, W>(run, p, step, rows);
   run(FinalKernel<C, T>{p});
 }
 
@@ -66,11 +77,15 @@ void add_weights(Run& run, const Problem<T>& p, const BackwardProblem<T>& g) {
 }
 
 template <class C, class T, class V, class Run>
-void backward(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, int loop) {
+void backward(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, int loop, int rows) {
   if (p.batch == 0) return;
   run(BackwardBeginKernel<C, T>{p, g});
   if constexpr (kLoops<C> && sizeof(T) == 4) run_loop<T, V>(loop, [&]<int K>() { run(BackwardLoopKernel<C, T, V, K>{p, g}); });
-  for (Index s = loop ? 0 : p.steps; s-- > 0;) {
+  if constexpr (kLoops<C> && sizeof(T) == 4) {
+    if (rows > 0 && p.steps > 0) run(CellKernel<C, T, 0>{p, g, p.clock().time(p.steps - 1)});
+    for (Index s = rows > 0 ? p.steps : 0; s-- > 0;) run_stream(rows, [&]<int R>() { run(StreamBackwardKernel<C, T, V, R>{p, g, s}); });
+  }
+  for (Index s = loop || rows ? 0 : p.steps; s-- > 0;) {
     const Index t = p.reverse ? p.steps - 1 - s : s;
     if (g.control.clip_norm > 0) run(NormKernel<C, T>{p, g, t});
     run_backward_phases<C, T, V, kPhaseCount<C> - 1>(run, p, g, t);

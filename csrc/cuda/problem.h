@@ -24,6 +24,7 @@ struct Problem {
   const T *h0, *c0;                                         // [B,H], null means zeros
   const T *restart_h, *restart_c;                           // [H], null means zeros
   const void *panels[kMaxProducts], *turned[kMaxProducts];  // in words of the precision
+  const void *stream_panels[kMaxProducts], *stream_turned;  // the same as fragments, for blocks that stream them
   const void *loop_panels, *loop_turned;                    // the recurrent ones, for a kernel that runs all steps
   const T* bias;                                            // [H][column]
   const T* params;                                          // [params][H]

@@ -9,7 +9,7 @@
 namespace ost::OST_SET {
 
 constexpr int kFewestLaunches = 16, kMostLaunches = 8192;  // below, a graph gains nothing; beyond, it is too large to keep
-constexpr std::size_t kMostGraphs = 16, kMostSeen = 64;
+constexpr std::size_t kMostGraphs = 64, kMostSeen = 256;
 
 enum class Ran { kDirectly, kRecorded, kReplayed };
 

@@ -54,7 +54,8 @@ class Device:
             name: v if v is None or isinstance(v, (int, float, str)) else self.address(v) for name, v in values.items()
         }
         number = NO_CELL if cell is None else list(_core.cells()).index(cell)
-        self.run(action, number, np.dtype(dtype).itemsize, addresses)
+        with self.here():
+            self.run(action, number, np.dtype(dtype).itemsize, addresses)
 
 
 # By the type of array: what tells the device of one.
@@ -137,7 +138,7 @@ def emulated(turned: bool = False, library: Any = np) -> Device:
     def run(action: str, cell: int, itemsize: int, addresses: dict[str, Any]) -> None:
         _core.emulated(action, cell, itemsize, addresses, turned)
 
-    return Device("emulated", EMULATED, library, lambda a: int(a.ctypes.data), run)
+    return Device("emulated", EMULATED, library, lambda a: int(a.ctypes.data) if a.size else 0, run)
 
 
 def cuda(index: int | None = None) -> Device:

@@ -53,13 +53,14 @@ class Rows(NamedTuple):
     b: int
     starts: Any = None
     ends: Any = None
+    batch_first: bool = False  # how the array lies
 
     @classmethod
     def of(cls, a: Any, batch_first: bool = False, flat: tuple[Any, Any] | None = None) -> Rows:
         if flat is not None:
             return cls(a, a.strides[0] // a.itemsize, 0, *flat)
         t, b = (1, 0) if batch_first else (0, 1)
-        return cls(a, a.strides[t] // a.itemsize, a.strides[b] // a.itemsize)
+        return cls(a, a.strides[t] // a.itemsize, a.strides[b] // a.itemsize, batch_first=batch_first)
 
     def columns(self, first: int, last: int) -> Rows:
         """Some of the last axis."""
@@ -162,6 +163,11 @@ def pack(
     sizes = _core.loop_bytes(list(_core.cells()).index(cell), precision, room) if room else (0, 0)
     for name, size in zip(("loop_panels", "loop_turned"), sizes):
         arrays[name] = xp.empty(size, np.uint8) if size and (backward or name == "loop_panels") else None
+    if word is np.uint16:  # weights as fragments: 512 bytes for 16 x 16
+        deep = -(-hidden // 16)
+        for q, n in enumerate(products[1:], 1):
+            arrays[f"stream_panels{q}"] = xp.empty(-(-hidden // (16 // n)) * deep * 512, np.uint8)
+        arrays["stream_turned"] = xp.empty(deep * -(-hidden * products[1] // 16) * 512, np.uint8) if backward else None
     device.launch("pack", cell, dtype, {**given, **arrays, "input": inputs, "hidden": hidden, "loop": room})
     return Weights(device, cell, inputs, hidden, dtype, reverse, arrays)
 
@@ -195,15 +201,16 @@ def forward(
     restart: tuple[Any, Any] = (None, None),
     train: bool = False,
     loop: int | None = None,
+    rows: int | None = None,
     library: bool | None = None,
 ) -> Kept | None:
-    """Runs one layer and direction: outputs to ``y``, the last states to ``end``; ``before`` is `times_table`; ``loop``
-    and ``library`` are for tests: in place of what the plan says."""
+    """Runs one layer and direction: outputs to ``y``, the last states to ``end``; ``before`` is `times_table`; ``loop``,
+    ``rows`` and ``library`` are for tests: in place of what the plan says."""
     xp, facts = w.device.xp, _core.cells()[w.cell]
     (steps, batch), size, dtype = sizes, w.hidden, w.dtype
     (columns, products, _), planned = columns_of(w.cell), plan_of(w, steps, batch)
     two, phases = facts["states"] > 1, len(products) - 1
-    rows = (steps, batch) if train else (batch,)
+    kept_rows = (steps, batch) if train else (batch,)
     values = {
         **w.arrays,
         **{"steps": steps, "batch": batch, "input": w.input, "hidden": size, "reverse": int(w.reverse)},
@@ -212,12 +219,13 @@ def forward(
         **x.values("x"),
         **y.values("y"),
         "loop": planned.room if loop is None else loop,
+        "rows": planned.rows if rows is None else rows,
         "launches": planned.launches,
         "saved": xp.empty((steps, batch, facts["saved"], size), dtype) if train and facts["saved"] else None,
         "kept": xp.empty((batch, facts["saved"], size), dtype) if not train and phases > 1 else None,
         "cells": xp.empty((steps, batch, size), dtype) if train and two else None,
         "state": xp.empty((batch, size), dtype) if not train and two else None,
-        "emitted": xp.empty((*rows, size), dtype) if phases > 1 else None,
+        "emitted": xp.empty((*kept_rows, size), dtype) if phases > 1 else None,
     }
     values["gx"] = gx = xp.empty((steps, batch, size, columns), dtype)
     if (planned.library if library is None else library) and steps * batch:
@@ -245,6 +253,7 @@ def backward(
     flow: Any = None,
     scratch: dict[Any, Any] | None = None,
     loop: int | None = None,
+    rows: int | None = None,
     library: bool | None = None,
 ) -> None:
     """Gradients: of the states before to ``dstate``, of x to ``dx``; those of the weights, of x (if ``dx_add``) and of the restarts' states
@@ -274,6 +283,7 @@ def backward(
         **{"drestart_h": drestart[0], "drestart_c": drestart[1], "cuts": cuts, "flow": flow},
         **{"clip_value": float(clip_value), "clip_norm": float(clip_norm)},
         "loop": planned.room if loop is None else loop,
+        "rows": planned.rows if rows is None else rows,
         "launches": planned.launches,
         "library": int(library),
         "dh": work("dh", batch, size),
@@ -306,12 +316,11 @@ def _library_product(w: Weights, x: Rows, values: dict[str, Any], gx: Any) -> No
     xp, a = w.device.xp, x.array
     panels = w.arrays["panels0"].reshape(w.input, -1)
     width, rows = panels.shape[1], a.size // w.input
-    batch_first = x.starts is None and x.t * a.itemsize != a.strides[0]
-    in_place = x.starts is None and not batch_first and gx.size == rows * width
+    in_place = x.starts is None and not x.batch_first and gx.size == rows * width
     out = gx.reshape(rows, width) if in_place else None
     product = xp.matmul(a.reshape(rows, w.input), panels, out=out).reshape(*a.shape[:-1], width)
     flat = None if x.starts is None else (x.starts, x.ends)
-    values.update(Rows.of(product, batch_first, flat).values("px"))
+    values.update(Rows.of(product, x.batch_first, flat).values("px"))
 
 
 def _library_gradients(
@@ -325,7 +334,7 @@ def _library_gradients(
         if values[f"operands{q}"] is not None:
             a = values[f"operands{q}"].reshape(rows, -1)
             xp.matmul(a.T, da, out=values[f"sums{q}"].reshape(a.shape[1], -1))
-    w.device.launch("add", w.cell, w.dtype, values)
+    w.device.launch("add", w.cell, w.dtype, {**values, "launches": len(products)})
     if dx is not None:
         d = xp.matmul(flat[0], w.arrays["turned0"].reshape(-1, w.input))
         sizes = {"steps": kept.shape[0], "batch": kept.shape[1], "width": w.input, "add": int(dx_add)}
@@ -758,7 +767,8 @@ def dropout_(x: Any, rate: float, key: int) -> Any:
     """What dropout leaves of a flat array."""
     device = _device.of(x)
     assert device is not None
-    y = device.xp.empty_like(x)
+    with device.here():
+        y = device.xp.empty_like(x)
     if x.size:
         device.launch("drop_flat", None, x.dtype, {"from": x, "to": y, "count": x.size, "rate": rate, "key": key})
     return y
