@@ -51,7 +51,7 @@ struct LoopKernel {
       const bool there = b < p.batch && u < p.hidden;
       set(space, row, u, 0, there ? value(hidden_after(p, kInitial, b), u) : T(0));
       if constexpr (C::kStates > 1) set(space, row, u, 1, there ? value(cell_after(p, kInitial, b), u) : T(0));
-      if (there && p.steps > 0) ask(space, clock.time(0), b, row, u);
+      if (there && p.steps > 0) ask(space, clock, 0, b, row, u);
     });
     block.meet();
     for (Index step = 0; step < p.steps; ++step) {
@@ -76,7 +76,7 @@ struct LoopKernel {
         OST_UNROLL
         for (int k = 0; k < C::kStates; ++k) state[k] = space.state[k][row][u];
         const bool ran = finish<C, T, 0>(p, clock, t, b, u, space.gx[row][u], products, state);
-        if (step + 1 < p.steps) ask(space, clock.time(step + 1), b, row, u);
+        if (step + 1 < p.steps) ask(space, clock, step + 1, b, row, u);
         OST_UNROLL
         for (int k = 0; k < C::kStates; ++k)
           if (ran) set(space, row, u, k, state[k]);
@@ -85,7 +85,9 @@ struct LoopKernel {
     }
   }
 
-  OST_HD void ask(Space& space, Index t, Index b, int row, int u) const {
+  OST_HD void ask(Space& space, const Clock& clock, Index step, Index b, int row, int u) const {
+    const Index t = clock.time(step);
+    if (!clock.active(t, b)) return;
     fetch<sizeof(space.gx[0][0])>(space.gx[row][u], p.gx + ((t * p.batch + b) * p.hidden + u) * C::kColumns);
   }
   OST_HD static void set(Space& space, int row, int u, int k, T v) {
