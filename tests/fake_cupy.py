@@ -40,6 +40,15 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
 
     # -- what an array has ---------------------------------------------------------------------------------------
 
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {
+            "version": 3,
+            "shape": self._a.shape,
+            "typestr": self._a.dtype.str,
+            "data": (self._a.ctypes.data, False),
+        }
+
     def get(self) -> Any:
         return self._a.copy()
 

@@ -536,7 +536,11 @@ def test_bad_input(gpu: Gpu) -> None:
     on = put(gpu, x)
     cases: list[tuple[Any, type[Exception], str]] = [
         (lambda: there(x), TypeError, f"x: expected an array on {gpu.name}, as the weights are, got one on cpu"),
-        (lambda: layer(on), TypeError, "x: expected a numpy.ndarray of float32, got ndarray"),
+        (
+            lambda: layer(on),
+            TypeError,
+            "x: expected a numpy.ndarray of float32, as the weights are on the CPU, got an array of a GPU",
+        ),
         (lambda: there(on, np.zeros((1, 1, 4), np.float32)), TypeError, "h0: expected an array on"),
         (lambda: there(on.astype(np.float64)), TypeError, "x: expected dtype float32, got float64"),
         (lambda: there(on[..., :2]), ValueError, r"x: expected shape \(T, B, I\) = \(\*, \*, 3\), got \(2, 1, 2\)"),
@@ -562,7 +566,11 @@ def test_bad_input(gpu: Gpu) -> None:
             ValueError,
             "x: expected indices from 0 to 2, got 5 at position 1",
         ),
-        (lambda: F.gru(on, np.ones((3, 3)), np.ones((3, 1))), TypeError, "x: expected a numpy.ndarray of float64"),
+        (
+            lambda: F.gru(on, np.ones((3, 3)), np.ones((3, 1))),
+            TypeError,
+            "x: expected a numpy.ndarray of float64, as the weights are on the CPU",
+        ),
         (
             lambda: F.rnn(on, *put(gpu, [np.ones((1, 3), np.float32), np.ones((1, 1), np.float32)]), out=on),
             ValueError,
@@ -601,13 +609,12 @@ class Foreign:
         raise AttributeError(name)
 
 
-@pytest.mark.parametrize("protocol", ["dlpack", "cai"])
-def test_arrays_of_other_libraries(gpu: Gpu, monkeypatch: pytest.MonkeyPatch, protocol: str) -> None:
+@pytest.fixture
+def foreign(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes arrays of another library, and knows those that were taken."""
     if gpu is not FAKE:
         pytest.skip("a GPU has libraries of its own: see test_torch_on_a_gpu")
-    taken: list[Any] = []
-
-    plain = fake_cupy.asarray
+    plain, taken = fake_cupy.asarray, []
 
     def take(a: Any) -> Any:
         if not isinstance(a, Foreign):
@@ -615,13 +622,145 @@ def test_arrays_of_other_libraries(gpu: Gpu, monkeypatch: pytest.MonkeyPatch, pr
         taken.append(a)
         return a.a
 
-    weights = [gpu.put(np.ones((3, 2), np.float32)), gpu.put(np.ones((3, 1), np.float32))]
-    x = gpu.put(np.ones((4, 1, 2), np.float32))
+    monkeypatch.setattr(fake_cupy, "from_dlpack", take, raising=False)
+    monkeypatch.setattr(fake_cupy, "asarray", take)
+
+    def make(a: Any, protocol: str = "dlpack") -> Foreign:
+        return Foreign(put(gpu, a), protocol)
+
+    make.taken = taken  # type: ignore[attr-defined]
+    return make
+
+
+@pytest.mark.parametrize("protocol", ["dlpack", "cai"])
+def test_arrays_of_other_libraries(gpu: Gpu, foreign: Any, protocol: str) -> None:
+    weights, x = [np.ones((3, 2), np.float32), np.ones((3, 1), np.float32)], np.ones((4, 1, 2), np.float32)
     want, _ = F.gru(x, *weights)
-    monkeypatch.setattr(fake_cupy, "from_dlpack" if protocol == "dlpack" else "asarray", take, raising=False)
-    got, _ = F.gru(Foreign(x, protocol), *(Foreign(w, protocol) for w in weights))
-    assert len(taken) >= 3
-    assert np.array_equal(host(got), host(want))
+    got, _ = F.gru(foreign(x, protocol), *(foreign(w, protocol) for w in weights))
+    assert len(foreign.taken) >= 3
+    agree(gpu, got, want)
+
+
+def test_wherever_such_an_array_may_stand(gpu: Gpu, foreign: Any) -> None:
+    r = np.random.default_rng(0)
+    x, w, u = (r.standard_normal(s).astype(np.float32) for s in ((6, 2, 3), (15, 3), (15, 5)))
+    resets, reset, dy = r.random((6, 2)) < 0.4, np.ones(5, np.float32), r.standard_normal((6, 2, 5)).astype(np.float32)
+    for limit in (None, 2):
+        (_, _), pullback = F.gru_vjp(x, w, u, resets=resets, reset_state=reset, memory_limit=limit)
+        theirs = {"resets": foreign(resets), "reset_state": foreign(reset)}
+        (_, _), pullback2 = F.gru_vjp(foreign(x), foreign(w), foreign(u), memory_limit=limit, **theirs)
+        agree(gpu, tuple(pullback2(foreign(dy))), tuple(pullback(dy)))
+    model = ost.nn.Sequential(ost.nn.LSTM(3, 5, rng=0), ost.nn.Linear(5, 2, rng=0))
+    there, pieces = moved(model), [x[:3, 0], x[:5, 1]]
+    (y, state), pullback = model.vjp(pieces)
+    (y2, state2), pullback2 = there.vjp([foreign(p) for p in pieces])
+    agree(gpu, (y2, state2), (y, state))
+    agree(gpu, pullback2([foreign(a) for a in y])[0], pullback(y)[0])
+    (y, state), pullback = model.vjp(x, lengths=[6, 2])
+    _, pullback2 = there.vjp(foreign(x), lengths=foreign(np.array([6, 2])))
+    dstate = (tuple(np.ones_like(s) for s in state[0]), None)
+    agree(gpu, pullback2(foreign(y), (tuple(map(foreign, dstate[0])), None)), pullback(y, dstate))
+    single = there[0].vjp(foreign(x[:, 0]))[1]
+    single(dcells=foreign(np.ones((1, 6, 5), np.float32)))
+    trainer = ost.Trainer(there, ost.losses.MSE(), ost.optim.SGD(0.1))
+    trainer.fit((foreign(x.swapaxes(0, 1)), foreign(y.swapaxes(0, 1))), epochs=1, progress=False)
+
+
+def test_what_goes_wrong_leaves_nothing_half_done(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ost.nn.Sequential(ost.nn.GRU(3, 4, rng=0), ost.nn.Linear(4, 2, rng=0)).to("cuda")
+    (y, _), pullback = model.vjp(put(gpu, np.ones((2, 1, 3), np.float32)))
+    with pytest.raises(TypeError, match=r"dstate\[0\]: expected an array on .*, where the layer is, got one on cpu"):
+        pullback(y, (np.zeros((1, 1, 4), np.float32), None))
+    assert not host(model.flat_grads).any()
+    pullback(y)
+    assert host(model.flat_grads).any()
+    early = model.new_grads()
+    model.to("cpu")
+    (y, _), pullback = model.vjp(np.ones((2, 1, 3), np.float32))
+    with pytest.raises(TypeError, match="grads: expected what new_grads"):
+        pullback(y, grads=early)
+    version, flat = model.version, model.flat
+    assert model.to("cpu").version == version  # where it is already
+    assert np.shares_memory(model.flat, flat)
+    pullback(y)
+    calls: list[Any] = []
+
+    def put_once(self: Any, a: Any) -> Any:
+        calls.append(a)
+        if len(calls) > 1:
+            raise MemoryError("out of memory allocating 5 bytes")
+        return plain(self, a)
+
+    plain = _device.Device.put
+    monkeypatch.setattr(_device.Device, "put", put_once)
+    with pytest.raises(MemoryError, match="5 bytes"):
+        model.to("cuda")
+    assert (model.device, model.version) == ("cpu", version)
+    assert isinstance(model.flat_grads, np.ndarray)
+
+
+def test_packed_peepholes_are_a_snapshot(gpu: Gpu) -> None:
+    r = np.random.default_rng(0)
+    draw = lambda *s: put(gpu, r.standard_normal(s).astype(np.float32))
+    x, peephole = draw(4, 2, 3), draw(3, 5)
+    packed = F.pack("lstm", draw(20, 3), draw(20, 5), weight_peephole=peephole)
+    before = host(F.lstm(x, packed)[0])
+    peephole[...] = 0
+    assert np.array_equal(host(F.lstm(x, packed)[0]), before)
+
+
+def test_the_trainer_with_times_on_the_device(gpu: Gpu, tmp_path: Path) -> None:
+    r = np.random.default_rng(0)
+    x, goals, lengths = r.standard_normal((12, 6, 3)).astype(np.float32), r.integers(0, 4, 12), r.integers(1, 7, 12)
+    mask = r.random((12, 6)) < 0.8
+    mask[:, 0] = True
+    metrics = {"right": lambda y, t, n: ((y.argmax(-1) == t).sum(), t.size)}
+    rows = []
+    for device in ("cpu", "cuda"):
+        model = ost.nn.Sequential(ost.nn.GRU(3, 6, rng=0), ost.nn.Linear(6, 4, rng=0)).to(device)
+        trainer = ost.Trainer(
+            model, ost.losses.CrossEntropy(), ost.optim.Adam(lambda_rate()), outputs="last", metrics=metrics
+        )
+        move = (lambda a: a) if device == "cpu" else (lambda a: put(gpu, a))
+        batches = [
+            (
+                x[k : k + 4].swapaxes(0, 1),
+                goals[k : k + 4],
+                {"lengths": move(lengths[k : k + 4]), "mask": move(mask[k : k + 4].T)},
+            )
+            for k in (0, 4, 8)
+        ]
+        history = trainer.fit(
+            batches, validation=batches, epochs=2, progress=False, checkpoint=tmp_path / f"{device}.safetensors"
+        )
+        rows.append(history.rows[-1])
+    assert abs(rows[0]["valid_loss"] - rows[1]["valid_loss"]) < 1e-4
+    assert rows[0]["valid_right"] == rows[1]["valid_right"]
+
+
+def lambda_rate() -> Any:
+    class Rate(ost.optim.Schedule):
+        """Gives NumPy's numbers."""
+
+        def __call__(self, step: int) -> Any:
+            return np.float32(0.01)
+
+    return Rate()
+
+
+def test_a_gpu_cannot_be_had(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from ostinato.__main__ import main
+
+    def refuse(index: int | None = None) -> Any:
+        raise _device.NoGpu("cuda: expected a GPU, but there is no NVIDIA driver")
+
+    monkeypatch.setattr(_device, "cuda", refuse)
+    assert main(["train", "text", "--corpus", "python", "--device", "cuda", "--steps", "1"]) == 2
+    assert "ostinato: cuda: expected a GPU, but there is no NVIDIA driver" in capsys.readouterr().err
+    layer = ost.nn.GRU(3, 4)
+    with pytest.raises(RuntimeError, match="there is no NVIDIA driver"):
+        layer.to("cuda")
+    assert layer.device == "cpu"
 
 
 @pytest.mark.skipif(not cuda.is_available(), reason="no GPU")

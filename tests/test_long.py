@@ -933,3 +933,12 @@ def test_what_is_wrong_with_ragged_is_told() -> None:
     ):
         with pytest.raises(ValueError, match=words):
             call()
+
+
+def test_an_input_that_repeats_itself_in_memory() -> None:
+    """x may be a view of any strides; its gradient has memory of its own."""
+    r = np.random.default_rng(0)
+    x = np.broadcast_to(r.standard_normal((9, 1, 3)), (9, 2, 3))
+    w, u, dy = r.standard_normal((4, 3)), r.standard_normal((4, 1)), r.standard_normal((9, 2, 1))
+    want = ost.functional.lstm_vjp(x, w, u)[1](dy).dx
+    assert np.array_equal(ost.functional.lstm_vjp(x, w, u, memory_limit=2)[1](dy).dx, want)

@@ -55,6 +55,9 @@ View<std::remove_const_t<T>> view(py::handle object, const std::string& name, co
                                   Strides need = Strides::kUnitLast, bool writable = false) {
   using E = std::remove_const_t<T>;
   const std::string wanted = py::str(py::dtype::of<E>());
+  if (!py::isinstance<py::array>(object) && py::hasattr(object, "__cuda_array_interface__"))
+    throw py::type_error(name + ": expected a numpy.ndarray of " + wanted + ", as the weights are on the CPU, got an array of a GPU; use " +
+                         name + ".get(), or move the layer");
   if (!py::isinstance<py::array>(object))
     throw py::type_error(name + ": expected a numpy.ndarray of " + wanted + ", got " +
                          std::string(py::str(py::type::of(object).attr("__name__"))) + "; use np.asarray(" + name + ", dtype=np." + wanted +

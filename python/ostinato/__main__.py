@@ -259,7 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (OSError, ValueError, ImportError, MemoryError, ost.train.Diverged) as e:
+    except (OSError, ValueError, ImportError, MemoryError, ost._device.NoGpu, ost.train.Diverged) as e:
         print(f"ostinato: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

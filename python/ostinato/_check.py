@@ -143,11 +143,11 @@ def lengths(value: object, steps: int, batch: int) -> npt.NDArray[np.int64] | No
 
 def _device_lengths(a: Any, steps: int, batch: int) -> Any:
     """Those on a device are not looked at, which would wait for it: what is out of range counts as 0 or T."""
-    if a.dtype.kind not in "iu":
+    if a.dtype.kind not in "iu" and a.size:
         raise TypeError(f"lengths: expected an integer dtype, got {a.dtype}; use lengths.astype(np.int64)")
     if a.shape != (batch,):
         raise ValueError(f"lengths: expected shape (B,) = ({batch},), got {a.shape}")
-    return np.clip(a, 0, steps).astype(np.int64)
+    return np.clip(a.astype(np.int64), 0, steps)  # T may be beyond the dtype
 
 
 def flags(name: str, value: object, steps: int, batch: int, batch_first: bool = False) -> npt.NDArray[np.uint8] | None:

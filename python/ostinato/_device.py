@@ -18,6 +18,12 @@ from . import _core
 from ._plan import GpuFigures
 
 EMULATED = GpuFigures("emulated", (8, 0), 2, 49152, 1 << 20)  # few multiprocessors: tests reach every plan
+
+
+class NoGpu(RuntimeError):
+    """There is no GPU to run on, or something that it takes is missing; the message says what."""
+
+
 NO_CELL = -1  # of kernels beside the cells'
 
 
@@ -51,7 +57,8 @@ class Device:
     def launch(self, action: str, cell: str | None, dtype: Any, values: dict[str, Any]) -> None:
         """Run kernels on arrays and numbers by name."""
         addresses = {
-            name: v if v is None or isinstance(v, (int, float, str)) else self.address(v) for name, v in values.items()
+            name: v if v is None or isinstance(v, (int, float, str, np.generic)) else self.address(v)
+            for name, v in values.items()
         }
         number = NO_CELL if cell is None else list(_core.cells()).index(cell)
         with self.here():
@@ -102,12 +109,13 @@ def like(a: Any, other: Any) -> Any:
     return a if device is None else device.put(a)
 
 
-def same(name: str, a: Any, own: Any) -> None:
-    """Raises unless an array is where a layer's own are."""
+def same(name: str, a: Any, own: Any, what: str = "the layer") -> None:
+    """Raises unless an array is where another is, which is called ``what``."""
     if of(a) is not of(own):
         to = "cpu" if of(a) is None else "cuda"
+        move = f"move it, or use layer.to({to!r})" if what == "the layer" else "move one of them"
         raise TypeError(
-            f"{name}: expected an array on {name_of(own)}, where the layer is, got one on {name_of(a)}; move it, or use layer.to({to!r})"
+            f"{name}: expected an array on {name_of(own)}, where {what} is, got one on {name_of(a)}; {move}"
         )
 
 
@@ -122,7 +130,7 @@ def named(name: object) -> Device | None:
 
     Raises:
         ValueError: no such name.
-        RuntimeError: there is no GPU of that number, or no CuPy; the message says which.
+        NoGpu: there is no GPU of that number, or no CuPy; the message says which.
     """
     if name == "cpu":
         return None
@@ -145,20 +153,26 @@ def cuda(index: int | None = None) -> Device:
     """A GPU (None: the present one), with CuPy as its array library; kernels go to CuPy's current stream.
 
     Raises:
-        RuntimeError: there is no such GPU, or no CuPy; the message says which.
+        NoGpu: there is no such GPU, or no CuPy; the message says which.
     """
+    cupy, count = _ready()
+    if index is not None and index >= count:
+        raise NoGpu(f"cuda: expected a number below {count}, the GPUs that there are, got {index}")
+    return _cuda_device(int(cupy.cuda.runtime.getDevice()) if index is None else index)
+
+
+@lru_cache
+def _ready() -> tuple[Any, int]:
+    """CuPy, and how many GPUs there are; what is found once stays."""
     from . import cuda as gpu
 
     if reason := gpu.why_not():
-        raise RuntimeError(f"cuda: expected a GPU, but {reason}")
+        raise NoGpu(f"cuda: expected a GPU, but {reason}")
     try:
         import cupy
     except ImportError as error:
-        raise RuntimeError("cuda: expected CuPy, which is not installed: pip install cupy-cuda13x") from error
-    count = len(gpu.devices())
-    if index is not None and index >= count:
-        raise RuntimeError(f"cuda: expected a number below {count}, the GPUs that there are, got {index}")
-    return _cuda_device(int(cupy.cuda.runtime.getDevice()) if index is None else index)
+        raise NoGpu("cuda: expected CuPy, which is not installed: pip install cupy-cuda13x") from error
+    return cupy, len(gpu.devices())
 
 
 def _has_product(cupy: Any, index: int) -> bool:

@@ -153,7 +153,7 @@ def pack(
     arrays: dict[str, Any] = {
         "precision": precision,
         "bias": xp.empty((hidden, columns), dtype),
-        "params": given["weight_peephole"],
+        "params": _copied(given["weight_peephole"]),
     }
     for q, n in enumerate(products):
         depth = inputs if q == 0 else hidden
@@ -170,6 +170,10 @@ def pack(
         arrays["stream_turned"] = xp.empty(deep * -(-hidden * products[1] // 16) * 512, np.uint8) if backward else None
     device.launch("pack", cell, dtype, {**given, **arrays, "input": inputs, "hidden": hidden, "loop": room})
     return Weights(device, cell, inputs, hidden, dtype, reverse, arrays)
+
+
+def _copied(a: Any) -> Any:
+    return None if a is None else a.copy()
 
 
 def _check_range(*weights: Any) -> None:
@@ -228,7 +232,10 @@ def forward(
         "emitted": xp.empty((*kept_rows, size), dtype) if phases > 1 else None,
     }
     values["gx"] = gx = xp.empty((steps, batch, size, columns), dtype)
-    if (planned.library if library is None else library) and steps * batch:
+    whole = (
+        x.starts is None or len(x.array) <= steps * batch
+    )  # of flat rows a segment is a part, and the product is of all
+    if (planned.library if library is None else library) and steps * batch and whole:
         _library_product(w, x, values, gx)
     if batch:
         w.device.launch("forward", w.cell, dtype, values)

@@ -31,8 +31,8 @@ class GpuPlan:
 
     Attributes:
         kernel: "loop": one launch, in which every block takes some rows of the batch through all steps, with the recurrent weights in the
-            registers of its multiprocessor; "stream" and "step": every step and phase is a launch, of blocks that each read their share of the
-            weights for all rows at once, or that go along the product tile by tile.
+            registers of its multiprocessor; "stream" and "step": every step and phase is a launch, of blocks that each read their share of
+            the weights for all rows at once, or that go along the product tile by tile.
         room: hidden units that a "loop" kernel is compiled for, or 0.
         rows: of the batch, that a block of a "stream" kernel takes, or 0.
         blocks: of the launch, or of a step.

@@ -29,9 +29,9 @@ class Ragged:
 
     def __init__(self, rows: Array, offsets: Sequence[int] | npt.NDArray[np.integer[Any]]) -> None:
         self.rows = _check.array("rows", rows)
-        if rows.ndim == 0:
+        if self.rows.ndim == 0:
             raise ValueError("rows: expected at least 1 axis, got shape ()")
-        a = np.asarray(offsets)
+        a = np.asarray(_device.host(_device.taken(offsets)))
         if a.ndim != 1 or (a.size and a.dtype.kind not in "iu"):
             raise TypeError(f"offsets: expected a sequence of whole numbers, got shape {a.shape} of {a.dtype}")
         self.offsets: npt.NDArray[np.int64] = np.array(a, dtype=np.int64)
@@ -52,8 +52,10 @@ class Ragged:
         """From a list of arrays ``[n,...]``, which are copied into one; errors call it ``name``."""
         if not sequences:
             raise ValueError(f"{name}: expected at least one sequence, got none")
-        for k, s in enumerate(sequences):
-            a, first = _check.array(f"{name}[{k}]", s), sequences[0]
+        sequences = [_check.array(f"{name}[{k}]", s) for k, s in enumerate(sequences)]
+        for k, a in enumerate(sequences):
+            first = sequences[0]
+            _device.same(f"{name}[{k}]", a, first, f"{name}[0]")
             if a.ndim == 0 or a.shape[1:] != first.shape[1:] or a.dtype != first.dtype:
                 wanted = ", ".join(map(str, ("n", *first.shape[1:])))
                 raise ValueError(
@@ -87,7 +89,7 @@ class Ragged:
                [2, 0],
                [3, 0]])
         """
-        rows = self.rows if rows is None else rows
+        rows = self.rows if rows is None else _check.array("rows", rows)
         out = np.zeros((self.lengths.max(initial=0), len(self), *rows.shape[1:]), rows.dtype, like=rows)
         out[self._places()] = rows
         return out

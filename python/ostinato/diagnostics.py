@@ -237,7 +237,7 @@ class FlowLog(Callback):
 
     def on_step(self, trainer: Trainer, step: int, loss: float, norm: float) -> None:
         if step % self.every == 0:
-            flow = gradient_flow(trainer.model, trainer._placed(self.x), threshold=self.threshold)
+            flow = gradient_flow(trainer.model, trainer._placed(unwrapped(self.x)[0]), threshold=self.threshold)
             self.flows.append((step, flow))
             if self.echo is not None:
                 self.echo(f"step {step}: {flow}")

@@ -143,7 +143,8 @@ def _arguments(packed: Packed, x: Any, h0: Array | None, c0: Array | None, times
             raise ValueError(f"lengths: expected None with ragged sequences, got {type(times[0]).__name__}")
         options, x = _ragged.times(ragged, *times[1:]), _check.array("x", ragged.rows, 2)
     else:
-        options = _check.times(_check.array("x", x, 3), *times)
+        x = _check.array("x", x, 3)
+        options = _check.times(x, *times)
     h, c = (_row(n, s, 2) for n, s in (("h0", h0), ("c0", c0)))
     pair = isinstance(reset_state, (tuple, list)) and len(reset_state) == 2
     if reset_state is not None and pair != (_core.cells()[packed.cell]["states"] == 2):
@@ -151,7 +152,8 @@ def _arguments(packed: Packed, x: Any, h0: Array | None, c0: Array | None, times
     reset: Any = reset_state if pair else (reset_state, None)
     size, dtype = packed.native.hidden_size, packed.dtype
     for name, r in zip(("restart_h", "restart_c"), reset):
-        if r is not None and (_check.array("reset_state", r).shape != (size,) or r.dtype != dtype):
+        r = None if r is None else _check.array("reset_state", r)
+        if r is not None and (r.shape != (size,) or r.dtype != dtype):
             raise ValueError(f"reset_state: expected shape (H,) = ({size},) of {dtype}, got {r.shape} of {r.dtype}")
         options[name] = None if r is None else _check.contiguous(r)[None]
     return _Call(packed, x, h, c, options, ragged, listed)
@@ -295,13 +297,10 @@ class Pullback:
                     raise ValueError(
                         f"{name}: expected shape {shape} of {packed.dtype}, got {a.shape[1:]} of {a.dtype}"
                     )
-            if (
-                dy is not None
-                and not callable(dy)
-                and (_check.array("dy", dy).shape != own or dy.dtype != packed.dtype)
-            ):
+            dy = dy if dy is None or callable(dy) else _check.array("dy", dy)
+            if _check.is_array(dy) and (dy.shape != own or dy.dtype != packed.dtype):
                 raise ValueError(f"dy: expected shape {own} of {packed.dtype}, got {dy.shape} of {dy.dtype}")
-            dx, dreset = np.empty_like(call.x), [None, None]
+            dx, dreset = np.empty(call.x.shape, packed.dtype, like=call.x), [None, None]
             if call.options["resets"] is not None:
                 dreset = [np.zeros((1, size), packed.dtype, like=call.x) if k < states else None for k in range(2)]
             pair = None if dreset[0] is None else (dreset[0], dreset[1])

@@ -77,6 +77,7 @@ class _Elementwise(Loss):
     ) -> tuple[float, int, Array | None]:
         y = _floats("y", y)
         target = _device.like(_check.array("target", target), y)
+        _device.same("target", target, y, "y")
         if target.shape != y.shape:
             raise ValueError(f"target: expected the shape of y {y.shape}, got {target.shape}")
         mask = self._mask(y, lengths)
@@ -171,6 +172,7 @@ class CrossEntropy(Loss):
     ) -> tuple[float, int, Array | None]:
         y = _floats("y", y)
         target = _device.like(_check.array("target", target), y)
+        _device.same("target", target, y, "y")
         if y.ndim == 0 or target.shape != y.shape[:-1]:
             raise ValueError(
                 f"target: expected shape {y.shape[:-1]}, that of y without its last axis, got {target.shape}"

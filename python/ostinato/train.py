@@ -313,6 +313,8 @@ class Trainer:
     # -- data ----------------------------------------------------------------------------------------------------
 
     def _loader(self, data: Any, batch_size: int, shuffle: bool, seed: int) -> Any:
+        if isinstance(data, (tuple, list)) and 2 <= len(data) <= 3:
+            data = type(data)(_device.taken(d) for d in data)
         whole = isinstance(data, tuple) and len(data) in (2, 3) and isinstance(data[0], (Ragged, list))
         x = unwrapped(data[0])[0] if whole else None
         if isinstance(x, Ragged):
@@ -348,7 +350,8 @@ class Trainer:
         """An array, or sequences, where the model is."""
         if isinstance(a, Ragged):
             return a.like(self._placed(a.rows))
-        return _device.like(a, self.model._block.values) if isinstance(a, np.ndarray) else a
+        own = self.model._block.values
+        return _device.like(_device.host(a), own) if _check.is_array(a) and _device.of(a) is not _device.of(own) else a
 
     def _back(self, y: Any, x: Any) -> Any:
         """Outputs where the input was."""
@@ -375,7 +378,8 @@ class Trainer:
             unknown = sorted(set(times) - {"lengths", "resets", "mask", "masked"})
             if unknown:
                 raise ValueError(f"data: expected lengths, resets, mask and masked in the third place, got {unknown}")
-            x, _ = unwrapped(x)
+            x, target = (_device.taken(a) for a in (unwrapped(x)[0], target))
+            times = {n: _device.host(_device.taken(a)) for n, a in times.items()}  # where the Trainer looks at them
             if isinstance(x, Ragged):
                 target, times = _flat(x, target, times, self.outputs)
             elif (
@@ -401,8 +405,8 @@ class Trainer:
             total, count, batches = total + part, count + n, batches + 1
             for name, metric in self.metrics.items():
                 s, k = metric(picked, target, lens)
-                sums[name][0] += s
-                sums[name][1] += k
+                sums[name][0] += float(s)
+                sums[name][1] += int(k)
         if batches == 0:
             raise ValueError(
                 "data: expected at least one batch, got none (an iterator serves once: give a loader or a list)"

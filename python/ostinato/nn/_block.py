@@ -77,10 +77,13 @@ class Block:
                 setattr(self, name, _aligned_copy(state[name]))
 
     def move(self, device: Device | None) -> None:
-        """To a device, or (None) to the CPU; a version of its own, so that what was packed elsewhere is not taken for its weights."""
-        for name in ("values", "grads"):
-            a = _device.host(getattr(self, name))
-            setattr(self, name, _aligned_copy(a) if device is None else device.put(a))
+        """To a device, or (None) to the CPU: both or none. A version of its own, so that what was packed elsewhere is not taken for its
+        weights."""
+        if _device.of(self.values) is device:
+            return
+        values, grads = (_device.host(a) for a in (self.values, self.grads))
+        put = _aligned_copy if device is None else device.put
+        self.values, self.grads = put(values), put(grads)
         self.version += 1
 
 

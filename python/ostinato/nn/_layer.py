@@ -102,7 +102,7 @@ class Layer:
 
         Raises:
             ValueError: no such name; the layer is part of a model, which moves as a whole; or a precision that there is not there.
-            RuntimeError: there is no GPU, no module for GPUs or no CuPy; the message says which.
+            RuntimeError: there is no GPU, no module for GPUs or no CuPy; the message says which, and nothing has changed.
         """
         if self._owner is not None:
             raise ValueError("device: expected the whole model to be moved, got one of its layers")
@@ -215,7 +215,8 @@ class Layer:
     def _own_grads(self, grads: Views | None) -> Views:
         if grads is None:
             return self._writable_grads()
-        if not isinstance(grads, Views) or grads._block is not self._block or grads._prefix != self._prefix:
+        mine = isinstance(grads, Views) and grads._block is self._block and grads._prefix == self._prefix
+        if not mine or _device.of(grads._buffer) is not _device.of(self._block.grads):
             raise TypeError(
                 f"grads: expected what new_grads() of this {type(self).__name__} gave, got {type(grads).__name__}"
             )

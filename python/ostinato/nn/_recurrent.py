@@ -581,8 +581,12 @@ class Recurrent(Layer):
             dh, dc = self._split_state("dstate", dstate)
             if single:
                 dh, dc = (None if s is None else _check.array("dstate", s, 2)[:, None] for s in (dh, dc))
-                dcells = None if dcells is None else np.expand_dims(dcells, 1 if self.batch_first else 2)
+                axis = 1 if self.batch_first else 2
+                dcells = None if dcells is None else np.expand_dims(_check.array("dcells", dcells), axis)
             dh, dc = (None if s is None else _check.contiguous(_check.array("dstate", s)) for s in (dh, dc))
+            for s in (dh, dc):
+                if s is not None:
+                    _device.same("dstate", s, self._block.values)
             if run is not None:
                 for s in (dh, dc):
                     self._check_state("dstate", s, batch)

@@ -147,11 +147,10 @@ class Sequential(Layer):
                 )
             # All is checked before the first layer adds to its gradients.
             into, dstates = self._states("dstate", dstate), [None] * len(self.layers)
-            for k, (given, own) in enumerate(zip(into, new)):
-                _check_like(f"dstate[{k}]", given, own)
+            into = tuple(_like(f"dstate[{k}]", given, own) for k, (given, own) in enumerate(zip(into, new)))
             if isinstance(y, Ragged):
                 dy = rows_like("dy", dy, y, y.rows.shape[-1])
-            _check_like("dy", dy, y.rows if isinstance(y, Ragged) else y)
+            dy = _like("dy", dy, y.rows if isinstance(y, Ragged) else y)
             if dy is not None and not isinstance(y, Ragged) and outputs == "all":
                 ends = {"lengths": times.get("lengths")}  # what a masked step repeats has a gradient
                 dy = self._without_padding(_check.contiguous(dy), ends, _leaf(self, -1))
@@ -192,7 +191,8 @@ class Sequential(Layer):
         if isinstance(x, Ragged) or (lengths is None and mask is None) or layer.takes_lengths:
             return x
         batch_first = _batch_first(self)
-        if batch_first is None or _check.array("x", x).ndim < 2:
+        x = _check.array("x", x)
+        if batch_first is None or x.ndim < 2:
             return x
         batch, steps = x.shape[:2] if batch_first else x.shape[1::-1]
         flags = _check.flags("mask", mask, steps, batch, batch_first)
@@ -250,17 +250,18 @@ def _batch_first(model: Layer) -> bool | None:
     return None
 
 
-def _check_like(name: str, given: Any, own: Any) -> None:
-    """A gradient has the structure, shapes and dtype of what it is the gradient of; None stands for zeros."""
+def _like(name: str, given: Any, own: Any) -> Any:
+    """A gradient, which has the structure, shapes, dtype and device of what it is the gradient of; None stands for zeros."""
     if given is None or own is None:
-        return
+        return given
     if _check.is_array(own):
-        if _check.array(name, given).shape != own.shape:
+        given = _check.array(name, given)
+        _device.same(name, given, own)
+        if given.shape != own.shape:
             raise ValueError(f"{name}: expected shape {own.shape}, got {given.shape}")
         if given.dtype != own.dtype:
             raise TypeError(f"{name}: expected dtype {own.dtype}, got {given.dtype}; use {name}.astype(np.{own.dtype})")
-        return
+        return given
     if not isinstance(given, (tuple, list)) or len(given) != len(own):
         raise TypeError(f"{name}: expected a tuple of {len(own)}, got {type(given).__name__}")
-    for k, (a, b) in enumerate(zip(given, own)):
-        _check_like(f"{name}[{k}]", a, b)
+    return tuple(_like(f"{name}[{k}]", a, b) for k, (a, b) in enumerate(zip(given, own)))
