@@ -60,9 +60,14 @@ class Device:
             name: v if v is None or isinstance(v, (int, float, str, np.generic)) else self.address(v)
             for name, v in values.items()
         }
-        number = NO_CELL if cell is None else list(_core.cells()).index(cell)
         with self.here():
-            self.run(action, number, np.dtype(dtype).itemsize, addresses)
+            self.run(action, number_of(cell), np.dtype(dtype).itemsize, addresses)
+
+
+@lru_cache
+def number_of(cell: str | None) -> int:
+    """Of a cell in the list of all."""
+    return NO_CELL if cell is None else list(_core.cells()).index(cell)
 
 
 # By the type of array: what tells the device of one.

@@ -6,6 +6,7 @@ They have the signatures of those of `_core`, and the same meaning.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -94,10 +95,17 @@ class Kept:
     shape: tuple[int, int]
 
 
+@lru_cache
 def columns_of(cell: str) -> tuple[int, list[int], bool]:
     """Of a pre-activation, and of each product; and whether the products share their gradients."""
-    columns: tuple[int, list[int], bool] = _core.device_columns()[list(_core.cells()).index(cell)]
+    columns: tuple[int, list[int], bool] = _core.device_columns()[_device.number_of(cell)]
     return columns
+
+
+@lru_cache
+def facts_of(cell: str) -> dict[str, int]:
+    """Its gates, states, weights of units, and what it keeps."""
+    return dict(_core.cells()[cell])
 
 
 def plan_of(w: Weights, steps: int, batch: int, backward: bool = False, by_step: bool = False) -> GpuPlan:
@@ -109,7 +117,7 @@ def plan_of(w: Weights, steps: int, batch: int, backward: bool = False, by_step:
 
 def bytes_of(packed: Packed, steps: int, batch: int, training: bool) -> tuple[int, int]:
     """Of the tape, and of what else one call takes at a time, its outputs not counted."""
-    facts, h, item = _core.cells()[packed.cell], packed.hidden_size, packed.dtype.itemsize
+    facts, h, item = facts_of(packed.cell), packed.hidden_size, packed.dtype.itemsize
     columns, products, shared = columns_of(packed.cell)
     rows, width, phases = steps * batch, packed.directions * h, len(products) - 1
     per_unit = facts["saved"] + (facts["states"] > 1) + (phases > 1)
@@ -160,7 +168,7 @@ def pack(
         arrays[f"panels{q}"] = xp.empty((depth, hidden, n), word)
         arrays[f"turned{q}"] = xp.empty((hidden, n, depth), word) if backward else None
     room = room_for(products[1:], hidden, word_bytes(dtype, precision))
-    sizes = _core.loop_bytes(list(_core.cells()).index(cell), precision, room) if room else (0, 0)
+    sizes = _core.loop_bytes(_device.number_of(cell), precision, room) if room else (0, 0)
     for name, size in zip(("loop_panels", "loop_turned"), sizes):
         arrays[name] = xp.empty(size, np.uint8) if size and (backward or name == "loop_panels") else None
     if word is np.uint16:  # weights as fragments: 512 bytes for 16 x 16
@@ -210,7 +218,7 @@ def forward(
 ) -> Kept | None:
     """Runs one layer and direction: outputs to ``y``, the last states to ``end``; ``before`` is `times_table`; ``loop``,
     ``rows`` and ``library`` are for tests: in place of what the plan says."""
-    xp, facts = w.device.xp, _core.cells()[w.cell]
+    xp, facts = w.device.xp, facts_of(w.cell)
     (steps, batch), size, dtype = sizes, w.hidden, w.dtype
     (columns, products, _), planned = columns_of(w.cell), plan_of(w, steps, batch)
     two, phases = facts["states"] > 1, len(products) - 1
@@ -265,7 +273,7 @@ def backward(
 ) -> None:
     """Gradients: of the states before to ``dstate``, of x to ``dx``; those of the weights, of x (if ``dx_add``) and of the restarts' states
     are added to. ``flow``: squared norms, ``[T,states,B]``. ``scratch`` keeps working arrays from one call to the next."""
-    w, xp, facts = kept.weights, kept.weights.device.xp, _core.cells()[kept.weights.cell]
+    w, xp, facts = kept.weights, kept.weights.device.xp, facts_of(kept.weights.cell)
     (steps, batch), size, dtype, states = kept.shape, w.hidden, w.dtype, facts["states"]
     if batch == 0:
         return
@@ -368,7 +376,7 @@ class Packed:
         self.device, self.cell, self.backward, self.reverse = device, cell, backward, reverse
         self.input_size, self.hidden_size, self.layers = input_size, hidden_size, num_layers
         self.directions, self.dtype, self.precision = 2 if bidirectional else 1, weights[0][0].dtype, precision
-        gates, h = _core.cells()[cell]["gates"], hidden_size
+        gates, h = facts_of(cell)["gates"], hidden_size
         rows = "H" if gates == 1 else f"{gates}*H"
         self.parts = []
         with device.here():
@@ -434,7 +442,7 @@ class Packed:
         if states_only:
             raise ValueError("memory_limit: expected a size, 'least' or a number of segments on a GPU, got 'states'")
         device, xp, h, n = self.device, self.device.xp, self.hidden_size, self.layers * self.directions
-        width, two = self.directions * h, _core.cells()[self.cell]["states"] > 1
+        width, two = self.directions * h, facts_of(self.cell)["states"] > 1
         ragged = starts is not None
         first = ("B", "T") if batch_first else ("T", "B")
         axes = [("N", -1)] if ragged else [(first[0], -1), (first[1], -1)]
@@ -548,7 +556,7 @@ class Tape:
         """dx, dh0, dc0, the gradients of the restarts' states and the squared norms by step; adds to ``grads``."""
         p, f = self.packed, self._facts
         device, xp, dtype, h, n = p.device, p.device.xp, p.dtype, p.hidden_size, p.layers * p.directions
-        (steps, batch), width, states = f.shape, p.directions * h, _core.cells()[p.cell]["states"]
+        (steps, batch), width, states = f.shape, p.directions * h, facts_of(p.cell)["states"]
         if not p.backward:
             raise ValueError("packed: expected weights packed for training, got weights packed for inference only")
         lead = (
@@ -628,7 +636,7 @@ class Tape:
 
     def cells(self) -> Any:
         """c after every step."""
-        if _core.cells()[self.packed.cell]["states"] < 2:
+        if facts_of(self.packed.cell)["states"] < 2:
             raise TypeError(f"cells: expected a cell with two states, got {self.packed.cell}")
         return self._rows([k.values["cells"] for k in self._kept])
 

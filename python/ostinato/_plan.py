@@ -96,6 +96,8 @@ def plan(
             units = 16 if backward else 16 // max(products)
             streams = -(-hidden // units) * -(-batch // rows)
             return GpuPlan("stream", 0, rows, streams, len(products) * steps + backward, library, reason)
+        if word < 8 and batch > STREAM_ROWS:
+            reason += f"; B = {batch} is more than the {STREAM_ROWS} rows for which blocks stream the weights"
         return GpuPlan("step", 0, 0, stepwise, len(products) * (3 if backward else 1) * steps, library, reason)
 
     if len(products) > 1:
