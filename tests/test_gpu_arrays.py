@@ -158,6 +158,11 @@ def test_functions(gpu: Gpu, cell: str, dtype: Any) -> None:
         _, pullback = vjp(x, *weights, **options, **both, reverse=reverse)
         _, pullback2 = vjp(put(gpu, x), *put(gpu, weights), **theirs, reverse=reverse)
         cuts, dy = r.random((7, 2)) < 0.2, draw(7, 2, 5)
+        _, pullback3 = vjp(put(gpu, x), *put(gpu, weights), **theirs, reverse=reverse, memory_limit="states")
+        agree(gpu, tuple(pullback3(put(gpu, dy), cuts=put(gpu, cuts))), tuple(pullback(dy, cuts=cuts)), cell)
+        if family != "rnn":
+            with pytest.raises(TypeError, match="gates: expected a pass that keeps them"):
+                _ = pullback3.gates
         for _ in range(2):  # a pullback here holds no state
             agree(gpu, tuple(pullback2(put(gpu, dy), cuts=put(gpu, cuts))), tuple(pullback(dy, cuts=cuts)), cell)
 
@@ -179,7 +184,7 @@ def test_ragged(gpu: Gpu, options: str, listed: bool) -> None:
 
 
 @pytest.mark.parametrize("outputs", ["last", "none"])
-@pytest.mark.parametrize("limit", [None, 3, "least"])
+@pytest.mark.parametrize("limit", [None, 3, "least", "states"])
 @pytest.mark.parametrize("options", ["layers", "both ways"])
 def test_outputs_and_segments(gpu: Gpu, options: str, limit: Any, outputs: str) -> None:
     layer = ost.nn.GRU(3, 5, **OPTIONS[options], rng=0)
@@ -197,8 +202,6 @@ def test_outputs_and_segments(gpu: Gpu, options: str, limit: Any, outputs: str) 
     dy = None if y is None else np.ones_like(y)
     agree(gpu, pullback2(put(gpu, dy), put(gpu, state)), pullback(dy, state))
     agree(gpu, there.flat_grads, layer.flat_grads)
-    with pytest.raises(ValueError, match="memory_limit: expected a size, 'least' or a number of segments on a GPU"):
-        there.vjp(put(gpu, x), memory_limit="states")
 
 
 def wrapped(gpu: Gpu, base: Any, view: Any) -> Any:
@@ -697,6 +700,20 @@ def test_what_goes_wrong_leaves_nothing_half_done(gpu: Gpu, monkeypatch: pytest.
         model.to("cuda")
     assert (model.device, model.version) == ("cpu", version)
     assert isinstance(model.flat_grads, np.ndarray)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_gates_made_again_in_many_rows(gpu: Gpu, precision: str) -> None:
+    """As many as the library multiplies, and in words of 2 bytes; the tape is what the states take."""
+    layer = ost.nn.LSTM(3, 20, 2, rng=0).to("cuda")
+    layer.precision = precision
+    x, dy = (put(gpu, np.random.default_rng(0).standard_normal((40, 16, n)).astype(np.float32)) for n in (3, 20))
+    (_, _), pullback = layer.vjp(x)
+    (_, _), pullback2 = layer.vjp(x, memory_limit="states")
+    assert pullback2._tape.bytes * 5 == pullback._tape.bytes  # c of i f g o c
+    want = host(pullback(dy)[0])
+    error = np.linalg.norm(host(pullback2(dy)[0]) - want) / np.linalg.norm(want)
+    assert error < (1e-5 if precision == "float32" else 1e-2)
 
 
 def test_packed_peepholes_are_a_snapshot(gpu: Gpu) -> None:

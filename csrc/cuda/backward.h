@@ -251,6 +251,38 @@ OST_HD T operand(const Problem<T>& p, Index row, Index k) {
   return value(hidden_after(p, clock.before(t, b), b), k);
 }
 
+// What phase F saves, made again for all steps at once: with the states known there is no order among them.
+template <class C, class T, class W, int F>
+struct AgainKernel {
+  Problem<T> p;
+  using Space = StepSpace<T, W>;
+  static constexpr int kCount = C::kPhases[F].product.count(), kUnits = kTileN / kCount;
+  Grid grid() const { return {ceil_div(p.hidden, kUnits), ceil_div(p.steps * p.batch, kTileM)}; }
+  OST_HD void operator()(const Block& block, Space& space) const {
+    const Index first = block.y * kTileM, u0 = block.x * kUnits, rows = p.steps * p.batch;
+    PerThread<Sums<T>> sums;
+    clear(block, sums);
+    multiply(
+        block, space.product, Range{0, p.hidden},
+        [&](int m, Index k) { return first + m < rows ? operand<C, T, F + 1>(p, first + m, k) : T(0); },
+        [&](Index k, int n) {
+          return n < kUnits * kCount && u0 + n / kCount < p.hidden
+                     ? static_cast<const W*>(p.panels[F + 1])[(k * p.hidden + u0) * kCount + n]
+                     : W{};
+        },
+        sums);
+    for_sums<W>(block, sums, [&](int m, int n, T sum) { space.sums[m][n] = sum; });
+    block.each([&](int thread) {
+      OST_ROLLED
+      for (int i = thread; i < kTileM * kUnits; i += kThreads) {
+        const Index row = first + i / kUnits, u = u0 + i % kUnits;
+        if (row < rows && u < p.hidden)
+          step_cell<C, T, F, true>(p, p.clock(), row / p.batch, row % p.batch, u, space.sums[i / kUnits] + i % kUnits * kCount);
+      }
+    });
+  }
+};
+
 // One part's share of dW or dR, [depth][H][column]: the operand of product Q, times da.
 template <class C, class T, class V, int Q>
 struct WeightKernel {

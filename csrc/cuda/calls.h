@@ -85,7 +85,7 @@ BackwardProblem<T> backward_problem(const Addresses& a, Index steps, Index batch
   return g;
 }
 
-enum class Action { kPack, kForward, kBackward, kAdd };
+enum class Action { kPack, kForward, kBackward, kAdd, kAgain };
 
 // W: words of the operands of the forward pass, V: of the backward pass.
 template <class C, class T, class W, class V, class Run>
@@ -97,6 +97,7 @@ void act(Run& run, Action action, const Addresses& a) {
   if (rows && (sizeof(T) != 4 || (rows != 8 && rows != 16 && rows != 32) || (action == Action::kBackward && !kLoops<C>)))
     fail("rows", "8, 16 or 32 in float32, backward of one phase", std::to_string(rows));
   if (action == Action::kForward) return forward<C, T, W>(run, p, loop, rows);
+  if (action == Action::kAgain) return again<C, T, W>(run, p);
   if (action == Action::kAdd) return add_weights<C, T>(run, p, backward_problem<C, T>(a, p.steps, p.batch));
   if (action == Action::kBackward) return backward<C, T, V>(run, p, backward_problem<C, T>(a, p.steps, p.batch), loop, rows);
   for (int q = 0; q < kProductCount<C>; ++q) {
@@ -186,8 +187,8 @@ template <class Run>
 void act_by_name(Run& run, const std::string& action, int cell, int itemsize, const py::dict& values) {
   const Addresses a(values);
   if (itemsize == 4 ? extra<float>(run, action, a) : extra<double>(run, action, a)) return;
-  const char* known[] = {"pack", "forward", "backward", "add"};
-  for (int i = 0; i < 4; ++i)
+  const char* known[] = {"pack", "forward", "backward", "add", "again"};
+  for (int i = 0; i < 5; ++i)
     if (action == known[i]) return act_on(run, Action(i), CellId(cell), itemsize, a.text("precision"), a, Cells());
   fail("action", "one that is known", "'" + action + "'");
 }

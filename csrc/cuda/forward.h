@@ -135,14 +135,14 @@ struct StepSpace {
 };
 
 // What follows the product of phase F, for one unit of one row: `state` is that before the step, and becomes that after it. False: the row
-// takes no part.
-template <class C, class T, int F>
+// takes no part. `kAgain`: outputs and states are known, and only what the cell saves is wanted.
+template <class C, class T, int F, bool kAgain = false>
 OST_HD bool finish(const Problem<T>& p, const Clock& clock, Index t, Index b, Index u, const T* gx, const T* products, T* state) {
   constexpr Columns product = C::kPhases[F].product, own = C::kPhases[F].own;
   constexpr int last = kPhaseCount<C> - 1;
   const Index row = t * p.batch + b;
   if (!clock.active(t, b)) {
-    if (F < last || (p.y.starts && p.y.starts[b] + t >= p.y.ends[b])) return false;
+    if (kAgain || F < last || (p.y.starts && p.y.starts[b] + t >= p.y.ends[b])) return false;
     const Index from = clock.repeats(t, b);
     at(p.y, t, b)[u] = from == kSkipped ? T(0) : value(hidden_after(p, from, b), u);
     return false;
@@ -162,8 +162,8 @@ OST_HD bool finish(const Problem<T>& p, const Clock& clock, Index t, Index b, In
   if (F < last || p.saved)
     for (int k = 0; k < C::kSaved; ++k) saved[k * p.hidden + u] = out.saved[k];
   if constexpr (F < last) {
-    p.emitted[b * p.hidden + u] = out.emitted;
-  } else {
+    p.emitted[(kAgain ? row : b) * p.hidden + u] = out.emitted;
+  } else if constexpr (!kAgain) {
     for (int k = 0; k < C::kStates; ++k) state[k] = out.state[k];
     at(p.y, t, b)[u] = out.state[0];
     if constexpr (C::kStates > 1) (p.cells ? p.cells + row * p.hidden : p.state + b * p.hidden)[u] = out.state[1];
@@ -172,7 +172,7 @@ OST_HD bool finish(const Problem<T>& p, const Clock& clock, Index t, Index b, In
 }
 
 // The same with states as they lie in memory.
-template <class C, class T, int F>
+template <class C, class T, int F, bool kAgain = false>
 OST_HD void step_cell(const Problem<T>& p, const Clock& clock, Index t, Index b, Index u, const T* products) {
   T state[C::kStates] = {};
   if (clock.active(t, b)) {
@@ -180,7 +180,7 @@ OST_HD void step_cell(const Problem<T>& p, const Clock& clock, Index t, Index b,
     state[0] = value(hidden_after(p, before, b), u);
     if constexpr (C::kStates > 1) state[1] = value(cell_after(p, before, b), u);
   }
-  finish<C, T, F>(p, clock, t, b, u, p.gx + ((t * p.batch + b) * p.hidden + u) * C::kColumns, products, state);
+  finish<C, T, F, kAgain>(p, clock, t, b, u, p.gx + ((t * p.batch + b) * p.hidden + u) * C::kColumns, products, state);
 }
 
 // Phase F of one step.

@@ -31,12 +31,25 @@ void run_phases(Run& run, const Problem<T>& p, Index step, int rows) {
 }
 
 template <class C, class T, class W, class Run>
-void forward(Run& run, const Problem<T>& p, int loop, int rows) {
-  if (p.batch == 0) return;
+void project(Run& run, const Problem<T>& p) {
   if (p.px.data)
     run(SpreadKernel<C, T>{p});
   else if (p.steps > 0)
     run(ProjectKernel<C, T, W>{p});
+}
+
+// What the cell saves, of a pass that kept the states only.
+template <class C, class T, class W, int F = 0, class Run>
+void again(Run& run, const Problem<T>& p) {
+  if (F == 0) project<C, T, W>(run, p);
+  if (p.steps > 0) run(AgainKernel<C, T, W, F>{p});
+  if constexpr (F + 1 < kPhaseCount<C>) again<C, T, W, F + 1>(run, p);
+}
+
+template <class C, class T, class W, class Run>
+void forward(Run& run, const Problem<T>& p, int loop, int rows) {
+  if (p.batch == 0) return;
+  project<C, T, W>(run, p);
   if constexpr (kLoops<C> && sizeof(T) == 4) run_loop<T, W>(loop, [&]<int K>() { run(LoopKernel<C, T, W, K>{p}); });
   for (Index step = 0; step < (loop ? 0 : p.steps); ++step) run_phases<C, T, W>(run, p, step, rows);
   run(FinalKernel<C, T>{p});

@@ -93,6 +93,7 @@ class Kept:
     weights: Weights
     values: dict[str, Any]
     shape: tuple[int, int]
+    x: Rows
 
 
 @lru_cache
@@ -212,6 +213,7 @@ def forward(
     before: Any = None,
     restart: tuple[Any, Any] = (None, None),
     train: bool = False,
+    states_only: bool = False,
     loop: int | None = None,
     rows: int | None = None,
     library: bool | None = None,
@@ -222,7 +224,8 @@ def forward(
     (steps, batch), size, dtype = sizes, w.hidden, w.dtype
     (columns, products, _), planned = columns_of(w.cell), plan_of(w, steps, batch)
     two, phases = facts["states"] > 1, len(products) - 1
-    kept_rows = (steps, batch) if train else (batch,)
+    saving = train and not states_only
+    kept_rows = (steps, batch) if saving else (batch,)
     values = {
         **w.arrays,
         **{"steps": steps, "batch": batch, "input": w.input, "hidden": size, "reverse": int(w.reverse)},
@@ -233,22 +236,35 @@ def forward(
         "loop": planned.room if loop is None else loop,
         "rows": planned.rows if rows is None else rows,
         "launches": planned.launches,
-        "saved": xp.empty((steps, batch, facts["saved"], size), dtype) if train and facts["saved"] else None,
-        "kept": xp.empty((batch, facts["saved"], size), dtype) if not train and phases > 1 else None,
+        "saved": xp.empty((steps, batch, facts["saved"], size), dtype) if saving and facts["saved"] else None,
+        "kept": xp.empty((batch, facts["saved"], size), dtype) if not saving and phases > 1 else None,
         "cells": xp.empty((steps, batch, size), dtype) if train and two else None,
         "state": xp.empty((batch, size), dtype) if not train and two else None,
         "emitted": xp.empty((*kept_rows, size), dtype) if phases > 1 else None,
     }
     values["gx"] = gx = xp.empty((steps, batch, size, columns), dtype)
-    whole = (
-        x.starts is None or len(x.array) <= steps * batch
-    )  # of flat rows a segment is a part, and the product is of all
-    if (planned.library if library is None else library) and steps * batch and whole:
+    if planned.library if library is None else library:
         _library_product(w, x, values, gx)
     if batch:
         w.device.launch("forward", w.cell, dtype, values)
     values.update(dict.fromkeys(("gx", "px")))  # no later pass reads them
-    return Kept(w, values, (steps, batch)) if train else None
+    return Kept(w, values, (steps, batch), x) if train else None
+
+
+def _again(kept: Kept, work: Any, library: bool) -> dict[str, Any]:
+    """What the cell saves, of a pass that kept the states only."""
+    w, xp, (steps, batch), size = kept.weights, kept.weights.device.xp, kept.shape, kept.weights.hidden
+    (columns, products, _), saved = columns_of(w.cell), facts_of(w.cell)["saved"]
+    gx = xp.empty((steps, batch, size, columns), w.dtype)
+    made = {
+        "saved": work("saved", steps, batch, saved, size),
+        "emitted": work("emitted", steps, batch, size, wanted=len(products) > 2),
+    }
+    values = {**kept.values, **made, "gx": gx, "loop": 0, "rows": 0}
+    if library:
+        _library_product(w, kept.x, values, gx)
+    w.device.launch("again", w.cell, w.dtype, {**values, "launches": len(products)})
+    return made
 
 
 def backward(
@@ -291,8 +307,10 @@ def backward(
             held[key] = xp.empty(shape, dtype)
         return held[key]
 
+    made = _again(kept, work, library) if facts["saved"] and kept.values["saved"] is None else {}
     values = {
         **kept.values,
+        **made,
         **{n: v for name, r in (("dy", dy), ("dx", dx), ("dcells", dcells)) if r for n, v in r.values(name).items()},
         **{"dhn": dend[0], "dcn": dend[1], "dh0": dstate[0], "dc0": dstate[1], "dx_add": int(dx_add)},
         **{"drestart_h": drestart[0], "drestart_c": drestart[1], "cuts": cuts, "flow": flow},
@@ -329,6 +347,8 @@ def backward(
 def _library_product(w: Weights, x: Rows, values: dict[str, Any], gx: Any) -> None:
     """W x of all rows, as they lie, by the array library; where it has the form of gx, in place."""
     xp, a = w.device.xp, x.array
+    if not gx.size or (x.starts is not None and len(a) > gx.shape[0] * gx.shape[1]):
+        return  # of flat rows a segment is a part, and the product would be of all
     panels = w.arrays["panels0"].reshape(w.input, -1)
     width, rows = panels.shape[1], a.size // w.input
     in_place = x.starts is None and not x.batch_first and gx.size == rows * width
@@ -439,8 +459,6 @@ class Packed:
         states_only: bool = False,
     ) -> tuple[Any, Any, Any, Tape | None]:
         """y, h_n, c_n and the tape. Weights that a GPU runs need no order of the rows: ``order`` is not looked at."""
-        if states_only:
-            raise ValueError("memory_limit: expected a size, 'least' or a number of segments on a GPU, got 'states'")
         device, xp, h, n = self.device, self.device.xp, self.hidden_size, self.layers * self.directions
         width, two = self.directions * h, facts_of(self.cell)["states"] > 1
         ragged = starts is not None
@@ -502,7 +520,7 @@ class Packed:
                     one = forward(
                         self.parts[k], rows, to.columns(d * h, (d + 1) * h), (_at(h0, k), _at(c0, k)), (h_n[k], _at(c_n, k)),
                         (steps, batch), lengths=ends, before=tables[self.parts[k].reverse],
-                        restart=(_at(restart_h, k), _at(restart_c, k)), train=train,
+                        restart=(_at(restart_h, k), _at(restart_c, k)), train=train, states_only=states_only,
                     )  # fmt: skip
                     if one is not None:
                         kept.append(one)
@@ -642,6 +660,8 @@ class Tape:
 
     def saved(self, number: int) -> Any:
         """What the cell keeps, one of its gates."""
+        if self._kept[0].values["saved"] is None:
+            raise TypeError("gates: expected a pass that keeps them, got one that keeps the states only")
         return self._rows([k.values["saved"][:, :, number] for k in self._kept])
 
     def hidden(self) -> Any:
