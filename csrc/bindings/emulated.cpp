@@ -1,38 +1,36 @@
 // The kernels of the GPU, emulated: for the tests.
-#include <functional>
-
-#include "../cuda/calls.h"
 #include "../cuda/emulate.h"
 
 namespace ost {
+namespace OST_SET {
+
+static_assert(kCellCount == 6);
+extern OST_EMULATED(0);
+extern OST_EMULATED(1);
+extern OST_EMULATED(2);
+extern OST_EMULATED(3);
+extern OST_EMULATED(4);
+extern OST_EMULATED(5);
+
+}  // namespace OST_SET
 
 namespace {
 
-// Kernels recorded and run again, as a graph of the device's.
-struct Recorder {
-  emulated::Emulator run;
-  std::vector<std::function<void()>>* kernels;
-  template <class K>
-  void operator()(const K& kernel) const {
-    kernels->push_back([kernel, run = run] { run(kernel); });
-  }
-};
-
 int run_emulated(const std::string& action, int cell, int itemsize, const py::dict& values, bool turned) {
-  using Graph = std::vector<std::function<void()>>;
+  using Graph = std::vector<emulated::Recorded>;
   static auto* replay = new emulated::Replay<Graph>;
-  const emulated::Emulator emulator{turned};
-  const auto on = [&](const auto& run) { emulated::act_by_name(run, action, cell, itemsize, values); };
-  if (emulated::Addresses(values).number<int>("launches") < emulated::kFewestLaunches) return on(emulator), 0;
+  const auto on = [&](const emulated::Emulator& run) { emulated::act_by_name(run, action, cell, itemsize, values); };
+  const auto direct = [&] { on({turned, nullptr}); };
+  if (emulated::Addresses(values).number<int>("launches") < emulated::kFewestLaunches) return direct(), 0;
   const auto record = [&] {
     Graph graph;
-    on(Recorder{emulator, &graph});
+    on({turned, &graph});
     return graph;
   };
-  const auto launch = [](const Graph& graph) {
-    for (const auto& kernel : graph) kernel();
+  const auto launch = [&](const Graph& graph) {
+    for (const auto& kernel : graph) kernel.run(kernel.kernel.data(), turned);
   };
-  return int((*replay)(emulated::key_of(action, cell, itemsize, values, turned), [&] { on(emulator); }, record, launch));
+  return int((*replay)(emulated::key_of(action, cell, itemsize, values, turned), direct, record, launch));
 }
 
 }  // namespace
