@@ -73,7 +73,7 @@ MUTANTS: dict[str, tuple[str, str, str]] = {  # name: file, what stands there, w
     "operands of float16 rounded down": ("csrc/cuda/half.h", "(m + 0xfff + (m >> 13 & 1)) >> 13", "m >> 13"),
     "layout of a product guessed": ("python/ostinato/_on_device.py", "values.update(Rows.of(product, x.batch_first, flat)", "values.update(Rows.of(product, False, flat)"),
     "a plan for too many units": ("python/ostinato/_plan.py", "if hidden <= n), 0) if len(products)", "if hidden <= n + 1), 0) if len(products)"),
-    "a layer that does not move": ("python/ostinato/nn/_block.py", 'for name in ("values", "grads"):\n            a = _device.host', 'for name in ("values",):\n            a = _device.host'),
+    "a layer that does not move": ("python/ostinato/nn/_block.py", "self.grads = put(values), put(grads)", "self.grads = put(values), grads"),
     "a part of the device's gradients left out": ("csrc/cuda/backward.h", "for (int part = 0; part < parts; ++part) sum +=", "for (int part = 0; part < 1; ++part) sum +="),
     "a slot too many": ("csrc/bindings/stream.cpp", "all + (layer * batch + slots[i]) * s.hidden", "all + (layer * batch + i) * s.hidden"),
     "rows of the next sequence zeroed": ("csrc/cpu/forward.h", "if (rows.starts && rows.starts[b] + t >= rows.ends[b]) continue;", ""),
