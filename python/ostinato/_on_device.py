@@ -46,6 +46,11 @@ def extent(
     return a
 
 
+def optional_extent(device: Device, name: str, a: Any, *expected: Any, **options: Any) -> Any:
+    """The same of what may be None."""
+    return None if a is None else extent(device, name, a, *expected, **options)
+
+
 class Rows(NamedTuple):
     """Rows as kernels find them: row (t, b) begins ``t * t_stride + b * b_stride`` elements in; or, of flat rows, at starts[b] + t."""
 
@@ -411,7 +416,7 @@ class Packed:
                     [("gates", 3), ("H", h)],
                 ]
                 five = [
-                    None if a is None else extent(device, n + end, a, s, self.dtype, contiguous=True)
+                    optional_extent(device, n + end, a, s, self.dtype, contiguous=True)
                     for n, a, s in zip(WEIGHTS, given, axes)
                 ]
                 self.parts.append(
@@ -471,11 +476,10 @@ class Packed:
         parts = ("1" if n == 1 else "L*D", n)
         state = [parts, ("B", batch), ("H", h)]
         h0, c0 = (
-            None if s is None else extent(device, name, s, state, self.dtype, contiguous=True)
-            for name, s in (("h0", h0), ("c0", c0))
+            optional_extent(device, name, s, state, self.dtype, contiguous=True) for name, s in (("h0", h0), ("c0", c0))
         )
         restart_h, restart_c = (
-            None if s is None else extent(device, name, s, [parts, ("H", h)], self.dtype, contiguous=True)
+            optional_extent(device, name, s, [parts, ("H", h)], self.dtype, contiguous=True)
             for name, s in (("restart_h", restart_h), ("restart_c", restart_c))
         )
         if out is not None:
@@ -587,7 +591,7 @@ class Tape:
         if dy is not None:
             dy = extent(device, "dy", dy, [*lead, ("D*H", width)], dtype)
         dh_n, dc_n = (
-            None if a is None else extent(device, name, a, f.state, dtype, contiguous=True)
+            optional_extent(device, name, a, f.state, dtype, contiguous=True)
             for name, a in (("dh_n", dh_n), ("dc_n", dc_n))
         )
         if dcells is not None:

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 
 ROWS = 8  # of the batch, that a block of the "loop" kernels takes: csrc/cuda/engine.h
 ROOM = {4: (32, 64), 2: (64, 128)}  # hidden units, by bytes of a word: csrc/cuda/plan.h
-LIBRARY_ROWS = (
-    512  # (t, b) of a call: for fewer, a launch more costs what a better product gains (an estimate: to be measured)
-)
+LIBRARY_ROWS = 512  # (t, b) of a call: for fewer a launch more costs what a better product gains (an estimate)
 STREAM_ROWS = 64  # rows of the batch: beyond, tiles read less (an estimate: to be measured)
 MOST_WAVES = 8  # of blocks of which each takes all steps; beyond, whole steps fill the device better (an estimate: to be measured)
 
