@@ -86,11 +86,11 @@ def on_device(
     control: dict[str, Any],
     device: _device.Device,
     precision: str = "exact",
-    loop: int | None = None,
-    rows: int | None = None,
-    library: bool | None = None,
+    **forced: Any,
 ) -> list[Any]:
+    """``forced``: of the plans."""
     steps, batch, hidden = p["dy"].shape
+    forwards = {n: v for n, v in forced.items() if n != "backward_units"}
     put, xp = device.put, device.xp
     weights, restart = [put(a) for a in p["weights"]], tuple(put(a) for a in p["restart"])
     w = _on_device.pack(device, cell, weights, reverse=p["reverse"], precision=precision)
@@ -108,13 +108,13 @@ def on_device(
         y, end = xp.empty((steps, batch, hidden), p["x"].dtype), pair()
         kept = _on_device.forward(
             w, _on_device.Rows.of(put(p["x"])), _on_device.Rows.of(y), (put(p["h0"]), put(p["c0"])), end, (steps, batch),
-            lengths=lengths, before=before, restart=restart, train=train, loop=loop, rows=rows, library=library,
+            lengths=lengths, before=before, restart=restart, train=train, forced=forwards,
         )  # fmt: skip
         return y, *end, kept
 
     y, h, c, kept = run(True)
     for a, b in zip((y, h, c), run(False)):  # inference, without a tape
-        assert a is None or np.array_equal(_device.host(a), _device.host(b))
+        assert a is None or np.array_equal(_device.host(a), _device.host(b), equal_nan=True)
     grads = [None if a is None else xp.zeros_like(a) for a in weights]
     control = {n: put(v) if isinstance(v, np.ndarray) else v for n, v in control_of(p, control, lambda a: a).items()}
     if "dcells" in control:
@@ -122,11 +122,13 @@ def on_device(
     flow = xp.zeros((steps, states, batch), np.float64) if control.pop("flow", False) else None
     dx, d0 = xp.empty(p["x"].shape, p["x"].dtype), pair()
     streams = cell != "gru_reset_before" and flow is None and not control.get("clip_norm")
-    backward_rows = rows if streams or not rows else 0
+    backwards = {**forced, "rows": forced["rows"] if streams else 0} if "rows" in forced else {**forced}
+    if (units := backwards.pop("backward_units", None)) is not None:
+        backwards["units"] = units
     reset = [xp.zeros(hidden, p["x"].dtype) if p["resets"] is not None and k < states else None for k in range(2)]
     _on_device.backward(
         kept, _on_device.Rows.of(put(p["dy"])), (put(p["dh"]), put(p["dc"])), d0, grads, dx=_on_device.Rows.of(dx),
-        drestart=tuple(reset), flow=flow, loop=loop, rows=backward_rows, library=library, **control,
+        drestart=tuple(reset), flow=flow, forced=backwards, **control,
     )  # fmt: skip
     norms = None if flow is None else flow.sum(2)
     return [_device.host(a) for a in (y, h, c, dx, *d0, *reset, norms, *grads)]
@@ -156,7 +158,7 @@ def test_all_steps_in_one_launch(cell: str, precision: str, hidden: int) -> None
         ("lengths", False, {}),
     ):
         p = problem(cell, np.float32, (6, 11, 3, hidden), kind, reverse)
-        want = on_device(cell, p, control, DEVICES[0], precision, loop=0, rows=0)
+        want = on_device(cell, p, control, DEVICES[0], precision, room=0, rows=0)
         results = [on_device(cell, p, control, device, precision) for device in DEVICES]
         for k, (name, a) in enumerate(zip(NAMES, want)):
             if a is None:
@@ -178,8 +180,8 @@ def test_blocks_that_stream_the_weights(cell: str, precision: str, rows: int, hi
         ("mask", False, {"flow": True}),
     ):
         p = problem(cell, np.float32, (5, 19, 3, hidden), kind, reverse)
-        want = on_device(cell, p, control, DEVICES[0], precision, loop=0, rows=0)
-        results = [on_device(cell, p, control, device, precision, loop=0, rows=rows) for device in DEVICES]
+        want = on_device(cell, p, control, DEVICES[0], precision, room=0, rows=0)
+        results = [on_device(cell, p, control, device, precision, room=0, rows=rows) for device in DEVICES]
         for k, (name, a) in enumerate(zip(NAMES, want)):
             if a is None:
                 continue
@@ -192,7 +194,7 @@ def test_blocks_that_stream_the_weights(cell: str, precision: str, rows: int, hi
 
 def test_plans_that_there_are_not() -> None:
     p = problem("gru_reset_before", np.float32, (2, 2, 3, 4), "none", False)
-    for options, message in (({"loop": 32}, "loop: expected a room"), ({"rows": 9}, "rows: expected 8, 16 or 32")):
+    for options, message in (({"room": 32}, "loop: expected a room"), ({"rows": 9}, "rows: expected 8, 16 or 32")):
         with pytest.raises(ValueError, match=message):
             on_device("gru_reset_before", p, {}, DEVICES[0], **options)
 

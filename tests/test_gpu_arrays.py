@@ -521,13 +521,14 @@ def test_precision(gpu: Gpu, precision: str) -> None:
     if precision == "float16":
         for call in (lambda: there.to("cpu"), lambda: setattr(layer, "precision", "float16")):
             with pytest.raises(
-                ValueError, match="precision: expected one of 'float32', 'bfloat16', 'int8' on cpu, got 'float16'"
+                ValueError,
+                match="precision: expected one of 'float32', 'bfloat16', 'int8', 'exact' on cpu, got 'float16'",
             ):
                 call()
         layer.precision = "int8"
         model = ost.nn.Sequential(layer)
         with pytest.raises(
-            ValueError, match=r"precision: expected one of 'float32', 'bfloat16', 'float16' on .*, got 'int8'"
+            ValueError, match=r"precision: expected one of 'float32', 'bfloat16', 'float16', 'exact' on .*, got 'int8'"
         ):
             model.to("cuda")
         assert model.device == "cpu"

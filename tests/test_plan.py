@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from ostinato._plan import MOST_WAVES, ROOM, GpuFigures, plan, room_for
+from ostinato._plan import GROUP_ROWS, MOST_WAVES, ROOM, GpuFigures, GpuPlan, Share, plan, room_for, shares_for
 
 DEVICES = [
     GpuFigures("A100-SXM4", (8, 0), 108, 166912, 40 << 20),
@@ -16,38 +16,87 @@ DEVICES = [
     GpuFigures("RTX 5090", (12, 0), 170, 101376, 96 << 20),
     GpuFigures("B200", (10, 0), 148, 232448, 126 << 20),
 ]
+FEW = GpuFigures("of few multiprocessors", (9, 0), 8, 232448, 4 << 20)
 LSTM, GRU, BEFORE = [4], [3], [2, 1]
 
 
 @pytest.mark.parametrize("device", DEVICES, ids=lambda d: d.name)
 def test_every_shape_has_a_plan(device: GpuFigures) -> None:
-    for products, hidden, batch, word, backward, by_step in product(
+    kernels = set()
+    for products, hidden, batch, word, backward, by_step, split in product(
         (LSTM, GRU, BEFORE, [1]),
-        (1, 32, 33, 64, 65, 128, 129, 4096),
-        (1, 8, 9, 1000, 20000),
+        (1, 32, 33, 64, 65, 128, 129, 512, 1000, 4096),
+        (1, 8, 9, 64, 1000, 20000),
         (2, 4, 8),
         (False, True),
         (False, True),
+        (False, True),
     ):
-        p = plan(device, products, hidden=hidden, steps=7, batch=batch, word=word, backward=backward, by_step=by_step)
+        sizes = {"hidden": hidden, "steps": 7, "batch": batch, "word": word}
+        p = plan(device, products, **sizes, backward=backward, by_step=by_step, split=split)
+        kernels.add(p.kernel)
         assert p.reason
+        assert p.seconds > 0
         if p.kernel == "loop":
             assert (p.launches, p.blocks) == (1, -(-batch // 8))
             assert hidden <= p.room
             assert p.room * hidden * max(products) * word <= 128 << 10 or hidden < p.room
             assert p.blocks <= MOST_WAVES * device.multiprocessors
             assert not by_step
+        elif p.kernel == "persistent":
+            check_persistent(p, device, products, hidden, 7, batch, word, backward)
+            assert word == 2 or (word == 4 and split)
+            assert not by_step
         elif p.kernel == "stream":
-            assert p.room == 0
+            assert p.room == p.units == 0
             assert p.rows in (8, 16, 32)
             assert p.launches == 7 * len(products) + backward
             assert not (backward and by_step)
             assert word < 8
             assert p.blocks * p.rows * (16 if backward else 16 // max(products)) >= hidden * batch
         else:
-            assert p.room == p.rows == 0
+            assert p.kernel == "step"
+            assert p.room == p.rows == p.units == 0
             assert p.launches == 7 * len(products) * (3 if backward else 1)
             assert p.blocks * (64 // max(products)) * 32 >= hidden * batch
+    assert kernels == {"loop", "persistent", "stream", "step"}
+
+
+def check_persistent(
+    p: GpuPlan, device: GpuFigures, products: list[int], hidden: int, steps: int, batch: int, word: int, backward: bool
+) -> None:
+    """All blocks have their own multiprocessor, all weights have room, and all units, rows and steps have their turn."""
+    share = Share.of(products[0], hidden, p.units, 2 if word == 4 else 1, backward)
+    assert p.blocks == share.blocks * p.groups <= device.multiprocessors
+    assert share.blocks * p.units >= hidden
+    assert share.blocks * p.units % 16 == 0
+    assert share.tiles * 16 >= hidden * (products[0] if backward else 1)
+    assert share.depth * 8 >= share.tiles
+    # a thread's registers: of 16 x 16 weights of 2 bytes it keeps 16 bytes
+    assert share.out_tiles * share.parts * share.depth * 4 <= 128
+    assert share.out_tiles * 16 >= p.units * (1 if backward else products[0])
+    assert 1 <= p.span <= steps
+    assert p.groups * p.span * share.slot_bytes <= max(device.l2_bytes // 4, p.groups * share.slot_bytes)
+    passes = -(-batch // (p.groups * GROUP_ROWS))
+    assert p.launches == passes * -(-steps // p.span)
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=lambda d: d.name)
+def test_weights_that_many_multiprocessors_share(device: GpuFigures) -> None:
+    """The shapes that the persistent kernels are for."""
+    chosen = {}
+    for products, hidden, batch, word, backward in product(
+        (LSTM, GRU), (256, 512, 768, 1024), (8, 16, 64), (2, 4), (False, True)
+    ):
+        sizes = {"hidden": hidden, "steps": 1024, "batch": batch, "word": word}
+        p = plan(device, products, **sizes, backward=backward, split=True)
+        chosen[max(products), hidden, batch, word, backward] = p.kernel
+        if p.kernel == "persistent":
+            check_persistent(p, device, products, hidden, 1024, batch, word, backward)
+    if device.multiprocessors >= 128:
+        for (columns, hidden, batch, word, backward), kernel in chosen.items():
+            if shares_for(columns, hidden, word, backward) and not backward and batch <= 16:
+                assert kernel == "persistent", (columns, hidden, batch, word)
 
 
 def test_what_is_chosen_and_why() -> None:
@@ -57,20 +106,30 @@ def test_what_is_chosen_and_why() -> None:
     assert (small.kernel, small.room, small.blocks, small.launches) == ("loop", 64, 2, 1)
     for products, hidden, word, more, reason in (
         (LSTM, 65, 4, {}, "H = 65 is beyond 64"),
-        (LSTM, 129, 2, {}, "H = 129 is beyond 128"),
+        (LSTM, 65, 4, {"split": True, "device": FEW}, "too few of them, 8, to share the weights"),
+        (
+            LSTM,
+            2049,
+            2,
+            {},
+            "H = 2049 is beyond 128, where the recurrent weights fill the registers of a multiprocessor, and those of all",
+        ),
+        (LSTM, 1100, 2, {}, "too few of them, 132, to share the weights"),
+        (LSTM, 2000, 4, {"split": True}, "and those of all of them together"),
+        (LSTM, 512, 2, {"steps": 2}, "to share them out would take longer"),
         (LSTM, 8, 8, {}, "words of 2 and 4 bytes"),
         (BEFORE, 8, 4, {}, "2 phases a step"),
         (LSTM, 8, 4, {"backward": True, "by_step": True}, "the norm of every step's gradient"),
         (LSTM, 8, 4, {"batch": 8 * 132 * MOST_WAVES + 1}, "1057 blocks of 8 rows are 9 waves over 132 multiprocessors"),
     ):
-        p = plan(h100, products, hidden=hidden, word=word, **{**sizes, **more})
+        p = plan(more.pop("device", h100), products, hidden=hidden, word=word, **{**sizes, **more})
         assert p.kernel in ("step", "stream")
         assert reason in p.reason
 
 
 def test_streams() -> None:
     sizes = {"hidden": 512, "steps": 100, "word": 2}
-    assert [plan(DEVICES[1], LSTM, batch=b, **sizes).rows for b in (1, 8, 9, 16, 17, 64, 65)] == [
+    assert [plan(FEW, LSTM, batch=b, **sizes).rows for b in (1, 8, 9, 16, 17, 64, 65)] == [
         8,
         8,
         16,
@@ -79,9 +138,9 @@ def test_streams() -> None:
         32,
         0,
     ]
-    p = plan(DEVICES[1], LSTM, batch=16, **sizes)
+    p = plan(FEW, LSTM, batch=16, **sizes)
     assert (p.kernel, p.blocks, p.launches) == ("stream", 128, 100)
-    assert plan(DEVICES[1], LSTM, batch=16, backward=True, **sizes).launches == 101
+    assert plan(FEW, LSTM, batch=16, backward=True, **sizes).launches == 101
     assert plan(DEVICES[1], BEFORE, batch=16, backward=True, **sizes).kernel == "step"
 
 

@@ -169,7 +169,9 @@ def test_int8_takes_zero_rows_and_refuses_what_has_no_scale(kernel_set: str) -> 
 
 
 def test_errors_name_the_precision() -> None:
-    with pytest.raises(ValueError, match=r"precision: expected one of 'float32', 'bfloat16', 'int8', got 'half'"):
+    with pytest.raises(
+        ValueError, match=r"precision: expected one of 'float32', 'bfloat16', 'int8', 'exact', got 'half'"
+    ):
         ost.nn.GRU(3, 4, precision="half")
     with pytest.raises(ValueError, match=r"precision: expected one of 'float64', got 'int8'"):
         ost.nn.GRU(3, 4, precision="int8", dtype=np.float64)

@@ -105,6 +105,7 @@ TESTS = [
     "test_device",
     "test_gpu_arrays",
     "test_plan",
+    "test_persistent",
     "test_files",
     "test_fit_proof",
 ]

@@ -19,16 +19,18 @@ namespace {
 int run_emulated(const std::string& action, int cell, int itemsize, const py::dict& values, bool turned) {
   using Graph = std::vector<emulated::Recorded>;
   static auto* replay = new emulated::Replay<Graph>;
+  const emulated::Addresses a(values);
+  const emulated::Emulation how{turned, a.number<std::uint32_t>("delays"), a.number<Index>("absent", -1)};
   const auto on = [&](const emulated::Emulator& run) { emulated::act_by_name(run, action, cell, itemsize, values); };
-  const auto direct = [&] { on({turned, nullptr}); };
-  if (emulated::Addresses(values).number<int>("launches") < emulated::kFewestLaunches) return direct(), 0;
+  const auto direct = [&] { on({how, nullptr}); };
+  if (a.number<int>("launches") < emulated::kFewestLaunches) return direct(), 0;
   const auto record = [&] {
     Graph graph;
-    on({turned, &graph});
+    on({how, &graph});
     return graph;
   };
   const auto launch = [&](const Graph& graph) {
-    for (const auto& kernel : graph) kernel.run(kernel.kernel.data(), turned);
+    for (const auto& kernel : graph) kernel.run(kernel.kernel.data(), how);
   };
   return int((*replay)(emulated::key_of(action, cell, itemsize, values, turned), direct, record, launch));
 }

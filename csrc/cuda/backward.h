@@ -33,15 +33,17 @@ struct BackwardBeginKernel {
   }
 };
 
-// The gradient at (t, b), of what came through time (h and c): h by all paths, c by those but the step's own; clipped by value, not by
-// norm.
+// The gradient at (t, b), from what came through time: h by all paths, c by those but the step's own; clipped by value, not by norm.
 template <class C, class T>
-OST_HD void arriving(const BackwardProblem<T>& g, Index t, Index b, Index u, T* d) {
-  if (g.dy.data) d[0] += at(g.dy, t, b)[u];
-  if constexpr (C::kStates > 1)
-    if (g.control.dcells.data) d[1] += at(g.control.dcells, t, b)[u];
+OST_HD void arrive(const BackwardProblem<T>& g, T dy, T dcell, T* d) {
+  d[0] += dy;
+  if constexpr (C::kStates > 1) d[1] += dcell;
   if (const T clip = g.control.clip_value; clip > 0)
     for (int k = 0; k < C::kStates; ++k) d[k] = select(clip < d[k], clip, select(d[k] < -clip, -clip, d[k]));
+}
+template <class T>
+OST_HD T gradient_at(const Rows<const T>& rows, Index t, Index b, Index u) {
+  return rows.data ? at(rows, t, b)[u] : T(0);
 }
 
 // A block a row: sums over units in one order, for the norm of the gradient, or of squares that the cell left.
@@ -64,7 +66,7 @@ struct NormKernel {
         for (Index u = thread; u < p.hidden && active; u += kThreads) {
           const Index i = b * p.hidden + u;
           T d[2] = {g.dh[i], C::kStates > 1 ? g.dc[i] : T(0)};
-          arriving<C>(g, t, b, u, d);
+          arrive<C>(g, gradient_at(g.dy, t, b, u), C::kStates > 1 ? gradient_at(g.control.dcells, t, b, u) : T(0), d);
           space.sums[thread] += double(d[k]) * double(d[k]);
         }
       });
@@ -109,51 +111,82 @@ OST_HD void store(const Problem<T>& p, const BackwardProblem<T>& g, Index row, I
   if constexpr (Q + 1 < kProductCount<C> && !kSharedDa<C>) store<C, T, F, Q + 1>(p, g, row, u, out);
 }
 
-// The cell's backward of phase F, for one unit of one row: d is what came through time, of h and c; phase 0, the last to run, leaves in it
-// what goes on past the products.
-template <class C, class T, int F>
-OST_HD void cell_backward(const Problem<T>& p, const BackwardProblem<T>& g, Index t, Index b, Index u, T* d, BackwardOut<C, T>& out) {
-  constexpr int last = kPhaseCount<C> - 1;
-  const Clock clock = p.clock();
-  const Index row = t * p.batch + b, i = b * p.hidden + u;
+// What the cell's backward of a step reads of memory, for one unit of one row: none of it comes through time.
+template <class C, class T>
+struct Gathered {
   BackwardIn<C, T> in;
-  for (int column = 0; column < C::kColumns; ++column) out.da[column] = T(0);
-  if (!clock.active(t, b)) {
-    if (F == 0 && g.dy.data && clock.repeats(t, b) != kSkipped) d[0] += at(g.dy, t, b)[u];
-    store<C, T, F>(p, g, row, u, out);
-    if (F == 0)
-      for (int k = 0; k < C::kParams; ++k) g.dparams[(row * C::kParams + k) * p.hidden + u] = T(0);
-    if (F < last) p.emitted[row * p.hidden + u] = T(0);
-    return;
+  T dy, dcell;
+  bool active;
+};
+template <class C, class T, int F>
+OST_HD Gathered<C, T> gather(const Problem<T>& p, const BackwardProblem<T>& g, Index t, Index b, Index u) {
+  const Clock clock = p.clock();
+  const Index row = t * p.batch + b;
+  Gathered<C, T> given;
+  given.active = clock.active(t, b);
+  given.dy = given.dcell = T(0);
+  if (!given.active) {
+    if (F == 0 && clock.repeats(t, b) != kSkipped) given.dy = gradient_at(g.dy, t, b, u);
+    return given;
   }
+  auto& in = given.in;
   const Index before = clock.before(t, b);
-  for (int k = 0; k < C::kSaved; ++k) in.saved[k] = p.saved[(row * C::kSaved + k) * p.hidden + u];
+  for (int k = 0; k < C::kSaved; ++k) in.saved[k] = saved_at<C>(p, t, b)[k * p.hidden + u];
   in.previous[0] = value(hidden_after(p, before, b), u);
   in.next[0] = at(p.y, t, b)[u];
-  T all[2] = {d[0], C::kStates > 1 ? d[C::kStates - 1] : T(0)};
-  arriving<C>(g, t, b, u, all);
-  for (int k = 0; k < C::kStates; ++k) in.dstate[k] = all[k], out.dprevious[k] = T(0);
+  given.dy = gradient_at(g.dy, t, b, u);
   if constexpr (C::kStates > 1) {
     in.previous[1] = value(cell_after(p, before, b), u);
     in.next[1] = p.cells[row * p.hidden + u];
+    given.dcell = gradient_at(g.control.dcells, t, b, u);
   }
+  for (int k = 0; k < C::kParams; ++k) in.param[k] = p.params[k * p.hidden + u];
+  return given;
+}
+
+// The cell's backward of phase F: d is what came through time, of h and c; phase 0, the last to run, leaves in it what goes on past the
+// products.
+template <class C, class T, int F>
+OST_HD void apply(const Problem<T>& p, const BackwardProblem<T>& g, Index b, Index u, Gathered<C, T>& given, T* d, BackwardOut<C, T>& out) {
+  const Index i = b * p.hidden + u;
+  auto& in = given.in;
+  for (int column = 0; column < C::kColumns; ++column) out.da[column] = T(0);
+  if (!given.active) {
+    d[0] += given.dy;
+    return;
+  }
+  T all[2] = {d[0], C::kStates > 1 ? d[C::kStates - 1] : T(0)};
+  arrive<C>(g, given.dy, given.dcell, all);
+  for (int k = 0; k < C::kStates; ++k) in.dstate[k] = all[k], out.dprevious[k] = T(0);
   if (g.control.clip_norm > 0)
     for (int k = 0; k < C::kStates; ++k) in.dstate[k] = in.dstate[k] * g.scales[k * p.batch + b];
-  for (int k = 0; k < C::kParams; ++k) in.param[k] = p.params[k * p.hidden + u];
-  if constexpr (F < last) {
-    in.demitted = g.demitted[i];
-    p.emitted[row * p.hidden + u] = C::emitted(in.saved, in.previous);
-  }
+  if constexpr (F + 1 < kPhaseCount<C>) in.demitted = g.demitted[i];
   C::template backward<F>(in, out);
+  if constexpr (F == 0)  // the only one that sets dprevious
+    for (int k = 0; k < C::kStates; ++k) d[k] = out.dprevious[k];
+}
+
+// What of it goes to memory.
+template <class C, class T, int F>
+OST_HD void keep_gradients(const Problem<T>& p, const BackwardProblem<T>& g, Index t, Index b, Index u, const Gathered<C, T>& given,
+                           const BackwardOut<C, T>& out) {
+  const Index row = t * p.batch + b, i = b * p.hidden + u;
   store<C, T, F>(p, g, row, u, out);
-  if constexpr (F == 0) {  // the only one that sets dprevious
-    if (g.squares) {
-      g.squares[i] = in.dstate[0] * in.dstate[0];
+  if constexpr (F + 1 < kPhaseCount<C>) p.emitted[row * p.hidden + u] = given.active ? C::emitted(given.in.saved, given.in.previous) : T(0);
+  if constexpr (F == 0) {
+    for (int k = 0; k < C::kParams; ++k) g.dparams[(row * C::kParams + k) * p.hidden + u] = given.active ? out.dparam[k] : T(0);
+    if (g.squares && given.active) {
+      g.squares[i] = given.in.dstate[0] * given.in.dstate[0];
       if constexpr (C::kStates > 1) g.squares[p.batch * p.hidden + i] = out.dcell * out.dcell;
     }
-    for (int k = 0; k < C::kStates; ++k) d[k] = out.dprevious[k];
-    for (int k = 0; k < C::kParams; ++k) g.dparams[(row * C::kParams + k) * p.hidden + u] = out.dparam[k];
   }
+}
+
+template <class C, class T, int F>
+OST_HD void cell_backward(const Problem<T>& p, const BackwardProblem<T>& g, Index t, Index b, Index u, T* d, BackwardOut<C, T>& out) {
+  Gathered<C, T> given = gather<C, T, F>(p, g, t, b, u);
+  apply<C, T, F>(p, g, b, u, given, d, out);
+  keep_gradients<C, T, F>(p, g, t, b, u, given, out);
 }
 
 // The same for every unit of a step.

@@ -43,6 +43,12 @@ struct Block {
     __syncthreads();
 #endif
   }
+  // The threads of each warp, and nobody else.
+  OST_HD void warps_meet() const {
+#if defined(__CUDA_ARCH__)
+    __syncwarp();
+#endif
+  }
 };
 
 // Starts a copy to shared memory; what a thread has asked for is there, for itself, after `landed`.

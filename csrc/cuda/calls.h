@@ -56,6 +56,9 @@ Problem<T> problem(const Addresses& a) {
     p.stream_panels[q] = a.get<const void>("stream_panels" + std::to_string(q));
   }
   p.stream_turned = a.get<const void>("stream_turned");
+  p.persistent_panels = a.get<const void>("persistent_panels"), p.persistent_turned = a.get<const void>("persistent_turned");
+  p.persistent_scales = a.get<const float>("persistent_scales"),
+  p.persistent_turned_scales = a.get<const float>("persistent_turned_scales");
   p.loop_panels = a.get<const void>("loop_panels"), p.loop_turned = a.get<const void>("loop_turned");
   p.bias = a.get<const T>("bias"), p.params = a.get<const T>("params");
   p.gx = a.get<T>("gx"), p.saved = a.get<T>("saved"), p.cells = a.get<T>("cells");
@@ -85,21 +88,63 @@ BackwardProblem<T> backward_problem(const Addresses& a, Index steps, Index batch
   return g;
 }
 
-enum class Action { kPack, kForward, kBackward, kAdd, kAgain };
+// Raises unless the kernels that share the weights among multiprocessors can run this.
+template <class C, class T, class W, class V>
+void check_persistent(const Plan& plan, Index hidden, bool backward) {
+  constexpr int count = product_columns<C>(1).count();
+  const bool units = backward ? plan.units == kBackwardUnits : plan.units == 8 || (plan.units == 16 && Sent<W>::kParts == 1);
+  if (!kLoops<C> || sizeof(T) != 4 || !units)
+    fail("units", "those of a kernel that there is for this cell, of one phase in float32", std::to_string(plan.units));
+  const int tiles = backward ? 1 : plan.units == 8 ? kOutTiles<8, count> : kOutTiles<16, count>;
+  const Index room = persistent_room(tiles, backward ? Sent<V>::kParts : Sent<W>::kParts, backward ? count : 1);
+  if (hidden > room)
+    fail("units", "blocks with room for all weights", std::to_string(hidden) + " units in a room of " + std::to_string(room));
+  if (plan.groups < 1 || plan.span < 1) fail("groups", "a group and a step, at least", std::to_string(plan.groups));
+}
+
+// The recurrent weights for blocks of so many units, from panels and turned panels.
+template <class C, class T, class W, class V, class Run>
+void pack_persistent(Run& run, const Problem<T>& p, int units, const Addresses& a) {
+  if constexpr (kLoops<C> && sizeof(T) == 4) {
+    constexpr int count = product_columns<C>(1).count();
+    const Index width = p.hidden * count, tiles = ceil_div(p.hidden, 16);
+    if (auto* to = a.get<FragmentA>("persistent_panels"))
+      run_persistent<W>(units, [&]<int U>() {
+        using Pack = PersistentPackKernel<W, typename Sent<W>::Forward, Sent<W>::kParts, kOutTiles<U, count>>;
+        run(Pack{static_cast<const W*>(p.panels[1]), to, a.get<float>("persistent_scales"), width, p.hidden, 1, width, tiles,
+                 tiles * 16 / U, U * count});
+      });
+    if (auto* to = a.get<FragmentA>("persistent_turned")) {
+      using Pack = PersistentPackKernel<V, typename Sent<V>::Backward, Sent<V>::kParts, 1>;
+      run(Pack{static_cast<const V*>(p.turned[1]), to, a.get<float>("persistent_turned_scales"), p.hidden, width, 1, p.hidden,
+               tiles * count, tiles, kBackwardUnits});
+    }
+  }
+}
+
+enum class Action { kPack, kForward, kBackward, kAdd, kAgain, kPackPersistent };
 
 // W: words of the operands of the forward pass, V: of the backward pass.
 template <class C, class T, class W, class V, class Run>
 void act(Run& run, Action action, const Addresses& a) {
   const Problem<T> p = problem<C, T>(a);
-  const int loop = a.number<int>("loop"), rows = a.number<int>("rows");
+  const Plan plan{a.number<int>("loop"), a.number<int>("rows"), a.number<int>("units"), a.number<int>("groups"), a.number<Index>("span")};
+  const int loop = plan.loop, rows = plan.rows;
   if (loop && !(kLoops<C> && sizeof(T) == 4 && (loop == kLoopRoom<T, W>[0] || loop == kLoopRoom<T, W>[1])))
     fail("loop", "a room that there is for this cell", std::to_string(loop));
   if (rows && (sizeof(T) != 4 || (rows != 8 && rows != 16 && rows != 32) || (action == Action::kBackward && !kLoops<C>)))
     fail("rows", "8, 16 or 32 in float32, backward of one phase", std::to_string(rows));
-  if (action == Action::kForward) return forward<C, T, W>(run, p, loop, rows);
+  Exchange<T> exchange{};
+  if (plan.units) check_persistent<C, T, W, V>(plan, p.hidden, a.get<void>("persistent_turned") && action != Action::kForward);
+  if (action == Action::kPackPersistent) return pack_persistent<C, T, W, V>(run, p, plan.units, a);
+  if (plan.units) {
+    exchange = {{a.need<std::uint32_t>("mailbox"), a.get<std::uint32_t>("report"), a.number<int>("patience", kPatience)},
+                a.get<T>("carry")};
+  }
+  if (action == Action::kForward) return forward<C, T, W>(run, p, exchange, plan);
   if (action == Action::kAgain) return again<C, T, W>(run, p);
   if (action == Action::kAdd) return add_weights<C, T>(run, p, backward_problem<C, T>(a, p.steps, p.batch));
-  if (action == Action::kBackward) return backward<C, T, V>(run, p, backward_problem<C, T>(a, p.steps, p.batch), loop, rows);
+  if (action == Action::kBackward) return backward<C, T, V>(run, p, backward_problem<C, T>(a, p.steps, p.batch), exchange, plan);
   for (int q = 0; q < kProductCount<C>; ++q) {
     const T* raw = a.need<const T>(q == 0 ? "weight_ih" : "weight_hh");
     const std::string n = std::to_string(q);
@@ -187,8 +232,8 @@ template <class Run>
 void act_by_name(Run& run, const std::string& action, int cell, int itemsize, const py::dict& values) {
   const Addresses a(values);
   if (itemsize == 4 ? extra<float>(run, action, a) : extra<double>(run, action, a)) return;
-  const char* known[] = {"pack", "forward", "backward", "add", "again"};
-  for (int i = 0; i < 5; ++i)
+  const char* known[] = {"pack", "forward", "backward", "add", "again", "pack_persistent"};
+  for (int i = 0; i < 6; ++i)
     if (action == known[i]) return act_on(run, Action(i), CellId(cell), itemsize, a.text("precision"), a, Cells());
   fail("action", "one that is known", "'" + action + "'");
 }

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstring>
 #include <memory>
+#include <thread>
 #include <type_traits>
 #include <vector>
 
@@ -9,14 +10,20 @@
 
 namespace ost::OST_SET {
 
+struct Emulation {
+  bool turned;               // blocks and threads from the last to the first: no result may depend on it
+  std::uint32_t delays = 0;  // of blocks that run together, by chance and this seed; 0: none
+  Index absent = -1;         // the one of them that does not run
+};
+
 // A kernel that can be run later, as those of a graph; its type is known to `run` alone.
 struct Recorded {
-  void (*run)(const void* kernel, bool turned);
+  void (*run)(const void* kernel, const Emulation& how);
   std::vector<char> kernel;
 };
 
 struct Emulator {
-  bool turned;                      // blocks and threads from the last to the first: no result may depend on it
+  Emulation how;
   std::vector<Recorded>* recorded;  // where kernels are put in place of being run, or null
 
   template <class K>
@@ -24,25 +31,36 @@ struct Emulator {
     static_assert(std::is_trivially_copyable_v<K>);
     launch(&emulate<K>, &kernel, sizeof kernel);
   }
-  void launch(void (*run)(const void*, bool), const void* kernel, std::size_t size) const {
+  void launch(void (*run)(const void*, const Emulation&), const void* kernel, std::size_t size) const {
     const char* bytes = static_cast<const char*>(kernel);
     if (recorded)
       recorded->push_back({run, {bytes, bytes + size}});
     else
-      run(kernel, turned);
+      run(kernel, how);
   }
 
   template <class K>
-  static void emulate(const void* pointer, bool turned) {
-    using Space = typename K::Space;
+  static void emulate(const void* pointer, const Emulation& how) {
     const K& kernel = *static_cast<const K*>(pointer);
-    const auto space = std::make_unique<Space>();
     const Grid grid = kernel.grid();
     const Index count = grid.x * grid.y * grid.z;
-    for (Index i = 0; i < count; ++i) {
-      const Index at = turned ? count - 1 - i : i;
-      std::memset(static_cast<void*>(space.get()), 0xff, sizeof(Space));  // NaN: shared memory begins with anything
-      kernel(Block{at % grid.x, at / grid.x % grid.y, at / grid.x / grid.y, turned}, *space);
+    const auto one = [&](Index i, typename K::Space& space) {
+      const Index at = how.turned ? count - 1 - i : i;
+      std::memset(static_cast<void*>(&space), 0xff, sizeof space);  // NaN: shared memory begins with anything
+      kernel(Block{at % grid.x, at / grid.x % grid.y, at / grid.x / grid.y, how.turned}, space);
+    };
+    if constexpr (requires { K::kTogether; }) {  // blocks that wait for each other: a thread each
+      std::vector<std::thread> blocks;
+      for (Index i = 0; i < count; ++i)
+        if (i != how.absent)
+          blocks.emplace_back([&, i] {
+            Delays::begin(how.delays ? how.delays + std::uint32_t(i) * 0x9e3779b9u : 0);
+            one(i, *std::make_unique<typename K::Space>());
+          });
+      for (auto& block : blocks) block.join();
+    } else {
+      const auto space = std::make_unique<typename K::Space>();
+      for (Index i = 0; i < count; ++i) one(i, *space);
     }
   }
 };

@@ -134,41 +134,56 @@ struct StepSpace {
   T sums[kTileM][kTileN + 1];
 };
 
-// What follows the product of phase F, for one unit of one row: `state` is that before the step, and becomes that after it. False: the row
-// takes no part. `kAgain`: outputs and states are known, and only what the cell saves is wanted.
+// What follows the product of phase F, for one unit of one row, as far as the cell itself: `state` is that before the step, and becomes
+// that after it. False: the row takes no part.
 template <class C, class T, int F, bool kAgain = false>
-OST_HD bool finish(const Problem<T>& p, const Clock& clock, Index t, Index b, Index u, const T* gx, const T* products, T* state) {
+OST_HD bool compute(const Problem<T>& p, const Clock& clock, Index t, Index b, Index u, const T* gx, const T* products, T* state,
+                    ForwardOut<C, T>& out) {
   constexpr Columns product = C::kPhases[F].product, own = C::kPhases[F].own;
-  constexpr int last = kPhaseCount<C> - 1;
-  const Index row = t * p.batch + b;
-  if (!clock.active(t, b)) {
-    if (kAgain || F < last || (p.y.starts && p.y.starts[b] + t >= p.y.ends[b])) return false;
-    const Index from = clock.repeats(t, b);
-    at(p.y, t, b)[u] = from == kSkipped ? T(0) : value(hidden_after(p, from, b), u);
-    return false;
-  }
+  if (!clock.active(t, b)) return false;
   ForwardIn<C, T> in;
-  ForwardOut<C, T> out;
   for (int column = own.begin; column < own.end; ++column) {
     in.a[column] = gx[column];
     if (product.has(column)) in.a[column] += products[column - product.begin];
   }
   for (int k = 0; k < C::kStates; ++k) in.state[k] = state[k];
   for (int k = 0; k < C::kParams; ++k) in.param[k] = p.params[k * p.hidden + u];
-  T* saved = p.saved ? p.saved + row * C::kSaved * p.hidden : p.kept ? p.kept + b * C::kSaved * p.hidden : nullptr;
-  if constexpr (last > 0)
-    for (int k = 0; k < C::kSaved; ++k) out.saved[k] = in.saved[k] = F > 0 ? saved[k * p.hidden + u] : T(0);
+  if constexpr (kPhaseCount<C> > 1)
+    for (int k = 0; k < C::kSaved; ++k) out.saved[k] = in.saved[k] = F > 0 ? saved_at<C>(p, t, b)[k * p.hidden + u] : T(0);
   C::template forward<F>(in, out);
+  if (F + 1 == kPhaseCount<C> && !kAgain)
+    for (int k = 0; k < C::kStates; ++k) state[k] = out.state[k];
+  return true;
+}
+
+// What of it goes to memory; of a row that takes no part, the output that it repeats. `kAgain`: outputs and states are known, and only what
+// the cell saves is wanted.
+template <class C, class T, int F, bool kAgain = false>
+OST_HD void keep(const Problem<T>& p, const Clock& clock, Index t, Index b, Index u, bool ran, const ForwardOut<C, T>& out) {
+  constexpr int last = kPhaseCount<C> - 1;
+  const Index row = t * p.batch + b;
+  if (!ran) {
+    if (kAgain || F < last || (p.y.starts && p.y.starts[b] + t >= p.y.ends[b])) return;
+    const Index from = clock.repeats(t, b);
+    at(p.y, t, b)[u] = from == kSkipped ? T(0) : value(hidden_after(p, from, b), u);
+    return;
+  }
   if (F < last || p.saved)
-    for (int k = 0; k < C::kSaved; ++k) saved[k * p.hidden + u] = out.saved[k];
+    for (int k = 0; k < C::kSaved; ++k) saved_at<C>(p, t, b)[k * p.hidden + u] = out.saved[k];
   if constexpr (F < last) {
     p.emitted[(kAgain ? row : b) * p.hidden + u] = out.emitted;
   } else if constexpr (!kAgain) {
-    for (int k = 0; k < C::kStates; ++k) state[k] = out.state[k];
     at(p.y, t, b)[u] = out.state[0];
     if constexpr (C::kStates > 1) (p.cells ? p.cells + row * p.hidden : p.state + b * p.hidden)[u] = out.state[1];
   }
-  return true;
+}
+
+template <class C, class T, int F, bool kAgain = false>
+OST_HD bool finish(const Problem<T>& p, const Clock& clock, Index t, Index b, Index u, const T* gx, const T* products, T* state) {
+  ForwardOut<C, T> out;
+  const bool ran = compute<C, T, F, kAgain>(p, clock, t, b, u, gx, products, state, out);
+  keep<C, T, F, kAgain>(p, clock, t, b, u, ran, out);
+  return ran;
 }
 
 // The same with states as they lie in memory.

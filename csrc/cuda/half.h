@@ -10,10 +10,12 @@
 
 namespace ost::OST_SET {
 
-struct Half {  // IEEE binary16: 11 bits, up to 65504
+constexpr float kHalfMax = 65504;
+struct Half {  // IEEE binary16: 11 bits, up to kHalfMax
   std::uint16_t bits;
 };
-struct Bfloat {  // the upper half of a float: 8 bits
+OST_HD bool beyond_half(float x) { return x > kHalfMax || x < -kHalfMax; }  // NaN is not
+struct Bfloat {                                                             // the upper half of a float: 8 bits
   std::uint16_t bits;
 };
 

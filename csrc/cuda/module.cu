@@ -31,8 +31,18 @@ struct Stream {
     const Index blocks = grid.x * grid.y * grid.z;
     if (blocks == 0) return;
     if (blocks > Index(0x7fffffff)) fail("x", "fewer than 2^31 blocks of work for a kernel", std::to_string(blocks));
-    entry<<<dim3(unsigned(blocks)), kThreads, 0, stream>>>(kernel, grid.x, grid.y);
-    check(cudaGetLastError(), "launching a kernel");
+    if constexpr (requires { K::kTogether; }) {  // refused if there is no room for all blocks at the same time
+      cudaLaunchAttribute together{};
+      together.id = cudaLaunchAttributeCooperative;
+      together.val.cooperative = 1;
+      cudaLaunchConfig_t config{};
+      config.gridDim = dim3(unsigned(blocks)), config.blockDim = dim3(kThreads), config.stream = stream;
+      config.attrs = &together, config.numAttrs = 1;
+      check(cudaLaunchKernelEx(&config, entry<K>, kernel, grid.x, grid.y), "launching a kernel whose blocks run together");
+    } else {
+      entry<<<dim3(unsigned(blocks)), kThreads, 0, stream>>>(kernel, grid.x, grid.y);
+      check(cudaGetLastError(), "launching a kernel");
+    }
   }
 };
 
@@ -140,7 +150,10 @@ py::dict device_info(int device) {
   check(cudaGetDeviceProperties(&p, device), "asking for a device's properties");
   int driver = 0;
   check(cudaDriverGetVersion(&driver), "asking for the driver's version");
+  int khz = 0;
+  check(cudaDeviceGetAttribute(&khz, cudaDevAttrClockRate, device), "asking for a device's clock");
   py::dict d;
+  d["clock_hz"] = khz * 1e3;
   d["name"] = std::string(p.name), d["capability"] = py::make_tuple(p.major, p.minor), d["multiprocessors"] = p.multiProcessorCount;
   d["shared_bytes"] = p.sharedMemPerBlockOptin, d["l2_bytes"] = p.l2CacheSize;
   d["memory_bytes"] = p.totalGlobalMem, d["driver"] = driver, d["runtime"] = CUDART_VERSION;

@@ -1,8 +1,7 @@
-// The order of kernels in a pass. `run` launches a kernel after those before it. `loop` is the room for hidden units of the kernel that
-// runs all steps, or 0: every step is launched by itself. Then `rows` are those of a block that streams the weights, or 0: steps go tile by
-// tile.
+// The order of kernels in a pass. `run` launches a kernel after those before it.
 #pragma once
 #include "loop.h"
+#include "persistent.h"
 #include "plan.h"
 #include "stream.h"
 
@@ -21,6 +20,28 @@ void run_stream(int rows, F&& f) {
   if (rows == 8) f.template operator()<8>();
   if (rows == 16) f.template operator()<16>();
   if (rows == 32) f.template operator()<32>();
+}
+
+// f<units>() of those that were planned.
+template <class W, class F>
+void run_persistent(int units, F&& f) {
+  if (units == 8) f.template operator()<8>();
+  if constexpr (Sent<W>::kParts == 1)
+    if (units == 16) f.template operator()<16>();
+}
+
+// Launches of a pass over groups of rows and spans of steps; each begins with an empty mailbox. make(piece): the kernel.
+template <class Run, class T, class Make>
+void run_pieces(Run& run, const Problem<T>& p, const Exchange<T>& exchange, const Plan& plan, Index slot_words, bool backward,
+                Make&& make) {
+  const Index pieces = ceil_div(p.steps, plan.span);
+  for (Index row = 0; row < p.batch; row += Index(plan.groups) * kGroupRows)
+    for (Index i = 0; i < pieces; ++i) {
+      const Index first = (backward ? pieces - 1 - i : i) * plan.span, steps = smaller(plan.span, p.steps - first);
+      const int groups = int(smaller<Index>(plan.groups, ceil_div(p.batch - row, kGroupRows)));
+      run(EmptyKernel{exchange.box, groups * steps * slot_words, row == 0 && i == 0});
+      run(make(Piece<T>{exchange.box, exchange.carry, first, steps, row, groups}));
+    }
 }
 
 template <class C, class T, class W, int F = 0, class Run>
@@ -47,11 +68,18 @@ void again(Run& run, const Problem<T>& p) {
 }
 
 template <class C, class T, class W, class Run>
-void forward(Run& run, const Problem<T>& p, int loop, int rows) {
+void forward(Run& run, const Problem<T>& p, const Exchange<T>& exchange, const Plan& plan) {
   if (p.batch == 0) return;
   project<C, T, W>(run, p);
-  if constexpr (kLoops<C> && sizeof(T) == 4) run_loop<T, W>(loop, [&]<int K>() { run(LoopKernel<C, T, W, K>{p}); });
-  for (Index step = 0; step < (loop ? 0 : p.steps); ++step) run_phases<C, T, W>(run, p, step, rows);
+  if constexpr (kLoops<C> && sizeof(T) == 4) {
+    run_loop<T, W>(plan.loop, [&]<int K>() { run(LoopKernel<C, T, W, K>{p}); });
+    run_persistent<W>(plan.units, [&]<int U>() {
+      using K = PersistentKernel<C, T, typename Sent<W>::Forward, Sent<W>::kParts, U>;
+      run_pieces(run, p, exchange, plan, K::slot_words(p.hidden), false, [&](const Piece<T>& piece) { return K{p, piece}; });
+      if (p.steps > 0) run(VerdictKernel<C, T>{p, {}, exchange.box, false});
+    });
+  }
+  for (Index step = 0; step < (plan.loop || plan.units ? 0 : p.steps); ++step) run_phases<C, T, W>(run, p, step, plan.rows);
   run(FinalKernel<C, T>{p});
 }
 
@@ -90,15 +118,21 @@ void add_weights(Run& run, const Problem<T>& p, const BackwardProblem<T>& g) {
 }
 
 template <class C, class T, class V, class Run>
-void backward(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, int loop, int rows) {
+void backward(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, const Exchange<T>& exchange, const Plan& plan) {
   if (p.batch == 0) return;
+  const int rows = plan.rows;
   run(BackwardBeginKernel<C, T>{p, g});
-  if constexpr (kLoops<C> && sizeof(T) == 4) run_loop<T, V>(loop, [&]<int K>() { run(BackwardLoopKernel<C, T, V, K>{p, g}); });
   if constexpr (kLoops<C> && sizeof(T) == 4) {
+    run_loop<T, V>(plan.loop, [&]<int K>() { run(BackwardLoopKernel<C, T, V, K>{p, g}); });
+    if (plan.units) {
+      using K = BackwardPersistentKernel<C, T, typename Sent<V>::Backward, Sent<V>::kParts>;
+      run_pieces(run, p, exchange, plan, K::slot_words(p.hidden), true, [&](const Piece<T>& piece) { return K{p, g, piece}; });
+      if (p.steps > 0) run(VerdictKernel<C, T>{p, g, exchange.box, true});
+    }
     if (rows > 0 && p.steps > 0) run(CellKernel<C, T, 0>{p, g, p.clock().time(p.steps - 1)});
     for (Index s = rows > 0 ? p.steps : 0; s-- > 0;) run_stream(rows, [&]<int R>() { run(StreamBackwardKernel<C, T, V, R>{p, g, s}); });
   }
-  for (Index s = loop || rows ? 0 : p.steps; s-- > 0;) {
+  for (Index s = plan.loop || plan.units || rows ? 0 : p.steps; s-- > 0;) {
     const Index t = p.reverse ? p.steps - 1 - s : s;
     if (g.control.clip_norm > 0) run(NormKernel<C, T>{p, g, t});
     run_backward_phases<C, T, V, kPhaseCount<C> - 1>(run, p, g, t);

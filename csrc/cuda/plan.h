@@ -9,4 +9,13 @@ namespace ost::OST_SET {
 template <class T, class W>
 inline constexpr int kLoopRoom[2] = {sizeof(W) == 2 ? 64 : 32, sizeof(W) == 2 ? 128 : 64};
 
+// How one pass over one layer and direction is run; all zero: tile by tile, a launch a step.
+struct Plan {
+  int loop;    // room for hidden units of the kernel in which a block runs all steps
+  int rows;    // of a block that streams the weights
+  int units;   // of a block, where the weights are shared among multiprocessors that run all steps
+  int groups;  // of such blocks, that run at the same time
+  Index span;  // steps of one such launch
+};
+
 }  // namespace ost::OST_SET

@@ -26,8 +26,10 @@ struct Problem {
   const void *panels[kMaxProducts], *turned[kMaxProducts];  // in words of the precision
   const void *stream_panels[kMaxProducts], *stream_turned;  // the same as fragments, for blocks that stream them
   const void *loop_panels, *loop_turned;                    // the recurrent ones, for a kernel that runs all steps
-  const T* bias;                                            // [H][column]
-  const T* params;                                          // [params][H]
+  const void *persistent_panels, *persistent_turned;        // those of kernels that share them among multiprocessors
+  const float *persistent_scales, *persistent_turned_scales;
+  const T* bias;    // [H][column]
+  const T* params;  // [params][H]
   T* gx;
   T *saved, *cells;  // [T][B][saved][H], [T][B][H]; null in inference
   T *state, *kept;   // [B][H] c, and [B][saved][H] from phase to phase, in inference
@@ -79,6 +81,11 @@ OST_HD const T* cell_after(const Problem<T>& p, Index step, Index b) {
   if (step == kRestart) return p.restart_c;
   if (step == kInitial) return p.c0 ? p.c0 + b * p.hidden : nullptr;
   return p.cells ? p.cells + (step * p.batch + b) * p.hidden : p.state + b * p.hidden;
+}
+// What the cell saves at (t, b), [saved][H]: of every step, or in inference from phase to phase.
+template <class C, class T>
+OST_HD T* saved_at(const Problem<T>& p, Index t, Index b) {
+  return p.saved ? p.saved + (t * p.batch + b) * C::kSaved * p.hidden : p.kept + b * C::kSaved * p.hidden;
 }
 template <class T>
 OST_HD T value(const T* row, Index k) {

@@ -59,7 +59,7 @@ def real_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
 
 def precision(dtype: np.dtype[Any], name: str | None, device: str = "cpu") -> str:
     """A precision by its public name; None is the dtype itself."""
-    low = ("bfloat16", "int8" if device == "cpu" else "float16") if dtype == np.float32 else ()
+    low = ("bfloat16", "int8" if device == "cpu" else "float16", "exact") if dtype == np.float32 else ()
     if name in ("int8", "float16") and dtype == np.float32 and name not in low:
         raise ValueError(
             f"precision: expected one of {', '.join(map(repr, (dtype.name, *low)))} on {device}, got {name!r}"
@@ -67,9 +67,9 @@ def precision(dtype: np.dtype[Any], name: str | None, device: str = "cpu") -> st
     return str(choice("precision", dtype.name if name is None else name, (dtype.name, *low)))
 
 
-def native_precision(dtype: np.dtype[Any], name: str) -> str:
-    """The name that the kernels know it by."""
-    return "exact" if name == dtype.name else name
+def native_precision(dtype: np.dtype[Any], name: str, device: str = "cpu") -> str:
+    """The name that the kernels know it by; float32 on a GPU may be multiplied as two words of 2 bytes, "split"."""
+    return name if name != dtype.name else "exact" if device == "cpu" or dtype == np.float64 else "split"
 
 
 def generator(rng: Seed) -> np.random.Generator:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -24,6 +24,12 @@ class NoGpu(RuntimeError):
     """There is no GPU to run on, or something that it takes is missing; the message says what."""
 
 
+# What a launch may have ended with: csrc/cuda/mailbox.h.
+VERDICTS = {
+    1: "a block of an earlier launch waited for another one in vain (was the device taken away, or another process' work in front?)",
+    2: "a state of an earlier call was beyond 65504, the range of float16, two words of which stand for a float32 there; "
+    "use precision='exact'",
+}
 NO_CELL = -1  # of kernels beside the cells'
 
 
@@ -38,6 +44,8 @@ class Device:
         address: of an array's first element.
         run: ``run(action, cell, itemsize, addresses)`` launches the kernels of an action.
         here: a context in which the library's arrays are made on this device.
+        wait: until all that was launched has been done.
+        told: a word of the host's memory in which kernels say that a launch was given up: `csrc/cuda/mailbox.h`.
     """
 
     name: str
@@ -46,6 +54,14 @@ class Device:
     address: Callable[[Any], int]
     run: Callable[[str, int, int, dict[str, Any]], None]
     here: Callable[[], AbstractContextManager[Any]] = nullcontext
+    wait: Callable[[], None] = lambda: None
+    told: Any = field(default_factory=lambda: np.zeros(1, np.uint32), compare=False)
+
+    def check(self) -> None:
+        """Raises what a kernel of an earlier call has found, once."""
+        if self.told[0]:
+            verdict, self.told[0] = int(self.told[0]), 0
+            raise RuntimeError(f"{self.name}: {VERDICTS[verdict]}; the outputs of that call are NaN")
 
     def put(self, a: Any) -> Any:
         """An array on the device; None stays None."""
@@ -55,7 +71,9 @@ class Device:
             return self.xp.asarray(a)
 
     def launch(self, action: str, cell: str | None, dtype: Any, values: dict[str, Any]) -> None:
-        """Run kernels on arrays and numbers by name."""
+        """Run kernels on arrays and numbers by name; raises what those of an earlier call have found."""
+        if self.told[0]:
+            self.check()
         addresses = {
             name: v if v is None or isinstance(v, (int, float, str, np.generic)) else self.address(v)
             for name, v in values.items()
@@ -203,6 +221,27 @@ def _cuda_device(index: int) -> Device:
         module.run(action, cell, itemsize, addresses, cupy.cuda.get_current_stream().ptr)
 
     d = gpu.devices()[index]
-    facts = d["name"], d["capability"], d["multiprocessors"], d["shared_bytes"], d["l2_bytes"]
+    facts = d["name"], d["capability"], d["multiprocessors"], d["shared_bytes"], d["l2_bytes"], d["clock_hz"]
     figures = GpuFigures(*facts, library=_has_product(cupy, index))
-    return Device(f"cuda:{index}", figures, cupy, lambda a: int(a.data.ptr), run, lambda: cupy.cuda.Device(index))
+
+    def here() -> Any:
+        return cupy.cuda.Device(index)
+
+    with here():  # memory that the device writes to and the host reads without waiting
+        told = np.frombuffer(cupy.cuda.alloc_pinned_memory(4), np.uint32, 1)
+    told[0] = 0
+    made = Device(
+        f"cuda:{index}", figures, cupy, lambda a: int(a.data.ptr), run, here, lambda: here().synchronize(), told
+    )
+    _MADE.append(made)
+    return made
+
+
+_MADE: list[Device] = []
+
+
+def check() -> None:
+    """Wait for all GPUs that are in use, and raise what a kernel has found."""
+    for device in _MADE:
+        device.wait()
+        device.check()

@@ -5,7 +5,7 @@ They have the signatures of those of `_core`, and the same meaning.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -14,10 +14,11 @@ import numpy as np
 
 from . import _check, _core, _device
 from ._device import Device
-from ._plan import GpuPlan, plan, room_for
+from ._plan import GpuPlan, Share, plan, room_for
 
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_peephole")
 FLOAT16_MAX = 65504.0
+MAILBOX_HEADER = 4  # words: csrc/cuda/mailbox.h
 SKIPPED = -3  # in the table of times: the row takes no part
 
 
@@ -89,6 +90,10 @@ class Weights:
     dtype: Any
     reverse: bool
     arrays: dict[str, Any]
+    split: bool = False  # whether a float may be multiplied as two words of 2 bytes
+    shared: dict[tuple[int, bool], dict[str, Any]] = field(
+        default_factory=dict
+    )  # as blocks share them; see `shared_out`
 
 
 @dataclass
@@ -118,7 +123,7 @@ def plan_of(w: Weights, steps: int, batch: int, backward: bool = False, by_step:
     """How the kernels run these weights."""
     word = word_bytes(w.dtype, w.arrays["precision"])
     facts = {"hidden": w.hidden, "steps": steps, "batch": batch, "word": word}
-    return plan(w.device.figures, columns_of(w.cell)[1][1:], **facts, backward=backward, by_step=by_step)
+    return plan(w.device.figures, columns_of(w.cell)[1][1:], **facts, split=w.split, backward=backward, by_step=by_step)
 
 
 def bytes_of(packed: Packed, steps: int, batch: int, training: bool) -> tuple[int, int]:
@@ -158,6 +163,9 @@ def pack(
     precision: str = "exact",
 ) -> Weights:
     """From weight_ih, weight_hh, bias_ih, bias_hh and weight_peephole, the last three of which may be None."""
+    precision, split = (
+        ("exact", cell != "rnn_relu") if precision == "split" else (precision, False)
+    )  # |h| <= 1, or as it began
     xp, given = device.xp, dict(zip(WEIGHTS, weights))
     (columns, products, _), dtype = columns_of(cell), given["weight_ih"].dtype
     inputs, hidden = given["weight_ih"].shape[1], given["weight_hh"].shape[1]
@@ -183,7 +191,48 @@ def pack(
             arrays[f"stream_panels{q}"] = xp.empty(-(-hidden // (16 // n)) * deep * 512, np.uint8)
         arrays["stream_turned"] = xp.empty(deep * -(-hidden * products[1] // 16) * 512, np.uint8) if backward else None
     device.launch("pack", cell, dtype, {**given, **arrays, "input": inputs, "hidden": hidden, "loop": room})
-    return Weights(device, cell, inputs, hidden, dtype, reverse, arrays)
+    return Weights(device, cell, inputs, hidden, dtype, reverse, arrays, split)
+
+
+def share_of(w: Weights, units: int, backward: bool) -> Share:
+    """What the blocks of a "persistent" kernel have of these weights."""
+    parts = 2 if word_bytes(w.dtype, w.arrays["precision"]) == 4 else 1
+    return Share.of(columns_of(w.cell)[1][1], w.hidden, units, parts, backward)
+
+
+def shared_out(w: Weights, units: int, backward: bool) -> dict[str, Any]:
+    """The recurrent weights as the blocks of a "persistent" kernel keep them, made when first asked for."""
+    if (units, backward) not in w.shared:
+        share, xp = share_of(w, units, backward), w.device.xp
+        weights, scales = (
+            ("persistent_turned" if backward else "persistent_panels"),
+            f"persistent_{'turned_' * backward}scales",
+        )
+        made = {weights: xp.empty(share.weight_bytes, np.uint8)}
+        made[scales] = xp.empty((share.blocks, share.out_tiles * 16), np.float32) if share.parts > 1 else None
+        sizes = {"input": w.input, "hidden": w.hidden, "units": units, "groups": 1, "span": 1}
+        w.device.launch("pack_persistent", w.cell, w.dtype, {**w.arrays, **made, **sizes})
+        w.shared[units, backward] = made
+    return w.shared[units, backward]
+
+
+def plan_values(w: Weights, planned: GpuPlan, backward: bool, sizes: tuple[int, int]) -> dict[str, Any]:
+    """The plan as the kernels are given it, and what those of them that exchange words work with."""
+    values = {
+        **{"loop": planned.room, "rows": planned.rows, "units": planned.units, "groups": planned.groups},
+        **{"span": planned.span, "launches": planned.launches},
+    }
+    if not planned.units:
+        return values
+    xp, words = w.device.xp, planned.groups * planned.span * share_of(w, planned.units, backward).slot_bytes // 4
+    carry = not backward and planned.span < sizes[0]
+    return {
+        **values,
+        **shared_out(w, planned.units, backward),
+        "mailbox": xp.empty(MAILBOX_HEADER + words, np.uint32),
+        "carry": xp.empty((facts_of(w.cell)["states"], sizes[1], w.hidden), w.dtype) if carry else None,
+        "report": int(w.device.told.ctypes.data),
+    }
 
 
 def _copied(a: Any) -> Any:
@@ -219,15 +268,13 @@ def forward(
     restart: tuple[Any, Any] = (None, None),
     train: bool = False,
     states_only: bool = False,
-    loop: int | None = None,
-    rows: int | None = None,
-    library: bool | None = None,
+    forced: dict[str, Any] | None = None,
 ) -> Kept | None:
-    """Runs one layer and direction: outputs to ``y``, the last states to ``end``; ``before`` is `times_table`; ``loop``,
-    ``rows`` and ``library`` are for tests: in place of what the plan says."""
+    """Runs one layer and direction: outputs to ``y``, the last states to ``end``; ``before`` is `times_table`; ``forced`` is for tests:
+    in place of what the plan says."""
     xp, facts = w.device.xp, facts_of(w.cell)
     (steps, batch), size, dtype = sizes, w.hidden, w.dtype
-    (columns, products, _), planned = columns_of(w.cell), plan_of(w, steps, batch)
+    (columns, products, _), planned = columns_of(w.cell), replace(plan_of(w, steps, batch), **(forced or {}))
     two, phases = facts["states"] > 1, len(products) - 1
     saving = train and not states_only
     kept_rows = (steps, batch) if saving else (batch,)
@@ -238,9 +285,7 @@ def forward(
         **{"restart_h": restart[0], "restart_c": restart[1], "hn": end[0], "cn": end[1]},
         **x.values("x"),
         **y.values("y"),
-        "loop": planned.room if loop is None else loop,
-        "rows": planned.rows if rows is None else rows,
-        "launches": planned.launches,
+        **plan_values(w, planned, False, sizes),
         "saved": xp.empty((steps, batch, facts["saved"], size), dtype) if saving and facts["saved"] else None,
         "kept": xp.empty((batch, facts["saved"], size), dtype) if not saving and phases > 1 else None,
         "cells": xp.empty((steps, batch, size), dtype) if train and two else None,
@@ -248,11 +293,11 @@ def forward(
         "emitted": xp.empty((*kept_rows, size), dtype) if phases > 1 else None,
     }
     values["gx"] = gx = xp.empty((steps, batch, size, columns), dtype)
-    if planned.library if library is None else library:
+    if planned.library:
         _library_product(w, x, values, gx)
     if batch:
         w.device.launch("forward", w.cell, dtype, values)
-    values.update(dict.fromkeys(("gx", "px")))  # no later pass reads them
+    values.update(dict.fromkeys(("gx", "px", "mailbox", "carry")))  # no later pass reads them
     return Kept(w, values, (steps, batch), x) if train else None
 
 
@@ -265,7 +310,7 @@ def _again(kept: Kept, work: Any, library: bool) -> dict[str, Any]:
         "saved": work("saved", steps, batch, saved, size),
         "emitted": work("emitted", steps, batch, size, wanted=len(products) > 2),
     }
-    values = {**kept.values, **made, "gx": gx, "loop": 0, "rows": 0}
+    values = {**kept.values, **made, "gx": gx, **dict.fromkeys(("loop", "rows", "units"), 0)}
     if library:
         _library_product(w, kept.x, values, gx)
     w.device.launch("again", w.cell, w.dtype, {**values, "launches": len(products)})
@@ -288,9 +333,7 @@ def backward(
     drestart: tuple[Any, Any] = (None, None),
     flow: Any = None,
     scratch: dict[Any, Any] | None = None,
-    loop: int | None = None,
-    rows: int | None = None,
-    library: bool | None = None,
+    forced: dict[str, Any] | None = None,
 ) -> None:
     """Gradients: of the states before to ``dstate``, of x to ``dx``; those of the weights, of x (if ``dx_add``) and of the restarts' states
     are added to. ``flow``: squared norms, ``[T,states,B]``. ``scratch`` keeps working arrays from one call to the next."""
@@ -298,8 +341,8 @@ def backward(
     (steps, batch), size, dtype, states = kept.shape, w.hidden, w.dtype, facts["states"]
     if batch == 0:
         return
-    planned = plan_of(w, steps, batch, True, clip_norm > 0 or flow is not None)
-    library = (planned.library if library is None else library) and steps > 0
+    planned = replace(plan_of(w, steps, batch, True, clip_norm > 0 or flow is not None), **(forced or {}))
+    library = planned.library and steps > 0
     _, products, shared = columns_of(w.cell)
     parts = 1 if library else _core.gradient_parts(steps, batch)
     held: dict[Any, Any] = {} if scratch is None else scratch
@@ -320,9 +363,7 @@ def backward(
         **{"dhn": dend[0], "dcn": dend[1], "dh0": dstate[0], "dc0": dstate[1], "dx_add": int(dx_add)},
         **{"drestart_h": drestart[0], "drestart_c": drestart[1], "cuts": cuts, "flow": flow},
         **{"clip_value": float(clip_value), "clip_norm": float(clip_norm)},
-        "loop": planned.room if loop is None else loop,
-        "rows": planned.rows if rows is None else rows,
-        "launches": planned.launches,
+        **plan_values(w, planned, True, kept.shape),
         "library": int(library),
         "dh": work("dh", batch, size),
         "dc": work("dc", batch, size, wanted=states > 1),

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 ROWS = 8  # of the batch, that a block of the "loop" kernels takes: csrc/cuda/engine.h
 ROOM = {4: (32, 64), 2: (64, 128)}  # hidden units, by bytes of a word: csrc/cuda/plan.h
 LIBRARY_ROWS = 512  # (t, b) of a call: for fewer a launch more costs what a better product gains (an estimate)
 STREAM_ROWS = 64  # rows of the batch: beyond, tiles read less (an estimate: to be measured)
 MOST_WAVES = 8  # of blocks of which each takes all steps; beyond, whole steps fill the device better (an estimate: to be measured)
+
+# Of the "persistent" kernels: csrc/cuda/persistent.h.
+GROUP_ROWS = 16  # of the batch
+FRAGMENTS = 32  # of 16 x 16 weights, that a warp keeps
+WARPS = 8
+TILE_BYTES = 512  # of a part of 16 inputs for the rows of a group, as they are sent
+
+# What a step takes, in cycles. Estimates from published figures, until benchmarks/gpu.py has measured them.
+EXCHANGE = 900.0  # from one multiprocessor to the others by way of the L2 cache
+CELL = 500.0  # sums of all warps, the cell, two meetings of a block
+L2_BYTES = 34.6  # a cycle, of a multiprocessor
+MMA = 6.5  # of a quarter of a multiprocessor, m16n8k16
+FMA = 128.0  # a cycle, of a multiprocessor
+LAUNCH = 2.4e-6  # seconds, of a kernel that follows another one in a recorded graph
+START = 8e-6  # seconds, of a launch that shares the weights out: its empty mailbox, and the weights on their way to the registers
 
 
 @dataclass(frozen=True)
@@ -20,6 +35,7 @@ class GpuFigures:
     multiprocessors: int
     shared_bytes: int  # that a block can have
     l2_bytes: int
+    clock_hz: float = 1.5e9
     library: bool = True
 
 
@@ -29,23 +45,32 @@ class GpuPlan:
 
     Attributes:
         kernel: "loop": one launch, in which every block takes some rows of the batch through all steps, with the recurrent weights in the
-            registers of its multiprocessor; "stream" and "step": every step and phase is a launch, of blocks that each read their share of
-            the weights for all rows at once, or that go along the product tile by tile.
-        room: hidden units that a "loop" kernel is compiled for, or 0.
-        rows: of the batch, that a block of a "stream" kernel takes, or 0.
+            registers of its multiprocessor; "persistent": all steps in few launches, with the weights in the registers of many
+            multiprocessors, which send each other what a step needs; "stream" and "step": every step and phase is a launch, of blocks that
+            each read their share of the weights for all rows at once, or that go along the product tile by tile.
         blocks: of the launch, or of a step.
         launches: of the recurrence.
         library: whether the products of all steps at once (W x; dx, dW, dR) are the array library's, which opens cuBLAS, or our own.
         reason: why.
+        room: hidden units that a "loop" kernel is compiled for, or 0.
+        rows: of the batch, that a block of a "stream" kernel takes, or 0.
+        units: hidden units of a block of a "persistent" kernel, or 0.
+        groups: of such blocks in a launch, each with `GROUP_ROWS` rows of the batch.
+        span: steps of such a launch.
+        seconds: what the recurrence takes by the model of this module; an estimate, which no kernel of ours has confirmed yet.
     """
 
     kernel: str
-    room: int
-    rows: int
     blocks: int
     launches: int
     library: bool
     reason: str
+    room: int = 0
+    rows: int = 0
+    units: int = 0
+    groups: int = 0
+    span: int = 0
+    seconds: float = 0.0
 
 
 def room_for(products: list[int], hidden: int, word: int) -> int:
@@ -60,6 +85,65 @@ def rows_for(products: list[int], batch: int, word: int, backward: bool, by_step
     return next(n for n in (8, 16, 32) if batch <= n or n == 32)
 
 
+@dataclass(frozen=True)
+class Share:
+    """What the blocks of a "persistent" kernel keep and send.
+
+    Attributes:
+        units: hidden units of a block.
+        parts: of an operand: 2 where a float goes as two words of 2 bytes.
+        blocks: of a group.
+        out_tiles: of 16 outputs, of a block.
+        tiles: of 16 inputs, which all blocks need at every step.
+        depth: of those, of a warp.
+    """
+
+    units: int
+    parts: int
+    blocks: int
+    out_tiles: int
+    tiles: int
+    depth: int
+
+    @classmethod
+    def of(cls, columns: int, hidden: int, units: int, parts: int, backward: bool) -> Share:
+        """``columns``: of a unit that the recurrent product feeds."""
+        whole = -(-hidden // 16)  # tiles of hidden units
+        tiles = whole * (columns if backward else 1)
+        return cls(
+            units, parts, whole * 16 // units, 1 if backward else -(-units * columns // 16), tiles, -(-tiles // WARPS)
+        )
+
+    @property
+    def fits(self) -> bool:
+        """Whether the registers have room for the weights."""
+        return self.out_tiles * self.parts * self.depth <= FRAGMENTS
+
+    @property
+    def slot_bytes(self) -> int:
+        """Of what a group sends at a step."""
+        return self.tiles * self.parts * TILE_BYTES
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the weights of all blocks, as fragments."""
+        return self.blocks * self.parts * self.out_tiles * self.depth * WARPS * 512
+
+    def cycles(self, rows: int) -> float:
+        """Of a step, by the model."""
+        row_tiles = -(-min(rows, GROUP_ROWS) // 8)
+        products = 1 if self.parts == 1 else 3
+        matrix = self.depth * self.out_tiles * row_tiles * products * MMA * WARPS / 4
+        return EXCHANGE + CELL + self.slot_bytes * row_tiles / 2 / L2_BYTES + matrix
+
+
+def shares_for(columns: int, hidden: int, word: int, backward: bool) -> list[Share]:
+    """Those that there are kernels for and whose weights have room."""
+    parts = 2 if word == 4 else 1
+    units = (16,) if backward else (8,) if parts == 2 else (8, 16)
+    return [s for s in (Share.of(columns, hidden, n, parts, backward) for n in units) if s.fits]
+
+
 def plan(
     device: GpuFigures,
     products: list[int],
@@ -68,6 +152,7 @@ def plan(
     steps: int,
     batch: int,
     word: int,
+    split: bool = False,
     backward: bool = False,
     by_step: bool = False,
 ) -> GpuPlan:
@@ -76,42 +161,86 @@ def plan(
     Args:
         products: of each phase of the cell's step, the columns of a unit that its recurrent product feeds.
         word: bytes of an operand: 2, 4 or 8.
+        split: whether an operand of 4 bytes may go as two words of 2 bytes.
         backward: of the backward pass.
         by_step: something is asked for after every step, which needs all units of a row: the norm of a gradient.
     """
-    tile_m, tile_n = 32, 64  # csrc/cuda/product.h
-    units = tile_n // max(products)
-    stepwise = -(-hidden // units) * -(-batch // tile_m)
-    blocks = -(-batch // ROWS)
-    waves = -(-blocks // device.multiprocessors)
-    room = room_for(products, hidden, word)
-
     library = device.library and word >= 4 and steps * batch >= LIBRARY_ROWS
+    by_itself = _stepwise(device, products, hidden, steps, batch, word, backward, by_step)
 
     def step(reason: str) -> GpuPlan:
-        rows = rows_for(products, batch, word, backward, by_step)
-        if rows:
-            units = 16 if backward else 16 // max(products)
-            streams = -(-hidden // units) * -(-batch // rows)
-            return GpuPlan("stream", 0, rows, streams, len(products) * steps + backward, library, reason)
-        if word < 8 and batch > STREAM_ROWS:
+        if by_itself.kernel == "step" and word < 8 and batch > STREAM_ROWS:
             reason += f"; B = {batch} is more than the {STREAM_ROWS} rows for which blocks stream the weights"
-        return GpuPlan("step", 0, 0, stepwise, len(products) * (3 if backward else 1) * steps, library, reason)
+        return replace(by_itself, library=library, reason=reason)
 
     if len(products) > 1:
         return step(f"the cell takes {len(products)} phases a step, and each needs all hidden units of the one before")
-    if not room:
-        limit = ROOM.get(word, (0,))[-1]
-        if not limit:
-            return step("the registers of a multiprocessor are kept for words of 2 and 4 bytes")
-        return step(
-            f"H = {hidden} is beyond {limit}, where the recurrent weights fill the registers of a multiprocessor"
-        )
+    if word == 8:
+        return step("the registers of a multiprocessor are kept for words of 2 and 4 bytes")
     if by_step:
         return step("the norm of every step's gradient is asked for")
-    if waves > MOST_WAVES:
+    room, blocks = room_for(products, hidden, word), -(-batch // ROWS)
+    waves = -(-blocks // device.multiprocessors)
+    if room and waves <= MOST_WAVES:
+        work = products[0] * room * room * ROWS / FMA
+        cycles = CELL + (work if word == 4 else work / 16)
+        reason = f"the recurrent weights fit the registers of a multiprocessor (H = {hidden} of {room})"
+        return GpuPlan("loop", blocks, 1, library, reason, room=room, seconds=waves * steps * cycles / device.clock_hz)
+    if room:
+        why = f"{blocks} blocks of {ROWS} rows are {waves} waves over {device.multiprocessors} multiprocessors, more than {MOST_WAVES}"
+    else:
+        why = f"H = {hidden} is beyond {ROOM[word][-1]}, where the recurrent weights fill the registers of a multiprocessor"
+    if word == 4 and not split:
+        return step(f"{why}; where many of them share the weights, products are of words of 2 bytes")
+    shares = shares_for(products[0], hidden, word, backward)
+    if not shares:
+        return step(f"{why}, and those of all of them together")
+    shares = [s for s in shares if s.blocks <= device.multiprocessors]
+    if not shares:
+        return step(f"{why}, and there are too few of them, {device.multiprocessors}, to share the weights")
+    best = min((_persistent(device, s, steps, batch) for s in shares), key=lambda p: p.seconds)
+    if best.seconds >= by_itself.seconds:
         return step(
-            f"{blocks} blocks of {ROWS} rows are {waves} waves over {device.multiprocessors} multiprocessors, more than {MOST_WAVES}"
+            f"{why}; to share them out would take longer, by the model {best.seconds / by_itself.seconds:.2g} times as long"
         )
-    reason = f"the recurrent weights fit the registers of a multiprocessor (H = {hidden} of {room})"
-    return GpuPlan("loop", room, 0, blocks, 1, library, reason)
+    return replace(best, library=library)
+
+
+def _stepwise(
+    device: GpuFigures,
+    products: list[int],
+    hidden: int,
+    steps: int,
+    batch: int,
+    word: int,
+    backward: bool,
+    by_step: bool,
+) -> GpuPlan:
+    """A launch a step and phase."""
+    rate, weights = device.multiprocessors * device.clock_hz, hidden * hidden * sum(products)
+    work = steps * batch * weights / {2: FMA * 4, 4: FMA / 3, 8: FMA / 6}[word] / rate  # of tiles without a pipeline
+    rows = rows_for(products, batch, word, backward, by_step)
+    if rows:
+        units, times = (16 if backward else 16 // max(products)), -(-batch // rows)
+        launches, blocks = len(products) * steps + backward, -(-hidden // units) * times
+        reading = steps * times * weights * word / (L2_BYTES * rate)
+        return GpuPlan("stream", blocks, launches, False, "", rows=rows, seconds=launches * LAUNCH + max(reading, work))
+    tile_m, tile_n = 32, 64  # csrc/cuda/product.h
+    blocks = -(-hidden // (tile_n // max(products))) * -(-batch // tile_m)
+    launches = len(products) * (3 if backward else 1) * steps
+    return GpuPlan("step", blocks, launches, False, "", seconds=launches * LAUNCH + work)
+
+
+def _persistent(device: GpuFigures, share: Share, steps: int, batch: int) -> GpuPlan:
+    wanted = -(-batch // GROUP_ROWS)
+    groups = min(wanted, device.multiprocessors // share.blocks)
+    passes = -(-wanted // groups)
+    span = max(1, min(steps, device.l2_bytes // 4 // (groups * share.slot_bytes)))
+    launches = passes * -(-steps // span)
+    seconds = launches * START + passes * steps * share.cycles(batch) / device.clock_hz
+    reason = (
+        f"{share.blocks} multiprocessors have room for the recurrent weights, {share.units} units each; "
+        f"{groups} such group{'s' * (groups > 1)} of {GROUP_ROWS} rows at a time"
+    )
+    numbers = {"units": share.units, "groups": groups, "span": span, "seconds": seconds}
+    return GpuPlan("persistent", share.blocks * groups, launches, False, reason, **numbers)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ import importlib
 from functools import lru_cache
 from typing import Any
 
-__all__ = ["devices", "is_available", "why_not"]
+__all__ = ["check", "devices", "is_available", "why_not"]
 
 
 @lru_cache(maxsize=1)
@@ -45,3 +45,17 @@ def devices() -> list[dict[str, Any]]:
     if module is None or module.why_not():
         return []
     return [dict(module.device_info(k)) for k in range(module.device_count())]
+
+
+def check() -> None:
+    """Wait until the GPUs have done all that was asked of them, and raise what went wrong there.
+
+    Some kernels find out on the device that they cannot go on. The outputs of that call are NaN then, nothing else is lost, and the next
+    call on the device raises, or this function. Without a GPU it does nothing.
+
+    Raises:
+        RuntimeError: what a kernel has found; it is raised once.
+    """
+    from . import _device
+
+    _device.check()

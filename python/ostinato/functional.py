@@ -55,8 +55,9 @@ class Packed:
         if w_ih.shape[1] == 0:
             raise ValueError(f"weight_ih: expected at least one input, got shape {w_ih.shape}")
         make = _check.typed("Packed", w_ih)
-        self.precision = _check.precision(self.dtype, precision, _device.name_of(w_ih))
-        native, backward = _check.native_precision(self.dtype, self.precision), self.precision != "int8"
+        device = _device.name_of(w_ih)
+        self.precision = _check.precision(self.dtype, precision, device)
+        native, backward = _check.native_precision(self.dtype, self.precision, device), self.precision != "int8"
         self.native = make(cell, w_ih.shape[1], hidden, 1, False, [weights], backward, reverse, native)
 
 
@@ -99,7 +100,7 @@ def pack(
         reset_after: which GRU, see `gru`.
         reverse: run from the last real step to the first.
         precision: what the products multiply in place of the dtype, which is float32: "bfloat16"; on the CPU also "int8" (no gradients),
-            on a GPU also "float16" (gradients in bfloat16).
+            on a GPU also "float16" (gradients in bfloat16) and "exact"; see `ostinato.nn.LSTM.precision`.
     """
     _check.choice("family", family, ("rnn", "lstm", "gru"))
     cell = _cell(family, nonlinearity=nonlinearity, reset_after=reset_after, peephole=weight_peephole is not None)

@@ -1,0 +1,500 @@
+// Cells of one phase, all steps in one launch, over many multiprocessors: a block keeps the recurrent weights of a few hidden units in its
+// registers, a group of blocks holds those of all units, and what every block needs of the others at a step goes through the mailbox: h
+// forward, da backward. Groups share the batch, 16 rows each, and know nothing of each other. All blocks of a launch must run at the same
+// time. A pass is cut into launches of so many steps that the mailbox stays in the L2 cache.
+#pragma once
+#include "backward.h"
+#include "mailbox.h"
+#include "mma.h"
+
+namespace ost::OST_SET {
+
+constexpr int kGroupRows = 16;      // of the batch
+constexpr int kWeightWords = 32;    // fragments of weights that a thread keeps, at most: 128 registers
+constexpr int kBackwardUnits = 16;  // of a block, backward
+template <int kUnits, int kColumns>
+inline constexpr int kOutTiles = (kUnits * kColumns + 15) / 16;
+
+// The words that go through the mailbox: those of the product, or of products that are exact two parts of half the bits each.
+template <class W>
+struct Sent {
+  using Forward = W;
+  using Backward = W;
+  static constexpr int kParts = 1;
+};
+template <>
+struct Sent<float> {
+  using Forward = Half;
+  using Backward = Bfloat;  // gradients need the range
+  static constexpr int kParts = 2;
+};
+
+// Hidden units for whose weights there is room, with so many units a block.
+constexpr Index persistent_room(int tiles, int parts, int columns_of_operand) {
+  return Index(kWeightWords / (tiles * parts)) * (kThreads / 32) * 16 / columns_of_operand;
+}
+
+// sums[out][row] = weights times what the mailbox brings: a warp a share of the inputs, tile by tile of 16 in turn.
+// kChunk tiles are asked for at the same time.
+template <class Word, int kParts, int kTiles, int kChunk>
+struct MailboxEngine {
+  static constexpr int kWarps = kThreads / 32, kDepth = kWeightWords / (kTiles * kParts), kRowTiles = kGroupRows / 8, kWords = 2 * kParts;
+  static_assert(kDepth % kChunk == 0);
+  struct Weights {
+    FragmentA a[kParts][kTiles][kDepth];
+  };
+  struct Sums {
+    float v[kParts][kTiles][kRowTiles][4];
+  };
+  struct alignas(16) Received {
+    std::uint32_t word[kChunk][kRowTiles][kWords];  // of a part both words of its fragment
+  };
+  struct Space {
+    float sums[kWarps][kTiles * 16][kGroupRows + 1];
+    OST_HD float sum(int out, int row) const {
+      float s = sums[0][out][row];
+      for (int w = 1; w < kWarps; ++w) s += sums[w][out][row];
+      return s;
+    }
+  };
+
+  // Words of a slot: as the right fragments of the product, [8 rows][tile of inputs][lane][part][2].
+  OST_HD static Index slot_words(Index tiles) { return kRowTiles * tiles * 32 * kWords; }
+
+  OST_HD static void load(const Block& block, PerThread<Weights>& weights, const void* from, Index tiles) {
+    const Index depth = (tiles + kWarps - 1) / kWarps;
+    const FragmentA* packed = static_cast<const FragmentA*>(from) + block.x * kParts * kTiles * depth * kThreads;
+    block.alone([&](int thread) {
+      OST_UNROLL
+      for (int part = 0; part < kParts; ++part) {
+        OST_UNROLL
+        for (int n = 0; n < kTiles; ++n) {
+          OST_UNROLL
+          for (int k = 0; k < kDepth; ++k)
+            weights[thread].a[part][n][k] = k < depth ? packed[((part * kTiles + n) * depth + k) * kThreads + thread] : FragmentA{};
+        }
+      }
+    });
+  }
+
+  // Inputs `in` (even) and the one after it, of a row.
+  OST_HD static void send(std::uint32_t* slot, Index in, int row, Index tiles, float low, float high) {
+    Word l[kParts], h[kParts];
+    split<Word, kParts>(low, l);
+    split<Word, kParts>(high, h);
+    const Index i = ((row / 8 * tiles + in / 16) * 32 + row % 8 * 4 + in % 8 / 2) * kWords + in % 16 / 8;
+    OST_UNROLL
+    for (int part = 0; part < kParts; ++part) post(slot + i + 2 * part, sent(l[part], h[part]));
+  }
+  // `lost`: the thread no longer waits.
+  OST_HD static void multiply(const Block& block, PerThread<Weights>& weights, Space& space, const Mailbox& box, const std::uint32_t* slot,
+                              Index tiles, Index rows, PerThread<bool>& lost) {
+    PerThread<Sums> sums;
+    PerThread<Received> received;
+    block.alone([&](int thread) {
+      float* v = &sums[thread].v[0][0][0][0];
+      OST_UNROLL
+      for (int i = 0; i < int(sizeof(Sums) / sizeof(float)); ++i) v[i] = 0;
+    });
+    OST_UNROLL
+    for (int first = 0; first < kDepth; first += kChunk) {
+      if (first * kWarps >= tiles) break;
+      block.alone([&](int thread) { receive(thread, received[thread], box, slot, first, tiles, rows, lost[thread]); });
+      block.warps_meet();
+      OST_UNROLL
+      for (int k = 0; k < kChunk; ++k) {
+        if ((first + k) * kWarps >= tiles) break;
+        OST_UNROLL
+        for (int j = 0; j < kRowTiles; ++j) {
+          if (j * 8 >= rows) break;
+          OST_UNROLL
+          for (int n = 0; n < kTiles; ++n) {
+            const auto one = [&](int left, int right, int to) {
+              multiply_fragments<Word>(
+                  block, [&](int thread) -> FragmentA& { return weights[thread].a[left][n][first + k]; },
+                  [&](int thread) {
+                    return FragmentB{{received[thread].word[k][j][2 * right], received[thread].word[k][j][2 * right + 1]}};
+                  },
+                  [&](int thread) -> float* { return sums[thread].v[to][n][j]; });
+            };
+            one(0, 0, 0);
+            if constexpr (kParts > 1) one(0, 1, 1), one(1, 0, 1);  // the product of both rests is below what a float shows
+          }
+        }
+      }
+    }
+    block.each([&](int thread) {
+      const Lane lane(thread);
+      OST_UNROLL
+      for (int n = 0; n < kTiles; ++n) {
+        OST_UNROLL
+        for (int j = 0; j < kRowTiles; ++j) {
+          OST_UNROLL
+          for (int c = 0; c < 4; ++c) {
+            float s = sums[thread].v[0][n][j][c];
+            if constexpr (kParts > 1) s = fma(sums[thread].v[1][n][j][c], 1 / kLift<Word>, s);
+            space.sums[thread / 32][n * 16 + lane.sum_row(c)][j * 8 + lane.sum_column(c)] = s;
+          }
+        }
+      }
+    });
+  }
+
+  OST_HD static void receive(int thread, Received& in, const Mailbox& box, const std::uint32_t* slot, int first, Index tiles, Index rows,
+                             bool& lost) {
+    const Lane lane(thread);
+    const auto from = [&](int k, int j) {
+      const Index tile = Index(first + k) * kWarps + thread / 32;
+      return tile < tiles && j * 8 + lane.b_column() < rows ? slot + ((j * tiles + tile) * 32 + thread % 32) * kWords : nullptr;
+    };
+    OST_UNROLL
+    for (int k = 0; k < kChunk; ++k) {
+      OST_UNROLL
+      for (int j = 0; j < kRowTiles; ++j) {
+        OST_UNROLL
+        for (int w = 0; w < kWords; ++w) in.word[k][j][w] = 0;
+        if (const std::uint32_t* p = from(k, j)) look<kWords>(p, in.word[k][j]);
+      }
+    }
+    for (int looks = 0; !lost; ++looks) {
+      bool missing = false;
+      OST_UNROLL
+      for (int k = 0; k < kChunk; ++k) {
+        OST_UNROLL
+        for (int j = 0; j < kRowTiles; ++j)
+          if (empty<kWords>(in.word[k][j])) {
+            missing = true;
+            look<kWords>(from(k, j), in.word[k][j]);
+          }
+      }
+      if (!missing) return;
+      lost = !patient(box, looks);
+    }
+  }
+};
+
+// What the launches of a pass are given beside the problem.
+template <class T>
+struct Exchange {
+  Mailbox box;
+  T* carry;  // [states][B][H], from launch to launch
+};
+// One of them.
+template <class T>
+struct Piece {
+  Mailbox box;
+  T* carry;
+  Index first_step, steps, first_row;
+  int groups;
+};
+
+// Weights of all blocks as fragments, [block][part][tile of outputs][tile of inputs of a warp][thread], each output's by a power of two, so
+// that the parts of a float are within the range of Half: [block][output].
+template <class W, class Word, int kParts, int kTiles>
+struct PersistentPackKernel {
+  const W* from;
+  FragmentA* to;
+  float* scales;  // null: none
+  Index outs, ins, out_stride, in_stride, tiles, blocks;
+  int each;  // outputs of a block
+  struct Space {
+    float scale[kTiles * 16];
+  };
+  Grid grid() const { return {blocks}; }
+  OST_HD float weight(Index block, int out, Index in) const {
+    const Index o = block * each + out;
+    return out < each && o < outs && in < ins ? as_float(from[o * out_stride + in * in_stride]) : 0;
+  }
+  OST_HD static float as_float(float w) { return w; }
+  template <class N>
+  OST_HD static float as_float(N w) {
+    return widen(w);
+  }
+  OST_HD void operator()(const Block& block, Space& space) const {
+    block.each([&](int thread) {
+      if (thread >= kTiles * 16) return;
+      float scale = 1;
+      if (scales) {
+        float top = 0;
+        for (Index in = 0; in < ins; ++in) {
+          const float w = weight(block.x, thread, in), size = w < 0 ? -w : w;
+          top = top < size ? size : top;
+        }
+        scale = power_below(top);
+        scales[block.x * kTiles * 16 + thread] = 1 / scale;
+      }
+      space.scale[thread] = scale;
+    });
+    const Index depth = ceil_div(tiles, kThreads / 32), count = kParts * kTiles * depth;
+    block.each([&](int thread) {
+      const Lane lane(thread);
+      for (Index i = 0; i < count; ++i) {
+        const int part = int(i / (kTiles * depth)), n = int(i / depth % kTiles);
+        const Index in = (i % depth * (kThreads / 32) + thread / 32) * 16;
+        FragmentA a;
+        for (int w = 0; w < 4; ++w) {
+          const int out = n * 16 + lane.a_row(w);
+          Word low[kParts], high[kParts];
+          split<Word, kParts>(weight(block.x, out, in + lane.a_column(w)) * space.scale[out], low);
+          split<Word, kParts>(weight(block.x, out, in + lane.a_column(w) + 1) * space.scale[out], high);
+          a.word[w] = part == 0 ? pair_of<Word>(low[0], high[0]) : pair_of<Word>(low[kParts - 1], high[kParts - 1]);
+        }
+        to[(block.x * count + i) * kThreads + thread] = a;
+      }
+    });
+  }
+  // A power of two that brings a number to between 1 and 2, of what a float has such powers for.
+  OST_HD static float power_below(float top) {
+    float scale = 1;
+    if (!(top > 0) || top > 3e38f) return scale;
+    for (; top * scale >= 2 && scale > 1e-37f;) scale /= 2;
+    for (; top * scale < 1 && scale < 1e37f;) scale *= 2;
+    return scale;
+  }
+};
+
+// What a block of a launch has: units from u0 on of rows from b0 on, one a thread, and its group's part of each slot.
+template <int kUnits>
+struct Share {
+  Index b0, u0, hidden;
+  Index rows;  // that there are
+  std::uint32_t* slots;
+  Index stride;  // from slot to slot
+  template <class T>
+  OST_HD Share(const Block& block, const Problem<T>& p, const Piece<T>& piece, Index slot_words)
+      : b0(piece.first_row + block.y * kGroupRows),
+        u0(block.x * kUnits),
+        hidden(p.hidden),
+        rows(smaller<Index>(kGroupRows, p.batch - b0)),
+        slots(piece.box.slots() + block.y * slot_words),
+        stride(piece.groups * slot_words) {}
+  OST_HD std::uint32_t* slot(Index step_of_piece) const { return slots + step_of_piece * stride; }
+  // f(thread, b, row, unit, u) of every thread that has a unit of a row.
+  template <class F>
+  OST_HD void each(const Block& block, F&& f) const {
+    block.alone([&](int thread) {
+      const int row = thread / kUnits, unit = thread % kUnits;
+      if (row < rows && u0 + unit < hidden) f(thread, b0 + row, row, unit, u0 + unit);
+    });
+  }
+};
+
+template <class C, class T, class Word, int kParts, int kUnits>
+struct PersistentKernel {
+  static constexpr bool kTogether = true;
+  static constexpr int kCount = C::kPhases[0].product.count(), kTiles = kOutTiles<kUnits, kCount>;
+  using E = MailboxEngine<Word, kParts, kTiles, kTiles == 3 ? 5 : 8 / kParts>;
+  Problem<T> p;
+  Piece<T> piece;
+  struct Space {
+    typename E::Space product;
+    T state[C::kStates][kGroupRows][kUnits];
+  };
+  static Index slot_words(Index hidden) { return E::slot_words(ceil_div(hidden, 16)); }
+  Grid grid() const { return {ceil_div(p.hidden, 16) * 16 / kUnits, piece.groups}; }  // whole tiles of inputs, so that all are sent
+
+  struct Next {
+    T gx[C::kColumns];
+  };
+
+  OST_HD void operator()(const Block& block, Space& space) const {
+    const Clock clock = p.clock();
+    const Index tiles = (p.hidden + 15) / 16;
+    const Share<kUnits> share(block, p, piece, E::slot_words(tiles));
+    const float* scales = kParts > 1 ? p.persistent_scales + block.x * kTiles * 16 : nullptr;
+    PerThread<typename E::Weights> weights;
+    PerThread<Next> next;  // of the step to come: asked for while the product of the one before is under way
+    PerThread<ForwardOut<C, T>> out;
+    PerThread<bool> lost, ran;
+    E::load(block, weights, p.persistent_panels, tiles);
+    block.alone([&](int thread) {
+      lost[thread] = false;
+      for (int k = 0; k < C::kStates; ++k)
+        if (thread < kGroupRows * kUnits) space.state[k][thread / kUnits][thread % kUnits] = T(0);
+    });
+    share.each(block, [&](int thread, Index b, int row, int unit, Index u) {
+      T state[C::kStates];
+      for (int k = 0; k < C::kStates; ++k)
+        state[k] = piece.first_step > 0 ? piece.carry[(k * p.batch + b) * p.hidden + u]
+                                        : value(k == 0 ? hidden_after(p, kInitial, b) : cell_after(p, kInitial, b), u);
+      prepare(clock, piece.first_step, b, u, state, next[thread]);
+      for (int k = 0; k < C::kStates; ++k) space.state[k][row][unit] = state[k];
+    });
+    block.warps_meet();
+    send(block, space, share, 0, tiles);
+    for (Index n = 0; n < piece.steps; ++n) {
+      const Index step = piece.first_step + n, t = clock.time(step);
+      E::multiply(block, weights, space.product, piece.box, share.slot(n), tiles, share.rows, lost);
+      share.each(block, [&](int thread, Index b, int row, int unit, Index u) {
+        T products[kCount], state[C::kStates];
+        OST_UNROLL
+        for (int column = 0; column < kCount; ++column) {
+          products[column] = space.product.sum(unit * kCount + column, row);
+          if constexpr (kParts > 1) products[column] *= scales[unit * kCount + column];
+        }
+        OST_UNROLL
+        for (int k = 0; k < C::kStates; ++k) state[k] = space.state[k][row][unit];
+        ran[thread] = compute<C, T, 0>(p, clock, t, b, u, next[thread].gx, products, state, out[thread]);
+        prepare(clock, step + 1, b, u, state, next[thread]);
+        OST_UNROLL
+        for (int k = 0; k < C::kStates; ++k) space.state[k][row][unit] = state[k];
+      });
+      block.warps_meet();
+      if (n + 1 < piece.steps) send(block, space, share, n + 1, tiles);  // first of all: the others wait for it
+      share.each(block, [&](int thread, Index b, int, int, Index u) { keep<C, T, 0>(p, clock, t, b, u, ran[thread], out[thread]); });
+      block.meet();  // the sums have been read
+    }
+    if (piece.first_step + piece.steps < p.steps)
+      share.each(block, [&](int, Index b, int row, int unit, Index u) {
+        for (int k = 0; k < C::kStates; ++k) piece.carry[(k * p.batch + b) * p.hidden + u] = space.state[k][row][unit];
+      });
+  }
+
+  // The state that a step starts from, where it is not the one that was left, and its share of the projected input.
+  OST_HD void prepare(const Clock& clock, Index step, Index b, Index u, T* state, Next& next) const {
+    if (step >= p.steps) return;
+    const Index t = clock.time(step);
+    if (!clock.active(t, b)) return;
+    if (p.times.before && clock.before(t, b) == kRestart)
+      for (int k = 0; k < C::kStates; ++k) state[k] = value(k == 0 ? p.restart_h : p.restart_c, u);
+    OST_UNROLL
+    for (int column = 0; column < C::kColumns; ++column) next.gx[column] = p.gx[((t * p.batch + b) * p.hidden + u) * C::kColumns + column];
+  }
+
+  // h of the block's units, which step n of the launch starts from; what a warp sends its own threads have left in the shared memory.
+  OST_HD void send(const Block& block, const Space& space, const Share<kUnits>& share, Index n, Index tiles) const {
+    block.alone([&](int thread) {
+      const int row = thread / kUnits, unit = thread % kUnits;
+      if (row >= share.rows || unit % 2) return;
+      const T *low = &space.state[0][row][unit], *high = low + 1;
+      if (kLift<Word> > 1 && kParts > 1 && (beyond_half(*low) || beyond_half(*high))) post(piece.box.verdict(), kRange);
+      E::send(share.slot(n), share.u0 + unit, row, tiles, *low, *high);
+    });
+  }
+};
+
+// The same of the backward pass: of each unit of a block dh, from da of all.
+template <class C, class T, class Word, int kParts>
+struct BackwardPersistentKernel {
+  static constexpr bool kTogether = true;
+  static constexpr int kUnits = kBackwardUnits;
+  static constexpr Columns kColumns = C::kPhases[0].product;
+  static constexpr int kCount = kColumns.count();
+  using E = MailboxEngine<Word, kParts, 1, 4>;
+  Problem<T> p;
+  BackwardProblem<T> g;
+  Piece<T> piece;
+  struct Space {
+    typename E::Space product;
+    T d[C::kStates][kGroupRows][kUnits];
+    T da[kGroupRows][kUnits * kCount];
+  };
+  static Index slot_words(Index hidden) { return E::slot_words(ceil_div(hidden, kUnits) * kCount); }
+  Grid grid() const { return {ceil_div(p.hidden, kUnits), piece.groups}; }
+
+  OST_HD void operator()(const Block& block, Space& space) const {
+    const Clock clock = p.clock();
+    const Index tiles = (p.hidden + kUnits - 1) / kUnits * kCount;
+    const Share<kUnits> share(block, p, piece, E::slot_words(tiles));
+    const float* scales = kParts > 1 ? p.persistent_turned_scales + block.x * kUnits : nullptr;
+    PerThread<typename E::Weights> weights;
+    PerThread<Gathered<C, T>> given;  // of the step to come
+    PerThread<BackwardOut<C, T>> out;
+    PerThread<bool> lost;
+    E::load(block, weights, p.persistent_turned, tiles);
+    block.alone([&](int thread) {
+      lost[thread] = false;
+      for (int i = thread; i < kGroupRows * kUnits * kCount; i += kThreads) space.da[i / (kUnits * kCount)][i % (kUnits * kCount)] = T(0);
+    });
+    block.meet();
+    share.each(block, [&](int thread, Index b, int row, int unit, Index u) {
+      OST_UNROLL
+      for (int k = 0; k < C::kStates; ++k) space.d[k][row][unit] = (k == 0 ? g.dh : g.dc)[b * p.hidden + u];
+      given[thread] = gather<C, T, 0>(p, g, clock.time(piece.first_step + piece.steps - 1), b, u);
+    });
+    for (Index n = piece.steps; n-- > 0;) {
+      const Index t = clock.time(piece.first_step + n);
+      share.each(block, [&](int thread, Index b, int row, int unit, Index u) {
+        T d[2] = {space.d[0][row][unit], C::kStates > 1 ? space.d[C::kStates - 1][row][unit] : T(0)};
+        apply<C, T, 0>(p, g, b, u, given[thread], d, out[thread]);
+        OST_UNROLL
+        for (int column = 0; column < kCount; ++column) space.da[row][unit * kCount + column] = out[thread].da[kColumns.begin + column];
+        OST_UNROLL
+        for (int k = 0; k < C::kStates; ++k) space.d[k][row][unit] = d[k];
+      });
+      block.warps_meet();
+      send(block, space, share, n, tiles);
+      share.each(block, [&](int thread, Index b, int, int, Index u) {
+        keep_gradients<C, T, 0>(p, g, t, b, u, given[thread], out[thread]);
+        if (n > 0) given[thread] = gather<C, T, 0>(p, g, clock.time(piece.first_step + n - 1), b, u);
+      });
+      E::multiply(block, weights, space.product, piece.box, share.slot(n), tiles, share.rows, lost);
+      share.each(block, [&](int, Index b, int row, int unit, Index u) {
+        if (!clock.active(t, b)) return;
+        T sum = space.product.sum(unit, row);
+        if constexpr (kParts > 1) sum *= scales[unit];
+        T d[2] = {space.d[0][row][unit] + sum, C::kStates > 1 ? space.d[C::kStates - 1][row][unit] : T(0)};
+        cut<C, T>(p, g, t, b, u, d);
+        OST_UNROLL
+        for (int k = 0; k < C::kStates; ++k) space.d[k][row][unit] = d[k];
+      });
+      block.meet();
+    }
+    share.each(block, [&](int, Index b, int row, int unit, Index u) {
+      g.dh[b * p.hidden + u] = space.d[0][row][unit];
+      if constexpr (C::kStates > 1) g.dc[b * p.hidden + u] = space.d[1][row][unit];
+    });
+  }
+
+  // da of step n; a warp sends the rows of its own threads.
+  OST_HD void send(const Block& block, const Space& space, const Share<kUnits>& share, Index n, Index tiles) const {
+    constexpr int pairs = kUnits * kCount / 2, rows = 32 / kUnits;
+    block.alone([&](int thread) {
+      OST_UNROLL
+      for (int i = thread % 32; i < rows * pairs; i += 32) {
+        const int row = thread / 32 * rows + i / pairs, in = i % pairs * 2;
+        if (row < share.rows) E::send(share.slot(n), share.u0 * kCount + in, row, tiles, space.da[row][in], space.da[row][in + 1]);
+      }
+    });
+  }
+};
+
+// After the launches of a pass: where one was given up, what it has left is no number, and the host is told.
+template <class C, class T>
+struct VerdictKernel {
+  Problem<T> p;
+  BackwardProblem<T> g;
+  Mailbox box;
+  bool backward;
+  struct Space {};
+  static constexpr Index kBlocks = 64;
+  Grid grid() const { return {kBlocks}; }
+  OST_HD void operator()(const Block& block, Space&) const {
+    const std::uint32_t verdict = *box.verdict();
+    if (verdict == kWell) return;
+    const T nan = T(__builtin_nanf(""));
+    const Index rows = p.steps * p.batch;
+    block.each([&](int thread) {
+      const Index first = block.x * kThreads + thread, stride = kBlocks * kThreads;
+      if (first == 0 && box.report) *box.report = verdict;
+      for (Index i = first; i < rows * p.hidden; i += stride) {
+        const Index row = i / p.hidden, t = row / p.batch, b = row % p.batch, u = i % p.hidden;
+        if (backward) {
+          OST_UNROLL
+          for (int q = 0; q < kProductCount<C>; ++q)
+            for (int column = 0; column < product_columns<C>(q).count(); ++column)
+              g.da[q][i * product_columns<C>(q).count() + column] = nan;
+        } else {
+          if (!p.y.starts || p.y.starts[b] + t < p.y.ends[b]) at(p.y, t, b)[u] = nan;
+          if (C::kStates > 1 && p.cells) p.cells[i] = nan;
+        }
+      }
+      for (Index i = first; i < p.batch * p.hidden; i += stride) {
+        if (backward) g.dh[i] = nan;
+        if (C::kStates > 1 && (backward || p.state)) (backward ? g.dc : p.state)[i] = nan;
+      }
+    });
+  }
+};
+
+}  // namespace ost::OST_SET

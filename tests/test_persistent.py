@@ -1,0 +1,164 @@
+"""Kernels whose blocks share the weights and send each other what a step needs: emulated, a thread of the CPU for every block."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from conftest import CELLS
+from ostinato import _device, _on_device
+from test_device import DEVICES, NAMES, on_cpu, on_device, problem
+
+ONE_PHASE = [c for c in CELLS if c != "gru_reset_before"]
+KINDS = [("bfloat16", 16), ("bfloat16", 8), ("float16", 16), ("float16", 8), ("split", 8)]
+
+
+def with_options(device: _device.Device, **options: Any) -> _device.Device:
+    """The same, its kernels given other numbers: ``delays``, ``absent``, ``patience``."""
+
+    def run(action: str, cell: int, itemsize: int, values: dict[str, Any]) -> None:
+        device.run(action, cell, itemsize, {**values, **options})
+
+    return replace(device, run=run, told=np.zeros(1, np.uint32))
+
+
+def persistent(cell: str, p: Any, control: Any, device: Any, precision: str, units: int, groups: int, span: int) -> Any:
+    """Both passes so."""
+    facts = {"room": 0, "rows": 0, "groups": groups, "span": span}
+    return on_device(cell, p, control, device, precision, **facts, units=units, backward_units=16)
+
+
+@pytest.mark.parametrize("hidden", [1, 37, 80])
+@pytest.mark.parametrize(("precision", "units"), KINDS)
+@pytest.mark.parametrize("cell", ONE_PHASE)
+def test_against_tiles(cell: str, precision: str, units: int, hidden: int) -> None:
+    """Against the same with a launch a step, which is held against the CPU; and the same bits in whatever order the blocks come."""
+    devices = [with_options(DEVICES[0], delays=7), with_options(DEVICES[1], delays=12345), *DEVICES[2:]]
+    for sizes, kind, reverse, control, groups, span in (
+        ((5, 3, 3, hidden), "none", False, {}, 1, 10),
+        ((7, 19, 3, hidden), "all", True, {"cut": True, "clip_value": 0.4}, 2, 3),
+        ((4, 35, 3, hidden), "lengths", False, {}, 2, 4),
+    ):
+        p = problem(cell, np.float32, sizes, kind, reverse)
+        tiles = "exact" if precision == "split" else precision
+        want = on_device(cell, p, control, DEVICES[0], tiles, room=0, rows=0)
+        results = [persistent(cell, p, control, d, precision, units, groups, span) for d in devices]
+        for k, (name, a) in enumerate(zip(NAMES, want)):
+            if a is None:
+                continue
+            # A ReLU at rest flips by rounding: another sign, another slope.
+            limit = (2e-5 if precision == "split" else 1e-2) * (5 if cell == "rnn_relu" else 1)
+            for r in results:
+                assert float(np.linalg.norm(r[k] - a)) <= limit * max(float(np.linalg.norm(a)), 1e-3), name
+            assert all(np.array_equal(results[0][k], r[k]) for r in results[1:2]), (
+                f"{name} depends on the order of blocks"
+            )
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
+def test_two_words_for_a_float(cell: str) -> None:
+    """The targets of float32 on a GPU, over many steps: 1e-5 of outputs and 2e-5 of gradients, against float64."""
+    p = problem(cell, np.float32, (128, 16, 24, 64), "none", False)
+    wide = {
+        n: [None if a is None else a.astype(np.float64) for a in v] if isinstance(v, (list, tuple))
+        else v.astype(np.float64) if isinstance(v, np.ndarray) and v.dtype == np.float32 else v
+        for n, v in p.items()
+    }  # fmt: skip
+    want, got = on_cpu(cell, wide, {}), persistent(cell, p, {}, DEVICES[0], "split", 8, 1, 128)
+    for name, a, b in zip(NAMES, want, got):
+        if a is not None and a.size:
+            limit = 1e-5 if name in ("y", "h", "c") else 2e-5
+            assert float(np.linalg.norm(b - a)) <= limit * float(np.linalg.norm(a)), name
+
+
+def test_weights_of_any_size() -> None:
+    """Each output's weights go as words of float16 by a power of two of their own."""
+    p = problem("lstm", np.float32, (4, 3, 5, 20), "none", False)
+    for k, size in enumerate((1e-30, 1e6, 3e9, 0)):
+        p["weights"][1][k * 20 : k * 20 + 10] *= np.float32(size)
+    want = on_device("lstm", p, {}, DEVICES[0], room=0, rows=0)
+    got = persistent("lstm", p, {}, DEVICES[0], "split", 8, 1, 4)
+    for name, a, b in zip(NAMES, want, got):
+        if a is not None:
+            assert float(np.linalg.norm(b - a)) <= 1e-4 * float(np.linalg.norm(a)), name
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_block_that_does_not_come(backward: bool) -> None:
+    """Nobody waits for ever: the outputs are NaN, the next call raises, and then all is well."""
+    p = problem("lstm", np.float32, (5, 3, 3, 40), "none", False)
+    plain = _device.emulated()
+
+    def run(action: str, cell: int, itemsize: int, values: dict[str, Any]) -> None:
+        late = {"absent": 1, "patience": 200} if action == ("backward" if backward else "forward") else {}
+        plain.run(action, cell, itemsize, {**values, **late})
+
+    device = replace(plain, run=run, told=np.zeros(1, np.uint32))
+    w = _on_device.pack(device, "lstm", p["weights"], precision="bfloat16")
+    y, end = np.empty((5, 3, 40), np.float32), tuple(np.empty((3, 40), np.float32) for _ in range(2))
+    forced = {"room": 0, "rows": 0, "units": 16, "groups": 1, "span": 2}
+    rows = _on_device.Rows.of(p["x"]), _on_device.Rows.of(y)
+    kept = _on_device.forward(w, *rows, (None, None), end, (5, 3), train=True, forced=forced)
+    assert kept is not None
+    if backward:
+        assert np.isfinite(y).all()
+        grads = [None if a is None else np.zeros_like(a) for a in p["weights"]]
+        dx, d0 = np.zeros_like(p["x"]), tuple(np.empty((3, 40), np.float32) for _ in range(2))
+        dy = _on_device.Rows.of(p["dy"])
+        _on_device.backward(kept, dy, (None, None), d0, grads, dx=_on_device.Rows.of(dx), forced=forced)
+        for a in (dx, *d0, *grads[:4]):
+            assert np.isnan(a).all()
+    else:
+        for a in (y, *end):
+            assert np.isnan(a).all()
+    assert device.told[0] == 1
+    with pytest.raises(RuntimeError, match="emulated: a block of an earlier launch waited for another one in vain"):
+        _on_device.pack(device, "lstm", p["weights"])
+    _on_device.pack(device, "lstm", p["weights"])
+    device.check()
+
+
+def test_states_beyond_float16() -> None:
+    """Two words of float16 stand for a float32 up to 65504."""
+    p = problem("gru", np.float32, (3, 2, 3, 20), "none", False)
+    device = with_options(DEVICES[0])
+    p["h0"][1, 7] = 65504.0
+    assert np.isfinite(persistent("gru", p, {}, device, "split", 8, 1, 4)[0]).all()
+    p["h0"][1, 7] = 70000.0
+    with pytest.raises(RuntimeError, match=r"a state of an earlier call was beyond 65504.*use precision='exact'"):
+        persistent("gru", p, {}, device, "split", 8, 1, 4)
+    y = on_device("gru", p, {}, device, "exact")[0]  # asked for, float32 it is
+    assert np.isfinite(y).all()
+
+
+def test_nan_travels() -> None:
+    """Of a row, and no further; it is not taken for a place that is empty."""
+    for precision, units in KINDS:
+        p = problem("lstm", np.float32, (6, 5, 3, 40), "none", False)
+        want = persistent("lstm", p, {}, DEVICES[0], precision, units, 1, 6)[0]
+        p["x"][2, 3] = np.nan
+        p["h0"].view(np.uint32)[4] = 0xFFFFFFFF
+        got = persistent("lstm", p, {}, DEVICES[0], precision, units, 1, 6)[0]
+        assert np.isnan(got[2:, 3]).all()
+        assert np.isnan(got[:, 4]).all()
+        others = [0, 1, 2]
+        assert np.array_equal(got[:, others], want[:, others])
+        assert np.array_equal(got[:2, 3], want[:2, 3])
+
+
+def test_plans_that_the_kernels_refuse() -> None:
+    p = problem("gru_reset_before", np.float32, (2, 2, 3, 4), "none", False)
+    with pytest.raises(ValueError, match="units: expected those of a kernel that there is"):
+        persistent("gru_reset_before", p, {}, DEVICES[0], "bfloat16", 16, 1, 2)
+    p = problem("lstm", np.float32, (2, 2, 3, 4), "none", False)
+    for units, groups, message in ((7, 1, "units: expected those"), (16, 0, "groups: expected a group and a step")):
+        with pytest.raises(ValueError, match=message):
+            persistent("lstm", p, {}, DEVICES[0], "bfloat16", units, groups, 2)
+    p = problem("lstm", np.float32, (2, 2, 3, 1025), "none", False)
+    with pytest.raises(
+        ValueError, match="units: expected blocks with room for all weights, got 1025 units in a room of 1024"
+    ):
+        persistent("lstm", p, {}, DEVICES[0], "bfloat16", 16, 1, 2)
