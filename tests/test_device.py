@@ -90,7 +90,7 @@ def on_device(
 ) -> list[Any]:
     """``forced``: of the plans."""
     steps, batch, hidden = p["dy"].shape
-    forwards = {n: v for n, v in forced.items() if n != "backward_units"}
+    forwards = {n: v for n, v in forced.items() if n != "backward"}
     put, xp = device.put, device.xp
     weights, restart = [put(a) for a in p["weights"]], tuple(put(a) for a in p["restart"])
     w = _on_device.pack(device, cell, weights, reverse=p["reverse"], precision=precision)
@@ -122,9 +122,9 @@ def on_device(
     flow = xp.zeros((steps, states, batch), np.float64) if control.pop("flow", False) else None
     dx, d0 = xp.empty(p["x"].shape, p["x"].dtype), pair()
     streams = cell != "gru_reset_before" and flow is None and not control.get("clip_norm")
-    backwards = {**forced, "rows": forced["rows"] if streams else 0} if "rows" in forced else {**forced}
-    if (units := backwards.pop("backward_units", None)) is not None:
-        backwards["units"] = units
+    backwards = {**forwards, **forced.get("backward", {})}
+    if "rows" in forced and not streams:
+        backwards["rows"] = 0
     reset = [xp.zeros(hidden, p["x"].dtype) if p["resets"] is not None and k < states else None for k in range(2)]
     _on_device.backward(
         kept, _on_device.Rows.of(put(p["dy"])), (put(p["dh"]), put(p["dc"])), d0, grads, dx=_on_device.Rows.of(dx),

@@ -25,16 +25,21 @@ def with_options(device: _device.Device, **options: Any) -> _device.Device:
     return replace(device, run=run, told=np.zeros(1, np.uint32))
 
 
-def persistent(cell: str, p: Any, control: Any, device: Any, precision: str, units: int, groups: int, span: int) -> Any:
+def persistent(
+    cell: str, p: Any, control: Any, device: Any, precision: str, units: int, groups: int, span: int, peers: int = 1
+) -> Any:
     """Both passes so."""
-    facts = {"room": 0, "rows": 0, "groups": groups, "span": span}
-    return on_device(cell, p, control, device, precision, **facts, units=units, backward_units=16)
+    facts = {"room": 0, "rows": 0, "groups": groups, "span": span, "units": units}
+    backward = {"units": 8 if precision == "split" and peers > 1 else 16, "peers": peers}
+    return on_device(cell, p, control, device, precision, **facts, backward=backward)
 
 
 @pytest.mark.parametrize("hidden", [1, 37, 80])
-@pytest.mark.parametrize(("precision", "units"), KINDS)
+@pytest.mark.parametrize(
+    ("precision", "units", "peers"), [(*k, 4 if k[1] == 8 else 1) for k in KINDS] + [("split", 8, 1)]
+)
 @pytest.mark.parametrize("cell", ONE_PHASE)
-def test_against_tiles(cell: str, precision: str, units: int, hidden: int) -> None:
+def test_against_tiles(cell: str, precision: str, units: int, peers: int, hidden: int) -> None:
     """Against the same with a launch a step, which is held against the CPU; and the same bits in whatever order the blocks come."""
     devices = [with_options(DEVICES[0], delays=7), with_options(DEVICES[1], delays=12345), *DEVICES[2:]]
     for sizes, kind, reverse, control, groups, span in (
@@ -45,7 +50,7 @@ def test_against_tiles(cell: str, precision: str, units: int, hidden: int) -> No
         p = problem(cell, np.float32, sizes, kind, reverse)
         tiles = "exact" if precision == "split" else precision
         want = on_device(cell, p, control, DEVICES[0], tiles, room=0, rows=0)
-        results = [persistent(cell, p, control, d, precision, units, groups, span) for d in devices]
+        results = [persistent(cell, p, control, d, precision, units, groups, span, peers) for d in devices]
         for k, (name, a) in enumerate(zip(NAMES, want)):
             if a is None:
                 continue
@@ -58,8 +63,8 @@ def test_against_tiles(cell: str, precision: str, units: int, hidden: int) -> No
             )
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
-def test_two_words_for_a_float(cell: str) -> None:
+@pytest.mark.parametrize(("cell", "peers"), [("lstm", 1), ("lstm", 4), ("gru", 1), ("rnn_tanh", 4)])
+def test_two_words_for_a_float(cell: str, peers: int) -> None:
     """The targets of float32 on a GPU, over many steps: 1e-5 of outputs and 2e-5 of gradients, against float64."""
     p = problem(cell, np.float32, (128, 16, 24, 64), "none", False)
     wide = {
@@ -67,7 +72,7 @@ def test_two_words_for_a_float(cell: str) -> None:
         else v.astype(np.float64) if isinstance(v, np.ndarray) and v.dtype == np.float32 else v
         for n, v in p.items()
     }  # fmt: skip
-    want, got = on_cpu(cell, wide, {}), persistent(cell, p, {}, DEVICES[0], "split", 8, 1, 128)
+    want, got = on_cpu(cell, wide, {}), persistent(cell, p, {}, DEVICES[0], "split", 8, 1, 128, peers)
     for name, a, b in zip(NAMES, want, got):
         if a is not None and a.size:
             limit = 1e-5 if name in ("y", "h", "c") else 2e-5

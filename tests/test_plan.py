@@ -10,11 +10,11 @@ from ostinato._plan import GROUP_ROWS, MOST_WAVES, ROOM, GpuFigures, GpuPlan, Sh
 
 DEVICES = [
     GpuFigures("A100-SXM4", (8, 0), 108, 166912, 40 << 20),
-    GpuFigures("H100-SXM5", (9, 0), 132, 232448, 50 << 20),
-    GpuFigures("H200", (9, 0), 132, 232448, 50 << 20),
+    GpuFigures("H100-SXM5", (9, 0), 132, 232448, 50 << 20, clusters=32),
+    GpuFigures("H200", (9, 0), 132, 232448, 50 << 20, clusters=32),
     GpuFigures("L40S", (8, 9), 142, 101376, 48 << 20),
     GpuFigures("RTX 5090", (12, 0), 170, 101376, 96 << 20),
-    GpuFigures("B200", (10, 0), 148, 232448, 126 << 20),
+    GpuFigures("B200", (10, 0), 148, 232448, 126 << 20, clusters=36),
 ]
 FEW = GpuFigures("of few multiprocessors", (9, 0), 8, 232448, 4 << 20)
 LSTM, GRU, BEFORE = [4], [3], [2, 1]
@@ -66,15 +66,17 @@ def check_persistent(
     p: GpuPlan, device: GpuFigures, products: list[int], hidden: int, steps: int, batch: int, word: int, backward: bool
 ) -> None:
     """All blocks have their own multiprocessor, all weights have room, and all units, rows and steps have their turn."""
-    share = Share.of(products[0], hidden, p.units, 2 if word == 4 else 1, backward)
+    share = Share.of(products[0], hidden, p.units, p.peers, 2 if word == 4 else 1, backward)
     assert p.blocks == share.blocks * p.groups <= device.multiprocessors
     assert share.blocks * p.units >= hidden
     assert share.blocks * p.units % 16 == 0
     assert share.tiles * 16 >= hidden * (products[0] if backward else 1)
-    assert share.depth * 8 >= share.tiles
+    assert share.depth * 8 * p.peers >= share.tiles
+    assert p.peers == 1 or (backward and p.blocks <= 4 * device.clusters)
+    assert share.blocks % p.peers == 0
     # a thread's registers: of 16 x 16 weights of 2 bytes it keeps 16 bytes
     assert share.out_tiles * share.parts * share.depth * 4 <= 128
-    assert share.out_tiles * 16 >= p.units * (1 if backward else products[0])
+    assert share.out_tiles * 16 >= p.units * p.peers * (1 if backward else products[0])
     assert 1 <= p.span <= steps
     assert p.groups * p.span * share.slot_bytes <= max(device.l2_bytes // 4, p.groups * share.slot_bytes)
     passes = -(-batch // (p.groups * GROUP_ROWS))
@@ -95,7 +97,7 @@ def test_weights_that_many_multiprocessors_share(device: GpuFigures) -> None:
             check_persistent(p, device, products, hidden, 1024, batch, word, backward)
     if device.multiprocessors >= 128:
         for (columns, hidden, batch, word, backward), kernel in chosen.items():
-            if shares_for(columns, hidden, word, backward) and not backward and batch <= 16:
+            if shares_for(device, columns, hidden, word, backward) and not backward and batch <= 16:
                 assert kernel == "persistent", (columns, hidden, batch, word)
 
 

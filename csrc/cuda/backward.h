@@ -118,30 +118,31 @@ struct Gathered {
   T dy, dcell;
   bool active;
 };
-template <class C, class T, int F>
-OST_HD Gathered<C, T> gather(const Problem<T>& p, const BackwardProblem<T>& g, Index t, Index b, Index u) {
+// load(to, from): now, or as a copy to the shared memory that has `landed` later.
+template <class C, class T, int F, class Load>
+OST_HD void gather(const Problem<T>& p, const BackwardProblem<T>& g, Index t, Index b, Index u, Gathered<C, T>& given, Load&& load) {
   const Clock clock = p.clock();
   const Index row = t * p.batch + b;
-  Gathered<C, T> given;
+  const auto take = [&](T& to, const T* from, Index k) { from ? load(to, from + k) : void(to = T(0)); };
+  const auto gradient = [&](T& to, const Rows<const T>& rows) { take(to, rows.data ? at(rows, t, b) : nullptr, u); };
   given.active = clock.active(t, b);
   given.dy = given.dcell = T(0);
   if (!given.active) {
-    if (F == 0 && clock.repeats(t, b) != kSkipped) given.dy = gradient_at(g.dy, t, b, u);
-    return given;
+    if (F == 0 && clock.repeats(t, b) != kSkipped) gradient(given.dy, g.dy);
+    return;
   }
   auto& in = given.in;
   const Index before = clock.before(t, b);
-  for (int k = 0; k < C::kSaved; ++k) in.saved[k] = saved_at<C>(p, t, b)[k * p.hidden + u];
-  in.previous[0] = value(hidden_after(p, before, b), u);
-  in.next[0] = at(p.y, t, b)[u];
-  given.dy = gradient_at(g.dy, t, b, u);
+  for (int k = 0; k < C::kSaved; ++k) take(in.saved[k], saved_at<C>(p, t, b), k * p.hidden + u);
+  take(in.previous[0], hidden_after(p, before, b), u);
+  take(in.next[0], at(p.y, t, b), u);
+  gradient(given.dy, g.dy);
   if constexpr (C::kStates > 1) {
-    in.previous[1] = value(cell_after(p, before, b), u);
-    in.next[1] = p.cells[row * p.hidden + u];
-    given.dcell = gradient_at(g.control.dcells, t, b, u);
+    take(in.previous[1], cell_after(p, before, b), u);
+    take(in.next[1], p.cells + row * p.hidden, u);
+    gradient(given.dcell, g.control.dcells);
   }
-  for (int k = 0; k < C::kParams; ++k) in.param[k] = p.params[k * p.hidden + u];
-  return given;
+  for (int k = 0; k < C::kParams; ++k) take(in.param[k], p.params + k * p.hidden, u);
 }
 
 // The cell's backward of phase F: d is what came through time, of h and c; phase 0, the last to run, leaves in it what goes on past the
@@ -151,6 +152,7 @@ OST_HD void apply(const Problem<T>& p, const BackwardProblem<T>& g, Index b, Ind
   const Index i = b * p.hidden + u;
   auto& in = given.in;
   for (int column = 0; column < C::kColumns; ++column) out.da[column] = T(0);
+  if constexpr (C::kStates > 1) out.dcell = T(0);
   if (!given.active) {
     d[0] += given.dy;
     return;
@@ -184,7 +186,8 @@ OST_HD void keep_gradients(const Problem<T>& p, const BackwardProblem<T>& g, Ind
 
 template <class C, class T, int F>
 OST_HD void cell_backward(const Problem<T>& p, const BackwardProblem<T>& g, Index t, Index b, Index u, T* d, BackwardOut<C, T>& out) {
-  Gathered<C, T> given = gather<C, T, F>(p, g, t, b, u);
+  Gathered<C, T> given;
+  gather<C, T, F>(p, g, t, b, u, given, [](T& to, const T* from) { to = *from; });
   apply<C, T, F>(p, g, b, u, given, d, out);
   keep_gradients<C, T, F>(p, g, t, b, u, given, out);
 }

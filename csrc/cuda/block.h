@@ -3,6 +3,10 @@
 // other numbers when the order of the threads is turned round, which the tests do.
 #pragma once
 #include "../core/common.h"
+#if !defined(__CUDACC__)
+#include <condition_variable>
+#include <mutex>
+#endif
 
 namespace ost::OST_SET {
 
@@ -19,9 +23,38 @@ namespace ost::OST_SET {
 
 constexpr int kThreads = 256;  // of every block
 
+constexpr int kMostPeers = 8;
+
+#if !defined(__CUDACC__)
+// Emulated blocks that see each other's shared memory.
+class Cluster {
+ public:
+  explicit Cluster(int blocks) : blocks_(blocks) {}
+  void* spaces[kMostPeers] = {};
+  void meet() {
+    std::unique_lock lock(mutex_);
+    const int round = round_;
+    if (++here_ == blocks_) {
+      here_ = 0, ++round_;
+      all_.notify_all();
+    } else {
+      all_.wait(lock, [&] { return round_ != round; });
+    }
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable all_;
+  int blocks_, here_ = 0, round_ = 0;
+};
+#else
+class Cluster;
+#endif
+
 struct Block {
-  Index x, y, z;  // its place in the grid
-  bool turned;    // emulated from the last thread to the first
+  Index x, y, z;     // its place in the grid
+  bool turned;       // emulated from the last thread to the first
+  Cluster* cluster;  // emulated: null unless it has peers
 
   // What every thread does, and then they meet.
   template <class F>
@@ -41,6 +74,28 @@ struct Block {
   OST_HD void meet() const {
 #if defined(__CUDA_ARCH__)
     __syncthreads();
+#endif
+  }
+  // The threads of all blocks of a cluster; before the first word to a peer, and after the last.
+  OST_HD void peers_meet() const {
+#if defined(__CUDA_ARCH__)
+#if __CUDA_ARCH__ >= 900
+    __cluster_barrier_arrive();
+    __cluster_barrier_wait();
+#endif
+#elif !defined(__CUDACC__)
+    cluster->meet();
+#endif
+  }
+  // The shared memory of a block of the cluster, to write to.
+  template <class Space>
+  OST_HD Space& peer([[maybe_unused]] Space& own, [[maybe_unused]] int rank) const {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    return *static_cast<Space*>(__cluster_map_shared_rank(&own, unsigned(rank)));
+#elif !defined(__CUDACC__)
+    return *static_cast<Space*>(cluster->spaces[rank]);
+#else
+    return own;
 #endif
   }
   // The threads of each warp, and nobody else.

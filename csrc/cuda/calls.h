@@ -92,11 +92,15 @@ BackwardProblem<T> backward_problem(const Addresses& a, Index steps, Index batch
 template <class C, class T, class W, class V>
 void check_persistent(const Plan& plan, Index hidden, bool backward) {
   constexpr int count = product_columns<C>(1).count();
-  const bool units = backward ? plan.units == kBackwardUnits : plan.units == 8 || (plan.units == 16 && Sent<W>::kParts == 1);
-  if (!kLoops<C> || sizeof(T) != 4 || !units)
-    fail("units", "those of a kernel that there is for this cell, of one phase in float32", std::to_string(plan.units));
-  const int tiles = backward ? 1 : plan.units == 8 ? kOutTiles<8, count> : kOutTiles<16, count>;
-  const Index room = persistent_room(tiles, backward ? Sent<V>::kParts : Sent<W>::kParts, backward ? count : 1);
+  Index room = 0;
+  bool there = false;
+  if constexpr (kLoops<C> && sizeof(T) == 4)
+    there = backward
+                ? run_persistent_backward<V>(plan, [&]<int U, int S>() { room = persistent_room(U * S / 16, Sent<V>::kParts, S, count); })
+                : run_persistent<W>(plan, [&]<int U>() { room = persistent_room(kOutTiles<U, count>, Sent<W>::kParts, 1, 1); });
+  if (!there)
+    fail("units", "those of a kernel that there is for this cell, of one phase in float32",
+         std::to_string(plan.units) + " with " + std::to_string(plan.peers) + " peers");
   if (hidden > room)
     fail("units", "blocks with room for all weights", std::to_string(hidden) + " units in a room of " + std::to_string(room));
   if (plan.groups < 1 || plan.span < 1) fail("groups", "a group and a step, at least", std::to_string(plan.groups));
@@ -104,21 +108,24 @@ void check_persistent(const Plan& plan, Index hidden, bool backward) {
 
 // The recurrent weights for blocks of so many units, from panels and turned panels.
 template <class C, class T, class W, class V, class Run>
-void pack_persistent(Run& run, const Problem<T>& p, int units, const Addresses& a) {
+void pack_persistent(Run& run, const Problem<T>& p, const Plan& plan, const Addresses& a) {
   if constexpr (kLoops<C> && sizeof(T) == 4) {
     constexpr int count = product_columns<C>(1).count();
     const Index width = p.hidden * count, tiles = ceil_div(p.hidden, 16);
     if (auto* to = a.get<FragmentA>("persistent_panels"))
-      run_persistent<W>(units, [&]<int U>() {
-        using Pack = PersistentPackKernel<W, typename Sent<W>::Forward, Sent<W>::kParts, kOutTiles<U, count>>;
+      run_persistent<W>(plan, [&]<int U>() {
+        using K = PersistentKernel<C, T, typename Sent<W>::Forward, Sent<W>::kParts, U>;
+        using Pack = PersistentPackKernel<W, typename K::E, typename Sent<W>::Forward, Sent<W>::kParts, K::kTiles, 1>;
         run(Pack{static_cast<const W*>(p.panels[1]), to, a.get<float>("persistent_scales"), width, p.hidden, 1, width, tiles,
                  tiles * 16 / U, U * count});
       });
-    if (auto* to = a.get<FragmentA>("persistent_turned")) {
-      using Pack = PersistentPackKernel<V, typename Sent<V>::Backward, Sent<V>::kParts, 1>;
-      run(Pack{static_cast<const V*>(p.turned[1]), to, a.get<float>("persistent_turned_scales"), p.hidden, width, 1, p.hidden,
-               tiles * count, tiles, kBackwardUnits});
-    }
+    if (auto* to = a.get<FragmentA>("persistent_turned"))
+      run_persistent_backward<V>(plan, [&]<int U, int S>() {
+        using K = BackwardPersistentKernel<C, T, typename Sent<V>::Backward, Sent<V>::kParts, U, S>;
+        using Pack = PersistentPackKernel<V, typename K::E, typename Sent<V>::Backward, Sent<V>::kParts, K::kTiles, S>;
+        run(Pack{static_cast<const V*>(p.turned[1]), to, a.get<float>("persistent_turned_scales"), p.hidden, width, 1, p.hidden,
+                 K::tiles_of(p.hidden), K::blocks_of(p.hidden), U * S});
+      });
   }
 }
 
@@ -128,7 +135,8 @@ enum class Action { kPack, kForward, kBackward, kAdd, kAgain, kPackPersistent };
 template <class C, class T, class W, class V, class Run>
 void act(Run& run, Action action, const Addresses& a) {
   const Problem<T> p = problem<C, T>(a);
-  const Plan plan{a.number<int>("loop"), a.number<int>("rows"), a.number<int>("units"), a.number<int>("groups"), a.number<Index>("span")};
+  const Plan plan{a.number<int>("loop"),     a.number<int>("rows"),   a.number<int>("units"),
+                  a.number<int>("peers", 1), a.number<int>("groups"), a.number<Index>("span")};
   const int loop = plan.loop, rows = plan.rows;
   if (loop && !(kLoops<C> && sizeof(T) == 4 && (loop == kLoopRoom<T, W>[0] || loop == kLoopRoom<T, W>[1])))
     fail("loop", "a room that there is for this cell", std::to_string(loop));
@@ -136,7 +144,7 @@ void act(Run& run, Action action, const Addresses& a) {
     fail("rows", "8, 16 or 32 in float32, backward of one phase", std::to_string(rows));
   Exchange<T> exchange{};
   if (plan.units) check_persistent<C, T, W, V>(plan, p.hidden, a.get<void>("persistent_turned") && action != Action::kForward);
-  if (action == Action::kPackPersistent) return pack_persistent<C, T, W, V>(run, p, plan.units, a);
+  if (action == Action::kPackPersistent) return pack_persistent<C, T, W, V>(run, p, plan, a);
   if (plan.units) {
     exchange = {{a.need<std::uint32_t>("mailbox"), a.get<std::uint32_t>("report"), a.number<int>("patience", kPatience)},
                 a.get<T>("carry")};

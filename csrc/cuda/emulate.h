@@ -44,23 +44,27 @@ struct Emulator {
     const K& kernel = *static_cast<const K*>(pointer);
     const Grid grid = kernel.grid();
     const Index count = grid.x * grid.y * grid.z;
-    const auto one = [&](Index i, typename K::Space& space) {
+    const auto one = [&](Index i, typename K::Space& space, Cluster* cluster) {
       const Index at = how.turned ? count - 1 - i : i;
       std::memset(static_cast<void*>(&space), 0xff, sizeof space);  // NaN: shared memory begins with anything
-      kernel(Block{at % grid.x, at / grid.x % grid.y, at / grid.x / grid.y, how.turned}, space);
+      if constexpr (requires { K::kPeers; })
+        if (cluster) cluster->spaces[at % K::kPeers] = &space;
+      kernel(Block{at % grid.x, at / grid.x % grid.y, at / grid.x / grid.y, how.turned, cluster}, space);
     };
-    if constexpr (requires { K::kTogether; }) {  // blocks that wait for each other: a thread each
+    if constexpr (requires { K::kPeers; }) {  // blocks that wait for each other: a thread each
+      std::vector<std::unique_ptr<Cluster>> clusters;
+      for (Index i = 0; i < count && K::kPeers > 1; i += K::kPeers) clusters.push_back(std::make_unique<Cluster>(K::kPeers));
       std::vector<std::thread> blocks;
       for (Index i = 0; i < count; ++i)
-        if (i != how.absent)
+        if (how.absent < 0 || i / K::kPeers != how.absent / K::kPeers)  // a cluster comes or stays away as a whole
           blocks.emplace_back([&, i] {
             Delays::begin(how.delays ? how.delays + std::uint32_t(i) * 0x9e3779b9u : 0);
-            one(i, *std::make_unique<typename K::Space>());
+            one(i, *std::make_unique<typename K::Space>(), clusters.empty() ? nullptr : clusters[i / K::kPeers].get());
           });
       for (auto& block : blocks) block.join();
     } else {
       const auto space = std::make_unique<typename K::Space>();
-      for (Index i = 0; i < count; ++i) one(i, *space);
+      for (Index i = 0; i < count; ++i) one(i, *space, nullptr);
     }
   }
 };

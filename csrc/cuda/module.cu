@@ -9,11 +9,19 @@
 namespace ost::OST_SET {
 namespace {
 
+constexpr std::size_t kStaticBytes = 48 << 10;  // of shared memory; more must be asked for
+
 template <class K>
 __global__ void __launch_bounds__(kThreads, 1) entry(const __grid_constant__ K kernel, Index x, Index y) {
-  __shared__ typename K::Space space;
   const Index i = blockIdx.x;
-  kernel(Block{i % x, i / x % y, i / x / y, false}, space);
+  const Block block{i % x, i / x % y, i / x / y, false, nullptr};
+  if constexpr (sizeof(typename K::Space) <= kStaticBytes) {
+    __shared__ typename K::Space space;
+    kernel(block, space);
+  } else {
+    extern __shared__ uint4 bytes[];
+    kernel(block, *reinterpret_cast<typename K::Space*>(bytes));
+  }
 }
 
 void check(cudaError_t status, const char* what) {
@@ -31,15 +39,22 @@ struct Stream {
     const Index blocks = grid.x * grid.y * grid.z;
     if (blocks == 0) return;
     if (blocks > Index(0x7fffffff)) fail("x", "fewer than 2^31 blocks of work for a kernel", std::to_string(blocks));
-    if constexpr (requires { K::kTogether; }) {  // refused if there is no room for all blocks at the same time
-      cudaLaunchAttribute together{};
-      together.id = cudaLaunchAttributeCooperative;
-      together.val.cooperative = 1;
+    if constexpr (requires { K::kPeers; }) {  // refused if there is no room for all blocks at the same time
+      cudaLaunchAttribute attributes[2] = {};
+      attributes[0].id = cudaLaunchAttributeCooperative, attributes[0].val.cooperative = 1;
+      attributes[1].id = cudaLaunchAttributeClusterDimension;
+      attributes[1].val.clusterDim = {unsigned(K::kPeers), 1, 1};
       cudaLaunchConfig_t config{};
       config.gridDim = dim3(unsigned(blocks)), config.blockDim = dim3(kThreads), config.stream = stream;
-      config.attrs = &together, config.numAttrs = 1;
+      if constexpr (sizeof(typename K::Space) > kStaticBytes) {
+        config.dynamicSmemBytes = sizeof(typename K::Space);
+        check(cudaFuncSetAttribute(entry<K>, cudaFuncAttributeMaxDynamicSharedMemorySize, int(sizeof(typename K::Space))),
+              "asking for shared memory");
+      }
+      config.attrs = attributes, config.numAttrs = K::kPeers > 1 ? 2 : 1;
       check(cudaLaunchKernelEx(&config, entry<K>, kernel, grid.x, grid.y), "launching a kernel whose blocks run together");
     } else {
+      static_assert(sizeof(typename K::Space) <= kStaticBytes);
       entry<<<dim3(unsigned(blocks)), kThreads, 0, stream>>>(kernel, grid.x, grid.y);
       check(cudaGetLastError(), "launching a kernel");
     }
@@ -145,6 +160,24 @@ std::string why_not() {
   return "no kernel was compiled for its capability, " + std::to_string(major) + "." + std::to_string(minor);
 }
 
+// Clusters of blocks that write to each other's shared memory, of those that take most of it, which run at the same time.
+int clusters_of(int device, int major) {
+  using K = BackwardPersistentKernel<LstmCell<true>, float, Bfloat, 1, 16, 4>;
+  constexpr int bytes = sizeof(K::Space);
+  int most = 0, present = 0, count = 0;
+  check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "asking for shared memory");
+  check(cudaGetDevice(&present), "asking for the device");
+  if (major < 9 || most < bytes || present != device) return 0;
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension, attribute.val.clusterDim = {unsigned(K::kPeers), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(unsigned(K::kPeers)), config.blockDim = dim3(kThreads), config.dynamicSmemBytes = bytes;
+  config.attrs = &attribute, config.numAttrs = 1;
+  check(cudaFuncSetAttribute(entry<K>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "asking for shared memory");
+  check(cudaOccupancyMaxActiveClusters(&count, entry<K>, &config), "asking for clusters");
+  return count;
+}
+
 py::dict device_info(int device) {
   cudaDeviceProp p;
   check(cudaGetDeviceProperties(&p, device), "asking for a device's properties");
@@ -153,7 +186,7 @@ py::dict device_info(int device) {
   int khz = 0;
   check(cudaDeviceGetAttribute(&khz, cudaDevAttrClockRate, device), "asking for a device's clock");
   py::dict d;
-  d["clock_hz"] = khz * 1e3;
+  d["clock_hz"] = khz * 1e3, d["clusters"] = clusters_of(device, p.major);
   d["name"] = std::string(p.name), d["capability"] = py::make_tuple(p.major, p.minor), d["multiprocessors"] = p.multiProcessorCount;
   d["shared_bytes"] = p.sharedMemPerBlockOptin, d["l2_bytes"] = p.l2CacheSize;
   d["memory_bytes"] = p.totalGlobalMem, d["driver"] = driver, d["runtime"] = CUDART_VERSION;

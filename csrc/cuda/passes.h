@@ -22,12 +22,21 @@ void run_stream(int rows, F&& f) {
   if (rows == 32) f.template operator()<32>();
 }
 
-// f<units>() of those that were planned.
+// f<units>() of those that were planned, and backward f<units, peers>(): what there are kernels for.
 template <class W, class F>
-void run_persistent(int units, F&& f) {
-  if (units == 8) f.template operator()<8>();
+bool run_persistent(const Plan& plan, F&& f) {
+  if (plan.peers != 1) return false;
+  if (plan.units == 8) return f.template operator()<8>(), true;
   if constexpr (Sent<W>::kParts == 1)
-    if (units == 16) f.template operator()<16>();
+    if (plan.units == 16) return f.template operator()<16>(), true;
+  return false;
+}
+template <class V, class F>
+bool run_persistent_backward(const Plan& plan, F&& f) {
+  constexpr int units = Sent<V>::kParts == 1 ? 16 : 8;  // of a block with peers
+  if (plan.units == 16 && plan.peers == 1) return f.template operator()<16, 1>(), true;
+  if (plan.units == units && plan.peers == 4) return f.template operator()<units, 4>(), true;
+  return false;
 }
 
 // Launches of a pass over groups of rows and spans of steps; each begins with an empty mailbox. make(piece): the kernel.
@@ -73,7 +82,7 @@ void forward(Run& run, const Problem<T>& p, const Exchange<T>& exchange, const P
   project<C, T, W>(run, p);
   if constexpr (kLoops<C> && sizeof(T) == 4) {
     run_loop<T, W>(plan.loop, [&]<int K>() { run(LoopKernel<C, T, W, K>{p}); });
-    run_persistent<W>(plan.units, [&]<int U>() {
+    run_persistent<W>(plan, [&]<int U>() {
       using K = PersistentKernel<C, T, typename Sent<W>::Forward, Sent<W>::kParts, U>;
       run_pieces(run, p, exchange, plan, K::slot_words(p.hidden), false, [&](const Piece<T>& piece) { return K{p, piece}; });
       if (p.steps > 0) run(VerdictKernel<C, T>{p, {}, exchange.box, false});
@@ -124,11 +133,11 @@ void backward(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, const 
   run(BackwardBeginKernel<C, T>{p, g});
   if constexpr (kLoops<C> && sizeof(T) == 4) {
     run_loop<T, V>(plan.loop, [&]<int K>() { run(BackwardLoopKernel<C, T, V, K>{p, g}); });
-    if (plan.units) {
-      using K = BackwardPersistentKernel<C, T, typename Sent<V>::Backward, Sent<V>::kParts>;
+    run_persistent_backward<V>(plan, [&]<int U, int S>() {
+      using K = BackwardPersistentKernel<C, T, typename Sent<V>::Backward, Sent<V>::kParts, U, S>;
       run_pieces(run, p, exchange, plan, K::slot_words(p.hidden), true, [&](const Piece<T>& piece) { return K{p, g, piece}; });
       if (p.steps > 0) run(VerdictKernel<C, T>{p, g, exchange.box, true});
-    }
+    });
     if (rows > 0 && p.steps > 0) run(CellKernel<C, T, 0>{p, g, p.clock().time(p.steps - 1)});
     for (Index s = rows > 0 ? p.steps : 0; s-- > 0;) run_stream(rows, [&]<int R>() { run(StreamBackwardKernel<C, T, V, R>{p, g, s}); });
   }

@@ -9,9 +9,8 @@
 
 namespace ost::OST_SET {
 
-constexpr int kGroupRows = 16;      // of the batch
-constexpr int kWeightWords = 32;    // fragments of weights that a thread keeps, at most: 128 registers
-constexpr int kBackwardUnits = 16;  // of a block, backward
+constexpr int kGroupRows = 16;    // of the batch
+constexpr int kWeightWords = 32;  // fragments of weights that a thread keeps, at most: 128 registers
 template <int kUnits, int kColumns>
 inline constexpr int kOutTiles = (kUnits * kColumns + 15) / 16;
 
@@ -29,19 +28,20 @@ struct Sent<float> {
   static constexpr int kParts = 2;
 };
 
-// Hidden units for whose weights there is room, with so many units a block.
-constexpr Index persistent_room(int tiles, int parts, int columns_of_operand) {
-  return Index(kWeightWords / (tiles * parts)) * (kThreads / 32) * 16 / columns_of_operand;
+// Hidden units for whose weights there is room, with so many tiles of outputs a block, and a share of the inputs for each of its peers.
+constexpr Index persistent_room(int tiles, int parts, int peers, int columns_of_operand) {
+  return Index(kWeightWords / (tiles * parts)) * (kThreads / 32) * peers * 16 / columns_of_operand;
 }
 
-// sums[out][row] = weights times what the mailbox brings: a warp a share of the inputs, tile by tile of 16 in turn.
-// kChunk tiles are asked for at the same time.
-template <class Word, int kParts, int kTiles, int kChunk>
+// sums[out][row] = weights times what the mailbox brings: a block of `kPeers` and in it a warp a share of the inputs, tile by tile of 16 in
+// turn. kChunk tiles are asked for at the same time.
+template <class Word, int kParts, int kTiles, int kChunk, int kPeers = 1>
 struct MailboxEngine {
   static constexpr int kWarps = kThreads / 32, kDepth = kWeightWords / (kTiles * kParts), kRowTiles = kGroupRows / 8, kWords = 2 * kParts;
+  static constexpr int kShared = kPeers > 1 ? 2 : 0, kKept = kDepth - kShared;  // of a warp's tiles, for which registers have no room
   static_assert(kDepth % kChunk == 0);
   struct Weights {
-    FragmentA a[kParts][kTiles][kDepth];
+    FragmentA a[kParts][kTiles][kKept];
   };
   struct Sums {
     float v[kParts][kTiles][kRowTiles][4];
@@ -49,7 +49,8 @@ struct MailboxEngine {
   struct alignas(16) Received {
     std::uint32_t word[kChunk][kRowTiles][kWords];  // of a part both words of its fragment
   };
-  struct Space {
+  struct alignas(16) Space {
+    FragmentA rest[kParts][kTiles][kShared > 0 ? kShared : 1][kShared > 0 ? kThreads : 1];
     float sums[kWarps][kTiles * 16][kGroupRows + 1];
     OST_HD float sum(int out, int row) const {
       float s = sums[0][out][row];
@@ -59,10 +60,15 @@ struct MailboxEngine {
   };
 
   // Words of a slot: as the right fragments of the product, [8 rows][tile of inputs][lane][part][2].
+  OST_HD static Index tile_of(Index k, int warp, Index rank) { return (k * kWarps + warp) * kPeers + rank; }
+  OST_HD static Index depth(Index tiles) { return (tiles + kWarps * kPeers - 1) / (kWarps * kPeers); }
   OST_HD static Index slot_words(Index tiles) { return kRowTiles * tiles * 32 * kWords; }
 
-  OST_HD static void load(const Block& block, PerThread<Weights>& weights, const void* from, Index tiles) {
-    const Index depth = (tiles + kWarps - 1) / kWarps;
+  OST_HD static FragmentA& weight(Weights& weights, Space& space, int thread, int part, int n, int k) {
+    return k < kKept ? weights.a[part][n][k < kKept ? k : 0] : space.rest[part][n][k < kKept ? 0 : k - kKept][thread];
+  }
+  OST_HD static void load(const Block& block, PerThread<Weights>& weights, Space& space, const void* from, Index tiles) {
+    const Index depth = MailboxEngine::depth(tiles);
     const FragmentA* packed = static_cast<const FragmentA*>(from) + block.x * kParts * kTiles * depth * kThreads;
     block.alone([&](int thread) {
       OST_UNROLL
@@ -71,7 +77,8 @@ struct MailboxEngine {
         for (int n = 0; n < kTiles; ++n) {
           OST_UNROLL
           for (int k = 0; k < kDepth; ++k)
-            weights[thread].a[part][n][k] = k < depth ? packed[((part * kTiles + n) * depth + k) * kThreads + thread] : FragmentA{};
+            weight(weights[thread], space, thread, part, n, k) =
+                k < depth ? packed[((part * kTiles + n) * depth + k) * kThreads + thread] : FragmentA{};
         }
       }
     });
@@ -98,12 +105,12 @@ struct MailboxEngine {
     });
     OST_UNROLL
     for (int first = 0; first < kDepth; first += kChunk) {
-      if (first * kWarps >= tiles) break;
-      block.alone([&](int thread) { receive(thread, received[thread], box, slot, first, tiles, rows, lost[thread]); });
+      if (first * kWarps * kPeers >= tiles) break;
+      block.alone([&](int thread) { receive(thread, received[thread], box, slot, first, block.x % kPeers, tiles, rows, lost[thread]); });
       block.warps_meet();
       OST_UNROLL
       for (int k = 0; k < kChunk; ++k) {
-        if ((first + k) * kWarps >= tiles) break;
+        if ((first + k) * kWarps * kPeers >= tiles) break;
         OST_UNROLL
         for (int j = 0; j < kRowTiles; ++j) {
           if (j * 8 >= rows) break;
@@ -111,7 +118,7 @@ struct MailboxEngine {
           for (int n = 0; n < kTiles; ++n) {
             const auto one = [&](int left, int right, int to) {
               multiply_fragments<Word>(
-                  block, [&](int thread) -> FragmentA& { return weights[thread].a[left][n][first + k]; },
+                  block, [&](int thread) -> FragmentA& { return weight(weights[thread], space, thread, left, n, first + k); },
                   [&](int thread) {
                     return FragmentB{{received[thread].word[k][j][2 * right], received[thread].word[k][j][2 * right + 1]}};
                   },
@@ -140,11 +147,11 @@ struct MailboxEngine {
     });
   }
 
-  OST_HD static void receive(int thread, Received& in, const Mailbox& box, const std::uint32_t* slot, int first, Index tiles, Index rows,
-                             bool& lost) {
+  OST_HD static void receive(int thread, Received& in, const Mailbox& box, const std::uint32_t* slot, int first, Index rank, Index tiles,
+                             Index rows, bool& lost) {
     const Lane lane(thread);
     const auto from = [&](int k, int j) {
-      const Index tile = Index(first + k) * kWarps + thread / 32;
+      const Index tile = tile_of(first + k, thread / 32, rank);
       return tile < tiles && j * 8 + lane.b_column() < rows ? slot + ((j * tiles + tile) * 32 + thread % 32) * kWords : nullptr;
     };
     OST_UNROLL
@@ -189,20 +196,20 @@ struct Piece {
 };
 
 // Weights of all blocks as fragments, [block][part][tile of outputs][tile of inputs of a warp][thread], each output's by a power of two, so
-// that the parts of a float are within the range of Half: [block][output].
-template <class W, class Word, int kParts, int kTiles>
+// that the parts of a float are within the range of Half: [block][output]. Peers have the same outputs, and each its own inputs.
+template <class W, class E, class Word, int kParts, int kTiles, int kPeers>
 struct PersistentPackKernel {
   const W* from;
   FragmentA* to;
   float* scales;  // null: none
   Index outs, ins, out_stride, in_stride, tiles, blocks;
-  int each;  // outputs of a block
+  int each;  // outputs of a block and its peers
   struct Space {
     float scale[kTiles * 16];
   };
   Grid grid() const { return {blocks}; }
   OST_HD float weight(Index block, int out, Index in) const {
-    const Index o = block * each + out;
+    const Index o = block / kPeers * each + out;
     return out < each && o < outs && in < ins ? as_float(from[o * out_stride + in * in_stride]) : 0;
   }
   OST_HD static float as_float(float w) { return w; }
@@ -225,12 +232,12 @@ struct PersistentPackKernel {
       }
       space.scale[thread] = scale;
     });
-    const Index depth = ceil_div(tiles, kThreads / 32), count = kParts * kTiles * depth;
+    const Index depth = E::depth(tiles), count = kParts * kTiles * depth;
     block.each([&](int thread) {
       const Lane lane(thread);
       for (Index i = 0; i < count; ++i) {
         const int part = int(i / (kTiles * depth)), n = int(i / depth % kTiles);
-        const Index in = (i % depth * (kThreads / 32) + thread / 32) * 16;
+        const Index in = E::tile_of(i % depth, thread / 32, block.x % kPeers) * 16;
         FragmentA a;
         for (int w = 0; w < 4; ++w) {
           const int out = n * 16 + lane.a_row(w);
@@ -281,7 +288,7 @@ struct Share {
 
 template <class C, class T, class Word, int kParts, int kUnits>
 struct PersistentKernel {
-  static constexpr bool kTogether = true;
+  static constexpr int kPeers = 1;
   static constexpr int kCount = C::kPhases[0].product.count(), kTiles = kOutTiles<kUnits, kCount>;
   using E = MailboxEngine<Word, kParts, kTiles, kTiles == 3 ? 5 : 8 / kParts>;
   Problem<T> p;
@@ -306,7 +313,7 @@ struct PersistentKernel {
     PerThread<Next> next;  // of the step to come: asked for while the product of the one before is under way
     PerThread<ForwardOut<C, T>> out;
     PerThread<bool> lost, ran;
-    E::load(block, weights, p.persistent_panels, tiles);
+    E::load(block, weights, space.product, p.persistent_panels, tiles);
     block.alone([&](int thread) {
       lost[thread] = false;
       for (int k = 0; k < C::kStates; ++k)
@@ -373,50 +380,63 @@ struct PersistentKernel {
   }
 };
 
-// The same of the backward pass: of each unit of a block dh, from da of all.
-template <class C, class T, class Word, int kParts>
+// The same of the backward pass: of each unit of a block dh, from da of all. That is several times as much as h, so that blocks which can
+// write to each other's shared memory, `kSplit` of them, take in a share each, for the units of all of them, and hand on the sums.
+template <class C, class T, class Word, int kParts, int kUnits, int kSplit>
 struct BackwardPersistentKernel {
-  static constexpr bool kTogether = true;
-  static constexpr int kUnits = kBackwardUnits;
+  static constexpr int kPeers = kSplit, kTiles = kSplit * kUnits / 16;
   static constexpr Columns kColumns = C::kPhases[0].product;
   static constexpr int kCount = kColumns.count();
-  using E = MailboxEngine<Word, kParts, 1, 4>;
+  using E = MailboxEngine<Word, kParts, kTiles, 4, kSplit>;
   Problem<T> p;
   BackwardProblem<T> g;
   Piece<T> piece;
+  struct Given : Gathered<C, T> {
+    T odd[1 + sizeof(Gathered<C, T>) / sizeof(T) % 2];  // words of a thread: so their own banks
+  };
   struct Space {
     typename E::Space product;
     T d[C::kStates][kGroupRows][kUnits];
     T da[kGroupRows][kUnits * kCount];
+    Given given[kThreads];                                   // of the step to come, on its way while the product of this one is under way
+    T sums[kSplit > 1 ? 2 : 1][kSplit][kGroupRows][kUnits];  // by peer; of this step and the one before, which a peer may still read
   };
-  static Index slot_words(Index hidden) { return E::slot_words(ceil_div(hidden, kUnits) * kCount); }
-  Grid grid() const { return {ceil_div(p.hidden, kUnits), piece.groups}; }
+  static_assert(kSplit == 1 || sizeof(Space) <= 104 << 10);  // which the planner counts with
+  OST_HD static Index blocks_of(Index hidden) { return (hidden + kSplit * kUnits - 1) / (kSplit * kUnits) * kSplit; }
+  OST_HD static Index tiles_of(Index hidden) { return blocks_of(hidden) * kUnits * kCount / 16; }
+  static Index slot_words(Index hidden) { return E::slot_words(tiles_of(hidden)); }
+  Grid grid() const { return {blocks_of(p.hidden), piece.groups}; }
 
   OST_HD void operator()(const Block& block, Space& space) const {
     const Clock clock = p.clock();
-    const Index tiles = (p.hidden + kUnits - 1) / kUnits * kCount;
+    const Index tiles = tiles_of(p.hidden);
+    const int rank = int(block.x % kSplit);
     const Share<kUnits> share(block, p, piece, E::slot_words(tiles));
-    const float* scales = kParts > 1 ? p.persistent_turned_scales + block.x * kUnits : nullptr;
+    const float* scales = kParts > 1 ? p.persistent_turned_scales + block.x * kTiles * 16 + rank * kUnits : nullptr;
     PerThread<typename E::Weights> weights;
-    PerThread<Gathered<C, T>> given;  // of the step to come
     PerThread<BackwardOut<C, T>> out;
     PerThread<bool> lost;
-    E::load(block, weights, p.persistent_turned, tiles);
+    E::load(block, weights, space.product, p.persistent_turned, tiles);
     block.alone([&](int thread) {
       lost[thread] = false;
       for (int i = thread; i < kGroupRows * kUnits * kCount; i += kThreads) space.da[i / (kUnits * kCount)][i % (kUnits * kCount)] = T(0);
     });
-    block.meet();
+    if constexpr (kSplit > 1)
+      block.peers_meet();  // all are there
+    else
+      block.meet();
     share.each(block, [&](int thread, Index b, int row, int unit, Index u) {
       OST_UNROLL
       for (int k = 0; k < C::kStates; ++k) space.d[k][row][unit] = (k == 0 ? g.dh : g.dc)[b * p.hidden + u];
-      given[thread] = gather<C, T, 0>(p, g, clock.time(piece.first_step + piece.steps - 1), b, u);
+      ask(clock.time(piece.first_step + piece.steps - 1), b, u, space.given[thread]);
     });
     for (Index n = piece.steps; n-- > 0;) {
       const Index t = clock.time(piece.first_step + n);
       share.each(block, [&](int thread, Index b, int row, int unit, Index u) {
         T d[2] = {space.d[0][row][unit], C::kStates > 1 ? space.d[C::kStates - 1][row][unit] : T(0)};
-        apply<C, T, 0>(p, g, b, u, given[thread], d, out[thread]);
+        landed();
+        Gathered<C, T> given = space.given[thread];
+        apply<C, T, 0>(p, g, b, u, given, d, out[thread]);
         OST_UNROLL
         for (int column = 0; column < kCount; ++column) space.da[row][unit * kCount + column] = out[thread].da[kColumns.begin + column];
         OST_UNROLL
@@ -425,25 +445,41 @@ struct BackwardPersistentKernel {
       block.warps_meet();
       send(block, space, share, n, tiles);
       share.each(block, [&](int thread, Index b, int, int, Index u) {
-        keep_gradients<C, T, 0>(p, g, t, b, u, given[thread], out[thread]);
-        if (n > 0) given[thread] = gather<C, T, 0>(p, g, clock.time(piece.first_step + n - 1), b, u);
+        keep_gradients<C, T, 0>(p, g, t, b, u, space.given[thread], out[thread]);
+        if (n > 0) ask(clock.time(piece.first_step + n - 1), b, u, space.given[thread]);
       });
       E::multiply(block, weights, space.product, piece.box, share.slot(n), tiles, share.rows, lost);
+      if constexpr (kSplit > 1) {
+        block.alone([&](int thread) {
+          OST_UNROLL
+          for (int i = thread; i < kSplit * kGroupRows * kUnits; i += kThreads) {
+            const int to = i / (kGroupRows * kUnits), row = i / kUnits % kGroupRows, unit = i % kUnits;
+            block.peer(space, to).sums[n % 2][rank][row][unit] = space.product.sum(to * kUnits + unit, row);
+          }
+        });
+        block.peers_meet();
+      }
       share.each(block, [&](int, Index b, int row, int unit, Index u) {
         if (!clock.active(t, b)) return;
-        T sum = space.product.sum(unit, row);
+        T sum = kSplit > 1 ? space.sums[n % 2][0][row][unit] : space.product.sum(unit, row);
+        OST_UNROLL
+        for (int peer = 1; peer < kSplit; ++peer) sum += space.sums[n % 2][peer][row][unit];
         if constexpr (kParts > 1) sum *= scales[unit];
         T d[2] = {space.d[0][row][unit] + sum, C::kStates > 1 ? space.d[C::kStates - 1][row][unit] : T(0)};
         cut<C, T>(p, g, t, b, u, d);
         OST_UNROLL
         for (int k = 0; k < C::kStates; ++k) space.d[k][row][unit] = d[k];
       });
-      block.meet();
+      if constexpr (kSplit == 1) block.meet();
     }
     share.each(block, [&](int, Index b, int row, int unit, Index u) {
       g.dh[b * p.hidden + u] = space.d[0][row][unit];
       if constexpr (C::kStates > 1) g.dc[b * p.hidden + u] = space.d[1][row][unit];
     });
+  }
+
+  OST_HD void ask(Index t, Index b, Index u, Given& given) const {
+    gather<C, T, 0>(p, g, t, b, u, given, [](T& to, const T* from) { fetch<sizeof(T)>(&to, from); });
   }
 
   // da of step n; a warp sends the rows of its own threads.

@@ -14,6 +14,7 @@ struct Plan {
   int loop;    // room for hidden units of the kernel in which a block runs all steps
   int rows;    // of a block that streams the weights
   int units;   // of a block, where the weights are shared among multiprocessors that run all steps
+  int peers;   // of them that write to each other's shared memory, in the backward pass
   int groups;  // of such blocks, that run at the same time
   Index span;  // steps of one such launch
 };

@@ -220,13 +220,13 @@ def _cuda_device(index: int) -> Device:
     def run(action: str, cell: int, itemsize: int, addresses: dict[str, Any]) -> None:
         module.run(action, cell, itemsize, addresses, cupy.cuda.get_current_stream().ptr)
 
-    d = gpu.devices()[index]
-    facts = d["name"], d["capability"], d["multiprocessors"], d["shared_bytes"], d["l2_bytes"], d["clock_hz"]
-    figures = GpuFigures(*facts, library=_has_product(cupy, index))
-
     def here() -> Any:
         return cupy.cuda.Device(index)
 
+    with here():
+        d = gpu.devices()[index]
+    names = "name", "capability", "multiprocessors", "shared_bytes", "l2_bytes", "clock_hz", "clusters"
+    figures = GpuFigures(**{n: d[n] for n in names}, library=_has_product(cupy, index))
     with here():  # memory that the device writes to and the host reads without waiting
         told = np.frombuffer(cupy.cuda.alloc_pinned_memory(4), np.uint32, 1)
     told[0] = 0

@@ -91,7 +91,7 @@ class Weights:
     reverse: bool
     arrays: dict[str, Any]
     split: bool = False  # whether a float may be multiplied as two words of 2 bytes
-    shared: dict[tuple[int, bool], dict[str, Any]] = field(
+    shared: dict[tuple[int, int, bool], dict[str, Any]] = field(
         default_factory=dict
     )  # as blocks share them; see `shared_out`
 
@@ -194,41 +194,49 @@ def pack(
     return Weights(device, cell, inputs, hidden, dtype, reverse, arrays, split)
 
 
-def share_of(w: Weights, units: int, backward: bool) -> Share:
+def share_of(w: Weights, planned: GpuPlan, backward: bool) -> Share:
     """What the blocks of a "persistent" kernel have of these weights."""
     parts = 2 if word_bytes(w.dtype, w.arrays["precision"]) == 4 else 1
-    return Share.of(columns_of(w.cell)[1][1], w.hidden, units, parts, backward)
+    return Share.of(columns_of(w.cell)[1][1], w.hidden, planned.units, planned.peers, parts, backward)
 
 
-def shared_out(w: Weights, units: int, backward: bool) -> dict[str, Any]:
+def shared_out(w: Weights, planned: GpuPlan, backward: bool) -> dict[str, Any]:
     """The recurrent weights as the blocks of a "persistent" kernel keep them, made when first asked for."""
-    if (units, backward) not in w.shared:
-        share, xp = share_of(w, units, backward), w.device.xp
+    key = planned.units, planned.peers, backward
+    if key not in w.shared:
+        share, xp = share_of(w, planned, backward), w.device.xp
         weights, scales = (
             ("persistent_turned" if backward else "persistent_panels"),
             f"persistent_{'turned_' * backward}scales",
         )
         made = {weights: xp.empty(share.weight_bytes, np.uint8)}
         made[scales] = xp.empty((share.blocks, share.out_tiles * 16), np.float32) if share.parts > 1 else None
-        sizes = {"input": w.input, "hidden": w.hidden, "units": units, "groups": 1, "span": 1}
+        sizes = {
+            "input": w.input,
+            "hidden": w.hidden,
+            "units": planned.units,
+            "peers": planned.peers,
+            "groups": 1,
+            "span": 1,
+        }
         w.device.launch("pack_persistent", w.cell, w.dtype, {**w.arrays, **made, **sizes})
-        w.shared[units, backward] = made
-    return w.shared[units, backward]
+        w.shared[key] = made
+    return w.shared[key]
 
 
 def plan_values(w: Weights, planned: GpuPlan, backward: bool, sizes: tuple[int, int]) -> dict[str, Any]:
     """The plan as the kernels are given it, and what those of them that exchange words work with."""
     values = {
         **{"loop": planned.room, "rows": planned.rows, "units": planned.units, "groups": planned.groups},
-        **{"span": planned.span, "launches": planned.launches},
+        **{"peers": planned.peers, "span": planned.span, "launches": planned.launches},
     }
     if not planned.units:
         return values
-    xp, words = w.device.xp, planned.groups * planned.span * share_of(w, planned.units, backward).slot_bytes // 4
+    xp, words = w.device.xp, planned.groups * planned.span * share_of(w, planned, backward).slot_bytes // 4
     carry = not backward and planned.span < sizes[0]
     return {
         **values,
-        **shared_out(w, planned.units, backward),
+        **shared_out(w, planned, backward),
         "mailbox": xp.empty(MAILBOX_HEADER + words, np.uint32),
         "carry": xp.empty((facts_of(w.cell)["states"], sizes[1], w.hidden), w.dtype) if carry else None,
         "report": int(w.device.told.ctypes.data),

@@ -15,9 +15,11 @@ GROUP_ROWS = 16  # of the batch
 FRAGMENTS = 32  # of 16 x 16 weights, that a warp keeps
 WARPS = 8
 TILE_BYTES = 512  # of a part of 16 inputs for the rows of a group, as they are sent
+PEERS = 4  # blocks of a cluster
 
 # What a step takes, in cycles. Estimates from published figures, until benchmarks/gpu.py has measured them.
 EXCHANGE = 900.0  # from one multiprocessor to the others by way of the L2 cache
+CLUSTER = 350.0  # sums to the peers of a cluster, and their meeting
 CELL = 500.0  # sums of all warps, the cell, two meetings of a block
 L2_BYTES = 34.6  # a cycle, of a multiprocessor
 MMA = 6.5  # of a quarter of a multiprocessor, m16n8k16
@@ -36,6 +38,7 @@ class GpuFigures:
     shared_bytes: int  # that a block can have
     l2_bytes: int
     clock_hz: float = 1.5e9
+    clusters: int = 0  # of `PEERS` blocks that write to each other's shared memory, at the same time
     library: bool = True
 
 
@@ -55,6 +58,7 @@ class GpuPlan:
         room: hidden units that a "loop" kernel is compiled for, or 0.
         rows: of the batch, that a block of a "stream" kernel takes, or 0.
         units: hidden units of a block of a "persistent" kernel, or 0.
+        peers: such blocks that write to each other's shared memory, in the backward pass; 1: none.
         groups: of such blocks in a launch, each with `GROUP_ROWS` rows of the batch.
         span: steps of such a launch.
         seconds: what the recurrence takes by the model of this module; an estimate, which no kernel of ours has confirmed yet.
@@ -68,6 +72,7 @@ class GpuPlan:
     room: int = 0
     rows: int = 0
     units: int = 0
+    peers: int = 1
     groups: int = 0
     span: int = 0
     seconds: float = 0.0
@@ -91,14 +96,16 @@ class Share:
 
     Attributes:
         units: hidden units of a block.
+        peers: blocks that take in a share of the inputs each, for the outputs of all of them.
         parts: of an operand: 2 where a float goes as two words of 2 bytes.
         blocks: of a group.
-        out_tiles: of 16 outputs, of a block.
-        tiles: of 16 inputs, which all blocks need at every step.
+        out_tiles: of 16 outputs, of a block and its peers.
+        tiles: of 16 inputs, of a group.
         depth: of those, of a warp.
     """
 
     units: int
+    peers: int
     parts: int
     blocks: int
     out_tiles: int
@@ -106,17 +113,17 @@ class Share:
     depth: int
 
     @classmethod
-    def of(cls, columns: int, hidden: int, units: int, parts: int, backward: bool) -> Share:
+    def of(cls, columns: int, hidden: int, units: int, peers: int, parts: int, backward: bool) -> Share:
         """``columns``: of a unit that the recurrent product feeds."""
-        whole = -(-hidden // 16)  # tiles of hidden units
-        tiles = whole * (columns if backward else 1)
-        return cls(
-            units, parts, whole * 16 // units, 1 if backward else -(-units * columns // 16), tiles, -(-tiles // WARPS)
-        )
+        together = max(16, units * peers)  # whole tiles of hidden units
+        whole = -(-hidden // together) * together
+        tiles = whole // 16 * (columns if backward else 1)
+        outs = units * peers * (1 if backward else columns)
+        return cls(units, peers, parts, whole // units, -(-outs // 16), tiles, -(-tiles // (WARPS * peers)))
 
     @property
     def fits(self) -> bool:
-        """Whether the registers have room for the weights."""
+        """Whether there is room for the weights."""
         return self.out_tiles * self.parts * self.depth <= FRAGMENTS
 
     @property
@@ -134,14 +141,22 @@ class Share:
         row_tiles = -(-min(rows, GROUP_ROWS) // 8)
         products = 1 if self.parts == 1 else 3
         matrix = self.depth * self.out_tiles * row_tiles * products * MMA * WARPS / 4
-        return EXCHANGE + CELL + self.slot_bytes * row_tiles / 2 / L2_BYTES + matrix
+        reading = self.slot_bytes / self.peers * row_tiles / (GROUP_ROWS / 8) / L2_BYTES
+        return EXCHANGE + CELL + (CLUSTER if self.peers > 1 else 0.0) + reading + matrix
 
 
-def shares_for(columns: int, hidden: int, word: int, backward: bool) -> list[Share]:
+def shares_for(device: GpuFigures, columns: int, hidden: int, word: int, backward: bool) -> list[Share]:
     """Those that there are kernels for and whose weights have room."""
     parts = 2 if word == 4 else 1
-    units = (16,) if backward else (8,) if parts == 2 else (8, 16)
-    return [s for s in (Share.of(columns, hidden, n, parts, backward) for n in units) if s.fits]
+    kinds = [(8, 1)] if parts == 2 else [(8, 1), (16, 1)]
+    if backward:
+        kinds = [(16, 1)] + ([(16 // parts, PEERS)] if device.clusters else [])
+    return [s for s in (Share.of(columns, hidden, *kind, parts, backward) for kind in kinds) if s.fits]
+
+
+def most_groups(device: GpuFigures, share: Share) -> int:
+    """That run at the same time."""
+    return (device.multiprocessors if share.peers == 1 else device.clusters * PEERS) // share.blocks
 
 
 def plan(
@@ -192,10 +207,10 @@ def plan(
         why = f"H = {hidden} is beyond {ROOM[word][-1]}, where the recurrent weights fill the registers of a multiprocessor"
     if word == 4 and not split:
         return step(f"{why}; where many of them share the weights, products are of words of 2 bytes")
-    shares = shares_for(products[0], hidden, word, backward)
+    shares = shares_for(device, products[0], hidden, word, backward)
     if not shares:
         return step(f"{why}, and those of all of them together")
-    shares = [s for s in shares if s.blocks <= device.multiprocessors]
+    shares = [s for s in shares if most_groups(device, s)]
     if not shares:
         return step(f"{why}, and there are too few of them, {device.multiprocessors}, to share the weights")
     best = min((_persistent(device, s, steps, batch) for s in shares), key=lambda p: p.seconds)
@@ -233,7 +248,7 @@ def _stepwise(
 
 def _persistent(device: GpuFigures, share: Share, steps: int, batch: int) -> GpuPlan:
     wanted = -(-batch // GROUP_ROWS)
-    groups = min(wanted, device.multiprocessors // share.blocks)
+    groups = min(wanted, most_groups(device, share))
     passes = -(-wanted // groups)
     span = max(1, min(steps, device.l2_bytes // 4 // (groups * share.slot_bytes)))
     launches = passes * -(-steps // span)
@@ -241,6 +256,7 @@ def _persistent(device: GpuFigures, share: Share, steps: int, batch: int) -> Gpu
     reason = (
         f"{share.blocks} multiprocessors have room for the recurrent weights, {share.units} units each; "
         f"{groups} such group{'s' * (groups > 1)} of {GROUP_ROWS} rows at a time"
+        + (f"; clusters of {share.peers} take in a share of the gradients each" if share.peers > 1 else "")
     )
-    numbers = {"units": share.units, "groups": groups, "span": span, "seconds": seconds}
+    numbers = {"units": share.units, "peers": share.peers, "groups": groups, "span": span, "seconds": seconds}
     return GpuPlan("persistent", share.blocks * groups, launches, False, reason, **numbers)  # type: ignore[arg-type]
