@@ -148,9 +148,9 @@ module = sys.modules[__name__]
 DEVICE = _device.emulated(library=module)
 
 
-def stand_in(patch: pytest.MonkeyPatch) -> _device.Device:
+def stand_in(patch: pytest.MonkeyPatch, device: _device.Device = DEVICE) -> _device.Device:
     """Let arrays of this module be those of the GPU, and ``import cupy`` give it."""
-    patch.setitem(_device._FINDERS, ndarray, lambda a: DEVICE)
-    patch.setattr(_device, "cuda", lambda index=None: DEVICE)
+    patch.setitem(_device._FINDERS, ndarray, lambda a: device)
+    patch.setattr(_device, "cuda", lambda index=None: device)
     patch.setitem(sys.modules, "cupy", module)
-    return DEVICE
+    return device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -106,10 +107,10 @@ def on_device(
 
     def run(train: bool) -> Any:
         y, end = xp.empty((steps, batch, hidden), p["x"].dtype), pair()
-        kept = _on_device.forward(
-            w, _on_device.Rows.of(put(p["x"])), _on_device.Rows.of(y), (put(p["h0"]), put(p["c0"])), end, (steps, batch),
-            lengths=lengths, before=before, restart=restart, train=train, forced=forwards,
-        )  # fmt: skip
+        rows = _on_device.Rows.of(put(p["x"])), _on_device.Rows.of(y)
+        call = _on_device.Forward(w, *rows, (put(p["h0"]), put(p["c0"])), end, before, restart)
+        planned = replace(_on_device.plan_of(w, steps, batch), **forwards)
+        kept = _on_device.forward([call], (steps, batch), planned, lengths=lengths, train=train)
         return y, *end, kept
 
     y, h, c, kept = run(True)
@@ -126,10 +127,21 @@ def on_device(
     if "rows" in forced and not streams:
         backwards["rows"] = 0
     reset = [xp.zeros(hidden, p["x"].dtype) if p["resets"] is not None and k < states else None for k in range(2)]
-    _on_device.backward(
-        kept, _on_device.Rows.of(put(p["dy"])), (put(p["dh"]), put(p["dc"])), d0, grads, dx=_on_device.Rows.of(dx),
-        drestart=tuple(reset), flow=flow, forced=backwards, **control,
-    )  # fmt: skip
+    rows = _on_device.Rows.of(put(p["dy"])), _on_device.Rows.of(dx)
+    call = _on_device.Backward(
+        kept[0],
+        rows[0],
+        (put(p["dh"]), put(p["dc"])),
+        d0,
+        grads,
+        rows[1],
+        False,
+        control.pop("dcells", None),
+        tuple(reset),
+        flow,
+    )
+    planned = _on_device.plan_of(w, steps, batch, True, flow is not None or bool(control.get("clip_norm")))
+    _on_device.backward([call], replace(planned, **backwards), **control)
     norms = None if flow is None else flow.sum(2)
     return [_device.host(a) for a in (y, h, c, dx, *d0, *reset, norms, *grads)]
 
@@ -318,7 +330,8 @@ def test_launches_that_come_again_are_recorded() -> None:
     rows = _on_device.Rows.of(p["x"]), _on_device.Rows.of(y)
 
     def run() -> Any:
-        _on_device.forward(w, *rows, (None, None), end, (20, 2))
+        call = _on_device.Forward(w, *rows, (None, None), end)
+        _on_device.forward([call], (20, 2), _on_device.plan_of(w, 20, 2))
         return y.copy()
 
     kept = [np.empty(n) for n in (20 * 2 * 5 * 4, 2 * 5)]  # working arrays that stay: the first call has others

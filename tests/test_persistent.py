@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+import fake_cupy
+import ostinato as ost
 from conftest import CELLS
-from ostinato import _device, _on_device
+from ostinato import _device, _on_device, _plan
 from test_device import DEVICES, NAMES, on_cpu, on_device, problem
 
 ONE_PHASE = [c for c in CELLS if c != "gru_reset_before"]
@@ -106,14 +109,17 @@ def test_a_block_that_does_not_come(backward: bool) -> None:
     y, end = np.empty((5, 3, 40), np.float32), tuple(np.empty((3, 40), np.float32) for _ in range(2))
     forced = {"room": 0, "rows": 0, "units": 16, "groups": 1, "span": 2}
     rows = _on_device.Rows.of(p["x"]), _on_device.Rows.of(y)
-    kept = _on_device.forward(w, *rows, (None, None), end, (5, 3), train=True, forced=forced)
-    assert kept is not None
+    call = _on_device.Forward(w, *rows, (None, None), end)
+    planned = [replace(_on_device.plan_of(w, 5, 3, back), **forced) for back in (False, True)]
+    kept = _on_device.forward([call], (5, 3), planned[0], train=True)
     if backward:
         assert np.isfinite(y).all()
         grads = [None if a is None else np.zeros_like(a) for a in p["weights"]]
         dx, d0 = np.zeros_like(p["x"]), tuple(np.empty((3, 40), np.float32) for _ in range(2))
         dy = _on_device.Rows.of(p["dy"])
-        _on_device.backward(kept, dy, (None, None), d0, grads, dx=_on_device.Rows.of(dx), forced=forced)
+        _on_device.backward(
+            [_on_device.Backward(kept[0], dy, (None, None), d0, grads, _on_device.Rows.of(dx))], planned[1]
+        )
         for a in (dx, *d0, *grads[:4]):
             assert np.isnan(a).all()
     else:
@@ -167,3 +173,80 @@ def test_plans_that_the_kernels_refuse() -> None:
         ValueError, match="units: expected blocks with room for all weights, got 1025 units in a room of 1024"
     ):
         persistent("lstm", p, {}, DEVICES[0], "bfloat16", 16, 1, 2)
+
+
+WIDE = _plan.GpuFigures("wide", (9, 0), 132, 232448, 50 << 20, clusters=32)
+
+
+@pytest.fixture
+def wide(monkeypatch: pytest.MonkeyPatch) -> _device.Device:
+    """A stand-in for a large GPU, on which a launch costs so much that the weights are shared out wherever they can be."""
+    monkeypatch.setattr(_plan, "LAUNCH", 1.0)
+    return fake_cupy.stand_in(monkeypatch, replace(fake_cupy.DEVICE, figures=WIDE, told=np.zeros(1, np.uint32)))
+
+
+# options of a layer, of a call, and the problems in a launch: forward, backward; whether forward is a wave
+CALLS: dict[str, tuple[dict[str, Any], dict[str, Any], set[Any], set[int]]] = {
+    "one": ({}, {}, {(1, False)}, {1}),
+    "both ways": ({"bidirectional": True, "num_layers": 2}, {"lengths": [7, 0, 3]}, {(2, False)}, {2}),
+    "both ways, resets": (
+        {"bidirectional": True, "batch_first": True},
+        {"resets": 0.3, "mask": 0.6},
+        {(2, False)},
+        {2},
+    ),
+    "two layers": ({"num_layers": 2}, {}, {(2, True)}, {1}),
+    "three layers": ({"num_layers": 3, "batch_first": True}, {"lengths": [2, 7, 5]}, {(2, True), (1, False)}, {1}),
+    "dropout": ({"num_layers": 2, "dropout": 0.5}, {}, {(1, False)}, {1}),
+    "resets": ({"num_layers": 2}, {"resets": 0.3}, {(1, False)}, {1}),
+    "states": ({"num_layers": 2, "learned_state": True}, {"memory_limit": "states"}, {(2, True)}, {1}),
+    "segments": ({"num_layers": 2}, {"memory_limit": 3}, {(2, True)}, {1}),
+    "bfloat16": ({"num_layers": 2, "precision": "bfloat16"}, {}, {(2, True)}, {1}),
+    "bfloat16, both ways": ({"bidirectional": True, "precision": "bfloat16"}, {}, {(2, False)}, {2}),
+}
+
+
+@pytest.mark.parametrize("span", [2, 100])
+@pytest.mark.parametrize("name", list(CALLS))
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
+def test_layers(wide: _device.Device, monkeypatch: pytest.MonkeyPatch, cell: str, name: str, span: int) -> None:
+    """As users call them, against the CPU: layers above each other and both directions share launches."""
+    options, how, forward, backward = CALLS[name]
+    seen: list[tuple[Any, bool]] = []
+    real = _on_device.plan_values
+
+    def watch(weights: Any, planned: Any, back: bool, sizes: Any) -> Any:
+        seen.append((planned, back))
+        return real(weights, planned, back, sizes)
+
+    monkeypatch.setattr(_plan, "LIBRARY_ROWS", 1 if span == 2 else 512)
+    plain = _plan._persistent
+    monkeypatch.setattr(_plan, "_persistent", lambda *a: (p := plain(*a)) and replace(p, span=min(span, p.span)))
+    monkeypatch.setattr(_on_device, "plan_values", watch)
+    hidden = 150 if "bfloat16" in name else 80
+    layer = getattr(ost.nn, cell)(5, hidden, **options, rng=0)
+    there, r = copy.deepcopy(layer).to("cuda"), np.random.default_rng(1)
+    shape = (3, 7) if layer.batch_first else (7, 3)
+    x = r.standard_normal((*shape, 5)).astype(np.float32)
+    given = {n: r.random(shape) < v if isinstance(v, float) else v for n, v in how.items()}
+    (y, state), pullback = layer.vjp(x, rng=np.random.default_rng(2), **given)
+    (y2, state2), pullback2 = there.vjp(wide.put(x), rng=np.random.default_rng(2), **given)
+    dy = r.standard_normal(y.shape).astype(np.float32)
+    dx, dx2 = pullback(dy)[0], pullback2(wide.put(dy))[0]
+    limit = 2e-2 if "bfloat16" in name else 2e-5
+    pairs = [("y", y2, y), ("dx", dx2, dx)]
+    if state is not None:
+        pairs += [("state", a, b) for a, b in zip(*((s if isinstance(s, tuple) else (s,)) for s in (state2, state)))]
+    pairs += [(n, there.grads[n], g) for n, g in layer.grads.items()]
+    for what, got, want in pairs:
+        error = float(np.linalg.norm(_device.host(got) - want))
+        assert error <= limit * max(float(np.linalg.norm(want)), 1e-3), what
+    assert {p.kernel for p, _ in seen} == {"persistent"}
+    assert {(p.together, p.wave) for p, back in seen if not back} == forward
+    assert {p.together for p, back in seen if back} == backward
+    y3, _ = (
+        there(wide.put(x), **{n: v for n, v in given.items() if n != "memory_limit"})
+        if not layer.dropout
+        else (y2, None)
+    )
+    assert np.array_equal(_device.host(y3), _device.host(y2))

@@ -12,7 +12,8 @@ namespace ost::OST_SET {
 
 class Addresses {
  public:
-  explicit Addresses(const py::dict& values) : values_(values) {}
+  explicit Addresses(py::dict values) : values_(std::move(values)) {}
+  Addresses other() const { return Addresses(values_["other"].cast<py::dict>()); }  // of the second problem of a plan of two
   template <class A>
   A* get(const std::string& name) const {
     const py::str key(name);
@@ -38,7 +39,7 @@ class Addresses {
   }
 
  private:
-  const py::dict& values_;
+  py::dict values_;
 };
 
 template <class C, class T>
@@ -103,6 +104,7 @@ void check_persistent(const Plan& plan, Index hidden, bool backward) {
          std::to_string(plan.units) + " with " + std::to_string(plan.peers) + " peers");
   if (hidden > room)
     fail("units", "blocks with room for all weights", std::to_string(hidden) + " units in a room of " + std::to_string(room));
+  if (plan.together < 1 || plan.together > 2) fail("together", "1 or 2 problems in a launch", std::to_string(plan.together));
   if (plan.groups < 1 || plan.span < 1) fail("groups", "a group and a step, at least", std::to_string(plan.groups));
 }
 
@@ -114,17 +116,33 @@ void pack_persistent(Run& run, const Problem<T>& p, const Plan& plan, const Addr
     const Index width = p.hidden * count, tiles = ceil_div(p.hidden, 16);
     if (auto* to = a.get<FragmentA>("persistent_panels"))
       run_persistent<W>(plan, [&]<int U>() {
-        using K = PersistentKernel<C, T, typename Sent<W>::Forward, Sent<W>::kParts, U>;
-        using Pack = PersistentPackKernel<W, typename K::E, typename Sent<W>::Forward, Sent<W>::kParts, K::kTiles, 1>;
-        run(Pack{static_cast<const W*>(p.panels[1]), to, a.get<float>("persistent_scales"), width, p.hidden, 1, width, tiles,
-                 tiles * 16 / U, U * count});
+        const bool above = a.number<int>("above") != 0;  // of a wave, the layer that takes in the other one
+        const auto one = [&]<class K>(K*, Columns columns) {
+          using From = RecurrentWeights<W>;
+          const From from{static_cast<const W*>(p.panels[1]),
+                          above ? static_cast<const W*>(p.panels[0]) : nullptr,
+                          p.hidden,
+                          columns,
+                          product_columns<C>(1),
+                          product_columns<C>(0)};
+          run(PersistentPackKernel<From, typename K::E, typename Sent<W>::Forward, Sent<W>::kParts, K::kTiles, 1>{
+              from, to, a.get<float>("persistent_scales"), above ? 2 * tiles : tiles, tiles * 16 / U, U * columns.count()});
+        };
+        if (plan.wave)
+          one(static_cast<PersistentOf<C, T, W, U, true>*>(nullptr), Columns{0, C::kColumns});
+        else
+          one(static_cast<PersistentOf<C, T, W, U, false>*>(nullptr), product_columns<C>(1));
       });
     if (auto* to = a.get<FragmentA>("persistent_turned"))
       run_persistent_backward<V>(plan, [&]<int U, int S>() {
         using K = BackwardPersistentKernel<C, T, typename Sent<V>::Backward, Sent<V>::kParts, U, S>;
-        using Pack = PersistentPackKernel<V, typename K::E, typename Sent<V>::Backward, Sent<V>::kParts, K::kTiles, S>;
-        run(Pack{static_cast<const V*>(p.turned[1]), to, a.get<float>("persistent_turned_scales"), p.hidden, width, 1, p.hidden,
-                 K::tiles_of(p.hidden), K::blocks_of(p.hidden), U * S});
+        using Pack = PersistentPackKernel<TurnedWeights<V>, typename K::E, typename Sent<V>::Backward, Sent<V>::kParts, K::kTiles, S>;
+        run(Pack{{static_cast<const V*>(p.turned[1]), p.hidden, width},
+                 to,
+                 a.get<float>("persistent_turned_scales"),
+                 K::tiles_of(p.hidden),
+                 K::blocks_of(p.hidden),
+                 U * S});
       });
   }
 }
@@ -135,8 +153,8 @@ enum class Action { kPack, kForward, kBackward, kAdd, kAgain, kPackPersistent };
 template <class C, class T, class W, class V, class Run>
 void act(Run& run, Action action, const Addresses& a) {
   const Problem<T> p = problem<C, T>(a);
-  const Plan plan{a.number<int>("loop"),     a.number<int>("rows"),   a.number<int>("units"),
-                  a.number<int>("peers", 1), a.number<int>("groups"), a.number<Index>("span")};
+  const Plan plan{a.number<int>("loop"),   a.number<int>("rows"),   a.number<int>("units"),       a.number<int>("peers", 1),
+                  a.number<int>("groups"), a.number<Index>("span"), a.number<int>("together", 1), a.number<int>("wave") != 0};
   const int loop = plan.loop, rows = plan.rows;
   if (loop && !(kLoops<C> && sizeof(T) == 4 && (loop == kLoopRoom<T, W>[0] || loop == kLoopRoom<T, W>[1])))
     fail("loop", "a room that there is for this cell", std::to_string(loop));
@@ -149,10 +167,16 @@ void act(Run& run, Action action, const Addresses& a) {
     exchange = {{a.need<std::uint32_t>("mailbox"), a.get<std::uint32_t>("report"), a.number<int>("patience", kPatience)},
                 a.get<T>("carry")};
   }
-  if (action == Action::kForward) return forward<C, T, W>(run, p, exchange, plan);
   if (action == Action::kAgain) return again<C, T, W>(run, p);
   if (action == Action::kAdd) return add_weights<C, T>(run, p, backward_problem<C, T>(a, p.steps, p.batch));
-  if (action == Action::kBackward) return backward<C, T, V>(run, p, backward_problem<C, T>(a, p.steps, p.batch), exchange, plan);
+  const bool pass = action == Action::kForward || action == Action::kBackward;
+  const Addresses b = pass && plan.together > 1 ? a.other() : a;
+  const Problem<T> other = problem<C, T>(b);
+  if (action == Action::kForward) return forward<C, T, W>(run, p, other, exchange, plan);
+  if (action == Action::kBackward) {
+    const auto g = backward_problem<C, T>(a, p.steps, p.batch), other_g = backward_problem<C, T>(b, p.steps, p.batch);
+    return backward<C, T, V>(run, p, g, other, other_g, exchange, plan);
+  }
   for (int q = 0; q < kProductCount<C>; ++q) {
     const T* raw = a.need<const T>(q == 0 ? "weight_ih" : "weight_hh");
     const std::string n = std::to_string(q);
@@ -256,6 +280,8 @@ inline std::string key_of(const std::string& action, int cell, int itemsize, con
     key += std::string(py::str(name)) += '=';
     if (py::isinstance<py::float_>(value))
       add(value.template cast<double>());
+    else if (py::isinstance<py::dict>(value))
+      key += key_of("", cell, itemsize, py::reinterpret_borrow<py::dict>(value), stream);
     else if (py::isinstance<py::str>(value))
       key += std::string(py::str(value)) += ';';
     else

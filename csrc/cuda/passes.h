@@ -48,10 +48,14 @@ void run_pieces(Run& run, const Problem<T>& p, const Exchange<T>& exchange, cons
     for (Index i = 0; i < pieces; ++i) {
       const Index first = (backward ? pieces - 1 - i : i) * plan.span, steps = smaller(plan.span, p.steps - first);
       const int groups = int(smaller<Index>(plan.groups, ceil_div(p.batch - row, kGroupRows)));
-      run(EmptyKernel{exchange.box, groups * steps * slot_words, row == 0 && i == 0});
-      run(make(Piece<T>{exchange.box, exchange.carry, first, steps, row, groups}));
+      const Piece<T> piece{exchange.box, exchange.carry, first, steps, row, groups, plan.together, plan.wave && !backward};
+      run(EmptyKernel{exchange.box, plan.together * groups * piece.slots() * slot_words, row == 0 && i == 0});
+      run(make(piece));
     }
 }
+template <class C, class T, class W, int kUnits, bool kWave>
+using PersistentOf = PersistentKernel<C, T, typename Sent<W>::Forward, Sent<W>::kParts, kUnits, kWave ? 0 : C::kPhases[0].product.begin,
+                                      kWave ? C::kColumns : C::kPhases[0].product.count()>;
 
 template <class C, class T, class W, int F = 0, class Run>
 void run_phases(Run& run, const Problem<T>& p, Index step, int rows) {
@@ -76,20 +80,30 @@ void again(Run& run, const Problem<T>& p) {
   if constexpr (F + 1 < kPhaseCount<C>) again<C, T, W, F + 1>(run, p);
 }
 
+// `other`: the second problem of a plan of two.
 template <class C, class T, class W, class Run>
-void forward(Run& run, const Problem<T>& p, const Exchange<T>& exchange, const Plan& plan) {
+void forward(Run& run, const Problem<T>& p, const Problem<T>& other, const Exchange<T>& exchange, const Plan& plan) {
   if (p.batch == 0) return;
   project<C, T, W>(run, p);
+  if (plan.together > 1 && !plan.wave) project<C, T, W>(run, other);
   if constexpr (kLoops<C> && sizeof(T) == 4) {
     run_loop<T, W>(plan.loop, [&]<int K>() { run(LoopKernel<C, T, W, K>{p}); });
     run_persistent<W>(plan, [&]<int U>() {
-      using K = PersistentKernel<C, T, typename Sent<W>::Forward, Sent<W>::kParts, U>;
-      run_pieces(run, p, exchange, plan, K::slot_words(p.hidden), false, [&](const Piece<T>& piece) { return K{p, piece}; });
-      if (p.steps > 0) run(VerdictKernel<C, T>{p, {}, exchange.box, false});
+      if (p.steps == 0) return;
+      const auto pieces = [&]<class K>(K*) {
+        run_pieces(run, p, exchange, plan, K::slot_words(p.hidden), false, [&](const Piece<T>& piece) { return K{{p, other}, piece}; });
+      };
+      if (plan.wave)
+        pieces(static_cast<PersistentOf<C, T, W, U, true>*>(nullptr));
+      else
+        pieces(static_cast<PersistentOf<C, T, W, U, false>*>(nullptr));
+      run(VerdictKernel<C, T>{p, {}, exchange.box, false});
+      if (plan.together > 1) run(VerdictKernel<C, T>{other, {}, exchange.box, false});
     });
   }
   for (Index step = 0; step < (plan.loop || plan.units ? 0 : p.steps); ++step) run_phases<C, T, W>(run, p, step, plan.rows);
   run(FinalKernel<C, T>{p});
+  if (plan.together > 1) run(FinalKernel<C, T>{other});
 }
 
 template <class C, class T, class V, int F, class Run>
@@ -126,28 +140,9 @@ void add_weights(Run& run, const Problem<T>& p, const BackwardProblem<T>& g) {
   if constexpr (Q + 1 < kProductCount<C>) add_weights<C, T, Q + 1>(run, p, g);
 }
 
+// The products of all steps, and what goes to the states before the first.
 template <class C, class T, class V, class Run>
-void backward(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, const Exchange<T>& exchange, const Plan& plan) {
-  if (p.batch == 0) return;
-  const int rows = plan.rows;
-  run(BackwardBeginKernel<C, T>{p, g});
-  if constexpr (kLoops<C> && sizeof(T) == 4) {
-    run_loop<T, V>(plan.loop, [&]<int K>() { run(BackwardLoopKernel<C, T, V, K>{p, g}); });
-    run_persistent_backward<V>(plan, [&]<int U, int S>() {
-      using K = BackwardPersistentKernel<C, T, typename Sent<V>::Backward, Sent<V>::kParts, U, S>;
-      run_pieces(run, p, exchange, plan, K::slot_words(p.hidden), true, [&](const Piece<T>& piece) { return K{p, g, piece}; });
-      if (p.steps > 0) run(VerdictKernel<C, T>{p, g, exchange.box, true});
-    });
-    if (rows > 0 && p.steps > 0) run(CellKernel<C, T, 0>{p, g, p.clock().time(p.steps - 1)});
-    for (Index s = rows > 0 ? p.steps : 0; s-- > 0;) run_stream(rows, [&]<int R>() { run(StreamBackwardKernel<C, T, V, R>{p, g, s}); });
-  }
-  for (Index s = plan.loop || plan.units || rows ? 0 : p.steps; s-- > 0;) {
-    const Index t = p.reverse ? p.steps - 1 - s : s;
-    if (g.control.clip_norm > 0) run(NormKernel<C, T>{p, g, t});
-    run_backward_phases<C, T, V, kPhaseCount<C> - 1>(run, p, g, t);
-    if (g.control.flow) run(FlowKernel<C, T>{p, g, t});
-    if (p.times.before || g.control.cuts) run(CutKernel<C, T>{p, g, t});
-  }
+void after_steps(Run& run, const Problem<T>& p, const BackwardProblem<T>& g) {
   if (p.steps > 0) {
     if (g.dx.data && !g.library) run(TurnKernel<C, T, V, 0>{p, g, 0, p.steps * p.batch, nullptr, g.dx_add});
     run_weights<C, T, V, 0>(run, p, g);
@@ -162,6 +157,37 @@ void backward(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, const 
     if (to[k]) run(CopyKernel<T>{left[k], to[k], p.batch * p.hidden});
     if (restart[k]) run(AddRowsKernel<T>{g.restarts + k * p.batch * p.hidden, restart[k], p.batch, p.hidden});
   }
+}
+
+template <class C, class T, class V, class Run>
+void backward(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, const Problem<T>& other, const BackwardProblem<T>& other_g,
+              const Exchange<T>& exchange, const Plan& plan) {
+  if (p.batch == 0) return;
+  const int rows = plan.rows;
+  run(BackwardBeginKernel<C, T>{p, g});
+  if (plan.together > 1) run(BackwardBeginKernel<C, T>{other, other_g});
+  if constexpr (kLoops<C> && sizeof(T) == 4) {
+    run_loop<T, V>(plan.loop, [&]<int K>() { run(BackwardLoopKernel<C, T, V, K>{p, g}); });
+    run_persistent_backward<V>(plan, [&]<int U, int S>() {
+      using K = BackwardPersistentKernel<C, T, typename Sent<V>::Backward, Sent<V>::kParts, U, S>;
+      if (p.steps == 0) return;
+      run_pieces(run, p, exchange, plan, K::slot_words(p.hidden), true,
+                 [&](const Piece<T>& piece) { return K{{p, other}, {g, other_g}, piece}; });
+      run(VerdictKernel<C, T>{p, g, exchange.box, true});
+      if (plan.together > 1) run(VerdictKernel<C, T>{other, other_g, exchange.box, true});
+    });
+    if (rows > 0 && p.steps > 0) run(CellKernel<C, T, 0>{p, g, p.clock().time(p.steps - 1)});
+    for (Index s = rows > 0 ? p.steps : 0; s-- > 0;) run_stream(rows, [&]<int R>() { run(StreamBackwardKernel<C, T, V, R>{p, g, s}); });
+  }
+  for (Index s = plan.loop || plan.units || rows ? 0 : p.steps; s-- > 0;) {
+    const Index t = p.reverse ? p.steps - 1 - s : s;
+    if (g.control.clip_norm > 0) run(NormKernel<C, T>{p, g, t});
+    run_backward_phases<C, T, V, kPhaseCount<C> - 1>(run, p, g, t);
+    if (g.control.flow) run(FlowKernel<C, T>{p, g, t});
+    if (p.times.before || g.control.cuts) run(CutKernel<C, T>{p, g, t});
+  }
+  after_steps<C, T, V>(run, p, g);
+  if (plan.together > 1) after_steps<C, T, V>(run, other, other_g);
 }
 
 }  // namespace ost::OST_SET

@@ -33,6 +33,13 @@ constexpr Index persistent_room(int tiles, int parts, int peers, int columns_of_
   return Index(kWeightWords / (tiles * parts)) * (kThreads / 32) * peers * 16 / columns_of_operand;
 }
 
+// What a block takes in at a step: a slot, and below it, of the same size, another one or null.
+struct Inputs {
+  const std::uint32_t *slot, *below;
+  Index tiles;  // of each
+  OST_HD Index all() const { return below ? 2 * tiles : tiles; }
+};
+
 // sums[out][row] = weights times what the mailbox brings: a block of `kPeers` and in it a warp a share of the inputs, tile by tile of 16 in
 // turn. kChunk tiles are asked for at the same time.
 template <class Word, int kParts, int kTiles, int kChunk, int kPeers = 1>
@@ -94,8 +101,9 @@ struct MailboxEngine {
     for (int part = 0; part < kParts; ++part) post(slot + i + 2 * part, sent(l[part], h[part]));
   }
   // `lost`: the thread no longer waits.
-  OST_HD static void multiply(const Block& block, PerThread<Weights>& weights, Space& space, const Mailbox& box, const std::uint32_t* slot,
-                              Index tiles, Index rows, PerThread<bool>& lost) {
+  OST_HD static void multiply(const Block& block, PerThread<Weights>& weights, Space& space, const Mailbox& box, const Inputs& inputs,
+                              Index rows, PerThread<bool>& lost) {
+    const Index tiles = inputs.all();
     PerThread<Sums> sums;
     PerThread<Received> received;
     block.alone([&](int thread) {
@@ -106,7 +114,7 @@ struct MailboxEngine {
     OST_UNROLL
     for (int first = 0; first < kDepth; first += kChunk) {
       if (first * kWarps * kPeers >= tiles) break;
-      block.alone([&](int thread) { receive(thread, received[thread], box, slot, first, block.x % kPeers, tiles, rows, lost[thread]); });
+      block.alone([&](int thread) { receive(thread, received[thread], box, inputs, first, block.x % kPeers, rows, lost[thread]); });
       block.warps_meet();
       OST_UNROLL
       for (int k = 0; k < kChunk; ++k) {
@@ -147,12 +155,14 @@ struct MailboxEngine {
     });
   }
 
-  OST_HD static void receive(int thread, Received& in, const Mailbox& box, const std::uint32_t* slot, int first, Index rank, Index tiles,
-                             Index rows, bool& lost) {
+  OST_HD static void receive(int thread, Received& in, const Mailbox& box, const Inputs& inputs, int first, Index rank, Index rows,
+                             bool& lost) {
     const Lane lane(thread);
     const auto from = [&](int k, int j) {
-      const Index tile = tile_of(first + k, thread / 32, rank);
-      return tile < tiles && j * 8 + lane.b_column() < rows ? slot + ((j * tiles + tile) * 32 + thread % 32) * kWords : nullptr;
+      const Index tile = tile_of(first + k, thread / 32, rank), tiles = inputs.tiles;
+      if (tile >= inputs.all() || j * 8 + lane.b_column() >= rows) return static_cast<const std::uint32_t*>(nullptr);
+      return (tile < tiles ? inputs.slot + (j * tiles + tile) * (32 * kWords) : inputs.below + (j * tiles + tile - tiles) * (32 * kWords)) +
+             thread % 32 * kWords;
     };
     OST_UNROLL
     for (int k = 0; k < kChunk; ++k) {
@@ -184,7 +194,7 @@ struct MailboxEngine {
 template <class T>
 struct Exchange {
   Mailbox box;
-  T* carry;  // [states][B][H], from launch to launch
+  T* carry;  // [problem][states][B][H], from launch to launch
 };
 // One of them.
 template <class T>
@@ -192,38 +202,59 @@ struct Piece {
   Mailbox box;
   T* carry;
   Index first_step, steps, first_row;
-  int groups;
+  int groups, problems;
+  bool wave;  // the second problem's input is what the first one sends
+  OST_HD Index slots() const { return steps + wave; }
+};
+
+OST_HD float as_float(float w) { return w; }
+template <class W>
+OST_HD float as_float(W w) {
+  return widen(w);
+}
+// weight(out, in) of the whole layer: forward, in columns [begin, begin + count) of each unit, and backward.
+template <class W>
+struct RecurrentWeights {
+  const W *own, *below;  // panels of the recurrent product, and of the input's or null, which come behind the tiles of the former
+  Index hidden;
+  Columns columns, own_columns, below_columns;
+  OST_HD float operator()(Index out, Index in) const {
+    const Index u = out / columns.count(), first = (hidden + 15) / 16 * 16;
+    const int column = columns.begin + int(out % columns.count());
+    const Index k = in < first ? in : in - first;
+    const Columns of = in < first ? own_columns : below_columns;
+    const W* from = in < first ? own : below;
+    return from && u < hidden && k < hidden && of.has(column) ? as_float(from[(k * hidden + u) * of.count() + column - of.begin]) : 0;
+  }
+};
+template <class V>
+struct TurnedWeights {
+  const V* from;
+  Index hidden, width;
+  OST_HD float operator()(Index out, Index in) const { return out < hidden && in < width ? as_float(from[in * hidden + out]) : 0; }
 };
 
 // Weights of all blocks as fragments, [block][part][tile of outputs][tile of inputs of a warp][thread], each output's by a power of two, so
 // that the parts of a float are within the range of Half: [block][output]. Peers have the same outputs, and each its own inputs.
-template <class W, class E, class Word, int kParts, int kTiles, int kPeers>
+template <class F, class E, class Word, int kParts, int kTiles, int kPeers>
 struct PersistentPackKernel {
-  const W* from;
+  F from;
   FragmentA* to;
   float* scales;  // null: none
-  Index outs, ins, out_stride, in_stride, tiles, blocks;
+  Index tiles, blocks;
   int each;  // outputs of a block and its peers
   struct Space {
     float scale[kTiles * 16];
   };
   Grid grid() const { return {blocks}; }
-  OST_HD float weight(Index block, int out, Index in) const {
-    const Index o = block / kPeers * each + out;
-    return out < each && o < outs && in < ins ? as_float(from[o * out_stride + in * in_stride]) : 0;
-  }
-  OST_HD static float as_float(float w) { return w; }
-  template <class N>
-  OST_HD static float as_float(N w) {
-    return widen(w);
-  }
+  OST_HD float weight(Index block, int out, Index in) const { return out < each ? from(block / kPeers * each + out, in) : 0; }
   OST_HD void operator()(const Block& block, Space& space) const {
     block.each([&](int thread) {
       if (thread >= kTiles * 16) return;
       float scale = 1;
       if (scales) {
         float top = 0;
-        for (Index in = 0; in < ins; ++in) {
+        for (Index in = 0; in < tiles * 16; ++in) {
           const float w = weight(block.x, thread, in), size = w < 0 ? -w : w;
           top = top < size ? size : top;
         }
@@ -267,15 +298,19 @@ struct Share {
   Index rows;  // that there are
   std::uint32_t* slots;
   Index stride;  // from slot to slot
+  Index below;   // from the slots of the layer below, or 0
   template <class T>
   OST_HD Share(const Block& block, const Problem<T>& p, const Piece<T>& piece, Index slot_words)
       : b0(piece.first_row + block.y * kGroupRows),
         u0(block.x * kUnits),
         hidden(p.hidden),
         rows(smaller<Index>(kGroupRows, p.batch - b0)),
-        slots(piece.box.slots() + block.y * slot_words),
-        stride(piece.groups * slot_words) {}
+        slots(piece.box.slots() + (block.z * piece.groups + block.y) * slot_words),
+        stride(piece.problems * piece.groups * slot_words),
+        below(piece.wave && block.z > 0 ? piece.groups * slot_words : 0) {}
   OST_HD std::uint32_t* slot(Index step_of_piece) const { return slots + step_of_piece * stride; }
+  // What step n takes in: the own h, and of the layer below the one that follows it.
+  OST_HD Inputs inputs(Index n, Index tiles) const { return {slot(n), below ? slot(n + 1) - below : nullptr, tiles}; }
   // f(thread, b, row, unit, u) of every thread that has a unit of a row.
   template <class F>
   OST_HD void each(const Block& block, F&& f) const {
@@ -286,25 +321,30 @@ struct Share {
   }
 };
 
-template <class C, class T, class Word, int kParts, int kUnits>
+// One or two problems in a launch: two directions; or a layer and the one above it, whose product of the input is taken here as well, from
+// what the lower one sends, in all columns. kFirst, kCount: the columns of a unit that the weights feed.
+template <class C, class T, class Word, int kParts, int kUnits, int kFirst, int kCount>
 struct PersistentKernel {
   static constexpr int kPeers = 1;
-  static constexpr int kCount = C::kPhases[0].product.count(), kTiles = kOutTiles<kUnits, kCount>;
-  using E = MailboxEngine<Word, kParts, kTiles, kTiles == 3 ? 5 : 8 / kParts>;
-  Problem<T> p;
+  static constexpr int kTiles = kOutTiles<kUnits, kCount>;
+  using E = MailboxEngine<Word, kParts, kTiles, kTiles == 3 ? 5 : kTiles == 4 ? 4 : 8 / kParts>;
+  Problem<T> problems[2];
   Piece<T> piece;
   struct Space {
     typename E::Space product;
     T state[C::kStates][kGroupRows][kUnits];
   };
   static Index slot_words(Index hidden) { return E::slot_words(ceil_div(hidden, 16)); }
-  Grid grid() const { return {ceil_div(p.hidden, 16) * 16 / kUnits, piece.groups}; }  // whole tiles of inputs, so that all are sent
+  Grid grid() const {
+    return {ceil_div(problems[0].hidden, 16) * 16 / kUnits, piece.groups, piece.problems};
+  }  // whole tiles of inputs, so that all are sent
 
   struct Next {
     T gx[C::kColumns];
   };
 
   OST_HD void operator()(const Block& block, Space& space) const {
+    const Problem<T>& p = problems[block.z];
     const Clock clock = p.clock();
     const Index tiles = (p.hidden + 15) / 16;
     const Share<kUnits> share(block, p, piece, E::slot_words(tiles));
@@ -313,7 +353,7 @@ struct PersistentKernel {
     PerThread<Next> next;  // of the step to come: asked for while the product of the one before is under way
     PerThread<ForwardOut<C, T>> out;
     PerThread<bool> lost, ran;
-    E::load(block, weights, space.product, p.persistent_panels, tiles);
+    E::load(block, weights, space.product, p.persistent_panels, share.inputs(0, tiles).all());
     block.alone([&](int thread) {
       lost[thread] = false;
       for (int k = 0; k < C::kStates; ++k)
@@ -322,50 +362,57 @@ struct PersistentKernel {
     share.each(block, [&](int thread, Index b, int row, int unit, Index u) {
       T state[C::kStates];
       for (int k = 0; k < C::kStates; ++k)
-        state[k] = piece.first_step > 0 ? piece.carry[(k * p.batch + b) * p.hidden + u]
+        state[k] = piece.first_step > 0 ? piece.carry[((block.z * C::kStates + k) * p.batch + b) * p.hidden + u]
                                         : value(k == 0 ? hidden_after(p, kInitial, b) : cell_after(p, kInitial, b), u);
-      prepare(clock, piece.first_step, b, u, state, next[thread]);
+      prepare(p, clock, piece.first_step, b, u, state, next[thread]);
       for (int k = 0; k < C::kStates; ++k) space.state[k][row][unit] = state[k];
     });
     block.warps_meet();
     send(block, space, share, 0, tiles);
     for (Index n = 0; n < piece.steps; ++n) {
       const Index step = piece.first_step + n, t = clock.time(step);
-      E::multiply(block, weights, space.product, piece.box, share.slot(n), tiles, share.rows, lost);
+      E::multiply(block, weights, space.product, piece.box, share.inputs(n, tiles), share.rows, lost);
       share.each(block, [&](int thread, Index b, int row, int unit, Index u) {
-        T products[kCount], state[C::kStates];
+        constexpr Columns product = C::kPhases[0].product;
+        T products[product.count()], state[C::kStates];
         OST_UNROLL
-        for (int column = 0; column < kCount; ++column) {
-          products[column] = space.product.sum(unit * kCount + column, row);
-          if constexpr (kParts > 1) products[column] *= scales[unit * kCount + column];
+        for (int i = 0; i < kCount; ++i) {
+          T sum = space.product.sum(unit * kCount + i, row);
+          if constexpr (kParts > 1) sum *= scales[unit * kCount + i];
+          if (product.has(kFirst + i))
+            products[kFirst + i - product.begin] = sum;
+          else
+            next[thread].gx[kFirst + i] += sum;
         }
         OST_UNROLL
         for (int k = 0; k < C::kStates; ++k) state[k] = space.state[k][row][unit];
         ran[thread] = compute<C, T, 0>(p, clock, t, b, u, next[thread].gx, products, state, out[thread]);
-        prepare(clock, step + 1, b, u, state, next[thread]);
+        prepare(p, clock, step + 1, b, u, state, next[thread]);
         OST_UNROLL
         for (int k = 0; k < C::kStates; ++k) space.state[k][row][unit] = state[k];
       });
       block.warps_meet();
-      if (n + 1 < piece.steps) send(block, space, share, n + 1, tiles);  // first of all: the others wait for it
+      if (n + 1 < piece.slots()) send(block, space, share, n + 1, tiles);  // first of all: the others wait for it
       share.each(block, [&](int thread, Index b, int, int, Index u) { keep<C, T, 0>(p, clock, t, b, u, ran[thread], out[thread]); });
       block.meet();  // the sums have been read
     }
     if (piece.first_step + piece.steps < p.steps)
       share.each(block, [&](int, Index b, int row, int unit, Index u) {
-        for (int k = 0; k < C::kStates; ++k) piece.carry[(k * p.batch + b) * p.hidden + u] = space.state[k][row][unit];
+        for (int k = 0; k < C::kStates; ++k)
+          piece.carry[((block.z * C::kStates + k) * p.batch + b) * p.hidden + u] = space.state[k][row][unit];
       });
   }
 
   // The state that a step starts from, where it is not the one that was left, and its share of the projected input.
-  OST_HD void prepare(const Clock& clock, Index step, Index b, Index u, T* state, Next& next) const {
+  OST_HD static void prepare(const Problem<T>& p, const Clock& clock, Index step, Index b, Index u, T* state, Next& next) {
     if (step >= p.steps) return;
     const Index t = clock.time(step);
     if (!clock.active(t, b)) return;
     if (p.times.before && clock.before(t, b) == kRestart)
       for (int k = 0; k < C::kStates; ++k) state[k] = value(k == 0 ? p.restart_h : p.restart_c, u);
+    const T* gx = p.gx ? p.gx + (t * p.batch + b) * p.hidden * C::kColumns : p.bias;
     OST_UNROLL
-    for (int column = 0; column < C::kColumns; ++column) next.gx[column] = p.gx[((t * p.batch + b) * p.hidden + u) * C::kColumns + column];
+    for (int column = 0; column < C::kColumns; ++column) next.gx[column] = gx[u * C::kColumns + column];
   }
 
   // h of the block's units, which step n of the launch starts from; what a warp sends its own threads have left in the shared memory.
@@ -387,9 +434,9 @@ struct BackwardPersistentKernel {
   static constexpr int kPeers = kSplit, kTiles = kSplit * kUnits / 16;
   static constexpr Columns kColumns = C::kPhases[0].product;
   static constexpr int kCount = kColumns.count();
-  using E = MailboxEngine<Word, kParts, kTiles, 4, kSplit>;
-  Problem<T> p;
-  BackwardProblem<T> g;
+  using E = MailboxEngine<Word, kParts, kTiles, kSplit == 1 ? 4 : 4 / kParts, kSplit>;
+  Problem<T> problems[2];
+  BackwardProblem<T> gradients[2];
   Piece<T> piece;
   struct Given : Gathered<C, T> {
     T odd[1 + sizeof(Gathered<C, T>) / sizeof(T) % 2];  // words of a thread: so their own banks
@@ -405,9 +452,11 @@ struct BackwardPersistentKernel {
   OST_HD static Index blocks_of(Index hidden) { return (hidden + kSplit * kUnits - 1) / (kSplit * kUnits) * kSplit; }
   OST_HD static Index tiles_of(Index hidden) { return blocks_of(hidden) * kUnits * kCount / 16; }
   static Index slot_words(Index hidden) { return E::slot_words(tiles_of(hidden)); }
-  Grid grid() const { return {blocks_of(p.hidden), piece.groups}; }
+  Grid grid() const { return {blocks_of(problems[0].hidden), piece.groups, piece.problems}; }
 
   OST_HD void operator()(const Block& block, Space& space) const {
+    const Problem<T>& p = problems[block.z];
+    const BackwardProblem<T>& g = gradients[block.z];
     const Clock clock = p.clock();
     const Index tiles = tiles_of(p.hidden);
     const int rank = int(block.x % kSplit);
@@ -428,7 +477,7 @@ struct BackwardPersistentKernel {
     share.each(block, [&](int thread, Index b, int row, int unit, Index u) {
       OST_UNROLL
       for (int k = 0; k < C::kStates; ++k) space.d[k][row][unit] = (k == 0 ? g.dh : g.dc)[b * p.hidden + u];
-      ask(clock.time(piece.first_step + piece.steps - 1), b, u, space.given[thread]);
+      ask(p, g, clock.time(piece.first_step + piece.steps - 1), b, u, space.given[thread]);
     });
     for (Index n = piece.steps; n-- > 0;) {
       const Index t = clock.time(piece.first_step + n);
@@ -446,9 +495,9 @@ struct BackwardPersistentKernel {
       send(block, space, share, n, tiles);
       share.each(block, [&](int thread, Index b, int, int, Index u) {
         keep_gradients<C, T, 0>(p, g, t, b, u, space.given[thread], out[thread]);
-        if (n > 0) ask(clock.time(piece.first_step + n - 1), b, u, space.given[thread]);
+        if (n > 0) ask(p, g, clock.time(piece.first_step + n - 1), b, u, space.given[thread]);
       });
-      E::multiply(block, weights, space.product, piece.box, share.slot(n), tiles, share.rows, lost);
+      E::multiply(block, weights, space.product, piece.box, share.inputs(n, tiles), share.rows, lost);
       if constexpr (kSplit > 1) {
         block.alone([&](int thread) {
           OST_UNROLL
@@ -478,7 +527,7 @@ struct BackwardPersistentKernel {
     });
   }
 
-  OST_HD void ask(Index t, Index b, Index u, Given& given) const {
+  OST_HD static void ask(const Problem<T>& p, const BackwardProblem<T>& g, Index t, Index b, Index u, Given& given) {
     gather<C, T, 0>(p, g, t, b, u, given, [](T& to, const T* from) { fetch<sizeof(T)>(&to, from); });
   }
 

@@ -11,12 +11,14 @@ inline constexpr int kLoopRoom[2] = {sizeof(W) == 2 ? 64 : 32, sizeof(W) == 2 ? 
 
 // How one pass over one layer and direction is run; all zero: tile by tile, a launch a step.
 struct Plan {
-  int loop;    // room for hidden units of the kernel in which a block runs all steps
-  int rows;    // of a block that streams the weights
-  int units;   // of a block, where the weights are shared among multiprocessors that run all steps
-  int peers;   // of them that write to each other's shared memory, in the backward pass
-  int groups;  // of such blocks, that run at the same time
-  Index span;  // steps of one such launch
+  int loop;      // room for hidden units of the kernel in which a block runs all steps
+  int rows;      // of a block that streams the weights
+  int units;     // of a block, where the weights are shared among multiprocessors that run all steps
+  int peers;     // of them that write to each other's shared memory, in the backward pass
+  int groups;    // of such blocks, that run at the same time
+  Index span;    // steps of one such launch
+  int together;  // problems in a launch: 2 are both directions, or with `wave` a layer and the one above it
+  bool wave;
 };
 
 }  // namespace ost::OST_SET

@@ -74,12 +74,16 @@ class Device:
         """Run kernels on arrays and numbers by name; raises what those of an earlier call have found."""
         if self.told[0]:
             self.check()
-        addresses = {
-            name: v if v is None or isinstance(v, (int, float, str, np.generic)) else self.address(v)
-            for name, v in values.items()
-        }
         with self.here():
-            self.run(action, number_of(cell), np.dtype(dtype).itemsize, addresses)
+            self.run(action, number_of(cell), np.dtype(dtype).itemsize, self._addresses(values))
+
+    def _addresses(self, values: dict[str, Any]) -> dict[str, Any]:
+        def one(v: Any) -> Any:
+            if isinstance(v, dict):
+                return self._addresses(v)
+            return v if v is None or isinstance(v, (int, float, str, np.generic)) else self.address(v)
+
+        return {name: one(v) for name, v in values.items()}
 
 
 @lru_cache

@@ -5,7 +5,7 @@ They have the signatures of those of `_core`, and the same meaning.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -91,7 +91,7 @@ class Weights:
     reverse: bool
     arrays: dict[str, Any]
     split: bool = False  # whether a float may be multiplied as two words of 2 bytes
-    shared: dict[tuple[int, int, bool], dict[str, Any]] = field(
+    shared: dict[tuple[Any, ...], dict[str, Any]] = field(
         default_factory=dict
     )  # as blocks share them; see `shared_out`
 
@@ -119,11 +119,21 @@ def facts_of(cell: str) -> dict[str, int]:
     return dict(_core.cells()[cell])
 
 
-def plan_of(w: Weights, steps: int, batch: int, backward: bool = False, by_step: bool = False) -> GpuPlan:
+def plan_of(
+    w: Weights,
+    steps: int,
+    batch: int,
+    backward: bool = False,
+    by_step: bool = False,
+    together: int = 1,
+    wave: bool = False,
+) -> GpuPlan:
     """How the kernels run these weights."""
     word = word_bytes(w.dtype, w.arrays["precision"])
-    facts = {"hidden": w.hidden, "steps": steps, "batch": batch, "word": word}
-    return plan(w.device.figures, columns_of(w.cell)[1][1:], **facts, split=w.split, backward=backward, by_step=by_step)
+    facts = {"hidden": w.hidden, "steps": steps, "batch": batch, "word": word, "together": together}
+    columns, products, _ = columns_of(w.cell)
+    facts["wave"] = columns if wave else 0
+    return plan(w.device.figures, products[1:], **facts, split=w.split, backward=backward, by_step=by_step)
 
 
 def bytes_of(packed: Packed, steps: int, batch: int, training: bool) -> tuple[int, int]:
@@ -194,17 +204,20 @@ def pack(
     return Weights(device, cell, inputs, hidden, dtype, reverse, arrays, split)
 
 
-def share_of(w: Weights, planned: GpuPlan, backward: bool) -> Share:
+def share_of(w: Weights, planned: GpuPlan, backward: bool, above: bool = False) -> Share:
     """What the blocks of a "persistent" kernel have of these weights."""
     parts = 2 if word_bytes(w.dtype, w.arrays["precision"]) == 4 else 1
-    return Share.of(columns_of(w.cell)[1][1], w.hidden, planned.units, planned.peers, parts, backward)
+    columns, products, _ = columns_of(w.cell)
+    of = columns if planned.wave else products[1]
+    return Share.of(of, w.hidden, planned.units, planned.peers, parts, backward, above)
 
 
-def shared_out(w: Weights, planned: GpuPlan, backward: bool) -> dict[str, Any]:
-    """The recurrent weights as the blocks of a "persistent" kernel keep them, made when first asked for."""
-    key = planned.units, planned.peers, backward
+def shared_out(w: Weights, planned: GpuPlan, backward: bool, above: bool = False) -> dict[str, Any]:
+    """The recurrent weights as the blocks of a "persistent" kernel keep them, made when first asked for; ``above``: with those of the
+    input, which the layer below sends."""
+    key = planned.units, planned.peers, planned.wave, backward, above
     if key not in w.shared:
-        share, xp = share_of(w, planned, backward), w.device.xp
+        share, xp = share_of(w, planned, backward, above), w.device.xp
         weights, scales = (
             ("persistent_turned" if backward else "persistent_panels"),
             f"persistent_{'turned_' * backward}scales",
@@ -219,26 +232,31 @@ def shared_out(w: Weights, planned: GpuPlan, backward: bool) -> dict[str, Any]:
             "groups": 1,
             "span": 1,
         }
+        sizes |= {"wave": int(planned.wave), "above": int(above)}
         w.device.launch("pack_persistent", w.cell, w.dtype, {**w.arrays, **made, **sizes})
         w.shared[key] = made
     return w.shared[key]
 
 
-def plan_values(w: Weights, planned: GpuPlan, backward: bool, sizes: tuple[int, int]) -> dict[str, Any]:
+def plan_values(weights: list[Weights], planned: GpuPlan, backward: bool, sizes: tuple[int, int]) -> dict[str, Any]:
     """The plan as the kernels are given it, and what those of them that exchange words work with."""
     values = {
         **{"loop": planned.room, "rows": planned.rows, "units": planned.units, "groups": planned.groups},
-        **{"peers": planned.peers, "span": planned.span, "launches": planned.launches},
+        **{"peers": planned.peers, "span": planned.span, "together": planned.together, "wave": int(planned.wave)},
+        "launches": planned.launches,
     }
     if not planned.units:
         return values
-    xp, words = w.device.xp, planned.groups * planned.span * share_of(w, planned, backward).slot_bytes // 4
+    w, count = weights[0], planned.together
+    slots = count * planned.groups * (planned.span + planned.wave)
     carry = not backward and planned.span < sizes[0]
     return {
         **values,
         **shared_out(w, planned, backward),
-        "mailbox": xp.empty(MAILBOX_HEADER + words, np.uint32),
-        "carry": xp.empty((facts_of(w.cell)["states"], sizes[1], w.hidden), w.dtype) if carry else None,
+        "mailbox": w.device.xp.empty(
+            MAILBOX_HEADER + slots * share_of(w, planned, backward).slot_bytes // 4, np.uint32
+        ),
+        "carry": w.device.xp.empty((count, facts_of(w.cell)["states"], sizes[1], w.hidden), w.dtype) if carry else None,
         "report": int(w.device.told.ctypes.data),
     }
 
@@ -263,50 +281,66 @@ def times_table(device: Device, steps: int, batch: int, **given: Any) -> Any:
     return before
 
 
+@dataclass
+class Forward:
+    """One layer and direction to run: outputs to ``y``, the last states to ``end``; ``before`` is `times_table`."""
+
+    w: Weights
+    x: Rows
+    y: Rows
+    state: tuple[Any, Any]
+    end: tuple[Any, Any]
+    before: Any = None
+    restart: tuple[Any, Any] = (None, None)
+
+
 def forward(
-    w: Weights,
-    x: Rows,
-    y: Rows,
-    state: tuple[Any, Any],
-    end: tuple[Any, Any],
+    calls: list[Forward],
     sizes: tuple[int, int],
+    planned: GpuPlan,
     *,
     lengths: Any = None,
-    before: Any = None,
-    restart: tuple[Any, Any] = (None, None),
     train: bool = False,
     states_only: bool = False,
-    forced: dict[str, Any] | None = None,
-) -> Kept | None:
-    """Runs one layer and direction: outputs to ``y``, the last states to ``end``; ``before`` is `times_table`; ``forced`` is for tests:
-    in place of what the plan says."""
-    xp, facts = w.device.xp, facts_of(w.cell)
-    (steps, batch), size, dtype = sizes, w.hidden, w.dtype
-    (columns, products, _), planned = columns_of(w.cell), replace(plan_of(w, steps, batch), **(forced or {}))
-    two, phases = facts["states"] > 1, len(products) - 1
-    saving = train and not states_only
-    kept_rows = (steps, batch) if saving else (batch,)
-    values = {
+) -> list[Kept]:
+    """Runs what a plan has together; what is kept for the pass back, if anything."""
+    every = []
+    for k, call in enumerate(calls):
+        values = _forward_values(call, sizes, planned.wave and k > 0, train, train and not states_only)
+        values["lengths"] = lengths
+        if planned.library and not (planned.wave and k > 0):
+            _library_product(call.w, call.x, values, values["gx"])
+        every.append(values)
+    first, w = every[0], calls[0].w
+    first.update(plan_values([c.w for c in calls], planned, False, sizes))
+    if len(calls) > 1:
+        first["other"] = {**every[1], **shared_out(calls[1].w, planned, False, planned.wave)}
+    if sizes[1]:
+        w.device.launch("forward", w.cell, w.dtype, first)
+    for values in every:  # no later pass reads these
+        values.update(dict.fromkeys(("gx", "px", "mailbox", "carry", "other")))
+    return [Kept(c.w, values, sizes, c.x) for c, values in zip(calls, every)] if train else []
+
+
+def _forward_values(call: Forward, sizes: tuple[int, int], above: bool, train: bool, saving: bool) -> dict[str, Any]:
+    w, (steps, batch), facts = call.w, sizes, facts_of(call.w.cell)
+    xp, size, dtype, two = w.device.xp, w.hidden, w.dtype, facts["states"] > 1
+    columns, products, _ = columns_of(w.cell)
+    phases, kept_rows = len(products) - 1, (steps, batch) if saving else (batch,)
+    return {
         **w.arrays,
         **{"steps": steps, "batch": batch, "input": w.input, "hidden": size, "reverse": int(w.reverse)},
-        **{"lengths": lengths, "before": before, "h0": state[0], "c0": state[1]},
-        **{"restart_h": restart[0], "restart_c": restart[1], "hn": end[0], "cn": end[1]},
-        **x.values("x"),
-        **y.values("y"),
-        **plan_values(w, planned, False, sizes),
+        **{"before": call.before, "h0": call.state[0], "c0": call.state[1]},
+        **{"restart_h": call.restart[0], "restart_c": call.restart[1], "hn": call.end[0], "cn": call.end[1]},
+        **call.x.values("x"),
+        **call.y.values("y"),
         "saved": xp.empty((steps, batch, facts["saved"], size), dtype) if saving and facts["saved"] else None,
         "kept": xp.empty((batch, facts["saved"], size), dtype) if not saving and phases > 1 else None,
         "cells": xp.empty((steps, batch, size), dtype) if train and two else None,
         "state": xp.empty((batch, size), dtype) if not train and two else None,
         "emitted": xp.empty((*kept_rows, size), dtype) if phases > 1 else None,
+        "gx": None if above else xp.empty((steps, batch, size, columns), dtype),
     }
-    values["gx"] = gx = xp.empty((steps, batch, size, columns), dtype)
-    if planned.library:
-        _library_product(w, x, values, gx)
-    if batch:
-        w.device.launch("forward", w.cell, dtype, values)
-    values.update(dict.fromkeys(("gx", "px", "mailbox", "carry")))  # no later pass reads them
-    return Kept(w, values, (steps, batch), x) if train else None
 
 
 def _again(kept: Kept, work: Any, library: bool) -> dict[str, Any]:
@@ -318,84 +352,103 @@ def _again(kept: Kept, work: Any, library: bool) -> dict[str, Any]:
         "saved": work("saved", steps, batch, saved, size),
         "emitted": work("emitted", steps, batch, size, wanted=len(products) > 2),
     }
-    values = {**kept.values, **made, "gx": gx, **dict.fromkeys(("loop", "rows", "units"), 0)}
+    values = {**kept.values, **made, "gx": gx, **dict.fromkeys(("loop", "rows", "units", "wave"), 0)}
     if library:
         _library_product(w, kept.x, values, gx)
     w.device.launch("again", w.cell, w.dtype, {**values, "launches": len(products)})
     return made
 
 
+@dataclass
+class Backward:
+    """The gradients of one layer and direction to take: of the states before to ``dstate``, of x to ``dx``; those of the weights, of x (if
+    ``dx_add``) and of the restarts' states are added to. ``flow``: squared norms, ``[T,states,B]``."""
+
+    kept: Kept
+    dy: Rows | None
+    dend: tuple[Any, Any]
+    dstate: tuple[Any, Any]
+    grads: list[Any]
+    dx: Rows | None = None
+    dx_add: bool = False
+    dcells: Rows | None = None
+    drestart: tuple[Any, Any] = (None, None)
+    flow: Any = None
+
+
 def backward(
-    kept: Kept,
-    dy: Rows | None,
-    dend: tuple[Any, Any],
-    dstate: tuple[Any, Any],
-    grads: list[Any],
+    calls: list[Backward],
+    planned: GpuPlan,
     *,
-    dx: Rows | None = None,
-    dx_add: bool = False,
     clip_value: float = 0.0,
     clip_norm: float = 0.0,
     cuts: Any = None,
-    dcells: Rows | None = None,
-    drestart: tuple[Any, Any] = (None, None),
-    flow: Any = None,
-    scratch: dict[Any, Any] | None = None,
-    forced: dict[str, Any] | None = None,
+    scratch: list[dict[Any, Any]] | None = None,
 ) -> None:
-    """Gradients: of the states before to ``dstate``, of x to ``dx``; those of the weights, of x (if ``dx_add``) and of the restarts' states
-    are added to. ``flow``: squared norms, ``[T,states,B]``. ``scratch`` keeps working arrays from one call to the next."""
-    w, xp, facts = kept.weights, kept.weights.device.xp, facts_of(kept.weights.cell)
-    (steps, batch), size, dtype, states = kept.shape, w.hidden, w.dtype, facts["states"]
-    if batch == 0:
+    """Runs what a plan has together. ``scratch`` keeps working arrays from one call to the next, those of each of a pair apart."""
+    w, sizes = calls[0].kept.weights, calls[0].kept.shape
+    if sizes[1] == 0:
         return
-    planned = replace(plan_of(w, steps, batch, True, clip_norm > 0 or flow is not None), **(forced or {}))
-    library = planned.library and steps > 0
+    library = planned.library and sizes[0] > 0
+    control = {"clip_value": float(clip_value), "clip_norm": float(clip_norm), "cuts": cuts, "library": int(library)}
+    held = scratch or [{}, {}]
+    every = [{**_backward_values(c, library, clip_norm > 0, held[k]), **control} for k, c in enumerate(calls)]
+    first = every[0]
+    first.update(plan_values([c.kept.weights for c in calls], planned, True, sizes))
+    if len(calls) > 1:
+        first["other"] = {**every[1], **shared_out(calls[1].kept.weights, planned, True)}
+    w.device.launch("backward", w.cell, w.dtype, first)
+    first["other"] = None
+    if library:
+        for call, values in zip(calls, every):
+            _library_gradients(call.kept, values, call.dx, call.dx_add)
+
+
+def _backward_values(call: Backward, library: bool, norms: bool, held: dict[Any, Any]) -> dict[str, Any]:
+    kept, w = call.kept, call.kept.weights
+    (steps, batch), facts, size, dtype = kept.shape, facts_of(w.cell), w.hidden, w.dtype
     _, products, shared = columns_of(w.cell)
-    parts = 1 if library else _core.gradient_parts(steps, batch)
-    held: dict[Any, Any] = {} if scratch is None else scratch
+    states, parts = facts["states"], _core.gradient_parts(steps, batch)
 
     def work(name: str, *shape: int, wanted: bool = True) -> Any:
         if not wanted:
             return None
         key = (name, shape)
         if key not in held:
-            held[key] = xp.empty(shape, dtype)
+            held[key] = w.device.xp.empty(shape, dtype)
         return held[key]
 
     made = _again(kept, work, library) if facts["saved"] and kept.values["saved"] is None else {}
+    rows = {"dy": call.dy, "dx": call.dx, "dcells": call.dcells}
     values = {
         **kept.values,
         **made,
-        **{n: v for name, r in (("dy", dy), ("dx", dx), ("dcells", dcells)) if r for n, v in r.values(name).items()},
-        **{"dhn": dend[0], "dcn": dend[1], "dh0": dstate[0], "dc0": dstate[1], "dx_add": int(dx_add)},
-        **{"drestart_h": drestart[0], "drestart_c": drestart[1], "cuts": cuts, "flow": flow},
-        **{"clip_value": float(clip_value), "clip_norm": float(clip_norm)},
-        **plan_values(w, planned, True, kept.shape),
-        "library": int(library),
+        **{n: v for name, r in rows.items() if r for n, v in r.values(name).items()},
+        **{"dhn": call.dend[0], "dcn": call.dend[1], "dh0": call.dstate[0], "dc0": call.dstate[1]},
+        **{
+            "drestart_h": call.drestart[0],
+            "drestart_c": call.drestart[1],
+            "flow": call.flow,
+            "dx_add": int(call.dx_add),
+        },
         "dh": work("dh", batch, size),
         "dc": work("dc", batch, size, wanted=states > 1),
         "demitted": work("demitted", batch, size, wanted=len(products) > 2),
         "dparams": work("dparams", steps, batch, facts["params"], size, wanted=facts["params"] > 0),
-        "param_sums": work(
-            "param_sums", _core.gradient_parts(steps, batch), facts["params"], size, wanted=facts["params"] > 0
-        ),
+        "param_sums": work("param_sums", parts, facts["params"], size, wanted=facts["params"] > 0),
         "restarts": work("restarts", states, batch, size),
-        "scales": work("scales", states, batch, wanted=clip_norm > 0),
-        "squares": work("squares", states, batch, size, wanted=flow is not None),
-        **{f"d{name}": g for name, g in zip(WEIGHTS, grads)},
+        "scales": work("scales", states, batch, wanted=norms),
+        "squares": work("squares", states, batch, size, wanted=call.flow is not None),
+        **{f"d{name}": g for name, g in zip(WEIGHTS, call.grads)},
     }
     for q, n in enumerate(products):
-        values[f"da{q}"] = work(f"da{q}", steps, batch, size, n, wanted=not (shared and q == 1))
-        values[f"sums{q}"] = work(f"sums{q}", parts, w.input if q == 0 else size, size, n)
-        values[f"bias_sums{q}"] = work(f"bias_sums{q}", _core.gradient_parts(steps, batch), size, n)
         depth = w.input if q == 0 else size
-        values[f"operands{q}"] = work(
-            f"operands{q}", steps, batch, depth, wanted=library and grads[min(q, 1)] is not None
-        )
-    w.device.launch("backward", w.cell, dtype, values)
-    if library:
-        _library_gradients(kept, values, products, shared, dx, dx_add)
+        values[f"da{q}"] = work(f"da{q}", steps, batch, size, n, wanted=not (shared and q == 1))
+        values[f"sums{q}"] = work(f"sums{q}", 1 if library else parts, depth, size, n)
+        values[f"bias_sums{q}"] = work(f"bias_sums{q}", parts, size, n)
+        taken = library and call.grads[min(q, 1)] is not None
+        values[f"operands{q}"] = work(f"operands{q}", steps, batch, depth, wanted=taken)
+    return values
 
 
 def _library_product(w: Weights, x: Rows, values: dict[str, Any], gx: Any) -> None:
@@ -412,10 +465,9 @@ def _library_product(w: Weights, x: Rows, values: dict[str, Any], gx: Any) -> No
     values.update(Rows.of(product, x.batch_first, flat).values("px"))
 
 
-def _library_gradients(
-    kept: Kept, values: dict[str, Any], products: list[int], shared: bool, dx: Rows | None, dx_add: bool
-) -> None:
+def _library_gradients(kept: Kept, values: dict[str, Any], dx: Rows | None, dx_add: bool) -> None:
     """dx and the gradients of the weights, from what the kernels have written."""
+    _, products, shared = columns_of(kept.weights.cell)
     w, xp = kept.weights, kept.weights.device.xp
     rows = kept.shape[0] * kept.shape[1]
     flat = [values[f"da{0 if shared and q == 1 else q}"].reshape(rows, -1) for q in range(len(products))]
@@ -423,7 +475,7 @@ def _library_gradients(
         if values[f"operands{q}"] is not None:
             a = values[f"operands{q}"].reshape(rows, -1)
             xp.matmul(a.T, da, out=values[f"sums{q}"].reshape(a.shape[1], -1))
-    w.device.launch("add", w.cell, w.dtype, {**values, "launches": len(products)})
+    w.device.launch("add", w.cell, w.dtype, {**values, "units": 0, "launches": len(products)})
     if dx is not None:
         d = xp.matmul(flat[0], w.arrays["turned0"].reshape(-1, w.input))
         sizes = {"steps": kept.shape[0], "batch": kept.shape[1], "width": w.input, "add": int(dx_add)}
@@ -479,6 +531,12 @@ class Packed:
     def drop(self, layer: int, y: Any, rate: float, key: int, first_step: int) -> None:
         """What dropout leaves of the outputs ``[T,B,D*H]`` of a layer, in place."""
         self._drop(layer, y, y, rate, key, first_step)
+
+    def wave(self, layer: int, steps: int, batch: int) -> bool:
+        """Whether a layer and the one above it may run in the same launches, if nothing happens between the two and all rows go through."""
+        if self.directions > 1 or layer + 1 == self.layers or not steps * batch:
+            return False
+        return plan_of(self.parts[layer], steps, batch, together=2, wave=True).wave
 
     def _drop(self, layer: int, y: Any, to: Any, rate: float, key: int, first_step: int) -> None:
         sizes = {"steps": y.shape[0], "batch": y.shape[1], "hidden": self.hidden_size, "directions": self.directions}
@@ -560,28 +618,30 @@ class Packed:
                 y = out
             h_n = xp.empty((n, batch, h), self.dtype)
             c_n = xp.empty((n, batch, h), self.dtype) if two else None
-            kept: list[Kept] = []
-            rows, below = Rows.of(x, batch_first, flat), None
+            calls, rows, kept = [], Rows.of(x, batch_first, flat), []
+            steady = not dropout and tables[False] is None and tables[True] is None
             for layer in range(self.layers):
                 last = layer + 1 == self.layers
-                if last:
-                    to = Rows.of(y, batch_first, into)
-                else:
-                    to = Rows.of(xp.empty((steps, batch, width), self.dtype))
+                to = Rows.of(y, batch_first, into) if last else Rows.of(xp.empty((steps, batch, width), self.dtype))
                 for d in range(self.directions):
                     k = layer * self.directions + d
-                    one = forward(
-                        self.parts[k], rows, to.columns(d * h, (d + 1) * h), (_at(h0, k), _at(c0, k)), (h_n[k], _at(c_n, k)),
-                        (steps, batch), lengths=ends, before=tables[self.parts[k].reverse],
-                        restart=(_at(restart_h, k), _at(restart_c, k)), train=train, states_only=states_only,
+                    calls.append(
+                        Forward(
+                            self.parts[k], rows, to.columns(d * h, (d + 1) * h), (_at(h0, k), _at(c0, k)), (h_n[k], _at(c_n, k)),
+                            tables[self.parts[k].reverse], (_at(restart_h, k), _at(restart_c, k)),
+                        )
                     )  # fmt: skip
-                    if one is not None:
-                        kept.append(one)
-                below = to.array
+                options = {"lengths": ends, "train": train, "states_only": states_only}
+                if steady and len(calls) == 1 and self.wave(layer, steps, batch):
+                    rows = to
+                    continue  # with the next one
+                planned = plan_of(calls[0].w, steps, batch, together=len(calls), wave=self.directions < len(calls))
+                for some in [calls] if planned.together == len(calls) else [[c] for c in calls]:
+                    kept += forward(some, (steps, batch), planned, **options)
+                calls, rows = [], to
                 if not last and dropout:
-                    below = xp.empty_like(to.array)
-                    self._drop(layer, to.array, below, dropout, key, first_step)
-                rows = Rows.of(below) if not last else rows
+                    rows = Rows.of(xp.empty_like(to.array))
+                    self._drop(layer, to.array, rows.array, dropout, key, first_step)
             if not train:
                 return y, h_n, c_n, None
             facts = SimpleNamespace(
@@ -664,7 +724,7 @@ class Tape:
             norms = xp.zeros((n, steps, states, batch), np.float64) if flow else None
             bound = [max(v, float(np.finfo(dtype).tiny)) if v > 0 else 0.0 for v in (clip_value, clip_norm)]
             control = {"clip_value": bound[0], "clip_norm": bound[1], "cuts": device.put(cuts)}
-            scratch: dict[Any, Any] = {}
+            scratch: list[dict[Any, Any]] = [{}, {}]
             into = None if dy is None else Rows.of(dy, f.batch_first, f.into)
             for layer in reversed(range(p.layers)):
                 rows: Rows | None = None
@@ -672,14 +732,19 @@ class Tape:
                     rows = Rows.of(xp.empty((steps, batch, width), dtype))
                 elif dx is not None:
                     rows = Rows.of(dx, f.batch_first, f.flat)
-                for d in range(p.directions):
-                    k = layer * p.directions + d
-                    backward(
+                calls = [
+                    Backward(
                         self._kept[k], None if into is None else into.columns(d * h, (d + 1) * h), (_at(dh_n, k), _at(dc_n, k)),
-                        (dh0[k], _at(dc0, k)), grads[k], dx=rows, dx_add=d == 1 or (layer == 0 and dx_add),
-                        dcells=None if dcells is None else Rows.of(dcells[k], f.batch_first), flow=_at(norms, k), scratch=scratch,
-                        drestart=(_at(dreset[0], k), _at(dreset[1], k)), **control,
-                    )  # fmt: skip
+                        (dh0[k], _at(dc0, k)), grads[k], rows, d == 1 or (layer == 0 and dx_add),
+                        None if dcells is None else Rows.of(dcells[k], f.batch_first), (_at(dreset[0], k), _at(dreset[1], k)),
+                        _at(norms, k),
+                    )
+                    for d, k in enumerate(range(layer * p.directions, (layer + 1) * p.directions))
+                ]  # fmt: skip
+                by_step = bound[1] > 0 or flow
+                planned = plan_of(calls[0].kept.weights, steps, batch, True, by_step, together=len(calls))
+                for some in [calls] if planned.together == len(calls) else [[c] for c in calls]:
+                    backward(some, planned, scratch=scratch, **control)
                 if layer > 0 and rows is not None:
                     if f.dropout:
                         p._drop(layer - 1, rows.array, rows.array, f.dropout, f.key, f.first_step)

@@ -61,7 +61,10 @@ class GpuPlan:
         peers: such blocks that write to each other's shared memory, in the backward pass; 1: none.
         groups: of such blocks in a launch, each with `GROUP_ROWS` rows of the batch.
         span: steps of such a launch.
-        seconds: what the recurrence takes by the model of this module; an estimate, which no kernel of ours has confirmed yet.
+        together: 2: both directions go in the same launches, or with `wave` a layer and the one above it.
+        wave: whether they are layers.
+        seconds: what the recurrence, of both if they go together, takes by the model of this module: an estimate, which no run of our
+            kernels has confirmed yet.
     """
 
     kernel: str
@@ -75,6 +78,8 @@ class GpuPlan:
     peers: int = 1
     groups: int = 0
     span: int = 0
+    together: int = 1
+    wave: bool = False
     seconds: float = 0.0
 
 
@@ -100,8 +105,8 @@ class Share:
         parts: of an operand: 2 where a float goes as two words of 2 bytes.
         blocks: of a group.
         out_tiles: of 16 outputs, of a block and its peers.
-        tiles: of 16 inputs, of a group.
-        depth: of those, of a warp.
+        tiles: of 16 inputs that a group sends.
+        depth: of all that a block takes in, those of a warp.
     """
 
     units: int
@@ -113,13 +118,17 @@ class Share:
     depth: int
 
     @classmethod
-    def of(cls, columns: int, hidden: int, units: int, peers: int, parts: int, backward: bool) -> Share:
-        """``columns``: of a unit that the recurrent product feeds."""
+    def of(
+        cls, columns: int, hidden: int, units: int, peers: int, parts: int, backward: bool, above: bool = False
+    ) -> Share:
+        """``columns``: of a unit that the product feeds; ``above``: what the layer below sends is taken in as well."""
         together = max(16, units * peers)  # whole tiles of hidden units
         whole = -(-hidden // together) * together
         tiles = whole // 16 * (columns if backward else 1)
         outs = units * peers * (1 if backward else columns)
-        return cls(units, peers, parts, whole // units, -(-outs // 16), tiles, -(-tiles // (WARPS * peers)))
+        return cls(
+            units, peers, parts, whole // units, -(-outs // 16), tiles, -(-tiles * (1 + above) // (WARPS * peers))
+        )
 
     @property
     def fits(self) -> bool:
@@ -141,17 +150,20 @@ class Share:
         row_tiles = -(-min(rows, GROUP_ROWS) // 8)
         products = 1 if self.parts == 1 else 3
         matrix = self.depth * self.out_tiles * row_tiles * products * MMA * WARPS / 4
-        reading = self.slot_bytes / self.peers * row_tiles / (GROUP_ROWS / 8) / L2_BYTES
+        taken = self.depth * WARPS * self.parts * TILE_BYTES  # by a block, of the peers' shares one
+        reading = taken * row_tiles / (GROUP_ROWS / 8) / L2_BYTES
         return EXCHANGE + CELL + (CLUSTER if self.peers > 1 else 0.0) + reading + matrix
 
 
-def shares_for(device: GpuFigures, columns: int, hidden: int, word: int, backward: bool) -> list[Share]:
+def shares_for(
+    device: GpuFigures, columns: int, hidden: int, word: int, backward: bool, above: bool = False
+) -> list[Share]:
     """Those that there are kernels for and whose weights have room."""
     parts = 2 if word == 4 else 1
     kinds = [(8, 1)] if parts == 2 else [(8, 1), (16, 1)]
     if backward:
         kinds = [(16, 1)] + ([(16 // parts, PEERS)] if device.clusters else [])
-    return [s for s in (Share.of(columns, hidden, *kind, parts, backward) for kind in kinds) if s.fits]
+    return [s for s in (Share.of(columns, hidden, *kind, parts, backward, above) for kind in kinds) if s.fits]
 
 
 def most_groups(device: GpuFigures, share: Share) -> int:
@@ -170,6 +182,8 @@ def plan(
     split: bool = False,
     backward: bool = False,
     by_step: bool = False,
+    together: int = 1,
+    wave: int = 0,
 ) -> GpuPlan:
     """The plan of one pass over one layer and direction.
 
@@ -179,6 +193,8 @@ def plan(
         split: whether an operand of 4 bytes may go as two words of 2 bytes.
         backward: of the backward pass.
         by_step: something is asked for after every step, which needs all units of a row: the norm of a gradient.
+        together: 2: whether two such passes may share launches, as the plan then says.
+        wave: those two are a layer and the one above it: the columns of a pre-activation; 0: they are two directions.
     """
     library = device.library and word >= 4 and steps * batch >= LIBRARY_ROWS
     by_itself = _stepwise(device, products, hidden, steps, batch, word, backward, by_step)
@@ -213,7 +229,11 @@ def plan(
     shares = [s for s in shares if most_groups(device, s)]
     if not shares:
         return step(f"{why}, and there are too few of them, {device.multiprocessors}, to share the weights")
-    best = min((_persistent(device, s, steps, batch) for s in shares), key=lambda p: p.seconds)
+    plans = [_persistent(device, s, steps, batch, 1, False) for s in shares]
+    if together == 2:
+        pairs = shares_for(device, wave, hidden, word, backward, True) if wave else shares
+        plans += [_persistent(device, s, steps, batch, 2, bool(wave)) for s in pairs if most_groups(device, s) >= 2]
+    best = min(plans, key=lambda p: p.seconds / p.together)
     if best.seconds >= by_itself.seconds:
         return step(
             f"{why}; to share them out would take longer, by the model {best.seconds / by_itself.seconds:.2g} times as long"
@@ -246,17 +266,22 @@ def _stepwise(
     return GpuPlan("step", blocks, launches, False, "", seconds=launches * LAUNCH + work)
 
 
-def _persistent(device: GpuFigures, share: Share, steps: int, batch: int) -> GpuPlan:
+def _persistent(device: GpuFigures, share: Share, steps: int, batch: int, together: int, wave: bool) -> GpuPlan:
     wanted = -(-batch // GROUP_ROWS)
-    groups = min(wanted, most_groups(device, share))
+    groups = min(wanted, most_groups(device, share) // together)
     passes = -(-wanted // groups)
-    span = max(1, min(steps, device.l2_bytes // 4 // (groups * share.slot_bytes)))
+    span = max(1, min(steps, device.l2_bytes // 4 // (together * groups * share.slot_bytes)))
     launches = passes * -(-steps // span)
-    seconds = launches * START + passes * steps * share.cycles(batch) / device.clock_hz
+    seconds = launches * START + passes * (steps + wave * launches) * share.cycles(batch) / device.clock_hz
     reason = (
         f"{share.blocks} multiprocessors have room for the recurrent weights, {share.units} units each; "
         f"{groups} such group{'s' * (groups > 1)} of {GROUP_ROWS} rows at a time"
         + (f"; clusters of {share.peers} take in a share of the gradients each" if share.peers > 1 else "")
+        + ("; a layer and the one above it, a step behind, in the same launches" if wave else "")
+        + ("; both directions in the same launches" if together > 1 and not wave else "")
     )
-    numbers = {"units": share.units, "peers": share.peers, "groups": groups, "span": span, "seconds": seconds}
-    return GpuPlan("persistent", share.blocks * groups, launches, False, reason, **numbers)  # type: ignore[arg-type]
+    blocks = share.blocks * groups * together
+    return GpuPlan(
+        "persistent", blocks, launches, False, reason, units=share.units, peers=share.peers, groups=groups, span=span,
+        together=together, wave=wave, seconds=seconds,
+    )  # fmt: skip
