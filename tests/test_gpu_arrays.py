@@ -450,7 +450,7 @@ def test_nothing_is_read_back(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None
 def test_explain(gpu: Gpu) -> None:
     small = ost.nn.GRU(3, 20, 2, bidirectional=True, rng=0).to("cuda")
     text = str(ost.explain(small, (50, 4, 3), training=True))
-    assert "kernel loop, 1 launch for all steps of 1 blocks a direction" in text
+    assert "layer 0, a direction: kernel loop, 1 launch for all steps of 1 blocks" in text
     large = ost.nn.LSTM(3, 300, rng=0).to("cuda")
     e = ost.explain(large, (50, 40, 3))
     assert e.facts["passes"]["forward"][0]["launches"] == 50

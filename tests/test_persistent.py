@@ -250,3 +250,53 @@ def test_layers(wide: _device.Device, monkeypatch: pytest.MonkeyPatch, cell: str
         else (y2, None)
     )
     assert np.array_equal(_device.host(y3), _device.host(y2))
+
+
+def test_explain(wide: _device.Device) -> None:
+    """What is planned, what the model makes of it, and what a run takes; the gradients stay as they were."""
+    layer = ost.nn.LSTM(5, 80, 3, rng=0).to("cuda")
+    layer.flat_grads[...] = 1.5
+    e = ost.explain(layer, (20, 3, 5), training=True, measure=True)
+    forward, backward = (e.facts["passes"][n] for n in ("forward", "backward"))
+    assert [(p["of"], p["kernel"], p["wave"]) for p in forward] == [
+        ("layers 0 and 1", "persistent", True), ("layer 2", "persistent", False)
+    ]  # fmt: skip
+    assert [p["of"] for p in backward] == ["layer 0", "layer 1", "layer 2"]
+    assert all(p["seconds"] > 0 for p in forward + backward)
+    assert e.facts["measured_seconds"] > 0
+    assert "by the planner's model" in str(e)
+    assert "measured" in str(e)
+    assert (_device.host(layer.flat_grads) == 1.5).all()
+    assert ost.explain(layer, (20, 3, 5)).facts["measured_seconds"] is None
+    both = ost.explain(ost.nn.GRU(5, 80, bidirectional=True, rng=0).to("cuda"), (20, 3, 5))
+    assert "layer 0, both directions: kernel persistent" in str(both)
+    dropped = ost.nn.LSTM(5, 80, 2, dropout=0.5, rng=0).to("cuda")
+    assert not any(p["wave"] for p in ost.explain(dropped, (20, 3, 5), training=True).facts["passes"]["forward"])
+
+
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"num_layers": 2}])
+def test_memory_is_what_explain_says(
+    wide: _device.Device, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """Arrays that are made in one pass beside its outputs, within a tenth: the mailbox, and what two that go together have each."""
+    layer = ost.nn.GRU(5, 80, rng=0, **options).to("cuda")
+    x = wide.put(np.zeros((60, 3, 5), np.float32))
+    layer(x), layer.vjp(x)[1](layer(x)[0])  # the weights are packed and shared out
+    made: list[int] = []
+    empty = fake_cupy.module.empty
+
+    def count(shape: Any, dtype: Any = float) -> Any:
+        made.append(int(np.prod(shape)) * np.dtype(dtype).itemsize)
+        return empty(shape, dtype)
+
+    monkeypatch.setattr(fake_cupy.module, "empty", count, raising=False)
+    y = layer(x)[0]
+    said = ost.explain(layer, (60, 3, 5)).facts["workspace_bytes"]
+    assert abs(sum(made) - y.nbytes - said) <= 0.1 * said
+    if layer.num_layers > 1:
+        return  # backward the layers go one after the other, with the same working arrays
+    pullback = layer.vjp(x)[1]
+    made.clear()
+    dx = pullback(y)[0]
+    said = ost.explain(layer, (60, 3, 5), training=True).facts["workspace_bytes"]
+    assert abs(sum(made) - dx.nbytes - said) <= 0.1 * said

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
 from typing import Any
 
-from . import _check, _core
+import numpy as np
+
+from . import _check, _core, _device
 from ._segments import Schedule, parse, plan_for
 from .nn._recurrent import Recurrent
 
@@ -44,7 +48,12 @@ def _seconds(s: float) -> str:
 
 
 def explain(
-    layer: Recurrent, shape: Sequence[int], *, training: bool = False, memory_limit: str | int | None = None
+    layer: Recurrent,
+    shape: Sequence[int],
+    *,
+    training: bool = False,
+    memory_limit: str | int | None = None,
+    measure: bool = False,
 ) -> Explanation:
     """Tell how a call of this layer on x of this shape is run.
 
@@ -61,6 +70,7 @@ def explain(
         shape: x.shape: ``(T,B,I)``, ``(B,T,I)`` if batch_first, or ``(T,I)``.
         training: explain `vjp` and its pullback in place of inference.
         memory_limit: of that vjp, with all outputs kept: the schedule, its bytes and the extra time ("states": what is left of the tape).
+        measure: run it on zeros as well, once to get ready and three times more, and tell the median time beside the others.
 
     The roofline time is what the arithmetic and the reading of the weights would take at the rates that this machine shows in a
     few milliseconds of measuring: no kernel can be faster.
@@ -79,7 +89,7 @@ def explain(
     if layer.device != "cpu":
         if memory_limit is not None:
             raise ValueError(f"memory_limit: expected None for a layer on {layer.device}, got {memory_limit!r}")
-        return _on_gpu(layer, steps, batch, training)
+        return _on_gpu(layer, steps, batch, training, _measured(layer, sizes, training, None) if measure else None)
     if memory_limit is not None and not training:
         raise ValueError(f"memory_limit: expected training=True with it, got {memory_limit!r}")
     states_only = memory_limit is not None and parse(memory_limit)[0] == "states"
@@ -140,6 +150,7 @@ def explain(
         "roofline_seconds": roofline,
         "schedule": schedule,
         "states_only": states_only,
+        "measured_seconds": _measured(layer, sizes, training, memory_limit) if measure else None,
     }
     return Explanation(facts, _text(layer, steps, batch, facts, training))
 
@@ -177,43 +188,81 @@ def _text(layer: Recurrent, steps: int, batch: int, facts: dict[str, Any], train
         f"  arithmetic     {facts['flops'] / 1e9:.3g} GFLOP; this machine does {facts['peak_flops'] / 1e9:.3g} GFLOP/s a thread",
         f"  roofline       {_seconds(facts['roofline_seconds'])}, bound by {facts['bound']}; weights come at "
         f"{facts['bandwidth'] / 1e9:.3g} GB/s a thread",
+        *_time(facts),
     ]
     return "\n".join(lines + [f"  faster         {a}" for a in _advice(layer, batch, facts, training)])
 
 
-def _on_gpu(layer: Recurrent, steps: int, batch: int, training: bool) -> Explanation:
-    """Of a layer on a GPU: the plan of each layer and pass, and the memory; no time, which only a run there tells."""
-    from ._on_device import bytes_of, plan_of
+def _measured(layer: Recurrent, sizes: list[int], training: bool, memory_limit: str | int | None) -> float:
+    """Median seconds of a call on zeros; the parameters' gradients are left as they were."""
+    x = _device.like(np.zeros(sizes, layer._dtype), layer._block.values)
+    device = _device.of(x)
+    limit: dict[str, Any] = {} if memory_limit is None else {"memory_limit": memory_limit}
+    kept = layer.flat_grads.copy() if training else None
+    seconds = []
+    for _ in range(4):
+        start = perf_counter()
+        if training:
+            (y, _), pullback = layer.vjp(x, rng=0, **limit)
+            pullback(y)
+        else:
+            layer(x)
+        if device is not None:
+            device.wait()
+            device.check()
+        seconds.append(perf_counter() - start)
+    if kept is not None:
+        layer.flat_grads[...] = kept
+    return median(seconds[1:])
 
-    packed, name = layer._packed(training), layer._cell
+
+def _time(facts: dict[str, Any]) -> list[str]:
+    seconds = facts["measured_seconds"]
+    return [] if seconds is None else [f"  measured       {_seconds(seconds)}, on zeros, all of the call"]
+
+
+def _on_gpu(layer: Recurrent, steps: int, batch: int, training: bool, measured: float | None) -> Explanation:
+    """Of a layer on a GPU: the plan of each layer and pass, what the planner's model makes of the recurrence, and the memory."""
+    from ._on_device import bytes_of, plans_of, share_of
+
+    packed, name, dropout = layer._packed(training), layer._cell, training and layer.dropout > 0
     cell, h, directions = _core.cells()[name], layer.hidden_size, 2 if layer.bidirectional else 1
     plans = {
-        which: [plan_of(w, steps, batch, backward) for w in packed.parts[::directions]]
+        which: plans_of(packed, steps, batch, backward, dropout)
         for which, backward in (("forward", False), ("backward", True))[: 1 + training]
     }
-    tape, workspace = bytes_of(packed, steps, batch, training)
+    tape, workspace = bytes_of(packed, steps, batch, training, dropout)
     inputs = [layer.input_size if k == 0 else directions * h for k in range(layer.num_layers)]
     flops = sum(2.0 * cell["gates"] * h * (i + h) * steps * batch * directions for i in inputs) * (3 if training else 1)
     weights = sum(a.nbytes for w in packed.parts for n, a in w.arrays.items() if hasattr(a, "nbytes") and n != "params")
+    shares = [
+        (1 + p.wave) * share_of(w, p, which == "backward", p.wave).weight_bytes * (1 if p.wave else directions)
+        for which, of in plans.items()
+        for _, w, p in of
+        if p.units
+    ]
+    weights += sum(shares)
     facts: dict[str, Any] = {
         "device": packed.device.figures.name,
         "precision": layer.precision,
-        "passes": {which: [vars(p) for p in of] for which, of in plans.items()},
+        "passes": {which: [{"of": name, **vars(p)} for name, _, p in of] for which, of in plans.items()},
         "flops": flops,
         "weight_bytes": weights,
         "tape_bytes": tape,
         "workspace_bytes": workspace,
+        "measured_seconds": measured,
     }
     lines = [
         f"{layer!r}, T={steps}, B={batch}: {'training' if training else 'inference'}",
         f"  device         {facts['device']}, {packed.device.figures.multiprocessors} multiprocessors; {layer.precision} products",
     ]
     for which, of in plans.items():
-        for k, p in enumerate(of):
-            launches = "1 launch for all steps" if p.kernel == "loop" else f"{p.launches} launches"
+        for name, _, p in of:
+            launches = "1 launch for all steps" if p.launches == 1 else f"{p.launches} launches"
             lines += [
-                f"  {which:<14} layer {k}: kernel {p.kernel}, {launches} of {p.blocks} blocks{' a direction' if directions == 2 else ''}",
+                f"  {which:<14} {name}: kernel {p.kernel}, {launches} of {p.blocks} blocks",
                 f"                 {p.reason}",
+                f"                 about {_seconds(p.seconds)} by the planner's model, which no run has confirmed",
                 f"                 products of all steps at once: {'the library of the arrays' if p.library else 'our own kernel'}",
             ]
     lines += [
@@ -221,6 +270,7 @@ def _on_gpu(layer: Recurrent, steps: int, batch: int, training: bool) -> Explana
         f"  tape           {_bytes(tape) if training else 'none'}",
         f"  workspace      {_bytes(workspace)}, given back after the pass",
         f"  arithmetic     {flops / 1e9:.3g} GFLOP",
+        *_time(facts),
     ]
     return Explanation(facts, "\n".join(lines))
 

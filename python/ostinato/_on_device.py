@@ -136,7 +136,22 @@ def plan_of(
     return plan(w.device.figures, products[1:], **facts, split=w.split, backward=backward, by_step=by_step)
 
 
-def bytes_of(packed: Packed, steps: int, batch: int, training: bool) -> tuple[int, int]:
+def plans_of(
+    packed: Packed, steps: int, batch: int, backward: bool, dropout: bool = False
+) -> list[tuple[str, Weights, GpuPlan]]:
+    """Of a call without resets, masks or norms: which layers and directions go together, those weights of them that the plan is of, and
+    the plan."""
+    out, layer, both = [], 0, packed.directions
+    while layer < packed.layers:
+        w, wave = packed.parts[layer * both], not (backward or dropout) and packed.wave(layer, steps, batch)
+        planned = plan_of(w, steps, batch, backward, together=2 if wave else both, wave=wave)
+        apart = " a direction" if both > planned.together else " both directions" if both > 1 else ""
+        out.append((f"layers {layer} and {layer + 1}" if wave else f"layer {layer}{apart and ','}{apart}", w, planned))
+        layer += 1 + wave
+    return out
+
+
+def bytes_of(packed: Packed, steps: int, batch: int, training: bool, dropout: bool = False) -> tuple[int, int]:
     """Of the tape, and of what else one call takes at a time, its outputs not counted."""
     facts, h, item = facts_of(packed.cell), packed.hidden_size, packed.dtype.itemsize
     columns, products, shared = columns_of(packed.cell)
@@ -146,7 +161,17 @@ def bytes_of(packed: Packed, steps: int, batch: int, training: bool) -> tuple[in
     between = (packed.layers - 1) * rows * width * item  # outputs of the layers below the last, which training keeps
     library = plan_of(packed.parts[0], steps, batch).library
     spread = rows * h * products[0] * item if library and products[0] < columns else 0
-    forward = spread + rows * h * columns * item + (between if training else min(between, 2 * rows * width * item))
+    mailboxes = [
+        max(mailbox_bytes(w, planned, back) for _, w, planned in plans_of(packed, steps, batch, back, dropout))
+        for back in (False, True)[: 1 + training]
+    ]
+    together = max(planned.together for _, _, planned in plans_of(packed, steps, batch, training, dropout))
+    forward = (
+        mailboxes[0]
+        + spread
+        + rows * h * columns * item * together
+        + (between if training else min(between, 2 * rows * width * item))
+    )
     if not training:
         return 0, forward
     parts, depth = _core.gradient_parts(steps, batch), max(w.input for w in packed.parts)
@@ -154,6 +179,7 @@ def bytes_of(packed: Packed, steps: int, batch: int, training: bool) -> tuple[in
     backward = rows * h * (gates + facts["params"]) * item + parts * h * sum(products) * (max(depth, h) + 1) * item
     if library:  # what is multiplied, and dx on its way
         backward += rows * (depth + phases * h + depth) * item
+    backward = backward * together + mailboxes[1]
     backward += min(packed.layers - 1, 2) * rows * width * item  # on its way from layer to layer
     return tape, max(forward, backward + between)
 
@@ -238,6 +264,14 @@ def shared_out(w: Weights, planned: GpuPlan, backward: bool, above: bool = False
     return w.shared[key]
 
 
+def mailbox_bytes(w: Weights, planned: GpuPlan, backward: bool) -> int:
+    """Of what the blocks of a launch send each other."""
+    if not planned.units:
+        return 0
+    slots = planned.together * planned.groups * (planned.span + planned.wave)
+    return 4 * MAILBOX_HEADER + slots * share_of(w, planned, backward).slot_bytes
+
+
 def plan_values(weights: list[Weights], planned: GpuPlan, backward: bool, sizes: tuple[int, int]) -> dict[str, Any]:
     """The plan as the kernels are given it, and what those of them that exchange words work with."""
     values = {
@@ -248,14 +282,11 @@ def plan_values(weights: list[Weights], planned: GpuPlan, backward: bool, sizes:
     if not planned.units:
         return values
     w, count = weights[0], planned.together
-    slots = count * planned.groups * (planned.span + planned.wave)
     carry = not backward and planned.span < sizes[0]
     return {
         **values,
         **shared_out(w, planned, backward),
-        "mailbox": w.device.xp.empty(
-            MAILBOX_HEADER + slots * share_of(w, planned, backward).slot_bytes // 4, np.uint32
-        ),
+        "mailbox": w.device.xp.empty(mailbox_bytes(w, planned, backward) // 4, np.uint32),
         "carry": w.device.xp.empty((count, facts_of(w.cell)["states"], sizes[1], w.hidden), w.dtype) if carry else None,
         "report": int(w.device.told.ctypes.data),
     }
