@@ -161,17 +161,11 @@ def bytes_of(packed: Packed, steps: int, batch: int, training: bool, dropout: bo
     between = (packed.layers - 1) * rows * width * item  # outputs of the layers below the last, which training keeps
     library = plan_of(packed.parts[0], steps, batch).library
     spread = rows * h * products[0] * item if library and products[0] < columns else 0
-    mailboxes = [
-        max(mailbox_bytes(w, planned, back) for _, w, planned in plans_of(packed, steps, batch, back, dropout))
-        for back in (False, True)[: 1 + training]
-    ]
-    together = max(planned.together for _, _, planned in plans_of(packed, steps, batch, training, dropout))
-    forward = (
-        mailboxes[0]
-        + spread
-        + rows * h * columns * item * together
-        + (between if training else min(between, 2 * rows * width * item))
-    )
+    plans = [plans_of(packed, steps, batch, back, dropout) for back in (False, True)[: 1 + training]]
+    mailboxes = [max(mailbox_bytes(w, p, back) for _, w, p in of) for of, back in zip(plans, (False, True))]
+    together = max(1 if p.wave else p.together for _, _, p in plans[-1])  # with working arrays of their own
+    inputs = mailboxes[0] + spread + rows * h * columns * item * together
+    forward = inputs + (between if training else min(between, 2 * rows * width * item))
     if not training:
         return 0, forward
     parts, depth = _core.gradient_parts(steps, batch), max(w.input for w in packed.parts)
