@@ -1,5 +1,6 @@
 """Everything that needs a GPU, in one go of under ten minutes: facts and ceilings, what multiprocessors pay to exchange words, correctness,
-accuracy, times beside PyTorch, FlashRNN and JAX where they are installed, compute-sanitizer.
+accuracy, the plans beside each other with what the planner's model says, times beside PyTorch, FlashRNN and JAX where they are installed,
+compute-sanitizer.
 
     python benchmarks/gpu.py              # on a machine with a GPU, CuPy and ostinato._cuda
     python benchmarks/gpu.py --emulated   # a dry run of the script on the CPU, on tiny shapes: no time of it means anything
@@ -19,19 +20,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import ostinato as ost
-from ostinato import _device, reference, safetensors
+from ostinato import _device, _plan, reference, safetensors
 from ostinato.__main__ import info
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "ladder" / "cuda"))
+import run as rungs  # noqa: E402
+
 RESULTS, TESTS = HERE / "results", HERE.parent / "tests"
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-SANITIZED = "(two_bytes or one_launch or every_cell) and (lstm or before) and not 128 and not float64 and not 70"
+SANITIZED = "(two_bytes or one_launch or every_cell or against_tiles) and (lstm or before) and not 128 and not float64 and not 70"
 STEPS = 1024
 
 # What errors may be; of gradients in words of 2 bytes no more than what PyTorch's own show is asked.
@@ -54,6 +59,10 @@ GRID: list[tuple[str, dict[str, Any], str, int, int]] = [
     ("lstm", {"bidirectional": True}, "bfloat16", 16, 512),
     ("lstm", {"lengths": True}, "bfloat16", 16, 512),
     ("gru", {"lengths": True}, "float32", 16, 256),
+    ("lstm", {}, "float16", 16, 768),
+    *[(c, {}, p, b, 512) for c in ("lstm", "gru") for p in ("float32", "bfloat16") for b in (8, 64)],
+    ("lstm", {"num_layers": 2}, "float32", 16, 512),
+    ("lstm", {"bidirectional": True}, "float32", 16, 512),
 ]
 
 
@@ -107,7 +116,8 @@ def exchange(device: _device.Device, clock: Clock) -> dict[str, Any]:
     module = xp.RawModule(
         code=(HERE / "cuda" / "exchange.cu").read_text(), options=("-std=c++17",), enable_cooperative_groups=True
     )
-    for name in ("mailbox", "barrier", "grid_sync", "cluster_sync"):
+    inputs = xp.ones((1 << 25) // 4, np.float32)  # what a step reads beside the words of the others
+    for name in ("mailbox", "mailbox_reading", "mailbox_prefetching", "barrier", "grid_sync", "cluster_sync"):
         for blocks in (8,) if name == "cluster_sync" else (2, 4, 8, 16, 32, 64, 128):
             if blocks > device.figures.multiprocessors or (
                 name == "cluster_sync" and device.figures.capability < (9, 0)
@@ -117,8 +127,11 @@ def exchange(device: _device.Device, clock: Clock) -> dict[str, Any]:
             slots = xp.empty((steps + 2) * blocks * 256, np.uint32)
             seconds = []
             for _ in range(5):
-                slots.fill(empty if name == "mailbox" else 0)
-                seconds.append(clock(lambda: kernel((blocks,), (256,), (slots, np.int32(steps), error))))  # noqa: B023
+                slots.fill(empty if name.startswith("mailbox") else 0)
+                more = (
+                    (inputs, np.int64(inputs.size // 4)) if name in ("mailbox_reading", "mailbox_prefetching") else ()
+                )
+                seconds.append(clock(lambda: kernel((blocks,), (256,), (slots, np.int32(steps), error, *more))))  # noqa: B023
             if int(error[0]):
                 raise RuntimeError(f"{name} of {blocks} blocks: a wait ended too early")
             out[f"{name} {blocks}"] = statistics.median(seconds) / steps * 1e6
@@ -397,12 +410,15 @@ def main() -> None:
             figures[name] = run()
         except Exception as error:
             figures[name] = f"{type(error).__name__}: {error}"
-        print(f"{name}: {json.dumps(figures[name], indent=1) if name not in ('times',) else 'as above'}", flush=True)
+        print(
+            f"{name}: {json.dumps(figures[name], indent=1) if name not in ('times', 'plans') else 'as above'}",
+            flush=True,
+        )
         if path is not None:
             with safetensors.atomic_write(path) as f:
                 f.write(json.dumps(figures, indent=1).encode())
 
-    files = ["test_device.py", "test_gpu_arrays.py"]
+    files = ["test_device.py", "test_persistent.py", "test_gpu_arrays.py"]
     part("ceilings", lambda: ceilings(device, clock, 64 if emulated else 8192))
     part("accuracy", lambda: accuracy(device, emulated))
     if not emulated:
@@ -410,15 +426,19 @@ def main() -> None:
     part(
         "tests",
         lambda: run_tests(
-            files, "lstm-float32 or to_and_fro" if emulated else "cuda or DEVICES or every or launch", 150
+            files,
+            "lstm-float32 or to_and_fro" if emulated else "cuda or DEVICES or every or launch or tiles or words",
+            150,
         ),
     )
+    wide = _plan.GpuFigures("emulated", (9, 0), 132, 232448, 1 << 16, clusters=32, library=False)
+    part("plans", lambda: rungs.ladder(replace(device, figures=wide) if emulated else device, emulated, 100))
     part("times", lambda: times(device, clock, emulated, 200))
     part("jax", lambda: beside_jax(device, clock, emulated))
     sanitizer = shutil.which("compute-sanitizer")
     for tool in TOOLS if sanitizer and not emulated else ():
         more = ("--target-processes=all", "--error-exitcode=1")
-        part(tool, lambda: run_tests(files[:1], SANITIZED, 45, str(sanitizer), f"--tool={tool}", *more))  # noqa: B023
+        part(tool, lambda: run_tests(files[:2], SANITIZED, 45, str(sanitizer), f"--tool={tool}", *more))  # noqa: B023
     if not emulated and sanitizer is None:
         print("compute-sanitizer: not found")
     wrong = [name for name, found in figures.items() if isinstance(found, str) and not found.startswith("exit 0")]

@@ -27,14 +27,46 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) mailbox(unsigned* slot
     relaxed_store(slot + blockIdx.x * kThreads + threadIdx.x, sum & 0xffff);
     for (int i = threadIdx.x; i < words; i += kThreads) {
       unsigned v = kEmpty;
-      for (int n = 0; n < kPatience && (v = relaxed_load(slot + i)) == kEmpty; ++n) {
-      }
+      for (int n = 0; n < kPatience && (v = relaxed_load(slot + i)) == kEmpty; ++n) {}
       if (v == kEmpty) *error = 1;
       sum += v;
     }
     __syncthreads();
   }
   if (sum == kEmpty) *error = 2;  // so that nothing is left out
+}
+
+// The same with 16 bytes a thread that a step needs from memory beside: asked for when they are needed, or a step ahead.
+template <bool kAhead>
+__device__ void mailbox_with_inputs(unsigned* slots, int steps, unsigned* error, const float4* inputs, long long count) {
+  const int blocks = gridDim.x, words = blocks * kThreads;
+  const auto input = [&](int s) { return inputs[((long long)s * words + blockIdx.x * kThreads + threadIdx.x) % count]; };
+  unsigned sum = 1;
+  float4 next = input(0);
+  for (int s = 0; s < steps; ++s) {
+    unsigned* slot = slots + (long long)s * words;
+    relaxed_store(slot + blockIdx.x * kThreads + threadIdx.x, sum & 0xffff);
+    const float4 now = next;
+    if (kAhead) next = input(s + 1);
+    for (int i = threadIdx.x; i < words; i += kThreads) {
+      unsigned v = kEmpty;
+      for (int n = 0; n < kPatience && (v = relaxed_load(slot + i)) == kEmpty; ++n) {}
+      if (v == kEmpty) *error = 1;
+      sum += v;
+    }
+    __syncthreads();
+    const float4 used = kAhead ? now : input(s);
+    sum += unsigned(used.x + used.y + used.z + used.w);
+  }
+  if (sum == kEmpty) *error = 2;
+}
+extern "C" __global__ void __launch_bounds__(kThreads, 1)
+    mailbox_reading(unsigned* slots, int steps, unsigned* error, const float4* inputs, long long count) {
+  mailbox_with_inputs<false>(slots, steps, error, inputs, count);
+}
+extern "C" __global__ void __launch_bounds__(kThreads, 1)
+    mailbox_prefetching(unsigned* slots, int steps, unsigned* error, const float4* inputs, long long count) {
+  mailbox_with_inputs<true>(slots, steps, error, inputs, count);
 }
 
 // Stores behind a fence, then one counter that all wait for.
@@ -49,8 +81,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) barrier(unsigned* slot
       __threadfence();
       atomicAdd(counter, 1u);
       int n = 0;
-      while (acquire_load(counter) < unsigned(blocks) * (s + 1) && ++n < kPatience) {
-      }
+      while (acquire_load(counter) < unsigned(blocks) * (s + 1) && ++n < kPatience) {}
       if (n == kPatience) *error = 1;
     }
     __syncthreads();
@@ -75,7 +106,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) grid_sync(unsigned* sl
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 // Eight blocks of a cluster, through the shared memory of each other.
-extern "C" __global__ void __cluster_dims__(8, 1, 1) __launch_bounds__(kThreads, 1) cluster_sync(unsigned* slots, int steps, unsigned* error) {
+extern "C" __global__ void __cluster_dims__(8, 1, 1) __launch_bounds__(kThreads, 1)
+    cluster_sync(unsigned* slots, int steps, unsigned* error) {
   __shared__ unsigned box[2][8][kThreads];
   const auto cluster = cooperative_groups::this_cluster();
   const unsigned rank = cluster.block_rank();

@@ -1,0 +1,191 @@
+"""Every plan of a pass that there are kernels for, beside the one that the planner takes: what its model says, what a run takes, and how
+that stands to a launch a step; answers compared first. Needs a GPU.
+
+    python benchmarks/ladder/cuda/run.py              # under three minutes
+    python benchmarks/ladder/cuda/run.py --emulated   # a dry run on the CPU, on tiny shapes: no time of it means anything
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ostinato import _device, _on_device, _plan
+
+INPUTS = 16  # so few that the product of the input hardly counts
+# Cell, precision, batch, hidden.
+SHAPES = [
+    *[("lstm", p, 16, h) for p in ("float16", "split") for h in (256, 512, 768, 1024)],
+    *[("gru", p, 16, h) for p in ("bfloat16", "split") for h in (256, 512, 1024)],
+    ("lstm", "float16", 8, 512),
+    ("lstm", "float16", 64, 512),
+    ("gru", "bfloat16", 64, 1024),
+]
+TINY = [("lstm", "float16", 3, 150), ("gru", "split", 20, 80)]
+ROUNDS = 5
+
+
+def plans(w: Any, steps: int, batch: int, backward: bool) -> Iterator[tuple[str, _plan.GpuPlan]]:
+    """A launch a step first, which the others stand beside."""
+    figures, (columns, products, _) = w.device.figures, _on_device.columns_of(w.cell)
+    word = _on_device.word_bytes(w.dtype, w.arrays["precision"])
+    yield "a launch a step", _plan._stepwise(figures, products[1:], w.hidden, steps, batch, word, backward, False)
+    for share in _plan.shares_for(figures, products[1], w.hidden, word, backward):
+        if not _plan.most_groups(figures, share):
+            continue
+        planned = _plan._persistent(figures, share, steps, batch, 1, False)
+        name = f"{share.units} units" + (f", {share.peers} peers" if share.peers > 1 else "")
+        yield name, planned
+        if planned.groups > 1:
+            few = replace(figures, multiprocessors=share.blocks, clusters=share.blocks // _plan.PEERS)
+            yield f"{name}, a group at a time", _plan._persistent(few, share, steps, batch, 1, False)
+        if planned.span < steps:
+            yield f"{name}, all steps in a launch", replace(planned, span=steps, launches=1)
+        if _plan.most_groups(figures, share) >= 2:
+            yield f"{name}, both directions", _plan._persistent(figures, share, steps, batch, 2, False)
+    for share in [] if backward else _plan.shares_for(figures, columns, w.hidden, word, False, True):
+        if _plan.most_groups(figures, share) >= 2:
+            planned = _plan._persistent(figures, share, steps, batch, 2, True)
+            yield f"{share.units} units, two layers", planned
+
+
+class Case:
+    """A layer, its mirror image and one above it, and what their passes read and write."""
+
+    def __init__(self, device: _device.Device, cell: str, precision: str, steps: int, batch: int, hidden: int) -> None:
+        r, gates = np.random.default_rng(0), _on_device.facts_of(cell)["gates"]
+        self.device, self.sizes, self.hidden = device, (steps, batch), hidden
+        self.two = _on_device.facts_of(cell)["states"] > 1
+
+        def draw(*shape: int) -> Any:
+            return device.put((r.uniform(-1, 1, shape) / np.sqrt(hidden)).astype(np.float32))
+
+        rows = gates * hidden
+        first = [draw(rows, INPUTS), draw(rows, hidden), draw(rows), draw(rows), None]
+        above = [draw(rows, hidden), *first[1:]]
+        self.weights = {
+            "first": _on_device.pack(device, cell, first, precision=precision),
+            "mirrored": _on_device.pack(device, cell, first, precision=precision, reverse=True),
+            "above": _on_device.pack(device, cell, above, precision=precision),
+        }
+        self.x, self.dy = draw(steps, batch, INPUTS), draw(steps, batch, hidden)
+
+    def forward(
+        self, planned: _plan.GpuPlan, train: bool = False, names: tuple[str, ...] = ()
+    ) -> tuple[list[Any], list[_on_device.Kept]]:
+        """Outputs, and what is kept for the pass back."""
+        xp, (steps, batch), calls = self.device.xp, self.sizes, []
+        y = self.x
+        for name in names or ("first", "above" if planned.wave else "mirrored")[: planned.together]:
+            below = y if name == "above" else self.x
+            y = xp.empty((steps, batch, self.hidden), np.float32)
+            end = tuple(xp.empty((batch, self.hidden), np.float32) if k <= self.two else None for k in range(2))
+            rows = _on_device.Rows.of(below), _on_device.Rows.of(y)
+            calls.append(_on_device.Forward(self.weights[name], *rows, (None, None), end))  # type: ignore[arg-type]
+        kept = _on_device.forward(calls, self.sizes, replace(planned, library=False), train=train)
+        return [c.y.array for c in calls], kept
+
+    def backward(self, planned: _plan.GpuPlan, kept: list[_on_device.Kept]) -> list[Any]:
+        """dh before the first step, of each: without the gradients of weights, which are the same in every plan."""
+        xp, (_, batch), calls = self.device.xp, self.sizes, []
+        for k in kept:
+            d = tuple(xp.empty((batch, self.hidden), np.float32) if i <= self.two else None for i in range(2))
+            dy = _on_device.Rows.of(self.dy)
+            calls.append(_on_device.Backward(k, dy, (None, None), d, [None] * 5))  # type: ignore[arg-type]
+        _on_device.backward(calls, replace(planned, library=False))
+        return [c.dstate[0] for c in calls]
+
+
+def seconds_of(device: _device.Device, emulated: bool, work: Callable[[], Any]) -> float:
+    """By the device's events, or by the wall where kernels are emulated."""
+    if emulated:
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+    begin, end = device.xp.cuda.Event(), device.xp.cuda.Event()
+    begin.record()
+    work()
+    end.record()
+    end.synchronize()
+    return float(device.xp.cuda.get_elapsed_time(begin, end)) * 1e-3
+
+
+def agree(device: _device.Device, got: Any, want: Any, limit: float) -> None:
+    a, b = _device.host(got), _device.host(want)
+    error = float(np.linalg.norm(a - b) / np.linalg.norm(b))
+    if not error < limit:
+        raise RuntimeError(f"the answers differ by {error:.2g}")
+
+
+def ladder(device: _device.Device, emulated: bool, budget: float = 150.0) -> list[dict[str, Any]]:
+    """All rungs of all shapes, as far as the time reaches."""
+    rungs, end = [], time.monotonic() + budget
+    for cell, precision, batch, hidden in TINY if emulated else SHAPES:
+        steps = 5 if emulated else 1024
+        case = Case(device, cell, precision, steps, batch, hidden)
+        for backward in (False, True):
+            chosen = _on_device.plan_of(case.weights["first"], steps, batch, backward)
+            kept: list[_on_device.Kept] = []
+            work: dict[str, tuple[_plan.GpuPlan, Callable[[], Any]]] = {}
+            for name, planned in plans(case.weights["first"], steps, batch, backward):
+                if not work and backward:
+                    by_step = next(plans(case.weights["first"], steps, batch, False))[1]
+                    kept = [k for n in ("first", "mirrored") for k in case.forward(by_step, True, (n,))[1]]
+                if backward:
+                    work[name] = planned, lambda p=planned, c=case, k=kept: c.backward(p, k[: p.together])
+                else:
+                    work[name] = planned, lambda p=planned, c=case: c.forward(p)[0]
+            if time.monotonic() > end:
+                return rungs
+            base = next(iter(work))
+            want = [a.copy() for a in work[base][1]()]
+            for _, run in work.values():  # the first of each is the same layer and direction in all
+                agree(device, run()[0], want[0], 5e-2 if precision != "split" else 1e-4)
+                run()
+            turns = [{n: seconds_of(device, emulated, run) for n, (_, run) in work.items()} for _ in range(ROUNDS)]
+            for name, (planned, _) in work.items():
+                median = statistics.median(t[name] for t in turns)
+                over = statistics.median(t[base] * planned.together / t[name] for t in turns)
+                rungs.append({
+                    "cell": cell, "precision": precision, "batch": batch, "hidden": hidden, "steps": steps,
+                    "pass": "backward" if backward else "forward", "plan": name, "kernel": planned.kernel, "blocks": planned.blocks,
+                    "launches": planned.launches, "chosen": planned == replace(chosen, reason=planned.reason, library=planned.library),
+                    "model": planned.seconds, "seconds": median, "over a launch a step": over,
+                })  # fmt: skip
+                mark = "*" if rungs[-1]["chosen"] else " "
+                print(
+                    f"{mark}{cell:5}{precision:9}B={batch:<4}H={hidden:<5}{rungs[-1]['pass']:9}{name:36}"
+                    f"{planned.blocks:4} blocks  model {planned.seconds / steps * 1e6:6.2f} us a step, measured {median / steps * 1e6:8.2f}"
+                    f"  {over:5.2f}x a launch a step",
+                    flush=True,
+                )
+    return rungs
+
+
+def main() -> None:
+    """Print the rungs, or keep them in a file."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--emulated", action="store_true", help="a dry run on the CPU")
+    parser.add_argument("--json", metavar="FILE", help="keep the figures there")
+    args = parser.parse_args()
+    if args.emulated:
+        figures = _plan.GpuFigures("emulated", (9, 0), 132, 232448, 1 << 16, clusters=32, library=False)
+        device = replace(_device.emulated(), figures=figures)
+        _device.register(np.ndarray, lambda a: device)
+    else:
+        device = _device.cuda()
+    rungs = ladder(device, args.emulated)
+    if args.json:
+        with open(args.json, "w") as f:
+            json.dump({"device": device.figures.name, "rungs": rungs}, f, indent=1)
+
+
+if __name__ == "__main__":
+    main()
