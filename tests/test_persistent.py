@@ -132,6 +132,20 @@ def test_a_block_that_does_not_come(backward: bool) -> None:
     device.check()
 
 
+def test_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waits for all devices, and raises once what a kernel has found; without any it does nothing."""
+    ost.cuda.check()
+    waited: list[int] = []
+    device = replace(_device.emulated(), wait=lambda: waited.append(1), told=np.zeros(1, np.uint32))
+    monkeypatch.setattr(_device, "_MADE", [device])
+    ost.cuda.check()
+    device.told[0] = 1
+    with pytest.raises(RuntimeError, match="waited for another one in vain .*; the outputs of that call are NaN"):
+        ost.cuda.check()
+    ost.cuda.check()
+    assert len(waited) == 3
+
+
 def test_states_beyond_float16() -> None:
     """Two words of float16 stand for a float32 up to 65504."""
     p = problem("gru", np.float32, (3, 2, 3, 20), "none", False)
