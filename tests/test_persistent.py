@@ -140,7 +140,7 @@ def test_check(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_device, "_MADE", [device])
     ost.cuda.check()
     device.told[0] = 1
-    with pytest.raises(RuntimeError, match="waited for another one in vain .*; the outputs of that call are NaN"):
+    with pytest.raises(RuntimeError, match=r"waited for another one in vain .*; the outputs of that call are NaN"):
         ost.cuda.check()
     ost.cuda.check()
     assert len(waited) == 3

@@ -13,6 +13,10 @@ constexpr std::size_t kStaticBytes = 48 << 10;  // of shared memory; more must b
 
 template <class K>
 __global__ void __launch_bounds__(kThreads, 1) entry(const __grid_constant__ K kernel, Index x, Index y) {
+#if __CUDA_ARCH__ < 900
+  if constexpr (requires { K::kPeers; })
+    if constexpr (K::kPeers > 1) return;  // there are no clusters, and the planner knows of none
+#endif
   const Index i = blockIdx.x;
   const Block block{i % x, i / x % y, i / x / y, false, nullptr};
   if constexpr (sizeof(typename K::Space) <= kStaticBytes) {

@@ -33,6 +33,12 @@ constexpr Index persistent_room(int tiles, int parts, int peers, int columns_of_
   return Index(kWeightWords / (tiles * parts)) * (kThreads / 32) * peers * 16 / columns_of_operand;
 }
 
+// Tiles of inputs that a thread asks for at the same time, as many as registers have room for beside weights and sums.
+constexpr int tiles_at_a_time(int out_tiles, int parts) {
+  if (parts == 2) return out_tiles == 1 ? 2 : 4;
+  return out_tiles == 1 ? 8 : out_tiles == 3 ? 5 : 4;
+}
+
 // What a block takes in at a step: a slot, and below it, of the same size, another one or null.
 struct Inputs {
   const std::uint32_t *slot, *below;
@@ -45,7 +51,10 @@ struct Inputs {
 template <class Word, int kParts, int kTiles, int kChunk, int kPeers = 1>
 struct MailboxEngine {
   static constexpr int kWarps = kThreads / 32, kDepth = kWeightWords / (kTiles * kParts), kRowTiles = kGroupRows / 8, kWords = 2 * kParts;
-  static constexpr int kShared = kPeers > 1 ? 2 : 0, kKept = kDepth - kShared;  // of a warp's tiles, for which registers have no room
+  static constexpr int kShared = kPeers == 1   ? 0
+                                 : kParts == 1 ? 2
+                                               : 3,
+                       kKept = kDepth - kShared;  // of a warp's tiles, for which registers have no room
   static_assert(kDepth % kChunk == 0);
   struct Weights {
     FragmentA a[kParts][kTiles][kKept];
@@ -327,7 +336,7 @@ template <class C, class T, class Word, int kParts, int kUnits, int kFirst, int 
 struct PersistentKernel {
   static constexpr int kPeers = 1;
   static constexpr int kTiles = kOutTiles<kUnits, kCount>;
-  using E = MailboxEngine<Word, kParts, kTiles, kTiles == 3 ? 5 : kTiles == 4 ? 4 : 8 / kParts>;
+  using E = MailboxEngine<Word, kParts, kTiles, tiles_at_a_time(kTiles, kParts)>;
   Problem<T> problems[2];
   Piece<T> piece;
   struct Space {
