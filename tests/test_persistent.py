@@ -184,7 +184,7 @@ def test_plans_that_the_kernels_refuse() -> None:
             persistent("lstm", p, {}, DEVICES[0], "bfloat16", units, groups, 2)
     p = problem("lstm", np.float32, (2, 2, 3, 1025), "none", False)
     with pytest.raises(
-        ValueError, match="units: expected blocks with room for all weights, got 1025 units in a room of 1024"
+        ValueError, match="units: expected blocks with room for all weights, got 16 of 1025 hidden units"
     ):
         persistent("lstm", p, {}, DEVICES[0], "bfloat16", 16, 1, 2)
 
@@ -314,3 +314,16 @@ def test_memory_is_what_explain_says(
     dx = pullback(y)[0]
     said = ost.explain(layer, (60, 3, 5), training=True).facts["workspace_bytes"]
     assert abs(sum(made) - dx.nbytes - said) <= 0.1 * said
+
+
+def test_the_trainer_tells_what_a_kernel_has_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of a loss that is not finite."""
+    device = replace(_device.emulated(), told=np.ones(1, np.uint32))
+    monkeypatch.setattr(_device, "_MADE", [device])
+    model = ost.nn.Sequential(ost.nn.GRU(1, 2, rng=0), ost.nn.Linear(2, 1, rng=1))
+    trainer = ost.Trainer(model, ost.losses.MSE(), ost.optim.SGD(1e-2))
+    x = np.full((2, 3, 1), np.nan, np.float32)
+    with pytest.raises(RuntimeError, match="waited for another one in vain"):
+        trainer.fit((x, x), epochs=1, progress=False)
+    with pytest.raises(ost.train.Diverged, match="the loss is nan"):
+        trainer.fit((x, x), epochs=1, progress=False)

@@ -126,9 +126,9 @@ OST_HD void gather(const Problem<T>& p, const BackwardProblem<T>& g, Index t, In
   const auto take = [&](T& to, const T* from, Index k) { from ? load(to, from + k) : void(to = T(0)); };
   const auto gradient = [&](T& to, const Rows<const T>& rows) { take(to, rows.data ? at(rows, t, b) : nullptr, u); };
   given.active = clock.active(t, b);
-  given.dy = given.dcell = T(0);
+  if (!given.active || C::kStates == 1) given.dcell = T(0);
   if (!given.active) {
-    if (F == 0 && clock.repeats(t, b) != kSkipped) gradient(given.dy, g.dy);
+    F == 0 && clock.repeats(t, b) != kSkipped ? gradient(given.dy, g.dy) : void(given.dy = T(0));
     return;
   }
   auto& in = given.in;

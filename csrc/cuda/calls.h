@@ -92,18 +92,28 @@ BackwardProblem<T> backward_problem(const Addresses& a, Index steps, Index batch
 // Raises unless the kernels that share the weights among multiprocessors can run this.
 template <class C, class T, class W, class V>
 void check_persistent(const Plan& plan, Index hidden, bool backward) {
-  constexpr int count = product_columns<C>(1).count();
-  Index room = 0;
-  bool there = false;
-  if constexpr (kLoops<C> && sizeof(T) == 4)
-    there = backward
-                ? run_persistent_backward<V>(plan, [&]<int U, int S>() { room = persistent_room(U * S / 16, Sent<V>::kParts, S, count); })
-                : run_persistent<W>(plan, [&]<int U>() { room = persistent_room(kOutTiles<U, count>, Sent<W>::kParts, 1, 1); });
+  bool there = false, fits = false;
+  if constexpr (kLoops<C> && sizeof(T) == 4) {
+    const auto has_room = [&]<class E>(E*, Index tiles) { fits = E::depth(tiles) <= E::kDepth; };
+    if (backward)
+      there = run_persistent_backward<V>(plan, [&]<int U, int S>() {
+        using K = BackwardPersistentKernel<C, T, typename Sent<V>::Backward, Sent<V>::kParts, U, S>;
+        has_room(static_cast<typename K::E*>(nullptr), K::tiles_of(hidden));
+      });
+    else
+      there = run_persistent<W>(plan, [&]<int U>() {
+        const Index tiles = ceil_div(hidden, 16);
+        if (plan.wave)
+          has_room(static_cast<typename PersistentOf<C, T, W, U, true>::E*>(nullptr), 2 * tiles);
+        else
+          has_room(static_cast<typename PersistentOf<C, T, W, U, false>::E*>(nullptr), tiles);
+      });
+  }
   if (!there)
     fail("units", "those of a kernel that there is for this cell, of one phase in float32",
          std::to_string(plan.units) + " with " + std::to_string(plan.peers) + " peers");
-  if (hidden > room)
-    fail("units", "blocks with room for all weights", std::to_string(hidden) + " units in a room of " + std::to_string(room));
+  if (!fits)
+    fail("units", "blocks with room for all weights", std::to_string(plan.units) + " of " + std::to_string(hidden) + " hidden units");
   if (plan.together < 1 || plan.together > 2) fail("together", "1 or 2 problems in a launch", std::to_string(plan.together));
   if (plan.groups < 1 || plan.span < 1) fail("groups", "a group and a step, at least", std::to_string(plan.groups));
 }
@@ -161,7 +171,7 @@ void act(Run& run, Action action, const Addresses& a) {
   if (rows && (sizeof(T) != 4 || (rows != 8 && rows != 16 && rows != 32) || (action == Action::kBackward && !kLoops<C>)))
     fail("rows", "8, 16 or 32 in float32, backward of one phase", std::to_string(rows));
   Exchange<T> exchange{};
-  if (plan.units) check_persistent<C, T, W, V>(plan, p.hidden, a.get<void>("persistent_turned") && action != Action::kForward);
+  if (plan.units) check_persistent<C, T, W, V>(plan, p.hidden, action == Action::kBackward || a.get<void>("persistent_turned"));
   if (action == Action::kPackPersistent) return pack_persistent<C, T, W, V>(run, p, plan, a);
   if (plan.units) {
     exchange = {{a.need<std::uint32_t>("mailbox"), a.get<std::uint32_t>("report"), a.number<int>("patience", kPatience)},
@@ -174,7 +184,10 @@ void act(Run& run, Action action, const Addresses& a) {
   const Problem<T> other = problem<C, T>(b);
   if (action == Action::kForward) return forward<C, T, W>(run, p, other, exchange, plan);
   if (action == Action::kBackward) {
-    const auto g = backward_problem<C, T>(a, p.steps, p.batch), other_g = backward_problem<C, T>(b, p.steps, p.batch);
+    const auto g = backward_problem<C, T>(a, p.steps, p.batch);
+    if (plan.units && (g.squares || g.control.clip_norm > 0))
+      fail("units", "0 where norms of steps are asked for", std::to_string(plan.units));
+    const auto other_g = backward_problem<C, T>(b, p.steps, p.batch);
     return backward<C, T, V>(run, p, g, other, other_g, exchange, plan);
   }
   for (int q = 0; q < kProductCount<C>; ++q) {

@@ -100,7 +100,10 @@ inline constexpr float kLift<Half> = 2048;
 template <class Word, int kParts>
 OST_HD void split(float v, Word* words) {
   words[0] = Narrow<Word>::of(v);
-  if constexpr (kParts > 1) words[1] = Narrow<Word>::of((v - widen(words[0])) * kLift<Word>);
+  if constexpr (kParts > 1) {
+    const float rest = v - widen(words[0]);
+    words[1] = Narrow<Word>::of(rest == rest ? rest * kLift<Word> : 0.0f);  // of infinity there is none
+  }
 }
 
 // Makes all places of the slots empty; before the first launch of a pass the verdict as well.

@@ -9,7 +9,8 @@
 
 namespace ost::OST_SET {
 
-constexpr int kGroupRows = 16;    // of the batch
+constexpr int kGroupRows = 16;  // of the batch
+constexpr float kFloatMax = 3.402823466e38f;
 constexpr int kWeightWords = 32;  // fragments of weights that a thread keeps, at most: 128 registers
 template <int kUnits, int kColumns>
 inline constexpr int kOutTiles = (kUnits * kColumns + 15) / 16;
@@ -27,11 +28,6 @@ struct Sent<float> {
   using Backward = Bfloat;  // gradients need the range
   static constexpr int kParts = 2;
 };
-
-// Hidden units for whose weights there is room, with so many tiles of outputs a block, and a share of the inputs for each of its peers.
-constexpr Index persistent_room(int tiles, int parts, int peers, int columns_of_operand) {
-  return Index(kWeightWords / (tiles * parts)) * (kThreads / 32) * peers * 16 / columns_of_operand;
-}
 
 // Tiles of inputs that a thread asks for at the same time, as many as registers have room for beside weights and sums.
 constexpr int tiles_at_a_time(int out_tiles, int parts) {
@@ -252,25 +248,29 @@ struct PersistentPackKernel {
   float* scales;  // null: none
   Index tiles, blocks;
   int each;  // outputs of a block and its peers
+  static constexpr int kOuts = kTiles * 16, kSlices = kThreads / kOuts;
   struct Space {
-    float scale[kTiles * 16];
+    float top[kSlices][kOuts], scale[kOuts];
   };
   Grid grid() const { return {blocks}; }
   OST_HD float weight(Index block, int out, Index in) const { return out < each ? from(block / kPeers * each + out, in) : 0; }
   OST_HD void operator()(const Block& block, Space& space) const {
     block.each([&](int thread) {
-      if (thread >= kTiles * 16) return;
-      float scale = 1;
-      if (scales) {
-        float top = 0;
-        for (Index in = 0; in < tiles * 16; ++in) {
-          const float w = weight(block.x, thread, in), size = w < 0 ? -w : w;
-          top = top < size ? size : top;
-        }
-        scale = power_below(top);
-        scales[block.x * kTiles * 16 + thread] = 1 / scale;
+      const int out = thread % kOuts, slice = thread / kOuts;
+      if (slice >= kSlices || !scales) return;
+      float top = 0;
+      for (Index in = slice; in < tiles * 16; in += kSlices) {
+        const float w = weight(block.x, out, in), size = w < 0 ? -w : w;
+        if (size <= kFloatMax && size > top) top = size;
       }
-      space.scale[thread] = scale;
+      space.top[slice][out] = top;
+    });
+    block.each([&](int thread) {
+      if (thread >= kOuts) return;
+      float top = 0;
+      for (int slice = 0; slice < kSlices && scales; ++slice) top = larger(top, space.top[slice][thread]);
+      space.scale[thread] = scales ? power_below(top) : 1;
+      if (scales) scales[block.x * kOuts + thread] = 1 / space.scale[thread];
     });
     const Index depth = E::depth(tiles), count = kParts * kTiles * depth;
     block.each([&](int thread) {
@@ -293,7 +293,7 @@ struct PersistentPackKernel {
   // A power of two that brings a number to between 1 and 2, of what a float has such powers for.
   OST_HD static float power_below(float top) {
     float scale = 1;
-    if (!(top > 0) || top > 3e38f) return scale;
+    if (top == 0) return scale;
     for (; top * scale >= 2 && scale > 1e-37f;) scale /= 2;
     for (; top * scale < 1 && scale < 1e37f;) scale *= 2;
     return scale;
@@ -320,6 +320,13 @@ struct Share {
   OST_HD std::uint32_t* slot(Index step_of_piece) const { return slots + step_of_piece * stride; }
   // What step n takes in: the own h, and of the layer below the one that follows it.
   OST_HD Inputs inputs(Index n, Index tiles) const { return {slot(n), below ? slot(n + 1) - below : nullptr, tiles}; }
+  // Whether no launch of this pass before has been given up.
+  template <class T>
+  OST_HD static bool well(const Piece<T>& piece) {
+    std::uint32_t verdict;
+    look<1>(piece.box.verdict(), &verdict);
+    return verdict == kWell;
+  }
   // f(thread, b, row, unit, u) of every thread that has a unit of a row.
   template <class F>
   OST_HD void each(const Block& block, F&& f) const {
@@ -364,7 +371,7 @@ struct PersistentKernel {
     PerThread<bool> lost, ran;
     E::load(block, weights, space.product, p.persistent_panels, share.inputs(0, tiles).all());
     block.alone([&](int thread) {
-      lost[thread] = false;
+      lost[thread] = !share.well(piece);
       for (int k = 0; k < C::kStates; ++k)
         if (thread < kGroupRows * kUnits) space.state[k][thread / kUnits][thread % kUnits] = T(0);
     });
@@ -476,7 +483,7 @@ struct BackwardPersistentKernel {
     PerThread<bool> lost;
     E::load(block, weights, space.product, p.persistent_turned, tiles);
     block.alone([&](int thread) {
-      lost[thread] = false;
+      lost[thread] = !share.well(piece);
       for (int i = thread; i < kGroupRows * kUnits * kCount; i += kThreads) space.da[i / (kUnits * kCount)][i % (kUnits * kCount)] = T(0);
     });
     if constexpr (kSplit > 1)
@@ -574,6 +581,7 @@ struct VerdictKernel {
       for (Index i = first; i < rows * p.hidden; i += stride) {
         const Index row = i / p.hidden, t = row / p.batch, b = row % p.batch, u = i % p.hidden;
         if (backward) {
+          for (int k = 0; k < C::kParams; ++k) g.dparams[(row * C::kParams + k) * p.hidden + u] = nan;
           OST_UNROLL
           for (int q = 0; q < kProductCount<C>; ++q)
             for (int column = 0; column < product_columns<C>(q).count(); ++column)
@@ -585,6 +593,7 @@ struct VerdictKernel {
       }
       for (Index i = first; i < p.batch * p.hidden; i += stride) {
         if (backward) g.dh[i] = nan;
+        for (int k = 0; k < C::kStates && backward; ++k) g.restarts[k * p.batch * p.hidden + i] = nan;
         if (C::kStates > 1 && (backward || p.state)) (backward ? g.dc : p.state)[i] = nan;
       }
     });

@@ -236,9 +236,10 @@ def _on_gpu(layer: Recurrent, steps: int, batch: int, training: bool, measured: 
     flops = sum(2.0 * cell["gates"] * h * (i + h) * steps * batch * directions for i in inputs) * (3 if training else 1)
     weights = sum(a.nbytes for w in packed.parts for n, a in w.arrays.items() if hasattr(a, "nbytes") and n != "params")
     shares = [
-        (1 + p.wave) * share_of(w, p, which == "backward", p.wave).weight_bytes * (1 if p.wave else directions)
+        share_of(w, p, which == "backward", above).weight_bytes
         for which, of in plans.items()
         for _, w, p in of
+        for above in ((False, True) if p.wave else (False,) * directions)
         if p.units
     ]
     weights += sum(shares)

@@ -271,7 +271,7 @@ def plan_values(weights: list[Weights], planned: GpuPlan, backward: bool, sizes:
     values = {
         **{"loop": planned.room, "rows": planned.rows, "units": planned.units, "groups": planned.groups},
         **{"peers": planned.peers, "span": planned.span, "together": planned.together, "wave": int(planned.wave)},
-        "launches": planned.launches,
+        "launches": planned.launches * (2 if planned.units else 1),  # with those that empty the mailbox
     }
     if not planned.units:
         return values

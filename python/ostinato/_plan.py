@@ -234,10 +234,9 @@ def plan(
         pairs = shares_for(device, wave, hidden, word, backward, True) if wave else shares
         plans += [_persistent(device, s, steps, batch, 2, bool(wave)) for s in pairs if most_groups(device, s) >= 2]
     best = min(plans, key=lambda p: p.seconds / p.together)
-    if best.seconds >= by_itself.seconds:
-        return step(
-            f"{why}; to share them out would take longer, by the model {best.seconds / by_itself.seconds:.2g} times as long"
-        )
+    times = best.seconds / best.together / max(by_itself.seconds, 1e-12)
+    if times >= 1:
+        return step(f"{why}; to share them out would take longer, by the model {times:.2g} times as long")
     return replace(best, library=library)
 
 

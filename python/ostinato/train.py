@@ -49,6 +49,12 @@ class Diverged(RuntimeError):
     """The loss or the gradients are no longer finite; the parameters are those before that step."""
 
 
+def _diverged(message: str) -> Diverged:
+    """The error, unless a kernel has found out why."""
+    _device.check()
+    return Diverged(message)
+
+
 class Callback:
     """Base of callbacks: override what you need. ``trainer.stop(reason)`` ends the run after the step."""
 
@@ -290,7 +296,7 @@ class Trainer:
             counts = _steps(counts, axis, silent, None) if counts.dtype == np.bool_ else np.maximum(counts - silent, 0)
         value, d = self.loss(picked, target, counts)
         if not math.isfinite(value):
-            raise Diverged(f"the loss is {value} at step {step}")
+            raise _diverged(f"the loss is {value} at step {step}")
         dy = d
         if where is not None or silent:
             dy = np.zeros_like(y)
@@ -299,7 +305,7 @@ class Trainer:
         pullback(dy, need_dx=False)
         norm = global_norm(self.model)
         if not math.isfinite(norm):
-            raise Diverged(f"the gradients are not finite at step {step}, at a loss of {value:.6g}")
+            raise _diverged(f"the gradients are not finite at step {step}, at a loss of {value:.6g}")
         if self.clip_value is not None:
             clip_by_value(self.model, self.clip_value)
         if self.clip_norm is not None:
@@ -638,7 +644,7 @@ class _Fit:
             row["valid_loss"] = figures.pop("loss")
             row.update({f"valid_{k}": v for k, v in figures.items()})
             if not math.isfinite(row["valid_loss"]):
-                raise Diverged(f"the validation loss is {row['valid_loss']} after step {at.step}")
+                raise _diverged(f"the validation loss is {row['valid_loss']} after step {at.step}")
             self._known_good = at.step
             t.optimizer.schedule.observe(row["valid_loss"])
             if row["valid_loss"] < at.best - self.min_delta:
@@ -713,7 +719,7 @@ class _Fit:
         picked, target, counts, _ = self.trainer._seen(x, y, target, times)
         total, _, _ = self.trainer.loss.parts(picked, target, counts, gradient=False)
         if not math.isfinite(total):
-            raise Diverged(f"the loss is {total} after step {self.at.step}")
+            raise _diverged(f"the loss is {total} after step {self.at.step}")
         self._known_good = self.at.step
 
     def restore(self) -> None:
