@@ -106,6 +106,8 @@ def array(name: str, value: object, ndim: int | tuple[int, ...] | None = None) -
 
 def contiguous(a: Array, dtype: type[np.int64] | None = None) -> Array:
     """As np.ascontiguousarray, of a device's arrays too."""
+    if type(a) is np.ndarray:  # the least of what a small call pays
+        return np.ascontiguousarray(a, dtype=dtype)
     device = _device.of(a)
     out: Array = (np if device is None else device.xp).ascontiguousarray(a, dtype=dtype)
     return out

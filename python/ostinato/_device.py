@@ -138,6 +138,8 @@ def like(a: Any, other: Any) -> Any:
 
 def same(name: str, a: Any, own: Any, what: str = "the layer") -> None:
     """Raises unless an array is where another is, which is called ``what``."""
+    if type(a) is np.ndarray and type(own) is np.ndarray:
+        return
     if of(a) is not of(own):
         to = "cpu" if of(a) is None else "cuda"
         move = f"move it, or use layer.to({to!r})" if what == "the layer" else "move one of them"
