@@ -7,6 +7,7 @@ import io
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -445,6 +446,23 @@ def test_nothing_is_read_back(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None
     layer(x, **on_device)
     _, pullback = layer.vjp(x, rng=0, clip_step_norm=1.0, cuts=on_device["resets"], **on_device)
     pullback(dy)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_linear_without_a_library(monkeypatch: pytest.MonkeyPatch, dtype: Any) -> None:
+    """Where the array library has found no product, ours multiplies."""
+    figures = replace(FAKE.figures, library=False)
+    gpu = fake_cupy.stand_in(monkeypatch, replace(FAKE, figures=figures))
+    monkeypatch.setattr(fake_cupy.module, "matmul", None, raising=False)
+    model = ost.nn.Sequential(ost.nn.GRU(3, 40, dtype=dtype, rng=0), ost.nn.Linear(40, 70, dtype=dtype, rng=1))
+    there, x = moved(model), np.random.default_rng(0).standard_normal((200, 3, 3)).astype(dtype)
+    (y, _), pullback = model.vjp(x)
+    (y2, _), pullback2 = there.vjp(put(gpu, x))
+    agree(gpu, y2, y)
+    agree(gpu, pullback2(put(gpu, y))[0], pullback(y)[0])
+    agree(gpu, there.flat_grads, model.flat_grads)
+    empty = ost.nn.Linear(3, 2, dtype=dtype, rng=0).to("cuda")
+    assert empty(put(gpu, np.zeros((0, 3), dtype))).shape == (0, 2)
 
 
 def test_explain(gpu: Gpu) -> None:

@@ -259,6 +259,9 @@ bool extra(Run& run, const std::string& action, const Addresses& a) {
   } else if (action == "scatter") {
     run(ScatterKernel<T>{a.get<const T>("from"), a.get<const Index>("ids"), a.get<const Index>("order"), a.get<T>("to"), n("count"),
                          n("width"), n("rows")});
+  } else if (action == "matmul") {
+    run(MatmulKernel<T>{a.get<const T>("a"), a.get<const T>("b"), a.get<T>("out"), n("rows"), n("columns"), n("depth"), n("a_row"),
+                        n("a_k"), n("b_k"), n("b_column")});
   } else if (action == "copy_rows") {
     run(CopyRowsKernel<T>{a.get<const T>("from"), a.rows<T>("to"), n("steps"), n("batch"), n("width"), n("add") != 0});
   } else if (action == "adam") {

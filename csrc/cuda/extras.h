@@ -4,6 +4,7 @@
 #include "../core/philox.h"
 #include "../core/times.h"
 #include "problem.h"
+#include "product.h"
 
 namespace ost::OST_SET {
 
@@ -105,6 +106,27 @@ struct ScatterKernel {
         high = middle;
     }
     return low;
+  }
+};
+
+// out[m][n] = sum over k of a b, where the array library has no product.
+template <class T>
+struct MatmulKernel {
+  const T *a, *b;
+  T* out;  // [rows][columns]
+  Index rows, columns, depth, a_row, a_k, b_k, b_column;
+  using Space = ProductSpace<T, T>;
+  Grid grid() const { return {ceil_div(columns, kTileN), ceil_div(rows, kTileM)}; }
+  OST_HD void operator()(const Block& block, Space& space) const {
+    const Index m0 = block.y * kTileM, n0 = block.x * kTileN;
+    PerThread<Sums<T>> sums;
+    clear(block, sums);
+    multiply(
+        block, space, Range{0, depth}, [&](int m, Index k) { return m0 + m < rows ? a[(m0 + m) * a_row + k * a_k] : T(0); },
+        [&](Index k, int n) { return n0 + n < columns ? b[k * b_k + (n0 + n) * b_column] : T(0); }, sums);
+    for_sums<T>(block, sums, [&](int m, int n, T sum) {
+      if (m0 + m < rows && n0 + n < columns) out[(m0 + m) * columns + n0 + n] = sum;
+    });
   }
 };
 

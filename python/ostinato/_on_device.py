@@ -855,15 +855,30 @@ def _refuse_overlap(out: Any, others: dict[str, Any]) -> None:
                 )
 
 
+def product(a: Any, b: Any) -> Any:
+    """``[M,K]`` times ``[K,N]``: by the array library, or by our own kernel where that has found no cuBLAS."""
+    device = _device.of(a)
+    assert device is not None
+    if device.figures.library:
+        return device.xp.matmul(a, b)
+    with device.here():
+        out = device.xp.empty((a.shape[0], b.shape[1]), a.dtype)
+    if out.size:
+        strides = dict(zip(("a_row", "a_k", "b_k", "b_column"), (s // a.itemsize for s in (*a.strides, *b.strides))))
+        sizes = {"rows": out.shape[0], "columns": out.shape[1], "depth": a.shape[1]}
+        device.launch("matmul", None, a.dtype, {"a": a, "b": b, "out": out, **strides, **sizes})
+    return out
+
+
 class PackedLinear:
-    """``y = x W^T + b`` with the product of the array library."""
+    """``y = x W^T + b``."""
 
     def __init__(self, weight: Any, bias: Any, backward: bool) -> None:
         self.weight, self.bias, self.backward = weight, bias, backward
 
     def forward(self, x: Any) -> Any:
         """Rows ``[N,O]`` of rows ``[N,I]``."""
-        y = x @ self.weight.T
+        y = product(x, self.weight.T)
         if self.bias is not None:
             y += self.bias
         return y
@@ -871,10 +886,10 @@ class PackedLinear:
     def run_backward(self, x: Any, dy: Any, dweight: Any, dbias: Any, need_dx: bool) -> Any:
         """dx, if wanted; adds to the others."""
         if dweight is not None:
-            dweight += dy.T @ x
+            dweight += product(dy.T, x)
         if dbias is not None:
             dbias += dy.sum(0)
-        return dy @ self.weight if need_dx else None
+        return product(dy, self.weight) if need_dx else None
 
 
 def softmax_cross_entropy_(
