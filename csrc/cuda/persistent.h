@@ -49,7 +49,7 @@ struct MailboxEngine {
   static constexpr int kWarps = kThreads / 32, kDepth = kWeightWords / (kTiles * kParts), kRowTiles = kGroupRows / 8, kWords = 2 * kParts;
   static constexpr int kShared = kPeers == 1   ? 0
                                  : kParts == 1 ? 2
-                                               : 3,
+                                               : 5,
                        kKept = kDepth - kShared;  // of a warp's tiles, for which registers have no room
   static_assert(kDepth % kChunk == 0);
   struct Weights {
@@ -464,7 +464,7 @@ struct BackwardPersistentKernel {
     Given given[kThreads];                                   // of the step to come, on its way while the product of this one is under way
     T sums[kSplit > 1 ? 2 : 1][kSplit][kGroupRows][kUnits];  // by peer; of this step and the one before, which a peer may still read
   };
-  static_assert(kSplit == 1 || sizeof(Space) <= 104 << 10);  // which the planner counts with
+  static_assert(kSplit == 1 || sizeof(Space) <= 128 << 10);  // which the planner counts with
   OST_HD static Index blocks_of(Index hidden) { return (hidden + kSplit * kUnits - 1) / (kSplit * kUnits) * kSplit; }
   OST_HD static Index tiles_of(Index hidden) { return blocks_of(hidden) * kUnits * kCount / 16; }
   static Index slot_words(Index hidden) { return E::slot_words(tiles_of(hidden)); }
