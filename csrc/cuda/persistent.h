@@ -464,7 +464,7 @@ struct BackwardPersistentKernel {
     Given given[kThreads];                                   // of the step to come, on its way while the product of this one is under way
     T sums[kSplit > 1 ? 2 : 1][kSplit][kGroupRows][kUnits];  // by peer; of this step and the one before, which a peer may still read
   };
-  static_assert(kSplit == 1 || sizeof(Space) <= 128 << 10);  // which the planner counts with
+  static_assert(kSplit == 1 || sizeof(Space) <= 128 << 10);  // of a multiprocessor of sm_90 and sm_100; others have no clusters (module.cu)
   OST_HD static Index blocks_of(Index hidden) { return (hidden + kSplit * kUnits - 1) / (kSplit * kUnits) * kSplit; }
   OST_HD static Index tiles_of(Index hidden) { return blocks_of(hidden) * kUnits * kCount / 16; }
   static Index slot_words(Index hidden) { return E::slot_words(tiles_of(hidden)); }
