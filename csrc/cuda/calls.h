@@ -94,20 +94,11 @@ template <class C, class T, class W, class V>
 void check_persistent(const Plan& plan, Index hidden, bool backward) {
   bool there = false, fits = false;
   if constexpr (kLoops<C> && sizeof(T) == 4) {
-    const auto has_room = [&]<class E>(E*, Index tiles) { fits = E::depth(tiles) <= E::kDepth; };
     if (backward)
-      there = run_persistent_backward<V>(plan, [&]<int U, int S>() {
-        using K = BackwardPersistentKernel<C, T, typename Sent<V>::Backward, Sent<V>::kParts, U, S>;
-        has_room(static_cast<typename K::E*>(nullptr), K::tiles_of(hidden));
-      });
+      there = with_persistent_backward<C, T, V>(
+          plan, [&]<class K>(K*) { fits = K::E::depth(K::tiles_of(hidden) * (1 + plan.wave)) <= K::E::kDepth; });
     else
-      there = run_persistent<W>(plan, [&]<int U>() {
-        const Index tiles = ceil_div(hidden, 16);
-        if (plan.wave)
-          has_room(static_cast<typename PersistentOf<C, T, W, U, true>::E*>(nullptr), 2 * tiles);
-        else
-          has_room(static_cast<typename PersistentOf<C, T, W, U, false>::E*>(nullptr), tiles);
-      });
+      there = with_persistent<C, T, W>(plan, [&]<class K>(K*) { fits = K::E::depth(K::tiles_of(hidden) * (1 + plan.wave)) <= K::E::kDepth; });
   }
   if (!there)
     fail("units", "those of a kernel that there is for this cell, of one phase in float32",
@@ -122,37 +113,26 @@ void check_persistent(const Plan& plan, Index hidden, bool backward) {
 template <class C, class T, class W, class V, class Run>
 void pack_persistent(Run& run, const Problem<T>& p, const Plan& plan, const Addresses& a) {
   if constexpr (kLoops<C> && sizeof(T) == 4) {
-    constexpr int count = product_columns<C>(1).count();
-    const Index width = p.hidden * count, tiles = ceil_div(p.hidden, 16);
+    const bool follows = a.number<int>("follows") != 0;  // of a wave, the layer that takes in what the other one sends
+    const Columns own = product_columns<C>(1), ahead = product_columns<C>(0), columns = shared_columns<C>(plan.wave);
     if (auto* to = a.get<FragmentA>("persistent_panels"))
-      run_persistent<W>(plan, [&]<int U>() {
-        const bool above = a.number<int>("above") != 0;  // of a wave, the layer that takes in the other one
-        const auto one = [&]<class K>(K*, Columns columns) {
-          using From = RecurrentWeights<W>;
-          const From from{static_cast<const W*>(p.panels[1]),
-                          above ? static_cast<const W*>(p.panels[0]) : nullptr,
-                          p.hidden,
-                          columns,
-                          product_columns<C>(1),
-                          product_columns<C>(0)};
-          run(PersistentPackKernel<From, typename K::E, typename Sent<W>::Forward, Sent<W>::kParts, K::kTiles, 1>{
-              from, to, a.get<float>("persistent_scales"), above ? 2 * tiles : tiles, tiles * 16 / U, U * columns.count()});
-        };
-        if (plan.wave)
-          one(static_cast<PersistentOf<C, T, W, U, true>*>(nullptr), Columns{0, C::kColumns});
-        else
-          one(static_cast<PersistentOf<C, T, W, U, false>*>(nullptr), product_columns<C>(1));
+      with_persistent<C, T, W>(plan, [&]<class K>(K*) {
+        using From = SharedWeights<W>;
+        const Index tiles = K::tiles_of(p.hidden);
+        const auto* above = follows ? static_cast<const W*>(p.panels[0]) : nullptr;
+        const From from{static_cast<const W*>(p.panels[1]), above, p.hidden, tiles * 16, columns, own, ahead, false};
+        run(PersistentPackKernel<From, typename K::E, typename Sent<W>::Forward, Sent<W>::kParts, K::kTiles, 1>{
+            from, to, a.get<float>("persistent_scales"), tiles * (1 + follows), K::blocks_of(p.hidden), K::kBlockUnits * columns.count()});
       });
     if (auto* to = a.get<FragmentA>("persistent_turned"))
-      run_persistent_backward<V>(plan, [&]<int U, int S>() {
-        using K = BackwardPersistentKernel<C, T, typename Sent<V>::Backward, Sent<V>::kParts, U, S>;
-        using Pack = PersistentPackKernel<TurnedWeights<V>, typename K::E, typename Sent<V>::Backward, Sent<V>::kParts, K::kTiles, S>;
-        run(Pack{{static_cast<const V*>(p.turned[1]), p.hidden, width},
-                 to,
-                 a.get<float>("persistent_turned_scales"),
-                 K::tiles_of(p.hidden),
-                 K::blocks_of(p.hidden),
-                 U * S});
+      with_persistent_backward<C, T, V>(plan, [&]<class K>(K*) {
+        using From = SharedWeights<V>;
+        const Index tiles = K::tiles_of(p.hidden);
+        const auto* above = follows ? a.need<const V>("turned_ahead") : nullptr;
+        const From from{static_cast<const V*>(p.turned[1]), above, p.hidden, tiles * 16, columns, own, ahead, true};
+        run(PersistentPackKernel<From, typename K::E, typename Sent<V>::Backward, Sent<V>::kParts, K::kTiles, K::kPeers>{
+            from, to, a.get<float>("persistent_turned_scales"), tiles * (1 + follows), K::blocks_of(p.hidden),
+            K::kBlockUnits * K::kPeers});
       });
   }
 }

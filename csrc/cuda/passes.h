@@ -48,14 +48,43 @@ void run_pieces(Run& run, const Problem<T>& p, const Exchange<T>& exchange, cons
     for (Index i = 0; i < pieces; ++i) {
       const Index first = (backward ? pieces - 1 - i : i) * plan.span, steps = smaller(plan.span, p.steps - first);
       const int groups = int(smaller<Index>(plan.groups, ceil_div(p.batch - row, kGroupRows)));
-      const Piece<T> piece{exchange.box, exchange.carry, first, steps, row, groups, plan.together, plan.wave && !backward};
-      run(EmptyKernel{exchange.box, plan.together * groups * piece.slots() * slot_words, row == 0 && i == 0});
+      const Piece<T> piece{exchange.box, exchange.carry, first, steps, row, groups, plan.together, plan.wave};
+      const Index slots = steps + (plan.wave && !backward);  // what follows the last step forward is the layer's above
+      run(EmptyKernel{exchange.box, plan.together * groups * slots * slot_words, row == 0 && i == 0});
       run(make(piece));
     }
 }
+// Columns of a unit that the weights of a block feed forward, and that it sends backward: all where layers share a launch.
+template <class C>
+constexpr Columns shared_columns(bool wave) {
+  return wave ? Columns{0, C::kColumns} : product_columns<C>(1);
+}
 template <class C, class T, class W, int kUnits, bool kWave>
-using PersistentOf = PersistentKernel<C, T, typename Sent<W>::Forward, Sent<W>::kParts, kUnits, kWave ? 0 : C::kPhases[0].product.begin,
-                                      kWave ? C::kColumns : C::kPhases[0].product.count()>;
+using PersistentOf = PersistentKernel<C, T, typename Sent<W>::Forward, Sent<W>::kParts, kUnits, shared_columns<C>(kWave).begin,
+                                      shared_columns<C>(kWave).count()>;
+template <class C, class T, class V, int kUnits, int kPeers, bool kWave>
+using BackwardPersistentOf = BackwardPersistentKernel<C, T, typename Sent<V>::Backward, Sent<V>::kParts, kUnits, kPeers,
+                                                      shared_columns<C>(kWave).begin, shared_columns<C>(kWave).count()>;
+
+// f(K*) of the kernel that was planned, or false: there is none.
+template <class C, class T, class W, class F>
+bool with_persistent(const Plan& plan, F&& f) {
+  return run_persistent<W>(plan, [&]<int U>() {
+    if (plan.wave)
+      f(static_cast<PersistentOf<C, T, W, U, true>*>(nullptr));
+    else
+      f(static_cast<PersistentOf<C, T, W, U, false>*>(nullptr));
+  });
+}
+template <class C, class T, class V, class F>
+bool with_persistent_backward(const Plan& plan, F&& f) {
+  return run_persistent_backward<V>(plan, [&]<int U, int S>() {
+    if (plan.wave)
+      f(static_cast<BackwardPersistentOf<C, T, V, U, S, true>*>(nullptr));
+    else
+      f(static_cast<BackwardPersistentOf<C, T, V, U, S, false>*>(nullptr));
+  });
+}
 
 template <class C, class T, class W, int F = 0, class Run>
 void run_phases(Run& run, const Problem<T>& p, Index step, int rows) {
@@ -88,18 +117,13 @@ void forward(Run& run, const Problem<T>& p, const Problem<T>& other, const Excha
   if (plan.together > 1 && !plan.wave) project<C, T, W>(run, other);
   if constexpr (kLoops<C> && sizeof(T) == 4) {
     run_loop<T, W>(plan.loop, [&]<int K>() { run(LoopKernel<C, T, W, K>{p}); });
-    run_persistent<W>(plan, [&]<int U>() {
-      if (p.steps == 0) return;
-      const auto pieces = [&]<class K>(K*) {
+    if (plan.units && p.steps > 0) {
+      with_persistent<C, T, W>(plan, [&]<class K>(K*) {
         run_pieces(run, p, exchange, plan, K::slot_words(p.hidden), false, [&](const Piece<T>& piece) { return K{{p, other}, piece}; });
-      };
-      if (plan.wave)
-        pieces(static_cast<PersistentOf<C, T, W, U, true>*>(nullptr));
-      else
-        pieces(static_cast<PersistentOf<C, T, W, U, false>*>(nullptr));
+      });
       run(VerdictKernel<C, T>{p, {}, exchange.box, false});
       if (plan.together > 1) run(VerdictKernel<C, T>{other, {}, exchange.box, false});
-    });
+    }
   }
   for (Index step = 0; step < (plan.loop || plan.units ? 0 : p.steps); ++step) run_phases<C, T, W>(run, p, step, plan.rows);
   run(FinalKernel<C, T>{p});
@@ -168,14 +192,14 @@ void backward(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, const 
   if (plan.together > 1) run(BackwardBeginKernel<C, T>{other, other_g});
   if constexpr (kLoops<C> && sizeof(T) == 4) {
     run_loop<T, V>(plan.loop, [&]<int K>() { run(BackwardLoopKernel<C, T, V, K>{p, g}); });
-    run_persistent_backward<V>(plan, [&]<int U, int S>() {
-      using K = BackwardPersistentKernel<C, T, typename Sent<V>::Backward, Sent<V>::kParts, U, S>;
-      if (p.steps == 0) return;
-      run_pieces(run, p, exchange, plan, K::slot_words(p.hidden), true,
-                 [&](const Piece<T>& piece) { return K{{p, other}, {g, other_g}, piece}; });
+    if (plan.units && p.steps > 0) {
+      with_persistent_backward<C, T, V>(plan, [&]<class K>(K*) {
+        run_pieces(run, p, exchange, plan, K::slot_words(p.hidden), true,
+                   [&](const Piece<T>& piece) { return K{{p, other}, {g, other_g}, piece}; });
+      });
       run(VerdictKernel<C, T>{p, g, exchange.box, true});
       if (plan.together > 1) run(VerdictKernel<C, T>{other, other_g, exchange.box, true});
-    });
+    }
     if (rows > 0 && p.steps > 0) run(CellKernel<C, T, 0>{p, g, p.clock().time(p.steps - 1)});
     for (Index s = rows > 0 ? p.steps : 0; s-- > 0;) run_stream(rows, [&]<int R>() { run(StreamBackwardKernel<C, T, V, R>{p, g, s}); });
   }

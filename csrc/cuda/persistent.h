@@ -35,11 +35,11 @@ constexpr int tiles_at_a_time(int out_tiles, int parts) {
   return out_tiles == 1 ? 8 : out_tiles == 3 ? 5 : 4;
 }
 
-// What a block takes in at a step: a slot, and below it, of the same size, another one or null.
+// What a block takes in at a step: a slot, and behind it, of the same size, one of the layer that it follows; null: zeros.
 struct Inputs {
-  const std::uint32_t *slot, *below;
+  const std::uint32_t *own, *ahead;
   Index tiles;  // of each
-  OST_HD Index all() const { return below ? 2 * tiles : tiles; }
+  OST_HD Index all() const { return ahead ? 2 * tiles : tiles; }
 };
 
 // sums[out][row] = weights times what the mailbox brings: a block of `kPeers` and in it a warp a share of the inputs, tile by tile of 16 in
@@ -165,9 +165,9 @@ struct MailboxEngine {
     const Lane lane(thread);
     const auto from = [&](int k, int j) {
       const Index tile = tile_of(first + k, thread / 32, rank), tiles = inputs.tiles;
-      if (tile >= inputs.all() || j * 8 + lane.b_column() >= rows) return static_cast<const std::uint32_t*>(nullptr);
-      return (tile < tiles ? inputs.slot + (j * tiles + tile) * (32 * kWords) : inputs.below + (j * tiles + tile - tiles) * (32 * kWords)) +
-             thread % 32 * kWords;
+      const std::uint32_t* slot = tile < tiles ? inputs.own : tile < 2 * tiles ? inputs.ahead : nullptr;
+      if (!slot || j * 8 + lane.b_column() >= rows) return static_cast<const std::uint32_t*>(nullptr);
+      return slot + (j * tiles + (tile < tiles ? tile : tile - tiles)) * (32 * kWords) + thread % 32 * kWords;
     };
     OST_UNROLL
     for (int k = 0; k < kChunk; ++k) {
@@ -208,8 +208,7 @@ struct Piece {
   T* carry;
   Index first_step, steps, first_row;
   int groups, problems;
-  bool wave;  // the second problem's input is what the first one sends
-  OST_HD Index slots() const { return steps + wave; }
+  bool wave;  // the second problem is a layer that follows the first: it takes in what that one sends as well
 };
 
 OST_HD float as_float(float w) { return w; }
@@ -217,26 +216,24 @@ template <class W>
 OST_HD float as_float(W w) {
   return widen(w);
 }
-// weight(out, in) of the whole layer: forward, in columns [begin, begin + count) of each unit, and backward.
+// weight(out, in) of a layer, from panels, or backward from turned panels: one side of it are its units, the other one columns [begin, end)
+// of each unit. Behind the `inputs` of the recurrent product come those of the product of the input with the layer that is followed.
 template <class W>
-struct RecurrentWeights {
-  const W *own, *below;  // panels of the recurrent product, and of the input's or null, which come behind the tiles of the former
-  Index hidden;
-  Columns columns, own_columns, below_columns;
+struct SharedWeights {
+  const W *own, *ahead;  // null: zeros
+  Index hidden, inputs;
+  Columns columns, own_columns, ahead_columns;
+  bool turned;
   OST_HD float operator()(Index out, Index in) const {
-    const Index u = out / columns.count(), first = (hidden + 15) / 16 * 16;
-    const int column = columns.begin + int(out % columns.count());
-    const Index k = in < first ? in : in - first;
-    const Columns of = in < first ? own_columns : below_columns;
-    const W* from = in < first ? own : below;
-    return from && u < hidden && k < hidden && of.has(column) ? as_float(from[(k * hidden + u) * of.count() + column - of.begin]) : 0;
+    const bool second = in >= inputs;
+    const Index i = second ? in - inputs : in, k = turned ? out : i, u = (turned ? i : out) / columns.count();
+    const int column = columns.begin + int((turned ? i : out) % columns.count());
+    const Columns of = second ? ahead_columns : own_columns;
+    const W* from = second ? ahead : own;
+    if (!from || u >= hidden || k >= hidden || !of.has(column)) return 0;
+    const Index n = of.count(), at = column - of.begin;
+    return as_float(from[turned ? (u * n + at) * hidden + k : (k * hidden + u) * n + at]);
   }
-};
-template <class V>
-struct TurnedWeights {
-  const V* from;
-  Index hidden, width;
-  OST_HD float operator()(Index out, Index in) const { return out < hidden && in < width ? as_float(from[in * hidden + out]) : 0; }
 };
 
 // Weights of all blocks as fragments, [block][part][tile of outputs][tile of inputs of a warp][thread], each output's by a power of two, so
@@ -307,7 +304,7 @@ struct Share {
   Index rows;  // that there are
   std::uint32_t* slots;
   Index stride;  // from slot to slot
-  Index below;   // from the slots of the layer below, or 0
+  Index behind;  // the slots of the layer that this one follows, or 0
   template <class T>
   OST_HD Share(const Block& block, const Problem<T>& p, const Piece<T>& piece, Index slot_words)
       : b0(piece.first_row + block.y * kGroupRows),
@@ -316,10 +313,9 @@ struct Share {
         rows(smaller<Index>(kGroupRows, p.batch - b0)),
         slots(piece.box.slots() + (block.z * piece.groups + block.y) * slot_words),
         stride(piece.problems * piece.groups * slot_words),
-        below(piece.wave && block.z > 0 ? piece.groups * slot_words : 0) {}
+        behind(piece.wave && block.z > 0 ? piece.groups * slot_words : 0) {}
   OST_HD std::uint32_t* slot(Index step_of_piece) const { return slots + step_of_piece * stride; }
-  // What step n takes in: the own h, and of the layer below the one that follows it.
-  OST_HD Inputs inputs(Index n, Index tiles) const { return {slot(n), below ? slot(n + 1) - below : nullptr, tiles}; }
+  OST_HD const std::uint32_t* ahead(Index step_of_piece) const { return behind ? slot(step_of_piece) - behind : nullptr; }
   // Whether no launch of this pass before has been given up.
   template <class T>
   OST_HD static bool well(const Piece<T>& piece) {
@@ -350,10 +346,11 @@ struct PersistentKernel {
     typename E::Space product;
     T state[C::kStates][kGroupRows][kUnits];
   };
-  static Index slot_words(Index hidden) { return E::slot_words(ceil_div(hidden, 16)); }
-  Grid grid() const {
-    return {ceil_div(problems[0].hidden, 16) * 16 / kUnits, piece.groups, piece.problems};
-  }  // whole tiles of inputs, so that all are sent
+  static constexpr int kBlockUnits = kUnits;
+  OST_HD static Index tiles_of(Index hidden) { return (hidden + 15) / 16; }
+  OST_HD static Index blocks_of(Index hidden) { return tiles_of(hidden) * 16 / kUnits; }  // whole tiles of inputs, so that all are sent
+  static Index slot_words(Index hidden) { return E::slot_words(tiles_of(hidden)); }
+  Grid grid() const { return {blocks_of(problems[0].hidden), piece.groups, piece.problems}; }
 
   struct Next {
     T gx[C::kColumns];
@@ -362,14 +359,14 @@ struct PersistentKernel {
   OST_HD void operator()(const Block& block, Space& space) const {
     const Problem<T>& p = problems[block.z];
     const Clock clock = p.clock();
-    const Index tiles = (p.hidden + 15) / 16;
+    const Index tiles = tiles_of(p.hidden);
     const Share<kUnits> share(block, p, piece, E::slot_words(tiles));
     const float* scales = kParts > 1 ? p.persistent_scales + block.x * kTiles * 16 : nullptr;
     PerThread<typename E::Weights> weights;
     PerThread<Next> next;  // of the step to come: asked for while the product of the one before is under way
     PerThread<ForwardOut<C, T>> out;
     PerThread<bool> lost, ran;
-    E::load(block, weights, space.product, p.persistent_panels, share.inputs(0, tiles).all());
+    E::load(block, weights, space.product, p.persistent_panels, share.behind ? 2 * tiles : tiles);
     block.alone([&](int thread) {
       lost[thread] = !share.well(piece);
       for (int k = 0; k < C::kStates; ++k)
@@ -387,7 +384,7 @@ struct PersistentKernel {
     send(block, space, share, 0, tiles);
     for (Index n = 0; n < piece.steps; ++n) {
       const Index step = piece.first_step + n, t = clock.time(step);
-      E::multiply(block, weights, space.product, piece.box, share.inputs(n, tiles), share.rows, lost);
+      E::multiply(block, weights, space.product, piece.box, {share.slot(n), share.ahead(n + 1), tiles}, share.rows, lost);
       share.each(block, [&](int thread, Index b, int row, int unit, Index u) {
         constexpr Columns product = C::kPhases[0].product;
         T products[product.count()], state[C::kStates];
@@ -408,7 +405,7 @@ struct PersistentKernel {
         for (int k = 0; k < C::kStates; ++k) space.state[k][row][unit] = state[k];
       });
       block.warps_meet();
-      if (n + 1 < piece.slots()) send(block, space, share, n + 1, tiles);  // first of all: the others wait for it
+      if (n + 1 < piece.steps + (piece.wave && block.z == 0)) send(block, space, share, n + 1, tiles);  // first of all: the others wait for it
       share.each(block, [&](int thread, Index b, int, int, Index u) { keep<C, T, 0>(p, clock, t, b, u, ran[thread], out[thread]); });
       block.meet();  // the sums have been read
     }
@@ -443,13 +440,12 @@ struct PersistentKernel {
   }
 };
 
-// The same of the backward pass: of each unit of a block dh, from da of all. That is several times as much as h, so that blocks which can
-// write to each other's shared memory, `kSplit` of them, take in a share each, for the units of all of them, and hand on the sums.
-template <class C, class T, class Word, int kParts, int kUnits, int kSplit>
+// The same of the backward pass: of each unit of a block dh, from da of all, columns [kFirst, kFirst + kCount) of each unit. That is several
+// times as much as h, so that blocks which can write to each other's shared memory, `kSplit` of them, take in a share each, for the units of
+// all of them, and hand on the sums. Of two layers the upper one comes first, and the other takes in what it sends in place of dy.
+template <class C, class T, class Word, int kParts, int kUnits, int kSplit, int kFirst, int kCount>
 struct BackwardPersistentKernel {
   static constexpr int kPeers = kSplit, kTiles = kSplit * kUnits / 16;
-  static constexpr Columns kColumns = C::kPhases[0].product;
-  static constexpr int kCount = kColumns.count();
   using E = MailboxEngine<Word, kParts, kTiles, kSplit == 1 ? 4 : 4 / kParts, kSplit>;
   Problem<T> problems[2];
   BackwardProblem<T> gradients[2];
@@ -465,6 +461,7 @@ struct BackwardPersistentKernel {
     T sums[kSplit > 1 ? 2 : 1][kSplit][kGroupRows][kUnits];  // by peer; of this step and the one before, which a peer may still read
   };
   static_assert(kSplit == 1 || sizeof(Space) <= 128 << 10);  // of a multiprocessor of sm_90 and sm_100; others have no clusters (module.cu)
+  static constexpr int kBlockUnits = kUnits;
   OST_HD static Index blocks_of(Index hidden) { return (hidden + kSplit * kUnits - 1) / (kSplit * kUnits) * kSplit; }
   OST_HD static Index tiles_of(Index hidden) { return blocks_of(hidden) * kUnits * kCount / 16; }
   static Index slot_words(Index hidden) { return E::slot_words(tiles_of(hidden)); }
@@ -481,7 +478,7 @@ struct BackwardPersistentKernel {
     PerThread<typename E::Weights> weights;
     PerThread<BackwardOut<C, T>> out;
     PerThread<bool> lost;
-    E::load(block, weights, space.product, p.persistent_turned, tiles);
+    E::load(block, weights, space.product, p.persistent_turned, share.behind ? 2 * tiles : tiles);
     block.alone([&](int thread) {
       lost[thread] = !share.well(piece);
       for (int i = thread; i < kGroupRows * kUnits * kCount; i += kThreads) space.da[i / (kUnits * kCount)][i % (kUnits * kCount)] = T(0);
@@ -495,25 +492,28 @@ struct BackwardPersistentKernel {
       for (int k = 0; k < C::kStates; ++k) space.d[k][row][unit] = (k == 0 ? g.dh : g.dc)[b * p.hidden + u];
       ask(p, g, clock.time(piece.first_step + piece.steps - 1), b, u, space.given[thread]);
     });
-    for (Index n = piece.steps; n-- > 0;) {
+    for (Index n = piece.steps - (share.behind ? 0 : 1); n >= 0; --n) {  // n = steps: what the last one of them is given
       const Index t = clock.time(piece.first_step + n);
-      share.each(block, [&](int thread, Index b, int row, int unit, Index u) {
-        T d[2] = {space.d[0][row][unit], C::kStates > 1 ? space.d[C::kStates - 1][row][unit] : T(0)};
-        landed();
-        Gathered<C, T> given = space.given[thread];
-        apply<C, T, 0>(p, g, b, u, given, d, out[thread]);
-        OST_UNROLL
-        for (int column = 0; column < kCount; ++column) space.da[row][unit * kCount + column] = out[thread].da[kColumns.begin + column];
-        OST_UNROLL
-        for (int k = 0; k < C::kStates; ++k) space.d[k][row][unit] = d[k];
-      });
-      block.warps_meet();
-      send(block, space, share, n, tiles);
-      share.each(block, [&](int thread, Index b, int, int, Index u) {
-        keep_gradients<C, T, 0>(p, g, t, b, u, space.given[thread], out[thread]);
-        if (n > 0) ask(p, g, clock.time(piece.first_step + n - 1), b, u, space.given[thread]);
-      });
-      E::multiply(block, weights, space.product, piece.box, share.inputs(n, tiles), share.rows, lost);
+      if (n < piece.steps) {
+        share.each(block, [&](int thread, Index b, int row, int unit, Index u) {
+          T d[2] = {space.d[0][row][unit], C::kStates > 1 ? space.d[C::kStates - 1][row][unit] : T(0)};
+          landed();
+          Gathered<C, T> given = space.given[thread];
+          apply<C, T, 0>(p, g, b, u, given, d, out[thread]);
+          OST_UNROLL
+          for (int column = 0; column < kCount; ++column) space.da[row][unit * kCount + column] = out[thread].da[kFirst + column];
+          OST_UNROLL
+          for (int k = 0; k < C::kStates; ++k) space.d[k][row][unit] = d[k];
+        });
+        block.warps_meet();
+        send(block, space, share, n, tiles);
+        share.each(block, [&](int thread, Index b, int, int, Index u) {
+          keep_gradients<C, T, 0>(p, g, t, b, u, space.given[thread], out[thread]);
+          if (n > 0) ask(p, g, clock.time(piece.first_step + n - 1), b, u, space.given[thread]);
+        });
+      }
+      const Inputs inputs{n < piece.steps ? share.slot(n) : nullptr, n > 0 ? share.ahead(n - 1) : nullptr, tiles};
+      E::multiply(block, weights, space.product, piece.box, inputs, share.rows, lost);
       if constexpr (kSplit > 1) {
         block.alone([&](int thread) {
           OST_UNROLL
@@ -525,13 +525,13 @@ struct BackwardPersistentKernel {
         block.peers_meet();
       }
       share.each(block, [&](int, Index b, int row, int unit, Index u) {
-        if (!clock.active(t, b)) return;
+        if (!share.behind && !clock.active(t, b)) return;  // da of such a row is zero, that of the step before from above may not be
         T sum = kSplit > 1 ? space.sums[n % 2][0][row][unit] : space.product.sum(unit, row);
         OST_UNROLL
         for (int peer = 1; peer < kSplit; ++peer) sum += space.sums[n % 2][peer][row][unit];
         if constexpr (kParts > 1) sum *= scales[unit];
         T d[2] = {space.d[0][row][unit] + sum, C::kStates > 1 ? space.d[C::kStates - 1][row][unit] : T(0)};
-        cut<C, T>(p, g, t, b, u, d);
+        if (!share.behind) cut<C, T>(p, g, t, b, u, d);  // layers go together where nothing is cut
         OST_UNROLL
         for (int k = 0; k < C::kStates; ++k) space.d[k][row][unit] = d[k];
       });

@@ -140,14 +140,16 @@ def plans_of(
     packed: Packed, steps: int, batch: int, backward: bool, dropout: bool = False
 ) -> list[tuple[str, Weights, GpuPlan]]:
     """Of a call without resets, masks or norms: which layers and directions go together, those weights of them that the plan is of, and
-    the plan."""
-    out, layer, both = [], 0, packed.directions
-    while layer < packed.layers:
-        w, wave = packed.parts[layer * both], not (backward or dropout) and packed.wave(layer, steps, batch)
+    the plan; in the order in which they run."""
+    out, both, step = [], packed.directions, -1 if backward else 1
+    layer = packed.layers - 1 if backward else 0
+    while 0 <= layer < packed.layers:
+        w, wave = packed.parts[layer * both], not dropout and packed.wave(layer, step, steps, batch)
         planned = plan_of(w, steps, batch, backward, together=2 if wave else both, wave=wave)
         apart = " a direction" if both > planned.together else " both directions" if both > 1 else ""
-        out.append((f"layers {layer} and {layer + 1}" if wave else f"layer {layer}{apart and ','}{apart}", w, planned))
-        layer += 1 + wave
+        name = f"layers {layer} and {layer + step}" if wave else f"layer {layer}{apart and ','}{apart}"
+        out.append((name, w, planned))
+        layer += step * (1 + wave)
     return out
 
 
@@ -163,8 +165,8 @@ def bytes_of(packed: Packed, steps: int, batch: int, training: bool, dropout: bo
     spread = rows * h * products[0] * item if library and products[0] < columns else 0
     plans = [plans_of(packed, steps, batch, back, dropout) for back in (False, True)[: 1 + training]]
     mailboxes = [max(mailbox_bytes(w, p, back) for _, w, p in of) for of, back in zip(plans, (False, True))]
-    together = max(1 if p.wave else p.together for _, _, p in plans[-1])  # with working arrays of their own
-    inputs = mailboxes[0] + spread + rows * h * columns * item * together
+    # those that go together have working arrays of their own; a layer that follows another one has no projected input
+    inputs = mailboxes[0] + spread + rows * h * columns * item * max(1 if p.wave else p.together for _, _, p in plans[0])
     forward = inputs + (between if training else min(between, 2 * rows * width * item))
     if not training:
         return 0, forward
@@ -173,7 +175,7 @@ def bytes_of(packed: Packed, steps: int, batch: int, training: bool, dropout: bo
     backward = rows * h * (gates + facts["params"]) * item + parts * h * sum(products) * (max(depth, h) + 1) * item
     if library:  # what is multiplied, and dx on its way
         backward += rows * (depth + phases * h + depth) * item
-    backward = backward * together + mailboxes[1]
+    backward = backward * max(p.together for _, _, p in plans[1]) + mailboxes[1]
     backward += min(packed.layers - 1, 2) * rows * width * item  # on its way from layer to layer
     return tape, max(forward, backward + between)
 
@@ -224,20 +226,20 @@ def pack(
     return Weights(device, cell, inputs, hidden, dtype, reverse, arrays, split)
 
 
-def share_of(w: Weights, planned: GpuPlan, backward: bool, above: bool = False) -> Share:
+def share_of(w: Weights, planned: GpuPlan, backward: bool, follows: bool = False) -> Share:
     """What the blocks of a "persistent" kernel have of these weights."""
     parts = 2 if word_bytes(w.dtype, w.arrays["precision"]) == 4 else 1
     columns, products, _ = columns_of(w.cell)
     of = columns if planned.wave else products[1]
-    return Share.of(of, w.hidden, planned.units, planned.peers, parts, backward, above)
+    return Share.of(of, w.hidden, planned.units, planned.peers, parts, backward, follows)
 
 
-def shared_out(w: Weights, planned: GpuPlan, backward: bool, above: bool = False) -> dict[str, Any]:
-    """The recurrent weights as the blocks of a "persistent" kernel keep them, made when first asked for; ``above``: with those of the
-    input, which the layer below sends."""
-    key = planned.units, planned.peers, planned.wave, backward, above
+def shared_out(w: Weights, planned: GpuPlan, backward: bool, ahead: Weights | None = None) -> dict[str, Any]:
+    """The recurrent weights as the blocks of a "persistent" kernel keep them, made when first asked for; ``ahead``: the layer that this one
+    follows in the same launches, whose words go by the weights of the input that are between the two."""
+    key = planned.units, planned.peers, planned.wave, backward, ahead is not None
     if key not in w.shared:
-        share, xp = share_of(w, planned, backward, above), w.device.xp
+        share, xp = share_of(w, planned, backward, ahead is not None), w.device.xp
         weights, scales = (
             ("persistent_turned" if backward else "persistent_panels"),
             f"persistent_{'turned_' * backward}scales",
@@ -252,8 +254,9 @@ def shared_out(w: Weights, planned: GpuPlan, backward: bool, above: bool = False
             "groups": 1,
             "span": 1,
         }
-        sizes |= {"wave": int(planned.wave), "above": int(above)}
-        w.device.launch("pack_persistent", w.cell, w.dtype, {**w.arrays, **made, **sizes})
+        sizes |= {"wave": int(planned.wave), "follows": int(ahead is not None)}
+        between = {"turned_ahead": ahead.arrays["turned0"] if ahead else None}
+        w.device.launch("pack_persistent", w.cell, w.dtype, {**w.arrays, **made, **between, **sizes})
         w.shared[key] = made
     return w.shared[key]
 
@@ -262,7 +265,7 @@ def mailbox_bytes(w: Weights, planned: GpuPlan, backward: bool) -> int:
     """Of what the blocks of a launch send each other."""
     if not planned.units:
         return 0
-    slots = planned.together * planned.groups * (planned.span + planned.wave)
+    slots = planned.together * planned.groups * (planned.span + (planned.wave and not backward))
     return 4 * MAILBOX_HEADER + slots * share_of(w, planned, backward).slot_bytes
 
 
@@ -339,7 +342,7 @@ def forward(
     first, w = every[0], calls[0].w
     first.update(plan_values([c.w for c in calls], planned, False, sizes))
     if len(calls) > 1:
-        first["other"] = {**every[1], **shared_out(calls[1].w, planned, False, planned.wave)}
+        first["other"] = {**every[1], **shared_out(calls[1].w, planned, False, w if planned.wave else None)}
     if sizes[1]:
         w.device.launch("forward", w.cell, w.dtype, first)
     for values in every:  # no later pass reads these
@@ -421,7 +424,7 @@ def backward(
     first = every[0]
     first.update(plan_values([c.kept.weights for c in calls], planned, True, sizes))
     if len(calls) > 1:
-        first["other"] = {**every[1], **shared_out(calls[1].kept.weights, planned, True)}
+        first["other"] = {**every[1], **shared_out(calls[1].kept.weights, planned, True, w if planned.wave else None)}
     w.device.launch("backward", w.cell, w.dtype, first)
     first["other"] = None
     if library:
@@ -557,11 +560,12 @@ class Packed:
         """What dropout leaves of the outputs ``[T,B,D*H]`` of a layer, in place."""
         self._drop(layer, y, y, rate, key, first_step)
 
-    def wave(self, layer: int, steps: int, batch: int) -> bool:
-        """Whether a layer and the one above it may run in the same launches, if nothing happens between the two and all rows go through."""
-        if self.directions > 1 or layer + 1 == self.layers or not steps * batch:
+    def wave(self, layer: int, next_one: int, steps: int, batch: int) -> bool:
+        """Whether a layer and the one above it (``next_one`` 1), or backward the one below it (-1), may run in the same launches, if nothing
+        happens between the two and all rows go through."""
+        if self.directions > 1 or not 0 <= layer + next_one < self.layers or not steps * batch:
             return False
-        return plan_of(self.parts[layer], steps, batch, together=2, wave=True).wave
+        return plan_of(self.parts[layer], steps, batch, next_one < 0, together=2, wave=True).wave
 
     def _drop(self, layer: int, y: Any, to: Any, rate: float, key: int, first_step: int) -> None:
         sizes = {"steps": y.shape[0], "batch": y.shape[1], "hidden": self.hidden_size, "directions": self.directions}
@@ -657,7 +661,7 @@ class Packed:
                         )
                     )  # fmt: skip
                 options = {"lengths": ends, "train": train, "states_only": states_only}
-                if steady and len(calls) == 1 and self.wave(layer, steps, batch):
+                if steady and len(calls) == 1 and self.wave(layer, 1, steps, batch):
                     rows = to
                     continue  # with the next one
                 planned = plan_of(calls[0].w, steps, batch, together=len(calls), wave=self.directions < len(calls))
@@ -671,7 +675,7 @@ class Packed:
                 return y, h_n, c_n, None
             facts = SimpleNamespace(
                 shape=(steps, batch), batch_first=batch_first, x=x, y=y, flat=flat, into=into,
-                dropout=dropout, key=key, first_step=first_step,
+                dropout=dropout, key=key, first_step=first_step, steady=steady,
                 resets=resets is not None or resets_after is not None, state=state, tables=tables, lengths=ends,
             )  # fmt: skip
             return y, h_n, c_n, Tape(self, kept, facts)
@@ -751,13 +755,17 @@ class Tape:
             control = {"clip_value": bound[0], "clip_norm": bound[1], "cuts": device.put(cuts)}
             scratch: list[dict[Any, Any]] = [{}, {}]
             into = None if dy is None else Rows.of(dy, f.batch_first, f.into)
+            by_step = bound[1] > 0 or flow
+            steady = f.steady and cuts is None and not by_step
+            calls: list[Backward] = []
             for layer in reversed(range(p.layers)):
+                wave = steady and not calls and p.wave(layer, -1, steps, batch)
                 rows: Rows | None = None
-                if layer > 0:
+                if layer == 0:
+                    rows = None if dx is None else Rows.of(dx, f.batch_first, f.flat)
+                elif not wave:
                     rows = Rows.of(xp.empty((steps, batch, width), dtype))
-                elif dx is not None:
-                    rows = Rows.of(dx, f.batch_first, f.flat)
-                calls = [
+                calls += [
                     Backward(
                         self._kept[k], None if into is None else into.columns(d * h, (d + 1) * h), (_at(dh_n, k), _at(dc_n, k)),
                         (dh0[k], _at(dc0, k)), grads[k], rows, d == 1 or (layer == 0 and dx_add),
@@ -766,14 +774,16 @@ class Tape:
                     )
                     for d, k in enumerate(range(layer * p.directions, (layer + 1) * p.directions))
                 ]  # fmt: skip
-                by_step = bound[1] > 0 or flow
-                planned = plan_of(calls[0].kept.weights, steps, batch, True, by_step, together=len(calls))
+                into = rows
+                if wave:
+                    continue  # with the next one, which takes in what this one sends
+                both = p.directions < len(calls)
+                planned = plan_of(calls[0].kept.weights, steps, batch, True, by_step, together=len(calls), wave=both)
                 for some in [calls] if planned.together == len(calls) else [[c] for c in calls]:
                     backward(some, planned, scratch=scratch, **control)
-                if layer > 0 and rows is not None:
-                    if f.dropout:
-                        p._drop(layer - 1, rows.array, rows.array, f.dropout, f.key, f.first_step)
-                    into = rows
+                calls = []
+                if layer > 0 and rows is not None and f.dropout:
+                    p._drop(layer - 1, rows.array, rows.array, f.dropout, f.key, f.first_step)
         return dx, dh0, dc0, *dreset, None if norms is None else norms.sum(3)
 
     def active(self) -> Any:
