@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from conftest import CELLS
 from ostinato import _device, _on_device, _plan
 from test_device import DEVICES, NAMES, on_cpu, on_device, problem
 
+real_wave = _on_device.Packed.wave
 ONE_PHASE = [c for c in CELLS if c != "gru_reset_before"]
 KINDS = [("bfloat16", 16), ("bfloat16", 8), ("float16", 16), ("float16", 8), ("split", 8)]
 
@@ -29,11 +32,21 @@ def with_options(device: _device.Device, **options: Any) -> _device.Device:
 
 
 def persistent(
-    cell: str, p: Any, control: Any, device: Any, precision: str, units: int, groups: int, span: int, peers: int = 1
+    cell: str,
+    p: Any,
+    control: Any,
+    device: Any,
+    precision: str,
+    units: int,
+    groups: int,
+    span: int,
+    peers: int = 1,
+    portions: int = 1,
+    **facts: Any,
 ) -> Any:
     """Both passes so."""
-    facts = {"room": 0, "rows": 0, "groups": groups, "span": span, "units": units}
-    backward = {"units": 8 if precision == "split" and peers > 1 else 16, "peers": peers}
+    facts |= {"room": 0, "rows": 0, "groups": groups, "span": span, "units": units}
+    backward = {"units": 8 if precision == "split" and peers > 1 else 16, "peers": peers, "portions": portions}
     return on_device(cell, p, control, device, precision, **facts, backward=backward)
 
 
@@ -66,6 +79,76 @@ def test_against_tiles(cell: str, precision: str, units: int, peers: int, hidden
             )
 
 
+def late(device: _device.Device) -> _device.Device:
+    """What goes ahead is run when it is waited for, and not before."""
+    ahead: list[bool] = [False]
+    waiting: list[Any] = []
+
+    class Late(_device.InTurn):
+        @contextmanager
+        def ahead(self) -> Any:
+            ahead[0] = True
+            yield
+            ahead[0] = False
+
+        def join(self) -> None:
+            for call in waiting:
+                device.run(*call)
+            waiting.clear()
+
+    def run(action: str, cell: int, itemsize: int, values: dict[str, Any]) -> None:
+        if ahead[0]:
+            waiting.append((action, cell, itemsize, dict(values)))
+        else:
+            device.run(action, cell, itemsize, values)
+
+    return replace(device, run=run, beside=Late)
+
+
+@pytest.mark.parametrize("library", [False, True])
+@pytest.mark.parametrize(("kind", "reverse"), [("none", False), ("all", True)])
+@pytest.mark.parametrize("cell", ONE_PHASE)
+def test_products_beside_the_steps(cell: str, kind: str, reverse: bool, library: bool) -> None:
+    """By portions, the last steps first: the same sums in the same order, or of the array library one for each portion."""
+    p = problem(cell, np.float32, (103, 19, 5, 20), kind, reverse)  # 7 parts of the rows
+    whole, *others = (
+        persistent(cell, p, {}, late(DEVICES[0]), "split", 8, 2, 20, portions=n, library=library) for n in (1, 3, 7)
+    )
+    for some in others:
+        for name, a, b in zip(NAMES, whole, some):
+            if a is not None and library:
+                assert float(np.linalg.norm(b - a)) <= 1e-6 * float(np.linalg.norm(a)), name
+            elif a is not None:
+                assert np.array_equal(a, b), name
+
+
+def test_a_stream_beside_the_current_one() -> None:
+    """What goes ahead waits for what was launched before, and what follows a `join` for what went ahead."""
+    log: list[Any] = []
+
+    class Stream:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def wait_event(self, event: Any) -> None:
+            log.append(("waits", self.name, event.of))
+
+    class Event:
+        def __init__(self, disable_timing: bool) -> None:
+            assert disable_timing
+
+        def record(self, stream: Stream) -> None:
+            self.of = stream.name
+
+    cupy = SimpleNamespace(cuda=SimpleNamespace(Event=Event, get_current_stream=lambda: Stream("current")))
+    beside = Stream("beside")
+    with _device.Beside(cupy, beside) as both:
+        assert log == [("waits", "beside", "current")]
+        assert both.ahead() is beside
+    # whatever happened in between: arrays that the other stream uses are given back now
+    assert log[1:] == [("waits", "current", "beside")]
+
+
 @pytest.mark.parametrize(("cell", "peers"), [("lstm", 1), ("lstm", 4), ("gru", 1), ("rnn_tanh", 4)])
 def test_two_words_for_a_float(cell: str, peers: int) -> None:
     """The targets of float32 on a GPU, over many steps: 1e-5 of outputs and 2e-5 of gradients, against float64."""
@@ -94,28 +177,31 @@ def test_weights_of_any_size() -> None:
             assert float(np.linalg.norm(b - a)) <= 1e-4 * float(np.linalg.norm(a)), name
 
 
-@pytest.mark.parametrize("backward", [False, True])
-def test_a_block_that_does_not_come(backward: bool) -> None:
+@pytest.mark.parametrize(("backward", "portions"), [(False, 1), (True, 1), (True, 2)])
+def test_a_block_that_does_not_come(backward: bool, portions: int) -> None:
     """Nobody waits for ever: the outputs are NaN, the next call raises, and then all is well."""
-    p = problem("lstm", np.float32, (5, 3, 3, 40), "none", False)
+    steps, batch = 5 * portions, 3 if portions == 1 else 60
+    p = problem("lstm", np.float32, (steps, batch, 3, 40), "none", False)
     plain = _device.emulated()
 
     def run(action: str, cell: int, itemsize: int, values: dict[str, Any]) -> None:
-        late = {"absent": 1, "patience": 200} if action == ("backward" if backward else "forward") else {}
+        missed = ("backward", "through_time") if backward else ("forward",)
+        late = {"absent": 1, "patience": 200} if action in missed and values.get("first_part", 0) == 0 else {}
         plain.run(action, cell, itemsize, {**values, **late})
 
     device = replace(plain, run=run, told=np.zeros(1, np.uint32))
     w = _on_device.pack(device, "lstm", p["weights"], precision="bfloat16")
-    y, end = np.empty((5, 3, 40), np.float32), tuple(np.empty((3, 40), np.float32) for _ in range(2))
+    y, end = np.empty((steps, batch, 40), np.float32), tuple(np.empty((batch, 40), np.float32) for _ in range(2))
     forced = {"room": 0, "rows": 0, "units": 16, "groups": 1, "span": 2}
     rows = _on_device.Rows.of(p["x"]), _on_device.Rows.of(y)
     call = _on_device.Forward(w, *rows, (None, None), end)
-    planned = [replace(_on_device.plan_of(w, 5, 3, back), **forced) for back in (False, True)]
-    kept = _on_device.forward([call], (5, 3), planned[0], train=True)
+    planned = [replace(_on_device.plan_of(w, steps, batch, back), **forced) for back in (False, True)]
+    planned[1] = replace(planned[1], portions=portions)
+    kept = _on_device.forward([call], (steps, batch), planned[0], train=True)
     if backward:
         assert np.isfinite(y).all()
         grads = [None if a is None else np.zeros_like(a) for a in p["weights"]]
-        dx, d0 = np.zeros_like(p["x"]), tuple(np.empty((3, 40), np.float32) for _ in range(2))
+        dx, d0 = np.zeros_like(p["x"]), tuple(np.empty((batch, 40), np.float32) for _ in range(2))
         dy = _on_device.Rows.of(p["dy"])
         _on_device.backward(
             [_on_device.Backward(kept[0], dy, (None, None), d0, grads, _on_device.Rows.of(dx))], planned[1]
@@ -259,6 +345,66 @@ def test_layers(wide: _device.Device, monkeypatch: pytest.MonkeyPatch, cell: str
         else (y2, None)
     )
     assert np.array_equal(_device.host(y3), _device.host(y2))
+
+
+@pytest.mark.parametrize("library", [False, True])
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"num_layers": 2}])
+@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+def test_layers_with_products_beside_the_steps(
+    wide: _device.Device, monkeypatch: pytest.MonkeyPatch, cell: str, options: dict[str, Any], library: bool
+) -> None:
+    """Alone and together, the same as after all steps."""
+    monkeypatch.setattr(_plan, "LIBRARY_ROWS", 1 if library else 10**9)
+    plain, portions = _plan._persistent, [1]
+    monkeypatch.setattr(_plan, "_persistent", lambda *a: replace(plain(*a), portions=portions[0]))
+    device = fake_cupy.stand_in(monkeypatch, late(wide))
+    layer = getattr(ost.nn, cell)(5, 70, **options, rng=0).to("cuda")
+    r = np.random.default_rng(1)
+    x = device.put(r.standard_normal((130, 8, 5)).astype(np.float32))
+    dy = device.put(r.standard_normal((130, 8, 70 * (2 if layer.bidirectional else 1))).astype(np.float32))
+    results = []
+    for portions[0] in (1, 2, 4):
+        layer.zero_grad()
+        dx = layer.vjp(x)[1](dy)[0]
+        results.append([_device.host(a).copy() for a in (dx, *layer.grads.values())])
+        (planned,) = {p["portions"] for p in ost.explain(layer, x.shape, training=True).facts["passes"]["backward"]}
+        assert planned == portions[0]
+    for some in results[1:]:
+        for a, b in zip(results[0], some):
+            if (
+                library or layer.num_layers > 1
+            ):  # a layer that follows another one adds in another order where launches begin
+                assert float(np.linalg.norm(b - a)) <= 1e-6 * float(np.linalg.norm(a))
+            else:
+                assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("peers", [1, 4])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+def test_two_layers_back(
+    wide: _device.Device, monkeypatch: pytest.MonkeyPatch, cell: str, precision: str, peers: int
+) -> None:
+    """The lower one follows the upper one, by blocks alone and by clusters, against one after the other; the same bits with delays."""
+    shares = _plan.shares_for
+    monkeypatch.setattr(_plan, "shares_for", lambda *a: [s for s in shares(*a) if s.peers == (peers if a[4] else 1)])
+    hidden = 150 if precision == "bfloat16" else 70
+    layer = getattr(ost.nn, cell)(5, hidden, 2, rng=0, precision=precision).to("cuda")
+    r = np.random.default_rng(1)
+    x, dy = (r.standard_normal((9, 19, n)).astype(np.float32) for n in (5, hidden))
+    results = []
+    for together, delays in ((False, 0), (True, 0), (True, 99)):
+        device = fake_cupy.stand_in(monkeypatch, replace(with_options(wide, delays=delays)))
+        layer = copy.deepcopy(layer)
+        monkeypatch.setattr(_on_device.Packed, "wave", real_wave if together else lambda *a: False)
+        layer.zero_grad()
+        dx = layer.vjp(device.put(x), lengths=[*range(1, 10), 0, *[9] * 9])[1](device.put(dy))[0]
+        results.append([_device.host(a).copy() for a in (dx, *layer.grads.values())])
+        plans = ost.explain(layer, (9, 19, 5), training=True).facts["passes"]["backward"]
+        assert {(p["peers"], p["wave"]) for p in plans} == {(peers, together)}
+    for a, b, c in zip(*results):
+        assert np.array_equal(b, c)
+        assert float(np.linalg.norm(b - a)) <= (2e-2 if precision == "bfloat16" else 1e-5) * float(np.linalg.norm(a))
 
 
 def test_explain(wide: _device.Device) -> None:

@@ -80,13 +80,19 @@ def check_persistent(
     assert 1 <= p.span <= steps
     assert p.groups * p.span * share.slot_bytes <= max(device.l2_bytes // 4, p.groups * share.slot_bytes)
     passes = -(-batch // (p.groups * GROUP_ROWS))
-    assert p.launches == passes * -(-steps // p.span)
+    each = -(-steps // p.portions)
+    assert p.launches == passes * p.portions * -(-each // p.span)
+    if p.portions > 1:  # the products of one need multiprocessors beside the steps of the next
+        assert backward
+        assert p.blocks < device.multiprocessors
+        assert steps * batch >= 256 * p.portions
+        assert f"the products of {p.portions} portions" in p.reason
 
 
 @pytest.mark.parametrize("device", DEVICES, ids=lambda d: d.name)
 def test_weights_that_many_multiprocessors_share(device: GpuFigures) -> None:
     """The shapes that the persistent kernels are for."""
-    chosen = {}
+    chosen, portions = {}, set()
     for products, hidden, batch, word, backward in product(
         (LSTM, GRU), (256, 512, 768, 1024), (8, 16, 64), (2, 4), (False, True)
     ):
@@ -95,6 +101,8 @@ def test_weights_that_many_multiprocessors_share(device: GpuFigures) -> None:
         chosen[max(products), hidden, batch, word, backward] = p.kernel
         if p.kernel == "persistent":
             check_persistent(p, device, products, hidden, 1024, batch, word, backward)
+            portions.add(p.portions)
+    assert len(portions) > 1
     if device.multiprocessors >= 128:
         for (columns, hidden, batch, word, backward), kernel in chosen.items():
             if shares_for(device, columns, hidden, word, backward) and not backward and batch <= 16:

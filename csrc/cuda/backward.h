@@ -326,17 +326,18 @@ struct WeightKernel {
   BackwardProblem<T> g;
   using Space = ProductSpace<T, V>;
   static constexpr int kCount = product_columns<C>(Q).count();
-  Grid grid() const { return {ceil_div(p.hidden * kCount, kTileN), ceil_div(p.depth(Q), kTileM), g.parts}; }
+  Grid grid() const { return {ceil_div(p.hidden * kCount, kTileN), ceil_div(p.depth(Q), kTileM), g.portion.end - g.portion.begin}; }
   OST_HD void operator()(const Block& block, Space& space) const {
     const Index m0 = block.y * kTileM, n0 = block.x * kTileN, depth = p.depth(Q), width = p.hidden * kCount;
-    const Range rows = part_of(p.steps * p.batch, block.z, g.parts);
+    const Index part = g.parts_of_rows(p).begin + block.z;
+    const Range rows = part_of(p.steps * p.batch, part, g.parts);
     PerThread<Sums<T>> sums;
     clear(block, sums);
     multiply(
         block, space, rows, [&](int m, Index row) { return m0 + m < depth ? operand<C, T, Q>(p, row, m0 + m) : T(0); },
         [&](Index row, int n) { return n0 + n < width ? g.da[Q][row * width + n0 + n] : T(0); }, sums);
     for_sums<V>(block, sums, [&](int m, int n, T sum) {
-      if (m0 + m < depth && n0 + n < width) g.sums[Q][(block.z * depth + m0 + m) * width + n0 + n] = sum;
+      if (m0 + m < depth && n0 + n < width) g.sums[Q][(part * depth + m0 + m) * width + n0 + n] = sum;
     });
   }
 };
@@ -361,18 +362,18 @@ template <class T>
 struct ColumnKernel {
   const T* rows;
   T* sums;  // [part][width]
-  Index count, width;
-  int parts;
+  Index count, width, parts;
+  Range portion;  // of the parts
   struct Space {};
-  Grid grid() const { return {ceil_div(width, kThreads), parts}; }
+  Grid grid() const { return {ceil_div(width, kThreads), portion.end - portion.begin}; }
   OST_HD void operator()(const Block& block, Space&) const {
     block.each([&](int thread) {
-      const Index n = block.x * kThreads + thread;
+      const Index n = block.x * kThreads + thread, part = portion.begin + block.y;
       if (n >= width) return;
-      const Range mine = part_of(count, block.y, parts);
+      const Range mine = part_of(count, part, parts);
       T sum(0);
       for (Index row = mine.begin; row < mine.end; ++row) sum += rows[row * width + n];
-      sums[block.y * width + n] = sum;
+      sums[part * width + n] = sum;
     });
   }
 };
@@ -382,11 +383,11 @@ template <class C, class T>
 struct AddKernel {
   const T* sums;  // [part][depth][H][column]
   T* gradient;    // [gates*H][depth]
-  Index depth, hidden;
-  int parts, begin, columns;
+  Index depth, hidden, parts;
+  int begin, columns;
   GateTable<C> table;
   struct Space {};
-  AddKernel(const T* sums, T* gradient, Index depth, Index hidden, int parts, int q)
+  AddKernel(const T* sums, T* gradient, Index depth, Index hidden, Index parts, int q)
       : sums(sums),
         gradient(gradient),
         depth(depth),
@@ -402,7 +403,7 @@ struct AddKernel {
       if (u >= hidden) return;
       const int column = int(i / depth % columns);
       T sum(0);
-      for (int part = 0; part < parts; ++part) sum += sums[((part * depth + k) * hidden + u) * columns + column];
+      for (Index part = 0; part < parts; ++part) sum += sums[((part * depth + k) * hidden + u) * columns + column];
       gradient[(table.gate[begin + column] * hidden + u) * depth + k] += sum;
     });
   }

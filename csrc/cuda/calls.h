@@ -84,6 +84,7 @@ BackwardProblem<T> backward_problem(const Addresses& a, Index steps, Index batch
   g.library = a.number<int>("library") != 0;
   g.dx = a.rows<T>("dx"), g.dx_add = a.number<int>("dx_add") != 0;
   g.dh0 = a.get<T>("dh0"), g.dc0 = a.get<T>("dc0"), g.param_sums = a.get<T>("param_sums"), g.parts = gradient_parts(steps, batch);
+  g.portion = {a.number<Index>("first_part", 0), a.number<Index>("last_part", g.parts)};
   g.gradients = {a.get<T>("dweight_ih"), a.get<T>("dweight_hh"), a.get<T>("dbias_ih"), a.get<T>("dbias_hh"), a.get<T>("dweight_peephole")};
   g.drestart_h = a.get<T>("drestart_h"), g.drestart_c = a.get<T>("drestart_c");
   return g;
@@ -137,7 +138,8 @@ void pack_persistent(Run& run, const Problem<T>& p, const Plan& plan, const Addr
   }
 }
 
-enum class Action { kPack, kForward, kBackward, kAdd, kAgain, kPackPersistent };
+enum class Action { kPack, kForward, kBackward, kAdd, kAgain, kPackPersistent, kThroughTime, kProducts };
+constexpr const char* kActions[] = {"pack", "forward", "backward", "add", "again", "pack_persistent", "through_time", "products"};
 
 // W: words of the operands of the forward pass, V: of the backward pass.
 template <class C, class T, class W, class V, class Run>
@@ -146,29 +148,38 @@ void act(Run& run, Action action, const Addresses& a) {
   const Plan plan{a.number<int>("loop"),   a.number<int>("rows"),   a.number<int>("units"),       a.number<int>("peers", 1),
                   a.number<int>("groups"), a.number<Index>("span"), a.number<int>("together", 1), a.number<int>("wave") != 0};
   const int loop = plan.loop, rows = plan.rows;
+  const bool with_steps = action == Action::kBackward || action == Action::kThroughTime,
+             with_products = action == Action::kBackward || action == Action::kProducts, back = with_steps || with_products;
   if (loop && !(kLoops<C> && sizeof(T) == 4 && (loop == kLoopRoom<T, W>[0] || loop == kLoopRoom<T, W>[1])))
     fail("loop", "a room that there is for this cell", std::to_string(loop));
-  if (rows && (sizeof(T) != 4 || (rows != 8 && rows != 16 && rows != 32) || (action == Action::kBackward && !kLoops<C>)))
+  if (rows && (sizeof(T) != 4 || (rows != 8 && rows != 16 && rows != 32) || (back && !kLoops<C>)))
     fail("rows", "8, 16 or 32 in float32, backward of one phase", std::to_string(rows));
   Exchange<T> exchange{};
-  if (plan.units) check_persistent<C, T, W, V>(plan, p.hidden, action == Action::kBackward || a.get<void>("persistent_turned"));
+  if (plan.units) check_persistent<C, T, W, V>(plan, p.hidden, back || a.get<void>("persistent_turned"));
   if (action == Action::kPackPersistent) return pack_persistent<C, T, W, V>(run, p, plan, a);
   if (plan.units) {
     exchange = {{a.need<std::uint32_t>("mailbox"), a.get<std::uint32_t>("report"), a.number<int>("patience", kPatience)},
                 a.get<T>("carry")};
   }
   if (action == Action::kAgain) return again<C, T, W>(run, p);
-  if (action == Action::kAdd) return add_weights<C, T>(run, p, backward_problem<C, T>(a, p.steps, p.batch));
-  const bool pass = action == Action::kForward || action == Action::kBackward;
+  if (action == Action::kAdd)
+    return add_weights<C, T>(run, p, backward_problem<C, T>(a, p.steps, p.batch), a.number<Index>("portions", 1));
+  const bool pass = action == Action::kForward || back;
   const Addresses b = pass && plan.together > 1 ? a.other() : a;
   const Problem<T> other = problem<C, T>(b);
   if (action == Action::kForward) return forward<C, T, W>(run, p, other, exchange, plan);
-  if (action == Action::kBackward) {
+  if (back) {
     const auto g = backward_problem<C, T>(a, p.steps, p.batch);
     if (plan.units && (g.squares || g.control.clip_norm > 0))
       fail("units", "0 where norms of steps are asked for", std::to_string(plan.units));
-    const auto other_g = backward_problem<C, T>(b, p.steps, p.batch);
-    return backward<C, T, V>(run, p, g, other, other_g, exchange, plan);
+    auto other_g = backward_problem<C, T>(b, p.steps, p.batch);
+    other_g.portion = g.portion;
+    const bool whole = g.begins() && g.ends();
+    const bool some = plan.units && !(with_steps && with_products);
+    if (g.portion.begin < 0 || g.portion.end <= g.portion.begin || g.portion.end > g.parts || !(whole || some))
+      fail("first_part, last_part", "all " + std::to_string(g.parts) + " parts, or some of them where blocks share the weights",
+           std::to_string(g.portion.begin) + " and " + std::to_string(g.portion.end));
+    return backward<C, T, V>(run, p, g, other, other_g, exchange, plan, with_steps, with_products);
   }
   for (int q = 0; q < kProductCount<C>; ++q) {
     const T* raw = a.need<const T>(q == 0 ? "weight_ih" : "weight_hh");
@@ -243,7 +254,7 @@ bool extra(Run& run, const std::string& action, const Addresses& a) {
     run(MatmulKernel<T>{a.get<const T>("a"), a.get<const T>("b"), a.get<T>("out"), n("rows"), n("columns"), n("depth"), n("a_row"),
                         n("a_k"), n("b_k"), n("b_column")});
   } else if (action == "copy_rows") {
-    run(CopyRowsKernel<T>{a.get<const T>("from"), a.rows<T>("to"), n("steps"), n("batch"), n("width"), n("add") != 0});
+    run(CopyRowsKernel<T>{a.get<const T>("from"), a.rows<T>("to"), n("steps"), n("batch"), n("width"), n("first"), n("add") != 0});
   } else if (action == "adam") {
     const auto x = [&](const char* name) { return a.number<double>(name); };
     const AdamStep step{x("rate"),         x("beta1"),       x("beta2"),       x("eps"),
@@ -260,9 +271,8 @@ template <class Run>
 void act_by_name(Run& run, const std::string& action, int cell, int itemsize, const py::dict& values) {
   const Addresses a(values);
   if (itemsize == 4 ? extra<float>(run, action, a) : extra<double>(run, action, a)) return;
-  const char* known[] = {"pack", "forward", "backward", "add", "again", "pack_persistent"};
-  for (int i = 0; i < 6; ++i)
-    if (action == known[i]) return act_on(run, Action(i), CellId(cell), itemsize, a.text("precision"), a, Cells());
+  for (int i = 0; i < int(std::size(kActions)); ++i)
+    if (action == kActions[i]) return act_on(run, Action(i), CellId(cell), itemsize, a.text("precision"), a, Cells());
   fail("action", "one that is known", "'" + action + "'");
 }
 

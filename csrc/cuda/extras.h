@@ -135,13 +135,13 @@ template <class T>
 struct CopyRowsKernel {
   const T* from;
   Rows<T> to;
-  Index steps, batch, width;
+  Index steps, batch, width, first;  // steps, from the first on
   bool add;
   struct Space {};
   Grid grid() const { return {ceil_div(steps * batch * width, kThreads)}; }
   OST_HD void operator()(const Block& block, Space&) const {
     block.each([&](int thread) {
-      const Index i = block.x * kThreads + thread, row = i / width, t = row / batch, b = row % batch;
+      const Index i = block.x * kThreads + thread, row = i / width, t = first + row / batch, b = row % batch;
       if (row >= steps * batch || (to.starts && to.starts[b] + t >= to.ends[b])) return;
       T& v = at(to, t, b)[i % width];
       v = add ? v + from[i] : from[i];

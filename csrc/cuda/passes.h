@@ -39,18 +39,19 @@ bool run_persistent_backward(const Plan& plan, F&& f) {
   return false;
 }
 
-// Launches of a pass over groups of rows and spans of steps; each begins with an empty mailbox. make(piece): the kernel.
+// Launches over groups of rows and spans of these steps; each begins with an empty mailbox. make(piece): the kernel.
 template <class Run, class T, class Make>
-void run_pieces(Run& run, const Problem<T>& p, const Exchange<T>& exchange, const Plan& plan, Index slot_words, bool backward,
+void run_pieces(Run& run, const Problem<T>& p, Range all, const Exchange<T>& exchange, const Plan& plan, Index slot_words, bool backward,
                 Make&& make) {
-  const Index pieces = ceil_div(p.steps, plan.span);
+  const Index pieces = ceil_div(all.end - all.begin, plan.span);
+  const bool begins = backward ? all.end == p.steps : all.begin == 0;
   for (Index row = 0; row < p.batch; row += Index(plan.groups) * kGroupRows)
     for (Index i = 0; i < pieces; ++i) {
-      const Index first = (backward ? pieces - 1 - i : i) * plan.span, steps = smaller(plan.span, p.steps - first);
+      const Index first = all.begin + (backward ? pieces - 1 - i : i) * plan.span, steps = smaller(plan.span, all.end - first);
       const int groups = int(smaller<Index>(plan.groups, ceil_div(p.batch - row, kGroupRows)));
       const Piece<T> piece{exchange.box, exchange.carry, first, steps, row, groups, plan.together, plan.wave};
       const Index slots = steps + (plan.wave && !backward);  // what follows the last step forward is the layer's above
-      run(EmptyKernel{exchange.box, plan.together * groups * slots * slot_words, row == 0 && i == 0});
+      run(EmptyKernel{exchange.box, plan.together * groups * slots * slot_words, begins && row == 0 && i == 0});
       run(make(piece));
     }
 }
@@ -119,7 +120,8 @@ void forward(Run& run, const Problem<T>& p, const Problem<T>& other, const Excha
     run_loop<T, W>(plan.loop, [&]<int K>() { run(LoopKernel<C, T, W, K>{p}); });
     if (plan.units && p.steps > 0) {
       with_persistent<C, T, W>(plan, [&]<class K>(K*) {
-        run_pieces(run, p, exchange, plan, K::slot_words(p.hidden), false, [&](const Piece<T>& piece) { return K{{p, other}, piece}; });
+        run_pieces(run, p, Range{0, p.steps}, exchange, plan, K::slot_words(p.hidden), false,
+                   [&](const Piece<T>& piece) { return K{{p, other}, piece}; });
       });
       run(VerdictKernel<C, T>{p, {}, exchange.box, false});
       if (plan.together > 1) run(VerdictKernel<C, T>{other, {}, exchange.box, false});
@@ -138,42 +140,50 @@ void run_backward_phases(Run& run, const Problem<T>& p, const BackwardProblem<T>
   if constexpr (F > 0) run_backward_phases<C, T, V, F - 1>(run, p, g, t);
 }
 
+// The gradients of weights and biases, as sums of those parts of the rows that are run now.
 template <class C, class T, class V, int Q, class Run>
-void run_weights(Run& run, const Problem<T>& p, const BackwardProblem<T>& g) {
+void sum_weights(Run& run, const Problem<T>& p, const BackwardProblem<T>& g) {
+  const Range parts = g.parts_of_rows(p);
   const Index width = p.hidden * product_columns<C>(Q).count();
-  T* weight = Q == 0 ? g.gradients.weight_ih : g.gradients.weight_hh;
-  T* bias = Q == 0 ? g.gradients.bias_ih : g.gradients.bias_hh;
-  if (g.library) {
-    if (g.operands[Q]) run(OperandKernel<C, T, Q>{p, g.operands[Q]});
-  } else if (weight) {
-    run(WeightKernel<C, T, V, Q>{p, g});
-    run(AddKernel<C, T>(g.sums[Q], weight, p.depth(Q), p.hidden, g.parts, Q));
-  }
-  if (bias) {
-    run(ColumnKernel<T>{g.da[Q], g.bias_sums[Q], p.steps * p.batch, width, g.parts});
-    run(AddKernel<C, T>(g.bias_sums[Q], bias, 1, p.hidden, g.parts, Q));
-  }
-  if constexpr (Q + 1 < kProductCount<C>) run_weights<C, T, V, Q + 1>(run, p, g);
+  if (!g.library && (Q == 0 ? g.gradients.weight_ih : g.gradients.weight_hh)) run(WeightKernel<C, T, V, Q>{p, g});
+  if (g.library && g.operands[Q] && g.begins()) run(OperandKernel<C, T, Q>{p, g.operands[Q]});
+  if (Q == 0 ? g.gradients.bias_ih : g.gradients.bias_hh)
+    run(ColumnKernel<T>{g.da[Q], g.bias_sums[Q], p.steps * p.batch, width, g.parts, parts});
+  if constexpr (Q + 1 < kProductCount<C>) sum_weights<C, T, V, Q + 1>(run, p, g);
 }
 
-// The gradients of weights whose sums a library has taken.
+// Adds the sums of all parts; those of the weights by a library: of so many parts.
 template <class C, class T, int Q = 0, class Run>
-void add_weights(Run& run, const Problem<T>& p, const BackwardProblem<T>& g) {
-  T* weight = Q == 0 ? g.gradients.weight_ih : g.gradients.weight_hh;
-  if (weight) run(AddKernel<C, T>(g.sums[Q], weight, p.depth(Q), p.hidden, 1, Q));
-  if constexpr (Q + 1 < kProductCount<C>) add_weights<C, T, Q + 1>(run, p, g);
+void add_weights(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, Index parts) {
+  if (T* weight = Q == 0 ? g.gradients.weight_ih : g.gradients.weight_hh)
+    run(AddKernel<C, T>(g.sums[Q], weight, p.depth(Q), p.hidden, parts, Q));
+  if constexpr (Q + 1 < kProductCount<C>) add_weights<C, T, Q + 1>(run, p, g, parts);
+}
+template <class C, class T, int Q = 0, class Run>
+void add_biases(Run& run, const Problem<T>& p, const BackwardProblem<T>& g) {
+  if (T* bias = Q == 0 ? g.gradients.bias_ih : g.gradients.bias_hh)
+    run(AddKernel<C, T>(g.bias_sums[Q], bias, 1, p.hidden, g.parts, Q));
+  if constexpr (Q + 1 < kProductCount<C>) add_biases<C, T, Q + 1>(run, p, g);
 }
 
-// The products of all steps, and what goes to the states before the first.
+// The products of the rows that are run now, and at the end of the pass what all of them add up to and what goes to the states before the
+// first step. `shared_dx`: another direction's gradient goes to the same dx, so that it waits for the end.
 template <class C, class T, class V, class Run>
-void after_steps(Run& run, const Problem<T>& p, const BackwardProblem<T>& g) {
+void products(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, const Exchange<T>& exchange, const Plan& plan, bool shared_dx) {
+  if (plan.units && p.steps > 0 && g.ends()) run(VerdictKernel<C, T>{p, g, exchange.box, true});
   if (p.steps > 0) {
-    if (g.dx.data && !g.library) run(TurnKernel<C, T, V, 0>{p, g, 0, p.steps * p.batch, nullptr, g.dx_add});
-    run_weights<C, T, V, 0>(run, p, g);
-    if (C::kParams > 0 && g.gradients.params) {
-      run(ColumnKernel<T>{g.dparams, g.param_sums, p.steps * p.batch, C::kParams * p.hidden, g.parts});
+    const Range rows = shared_dx ? Range{0, p.steps * p.batch} : g.rows(p);
+    if (g.dx.data && !g.library && (!shared_dx || g.ends())) run(TurnKernel<C, T, V, 0>{p, g, rows.begin, rows.end - rows.begin, nullptr, g.dx_add});
+    sum_weights<C, T, V, 0>(run, p, g);
+    if (C::kParams > 0 && g.gradients.params)
+      run(ColumnKernel<T>{g.dparams, g.param_sums, p.steps * p.batch, C::kParams * p.hidden, g.parts, g.parts_of_rows(p)});
+  }
+  if (!g.ends()) return;
+  if (p.steps > 0) {
+    if (!g.library) add_weights<C, T>(run, p, g, g.parts);
+    add_biases<C, T>(run, p, g);
+    if (C::kParams > 0 && g.gradients.params)
       run(AddRowsKernel<T>{g.param_sums, g.gradients.params, g.parts, C::kParams * p.hidden});
-    }
   }
   const T* left[] = {g.dh, g.dc};
   T *to[] = {g.dh0, g.dc0}, *restart[] = {g.drestart_h, g.drestart_c};
@@ -183,23 +193,22 @@ void after_steps(Run& run, const Problem<T>& p, const BackwardProblem<T>& g) {
   }
 }
 
+// The steps that are run now, the last one first.
 template <class C, class T, class V, class Run>
-void backward(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, const Problem<T>& other, const BackwardProblem<T>& other_g,
-              const Exchange<T>& exchange, const Plan& plan) {
-  if (p.batch == 0) return;
+void through_time(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, const Problem<T>& other, const BackwardProblem<T>& other_g,
+                  const Exchange<T>& exchange, const Plan& plan) {
   const int rows = plan.rows;
-  run(BackwardBeginKernel<C, T>{p, g});
-  if (plan.together > 1) run(BackwardBeginKernel<C, T>{other, other_g});
+  if (g.begins()) {
+    run(BackwardBeginKernel<C, T>{p, g});
+    if (plan.together > 1) run(BackwardBeginKernel<C, T>{other, other_g});
+  }
   if constexpr (kLoops<C> && sizeof(T) == 4) {
     run_loop<T, V>(plan.loop, [&]<int K>() { run(BackwardLoopKernel<C, T, V, K>{p, g}); });
-    if (plan.units && p.steps > 0) {
+    if (plan.units && p.steps > 0)
       with_persistent_backward<C, T, V>(plan, [&]<class K>(K*) {
-        run_pieces(run, p, exchange, plan, K::slot_words(p.hidden), true,
+        run_pieces(run, p, g.steps(p.steps), exchange, plan, K::slot_words(p.hidden), true,
                    [&](const Piece<T>& piece) { return K{{p, other}, {g, other_g}, piece}; });
       });
-      run(VerdictKernel<C, T>{p, g, exchange.box, true});
-      if (plan.together > 1) run(VerdictKernel<C, T>{other, other_g, exchange.box, true});
-    }
     if (rows > 0 && p.steps > 0) run(CellKernel<C, T, 0>{p, g, p.clock().time(p.steps - 1)});
     for (Index s = rows > 0 ? p.steps : 0; s-- > 0;) run_stream(rows, [&]<int R>() { run(StreamBackwardKernel<C, T, V, R>{p, g, s}); });
   }
@@ -210,8 +219,18 @@ void backward(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, const 
     if (g.control.flow) run(FlowKernel<C, T>{p, g, t});
     if (p.times.before || g.control.cuts) run(CutKernel<C, T>{p, g, t});
   }
-  after_steps<C, T, V>(run, p, g);
-  if (plan.together > 1) after_steps<C, T, V>(run, other, other_g);
+}
+
+// Both, or one of them, where products go beside the steps that follow.
+template <class C, class T, class V, class Run>
+void backward(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, const Problem<T>& other, const BackwardProblem<T>& other_g,
+              const Exchange<T>& exchange, const Plan& plan, bool with_steps, bool with_products) {
+  if (p.batch == 0) return;
+  if (with_steps) through_time<C, T, V>(run, p, g, other, other_g, exchange, plan);
+  if (!with_products) return;
+  const bool shared_dx = plan.together > 1 && !plan.wave;
+  products<C, T, V>(run, p, g, exchange, plan, shared_dx);
+  if (plan.together > 1) products<C, T, V>(run, other, other_g, exchange, plan, shared_dx);
 }
 
 }  // namespace ost::OST_SET

@@ -43,14 +43,11 @@ struct Inputs {
 };
 
 // sums[out][row] = weights times what the mailbox brings: a block of `kPeers` and in it a warp a share of the inputs, tile by tile of 16 in
-// turn. kChunk tiles are asked for at the same time.
-template <class Word, int kParts, int kTiles, int kChunk, int kPeers = 1>
+// turn. kChunk tiles are asked for at the same time. kShared: of a warp's tiles, those for which registers have no room.
+template <class Word, int kParts, int kTiles, int kChunk, int kPeers = 1, int kShared = 0>
 struct MailboxEngine {
   static constexpr int kWarps = kThreads / 32, kDepth = kWeightWords / (kTiles * kParts), kRowTiles = kGroupRows / 8, kWords = 2 * kParts;
-  static constexpr int kShared = kPeers == 1   ? 0
-                                 : kParts == 1 ? 2
-                                               : 5,
-                       kKept = kDepth - kShared;  // of a warp's tiles, for which registers have no room
+  static constexpr int kKept = kDepth - kShared;
   static_assert(kDepth % kChunk == 0);
   struct Weights {
     FragmentA a[kParts][kTiles][kKept];
@@ -446,7 +443,8 @@ struct PersistentKernel {
 template <class C, class T, class Word, int kParts, int kUnits, int kSplit, int kFirst, int kCount>
 struct BackwardPersistentKernel {
   static constexpr int kPeers = kSplit, kTiles = kSplit * kUnits / 16;
-  using E = MailboxEngine<Word, kParts, kTiles, kSplit == 1 ? 4 : 4 / kParts, kSplit>;
+  static constexpr int kShared = kSplit == 1 ? kParts - 1 : kParts == 1 ? 3 : 5;
+  using E = MailboxEngine<Word, kParts, kTiles, kSplit == 1 ? 4 : 4 / kParts, kSplit, kShared>;
   Problem<T> problems[2];
   BackwardProblem<T> gradients[2];
   Piece<T> piece;
@@ -590,6 +588,10 @@ struct VerdictKernel {
           if (!p.y.starts || p.y.starts[b] + t < p.y.ends[b]) at(p.y, t, b)[u] = nan;
           if (C::kStates > 1 && p.cells) p.cells[i] = nan;
         }
+      }
+      for (Index i = first; i < rows * p.input && backward && g.dx.data; i += stride) {
+        const Index row = i / p.input, t = row / p.batch, b = row % p.batch;
+        if (!g.dx.starts || g.dx.starts[b] + t < g.dx.ends[b]) at(g.dx, t, b)[i % p.input] = nan;
       }
       for (Index i = first; i < p.batch * p.hidden; i += stride) {
         if (backward) g.dh[i] = nan;

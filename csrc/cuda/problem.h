@@ -58,11 +58,22 @@ struct BackwardProblem {
   T* sums[kMaxProducts];       // [part][depth][H][column]
   T* bias_sums[kMaxProducts];  // [part][H][column]
   T* param_sums;               // [part][params][H]
-  int parts;
+  Index parts;
+  Range portion;              // of the parts, counted from the first step: those that are run now
   bool library;               // takes the products of all rows: what they multiply is written, and they are not taken here
   T* operands[kMaxProducts];  // [T*B][depth], or null: not wanted
   RawGradients<T> gradients;
   T *drestart_h, *drestart_c;
+
+  OST_HD Range steps(Index steps) const { return {steps * portion.begin / parts, steps * portion.end / parts}; }
+  // Parts of the rows [T*B] that are complete with those steps, and rows, if the last step comes first.
+  OST_HD Range parts_of_rows(const Problem<T>& p) const { return p.reverse ? Range{parts - portion.end, parts - portion.begin} : portion; }
+  OST_HD Range rows(const Problem<T>& p) const {
+    const Range s = steps(p.steps);
+    return p.reverse ? Range{(p.steps - s.end) * p.batch, (p.steps - s.begin) * p.batch} : Range{s.begin * p.batch, s.end * p.batch};
+  }
+  OST_HD bool begins() const { return portion.end == parts; }
+  OST_HD bool ends() const { return portion.begin == 0; }
 };
 
 template <class T>

@@ -6,6 +6,7 @@ Nothing here allocates or waits on its own: arrays come from the array library o
 from __future__ import annotations
 
 import importlib
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -31,6 +32,24 @@ VERDICTS = {
     "use precision='exact'",
 }
 NO_CELL = -1  # of kernels beside the cells'
+HIGHEST = -100  # of priorities; the runtime takes the one next to it that there is
+
+
+class InTurn:
+    """What goes beside what, on a device that does one thing after the other."""
+
+    def __enter__(self) -> InTurn:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.join()
+
+    def ahead(self) -> AbstractContextManager[Any]:
+        """What is launched here goes ahead: it waits for what had been launched before all of this, and for nothing since."""
+        return nullcontext()
+
+    def join(self) -> None:
+        """What is launched from now on waits for what went ahead."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +64,7 @@ class Device:
         run: ``run(action, cell, itemsize, addresses)`` launches the kernels of an action.
         here: a context in which the library's arrays are made on this device.
         wait: until all that was launched has been done.
+        beside: launches that go ahead of those that follow them: `InTurn` has what it makes.
         told: a word of the host's memory in which kernels say that a launch was given up: `csrc/cuda/mailbox.h`.
     """
 
@@ -55,6 +75,7 @@ class Device:
     run: Callable[[str, int, int, dict[str, Any]], None]
     here: Callable[[], AbstractContextManager[Any]] = nullcontext
     wait: Callable[[], None] = lambda: None
+    beside: Callable[[], InTurn] = InTurn
     told: Any = field(default_factory=lambda: np.zeros(1, np.uint32), compare=False)
 
     def check(self) -> None:
@@ -214,6 +235,26 @@ def _has_product(cupy: Any, index: int) -> bool:
         return False
 
 
+class Beside(InTurn):
+    """A stream of CuPy's of the highest priority, beside the current one."""
+
+    def __init__(self, cupy: Any, stream: Any) -> None:
+        self._cupy, self._stream, self._current = cupy, stream, cupy.cuda.get_current_stream()
+        self._wait(self._stream, self._current)
+
+    def ahead(self) -> AbstractContextManager[Any]:
+        stream: AbstractContextManager[Any] = self._stream
+        return stream
+
+    def join(self) -> None:
+        self._wait(self._current, self._stream)
+
+    def _wait(self, one: Any, other: Any) -> None:
+        event = self._cupy.cuda.Event(disable_timing=True)
+        event.record(other)
+        one.wait_event(event)
+
+
 @lru_cache
 def _cuda_device(index: int) -> Device:
     import cupy
@@ -233,11 +274,19 @@ def _cuda_device(index: int) -> Device:
         d = gpu.devices()[index]
     names = "name", "capability", "multiprocessors", "shared_bytes", "l2_bytes", "clock_hz", "clusters"
     figures = GpuFigures(**{n: d[n] for n in names}, library=_has_product(cupy, index))
+    streams = threading.local()  # of each thread its own: what one of them records is not another one's
+
+    def beside() -> InTurn:
+        if not hasattr(streams, "one"):
+            with here():
+                streams.one = cupy.cuda.Stream(non_blocking=True, priority=HIGHEST)
+        return Beside(cupy, streams.one)
+
     with here():  # memory that the device writes to and the host reads without waiting
         told = np.frombuffer(cupy.cuda.alloc_pinned_memory(4), np.uint32, 1)
     told[0] = 0
     made = Device(
-        f"cuda:{index}", figures, cupy, lambda a: int(a.data.ptr), run, here, lambda: here().synchronize(), told
+        f"cuda:{index}", figures, cupy, lambda a: int(a.data.ptr), run, here, lambda: here().synchronize(), beside, told
     )
     _MADE.append(made)
     return made

@@ -132,7 +132,7 @@ def plan_of(
     word = word_bytes(w.dtype, w.arrays["precision"])
     facts = {"hidden": w.hidden, "steps": steps, "batch": batch, "word": word, "together": together}
     columns, products, _ = columns_of(w.cell)
-    facts["wave"] = columns if wave else 0
+    facts |= {"wave": columns if wave else 0, "inputs": w.input}
     return plan(w.device.figures, products[1:], **facts, split=w.split, backward=backward, by_step=by_step)
 
 
@@ -166,7 +166,9 @@ def bytes_of(packed: Packed, steps: int, batch: int, training: bool, dropout: bo
     plans = [plans_of(packed, steps, batch, back, dropout) for back in (False, True)[: 1 + training]]
     mailboxes = [max(mailbox_bytes(w, p, back) for _, w, p in of) for of, back in zip(plans, (False, True))]
     # those that go together have working arrays of their own; a layer that follows another one has no projected input
-    inputs = mailboxes[0] + spread + rows * h * columns * item * max(1 if p.wave else p.together for _, _, p in plans[0])
+    inputs = (
+        mailboxes[0] + spread + rows * h * columns * item * max(1 if p.wave else p.together for _, _, p in plans[0])
+    )
     forward = inputs + (between if training else min(between, 2 * rows * width * item))
     if not training:
         return 0, forward
@@ -420,19 +422,31 @@ def backward(
     library = planned.library and sizes[0] > 0
     control = {"clip_value": float(clip_value), "clip_norm": float(clip_norm), "cuts": cuts, "library": int(library)}
     held = scratch or [{}, {}]
-    every = [{**_backward_values(c, library, clip_norm > 0, held[k]), **control} for k, c in enumerate(calls)]
+    taken = planned.portions if library else 0
+    every = [{**_backward_values(c, taken, clip_norm > 0, held[k]), **control} for k, c in enumerate(calls)]
     first = every[0]
     first.update(plan_values([c.kept.weights for c in calls], planned, True, sizes))
     if len(calls) > 1:
         first["other"] = {**every[1], **shared_out(calls[1].kept.weights, planned, True, w if planned.wave else None)}
-    w.device.launch("backward", w.cell, w.dtype, first)
+    parts, portions = _core.gradient_parts(*sizes), planned.portions
+    cuts = [parts * k // portions for k in range(portions + 1)]
+    with w.device.beside() if portions > 1 else _device.InTurn() as beside:
+        for k in reversed(range(portions)):
+            first.update(first_part=cuts[k], last_part=cuts[k + 1])
+            if portions > 1:
+                with beside.ahead():
+                    w.device.launch("through_time", w.cell, w.dtype, first)
+                beside.join()
+            w.device.launch("products" if portions > 1 else "backward", w.cell, w.dtype, first)
+            if library:
+                steps = sizes[0] * cuts[k] // parts, sizes[0] * cuts[k + 1] // parts
+                for call, values in zip(calls, every):
+                    _library_gradients(call, values, planned, k, steps)
     first["other"] = None
-    if library:
-        for call, values in zip(calls, every):
-            _library_gradients(call.kept, values, call.dx, call.dx_add)
 
 
-def _backward_values(call: Backward, library: bool, norms: bool, held: dict[Any, Any]) -> dict[str, Any]:
+def _backward_values(call: Backward, library: int, norms: bool, held: dict[Any, Any]) -> dict[str, Any]:
+    """``library``: of so many portions of the rows the array library takes the products, each as a whole; 0: our own kernels."""
     kept, w = call.kept, call.kept.weights
     (steps, batch), facts, size, dtype = kept.shape, facts_of(w.cell), w.hidden, w.dtype
     _, products, shared = columns_of(w.cell)
@@ -446,7 +460,7 @@ def _backward_values(call: Backward, library: bool, norms: bool, held: dict[Any,
             held[key] = w.device.xp.empty(shape, dtype)
         return held[key]
 
-    made = _again(kept, work, library) if facts["saved"] and kept.values["saved"] is None else {}
+    made = _again(kept, work, library > 0) if facts["saved"] and kept.values["saved"] is None else {}
     rows = {"dy": call.dy, "dx": call.dx, "dcells": call.dcells}
     values = {
         **kept.values,
@@ -472,9 +486,9 @@ def _backward_values(call: Backward, library: bool, norms: bool, held: dict[Any,
     for q, n in enumerate(products):
         depth = w.input if q == 0 else size
         values[f"da{q}"] = work(f"da{q}", steps, batch, size, n, wanted=not (shared and q == 1))
-        values[f"sums{q}"] = work(f"sums{q}", 1 if library else parts, depth, size, n)
+        values[f"sums{q}"] = work(f"sums{q}", library or parts, depth, size, n)
         values[f"bias_sums{q}"] = work(f"bias_sums{q}", parts, size, n)
-        taken = library and call.grads[min(q, 1)] is not None
+        taken = library > 0 and call.grads[min(q, 1)] is not None
         values[f"operands{q}"] = work(f"operands{q}", steps, batch, depth, wanted=taken)
     return values
 
@@ -493,21 +507,30 @@ def _library_product(w: Weights, x: Rows, values: dict[str, Any], gx: Any) -> No
     values.update(Rows.of(product, x.batch_first, flat).values("px"))
 
 
-def _library_gradients(kept: Kept, values: dict[str, Any], dx: Rows | None, dx_add: bool) -> None:
-    """dx and the gradients of the weights, from what the kernels have written."""
-    _, products, shared = columns_of(kept.weights.cell)
-    w, xp = kept.weights, kept.weights.device.xp
-    rows = kept.shape[0] * kept.shape[1]
-    flat = [values[f"da{0 if shared and q == 1 else q}"].reshape(rows, -1) for q in range(len(products))]
+def _library_gradients(
+    call: Backward, values: dict[str, Any], planned: GpuPlan, portion: int, steps: tuple[int, int]
+) -> None:
+    """dx and the gradients of the weights of these steps, from what the kernels have written; portion 0 is the last to come."""
+    w, (all_steps, batch), last = call.kept.weights, call.kept.shape, portion == 0
+    _, products, shared = columns_of(w.cell)
+    xp, whole = w.device.xp, (0, all_steps)
+    times = (all_steps - steps[1], all_steps - steps[0]) if w.reverse else steps
+    flat = [values[f"da{0 if shared and q == 1 else q}"].reshape(all_steps * batch, -1) for q in range(len(products))]
+    rows = slice(times[0] * batch, times[1] * batch)
     for q, da in enumerate(flat):
         if values[f"operands{q}"] is not None:
-            a = values[f"operands{q}"].reshape(rows, -1)
-            xp.matmul(a.T, da, out=values[f"sums{q}"].reshape(a.shape[1], -1))
-    w.device.launch("add", w.cell, w.dtype, {**values, "units": 0, "launches": len(products)})
-    if dx is not None:
-        d = xp.matmul(flat[0], w.arrays["turned0"].reshape(-1, w.input))
-        sizes = {"steps": kept.shape[0], "batch": kept.shape[1], "width": w.input, "add": int(dx_add)}
-        w.device.launch("copy_rows", None, w.dtype, {**dx.values("to"), "from": d, **sizes})
+            a, sums = values[f"operands{q}"].reshape(all_steps * batch, -1)[rows], values[f"sums{q}"][portion]
+            xp.matmul(a.T, da[rows], out=sums.reshape(a.shape[1], -1))
+    if last:
+        numbers = {"units": 0, "launches": len(products), "portions": planned.portions}
+        w.device.launch("add", w.cell, w.dtype, {**values, **numbers})
+    to_both = planned.together > 1 and not planned.wave  # both directions: one adds to what the other one wrote
+    if call.dx is None or (to_both and not last):
+        return
+    first, end = whole if to_both else times
+    d = xp.matmul(flat[0][first * batch : end * batch], w.arrays["turned0"].reshape(-1, w.input))
+    sizes = {"steps": end - first, "batch": batch, "width": w.input, "first": first, "add": int(call.dx_add)}
+    w.device.launch("copy_rows", None, w.dtype, {**call.dx.values("to"), "from": d, **sizes})
 
 
 class Packed:
@@ -561,8 +584,8 @@ class Packed:
         self._drop(layer, y, y, rate, key, first_step)
 
     def wave(self, layer: int, next_one: int, steps: int, batch: int) -> bool:
-        """Whether a layer and the one above it (``next_one`` 1), or backward the one below it (-1), may run in the same launches, if nothing
-        happens between the two and all rows go through."""
+        """Whether a layer and the one above it (``next_one`` 1), or backward the one below it (-1), may run in the same launches, if
+        nothing happens between the two and all rows go through."""
         if self.directions > 1 or not 0 <= layer + next_one < self.layers or not steps * batch:
             return False
         return plan_of(self.parts[layer], steps, batch, next_one < 0, together=2, wave=True).wave

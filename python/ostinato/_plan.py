@@ -16,6 +16,8 @@ FRAGMENTS = 32  # of 16 x 16 weights, that a warp keeps
 WARPS = 8
 TILE_BYTES = 512  # of a part of 16 inputs for the rows of a group, as they are sent
 PEERS = 4  # blocks of a cluster
+PORTIONS = (1, 2, 4, 8)  # of a backward pass
+PART_ROWS = 256  # (t, b), the least of a portion: csrc/cuda/backward.h
 
 # What a step takes, in cycles. Estimates from published figures, until benchmarks/gpu.py has measured them.
 EXCHANGE = 900.0  # from one multiprocessor to the others by way of the L2 cache
@@ -24,6 +26,8 @@ CELL = 500.0  # sums of all warps, the cell, two meetings of a block
 L2_BYTES = 34.6  # a cycle, of a multiprocessor
 MMA = 6.5  # of a quarter of a multiprocessor, m16n8k16
 FMA = 128.0  # a cycle, of a multiprocessor
+TILES, TILES_EXACT, TILES_DOUBLE = FMA * 4, FMA / 3, FMA / 6  # of products of our own, by words of 2, 4 and 8 bytes
+LIBRARY = FMA * 0.8  # of the array library's, of floats
 LAUNCH = 2.4e-6  # seconds, of a kernel that follows another one in a recorded graph
 START = 8e-6  # seconds, of a launch that shares the weights out: its empty mailbox, and the weights on their way to the registers
 
@@ -63,6 +67,8 @@ class GpuPlan:
         span: steps of such a launch.
         together: 2: both directions go in the same launches, or with `wave` a layer and the one above it.
         wave: whether they are layers.
+        portions: of a backward pass: while the steps of one are run, the products of the one before (dx, dW, dR) run beside them, on the
+            multiprocessors that are free.
         seconds: what the recurrence, of both if they go together, takes by the model of this module: an estimate, which no run of our
             kernels has confirmed yet.
     """
@@ -80,6 +86,7 @@ class GpuPlan:
     span: int = 0
     together: int = 1
     wave: bool = False
+    portions: int = 1
     seconds: float = 0.0
 
 
@@ -179,6 +186,7 @@ def plan(
     steps: int,
     batch: int,
     word: int,
+    inputs: int = 0,
     split: bool = False,
     backward: bool = False,
     by_step: bool = False,
@@ -190,6 +198,7 @@ def plan(
     Args:
         products: of each phase of the cell's step, the columns of a unit that its recurrent product feeds.
         word: bytes of an operand: 2, 4 or 8.
+        inputs: of the layer; 0: as many as hidden units.
         split: whether an operand of 4 bytes may go as two words of 2 bytes.
         backward: of the backward pass.
         by_step: something is asked for after every step, which needs all units of a row: the norm of a gradient.
@@ -229,15 +238,24 @@ def plan(
     shares = [s for s in shares if most_groups(device, s)]
     if not shares:
         return step(f"{why}, and there are too few of them, {device.multiprocessors}, to share the weights")
-    plans = [_persistent(device, s, steps, batch, 1, False) for s in shares]
+    kinds = [(s, 1) for s in shares]
     if together == 2:
         pairs = shares_for(device, wave, hidden, word, backward, True) if wave else shares
-        plans += [_persistent(device, s, steps, batch, 2, bool(wave)) for s in pairs if most_groups(device, s) >= 2]
-    best = min(plans, key=lambda p: p.seconds / p.together)
-    times = best.seconds / best.together / max(by_itself.seconds, 1e-12)
+        kinds += [(s, 2) for s in pairs if most_groups(device, s) >= 2]
+
+    def of(kind: tuple[Share, int], portions: int = 1) -> GpuPlan:
+        return _persistent(device, kind[0], steps, batch, kind[1], kind[1] > 1 and wave > 0, portions)
+
+    best = min(kinds, key=lambda kind: of(kind).seconds / kind[1])
+    times = of(best).seconds / best[1] / max(by_itself.seconds, 1e-12)
     if times >= 1:
         return step(f"{why}; to share them out would take longer, by the model {times:.2g} times as long")
-    return replace(best, library=library)
+    if not backward:
+        return replace(of(best), library=library)
+    work = best[1] * products[0] * hidden * (2 * (inputs or hidden) + hidden) * steps * batch
+    rate = device.multiprocessors * device.clock_hz * {2: TILES, 4: LIBRARY if library else TILES_EXACT}[word]
+    cuts = [of(best, n) for n in PORTIONS if n == 1 or n <= min(steps, steps * batch // PART_ROWS)]
+    return replace(min(cuts, key=lambda p: _with_products(device, p, work / rate)), library=library)
 
 
 def _stepwise(
@@ -252,7 +270,8 @@ def _stepwise(
 ) -> GpuPlan:
     """A launch a step and phase."""
     rate, weights = device.multiprocessors * device.clock_hz, hidden * hidden * sum(products)
-    work = steps * batch * weights / {2: FMA * 4, 4: FMA / 3, 8: FMA / 6}[word] / rate  # of tiles without a pipeline
+    tiles = {2: TILES, 4: TILES_EXACT, 8: TILES_DOUBLE}[word]  # they have no pipeline
+    work = steps * batch * weights / tiles / rate
     rows = rows_for(products, batch, word, backward, by_step)
     if rows:
         units, times = (16 if backward else 16 // max(products)), -(-batch // rows)
@@ -265,12 +284,15 @@ def _stepwise(
     return GpuPlan("step", blocks, launches, False, "", seconds=launches * LAUNCH + work)
 
 
-def _persistent(device: GpuFigures, share: Share, steps: int, batch: int, together: int, wave: bool) -> GpuPlan:
+def _persistent(
+    device: GpuFigures, share: Share, steps: int, batch: int, together: int, wave: bool, portions: int = 1
+) -> GpuPlan:
     wanted = -(-batch // GROUP_ROWS)
     groups = min(wanted, most_groups(device, share) // together)
     passes = -(-wanted // groups)
-    span = max(1, min(steps, device.l2_bytes // 4 // (together * groups * share.slot_bytes)))
-    launches = passes * -(-steps // span)
+    each = -(-steps // portions)
+    span = max(1, min(each, device.l2_bytes // 4 // (together * groups * share.slot_bytes)))
+    launches = passes * portions * -(-each // span)
     seconds = launches * START + passes * (steps + wave * launches) * share.cycles(batch) / device.clock_hz
     reason = (
         f"{share.blocks} multiprocessors have room for the recurrent weights, {share.units} units each; "
@@ -278,9 +300,22 @@ def _persistent(device: GpuFigures, share: Share, steps: int, batch: int, togeth
         + (f"; clusters of {share.peers} take in a share of the gradients each" if share.peers > 1 else "")
         + ("; a layer and the one above it, a step behind, in the same launches" if wave else "")
         + ("; both directions in the same launches" if together > 1 and not wave else "")
+        + (f"; the products of {portions} portions of the steps beside those that follow" if portions > 1 else "")
     )
     blocks = share.blocks * groups * together
     return GpuPlan(
         "persistent", blocks, launches, False, reason, units=share.units, peers=share.peers, groups=groups, span=span,
-        together=together, wave=wave, seconds=seconds,
+        together=together, wave=wave, portions=portions, seconds=seconds,
     )  # fmt: skip
+
+
+def _with_products(device: GpuFigures, planned: GpuPlan, products: float) -> float:
+    """Seconds of a backward pass with its products, which take so many on the whole device: those of each portion but the last run while
+    the next one is under way."""
+    free, n = device.multiprocessors - planned.blocks, planned.portions
+    if n == 1:
+        return planned.seconds + products
+    if free <= 0:
+        return float("inf")
+    steps, beside = planned.seconds / n, products / n * device.multiprocessors / free
+    return steps + (n - 1) * max(steps, beside) + products / n
