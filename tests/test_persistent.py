@@ -18,7 +18,6 @@ from ostinato import _device, _on_device, _plan
 from test_device import DEVICES, NAMES, on_cpu, on_device, problem
 
 real_wave = _on_device.Packed.wave
-ONE_PHASE = [c for c in CELLS if c != "gru_reset_before"]
 KINDS = [("bfloat16", 16), ("bfloat16", 8), ("float16", 16), ("float16", 8), ("split", 8)]
 
 
@@ -54,7 +53,7 @@ def persistent(
 @pytest.mark.parametrize(
     ("precision", "units", "peers"), [(*k, 4 if k[1] == 8 else 1) for k in KINDS] + [("split", 8, 1)]
 )
-@pytest.mark.parametrize("cell", ONE_PHASE)
+@pytest.mark.parametrize("cell", CELLS)
 def test_against_tiles(cell: str, precision: str, units: int, peers: int, hidden: int) -> None:
     """Against the same with a launch a step, which is held against the CPU; and the same bits in whatever order the blocks come."""
     devices = [with_options(DEVICES[0], delays=7), with_options(DEVICES[1], delays=12345), *DEVICES[2:]]
@@ -107,7 +106,7 @@ def late(device: _device.Device) -> _device.Device:
 
 @pytest.mark.parametrize("library", [False, True])
 @pytest.mark.parametrize(("kind", "reverse"), [("none", False), ("all", True)])
-@pytest.mark.parametrize("cell", ONE_PHASE)
+@pytest.mark.parametrize("cell", CELLS)
 def test_products_beside_the_steps(cell: str, kind: str, reverse: bool, library: bool) -> None:
     """By portions, the last steps first: the same sums in the same order, or of the array library one for each portion."""
     p = problem(cell, np.float32, (103, 19, 5, 20), kind, reverse)  # 7 parts of the rows
@@ -263,6 +262,11 @@ def test_nan_travels() -> None:
 def test_plans_that_the_kernels_refuse() -> None:
     p = problem("gru_reset_before", np.float32, (2, 2, 3, 4), "none", False)
     with pytest.raises(ValueError, match="units: expected those of a kernel that there is"):
+        persistent("gru_reset_before", p, {}, DEVICES[0], "bfloat16", 16, 1, 2, wave=True)
+    p = problem("gru_reset_before", np.float32, (2, 2, 3, 1281), "none", False)
+    with pytest.raises(
+        ValueError, match="units: expected blocks with room for all weights, got 16 of 1281 hidden units"
+    ):
         persistent("gru_reset_before", p, {}, DEVICES[0], "bfloat16", 16, 1, 2)
     p = problem("lstm", np.float32, (2, 2, 3, 4), "none", False)
     for units, groups, message in ((7, 1, "units: expected those"), (16, 0, "groups: expected a group and a step")):

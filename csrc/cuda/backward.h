@@ -146,15 +146,15 @@ OST_HD void gather(const Problem<T>& p, const BackwardProblem<T>& g, Index t, In
 }
 
 // The cell's backward of phase F: d is what came through time, of h and c; phase 0, the last to run, leaves in it what goes on past the
-// products.
+// products. `demitted`: of what the phase emitted, if another one follows it.
 template <class C, class T, int F>
-OST_HD void apply(const Problem<T>& p, const BackwardProblem<T>& g, Index b, Index u, Gathered<C, T>& given, T* d, BackwardOut<C, T>& out) {
-  const Index i = b * p.hidden + u;
+OST_HD void apply(const Problem<T>& p, const BackwardProblem<T>& g, Index b, Gathered<C, T>& given, T demitted, T* d,
+                  BackwardOut<C, T>& out) {
   auto& in = given.in;
   for (int column = 0; column < C::kColumns; ++column) out.da[column] = T(0);
   if constexpr (C::kStates > 1) out.dcell = T(0);
   if (!given.active) {
-    d[0] += given.dy;
+    if (F == 0) d[0] += given.dy;
     return;
   }
   T all[2] = {d[0], C::kStates > 1 ? d[C::kStates - 1] : T(0)};
@@ -162,7 +162,7 @@ OST_HD void apply(const Problem<T>& p, const BackwardProblem<T>& g, Index b, Ind
   for (int k = 0; k < C::kStates; ++k) in.dstate[k] = all[k], out.dprevious[k] = T(0);
   if (g.control.clip_norm > 0)
     for (int k = 0; k < C::kStates; ++k) in.dstate[k] = in.dstate[k] * g.scales[k * p.batch + b];
-  if constexpr (F + 1 < kPhaseCount<C>) in.demitted = g.demitted[i];
+  in.demitted = demitted;
   C::template backward<F>(in, out);
   if constexpr (F == 0)  // the only one that sets dprevious
     for (int k = 0; k < C::kStates; ++k) d[k] = out.dprevious[k];
@@ -188,7 +188,7 @@ template <class C, class T, int F>
 OST_HD void cell_backward(const Problem<T>& p, const BackwardProblem<T>& g, Index t, Index b, Index u, T* d, BackwardOut<C, T>& out) {
   Gathered<C, T> given;
   gather<C, T, F>(p, g, t, b, u, given, [](T& to, const T* from) { to = *from; });
-  apply<C, T, F>(p, g, b, u, given, d, out);
+  apply<C, T, F>(p, g, b, given, F + 1 < kPhaseCount<C> ? g.demitted[b * p.hidden + u] : T(0), d, out);
   keep_gradients<C, T, F>(p, g, t, b, u, given, out);
 }
 
@@ -347,12 +347,13 @@ template <class C, class T, int Q>
 struct OperandKernel {
   Problem<T> p;
   T* to;  // [T*B][depth]
+  Range rows;
   struct Space {};
-  Grid grid() const { return {ceil_div(p.steps * p.batch * p.depth(Q), kThreads)}; }
+  Grid grid() const { return {ceil_div((rows.end - rows.begin) * p.depth(Q), kThreads)}; }
   OST_HD void operator()(const Block& block, Space&) const {
     block.each([&](int thread) {
-      const Index i = block.x * kThreads + thread, row = i / p.depth(Q);
-      if (row < p.steps * p.batch) to[i] = operand<C, T, Q>(p, row, i % p.depth(Q));
+      const Index i = rows.begin * p.depth(Q) + block.x * kThreads + thread, row = i / p.depth(Q);
+      if (row < rows.end) to[i] = operand<C, T, Q>(p, row, i % p.depth(Q));
     });
   }
 };

@@ -122,6 +122,13 @@ OST_HD void landed() {
 #endif
 }
 
+// Asks for a word that is read later.
+OST_HD void soon([[maybe_unused]] const void* word) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("prefetch.global.L1 [%0];" ::"l"(word));
+#endif
+}
+
 // What a thread keeps from one `each` to the next.
 template <class R>
 struct PerThread {

@@ -57,9 +57,12 @@ Problem<T> problem(const Addresses& a) {
     p.stream_panels[q] = a.get<const void>("stream_panels" + std::to_string(q));
   }
   p.stream_turned = a.get<const void>("stream_turned");
-  p.persistent_panels = a.get<const void>("persistent_panels"), p.persistent_turned = a.get<const void>("persistent_turned");
-  p.persistent_scales = a.get<const float>("persistent_scales"),
-  p.persistent_turned_scales = a.get<const float>("persistent_turned_scales");
+  for (int f = 0; f < kPhaseCount<C>; ++f) {
+    const std::string n = std::to_string(f);
+    p.shared_panels[f] = a.get<const void>("shared_panels" + n), p.shared_turned[f] = a.get<const void>("shared_turned" + n);
+    p.shared_scales[f] = a.get<const float>("shared_scales" + n),
+    p.shared_turned_scales[f] = a.get<const float>("shared_turned_scales" + n);
+  }
   p.loop_panels = a.get<const void>("loop_panels"), p.loop_turned = a.get<const void>("loop_turned");
   p.bias = a.get<const T>("bias"), p.params = a.get<const T>("params");
   p.gx = a.get<T>("gx"), p.saved = a.get<T>("saved"), p.cells = a.get<T>("cells");
@@ -94,12 +97,9 @@ BackwardProblem<T> backward_problem(const Addresses& a, Index steps, Index batch
 template <class C, class T, class W, class V>
 void check_persistent(const Plan& plan, Index hidden, bool backward) {
   bool there = false, fits = false;
-  if constexpr (kLoops<C> && sizeof(T) == 4) {
-    if (backward)
-      there = with_persistent_backward<C, T, V>(
-          plan, [&]<class K>(K*) { fits = K::E::depth(K::tiles_of(hidden) * (1 + plan.wave)) <= K::E::kDepth; });
-    else
-      there = with_persistent<C, T, W>(plan, [&]<class K>(K*) { fits = K::E::depth(K::tiles_of(hidden) * (1 + plan.wave)) <= K::E::kDepth; });
+  if constexpr (sizeof(T) == 4) {
+    const auto look = [&]<class K>(K*) { fits = K::fits(hidden, plan.wave); };
+    there = backward ? with_persistent_backward<C, T, V>(plan, look) : with_persistent<C, T, W>(plan, look);
   }
   if (!there)
     fail("units", "those of a kernel that there is for this cell, of one phase in float32",
@@ -113,27 +113,37 @@ void check_persistent(const Plan& plan, Index hidden, bool backward) {
 // The recurrent weights for blocks of so many units, from panels and turned panels.
 template <class C, class T, class W, class V, class Run>
 void pack_persistent(Run& run, const Problem<T>& p, const Plan& plan, const Addresses& a) {
-  if constexpr (kLoops<C> && sizeof(T) == 4) {
+  if constexpr (sizeof(T) == 4) {
     const bool follows = a.number<int>("follows") != 0;  // of a wave, the layer that takes in what the other one sends
-    const Columns own = product_columns<C>(1), ahead = product_columns<C>(0), columns = shared_columns<C>(plan.wave);
-    if (auto* to = a.get<FragmentA>("persistent_panels"))
-      with_persistent<C, T, W>(plan, [&]<class K>(K*) {
-        using From = SharedWeights<W>;
-        const Index tiles = K::tiles_of(p.hidden);
-        const auto* above = follows ? static_cast<const W*>(p.panels[0]) : nullptr;
-        const From from{static_cast<const W*>(p.panels[1]), above, p.hidden, tiles * 16, columns, own, ahead, false};
-        run(PersistentPackKernel<From, typename K::E, typename Sent<W>::Forward, Sent<W>::kParts, K::kTiles, 1>{
-            from, to, a.get<float>("persistent_scales"), tiles * (1 + follows), K::blocks_of(p.hidden), K::kBlockUnits * columns.count()});
+    const auto one = [&]<class K, int F, class Word>(K*, const void* own, const void* ahead, const char* to, const char* scales,
+                                                     bool turned) {
+      using From = SharedWeights<Word>;
+      using Phase = typename K::template Phase<F>;
+      const std::string n = std::to_string(F);
+      const Index tiles = Phase::tiles_of(p.hidden);
+      const From from{static_cast<const Word*>(own),
+                      follows ? static_cast<const Word*>(ahead) : nullptr,
+                      p.hidden,
+                      tiles * 16,
+                      Phase::kColumns,
+                      product_columns<C>(F + 1),
+                      product_columns<C>(0),
+                      turned};
+      run(typename Phase::template Pack<From>{from, a.need<FragmentA>(to + n), a.get<float>(scales + n), tiles * (1 + follows),
+                                              K::blocks_of(p.hidden), Phase::kOuts});
+    };
+    if (a.get<void>("shared_panels0"))
+      with_persistent<C, T, W>(plan, [&]<class K>(K* kernel) {
+        for_phases<C>([&]<int F>() {
+          one.template operator()<K, F, W>(kernel, p.panels[F + 1], p.panels[0], "shared_panels", "shared_scales", false);
+        });
       });
-    if (auto* to = a.get<FragmentA>("persistent_turned"))
-      with_persistent_backward<C, T, V>(plan, [&]<class K>(K*) {
-        using From = SharedWeights<V>;
-        const Index tiles = K::tiles_of(p.hidden);
-        const auto* above = follows ? a.need<const V>("turned_ahead") : nullptr;
-        const From from{static_cast<const V*>(p.turned[1]), above, p.hidden, tiles * 16, columns, own, ahead, true};
-        run(PersistentPackKernel<From, typename K::E, typename Sent<V>::Backward, Sent<V>::kParts, K::kTiles, K::kPeers>{
-            from, to, a.get<float>("persistent_turned_scales"), tiles * (1 + follows), K::blocks_of(p.hidden),
-            K::kBlockUnits * K::kPeers});
+    if (a.get<void>("shared_turned0"))
+      with_persistent_backward<C, T, V>(plan, [&]<class K>(K* kernel) {
+        for_phases<C>([&]<int F>() {
+          one.template operator()<K, F, V>(kernel, p.turned[F + 1], a.get<void>("turned_ahead"), "shared_turned", "shared_turned_scales",
+                                           true);
+        });
       });
   }
 }
@@ -155,15 +165,14 @@ void act(Run& run, Action action, const Addresses& a) {
   if (rows && (sizeof(T) != 4 || (rows != 8 && rows != 16 && rows != 32) || (back && !kLoops<C>)))
     fail("rows", "8, 16 or 32 in float32, backward of one phase", std::to_string(rows));
   Exchange<T> exchange{};
-  if (plan.units) check_persistent<C, T, W, V>(plan, p.hidden, back || a.get<void>("persistent_turned"));
+  if (plan.units) check_persistent<C, T, W, V>(plan, p.hidden, back || a.get<void>("shared_turned0"));
   if (action == Action::kPackPersistent) return pack_persistent<C, T, W, V>(run, p, plan, a);
   if (plan.units) {
     exchange = {{a.need<std::uint32_t>("mailbox"), a.get<std::uint32_t>("report"), a.number<int>("patience", kPatience)},
                 a.get<T>("carry")};
   }
   if (action == Action::kAgain) return again<C, T, W>(run, p);
-  if (action == Action::kAdd)
-    return add_weights<C, T>(run, p, backward_problem<C, T>(a, p.steps, p.batch), a.number<Index>("portions", 1));
+  if (action == Action::kAdd) return add_weights<C, T>(run, p, backward_problem<C, T>(a, p.steps, p.batch), a.number<Index>("portions", 1));
   const bool pass = action == Action::kForward || back;
   const Addresses b = pass && plan.together > 1 ? a.other() : a;
   const Problem<T> other = problem<C, T>(b);

@@ -135,7 +135,7 @@ struct StepSpace {
 };
 
 // What follows the product of phase F, for one unit of one row, as far as the cell itself: `state` is that before the step, and becomes
-// that after it. False: the row takes no part.
+// that after it; `out` is as the phase before left it. False: the row takes no part.
 template <class C, class T, int F, bool kAgain = false>
 OST_HD bool compute(const Problem<T>& p, const Clock& clock, Index t, Index b, Index u, const T* gx, const T* products, T* state,
                     ForwardOut<C, T>& out) {
@@ -149,7 +149,7 @@ OST_HD bool compute(const Problem<T>& p, const Clock& clock, Index t, Index b, I
   for (int k = 0; k < C::kStates; ++k) in.state[k] = state[k];
   for (int k = 0; k < C::kParams; ++k) in.param[k] = p.params[k * p.hidden + u];
   if constexpr (kPhaseCount<C> > 1)
-    for (int k = 0; k < C::kSaved; ++k) out.saved[k] = in.saved[k] = F > 0 ? saved_at<C>(p, t, b)[k * p.hidden + u] : T(0);
+    for (int k = 0; k < C::kSaved; ++k) in.saved[k] = out.saved[k] = F > 0 ? out.saved[k] : T(0);
   C::template forward<F>(in, out);
   if (F + 1 == kPhaseCount<C> && !kAgain)
     for (int k = 0; k < C::kStates; ++k) state[k] = out.state[k];
@@ -181,6 +181,7 @@ OST_HD void keep(const Problem<T>& p, const Clock& clock, Index t, Index b, Inde
 template <class C, class T, int F, bool kAgain = false>
 OST_HD bool finish(const Problem<T>& p, const Clock& clock, Index t, Index b, Index u, const T* gx, const T* products, T* state) {
   ForwardOut<C, T> out;
+  for (int k = 0; k < C::kSaved && F > 0; ++k) out.saved[k] = saved_at<C>(p, t, b)[k * p.hidden + u];
   const bool ran = compute<C, T, F, kAgain>(p, clock, t, b, u, gx, products, state, out);
   keep<C, T, F, kAgain>(p, clock, t, b, u, ran, out);
   return ran;

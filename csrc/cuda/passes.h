@@ -41,8 +41,8 @@ bool run_persistent_backward(const Plan& plan, F&& f) {
 
 // Launches over groups of rows and spans of these steps; each begins with an empty mailbox. make(piece): the kernel.
 template <class Run, class T, class Make>
-void run_pieces(Run& run, const Problem<T>& p, Range all, const Exchange<T>& exchange, const Plan& plan, Index slot_words, bool backward,
-                Make&& make) {
+void run_pieces(Run& run, const Problem<T>& p, Range all, const Exchange<T>& exchange, const Plan& plan, Index slot_words, int phases,
+                bool backward, Make&& make) {
   const Index pieces = ceil_div(all.end - all.begin, plan.span);
   const bool begins = backward ? all.end == p.steps : all.begin == 0;
   for (Index row = 0; row < p.batch; row += Index(plan.groups) * kGroupRows)
@@ -50,38 +50,33 @@ void run_pieces(Run& run, const Problem<T>& p, Range all, const Exchange<T>& exc
       const Index first = all.begin + (backward ? pieces - 1 - i : i) * plan.span, steps = smaller(plan.span, all.end - first);
       const int groups = int(smaller<Index>(plan.groups, ceil_div(p.batch - row, kGroupRows)));
       const Piece<T> piece{exchange.box, exchange.carry, first, steps, row, groups, plan.together, plan.wave};
-      const Index slots = steps + (plan.wave && !backward);  // what follows the last step forward is the layer's above
+      const Index slots = steps * phases + (plan.wave && !backward);  // what follows the last step forward is the layer's above
       run(EmptyKernel{exchange.box, plan.together * groups * slots * slot_words, begins && row == 0 && i == 0});
       run(make(piece));
     }
 }
-// Columns of a unit that the weights of a block feed forward, and that it sends backward: all where layers share a launch.
-template <class C>
-constexpr Columns shared_columns(bool wave) {
-  return wave ? Columns{0, C::kColumns} : product_columns<C>(1);
-}
 template <class C, class T, class W, int kUnits, bool kWave>
-using PersistentOf = PersistentKernel<C, T, typename Sent<W>::Forward, Sent<W>::kParts, kUnits, shared_columns<C>(kWave).begin,
-                                      shared_columns<C>(kWave).count()>;
+using PersistentOf = PersistentKernel<C, T, typename Sent<W>::Forward, Sent<W>::kParts, kUnits, kWave>;
 template <class C, class T, class V, int kUnits, int kPeers, bool kWave>
-using BackwardPersistentOf = BackwardPersistentKernel<C, T, typename Sent<V>::Backward, Sent<V>::kParts, kUnits, kPeers,
-                                                      shared_columns<C>(kWave).begin, shared_columns<C>(kWave).count()>;
+using BackwardPersistentOf = BackwardPersistentKernel<C, T, typename Sent<V>::Backward, Sent<V>::kParts, kUnits, kPeers, kWave>;
 
-// f(K*) of the kernel that was planned, or false: there is none.
+// f(K*) of the kernel that was planned, or false: there is none. A wave sends other columns only where products have not the same ones.
 template <class C, class T, class W, class F>
 bool with_persistent(const Plan& plan, F&& f) {
+  if (plan.wave && kPhaseCount<C> > 1) return false;
   return run_persistent<W>(plan, [&]<int U>() {
-    if (plan.wave)
-      f(static_cast<PersistentOf<C, T, W, U, true>*>(nullptr));
+    if (kPhaseCount<C> == 1 && plan.wave)
+      f(static_cast<PersistentOf<C, T, W, U, kPhaseCount<C> == 1 && !kSharedDa<C>>*>(nullptr));
     else
       f(static_cast<PersistentOf<C, T, W, U, false>*>(nullptr));
   });
 }
 template <class C, class T, class V, class F>
 bool with_persistent_backward(const Plan& plan, F&& f) {
+  if (plan.wave && kPhaseCount<C> > 1) return false;
   return run_persistent_backward<V>(plan, [&]<int U, int S>() {
-    if (plan.wave)
-      f(static_cast<BackwardPersistentOf<C, T, V, U, S, true>*>(nullptr));
+    if (kPhaseCount<C> == 1 && plan.wave)
+      f(static_cast<BackwardPersistentOf<C, T, V, U, S, kPhaseCount<C> == 1 && !kSharedDa<C>>*>(nullptr));
     else
       f(static_cast<BackwardPersistentOf<C, T, V, U, S, false>*>(nullptr));
   });
@@ -116,11 +111,11 @@ void forward(Run& run, const Problem<T>& p, const Problem<T>& other, const Excha
   if (p.batch == 0) return;
   project<C, T, W>(run, p);
   if (plan.together > 1 && !plan.wave) project<C, T, W>(run, other);
-  if constexpr (kLoops<C> && sizeof(T) == 4) {
-    run_loop<T, W>(plan.loop, [&]<int K>() { run(LoopKernel<C, T, W, K>{p}); });
+  if constexpr (kLoops<C> && sizeof(T) == 4) run_loop<T, W>(plan.loop, [&]<int K>() { run(LoopKernel<C, T, W, K>{p}); });
+  if constexpr (sizeof(T) == 4) {
     if (plan.units && p.steps > 0) {
       with_persistent<C, T, W>(plan, [&]<class K>(K*) {
-        run_pieces(run, p, Range{0, p.steps}, exchange, plan, K::slot_words(p.hidden), false,
+        run_pieces(run, p, Range{0, p.steps}, exchange, plan, K::slot_words(p.hidden), K::kPhases, false,
                    [&](const Piece<T>& piece) { return K{{p, other}, piece}; });
       });
       run(VerdictKernel<C, T>{p, {}, exchange.box, false});
@@ -146,7 +141,7 @@ void sum_weights(Run& run, const Problem<T>& p, const BackwardProblem<T>& g) {
   const Range parts = g.parts_of_rows(p);
   const Index width = p.hidden * product_columns<C>(Q).count();
   if (!g.library && (Q == 0 ? g.gradients.weight_ih : g.gradients.weight_hh)) run(WeightKernel<C, T, V, Q>{p, g});
-  if (g.library && g.operands[Q] && g.begins()) run(OperandKernel<C, T, Q>{p, g.operands[Q]});
+  if (g.library && g.operands[Q]) run(OperandKernel<C, T, Q>{p, g.operands[Q], g.rows(p)});
   if (Q == 0 ? g.gradients.bias_ih : g.gradients.bias_hh)
     run(ColumnKernel<T>{g.da[Q], g.bias_sums[Q], p.steps * p.batch, width, g.parts, parts});
   if constexpr (Q + 1 < kProductCount<C>) sum_weights<C, T, V, Q + 1>(run, p, g);
@@ -161,8 +156,7 @@ void add_weights(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, Ind
 }
 template <class C, class T, int Q = 0, class Run>
 void add_biases(Run& run, const Problem<T>& p, const BackwardProblem<T>& g) {
-  if (T* bias = Q == 0 ? g.gradients.bias_ih : g.gradients.bias_hh)
-    run(AddKernel<C, T>(g.bias_sums[Q], bias, 1, p.hidden, g.parts, Q));
+  if (T* bias = Q == 0 ? g.gradients.bias_ih : g.gradients.bias_hh) run(AddKernel<C, T>(g.bias_sums[Q], bias, 1, p.hidden, g.parts, Q));
   if constexpr (Q + 1 < kProductCount<C>) add_biases<C, T, Q + 1>(run, p, g);
 }
 
@@ -173,7 +167,8 @@ void products(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, const 
   if (plan.units && p.steps > 0 && g.ends()) run(VerdictKernel<C, T>{p, g, exchange.box, true});
   if (p.steps > 0) {
     const Range rows = shared_dx ? Range{0, p.steps * p.batch} : g.rows(p);
-    if (g.dx.data && !g.library && (!shared_dx || g.ends())) run(TurnKernel<C, T, V, 0>{p, g, rows.begin, rows.end - rows.begin, nullptr, g.dx_add});
+    if (g.dx.data && !g.library && (!shared_dx || g.ends()))
+      run(TurnKernel<C, T, V, 0>{p, g, rows.begin, rows.end - rows.begin, nullptr, g.dx_add});
     sum_weights<C, T, V, 0>(run, p, g);
     if (C::kParams > 0 && g.gradients.params)
       run(ColumnKernel<T>{g.dparams, g.param_sums, p.steps * p.batch, C::kParams * p.hidden, g.parts, g.parts_of_rows(p)});
@@ -182,8 +177,7 @@ void products(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, const 
   if (p.steps > 0) {
     if (!g.library) add_weights<C, T>(run, p, g, g.parts);
     add_biases<C, T>(run, p, g);
-    if (C::kParams > 0 && g.gradients.params)
-      run(AddRowsKernel<T>{g.param_sums, g.gradients.params, g.parts, C::kParams * p.hidden});
+    if (C::kParams > 0 && g.gradients.params) run(AddRowsKernel<T>{g.param_sums, g.gradients.params, g.parts, C::kParams * p.hidden});
   }
   const T* left[] = {g.dh, g.dc};
   T *to[] = {g.dh0, g.dc0}, *restart[] = {g.drestart_h, g.drestart_c};
@@ -202,13 +196,15 @@ void through_time(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, co
     run(BackwardBeginKernel<C, T>{p, g});
     if (plan.together > 1) run(BackwardBeginKernel<C, T>{other, other_g});
   }
-  if constexpr (kLoops<C> && sizeof(T) == 4) {
-    run_loop<T, V>(plan.loop, [&]<int K>() { run(BackwardLoopKernel<C, T, V, K>{p, g}); });
+  if constexpr (sizeof(T) == 4) {
     if (plan.units && p.steps > 0)
       with_persistent_backward<C, T, V>(plan, [&]<class K>(K*) {
-        run_pieces(run, p, g.steps(p.steps), exchange, plan, K::slot_words(p.hidden), true,
+        run_pieces(run, p, g.steps(p.steps), exchange, plan, K::slot_words(p.hidden), K::kPhases, true,
                    [&](const Piece<T>& piece) { return K{{p, other}, {g, other_g}, piece}; });
       });
+  }
+  if constexpr (kLoops<C> && sizeof(T) == 4) {
+    run_loop<T, V>(plan.loop, [&]<int K>() { run(BackwardLoopKernel<C, T, V, K>{p, g}); });
     if (rows > 0 && p.steps > 0) run(CellKernel<C, T, 0>{p, g, p.clock().time(p.steps - 1)});
     for (Index s = rows > 0 ? p.steps : 0; s-- > 0;) run_stream(rows, [&]<int R>() { run(StreamBackwardKernel<C, T, V, R>{p, g, s}); });
   }

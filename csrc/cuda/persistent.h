@@ -1,7 +1,7 @@
-// Cells of one phase, all steps in one launch, over many multiprocessors: a block keeps the recurrent weights of a few hidden units in its
-// registers, a group of blocks holds those of all units, and what every block needs of the others at a step goes through the mailbox: h
-// forward, da backward. Groups share the batch, 16 rows each, and know nothing of each other. All blocks of a launch must run at the same
-// time. A pass is cut into launches of so many steps that the mailbox stays in the L2 cache.
+// All steps in one launch, over many multiprocessors: a block keeps the recurrent weights of a few hidden units in its registers, a group
+// of blocks holds those of all units, and what every block needs of the others goes through the mailbox, once in every phase of a step: h
+// or what the phase before emitted forward, da backward. Groups share the batch, 16 rows each, and know nothing of each other. All blocks
+// of a launch must run at the same time. A pass is cut into launches of so many steps that the mailbox stays in the L2 cache.
 #pragma once
 #include "backward.h"
 #include "mailbox.h"
@@ -12,8 +12,6 @@ namespace ost::OST_SET {
 constexpr int kGroupRows = 16;  // of the batch
 constexpr float kFloatMax = 3.402823466e38f;
 constexpr int kWeightWords = 32;  // fragments of weights that a thread keeps, at most: 128 registers
-template <int kUnits, int kColumns>
-inline constexpr int kOutTiles = (kUnits * kColumns + 15) / 16;
 
 // The words that go through the mailbox: those of the product, or of products that are exact two parts of half the bits each.
 template <class W>
@@ -43,12 +41,13 @@ struct Inputs {
 };
 
 // sums[out][row] = weights times what the mailbox brings: a block of `kPeers` and in it a warp a share of the inputs, tile by tile of 16 in
-// turn. kChunk tiles are asked for at the same time. kShared: of a warp's tiles, those for which registers have no room.
-template <class Word, int kParts, int kTiles, int kChunk, int kPeers = 1, int kShared = 0>
+// turn, of which a warp has at most kDepth and kShared lie in the shared memory, for want of registers. kChunk tiles are asked for at the
+// same time.
+template <class Word, int kParts, int kTiles, int kDepth, int kChunk, int kPeers = 1, int kShared = 0>
 struct MailboxEngine {
-  static constexpr int kWarps = kThreads / 32, kDepth = kWeightWords / (kTiles * kParts), kRowTiles = kGroupRows / 8, kWords = 2 * kParts;
+  static constexpr int kWarps = kThreads / 32, kRowTiles = kGroupRows / 8, kWords = 2 * kParts;
   static constexpr int kKept = kDepth - kShared;
-  static_assert(kDepth % kChunk == 0);
+  static_assert(kKept > 0);
   struct Weights {
     FragmentA a[kParts][kTiles][kKept];
   };
@@ -70,6 +69,7 @@ struct MailboxEngine {
 
   // Words of a slot: as the right fragments of the product, [8 rows][tile of inputs][lane][part][2].
   OST_HD static Index tile_of(Index k, int warp, Index rank) { return (k * kWarps + warp) * kPeers + rank; }
+  static bool fits(Index tiles) { return depth(tiles) <= kDepth; }
   OST_HD static Index depth(Index tiles) { return (tiles + kWarps * kPeers - 1) / (kWarps * kPeers); }
   OST_HD static Index slot_words(Index tiles) { return kRowTiles * tiles * 32 * kWords; }
 
@@ -120,7 +120,7 @@ struct MailboxEngine {
       block.warps_meet();
       OST_UNROLL
       for (int k = 0; k < kChunk; ++k) {
-        if ((first + k) * kWarps * kPeers >= tiles) break;
+        if (first + k >= kDepth || (first + k) * kWarps * kPeers >= tiles) break;
         OST_UNROLL
         for (int j = 0; j < kRowTiles; ++j) {
           if (j * 8 >= rows) break;
@@ -294,6 +294,41 @@ struct PersistentPackKernel {
   }
 };
 
+// A thing of every phase from F on.
+template <template <int> class Of, int F, int kEnd>
+struct OfPhases {
+  Of<F> own;
+  OfPhases<Of, F + 1, kEnd> others;
+};
+template <template <int> class Of, int kEnd>
+struct OfPhases<Of, kEnd, kEnd> {};
+template <int F, template <int> class Of, int kFirst, int kEnd>
+OST_HD auto& of_phase(OfPhases<Of, kFirst, kEnd>& all) {
+  if constexpr (F == kFirst)
+    return all.own;
+  else
+    return of_phase<F>(all.others);
+}
+
+// Columns of a unit that the weights of a phase feed forward, and that are sent backward: all where layers share a launch.
+template <class C>
+constexpr Columns shared_columns(int phase, bool wave) {
+  return wave ? Columns{0, C::kColumns} : product_columns<C>(phase + 1);
+}
+// Tiles of outputs of a block, and columns, of all phases.
+template <class C>
+constexpr int all_out_tiles(int units, bool wave) {
+  int tiles = 0;
+  for (int f = 0; f < kPhaseCount<C>; ++f) tiles += (units * shared_columns<C>(f, wave).count() + 15) / 16;
+  return tiles;
+}
+template <class C>
+constexpr int all_columns(bool wave) {
+  int count = 0;
+  for (int f = 0; f < kPhaseCount<C>; ++f) count += shared_columns<C>(f, wave).count();
+  return count;
+}
+
 // What a block of a launch has: units from u0 on of rows from b0 on, one a thread, and its group's part of each slot.
 template <int kUnits>
 struct Share {
@@ -330,23 +365,35 @@ struct Share {
   }
 };
 
-// One or two problems in a launch: two directions; or a layer and the one above it, whose product of the input is taken here as well, from
-// what the lower one sends, in all columns. kFirst, kCount: the columns of a unit that the weights feed.
-template <class C, class T, class Word, int kParts, int kUnits, int kFirst, int kCount>
+// One or two problems in a launch: two directions; or (kWave) a layer and the one above it, whose product of the input is taken here as
+// well, from what the lower one sends, in all columns.
+template <class C, class T, class Word, int kParts, int kUnits, bool kWave>
 struct PersistentKernel {
-  static constexpr int kPeers = 1;
-  static constexpr int kTiles = kOutTiles<kUnits, kCount>;
-  using E = MailboxEngine<Word, kParts, kTiles, tiles_at_a_time(kTiles, kParts)>;
+  static constexpr int kPhases = kPhaseCount<C>, kPeers = 1;
+  template <int F>
+  struct Phase {
+    static constexpr Columns kColumns = shared_columns<C>(F, kWave);
+    static constexpr int kOuts = kUnits * kColumns.count(), kTiles = (kOuts + 15) / 16;
+    static constexpr int kDepth = kWeightWords / (kParts * all_out_tiles<C>(kUnits, kWave));
+    using E = MailboxEngine<Word, kParts, kTiles, kDepth, tiles_at_a_time(kTiles, kParts)>;
+    template <class From>
+    using Pack = PersistentPackKernel<From, E, Word, kParts, kTiles, 1>;
+    OST_HD static Index tiles_of(Index hidden) { return (hidden + 15) / 16; }
+  };
+  template <int F>
+  using Weights = PerThread<typename Phase<F>::E::Weights>;
+  template <int F>
+  using Product = typename Phase<F>::E::Space;
   Problem<T> problems[2];
   Piece<T> piece;
   struct Space {
-    typename E::Space product;
-    T state[C::kStates][kGroupRows][kUnits];
+    OfPhases<Product, 0, kPhases> products;
+    T state[C::kStates][kGroupRows][kUnits], emitted[kGroupRows][kUnits];
   };
-  static constexpr int kBlockUnits = kUnits;
-  OST_HD static Index tiles_of(Index hidden) { return (hidden + 15) / 16; }
+  OST_HD static Index tiles_of(Index hidden) { return Phase<0>::tiles_of(hidden); }       // of inputs, in every phase
   OST_HD static Index blocks_of(Index hidden) { return tiles_of(hidden) * 16 / kUnits; }  // whole tiles of inputs, so that all are sent
-  static Index slot_words(Index hidden) { return E::slot_words(tiles_of(hidden)); }
+  OST_HD static Index slot_words(Index hidden) { return Phase<0>::E::slot_words(tiles_of(hidden)); }
+  static bool fits(Index hidden, bool wave) { return Phase<0>::E::fits(tiles_of(hidden) * (1 + wave)); }
   Grid grid() const { return {blocks_of(problems[0].hidden), piece.groups, piece.problems}; }
 
   struct Next {
@@ -357,17 +404,19 @@ struct PersistentKernel {
     const Problem<T>& p = problems[block.z];
     const Clock clock = p.clock();
     const Index tiles = tiles_of(p.hidden);
-    const Share<kUnits> share(block, p, piece, E::slot_words(tiles));
-    const float* scales = kParts > 1 ? p.persistent_scales + block.x * kTiles * 16 : nullptr;
-    PerThread<typename E::Weights> weights;
+    const Share<kUnits> share(block, p, piece, slot_words(p.hidden));
+    OfPhases<Weights, 0, kPhases> weights;
     PerThread<Next> next;  // of the step to come: asked for while the product of the one before is under way
     PerThread<ForwardOut<C, T>> out;
     PerThread<bool> lost, ran;
-    E::load(block, weights, space.product, p.persistent_panels, share.behind ? 2 * tiles : tiles);
+    for_phases<C>([&]<int F>() {
+      Phase<F>::E::load(block, of_phase<F>(weights), of_phase<F>(space.products), p.shared_panels[F], share.behind ? 2 * tiles : tiles);
+    });
     block.alone([&](int thread) {
       lost[thread] = !share.well(piece);
-      for (int k = 0; k < C::kStates; ++k)
-        if (thread < kGroupRows * kUnits) space.state[k][thread / kUnits][thread % kUnits] = T(0);
+      if (thread >= kGroupRows * kUnits) return;
+      for (int k = 0; k < C::kStates; ++k) space.state[k][thread / kUnits][thread % kUnits] = T(0);
+      space.emitted[thread / kUnits][thread % kUnits] = T(0);
     });
     share.each(block, [&](int thread, Index b, int row, int unit, Index u) {
       T state[C::kStates];
@@ -378,33 +427,47 @@ struct PersistentKernel {
       for (int k = 0; k < C::kStates; ++k) space.state[k][row][unit] = state[k];
     });
     block.warps_meet();
-    send(block, space, share, 0, tiles);
+    send(block, space.state[0], share, share.slot(0), tiles);
     for (Index n = 0; n < piece.steps; ++n) {
       const Index step = piece.first_step + n, t = clock.time(step);
-      E::multiply(block, weights, space.product, piece.box, {share.slot(n), share.ahead(n + 1), tiles}, share.rows, lost);
-      share.each(block, [&](int thread, Index b, int row, int unit, Index u) {
-        constexpr Columns product = C::kPhases[0].product;
-        T products[product.count()], state[C::kStates];
-        OST_UNROLL
-        for (int i = 0; i < kCount; ++i) {
-          T sum = space.product.sum(unit * kCount + i, row);
-          if constexpr (kParts > 1) sum *= scales[unit * kCount + i];
-          if (product.has(kFirst + i))
-            products[kFirst + i - product.begin] = sum;
-          else
-            next[thread].gx[kFirst + i] += sum;
-        }
-        OST_UNROLL
-        for (int k = 0; k < C::kStates; ++k) state[k] = space.state[k][row][unit];
-        ran[thread] = compute<C, T, 0>(p, clock, t, b, u, next[thread].gx, products, state, out[thread]);
-        prepare(p, clock, step + 1, b, u, state, next[thread]);
-        OST_UNROLL
-        for (int k = 0; k < C::kStates; ++k) space.state[k][row][unit] = state[k];
+      for_phases<C>([&]<int F>() {
+        constexpr bool last = F + 1 == kPhases;
+        constexpr Columns columns = Phase<F>::kColumns, product = C::kPhases[F].product;
+        auto& sums = of_phase<F>(space.products);
+        const Index slot = n * kPhases + F;
+        const Inputs inputs{share.slot(slot), share.ahead(slot + 1), tiles};
+        Phase<F>::E::multiply(block, of_phase<F>(weights), sums, piece.box, inputs, share.rows, lost);
+        share.each(block, [&](int thread, Index b, int row, int unit, Index u) {
+          const float* scales = kParts > 1 ? p.shared_scales[F] + block.x * Phase<F>::kTiles * 16 : nullptr;
+          T products[product.count()] = {}, state[C::kStates];
+          OST_UNROLL
+          for (int i = 0; i < columns.count(); ++i) {
+            T sum = sums.sum(unit * columns.count() + i, row);
+            if constexpr (kParts > 1) sum *= scales[unit * columns.count() + i];
+            if (product.has(columns.begin + i))
+              products[columns.begin + i - product.begin] = sum;
+            else
+              next[thread].gx[columns.begin + i] += sum;
+          }
+          OST_UNROLL
+          for (int k = 0; k < C::kStates; ++k) state[k] = space.state[k][row][unit];
+          ran[thread] = compute<C, T, F>(p, clock, t, b, u, next[thread].gx, products, state, out[thread]);
+          if constexpr (last) {
+            prepare(p, clock, step + 1, b, u, state, next[thread]);
+            OST_UNROLL
+            for (int k = 0; k < C::kStates; ++k) space.state[k][row][unit] = state[k];
+          } else {
+            space.emitted[row][unit] = ran[thread] ? out[thread].emitted : T(0);
+          }
+        });
+        block.warps_meet();
+        // First of all: the others wait for it.
+        if (!last || n + 1 < piece.steps + (piece.wave && block.z == 0))
+          send(block, last ? space.state[0] : space.emitted, share, share.slot(slot + 1), tiles);
+        if constexpr (last)
+          share.each(block, [&](int thread, Index b, int, int, Index u) { keep<C, T, F>(p, clock, t, b, u, ran[thread], out[thread]); });
+        if constexpr (kPhases == 1) block.meet();  // the sums have been read; those of two phases lie apart
       });
-      block.warps_meet();
-      if (n + 1 < piece.steps + (piece.wave && block.z == 0)) send(block, space, share, n + 1, tiles);  // first of all: the others wait for it
-      share.each(block, [&](int thread, Index b, int, int, Index u) { keep<C, T, 0>(p, clock, t, b, u, ran[thread], out[thread]); });
-      block.meet();  // the sums have been read
     }
     if (piece.first_step + piece.steps < p.steps)
       share.each(block, [&](int, Index b, int row, int unit, Index u) {
@@ -423,28 +486,46 @@ struct PersistentKernel {
     const T* gx = p.gx ? p.gx + (t * p.batch + b) * p.hidden * C::kColumns : p.bias;
     OST_UNROLL
     for (int column = 0; column < C::kColumns; ++column) next.gx[column] = gx[u * C::kColumns + column];
+    if (p.times.before && step + 1 < p.steps) soon(p.times.before + clock.time(step + 1) * p.batch + b);  // the state to send hangs on it
   }
 
-  // h of the block's units, which step n of the launch starts from; what a warp sends its own threads have left in the shared memory.
-  OST_HD void send(const Block& block, const Space& space, const Share<kUnits>& share, Index n, Index tiles) const {
+  // What the others need of the block's units; what a warp sends its own threads have left in the shared memory.
+  OST_HD void send(const Block& block, const T (&from)[kGroupRows][kUnits], const Share<kUnits>& share, std::uint32_t* slot,
+                   Index tiles) const {
     block.alone([&](int thread) {
       const int row = thread / kUnits, unit = thread % kUnits;
       if (row >= share.rows || unit % 2) return;
-      const T *low = &space.state[0][row][unit], *high = low + 1;
+      const T *low = &from[row][unit], *high = low + 1;
       if (kLift<Word> > 1 && kParts > 1 && (beyond_half(*low) || beyond_half(*high))) post(piece.box.verdict(), kRange);
-      E::send(share.slot(n), share.u0 + unit, row, tiles, *low, *high);
+      Phase<0>::E::send(slot, share.u0 + unit, row, tiles, *low, *high);
     });
   }
 };
 
-// The same of the backward pass: of each unit of a block dh, from da of all, columns [kFirst, kFirst + kCount) of each unit. That is several
-// times as much as h, so that blocks which can write to each other's shared memory, `kSplit` of them, take in a share each, for the units of
-// all of them, and hand on the sums. Of two layers the upper one comes first, and the other takes in what it sends in place of dy.
-template <class C, class T, class Word, int kParts, int kUnits, int kSplit, int kFirst, int kCount>
+// The same of the backward pass, the phases of a step from the last one on: of each unit of a block dh, or the gradient of what it emitted,
+// from da of all. That is several times as much as h, so that blocks which can write to each other's shared memory, `kSplit` of them, take
+// in a share each, for the units of all of them, and hand on the sums. Of two layers the upper one comes first, and the other takes in what
+// it sends in place of dy.
+template <class C, class T, class Word, int kParts, int kUnits, int kSplit, bool kWave>
 struct BackwardPersistentKernel {
-  static constexpr int kPeers = kSplit, kTiles = kSplit * kUnits / 16;
-  static constexpr int kShared = kSplit == 1 ? kParts - 1 : kParts == 1 ? 3 : 5;
-  using E = MailboxEngine<Word, kParts, kTiles, kSplit == 1 ? 4 : 4 / kParts, kSplit, kShared>;
+  static constexpr int kPhases = kPhaseCount<C>, kPeers = kSplit, kTiles = kSplit * kUnits / 16;
+  OST_HD static Index blocks_of(Index hidden) { return (hidden + kSplit * kUnits - 1) / (kSplit * kUnits) * kSplit; }
+  template <int F>
+  struct Phase {
+    static constexpr Columns kColumns = shared_columns<C>(F, kWave);
+    static constexpr int kCount = kColumns.count(), kAll = all_columns<C>(kWave), kOuts = kSplit * kUnits;
+    static constexpr int kDepth = kWeightWords * kCount / (kParts * kTiles * kAll);
+    static constexpr int kWanted = kSplit == 1 ? kParts - 1 : kParts == 1 ? 3 : 5;  // so that registers do not spill
+    static constexpr int kShared = smaller((kWanted * kCount + kAll - 1) / kAll, kDepth - 1);
+    using E = MailboxEngine<Word, kParts, kTiles, kDepth, smaller(kSplit == 1 ? 4 : 4 / kParts, kDepth), kSplit, kShared>;
+    template <class From>
+    using Pack = PersistentPackKernel<From, E, Word, kParts, kTiles, kSplit>;
+    OST_HD static Index tiles_of(Index hidden) { return blocks_of(hidden) * kUnits * kCount / 16; }
+  };
+  template <int F>
+  using Weights = PerThread<typename Phase<F>::E::Weights>;
+  template <int F>
+  using Product = typename Phase<F>::E::Space;
   Problem<T> problems[2];
   BackwardProblem<T> gradients[2];
   Piece<T> piece;
@@ -452,34 +533,44 @@ struct BackwardPersistentKernel {
     T odd[1 + sizeof(Gathered<C, T>) / sizeof(T) % 2];  // words of a thread: so their own banks
   };
   struct Space {
-    typename E::Space product;
+    OfPhases<Product, 0, kPhases> products;
     T d[C::kStates][kGroupRows][kUnits];
-    T da[kGroupRows][kUnits * kCount];
+    T da[kPhases][kGroupRows][kUnits * all_columns<C>(kWave)];
     Given given[kThreads];                                   // of the step to come, on its way while the product of this one is under way
-    T sums[kSplit > 1 ? 2 : 1][kSplit][kGroupRows][kUnits];  // by peer; of this step and the one before, which a peer may still read
+    T sums[kSplit > 1 ? 2 : 1][kSplit][kGroupRows][kUnits];  // by peer; of this exchange and the one before, which a peer may still read
   };
-  static_assert(kSplit == 1 || sizeof(Space) <= 128 << 10);  // of a multiprocessor of sm_90 and sm_100; others have no clusters (module.cu)
-  static constexpr int kBlockUnits = kUnits;
-  OST_HD static Index blocks_of(Index hidden) { return (hidden + kSplit * kUnits - 1) / (kSplit * kUnits) * kSplit; }
-  OST_HD static Index tiles_of(Index hidden) { return blocks_of(hidden) * kUnits * kCount / 16; }
-  static Index slot_words(Index hidden) { return E::slot_words(tiles_of(hidden)); }
+  static_assert(kSplit == 1 || sizeof(Space) <= 160 << 10);  // sm_90 and sm_100 have 227 KB; others have no clusters (module.cu)
+  // A slot has room for the phase that sends most.
+  OST_HD static Index slot_words(Index hidden) {
+    Index most = 0;
+    for_phases<C>([&]<int F>() { most = larger(most, Phase<F>::E::slot_words(Phase<F>::tiles_of(hidden))); });
+    return most;
+  }
+  static bool fits(Index hidden, bool wave) {
+    bool all = true;
+    for_phases<C>([&]<int F>() { all = all && Phase<F>::E::fits(Phase<F>::tiles_of(hidden) * (1 + wave)); });
+    return all;
+  }
   Grid grid() const { return {blocks_of(problems[0].hidden), piece.groups, piece.problems}; }
 
   OST_HD void operator()(const Block& block, Space& space) const {
     const Problem<T>& p = problems[block.z];
     const BackwardProblem<T>& g = gradients[block.z];
     const Clock clock = p.clock();
-    const Index tiles = tiles_of(p.hidden);
     const int rank = int(block.x % kSplit);
-    const Share<kUnits> share(block, p, piece, E::slot_words(tiles));
-    const float* scales = kParts > 1 ? p.persistent_turned_scales + block.x * kTiles * 16 + rank * kUnits : nullptr;
-    PerThread<typename E::Weights> weights;
+    const Share<kUnits> share(block, p, piece, slot_words(p.hidden));
+    OfPhases<Weights, 0, kPhases> weights;
     PerThread<BackwardOut<C, T>> out;
+    PerThread<T> demitted;
     PerThread<bool> lost;
-    E::load(block, weights, space.product, p.persistent_turned, share.behind ? 2 * tiles : tiles);
+    for_phases<C>([&]<int F>() {
+      const Index tiles = Phase<F>::tiles_of(p.hidden);
+      Phase<F>::E::load(block, of_phase<F>(weights), of_phase<F>(space.products), p.shared_turned[F], share.behind ? 2 * tiles : tiles);
+    });
     block.alone([&](int thread) {
       lost[thread] = !share.well(piece);
-      for (int i = thread; i < kGroupRows * kUnits * kCount; i += kThreads) space.da[i / (kUnits * kCount)][i % (kUnits * kCount)] = T(0);
+      T* da = &space.da[0][0][0];
+      for (int i = thread; i < int(sizeof space.da / sizeof(T)); i += kThreads) da[i] = T(0);
     });
     if constexpr (kSplit > 1)
       block.peers_meet();  // all are there
@@ -492,48 +583,57 @@ struct BackwardPersistentKernel {
     });
     for (Index n = piece.steps - (share.behind ? 0 : 1); n >= 0; --n) {  // n = steps: what the last one of them is given
       const Index t = clock.time(piece.first_step + n);
-      if (n < piece.steps) {
+      for_phases<C>([&]<int kBefore>() {
+        constexpr int F = kPhases - 1 - kBefore, count = Phase<F>::kCount, begin = Phase<F>::kColumns.begin;
+        const Index slot = n * kPhases + F, tiles = Phase<F>::tiles_of(p.hidden);
+        if (n < piece.steps) {
+          share.each(block, [&](int thread, Index b, int row, int unit, Index) {
+            T d[2] = {space.d[0][row][unit], C::kStates > 1 ? space.d[C::kStates - 1][row][unit] : T(0)};
+            landed();
+            Gathered<C, T> given = space.given[thread];
+            apply<C, T, F>(p, g, b, given, kBefore > 0 ? demitted[thread] : T(0), d, out[thread]);
+            OST_UNROLL
+            for (int column = 0; column < count; ++column) space.da[F][row][unit * count + column] = out[thread].da[begin + column];
+            OST_UNROLL
+            for (int k = 0; k < C::kStates && F == 0; ++k) space.d[k][row][unit] = d[k];
+          });
+          block.warps_meet();
+          send<F>(block, space, share, share.slot(slot), tiles);
+          share.each(block, [&](int thread, Index b, int, int, Index u) {
+            keep_gradients<C, T, F>(p, g, t, b, u, space.given[thread], out[thread]);
+            if (F == 0 && n > 0) ask(p, g, clock.time(piece.first_step + n - 1), b, u, space.given[thread]);
+          });
+        }
+        auto& product = of_phase<F>(space.products);
+        const Inputs inputs{n < piece.steps ? share.slot(slot) : nullptr, n > 0 ? share.ahead(slot - 1) : nullptr, tiles};
+        Phase<F>::E::multiply(block, of_phase<F>(weights), product, piece.box, inputs, share.rows, lost);
+        if constexpr (kSplit > 1) {
+          block.alone([&](int thread) {
+            OST_UNROLL
+            for (int i = thread; i < kSplit * kGroupRows * kUnits; i += kThreads) {
+              const int to = i / (kGroupRows * kUnits), row = i / kUnits % kGroupRows, unit = i % kUnits;
+              block.peer(space, to).sums[slot % 2][rank][row][unit] = product.sum(to * kUnits + unit, row);
+            }
+          });
+          block.peers_meet();
+        }
         share.each(block, [&](int thread, Index b, int row, int unit, Index u) {
-          T d[2] = {space.d[0][row][unit], C::kStates > 1 ? space.d[C::kStates - 1][row][unit] : T(0)};
-          landed();
-          Gathered<C, T> given = space.given[thread];
-          apply<C, T, 0>(p, g, b, u, given, d, out[thread]);
+          if (!share.behind && !clock.active(t, b)) return;  // da of such a row is zero, that of the step before from above may not be
+          T sum = kSplit > 1 ? space.sums[slot % 2][0][row][unit] : product.sum(unit, row);
           OST_UNROLL
-          for (int column = 0; column < kCount; ++column) space.da[row][unit * kCount + column] = out[thread].da[kFirst + column];
+          for (int peer = 1; peer < kSplit; ++peer) sum += space.sums[slot % 2][peer][row][unit];
+          if constexpr (kParts > 1) sum *= p.shared_turned_scales[F][block.x * kTiles * 16 + rank * kUnits + unit];
+          if constexpr (F > 0) {
+            demitted[thread] = sum;
+            return;
+          }
+          T d[2] = {space.d[0][row][unit] + sum, C::kStates > 1 ? space.d[C::kStates - 1][row][unit] : T(0)};
+          if (!share.behind) cut<C, T>(p, g, t, b, u, d);  // layers go together where nothing is cut
           OST_UNROLL
           for (int k = 0; k < C::kStates; ++k) space.d[k][row][unit] = d[k];
         });
-        block.warps_meet();
-        send(block, space, share, n, tiles);
-        share.each(block, [&](int thread, Index b, int, int, Index u) {
-          keep_gradients<C, T, 0>(p, g, t, b, u, space.given[thread], out[thread]);
-          if (n > 0) ask(p, g, clock.time(piece.first_step + n - 1), b, u, space.given[thread]);
-        });
-      }
-      const Inputs inputs{n < piece.steps ? share.slot(n) : nullptr, n > 0 ? share.ahead(n - 1) : nullptr, tiles};
-      E::multiply(block, weights, space.product, piece.box, inputs, share.rows, lost);
-      if constexpr (kSplit > 1) {
-        block.alone([&](int thread) {
-          OST_UNROLL
-          for (int i = thread; i < kSplit * kGroupRows * kUnits; i += kThreads) {
-            const int to = i / (kGroupRows * kUnits), row = i / kUnits % kGroupRows, unit = i % kUnits;
-            block.peer(space, to).sums[n % 2][rank][row][unit] = space.product.sum(to * kUnits + unit, row);
-          }
-        });
-        block.peers_meet();
-      }
-      share.each(block, [&](int, Index b, int row, int unit, Index u) {
-        if (!share.behind && !clock.active(t, b)) return;  // da of such a row is zero, that of the step before from above may not be
-        T sum = kSplit > 1 ? space.sums[n % 2][0][row][unit] : space.product.sum(unit, row);
-        OST_UNROLL
-        for (int peer = 1; peer < kSplit; ++peer) sum += space.sums[n % 2][peer][row][unit];
-        if constexpr (kParts > 1) sum *= scales[unit];
-        T d[2] = {space.d[0][row][unit] + sum, C::kStates > 1 ? space.d[C::kStates - 1][row][unit] : T(0)};
-        if (!share.behind) cut<C, T>(p, g, t, b, u, d);  // layers go together where nothing is cut
-        OST_UNROLL
-        for (int k = 0; k < C::kStates; ++k) space.d[k][row][unit] = d[k];
+        if constexpr (kSplit == 1 && kPhases == 1) block.meet();  // the sums have been read; those of two phases lie apart
       });
-      if constexpr (kSplit == 1) block.meet();
     }
     share.each(block, [&](int, Index b, int row, int unit, Index u) {
       g.dh[b * p.hidden + u] = space.d[0][row][unit];
@@ -545,14 +645,15 @@ struct BackwardPersistentKernel {
     gather<C, T, 0>(p, g, t, b, u, given, [](T& to, const T* from) { fetch<sizeof(T)>(&to, from); });
   }
 
-  // da of step n; a warp sends the rows of its own threads.
-  OST_HD void send(const Block& block, const Space& space, const Share<kUnits>& share, Index n, Index tiles) const {
-    constexpr int pairs = kUnits * kCount / 2, rows = 32 / kUnits;
+  // da of a phase; a warp sends the rows of its own threads.
+  template <int F>
+  OST_HD void send(const Block& block, const Space& space, const Share<kUnits>& share, std::uint32_t* slot, Index tiles) const {
+    constexpr int count = Phase<F>::kCount, pairs = kUnits * count / 2, rows = 32 / kUnits;
     block.alone([&](int thread) {
       OST_UNROLL
       for (int i = thread % 32; i < rows * pairs; i += 32) {
         const int row = thread / 32 * rows + i / pairs, in = i % pairs * 2;
-        if (row < share.rows) E::send(share.slot(n), share.u0 * kCount + in, row, tiles, space.da[row][in], space.da[row][in + 1]);
+        if (row < share.rows) Phase<F>::E::send(slot, share.u0 * count + in, row, tiles, space.da[F][row][in], space.da[F][row][in + 1]);
       }
     });
   }

@@ -13,6 +13,15 @@
 
 namespace ost::OST_SET {
 
+constexpr int kMaxPhases = kMaxProducts - 1;
+
+// f<0>(), f<1>(): every phase of a cell's step.
+template <class C, int F = 0, class Function>
+OST_HD void for_phases(Function&& f) {
+  f.template operator()<F>();
+  if constexpr (F + 1 < kPhaseCount<C>) for_phases<C, F + 1>(f);
+}
+
 template <class T>
 struct Problem {
   Index steps, batch, input, hidden;
@@ -21,13 +30,13 @@ struct Problem {
   Rows<const T> x;
   Rows<const T> px;  // W x, where a library has taken that product: [H][column] of rows as x has them; may be gx itself
   Rows<T> y;
-  const T *h0, *c0;                                         // [B,H], null means zeros
-  const T *restart_h, *restart_c;                           // [H], null means zeros
-  const void *panels[kMaxProducts], *turned[kMaxProducts];  // in words of the precision
-  const void *stream_panels[kMaxProducts], *stream_turned;  // the same as fragments, for blocks that stream them
-  const void *loop_panels, *loop_turned;                    // the recurrent ones, for a kernel that runs all steps
-  const void *persistent_panels, *persistent_turned;        // those of kernels that share them among multiprocessors
-  const float *persistent_scales, *persistent_turned_scales;
+  const T *h0, *c0;                                                   // [B,H], null means zeros
+  const T *restart_h, *restart_c;                                     // [H], null means zeros
+  const void *panels[kMaxProducts], *turned[kMaxProducts];            // in words of the precision
+  const void *stream_panels[kMaxProducts], *stream_turned;            // the same as fragments, for blocks that stream them
+  const void *loop_panels, *loop_turned;                              // the recurrent ones, for a kernel that runs all steps
+  const void *shared_panels[kMaxPhases], *shared_turned[kMaxPhases];  // those of kernels that share them among multiprocessors
+  const float *shared_scales[kMaxPhases], *shared_turned_scales[kMaxPhases];
   const T* bias;    // [H][column]
   const T* params;  // [params][H]
   T* gx;

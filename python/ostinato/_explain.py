@@ -236,10 +236,10 @@ def _on_gpu(layer: Recurrent, steps: int, batch: int, training: bool, measured: 
     flops = sum(2.0 * cell["gates"] * h * (i + h) * steps * batch * directions for i in inputs) * (3 if training else 1)
     weights = sum(a.nbytes for w in packed.parts for n, a in w.arrays.items() if hasattr(a, "nbytes") and n != "params")
     shares = [
-        share_of(w, p, which == "backward", above).weight_bytes
+        sum(share_of(w, p, which == "backward", follows).weight_bytes)
         for which, of in plans.items()
         for _, w, p in of
-        for above in ((False, True) if p.wave else (False,) * directions)
+        for follows in ((False, True) if p.wave else (False,) * directions)
         if p.units
     ]
     weights += sum(shares)

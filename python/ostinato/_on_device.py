@@ -232,7 +232,7 @@ def share_of(w: Weights, planned: GpuPlan, backward: bool, follows: bool = False
     """What the blocks of a "persistent" kernel have of these weights."""
     parts = 2 if word_bytes(w.dtype, w.arrays["precision"]) == 4 else 1
     columns, products, _ = columns_of(w.cell)
-    of = columns if planned.wave else products[1]
+    of = [columns] if planned.wave else products[1:]
     return Share.of(of, w.hidden, planned.units, planned.peers, parts, backward, follows)
 
 
@@ -242,12 +242,11 @@ def shared_out(w: Weights, planned: GpuPlan, backward: bool, ahead: Weights | No
     key = planned.units, planned.peers, planned.wave, backward, ahead is not None
     if key not in w.shared:
         share, xp = share_of(w, planned, backward, ahead is not None), w.device.xp
-        weights, scales = (
-            ("persistent_turned" if backward else "persistent_panels"),
-            f"persistent_{'turned_' * backward}scales",
-        )
-        made = {weights: xp.empty(share.weight_bytes, np.uint8)}
-        made[scales] = xp.empty((share.blocks, share.out_tiles * 16), np.float32) if share.parts > 1 else None
+        weights, scales = ("shared_turned", "shared_turned_scales") if backward else ("shared_panels", "shared_scales")
+        made = {}
+        for f, tiles in enumerate(share.out_tiles):
+            made[f"{weights}{f}"] = xp.empty(share.weight_bytes[f], np.uint8)
+            made[f"{scales}{f}"] = xp.empty((share.blocks, tiles * 16), np.float32) if share.parts > 1 else None
         sizes = {
             "input": w.input,
             "hidden": w.hidden,
@@ -267,8 +266,8 @@ def mailbox_bytes(w: Weights, planned: GpuPlan, backward: bool) -> int:
     """Of what the blocks of a launch send each other."""
     if not planned.units:
         return 0
-    slots = planned.together * planned.groups * (planned.span + (planned.wave and not backward))
-    return 4 * MAILBOX_HEADER + slots * share_of(w, planned, backward).slot_bytes
+    steps = planned.together * planned.groups * (planned.span + (planned.wave and not backward))
+    return 4 * MAILBOX_HEADER + steps * share_of(w, planned, backward).step_bytes
 
 
 def plan_values(weights: list[Weights], planned: GpuPlan, backward: bool, sizes: tuple[int, int]) -> dict[str, Any]:

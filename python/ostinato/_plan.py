@@ -111,66 +111,73 @@ class Share:
         peers: blocks that take in a share of the inputs each, for the outputs of all of them.
         parts: of an operand: 2 where a float goes as two words of 2 bytes.
         blocks: of a group.
+        phases: of a step: of each what the following three are.
         out_tiles: of 16 outputs, of a block and its peers.
         tiles: of 16 inputs that a group sends.
         depth: of all that a block takes in, those of a warp.
+        room: for so many of them.
     """
 
     units: int
     peers: int
     parts: int
     blocks: int
-    out_tiles: int
-    tiles: int
-    depth: int
+    out_tiles: tuple[int, ...]
+    tiles: tuple[int, ...]
+    depth: tuple[int, ...]
+    room: tuple[int, ...]
 
     @classmethod
     def of(
-        cls, columns: int, hidden: int, units: int, peers: int, parts: int, backward: bool, above: bool = False
+        cls, columns: list[int], hidden: int, units: int, peers: int, parts: int, backward: bool, follows: bool = False
     ) -> Share:
-        """``columns``: of a unit that the product feeds; ``above``: what the layer below sends is taken in as well."""
+        """``columns``: of a unit that the product of each phase feeds; ``follows``: what another layer sends is taken in as well."""
         together = max(16, units * peers)  # whole tiles of hidden units
         whole = -(-hidden // together) * together
-        tiles = whole // 16 * (columns if backward else 1)
-        outs = units * peers * (1 if backward else columns)
-        return cls(
-            units, peers, parts, whole // units, -(-outs // 16), tiles, -(-tiles * (1 + above) // (WARPS * peers))
-        )
+        tiles = tuple(whole // 16 * (n if backward else 1) for n in columns)
+        outs = tuple(-(-units * peers * (1 if backward else n) // 16) for n in columns)
+        depth = tuple(-(-n * (1 + follows) // (WARPS * peers)) for n in tiles)
+        if backward:
+            room = [FRAGMENTS * n // (parts * outs[0] * sum(columns)) for n in columns]
+        else:
+            room = [FRAGMENTS // (parts * sum(outs))] * len(columns)
+        return cls(units, peers, parts, whole // units, outs, tiles, depth, tuple(room))
 
     @property
     def fits(self) -> bool:
         """Whether there is room for the weights."""
-        return self.out_tiles * self.parts * self.depth <= FRAGMENTS
+        return all(n <= room for n, room in zip(self.depth, self.room))
 
     @property
-    def slot_bytes(self) -> int:
-        """Of what a group sends at a step."""
-        return self.tiles * self.parts * TILE_BYTES
+    def step_bytes(self) -> int:
+        """Of what a group sends at a step: every phase has room for the one that sends most."""
+        return len(self.tiles) * max(self.tiles) * self.parts * TILE_BYTES
 
     @property
-    def weight_bytes(self) -> int:
-        """Of the weights of all blocks, as fragments."""
-        return self.blocks * self.parts * self.out_tiles * self.depth * WARPS * 512
+    def weight_bytes(self) -> tuple[int, ...]:
+        """Of the weights of all blocks, as fragments, by phases."""
+        return tuple(self.blocks * self.parts * n * d * WARPS * 512 for n, d in zip(self.out_tiles, self.depth))
 
     def cycles(self, rows: int) -> float:
         """Of a step, by the model."""
         row_tiles = -(-min(rows, GROUP_ROWS) // 8)
         products = 1 if self.parts == 1 else 3
-        matrix = self.depth * self.out_tiles * row_tiles * products * MMA * WARPS / 4
-        taken = self.depth * WARPS * self.parts * TILE_BYTES  # by a block, of the peers' shares one
+        matrix = sum(d * n for d, n in zip(self.depth, self.out_tiles)) * row_tiles * products * MMA * WARPS / 4
+        taken = sum(self.depth) * WARPS * self.parts * TILE_BYTES  # by a block, of the peers' shares one
         reading = taken * row_tiles / (GROUP_ROWS / 8) / L2_BYTES
-        return EXCHANGE + CELL + (CLUSTER if self.peers > 1 else 0.0) + reading + matrix
+        each = EXCHANGE + CELL + (CLUSTER if self.peers > 1 else 0.0)
+        return len(self.depth) * each + reading + matrix
 
 
 def shares_for(
-    device: GpuFigures, columns: int, hidden: int, word: int, backward: bool, above: bool = False
+    device: GpuFigures, columns: list[int], hidden: int, word: int, backward: bool, follows: bool = False
 ) -> list[Share]:
     """Those that there are kernels for and whose weights have room."""
     parts = 2 if word == 4 else 1
     kinds = [(8, 1)] if parts == 2 else [(8, 1), (16, 1)]
     if backward:
         kinds = [(16, 1)] + ([(16 // parts, PEERS)] if device.clusters else [])
-    return [s for s in (Share.of(columns, hidden, *kind, parts, backward, above) for kind in kinds) if s.fits]
+    return [s for s in (Share.of(columns, hidden, *kind, parts, backward, follows) for kind in kinds) if s.fits]
 
 
 def most_groups(device: GpuFigures, share: Share) -> int:
@@ -213,8 +220,6 @@ def plan(
             reason += f"; B = {batch} is more than the {STREAM_ROWS} rows for which blocks stream the weights"
         return replace(by_itself, library=library, reason=reason)
 
-    if len(products) > 1:
-        return step(f"the cell takes {len(products)} phases a step, and each needs all hidden units of the one before")
     if word == 8:
         return step("the registers of a multiprocessor are kept for words of 2 and 4 bytes")
     if by_step:
@@ -228,19 +233,22 @@ def plan(
         return GpuPlan("loop", blocks, 1, library, reason, room=room, seconds=waves * steps * cycles / device.clock_hz)
     if room:
         why = f"{blocks} blocks of {ROWS} rows are {waves} waves over {device.multiprocessors} multiprocessors, more than {MOST_WAVES}"
+    elif len(products) > 1:
+        why = f"the cell takes {len(products)} phases a step, and each needs all hidden units of the one before"
     else:
         why = f"H = {hidden} is beyond {ROOM[word][-1]}, where the recurrent weights fill the registers of a multiprocessor"
     if word == 4 and not split:
-        return step(f"{why}; where many of them share the weights, products are of words of 2 bytes")
-    shares = shares_for(device, products[0], hidden, word, backward)
+        return step(f"{why}; where many multiprocessors share the weights, products are of words of 2 bytes")
+    shares = shares_for(device, products, hidden, word, backward)
     if not shares:
-        return step(f"{why}, and those of all of them together")
+        return step(f"{why}; there is no room for the recurrent weights in those of all multiprocessors either")
     shares = [s for s in shares if most_groups(device, s)]
     if not shares:
-        return step(f"{why}, and there are too few of them, {device.multiprocessors}, to share the weights")
+        return step(f"{why}; there are too few multiprocessors, {device.multiprocessors}, to share the weights")
     kinds = [(s, 1) for s in shares]
     if together == 2:
-        pairs = shares_for(device, wave, hidden, word, backward, True) if wave else shares
+        alone = wave and len(products) > 1  # there are no kernels for two layers of more phases
+        pairs = [] if alone else shares_for(device, [wave], hidden, word, backward, True) if wave else shares
         kinds += [(s, 2) for s in pairs if most_groups(device, s) >= 2]
 
     def of(kind: tuple[Share, int], portions: int = 1) -> GpuPlan:
@@ -252,7 +260,7 @@ def plan(
         return step(f"{why}; to share them out would take longer, by the model {times:.2g} times as long")
     if not backward:
         return replace(of(best), library=library)
-    work = best[1] * products[0] * hidden * (2 * (inputs or hidden) + hidden) * steps * batch
+    work = best[1] * sum(products) * hidden * (2 * (inputs or hidden) + hidden) * steps * batch
     rate = device.multiprocessors * device.clock_hz * {2: TILES, 4: LIBRARY if library else TILES_EXACT}[word]
     cuts = [of(best, n) for n in PORTIONS if n == 1 or n <= min(steps, steps * batch // PART_ROWS)]
     return replace(min(cuts, key=lambda p: _with_products(device, p, work / rate)), library=library)
@@ -291,7 +299,7 @@ def _persistent(
     groups = min(wanted, most_groups(device, share) // together)
     passes = -(-wanted // groups)
     each = -(-steps // portions)
-    span = max(1, min(each, device.l2_bytes // 4 // (together * groups * share.slot_bytes)))
+    span = max(1, min(each, device.l2_bytes // 4 // (together * groups * share.step_bytes)))
     launches = passes * portions * -(-each // span)
     seconds = launches * START + passes * (steps + wave * launches) * share.cycles(batch) / device.clock_hz
     reason = (

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ostinato import _device, _on_device, _plan
+from ostinato import _core, _device, _on_device, _plan
 
 INPUTS = 16  # so few that the product of the input hardly counts
 # Cell, precision, batch, hidden.
@@ -28,7 +28,7 @@ SHAPES = [
     ("lstm", "float16", 64, 512),
     ("gru", "bfloat16", 64, 1024),
 ]
-TINY = [("lstm", "float16", 3, 150), ("gru", "split", 20, 80)]
+TINY = [("lstm", "float16", 3, 150), ("gru", "split", 128, 16)]
 ROUNDS = 5
 
 
@@ -37,7 +37,7 @@ def plans(w: Any, steps: int, batch: int, backward: bool) -> Iterator[tuple[str,
     figures, (columns, products, _) = w.device.figures, _on_device.columns_of(w.cell)
     word = _on_device.word_bytes(w.dtype, w.arrays["precision"])
     yield "a launch a step", _plan._stepwise(figures, products[1:], w.hidden, steps, batch, word, backward, False)
-    for share in _plan.shares_for(figures, products[1], w.hidden, word, backward):
+    for share in _plan.shares_for(figures, products[1:], w.hidden, word, backward):
         if not _plan.most_groups(figures, share):
             continue
         planned = _plan._persistent(figures, share, steps, batch, 1, False)
@@ -50,10 +50,29 @@ def plans(w: Any, steps: int, batch: int, backward: bool) -> Iterator[tuple[str,
             yield f"{name}, all steps in a launch", replace(planned, span=steps, launches=1)
         if _plan.most_groups(figures, share) >= 2:
             yield f"{name}, both directions", _plan._persistent(figures, share, steps, batch, 2, False)
-    for share in [] if backward else _plan.shares_for(figures, columns, w.hidden, word, False, True):
+    for share in _plan.shares_for(figures, [columns], w.hidden, word, backward, True):
         if _plan.most_groups(figures, share) >= 2:
             planned = _plan._persistent(figures, share, steps, batch, 2, True)
-            yield f"{share.units} units, two layers", planned
+            yield f"{share.units} units{f', {share.peers} peers' * (share.peers > 1)}, two layers", planned
+
+
+def portions(w: Any, steps: int, batch: int, library: bool) -> Iterator[tuple[str, _plan.GpuPlan]]:
+    """Of a backward pass with the gradients of the weights, whose products come after all steps, or beside those that follow."""
+    figures, products = w.device.figures, _on_device.columns_of(w.cell)[1]
+    shares = _plan.shares_for(
+        figures, products[1:], w.hidden, _on_device.word_bytes(w.dtype, w.arrays["precision"]), True
+    )
+
+    def cut(share: _plan.Share, n: int = 1) -> _plan.GpuPlan:
+        return replace(_plan._persistent(figures, share, steps, batch, 1, False, n), library=library)
+
+    shares = [s for s in shares if _plan.most_groups(figures, s)]
+    if not shares:
+        return
+    share = min(shares, key=lambda s: cut(s).seconds)
+    for n in _plan.PORTIONS:
+        if n <= _core.gradient_parts(steps, batch):
+            yield "with dW, after the steps" if n == 1 else f"with dW, {n} portions beside the steps", cut(share, n)
 
 
 class Case:
@@ -70,6 +89,7 @@ class Case:
         rows = gates * hidden
         first = [draw(rows, INPUTS), draw(rows, hidden), draw(rows), draw(rows), None]
         above = [draw(rows, hidden), *first[1:]]
+        self.raw = first[:4]
         self.weights = {
             "first": _on_device.pack(device, cell, first, precision=precision),
             "mirrored": _on_device.pack(device, cell, first, precision=precision, reverse=True),
@@ -82,25 +102,34 @@ class Case:
     ) -> tuple[list[Any], list[_on_device.Kept]]:
         """Outputs, and what is kept for the pass back."""
         xp, (steps, batch), calls = self.device.xp, self.sizes, []
-        y = self.x
-        for name in names or ("first", "above" if planned.wave else "mirrored")[: planned.together]:
+        y = self.x  # of the layer below the one above
+        for name in names or self.names(planned, False):
             below = y if name == "above" else self.x
             y = xp.empty((steps, batch, self.hidden), np.float32)
             end = tuple(xp.empty((batch, self.hidden), np.float32) if k <= self.two else None for k in range(2))
             rows = _on_device.Rows.of(below), _on_device.Rows.of(y)
             calls.append(_on_device.Forward(self.weights[name], *rows, (None, None), end))  # type: ignore[arg-type]
-        kept = _on_device.forward(calls, self.sizes, replace(planned, library=False), train=train)
+        kept, own = [], replace(planned, library=False)
+        for some in [calls] if planned.together == len(calls) else [[c] for c in calls]:
+            kept += _on_device.forward(some, self.sizes, own, train=train)
         return [c.y.array for c in calls], kept
 
-    def backward(self, planned: _plan.GpuPlan, kept: list[_on_device.Kept]) -> list[Any]:
-        """dh before the first step, of each: without the gradients of weights, which are the same in every plan."""
+    def backward(self, planned: _plan.GpuPlan, kept: dict[str, _on_device.Kept], gradients: bool = False) -> list[Any]:
+        """dh before the first step, of each, or dR: otherwise without the gradients of weights, which are the same in every plan."""
         xp, (_, batch), calls = self.device.xp, self.sizes, []
-        for k in kept:
+        for name in self.names(planned, True):
             d = tuple(xp.empty((batch, self.hidden), np.float32) if i <= self.two else None for i in range(2))
-            dy = _on_device.Rows.of(self.dy)
-            calls.append(_on_device.Backward(k, dy, (None, None), d, [None] * 5))  # type: ignore[arg-type]
-        _on_device.backward(calls, replace(planned, library=False))
-        return [c.dstate[0] for c in calls]
+            dy = None if calls and planned.wave else _on_device.Rows.of(self.dy)
+            grads = [xp.zeros_like(a) for a in self.raw] if gradients else [None] * 4
+            calls.append(_on_device.Backward(kept[name], dy, (None, None), d, [*grads, None]))  # type: ignore[arg-type]
+        _on_device.backward(calls, planned if gradients else replace(planned, library=False))
+        return [c.grads[1] if gradients else c.dstate[0] for c in calls]
+
+    @staticmethod
+    def names(planned: _plan.GpuPlan, backward: bool) -> tuple[str, ...]:
+        """Of the layers that a plan has together, in their order."""
+        pair = ("first", "mirrored") if not planned.wave else ("above", "first") if backward else ("first", "above")
+        return pair[: planned.together]
 
 
 def seconds_of(device: _device.Device, emulated: bool, work: Callable[[], Any]) -> float:
@@ -130,24 +159,36 @@ def ladder(device: _device.Device, emulated: bool, budget: float = 150.0) -> lis
     for cell, precision, batch, hidden in TINY if emulated else SHAPES:
         steps = 5 if emulated else 1024
         case = Case(device, cell, precision, steps, batch, hidden)
-        for backward in (False, True):
-            chosen = _on_device.plan_of(case.weights["first"], steps, batch, backward)
-            kept: list[_on_device.Kept] = []
+        first, by_step = case.weights["first"], None
+        for which in ("forward", "backward", "gradients"):
+            backward = which != "forward"
+            chosen = _on_device.plan_of(first, steps, batch, backward)
+            of = (
+                portions(first, steps, batch, chosen.library)
+                if which == "gradients"
+                else plans(first, steps, batch, backward)
+            )
             work: dict[str, tuple[_plan.GpuPlan, Callable[[], Any]]] = {}
-            for name, planned in plans(case.weights["first"], steps, batch, backward):
-                if not work and backward:
-                    by_step = next(plans(case.weights["first"], steps, batch, False))[1]
-                    kept = [k for n in ("first", "mirrored") for k in case.forward(by_step, True, (n,))[1]]
+            if by_step is not None and which == "backward":
+                names = "mirrored", "first", "above"
+                kept = dict(zip(names, case.forward(by_step, True, names)[1]))
+            for name, planned in of:
+                by_step = by_step or planned
                 if backward:
-                    work[name] = planned, lambda p=planned, c=case, k=kept: c.backward(p, k[: p.together])
+                    work[name] = planned, lambda p=planned, c=case, k=kept, w=which: c.backward(p, k, w == "gradients")
                 else:
                     work[name] = planned, lambda p=planned, c=case: c.forward(p)[0]
+            if not work:
+                continue
             if time.monotonic() > end:
                 return rungs
             base = next(iter(work))
-            want = [a.copy() for a in work[base][1]()]
-            for _, run in work.values():  # the first of each is the same layer and direction in all
-                agree(device, run()[0], want[0], 5e-2 if precision != "split" else 1e-4)
+            want = {"first": work[base][1]()[0].copy()}
+            if which == "backward":
+                want["above"] = case.backward(work[base][0], {"first": kept["above"]})[0].copy()
+            for planned, run in work.values():
+                of_first = want[case.names(planned, backward)[0]]
+                agree(device, run()[0], of_first, 5e-2 if precision != "split" else 1e-4)
                 run()
             turns = [{n: seconds_of(device, emulated, run) for n, (_, run) in work.items()} for _ in range(ROUNDS)]
             for name, (planned, _) in work.items():
@@ -155,15 +196,15 @@ def ladder(device: _device.Device, emulated: bool, budget: float = 150.0) -> lis
                 over = statistics.median(t[base] * planned.together / t[name] for t in turns)
                 rungs.append({
                     "cell": cell, "precision": precision, "batch": batch, "hidden": hidden, "steps": steps,
-                    "pass": "backward" if backward else "forward", "plan": name, "kernel": planned.kernel, "blocks": planned.blocks,
+                    "pass": which, "plan": name, "kernel": planned.kernel, "blocks": planned.blocks,
                     "launches": planned.launches, "chosen": planned == replace(chosen, reason=planned.reason, library=planned.library),
-                    "model": planned.seconds, "seconds": median, "over a launch a step": over,
+                    "model": planned.seconds, "seconds": median, "over": base, "ratio": over,
                 })  # fmt: skip
                 mark = "*" if rungs[-1]["chosen"] else " "
                 print(
-                    f"{mark}{cell:5}{precision:9}B={batch:<4}H={hidden:<5}{rungs[-1]['pass']:9}{name:36}"
+                    f"{mark}{cell:5}{precision:9}B={batch:<4}H={hidden:<5}{which:10}{name:36}"
                     f"{planned.blocks:4} blocks  model {planned.seconds / steps * 1e6:6.2f} us a step, measured {median / steps * 1e6:8.2f}"
-                    f"  {over:5.2f}x a launch a step",
+                    f"  {over:5.2f}x {base}",
                     flush=True,
                 )
     return rungs
