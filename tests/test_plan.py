@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 
+from ostinato import _core
 from ostinato._plan import GROUP_ROWS, MOST_WAVES, ROOM, GpuFigures, GpuPlan, Share, plan, room_for, shares_for
 
 DEVICES = [
@@ -81,12 +82,13 @@ def check_persistent(
     assert 1 <= p.span <= steps
     assert p.groups * p.span * share.step_bytes <= max(device.l2_bytes // 4, p.groups * share.step_bytes)
     passes = -(-batch // (p.groups * GROUP_ROWS))
-    each = -(-steps // p.portions)
-    assert p.launches == passes * p.portions * -(-each // p.span)
+    parts = _core.gradient_parts(steps, batch)
+    cuts = [steps * (parts * k // p.portions) // parts for k in range(p.portions + 1)]
+    assert p.launches == passes * sum(-(-(b - a) // p.span) for a, b in pairwise(cuts))
     if p.portions > 1:  # the products of one need multiprocessors beside the steps of the next
         assert backward
         assert p.blocks < device.multiprocessors
-        assert steps * batch >= 256 * p.portions
+        assert steps >= parts >= p.portions
         assert f"the products of {p.portions} portions" in p.reason
 
 

@@ -17,7 +17,7 @@ struct Plan {
   int peers;     // of them that write to each other's shared memory, in the backward pass
   int groups;    // of such blocks, that run at the same time
   Index span;    // steps of one such launch
-  int together;  // problems in a launch: 2 are both directions, or with `wave` a layer and the one above it
+  int together;  // problems in a launch: 2 are both directions, or with `wave` two layers
   bool wave;
 };
 

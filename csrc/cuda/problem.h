@@ -69,7 +69,7 @@ struct BackwardProblem {
   T* param_sums;               // [part][params][H]
   Index parts;
   Range portion;              // of the parts, counted from the first step: those that are run now
-  bool library;               // takes the products of all rows: what they multiply is written, and they are not taken here
+  bool library;               // takes the products of rows: what they multiply is written, and they are not taken here
   T* operands[kMaxProducts];  // [T*B][depth], or null: not wanted
   RawGradients<T> gradients;
   T *drestart_h, *drestart_c;

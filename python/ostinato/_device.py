@@ -1,6 +1,7 @@
 """Where arrays are and where kernels run: the CPU with NumPy, a GPU with CuPy, or the GPU's kernels emulated on the CPU.
 
-Nothing here allocates or waits on its own: arrays come from the array library of the device, and kernels go to its current stream.
+Nothing here allocates or waits on its own: arrays come from the array library of the device, and kernels go to its current stream, or
+beside it to one that it waits for.
 """
 
 from __future__ import annotations
@@ -200,7 +201,7 @@ def emulated(turned: bool = False, library: Any = np) -> Device:
 
 
 def cuda(index: int | None = None) -> Device:
-    """A GPU (None: the present one), with CuPy as its array library; kernels go to CuPy's current stream.
+    """A GPU (None: the present one), with CuPy as its array library and its current stream.
 
     Raises:
         NoGpu: there is no such GPU, or no CuPy; the message says which.

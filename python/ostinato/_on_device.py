@@ -174,7 +174,9 @@ def bytes_of(packed: Packed, steps: int, batch: int, training: bool, dropout: bo
         return 0, forward
     parts, depth = _core.gradient_parts(steps, batch), max(w.input for w in packed.parts)
     gates = products[0] if shared else sum(products)
-    backward = rows * h * (gates + facts["params"]) * item + parts * h * sum(products) * (max(depth, h) + 1) * item
+    sums = sum({p.portions for _, _, p in plans[1]}) if library else parts  # kept from layer to layer, by their shapes
+    backward = rows * h * (gates + facts["params"]) * item + sums * h * sum(products) * max(depth, h) * item
+    backward += parts * h * sum(products) * item
     if library:  # what is multiplied, and dx on its way
         backward += rows * (depth + phases * h + depth) * item
     backward = backward * max(p.together for _, _, p in plans[1]) + mailboxes[1]
@@ -432,15 +434,16 @@ def backward(
     with w.device.beside() if portions > 1 else _device.InTurn() as beside:
         for k in reversed(range(portions)):
             first.update(first_part=cuts[k], last_part=cuts[k + 1])
-            if portions > 1:
+            steps = sizes[0] * cuts[k] // parts, sizes[0] * cuts[k + 1] // parts
+            if portions > 1:  # of so few launches each that they are no graphs
                 with beside.ahead():
-                    w.device.launch("through_time", w.cell, w.dtype, first)
+                    w.device.launch("through_time", w.cell, w.dtype, {**first, "launches": 0})
                 beside.join()
-            w.device.launch("products" if portions > 1 else "backward", w.cell, w.dtype, first)
-            if library:
-                steps = sizes[0] * cuts[k] // parts, sizes[0] * cuts[k + 1] // parts
-                for call, values in zip(calls, every):
-                    _library_gradients(call, values, planned, k, steps)
+                w.device.launch("products", w.cell, w.dtype, {**first, "launches": 0})
+            else:
+                w.device.launch("backward", w.cell, w.dtype, first)
+            for call, values in zip(calls, every) if library else []:
+                _library_gradients(call, values, planned, k, steps)
     first["other"] = None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 ROWS = 8  # of the batch, that a block of the "loop" kernels takes: csrc/cuda/engine.h
 ROOM = {4: (32, 64), 2: (64, 128)}  # hidden units, by bytes of a word: csrc/cuda/plan.h
@@ -17,7 +18,7 @@ WARPS = 8
 TILE_BYTES = 512  # of a part of 16 inputs for the rows of a group, as they are sent
 PEERS = 4  # blocks of a cluster
 PORTIONS = (1, 2, 4, 8)  # of a backward pass
-PART_ROWS = 256  # (t, b), the least of a portion: csrc/cuda/backward.h
+PART_ROWS = 256  # (t, b) of a part of the gradients' sums, at least, of which there are at most 8: csrc/cuda/backward.h
 
 # What a step takes, in cycles. Estimates from published figures, until benchmarks/gpu.py has measured them.
 EXCHANGE = 900.0  # from one multiprocessor to the others by way of the L2 cache
@@ -65,7 +66,7 @@ class GpuPlan:
         peers: such blocks that write to each other's shared memory, in the backward pass; 1: none.
         groups: of such blocks in a launch, each with `GROUP_ROWS` rows of the batch.
         span: steps of such a launch.
-        together: 2: both directions go in the same launches, or with `wave` a layer and the one above it.
+        together: 2: both directions go in the same launches, or with `wave` two layers.
         wave: whether they are layers.
         portions: of a backward pass: while the steps of one are run, the products of the one before (dx, dW, dR) run beside them, on the
             multiprocessors that are free.
@@ -210,7 +211,7 @@ def plan(
         backward: of the backward pass.
         by_step: something is asked for after every step, which needs all units of a row: the norm of a gradient.
         together: 2: whether two such passes may share launches, as the plan then says.
-        wave: those two are a layer and the one above it: the columns of a pre-activation; 0: they are two directions.
+        wave: those two are layers: the columns of a pre-activation; 0: they are two directions.
     """
     library = device.library and word >= 4 and steps * batch >= LIBRARY_ROWS
     by_itself = _stepwise(device, products, hidden, steps, batch, word, backward, by_step)
@@ -262,7 +263,8 @@ def plan(
         return replace(of(best), library=library)
     work = best[1] * sum(products) * hidden * (2 * (inputs or hidden) + hidden) * steps * batch
     rate = device.multiprocessors * device.clock_hz * {2: TILES, 4: LIBRARY if library else TILES_EXACT}[word]
-    cuts = [of(best, n) for n in PORTIONS if n == 1 or n <= min(steps, steps * batch // PART_ROWS)]
+    parts = parts_of(steps, batch)
+    cuts = [of(best, n) for n in PORTIONS if n == 1 or n <= parts <= steps]
     return replace(min(cuts, key=lambda p: _with_products(device, p, work / rate)), library=library)
 
 
@@ -292,21 +294,33 @@ def _stepwise(
     return GpuPlan("step", blocks, launches, False, "", seconds=launches * LAUNCH + work)
 
 
+def parts_of(steps: int, batch: int) -> int:
+    """Of the sums of gradients."""
+    return max(1, min(8, steps * batch // PART_ROWS))
+
+
+def portions_of(steps: int, batch: int, portions: int) -> list[tuple[int, int]]:
+    """Steps of each portion of a backward pass: whole parts."""
+    parts = parts_of(steps, batch)
+    cuts = [steps * (parts * k // portions) // parts for k in range(portions + 1)]
+    return list(pairwise(cuts))
+
+
 def _persistent(
     device: GpuFigures, share: Share, steps: int, batch: int, together: int, wave: bool, portions: int = 1
 ) -> GpuPlan:
-    wanted = -(-batch // GROUP_ROWS)
+    wanted = max(1, -(-batch // GROUP_ROWS))
     groups = min(wanted, most_groups(device, share) // together)
     passes = -(-wanted // groups)
-    each = -(-steps // portions)
-    span = max(1, min(each, device.l2_bytes // 4 // (together * groups * share.step_bytes)))
-    launches = passes * portions * -(-each // span)
-    seconds = launches * START + passes * (steps + wave * launches) * share.cycles(batch) / device.clock_hz
+    each = [b - a for a, b in portions_of(steps, batch, portions)]
+    span = max(1, min(max(each), device.l2_bytes // 4 // (together * groups * share.step_bytes)))
+    launches = passes * sum(-(-n // span) for n in each)
+    seconds = launches * START + (passes * steps + wave * launches) * share.cycles(batch) / device.clock_hz
     reason = (
         f"{share.blocks} multiprocessors have room for the recurrent weights, {share.units} units each; "
         f"{groups} such group{'s' * (groups > 1)} of {GROUP_ROWS} rows at a time"
         + (f"; clusters of {share.peers} take in a share of the gradients each" if share.peers > 1 else "")
-        + ("; a layer and the one above it, a step behind, in the same launches" if wave else "")
+        + ("; two layers, one a step behind the other, in the same launches" if wave else "")
         + ("; both directions in the same launches" if together > 1 and not wave else "")
         + (f"; the products of {portions} portions of the steps beside those that follow" if portions > 1 else "")
     )
@@ -318,12 +332,8 @@ def _persistent(
 
 
 def _with_products(device: GpuFigures, planned: GpuPlan, products: float) -> float:
-    """Seconds of a backward pass with its products, which take so many on the whole device: those of each portion but the last run while
-    the next one is under way."""
-    free, n = device.multiprocessors - planned.blocks, planned.portions
-    if n == 1:
-        return planned.seconds + products
-    if free <= 0:
-        return float("inf")
-    steps, beside = planned.seconds / n, products / n * device.multiprocessors / free
-    return steps + (n - 1) * max(steps, beside) + products / n
+    """Seconds of a backward pass with its products, which take so many on the whole device: from the end of the first portion on they have
+    what is free of it, and after the last one all of it."""
+    n, free = planned.portions, 1 - planned.blocks / device.multiprocessors
+    beside = planned.seconds * (1 - 1 / n) * free
+    return planned.seconds + max(products / n, products - beside)
