@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,23 +67,7 @@ GRID: list[tuple[str, dict[str, Any], str, int, int]] = [
 ]
 
 
-class Clock:
-    """Seconds of work on a device: by its events, or by the wall where kernels are emulated."""
-
-    def __init__(self, device: _device.Device, emulated: bool) -> None:
-        self.xp, self.emulated = device.xp, emulated
-
-    def __call__(self, work: Callable[[], Any]) -> float:
-        if self.emulated:
-            start = time.perf_counter()
-            work()
-            return time.perf_counter() - start
-        begin, end = self.xp.cuda.Event(), self.xp.cuda.Event()
-        begin.record()
-        work()
-        end.record()
-        end.synchronize()
-        return float(self.xp.cuda.get_elapsed_time(begin, end)) * 1e-3
+Clock = Callable[[Callable[[], Any]], float]  # seconds of work: `rungs.seconds_of` a device
 
 
 def alternate(clock: Clock, calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
@@ -397,7 +382,7 @@ def main() -> None:
         _device.register(fake_cupy.ndarray, lambda a: device)
     else:
         device = _device.cuda()
-    clock = Clock(device, emulated)
+    clock = partial(rungs.seconds_of, device, emulated)
     figures: dict[str, Any] = {"machine": info(), "devices": ost.cuda.devices(), "library": device.figures.library}
     path = None
     if not emulated:

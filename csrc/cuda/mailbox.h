@@ -2,8 +2,7 @@
 // that place until it is not. So what is sent is its own flag, and no fence and no barrier orders anything. What goes this way is the only
 // thing that a block of such a launch reads of another one. No wait is endless.
 #pragma once
-#include "block.h"
-#include "half.h"
+#include "mma.h"
 #if !defined(__CUDACC__)
 #include <sched.h>
 #endif
@@ -76,7 +75,7 @@ OST_HD bool empty(const std::uint32_t* words) {
 // Any two numbers as a word that is not empty.
 template <class W>
 OST_HD std::uint32_t sent(W low, W high) {
-  const std::uint32_t word = std::uint32_t(low.bits) | std::uint32_t(high.bits) << 16;
+  const std::uint32_t word = pair_of<W>(low, high);
   return word == kEmpty ? 0x7fff7fff : word;
 }
 
