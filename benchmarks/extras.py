@@ -95,10 +95,12 @@ def busy(rounds: int, threads: int) -> list[dict[str, Any]]:
 
 
 def footprint() -> dict[str, float]:
-    """Seconds that `import ostinato` takes after `import numpy`, and bytes of the package, both as a wheel would install it."""
+    """Seconds that `import ostinato` takes after `import numpy`, and bytes of the package, both as a wheel would install it, which has
+    neither the emulation of the GPU's kernels nor those kernels."""
     package, archive = Path(_core.__file__).parent, io.BytesIO()
     files = {p: p.relative_to(root) for root in (Path(ost.__file__).parent, package) for p in root.rglob("*")}
     files = {p: name for p, name in files.items() if p.suffix in (".py", ".pyi", ".so", ".typed")}
+    files = {p: name for p, name in files.items() if not p.name.startswith(("_emulated.c", "_cuda.c"))}
     # A copy, and without the finder of an editable install, which looks at the disk for every module.
     code = """
 import sys, time, numpy

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from conftest import CELLS, TOLERANCE
-from ostinato import _check, _core, _device, _on_device, _plan, cuda
+from ostinato import _check, _core, _device, _emulated, _on_device, _plan, cuda
 
 SIZES = [(5, 3, 4, 7), (3, 1, 1, 1), (2, 40, 3, 20), (0, 2, 3, 4), (4, 0, 3, 4), (6, 2, 70, 33)]
 
@@ -342,15 +342,15 @@ def test_launches_that_come_again_are_recorded() -> None:
         p["x"] += 0.1
         want = run()
         y[:] = np.nan
-        assert _core.emulated(action, cell, itemsize, values, False) == want_ran
+        assert _emulated.run(action, cell, itemsize, values, False) == want_ran
         assert np.array_equal(y, want)
     for change in ({"reverse": 1}, {"h0": end[0].ctypes.data}, {"clip_value": 0.5}):
-        assert _core.emulated(action, cell, itemsize, {**values, **change}, False) == 0
-    assert _core.emulated(action, cell, itemsize, {**values, "launches": 3}, False) == 0
+        assert _emulated.run(action, cell, itemsize, {**values, **change}, False) == 0
+    assert _emulated.run(action, cell, itemsize, {**values, "launches": 3}, False) == 0
     for k in range(70):  # others take its place
         for _ in range(2):
-            _core.emulated(action, cell, itemsize, {**values, "clip_norm": float(k)}, False)
-    assert _core.emulated(action, cell, itemsize, values, False) == 0
+            _emulated.run(action, cell, itemsize, {**values, "clip_norm": float(k)}, False)
+    assert _emulated.run(action, cell, itemsize, values, False) == 0
 
 
 def test_no_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,6 +78,20 @@ def test_against_tiles(cell: str, precision: str, units: int, peers: int, hidden
             )
 
 
+@pytest.mark.parametrize(
+    ("cell", "sizes", "peers"),
+    [("lstm", (2, 2, 3, 272), 4), ("gru_reset_before", (2, 2, 3, 272), 4), ("gru_reset_before", (2, 1, 3, 912), 4)],
+)
+def test_weights_in_shared_memory(cell: str, sizes: Any, peers: int) -> None:
+    """Of large layers, those for which registers have no room."""
+    p = problem(cell, np.float32, sizes, "none", False)
+    want = on_device(cell, p, {}, DEVICES[0], room=0, rows=0)
+    got = persistent(cell, p, {}, DEVICES[0], "split", 8, 1, 2, peers)
+    for name, a, b in zip(NAMES, want, got):
+        if a is not None:
+            assert float(np.linalg.norm(b - a)) <= 2e-5 * max(float(np.linalg.norm(a)), 1e-3), name
+
+
 def apart(device: _device.Device, first: bool) -> _device.Device:
     """What goes ahead is run when it is waited for, and not before; or (``first``) at once, and all of the others behind all of it."""
     ahead: list[bool] = [False]
@@ -324,7 +338,7 @@ CALLS: dict[str, tuple[dict[str, Any], dict[str, Any], set[tuple[int, bool]]]] =
 
 @pytest.mark.parametrize("span", [2, 100])
 @pytest.mark.parametrize("name", list(CALLS))
-@pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "GRU before", "RNN"])
 def test_layers(wide: _device.Device, monkeypatch: pytest.MonkeyPatch, cell: str, name: str, span: int) -> None:
     """As users call them, against the CPU: layers above each other and both directions share launches."""
     options, how, together = CALLS[name]
@@ -340,7 +354,9 @@ def test_layers(wide: _device.Device, monkeypatch: pytest.MonkeyPatch, cell: str
     monkeypatch.setattr(_plan, "_persistent", lambda *a: (p := plain(*a)) and replace(p, span=min(span, p.span)))
     monkeypatch.setattr(_on_device, "plan_values", watch)
     hidden = 150 if "bfloat16" in name else 80
-    layer = getattr(ost.nn, cell)(5, hidden, **options, rng=0)
+    if cell == "GRU before":  # two phases a step: layers go one after the other
+        options, together = {**options, "reset_after": False}, {(1 if wave else n, False) for n, wave in together}
+    layer = getattr(ost.nn, cell.split()[0])(5, hidden, **options, rng=0)
     there, r = copy.deepcopy(layer).to("cuda"), np.random.default_rng(1)
     shape = (3, 7) if layer.batch_first else (7, 3)
     x = r.standard_normal((*shape, 5)).astype(np.float32)

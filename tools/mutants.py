@@ -83,6 +83,7 @@ MUTANTS: dict[str, tuple[str, str, str]] = {  # name: file, what stands there, w
     "a layer that hears the one above too late": ("csrc/cuda/persistent.h", "share.ahead(slot - 1)", "share.ahead(slot)"),
     "the last step of a layer that follows": ("csrc/cuda/persistent.h", "piece.steps - (share.behind ? 0 : 1)", "piece.steps - 1"),
     "a second phase without what the first one saved": ("csrc/cuda/forward.h", "= F > 0 ? out.saved[k] : T(0);", "= T(0);"),
+    "weights of another tile in the shared memory": ("csrc/cuda/persistent.h", "k < kKept ? 0 : k - kKept][thread]", "0][thread]"),
     "a peer's sums of another step": ("csrc/cuda/persistent.h", "sum += space.sums[slot % 2][peer]", "sum += space.sums[0][peer]"),
     "scales of another output": ("csrc/cuda/persistent.h", "sum *= scales[unit * columns.count() + i];", "sum *= scales[i];"),
     "parts of rows of the other end": ("csrc/cuda/problem.h", "return p.reverse ? Range{parts - portion.end, parts - portion.begin} : portion;", "return portion;"),

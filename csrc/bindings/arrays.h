@@ -151,6 +151,6 @@ void bind_recurrent(py::module_& m);
 void bind_training(py::module_& m);
 void bind_stream(py::module_& m);
 void bind_proof(py::module_& m);
-void bind_emulated(py::module_& m);
+void bind_device(py::module_& m);
 
 }  // namespace ost

@@ -1,4 +1,4 @@
-// The kernels of the GPU, emulated: for the tests.
+// The extension module that emulates the kernels of the GPU, for the tests.
 #include "../cuda/emulate.h"
 
 namespace ost {
@@ -36,14 +36,9 @@ int run_emulated(const std::string& action, int cell, int itemsize, const py::di
 }
 
 }  // namespace
-
-void bind_emulated(py::module_& m) {
-  m.def("emulated", &run_emulated);
-  m.def("device_columns", [] { return emulated::columns_of(emulated::Cells()); });
-  m.def("loop_bytes", [](int cell, const std::string& precision, int room) {
-    return emulated::loop_bytes_of(CellId(cell), precision, room, emulated::Cells());
-  });
-  m.def("gradient_parts", &emulated::gradient_parts);
-}
-
 }  // namespace ost
+
+PYBIND11_MODULE(_emulated, m) {
+  m.doc() = "The kernels for NVIDIA GPUs on the CPU, for the tests: private to the package.";
+  m.def("run", &ost::run_emulated);
+}

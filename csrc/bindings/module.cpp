@@ -108,5 +108,5 @@ PYBIND11_MODULE(_core, m) {
   bind_training(m);
   bind_stream(m);
   bind_proof(m);
-  bind_emulated(m);
+  bind_device(m);
 }

@@ -102,7 +102,7 @@ void check_persistent(const Plan& plan, Index hidden, bool backward) {
     there = backward ? with_persistent_backward<C, T, V>(plan, look) : with_persistent<C, T, W>(plan, look);
   }
   if (!there)
-    fail("units", "those of a kernel that there is for this cell, of one phase in float32",
+    fail("units", "those of a kernel that there is for this cell in float32",
          std::to_string(plan.units) + " with " + std::to_string(plan.peers) + " peers");
   if (!fits)
     fail("units", "blocks with room for all weights", std::to_string(plan.units) + " of " + std::to_string(hidden) + " hidden units");

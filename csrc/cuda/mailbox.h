@@ -105,10 +105,11 @@ OST_HD void split(float v, Word* words) {
   }
 }
 
-// Makes all places of the slots empty; before the first launch of a pass the verdict as well.
+// Makes all places of the slots empty, and those of the last ones zero; before the first launch of a pass the verdict as well. (Zeros that
+// are read take no register; not to read what is not there takes 13.)
 struct EmptyKernel {
   Mailbox box;
-  Index words;  // of the slots, a multiple of 4
+  Index words, zeros;  // of the slots, and of the last of them: multiples of 4
   bool begin;
   struct Space {};
   struct alignas(16) Four {
@@ -118,7 +119,8 @@ struct EmptyKernel {
   OST_HD void operator()(const Block& block, Space&) const {
     block.each([&](int thread) {
       const Index i = block.x * kThreads + thread;
-      if (i < words / 4) reinterpret_cast<Four*>(box.slots())[i] = {kEmpty, kEmpty, kEmpty, kEmpty};
+      const std::uint32_t word = i * 4 < words - zeros ? kEmpty : 0;
+      if (i < words / 4) reinterpret_cast<Four*>(box.slots())[i] = {word, word, word, word};
       if (begin && i == 0) *box.verdict() = kWell;
     });
   }

@@ -167,7 +167,7 @@ std::string why_not() {
 // Clusters of blocks that write to each other's shared memory, of those that take most of it, which run at the same time on the present
 // device.
 int clusters_of(int device, int major) {
-  using K = BackwardPersistentOf<LstmCell<true>, float, float, 8, 4, false>;
+  using K = BackwardPersistentOf<GruResetBefore, float, Bfloat, 16, 4, false>;
   constexpr int bytes = sizeof(K::Space);
   int most = 0, present = 0, count = 0;
   cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);

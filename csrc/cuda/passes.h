@@ -50,8 +50,9 @@ void run_pieces(Run& run, const Problem<T>& p, Range all, const Exchange<T>& exc
       const Index first = all.begin + (backward ? pieces - 1 - i : i) * plan.span, steps = smaller(plan.span, all.end - first);
       const int groups = int(smaller<Index>(plan.groups, ceil_div(p.batch - row, kGroupRows)));
       const Piece<T> piece{exchange.box, exchange.carry, first, steps, row, groups, plan.together, plan.wave};
-      const Index slots = steps * phases + (plan.wave && !backward);  // what follows the last step forward is the layer's above
-      run(EmptyKernel{exchange.box, plan.together * groups * slots * slot_words, begins && row == 0 && i == 0});
+      const Index slot = plan.together * groups * slot_words;  // of all
+      const Index behind = plan.wave ? slot : 0;  // what the last step leaves the layer above; backward nothing, before the last step
+      run(EmptyKernel{exchange.box, steps * phases * slot + behind, backward ? behind : 0, begins && row == 0 && i == 0});
       run(make(piece));
     }
 }

@@ -33,7 +33,7 @@ constexpr int tiles_at_a_time(int out_tiles, int parts) {
   return out_tiles == 1 ? 8 : out_tiles == 3 ? 5 : 4;
 }
 
-// What a block takes in at a step: a slot, and behind it, of the same size, one of the layer that it follows; null: zeros.
+// What a block takes in at a step: a slot, and behind it, of the same size, one of the layer that it follows, or null.
 struct Inputs {
   const std::uint32_t *own, *ahead;
   Index tiles;  // of each
@@ -162,9 +162,9 @@ struct MailboxEngine {
     const Lane lane(thread);
     const auto from = [&](int k, int j) {
       const Index tile = tile_of(first + k, thread / 32, rank), tiles = inputs.tiles;
-      const std::uint32_t* slot = tile < tiles ? inputs.own : tile < 2 * tiles ? inputs.ahead : nullptr;
-      if (!slot || j * 8 + lane.b_column() >= rows) return static_cast<const std::uint32_t*>(nullptr);
-      return slot + (j * tiles + (tile < tiles ? tile : tile - tiles)) * (32 * kWords) + thread % 32 * kWords;
+      if (tile >= inputs.all() || j * 8 + lane.b_column() >= rows) return static_cast<const std::uint32_t*>(nullptr);
+      return (tile < tiles ? inputs.own + (j * tiles + tile) * (32 * kWords) : inputs.ahead + (j * tiles + tile - tiles) * (32 * kWords)) +
+             thread % 32 * kWords;
     };
     OST_UNROLL
     for (int k = 0; k < kChunk; ++k) {
@@ -375,7 +375,8 @@ struct PersistentKernel {
     static constexpr Columns kColumns = shared_columns<C>(F, kWave);
     static constexpr int kOuts = kUnits * kColumns.count(), kTiles = (kOuts + 15) / 16;
     static constexpr int kDepth = kWeightWords / (kParts * all_out_tiles<C>(kUnits, kWave));
-    using E = MailboxEngine<Word, kParts, kTiles, kDepth, tiles_at_a_time(kTiles, kParts)>;
+    static constexpr int kAtATime = smaller(tiles_at_a_time(kTiles, kParts), kPhases == 1 ? kDepth : 4);
+    using E = MailboxEngine<Word, kParts, kTiles, kDepth, kAtATime, 1, kPhases == 1 ? 0 : 1>;
     template <class From>
     using Pack = PersistentPackKernel<From, E, Word, kParts, kTiles, 1>;
     OST_HD static Index tiles_of(Index hidden) { return (hidden + 15) / 16; }
@@ -515,7 +516,7 @@ struct BackwardPersistentKernel {
     static constexpr Columns kColumns = shared_columns<C>(F, kWave);
     static constexpr int kCount = kColumns.count(), kAll = all_columns<C>(kWave), kOuts = kSplit * kUnits;
     static constexpr int kDepth = kWeightWords * kCount / (kParts * kTiles * kAll);
-    static constexpr int kWanted = kSplit == 1 ? kParts - 1 : kParts == 1 ? 3 : 5;  // so that registers do not spill
+    static constexpr int kWanted = kSplit == 1 ? kParts - 1 : kParts == 1 ? 3 : 6;  // so that registers do not spill
     static constexpr int kShared = smaller((kWanted * kCount + kAll - 1) / kAll, kDepth - 1);
     using E = MailboxEngine<Word, kParts, kTiles, kDepth, smaller(kSplit == 1 ? 4 : 4 / kParts, kDepth), kSplit, kShared>;
     template <class From>
@@ -605,7 +606,7 @@ struct BackwardPersistentKernel {
           });
         }
         auto& product = of_phase<F>(space.products);
-        const Inputs inputs{n < piece.steps ? share.slot(slot) : nullptr, n > 0 ? share.ahead(slot - 1) : nullptr, tiles};
+        const Inputs inputs{share.slot(slot), n > 0 ? share.ahead(slot - 1) : nullptr, tiles};  // behind the steps' slots: one of zeros
         Phase<F>::E::multiply(block, of_phase<F>(weights), product, piece.box, inputs, share.rows, lost);
         if constexpr (kSplit > 1) {
           block.alone([&](int thread) {

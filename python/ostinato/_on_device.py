@@ -172,13 +172,15 @@ def bytes_of(packed: Packed, steps: int, batch: int, training: bool, dropout: bo
     forward = inputs + (between if training else min(between, 2 * rows * width * item))
     if not training:
         return 0, forward
-    parts, depth = _core.gradient_parts(steps, batch), max(w.input for w in packed.parts)
+    parts, inputs_of = _core.gradient_parts(steps, batch), {w.input for w in packed.parts}
     gates = products[0] if shared else sum(products)
-    sums = sum({p.portions for _, _, p in plans[1]}) if library else parts  # kept from layer to layer, by their shapes
-    backward = rows * h * (gates + facts["params"]) * item + sums * h * sum(products) * max(depth, h) * item
-    backward += parts * h * sum(products) * item
+    sums = (
+        sum({p.portions for _, _, p in plans[1]}) if library else parts
+    )  # arrays are kept from layer to layer, by their shapes
+    backward = rows * h * (gates + facts["params"]) * item + parts * h * sum(products) * item
+    backward += sums * h * (products[0] * sum(inputs_of) + sum(products[1:]) * h) * item
     if library:  # what is multiplied, and dx on its way
-        backward += rows * (depth + phases * h + depth) * item
+        backward += rows * (sum(inputs_of) + phases * h + max(inputs_of)) * item
     backward = backward * max(p.together for _, _, p in plans[1]) + mailboxes[1]
     backward += min(packed.layers - 1, 2) * rows * width * item  # on its way from layer to layer
     return tape, max(forward, backward + between)
@@ -268,7 +270,7 @@ def mailbox_bytes(w: Weights, planned: GpuPlan, backward: bool) -> int:
     """Of what the blocks of a launch send each other."""
     if not planned.units:
         return 0
-    steps = planned.together * planned.groups * (planned.span + (planned.wave and not backward))
+    steps = planned.together * planned.groups * (planned.span + planned.wave)
     return 4 * MAILBOX_HEADER + steps * share_of(w, planned, backward).step_bytes
 
 
@@ -435,7 +437,7 @@ def backward(
         for k in reversed(range(portions)):
             first.update(first_part=cuts[k], last_part=cuts[k + 1])
             steps = sizes[0] * cuts[k] // parts, sizes[0] * cuts[k + 1] // parts
-            if portions > 1:  # of so few launches each that they are no graphs
+            if portions > 1:  # which are not recorded: too many graphs, of few launches each
                 with beside.ahead():
                     w.device.launch("through_time", w.cell, w.dtype, {**first, "launches": 0})
                 beside.join()

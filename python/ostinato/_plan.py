@@ -18,6 +18,7 @@ WARPS = 8
 TILE_BYTES = 512  # of a part of 16 inputs for the rows of a group, as they are sent
 PEERS = 4  # blocks of a cluster
 PORTIONS = (1, 2, 4, 8)  # of a backward pass
+WORTH = 0.95  # of the time of products after the steps: less is not worth the waits at the borders of portions (an estimate)
 PART_ROWS = 256  # (t, b) of a part of the gradients' sums, at least, of which there are at most 8: csrc/cuda/backward.h
 
 # What a step takes, in cycles. Estimates from published figures, until benchmarks/gpu.py has measured them.
@@ -112,8 +113,7 @@ class Share:
         peers: blocks that take in a share of the inputs each, for the outputs of all of them.
         parts: of an operand: 2 where a float goes as two words of 2 bytes.
         blocks: of a group.
-        phases: of a step: of each what the following three are.
-        out_tiles: of 16 outputs, of a block and its peers.
+        out_tiles: of 16 outputs, of a block and its peers; this and what follows by the phases of a step.
         tiles: of 16 inputs that a group sends.
         depth: of all that a block takes in, those of a warp.
         room: for so many of them.
@@ -261,11 +261,16 @@ def plan(
         return step(f"{why}; to share them out would take longer, by the model {times:.2g} times as long")
     if not backward:
         return replace(of(best), library=library)
-    work = best[1] * sum(products) * hidden * (2 * (inputs or hidden) + hidden) * steps * batch
+    # dW, dR and dx: of layers that go together the lower one's, of directions both, the second added to the whole first
+    width, dx = inputs or hidden, 1 if wave else best[1]
+    each = [best[1] * (width + hidden), dx * width]
+    work, late = sum(products) * hidden * sum(each) * steps * batch, each[1] / sum(each) if dx > 1 else 0.0
     rate = device.multiprocessors * device.clock_hz * {2: TILES, 4: LIBRARY if library else TILES_EXACT}[word]
     parts = parts_of(steps, batch)
     cuts = [of(best, n) for n in PORTIONS if n == 1 or n <= parts <= steps]
-    return replace(min(cuts, key=lambda p: _with_products(device, p, work / rate)), library=library)
+    seconds = [_with_products(device, p, work / rate, late) for p in cuts]
+    least = min(range(len(cuts)), key=seconds.__getitem__)
+    return replace(cuts[least if seconds[least] < WORTH * seconds[0] else 0], library=library)
 
 
 def _stepwise(
@@ -331,9 +336,9 @@ def _persistent(
     )  # fmt: skip
 
 
-def _with_products(device: GpuFigures, planned: GpuPlan, products: float) -> float:
+def _with_products(device: GpuFigures, planned: GpuPlan, products: float, late: float) -> float:
     """Seconds of a backward pass with its products, which take so many on the whole device: from the end of the first portion on they have
-    what is free of it, and after the last one all of it."""
+    what is free of it, and after the last one all of it. ``late``: of the products, those that wait for it."""
     n, free = planned.portions, 1 - planned.blocks / device.multiprocessors
     beside = planned.seconds * (1 - 1 / n) * free
-    return planned.seconds + max(products / n, products - beside)
+    return planned.seconds + max(products * (late + (1 - late) / n), products - beside)

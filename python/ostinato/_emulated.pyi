@@ -1,0 +1,3 @@
+from typing import Any
+
+def run(action: str, cell: int, itemsize: int, addresses: dict[str, Any], turned: bool) -> int: ...
