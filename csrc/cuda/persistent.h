@@ -516,7 +516,7 @@ struct BackwardPersistentKernel {
     static constexpr Columns kColumns = shared_columns<C>(F, kWave);
     static constexpr int kCount = kColumns.count(), kAll = all_columns<C>(kWave), kOuts = kSplit * kUnits;
     static constexpr int kDepth = kWeightWords * kCount / (kParts * kTiles * kAll);
-    static constexpr int kWanted = kSplit == 1 ? kParts - 1 : kParts == 1 ? 3 : 6;  // so that registers do not spill
+    static constexpr int kWanted = kSplit == 1 ? kParts - 1 + (kPhases > 1) : kParts == 1 ? 3 : 6;  // so that registers do not spill
     static constexpr int kShared = smaller((kWanted * kCount + kAll - 1) / kAll, kDepth - 1);
     using E = MailboxEngine<Word, kParts, kTiles, kDepth, smaller(kSplit == 1 ? 4 : 4 / kParts, kDepth), kSplit, kShared>;
     template <class From>
