@@ -16,9 +16,11 @@ import pytest
 
 import fake_cupy
 import ostinato as ost
-from conftest import CELLS, TOLERANCE
+from conftest import CELLS, TOLERANCE, native_for_tests
 from ostinato import _device, _plan, cuda
 from ostinato import functional as F
+
+native_for_tests()
 
 Gpu = _device.Device
 FAKE = fake_cupy.DEVICE

@@ -107,6 +107,5 @@ PYBIND11_MODULE(_core, m) {
   bind_recurrent(m);
   bind_training(m);
   bind_stream(m);
-  bind_proof(m);
   bind_device(m);
 }
