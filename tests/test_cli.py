@@ -521,6 +521,35 @@ def test_damaged_models(name: str, tmp_path: Any, capsys: Any) -> None:
     assert message in err
 
 
+def test_mutated_models(tmp_path: Any, capsys: Any) -> None:
+    """Bytes changed, cut off or put in: the model as it was, or one line."""
+    chars = text.CharModel.fresh("ab", text.TextOptions(hidden=2))
+    chars.save(tmp_path)
+    path, rng = tmp_path / "model.safetensors", np.random.default_rng(0)
+    whole = path.read_bytes()
+    for _ in range(200):
+        data = bytearray(whole)
+        at = int(rng.integers(len(data) if rng.integers(2) else 1200))
+        kind = rng.integers(3)
+        if kind == 0:
+            data[at] = rng.integers(256)
+        elif kind == 1:
+            del data[at : at + int(rng.integers(1, 99))]
+        else:
+            data[at:at] = data[: int(rng.integers(1, 99))]
+        path.write_bytes(data)
+        status = main(["generate", str(tmp_path), "--length", "1"])
+        err = capsys.readouterr().err
+        assert (status, err.count("\n")) in ((0, 0), (2, 1))
+        if status == 0:
+            assert np.array_equal(text.CharModel.load(tmp_path).model.flat, chars.model.flat)
+    for command_ in (["generate", str(tmp_path)], ["forecast", str(tmp_path), "x.csv"]):
+        path.unlink()
+        os.mkfifo(path)
+        assert main(command_) == 2
+        assert "model.safetensors: expected a regular file, got a pipe" in capsys.readouterr().err
+
+
 def test_a_model_that_is_not_finite(tmp_path: Any, capsys: Any) -> None:
     tensors = text.CharModel.fresh("ab", text.TextOptions(hidden=4)).model.state_dict()
     tensors["2.bias"][0] = np.nan
@@ -554,8 +583,9 @@ def test_help_shows_every_default(name: str, capsys: Any, monkeypatch: pytest.Mo
     assert not re.search(r"\bfloat16", out) or ost.cuda.is_available()
     for action in commands()[name]._actions:
         if action.option_strings and action.default not in (None, "", "==SUPPRESS==") and action.default is not False:
-            line = next(row for row in out.splitlines() if row.strip().startswith(action.option_strings[0]))
-            assert f"default: {action.default}" in line
+            told = re.split(r"\n  (?=-)", out)
+            entry = next(part for part in told if part.startswith(action.option_strings[0]))
+            assert f"default: {action.default}" in " ".join(entry.split())
 
 
 NONSENSE = [
