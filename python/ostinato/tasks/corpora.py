@@ -239,9 +239,14 @@ def _word_sets(source: Encoded, longest: int) -> Iterator[set[str]]:
     """The words of each chunk of a text; of runs that go on in the next chunk as much as can matter."""
     table = _spaced(source.alphabet)
     spaced = "".join(table.get(ord(c), c) for c in source.alphabet)
+    folded = [c.casefold() for c in spaced]
+    single = all(len(c) == 1 for c in folded)  # else a character becomes several: text by text, not by the alphabet
+    if single:
+        spaced = "".join(folded)
     rest = ""
     for begin in range(0, len(source), CHUNK):
-        text = rest + _decode(source.ids[begin : begin + CHUNK], spaced).casefold()
+        piece = _decode(source.ids[begin : begin + CHUNK], spaced)
+        text = rest + (piece if single else piece.casefold())
         cut = text.rfind(" ") + 1
         rest = text[cut:][: longest + 1]  # what is longer than all that is looked for is none of it
         yield set(text[:cut].split())
