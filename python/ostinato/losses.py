@@ -58,7 +58,7 @@ class Loss:
         self, y: Array, target: Array, lengths: object = None, *, weights: Array | None = None
     ) -> tuple[float, Array]:
         """Return the mean of the losses and its gradient; the arguments are those of `parts`."""
-        given = {} if weights is None else {"weights": weights}
+        given: dict[str, Any] = {} if weights is None else {"weights": weights}
         total, count, dy = self.parts(y, target, lengths, **given)
         assert dy is not None
         return total / (count or 1), dy
@@ -283,7 +283,8 @@ class CrossEntropy(Loss):
         if bad.size:
             raise ValueError(f"target: expected class numbers from 0 to {y.shape[-1] - 1}, got {int(classes[bad[0]])}")
         classes[skip] = -1
-        return classes
+        out: Array = classes
+        return out
 
     def _weighted(
         self, y: Array, classes: Array, rows: Array | None, gradient: bool

@@ -56,7 +56,7 @@ def _number(name: str, value: Any) -> float:
     """A finite number of at least 0; the error names the argument whatever came in."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name}: expected a number, got {value!r}")
-    return _check.finite(name, value)
+    return _check.finite(name, float(value))
 
 
 def _fraction(name: str, value: Any) -> float:
