@@ -139,11 +139,15 @@ class Fit:
         if good and self.at.step > self._began:
             try:
                 self._save()
-                self._try()
             except Diverged:
                 good = False
-            except Exception as e:
+            except OSError as e:
                 warnings.warn(f"checkpoint: it could not be written after the error that follows: {e}", stacklevel=2)
+        if good and self.settings.checkpoint is None:
+            try:
+                self._try()
+            except Exception:  # what the loss raises says nothing for these parameters
+                good = False
         if not self._put_best_back() and not good and self.stepper.previous is not None:
             with self.trainer.model.write() as p:
                 p.flat[...] = self.stepper.previous

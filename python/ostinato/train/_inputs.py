@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -190,8 +190,9 @@ class Source:
             x, target = as_array("x", x), as_array("target", target)
             self._check_layout(x, times, first)
         x = self.form.floats(x, quiet=True) if not _is_id_like(x) else x
-        refuse_non_finite(x, times, self.time_major, rows)
-        return Batch(self.form.placed(x), self.form.placed(target), times, self.time_major, rows)
+        given = Batch(x, target, times, self.time_major, rows)
+        refuse_non_finite(given, infinite=self.name != "data")  # NaN shows in the loss of training
+        return replace(given, x=self.form.placed(x), target=self.form.placed(target))
 
     def _check_layout(self, x: Array, times: Times, first: bool) -> None:
         size = getattr(self.loader, "batch_size", None)
@@ -302,53 +303,55 @@ def taking_part(batch: Batch) -> Array:
     return on
 
 
-def refuse_non_finite(x: Any, times: Times, time_major: bool, rows: Any) -> None:
-    """Raise if x holds NaN or infinity at a step that takes part; what lies in the padding may be anything."""
-    a = x.rows if isinstance(x, Ragged) else x
-    if not isinstance(a, np.ndarray) or a.dtype.kind != "f" or np.isfinite(a).all():
-        return
-    bad = ~np.isfinite(a)
-    if isinstance(x, Ragged):
-        if times.get("mask") is not None:
-            bad &= times["mask"].reshape(-1, *(1,) * (a.ndim - 1))
-    elif a.ndim > 1 and (times.get("lengths") is not None or times.get("mask") is not None):
-        lengths = times.get("lengths")
-        batch = Batch(a, None, {**times, "lengths": _check.lengths(lengths, *_sizes(a, time_major))}, time_major)
+def _not_finite(name: str, batch: Batch, *, infinite: bool) -> tuple[str, str] | None:
+    """What of x or target is not finite at a step that takes part, and where; what lies in the padding may be anything."""
+    value = getattr(batch, name)
+    ragged = isinstance(batch.x, Ragged)
+    a = value.rows if isinstance(value, Ragged) else value
+    if a is None or not isinstance(a, np.ndarray) or a.dtype.kind != "f" or np.isfinite(a).all():
+        return None
+    bad = np.isinf(a) if infinite else ~np.isfinite(a)
+    steps = batch.x.rows.shape[:1] if ragged else batch.x.shape[:2]
+    by_step = a.shape[: len(steps)] == steps
+    if by_step and ragged and batch.times.get("mask") is not None:
+        bad &= batch.times["mask"].reshape(-1, *(1,) * (a.ndim - 1))
+    elif by_step and not ragged and a.ndim > 1 and {"lengths", "mask"} & set(batch.times):
+        _check.lengths(batch.times.get("lengths"), batch.steps, batch.size)
         on = taking_part(batch)
-        bad &= (on if time_major else on.T).reshape(*a.shape[:2], *(1,) * (a.ndim - 2))
-    if bad.any():
-        where = [int(k) for k in np.argwhere(bad)[0]]
-        raise ValueError(
-            f"x: expected finite numbers, got {a[tuple(where)]} at {place(where, time_major, rows, isinstance(x, Ragged))}; "
-            "fill it, or leave such steps out by lengths or a mask"
-        )
-
-
-def _sizes(a: Array, time_major: bool) -> tuple[int, int]:
-    return (a.shape[0], a.shape[1]) if time_major else (a.shape[1], a.shape[0])
-
-
-def place(where: list[int], time_major: bool, rows: Any, ragged: bool) -> str:
-    """Where in the user's arrays an element of a batch stands."""
-    if rows is None or ragged:
-        return f"{where} of the batch"
+        bad &= (on if batch.time_major else on.T).reshape(*steps, *(1,) * (a.ndim - 2))
+    if not bad.any():
+        return None
+    where = [int(k) for k in np.argwhere(bad)[0]]
     at = list(where)
-    if time_major and len(at) > 1:
+    if ragged or batch.rows is None:
+        return str(a[tuple(where)]), f"{at} of the batch"
+    if by_step and batch.time_major:
         at[0], at[1] = at[1], at[0]
-    at[0] = int(rows[at[0]])
-    return f"[{', '.join(map(str, at))}]"
+    at[0] = int(batch.rows[at[0]])
+    return str(a[tuple(where)]), str(at)
+
+
+def refuse_non_finite(batch: Batch, *, infinite: bool = False) -> None:
+    """Raise if x holds NaN or infinity (``infinite``: infinity alone, for which gates have plausible values)."""
+    found = _not_finite("x", batch, infinite=infinite)
+    if found is not None:
+        raise ValueError(
+            f"x: expected finite numbers, got {found[0]} at {found[1]}; fill it, or leave such steps out by lengths or a mask"
+        )
 
 
 def first_non_finite(batch: Batch) -> str:
     """A sentence that says which input of a batch holds the first number that is not finite."""
-    for name, value in (("x", batch.x), ("target", batch.target)):
-        a = _device.host(value.rows if isinstance(value, Ragged) else value)
-        if a.dtype.kind == "f" and not np.isfinite(a).all():
-            where = [int(k) for k in np.argwhere(~np.isfinite(a))[0]]
-            time_major = batch.time_major and (name == "x" or value.shape[:2] == batch.x.shape[:2])
-            at = place(where, time_major, batch.rows, isinstance(batch.x, Ragged))
-            return f"{name} holds {a[tuple(where)]} at {at}"
+    host = replace(batch, x=_on_host(batch.x), target=_on_host(batch.target))
+    for name in ("x", "target"):
+        found = _not_finite(name, host, infinite=False)
+        if found is not None:
+            return f"{name} holds {found[0]} at {found[1]}"
     return "x and target are finite, so it came of the parameters: a lower lr or clip_norm may help"
+
+
+def _on_host(a: Any) -> Any:
+    return a.like(_device.host(a.rows)) if isinstance(a, Ragged) else _device.host(a)
 
 
 def _from(iterable: Iterable[Any], start: int) -> Iterator[Any]:

@@ -8,6 +8,7 @@ import math
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -240,8 +241,9 @@ class Trainer:
         for k in range(0, max(len(x), 1), batch_size):
             rows = slice(k, k + batch_size)
             some = {n: v[rows] if isinstance(v, np.ndarray) else v for n, v in times.items()}
-            refuse_non_finite(x[rows], some, False, np.arange(len(x))[rows])
-            parts.append(self._outputs(stepper, Batch(form.placed(x[rows]), None, some, False)))
+            batch = Batch(x[rows], None, some, False, np.arange(len(x))[rows])
+            refuse_non_finite(batch)
+            parts.append(self._outputs(stepper, replace(batch, x=form.placed(batch.x))))
         y = np.concatenate(parts)
         return _device.host(y) if isinstance(x, np.ndarray) else y
 
@@ -256,10 +258,9 @@ class Trainer:
             some = np.arange(k, min(k + batch_size, len(x)))
             part = x.take(some)
             cut: Times = {n: x.like(f).take(some).rows for n, f in flags.items() if f is not None}
-            refuse_non_finite(part, cut, False, None)
-            parts.append(
-                self._outputs(stepper, Batch(self._placed(part), None, {**more, **cut}, bool(self.time_major)))
-            )
+            batch = Batch(part, None, {**more, **cut}, bool(self.time_major))
+            refuse_non_finite(batch)
+            parts.append(self._outputs(stepper, replace(batch, x=self._placed(part))))
         y = np.concatenate(parts)
         y = _device.host(y) if isinstance(x.rows, np.ndarray) else y
         return as_given(y, x, listed) if self.outputs == "all" and not stepper.reduces else y
