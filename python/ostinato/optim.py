@@ -233,10 +233,10 @@ class ReduceOnPlateau(Schedule):
         return {"scale": self._scale, "best": None if math.isinf(self._best) else self._best, "bad": self._bad}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        best = -math.inf if state["best"] is None else state["best"]
-        for name, value in (("scale", state["scale"]), ("best", best), ("bad", state["bad"])):
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
-                raise TypeError(f"state: expected a number as {name}, got {value!r}")
+        best, bad = state["best"], state["bad"]
+        for name, value in (("scale", state["scale"]), ("best", 0 if best is None else best), ("bad", bad)):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise TypeError(f"state: expected a finite number as {name}, got {value!r}")
         self._scale, self._bad = float(state["scale"]), int(state["bad"])
         self._best = math.inf if state["best"] is None else float(state["best"])
 

@@ -381,7 +381,7 @@ class Fit:
         saved = _checkpoint.read(path)
         try:
             self._check_model(saved)
-        except (KeyError, ValueError, TypeError, AttributeError) as e:
+        except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as e:
             raise ValueError(
                 f"{path}: expected a checkpoint of this model and optimiser, got another: {e.args[0] if e.args else e}"
             ) from None

@@ -278,6 +278,8 @@ def _times(third: Any) -> Times:
     for name, value in given.items():
         if value is None:
             continue
+        if name in ("lengths", "weights") and isinstance(value, (list, tuple)):
+            value = np.asarray(value)
         if name == "masked" or isinstance(value, (Ragged, list, tuple)):
             out[name] = value
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 from pathlib import Path
@@ -66,7 +67,8 @@ class Log:
                     if raw.write(text) != len(text):
                         raise OSError(28, "No space left on device")
                 except OSError:
-                    raw.truncate(size)
+                    with contextlib.suppress(OSError):  # a device cannot be cut
+                        raw.truncate(size)
                     raise
         except OSError as e:
             raise OSError(e.errno, e.strerror, str(self.path)) from None
