@@ -187,7 +187,7 @@ def test_ragged(gpu: Gpu, options: str, listed: bool) -> None:
     agree(gpu, there.flat_grads, layer.flat_grads)
 
 
-@pytest.mark.parametrize("outputs", ["last", "none"])
+@pytest.mark.parametrize("outputs", ["last", "last_step", "none"])
 @pytest.mark.parametrize("limit", [None, 3, "least", "states"])
 @pytest.mark.parametrize("options", ["layers", "both ways"])
 def test_outputs_and_segments(gpu: Gpu, options: str, limit: Any, outputs: str) -> None:
@@ -307,7 +307,9 @@ def test_training(gpu: Gpu, optimizer: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "loss", [ost.losses.MSE(), ost.losses.MAE(), ost.losses.Huber(0.5), ost.losses.BinaryCrossEntropy()], ids=repr
+    "loss",
+    [ost.losses.MSE(), ost.losses.MAE(), ost.losses.Huber(0.5), ost.losses.BinaryCrossEntropy()],
+    ids=lambda loss: type(loss).__name__,
 )
 @pytest.mark.parametrize("lengths", [None, [3, 0]])
 def test_losses(gpu: Gpu, loss: Any, lengths: Any) -> None:
