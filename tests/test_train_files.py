@@ -99,7 +99,9 @@ main_thread = pytest.mark.skipif(
 
 
 @main_thread
-@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)], ids=["int", "term"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)], ids=["int", "term"]
+)
 def test_a_signal_saves_and_puts_the_best_back(number: int, error: Any, tmp_path: Path) -> None:
     options: Any = {"validation": series(8, 1), "batch_size": 8, "epochs": 4}
     trainer = fresh(0.3, callbacks=[Send(number, 10)])
@@ -162,7 +164,7 @@ def test_parameters_of_a_checkpoint_without_a_trainer(tmp_path: Path) -> None:
     model.load_state_dict(loaded.parameters)
     assert np.array_equal(model.flat, trainer.model.flat)
     quiet(fresh(), series(), checkpoint=path, overwrite=True)
-    with pytest.raises(ValueError, match="which: expected 'last', since the run of .* had no validation"):
+    with pytest.raises(ValueError, match=r"which: expected 'last', since the run of .* had no validation"):
         Checkpoint.load(path)
     with pytest.raises(ValueError, match="which: expected one of 'best', 'last', got 'first'"):
         Checkpoint.load(path, which="first")
@@ -185,12 +187,23 @@ def test_a_run_goes_on_with_what_it_began_with(tmp_path: Path) -> None:
     path = tmp_path / "run"
     quiet(fresh(), series(), epochs=1, checkpoint=path, identity={"alphabet": "abc", "n": 3})
     same: Any = {"epochs": 2, "identity": {"alphabet": "abc", "n": 3}}
-    refused(r"identity\['alphabet'\]: expected 'abc', as the run of .* had it, got 'abd'", path, series(), epochs=2, identity={"alphabet": "abd", "n": 3})  # fmt: skip
+    refused(
+        r"identity\['alphabet'\]: expected 'abc', as the run of .* had it, got 'abd'",
+        path,
+        series(),
+        epochs=2,
+        identity={"alphabet": "abd", "n": 3},
+    )
     refused(r"identity\['n'\]: expected 3", path, series(), epochs=2, identity={"alphabet": "abc"})
     refused("batch_size: expected 32, as the run of .* had it, got 8", path, series(), batch_size=8, **same)
     refused("seed: expected 0, as the run of .* had it, got 1", path, series(), seed=1, **same)
     refused("accumulate: expected 1", path, series(), accumulate=2, **same)
-    refused("train: expected data of the kind", path, data.ArrayLoader(*series(), {"weights": np.ones(32)}, time_major=False), **same)  # fmt: skip
+    refused(
+        "train: expected data of the kind",
+        path,
+        data.ArrayLoader(*series(), {"weights": np.ones(32)}, time_major=False),
+        **same,
+    )
     refused("train: expected data of the kind", path, [series()], **same)
     other = ost.Trainer(fresh().model, losses.MAE(), optim.Adam())
     refused("expected a checkpoint of this model and optimiser, got another", path, series(), other, **same)
@@ -285,17 +298,23 @@ def test_a_damaged_checkpoint_changes_nothing(tmp_path: Path) -> None:
     quiet(trainer, loader, validation=loader, steps=5, validate_every=2, checkpoint=path)
     tensors, text = safetensors.load(path)
     meta = json.loads(text["ostinato"])
-    loaded = 0
+    loaded = set()
     for place, value in _mutations(meta):
+        if _mutated(meta, place, value) == meta:
+            continue
         safetensors.save(path, tensors, {"ostinato": json.dumps(_mutated(meta, place, value))})
         trainer, loader = stream()
         before = everything(trainer)
         try:
             quiet(trainer, loader, validation=loader, steps=5, checkpoint=path, resume=True)
-            loaded += 1
+            loaded.add((place[0], place[1] if place[0] in ("at", "data") else ""))
         except ValueError:
             assert everything(trainer) == before, (place, value)
-    assert loaded < 150  # numbers that are as good as others: seconds, sums, rows
+    # What may be another number: figures of the past, and what tells data from other data.
+    sums = {
+        ("at", n) for n in ("loss_sum", "loss_count", "norm", "best", "mark", "seconds", "epoch", "first_epoch", "bad")
+    }
+    assert loaded <= {*sums, ("rows", ""), ("best", ""), ("validation", ""), ("data", "content"), ("optimizer", "")}
     for name in tensors:
         for change in (None, tensors[name][..., :0], tensors[name].astype(np.float64), tensors[name] * np.nan):
             other = {**tensors, name: change}
@@ -303,7 +322,12 @@ def test_a_damaged_checkpoint_changes_nothing(tmp_path: Path) -> None:
                 del other[name]
             safetensors.save(path, other, text)
             trainer, loader = stream()
-            if name.startswith(("optimizer", "state", "walk")) and change is not None and change.shape == tensors[name].shape and change.dtype == np.float32:  # fmt: skip
+            if (
+                name.startswith(("optimizer", "state", "walk"))
+                and change is not None
+                and change.shape == tensors[name].shape
+                and change.dtype == np.float32
+            ):
                 continue  # a number that is not one in there is seen by the first step
             refused("", path, loader, trainer, validation=loader, steps=5)
 
@@ -340,7 +364,14 @@ def test_a_log_of_another_run_is_refused(tmp_path: Path) -> None:
     path, log = tmp_path / "run", tmp_path / "log.csv"
     quiet(fresh(), series(), epochs=2, checkpoint=path, log=log)
     before = log.read_bytes()
-    refused("log: expected the columns step, epoch, loss, rate, norm, valid_loss, seconds", path, series(), epochs=3, log=log, validation=series(8))  # fmt: skip
+    refused(
+        "log: expected the columns step, epoch, loss, rate, norm, seconds, as the checkpoint has them",
+        path,
+        series(),
+        epochs=3,
+        log=log,
+        validation=series(8),
+    )
     assert log.read_bytes() == before
     log.write_text("mine\n1\n")
     refused("log: expected the columns step, epoch", path, series(), epochs=3, log=log)

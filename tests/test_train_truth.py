@@ -157,7 +157,7 @@ def test_a_schedule_that_watches_needs_something_to_watch(wrap: bool) -> None:
     plateau: optim.Schedule = optim.ReduceOnPlateau(0.1)
     trainer = linear(optim.Warmup(plateau, steps=2) if wrap else plateau)
     before = trainer.model.flat.copy()
-    with pytest.raises(ValueError, match="validation: expected data for the .* of the optimiser to watch, got None"):
+    with pytest.raises(ValueError, match=r"validation: expected data for the .* of the optimiser to watch, got None"):
         quiet(trainer, falling())
     assert np.array_equal(trainer.model.flat, before)
     quiet(trainer, falling(), validation=falling())
@@ -261,7 +261,11 @@ def test_nan_says_which_input_held_it() -> None:
     batch = (spoilt.swapaxes(0, 1).copy(), x.swapaxes(0, 1).copy())
     time_major = ost.Trainer(nn.Sequential(nn.GRU(1, 1, rng=0)), losses.MSE())
     loader = data.ArrayLoader(spoilt, x, time_major=True, rng=1)
-    for trainer, given, at in ((ost.Trainer(gru, losses.MSE()), (spoilt, x), r"\[1, 4, 0\]"), (time_major, loader, r"\[1, 4, 0\]"), (time_major, [batch], r"\[4, 1, 0\] of the batch")):  # fmt: skip
+    for trainer, given, at in (
+        (ost.Trainer(gru, losses.MSE()), (spoilt, x), r"\[1, 4, 0\]"),
+        (time_major, loader, r"\[1, 4, 0\]"),
+        (time_major, [batch], r"\[4, 1, 0\] of the batch"),
+    ):
         with pytest.raises(Diverged, match=f"x holds nan at {at}"):
             quiet(trainer, given)
 

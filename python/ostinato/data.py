@@ -122,6 +122,13 @@ def _third(given: Any) -> dict[str, Any]:
     return {n: v for n, v in given.items() if v is not None}
 
 
+def _weights(value: Any) -> Array:
+    """Weights on the host, of a list too."""
+    return np.asarray(
+        _device.host(as_array("weights", np.asarray(value) if isinstance(value, (list, tuple)) else value))
+    )
+
+
 def _whole_flags(name: str, value: Any, steps: int, batch: int) -> Array:
     """Flags ``[N,T]``."""
     a = np.asarray(_device.host(as_array(name, value)))
@@ -182,7 +189,7 @@ class ArrayLoader(_Selections):
             if name in times:
                 times[name] = _whole_flags(name, times[name], steps, batch)
         if "weights" in times:
-            w = np.asarray(_device.host(as_array("weights", times["weights"])))
+            w = _weights(times["weights"])
             if w.shape not in ((batch,), (batch, steps)):
                 raise ValueError(
                     f"weights: expected shape (N,) or (N, T), {(batch,)} or {(batch, steps)}, got {w.shape}"
@@ -265,7 +272,7 @@ class RaggedLoader(_Selections):
             if name in self.times:
                 self.times[name] = flat_flags(name, self.times[name], x)
         if "weights" in self.times:
-            w = np.asarray(_device.host(as_array("weights", self.times["weights"])))
+            w = _weights(self.times["weights"])
             if w.shape not in ((len(x),), (len(x.rows),)):
                 raise ValueError(
                     f"weights: expected one a sequence or one a row, {len(x)} or {len(x.rows)}, got shape {w.shape}"

@@ -185,7 +185,7 @@ def _count(value: Any, what: str) -> int:
 
 
 def _row(row: Any) -> Row:
-    _need(isinstance(row, dict), "a row is no object")
+    _need(isinstance(row, dict) and {"step", "epoch", "loss"} <= set(row), "a row without its step, epoch and loss")
     return {str(n): v if isinstance(v, int) and not isinstance(v, bool) else _number(v, n) for n, v in row.items()}
 
 
@@ -199,6 +199,7 @@ def _parse(meta: Any, tensors: dict[str, Array]) -> Saved:
             place[f.name] = _count(value, f.name)
         else:
             place[f.name] = math.inf if value is None and f.name in ("best", "mark") else _number(value, f.name)
+            _need(value is None or math.isfinite(value), f"{f.name} is not finite")
     groups: dict[str, dict[str, Array]] = {"model": {}, "best": {}, "optimizer": {}, "state": {}, "walk": {}}
     for name, a in tensors.items():
         group, _, rest = name.partition(".")
@@ -225,6 +226,7 @@ def _parse(meta: Any, tensors: dict[str, Array]) -> Saved:
     _need(all(k <= steps for k in optimizer["started"].values()), "parameters that started after the last step")
     for part in ("names", "data", "settings", "identity"):
         _need(isinstance(meta[part], dict), f"no {part}")
+    _need(all(isinstance(meta["data"].get(n), dict) for n in ("kind", "order", "content")), "no facts about the data")
     _need(meta["validation"] is None or isinstance(meta["validation"], dict), "no facts about the validation set")
     _need(isinstance(meta["rows"], list) and isinstance(meta["walk"], list), "no rows or no walk")
     used: list[str] = []

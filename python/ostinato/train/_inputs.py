@@ -190,6 +190,7 @@ class Source:
             x, target = as_array("x", x), as_array("target", target)
             self._check_layout(x, times, first)
         x = self.form.floats(x, quiet=True) if not _is_id_like(x) else x
+        x = contiguous(x)
         given = Batch(x, target, times, self.time_major, rows)
         refuse_non_finite(given, infinite=self.name != "data")  # NaN shows in the loss of training
         return replace(given, x=self.form.placed(x), target=self.form.placed(target))
@@ -224,6 +225,13 @@ class Source:
         for name in ("lengths", "mask"):
             if third.get(name) is not None and not np.asarray(third[name]).any():
                 raise ValueError(f"{self.name}: expected at least one step that counts, got {name} of zeros alone")
+
+
+def contiguous(x: Any) -> Any:
+    """x with the inputs of a step side by side, as the kernels read them; a selection of Fortran's order has them apart."""
+    if isinstance(x, np.ndarray) and x.ndim > 1 and x.strides[-1] != x.itemsize:
+        return np.ascontiguousarray(x)
+    return x
 
 
 def _is_id_like(x: Any) -> bool:

@@ -30,6 +30,12 @@ class Log:
         Raises:
             ValueError: the file has other columns, so that it is the log of another run; it is left as it is.
         """
+        for row in rows:
+            if set(row) != set(columns):
+                raise ValueError(
+                    f"log: expected the columns {', '.join(row)}, as the checkpoint has them, got {', '.join(columns)}; "
+                    "give no log, or the validation and metrics that the run began with"
+                )
         if self.path.exists():
             with self.path.open(newline="", encoding="utf-8", errors="replace") as f:
                 first = f.readline(1 << 16)

@@ -111,7 +111,7 @@ class Stepper:
         """y and the state, without dropout."""
         with np.errstate(**QUIET):
             if not self.model.stateful:
-                return self.model(batch.x), None
+                return self.model(batch.x, **self._pooled(batch)), None
             options = self._times(batch.times) if self.model.takes_lengths else {}
             if self.told:
                 options["outputs"] = self.outputs
@@ -121,13 +121,17 @@ class Stepper:
     def _vjp(self, batch: Batch, state: Any, rng: Any) -> tuple[Any, Any, Any]:
         given = {} if rng is None else {"rng": rng}
         if not self.model.stateful:
-            y, pullback = self.model.vjp(batch.x, **given)
+            y, pullback = self.model.vjp(batch.x, **self._pooled(batch), **given)
             return y, None, pullback
         options = {**self._times(batch.times), **self.trainer._options} if self.model.takes_lengths else {}
         if self.told:
             options["outputs"] = self.outputs
         (y, state), pullback = self.model.vjp(batch.x, state, **options, **given)
         return y, state, pullback
+
+    def _pooled(self, batch: Batch) -> dict[str, Any]:
+        """What a layer without a state, such as a Pool, is told of the steps."""
+        return {n: batch.times[n] for n in ("lengths", "mask") if self.model.takes_lengths and n in batch.times}
 
     @staticmethod
     def _times(times: Times) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from ..optim import Adam, Optimizer, _above_zero
 from . import metrics as _metrics
 from ._callbacks import Callback
 from ._fit import Fit, Settings
-from ._inputs import Form, Source, first_non_finite, layers_of, refuse_non_finite, sequences
+from ._inputs import Form, Source, contiguous, first_non_finite, layers_of, refuse_non_finite, sequences
 from ._log import Log
 from ._progress import Progress
 from ._step import Stepper, check_strides, measure, tells_last
@@ -112,7 +112,7 @@ class Trainer:
         if getattr(model, "reduces_time", False):
             per_sequence = "a model that reduces the axis of time"
         self.tbptt = None if tbptt is None else check_strides(tbptt, recurrent, per_sequence)
-        layouts = {m.batch_first for m in recurrent}
+        layouts = {bool(m.batch_first) for m in layers_of(model) if hasattr(m, "batch_first")}
         if len(layouts) > 1:
             raise ValueError(
                 "model: expected recurrent layers of one layout, got some with batch_first=True and some without"
@@ -241,7 +241,7 @@ class Trainer:
         for k in range(0, max(len(x), 1), batch_size):
             rows = slice(k, k + batch_size)
             some = {n: v[rows] if isinstance(v, np.ndarray) else v for n, v in times.items()}
-            batch = Batch(x[rows], None, some, False, np.arange(len(x))[rows])
+            batch = Batch(contiguous(x[rows]), None, some, False, np.arange(len(x))[rows])
             refuse_non_finite(batch)
             parts.append(self._outputs(stepper, replace(batch, x=form.placed(batch.x))))
         y = np.concatenate(parts)
