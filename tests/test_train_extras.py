@@ -130,7 +130,7 @@ def test_classes_in_place_of_objects() -> None:
     assert isinstance(trainer.optimizer, optim.Adam)
     assert isinstance(ost.Trainer(model, losses.MSE, optim.AdamW).optimizer, optim.AdamW)
     with pytest.raises(
-        TypeError, match="optimizer: expected a Optimizer, got the class SGD, which needs arguments: lr"
+        TypeError, match="optimizer: expected an Optimizer, got the class SGD, which needs arguments: lr"
     ):
         ost.Trainer(model, losses.MSE, optim.SGD)
     with pytest.raises(TypeError, match="loss: expected a Loss, got str"):

@@ -333,6 +333,8 @@ class Optimizer:
 
     def check_groups(self, model: Layer) -> None:
         """Raise KeyError if a pattern of ``groups`` matches no parameter of the model."""
+        if not self.groups:
+            return
         names = list(model.parameters())
         for pattern in self.groups:
             if not fnmatch.filter(names, pattern):

@@ -36,15 +36,16 @@ OUTPUTS = ("all", "last", "last_step")
 
 def _instance(name: str, value: Any, kind: type) -> Any:
     """An object of a kind; a class is made one where it needs no arguments."""
+    wanted = f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
     if isinstance(value, type) and issubclass(value, kind):
         try:
             return value()
         except TypeError as e:
             raise TypeError(
-                f"{name}: expected a {kind.__name__}, got the class {value.__name__}, which needs arguments: {e}"
+                f"{name}: expected {wanted}, got the class {value.__name__}, which needs arguments: {e}"
             ) from None
     if not isinstance(value, kind):
-        raise TypeError(f"{name}: expected a {kind.__name__}, got {type(value).__name__}")
+        raise TypeError(f"{name}: expected {wanted}, got {type(value).__name__}")
     return value
 
 
