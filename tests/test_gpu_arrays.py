@@ -274,7 +274,7 @@ def test_one_sequence_without_a_batch_axis(gpu: Gpu) -> None:
 
 def model_of(rng: int = 0) -> Any:
     return ost.nn.Sequential(
-        ost.nn.Embedding(11, 4, rng=rng), ost.nn.GRU(4, 6, 2, dropout=0.2, rng=rng), ost.nn.Activation("tanh"),
+        ost.nn.Embedding(11, 4, rng=rng), ost.nn.GRU(4, 6, 2, dropout=0.2, batch_first=True, rng=rng), ost.nn.Activation("tanh"),
         ost.nn.Dropout(0.3, rng=rng), ost.nn.Linear(6, 11, rng=rng),
     )  # fmt: skip
 
@@ -692,7 +692,7 @@ def test_wherever_such_an_array_may_stand(gpu: Gpu, foreign: Any) -> None:
     single = there[0].vjp(foreign(x[:, 0]))[1]
     single(dcells=foreign(np.ones((1, 6, 5), np.float32)))
     trainer = ost.Trainer(there, ost.losses.MSE(), ost.optim.SGD(0.1))
-    trainer.fit((foreign(x.swapaxes(0, 1)), foreign(y.swapaxes(0, 1))), epochs=1, progress=False)
+    trainer.fit([(foreign(x), foreign(y))], epochs=1, progress=False)
 
 
 def test_what_goes_wrong_leaves_nothing_half_done(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,7 +99,7 @@ MUTANTS: dict[str, tuple[str, str, str]] = {  # name: file, what stands there, w
     "gates made again for other steps": ("csrc/cpu/forward.h", "const Index s0 = call_.reverse ? call_.steps - t1 : t0,", "const Index s0 = t0,"),
     "gates made again in the order of processing": ("csrc/cpu/forward.h", "row.saved = saved + ((t - t0)", "row.saved = saved + ((s - s0)"),
     "segments of flat rows from their beginning": ("python/ostinato/_segments.py", "np.minimum(self.starts + t0, len(self.x))", "np.minimum(self.starts, len(self.x))"),
-    "tbptt that carries nothing": ("python/ostinato/train.py", "            known[end] = state\n", "            known[end] = None\n"),
+    "tbptt that carries nothing": ("python/ostinato/train/_step.py", "        walk.known[walk.done] = state\n", "        walk.known[walk.done] = None\n"),
     "flow of one part": ("csrc/cpu/backward.h", "call_.control.flow[i] += flow_[part * call_.steps * C::kStates + i];", "call_.control.flow[i] = flow_[part * call_.steps * C::kStates + i];"),
     "imprecise tanh": ("csrc/cpu/math.h", "const V n = shifted - magic;", "const V n = shifted - magic + V(T(1e-6));"),
     "label smoothing": ("csrc/cpu/train.h", "d[target[i]] -= T((1 - smoothing) * weight);", "d[target[i]] -= T(weight);"),
@@ -107,8 +107,8 @@ MUTANTS: dict[str, tuple[str, str, str]] = {  # name: file, what stands there, w
     "stale packed weights": ("python/ostinato/nn/_layer.py", "key, cache = (self.version,", "key, cache = (0,"),
     "a pullback that serves twice": ("python/ostinato/nn/_layer.py", "backward, self._backward = self._backward, None", "backward = self._backward"),
     "a write that is not atomic": ("python/ostinato/_files.py", "            os.replace(part, target)\n", "            target.write_bytes(b''); os.replace(part, target) if os.path.getsize(part) < 4000 else None\n"),
-    "state not carried": ("python/ostinato/train.py", 'self.state = state if getattr(self.loader, "carries_state", False) else None', "self.state = None"),
-    "best parameters forgotten": ("python/ostinato/train.py", "p.flat[...] = self.best_parameters", "pass"),
+    "state not carried": ("python/ostinato/train/_fit.py", "self.state = self.walk.known[self.walk.done] if self.source.carries_state else None", "self.state = None"),
+    "best parameters forgotten": ("python/ostinato/train/_fit.py", "p.flat[...] = self.best", "pass"),
 }  # fmt: skip
 TESTS = [
     "test_math",

@@ -216,21 +216,6 @@ class _Report(Callback):
             self.chars.save(self.folder)
 
 
-def _check_alphabet(folder: Path, alphabet: str) -> None:
-    """Refuse to go on with another alphabet, even one of the same size: the parameters would mean other characters."""
-    if not (folder / MODEL).exists():
-        raise ValueError(f"--resume: expected {MODEL} beside the checkpoint, found none in {folder}; begin anew")
-    known = load_model(folder, "text")[1].get("alphabet")
-    if known != alphabet:
-        gone, new = (
-            visible("".join(sorted(set(a) - set(b)))[:20]) for a, b in ((str(known), alphabet), (alphabet, str(known)))
-        )
-        raise ValueError(
-            f"--resume: expected the text that the model in {folder} was trained on, got one with another alphabet: "
-            f"without {gone!r}, with {new!r}"
-        )
-
-
 def train_text(
     text: str | Encoded,
     name: str,
@@ -263,13 +248,17 @@ def train_text(
     if len(source) < SHORTEST:
         raise ValueError(f"FILE: expected at least {SHORTEST} characters, got {len(source)} in {name}")
     with prepare_folder(save, resume=resume, overwrite=overwrite) as folder:
-        if folder is not None and resume:
-            _check_alphabet(folder, source.alphabet)
-        return _train(source, name, options, folder, resume, sys.stdout if out is None else out)
+        again = {"resume": resume, "overwrite": overwrite}
+        return _train(source, name, options, folder, again, sys.stdout if out is None else out)
 
 
 def _train(
-    source: Encoded, name: str, options: TextOptions, folder: Path | None, resume: bool, out: TextIO
+    source: Encoded,
+    name: str,
+    options: TextOptions,
+    folder: Path | None,
+    again: dict[str, bool],
+    out: TextIO,
 ) -> tuple[CharModel, dict[str, Any]]:
     chars = CharModel.fresh(source.alphabet, options)
     chars.model.to(options.device)
@@ -299,8 +288,9 @@ def _train(
         steps=options.steps,
         validate_every=max(1, options.steps // 8),
         checkpoint=None if folder is None else folder / CHECKPOINT,
-        resume=resume,
+        identity={"alphabet": source.alphabet},
         log=None if folder is None else folder / LOG,
+        **(again if folder is not None else {}),
         progress=False,
     )
     seconds = time.perf_counter() - start
