@@ -75,7 +75,9 @@ def _recode(raw: bytes, encoding: str | None, source: str) -> tuple[bytes, str |
         except LookupError:
             raise ValueError(f"--encoding: expected a name such as utf-8 or latin-1, got {encoding!r}") from None
         except UnicodeDecodeError as e:
-            raise ValueError(f"--encoding: expected text in {encoding}, got {source} with {e.reason} at byte {e.start}") from None
+            raise ValueError(
+                f"--encoding: expected text in {encoding}, got {source} with {e.reason} at byte {e.start}"
+            ) from None
         return text.removeprefix("\ufeff").encode(), None
     for mark, name in BYTE_ORDER_MARKS:
         if raw.startswith(mark):
@@ -106,7 +108,9 @@ def _strict(raw: bytes, name: str, source: str) -> bytes:
     try:
         return raw.decode(name).encode()
     except UnicodeDecodeError as e:
-        raise ValueError(f"FILE: expected {name} after the byte-order mark, got {source} with {e.reason} at byte {e.start}") from None
+        raise ValueError(
+            f"FILE: expected {name} after the byte-order mark, got {source} with {e.reason} at byte {e.start}"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -165,7 +169,9 @@ def _check_quotes(a: Array, quotes: Array, delimiter: int | None) -> None:
             "quote the cell and double the quotes inside it"
         )
     if len(closing) < len(opening):
-        raise ValueError(f"FILE: expected an even number of quotes, got one that is never closed in line {line(opening[-1])}")
+        raise ValueError(
+            f"FILE: expected an even number of quotes, got one that is never closed in line {line(opening[-1])}"
+        )
     after = np.where(closing + 1 < len(a), a[np.minimum(closing + 1, len(a) - 1)], NEWLINE)
     bad = ~np.isin(after, borders)
     bad[: len(opening) - 1] &= ~doubled[1:]
@@ -221,14 +227,18 @@ def split(text: bytes, delimiter: str | None, source: str) -> Cells:
     blank = _blank(text, records)
     text, records, blank_lines = _without(text, records, blank)
     _same_width(text, records, found)
-    frame = pl.read_csv(
-        text,
-        has_header=False,
-        infer_schema=False,
-        separator=found or ",",
-        quote_char='"',
-        truncate_ragged_lines=False,
-    ) if found is not None else _one_column(text, records)
+    frame = (
+        pl.read_csv(
+            text,
+            has_header=False,
+            infer_schema=False,
+            separator=found or ",",
+            quote_char='"',
+            truncate_ragged_lines=False,
+        )
+        if found is not None
+        else _one_column(text, records)
+    )
     frame = frame.select(pl.all().fill_null("").str.strip_chars())
     if frame.height != len(records.starts):
         raise ValueError(f"FILE: expected {len(records.starts)} rows, got {frame.height} from the reader in {source}")
