@@ -94,7 +94,13 @@ def find_season(
         best = _preferred(x, scores, usual)
         if scores[best] < limit:
             break
-        explained = _held_out(x, seen, best)
+        explained = _held_out(x, seen, best, best)
+        longer = [p for p in usual & set(scores) if p > best and p % best == 0]
+        for period in sorted(longer):  # a week of days that differ, say
+            if _score(x, float(period), period // best) > limit:
+                more = _held_out(x, seen, period, best)
+                if 1 - more < 0.8 * (1 - explained):
+                    best, explained = period, more
         if explained > 0.02:
             named = f" ({name[best]})" if best in name else ""
             return Season(
@@ -261,18 +267,18 @@ def _preferred(x: Array, scores: dict[int, float], usual: set[int]) -> int:
     return max(close, key=lambda p: scores[p], default=best)
 
 
-def _held_out(x: Array, seen: Array, period: int) -> float:
+def _held_out(x: Array, seen: Array, period: int, block: int) -> float:
     """Return the share of held-out variance that a season explains beyond level, trend and last value.
 
-    Blocks of up to a season in the last half are forecast from all that lies before them.
+    Blocks of rows in the last half are forecast from all that lies before them.
     """
     n = len(x)
     begin = max(n // 2, min(2 * period, n - period))
-    starts = np.unique(np.linspace(begin, n - max(2, min(period, n // 8)), 12).astype(int))
+    starts = np.unique(np.linspace(begin, n - max(2, min(block, n // 8)), 12).astype(int))
     plain: list[Array] = []
     seasonal: list[Array] = []
     for start in starts:
-        rows = np.arange(start, min(start + period, n))
+        rows = np.arange(start, min(start + block, n))
         truth = np.where(seen[rows], x[rows], np.nan)
         flat, wave = _forecasts(x[:start], rows - start + 1, period)
         plain.append(np.nanmean((flat - truth) ** 2, axis=1) if seen[rows].any() else flat[:, 0] * 0)
