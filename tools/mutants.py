@@ -106,7 +106,7 @@ MUTANTS: dict[str, tuple[str, str, str]] = {  # name: file, what stands there, w
     "Adam without correction": ("csrc/core/adam.h", "s.rate / s.correction1", "s.rate"),
     "stale packed weights": ("python/ostinato/nn/_layer.py", "key, cache = (self.version,", "key, cache = (0,"),
     "a pullback that serves twice": ("python/ostinato/nn/_layer.py", "backward, self._backward = self._backward, None", "backward = self._backward"),
-    "a write that is not atomic": ("python/ostinato/safetensors.py", "os.replace(name, target)", "target.write_bytes(b''); os.replace(name, target) if os.path.getsize(name) < 4000 else None"),
+    "a write that is not atomic": ("python/ostinato/_files.py", "            os.replace(part, target)\n", "            target.write_bytes(b''); os.replace(part, target) if os.path.getsize(part) < 4000 else None\n"),
     "state not carried": ("python/ostinato/train.py", 'self.state = state if getattr(self.loader, "carries_state", False) else None', "self.state = None"),
     "best parameters forgotten": ("python/ostinato/train.py", "p.flat[...] = self.best_parameters", "pass"),
 }  # fmt: skip
