@@ -47,7 +47,20 @@ MONTH_FORMS = {"month", "month first", "named month", "year and name"}
 COUNTED = r"^[+-]?\d+(?:\.0*)?$"
 NUMBERED = r"^[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?$"
 MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
-MONTH_NAMES = ["january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november", "december"]
+MONTH_NAMES = [
+    "january",
+    "february",
+    "march",
+    "april",
+    "may",
+    "june",
+    "july",
+    "august",
+    "september",
+    "october",
+    "november",
+    "december",
+]
 SAMPLE = 1000  # cells from each end of a column that tell its form; all cells must then have it
 EPOCHS = {"s": 10**6, "ms": 10**3, "us": 1}
 EARLIEST, LATEST = np.datetime64("0001-01-01", "us"), np.datetime64("9999-12-31", "us")

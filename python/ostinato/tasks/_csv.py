@@ -269,7 +269,7 @@ def _blank(text: bytes, records: _Records) -> Array:
     first = a[np.minimum(records.starts, len(a) - 1)]
     for k in np.flatnonzero(~blank & (first <= 32) & (records.cells == 1)).tolist():
         blank[k] = not text[records.starts[k] : records.ends[k]].strip()
-    return blank
+    return np.asarray(blank)
 
 
 def _without(text: bytes, records: _Records, blank: Array) -> tuple[bytes, _Records, int]:

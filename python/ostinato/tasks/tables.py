@@ -457,10 +457,9 @@ class _Reader:
             return "constant"
         if (known != np.round(known)).any():
             return ""
-        ordered = np.sort(known)
-        if known.size == values.size and (np.diff(ordered) == 1).all():
+        lower, ordered = name.lower(), np.sort(known)
+        if ordered[0] in (0, 1) and known.size == values.size and (np.diff(ordered) == 1).all():
             return "counts the rows"
-        lower = name.lower()
         is_id = (
             lower in ID_NAMES or lower.endswith(("_id", " id")) or name.endswith("Id") or lower.startswith("unnamed")
         )
@@ -599,7 +598,7 @@ class _Group:
         self.reader, self.name, self.time = reader, name, time
         self.options = reader.options
         if stamps is None:
-            self.axis = Axis(Step("number", 1), 0.0, "number")
+            self.axis = Axis(Step("number", 1), 1.0, "number")
             self.grid = {n: v[rows] for n, v in used.items()}
             return
         if self.options.step is not None and expected is not None:
@@ -655,7 +654,7 @@ class _Group:
             owner = np.repeat(first, count)
             pairs = [(v[ordered], v[ordered][owner]) for v in used.values()]
             other = ~np.all([(a == b) | (np.isnan(a) & np.isnan(b)) for a, b in pairs], axis=0)
-            candidates = self._ids(stamps, ordered)
+            candidates = self._ids(stamps, ordered, set(used))
             if other.any() or candidates:
                 k = int(other.argmax()) if other.any() else int(first[count > 1][0]) + 1
                 raise self._duplicate(ordered, int(owner[k]), k, candidates)
@@ -667,7 +666,7 @@ class _Group:
             self.reader.notes.append(f"{len(ordered) - len(first)} rows at the time of another one: {rule}{self._of()}")
         return {n: _reduce(v[ordered], first, count, rule) for n, v in used.items()}
 
-    def _ids(self, stamps: Stamps, ordered: Array) -> list[str]:
+    def _ids(self, stamps: Stamps, ordered: Array, used: set[str]) -> list[str]:
         """Return columns that, with the time, tell every row apart: they may hold the names of series."""
         if self.options.series is not None:
             return []
@@ -689,7 +688,7 @@ class _Group:
 
     def _duplicate(self, ordered: Array, a: int, b: int, candidates: list[str]) -> ValueError:
         raw = self.reader.raw
-        time = raw.columns[self.time][int(ordered[a])]
+        time = raw.columns[self.time or ""][int(ordered[a])]
         fix = "--duplicates first, last, mean or sum makes one of them"
         if candidates:
             fix = f"--series {candidates[0]} if that column tells several series apart" + (
