@@ -82,9 +82,7 @@ def ets(past: Any, season: int, horizon: int) -> Any:
     a = np.interp(where, where[np.isfinite(a)], a[np.isfinite(a)])
     best, answer = math.inf, None
     kinds = ["add", "mul"] if a.min() > 0 else ["add"]
-    for (trend, damped), kind in itertools.product(
-        [(None, False), ("add", False), ("add", True)], kinds
-    ):
+    for (trend, damped), kind in itertools.product([(None, False), ("add", False), ("add", True)], kinds):
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
             model = ExponentialSmoothing(
@@ -190,10 +188,7 @@ def main() -> None:
         print(line(rows[-1]), flush=True)
     if not rows:
         return
-    means = {
-        key: math.exp(statistics.fmean(math.log(r[key]) for r in rows))
-        for key in ("to_naive", "to_ets")
-    }
+    means = {key: math.exp(statistics.fmean(math.log(r[key]) for r in rows)) for key in ("to_naive", "to_ets")}
     versions = {n: version(n) for n in ("ostinato", "numpy", "statsmodels")}
     print(f"geometric means: {means['to_naive']:.3f} of the better naive, {means['to_ets']:.3f} of ETS")
     print(f"{versions}, Python {platform.python_version()}, seeds {args.seeds}")

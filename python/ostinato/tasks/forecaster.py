@@ -28,7 +28,7 @@ CHANNELS = 7  # what the network is told at a step besides the inputs of the cal
 MOST_ROWS = 20_000  # of one series: older rows are left out
 MOST_WINDOWS = 640  # of all series, that one epoch sees
 MOST_ORIGINS = 200  # of one series, at which smoothers are compared
-AVERAGED = 4  # smoothers whose forecasts are averaged
+AVERAGED = 8  # smoothers at most whose forecasts are averaged
 CLIP = 6.0  # bound on what the network is told, in mean absolute deviations
 SHRINKAGE = (0.0, 0.25, 0.5, 0.75, 1.0)
 FORMAT = 1
@@ -114,9 +114,7 @@ class ForecastOptions:
             raise ValueError(f"lr: expected a number above 0, got {self.lr!r}")
         self.quantiles = _quantiles(self.quantiles)
         if 0.5 not in self.quantiles or len(self.quantiles) < 2:
-            raise ValueError(
-                f"quantiles: expected 0.5 and at least one more, got {self.quantiles}"
-            )
+            raise ValueError(f"quantiles: expected 0.5 and at least one more, got {self.quantiles}")
 
 
 def _quantiles(values: Sequence[float]) -> tuple[float, ...]:
@@ -136,10 +134,7 @@ def _grid(season: int) -> Array:
         trends = [(0.0, 0.0), (0.1, 0.9), (0.1, 0.98), (0.3, 0.95), (0.02, 1.0)]
         for beta, phi in trends if alpha else trends[:1]:
             gammas = (0.03, 0.1, 0.3, 0.6, 1.0) if season > 1 else (0.0,)
-            rows += [
-                (alpha, beta * alpha, phi, gamma * (1 - alpha) if alpha < 1 else 0.02 * gamma)
-                for gamma in gammas
-            ]
+            rows += [(alpha, beta * alpha, phi, gamma * (1 - alpha) if alpha < 1 else 0.02 * gamma) for gamma in gammas]
     rows.append((0.0, 0.0, 1.0, float(season > 1)))  # seasonal-naive with drift: see _smooth
     return np.array(rows)
 
@@ -188,7 +183,7 @@ def _smooth(y: Array, period: int, grid: Array) -> _States:
         sums = np.cumsum(np.where(known, change, 0.0)) / np.maximum(np.cumsum(known), 1)
         out.trend[period:, drifting] = sums[:, None] / period
         if period == 1:
-            out.level[:, drifting] = np.cumsum(out.error[:, drifting], axis=0) + start
+            out.level[:, drifting] = out.error[:, drifting] + start
     return out
 
 
@@ -215,15 +210,36 @@ def _extend(s: _States, origins: Array, horizon: int, period: int) -> Array:
     return out
 
 
+def _average(ahead: Array, truth: Array) -> tuple[list[int], float]:
+    """Choose the smoothers, each as often as it helps, whose average errs least; return the error.
+
+    Args:
+        ahead: forecasts ``[N, C]``.
+        truth: what came ``[N]``.
+    """
+    chosen: list[int] = []
+    if not len(truth):
+        return [0], math.inf
+    total = np.zeros(len(truth))
+    least = math.inf
+    for k in range(AVERAGED):
+        errors = np.abs((total[:, None] + ahead) / (k + 1) - truth[:, None]).mean(0)
+        best = int(np.argmin(errors))
+        if not errors[best] < least:
+            break
+        chosen.append(best)
+        least = float(errors[best])
+        total += ahead[:, best]
+    return chosen or [0], least
+
+
 # -- one series ----------------------------------------------------------------------------------
 
 
 class _Series:
     """A series on the model's scale, with the smoothers that suit it."""
 
-    def __init__(
-        self, values: Array, period: int, horizon: int, log: bool, known: Array, observed: Array
-    ) -> None:
+    def __init__(self, values: Array, period: int, horizon: int, log: bool, known: Array, observed: Array) -> None:
         self.period, self.horizon, self.log = period, horizon, log
         seen = np.isfinite(values)
         self.unit = float(np.abs(values[seen]).max()) or 1.0
@@ -239,29 +255,19 @@ class _Series:
         last = end - self.horizon - 1
         first = min(max(self.period - 1, 3, last // 3), last)
         origins = np.unique(np.linspace(first, last, MOST_ORIGINS).astype(int))
-        total, count = np.zeros(len(grid)), 0
-        for some in np.array_split(origins, max(1, len(origins) * self.horizon // 2000)):
-            ahead = self.raw(_extend(states, some, self.horizon, self.period))
-            truth = self.raw(self.truth(some))[:, :, None]
-            gap = np.abs(ahead - truth)
-            total += np.where(np.isnan(gap), 0.0, gap).sum((0, 1))
-            count += int(np.isfinite(truth).sum())
-        error = total / max(count, 1)
-        best = np.argsort(error, kind="stable")[:AVERAGED]
-        if error[best[0]] == 0 or not np.isfinite(error[best[0]]):
-            best = best[:1]
-        best = best[error[best] <= 1.05 * error[best[0]]]
+        some = origins[:: max(1, len(origins) * self.horizon // 6000)]
+        truth = self.raw(self.truth(some))
+        known = np.isfinite(truth)
+        ahead = self.raw(_extend(states, some, self.horizon, self.period))[known]
+        chosen, error = _average(ahead, truth[known])
         self.states = _States(
-            grid[best],
-            *(a[:, best] for a in (states.level, states.trend, states.season, states.error)),
+            grid[chosen],
+            *(a[:, chosen] for a in (states.level, states.trend, states.season, states.error)),
         )
-        base = self.base(origins)
-        self.scale = _spread(self.truth(origins) - base)
+        self.scale = _spread(self.truth(origins) - self.base(origins))
         self.error_scale = _spread(self.states.error[self.period : end])
         self.level_scale = _spread((self.y - self.states.level.mean(1))[:end])
-        return float(np.mean(np.abs(self.raw(base) - self.raw(self.truth(origins)))[
-            np.isfinite(self.truth(origins))
-        ])) if count else math.inf
+        return error
 
     def raw(self, y: Array) -> Array:
         """Return values on the scale of the series divided by its unit."""
@@ -294,6 +300,7 @@ class _Series:
         past[..., 1] = (filled[back] - level) / self.level_scale
         past[..., 2], past[..., 3] = season[back] / self.scale, near[back] / self.scale
         past[..., 4] = np.isnan(self.y[back])
+        ahead[..., 0] = self.states.error.mean(1)[origins][:, None] / self.error_scale
         ahead[..., 1] = (base - level) / self.level_scale
         ahead[..., 2] = (filled[_places(origins, horizon, period)] - base) / self.scale
         ahead[..., 3] = (filled[_places(origins, horizon, short)] - base) / self.scale
@@ -330,7 +337,7 @@ def _lagged(y: Array, lag: int) -> Array:
 # -- checks --------------------------------------------------------------------------------------
 
 
-def _checked(series: Sequence[Array], season: int) -> list[Array]:
+def _checked(series: Any, season: int) -> list[Array]:
     """Return the series as float64; an error says what is wrong with which."""
     if isinstance(series, np.ndarray) and series.ndim == 1:
         raise TypeError("series: expected a list of arrays, got one array; give [array]")
@@ -365,9 +372,7 @@ def _extras(name: str, given: Sequence[Array] | None, rows: list[int]) -> list[A
     out = [_check.array(f"{name}[{k}]", a, 2) for k, a in enumerate(given)]
     for k, (a, n) in enumerate(zip(out, rows)):
         if a.shape != (n, out[0].shape[1]):
-            raise ValueError(
-                f"{name}[{k}]: expected shape {(n, out[0].shape[1])}, got {a.shape}"
-            )
+            raise ValueError(f"{name}[{k}]: expected shape {(n, out[0].shape[1])}, got {a.shape}")
         if a.dtype.kind not in "iufb" or not np.isfinite(a.astype(np.float64)).all():
             raise ValueError(f"{name}[{k}]: expected finite numbers, got others; fill the gaps")
     return [a.astype(np.float64) for a in out]
@@ -379,8 +384,7 @@ def _horizon(asked: int | None, season: int, shortest: int, report: Callable[[st
     if asked is not None:
         if asked > room:
             raise ValueError(
-                f"horizon: expected at most {room} for {shortest} rows and a season of {season}, "
-                f"got {asked}"
+                f"horizon: expected at most {room} for {shortest} rows and a season of {season}, got {asked}"
             )
         return asked
     if season == 1:
@@ -438,9 +442,7 @@ class Forecaster:
     (1, 6, 3)
     """
 
-    def __init__(
-        self, options: ForecastOptions, season: int, horizon: int, window: int, inputs: int
-    ) -> None:
+    def __init__(self, options: ForecastOptions, season: int, horizon: int, window: int, inputs: int) -> None:
         self.options, self.season, self.horizon, self.window = options, season, horizon, window
         self.members = [_network(options, inputs, k) for k in range(options.members)]
         self.log = False
@@ -488,8 +490,7 @@ class Forecaster:
         season = _check.positive("season", season)
         data = _checked(series, season)
         extras = [
-            _extras(name, given, [len(a) for a in data])
-            for name, given in (("known", known), ("observed", observed))
+            _extras(name, given, [len(a) for a in data]) for name, given in (("known", known), ("observed", observed))
         ]
         if names is not None and len(names) != len(data):
             raise ValueError(f"names: expected {len(data)}, a name a series, got {len(names)}")
@@ -502,8 +503,7 @@ class Forecaster:
         model = cls(options, season, horizon, window, inputs)
         model.names = [str(n) for n in names or ()]
         model.moments = {
-            name: [[float(v) for v in row] for row in _moments(e)]
-            for name, e in zip(("known", "observed"), extras)
+            name: [[float(v) for v in row] for row in _moments(e)] for name, e in zip(("known", "observed"), extras)
         }
         model._validate(data, extras, report)
         prepared = model._prepare(data, extras)
@@ -520,16 +520,12 @@ class Forecaster:
             skip = max(0, len(values) - MOST_ROWS)
             scaled = [
                 (a[skip:] - np.array(mean)) / np.array(spread) if a.shape[1] else a[skip:]
-                for a, (mean, spread) in zip(
-                    (known, observed), (self.moments["known"], self.moments["observed"])
-                )
+                for a, (mean, spread) in zip((known, observed), (self.moments["known"], self.moments["observed"]))
             ]
             out.append(_Series(values[skip:], self.season, self.horizon, self.log, *scaled))
         return out
 
-    def _validate(
-        self, data: list[Array], extras: list[list[Array]], report: Callable[[str], None]
-    ) -> None:
+    def _validate(self, data: list[Array], extras: list[list[Array]], report: Callable[[str], None]) -> None:
         """Choose the scale, the share of the correction and the width of the band on held-out rows."""
         rows = [min(len(a), MOST_ROWS) for a in data]
         ends = [_cut(n, self.horizon, self.season) for n in rows]
@@ -539,8 +535,8 @@ class Forecaster:
                 continue
             self.log = log
             choices[log] = self._prepare(data, extras)
-            errors = [one.choose(end) / _size(one) for one, end in zip(choices[log], ends)]
-            self.figures["log" if log else "plain"] = float(np.mean(errors))
+            each = [one.choose(end) / _size(one) for one, end in zip(choices[log], ends)]
+            self.figures["log" if log else "plain"] = float(np.mean(each))
         self.log = True in choices and self.figures["log"] < 0.99 * self.figures["plain"]
         prepared = choices[self.log]
         if self.log:
@@ -553,7 +549,9 @@ class Forecaster:
             parts.append((one, base, self._correction(one, origins, base), one.truth(origins)))
         middle = self.options.quantiles.index(0.5)
         errors = np.array([np.mean([_error(p, w, middle) for p in parts]) for w in SHRINKAGE])
-        self.shrink = float(SHRINKAGE[int(np.argmin(errors))])
+        # Few held-out horizons are weak evidence: a part of what they say is believed.
+        apart = _apart(parts)
+        self.shrink = float(SHRINKAGE[int(np.argmin(errors))]) * apart / (apart + 2)
         self.figures |= {"base_error": float(errors[0]), "error": float(errors.min())}
         gain = 1 - errors.min() / errors[0] if errors[0] > 0 else 0.0
         if self.shrink:
@@ -629,9 +627,7 @@ class Forecaster:
                     )
         for k, a in enumerate(data):
             if len(a) - self.horizon < self.season + 1:
-                raise ValueError(
-                    f"series[{k}]: expected more than {self.season + self.horizon} rows, got {len(a)}"
-                )
+                raise ValueError(f"series[{k}]: expected more than {self.season + self.horizon} rows, got {len(a)}")
         out = []
         for k, one in enumerate(self._prepare(data, extras)):
             one.choose(len(one.y))
@@ -702,9 +698,7 @@ class Forecaster:
             before = None if observed is None else [a[:end] for a, end in zip(observed, ends)]
             if model is None or refit:
                 now = None if known is None else [a[:end] for a, end in zip(known, ends)]
-                model = cls.train(
-                    past, season, options, names=names, known=now, observed=before, report=report
-                )
+                model = cls.train(past, season, options, names=names, known=now, observed=before, report=report)
             ahead = None if known is None else [a[: e + horizon] for a, e in zip(known, ends)]
             forecasts = model.forecast(past, known=ahead, observed=before)
             for s, end in enumerate(ends):
@@ -718,9 +712,7 @@ class Forecaster:
 
     def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
         """Return tensors and JSON-able facts, from which `from_state` makes the same model."""
-        tensors = {
-            f"{k}.{name}": a for k, m in enumerate(self.members) for name, a in m.state_dict().items()
-        }
+        tensors = {f"{k}.{name}": a for k, m in enumerate(self.members) for name, a in m.state_dict().items()}
         facts = {
             "format": FORMAT,
             "options": {**asdict(self.options), "quantiles": list(self.options.quantiles)},
@@ -780,9 +772,7 @@ class Forecaster:
         model.names, model.moments, model.figures = names, moments, figures
         for k, member in enumerate(model.members):
             prefix = f"{k}."
-            member.load_state_dict(
-                {n[len(prefix) :]: a for n, a in tensors.items() if n.startswith(prefix)}
-            )
+            member.load_state_dict({n[len(prefix) :]: a for n, a in tensors.items() if n.startswith(prefix)})
         return model
 
 
@@ -793,9 +783,7 @@ def _network(options: ForecastOptions, inputs: int, member: int) -> nn.Sequentia
     return nn.Sequential(cell, nn.Linear(options.hidden, len(options.quantiles), rng=rngs[1]))
 
 
-def _train(
-    model: nn.Sequential, x: Array, target: Array, window: int, options: ForecastOptions, member: int
-) -> None:
+def _train(model: nn.Sequential, x: Array, target: Array, window: int, options: ForecastOptions, member: int) -> None:
     """Run every epoch; the learning rate falls to zero along a cosine."""
     known = target[np.isfinite(target)]
     if not known.size:
@@ -849,6 +837,12 @@ def _error(part: tuple[_Series, Array, Array, Array], shrink: float, middle: int
     return float(known.mean() / _size(one)) if known.size else 0.0
 
 
+def _apart(parts: list[tuple[_Series, Array, Array, Array]]) -> int:
+    """Return how many held-out horizons do not overlap."""
+    rows = ((one, len(one.y) - truth.shape[1] - 1) for one, _, _, truth in parts)
+    return sum(1 + (last - (_cut(len(one.y), one.horizon, one.period) - 1)) // one.horizon for one, last in rows)
+
+
 def _band(
     base: Array,
     correction: Array,
@@ -864,9 +858,7 @@ def _band(
     return ahead
 
 
-def _width(
-    parts: list[tuple[_Series, Array, Array, Array]], shrink: float, quantiles: tuple[float, ...]
-) -> float:
+def _width(parts: list[tuple[_Series, Array, Array, Array]], shrink: float, quantiles: tuple[float, ...]) -> float:
     """Return the factor that gives the outermost quantiles their share on held-out rows."""
     middle = quantiles.index(0.5)
     ratios = []
@@ -881,8 +873,7 @@ def _width(
         return 1.0
     share = quantiles[-1] - quantiles[0]
     # Errors of one origin go together: few held-out horizons say little, so the band is wider then.
-    apart = sum(1 + len(truth) // truth.shape[1] for _, _, _, truth in parts)
-    level = share + (1 - share) / (apart + 1)
+    level = share + (1 - share) / (_apart(parts) + 1)
     return float(np.clip(np.quantile(every, level), 0.0, 10.0))
 
 
@@ -914,9 +905,7 @@ def _summed(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the means of figures and the ratio of errors."""
     known = [r for r in rows if r]
     keys = ("mae", "naive_mae", "drift_mae", "coverage")
-    out: dict[str, Any] = {
-        k: float(np.mean([r[k] for r in known if k in r])) if known else math.nan for k in keys
-    }
+    out: dict[str, Any] = {k: float(np.mean([r[k] for r in known if k in r])) if known else math.nan for k in keys}
     least = min(out["naive_mae"], out["drift_mae"])
     out["ratio"] = out["mae"] / least if least > 0 else None
     return out
@@ -946,9 +935,7 @@ def _check_tensors(tensors: Mapping[str, Array], options: ForecastOptions, input
     wide, gates = options.hidden, GATES[options.cell] * options.hidden
     shapes: dict[str, tuple[int, ...]] = {}
     if options.members * (4 * options.layers + 2) != len(tensors):
-        raise ValueError(
-            f"expected {options.members} members of {options.layers} layers, got {len(tensors)} tensors"
-        )
+        raise ValueError(f"expected {options.members} members of {options.layers} layers, got {len(tensors)} tensors")
     for k in range(options.members):
         for layer in range(options.layers):
             columns = inputs if layer == 0 else wide

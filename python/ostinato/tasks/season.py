@@ -46,9 +46,7 @@ class Season:
     why: str
 
 
-def find_season(
-    values: Array, step_seconds: float | None = None, calendar: str | None = None
-) -> Season:
+def find_season(values: Array, step_seconds: float | None = None, calendar: str | None = None) -> Season:
     """Find the season of a series.
 
     A candidate is a season of the calendar, a peak of the spectrum of the detrended series, or one
@@ -103,9 +101,7 @@ def find_season(
                     best, explained = period, more
         if explained > 0.02:
             named = f" ({name[best]})" if best in name else ""
-            return Season(
-                best, f"{best}{named}: explains {explained:.0%} of the variance of held-out data"
-            )
+            return Season(best, f"{best}{named}: explains {explained:.0%} of the variance of held-out data")
         del scores[best]
         tried += 1
     if tried:
@@ -282,9 +278,7 @@ def _held_out(x: Array, seen: Array, period: int, block: int) -> float:
         truth = np.where(seen[rows], x[rows], np.nan)
         flat, wave = _forecasts(x[:start], rows - start + 1, period)
         plain.append(np.nanmean((flat - truth) ** 2, axis=1) if seen[rows].any() else flat[:, 0] * 0)
-        seasonal.append(
-            np.nanmean((wave - truth) ** 2, axis=1) if seen[rows].any() else wave[:, 0] * 0
-        )
+        seasonal.append(np.nanmean((wave - truth) ** 2, axis=1) if seen[rows].any() else wave[:, 0] * 0)
     none, some = np.mean(plain, axis=0).min(), np.mean(seasonal, axis=0).min()
     if none == 0:
         return 0.0
