@@ -256,7 +256,7 @@ def _weeks(year: Array, week: Array, good: Array) -> tuple[Array, Array]:
 
     def first_monday(years: Array) -> Array:
         fourth = (years - 1970).astype("datetime64[Y]").astype("datetime64[D]") + 3
-        return fourth - (fourth.astype(int) + 3) % 7
+        return np.asarray(fourth - (fourth.astype(int) + 3) % 7)
 
     monday = first_monday(year) + 7 * (week - 1)
     good = good & (week >= 1) & (monday < first_monday(year + 1))
@@ -675,7 +675,9 @@ def _nice(count: float) -> list[int]:
 
 def _fits(ticks: Array, count: int) -> tuple[Array, bool, int]:
     """Return the positions on a grid, whether each has its own within a tenth of a step, and the grid's start."""
-    for start in (int(ticks[0]), round(int(ticks[0]) / count) * count):
+    first, whole = int(ticks[0]), round(int(ticks[0]) / count) * count
+    exact = bool(((ticks - first) % count == 0).all())
+    for start in (first,) if exact else (whole, first):
         position = np.round((ticks - start) / count).astype(np.int64)
         away = np.abs(ticks - start - position * count) > count // 10
         if not away.any() and (np.diff(position) >= 1).all():

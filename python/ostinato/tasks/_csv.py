@@ -7,6 +7,7 @@ shape of the file (encoding, delimiter, quotes, cells of each row) is checked he
 from __future__ import annotations
 
 import codecs
+import encodings
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +71,10 @@ def decode(raw: bytes, encoding: str | None, source: str) -> tuple[bytes, str | 
 def _recode(raw: bytes, encoding: str | None, source: str) -> tuple[bytes, str | None]:
     if encoding is not None:
         try:
-            name = codecs.lookup(encoding).name
+            codec = encodings.search_function(encoding)  # Python's own: others may answer to any name
+            if codec is None:
+                raise LookupError(encoding)
+            name = codec.name
             text = raw.decode("utf-8-sig" if name == "utf-8" else name)
         except LookupError:
             raise ValueError(f"--encoding: expected a name such as utf-8 or latin-1, got {encoding!r}") from None
