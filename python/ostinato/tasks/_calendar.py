@@ -62,6 +62,7 @@ MONTH_NAMES = [
     "december",
 ]
 SAMPLE = 1000  # cells from each end of a column that tell its form; all cells must then have it
+LARGEST_COUNT = 1e15  # of a time that is a plain number: float64 still tells neighbours apart
 EPOCHS = {"s": 10**6, "ms": 10**3, "us": 1}
 EARLIEST, LATEST = np.datetime64("0001-01-01", "us"), np.datetime64("9999-12-31", "us")
 
@@ -144,6 +145,9 @@ def parse_times(
                 "say how they are written with --time-format"
             )
         stamps = _counted(cells, where, name, form) if found == "number" else _written(cells, where, name, found, form)
+    if stamps.values.dtype.kind == "f" and not (np.abs(stamps.values) < LARGEST_COUNT).all():
+        row = int((~(np.abs(stamps.values) < LARGEST_COUNT)).argmax())
+        raise ValueError(f"FILE: expected times below 1e15, got {cells[row]!r} in column {name!r}, {where(row)}")
     if stamps.values.dtype.kind == "M":
         outside = (stamps.values < EARLIEST) | (stamps.values > LATEST) | np.isnat(stamps.values)
         if outside.any():
@@ -561,6 +565,8 @@ def find_axis(stamps: Stamps, expected: Step | None, label: Callable[[int], str]
     Raises:
         ValueError: if the times have no common step.
     """
+    if expected is None and len(stamps.values) < 2:
+        raise ValueError(f"FILE: expected at least two times, which make a step, got one ({label(0)})")
     if stamps.values.dtype.kind == "f":
         return _numbered_axis(stamps, expected, label)
     step = expected or _find_step(stamps)
@@ -584,10 +590,11 @@ def common_step(stamps: Stamps) -> Step | None:
 
 def _usual(differences: Array) -> float:
     """Return the most common difference, the smallest of several; of numbers that all differ, their median."""
-    values, counts = np.unique(np.round(differences, 9), return_counts=True)
-    if counts.max() == 1 and len(values) > 1:
+    scale = float(np.abs(differences).max())
+    _, first, counts = np.unique(np.round(differences / scale, 9), return_index=True, return_counts=True)
+    if counts.max() == 1 and len(counts) > 1:
         return float(np.median(differences))
-    return float(values[counts.argmax()])
+    return float(differences[first[counts.argmax()]])
 
 
 def _numbered_axis(stamps: Stamps, expected: Step | None, label: Callable[[int], str]) -> tuple[Axis, Array, str]:

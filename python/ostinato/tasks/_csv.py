@@ -231,29 +231,37 @@ def split(text: bytes, delimiter: str | None, source: str) -> Cells:
     blank = _blank(text, records)
     text, records, blank_lines = _without(text, records, blank)
     _same_width(text, records, found)
-    frame = (
-        pl.read_csv(
-            text,
-            has_header=False,
-            infer_schema=False,
-            separator=found or ",",
-            quote_char='"',
-            truncate_ragged_lines=False,
-        )
-        if found is not None
-        else _one_column(text, records)
-    )
+    frame = _one_column(text, records) if found is None else _columns(text, found, source)
     frame = frame.select(pl.all().fill_null("").str.strip_chars())
     if frame.height != len(records.starts):
         raise ValueError(f"FILE: expected {len(records.starts)} rows, got {frame.height} from the reader in {source}")
     lines, first, first_line = records.lines, list(frame.row(0)), int(records.lines[0])
     empty = frame.select(pl.all_horizontal(pl.all() == "")).to_series().to_numpy()
+    if empty[0]:
+        raise ValueError(f"FILE: expected names or values in the first row, got empty cells in line {first_line}")
     if empty.any() and frame.width > 1:  # spreadsheets write lines of delimiters below the last row
         blank_lines += int(empty.sum())
         frame, lines = frame.filter(~empty), lines[~empty]
     notes = (f"{blank_lines} blank lines passed over",) if blank_lines > 1 else ()
     notes = ("1 blank line passed over",) if blank_lines == 1 else notes
     return Cells(frame, lines, found, first, first_line, notes)
+
+
+def _columns(text: bytes, delimiter: str, source: str) -> Any:
+    """Cells of a file with a delimiter, as they stand."""
+    import polars as pl
+
+    try:
+        return pl.read_csv(
+            text,
+            has_header=False,
+            infer_schema=False,
+            separator=delimiter,
+            quote_char='"',
+            truncate_ragged_lines=False,
+        )
+    except pl.exceptions.PolarsError as e:
+        raise ValueError(f"FILE: expected a CSV file, got {source}: {e}") from None
 
 
 def _one_column(text: bytes, records: _Records) -> Any:
