@@ -343,7 +343,7 @@ class _Series:
     @property
     def features(self) -> int:
         """Numbers that the network is told at a step."""
-        return CHANNELS + self.known.shape[1] + self.observed.shape[1]
+        return CHANNELS + int(self.known.shape[1] + self.observed.shape[1])
 
 
 def _spread(a: Array) -> float:
