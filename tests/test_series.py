@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("polars", reason="Polars is not installed: pip install 'ostinato[data]'")
+from ostinato import safetensors
 from ostinato.__main__ import main
 from ostinato.tasks import series
 from ostinato.tasks.forecaster import ForecastOptions
@@ -238,3 +239,30 @@ def test_the_command_line_itself(here: Any) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=here)
     assert json.loads(done.stdout)["season"] == 12
     assert "season" in done.stderr
+
+
+DAMAGES: dict[str, Any] = {
+    "no reader": lambda facts: facts.pop("reader"),
+    "no options": lambda facts: facts["reader"].pop("options"),
+    "an unknown option": lambda facts: facts["reader"]["options"].update(flavour="sweet"),
+    "an option of another kind": lambda facts: facts["reader"]["options"].update(column=[3]),
+    "a mark": lambda facts: facts["reader"]["marks"].update(decimal="x"),
+    "a step": lambda facts: facts["reader"]["step"].update(count=0),
+    "a unit": lambda facts: facts["reader"]["step"].update(unit="moon"),
+    "no model": lambda facts: facts.update(model=[]),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_model_is_one_line(name: str, here: Any, capsys: Any) -> None:
+    assert run("train", "series", "m.csv", "--save", "m", *SMALL) == 0
+    path = here / "m" / "model.safetensors"
+    tensors, metadata = safetensors.load(path)
+    facts = json.loads(metadata["ostinato"])
+    DAMAGES[name](facts)
+    safetensors.save(path, tensors, {"ostinato": json.dumps(facts)})
+    capsys.readouterr()
+    assert run("forecast", "m", "m.csv") == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[-1].startswith("ostinato: DIR: expected a model")

@@ -154,7 +154,8 @@ class StreamLoader:
     ([[0, 1, 2], [6, 7, 8]], [[1, 2, 3], [7, 8, 9]])
 
     Args:
-        text: the stream ``[N]`` of whole numbers, N > batch_size.
+        text: the stream ``[N]`` of whole numbers, N > batch_size, of any integer dtype. It is used as
+            it is, without a copy, so leave it unchanged; batches are int64.
         batch_size: parallel rows B.
         window: steps T of a batch; the last of an epoch may be shorter.
     """
@@ -162,14 +163,17 @@ class StreamLoader:
     carries_state = True
 
     def __init__(self, text: Array, batch_size: int, window: int) -> None:
-        stream = _check.ids("text", text)
+        stream = _check.array("text", text)
+        if stream.dtype.kind not in "iu":
+            raise TypeError(f"text: expected an integer dtype, got {stream.dtype}")
+        stream = _check.contiguous(stream).reshape(-1)
         self.batch_size, self.window = _check.positive("batch_size", batch_size), _check.positive("window", window)
         self.steps = (stream.size - 1) // self.batch_size  # of every row
         if self.steps < 1:
             raise ValueError(f"text: expected more than batch_size = {batch_size} elements, got {stream.size}")
         used = self.steps * self.batch_size
-        self._x = np.ascontiguousarray(stream[:used].reshape(self.batch_size, -1).T)
-        self._target = np.ascontiguousarray(stream[1 : used + 1].reshape(self.batch_size, -1).T)
+        self._x = stream[:used].reshape(self.batch_size, -1).T
+        self._target = stream[1 : used + 1].reshape(self.batch_size, -1).T
 
     def __len__(self) -> int:
         return -(-self.steps // self.window)
@@ -181,4 +185,5 @@ class StreamLoader:
         """The windows from number ``start`` on; every epoch is the same."""
         for k in range(start, len(self)):
             part = slice(k * self.window, (k + 1) * self.window)
-            yield self._x[part], self._target[part]
+            x, target = self._x[part], self._target[part]
+            yield _check.contiguous(x, np.int64), _check.contiguous(target, np.int64)

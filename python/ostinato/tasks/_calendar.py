@@ -63,6 +63,7 @@ MONTH_NAMES = [
 ]
 SAMPLE = 1000  # cells from each end of a column that tell its form; all cells must then have it
 LARGEST_COUNT = 1e15  # of a time that is a plain number: float64 still tells neighbours apart
+UNITS = ("month", "business day", "microsecond", "number")  # of steps
 EPOCHS = {"s": 10**6, "ms": 10**3, "us": 1}
 EARLIEST, LATEST = np.datetime64("0001-01-01", "us"), np.datetime64("9999-12-31", "us")
 

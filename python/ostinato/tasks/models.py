@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from .. import safetensors
 from .._check import Array
 from ..nn import Layer
 
-__all__ = ["load_model", "prepare_file", "prepare_folder", "save_model"]
+__all__ = [
+    "check_shapes",
+    "known_options",
+    "load_model",
+    "prepare_file",
+    "prepare_folder",
+    "recurrent_shapes",
+    "save_model",
+]
 
 MODEL, CHECKPOINT, LOG = "model.safetensors", "checkpoint.safetensors", "log.csv"
 _WAYS = "--resume goes on from the checkpoint, --overwrite replaces what is there"
@@ -122,12 +134,110 @@ def save_model(folder: str | os.PathLike[str], task: str, model: Layer, facts: d
 
 
 def load_model(folder: str | os.PathLike[str], task: str) -> tuple[dict[str, Array], dict[str, Any]]:
-    """The parameters and the facts that `save_model` wrote for this task."""
+    """Read the parameters and the facts that `save_model` wrote for this task.
+
+    Facts are only known to be JSON: check them before anything is made by them. See `known_options`
+    and `check_shapes`.
+
+    Raises:
+        FileNotFoundError: there is no model in the folder.
+        ValueError: the file is damaged, or it is no model of this task.
+    """
     path = Path(folder) / MODEL
     if not path.exists():
         raise FileNotFoundError(f"DIR: expected a folder with {MODEL}, found none at {path}")
     tensors, text = safetensors.load(path)
-    facts: dict[str, Any] = json.loads(text.get("ostinato", "{}"))
-    if facts.get("task") != task:
+    try:
+        facts = json.loads(text.get("ostinato", "{}"))
+    except (ValueError, RecursionError):
+        raise ValueError(f"DIR: expected a model for {task}, got {path} with facts that are no JSON") from None
+    if not isinstance(facts, dict) or facts.get("task") != task:
         raise ValueError(f"DIR: expected a model for {task}, got {path} of another kind")
     return tensors, facts
+
+
+def known_options(folder: str | os.PathLike[str], given: Any, kind: type[Any]) -> dict[str, Any]:
+    """Check the options of a model against the fields of a dataclass: names, and the types of values.
+
+    >>> from dataclasses import dataclass
+    >>> @dataclass
+    ... class Options:
+    ...     hidden: int = 3
+    >>> known_options("m", {"hidden": 4}, Options)
+    {'hidden': 4}
+    >>> known_options("m", {"hiden": 4}, Options)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    ValueError: DIR: expected a model that this version knows, got m with the unknown option 'hiden': ...
+
+    Args:
+        folder: where the model was read from, for messages.
+        given: the options that were read.
+        kind: the dataclass; a field's default says of which type its values are.
+
+    Raises:
+        ValueError: the options are no object, or have unknown names or values of another type.
+    """
+    if not isinstance(given, dict):
+        raise ValueError(f"DIR: expected a model with options, got {os.fspath(folder)} without any")
+    known = {f.name: f for f in dataclasses.fields(kind)}
+    for name, value in given.items():
+        if name not in known:
+            raise ValueError(
+                f"DIR: expected a model that this version knows, got {os.fspath(folder)} with the unknown option "
+                f"{name[:40]!r}: a newer ostinato wrote it, or it is damaged"
+            )
+        default = known[name].default
+        right = type(value) is type(default) or (type(default) is float and type(value) is int) or default is None
+        if not right or (isinstance(value, float) and not math.isfinite(value)):
+            raise ValueError(
+                f"DIR: expected a model with {name} such as {default!r}, got {os.fspath(folder)} with {value!r:.80}"
+            )
+    return dict(given)
+
+
+GATES = {"rnn": 1, "lstm": 4, "gru": 3}
+
+
+def recurrent_shapes(prefix: str, cell: str, inputs: int, hidden: int, layers: int) -> dict[str, tuple[int, ...]]:
+    """Return the names and shapes of the parameters of a stack of one direction, without making any.
+
+    >>> recurrent_shapes("0.", "gru", 3, 2, 1)["0.weight_hh_l0"]
+    (6, 2)
+
+    Args:
+        prefix: what stands before the names, such as ``"1."``.
+        cell: "rnn", "lstm" or "gru".
+        inputs, hidden, layers: the sizes.
+    """
+    rows = GATES[cell] * hidden
+    out: dict[str, tuple[int, ...]] = {}
+    for k in range(layers):
+        out[f"{prefix}weight_ih_l{k}"] = (rows, inputs if k == 0 else hidden)
+        out[f"{prefix}weight_hh_l{k}"] = (rows, hidden)
+        out[f"{prefix}bias_ih_l{k}"] = (rows,)
+        out[f"{prefix}bias_hh_l{k}"] = (rows,)
+    return out
+
+
+def check_shapes(
+    folder: str | os.PathLike[str], tensors: Mapping[str, Array], wanted: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Check that a file has the parameters that its options promise, before a model is made by them.
+
+    Args:
+        folder: where the model was read from, for messages.
+        tensors: what the file holds.
+        wanted: names to shapes.
+
+    Raises:
+        ValueError: names or shapes differ, or a parameter is not finite.
+    """
+    where = f"DIR: expected a model whose parameters fit its options, got {os.fspath(folder)}"
+    for name in sorted(set(wanted) ^ set(tensors)):
+        raise ValueError(f"{where} {'without' if name in wanted else 'with'} {name[:80]!r}")
+    for name, shape in wanted.items():
+        if tensors[name].shape != shape:
+            raise ValueError(f"{where} with {name} of shape {tensors[name].shape} where {shape} is promised")
+        if tensors[name].dtype.kind != "f" or not np.isfinite(tensors[name]).all():
+            raise ValueError(f"{where} with {name} that is not finite")

@@ -245,9 +245,9 @@ def forecast(
     prepare_file("--plot", plot, overwrite=overwrite)
     prepare_file("--out", out, overwrite=overwrite)
     tensors, facts = load_model(folder, "series")
-    if not {"model", "reader", "season"} <= set(facts):
+    if not all(isinstance(facts.get(name), dict) for name in ("model", "reader")):
         raise ValueError(
-            f"DIR: expected a model of this version, got an older one in {os.fspath(folder)}; train it again"
+            f"DIR: expected a model of this version, got an older or damaged one in {os.fspath(folder)}; train it again"
         )
     model = Forecaster.from_state(tensors, facts["model"])
     table = tables.read(source, like=facts["reader"])

@@ -211,9 +211,28 @@ def read(source: Any, options: ReadOptions | None = None, *, like: dict[str, Any
     """
     _polars()
     if like is not None:
-        options = ReadOptions(**like["options"])
+        options = _checked(like)
     options = replace(options or ReadOptions(), **given)
     return _Reader(_load(source, options), options, like).table()
+
+
+def _checked(like: dict[str, Any]) -> ReadOptions:
+    """Return the options of a table that was read before; its facts may come from a file that is damaged."""
+    try:
+        options = ReadOptions(**like["options"])
+        texts = (options.time, options.series, options.time_format, options.timezone, like["form"])
+        lists = (options.column, options.known, options.observed, options.null)
+        good = all(t is None or isinstance(t, str) for t in texts)
+        good &= all(isinstance(name, str) for names in lists for name in names)
+        marks = _numbers.Marks(**(like["marks"] or {}))
+        step = Step(**(like["step"] or {"unit": "number", "count": 1}))
+        good &= marks.decimal in {".", ","} and step.unit in _calendar.UNITS and 0 < step.count < 1e18
+        good &= marks.thousands is None or (isinstance(marks.thousands, str) and len(marks.thousands) == 1)
+    except (TypeError, KeyError, AttributeError, ValueError):
+        good = False
+    if not good:
+        raise ValueError("DIR: expected a model that says how its table was read, got one that is damaged, or newer")
+    return options
 
 
 def _load(source: Any, options: ReadOptions) -> _Raw:
