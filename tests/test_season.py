@@ -1,0 +1,141 @@
+"""The season of a series is found, and none is claimed where there is none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ostinato.tasks.season import find_season
+
+PERIODS = (7, 12, 24, 48, 52, 96, 168, 336)
+SHAPES = ("sine", "sawtooth", "pulses")
+
+
+def wave(shape: str, rows: int, period: int, phase: int) -> Any:
+    """A season between -1 and 1."""
+    place = ((np.arange(rows) + phase) / period) % 1
+    if shape == "sine":
+        return np.sin(2 * np.pi * place)
+    if shape == "sawtooth":
+        return 2 * place - 1
+    return np.where(place < 0.25, 1.0, -1.0)
+
+
+def right(shape: str, period: int, tries: int, noise: float = 0.5) -> int:
+    """How often the period is found in six of it with noise of a share of the amplitude."""
+    count = 0
+    for seed in range(tries):
+        r = np.random.default_rng(1000 * seed + period)
+        values = wave(shape, 6 * period, period, int(r.integers(period)))
+        values = values + noise * r.normal(size=len(values))
+        count += find_season(values).period == period
+    return count
+
+
+def claimed(kind: str, rows: int, tries: int) -> int:
+    """How often a season is claimed where there is none."""
+    count = 0
+    for seed in range(tries):
+        values = np.random.default_rng(77 * rows + seed).normal(size=rows)
+        values = values.cumsum() if kind == "walk" else values
+        count += find_season(values).period != 1
+    return count
+
+
+@pytest.mark.parametrize("period", PERIODS)
+def test_a_noisy_season_is_found(period: int) -> None:
+    assert right("sine", period, 5) >= 4
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_other_shapes(shape: str) -> None:
+    assert right(shape, 24, 5) == 5
+
+
+@pytest.mark.parametrize("period", [24, 48, 96, 168])
+def test_little_noise_is_no_harm(period: int) -> None:
+    """Seasons that were missed or became 155 to 158 when differences were looked at."""
+    assert right("sine", period, 4, 0.02) == 4
+
+
+@pytest.mark.parametrize("kind", ["white", "walk"])
+@pytest.mark.parametrize("rows", [50, 200, 1000])
+def test_none_is_claimed_on_noise(kind: str, rows: int) -> None:
+    assert claimed(kind, rows, 8) <= 1
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("period", PERIODS)
+def test_nineteen_of_twenty(shape: str, period: int) -> None:
+    assert right(shape, period, 20) >= 19
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", ["white", "walk"])
+@pytest.mark.parametrize("rows", [50, 100, 200, 500, 1000, 2000])
+def test_none_in_nineteen_of_twenty(kind: str, rows: int) -> None:
+    assert claimed(kind, rows, 40) <= 2
+
+
+def test_the_calendar_names_the_season_and_is_preferred() -> None:
+    t = np.arange(52 * 30)
+    values = np.sin(2 * np.pi * t / 52.18) + t / 400
+    values = values + 0.2 * np.random.default_rng(0).normal(size=len(t))
+    found = find_season(values, calendar="week")
+    assert found.period == 52
+    assert "a year of weeks" in found.why
+    hours = np.arange(24 * 40)
+    assert find_season(np.sin(2 * np.pi * hours / 24), 3600.0).why.startswith("24 (a day of hours)")
+
+
+def test_a_week_of_days_that_differ_is_the_season() -> None:
+    r = np.random.default_rng(0)
+    day = np.sin(2 * np.pi * np.arange(48) / 48)
+    week = np.concatenate([day * (2.0 if d < 5 else 0.7) + (d < 5) for d in range(7)])
+    values = np.tile(week, 10) + 0.1 * r.normal(size=3360)
+    assert find_season(values, 1800.0).period == 336
+
+
+def test_missing_values_do_not_hide_it() -> None:
+    r = np.random.default_rng(0)
+    values = np.sin(2 * np.pi * np.arange(240) / 12) + 0.2 * r.normal(size=240)
+    values[r.random(240) < 0.2] = np.nan
+    values[100:120] = np.nan
+    assert find_season(values).period == 12
+
+
+@pytest.mark.parametrize("scale", [1e308, 1e-300, -1.0])
+def test_any_scale(scale: float) -> None:
+    values = np.sin(2 * np.pi * np.arange(240) / 12) * scale
+    assert find_season(values).period == 12
+
+
+def test_what_has_none() -> None:
+    for values in (np.full(100, 3.0), np.full(100, np.nan), np.arange(4.0), np.arange(100.0)):
+        found = find_season(values)
+        assert found.period == 1
+        assert found.why.startswith("none")
+
+
+def test_packaged_series() -> None:
+    """Carbon dioxide by the week was 53."""
+    sm = pytest.importorskip("statsmodels.api")
+    co2 = sm.datasets.co2.load_pandas().data["co2"].to_numpy(float)
+    assert find_season(co2, calendar="week").period == 52
+    assert find_season(co2).period == 52
+    sunspots = sm.datasets.sunspots.load_pandas().data["SUNACTIVITY"].to_numpy(float)
+    assert find_season(sunspots, calendar="year").period == 11
+
+
+def test_errors() -> None:
+    with pytest.raises(ValueError, match="values: expected finite numbers"):
+        find_season(np.array([1.0, np.inf]))
+    with pytest.raises(TypeError, match="values: expected numbers"):
+        find_season(np.array(["a", "b"]))
+    with pytest.raises(ValueError, match="calendar: expected one of"):
+        find_season(np.zeros(100), calendar="fortnight")
+    with pytest.raises(ValueError, match="step_seconds: expected a number above 0"):
+        find_season(np.zeros(100), step_seconds=0.0)
