@@ -608,7 +608,9 @@ def test_the_trainer_takes_resets_and_masks() -> None:
     spoilt = target.copy()
     spoilt[~mask] = np.nan  # what does not count may hold anything
     assert np.array_equal(fitted([(x, spoilt, {"mask": mask})])[0], masked)
-    with pytest.raises(ValueError, match="data: expected lengths, resets, mask, masked and weights in the third place, got"):
+    with pytest.raises(
+        ValueError, match="data: expected lengths, resets, mask, masked and weights in the third place, got"
+    ):
         fitted([(x, target, {"reset": resets})])
 
 

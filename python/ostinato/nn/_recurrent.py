@@ -217,7 +217,10 @@ class Recurrent(Layer):
         self._cell = cell
         self._rng = _check.generator(rng)
         bound = 1 / np.sqrt(self.hidden_size)  # PyTorch's default: everything from U(-1/sqrt(H), 1/sqrt(H))
-        values = {n: self._rng.uniform(-bound, bound, s).astype(self._dtype) for n, s in self._shapes()}
+        values = {
+            n: _check.drawn(n, s, self._dtype, lambda shape: self._rng.uniform(-bound, bound, shape))
+            for n, s in self._shapes()
+        }
         for n in self._state_names():
             values[n] = np.zeros(self.hidden_size, self._dtype)
         self._declare(values, no_decay=tuple(n for n in values if "peephole" in n))
@@ -408,7 +411,7 @@ class Recurrent(Layer):
         self, h: Array | None, c: Array | None, options: dict[str, Any], batch: int
     ) -> tuple[Array | None, Array | None, bool]:
         """The states to start from, the layer's own if none are given; and those of a restart, into the options."""
-        h, c = (None if s is None else _check.contiguous(_check.array("state", s, 3)) for s in (h, c))
+        h, c = (None if s is None else self._contiguous_state(_check.array("state", s, 3), batch) for s in (h, c))
         for name, rows in zip(("restart_h", "restart_c"), self._initial(self.parameters())):
             options[name] = None if rows is None else np.stack(rows)
         learned = self.learned_state and h is None and c is None
@@ -422,6 +425,11 @@ class Recurrent(Layer):
         if a is None:
             return None
         return np.expand_dims(_check.array(name, a, ndim), 0 if self.batch_first else 1)
+
+    def _contiguous_state(self, s: Array, batch: int) -> Array:
+        """A state as the kernels take it. One of another shape, which they refuse, is not copied: broadcast, it may be of any size."""
+        shape = (self.num_layers * self._directions, batch, self.hidden_size)
+        return _check.contiguous(s) if s.shape == shape else s
 
     def _check_state(self, name: str, s: Array | None, batch: int) -> None:
         shape = (self.num_layers * self._directions, batch, self.hidden_size)
