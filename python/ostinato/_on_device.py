@@ -794,7 +794,8 @@ class Tape:
                 dreset = tuple(xp.zeros((n, h), dtype) if k < states else None for k in range(2))
             norms = xp.zeros((n, steps, states, batch), np.float64) if flow else None
             bound = [max(v, float(np.finfo(dtype).tiny)) if v > 0 else 0.0 for v in (clip_value, clip_norm)]
-            cuts = flags_by_step(device, cuts, *f.sequences, steps) if f.flat else device.put(cuts)
+            starts, lengths = f.sequences
+            cuts = flags_by_step(device, cuts, starts, lengths, steps) if f.flat else device.put(cuts)
             control = {"clip_value": bound[0], "clip_norm": bound[1], "cuts": cuts}
             scratch: list[dict[Any, Any]] = [{}, {}]
             into = None if dy is None else Rows.of(dy, f.batch_first, f.into)

@@ -143,12 +143,14 @@ class Chain:
     def _active_steps(self) -> Array:
         """Of each row, how many steps it takes part in."""
         lengths, mask = self.times["lengths"], self.times["mask"]
+        steps: Array
         if self.starts is None:
-            return _check.taking_part(self.plan.steps, self.batch, lengths, mask).sum(0, dtype=np.int64)
-        if mask is None:
-            return np.asarray(lengths)
-        counts = np.concatenate([[0], np.cumsum(mask, dtype=np.int64)])
-        steps: Array = counts[self.starts + lengths] - counts[self.starts]
+            steps = _check.taking_part(self.plan.steps, self.batch, lengths, mask).sum(0, dtype=np.int64)
+        elif mask is None:
+            steps = lengths
+        else:
+            counts = np.concatenate([[0], np.cumsum(mask, dtype=np.int64)])
+            steps = counts[self.starts + lengths] - counts[self.starts]
         return steps
 
     def _last_in_segments(self) -> Callable[[int], tuple[Array, Array]]:
@@ -186,11 +188,12 @@ class Chain:
         return last
 
     def _resets_after(self, t: int) -> Array:
-        """The resets of step t, where the rows have one."""
+        """Of each row, whether a piece begins at step t."""
         resets, lengths = self.times["resets"], self.times["lengths"]
-        if self.starts is None:
-            return resets[t] if lengths is None else np.where(t < lengths, resets[t], 0).astype(np.uint8)
         out = np.zeros(self.batch, np.uint8)
+        if self.starts is None:
+            out[:] = resets[t] if lengths is None else np.where(t < lengths, resets[t], 0)
+            return out
         there = t < lengths
         out[there] = resets[self.starts[there] + t]
         return out
