@@ -273,7 +273,7 @@ class Pullback:
         size, states = packed.native.hidden_size, _core.cells()[packed.cell]["states"]
         own = (*call.x.shape[:-1], size)
         if call.ragged is not None:
-            flags = _ragged.table("cuts", cuts, call.ragged)
+            flags = _ragged.flag_bytes("cuts", cuts, call.ragged)
             dy = dy if callable(dy) else rows_like("dy", dy, call.ragged, size)
         else:
             flags = _check.flags("cuts", cuts, *call.sizes)

@@ -85,10 +85,20 @@ class _LastStep(_FinalState):
         super().__init__(layer, h_n)
         _, steps, width = shape
         self.call, self.shape = call, shape
-        on = _check.taking_part(steps, self.batch, call.options["lengths"], call.options["mask"])
-        self.rows = np.flatnonzero(on.any(0))  # a row without a step has the state that it was given
-        self.at = steps - 1 - on[::-1].argmax(0)[self.rows] if steps else self.rows
+        ends = self._ends(steps)
+        self.rows = np.flatnonzero(ends)  # a row without a step has the state that it was given
+        self.at = ends[self.rows] - 1
         self.y[self.rows, width // 2 :] = y[self._where()][:, width // 2 :]
+
+    def _ends(self, steps: int) -> Array:
+        """Of each row, the number of the last step that it takes part in, counted from 1; or 0."""
+        lengths, mask = self.call.options["lengths"], self.call.options["mask"]
+        if self.call.ragged is not None:
+            clock = _ragged.step_of(lengths) + 1
+            return _ragged.most(clock if mask is None else clock * _device.host(mask), lengths)
+        on = _check.taking_part(steps, self.batch, lengths, mask)
+        ends: Array = (np.arange(1, steps + 1)[:, None] * on).max(0, initial=0)
+        return ends
 
     def _where(self) -> Any:
         if self.call.ragged is not None:
@@ -593,7 +603,7 @@ class Recurrent(Layer):
         shape = self._shape(call)
         batch, steps, _ = shape
         if call.ragged is not None:
-            mine = _ragged.table("cuts", cuts, call.ragged)
+            mine = _ragged.flag_bytes("cuts", cuts, call.ragged)
         else:
             mine = _check.flags("cuts", cuts, steps, batch, self.batch_first)
         control = {
