@@ -218,3 +218,92 @@ def test_training_in_bfloat16_learns_as_well() -> None:
         losses.append(min(trainer.fit((x, target), epochs=20, batch_size=32, progress=False).column("loss")[-3:]))
     assert losses[1] < 1.25 * losses[0]
     assert losses[0] < 0.1
+
+
+# -- weights in other dtypes -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16", "float64", "float8_e4m3fn"])
+def test_weights_of_pytorch_in_any_dtype_are_taken(kind: str) -> None:
+    torch = pytest.importorskip("torch")
+    layer, other = ost.nn.LSTM(3, 5, rng=0), ost.nn.LSTM(3, 5, rng=1)
+    tensors = {n: torch.tensor(a).to(getattr(torch, kind)).requires_grad_() for n, a in layer.state_dict().items()}
+    other.load_state_dict(tensors)
+    for name, tensor in tensors.items():
+        assert np.array_equal(other.parameters()[name], tensor.detach().double().numpy().astype(np.float32))
+
+
+def test_weights_of_ml_dtypes_are_taken_and_bits_without_a_meaning_are_not() -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    layer, other = ost.nn.GRU(3, 5, rng=0), ost.nn.GRU(3, 5, rng=1)
+    arrays = {n: a.astype(ml_dtypes.bfloat16) for n, a in layer.state_dict().items()}
+    other.load_state_dict(arrays)
+    assert all(np.array_equal(other.parameters()[n], a.astype(np.float32)) for n, a in arrays.items())
+    before = other.flat.copy()
+    with pytest.raises(TypeError, match=r"weight_ih_l0: expected numbers, got dtype \|V2"):
+        other.load_state_dict({n: a.view("V2") for n, a in arrays.items()})
+    with pytest.raises(TypeError, match=r"bias_hh_l0: expected numbers, got dtype complex64"):
+        other.load_state_dict({**arrays, "bias_hh_l0": arrays["bias_hh_l0"].astype(np.complex64)})
+    assert np.array_equal(other.flat, before)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_layer_is_saved_in_bfloat16_and_read_back(dtype: str, tmp_path: Any) -> None:
+    layer = ost.nn.GRU(7, 9, num_layers=2, dtype=dtype, rng=0)
+    path = tmp_path / "layer.safetensors"
+    layer.save(path, dtype="bfloat16")
+    other = ost.nn.GRU(7, 9, num_layers=2, dtype=dtype, rng=1)
+    other.load(path)
+    for name, a in layer.parameters().items():
+        assert np.array_equal(other.parameters()[name], bfloat16(a)), name
+    layer.save(tmp_path / "whole.safetensors")
+    assert path.stat().st_size < 0.7 * (tmp_path / "whole.safetensors").stat().st_size
+    with pytest.raises(ValueError, match=r"dtype: expected None or 'bfloat16', got 'int8'"):
+        layer.save(path, dtype="int8")
+    with layer.write() as p:
+        p["bias_ih_l1"][3] = 3.4e38
+    with pytest.raises(ValueError, match=r"bias_ih_l1: expected values within the range of bfloat16, got 3.4e\+38"):
+        layer.save(path, dtype="bfloat16")
+    other.load(path)  # it is as it was
+
+
+def test_what_is_saved_in_bfloat16_is_what_the_original_library_reads(tmp_path: Any) -> None:
+    torch = pytest.importorskip("torch")
+    original = pytest.importorskip("safetensors.torch")
+    layer = ost.nn.LSTM(5, 8, rng=0)
+    layer.save(tmp_path / "a.safetensors", dtype="bfloat16")
+    tensors = original.load_file(tmp_path / "a.safetensors")
+    for name, a in layer.state_dict().items():
+        assert tensors[name].dtype == torch.bfloat16
+        assert torch.equal(tensors[name], torch.tensor(a).to(torch.bfloat16))
+    theirs = {n: (3 * t.float()).to(torch.bfloat16) for n, t in tensors.items()}
+    original.save_file(theirs, tmp_path / "b.safetensors")
+    layer.load(tmp_path / "b.safetensors")
+    assert all(np.array_equal(layer.parameters()[n], t.float().numpy()) for n, t in theirs.items())
+
+
+def test_bfloat16_is_rounded_to_nearest_once(tmp_path: Any) -> None:
+    from ostinato import safetensors
+
+    step = 2.0**-7
+    cases = {  # value: bfloat16
+        1 + step / 2: 1.0,  # a tie goes to even
+        1 + 3 * step / 2: 1 + 2 * step,
+        1 + step / 2 + 2.0**-40: 1 + step,  # which float32 would take for a tie
+        1 + 3 * step / 2 - 2.0**-40: 1 + step,
+        -(1 + step / 2 + 2.0**-40): -(1 + step),
+        2.0**-133: 2.0**-133,  # the smallest
+        2.0**-134 + 2.0**-160: 2.0**-133,
+        2.0**-134: 0.0,
+        0.0: 0.0,
+        np.inf: np.inf,
+        -np.inf: -np.inf,
+    }
+    a = np.array([*cases, np.nan])
+    safetensors.save(tmp_path / "a", {"a": a, "n": np.arange(3)}, dtype="bfloat16")
+    read = safetensors.load(tmp_path / "a")[0]
+    assert np.array_equal(read["a"], np.array([*cases.values(), np.nan]), equal_nan=True)
+    assert read["n"].dtype == np.int64
+    random = np.random.default_rng(0).normal(size=1000).astype(np.float32)
+    safetensors.save(tmp_path / "b", {"a": random}, dtype="bfloat16")
+    assert np.array_equal(safetensors.load(tmp_path / "b")[0]["a"], bfloat16(random))
