@@ -75,7 +75,7 @@ def _bfloat16_bits(name: str, a: Array) -> Array:
         u |= (b != a) & np.isfinite(b)
     nan = np.isnan(a)
     u += np.uint32(0x7FFF) + ((u >> np.uint32(16)) & np.uint32(1))
-    bits = (u >> np.uint32(16)).astype("<u2")
+    bits: Array = (u >> np.uint32(16)).astype("<u2")
     if ((bits & np.uint16(0x7FFF)) == 0x7F80)[np.isfinite(a)].any():
         largest = np.abs(a[np.isfinite(a)]).max()
         raise ValueError(f"{name}: expected values within the range of bfloat16, got {largest:.3g}")

@@ -133,6 +133,7 @@ class Layer:
             yield Views(self._block, self._block.values, self._prefix, writable=True)
         finally:
             self._block.version += 1
+            self._block.changes += 1
 
     def zero_grad(self) -> None:
         """Set the gradients to zero."""
@@ -256,7 +257,8 @@ class Layer:
 
     def _packed(self, backward: bool) -> Any:
         """Packed weights of this version and kernel set, by the layer's `_pack`: a snapshot, swapped whole."""
-        key, cache = (self.version, _core.kernels(), getattr(self, "precision", None)), self._cache
+        own = getattr(self, "precision", None), getattr(self, "_scales_set", 0)
+        key, cache = (self.version, _core.kernels(), *own), self._cache
         if cache is None or cache[0] != key or (backward and not cache[1].backward):
             cache = self._cache = None  # first: the old ones need not stay beside the new
             self._cache = cache = (key, self._pack(backward))
@@ -280,6 +282,7 @@ class Layer:
 
     def _place(self, block: Block, prefix: str) -> None:
         """Move to another block, which holds this layer's parameters under ``prefix``."""
+        self._block.changes += 1  # a stream watches the block that it was made of
         self._block, self._prefix, self._cache = block, prefix, None
 
     def _own_block(self) -> Block:
