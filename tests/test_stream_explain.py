@@ -209,12 +209,52 @@ def test_explain_counts(threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_explain_refuses_what_it_does_not_know() -> None:
-    with pytest.raises(TypeError, match=r"layer: expected an RNN, LSTM or GRU, got Linear"):
+    with pytest.raises(TypeError, match=r"layer: expected an RNN, LSTM or GRU, or a Sequential, got Linear"):
         ost.explain(ost.nn.Linear(2, 3), (4, 1, 2))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"shape: expected \(T, B, I\) or \(T, I\) with I = 3, got \(4, 2\)"):
         ost.explain(ost.nn.GRU(3, 4), (4, 2))
     with pytest.raises(ValueError, match=r"precision: expected one that can be trained, got 'int8'"):
         ost.explain(ost.nn.GRU(3, 4, precision="int8"), (4, 3), training=True)
+
+
+def test_explain_takes_a_whole_model() -> None:
+    model = ost.nn.Sequential(
+        embed=ost.nn.Embedding(50, 8, rng=0),
+        deep=ost.nn.Sequential(ost.nn.GRU(8, 16, bidirectional=True, rng=0), ost.nn.Dropout(0.1)),
+        rnn=ost.nn.LSTM(32, 24, rng=0),
+        head=ost.nn.Linear(24, 2, rng=0),
+    )
+    e = ost.explain(model, (100, 4))
+    first, second = e.facts["layers"]
+    assert (first["name"], first["shape"]) == ("deep.0", (100, 4, 8))
+    assert (second["name"], second["shape"]) == ("rnn", (100, 4, 32))
+    assert second["flops"] == ost.explain(model["rnn"], (100, 4, 32)).facts["flops"]  # type: ignore[arg-type]
+    assert "deep.0: GRU(8, 16, bidirectional=True), T=100, B=4: inference" in str(e)
+    assert "\nrnn: LSTM(32, 24), T=100, B=4: inference" in str(e)
+    assert "tape_bytes" in ost.explain(model, (100, 4), training=True, memory_limit="1MB").facts["layers"][1]
+    (alone,) = ost.explain(ost.nn.Sequential(ost.nn.Linear(3, 4), ost.nn.RNN(4, 5)), (7, 3)).facts["layers"]
+    assert alone["shape"] == (7, 4)
+    for wrong, shape in ((model, (100, 4, 8)), (model, ()), (model["rnn"], (4, 3))):
+        with pytest.raises(ValueError, match="shape: expected"):
+            ost.explain(wrong, shape)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"shape: expected \(T, B, I\) or \(T, I\) with I = 3, got \(4, 2\)"):
+        ost.explain(ost.nn.Sequential(ost.nn.Linear(3, 4), ost.nn.RNN(4, 5)), (4, 2))
+    with pytest.raises(TypeError, match="layer: expected a Sequential with an RNN, LSTM or GRU in it"):
+        ost.explain(ost.nn.Sequential(ost.nn.Linear(3, 4)), (5, 2, 3))
+
+
+def test_explain_warns_of_int8_that_nobody_measured() -> None:
+    layer = ost.nn.GRU(3, 16, precision="int8", rng=0)
+    e = ost.explain(layer, (5, 2, 3))
+    (warning,) = e.facts["warnings"]
+    assert "depends on the data" in warning
+    assert "quantization_report(x)" in warning
+    assert "calibrate(x)" in warning
+    assert warning in str(e)
+    layer.calibrate(np.ones((4, 1, 3), np.float32))
+    assert ost.explain(layer, (5, 2, 3)).facts["warnings"] == []
+    layer.input_scale, layer.precision = None, "float32"
+    assert "warning" not in str(ost.explain(layer, (5, 2, 3)))
 
 
 def test_explain_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
