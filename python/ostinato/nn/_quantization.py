@@ -289,13 +289,13 @@ def _advice(
     errors: dict[str, float], worst: dict[str, tuple[int, float]], ratio: float, calibrated: bool
 ) -> Iterator[str]:
     now, better, half = errors["int8"], errors["int8 calibrated"], errors["bfloat16"]
+    if better < 0.7 * now:
+        yield f"calibrate(x) brings the error of int8 from {now:.2%} to {better:.2%}"
     if ratio >= WIDE and not calibrated:
         yield (
             f"the ranges of the input features differ by {ratio:.3g} times, and int8 has one scale for all: "
-            "calibrate(x), or standardise the features before training"
+            + ("calibrate(x) gives each its own" if better < 0.7 * now else "standardise them before training")
         )
-    if better < 0.7 * now:
-        yield f"calibrate(x) brings the error of int8 from {now:.2%} to {better:.2%}"
     if now > GOOD and better > GOOD:
         yield f"precision='bfloat16', which is off by {half:.2%}: int8 is off by {min(now, better):.2%} at best"
     if now <= GOOD:
