@@ -14,7 +14,8 @@ from .._check import Array, Seed
 from .._ragged import Ragged, as_given, rows_like, unwrapped
 from .._segments import Segmented, parse
 from . import init
-from ._layer import Layer, Pullback
+from ._layer import Pullback
+from ._quantization import ScaledInputs
 from ._stream import Stream
 
 State = Any  # h, or (h, c) for an LSTM
@@ -189,7 +190,7 @@ class RecurrentPullback(Pullback):
         return out
 
 
-class Recurrent(Layer):
+class Recurrent(ScaledInputs):
     """What RNN, LSTM and GRU share."""
 
     stateful = True
@@ -243,7 +244,8 @@ class Recurrent(Layer):
         float32 is multiplied as two words of float16, backward of bfloat16 (errors of the outputs below 1e-5, of gradients below 2e-5).
         "exact": every product in float32, on a GPU too.
         "bfloat16": weights and operands rounded to bfloat16, sums in float32; trains too.
-        "int8": weights as bytes with a scale a row, operands with a scale a (t, b) row; for inference on the CPU.
+        "int8": weights as bytes with a scale a row, operands with a scale a (t, b) row; for inference on the CPU. What it
+        costs in accuracy depends on the data: `quantization_report` measures it, `calibrate` gives input features scales of their own.
         "float16": weights and operands rounded to float16, which ends at 65504, sums in float32; on a GPU. Gradients are taken in bfloat16.
 
         >>> import ostinato as ost
@@ -257,6 +259,7 @@ class Recurrent(Layer):
     @precision.setter
     def precision(self, value: str | None) -> None:
         self._precision = _check.precision(self._dtype, value, self.device)
+        self._block.changes += 1
         self._cache = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -370,7 +373,8 @@ class Recurrent(Layer):
 
     def _pack(self, backward: bool) -> Any:
         make = _check.typed("Packed", self._block.values)
-        parts, precision = self._parts(self.parameters()), self._native_precision()
+        precision = self._native_precision()
+        parts = self._scaled_weights(self._parts(self.parameters()), self._directions)
         sizes = (self.input_size, self.hidden_size, self.num_layers)
         return make(self._cell, *sizes, self.bidirectional, parts, backward, precision=precision)
 
@@ -525,8 +529,8 @@ class Recurrent(Layer):
     def _forward(self, call: _Call, train: bool, dropout: float = 0.0, key: int = 0, states_only: bool = False) -> Any:
         options = {**call.options, "states_only": states_only}
         lengths = options.pop("lengths")
-        packed = self._packed(train)
-        return packed.forward(call.x, call.h, call.c, lengths, self.batch_first, None, train, dropout, key, **options)
+        packed, x = self._packed(train), self._scaled(call.x)
+        return packed.forward(x, call.h, call.c, lengths, self.batch_first, None, train, dropout, key, **options)
 
     def stream(self, batch: int = 1) -> Stream:
         """Run the stack one step a call, on arrays that stay: the fastest way from Python for sequences as they arrive.
@@ -548,6 +552,7 @@ class Recurrent(Layer):
         return Stream(self, batch)
 
     def _join_stream(self, native: Any) -> Any:
+        self._join_scales(native)
         states: tuple[Array, Array | None] = native.add_recurrent(self._packed(False))
         starts = [0 if s is None else np.stack(s)[:, None] for s in self._initial(self.parameters())]
         return _StreamState(*states, starts)

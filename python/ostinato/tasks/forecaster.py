@@ -54,9 +54,17 @@ class Pinball(Loss):
         self.quantiles = _quantiles(quantiles)
 
     def parts(
-        self, y: Array, target: Array, lengths: object = None, *, gradient: bool = True
-    ) -> tuple[float, int, Array | None]:
+        self,
+        y: Array,
+        target: Array,
+        lengths: object = None,
+        *,
+        gradient: bool = True,
+        weights: Array | None = None,
+    ) -> tuple[float, float, Array | None]:
         """Return the sum of the losses, how many there are, and the gradient of their mean."""
+        if weights is not None:
+            raise ValueError(f"weights: expected None for a Pinball loss, got {type(weights).__name__}")
         y, target = _check.array("y", y), _check.array("target", target)
         wanted = (*y.shape[:-1], 1)
         if y.ndim == 0 or y.shape[-1] != len(self.quantiles) or target.shape != wanted:
