@@ -581,15 +581,21 @@ def test_states_of_a_stream_are_saved_and_restored() -> None:
     assert np.array_equal(other.state[1][0], stream.state[1][0])  # nothing was taken
 
 
-def test_a_stream_keeps_its_learned_state() -> None:
+def test_a_stream_begins_from_the_learned_state_that_the_model_has_now() -> None:
     model = ost.nn.GRU(3, 4, learned_state=True, rng=0)
     stream = model.stream(2)
-    y = stream.step(np.ones((2, 3), np.float32)).copy()
+    x = np.ones((2, 3), np.float32)
+    stream.step(x)
     with model.write() as p:
         for n in p:
-            p[n][...] = 7
-    stream.reset()
-    assert np.array_equal(stream.step(np.ones((2, 3), np.float32)), y)
+            p[n][...] = 0.5
+    with pytest.raises(RuntimeError, match=r"call stream.refresh\(\)"):
+        stream.reset()
+    stream.refresh()
+    stream.reset([1])
+    assert (stream.h[0, 1] == 0.5).all()
+    assert not (stream.h[0, 0] == 0.5).any()
+    assert np.array_equal(stream.step(x)[1], model(x[None])[0][0, 1])
     with pytest.raises(AttributeError):
         stream.x = 1
 

@@ -528,5 +528,7 @@ def test_data_that_nothing_can_be_measured_on() -> None:
         with pytest.raises(TypeError, match=r"x: expected dtype float32, got float64"):
             measure(x.astype(np.float64))
     assert layer.input_scale is None
-    with pytest.raises(TypeError, match=r"layer: expected dtype float32, which has int8, got float64"):
-        ost.nn.GRU(3, 4, dtype=np.float64).quantization_report(x.astype(np.float64))
+    wide = ost.nn.GRU(3, 4, dtype=np.float64)
+    for call in (wide.calibrate, wide.quantization_report, lambda x: setattr(wide, "input_scale", x[0, 0])):
+        with pytest.raises(TypeError, match=r"layer: expected dtype float32, which has int8, got float64"):
+            call(x.astype(np.float64))

@@ -106,6 +106,7 @@ class ScaledInputs(Layer):
     def input_scale(self, value: npt.ArrayLike | None) -> None:
         scale = None
         if value is not None:
+            _refuse_float64(self)
             given = np.asarray(value)
             if given.dtype.kind not in "fiu":
                 raise TypeError(f"input_scale: expected numbers or None, got {value!r}")
@@ -142,7 +143,8 @@ class ScaledInputs(Layer):
             x, lengths, mask: as in a call. Steps that take no part do not count.
 
         Raises:
-            ValueError: no step at all, or values that are not finite; the layer stays as it was.
+            TypeError: a layer of float64, which has no int8.
+            ValueError: a layer that is not on the CPU; no step at all, or values that are not finite. The layer stays as it was.
         """
         self.input_scale = _chosen(self, _ranges(self, x, lengths, mask))
         return self
@@ -172,10 +174,6 @@ class ScaledInputs(Layer):
             TypeError: a layer of float64, which has no int8.
             ValueError: a layer that is not on the CPU; no step, or inputs that are not finite.
         """
-        if self._dtype != np.float32:
-            raise TypeError(f"layer: expected dtype float32, which has int8, got {self._dtype}")
-        if self.device != "cpu":
-            raise ValueError(f'layer: expected one on the CPU, got one on {self.device}; use layer.to("cpu")')
         ranges = _ranges(self, x, times.get("lengths"), times.get("mask"))
         probe = copy.deepcopy(self)
         probe.precision = "float32"
@@ -221,8 +219,16 @@ class ScaledInputs(Layer):
             native.add_linear(make(np.diag(np.float32(1) / scale), None, False))
 
 
+def _refuse_float64(layer: ScaledInputs) -> None:
+    if layer.dtype != np.float32:
+        raise TypeError(f"layer: expected dtype float32, which has int8, got {layer.dtype}")
+
+
 def _ranges(layer: ScaledInputs, x: Any, lengths: object, mask: Any) -> Array:
-    """Return max |x| of every feature ``[I]`` over the steps that take part."""
+    """Return max |x| of every feature ``[I]`` over the steps that take part, for a layer that has int8."""
+    _refuse_float64(layer)
+    if layer.device != "cpu":
+        raise ValueError(f'layer: expected one on the CPU, got one on {layer.device}; use layer.to("cpu")')
     x, _ = unwrapped(x)
     if isinstance(x, Ragged):
         if lengths is not None:
