@@ -189,6 +189,23 @@ def test_ragged(gpu: Gpu, options: str, listed: bool) -> None:
     agree(gpu, there.flat_grads, layer.flat_grads)
 
 
+@pytest.mark.parametrize("outputs", ["all", "last_step"])
+@pytest.mark.parametrize("limit", [None, 3])
+@pytest.mark.parametrize("options", ["layers", "both ways"])
+def test_ragged_flags(gpu: Gpu, options: str, limit: Any, outputs: str) -> None:
+    layer = ost.nn.LSTM(3, 5, **OPTIONS[options], rng=0)
+    there, r = moved(layer), np.random.default_rng(1)
+    x = ost.Ragged(r.standard_normal((13, 3)).astype(np.float32), [0, 0, 4, 4, 11, 13, 13])
+    flags = {n: r.random(13) < share for n, share in (("mask", 0.7), ("resets", 0.2), ("cuts", 0.2))}
+    theirs = dict(zip(flags, put(gpu, list(flags.values()))))
+    (y, state), pullback = layer.vjp(x, rng=2, outputs=outputs, memory_limit=limit, **flags)
+    (y2, state2), pullback2 = there.vjp(put(gpu, x), rng=2, outputs=outputs, memory_limit=limit, **theirs)
+    agree(gpu, (y2, state2), (y, state))
+    dy = y.like(y.rows) if outputs == "all" else y
+    agree(gpu, pullback2(put(gpu, dy)), pullback(dy))
+    agree(gpu, there.flat_grads, layer.flat_grads)
+
+
 @pytest.mark.parametrize("outputs", ["last", "last_step", "none"])
 @pytest.mark.parametrize("limit", [None, 3, "least", "states"])
 @pytest.mark.parametrize("options", ["layers", "both ways"])
