@@ -260,7 +260,7 @@ def _preferred(x: Array, scores: dict[int, float], usual: set[int]) -> int:
         whole = round(best / period)
         if whole < 2 or abs(whole / best - 1 / period) > 0.7 / len(x):
             continue
-        if scores[period] > 0.5 * scores[best] and _score(x, float(best), whole) < limit:
+        if scores[period] > limit and _score(x, float(best), whole) < limit:
             near = [p for p in scores if abs(whole / best - 1 / p) <= 0.7 / len(x)]
             best = max(near, key=lambda p: scores[p])
             break
