@@ -14,7 +14,7 @@ from ostinato.tasks import corpora, text
 
 def main(folder: str) -> None:
     """Bits per held-out character, and how often the likeliest next character is the same."""
-    words, name = corpora.read_text(None, "shakespeare")
+    words, name = corpora.shakespeare(), "shakespeare"
     chars = text.CharModel.load(folder)
     stream, cut = chars.encode(words), int(len(words) * 0.95)
     valid = StreamLoader(stream[cut : cut + 200_000], text.BATCH, 4 * text.WINDOW)

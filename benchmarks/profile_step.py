@@ -25,7 +25,7 @@ KINDS = {  # native calls by what they are for
 
 def profile(hidden: int) -> dict[str, float]:
     """Seconds a step by kind."""
-    words = corpora.read_text(None, "shakespeare")[0][:600_000]
+    words = corpora.shakespeare()[:600_000]
     chars = text.CharModel.fresh("".join(sorted(set(words))), text.TextOptions(hidden=hidden))
     trainer = ost.Trainer(
         chars.model, ost.losses.CrossEntropy(), ost.optim.AdamW(1e-3, betas=(0.9, 0.99)), clip_norm=1.0

@@ -52,7 +52,7 @@ def main(epochs: int = 6, files: int = 60) -> dict[str, float]:
     train, test = np.split(order, [int(0.9 * len(x))])
     scores = {}
     for both in (False, True):
-        layer = ost.nn.GRU(32, 48, bidirectional=both, rng=0)
+        layer = ost.nn.GRU(32, 48, bidirectional=both, batch_first=True, rng=0)
         model = ost.nn.Sequential(ost.nn.Embedding(128, 32, rng=1), layer, ost.nn.Linear(96 if both else 48, 5, rng=2))
         trainer = ost.Trainer(
             model, ost.losses.CrossEntropy(), ost.optim.Adam(4e-3), clip_norm=1.0, metrics={"accuracy": correct}

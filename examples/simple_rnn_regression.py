@@ -17,7 +17,7 @@ def main(epochs: int = 100) -> float:
     x = np.stack([sequence[k : k + 3] for k in range(len(sequence) - 3)])[:, :, None]  # [N, T, I]
     target = sequence[3:, None]  # [N, 1]
 
-    model = ost.nn.Sequential(ost.nn.RNN(1, 1, rng=1), ost.nn.Linear(1, 1, rng=2))
+    model = ost.nn.Sequential(ost.nn.RNN(1, 1, batch_first=True, rng=1), ost.nn.Linear(1, 1, rng=2))
     trainer = ost.Trainer(model, ost.losses.MSE(), ost.optim.Adam(0.02), outputs="last")
     history = trainer.fit((x, target), epochs=epochs, batch_size=1, progress=False)
 

@@ -17,6 +17,14 @@ CELLS = ("rnn_tanh", "rnn_relu", "lstm", "lstm_peephole", "gru", "gru_reset_befo
 GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "lstm_peephole": 4, "gru": 3, "gru_reset_before": 3}
 
 
+def native_for_tests() -> Any:
+    """The module that only tests need, or a skip that says how to build it."""
+    how = "pip install '.[test]' --config-settings=cmake.define.OSTINATO_EMULATED=ON"
+    return pytest.importorskip(
+        "ostinato._emulated", reason=f"built without the emulation of GPU kernels and the plain path: {how}"
+    )
+
+
 @pytest.fixture(params=_core.supported_kernels())
 def kernel_set(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test on every kernel set that the machine has."""

@@ -318,7 +318,7 @@ CASES: dict[str, tuple[Any, type[Exception], str]] = {
         ValueError,
         "label_smoothing: expected a number in [0, 1), got 1",
     ),
-    "rate": (lambda: ost.optim.Adam(-1), ValueError, "rate: expected a finite number of at least 0, got -1"),
+    "rate": (lambda: ost.optim.Adam(-1), ValueError, "lr: expected a finite number of at least 0, got -1"),
     "betas": (lambda: ost.optim.Adam(betas=(0.9, 1.0)), ValueError, "betas[1]: expected a number in [0, 1), got 1.0"),
     "nesterov": (
         lambda: ost.optim.SGD(0.1, nesterov=True),

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import CELLS, TOLERANCE
-from ostinato import _check, _core, _device, _emulated, _on_device, _plan, cuda
+from conftest import CELLS, TOLERANCE, native_for_tests
+from ostinato import _check, _core, _device, _on_device, _plan, cuda
+
+_emulated = native_for_tests()
 
 SIZES = [(5, 3, 4, 7), (3, 1, 1, 1), (2, 40, 3, 20), (0, 2, 3, 4), (4, 0, 3, 4), (6, 2, 70, 33)]
 

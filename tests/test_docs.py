@@ -13,10 +13,13 @@ import pytest
 
 import fake_cupy
 import ostinato
+from conftest import native_for_tests
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted(
-    m.name for m in pkgutil.walk_packages(ostinato.__path__, "ostinato.") if not m.name.endswith(("_core", "__main__"))
+    m.name
+    for m in pkgutil.walk_packages(ostinato.__path__, "ostinato.")
+    if not m.name.endswith(("_core", "_emulated", "__main__"))
 )
 
 
@@ -39,6 +42,7 @@ def test_everything_public_is_documented(name: str) -> None:
 def test_python_in_the_documents(path: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     if path.name == "gpu.md" and not ostinato.cuda.is_available():
+        native_for_tests()
         fake_cupy.stand_in(monkeypatch)
     for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.S):
         exec(compile(block, path.name, "exec"), {"__name__": "readme"})

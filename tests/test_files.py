@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import textwrap
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -76,10 +77,60 @@ BAD = {
         "byte range 0:8 for 'w' of shape (2,) in a body of 4 bytes",
     ),
     "range": (file_of({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, b"0000"), "byte range 0:4"),
-    "negative": (file_of({"w": {"dtype": "F32", "shape": [-1], "data_offsets": [4, 0]}}, b"0000"), "byte range 4:0"),
+    "negative": (file_of({"w": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}, b"0000"), "byte range 4:0"),
+    "a negative shape": (
+        file_of({"w": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, b"0000"),
+        "the number -1 in its header",
+    ),
     "overflow": (file_of({"w": {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 0]}}), "byte range 0:0"),
     "no shape": (file_of({"w": {"dtype": "F32"}}), "a bad entry for 'w'"),
     "metadata": (file_of({"__metadata__": {"a": 3}}), "metadata that is not text"),
+    "overlap": (
+        file_of(
+            {
+                "v": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+                "w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+            },
+            b"00000000",
+        ),
+        "byte range 0:8 for 'w', where one that begins at 8 is due",
+    ),
+    "a hole": (
+        file_of({"w": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, b"00000000"),
+        "byte range 4:8 for 'w', where one that begins at 0 is due",
+    ),
+    "trailing bytes": (
+        file_of({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, b"00000"),
+        "a body of 5 bytes, of which tensors fill 4",
+    ),
+    "a name twice": (
+        file_of(
+            b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
+            b'"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+            b"0000",
+        ),
+        "a header with more than one 'w'",
+    ),
+    "a bool in a shape": (
+        file_of({"w": {"dtype": "F32", "shape": [True], "data_offsets": [0, 4]}}, b"0000"),
+        "a bad entry for 'w'",
+    ),
+    "72 axes": (
+        file_of({"w": {"dtype": "F32", "shape": [1] * 72, "data_offsets": [0, 4]}}, b"0000"),
+        "72 axes for 'w'",
+    ),
+    "an endless empty axis": (
+        file_of({"w": {"dtype": "F32", "shape": [2**63, 0], "data_offsets": [0, 0]}}),
+        "for 'w' of shape [9223372036854775808, 0], which has no size",
+    ),
+    "F8": (
+        file_of({"w": {"dtype": "F8_E4M3", "shape": [1], "data_offsets": [0, 1]}}, b"0"),
+        "a bad entry for 'w': dtype 'F8_E4M3', where one of F64, F32",
+    ),
+    "a bool of 7": (
+        file_of({"w": {"dtype": "BOOL", "shape": [1], "data_offsets": [0, 1]}}, b"\x07"),
+        "a bool of value 7",
+    ),
 }
 
 
@@ -94,6 +145,218 @@ def test_corrupt_files(name: str, tmp_path: Any) -> None:
     assert str(caught.value).startswith(f"{path}: expected a safetensors file, got")
     assert message in str(caught.value)
     assert np.array_equal(layer.flat, before)
+
+
+def _mutations() -> list[bytes]:
+    """Two thousand files: headers with one or two bytes changed, cut out, put in or repeated."""
+    rng = np.random.default_rng(0)
+    header = {
+        "__metadata__": {"k": "v"},
+        "a": {"dtype": "F32", "shape": [2, 1], "data_offsets": [0, 8]},
+        "b": {"dtype": "I16", "shape": [0, 3], "data_offsets": [8, 8]},
+        "c": {"dtype": "U8", "shape": [3], "data_offsets": [8, 11]},
+        "d": {"dtype": "F16", "shape": [], "data_offsets": [11, 13]},
+    }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    out = []
+    for _ in range(2000):
+        words = bytearray(text)
+        for _ in range(rng.integers(1, 3)):
+            at, width = int(rng.integers(len(words))), int(rng.integers(1, 4))
+            piece = bytes(rng.choice(bytearray(b'0123456789-.eE[]{},:"ntF\\u \x00\xff'), width).tolist())
+            kind = rng.integers(4)
+            if kind == 0:
+                words[at : at + width] = piece
+            elif kind == 1:
+                del words[at : at + width]
+            elif kind == 2:
+                words[at:at] = piece
+            else:
+                words[at:at] = words[at : at + 8 * width]
+        out.append(file_of(bytes(words), bytes(13)))
+    return out
+
+
+def test_what_the_reference_implementation_refuses_is_refused(tmp_path: Any) -> None:
+    theirs = pytest.importorskip(
+        "safetensors.numpy", reason="safetensors is not installed: pip install 'ostinato[test]'"
+    )
+    path, counts = tmp_path / "x", {"both": 0, "neither": 0}
+    refusals = []
+    for content in [*_mutations(), *(content for content, _ in BAD.values())]:
+        path.write_bytes(content)
+        ours: Any
+        try:
+            ours = safetensors.load(path)[0]
+        except ValueError as e:
+            ours = None
+            refusals.append(str(e))
+        try:
+            wanted = theirs.load(content)
+        except Exception:
+            assert ours is None, content
+            counts["neither"] += 1
+            continue
+        if ours is not None:
+            counts["both"] += 1
+            assert set(ours) == set(wanted)
+            assert all(np.array_equal(ours[n], v) and ours[n].dtype == v.dtype for n, v in wanted.items())
+    assert all(r.startswith(f"{path}: expected a safetensors file, got") for r in refusals)
+    assert counts["both"] > 10
+    assert counts["neither"] > 1000
+
+
+def test_a_flipped_bit_is_told(tmp_path: Any) -> None:
+    path = tmp_path / "x"
+    wanted = {"w": np.arange(3, dtype=np.float32), "v": np.arange(4, dtype=np.int8)}
+    safetensors.save(path, wanted, {"k": "v"})
+    whole = path.read_bytes()
+    loaded = []
+    for at in range(8 * len(whole)):
+        flipped = bytearray(whole)
+        flipped[at // 8] ^= 1 << at % 8
+        path.write_bytes(flipped)
+        try:
+            tensors, metadata = safetensors.load(path)
+        except ValueError:
+            continue
+        loaded.append(at // 8)
+        assert metadata["k"] == "v"
+        assert all(np.array_equal(tensors[n], v) for n, v in wanted.items())
+    key = whole.index(b"ostinato.crc32")  # without the checksum's name there is none, and nothing else has changed
+    assert all(key <= at < key + len(b"ostinato.crc32") or whole[at : at + 1] == b" " for at in loaded)
+    flipped = bytearray(whole)
+    flipped[-1] ^= 1
+    path.write_bytes(flipped)
+    with pytest.raises(ValueError, match="got one that is damaged: its checksum is"):
+        safetensors.load(path)
+
+
+def test_a_copy_by_another_program_fits_its_checksum(tmp_path: Any) -> None:
+    theirs = pytest.importorskip("safetensors", reason="safetensors is not installed: pip install 'ostinato[test]'")
+    numpy_side = pytest.importorskip("safetensors.numpy")
+    safetensors.save(tmp_path / "x", tensors(), {"k": "v"})
+    with theirs.safe_open(tmp_path / "x", "np") as f:
+        copied = f.metadata()
+    numpy_side.save_file(tensors(), tmp_path / "y", copied)
+    assert safetensors.load(tmp_path / "y")[1] == {"k": "v"}
+    numpy_side.save_file({**tensors(), "a": np.zeros((3, 4), np.float32)}, tmp_path / "y", copied)
+    with pytest.raises(ValueError, match="another program has changed the tensors"):
+        safetensors.load(tmp_path / "y")
+
+
+def test_bfloat16_is_read_exactly(tmp_path: Any) -> None:
+    bits = np.arange(2**16, dtype=np.uint16)
+    header = {"w": {"dtype": "BF16", "shape": [2**8, 2**8], "data_offsets": [0, 2**17]}}
+    (tmp_path / "x").write_bytes(file_of(header, bits.astype("<u2").tobytes()))
+    got = safetensors.load(tmp_path / "x")[0]["w"]
+    assert (got.dtype, got.shape) == (np.float32, (2**8, 2**8))
+    assert np.array_equal(got.view(np.uint32).reshape(-1), bits.astype(np.uint32) << 16)
+    words = pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
+    value = np.array([[1.5, -2.0, 3.140625]], words.bfloat16)
+    safetensors.save(tmp_path / "y", {"w": value})
+    assert b'"BF16"' in (tmp_path / "y").read_bytes()
+    assert np.array_equal(safetensors.load(tmp_path / "y")[0]["w"], value.astype(np.float32))
+
+
+def test_only_regular_files_are_read(tmp_path: Any) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    os.symlink("/dev/zero", tmp_path / "zero")
+    with pytest.raises(ValueError, match="fifo: expected a regular file, got a pipe"):
+        safetensors.load(tmp_path / "fifo")
+    with pytest.raises(ValueError, match="zero: expected a regular file, got a device"):
+        safetensors.load(tmp_path / "zero")
+    with pytest.raises(IsADirectoryError):
+        safetensors.load(tmp_path)
+
+
+def test_nothing_is_allocated_for_what_is_not_there(tmp_path: Any) -> None:
+    huge = file_of({"w": {"dtype": "F32", "shape": [2**34], "data_offsets": [0, 2**36]}}, b"0000")
+    many = {f"w{k}": {"dtype": "U8", "shape": [10**5], "data_offsets": [0, 10**5]} for k in range(500)}
+    tracemalloc.start()
+    try:
+        for content in (huge, file_of(many, bytes(10**5))):
+            (tmp_path / "x").write_bytes(content)
+            with pytest.raises(ValueError, match="expected a safetensors file"):
+                safetensors.load(tmp_path / "x")
+        assert tracemalloc.get_traced_memory()[1] < 5e6
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("values", "metadata", "error", "message"),
+    [
+        ({"__metadata__": np.ones(1)}, None, ValueError, "expected names other than '__metadata__'"),
+        ({3: np.ones(1)}, None, TypeError, "expected names that are text, got 3"),
+        ({"\ud800": np.ones(1)}, None, ValueError, "expected text that UTF-8 can write"),
+        ({}, {"a": 3}, TypeError, "metadata: expected text for text, got 'a': 3"),
+        ({}, {"a": "\udcff"}, ValueError, "metadata: expected text that UTF-8 can write"),
+    ],
+    ids=["reserved", "number", "surrogate", "metadata", "metadata surrogate"],
+)
+def test_what_could_not_be_read_again_is_not_written(
+    values: Any, metadata: Any, error: Any, message: str, tmp_path: Any
+) -> None:
+    with pytest.raises(error, match=message):
+        safetensors.save(tmp_path / "x", values, metadata)
+    assert os.listdir(tmp_path) == []
+
+
+def test_writing_keeps_modes_and_links(tmp_path: Any) -> None:
+    (tmp_path / "store").mkdir()
+    real, link = tmp_path / "store" / "real", tmp_path / "link"
+    real.write_bytes(b"old")
+    real.chmod(0o640)
+    link.symlink_to(real)
+    with safetensors.atomic_write(link) as f:
+        f.write(b"new")
+    assert link.is_symlink()
+    assert (real.read_bytes(), real.stat().st_mode & 0o777) == (b"new", 0o640)
+    (tmp_path / "dangling").symlink_to(tmp_path / "store" / "later")
+    with safetensors.atomic_write(tmp_path / "dangling") as f:
+        f.write(b"now")
+    assert (tmp_path / "store" / "later").read_bytes() == b"now"
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "fifo")
+    for name, error in (("loop", OSError), ("fifo", ValueError), ("store", IsADirectoryError)):
+        with pytest.raises(error), safetensors.atomic_write(tmp_path / name) as f:
+            f.write(b"never")
+    assert sorted(os.listdir(tmp_path)) == ["dangling", "fifo", "link", "loop", "store"]
+    with safetensors.atomic_write(tmp_path / ("n" * 250)) as f:  # no room for ".part" behind it
+        f.write(b"long")
+    assert (tmp_path / ("n" * 250)).read_bytes() == b"long"
+
+
+def test_parts_of_the_dead_are_cleared_and_those_of_the_living_kept(tmp_path: Any) -> None:
+    code = """
+        import os, sys, time
+        from ostinato import safetensors
+        with safetensors.atomic_write(sys.argv[1]) as f:
+            f.write(b"half")
+            f.flush()
+            print("writing", flush=True)
+            time.sleep(60)
+        """
+    dead, alive = run(code, str(tmp_path / "model")), run(code, str(tmp_path / "model"))
+    other = run(code, str(tmp_path / "model.2"))
+    for child in (dead, alive, other):
+        assert child.stdout is not None
+        assert child.stdout.readline() == "writing\n"
+    for child in (dead, other):
+        child.kill()
+        child.communicate()
+    assert len(os.listdir(tmp_path)) == 3
+    with safetensors.atomic_write(tmp_path / "model") as f:
+        f.write(b"whole")
+    left = sorted(name.split(".")[-3] for name in os.listdir(tmp_path) if name.endswith(".part"))
+    assert left == sorted([str(alive.pid), str(other.pid)])
+    alive.kill()
+    alive.communicate()
+    for name in ("model", "model.2"):
+        with safetensors.atomic_write(tmp_path / name) as f:
+            f.write(b"again")
+    assert sorted(os.listdir(tmp_path)) == ["model", "model.2"]
 
 
 def test_a_foreign_model_is_refused_whole(tmp_path: Any) -> None:
@@ -158,12 +421,12 @@ def test_a_full_disk_leaves_the_old_file_and_no_trace(tmp_path: Any) -> None:
         try:
             ost.nn.Linear(100, 100).save(sys.argv[1])
         except OSError as e:
-            print("OSError", e.errno)
+            print("OSError", e.filename)
         """,
         str(path),
     )
     out, err = child.communicate()
-    assert out.startswith("OSError"), err
+    assert out == f"OSError {path}\n", err
     assert path.read_bytes() == old
     assert os.listdir(tmp_path) == ["model"]
 

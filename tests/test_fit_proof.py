@@ -7,14 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import CELLS, numeric_gradient
-from ostinato import _core, reference
+from conftest import CELLS, native_for_tests, numeric_gradient
+from ostinato import reference
+
+_native = native_for_tests()
 
 T, B, I, H, P = 4, 3, 2, 5, 3  # noqa: E741  # the names of the axes
 
 
 def problem(cell: str) -> tuple[dict[str, Any], tuple[int, int, int, int, int], Any, Any]:
-    gates, params, _, recurrent, projected = _core.plain_cells()[cell]
+    gates, params, _, recurrent, projected = _native.plain_cells()[cell]
     rng = np.random.default_rng(3)
     width = P if projected else H
     shapes = {
@@ -33,16 +35,16 @@ def problem(cell: str) -> tuple[dict[str, Any], tuple[int, int, int, int, int], 
     return arrays, (T, B, I, H, width), rng.normal(size=(T, B, width)), rng.normal(size=(B, H))
 
 
-@pytest.mark.parametrize("cell", sorted(_core.plain_cells()))
+@pytest.mark.parametrize("cell", sorted(_native.plain_cells()))
 def test_gradients_against_finite_differences(cell: str) -> None:
     arrays, sizes, dy, dc = problem(cell)
 
     def loss() -> float:
-        y, cn, _ = _core.plain_run(cell, *sizes, arrays, dy, dc)
+        y, cn, _ = _native.plain_run(cell, *sizes, arrays, dy, dc)
         return float((y * dy.ravel()).sum() + (cn * dc.ravel()[: cn.size]).sum())
 
-    _, _, grads = _core.plain_run(cell, *sizes, arrays, dy, dc)
-    names = [n for n in grads if arrays[n].size and (n != "c0" or _core.plain_cells()[cell][2] > 1)]
+    _, _, grads = _native.plain_run(cell, *sizes, arrays, dy, dc)
+    names = [n for n in grads if arrays[n].size and (n != "c0" or _native.plain_cells()[cell][2] > 1)]
     assert {"weight_ih", "bias_ih", "x", "h0"} <= set(names)
     for name in names:
         numeric = numeric_gradient(loss, arrays[name]).ravel()
@@ -58,7 +60,7 @@ def test_plain_path_against_the_reference(cell: str) -> None:
     )
     run = reference.forward(cell, arrays["x"], w, arrays["h0"], arrays["c0"])
     g = reference.backward(run, dy, None, dc if "lstm" in cell else None)
-    y, _, grads = _core.plain_run(cell, *sizes, arrays, dy, dc)
+    y, _, grads = _native.plain_run(cell, *sizes, arrays, dy, dc)
     np.testing.assert_allclose(y, run.y.ravel(), rtol=1e-12, atol=1e-14)
     for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
         np.testing.assert_allclose(grads[name], getattr(g.weights, name).ravel(), rtol=1e-10, atol=1e-12, err_msg=name)
@@ -78,4 +80,4 @@ def test_the_proof_covers_every_kind_of_cell() -> None:
         "zoneout_lstm",
         "min_gru",
     }
-    assert kinds <= set(_core.plain_cells())
+    assert kinds <= set(_native.plain_cells())

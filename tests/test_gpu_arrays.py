@@ -16,9 +16,11 @@ import pytest
 
 import fake_cupy
 import ostinato as ost
-from conftest import CELLS, TOLERANCE
+from conftest import CELLS, TOLERANCE, native_for_tests
 from ostinato import _device, _plan, cuda
 from ostinato import functional as F
+
+native_for_tests()
 
 Gpu = _device.Device
 FAKE = fake_cupy.DEVICE
@@ -187,7 +189,7 @@ def test_ragged(gpu: Gpu, options: str, listed: bool) -> None:
     agree(gpu, there.flat_grads, layer.flat_grads)
 
 
-@pytest.mark.parametrize("outputs", ["last", "none"])
+@pytest.mark.parametrize("outputs", ["last", "last_step", "none"])
 @pytest.mark.parametrize("limit", [None, 3, "least", "states"])
 @pytest.mark.parametrize("options", ["layers", "both ways"])
 def test_outputs_and_segments(gpu: Gpu, options: str, limit: Any, outputs: str) -> None:
@@ -272,7 +274,7 @@ def test_one_sequence_without_a_batch_axis(gpu: Gpu) -> None:
 
 def model_of(rng: int = 0) -> Any:
     return ost.nn.Sequential(
-        ost.nn.Embedding(11, 4, rng=rng), ost.nn.GRU(4, 6, 2, dropout=0.2, rng=rng), ost.nn.Activation("tanh"),
+        ost.nn.Embedding(11, 4, rng=rng), ost.nn.GRU(4, 6, 2, dropout=0.2, batch_first=True, rng=rng), ost.nn.Activation("tanh"),
         ost.nn.Dropout(0.3, rng=rng), ost.nn.Linear(6, 11, rng=rng),
     )  # fmt: skip
 
@@ -307,7 +309,9 @@ def test_training(gpu: Gpu, optimizer: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "loss", [ost.losses.MSE(), ost.losses.MAE(), ost.losses.Huber(0.5), ost.losses.BinaryCrossEntropy()], ids=repr
+    "loss",
+    [ost.losses.MSE(), ost.losses.MAE(), ost.losses.Huber(0.5), ost.losses.BinaryCrossEntropy()],
+    ids=lambda loss: type(loss).__name__,
 )
 @pytest.mark.parametrize("lengths", [None, [3, 0]])
 def test_losses(gpu: Gpu, loss: Any, lengths: Any) -> None:
@@ -688,7 +692,7 @@ def test_wherever_such_an_array_may_stand(gpu: Gpu, foreign: Any) -> None:
     single = there[0].vjp(foreign(x[:, 0]))[1]
     single(dcells=foreign(np.ones((1, 6, 5), np.float32)))
     trainer = ost.Trainer(there, ost.losses.MSE(), ost.optim.SGD(0.1))
-    trainer.fit((foreign(x.swapaxes(0, 1)), foreign(y.swapaxes(0, 1))), epochs=1, progress=False)
+    trainer.fit([(foreign(x), foreign(y))], epochs=1, progress=False)
 
 
 def test_what_goes_wrong_leaves_nothing_half_done(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:

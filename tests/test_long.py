@@ -154,8 +154,9 @@ def test_last_outputs(bidirectional: bool, limit: Any) -> None:
     layer.zero_grad()
     want = pullback(dy)
     grads = layer.flat_grads.copy()
-    (last, _), pullback = layer.vjp(x, lengths=lengths, outputs="last", memory_limit=limit)
+    (last, _), pullback = layer.vjp(x, lengths=lengths, outputs="last_step", memory_limit=limit)
     assert np.array_equal(last, y[at])
+    assert np.array_equal(layer(x, lengths=lengths, outputs="last_step")[0], last)
     layer.zero_grad()
     got = pullback(d)
     assert all(np.array_equal(a, b) for a, b in zip(flat(got), flat(want)))
@@ -607,7 +608,7 @@ def test_the_trainer_takes_resets_and_masks() -> None:
     spoilt = target.copy()
     spoilt[~mask] = np.nan  # what does not count may hold anything
     assert np.array_equal(fitted([(x, spoilt, {"mask": mask})])[0], masked)
-    with pytest.raises(ValueError, match="data: expected lengths, resets, mask and masked in the third place, got"):
+    with pytest.raises(ValueError, match="data: expected lengths, resets, mask, masked and weights in the third place, got"):
         fitted([(x, target, {"reset": resets})])
 
 

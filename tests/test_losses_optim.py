@@ -179,5 +179,5 @@ def test_the_first_step_of_adam_is_the_rate(make: Any) -> None:
 
 def test_a_rate_is_a_number() -> None:
     for wrong in (nn.Linear(1, 1), {}, [0.1], None):
-        with pytest.raises(TypeError, match="rate: expected a number or a Schedule"):
+        with pytest.raises(TypeError, match="lr: expected a number or a Schedule"):
             optim.Adam(wrong)  # type: ignore[arg-type]

@@ -507,7 +507,7 @@ def test_the_trainer_tells_what_a_kernel_has_found(monkeypatch: pytest.MonkeyPat
     """In place of a loss that is not finite."""
     device = replace(_device.emulated(), told=np.ones(1, np.uint32))
     monkeypatch.setattr(_device, "_MADE", [device])
-    model = ost.nn.Sequential(ost.nn.GRU(1, 2, rng=0), ost.nn.Linear(2, 1, rng=1))
+    model = ost.nn.Sequential(ost.nn.GRU(1, 2, batch_first=True, rng=0), ost.nn.Linear(2, 1, rng=1))
     trainer = ost.Trainer(model, ost.losses.MSE(), ost.optim.SGD(1e-2))
     x = np.full((2, 3, 1), np.nan, np.float32)
     with pytest.raises(RuntimeError, match="waited for another one in vain"):

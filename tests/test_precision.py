@@ -213,7 +213,7 @@ def test_training_in_bfloat16_learns_as_well() -> None:
     target = (x[..., :1] * 0.5 + x[..., 1:]).cumsum(axis=1)
     losses = []
     for precision in ("float32", "bfloat16"):
-        model = ost.nn.Sequential(ost.nn.GRU(2, 32, precision=precision, rng=0), ost.nn.Linear(32, 1, rng=1))
+        model = ost.nn.Sequential(ost.nn.GRU(2, 32, precision=precision, batch_first=True, rng=0), ost.nn.Linear(32, 1, rng=1))
         trainer = ost.Trainer(model, ost.losses.MSE(), ost.optim.AdamW(3e-3), clip_norm=1.0)
         losses.append(min(trainer.fit((x, target), epochs=20, batch_size=32, progress=False).column("loss")[-3:]))
     assert losses[1] < 1.25 * losses[0]

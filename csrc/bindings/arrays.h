@@ -144,6 +144,19 @@ class SignalPoll {
   double last_ = 0;
 };
 
+// Releases the GIL for a block. A daemon thread may still compute when the interpreter ends: taking the GIL back would then end the
+// thread by an unwinding that C++ destructors turn into abort(), so such a thread is left waiting for the end of the process.
+class GilRelease {
+ public:
+  GilRelease();
+  ~GilRelease();
+  GilRelease(const GilRelease&) = delete;
+  GilRelease& operator=(const GilRelease&) = delete;
+
+ private:
+  PyThreadState* state_;
+};
+
 // Turns a kernel's status into an exception; a stop has left its own.
 void check_status(int status);
 

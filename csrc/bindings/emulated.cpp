@@ -39,6 +39,7 @@ int run_emulated(const std::string& action, int cell, int itemsize, const py::di
 }  // namespace ost
 
 PYBIND11_MODULE(_emulated, m) {
-  m.doc() = "The kernels for NVIDIA GPUs on the CPU, for the tests: private to the package.";
+  m.doc() = "For the tests: the kernels for NVIDIA GPUs on the CPU, and the plain float64 path. Private to the package.";
   m.def("run", &ost::run_emulated);
+  ost::bind_proof(m);
 }

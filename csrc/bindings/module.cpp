@@ -1,6 +1,10 @@
 // The table of contents of ostinato._core.
+#include <pthread.h>
+
+#include <atomic>
 #include <chrono>
 #include <cstdlib>
+#include <thread>
 
 #include "../cpu/pool.h"
 #include "../dispatch.h"
@@ -58,6 +62,30 @@ int SignalPoll::ask(void* self) {
   return stop;
 }
 
+namespace {
+std::atomic<bool> g_ending{false};    // the interpreter's exit handlers have run ours
+std::atomic<int> g_taking_the_gil{0};  // threads between the look at g_ending and having the GIL
+
+// Called by atexit, with the GIL. Threads that are about to take it back get it now; those that come later never ask.
+void end_quietly() {
+  g_ending = true;
+  py::gil_scoped_release release;
+  while (g_taking_the_gil > 0) std::this_thread::sleep_for(std::chrono::microseconds(50));
+}
+}  // namespace
+
+GilRelease::GilRelease() : state_(PyEval_SaveThread()) {}
+
+GilRelease::~GilRelease() {
+  ++g_taking_the_gil;
+  if (g_ending && PyThread_get_thread_ident() != g_main_thread) {
+    --g_taking_the_gil;
+    for (;;) std::this_thread::sleep_for(std::chrono::hours(24));
+  }
+  PyEval_RestoreThread(state_);
+  --g_taking_the_gil;
+}
+
 void check_status(int status) {
   if (status == kStopped) throw py::error_already_set();
   if (status == kNoMemory) throw OutOfMemory("workspace: cannot allocate " + std::to_string(refused_bytes()) + " bytes");
@@ -69,6 +97,8 @@ PYBIND11_MODULE(_core, m) {
   using namespace ost;
   m.doc() = "The native kernels of ostinato. Private: use ostinato.functional and ostinato.nn.";
   g_main_thread = py::cast<unsigned long>(py::module_::import("threading").attr("main_thread")().attr("ident"));
+  py::module_::import("atexit").attr("register")(py::cpp_function(&end_quietly));
+  pthread_atfork(nullptr, nullptr, [] { g_taking_the_gil = 0; });  // a child has none of the threads
   read_environment();
   m.def("known_kernels", [] { return list_of(names(known_kernels())); });
   m.def("supported_kernels", [] { return list_of(names(supported_kernels())); });
@@ -86,14 +116,14 @@ PYBIND11_MODULE(_core, m) {
   m.def(
       "fma_peak",
       [](double seconds, int bytes) {
-        py::gil_scoped_release release;
+        GilRelease release;
         return bytes == 4 ? kernels()->f32.fma_peak(seconds) : kernels()->f64.fma_peak(seconds);
       },
       py::arg("seconds"), py::arg("itemsize"));
   m.def(
       "read_bandwidth",
       [](Index bytes, double seconds) {
-        py::gil_scoped_release release;
+        GilRelease release;
         return kernels()->f32.read_bandwidth(bytes, seconds);
       },
       py::arg("bytes"), py::arg("seconds"));
@@ -107,6 +137,5 @@ PYBIND11_MODULE(_core, m) {
   bind_recurrent(m);
   bind_training(m);
   bind_stream(m);
-  bind_proof(m);
   bind_device(m);
 }

@@ -20,7 +20,7 @@ struct PackedLinear {
     const auto b = optional_view<const T>(bias, "bias", {{"O", output}});
     const auto& k = typed<T>(table).linear;
     memory = Buffer<T>(k.packed_size(input, output, backward), "packed weights");
-    py::gil_scoped_release release;
+    GilRelease release;
     k.pack(w.data, b.data, input, output, backward, memory.get());
   }
 
@@ -30,7 +30,7 @@ struct PackedLinear {
     T* to = y.mutable_data();
     int status;
     {
-      py::gil_scoped_release release;
+      GilRelease release;
       status = typed<T>(table).linear.forward(memory.get(), xv.shape[0], input, output, xv.data, xv.strides[0], to);
     }
     check_status(status);
@@ -53,7 +53,7 @@ struct PackedLinear {
     }
     int status;
     {
-      py::gil_scoped_release release;
+      GilRelease release;
       status =
           typed<T>(table).linear.backward(memory.get(), xv.shape[0], input, output, xv.data, xv.strides[0], dyv.data, to, dw.data, db.data);
     }

@@ -95,7 +95,7 @@ std::shared_ptr<PackedStack<T>> pack_stack(const std::string& cell, Index input,
       if (size > 131072) fail(name, "at most 131072 for int8", std::to_string(size));
     for (Index part = 0; part < layers * s.directions; ++part) refuse_not_finite(s, table->traits[int(s.cell)], part, raw[part]);
   }
-  py::gil_scoped_release release;
+  GilRelease release;
   return std::make_shared<PackedStack<T>>(table, s, precision, raw, backward);
 }
 
@@ -230,7 +230,7 @@ py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, c
   call.poll = signals.poll();
   int status;
   {
-    py::gil_scoped_release release;
+    GilRelease release;
     status = stack_forward(*packed, call, tape ? &tape->tape : nullptr);
   }
   check_status(status);
@@ -419,7 +419,7 @@ py::tuple backward(PyTape<T>& t, const py::object& dy, const py::object& dhn, co
   SignalPoll signals;
   int status;
   {
-    py::gil_scoped_release release;
+    GilRelease release;
     status = stack_backward(tape, g, signals.poll());
   }
   check_status(status);

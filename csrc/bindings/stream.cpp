@@ -189,7 +189,7 @@ class Stream {
     if (work_ < 1e6) {  // a few microseconds: giving the GIL away and taking it back would cost more than it gains
       status = run(n, rows);
     } else {
-      py::gil_scoped_release release;
+      GilRelease release;
       status = run(n, rows);
     }
     check_status(status);

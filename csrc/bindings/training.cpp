@@ -25,7 +25,7 @@ py::tuple softmax_cross_entropy(const py::object& logits, const py::object& targ
   }
   double loss;
   {
-    py::gil_scoped_release release;
+    GilRelease release;
     loss = typed<T>(kernels()).train.softmax_cross_entropy(n, classes, l.data, goals.data(), smoothing, weight, to, losses.data());
   }
   return py::make_tuple(loss, d);
@@ -47,7 +47,7 @@ py::array_t<T> embedding_gather(const py::object& ids, const py::object& table) 
   const auto rows = checked_ids(ids, tv.shape[0]);
   auto y = new_array<T>({Index(rows.size()), tv.shape[1]});
   T* to = y.mutable_data();
-  py::gil_scoped_release release;
+  GilRelease release;
   typed<T>(kernels()).train.embedding_gather(Index(rows.size()), tv.shape[1], rows.data(), tv.data, to);
   return y;
 }
@@ -57,14 +57,14 @@ void embedding_scatter(const py::object& ids, const py::object& dy, const py::ob
   const auto tv = view<T>(dtable, "grads: weight", {{"N", -1}, {"E", -1}}, Strides::kContiguous, true);
   const auto rows = checked_ids(ids, tv.shape[0]);
   const auto dv = view<const T>(dy, "dy", {{"n", Index(rows.size())}, {"E", tv.shape[1]}}, Strides::kContiguous);
-  py::gil_scoped_release release;
+  GilRelease release;
   typed<T>(kernels()).train.embedding_scatter(Index(rows.size()), tv.shape[1], rows.data(), dv.data, tv.data);
 }
 
 template <class T>
 double square_sum(const py::object& x) {
   const auto v = view<const T>(x, "x", {{"N", -1}}, Strides::kContiguous);
-  py::gil_scoped_release release;
+  GilRelease release;
   return typed<T>(kernels()).train.square_sum(v.shape[0], v.data);
 }
 
@@ -76,7 +76,7 @@ void adam(const py::object& p, const py::object& g, const py::object& m, const p
   const auto mv = view<T>(m, "m", {{"N", pv.shape[0]}}, Strides::kContiguous, true);
   const auto vv = view<T>(v, "v", {{"N", pv.shape[0]}}, Strides::kContiguous, true);
   const AdamStep step{rate, beta1, beta2, eps, weight_decay, correction1, correction2, decoupled};
-  py::gil_scoped_release release;
+  GilRelease release;
   typed<T>(kernels()).train.adam(pv.shape[0], pv.data, gv.data, mv.data, vv.data, step);
 }
 
@@ -85,7 +85,7 @@ py::array_t<T> dropout(const py::object& x, double rate, std::uint64_t key) {
   const auto v = view<const T>(x, "x", {{"N", -1}}, Strides::kContiguous);
   auto y = new_array<T>({v.shape[0]});
   T* to = y.mutable_data();
-  py::gil_scoped_release release;
+  GilRelease release;
   dropout_flat<T>(v.shape[0], v.data, to, rate, key);
   return y;
 }
@@ -98,7 +98,7 @@ py::array_t<T> map(const std::string& name, const py::object& x) {
   if (!f) fail("name", "tanh, sigmoid or exp", "'" + name + "'");
   auto y = new_array<T>({v.shape[0]});
   T* to = y.mutable_data();
-  py::gil_scoped_release release;
+  GilRelease release;
   f(v.shape[0], v.data, to);
   return y;
 }

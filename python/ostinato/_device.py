@@ -195,11 +195,12 @@ def emulated(turned: bool = False, library: Any = np) -> Device:
     """The kernels on the CPU, one thread after the other; ``turned``: in the opposite order, which must not matter.
 
     Raises:
-        ImportError: the package was built without them (``OSTINATO_EMULATED=OFF``).
+        ImportError: when it is first run, if the package was built without them (``OSTINATO_EMULATED=OFF``, the default).
     """
-    from . import _emulated
 
     def run(action: str, cell: int, itemsize: int, addresses: dict[str, Any]) -> None:
+        from . import _emulated
+
         _emulated.run(action, cell, itemsize, addresses, turned)
 
     return Device("emulated", EMULATED, library, lambda a: int(a.ctypes.data) if a.size else 0, run)

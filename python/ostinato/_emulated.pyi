@@ -1,3 +1,20 @@
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+_Array = npt.NDArray[np.float64]
+
 def run(action: str, cell: int, itemsize: int, addresses: dict[str, Any], turned: bool) -> int: ...
+def plain_cells() -> dict[str, tuple[int, int, int, bool, bool]]: ...
+def plain_run(
+    cell: str,
+    steps: int,
+    batch: int,
+    input: int,
+    hidden: int,
+    projected: int,
+    arrays: dict[str, _Array],
+    dy: _Array,
+    dc: _Array,
+) -> tuple[_Array, _Array, dict[str, _Array]]: ...

@@ -1,21 +1,73 @@
 """Loaders: iterables of ``(x, target)`` or ``(x, target, lengths)``, in the layout of the model.
 
-A loader may say ``carries_state = True`` (the state goes on from batch to batch) and may have ``batches(epoch, start)``, so that a run
-resumes where it stopped without going through what was seen. Arrays that a loader gave are never changed by it.
+A loader may say ``carries_state = True`` (the state goes on from batch to batch) and ``time_major`` (the layout of its
+batches, which the Trainer holds against that of the model), and may have ``batches(epoch, start)``, so that a run resumes
+where it stopped without going through what was seen, and ``fingerprint()``, by which a resumed run knows its data again.
+Arrays that a loader gave are never changed by it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from . import _check
+from . import _check, _device
 from ._check import Array
-from ._ragged import Ragged, rows_of
+from ._ragged import Ragged, flat_flags, rows_of
 
 __all__ = ["ArrayLoader", "RaggedLoader", "StreamLoader"]
+
+
+def as_array(name: str, value: Any) -> Any:
+    """An array of NumPy or of a device, from one, a tensor of PyTorch, or a frame of pandas or Polars.
+
+    Raises:
+        TypeError: it is none of these, or holds something else than numbers.
+        ValueError: a masked array with masked elements.
+    """
+    if isinstance(value, np.ma.MaskedArray):
+        if np.ma.getmaskarray(value).any():
+            raise ValueError(
+                f"{name}: expected an array without masked elements, got some; use {name}.filled(0) and give the steps that "
+                'are there as {"mask": ...} in the third place'
+            )
+        return np.asarray(value.data)
+    if isinstance(value, np.ndarray):
+        a: Any = np.asarray(value)
+    elif hasattr(value, "detach") and hasattr(value, "cpu"):
+        value = value.detach()
+        if "bfloat16" in str(value.dtype):
+            raise TypeError(f"{name}: expected a dtype that NumPy has, got {value.dtype}; use {name}.float()")
+        a = value.numpy() if value.device.type == "cpu" else _device.taken(value)
+    elif hasattr(value, "to_numpy"):
+        a = value.to_numpy()
+    else:
+        a = _device.taken(value)
+        if not _check.is_array(a):
+            if not hasattr(a, "__array__"):
+                raise TypeError(f"{name}: expected a numpy.ndarray, got {type(value).__name__}")
+            a = np.asarray(a)
+    if isinstance(a, np.ndarray) and a.dtype.kind not in "fiub":
+        raise TypeError(f"{name}: expected numbers, got dtype {a.dtype}; use {name}.astype(np.float32) or the like")
+    return a
+
+
+def _sample(a: Any) -> dict[str, Any]:
+    """Shape, dtype and the hash of at most 16,384 elements at even distances."""
+    facts: dict[str, Any] = {"shape": list(a.shape), "dtype": str(a.dtype)}
+    if isinstance(a, np.ndarray) and a.size:
+        at = np.linspace(0, a.size - 1, min(a.size, 16384)).astype(np.int64)
+        picked = np.ascontiguousarray(a[np.unravel_index(at, a.shape)])
+        facts["hash"] = hashlib.blake2b(picked.tobytes(), digest_size=16).hexdigest()
+    return facts
+
+
+def _kind(a: Any, axes: int) -> list[Any]:
+    """What does not change when samples are added."""
+    return [str(a.dtype), *a.shape[axes:]]
 
 
 class _Selections:
@@ -23,6 +75,9 @@ class _Selections:
 
     carries_state = False
     x: Any
+    target: Array
+    outputs: str
+    times: dict[str, Any]
 
     def _select(self, batch_size: int, shuffle: bool, rng: int) -> None:
         self.batch_size, self.shuffle = _check.positive("batch_size", batch_size), shuffle
@@ -38,6 +93,48 @@ class _Selections:
         for k in range(start, len(self)):
             yield order[k * self.batch_size : (k + 1) * self.batch_size]
 
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells this data from other: its form, the order of its batches, and a sample of its content."""
+        x = self.x.rows if isinstance(self.x, Ragged) else self.x
+        axes = 2 if self.outputs == "all" and not isinstance(self.x, Ragged) else 1
+        kind = {
+            "type": type(self).__name__,
+            "x": _kind(x, 1 if isinstance(self.x, Ragged) else 2),
+            "target": _kind(self.target, axes),
+            "times": sorted(self.times),
+        }
+        order = {"batch_size": self.batch_size, "shuffle": bool(self.shuffle), "seed": self.rng}
+        content = {"N": len(self.x), "x": _sample(x), "target": _sample(self.target)}
+        content.update({n: _sample(a) for n, a in self.times.items() if isinstance(a, np.ndarray)})
+        return {"kind": kind, "order": order, "content": content}
+
+
+_THIRD = ("lengths", "resets", "mask", "masked", "weights")
+
+
+def _third(given: Any) -> dict[str, Any]:
+    """Lengths, or a dict of them and others, as a dict."""
+    if not isinstance(given, Mapping):
+        return {} if given is None else {"lengths": given}
+    unknown = sorted(set(given) - set(_THIRD))
+    if unknown:
+        raise ValueError(f"lengths: expected lengths or a dict of {', '.join(_THIRD)}, got {unknown}")
+    return {n: v for n, v in given.items() if v is not None}
+
+
+def _weights(value: Any) -> Array:
+    """Weights on the host, of a list too."""
+    return np.asarray(
+        _device.host(as_array("weights", np.asarray(value) if isinstance(value, (list, tuple)) else value))
+    )
+
+
+def _whole_flags(name: str, value: Any, steps: int, batch: int) -> Array:
+    """Flags ``[N,T]``."""
+    a = np.asarray(_device.host(as_array(name, value)))
+    _check.flags(name, a, steps, batch, True)
+    return a
+
 
 class ArrayLoader(_Selections):
     """Batches of samples ``x [N,T,I]`` (or ``[N,T]`` of indices) with targets ``[N,...]`` and lengths ``[N]``.
@@ -48,6 +145,9 @@ class ArrayLoader(_Selections):
     [(7, 4, 3), (7, 4, 3), (7, 2, 3)]
 
     Args:
+        x, target: the samples; sequences come first.
+        lengths: ``[N]``, or a dict with any of lengths ``[N]``, resets and mask (bool ``[N,T]``), masked, and weights (``[N]``
+            or ``[N,T]``); batches then have such a dict in the third place.
         outputs: "all": a target a step, ``[N,T,...]``; "last": one a sequence, ``[N,...]``.
         time_major: batches are ``[T,B,...]`` (views, without a copy beyond the selection), else ``[B,T,...]``.
         shuffle: a new order every epoch, that of (rng, epoch).
@@ -57,7 +157,7 @@ class ArrayLoader(_Selections):
         self,
         x: Array,
         target: Array,
-        lengths: Array | None = None,
+        lengths: Any = None,
         *,
         batch_size: int = 32,
         shuffle: bool = True,
@@ -65,21 +165,42 @@ class ArrayLoader(_Selections):
         time_major: bool = True,
         rng: int = 0,
     ) -> None:
-        self.x, self.target = _check.array("x", x), _check.array("target", target)
-        if x.ndim < 2:
-            raise ValueError(f"x: expected shape (N, T, ...), got {x.shape}")
+        self.x, self.target = as_array("x", x), as_array("target", target)
+        if self.x.ndim < 2:
+            raise ValueError(f"x: expected shape (N, T, ...), got {self.x.shape}")
         _check.choice("outputs", outputs, ("all", "last"))
-        wanted = x.shape[:2] if outputs == "all" else x.shape[:1]
-        if target.shape[: len(wanted)] != wanted:
-            raise ValueError(f"target: expected a shape that begins with {wanted}, got {target.shape}")
-        self.lengths = _check.lengths(lengths, x.shape[1], x.shape[0])
+        wanted = self.x.shape[:2] if outputs == "all" else self.x.shape[:1]
+        if self.target.shape[: len(wanted)] != wanted:
+            fix = ""
+            if outputs == "all" and self.target.shape[:1] == self.x.shape[:1] and self.target.ndim < 3:
+                fix = '; a target a sequence needs outputs="last"'
+            raise ValueError(f"target: expected a shape that begins with {wanted}, got {self.target.shape}{fix}")
+        self.times = self._checked(_third(lengths))
+        self.lengths = self.times.get("lengths")
+        self._dict = isinstance(lengths, Mapping)
         self._select(batch_size, shuffle, rng)
         self.outputs, self.time_major = outputs, time_major
 
-    def __iter__(self) -> Iterator[tuple[Array, Array, Array | None]]:
+    def _checked(self, times: dict[str, Any]) -> dict[str, Any]:
+        batch, steps = self.x.shape[:2]
+        if "lengths" in times:
+            times["lengths"] = _check.lengths(as_array("lengths", np.asarray(times["lengths"])), steps, batch)
+        for name in ("resets", "mask"):
+            if name in times:
+                times[name] = _whole_flags(name, times[name], steps, batch)
+        if "weights" in times:
+            w = _weights(times["weights"])
+            if w.shape not in ((batch,), (batch, steps)):
+                raise ValueError(
+                    f"weights: expected shape (N,) or (N, T), {(batch,)} or {(batch, steps)}, got {w.shape}"
+                )
+            times["weights"] = w
+        return times
+
+    def __iter__(self) -> Iterator[tuple[Array, Array, Any]]:
         return self.batches(0)
 
-    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Array, Array, Array | None]]:
+    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Array, Array, Any]]:
         """The batches of an epoch from number ``start`` on."""
         for rows in self._selections(epoch, start):
             x, target = self.x[rows], self.target[rows]
@@ -87,7 +208,19 @@ class ArrayLoader(_Selections):
                 x = np.swapaxes(x, 0, 1)
                 if self.outputs == "all":
                     target = np.swapaxes(target, 0, 1)
-            yield x, target, None if self.lengths is None else self.lengths[rows]
+            yield x, target, self._some(rows)
+
+    def _some(self, rows: Array) -> Any:
+        """What stands in the third place of a batch of these samples."""
+        if not self._dict:
+            return None if self.lengths is None else self.lengths[rows]
+        out = {}
+        for name, value in self.times.items():
+            if isinstance(value, np.ndarray):
+                value = value[rows]
+                value = value.T if self.time_major and value.ndim == 2 else value
+            out[name] = value
+        return out
 
 
 def targets_of(target: Any, x: Ragged, outputs: str) -> Array:
@@ -112,6 +245,8 @@ class RaggedLoader(_Selections):
     Args:
         x: an `ostinato.Ragged`.
         target: flat rows ``[N,...]``, or a `Ragged` or a list cut as x; with ``outputs="last"`` one a sequence, ``[B,...]``.
+        times: a dict with any of resets and mask (flat rows of bool, or a `Ragged` or a list cut as x), masked, and weights (of
+            sequences ``[B]`` or of flat rows ``[N]``).
         shuffle: a new order every epoch, that of (rng, epoch).
     """
 
@@ -119,6 +254,7 @@ class RaggedLoader(_Selections):
         self,
         x: Ragged,
         target: Any,
+        times: Mapping[str, Any] | None = None,
         *,
         batch_size: int = 32,
         shuffle: bool = True,
@@ -128,17 +264,38 @@ class RaggedLoader(_Selections):
         if not isinstance(x, Ragged):
             raise TypeError(f"x: expected an ostinato.Ragged, got {type(x).__name__}")
         self.x, self.outputs = x, _check.choice("outputs", outputs, ("all", "last"))
-        self.target: Array = targets_of(target, x, outputs)
+        self.target = targets_of(target, x, outputs)
+        self.times = _third(times)
+        if "lengths" in self.times:
+            raise ValueError("lengths: expected none beside ragged sequences, got some")
+        for name in ("resets", "mask"):
+            if name in self.times:
+                self.times[name] = flat_flags(name, self.times[name], x)
+        if "weights" in self.times:
+            w = _weights(self.times["weights"])
+            if w.shape not in ((len(x),), (len(x.rows),)):
+                raise ValueError(
+                    f"weights: expected one a sequence or one a row, {len(x)} or {len(x.rows)}, got shape {w.shape}"
+                )
+            self.times["weights"] = w
         self._select(batch_size, shuffle, rng)
 
-    def __iter__(self) -> Iterator[tuple[Ragged, Array]]:
+    def __iter__(self) -> Iterator[Any]:
         return self.batches(0)
 
-    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Ragged, Array]]:
-        """The batches of an epoch from number ``start`` on."""
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        """The batches of an epoch from number ``start`` on: ``(x, target)``, and the dict in the third place if there is one."""
         for some in self._selections(epoch, start):
             target = self.x.like(self.target).take(some).rows if self.outputs == "all" else self.target[some]
-            yield self.x.take(some), target
+            if self.times:
+                yield self.x.take(some), target, {n: self._some(v, some) for n, v in self.times.items()}
+            else:
+                yield self.x.take(some), target
+
+    def _some(self, value: Any, some: Array) -> Any:
+        if not isinstance(value, np.ndarray):
+            return value
+        return value[some] if len(value) == len(self.x) != len(self.x.rows) else self.x.like(value).take(some).rows
 
 
 class StreamLoader:
@@ -154,22 +311,28 @@ class StreamLoader:
     ([[0, 1, 2], [6, 7, 8]], [[1, 2, 3], [7, 8, 9]])
 
     Args:
-        text: the stream ``[N]`` of whole numbers, N > batch_size.
+        text: the stream ``[N]`` of whole numbers, N > batch_size, of any integer dtype. It is used as
+            it is, without a copy, so leave it unchanged; batches are int64.
         batch_size: parallel rows B.
         window: steps T of a batch; the last of an epoch may be shorter.
+        time_major: batches are ``[T,B]``, else ``[B,T]``.
     """
 
     carries_state = True
 
-    def __init__(self, text: Array, batch_size: int, window: int) -> None:
-        stream = _check.ids("text", text)
+    def __init__(self, text: Array, batch_size: int, window: int, *, time_major: bool = True) -> None:
+        stream = _check.array("text", text)
+        if stream.dtype.kind not in "iu":
+            raise TypeError(f"text: expected an integer dtype, got {stream.dtype}")
+        stream = _check.contiguous(stream).reshape(-1)
+        self.time_major = bool(time_major)
         self.batch_size, self.window = _check.positive("batch_size", batch_size), _check.positive("window", window)
         self.steps = (stream.size - 1) // self.batch_size  # of every row
         if self.steps < 1:
             raise ValueError(f"text: expected more than batch_size = {batch_size} elements, got {stream.size}")
         used = self.steps * self.batch_size
-        self._x = np.ascontiguousarray(stream[:used].reshape(self.batch_size, -1).T)
-        self._target = np.ascontiguousarray(stream[1 : used + 1].reshape(self.batch_size, -1).T)
+        self._x = stream[:used].reshape(self.batch_size, -1).T
+        self._target = stream[1 : used + 1].reshape(self.batch_size, -1).T
 
     def __len__(self) -> int:
         return -(-self.steps // self.window)
@@ -181,4 +344,12 @@ class StreamLoader:
         """The windows from number ``start`` on; every epoch is the same."""
         for k in range(start, len(self)):
             part = slice(k * self.window, (k + 1) * self.window)
-            yield self._x[part], self._target[part]
+            x, target = self._x[part], self._target[part]
+            if not self.time_major:
+                x, target = x.T, target.T
+            yield _check.contiguous(x, np.int64), _check.contiguous(target, np.int64)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells this data from other: its form, the order of its batches, and a sample of its content."""
+        order = {"batch_size": self.batch_size, "window": self.window}
+        return {"kind": {"type": "StreamLoader"}, "order": order, "content": {"x": _sample(self._x)}}

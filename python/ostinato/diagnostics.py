@@ -223,8 +223,8 @@ class FlowLog(Callback):
     >>> import ostinato as ost
     >>> from ostinato.diagnostics import FlowLog
     >>> x = np.random.default_rng(0).uniform(0, 0.1, (64, 10, 1)).astype(np.float32)
-    >>> log = FlowLog(x[:8].swapaxes(0, 1), every=2)
-    >>> model = ost.nn.Sequential(ost.nn.GRU(1, 8, rng=0), ost.nn.Linear(8, 1, rng=0))
+    >>> log = FlowLog(x[:8], every=2)
+    >>> model = ost.nn.Sequential(ost.nn.GRU(1, 8, batch_first=True, rng=0), ost.nn.Linear(8, 1, rng=0))
     >>> trainer = ost.Trainer(model, ost.losses.MSE(), ost.optim.Adam(1e-2), callbacks=[log])
     >>> history = trainer.fit((x, x.cumsum(1)), epochs=2, progress=False)
     >>> [step for step, flow in log.flows]

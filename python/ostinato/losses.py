@@ -1,7 +1,7 @@
 """Losses: ``loss(y, target, lengths=None)`` gives ``(value, dy)``, the mean over what counts and its gradient.
 
 ``lengths [B]`` leaves out the steps past the end of each row: of y ``[T,B,...]``, or ``[B,T,...]`` with ``batch_first``.
-What is left out may hold anything, NaN too, and gets a gradient of exactly zero.
+What is left out may hold anything, NaN too, and gets a gradient of exactly zero. ``weights`` make it a weighted mean.
 
 >>> import numpy as np
 >>> import ostinato as ost
@@ -12,6 +12,7 @@ What is left out may hold anything, NaN too, and gets a gradient of exactly zero
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,21 +24,44 @@ __all__ = ["MAE", "MSE", "BinaryCrossEntropy", "CrossEntropy", "Huber", "Loss"]
 
 
 class Loss:
-    """Base of the losses. A loss of your own defines `parts`."""
+    """Base of the losses. A loss of your own defines `parts`, or ``__call__`` alone.
 
-    def __init__(self, *, batch_first: bool = False) -> None:
+    Args:
+        batch_first: the layout of y when ``lengths`` are given: True ``[B,T,...]``, False ``[T,B,...]``. None is False for a
+            call by hand; in a Trainer it is the layout of the model, which is told once.
+    """
+
+    def __init__(self, *, batch_first: bool | None = None) -> None:
         self.batch_first = batch_first
 
     def parts(
-        self, y: Array, target: Array, lengths: object = None, *, gradient: bool = True
-    ) -> tuple[float, int, Array | None]:
-        """The sum of the losses, how many there are, and the gradient of their mean (None if not wanted)."""
+        self,
+        y: Array,
+        target: Array,
+        lengths: object = None,
+        *,
+        gradient: bool = True,
+        weights: Array | None = None,
+    ) -> tuple[float, float, Array | None]:
+        """Return the sum of the losses, how many there are, and the gradient of their mean.
+
+        Args:
+            y, target: outputs and what they should be.
+            lengths: ``[B]``, or a bool mask of the first two axes of y: what counts.
+            gradient: False leaves the gradient out (None in its place).
+            weights: of the first one or two axes of y, at least 0. Losses are multiplied by them, and "how many" is the
+                sum of the weights. Only given where there are some: a loss of your own may do without the argument.
+        """
         raise TypeError(f"{type(self).__name__} does not define parts")
 
-    def __call__(self, y: Array, target: Array, lengths: object = None) -> tuple[float, Array]:
-        total, count, dy = self.parts(y, target, lengths)
+    def __call__(
+        self, y: Array, target: Array, lengths: object = None, *, weights: Array | None = None
+    ) -> tuple[float, Array]:
+        """Return the mean of the losses and its gradient; the arguments are those of `parts`."""
+        given: dict[str, Any] = {} if weights is None else {"weights": weights}
+        total, count, dy = self.parts(y, target, lengths, **given)
         assert dy is not None
-        return total / max(count, 1), dy
+        return total / (count or 1), dy
 
     def _mask(self, y: Array, lengths: object) -> Array | None:
         """[T,B] (or [B,T]) of what counts."""
@@ -65,6 +89,29 @@ def _floats(name: str, y: object) -> Array:
     return a
 
 
+def _weights(weights: object, shape: tuple[int, ...], like: Array) -> Array:
+    """Checked weights, as floats of ``shape``, which they are broadcast to from its first axes."""
+    a = _check.array("weights", weights)
+    if a.dtype.kind not in "fiub":
+        raise TypeError(f"weights: expected real numbers, got dtype {a.dtype}")
+    if not 1 <= a.ndim <= min(2, max(len(shape), 1)) or a.shape != shape[: a.ndim]:
+        raise ValueError(f"weights: expected shape {shape[:1]} or {shape[:2]}, the first axes of y, got {a.shape}")
+    if not (np.isfinite(a).all() and (a >= 0).all()):
+        raise ValueError("weights: expected finite numbers of at least 0, got others")
+    placed = _device.like(_device.host(a).astype(like.dtype), like)
+    full: Array = np.broadcast_to(placed.reshape(placed.shape + (1,) * (len(shape) - a.ndim)), shape)
+    return full
+
+
+def _hint(y: Array, target: Array) -> str:
+    """How a target that only lacks, or has too many, last axes of one is mended."""
+    if target.shape == y.shape[:-1] and y.ndim and y.shape[-1] == 1:
+        return "; use target[..., None]"
+    if target.ndim and target.shape == (*y.shape, 1):
+        return "; use target[..., 0]"
+    return ""
+
+
 class _Elementwise(Loss):
     """A loss that is a sum over elements of y and a target of the same shape."""
 
@@ -73,26 +120,39 @@ class _Elementwise(Loss):
         raise NotImplementedError  # the four classes below define it
 
     def parts(
-        self, y: Array, target: Array, lengths: object = None, *, gradient: bool = True
-    ) -> tuple[float, int, Array | None]:
+        self,
+        y: Array,
+        target: Array,
+        lengths: object = None,
+        *,
+        gradient: bool = True,
+        weights: Array | None = None,
+    ) -> tuple[float, float, Array | None]:
         y = _floats("y", y)
         target = _device.like(_check.array("target", target), y)
         _device.same("target", target, y, "y")
         if target.shape != y.shape:
-            raise ValueError(f"target: expected the shape of y {y.shape}, got {target.shape}")
+            raise ValueError(f"target: expected the shape of y {y.shape}, got {target.shape}{_hint(y, target)}")
         mask = self._mask(y, lengths)
         t = target.astype(y.dtype, copy=False)
-        with np.errstate(over="ignore", invalid="ignore"):  # infinity and NaN are answers; the Trainer stops on them
+        # Infinity and NaN are answers, on which the Trainer stops; a square of something small may become zero.
+        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+            on: Array | None = None
             if mask is None:
                 terms, slopes = self._terms(y, t)
-                count = y.size
+                count: float = y.size
             else:
                 on = np.broadcast_to(mask.reshape(mask.shape + (1,) * (y.ndim - 2)), y.shape)
                 terms, slopes = self._terms(np.where(on, y, 0), np.where(on, t, 0))
                 terms, slopes = np.where(on, terms, 0), np.where(on, slopes, 0)
                 count = int(on.sum())
-        dy = (slopes / max(count, 1)).astype(y.dtype, copy=False) if gradient else None
-        return float(terms.sum(dtype=np.float64)), count, dy
+            if weights is not None:
+                w = _weights(weights, y.shape, y)
+                count = float((w if on is None else np.where(on, w, 0)).sum(dtype=np.float64))
+                terms, slopes = terms * w, slopes * w
+            dy = (slopes / (count or 1)).astype(y.dtype, copy=False) if gradient else None
+            total = float(terms.sum(dtype=np.float64))
+        return total, count, dy
 
 
 class MSE(_Elementwise):
@@ -120,7 +180,7 @@ class Huber(_Elementwise):
     (2.5, array([1.]))
     """
 
-    def __init__(self, delta: float = 1.0, *, batch_first: bool = False) -> None:
+    def __init__(self, delta: float = 1.0, *, batch_first: bool | None = None) -> None:
         super().__init__(batch_first=batch_first)
         if not (np.isfinite(delta) and delta > 0):
             raise ValueError(f"delta: expected a finite number above 0, got {delta!r}")
@@ -161,22 +221,59 @@ class CrossEntropy(Loss):
     Args:
         ignore_index: targets of this number do not count.
         label_smoothing: the share of the target that is spread over all classes (Szegedy et al. 2016).
+        class_weights: ``[V]``, at least 0: a target of class k counts ``class_weights[k]`` times, and the mean is over the sum
+            of these (as PyTorch's ``weight``, also with label smoothing, where every class has its own part).
+        batch_first: see `Loss`.
     """
 
-    def __init__(self, *, ignore_index: int = -100, label_smoothing: float = 0.0, batch_first: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        class_weights: Sequence[float] | Array | None = None,
+        batch_first: bool | None = None,
+    ) -> None:
         super().__init__(batch_first=batch_first)
         self.ignore_index, self.label_smoothing = int(ignore_index), _check.fraction("label_smoothing", label_smoothing)
+        self.class_weights: Array | None = None
+        if class_weights is not None:
+            w = np.array(class_weights, np.float64)
+            if w.ndim != 1 or not (np.isfinite(w).all() and (w >= 0).all() and w.any()):
+                raise ValueError("class_weights: expected [V] finite numbers of at least 0, some above 0, got others")
+            self.class_weights = w
 
     def parts(
-        self, y: Array, target: Array, lengths: object = None, *, gradient: bool = True
-    ) -> tuple[float, int, Array | None]:
+        self,
+        y: Array,
+        target: Array,
+        lengths: object = None,
+        *,
+        gradient: bool = True,
+        weights: Array | None = None,
+    ) -> tuple[float, float, Array | None]:
         y = _floats("y", y)
         target = _device.like(_check.array("target", target), y)
         _device.same("target", target, y, "y")
         if y.ndim == 0 or target.shape != y.shape[:-1]:
             raise ValueError(
                 f"target: expected shape {y.shape[:-1]}, that of y without its last axis, got {target.shape}"
+                + ("; use target[..., 0]" if target.shape == (*y.shape[:-1], 1) else "")
             )
+        classes = self._classes(y, target, lengths)
+        if weights is not None or self.class_weights is not None:
+            rows = None if weights is None else _weights(weights, target.shape, y).reshape(-1)
+            total, count, dy = self._weighted(y.reshape(target.size, y.shape[-1]), classes, rows, gradient)
+            return total, count, None if dy is None else dy.reshape(y.shape)
+        known = int(np.count_nonzero(classes >= 0))
+        kernel: Any = _check.typed("softmax_cross_entropy_", y)
+        logits = _check.contiguous(y).reshape(target.size, y.shape[-1])
+        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+            total, dy = kernel(logits, classes, self.label_smoothing, 1 / max(known, 1), gradient)
+        return float(total), known, None if dy is None else dy.reshape(y.shape)
+
+    def _classes(self, y: Array, target: Array, lengths: object) -> Array:
+        """The targets as flat whole numbers; -1 for what does not count."""
         classes = _check.ids("target", target).copy()
         skip = classes == self.ignore_index
         mask = self._mask(y, lengths)
@@ -186,8 +283,43 @@ class CrossEntropy(Loss):
         if bad.size:
             raise ValueError(f"target: expected class numbers from 0 to {y.shape[-1] - 1}, got {int(classes[bad[0]])}")
         classes[skip] = -1
-        count = int(classes.size - np.count_nonzero(skip))
-        kernel: Any = _check.typed("softmax_cross_entropy_", y)
-        logits = _check.contiguous(y).reshape(target.size, y.shape[-1])
-        total, dy = kernel(logits, classes, self.label_smoothing, 1 / max(count, 1), gradient)
-        return float(total), count, None if dy is None else dy.reshape(y.shape)
+        out: Array = classes
+        return out
+
+    def _weighted(
+        self, y: Array, classes: Array, rows: Array | None, gradient: bool
+    ) -> tuple[float, float, Array | None]:
+        """Logits ``[N,V]`` with weights of classes, of rows, or of both.
+
+        With w_k the weight of class k, v of the row, s the smoothing and t the target, a row's loss is
+        ``v ((1 - s) w_t (-log p_t) + s / V sum_k w_k (-log p_k))`` and the mean divides by the sum of all ``v w_t``.
+        """
+        size = y.shape[-1]
+        if self.class_weights is None:
+            each = np.ones(size)
+        elif len(self.class_weights) == size:
+            each = self.class_weights
+        else:
+            raise ValueError(
+                f"class_weights: expected one for each of {size} classes, the last axis of y, got "
+                f"{len(self.class_weights)}"
+            )
+        each = _device.like(each.astype(y.dtype), y)
+        on, at = classes >= 0, np.where(classes >= 0, classes, 0)
+        v = on.astype(y.dtype) if rows is None else np.where(on, rows, 0)
+        count = float((v * each[at]).sum(dtype=np.float64))
+        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+            z = np.where(on[:, None], y, 0)
+            z = z - z.max(-1, keepdims=True) if size else z
+            log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))
+            s = self.label_smoothing
+            numbers = np.arange(len(at)) if _device.of(y) is None else _device.like(np.arange(len(at)), y)
+            goal = np.zeros_like(z)  # how much of the loss each class has
+            goal[numbers, at] = (1 - s) * each[at]
+            goal = (goal + s / size * each) * v[:, None]
+            # 0 log 0 is 0: a class that has no part in the target has none in the loss.
+            total = float(-np.where(goal == 0, 0, goal * log_p).sum(dtype=np.float64))
+            dy = None
+            if gradient:
+                dy = (np.exp(log_p) * goal.sum(-1, keepdims=True) - goal) / y.dtype.type(count or 1)
+        return total, count, dy

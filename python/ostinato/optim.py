@@ -1,5 +1,8 @@
 """Optimisers, learning-rate schedules and gradient clipping, on a model's two flat buffers.
 
+The learning rate is called ``lr``; ``rate`` is taken as another name for it. An optimiser is not given the parameters: the
+Trainer, or ``step(model)``, brings them.
+
 >>> import numpy as np
 >>> import ostinato as ost
 >>> model = ost.nn.Linear(1, 1, rng=0)
@@ -16,7 +19,9 @@ True
 
 from __future__ import annotations
 
+import fnmatch
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -47,14 +52,49 @@ __all__ = [
 # -- schedules -----------------------------------------------------------------------------------------------------------
 
 
+def _number(name: str, value: Any) -> float:
+    """A finite number of at least 0; the error names the argument whatever came in."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    return _check.finite(name, float(value))
+
+
+def _fraction(name: str, value: Any) -> float:
+    """A number in [0, 1)."""
+    _number(name, value)
+    return _check.fraction(name, value)
+
+
+def _named(lr: Any, rate: Any, default: Any = None) -> Any:
+    """What was given under one of the two names, of which only one may be used."""
+    if rate is None:
+        return lr
+    if not isinstance(lr, (int, float, np.integer, np.floating, Schedule)) and lr is not None:
+        raise TypeError(
+            f"lr: expected the learning rate alone, got {type(lr).__name__} before it; "
+            "the Trainer, or step(model), gives the optimiser its parameters"
+        )
+    if lr is not None and lr is not default:
+        raise TypeError("rate: expected None beside lr, of which it is another name, got both")
+    return rate
+
+
 class Schedule:
     """A learning rate as a function of the number of steps taken."""
 
     def __call__(self, step: int) -> float:
         raise TypeError(f"{type(self).__name__} does not define __call__")
 
+    @property
+    def observes(self) -> bool:
+        """Whether the schedule depends on what `observe` is given, so that training needs validation data."""
+        return type(self).observe is not Schedule.observe
+
     def observe(self, value: float) -> None:
-        """Takes the validation loss, after each validation."""
+        """Take the figure that is watched, after each validation: the lower the better."""
+
+    def forget(self) -> None:
+        """Forget what was observed, because what comes next cannot be compared with it; the rate stays."""
 
     def state_dict(self) -> dict[str, Any]:
         """What changes with time, as JSON would hold it."""
@@ -65,58 +105,55 @@ class Schedule:
 
 
 class Constant(Schedule):
-    """Always ``rate``."""
+    """Always ``lr``."""
 
-    def __init__(self, rate: float) -> None:
-        self.rate = _check.finite("rate", rate)
+    def __init__(self, lr: float | None = None, *, rate: float | None = None) -> None:
+        self.lr = _number("lr", _named(lr, rate))
 
     def __call__(self, step: int) -> float:
-        return self.rate
+        return self.lr
 
 
 class StepDecay(Schedule):
-    """``rate`` times ``factor`` for every ``every`` steps taken.
+    """``lr`` times ``factor`` for every ``every`` steps taken.
 
     >>> [StepDecay(1.0, every=2, factor=0.5)(step) for step in range(5)]
     [1.0, 1.0, 0.5, 0.5, 0.25]
     """
 
-    def __init__(self, rate: float, *, every: int, factor: float = 0.1) -> None:
-        self.rate, self.every = _check.finite("rate", rate), _check.positive("every", every)
-        self.factor = _check.finite("factor", factor)
+    def __init__(self, lr: float | None = None, *, every: int, factor: float = 0.1, rate: float | None = None) -> None:
+        self.lr, self.every = _number("lr", _named(lr, rate)), _check.positive("every", every)
+        self.factor = _number("factor", factor)
 
     def __call__(self, step: int) -> float:
-        return self.rate * self.factor ** (step // self.every)
+        return self.lr * self.factor ** (step // self.every)
 
 
 class Exponential(Schedule):
-    """``rate * factor ** step``."""
+    """``lr * factor ** step``."""
 
-    def __init__(self, rate: float, *, factor: float) -> None:
-        self.rate, self.factor = _check.finite("rate", rate), _check.finite("factor", factor)
+    def __init__(self, lr: float | None = None, *, factor: float, rate: float | None = None) -> None:
+        self.lr, self.factor = _number("lr", _named(lr, rate)), _number("factor", factor)
 
     def __call__(self, step: int) -> float:
-        return self.rate * self.factor**step
+        return self.lr * self.factor**step
 
 
 class Cosine(Schedule):
-    """From ``rate`` to ``final`` along half a cosine in ``steps`` steps, then ``final`` (Loshchilov, Hutter 2017).
+    """From ``lr`` to ``final`` along half a cosine in ``steps`` steps, then ``final`` (Loshchilov, Hutter 2017).
 
     >>> schedule = Cosine(1.0, steps=10)
     >>> [round(schedule(step), 2) for step in (0, 5, 10, 99)]
     [1.0, 0.5, 0.0, 0.0]
     """
 
-    def __init__(self, rate: float, *, steps: int, final: float = 0.0) -> None:
-        self.rate, self.steps, self.final = (
-            _check.finite("rate", rate),
-            _check.positive("steps", steps),
-            _check.finite("final", final),
-        )
+    def __init__(self, lr: float | None = None, *, steps: int, final: float = 0.0, rate: float | None = None) -> None:
+        self.lr, self.steps = _number("lr", _named(lr, rate)), _check.positive("steps", steps)
+        self.final = _number("final", final)
 
     def __call__(self, step: int) -> float:
         done = min(step / self.steps, 1.0)
-        return self.final + (self.rate - self.final) * 0.5 * (1 + math.cos(math.pi * done))
+        return self.final + (self.lr - self.final) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 class Warmup(Schedule):
@@ -134,8 +171,15 @@ class Warmup(Schedule):
             return self.schedule(0) * (step + 1) / self.steps
         return self.schedule(step - self.steps)
 
+    @property
+    def observes(self) -> bool:
+        return self.schedule.observes
+
     def observe(self, value: float) -> None:
         self.schedule.observe(value)
+
+    def forget(self) -> None:
+        self.schedule.forget()
 
     def state_dict(self) -> dict[str, Any]:
         return self.schedule.state_dict()
@@ -145,7 +189,9 @@ class Warmup(Schedule):
 
 
 class ReduceOnPlateau(Schedule):
-    """``rate``, times ``factor`` whenever the validation loss has not fallen for more than ``patience`` validations.
+    """``lr``, times ``factor`` whenever the watched figure was not better for more than ``patience`` validations.
+
+    The figure is the validation loss, or what ``fit(monitor=)`` names; without validation data training is refused.
 
     >>> schedule = ReduceOnPlateau(1.0, factor=0.5, patience=1)
     >>> for loss in (3.0, 2.0, 2.5, 2.5):
@@ -155,15 +201,25 @@ class ReduceOnPlateau(Schedule):
     """
 
     def __init__(
-        self, rate: float, *, factor: float = 0.5, patience: int = 2, min_delta: float = 0.0, minimum: float = 0.0
+        self,
+        lr: float | None = None,
+        *,
+        factor: float = 0.5,
+        patience: int = 2,
+        min_delta: float = 0.0,
+        minimum: float = 0.0,
+        rate: float | None = None,
     ) -> None:
-        self.rate, self.factor = _check.finite("rate", rate), _check.finite("factor", factor)
-        self.patience, self.min_delta = _check.positive("patience", patience, 0), _check.finite("min_delta", min_delta)
-        self.minimum = _check.finite("minimum", minimum)
+        self.lr, self.factor = _number("lr", _named(lr, rate)), _number("factor", factor)
+        self.patience, self.min_delta = _check.positive("patience", patience, 0), _number("min_delta", min_delta)
+        self.minimum = _number("minimum", minimum)
         self._scale, self._best, self._bad = 1.0, math.inf, 0
 
     def __call__(self, step: int) -> float:
-        return max(self.rate * self._scale, self.minimum)
+        return max(self.lr * self._scale, self.minimum)
+
+    def forget(self) -> None:
+        self._best, self._bad = math.inf, 0
 
     def observe(self, value: float) -> None:
         if value < self._best - self.min_delta:
@@ -177,22 +233,33 @@ class ReduceOnPlateau(Schedule):
         return {"scale": self._scale, "best": None if math.isinf(self._best) else self._best, "bad": self._bad}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._scale, self._bad = state["scale"], state["bad"]
-        self._best = math.inf if state["best"] is None else state["best"]
+        best, bad = state["best"], state["bad"]
+        for name, value in (("scale", state["scale"]), ("best", 0 if best is None else best), ("bad", bad)):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise TypeError(f"state: expected a finite number as {name}, got {value!r}")
+        self._scale, self._bad = float(state["scale"]), int(state["bad"])
+        self._best = math.inf if state["best"] is None else float(state["best"])
 
 
-def _schedule(rate: object) -> Schedule:
-    if isinstance(rate, Schedule):
-        return rate
-    if not isinstance(rate, (int, float, np.integer, np.floating)):
-        got = type(rate).__name__
+def _schedule(lr: object) -> Schedule:
+    if isinstance(lr, Schedule):
+        return lr
+    if isinstance(lr, bool) or not isinstance(lr, (int, float, np.integer, np.floating)):
         raise TypeError(
-            f"rate: expected a number or a Schedule, got {got}; step(model) is given the parameters, not the optimiser"
+            f"lr: expected a number or a Schedule, got {type(lr).__name__}; "
+            "the Trainer, or step(model), gives the optimiser its parameters"
         )
-    return Constant(float(rate))
+    return Constant(float(lr))
 
 
 # -- clipping ------------------------------------------------------------------------------------------------------------
+
+
+def _above_zero(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    if not value > 0:
+        raise ValueError(f"{name}: expected a number above 0, got {value!r}")
 
 
 def global_norm(model: Layer) -> float:
@@ -203,8 +270,7 @@ def global_norm(model: Layer) -> float:
 
 def clip_by_norm(model: Layer, max_norm: float) -> float:
     """Scale the gradients so that their global norm is at most ``max_norm``; returns the norm before (Pascanu et al. 2013)."""
-    if not max_norm > 0:
-        raise ValueError(f"max_norm: expected a number above 0, got {max_norm!r}")
+    _above_zero("max_norm", max_norm)
     norm = global_norm(model)
     if norm > max_norm:
         flat = model._writable_grads().flat
@@ -214,8 +280,7 @@ def clip_by_norm(model: Layer, max_norm: float) -> float:
 
 def clip_by_value(model: Layer, limit: float) -> None:
     """Limit every gradient to [-limit, limit]."""
-    if not limit > 0:
-        raise ValueError(f"limit: expected a number above 0, got {limit!r}")
+    _above_zero("limit", limit)
     flat = model._writable_grads().flat
     np.clip(flat, -limit, limit, out=flat)
 
@@ -228,25 +293,57 @@ class Optimizer:
 
     ``weight_decay`` acts on the parameters whose decay flag is set (`Layer.set_decay`): matrices, unless said otherwise.
     Frozen parameters do not move.
+
+    Args:
+        lr: the learning rate, a number or a `Schedule`.
+        weight_decay: at least 0.
+        groups: names or shell patterns of parameters to factors of the learning rate, such as ``{"0.*": 0.1}``; where several
+            match, the last one counts.
+        rate: another name of lr.
     """
 
     _buffers: tuple[str, ...] = ()
 
-    def __init__(self, rate: Schedule | float, weight_decay: float = 0.0) -> None:
-        self.schedule = _schedule(rate)
-        self.weight_decay = _check.finite("weight_decay", weight_decay)
+    def __init__(
+        self,
+        lr: Schedule | float | None = None,
+        weight_decay: float = 0.0,
+        *,
+        groups: Mapping[str, float] | None = None,
+        rate: Schedule | float | None = None,
+    ) -> None:
+        self.schedule = _schedule(_named(lr, rate))
+        self.weight_decay = _number("weight_decay", weight_decay)
+        if groups is not None and not isinstance(groups, Mapping):
+            raise TypeError(f"groups: expected a dict of patterns to factors, got {type(groups).__name__}")
+        self.groups = {p: _number(f"groups[{p!r}]", factor) for p, factor in (groups or {}).items()}
         self.steps = 0
         self.state: dict[str, Array] = {}
         self.started: dict[str, int] = {}  # steps that had been taken when a parameter first took part
 
     @property
-    def rate(self) -> float:
+    def lr(self) -> float:
         """The learning rate of the next step."""
         return self.schedule(self.steps)
+
+    @property
+    def rate(self) -> float:
+        """Another name of `lr`."""
+        return self.lr
+
+    def check_groups(self, model: Layer) -> None:
+        """Raise KeyError if a pattern of ``groups`` matches no parameter of the model."""
+        if not self.groups:
+            return
+        names = list(model.parameters())
+        for pattern in self.groups:
+            if not fnmatch.filter(names, pattern):
+                raise KeyError(f"groups: expected to match a parameter among {', '.join(names)}, got {pattern!r}")
 
     def step(self, model: Layer) -> None:
         """Move the parameters of the model by its gradients."""
         size = model.flat.size
+        self.check_groups(model)
         for name in self._buffers:
             if name not in self.state:
                 self.state[name] = np.zeros(size, model.dtype, like=model.flat)
@@ -256,18 +353,17 @@ class Optimizer:
                 )
             if _device.of(self.state[name]) is not _device.of(model.flat):  # the model has moved since
                 self.state[name] = _device.like(_device.host(self.state[name]), model.flat)
-        rate, taken = self.rate, self.steps
+        lr, taken = self.lr, self.steps
         self.steps += 1
-        with model.write() as p:
+        with model.write() as p, np.errstate(under="ignore"):  # what is too small for the dtype is zero
             flat, grads = p.flat, model.flat_grads
-            for start, stop, decay, begun in _runs(model, self.started, taken):
+            for start, stop, decay, begun, factor in _runs(model, self.started, taken, self.groups):
                 part = slice(start, stop)
                 buffers = [self.state[n][part] for n in self._buffers]
-                self._update(
-                    flat[part], grads[part], rate, self.weight_decay if decay else 0.0, self.steps - begun, *buffers
-                )
+                kept = self.weight_decay if decay else 0.0
+                self._update(flat[part], grads[part], lr * factor, kept, self.steps - begun, *buffers)
 
-    def _update(self, p: Array, g: Array, rate: float, decay: float, age: int, *state: Array) -> None:
+    def _update(self, p: Array, g: Array, lr: float, decay: float, age: int, *state: Array) -> None:
         raise NotImplementedError  # every optimiser below defines it
 
     def state_dict(self) -> dict[str, Any]:
@@ -293,25 +389,36 @@ class Optimizer:
             raise KeyError(f"state: expected buffers {sorted(wanted)}, got {sorted(state['buffers'])}")
 
 
-def _runs(model: Layer, started: dict[str, int], taken: int) -> list[tuple[int, int, bool, int]]:
-    """Stretches of the flat buffer that move together: (start, stop, decay, steps before the first); frozen parameters are left out."""
+_Run = tuple[int, int, bool, int, float]
+
+
+def _runs(model: Layer, started: dict[str, int], taken: int, groups: dict[str, float]) -> list[_Run]:
+    """Stretches of the flat buffer that move together: (start, stop, decay, steps before the first, factor of the rate).
+
+    Frozen parameters are left out.
+    """
     views = model.parameters()
     entries = [model._block.entries[model._prefix + n] for n in views]
     base = entries[0].offset if entries else 0
-    runs: list[tuple[int, int, bool, int]] = []
+    runs: list[_Run] = []
     for k, (name, e) in enumerate(zip(views, entries)):
         stop = entries[k + 1].offset if k + 1 < len(entries) else base + views.flat.size
         if not e.trainable:
             continue
-        start, kind = e.offset - base, (e.decay, started.setdefault(name, taken))
+        factor = next((f for p, f in reversed(groups.items()) if fnmatch.fnmatchcase(name, p)), 1.0)
+        start, kind = e.offset - base, (e.decay, started.setdefault(name, taken), factor)
         if runs and runs[-1][1] == start and runs[-1][2:] == kind:
             start = runs.pop()[0]
         runs.append((start, stop - base, *kind))
     return runs
 
 
+# The defaults are objects of their own, so that a rate given under both names is told from a default.
+_RMSPROP, _ADAM = float("1e-2"), float("1e-3")
+
+
 class SGD(Optimizer):
-    """Stochastic gradient descent, with momentum and Nesterov's form of it, as PyTorch writes them: ``v = m v + g; p -= rate v``.
+    """Stochastic gradient descent, with momentum and Nesterov's form of it, as PyTorch writes them: ``v = m v + g; p -= lr v``.
 
     With ``nesterov`` the step is along ``g + m v`` (Sutskever et al. 2013).
     """
@@ -319,16 +426,23 @@ class SGD(Optimizer):
     _buffers: tuple[str, ...] = ("momentum",)
 
     def __init__(
-        self, rate: Schedule | float, *, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
+        self,
+        lr: Schedule | float | None = None,
+        rate: Schedule | float | None = None,
+        *,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        groups: Mapping[str, float] | None = None,
     ) -> None:
-        super().__init__(rate, weight_decay)
-        self.momentum, self.nesterov = _check.fraction("momentum", momentum), bool(nesterov)
+        super().__init__(_named(lr, rate), weight_decay, groups=groups)
+        self.momentum, self.nesterov = _fraction("momentum", momentum), bool(nesterov)
         if nesterov and not momentum:
             raise ValueError("nesterov: expected momentum above 0 with it, got 0")
         if not momentum:
             self._buffers = ()
 
-    def _update(self, p: Array, g: Array, rate: float, decay: float, age: int, *state: Array) -> None:
+    def _update(self, p: Array, g: Array, lr: float, decay: float, age: int, *state: Array) -> None:
         t = p.dtype.type
         if decay:
             g = g + t(decay) * p
@@ -337,27 +451,34 @@ class SGD(Optimizer):
             v *= t(self.momentum)
             v += g
             g = g + t(self.momentum) * v if self.nesterov else v
-        p -= t(rate) * g
+        p -= t(lr) * g
 
 
 class RMSprop(Optimizer):
-    """``s = a s + (1 - a) g^2;  p -= rate g / (sqrt(s) + eps)`` (Hinton 2012, lecture 6)."""
+    """``s = a s + (1 - a) g^2;  p -= lr g / (sqrt(s) + eps)`` (Hinton 2012, lecture 6)."""
 
     _buffers = ("square",)
 
     def __init__(
-        self, rate: Schedule | float = 1e-2, *, alpha: float = 0.99, eps: float = 1e-8, weight_decay: float = 0.0
+        self,
+        lr: Schedule | float = _RMSPROP,
+        rate: Schedule | float | None = None,
+        *,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        groups: Mapping[str, float] | None = None,
     ) -> None:
-        super().__init__(rate, weight_decay)
-        self.alpha, self.eps = _check.fraction("alpha", alpha), _check.finite("eps", eps)
+        super().__init__(_named(lr, rate, _RMSPROP), weight_decay, groups=groups)
+        self.alpha, self.eps = _fraction("alpha", alpha), _number("eps", eps)
 
-    def _update(self, p: Array, g: Array, rate: float, decay: float, age: int, *state: Array) -> None:
+    def _update(self, p: Array, g: Array, lr: float, decay: float, age: int, *state: Array) -> None:
         (s,), t = state, p.dtype.type
         if decay:
             g = g + t(decay) * p
         s *= t(self.alpha)
         s += t(1 - self.alpha) * g * g
-        p -= t(rate) * g / (np.sqrt(s) + t(self.eps))
+        p -= t(lr) * g / (np.sqrt(s) + t(self.eps))
 
 
 class Adam(Optimizer):
@@ -368,34 +489,40 @@ class Adam(Optimizer):
 
     def __init__(
         self,
-        rate: Schedule | float = 1e-3,
+        lr: Schedule | float = _ADAM,
+        rate: Schedule | float | None = None,
         *,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        groups: Mapping[str, float] | None = None,
     ) -> None:
-        super().__init__(rate, weight_decay)
-        self.betas = (_check.fraction("betas[0]", betas[0]), _check.fraction("betas[1]", betas[1]))
-        self.eps = _check.finite("eps", eps)
+        super().__init__(_named(lr, rate, _ADAM), weight_decay, groups=groups)
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise TypeError(f"betas: expected a pair of numbers in [0, 1), got {betas!r}")
+        self.betas = (_fraction("betas[0]", betas[0]), _fraction("betas[1]", betas[1]))
+        self.eps = _number("eps", eps)
 
-    def _update(self, p: Array, g: Array, rate: float, decay: float, age: int, *state: Array) -> None:
+    def _update(self, p: Array, g: Array, lr: float, decay: float, age: int, *state: Array) -> None:
         mean, square = state
         b1, b2 = self.betas
         corrections = (1 - b1**age, 1 - b2**age)
-        _check.typed("adam_", p)(p, g, mean, square, rate, b1, b2, self.eps, decay, *corrections, self._decoupled)
+        _check.typed("adam_", p)(p, g, mean, square, lr, b1, b2, self.eps, decay, *corrections, self._decoupled)
 
 
 class AdamW(Adam):
-    """Adam with decoupled weight decay (Loshchilov, Hutter 2019): the weights shrink by ``rate * weight_decay`` a step."""
+    """Adam with decoupled weight decay (Loshchilov, Hutter 2019): the weights shrink by ``lr * weight_decay`` a step."""
 
     _decoupled = True
 
     def __init__(
         self,
-        rate: Schedule | float = 1e-3,
+        lr: Schedule | float = _ADAM,
+        rate: Schedule | float | None = None,
         *,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.01,
+        groups: Mapping[str, float] | None = None,
     ) -> None:
-        super().__init__(rate, betas=betas, eps=eps, weight_decay=weight_decay)
+        super().__init__(_named(lr, rate, _ADAM), betas=betas, eps=eps, weight_decay=weight_decay, groups=groups)

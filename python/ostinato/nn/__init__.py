@@ -4,6 +4,7 @@ from . import init
 from ._block import Views
 from ._layer import Layer, Pullback
 from ._layers import Activation, Dropout, Embedding, Linear
+from ._pool import Pool
 from ._recurrent import GRU, LSTM, RNN, Recurrent, RecurrentPullback
 from ._sequential import Sequential
 from ._stream import Stream
@@ -17,6 +18,7 @@ __all__ = [
     "Embedding",
     "Layer",
     "Linear",
+    "Pool",
     "Pullback",
     "Recurrent",
     "RecurrentPullback",

@@ -59,6 +59,11 @@ class Layer:
         decay = {n: a.ndim > 1 and n not in no_decay for n, a in arrays.items()}
         self._block = Block(arrays, decay, self._dtype)
 
+    @property
+    def reduces_time(self) -> bool:
+        """Whether the layer gives one output a sequence, and none for its steps."""
+        return False
+
     # -- parameters ----------------------------------------------------------------------------------------------
 
     @property

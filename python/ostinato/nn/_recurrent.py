@@ -45,23 +45,50 @@ class _Call(NamedTuple):
         return as_given(rows, self.ragged, self.listed)
 
 
-class _Last:
-    """What is known at the last step of each row: ``y [B,D*H]``, and where its gradient goes."""
+class _FinalState:
+    """outputs="last": the final state h of every direction of the last layer, ``y [B,D*H]``."""
 
-    def __init__(self, layer: Recurrent, call: _Call, shape: tuple[int, int, int], y: Array | None, h_n: Array) -> None:
-        batch, steps, width = shape
-        self.layer, self.call, self.shape = layer, call, shape
-        top = (layer.num_layers - 1) * layer._directions
-        self.top, self.y = top, h_n[top].copy()  # the state is the caller's to change
-        if layer._directions == 1:
-            return
-        assert y is not None
-        on = _check.taking_part(steps, batch, call.options["lengths"], call.options["mask"])
+    def __init__(self, layer: Recurrent, h_n: Array) -> None:
+        self.layer, self.batch = layer, h_n.shape[1]
+        self.top = (layer.num_layers - 1) * layer._directions
+        self.y: Array = np.concatenate(list(h_n[self.top :]), 1)  # a copy: the state is the caller's
+
+    def spread(self, d: Array | None, dh: Array | None) -> tuple[Array | None, Array | None]:
+        """Return dy of all steps and dh_n, from the gradient of y."""
+        if d is None:
+            return None, dh
+        d = self._checked(d)
+        size = self.layer.hidden_size
+        out = self._states_like(d) if dh is None else dh.copy()
+        for k in range(self.layer._directions):
+            out[self.top + k] += d[:, k * size : (k + 1) * size]
+        return None, out
+
+    def _checked(self, d: Array) -> Array:
+        d = _check.array("dy", d)
+        if d.shape != self.y.shape or d.dtype != self.y.dtype:
+            raise ValueError(f"dy: expected shape {self.y.shape} of {self.y.dtype}, got {d.shape} of {d.dtype}")
+        return d
+
+    def _states_like(self, d: Array) -> Array:
+        parts = self.layer.num_layers * self.layer._directions
+        return np.zeros((parts, self.batch, self.layer.hidden_size), d.dtype, like=d)
+
+
+class _LastStep(_FinalState):
+    """outputs="last_step" with two directions: the output at the last real step of each row.
+
+    Its second half is what the reverse direction gave there, after that one step.
+    """
+
+    def __init__(self, layer: Recurrent, call: _Call, shape: tuple[int, int, int], y: Array, h_n: Array) -> None:
+        super().__init__(layer, h_n)
+        _, steps, width = shape
+        self.call, self.shape = call, shape
+        on = _check.taking_part(steps, self.batch, call.options["lengths"], call.options["mask"])
         self.rows = np.flatnonzero(on.any(0))  # a row without a step has the state that it was given
         self.at = steps - 1 - on[::-1].argmax(0)[self.rows] if steps else self.rows
-        back = h_n[top + 1].copy()
-        back[self.rows] = y[self._where()][:, width // 2 :]
-        self.y = np.concatenate([self.y, back], 1)
+        self.y[self.rows, width // 2 :] = y[self._where()][:, width // 2 :]
 
     def _where(self) -> Any:
         if self.call.ragged is not None:
@@ -69,29 +96,37 @@ class _Last:
         return (self.rows, self.at) if self.layer.batch_first else (self.at, self.rows)
 
     def spread(self, d: Array | None, dh: Array | None) -> tuple[Array | None, Array | None]:
-        """dy of all steps, and dh_n, from the gradient of y."""
-        batch, steps, width = self.shape
+        """Return dy of all steps and dh_n, from the gradient of y."""
         if d is None:
             return None, dh
-        d = _check.array("dy", d)
-        if d.shape != self.y.shape or d.dtype != self.y.dtype:
-            raise ValueError(f"dy: expected shape {self.y.shape} of {self.y.dtype}, got {d.shape} of {d.dtype}")
-        size = self.layer.hidden_size
-        out = (
-            np.zeros((self.layer.num_layers * self.layer._directions, batch, size), d.dtype, like=d)
-            if dh is None
-            else dh.copy()
-        )
+        d = self._checked(d)
+        _, steps, width = self.shape
+        size, back = self.layer.hidden_size, d[:, self.layer.hidden_size :]
+        out = self._states_like(d) if dh is None else dh.copy()
         out[self.top] += d[:, :size]
-        if self.layer._directions == 1:
-            return None, out
-        shape: tuple[int, ...] = self.shape if self.layer.batch_first else (steps, batch, width)
-        dy = np.zeros(shape if self.call.ragged is None else (len(self.call.ragged.rows), width), d.dtype, like=d)
-        where, back = self._where(), d[:, size:]
-        dy[..., size:][where] = back[self.rows]
-        alone = np.setdiff1d(np.arange(batch), self.rows)
+        shape: tuple[int, ...] = self.shape
+        if self.call.ragged is not None:
+            shape = (len(self.call.ragged.rows), width)
+        elif not self.layer.batch_first:
+            shape = (steps, self.batch, width)
+        dy = np.zeros(shape, d.dtype, like=d)
+        dy[..., size:][self._where()] = back[self.rows]
+        alone = np.setdiff1d(np.arange(self.batch), self.rows)
         out[self.top + 1, alone] += back[alone]
         return dy, out
+
+
+OUTPUTS = ("all", "last", "last_step")
+
+
+def _last(
+    outputs: str, layer: Recurrent, call: _Call, shape: tuple[int, int, int], y: Array | None, h_n: Array
+) -> _FinalState | None:
+    """Return what stands for the outputs of all steps, or None for ``outputs`` "all" and "none"."""
+    if outputs == "last_step" and layer._directions == 2:
+        assert y is not None
+        return _LastStep(layer, call, shape, y, h_n)
+    return _FinalState(layer, h_n) if outputs in ("last", "last_step") else None
 
 
 class _StreamState(NamedTuple):
@@ -431,6 +466,7 @@ class Recurrent(Layer):
         resets: Array | None = None,
         mask: Array | None = None,
         masked: str = "repeat",
+        outputs: str = "all",
     ) -> tuple[Any, State]:
         """Run the stack; nothing is saved and nothing is dropped.
 
@@ -443,13 +479,30 @@ class Recurrent(Layer):
                 The direction from the end begins anew behind it, so that each piece runs as if it were alone.
             mask: bool, shaped as resets: a step that is False is skipped, and the state is carried over it.
             masked: what y is there: "repeat", what it was at the step before, or "zero".
+            outputs: "all": y of every step. "last": y is ``[B,D*H]``, the final state h of each
+                direction of the last layer: the direction from the end has read the whole row, as
+                in Keras' ``Bidirectional``. "last_step": ``[B,D*H]``, the output at the last real
+                step of each row, where the direction from the end has read that step alone.
 
         Returns:
             ``y [T,B,D*H]``, zero past the end of a row, and the state at the last real step, shaped as ``state``.
         """
+        _check.choice("outputs", outputs, OUTPUTS)
         call = self._arguments(x, state, (lengths, resets, mask, masked))
         y, h_n, c_n, _ = self._forward(call, False)
-        return call.shaped(self._without_batch(y, call.single)), self._join_state(h_n, c_n, call.single)
+        last = _last(outputs, self, call, self._shape(call), y, h_n)
+        if last is not None:
+            shaped = last.y[0] if call.single else last.y
+        else:
+            shaped = call.shaped(self._without_batch(y, call.single))
+        return shaped, self._join_state(h_n, c_n, call.single)
+
+    def _shape(self, call: _Call) -> tuple[int, int, int]:
+        """B, T and the width of the outputs."""
+        steps, batch = call.sizes
+        if self.batch_first and call.ragged is None:
+            steps, batch = batch, steps
+        return batch, steps, self._directions * self.hidden_size
 
     def _forward(self, call: _Call, train: bool, dropout: float = 0.0, key: int = 0, states_only: bool = False) -> Any:
         options = {**call.options, "states_only": states_only}
@@ -517,8 +570,7 @@ class Recurrent(Layer):
                 parameters' gradients: at every step dL/dh_t by all paths, and what step t + 1 hands to c_t, are clipped element by
                 element, and each row by its Euclidean norm over H, before they go on through the step.
             cuts: bool, shaped as resets: nothing goes from such a step to the state that it started from.
-            outputs: "all"; "last": y is ``[B,D*H]``, what is known at the last step of each row: h after it, and the output there of the
-                direction from the end; "none": y is None, and dy may be a function, see memory_limit.
+            outputs: as in the call; or "none": y is None, and dy may be a function, see memory_limit.
             memory_limit: a bound on what is kept for the backward pass, such as "512MB"; or "least"; or a number of segments. The states at
                 the borders of segments are kept, and segments that do not fit run again; gradients have the bits that they have without.
                 Or "states": the states after every step are kept, and the gates made again, which costs less where the batch is small.
@@ -530,7 +582,8 @@ class Recurrent(Layer):
         call = self._arguments(x, state, (lengths, resets, mask, masked))
         if call.single:
             cuts = self._with_batch("cuts", cuts, 1)
-        steps, batch = call.sizes[::-1] if self.batch_first and call.ragged is None else call.sizes
+        shape = self._shape(call)
+        batch, steps, _ = shape
         if call.ragged is not None:
             mine = _ragged.table("cuts", cuts, call.ragged)
         else:
@@ -554,7 +607,7 @@ class Recurrent(Layer):
             call = call._replace(
                 h=None if call.h is None else call.h.copy(), c=None if call.c is None else call.c.copy()
             )
-        _check.choice("outputs", outputs, ("all", "last", "none"))
+        _check.choice("outputs", outputs, (*OUTPUTS, "none"))
         single = call.single
         run: Segmented | None = None
         tape: Any = None
@@ -563,8 +616,7 @@ class Recurrent(Layer):
         else:
             run = Segmented(self, call, memory_limit, outputs, dropout, key)
             y, h_n, c_n = run.forward()
-        shape = (batch, steps, self._directions * self.hidden_size)
-        last = _Last(self, call, shape, y, h_n) if outputs == "last" else None
+        last = _last(outputs, self, call, shape, y, h_n)
         y = last.y if last is not None else None if outputs == "none" else y
         if y is not None:
             y = y.view()  # a segment that runs again writes its outputs again

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,12 @@ from .._check import Seed
 from .._ragged import Ragged, as_given, rows_like, unwrapped
 from ._block import Block, Views
 from ._layer import Layer, Pullback
-from ._recurrent import Recurrent
+from ._recurrent import OUTPUTS
 from ._stream import Stream
 
 
 class Sequential(Layer):
-    """Layers one after the other. Parameters are named by position, ``"1.weight_ih_l0"``, and lie in one buffer.
+    """Layers one after the other. Parameters are named by position, ``"1.weight_ih_l0"``, or by the layer's name, ``"rnn.weight_ih_l0"``.
 
     It always returns ``(y, state)``; the state is a tuple with one entry a layer, None for those without one, and can be
     given back to go on where the last call ended.
@@ -28,15 +29,22 @@ class Sequential(Layer):
     >>> y, state = model(np.array([[7, 8]]), state)
     >>> y.shape, [s is None for s in state]
     ((1, 2, 10), [True, False, True])
+    >>> named = ost.nn.Sequential(rnn=ost.nn.GRU(4, 8), head=ost.nn.Linear(8, 10))
+    >>> list(named.parameters())[-1], named["head"]
+    ('head.bias', Linear(8, 10))
 
     Args:
-        layers: at least one, all of one dtype. The model becomes their owner; a layer has one owner only.
+        layers: at least one, all of one dtype and one layout (batch_first). The model becomes their owner; a layer has one owner
+            only.
+        named: further layers, in this order, with names in place of positions.
     """
 
     stateful = True
     takes_lengths = True
 
-    def __init__(self, *layers: Layer) -> None:
+    def __init__(self, *layers: Layer, **named: Layer) -> None:
+        self._names = (*map(str, range(len(layers))), *named)
+        layers = (*layers, *named.values())
         if not layers:
             raise ValueError("layers: expected at least one, got none")
         for layer in layers:
@@ -49,15 +57,16 @@ class Sequential(Layer):
                     f"layers: expected layers without an owner, got a {type(layer).__name__} that a model owns already; "
                     "use copy.deepcopy for one of its own"
                 )
+        _refuse_mixed_layouts(layers)
         super().__init__(dtype=layers[0].dtype)
         self.layers = tuple(layers)
         arrays, decay, frozen = {}, {}, []
-        for k, layer in enumerate(layers):
+        for own, layer in zip(self._names, layers):
             for name, array in layer.parameters().items():
                 entry = layer._block.entries[layer._prefix + name]
-                arrays[f"{k}.{name}"], decay[f"{k}.{name}"] = array, entry.decay
+                arrays[f"{own}.{name}"], decay[f"{own}.{name}"] = array, entry.decay
                 if not entry.trainable:
-                    frozen.append(f"{k}.{name}")
+                    frozen.append(f"{own}.{name}")
         block = Block(arrays, decay, self._dtype)
         for name in frozen:
             block.mark(name, trainable=False)
@@ -65,21 +74,35 @@ class Sequential(Layer):
 
     def _place(self, block: Block, prefix: str) -> None:
         super()._place(block, prefix)
-        for k, layer in enumerate(self.layers):
+        for name, layer in zip(self._names, self.layers):
             layer._owner = self
-            layer._place(block, f"{prefix}{k}.")
+            layer._place(block, f"{prefix}{name}.")
+
+    @property
+    def reduces_time(self) -> bool:
+        """Whether the outputs are one a sequence, since a layer pools over the steps."""
+        return any(layer.reduces_time for layer in self.layers)
 
     def _check_device(self, device: _device.Device | None) -> None:
         for layer in self.layers:
             layer._check_device(device)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        names = tuple(map(str, range(len(state["layers"]))))  # of what was pickled before there were names
+        super().__setstate__({"_names": names, **state})
         for layer in self.layers:
             layer._owner = self
 
-    def __getitem__(self, index: int) -> Layer:
-        return self.layers[index]
+    def __getitem__(self, index: int | str) -> Layer:
+        """A layer by its position or by its name."""
+        if not isinstance(index, str):
+            return self.layers[index]
+        if index not in self._names:
+            raise KeyError(f"index: expected one of {', '.join(self._names)}, got {index!r}")
+        return self.layers[self._names.index(index)]
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self.layers)
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -95,19 +118,48 @@ class Sequential(Layer):
                 raise TypeError(f"{name}[{k}]: expected None, since {type(layer).__name__} has no state")
         return tuple(state)
 
-    def __call__(self, x: Any, state: Any = None, **times: Any) -> tuple[Any, tuple[Any, ...]]:
-        """y of the last layer, and the state; ``lengths``, ``resets``, ``mask`` and ``masked`` go to the layers that take them."""
-        states, new = self._states("state", state), []
-        _refuse_unknown(times, _takes_times(self))
+    def _begin(
+        self, x: Any, state: Any, times: dict[str, Any]
+    ) -> tuple[Any, bool, tuple[Any, ...], list[dict[str, Any]]]:
+        """Checked arguments: x, whether it was a list, states, and what each layer is told of times."""
+        states = self._states("state", state)
+        outputs = times.get("outputs", "all")
+        recurrent = [k for k, layer in enumerate(self.layers) if layer.stateful and _takes_times(layer)]
+        _refuse_unknown(times, any(map(_takes_times, self.layers)), bool(recurrent))
+        _check.choice("outputs", outputs, OUTPUTS)
+        if outputs != "all" and not recurrent:
+            raise ValueError(f"outputs: expected 'all' for a model without recurrent layers, got {outputs!r}")
+        if outputs != "all" and self.reduces_time:
+            raise ValueError(f"outputs: expected 'all' for a model that pools over the steps, got {outputs!r}")
+        more: list[dict[str, Any]] = []
+        for k, layer in enumerate(self.layers):
+            if not _takes_times(layer):
+                more.append({})
+            elif not layer.stateful:
+                more.append({n: times[n] for n in ("lengths", "mask") if n in times})
+            else:
+                own = {n: v for n, v in times.items() if n != "outputs"}
+                more.append({**own, "outputs": outputs} if outputs != "all" and k == recurrent[-1] else own)
         x, listed = unwrapped(x)
-        x = self._without_padding(x, times, _leaf(self, 0))
-        for layer, s in zip(self.layers, states):
+        return self._without_padding(x, times, _leaf(self, 0)), listed, states, more
+
+    def __call__(self, x: Any, state: Any = None, **times: Any) -> tuple[Any, tuple[Any, ...]]:
+        """y of the last layer, and the state.
+
+        ``lengths``, ``resets``, ``mask`` and ``masked`` go to the layers that take them. With ``outputs="last"`` or "last_step" the last
+        recurrent layer gives ``[B,D*H]``, one output a row (see `RNN`), and the layers behind it are given no more than that.
+        """
+        x, listed, states, more = self._begin(x, state, times)
+        new = []
+        for layer, s, own in zip(self.layers, states, more):
             if layer.stateful:
-                x, s = layer(x, s, **times) if _takes_times(layer) else layer(x, s)
+                x, s = layer(x, s, **own)
+            elif own or layer.reduces_time:
+                x = layer(x, **own)
             else:
                 x = x.like(layer(x.rows)) if isinstance(x, Ragged) else layer(x)
             new.append(s)
-        return list(x) if listed else x, tuple(new)
+        return list(x) if listed and isinstance(x, Ragged) else x, tuple(new)
 
     def vjp(
         self, x: Any, state: Any = None, *, rng: Seed = None, **times: Any
@@ -115,29 +167,23 @@ class Sequential(Layer):
         """``(y, state), pullback``; then ``dx, dstate = pullback(dy=None, dstate=None, *, grads=None, need_dx=True)``.
 
         ``lengths``, ``resets``, ``mask``, ``masked``, ``clip_step_value``, ``clip_step_norm``, ``cuts`` and ``memory_limit`` go to the
-        layers that take them: see `RNN.vjp`. With ``outputs="last"`` the last of these gives what is known at the last step of each row,
-        ``[B,*]``, and the layers behind it are given no more than that.
+        layers that take them: see `RNN.vjp`; ``outputs`` is that of the call.
         """
-        states, new, pullbacks = self._states("state", state), [], []
-        x, listed = unwrapped(x)
+        x, listed, states, more = self._begin(x, state, times)
         sequences = x if isinstance(x, Ragged) else None
-        x = self._without_padding(x, times, _leaf(self, 0))
         rng = None if rng is None else _check.generator(rng)
-        outputs = times.pop("outputs", "all")
-        takers = [k for k, layer in enumerate(self.layers) if _takes_times(layer)]
-        _refuse_unknown(times, bool(takers))
-        if outputs != "all" and not takers:
-            raise ValueError(f"outputs: expected 'all' for a model without recurrent layers, got {outputs!r}")
-        for k, (layer, s) in enumerate(zip(self.layers, states)):
+        new, pullbacks = [], []
+        for layer, s, own in zip(self.layers, states, more):
             if layer.stateful:
-                if outputs != "all" and k == takers[-1]:
-                    times["outputs"] = _check.choice("outputs", outputs, ("all", "last"))
-                (x, s), pullback = layer.vjp(x, s, rng=rng, **(times if _takes_times(layer) else {}))
+                (x, s), pullback = layer.vjp(x, s, rng=rng, **own)
+            elif own or layer.reduces_time:
+                x, pullback = layer.vjp(x, rng=rng, **own)
             else:
                 rows, pullback = layer.vjp(x.rows if isinstance(x, Ragged) else x, rng=rng)
                 x = x.like(rows) if isinstance(x, Ragged) else rows
             new.append(s)
             pullbacks.append(pullback)
+        whole = times.get("outputs", "all") == "all" and not self.reduces_time
 
         def backward(grads: Views, dy: Any, dstate: Any, need_dx: bool, **more: Any) -> tuple[Any, tuple[Any, ...]]:
             if more or callable(dy):
@@ -151,20 +197,21 @@ class Sequential(Layer):
             if isinstance(y, Ragged):
                 dy = rows_like("dy", dy, y, y.rows.shape[-1])
             dy = _like("dy", dy, y.rows if isinstance(y, Ragged) else y)
-            if dy is not None and not isinstance(y, Ragged) and outputs == "all":
+            if dy is not None and not isinstance(y, Ragged) and whole:
                 ends = {"lengths": times.get("lengths")}  # what a masked step repeats has a gradient
                 dy = self._without_padding(_check.contiguous(dy), ends, _leaf(self, -1))
             for k in reversed(range(len(self.layers))):
-                options: dict[str, Any] = {"grads": grads.child(str(k)), "need_dx": need_dx or k > 0}
+                options: dict[str, Any] = {"grads": grads.child(self._names[k]), "need_dx": need_dx or k > 0}
                 if self.layers[k].stateful:
                     dy, dstates[k] = pullbacks[k](dy, into[k], **options)
                     dy = dy.rows if isinstance(dy, Ragged) else dy
                 elif dy is not None:
                     dy = pullbacks[k](dy, **options)
+                    dy = dy.rows if isinstance(dy, Ragged) else dy
             return as_given(dy, sequences, listed), tuple(dstates)
 
         y = x
-        return (list(y) if listed else y, tuple(new)), Pullback(self, backward)
+        return (list(y) if listed and isinstance(y, Ragged) else y, tuple(new)), Pullback(self, backward)
 
     def stream(self, batch: int = 1) -> Stream:
         """Run the whole model one step a call, with states in slots: see `Stream`."""
@@ -201,7 +248,7 @@ class Sequential(Layer):
         return np.where(_device.like(on.reshape(on.shape + (1,) * (x.ndim - 2)), x), x, x.dtype.type(0))
 
     def __repr__(self) -> str:
-        return "Sequential(" + "".join(f"\n  {k}: {layer!r}" for k, layer in enumerate(self.layers)) + "\n)"
+        return "Sequential(" + "".join(f"\n  {n}: {layer!r}" for n, layer in zip(self._names, self.layers)) + "\n)"
 
 
 OPTIONS = (
@@ -217,11 +264,14 @@ OPTIONS = (
 )
 
 
-def _refuse_unknown(times: dict[str, Any], takers: bool) -> None:
+def _refuse_unknown(times: dict[str, Any], takers: bool, recurrent: bool) -> None:
     for name, value in times.items():
         if name not in OPTIONS:
             raise TypeError(f"{name}: expected one of {', '.join(OPTIONS)}")
-        if value is not None and not takers and name not in ("lengths", "masked"):  # lengths say where the padding is
+        if name == "outputs":
+            continue
+        knows = recurrent or (takers and name == "mask")
+        if value is not None and not knows and name not in ("lengths", "masked"):  # lengths say where the padding is
             raise ValueError(f"{name}: expected None for a model without recurrent layers, got {type(value).__name__}")
 
 
@@ -239,15 +289,28 @@ def _leaf(model: Layer, end: int) -> Layer:
     return model
 
 
+def _layouts(layer: Layer) -> Iterator[tuple[Layer, bool]]:
+    """The layers that tell time from batch, each with its batch_first."""
+    if isinstance(layer, Sequential):
+        for inner in layer.layers:
+            yield from _layouts(inner)
+    elif hasattr(layer, "batch_first"):
+        yield layer, layer.batch_first
+
+
 def _batch_first(model: Layer) -> bool | None:
-    """Whether the recurrent layers of a model take [B,T,...]; None without any."""
-    if isinstance(model, Recurrent):
-        return model.batch_first
-    for layer in model.layers if isinstance(model, Sequential) else ():
-        found = _batch_first(layer)
-        if found is not None:
-            return found
-    return None
+    """Whether the layers of a model take [B,T,...]; None if none of them tells time from batch."""
+    return next((first for _, first in _layouts(model)), None)
+
+
+def _refuse_mixed_layouts(layers: tuple[Layer, ...]) -> None:
+    told = [pair for layer in layers for pair in _layouts(layer)]
+    for layer, first in told:
+        if first != told[0][1]:
+            raise ValueError(
+                f"layers: expected one batch_first for all, or one would read the batch of the other as time; "
+                f"got {told[0][1]} in {told[0][0]!r} and {first} in {layer!r}"
+            )
 
 
 def _like(name: str, given: Any, own: Any) -> Any:

@@ -29,6 +29,7 @@ import numpy as np
 from .. import _check, safetensors
 from .._check import Array
 from .contenders import CONTENDERS, Case, arrays, make, settings_of
+from .models import prepare_file
 
 __all__ = ["FULL", "SHORT", "Case", "Contender", "run", "run_case"]
 
@@ -55,6 +56,15 @@ def _grid_case(cell: str, mode: str, batch: int, hidden: int) -> Case:
 FULL = [
     _grid_case(c, m, b, h) for c in ("lstm", "gru", "rnn") for m in ("infer", "train") for h in HIDDEN for b in BATCHES
 ]
+
+
+def extra_of(contender: str) -> str:
+    """The extra that brings a contender.
+
+    >>> extra_of("torch"), extra_of("jax")
+    ('bench', 'bench-all')
+    """
+    return "bench" if contender in ("torch", "onnxruntime") else "bench-all"
 
 
 def _resident(field: str) -> int:
@@ -180,14 +190,20 @@ def run(
     threads: int | None = None,
     peers: Sequence[str] | None = None,
     out: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
     budget: float = 1e9,
 ) -> dict[str, Any]:
-    """Run the cases and print a table; figures are medians over interleaved rounds. Returns everything."""
+    """Run the cases and print a table; figures are medians over interleaved rounds. Returns everything.
+
+    A file at ``out`` is replaced only with ``overwrite=True``; it is written also after an
+    interruption, with the cases that are done.
+    """
     import ostinato as ost
 
     from ..__main__ import info
 
     _check.positive("--rounds", rounds)
+    prepare_file("--out", out, overwrite=overwrite)
     threads = ost.get_num_threads() if threads is None else threads
     for name in peers or ():
         _check.choice("--peers", name, [n for n in CONTENDERS if n != "ostinato"])
@@ -197,7 +213,7 @@ def run(
     names = ["ostinato"] + [n for n in CONTENDERS if n != "ostinato" and there[n] and (peers is None or n in peers)]
     for n in CONTENDERS:
         if not there[n] and (peers is None or n in peers):
-            print(f"{n} is not installed and takes no part: pip install 'ostinato[bench]'")
+            print(f"{n} is not installed and takes no part: pip install 'ostinato[{extra_of(n)}]'")
     contenders = {n: Contender(n) for n in names}
     figures: dict[str, Any] = {"machine": info(), "threads": threads, "rounds": rounds, "versions": {}, "cases": []}
     begin = time.monotonic()
@@ -224,7 +240,7 @@ def run(
     finally:
         for c in contenders.values():
             c.close()
-        if out is not None:  # what there is, also after an interruption
+        if out is not None and figures["cases"]:  # what there is, also after an interruption
             with safetensors.atomic_write(out) as f:
                 f.write(json.dumps(figures, indent=1).encode())
     for n in names[1:]:

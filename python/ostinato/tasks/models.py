@@ -2,31 +2,242 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
+import math
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from .. import safetensors
 from .._check import Array
 from ..nn import Layer
 
-__all__ = ["load_model", "save_model"]
+__all__ = [
+    "check_shapes",
+    "known_options",
+    "load_model",
+    "prepare_file",
+    "prepare_folder",
+    "recurrent_shapes",
+    "save_model",
+]
+
+MODEL, CHECKPOINT, LOG = "model.safetensors", "checkpoint.safetensors", "log.csv"
+_WAYS = "--resume goes on from the checkpoint, --overwrite replaces what is there"
+
+
+@contextlib.contextmanager
+def prepare_folder(
+    path: str | os.PathLike[str] | None, *, resume: bool | None = False, overwrite: bool = False
+) -> Iterator[Path | None]:
+    """Check and make the folder that a command saves in, for the length of a ``with`` block.
+
+    If the block raises, the folders that were made for it and are still empty are removed.
+
+    >>> import tempfile
+    >>> inside = Path(tempfile.mkdtemp()) / "runs" / "first"
+    >>> with prepare_folder(inside) as folder:
+    ...     _ = (folder / "model.safetensors").write_bytes(b"")
+    >>> with prepare_folder(inside) as folder:  # doctest: +ELLIPSIS
+    ...     pass
+    Traceback (most recent call last):
+    ...
+    ValueError: --save: expected a folder without a model, found model.safetensors in ...
+
+    Args:
+        path: what ``--save`` was given; None for nowhere: the block is then given None.
+        resume: whether the run goes on from the checkpoint in the folder; None for a command that
+            has no ``--resume``.
+        overwrite: whether files of an earlier run may be replaced.
+
+    Raises:
+        ValueError: the folder holds a model, a checkpoint or a log, and neither was allowed;
+            resume was asked for and there is no checkpoint; or both were asked for.
+        OSError: the folder cannot be made.
+    """
+    if resume and overwrite:
+        raise ValueError("--resume: expected one of --resume and --overwrite, got both")
+    if path is None:
+        for name, given in (("--resume", resume), ("--overwrite", overwrite)):
+            if given:
+                raise ValueError(f"{name}: expected --save DIR beside it, got none")
+        yield None
+        return
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--save: expected a folder, got the file {folder}")
+    if resume and not (folder / CHECKPOINT).exists():
+        raise ValueError(f"--resume: expected a checkpoint to go on from, found none in {folder}")
+    if not resume and not overwrite:
+        present = [name for name in (MODEL, CHECKPOINT, LOG) if os.path.lexists(folder / name)]
+        if present:
+            ways = "--overwrite replaces them" if resume is None else _WAYS
+            raise ValueError(
+                f"--save: expected a folder without a model, found {', '.join(present)} in {folder}; {ways}"
+            )
+    made = _make(folder)
+    try:
+        yield folder
+    except BaseException:
+        for one in reversed(made):
+            with contextlib.suppress(OSError):  # it is not empty
+                one.rmdir()
+        raise
+
+
+def _make(folder: Path) -> list[Path]:
+    """Make a folder and its parents; return those that were not there, the outermost first."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    for one in reversed(missing):
+        one.mkdir(exist_ok=True)
+    return missing[::-1]
+
+
+def prepare_file(name: str, path: str | os.PathLike[str] | None, *, overwrite: bool = False) -> None:
+    """Check a file that a command will write at its end: now, and not after the work.
+
+    >>> prepare_file("--out", __file__)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    ValueError: --out: expected a file that is not there yet, found ...; --overwrite replaces it
+
+    Args:
+        name: the option, such as ``--plot``.
+        path: what it was given; None for no file.
+        overwrite: whether a file that is there may be replaced.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: the file is there, or it is no regular file.
+    """
+    if path is None:
+        return
+    target = Path(path)
+    if not target.absolute().parent.is_dir():
+        parent = target.absolute().parent
+        raise FileNotFoundError(f"{name}: expected a folder at {parent}, found none")
+    if target.exists() and not target.is_file():
+        raise ValueError(f"{name}: expected a regular file, got {target}")
+    if os.path.lexists(target) and not overwrite:
+        raise ValueError(f"{name}: expected a file that is not there yet, found {target}; --overwrite replaces it")
 
 
 def save_model(folder: str | os.PathLike[str], task: str, model: Layer, facts: dict[str, Any]) -> None:
     """Write ``folder/model.safetensors``."""
     metadata = {"ostinato": json.dumps({"task": task, **facts})}
-    safetensors.save(Path(folder) / "model.safetensors", model.state_dict(), metadata)
+    safetensors.save(Path(folder) / MODEL, model.state_dict(), metadata)
 
 
 def load_model(folder: str | os.PathLike[str], task: str) -> tuple[dict[str, Array], dict[str, Any]]:
-    """The parameters and the facts that `save_model` wrote for this task."""
-    path = Path(folder) / "model.safetensors"
+    """Read the parameters and the facts that `save_model` wrote for this task.
+
+    Facts are only known to be JSON: check them before anything is made by them. See `known_options`
+    and `check_shapes`.
+
+    Raises:
+        FileNotFoundError: there is no model in the folder.
+        ValueError: the file is damaged, or it is no model of this task.
+    """
+    path = Path(folder) / MODEL
     if not path.exists():
-        raise FileNotFoundError(f"DIR: expected a folder with model.safetensors, found none at {path}")
+        raise FileNotFoundError(f"DIR: expected a folder with {MODEL}, found none at {path}")
     tensors, text = safetensors.load(path)
-    facts: dict[str, Any] = json.loads(text.get("ostinato", "{}"))
-    if facts.get("task") != task:
+    try:
+        facts = json.loads(text.get("ostinato", "{}"))
+    except (ValueError, RecursionError):
+        raise ValueError(f"DIR: expected a model for {task}, got {path} with facts that are no JSON") from None
+    if not isinstance(facts, dict) or facts.get("task") != task:
         raise ValueError(f"DIR: expected a model for {task}, got {path} of another kind")
     return tensors, facts
+
+
+def known_options(folder: str | os.PathLike[str], given: Any, kind: type[Any]) -> dict[str, Any]:
+    """Check the options of a model against the fields of a dataclass: names, and the types of values.
+
+    >>> from dataclasses import dataclass
+    >>> @dataclass
+    ... class Options:
+    ...     hidden: int = 3
+    >>> known_options("m", {"hidden": 4}, Options)
+    {'hidden': 4}
+    >>> known_options("m", {"hiden": 4}, Options)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    ValueError: DIR: expected a model that this version knows, got m with the unknown option 'hiden': ...
+
+    Args:
+        folder: where the model was read from, for messages.
+        given: the options that were read.
+        kind: the dataclass; a field's default says of which type its values are.
+
+    Raises:
+        ValueError: the options are no object, or have unknown names or values of another type.
+    """
+    if not isinstance(given, dict):
+        raise ValueError(f"DIR: expected a model with options, got {os.fspath(folder)} without any")
+    known = {f.name: f for f in dataclasses.fields(kind)}
+    for name, value in given.items():
+        if name not in known:
+            raise ValueError(
+                f"DIR: expected a model that this version knows, got {os.fspath(folder)} with the unknown option "
+                f"{name[:40]!r}: a newer ostinato wrote it, or it is damaged"
+            )
+        default = known[name].default
+        right = type(value) is type(default) or (type(default) is float and type(value) is int) or default is None
+        if not right or (isinstance(value, float) and not math.isfinite(value)):
+            raise ValueError(
+                f"DIR: expected a model with {name} such as {default!r}, got {os.fspath(folder)} with {value!r:.80}"
+            )
+    return dict(given)
+
+
+GATES = {"rnn": 1, "lstm": 4, "gru": 3}
+
+
+def recurrent_shapes(prefix: str, cell: str, inputs: int, hidden: int, layers: int) -> dict[str, tuple[int, ...]]:
+    """Return the names and shapes of the parameters of a stack of one direction, without making any.
+
+    >>> recurrent_shapes("0.", "gru", 3, 2, 1)["0.weight_hh_l0"]
+    (6, 2)
+
+    Args:
+        prefix: what stands before the names, such as ``"1."``.
+        cell: "rnn", "lstm" or "gru".
+        inputs, hidden, layers: the sizes.
+    """
+    rows = GATES[cell] * hidden
+    out: dict[str, tuple[int, ...]] = {}
+    for k in range(layers):
+        out[f"{prefix}weight_ih_l{k}"] = (rows, inputs if k == 0 else hidden)
+        out[f"{prefix}weight_hh_l{k}"] = (rows, hidden)
+        out[f"{prefix}bias_ih_l{k}"] = (rows,)
+        out[f"{prefix}bias_hh_l{k}"] = (rows,)
+    return out
+
+
+def check_shapes(
+    folder: str | os.PathLike[str], tensors: Mapping[str, Array], wanted: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Check that a file has the parameters that its options promise, before a model is made by them.
+
+    Args:
+        folder: where the model was read from, for messages.
+        tensors: what the file holds.
+        wanted: names to shapes.
+
+    Raises:
+        ValueError: names or shapes differ, or a parameter is not finite.
+    """
+    where = f"DIR: expected a model whose parameters fit its options, got {os.fspath(folder)}"
+    for name in sorted(set(wanted) ^ set(tensors)):
+        raise ValueError(f"{where} {'without' if name in wanted else 'with'} {name[:80]!r}")
+    for name, shape in wanted.items():
+        if tensors[name].shape != shape:
+            raise ValueError(f"{where} with {name} of shape {tensors[name].shape} where {shape} is promised")
+        if tensors[name].dtype.kind != "f" or not np.isfinite(tensors[name]).all():
+            raise ValueError(f"{where} with {name} that is not finite")

@@ -1,244 +1,296 @@
-"""Forecasting a time series from a CSV file, held against the seasonal-naive forecast."""
+"""``train series`` and ``forecast``: a table is read, a model trained and measured, forecasts are written and drawn."""
 
 from __future__ import annotations
 
 import csv
-import math
+import io
+import json
 import os
-import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
-from .. import _check, losses, nn, optim, safetensors
+from .. import _check, safetensors
 from .._check import Array
-from ..train import Trainer
-from .models import load_model, save_model
+from . import tables
+from .forecaster import Forecaster, ForecastOptions, seasonal_naive
+from .models import MODEL, load_model, prepare_file, prepare_folder
+from .season import Season, find_season
 
-__all__ = ["SeriesOptions", "find_season", "forecast", "read_column", "train_series"]
+__all__ = ["forecast", "train_series"]
 
-CELLS: dict[str, type[nn.LSTM] | type[nn.GRU] | type[nn.RNN]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
-
-
-@dataclass
-class SeriesOptions:
-    """What ``train series`` can be told."""
-
-    horizon: int = 24
-    season: int | None = None  # None: found from the autocorrelation
-    hidden: int = 64
-    layers: int = 1
-    cell: str = "gru"
-    epochs: int = 60
-    rate: float = 3e-3
-    seed: int = 0
-
-
-def read_column(path: str | os.PathLike[str], column: str | None = None) -> tuple[str, Array]:
-    """One numeric column of a CSV file with a header line: the one named, or the last that is numeric throughout.
-
-    Empty cells and NaN are filled by the value before them, blank lines are passed over.
-    """
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as f:
-            rows = [row for row in csv.reader(f) if row]
-    except (UnicodeDecodeError, csv.Error) as e:
-        raise ValueError(f"FILE: expected a CSV file in UTF-8, got {os.fspath(path)}: {e}") from None
-    if len(rows) < 2:
-        raise ValueError(f"FILE: expected a header and rows, got {len(rows)} lines in {os.fspath(path)}")
-    header = [h.strip() for h in rows[0]]
-    if column is not None and column not in header:
-        raise ValueError(f"--column: expected one of {', '.join(header)}, got {column!r}")
-    problem = ""
-    for name in [column] if column is not None else reversed(header):
-        k = header.index(name)
-        values: list[float] = []
-        for number, row in enumerate(rows[1:], 2):
-            cell = row[k].strip() if k < len(row) else ""
-            try:
-                value = float(cell or "nan")
-                values.append(values[-1] if math.isnan(value) and values else value)
-            except ValueError:
-                problem = f"{cell!r} in column {name!r}, line {number}"
-                break
-            if math.isinf(values[-1]):
-                problem = f"{cell!r} in column {name!r}, line {number}"
-                break
-        else:
-            a = np.array(values)
-            known = a[~np.isnan(a)]
-            if known.size:
-                return name, np.where(np.isnan(a), known[0], a)
-            problem = f"no number in column {name!r}"
-    raise ValueError(f"FILE: expected a column of numbers, got {problem}")
-
-
-def find_season(values: Array, longest: int = 400) -> int:
-    """The lag of the highest autocorrelation of the differenced series, after its first dip; 1 if there is none.
-
-    >>> find_season(np.sin(np.arange(500) * 2 * np.pi / 24))
-    24
-    """
-    d = np.diff(values)
-    d = d - d.mean()
-    longest = min(longest, len(d) // 3)
-    if longest < 3 or not d.any():
-        return 1
-    acf = np.array([np.dot(d[: len(d) - k], d[k:]) / (len(d) - k) for k in range(longest + 1)])
-    acf /= acf[0]
-    dip = int(np.argmax(acf < 0.1)) if (acf < 0.1).any() else 0
-    if not dip or dip >= longest:
-        return 1
-    # The first peak that is about as good as the highest: a multiple of the season is no better than the season itself.
-    best = acf[dip:].max()
-    peaks = [k for k in range(dip, longest) if acf[k] >= 0.9 * best and acf[k - 1] <= acf[k] >= acf[k + 1]]
-    return peaks[0] if best > 0.2 and peaks else 1
-
-
-def _features(scaled: Array, season: int) -> Array:
-    """[T, 3]: the value, its change, its distance from the season before. None depends on where the file begins."""
-    seasonal = np.zeros_like(scaled)
-    seasonal[season:] = scaled[season:] - scaled[:-season]
-    return np.stack([scaled, np.diff(scaled, prepend=scaled[:1]), seasonal], axis=1).astype(np.float32)
-
-
-def _naive(values: Array, at: int, horizon: int, season: int) -> Array:
-    """The forecast made after ``values[:at]``: the same places of the season before."""
-    last = values[at - season : at]
-    return np.resize(last, horizon)
-
-
-FEATURES = 3
-UNSEEN_EPOCHS = 10  # of a series too short for a validation part: nothing would end the training in time
-
-
-def _model(options: SeriesOptions) -> nn.Sequential:
-    rngs = [np.random.default_rng(s) for s in np.random.SeedSequence(options.seed).spawn(2)]
-    cell = CELLS[options.cell](FEATURES, options.hidden, options.layers, rng=rngs[0])
-    return nn.Sequential(cell, nn.Linear(options.hidden, options.horizon, rng=rngs[1]))
+PANELS = 6  # of a picture: series beyond that many are not drawn
+CALENDAR = {("month", 1): "month", ("month", 3): "quarter", ("month", 12): "year", ("business day", 1): "business day"}
+Report = Callable[[str], None]
 
 
 def train_series(
-    path: str | os.PathLike[str],
-    options: SeriesOptions,
+    source: Any,
+    options: ForecastOptions | None = None,
     *,
-    column: str | None = None,
+    season: int | None = None,
     save: str | os.PathLike[str] | None = None,
     plot: str | os.PathLike[str] | None = None,
-    out: TextIO = sys.stdout,
+    overwrite: bool = False,
+    report: Report = print,
+    **reading: Any,
 ) -> dict[str, Any]:
-    """Train on the first 80% of a series, stop on the next 10% (if it is long enough), report on the last 10%; returns the figures.
+    """Train one model on all series of a table, and measure it on their last rows.
 
-    At every step the model forecasts the next ``horizon`` values, as differences from the seasonal-naive forecast.
+    >>> import polars as pl
+    >>> t = np.arange(120)
+    >>> frame = pl.DataFrame({"t": t, "load": 10 + np.sin(2 * np.pi * t / 12)})
+    >>> options = ForecastOptions(horizon=6, epochs=1, members=1)
+    >>> figures = train_series(frame, options, report=lambda line: None)
+    >>> figures["season"], figures["series"][0]["times"][0]
+    (12, '120')
+
+    Args:
+        source: a path to a CSV or Parquet file, or a frame of pandas, Polars or Arrow.
+        options: of the model and its training; the horizon adapts where it is None.
+        season: rows of a season, 1 for none; None: it is found.
+        save: the folder that the model is kept in.
+        plot: a PNG file for a picture of the forecasts.
+        overwrite: whether a model and a picture that are there may be replaced.
+        report: is given one line after the other.
+        **reading: fields of `tables.ReadOptions`.
+
+    Returns:
+        What was read, errors over several origins, and the forecast after the end of each series.
+
+    Raises:
+        ValueError: if the table cannot be read in one way, a series is too short, or something that
+            is there would be written over.
+        OSError: if a file cannot be read or written.
+        ImportError: if Polars, or for a picture matplotlib, is not installed.
     """
-    _check.choice("cell", options.cell, tuple(CELLS))
-    if plot is not None:  # now, and not after the training
-        _matplotlib()
-        if not Path(plot).absolute().parent.is_dir():
-            raise FileNotFoundError(f"--plot: expected a folder at {Path(plot).absolute().parent}, found none")
-    folder = None if save is None else Path(save)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-    horizon = _check.positive("--horizon", options.horizon)
-    name, values = read_column(path, column)
-    season = _check.positive("--season", options.season) if options.season is not None else find_season(values)
-    n, window = len(values), max(2 * season, 48)
-    stride = max(1, n // 1000)  # about a thousand samples, overlapping
-    if n * 0.1 < horizon + 1 or n * 0.8 < window + horizon + season:
-        rows = max(10 * (horizon + 1), int((window + horizon + season) / 0.8) + 1)
-        raise ValueError(f"FILE: expected at least {rows} rows for horizon {horizon} and season {season}, got {n}")
-    cuts = (int(n * 0.8), int(n * 0.9))
-    mean, spread = values[: cuts[0]].mean(), values[: cuts[0]].std() or 1.0
-    scaled = (values - mean) / spread
-    features = _features(scaled, season)
-    naive = np.stack([_naive(scaled, t + 1, horizon, season) for t in range(season - 1, n - horizon)])
-    truth = np.stack([scaled[t + 1 : t + 1 + horizon] for t in range(season - 1, n - horizon)])
-    first = season - 1  # the first step with a naive forecast
-    target = (truth - naive).astype(np.float32)
-
-    def windows(begin: int, end: int, stride: int) -> tuple[Array, Array]:
-        """Samples whose forecasts lie within [begin, end)."""
-        starts = range(max(begin, first), end - window - horizon, stride)
-        x = np.stack([features[s : s + window] for s in starts])
-        return x, np.stack([target[s - first : s - first + window] for s in starts])
-
-    model = _model(options)
-    train = windows(0, cuts[0], stride)
-    room = cuts[1] - cuts[0] > window + horizon + stride  # for windows whose every forecast lies in the validation part
-    valid = windows(cuts[0], cuts[1], stride) if room else None
-    epochs = options.epochs if valid is not None else min(options.epochs, UNSEEN_EPOCHS)
-    if valid is None:
-        print(f"too short a series for a validation part: training ends after {epochs} epochs", file=out, flush=True)
-    trainer = Trainer(model, losses.Huber(), optim.Adam(options.rate), clip_norm=1.0)
-    print(
-        f"{name}: {n:,} values, season {season}, horizon {horizon}; {model.count_parameters():,} parameters",
-        file=out,
-        flush=True,
-    )
+    options = ForecastOptions() if options is None else options
     start = time.perf_counter()
-    history = trainer.fit(
-        train,
-        validation=valid,
-        epochs=epochs,
-        batch_size=32,
-        seed=options.seed,
-        patience=None if valid is None else 8,
-        progress=False,
+    if plot is not None:
+        _matplotlib()
+        _check_suffix("--plot", plot, (".png",))
+    prepare_file("--plot", plot, overwrite=overwrite)
+    with prepare_folder(save, resume=None, overwrite=overwrite and save is not None) as folder:
+        table = tables.read(source, **reading)
+        found = _season(table, season)
+        for line in [*table.lines(), f"season   {_said(found)}", *table.notes]:
+            report(line)
+        model, test = _fit(table, found.period, options, report, plot is not None)
+        ahead = _ahead(model, table) if _future(table) >= model.horizon else None
+        if folder is not None:
+            _save(folder, model, table, found.period)
+            report(f"model    saved in {folder}")
+        if plot is not None and ahead is not None:
+            _draw(plot, table, ahead, model, report)
+    figures = _figures(table, found, test)
+    for one, s, k in zip(figures["series"], table.series, range(len(table.series))):
+        one["name"] = s.name
+        if ahead is not None:
+            one |= _one(s, ahead[k])
+    return {**figures, "seconds": time.perf_counter() - start}
+
+
+def _season(table: tables.Table, given: int | None) -> Season:
+    """Return the season: the one given, or the one that most of the series have."""
+    if given is not None:
+        return Season(_check.positive("--season", given), "given")
+    step = table.step
+    name = None if step is None else CALENDAR.get((step.unit, int(step.count)))
+    seconds = None if step is None or name is not None else step.seconds
+    seasons = [find_season(s.values, seconds, name) for s in table.series]
+    periods = [s.period for s in seasons]
+    most = max(sorted(set(periods)), key=periods.count)
+    chosen = seasons[periods.index(most)]
+    if len(seasons) == 1:
+        return chosen
+    return Season(most, f"{chosen.why} (in {periods.count(most)} of {len(periods)} series)")
+
+
+def _said(season: Season) -> str:
+    return season.why if season.why.startswith(str(season.period)) else f"{season.period}: {season.why}"
+
+
+def _future(table: tables.Table) -> int:
+    """Return for how many rows after the end of every series a forecast can be made."""
+    if not table.options.known:
+        return 1 << 40
+    return min(len(s.known) - len(s.values) for s in table.series)
+
+
+def _fit(
+    table: tables.Table, season: int, options: ForecastOptions, report: Report, needs_future: bool
+) -> tuple[Forecaster, dict[str, Any]]:
+    """Measure the model on the last rows, then train it on all."""
+    values = [s.values for s in table.series]
+    given: dict[str, Any] = {"names": [s.name for s in table.series]}
+    if table.options.known:
+        given["known"] = [s.known[: len(s.values)] for s in table.series]
+    if table.options.observed:
+        given["observed"] = [s.observed for s in table.series]
+    test = Forecaster.backtest(values, season, options, **given, report=report)
+    horizon = int(test["horizon"])
+    if needs_future and _future(table) < horizon:
+        raise ValueError(f"--plot: expected {_wanted(table, horizon)}")
+    band = 100 * (options.quantiles[-1] - options.quantiles[0])
+    ratio = "" if test["ratio"] is None else f"; ratio {test['ratio']:.3f}"
+    report(
+        f"error    mean absolute, {test['origins']} origins, {horizon} rows ahead: {test['mae']:.6g}; seasonal-naive "
+        f"{test['naive_mae']:.6g}, with drift {test['drift_mae']:.6g}{ratio}; "
+        f"{100 * test['coverage']:.0f}% within the {band:.0f}% band"
+    )
+    model = Forecaster.train(values, season, replace(options, horizon=horizon), **given, report=lambda line: None)
+    return model, test
+
+
+def _wanted(table: tables.Table, horizon: int) -> str:
+    """Say which rows of the future are needed; the end of an error."""
+    short = min(table.series, key=lambda s: len(s.known) - len(s.values))
+    n, there = len(short.values), len(short.known) - len(short.values)
+    last = short.times(n + horizon - 1, n + horizon)[0]
+    return (
+        f"{horizon} rows with {', '.join(table.options.known)} after the last value of {short.name}, to {last}, got "
+        f"{there}; the cells of the series are empty there"
     )
 
-    # The test: one pass over everything, forecasts from every step of the last tenth.
-    y, _ = model(features[:, None])
-    steps = np.arange(cuts[1] - 1, n - horizon)
-    ours = y[steps, 0] + naive[steps - first]
-    real, theirs = truth[steps - first], naive[steps - first]
-    mae, naive_mae = (float(np.abs(f - real).mean() * spread) for f in (ours, theirs))
-    ratio = mae / naive_mae if naive_mae else math.nan
-    print(
-        f"mean absolute error on the last tenth: {mae:.6g}; seasonal-naive: {naive_mae:.6g}; ratio {ratio:.3f}",
-        file=out,
-        flush=True,
-    )
-    figures = {
+
+def _ahead(model: Forecaster, table: tables.Table) -> Array:
+    """Return the quantiles after the end of each series, [S, horizon, Q]."""
+    given: dict[str, Any] = {}
+    if table.options.known:
+        given["known"] = [s.known[: len(s.values) + model.horizon] for s in table.series]
+    if table.options.observed:
+        given["observed"] = [s.observed for s in table.series]
+    return np.asarray(model.forecast([s.values for s in table.series], **given))
+
+
+def _figures(table: tables.Table, season: Season, test: dict[str, Any]) -> dict[str, Any]:
+    """Return what was read and measured, for JSON."""
+    step = table.step
+    each = [
+        {**figures, "rows": len(s.values), "missing": s.missing, "start": s.times(0, 1)[0], "end": s.times(n - 1, n)[0]}
+        for figures, s, n in zip(test["series"], table.series, [len(s.values) for s in table.series])
+    ]
+    return {
         "task": "series",
-        "column": name,
-        "mae": mae,
-        "naive_mae": naive_mae,
-        "ratio": ratio if naive_mae else None,
-        "season": season,
-        "horizon": horizon,
-        "steps": trainer.optimizer.steps,
-        "epochs": len(history.rows),
-        "parameters": model.count_parameters(),
-        "seconds": time.perf_counter() - start,
+        "source": table.source,
+        "column": table.columns[0] if len(table.columns) == 1 else list(table.columns),
+        "time": table.time,
+        "rows": table.rows,
+        "step": None if step is None else str(step),
+        "season": season.period,
+        "why": season.why,
+        "notes": list(table.notes),
+        **{k: test[k] for k in ("horizon", "origins", "mae", "naive_mae", "drift_mae", "ratio", "coverage")},
+        "series": each,
     }
-    if folder is not None:
-        facts = {"options": asdict(options), "season": season, "mean": mean, "spread": float(spread), "column": name}
-        save_model(folder, "series", model, facts)
+
+
+def _one(series: tables.Series, ahead: Array) -> dict[str, Any]:
+    """Return the forecast of one series, for JSON: its times, median and band."""
+    n = len(series.values)
+    middle = ahead.shape[1] // 2
+    return {
+        "times": series.times(n, n + len(ahead)),
+        "median": ahead[:, middle].tolist(),
+        "low": ahead[:, 0].tolist(),
+        "high": ahead[:, -1].tolist(),
+    }
+
+
+def _save(folder: Path, model: Forecaster, table: tables.Table, season: int) -> None:
+    tensors, facts = model.state()
+    metadata = {"task": "series", "model": facts, "reader": table.facts, "season": season}
+    safetensors.save(folder / MODEL, tensors, {"ostinato": json.dumps(metadata)})
+
+
+def forecast(
+    folder: str | os.PathLike[str],
+    source: Any,
+    *,
+    plot: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    report: Report = lambda line: None,
+) -> dict[str, Any]:
+    """Forecast what comes after the end of each series of a table, by a model that was saved.
+
+    The table is read as the training's was: its columns, marks, time format and step.
+
+    Args:
+        folder: where `train_series` has saved the model.
+        source: a path to a CSV or Parquet file, or a frame of pandas, Polars or Arrow.
+        plot: a PNG file for a picture.
+        out: a file for the forecasts, .csv or .json.
+        overwrite: whether files that are there may be replaced.
+        report: is given one line after the other.
+
+    Returns:
+        For each series its name, times, median and band.
+
+    Raises:
+        ValueError: if the table has another step than the training's, lacks a column or future
+            rows of inputs that are known ahead, or cannot be read in one way.
+        OSError: if a file cannot be read or written.
+        ImportError: if Polars, or for a picture matplotlib, is not installed.
+    """
     if plot is not None:
-        at = int(steps[-1])
-        _draw(
-            plot, values, at, ours[-1] * spread + mean, theirs[-1] * spread + mean, name, max(4 * season, 3 * horizon)
+        _matplotlib()
+        _check_suffix("--plot", plot, (".png",))
+    if out is not None:
+        _check_suffix("--out", out, (".csv", ".json"))
+    prepare_file("--plot", plot, overwrite=overwrite)
+    prepare_file("--out", out, overwrite=overwrite)
+    tensors, facts = load_model(folder, "series")
+    if not all(isinstance(facts.get(name), dict) for name in ("model", "reader")):
+        raise ValueError(
+            f"DIR: expected a model of this version, got an older or damaged one in {os.fspath(folder)}; train it again"
         )
-        print(f"plot: {os.fspath(plot)}", file=out)
+    model = Forecaster.from_state(tensors, facts["model"])
+    table = tables.read(source, like=facts["reader"])
+    for line in [*table.lines(), *table.notes]:
+        report(line)
+    if _future(table) < model.horizon:
+        raise ValueError(f"FILE: expected {_wanted(table, model.horizon)}")
+    ahead = _ahead(model, table)
+    step = table.step
+    figures = {
+        "task": "forecast",
+        "source": table.source,
+        "column": table.columns[0] if len(table.columns) == 1 else list(table.columns),
+        "step": None if step is None else str(step),
+        "season": model.season,
+        "horizon": model.horizon,
+        "quantiles": list(model.options.quantiles),
+        "series": [{"name": s.name, **_one(s, a)} for s, a in zip(table.series, ahead)],
+    }
+    if out is not None:
+        text = json.dumps(figures) + "\n" if Path(out).suffix.lower() == ".json" else as_csv(figures)
+        with safetensors.atomic_write(out) as f:
+            f.write(text.encode())
+        report(f"forecast {os.fspath(out)}")
+    if plot is not None:
+        _draw(plot, table, ahead, model, report)
     return figures
 
 
-def forecast(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The next values after the end of a series, by the model in a folder that `train_series` has saved."""
-    tensors, facts = load_model(folder, "series")
-    options, season = SeriesOptions(**facts["options"]), int(facts["season"])
-    name, values = read_column(path, facts["column"])
-    if len(values) <= season:
-        raise ValueError(f"FILE: expected more than one season of {season} rows, got {len(values)}")
-    model = _model(options)
-    model.load_state_dict(tensors)
-    scaled = (values - facts["mean"]) / facts["spread"]
-    y, _ = model(_features(scaled, season)[:, None])
-    ahead = y[-1, 0] + _naive(scaled, len(scaled), options.horizon, season)
-    return {"column": name, "forecast": (ahead * facts["spread"] + facts["mean"]).tolist()}
+def as_csv(figures: dict[str, Any]) -> str:
+    """Return forecasts as CSV: a row for each series and time."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["series", "time", "median", "low", "high"])
+    for s in figures["series"]:
+        for at, *values in zip(s["times"], s["median"], s["low"], s["high"]):
+            rows.writerow([s["name"], at, *(f"{v:.10g}" for v in values)])
+    return text.getvalue()
+
+
+def _check_suffix(option: str, path: str | os.PathLike[str], suffixes: tuple[str, ...]) -> None:
+    if Path(path).suffix.lower() not in suffixes:
+        raise ValueError(f"{option}: expected a name that ends in {' or '.join(suffixes)}, got {os.fspath(path)!r}")
 
 
 def _matplotlib() -> tuple[Any, Any]:
@@ -246,23 +298,37 @@ def _matplotlib() -> tuple[Any, Any]:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        raise ImportError("--plot needs matplotlib: pip install 'ostinato[data]' (--plot '' for no picture)") from None
+        raise ImportError("--plot needs matplotlib: pip install 'ostinato[data]'") from None
     return Figure, FigureCanvasAgg
 
 
-def _draw(
-    path: str | os.PathLike[str], values: Array, at: int, ours: Array, naive: Array, name: str, history: int
-) -> None:
+def _draw(path: str | os.PathLike[str], table: tables.Table, ahead: Array, model: Forecaster, report: Report) -> None:
+    """Draw each series with its forecast: median, band and the seasonal-naive one, over time."""
     figure_class, canvas_class = _matplotlib()
-    figure = figure_class(figsize=(9, 4), layout="constrained")
+    shown = min(len(table.series), PANELS)
+    figure = figure_class(figsize=(9, 1.2 + 2.8 * shown), layout="constrained")
     canvas_class(figure)
-    axes = figure.subplots()
-    begin, ahead = max(0, at + 1 - history), np.arange(at + 1, at + 1 + len(ours))
-    axes.plot(np.arange(begin, at + 1 + len(ours)), values[begin : at + 1 + len(ours)], color="0.3", lw=1.2, label=name)
-    axes.plot(ahead, naive, color="tab:orange", lw=1.2, ls="--", label="seasonal-naive")
-    axes.plot(ahead, ours, color="tab:blue", lw=1.8, label="ostinato")
-    axes.axvline(at + 0.5, color="0.7", lw=0.8)
-    axes.set_xlabel("step")
-    axes.legend(loc="upper left", frameon=False)
+    for axes, s, quantiles in zip(figure.subplots(shown, squeeze=False)[:, 0], table.series, ahead):
+        _panel(axes, s, quantiles, model, table.time)
     with safetensors.atomic_write(path) as f:
         figure.savefig(f, format="png", dpi=120)
+    left = len(table.series) - shown
+    report(f"picture  {os.fspath(path)}" + (f", the first {shown} series of {len(table.series)}" if left else ""))
+
+
+def _panel(axes: Any, s: tables.Series, quantiles: Array, model: Forecaster, time_column: str | None) -> None:
+    n, horizon = len(s.values), model.horizon
+    begin = max(0, n - max(4 * model.season, 3 * horizon))
+    past, future = s.axis.at(np.arange(begin, n)), s.axis.at(np.arange(n, n + horizon))
+    options = model.options
+    band = 100 * (options.quantiles[-1] - options.quantiles[0])
+    naive = seasonal_naive(s.values, horizon, model.season)
+    axes.plot(past, s.values[begin:], color="0.3", lw=1.2, label=s.name.replace("$", r"\$"))
+    axes.fill_between(
+        future, quantiles[:, 0], quantiles[:, -1], color="tab:blue", alpha=0.2, lw=0, label=f"{band:.0f}% band"
+    )
+    axes.plot(future, naive, color="tab:orange", lw=1.2, ls="--", label="seasonal-naive")
+    axes.plot(future, quantiles[:, quantiles.shape[1] // 2], color="tab:blue", lw=1.8, label="median")
+    zone = s.axis.zone and " (UTC)"
+    axes.set_xlabel("row" if time_column is None else f"{time_column}{zone or ''}".replace("$", r"\$"))
+    axes.legend(loc="upper left", frameon=False, ncols=4)

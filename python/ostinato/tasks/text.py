@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import sys
 import time
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,12 +18,24 @@ from .. import _check, _device, losses, nn, optim
 from .._check import Array
 from ..data import StreamLoader
 from ..train import Callback, Row, Trainer
-from .models import load_model, save_model
+from .corpora import Encoded, encode, known_words
+from .models import (
+    CHECKPOINT,
+    LOG,
+    MODEL,
+    check_shapes,
+    known_options,
+    load_model,
+    prepare_folder,
+    recurrent_shapes,
+    save_model,
+)
 
-__all__ = ["CharModel", "TextOptions", "known_words", "train_text"]
+__all__ = ["CharModel", "TextOptions", "train_text", "visible"]
 
 CELLS: dict[str, type[nn.LSTM] | type[nn.GRU] | type[nn.RNN]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 BATCH, WINDOW, EMBEDDING = 32, 64, 64
+PRECISIONS = ("float32", "bfloat16", "float16")  # float16 on a GPU only
 SHORTEST = 1000  # characters: below, nothing could be held out
 
 
@@ -86,7 +98,7 @@ class CharModel:
         """Indices of the characters."""
         unknown = sorted(set(text) - set(self.alphabet))
         if unknown:
-            raise ValueError(f"{name}: expected characters that the model has seen, got {''.join(unknown)!r}")
+            raise ValueError(f"{name}: expected characters that the model has seen, got {''.join(unknown)[:80]!r}")
         return np.array([self.index[c] for c in text], np.int64)
 
     def stream(self, prompt: str, length: int, *, temperature: float = 1.0, seed: int | None = None) -> Iterator[str]:
@@ -104,7 +116,8 @@ class CharModel:
             if temperature == 0:
                 k = int(logits.argmax())
             else:
-                p = np.exp((logits - logits.max()) / temperature)
+                with np.errstate(over="ignore"):  # -inf, of a temperature near 0, is a probability of 0
+                    p = np.exp((logits - logits.max()) / temperature)
                 k = int(rng.choice(len(p), p=p / p.sum()))
             yield self.alphabet[k]
             y, state = self.model(self._placed(np.array([[k]])), state)
@@ -122,22 +135,60 @@ class CharModel:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> CharModel:
-        """Read what `save` wrote."""
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no model in the folder.
+            ValueError: it is no model for text, it is damaged, or a newer version wrote it.
+        """
         tensors, facts = load_model(folder, "text")
-        model = cls.fresh(facts["alphabet"], TextOptions(**facts["options"]))
+        options = _options(folder, facts.get("options"), len(tensors))
+        alphabet = facts.get("alphabet")
+        if not isinstance(alphabet, str) or not alphabet or len(set(alphabet)) != len(alphabet):
+            raise ValueError(f"DIR: expected a model with an alphabet, got {os.fspath(folder)} without one")
+        size, hidden = len(alphabet), options.hidden
+        last = "3." if options.dropout else "2."
+        wanted: dict[str, tuple[int, ...]] = {
+            "0.weight": (size, EMBEDDING),
+            **recurrent_shapes("1.", options.cell, EMBEDDING, hidden, options.layers),
+            f"{last}weight": (size, hidden),
+            f"{last}bias": (size,),
+        }
+        check_shapes(folder, tensors, wanted)
+        model = cls.fresh(alphabet, options)
         model.model.load_state_dict(tensors)
         return model
 
 
-def known_words(text: str, corpus: str) -> float:
-    """The share of the words in ``text`` that occur in ``corpus``.
+def _options(folder: str | os.PathLike[str], given: Any, tensors: int) -> TextOptions:
+    """The options of a model that was read; none is larger than its tensors can be."""
+    options = TextOptions(**known_options(folder, given, TextOptions))
+    right = (
+        options.cell in CELLS
+        and options.precision in PRECISIONS
+        and options.hidden > 0
+        and 0 < options.layers <= tensors
+        and 0 <= options.dropout < 1
+        and options.seed >= 0
+    )
+    if not right:
+        raise ValueError(f"DIR: expected a model with usable options, got {os.fspath(folder)} with {given!r:.300}")
+    return options
 
-    >>> known_words("To be or not to bee", "to be, or not")
-    0.8333333333333334
+
+def visible(text: str, out: TextIO | None = None) -> str:
+    """Return a text as a terminal may be given it: control characters, and what ``out`` cannot encode, as escapes.
+
+    >>> print(visible("a" + chr(27) + "[2Jb"))
+    a\\x1b[2Jb
+
+    Args:
+        text: what a model wrote, whose alphabet may be anybody's.
+        out: where it goes; None for anywhere.
     """
-    words = [w.lower() for w in re.findall(r"[A-Za-z']+", text)]
-    known = {w.lower() for w in re.findall(r"[A-Za-z']+", corpus)}
-    return sum(w in known for w in words) / max(len(words), 1)
+    safe = "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else f"\\x{ord(c):02x}" for c in text)
+    encoding = getattr(out, "encoding", None) or "utf-8"
+    return safe.encode(encoding, "backslashreplace").decode(encoding)
 
 
 class _Report(Callback):
@@ -153,48 +204,79 @@ class _Report(Callback):
             file=self.out,
         )
         sample = self.chars.generate(self.prompt, 160, temperature=0.7, seed=int(row["step"]))
-        print("    " + sample.replace("\n", "\n    "), file=self.out, flush=True)
-        if self.folder is not None:
-            self.chars.save(self.folder)  # so that an interrupted run leaves a model to generate with
+        print("    " + visible(sample, self.out).replace("\n", "\n    "), file=self.out, flush=True)
+        self._keep()
+
+    def on_end(self, trainer: Trainer) -> None:
+        self._keep()
+
+    def _keep(self) -> None:
+        """Leave a model to generate with, and an alphabet to compare with, beside every checkpoint."""
+        if self.folder is not None and (self.folder / CHECKPOINT).exists():
+            self.chars.save(self.folder)
 
 
 def train_text(
-    text: str,
+    text: str | Encoded,
     name: str,
     options: TextOptions,
     *,
     save: str | os.PathLike[str] | None = None,
     resume: bool = False,
-    out: TextIO = sys.stdout,
+    overwrite: bool = False,
+    out: TextIO | None = None,
 ) -> tuple[CharModel, dict[str, Any]]:
-    """Train on the first 95% of a text, hold out the rest; returns the model and the figures."""
-    if len(text) < SHORTEST:
-        raise ValueError(f"FILE: expected at least {SHORTEST} characters, got {len(text)} in {name}")
-    chars = CharModel.fresh("".join(sorted(set(text))), options)
+    """Train on the first 95% of a text and hold out the rest.
+
+    Args:
+        text: the text, or what `corpora.read` made of one.
+        name: what the text is called in messages.
+        options: sizes, rates and so on.
+        save: a folder for the model, a checkpoint and a log, in which losses are in nats.
+        resume: go on from the checkpoint in that folder.
+        overwrite: replace what an earlier run left there.
+        out: where progress goes; None for standard output.
+
+    Returns:
+        The model, and the figures of the run.
+
+    Raises:
+        ValueError: too short a text; a folder with a model, where neither resume nor overwrite is
+            given; a checkpoint of another model or another alphabet.
+    """
+    source = encode(text) if isinstance(text, str) else text
+    if len(source) < SHORTEST:
+        raise ValueError(f"FILE: expected at least {SHORTEST} characters, got {len(source)} in {name}")
+    with prepare_folder(save, resume=resume, overwrite=overwrite) as folder:
+        again = {"resume": resume, "overwrite": overwrite}
+        return _train(source, name, options, folder, again, sys.stdout if out is None else out)
+
+
+def _train(
+    source: Encoded,
+    name: str,
+    options: TextOptions,
+    folder: Path | None,
+    again: dict[str, bool],
+    out: TextIO,
+) -> tuple[CharModel, dict[str, Any]]:
+    chars = CharModel.fresh(source.alphabet, options)
     chars.model.to(options.device)
     chars.set_precision(options.precision)
-    folder = None if save is None else Path(save)
-    if folder is not None:
-        kept = folder / "checkpoint.safetensors"
-        if kept.exists() and not resume:
-            raise ValueError(
-                f"--save: expected a folder without a model, found one in {folder}; go on with --resume, or take another"
-            )
-        if resume and not kept.exists():
-            raise ValueError(f"--resume: expected a checkpoint to go on from, found none in {folder}")
-        folder.mkdir(parents=True, exist_ok=True)
-    stream, cut = chars.encode(text), int(len(text) * 0.95)
+    stream, cut = source.ids, int(len(source) * 0.95)
+    prompt = source.text(cut, cut + 64)
     batch = min(BATCH, cut // 8)
     train = StreamLoader(stream[:cut], batch, WINDOW)
-    valid = StreamLoader(stream[cut : cut + 200_000], min(BATCH, (len(text) - cut) // 8), 4 * WINDOW)
+    valid = StreamLoader(stream[cut : cut + 200_000], min(BATCH, (len(source) - cut) // 8), 4 * WINDOW)
     schedule = optim.Warmup(
         optim.Cosine(options.rate, steps=max(options.steps, 1), final=options.rate / 20),
         steps=max(1, min(50, options.steps // 10)),
     )
     trainer = Trainer(chars.model, losses.CrossEntropy(), optim.AdamW(schedule, betas=(0.9, 0.99)), clip_norm=1.0)
-    trainer.callbacks.append(_Report(chars, text[cut : cut + 64], folder, out))
+    trainer.callbacks.append(_Report(chars, prompt, folder, out))
     print(
-        f"{name}: {len(text):,} characters, {len(chars.alphabet)} different; {chars.model.count_parameters():,} parameters",
+        f"{visible(name, out)}: {len(source):,} characters, {len(chars.alphabet)} different; "
+        f"{chars.model.count_parameters():,} parameters",
         file=out,
         flush=True,
     )
@@ -205,13 +287,15 @@ def train_text(
         validation=valid,
         steps=options.steps,
         validate_every=max(1, options.steps // 8),
-        checkpoint=None if folder is None else folder / "checkpoint.safetensors",
-        resume=resume,
-        log=None if folder is None else folder / "log.csv",
+        checkpoint=None if folder is None else folder / CHECKPOINT,
+        identity={"alphabet": source.alphabet},
+        log=None if folder is None else folder / LOG,
+        **(again if folder is not None else {}),
         progress=False,
     )
     seconds = time.perf_counter() - start
     valid_loss = trainer.evaluate(valid)["loss"]
+    sample = chars.generate(prompt, 2000, temperature=0.8, seed=options.seed)
     figures = {
         "task": "text",
         "corpus": name,
@@ -220,9 +304,7 @@ def train_text(
         "steps": trainer.optimizer.steps,
         "parameters": chars.model.count_parameters(),
         "seconds": seconds,
-        "known_words": known_words(
-            chars.generate(text[cut : cut + 64], 2000, temperature=0.8, seed=options.seed), text
-        ),
+        "known_words": known_words(sample, source),
         "stopped": history.stopped,
     }
     if folder is not None:

@@ -1,0 +1,141 @@
+"""Pooling over the steps of a sequence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import _check, _device
+from .._check import Array, Seed
+from .._ragged import Ragged, flat_flags, unwrapped
+from ._layer import Layer, Pullback
+
+
+class Pool(Layer):
+    """The mean or the maximum over the real steps of each sequence, or its last real step.
+
+    Padding and masked steps do not count, whatever they hold. A sequence without a real step gives zeros.
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> x = np.arange(6, dtype=np.float32).reshape(1, 3, 2)  # [B,T,D]
+    >>> ost.nn.Pool("mean", batch_first=True)(x, lengths=[2]).tolist()
+    [[1.0, 2.0]]
+    >>> classifier = ost.nn.Sequential(
+    ...     ost.nn.LSTM(2, 8, batch_first=True), ost.nn.Pool("max", batch_first=True), ost.nn.Linear(8, 3)
+    ... )
+    >>> classifier(x)[0].shape
+    (1, 3)
+
+    Args:
+        kind: "mean", "max" or "last".
+        batch_first: x is ``[B,T,D]`` in place of ``[T,B,D]``.
+        dtype: float32 or float64.
+    """
+
+    takes_lengths = True
+
+    def __init__(self, kind: str, *, batch_first: bool = False, dtype: npt.DTypeLike = np.float32) -> None:
+        super().__init__(dtype=dtype)
+        self.kind = _check.choice("kind", kind, ("mean", "max", "last"))
+        self.batch_first = bool(batch_first)
+
+    @property
+    def reduces_time(self) -> bool:
+        """True: the output is one row a sequence."""
+        return True
+
+    def _check_device(self, device: _device.Device | None) -> None:
+        if device is not None:
+            raise ValueError(f"device: expected 'cpu' for a model with a Pool, got {device.name!r}")
+
+    def _rows(self, x: Any, lengths: object, mask: Any) -> tuple[Ragged, Array]:
+        """The sequences one after the other, and which of their rows count."""
+        x, _ = unwrapped(x)
+        if isinstance(x, Ragged):
+            if lengths is not None:
+                raise ValueError(f"lengths: expected None with ragged sequences, got {type(lengths).__name__}")
+            on = flat_flags("mask", mask, x)
+            sequences, counts = x, np.ones(len(x.rows), bool) if on is None else on
+        else:
+            a = _check.array("x", x, 3)
+            rows = _check.contiguous(a if self.batch_first else a.swapaxes(0, 1))
+            batch, steps, width = rows.shape
+            flags = _check.flags("mask", mask, steps, batch, self.batch_first)
+            on = _check.taking_part(steps, batch, _check.lengths(lengths, steps, batch), flags)
+            offsets = np.arange(batch + 1) * steps
+            sequences, counts = Ragged(rows.reshape(batch * steps, width), offsets), on.T.reshape(-1)
+        if sequences.rows.dtype != self._dtype or sequences.rows.ndim != 2:
+            raise TypeError(
+                f"x: expected rows [N,D] of {self._dtype}, got shape {sequences.rows.shape} of {sequences.rows.dtype}"
+            )
+        return sequences, counts
+
+    def _pooled(self, x: Ragged, on: Array) -> tuple[Array, Array]:
+        """y [B,D], and what the gradient needs: 1 / count [B], or the row that each element came from [B,D]."""
+        batch, width = len(x), x.rows.shape[1]
+        filled = x.lengths > 0
+        starts = x.offsets[:-1][filled]
+        if self.kind == "mean":
+            y, share = np.zeros((batch, width), self._dtype), np.zeros(batch)
+            if starts.size:
+                sums = np.add.reduceat(np.where(on[:, None], x.rows, 0), starts, axis=0, dtype=np.float64)
+                count = np.add.reduceat(on.astype(np.int64), starts)
+                share[filled] = 1 / np.maximum(count, 1)
+                y[filled] = sums * share[filled, None]
+            return y, share
+        source = np.full((batch, width), -1, np.int64)
+        if starts.size:
+            numbers = np.arange(len(x.rows))[:, None]
+            if self.kind == "last":
+                source[filled] = np.maximum.reduceat(np.where(on[:, None], numbers, -1), starts, axis=0)
+            else:
+                seen = np.where(on[:, None], x.rows, -np.inf)
+                top = np.zeros((batch, width), self._dtype)
+                top[filled] = np.maximum.reduceat(seen, starts, axis=0)
+                best = (seen == np.repeat(top, x.lengths, 0)) | np.isnan(seen)
+                first = np.where(best & on[:, None], numbers, len(x.rows))
+                source[filled] = np.minimum.reduceat(first, starts, axis=0)
+                source[source == len(x.rows)] = -1
+        y = np.zeros((batch, width), self._dtype)
+        there = source >= 0
+        y[there] = x.rows[source[there], np.nonzero(there)[1]]
+        return y, source
+
+    def __call__(self, x: Any, *, lengths: object = None, mask: Any = None) -> Array:
+        """y ``[B,D]`` of x ``[T,B,D]`` (``[B,T,D]`` if batch_first), a `Ragged` or a list of ``[n,D]``.
+
+        Args:
+            lengths: ``[B]`` whole numbers from 0 to T.
+            mask: bool, ``[T,B]`` (``[B,T]`` if batch_first): steps that count.
+        """
+        return self._pooled(*self._rows(x, lengths, mask))[0]
+
+    def vjp(self, x: Any, *, lengths: object = None, mask: Any = None, rng: Seed = None) -> tuple[Array, Pullback]:
+        """y, and a pullback: ``dx = pullback(dy)``, of the form of x."""
+        sequences, on = self._rows(x, lengths, mask)
+        y, origin = self._pooled(sequences, on)
+
+        def backward(grads: dict[str, Array | None], dy: Array, need_dx: bool) -> Any:
+            d = _check.array("dy", dy)
+            if d.shape != y.shape or d.dtype != y.dtype:
+                raise ValueError(f"dy: expected shape {y.shape} of {y.dtype}, got {d.shape} of {d.dtype}")
+            if self.kind == "mean":
+                rows = np.repeat((d * origin[:, None]).astype(d.dtype), sequences.lengths, 0)
+                rows[~on] = 0
+            else:
+                rows = np.zeros_like(sequences.rows)
+                there = origin >= 0
+                rows[origin[there], np.nonzero(there)[1]] = d[there]
+            if isinstance(x, np.ndarray):
+                batch = len(sequences)
+                dx = rows.reshape(batch, -1, rows.shape[1]) if batch else rows.reshape(x.shape)
+                return dx if self.batch_first or not batch else dx.swapaxes(0, 1)
+            return sequences.like(rows) if isinstance(x, Ragged) else list(sequences.like(rows))
+
+        return _check.read_only(y), self._pullback(backward)
+
+    def __repr__(self) -> str:
+        return f"Pool({self.kind!r}{', batch_first=True' if self.batch_first else ''})"

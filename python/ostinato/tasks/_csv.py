@@ -1,0 +1,319 @@
+"""From the bytes of a CSV file to columns of text, with the line number of every row.
+
+Polars splits the cells. It does not tell a short row (it fills it with nulls), nor where a long one is, so the
+shape of the file (encoding, delimiter, quotes, cells of each row) is checked here before, over whole arrays.
+"""
+
+from __future__ import annotations
+
+import codecs
+import encodings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .._check import Array
+
+__all__ = ["Cells", "decode", "split"]
+
+DELIMITERS = ("\t", ";", "|", ",")  # in order of preference: only the comma occurs in numbers as well
+HEAD = 1 << 18  # bytes from which the delimiter is found
+NEWLINE, QUOTE = 10, 34
+SIGNATURES = {
+    b"PK\x03\x04": "a zip archive (.xlsx or .zip)",
+    b"\x1f\x8b": "a gzip file",
+    b"\x28\xb5\x2f\xfd": "a Zstandard file",
+    b"BZh": "a bzip2 file",
+    b"\xd0\xcf\x11\xe0": "an .xls file",
+    b"%PDF": "a PDF file",
+    b"ARROW1": "an Arrow file",
+    b"SQLite format 3": "an SQLite file",
+}
+BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The columns of a CSV file, all text."""
+
+    frame: Any  # polars.DataFrame of strings, without null
+    lines: Array  # int64 [rows]: the line of the file in which each row begins
+    delimiter: str | None  # None where the file has one column
+    first: list[str]  # the cells of the first row, which are the names where there is a header
+    first_line: int
+    notes: tuple[str, ...]
+
+
+def decode(raw: bytes, encoding: str | None, source: str) -> tuple[bytes, str | None]:
+    """Return the text as UTF-8 with ``\\n`` between lines, and the encoding where it was not UTF-8.
+
+    A byte-order mark tells the encoding; without one it is UTF-8 if the bytes are, else UTF-16 if every other byte
+    is zero, else Windows-1252, which is Latin-1 with more letters.
+    """
+    for signature, kind in SIGNATURES.items():
+        if raw.startswith(signature):
+            raise ValueError(f"FILE: expected CSV or Parquet, got {kind}: {source}")
+    text, found = _recode(raw, encoding, source)
+    if b"\0" in text[:HEAD]:
+        raise ValueError(f"FILE: expected CSV or Parquet, got bytes that are no text in {source}")
+    if b"\r" in text:
+        text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    return text, found
+
+
+def _recode(raw: bytes, encoding: str | None, source: str) -> tuple[bytes, str | None]:
+    if encoding is not None:
+        try:
+            codec = encodings.search_function(encoding)  # Python's own: others may answer to any name
+            if codec is None:
+                raise LookupError(encoding)
+            name = codec.name
+            text = raw.decode("utf-8-sig" if name == "utf-8" else name)
+        except LookupError:
+            raise ValueError(f"--encoding: expected a name such as utf-8 or latin-1, got {encoding!r}") from None
+        except UnicodeDecodeError as e:
+            raise ValueError(
+                f"--encoding: expected text in {encoding}, got {source} with {e.reason} at byte {e.start}"
+            ) from None
+        return text.removeprefix("\ufeff").encode(), None
+    for mark, name in BYTE_ORDER_MARKS:
+        if raw.startswith(mark):
+            rest = raw[len(mark) :]
+            return (rest, None) if name == "utf-8" and _is_utf8(rest) else (_strict(rest, name, source), name)
+    head = np.frombuffer(raw[: HEAD // 2 * 2][: len(raw) // 2 * 2], np.uint8)
+    zeros = [float((head[k::2] == 0).mean()) if head.size else 0.0 for k in (0, 1)]
+    if max(zeros) > 0.4 and min(zeros) < 0.1:
+        name = "utf-16-be" if zeros[0] > zeros[1] else "utf-16-le"
+        return _strict(raw, name, source), name
+    if _is_utf8(raw):
+        return raw, None
+    try:
+        return raw.decode("cp1252").encode(), "cp1252"
+    except UnicodeDecodeError:
+        return raw.decode("latin-1").encode(), "latin-1"
+
+
+def _is_utf8(raw: bytes) -> bool:
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _strict(raw: bytes, name: str, source: str) -> bytes:
+    try:
+        return raw.decode(name).encode()
+    except UnicodeDecodeError as e:
+        raise ValueError(
+            f"FILE: expected {name} after the byte-order mark, got {source} with {e.reason} at byte {e.start}"
+        ) from None
+
+
+@dataclass(frozen=True)
+class _Records:
+    """Where the records of a text are; a record is a line, or several where a quoted cell holds line breaks."""
+
+    starts: Array  # int64 [records], bytes
+    ends: Array  # int64 [records], without the line break
+    cells: Array  # int64 [records]
+    lines: Array  # int64 [records], from 1
+
+
+def _records(text: bytes, delimiter: int | None) -> _Records:
+    """Find the records and count their cells: delimiters and line breaks count outside quotes only."""
+    a = np.frombuffer(text, np.uint8)
+    wanted = (a == NEWLINE) | (a == QUOTE)
+    if delimiter is not None:
+        wanted |= a == delimiter
+    at = np.flatnonzero(wanted)
+    kind = a[at]
+    if (kind == QUOTE).any():
+        _check_quotes(a, at[kind == QUOTE], delimiter)
+        outside = np.cumsum(kind == QUOTE) % 2 == 0
+    else:
+        outside = np.ones(len(at), bool)
+    breaks = np.cumsum(kind == NEWLINE)
+    is_end = outside & (kind == NEWLINE)
+    ends = at[is_end]
+    commas = np.cumsum(outside & (kind != NEWLINE) & (kind != QUOTE))
+    counts, lines = commas[is_end], breaks[is_end]
+    last = int(ends[-1]) + 1 if ends.size else 0
+    if last < len(a):  # the last line has no line break
+        ends = np.append(ends, len(a))
+        counts = np.append(counts, commas[-1] if commas.size else 0)
+        lines = np.append(lines, breaks[-1] + 1 if breaks.size else 1)
+    starts = np.concatenate([[0], ends[:-1] + 1]).astype(np.int64)[: len(ends)]
+    first_lines = np.concatenate([[1], lines[:-1] + 1])[: len(ends)]
+    return _Records(starts, ends, np.diff(counts, prepend=0) + 1, first_lines)
+
+
+def _check_quotes(a: Array, quotes: Array, delimiter: int | None) -> None:
+    """Every quoted cell begins at the cell's beginning and ends at its end, with quotes inside doubled."""
+
+    def line(at: Any) -> int:
+        return int((a[: int(at)] == NEWLINE).sum()) + 1
+
+    opening, closing = quotes[0::2], quotes[1::2]
+    borders = [NEWLINE] if delimiter is None else [NEWLINE, delimiter]
+    before = np.where(opening > 0, a[np.maximum(opening - 1, 0)], NEWLINE)
+    doubled = np.zeros(len(opening), bool)
+    doubled[1:] = opening[1:] == closing[: len(opening) - 1] + 1
+    bad = ~np.isin(before, borders) & ~doubled
+    if bad.any():
+        raise ValueError(
+            f"FILE: expected quotes around whole cells, got one within a cell in line {line(opening[bad][0])}; "
+            "quote the cell and double the quotes inside it"
+        )
+    if len(closing) < len(opening):
+        raise ValueError(
+            f"FILE: expected an even number of quotes, got one that is never closed in line {line(opening[-1])}"
+        )
+    after = np.where(closing + 1 < len(a), a[np.minimum(closing + 1, len(a) - 1)], NEWLINE)
+    bad = ~np.isin(after, borders)
+    bad[: len(opening) - 1] &= ~doubled[1:]
+    if bad.any():
+        raise ValueError(
+            f"FILE: expected a cell to end with its quote, got more in line {line(closing[bad][0])}; "
+            "quote the cell and double the quotes inside it"
+        )
+
+
+def _find_delimiter(text: bytes) -> str | None:
+    """Return the delimiter that cuts every line of the head into the same number of cells, more than one.
+
+    Where none does, the one that the first line has most of: the row that differs is then an error by its number.
+    """
+    head = text[:HEAD]
+    if len(text) > HEAD:
+        head = head[: head.rfind(b"\n") + 1] or head
+    counts: dict[str, Array] = {}
+    problem: ValueError | None = None
+    for candidate in DELIMITERS:
+        try:
+            records = _records(head, ord(candidate))
+        except ValueError as e:  # quotes that do not fit this delimiter, or a quoted cell that the head cuts
+            problem = e
+            continue
+        full = records.ends > records.starts
+        if full.any():
+            counts[candidate] = records.cells[full]
+    if problem is not None and not counts:
+        raise problem
+    for candidate, cells in counts.items():
+        if cells[0] > 1 and (cells == cells[0]).all():
+            return candidate
+    in_header = {c: int(cells[0]) for c, cells in counts.items() if cells[0] > 1}
+    return max(in_header, key=lambda c: in_header[c]) if in_header else None
+
+
+def split(text: bytes, delimiter: str | None, source: str) -> Cells:
+    """Split a text into cells, all rows with the same number of them.
+
+    Raises:
+        ValueError: if a row has another number of cells than the first one, or a quote is where none can be.
+    """
+    import polars as pl
+
+    if delimiter is not None and (len(delimiter) != 1 or not delimiter.isascii() or delimiter in '"\n\r'):
+        raise ValueError(f"--delimiter: expected one ASCII character, got {delimiter!r}")
+    if not text.strip():
+        raise ValueError(f"FILE: expected a header and rows, got an empty file: {source}")
+    found = delimiter or _find_delimiter(text)
+    records = _records(text, None if found is None else ord(found))
+    blank = _blank(text, records)
+    text, records, blank_lines = _without(text, records, blank)
+    _same_width(text, records, found)
+    frame = _one_column(text, records) if found is None else _columns(text, found, source)
+    frame = frame.select(pl.all().fill_null("").str.strip_chars())
+    if frame.height != len(records.starts):
+        raise ValueError(f"FILE: expected {len(records.starts)} rows, got {frame.height} from the reader in {source}")
+    lines, first, first_line = records.lines, list(frame.row(0)), int(records.lines[0])
+    empty = frame.select(pl.all_horizontal(pl.all() == "")).to_series().to_numpy()
+    if empty[0]:
+        raise ValueError(f"FILE: expected names or values in the first row, got empty cells in line {first_line}")
+    if empty.any() and frame.width > 1:  # spreadsheets write lines of delimiters below the last row
+        blank_lines += int(empty.sum())
+        frame, lines = frame.filter(~empty), lines[~empty]
+    notes = (f"{blank_lines} blank lines passed over",) if blank_lines > 1 else ()
+    notes = ("1 blank line passed over",) if blank_lines == 1 else notes
+    return Cells(frame, lines, found, first, first_line, notes)
+
+
+def _columns(text: bytes, delimiter: str, source: str) -> Any:
+    """Cells of a file with a delimiter, as they stand."""
+    import polars as pl
+
+    try:
+        return pl.read_csv(
+            text,
+            has_header=False,
+            infer_schema=False,
+            separator=delimiter,
+            quote_char='"',
+            truncate_ragged_lines=False,
+        )
+    except pl.exceptions.PolarsError as e:
+        raise ValueError(f"FILE: expected a CSV file, got {source}: {e}") from None
+
+
+def _one_column(text: bytes, records: _Records) -> Any:
+    """Cells of a file without a delimiter: whole lines, with the quotes around them taken off."""
+    import polars as pl
+
+    cells = [text[s:e].decode() for s, e in zip(records.starts.tolist(), records.ends.tolist())]
+    if b'"' in text:
+        cells = [c[1:-1].replace('""', '"') if c.startswith('"') else c for c in cells]
+    return pl.DataFrame({"column_1": cells})
+
+
+def _blank(text: bytes, records: _Records) -> Array:
+    """Tell which records have nothing but spaces."""
+    blank = records.ends == records.starts
+    a = np.frombuffer(text, np.uint8)
+    first = a[np.minimum(records.starts, len(a) - 1)]
+    for k in np.flatnonzero(~blank & (first <= 32) & (records.cells == 1)).tolist():
+        blank[k] = not text[records.starts[k] : records.ends[k]].strip()
+    return np.asarray(blank)
+
+
+def _without(text: bytes, records: _Records, blank: Array) -> tuple[bytes, _Records, int]:
+    """Drop blank records; those after the last row are not counted."""
+    if not blank.any():
+        return text, records, 0
+    kept = np.flatnonzero(~blank)
+    between = int(blank[: kept[-1]].sum())
+    pieces = []
+    for run in np.split(kept, np.flatnonzero(np.diff(kept) > 1) + 1):
+        pieces.append(text[int(records.starts[run[0]]) : int(records.ends[run[-1]])])
+    lengths = (records.ends - records.starts)[kept]
+    ends = np.cumsum(lengths + 1) - 1
+    return b"\n".join(pieces), _Records(ends - lengths, ends, records.cells[kept], records.lines[kept]), between
+
+
+def _same_width(text: bytes, records: _Records, delimiter: str | None) -> None:
+    width = int(records.cells[0])
+    bad = np.flatnonzero(records.cells != width)
+    if not bad.size:
+        return
+    k = int(bad[0])
+    row = text[int(records.starts[k]) : int(records.ends[k])].decode()
+    row = row if len(row) <= 60 else row[:57] + "..."
+    more = f" (and {len(bad) - 1} more rows like it)" if len(bad) > 1 else ""
+    if records.cells[k] > width and delimiter == ",":
+        fix = 'a cell with a comma in it has to be quoted, as "1,003.62"'
+    elif k == len(records.cells) - 1:
+        fix = "a line below the table, as a footer, has to go"
+    else:
+        fix = "mend the line, or name what separates cells with --delimiter"
+    raise ValueError(
+        f"FILE: expected {width} cells in every row, as in line {int(records.lines[0])}, got {int(records.cells[k])} "
+        f"in line {int(records.lines[k])}: {row!r}{more}; {fix}"
+    )

@@ -1,0 +1,78 @@
+"""What a run calls on its way."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from ._types import Row
+
+if TYPE_CHECKING:
+    from ._trainer import Trainer
+
+
+class Callback:
+    """Base of callbacks: override what you need. ``trainer.stop(reason)`` ends the run after the step.
+
+    An exception of a callback ends the run too: the checkpoint is written and the best parameters are put back first.
+    """
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Before the first step."""
+
+    def on_step(self, trainer: Trainer, step: int, loss: float, norm: float) -> None:
+        """After an update of the parameters: its number from 1 on, its loss, the global norm of its gradients before
+        clipping. With ``tbptt`` a batch makes several, with ``accumulate`` several batches make one."""
+
+    def on_row(self, trainer: Trainer, row: Row) -> None:
+        """After a validation (or an epoch): step, epoch, loss, valid_loss, rate, norm, seconds and the metrics."""
+
+    def on_end(self, trainer: Trainer) -> None:
+        """After the last step, whatever ended the run."""
+
+
+class TensorBoard(Callback):
+    """Write every row of the history (and the loss of every ``every``-th step) for TensorBoard.
+
+    ``TensorBoard("runs/gru")`` needs the extra ``tensorboard``; the writer of PyTorch is taken where tensorboardX is missing.
+
+    Args:
+        folder: where the event files go.
+        every: steps between two losses; None: rows alone.
+
+    Raises:
+        ImportError: there is neither tensorboardX nor PyTorch with TensorBoard; when the run starts.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, every: int | None = None) -> None:
+        self.folder, self.every = os.fspath(folder), every
+        self._writer: Any = None
+
+    def on_start(self, trainer: Trainer) -> None:
+        self._writer = _summary_writer()(self.folder)
+
+    def on_step(self, trainer: Trainer, step: int, loss: float, norm: float) -> None:
+        if self.every is not None and step % self.every == 0:
+            self._writer.add_scalar("step/loss", loss, step)
+            self._writer.add_scalar("step/norm", norm, step)
+
+    def on_row(self, trainer: Trainer, row: Row) -> None:
+        for name, value in row.items():
+            if name != "step":
+                self._writer.add_scalar(name, value, int(row["step"]))
+
+    def on_end(self, trainer: Trainer) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def _summary_writer() -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise ImportError("TensorBoard needs a writer: pip install 'ostinato[tensorboard]'") from None
+    return SummaryWriter

@@ -1,0 +1,271 @@
+"""The checkpoint of a run: one safetensors file with parameters, optimiser, place and history; checked before it is used."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from .. import _check, _device, safetensors
+from .._check import Array
+from ._types import History, Row
+
+FORMAT = 2
+LIMIT = 2**62
+
+
+@dataclass
+class Place:
+    """Where a run is; all of it goes into a checkpoint.
+
+    Attributes:
+        step: updates of the parameters.
+        epoch, batch, window: epochs done, batches done of this one, and steps done of a batch that ``tbptt`` walks through.
+        loss_sum, loss_count: since the last row, weighted by what the losses average over.
+        norm: of the last gradients.
+        first_epoch: epochs of the calls of fit before this one: each has an order of its own.
+        best: the best figure that was watched, the lower the better.
+        mark: the figure that patience compares with, and how many validations were not better.
+        seconds: of all runs so far.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    window: int = 0
+    loss_sum: float = 0.0
+    loss_count: float = 0.0
+    norm: float = 0.0
+    first_epoch: int = 0
+    best: float = math.inf
+    mark: float = math.inf
+    bad: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Saved:
+    """A checkpoint as it was read, consistent in itself."""
+
+    at: Place
+    model: dict[str, Array]
+    best: dict[str, Array] | None
+    optimizer: dict[str, Any]
+    names: dict[str, str]  # of the classes of loss and optimiser
+    state: Any
+    walk: dict[int, Any]
+    history: History
+    data: dict[str, Any]
+    validation: dict[str, Any] | None
+    settings: dict[str, Any]
+    identity: dict[str, Any]
+
+
+@dataclass
+class Checkpoint:
+    """What a checkpoint of a Trainer holds, for use without one.
+
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "run.safetensors"
+    >>> x = np.zeros((8, 5, 1), np.float32)
+    >>> model = ost.nn.GRU(1, 1, batch_first=True, rng=0)
+    >>> history = ost.Trainer(model, ost.losses.MSE()).fit((x, x), checkpoint=path, progress=False)
+    >>> checkpoint = ost.train.Checkpoint.load(path, which="last")
+    >>> model.load_state_dict(checkpoint.parameters)
+    >>> checkpoint.step
+    1
+
+    Attributes:
+        parameters: by name, as `Layer.load_state_dict` takes them.
+        step, epoch: how far the run had come.
+        history: its rows, and the best one.
+        identity: what `Trainer.fit` was given under that name.
+    """
+
+    parameters: dict[str, Array]
+    step: int
+    epoch: int
+    history: History
+    identity: dict[str, Any]
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], which: str = "best") -> Checkpoint:
+        """Read the parameters of the best validation, or ``which="last"``: those of the last step.
+
+        Raises:
+            ValueError: the file is no checkpoint, a damaged one, or has no best parameters.
+        """
+        _check.choice("which", which, ("best", "last"))
+        saved = read(path)
+        if which == "best" and saved.best is None:
+            raise ValueError(
+                f"which: expected 'last', since the run of {os.fspath(path)} had no validation, got 'best'"
+            )
+        parameters = saved.model if which == "last" else saved.best
+        assert parameters is not None
+        return cls(parameters, saved.at.step, saved.at.epoch, saved.history, saved.identity)
+
+
+def write(path: str | os.PathLike[str], saved: Saved) -> None:
+    """Write a checkpoint, whole or not at all."""
+    tensors = {f"model.{n}": np.asarray(_device.host(a)) for n, a in saved.model.items()}
+    tensors.update({f"best.{n}": np.asarray(_device.host(a)) for n, a in (saved.best or {}).items()})
+    optimizer = dict(saved.optimizer)
+    tensors.update({f"optimizer.{n}": a for n, a in optimizer.pop("buffers").items()})
+    at = {n: None if isinstance(v, float) and math.isinf(v) else v for n, v in vars(saved.at).items()}
+    meta = {
+        "format": FORMAT,
+        "at": at,
+        "names": saved.names,
+        "optimizer": optimizer,
+        "state": _pack(saved.state, tensors, "state"),
+        "walk": [[t, _pack(s, tensors, f"walk.{t}")] for t, s in saved.walk.items()],
+        "rows": saved.history.rows,
+        "best": saved.history.best,
+        "data": saved.data,
+        "validation": saved.validation,
+        "settings": saved.settings,
+        "identity": saved.identity,
+    }
+    safetensors.save(path, tensors, {"ostinato": json.dumps(meta, default=_plain)})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"checkpoint: expected facts that JSON can hold, got a {type(value).__name__}")
+
+
+def read(path: str | os.PathLike[str]) -> Saved:
+    """Read and check a checkpoint; what its metadata says is believed only where the tensors agree.
+
+    Raises:
+        ValueError: it is none, or damaged, or of another version.
+    """
+    name = os.fspath(path)
+    tensors, text = safetensors.load(path)
+    if "ostinato" not in text:
+        raise ValueError(f"{name}: expected a checkpoint of a Trainer, got another safetensors file")
+    try:
+        meta = json.loads(text["ostinato"])
+    except (ValueError, RecursionError):
+        raise ValueError(f"{name}: expected a checkpoint of a Trainer, got metadata that is not JSON") from None
+    if isinstance(meta, dict) and "format" not in meta and "at" in meta:
+        raise ValueError(
+            f"{name}: expected a checkpoint of format {FORMAT}, got one of an older version, which cannot be resumed; "
+            'its parameters are the tensors that begin with "model."'
+        )
+    if isinstance(meta, dict) and isinstance(meta.get("format"), int) and meta["format"] > FORMAT:
+        raise ValueError(f"{name}: expected a checkpoint of format {FORMAT}, got {meta['format']}, of a newer version")
+    try:
+        return _parse(meta, tensors)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as e:
+        raise ValueError(f"{name}: expected a checkpoint of a Trainer, got a damaged one: {e}") from None
+
+
+def _need(condition: bool, what: str) -> None:
+    if not condition:
+        raise ValueError(what)
+
+
+def _number(value: Any, what: str) -> float:
+    _need(isinstance(value, (int, float)) and not isinstance(value, bool), f"{what} is no number")
+    return float(value)
+
+
+def _count(value: Any, what: str) -> int:
+    _need(isinstance(value, int) and not isinstance(value, bool) and 0 <= value < LIMIT, f"{what} is no whole number")
+    return int(value)
+
+
+def _row(row: Any) -> Row:
+    _need(isinstance(row, dict) and {"step", "epoch", "loss"} <= set(row), "a row without its step, epoch and loss")
+    return {str(n): v if isinstance(v, int) and not isinstance(v, bool) else _number(v, n) for n, v in row.items()}
+
+
+def _parse(meta: Any, tensors: dict[str, Array]) -> Saved:
+    _need(isinstance(meta, dict) and meta["format"] == FORMAT, "no known format")
+    place: dict[str, Any] = {}
+    _need(set(meta["at"]) == {f.name for f in fields(Place)}, "another set of facts about its place")
+    for f in fields(Place):
+        value = meta["at"][f.name]
+        if f.type == "int":
+            place[f.name] = _count(value, f.name)
+        else:
+            place[f.name] = math.inf if value is None and f.name in ("best", "mark") else _number(value, f.name)
+            _need(value is None or math.isfinite(value), f"{f.name} is not finite")
+    groups: dict[str, dict[str, Array]] = {"model": {}, "best": {}, "optimizer": {}, "state": {}, "walk": {}}
+    for name, a in tensors.items():
+        group, _, rest = name.partition(".")
+        _need(group in groups, f"an unknown tensor {name!r}")
+        groups[group][rest] = a
+    model, best = groups["model"], groups["best"]
+    forms = [{n: (a.shape, a.dtype) for n, a in g.items()} for g in (model, best)]
+    _need(not best or forms[0] == forms[1], "best parameters that are not shaped as the last ones")
+    _need(bool(best) == (meta["best"] is not None), "a best row without parameters, or parameters without a row")
+    optimizer = meta["optimizer"]
+    _need(
+        isinstance(optimizer, dict) and set(optimizer) == {"steps", "started", "schedule"}, "no state of an optimiser"
+    )
+    started = optimizer["started"]
+    _need(isinstance(started, dict) and set(started) <= set(model), "an optimiser of other parameters")
+    steps = _count(optimizer["steps"], "steps")
+    optimizer = {
+        "steps": steps,
+        "started": {n: _count(v, n) for n, v in started.items()},
+        "schedule": optimizer["schedule"],
+        "buffers": groups["optimizer"],
+    }
+    _need(isinstance(optimizer["schedule"], dict), "no state of a schedule")
+    _need(all(k <= steps for k in optimizer["started"].values()), "parameters that started after the last step")
+    for part in ("names", "data", "settings", "identity"):
+        _need(isinstance(meta[part], dict), f"no {part}")
+    _need(all(isinstance(meta["data"].get(n), dict) for n in ("kind", "order", "content")), "no facts about the data")
+    _need(meta["validation"] is None or isinstance(meta["validation"], dict), "no facts about the validation set")
+    _need(isinstance(meta["rows"], list) and isinstance(meta["walk"], list), "no rows or no walk")
+    used: list[str] = []
+    state = _unpack(meta["state"], tensors, used)
+    walk = {_count(t, "a step"): _unpack(s, tensors, used) for t, s in meta["walk"]}
+    _need(bool(walk) == (place["window"] > 0), "a batch that was begun without its states")
+    _need(sorted(used) == sorted(n for n in tensors if n.split(".")[0] in ("state", "walk")), "states of nothing")
+    history = History([_row(r) for r in meta["rows"]], None if meta["best"] is None else _row(meta["best"]))
+    return Saved(
+        Place(**place),
+        model,
+        best or None,
+        optimizer,
+        meta["names"],
+        state,
+        walk,
+        history,
+        meta["data"],
+        meta["validation"],
+        meta["settings"],
+        meta["identity"],
+    )
+
+
+def _pack(state: Any, tensors: dict[str, Array], name: str) -> Any:
+    if state is None:
+        return None
+    if _check.is_array(state):
+        tensors[name] = _device.host(state)
+        return name
+    return [_pack(s, tensors, f"{name}.{k}") for k, s in enumerate(state)]
+
+
+def _unpack(packed: Any, tensors: dict[str, Array], used: list[str]) -> Any:
+    if packed is None:
+        return None
+    if isinstance(packed, str):
+        _need(packed.split(".")[0] in ("state", "walk") and packed not in used, "a state that is another tensor")
+        used.append(packed)
+        return tensors[packed]
+    _need(isinstance(packed, list), "a state of another form")
+    return tuple(_unpack(p, tensors, used) for p in packed)

@@ -1,0 +1,556 @@
+"""One run of `Trainer.fit`: epochs, rows, early stopping, checkpoints, and what is left when it ends early."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import _device
+from .._check import Array
+from ..nn import Layer, Recurrent, Sequential
+from . import _checkpoint
+from ._callbacks import Callback
+from ._checkpoint import Place, Saved
+from ._inputs import Source
+from ._log import Log
+from ._signals import Signals
+from ._step import Stepper, Walk, Window
+from ._types import Batch, Diverged, History, Row, diverged
+
+if TYPE_CHECKING:
+    from ._trainer import Trainer
+
+PATIENCE = "no better loss within patience"
+
+
+@dataclass
+class Settings:
+    """The arguments of fit that say how a run goes, checked."""
+
+    epochs: int | None
+    steps: int | None
+    validate_every: int | None
+    patience: int | None
+    min_delta: float
+    monitor: str
+    sign: float  # -1 where more is better
+    restore_best: bool
+    checkpoint: Path | None
+    checkpoint_every: int | None
+    accumulate: int
+    seed: int
+    identity: dict[str, Any]
+    log: Path | None
+
+
+class Fit:
+    """One run of fit."""
+
+    def __init__(self, trainer: Trainer, source: Source, validation: Source | None, settings: Settings) -> None:
+        self.trainer, self.source, self.validation, self.settings = trainer, source, validation, settings
+        self.stepper = Stepper(trainer)
+        self.at = Place()
+        self.state: Any = None
+        self.walk = Walk()
+        self.history = History()
+        self.best: Array | None = None  # parameters of the best validation
+        self.resumed = False
+        self.log = None if settings.log is None else Log(settings.log)
+        self._last: Window | None = None  # the loss of new parameters is tried on it
+        self._known_good = -1  # the step whose parameters have shown a finite loss
+        self._saved = (-1, -1)
+        self._whole = True  # no update is half done
+        self._began = 0  # the step that this call of fit began with
+        self._started = 0.0
+        self._draws = _draws(trainer.model)
+
+    # -- the run -------------------------------------------------------------------------------------------------
+
+    def columns(self) -> list[str]:
+        """The names of a row's figures."""
+        valid = ["valid_loss", *(f"valid_{n}" for n in self.trainer.metrics)] if self.validation is not None else []
+        return ["step", "epoch", "loss", "rate", "norm", *valid, "seconds"]
+
+    def total(self) -> int | None:
+        """The most steps there can be, as far as it can be known."""
+        s, ends = self.settings, []
+        if s.steps is not None:
+            ends.append(s.steps)
+        each = self._updates_of_a_batch()
+        if s.epochs is not None and self.source.has_length and each is not None:
+            ends.append(-(-len(self.source) // s.accumulate) * each * s.epochs)
+        return min(ends, default=None)
+
+    def _updates_of_a_batch(self) -> int | None:
+        """The most there can be."""
+        if self.trainer.tbptt is None:
+            return 1
+        steps = getattr(self.source.loader, "window", None)
+        if steps is None and isinstance(getattr(self.source.loader, "x", None), np.ndarray):
+            steps = self.source.loader.x.shape[1]
+        return None if steps is None else max(-(-int(steps) // self.trainer.tbptt[0]), 1)
+
+    def go(self, callbacks: Sequence[Callback]) -> History:
+        """Train, and leave everything in order whatever ends the run."""
+        t, at = self.trainer, self.at
+        self._started = time.monotonic() - at.seconds
+        self._began = t.at_step = at.step
+        t._stop = ""
+        signals = Signals()
+        try:
+            with signals:
+                for c in callbacks:
+                    c.on_start(t)
+                self.history.stopped = self._loop(callbacks, signals)
+                self._save()
+        except BaseException as e:
+            self._rescue()
+            if isinstance(e, Diverged):
+                path = self.settings.checkpoint
+                good = f"; the last good checkpoint is {path}" if path is not None and path.exists() else ""
+                first, _, rest = str(e).partition("\n")
+                raise Diverged(f"{first}{good}{'; ' if rest else ''}{rest}") from None
+            raise
+        finally:
+            _end(callbacks, t)
+        self._put_best_back()
+        signals.deliver()
+        return self.history
+
+    def _put_best_back(self) -> bool:
+        if not self.settings.restore_best or self.best is None:
+            return False
+        with self.trainer.model.write() as p:
+            p.flat[...] = self.best
+        return True
+
+    def _rescue(self) -> None:
+        """After an error: write what is known to be good, then put the best parameters back, or the last good ones."""
+        good = self._whole
+        if good and self.at.step > self._began:
+            try:
+                self._save()
+            except Diverged:
+                good = False
+            except OSError as e:
+                warnings.warn(f"checkpoint: it could not be written after the error that follows: {e}", stacklevel=2)
+        if good and self.settings.checkpoint is None:
+            try:
+                self._try()
+            except Exception:  # what the loss raises says nothing for these parameters
+                good = False
+        if not self._put_best_back() and not good and self.stepper.previous is not None:
+            with self.trainer.model.write() as p:
+                p.flat[...] = self.stepper.previous
+
+    def _loop(self, callbacks: Sequence[Callback], signals: Signals) -> str:
+        t, at, s = self.trainer, self.at, self.settings
+        if not self.resumed:
+            at.first_epoch = t._epochs
+        if s.patience is not None and at.bad >= s.patience:
+            return PATIENCE
+        if s.validate_every and at.step and at.step % s.validate_every == 0 and self._unseen() and self._row(callbacks):
+            return PATIENCE  # an error had come between the step and its row
+        while True:
+            if s.epochs is not None and at.epoch >= s.epochs:
+                return self._last_row(callbacks, "all epochs done")
+            began, before = (at.batch, at.window), at.step
+            for group in _groups(self.source.batches(at.first_epoch + at.epoch, at.batch), s.accumulate):
+                if s.steps is not None and at.step >= s.steps:
+                    return self._last_row(callbacks, "all steps done")
+                reason = self._batch(group, callbacks, signals)
+                if reason:
+                    return reason
+            if at.batch == 0 and began == (0, 0):
+                raise ValueError("train: expected at least one batch, got none")
+            if at.step == before and began == (0, 0):
+                raise ValueError("train: expected at least one step that counts in the loss, got an epoch without any")
+            at.epoch, at.batch, self.state = at.epoch + 1, 0, None
+            t._epochs = at.first_epoch + at.epoch
+            if not s.validate_every and self._row(callbacks):
+                return PATIENCE
+            if signals.seen is not None:
+                return "interrupted"
+            if t._stop:
+                return t._stop
+
+    def _batch(self, group: list[Batch], callbacks: Sequence[Callback], signals: Signals) -> str:
+        """The updates of a batch, or the one of several batches; why the run ends, if it does."""
+        s, at = self.settings, self.at
+        if not at.window:
+            self.walk = Walk(0, {0: self.state})
+        while True:
+            if s.steps is not None and at.step >= s.steps:
+                return self._last_row(callbacks, "all steps done")
+            done = self._update(group)
+            if done is None:
+                continue_ = at.window > 0
+            else:
+                reason = self._after(*done, callbacks, signals)
+                if reason:
+                    return reason
+                continue_ = at.window > 0
+            if not continue_:
+                return ""
+
+    def _update(self, group: list[Batch]) -> tuple[float, float] | None:
+        """One update, if anything counts: its loss and norm. Afterwards ``at`` is behind it."""
+        t, at, stepper = self.trainer, self.at, self.stepper
+        summed = len(group) > 1
+        t.model.zero_grad()
+        total, weight, windows = 0.0, 0.0, []
+        over = True
+        for k, batch in enumerate(group):
+            if k:
+                self.walk = Walk(0, {0: self.state})
+            window = stepper.next_window(batch, self.walk)
+            if window is None:
+                continue
+            result = stepper.gradients(window, at.step + 1, self._rng(k), summed=summed)
+            if result.weight:
+                windows.append(window)
+            total, weight = total + result.loss * result.weight, weight + result.weight
+            over = stepper.advance(batch, self.walk, result.state)
+            if over:
+                self.state = self.walk.known[self.walk.done] if self.source.carries_state else None
+        done = None
+        if windows:
+            self._whole = False
+            value = total / weight
+            at.norm = stepper.apply(at.step + 1, value, weight, summed=summed)
+            self._last = windows[0]
+            at.step += 1
+            done = value, at.norm
+        at.loss_sum, at.loss_count = at.loss_sum + total, at.loss_count + weight
+        at.window = 0 if over else self.walk.done
+        if over:
+            at.batch += len(group)
+        self._whole = True
+        t.at_step = at.step
+        return done
+
+    def _rng(self, batch: int) -> Any:
+        """All that draws in an update draws from this: of the seed and the place alone, so that a resumed run draws the same."""
+        if not self._draws:
+            return None
+        at = self.at
+        place = (self.settings.seed, 1, at.first_epoch + at.epoch, at.batch + batch, at.window)
+        return np.random.default_rng(place)
+
+    def _after(self, loss: float, norm: float, callbacks: Sequence[Callback], signals: Signals) -> str:
+        """What follows an update: callbacks, a row, a checkpoint; why the run ends, if it does."""
+        t, at, s = self.trainer, self.at, self.settings
+        for c in callbacks:
+            c.on_step(t, at.step, loss, norm)
+        if s.validate_every and at.step % s.validate_every == 0 and self._row(callbacks):
+            return PATIENCE
+        if s.checkpoint_every and at.step % s.checkpoint_every == 0:
+            self._save()
+        if signals.seen is not None:
+            return "interrupted"
+        return t._stop
+
+    # -- rows ----------------------------------------------------------------------------------------------------
+
+    def _unseen(self) -> bool:
+        """Whether there were steps since the last row."""
+        return not self.history.rows or self.history.rows[-1]["step"] != self.at.step
+
+    def _last_row(self, callbacks: Sequence[Callback], reason: str) -> str:
+        """The steps since the last row, if there are any, make one too: the end is always validated."""
+        if self._unseen() and self.at.step:
+            self._row(callbacks)
+        return reason
+
+    def _row(self, callbacks: Sequence[Callback]) -> bool:
+        """A row of the history, with a validation if there is data for one; True when patience is at its end."""
+        t, at, s = self.trainer, self.at, self.settings
+        at.seconds = time.monotonic() - self._started
+        row: Row = {
+            "step": at.step,
+            "epoch": at.epoch,
+            "loss": at.loss_sum / (at.loss_count or 1.0),
+            "rate": float(t.optimizer.rate),
+            "norm": at.norm,
+        }
+        better = False
+        if self.validation is not None:
+            figures, culprit = t._evaluate(self.validation)
+            row["valid_loss"] = figures.pop("loss")
+            row.update({f"valid_{k}": v for k, v in figures.items()})
+            if not math.isfinite(row["valid_loss"]):
+                raise diverged(f"the validation loss is {row['valid_loss']} after step {at.step}\n{culprit}")
+            self._known_good = at.step
+            better = self._judge(s.sign * row[s.monitor])
+        at.loss_sum, at.loss_count = 0.0, 0.0
+        row["seconds"] = at.seconds
+        self.history.rows.append(row)
+        if better:
+            self.history.best = row
+            self.best = t.model.flat.copy()
+        self._save()
+        if self.log is not None:
+            self.log.write(row)
+        for c in callbacks:
+            c.on_row(t, row)
+        return s.patience is not None and at.bad >= s.patience
+
+    def _judge(self, figure: float) -> bool:
+        """Whether it is the best so far; ``min_delta`` concerns patience alone. NaN is never better."""
+        at = self.at
+        self.trainer.optimizer.schedule.observe(figure)
+        if figure < at.mark - self.settings.min_delta:
+            at.mark, at.bad = figure, 0
+        else:
+            at.bad += 1
+        if figure < at.best:
+            at.best = figure
+            return True
+        return False
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------
+
+    def facts(self) -> dict[str, Any]:
+        """What a resumed run must share with this one."""
+        s, t = self.settings, self.trainer
+        return {
+            "accumulate": s.accumulate,
+            "tbptt": None if t.tbptt is None else list(t.tbptt),
+            "outputs": t.outputs,
+            "seed": s.seed,
+        }
+
+    def watched(self) -> dict[str, Any] | None:
+        """What the best figure is the best of."""
+        if self.validation is None:
+            return None
+        found = self.validation.fingerprint()
+        return {"monitor": self.settings.monitor, "kind": found["kind"], "content": found["content"]}
+
+    def _names(self) -> dict[str, str]:
+        return {"loss": type(self.trainer.loss).__name__, "optimizer": type(self.trainer.optimizer).__name__}
+
+    def _save(self) -> None:
+        s, t = self.settings, self.trainer
+        key = (self.at.step, len(self.history.rows))
+        if s.checkpoint is None or self._saved == key or not self.at.step:
+            return
+        self._try()
+        self.at.seconds = time.monotonic() - self._started
+        _checkpoint.write(
+            s.checkpoint,
+            Saved(
+                at=self.at,
+                model=dict(t.model.parameters()),
+                best=None if self.best is None else _split(t.model, self.best),
+                optimizer=t.optimizer.state_dict(),
+                names=self._names(),
+                state=self.state,
+                walk=self.walk.known if self.at.window else {},
+                history=self.history,
+                data=self.source.fingerprint(),
+                validation=self.watched(),
+                settings=self.facts(),
+                identity=s.identity,
+            ),
+        )
+        self._saved = key
+
+    def _try(self) -> None:
+        """Raises if the loss of the present parameters is not finite, on the last batch or, after a validation, on that."""
+        if self._known_good == self.at.step or self._last is None:
+            return
+        value = self.stepper.loss_of(self._last)
+        if not math.isfinite(value):
+            raise diverged(f"the loss is {value} after step {self.at.step}")
+        self._known_good = self.at.step
+
+    def restore(self) -> None:
+        """Take everything from the checkpoint; if it is refused nothing has changed."""
+        path, t = self.settings.checkpoint, self.trainer
+        assert path is not None
+        saved = _checkpoint.read(path)
+        try:
+            self._check_model(saved)
+        except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as e:
+            raise ValueError(
+                f"{path}: expected a checkpoint of this model and optimiser, got another: {e.args[0] if e.args else e}"
+            ) from None
+        self._check_facts(saved, path)
+        if self.log is not None:
+            self.log.resume(saved.history.rows, self.columns())
+        t.model.load_state_dict(saved.model)
+        t.optimizer.load_state_dict(saved.optimizer)
+        self.at, self.history = saved.at, saved.history
+        self.state, self.walk = self._placed(saved.state), Walk(saved.at.window, self._placed(saved.walk))
+        t._epochs = saved.at.first_epoch + saved.at.epoch
+        if saved.best is not None:
+            self.best = _joined(t.model, saved.best)
+        self.resumed = True
+        self._saved = (self.at.step, len(self.history.rows))
+        if saved.validation is not None and _as_json(saved.validation) != _as_json(self.watched()):
+            if self.validation is not None:
+                warnings.warn(
+                    "validation: another set or monitor than that of the checkpoint, whose best no longer counts",
+                    stacklevel=4,
+                )
+            self.at.best = self.at.mark = math.inf
+            self.at.bad, self.history.best, self.best = 0, None, None
+            t.optimizer.schedule.forget()
+            self._saved = (-1, -1)
+
+    def _placed(self, state: Any) -> Any:
+        if isinstance(state, tuple):
+            return tuple(self._placed(s) for s in state)
+        if isinstance(state, dict):
+            return {k: self._placed(v) for k, v in state.items()}
+        return None if state is None else self.trainer._placed(state)
+
+    def _check_model(self, saved: Saved) -> None:
+        """Raises unless parameters, optimiser and states are of this Trainer."""
+        t, own = self.trainer, self.trainer.model.parameters()
+        if saved.names != self._names():
+            raise ValueError(f"expected {self._names()}, got {saved.names}")
+        missing, unknown = [n for n in own if n not in saved.model], [n for n in saved.model if n not in own]
+        if missing or unknown:
+            raise KeyError(f"mapping: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}")
+        for name, view in own.items():
+            a = saved.model[name]
+            if (a.shape, a.dtype) != (view.shape, view.dtype):
+                raise ValueError(f"{name}: expected shape {view.shape} of {view.dtype}, got {a.shape} of {a.dtype}")
+            for b in (a, saved.model[name] if saved.best is None else saved.best[name]):
+                if not np.isfinite(b).all():
+                    raise ValueError(f"{name}: expected finite numbers, got others")
+        t.optimizer.check_state(saved.optimizer)
+        for name, buffer in saved.optimizer["buffers"].items():
+            if buffer.shape != t.model.flat.shape or buffer.dtype != t.model.dtype:
+                raise ValueError(
+                    f"optimizer.{name}: expected {t.model.flat.shape} of {t.model.dtype}, got {buffer.shape}"
+                )
+        copy.deepcopy(t.optimizer.schedule).load_state_dict(saved.optimizer["schedule"])
+        batch = getattr(self.source.loader, "batch_size", None)
+        for state in (saved.state, *saved.walk.values()):
+            _check_state(t.model, state, batch if self.source.carries_state else None)
+
+    def _check_facts(self, saved: Saved, path: Path) -> None:
+        """Raises if the run would go on with other data or settings than it began with."""
+        ours, data = _as_json(self.facts()), _as_json(self.source.fingerprint())
+        for name, value in ours.items():
+            if saved.settings.get(name) != value:
+                raise ValueError(
+                    f"{name}: expected {saved.settings.get(name)}, as the run of {path} had it, got {value}"
+                )
+        theirs = saved.data
+        if data["kind"] != theirs.get("kind"):
+            raise ValueError(
+                f"train: expected data of the kind {theirs.get('kind')}, as {path} had it, got {data['kind']}"
+            )
+        for name, value in data["order"].items():
+            if theirs.get("order", {}).get(name) != value:
+                raise ValueError(
+                    f"{name}: expected {theirs.get('order', {}).get(name)}, as the run of {path} had it, got {value}"
+                )
+        identity = _as_json(self.settings.identity)
+        for name in sorted({*identity, *saved.identity}):
+            if identity.get(name) != saved.identity.get(name) or (name in identity) != (name in saved.identity):
+                raise ValueError(
+                    f"identity[{name!r}]: expected {_short(saved.identity.get(name))}, as the run of {path} had it, got "
+                    f"{_short(identity.get(name))}"
+                )
+        if data["content"] != theirs.get("content"):
+            warnings.warn(
+                "train: other data than the checkpoint's run began with; it goes on, but not as one that never stopped",
+                stacklevel=5,
+            )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def _end(callbacks: Sequence[Callback], trainer: Trainer) -> None:
+    """End all of them, whatever one of them raises."""
+    first: BaseException | None = None
+    for c in callbacks:
+        try:
+            c.on_end(trainer)
+        except BaseException as e:
+            first = first or e
+    if first is not None:
+        raise first
+
+
+def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
+    """So many batches at a time; at the end those that are left."""
+    group: list[Batch] = []
+    for batch in batches:
+        group.append(batch)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _draws(model: Layer) -> bool:
+    """Whether anything in the model may draw numbers in `vjp`."""
+    if isinstance(model, Sequential):
+        return any(_draws(layer) for layer in model.layers)
+    if isinstance(model, Recurrent):
+        return bool(model.dropout) and model.num_layers > 1
+    return getattr(model, "rate", 1) != 0 and (
+        hasattr(model, "_rng") or not type(model).__module__.startswith("ostinato.")
+    )
+
+
+def _split(model: Layer, flat: Array) -> dict[str, Array]:
+    """A copy of the flat buffer by the names of the parameters."""
+    out, base = {}, None
+    for name in model.parameters():
+        e = model._block.entries[model._prefix + name]
+        base = e.offset if base is None else base
+        out[name] = flat[e.offset - base : e.offset - base + e.size].reshape(e.shape)
+    return out
+
+
+def _joined(model: Layer, arrays: dict[str, Array]) -> Array:
+    """The inverse of `_split`, where the model is."""
+    flat = np.zeros(model.flat.shape, model.dtype)
+    for name, view in _split(model, flat).items():
+        view[...] = arrays[name]
+    placed: Array = _device.like(flat, model.flat)
+    return placed
+
+
+def _check_state(model: Layer, state: Any, batch: int | None) -> None:
+    """Raises unless a state has the form that the model's would have; layers of other classes take what they are given."""
+    if state is None or (not isinstance(model, (Sequential, Recurrent))):
+        return
+    if isinstance(model, Sequential):
+        if not isinstance(state, tuple) or len(state) != len(model.layers):
+            raise ValueError("state: expected one entry for each layer, got others")
+        for layer, entry in zip(model.layers, state):
+            if entry is not None and not layer.stateful:
+                raise ValueError(f"state: expected none for a {type(layer).__name__}, got one")
+            _check_state(layer, entry, batch)
+        return
+    parts = state if model._has_cells else (state,)
+    if not isinstance(parts, tuple) or len(parts) != 1 + model._has_cells:
+        raise ValueError("state: expected the arrays of a recurrent layer, got others")
+    for a in parts:
+        size = a.shape[1] if isinstance(a, np.ndarray) and a.ndim == 3 else 0
+        model._check_state("state", a, batch or size)

@@ -1,0 +1,371 @@
+"""What users give as data, made batches in the layout of the model: right, or an error that names argument and fix."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from .. import _check, _device
+from .._check import Array
+from .._ragged import Ragged, flat_flags, unwrapped
+from ..data import ArrayLoader, RaggedLoader, as_array, targets_of
+from ..nn import Embedding, Layer, Linear, Recurrent, Sequential
+from ._types import FLAGS, THIRD, Batch, Times
+
+
+def layers_of(model: Layer) -> Iterator[Layer]:
+    """The model and all that is in it."""
+    yield model
+    for child in getattr(model, "layers", ()) if isinstance(model, Sequential) else ():
+        yield from layers_of(child)
+
+
+@dataclass
+class Form:
+    """What a model and a Trainer expect of a batch.
+
+    Attributes:
+        model: whose dtype and device x is brought to.
+        time_major: the layout of its recurrent layers; None without any.
+        per_sequence: a target a sequence, in place of one a step.
+        loss_first: ``batch_first`` of the loss.
+    """
+
+    model: Layer
+    time_major: bool | None
+    per_sequence: bool
+    loss_first: bool | None
+
+    @property
+    def outputs(self) -> str:
+        """As the loaders of `ostinato.data` name it."""
+        return "last" if self.per_sequence else "all"
+
+    @property
+    def takes_ids(self) -> bool:
+        """Whether the first layer is an Embedding."""
+        return isinstance(self._first(), Embedding)
+
+    def placed(self, a: Any) -> Any:
+        """An array, or sequences, where the model is."""
+        if isinstance(a, Ragged):
+            return a.like(self.placed(a.rows))
+        own = self.model._block.values
+        return _device.like(_device.host(a), own) if _check.is_array(a) and _device.of(a) is not _device.of(own) else a
+
+    def floats(self, x: Any, name: str = "x", *, quiet: bool = False) -> Any:
+        """x in the dtype of the model, where its first layer takes real numbers."""
+        if isinstance(x, Ragged):
+            return x.like(self.floats(x.rows, name, quiet=quiet))
+        first = self._first()
+        if x.dtype.kind not in "fiub":
+            raise TypeError(f"{name}: expected numbers, got dtype {x.dtype}; use {name}.astype(np.{self.model.dtype})")
+        if isinstance(first, Embedding):
+            if x.dtype.kind not in "iu":
+                raise TypeError(
+                    f"{name}: expected an integer dtype for an Embedding, got {x.dtype}; use {name}.astype(np.int64)"
+                )
+            return x
+        known = isinstance(first, (Linear, Recurrent))
+        if x.dtype == self.model.dtype or (x.dtype.kind != "f" and not known):
+            return x
+        if not quiet:
+            warnings.warn(f"{name}: converted once from {x.dtype} to {self.model.dtype}", stacklevel=5)
+        return x.astype(self.model.dtype)
+
+    def _first(self) -> Layer:
+        model = self.model
+        while isinstance(model, Sequential):
+            model = model.layers[0]
+        return model
+
+    def check_rank(self, x: Array, name: str = "x") -> None:
+        """Raise where a whole array or a batch lacks the axis of the inputs."""
+        first = self._first()
+        if isinstance(first, Recurrent) and x.ndim != 3:
+            fix = f"; for one number a step use {name}[..., None]" if x.ndim == 2 else ""
+            axes = "(T, B, I)" if self.time_major and name != "x" else "(N, T, I)"
+            raise ValueError(f"{name}: expected shape {axes}, got {x.shape}{fix}")
+
+    def refuse_time_major(self, name: str) -> None:
+        """Raise where whole arrays ``[N,T,...]`` meet a model that reads ``[T,B,...]``: equal shapes would be read differently."""
+        if self.time_major:
+            raise ValueError(
+                f"{name}: expected recurrent layers with batch_first=True for whole arrays [N, T, ...], got a model that "
+                "reads [T, B, ...]; build its recurrent layers with batch_first=True, or give batches [T, B, ...], such as "
+                "ost.data.ArrayLoader(x, target, time_major=True)"
+            )
+
+
+class Source:
+    """The batches of one argument: whole arrays, sequences, or an iterable of batches.
+
+    Args:
+        name: of the argument, for errors.
+        data: what was given.
+        form: what is expected.
+        batch_size, shuffle, seed: of whole arrays.
+    """
+
+    def __init__(self, name: str, data: Any, form: Form, batch_size: int, shuffle: bool, seed: int) -> None:
+        self.name, self.form = name, form
+        self.loader = self._loader(data, batch_size, shuffle, seed)
+        self.carries_state = bool(getattr(self.loader, "carries_state", False))
+        said = getattr(self.loader, "time_major", None)
+        if (
+            said is not None
+            and form.time_major is not None
+            and bool(said) != form.time_major
+            and not isinstance(self.loader, RaggedLoader)
+        ):
+            axes = "[T, B, ...]" if form.time_major else "[B, T, ...]"
+            raise ValueError(
+                f"{name}: expected batches {axes}, as the model reads them, got a loader with time_major={bool(said)}; "
+                f"give it time_major={form.time_major}"
+            )
+        if form.time_major is not None:
+            self.time_major = form.time_major
+        else:
+            self.time_major = bool(said) if said is not None else form.loss_first is False
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    @property
+    def has_length(self) -> bool:
+        """Whether the number of batches is known."""
+        try:
+            return hasattr(self.loader, "__len__") and len(self.loader) >= 0
+        except TypeError:  # a DataLoader of an iterable data set
+            return False
+
+    def _loader(self, data: Any, batch_size: int, shuffle: bool, seed: int) -> Any:
+        whole = _whole(data)
+        if whole is None:
+            if not isinstance(data, Iterable) or isinstance(data, (str, bytes)) or _check.is_array(data):
+                raise TypeError(
+                    f"{self.name if self.name == 'validation' else 'data'}: expected (x, target[, lengths]) or an iterable "
+                    f"of such batches, got {type(data).__name__}"
+                )
+            return data
+        x, target, third = whole
+        x = sequences(x)
+        target = sequences(target, "target")
+        outputs = self.form.outputs
+        if self.form.time_major is None and getattr(x, "ndim", 0) == 2 and not self.form.takes_ids:
+            outputs = "last"  # rows of inputs, without an axis of time
+        options: Any = {"batch_size": batch_size, "shuffle": shuffle, "rng": seed, "outputs": outputs}
+        if isinstance(x, Ragged):
+            if third is not None and not isinstance(third, Mapping):
+                raise ValueError("data: expected no lengths beside ragged sequences, got some")
+            return RaggedLoader(self.form.floats(x), target, third, **options)
+        self.form.refuse_time_major(self.name)
+        self.form.check_rank(x)
+        return ArrayLoader(self.form.floats(x), target, third, time_major=False, **options)
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from number ``start`` on, checked."""
+        selections = getattr(self.loader, "_selections", None)
+        rows = selections(epoch, start) if selections is not None else None
+        raw = self.loader.batches(epoch, start) if hasattr(self.loader, "batches") else _from(self.loader, start)
+        for k, batch in enumerate(raw):
+            yield self._checked(batch, first=k == start == 0, rows=None if rows is None else next(rows, None))
+
+    def _checked(self, batch: Any, first: bool, rows: Any) -> Batch:
+        if not isinstance(batch, (tuple, list)) or not 2 <= len(batch) <= 3:
+            raise TypeError(
+                f"data: expected (x, target[, lengths]) as numpy arrays, or batches of that form, got "
+                f"{type(batch).__name__}"
+            )
+        x, target, third = (*batch, None)[:3]
+        times = _times(third)
+        x, target = sequences(x), sequences(target, "target")
+        if isinstance(x, Ragged):
+            target, times = _flat(x, target, times, self.form.outputs)
+        else:
+            x, target = as_array("x", x), as_array("target", target)
+            self._check_layout(x, times, first)
+        x = self.form.floats(x, quiet=True) if not _is_id_like(x) else x
+        x = contiguous(x)
+        given = Batch(x, target, times, self.time_major, rows)
+        refuse_non_finite(given, infinite=self.name != "data")  # NaN shows in the loss of training
+        return replace(given, x=self.form.placed(x), target=self.form.placed(target))
+
+    def _check_layout(self, x: Array, times: Times, first: bool) -> None:
+        size = getattr(self.loader, "batch_size", None)
+        said = getattr(self.loader, "time_major", None)
+        turned = first and said is None and self.form.time_major and isinstance(size, int) and x.ndim > 1
+        if turned and x.shape[0] == size != x.shape[1]:
+            raise ValueError(
+                f"{self.name}: expected batches [T, B, ...], as the model reads them, got x of shape {x.shape} from a "
+                f"loader of batch_size {size}; build the recurrent layers with batch_first=True"
+            )
+        if not {"lengths", "mask"} & set(times) or self.form.per_sequence or self.form.loss_first is None:
+            return
+        if self.form.loss_first == self.time_major:
+            raise ValueError(
+                f"loss: expected batch_first={not self.time_major}, as the model has it, got {self.form.loss_first}"
+            )
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What is known of the data: ``kind`` (its form), ``order`` (how it is dealt into batches) and ``content``."""
+        own = getattr(self.loader, "fingerprint", None)
+        if own is not None:
+            found: dict[str, Any] = own()
+            return found
+        return {"kind": {"type": "batches"}, "order": {}, "content": {}}
+
+    def refuse_nothing(self) -> None:
+        """Raise if lengths or a mask that are known say that no step counts."""
+        third = getattr(self.loader, "times", None) or {}
+        for name in ("lengths", "mask"):
+            if third.get(name) is not None and not np.asarray(third[name]).any():
+                raise ValueError(f"{self.name}: expected at least one step that counts, got {name} of zeros alone")
+
+
+def contiguous(x: Any) -> Any:
+    """x with the inputs of a step side by side, as the kernels read them; a selection of Fortran's order has them apart."""
+    if isinstance(x, np.ndarray) and x.ndim > 1 and x.strides[-1] != x.itemsize:
+        return np.ascontiguousarray(x)
+    return x
+
+
+def _is_id_like(x: Any) -> bool:
+    return (x.rows if isinstance(x, Ragged) else x).dtype.kind in "iub"
+
+
+def _whole(data: Any) -> tuple[Any, Any, Any] | None:
+    """x, target and what stands in the third place of whole arrays; None for anything else."""
+    if not isinstance(data, (tuple, list)) or not 2 <= len(data) <= 3:
+        return None
+    x, target, third = (*data, None)[:3]
+    # A list of lists is a list of batches, a tuple of lists is x and target.
+    lists = (list,) if isinstance(data, tuple) else ()
+    if _array_like(x) and (_array_like(target) or isinstance(target, lists)):
+        return x, target, third
+    if isinstance(x, lists) and (_array_like(target) or isinstance(target, list)):
+        return x, target, third
+    return None
+
+
+def _array_like(a: Any) -> bool:
+    return isinstance(a, Ragged) or _check.is_array(a) or hasattr(a, "__array__") or hasattr(a, "__dlpack__")
+
+
+def sequences(a: Any, name: str = "x") -> Any:
+    """An array, or a `Ragged` of a list of arrays; lists of numbers are made an array."""
+    if isinstance(a, Ragged):
+        return a
+    if isinstance(a, (list, tuple)):
+        if a and all(_array_like(s) and getattr(s, "ndim", 1) > 0 for s in a):
+            return unwrapped([as_array(f"{name}[{k}]", s) for k, s in enumerate(a)], name)[0]
+        try:
+            made = np.array(a)
+        except ValueError:
+            made = np.zeros(0, object)
+        if made.dtype.kind not in "fiub":
+            raise TypeError(
+                f"{name}: expected an array, or a list of arrays for sequences of different lengths, got a list of others; "
+                f"use [np.asarray(s, np.float32) for s in {name}]"
+            )
+        return made
+    return as_array(name, a)
+
+
+def _times(third: Any) -> Times:
+    """What stands in the third place of a batch, on the host, where the Trainer looks at it."""
+    given = dict(third) if isinstance(third, Mapping) else {} if third is None else {"lengths": third}
+    unknown = sorted(set(given) - set(THIRD))
+    if unknown:
+        raise ValueError(f"data: expected lengths, resets, mask, masked and weights in the third place, got {unknown}")
+    out = {}
+    for name, value in given.items():
+        if value is None:
+            continue
+        if name in ("lengths", "weights") and isinstance(value, (list, tuple)):
+            value = np.asarray(value)
+        if name == "masked" or isinstance(value, (Ragged, list, tuple)):
+            out[name] = value
+        else:
+            out[name] = _device.host(as_array(name, value))
+    return out
+
+
+def _flat(x: Ragged, target: Any, times: Times, outputs: str) -> tuple[Array, Times]:
+    """Targets and flags of ragged sequences as flat rows."""
+    if times.get("lengths") is not None:
+        raise ValueError("data: expected no lengths beside ragged sequences, got some")
+    flags = {n: flat_flags(n, times.get(n), x) for n in FLAGS}
+    return targets_of(target, x, outputs), {**times, **{n: f for n, f in flags.items() if f is not None}}
+
+
+def taking_part(batch: Batch) -> Array:
+    """``[T,B]``: the steps that count, by lengths and mask; of a batch of padded sequences."""
+    mask = batch.times.get("mask")
+    if mask is not None and not batch.time_major:
+        mask = mask.T
+    ends = batch.times.get("lengths")
+    on: Array = _check.taking_part(batch.steps, batch.size, None if ends is None else np.asarray(ends), mask)
+    return on
+
+
+def _not_finite(name: str, batch: Batch, *, infinite: bool) -> tuple[str, str] | None:
+    """What of x or target is not finite at a step that takes part, and where; what lies in the padding may be anything."""
+    value = getattr(batch, name)
+    ragged = isinstance(batch.x, Ragged)
+    a = value.rows if isinstance(value, Ragged) else value
+    if a is None or not isinstance(a, np.ndarray) or a.dtype.kind != "f" or np.isfinite(a).all():
+        return None
+    bad = np.isinf(a) if infinite else ~np.isfinite(a)
+    steps = batch.x.rows.shape[:1] if ragged else batch.x.shape[:2]
+    by_step = a.shape[: len(steps)] == steps
+    if by_step and ragged and batch.times.get("mask") is not None:
+        bad &= batch.times["mask"].reshape(-1, *(1,) * (a.ndim - 1))
+    elif by_step and not ragged and a.ndim > 1 and {"lengths", "mask"} & set(batch.times):
+        _check.lengths(batch.times.get("lengths"), batch.steps, batch.size)
+        on = taking_part(batch)
+        bad &= (on if batch.time_major else on.T).reshape(*steps, *(1,) * (a.ndim - 2))
+    if not bad.any():
+        return None
+    where = [int(k) for k in np.argwhere(bad)[0]]
+    at = list(where)
+    if ragged or batch.rows is None:
+        return str(a[tuple(where)]), f"{at} of the batch"
+    if by_step and batch.time_major:
+        at[0], at[1] = at[1], at[0]
+    at[0] = int(batch.rows[at[0]])
+    return str(a[tuple(where)]), str(at)
+
+
+def refuse_non_finite(batch: Batch, *, infinite: bool = False) -> None:
+    """Raise if x holds NaN or infinity (``infinite``: infinity alone, for which gates have plausible values)."""
+    found = _not_finite("x", batch, infinite=infinite)
+    if found is not None:
+        raise ValueError(
+            f"x: expected finite numbers, got {found[0]} at {found[1]}; fill it, or leave such steps out by lengths or a mask"
+        )
+
+
+def first_non_finite(batch: Batch) -> str:
+    """A sentence that says which input of a batch holds the first number that is not finite."""
+    host = replace(batch, x=_on_host(batch.x), target=_on_host(batch.target))
+    for name in ("x", "target"):
+        found = _not_finite(name, host, infinite=False)
+        if found is not None:
+            return f"{name} holds {found[0]} at {found[1]}"
+    return "x and target are finite, so it came of the parameters: a lower lr or clip_norm may help"
+
+
+def _on_host(a: Any) -> Any:
+    return a.like(_device.host(a.rows)) if isinstance(a, Ragged) else _device.host(a)
+
+
+def _from(iterable: Iterable[Any], start: int) -> Iterator[Any]:
+    """The batches of an iterable from number ``start`` on; those before are made and left."""
+    for k, batch in enumerate(iterable):
+        if k >= start:
+            yield batch

@@ -1,0 +1,327 @@
+"""One step of training: forward, the loss of what counts, backward, clipping, the update; and truncated backpropagation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import _check, _device
+from .._check import Array
+from .._ragged import Ragged
+from ..losses import Loss
+from ..nn import Activation, Dropout, Layer, Linear, Recurrent, Sequential
+from ..optim import clip_by_value, global_norm
+from ._inputs import first_non_finite, taking_part
+from ._types import Batch, Times, diverged
+
+if TYPE_CHECKING:
+    from ._trainer import Trainer
+
+QUIET: Any = {"over": "ignore", "invalid": "ignore", "under": "ignore", "divide": "ignore"}
+
+
+@dataclass
+class Walk:
+    """Where a batch stands that is walked through in strides: steps done, and the states that are known, by step."""
+
+    done: int = 0
+    known: dict[int, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Window:
+    """A part of a batch that makes gradients: the first ``silent`` steps have no loss."""
+
+    batch: Batch
+    state: Any
+    silent: int = 0
+
+
+@dataclass
+class Result:
+    """The mean loss of a window, by how much it counts, and the state behind it."""
+
+    loss: float
+    weight: float
+    state: Any
+
+
+def tells_last(model: Layer) -> bool:
+    """Whether the model knows ``outputs``: what follows its last recurrent layer must not mix steps."""
+    if isinstance(model, Recurrent):
+        return True
+    if not isinstance(model, Sequential):
+        return False
+    for layer in reversed(model.layers):
+        if isinstance(layer, (Recurrent, Sequential)):
+            return tells_last(layer)
+        if not isinstance(layer, (Linear, Activation, Dropout)):
+            return False
+    return False
+
+
+def measure(
+    loss: Loss, y: Array, target: Array, counts: Any, weights: Any, time_major: bool, gradient: bool
+) -> tuple[float, float, Any]:
+    """The mean loss, by how much it counts (what the mean divides by), and its gradient.
+
+    A loss that defines ``__call__`` below `Loss.parts` is taken at its word, and counts by its steps.
+    """
+    if counts is not None and loss.batch_first is None and not time_major and counts.dtype != np.bool_:
+        counts = np.arange(y.shape[1]) < np.asarray(counts)[:, None]  # [B,T], which reads the same in either layout
+    given = {} if weights is None else {"weights": weights}
+    if _calls(loss):
+        value, gradient_of_y = loss(y, target, counts, **given)
+        if weights is not None:
+            weight = float(np.sum(_device.host(weights)))
+        elif counts is None:
+            weight = float(math.prod(y.shape[:-1]))
+        else:
+            weight = float(np.sum(counts))
+        return float(value), weight, gradient_of_y
+    total, count, dy = loss.parts(y, target, counts, gradient=gradient, **given)
+    return float(total) / (float(count) or 1.0), float(count), dy
+
+
+def _calls(loss: Loss) -> bool:
+    for kind in type(loss).__mro__:
+        if "__call__" in vars(kind):
+            return kind is not Loss
+        if "parts" in vars(kind):
+            return False
+    return False
+
+
+class Stepper:
+    """Runs a Trainer's model forward and backward on batches."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer, self.model = trainer, trainer.model
+        self.outputs = trainer.outputs
+        self.told = self.outputs != "all" and tells_last(self.model)
+        self.reduces = bool(getattr(self.model, "reduces_time", False))
+        self.previous: Array | None = None  # the parameters before the last update
+
+    # -- forward -------------------------------------------------------------------------------------------------
+
+    def forward(self, batch: Batch, state: Any) -> tuple[Any, Any]:
+        """y and the state, without dropout."""
+        with np.errstate(**QUIET):
+            if not self.model.stateful:
+                return self.model(batch.x, **self._pooled(batch)), None
+            options = self._times(batch.times) if self.model.takes_lengths else {}
+            if self.told:
+                options["outputs"] = self.outputs
+            y, state = self.model(batch.x, state, **options)
+        return y, state
+
+    def _vjp(self, batch: Batch, state: Any, rng: Any) -> tuple[Any, Any, Any]:
+        given = {} if rng is None else {"rng": rng}
+        if not self.model.stateful:
+            y, pullback = self.model.vjp(batch.x, **self._pooled(batch), **given)
+            return y, None, pullback
+        options = {**self._times(batch.times), **self.trainer._options} if self.model.takes_lengths else {}
+        if self.told:
+            options["outputs"] = self.outputs
+        (y, state), pullback = self.model.vjp(batch.x, state, **options, **given)
+        return y, state, pullback
+
+    def _pooled(self, batch: Batch) -> dict[str, Any]:
+        """What a layer without a state, such as a Pool, is told of the steps."""
+        return {n: batch.times[n] for n in ("lengths", "mask") if self.model.takes_lengths and n in batch.times}
+
+    @staticmethod
+    def _times(times: Times) -> dict[str, Any]:
+        return {n: v for n, v in times.items() if n != "weights"}
+
+    # -- what the loss sees --------------------------------------------------------------------------------------
+
+    def counts(self, batch: Batch) -> Any:
+        """What the loss is given: lengths, or a mask of the steps that count."""
+        if batch.times.get("mask") is None:
+            return batch.times.get("lengths")
+        on = taking_part(batch)
+        return on if batch.time_major else on.T
+
+    def seen(self, batch: Batch, y: Any) -> tuple[Array, Array, Any, Any, Any]:
+        """Outputs, targets, lengths or a mask, weights; and where the outputs stand in y (None: all of it)."""
+        weights = batch.times.get("weights")
+        if self.outputs != "all" or self.reduces:
+            if weights is not None and np.shape(weights) != (batch.size,):
+                raise ValueError(f"weights: expected shape (B,) = ({batch.size},), got {np.shape(weights)}")
+            if self.reduces:
+                return y, batch.target, None, weights, None
+            where = self._last(batch)
+            if self.told:
+                return y, batch.target, None, weights, None
+            rows = y.rows if isinstance(y, Ragged) else y
+            return rows[where], batch.target, None, weights, where
+        weights = self._step_weights(batch, weights)
+        if isinstance(batch.x, Ragged):
+            mask = batch.times.get("mask")
+            if mask is None:
+                return y.rows, batch.target, None, weights, None
+            return y.rows[mask], batch.target[mask], None, None if weights is None else weights[mask], mask
+        return y, batch.target, self.counts(batch), weights, None
+
+    def _step_weights(self, batch: Batch, weights: Any) -> Any:
+        """Weights of every step, in the layout of the batch, from those of steps or of sequences."""
+        if weights is None:
+            return None
+        w = np.asarray(weights)
+        if isinstance(batch.x, Ragged):
+            w = np.repeat(w, batch.x.lengths) if len(w) == len(batch.x) != len(batch.x.rows) else w
+            wanted: tuple[int, ...] = (len(batch.x.rows),)
+        else:
+            wanted = batch.x.shape[:2]
+            if w.shape == (batch.size,):
+                w = np.broadcast_to(w if batch.time_major else w[:, None], wanted)
+        if w.shape != wanted:
+            raise ValueError(f"weights: expected shape {(batch.size,)} or {wanted}, got {w.shape}")
+        return w
+
+    def _last(self, batch: Batch) -> Any:
+        """Of each sequence, where its last step that counts stands."""
+        if isinstance(batch.x, Ragged):
+            flags = batch.times.get("mask")
+            on = batch.x.padded(np.ones(len(batch.x.rows), bool) if flags is None else flags)
+        else:
+            on = taking_part(batch)
+        if not len(on) or not on.any(0).all():
+            raise ValueError(f'lengths: expected at least 1 everywhere with outputs="{self.outputs}", got 0')
+        ends = len(on) - 1 - on[::-1].argmax(0)
+        if isinstance(batch.x, Ragged):
+            return batch.x.offsets[:-1] + ends
+        every = np.arange(batch.size)
+        return (ends, every) if batch.time_major else (every, ends)
+
+    # -- backward ------------------------------------------------------------------------------------------------
+
+    def gradients(self, window: Window, step: int, rng: Any, *, summed: bool) -> Result:
+        """Add the gradients of a window's mean loss (with ``summed``: of the sum that the mean divides)."""
+        batch, silent = window.batch, window.silent
+        with np.errstate(**QUIET):
+            y, state, pullback = self._vjp(batch, window.state, rng)
+            if silent:
+                loud = _cut(batch, silent, None)
+                picked, target, counts, weights, where = self.seen(loud, _steps(y, batch.axis, silent, None))
+            else:
+                picked, target, counts, weights, where = self.seen(batch, y)
+            value, weight, d = measure(
+                self.trainer.loss, picked, target, counts, weights, batch.time_major, gradient=True
+            )
+            if not math.isfinite(value):
+                raise diverged(f"the loss is {value} at step {step}\n{first_non_finite(batch)}")
+            if weight:
+                pullback(self._spread(y, d * weight if summed else d, where, batch, silent), need_dx=False)
+        return Result(value, weight, state)
+
+    def _spread(self, y: Any, d: Array, where: Any, batch: Batch, silent: int) -> Array:
+        """The gradient of all of y, from that of what the loss saw."""
+        if where is None and not silent:
+            return d
+        dy = np.zeros_like(y.rows if isinstance(y, Ragged) else y)
+        dy[where if where is not None else (slice(None),) * batch.axis + (slice(silent, None),)] = d
+        return dy
+
+    def apply(self, step: int, loss: float, weight: float, *, summed: bool) -> float:
+        """Clip the gradients and move the parameters; returns the norm before clipping."""
+        t, model = self.trainer, self.model
+        with np.errstate(**QUIET):
+            if summed:
+                grads = model._writable_grads().flat
+                grads *= grads.dtype.type(1 / weight)
+            norm = global_norm(model)
+            if not math.isfinite(norm):
+                raise diverged(f"the gradients are not finite at step {step}, at a loss of {loss:.6g}")
+            if t.clip_value is not None:
+                clip_by_value(model, t.clip_value)
+            if t.clip_norm is not None:
+                now = norm if t.clip_value is None else global_norm(model)
+                if now > t.clip_norm:
+                    grads = model._writable_grads().flat
+                    grads *= grads.dtype.type(t.clip_norm / now)
+            if self.previous is None or self.previous.shape != model.flat.shape:
+                self.previous = model.flat.copy()
+            else:
+                self.previous[...] = model.flat
+            t.optimizer.step(model)
+        return norm
+
+    # -- truncated backpropagation -------------------------------------------------------------------------------
+
+    def next_window(self, batch: Batch, walk: Walk) -> Window | None:
+        """The window of a batch that comes next; None where only padding is left. Without ``tbptt`` a batch is one window."""
+        if self.trainer.tbptt is None:
+            return Window(batch, walk.known[0])
+        if isinstance(batch.x, Ragged):
+            raise ValueError("tbptt: expected None with ragged sequences; pad them and give lengths")
+        k1, k2 = self.trainer.tbptt
+        lengths = batch.times.get("lengths")
+        if lengths is not None and not (np.asarray(lengths) > walk.done).any():
+            return None  # nothing but padding from here on
+        end = min(walk.done + k1, batch.steps)
+        start = max(0, end - k2) if walk.done else 0
+        begin = max(t for t in walk.known if t <= start)
+        walk.known = {t: s for t, s in walk.known.items() if t >= begin}
+        if begin < start:
+            walk.known[start] = self.forward(_cut(batch, begin, start), walk.known[begin])[1]
+        return Window(_cut(batch, start, end), walk.known[start], walk.done - start)
+
+    def advance(self, batch: Batch, walk: Walk, state: Any) -> bool:
+        """Note that the window at ``walk.done`` has been seen; whether the batch is at its end."""
+        stride = batch.steps if self.trainer.tbptt is None else self.trainer.tbptt[0]
+        walk.done = min(walk.done + stride, batch.steps)
+        walk.known[walk.done] = state
+        lengths = batch.times.get("lengths")
+        return walk.done >= batch.steps or (
+            self.trainer.tbptt is not None and lengths is not None and not (np.asarray(lengths) > walk.done).any()
+        )
+
+    def loss_of(self, window: Window) -> float:
+        """The mean loss of a window with the present parameters, without dropout."""
+        with np.errstate(**QUIET):
+            y, _ = self.forward(window.batch, window.state)
+            part = window.batch
+            if window.silent:
+                part = _cut(part, window.silent, None)
+                y = _steps(y, part.axis, window.silent, None)
+            picked, target, counts, weights, _ = self.seen(part, y)
+            value, _, _ = measure(self.trainer.loss, picked, target, counts, weights, part.time_major, gradient=False)
+        return value
+
+
+def _steps(a: Array, axis: int, start: int, end: int | None) -> Array:
+    return a[start:end] if axis == 0 else a[:, start:end]
+
+
+def _cut(batch: Batch, start: int, end: int | None) -> Batch:
+    """The same for the steps from start to end."""
+    stop = batch.steps if end is None else end
+    times = dict(batch.times)
+    if times.get("lengths") is not None:
+        times["lengths"] = np.clip(np.asarray(times["lengths"]) - start, 0, stop - start)
+    for name in ("resets", "mask", "weights"):
+        if times.get(name) is not None and np.ndim(times[name]) == 2:
+            times[name] = _steps(times[name], batch.axis, start, stop)
+    x, target = (_steps(a, batch.axis, start, stop) for a in (batch.x, batch.target))
+    return replace(batch, x=x, target=target, times=times)
+
+
+def check_strides(tbptt: Any, recurrent: list[Recurrent], per_sequence: str | None) -> tuple[int, int]:
+    """Checked ``(k1, k2)``; ``per_sequence`` is what gives one output a sequence, if anything does."""
+    if not isinstance(tbptt, (tuple, list)) or len(tbptt) != 2:
+        raise TypeError(f"tbptt: expected a pair (k1, k2), got {tbptt!r}")
+    k1, k2 = (_check.positive("tbptt", k) for k in tbptt)
+    if k1 > k2:
+        raise ValueError(f"tbptt: expected k1 <= k2, or steps would have no gradient, got k1 = {k1}, k2 = {k2}")
+    if per_sequence is not None:
+        raise ValueError(
+            f'tbptt: expected outputs="all", since most windows do not hold the last step, got {per_sequence}'
+        )
+    if not recurrent or any(m.bidirectional for m in recurrent):
+        raise ValueError("tbptt: expected recurrent layers of one direction, whose state can be carried on")
+    return k1, k2

@@ -1,0 +1,480 @@
+"""`Trainer`: a model, a loss and an optimiser, with fit, evaluate and predict."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import _check, _device
+from .._check import Array
+from .._ragged import Ragged, as_given, flat_flags
+from .._segments import parse as parse_limit
+from ..data import as_array
+from ..losses import Loss
+from ..nn import Layer, Recurrent
+from ..optim import Adam, Optimizer, _above_zero
+from . import metrics as _metrics
+from ._callbacks import Callback
+from ._fit import Fit, Settings
+from ._inputs import Form, Source, contiguous, first_non_finite, layers_of, refuse_non_finite, sequences
+from ._log import Log
+from ._progress import Progress
+from ._step import Stepper, check_strides, measure, tells_last
+from ._types import Batch, History, Row, Times
+
+OUTPUTS = ("all", "last", "last_step")
+
+
+def _instance(name: str, value: Any, kind: type) -> Any:
+    """An object of a kind; a class is made one where it needs no arguments."""
+    wanted = f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
+    if isinstance(value, type) and issubclass(value, kind):
+        try:
+            return value()
+        except TypeError as e:
+            raise TypeError(
+                f"{name}: expected {wanted}, got the class {value.__name__}, which needs arguments: {e}"
+            ) from None
+    if not isinstance(value, kind):
+        raise TypeError(f"{name}: expected {wanted}, got {type(value).__name__}")
+    return value
+
+
+class Trainer:
+    """Trains a model: ``fit``, ``evaluate``, ``predict``.
+
+    Args:
+        model: a layer; usually a `Sequential`.
+        loss: a `Loss`, or its class; ``loss(y, target, lengths) -> (value, dy)``.
+        optimizer: an `Optimizer`, or its class; it keeps its state between calls of fit. None: ``Adam()``.
+        clip_norm, clip_value: clip gradients by their global norm, or each by value.
+        outputs: what the loss is given: "all": every step's output; "last": the final state of each direction, ``[B,D*H]``;
+            "last_step": the output at the last real step. The two differ with two directions only, where the second half of
+            the last step has seen no more than that step. Layers behind the recurrent ones follow on either.
+        clip_step_value, clip_step_norm: bounds on the gradient at every step on its way back through time; see `nn.RNN.vjp`.
+        memory_limit: a bound on what each recurrent layer keeps for its backward pass, such as "512MB"; see `nn.RNN.vjp`.
+        tbptt: ``(k1, k2)``, truncated backpropagation through time (Williams, Peng 1990, BPTT(h; h') with h = k2, h' = k1): a
+            batch is walked through in strides of k1 steps; the state is carried on, and the gradient of the losses of those k1
+            steps goes back through the last k2 >= k1. Each stride is an update, and so a step of schedules, logs and ``fit``.
+        metrics: a dict of names to `ostinato.train.metrics`, or functions ``(y, target, lengths) -> (sum, count)``; or a list of
+            metrics or of their names, such as ``["accuracy"]``. evaluate and every validation report them. lengths is a bool
+            mask of the steps that count where a batch has a mask, and None for all.
+        callbacks: `Callback` objects.
+    """
+
+    def __init__(
+        self,
+        model: Layer,
+        loss: Loss | type[Loss],
+        optimizer: Optimizer | type[Optimizer] | None = None,
+        *,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        outputs: str = "all",
+        clip_step_value: float | None = None,
+        clip_step_norm: float | None = None,
+        memory_limit: str | int | None = None,
+        tbptt: tuple[int, int] | None = None,
+        metrics: Mapping[str, Any] | Sequence[Any] | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        if not isinstance(model, Layer):
+            raise TypeError(f"model: expected a Layer, got {type(model).__name__}")
+        self.model: Layer = model
+        self.loss: Loss = _instance("loss", loss, Loss)
+        self.optimizer: Optimizer = Adam() if optimizer is None else _instance("optimizer", optimizer, Optimizer)
+        self.optimizer.check_groups(model)
+        steps = {"clip_step_value": clip_step_value, "clip_step_norm": clip_step_norm}
+        for name, limit in {"clip_norm": clip_norm, "clip_value": clip_value, **steps}.items():
+            if limit is not None:
+                _above_zero(name, limit)
+        self.clip_norm, self.clip_value = clip_norm, clip_value
+        self.outputs: str = _check.choice("outputs", outputs, OUTPUTS)
+        self.metrics = _metrics.named(metrics)
+        self.callbacks = list(callbacks)
+        recurrent = [m for m in layers_of(model) if isinstance(m, Recurrent)]
+        self._check_outputs(recurrent)
+        given = {**steps, "memory_limit": memory_limit}
+        self._options = {name: value for name, value in given.items() if value is not None}
+        if self._options and not recurrent:
+            raise ValueError(f"{next(iter(self._options))}: expected a model with recurrent layers, got {model!r}")
+        if memory_limit is not None:
+            parse_limit(memory_limit)
+        per_sequence = None if outputs == "all" else f'"{outputs}"'
+        if getattr(model, "reduces_time", False):
+            per_sequence = "a model that reduces the axis of time"
+        self.tbptt = None if tbptt is None else check_strides(tbptt, recurrent, per_sequence)
+        layouts = {bool(m.batch_first) for m in layers_of(model) if hasattr(m, "batch_first")}
+        if len(layouts) > 1:
+            raise ValueError(
+                "model: expected recurrent layers of one layout, got some with batch_first=True and some without"
+            )
+        self.time_major: bool | None = not layouts.pop() if layouts else None
+        self.at_step = 0
+        self._stop, self._epochs = "", 0
+        self._running = threading.Lock()
+
+    def _check_outputs(self, recurrent: list[Recurrent]) -> None:
+        if self.outputs == "all":
+            return
+        if getattr(self.model, "reduces_time", False):
+            raise ValueError(f'outputs: expected "all" for a model that reduces the axis of time, got "{self.outputs}"')
+        if self.outputs == "last" and any(m.bidirectional for m in recurrent) and not tells_last(self.model):
+            raise ValueError(
+                'outputs: expected "last_step", or a model whose layers behind its last recurrent one act on each step alone '
+                '(Linear, Activation, Dropout), got "last"'
+            )
+
+    # A copy or a pickle is a Trainer that is not running.
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "_running"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _running=threading.Lock())
+
+    def stop(self, reason: str = "stopped by a callback") -> None:
+        """End the run after the present step."""
+        self._stop = reason
+
+    def _form(self) -> Form:
+        per_sequence = self.outputs != "all" or bool(getattr(self.model, "reduces_time", False))
+        return Form(self.model, self.time_major, per_sequence, self.loss.batch_first)
+
+    def _placed(self, a: Any) -> Any:
+        """An array, or sequences, where the model is."""
+        return self._form().placed(a)
+
+    # -- evaluate ------------------------------------------------------------------------------------------------
+
+    def evaluate(self, data: Any, target: Any = None, *, batch_size: int = 32) -> Row:
+        """Return the mean loss over ``data`` and the metrics, without training: ``{"loss": ..., ...}``.
+
+        Args:
+            data, target: as the training data of `fit`.
+            batch_size: for arrays.
+
+        Raises:
+            ValueError: there is no batch, or no step that counts.
+        """
+        _check.positive("batch_size", batch_size)
+        source = Source("data", _pair("data", data, target), self._form(), batch_size, False, 0)
+        return self._evaluate(source)[0]
+
+    def _evaluate(self, source: Source) -> tuple[Row, str]:
+        """The figures, and what is known of the first value that is not finite."""
+        stepper, state = Stepper(self), None
+        total, count, batches, culprit = 0.0, 0.0, 0, ""
+        metrics = {name: copy.deepcopy(m) if not isinstance(m, _metrics.Function) else _metrics.Function(m.function)
+                   for name, m in self.metrics.items()}  # fmt: skip
+        for metric in metrics.values():
+            metric.reset()
+        for batch in source.batches(0):
+            y, new = stepper.forward(batch, state)
+            state = new if source.carries_state else None
+            picked, target, counts, weights, _ = stepper.seen(batch, y)
+            with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+                value, n, _ = measure(self.loss, picked, target, counts, weights, batch.time_major, gradient=False)
+            if not math.isfinite(value) and not culprit:
+                culprit = first_non_finite(batch)
+            total, count, batches = total + value * n, count + n, batches + 1
+            for metric in metrics.values():
+                _feed(metric, picked, target, counts, batch)
+        if batches == 0:
+            raise ValueError(
+                "data: expected at least one batch, got none (an iterator serves once: give a loader or a list)"
+            )
+        if not count:
+            raise ValueError(f"{source.name}: expected at least one step that counts in the loss, got none")
+        return {"loss": total / count, **{n: float(m.compute()) for n, m in metrics.items()}}, culprit
+
+    # -- predict -------------------------------------------------------------------------------------------------
+
+    def predict(
+        self,
+        x: Any,
+        *,
+        lengths: Any = None,
+        mask: Any = None,
+        resets: Any = None,
+        masked: str = "repeat",
+        batch_size: int = 32,
+    ) -> Any:
+        """Return outputs for samples ``x [N,T,...]``: ``[N,T,...]``, or ``[N,...]`` with outputs of one step.
+
+        Args:
+            x: the samples; or a `Ragged` or a list of ``[n,...]``, whose outputs (of all steps) are then of the same kind.
+            lengths: ``[N]``.
+            mask, resets: bool ``[N,T]``, or cut as the sequences of x; see `nn.RNN`.
+            masked: what a masked step's output is, "repeat" or "zero".
+            batch_size: samples that are run at a time.
+        """
+        _check.positive("batch_size", batch_size)
+        listed = isinstance(x, (list, tuple))
+        given = {"lengths": lengths, "mask": mask, "resets": resets}
+        times: Times = {n: v for n, v in given.items() if v is not None}
+        if masked != "repeat":
+            times["masked"] = masked
+        x = sequences(x)
+        form = self._form()
+        if isinstance(x, Ragged):
+            return self._predict_ragged(form.floats(x), listed, times, batch_size)
+        form.refuse_time_major("x")
+        form.check_rank(x)
+        if x.ndim < 2:
+            raise ValueError(f"x: expected shape (N, T, ...), got {x.shape}")
+        x = form.floats(x)
+        if lengths is not None:
+            times["lengths"] = _check.lengths(as_array("lengths", np.asarray(lengths)), x.shape[1], x.shape[0])
+        for name in ("mask", "resets"):
+            if name in times:
+                times[name] = np.asarray(_device.host(as_array(name, times[name])))
+                _check.flags(name, times[name], x.shape[1], x.shape[0], True)
+        parts, stepper = [], Stepper(self)
+        for k in range(0, max(len(x), 1), batch_size):
+            rows = slice(k, k + batch_size)
+            some = {n: v[rows] if isinstance(v, np.ndarray) else v for n, v in times.items()}
+            batch = Batch(contiguous(x[rows]), None, some, False, np.arange(len(x))[rows])
+            refuse_non_finite(batch)
+            parts.append(self._outputs(stepper, replace(batch, x=form.placed(batch.x))))
+        y = np.concatenate(parts)
+        return _device.host(y) if isinstance(x, np.ndarray) else y
+
+    def _predict_ragged(self, x: Ragged, listed: bool, times: Times, batch_size: int) -> Any:
+        if "lengths" in times:
+            raise ValueError(f"lengths: expected None with ragged sequences, got {type(times['lengths']).__name__}")
+        names = [n for n in ("mask", "resets") if n in times]
+        flags = {n: flat_flags(n, times[n], x) for n in names}
+        more = {n: v for n, v in times.items() if n not in flags}
+        parts, stepper = [], Stepper(self)
+        for k in range(0, max(len(x), 1), batch_size):
+            some = np.arange(k, min(k + batch_size, len(x)))
+            part = x.take(some)
+            cut: Times = {n: x.like(f).take(some).rows for n, f in flags.items() if f is not None}
+            batch = Batch(part, None, {**more, **cut}, bool(self.time_major))
+            refuse_non_finite(batch)
+            parts.append(self._outputs(stepper, replace(batch, x=self._placed(part))))
+        y = np.concatenate(parts)
+        y = _device.host(y) if isinstance(x.rows, np.ndarray) else y
+        return as_given(y, x, listed) if self.outputs == "all" and not stepper.reduces else y
+
+    def _outputs(self, stepper: Stepper, batch: Batch) -> Array:
+        """What the user sees of a batch: all outputs, or those of one step."""
+        y, _ = stepper.forward(batch, None)
+        if self.outputs == "all" or stepper.reduces:
+            rows: Array = y.rows if isinstance(y, Ragged) else y
+            return rows
+        picked: Array = stepper.seen(batch, y)[0]
+        return picked
+
+    # -- fit -----------------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        train: Any,
+        target: Any = None,
+        *,
+        validation: Any = None,
+        epochs: int | None = None,
+        steps: int | None = None,
+        batch_size: int = 32,
+        shuffle: bool = True,
+        seed: int = 0,
+        accumulate: int = 1,
+        validate_every: int | None = None,
+        monitor: str = "valid_loss",
+        mode: str | None = None,
+        patience: int | None = None,
+        min_delta: float = 0.0,
+        restore_best: bool = True,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_every: int | None = None,
+        resume: bool = False,
+        overwrite: bool = False,
+        identity: Mapping[str, Any] | None = None,
+        log: str | os.PathLike[str] | None = None,
+        progress: bool = True,
+    ) -> History:
+        """Train.
+
+        A step is an update of the parameters, here and in schedules, logs and callbacks: one a batch; with ``tbptt`` one a
+        stride; with ``accumulate`` one for so many batches. A batch of which nothing counts (padding alone) makes none.
+
+        Args:
+            train, validation: ``(x [N,T,...], target[, lengths [N]])``; or ``(x, target)`` with x a `Ragged` or a list of
+                ``[n,...]``; or an iterable of batches ``(x, target[, lengths])`` in the model's layout, such as a loader of
+                `ostinato.data` or a DataLoader of PyTorch. In place of lengths there may be a dict with any of lengths, resets,
+                mask (masked steps do not count in the loss), masked, and weights (of samples ``[N]`` or of steps ``[N,T]``; the
+                loss is then a weighted mean). Whole arrays need recurrent layers with ``batch_first=True``.
+            target: ``fit(x, target)`` is ``fit((x, target))``.
+            epochs, steps: when to end; whichever comes first. Neither: one epoch.
+            batch_size, shuffle: for arrays.
+            seed: of all that draws in the run: the order of the samples, and dropout in every layer.
+            accumulate: batches for an update, whose gradient is that of their common mean loss.
+            validate_every: steps between validations; None: after every epoch. The end of the run is validated as well.
+            monitor: what is watched by patience, ``restore_best`` and `optim.ReduceOnPlateau`: "valid_loss", or "valid_" and the
+                name of a metric.
+            mode: "min" or "max": which way is better; None: as the metric says.
+            patience: end after so many validations without a better figure (by ``min_delta``).
+            min_delta: what patience takes for better; the best is the best all the same.
+            restore_best: end with the parameters of the best validation, also after an error, NaN, Ctrl-C or SIGTERM.
+            checkpoint: a file, written whole after every validation, every ``checkpoint_every`` steps, at the end and when
+                anything ends the run early; only parameters with which the loss has been found finite go into it.
+            resume: go on from that file if it is there, else begin; the end is bit for bit that of a run without a stop.
+            overwrite: begin anew, and write over a checkpoint and a log that are there.
+            identity: facts that JSON can hold, such as an alphabet; a run is resumed with equal ones only.
+            log: a CSV file, a line for every row of the history.
+            progress: a bar on standard error (that of tqdm, where it is installed), or, where that is no terminal, a line for
+                every row of the history.
+
+        Raises:
+            Diverged: the loss or the gradients are not finite; the message names the step, the last good checkpoint, and
+                whether x, target or neither held the first value that was not.
+            FileExistsError: a checkpoint or log is there, and neither ``resume`` nor ``overwrite`` was given.
+            KeyboardInterrupt: Ctrl-C, after the step was ended and the checkpoint written. SIGTERM raises SystemExit likewise.
+        """
+        if not self._running.acquire(blocking=False):
+            raise RuntimeError("fit: this trainer is training already, in another thread")
+        try:
+            epochs = 1 if epochs is None and steps is None else epochs
+            counts = {
+                "epochs": epochs,
+                "steps": steps,
+                "validate_every": validate_every,
+                "patience": patience,
+                "checkpoint_every": checkpoint_every,
+                "batch_size": batch_size,
+                "accumulate": accumulate,
+            }
+            for name, value in counts.items():
+                if value is not None:
+                    _check.positive(name, value)
+            _check.positive("seed", seed, 0)
+            form = self._form()
+            source = Source("train", _pair("train", train, target), form, batch_size, shuffle, seed)
+            valid = None if validation is None else Source("validation", validation, form, batch_size, False, 0)
+            settings = Settings(
+                epochs,
+                steps,
+                validate_every,
+                patience,
+                min_delta,
+                monitor,
+                self._sign(monitor, mode, valid is not None),
+                restore_best,
+                None if checkpoint is None else Path(checkpoint),
+                checkpoint_every,
+                accumulate,
+                seed,
+                _facts(identity),
+                None if log is None else Path(log),
+            )
+            self._check_run(settings, valid)
+            _check_files(settings, resume, overwrite)
+            run = Fit(self, source, valid, settings)
+            for name in ("validate_every", "checkpoint_every"):
+                every, total = counts[name], run.total()
+                if every is not None and total is not None and every > total:
+                    raise ValueError(f"{name}: expected at most {total}, the steps of this run, got {every}")
+            if resume and settings.checkpoint is not None and settings.checkpoint.exists():
+                run.restore()
+            elif resume and run.log is not None:
+                run.log.resume([], run.columns())
+            callbacks = [*self.callbacks, *([Progress(run.total())] if progress else [])]
+            return run.go(callbacks)
+        finally:
+            self._running.release()
+
+    def _sign(self, monitor: str, mode: str | None, validated: bool) -> float:
+        """1 where less of what is watched is better, -1 where more is."""
+        known = {"valid_loss": "min", **{f"valid_{n}": m.mode for n, m in self.metrics.items()}}
+        _check.choice("monitor", monitor, tuple(known))
+        if not validated and (monitor != "valid_loss" or mode is not None):
+            raise ValueError("monitor: expected validation data to watch, got validation=None")
+        way = known[monitor] if mode is None else _check.choice("mode", mode, ("min", "max"))
+        if way is None:
+            raise ValueError(f"mode: expected 'min' or 'max' with monitor={monitor!r}, which does not say, got None")
+        return -1.0 if way == "max" else 1.0
+
+    def _check_run(self, s: Settings, valid: Source | None) -> None:
+        """Raises, before the first step, where an argument would come to nothing."""
+        if s.patience is not None and valid is None:
+            raise ValueError("patience: expected validation data to watch, got validation=None")
+        _check.finite("min_delta", s.min_delta)
+        if s.min_delta and s.patience is None:
+            raise ValueError(f"min_delta: expected 0 without patience, which alone it concerns, got {s.min_delta}")
+        if valid is None and self.optimizer.schedule.observes:
+            raise ValueError(
+                f"validation: expected data for the {type(self.optimizer.schedule).__name__} of the optimiser to watch, got None"
+            )
+        if valid is not None:
+            valid.refuse_nothing()
+        if s.accumulate > 1 and self.tbptt is not None:
+            raise ValueError(f"accumulate: expected 1 with tbptt, whose strides are the updates, got {s.accumulate}")
+        if s.accumulate > 1 and {"clip_step_value", "clip_step_norm"} & set(self._options):
+            raise ValueError(
+                "accumulate: expected 1 with clip_step_value or clip_step_norm, whose bounds are on the gradient of the whole "
+                f"batch, got {s.accumulate}"
+            )
+
+
+def _pair(name: str, data: Any, target: Any) -> Any:
+    """``(x, target)`` from two arguments, or the first as it is."""
+    if target is None:
+        return data
+    if isinstance(data, tuple):
+        raise TypeError(f"target: expected None beside {name} = (x, target), got {type(target).__name__}")
+    return data, target
+
+
+def _facts(identity: Mapping[str, Any] | None) -> dict[str, Any]:
+    if identity is None:
+        return {}
+    if not isinstance(identity, Mapping) or not all(isinstance(k, str) for k in identity):
+        raise TypeError(f"identity: expected a dict with names, got {type(identity).__name__}")
+    try:
+        made: dict[str, Any] = json.loads(json.dumps(dict(identity)))
+    except (TypeError, ValueError) as e:
+        raise TypeError(f"identity: expected facts that JSON can hold, got others: {e}") from None
+    return made
+
+
+def _check_files(s: Settings, resume: bool, overwrite: bool) -> None:
+    """Raises where files are in the way, or have no place to be."""
+    if resume and overwrite:
+        raise ValueError("resume, overwrite: expected one of the two, got both")
+    if resume and s.checkpoint is None:
+        raise ValueError("resume: expected a checkpoint to resume from, got checkpoint=None")
+    if s.checkpoint is not None and not s.checkpoint.parent.is_dir():
+        raise FileNotFoundError(f"checkpoint: expected a folder at {s.checkpoint.parent}, found none")
+    if s.log is not None:
+        Log(s.log)
+    for name, path in (("checkpoint", s.checkpoint), ("log", s.log)):
+        if path is None or not path.exists():
+            continue
+        if path.is_dir():
+            raise IsADirectoryError(f"{name}: expected a file, got the folder {path}")
+        if not resume and not overwrite:
+            raise FileExistsError(
+                f"{name}: expected no file at {path}, found one; go on from it with resume=True, or write over it with "
+                "overwrite=True"
+            )
+
+
+def _feed(metric: _metrics.Metric, y: Array, target: Array, counts: Any, batch: Batch) -> None:
+    """Give a batch to a metric: to a function as it counts, to others as a mask."""
+    if isinstance(metric, _metrics.Function):
+        metric.add(y, target, counts)
+        return
+    if counts is not None and counts.dtype != np.bool_:
+        on = np.arange(batch.steps)[:, None] < np.asarray(counts)
+        counts = on if batch.time_major else on.T
+    metric.update(y, target, counts)

@@ -1,0 +1,73 @@
+"""What the parts of the training loop hand to each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from .. import _device
+from .._ragged import Ragged
+
+Row = dict[str, float]
+Times = dict[str, Any]  # lengths, resets, mask, masked, weights of a batch: what is there
+FLAGS = ("resets", "mask")
+THIRD = ("lengths", "resets", "mask", "masked", "weights")
+
+
+class Diverged(RuntimeError):
+    """The loss or the gradients are no longer finite; the parameters are those before that step."""
+
+
+def diverged(message: str) -> Diverged:
+    """Return the error, unless a kernel has found out why: then that is raised."""
+    _device.check()
+    return Diverged(message)
+
+
+@dataclass
+class Batch:
+    """One batch in the layout of the model, checked.
+
+    Attributes:
+        x: ``[T,B,...]``, ``[B,T,...]`` or a `Ragged`.
+        target: as x, or ``[B,...]`` where there is one for each sequence; flat rows of a `Ragged`.
+        times: those of `THIRD` that are there.
+        time_major: the layout.
+        rows: numbers of the samples of whole arrays, in the order of the batch; None where they are not known.
+    """
+
+    x: Any
+    target: Any
+    times: Times
+    time_major: bool
+    rows: Any = None
+
+    @property
+    def axis(self) -> int:
+        """The axis of time."""
+        return 0 if self.time_major else 1
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        if isinstance(self.x, Ragged):
+            return int(self.x.lengths.max(initial=0))
+        return int(self.x.shape[self.axis])
+
+    @property
+    def size(self) -> int:
+        """B."""
+        return len(self.x) if isinstance(self.x, Ragged) else int(self.x.shape[1 - self.axis])
+
+
+@dataclass
+class History:
+    """What a run went through: a row for every validation (or epoch), the best one, and why it ended."""
+
+    rows: list[Row] = field(default_factory=list)
+    best: Row | None = None
+    stopped: str = ""
+
+    def column(self, name: str) -> list[float]:
+        """One figure over the rows."""
+        return [row[name] for row in self.rows if name in row]

@@ -1,0 +1,231 @@
+"""Metrics: figures beside the loss, for `Trainer(metrics=...)`.
+
+A metric gathers what it needs batch by batch and computes its figure at the end, so that a mean of batches is never taken
+for the figure of all. Each evaluation works on a copy of its own.
+
+>>> import numpy as np
+>>> from ostinato.train.metrics import Accuracy
+>>> accuracy = Accuracy()
+>>> accuracy.update(np.array([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0]]), np.array([0, 1, 1]))
+>>> round(accuracy.compute(), 3)
+0.667
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import _check, _device
+from .._check import Array
+from ..losses import CrossEntropy
+
+__all__ = ["F1", "MAE", "Accuracy", "BitsPerCharacter", "Metric"]
+
+
+class Metric:
+    """Base of the metrics; derive from it to write your own.
+
+    Attributes:
+        name: what it is called where a list of metrics is given.
+        mode: "min" or "max": which way is better.
+    """
+
+    name = ""
+    mode: str | None = None
+
+    def reset(self) -> None:
+        """Begin anew."""
+        raise TypeError(f"{type(self).__name__} does not define reset")
+
+    def update(self, y: Array, target: Array, on: Array | None = None) -> None:
+        """Take a batch: outputs, targets, and a bool mask of the first two axes of y, where not all of it counts."""
+        raise TypeError(f"{type(self).__name__} does not define update")
+
+    def compute(self) -> float:
+        """Return the figure of all batches; NaN without any."""
+        raise TypeError(f"{type(self).__name__} does not define compute")
+
+
+def _counted(y: Array, target: Array, on: Array | None) -> tuple[Array, Array]:
+    """The outputs and targets that count, on the host."""
+    y, target = _device.host(y), _device.host(target)
+    if on is None:
+        return y, target
+    on = _device.host(on)
+    return y[on], target[on]
+
+
+class _Mean(Metric):
+    """A metric that is a sum over a count."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self._sum, self._count = 0.0, 0.0
+
+    def compute(self) -> float:
+        return self._sum / self._count if self._count else math.nan
+
+
+class Accuracy(_Mean):
+    """The share of targets that are met.
+
+    Of logits ``[...,V]`` and class numbers ``[...]``, or of logits of one class and targets of 0 and 1 in the same shape.
+
+    Args:
+        ignore_index: targets of this number do not count.
+    """
+
+    name, mode = "accuracy", "max"
+
+    def __init__(self, *, ignore_index: int = -100) -> None:
+        super().__init__()
+        self.ignore_index = ignore_index
+
+    def update(self, y: Array, target: Array, on: Array | None = None) -> None:
+        guess, target = _classes(*_counted(y, target, on))
+        known = target != self.ignore_index
+        self._sum += float(((guess == target) & known).sum())
+        self._count += float(known.sum())
+
+
+def _classes(y: Array, target: Array) -> tuple[Array, Array]:
+    """Class numbers: what was said, and what is right."""
+    if y.shape == target.shape:
+        return (y > 0).astype(np.int64), (target > 0.5).astype(np.int64)
+    if y.shape[:-1] != target.shape:
+        raise ValueError(f"target: expected shape {y.shape[:-1]} or {y.shape}, that of y, got {target.shape}")
+    guess = (y[..., 0] > 0).astype(np.int64) if y.shape[-1] == 1 else y.argmax(-1)
+    return guess, target
+
+
+class F1(Metric):
+    """The F1 score ``2 tp / (2 tp + fp + fn)`` from counts over all batches.
+
+    Args:
+        average: "macro": the mean over the classes that occur in targets or outputs; "micro": one score from the counts of all
+            classes; "binary": that of class 1.
+        ignore_index: targets of this number do not count.
+    """
+
+    name, mode = "f1", "max"
+
+    def __init__(self, average: str = "macro", *, ignore_index: int = -100) -> None:
+        self.average = _check.choice("average", average, ("macro", "micro", "binary"))
+        self.ignore_index = ignore_index
+        self.reset()
+
+    def reset(self) -> None:
+        self._counts = np.zeros((3, 2))  # tp, fp, fn by class
+
+    def update(self, y: Array, target: Array, on: Array | None = None) -> None:
+        guess, target = (a.reshape(-1) for a in _classes(*_counted(y, target, on)))
+        known = target != self.ignore_index
+        guess, target = guess[known], target[known]
+        size = int(max(guess.max(initial=1), target.max(initial=1), self._counts.shape[1] - 1)) + 1
+        self._counts = np.pad(self._counts, ((0, 0), (0, size - self._counts.shape[1])))
+        right = guess == target
+        for k, classes in enumerate((guess[right], guess[~right], target[~right])):
+            self._counts[k] += np.bincount(classes, minlength=size)
+
+    def compute(self) -> float:
+        tp, fp, fn = self._counts
+        total = 2 * tp + fp + fn
+        if not total.any():
+            return math.nan
+        if self.average == "micro":
+            return float(2 * tp.sum() / total.sum())
+        if self.average == "binary":
+            return float(2 * tp[1] / total[1]) if total[1] else 0.0
+        occurs = total > 0
+        return float((2 * tp[occurs] / total[occurs]).mean())
+
+
+class MAE(_Mean):
+    """The mean absolute error over all elements that count."""
+
+    name, mode = "mae", "min"
+
+    def update(self, y: Array, target: Array, on: Array | None = None) -> None:
+        y, target = _counted(y, target, on)
+        if y.shape != target.shape:
+            raise ValueError(f"target: expected the shape of y {y.shape}, got {target.shape}")
+        self._sum += float(np.abs(y.astype(np.float64) - target).sum())
+        self._count += y.size
+
+
+class BitsPerCharacter(_Mean):
+    """The cross entropy of logits ``[...,V]`` and class numbers ``[...]`` in bits: that of `CrossEntropy` over log 2."""
+
+    name, mode = "bits_per_character", "min"
+
+    def __init__(self, *, ignore_index: int = -100) -> None:
+        super().__init__()
+        self._loss = CrossEntropy(ignore_index=ignore_index)
+
+    def update(self, y: Array, target: Array, on: Array | None = None) -> None:
+        total, count, _ = self._loss.parts(*_counted(y, target, on), gradient=False)
+        self._sum += total / math.log(2)
+        self._count += count
+
+
+class Function(_Mean):
+    """A function ``(y, target, lengths) -> (sum, count)`` as a metric."""
+
+    def __init__(self, function: Callable[[Array, Array, Any], tuple[float, float]]) -> None:
+        super().__init__()
+        self.function = function
+
+    def add(self, y: Array, target: Array, lengths: Any) -> None:
+        total, count = self.function(y, target, lengths)
+        self._sum += float(total)
+        self._count += float(count)
+
+    def compute(self) -> float:
+        return self._sum / (self._count or 1)
+
+
+KNOWN: dict[str, type[Metric]] = {str(m.name): m for m in (Accuracy, F1, MAE, BitsPerCharacter)}
+
+
+def named(metrics: Mapping[str, Any] | Sequence[Any] | None) -> dict[str, Metric]:
+    """Metrics by name, from a dict of names or a list of metrics or of names that are known."""
+    if metrics is None:
+        return {}
+    if not isinstance(metrics, Mapping):
+        if isinstance(metrics, str) or not isinstance(metrics, Sequence):
+            raise TypeError(f"metrics: expected a dict or a list, got {type(metrics).__name__}")
+        metrics = {_name_of(m): m for m in metrics}
+    out = {}
+    for name, metric in metrics.items():
+        if name in ("loss", ""):
+            raise ValueError(f"metrics: expected names other than 'loss', which is there already, got {name!r}")
+        made = _made(metric)
+        if made is None:
+            raise TypeError(f"metrics[{name!r}]: expected a Metric or a function, got {type(metric).__name__}")
+        out[str(name)] = made
+    return out
+
+
+def _name_of(metric: Any) -> str:
+    if isinstance(metric, str):
+        return str(_check.choice("metrics", metric, tuple(KNOWN)))
+    name = getattr(metric, "name", "") or getattr(metric, "__name__", "")
+    if not name:
+        raise TypeError(f"metrics: expected metrics with a name, got a {type(metric).__name__}; give a dict of names")
+    return str(name)
+
+
+def _made(metric: Any) -> Metric | None:
+    if isinstance(metric, Metric):
+        return metric
+    if isinstance(metric, str):
+        return KNOWN[_check.choice("metrics", metric, tuple(KNOWN))]()
+    if isinstance(metric, type) and issubclass(metric, Metric):
+        return metric()
+    return Function(metric) if callable(metric) else None
