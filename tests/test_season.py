@@ -195,6 +195,9 @@ def test_packaged_series() -> None:
     co2 = sm.datasets.co2.load_pandas().data["co2"].to_numpy(float)
     assert find_season(co2, calendar="week").period == 52
     assert find_season(co2).period == 52
+    equipment = sm.datasets.elec_equip.load_pandas().data.iloc[:, -1].to_numpy(float)
+    for rows in (len(equipment), len(equipment) - 48):  # its quarters are strong: 3
+        assert find_season(equipment[:rows], calendar="month").period == 12
     sunspots = sm.datasets.sunspots.load_pandas().data["SUNACTIVITY"].to_numpy(float)
     assert find_season(sunspots, calendar="year").period == 11
 

@@ -16,7 +16,8 @@ __all__ = ["Season", "find_season"]
 MOST_ROWS = 65_536  # the last rows that are looked at: six weeks of minutes
 CERTAIN = 7.0  # how far the log p-value must lie below that of the best of as many white frequencies
 TINY = 1e-12  # share of the variance below which what is left counts as rounding
-CLEARLY = 0.8  # share of a season's held-out error that a multiple of it must stay below
+CLEARLY = 0.8  # share of a season's held-out error that a multiple of it must stay below,
+SOMEWHAT = 0.95  # and where its own harmonics stand out twice as far as they must
 LINES = (1, 2, 3, 4, 6, 8, 12, 16, 24)  # numbers of harmonics that are tried
 # Seasons of the calendar by the seconds of a step; a month counts as 30.44 days.
 UNITS = {
@@ -279,10 +280,13 @@ def _adds(x: Array, seen: Array, multiple: int, period: float) -> bool:
     Of many multiples one explains a little more by chance, and an error of rounding decides which:
     what counts has a margin that is far from both.
     """
-    if _score(x, float(multiple), round(multiple / period)) <= math.log(len(x) / 2) + CERTAIN:
+    limit = math.log(len(x) / 2) + CERTAIN
+    score = _score(x, float(multiple), round(multiple / period))
+    if score <= limit:
         return False
+    share = CLEARLY if score <= 2 * limit else SOMEWHAT
     left = 1 - _held_out(x, seen, period, multiple) + TINY
-    return 1 - _held_out(x, seen, multiple, multiple) + TINY < CLEARLY * left
+    return 1 - _held_out(x, seen, multiple, multiple) + TINY < share * left
 
 
 def _held_out(x: Array, seen: Array, period: float, block: int) -> float:
