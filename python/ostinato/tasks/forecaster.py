@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import _check, nn, optim
 from .._check import Array
-from ..losses import Loss
+from ..losses import Loss, _weights
 
 __all__ = ["ForecastOptions", "Forecaster", "Pinball"]
 
@@ -54,8 +54,14 @@ class Pinball(Loss):
         self.quantiles = _quantiles(quantiles)
 
     def parts(
-        self, y: Array, target: Array, lengths: object = None, *, gradient: bool = True
-    ) -> tuple[float, int, Array | None]:
+        self,
+        y: Array,
+        target: Array,
+        lengths: object = None,
+        *,
+        gradient: bool = True,
+        weights: Array | None = None,
+    ) -> tuple[float, float, Array | None]:
         """Return the sum of the losses, how many there are, and the gradient of their mean."""
         y, target = _check.array("y", y), _check.array("target", target)
         wanted = (*y.shape[:-1], 1)
@@ -70,10 +76,15 @@ class Pinball(Loss):
             on &= mask.reshape(mask.shape + (1,) * (y.ndim - 2))
         q = np.asarray(self.quantiles, y.dtype)
         d = np.where(on, target.astype(y.dtype) - y, 0)
-        count = int(on.sum()) * len(self.quantiles)
+        count: float = int(on.sum()) * len(self.quantiles)
         slope = np.where(d > 0, -q, np.where(d < 0, 1 - q, 0))
-        dy = (slope / max(count, 1)).astype(y.dtype) if gradient else None
-        return float(np.maximum(q * d, (q - 1) * d).sum(dtype=np.float64)), count, dy
+        terms = np.maximum(q * d, (q - 1) * d)
+        if weights is not None:
+            w = _weights(weights, y.shape, y)
+            count = float(np.where(on, w, 0).sum(dtype=np.float64))
+            terms, slope = terms * w, slope * w
+        dy = (slope / (count or 1)).astype(y.dtype) if gradient else None
+        return float(terms.sum(dtype=np.float64)), count, dy
 
 
 @dataclass
