@@ -77,9 +77,11 @@ enum Before : std::int32_t {
 
 // In which steps the rows of a batch take part. Without `before` row b runs t = 0 .. lengths[b] - 1.
 struct Times {
-  const Index* lengths;        // [B] number of steps that each row takes part in; null: all
-  const std::int32_t* before;  // [T+1,B] what each step starts from; row T: what the row ends with. Null: see above
-  const Index* order;          // [B] the row at each position: any range of positions has about the same to do; null if lengths is
+  const Index* lengths;            // [B] number of steps that each row takes part in; null: all
+  const std::int32_t* before;      // [T+1,B] what each step starts from; row T: what the row ends with. Null: see above
+  const Index* order;              // [B] the row at each position: any range of positions has about the same to do; null if lengths is
+  const Index* stops = nullptr;    // [B] steps that each row has, of which it may skip some: none takes part later; null: all T
+  const Index* offsets = nullptr;  // [B] not null: `before` is flat, and row b's stops[b] + 1 entries begin at offsets[b]
 };
 
 template <class T>
@@ -102,11 +104,12 @@ struct ForwardCall {
 // "The gradient at (t, b)" is the pair that the cell's backward pass reads: dL/dh_t by all paths, and what step t + 1 hands to c_t.
 template <class T>
 struct StepControl {
-  T clip_value;              // each element of the gradient at (t, b) to [-clip_value, clip_value]
-  T clip_norm;               // then dh and dc at (t, b), each over H, to this Euclidean norm
-  const std::uint8_t* cuts;  // [T,B]: nothing goes from this step to the state that it started from
-  Rows<const T> dcells;      // [T,B,H] further gradient of c_t
-  double* flow;              // [T,states] sums over b and H of (dL/dh_t)^2 and (dL/dc_t)^2, by all paths; added to
+  T clip_value;                       // each element of the gradient at (t, b) to [-clip_value, clip_value]
+  T clip_norm;                        // then dh and dc at (t, b), each over H, to this Euclidean norm
+  const std::uint8_t* cuts;           // [T,B]: nothing goes from this step to the state that it started from
+  Rows<const T> dcells;               // [T,B,H] further gradient of c_t
+  double* flow;                       // [T,states] sums over b and H of (dL/dh_t)^2 and (dL/dc_t)^2, by all paths; added to
+  const Index* cut_starts = nullptr;  // [B] not null: cuts are flat, and those of row b begin there
 };
 
 // Contract: dx, dh0, dc0 are overwritten; the RawGradients and drestart are added to, after the last step, or untouched on a stop.

@@ -34,6 +34,20 @@ void deal_rows(std::vector<Index>& rows, Index begin, Index end) {
   deal_rows(rows, middle, end);
 }
 
+// The entries of one row in a flat table; returns the number of steps that it takes part in.
+Index fill_row(const Given& given, Index b, std::int32_t* entries) {
+  const Index length = given.end(b);
+  Place place = Place::first(given, b);
+  Index taken = 0;
+  for (Index s = 0; s < length; ++s) {
+    const Index t = given.from_end ? length - 1 - s : s;
+    entries[t] = place.step(given, t, b);
+    taken += entries[t] > kSkipped;
+  }
+  entries[length] = place.state;
+  return taken;
+}
+
 }  // namespace
 
 std::uint32_t philox_word(std::uint64_t key, std::uint32_t layer_direction, std::uint64_t t, std::uint32_t b, std::uint32_t unit) {
@@ -124,17 +138,37 @@ void set_times(StackCall<T>& call, const StackShape& shape, const Index* lengths
   const Index steps = call.steps, batch = call.batch;
   if (!lengths && !resets && !mask && !resets_after) return;
   if (lengths || mask) call.lengths.assign(std::size_t(batch), steps);
-  if (lengths) call.lengths.assign(lengths, lengths + batch);
+  if (lengths) call.lengths.assign(lengths, lengths + batch), call.stops = call.lengths;
   if (resets || mask || resets_after) {
+    const bool flat = !call.starts[0].empty();  // then the table, too, holds the real steps only
+    Index entries = flat ? 0 : (steps + 1) * batch;
+    for (Index b = 0; flat && b < batch; ++b) call.offsets.push_back(entries), entries += lengths[b] + 1;
     for (const int from_end : {0, 1}) {
       if (from_end && shape.directions == 1 && !shape.reverse) continue;  // none runs from the end; the other tells who takes part
       std::vector<std::int32_t>& before = call.before[from_end];
-      before.resize(std::size_t((steps + 1) * batch));
-      const Given given{steps, batch, lengths, resets, mask, held, restarted, resets_after, repeat, from_end != 0};
-      std::vector<Place> places;
-      for (Index b = 0; b < batch; ++b) places.push_back(Place::first(given, b));
+      before.resize(std::size_t(entries));
+      const Given given{steps,
+                        batch,
+                        lengths,
+                        resets,
+                        mask,
+                        held,
+                        restarted,
+                        resets_after,
+                        repeat,
+                        from_end != 0,
+                        flat ? call.starts[0].data() : nullptr};
       const bool count = from_end == 0 && mask;
       if (count) std::fill(call.lengths.begin(), call.lengths.end(), 0);
+      if (flat) {
+        for (Index b = 0; b < batch; ++b) {
+          const Index taken = fill_row(given, b, before.data() + call.offsets[b]);
+          if (count) call.lengths[b] = taken;
+        }
+        continue;
+      }
+      std::vector<Place> places;
+      for (Index b = 0; b < batch; ++b) places.push_back(Place::first(given, b));
       for (Index s = 0; s < steps; ++s) {
         const Index t = from_end ? steps - 1 - s : s;
         for (Index b = 0; b < batch; ++b) {
@@ -151,6 +185,7 @@ void set_times(StackCall<T>& call, const StackShape& shape, const Index* lengths
 
 template <class T>
 bool takes_part(const StackCall<T>& call, Index t, Index b) {
+  if (!call.offsets.empty()) return t < call.stops[b] && call.before[0][call.offsets[b] + t] > kSkipped;
   if (!call.before[0].empty()) return call.before[0][t * call.batch + b] > kSkipped;
   return call.lengths.empty() || t < call.lengths[b];
 }
@@ -159,7 +194,8 @@ template <class T>
 Times times_of(const StackCall<T>& call, bool reverse) {
   const auto& before = call.before[reverse];
   return {call.lengths.empty() ? nullptr : call.lengths.data(), before.empty() ? nullptr : before.data(),
-          call.order.empty() ? nullptr : call.order.data()};
+          call.order.empty() ? nullptr : call.order.data(), call.stops.empty() ? nullptr : call.stops.data(),
+          call.offsets.empty() ? nullptr : call.offsets.data()};
 }
 
 template <class T>
@@ -260,7 +296,7 @@ int stack_backward(const Tape<T>& tape, const StackGradients<T>& g, Poll poll) {
         if (call.restart_c) b.restart_c = call.restart_c + part * s.hidden;
         if (g.drestart_h) b.drestart_h = g.drestart_h + part * s.hidden;
         if (g.drestart_c) b.drestart_c = g.drestart_c + part * s.hidden;
-        b.control = {g.clip_value, g.clip_norm, g.cuts, g.dcells, nullptr};
+        b.control = {g.clip_value, g.clip_norm, g.cuts, g.dcells, nullptr, call.x.starts};
         if (g.dcells.data) b.control.dcells.data += part * g.dcells_part;
         if (g.flow) b.control.flow = g.flow + part * call.steps * packed.traits().states;
         b.x = x;

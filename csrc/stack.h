@@ -81,6 +81,7 @@ struct StackCall {
   std::vector<Index> lengths, order;                   // empty: all T
   std::vector<Index> starts[2], ends[2];               // of ragged x and y, whose own point here
   std::vector<std::int32_t> before[2];                 // by direction: from the start, from the end; empty: as lengths say
+  std::vector<Index> stops, offsets;                   // steps that each row has; where its part of a flat `before` begins, or empty
   const T *restart_h = nullptr, *restart_c = nullptr;  // [L*D,H], null means zeros
   double dropout = 0;                                  // between layers
   Index first_step = 0;                                // of a longer sequence that these steps belong to: dropout counts from its beginning
@@ -107,12 +108,11 @@ template <class T>
 std::vector<GroupPlan> stack_plan(const CellKernels<T>& cell, const StackShape& shape, Index steps, Index batch, bool dropout,
                                   bool backward);
 
-// What the rows take part in. lengths, resets and mask may be null; resets and mask are [T,B]: the state is that of a restart before a step
-// (for the direction from the end: after it, so that the pieces are the same), and a step that is skipped carries the state over. `repeat`:
-// its output is that of the step before it, else zero.
-// For steps out of the middle of a sequence: held [B], the rows that have an output to repeat from the step before; restarted [B], those
-// that were reset and have not run since; resets_after [B], those
-// for which a piece begins behind the last step.
+// What the rows take part in. lengths, resets and mask may be null; resets and mask are [T,B], or flat where x is (call.starts): the state
+// is that of a restart before a step (for the direction from the end: after it, so that the pieces are the same), and a step that is
+// skipped carries the state over. `repeat`: its output is that of the step before it, else zero. For steps out of the middle of a sequence:
+// held [B], the rows that have an output to repeat from the step before; restarted [B], those that were reset and have not run since;
+// resets_after [B], those for which a piece begins behind the last step.
 template <class T>
 void set_times(StackCall<T>& call, const StackShape& shape, const Index* lengths, const std::uint8_t* resets, const std::uint8_t* mask,
                bool repeat, const std::uint8_t* held = nullptr, const std::uint8_t* resets_after = nullptr,
@@ -141,7 +141,7 @@ struct StackGradients {
   T *dh0 = nullptr, *dc0 = nullptr;
   T *drestart_h = nullptr, *drestart_c = nullptr;  // [L*D,H]
   T clip_value = 0, clip_norm = 0;
-  const std::uint8_t* cuts = nullptr;            // [T,B]
+  const std::uint8_t* cuts = nullptr;            // [T,B], or flat where x is
   Rows<const T> dcells{};                        // [L*D][T,B,H], L*D blocks one after the other
   Index dcells_part = 0;                         // elements from one to the next
   double* flow = nullptr;                        // [L*D,T,states]

@@ -41,6 +41,27 @@ def out_of(x: Any) -> Any:
 
 
 CASES: dict[str, tuple[Any, type[Exception], str]] = {
+    # what is no number, or too large a size
+    "no dropout": (lambda: layer(num_layers=2, dropout=None), TypeError, "dropout: expected a number in [0, 1), got None"),
+    "dropout text": (lambda: ost.nn.Dropout("0.5"), TypeError, "rate: expected a number in [0, 1), got '0.5'"),
+    "clipping": (
+        lambda: layer().vjp(X, clip_step_value="a"),
+        TypeError,
+        "clip_step_value: expected a number above 0, got 'a'",
+    ),
+    "no dtype": (lambda: layer(dtype="foo"), TypeError, "dtype: expected float32 or float64, got 'foo'"),
+    "huge sizes": (lambda: ost.nn.LSTM(1, 2**62), ValueError, "weight_ih_l0: expected sizes whose product"),
+    "sizes of Linear": (lambda: ost.nn.Linear(2**40, 2**40), ValueError, "weight: expected sizes whose product"),
+    "an array for a name": (
+        lambda: layer().vjp(X, outputs=np.zeros(3)),
+        ValueError,
+        "outputs: expected one of 'all', 'last', 'last_step', 'none', got array",
+    ),
+    "a broadcast state": (
+        lambda: layer()(X, (np.broadcast_to(F(0), (1, 2**40, 4)),) * 2),
+        ValueError,
+        "h0: expected shape (1, B, H) = (1, 2, 4), got (1, 1099511627776, 4)",
+    ),
     # what is not an array, or of another dtype or byte order
     "list": (lambda: call([[[1.0]]]), TypeError, "x: expected a numpy.ndarray, got list"),
     "float64 x": (
@@ -62,7 +83,7 @@ CASES: dict[str, tuple[Any, type[Exception], str]] = {
     "mixed weights": (
         lambda: call(w=[*weights()[:1], weights(dtype=np.float64)[1]]),
         TypeError,
-        "weight_hh_l0: expected dtype float32, got float64",
+        "weight_hh: expected dtype float32, got float64",
     ),
     "object x": (lambda: call(X.astype(object)), TypeError, "x: expected dtype float32, got object"),
     # rank and extent
@@ -75,7 +96,7 @@ CASES: dict[str, tuple[Any, type[Exception], str]] = {
     "weight_ih": (
         lambda: call(w=[np.zeros((15, 3), F), *weights()[1:]]),
         ValueError,
-        "weight_ih_l0: expected shape (4*H, I) = (16, 3), got (15, 3)",
+        "weight_ih: expected shape (4*H, I) = (16, 3), got (15, 3)",
     ),
     "weight_hh": (
         lambda: call(w=[weights()[0], np.zeros((16, 5), F)]),
@@ -85,12 +106,12 @@ CASES: dict[str, tuple[Any, type[Exception], str]] = {
     "bias": (
         lambda: call(w=[*weights()[:2], np.zeros(4, F)]),
         ValueError,
-        "bias_ih_l0: expected shape (4*H,) = (16,), got (4,)",
+        "bias_ih: expected shape (4*H,) = (16,), got (4,)",
     ),
     "peephole": (
         lambda: call(weight_peephole=np.zeros((4, 3), F)),
         ValueError,
-        "weight_peephole_l0: expected shape (gates, H) = (3, 4), got (4, 3)",
+        "weight_peephole: expected shape (gates, H) = (3, 4), got (4, 3)",
     ),
     "h0": (lambda: call(h0=np.zeros((3, 4), F)), ValueError, "h0: expected shape (1, B, H) = (1, 2, 4), got (1, 3, 4)"),
     "no inputs": (
@@ -113,7 +134,7 @@ CASES: dict[str, tuple[Any, type[Exception], str]] = {
     "weight strides": (
         lambda: call(w=[np.zeros((3, 16), F).T, *weights()[1:]]),
         ValueError,
-        "weight_ih_l0: expected a C-contiguous array",
+        "weight_ih: expected a C-contiguous array",
     ),
     "out overlaps": (
         lambda: call(**out_of(X)),

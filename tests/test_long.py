@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
 import tracemalloc
 from typing import Any
 
@@ -283,6 +286,87 @@ def test_ragged_takes_every_option(make: Any, options: dict[str, Any], kernel_se
             layer(ragged, **{name: f})
 
 
+def uneven(seed: int, batch: int) -> tuple[ost.Ragged, dict[str, Any]]:
+    """Sequences most of which are empty or short beside one that is long, and their flags."""
+    r = np.random.default_rng(seed)
+    lengths = r.integers(0, 4, batch) * (r.random(batch) < 0.4)
+    if batch > 1:
+        lengths[r.integers(0, batch)] = 40
+    ragged = ost.Ragged(r.standard_normal((lengths.sum(), 3)).astype(np.float32), [0, *np.cumsum(lengths)])
+    shares = {"resets": 0.1, "mask": 0.6, "cuts": 0.1}
+    return ragged, {n: r.random(len(ragged.rows)) < s for n, s in shares.items()}
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("batch", [1, 7, 90])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"bidirectional": True, "learned_state": True}, {"num_layers": 2, "learned_state": True}],
+    ids=str,
+)
+def test_ragged_flags_are_those_of_the_table(
+    options: dict[str, Any], batch: int, count: int, kernel_set: str, threads: None
+) -> None:
+    """Resets, masks and cuts of many empty sequences, alone and together: bit for bit as padded, in inference and training."""
+    ost.set_num_threads(count)
+    layer = ost.nn.LSTM(3, 10, rng=0, **options)
+    ragged, every = uneven(batch, batch)
+    x, r = ragged.padded(), np.random.default_rng(1)
+    for names in (["mask"], ["resets"], ["cuts"], ["mask", "resets", "cuts"]):
+        flags = {n: every[n] for n in names}
+        padded = {n: ragged.padded(a) for n, a in flags.items()}
+        for masked in ("repeat", "zero"):
+            times = {n: a for n, a in flags.items() if n != "cuts"}
+            rows, state = layer(ragged, **times, masked=masked)
+            y, state2 = layer(x, lengths=ragged.lengths, **{n: padded[n] for n in times}, masked=masked)
+            assert np.array_equal(rows.rows, ragged.flat(y))
+            assert all(np.array_equal(a, b) for a, b in zip(flat(state), flat(state2)))
+        for outputs, limit in (("all", None), ("last_step", None), ("all", 3), ("last_step", 3)):
+            given: dict[str, Any] = {"outputs": outputs, "memory_limit": limit}
+            (y, state), pullback = layer.vjp(x, lengths=ragged.lengths, **padded, **given)
+            (rows, state2), pullback2 = layer.vjp(ragged, **flags, **given)
+            got = rows.rows if outputs == "all" else rows
+            assert np.array_equal(got, ragged.flat(y) if outputs == "all" else y)
+            dy = r.standard_normal(y.shape).astype(np.float32)
+            results = []
+            for back, d in ((pullback, dy), (pullback2, ragged.flat(dy) if outputs == "all" else dy)):
+                layer.zero_grad()
+                dx, dstate = back(d, state)
+                dx = dx.rows if isinstance(dx, ost.Ragged) else ragged.flat(dx)
+                results.append([dx, *flat(dstate), layer.flat_grads.copy()])
+            assert all(np.array_equal(a, b) for a, b in zip(*results))
+            assert all(np.array_equal(a, b) for a, b in zip(flat(state), flat(state2)))
+
+
+def test_ragged_flags_take_the_memory_of_real_steps() -> None:
+    """One sequence of 200,000 steps beside 4,000 empty ones: a table of all steps of all sequences would take 3.8 GB."""
+    pytest.importorskip("resource")
+    code = """
+        import resource, sys
+        import numpy as np
+        import ostinato as ost
+
+        def peak():
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+        def sequences(steps):
+            return ost.Ragged(np.ones((steps, 1), np.float32), np.repeat([0, steps], [2001, 2001]))
+
+        layer = ost.nn.GRU(1, 4, rng=0, bidirectional=True)
+        layer(sequences(10), mask=np.ones(10, bool))
+        before, x = peak(), sequences(200_000)
+        flags = np.arange(200_000) % 3 > 0
+        y, h = layer(x, mask=flags, resets=~flags)
+        assert len(x) == 4001 and h.shape == (2, 4001, 4) and not h[:, :2000].any()
+        print(peak() - before)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 200e6
+
+
 def test_ragged_functional_and_limits(kernel_set: str) -> None:
     """Arrays in, arrays out: the same kernels, so the same bits; a pullback serves again."""
     f, r = ost.functional, np.random.default_rng(0)
@@ -497,15 +581,21 @@ def test_states_of_a_stream_are_saved_and_restored() -> None:
     assert np.array_equal(other.state[1][0], stream.state[1][0])  # nothing was taken
 
 
-def test_a_stream_keeps_its_learned_state() -> None:
+def test_a_stream_begins_from_the_learned_state_that_the_model_has_now() -> None:
     model = ost.nn.GRU(3, 4, learned_state=True, rng=0)
     stream = model.stream(2)
-    y = stream.step(np.ones((2, 3), np.float32)).copy()
+    x = np.ones((2, 3), np.float32)
+    stream.step(x)
     with model.write() as p:
         for n in p:
-            p[n][...] = 7
-    stream.reset()
-    assert np.array_equal(stream.step(np.ones((2, 3), np.float32)), y)
+            p[n][...] = 0.5
+    with pytest.raises(RuntimeError, match=r"call stream.refresh\(\)"):
+        stream.reset()
+    stream.refresh()
+    stream.reset([1])
+    assert (stream.h[0, 1] == 0.5).all()
+    assert not (stream.h[0, 0] == 0.5).any()
+    assert np.array_equal(stream.step(x)[1], model(x[None])[0][0, 1])
     with pytest.raises(AttributeError):
         stream.x = 1
 
@@ -608,7 +698,9 @@ def test_the_trainer_takes_resets_and_masks() -> None:
     spoilt = target.copy()
     spoilt[~mask] = np.nan  # what does not count may hold anything
     assert np.array_equal(fitted([(x, spoilt, {"mask": mask})])[0], masked)
-    with pytest.raises(ValueError, match="data: expected lengths, resets, mask, masked and weights in the third place, got"):
+    with pytest.raises(
+        ValueError, match="data: expected lengths, resets, mask, masked and weights in the third place, got"
+    ):
         fitted([(x, target, {"reset": resets})])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import numpy as np
@@ -213,8 +214,321 @@ def test_training_in_bfloat16_learns_as_well() -> None:
     target = (x[..., :1] * 0.5 + x[..., 1:]).cumsum(axis=1)
     losses = []
     for precision in ("float32", "bfloat16"):
-        model = ost.nn.Sequential(ost.nn.GRU(2, 32, precision=precision, batch_first=True, rng=0), ost.nn.Linear(32, 1, rng=1))
+        model = ost.nn.Sequential(
+            ost.nn.GRU(2, 32, precision=precision, batch_first=True, rng=0), ost.nn.Linear(32, 1, rng=1)
+        )
         trainer = ost.Trainer(model, ost.losses.MSE(), ost.optim.AdamW(3e-3), clip_norm=1.0)
         losses.append(min(trainer.fit((x, target), epochs=20, batch_size=32, progress=False).column("loss")[-3:]))
     assert losses[1] < 1.25 * losses[0]
     assert losses[0] < 0.1
+
+
+# -- weights in other dtypes -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16", "float64", "float8_e4m3fn"])
+def test_weights_of_pytorch_in_any_dtype_are_taken(kind: str) -> None:
+    torch = pytest.importorskip("torch")
+    layer, other = ost.nn.LSTM(3, 5, rng=0), ost.nn.LSTM(3, 5, rng=1)
+    tensors = {n: torch.tensor(a).to(getattr(torch, kind)).requires_grad_() for n, a in layer.state_dict().items()}
+    other.load_state_dict(tensors)
+    for name, tensor in tensors.items():
+        assert np.array_equal(other.parameters()[name], tensor.detach().double().numpy().astype(np.float32))
+
+
+def test_weights_of_ml_dtypes_are_taken_and_bits_without_a_meaning_are_not() -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    layer, other = ost.nn.GRU(3, 5, rng=0), ost.nn.GRU(3, 5, rng=1)
+    arrays = {n: a.astype(ml_dtypes.bfloat16) for n, a in layer.state_dict().items()}
+    other.load_state_dict(arrays)
+    assert all(np.array_equal(other.parameters()[n], a.astype(np.float32)) for n, a in arrays.items())
+    before = other.flat.copy()
+    with pytest.raises(TypeError, match=r"weight_ih_l0: expected numbers, got dtype \|V2"):
+        other.load_state_dict({n: a.view("V2") for n, a in arrays.items()})
+    with pytest.raises(TypeError, match=r"bias_hh_l0: expected numbers, got dtype complex64"):
+        other.load_state_dict({**arrays, "bias_hh_l0": arrays["bias_hh_l0"].astype(np.complex64)})
+    assert np.array_equal(other.flat, before)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_layer_is_saved_in_bfloat16_and_read_back(dtype: str, tmp_path: Any) -> None:
+    layer = ost.nn.GRU(7, 9, num_layers=2, dtype=dtype, rng=0)
+    path = tmp_path / "layer.safetensors"
+    layer.save(path, dtype="bfloat16")
+    other = ost.nn.GRU(7, 9, num_layers=2, dtype=dtype, rng=1)
+    other.load(path)
+    for name, a in layer.parameters().items():
+        assert np.array_equal(other.parameters()[name], bfloat16(a)), name
+    layer.save(tmp_path / "whole.safetensors")
+    assert path.stat().st_size < 0.7 * (tmp_path / "whole.safetensors").stat().st_size
+    with pytest.raises(ValueError, match=r"dtype: expected None or 'bfloat16', got 'int8'"):
+        layer.save(path, dtype="int8")
+    with layer.write() as p:
+        p["bias_ih_l1"][3] = 3.4e38
+    with pytest.raises(ValueError, match=r"bias_ih_l1: expected values within the range of bfloat16, got 3.4e\+38"):
+        layer.save(path, dtype="bfloat16")
+    other.load(path)  # it is as it was
+
+
+def test_what_is_saved_in_bfloat16_is_what_the_original_library_reads(tmp_path: Any) -> None:
+    torch = pytest.importorskip("torch")
+    original = pytest.importorskip("safetensors.torch")
+    layer = ost.nn.LSTM(5, 8, rng=0)
+    layer.save(tmp_path / "a.safetensors", dtype="bfloat16")
+    tensors = original.load_file(tmp_path / "a.safetensors")
+    for name, a in layer.state_dict().items():
+        assert tensors[name].dtype == torch.bfloat16
+        assert torch.equal(tensors[name], torch.tensor(a).to(torch.bfloat16))
+    theirs = {n: (3 * t.float()).to(torch.bfloat16) for n, t in tensors.items()}
+    original.save_file(theirs, tmp_path / "b.safetensors")
+    layer.load(tmp_path / "b.safetensors")
+    assert all(np.array_equal(layer.parameters()[n], t.float().numpy()) for n, t in theirs.items())
+
+
+def test_bfloat16_is_rounded_to_nearest_once(tmp_path: Any) -> None:
+    from ostinato import safetensors
+
+    step = 2.0**-7
+    cases = {  # value: bfloat16
+        1 + step / 2: 1.0,  # a tie goes to even
+        1 + 3 * step / 2: 1 + 2 * step,
+        1 + step / 2 + 2.0**-40: 1 + step,  # which float32 would take for a tie
+        1 + 3 * step / 2 - 2.0**-40: 1 + step,
+        -(1 + step / 2 + 2.0**-40): -(1 + step),
+        2.0**-133: 2.0**-133,  # the smallest
+        2.0**-134 + 2.0**-160: 2.0**-133,
+        2.0**-134: 0.0,
+        0.0: 0.0,
+        np.inf: np.inf,
+        -np.inf: -np.inf,
+    }
+    a = np.array([*cases, np.nan])
+    safetensors.save(tmp_path / "a", {"a": a, "n": np.arange(3)}, dtype="bfloat16")
+    read = safetensors.load(tmp_path / "a")[0]
+    assert np.array_equal(read["a"], np.array([*cases.values(), np.nan]), equal_nan=True)
+    assert read["n"].dtype == np.int64
+    random = np.random.default_rng(0).normal(size=1000).astype(np.float32)
+    safetensors.save(tmp_path / "b", {"a": random}, dtype="bfloat16")
+    assert np.array_equal(safetensors.load(tmp_path / "b")[0]["a"], bfloat16(random))
+
+
+# -- int8 on data: reports, and scales for features ----------------------------------------------------------------------
+
+
+def uneven(cls: Any, ratio: float, **options: Any) -> tuple[Any, Any]:
+    """A layer whose weights make as much of small features as of ones that are ratio times larger, and inputs."""
+    rng = np.random.default_rng(0)
+    ranges = np.where(np.arange(16) % 2, ratio, 1.0)
+    layer = cls(16, 48, rng=0, **options)
+    with layer.write() as p:
+        for name in p:
+            if "weight_ih_l0" in name:
+                p[name][...] *= 2 / ranges
+    return layer, (rng.normal(size=(30, 6, 16)) * ranges).astype(np.float32)
+
+
+@pytest.mark.parametrize("ratio", [1, 100, 1000])
+@pytest.mark.parametrize("cls", [ost.nn.LSTM, ost.nn.GRU, ost.nn.RNN])
+def test_scales_bring_uneven_features_down_to_the_error_of_even_ones(cls: Any, ratio: float, kernel_set: str) -> None:
+    layer, x = uneven(cls, ratio)
+    exact = layer(x)[0]
+    layer.precision = "int8"
+    before = frobenius(layer(x)[0], exact)
+    assert layer.calibrate(x) is layer
+    after = frobenius(layer(x)[0], exact)
+    if ratio > 1:
+        assert before > 0.3
+    assert after < 0.012  # 0.6 to 0.8%, as for ratio 1
+    scale = layer.input_scale
+    assert np.array_equal(np.exp2(np.rint(np.log2(scale))), scale)
+    assert ratio / 4 <= scale[1::2].min() / scale[::2].max()
+    layer.input_scale = None
+    assert frobenius(layer(x)[0], exact) == before
+
+
+@pytest.mark.parametrize("ratio", [100, 1000])
+def test_scales_of_weights_that_take_no_notice_of_ranges_do_no_harm(ratio: float) -> None:
+    layer, x = ost.nn.GRU(16, 48, rng=0), uneven(ost.nn.GRU, ratio)[1]
+    errors = layer.quantization_report(x).errors
+    assert errors["int8 calibrated"] < 1.1 * errors["int8"]
+
+
+def test_scaled_inputs_are_those_of_scaled_weights_in_every_form() -> None:
+    layer, x = uneven(ost.nn.LSTM, 100, bidirectional=True, num_layers=2, precision="int8")
+    scale = layer.calibrate(x).input_scale
+    other = copy.deepcopy(layer)
+    other.input_scale = None
+    with other.write() as p:
+        for end in ("", "_reverse"):
+            p["weight_ih_l0" + end][...] *= scale
+    want, (h, c) = other(x / scale, lengths=[30, 7, 0, 3, 30, 1])
+    y, state = layer(x, lengths=[30, 7, 0, 3, 30, 1])
+    assert np.array_equal(y, want)
+    assert np.array_equal(state[0], h)
+    assert np.array_equal(state[1], c)
+    rows = [x[:9, 0], x[:4, 1]]
+    assert all(np.array_equal(a, b) for a, b in zip(layer(rows)[0], other([r / scale for r in rows])[0]))
+    assert np.array_equal(layer(x[:, 0])[0], other(x[:, 0] / scale)[0])
+    assert np.array_equal(layer(x.transpose(1, 0, 2).copy().transpose(1, 0, 2))[0], layer(x)[0])
+    assert np.array_equal(layer(x, outputs="last")[0], other(x / scale, outputs="last")[0])
+    kept = x.copy()
+    layer(x)
+    assert np.array_equal(x, kept)
+    with pytest.raises(TypeError, match=r"x: expected dtype float32, got float64"):
+        layer(x.astype(np.float64))
+
+
+def test_scales_are_for_int8_alone_and_go_where_the_layer_goes(tmp_path: Any) -> None:
+    layer, x = uneven(ost.nn.GRU, 100)
+    exact = layer(x)[0]
+    layer.calibrate(x)
+    assert np.array_equal(layer(x)[0], exact)
+    layer.precision = "int8"
+    y = layer(x)[0]
+    assert list(layer.state_dict()) == list(ost.nn.GRU(16, 48).state_dict())
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert np.array_equal(other.input_scale, layer.input_scale)
+        assert np.array_equal(other(x)[0], y)
+        with pytest.raises(ValueError, match="read-only"):
+            other.input_scale[0] = 2
+    layer.save(tmp_path / "a.safetensors")
+    fresh = ost.nn.GRU(16, 48, precision="int8")
+    fresh.load(tmp_path / "a.safetensors")
+    assert fresh.input_scale is None
+    assert np.array_equal(fresh.calibrate(x)(x)[0], y)
+
+
+@pytest.mark.parametrize("power", [True, False])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_a_stream_scales_its_inputs_as_the_layer_does(cell: str, power: bool, kernel_set: str) -> None:
+    cls = {"lstm": ost.nn.LSTM, "gru": ost.nn.GRU}[cell]
+    layer, x = uneven(cls, 100, precision="int8")
+    layer.calibrate(x)
+    if not power:
+        layer.input_scale = np.linspace(0.3, 90, 16)
+    y, _ = layer(x)
+    stream = layer.stream(6)
+    assert stream.x.shape == (6, 16)
+    assert all(np.array_equal(stream.step(x[t]), y[t]) for t in range(30))
+    assert np.array_equal(stream.x, x[-1])
+    model = ost.nn.Sequential(ost.nn.Linear(16, 16, rng=0), layer, ost.nn.GRU(48, 5, precision="int8", rng=0))
+    model.calibrate(x)
+    y, _ = model(x)
+    stream = model.stream(6)
+    assert all(np.array_equal(stream.step(x[t]), y[t]) for t in range(30))
+
+
+def test_a_report_measures_and_changes_nothing() -> None:
+    layer, x = uneven(ost.nn.LSTM, 1000)
+    exact, version, random = layer(x)[0], layer.version, copy.deepcopy(layer._rng.bit_generator.state)
+    report = layer.quantization_report(x)
+    assert (layer.version, layer.precision, layer.input_scale) == (version, "float32", None)
+    assert layer._rng.bit_generator.state == random
+    assert np.array_equal(report.input_ranges, np.abs(x).max((0, 1)))
+    assert report.range_ratio == report.input_ranges.max() / report.input_ranges.min()
+    for name in ("bfloat16", "int8"):
+        layer.precision = name
+        y = layer(x)[0].astype(np.float64)
+        assert report.errors[name] == pytest.approx(frobenius(y, exact.astype(np.float64)), rel=1e-6)
+        each = np.sqrt(((y - exact) ** 2).sum((0, 1)) / (exact.astype(np.float64) ** 2).sum((0, 1)))
+        assert report.worst[name] == (int(each.argmax()), pytest.approx(each.max(), rel=1e-6))
+    assert report.errors["int8"] > 0.3
+    assert report.errors["int8 calibrated"] < 0.012
+    assert any("calibrate(x)" in a for a in report.advice)
+    for part in ("LSTM(16, 48)", "bfloat16", "int8 calibrated", "input ranges", "advice"):
+        assert part in repr(report)
+    calibrated = layer.calibrate(x).quantization_report(x)
+    assert calibrated.calibrated
+    assert calibrated.errors["int8"] == report.errors["int8 calibrated"]
+    assert not any("calibrate" in a for a in calibrated.advice)
+
+
+def test_steps_that_take_no_part_do_not_count() -> None:
+    layer, x = uneven(ost.nn.GRU, 100)
+    layer.batch_first = True
+    x = np.ascontiguousarray(x.swapaxes(0, 1))
+    lengths = np.array([30, 4, 9, 1, 0, 12])
+    rows = [x[b, :n] for b, n in enumerate(lengths)]
+    mask = np.arange(30) < lengths[:, None]
+    padded = np.where(mask[..., None], x, np.nan).astype(np.float32)
+    want = np.abs(np.concatenate(rows)).max(0)
+    for a, times in ((padded, {"lengths": lengths}), (padded, {"mask": mask}), (rows, {})):
+        report = layer.quantization_report(a, **times)
+        assert np.array_equal(report.input_ranges, want)
+        assert 0.3 < report.errors["int8"] < 1
+        scale = layer.calibrate(a, **times).input_scale
+        assert np.array_equal(scale, layer.calibrate(rows).input_scale)
+        layer.input_scale = None
+    assert np.array_equal(layer.calibrate(x[0]).input_scale, layer.calibrate(x[:1]).input_scale)
+    zeros = np.zeros((1, 3, 16), np.float32)
+    zeros[..., 2] = 5
+    assert layer.quantization_report(zeros).range_ratio == 1
+    assert np.isfinite(layer.calibrate(zeros).input_scale).all()
+    assert np.isfinite(layer.calibrate(0 * zeros).input_scale).all()
+
+
+def test_a_model_reports_each_recurrent_layer_on_what_it_gets() -> None:
+    first, x = uneven(ost.nn.GRU, 100, precision="int8")
+    model = ost.nn.Sequential(
+        ost.nn.Dropout(0.1), deep=ost.nn.Sequential(rnn=first, drop=ost.nn.Dropout(0.2)), last=ost.nn.LSTM(48, 9, rng=1)
+    )
+    lengths = [30, 4, 9, 1, 0, 12]
+    report = model.quantization_report(x, lengths=lengths)
+    assert list(report.layers) == ["deep.rnn", "last"]
+    assert repr(report["deep.rnn"]) == repr(first.quantization_report(x, lengths=lengths))
+    exact = copy.deepcopy(first)
+    exact.precision = "float32"
+    inner = exact(x, lengths=lengths)[0]
+    assert repr(report["last"]) == repr(model["last"].quantization_report(inner, lengths=lengths))  # type: ignore[attr-defined]
+    assert "last: LSTM(48, 9) on this data" in repr(report)
+    assert model.calibrate(x, lengths=lengths) is model
+    assert np.array_equal(first.input_scale, copy.deepcopy(first).calibrate(x, lengths=lengths).input_scale)
+    assert first._owner is model["deep"]
+    with pytest.raises(TypeError, match="model: expected recurrent layers in it"):
+        ost.nn.Sequential(ost.nn.Linear(2, 3)).quantization_report(np.ones((1, 1, 2), np.float32))
+
+
+WRONG_SCALES: dict[str, Any] = {
+    "zero": (
+        [1, 0, 1],
+        ValueError,
+        r"input_scale: expected positive numbers from 1e-30 to 1e\+30, got 0 for feature 1",
+    ),
+    "negative": ([1, 1, -2.0], ValueError, r"got -2.0 for feature 2"),
+    "nan": ([np.nan, 1, 1], ValueError, r"got nan for feature 0"),
+    "infinite": ([np.inf, 1, 1], ValueError, r"got inf for feature 0"),
+    "shape": ([1, 1], ValueError, r"input_scale: expected shape \(I,\) = \(3,\), got \(2,\)"),
+    "text": ("calibrate", TypeError, r"input_scale: expected numbers or None, got 'calibrate'"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_SCALES)
+def test_scales_that_are_none(kind: str) -> None:
+    layer = ost.nn.GRU(3, 4, precision="int8", rng=0)
+    layer.input_scale = [1, 2, 4]
+    value, error, message = WRONG_SCALES[kind]
+    with pytest.raises(error, match=message):
+        layer.input_scale = value
+    assert layer.input_scale is not None
+    assert layer.input_scale.tolist() == [1, 2, 4]
+
+
+def test_data_that_nothing_can_be_measured_on() -> None:
+    layer = ost.nn.GRU(3, 4, rng=0)
+    x = np.ones((2, 1, 3), np.float32)
+    for measure in (layer.calibrate, layer.quantization_report):
+        with pytest.raises(ValueError, match=r"x: expected at least one step that takes part"):
+            measure(x[:0])
+        with pytest.raises(ValueError, match=r"x: expected at least one step that takes part"):
+            measure(x, lengths=[0])
+        with pytest.raises(ValueError, match=r"x: expected finite values, got nan in feature 1"):
+            measure(np.array([[[1, np.nan, 1]]], np.float32))
+        with pytest.raises(ValueError, match=r"x: expected I = 3 features, got shape \(2, 1, 2\)"):
+            measure(x[..., :2])
+        with pytest.raises(TypeError, match=r"x: expected dtype float32, got float64"):
+            measure(x.astype(np.float64))
+    assert layer.input_scale is None
+    wide = ost.nn.GRU(3, 4, dtype=np.float64)
+    for call in (wide.calibrate, wide.quantization_report, lambda x: setattr(wide, "input_scale", x[0, 0])):
+        with pytest.raises(TypeError, match=r"layer: expected dtype float32, which has int8, got float64"):
+            call(x.astype(np.float64))

@@ -173,6 +173,25 @@ def test_a_daemon_thread_may_be_left_in_a_call() -> None:
     assert (done.stdout, done.returncode) == ("end\n", 0), done.stderr
 
 
+def test_daemon_threads_that_come_back_at_the_end_leave_quietly() -> None:
+    """Short calls without end: some of them return while the interpreter goes."""
+    for _ in range(3):
+        done = python(
+            """
+            import threading, time, numpy as np, ostinato as ost
+            layer, x = ost.nn.LSTM(8, 16, rng=0), np.zeros((400, 4, 8), np.float32)
+            def run():
+                while True:
+                    layer.vjp(x)
+            for _ in range(3):
+                threading.Thread(target=run, daemon=True).start()
+            time.sleep(0.2)
+            print("end", flush=True)
+            """
+        )
+        assert (done.stdout, done.stderr, done.returncode) == ("end\n", "", 0)
+
+
 def test_signal_handlers_see_denormals() -> None:
     done = python(
         """

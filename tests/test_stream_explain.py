@@ -44,14 +44,70 @@ def test_a_stream_gives_the_bits_of_the_layer(cell: str, precision: str, kernel_
     assert np.array_equal(stream.step(x[0]), y[0])
 
 
-def test_a_stream_keeps_its_parameters_and_refuses_what_it_cannot_do() -> None:
+CHANGES: dict[str, Any] = {
+    "write": lambda layer: _add(layer, 0.1),
+    "load": lambda layer: layer.load_state_dict(ost.nn.LSTM(3, 4, rng=5, learned_state=True).state_dict()),
+    "precision": lambda layer: setattr(layer, "precision", "bfloat16"),
+    "input_scale": lambda layer: setattr(layer, "input_scale", [1, 2, 64]),
+    "a model": lambda layer: ost.nn.Sequential(layer, ost.nn.Linear(4, 1, rng=0)),
+}
+
+
+def _add(layer: Any, value: float) -> None:
+    with layer.write() as p:
+        for name in p:
+            p[name][...] += value
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_stream_of_a_model_that_changed_is_an_error_until_it_is_refreshed(change: str) -> None:
+    layer = ost.nn.LSTM(3, 4, precision="int8", learned_state=True, rng=0)
+    x = np.random.default_rng(1).normal(size=(6, 2, 3)).astype(np.float32)
+    stream = layer.stream(2)
+    for t in range(3):
+        stream.step(x[t])
+    state = stream.state
+    owner = CHANGES[change](layer)  # kept alive: a model that owns the layer
+    for call in (stream.step, lambda: stream.step(x[3]), lambda: stream.step(x[3, :1], [1]), stream.reset):
+        with pytest.raises(RuntimeError, match=r"have changed since; call stream.refresh\(\), which keeps the states"):
+            call()
+    old = stream.x, stream.y, stream.h, stream.c
+    assert all(np.array_equal(a, b) for a, b in zip(stream.state, state))
+    stream.refresh()
+    assert all(np.array_equal(a, b) for a, b in zip(stream.state, state))
+    assert np.array_equal(stream.x, x[2])
+    assert np.array_equal(stream.y, state[0][-1])
+    want, (h, c) = layer(x[3:], state)
+    assert all(np.array_equal(stream.step(x[t]), want[t - 3]) for t in range(3, 6))
+    assert np.array_equal(stream.h, h)
+    assert np.array_equal(stream.c, c)
+    stream.reset()
+    assert np.array_equal(stream.step(x[0]), layer(x[:1])[0][0])
+    for a in (old[0], old[2], old[3]):
+        with pytest.raises(ValueError, match="read-only"):
+            a[...] = 0
+    assert np.isnan(old[1]).all()
+    assert (owner is None) == (change != "a model")
+
+
+def test_a_stream_of_a_whole_model_is_refreshed() -> None:
+    model = ost.nn.Sequential(
+        ost.nn.Embedding(9, 3, rng=0), ost.nn.GRU(3, 4, rng=0), ost.nn.Activation("tanh"), ost.nn.Linear(4, 2, rng=0)
+    )
+    ids = np.array([[1, 2], [3, 4]])
+    stream = model.stream(2)
+    stream.step(ids[0])
+    state = stream.state
+    _add(model, 0.25)
+    with pytest.raises(RuntimeError, match=r"stream: expected the model that it was made of"):
+        stream.step(ids[1])
+    stream.refresh()
+    assert np.array_equal(stream.step(ids[1]), model(ids[1:], state)[0][0])
+
+
+def test_a_stream_refuses_what_it_cannot_do() -> None:
     layer = ost.nn.LSTM(3, 4, rng=0)
     stream = layer.stream()
-    before = stream.step(np.ones((1, 3), np.float32)).copy()
-    with layer.write() as p:
-        p["weight_ih_l0"][...] = 0
-    stream.h[...], stream.c[...] = 0, 0
-    assert np.array_equal(stream.step(np.ones((1, 3), np.float32)), before)
     with pytest.raises(ValueError, match=r"x: expected shape \(B, I\) = \(1, 3\), got \(2, 3\)"):
         stream.step(np.ones((2, 3), np.float32))
     assert np.array_equal(stream.step(stream.x), stream.y)
@@ -153,7 +209,7 @@ def test_explain_counts(threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_explain_refuses_what_it_does_not_know() -> None:
-    with pytest.raises(TypeError, match=r"layer: expected an RNN, LSTM or GRU, got Linear"):
+    with pytest.raises(TypeError, match=r"layer: expected an RNN, LSTM or GRU, or a Sequential, got Linear"):
         ost.explain(ost.nn.Linear(2, 3), (4, 1, 2))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"shape: expected \(T, B, I\) or \(T, I\) with I = 3, got \(4, 2\)"):
         ost.explain(ost.nn.GRU(3, 4), (4, 2))
@@ -161,12 +217,53 @@ def test_explain_refuses_what_it_does_not_know() -> None:
         ost.explain(ost.nn.GRU(3, 4, precision="int8"), (4, 3), training=True)
 
 
+def test_explain_takes_a_whole_model() -> None:
+    model = ost.nn.Sequential(
+        embed=ost.nn.Embedding(50, 8, rng=0),
+        deep=ost.nn.Sequential(ost.nn.GRU(8, 16, bidirectional=True, rng=0), ost.nn.Dropout(0.1)),
+        rnn=ost.nn.LSTM(32, 24, rng=0),
+        head=ost.nn.Linear(24, 2, rng=0),
+    )
+    e = ost.explain(model, (100, 4))
+    first, second = e.facts["layers"]
+    assert (first["name"], first["shape"]) == ("deep.0", (100, 4, 8))
+    assert (second["name"], second["shape"]) == ("rnn", (100, 4, 32))
+    assert second["flops"] == ost.explain(model["rnn"], (100, 4, 32)).facts["flops"]  # type: ignore[arg-type]
+    assert "deep.0: GRU(8, 16, bidirectional=True), T=100, B=4: inference" in str(e)
+    assert "\nrnn: LSTM(32, 24), T=100, B=4: inference" in str(e)
+    assert "tape_bytes" in ost.explain(model, (100, 4), training=True, memory_limit="1MB").facts["layers"][1]
+    (alone,) = ost.explain(ost.nn.Sequential(ost.nn.Linear(3, 4), ost.nn.RNN(4, 5)), (7, 3)).facts["layers"]
+    assert alone["shape"] == (7, 4)
+    for wrong, shape in ((model, (100, 4, 8)), (model, ()), (model["rnn"], (4, 3))):
+        with pytest.raises(ValueError, match="shape: expected"):
+            ost.explain(wrong, shape)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"shape: expected \(T, B, I\) or \(T, I\) with I = 3, got \(4, 2\)"):
+        ost.explain(ost.nn.Sequential(ost.nn.Linear(3, 4), ost.nn.RNN(4, 5)), (4, 2))
+    with pytest.raises(TypeError, match="layer: expected a Sequential with an RNN, LSTM or GRU in it"):
+        ost.explain(ost.nn.Sequential(ost.nn.Linear(3, 4)), (5, 2, 3))
+
+
+def test_explain_warns_of_int8_that_nobody_measured() -> None:
+    layer = ost.nn.GRU(3, 16, precision="int8", rng=0)
+    e = ost.explain(layer, (5, 2, 3))
+    (warning,) = e.facts["warnings"]
+    assert "depends on the data" in warning
+    assert "quantization_report(x)" in warning
+    assert "calibrate(x)" in warning
+    assert warning in str(e)
+    layer.calibrate(np.ones((4, 1, 3), np.float32))
+    assert ost.explain(layer, (5, 2, 3)).facts["warnings"] == []
+    layer.input_scale, layer.precision = None, "float32"
+    assert "warning" not in str(ost.explain(layer, (5, 2, 3)))
+
+
 def test_explain_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "gru", "--hidden", "48", "--layers", "2", "--train", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert set(facts["passes"]) == {"forward", "backward"}
-    assert main(["explain", "lstm", "--hidden", "0", "--input", "3"]) == 2
-    assert "hidden_size: expected a whole number of at least 1, got 0" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["explain", "lstm", "--hidden", "0", "--input", "3"])
+    assert "--hidden: expected a whole number of at least 1, got 0" in capsys.readouterr().err
 
 
 def test_an_import_is_light() -> None:

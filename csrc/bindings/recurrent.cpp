@@ -128,6 +128,11 @@ void place_rows(const Index* starts, const Index* lengths, Index batch, Index ro
   }
 }
 
+// Resets, mask and cuts: for every step of every row, or one for each of `rows` flat ones.
+std::vector<Axis> flag_axes(bool ragged, Index steps, Index batch, Index rows) {
+  return ragged ? std::vector<Axis>{{"N", rows}} : std::vector<Axis>{{"T", steps}, {"B", batch}};
+}
+
 template <class T>
 py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, const py::object& h0, const py::object& c0,
                   const py::object& lengths, bool batch_first, const py::object& out, bool train, double dropout, std::uint64_t key,
@@ -156,8 +161,10 @@ py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, c
       if (lv.data[b] < 0 || lv.data[b] > steps)
         fail("lengths", "values from 0 to T = " + std::to_string(steps), std::to_string(lv.data[b]) + " at b = " + std::to_string(b));
   }
-  const auto resets_view = optional_view<std::uint8_t>(resets, "resets", {{"T", steps}, {"B", batch}});
-  const auto mask_view = optional_view<std::uint8_t>(mask, "mask", {{"T", steps}, {"B", batch}});
+  if (ragged) place_rows(sv.data, lv.data, batch, xv.shape[0], &call.starts[0], &call.ends[0]);
+  const std::vector<Axis> flags = flag_axes(ragged, steps, batch, xv.shape[0]);
+  const auto resets_view = optional_view<std::uint8_t>(resets, "resets", flags);
+  const auto mask_view = optional_view<std::uint8_t>(mask, "mask", flags);
   if ((resets_view.data || mask_view.data) && steps > 2147483640)  // the tables count steps in 32 bits
     fail("x", "at most 2147483640 steps with resets or a mask", std::to_string(steps));
   const std::vector<Axis> restart{{parts == 1 ? "1" : "L*D", parts}, {"H", s.hidden}};
@@ -181,7 +188,6 @@ py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, c
   // Flat outputs lie as x does; where they are made here, one after the other.
   py::object y = out;
   if (ragged) {
-    place_rows(sv.data, lv.data, batch, xv.shape[0], &call.starts[0], &call.ends[0]);
     Index rows = 0;
     for (Index b = 0; b < batch; ++b) {
       call.starts[1].push_back(out.is_none() ? rows : sv.data[b]);
@@ -381,7 +387,7 @@ py::tuple backward(PyTape<T>& t, const py::object& dy, const py::object& dhn, co
   }
   const auto bound = [](double x) { return x > 0 ? std::max(T(x), std::numeric_limits<T>::min()) : T(0); };  // 0 would be no bound
   g.clip_value = bound(clip_value), g.clip_norm = bound(clip_norm);
-  g.cuts = optional_view<std::uint8_t>(cuts, "cuts", {{"T", steps}, {"B", batch}}).data;
+  g.cuts = optional_view<std::uint8_t>(cuts, "cuts", flag_axes(ragged, steps, batch, flat)).data;
   if (!dcells.is_none()) {
     if (traits.states < 2) fail("dcells", std::string("None for the cell ") + traits.name, "an array");
     const std::vector<Axis> axes = t.batch_first ? std::vector<Axis>{{"L*D", parts}, {"B", batch}, {"T", steps}, {"H", s.hidden}}

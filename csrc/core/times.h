@@ -1,17 +1,20 @@
-// In which steps the rows of a batch take part, and what each step starts from: the table `before` [T+1,B] of Times, a step at a time.
+// In which steps the rows of a batch take part, and what each step starts from: the table `before` of Times, a step at a time.
 #pragma once
 #include "common.h"
 
 namespace ost::OST_SET {
 
-// What is given: resets and mask are bytes [T,B], held, restarted and resets_after [B]; any may be null.
+// What is given: resets and mask are bytes [T,B], held, restarted and resets_after [B]; any may be null. With `starts` [B] resets and
+// mask are flat: those of row b begin at starts[b], and there is nothing past its end.
 struct Given {
   Index steps, batch;
   const Index* lengths;
   const std::uint8_t *resets, *mask, *held, *restarted, *resets_after;
   bool repeat, from_end;
+  const Index* starts = nullptr;
 
   OST_HD Index end(Index b) const { return lengths ? lengths[b] : steps; }
+  OST_HD Index flag(Index t, Index b) const { return starts ? starts[b] + t : t * batch + b; }
 };
 
 // Where a row stands on its way through time.
@@ -23,12 +26,12 @@ struct Place {
   }
   // What the table holds at step t of row b, which must be the next.
   OST_HD std::int32_t step(const Given& g, Index t, Index b) {
-    const Index i = t * g.batch + b, end = g.end(b), boundary = g.from_end ? t + 1 : t;  // of two pieces
+    const Index end = g.end(b), boundary = g.from_end ? t + 1 : t;  // of two pieces
     if (t >= end) return kSkipped;
     const bool begins =
-        boundary < end ? g.resets && g.resets[boundary * g.batch + b] : g.resets_after && boundary == g.steps && g.resets_after[b];
+        boundary < end ? g.resets && g.resets[g.flag(boundary, b)] : g.resets_after && boundary == g.steps && g.resets_after[b];
     if (begins) state = kRestart, output = kSkipped;
-    if (g.mask && !g.mask[i]) return output;
+    if (g.mask && !g.mask[g.flag(t, b)]) return output;
     const std::int32_t before = state;
     state = std::int32_t(t);
     if (g.repeat) output = std::int32_t(kHeld - 1 - t);

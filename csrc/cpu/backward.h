@@ -338,7 +338,8 @@ class Backward {
           row.dcell = call_.control.dcells.data ? at(call_.control.dcells, t, b) : nullptr;
         }
         row.restart = before == kRestart;
-        row.cut = call_.control.cuts && call_.control.cuts[t * call_.batch + b];
+        const Index* cut_starts = call_.control.cut_starts;
+        row.cut = call_.control.cuts && call_.control.cuts[cut_starts ? cut_starts[b] + t : t * call_.batch + b];
         row.dy = call_.dy.data ? at(call_.dy, t, b) : nullptr;
         if (clock_.times.order && k + 1 < t1 - t0) {  // for the step after this
           const Index next = call_.reverse ? t + 1 : t - 1;

@@ -35,10 +35,13 @@ OST_HD void store_left(Vec<T> v, T* p, Index left) {
 // = 64.
 template <class T>
 void clear_rows(const Rows<T>& rows, const Clock& clock, Index width, Range steps) {
+  for (Index b = 0; rows.starts && b < clock.batch; ++b)
+    for (Index t = steps.begin; t < smaller(steps.end, rows.ends[b] - rows.starts[b]); ++t)
+      if (!clock.active(t, b) && clock.repeats(t, b) == kSkipped) fill_zero(at(rows, t, b), width);
+  if (rows.starts) return;
   for (Index t = steps.begin; t < steps.end; ++t)
     for (Index b = 0; b < clock.batch; ++b) {
       if (clock.active(t, b) || clock.repeats(t, b) != kSkipped) continue;
-      if (rows.starts && rows.starts[b] + t >= rows.ends[b]) continue;  // there is no such row
       fill_zero(at(rows, t, b), width);
     }
 }
@@ -172,6 +175,13 @@ class Forward {
     const Index s0 = block * schedule_.block_steps, s1 = smaller(call_.steps, s0 + schedule_.block_steps);
     project(w, rows.begin, rows.end, s0, s1, groups);
     for (Index s = s0; s < s1; ++s) step(w, rows.begin, rows.end, s, s0, groups, barrier, count);
+  }
+
+  // The blocks of a lane in which any of its rows has a step.
+  Range blocks_of(Index part) const {
+    const Range rows = part_of(call_.batch, part, schedule_.plan.parts);
+    const Index longest = clock_.longest(rows.begin, rows.end), all = schedule_.blocks(), each = schedule_.block_steps;
+    return call_.reverse ? Range{longest ? (call_.steps - longest) / each : all, all} : Range{0, ceil_div(longest, each)};
   }
 
   bool finishes() const { return clock_.times.lengths; }

@@ -90,11 +90,12 @@ struct Lane {
   int call;
   Index part;
   Index after;  // the lane that must be a block ahead, or -1
+  Index end;    // of its blocks
 };
 
 class Lanes {
  public:
-  void set(Lane* lanes, Index count, Index blocks) { lanes_ = lanes, count_ = count, blocks_ = blocks; }
+  void set(Lane* lanes, Index count) { lanes_ = lanes, count_ = count; }
   // The next block for a thread that last ran lane *lane (-1: none); false when there is nothing left for it.
   bool claim(int index, Index* lane, Index* block, const int* stop) {
     for (Index looks = 0;; ++looks) {
@@ -104,7 +105,7 @@ class Lanes {
       for (Index i = 0; i < count_; ++i) {
         const Index c = (i + index) % count_;
         const Index at = __atomic_load_n(&lanes_[c].progress, __ATOMIC_ACQUIRE);
-        if (at >= 2 * blocks_) continue;
+        if (at >= 2 * lanes_[c].end) continue;
         done = false;
         if (at % 2) continue;
         if (const Index after = lanes_[c].after; after >= 0 && __atomic_load_n(&lanes_[after].progress, __ATOMIC_ACQUIRE) / 2 <= at / 2) {
@@ -130,7 +131,7 @@ class Lanes {
 
  private:
   Lane* lanes_ = nullptr;
-  Index count_ = 0, blocks_ = 0;
+  Index count_ = 0;
 };
 
 // One block of memory a call, cut into 64-byte aligned pieces: measure first (memory null), then allocate, then cut again.

@@ -92,11 +92,12 @@ class Team {
     layout(arena);
     for (int i = 0; i < count_; ++i) {
       drivers_[i].begin();
-      for (Index part = 0; part < plan.parts; ++part)
-        lanes_[i * plan.parts + part] = {0, i, part, chained_ && i > 0 ? (i - 1) * plan.parts + part : -1};
+      for (Index part = 0; part < plan.parts; ++part) {
+        const Range blocks = blocks_of(drivers_[i], part);
+        lanes_[i * plan.parts + part] = {2 * blocks.begin, i, part, chained_ && i > 0 ? (i - 1) * plan.parts + part : -1, blocks.end};
+      }
     }
-    for (int set = 0; set < sets_; ++set)
-      sets_of_lanes_[set].set(lanes_ + set * plan.parts, (count_ / sets_) * plan.parts, schedule_.blocks());
+    for (int set = 0; set < sets_; ++set) sets_of_lanes_[set].set(lanes_ + set * plan.parts, (count_ / sets_) * plan.parts);
     run_team(plan.threads, [](void* self, int index, int count) { static_cast<Team*>(self)->work(index, count); }, this);
     if (stop_) return kStopped;
     for (int i = 0; i < count_; ++i) drivers_[i].end();
@@ -107,6 +108,14 @@ class Team {
   void layout(Arena& arena) {
     for (int i = 0; i < schedule_.plan.threads; ++i) D::layout_space(arena, spaces_, i, schedule_, most_input_, calls_[0].weights->hidden);
     for (int i = 0; i < count_; ++i) drivers_[i].layout_memory(arena);
+  }
+
+  // Those of a part that have anything to do.
+  Range blocks_of(const D& driver, Index part) const {
+    if constexpr (requires { driver.blocks_of(part); })
+      return driver.blocks_of(part);
+    else
+      return {0, schedule_.blocks()};
   }
 
   void poll(int index) {
@@ -139,8 +148,9 @@ class Team {
 
   // A step cannot go on without any of the threads: where they are kept waiting the caller does the rest alone.
   void share_units(D& driver, int index, int count) {
-    for (Index part = 0; part < schedule_.plan.parts; ++part)
-      for (Index block = 0; block < schedule_.blocks(); ++block) {
+    for (Index part = 0; part < schedule_.plan.parts; ++part) {
+      const Range blocks = blocks_of(driver, part);
+      for (Index block = blocks.begin; block < blocks.end; ++block) {
         poll(index);
         if (count > 1 && team_waits()) __atomic_store_n(&solo_, 1, __ATOMIC_RELAXED);
         if (count > 1) barrier_wait(&barrier_, count);
@@ -151,6 +161,7 @@ class Team {
         }
         driver.run_block(spaces_[index], part, block, &barrier_, index, count);
       }
+    }
   }
 
   const Call* calls_;

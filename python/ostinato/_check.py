@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import TYPE_CHECKING, Any
 
@@ -28,30 +29,46 @@ def positive(name: str, value: object, minimum: int = 1) -> int:
     return n
 
 
-def fraction(name: str, value: float) -> float:
+def number(name: str, value: object, wanted: str) -> float:
+    """A real number; the error calls it ``wanted``."""
+    try:
+        if isinstance(value, (str, bytes, bool)):
+            raise TypeError
+        return float(value)  # type: ignore[arg-type]  # anything may come in; that is what is checked
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(f"{name}: expected {wanted}, got {value!r}") from None
+
+
+def fraction(name: str, value: object) -> float:
     """A probability in [0, 1)."""
+    given, value = value, number(name, value, "a number in [0, 1)")
     if not 0 <= value < 1:
-        raise ValueError(f"{name}: expected a number in [0, 1), got {value!r}")
-    return float(value)
+        raise ValueError(f"{name}: expected a number in [0, 1), got {given!r}")
+    return value
 
 
-def finite(name: str, value: float, *, minimum: float = 0.0) -> float:
+def finite(name: str, value: object, *, minimum: float = 0.0) -> float:
     """A finite number, at least ``minimum``."""
-    if not (np.isfinite(value) and value >= minimum):
-        raise ValueError(f"{name}: expected a finite number of at least {minimum:g}, got {value!r}")
-    return float(value)
+    wanted = f"a finite number of at least {minimum:g}"
+    n = number(name, value, wanted)
+    if not (math.isfinite(n) and n >= minimum):
+        raise ValueError(f"{name}: expected {wanted}, got {value!r}")
+    return n
 
 
 def choice(name: str, value: object, known: Any) -> Any:
     """One of the known names."""
-    if value not in known:
+    if not any(type(value) is type(k) and value == k for k in known):
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, known))}, got {value!r}")
     return value
 
 
 def real_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
     """float32 or float64."""
-    d: np.dtype[Any] = np.dtype(dtype)
+    try:
+        d: np.dtype[Any] = np.dtype(dtype)
+    except TypeError:
+        raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}") from None
     if d not in (np.float32, np.float64):
         raise TypeError(f"dtype: expected float32 or float64, got {d}")
     return np.dtype(d.type)
@@ -70,6 +87,18 @@ def precision(dtype: np.dtype[Any], name: str | None, device: str = "cpu") -> st
 def native_precision(dtype: np.dtype[Any], name: str, device: str = "cpu") -> str:
     """The name that the kernels know it by; float32 on a GPU may be multiplied as two words of 2 bytes, "split"."""
     return name if name != dtype.name else "exact" if device == "cpu" or dtype == np.float64 else "split"
+
+
+def drawn(name: str, shape: tuple[int, ...], dtype: np.dtype[Any], draw: Any) -> Array:
+    """Initial values of a parameter, ``draw(shape)``, or an error that names the parameter that is too large."""
+    size = math.prod(shape)
+    if size >= 2**47:  # bytes of an address space, whatever the dtype
+        raise ValueError(f"{name}: expected sizes whose product a computer can hold, got shape {shape}")
+    try:
+        values: Array = draw(shape).astype(dtype)
+    except MemoryError:
+        raise MemoryError(f"{name}: cannot allocate {size * dtype.itemsize} bytes for shape {shape}") from None
+    return values
 
 
 def generator(rng: Seed) -> np.random.Generator:
@@ -191,9 +220,10 @@ def clipping(name: str, value: float | None) -> float:
     """A bound above 0; None is none, which the kernels know as 0."""
     if value is None:
         return 0.0
-    if not value > 0:
+    n = number(name, value, "a number above 0")
+    if not n > 0:
         raise ValueError(f"{name}: expected a number above 0, got {value!r}")
-    return float(value)
+    return n
 
 
 GATES = {"lstm": ("i", "f", "g", "o"), "gru": ("r", "z", "n")}  # in the order in which the tape keeps them

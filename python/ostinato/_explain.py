@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
@@ -12,7 +12,10 @@ import numpy as np
 
 from . import _check, _core, _device
 from ._segments import Schedule, parse, plan_for
+from .nn._layer import Layer
+from .nn._layers import Embedding
 from .nn._recurrent import Recurrent
+from .nn._sequential import Sequential
 
 __all__ = ["Explanation", "explain"]
 
@@ -48,14 +51,14 @@ def _seconds(s: float) -> str:
 
 
 def explain(
-    layer: Recurrent,
+    layer: Recurrent | Sequential,
     shape: Sequence[int],
     *,
     training: bool = False,
     memory_limit: str | int | None = None,
     measure: bool = False,
 ) -> Explanation:
-    """Tell how a call of this layer on x of this shape is run.
+    """Tell how a call of this layer on x of this shape is run; of a model, each of its recurrent layers.
 
     >>> import numpy as np
     >>> import ostinato as ost
@@ -64,10 +67,14 @@ def explain(
     True
     >>> "kernel set" in str(e)
     True
+    >>> model = ost.nn.Sequential(embed=ost.nn.Embedding(50, 8), rnn=ost.nn.GRU(8, 16), head=ost.nn.Linear(16, 50))
+    >>> [facts["name"] for facts in ost.explain(model, (100, 4)).facts["layers"]]
+    ['rnn']
 
     Args:
-        layer: an RNN, LSTM or GRU.
-        shape: x.shape: ``(T,B,I)``, ``(B,T,I)`` if batch_first, or ``(T,I)``.
+        layer: an RNN, LSTM or GRU; or a Sequential with such layers, whose ``facts`` are ``{"layers": [...]}``, one entry a
+            recurrent layer, with its ``name`` and the ``shape`` of what it gets.
+        shape: x.shape: ``(T,B,I)``, ``(B,T,I)`` if batch_first, or ``(T,I)``; without I for a model that begins with an Embedding.
         training: explain `vjp` and its pullback in place of inference.
         memory_limit: of that vjp, with all outputs kept: the schedule, its bytes and the extra time ("states": what is left of the tape).
         measure: run it on zeros as well, once to get ready and three times more, and tell the median time beside the others.
@@ -75,8 +82,10 @@ def explain(
     The roofline time is what the arithmetic and the reading of the weights would take at the rates that this machine shows in a
     few milliseconds of measuring: no kernel can be faster.
     """
+    if isinstance(layer, Sequential):
+        return _of_model(layer, shape, training=training, memory_limit=memory_limit, measure=measure)
     if not isinstance(layer, Recurrent):
-        raise TypeError(f"layer: expected an RNN, LSTM or GRU, got {type(layer).__name__}")
+        raise TypeError(f"layer: expected an RNN, LSTM or GRU, or a Sequential, got {type(layer).__name__}")
     sizes = [_check.positive("shape", n, 0) for n in shape]
     if len(sizes) not in (2, 3) or sizes[-1] != layer.input_size:
         raise ValueError(f"shape: expected (T, B, I) or (T, I) with I = {layer.input_size}, got {tuple(shape)}")
@@ -147,12 +156,48 @@ def explain(
         "peak_flops": peak,
         "bandwidth": bandwidth,
         "bound": bound,
+        "warnings": _warnings(layer),
         "roofline_seconds": roofline,
         "schedule": schedule,
         "states_only": states_only,
         "measured_seconds": _measured(layer, sizes, training, memory_limit) if measure else None,
     }
     return Explanation(facts, _text(layer, steps, batch, facts, training))
+
+
+def _leaves(model: Sequential, prefix: str = "") -> Iterator[tuple[str, Layer]]:
+    """Yield the layers of a model, those of models within it included, with their names."""
+    for name, layer in zip(model._names, model.layers):
+        if isinstance(layer, Sequential):
+            yield from _leaves(layer, f"{prefix}{name}.")
+        else:
+            yield prefix + name, layer
+
+
+def _of_model(model: Sequential, shape: Sequence[int], **options: Any) -> Explanation:
+    """Explain the recurrent layers of a model, each with the shape that it gets."""
+    leaves = list(_leaves(model))
+    lead = [_check.positive("shape", n, 0) for n in shape]
+    first = leaves[0][1]
+    if not isinstance(first, Embedding):
+        width = getattr(first, "input_size", getattr(first, "in_features", None))
+        if len(lead) not in (2, 3) or (width is not None and lead[-1] != width):
+            raise ValueError(f"shape: expected (T, B, I) or (T, I) with I = {width or 'any'}, got {tuple(shape)}")
+        lead.pop()
+    if len(lead) not in (1, 2):
+        raise ValueError(f"shape: expected (T, B) or (T,) for a model of an Embedding first, got {tuple(shape)}")
+    facts, texts = [], []
+    for name, layer in leaves:
+        if layer.reduces_time:
+            lead = lead[:1] if getattr(layer, "batch_first", False) else lead[1:]
+        if isinstance(layer, Recurrent):
+            own = (*lead, layer.input_size)
+            e = explain(layer, own, **options)
+            facts.append({"name": name, "shape": own, **e.facts})
+            texts.append(f"{name}: {e}")
+    if not facts:
+        raise TypeError(f"layer: expected a Sequential with an RNN, LSTM or GRU in it, got {model!r}")
+    return Explanation({"layers": facts}, "\n".join(texts))
 
 
 def _text(layer: Recurrent, steps: int, batch: int, facts: dict[str, Any], training: bool) -> str:
@@ -189,6 +234,7 @@ def _text(layer: Recurrent, steps: int, batch: int, facts: dict[str, Any], train
         f"  roofline       {_seconds(facts['roofline_seconds'])}, bound by {facts['bound']}; weights come at "
         f"{facts['bandwidth'] / 1e9:.3g} GB/s a thread",
         *_time(facts),
+        *(f"  warning        {w}" for w in facts["warnings"]),
     ]
     return "\n".join(lines + [f"  faster         {a}" for a in _advice(layer, batch, facts, training)])
 
@@ -281,6 +327,15 @@ def _segments(s: Schedule) -> list[str]:
     return [
         f"  memory limit   {s.count} segments of {s.length} steps; the tapes of {s.kept} are kept, {again} run again: {_bytes(s.bytes)}",
         f"                 {s.extra:.0%} of the forward pass twice, {s.extra / 3:.0%} more arithmetic; the tape below: without a limit",
+    ]
+
+
+def _warnings(layer: Recurrent) -> list[str]:
+    if layer.precision != "int8" or layer.input_scale is not None:
+        return []
+    return [
+        "the error of int8 depends on the data, and input features share one scale: measure it by "
+        "layer.quantization_report(x), and let layer.calibrate(x) choose a scale for each feature"
     ]
 
 

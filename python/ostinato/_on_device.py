@@ -15,6 +15,7 @@ import numpy as np
 from . import _check, _core, _device
 from ._device import Device
 from ._plan import GpuPlan, Share, plan, room_for
+from ._ragged import sequence_of, step_of
 
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_peephole")
 FLOAT16_MAX = 65504.0
@@ -312,6 +313,18 @@ def times_table(device: Device, steps: int, batch: int, **given: Any) -> Any:
     if batch:
         device.launch("times", None, np.float32, {"steps": steps, "batch": batch, "before": before, **given})
     return before
+
+
+def flags_by_step(device: Device, flags: Any, starts: Any, lengths: Any, steps: int) -> Any:
+    """Flat bytes, of which those of sequence b begin at starts[b], as the kernels of a device read them: ``[T,B]``."""
+    if flags is None:
+        return None
+    out = device.xp.zeros((steps, len(starts)), np.uint8)
+    step = step_of(lengths)
+    out[device.put(step), device.put(sequence_of(lengths))] = device.put(flags)[
+        device.put(step + np.repeat(starts, lengths))
+    ]
+    return out
 
 
 @dataclass
@@ -656,6 +669,7 @@ class Packed:
             flat: tuple[Any, Any] | None = None
             if ragged:
                 flat = into = put(starts), put(starts + lengths)
+                resets, mask = (flags_by_step(device, a, starts, lengths, steps) for a in (resets, mask))
                 if out is None:  # one after the other
                     offsets = np.concatenate([[0], np.cumsum(lengths)])
                     into = put(offsets[:-1]), put(offsets[1:])
@@ -704,6 +718,7 @@ class Packed:
                 shape=(steps, batch), batch_first=batch_first, x=x, y=y, flat=flat, into=into,
                 dropout=dropout, key=key, first_step=first_step, steady=steady,
                 resets=resets is not None or resets_after is not None, state=state, tables=tables, lengths=ends,
+                sequences=(starts, lengths),
             )  # fmt: skip
             return y, h_n, c_n, Tape(self, kept, facts)
 
@@ -779,7 +794,9 @@ class Tape:
                 dreset = tuple(xp.zeros((n, h), dtype) if k < states else None for k in range(2))
             norms = xp.zeros((n, steps, states, batch), np.float64) if flow else None
             bound = [max(v, float(np.finfo(dtype).tiny)) if v > 0 else 0.0 for v in (clip_value, clip_norm)]
-            control = {"clip_value": bound[0], "clip_norm": bound[1], "cuts": device.put(cuts)}
+            starts, lengths = f.sequences
+            cuts = flags_by_step(device, cuts, starts, lengths, steps) if f.flat else device.put(cuts)
+            control = {"clip_value": bound[0], "clip_norm": bound[1], "cuts": cuts}
             scratch: list[dict[Any, Any]] = [{}, {}]
             into = None if dy is None else Rows.of(dy, f.batch_first, f.into)
             by_step = bound[1] > 0 or flow

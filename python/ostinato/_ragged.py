@@ -122,11 +122,11 @@ class Ragged:
 
 
 def times(x: Ragged, resets: Any, mask: Any, masked: str) -> dict[str, Any]:
-    """`_check.times` of ragged sequences: resets and mask are a `Ragged`, a list or flat rows of bool."""
+    """`_check.times` of ragged sequences: resets and mask are a `Ragged`, a list or flat rows of bool, and stay flat."""
     return {
         "lengths": x.lengths,
-        "resets": table("resets", resets, x),
-        "mask": table("mask", mask, x),
+        "resets": flag_bytes("resets", resets, x),
+        "mask": flag_bytes("mask", mask, x),
         "repeat": _check.choice("masked", masked, ("repeat", "zero")) == "repeat",
         "starts": np.ascontiguousarray(x.offsets[:-1]),
         "span": int(x.lengths.max(initial=0)),
@@ -165,10 +165,29 @@ def flat_flags(name: str, flags: Any, own: Ragged) -> npt.NDArray[np.bool_] | No
     return rows
 
 
-def table(name: str, flags: Any, own: Ragged) -> npt.NDArray[np.uint8] | None:
-    """The same as bytes ``[T,B]``, zeros past the ends."""
+def flag_bytes(name: str, flags: Any, own: Ragged) -> npt.NDArray[np.uint8] | None:
+    """The same as contiguous bytes."""
     rows = flat_flags(name, flags, own)
-    return None if rows is None else own.padded(rows).view(np.uint8)
+    return None if rows is None else _check.contiguous(rows).view(np.uint8)
+
+
+def sequence_of(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Of rows that lie one after the other, the number of the sequence that each belongs to."""
+    return np.repeat(np.arange(len(lengths)), lengths)
+
+
+def step_of(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Of such rows, the step that each is in its sequence."""
+    return np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+
+
+def most(values: Array, lengths: npt.NDArray[np.int64]) -> Array:
+    """The greatest of the numbers (at least 0) of such rows in each sequence, 0 where it is empty."""
+    out = np.zeros(len(lengths), values.dtype)
+    filled = lengths > 0
+    if filled.any():
+        out[filled] = np.maximum.reduceat(values, (np.cumsum(lengths) - lengths)[filled])
+    return out
 
 
 def unwrapped(x: Any, name: str = "x") -> tuple[Any, bool]:

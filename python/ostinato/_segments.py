@@ -14,7 +14,7 @@ import numpy as np
 
 from . import _check, _core, _device
 from ._check import Array
-from ._ragged import Ragged, rows_like
+from ._ragged import Ragged, most, rows_like, step_of
 
 UNITS = {"B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "KIB": 1024, "MIB": 1024**2, "GIB": 1024**3}
 
@@ -115,11 +115,9 @@ class Chain:
         self.tapes: dict[int, tuple[Any, Array]] = {}
         self.starts: Array | None = times.get("starts")  # of flat rows
         self.batch = x.shape[1] if self.starts is None else len(self.starts)
-        self.inside = _check.taking_part(plan.steps, self.batch, times["lengths"], None)
-        self.active = _check.taking_part(plan.steps, self.batch, times["lengths"], times["mask"])
         self.before = self._before() if times["mask"] is not None else {}
         uneven = times["lengths"] is not None or times["mask"] is not None
-        self.order = _core.deal(self.active.sum(0, dtype=np.int64)) if uneven else None  # one for all segments
+        self.order = _core.deal(self._active_steps()) if uneven else None  # one for all segments
 
     def _order(self) -> list[int]:
         """Segments as they are processed."""
@@ -131,21 +129,73 @@ class Chain:
     def _before(self) -> dict[int, tuple[Array, Array]]:
         """For each segment, which rows have an output to repeat from the step before it (in the order of processing), and which were
         reset and have not run since."""
-        batch, active = self.batch, self.active
-        resets = self.times["resets"]
-        begins = np.zeros_like(self.inside) if resets is None else self.inside & resets.view(bool)
-        if self.reverse:
-            begins = np.concatenate([begins[1:], np.zeros((1, batch), bool)])
+        batch = self.batch
+        last_of = self._last_in_segments() if self.starts is None else self._last_in_flat_segments()
         out, held, restarted = {}, np.zeros(batch, bool), np.zeros(batch, bool)
         for k in self._order():
             out[k] = held.view(np.uint8), restarted.view(np.uint8)
-            t0, t1 = self._range(k)
-            clock = np.arange(1, t1 - t0 + 1)[:, None] if not self.reverse else np.arange(t1 - t0, 0, -1)[:, None]
-            last_active = (clock * active[t0:t1]).max(0, initial=0)  # 1 more than its place in the order of processing
-            last_begin = (clock * begins[t0:t1]).max(0, initial=0)
+            last_active, last_begin = last_of(k)
             any_of = (last_active | last_begin) > 0
             held = np.where(any_of, last_active >= np.maximum(last_begin, 1), held)
             restarted = np.where(any_of, last_begin > last_active, restarted)
+        return out
+
+    def _active_steps(self) -> Array:
+        """Of each row, how many steps it takes part in."""
+        lengths, mask = self.times["lengths"], self.times["mask"]
+        steps: Array
+        if self.starts is None:
+            steps = _check.taking_part(self.plan.steps, self.batch, lengths, mask).sum(0, dtype=np.int64)
+        elif mask is None:
+            steps = lengths
+        else:
+            counts = np.concatenate([[0], np.cumsum(mask, dtype=np.int64)])
+            steps = counts[self.starts + lengths] - counts[self.starts]
+        return steps
+
+    def _last_in_segments(self) -> Callable[[int], tuple[Array, Array]]:
+        """A function of a segment: of each row, where in the order of processing, counted from 1, the last step is that it takes part in,
+        and the last at which a piece begins; 0 without such."""
+        resets, steps, batch = self.times["resets"], self.plan.steps, self.batch
+        inside = _check.taking_part(steps, batch, self.times["lengths"], None)
+        active = _check.taking_part(steps, batch, self.times["lengths"], self.times["mask"])
+        begins = np.zeros_like(inside) if resets is None else inside & resets.view(bool)
+        if self.reverse:
+            begins = np.concatenate([begins[1:], np.zeros((1, batch), bool)])
+
+        def last(k: int) -> tuple[Array, Array]:
+            t0, t1 = self._range(k)
+            clock = np.arange(1, t1 - t0 + 1)[:, None] if not self.reverse else np.arange(t1 - t0, 0, -1)[:, None]
+            return (clock * active[t0:t1]).max(0, initial=0), (clock * begins[t0:t1]).max(0, initial=0)
+
+        return last
+
+    def _last_in_flat_segments(self) -> Callable[[int], tuple[Array, Array]]:
+        """The same of flat rows."""
+        lengths, resets, mask, starts = self.times["lengths"], self.times["resets"], self.times["mask"], self.starts
+        assert starts is not None
+        begins = np.zeros_like(mask) if resets is None else resets
+        if self.reverse:
+            begins = np.roll(begins, -1)
+            begins[(starts + lengths - 1)[lengths > 0]] = 0  # what follows is another sequence
+
+        def last(k: int) -> tuple[Array, Array]:
+            (t0, t1), places = self._range(k), self._rows(k)
+            inside = np.clip(lengths - t0, 0, t1 - t0)
+            clock = t1 - t0 - step_of(inside) if self.reverse else step_of(inside) + 1
+            return most(clock * mask[places], inside), most(clock * begins[places], inside)
+
+        return last
+
+    def _resets_after(self, t: int) -> Array:
+        """Of each row, whether a piece begins at step t."""
+        resets, lengths = self.times["resets"], self.times["lengths"]
+        out = np.zeros(self.batch, np.uint8)
+        if self.starts is None:
+            out[:] = resets[t] if lengths is None else np.where(t < lengths, resets[t], 0)
+            return out
+        there = t < lengths
+        out[there] = resets[self.starts[there] + t]
         return out
 
     def _window(self, a: Array | None, k: int) -> Array | None:
@@ -169,9 +219,9 @@ class Chain:
         if lengths is not None:
             lengths = np.clip(lengths - t0, 0, t1 - t0)
         for name in ("resets", "mask"):
-            options[name] = None if options[name] is None else options[name][t0:t1]
+            options[name] = self._window(options[name], k)
         if resets is not None and self.reverse and t1 < self.plan.steps:
-            options["resets_after"] = np.where(self.inside[t1], resets[t1], 0).astype(np.uint8)
+            options["resets_after"] = self._resets_after(t1)
         options["held"], options["restarted"] = self.before.get(k, (None, None))
         options["order"] = self.order
         if self.starts is not None:
@@ -231,7 +281,7 @@ class Chain:
             else:
                 d = self._window(dy, k)
             _, dh, dc, *_ = tape.backward(
-                d, dh, dc, grads, False, **control, cuts=None if cuts is None else cuts[t0:t1],
+                d, dh, dc, grads, False, **control, cuts=self._window(cuts, k),
                 dcells=None if dcells is None else dcells[:, t0:t1], dx=self._window(dx, k), dx_add=dx_add,
                 sums=sums, resume=n > 0, more=n + 1 < len(order), drestart=dreset,
             )  # fmt: skip

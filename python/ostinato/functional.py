@@ -58,7 +58,10 @@ class Packed:
         device = _device.name_of(w_ih)
         self.precision = _check.precision(self.dtype, precision, device)
         native, backward = _check.native_precision(self.dtype, self.precision, device), self.precision != "int8"
-        self.native = make(cell, w_ih.shape[1], hidden, 1, False, [weights], backward, reverse, native)
+        try:
+            self.native = make(cell, w_ih.shape[1], hidden, 1, False, [weights], backward, reverse, native)
+        except (TypeError, ValueError) as error:  # here there is one layer, and its arguments bear no number
+            raise type(error)(str(error).replace("_l0", "", 1)) from None
 
 
 def _cell(family: str, *, nonlinearity: str = "tanh", reset_after: bool = True, peephole: bool = False) -> str:
@@ -270,7 +273,7 @@ class Pullback:
         size, states = packed.native.hidden_size, _core.cells()[packed.cell]["states"]
         own = (*call.x.shape[:-1], size)
         if call.ragged is not None:
-            flags = _ragged.table("cuts", cuts, call.ragged)
+            flags = _ragged.flag_bytes("cuts", cuts, call.ragged)
             dy = dy if callable(dy) else rows_like("dy", dy, call.ragged, size)
         else:
             flags = _check.flags("cuts", cuts, *call.sizes)

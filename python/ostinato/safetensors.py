@@ -7,8 +7,8 @@ What `save` writes has a checksum (CRC-32) of names, dtypes, shapes, metadata an
 and `load` refuses a file that does not fit it. Files of other writers, without one, load as well. The checksum costs about a
 quarter of a second a gigabyte, when writing and when reading.
 
-BF16 tensors are read as float32, which holds every bfloat16 exactly; arrays of ``ml_dtypes.bfloat16`` are written as BF16. Dtypes that
-NumPy does not have (F8, F6, F4) are refused by name.
+BF16 tensors are read as float32, which holds every bfloat16 exactly; arrays of ``ml_dtypes.bfloat16`` are written as BF16, and with
+``dtype="bfloat16"`` all real numbers are. Dtypes that NumPy does not have (F8, F6, F4) are refused by name.
 
 >>> import tempfile, pathlib
 >>> import numpy as np
@@ -64,9 +64,30 @@ def _checksum(facts: dict[str, tuple[str, list[int]]], metadata: Mapping[str, st
     return f"{zlib.crc32(json.dumps(content).encode()):08x}"
 
 
-def _raw(name: str, value: Any) -> tuple[str, Array]:
+def _bfloat16_bits(name: str, a: Array) -> Array:
+    """Round real numbers to bfloat16, to nearest and ties to even, and return the 16 bits of each."""
+    a = np.atleast_1d(a)
+    with np.errstate(over="ignore"):
+        b = np.ascontiguousarray(a, np.float32)
+    u = b.view(np.uint32).copy()
+    if a.dtype.itemsize > 4:  # rounded to odd on the way, so that nothing is rounded to nearest twice
+        u -= (np.abs(b) > np.abs(a)) & np.isfinite(b)
+        u |= (b != a) & np.isfinite(b)
+    nan = np.isnan(a)
+    u += np.uint32(0x7FFF) + ((u >> np.uint32(16)) & np.uint32(1))
+    bits: Array = (u >> np.uint32(16)).astype("<u2")
+    if ((bits & np.uint16(0x7FFF)) == 0x7F80)[np.isfinite(a)].any():
+        largest = np.abs(a[np.isfinite(a)]).max()
+        raise ValueError(f"{name}: expected values within the range of bfloat16, got {largest:.3g}")
+    bits[nan] = 0x7FC0
+    return bits
+
+
+def _raw(name: str, value: Any, dtype: str | None) -> tuple[str, Array]:
     """The format's name of a dtype, and the array as contiguous little-endian words."""
     a = np.asarray(value)
+    if dtype is not None and a.dtype.kind == "f":
+        return "BF16", _bfloat16_bits(name, a)
     if a.dtype.name == "bfloat16":
         return "BF16", np.ascontiguousarray(a).view(np.uint16).astype("<u2", copy=False)
     code = _CODES.get(a.dtype.newbyteorder("<") if a.dtype.itemsize > 1 else a.dtype)
@@ -93,20 +114,31 @@ def _check_utf8(name: str, text: str) -> None:
         raise ValueError(f"{name}: expected text that UTF-8 can write, got {text[:80]!r}") from None
 
 
-def save(path: str | os.PathLike[str], tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> None:
+def save(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Array],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    dtype: str | None = None,
+) -> None:
     """Write named arrays, and text under ``__metadata__``.
 
     Args:
         path: where to; what is there stays until the new file is whole.
         tensors: names to arrays.
         metadata: text for text.
+        dtype: None: every array as it is. "bfloat16": arrays of real numbers as BF16, rounded to
+            nearest, ties to even.
 
     Raises:
         TypeError: a dtype that the format does not know; names or metadata that are no text.
-        ValueError: a name or metadata that UTF-8 cannot write; a tensor named ``__metadata__``.
+        ValueError: a name or metadata that UTF-8 cannot write; a tensor named ``__metadata__``;
+            another ``dtype`` than these, or a number too large for bfloat16.
         OSError: the file cannot be written; the error names it.
     """
     text = _check_text(metadata)
+    if dtype not in (None, "bfloat16"):
+        raise ValueError(f"dtype: expected None or 'bfloat16', got {dtype!r}")
     arrays = {}
     for name, value in tensors.items():
         if not isinstance(name, str):
@@ -114,7 +146,7 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, Array], metadata: M
         if name == _METADATA:
             raise ValueError(f"tensors: expected names other than {_METADATA!r}, which the format keeps for itself")
         _check_utf8("tensors", name)
-        arrays[name] = _raw(name, value)
+        arrays[name] = _raw(name, value, dtype)
     facts = {n: (code, list(np.shape(tensors[n]))) for n, (code, _) in arrays.items()}
     crcs = {n: zlib.crc32(_bytes(raw)) for n, (_, raw) in arrays.items()}
     header: dict[str, Any] = {_METADATA: {**text, _CHECKSUM: _checksum(facts, text, crcs)}}

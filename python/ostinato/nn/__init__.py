@@ -5,6 +5,7 @@ from ._block import Views
 from ._layer import Layer, Pullback
 from ._layers import Activation, Dropout, Embedding, Linear
 from ._pool import Pool
+from ._quantization import ModelQuantizationReport, QuantizationReport
 from ._recurrent import GRU, LSTM, RNN, Recurrent, RecurrentPullback
 from ._sequential import Sequential
 from ._stream import Stream
@@ -18,8 +19,10 @@ __all__ = [
     "Embedding",
     "Layer",
     "Linear",
+    "ModelQuantizationReport",
     "Pool",
     "Pullback",
+    "QuantizationReport",
     "Recurrent",
     "RecurrentPullback",
     "Sequential",

@@ -34,9 +34,11 @@ class Entry:
 class Block:
     """The two buffers, the table, and a version that every write raises."""
 
+    changes = 0  # raised with version, and by whatever else changes what a stream of the model computes
+
     def __init__(self, arrays: Mapping[str, Array], decay: Mapping[str, bool], dtype: np.dtype[Any]) -> None:
         self.entries: dict[str, Entry] = {}
-        self.version = 0
+        self.version = self.changes = 0
         step, end = ALIGN // dtype.itemsize, 0
         for name, a in arrays.items():
             self.entries[name] = Entry(name, end, a.shape, True, decay[name])
@@ -85,6 +87,7 @@ class Block:
         put = _aligned_copy if device is None else device.put
         self.values, self.grads = put(values), put(grads)
         self.version += 1
+        self.changes += 1
 
 
 def _aligned_copy(a: Array) -> Array:

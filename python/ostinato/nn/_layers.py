@@ -69,7 +69,8 @@ class Linear(Layer):
         self.in_features = _check.positive("in_features", in_features)
         self.out_features = _check.positive("out_features", out_features)
         g, bound = _check.generator(rng), 1 / math.sqrt(self.in_features)
-        arrays = {"weight": g.uniform(-bound, bound, (self.out_features, self.in_features)).astype(self._dtype)}
+        shape = (self.out_features, self.in_features)
+        arrays = {"weight": _check.drawn("weight", shape, self._dtype, lambda s: g.uniform(-bound, bound, s))}
         if bias:
             arrays["bias"] = g.uniform(-bound, bound, self.out_features).astype(self._dtype)
         self._declare(arrays)
@@ -121,7 +122,8 @@ class Embedding(Layer):
         super().__init__(dtype=dtype)
         self.num_embeddings = _check.positive("num_embeddings", num_embeddings)
         self.embedding_dim = _check.positive("embedding_dim", embedding_dim)
-        weight = _check.generator(rng).standard_normal((self.num_embeddings, self.embedding_dim)).astype(self._dtype)
+        shape = (self.num_embeddings, self.embedding_dim)
+        weight = _check.drawn("weight", shape, self._dtype, _check.generator(rng).standard_normal)
         self._declare({"weight": weight}, no_decay=("weight",))
 
     def __call__(self, x: Array) -> Array:

@@ -14,7 +14,8 @@ from .._check import Array, Seed
 from .._ragged import Ragged, as_given, rows_like, unwrapped
 from .._segments import Segmented, parse
 from . import init
-from ._layer import Layer, Pullback
+from ._layer import Pullback
+from ._quantization import ScaledInputs
 from ._stream import Stream
 
 State = Any  # h, or (h, c) for an LSTM
@@ -85,10 +86,20 @@ class _LastStep(_FinalState):
         super().__init__(layer, h_n)
         _, steps, width = shape
         self.call, self.shape = call, shape
-        on = _check.taking_part(steps, self.batch, call.options["lengths"], call.options["mask"])
-        self.rows = np.flatnonzero(on.any(0))  # a row without a step has the state that it was given
-        self.at = steps - 1 - on[::-1].argmax(0)[self.rows] if steps else self.rows
+        ends = self._ends(steps)
+        self.rows = np.flatnonzero(ends)  # a row without a step has the state that it was given
+        self.at = ends[self.rows] - 1
         self.y[self.rows, width // 2 :] = y[self._where()][:, width // 2 :]
+
+    def _ends(self, steps: int) -> Array:
+        """Of each row, the number of the last step that it takes part in, counted from 1; or 0."""
+        lengths, mask = self.call.options["lengths"], self.call.options["mask"]
+        if self.call.ragged is not None:
+            clock = _ragged.step_of(lengths) + 1
+            return _ragged.most(clock if mask is None else clock * _device.host(mask), lengths)
+        on = _check.taking_part(steps, self.batch, lengths, mask)
+        ends: Array = (np.arange(1, steps + 1)[:, None] * on).max(0, initial=0)
+        return ends
 
     def _where(self) -> Any:
         if self.call.ragged is not None:
@@ -179,7 +190,7 @@ class RecurrentPullback(Pullback):
         return out
 
 
-class Recurrent(Layer):
+class Recurrent(ScaledInputs):
     """What RNN, LSTM and GRU share."""
 
     stateful = True
@@ -217,7 +228,10 @@ class Recurrent(Layer):
         self._cell = cell
         self._rng = _check.generator(rng)
         bound = 1 / np.sqrt(self.hidden_size)  # PyTorch's default: everything from U(-1/sqrt(H), 1/sqrt(H))
-        values = {n: self._rng.uniform(-bound, bound, s).astype(self._dtype) for n, s in self._shapes()}
+        values = {
+            n: _check.drawn(n, s, self._dtype, lambda shape: self._rng.uniform(-bound, bound, shape))
+            for n, s in self._shapes()
+        }
         for n in self._state_names():
             values[n] = np.zeros(self.hidden_size, self._dtype)
         self._declare(values, no_decay=tuple(n for n in values if "peephole" in n))
@@ -230,7 +244,8 @@ class Recurrent(Layer):
         float32 is multiplied as two words of float16, backward of bfloat16 (errors of the outputs below 1e-5, of gradients below 2e-5).
         "exact": every product in float32, on a GPU too.
         "bfloat16": weights and operands rounded to bfloat16, sums in float32; trains too.
-        "int8": weights as bytes with a scale a row, operands with a scale a (t, b) row; for inference on the CPU.
+        "int8": weights as bytes with a scale a row, operands with a scale a (t, b) row; for inference on the CPU. What it
+        costs in accuracy depends on the data: `quantization_report` measures it, `calibrate` gives input features scales of their own.
         "float16": weights and operands rounded to float16, which ends at 65504, sums in float32; on a GPU. Gradients are taken in bfloat16.
 
         >>> import ostinato as ost
@@ -244,6 +259,7 @@ class Recurrent(Layer):
     @precision.setter
     def precision(self, value: str | None) -> None:
         self._precision = _check.precision(self._dtype, value, self.device)
+        self._block.changes += 1
         self._cache = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -357,7 +373,8 @@ class Recurrent(Layer):
 
     def _pack(self, backward: bool) -> Any:
         make = _check.typed("Packed", self._block.values)
-        parts, precision = self._parts(self.parameters()), self._native_precision()
+        precision = self._native_precision()
+        parts = self._scaled_weights(self._parts(self.parameters()), self._directions)
         sizes = (self.input_size, self.hidden_size, self.num_layers)
         return make(self._cell, *sizes, self.bidirectional, parts, backward, precision=precision)
 
@@ -408,7 +425,7 @@ class Recurrent(Layer):
         self, h: Array | None, c: Array | None, options: dict[str, Any], batch: int
     ) -> tuple[Array | None, Array | None, bool]:
         """The states to start from, the layer's own if none are given; and those of a restart, into the options."""
-        h, c = (None if s is None else _check.contiguous(_check.array("state", s, 3)) for s in (h, c))
+        h, c = (None if s is None else self._contiguous_state(_check.array("state", s, 3), batch) for s in (h, c))
         for name, rows in zip(("restart_h", "restart_c"), self._initial(self.parameters())):
             options[name] = None if rows is None else np.stack(rows)
         learned = self.learned_state and h is None and c is None
@@ -422,6 +439,11 @@ class Recurrent(Layer):
         if a is None:
             return None
         return np.expand_dims(_check.array(name, a, ndim), 0 if self.batch_first else 1)
+
+    def _contiguous_state(self, s: Array, batch: int) -> Array:
+        """A state as the kernels take it. One of another shape, which they refuse, is not copied: broadcast, it may be of any size."""
+        shape = (self.num_layers * self._directions, batch, self.hidden_size)
+        return _check.contiguous(s) if s.shape == shape else s
 
     def _check_state(self, name: str, s: Array | None, batch: int) -> None:
         shape = (self.num_layers * self._directions, batch, self.hidden_size)
@@ -507,8 +529,8 @@ class Recurrent(Layer):
     def _forward(self, call: _Call, train: bool, dropout: float = 0.0, key: int = 0, states_only: bool = False) -> Any:
         options = {**call.options, "states_only": states_only}
         lengths = options.pop("lengths")
-        packed = self._packed(train)
-        return packed.forward(call.x, call.h, call.c, lengths, self.batch_first, None, train, dropout, key, **options)
+        packed, x = self._packed(train), self._scaled(call.x)
+        return packed.forward(x, call.h, call.c, lengths, self.batch_first, None, train, dropout, key, **options)
 
     def stream(self, batch: int = 1) -> Stream:
         """Run the stack one step a call, on arrays that stay: the fastest way from Python for sequences as they arrive.
@@ -530,6 +552,7 @@ class Recurrent(Layer):
         return Stream(self, batch)
 
     def _join_stream(self, native: Any) -> Any:
+        self._join_scales(native)
         states: tuple[Array, Array | None] = native.add_recurrent(self._packed(False))
         starts = [0 if s is None else np.stack(s)[:, None] for s in self._initial(self.parameters())]
         return _StreamState(*states, starts)
@@ -585,7 +608,7 @@ class Recurrent(Layer):
         shape = self._shape(call)
         batch, steps, _ = shape
         if call.ragged is not None:
-            mine = _ragged.table("cuts", cuts, call.ragged)
+            mine = _ragged.flag_bytes("cuts", cuts, call.ragged)
         else:
             mine = _check.flags("cuts", cuts, steps, batch, self.batch_first)
         control = {

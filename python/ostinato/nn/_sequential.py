@@ -12,6 +12,7 @@ from .._check import Seed
 from .._ragged import Ragged, as_given, rows_like, unwrapped
 from ._block import Block, Views
 from ._layer import Layer, Pullback
+from ._quantization import ModelQuantizationReport, calibrate_all, report_of
 from ._recurrent import OUTPUTS
 from ._stream import Stream
 
@@ -212,6 +213,22 @@ class Sequential(Layer):
 
         y = x
         return (list(y) if listed and isinstance(y, Ragged) else y, tuple(new)), Pullback(self, backward)
+
+    def quantization_report(self, x: Any, state: Any = None, **times: Any) -> ModelQuantizationReport:
+        """Measure what int8 costs in every recurrent layer, on the inputs that it gets: see `RNN.quantization_report`."""
+        return report_of(self, x, state, times)
+
+    def calibrate(self, x: Any, state: Any = None, **times: Any) -> Sequential:
+        """Choose the `input_scale` of every recurrent layer, from the inputs that it gets: see `RNN.calibrate`. Returns the model.
+
+        >>> import numpy as np
+        >>> import ostinato as ost
+        >>> model = ost.nn.Sequential(ost.nn.GRU(2, 5, precision="int8", rng=0), ost.nn.Linear(5, 1, rng=1))
+        >>> model.calibrate(np.ones((4, 1, 2), np.float32))[0].input_scale.shape
+        (2,)
+        """
+        calibrate_all(self, x, state, times)
+        return self
 
     def stream(self, batch: int = 1) -> Stream:
         """Run the whole model one step a call, with states in slots: see `Stream`."""

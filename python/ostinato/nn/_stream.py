@@ -26,23 +26,70 @@ class Stream:
     >>> y.shape
     (2, 2)
 
-    The numbers are those of the model on the whole sequence, bit for bit. The stream keeps the parameters as they were when it was made.
-    Nothing is allocated by a step of all slots. One step at a time; make a stream for each thread.
+    The numbers are those of the model on the whole sequence, bit for bit. Nothing is allocated by a step of all slots. One step at a
+    time; make a stream for each thread.
+
+    A stream holds the weights as they were when it was made. Once the model has changed (a parameter, a precision, an `input_scale`,
+    or the layer became part of a model), a step or a reset is an error: `refresh` takes the new weights and keeps the states.
     """
 
     def __init__(self, model: Layer, batch: int) -> None:
         self.batch = _check.positive("batch", batch)
         self._model = model
+        self._take(*self._made())
+        self.reset()
+
+    def _made(self) -> tuple[Any, Any, tuple[Any, int]]:
+        """Return a native stream of the model as it is now, its states, and what tells that the model has changed."""
+        model = self._model
         if model.device != "cpu":
             raise ValueError(f'model: expected one on the CPU, got one on {model.device}; use model.to("cpu")')
-        self._native = _check.typed("Stream", model._block.values)(self.batch)
-        self._states = model._join_stream(self._native)
-        if self._native.y.size == 0:
+        made_of = model._block, model._block.changes  # before the weights are read
+        native = _check.typed("Stream", model._block.values)(self.batch)
+        states = model._join_stream(native)
+        if native.y.size == 0:
             raise TypeError(f"stream: expected a model with something to compute, got {model!r}")
-        self._step = self._native.step
-        self._x: Array = self._native.x
-        self._y: Array = self._native.y
-        self.reset()
+        return native, states, made_of
+
+    def _take(self, native: Any, states: Any, made_of: tuple[Any, int]) -> None:
+        self._native, self._states = native, states
+        self._block, self._changes = made_of
+        self._step = native.step
+        self._x: Array = native.x
+        self._y: Array = native.y
+
+    def refresh(self) -> None:
+        """Take the weights and settings that the model has now. The states stay as they are, and so does what `x` and `y` hold.
+
+        >>> import numpy as np
+        >>> import ostinato as ost
+        >>> gru = ost.nn.GRU(3, 5, rng=0)
+        >>> stream = gru.stream()
+        >>> y = stream.step(np.ones((1, 3), np.float32))
+        >>> with gru.write() as p:
+        ...     p["bias_ih_l0"][...] += 0.1
+        >>> stream.refresh()  # without it, the next step is an error
+        >>> y = stream.step(np.ones((1, 3), np.float32))
+
+        `x`, `y`, `h` and `c` are new arrays then: the old x, h and c become read-only, and the old y NaN, so that a program
+        that keeps on using them is told.
+
+        Raises:
+            ValueError: the model is no longer on the CPU. The stream is as it was.
+        """
+        native, states, made_of = self._made()
+        _assign("state", self._model._stream_state(states), self._model._stream_state(self._states))
+        native.x[...], native.y[...] = self._x, self._y
+        _retire(self._x)
+        _retire(self._model._stream_state(self._states))
+        self._y[...] = np.nan
+        self._take(native, states, made_of)
+
+    def _refuse_changed(self) -> None:
+        raise RuntimeError(
+            "stream: expected the model that it was made of, got one whose parameters or settings have changed since; "
+            "call stream.refresh(), which keeps the states, or make a new stream"
+        )
 
     @property
     def x(self) -> Array:
@@ -66,12 +113,17 @@ class Stream:
 
         Raises:
             ValueError: a slot out of range or given twice, an x of another shape. No state has changed then.
+            RuntimeError: the model has changed since the stream was made: see `refresh`.
         """
+        if self._block.changes != self._changes:
+            self._refuse_changed()
         y: Array = self._step(x) if slots is None else self._step(x, self._slots(slots))
         return y
 
     def reset(self, slots: Sequence[int] | npt.NDArray[np.integer[Any]] | None = None) -> None:
         """Let slots (None: all) begin anew, from the learned state or zeros."""
+        if self._block.changes != self._changes:
+            self._refuse_changed()
         rows: Any = slice(None) if slots is None else self._slots(slots)
         if slots is not None and ((rows < 0) | (rows >= self.batch)).any():
             raise ValueError(f"slots: expected numbers from 0 to {self.batch - 1}, got {rows.tolist()}")
@@ -116,6 +168,15 @@ def _copied(states: Any) -> Any:
     if _check.is_array(states):
         return states.copy()
     return type(states)(_copied(s) for s in states)
+
+
+def _retire(states: Any) -> None:
+    """Make arrays that no step works on any more read-only."""
+    if isinstance(states, np.ndarray):
+        states.flags.writeable = False
+    elif states is not None:
+        for s in states:
+            _retire(s)
 
 
 def _assign(name: str, into: Any, value: Any, check_only: bool = False) -> None:

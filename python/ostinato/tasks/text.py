@@ -22,7 +22,6 @@ from .corpora import Encoded, encode, known_words
 from .models import (
     CHECKPOINT,
     LOG,
-    MODEL,
     check_shapes,
     known_options,
     load_model,
@@ -248,7 +247,7 @@ def train_text(
     if len(source) < SHORTEST:
         raise ValueError(f"FILE: expected at least {SHORTEST} characters, got {len(source)} in {name}")
     with prepare_folder(save, resume=resume, overwrite=overwrite) as folder:
-        again = {"resume": resume, "overwrite": overwrite}
+        again = (resume, overwrite) if folder is not None else (False, False)
         return _train(source, name, options, folder, again, sys.stdout if out is None else out)
 
 
@@ -257,7 +256,7 @@ def _train(
     name: str,
     options: TextOptions,
     folder: Path | None,
-    again: dict[str, bool],
+    again: tuple[bool, bool],
     out: TextIO,
 ) -> tuple[CharModel, dict[str, Any]]:
     chars = CharModel.fresh(source.alphabet, options)
@@ -290,7 +289,8 @@ def _train(
         checkpoint=None if folder is None else folder / CHECKPOINT,
         identity={"alphabet": source.alphabet},
         log=None if folder is None else folder / LOG,
-        **(again if folder is not None else {}),
+        resume=again[0],
+        overwrite=again[1],
         progress=False,
     )
     seconds = time.perf_counter() - start
