@@ -63,8 +63,6 @@ class Pinball(Loss):
         weights: Array | None = None,
     ) -> tuple[float, float, Array | None]:
         """Return the sum of the losses, how many there are, and the gradient of their mean."""
-        if weights is not None:
-            raise ValueError(f"weights: expected None for a Pinball loss, got {type(weights).__name__}")
         y, target = _check.array("y", y), _check.array("target", target)
         wanted = (*y.shape[:-1], 1)
         if y.ndim == 0 or y.shape[-1] != len(self.quantiles) or target.shape != wanted:
