@@ -195,7 +195,7 @@ def main() -> None:
     if not args.without_ets and len(rows) == len(SERIES):
         RESULTS.mkdir(exist_ok=True)
         path = RESULTS / f"forecasting-{datetime.date.today()}.json"
-        path.write_text(json.dumps({"rows": rows, "means": means, "versions": versions}, indent=1))
+        path.write_text(json.dumps({"rows": rows, "means": means, "versions": versions, "seeds": args.seeds}, indent=1))
         print(f"written: {path.name}")
 
 

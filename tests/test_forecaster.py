@@ -263,10 +263,40 @@ def test_a_lasting_error_is_carried_into_the_next_rows() -> None:
         fading[t] = 0.9 * fading[t - 1] + r.normal()
     one = _Series(season + fading, 24, 12, False, np.zeros((720, 0)), np.zeros((720, 0)))
     with_carry = one.choose(720)
-    assert one.carry in (0.8, 0.9, 0.95)
+    assert one.carry > 0
     origins = np.arange(400, 700)
     truth = one.truth(origins)
     carried = np.abs(one.base(origins) - truth).mean()
     one.carry = 0.0
-    assert carried < 0.97 * np.abs(one.base(origins) - truth).mean()
+    assert carried < 0.98 * np.abs(one.base(origins) - truth).mean()
     assert with_carry < 3
+
+
+def test_weights_of_the_quantile_loss() -> None:
+    """A weight of two counts as the row twice, and one of zero leaves it out."""
+    r = np.random.default_rng(0)
+    y, target = r.normal(size=(4, 3, 2)), r.normal(size=(4, 3, 1))
+    target[1, 0] = np.nan
+    loss = Pinball((0.1, 0.9))
+    value, dy = loss(y, target, weights=np.array([1.0, 2.0, 0.0, 1.0]))
+    rows = [0, 1, 1, 3]
+    wanted, d = loss(y[rows], target[rows])
+    assert value == pytest.approx(wanted, rel=1e-12)
+    np.testing.assert_allclose(dy[[0, 3]], d[[0, 3]], rtol=1e-12)
+    np.testing.assert_allclose(dy[1], d[1] + d[2], rtol=1e-12)
+    assert not dy[2].any()
+
+
+def test_a_naive_forecast_is_mixed_in_where_smoothers_are_no_better() -> None:
+    """Its share is what errs least; up to a half of it within a standard error of that."""
+    from ostinato.tasks.forecaster import _quarters
+
+    r = np.random.default_rng(0)
+    truth = r.normal(size=(100, 4))
+    good, bad = truth + 0.01 * r.normal(size=(100, 4)), truth + 5 * r.normal(size=(100, 4))
+    assert _quarters(good, bad, truth, 25) == 0
+    assert _quarters(bad, good, truth, 25) == 4
+    noise = r.normal(size=(2, 100, 4))
+    assert _quarters(truth + noise[0], truth + noise[1], truth, 25) == 2
+    assert _quarters(good, good, truth, 25) == 2
+    assert _quarters(good, bad, truth, 1) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,75 @@ def test_none_is_claimed_on_noise(kind: str, rows: int) -> None:
     assert claimed(kind, rows, 8) <= 1
 
 
+TRENDED = (7.0, 12.0, 24.0, 48.0, 365.25 / 7, 96.0, 168.0, 336.0, 365.25)
+CALENDARS: dict[float, tuple[float | None, str | None]] = {
+    7.0: (None, "day"),
+    12.0: (None, "month"),
+    24.0: (None, "hour"),
+    48.0: (1800.0, None),
+    365.25 / 7: (None, "week"),
+    96.0: (900.0, None),
+    168.0: (None, "hour"),
+    336.0: (1800.0, None),
+    365.25: (None, "day"),
+}
+
+
+def others(seed: int) -> tuple[int, int]:
+    """A season of any period, shape, length, trend and noise: what is right and what is found."""
+    r = np.random.default_rng(seed)
+    period = float(r.choice(TRENDED))
+    rows = max(int(min(r.uniform(4, 30) * period, 6000)), 30)
+    t = np.arange(rows)
+    place = t / period + r.uniform()
+    values = np.sin(2 * np.pi * place)
+    shape = r.integers(3)
+    if shape == 1:
+        values = values + 0.4 * np.sin(4 * np.pi * place + r.uniform(0, 6))
+    if shape == 2:
+        values = 2 * (place % 1) - 1
+    values = values + r.uniform(0.05, 0.5) * r.normal(size=rows)
+    values = values + r.choice([0.0, 2.0, 8.0]) * t / rows + r.choice([0.0, 4.0]) * (t / rows) ** 2
+    seconds, calendar = CALENDARS[period] if r.random() < 0.5 else (None, None)
+    return round(period), find_season(values, seconds, calendar).period
+
+
+def wrong(first: int, tries: int) -> list[tuple[int, int, int]]:
+    """The seeds with multiples and divisors of a season in its place, or anything else."""
+    found = ((seed, *others(seed)) for seed in range(first, first + tries))
+    return [f for f in found if f[1] != f[2]]
+
+
+@pytest.mark.parametrize("calendar", [None, "month"])
+def test_no_multiple_is_claimed_by_chance(calendar: str | None) -> None:
+    """Seeds 0 and 12 gave 24 and 36, whose harmonics stood out a little of so little noise."""
+    t = np.arange(120)
+    for seed in range(20):
+        noise = np.random.default_rng(seed).normal(size=120)
+        values = 100 + 0.5 * t + 20 * np.sin(2 * np.pi * t / 12) + noise
+        assert find_season(values, calendar=calendar).period == 12
+
+
+@pytest.mark.parametrize("period", [7, 12, 24, 52])
+@pytest.mark.parametrize("error", [0.0, 1e-15, 1e-9])
+def test_rounding_decides_nothing(period: int, error: float) -> None:
+    """An exact season is explained by its multiples as well, up to the last bits."""
+    t = np.arange(9 * period + 5)
+    for seed in range(5):
+        r = np.random.default_rng(seed)
+        values = np.sin(2 * np.pi * (t + r.integers(period)) / period) + r.integers(3) * t / 100
+        assert find_season(values + error * r.normal(size=len(t))).period == period
+
+
+def test_neither_multiples_nor_divisors() -> None:
+    assert len(wrong(0, 12)) <= 1
+
+
+@pytest.mark.soak
+def test_neither_multiples_nor_divisors_in_nineteen_of_twenty() -> None:
+    assert len(wrong(1000, 200)) <= 10
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("period", PERIODS)
@@ -126,6 +196,10 @@ def test_packaged_series() -> None:
     co2 = sm.datasets.co2.load_pandas().data["co2"].to_numpy(float)
     assert find_season(co2, calendar="week").period == 52
     assert find_season(co2).period == 52
+    path = Path(sm.datasets.__file__).parent / "elec_equip" / "elec_equip.csv"
+    equipment = np.loadtxt(path, delimiter=",", skiprows=1, usecols=-1)
+    for rows in (len(equipment), len(equipment) - 48):  # its quarters are strong: 3
+        assert find_season(equipment[:rows], calendar="month").period == 12
     sunspots = sm.datasets.sunspots.load_pandas().data["SUNACTIVITY"].to_numpy(float)
     assert find_season(sunspots, calendar="year").period == 11
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import _check, nn, optim
 from .._check import Array
-from ..losses import Loss
+from ..losses import Loss, _weights
 
 __all__ = ["ForecastOptions", "Forecaster", "Pinball"]
 
@@ -29,7 +29,7 @@ MOST_ROWS = 6000  # of one series: older rows are left out
 MOST_WINDOWS = 512  # of all series, that one epoch sees
 MOST_ORIGINS = 200  # of one series, at which smoothers are compared
 AVERAGED = 8  # smoothers at most whose forecasts are averaged
-MIXED = 1.2  # how much worse on the past the mixture with a naive forecast may be
+QUARTERS = 4  # of a mixture of smoothers and a naive forecast
 CARRIES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)  # what is left of the last error after a row
 CLIP = 6.0  # bound on what the network is told, in mean absolute deviations
 SHRINKAGE = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -63,8 +63,6 @@ class Pinball(Loss):
         weights: Array | None = None,
     ) -> tuple[float, float, Array | None]:
         """Return the sum of the losses, how many there are, and the gradient of their mean."""
-        if weights is not None:
-            raise ValueError(f"weights: expected None for a Pinball loss, got {type(weights).__name__}")
         y, target = _check.array("y", y), _check.array("target", target)
         wanted = (*y.shape[:-1], 1)
         if y.ndim == 0 or y.shape[-1] != len(self.quantiles) or target.shape != wanted:
@@ -78,10 +76,15 @@ class Pinball(Loss):
             on &= mask.reshape(mask.shape + (1,) * (y.ndim - 2))
         q = np.asarray(self.quantiles, y.dtype)
         d = np.where(on, target.astype(y.dtype) - y, 0)
-        count = int(on.sum()) * len(self.quantiles)
+        count: float = int(on.sum()) * len(self.quantiles)
         slope = np.where(d > 0, -q, np.where(d < 0, 1 - q, 0))
-        dy = (slope / max(count, 1)).astype(y.dtype) if gradient else None
-        return float(np.maximum(q * d, (q - 1) * d).sum(dtype=np.float64)), count, dy
+        terms = np.maximum(q * d, (q - 1) * d)
+        if weights is not None:
+            w = _weights(weights, y.shape, y)
+            count = float(np.where(on, w, 0).sum(dtype=np.float64))
+            terms, slope = terms * w, slope * w
+        dy = (slope / (count or 1)).astype(y.dtype) if gradient else None
+        return float(terms.sum(dtype=np.float64)), count, dy
 
 
 @dataclass
@@ -221,35 +224,54 @@ def _extend(s: _States, origins: Array, horizon: int, period: int) -> Array:
     return out
 
 
-def _average(ahead: Array, truth: Array) -> tuple[list[int], float]:
-    """Choose the smoothers, each as often as it helps, whose average errs least; return the error.
+def _average(ahead: Array, truth: Array, apart: int) -> list[int]:
+    """Choose the smoothers, each as often as it helps, whose average errs least.
 
     Args:
-        ahead: forecasts ``[N, C]``.
-        truth: what came ``[N]``.
+        ahead: forecasts ``[W, H, C]``; the last two are seasonal-naive, without and with drift.
+        truth: what came ``[W, H]``; NaN is not known.
+        apart: how many of the origins do not overlap.
     """
+    known = np.isfinite(truth)
+    if not known.any():
+        return [0]  # nothing to compare with: the first smoother serves
+    flat, came = ahead[known], truth[known]
     chosen: list[int] = []
-    if not len(truth):
-        return [0], math.inf
-    total = np.zeros(len(truth))
+    total = np.zeros(len(came))
     least = math.inf
     for k in range(AVERAGED):
-        errors = np.abs((total[:, None] + ahead) / (k + 1) - truth[:, None]).mean(0)
+        errors = np.abs((total[:, None] + flat) / (k + 1) - came[:, None]).mean(0)
         best = int(np.argmin(errors))
         if not errors[best] < least:
             break
         chosen.append(best)
         least = float(errors[best])
-        total += ahead[:, best]
-    chosen = chosen or [0]
-    # Fast and slow learners err in other places. Half of the better naive forecast, which adapts at
-    # once, costs little where it is about as good on the past, and helps where the present differs.
-    naive = [c for c in (ahead.shape[1] - 2, ahead.shape[1] - 1) if c not in chosen]
-    mixed = [float(np.abs((total / len(chosen) + ahead[:, c]) / 2 - truth).mean()) for c in naive]
-    if mixed and min(mixed) <= MIXED * least:
-        chosen += [naive[int(np.argmin(mixed))]] * len(chosen)
-        least = min(mixed)
-    return chosen, least
+        total += flat[:, best]
+    count = ahead.shape[2]
+    naive = min((count - 2, count - 1), key=lambda c: float(np.abs(flat[:, c] - came).mean()))
+    on = known.any(1)
+    q = _quarters(ahead[on][..., chosen].mean(2), ahead[on][..., naive], truth[on], apart)
+    if q == QUARTERS:
+        return [naive]
+    part = math.gcd(q, QUARTERS)
+    return chosen * ((QUARTERS - q) // part) + [naive] * (q // part * len(chosen))
+
+
+def _quarters(smooth: Array, naive: Array, truth: Array, apart: int) -> int:
+    """Return the quarters of a naive forecast in the mixture with smoothers.
+
+    The least error decides; but the smoothers were chosen from many and the naive forecast was not,
+    so up to a half of it is taken where that errs by less than a standard error more.
+    """
+    shares = np.arange(QUARTERS + 1) / QUARTERS
+    errors = np.stack([np.nanmean(np.abs((1 - w) * smooth + w * naive - truth), axis=1) for w in shares])
+    best = int(np.argmin(errors.mean(1)))
+    taken = best
+    for q in range(best + 1, QUARTERS // 2 + 1):
+        more = errors[q] - errors[best]
+        if len(more) > 1 and more.mean() <= more.std(ddof=1) / math.sqrt(apart):
+            taken = q
+    return taken
 
 
 # -- one series ----------------------------------------------------------------------------------
@@ -276,12 +298,13 @@ class _Series:
         origins = np.unique(np.linspace(first, last, MOST_ORIGINS).astype(int))
         some = origins[:: max(1, len(origins) * self.horizon // 6000)]
         truth = self.raw(self.truth(some))
+        ahead = self.raw(_extend(states, some, self.horizon, self.period))
+        apart = max(1, min(len(some), (last - first) // self.horizon + 1))
+        chosen = _average(ahead, truth, apart)
         known = np.isfinite(truth)
         if not known.any():
-            known[:] = True  # nothing to compare with: the first smoother serves
+            known[:] = True
             truth = np.zeros_like(truth)
-        ahead = self.raw(_extend(states, some, self.horizon, self.period))[known]
-        chosen, _ = _average(ahead, truth[known])
         self.states = _States(
             grid[chosen],
             *(a[:, chosen] for a in (states.level, states.trend, states.season, states.error)),

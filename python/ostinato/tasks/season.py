@@ -15,6 +15,9 @@ __all__ = ["Season", "find_season"]
 
 MOST_ROWS = 65_536  # the last rows that are looked at: six weeks of minutes
 CERTAIN = 7.0  # how far the log p-value must lie below that of the best of as many white frequencies
+TINY = 1e-12  # share of the variance below which what is left counts as rounding
+CLEARLY = 0.8  # share of a season's held-out error that a multiple of it must stay below,
+SOMEWHAT = 0.95  # and where its own harmonics stand out twice as far as they must
 LINES = (1, 2, 3, 4, 6, 8, 12, 16, 24)  # numbers of harmonics that are tried
 # Seasons of the calendar by the seconds of a step; a month counts as 30.44 days.
 UNITS = {
@@ -89,16 +92,14 @@ def find_season(values: Array, step_seconds: float | None = None, calendar: str 
     limit = math.log(n / 2) + CERTAIN
     tried = 0
     while scores and tried < 4:
-        best = _preferred(x, scores, usual)
+        best = _preferred(x, seen, scores, usual)
         if scores[best] < limit:
             break
         explained = _held_out(x, seen, best, best)
-        longer = [p for p in usual & set(scores) if p > best and p % best == 0]
-        for period in sorted(longer):  # a week of days that differ, say
-            if _score(x, float(period), period // best) > limit:
-                more = _held_out(x, seen, period, best)
-                if 1 - more < 0.8 * (1 - explained):
-                    best, explained = period, more
+        longer = sorted(p for p in usual & set(scores) if p > best and p % best == 0)
+        for period in longer:  # a week of days that differ, say
+            if _adds(x, seen, period, best):
+                best, explained = period, _held_out(x, seen, period, best)
         if explained > 0.02:
             named = f" ({name[best]})" if best in name else ""
             return Season(best, f"{best}{named}: explains {explained:.0%} of the variance of held-out data")
@@ -225,18 +226,18 @@ def _score(x: Array, period: float, divisor: int = 1) -> float:
     best = 0.0
     for lines in sorted({min(j, len(order)) for j in LINES}):
         end = min(given + 2 * lines, q.shape[1])
-        if float(left @ left) <= 1e-24 * total:  # nothing was left to explain
-            break
         left = left - q[:, done:end] @ parts[done:end]
         done = end
         square = float(left @ left)
-        if square <= 1e-24 * total:  # nothing is left: an exact period
-            return max(best, 1e6 / lines)
-        lag = float(left[1:] @ left[:-1]) / square
+        # Rounding is no noise: an exact season and its exact multiples are told apart as others are.
+        floor = TINY * total / n
+        lag = float(left[1:] @ left[:-1]) / square if square > floor * n else 0.0
         phi = min(0.999, lag + max(lag, 0.0) * (4 + 2 * lines) / n)
-        noise = float(((left[1:] - phi * left[:-1]) ** 2).sum()) / max(n - end - 1, 1)
+        noise = max(float(((left[1:] - phi * left[:-1]) ** 2).sum()) / max(n - end - 1, 1), floor)
         omega = 2 * np.pi * order[:lines] / period
-        height = np.repeat(noise / (1 + phi * phi - 2 * phi * np.cos(omega)), 2)[: end - given]
+        # What harmonics leave tends to alternate: that lowers the noise of no frequency.
+        bend = np.minimum(1 + phi * phi - 2 * phi * np.cos(omega), 1.0 if phi < 0 else np.inf)
+        height = np.repeat(noise / bend, 2)[: end - given]
         gain = float((parts[given:end] ** 2 / np.maximum(height, 1e-300)).sum())
         best = max(best, _log_tail(gain, lines))
     return best
@@ -252,33 +253,50 @@ def _log_tail(gain: float, lines: int) -> float:
     return half - float(top + np.log(np.exp(terms - top).sum()))
 
 
-def _preferred(x: Array, scores: dict[int, float], usual: set[int]) -> int:
+def _preferred(x: Array, seen: Array, scores: dict[int, float], usual: set[int]) -> int:
     """Return the period of the best score, or one of the calendar or a divisor as good as it."""
-    best = max(scores, key=lambda p: scores[p])
+    best = max(sorted(scores), key=lambda p: scores[p])
     limit = math.log(len(x) / 2) + CERTAIN
     for period in sorted(scores):
         whole = round(best / period)
         if whole < 2 or abs(whole / best - 1 / period) > 0.7 / len(x):
             continue
-        if scores[period] > 0.5 * scores[best] and _score(x, float(best), whole) < limit:
-            near = [p for p in scores if abs(whole / best - 1 / p) <= 0.7 / len(x)]
+        # Most of a multiple is its divisor's; a period with a fraction is the multiple's part.
+        if scores[period] > limit and not _adds(x, seen, best, best / whole):
+            near = [p for p in sorted(scores) if abs(whole / best - 1 / p) <= 0.7 / len(x)]
             best = max(near, key=lambda p: scores[p])
             break
     close = [
         p
-        for p in usual & set(scores)
+        for p in sorted(usual & set(scores))
         if abs(1 / p - 1 / best) < 0.7 / len(x) and scores[p] > scores[best] - max(8.0, 0.015 * scores[best])
     ]
     return max(close, key=lambda p: scores[p], default=best)
 
 
-def _held_out(x: Array, seen: Array, period: int, block: int) -> float:
+def _adds(x: Array, seen: Array, multiple: int, period: float) -> bool:
+    """Return whether a multiple of a season has harmonics of its own and forecasts clearly better.
+
+    Of many multiples one explains a little more by chance, and an error of rounding decides which:
+    what counts has a margin that is far from both.
+    """
+    limit = math.log(len(x) / 2) + CERTAIN
+    score = _score(x, float(multiple), round(multiple / period))
+    if score <= limit:
+        return False
+    share = CLEARLY if score <= 2 * limit else SOMEWHAT
+    left = 1 - _held_out(x, seen, period, multiple) + TINY
+    return 1 - _held_out(x, seen, multiple, multiple) + TINY < share * left
+
+
+def _held_out(x: Array, seen: Array, period: float, block: int) -> float:
     """Return the share of held-out variance that a season explains beyond level, trend and last value.
 
     Blocks of rows in the last half are forecast from all that lies before them.
     """
     n = len(x)
-    begin = max(n // 2, min(2 * period, n - period))
+    whole = round(period)
+    begin = max(n // 2, min(2 * whole, n - whole))
     starts = np.unique(np.linspace(begin, n - max(2, min(block, n // 8)), 12).astype(int))
     plain: list[Array] = []
     seasonal: list[Array] = []
@@ -294,14 +312,14 @@ def _held_out(x: Array, seen: Array, period: int, block: int) -> float:
     return float(1 - some / none)
 
 
-def _forecasts(past: Array, ahead: Array, period: int) -> tuple[Array, Array]:
-    """Return forecasts without a season ``[4, h]`` and with one."""
-    n = len(past)
+def _forecasts(past: Array, ahead: Array, period: float) -> tuple[Array, Array]:
+    """Return forecasts without a season ``[5, h]`` and with one."""
+    n, whole = len(past), round(period)
     t = np.arange(n)
     slope, middle = np.polyfit(t - t.mean(), past, 1)
     drift = (past[-1] - past[0]) / max(n - 1, 1)
     line = slope * (n - 1 + ahead - t.mean()) + middle
-    recent = past[-max(2, min(period, n)) :].mean()
+    recent = past[-max(2, min(whole, n)) :].mean()
     flat = np.stack(
         [
             np.full(len(ahead), past.mean()),
@@ -311,7 +329,7 @@ def _forecasts(past: Array, ahead: Array, period: int) -> tuple[Array, Array]:
             past[-1] + drift * ahead,
         ]
     )
-    last = past[n - period + (ahead - 1) % period]
+    last = past[n - whole + (ahead - 1) % whole]
     count = min(_harmonics(n, period), 8)
     basis = np.concatenate([_trend(n)[:, :2], _lines(t, period, count)], axis=1)
     weights = np.linalg.lstsq(basis, past, rcond=None)[0]
@@ -326,6 +344,6 @@ def _forecasts(past: Array, ahead: Array, period: int) -> tuple[Array, Array]:
     wave = at @ weights
     season = at[:, 2:] @ weights[2:]
     left = past - basis @ weights
-    now = left[-period:].mean()
-    shifted = season + (past - basis[:, 2:] @ weights[2:])[-period:].mean()
+    now = left[-whole:].mean()
+    shifted = season + (past - basis[:, 2:] @ weights[2:])[-whole:].mean()
     return flat, np.stack([wave, wave + now, shifted, last, recent + 0.6 * (last - recent)])
