@@ -42,7 +42,11 @@ def out_of(x: Any) -> Any:
 
 CASES: dict[str, tuple[Any, type[Exception], str]] = {
     # what is no number, or too large a size
-    "no dropout": (lambda: layer(num_layers=2, dropout=None), TypeError, "dropout: expected a number in [0, 1), got None"),
+    "no dropout": (
+        lambda: layer(num_layers=2, dropout=None),
+        TypeError,
+        "dropout: expected a number in [0, 1), got None",
+    ),
     "dropout text": (lambda: ost.nn.Dropout("0.5"), TypeError, "rate: expected a number in [0, 1), got '0.5'"),
     "clipping": (
         lambda: layer().vjp(X, clip_step_value="a"),

@@ -63,7 +63,7 @@ int SignalPoll::ask(void* self) {
 }
 
 namespace {
-std::atomic<bool> g_ending{false};    // the interpreter's exit handlers have run ours
+std::atomic<bool> g_ending{false};     // the interpreter's exit handlers have run ours
 std::atomic<int> g_taking_the_gil{0};  // threads between the look at g_ending and having the GIL
 
 // Called by atexit, with the GIL. Threads that are about to take it back get it now; those that come later never ask.
