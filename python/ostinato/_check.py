@@ -58,7 +58,7 @@ def finite(name: str, value: object, *, minimum: float = 0.0) -> float:
 
 def choice(name: str, value: object, known: Any) -> Any:
     """One of the known names."""
-    if not any(type(value) is type(k) and value == k for k in known):
+    if not isinstance(value, str) or value not in known:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, known))}, got {value!r}")
     return value
 

@@ -509,15 +509,15 @@ class Recurrent(ScaledInputs):
         Returns:
             ``y [T,B,D*H]``, zero past the end of a row, and the state at the last real step, shaped as ``state``.
         """
-        _check.choice("outputs", outputs, OUTPUTS)
+        if outputs != "all":
+            _check.choice("outputs", outputs, OUTPUTS)
         call = self._arguments(x, state, (lengths, resets, mask, masked))
         y, h_n, c_n, _ = self._forward(call, False)
-        last = _last(outputs, self, call, self._shape(call), y, h_n)
+        state = self._join_state(h_n, c_n, call.single)
+        last = None if outputs == "all" else _last(outputs, self, call, self._shape(call), y, h_n)
         if last is not None:
-            shaped = last.y[0] if call.single else last.y
-        else:
-            shaped = call.shaped(self._without_batch(y, call.single))
-        return shaped, self._join_state(h_n, c_n, call.single)
+            return last.y[0] if call.single else last.y, state
+        return call.shaped(self._without_batch(y, call.single)), state
 
     def _shape(self, call: _Call) -> tuple[int, int, int]:
         """B, T and the width of the outputs."""
