@@ -76,8 +76,7 @@ class Ragged:
 
     def _places(self) -> tuple[Array, Array]:
         """Of every row: its step, and its sequence."""
-        sequence = np.repeat(np.arange(len(self)), self.lengths)
-        return np.arange(len(self.rows)) - self.offsets[sequence], sequence
+        return step_of(self.lengths), sequence_of(self.lengths)
 
     def padded(self, rows: Array | None = None) -> Array:
         """``[T,B,...]`` with zeros past the ends, of these rows or others ``[N,...]``; a copy.

@@ -72,8 +72,7 @@ class _FinalState:
         return d
 
     def _states_like(self, d: Array) -> Array:
-        parts = self.layer.num_layers * self.layer._directions
-        return np.zeros((parts, self.batch, self.layer.hidden_size), d.dtype, like=d)
+        return np.zeros(self.layer._state_shape(self.batch), d.dtype, like=d)
 
 
 class _LastStep(_FinalState):
@@ -440,13 +439,15 @@ class Recurrent(ScaledInputs):
             return None
         return np.expand_dims(_check.array(name, a, ndim), 0 if self.batch_first else 1)
 
+    def _state_shape(self, batch: int) -> tuple[int, int, int]:
+        return self.num_layers * self._directions, batch, self.hidden_size
+
     def _contiguous_state(self, s: Array, batch: int) -> Array:
         """A state as the kernels take it. One of another shape, which they refuse, is not copied: broadcast, it may be of any size."""
-        shape = (self.num_layers * self._directions, batch, self.hidden_size)
-        return _check.contiguous(s) if s.shape == shape else s
+        return _check.contiguous(s) if s.shape == self._state_shape(batch) else s
 
     def _check_state(self, name: str, s: Array | None, batch: int) -> None:
-        shape = (self.num_layers * self._directions, batch, self.hidden_size)
+        shape = self._state_shape(batch)
         if s is not None and (s.shape != shape or s.dtype != self._dtype):
             raise ValueError(
                 f"{name}: expected shape (L*D, B, H) = {shape} of {self._dtype}, got {s.shape} of {s.dtype}"

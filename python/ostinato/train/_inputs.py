@@ -14,6 +14,7 @@ from .._check import Array
 from .._ragged import Ragged, flat_flags, unwrapped
 from ..data import ArrayLoader, RaggedLoader, as_array, targets_of
 from ..nn import Embedding, Layer, Linear, Recurrent, Sequential
+from ..nn._sequential import _leaf
 from ._types import FLAGS, THIRD, Batch, Times
 
 
@@ -78,10 +79,7 @@ class Form:
         return x.astype(self.model.dtype)
 
     def _first(self) -> Layer:
-        model = self.model
-        while isinstance(model, Sequential):
-            model = model.layers[0]
-        return model
+        return _leaf(self.model, 0)
 
     def check_rank(self, x: Array, name: str = "x") -> None:
         """Raise where a whole array or a batch lacks the axis of the inputs."""
