@@ -33,7 +33,8 @@ def main() -> None:
             "-Wno-psabi",
             f"-DOST_SET={name}",
         ]
-        sources = [str(here / "ladder.cpp"), str(here.parents[1] / "csrc" / "cpu" / "pool.cpp")]
+        cpu = here.parents[1] / "csrc" / "cpu"
+        sources = [str(here / "ladder.cpp"), *(str(cpu / name) for name in ("pool.cpp", "openmp.cpp"))]
         subprocess.run([compiler, *options, *FLAGS[name], *sources, "-o", str(program), "-pthread"], check=True)
         raise SystemExit(subprocess.run([str(program), *sys.argv[1:]], check=False).returncode)
 

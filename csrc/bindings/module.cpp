@@ -113,6 +113,9 @@ PYBIND11_MODULE(_core, m) {
         set_thread_count(int(n));
       },
       py::arg("n"));
+  m.def("get_spin_microseconds", &spin_microseconds);
+  m.def("set_spin_microseconds", &set_spin_microseconds, py::arg("n"));
+  m.def("last_team", [] { return std::pair<int, std::string>(last_team().members, last_team().kind); });
   m.def(
       "fma_peak",
       [](double seconds, int bytes) {

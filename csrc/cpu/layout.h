@@ -147,7 +147,7 @@ class Pack {
     scratch_ = arena.make<W>(threads * scratch_words_);
     if (!scratch_) return kNoMemory;
     biases(const_cast<T*>(out_.bias));
-    run_team(threads, [](void* self, int index, int) { static_cast<Pack*>(self)->work(index); }, this);
+    run_team(threads, [](void* self, int index, Crew&) { static_cast<Pack*>(self)->work(index); }, this);
     return kOk;
   }
 

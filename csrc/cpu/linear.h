@@ -26,7 +26,8 @@ class Linear {
 
   int forward(const T* memory, Index n, const T* x, Index x_stride, T* y) {
     memory_ = memory, n_ = n, x_ = x, x_stride_ = x_stride, y_ = y;
-    return run([](void* self, int, int) { static_cast<Linear*>(self)->forward_work(); });
+    run([](void* self, int, Crew&) { static_cast<Linear*>(self)->forward_work(); });
+    return kOk;
   }
 
   int backward(const T* memory, Index n, const T* x, Index x_stride, const T* dy, T* dx, T* dweight, T* dbias) {
@@ -37,7 +38,9 @@ class Linear {
     fill_zero(zeros_, in_vectors_ * L);
     if (n == 0) fill_zero(sums_, input_ * out_vectors_ * L);  // else the first chunk is stored
     fill_zero(bias_sums_, out_vectors_ * L);
-    return run([](void* self, int index, int count) { static_cast<Linear*>(self)->backward_work(index, count); });
+    run([](void* self, int, Crew&) { static_cast<Linear*>(self)->input_gradient(); });
+    if (dweight_ || dbias_) run([](void* self, int, Crew&) { static_cast<Linear*>(self)->weight_gradient(); });
+    return kOk;
   }
 
  private:
@@ -58,31 +61,31 @@ class Linear {
     x_rows_ = arena_.take<const T*>(n_);
     dy_rows_ = arena_.take<const T*>(n_);
   }
-  int run(void (*job)(void*, int, int)) {
+  void run(void (*job)(void*, int, Crew&)) {
+    share_ = {};
     // Below about 2 MFLOP waking a worker costs more than it brings.
     run_team(double(n_) * double(input_) * double(output_) < 1e6 ? 1 : thread_count(), job, this);
-    return kOk;
   }
   Index stride() const { return (out_vectors_ + 1) * L; }
 
   static constexpr Index kRows = 64;  // rows that a thread takes at once
   void forward_work() {
-    for (Index c; (c = __atomic_fetch_add(&next_, 1, __ATOMIC_RELAXED)) * kRows < n_;) {
+    for (Range rows; share_.next(n_, kRows, &rows);) {
       const T* in[kRows];
       T* out[kRows];
-      const Index n = smaller(kRows, n_ - c * kRows);
-      for (Index i = 0; i < n; ++i) in[i] = x_ + (c * kRows + i) * x_stride_, out[i] = y_ + (c * kRows + i) * output_;
+      const Index n = rows.end - rows.begin;
+      for (Index i = 0; i < n; ++i) in[i] = x_ + (rows.begin + i) * x_stride_, out[i] = y_ + (rows.begin + i) * output_;
       rows_product_exact<Exact<T>>(n, input_, in, memory_, output_, memory_ + input_ * out_vectors_ * L, out, false);
     }
   }
 
-  void backward_work(int index, int count) {
-    for (Index c; (c = __atomic_fetch_add(&next_, 1, __ATOMIC_RELAXED)) * kRows < n_;) {
+  void input_gradient() {  // and what the gradient of the weights is taken from
+    for (Range rows; share_.next(n_, kRows, &rows);) {
       const T* in[kRows];
       T* out[kRows];
-      const Index n = smaller(kRows, n_ - c * kRows);
+      const Index n = rows.end - rows.begin;
       for (Index i = 0; i < n; ++i) {
-        const Index row = c * kRows + i;
+        const Index row = rows.begin + i;
         T* padded = padded_dy_ + row * stride();
         __builtin_memcpy(padded, dy_ + row * output_, std::size_t(output_) * sizeof(T));
         fill_zero(padded + output_, out_vectors_ * L - output_);
@@ -92,11 +95,11 @@ class Linear {
       }
       if (dx_) rows_product_exact<Exact<T>>(n, out_vectors_ * L, in, memory_ + (input_ + 1) * out_vectors_ * L, input_, zeros_, out, false);
     }
-    barrier_wait(&barrier_, count);
-    if (!dweight_ && !dbias_) return;
-    const Range mine = part_of(out_vectors_, index, count);  // each thread owns columns of the sums
-    for (Index v = mine.begin; v < mine.end; v += kMaxVectors) {
-      const int vectors = int(smaller<Index>(kMaxVectors, mine.end - v));
+  }
+  void weight_gradient() {
+    for (Range columns; share_.next(out_vectors_, kMaxVectors, &columns);) {
+      const Index v = columns.begin;
+      const int vectors = int(columns.end - v);
       for (Index r = 0; r < n_; r += kWeightRows) {
         const Index n = smaller(kWeightRows, n_ - r);
         if (dweight_)
@@ -118,13 +121,13 @@ class Linear {
 
   Index input_, output_, in_vectors_, out_vectors_;
   const T* memory_ = nullptr;
-  Index n_ = 0, x_stride_ = 0, next_ = 0;
+  Index n_ = 0, x_stride_ = 0;
   const T *x_ = nullptr, *dy_ = nullptr;
   T *y_ = nullptr, *dx_ = nullptr, *dweight_ = nullptr, *dbias_ = nullptr;
   T *zeros_ = nullptr, *padded_dy_ = nullptr, *sums_ = nullptr, *bias_sums_ = nullptr;
   const T **x_rows_ = nullptr, **dy_rows_ = nullptr;
   Arena arena_;
-  Barrier barrier_;
+  Share share_;
 };
 
 }  // namespace ost::OST_SET

@@ -1,5 +1,7 @@
 #include "pool.h"
 
+#include "openmp.h"
+
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
@@ -36,11 +38,13 @@ inline void relax() {
 #endif
 }
 
-// About 100 us of spinning before a sleep: so calls in a row find the workers awake. A futex wake of a sleeping core in a virtual
-// machine takes 20 to 60 us, which cost a tenth to a third of a call of half a millisecond.
-constexpr int kSpins = 4000;
+// Pauses before the core is given away: 50 us.
+constexpr std::int64_t kLooks = 2000;
 
-constexpr std::int64_t kLooks = 2000;  // pauses before the core is given away: 50 us
+// How long a worker that has nothing to do looks for the next job before it sleeps. With 100 us calls in a row find it awake: a
+// futex wake of a sleeping core in a virtual machine takes 20 to 60 us, which cost a tenth to a third of a call of half a millisecond.
+constexpr std::int64_t kSpinMicroseconds = 100;
+std::atomic<std::int64_t> g_spin{kSpinMicroseconds};
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
@@ -60,119 +64,309 @@ thread_local double g_begin = 0;      // of this job
 thread_local bool g_gave_up = false;  // team_waits() said so during it
 constexpr int kMostLongWaits = 8;     // more only if two threads of the team share a core: each then waits 50 us a barrier
 
+thread_local TeamReport g_report{1, "alone"};  // of the last job of this caller
+
 void begin_job(double begin) { g_begin = begin, g_waited = 0, g_long_waits = 0, g_gave_up = false; }
 
+}  // namespace
+
+// The place of one member but the caller, and the thread that takes it.
+struct alignas(64) Seat {
+  std::atomic<std::uint32_t> calls{0};  // one more for every job that the worker is asked to
+  std::atomic<bool> asleep{false};
+  std::atomic<bool> here{false};         // at work on the present job
+  std::atomic<std::uint64_t> turn{0};    // the last one it was given: its number, the member's rank, the number of members
+  std::uint64_t taken = 0;               // by the member
+  std::thread thread;
+  // Of the last job that the member had a part in, told when it leaves.
+  double joined = 0, waited = 0;
+  int long_waits = 0;
+  bool took_part = false, gave_up = false;
+  bool put_aside = false;  // the system took the core away during it
+#if defined(__linux__)
+  std::atomic<pid_t> id{0};
+  std::atomic<int> runs_on{-1};  // the CPU, when it last began or ended a job
+  int kept_from = -1;            // the CPU that its affinity leaves out
+#endif
+};
+
+namespace {
+
+// Members enter through a door: whether it is open, for guests or for workers, how many are wanted, how many are inside.
+constexpr std::uint32_t kOpen = 1u << 31, kGuests = 1u << 30, kInside = 0xffff;
+constexpr int kWantedShift = 16, kWanted = 0x3fff;
+
+}  // namespace
+
 struct Pool {
-  struct alignas(64) Worker {
-    std::atomic<std::uint32_t> epoch{0};  // one more for every job that this worker has a part in
-    std::thread thread;
-    double started = 0;  // of the last job
-    double waited = 0;
-    int long_waits = 0;
-    bool gave_up = false;
-    bool put_aside = false;  // the system took the core away during it
-  };
-
   std::mutex busy;  // held by the one caller that has the workers
-  std::vector<std::unique_ptr<Worker>> workers;
-  alignas(64) std::atomic<std::uint32_t> pending{0};
-  void (*fn)(void*, int, int) = nullptr;
+  std::vector<std::unique_ptr<Seat>> seats;   // of the workers
+  std::vector<std::unique_ptr<Seat>> guests;  // of threads of an OpenMP runtime
+  alignas(64) std::atomic<std::uint32_t> door{0};
+  std::uint32_t turns = 0;                  // given so far, in all jobs
+  void (*fn)(void*, int, Crew&) = nullptr;  // written while the door is closed and nobody is inside
   void* context = nullptr;
-  int count = 0;
-  bool stop = false;
+  Crew* crew = nullptr;
+  std::atomic<bool> stop{false};
   double alone_until = 0, patience = 0;
-  int strikes = 0;
+  int strikes = 0, waited_in_vain = 0;
 
-  static void await_change(std::atomic<std::uint32_t>& word, std::uint32_t old) {
-    for (int i = 0; i < kSpins; ++i) {
-      if (word.load(std::memory_order_acquire) != old) return;
-      relax();
-    }
+  // The value of a word that is no longer `old`; asleep where that takes long.
+  static void await_change(std::atomic<std::uint32_t>& word, std::uint32_t old, double seconds, std::atomic<bool>* asleep) {
+    const double until = now() + seconds;
+    do
+      for (int i = 0; i < 100; ++i) {
+        if (word.load(std::memory_order_acquire) != old) return;
+        relax();
+      }
+    while (now() < until);
+    if (asleep) asleep->store(true, std::memory_order_relaxed);
     word.wait(old, std::memory_order_acquire);
+    if (asleep) asleep->store(false, std::memory_order_relaxed);
   }
 
-  void work(Worker& me, int index) {
-    for (std::uint32_t seen = 0;; ++seen) {  // no job starts before the last has ended
-      await_change(me.epoch, seen);
-      if (stop) return;
-      begin_job(me.started = now());
-      const long switches = involuntary_switches();
-      const unsigned mode = flush_denormals_on();
-      fn(context, index, count);
-      flush_denormals_restore(mode);
-      me.put_aside = involuntary_switches() != switches;
-      me.waited = g_waited, me.long_waits = g_long_waits, me.gave_up = g_gave_up;
-      if (pending.fetch_sub(1, std::memory_order_acq_rel) == 1) pending.notify_one();
+  // Has a part in the present job, if it is still open to member `index`.
+  void join_in(Seat& me, int index, std::uint32_t kind) {
+    std::uint32_t d = door.load(std::memory_order_acquire);
+    do
+      if ((d & (kOpen | kGuests)) != (kOpen | kind) || index >= int(d >> kWantedShift & kWanted)) return;
+    while (!door.compare_exchange_weak(d, d + 1, std::memory_order_acq_rel));
+    begin_job(me.joined = now());
+    me.took_part = true;
+    me.taken = me.turn.load(std::memory_order_relaxed);
+    me.here.store(true, std::memory_order_release);
+    const long switches = involuntary_switches();
+    const unsigned mode = flush_denormals_on();
+    fn(context, index, *crew);
+    flush_denormals_restore(mode);
+    me.put_aside = involuntary_switches() != switches;
+    me.waited = g_waited, me.long_waits = g_long_waits, me.gave_up = g_gave_up;
+    me.here.store(false, std::memory_order_relaxed);
+    const std::uint32_t before = door.fetch_sub(1, std::memory_order_acq_rel);
+    if ((before & (kOpen | kInside)) == 1) door.notify_one();  // it is closed, and this was the last
+  }
+
+  void work(Seat& me, int index) {
+#if defined(__linux__)
+    me.id.store(gettid());
+#endif
+    for (std::uint32_t seen = 0;;) {
+      await_change(me.calls, seen, double(g_spin.load(std::memory_order_relaxed)) * 1e-6, &me.asleep);
+      seen = me.calls.load(std::memory_order_acquire);
+      if (stop.load(std::memory_order_relaxed)) return;
+      note_cpu(me);
+      join_in(me, index, 0);
+      note_cpu(me);
     }
   }
 
   void start(int n) {  // at least n workers; fewer if the system refuses
     try {
-      while (int(workers.size()) < n) {
-        auto worker = std::make_unique<Worker>();
-        worker->thread = std::thread([this, w = worker.get(), index = int(workers.size()) + 1] { work(*w, index); });
-        workers.push_back(std::move(worker));
+      while (int(seats.size()) < n) {
+        auto seat = std::make_unique<Seat>();
+        seat->thread = std::thread([this, s = seat.get(), index = int(seats.size()) + 1] { work(*s, index); });
+        seats.push_back(std::move(seat));
       }
     } catch (const std::exception&) {}
   }
 
   void wake(int n) {
     for (int i = 0; i < n; ++i) {
-      workers[i]->epoch.fetch_add(1, std::memory_order_release);
-      workers[i]->epoch.notify_one();
+      seats[i]->calls.fetch_add(1, std::memory_order_release);
+      seats[i]->calls.notify_one();
     }
   }
 
   void join() {
     stop = true;
-    wake(int(workers.size()));
-    for (auto& w : workers) w->thread.join();
-    workers.clear();
+    wake(int(seats.size()));
+    for (auto& s : seats) s->thread.join();
+    seats.clear();
     stop = false;
   }
 
+  // A worker that has slept is woken by the system where it sees fit, and that is often the caller's own CPU, where the two take
+  // turns until a balancer moves one: a call of 4 ms took 7.5. So a worker is kept from the CPU that the caller runs on, within the
+  // CPUs that the caller may use; which of the others it gets is the system's choice. False where there is no other.
+  bool place(int n) {
+#if defined(__linux__)
+    const int cpu = sched_getcpu();
+    cpu_set_t allowed;
+    bool known = false;
+    for (int i = 0; i < n; ++i) {
+      Seat& s = *seats[i];
+      const bool asleep = s.asleep.load(std::memory_order_relaxed);
+      if (asleep ? s.kept_from == cpu : s.runs_on.load(std::memory_order_relaxed) != cpu) continue;
+      const pid_t id = s.id.load(std::memory_order_relaxed);
+      if (cpu < 0 || cpu >= CPU_SETSIZE || id == 0) continue;
+      if (!known) {
+        if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return true;
+        known = true;
+        CPU_CLR(cpu, &allowed);
+        if (CPU_COUNT(&allowed) == 0) return false;
+      }
+      if (sched_setaffinity(id, sizeof allowed, &allowed) == 0) s.kept_from = cpu;
+    }
+#else
+    (void)n;
+#endif
+    return true;
+  }
+  static void note_cpu(Seat& s) {
+#if defined(__linux__)
+    s.runs_on.store(sched_getcpu(), std::memory_order_relaxed);
+#else
+    (void)s;
+#endif
+  }
+
   // On a machine whose cores are busy with something else a team waits for threads that do not run. So calls go on alone for a
-  // while after two in a row that have waited (one may only have woken a core that slept deeply); the while doubles as long as
-  // that repeats, and is halved by each call that has not waited.
+  // while after two in a row that have waited for one whose core was taken away; the while doubles as long as that repeats, and is
+  // halved by each call that has not waited. A worker that comes late is not waited for, and tells nothing.
   bool alone() const { return patience > 0 && now() < alone_until; }
-  void learn(double begin, double end, double waited, int helpers) {
+  bool learn(double begin, double end, double waited, int helpers) {
     static thread_local long switches = 0;  // of the caller, since the last job: what took its core between two jobs counts too
     const long now_switches = involuntary_switches();
     bool put_aside = now_switches != switches, gave_up = g_gave_up;
     switches = now_switches;
-    double late = 0;
     int long_waits = g_long_waits;
     for (int i = 0; i < helpers; ++i) {
-      const Worker& w = *workers[i];
-      late = std::max(late, w.started - begin), waited = std::max(waited, w.waited), long_waits = std::max(long_waits, w.long_waits);
-      put_aside |= w.put_aside, gave_up |= w.gave_up;
+      const Seat& s = *seats[i];
+      if (!s.took_part) continue;
+      waited = std::max(waited, s.waited), long_waits = std::max(long_waits, s.long_waits);
+      put_aside |= s.put_aside, gave_up |= s.gave_up;
     }
     const double fifth = std::max(1e-4, 0.2 * (end - begin));
-    if (gave_up || late > fifth || (waited > fifth && (put_aside || long_waits > kMostLongWaits))) {
-      if (patience == 0 && ++strikes < 2) return;
+    const bool contended = gave_up || (waited > fifth && (put_aside || long_waits > kMostLongWaits));
+    if (contended) {
+      if (patience == 0 && ++strikes < 2) return true;
       strikes = 0;
       patience = std::min(0.64, std::max(0.01, 2 * patience));
       alone_until = end + patience;
     } else if (end - begin > 1e-4) {
       patience = patience > 0.02 ? patience / 2 : 0, strikes = 0;  // a single good call may have been luck
     }
+    return contended;
   }
 
-  void run(int want, void (*job)(void*, int, int), void* ctx) {
+  void run(int want, void (*job)(void*, int, Crew&), void* ctx) {
     start(want - 1);
+    const int helpers = std::min(want - 1, int(seats.size()));
+    const bool asleep = helpers > 0 && seats[0]->asleep.load(std::memory_order_relaxed);
+    OpenMp& openmp = OpenMp::mine();
+    if (asleep)
+      if (const int threads = openmp.spinning(want); 2 * threads > want) return run_as_guests(openmp, threads, job, ctx);
+    Crew nobody;
+    if (alone() || !place(helpers)) {
+      g_report = {1, "alone"};
+      return job(ctx, 0, nobody);
+    }
     const double begin = now();
     begin_job(begin);
-    const int helpers = std::min(want - 1, int(workers.size()));
-    fn = job, context = ctx, count = helpers + 1;
-    pending.store(std::uint32_t(helpers), std::memory_order_relaxed);
+    Crew team(this, &seats, helpers);
+    open(job, ctx, team, 0, helpers);
     wake(helpers);
-    job(ctx, 0, count);
+    job(ctx, 0, team);
     const double done = now();
-    for (std::uint32_t left; (left = pending.load(std::memory_order_acquire)) != 0;) await_change(pending, left);
-    const double end = now();
-    learn(begin, end, g_waited + (end - done), helpers);
+    team.dismiss();
+    for (std::uint32_t d; ((d = door.load(std::memory_order_acquire)) & kInside) != 0;) await_change(door, d, 1e-4, nullptr);
+    const double end = now(), late = begin + std::max(1.5e-4, 0.2 * (end - begin));
+    g_report = {1, "workers"};
+    for (int i = 0; i < helpers; ++i) g_report.members += seats[std::size_t(i)]->took_part;
+    const bool contended = learn(begin, end, g_waited + (end - done), helpers);
+    if (asleep && end - begin > 2e-4) openmp.suspect(contended, !seats[0]->took_part || seats[0]->joined > late);
+  }
+  void run_as_guests(OpenMp& openmp, int threads, void (*job)(void*, int, Crew&), void* ctx) {
+    while (int(guests.size()) < threads - 1) guests.push_back(std::make_unique<Seat>());
+    begin_job(now());
+    g_report = {threads, "openmp"};
+    Crew team(this, &guests, threads - 1);
+    open(job, ctx, team, kGuests, threads - 1);
+    openmp.run(
+        threads,
+        [](void* self, int index) {
+          Pool& p = *static_cast<Pool*>(self);
+          if (index > 0) return p.join_in(*p.guests[std::size_t(index) - 1], index, kGuests);
+          p.fn(p.context, 0, *p.crew);
+          p.crew->dismiss();
+        },
+        this);
+  }
+  void open(void (*job)(void*, int, Crew&), void* ctx, Crew& team, std::uint32_t kind, int helpers) {
+    fn = job, context = ctx, crew = &team;
+    for (int i = 0; i < helpers; ++i) (kind ? guests : seats)[std::size_t(i)]->took_part = false;
+    door.store(kOpen | kind | std::uint32_t(helpers + 1) << kWantedShift, std::memory_order_release);
   }
 };
+
+int Crew::call(double seconds) {
+  if (helpers_ == 0) return 1;
+  if (!gathered_) gather(seconds);
+  gathered_ = true;
+  std::uint16_t present[kMostThreads];
+  int count = 1;
+  for (int i = 0; i < helpers_; ++i)
+    if ((*seats_)[i]->here.load(std::memory_order_acquire)) present[count++] = std::uint16_t(i);
+  ++pool_->turns;
+  for (int rank = 1; rank < count; ++rank)
+    (*seats_)[present[rank]]->turn.store(std::uint64_t(pool_->turns) << 32 | std::uint64_t(rank) << 16 | std::uint64_t(count),
+                                            std::memory_order_release);
+  return count;
+}
+
+// Those that are awake have only to see that there is work: 5 us are enough. One that is woken takes 20 to 100, if it comes at all:
+// where it twice did not in the time that it had, the next sixteen jobs begin without it.
+void Crew::gather(double seconds) {
+  int& vain = pool_->waited_in_vain;
+  if (vain >= 2) {
+    seconds = 0;
+    if (++vain > 18) vain = 1;
+  }
+  double until = 0;
+  for (std::int64_t looks = 0;; ++looks) {
+    bool all = true, awake = true;
+    for (int i = 0; i < helpers_; ++i) {
+      const Seat& s = *(*seats_)[i];
+      const bool here = s.here.load(std::memory_order_relaxed);
+      all &= here, awake &= here || s.asleep.load(std::memory_order_relaxed);
+    }
+    if (all) {
+      if (until > 0) vain = 0;
+      return;
+    }
+    if (seconds <= 0 && (awake || looks > 200)) return;
+    if (looks % 16 == 15 && seconds > 0) {
+      const double at = now();
+      if (until == 0) until = at + std::max(seconds, 5e-6);
+      if (at > until) {
+        ++vain;
+        return;
+      }
+    }
+    relax();
+  }
+}
+
+bool Crew::await(int index, int* rank, int* count) {
+  Seat& me = *(*seats_)[index - 1];
+  for (std::int64_t looks = 0;; ++looks) {
+    const bool open = pool_->door.load(std::memory_order_acquire) & kOpen;  // before the turn: the last one is given, then the door closed
+    if (const std::uint64_t turn = me.turn.load(std::memory_order_acquire); turn != me.taken) {
+      me.taken = turn;
+      *rank = int(turn >> 16 & 0xffff), *count = int(turn & 0xffff);
+      return true;
+    }
+    if (!open) return false;
+    give_way(looks);
+  }
+}
+
+void Crew::dismiss() {
+  if (helpers_ > 0) pool_->door.fetch_and(~kOpen, std::memory_order_acq_rel);
+  helpers_ = 0;
+}
+
+namespace {
 
 std::atomic<Pool*> g_pool{nullptr};
 std::atomic<int> g_threads{0};
@@ -203,6 +397,7 @@ void after_fork_parent() {
 void after_fork_child() {
   g_pool.store(nullptr);  // the old one stays behind: its mutex may be held by a thread that is not here
   g_joined = false;
+  OpenMp::forget_all();
 }
 struct AtExit {
   AtExit() { pthread_atfork(prepare_fork, after_fork_parent, after_fork_child); }
@@ -235,7 +430,7 @@ int first_thread_count() {
   if (const char* text = std::getenv("OSTINATO_NUM_THREADS")) {
     char* end = nullptr;
     const long n = std::strtol(text, &end, 10);
-    return end != text && *end == 0 && n >= 1 && n <= 1024 ? int(n) : 0;
+    return end != text && *end == 0 && n >= 1 && n <= kMostThreads ? int(n) : 0;
   }
   int n = int(std::thread::hardware_concurrency());
 #if defined(__linux__)
@@ -252,22 +447,25 @@ int thread_count() {
   return n;
 }
 void set_thread_count(int n) { g_threads.store(n); }
+std::int64_t spin_microseconds() { return g_spin.load(std::memory_order_relaxed); }
+void set_spin_microseconds(std::int64_t n) { g_spin.store(n, std::memory_order_relaxed); }
 
-void run_team(int want, void (*fn)(void*, int, int), void* context) {
+TeamReport last_team() { return g_report; }
+
+void run_team(int want, void (*fn)(void*, int, Crew&), void* context) {
   const unsigned mode = flush_denormals_on();
   if (want > 1) {
     Pool& p = pool();
     if (p.busy.try_lock()) {
-      const bool alone = p.alone();
-      if (!alone) p.run(want, fn, context);
+      p.run(want, fn, context);
       p.busy.unlock();
-      if (!alone) {
-        flush_denormals_restore(mode);
-        return;
-      }
+      flush_denormals_restore(mode);
+      return;
     }
   }
-  fn(context, 0, 1);
+  Crew nobody;
+  if (want > 1) g_report = {1, "alone"};
+  fn(context, 0, nobody);
   flush_denormals_restore(mode);
 }
 

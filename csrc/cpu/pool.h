@@ -1,18 +1,57 @@
-// The library's own threads. Workers live as long as the process, wait 100 microseconds by spinning and then sleep.
-// They are joined before a fork and started again lazily, in parent and child. Compiled once; plain functions only.
+// The library's own threads. Workers live as long as the process, look for work for a while (100 microseconds unless told otherwise)
+// and then sleep. They are joined before a fork and started again lazily, in parent and child. Compiled once; plain functions only.
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <vector>
 
 namespace ost {
 
-// At first min(affinity, cgroup v2 quota), or OSTINATO_NUM_THREADS; 0 if that is not a whole number from 1 to 1024.
+// At first min(affinity, cgroup v2 quota), or OSTINATO_NUM_THREADS; 0 if that is not a whole number from 1 to kMostThreads.
 int thread_count();
 void set_thread_count(int n);
 
-// Runs fn(context, index, count) on up to `want` threads, the caller being index 0, and returns when all have. A second
-// caller that finds the workers busy runs alone: count is 1.
-void run_team(int want, void (*fn)(void* context, int index, int count), void* context);
+// How long a worker without work spins before it sleeps.
+std::int64_t spin_microseconds();
+void set_spin_microseconds(std::int64_t n);
+
+// Those at work on a job: the caller, and the workers that have come. Nobody waits for a worker: it joins when the system has woken it,
+// and where it comes too late there is nothing left for it. Work that can be dealt in pieces needs no more than that. Work that is
+// split evenly goes by turns: the caller gives one to all members that are there, each learns its rank among them, and those
+// who come later have a part in the next.
+class Crew {
+ public:
+  Crew() = default;  // the caller alone
+  Crew(struct Pool* pool, std::vector<std::unique_ptr<struct Seat>>* seats, int helpers) : pool_(pool), seats_(seats), helpers_(helpers) {}
+  // For the caller, whose rank is 0: the number of members that have this turn. What it wrote before is seen by them. Before the first
+  // turn workers that are still waking are waited for, up to so many seconds.
+  int call(double seconds = 0);
+  // For member `index`: waits for its next turn; false when the job is over.
+  bool await(int index, int* rank, int* count);
+  // For the caller: no more turns, and nobody else joins.
+  void dismiss();
+
+ private:
+  void gather(double seconds);
+  struct Pool* pool_ = nullptr;
+  std::vector<std::unique_ptr<struct Seat>>* seats_ = nullptr;
+  int helpers_ = 0;
+  bool gathered_ = false;
+};
+
+constexpr int kMostThreads = 1024;
+// Runs fn(context, index, crew) on the caller, whose index is 0, and on up to `want` - 1 workers, and returns when all have. A second
+// caller that finds the workers busy runs alone.
+void run_team(int want, void (*fn)(void* context, int index, Crew& crew), void* context);
+
+// Who had a part in the last job of this thread that asked for a team: how many threads, the caller included, and whether the others were
+// our workers or those of an OpenMP runtime.
+struct TeamReport {
+  int members;
+  const char* kind;
+};
+TeamReport last_team();
 
 // A barrier for the members of one team: spins a bounded time, then gives its core away between looks.
 struct alignas(64) Barrier {

@@ -83,6 +83,19 @@ inline Plan make_plan(const Group& g) {
   return best;
 }
 
+// Pieces of n, each taken by whichever thread comes first.
+class Share {
+ public:
+  bool next(Index n, Index piece, Range* out) {
+    const Index begin = __atomic_fetch_add(&taken_, piece, __ATOMIC_RELAXED);
+    *out = {begin, smaller(n, begin + piece)};
+    return begin < n;
+  }
+
+ private:
+  Index taken_ = 0;
+};
+
 // Who does what: each lane goes through its blocks in order, one thread at a time; a thread takes whichever free lane is
 // furthest behind, so that one that the system has put aside holds up its own lane only.
 struct Lane {

@@ -97,8 +97,10 @@ class Team {
         lanes_[i * plan.parts + part] = {2 * blocks.begin, i, part, chained_ && i > 0 ? (i - 1) * plan.parts + part : -1, blocks.end};
       }
     }
-    for (int set = 0; set < sets_; ++set) sets_of_lanes_[set].set(lanes_ + set * plan.parts, (count_ / sets_) * plan.parts);
-    run_team(plan.threads, [](void* self, int index, int count) { static_cast<Team*>(self)->work(index, count); }, this);
+    for (set_ = 0; set_ < sets_; ++set_) {
+      lanes_of_set_.set(lanes_ + set_ * plan.parts, (count_ / sets_) * plan.parts);
+      run_team(plan.threads, [](void* self, int index, Crew& crew) { static_cast<Team*>(self)->work(index, crew); }, this);
+    }
     if (stop_) return kStopped;
     for (int i = 0; i < count_; ++i) drivers_[i].end();
     return kOk;
@@ -123,17 +125,27 @@ class Team {
     if (index == 0 && p.ask && p.ask(p.context)) __atomic_store_n(&stop_, 1, __ATOMIC_RELAXED);
   }
 
-  void work(int index, int count) {
-    for (int set = 0; set < sets_; ++set) {
-      if (schedule_.plan.spread == Spread::kUnits)
-        share_units(drivers_[set], index, count);
+  // One set. Gradients are summed in a last turn of the last one.
+  void work(int index, Crew& crew) {
+    if (schedule_.plan.spread == Spread::kUnits) {
+      if (index == 0) share_units(drivers_[set_], crew);
+    } else {
+      take_lanes(lanes_of_set_, index);
+    }
+    const bool last = set_ + 1 == sets_ && drivers_[0].finishes();
+    if (index == 0) {
+      finishing_ = true;
+      if (last && !__atomic_load_n(&stop_, __ATOMIC_RELAXED)) finish(0, crew.call());
+      return;
+    }
+    for (int rank, count; crew.await(index, &rank, &count);)
+      if (finishing_)
+        finish(rank, count);
       else
-        take_lanes(sets_of_lanes_[set], index);
-      const bool last = set + 1 == sets_;
-      if (!last || drivers_[0].finishes()) barrier_wait(&barrier_, count);
-    }  // nobody leaves before the last barrier: on a stop the sets that are left have nothing to do
-    if (drivers_[0].finishes() && !__atomic_load_n(&stop_, __ATOMIC_RELAXED))
-      for (int i = 0; i < count_; ++i) drivers_[i].finish(spaces_[index], index, count);
+        share_block(drivers_[set_], rank, count);
+  }
+  void finish(int rank, int count) {
+    for (int i = 0; i < count_; ++i) drivers_[i].finish(spaces_[rank], rank, count);
   }
 
   void take_lanes(Lanes& lanes, int index) {
@@ -147,21 +159,21 @@ class Team {
   }
 
   // A step cannot go on without any of the threads: where they are kept waiting the caller does the rest alone.
-  void share_units(D& driver, int index, int count) {
-    for (Index part = 0; part < schedule_.plan.parts; ++part) {
-      const Range blocks = blocks_of(driver, part);
-      for (Index block = blocks.begin; block < blocks.end; ++block) {
-        poll(index);
-        if (count > 1 && team_waits()) __atomic_store_n(&solo_, 1, __ATOMIC_RELAXED);
-        if (count > 1) barrier_wait(&barrier_, count);
+  void share_units(D& driver, Crew& crew) {
+    finishing_ = false;
+    for (part_ = 0; part_ < schedule_.plan.parts; ++part_) {
+      const Range blocks = blocks_of(driver, part_);
+      for (block_ = blocks.begin; block_ < blocks.end; ++block_) {
+        poll(0);
         if (__atomic_load_n(&stop_, __ATOMIC_RELAXED)) return;
-        if (__atomic_load_n(&solo_, __ATOMIC_RELAXED)) {
-          if (index > 0) return;
-          count = 1;
-        }
-        driver.run_block(spaces_[index], part, block, &barrier_, index, count);
+        if (team_waits()) crew.dismiss();
+        share_block(driver, 0, crew.call(0.1 * schedule_.plan.seconds));
       }
     }
+  }
+  void share_block(D& driver, int rank, int count) {
+    driver.run_block(spaces_[rank], part_, block_, &barrier_, rank, count);
+    barrier_wait(&barrier_, count);
   }
 
   const Call* calls_;
@@ -172,9 +184,13 @@ class Team {
   D* drivers_;
   Space* spaces_;
   Lane* lanes_;
-  Lanes sets_of_lanes_[kMaxCalls];
   Barrier barrier_;
-  int stop_ = 0, solo_ = 0;
+  int stop_ = 0;
+  // What the present turn is about, written by the caller before it gives one.
+  int set_ = 0;
+  Lanes lanes_of_set_;
+  bool finishing_ = false;
+  Index part_ = 0, block_ = 0;
 };
 
 }  // namespace ost::OST_SET

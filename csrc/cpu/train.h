@@ -40,11 +40,14 @@ struct SoftmaxJob {
   T* dlogits;
   double* losses;  // a row each, summed in order afterwards
 
-  static void run(void* self, int index, int count) {
-    const auto& j = *static_cast<const SoftmaxJob*>(self);
-    const Range rows = part_of(j.n, index, count);
-    for (Index i = rows.begin; i < rows.end; ++i) j.row(i);
+  Share share{};
+
+  static void run(void* self, int, Crew&) {
+    auto& j = *static_cast<SoftmaxJob*>(self);
+    for (Range rows; j.share.next(j.n, kRows, &rows);)
+      for (Index i = rows.begin; i < rows.end; ++i) j.row(i);
   }
+  static constexpr Index kRows = 32;
   void row(Index i) const {
     using V = Vec<T>;
     constexpr int L = V::kLanes;
@@ -121,10 +124,15 @@ struct AdamJob {
   const T* g;
   T *m, *v;
   const AdamStep* s;
+  Share share{};
 
-  static void run(void* self, int index, int count) {
-    const auto& j = *static_cast<const AdamJob*>(self);
-    const Range r = part_of(j.n, index, count);
+  static constexpr Index kWords = 16384;
+  static void run(void* self, int, Crew&) {
+    auto& j = *static_cast<AdamJob*>(self);
+    for (Range r; j.share.next(j.n, kWords, &r);) j.apply(r);
+  }
+  void apply(Range r) const {
+    const auto& j = *this;
     const AdamRule<T> rule(*j.s);
     T* __restrict p = j.p, * __restrict m = j.m, * __restrict v = j.v;
     const T* __restrict grad = j.g;

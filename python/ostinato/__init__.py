@@ -15,6 +15,8 @@ from . import functional, losses, nn, optim
 from ._core import get_num_threads, release_memory, set_num_threads, use_kernels
 from ._core import supported_kernels as _supported
 from ._ragged import Ragged
+from ._wait import get_wait, set_wait
+from ._wait import read_environment as _read_environment
 
 if _TYPE_CHECKING:
     from . import cuda, data, diagnostics, reference, safetensors
@@ -22,6 +24,8 @@ if _TYPE_CHECKING:
     from .train import Trainer
 
     __version__: str
+
+_read_environment()
 
 # What an import does not need is loaded when it is first asked for: `import ostinato` takes a third of the time.
 _LATER = {"Trainer": "train", "explain": "_explain"}
@@ -72,6 +76,7 @@ __all__ = [
     "explain",
     "functional",
     "get_num_threads",
+    "get_wait",
     "kernels",
     "losses",
     "nn",
@@ -80,5 +85,6 @@ __all__ = [
     "release_memory",
     "safetensors",
     "set_num_threads",
+    "set_wait",
     "use_kernels",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from .nn._sequential import Sequential
 
 __all__ = ["Explanation", "explain"]
 
+PAUSES = (0.01, 0.1)  # seconds without a call, after which explain(measure=True) measures
 MEASURE_SECONDS = 0.01
 SPREADS = {
     "alone": "one thread: the call is too short, or its rows and units too few, for a second one to pay",
@@ -77,7 +78,8 @@ def explain(
         shape: x.shape: ``(T,B,I)``, ``(B,T,I)`` if batch_first, or ``(T,I)``; without I for a model that begins with an Embedding.
         training: explain `vjp` and its pullback in place of inference.
         memory_limit: of that vjp, with all outputs kept: the schedule, its bytes and the extra time ("states": what is left of the tape).
-        measure: run it on zeros as well, once to get ready and three times more, and tell the median time beside the others.
+        measure: run it on zeros as well, once to get ready and three times more, and tell the median time beside the others;
+            on the CPU also that of calls after pauses of 10 and 100 ms, and who had a part in the last one.
 
     The roofline time is what the arithmetic and the reading of the weights would take at the rates that this machine shows in a
     few milliseconds of measuring: no kernel can be faster.
@@ -160,9 +162,22 @@ def explain(
         "roofline_seconds": roofline,
         "schedule": schedule,
         "states_only": states_only,
-        "measured_seconds": _measured(layer, sizes, training, memory_limit) if measure else None,
+        "measured_seconds": None,
+        "measured_after_pause": {},
+        "team": None,
     }
+    if measure:
+        facts["measured_seconds"] = _measured(layer, sizes, training, memory_limit)
+        facts["measured_after_pause"] = {
+            pause: _measured(layer, sizes, training, memory_limit, pause) for pause in PAUSES
+        }
+        facts["team"] = _core.last_team() if _threads(facts) > 1 else (1, "alone")
     return Explanation(facts, _text(layer, steps, batch, facts, training))
+
+
+def _threads(facts: dict[str, Any]) -> int:
+    """Return the largest number of threads that a pass is planned for."""
+    return max((g["threads"] for groups in facts["passes"].values() for g in groups), default=1)
 
 
 def _leaves(model: Sequential, prefix: str = "") -> Iterator[tuple[str, Layer]]:
@@ -239,14 +254,17 @@ def _text(layer: Recurrent, steps: int, batch: int, facts: dict[str, Any], train
     return "\n".join(lines + [f"  faster         {a}" for a in _advice(layer, batch, facts, training)])
 
 
-def _measured(layer: Recurrent, sizes: list[int], training: bool, memory_limit: str | int | None) -> float:
-    """Median seconds of a call on zeros; the parameters' gradients are left as they were."""
+def _measured(
+    layer: Recurrent, sizes: list[int], training: bool, memory_limit: str | int | None, pause: float = 0.0
+) -> float:
+    """Median seconds of a call on zeros, after pauses; the parameters' gradients are left as they were."""
     x = _device.like(np.zeros(sizes, layer._dtype), layer._block.values)
     device = _device.of(x)
     limit: dict[str, Any] = {} if memory_limit is None else {"memory_limit": memory_limit}
     kept = layer.flat_grads.copy() if training else None
     seconds = []
     for _ in range(4):
+        sleep(pause)
         start = perf_counter()
         if training:
             (y, _), pullback = layer.vjp(x, rng=0, **limit)
@@ -264,7 +282,17 @@ def _measured(layer: Recurrent, sizes: list[int], training: bool, memory_limit: 
 
 def _time(facts: dict[str, Any]) -> list[str]:
     seconds = facts["measured_seconds"]
-    return [] if seconds is None else [f"  measured       {_seconds(seconds)}, on zeros, all of the call"]
+    if seconds is None:
+        return []
+    lines = [f"  measured       {_seconds(seconds)}, on zeros, all of the call"]
+    pauses = facts.get("measured_after_pause")
+    if pauses:
+        times = ", ".join(f"{_seconds(s)} after {1000 * pause:.0f} ms" for pause, s in pauses.items())
+        lines.append(f"                 {times} without a call")
+        members, kind = facts["team"]
+        who = {"alone": "", "workers": ", workers of the library", "openmp": ", of an OpenMP runtime"}[kind]
+        lines.append(f"                 by {members} thread{'s' * (members > 1)}{who}")
+    return lines
 
 
 def _on_gpu(layer: Recurrent, steps: int, batch: int, training: bool, measured: float | None) -> Explanation:
@@ -356,6 +384,6 @@ def _advice(layer: Recurrent, batch: int, facts: dict[str, Any], training: bool)
             f"a hidden size that is a multiple of {lanes}: {layer.hidden_size} is computed as {padded}, "
             f"{100 * (padded - layer.hidden_size) / padded:.0f}% for nothing"
         )
-    if all(g["threads"] == 1 for groups in facts["passes"].values() for g in groups) and _core.get_num_threads() > 1:
+    if _threads(facts) == 1 and _core.get_num_threads() > 1:
         out.append("longer sequences or more of them in one call: this one is too short for more than one thread")
     return out or ["nothing that we know of"]

@@ -1,0 +1,381 @@
+"""Calls as programs make them, beside torch and ONNX Runtime: python benchmarks/use.py [--short].
+
+Calls after a pause, right after an operation of another library, between layers of a torch model, beside another
+thread or process, under `taskset`, whole training steps with Python between them, and the first call of a process. Each contender of
+a row is a process of its own, and the contenders take turns; figures are medians over the rounds, answers are compared first.
+The tables go to docs/performance.md (`python benchmarks/use.py --report FILE.json`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import ostinato as ost
+from ostinato import safetensors
+from ostinato.__main__ import info
+from ostinato.tasks import bench, contenders
+from ostinato.tasks.contenders import Case
+
+RESULTS = Path(__file__).parent / "results"
+DOCS = Path(__file__).parents[1] / "docs" / "performance.md"
+PEERS = ("torch", "onnxruntime")
+SETTLE = 0.05  # seconds before a turn, until what the turn before left spinning sleeps
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    name: str
+    case: Case
+    pause: float = 0.0  # seconds of sleep before each call
+    before: str = ""  # what runs right before each call: a key of BEFORE
+    beside: str = ""  # "thread": another Python thread computes
+    processes: int = 1  # that make the same calls at the same time
+    cpus: int = 0  # of taskset; 0: all
+    wait: str = ""  # OSTINATO_WAIT
+    inside: bool = False  # between two Linear layers of a torch model
+    first: bool = False  # the first call of a fresh process, with the making of the layer
+    peers: tuple[str, ...] = PEERS
+    calls: int = 15
+
+
+INFER = Case("lstm", "infer", 32, 256, 50)
+TRAIN = Case("lstm", "train", 32, 256, 50)
+SMALL = Case("lstm", "infer", 1, 512, 50)
+GRU = Case("gru", "infer", 32, 256, 50)
+STEP = Case("lstm", "step", 1, 256, 1)
+
+
+def rows() -> list[Row]:
+    """Every row, in the order of the table."""
+    out = []
+    for ms in (0, 0.5, 5, 10, 20, 50, 100, 300):
+        out += [
+            Row(f"{case.name}, pause {ms:g} ms", case, pause=ms / 1000, calls=15 if ms < 100 else 6)
+            for case in (INFER, TRAIN, SMALL)
+        ]
+    out += [Row(f"{GRU.name}, pause {ms:g} ms", GRU, pause=ms / 1000) for ms in (0, 10, 50)]
+    out += [Row(f"stream step, pause {ms:g} ms", STEP, pause=ms / 1000, calls=40) for ms in (0, 10, 100)]
+    for name, text in (("torch", "a torch Linear"), ("numpy", "a NumPy product"), ("onnxruntime", "an ONNX Runtime call")):
+        out += [Row(f"{case.name}, right after {text}", case, before=name) for case in (INFER, TRAIN)]
+    out += [
+        Row("inside a torch model, inference", INFER, inside=True, peers=("torch",)),
+        Row("inside a torch model, training", TRAIN, inside=True, peers=("torch",)),
+        Row("a second Python thread computes", INFER, beside="thread"),
+        Row("2 processes", INFER, processes=2),
+        Row("4 processes", INFER, processes=4),
+        Row("taskset, one CPU", INFER, cpus=1),
+        Row("first call of a process", INFER, first=True, calls=1),
+    ]
+    out += [Row(f"training step, {ms} ms of Python between", TRAIN, before=f"python {ms}") for ms in (5, 20, 50)]
+    return out
+
+
+# -- in a contender's process ---------------------------------------------------------------------
+
+
+def _product() -> Callable[[], None]:
+    a = np.random.default_rng(0).standard_normal((768, 768), dtype=np.float32)
+
+    def run() -> None:
+        a @ a
+
+    return run
+
+
+def _torch_linear() -> Callable[[], None]:
+    import torch
+
+    layer, x = torch.nn.Linear(1024, 1024), torch.randn(256, 1024)
+
+    def run() -> None:
+        with torch.inference_mode():
+            layer(x)
+
+    return run
+
+
+def _onnx_call() -> Callable[[], None]:
+    case = Case("gru", "infer", 32, 256, 10)
+    return contenders.make("onnxruntime", case, ost.get_num_threads())  # type: ignore[return-value]
+
+
+def _python(ms: int) -> Callable[[], None]:
+    def run() -> None:
+        until = time.perf_counter() + ms / 1000
+        while time.perf_counter() < until:
+            sum(range(200))
+
+    return run
+
+
+def before(name: str) -> Callable[[], None] | None:
+    """What runs right before each call."""
+    if name.startswith("python "):
+        return _python(int(name.split()[1]))
+    makers = {"": lambda: None, "torch": _torch_linear, "numpy": _product, "onnxruntime": _onnx_call}
+    return makers[name]()
+
+
+def _inside_torch(name: str, case: Case, threads: int) -> Callable[[], dict[str, Any]]:
+    """Linear, the layer of a contender, Linear in torch; ours as a function of autograd."""
+    import torch
+
+    torch.manual_seed(0)
+    torch.set_num_threads(threads)
+    h, a = case.hidden, contenders.arrays(case)
+    head, tail = torch.nn.Linear(case.input_size, case.input_size), torch.nn.Linear(h, h)
+    x, dy = torch.from_numpy(a["x"]), torch.from_numpy(a["dy"])
+    if name == "torch":
+        core = torch.nn.LSTM(case.input_size, h)
+        core.load_state_dict({n + "_l0": torch.from_numpy(a[n]) for n in contenders.WEIGHTS})
+        middle: Callable[[Any], Any] = lambda v: core(v)[0]
+    else:
+        ours = ost.nn.LSTM(case.input_size, h, rng=0)
+        with ours.write() as p:
+            for n in contenders.WEIGHTS:
+                p[n + "_l0"][...] = a[n]
+
+        class Layer(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, v: Any) -> Any:
+                (y, _), ctx.pullback = ours.vjp(v.detach().numpy())
+                return torch.from_numpy(y.copy())
+
+            @staticmethod
+            def backward(ctx: Any, d: Any) -> Any:
+                return torch.from_numpy(ctx.pullback(d.contiguous().numpy())[0])
+
+        middle = Layer.apply if case.mode == "train" else lambda v: torch.from_numpy(ours(v.numpy())[0].copy())
+
+    def infer() -> dict[str, Any]:
+        with torch.inference_mode():
+            return {"y": tail(middle(head(x))).numpy()}
+
+    def train() -> dict[str, Any]:
+        if name != "torch":
+            with ours.write():
+                pass
+        y = tail(middle(head(x)))
+        y.backward(dy)
+        out = {"y": y.detach().numpy(), "dw": head.weight.grad.numpy().copy()}
+        head.weight.grad = None
+        return out
+
+    return train if case.mode == "train" else infer
+
+
+def worker(text: str) -> None:
+    """Make what the row asks for, then run it whenever a line comes, and reply with the median of its calls' seconds."""
+    order = json.loads(text)
+    row = Row(**{**order["row"], "case": Case(**order["row"]["case"])})
+    name, threads = order["name"], order["threads"]
+    out, sys.stdout = sys.stdout, sys.stderr
+    if row.cpus:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: row.cpus])
+        threads = min(threads, row.cpus)
+    prepare = before(row.before)
+    start = time.perf_counter()
+    if row.inside:
+        call = _inside_torch(name, row.case, threads)
+    else:
+        call = contenders.make(name, row.case, threads)
+    answers = call()
+    first = time.perf_counter() - start
+    safetensors.save(order["answers"], {k: np.array(v) for k, v in answers.items()})
+    if row.beside == "thread":
+        threading.Thread(target=_compute, daemon=True).start()
+    print(json.dumps({"first": first}), file=out, flush=True)
+    for line in sys.stdin:
+        if row.processes > 1:  # all of them begin at the same time
+            time.sleep(max(0.0, float(line) - time.time()))
+        seconds = []
+        for _ in range(row.calls + 3):
+            if prepare is not None:
+                prepare()
+            if row.pause:
+                time.sleep(row.pause)
+            start = time.perf_counter()
+            call()
+            seconds.append(time.perf_counter() - start)
+        print(json.dumps(statistics.median(seconds[3:])), file=out, flush=True)
+
+
+def _compute() -> None:
+    a = np.ones(1 << 16)
+    while True:
+        np.sin(a, out=a)  # without the GIL
+
+
+# -- the driver -----------------------------------------------------------------------------------
+
+
+class Process:
+    """A contender of one row."""
+
+    def __init__(self, row: Row, name: str, threads: int, answers: Path) -> None:
+        order = {"row": asdict(row), "name": name, "threads": threads, "answers": str(answers)}
+        env = {**os.environ, "OSTINATO_WAIT": row.wait} if row.wait else None
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--worker", json.dumps(order)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=env,
+        )
+        self.first: float = self._reply()["first"]
+
+    def _reply(self) -> Any:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise ChildProcessError(f"a contender ended with status {self.process.wait()}")
+        return json.loads(line)
+
+    def begin(self, at: float) -> None:
+        """Let it run its calls from a moment on."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{at}\n")
+        self.process.stdin.flush()
+
+    def end(self) -> float:
+        """Wait for the median of its calls, in seconds."""
+        return float(self._reply())
+
+    def close(self) -> None:
+        """End the process."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def measure(row: Row, names: list[str], rounds: int, threads: int) -> dict[str, Any]:
+    """One row: seconds of each contender (medians over rounds), and ratios within a round."""
+    seconds: dict[str, list[float]] = {n: [] for n in names}
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {n: Path(folder) / n for n in names}
+        if row.first:
+            for _ in range(rounds):
+                for n in names:
+                    one = Process(row, n, threads, paths[n])
+                    seconds[n].append(one.first)
+                    one.close()
+        else:
+            with contextlib.ExitStack() as stack:
+                groups = {}
+                for n in names:
+                    groups[n] = [Process(row, n, threads, paths[n]) for _ in range(row.processes)]
+                    for one in groups[n]:
+                        stack.callback(one.close)
+                _same_answers(row, names, paths)
+                if row.beside:  # a thread that computes would disturb the others' turns
+                    stack.close()
+                    groups = {}
+                for _ in range(rounds):
+                    for n in names:
+                        group = groups.get(n) or [Process(row, n, threads, paths[n])]
+                        time.sleep(SETTLE)
+                        at = time.time() + 0.02
+                        for one in group:
+                            one.begin(at)
+                        seconds[n].append(statistics.median([one.end() for one in group]))
+                        if n not in groups:
+                            group[0].close()
+    ours = seconds["ostinato"]
+    return {
+        "name": row.name,
+        "seconds": {n: statistics.median(s) for n, s in seconds.items()},
+        "ratio": {n: statistics.median([t / o for t, o in zip(seconds[n], ours)]) for n in names if n != "ostinato"},
+    }
+
+
+def _same_answers(row: Row, names: list[str], paths: dict[str, Path]) -> None:
+    ours = safetensors.load(paths["ostinato"])[0]
+    for n in names:
+        bench._compare(ours, safetensors.load(paths[n])[0], n, row.case)
+
+
+def table(figures: dict[str, Any]) -> Iterator[str]:
+    """The lines of the table in docs/performance.md."""
+    yield "| call | ostinato, over its calls in a row | torch | ONNX Runtime |"
+    yield "|---|---|---|---|"
+    base: dict[str, float] = {}
+    for r in figures["rows"]:
+        kind = r["name"].split(", pause")[0]
+        ours = r["seconds"]["ostinato"]
+        base.setdefault(kind, ours)
+        own = f"{ours / base[kind]:.2f}" if ", pause" in r["name"] else "-"
+        peers = " | ".join(f"{r['ratio'][n]:.2f}" if n in r["ratio"] else "-" for n in PEERS)
+        yield f"| {r['name']} | {own} | {peers} |"
+
+
+def report(figures: dict[str, Any]) -> None:
+    """Put the table between its marks into docs/performance.md."""
+    begin, end = "<!-- use: begin -->", "<!-- use: end -->"
+    machine, text = figures["machine"], DOCS.read_text()
+    head = (
+        f"Machine: {machine['cpu']}, {figures['threads']} threads, kernel set {machine['kernels']['chosen']}; "
+        f"{figures['date']}. T = 50. How many times faster than each peer in the same place; the first column is the time "
+        "over that of the same calls without a pause."
+    )
+    new = "\n".join([begin, head, "", *table(figures), end])
+    before_it, _, rest = text.partition(begin)
+    DOCS.write_text(before_it + new + rest.partition(end)[2])
+
+
+def main() -> None:
+    """Run the rows and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", help="rows whose name has this text")
+    parser.add_argument("--report", metavar="FILE", help="write the table of a file of results to docs/performance.md")
+    args = parser.parse_args()
+    if args.worker:
+        return worker(args.worker)
+    if args.report:
+        return report(json.loads(Path(args.report).read_text()))
+    there = [n for n in PEERS if importlib.util.find_spec(n) is not None]
+    threads = ost.get_num_threads()
+    date = f"{datetime.date.today():%Y-%m-%d}"
+    figures: dict[str, Any] = {"machine": info(), "threads": threads, "date": date, "rows": []}
+    print(f"{figures['machine']['cpu']}, {threads} threads; milliseconds, and how many times faster than each peer")
+    for row in rows():
+        if args.only not in row.name:
+            continue
+        modes = {n: contenders.CONTENDERS[n][2] for n in there}
+        names = ["ostinato"] + [n for n in there if n in row.peers and row.case.mode in modes[n]]
+        if row.before in PEERS and row.before not in there:
+            continue
+        r = measure(row, names, args.rounds, threads)
+        figures["rows"].append(r)
+        cells = "  ".join(f"{n} {r['seconds'][n] * 1e3:8.3f} ({r['ratio'][n]:.2f}x)" for n in names[1:])
+        print(f"{row.name:50} {r['seconds']['ostinato'] * 1e3:8.3f}  {cells}", flush=True)
+    lost = [(r["name"], n, x) for r in figures["rows"] for n, x in r["ratio"].items() if x < 0.97]
+    print(f"lost by more than 3%: {len(lost)}" + "".join(f"\n  {name}: {n} {x:.2f}" for name, n, x in lost))
+    if not args.only:
+        out = RESULTS / f"{date}-use-{ost.kernels()['chosen']}.json"
+        with safetensors.atomic_write(out) as f:
+            f.write(json.dumps(figures, indent=1).encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+// The threads of an OpenMP runtime that another library of the process has loaded. After a parallel region they spin for some
+// milliseconds, and a worker of ours that is woken then has half a core: an LSTM between two layers of PyTorch took twice as long as
+// alone. So where they are seen to spin the team is made of them.
+#pragma once
+
+namespace ost {
+
+class OpenMp {
+ public:
+  // Of the calling thread.
+  static OpenMp& mine();
+  OpenMp() = default;
+  ~OpenMp();
+  OpenMp(const OpenMp&) = delete;
+  OpenMp& operator=(const OpenMp&) = delete;
+
+  // How many threads, the calling one included, spin and would work with it; at most `want`, 1 if none.
+  int spinning(int want);
+  // Runs fn(context, index) on so many threads, the caller being index 0.
+  void run(int threads, void (*fn)(void* context, int index), void* context);
+  // What a job has shown: a worker lost its core while the team waited, or came late. The first, or the second twice in a row, is reason
+  // to look for a runtime, once for each thread that asks.
+  void suspect(bool contended, bool late);
+  // The threads of a runtime are not there in a child.
+  static void forget_all();
+
+ private:
+  void probe();
+  void forget();
+  static constexpr int kMost = 64;  // threads of a runtime that are looked at
+  int strikes_ = 0, count_ = 0, runtime_ = -1;
+  bool probed_ = false;
+  int files_[kMost] = {};
+};
+
+}  // namespace ost
