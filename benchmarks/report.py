@@ -249,7 +249,7 @@ def write(figures: Row) -> None:
     verdict, versions = verdicts(figures), ", ".join(f"{k} {v}" for k, v in figures["versions"].items())
     print(verdict)
     machine = figures["machine"]
-    profile = DOCS / "performance-profile.md"
+    profile, use = ((DOCS / f"performance-{part}.md") for part in ("profile", "use"))
     text = f"""# Performance
 
 Written by `python benchmarks/report.py`; how it is measured stands in [benchmarks/README.md](../benchmarks/README.md).
@@ -265,6 +265,7 @@ The machine is shared: ratios, and shares of the peak measured in the same run, 
 
 ![Roofline](performance-roofline.png)
 
+{use.read_text() if use.exists() else ""}
 {profile.read_text() if profile.exists() else ""}
 ## Precisions, streams, directions, a busy machine
 

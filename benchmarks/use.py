@@ -1,9 +1,9 @@
-"""Calls as programs make them, beside torch and ONNX Runtime: python benchmarks/use.py [--short].
+"""Calls as programs make them, beside torch and ONNX Runtime: python benchmarks/use.py.
 
 Calls after a pause, right after an operation of another library, between layers of a torch model, beside another
 thread or process, under `taskset`, whole training steps with Python between them, and the first call of a process. Each contender of
 a row is a process of its own, and the contenders take turns; figures are medians over the rounds, answers are compared first.
-The tables go to docs/performance.md (`python benchmarks/use.py --report FILE.json`).
+`--report FILE.json` writes the table of docs/performance.md.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ostinato.tasks import bench, contenders
 from ostinato.tasks.contenders import Case
 
 RESULTS = Path(__file__).parent / "results"
-DOCS = Path(__file__).parents[1] / "docs" / "performance.md"
+DOCS = Path(__file__).parents[1] / "docs" / "performance-use.md"
 PEERS = ("torch", "onnxruntime")
 SETTLE = 0.05  # seconds before a turn, until what the turn before left spinning sleeps
 
@@ -74,7 +74,11 @@ def rows() -> list[Row]:
         ]
     out += [Row(f"{GRU.name}, pause {ms:g} ms", GRU, pause=ms / 1000) for ms in (0, 10, 50)]
     out += [Row(f"stream step, pause {ms:g} ms", STEP, pause=ms / 1000, calls=40) for ms in (0, 10, 100)]
-    for name, text in (("torch", "a torch Linear"), ("numpy", "a NumPy product"), ("onnxruntime", "an ONNX Runtime call")):
+    for name, text in (
+        ("torch", "a torch Linear"),
+        ("numpy", "a NumPy product"),
+        ("onnxruntime", "an ONNX Runtime call"),
+    ):
         out += [Row(f"{case.name}, right after {text}", case, before=name) for case in (INFER, TRAIN)]
     out += [
         Row("inside a torch model, inference", INFER, inside=True, peers=("torch",)),
@@ -328,17 +332,14 @@ def table(figures: dict[str, Any]) -> Iterator[str]:
 
 
 def report(figures: dict[str, Any]) -> None:
-    """Put the table between its marks into docs/performance.md."""
-    begin, end = "<!-- use: begin -->", "<!-- use: end -->"
-    machine, text = figures["machine"], DOCS.read_text()
+    """Write docs/performance-use.md, a part of docs/performance.md."""
+    machine = figures["machine"]
     head = (
-        f"Machine: {machine['cpu']}, {figures['threads']} threads, kernel set {machine['kernels']['chosen']}; "
-        f"{figures['date']}. T = 50. How many times faster than each peer in the same place; the first column is the time "
-        "over that of the same calls without a pause."
+        f"`python benchmarks/use.py`, {figures['date']}, {machine['cpu']}, {figures['threads']} threads, kernel set "
+        f"{machine['kernels']['chosen']}, T = 50. The first column is our time over that of the same calls without a pause; the "
+        "others say how many times faster ostinato is than each peer in the same place."
     )
-    new = "\n".join([begin, head, "", *table(figures), end])
-    before_it, _, rest = text.partition(begin)
-    DOCS.write_text(before_it + new + rest.partition(end)[2])
+    DOCS.write_text("\n".join(["## Calls as programs make them", "", head, "", *table(figures), ""]))
 
 
 def main() -> None:
@@ -347,7 +348,7 @@ def main() -> None:
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="", help="rows whose name has this text")
-    parser.add_argument("--report", metavar="FILE", help="write the table of a file of results to docs/performance.md")
+    parser.add_argument("--report", metavar="FILE", help="write docs/performance-use.md from a file of results")
     args = parser.parse_args()
     if args.worker:
         return worker(args.worker)

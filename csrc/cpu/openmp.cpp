@@ -104,7 +104,8 @@ void OpenMp::suspect(bool contended, bool late) {
 }
 
 // Runs an empty region on the runtime's threads of this thread, to learn which they are.
-void OpenMp::probe() {
+int OpenMp::probe() {
+  forget();
   probed_ = true;
   find_runtimes();
   for (int i = 0; i < int(g_runtimes.size()) && count_ == 0; ++i) {
@@ -130,6 +131,7 @@ void OpenMp::probe() {
     }
     runtime_ = i;
   }
+  return count_ + 1;
 }
 
 int OpenMp::spinning(int want) {
@@ -172,7 +174,7 @@ OpenMp::~OpenMp() = default;
 void OpenMp::forget() {}
 void OpenMp::forget_all() {}
 void OpenMp::suspect(bool, bool) {}
-void OpenMp::probe() {}
+int OpenMp::probe() { return 1; }
 int OpenMp::spinning(int) { return 1; }
 void OpenMp::run(int, void (*fn)(void*, int), void* context) { fn(context, 0); }
 

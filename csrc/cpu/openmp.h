@@ -21,11 +21,12 @@ class OpenMp {
   // What a job has shown: a worker lost its core while the team waited, or came late. The first, or the second twice in a row, is reason
   // to look for a runtime, once for each thread that asks.
   void suspect(bool contended, bool late);
+  // Looks at once; the number of threads that were found, the calling one included.
+  int probe();
   // The threads of a runtime are not there in a child.
   static void forget_all();
 
  private:
-  void probe();
   void forget();
   static constexpr int kMost = 64;  // threads of a runtime that are looked at
   int strikes_ = 0, count_ = 0, runtime_ = -1;

@@ -450,6 +450,7 @@ void set_thread_count(int n) { g_threads.store(n); }
 std::int64_t spin_microseconds() { return g_spin.load(std::memory_order_relaxed); }
 void set_spin_microseconds(std::int64_t n) { g_spin.store(n, std::memory_order_relaxed); }
 
+int find_openmp() { return OpenMp::mine().probe(); }
 TeamReport last_team() { return g_report; }
 
 void run_team(int want, void (*fn)(void*, int, Crew&), void* context) {

@@ -52,6 +52,8 @@ struct TeamReport {
   const char* kind;
 };
 TeamReport last_team();
+// Looks for an OpenMP runtime now; the number of threads that it has for this thread, 1 if there is none. For tests.
+int find_openmp();
 
 // A barrier for the members of one team: spins a bounded time, then gives its core away between looks.
 struct alignas(64) Barrier {

@@ -1,0 +1,268 @@
+"""The thread pool as programs meet it: workers that sleep, are pinned, come late, or are another library's."""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ostinato as ost
+from ostinato import _core
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="affinity is told and set by Linux alone")
+
+
+def layer_and_input() -> tuple[Any, Any]:
+    x = np.random.default_rng(0).normal(size=(40, 32, 64)).astype(np.float32)
+    return ost.nn.LSTM(64, 128, rng=0), x
+
+
+def python(code: str, **env: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **env},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def wait() -> Any:
+    before = _core.get_spin_microseconds()
+    yield
+    _core.set_spin_microseconds(before)
+
+
+@pytest.mark.parametrize("policy", ["default", "active", "passive"])
+def test_the_bits_are_the_same_however_workers_wait(policy: str, threads: None, wait: None) -> None:
+    layer, x = layer_and_input()
+    ost.set_num_threads(1)
+    want, _ = layer(x)
+    ost.set_num_threads(3)
+    ost.set_wait(policy, ms=None if policy != "active" else 5)
+    for pause in (0.0, 0.02, 0.0, 0.02):
+        time.sleep(pause)
+        assert np.array_equal(layer(x)[0], want)
+        (y, _), pullback = layer.vjp(x)
+        dx, _ = pullback(y)
+        assert np.array_equal(y, want)
+        assert np.isfinite(dx).all()
+
+
+def test_units_of_one_step_are_shared_by_those_who_come(threads: None) -> None:
+    """A single row is split by hidden units: whoever is late has a part in the next block of steps."""
+    layer = ost.nn.LSTM(256, 320, rng=0)
+    x = np.random.default_rng(0).normal(size=(300, 1, 256)).astype(np.float32)
+    ost.set_num_threads(1)
+    (y, _), pullback = layer.vjp(x)
+    want = [y.copy(), pullback(y)[0].copy(), layer.flat_grads.copy()]
+    ost.set_num_threads(4)
+    for pause in (0.0, 0.0, 0.03, 0.0, 0.03):
+        time.sleep(pause)
+        layer.zero_grad()
+        (y, _), pullback = layer.vjp(x)
+        assert np.array_equal(y, want[0])
+        assert np.array_equal(pullback(y)[0], want[1])
+        assert np.array_equal(layer.flat_grads, want[2])
+
+
+def test_wait_is_told_and_checked(wait: None) -> None:
+    ost.set_wait("active")
+    assert ost.get_wait() == ("active", 50.0)
+    ost.set_wait("passive")
+    assert ost.get_wait() == ("passive", 0.0)
+    ost.set_wait("active", ms=2.5)
+    assert ost.get_wait() == ("active", 2.5)
+    ost.set_wait()
+    assert ost.get_wait() == ("default", 0.1)
+    with pytest.raises(ValueError, match="policy: expected one of"):
+        ost.set_wait("busy")
+    with pytest.raises(ValueError, match="ms: expected a number from 0 to 10000, got nan"):
+        ost.set_wait("active", ms=float("nan"))
+    with pytest.raises(ValueError, match="ms: expected a number from 0 to 10000, got -1"):
+        ost.set_wait("active", ms=-1)
+    with pytest.raises(ValueError, match="ms: expected none beside 'passive'"):
+        ost.set_wait("passive", ms=3)
+    with pytest.raises(TypeError, match="ms: expected a number from 0 to 10000, got '5'"):
+        ost.set_wait("active", ms="5")  # type: ignore[arg-type]
+    assert ost.get_wait() == ("default", 0.1)  # a refused call changes nothing
+
+
+def test_the_environment_says_how_to_wait() -> None:
+    show = "import ostinato as ost; print(*ost.get_wait())"
+    assert python(show, OSTINATO_WAIT="active,20") == "active 20.0"
+    assert python(show, OSTINATO_WAIT="passive") == "passive 0.0"
+    for text in ("busy", "active,", "active,x", "passive,5"):
+        done = subprocess.run(
+            [sys.executable, "-c", show],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OSTINATO_WAIT": text},
+            check=False,
+        )
+        assert (
+            f"OSTINATO_WAIT: expected 'default', 'active' or 'passive', perhaps with milliseconds as in 'active,20', got '{text}'"
+            in done.stderr
+        )
+
+
+@linux
+def test_workers_are_kept_from_the_callers_cpu() -> None:
+    """Where the caller may use two CPUs or more, a worker that has slept is not woken on the caller's own."""
+    code = """
+        import os, time
+        import numpy as np
+        import ostinato as ost
+        allowed = os.sched_getaffinity(0)
+        ost.set_num_threads(2)
+        layer, x = ost.nn.LSTM(64, 128, rng=0), np.ones((40, 32, 64), np.float32)
+        main = os.getpid()
+        before = {int(t) for t in os.listdir("/proc/self/task")}
+        for _ in range(4):
+            layer(x)
+            time.sleep(0.05)
+        (worker,) = {int(t) for t in os.listdir("/proc/self/task")} - before
+        assert os.sched_getaffinity(0) == allowed, "the caller's own affinity is not touched"
+        left_out = allowed - os.sched_getaffinity(worker)
+        assert len(left_out) == (len(allowed) > 1), left_out
+        assert os.sched_getaffinity(worker) <= allowed
+    """
+    python(code)
+
+
+@linux
+def test_a_caller_on_one_cpu_runs_alone() -> None:
+    """Also one that was pinned after the number of threads was chosen: two threads on one CPU would take turns."""
+    code = """
+        import os
+        import numpy as np
+        import ostinato as ost
+        from ostinato import _core
+        ost.set_num_threads(2)
+        layer, x = ost.nn.LSTM(64, 128, rng=0), np.ones((40, 32, 64), np.float32)
+        want, _ = layer(x)
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        teams = set()
+        for _ in range(40):
+            assert np.array_equal(layer(x)[0], want)
+            teams.add(_core.last_team())
+        print((1, "alone") in teams)
+    """
+    assert python(code, OSTINATO_WAIT="passive") == "True"
+
+
+def gomp() -> Any:
+    """GCC's OpenMP runtime, which any process may have."""
+    name = ctypes.util.find_library("gomp")
+    if name is None:
+        pytest.skip("needs an OpenMP runtime: libgomp, which comes with gcc")
+    return name
+
+
+OPENMP = """
+    import ctypes, os, sys, time
+    import numpy as np
+    import ostinato as ost
+    from ostinato import _core
+    library = ctypes.CDLL(sys.argv[1])
+    library.omp_set_num_threads(2)
+    ost.set_num_threads(1)
+    layer, x = ost.nn.LSTM(64, 128, rng=0), np.random.default_rng(0).normal(size=(40, 32, 64)).astype(np.float32)
+    one = ost.nn.LSTM(256, 320, rng=0)
+    row = np.random.default_rng(0).normal(size=(100, 1, 256)).astype(np.float32)
+
+    def all_of(layer, x):
+        layer.zero_grad()
+        (y, _), pullback = layer.vjp(x)
+        return y, pullback(y)[0], layer.flat_grads.copy()
+
+    want, wanted_row = all_of(layer, x), all_of(one, row)
+    ost.set_num_threads(2)
+    all_of(layer, x)
+"""
+
+
+@linux
+def test_a_team_of_openmp_threads_has_the_same_bits() -> None:
+    """The threads of a runtime that spin after a parallel region are the team; a child, where they are not, has workers."""
+    code = (
+        OPENMP
+        + """
+    assert _core.find_openmp() == 2
+    kinds = set()
+    end = time.monotonic() + 60
+    while (2, "openmp") not in kinds and time.monotonic() < end:
+        time.sleep(0.02)  # until our own workers sleep
+        for got, target in zip(all_of(layer, x), want):
+            assert np.array_equal(got, target)
+        for got, target in zip(all_of(one, row), wanted_row):
+            assert np.array_equal(got, target)
+        kinds.add(_core.last_team())
+    assert (2, "openmp") in kinds, kinds
+    pid = os.fork()
+    if pid == 0:
+        for got, target in zip(all_of(layer, x), want):
+            assert np.array_equal(got, target)
+        os._exit(0 if _core.last_team()[1] != "openmp" else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    print("fine")
+    """
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), gomp()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_WAIT_POLICY": "active"},
+        check=False,
+    )
+    assert done.stdout == "fine\n", done.stderr
+
+
+@linux
+def test_openmp_threads_that_sleep_are_left_alone() -> None:
+    code = (
+        OPENMP
+        + """
+    assert _core.find_openmp() == 2
+    for _ in range(5):
+        time.sleep(0.02)
+        all_of(layer, x)
+        assert _core.last_team()[1] != "openmp", _core.last_team()
+    library.omp_set_num_threads(1)
+    assert _core.find_openmp() == 1
+    print("fine")
+    """
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), gomp()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"},
+        check=False,
+    )
+    assert done.stdout == "fine\n", done.stderr
+
+
+def test_explain_measures_after_a_pause(threads: None) -> None:
+    ost.set_num_threads(2)
+    layer, x = layer_and_input()
+    e = ost.explain(layer, x.shape, measure=True)
+    assert list(e.facts["measured_after_pause"]) == [0.01, 0.1]
+    assert all(s > 0 for s in e.facts["measured_after_pause"].values())
+    assert e.facts["team"][0] in (1, 2)
+    assert "after 100 ms without a call" in str(e)
+    assert ost.explain(layer, x.shape).facts["measured_after_pause"] == {}
