@@ -44,6 +44,7 @@ struct StackShape {
   Index input, hidden, layers;
   int directions;
   bool reverse = false;  // the first (or only) direction runs from the end
+  bool numbered = true;  // errors name arrays by layer and direction: weight_ih_l0
   Index layer_input(Index layer) const { return layer == 0 ? input : directions * hidden; }
   Index width() const { return directions * hidden; }
 };
