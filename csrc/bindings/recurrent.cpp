@@ -264,7 +264,7 @@ py::array_t<T> tape_rows(const PyTape<T>& t, F&& copy) {
       const Index step = i / call.batch, position = i % call.batch, b = call.order.empty() ? position : call.order[position];
       T* row = out + (part * n + (t.batch_first ? b * call.steps + step : step * call.batch + b)) * s.hidden;
       if (takes_part(call, step, b))
-        copy(part, i, step, b, row);
+        copy(part, call.tape.empty() ? i : call.tape[b] + step, step, b, row);
       else
         std::memset(row, 0, std::size_t(s.hidden) * sizeof(T));
     }

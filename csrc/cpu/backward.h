@@ -308,7 +308,7 @@ class Backward {
     return h ? h : zeros_;
   }
   const T* cell_before(Index before, Index b, Index i) const {
-    if (before >= 0) return call_.cells + (before * call_.batch + i) * s_.padded;
+    if (before >= 0) return call_.cells + clock_.on_tape(before, i, b) * s_.padded;
     return before == kRestart ? restart_c_ : c0_ + b * s_.padded;
   }
 
@@ -353,7 +353,7 @@ class Backward {
       const Index t = call_.reverse ? t0 + k : t1 - 1 - k;
       Index n = 0;
       for (Index j = 0; j < w.live.count; ++j) {
-        const Index i = w.live.rows[j], b = clock_.row_of(i), tape = t * call_.batch + i;
+        const Index i = w.live.rows[j], b = clock_.row_of(i), tape = clock_.on_tape(t, i, b);
         if (!clock_.active(t, b)) {
           if (clock_.repeats(t, b) != kSkipped && call_.dy.data) repeated(t, b, groups);
           continue;
