@@ -82,6 +82,7 @@ struct Times {
   const Index* order;              // [B] the row at each position: any range of positions has about the same to do; null if lengths is
   const Index* stops = nullptr;    // [B] steps that each row has, of which it may skip some: none takes part later; null: all T
   const Index* offsets = nullptr;  // [B] not null: `before` is flat, and row b's stops[b] + 1 entries begin at offsets[b]
+  const Index* tape = nullptr;     // [B] not null: the tape is flat, and row b's begins at tape[b]; else [T,B], in the order of positions
 };
 
 template <class T>

@@ -139,6 +139,11 @@ void set_times(StackCall<T>& call, const StackShape& shape, const Index* lengths
   if (!lengths && !resets && !mask && !resets_after) return;
   if (lengths || mask) call.lengths.assign(std::size_t(batch), steps);
   if (lengths) call.lengths.assign(lengths, lengths + batch), call.stops = call.lengths;
+  if (!call.starts[0].empty()) {  // where most of [T,B] would be empty; else rows of a step lie side by side, which is faster
+    const Index rows = std::accumulate(call.stops.begin(), call.stops.end(), Index(0));
+    Index begin = 0;
+    for (Index b = 0; b < batch && 4 * rows < steps * batch; ++b) call.tape.push_back(begin), begin += lengths[b];
+  }
   if (resets || mask || resets_after) {
     const bool flat = !call.starts[0].empty();  // then the table, too, holds the real steps only
     Index entries = flat ? 0 : (steps + 1) * batch;
@@ -194,8 +199,8 @@ template <class T>
 Times times_of(const StackCall<T>& call, bool reverse) {
   const auto& before = call.before[reverse];
   return {call.lengths.empty() ? nullptr : call.lengths.data(), before.empty() ? nullptr : before.data(),
-          call.order.empty() ? nullptr : call.order.data(), call.stops.empty() ? nullptr : call.stops.data(),
-          call.offsets.empty() ? nullptr : call.offsets.data()};
+          call.order.empty() ? nullptr : call.order.data(),     call.stops.empty() ? nullptr : call.stops.data(),
+          call.offsets.empty() ? nullptr : call.offsets.data(), call.tape.empty() ? nullptr : call.tape.data()};
 }
 
 template <class T>
@@ -230,8 +235,8 @@ int stack_forward(const PackedStack<T>& packed, const StackCall<T>& call, Tape<T
         if (call.hn) f.hn = call.hn + part * state;
         if (call.cn) f.cn = call.cn + part * state;
         if (tape) {
-          tape->saved.push_back(tape->states_only ? Buffer<T>() : Buffer<T>(rows * traits.saved * padded, "tape"));
-          tape->cells.emplace_back(traits.states > 1 ? rows * padded : 0, "tape");
+          tape->saved.push_back(tape->states_only ? Buffer<T>() : Buffer<T>(call.tape_rows() * traits.saved * padded, "tape"));
+          tape->cells.emplace_back(traits.states > 1 ? call.tape_rows() * padded : 0, "tape");
           f.saved = tape->saved.back().get();
           if (traits.states > 1) f.cells = tape->cells.back().get();
         }

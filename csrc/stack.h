@@ -44,6 +44,7 @@ struct StackShape {
   Index input, hidden, layers;
   int directions;
   bool reverse = false;  // the first (or only) direction runs from the end
+  bool numbered = true;  // errors name arrays by layer and direction: weight_ih_l0
   Index layer_input(Index layer) const { return layer == 0 ? input : directions * hidden; }
   Index width() const { return directions * hidden; }
 };
@@ -82,11 +83,16 @@ struct StackCall {
   std::vector<Index> starts[2], ends[2];               // of ragged x and y, whose own point here
   std::vector<std::int32_t> before[2];                 // by direction: from the start, from the end; empty: as lengths say
   std::vector<Index> stops, offsets;                   // steps that each row has; where its part of a flat `before` begins, or empty
+  std::vector<Index> tape;                             // where each row's part of a flat tape begins, or empty
   const T *restart_h = nullptr, *restart_c = nullptr;  // [L*D,H], null means zeros
   double dropout = 0;                                  // between layers
   Index first_step = 0;                                // of a longer sequence that these steps belong to: dropout counts from its beginning
   std::uint64_t key = 0;
   Poll poll{};
+
+  Index tape_rows() const {  // in memory; a flat tape has those that are there
+    return tape.empty() ? steps * batch : tape.back() + stops.back();
+  }
 };
 
 template <class T>

@@ -117,6 +117,11 @@ CASES: dict[str, tuple[Any, type[Exception], str]] = {
         ValueError,
         "weight_peephole: expected shape (gates, H) = (3, 4), got (4, 3)",
     ),
+    "no finite weights": (
+        lambda: ost.functional.pack("lstm", weights()[0], np.full((16, 4), np.nan, F), precision="int8"),
+        ValueError,
+        "weight_hh: expected finite weights for int8, got nan in row 0",
+    ),
     "h0": (lambda: call(h0=np.zeros((3, 4), F)), ValueError, "h0: expected shape (1, B, H) = (1, 2, 4), got (1, 3, 4)"),
     "no inputs": (
         lambda: call(np.zeros((5, 2, 0), F), w=weights(inputs=0)),

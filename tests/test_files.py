@@ -223,8 +223,7 @@ def test_a_flipped_bit_is_told(tmp_path: Any) -> None:
         loaded.append(at // 8)
         assert metadata["k"] == "v"
         assert all(np.array_equal(tensors[n], v) for n, v in wanted.items())
-    key = whole.index(b"ostinato.crc32")  # without the checksum's name there is none, and nothing else has changed
-    assert all(key <= at < key + len(b"ostinato.crc32") or whole[at : at + 1] == b" " for at in loaded)
+    assert all(whole[at : at + 1] == b" " for at in loaded)
     flipped = bytearray(whole)
     flipped[-1] ^= 1
     path.write_bytes(flipped)

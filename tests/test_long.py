@@ -22,6 +22,17 @@ def flat(state: Any) -> list[Any]:
     return [a for s in state for a in flat(s)] if isinstance(state, (tuple, list)) else [np.array(state)]
 
 
+def assert_twins(layer: Any, ragged: ost.Ragged, *calls: Any) -> None:
+    """The pullbacks of a padded and of a ragged call, each with dy and its states: states and gradients have the same bits."""
+    results = []
+    for pullback, dy, state in calls:
+        layer.zero_grad()
+        dx, dstate = pullback(dy, state)
+        dx = dx.rows if isinstance(dx, ost.Ragged) else ragged.flat(dx)
+        results.append([dx, *flat(dstate), *flat(state), layer.flat_grads.copy()])
+    assert all(np.array_equal(a, b) for a, b in zip(*results))
+
+
 STACKS = [
     {},
     {"num_layers": 3, "dropout": 0.3},
@@ -257,14 +268,7 @@ def test_ragged_takes_every_option(make: Any, options: dict[str, Any], kernel_se
             dy = r.standard_normal(y.shape).astype(np.float32)
             given = dy if outputs == "last" else ragged.flat(dy)
             assert np.array_equal(rows if outputs == "last" else rows.rows, y if outputs == "last" else ragged.flat(y))
-            results = []
-            for back, d in ((pullback, dy), (pullback2, given)):
-                layer.zero_grad()
-                dx, dstate = back(d, state)
-                dx = dx.rows if isinstance(dx, ost.Ragged) else ragged.flat(dx)
-                results.append([dx, *flat(dstate), layer.flat_grads.copy()])
-            assert all(np.array_equal(a, b) for a, b in zip(*results))
-            assert all(np.array_equal(a, b) for a, b in zip(flat(state), flat(state2)))
+            assert_twins(layer, ragged, (pullback, dy, state), (pullback2, given, state2))
     if layer._directions == 1:  # a loss taken segment by segment
 
         def ask(t: int, y: Any) -> Any:
@@ -322,20 +326,14 @@ def test_ragged_flags_are_those_of_the_table(
             assert np.array_equal(rows.rows, ragged.flat(y))
             assert all(np.array_equal(a, b) for a, b in zip(flat(state), flat(state2)))
         for outputs, limit in (("all", None), ("last_step", None), ("all", 3), ("last_step", 3)):
-            given: dict[str, Any] = {"outputs": outputs, "memory_limit": limit}
-            (y, state), pullback = layer.vjp(x, lengths=ragged.lengths, **padded, **given)
-            (rows, state2), pullback2 = layer.vjp(ragged, **flags, **given)
+            how: dict[str, Any] = {"outputs": outputs, "memory_limit": limit}
+            (y, state), pullback = layer.vjp(x, lengths=ragged.lengths, **padded, **how)
+            (rows, state2), pullback2 = layer.vjp(ragged, **flags, **how)
             got = rows.rows if outputs == "all" else rows
             assert np.array_equal(got, ragged.flat(y) if outputs == "all" else y)
             dy = r.standard_normal(y.shape).astype(np.float32)
-            results = []
-            for back, d in ((pullback, dy), (pullback2, ragged.flat(dy) if outputs == "all" else dy)):
-                layer.zero_grad()
-                dx, dstate = back(d, state)
-                dx = dx.rows if isinstance(dx, ost.Ragged) else ragged.flat(dx)
-                results.append([dx, *flat(dstate), layer.flat_grads.copy()])
-            assert all(np.array_equal(a, b) for a, b in zip(*results))
-            assert all(np.array_equal(a, b) for a, b in zip(flat(state), flat(state2)))
+            given = ragged.flat(dy) if outputs == "all" else dy
+            assert_twins(layer, ragged, (pullback, dy, state), (pullback2, given, state2))
 
 
 def test_ragged_flags_take_the_memory_of_real_steps() -> None:
@@ -365,6 +363,33 @@ def test_ragged_flags_take_the_memory_of_real_steps() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 200e6
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"precision": "bfloat16"}], ids=str)
+def test_empty_sequences_beside_a_long_one(options: dict[str, Any], count: int, threads: None) -> None:
+    """One sequence of 200,000 steps beside 4,000 empty ones: the gradient is that of the sequence alone. A tape of all steps of all
+    sequences would take 250 GB."""
+    ost.set_num_threads(count)
+    steps, at = 200_000 if count == 1 and not options else 20_000, 2001
+    layer = ost.nn.LSTM(1, 4, rng=0, **options)
+    r = np.random.default_rng(0)
+    x, dy = (r.standard_normal((steps, n)).astype(np.float32) for n in (1, 4 * layer._directions))
+    alone, beside = ost.Ragged(x, [0, steps]), ost.Ragged(x, np.repeat([0, steps], [at, 4002 - at]))
+    results = []
+    for ragged, n, limit in ((alone, 0, None), (beside, at - 1, None), (beside, at - 1, 50)):
+        (_, (h, c)), pullback = layer.vjp(ragged, memory_limit=limit)
+        layer.zero_grad()
+        dx, (dh, dc) = pullback(ragged.like(dy), (np.ones_like(h), np.ones_like(c)))
+        results.append((dx.rows, h[:, n], c[:, n], dh[:, n], dc[:, n], layer.flat_grads.copy()))
+        others = np.arange(len(ragged)) != n
+        assert not h[:, others].any()
+        assert (dc[:, others] == 1).all()
+    alone_grads = results[0][-1]
+    for result in results[1:]:
+        assert all(np.array_equal(a, b) for a, b in zip(result[:-1], results[0][:-1]))
+        assert np.allclose(result[-1], alone_grads, rtol=1e-3, atol=1e-3 * np.abs(alone_grads).max())
+    assert np.array_equal(results[1][-1], results[2][-1])
 
 
 def test_ragged_functional_and_limits(kernel_set: str) -> None:

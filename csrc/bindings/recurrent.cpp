@@ -34,6 +34,7 @@ Precision precision_named(const std::string& name, bool backward) {
 }
 
 std::string suffix(const StackShape& s, Index part) {
+  if (!s.numbered) return "";
   return "_l" + std::to_string(part / s.directions) + (part % s.directions ? "_reverse" : "");
 }
 
@@ -77,9 +78,10 @@ void refuse_not_finite(const StackShape& s, const CellTraits& traits, Index part
 
 template <class T>
 std::shared_ptr<PackedStack<T>> pack_stack(const std::string& cell, Index input, Index hidden, Index layers, bool bidirectional,
-                                           const py::sequence& weights, bool backward, bool reverse, const std::string& precision_name) {
+                                           const py::sequence& weights, bool backward, bool reverse, const std::string& precision_name,
+                                           bool numbered) {
   const Precision precision = precision_named<T>(precision_name, backward);
-  const StackShape s{cell_named(cell), input, hidden, layers, bidirectional ? 2 : 1, reverse};
+  const StackShape s{cell_named(cell), input, hidden, layers, bidirectional ? 2 : 1, reverse, numbered};
   const std::pair<const char*, Index> sizes[] = {{"input_size", input}, {"hidden_size", hidden}, {"num_layers", layers}};
   for (const auto& [name, size] : sizes)
     if (size < 1) fail(name, "at least 1", std::to_string(size));
@@ -262,7 +264,7 @@ py::array_t<T> tape_rows(const PyTape<T>& t, F&& copy) {
       const Index step = i / call.batch, position = i % call.batch, b = call.order.empty() ? position : call.order[position];
       T* row = out + (part * n + (t.batch_first ? b * call.steps + step : step * call.batch + b)) * s.hidden;
       if (takes_part(call, step, b))
-        copy(part, i, step, b, row);
+        copy(part, call.tape.empty() ? i : call.tape[b] + step, step, b, row);
       else
         std::memset(row, 0, std::size_t(s.hidden) * sizeof(T));
     }
@@ -462,7 +464,8 @@ void bind_typed(py::module_& m, const char* packed_name, const char* tape_name) 
   using Packed = PackedStack<T>;
   py::class_<Packed, std::shared_ptr<Packed>>(m, packed_name)
       .def(py::init(&pack_stack<T>), py::arg("cell"), py::arg("input_size"), py::arg("hidden_size"), py::arg("num_layers"),
-           py::arg("bidirectional"), py::arg("weights"), py::arg("backward"), py::arg("reverse") = false, py::arg("precision") = "exact")
+           py::arg("bidirectional"), py::arg("weights"), py::arg("backward"), py::arg("reverse") = false, py::arg("precision") = "exact",
+           py::arg("numbered") = true)
       .def_property_readonly("precision", [](const Packed& p) { return std::string(kPrecisions[int(p.precision)]); })
       .def_property_readonly("kernels", [](const Packed& p) { return std::string(p.table->name); })
       .def_property_readonly("backward", [](const Packed& p) { return p.backward; })

@@ -38,8 +38,13 @@ class Backward {
  public:
   static constexpr bool kTapes = C::kSaved > 0;
   using Call = BackwardCall<T>;
+  struct Live {  // the positions of a part, ascending, whose rows have steps from t0 on, for any t0 in [low, high)
+    const Backward* call;
+    Index part, low, high, count, *rows;
+  };
   struct Space {  // one thread's; what the chunk produces is shared where a team works on one part
     Row* rows;
+    Live live;
     const T** init;
     const W** words;
     T** out;
@@ -89,6 +94,7 @@ class Backward {
     const bool shared = c.plan.spread == Spread::kUnits && i > 0;
     if (shared) w = spaces[0];
     w.rows = arena.take<Row>(lane_rows);
+    w.live = {nullptr, 0, 0, 0, 0, arena.take<Index>(lane_rows)};
     w.init = arena.take<const T*>(rows);
     w.words = arena.take<const W*>(rows);
     w.out = arena.take<T*>(rows);
@@ -154,12 +160,14 @@ class Backward {
     c0_ = arena.take<T>(C::kStates > 1 ? schedule_.batch * s_.padded : 0);
     demitted_ = arena.take<T>(kLast > 0 ? schedule_.batch * s_.padded : 0);
     restart_c_ = arena.take<T>(C::kStates > 1 ? s_.padded : 0);
+    first_blocks_ = arena.take<Index>(parts());
     flow_ = arena.take<double>(call_.control.flow ? parts() * schedule_.steps * C::kStates : 0);
     if (schedule_.again) again_.layout_memory(arena);
   }
   void begin() {
     if (schedule_.again) again_.begin();
     fill_zero(zeros_, zero_count());
+    for (Index part = 0; part < parts(); ++part) first_blocks_[part] = blocks_of(part).begin;
     if (!call_.resume) fill_zero(restart_sums_, parts() * C::kStates * s_.padded);
     if (call_.control.flow) fill_zero(flow_, parts() * call_.steps * C::kStates);
     if (C::kStates > 1) {
@@ -178,14 +186,23 @@ class Backward {
       if (clock_.end(b) == kRestart) cut_row(dh_ + b * s_.padded, C::kStates > 1 ? dc_ + b * s_.padded : nullptr, true, 0, {0, s_.padded});
   }
 
+  // The blocks of a part in which any of its rows has a step; one at least clears the sums.
+  Range blocks_of(Index part) const {
+    const Range rows = part_of(call_.batch, part, parts());
+    const Index all = schedule_.blocks(), chunks = ceil_div(clock_.longest(rows.begin, rows.end), schedule_.block_steps);
+    const Index count = smaller(all, larger<Index>(chunks, call_.resume ? 0 : 1));
+    return call_.reverse ? Range{0, count} : Range{all - count, all};
+  }
+
   // The rows of one part through one chunk of steps, taken from the end of the sequence as it was processed.
   void run_block(Space& w, Index part, Index block, Barrier* barrier, int index, int count) {
     const Index last = schedule_.blocks() - 1, chunk = call_.reverse ? block : last - block;
     const Index t0 = chunk * schedule_.block_steps, t1 = smaller(call_.steps, t0 + schedule_.block_steps);
     const Range rows = part_of(call_.batch, part, parts()), groups = part_of(s_.groups, index, count);
     const Sync sync{barrier, count};
-    const bool first_block = block == 0 && !call_.resume;
+    const bool first_block = block == first_blocks_[part] && !call_.resume;
     if (first_block) clear_sums(part, groups);
+    find_live(w.live, part, rows, t0);
     if (index == 0) list_rows(w, rows, t0, t1);
     if (schedule_.again) again_.again(w.again, rows.begin, rows.end, t0, t1, w.saved, groups, barrier, count);
     through_time(w, rows, part, t0, t1, groups, index, sync);  // after it the list is there for all
@@ -291,17 +308,32 @@ class Backward {
     return h ? h : zeros_;
   }
   const T* cell_before(Index before, Index b, Index i) const {
-    if (before >= 0) return call_.cells + (before * call_.batch + i) * s_.padded;
+    if (before >= 0) return call_.cells + clock_.on_tape(before, i, b) * s_.padded;
     return before == kRestart ? restart_c_ : c0_ + b * s_.padded;
+  }
+
+  // Beside one long row the others are not looked at again in every step.
+  void find_live(Live& live, Index part, Range rows, Index t0) const {
+    if (live.call == this && live.part == part && live.low <= t0 && t0 < live.high) return;
+    live.call = this, live.part = part, live.low = 0, live.high = call_.steps, live.count = 0;
+    for (Index i = rows.begin; i < rows.end; ++i) {
+      const Index stop = clock_.longest(i, i + 1);
+      if (stop > t0)
+        live.rows[live.count++] = i, live.high = smaller(live.high, stop);
+      else
+        live.low = larger(live.low, stop);
+    }
   }
 
   // The active rows of the chunk, in one fixed order (blocks of 256 rows of the part, t, b), for the weight gradients.
   void list_rows(Space& w, Range rows, Index t0, Index t1) {
-    Index n = 0, block = 0;
+    Index n = 0, block = 0, begin = 0;
     for (Index i0 = rows.begin; i0 < rows.end; i0 += kWeightRows) {
+      Index end = begin;
+      while (end < w.live.count && w.live.rows[end] < i0 + kWeightRows) ++end;
       for (Index t = t0; t < t1; ++t)
-        for (Index i = i0; i < smaller(rows.end, i0 + kWeightRows); ++i) {
-          const Index b = clock_.row_of(i);
+        for (Index k = begin; k < end; ++k) {
+          const Index i = w.live.rows[k], b = clock_.row_of(i);
           if (!clock_.active(t, b)) continue;
           const Index row = chunk_row(t, t0, rows, i);
           for (int q = 0; q < kCount; ++q) {
@@ -312,7 +344,7 @@ class Backward {
           }
           ++n;
         }
-      w.block_ends[block++] = n;
+      w.block_ends[block++] = n, begin = end;
     }
   }
 
@@ -320,8 +352,8 @@ class Backward {
     for (Index k = 0; k < t1 - t0; ++k) {
       const Index t = call_.reverse ? t0 + k : t1 - 1 - k;
       Index n = 0;
-      for (Index i = rows.begin; i < rows.end; ++i) {
-        const Index b = clock_.row_of(i), tape = t * call_.batch + i;
+      for (Index j = 0; j < w.live.count; ++j) {
+        const Index i = w.live.rows[j], b = clock_.row_of(i), tape = clock_.on_tape(t, i, b);
         if (!clock_.active(t, b)) {
           if (clock_.repeats(t, b) != kSkipped && call_.dy.data) repeated(t, b, groups);
           continue;
@@ -497,10 +529,10 @@ class Backward {
 
   void input_gradient(Space& w, Range rows, Index t0, Index t1, int index, int count) {
     Index n = 0;
-    const Index width = rows.end - rows.begin;
+    const Index width = w.live.count;
     const Range mine = part_of((t1 - t0) * width, index, count);
     for (Index i = mine.begin; i < mine.end; ++i) {
-      const Index t = t0 + i / width, row = rows.begin + i % width, b = clock_.row_of(row);
+      const Index t = t0 + i / width, row = w.live.rows[i % width], b = clock_.row_of(row);
       T* dx = at(call_.dx, t, b);
       if (clock_.active(t, b)) {
         w.words[n] =
@@ -657,6 +689,7 @@ class Backward {
   T *zeros_, *weight_sums_[kCount], *bias_sums_[kCount], *param_sums_;
   T *dh_, *dc_, *c0_, *demitted_, *restart_c_, *restart_sums_;
   double* flow_;
+  Index* first_blocks_;  // of each part
   bool controlled_ = call_.control.clip_value > 0 || call_.control.clip_norm > 0 || call_.control.dcells.data || call_.control.flow;
   Space* ran_in_ = nullptr;  // the one chunk, where sums are direct
 };

@@ -13,6 +13,8 @@ struct Clock {
   OST_HD Index row_of(Index i) const { return times.order ? times.order[i] : i; }
   OST_HD Index time(Index s) const { return reverse ? steps - 1 - s : s; }
   OST_HD bool active(Index t, Index b) const { return times.before ? code(t, b) > kSkipped : !times.lengths || t < times.lengths[b]; }
+  // Where the tape has step t of row b, which is at position i.
+  OST_HD Index on_tape(Index t, Index i, Index b) const { return times.tape ? times.tape[b] + t : t * batch + i; }
   // Of an active step: the one whose state it starts from, or kInitial, or kRestart.
   OST_HD Index before(Index t, Index b) const {
     if (times.before) return code(t, b);

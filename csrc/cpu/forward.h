@@ -203,7 +203,7 @@ class Forward {
   }
   const T* cell_after(Index step, Index b, Index i) const {
     if (step == kRestart) return restart_c_;
-    return step == kInitial || !call_.cells ? cells_ + b * s_.padded : call_.cells + (step * call_.batch + i) * s_.padded;
+    return step == kInitial || !call_.cells ? cells_ + b * s_.padded : call_.cells + clock_.on_tape(step, i, b) * s_.padded;
   }
 
   // a = bias + W x for the active rows of the block, into w.gx [step][row][columns].
@@ -261,9 +261,9 @@ class Forward {
       row.h = hidden_after(before, b);
       if (C::kStates > 1) {
         row.c = cell_after(before, b, i);
-        row.c1 = call_.cells ? call_.cells + (t * call_.batch + i) * s_.padded : cells_ + b * s_.padded;
+        row.c1 = call_.cells ? call_.cells + clock_.on_tape(t, i, b) * s_.padded : cells_ + b * s_.padded;
       }
-      row.saved = call_.saved     ? call_.saved + (t * call_.batch + i) * C::kSaved * s_.padded
+      row.saved = call_.saved     ? call_.saved + clock_.on_tape(t, i, b) * C::kSaved * s_.padded
                   : kScratchSaved ? w.saved + n * C::kSaved * s_.padded
                                   : nullptr;
       row.emitted = kScratchSaved ? w.emitted + n * s_.padded : nullptr;

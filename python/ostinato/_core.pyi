@@ -55,6 +55,7 @@ class _Packed:
         backward: bool,
         reverse: bool = False,
         precision: str = "exact",
+        numbered: bool = True,
     ) -> None: ...
     @property
     def kernels(self) -> str: ...

@@ -564,6 +564,7 @@ class Packed:
         backward: bool,
         reverse: bool = False,
         precision: str = "exact",
+        numbered: bool = True,
     ) -> None:
         device = _device.of(weights[0][0])
         assert device is not None
@@ -576,7 +577,7 @@ class Packed:
         with device.here():
             for k, given in enumerate(weights):
                 layer, d = divmod(k, self.directions)
-                end = f"_l{layer}" + ("_reverse" if d else "")
+                end = f"_l{layer}{'_reverse' if d else ''}" if numbered else ""
                 axes = [[(rows, gates * h), ("I", input_size if layer == 0 else self.directions * h)]]
                 axes += [
                     [(rows, gates * h), ("H", h)],

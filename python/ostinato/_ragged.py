@@ -170,6 +170,23 @@ def flag_bytes(name: str, flags: Any, own: Ragged) -> npt.NDArray[np.uint8] | No
     return None if rows is None else _check.contiguous(rows).view(np.uint8)
 
 
+def rows_that_count(x: Any, lengths: object, mask: Any, batch_first: bool) -> tuple[Ragged, npt.NDArray[np.bool_]]:
+    """The sequences of a `Ragged`, a list or ``[T,B,D]`` (``[B,T,D]`` if batch_first) one after the other, and which of their
+    rows are real and not masked."""
+    x, _ = unwrapped(x)
+    if isinstance(x, Ragged):
+        if lengths is not None:
+            raise ValueError(f"lengths: expected None with ragged sequences, got {type(lengths).__name__}")
+        on = flat_flags("mask", mask, x)
+        return x, np.ones(len(x.rows), bool) if on is None else np.asarray(on, bool)
+    a = _check.array("x", x, 3)
+    rows = _check.contiguous(a if batch_first else a.swapaxes(0, 1))
+    batch, steps, width = rows.shape
+    flags = _check.flags("mask", mask, steps, batch, batch_first)
+    on = _check.taking_part(steps, batch, _check.lengths(lengths, steps, batch), flags)
+    return Ragged(rows.reshape(batch * steps, width), np.arange(batch + 1) * steps), on.T.reshape(-1)
+
+
 def sequence_of(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Of rows that lie one after the other, the number of the sequence that each belongs to."""
     return np.repeat(np.arange(len(lengths)), lengths)

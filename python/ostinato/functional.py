@@ -58,10 +58,7 @@ class Packed:
         device = _device.name_of(w_ih)
         self.precision = _check.precision(self.dtype, precision, device)
         native, backward = _check.native_precision(self.dtype, self.precision, device), self.precision != "int8"
-        try:
-            self.native = make(cell, w_ih.shape[1], hidden, 1, False, [weights], backward, reverse, native)
-        except (TypeError, ValueError) as error:  # here there is one layer, and its arguments bear no number
-            raise type(error)(str(error).replace("_l0", "", 1)) from None
+        self.native = make(cell, w_ih.shape[1], hidden, 1, False, [weights], backward, reverse, native, numbered=False)
 
 
 def _cell(family: str, *, nonlinearity: str = "tanh", reset_after: bool = True, peephole: bool = False) -> str:

@@ -4,8 +4,8 @@ A file is 8 bytes with the length of the header (little endian), a JSON header o
 the bytes. A file is written beside its place and moved there when it is whole.
 
 What `save` writes has a checksum (CRC-32) of names, dtypes, shapes, metadata and all bytes in its metadata, under ``ostinato.crc32``,
-and `load` refuses a file that does not fit it. Files of other writers, without one, load as well. The checksum costs about a
-quarter of a second a gigabyte, when writing and when reading.
+and `load` refuses a file that does not fit it, or in which that name is damaged. Files of other writers, without one, load as
+well. The checksum costs about a quarter of a second a gigabyte, when writing and when reading.
 
 BF16 tensors are read as float32, which holds every bfloat16 exactly; arrays of ``ml_dtypes.bfloat16`` are written as BF16, and with
 ``dtype="bfloat16"`` all real numbers are. Dtypes that NumPy does not have (F8, F6, F4) are refused by name.
@@ -212,6 +212,9 @@ def _read(f: IO[bytes], length: int) -> tuple[dict[str, Array], dict[str, str]]:
     if at != body:
         raise _Bad(f"a body of {body} bytes, of which tensors fill {at}")
     wanted = metadata.pop(_CHECKSUM, None)
+    for key in metadata if wanted is None else ():
+        if len(key) == len(_CHECKSUM) and sum(a != b for a, b in zip(key, _CHECKSUM)) <= 2:
+            raise _Bad(f"one that is damaged: its metadata has {_short(key)} where {_CHECKSUM!r} is due")
     tensors, crcs = {}, {}
     for name in order:
         tensors[name], crcs[name] = _tensor(f, name, *entries[name], checked=wanted is not None)

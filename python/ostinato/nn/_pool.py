@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from .. import _check, _device
 from .._check import Array, Seed
-from .._ragged import Ragged, flat_flags, unwrapped
+from .._ragged import Ragged, rows_that_count
 from ._layer import Layer, Pullback
 
 
@@ -53,20 +53,7 @@ class Pool(Layer):
 
     def _rows(self, x: Any, lengths: object, mask: Any) -> tuple[Ragged, Array]:
         """The sequences one after the other, and which of their rows count."""
-        x, _ = unwrapped(x)
-        if isinstance(x, Ragged):
-            if lengths is not None:
-                raise ValueError(f"lengths: expected None with ragged sequences, got {type(lengths).__name__}")
-            on = flat_flags("mask", mask, x)
-            sequences, counts = x, np.ones(len(x.rows), bool) if on is None else on
-        else:
-            a = _check.array("x", x, 3)
-            rows = _check.contiguous(a if self.batch_first else a.swapaxes(0, 1))
-            batch, steps, width = rows.shape
-            flags = _check.flags("mask", mask, steps, batch, self.batch_first)
-            on = _check.taking_part(steps, batch, _check.lengths(lengths, steps, batch), flags)
-            offsets = np.arange(batch + 1) * steps
-            sequences, counts = Ragged(rows.reshape(batch * steps, width), offsets), on.T.reshape(-1)
+        sequences, counts = rows_that_count(x, lengths, mask, self.batch_first)
         if sequences.rows.dtype != self._dtype or sequences.rows.ndim != 2:
             raise TypeError(
                 f"x: expected rows [N,D] of {self._dtype}, got shape {sequences.rows.shape} of {sequences.rows.dtype}"

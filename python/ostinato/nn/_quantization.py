@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import _check, _ragged
+from .. import _check
 from .._check import Array
-from .._ragged import Ragged, unwrapped
+from .._ragged import Ragged, rows_that_count, unwrapped
 from ._layer import Layer
 
 GOOD = 0.03  # the relative error of outputs that the documents promise for inputs of like ranges
@@ -230,31 +230,21 @@ def _ranges(layer: ScaledInputs, x: Any, lengths: object, mask: Any) -> Array:
     if layer.device != "cpu":
         raise ValueError(f'layer: expected one on the CPU, got one on {layer.device}; use layer.to("cpu")')
     x, _ = unwrapped(x)
-    if isinstance(x, Ragged):
-        if lengths is not None:
-            raise ValueError(f"lengths: expected None with ragged sequences, got {type(lengths).__name__}")
-        on = _ragged.flat_flags("mask", mask, x)
-        rows = x.rows if on is None else x.rows[np.asarray(on, bool)]
-    else:
-        rows = _check.array("x", x, (2, 3))
-        if rows.ndim == 2:  # one sequence
-            axis = 0 if layer.batch_first else 1
-            rows = np.expand_dims(rows, axis)
-            mask = None if mask is None else np.expand_dims(_check.array("mask", mask, 1), axis)
-            lengths = None if lengths is None else np.reshape(np.asarray(lengths), (1,))
-        if lengths is not None or mask is not None:
-            rows = rows.swapaxes(0, 1) if layer.batch_first else rows
-            steps, batch = rows.shape[:2]
-            flags = _check.flags("mask", mask, steps, batch, layer.batch_first)
-            rows = rows[_check.taking_part(steps, batch, _check.lengths(lengths, steps, batch), flags)]
-    if rows.shape[-1] != layer.input_size:
-        raise ValueError(f"x: expected I = {layer.input_size} features, got shape {x.shape}")
+    shape = x.rows.shape if isinstance(x, Ragged) else np.shape(x)
+    if not isinstance(x, Ragged) and _check.array("x", x, (2, 3)).ndim == 2:  # one sequence
+        axis = 0 if layer.batch_first else 1
+        x = np.expand_dims(x, axis)
+        mask = None if mask is None else np.expand_dims(_check.array("mask", mask, 1), axis)
+        lengths = None if lengths is None else np.reshape(np.asarray(lengths), (1,))
+    sequences, on = rows_that_count(x, lengths, mask, layer.batch_first)
+    rows = sequences.rows if on.all() else sequences.rows[on]
+    if rows.ndim != 2 or rows.shape[1] != layer.input_size:
+        raise ValueError(f"x: expected I = {layer.input_size} features, got shape {shape}")
     if rows.dtype != layer.dtype:
         raise TypeError(f"x: expected dtype {layer.dtype}, got {rows.dtype}; use x.astype(np.{layer.dtype})")
     if rows.size == 0:
-        raise ValueError(f"x: expected at least one step that takes part, got shape {rows.shape}")
-    axes = tuple(range(rows.ndim - 1))
-    out: Array = np.maximum(rows.max(axes), -rows.min(axes))
+        raise ValueError(f"x: expected at least one step that takes part, got shape {shape}")
+    out: Array = np.maximum(rows.max(0), -rows.min(0))
     bad = np.flatnonzero(~np.isfinite(out))
     if bad.size:
         raise ValueError(f"x: expected finite values, got {out[bad[0]]} in feature {bad[0]}")

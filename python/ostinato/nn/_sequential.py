@@ -292,11 +292,16 @@ def _refuse_unknown(times: dict[str, Any], takers: bool, recurrent: bool) -> Non
             raise ValueError(f"{name}: expected None for a model without recurrent layers, got {type(value).__name__}")
 
 
-def _takes_times(layer: Layer) -> bool:
+def layers_of(model: Layer) -> Iterator[Layer]:
+    """The model and all that is in it, in order."""
+    yield model
+    for inner in model.layers if isinstance(model, Sequential) else ():
+        yield from layers_of(inner)
+
+
+def _takes_times(model: Layer) -> bool:
     """Whether a layer, or one within it, knows of lengths and the like."""
-    if isinstance(layer, Sequential):
-        return any(_takes_times(inner) for inner in layer.layers)
-    return layer.takes_lengths
+    return any(layer.takes_lengths for layer in layers_of(model) if not isinstance(layer, Sequential))
 
 
 def _leaf(model: Layer, end: int) -> Layer:
@@ -306,27 +311,18 @@ def _leaf(model: Layer, end: int) -> Layer:
     return model
 
 
-def _layouts(layer: Layer) -> Iterator[tuple[Layer, bool]]:
-    """The layers that tell time from batch, each with its batch_first."""
-    if isinstance(layer, Sequential):
-        for inner in layer.layers:
-            yield from _layouts(inner)
-    elif hasattr(layer, "batch_first"):
-        yield layer, layer.batch_first
-
-
 def _batch_first(model: Layer) -> bool | None:
     """Whether the layers of a model take [B,T,...]; None if none of them tells time from batch."""
-    return next((first for _, first in _layouts(model)), None)
+    return next((bool(layer.batch_first) for layer in layers_of(model) if hasattr(layer, "batch_first")), None)
 
 
 def _refuse_mixed_layouts(layers: tuple[Layer, ...]) -> None:
-    told = [pair for layer in layers for pair in _layouts(layer)]
-    for layer, first in told:
-        if first != told[0][1]:
+    told = [m for layer in layers for m in layers_of(layer) if hasattr(m, "batch_first")]
+    for layer in told:
+        if layer.batch_first != told[0].batch_first:
             raise ValueError(
                 f"layers: expected one batch_first for all, or one would read the batch of the other as time; "
-                f"got {told[0][1]} in {told[0][0]!r} and {first} in {layer!r}"
+                f"got {told[0].batch_first} in {told[0]!r} and {layer.batch_first} in {layer!r}"
             )
 
 

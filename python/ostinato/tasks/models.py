@@ -1,4 +1,5 @@
-"""A trained model in a folder: one safetensors file with the parameters and all that is needed to use them."""
+"""A trained model in a folder:
+one safetensors file with the parameters and all that is needed to use them."""
 
 from __future__ import annotations
 
@@ -78,7 +79,8 @@ def prepare_folder(
         if present:
             ways = "--overwrite replaces them" if resume is None else _WAYS
             raise ValueError(
-                f"--save: expected a folder without a model, found {', '.join(present)} in {folder}; {ways}"
+                f"--save: expected a folder without a model, found {', '.join(present)} in "
+                f"{folder}; {ways}"
             )
     made = _make(folder)
     try:
@@ -98,7 +100,9 @@ def _make(folder: Path) -> list[Path]:
     return missing[::-1]
 
 
-def prepare_file(name: str, path: str | os.PathLike[str] | None, *, overwrite: bool = False) -> None:
+def prepare_file(
+    name: str, path: str | os.PathLike[str] | None, *, overwrite: bool = False
+) -> None:
     """Check a file that a command will write at its end: now, and not after the work.
 
     >>> prepare_file("--out", __file__)  # doctest: +ELLIPSIS
@@ -124,16 +128,23 @@ def prepare_file(name: str, path: str | os.PathLike[str] | None, *, overwrite: b
     if target.exists() and not target.is_file():
         raise ValueError(f"{name}: expected a regular file, got {target}")
     if os.path.lexists(target) and not overwrite:
-        raise ValueError(f"{name}: expected a file that is not there yet, found {target}; --overwrite replaces it")
+        raise ValueError(
+            f"{name}: expected a file that is not there yet, found {target}; --overwrite replaces "
+            "it"
+        )
 
 
-def save_model(folder: str | os.PathLike[str], task: str, model: Layer, facts: dict[str, Any]) -> None:
+def save_model(
+    folder: str | os.PathLike[str], task: str, model: Layer, facts: dict[str, Any]
+) -> None:
     """Write ``folder/model.safetensors``."""
     metadata = {"ostinato": json.dumps({"task": task, **facts})}
     safetensors.save(Path(folder) / MODEL, model.state_dict(), metadata)
 
 
-def load_model(folder: str | os.PathLike[str], task: str) -> tuple[dict[str, Array], dict[str, Any]]:
+def load_model(
+    folder: str | os.PathLike[str], task: str
+) -> tuple[dict[str, Array], dict[str, Any]]:
     """Read the parameters and the facts that `save_model` wrote for this task.
 
     Facts are only known to be JSON: check them before anything is made by them. See `known_options`
@@ -150,14 +161,17 @@ def load_model(folder: str | os.PathLike[str], task: str) -> tuple[dict[str, Arr
     try:
         facts = json.loads(text.get("ostinato", "{}"))
     except (ValueError, RecursionError):
-        raise ValueError(f"DIR: expected a model for {task}, got {path} with facts that are no JSON") from None
+        raise ValueError(
+            f"DIR: expected a model for {task}, got {path} with facts that are no JSON"
+        ) from None
     if not isinstance(facts, dict) or facts.get("task") != task:
         raise ValueError(f"DIR: expected a model for {task}, got {path} of another kind")
     return tensors, facts
 
 
 def known_options(folder: str | os.PathLike[str], given: Any, kind: type[Any]) -> dict[str, Any]:
-    """Check the options of a model against the fields of a dataclass: names, and the types of values.
+    """Check the options of a model against the fields of a dataclass:
+    names, and the types of values.
 
     >>> from dataclasses import dataclass
     >>> @dataclass
@@ -168,7 +182,7 @@ def known_options(folder: str | os.PathLike[str], given: Any, kind: type[Any]) -
     >>> known_options("m", {"hiden": 4}, Options)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ...
-    ValueError: DIR: expected a model that this version knows, got m with the unknown option 'hiden': ...
+    ValueError: DIR: expected a model that this version knows, got m with the unknown ...
 
     Args:
         folder: where the model was read from, for messages.
@@ -184,14 +198,19 @@ def known_options(folder: str | os.PathLike[str], given: Any, kind: type[Any]) -
     for name, value in given.items():
         if name not in known:
             raise ValueError(
-                f"DIR: expected a model that this version knows, got {os.fspath(folder)} with the unknown option "
-                f"{name[:40]!r}: a newer ostinato wrote it, or it is damaged"
+                f"DIR: expected a model that this version knows, got {os.fspath(folder)} with the "
+                f"unknown option {name[:40]!r}: a newer ostinato wrote it, or it is damaged"
             )
         default = known[name].default
-        right = type(value) is type(default) or (type(default) is float and type(value) is int) or default is None
+        right = (
+            type(value) is type(default)
+            or (type(default) is float and type(value) is int)
+            or default is None
+        )
         if not right or (isinstance(value, float) and not math.isfinite(value)):
             raise ValueError(
-                f"DIR: expected a model with {name} such as {default!r}, got {os.fspath(folder)} with {value!r:.80}"
+                f"DIR: expected a model with {name} such as {default!r}, got {os.fspath(folder)} "
+                f"with {value!r:.80}"
             )
     return dict(given)
 
@@ -199,8 +218,11 @@ def known_options(folder: str | os.PathLike[str], given: Any, kind: type[Any]) -
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 
 
-def recurrent_shapes(prefix: str, cell: str, inputs: int, hidden: int, layers: int) -> dict[str, tuple[int, ...]]:
-    """Return the names and shapes of the parameters of a stack of one direction, without making any.
+def recurrent_shapes(
+    prefix: str, cell: str, inputs: int, hidden: int, layers: int
+) -> dict[str, tuple[int, ...]]:
+    """Return the names and shapes of the parameters of a stack of one direction,
+    without making any.
 
     >>> recurrent_shapes("0.", "gru", 3, 2, 1)["0.weight_hh_l0"]
     (6, 2)
@@ -221,9 +243,12 @@ def recurrent_shapes(prefix: str, cell: str, inputs: int, hidden: int, layers: i
 
 
 def check_shapes(
-    folder: str | os.PathLike[str], tensors: Mapping[str, Array], wanted: Mapping[str, tuple[int, ...]]
+    folder: str | os.PathLike[str],
+    tensors: Mapping[str, Array],
+    wanted: Mapping[str, tuple[int, ...]],
 ) -> None:
-    """Check that a file has the parameters that its options promise, before a model is made by them.
+    """Check that a file has the parameters that its options promise,
+    before a model is made by them.
 
     Args:
         folder: where the model was read from, for messages.
@@ -238,6 +263,8 @@ def check_shapes(
         raise ValueError(f"{where} {'without' if name in wanted else 'with'} {name[:80]!r}")
     for name, shape in wanted.items():
         if tensors[name].shape != shape:
-            raise ValueError(f"{where} with {name} of shape {tensors[name].shape} where {shape} is promised")
+            raise ValueError(
+                f"{where} with {name} of shape {tensors[name].shape} where {shape} is promised"
+            )
         if tensors[name].dtype.kind != "f" or not np.isfinite(tensors[name]).all():
             raise ValueError(f"{where} with {name} that is not finite")

@@ -1,4 +1,5 @@
-"""The season of a series: candidates from the calendar and the spectrum, tested on held-out data."""
+"""The season of a series: candidates from the calendar and the spectrum,
+tested on held-out data."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from .._check import Array
 __all__ = ["Season", "find_season"]
 
 MOST_ROWS = 65_536  # the last rows that are looked at: six weeks of minutes
-CERTAIN = 7.0  # how far the log p-value must lie below that of the best of as many white frequencies
+# How far the log p-value must lie below that of the best of as many white frequencies.
+CERTAIN = 7.0
 TINY = 1e-12  # share of the variance below which what is left counts as rounding
 CLEARLY = 0.8  # share of a season's held-out error that a multiple of it must stay below,
 SOMEWHAT = 0.95  # and where its own harmonics stand out twice as far as they must
@@ -49,7 +51,9 @@ class Season:
     why: str
 
 
-def find_season(values: Array, step_seconds: float | None = None, calendar: str | None = None) -> Season:
+def find_season(
+    values: Array, step_seconds: float | None = None, calendar: str | None = None
+) -> Season:
     """Find the season of a series.
 
     A candidate is a season of the calendar, a peak of the spectrum of the detrended series, or one
@@ -102,7 +106,9 @@ def find_season(values: Array, step_seconds: float | None = None, calendar: str 
                 best, explained = period, _held_out(x, seen, period, best)
         if explained > 0.02:
             named = f" ({name[best]})" if best in name else ""
-            return Season(best, f"{best}{named}: explains {explained:.0%} of the variance of held-out data")
+            return Season(
+                best, f"{best}{named}: explains {explained:.0%} of the variance of held-out data"
+            )
         del scores[best]
         tried += 1
     if tried:
@@ -229,7 +235,8 @@ def _score(x: Array, period: float, divisor: int = 1) -> float:
         left = left - q[:, done:end] @ parts[done:end]
         done = end
         square = float(left @ left)
-        # Rounding is no noise: an exact season and its exact multiples are told apart as others are.
+        # Rounding is no noise:
+        # an exact season and its exact multiples are told apart as others are.
         floor = TINY * total / n
         lag = float(left[1:] @ left[:-1]) / square if square > floor * n else 0.0
         phi = min(0.999, lag + max(lag, 0.0) * (4 + 2 * lines) / n)
@@ -269,7 +276,8 @@ def _preferred(x: Array, seen: Array, scores: dict[int, float], usual: set[int])
     close = [
         p
         for p in sorted(usual & set(scores))
-        if abs(1 / p - 1 / best) < 0.7 / len(x) and scores[p] > scores[best] - max(8.0, 0.015 * scores[best])
+        if abs(1 / p - 1 / best) < 0.7 / len(x)
+        and scores[p] > scores[best] - max(8.0, 0.015 * scores[best])
     ]
     return max(close, key=lambda p: scores[p], default=best)
 
@@ -290,7 +298,8 @@ def _adds(x: Array, seen: Array, multiple: int, period: float) -> bool:
 
 
 def _held_out(x: Array, seen: Array, period: float, block: int) -> float:
-    """Return the share of held-out variance that a season explains beyond level, trend and last value.
+    """Return the share of held-out variance that a season explains beyond level,
+    trend and last value.
 
     Blocks of rows in the last half are forecast from all that lies before them.
     """
@@ -304,8 +313,12 @@ def _held_out(x: Array, seen: Array, period: float, block: int) -> float:
         rows = np.arange(start, min(start + block, n))
         truth = np.where(seen[rows], x[rows], np.nan)
         flat, wave = _forecasts(x[:start], rows - start + 1, period)
-        plain.append(np.nanmean((flat - truth) ** 2, axis=1) if seen[rows].any() else flat[:, 0] * 0)
-        seasonal.append(np.nanmean((wave - truth) ** 2, axis=1) if seen[rows].any() else wave[:, 0] * 0)
+        plain.append(
+            np.nanmean((flat - truth) ** 2, axis=1) if seen[rows].any() else flat[:, 0] * 0
+        )
+        seasonal.append(
+            np.nanmean((wave - truth) ** 2, axis=1) if seen[rows].any() else wave[:, 0] * 0
+        )
     none, some = np.mean(plain, axis=0).min(), np.mean(seasonal, axis=0).min()
     if none == 0:
         return 0.0

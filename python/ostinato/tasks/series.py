@@ -1,4 +1,5 @@
-"""``train series`` and ``forecast``: a table is read, a model trained and measured, forecasts are written and drawn."""
+"""``train series`` and ``forecast``:
+a table is read, a model trained and measured, forecasts are written and drawn."""
 
 from __future__ import annotations
 
@@ -24,7 +25,12 @@ from .season import Season, find_season
 __all__ = ["forecast", "train_series"]
 
 PANELS = 6  # of a picture: series beyond that many are not drawn
-CALENDAR = {("month", 1): "month", ("month", 3): "quarter", ("month", 12): "year", ("business day", 1): "business day"}
+CALENDAR = {
+    ("month", 1): "month",
+    ("month", 3): "quarter",
+    ("month", 12): "year",
+    ("business day", 1): "business day",
+}
 Report = Callable[[str], None]
 
 
@@ -111,7 +117,11 @@ def _season(table: tables.Table, given: int | None) -> Season:
 
 
 def _said(season: Season) -> str:
-    return season.why if season.why.startswith(str(season.period)) else f"{season.period}: {season.why}"
+    return (
+        season.why
+        if season.why.startswith(str(season.period))
+        else f"{season.period}: {season.why}"
+    )
 
 
 def _future(table: tables.Table) -> int:
@@ -138,11 +148,14 @@ def _fit(
     band = 100 * (options.quantiles[-1] - options.quantiles[0])
     ratio = "" if test["ratio"] is None else f"; ratio {test['ratio']:.3f}"
     report(
-        f"error    mean absolute, {test['origins']} origins, {horizon} rows ahead: {test['mae']:.6g}; seasonal-naive "
+        f"error    mean absolute, {test['origins']} origins, {horizon} rows ahead: "
+        f"{test['mae']:.6g}; seasonal-naive "
         f"{test['naive_mae']:.6g}, with drift {test['drift_mae']:.6g}{ratio}; "
         f"{100 * test['coverage']:.0f}% within the {band:.0f}% band"
     )
-    model = Forecaster.train(values, season, replace(options, horizon=horizon), **given, report=lambda line: None)
+    model = Forecaster.train(
+        values, season, replace(options, horizon=horizon), **given, report=lambda line: None
+    )
     return model, test
 
 
@@ -152,8 +165,8 @@ def _wanted(table: tables.Table, horizon: int) -> str:
     n, there = len(short.values), len(short.known) - len(short.values)
     last = short.times(n + horizon - 1, n + horizon)[0]
     return (
-        f"{horizon} rows with {', '.join(table.options.known)} after the last value of {short.name}, to {last}, got "
-        f"{there}; the cells of the series are empty there"
+        f"{horizon} rows with {', '.join(table.options.known)} after the last value of "
+        f"{short.name}, to {last}, got {there}; the cells of the series are empty there"
     )
 
 
@@ -171,8 +184,16 @@ def _figures(table: tables.Table, season: Season, test: dict[str, Any]) -> dict[
     """Return what was read and measured, for JSON."""
     step = table.step
     each = [
-        {**figures, "rows": len(s.values), "missing": s.missing, "start": s.times(0, 1)[0], "end": s.times(n - 1, n)[0]}
-        for figures, s, n in zip(test["series"], table.series, [len(s.values) for s in table.series])
+        {
+            **figures,
+            "rows": len(s.values),
+            "missing": s.missing,
+            "start": s.times(0, 1)[0],
+            "end": s.times(n - 1, n)[0],
+        }
+        for figures, s, n in zip(
+            test["series"], table.series, [len(s.values) for s in table.series]
+        )
     ]
     return {
         "task": "series",
@@ -184,7 +205,10 @@ def _figures(table: tables.Table, season: Season, test: dict[str, Any]) -> dict[
         "season": season.period,
         "why": season.why,
         "notes": list(table.notes),
-        **{k: test[k] for k in ("horizon", "origins", "mae", "naive_mae", "drift_mae", "ratio", "coverage")},
+        **{
+            k: test[k]
+            for k in ("horizon", "origins", "mae", "naive_mae", "drift_mae", "ratio", "coverage")
+        },
         "series": each,
     }
 
@@ -247,7 +271,8 @@ def forecast(
     tensors, facts = load_model(folder, "series")
     if not all(isinstance(facts.get(name), dict) for name in ("model", "reader")):
         raise ValueError(
-            f"DIR: expected a model of this version, got an older or damaged one in {os.fspath(folder)}; train it again"
+            "DIR: expected a model of this version, got an older or damaged one in "
+            f"{os.fspath(folder)}; train it again"
         )
     model = Forecaster.from_state(tensors, facts["model"])
     table = tables.read(source, like=facts["reader"])
@@ -268,7 +293,9 @@ def forecast(
         "series": [{"name": s.name, **_one(s, a)} for s, a in zip(table.series, ahead)],
     }
     if out is not None:
-        text = json.dumps(figures) + "\n" if Path(out).suffix.lower() == ".json" else as_csv(figures)
+        text = (
+            json.dumps(figures) + "\n" if Path(out).suffix.lower() == ".json" else as_csv(figures)
+        )
         with safetensors.atomic_write(out) as f:
             f.write(text.encode())
         report(f"forecast {os.fspath(out)}")
@@ -290,7 +317,10 @@ def as_csv(figures: dict[str, Any]) -> str:
 
 def _check_suffix(option: str, path: str | os.PathLike[str], suffixes: tuple[str, ...]) -> None:
     if Path(path).suffix.lower() not in suffixes:
-        raise ValueError(f"{option}: expected a name that ends in {' or '.join(suffixes)}, got {os.fspath(path)!r}")
+        raise ValueError(
+            f"{option}: expected a name that ends in {' or '.join(suffixes)}, got "
+            f"{os.fspath(path)!r}"
+        )
 
 
 def _matplotlib() -> tuple[Any, Any]:
@@ -302,7 +332,13 @@ def _matplotlib() -> tuple[Any, Any]:
     return Figure, FigureCanvasAgg
 
 
-def _draw(path: str | os.PathLike[str], table: tables.Table, ahead: Array, model: Forecaster, report: Report) -> None:
+def _draw(
+    path: str | os.PathLike[str],
+    table: tables.Table,
+    ahead: Array,
+    model: Forecaster,
+    report: Report,
+) -> None:
     """Draw each series with its forecast: median, band and the seasonal-naive one, over time."""
     figure_class, canvas_class = _matplotlib()
     shown = min(len(table.series), PANELS)
@@ -313,10 +349,15 @@ def _draw(path: str | os.PathLike[str], table: tables.Table, ahead: Array, model
     with safetensors.atomic_write(path) as f:
         figure.savefig(f, format="png", dpi=120)
     left = len(table.series) - shown
-    report(f"picture  {os.fspath(path)}" + (f", the first {shown} series of {len(table.series)}" if left else ""))
+    report(
+        f"picture  {os.fspath(path)}"
+        + (f", the first {shown} series of {len(table.series)}" if left else "")
+    )
 
 
-def _panel(axes: Any, s: tables.Series, quantiles: Array, model: Forecaster, time_column: str | None) -> None:
+def _panel(
+    axes: Any, s: tables.Series, quantiles: Array, model: Forecaster, time_column: str | None
+) -> None:
     n, horizon = len(s.values), model.horizon
     begin = max(0, n - max(4 * model.season, 3 * horizon))
     past, future = s.axis.at(np.arange(begin, n)), s.axis.at(np.arange(n, n + horizon))
@@ -325,10 +366,20 @@ def _panel(axes: Any, s: tables.Series, quantiles: Array, model: Forecaster, tim
     naive = seasonal_naive(s.values, horizon, model.season)
     axes.plot(past, s.values[begin:], color="0.3", lw=1.2, label=s.name.replace("$", r"\$"))
     axes.fill_between(
-        future, quantiles[:, 0], quantiles[:, -1], color="tab:blue", alpha=0.2, lw=0, label=f"{band:.0f}% band"
+        future,
+        quantiles[:, 0],
+        quantiles[:, -1],
+        color="tab:blue",
+        alpha=0.2,
+        lw=0,
+        label=f"{band:.0f}% band",
     )
     axes.plot(future, naive, color="tab:orange", lw=1.2, ls="--", label="seasonal-naive")
-    axes.plot(future, quantiles[:, quantiles.shape[1] // 2], color="tab:blue", lw=1.8, label="median")
+    axes.plot(
+        future, quantiles[:, quantiles.shape[1] // 2], color="tab:blue", lw=1.8, label="median"
+    )
     zone = s.axis.zone and " (UTC)"
-    axes.set_xlabel("row" if time_column is None else f"{time_column}{zone or ''}".replace("$", r"\$"))
+    axes.set_xlabel(
+        "row" if time_column is None else f"{time_column}{zone or ''}".replace("$", r"\$")
+    )
     axes.legend(loc="upper left", frameon=False, ncols=4)

@@ -1,6 +1,8 @@
-"""Tables (CSV, Parquet, frames of pandas, Polars and Arrow) read into series with a time axis, without a guess.
+"""Tables (CSV, Parquet, frames of pandas, Polars and Arrow) read into series with a time axis,
+without a guess.
 
-What can be read in one way only is found; what can be read in two ways is an error that names the option.
+What can be read in one way only is found;
+what can be read in two ways is an error that names the option.
 """
 
 from __future__ import annotations
@@ -22,7 +24,19 @@ __all__ = ["ReadOptions", "Series", "Table", "read"]
 FILLS = ("linear", "previous", "error")
 DUPLICATES = ("error", "first", "last", "mean", "sum")
 MAX_MISSING = 0.1
-TIME_NAMES = {"time", "date", "datetime", "timestamp", "ds", "t", "year", "epoch", "period", "step", "unixtime"}
+TIME_NAMES = {
+    "time",
+    "date",
+    "datetime",
+    "timestamp",
+    "ds",
+    "t",
+    "year",
+    "epoch",
+    "period",
+    "step",
+    "unixtime",
+}
 ID_NAMES = {"", "id", "index", "key", "row", "nr", "no"}
 
 
@@ -45,8 +59,10 @@ class ReadOptions:
         time_format: letters as of ``strftime``, or "year", "number", "s", "ms", "us", "ns".
         timezone: of clocks that are written without a zone, such as "Europe/Berlin".
         step: a step to which rows are gathered, such as "15min", "day" or "month".
-        duplicates: of several rows at one time: "error", "first", "last", "mean" or "sum"; with a step, "mean".
-        fill: what stands for missing values: "linear" (between its neighbours), "previous", or "error".
+        duplicates: of several rows at one time: "error", "first", "last", "mean" or "sum";
+            with a step, "mean".
+        fill: what stands for missing values:
+            "linear" (between its neighbours), "previous", or "error".
         max_missing: the largest share of a series that is filled.
     """
 
@@ -71,13 +87,19 @@ class ReadOptions:
     def __post_init__(self) -> None:
         for name in ("column", "known", "observed", "null"):
             value = getattr(self, name)
-            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value or ()))
+            object.__setattr__(
+                self, name, (value,) if isinstance(value, str) else tuple(value or ())
+            )
         if self.fill not in FILLS:
             raise ValueError(f"--fill: expected one of {', '.join(FILLS)}, got {self.fill!r}")
         if self.duplicates is not None and self.duplicates not in DUPLICATES:
-            raise ValueError(f"--duplicates: expected one of {', '.join(DUPLICATES)}, got {self.duplicates!r}")
+            raise ValueError(
+                f"--duplicates: expected one of {', '.join(DUPLICATES)}, got {self.duplicates!r}"
+            )
         if not 0 <= self.max_missing < 1:
-            raise ValueError(f"--max-missing: expected a share of at least 0 and below 1, got {self.max_missing}")
+            raise ValueError(
+                f"--max-missing: expected a share of at least 0 and below 1, got {self.max_missing}"
+            )
         if self.step is not None:
             _calendar.parse_step(self.step)
 
@@ -89,7 +111,8 @@ class Series:
     Attributes:
         name: what it is called.
         values: float64 [n], filled.
-        known: float64 [n + m, K]: inputs that are known ahead, m rows of them after the end of the values.
+        known: float64 [n + m, K]: inputs that are known ahead,
+            m rows of them after the end of the values.
         observed: float64 [n, O]: inputs that are not.
         axis: the times of positions, 0 being the first value's.
         missing: how many of the n values were filled.
@@ -126,7 +149,8 @@ class Table:
         return self.series[0].axis.step if self.time is not None else None
 
     def lines(self) -> list[str]:
-        """Return two lines about what was read: rows, period and step; columns and missing values."""
+        """Return two lines about what was read: rows, period and step;
+        columns and missing values."""
         one = self.series[0]
         n = sum(len(s.values) for s in self.series)
         missing = sum(s.missing for s in self.series)
@@ -137,25 +161,27 @@ class Table:
             begin = min(self.series, key=lambda s: s.axis.start)
             end = max(self.series, key=lambda s: s.axis.at(np.array(len(s.values) - 1)))
             last = len(end.values)
-            when = (
-                f"{begin.times(0, 1)[0]} to {end.times(last - 1, last)[0]} (column {self.time}), step {one.axis.step}"
-            )
+            first, final = begin.times(0, 1)[0], end.times(last - 1, last)[0]
+            when = f"{first} to {final} (column {self.time}), step {one.axis.step}"
         inputs = "".join(
             f"; {kind} {', '.join(names)}"
             for kind, names in (("known", self.options.known), ("observed", self.options.observed))
             if names
         )
-        low, high = min(s.values.min() for s in self.series), max(s.values.max() for s in self.series)
+        low = min(s.values.min() for s in self.series)
+        high = max(s.values.max() for s in self.series)
         filled = f", filled: {self.options.fill}" if missing else ""
         return [
             f"read     {self.rows:,} rows of {self.source}{many}: {when}",
-            f"column   {', '.join(self.columns)}{inputs}: {low:.6g} to {high:.6g}; missing {missing:,} of {n:,}{filled}",
+            f"column   {', '.join(self.columns)}{inputs}: {low:.6g} to {high:.6g}; missing "
+            f"{missing:,} of {n:,}{filled}",
         ]
 
 
 @dataclass(frozen=True)
 class _Raw:
-    """A table before its columns have meanings: Polars series of text, float64, dates or datetimes."""
+    """A table before its columns have meanings:
+    Polars series of text, float64, dates or datetimes."""
 
     columns: dict[str, Any]
     source: str
@@ -185,11 +211,18 @@ def _polars() -> Any:
     return polars
 
 
-def read(source: Any, options: ReadOptions | None = None, *, like: dict[str, Any] | None = None, **given: Any) -> Table:
+def read(
+    source: Any,
+    options: ReadOptions | None = None,
+    *,
+    like: dict[str, Any] | None = None,
+    **given: Any,
+) -> Table:
     """Read series from a CSV or Parquet file, or from a frame.
 
     >>> import polars as pl
-    >>> table = read(pl.DataFrame({"month": ["1949-01", "1949-02", "1949-03"], "n": [112, 118, 132]}))
+    >>> months = ["1949-01", "1949-02", "1949-03"]
+    >>> table = read(pl.DataFrame({"month": months, "n": [112, 118, 132]}))
     >>> table.series[0].values
     array([112., 118., 132.])
     >>> table.series[0].times(3, 5)
@@ -198,14 +231,16 @@ def read(source: Any, options: ReadOptions | None = None, *, like: dict[str, Any
     Args:
         source: a path, or a frame of pandas, Polars or Arrow.
         options: what the reader is told.
-        like: ``facts`` of a table that was read before; this one must have its columns and its step.
+        like: ``facts`` of a table that was read before;
+            this one must have its columns and its step.
         **given: fields of `ReadOptions`, in place of ``options``.
 
     Returns:
         The series, on time axes of one step, without missing values.
 
     Raises:
-        ValueError: if the table can be read in two ways or in none, with the line and the option that decides.
+        ValueError: if the table can be read in two ways or in none,
+            with the line and the option that decides.
         OSError: if a file cannot be read.
         ImportError: if Polars is not installed.
     """
@@ -217,7 +252,8 @@ def read(source: Any, options: ReadOptions | None = None, *, like: dict[str, Any
 
 
 def _checked(like: dict[str, Any]) -> ReadOptions:
-    """Return the options of a table that was read before; its facts may come from a file that is damaged."""
+    """Return the options of a table that was read before;
+    its facts may come from a file that is damaged."""
     try:
         options = ReadOptions(**like["options"])
         texts = (options.time, options.series, options.time_format, options.timezone, like["form"])
@@ -226,12 +262,19 @@ def _checked(like: dict[str, Any]) -> ReadOptions:
         good &= all(isinstance(name, str) for names in lists for name in names)
         marks = _numbers.Marks(**(like["marks"] or {}))
         step = Step(**(like["step"] or {"unit": "number", "count": 1}))
-        good &= marks.decimal in {".", ","} and step.unit in _calendar.UNITS and 0 < step.count < 1e18
-        good &= marks.thousands is None or (isinstance(marks.thousands, str) and len(marks.thousands) == 1)
+        good &= (
+            marks.decimal in {".", ","} and step.unit in _calendar.UNITS and 0 < step.count < 1e18
+        )
+        good &= marks.thousands is None or (
+            isinstance(marks.thousands, str) and len(marks.thousands) == 1
+        )
     except (TypeError, KeyError, AttributeError, ValueError):
         good = False
     if not good:
-        raise ValueError("DIR: expected a model that says how its table was read, got one that is damaged, or newer")
+        raise ValueError(
+            "DIR: expected a model that says how its table was read, got one that is damaged, or "
+            "newer"
+        )
     return options
 
 
@@ -268,11 +311,15 @@ def _check_header(cells: _csv.Cells, options: ReadOptions, source: str) -> None:
     pl = _polars()
     full = pl.Series([c for c in cells.first if c])
     values = [
-        c for c in full if _calendar.kinds_of(pl.Series([c]), True)[0] or _numbers.share_of_numbers(pl.Series([c]), ())
+        c
+        for c in full
+        if _calendar.kinds_of(pl.Series([c]), True)[0]
+        or _numbers.share_of_numbers(pl.Series([c]), ())
     ]
     if len(full) == len(values):
         raise ValueError(
-            f"FILE: expected names of columns in line {cells.first_line}, got {', '.join(cells.first[:4])} in {source}; "
+            f"FILE: expected names of columns in line {cells.first_line}, got "
+            f"{', '.join(cells.first[:4])} in {source}; "
             "--no-header if that is a row of values, --header if those are names"
         )
 
@@ -281,7 +328,9 @@ def _names(first: list[str], line: int) -> list[str]:
     names = [name or (f"unnamed {k + 1}" if k else "") for k, name in enumerate(first)]
     again = {n for n in names if names.count(n) > 1}
     if again:
-        raise ValueError(f"FILE: expected names that differ in line {line}, got {sorted(again)[0]!r} twice")
+        raise ValueError(
+            f"FILE: expected names that differ in line {line}, got {sorted(again)[0]!r} twice"
+        )
     return names
 
 
@@ -303,7 +352,10 @@ def _from_frame(frame: Any) -> _Raw:
     elif isinstance(frame, pl.LazyFrame):
         columns = {c.name: c for c in frame.collect().get_columns()}
     elif isinstance(frame, (pl.DataFrame, pl.Series)):
-        columns = {c.name: c for c in (frame.to_frame() if isinstance(frame, pl.Series) else frame).get_columns()}
+        columns = {
+            c.name: c
+            for c in (frame.to_frame() if isinstance(frame, pl.Series) else frame).get_columns()
+        }
     elif hasattr(frame, "__arrow_c_stream__"):
         columns = {c.name: c for c in pl.DataFrame(frame).get_columns()}
     else:
@@ -319,7 +371,8 @@ def _from_frame(frame: Any) -> _Raw:
 
 
 def _plain(column: Any) -> Any:
-    """Return a column as text, float64 or a time; None for what can be none of them (lists, structs)."""
+    """Return a column as text, float64 or a time;
+    None for what can be none of them (lists, structs)."""
     pl = _polars()
     kind = column.dtype
     if kind.is_numeric() or kind == pl.Boolean:
@@ -341,15 +394,18 @@ def _pandas_columns(frame: Any) -> dict[str, Any]:
     for k, name in enumerate(frame.columns):
         column = frame.iloc[:, k]
         if getattr(column.dtype, "tz", None) is not None:
-            utc = column.dt.tz_convert("UTC").dt.tz_localize(None).to_numpy().astype("datetime64[us]")
-            columns[str(name)] = pl.Series(utc).dt.replace_time_zone("UTC").dt.convert_time_zone(str(column.dtype.tz))
+            clocks = column.dt.tz_convert("UTC").dt.tz_localize(None)
+            utc = pl.Series(clocks.to_numpy().astype("datetime64[us]")).dt.replace_time_zone("UTC")
+            columns[str(name)] = utc.dt.convert_time_zone(str(column.dtype.tz))
         elif column.dtype.kind == "M":
             columns[str(name)] = pl.Series(column.to_numpy().astype("datetime64[us]"))
         elif column.dtype.kind in "iufb":
             columns[str(name)] = pl.Series(column.to_numpy(dtype=np.float64, na_value=np.nan))
         else:
             empty = column.isna().to_numpy()
-            columns[str(name)] = pl.Series(["" if e else str(v) for v, e in zip(column, empty)], dtype=pl.String)
+            columns[str(name)] = pl.Series(
+                ["" if e else str(v) for v, e in zip(column, empty)], dtype=pl.String
+            )
     return columns
 
 
@@ -371,7 +427,10 @@ class _Reader:
         self.marks = self._find_marks(time)
         columns = options.column or (self._value_column(time),)
         stamps = self._stamps(time) if time else None
-        used = {n: self._numbers(n, n in options.known) for n in (*columns, *options.known, *options.observed)}
+        used = {
+            n: self._numbers(n, n in options.known)
+            for n in (*columns, *options.known, *options.observed)
+        }
         groups = self._groups()
         expected = self._expected_step(stamps, groups)
         series = []
@@ -383,38 +442,61 @@ class _Reader:
         step = series[0].axis.step if time else None
         facts = {
             "options": asdict(found),
-            "marks": asdict(self.marks) if raw.lines is not None else (self.like or {}).get("marks"),
+            "marks": asdict(self.marks)
+            if raw.lines is not None
+            else (self.like or {}).get("marks"),
             "form": form,
             "step": None if step is None else asdict(step),
         }
-        return Table(tuple(series), raw.source, raw.rows, time, columns, found, facts, tuple(dict.fromkeys(self.notes)))
+        return Table(
+            tuple(series),
+            raw.source,
+            raw.rows,
+            time,
+            columns,
+            found,
+            facts,
+            tuple(dict.fromkeys(self.notes)),
+        )
 
     def _check_names(self) -> None:
         o = self.options
-        used = [("--time", [o.time] if o.time else []), ("--column", o.column), ("--known", o.known)]
+        used = [
+            ("--time", [o.time] if o.time else []),
+            ("--column", o.column),
+            ("--known", o.known),
+        ]
         used += [("--series", [o.series] if o.series else []), ("--observed", o.observed)]
         taken: dict[str, str] = {}
         for option, names in used:
             for name in names:
                 if name not in self.raw.columns:
-                    raise ValueError(f"{option}: expected one of {', '.join(self.raw.columns)}, got {name!r}")
+                    raise ValueError(
+                        f"{option}: expected one of {', '.join(self.raw.columns)}, got {name!r}"
+                    )
                 if name in taken:
                     raise ValueError(
-                        f"{option}: expected columns without another use, got {name!r}, which is {taken[name]}"
+                        f"{option}: expected columns without another use, got {name!r}, which is "
+                        f"{taken[name]}"
                     )
                 taken[name] = option
 
     def _free(self) -> list[str]:
         """Return the columns that the user has given no meaning."""
         o = self.options
-        return [n for n in self.raw.columns if n not in {o.time, o.series, *o.column, *o.known, *o.observed}]
+        return [
+            n
+            for n in self.raw.columns
+            if n not in {o.time, o.series, *o.column, *o.known, *o.observed}
+        ]
 
     def _known_cells(self, name: str) -> Any:
         cells = self.raw.columns[name]
         return cells.filter(~_numbers._missing(cells, self.options.null))
 
     def _time_column(self) -> str | None:
-        """Return the time column: the one named, or the only one whose cells are written as times."""
+        """Return the time column: the one named,
+        or the only one whose cells are written as times."""
         if self.options.time is not None:
             return self.options.time or None
         written = [n for n in self._free() if self.raw.is_time(n)]
@@ -422,12 +504,16 @@ class _Reader:
             if self.raw.is_text(n) and _calendar.kinds_of(self._known_cells(n), False)[1] >= 0.5:
                 written.append(n)
         if len(written) > 1:
-            raise ValueError(f"--time: expected the time column, for {' and '.join(written)} have times")
+            raise ValueError(
+                f"--time: expected the time column, for {' and '.join(written)} have times"
+            )
         if written:
             return written[0]
         named = [n for n in self._free() if n.lower() in TIME_NAMES and self._share(n) >= 0.5]
         if len(named) > 1:
-            raise ValueError(f"--time: expected the time column, for it can be {' or '.join(named)}; '' for none")
+            raise ValueError(
+                f"--time: expected the time column, for it can be {' or '.join(named)}; '' for none"
+            )
         return named[0] if named else None
 
     def _share(self, name: str) -> float:
@@ -443,13 +529,18 @@ class _Reader:
         columns = [(n, raw.columns[n]) for n in names if n in named or self._share(n) >= 0.5]
         like = (self.like or {}).get("marks")
         given = None if like is None else _numbers.Marks(**like)
-        return _numbers.find_marks(columns, given, raw.delimiter, o.null, raw.where, o.decimal, o.thousands)
+        return _numbers.find_marks(
+            columns, given, raw.delimiter, o.null, raw.where, o.decimal, o.thousands
+        )
 
     def _value_column(self, time: str | None) -> str:
-        """Return the only column of numbers that is no time, no count of rows, no id and no constant."""
+        """Return the only column of numbers that is no time, no count of rows,
+        no id and no constant."""
         numeric = [n for n in self._free() if n != time and self._share(n) >= 0.5]
         if not numeric:
-            raise ValueError(f"FILE: expected a column of numbers, got none in {', '.join(self.raw.columns)}")
+            raise ValueError(
+                f"FILE: expected a column of numbers, got none in {', '.join(self.raw.columns)}"
+            )
         if len(numeric) == 1:
             return numeric[0]
         values = {n: self._numbers(n, False) for n in numeric}
@@ -457,14 +548,16 @@ class _Reader:
         left = [n for n, reason in why.items() if not reason]
         if len(left) != 1:
             raise ValueError(
-                f"--column: expected the column to forecast, for it can be {', '.join(left or numeric)}; several train "
+                "--column: expected the column to forecast, for it can be "
+                f"{', '.join(left or numeric)}; several train "
                 "one model, and --known and --observed make inputs of others"
             )
         if time is None:
             for name, reason in why.items():
                 if reason == "counts the rows" and (np.diff(values[name]) < 0).any():
                     raise ValueError(
-                        f"--time: expected rows in order, got {name!r} out of order; --time {name} sorts by it"
+                        f"--time: expected rows in order, got {name!r} out of order; --time {name} "
+                        "sorts by it"
                     )
         self.notes.append("; ".join(f"column {n} left out: {r}" for n, r in why.items() if r))
         return left[0]
@@ -480,18 +573,23 @@ class _Reader:
         if ordered[0] in (0, 1) and known.size == values.size and (np.diff(ordered) == 1).all():
             return "counts the rows"
         is_id = (
-            lower in ID_NAMES or lower.endswith(("_id", " id")) or name.endswith("Id") or lower.startswith("unnamed")
+            lower in ID_NAMES
+            or lower.endswith(("_id", " id"))
+            or name.endswith("Id")
+            or lower.startswith("unnamed")
         )
         return "an id" if is_id else ""
 
     def _numbers(self, name: str, flags: bool) -> Array:
-        """Return a column as float64 with NaN where it is missing; every other cell must be a number."""
+        """Return a column as float64 with NaN where it is missing;
+        every other cell must be a number."""
         cells, where = self.raw.columns[name], self.raw.where
         if self.raw.is_time(name):
             raise ValueError(f"--column: expected a column of numbers, got times in {name!r}")
         if self.raw.is_text(name):
             if flags:
-                cells = cells.str.replace("^(?i:true|yes)$", "1").str.replace("^(?i:false|no)$", "0")
+                cells = cells.str.replace("^(?i:true|yes)$", "1")
+                cells = cells.str.replace("^(?i:false|no)$", "0")
             read = _numbers.parse(cells, self.marks, self.options.null)
             if read.bad.any():
                 row = int(read.bad.argmax())
@@ -506,8 +604,8 @@ class _Reader:
         if large.any():
             row = int(large.argmax())
             raise ValueError(
-                f"FILE: expected numbers of at most {_numbers.LARGEST:g} in magnitude, got {cells[row]} "
-                f"in column {name!r}, {where(row)}"
+                f"FILE: expected numbers of at most {_numbers.LARGEST:g} in magnitude, got "
+                f"{cells[row]} in column {name!r}, {where(row)}"
             )
         return values
 
@@ -518,19 +616,33 @@ class _Reader:
             if cells.null_count():
                 row = int(cells.is_null().arg_max())
                 raise ValueError(
-                    f"FILE: expected a time in every row, got none in column {time!r}, {self.raw.where(row)}"
+                    f"FILE: expected a time in every row, got none in column {time!r}, "
+                    f"{self.raw.where(row)}"
                 )
             zone = cells.dtype.time_zone
             clocks = cells.dt.replace_time_zone(None).to_numpy().astype("datetime64[us]")
             if zone is None:
                 stamps = Stamps(clocks, "date")
                 zoned = self.options.timezone
-                return stamps if zoned is None else _calendar.localise(stamps, zoned, self.raw.where, time)
-            instants = cells.dt.convert_time_zone("UTC").dt.replace_time_zone(None).to_numpy().astype("datetime64[us]")
+                return (
+                    stamps
+                    if zoned is None
+                    else _calendar.localise(stamps, zoned, self.raw.where, time)
+                )
+            instants = (
+                cells.dt.convert_time_zone("UTC")
+                .dt.replace_time_zone(None)
+                .to_numpy()
+                .astype("datetime64[us]")
+            )
             return Stamps(clocks, "date", zone, instants)
         if not self.raw.is_text(time):
             whole = bool((cells == cells.round()).all())
-            cells = cells.cast(pl.Int64).cast(pl.String) if whole else cells.cast(pl.String).replace("NaN", "")
+            cells = (
+                cells.cast(pl.Int64).cast(pl.String)
+                if whole
+                else cells.cast(pl.String).replace("NaN", "")
+            )
         return _calendar.parse_times(
             cells,
             self.raw.where,
@@ -553,7 +665,8 @@ class _Reader:
         if (cells == "").any():
             row = int((cells == "").arg_max())
             raise ValueError(
-                f"--series: expected a name in every row, got none in column {name!r}, {self.raw.where(row)}"
+                f"--series: expected a name in every row, got none in column {name!r}, "
+                f"{self.raw.where(row)}"
             )
         codes = cells.rank("dense").to_numpy().astype(np.int64)
         order = np.argsort(codes, kind="stable")
@@ -561,7 +674,8 @@ class _Reader:
         return {cells[int(rows[0])]: rows for rows in cuts}
 
     def _expected_step(self, stamps: Stamps | None, groups: dict[str, Array]) -> Step | None:
-        """Return the step that all series must have: the one given, that of the training, or the first series'."""
+        """Return the step that all series must have:
+        the one given, that of the training, or the first series'."""
         if stamps is None:
             return None
         if self.options.step is not None:
@@ -574,12 +688,17 @@ class _Reader:
                 found.setdefault(step, name)
         for step in found:
             if trained is not None and not _same(step, trained):
-                raise ValueError(f"FILE: expected steps of {trained}, as in the training, got {step}")
+                raise ValueError(
+                    f"FILE: expected steps of {trained}, as in the training, got {step}"
+                )
         if trained is not None:
             return trained
         if len(found) > 1:
             (a, first), (b, second) = list(found.items())[:2]
-            raise ValueError(f"--step: expected one step in all series, got {a} in {first!r} and {b} in {second!r}")
+            raise ValueError(
+                f"--step: expected one step in all series, got {a} in {first!r} and {b} in "
+                f"{second!r}"
+            )
         return next(iter(found)) if len(groups) > 1 and found else None
 
 
@@ -588,7 +707,8 @@ def _same(a: Step, b: Step) -> bool:
 
 
 def _sorted(stamps: Stamps, rows: Array) -> tuple[Stamps, Array]:
-    """Return the different times of some rows in order, and the rows in the order of their times."""
+    """Return the different times of some rows in order,
+    and the rows in the order of their times."""
     key = (stamps.values if stamps.instants is None else stamps.instants)[rows]
     order = np.argsort(key, kind="stable")
     new = (
@@ -602,7 +722,8 @@ def _sorted(stamps: Stamps, rows: Array) -> tuple[Stamps, Array]:
 
 
 class _Group:
-    """The rows of one series, on a grid of its own: columns [positions], NaN where nothing is known."""
+    """The rows of one series, on a grid of its own:
+    columns [positions], NaN where nothing is known."""
 
     def __init__(
         self,
@@ -637,7 +758,8 @@ class _Group:
             reader.notes.append(f"{gaps} steps without a row{self._of()}")
         if gaps > 10 * len(position) + 1000:
             raise ValueError(
-                f"FILE: expected rows at most of the steps, got {len(position)} in {int(position[-1]) + 1} steps of "
+                f"FILE: expected rows at most of the steps, got {len(position)} in "
+                f"{int(position[-1]) + 1} steps of "
                 f"{self.axis.step}{self._of()}; --step names a longer one"
             )
         self.grid = {}
@@ -651,7 +773,11 @@ class _Group:
     def _gathered(self, stamps: Stamps, step: Step) -> Stamps:
         if stamps.values.dtype.kind == "f":
             raise ValueError("--step: expected times of a calendar for it, got plain numbers")
-        if stamps.instants is not None and step.unit == "microsecond" and step.count < _calendar.DAY:
+        if (
+            stamps.instants is not None
+            and step.unit == "microsecond"
+            and step.count < _calendar.DAY
+        ):
             instants = _calendar.floor_to(stamps.instants, step)
             return Stamps(instants, "date", stamps.zone, instants)
         return Stamps(_calendar.floor_to(stamps.values, step), "date")
@@ -661,10 +787,15 @@ class _Group:
         if (key[1:] >= key[:-1]).all():
             return
         newest = bool((key[1:] <= key[:-1]).all())
-        self.reader.notes.append(f"rows were {'newest first' if newest else 'not in order'}: sorted by {self.time}")
+        self.reader.notes.append(
+            f"rows were {'newest first' if newest else 'not in order'}: sorted by {self.time}"
+        )
 
-    def _combined(self, used: dict[str, Array], ordered: Array, first: Array, stamps: Stamps) -> dict[str, Array]:
-        """Return one row for each time: rows that repeat each other count once, others as ``--duplicates`` says."""
+    def _combined(
+        self, used: dict[str, Array], ordered: Array, first: Array, stamps: Stamps
+    ) -> dict[str, Array]:
+        """Return one row for each time:
+        rows that repeat each other count once, others as ``--duplicates`` says."""
         if len(first) == len(ordered):
             return {n: v[ordered] for n, v in used.items()}
         rule = self.options.duplicates or ("mean" if self.options.step is not None else "error")
@@ -682,15 +813,19 @@ class _Group:
             )
             rule = "first"
         elif self.options.step is None:
-            self.reader.notes.append(f"{len(ordered) - len(first)} rows at the time of another one: {rule}{self._of()}")
+            self.reader.notes.append(
+                f"{len(ordered) - len(first)} rows at the time of another one: {rule}{self._of()}"
+            )
         return {n: _reduce(v[ordered], first, count, rule) for n, v in used.items()}
 
     def _ids(self, stamps: Stamps, ordered: Array, used: set[str]) -> list[str]:
-        """Return columns that, with the time, tell every row apart: they may hold the names of series."""
+        """Return columns that, with the time, tell every row apart:
+        they may hold the names of series."""
         if self.options.series is not None:
             return []
         _, key = np.unique(
-            (stamps.values if stamps.instants is None else stamps.instants)[ordered], return_inverse=True
+            (stamps.values if stamps.instants is None else stamps.instants)[ordered],
+            return_inverse=True,
         )
         found = []
         for n in self.reader._free():
@@ -716,8 +851,8 @@ class _Group:
         elif not self.options.timezone:
             fix += "; --timezone NAME where clocks were put back"
         return ValueError(
-            f"FILE: expected one row for each time{self._of()}, got {time} in {raw.where(int(ordered[a]))} and "
-            f"{raw.where(int(ordered[b]))}; {fix}"
+            f"FILE: expected one row for each time{self._of()}, got {time} in "
+            f"{raw.where(int(ordered[a]))} and {raw.where(int(ordered[b]))}; {fix}"
         )
 
     def series(self, column: str, several: bool) -> Series:
@@ -728,7 +863,9 @@ class _Group:
             raise ValueError(f"FILE: expected numbers in column {column!r}{self._of()}, got none")
         begin, end = int(there[0]), int(there[-1]) + 1
         if begin:
-            self.reader.notes.append(f"{begin} rows before the first value of {column}{self._of()} left out")
+            self.reader.notes.append(
+                f"{begin} rows before the first value of {column}{self._of()} left out"
+            )
         if len(values) > end:
             self.reader.notes.append(
                 f"{len(values) - end} rows after the last value of {column}{self._of()}: the future"
@@ -740,7 +877,10 @@ class _Group:
         if known:  # as many rows of the future as all inputs have
             full = np.all([~np.isnan(v[end:]) for v in known], axis=0)
             last = end + (int(full.argmin()) if not full.all() else len(full))
-        inputs = [np.append(self._filled(n, v[begin:end])[0], v[end:last]) for n, v in zip(self.options.known, known)]
+        inputs = [
+            np.append(self._filled(n, v[begin:end])[0], v[end:last])
+            for n, v in zip(self.options.known, known)
+        ]
         n = end - begin
         name = (f"{self.name} {column}" if several else self.name) if self.name else column
         axis = replace(self.axis, start=self.axis.at(np.array(begin))[()])
@@ -760,15 +900,19 @@ class _Group:
             return values, 0
         share, o = count / len(values), self.options
         if o.fill == "error" or share > o.max_missing:
-            limit = "no missing value" if o.fill == "error" else f"at most {100 * o.max_missing:g}% missing values"
+            limit = (
+                "no missing value"
+                if o.fill == "error"
+                else f"at most {100 * o.max_missing:g}% missing values"
+            )
             fix = (
                 "--fill linear or previous fills them"
                 if o.fill == "error"
                 else f"--max-missing {min(0.99, share + 0.01):.2f} fills them"
             )
             raise ValueError(
-                f"FILE: expected {limit} in column {column!r}{self._of()}, got {count} of {len(values)} "
-                f"({100 * share:.0f}%), steps without a row included; {fix}"
+                f"FILE: expected {limit} in column {column!r}{self._of()}, got {count} of "
+                f"{len(values)} ({100 * share:.0f}%), steps without a row included; {fix}"
             )
         there = np.flatnonzero(~missing)
         if o.fill == "linear":

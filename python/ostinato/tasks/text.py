@@ -32,7 +32,11 @@ from .models import (
 
 __all__ = ["CharModel", "TextOptions", "train_text", "visible"]
 
-CELLS: dict[str, type[nn.LSTM] | type[nn.GRU] | type[nn.RNN]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+CELLS: dict[str, type[nn.LSTM] | type[nn.GRU] | type[nn.RNN]] = {
+    "lstm": nn.LSTM,
+    "gru": nn.GRU,
+    "rnn": nn.RNN,
+}
 BATCH, WINDOW, EMBEDDING = 32, 64, 64
 PRECISIONS = ("float32", "bfloat16", "float16")  # float16 on a GPU only
 SHORTEST = 1000  # characters: below, nothing could be held out
@@ -76,7 +80,8 @@ class CharModel:
             options.hidden,
             options.layers,
             dropout=options.dropout if options.layers > 1 else 0.0,
-            precision="float32" if options.precision == "float16" else options.precision,  # which a GPU alone has
+            # A GPU alone has float16.
+            precision="float32" if options.precision == "float16" else options.precision,
             rng=make[1],
         )
         if isinstance(cell, nn.LSTM):
@@ -88,7 +93,8 @@ class CharModel:
         return cls(alphabet, options, nn.Sequential(*layers))
 
     def set_precision(self, precision: str) -> None:
-        """Let the recurrent layers multiply in "float32", "bfloat16", "int8" (CPU) or "float16" (GPU) from now on."""
+        """Let the recurrent layers multiply in "float32", "bfloat16",
+        "int8" (CPU) or "float16" (GPU) from now on."""
         for layer in self.model.layers:
             if isinstance(layer, (nn.LSTM, nn.GRU, nn.RNN)):
                 layer.precision = precision
@@ -97,25 +103,35 @@ class CharModel:
         """Indices of the characters."""
         unknown = sorted(set(text) - set(self.alphabet))
         if unknown:
-            raise ValueError(f"{name}: expected characters that the model has seen, got {''.join(unknown)[:80]!r}")
+            raise ValueError(
+                f"{name}: expected characters that the model has seen, got "
+                f"{''.join(unknown)[:80]!r}"
+            )
         return np.array([self.index[c] for c in text], np.int64)
 
-    def stream(self, prompt: str, length: int, *, temperature: float = 1.0, seed: int | None = None) -> Iterator[str]:
-        """New characters after the prompt, one after the other. The arguments are checked before the first is asked for."""
+    def stream(
+        self, prompt: str, length: int, *, temperature: float = 1.0, seed: int | None = None
+    ) -> Iterator[str]:
+        """New characters after the prompt, one after the other.
+        The arguments are checked before the first is asked for."""
         _check.positive("length", length, 0)
         _check.finite("temperature", temperature)
         if not prompt:
             prompt = "\n" if "\n" in self.index else self.alphabet[0]
-        return self._stream(self.encode(prompt, "prompt"), length, temperature, np.random.default_rng(seed))
+        return self._stream(
+            self.encode(prompt, "prompt"), length, temperature, np.random.default_rng(seed)
+        )
 
-    def _stream(self, prompt: Array, length: int, temperature: float, rng: np.random.Generator) -> Iterator[str]:
+    def _stream(
+        self, prompt: Array, length: int, temperature: float, rng: np.random.Generator
+    ) -> Iterator[str]:
         y, state = self.model(self._placed(prompt[:, None]))
         for _ in range(length):
             logits = _device.host(y[-1, 0]).astype(np.float64)
             if temperature == 0:
                 k = int(logits.argmax())
             else:
-                with np.errstate(over="ignore"):  # -inf, of a temperature near 0, is a probability of 0
+                with np.errstate(over="ignore"):  # -inf, near temperature 0, is probability 0
                     p = np.exp((logits - logits.max()) / temperature)
                 k = int(rng.choice(len(p), p=p / p.sum()))
             yield self.alphabet[k]
@@ -124,13 +140,17 @@ class CharModel:
     def _placed(self, ids: Array) -> Any:
         return _device.like(ids, self.model.flat)
 
-    def generate(self, prompt: str, length: int, *, temperature: float = 1.0, seed: int | None = None) -> str:
+    def generate(
+        self, prompt: str, length: int, *, temperature: float = 1.0, seed: int | None = None
+    ) -> str:
         """So many new characters."""
         return "".join(self.stream(prompt, length, temperature=temperature, seed=seed))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write ``model.safetensors``: parameters, alphabet and options."""
-        save_model(folder, "text", self.model, {"alphabet": self.alphabet, "options": asdict(self.options)})
+        save_model(
+            folder, "text", self.model, {"alphabet": self.alphabet, "options": asdict(self.options)}
+        )
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> CharModel:
@@ -144,7 +164,9 @@ class CharModel:
         options = _options(folder, facts.get("options"), len(tensors))
         alphabet = facts.get("alphabet")
         if not isinstance(alphabet, str) or not alphabet or len(set(alphabet)) != len(alphabet):
-            raise ValueError(f"DIR: expected a model with an alphabet, got {os.fspath(folder)} without one")
+            raise ValueError(
+                f"DIR: expected a model with an alphabet, got {os.fspath(folder)} without one"
+            )
         size, hidden = len(alphabet), options.hidden
         last = "3." if options.dropout else "2."
         wanted: dict[str, tuple[int, ...]] = {
@@ -171,12 +193,16 @@ def _options(folder: str | os.PathLike[str], given: Any, tensors: int) -> TextOp
         and options.seed >= 0
     )
     if not right:
-        raise ValueError(f"DIR: expected a model with usable options, got {os.fspath(folder)} with {given!r:.300}")
+        raise ValueError(
+            f"DIR: expected a model with usable options, got {os.fspath(folder)} with "
+            f"{given!r:.300}"
+        )
     return options
 
 
 def visible(text: str, out: TextIO | None = None) -> str:
-    """Return a text as a terminal may be given it: control characters, and what ``out`` cannot encode, as escapes.
+    """Return a text as a terminal may be given it:
+    control characters, and what ``out`` cannot encode, as escapes.
 
     >>> print(visible("a" + chr(27) + "[2Jb"))
     a\\x1b[2Jb
@@ -185,7 +211,9 @@ def visible(text: str, out: TextIO | None = None) -> str:
         text: what a model wrote, whose alphabet may be anybody's.
         out: where it goes; None for anywhere.
     """
-    safe = "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else f"\\x{ord(c):02x}" for c in text)
+    safe = "".join(
+        c if c in "\n\t" or unicodedata.category(c) != "Cc" else f"\\x{ord(c):02x}" for c in text
+    )
     encoding = getattr(out, "encoding", None) or "utf-8"
     return safe.encode(encoding, "backslashreplace").decode(encoding)
 
@@ -199,7 +227,8 @@ class _Report(Callback):
     def on_row(self, trainer: Trainer, row: Row) -> None:
         bits = [row[k] / math.log(2) for k in ("loss", "valid_loss")]
         print(
-            f"step {row['step']:5.0f}  {row['seconds']:4.0f} s  bits per character: {bits[0]:.3f} trained on, {bits[1]:.3f} held out",
+            f"step {row['step']:5.0f}  {row['seconds']:4.0f} s  bits per character: {bits[0]:.3f} "
+            f"trained on, {bits[1]:.3f} held out",
             file=self.out,
         )
         sample = self.chars.generate(self.prompt, 160, temperature=0.7, seed=int(row["step"]))
@@ -210,7 +239,8 @@ class _Report(Callback):
         self._keep()
 
     def _keep(self) -> None:
-        """Leave a model to generate with, and an alphabet to compare with, beside every checkpoint."""
+        """Leave a model to generate with, and an alphabet to compare with,
+        beside every checkpoint."""
         if self.folder is not None and (self.folder / CHECKPOINT).exists():
             self.chars.save(self.folder)
 
@@ -245,7 +275,9 @@ def train_text(
     """
     source = encode(text) if isinstance(text, str) else text
     if len(source) < SHORTEST:
-        raise ValueError(f"FILE: expected at least {SHORTEST} characters, got {len(source)} in {name}")
+        raise ValueError(
+            f"FILE: expected at least {SHORTEST} characters, got {len(source)} in {name}"
+        )
     with prepare_folder(save, resume=resume, overwrite=overwrite) as folder:
         again = (resume, overwrite) if folder is not None else (False, False)
         return _train(source, name, options, folder, again, sys.stdout if out is None else out)
@@ -266,12 +298,16 @@ def _train(
     prompt = source.text(cut, cut + 64)
     batch = min(BATCH, cut // 8)
     train = StreamLoader(stream[:cut], batch, WINDOW)
-    valid = StreamLoader(stream[cut : cut + 200_000], min(BATCH, (len(source) - cut) // 8), 4 * WINDOW)
+    valid = StreamLoader(
+        stream[cut : cut + 200_000], min(BATCH, (len(source) - cut) // 8), 4 * WINDOW
+    )
     schedule = optim.Warmup(
         optim.Cosine(options.rate, steps=max(options.steps, 1), final=options.rate / 20),
         steps=max(1, min(50, options.steps // 10)),
     )
-    trainer = Trainer(chars.model, losses.CrossEntropy(), optim.AdamW(schedule, betas=(0.9, 0.99)), clip_norm=1.0)
+    trainer = Trainer(
+        chars.model, losses.CrossEntropy(), optim.AdamW(schedule, betas=(0.9, 0.99)), clip_norm=1.0
+    )
     trainer.callbacks.append(_Report(chars, prompt, folder, out))
     print(
         f"{visible(name, out)}: {len(source):,} characters, {len(chars.alphabet)} different; "
@@ -294,13 +330,14 @@ def _train(
         progress=False,
     )
     seconds = time.perf_counter() - start
+    tokens = (trainer.optimizer.steps - first) * batch * WINDOW
     valid_loss = trainer.evaluate(valid)["loss"]
     sample = chars.generate(prompt, 2000, temperature=0.8, seed=options.seed)
     figures = {
         "task": "text",
         "corpus": name,
         "valid_bits_per_char": valid_loss / math.log(2),
-        "tokens_per_second": (trainer.optimizer.steps - first) * batch * WINDOW / max(seconds, 1e-9),
+        "tokens_per_second": tokens / max(seconds, 1e-9),
         "steps": trainer.optimizer.steps,
         "parameters": chars.model.count_parameters(),
         "seconds": seconds,

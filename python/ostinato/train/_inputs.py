@@ -13,16 +13,9 @@ from .. import _check, _device
 from .._check import Array
 from .._ragged import Ragged, flat_flags, unwrapped
 from ..data import ArrayLoader, RaggedLoader, as_array, targets_of
-from ..nn import Embedding, Layer, Linear, Recurrent, Sequential
+from ..nn import Embedding, Layer, Linear, Recurrent
 from ..nn._sequential import _leaf
 from ._types import FLAGS, THIRD, Batch, Times
-
-
-def layers_of(model: Layer) -> Iterator[Layer]:
-    """The model and all that is in it."""
-    yield model
-    for child in getattr(model, "layers", ()) if isinstance(model, Sequential) else ():
-        yield from layers_of(child)
 
 
 @dataclass

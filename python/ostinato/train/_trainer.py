@@ -21,11 +21,12 @@ from .._segments import parse as parse_limit
 from ..data import as_array
 from ..losses import Loss
 from ..nn import Layer, Recurrent
+from ..nn._sequential import layers_of
 from ..optim import Adam, Optimizer, _above_zero
 from . import metrics as _metrics
 from ._callbacks import Callback
 from ._fit import Fit, Settings
-from ._inputs import Form, Source, contiguous, first_non_finite, layers_of, refuse_non_finite, sequences
+from ._inputs import Form, Source, contiguous, first_non_finite, refuse_non_finite, sequences
 from ._log import Log
 from ._progress import Progress
 from ._step import Stepper, check_strides, measure, tells_last
