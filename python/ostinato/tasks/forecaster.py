@@ -5,6 +5,7 @@ One model serves many series. What validation does not find better is not used, 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -31,9 +32,14 @@ MOST_ORIGINS = 200  # of one series, at which smoothers are compared
 AVERAGED = 8  # smoothers at most whose forecasts are averaged
 QUARTERS = 4  # of a mixture of smoothers and a naive forecast
 CARRIES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)  # what is left of the last error after a row
+BOUND = 3.0  # on an error that changes the states, in mean absolute errors
+LEAST = 1e-3  # of the unit of a series: bounds do not fall below that of it
+CARRIED = 4.0  # bound on the last error that is carried, in median absolute errors
+WORSE = 1.25  # how much more the smoothers of one scale may err and still be averaged
+FLOOR = 0.1  # of the least value: forecasts whose logarithm is taken do not fall below
 CLIP = 6.0  # bound on what the network is told, in mean absolute deviations
 SHRINKAGE = (0.0, 0.25, 0.5, 0.75, 1.0)
-FORMAT = 1
+FORMAT = 2
 
 
 class Pinball(Loss):
@@ -140,56 +146,93 @@ def _quantiles(values: Sequence[float]) -> tuple[float, ...]:
 # -- exponential smoothing -----------------------------------------------------------------------
 
 
+def _second(season: int) -> int:
+    """Return the season within a season: the days of a week, or 1 where there are none."""
+    return season // 7 if season % 7 == 0 and season >= 28 else 1
+
+
 def _grid(season: int) -> Array:
-    """Return the smoothers that are compared, ``[C, 4]``: alpha, beta, phi, gamma."""
+    """Return the smoothers that are compared, ``[C, 5]``: alpha, beta, phi, gamma, omega.
+
+    Where a season is a week of many rows, some have a second season, that of the day.
+    """
     rows = []
+    trends = [(0.0, 0.0), (0.1, 0.9), (0.1, 0.98), (0.3, 0.95), (0.02, 1.0)]
+    gammas = (0.03, 0.1, 0.3, 0.6, 1.0) if season > 1 else (0.0,)
     for alpha in (0.0, 0.03, 0.1, 0.25, 0.5, 0.8, 1.0):
-        trends = [(0.0, 0.0), (0.1, 0.9), (0.1, 0.98), (0.3, 0.95), (0.02, 1.0)]
+        left = 1 - alpha if alpha < 1 else 0.02
         for beta, phi in trends if alpha else trends[:1]:
-            gammas = (0.03, 0.1, 0.3, 0.6, 1.0) if season > 1 else (0.0,)
-            rows += [(alpha, beta * alpha, phi, gamma * (1 - alpha) if alpha < 1 else 0.02 * gamma) for gamma in gammas]
-    rows.append((0.0 if season > 1 else 1.0, 0.0, 0.0, float(season > 1)))  # seasonal-naive
-    rows.append((0.0, 0.0, 1.0, float(season > 1)))  # seasonal-naive with drift: see _smooth
+            rows += [(alpha, beta * alpha, phi, gamma * left, 0.0) for gamma in gammas]
+    if _second(season) > 1:
+        steps = (0.03, 0.1, 0.3)
+        for alpha in (0.0, 0.03, 0.1, 0.3, 0.6, 0.9):
+            for beta, phi in trends[:2] if alpha else trends[:1]:
+                pairs = itertools.product(steps, steps)
+                rows += [(alpha, beta * alpha, phi, gamma, omega) for gamma, omega in pairs]
+    seasonal = float(season > 1)
+    rows.append((1 - seasonal, 0.0, 0.0, seasonal, 0.0))  # seasonal-naive
+    rows.append((0.0, 0.0, 1.0, seasonal, 0.0))  # seasonal-naive with drift: see _smooth
     return np.array(rows)
 
 
 @dataclass
 class _States:
-    """What smoothers know after each row, ``[n, C]``: level, trend, season, and the row's error."""
+    """What smoothers know after each row, ``[n, C]``: level, trend, seasons, and the row's error."""
 
     grid: Array
     level: Array
     trend: Array
     season: Array
+    second: Array
     error: Array
+
+    def pick(self, chosen: list[int]) -> _States:
+        """Return the states of some smoothers."""
+        kept = (self.level, self.trend, self.season, self.second, self.error)
+        return _States(self.grid[chosen], *(a[:, chosen] for a in kept))
 
 
 def _smooth(y: Array, period: int, grid: Array) -> _States:
     """Run additive Holt-Winters smoothing with a damped trend; a missing value changes nothing.
 
-    Where alpha is 0 and phi 1, the trend is the mean change from season to season so far.
+    A second season is added as Taylor (2003) does. An error changes the states by at most BOUND
+    times the mean absolute error of about a season (after Gelper, Fried, Croux 2010), so that an
+    unusual day does not spoil them; a naive forecast and a level that is the last value (alpha or
+    gamma 1) follow every error. Where alpha is 0 and phi 1, the trend is the mean change from
+    season to season so far.
     """
     n, count = len(y), len(grid)
-    alpha, beta, phi, gamma = grid.T
+    alpha, beta, phi, gamma, omega = grid.T
+    within = _second(period)
     first = y[:period]
     start = float(np.nanmean(first)) if np.isfinite(first).any() else 0.0
     level, trend = np.full(count, start), np.zeros(count)
-    seasons = np.repeat(np.where(np.isnan(first), 0.0, first - start)[:, None], count, axis=1)
+    shape = np.where(np.isnan(first), 0.0, first - start)
     if period == 1:
-        seasons[:] = 0.0
-    out = _States(grid, *(np.zeros((n, count)) for _ in range(4)))
+        shape[:] = 0.0
+    days = shape.reshape(-1, within).mean(0) if within > 1 else np.zeros(1)
+    seconds = days[:, None] * (omega > 0)
+    seasons = shape[:, None] - np.tile(seconds, (period // within, 1))
+    out = _States(grid, *(np.zeros((n, count)) for _ in range(5)))
     missing = np.isnan(y)
+    free = (alpha == 1) | (gamma == 1)
+    usual, rate = np.full(count, _usual_change(y, period)), 1 / max(period, 10)
     for t in range(n):
-        k = t % period
+        k, j = t % period, t % within
         trend = phi * trend
         level = level + trend
         if not missing[t]:
-            error = y[t] - level - seasons[k]
+            error = out.error[t] = y[t] - level - seasons[k] - seconds[j]
+            if t >= period:
+                limit = BOUND * np.maximum(usual, LEAST)
+                error = np.where(free, error, np.clip(error, -limit, limit))
+                usual = usual + rate * (np.abs(error) - usual)
             level = level + alpha * error
             trend = trend + beta * error
             seasons[k] += gamma * error
-            out.error[t] = error
-        out.level[t], out.trend[t], out.season[t] = level, trend, seasons[k]
+            seconds[j] += omega * error
+        out.level[t], out.trend[t] = level, trend
+        out.season[t], out.second[t] = seasons[k], seconds[j]
     drifting = _drifting(grid)
     if drifting.any() and n > period:
         change = y[period:] - y[:-period]
@@ -199,6 +242,13 @@ def _smooth(y: Array, period: int, grid: Array) -> _States:
         if period == 1:
             out.level[:, drifting] = out.error[:, drifting] + start
     return out
+
+
+def _usual_change(y: Array, period: int) -> float:
+    """Return the median change from the first season to the second and third."""
+    change = np.abs(y[period : 3 * period] - y[: 2 * period][: len(y[period : 3 * period])])
+    known = change[np.isfinite(change)]
+    return float(np.median(known)) if known.size else 1.0
 
 
 def _drifting(grid: Array) -> Array:
@@ -221,6 +271,8 @@ def _extend(s: _States, origins: Array, horizon: int, period: int) -> Array:
     damp = np.where(_drifting(s.grid), period * -(-ahead // period), damp)
     flat = s.level[origins][:, None] + s.trend[origins][:, None] * damp
     out: Array = flat + s.season[_places(origins, horizon, period)]
+    if s.grid[:, 4].any():
+        out += s.second[_places(origins, horizon, _second(period))]
     return out
 
 
@@ -277,6 +329,50 @@ def _quarters(smooth: Array, naive: Array, truth: Array, apart: int) -> int:
 # -- one series ----------------------------------------------------------------------------------
 
 
+class _Smoothers:
+    """The smoothers that suit a series on one scale, that of the values or of their logarithms.
+
+    Args:
+        x: the values, divided by their unit.
+        end: smoothers are chosen by their errors at origins before this row.
+    """
+
+    def __init__(self, x: Array, period: int, horizon: int, log: bool, end: int) -> None:
+        self.period, self.horizon, self.log = period, horizon, log
+        y = np.log(x) if log else x
+        grid = _grid(period)
+        states = _smooth(y, period, grid)
+        origins = _origins(end, period, horizon)
+        some = origins[:: max(1, len(origins) * horizon // 6000)]
+        truth = _ahead(x, some, horizon)
+        apart = max(1, min(len(some), int(origins[-1] - origins[0]) // horizon + 1))
+        ahead = self._raw(_extend(states, some, horizon, period))
+        self.states = states.pick(_average(ahead, truth, apart))
+        self.fitted = self._raw(y - self.states.error.mean(1))
+        self.level = self._raw(self.states.level.mean(1))
+        size = np.abs(self.states.error.mean(1)[:end])
+        self.limit = CARRIED * float(np.nanmedian(size[min(period, end - 1) :]))
+        known = np.isfinite(truth)
+        if not known.any():
+            known[:], truth = True, np.zeros_like(truth)
+        gaps = []
+        for carry in CARRIES:
+            self.carry = carry
+            gaps.append(float(np.abs(self.base(some)[known] - truth[known]).mean()))
+        self.carry, self.error = CARRIES[int(np.argmin(gaps))], min(gaps)
+
+    def _raw(self, y: Array) -> Array:
+        with np.errstate(over="ignore"):
+            out: Array = np.exp(y) if self.log else y
+        return out
+
+    def base(self, origins: Array) -> Array:
+        """Return forecasts ``[W, H]`` of the values, with what is left of the last error."""
+        out: Array = _extend(self.states, origins, self.horizon, self.period).mean(2)
+        last = np.clip(self.states.error.mean(1)[origins], -self.limit, self.limit)
+        return self._raw(out + last[:, None] * self.carry ** np.arange(1, self.horizon + 1))
+
+
 class _Series:
     """A series on the model's scale, with the smoothers that suit it."""
 
@@ -284,42 +380,40 @@ class _Series:
         self.period, self.horizon, self.log = period, horizon, log
         seen = np.isfinite(values)
         self.unit = float(np.abs(values[seen]).max()) or 1.0
-        x = values / self.unit
-        self.offset = 0.0 if log else float(np.median(x[seen]))
-        self.y = np.log(x) if log else x - self.offset
+        self.x = values / self.unit
+        self.least = float(self.x[seen].min())
+        self.offset = 0.0 if log else float(np.median(self.x[seen]))
+        self.y = self.scaled(self.x)
         self.known, self.observed = known, observed
 
-    def choose(self, end: int) -> float:
-        """Choose smoothers by their errors at origins before ``end``; return the least error."""
-        grid = _grid(self.period)
-        states = _smooth(self.y, self.period, grid)
-        last = end - self.horizon - 1
-        first = min(max(self.period - 1, 3, last // 3), last)
-        origins = np.unique(np.linspace(first, last, MOST_ORIGINS).astype(int))
-        some = origins[:: max(1, len(origins) * self.horizon // 6000)]
-        truth = self.raw(self.truth(some))
-        ahead = self.raw(_extend(states, some, self.horizon, self.period))
-        apart = max(1, min(len(some), (last - first) // self.horizon + 1))
-        chosen = _average(ahead, truth, apart)
-        known = np.isfinite(truth)
-        if not known.any():
-            known[:] = True
-            truth = np.zeros_like(truth)
-        self.states = _States(
-            grid[chosen],
-            *(a[:, chosen] for a in (states.level, states.trend, states.season, states.error)),
-        )
-        self.carry = 0.0
-        gaps = []
-        for carry in CARRIES:
-            self.carry = carry
-            gaps.append(float(np.abs(self.raw(self.base(some))[known] - truth[known]).mean()))
-        self.carry = CARRIES[int(np.argmin(gaps))]
-        error = min(gaps)
+    def choose(self, end: int) -> dict[str, float]:
+        """Choose smoothers by their errors at origins before ``end``; return the least errors.
+
+        Those of the values and those of their logarithms are averaged, unless either errs more by
+        a quarter.
+        """
+        scales = (False, True) if self.least > 0 else (False,)
+        each = [_Smoothers(self.x, self.period, self.horizon, log, end) for log in scales]
+        most = WORSE * min(s.error for s in each)
+        self.smoothers = [s for s in each if s.error <= most]
+        self.level = self._mean([s.level for s in self.smoothers])
+        self.error = np.nan_to_num(self.y - self._mean([s.fitted for s in self.smoothers]))
+        origins = _origins(end, self.period, self.horizon)
         self.scale = _spread(self.truth(origins) - self.base(origins))
-        self.error_scale = _spread(self.states.error[self.period : end])
-        self.level_scale = _spread((self.y - self.states.level.mean(1))[:end])
-        return error
+        self.error_scale = _spread(self.error[self.period : end])
+        self.level_scale = _spread((self.y - self.level)[:end])
+        return {"log" if s.log else "plain": s.error for s in each}
+
+    def _mean(self, raw: list[Array]) -> Array:
+        """Return the mean of values on the scale of the series."""
+        return self.scaled(np.mean(raw, axis=0))
+
+    def scaled(self, x: Array) -> Array:
+        """Return values on the model's scale; logarithms are those of what is above zero."""
+        if not self.log:
+            return x - self.offset
+        out: Array = np.log(np.maximum(x, FLOOR * self.least))
+        return out
 
     def raw(self, y: Array) -> Array:
         """Return values on the scale of the series divided by its unit."""
@@ -329,33 +423,28 @@ class _Series:
 
     def truth(self, origins: Array) -> Array:
         """Return what came after origins, ``[W, H]``."""
-        ahead: Array = self.y[origins[:, None] + np.arange(1, self.horizon + 1)]
-        return ahead
+        return _ahead(self.y, origins, self.horizon)
 
     def base(self, origins: Array) -> Array:
         """Return the forecasts of the smoothers ``[W, H]``."""
-        out: Array = _extend(self.states, origins, self.horizon, self.period).mean(2)
-        if self.carry:
-            last = self.states.error.mean(1)[origins][:, None]
-            out = out + last * self.carry ** np.arange(1, self.horizon + 1)
-        return out
+        return self._mean([s.base(origins) for s in self.smoothers])
 
     def inputs(self, origins: Array, window: int, base: Array) -> Array:
         """Return what the network is told, ``[W, window + H, F]``: rows before and after origins."""
         horizon, period = self.horizon, self.period
-        short = period // 7 if period % 7 == 0 and period >= 28 else 1
-        filled = np.where(np.isnan(self.y), self.states.level.mean(1), self.y)
+        short = _second(period)
+        filled = np.where(np.isnan(self.y), self.level, self.y)
         season, near = (_lagged(filled, k) for k in (period, short))
-        level = self.states.level.mean(1)[origins][:, None]
+        level = self.level[origins][:, None]
         rows = origins[:, None] + np.arange(1 - window, 1)
         back = np.maximum(rows, 0)
         out = np.zeros((len(origins), window + horizon, self.features), np.float32)
         past, ahead = out[:, :window], out[:, window:]
-        past[..., 0] = self.states.error.mean(1)[back] / self.error_scale
+        past[..., 0] = self.error[back] / self.error_scale
         past[..., 1] = (filled[back] - level) / self.level_scale
         past[..., 2], past[..., 3] = season[back] / self.scale, near[back] / self.scale
         past[..., 4] = np.isnan(self.y[back])
-        ahead[..., 0] = self.states.error.mean(1)[origins][:, None] / self.error_scale
+        ahead[..., 0] = self.error[origins][:, None] / self.error_scale
         ahead[..., 1] = (base - level) / self.level_scale
         ahead[..., 2] = (filled[_places(origins, horizon, period)] - base) / self.scale
         ahead[..., 3] = (filled[_places(origins, horizon, short)] - base) / self.scale
@@ -375,6 +464,19 @@ class _Series:
     def features(self) -> int:
         """Numbers that the network is told at a step."""
         return CHANNELS + int(self.known.shape[1] + self.observed.shape[1])
+
+
+def _ahead(y: Array, origins: Array, horizon: int) -> Array:
+    """Return what came after origins, ``[W, H]``."""
+    ahead: Array = y[origins[:, None] + np.arange(1, horizon + 1)]
+    return ahead
+
+
+def _origins(end: int, period: int, horizon: int) -> Array:
+    """Return past origins at which forecasts are compared with what came before ``end``."""
+    last = end - horizon - 1
+    first = min(max(period - 1, 3, last // 3), last)
+    return np.unique(np.linspace(first, last, MOST_ORIGINS).astype(int))
 
 
 def _spread(a: Array) -> float:
@@ -584,18 +686,18 @@ class Forecaster:
         """Choose the scale, the share of the correction and the width of the band on held-out rows."""
         rows = [min(len(a), MOST_ROWS) for a in data]
         ends = [_cut(n, self.horizon, self.season) for n in rows]
-        choices = {}
-        for log in (False, True):
-            if log and not all(np.nanmin(a) > 0 for a in data):
-                continue
-            self.log = log
-            choices[log] = self._prepare(data, extras)
-            each = [one.choose(end) / _size(one) for one, end in zip(choices[log], ends)]
-            self.figures["log" if log else "plain"] = float(np.mean(each))
-        self.log = True in choices and self.figures["log"] < 0.99 * self.figures["plain"]
-        prepared = choices[self.log]
+        prepared = self._prepare(data, extras)
+        each = [one.choose(end) for one, end in zip(prepared, ends)]
+        for name in ("plain", "log"):
+            if all(name in errors for errors in each):
+                sizes = [_size(one) for one in prepared]
+                self.figures[name] = float(np.mean([e[name] / s for e, s in zip(each, sizes)]))
+        self.log = self.figures.get("log", math.inf) < 0.99 * self.figures["plain"]
         if self.log:
-            report("logarithms forecast better than the values: they are used")
+            report("logarithms forecast better than the values: errors are measured on their scale")
+            prepared = self._prepare(data, extras)
+            for one, end in zip(prepared, ends):
+                one.choose(end)
         self._fit(prepared, ends)
         parts = []
         for one, end in zip(prepared, ends):
