@@ -1,6 +1,7 @@
 """Forecasts by quantiles: exponential smoothing whose errors an ensemble of networks corrects.
 
-One model serves many series. What validation does not find better is not used, and `report` says so.
+One model serves many series. What validation does not find better is not used, which `report`
+says.
 """
 
 from __future__ import annotations
@@ -43,16 +44,17 @@ FORMAT = 2
 
 
 class Pinball(Loss):
-    """Quantile loss (Koenker, Bassett 1978): the mean of ``max(q d, (q - 1) d)``, ``d = target - y``.
+    """Quantile loss: the mean of ``max(q d, (q - 1) d)``, ``d = target - y``.
 
-    Targets of NaN do not count.
+    Targets of NaN do not count (Koenker, Bassett 1978).
 
     >>> loss = Pinball((0.1, 0.9))
     >>> loss(np.zeros((1, 2)), np.array([[1.0]]))
     (0.5, array([[-0.05, -0.45]]))
 
     Args:
-        quantiles: numbers between 0 and 1; y has an entry for each on its last axis, the target one.
+        quantiles: numbers between 0 and 1; y has an entry for each on its last axis, the target
+            has one.
     """
 
     def __init__(self, quantiles: Sequence[float], *, batch_first: bool = False) -> None:
@@ -177,7 +179,7 @@ def _grid(season: int) -> Array:
 
 @dataclass
 class _States:
-    """What smoothers know after each row, ``[n, C]``: level, trend, seasons, and the row's error."""
+    """What smoothers know after each row, ``[n, C]``, and the error of the row before it."""
 
     grid: Array
     level: Array
@@ -316,7 +318,8 @@ def _quarters(smooth: Array, naive: Array, truth: Array, apart: int) -> int:
     so up to a half of it is taken where that errs by less than a standard error more.
     """
     shares = np.arange(QUARTERS + 1) / QUARTERS
-    errors = np.stack([np.nanmean(np.abs((1 - w) * smooth + w * naive - truth), axis=1) for w in shares])
+    mixed = ((1 - w) * smooth + w * naive for w in shares)
+    errors = np.stack([np.nanmean(np.abs(m - truth), axis=1) for m in mixed])
     best = int(np.argmin(errors.mean(1)))
     taken = best
     for q in range(best + 1, QUARTERS // 2 + 1):
@@ -376,7 +379,15 @@ class _Smoothers:
 class _Series:
     """A series on the model's scale, with the smoothers that suit it."""
 
-    def __init__(self, values: Array, period: int, horizon: int, log: bool, known: Array, observed: Array) -> None:
+    def __init__(
+        self,
+        values: Array,
+        period: int,
+        horizon: int,
+        log: bool,
+        known: Array,
+        observed: Array,
+    ) -> None:
         self.period, self.horizon, self.log = period, horizon, log
         seen = np.isfinite(values)
         self.unit = float(np.abs(values[seen]).max()) or 1.0
@@ -430,7 +441,7 @@ class _Series:
         return self._mean([s.base(origins) for s in self.smoothers])
 
     def inputs(self, origins: Array, window: int, base: Array) -> Array:
-        """Return what the network is told, ``[W, window + H, F]``: rows before and after origins."""
+        """Return what the network is told of rows around origins, ``[W, window + H, F]``."""
         horizon, period = self.horizon, self.period
         short = _second(period)
         filled = np.where(np.isnan(self.y), self.level, self.y)
@@ -491,6 +502,8 @@ def _lagged(y: Array, lag: int) -> Array:
     return out
 
 
+Part = tuple[_Series, Array, Array, Array]  # with base, correction and truth at held-out origins
+
 # -- checks --------------------------------------------------------------------------------------
 
 
@@ -513,8 +526,8 @@ def _checked(series: Any, season: int) -> list[Array]:
             what = f"{len(a)} rows, {int(np.isfinite(a).sum())} with a value"
             shorter = max(1, len(a) // 2)
             raise ValueError(
-                f"series[{k}]: expected at least {least} rows, two seasons of {season}, got {what}; "
-                f"give more rows, or a season of at most {shorter} (1 for none)"
+                f"series[{k}]: expected at least {least} rows, two seasons of {season}, "
+                f"got {what}; give more rows, or a season of at most {shorter} (1 for none)"
             )
         out.append(a)
     return out
@@ -540,9 +553,8 @@ def _horizon(asked: int | None, season: int, shortest: int, report: Callable[[st
     room = max(1, (shortest - season) // 3)
     if asked is not None:
         if asked > room:
-            raise ValueError(
-                f"horizon: expected at most {room} for {shortest} rows and a season of {season}, got {asked}"
-            )
+            what = f"{shortest} rows and a season of {season}"
+            raise ValueError(f"horizon: expected at most {room} for {what}, got {asked}")
         return asked
     if season == 1:
         wanted = 12
@@ -599,7 +611,14 @@ class Forecaster:
     (1, 6, 3)
     """
 
-    def __init__(self, options: ForecastOptions, season: int, horizon: int, window: int, inputs: int) -> None:
+    def __init__(
+        self,
+        options: ForecastOptions,
+        season: int,
+        horizon: int,
+        window: int,
+        inputs: int,
+    ) -> None:
         self.options, self.season, self.horizon, self.window = options, season, horizon, window
         self.members = [_network(options, inputs, k) for k in range(options.members)]
         self.log = False
@@ -623,9 +642,9 @@ class Forecaster:
     ) -> Forecaster:
         """Train one model on all series.
 
-        The last part of each series is held out to choose between the values and their logarithms,
-        to find how much of the networks' correction helps, and to set the width of the band; then
-        the networks are trained again on everything.
+        The last part of each series is held out to find how much of the networks' correction helps
+        and to set the width of the band; on what lies before it is decided whether the networks see
+        the errors of the values or of their logarithms. Then they are trained again on everything.
 
         Args:
             series: arrays ``[n_s]`` in the order of time; NaN is a missing value.
@@ -646,9 +665,8 @@ class Forecaster:
         options = ForecastOptions() if options is None else options
         season = _check.positive("season", season)
         data = _checked(series, season)
-        extras = [
-            _extras(name, given, [len(a) for a in data]) for name, given in (("known", known), ("observed", observed))
-        ]
+        lengths = [len(a) for a in data]
+        extras = [_extras("known", known, lengths), _extras("observed", observed, lengths)]
         if names is not None and len(names) != len(data):
             raise ValueError(f"names: expected {len(data)}, a name a series, got {len(names)}")
         if any(len(a) > MOST_ROWS for a in data):
@@ -659,9 +677,8 @@ class Forecaster:
         inputs = CHANNELS + sum(e[0].shape[1] for e in extras)
         model = cls(options, season, horizon, window, inputs)
         model.names = [str(n) for n in names or ()]
-        model.moments = {
-            name: [[float(v) for v in row] for row in _moments(e)] for name, e in zip(("known", "observed"), extras)
-        }
+        for name, e in zip(("known", "observed"), extras):
+            model.moments[name] = [[float(v) for v in row] for row in _moments(e)]
         model._validate(data, extras, report)
         prepared = model._prepare(data, extras)
         for one in prepared:
@@ -673,17 +690,23 @@ class Forecaster:
     def _prepare(self, data: list[Array], extras: list[list[Array]]) -> list[_Series]:
         """Put series and inputs on the model's scale; the newest rows of each."""
         out = []
+        moments = (self.moments["known"], self.moments["observed"])
         for values, known, observed in zip(data, *extras):
             skip = max(0, len(values) - MOST_ROWS)
             scaled = [
                 (a[skip:] - np.array(mean)) / np.array(spread) if a.shape[1] else a[skip:]
-                for a, (mean, spread) in zip((known, observed), (self.moments["known"], self.moments["observed"]))
+                for a, (mean, spread) in zip((known, observed), moments)
             ]
             out.append(_Series(values[skip:], self.season, self.horizon, self.log, *scaled))
         return out
 
-    def _validate(self, data: list[Array], extras: list[list[Array]], report: Callable[[str], None]) -> None:
-        """Choose the scale, the share of the correction and the width of the band on held-out rows."""
+    def _validate(
+        self,
+        data: list[Array],
+        extras: list[list[Array]],
+        report: Callable[[str], None],
+    ) -> None:
+        """Choose the scale, the share of the correction and the band's width on held-out rows."""
         rows = [min(len(a), MOST_ROWS) for a in data]
         ends = [_cut(n, self.horizon, self.season) for n in rows]
         prepared = self._prepare(data, extras)
@@ -784,14 +807,16 @@ class Forecaster:
                     )
         for k, a in enumerate(data):
             if len(a) - self.horizon < self.season + 1:
-                raise ValueError(f"series[{k}]: expected more than {self.season + self.horizon} rows, got {len(a)}")
+                least = self.season + self.horizon
+                raise ValueError(f"series[{k}]: expected more than {least} rows, got {len(a)}")
         out = []
         for k, one in enumerate(self._prepare(data, extras)):
             one.choose(len(one.y))
             origin = np.array([len(one.y) - 1])
             base = one.base(origin)
             correction = self._correction(one, origin, base)
-            ahead = _band(base, correction, one.scale, self.shrink, self.factor, self.options.quantiles)
+            quantiles = self.options.quantiles
+            ahead = _band(base, correction, one.scale, self.shrink, self.factor, quantiles)
             with np.errstate(over="ignore"):
                 values = one.raw(ahead[0]) * one.unit
             if not np.isfinite(values).all():
@@ -855,7 +880,15 @@ class Forecaster:
             before = None if observed is None else [a[:end] for a, end in zip(observed, ends)]
             if model is None or refit:
                 now = None if known is None else [a[:end] for a, end in zip(known, ends)]
-                model = cls.train(past, season, options, names=names, known=now, observed=before, report=report)
+                model = cls.train(
+                    past,
+                    season,
+                    options,
+                    names=names,
+                    known=now,
+                    observed=before,
+                    report=report,
+                )
             ahead = None if known is None else [a[: e + horizon] for a, e in zip(known, ends)]
             forecasts = model.forecast(past, known=ahead, observed=before)
             for s, end in enumerate(ends):
@@ -869,7 +902,9 @@ class Forecaster:
 
     def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
         """Return tensors and JSON-able facts, from which `from_state` makes the same model."""
-        tensors = {f"{k}.{name}": a for k, m in enumerate(self.members) for name, a in m.state_dict().items()}
+        tensors: dict[str, Array] = {}
+        for k, member in enumerate(self.members):
+            tensors |= {f"{k}.{name}": a for name, a in member.state_dict().items()}
         facts = {
             "format": FORMAT,
             "options": {**asdict(self.options), "quantiles": list(self.options.quantiles)},
@@ -923,13 +958,15 @@ class Forecaster:
             _check_tensors(tensors, options, inputs)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
             what = f"no {e}" if isinstance(e, KeyError) else str(e)
-            raise ValueError(f"facts: expected those of a forecaster, got damaged ones: {what}") from None
+            said = f"facts: expected those of a forecaster, got damaged ones: {what}"
+            raise ValueError(said) from None
         model = cls(options, season, horizon, window, inputs)
         model.log, (model.shrink, model.factor) = bool(facts["log"]), numbers
         model.names, model.moments, model.figures = names, moments, figures
         for k, member in enumerate(model.members):
             prefix = f"{k}."
-            member.load_state_dict({n[len(prefix) :]: a for n, a in tensors.items() if n.startswith(prefix)})
+            own = {n[len(prefix) :]: a for n, a in tensors.items() if n.startswith(prefix)}
+            member.load_state_dict(own)
         return model
 
 
@@ -940,7 +977,14 @@ def _network(options: ForecastOptions, inputs: int, member: int) -> nn.Sequentia
     return nn.Sequential(cell, nn.Linear(options.hidden, len(options.quantiles), rng=rngs[1]))
 
 
-def _train(model: nn.Sequential, x: Array, target: Array, window: int, options: ForecastOptions, member: int) -> None:
+def _train(
+    model: nn.Sequential,
+    x: Array,
+    target: Array,
+    window: int,
+    options: ForecastOptions,
+    member: int,
+) -> None:
     """Run every epoch; the learning rate falls to zero along a cosine."""
     known = target[np.isfinite(target)]
     if not known.size:
@@ -986,7 +1030,7 @@ def _size(one: _Series) -> float:
     return _spread(raw - np.nanmean(raw))
 
 
-def _error(part: tuple[_Series, Array, Array, Array], shrink: float, middle: int) -> float:
+def _error(part: Part, shrink: float, middle: int) -> float:
     """Return the mean absolute error with a share of the correction, in units of the series."""
     one, base, correction, truth = part
     gap = np.abs(one.raw(base + shrink * one.scale * correction[..., middle]) - one.raw(truth))
@@ -994,10 +1038,13 @@ def _error(part: tuple[_Series, Array, Array, Array], shrink: float, middle: int
     return float(known.mean() / _size(one)) if known.size else 0.0
 
 
-def _apart(parts: list[tuple[_Series, Array, Array, Array]]) -> int:
+def _apart(parts: list[Part]) -> int:
     """Return how many held-out horizons do not overlap."""
-    rows = ((one, len(one.y) - truth.shape[1] - 1) for one, _, _, truth in parts)
-    return sum(1 + (last - (_cut(len(one.y), one.horizon, one.period) - 1)) // one.horizon for one, last in rows)
+    count = 0
+    for one, _, _, truth in parts:
+        n, horizon = len(one.y), one.horizon
+        count += 1 + (n - truth.shape[1] - _cut(n, horizon, one.period)) // horizon
+    return count
 
 
 def _band(
@@ -1015,7 +1062,7 @@ def _band(
     return ahead
 
 
-def _width(parts: list[tuple[_Series, Array, Array, Array]], shrink: float, quantiles: tuple[float, ...]) -> float:
+def _width(parts: list[Part], shrink: float, quantiles: tuple[float, ...]) -> float:
     """Return the factor that gives the outermost quantiles their share on held-out rows."""
     middle = quantiles.index(0.5)
     ratios = []
@@ -1062,7 +1109,9 @@ def _summed(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the means of figures and the ratio of errors."""
     known = [r for r in rows if r]
     keys = ("mae", "naive_mae", "drift_mae", "coverage")
-    out: dict[str, Any] = {k: float(np.mean([r[k] for r in known if k in r])) if known else math.nan for k in keys}
+    out: dict[str, Any] = dict.fromkeys(keys, math.nan)
+    if known:
+        out = {k: float(np.mean([r[k] for r in known if k in r])) for k in keys}
     least = min(out["naive_mae"], out["drift_mae"])
     out["ratio"] = out["mae"] / least if least > 0 else None
     return out
@@ -1092,7 +1141,8 @@ def _check_tensors(tensors: Mapping[str, Array], options: ForecastOptions, input
     wide, gates = options.hidden, GATES[options.cell] * options.hidden
     shapes: dict[str, tuple[int, ...]] = {}
     if options.members * (4 * options.layers + 2) != len(tensors):
-        raise ValueError(f"expected {options.members} members of {options.layers} layers, got {len(tensors)} tensors")
+        what = f"{options.members} members of {options.layers} layers"
+        raise ValueError(f"expected {what}, got {len(tensors)} tensors")
     for k in range(options.members):
         for layer in range(options.layers):
             columns = inputs if layer == 0 else wide
