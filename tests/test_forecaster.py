@@ -76,7 +76,8 @@ def test_the_airline_series_trains_with_the_defaults() -> None:
 
 
 def test_the_band_holds_what_it_says() -> None:
-    figures = Forecaster.backtest([wavy(240, 0.3, s) for s in range(6)], 12, replace(QUICK, epochs=10), report=silent)
+    series = [wavy(240, 0.3, s) for s in range(6)]
+    figures = Forecaster.backtest(series, 12, replace(QUICK, epochs=10), report=silent)
     assert 0.7 <= figures["coverage"] <= 0.92
     assert figures["origins"] == 4
     assert figures["ratio"] < 0.9
@@ -315,7 +316,8 @@ def test_smoothing_has_the_right_values(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(forecaster, "BOUND", 100.0)
     r = np.random.default_rng(0)
     t = np.arange(28 * 8)
-    y = 10 + np.sin(2 * np.pi * t / 4) + 0.5 * np.sin(2 * np.pi * t / 28) + 0.1 * r.normal(size=t.size)
+    y = 10 + np.sin(2 * np.pi * t / 4) + 0.5 * np.sin(2 * np.pi * t / 28)
+    y += 0.1 * r.normal(size=t.size)
     y[40] = np.nan
     alpha, beta, phi, gamma, omega = row = (0.1, 0.02, 0.9, 0.2, 0.3)
     states = _smooth(y, 28, np.array([row]))
@@ -344,7 +346,8 @@ def test_an_error_changes_the_states_within_a_bound() -> None:
     y = wavy(240, 0.1)
     broken = y.copy()
     broken[200] += 50
-    grid = np.array([(0.3, 0.0, 0.0, 0.2, 0.0), (1.0, 0.0, 0.0, 0.02, 0.0), (0.0, 0.0, 0.0, 1.0, 0.0)])
+    rows = [(0.3, 0, 0, 0.2, 0), (1, 0, 0, 0.02, 0), (0, 0, 0, 1, 0)]
+    grid = np.array(rows, float)
     right, wrong = _smooth(y, 12, grid), _smooth(broken, 12, grid)
     moved = np.abs(wrong.level - right.level)[200]
     usual = np.abs(right.error[100:200, 0]).mean()
@@ -356,7 +359,7 @@ def test_an_error_changes_the_states_within_a_bound() -> None:
 
 @pytest.mark.parametrize("factor", [0.6, 1.5])
 def test_an_unusual_last_day_does_not_spoil_the_forecast(factor: float) -> None:
-    """A holiday before the origin was taken for a new level, and for the day of the week to come."""
+    """A holiday before the origin was taken for a new level, and for that weekday's shape."""
     t = np.arange(24 * 7 * 8)
     usual = 100 + 20 * np.sin(2 * np.pi * t / 24) + 10 * np.sin(2 * np.pi * t / 168)
     usual += np.random.default_rng(0).normal(size=t.size)
@@ -381,7 +384,8 @@ def test_a_day_that_changes_within_the_week_is_followed() -> None:
     one.choose(t.size)
     origins = np.arange(1200, t.size - 24, 24)
     error = np.abs(one.base(origins) - one.truth(origins)).mean() * one.unit
-    naive = np.abs(y[origins[:, None] + np.arange(1, 25) - 168] - y[origins[:, None] + np.arange(1, 25)]).mean()
+    rows = origins[:, None] + np.arange(1, 25)
+    naive = np.abs(y[rows - 168] - y[rows]).mean()
     assert error < 0.6 * naive
 
 
