@@ -149,7 +149,7 @@ def _quantiles(values: Sequence[float]) -> tuple[float, ...]:
 
 
 def _second(season: int) -> int:
-    """Return the season within a season: the days of a week, or 1 where there are none."""
+    """Return the rows of a day where a season is a week of at least 28 rows; otherwise 1."""
     return season // 7 if season % 7 == 0 and season >= 28 else 1
 
 
@@ -179,7 +179,7 @@ def _grid(season: int) -> Array:
 
 @dataclass
 class _States:
-    """What smoothers know after each row, ``[n, C]``, and the error of the row before it."""
+    """States of smoothers after each row, ``[n, C]``, and how far the row was from its forecast."""
 
     grid: Array
     level: Array
