@@ -25,6 +25,11 @@ def wavy(rows: int = 120, noise: float = 0.1, seed: int = 0, period: int = 12) -
     return 10 + 0.02 * t + np.sin(2 * np.pi * t / period) + noise * r.normal(size=rows)
 
 
+def nothing(rows: int) -> Any:
+    """Known and observed inputs of a series that has none."""
+    return np.zeros((rows, 0)), np.zeros((rows, 0))
+
+
 def train(series: Any, season: int = 12, options: ForecastOptions = QUICK, **more: Any) -> Any:
     return Forecaster.train(series, season, options, report=silent, **more)
 
@@ -71,7 +76,8 @@ def test_the_airline_series_trains_with_the_defaults() -> None:
 
 
 def test_the_band_holds_what_it_says() -> None:
-    figures = Forecaster.backtest([wavy(240, 0.3, s) for s in range(6)], 12, replace(QUICK, epochs=10), report=silent)
+    series = [wavy(240, 0.3, s) for s in range(6)]
+    figures = Forecaster.backtest(series, 12, replace(QUICK, epochs=10), report=silent)
     assert 0.7 <= figures["coverage"] <= 0.92
     assert figures["origins"] == 4
     assert figures["ratio"] < 0.9
@@ -261,15 +267,15 @@ def test_a_lasting_error_is_carried_into_the_next_rows() -> None:
     fading = np.zeros(720)
     for t in range(1, 720):
         fading[t] = 0.9 * fading[t - 1] + r.normal()
-    one = _Series(season + fading, 24, 12, False, np.zeros((720, 0)), np.zeros((720, 0)))
-    with_carry = one.choose(720)
-    assert one.carry > 0
+    one = _Series(season + fading, 24, 12, False, *nothing(720))
+    assert one.choose(720)["plain"] < 3
+    (smoothers,) = one.smoothers
+    assert smoothers.carry > 0
     origins = np.arange(400, 700)
     truth = one.truth(origins)
     carried = np.abs(one.base(origins) - truth).mean()
-    one.carry = 0.0
+    smoothers.carry = 0.0
     assert carried < 0.98 * np.abs(one.base(origins) - truth).mean()
-    assert with_carry < 3
 
 
 def test_weights_of_the_quantile_loss() -> None:
@@ -300,3 +306,104 @@ def test_a_naive_forecast_is_mixed_in_where_smoothers_are_no_better() -> None:
     assert _quarters(truth + noise[0], truth + noise[1], truth, 25) == 2
     assert _quarters(good, good, truth, 25) == 2
     assert _quarters(good, bad, truth, 1) == 0
+
+
+def test_smoothing_has_the_right_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two seasons, and errors that do not reach their bound."""
+    from ostinato.tasks import forecaster
+    from ostinato.tasks.forecaster import _extend, _smooth
+
+    monkeypatch.setattr(forecaster, "BOUND", 100.0)
+    r = np.random.default_rng(0)
+    t = np.arange(28 * 8)
+    y = 10 + np.sin(2 * np.pi * t / 4) + 0.5 * np.sin(2 * np.pi * t / 28)
+    y += 0.1 * r.normal(size=t.size)
+    y[40] = np.nan
+    alpha, beta, phi, gamma, omega = row = (0.1, 0.02, 0.9, 0.2, 0.3)
+    states = _smooth(y, 28, np.array([row]))
+    level, trend = y[:28].mean(), 0.0
+    day = (y[:28] - level).reshape(7, 4).mean(0)
+    week = y[:28] - level - np.tile(day, 7)
+    for k in t:
+        trend *= phi
+        level += trend
+        if not np.isnan(y[k]):
+            error = y[k] - level - week[k % 28] - day[k % 4]
+            assert states.error[k, 0] == pytest.approx(error)
+            level, trend = level + alpha * error, trend + beta * error
+            week[k % 28] += gamma * error
+            day[k % 4] += omega * error
+    ahead = _extend(states, np.array([len(y) - 1]), 30, 28)[0, :, 0]
+    after = np.arange(len(y), len(y) + 30)
+    damp = np.cumsum(phi ** np.arange(1, 31))
+    np.testing.assert_allclose(ahead, level + trend * damp + week[after % 28] + day[after % 4])
+
+
+def test_an_error_changes_the_states_within_a_bound() -> None:
+    """A level that is the last value, and naive forecasts, follow every error."""
+    from ostinato.tasks.forecaster import BOUND, _smooth
+
+    y = wavy(240, 0.1)
+    broken = y.copy()
+    broken[200] += 50
+    rows = [(0.3, 0, 0, 0.2, 0), (1, 0, 0, 0.02, 0), (0, 0, 0, 1, 0)]
+    grid = np.array(rows, float)
+    right, wrong = _smooth(y, 12, grid), _smooth(broken, 12, grid)
+    moved = np.abs(wrong.level - right.level)[200]
+    usual = np.abs(right.error[100:200, 0]).mean()
+    assert 0 < moved[0] < 0.3 * 2 * BOUND * usual
+    assert moved[1] == pytest.approx(50)
+    assert wrong.season[200, 2] - right.season[200, 2] == pytest.approx(50)
+    np.testing.assert_allclose(wrong.error[200] - right.error[200], 50)
+
+
+@pytest.mark.parametrize("factor", [0.6, 1.5])
+def test_an_unusual_last_day_does_not_spoil_the_forecast(factor: float) -> None:
+    """A holiday before the origin was taken for a new level, and for that weekday's shape."""
+    t = np.arange(24 * 7 * 8)
+    usual = 100 + 20 * np.sin(2 * np.pi * t / 24) + 10 * np.sin(2 * np.pi * t / 168)
+    usual += np.random.default_rng(0).normal(size=t.size)
+    past, truth = usual[: -24 * 7].copy(), usual[-24 * 7 :][:24]
+    past[-24:] *= factor
+    options = ForecastOptions(horizon=24, epochs=3, members=2, hidden=8)
+    error = np.abs(train([past], 168, options).forecast([past])[0, :, 1] - truth).mean()
+    before = np.abs(past[-24:] - usual[: -24 * 7][-24:]).mean()
+    assert error < 0.1 * before
+
+
+def test_a_day_that_changes_within_the_week_is_followed() -> None:
+    """With the season of the week alone, each weekday had to learn the new shape for itself."""
+    from ostinato.tasks.forecaster import _second, _Series
+
+    assert [_second(n) for n in (1, 7, 12, 52, 168, 336)] == [1, 1, 1, 1, 24, 48]
+    r = np.random.default_rng(0)
+    t = np.arange(24 * 7 * 12)
+    turn = np.cumsum(0.05 * r.normal(size=t.size // 24)).repeat(24)
+    y = 50 + 10 * np.sin(2 * np.pi * t / 24 + turn) + 0.3 * r.normal(size=t.size)
+    one = _Series(y, 168, 24, False, *nothing(t.size))
+    one.choose(t.size)
+    origins = np.arange(1200, t.size - 24, 24)
+    error = np.abs(one.base(origins) - one.truth(origins)).mean() * one.unit
+    rows = origins[:, None] + np.arange(1, 25)
+    naive = np.abs(y[rows - 168] - y[rows]).mean()
+    assert error < 0.6 * naive
+
+
+def test_forecasts_of_values_and_of_logarithms_are_averaged() -> None:
+    """A switch between them changed from one origin to the next."""
+    from ostinato.tasks.forecaster import _Series
+
+    values = wavy(240)
+    origins = np.arange(100, 200)
+    for log in (False, True):
+        one = _Series(values, 12, 6, log, *nothing(240))
+        assert set(one.choose(240)) == {"plain", "log"}
+        assert [s.log for s in one.smoothers] == [False, True]
+        mean = np.mean([s.base(origins) for s in one.smoothers], axis=0)
+        np.testing.assert_allclose(one.raw(one.base(origins)), mean)
+    one = _Series(values - 10, 12, 6, False, *nothing(240))
+    assert set(one.choose(240)) == {"plain"}
+    growing = 1e-3 * np.exp(np.arange(240) / 10) * (1 + 0.01 * wavy(240))
+    one = _Series(growing, 12, 6, True, *nothing(240))
+    one.choose(240)
+    assert [s.log for s in one.smoothers] == [True]  # the values err far more: they are left out

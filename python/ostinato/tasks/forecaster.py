@@ -1,10 +1,12 @@
 """Forecasts by quantiles: exponential smoothing whose errors an ensemble of networks corrects.
 
-One model serves many series. What validation does not find better is not used, and `report` says so.
+One model serves many series. What validation does not find better is not used, which `report`
+says.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -31,22 +33,28 @@ MOST_ORIGINS = 200  # of one series, at which smoothers are compared
 AVERAGED = 8  # smoothers at most whose forecasts are averaged
 QUARTERS = 4  # of a mixture of smoothers and a naive forecast
 CARRIES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)  # what is left of the last error after a row
+BOUND = 3.0  # on an error that changes the states, in mean absolute errors
+LEAST = 1e-3  # of the unit of a series: bounds do not fall below that of it
+CARRIED = 4.0  # bound on the last error that is carried, in median absolute errors
+WORSE = 1.25  # how much more the smoothers of one scale may err and still be averaged
+FLOOR = 0.1  # of the least value: forecasts whose logarithm is taken do not fall below
 CLIP = 6.0  # bound on what the network is told, in mean absolute deviations
 SHRINKAGE = (0.0, 0.25, 0.5, 0.75, 1.0)
-FORMAT = 1
+FORMAT = 2
 
 
 class Pinball(Loss):
-    """Quantile loss (Koenker, Bassett 1978): the mean of ``max(q d, (q - 1) d)``, ``d = target - y``.
+    """Quantile loss: the mean of ``max(q d, (q - 1) d)``, ``d = target - y``.
 
-    Targets of NaN do not count.
+    Targets of NaN do not count (Koenker, Bassett 1978).
 
     >>> loss = Pinball((0.1, 0.9))
     >>> loss(np.zeros((1, 2)), np.array([[1.0]]))
     (0.5, array([[-0.05, -0.45]]))
 
     Args:
-        quantiles: numbers between 0 and 1; y has an entry for each on its last axis, the target one.
+        quantiles: numbers between 0 and 1; y has an entry for each on its last axis, the target
+            has one.
     """
 
     def __init__(self, quantiles: Sequence[float], *, batch_first: bool = False) -> None:
@@ -140,56 +148,93 @@ def _quantiles(values: Sequence[float]) -> tuple[float, ...]:
 # -- exponential smoothing -----------------------------------------------------------------------
 
 
+def _second(season: int) -> int:
+    """Return the rows of a day where a season is a week of at least 28 rows; otherwise 1."""
+    return season // 7 if season % 7 == 0 and season >= 28 else 1
+
+
 def _grid(season: int) -> Array:
-    """Return the smoothers that are compared, ``[C, 4]``: alpha, beta, phi, gamma."""
+    """Return the smoothers that are compared, ``[C, 5]``: alpha, beta, phi, gamma, omega.
+
+    Where a season is a week of many rows, some have a second season, that of the day.
+    """
     rows = []
+    trends = [(0.0, 0.0), (0.1, 0.9), (0.1, 0.98), (0.3, 0.95), (0.02, 1.0)]
+    gammas = (0.03, 0.1, 0.3, 0.6, 1.0) if season > 1 else (0.0,)
     for alpha in (0.0, 0.03, 0.1, 0.25, 0.5, 0.8, 1.0):
-        trends = [(0.0, 0.0), (0.1, 0.9), (0.1, 0.98), (0.3, 0.95), (0.02, 1.0)]
+        left = 1 - alpha if alpha < 1 else 0.02
         for beta, phi in trends if alpha else trends[:1]:
-            gammas = (0.03, 0.1, 0.3, 0.6, 1.0) if season > 1 else (0.0,)
-            rows += [(alpha, beta * alpha, phi, gamma * (1 - alpha) if alpha < 1 else 0.02 * gamma) for gamma in gammas]
-    rows.append((0.0 if season > 1 else 1.0, 0.0, 0.0, float(season > 1)))  # seasonal-naive
-    rows.append((0.0, 0.0, 1.0, float(season > 1)))  # seasonal-naive with drift: see _smooth
+            rows += [(alpha, beta * alpha, phi, gamma * left, 0.0) for gamma in gammas]
+    if _second(season) > 1:
+        steps = (0.03, 0.1, 0.3)
+        for alpha in (0.0, 0.03, 0.1, 0.3, 0.6, 0.9):
+            for beta, phi in trends[:2] if alpha else trends[:1]:
+                pairs = itertools.product(steps, steps)
+                rows += [(alpha, beta * alpha, phi, gamma, omega) for gamma, omega in pairs]
+    seasonal = float(season > 1)
+    rows.append((1 - seasonal, 0.0, 0.0, seasonal, 0.0))  # seasonal-naive
+    rows.append((0.0, 0.0, 1.0, seasonal, 0.0))  # seasonal-naive with drift: see _smooth
     return np.array(rows)
 
 
 @dataclass
 class _States:
-    """What smoothers know after each row, ``[n, C]``: level, trend, season, and the row's error."""
+    """States of smoothers after each row, ``[n, C]``, and how far the row was from its forecast."""
 
     grid: Array
     level: Array
     trend: Array
     season: Array
+    second: Array
     error: Array
+
+    def pick(self, chosen: list[int]) -> _States:
+        """Return the states of some smoothers."""
+        kept = (self.level, self.trend, self.season, self.second, self.error)
+        return _States(self.grid[chosen], *(a[:, chosen] for a in kept))
 
 
 def _smooth(y: Array, period: int, grid: Array) -> _States:
     """Run additive Holt-Winters smoothing with a damped trend; a missing value changes nothing.
 
-    Where alpha is 0 and phi 1, the trend is the mean change from season to season so far.
+    A second season is added as Taylor (2003) does. An error changes the states by at most BOUND
+    times the mean absolute error of about a season (after Gelper, Fried, Croux 2010), so that an
+    unusual day does not spoil them; a naive forecast and a level that is the last value (alpha or
+    gamma 1) follow every error. Where alpha is 0 and phi 1, the trend is the mean change from
+    season to season so far.
     """
     n, count = len(y), len(grid)
-    alpha, beta, phi, gamma = grid.T
+    alpha, beta, phi, gamma, omega = grid.T
+    within = _second(period)
     first = y[:period]
     start = float(np.nanmean(first)) if np.isfinite(first).any() else 0.0
     level, trend = np.full(count, start), np.zeros(count)
-    seasons = np.repeat(np.where(np.isnan(first), 0.0, first - start)[:, None], count, axis=1)
+    shape = np.where(np.isnan(first), 0.0, first - start)
     if period == 1:
-        seasons[:] = 0.0
-    out = _States(grid, *(np.zeros((n, count)) for _ in range(4)))
+        shape[:] = 0.0
+    days = shape.reshape(-1, within).mean(0) if within > 1 else np.zeros(1)
+    seconds = days[:, None] * (omega > 0)
+    seasons = shape[:, None] - np.tile(seconds, (period // within, 1))
+    out = _States(grid, *(np.zeros((n, count)) for _ in range(5)))
     missing = np.isnan(y)
+    free = (alpha == 1) | (gamma == 1)
+    usual, rate = np.full(count, _usual_change(y, period)), 1 / max(period, 10)
     for t in range(n):
-        k = t % period
+        k, j = t % period, t % within
         trend = phi * trend
         level = level + trend
         if not missing[t]:
-            error = y[t] - level - seasons[k]
+            error = out.error[t] = y[t] - level - seasons[k] - seconds[j]
+            if t >= period:
+                limit = BOUND * np.maximum(usual, LEAST)
+                error = np.where(free, error, np.clip(error, -limit, limit))
+                usual = usual + rate * (np.abs(error) - usual)
             level = level + alpha * error
             trend = trend + beta * error
             seasons[k] += gamma * error
-            out.error[t] = error
-        out.level[t], out.trend[t], out.season[t] = level, trend, seasons[k]
+            seconds[j] += omega * error
+        out.level[t], out.trend[t] = level, trend
+        out.season[t], out.second[t] = seasons[k], seconds[j]
     drifting = _drifting(grid)
     if drifting.any() and n > period:
         change = y[period:] - y[:-period]
@@ -199,6 +244,13 @@ def _smooth(y: Array, period: int, grid: Array) -> _States:
         if period == 1:
             out.level[:, drifting] = out.error[:, drifting] + start
     return out
+
+
+def _usual_change(y: Array, period: int) -> float:
+    """Return the median change from the first season to the second and third."""
+    change = np.abs(y[period : 3 * period] - y[: 2 * period][: len(y[period : 3 * period])])
+    known = change[np.isfinite(change)]
+    return float(np.median(known)) if known.size else 1.0
 
 
 def _drifting(grid: Array) -> Array:
@@ -221,6 +273,8 @@ def _extend(s: _States, origins: Array, horizon: int, period: int) -> Array:
     damp = np.where(_drifting(s.grid), period * -(-ahead // period), damp)
     flat = s.level[origins][:, None] + s.trend[origins][:, None] * damp
     out: Array = flat + s.season[_places(origins, horizon, period)]
+    if s.grid[:, 4].any():
+        out += s.second[_places(origins, horizon, _second(period))]
     return out
 
 
@@ -264,7 +318,8 @@ def _quarters(smooth: Array, naive: Array, truth: Array, apart: int) -> int:
     so up to a half of it is taken where that errs by less than a standard error more.
     """
     shares = np.arange(QUARTERS + 1) / QUARTERS
-    errors = np.stack([np.nanmean(np.abs((1 - w) * smooth + w * naive - truth), axis=1) for w in shares])
+    mixed = ((1 - w) * smooth + w * naive for w in shares)
+    errors = np.stack([np.nanmean(np.abs(m - truth), axis=1) for m in mixed])
     best = int(np.argmin(errors.mean(1)))
     taken = best
     for q in range(best + 1, QUARTERS // 2 + 1):
@@ -277,49 +332,99 @@ def _quarters(smooth: Array, naive: Array, truth: Array, apart: int) -> int:
 # -- one series ----------------------------------------------------------------------------------
 
 
-class _Series:
-    """A series on the model's scale, with the smoothers that suit it."""
+class _Smoothers:
+    """The smoothers that suit a series on one scale, that of the values or of their logarithms.
 
-    def __init__(self, values: Array, period: int, horizon: int, log: bool, known: Array, observed: Array) -> None:
+    Args:
+        x: the values, divided by their unit.
+        end: smoothers are chosen by their errors at origins before this row.
+    """
+
+    def __init__(self, x: Array, period: int, horizon: int, log: bool, end: int) -> None:
         self.period, self.horizon, self.log = period, horizon, log
-        seen = np.isfinite(values)
-        self.unit = float(np.abs(values[seen]).max()) or 1.0
-        x = values / self.unit
-        self.offset = 0.0 if log else float(np.median(x[seen]))
-        self.y = np.log(x) if log else x - self.offset
-        self.known, self.observed = known, observed
-
-    def choose(self, end: int) -> float:
-        """Choose smoothers by their errors at origins before ``end``; return the least error."""
-        grid = _grid(self.period)
-        states = _smooth(self.y, self.period, grid)
-        last = end - self.horizon - 1
-        first = min(max(self.period - 1, 3, last // 3), last)
-        origins = np.unique(np.linspace(first, last, MOST_ORIGINS).astype(int))
-        some = origins[:: max(1, len(origins) * self.horizon // 6000)]
-        truth = self.raw(self.truth(some))
-        ahead = self.raw(_extend(states, some, self.horizon, self.period))
-        apart = max(1, min(len(some), (last - first) // self.horizon + 1))
-        chosen = _average(ahead, truth, apart)
+        y = np.log(x) if log else x
+        grid = _grid(period)
+        states = _smooth(y, period, grid)
+        origins = _origins(end, period, horizon)
+        some = origins[:: max(1, len(origins) * horizon // 6000)]
+        truth = _ahead(x, some, horizon)
+        apart = max(1, min(len(some), int(origins[-1] - origins[0]) // horizon + 1))
+        ahead = self._raw(_extend(states, some, horizon, period))
+        self.states = states.pick(_average(ahead, truth, apart))
+        self.fitted = self._raw(y - self.states.error.mean(1))
+        self.level = self._raw(self.states.level.mean(1))
+        size = np.abs(self.states.error.mean(1)[:end])
+        self.limit = CARRIED * float(np.nanmedian(size[min(period, end - 1) :]))
         known = np.isfinite(truth)
         if not known.any():
-            known[:] = True
-            truth = np.zeros_like(truth)
-        self.states = _States(
-            grid[chosen],
-            *(a[:, chosen] for a in (states.level, states.trend, states.season, states.error)),
-        )
-        self.carry = 0.0
+            known[:], truth = True, np.zeros_like(truth)
         gaps = []
         for carry in CARRIES:
             self.carry = carry
-            gaps.append(float(np.abs(self.raw(self.base(some))[known] - truth[known]).mean()))
-        self.carry = CARRIES[int(np.argmin(gaps))]
-        error = min(gaps)
+            gaps.append(float(np.abs(self.base(some)[known] - truth[known]).mean()))
+        self.carry, self.error = CARRIES[int(np.argmin(gaps))], min(gaps)
+
+    def _raw(self, y: Array) -> Array:
+        with np.errstate(over="ignore"):
+            out: Array = np.exp(y) if self.log else y
+        return out
+
+    def base(self, origins: Array) -> Array:
+        """Return forecasts ``[W, H]`` of the values, with what is left of the last error."""
+        out: Array = _extend(self.states, origins, self.horizon, self.period).mean(2)
+        last = np.clip(self.states.error.mean(1)[origins], -self.limit, self.limit)
+        return self._raw(out + last[:, None] * self.carry ** np.arange(1, self.horizon + 1))
+
+
+class _Series:
+    """A series on the model's scale, with the smoothers that suit it."""
+
+    def __init__(
+        self,
+        values: Array,
+        period: int,
+        horizon: int,
+        log: bool,
+        known: Array,
+        observed: Array,
+    ) -> None:
+        self.period, self.horizon, self.log = period, horizon, log
+        seen = np.isfinite(values)
+        self.unit = float(np.abs(values[seen]).max()) or 1.0
+        self.x = values / self.unit
+        self.least = float(self.x[seen].min())
+        self.offset = 0.0 if log else float(np.median(self.x[seen]))
+        self.y = self.scaled(self.x)
+        self.known, self.observed = known, observed
+
+    def choose(self, end: int) -> dict[str, float]:
+        """Choose smoothers by their errors at origins before ``end``; return the least errors.
+
+        Those of the values and those of their logarithms are averaged, unless either errs more by
+        a quarter.
+        """
+        scales = (False, True) if self.least > 0 else (False,)
+        each = [_Smoothers(self.x, self.period, self.horizon, log, end) for log in scales]
+        most = WORSE * min(s.error for s in each)
+        self.smoothers = [s for s in each if s.error <= most]
+        self.level = self._mean([s.level for s in self.smoothers])
+        self.error = np.nan_to_num(self.y - self._mean([s.fitted for s in self.smoothers]))
+        origins = _origins(end, self.period, self.horizon)
         self.scale = _spread(self.truth(origins) - self.base(origins))
-        self.error_scale = _spread(self.states.error[self.period : end])
-        self.level_scale = _spread((self.y - self.states.level.mean(1))[:end])
-        return error
+        self.error_scale = _spread(self.error[self.period : end])
+        self.level_scale = _spread((self.y - self.level)[:end])
+        return {"log" if s.log else "plain": s.error for s in each}
+
+    def _mean(self, raw: list[Array]) -> Array:
+        """Return the mean of values on the scale of the series."""
+        return self.scaled(np.mean(raw, axis=0))
+
+    def scaled(self, x: Array) -> Array:
+        """Return values on the model's scale; logarithms are those of what is above zero."""
+        if not self.log:
+            return x - self.offset
+        out: Array = np.log(np.maximum(x, FLOOR * self.least))
+        return out
 
     def raw(self, y: Array) -> Array:
         """Return values on the scale of the series divided by its unit."""
@@ -329,33 +434,28 @@ class _Series:
 
     def truth(self, origins: Array) -> Array:
         """Return what came after origins, ``[W, H]``."""
-        ahead: Array = self.y[origins[:, None] + np.arange(1, self.horizon + 1)]
-        return ahead
+        return _ahead(self.y, origins, self.horizon)
 
     def base(self, origins: Array) -> Array:
         """Return the forecasts of the smoothers ``[W, H]``."""
-        out: Array = _extend(self.states, origins, self.horizon, self.period).mean(2)
-        if self.carry:
-            last = self.states.error.mean(1)[origins][:, None]
-            out = out + last * self.carry ** np.arange(1, self.horizon + 1)
-        return out
+        return self._mean([s.base(origins) for s in self.smoothers])
 
     def inputs(self, origins: Array, window: int, base: Array) -> Array:
-        """Return what the network is told, ``[W, window + H, F]``: rows before and after origins."""
+        """Return what the network is told of rows around origins, ``[W, window + H, F]``."""
         horizon, period = self.horizon, self.period
-        short = period // 7 if period % 7 == 0 and period >= 28 else 1
-        filled = np.where(np.isnan(self.y), self.states.level.mean(1), self.y)
+        short = _second(period)
+        filled = np.where(np.isnan(self.y), self.level, self.y)
         season, near = (_lagged(filled, k) for k in (period, short))
-        level = self.states.level.mean(1)[origins][:, None]
+        level = self.level[origins][:, None]
         rows = origins[:, None] + np.arange(1 - window, 1)
         back = np.maximum(rows, 0)
         out = np.zeros((len(origins), window + horizon, self.features), np.float32)
         past, ahead = out[:, :window], out[:, window:]
-        past[..., 0] = self.states.error.mean(1)[back] / self.error_scale
+        past[..., 0] = self.error[back] / self.error_scale
         past[..., 1] = (filled[back] - level) / self.level_scale
         past[..., 2], past[..., 3] = season[back] / self.scale, near[back] / self.scale
         past[..., 4] = np.isnan(self.y[back])
-        ahead[..., 0] = self.states.error.mean(1)[origins][:, None] / self.error_scale
+        ahead[..., 0] = self.error[origins][:, None] / self.error_scale
         ahead[..., 1] = (base - level) / self.level_scale
         ahead[..., 2] = (filled[_places(origins, horizon, period)] - base) / self.scale
         ahead[..., 3] = (filled[_places(origins, horizon, short)] - base) / self.scale
@@ -377,6 +477,19 @@ class _Series:
         return CHANNELS + int(self.known.shape[1] + self.observed.shape[1])
 
 
+def _ahead(y: Array, origins: Array, horizon: int) -> Array:
+    """Return what came after origins, ``[W, H]``."""
+    ahead: Array = y[origins[:, None] + np.arange(1, horizon + 1)]
+    return ahead
+
+
+def _origins(end: int, period: int, horizon: int) -> Array:
+    """Return past origins at which forecasts are compared with what came before ``end``."""
+    last = end - horizon - 1
+    first = min(max(period - 1, 3, last // 3), last)
+    return np.unique(np.linspace(first, last, MOST_ORIGINS).astype(int))
+
+
 def _spread(a: Array) -> float:
     """Return the mean absolute value of what is known; 1 where that is nothing."""
     known = np.abs(a[np.isfinite(a)])
@@ -388,6 +501,8 @@ def _lagged(y: Array, lag: int) -> Array:
     out[lag:] = y[lag:] - y[:-lag]
     return out
 
+
+Part = tuple[_Series, Array, Array, Array]  # with base, correction and truth at held-out origins
 
 # -- checks --------------------------------------------------------------------------------------
 
@@ -411,8 +526,8 @@ def _checked(series: Any, season: int) -> list[Array]:
             what = f"{len(a)} rows, {int(np.isfinite(a).sum())} with a value"
             shorter = max(1, len(a) // 2)
             raise ValueError(
-                f"series[{k}]: expected at least {least} rows, two seasons of {season}, got {what}; "
-                f"give more rows, or a season of at most {shorter} (1 for none)"
+                f"series[{k}]: expected at least {least} rows, two seasons of {season}, "
+                f"got {what}; give more rows, or a season of at most {shorter} (1 for none)"
             )
         out.append(a)
     return out
@@ -438,9 +553,8 @@ def _horizon(asked: int | None, season: int, shortest: int, report: Callable[[st
     room = max(1, (shortest - season) // 3)
     if asked is not None:
         if asked > room:
-            raise ValueError(
-                f"horizon: expected at most {room} for {shortest} rows and a season of {season}, got {asked}"
-            )
+            what = f"{shortest} rows and a season of {season}"
+            raise ValueError(f"horizon: expected at most {room} for {what}, got {asked}")
         return asked
     if season == 1:
         wanted = 12
@@ -497,7 +611,14 @@ class Forecaster:
     (1, 6, 3)
     """
 
-    def __init__(self, options: ForecastOptions, season: int, horizon: int, window: int, inputs: int) -> None:
+    def __init__(
+        self,
+        options: ForecastOptions,
+        season: int,
+        horizon: int,
+        window: int,
+        inputs: int,
+    ) -> None:
         self.options, self.season, self.horizon, self.window = options, season, horizon, window
         self.members = [_network(options, inputs, k) for k in range(options.members)]
         self.log = False
@@ -521,9 +642,9 @@ class Forecaster:
     ) -> Forecaster:
         """Train one model on all series.
 
-        The last part of each series is held out to choose between the values and their logarithms,
-        to find how much of the networks' correction helps, and to set the width of the band; then
-        the networks are trained again on everything.
+        The last part of each series is held out to find how much of the networks' correction helps
+        and to set the width of the band; on what lies before it is decided whether the networks see
+        the errors of the values or of their logarithms. Then they are trained again on everything.
 
         Args:
             series: arrays ``[n_s]`` in the order of time; NaN is a missing value.
@@ -544,9 +665,8 @@ class Forecaster:
         options = ForecastOptions() if options is None else options
         season = _check.positive("season", season)
         data = _checked(series, season)
-        extras = [
-            _extras(name, given, [len(a) for a in data]) for name, given in (("known", known), ("observed", observed))
-        ]
+        lengths = [len(a) for a in data]
+        extras = [_extras("known", known, lengths), _extras("observed", observed, lengths)]
         if names is not None and len(names) != len(data):
             raise ValueError(f"names: expected {len(data)}, a name a series, got {len(names)}")
         if any(len(a) > MOST_ROWS for a in data):
@@ -557,9 +677,8 @@ class Forecaster:
         inputs = CHANNELS + sum(e[0].shape[1] for e in extras)
         model = cls(options, season, horizon, window, inputs)
         model.names = [str(n) for n in names or ()]
-        model.moments = {
-            name: [[float(v) for v in row] for row in _moments(e)] for name, e in zip(("known", "observed"), extras)
-        }
+        for name, e in zip(("known", "observed"), extras):
+            model.moments[name] = [[float(v) for v in row] for row in _moments(e)]
         model._validate(data, extras, report)
         prepared = model._prepare(data, extras)
         for one in prepared:
@@ -571,31 +690,37 @@ class Forecaster:
     def _prepare(self, data: list[Array], extras: list[list[Array]]) -> list[_Series]:
         """Put series and inputs on the model's scale; the newest rows of each."""
         out = []
+        moments = (self.moments["known"], self.moments["observed"])
         for values, known, observed in zip(data, *extras):
             skip = max(0, len(values) - MOST_ROWS)
             scaled = [
                 (a[skip:] - np.array(mean)) / np.array(spread) if a.shape[1] else a[skip:]
-                for a, (mean, spread) in zip((known, observed), (self.moments["known"], self.moments["observed"]))
+                for a, (mean, spread) in zip((known, observed), moments)
             ]
             out.append(_Series(values[skip:], self.season, self.horizon, self.log, *scaled))
         return out
 
-    def _validate(self, data: list[Array], extras: list[list[Array]], report: Callable[[str], None]) -> None:
-        """Choose the scale, the share of the correction and the width of the band on held-out rows."""
+    def _validate(
+        self,
+        data: list[Array],
+        extras: list[list[Array]],
+        report: Callable[[str], None],
+    ) -> None:
+        """Choose the scale, the share of the correction and the band's width on held-out rows."""
         rows = [min(len(a), MOST_ROWS) for a in data]
         ends = [_cut(n, self.horizon, self.season) for n in rows]
-        choices = {}
-        for log in (False, True):
-            if log and not all(np.nanmin(a) > 0 for a in data):
-                continue
-            self.log = log
-            choices[log] = self._prepare(data, extras)
-            each = [one.choose(end) / _size(one) for one, end in zip(choices[log], ends)]
-            self.figures["log" if log else "plain"] = float(np.mean(each))
-        self.log = True in choices and self.figures["log"] < 0.99 * self.figures["plain"]
-        prepared = choices[self.log]
+        prepared = self._prepare(data, extras)
+        each = [one.choose(end) for one, end in zip(prepared, ends)]
+        for name in ("plain", "log"):
+            if all(name in errors for errors in each):
+                sizes = [_size(one) for one in prepared]
+                self.figures[name] = float(np.mean([e[name] / s for e, s in zip(each, sizes)]))
+        self.log = self.figures.get("log", math.inf) < 0.99 * self.figures["plain"]
         if self.log:
-            report("logarithms forecast better than the values: they are used")
+            report("logarithms forecast better than the values: errors are measured on their scale")
+            prepared = self._prepare(data, extras)
+            for one, end in zip(prepared, ends):
+                one.choose(end)
         self._fit(prepared, ends)
         parts = []
         for one, end in zip(prepared, ends):
@@ -682,14 +807,16 @@ class Forecaster:
                     )
         for k, a in enumerate(data):
             if len(a) - self.horizon < self.season + 1:
-                raise ValueError(f"series[{k}]: expected more than {self.season + self.horizon} rows, got {len(a)}")
+                least = self.season + self.horizon
+                raise ValueError(f"series[{k}]: expected more than {least} rows, got {len(a)}")
         out = []
         for k, one in enumerate(self._prepare(data, extras)):
             one.choose(len(one.y))
             origin = np.array([len(one.y) - 1])
             base = one.base(origin)
             correction = self._correction(one, origin, base)
-            ahead = _band(base, correction, one.scale, self.shrink, self.factor, self.options.quantiles)
+            quantiles = self.options.quantiles
+            ahead = _band(base, correction, one.scale, self.shrink, self.factor, quantiles)
             with np.errstate(over="ignore"):
                 values = one.raw(ahead[0]) * one.unit
             if not np.isfinite(values).all():
@@ -753,7 +880,15 @@ class Forecaster:
             before = None if observed is None else [a[:end] for a, end in zip(observed, ends)]
             if model is None or refit:
                 now = None if known is None else [a[:end] for a, end in zip(known, ends)]
-                model = cls.train(past, season, options, names=names, known=now, observed=before, report=report)
+                model = cls.train(
+                    past,
+                    season,
+                    options,
+                    names=names,
+                    known=now,
+                    observed=before,
+                    report=report,
+                )
             ahead = None if known is None else [a[: e + horizon] for a, e in zip(known, ends)]
             forecasts = model.forecast(past, known=ahead, observed=before)
             for s, end in enumerate(ends):
@@ -767,7 +902,9 @@ class Forecaster:
 
     def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
         """Return tensors and JSON-able facts, from which `from_state` makes the same model."""
-        tensors = {f"{k}.{name}": a for k, m in enumerate(self.members) for name, a in m.state_dict().items()}
+        tensors: dict[str, Array] = {}
+        for k, member in enumerate(self.members):
+            tensors |= {f"{k}.{name}": a for name, a in member.state_dict().items()}
         facts = {
             "format": FORMAT,
             "options": {**asdict(self.options), "quantiles": list(self.options.quantiles)},
@@ -821,13 +958,15 @@ class Forecaster:
             _check_tensors(tensors, options, inputs)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
             what = f"no {e}" if isinstance(e, KeyError) else str(e)
-            raise ValueError(f"facts: expected those of a forecaster, got damaged ones: {what}") from None
+            said = f"facts: expected those of a forecaster, got damaged ones: {what}"
+            raise ValueError(said) from None
         model = cls(options, season, horizon, window, inputs)
         model.log, (model.shrink, model.factor) = bool(facts["log"]), numbers
         model.names, model.moments, model.figures = names, moments, figures
         for k, member in enumerate(model.members):
             prefix = f"{k}."
-            member.load_state_dict({n[len(prefix) :]: a for n, a in tensors.items() if n.startswith(prefix)})
+            own = {n[len(prefix) :]: a for n, a in tensors.items() if n.startswith(prefix)}
+            member.load_state_dict(own)
         return model
 
 
@@ -838,7 +977,14 @@ def _network(options: ForecastOptions, inputs: int, member: int) -> nn.Sequentia
     return nn.Sequential(cell, nn.Linear(options.hidden, len(options.quantiles), rng=rngs[1]))
 
 
-def _train(model: nn.Sequential, x: Array, target: Array, window: int, options: ForecastOptions, member: int) -> None:
+def _train(
+    model: nn.Sequential,
+    x: Array,
+    target: Array,
+    window: int,
+    options: ForecastOptions,
+    member: int,
+) -> None:
     """Run every epoch; the learning rate falls to zero along a cosine."""
     known = target[np.isfinite(target)]
     if not known.size:
@@ -884,7 +1030,7 @@ def _size(one: _Series) -> float:
     return _spread(raw - np.nanmean(raw))
 
 
-def _error(part: tuple[_Series, Array, Array, Array], shrink: float, middle: int) -> float:
+def _error(part: Part, shrink: float, middle: int) -> float:
     """Return the mean absolute error with a share of the correction, in units of the series."""
     one, base, correction, truth = part
     gap = np.abs(one.raw(base + shrink * one.scale * correction[..., middle]) - one.raw(truth))
@@ -892,10 +1038,13 @@ def _error(part: tuple[_Series, Array, Array, Array], shrink: float, middle: int
     return float(known.mean() / _size(one)) if known.size else 0.0
 
 
-def _apart(parts: list[tuple[_Series, Array, Array, Array]]) -> int:
+def _apart(parts: list[Part]) -> int:
     """Return how many held-out horizons do not overlap."""
-    rows = ((one, len(one.y) - truth.shape[1] - 1) for one, _, _, truth in parts)
-    return sum(1 + (last - (_cut(len(one.y), one.horizon, one.period) - 1)) // one.horizon for one, last in rows)
+    count = 0
+    for one, _, _, truth in parts:
+        n, horizon = len(one.y), one.horizon
+        count += 1 + (n - truth.shape[1] - _cut(n, horizon, one.period)) // horizon
+    return count
 
 
 def _band(
@@ -913,7 +1062,7 @@ def _band(
     return ahead
 
 
-def _width(parts: list[tuple[_Series, Array, Array, Array]], shrink: float, quantiles: tuple[float, ...]) -> float:
+def _width(parts: list[Part], shrink: float, quantiles: tuple[float, ...]) -> float:
     """Return the factor that gives the outermost quantiles their share on held-out rows."""
     middle = quantiles.index(0.5)
     ratios = []
@@ -960,7 +1109,9 @@ def _summed(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the means of figures and the ratio of errors."""
     known = [r for r in rows if r]
     keys = ("mae", "naive_mae", "drift_mae", "coverage")
-    out: dict[str, Any] = {k: float(np.mean([r[k] for r in known if k in r])) if known else math.nan for k in keys}
+    out: dict[str, Any] = dict.fromkeys(keys, math.nan)
+    if known:
+        out = {k: float(np.mean([r[k] for r in known if k in r])) for k in keys}
     least = min(out["naive_mae"], out["drift_mae"])
     out["ratio"] = out["mae"] / least if least > 0 else None
     return out
@@ -990,7 +1141,8 @@ def _check_tensors(tensors: Mapping[str, Array], options: ForecastOptions, input
     wide, gates = options.hidden, GATES[options.cell] * options.hidden
     shapes: dict[str, tuple[int, ...]] = {}
     if options.members * (4 * options.layers + 2) != len(tensors):
-        raise ValueError(f"expected {options.members} members of {options.layers} layers, got {len(tensors)} tensors")
+        what = f"{options.members} members of {options.layers} layers"
+        raise ValueError(f"expected {what}, got {len(tensors)} tensors")
     for k in range(options.members):
         for layer in range(options.layers):
             columns = inputs if layer == 0 else wide
