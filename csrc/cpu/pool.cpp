@@ -74,9 +74,9 @@ void begin_job(double begin) { g_begin = begin, g_waited = 0, g_long_waits = 0, 
 struct alignas(64) Seat {
   std::atomic<std::uint32_t> calls{0};  // one more for every job that the worker is asked to
   std::atomic<bool> asleep{false};
-  std::atomic<bool> here{false};         // at work on the present job
-  std::atomic<std::uint64_t> turn{0};    // the last one it was given: its number, the member's rank, the number of members
-  std::uint64_t taken = 0;               // by the member
+  std::atomic<bool> here{false};       // at work on the present job
+  std::atomic<std::uint64_t> turn{0};  // the last one it was given: its number, the member's rank, the number of members
+  std::uint64_t taken = 0;             // by the member
   std::thread thread;
   // Of the last job that the member had a part in, told when it leaves.
   double joined = 0, waited = 0;
@@ -99,7 +99,7 @@ constexpr int kWantedShift = 16, kWanted = 0x3fff;
 }  // namespace
 
 struct Pool {
-  std::mutex busy;  // held by the one caller that has the workers
+  std::mutex busy;                            // held by the one caller that has the workers
   std::vector<std::unique_ptr<Seat>> seats;   // of the workers
   std::vector<std::unique_ptr<Seat>> guests;  // of threads of an OpenMP runtime
   alignas(64) std::atomic<std::uint32_t> door{0};
@@ -310,7 +310,7 @@ int Crew::call(double seconds) {
   ++pool_->turns;
   for (int rank = 1; rank < count; ++rank)
     (*seats_)[present[rank]]->turn.store(std::uint64_t(pool_->turns) << 32 | std::uint64_t(rank) << 16 | std::uint64_t(count),
-                                            std::memory_order_release);
+                                         std::memory_order_release);
   return count;
 }
 
