@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -161,6 +162,36 @@ def test_a_caller_on_one_cpu_runs_alone() -> None:
         print((1, "alone") in teams)
     """
     assert python(code, OSTINATO_WAIT="passive") == "True"
+
+
+GROUPS: dict[str, tuple[str, dict[str, str], int | None]] = {  # lines of /proc/self/cgroup, files, CPUs
+    "none": ("0::/\n", {}, None),
+    "a container": ("0::/\n", {"cpu.max": "150000 100000\n"}, 2),
+    "no limit": ("0::/\n", {"cpu.max": "max 100000\n"}, None),
+    "a service": ("0::/system.slice/one.service\n", {"system.slice/one.service/cpu.max": "300000 100000\n"}, 3),
+    "a group above": (
+        "0::/a/b/c\n",
+        {"a/b/c/cpu.max": "max 100000\n", "a/cpu.max": "200000 100000\n", "cpu.max": "800000 100000\n"},
+        2,
+    ),
+    "a small share": ("0::/\n", {"cpu.max": "20000 100000\n"}, 1),
+    "version 1": (
+        "5:cpuset:/x\n4:cpu,cpuacct:/docker/12\n",
+        {"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"},
+        4,
+    ),
+    "version 1, no limit": ("4:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+}
+
+
+@pytest.mark.parametrize("name", list(GROUPS))
+def test_quota_of_control_groups(name: str, tmp_path: Path) -> None:
+    lines, files, cpus = GROUPS[name]
+    for file, text in {"proc/self/cgroup": lines, **{f"sys/fs/cgroup/{f}": t for f, t in files.items()}}.items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(text)
+    got = _core.cgroup_quota(str(tmp_path))
+    assert got == cpus if cpus else got > 1000
 
 
 def gomp() -> Any:

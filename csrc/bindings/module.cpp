@@ -115,6 +115,7 @@ PYBIND11_MODULE(_core, m) {
       py::arg("n"));
   m.def("get_spin_microseconds", &spin_microseconds);
   m.def("set_spin_microseconds", &set_spin_microseconds, py::arg("n"));
+  m.def("cgroup_quota", &cgroup_quota, py::arg("root"));
   m.def("find_openmp", &find_openmp);
   m.def("last_team", [] { return std::pair<int, std::string>(last_team().members, last_team().kind); });
   m.def(

@@ -7,8 +7,8 @@
 #include <cerrno>
 #include <chrono>
 #include <cstdint>
-#include <cstdio>
 #include <cstdlib>
+#include <fstream>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -411,19 +411,40 @@ struct AtExit {
 } g_at_exit;
 #endif
 
-int cgroup_quota() {
-  int best = 1 << 20;
-  if (FILE* f = std::fopen("/sys/fs/cgroup/cpu.max", "r")) {
-    char quota[32];
-    double period = 0;
-    if (std::fscanf(f, "%31s %lf", quota, &period) == 2 && period > 0 && quota[0] != 'm')
-      best = std::max(1, int(std::atof(quota) / period + 0.5));
-    std::fclose(f);
+// The CPUs that one control group allows: quota over period, rounded; many where there is no limit.
+constexpr int kNoQuota = 1 << 20;
+int quota_of(const std::string& folder, bool second) {
+  double quota = -1, period = -1;
+  if (second) {
+    std::ifstream file(folder + "/cpu.max");
+    file >> quota >> period;  // "max" is no number
+  } else {
+    std::ifstream(folder + "/cpu.cfs_quota_us") >> quota;
+    std::ifstream(folder + "/cpu.cfs_period_us") >> period;
   }
-  return best;
+  return quota > 0 && period > 0 ? std::max(1, int(quota / period + 0.5)) : kNoQuota;
 }
 
 }  // namespace
+
+int cgroup_quota(const std::string& root) {
+  int least = kNoQuota;
+  std::ifstream groups(root + "/proc/self/cgroup");
+  for (std::string line; std::getline(groups, line);) {  // number:controllers:path
+    const std::size_t first = line.find(':'), second = line.find(':', first + 1);
+    if (second == std::string::npos) continue;
+    const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
+    const bool version_2 = controllers == ",,";
+    if (!version_2 && controllers.find(",cpu,") == std::string::npos) continue;
+    const std::string top = root + (version_2 ? "/sys/fs/cgroup" : "/sys/fs/cgroup/cpu");
+    for (std::string path = line.substr(second + 1);; path.resize(path.rfind('/'))) {  // a group is within those above it
+      while (!path.empty() && path.back() == '/') path.pop_back();
+      least = std::min(least, quota_of(top + path, version_2));
+      if (path.rfind('/') == std::string::npos) break;
+    }
+  }
+  return least;
+}
 
 namespace {
 int first_thread_count() {
@@ -437,7 +458,7 @@ int first_thread_count() {
   cpu_set_t set;
   if (sched_getaffinity(0, sizeof set, &set) == 0) n = CPU_COUNT(&set);
 #endif
-  return std::max(1, std::min(n, cgroup_quota()));
+  return std::max(1, std::min(n, cgroup_quota("")));
 }
 }  // namespace
 

@@ -4,13 +4,17 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 namespace ost {
 
-// At first min(affinity, cgroup v2 quota), or OSTINATO_NUM_THREADS; 0 if that is not a whole number from 1 to kMostThreads.
+// At first min(affinity, quota of the control groups), or OSTINATO_NUM_THREADS; 0 if that is not a whole number from 1 to kMostThreads.
 int thread_count();
 void set_thread_count(int n);
+// The CPUs that the control groups of the process (versions 1 and 2, those above included) allow by quota, rounded; many without one.
+// `root` stands before the system's paths, for tests.
+int cgroup_quota(const std::string& root);
 
 // How long a worker without work spins before it sleeps.
 std::int64_t spin_microseconds();

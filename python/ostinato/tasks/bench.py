@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import gc
 import importlib.util
-import itertools
 import json
 import os
 import statistics
@@ -44,6 +43,8 @@ SLEEP_SECONDS = 0.04  # between turns: OpenMP workers spin on for a few millisec
 
 
 SHORT = [Case(c, m, b, 256) for c in ("lstm", "gru", "rnn") for m, b in (("infer", 32), ("train", 32), ("infer", 1))]
+SHORT += [Case("lstm", m, 32, 256, pause=ms) for m, ms in (("infer", 10), ("infer", 100), ("train", 10))]
+PAUSED_CALLS = 5  # of a turn, where each comes after a pause
 BATCHES, HIDDEN = (1, 4, 16, 32, 64, 128), (32, 64, 128, 256, 512, 1024)
 LONGEST = 12e9  # floating-point operations of a case: T is cut where it would take longer
 
@@ -88,6 +89,7 @@ def _reset_peak() -> None:
 def worker(name: str) -> None:
     """The loop of one contender: a JSON line in, a JSON line out."""
     call: Callable[[], dict[str, Array]] | None = None
+    case = SHORT[0]
     repeat = 1
     out, sys.stdout = sys.stdout, sys.stderr  # what a framework prints is no reply
     for line in sys.stdin:
@@ -108,21 +110,14 @@ def worker(name: str) -> None:
             del answers
             start = time.perf_counter()
             call()
-            repeat = max(1, int(TURN_SECONDS / max(time.perf_counter() - start, 1e-6)))
+            many = max(1, int(TURN_SECONDS / max(time.perf_counter() - start, 1e-6)))
+            repeat = PAUSED_CALLS if case.pause else many
         elif order["do"] == "run" and call is not None:
             if name == "ostinato":
                 from .. import _core
 
                 reply["peak"] = _core.fma_peak(0.02, 8 if order.get("float64") else 4)
-            marks = [time.perf_counter()]
-            for _ in range(repeat):
-                call()
-                if order.get("each"):
-                    marks.append(time.perf_counter())
-            if order.get("each"):
-                reply["seconds"] = statistics.median(b - a for a, b in itertools.pairwise(marks))
-            else:
-                reply["seconds"] = (time.perf_counter() - marks[0]) / repeat
+            reply["seconds"] = _turn(call, repeat, case.pause / 1000, bool(order.get("each")))
         elif order["do"] == "versions":
             import importlib.metadata
 
@@ -130,6 +125,23 @@ def worker(name: str) -> None:
             modules = CONTENDERS[name.partition(":")[0]][1]
             reply = {m: importlib.metadata.version(owners.get(m, [m])[0]) for m in modules}
         print(json.dumps(reply), file=out, flush=True)
+
+
+def _turn(call: Callable[[], object], repeat: int, pause: float, each: bool) -> float:
+    """Return the seconds of a call: the mean over a row of them, or the median of each and of those after a pause."""
+    if not (pause or each):
+        start = time.perf_counter()
+        for _ in range(repeat):
+            call()
+        return (time.perf_counter() - start) / repeat
+    seconds = []
+    for _ in range(repeat):
+        if pause:
+            time.sleep(pause)
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
 
 
 class Contender:
@@ -224,7 +236,7 @@ def run(
             f"{figures['machine']['cpu']}, {threads} threads, kernels {figures['machine']['kernels']['chosen']}; "
             + ", ".join(f"{k} {v}" for k, v in figures["versions"].items())
         )
-        print(f"{'case':24}{'GFLOP/s':>9}{'of peak':>9}" + "".join(f"{'x ' + n:>15}" for n in names[1:]), flush=True)
+        print(f"{'case':32}{'GFLOP/s':>9}{'of peak':>9}" + "".join(f"{'x ' + n:>15}" for n in names[1:]), flush=True)
         for case in cases:
             if time.monotonic() - begin > budget:
                 print(
@@ -236,7 +248,7 @@ def run(
             )
             figures["cases"].append(row)
             cells = "".join(f"{row['ratio'][n]:>14.2f}x" if n in row["ratio"] else f"{'-':>15}" for n in names[1:])
-            print(f"{case.name:24}{row['gflops']:>9.1f}{100 * row['of_peak']:>8.0f}%{cells}", flush=True)
+            print(f"{case.name:32}{row['gflops']:>9.1f}{100 * row['of_peak']:>8.0f}%{cells}", flush=True)
     finally:
         for c in contenders.values():
             c.close()
