@@ -191,21 +191,21 @@ struct Pool {
   bool place(int n) {
 #if defined(__linux__)
     const int cpu = sched_getcpu();
-    cpu_set_t allowed;
+    cpu_set_t others;  // than the caller's
     bool known = false;
     for (int i = 0; i < n; ++i) {
       Seat& s = *seats[i];
       const bool asleep = s.asleep.load(std::memory_order_relaxed);
-      if (asleep ? s.kept_from == cpu : s.runs_on.load(std::memory_order_relaxed) != cpu) continue;
-      const pid_t id = s.id.load(std::memory_order_relaxed);
-      if (cpu < 0 || cpu >= CPU_SETSIZE || id == 0) continue;
+      if (!asleep && s.runs_on.load(std::memory_order_relaxed) != cpu) continue;
       if (!known) {
-        if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return true;
+        if (cpu < 0 || cpu >= CPU_SETSIZE || sched_getaffinity(0, sizeof others, &others) != 0) return true;
         known = true;
-        CPU_CLR(cpu, &allowed);
-        if (CPU_COUNT(&allowed) == 0) return false;
+        CPU_CLR(cpu, &others);
+        if (CPU_COUNT(&others) == 0) return false;
       }
-      if (sched_setaffinity(id, sizeof allowed, &allowed) == 0) s.kept_from = cpu;
+      const pid_t id = s.id.load(std::memory_order_relaxed);
+      if (id == 0 || (asleep && s.kept_from == cpu)) continue;
+      if (sched_setaffinity(id, sizeof others, &others) == 0) s.kept_from = cpu;
     }
 #else
     (void)n;
