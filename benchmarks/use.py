@@ -52,6 +52,7 @@ class Row:
     cpus: int = 0  # of taskset; 0: all
     wait: str = ""  # OSTINATO_WAIT
     inside: bool = False  # between two Linear layers of a torch model
+    model: bool = False  # the main job's model: ten steps of its training
     first: bool = False  # the first call of a fresh process, with the making of the layer
     peers: tuple[str, ...] = PEERS
     calls: int = 15
@@ -88,6 +89,16 @@ def rows() -> list[Row]:
         Row("4 processes", INFER, processes=4),
         Row("taskset, one CPU", INFER, cpus=1),
         Row("first call of a process", INFER, first=True, calls=1),
+    ]
+    out += [
+        Row(
+            f"the main job's training step, H = {h}",
+            Case("lstm", "train", 32, h, 64),
+            model=True,
+            peers=("torch",),
+            calls=2,
+        )
+        for h in (320, 512)
     ]
     out += [Row(f"training step, {ms} ms of Python between", TRAIN, before=f"python {ms}") for ms in (5, 20, 50)]
     return out
@@ -187,6 +198,63 @@ def _inside_torch(name: str, case: Case, threads: int) -> Callable[[], dict[str,
     return train if case.mode == "train" else infer
 
 
+STEPS = 10  # of the main job's model in one call
+
+
+def _main_job(name: str, hidden: int, threads: int) -> Callable[[], dict[str, Any]]:
+    """Ten steps of training a model of characters: Embedding, LSTM, Linear, cross entropy, clipping, AdamW."""
+    from ostinato.tasks import text
+
+    width, classes = 64, 65
+    r = np.random.default_rng(0)
+    ids = r.integers(0, classes, (STEPS, text.BATCH, text.WINDOW + 1))
+    model = ost.nn.Sequential(
+        ost.nn.Embedding(classes, width, rng=0),
+        ost.nn.LSTM(width, hidden, rng=0),
+        ost.nn.Linear(hidden, classes, rng=0),
+    )
+    ost.set_num_threads(threads)
+    betas = (0.9, 0.99)
+    if name == "ostinato":
+        adam = ost.optim.AdamW(1e-3, betas=betas)
+        trainer = ost.Trainer(model, ost.losses.CrossEntropy(), adam, clip_norm=1.0)
+        batches = [(np.ascontiguousarray(b[:, :-1].T), np.ascontiguousarray(b[:, 1:].T)) for b in ids]
+
+        def ours() -> dict[str, Any]:
+            history = trainer.fit(batches, epochs=1, progress=False)
+            return {"loss": np.array([history.rows[-1]["loss"]])}
+
+        return ours
+    import torch
+
+    torch.set_num_threads(threads)
+    embed, core, head = (
+        torch.nn.Embedding(classes, width),
+        torch.nn.LSTM(width, hidden),
+        torch.nn.Linear(hidden, classes),
+    )
+    for k, part in enumerate((embed, core, head)):
+        own = {n[2:]: torch.from_numpy(a.copy()) for n, a in model.state_dict().items() if n.startswith(f"{k}.")}
+        part.load_state_dict(own)
+    parameters = [p for part in (embed, core, head) for p in part.parameters()]
+    adam_w = torch.optim.AdamW(parameters, 1e-3, betas=betas, weight_decay=0.01)
+    tensors = [(torch.from_numpy(b[:, :-1].T.copy()), torch.from_numpy(b[:, 1:].T.copy())) for b in ids]
+
+    def theirs() -> dict[str, Any]:
+        total = 0.0
+        for x, target in tensors:
+            logits = head(core(embed(x))[0])
+            loss = torch.nn.functional.cross_entropy(logits.reshape(-1, classes), target.reshape(-1))
+            adam_w.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            adam_w.step()
+            total += loss.item()
+        return {"loss": np.array([total / STEPS])}
+
+    return theirs
+
+
 def worker(text: str) -> None:
     """Make what the row asks for, then run it whenever a line comes, and reply with the median of its calls' seconds."""
     order = json.loads(text)
@@ -198,7 +266,9 @@ def worker(text: str) -> None:
         threads = min(threads, row.cpus)
     prepare = before(row.before)
     start = time.perf_counter()
-    if row.inside:
+    if row.model:
+        call = _main_job(name, row.case.hidden, threads)
+    elif row.inside:
         call = _inside_torch(name, row.case, threads)
     else:
         call = contenders.make(name, row.case, threads)

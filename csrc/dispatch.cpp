@@ -100,10 +100,20 @@ bool choose_kernels(const std::string& name) {
 }
 
 std::string cpu_name() {
+  std::string name = "unknown", family, model;
   std::ifstream info("/proc/cpuinfo");
-  for (std::string line; std::getline(info, line);)
-    if (line.rfind("model name", 0) == 0) return line.substr(line.find(':') + 2);
-  return "unknown";
+  for (std::string line; std::getline(info, line) && !line.empty();) {  // of the first CPU
+    const std::size_t colon = line.find(": ");
+    if (colon == std::string::npos) continue;
+    const std::string value = line.substr(colon + 2);
+    if (line.rfind("model name", 0) == 0)
+      name = value;
+    else if (line.rfind("cpu family", 0) == 0)
+      family = value;
+    else if (line.rfind("model", 0) == 0)
+      model = value;
+  }
+  return family.empty() || model.empty() ? name : name + ", family " + family + " model " + model;
 }
 
 }  // namespace ost

@@ -11,6 +11,6 @@ const std::vector<const KernelTable*>& known_kernels();  // best first, as compi
 std::vector<const KernelTable*> supported_kernels();     // those that this CPU runs
 const KernelTable* kernels();                            // the chosen one
 bool choose_kernels(const std::string& name);            // false: unknown or not supported
-std::string cpu_name();
+std::string cpu_name();  // with its family and model, where the system tells: names alone do not tell one generation from the next
 
 }  // namespace ost
