@@ -35,7 +35,7 @@ def main() -> None:
         ]
         cpu = here.parents[1] / "csrc" / "cpu"
         sources = [str(here / "ladder.cpp"), *(str(cpu / name) for name in ("pool.cpp", "openmp.cpp"))]
-        subprocess.run([compiler, *options, *FLAGS[name], *sources, "-o", str(program), "-pthread"], check=True)
+        subprocess.run([compiler, *options, *FLAGS[name], *sources, "-o", str(program), "-pthread", "-ldl"], check=True)
         raise SystemExit(subprocess.run([str(program), *sys.argv[1:]], check=False).returncode)
 
 

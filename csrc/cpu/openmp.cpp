@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
+#include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <mutex>
@@ -9,13 +11,21 @@
 #include <vector>
 
 #if defined(__linux__)
+#include <dirent.h>
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <link.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 #endif
 
 namespace ost {
+
+OpenMp& OpenMp::mine() {
+  thread_local OpenMp one;
+  return one;
+}
+OpenMp::~OpenMp() { forget(); }
 
 #if defined(__linux__)
 namespace {
@@ -27,12 +37,15 @@ struct Runtime {
   int (*thread_num)();
   int (*max_threads)();
   int (*in_parallel)();
+  std::atomic<bool> unused;  // a thread that looked had no team: no other looks again
 };
 
-std::mutex g_lock;
-std::vector<Runtime> g_runtimes;            // those that were found; only grows
-std::atomic<unsigned long long> g_seen{0};  // how many libraries had been loaded when they were looked for
-std::atomic<bool> g_off{false};             // this is a child: its parent's OpenMP threads are not here
+// Never destroyed: a daemon thread may compute while the process ends.
+constexpr int kMostRuntimes = 8;
+Runtime g_runtimes[kMostRuntimes];
+std::atomic<int> g_count{0};
+std::mutex g_lock;               // of those who add to them
+std::atomic<bool> g_off{false};  // this is a child: its parent's OpenMP threads are not here
 
 template <class F>
 bool find(void* library, const char* name, F* out) {
@@ -40,7 +53,7 @@ bool find(void* library, const char* name, F* out) {
   return *out != nullptr;
 }
 
-int add_runtime(dl_phdr_info* info, std::size_t, void* names) {
+int add_name(dl_phdr_info* info, std::size_t, void* names) {
   const char* path = info->dlpi_name;
   const char* base = path ? std::strrchr(path, '/') : nullptr;
   base = base ? base + 1 : path;
@@ -48,135 +61,170 @@ int add_runtime(dl_phdr_info* info, std::size_t, void* names) {
     if (base && std::strncmp(base, known, std::strlen(known)) == 0) static_cast<std::vector<std::string>*>(names)->push_back(path);
   return 0;
 }
-int count_loaded(dl_phdr_info* info, std::size_t, void* count) {
-  *static_cast<unsigned long long*>(count) = info->dlpi_adds;
-  return 1;
+unsigned long long loaded_libraries() {
+  unsigned long long count = 0;
+  dl_iterate_phdr([](dl_phdr_info* info, std::size_t, void* to) { return *static_cast<unsigned long long*>(to) = info->dlpi_adds, 1; },
+                  &count);
+  return count;
 }
 
 void find_runtimes() {
-  unsigned long long loaded = 0;
-  dl_iterate_phdr(count_loaded, &loaded);
-  if (loaded == g_seen.load()) return;
   std::vector<std::string> names;  // nothing is opened while the list of libraries is held
-  dl_iterate_phdr(add_runtime, &names);
+  dl_iterate_phdr(add_name, &names);
   const std::lock_guard guard(g_lock);
-  for (const std::string& name : names)
-    if (void* library = dlopen(name.c_str(), RTLD_NOW | RTLD_NOLOAD)) {
-      Runtime r{library, nullptr, nullptr, nullptr, nullptr};
-      const bool known = std::any_of(g_runtimes.begin(), g_runtimes.end(), [&](const Runtime& o) { return o.library == library; });
-      if (!known && find(library, "GOMP_parallel", &r.parallel) && find(library, "omp_get_thread_num", &r.thread_num) &&
-          find(library, "omp_get_max_threads", &r.max_threads) && find(library, "omp_in_parallel", &r.in_parallel))
-        g_runtimes.push_back(r);  // and the library stays open: its code must be there when it is called
-      else
-        dlclose(library);
+  for (const std::string& name : names) {
+    const int count = g_count.load();
+    void* library = count < kMostRuntimes ? dlopen(name.c_str(), RTLD_NOW | RTLD_NOLOAD) : nullptr;
+    if (!library) continue;
+    Runtime& r = g_runtimes[count];
+    const bool known = std::any_of(g_runtimes, g_runtimes + count, [&](const Runtime& o) { return o.library == library; });
+    if (!known && find(library, "GOMP_parallel", &r.parallel) && find(library, "omp_get_thread_num", &r.thread_num) &&
+        find(library, "omp_get_max_threads", &r.max_threads) && find(library, "omp_in_parallel", &r.in_parallel)) {
+      r.library = library;  // and it stays open: its code must be there when it is called
+      g_count.store(count + 1, std::memory_order_release);
+    } else {
+      dlclose(library);
     }
-  g_seen.store(loaded);
+  }
 }
 
-Runtime runtime(int i) {
-  const std::lock_guard guard(g_lock);
-  return g_runtimes[std::size_t(i)];
+pid_t thread_id() { return pid_t(syscall(SYS_gettid)); }
+
+// Of a thread, from a file of /proc; 0 where it cannot be read. `ours`: whether it is a worker of this library, by its name.
+char state_of(int file, bool* ours) {
+  char text[64];
+  const ssize_t n = pread(file, text, sizeof text - 1, 0);
+  if (n <= 0) return 0;
+  text[n] = 0;
+  const char* end = std::strrchr(text, ')');
+  if (ours) *ours = std::strstr(text, "(ostinato)") != nullptr;
+  return end && end[1] == ' ' ? end[2] : 0;
+}
+int open_state(pid_t id) {
+  char path[64];
+  std::snprintf(path, sizeof path, "/proc/self/task/%d/stat", int(id));
+  return open(path, O_RDONLY | O_CLOEXEC);
 }
 
-struct Job {
-  void (*fn)(void*, int);
-  void* context;
-  int (*thread_num)();
-};
+// The threads of this process. `running`: whether one that is neither this one nor ours runs.
+std::vector<pid_t> threads_now(bool* running) {
+  std::vector<pid_t> ids;
+  DIR* folder = opendir("/proc/self/task");
+  if (!folder) return ids;
+  while (const dirent* entry = readdir(folder))
+    if (const pid_t id = pid_t(std::atoi(entry->d_name)); id > 0) ids.push_back(id);
+  closedir(folder);
+  *running = false;
+  for (const pid_t id : ids) {
+    if (*running || id == thread_id()) continue;
+    const int file = open_state(id);
+    if (file < 0) continue;
+    bool ours = false;
+    *running = state_of(file, &ours) == 'R' && !ours;
+    close(file);
+  }
+  return ids;
+}
 
 }  // namespace
 
-OpenMp& OpenMp::mine() {
-  thread_local OpenMp one;
-  return one;
-}
-OpenMp::~OpenMp() { forget(); }
-
 void OpenMp::forget() {
-  for (int i = 0; i < count_; ++i) close(files_[i]);
+  for (int i = 0; i < count_ && !g_off.load(std::memory_order_relaxed); ++i) close(files_[i]);
   count_ = 0, probed_ = false, strikes_ = 0;
 }
 void OpenMp::forget_all() { g_off.store(true); }
 
-void OpenMp::suspect(bool contended, bool late) {
+bool OpenMp::suspect(bool contended, bool late) {
   strikes_ = contended ? 2 : late ? strikes_ + 1 : 0;
-  if (strikes_ >= 2 && !probed_ && !g_off.load(std::memory_order_relaxed)) probe();
+  if (strikes_ < 2 || count_ > 0 || g_off.load(std::memory_order_relaxed)) return false;
+  const double now = std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  if (now - looked_ < 0.1) return false;  // looking at all threads of a large process takes a while
+  looked_ = now;
+  try {
+    bool running = false;
+    if (probed_ && loaded_libraries() == libraries_) return false;
+    threads_now(&running);
+    return running && probe() > 1;
+  } catch (const std::exception&) { return false; }
 }
 
-// Runs an empty region on the runtime's threads of this thread, to learn which they are.
+// Runs an empty region on the team of this thread, to learn which threads it has. If it has none a runtime makes one: it is not used
+// then, nor is that runtime looked at again.
 int OpenMp::probe() {
   forget();
+  if (g_off.load(std::memory_order_relaxed)) return 1;
   probed_ = true;
+  libraries_ = loaded_libraries();
   find_runtimes();
-  for (int i = 0; i < int(g_runtimes.size()) && count_ == 0; ++i) {
-    const Runtime r = runtime(i);
-    const int threads = std::min(r.max_threads(), kMost);
-    if (threads < 2 || r.in_parallel()) continue;
+  for (int i = 0; i < g_count.load(std::memory_order_acquire) && count_ == 0; ++i) {
+    Runtime& r = g_runtimes[i];
+    const int threads = r.max_threads();
+    if (r.unused.load() || threads < 2 || r.in_parallel()) continue;
+    bool running;
+    const std::vector<pid_t> before = threads_now(&running);
     struct Found {
       int (*thread_num)();
-      pid_t ids[kMost];
+      pid_t ids[kWatched + 1];
     } found{r.thread_num, {}};
     r.parallel(
         [](void* p) {
           auto& f = *static_cast<Found*>(p);
-          f.ids[f.thread_num()] = gettid();
+          if (const int k = f.thread_num(); k <= kWatched) f.ids[k] = thread_id();
         },
         &found, unsigned(threads), 0);
-    for (int k = 1; k < threads; ++k) {
-      char path[64];
-      std::snprintf(path, sizeof path, "/proc/self/task/%d/stat", int(found.ids[k]));
-      const int file = found.ids[k] ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+    for (int k = 1; k < threads && k <= kWatched; ++k) {
+      if (found.ids[k] == 0) break;
+      if (std::find(before.begin(), before.end(), found.ids[k]) == before.end()) {
+        r.unused.store(true);
+        break;
+      }
+      const int file = open_state(found.ids[k]);
       if (file < 0) break;
       files_[count_++] = file;
     }
-    runtime_ = i;
+    runtime_ = i, threads_ = threads;
   }
-  return count_ + 1;
+  return count_ > 0 ? threads_ : 1;
 }
 
-int OpenMp::spinning(int want) {
+int OpenMp::spinning() {
   if (count_ == 0 || g_off.load(std::memory_order_relaxed)) return 1;
-  int threads = 1;
-  for (int i = 0; i < std::min(count_, want - 1); ++i) {
-    char text[64];
-    const ssize_t n = pread(files_[i], text, sizeof text - 1, 0);
-    if (n <= 0) {  // it has ended: the runtime has other threads now
-      forget();
-      return 1;
+  const Runtime& r = g_runtimes[runtime_];
+  if (r.max_threads() != threads_) return forget(), 1;
+  for (int i = 0; i < count_; ++i) {
+    errno = 0;
+    const char state = state_of(files_[i], nullptr);
+    if (state == 0) {
+      if (errno != ESRCH) count_ = 0;  // not the file that we opened: it is not ours to close
+      return forget(), 1;
     }
-    text[n] = 0;
-    const char* name_end = std::strrchr(text, ')');
-    if (!name_end || name_end[1] != ' ' || name_end[2] != 'R') break;
-    ++threads;
+    if (state != 'R') return 1;
   }
-  const Runtime r = runtime(runtime_);
-  return threads > 1 && !r.in_parallel() ? std::min(threads, r.max_threads()) : 1;
+  return r.in_parallel() ? 1 : threads_;
 }
 
-void OpenMp::run(int threads, void (*fn)(void*, int), void* context) {
-  const Runtime r = runtime(runtime_);
-  Job job{fn, context, r.thread_num};
-  r.parallel(
+void OpenMp::run(void (*fn)(void*, int), void* context) {
+  struct Job {
+    void (*fn)(void*, int);
+    void* context;
+    int (*thread_num)();
+  } job{fn, context, g_runtimes[runtime_].thread_num};
+  g_runtimes[runtime_].parallel(
       [](void* p) {
         const auto& j = *static_cast<const Job*>(p);
         j.fn(j.context, j.thread_num());
       },
-      &job, unsigned(threads), 0);
+      &job, unsigned(threads_), 0);
 }
 
 #else
 
-OpenMp& OpenMp::mine() {
-  thread_local OpenMp one;
-  return one;
-}
-OpenMp::~OpenMp() = default;
 void OpenMp::forget() {}
 void OpenMp::forget_all() {}
-void OpenMp::suspect(bool, bool) {}
+bool OpenMp::suspect(bool, bool) { return false; }
 int OpenMp::probe() { return 1; }
-int OpenMp::spinning(int) { return 1; }
-void OpenMp::run(int, void (*fn)(void*, int), void* context) { fn(context, 0); }
+int OpenMp::spinning() { return 1; }
+void OpenMp::run(void (*fn)(void*, int), void* context) { fn(context, 0); }
 
 #endif
 

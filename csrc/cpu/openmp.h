@@ -7,20 +7,20 @@ namespace ost {
 
 class OpenMp {
  public:
-  // Of the calling thread.
+  // Of the calling thread: a runtime keeps a team for each thread that has used it.
   static OpenMp& mine();
   OpenMp() = default;
   ~OpenMp();
   OpenMp(const OpenMp&) = delete;
   OpenMp& operator=(const OpenMp&) = delete;
 
-  // How many threads, the calling one included, spin and would work with it; at most `want`, 1 if none.
-  int spinning(int want);
-  // Runs fn(context, index) on so many threads, the caller being index 0.
-  void run(int threads, void (*fn)(void* context, int index), void* context);
+  // How many threads, the calling one included, spin and would work with it; 1 if none.
+  int spinning();
+  // Runs fn(context, index) on all threads of the team, the caller being index 0: a runtime that is asked for fewer ends the others.
+  void run(void (*fn)(void* context, int index), void* context);
   // What a job has shown: a worker lost its core while the team waited, or came late. The first, or the second twice in a row, is reason
-  // to look for a runtime, once for each thread that asks.
-  void suspect(bool contended, bool late);
+  // to look for a runtime. True if one was found.
+  bool suspect(bool contended, bool late);
   // Looks at once; the number of threads that were found, the calling one included.
   int probe();
   // The threads of a runtime are not there in a child.
@@ -28,10 +28,12 @@ class OpenMp {
 
  private:
   void forget();
-  static constexpr int kMost = 64;  // threads of a runtime that are looked at
-  int strikes_ = 0, count_ = 0, runtime_ = -1;
+  static constexpr int kWatched = 4;  // threads whose state is read: they all spin, or none does
+  int strikes_ = 0, count_ = 0, runtime_ = -1, threads_ = 1;
   bool probed_ = false;
-  int files_[kMost] = {};
+  double looked_ = 0;
+  unsigned long long libraries_ = 0;  // that were loaded when it was probed
+  int files_[kWatched] = {};
 };
 
 }  // namespace ost

@@ -19,6 +19,8 @@
 #include <sched.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 #if !defined(_WIN32)
 #include <pthread.h>
@@ -86,7 +88,8 @@ struct alignas(64) Seat {
 #if defined(__linux__)
   std::atomic<pid_t> id{0};
   std::atomic<int> runs_on{-1};  // the CPU, when it last began or ended a job
-  int kept_from = -1;            // the CPU that its affinity leaves out
+  cpu_set_t within{};            // those of the caller when its affinity was set last
+  int kept_from = -1;            // the one of them that it leaves out
 #endif
 };
 
@@ -108,7 +111,7 @@ struct Pool {
   void* context = nullptr;
   Crew* crew = nullptr;
   std::atomic<bool> stop{false};
-  double alone_until = 0, patience = 0;
+  double alone_until = 0, patience = 0, caller_done = 0;
   int strikes = 0, waited_in_vain = 0;
 
   // The value of a word that is no longer `old`; asleep where that takes long.
@@ -148,7 +151,8 @@ struct Pool {
 
   void work(Seat& me, int index) {
 #if defined(__linux__)
-    me.id.store(gettid());
+    pthread_setname_np(pthread_self(), "ostinato");
+    me.id.store(pid_t(syscall(SYS_gettid)));
 #endif
     for (std::uint32_t seen = 0;;) {
       await_change(me.calls, seen, double(g_spin.load(std::memory_order_relaxed)) * 1e-6, &me.asleep);
@@ -162,6 +166,7 @@ struct Pool {
 
   void start(int n) {  // at least n workers; fewer if the system refuses
     try {
+      seats.reserve(std::size_t(n));
       while (int(seats.size()) < n) {
         auto seat = std::make_unique<Seat>();
         seat->thread = std::thread([this, s = seat.get(), index = int(seats.size()) + 1] { work(*s, index); });
@@ -191,21 +196,18 @@ struct Pool {
   bool place(int n) {
 #if defined(__linux__)
     const int cpu = sched_getcpu();
-    cpu_set_t others;  // than the caller's
-    bool known = false;
+    cpu_set_t within;
+    if (cpu < 0 || cpu >= CPU_SETSIZE || sched_getaffinity(0, sizeof within, &within) != 0) return true;
+    cpu_set_t others = within;
+    CPU_CLR(cpu, &others);
+    if (CPU_COUNT(&others) == 0) return false;
     for (int i = 0; i < n; ++i) {
       Seat& s = *seats[i];
       const bool asleep = s.asleep.load(std::memory_order_relaxed);
-      if (!asleep && s.runs_on.load(std::memory_order_relaxed) != cpu) continue;
-      if (!known) {
-        if (cpu < 0 || cpu >= CPU_SETSIZE || sched_getaffinity(0, sizeof others, &others) != 0) return true;
-        known = true;
-        CPU_CLR(cpu, &others);
-        if (CPU_COUNT(&others) == 0) return false;
-      }
+      const bool apart = asleep ? s.kept_from == cpu : s.runs_on.load(std::memory_order_relaxed) != cpu;
       const pid_t id = s.id.load(std::memory_order_relaxed);
-      if (id == 0 || (asleep && s.kept_from == cpu)) continue;
-      if (sched_setaffinity(id, sizeof others, &others) == 0) s.kept_from = cpu;
+      if (id == 0 || (apart && CPU_EQUAL(&s.within, &within))) continue;
+      if (sched_setaffinity(id, sizeof others, &others) == 0) s.kept_from = cpu, s.within = within;
     }
 #else
     (void)n;
@@ -224,14 +226,14 @@ struct Pool {
   // while after two in a row that have waited for one whose core was taken away; the while doubles as long as that repeats, and is
   // halved by each call that has not waited. A worker that comes late is not waited for, and tells nothing.
   bool alone() const { return patience > 0 && now() < alone_until; }
-  bool learn(double begin, double end, double waited, int helpers) {
+  bool learn(double begin, double end, double waited, const std::vector<std::unique_ptr<Seat>>& members, int helpers) {
     static thread_local long switches = 0;  // of the caller, since the last job: what took its core between two jobs counts too
     const long now_switches = involuntary_switches();
     bool put_aside = now_switches != switches, gave_up = g_gave_up;
     switches = now_switches;
     int long_waits = g_long_waits;
     for (int i = 0; i < helpers; ++i) {
-      const Seat& s = *seats[i];
+      const Seat& s = *members[std::size_t(i)];
       if (!s.took_part) continue;
       waited = std::max(waited, s.waited), long_waits = std::max(long_waits, s.long_waits);
       put_aside |= s.put_aside, gave_up |= s.gave_up;
@@ -249,18 +251,17 @@ struct Pool {
     return contended;
   }
 
-  void run(int want, void (*job)(void*, int, Crew&), void* ctx) {
+  // False where the caller is to run alone.
+  bool run(int want, void (*job)(void*, int, Crew&), void* ctx) {
+    if (alone()) return false;
     start(want - 1);
     const int helpers = std::min(want - 1, int(seats.size()));
     const bool asleep = helpers > 0 && seats[0]->asleep.load(std::memory_order_relaxed);
     OpenMp& openmp = OpenMp::mine();
     if (asleep)
-      if (const int threads = openmp.spinning(want); 2 * threads > want) return run_as_guests(openmp, threads, job, ctx);
-    Crew nobody;
-    if (alone() || !place(helpers)) {
-      g_report = {1, "alone"};
-      return job(ctx, 0, nobody);
-    }
+      if (const int threads = std::min(want, openmp.spinning()); 2 * threads > want && make_guests(threads - 1))
+        return run_with_guests(openmp, threads - 1, job, ctx), true;
+    if (helpers == 0 || !place(helpers)) return false;
     const double begin = now();
     begin_job(begin);
     Crew team(this, &seats, helpers);
@@ -271,26 +272,42 @@ struct Pool {
     team.dismiss();
     for (std::uint32_t d; ((d = door.load(std::memory_order_acquire)) & kInside) != 0;) await_change(door, d, 1e-4, nullptr);
     const double end = now(), late = begin + std::max(1.5e-4, 0.2 * (end - begin));
-    g_report = {1, "workers"};
-    for (int i = 0; i < helpers; ++i) g_report.members += seats[std::size_t(i)]->took_part;
-    const bool contended = learn(begin, end, g_waited + (end - done), helpers);
-    if (asleep && end - begin > 2e-4) openmp.suspect(contended, !seats[0]->took_part || seats[0]->joined > late);
+    const bool contended = learn(begin, end, g_waited + (end - done), seats, helpers);
+    report("workers", seats, helpers);
+    if (asleep && end - begin > 2e-4 && openmp.suspect(contended, !seats[0]->took_part || seats[0]->joined > late))
+      patience = 0, strikes = 0;  // it was those threads; from now on they help
+    return true;
   }
-  void run_as_guests(OpenMp& openmp, int threads, void (*job)(void*, int, Crew&), void* ctx) {
-    while (int(guests.size()) < threads - 1) guests.push_back(std::make_unique<Seat>());
-    begin_job(now());
-    g_report = {threads, "openmp"};
-    Crew team(this, &guests, threads - 1);
-    open(job, ctx, team, kGuests, threads - 1);
+  bool make_guests(int n) {
+    try {
+      while (int(guests.size()) < n) guests.push_back(std::make_unique<Seat>());
+    } catch (const std::exception&) {}
+    return int(guests.size()) >= n;
+  }
+  void run_with_guests(OpenMp& openmp, int n, void (*job)(void*, int, Crew&), void* ctx) {
+    const double begin = now();
+    begin_job(begin);
+    Crew team(this, &guests, n);
+    open(job, ctx, team, kGuests, n);
     openmp.run(
-        threads,
-        [](void* self, int index) {
+        [](void* self, int index) {  // of those threads that are too many the door is closed to
           Pool& p = *static_cast<Pool*>(self);
-          if (index > 0) return p.join_in(*p.guests[std::size_t(index) - 1], index, kGuests);
+          if (index > 0) {
+            if (index <= int(p.guests.size())) p.join_in(*p.guests[std::size_t(index) - 1], index, kGuests);
+            return;
+          }
           p.fn(p.context, 0, *p.crew);
+          p.caller_done = now();
           p.crew->dismiss();
         },
         this);
+    const double end = now();
+    learn(begin, end, g_waited + (end - caller_done), guests, n);
+    report("openmp", guests, n);
+  }
+  static void report(const char* kind, const std::vector<std::unique_ptr<Seat>>& members, int n) {
+    g_report = {1, kind};
+    for (int i = 0; i < n; ++i) g_report.members += members[std::size_t(i)]->took_part;
   }
   void open(void (*job)(void*, int, Crew&), void* ctx, Crew& team, std::uint32_t kind, int helpers) {
     fn = job, context = ctx, crew = &team;
@@ -317,6 +334,7 @@ int Crew::call(double seconds) {
 // Those that are awake have only to see that there is work: 5 us are enough. One that is woken takes 20 to 100, if it comes at all:
 // where it twice did not in the time that it had, the next sixteen jobs begin without it.
 void Crew::gather(double seconds) {
+  seconds = std::min(seconds, 2e-4);
   int& vain = pool_->waited_in_vain;
   if (vain >= 2) {
     seconds = 0;
@@ -343,7 +361,7 @@ void Crew::gather(double seconds) {
         return;
       }
     }
-    relax();
+    give_way(looks);
   }
 }
 
@@ -475,20 +493,17 @@ int find_openmp() { return OpenMp::mine().probe(); }
 TeamReport last_team() { return g_report; }
 
 void run_team(int want, void (*fn)(void*, int, Crew&), void* context) {
-  const unsigned mode = flush_denormals_on();
+  struct Mode {
+    unsigned before = flush_denormals_on();
+    ~Mode() { flush_denormals_restore(before); }
+  } mode;
   if (want > 1) {
     Pool& p = pool();
-    if (p.busy.try_lock()) {
-      p.run(want, fn, context);
-      p.busy.unlock();
-      flush_denormals_restore(mode);
-      return;
-    }
+    if (std::unique_lock guard(p.busy, std::try_to_lock); guard.owns_lock() && p.run(want, fn, context)) return;
+    g_report = {1, "alone"};
   }
   Crew nobody;
-  if (want > 1) g_report = {1, "alone"};
   fn(context, 0, nobody);
-  flush_denormals_restore(mode);
 }
 
 void barrier_wait(Barrier* b, int count) {

@@ -83,10 +83,11 @@ inline Plan make_plan(const Group& g) {
   return best;
 }
 
-// Pieces of n, each taken by whichever thread comes first.
+// Pieces of n, of `most` or as many fewer as give each thread one, each taken by whichever thread comes first.
 class Share {
  public:
-  bool next(Index n, Index piece, Range* out) {
+  bool next(Index n, Index most, Range* out) {
+    const Index piece = smaller(most, larger<Index>(1, ceil_div(n, thread_count())));
     const Index begin = __atomic_fetch_add(&taken_, piece, __ATOMIC_RELAXED);
     *out = {begin, smaller(n, begin + piece)};
     return begin < n;

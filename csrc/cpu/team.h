@@ -97,7 +97,7 @@ class Team {
         lanes_[i * plan.parts + part] = {2 * blocks.begin, i, part, chained_ && i > 0 ? (i - 1) * plan.parts + part : -1, blocks.end};
       }
     }
-    for (set_ = 0; set_ < sets_; ++set_) {
+    for (set_ = 0; set_ < sets_ && !stop_; ++set_) {
       lanes_of_set_.set(lanes_ + set_ * plan.parts, (count_ / sets_) * plan.parts);
       run_team(plan.threads, [](void* self, int index, Crew& crew) { static_cast<Team*>(self)->work(index, crew); }, this);
     }
@@ -138,6 +138,7 @@ class Team {
       if (last && !__atomic_load_n(&stop_, __ATOMIC_RELAXED)) finish(0, crew.call());
       return;
     }
+    if (schedule_.plan.spread != Spread::kUnits && !last) return;
     for (int rank, count; crew.await(index, &rank, &count);)
       if (finishing_)
         finish(rank, count);

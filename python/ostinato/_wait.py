@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 
 from . import _check, _core
@@ -33,7 +32,7 @@ def set_wait(policy: str = "default", *, ms: float | None = None) -> None:
     wanted = MILLISECONDS[policy] if ms is None else ms
     if isinstance(wanted, bool) or not isinstance(wanted, (int, float)):
         raise TypeError(f"ms: expected a number from 0 to 10000, got {wanted!r}")
-    if not (math.isfinite(wanted) and 0 <= wanted <= 10000):
+    if not 0 <= wanted <= 10000:
         raise ValueError(f"ms: expected a number from 0 to 10000, got {wanted!r}")
     if policy == "passive" and wanted:
         raise ValueError(f"ms: expected none beside 'passive', which never looks, got {wanted!r}")
