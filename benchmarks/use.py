@@ -46,11 +46,10 @@ class Row:
     name: str
     case: Case
     pause: float = 0.0  # seconds of sleep before each call
-    before: str = ""  # what runs right before each call: a key of BEFORE
+    before: str = ""  # what runs right before each call: see before()
     beside: str = ""  # "thread": another Python thread computes
     processes: int = 1  # that make the same calls at the same time
     cpus: int = 0  # of taskset; 0: all
-    wait: str = ""  # OSTINATO_WAIT
     inside: bool = False  # between two Linear layers of a torch model
     model: bool = False  # the main job's model: ten steps of its training
     first: bool = False  # the first call of a fresh process, with the making of the layer
@@ -107,7 +106,7 @@ def rows() -> list[Row]:
 # -- in a contender's process ---------------------------------------------------------------------
 
 
-def _product() -> Callable[[], None]:
+def _product() -> Callable[[], object]:
     a = np.random.default_rng(0).standard_normal((768, 768), dtype=np.float32)
 
     def run() -> None:
@@ -116,7 +115,7 @@ def _product() -> Callable[[], None]:
     return run
 
 
-def _torch_linear() -> Callable[[], None]:
+def _torch_linear() -> Callable[[], object]:
     import torch
 
     layer, x = torch.nn.Linear(1024, 1024), torch.randn(256, 1024)
@@ -128,12 +127,12 @@ def _torch_linear() -> Callable[[], None]:
     return run
 
 
-def _onnx_call() -> Callable[[], None]:
+def _onnx_call() -> Callable[[], object]:
     case = Case("gru", "infer", 32, 256, 10)
-    return contenders.make("onnxruntime", case, ost.get_num_threads())  # type: ignore[return-value]
+    return contenders.make("onnxruntime", case, ost.get_num_threads())
 
 
-def _python(ms: int) -> Callable[[], None]:
+def _python(ms: int) -> Callable[[], object]:
     def run() -> None:
         until = time.perf_counter() + ms / 1000
         while time.perf_counter() < until:
@@ -142,7 +141,7 @@ def _python(ms: int) -> Callable[[], None]:
     return run
 
 
-def before(name: str) -> Callable[[], None] | None:
+def before(name: str) -> Callable[[], object] | None:
     """What runs right before each call."""
     if name.startswith("python "):
         return _python(int(name.split()[1]))
@@ -307,13 +306,11 @@ class Process:
 
     def __init__(self, row: Row, name: str, threads: int, answers: Path) -> None:
         order = {"row": asdict(row), "name": name, "threads": threads, "answers": str(answers)}
-        env = {**os.environ, "OSTINATO_WAIT": row.wait} if row.wait else None
         self.process = subprocess.Popen(
             [sys.executable, __file__, "--worker", json.dumps(order)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=env,
         )
         self.first: float = self._reply()["first"]
 

@@ -26,15 +26,19 @@ def layer_and_input() -> tuple[Any, Any]:
     return ost.nn.LSTM(64, 128, rng=0), x
 
 
-def python(code: str, **env: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
+def run(code: str, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *arguments],
         capture_output=True,
         text=True,
         timeout=120,
         env={**os.environ, **env},
         check=False,
     )
+
+
+def python(code: str, *arguments: str, **env: str) -> str:
+    done = run(code, *arguments, **env)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -108,13 +112,7 @@ def test_the_environment_says_how_to_wait() -> None:
     assert python(show, OSTINATO_WAIT="active,20") == "active 20.0"
     assert python(show, OSTINATO_WAIT="passive") == "passive 0.0"
     for text in ("busy", "active,", "active,x", "passive,5"):
-        done = subprocess.run(
-            [sys.executable, "-c", show],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "OSTINATO_WAIT": text},
-            check=False,
-        )
+        done = run(show, OSTINATO_WAIT=text)
         assert (
             f"OSTINATO_WAIT: expected 'default', 'active' or 'passive', perhaps with milliseconds as in 'active,20', got '{text}'"
             in done.stderr
@@ -131,7 +129,6 @@ def test_workers_are_kept_from_the_callers_cpu() -> None:
         allowed = os.sched_getaffinity(0)
         ost.set_num_threads(2)
         layer, x = ost.nn.LSTM(64, 128, rng=0), np.ones((40, 32, 64), np.float32)
-        main = os.getpid()
         before = {int(t) for t in os.listdir("/proc/self/task")}
         for _ in range(4):
             layer(x)
@@ -257,14 +254,7 @@ def test_a_team_of_openmp_threads_has_the_same_bits() -> None:
     print("fine")
     """
     )
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), gomp()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "OMP_WAIT_POLICY": "active"},
-        check=False,
-    )
+    done = run(code, gomp(), OMP_WAIT_POLICY="active")
     assert done.stdout == "fine\n", done.stderr
 
 
@@ -274,7 +264,6 @@ def test_openmp_threads_that_sleep_are_left_alone() -> None:
         OPENMP
         + """
     assert _core.find_openmp() == 1, "there is no team yet: it is not ours to make"
-    parallel = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: None)
     assert _core.find_openmp() == 1, "and the runtime is not looked at again"
     for _ in range(5):
         time.sleep(0.02)
@@ -283,14 +272,7 @@ def test_openmp_threads_that_sleep_are_left_alone() -> None:
     print("fine")
     """
     )
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), gomp()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"},
-        check=False,
-    )
+    done = run(code, gomp(), OMP_WAIT_POLICY="passive", GOMP_SPINCOUNT="0")
     assert done.stdout == "fine\n", done.stderr
 
 

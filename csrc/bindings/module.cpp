@@ -109,7 +109,7 @@ PYBIND11_MODULE(_core, m) {
   m.def(
       "set_num_threads",
       [](Index n) {
-        if (n < 1 || n > 1024) fail("n", "a whole number from 1 to 1024", std::to_string(n));
+        if (n < 1 || n > kMostThreads) fail("n", "a whole number from 1 to 1024", std::to_string(n));
         set_thread_count(int(n));
       },
       py::arg("n"));

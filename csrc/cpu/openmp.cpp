@@ -106,24 +106,27 @@ int open_state(pid_t id) {
   return open(path, O_RDONLY | O_CLOEXEC);
 }
 
-// The threads of this process. `running`: whether one that is neither this one nor ours runs.
-std::vector<pid_t> threads_now(bool* running) {
+std::vector<pid_t> threads_now() {
   std::vector<pid_t> ids;
   DIR* folder = opendir("/proc/self/task");
   if (!folder) return ids;
   while (const dirent* entry = readdir(folder))
     if (const pid_t id = pid_t(std::atoi(entry->d_name)); id > 0) ids.push_back(id);
   closedir(folder);
-  *running = false;
-  for (const pid_t id : ids) {
-    if (*running || id == thread_id()) continue;
-    const int file = open_state(id);
+  return ids;
+}
+
+// Whether a thread runs that is neither this one nor ours.
+bool another_runs() {
+  for (const pid_t id : threads_now()) {
+    const int file = id == thread_id() ? -1 : open_state(id);
     if (file < 0) continue;
     bool ours = false;
-    *running = state_of(file, &ours) == 'R' && !ours;
+    const bool running = state_of(file, &ours) == 'R' && !ours;
     close(file);
+    if (running) return true;
   }
-  return ids;
+  return false;
 }
 
 }  // namespace
@@ -141,10 +144,8 @@ bool OpenMp::suspect(bool contended, bool late) {
   if (now - looked_ < 0.1) return false;  // looking at all threads of a large process takes a while
   looked_ = now;
   try {
-    bool running = false;
     if (probed_ && loaded_libraries() == libraries_) return false;
-    threads_now(&running);
-    return running && probe() > 1;
+    return another_runs() && probe() > 1;
   } catch (const std::exception&) { return false; }
 }
 
@@ -160,8 +161,7 @@ int OpenMp::probe() {
     Runtime& r = g_runtimes[i];
     const int threads = r.max_threads();
     if (r.unused.load() || threads < 2 || r.in_parallel()) continue;
-    bool running;
-    const std::vector<pid_t> before = threads_now(&running);
+    const std::vector<pid_t> before = threads_now();
     struct Found {
       int (*thread_num)();
       pid_t ids[kWatched + 1];

@@ -60,6 +60,11 @@ long involuntary_switches() {
 #endif
 }
 
+struct FlushDenormals {  // for as long as it lives
+  unsigned before = flush_denormals_on();
+  ~FlushDenormals() { flush_denormals_restore(before); }
+};
+
 thread_local double g_waited = 0;     // seconds of this job at barriers, beyond the first 50 us of each
 thread_local int g_long_waits = 0;    // how many of them
 thread_local double g_begin = 0;      // of this job
@@ -139,9 +144,10 @@ struct Pool {
     me.taken = me.turn.load(std::memory_order_relaxed);
     me.here.store(true, std::memory_order_release);
     const long switches = involuntary_switches();
-    const unsigned mode = flush_denormals_on();
-    fn(context, index, *crew);
-    flush_denormals_restore(mode);
+    {
+      const FlushDenormals mode;
+      fn(context, index, *crew);
+    }
     me.put_aside = involuntary_switches() != switches;
     me.waited = g_waited, me.long_waits = g_long_waits, me.gave_up = g_gave_up;
     me.here.store(false, std::memory_order_relaxed);
@@ -493,10 +499,7 @@ int find_openmp() { return OpenMp::mine().probe(); }
 TeamReport last_team() { return g_report; }
 
 void run_team(int want, void (*fn)(void*, int, Crew&), void* context) {
-  struct Mode {
-    unsigned before = flush_denormals_on();
-    ~Mode() { flush_denormals_restore(before); }
-  } mode;
+  const FlushDenormals mode;
   if (want > 1) {
     Pool& p = pool();
     if (std::unique_lock guard(p.busy, std::try_to_lock); guard.owns_lock() && p.run(want, fn, context)) return;
