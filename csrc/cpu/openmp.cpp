@@ -137,16 +137,21 @@ void OpenMp::forget() {
 }
 void OpenMp::forget_all() { g_off.store(true); }
 
-bool OpenMp::suspect(bool contended, bool late) {
-  strikes_ = contended ? 2 : late ? strikes_ + 1 : 0;
-  if (strikes_ < 2 || count_ > 0 || g_off.load(std::memory_order_relaxed)) return false;
+void OpenMp::suspect(bool put_aside, bool woken, bool late) {
+  if (put_aside)
+    strikes_ = 2;
+  else if (woken)
+    strikes_ = late ? strikes_ + 1 : 0;
+}
+
+void OpenMp::look() {
   const double now = std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-  if (now - looked_ < 0.1) return false;  // looking at all threads of a large process takes a while
+  if (now - looked_ < 0.1) return;  // looking at all threads of a large process takes a while
   looked_ = now;
   try {
-    if (probed_ && loaded_libraries() == libraries_) return false;
-    return another_runs() && probe() > 1;
-  } catch (const std::exception&) { return false; }
+    if (probed_ && loaded_libraries() == libraries_) return;
+    if (another_runs()) probe();
+  } catch (const std::exception&) {}
 }
 
 // Runs an empty region on the team of this thread, to learn which threads it has. If it has none a runtime makes one: it is not used
@@ -188,7 +193,9 @@ int OpenMp::probe() {
 }
 
 int OpenMp::spinning() {
-  if (count_ == 0 || g_off.load(std::memory_order_relaxed)) return 1;
+  if (g_off.load(std::memory_order_relaxed)) return 1;
+  if (count_ == 0 && strikes_ >= 2) look();
+  if (count_ == 0) return 1;
   const Runtime& r = g_runtimes[runtime_];
   if (r.max_threads() != threads_) return forget(), 1;
   for (int i = 0; i < count_; ++i) {
@@ -221,7 +228,8 @@ void OpenMp::run(void (*fn)(void*, int), void* context) {
 
 void OpenMp::forget() {}
 void OpenMp::forget_all() {}
-bool OpenMp::suspect(bool, bool) { return false; }
+void OpenMp::suspect(bool, bool, bool) {}
+void OpenMp::look() {}
 int OpenMp::probe() { return 1; }
 int OpenMp::spinning() { return 1; }
 void OpenMp::run(void (*fn)(void*, int), void* context) { fn(context, 0); }

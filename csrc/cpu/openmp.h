@@ -18,15 +18,16 @@ class OpenMp {
   int spinning();
   // Runs fn(context, index) on all threads of the team, the caller being index 0: a runtime that is asked for fewer ends the others.
   void run(void (*fn)(void* context, int index), void* context);
-  // What a job has shown: a worker lost its core while the team waited, or came late. The first, or the second twice in a row, is reason
-  // to look for a runtime. True if one was found.
-  bool suspect(bool contended, bool late);
+  // What a job has shown: a worker lost its core, or was woken and came late. The first, or the second twice in a
+  // row, is reason to look for a runtime where the next job begins: where this one ends its threads may have gone to sleep.
+  void suspect(bool put_aside, bool woken, bool late);
   // Looks at once; the number of threads that were found, the calling one included.
   int probe();
   // The threads of a runtime are not there in a child.
   static void forget_all();
 
  private:
+  void look();
   void forget();
   static constexpr int kWatched = 4;  // threads whose state is read: they all spin, or none does
   int strikes_ = 0, count_ = 0, runtime_ = -1, threads_ = 1;

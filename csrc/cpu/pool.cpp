@@ -232,7 +232,7 @@ struct Pool {
   // while after two in a row that have waited for one whose core was taken away; the while doubles as long as that repeats, and is
   // halved by each call that has not waited. A worker that comes late is not waited for, and tells nothing.
   bool alone() const { return patience > 0 && now() < alone_until; }
-  bool learn(double begin, double end, double waited, const std::vector<std::unique_ptr<Seat>>& members, int helpers) {
+  void learn(double begin, double end, double waited, const std::vector<std::unique_ptr<Seat>>& members, int helpers) {
     static thread_local long switches = 0;  // of the caller, since the last job: what took its core between two jobs counts too
     const long now_switches = involuntary_switches();
     bool put_aside = now_switches != switches, gave_up = g_gave_up;
@@ -247,14 +247,13 @@ struct Pool {
     const double fifth = std::max(1e-4, 0.2 * (end - begin));
     const bool contended = gave_up || (waited > fifth && (put_aside || long_waits > kMostLongWaits));
     if (contended) {
-      if (patience == 0 && ++strikes < 2) return true;
+      if (patience == 0 && ++strikes < 2) return;
       strikes = 0;
       patience = std::min(0.64, std::max(0.01, 2 * patience));
       alone_until = end + patience;
     } else if (end - begin > 1e-4) {
       patience = patience > 0.02 ? patience / 2 : 0, strikes = 0;  // a single good call may have been luck
     }
-    return contended;
   }
 
   // False where the caller is to run alone.
@@ -278,10 +277,10 @@ struct Pool {
     team.dismiss();
     for (std::uint32_t d; ((d = door.load(std::memory_order_acquire)) & kInside) != 0;) await_change(door, d, 1e-4, nullptr);
     const double end = now(), late = begin + std::max(1.5e-4, 0.2 * (end - begin));
-    const bool contended = learn(begin, end, g_waited + (end - done), seats, helpers);
+    learn(begin, end, g_waited + (end - done), seats, helpers);
     report("workers", seats, helpers);
-    if (asleep && end - begin > 2e-4 && openmp.suspect(contended, !seats[0]->took_part || seats[0]->joined > late))
-      patience = 0, strikes = 0;  // it was those threads; from now on they help
+    const bool put_aside = std::any_of(seats.begin(), seats.begin() + helpers, [](const auto& s) { return s->took_part && s->put_aside; });
+    if (end - begin > 2e-4) openmp.suspect(put_aside, asleep, !seats[0]->took_part || seats[0]->joined > late);
     return true;
   }
   bool make_guests(int n) {
