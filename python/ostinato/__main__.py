@@ -33,7 +33,10 @@ EXTRAS = {
 
 def info() -> dict[str, Any]:
     """Version, CPU, kernel sets, threads, and the packages of each extra: found or not."""
-    extras = {e: {m: importlib.util.find_spec(m) is not None for m in modules} for e, modules in EXTRAS.items()}
+    extras = {
+        e: {m: importlib.util.find_spec(m) is not None for m in modules}
+        for e, modules in EXTRAS.items()
+    }
     return {
         "ostinato": ost.__version__,
         "python": platform.python_version(),
@@ -59,13 +62,22 @@ def _info(args: argparse.Namespace) -> dict[str, Any]:
         print(f"kernels     {kernels['chosen']} chosen; this CPU runs {runs}; compiled: {known}")
         print(f"threads     {figures['threads']}")
         for device in figures["cuda"]["devices"]:
-            name, sms, gigabytes = device["name"], device["multiprocessors"], device["memory_bytes"] / 1e9
-            print(f"cuda        {name}, {sms} multiprocessors, {gigabytes:.0f} GB; driver {device['driver']}")
+            name, sms, gigabytes = (
+                device["name"],
+                device["multiprocessors"],
+                device["memory_bytes"] / 1e9,
+            )
+            print(
+                f"cuda        {name}, {sms} multiprocessors, {gigabytes:.0f} GB; driver {device['driver']}"
+            )
         if figures["cuda"]["why_not"]:
             print(f"cuda        none: {figures['cuda']['why_not']}")
         for extra, packages in figures["extras"].items():
             missing = [m for m, there in packages.items() if not there]
-            print(f"[{extra}]".ljust(12) + (f"missing: {', '.join(missing)}" if missing else "all installed"))
+            print(
+                f"[{extra}]".ljust(12)
+                + (f"missing: {', '.join(missing)}" if missing else "all installed")
+            )
     return figures
 
 
@@ -85,9 +97,16 @@ def _train_text(args: argparse.Namespace) -> dict[str, Any]:
     )
     _check_room(args.cell, text.EMBEDDING, args.hidden, args.layers)
     with models.prepare_folder(args.save, resume=args.resume, overwrite=args.overwrite):
-        source = corpora.read(args.file, args.corpus)  # after the folder was looked at: this can take a minute
+        source = corpora.read(
+            args.file, args.corpus
+        )  # after the folder was looked at: this can take a minute
         _, figures = text.train_text(
-            source, source.name, options, save=args.save, resume=args.resume, overwrite=args.overwrite
+            source,
+            source.name,
+            options,
+            save=args.save,
+            resume=args.resume,
+            overwrite=args.overwrite,
         )
     print(
         f"{figures['valid_bits_per_char']:.3f} bits per held-out character after {figures['steps']} steps in {figures['seconds']:.0f} s; "
@@ -141,7 +160,9 @@ def _generate(args: argparse.Namespace) -> None:
     model = CharModel.load(args.dir)
     if args.precision:
         model.set_precision(args.precision)
-    characters = model.stream(args.prompt, args.length, temperature=args.temperature, seed=args.seed)
+    characters = model.stream(
+        args.prompt, args.length, temperature=args.temperature, seed=args.seed
+    )
     _write(visible(args.prompt, sys.stdout))
     for c in characters:
         _write(visible(c, sys.stdout))
@@ -170,28 +191,40 @@ def _explained_layers(args: argparse.Namespace) -> list[Any]:
     cells: dict[str, Any] = {"lstm": ost.nn.LSTM, "gru": ost.nn.GRU, "rnn": ost.nn.RNN}
     if args.cell not in cells:
         if not Path(args.cell).is_dir():
-            raise ValueError(f"CELL: expected lstm, gru, rnn or a folder with a model for text, got {args.cell!r}")
+            raise ValueError(
+                f"CELL: expected lstm, gru, rnn or a folder with a model for text, got {args.cell!r}"
+            )
         given = [n for n, default in LAYER_OPTIONS.items() if getattr(args, n) != default]
         if given:
             option = "--" + given[0].replace("_", "-")
-            raise ValueError(f"{option}: expected none for a model in a folder, which has its own, got one")
+            raise ValueError(
+                f"{option}: expected none for a model in a folder, which has its own, got one"
+            )
         from .tasks.text import CharModel
 
         model = CharModel.load(args.cell)
-        model.set_precision(model.options.precision if model.options.precision != "float16" else "float32")
+        model.set_precision(
+            model.options.precision if model.options.precision != "float16" else "float32"
+        )
         return [m for m in model.model.layers if isinstance(m, ost.nn.Recurrent)]
     own = {"lstm": "peephole", "gru": "reset_before", "rnn": "nonlinearity"}
     for cell, name in own.items():
         if cell != args.cell and getattr(args, name) != LAYER_OPTIONS[name]:
-            raise ValueError(f"--{name.replace('_', '-')}: expected {cell} with it, got {args.cell}")
+            raise ValueError(
+                f"--{name.replace('_', '-')}: expected {cell} with it, got {args.cell}"
+            )
     if args.dropout and args.layers == 1:
-        raise ValueError(f"--dropout: expected --layers of at least 2, between which it acts, got {args.dropout}")
+        raise ValueError(
+            f"--dropout: expected --layers of at least 2, between which it acts, got {args.dropout}"
+        )
     special: dict[str, Any] = {
         "lstm": {"peephole": args.peephole},
         "gru": {"reset_after": not args.reset_before},
         "rnn": {"nonlinearity": args.nonlinearity or "tanh"},
     }[args.cell]
-    _check_room(args.cell, args.input or args.hidden, args.hidden, args.layers * (1 + args.bidirectional))
+    _check_room(
+        args.cell, args.input or args.hidden, args.hidden, args.layers * (1 + args.bidirectional)
+    )
     layer = cells[args.cell](
         args.input or args.hidden,
         args.hidden,
@@ -264,9 +297,13 @@ def _whole(minimum: int, most: int = 2**31 - 1) -> Callable[[str], int]:
         except ValueError:
             value = None
         if value is None or value < minimum:
-            raise argparse.ArgumentTypeError(f"expected a whole number of at least {minimum}, got {text[:40]}")
+            raise argparse.ArgumentTypeError(
+                f"expected a whole number of at least {minimum}, got {text[:40]}"
+            )
         if value > most:
-            raise argparse.ArgumentTypeError(f"expected a whole number of at most {most}, got {text[:40]}")
+            raise argparse.ArgumentTypeError(
+                f"expected a whole number of at most {most}, got {text[:40]}"
+            )
         return value
 
     return convert
@@ -301,7 +338,12 @@ class _Formatter(argparse.HelpFormatter):
         text = action.help or ""
         told = "%(default)" in text or "default:" in text
         default = action.default
-        silent = default is None or default is False or default in ("", argparse.SUPPRESS) or not action.option_strings
+        silent = (
+            default is None
+            or default is False
+            or default in ("", argparse.SUPPRESS)
+            or not action.option_strings
+        )
         return text if told or silent else f"{text} (default: %(default)s)"
 
 
@@ -330,21 +372,56 @@ READING = (
 def _series_parser(c: argparse.ArgumentParser) -> None:
     """Add the options of ``train series``: of the table, of the model, of what is kept."""
     c.add_argument("file", metavar="FILE", help="CSV or Parquet")
-    t = c.add_argument_group("the table (what is not given is found, or asked for where it can be read in two ways)")
-    t.add_argument("--time", metavar="NAME", help="the time column; '' for none: the order of the rows counts")
-    t.add_argument("--column", metavar="NAME", action="append", help="what to forecast; several times for several")
-    t.add_argument("--series", metavar="NAME", help="the column that tells series apart that lie one below the other")
-    t.add_argument("--known", metavar="NAME", action="append", help="an input that is known ahead; several times")
-    t.add_argument("--observed", metavar="NAME", action="append", help="an input that is not; several times")
-    t.add_argument("--header", action=argparse.BooleanOptionalAction, help="whether the first row has names")
+    t = c.add_argument_group(
+        "the table (what is not given is found, or asked for where it can be read in two ways)"
+    )
+    t.add_argument(
+        "--time", metavar="NAME", help="the time column; '' for none: the order of the rows counts"
+    )
+    t.add_argument(
+        "--column",
+        metavar="NAME",
+        action="append",
+        help="what to forecast; several times for several",
+    )
+    t.add_argument(
+        "--series",
+        metavar="NAME",
+        help="the column that tells series apart that lie one below the other",
+    )
+    t.add_argument(
+        "--known",
+        metavar="NAME",
+        action="append",
+        help="an input that is known ahead; several times",
+    )
+    t.add_argument(
+        "--observed", metavar="NAME", action="append", help="an input that is not; several times"
+    )
+    t.add_argument(
+        "--header", action=argparse.BooleanOptionalAction, help="whether the first row has names"
+    )
     t.add_argument("--delimiter", metavar="C", help="between cells")
     t.add_argument("--decimal", metavar="C", help="the decimal mark, . or ,")
     t.add_argument("--thousands", metavar="C", help="between thousands")
-    t.add_argument("--null", metavar="TEXT", action="append", help="a missing value, beside NA, NaN, null, - and such")
+    t.add_argument(
+        "--null",
+        metavar="TEXT",
+        action="append",
+        help="a missing value, beside NA, NaN, null, - and such",
+    )
     t.add_argument("--encoding", metavar="NAME", help="of the text, such as latin-1")
-    t.add_argument("--time-format", metavar="FORMAT", help="such as %%d.%%m.%%y, or year, number, s, ms, us, ns")
-    t.add_argument("--timezone", metavar="NAME", help="of clocks written without one, such as Europe/Berlin")
-    t.add_argument("--step", metavar="STEP", help="gather rows to steps, such as 15min, day, week or month")
+    t.add_argument(
+        "--time-format",
+        metavar="FORMAT",
+        help="such as %%d.%%m.%%y, or year, number, s, ms, us, ns",
+    )
+    t.add_argument(
+        "--timezone", metavar="NAME", help="of clocks written without one, such as Europe/Berlin"
+    )
+    t.add_argument(
+        "--step", metavar="STEP", help="gather rows to steps, such as 15min, day, week or month"
+    )
     t.add_argument(
         "--duplicates",
         choices=("error", "first", "last", "mean", "sum"),
@@ -364,32 +441,54 @@ def _series_parser(c: argparse.ArgumentParser) -> None:
         help="the largest share that is filled (default: %(default)s)",
     )
     m = c.add_argument_group("the model")
-    m.add_argument("--horizon", type=COUNT, help="rows to forecast (default: adapts to the season and the rows)")
+    m.add_argument(
+        "--horizon",
+        type=COUNT,
+        help="rows to forecast (default: adapts to the season and the rows)",
+    )
     m.add_argument("--season", type=COUNT, help="rows of a season, 1 for none (default: found)")
-    m.add_argument("--hidden", type=SIZE, default=24, help="units of a network (default: %(default)s)")
+    m.add_argument(
+        "--hidden", type=SIZE, default=24, help="units of a network (default: %(default)s)"
+    )
     m.add_argument("--layers", type=SIZE, default=1, help="(default: %(default)s)")
-    m.add_argument("--cell", choices=("lstm", "gru", "rnn"), default="gru", help="(default: %(default)s)")
-    m.add_argument("--members", type=COUNT, default=6, help="networks of the ensemble (default: %(default)s)")
+    m.add_argument(
+        "--cell", choices=("lstm", "gru", "rnn"), default="gru", help="(default: %(default)s)"
+    )
+    m.add_argument(
+        "--members", type=COUNT, default=6, help="networks of the ensemble (default: %(default)s)"
+    )
     m.add_argument("--epochs", type=COUNT, default=25, help="(default: %(default)s)")
-    m.add_argument("--lr", "--rate", type=RATE, default=5e-3, help="peak learning rate (default: %(default)s)")
+    m.add_argument(
+        "--lr", "--rate", type=RATE, default=5e-3, help="peak learning rate (default: %(default)s)"
+    )
     m.add_argument("--seed", type=SEED, default=0, help="(default: %(default)s)")
     c.add_argument("--save", metavar="DIR", help="keep the model here")
     c.add_argument("--plot", metavar="FILE.png", help="a picture of the forecasts")
-    c.add_argument("--overwrite", action="store_true", help="replace a model and a picture that are there")
-    c.add_argument("--json", action="store_true", help="one JSON object on standard output, all else on standard error")
+    c.add_argument(
+        "--overwrite", action="store_true", help="replace a model and a picture that are there"
+    )
+    c.add_argument(
+        "--json",
+        action="store_true",
+        help="one JSON object on standard output, all else on standard error",
+    )
     c.set_defaults(run=_train_series)
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = _Parser(prog="python -m ostinato", description=ost.__doc__.splitlines()[0] if ost.__doc__ else None)
+    p = _Parser(
+        prog="python -m ostinato", description=ost.__doc__.splitlines()[0] if ost.__doc__ else None
+    )
     commands = p.add_subparsers(dest="command", required=True)
 
     c = commands.add_parser("info", help="version, CPU, kernel sets, threads, optional packages")
     c.add_argument("--json", action="store_true", help="one JSON object")
     c.set_defaults(run=_info)
 
-    train = commands.add_parser("train", help="train a model on real data").add_subparsers(dest="task", required=True)
+    train = commands.add_parser("train", help="train a model on real data").add_subparsers(
+        dest="task", required=True
+    )
     c = train.add_parser("text", help="a character language model")
     c.add_argument(
         "file",
@@ -405,10 +504,16 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--steps", type=COUNT, default=4000, help="updates of the parameters")
     c.add_argument("--hidden", type=SIZE, default=320, help="units of each recurrent layer")
     c.add_argument("--layers", type=SIZE, default=1, help="recurrent layers")
-    c.add_argument("--cell", choices=("lstm", "gru", "rnn"), default="lstm", help="kind of recurrent layer")
+    c.add_argument(
+        "--cell", choices=("lstm", "gru", "rnn"), default="lstm", help="kind of recurrent layer"
+    )
     c.add_argument("--rate", type=RATE, default=5e-3, help="peak learning rate")
-    c.add_argument("--dropout", type=FRACTION, default=0.0, help="between layers and before the last")
-    c.add_argument("--seed", type=SEED, default=0, help="of the initial parameters, of dropout and of samples")
+    c.add_argument(
+        "--dropout", type=FRACTION, default=0.0, help="between layers and before the last"
+    )
+    c.add_argument(
+        "--seed", type=SEED, default=0, help="of the initial parameters, of dropout and of samples"
+    )
     c.add_argument(
         "--precision",
         choices=("float32", "bfloat16", *(("float16",) if ost.cuda.is_available() else ())),
@@ -422,8 +527,16 @@ def parser() -> argparse.ArgumentParser:
         help="keep the model, a checkpoint and a log here; losses in log.csv are in nats, which are 1.443 bits",
     )
     c.add_argument("--resume", action="store_true", help="go on from the checkpoint in DIR")
-    c.add_argument("--overwrite", action="store_true", help="replace a model, checkpoint and log that are in DIR")
-    c.add_argument("--json", action="store_true", help="JSON alone on standard output, progress on standard error")
+    c.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace a model, checkpoint and log that are in DIR",
+    )
+    c.add_argument(
+        "--json",
+        action="store_true",
+        help="JSON alone on standard output, progress on standard error",
+    )
     c.set_defaults(run=_train_text)
 
     _series_parser(train.add_parser("series", help="forecasts of a time series"))
@@ -432,34 +545,53 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("dir", metavar="DIR", help="what train text --save has written")
     c.add_argument("--prompt", default="", help="text to go on from (default: none)")
     c.add_argument("--length", type=_whole(0, 2**63 - 1), default=500, help="characters to write")
-    c.add_argument("--temperature", type=NOT_NEGATIVE, default=0.8, help="0: always the likeliest character")
+    c.add_argument(
+        "--temperature", type=NOT_NEGATIVE, default=0.8, help="0: always the likeliest character"
+    )
     c.add_argument("--seed", type=SEED, help="default: another text every time")
-    c.add_argument("--precision", choices=("float32", "bfloat16", "int8"), help="default: that of the training")
+    c.add_argument(
+        "--precision", choices=("float32", "bfloat16", "int8"), help="default: that of the training"
+    )
     c.set_defaults(run=_generate)
 
     c = commands.add_parser("forecast", help="the next values of a series, by a trained model")
     c.add_argument("dir", metavar="DIR", help="where train series has saved the model")
-    c.add_argument("file", metavar="FILE", help="CSV or Parquet; it is read as the training's file was")
+    c.add_argument(
+        "file", metavar="FILE", help="CSV or Parquet; it is read as the training's file was"
+    )
     c.add_argument("--plot", metavar="FILE.png", help="a picture of the forecasts")
-    c.add_argument("--out", metavar="FILE", help="keep the forecasts, as .csv or .json, in place of the screen")
+    c.add_argument(
+        "--out", metavar="FILE", help="keep the forecasts, as .csv or .json, in place of the screen"
+    )
     c.add_argument("--overwrite", action="store_true", help="replace files that are there")
     c.add_argument("--json", action="store_true", help="one JSON object")
     c.set_defaults(run=_forecast)
 
     c = commands.add_parser(
-        "explain", help="which kernel a layer of a given shape uses, what it costs, what would be faster"
+        "explain",
+        help="which kernel a layer of a given shape uses, what it costs, what would be faster",
     )
-    c.add_argument("cell", metavar="CELL", help="lstm, gru or rnn; or a folder with a model for text")
+    c.add_argument(
+        "cell", metavar="CELL", help="lstm, gru or rnn; or a folder with a model for text"
+    )
     c.add_argument("--hidden", type=SIZE, default=LAYER_OPTIONS["hidden"], help="units H")
     c.add_argument("--input", type=SIZE, help="inputs I (default: as hidden)")
-    c.add_argument("--layers", type=SIZE, default=LAYER_OPTIONS["layers"], help="layers of the stack")
+    c.add_argument(
+        "--layers", type=SIZE, default=LAYER_OPTIONS["layers"], help="layers of the stack"
+    )
     c.add_argument("--bidirectional", action="store_true", help="both directions")
-    c.add_argument("--batch-first", action="store_true", help="arrays of [B, T, ...] in place of [T, B, ...]")
-    c.add_argument("--dropout", type=FRACTION, default=LAYER_OPTIONS["dropout"], help="between layers")
+    c.add_argument(
+        "--batch-first", action="store_true", help="arrays of [B, T, ...] in place of [T, B, ...]"
+    )
+    c.add_argument(
+        "--dropout", type=FRACTION, default=LAYER_OPTIONS["dropout"], help="between layers"
+    )
     c.add_argument("--no-bias", action="store_true", help="a layer without biases")
     c.add_argument("--learned-state", action="store_true", help="the initial state is a parameter")
     c.add_argument("--peephole", action="store_true", help="lstm: gates see the cell's state")
-    c.add_argument("--reset-before", action="store_true", help="gru: the reset gate acts before the product")
+    c.add_argument(
+        "--reset-before", action="store_true", help="gru: the reset gate acts before the product"
+    )
     c.add_argument("--nonlinearity", choices=("tanh", "relu"), help="rnn (default: tanh)")
     c.add_argument("--steps", type=_whole(0), default=100, help="T")
     c.add_argument("--batch", type=_whole(0), default=32, help="B")
@@ -468,11 +600,19 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--measure", action="store_true", help="run it as well, on zeros")
     c.add_argument(
         "--precision",
-        choices=("float32", "float64", "bfloat16", "int8", *(("float16", "exact") if ost.cuda.is_available() else ())),
+        choices=(
+            "float32",
+            "float64",
+            "bfloat16",
+            "int8",
+            *(("float16", "exact") if ost.cuda.is_available() else ()),
+        ),
         default=LAYER_OPTIONS["precision"],
         help="what is multiplied; int8: inference alone",
     )
-    c.add_argument("--device", default=LAYER_OPTIONS["device"], help="cpu, or cuda: a GPU, with CuPy")
+    c.add_argument(
+        "--device", default=LAYER_OPTIONS["device"], help="cpu, or cuda: a GPU, with CuPy"
+    )
     c.add_argument("--json", action="store_true", help="one JSON object")
     c.set_defaults(run=_explain)
 
@@ -484,7 +624,11 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--peers", help="comma separated (default: all that are installed)")
     c.add_argument("--out", metavar="FILE.json", help="keep the figures")
     c.add_argument("--overwrite", action="store_true", help="replace FILE.json if it is there")
-    c.add_argument("--json", action="store_true", help="JSON alone on standard output, the table on standard error")
+    c.add_argument(
+        "--json",
+        action="store_true",
+        help="JSON alone on standard output, the table on standard error",
+    )
     c.set_defaults(run=_bench)
     return p
 
@@ -493,7 +637,8 @@ def _one_line(message: object) -> str:
     """A message without what would begin a new line or set a terminal to something."""
     hidden = ("Cc", "Cs", "Zl", "Zp")
     return "".join(
-        c if unicodedata.category(c) not in hidden else c.encode("unicode_escape").decode() for c in str(message)
+        c if unicodedata.category(c) not in hidden else c.encode("unicode_escape").decode()
+        for c in str(message)
     )
 
 
@@ -538,7 +683,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; errors that a user can mend are one line on standard error, and exit status 2."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # what it cannot show is shown as an escape
+            stream.reconfigure(
+                errors="backslashreplace"
+            )  # what it cannot show is shown as an escape
     args = parser().parse_args(argv)
     if getattr(args, "plot", None) == "":
         args.plot = None
@@ -561,7 +708,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         folder = getattr(args, "save", None)
         there = folder is not None and (Path(folder) / "checkpoint.safetensors").exists()
-        print("\nostinato: interrupted" + (f"; the checkpoint is in {folder}" if there else ""), file=sys.stderr)
+        print(
+            "\nostinato: interrupted" + (f"; the checkpoint is in {folder}" if there else ""),
+            file=sys.stderr,
+        )
         return 130
     return 0
 

@@ -76,7 +76,11 @@ def real_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
 
 def precision(dtype: np.dtype[Any], name: str | None, device: str = "cpu") -> str:
     """A precision by its public name; None is the dtype itself."""
-    low = ("bfloat16", "int8" if device == "cpu" else "float16", "exact") if dtype == np.float32 else ()
+    low = (
+        ("bfloat16", "int8" if device == "cpu" else "float16", "exact")
+        if dtype == np.float32
+        else ()
+    )
     if name in ("int8", "float16") and dtype == np.float32 and name not in low:
         raise ValueError(
             f"precision: expected one of {', '.join(map(repr, (dtype.name, *low)))} on {device}, got {name!r}"
@@ -86,18 +90,28 @@ def precision(dtype: np.dtype[Any], name: str | None, device: str = "cpu") -> st
 
 def native_precision(dtype: np.dtype[Any], name: str, device: str = "cpu") -> str:
     """The name that the kernels know it by; float32 on a GPU may be multiplied as two words of 2 bytes, "split"."""
-    return name if name != dtype.name else "exact" if device == "cpu" or dtype == np.float64 else "split"
+    return (
+        name
+        if name != dtype.name
+        else "exact"
+        if device == "cpu" or dtype == np.float64
+        else "split"
+    )
 
 
 def drawn(name: str, shape: tuple[int, ...], dtype: np.dtype[Any], draw: Any) -> Array:
     """Initial values of a parameter, ``draw(shape)``, or an error that names the parameter that is too large."""
     size = math.prod(shape)
     if size >= 2**47:  # bytes of an address space, whatever the dtype
-        raise ValueError(f"{name}: expected sizes whose product a computer can hold, got shape {shape}")
+        raise ValueError(
+            f"{name}: expected sizes whose product a computer can hold, got shape {shape}"
+        )
     try:
         values: Array = draw(shape).astype(dtype)
     except MemoryError:
-        raise MemoryError(f"{name}: cannot allocate {size * dtype.itemsize} bytes for shape {shape}") from None
+        raise MemoryError(
+            f"{name}: cannot allocate {size * dtype.itemsize} bytes for shape {shape}"
+        ) from None
     return values
 
 
@@ -107,7 +121,9 @@ def generator(rng: Seed) -> np.random.Generator:
         return np.random.default_rng() if rng is None else rng
     if isinstance(rng, (int, np.integer)) and not isinstance(rng, bool) and rng >= 0:
         return np.random.default_rng(int(rng))
-    raise TypeError(f"rng: expected a seed (a whole number of at least 0) or a numpy.random.Generator, got {rng!r}")
+    raise TypeError(
+        f"rng: expected a seed (a whole number of at least 0) or a numpy.random.Generator, got {rng!r}"
+    )
 
 
 def draw_key(rng: np.random.Generator) -> int:
@@ -129,7 +145,9 @@ def array(name: str, value: object, ndim: int | tuple[int, ...] | None = None) -
     a: Array = value  # type: ignore[assignment]  # arrays of a device are as good
     ranks = (ndim,) if isinstance(ndim, int) else ndim
     if ranks is not None and a.ndim not in ranks:
-        raise ValueError(f"{name}: expected {' or '.join(map(str, ranks))} axes, got shape {a.shape}")
+        raise ValueError(
+            f"{name}: expected {' or '.join(map(str, ranks))} axes, got shape {a.shape}"
+        )
     return a
 
 
@@ -163,25 +181,33 @@ def lengths(value: object, steps: int, batch: int) -> npt.NDArray[np.int64] | No
     if a.dtype.kind not in "iu":
         if a.dtype.kind == "f" and np.isnan(a).any():
             raise ValueError("lengths: expected whole numbers, got NaN")
-        raise TypeError(f"lengths: expected an integer dtype, got {a.dtype}; use lengths.astype(np.int64)")
+        raise TypeError(
+            f"lengths: expected an integer dtype, got {a.dtype}; use lengths.astype(np.int64)"
+        )
     if a.shape != (batch,):
         raise ValueError(f"lengths: expected shape (B,) = ({batch},), got {a.shape}")
     bad = np.flatnonzero((a < 0) | (a > steps))
     if bad.size:
-        raise ValueError(f"lengths: expected values from 0 to T = {steps}, got {a[bad[0]]} at b = {bad[0]}")
+        raise ValueError(
+            f"lengths: expected values from 0 to T = {steps}, got {a[bad[0]]} at b = {bad[0]}"
+        )
     return contiguous(a, dtype=np.int64)
 
 
 def _device_lengths(a: Any, steps: int, batch: int) -> Any:
     """Those on a device are not looked at, which would wait for it: what is out of range counts as 0 or T."""
     if a.dtype.kind not in "iu" and a.size:
-        raise TypeError(f"lengths: expected an integer dtype, got {a.dtype}; use lengths.astype(np.int64)")
+        raise TypeError(
+            f"lengths: expected an integer dtype, got {a.dtype}; use lengths.astype(np.int64)"
+        )
     if a.shape != (batch,):
         raise ValueError(f"lengths: expected shape (B,) = ({batch},), got {a.shape}")
     return np.clip(a.astype(np.int64), 0, steps)  # T may be beyond the dtype
 
 
-def flags(name: str, value: object, steps: int, batch: int, batch_first: bool = False) -> npt.NDArray[np.uint8] | None:
+def flags(
+    name: str, value: object, steps: int, batch: int, batch_first: bool = False
+) -> npt.NDArray[np.uint8] | None:
     """A bool array ``[T,B]`` (``[B,T]`` if batch_first), as contiguous bytes ``[T,B]``."""
     if value is None:
         return None
@@ -212,7 +238,9 @@ def taking_part(
 ) -> npt.NDArray[np.bool_]:
     """``[T,B]``: which rows take part in which steps, of checked lengths and a time-major mask; on the host."""
     lengths_, mask = _device.host(lengths_), _device.host(mask)
-    on: npt.NDArray[np.bool_] = np.arange(steps)[:, None] < (np.full(batch, steps) if lengths_ is None else lengths_)
+    on: npt.NDArray[np.bool_] = np.arange(steps)[:, None] < (
+        np.full(batch, steps) if lengths_ is None else lengths_
+    )
     return on if mask is None else on & mask.view(np.bool_)
 
 
@@ -226,7 +254,10 @@ def clipping(name: str, value: float | None) -> float:
     return n
 
 
-GATES = {"lstm": ("i", "f", "g", "o"), "gru": ("r", "z", "n")}  # in the order in which the tape keeps them
+GATES = {
+    "lstm": ("i", "f", "g", "o"),
+    "gru": ("r", "z", "n"),
+}  # in the order in which the tape keeps them
 
 
 def gates(cell: str, tape: Any) -> dict[str, Array]:

@@ -19,7 +19,9 @@ import numpy as np
 from . import _core
 from ._plan import GpuFigures
 
-EMULATED = GpuFigures("emulated", (8, 0), 2, 49152, 1 << 20)  # few multiprocessors: tests reach every plan
+EMULATED = GpuFigures(
+    "emulated", (8, 0), 2, 49152, 1 << 20
+)  # few multiprocessors: tests reach every plan
 
 
 class NoGpu(RuntimeError):
@@ -83,7 +85,9 @@ class Device:
         """Raises what a kernel of an earlier call has found, once."""
         if self.told[0]:
             verdict, self.told[0] = int(self.told[0]), 0
-            raise RuntimeError(f"{self.name}: {VERDICTS[verdict]}; the outputs of that call are NaN")
+            raise RuntimeError(
+                f"{self.name}: {VERDICTS[verdict]}; the outputs of that call are NaN"
+            )
 
     def put(self, a: Any) -> Any:
         """An array on the device; None stays None."""
@@ -103,7 +107,9 @@ class Device:
         def one(v: Any) -> Any:
             if isinstance(v, dict):
                 return self._addresses(v)
-            return v if v is None or isinstance(v, (int, float, str, np.generic)) else self.address(v)
+            return (
+                v if v is None or isinstance(v, (int, float, str, np.generic)) else self.address(v)
+            )
 
         return {name: one(v) for name, v in values.items()}
 
@@ -186,7 +192,12 @@ def named(name: object) -> Device | None:
     if name == "cpu":
         return None
     kind, _, index = str(name).partition(":")
-    if isinstance(name, str) and kind == "cuda" and (not index or index.isdecimal()) and name[-1] != ":":
+    if (
+        isinstance(name, str)
+        and kind == "cuda"
+        and (not index or index.isdecimal())
+        and name[-1] != ":"
+    ):
         return cuda(int(index) if index else None)
     raise ValueError(f"device: expected 'cpu', 'cuda' or 'cuda:0', got {name!r}")
 
@@ -228,7 +239,9 @@ def _ready() -> tuple[Any, int]:
     try:
         import cupy
     except ImportError as error:
-        raise NoGpu("cuda: expected CuPy, which is not installed: pip install cupy-cuda13x") from error
+        raise NoGpu(
+            "cuda: expected CuPy, which is not installed: pip install cupy-cuda13x"
+        ) from error
     return cupy, len(gpu.devices())
 
 
@@ -279,9 +292,19 @@ def _cuda_device(index: int) -> Device:
 
     with here():
         d = gpu.devices()[index]
-    names = "name", "capability", "multiprocessors", "shared_bytes", "l2_bytes", "clock_hz", "clusters"
+    names = (
+        "name",
+        "capability",
+        "multiprocessors",
+        "shared_bytes",
+        "l2_bytes",
+        "clock_hz",
+        "clusters",
+    )
     figures = GpuFigures(**{n: d[n] for n in names}, library=_has_product(cupy, index))
-    streams = threading.local()  # of each thread its own: what one of them records is not another one's
+    streams = (
+        threading.local()
+    )  # of each thread its own: what one of them records is not another one's
 
     def beside() -> InTurn:
         if not hasattr(streams, "one"):
@@ -293,7 +316,15 @@ def _cuda_device(index: int) -> Device:
         told = np.frombuffer(cupy.cuda.alloc_pinned_memory(4), np.uint32, 1)
     told[0] = 0
     made = Device(
-        f"cuda:{index}", figures, cupy, lambda a: int(a.data.ptr), run, here, lambda: here().synchronize(), beside, told
+        f"cuda:{index}",
+        figures,
+        cupy,
+        lambda a: int(a.data.ptr),
+        run,
+        here,
+        lambda: here().synchronize(),
+        beside,
+        told,
     )
     _MADE.append(made)
     return made

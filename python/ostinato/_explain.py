@@ -85,12 +85,18 @@ def explain(
     few milliseconds of measuring: no kernel can be faster.
     """
     if isinstance(layer, Sequential):
-        return _of_model(layer, shape, training=training, memory_limit=memory_limit, measure=measure)
+        return _of_model(
+            layer, shape, training=training, memory_limit=memory_limit, measure=measure
+        )
     if not isinstance(layer, Recurrent):
-        raise TypeError(f"layer: expected an RNN, LSTM or GRU, or a Sequential, got {type(layer).__name__}")
+        raise TypeError(
+            f"layer: expected an RNN, LSTM or GRU, or a Sequential, got {type(layer).__name__}"
+        )
     sizes = [_check.positive("shape", n, 0) for n in shape]
     if len(sizes) not in (2, 3) or sizes[-1] != layer.input_size:
-        raise ValueError(f"shape: expected (T, B, I) or (T, I) with I = {layer.input_size}, got {tuple(shape)}")
+        raise ValueError(
+            f"shape: expected (T, B, I) or (T, I) with I = {layer.input_size}, got {tuple(shape)}"
+        )
     if len(sizes) == 2:
         sizes.insert(0 if layer.batch_first else 1, 1)
     steps, batch = (sizes[1], sizes[0]) if layer.batch_first else (sizes[0], sizes[1])
@@ -99,12 +105,24 @@ def explain(
 
     if layer.device != "cpu":
         if memory_limit is not None:
-            raise ValueError(f"memory_limit: expected None for a layer on {layer.device}, got {memory_limit!r}")
-        return _on_gpu(layer, steps, batch, training, _measured(layer, sizes, training, None) if measure else None)
+            raise ValueError(
+                f"memory_limit: expected None for a layer on {layer.device}, got {memory_limit!r}"
+            )
+        return _on_gpu(
+            layer,
+            steps,
+            batch,
+            training,
+            _measured(layer, sizes, training, None) if measure else None,
+        )
     if memory_limit is not None and not training:
         raise ValueError(f"memory_limit: expected training=True with it, got {memory_limit!r}")
     states_only = memory_limit is not None and parse(memory_limit)[0] == "states"
-    schedule = None if memory_limit is None or states_only else plan_for(layer, memory_limit, steps, batch, "all")
+    schedule = (
+        None
+        if memory_limit is None or states_only
+        else plan_for(layer, memory_limit, steps, batch, "all")
+    )
 
     cell, hidden, dtype = _core.cells()[layer._cell], layer.hidden_size, layer._dtype
     native = _check.native_precision(dtype, layer.precision)
@@ -114,12 +132,23 @@ def explain(
         sizes = (layer.input_size, hidden, layer.num_layers)
         dropout = training and layer.dropout > 0
         return _core.plan(
-            dtype.itemsize, layer._cell, *sizes, layer.bidirectional, native, steps, batch, dropout, training, backward
+            dtype.itemsize,
+            layer._cell,
+            *sizes,
+            layer.bidirectional,
+            native,
+            steps,
+            batch,
+            dropout,
+            training,
+            backward,
         )
 
     passes = [("forward", plan(False))] + ([("backward", plan(True))] if training else [])
     inputs = [layer.input_size if k == 0 else directions * hidden for k in range(layer.num_layers)]
-    flops = sum(2.0 * cell["gates"] * hidden * (i + hidden) * steps * batch * directions for i in inputs)
+    flops = sum(
+        2.0 * cell["gates"] * hidden * (i + hidden) * steps * batch * directions for i in inputs
+    )
     flops *= 3 if training else 1
     weight = {"bfloat16": 2, "int8": 1}.get(layer.precision, dtype.itemsize)
     recurrent = cell["gates"] * hidden * hidden * weight
@@ -135,9 +164,24 @@ def explain(
         for g in groups:
             together, times = g["threads"], (2 if groups is not passes[0][1] else 1)
             for k in range(g["first_layer"], g["first_layer"] + g["layers"]):
-                arithmetic = 2.0 * cell["gates"] * hidden * (inputs[k] + hidden) * steps * batch * directions * times
-                lanes = max(1, g["lanes"] // (g["layers"] * directions)) if g["spread"] != "units" else 1
-                reading = float(steps) * recurrent * lanes * directions / bandwidth  # R once a step and lane
+                arithmetic = (
+                    2.0
+                    * cell["gates"]
+                    * hidden
+                    * (inputs[k] + hidden)
+                    * steps
+                    * batch
+                    * directions
+                    * times
+                )
+                lanes = (
+                    max(1, g["lanes"] // (g["layers"] * directions))
+                    if g["spread"] != "units"
+                    else 1
+                )
+                reading = (
+                    float(steps) * recurrent * lanes * directions / bandwidth
+                )  # R once a step and lane
                 product = 2.0 * cell["gates"] * hidden * hidden * steps * batch * directions / peak
                 if reading > product:
                     bound = "reading the recurrent weights"
@@ -154,7 +198,9 @@ def explain(
         "flops": flops,
         "weight_bytes": sum(g["packed_bytes"] for g in passes[0][1]),
         "tape_bytes": round(tape),
-        "workspace_bytes": max((g["workspace_bytes"] for _, groups in passes for g in groups), default=0),
+        "workspace_bytes": max(
+            (g["workspace_bytes"] for _, groups in passes for g in groups), default=0
+        ),
         "peak_flops": peak,
         "bandwidth": bandwidth,
         "bound": bound,
@@ -197,10 +243,14 @@ def _of_model(model: Sequential, shape: Sequence[int], **options: Any) -> Explan
     if not isinstance(first, Embedding):
         width = getattr(first, "input_size", getattr(first, "in_features", None))
         if len(lead) not in (2, 3) or (width is not None and lead[-1] != width):
-            raise ValueError(f"shape: expected (T, B, I) or (T, I) with I = {width or 'any'}, got {tuple(shape)}")
+            raise ValueError(
+                f"shape: expected (T, B, I) or (T, I) with I = {width or 'any'}, got {tuple(shape)}"
+            )
         lead.pop()
     if len(lead) not in (1, 2):
-        raise ValueError(f"shape: expected (T, B) or (T,) for a model of an Embedding first, got {tuple(shape)}")
+        raise ValueError(
+            f"shape: expected (T, B) or (T,) for a model of an Embedding first, got {tuple(shape)}"
+        )
     facts, texts = [], []
     for name, layer in leaves:
         if layer.reduces_time:
@@ -211,39 +261,57 @@ def _of_model(model: Sequential, shape: Sequence[int], **options: Any) -> Explan
             facts.append({"name": name, "shape": own, **e.facts})
             texts.append(f"{name}: {e}")
     if not facts:
-        raise TypeError(f"layer: expected a Sequential with an RNN, LSTM or GRU in it, got {model!r}")
+        raise TypeError(
+            f"layer: expected a Sequential with an RNN, LSTM or GRU in it, got {model!r}"
+        )
     return Explanation({"layers": facts}, "\n".join(texts))
 
 
 def _text(layer: Recurrent, steps: int, batch: int, facts: dict[str, Any], training: bool) -> str:
     cell = _core.cells()[layer._cell]
-    set_name, word = facts["kernels"], _core.instructions().get(layer.precision, "fused multiply-add")
+    set_name, word = (
+        facts["kernels"],
+        _core.instructions().get(layer.precision, "fused multiply-add"),
+    )
     lines = [
         f"{layer!r}, T={steps}, B={batch}: {'training' if training else 'inference'}",
         f"  kernel set     {set_name}, {layer.precision} products by {word}",
     ]
     for name, groups in facts["passes"].items():
         for g in groups:
-            which = f"layer {g['first_layer']}" if g["layers"] == 1 else f"{g['layers']} layers as a wavefront"
+            which = (
+                f"layer {g['first_layer']}"
+                if g["layers"] == 1
+                else f"{g['layers']} layers as a wavefront"
+            )
             both = " both directions at once," if g["together"] and layer.bidirectional else ""
             lines += [
                 f"  {name:<14} {which}:{both} {g['threads']} thread{'s' * (g['threads'] > 1)}; {SPREADS[g['spread']]}",
                 f"                 {g['lanes']} lanes of up to {g['lane_rows']} rows, {g['block_steps']} steps a block; "
                 f"tiles of {g['tile'][0]} rows x {g['tile'][1]} vectors",
             ]
-    itemsize, states = layer._dtype.itemsize, (0 if facts["states_only"] else cell["saved"]) + cell["states"] - 1
+    itemsize, states = (
+        layer._dtype.itemsize,
+        (0 if facts["states_only"] else cell["saved"]) + cell["states"] - 1,
+    )
     formula = (
-        f" = T B {states} H' {itemsize} a layer and direction, H' = H rounded up to whole vectors" if training else ""
+        f" = T B {states} H' {itemsize} a layer and direction, H' = H rounded up to whole vectors"
+        if training
+        else ""
     )
     lines += [
         *(
-            ["  memory limit   states only; gates are made again for a chunk of steps at once: 33% more arithmetic"]
+            [
+                "  memory limit   states only; gates are made again for a chunk of steps at once: 33% more arithmetic"
+            ]
             if facts["states_only"]
             else []
         ),
         *(_segments(facts["schedule"]) if facts["schedule"] is not None else ()),
         f"  packed weights {_bytes(facts['weight_bytes'])}, made {'once a step of the optimiser' if training else 'once'}",
-        f"  tape           {_bytes(facts['tape_bytes'])}{formula}" if training else "  tape           none",
+        f"  tape           {_bytes(facts['tape_bytes'])}{formula}"
+        if training
+        else "  tape           none",
         f"  workspace      {_bytes(facts['workspace_bytes'])}, given back after the pass",
         f"  arithmetic     {facts['flops'] / 1e9:.3g} GFLOP; this machine does {facts['peak_flops'] / 1e9:.3g} GFLOP/s a thread",
         f"  roofline       {_seconds(facts['roofline_seconds'])}, bound by {facts['bound']}; weights come at "
@@ -251,11 +319,17 @@ def _text(layer: Recurrent, steps: int, batch: int, facts: dict[str, Any], train
         *_time(facts),
         *(f"  warning        {w}" for w in facts["warnings"]),
     ]
-    return "\n".join(lines + [f"  faster         {a}" for a in _advice(layer, batch, facts, training)])
+    return "\n".join(
+        lines + [f"  faster         {a}" for a in _advice(layer, batch, facts, training)]
+    )
 
 
 def _measured(
-    layer: Recurrent, sizes: list[int], training: bool, memory_limit: str | int | None, pause: float = 0.0
+    layer: Recurrent,
+    sizes: list[int],
+    training: bool,
+    memory_limit: str | int | None,
+    pause: float = 0.0,
 ) -> float:
     """Median seconds of a call on zeros, after pauses; the parameters' gradients are left as they were."""
     x = _device.like(np.zeros(sizes, layer._dtype), layer._block.values)
@@ -287,15 +361,23 @@ def _time(facts: dict[str, Any]) -> list[str]:
     lines = [f"  measured       {_seconds(seconds)}, on zeros, all of the call"]
     pauses = facts.get("measured_after_pause")
     if pauses:
-        times = ", ".join(f"{_seconds(s)} after {1000 * pause:.0f} ms" for pause, s in pauses.items())
+        times = ", ".join(
+            f"{_seconds(s)} after {1000 * pause:.0f} ms" for pause, s in pauses.items()
+        )
         lines.append(f"                 {times} without a call")
         members, kind = facts["team"]
-        who = {"alone": "", "workers": ", workers of the library", "openmp": ", of an OpenMP runtime"}[kind]
+        who = {
+            "alone": "",
+            "workers": ", workers of the library",
+            "openmp": ", of an OpenMP runtime",
+        }[kind]
         lines.append(f"                 by {members} thread{'s' * (members > 1)}{who}")
     return lines
 
 
-def _on_gpu(layer: Recurrent, steps: int, batch: int, training: bool, measured: float | None) -> Explanation:
+def _on_gpu(
+    layer: Recurrent, steps: int, batch: int, training: bool, measured: float | None
+) -> Explanation:
     """Of a layer on a GPU: the plan of each layer and pass, what the planner's model makes of the recurrence, and the memory."""
     from ._on_device import bytes_of, plans_of, share_of
 
@@ -307,8 +389,15 @@ def _on_gpu(layer: Recurrent, steps: int, batch: int, training: bool, measured: 
     }
     tape, workspace = bytes_of(packed, steps, batch, training, dropout)
     inputs = [layer.input_size if k == 0 else directions * h for k in range(layer.num_layers)]
-    flops = sum(2.0 * cell["gates"] * h * (i + h) * steps * batch * directions for i in inputs) * (3 if training else 1)
-    weights = sum(a.nbytes for w in packed.parts for n, a in w.arrays.items() if hasattr(a, "nbytes") and n != "params")
+    flops = sum(2.0 * cell["gates"] * h * (i + h) * steps * batch * directions for i in inputs) * (
+        3 if training else 1
+    )
+    weights = sum(
+        a.nbytes
+        for w in packed.parts
+        for n, a in w.arrays.items()
+        if hasattr(a, "nbytes") and n != "params"
+    )
     shares = [
         sum(share_of(w, p, which == "backward", follows).weight_bytes)
         for which, of in plans.items()
@@ -320,7 +409,9 @@ def _on_gpu(layer: Recurrent, steps: int, batch: int, training: bool, measured: 
     facts: dict[str, Any] = {
         "device": packed.device.figures.name,
         "precision": layer.precision,
-        "passes": {which: [{"of": name, **vars(p)} for name, _, p in of] for which, of in plans.items()},
+        "passes": {
+            which: [{"of": name, **vars(p)} for name, _, p in of] for which, of in plans.items()
+        },
         "flops": flops,
         "weight_bytes": weights,
         "tape_bytes": tape,
@@ -372,10 +463,13 @@ def _advice(layer: Recurrent, batch: int, facts: dict[str, Any], training: bool)
     lanes = _core.fma_lanes(layer._dtype.itemsize)
     padded = -(-layer.hidden_size // lanes) * lanes
     if facts["bound"] != "arithmetic":
-        out.append(f"more than {batch} sequences at a time: the weights are read once for all of them")
+        out.append(
+            f"more than {batch} sequences at a time: the weights are read once for all of them"
+        )
         if layer.precision == "float32":
             out.append(
-                "precision='bfloat16' halves the weights that are read" + ("" if training else ", 'int8' quarters them")
+                "precision='bfloat16' halves the weights that are read"
+                + ("" if training else ", 'int8' quarters them")
             )
     elif layer.precision == "float32" and "bf16" in str(facts["kernels"]):
         out.append("precision='bfloat16': this CPU multiplies it at twice the rate")
@@ -385,5 +479,7 @@ def _advice(layer: Recurrent, batch: int, facts: dict[str, Any], training: bool)
             f"{100 * (padded - layer.hidden_size) / padded:.0f}% for nothing"
         )
     if _threads(facts) == 1 and _core.get_num_threads() > 1:
-        out.append("longer sequences or more of them in one call: this one is too short for more than one thread")
+        out.append(
+            "longer sequences or more of them in one call: this one is too short for more than one thread"
+        )
     return out or ["nothing that we know of"]

@@ -166,7 +166,9 @@ def _clear_parts(target: Path) -> None:
             continue
         with contextlib.suppress(OSError):  # no longer there, or another user's
             part = target.parent / name
-            fd = os.open(part, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0))
+            fd = os.open(
+                part, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
+            )
             try:
                 free = _lock(fd, wait=False)
                 if free or (free is None and not _alive(int(match[1]))):

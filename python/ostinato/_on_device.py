@@ -24,19 +24,30 @@ SKIPPED = -3  # in the table of times: the row takes no part
 
 
 def extent(
-    device: Device, name: str, a: Any, axes: list[tuple[str, int]], dtype: Any, *, contiguous: bool = False
+    device: Device,
+    name: str,
+    a: Any,
+    axes: list[tuple[str, int]],
+    dtype: Any,
+    *,
+    contiguous: bool = False,
 ) -> Any:
     """An array of the device, of this shape (-1: any) and dtype, with unit stride on the last axis."""
     a = _check.array(name, a)
     if _device.of(a) is not device:
         wanted = f"on {device.name}" if device.xp is not np else "of NumPy"
-        raise TypeError(f"{name}: expected an array {wanted}, as the weights are, got one on {_device.name_of(a)}")
+        raise TypeError(
+            f"{name}: expected an array {wanted}, as the weights are, got one on {_device.name_of(a)}"
+        )
     if a.dtype != dtype:
         raise TypeError(
             f"{name}: expected dtype {np.dtype(dtype)}, got {a.dtype}; use {name}.astype(np.{np.dtype(dtype)})"
         )
     if a.ndim != len(axes) or any(n not in (-1, got) for (_, n), got in zip(axes, a.shape)):
-        names, sizes = ", ".join(n for n, _ in axes), ", ".join("*" if n < 0 else str(n) for _, n in axes)
+        names, sizes = (
+            ", ".join(n for n, _ in axes),
+            ", ".join("*" if n < 0 else str(n) for _, n in axes),
+        )
         end = ",)" if len(axes) == 1 else ")"
         raise ValueError(f"{name}: expected shape ({names}{end} = ({sizes}{end}, got {a.shape}")
     run = a.itemsize
@@ -68,7 +79,9 @@ class Rows(NamedTuple):
         if flat is not None:
             return cls(a, a.strides[0] // a.itemsize, 0, *flat)
         t, b = (1, 0) if batch_first else (0, 1)
-        return cls(a, a.strides[t] // a.itemsize, a.strides[b] // a.itemsize, batch_first=batch_first)
+        return cls(
+            a, a.strides[t] // a.itemsize, a.strides[b] // a.itemsize, batch_first=batch_first
+        )
 
     def columns(self, first: int, last: int) -> Rows:
         """Some of the last axis."""
@@ -134,7 +147,9 @@ def plan_of(
     facts = {"hidden": w.hidden, "steps": steps, "batch": batch, "word": word, "together": together}
     columns, products, _ = columns_of(w.cell)
     facts |= {"wave": columns if wave else 0, "inputs": w.input}
-    return plan(w.device.figures, products[1:], **facts, split=w.split, backward=backward, by_step=by_step)
+    return plan(
+        w.device.figures, products[1:], **facts, split=w.split, backward=backward, by_step=by_step
+    )
 
 
 def plans_of(
@@ -147,28 +162,42 @@ def plans_of(
     while 0 <= layer < packed.layers:
         w, wave = packed.parts[layer * both], not dropout and packed.wave(layer, step, steps, batch)
         planned = plan_of(w, steps, batch, backward, together=2 if wave else both, wave=wave)
-        apart = " a direction" if both > planned.together else " both directions" if both > 1 else ""
-        name = f"layers {layer} and {layer + step}" if wave else f"layer {layer}{apart and ','}{apart}"
+        apart = (
+            " a direction" if both > planned.together else " both directions" if both > 1 else ""
+        )
+        name = (
+            f"layers {layer} and {layer + step}" if wave else f"layer {layer}{apart and ','}{apart}"
+        )
         out.append((name, w, planned))
         layer += step * (1 + wave)
     return out
 
 
-def bytes_of(packed: Packed, steps: int, batch: int, training: bool, dropout: bool = False) -> tuple[int, int]:
+def bytes_of(
+    packed: Packed, steps: int, batch: int, training: bool, dropout: bool = False
+) -> tuple[int, int]:
     """Of the tape, and of what else one call takes at a time, its outputs not counted."""
     facts, h, item = facts_of(packed.cell), packed.hidden_size, packed.dtype.itemsize
     columns, products, shared = columns_of(packed.cell)
     rows, width, phases = steps * batch, packed.directions * h, len(products) - 1
     per_unit = facts["saved"] + (facts["states"] > 1) + (phases > 1)
     tape = len(packed.parts) * rows * h * per_unit * item if training else 0
-    between = (packed.layers - 1) * rows * width * item  # outputs of the layers below the last, which training keeps
+    between = (
+        (packed.layers - 1) * rows * width * item
+    )  # outputs of the layers below the last, which training keeps
     library = plan_of(packed.parts[0], steps, batch).library
     spread = rows * h * products[0] * item if library and products[0] < columns else 0
-    plans = [plans_of(packed, steps, batch, back, dropout) for back in (False, True)[: 1 + training]]
-    mailboxes = [max(mailbox_bytes(w, p, back) for _, w, p in of) for of, back in zip(plans, (False, True))]
+    plans = [
+        plans_of(packed, steps, batch, back, dropout) for back in (False, True)[: 1 + training]
+    ]
+    mailboxes = [
+        max(mailbox_bytes(w, p, back) for _, w, p in of) for of, back in zip(plans, (False, True))
+    ]
     # those that go together have working arrays of their own; a layer that follows another one has no projected input
     inputs = (
-        mailboxes[0] + spread + rows * h * columns * item * max(1 if p.wave else p.together for _, _, p in plans[0])
+        mailboxes[0]
+        + spread
+        + rows * h * columns * item * max(1 if p.wave else p.together for _, _, p in plans[0])
     )
     forward = inputs + (between if training else min(between, 2 * rows * width * item))
     if not training:
@@ -223,13 +252,19 @@ def pack(
     room = room_for(products[1:], hidden, word_bytes(dtype, precision))
     sizes = _core.loop_bytes(_device.number_of(cell), precision, room) if room else (0, 0)
     for name, size in zip(("loop_panels", "loop_turned"), sizes):
-        arrays[name] = xp.empty(size, np.uint8) if size and (backward or name == "loop_panels") else None
+        arrays[name] = (
+            xp.empty(size, np.uint8) if size and (backward or name == "loop_panels") else None
+        )
     if word is np.uint16:  # weights as fragments: 512 bytes for 16 x 16
         deep = -(-hidden // 16)
         for q, n in enumerate(products[1:], 1):
             arrays[f"stream_panels{q}"] = xp.empty(-(-hidden // (16 // n)) * deep * 512, np.uint8)
-        arrays["stream_turned"] = xp.empty(deep * -(-hidden * products[1] // 16) * 512, np.uint8) if backward else None
-    device.launch("pack", cell, dtype, {**given, **arrays, "input": inputs, "hidden": hidden, "loop": room})
+        arrays["stream_turned"] = (
+            xp.empty(deep * -(-hidden * products[1] // 16) * 512, np.uint8) if backward else None
+        )
+    device.launch(
+        "pack", cell, dtype, {**given, **arrays, "input": inputs, "hidden": hidden, "loop": room}
+    )
     return Weights(device, cell, inputs, hidden, dtype, reverse, arrays, split)
 
 
@@ -241,17 +276,25 @@ def share_of(w: Weights, planned: GpuPlan, backward: bool, follows: bool = False
     return Share.of(of, w.hidden, planned.units, planned.peers, parts, backward, follows)
 
 
-def shared_out(w: Weights, planned: GpuPlan, backward: bool, ahead: Weights | None = None) -> dict[str, Any]:
+def shared_out(
+    w: Weights, planned: GpuPlan, backward: bool, ahead: Weights | None = None
+) -> dict[str, Any]:
     """The recurrent weights as the blocks of a "persistent" kernel keep them, made when first asked for; ``ahead``: the layer that this one
     follows in the same launches, whose words go by the weights of the input that are between the two."""
     key = planned.units, planned.peers, planned.wave, backward, ahead is not None
     if key not in w.shared:
         share, xp = share_of(w, planned, backward, ahead is not None), w.device.xp
-        weights, scales = ("shared_turned", "shared_turned_scales") if backward else ("shared_panels", "shared_scales")
+        weights, scales = (
+            ("shared_turned", "shared_turned_scales")
+            if backward
+            else ("shared_panels", "shared_scales")
+        )
         made = {}
         for f, tiles in enumerate(share.out_tiles):
             made[f"{weights}{f}"] = xp.empty(share.weight_bytes[f], np.uint8)
-            made[f"{scales}{f}"] = xp.empty((share.blocks, tiles * 16), np.float32) if share.parts > 1 else None
+            made[f"{scales}{f}"] = (
+                xp.empty((share.blocks, tiles * 16), np.float32) if share.parts > 1 else None
+            )
         sizes = {
             "input": w.input,
             "hidden": w.hidden,
@@ -262,7 +305,9 @@ def shared_out(w: Weights, planned: GpuPlan, backward: bool, ahead: Weights | No
         }
         sizes |= {"wave": int(planned.wave), "follows": int(ahead is not None)}
         between = {"turned_ahead": ahead.arrays["turned0"] if ahead else None}
-        w.device.launch("pack_persistent", w.cell, w.dtype, {**w.arrays, **made, **between, **sizes})
+        w.device.launch(
+            "pack_persistent", w.cell, w.dtype, {**w.arrays, **made, **between, **sizes}
+        )
         w.shared[key] = made
     return w.shared[key]
 
@@ -275,12 +320,25 @@ def mailbox_bytes(w: Weights, planned: GpuPlan, backward: bool) -> int:
     return 4 * MAILBOX_HEADER + steps * share_of(w, planned, backward).step_bytes
 
 
-def plan_values(weights: list[Weights], planned: GpuPlan, backward: bool, sizes: tuple[int, int]) -> dict[str, Any]:
+def plan_values(
+    weights: list[Weights], planned: GpuPlan, backward: bool, sizes: tuple[int, int]
+) -> dict[str, Any]:
     """The plan as the kernels are given it, and what those of them that exchange words work with."""
     values = {
-        **{"loop": planned.room, "rows": planned.rows, "units": planned.units, "groups": planned.groups},
-        **{"peers": planned.peers, "span": planned.span, "together": planned.together, "wave": int(planned.wave)},
-        "launches": planned.launches * (2 if planned.units else 1),  # with those that empty the mailbox
+        **{
+            "loop": planned.room,
+            "rows": planned.rows,
+            "units": planned.units,
+            "groups": planned.groups,
+        },
+        **{
+            "peers": planned.peers,
+            "span": planned.span,
+            "together": planned.together,
+            "wave": int(planned.wave),
+        },
+        "launches": planned.launches
+        * (2 if planned.units else 1),  # with those that empty the mailbox
     }
     if not planned.units:
         return values
@@ -290,7 +348,9 @@ def plan_values(weights: list[Weights], planned: GpuPlan, backward: bool, sizes:
         **values,
         **shared_out(w, planned, backward),
         "mailbox": w.device.xp.empty(mailbox_bytes(w, planned, backward) // 4, np.uint32),
-        "carry": w.device.xp.empty((count, facts_of(w.cell)["states"], sizes[1], w.hidden), w.dtype) if carry else None,
+        "carry": w.device.xp.empty((count, facts_of(w.cell)["states"], sizes[1], w.hidden), w.dtype)
+        if carry
+        else None,
         "report": int(w.device.told.ctypes.data),
     }
 
@@ -304,14 +364,18 @@ def _check_range(*weights: Any) -> None:
     for name, w in zip(WEIGHTS, weights):
         top = float(_library(w).abs(w).max()) if _device.of(w) else float(np.abs(w).max())
         if FLOAT16_MAX < top < np.inf:
-            raise ValueError(f"{name}: expected weights within the range of float16, {FLOAT16_MAX:g}, got {top:.3g}")
+            raise ValueError(
+                f"{name}: expected weights within the range of float16, {FLOAT16_MAX:g}, got {top:.3g}"
+            )
 
 
 def times_table(device: Device, steps: int, batch: int, **given: Any) -> Any:
     """The table of resets and masks, int32 ``[T+1,B]``; see csrc/core/times.h."""
     before = device.xp.empty((steps + 1, batch), np.int32)
     if batch:
-        device.launch("times", None, np.float32, {"steps": steps, "batch": batch, "before": before, **given})
+        device.launch(
+            "times", None, np.float32, {"steps": steps, "batch": batch, "before": before, **given}
+        )
     return before
 
 
@@ -352,7 +416,9 @@ def forward(
     """Runs what a plan has together; what is kept for the pass back, if anything."""
     every = []
     for k, call in enumerate(calls):
-        values = _forward_values(call, sizes, planned.wave and k > 0, train, train and not states_only)
+        values = _forward_values(
+            call, sizes, planned.wave and k > 0, train, train and not states_only
+        )
         values["lengths"] = lengths
         if planned.library and not (planned.wave and k > 0):
             _library_product(call.w, call.x, values, values["gx"])
@@ -360,7 +426,10 @@ def forward(
     first, w = every[0], calls[0].w
     first.update(plan_values([c.w for c in calls], planned, False, sizes))
     if len(calls) > 1:
-        first["other"] = {**every[1], **shared_out(calls[1].w, planned, False, w if planned.wave else None)}
+        first["other"] = {
+            **every[1],
+            **shared_out(calls[1].w, planned, False, w if planned.wave else None),
+        }
     if sizes[1]:
         w.device.launch("forward", w.cell, w.dtype, first)
     for values in every:  # no later pass reads these
@@ -368,20 +437,37 @@ def forward(
     return [Kept(c.w, values, sizes, c.x) for c, values in zip(calls, every)] if train else []
 
 
-def _forward_values(call: Forward, sizes: tuple[int, int], above: bool, train: bool, saving: bool) -> dict[str, Any]:
+def _forward_values(
+    call: Forward, sizes: tuple[int, int], above: bool, train: bool, saving: bool
+) -> dict[str, Any]:
     w, (steps, batch), facts = call.w, sizes, facts_of(call.w.cell)
     xp, size, dtype, two = w.device.xp, w.hidden, w.dtype, facts["states"] > 1
     columns, products, _ = columns_of(w.cell)
     phases, kept_rows = len(products) - 1, (steps, batch) if saving else (batch,)
     return {
         **w.arrays,
-        **{"steps": steps, "batch": batch, "input": w.input, "hidden": size, "reverse": int(w.reverse)},
+        **{
+            "steps": steps,
+            "batch": batch,
+            "input": w.input,
+            "hidden": size,
+            "reverse": int(w.reverse),
+        },
         **{"before": call.before, "h0": call.state[0], "c0": call.state[1]},
-        **{"restart_h": call.restart[0], "restart_c": call.restart[1], "hn": call.end[0], "cn": call.end[1]},
+        **{
+            "restart_h": call.restart[0],
+            "restart_c": call.restart[1],
+            "hn": call.end[0],
+            "cn": call.end[1],
+        },
         **call.x.values("x"),
         **call.y.values("y"),
-        "saved": xp.empty((steps, batch, facts["saved"], size), dtype) if saving and facts["saved"] else None,
-        "kept": xp.empty((batch, facts["saved"], size), dtype) if not saving and phases > 1 else None,
+        "saved": xp.empty((steps, batch, facts["saved"], size), dtype)
+        if saving and facts["saved"]
+        else None,
+        "kept": xp.empty((batch, facts["saved"], size), dtype)
+        if not saving and phases > 1
+        else None,
         "cells": xp.empty((steps, batch, size), dtype) if train and two else None,
         "state": xp.empty((batch, size), dtype) if not train and two else None,
         "emitted": xp.empty((*kept_rows, size), dtype) if phases > 1 else None,
@@ -391,14 +477,24 @@ def _forward_values(call: Forward, sizes: tuple[int, int], above: bool, train: b
 
 def _again(kept: Kept, work: Any, library: bool) -> dict[str, Any]:
     """What the cell saves, of a pass that kept the states only."""
-    w, xp, (steps, batch), size = kept.weights, kept.weights.device.xp, kept.shape, kept.weights.hidden
+    w, xp, (steps, batch), size = (
+        kept.weights,
+        kept.weights.device.xp,
+        kept.shape,
+        kept.weights.hidden,
+    )
     (columns, products, _), saved = columns_of(w.cell), facts_of(w.cell)["saved"]
     gx = xp.empty((steps, batch, size, columns), w.dtype)
     made = {
         "saved": work("saved", steps, batch, saved, size),
         "emitted": work("emitted", steps, batch, size, wanted=len(products) > 2),
     }
-    values = {**kept.values, **made, "gx": gx, **dict.fromkeys(("loop", "rows", "units", "wave"), 0)}
+    values = {
+        **kept.values,
+        **made,
+        "gx": gx,
+        **dict.fromkeys(("loop", "rows", "units", "wave"), 0),
+    }
     if library:
         _library_product(w, kept.x, values, gx)
     w.device.launch("again", w.cell, w.dtype, {**values, "launches": len(products)})
@@ -436,14 +532,25 @@ def backward(
     if sizes[1] == 0:
         return
     library = planned.library and sizes[0] > 0
-    control = {"clip_value": float(clip_value), "clip_norm": float(clip_norm), "cuts": cuts, "library": int(library)}
+    control = {
+        "clip_value": float(clip_value),
+        "clip_norm": float(clip_norm),
+        "cuts": cuts,
+        "library": int(library),
+    }
     held = scratch or [{}, {}]
     taken = planned.portions if library else 0
-    every = [{**_backward_values(c, taken, clip_norm > 0, held[k]), **control} for k, c in enumerate(calls)]
+    every = [
+        {**_backward_values(c, taken, clip_norm > 0, held[k]), **control}
+        for k, c in enumerate(calls)
+    ]
     first = every[0]
     first.update(plan_values([c.kept.weights for c in calls], planned, True, sizes))
     if len(calls) > 1:
-        first["other"] = {**every[1], **shared_out(calls[1].kept.weights, planned, True, w if planned.wave else None)}
+        first["other"] = {
+            **every[1],
+            **shared_out(calls[1].kept.weights, planned, True, w if planned.wave else None),
+        }
     parts, portions = _core.gradient_parts(*sizes), planned.portions
     cuts = [parts * k // portions for k in range(portions + 1)]
     with w.device.beside() if portions > 1 else _device.InTurn() as beside:
@@ -462,7 +569,9 @@ def backward(
     first["other"] = None
 
 
-def _backward_values(call: Backward, library: int, norms: bool, held: dict[Any, Any]) -> dict[str, Any]:
+def _backward_values(
+    call: Backward, library: int, norms: bool, held: dict[Any, Any]
+) -> dict[str, Any]:
     """``library``: of so many portions of the rows the array library takes the products, each as a whole; 0: our own kernels."""
     kept, w = call.kept, call.kept.weights
     (steps, batch), facts, size, dtype = kept.shape, facts_of(w.cell), w.hidden, w.dtype
@@ -477,7 +586,9 @@ def _backward_values(call: Backward, library: int, norms: bool, held: dict[Any, 
             held[key] = w.device.xp.empty(shape, dtype)
         return held[key]
 
-    made = _again(kept, work, library > 0) if facts["saved"] and kept.values["saved"] is None else {}
+    made = (
+        _again(kept, work, library > 0) if facts["saved"] and kept.values["saved"] is None else {}
+    )
     rows = {"dy": call.dy, "dx": call.dx, "dcells": call.dcells}
     values = {
         **kept.values,
@@ -532,21 +643,35 @@ def _library_gradients(
     _, products, shared = columns_of(w.cell)
     xp, whole = w.device.xp, (0, all_steps)
     times = (all_steps - steps[1], all_steps - steps[0]) if w.reverse else steps
-    flat = [values[f"da{0 if shared and q == 1 else q}"].reshape(all_steps * batch, -1) for q in range(len(products))]
+    flat = [
+        values[f"da{0 if shared and q == 1 else q}"].reshape(all_steps * batch, -1)
+        for q in range(len(products))
+    ]
     rows = slice(times[0] * batch, times[1] * batch)
     for q, da in enumerate(flat):
         if values[f"operands{q}"] is not None:
-            a, sums = values[f"operands{q}"].reshape(all_steps * batch, -1)[rows], values[f"sums{q}"][portion]
+            a, sums = (
+                values[f"operands{q}"].reshape(all_steps * batch, -1)[rows],
+                values[f"sums{q}"][portion],
+            )
             xp.matmul(a.T, da[rows], out=sums.reshape(a.shape[1], -1))
     if last:
         numbers = {"units": 0, "launches": len(products), "portions": planned.portions}
         w.device.launch("add", w.cell, w.dtype, {**values, **numbers})
-    to_both = planned.together > 1 and not planned.wave  # both directions: one adds to what the other one wrote
+    to_both = (
+        planned.together > 1 and not planned.wave
+    )  # both directions: one adds to what the other one wrote
     if call.dx is None or (to_both and not last):
         return
     first, end = whole if to_both else times
     d = xp.matmul(flat[0][first * batch : end * batch], w.arrays["turned0"].reshape(-1, w.input))
-    sizes = {"steps": end - first, "batch": batch, "width": w.input, "first": first, "add": int(call.dx_add)}
+    sizes = {
+        "steps": end - first,
+        "batch": batch,
+        "width": w.input,
+        "first": first,
+        "add": int(call.dx_add),
+    }
     w.device.launch("copy_rows", None, w.dtype, {**call.dx.values("to"), "from": d, **sizes})
 
 
@@ -570,7 +695,11 @@ class Packed:
         assert device is not None
         self.device, self.cell, self.backward, self.reverse = device, cell, backward, reverse
         self.input_size, self.hidden_size, self.layers = input_size, hidden_size, num_layers
-        self.directions, self.dtype, self.precision = 2 if bidirectional else 1, weights[0][0].dtype, precision
+        self.directions, self.dtype, self.precision = (
+            2 if bidirectional else 1,
+            weights[0][0].dtype,
+            precision,
+        )
         gates, h = facts_of(cell)["gates"], hidden_size
         rows = "H" if gates == 1 else f"{gates}*H"
         self.parts = []
@@ -578,7 +707,9 @@ class Packed:
             for k, given in enumerate(weights):
                 layer, d = divmod(k, self.directions)
                 end = f"_l{layer}{'_reverse' if d else ''}" if numbered else ""
-                axes = [[(rows, gates * h), ("I", input_size if layer == 0 else self.directions * h)]]
+                axes = [
+                    [(rows, gates * h), ("I", input_size if layer == 0 else self.directions * h)]
+                ]
                 axes += [
                     [(rows, gates * h), ("H", h)],
                     [(rows, gates * h)],
@@ -590,7 +721,14 @@ class Packed:
                     for n, a, s in zip(WEIGHTS, given, axes)
                 ]
                 self.parts.append(
-                    pack(device, cell, five, reverse=reverse or d == 1, backward=backward, precision=precision)
+                    pack(
+                        device,
+                        cell,
+                        five,
+                        reverse=reverse or d == 1,
+                        backward=backward,
+                        precision=precision,
+                    )
                 )
 
     def sums(self, batch: int) -> Any:
@@ -609,9 +747,22 @@ class Packed:
         return plan_of(self.parts[layer], steps, batch, next_one < 0, together=2, wave=True).wave
 
     def _drop(self, layer: int, y: Any, to: Any, rate: float, key: int, first_step: int) -> None:
-        sizes = {"steps": y.shape[0], "batch": y.shape[1], "hidden": self.hidden_size, "directions": self.directions}
+        sizes = {
+            "steps": y.shape[0],
+            "batch": y.shape[1],
+            "hidden": self.hidden_size,
+            "directions": self.directions,
+        }
         if y.size:
-            values = {"from": y, "to": to, **sizes, "layer": layer, "first_step": first_step, "rate": rate, "key": key}
+            values = {
+                "from": y,
+                "to": to,
+                **sizes,
+                "layer": layer,
+                "first_step": first_step,
+                "rate": rate,
+                "key": key,
+            }
             self.device.launch("drop", None, self.dtype, values)
 
     def forward(
@@ -641,7 +792,12 @@ class Packed:
         states_only: bool = False,
     ) -> tuple[Any, Any, Any, Tape | None]:
         """y, h_n, c_n and the tape. Weights that a GPU runs need no order of the rows: ``order`` is not looked at."""
-        device, xp, h, n = self.device, self.device.xp, self.hidden_size, self.layers * self.directions
+        device, xp, h, n = (
+            self.device,
+            self.device.xp,
+            self.hidden_size,
+            self.layers * self.directions,
+        )
         width, two = self.directions * h, facts_of(self.cell)["states"] > 1
         ragged = starts is not None
         first = ("B", "T") if batch_first else ("T", "B")
@@ -649,18 +805,25 @@ class Packed:
         x = extent(device, "x", x, [*axes, ("I", self.input_size)], self.dtype)
         steps, batch = (span, len(starts)) if ragged else x.shape[:2][:: -1 if batch_first else 1]
         if (resets is not None or mask is not None) and steps > 2147483640:
-            raise ValueError(f"x: expected at most 2147483640 steps with resets or a mask, got {steps}")
+            raise ValueError(
+                f"x: expected at most 2147483640 steps with resets or a mask, got {steps}"
+            )
         parts = ("1" if n == 1 else "L*D", n)
         state = [parts, ("B", batch), ("H", h)]
         h0, c0 = (
-            optional_extent(device, name, s, state, self.dtype, contiguous=True) for name, s in (("h0", h0), ("c0", c0))
+            optional_extent(device, name, s, state, self.dtype, contiguous=True)
+            for name, s in (("h0", h0), ("c0", c0))
         )
         restart_h, restart_c = (
             optional_extent(device, name, s, [parts, ("H", h)], self.dtype, contiguous=True)
             for name, s in (("restart_h", restart_h), ("restart_c", restart_c))
         )
         if out is not None:
-            sizes = [("N", len(x))] if ragged else [(name, size) for (name, _), size in zip(axes, x.shape)]
+            sizes = (
+                [("N", len(x))]
+                if ragged
+                else [(name, size) for (name, _), size in zip(axes, x.shape)]
+            )
             out = extent(device, "out", out, [*sizes, ("D*H", width)], self.dtype)
             _refuse_overlap(out, {"x": x, "h0": h0, "c0": c0})
         with device.here():
@@ -670,11 +833,19 @@ class Packed:
             flat: tuple[Any, Any] | None = None
             if ragged:
                 flat = into = put(starts), put(starts + lengths)
-                resets, mask = (flags_by_step(device, a, starts, lengths, steps) for a in (resets, mask))
+                resets, mask = (
+                    flags_by_step(device, a, starts, lengths, steps) for a in (resets, mask)
+                )
                 if out is None:  # one after the other
                     offsets = np.concatenate([[0], np.cumsum(lengths)])
                     into = put(offsets[:-1]), put(offsets[1:])
-            given = {"lengths": ends, "resets": resets, "mask": mask, "held": held, "restarted": restarted}
+            given = {
+                "lengths": ends,
+                "resets": resets,
+                "mask": mask,
+                "held": held,
+                "restarted": restarted,
+            }
             given |= {"resets_after": resets_after}
             tables: dict[bool, Any] = {False: None, True: None}
             if resets is not None or mask is not None or resets_after is not None:
@@ -683,7 +854,13 @@ class Packed:
                     flags = {"repeat": int(repeat), "from_end": int(from_end)}
                     tables[from_end] = times_table(device, steps, batch, **given, **flags)
             if out is None:
-                shape = (int(offsets[-1]),) if ragged else (batch, steps) if batch_first else (steps, batch)
+                shape = (
+                    (int(offsets[-1]),)
+                    if ragged
+                    else (batch, steps)
+                    if batch_first
+                    else (steps, batch)
+                )
                 y = xp.empty((*shape, width), self.dtype)
             else:
                 y = out
@@ -693,7 +870,11 @@ class Packed:
             steady = not dropout and tables[False] is None and tables[True] is None
             for layer in range(self.layers):
                 last = layer + 1 == self.layers
-                to = Rows.of(y, batch_first, into) if last else Rows.of(xp.empty((steps, batch, width), self.dtype))
+                to = (
+                    Rows.of(y, batch_first, into)
+                    if last
+                    else Rows.of(xp.empty((steps, batch, width), self.dtype))
+                )
                 for d in range(self.directions):
                     k = layer * self.directions + d
                     calls.append(
@@ -706,7 +887,9 @@ class Packed:
                 if steady and len(calls) == 1 and self.wave(layer, 1, steps, batch):
                     rows = to
                     continue  # with the next one
-                planned = plan_of(calls[0].w, steps, batch, together=len(calls), wave=self.directions < len(calls))
+                planned = plan_of(
+                    calls[0].w, steps, batch, together=len(calls), wave=self.directions < len(calls)
+                )
                 for some in [calls] if planned.together == len(calls) else [[c] for c in calls]:
                     kept += forward(some, (steps, batch), planned, **options)
                 calls, rows = [], to
@@ -758,10 +941,18 @@ class Tape:
     ) -> tuple[Any, Any, Any, Any, Any, Any]:
         """dx, dh0, dc0, the gradients of the restarts' states and the squared norms by step; adds to ``grads``."""
         p, f = self.packed, self._facts
-        device, xp, dtype, h, n = p.device, p.device.xp, p.dtype, p.hidden_size, p.layers * p.directions
+        device, xp, dtype, h, n = (
+            p.device,
+            p.device.xp,
+            p.dtype,
+            p.hidden_size,
+            p.layers * p.directions,
+        )
         (steps, batch), width, states = f.shape, p.directions * h, facts_of(p.cell)["states"]
         if not p.backward:
-            raise ValueError("packed: expected weights packed for training, got weights packed for inference only")
+            raise ValueError(
+                "packed: expected weights packed for training, got weights packed for inference only"
+            )
         lead = (
             [("N", len(f.y))]
             if f.flat
@@ -794,9 +985,14 @@ class Tape:
             elif f.resets:
                 dreset = tuple(xp.zeros((n, h), dtype) if k < states else None for k in range(2))
             norms = xp.zeros((n, steps, states, batch), np.float64) if flow else None
-            bound = [max(v, float(np.finfo(dtype).tiny)) if v > 0 else 0.0 for v in (clip_value, clip_norm)]
+            bound = [
+                max(v, float(np.finfo(dtype).tiny)) if v > 0 else 0.0
+                for v in (clip_value, clip_norm)
+            ]
             starts, lengths = f.sequences
-            cuts = flags_by_step(device, cuts, starts, lengths, steps) if f.flat else device.put(cuts)
+            cuts = (
+                flags_by_step(device, cuts, starts, lengths, steps) if f.flat else device.put(cuts)
+            )
             control = {"clip_value": bound[0], "clip_norm": bound[1], "cuts": cuts}
             scratch: list[dict[Any, Any]] = [{}, {}]
             into = None if dy is None else Rows.of(dy, f.batch_first, f.into)
@@ -823,7 +1019,15 @@ class Tape:
                 if wave:
                     continue  # with the next one, which takes in what this one sends
                 both = p.directions < len(calls)
-                planned = plan_of(calls[0].kept.weights, steps, batch, True, by_step, together=len(calls), wave=both)
+                planned = plan_of(
+                    calls[0].kept.weights,
+                    steps,
+                    batch,
+                    True,
+                    by_step,
+                    together=len(calls),
+                    wave=both,
+                )
                 for some in [calls] if planned.together == len(calls) else [[c] for c in calls]:
                     backward(some, planned, scratch=scratch, **control)
                 calls = []
@@ -859,13 +1063,20 @@ class Tape:
     def saved(self, number: int) -> Any:
         """What the cell keeps, one of its gates."""
         if self._kept[0].values["saved"] is None:
-            raise TypeError("gates: expected a pass that keeps them, got one that keeps the states only")
+            raise TypeError(
+                "gates: expected a pass that keeps them, got one that keeps the states only"
+            )
         return self._rows([k.values["saved"][:, :, number] for k in self._kept])
 
     def hidden(self) -> Any:
         """h after every step."""
         top = len(self._kept) - self.packed.directions
-        return self._rows([self._top(k.values["y"]) if i >= top else k.values["y"] for i, k in enumerate(self._kept)])
+        return self._rows(
+            [
+                self._top(k.values["y"]) if i >= top else k.values["y"]
+                for i, k in enumerate(self._kept)
+            ]
+        )
 
     def _top(self, y: Any) -> Any:
         """Outputs of the last layer, time-major and padded."""
@@ -899,7 +1110,9 @@ def _refuse_overlap(out: Any, others: dict[str, Any]) -> None:
     reach = out.itemsize
     for stride, n in steps if out.size else []:
         if stride < reach:
-            raise ValueError("out: expected rows of its own for every (t, b), got strides by which they overlap")
+            raise ValueError(
+                "out: expected rows of its own for every (t, b), got strides by which they overlap"
+            )
         reach = stride * (n - 1) + reach
     for name, a in others.items():
         if a is not None:
@@ -919,7 +1132,12 @@ def product(a: Any, b: Any) -> Any:
     with device.here():
         out = device.xp.empty((a.shape[0], b.shape[1]), a.dtype)
     if out.size:
-        strides = dict(zip(("a_row", "a_k", "b_k", "b_column"), (s // a.itemsize for s in (*a.strides, *b.strides))))
+        strides = dict(
+            zip(
+                ("a_row", "a_k", "b_k", "b_column"),
+                (s // a.itemsize for s in (*a.strides, *b.strides)),
+            )
+        )
         sizes = {"rows": out.shape[0], "columns": out.shape[1], "depth": a.shape[1]}
         device.launch("matmul", None, a.dtype, {"a": a, "b": b, "out": out, **strides, **sizes})
     return out
@@ -990,7 +1208,14 @@ def embedding_scatter_(ids: Any, dy: Any, dweight: Any) -> None:
     if not dy.size:
         return
     order = xp.argsort(ids, kind="stable").astype(np.int64)
-    values = {"from": dy, "ids": ids[order], "order": order, "to": dweight, "count": len(ids), "width": dy.shape[1]}
+    values = {
+        "from": dy,
+        "ids": ids[order],
+        "order": order,
+        "to": dweight,
+        "count": len(ids),
+        "width": dy.shape[1],
+    }
     device.launch("scatter", None, dy.dtype, {**values, "rows": len(dweight)})
 
 
@@ -1006,8 +1231,19 @@ def adam_(
     """One step, in place."""
     device = _device.of(p)
     assert device is not None
-    numbers = {"rate": rate, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay}
-    numbers |= {"correction1": correction1, "correction2": correction2, "decoupled": int(decoupled), "count": p.size}
+    numbers = {
+        "rate": rate,
+        "beta1": beta1,
+        "beta2": beta2,
+        "eps": eps,
+        "weight_decay": weight_decay,
+    }
+    numbers |= {
+        "correction1": correction1,
+        "correction2": correction2,
+        "decoupled": int(decoupled),
+        "count": p.size,
+    }
     device.launch("adam", None, p.dtype, {"p": p, "g": g, "m": m, "v": v, **numbers})
 
 
@@ -1018,7 +1254,12 @@ def dropout_(x: Any, rate: float, key: int) -> Any:
     with device.here():
         y = device.xp.empty_like(x)
     if x.size:
-        device.launch("drop_flat", None, x.dtype, {"from": x, "to": y, "count": x.size, "rate": rate, "key": key})
+        device.launch(
+            "drop_flat",
+            None,
+            x.dtype,
+            {"from": x, "to": y, "count": x.size, "rate": rate, "key": key},
+        )
     return y
 
 

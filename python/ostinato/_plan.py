@@ -7,7 +7,9 @@ from itertools import pairwise
 
 ROWS = 8  # of the batch, that a block of the "loop" kernels takes: csrc/cuda/engine.h
 ROOM = {4: (32, 64), 2: (64, 128)}  # hidden units, by bytes of a word: csrc/cuda/plan.h
-LIBRARY_ROWS = 512  # (t, b) of a call: for fewer a launch more costs what a better product gains (an estimate)
+LIBRARY_ROWS = (
+    512  # (t, b) of a call: for fewer a launch more costs what a better product gains (an estimate)
+)
 STREAM_ROWS = 64  # rows of the batch: beyond, tiles read less (an estimate: to be measured)
 MOST_WAVES = 8  # of blocks of which each takes all steps; beyond, whole steps fill the device better (an estimate: to be measured)
 
@@ -28,7 +30,11 @@ CELL = 500.0  # sums of all warps, the cell, two meetings of a block
 L2_BYTES = 34.6  # a cycle, of a multiprocessor
 MMA = 6.5  # of a quarter of a multiprocessor, m16n8k16
 FMA = 128.0  # a cycle, of a multiprocessor
-TILES, TILES_EXACT, TILES_DOUBLE = FMA * 4, FMA / 3, FMA / 6  # of products of our own, by words of 2, 4 and 8 bytes
+TILES, TILES_EXACT, TILES_DOUBLE = (
+    FMA * 4,
+    FMA / 3,
+    FMA / 6,
+)  # of products of our own, by words of 2, 4 and 8 bytes
 LIBRARY = FMA * 0.8  # of the array library's, of floats
 LAUNCH = 2.4e-6  # seconds, of a kernel that follows another one in a recorded graph
 START = 8e-6  # seconds, of a launch that shares the weights out: its empty mailbox, and the weights on their way to the registers
@@ -44,7 +50,9 @@ class GpuFigures:
     shared_bytes: int  # that a block can have
     l2_bytes: int
     clock_hz: float = 1.5e9
-    clusters: int = 0  # of `PEERS` blocks that write to each other's shared memory, at the same time
+    clusters: int = (
+        0  # of `PEERS` blocks that write to each other's shared memory, at the same time
+    )
     library: bool = True
 
 
@@ -130,7 +138,14 @@ class Share:
 
     @classmethod
     def of(
-        cls, columns: list[int], hidden: int, units: int, peers: int, parts: int, backward: bool, follows: bool = False
+        cls,
+        columns: list[int],
+        hidden: int,
+        units: int,
+        peers: int,
+        parts: int,
+        backward: bool,
+        follows: bool = False,
     ) -> Share:
         """``columns``: of a unit that the product of each phase feeds; ``follows``: what another layer sends is taken in as well."""
         together = max(16, units * peers)  # whole tiles of hidden units
@@ -157,28 +172,49 @@ class Share:
     @property
     def weight_bytes(self) -> tuple[int, ...]:
         """Of the weights of all blocks, as fragments, by phases."""
-        return tuple(self.blocks * self.parts * n * d * WARPS * 512 for n, d in zip(self.out_tiles, self.depth))
+        return tuple(
+            self.blocks * self.parts * n * d * WARPS * 512
+            for n, d in zip(self.out_tiles, self.depth)
+        )
 
     def cycles(self, rows: int) -> float:
         """Of a step, by the model."""
         row_tiles = -(-min(rows, GROUP_ROWS) // 8)
         products = 1 if self.parts == 1 else 3
-        matrix = sum(d * n for d, n in zip(self.depth, self.out_tiles)) * row_tiles * products * MMA * WARPS / 4
-        taken = sum(self.depth) * WARPS * self.parts * TILE_BYTES  # by a block, of the peers' shares one
+        matrix = (
+            sum(d * n for d, n in zip(self.depth, self.out_tiles))
+            * row_tiles
+            * products
+            * MMA
+            * WARPS
+            / 4
+        )
+        taken = (
+            sum(self.depth) * WARPS * self.parts * TILE_BYTES
+        )  # by a block, of the peers' shares one
         reading = taken * row_tiles / (GROUP_ROWS / 8) / L2_BYTES
         each = EXCHANGE + CELL + (CLUSTER if self.peers > 1 else 0.0)
         return len(self.depth) * each + reading + matrix
 
 
 def shares_for(
-    device: GpuFigures, columns: list[int], hidden: int, word: int, backward: bool, follows: bool = False
+    device: GpuFigures,
+    columns: list[int],
+    hidden: int,
+    word: int,
+    backward: bool,
+    follows: bool = False,
 ) -> list[Share]:
     """Those that there are kernels for and whose weights have room."""
     parts = 2 if word == 4 else 1
     kinds = [(8, 1)] if parts == 2 else [(8, 1), (16, 1)]
     if backward:
         kinds = [(16, 1)] + ([(16 // parts, PEERS)] if device.clusters else [])
-    return [s for s in (Share.of(columns, hidden, *kind, parts, backward, follows) for kind in kinds) if s.fits]
+    return [
+        s
+        for s in (Share.of(columns, hidden, *kind, parts, backward, follows) for kind in kinds)
+        if s.fits
+    ]
 
 
 def most_groups(device: GpuFigures, share: Share) -> int:
@@ -230,8 +266,18 @@ def plan(
     if room and waves <= MOST_WAVES:
         work = products[0] * room * room * ROWS / FMA
         cycles = CELL + (work if word == 4 else work / 16)
-        reason = f"the recurrent weights fit the registers of a multiprocessor (H = {hidden} of {room})"
-        return GpuPlan("loop", blocks, 1, library, reason, room=room, seconds=waves * steps * cycles / device.clock_hz)
+        reason = (
+            f"the recurrent weights fit the registers of a multiprocessor (H = {hidden} of {room})"
+        )
+        return GpuPlan(
+            "loop",
+            blocks,
+            1,
+            library,
+            reason,
+            room=room,
+            seconds=waves * steps * cycles / device.clock_hz,
+        )
     if room:
         why = f"{blocks} blocks of {ROWS} rows are {waves} waves over {device.multiprocessors} multiprocessors, more than {MOST_WAVES}"
     elif len(products) > 1:
@@ -239,33 +285,56 @@ def plan(
     else:
         why = f"H = {hidden} is beyond {ROOM[word][-1]}, where the recurrent weights fill the registers of a multiprocessor"
     if word == 4 and not split:
-        return step(f"{why}; where many multiprocessors share the weights, products are of words of 2 bytes")
+        return step(
+            f"{why}; where many multiprocessors share the weights, products are of words of 2 bytes"
+        )
     shares = shares_for(device, products, hidden, word, backward)
     if not shares:
-        return step(f"{why}; there is no room for the recurrent weights in those of all multiprocessors either")
+        return step(
+            f"{why}; there is no room for the recurrent weights in those of all multiprocessors either"
+        )
     shares = [s for s in shares if most_groups(device, s)]
     if not shares:
-        return step(f"{why}; there are too few multiprocessors, {device.multiprocessors}, to share the weights")
+        return step(
+            f"{why}; there are too few multiprocessors, {device.multiprocessors}, to share the weights"
+        )
     kinds = [(s, 1) for s in shares]
     if together == 2:
         alone = wave and len(products) > 1  # there are no kernels for two layers of more phases
-        pairs = [] if alone else shares_for(device, [wave], hidden, word, backward, True) if wave else shares
+        pairs = (
+            []
+            if alone
+            else shares_for(device, [wave], hidden, word, backward, True)
+            if wave
+            else shares
+        )
         kinds += [(s, 2) for s in pairs if most_groups(device, s) >= 2]
 
     def of(kind: tuple[Share, int], portions: int = 1) -> GpuPlan:
-        return _persistent(device, kind[0], steps, batch, kind[1], kind[1] > 1 and wave > 0, portions)
+        return _persistent(
+            device, kind[0], steps, batch, kind[1], kind[1] > 1 and wave > 0, portions
+        )
 
     best = min(kinds, key=lambda kind: of(kind).seconds / kind[1])
     times = of(best).seconds / best[1] / max(by_itself.seconds, 1e-12)
     if times >= 1:
-        return step(f"{why}; to share them out would take longer, by the model {times:.2g} times as long")
+        return step(
+            f"{why}; to share them out would take longer, by the model {times:.2g} times as long"
+        )
     if not backward:
         return replace(of(best), library=library)
     # dW, dR and dx: of layers that go together the lower one's, of directions both, the second added to the whole first
     width, dx = inputs or hidden, 1 if wave else best[1]
     each = [best[1] * (width + hidden), dx * width]
-    work, late = sum(products) * hidden * sum(each) * steps * batch, each[1] / sum(each) if dx > 1 else 0.0
-    rate = device.multiprocessors * device.clock_hz * {2: TILES, 4: LIBRARY if library else TILES_EXACT}[word]
+    work, late = (
+        sum(products) * hidden * sum(each) * steps * batch,
+        each[1] / sum(each) if dx > 1 else 0.0,
+    )
+    rate = (
+        device.multiprocessors
+        * device.clock_hz
+        * {2: TILES, 4: LIBRARY if library else TILES_EXACT}[word]
+    )
     parts = parts_of(steps, batch)
     cuts = [of(best, n) for n in PORTIONS if n == 1 or n <= parts <= steps]
     seconds = [_with_products(device, p, work / rate, late) for p in cuts]
@@ -292,7 +361,15 @@ def _stepwise(
         units, times = (16 if backward else 16 // max(products)), -(-batch // rows)
         launches, blocks = len(products) * steps + backward, -(-hidden // units) * times
         reading = steps * times * weights * word / (L2_BYTES * rate)
-        return GpuPlan("stream", blocks, launches, False, "", rows=rows, seconds=launches * LAUNCH + max(reading, work))
+        return GpuPlan(
+            "stream",
+            blocks,
+            launches,
+            False,
+            "",
+            rows=rows,
+            seconds=launches * LAUNCH + max(reading, work),
+        )
     tile_m, tile_n = 32, 64  # csrc/cuda/product.h
     blocks = -(-hidden // (tile_n // max(products))) * -(-batch // tile_m)
     launches = len(products) * (3 if backward else 1) * steps
@@ -312,7 +389,13 @@ def portions_of(steps: int, batch: int, portions: int) -> list[tuple[int, int]]:
 
 
 def _persistent(
-    device: GpuFigures, share: Share, steps: int, batch: int, together: int, wave: bool, portions: int = 1
+    device: GpuFigures,
+    share: Share,
+    steps: int,
+    batch: int,
+    together: int,
+    wave: bool,
+    portions: int = 1,
 ) -> GpuPlan:
     wanted = max(1, -(-batch // GROUP_ROWS))
     groups = min(wanted, most_groups(device, share) // together)
@@ -320,14 +403,25 @@ def _persistent(
     each = [b - a for a, b in portions_of(steps, batch, portions)]
     span = max(1, min(max(each), device.l2_bytes // 4 // (together * groups * share.step_bytes)))
     launches = passes * sum(-(-n // span) for n in each)
-    seconds = launches * START + (passes * steps + wave * launches) * share.cycles(batch) / device.clock_hz
+    seconds = (
+        launches * START
+        + (passes * steps + wave * launches) * share.cycles(batch) / device.clock_hz
+    )
     reason = (
         f"{share.blocks} multiprocessors have room for the recurrent weights, {share.units} units each; "
         f"{groups} such group{'s' * (groups > 1)} of {GROUP_ROWS} rows at a time"
-        + (f"; clusters of {share.peers} take in a share of the gradients each" if share.peers > 1 else "")
+        + (
+            f"; clusters of {share.peers} take in a share of the gradients each"
+            if share.peers > 1
+            else ""
+        )
         + ("; two layers, one a step behind the other, in the same launches" if wave else "")
         + ("; both directions in the same launches" if together > 1 and not wave else "")
-        + (f"; the products of {portions} portions of the steps beside those that follow" if portions > 1 else "")
+        + (
+            f"; the products of {portions} portions of the steps beside those that follow"
+            if portions > 1
+            else ""
+        )
     )
     blocks = share.blocks * groups * together
     return GpuPlan(

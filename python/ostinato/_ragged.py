@@ -33,7 +33,9 @@ class Ragged:
             raise ValueError("rows: expected at least 1 axis, got shape ()")
         a = np.asarray(_device.host(_device.taken(offsets)))
         if a.ndim != 1 or (a.size and a.dtype.kind not in "iu"):
-            raise TypeError(f"offsets: expected a sequence of whole numbers, got shape {a.shape} of {a.dtype}")
+            raise TypeError(
+                f"offsets: expected a sequence of whole numbers, got shape {a.shape} of {a.dtype}"
+            )
         self.offsets: npt.NDArray[np.int64] = np.array(a, dtype=np.int64)
         self.offsets.flags.writeable = False
         if not a.size or self.offsets[0] != 0 or self.offsets[-1] != len(rows):
@@ -67,7 +69,9 @@ class Ragged:
         """Some of the sequences, by their numbers, in that order; copied."""
         lengths = self.lengths[sequences]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
-        at = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][sequences] - offsets[:-1], lengths)
+        at = np.arange(offsets[-1]) + np.repeat(
+            self.offsets[:-1][sequences] - offsets[:-1], lengths
+        )
         return Ragged(self.rows[at], offsets)
 
     def like(self, rows: Array) -> Ragged:
@@ -89,7 +93,9 @@ class Ragged:
                [3, 0]])
         """
         rows = self.rows if rows is None else _check.array("rows", rows)
-        out = np.zeros((self.lengths.max(initial=0), len(self), *rows.shape[1:]), rows.dtype, like=rows)
+        out = np.zeros(
+            (self.lengths.max(initial=0), len(self), *rows.shape[1:]), rows.dtype, like=rows
+        )
         out[self._places()] = rows
         return out
 
@@ -148,7 +154,9 @@ def rows_of(name: str, given: Any, own: Ragged) -> Array:
         given = given.rows
     rows = _check.array(name, given)
     if rows.ndim == 0 or len(rows) != len(own.rows):
-        raise ValueError(f"{name}: expected {len(own.rows)} rows, as many as x has, got shape {rows.shape}")
+        raise ValueError(
+            f"{name}: expected {len(own.rows)} rows, as many as x has, got shape {rows.shape}"
+        )
     return rows
 
 
@@ -170,13 +178,17 @@ def flag_bytes(name: str, flags: Any, own: Ragged) -> npt.NDArray[np.uint8] | No
     return None if rows is None else _check.contiguous(rows).view(np.uint8)
 
 
-def rows_that_count(x: Any, lengths: object, mask: Any, batch_first: bool) -> tuple[Ragged, npt.NDArray[np.bool_]]:
+def rows_that_count(
+    x: Any, lengths: object, mask: Any, batch_first: bool
+) -> tuple[Ragged, npt.NDArray[np.bool_]]:
     """The sequences of a `Ragged`, a list or ``[T,B,D]`` (``[B,T,D]`` if batch_first) one after the other, and which of their
     rows are real and not masked."""
     x, _ = unwrapped(x)
     if isinstance(x, Ragged):
         if lengths is not None:
-            raise ValueError(f"lengths: expected None with ragged sequences, got {type(lengths).__name__}")
+            raise ValueError(
+                f"lengths: expected None with ragged sequences, got {type(lengths).__name__}"
+            )
         on = flat_flags("mask", mask, x)
         return x, np.ones(len(x.rows), bool) if on is None else np.asarray(on, bool)
     a = _check.array("x", x, 3)
@@ -184,7 +196,9 @@ def rows_that_count(x: Any, lengths: object, mask: Any, batch_first: bool) -> tu
     batch, steps, width = rows.shape
     flags = _check.flags("mask", mask, steps, batch, batch_first)
     on = _check.taking_part(steps, batch, _check.lengths(lengths, steps, batch), flags)
-    return Ragged(rows.reshape(batch * steps, width), np.arange(batch + 1) * steps), on.T.reshape(-1)
+    return Ragged(rows.reshape(batch * steps, width), np.arange(batch + 1) * steps), on.T.reshape(
+        -1
+    )
 
 
 def sequence_of(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -218,5 +232,7 @@ def rows_like(name: str, given: Any, own: Ragged, width: int) -> Array | None:
         return None
     rows = rows_of(name, given, own)
     if rows.shape[1:] != (width,):
-        raise ValueError(f"{name}: expected shape (N, D*H) = {(len(rows), width)}, got {rows.shape}")
+        raise ValueError(
+            f"{name}: expected shape (N, D*H) = {(len(rows), width)}, got {rows.shape}"
+        )
     return rows

@@ -16,7 +16,15 @@ from . import _check, _core, _device
 from ._check import Array
 from ._ragged import Ragged, most, rows_like, step_of
 
-UNITS = {"B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "KIB": 1024, "MIB": 1024**2, "GIB": 1024**3}
+UNITS = {
+    "B": 1,
+    "KB": 1000,
+    "MB": 1000**2,
+    "GB": 1000**3,
+    "KIB": 1024,
+    "MIB": 1024**2,
+    "GIB": 1024**3,
+}
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,11 @@ class Schedule:
     def bytes(self) -> int:
         """All that the forward pass keeps, or one segment that runs again beside the borders, whichever is more."""
         longest = min(self.length, self.steps)
-        return self.other_bytes + self.count * self.border_bytes + max(self.kept, 1) * longest * self.step_bytes
+        return (
+            self.other_bytes
+            + self.count * self.border_bytes
+            + max(self.kept, 1) * longest * self.step_bytes
+        )
 
     @property
     def extra(self) -> float:
@@ -86,13 +98,19 @@ def schedule(
     if kind == "least":
         return least
     if least.bytes > n:
-        raise ValueError(f"memory_limit: expected at least {least.bytes} bytes for this layer and input, got {limit!r}")
+        raise ValueError(
+            f"memory_limit: expected at least {least.bytes} bytes for this layer and input, got {limit!r}"
+        )
     best = least
     for s in plain:
         free = n - other_bytes - s.count * border_bytes
         kept = min(s.count, free // max(1, s.length * step_bytes))
         if kept >= 1:
-            best = min(best, Schedule(steps, s.length, int(kept), *costs), key=lambda c: (c.extra, -c.length))
+            best = min(
+                best,
+                Schedule(steps, s.length, int(kept), *costs),
+                key=lambda c: (c.extra, -c.length),
+            )
     return best
 
 
@@ -105,7 +123,14 @@ class Chain:
     """
 
     def __init__(
-        self, packed: Any, x: Array, times: dict[str, Any], plan: Schedule, *, dropout: float, key: int
+        self,
+        packed: Any,
+        x: Array,
+        times: dict[str, Any],
+        plan: Schedule,
+        *,
+        dropout: float,
+        key: int,
     ) -> None:
         kinds = ("lengths", "resets", "mask")
         times = {name: _device.host(a) if name in kinds else a for name, a in times.items()}
@@ -145,7 +170,9 @@ class Chain:
         lengths, mask = self.times["lengths"], self.times["mask"]
         steps: Array
         if self.starts is None:
-            steps = _check.taking_part(self.plan.steps, self.batch, lengths, mask).sum(0, dtype=np.int64)
+            steps = _check.taking_part(self.plan.steps, self.batch, lengths, mask).sum(
+                0, dtype=np.int64
+            )
         elif mask is None:
             steps = lengths
         else:
@@ -165,14 +192,25 @@ class Chain:
 
         def last(k: int) -> tuple[Array, Array]:
             t0, t1 = self._range(k)
-            clock = np.arange(1, t1 - t0 + 1)[:, None] if not self.reverse else np.arange(t1 - t0, 0, -1)[:, None]
-            return (clock * active[t0:t1]).max(0, initial=0), (clock * begins[t0:t1]).max(0, initial=0)
+            clock = (
+                np.arange(1, t1 - t0 + 1)[:, None]
+                if not self.reverse
+                else np.arange(t1 - t0, 0, -1)[:, None]
+            )
+            return (clock * active[t0:t1]).max(0, initial=0), (clock * begins[t0:t1]).max(
+                0, initial=0
+            )
 
         return last
 
     def _last_in_flat_segments(self) -> Callable[[int], tuple[Array, Array]]:
         """The same of flat rows."""
-        lengths, resets, mask, starts = self.times["lengths"], self.times["resets"], self.times["mask"], self.starts
+        lengths, resets, mask, starts = (
+            self.times["lengths"],
+            self.times["resets"],
+            self.times["mask"],
+            self.starts,
+        )
         assert starts is not None
         begins = np.zeros_like(mask) if resets is None else resets
         if self.reverse:
@@ -208,10 +246,14 @@ class Chain:
         t0, t1 = self._range(k)
         lengths = np.clip(self.times["lengths"] - t0, 0, t1 - t0)
         ends = np.cumsum(lengths)
-        places: Array = np.arange(int(lengths.sum())) + np.repeat(self.starts + t0 - (ends - lengths), lengths)
+        places: Array = np.arange(int(lengths.sum())) + np.repeat(
+            self.starts + t0 - (ends - lengths), lengths
+        )
         return places
 
-    def _run(self, k: int, state: tuple[Array | None, Array | None], train: bool, y: Array | None) -> Any:
+    def _run(
+        self, k: int, state: tuple[Array | None, Array | None], train: bool, y: Array | None
+    ) -> Any:
         t0, t1 = self._range(k)
         options = dict(self.times)
         lengths = options.pop("lengths")
@@ -231,7 +273,9 @@ class Chain:
             x, *state, lengths, False, out, train, self.dropout, self.key, **options, first_step=t0
         )
 
-    def forward(self, h: Array | None, c: Array | None, y: Array | None = None) -> tuple[Array, Array | None]:
+    def forward(
+        self, h: Array | None, c: Array | None, y: Array | None = None
+    ) -> tuple[Array, Array | None]:
         """The states at the end; outputs go to ``y [T,B,D*H]`` unless that is None."""
         order = self._order()
         kept = set(order[len(order) - self.plan.kept :] if self.plan.kept else ())
@@ -241,9 +285,17 @@ class Chain:
             if tape is not None:
                 self.tapes[k] = tape, out
         if not order:  # no step: the states are those that were given
-            zeros = np.zeros((self.packed.layers, self.batch, self.packed.hidden_size), self.x.dtype, like=self.x)
+            zeros = np.zeros(
+                (self.packed.layers, self.batch, self.packed.hidden_size), self.x.dtype, like=self.x
+            )
             h = zeros if h is None else h.copy()
-            c = None if _core.cells()[self.packed.cell]["states"] == 1 else zeros.copy() if c is None else c.copy()
+            c = (
+                None
+                if _core.cells()[self.packed.cell]["states"] == 1
+                else zeros.copy()
+                if c is None
+                else c.copy()
+            )
         assert h is not None
         return h, c
 
@@ -288,7 +340,9 @@ class Chain:
             del tape, out  # before the next is made
         return dh, dc
 
-    def _asked(self, dy: Callable[[int, Any], Any], k: int, out: Array, whole: bool) -> Array | None:
+    def _asked(
+        self, dy: Callable[[int, Any], Any], k: int, out: Array, whole: bool
+    ) -> Array | None:
         """The gradient of a segment's outputs, by the caller's function; ``whole``: flat outputs are those of all segments."""
         t0, t1 = self._range(k)
         seen = out.view()
@@ -298,7 +352,9 @@ class Chain:
             return d
         lengths = np.clip(self.times["lengths"] - t0, 0, t1 - t0)
         places = self._rows(k) if whole else None
-        rows = Ragged(seen if places is None else seen[places], np.concatenate([[0], np.cumsum(lengths)]))
+        rows = Ragged(
+            seen if places is None else seen[places], np.concatenate([[0], np.cumsum(lengths)])
+        )
         mine = rows_like("dy", dy(t0, rows), rows, out.shape[1])
         if places is None or mine is None:
             return mine
@@ -314,11 +370,23 @@ class Segmented:
     below first: layers and directions run one after the other, and the outputs between the layers stay.
     """
 
-    def __init__(self, layer: Any, call: Any, limit: object, outputs: str, dropout: float, key: int) -> None:
-        self.layer, self.call, self.outputs, self.dropout, self.key = layer, call, outputs, dropout, key
+    def __init__(
+        self, layer: Any, call: Any, limit: object, outputs: str, dropout: float, key: int
+    ) -> None:
+        self.layer, self.call, self.outputs, self.dropout, self.key = (
+            layer,
+            call,
+            outputs,
+            dropout,
+            key,
+        )
         self.first = layer.batch_first and call.ragged is None
         self.x = np.swapaxes(call.x, 0, 1) if self.first else call.x
-        self.directions, self.layers, self.hidden = layer._directions, layer.num_layers, layer.hidden_size
+        self.directions, self.layers, self.hidden = (
+            layer._directions,
+            layer.num_layers,
+            layer.hidden_size,
+        )
         self.packs = [layer._packed(True)] if self.directions == 1 else layer._pack_apart()
         self.sizes = call.sizes if call.ragged is not None else self.x.shape[:2]
         steps, batch = self.sizes
@@ -342,7 +410,11 @@ class Segmented:
             a = np.empty((len(self.x), width), self.x.dtype, like=self.x)
             return a, a
         steps, batch = self.sizes
-        a = np.empty((batch, steps, width) if self.first else (steps, batch, width), self.x.dtype, like=self.x)
+        a = np.empty(
+            (batch, steps, width) if self.first else (steps, batch, width),
+            self.x.dtype,
+            like=self.x,
+        )
         return a, np.swapaxes(a, 0, 1) if self.first else a
 
     def _drop(self, layer: int, rows: Array) -> Array:
@@ -360,7 +432,9 @@ class Segmented:
         for k, packed in enumerate(self.packs):
             layer, d = (k // 2, k % 2) if self.directions == 2 else (self.layers - 1, 0)
             if d == 0 and (self.outputs == "all" or self.directions == 2):
-                y, rows = self._new(self.directions * self.hidden)  # of the last layer it is what is returned
+                y, rows = self._new(
+                    self.directions * self.hidden
+                )  # of the last layer it is what is returned
                 self.ys.append(rows)
             dropout = self.dropout if self.directions == 1 else 0.0
             chain = Chain(packed, x, self._times(k), self.plan, dropout=dropout, key=self.key)
@@ -392,7 +466,9 @@ class Segmented:
         shape = (n, self.hidden)
         reset = call.options["resets"] is not None
         dreset_h = np.zeros(shape, self.x.dtype, like=self.x) if reset else None
-        dreset_c = np.zeros(shape, self.x.dtype, like=self.x) if reset and self.layer._has_cells else None
+        dreset_c = (
+            np.zeros(shape, self.x.dtype, like=self.x) if reset and self.layer._has_cells else None
+        )
         dh0: list[Any] = []
         dc0: list[Any] = []
         dx, rows = self._new(self.layer.input_size) if need_dx else (None, None)
@@ -405,7 +481,9 @@ class Segmented:
             elif d == 1:
                 below = into = np.empty(self.chains[k].x.shape, self.x.dtype, like=self.x)
             into_add = self.directions == 2 and d == 0  # the direction from the end has been before
-            dreset = None if dreset_h is None else (self._part(dreset_h, k), self._part(dreset_c, k))
+            dreset = (
+                None if dreset_h is None else (self._part(dreset_h, k), self._part(dreset_c, k))
+            )
             part_h, part_c = self.chains[k].backward(
                 dy if callable(dy) or dy is None else dy[..., half], self._part(dh, k), self._part(dc, k),
                 grads[k : k + 1] if self.directions == 2 else grads, y=self.ys[layer][..., half] if self.ys else None,
@@ -421,9 +499,15 @@ class Segmented:
         return dx, first_h, first_c, dreset_h, dreset_c
 
 
-def plan_for(layer: Any, limit: object, steps: int, batch: int, outputs: str, packed: Any = None) -> Schedule:
+def plan_for(
+    layer: Any, limit: object, steps: int, batch: int, outputs: str, packed: Any = None
+) -> Schedule:
     """The schedule of a layer for ``x [T,B,I]``."""
-    packed = (layer._packed(True) if layer._directions == 1 else layer._pack_apart()[0]) if packed is None else packed
+    packed = (
+        (layer._packed(True) if layer._directions == 1 else layer._pack_apart()[0])
+        if packed is None
+        else packed
+    )
     sizes = layer.num_layers, layer._directions, layer.dtype.itemsize
     return plan_of(packed, limit, steps, batch, outputs, *sizes, dropout=layer.dropout > 0)
 

@@ -23,7 +23,10 @@ def _module() -> tuple[Any, str]:
     try:
         return importlib.import_module("ostinato._cuda"), ""
     except ModuleNotFoundError:
-        return None, "this ostinato was built without CUDA; build it with -C cmake.define.OSTINATO_CUDA=ON"
+        return (
+            None,
+            "this ostinato was built without CUDA; build it with -C cmake.define.OSTINATO_CUDA=ON",
+        )
     except ImportError as error:
         return None, f"ostinato._cuda does not load: {error}"
 

@@ -40,7 +40,9 @@ def as_array(name: str, value: Any) -> Any:
     elif hasattr(value, "detach") and hasattr(value, "cpu"):
         value = value.detach()
         if "bfloat16" in str(value.dtype):
-            raise TypeError(f"{name}: expected a dtype that NumPy has, got {value.dtype}; use {name}.float()")
+            raise TypeError(
+                f"{name}: expected a dtype that NumPy has, got {value.dtype}; use {name}.float()"
+            )
         a = value.numpy() if value.device.type == "cpu" else _device.taken(value)
     elif hasattr(value, "to_numpy"):
         a = value.to_numpy()
@@ -51,7 +53,9 @@ def as_array(name: str, value: Any) -> Any:
                 raise TypeError(f"{name}: expected a numpy.ndarray, got {type(value).__name__}")
             a = np.asarray(a)
     if isinstance(a, np.ndarray) and a.dtype.kind not in "fiub":
-        raise TypeError(f"{name}: expected numbers, got dtype {a.dtype}; use {name}.astype(np.float32) or the like")
+        raise TypeError(
+            f"{name}: expected numbers, got dtype {a.dtype}; use {name}.astype(np.float32) or the like"
+        )
     return a
 
 
@@ -89,7 +93,11 @@ class _Selections:
     def _selections(self, epoch: int, start: int) -> Iterator[Array]:
         """The numbers of the samples of each batch, from batch ``start`` on."""
         n = len(self.x)
-        order = np.random.default_rng((self.rng, epoch)).permutation(n) if self.shuffle else np.arange(n)
+        order = (
+            np.random.default_rng((self.rng, epoch)).permutation(n)
+            if self.shuffle
+            else np.arange(n)
+        )
         for k in range(start, len(self)):
             yield order[k * self.batch_size : (k + 1) * self.batch_size]
 
@@ -118,14 +126,18 @@ def _third(given: Any) -> dict[str, Any]:
         return {} if given is None else {"lengths": given}
     unknown = sorted(set(given) - set(_THIRD))
     if unknown:
-        raise ValueError(f"lengths: expected lengths or a dict of {', '.join(_THIRD)}, got {unknown}")
+        raise ValueError(
+            f"lengths: expected lengths or a dict of {', '.join(_THIRD)}, got {unknown}"
+        )
     return {n: v for n, v in given.items() if v is not None}
 
 
 def _weights(value: Any) -> Array:
     """Weights on the host, of a list too."""
     return np.asarray(
-        _device.host(as_array("weights", np.asarray(value) if isinstance(value, (list, tuple)) else value))
+        _device.host(
+            as_array("weights", np.asarray(value) if isinstance(value, (list, tuple)) else value)
+        )
     )
 
 
@@ -172,9 +184,15 @@ class ArrayLoader(_Selections):
         wanted = self.x.shape[:2] if outputs == "all" else self.x.shape[:1]
         if self.target.shape[: len(wanted)] != wanted:
             fix = ""
-            if outputs == "all" and self.target.shape[:1] == self.x.shape[:1] and self.target.ndim < 3:
+            if (
+                outputs == "all"
+                and self.target.shape[:1] == self.x.shape[:1]
+                and self.target.ndim < 3
+            ):
                 fix = '; a target a sequence needs outputs="last"'
-            raise ValueError(f"target: expected a shape that begins with {wanted}, got {self.target.shape}{fix}")
+            raise ValueError(
+                f"target: expected a shape that begins with {wanted}, got {self.target.shape}{fix}"
+            )
         self.times = self._checked(_third(lengths))
         self.lengths = self.times.get("lengths")
         self._dict = isinstance(lengths, Mapping)
@@ -184,7 +202,9 @@ class ArrayLoader(_Selections):
     def _checked(self, times: dict[str, Any]) -> dict[str, Any]:
         batch, steps = self.x.shape[:2]
         if "lengths" in times:
-            times["lengths"] = _check.lengths(as_array("lengths", np.asarray(times["lengths"])), steps, batch)
+            times["lengths"] = _check.lengths(
+                as_array("lengths", np.asarray(times["lengths"])), steps, batch
+            )
         for name in ("resets", "mask"):
             if name in times:
                 times[name] = _whole_flags(name, times[name], steps, batch)
@@ -229,7 +249,9 @@ def targets_of(target: Any, x: Ragged, outputs: str) -> Array:
         return rows_of("target", target, x)
     a = _check.array("target", target)
     if a.ndim == 0 or len(a) != len(x):
-        raise ValueError(f"target: expected {len(x)} rows, one for each sequence, got shape {a.shape}")
+        raise ValueError(
+            f"target: expected {len(x)} rows, one for each sequence, got shape {a.shape}"
+        )
     return a
 
 
@@ -286,16 +308,28 @@ class RaggedLoader(_Selections):
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """The batches of an epoch from number ``start`` on: ``(x, target)``, and the dict in the third place if there is one."""
         for some in self._selections(epoch, start):
-            target = self.x.like(self.target).take(some).rows if self.outputs == "all" else self.target[some]
+            target = (
+                self.x.like(self.target).take(some).rows
+                if self.outputs == "all"
+                else self.target[some]
+            )
             if self.times:
-                yield self.x.take(some), target, {n: self._some(v, some) for n, v in self.times.items()}
+                yield (
+                    self.x.take(some),
+                    target,
+                    {n: self._some(v, some) for n, v in self.times.items()},
+                )
             else:
                 yield self.x.take(some), target
 
     def _some(self, value: Any, some: Array) -> Any:
         if not isinstance(value, np.ndarray):
             return value
-        return value[some] if len(value) == len(self.x) != len(self.x.rows) else self.x.like(value).take(some).rows
+        return (
+            value[some]
+            if len(value) == len(self.x) != len(self.x.rows)
+            else self.x.like(value).take(some).rows
+        )
 
 
 class StreamLoader:
@@ -320,16 +354,23 @@ class StreamLoader:
 
     carries_state = True
 
-    def __init__(self, text: Array, batch_size: int, window: int, *, time_major: bool = True) -> None:
+    def __init__(
+        self, text: Array, batch_size: int, window: int, *, time_major: bool = True
+    ) -> None:
         stream = _check.array("text", text)
         if stream.dtype.kind not in "iu":
             raise TypeError(f"text: expected an integer dtype, got {stream.dtype}")
         stream = _check.contiguous(stream).reshape(-1)
         self.time_major = bool(time_major)
-        self.batch_size, self.window = _check.positive("batch_size", batch_size), _check.positive("window", window)
+        self.batch_size, self.window = (
+            _check.positive("batch_size", batch_size),
+            _check.positive("window", window),
+        )
         self.steps = (stream.size - 1) // self.batch_size  # of every row
         if self.steps < 1:
-            raise ValueError(f"text: expected more than batch_size = {batch_size} elements, got {stream.size}")
+            raise ValueError(
+                f"text: expected more than batch_size = {batch_size} elements, got {stream.size}"
+            )
         used = self.steps * self.batch_size
         self._x = stream[:used].reshape(self.batch_size, -1).T
         self._target = stream[1 : used + 1].reshape(self.batch_size, -1).T
@@ -352,4 +393,8 @@ class StreamLoader:
     def fingerprint(self) -> dict[str, Any]:
         """What tells this data from other: its form, the order of its batches, and a sample of its content."""
         order = {"batch_size": self.batch_size, "window": self.window}
-        return {"kind": {"type": "StreamLoader"}, "order": order, "content": {"x": _sample(self._x)}}
+        return {
+            "kind": {"type": "StreamLoader"},
+            "order": order,
+            "content": {"x": _sample(self._x)},
+        }

@@ -83,7 +83,13 @@ class Flow:
 
 
 def gradient_flow(
-    model: Layer, x: Any, dy: Any = None, state: Any = None, *, threshold: float = 0.01, **times: Any
+    model: Layer,
+    x: Any,
+    dy: Any = None,
+    state: Any = None,
+    *,
+    threshold: float = 0.01,
+    **times: Any,
 ) -> Flow:
     """Norms of the gradient by step, how far it reaches back, saturated gates and dead units of a model on one input.
 
@@ -110,7 +116,9 @@ def gradient_flow(
         raise ValueError(f"threshold: expected a number between 0 and 1, got {threshold!r}")
     for name in ("memory_limit", "outputs", "rng"):
         if times.get(name) is not None:
-            raise ValueError(f"{name}: expected none, since all steps are looked at, got {times[name]!r}")
+            raise ValueError(
+                f"{name}: expected none, since all steps are looked at, got {times[name]!r}"
+            )
     with _watching(recurrent) as seen:
         # A generator of its own: the model's dropout goes on as it would.
         (y, _), pullback = model.vjp(unwrapped(x)[0], state, rng=0, **times)
@@ -131,12 +139,19 @@ def gradient_flow(
 
 
 def _verdict(
-    survival: Array, reach: int | None, threshold: float, saturation: dict[str, float], dead: Array, units: int
+    survival: Array,
+    reach: int | None,
+    threshold: float,
+    saturation: dict[str, float],
+    dead: Array,
+    units: int,
 ) -> str:
     if not survival.any():
         return "no steps"
     if survival.max() > 100:
-        text = f"the gradient grows {survival.max():.3g} times within {int(survival.argmax())} steps"
+        text = (
+            f"the gradient grows {survival.max():.3g} times within {int(survival.argmax())} steps"
+        )
     elif reach is not None:
         text = f"the gradient falls below {threshold:.0%} after {reach} steps"
     else:
@@ -207,10 +222,12 @@ def _survival(layer: Recurrent, tape: Any) -> list[Array]:
         dh = np.zeros((len(ends), batch, layer.hidden_size), layer.dtype)
         dh[part, longest] = np.random.default_rng(0).standard_normal(dh[part, longest].shape)
         start = _device.like(dh, layer._block.values)
-        norms = _device.host(tape.backward(None, start, None, [[None] * 5] * len(ends), False, flow=True)[-1])[
-            part
-        ].sum(1)
-        back = np.sqrt(norms if end.endswith("_reverse") else norms[::-1])  # from where the gradient begins
+        norms = _device.host(
+            tape.backward(None, start, None, [[None] * 5] * len(ends), False, flow=True)[-1]
+        )[part].sum(1)
+        back = np.sqrt(
+            norms if end.endswith("_reverse") else norms[::-1]
+        )  # from where the gradient begins
         back = back[np.flatnonzero(back)[0] :] if back.any() else back
         out.append(back / back[0] if back.size and back[0] > 0 else np.zeros(steps))
     return out
@@ -231,13 +248,22 @@ class FlowLog(Callback):
     [2, 4]
     """
 
-    def __init__(self, x: Array, *, every: int = 100, threshold: float = 0.01, echo: Any = None) -> None:
-        self.x, self.every, self.threshold, self.echo = x, _check.positive("every", every), threshold, echo
+    def __init__(
+        self, x: Array, *, every: int = 100, threshold: float = 0.01, echo: Any = None
+    ) -> None:
+        self.x, self.every, self.threshold, self.echo = (
+            x,
+            _check.positive("every", every),
+            threshold,
+            echo,
+        )
         self.flows: list[tuple[int, Flow]] = []
 
     def on_step(self, trainer: Trainer, step: int, loss: float, norm: float) -> None:
         if step % self.every == 0:
-            flow = gradient_flow(trainer.model, trainer._placed(unwrapped(self.x)[0]), threshold=self.threshold)
+            flow = gradient_flow(
+                trainer.model, trainer._placed(unwrapped(self.x)[0]), threshold=self.threshold
+            )
             self.flows.append((step, flow))
             if self.echo is not None:
                 self.echo(f"step {step}: {flow}")

@@ -24,7 +24,18 @@ from ._check import Array
 from ._ragged import Ragged, as_given, rows_like, unwrapped
 from ._segments import Chain, parse, plan_of
 
-__all__ = ["Gradients", "Packed", "Pullback", "gru", "gru_vjp", "lstm", "lstm_vjp", "pack", "rnn", "rnn_vjp"]
+__all__ = [
+    "Gradients",
+    "Packed",
+    "Pullback",
+    "gru",
+    "gru_vjp",
+    "lstm",
+    "lstm_vjp",
+    "pack",
+    "rnn",
+    "rnn_vjp",
+]
 
 
 class Gradients(NamedTuple):
@@ -45,10 +56,17 @@ class Gradients(NamedTuple):
 class Packed:
     """Weights in the kernels' own order, made by `pack`; stands in the place of ``weight_ih``. Immutable."""
 
-    def __init__(self, cell: str, weights: list[Array | None], reverse: bool, precision: str | None = None) -> None:
+    def __init__(
+        self, cell: str, weights: list[Array | None], reverse: bool, precision: str | None = None
+    ) -> None:
         weights = [_device.taken(w) for w in weights]
         w_ih, w_hh = (_check.array(n, w, 2) for n, w in zip(("weight_ih", "weight_hh"), weights))
-        self.cell, self.dtype, self.weights, self.reverse = cell, _check.real_dtype(w_ih.dtype), weights, reverse
+        self.cell, self.dtype, self.weights, self.reverse = (
+            cell,
+            _check.real_dtype(w_ih.dtype),
+            weights,
+            reverse,
+        )
         gates, hidden = _core.cells()[cell]["gates"], w_hh.shape[1]
         if hidden == 0 or w_hh.shape[0] != gates * hidden:
             raise ValueError(f"weight_hh: expected shape ({gates}*H, H), got {w_hh.shape}")
@@ -57,11 +75,27 @@ class Packed:
         make = _check.typed("Packed", w_ih)
         device = _device.name_of(w_ih)
         self.precision = _check.precision(self.dtype, precision, device)
-        native, backward = _check.native_precision(self.dtype, self.precision, device), self.precision != "int8"
-        self.native = make(cell, w_ih.shape[1], hidden, 1, False, [weights], backward, reverse, native, numbered=False)
+        native, backward = (
+            _check.native_precision(self.dtype, self.precision, device),
+            self.precision != "int8",
+        )
+        self.native = make(
+            cell,
+            w_ih.shape[1],
+            hidden,
+            1,
+            False,
+            [weights],
+            backward,
+            reverse,
+            native,
+            numbered=False,
+        )
 
 
-def _cell(family: str, *, nonlinearity: str = "tanh", reset_after: bool = True, peephole: bool = False) -> str:
+def _cell(
+    family: str, *, nonlinearity: str = "tanh", reset_after: bool = True, peephole: bool = False
+) -> str:
     if family == "rnn":
         return f"rnn_{_check.choice('nonlinearity', nonlinearity, ('tanh', 'relu'))}"
     if family == "gru":
@@ -103,8 +137,15 @@ def pack(
             on a GPU also "float16" (gradients in bfloat16) and "exact"; see `ostinato.nn.LSTM.precision`.
     """
     _check.choice("family", family, ("rnn", "lstm", "gru"))
-    cell = _cell(family, nonlinearity=nonlinearity, reset_after=reset_after, peephole=weight_peephole is not None)
-    return Packed(cell, [weight_ih, weight_hh, bias_ih, bias_hh, weight_peephole], reverse, precision)
+    cell = _cell(
+        family,
+        nonlinearity=nonlinearity,
+        reset_after=reset_after,
+        peephole=weight_peephole is not None,
+    )
+    return Packed(
+        cell, [weight_ih, weight_hh, bias_ih, bias_hh, weight_peephole], reverse, precision
+    )
 
 
 class _Call(NamedTuple):
@@ -121,7 +162,11 @@ class _Call(NamedTuple):
     @property
     def sizes(self) -> tuple[int, int]:
         """T and B."""
-        return (self.x.shape[0], self.x.shape[1]) if self.ragged is None else (self.options["span"], len(self.ragged))
+        return (
+            (self.x.shape[0], self.x.shape[1])
+            if self.ragged is None
+            else (self.options["span"], len(self.ragged))
+        )
 
     def shaped(self, rows: Array | None) -> Any:
         """Flat rows as x came."""
@@ -130,18 +175,24 @@ class _Call(NamedTuple):
     def forward(self, out: Array | None, train: bool, states_only: bool = False) -> Any:
         options = {**self.options, "states_only": states_only}
         lengths = options.pop("lengths")
-        return self.packed.native.forward(self.x, self.h, self.c, lengths, False, out, train, 0.0, 0, **options)
+        return self.packed.native.forward(
+            self.x, self.h, self.c, lengths, False, out, train, 0.0, 0, **options
+        )
 
 
 Times = tuple[object, Any, Any, str]  # lengths, resets, mask, masked
 
 
-def _arguments(packed: Packed, x: Any, h0: Array | None, c0: Array | None, times: Times, reset_state: object) -> _Call:
+def _arguments(
+    packed: Packed, x: Any, h0: Array | None, c0: Array | None, times: Times, reset_state: object
+) -> _Call:
     x, listed = unwrapped(x)
     ragged = x if isinstance(x, Ragged) else None
     if ragged is not None:
         if times[0] is not None:
-            raise ValueError(f"lengths: expected None with ragged sequences, got {type(times[0]).__name__}")
+            raise ValueError(
+                f"lengths: expected None with ragged sequences, got {type(times[0]).__name__}"
+            )
         options, x = _ragged.times(ragged, *times[1:]), _check.array("x", ragged.rows, 2)
     else:
         x = _check.array("x", x, 3)
@@ -149,13 +200,17 @@ def _arguments(packed: Packed, x: Any, h0: Array | None, c0: Array | None, times
     h, c = (_row(n, s, 2) for n, s in (("h0", h0), ("c0", c0)))
     pair = isinstance(reset_state, (tuple, list)) and len(reset_state) == 2
     if reset_state is not None and pair != (_core.cells()[packed.cell]["states"] == 2):
-        raise TypeError(f"reset_state: expected h, or (h, c) for an LSTM, got {type(reset_state).__name__}")
+        raise TypeError(
+            f"reset_state: expected h, or (h, c) for an LSTM, got {type(reset_state).__name__}"
+        )
     reset: Any = reset_state if pair else (reset_state, None)
     size, dtype = packed.native.hidden_size, packed.dtype
     for name, r in zip(("restart_h", "restart_c"), reset):
         r = None if r is None else _check.array("reset_state", r)
         if r is not None and (r.shape != (size,) or r.dtype != dtype):
-            raise ValueError(f"reset_state: expected shape (H,) = ({size},) of {dtype}, got {r.shape} of {r.dtype}")
+            raise ValueError(
+                f"reset_state: expected shape (H,) = ({size},) of {dtype}, got {r.shape} of {r.dtype}"
+            )
         options[name] = None if r is None else _check.contiguous(r)[None]
     return _Call(packed, x, h, c, options, ragged, listed)
 
@@ -169,7 +224,9 @@ def _apply(call: _Call, out: Array | None) -> tuple[Any, Array, Array | None]:
     return call.shaped(y), h_n[0], None if c_n is None else c_n[0]
 
 
-def _train(call: _Call, memory_limit: str | int | None, outputs: str) -> tuple[Any, Array, Array | None, Pullback]:
+def _train(
+    call: _Call, memory_limit: str | int | None, outputs: str
+) -> tuple[Any, Array, Array | None, Pullback]:
     _check.choice("outputs", outputs, ("all", "none"))
     packed = call.packed
     if not packed.native.backward:
@@ -200,11 +257,15 @@ def _train(call: _Call, memory_limit: str | int | None, outputs: str) -> tuple[A
                 raise ValueError(
                     f"{name}: expected shape {shape[skip:]} of {packed.dtype}, got {a.shape[skip:]} of {a.dtype}"
                 )
-        plan = plan_of(packed.native, memory_limit, steps, batch, outputs, 1, 1, packed.dtype.itemsize)
+        plan = plan_of(
+            packed.native, memory_limit, steps, batch, outputs, 1, 1, packed.dtype.itemsize
+        )
         chain = Chain(packed.native, call.x, call.options, plan, dropout=0.0, key=0)
         rows = None
         if outputs == "all":
-            rows = np.empty((*call.x.shape[:-1], packed.native.hidden_size), packed.dtype, like=call.x)
+            rows = np.empty(
+                (*call.x.shape[:-1], packed.native.hidden_size), packed.dtype, like=call.x
+            )
         h_n, c_n = chain.forward(h, c, rows)
         y = None if rows is None else rows.view()
         if y is not None:
@@ -227,7 +288,9 @@ class Pullback:
     (3, 2, 1)
     """
 
-    def __init__(self, call: _Call, tape: Any, chain: Chain | None = None, y: Array | None = None) -> None:
+    def __init__(
+        self, call: _Call, tape: Any, chain: Chain | None = None, y: Array | None = None
+    ) -> None:
         self._call, self._tape, self._chain, self._y = call, tape, chain, y
 
     @property
@@ -239,7 +302,9 @@ class Pullback:
     @property
     def gates(self) -> dict[str, Array]:
         """By name, each ``[T,B,H]`` and read-only: i f g o of an LSTM, r z n of a GRU, none of an RNN."""
-        return {name: a[0] for name, a in _check.gates(self._call.packed.cell, self._known()).items()}
+        return {
+            name: a[0] for name, a in _check.gates(self._call.packed.cell, self._known()).items()
+        }
 
     def _known(self) -> Any:
         if self._tape is None:
@@ -281,7 +346,9 @@ class Pullback:
             "dcells": _row("dcells", dcells, 3),
         }
         if dc_n is not None and states < 2:
-            raise TypeError(f"dc_n: expected None for the cell {packed.cell}, got {type(dc_n).__name__}")
+            raise TypeError(
+                f"dc_n: expected None for the cell {packed.cell}, got {type(dc_n).__name__}"
+            )
         grads = [None if w is None else np.zeros_like(w) for w in packed.weights]
         dh, dc = _row("dh_n", dh_n, 2), _row("dc_n", dc_n, 2)
         if self._chain is None:
@@ -290,8 +357,13 @@ class Pullback:
             dx, dh0, dc0, *dreset, _ = self._tape.backward(dy, dh, dc, [grads], True, **options)
         else:
             if dcells is not None and states < 2:
-                raise TypeError(f"dcells: expected None for the cell {packed.cell}, got {type(dcells).__name__}")
-            shapes: dict[str, Any] = {"dh_n": (dh, call.sizes[1:] + (size,)), "dc_n": (dc, call.sizes[1:] + (size,))}
+                raise TypeError(
+                    f"dcells: expected None for the cell {packed.cell}, got {type(dcells).__name__}"
+                )
+            shapes: dict[str, Any] = {
+                "dh_n": (dh, call.sizes[1:] + (size,)),
+                "dc_n": (dc, call.sizes[1:] + (size,)),
+            }
             shapes |= {"dcells": (options["dcells"], (*call.sizes, size))}
             for name, (a, shape) in shapes.items():
                 if a is not None and (a.shape[1:] != shape or a.dtype != packed.dtype):
@@ -300,29 +372,46 @@ class Pullback:
                     )
             dy = dy if dy is None or callable(dy) else _check.array("dy", dy)
             if _check.is_array(dy) and (dy.shape != own or dy.dtype != packed.dtype):
-                raise ValueError(f"dy: expected shape {own} of {packed.dtype}, got {dy.shape} of {dy.dtype}")
+                raise ValueError(
+                    f"dy: expected shape {own} of {packed.dtype}, got {dy.shape} of {dy.dtype}"
+                )
             dx, dreset = np.empty(call.x.shape, packed.dtype, like=call.x), [None, None]
             if call.options["resets"] is not None:
-                dreset = [np.zeros((1, size), packed.dtype, like=call.x) if k < states else None for k in range(2)]
+                dreset = [
+                    np.zeros((1, size), packed.dtype, like=call.x) if k < states else None
+                    for k in range(2)
+                ]
             pair = None if dreset[0] is None else (dreset[0], dreset[1])
-            dh0, dc0 = self._chain.backward(dy, dh, dc, [grads], y=self._y, dx=dx, dreset=pair, **options)
+            dh0, dc0 = self._chain.backward(
+                dy, dh, dc, [grads], y=self._y, dx=dx, dreset=pair, **options
+            )
             zeros = np.zeros((1, call.sizes[1], size), packed.dtype, like=call.x)  # no step at all
             dh0, dc0 = zeros if dh0 is None else dh0, zeros if dc0 is None and states > 1 else dc0
         d_ih, d_hh, db_ih, db_hh, d_peephole = grads
         assert d_ih is not None
         assert d_hh is not None
         dc0, dreset_h, dreset_c = (None if d is None else d[0] for d in (dc0, *dreset))
-        return Gradients(call.shaped(dx), d_ih, d_hh, db_ih, db_hh, dh0[0], dc0, d_peephole, dreset_h, dreset_c)
+        return Gradients(
+            call.shaped(dx), d_ih, d_hh, db_ih, db_hh, dh0[0], dc0, d_peephole, dreset_h, dreset_c
+        )
 
 
-def _packed(family: str, weight_ih: Array | Packed, rest: tuple[Any, ...], reverse: bool, cell: str) -> Packed:
+def _packed(
+    family: str, weight_ih: Array | Packed, rest: tuple[Any, ...], reverse: bool, cell: str
+) -> Packed:
     if isinstance(weight_ih, Packed):
         if any(r is not None for r in rest):
             raise TypeError("weight_ih: expected no further weights beside packed ones")
         if weight_ih.cell.split("_")[0] != family:
-            raise ValueError(f"weight_ih: expected weights packed for {family}, got {weight_ih.cell}")
-        if (reverse and not weight_ih.reverse) or (cell != _cell(family) and cell != weight_ih.cell):
-            raise ValueError("weight_ih: expected weights packed with the same options, got others; give them to pack")
+            raise ValueError(
+                f"weight_ih: expected weights packed for {family}, got {weight_ih.cell}"
+            )
+        if (reverse and not weight_ih.reverse) or (
+            cell != _cell(family) and cell != weight_ih.cell
+        ):
+            raise ValueError(
+                "weight_ih: expected weights packed with the same options, got others; give them to pack"
+            )
         return weight_ih
     weight_hh, bias_ih, bias_hh, weight_peephole = rest
     return Packed(cell, [weight_ih, weight_hh, bias_ih, bias_hh, weight_peephole], reverse)
@@ -377,9 +466,15 @@ def rnn(
     Source: Elman (1990), "Finding structure in time".
     """
     packed = _packed(
-        "rnn", weight_ih, (weight_hh, bias_ih, bias_hh, None), reverse, _cell("rnn", nonlinearity=nonlinearity)
+        "rnn",
+        weight_ih,
+        (weight_hh, bias_ih, bias_hh, None),
+        reverse,
+        _cell("rnn", nonlinearity=nonlinearity),
     )
-    y, h_n, _ = _apply(_arguments(packed, x, h0, None, (lengths, resets, mask, masked), reset_state), out)
+    y, h_n, _ = _apply(
+        _arguments(packed, x, h0, None, (lengths, resets, mask, masked), reset_state), out
+    )
     return y, h_n
 
 
@@ -414,7 +509,11 @@ def rnn_vjp(
     array([[3., 3.]])
     """
     packed = _packed(
-        "rnn", weight_ih, (weight_hh, bias_ih, bias_hh, None), reverse, _cell("rnn", nonlinearity=nonlinearity)
+        "rnn",
+        weight_ih,
+        (weight_hh, bias_ih, bias_hh, None),
+        reverse,
+        _cell("rnn", nonlinearity=nonlinearity),
     )
     call = _arguments(packed, x, h0, None, (lengths, resets, mask, masked), reset_state)
     y, h_n, _, pullback = _train(call, memory_limit, outputs)
@@ -474,8 +573,12 @@ def lstm(
     Source: Hochreiter, Schmidhuber (1997); Gers, Schmidhuber, Cummins (2000); peepholes Gers et al. (2002).
     """
     cell = _cell("lstm", peephole=weight_peephole is not None)
-    packed = _packed("lstm", weight_ih, (weight_hh, bias_ih, bias_hh, weight_peephole), reverse, cell)
-    y, h_n, c_n = _apply(_arguments(packed, x, h0, c0, (lengths, resets, mask, masked), reset_state), out)
+    packed = _packed(
+        "lstm", weight_ih, (weight_hh, bias_ih, bias_hh, weight_peephole), reverse, cell
+    )
+    y, h_n, c_n = _apply(
+        _arguments(packed, x, h0, c0, (lengths, resets, mask, masked), reset_state), out
+    )
     assert c_n is not None
     return y, (h_n, c_n)
 
@@ -512,7 +615,9 @@ def lstm_vjp(
     (3, 2, 1)
     """
     cell = _cell("lstm", peephole=weight_peephole is not None)
-    packed = _packed("lstm", weight_ih, (weight_hh, bias_ih, bias_hh, weight_peephole), reverse, cell)
+    packed = _packed(
+        "lstm", weight_ih, (weight_hh, bias_ih, bias_hh, weight_peephole), reverse, cell
+    )
     call = _arguments(packed, x, h0, c0, (lengths, resets, mask, masked), reset_state)
     y, h_n, c_n, pullback = _train(call, memory_limit, outputs)
     assert c_n is not None
@@ -565,9 +670,15 @@ def gru(
     Source: Cho et al. (2014), "Learning phrase representations using RNN encoder-decoder".
     """
     packed = _packed(
-        "gru", weight_ih, (weight_hh, bias_ih, bias_hh, None), reverse, _cell("gru", reset_after=reset_after)
+        "gru",
+        weight_ih,
+        (weight_hh, bias_ih, bias_hh, None),
+        reverse,
+        _cell("gru", reset_after=reset_after),
     )
-    y, h_n, _ = _apply(_arguments(packed, x, h0, None, (lengths, resets, mask, masked), reset_state), out)
+    y, h_n, _ = _apply(
+        _arguments(packed, x, h0, None, (lengths, resets, mask, masked), reset_state), out
+    )
     return y, h_n
 
 
@@ -602,7 +713,11 @@ def gru_vjp(
     (2, 1)
     """
     packed = _packed(
-        "gru", weight_ih, (weight_hh, bias_ih, bias_hh, None), reverse, _cell("gru", reset_after=reset_after)
+        "gru",
+        weight_ih,
+        (weight_hh, bias_ih, bias_hh, None),
+        reverse,
+        _cell("gru", reset_after=reset_after),
     )
     call = _arguments(packed, x, h0, None, (lengths, resets, mask, masked), reset_state)
     y, h_n, _, pullback = _train(call, memory_limit, outputs)

@@ -68,11 +68,15 @@ class Loss:
         if lengths is None:
             return None
         if y.ndim < 2:
-            raise ValueError(f"lengths: expected y with axes for time and batch, got shape {y.shape}")
+            raise ValueError(
+                f"lengths: expected y with axes for time and batch, got shape {y.shape}"
+            )
         lengths = _device.host(_device.taken(lengths))
         if isinstance(lengths, np.ndarray) and lengths.dtype == np.bool_:
             if lengths.shape != y.shape[:2]:
-                raise ValueError(f"lengths: expected a mask of shape {y.shape[:2]}, that of y, got {lengths.shape}")
+                raise ValueError(
+                    f"lengths: expected a mask of shape {y.shape[:2]}, that of y, got {lengths.shape}"
+                )
             like: Array = _device.like(lengths, y)
             return like
         batch, steps = y.shape[:2] if self.batch_first else y.shape[1::-1]
@@ -95,11 +99,15 @@ def _weights(weights: object, shape: tuple[int, ...], like: Array) -> Array:
     if a.dtype.kind not in "fiub":
         raise TypeError(f"weights: expected real numbers, got dtype {a.dtype}")
     if not 1 <= a.ndim <= min(2, max(len(shape), 1)) or a.shape != shape[: a.ndim]:
-        raise ValueError(f"weights: expected shape {shape[:1]} or {shape[:2]}, the first axes of y, got {a.shape}")
+        raise ValueError(
+            f"weights: expected shape {shape[:1]} or {shape[:2]}, the first axes of y, got {a.shape}"
+        )
     if not (np.isfinite(a).all() and (a >= 0).all()):
         raise ValueError("weights: expected finite numbers of at least 0, got others")
     placed = _device.like(_device.host(a).astype(like.dtype), like)
-    full: Array = np.broadcast_to(placed.reshape(placed.shape + (1,) * (len(shape) - a.ndim)), shape)
+    full: Array = np.broadcast_to(
+        placed.reshape(placed.shape + (1,) * (len(shape) - a.ndim)), shape
+    )
     return full
 
 
@@ -132,7 +140,9 @@ class _Elementwise(Loss):
         target = _device.like(_check.array("target", target), y)
         _device.same("target", target, y, "y")
         if target.shape != y.shape:
-            raise ValueError(f"target: expected the shape of y {y.shape}, got {target.shape}{_hint(y, target)}")
+            raise ValueError(
+                f"target: expected the shape of y {y.shape}, got {target.shape}{_hint(y, target)}"
+            )
         mask = self._mask(y, lengths)
         t = target.astype(y.dtype, copy=False)
         # Infinity and NaN are answers, on which the Trainer stops; a square of something small may become zero.
@@ -206,7 +216,9 @@ class BinaryCrossEntropy(_Elementwise):
 
     def _terms(self, y: Array, target: Array) -> tuple[Array, Array]:
         e = np.exp(-np.abs(y))
-        return np.maximum(y, 0) - y * target + np.log1p(e), np.where(y >= 0, 1 / (1 + e), e / (1 + e)) - target
+        return np.maximum(y, 0) - y * target + np.log1p(e), np.where(
+            y >= 0, 1 / (1 + e), e / (1 + e)
+        ) - target
 
 
 class CrossEntropy(Loss):
@@ -235,12 +247,17 @@ class CrossEntropy(Loss):
         batch_first: bool | None = None,
     ) -> None:
         super().__init__(batch_first=batch_first)
-        self.ignore_index, self.label_smoothing = int(ignore_index), _check.fraction("label_smoothing", label_smoothing)
+        self.ignore_index, self.label_smoothing = (
+            int(ignore_index),
+            _check.fraction("label_smoothing", label_smoothing),
+        )
         self.class_weights: Array | None = None
         if class_weights is not None:
             w = np.array(class_weights, np.float64)
             if w.ndim != 1 or not (np.isfinite(w).all() and (w >= 0).all() and w.any()):
-                raise ValueError("class_weights: expected [V] finite numbers of at least 0, some above 0, got others")
+                raise ValueError(
+                    "class_weights: expected [V] finite numbers of at least 0, some above 0, got others"
+                )
             self.class_weights = w
 
     def parts(
@@ -263,7 +280,9 @@ class CrossEntropy(Loss):
         classes = self._classes(y, target, lengths)
         if weights is not None or self.class_weights is not None:
             rows = None if weights is None else _weights(weights, target.shape, y).reshape(-1)
-            total, count, dy = self._weighted(y.reshape(target.size, y.shape[-1]), classes, rows, gradient)
+            total, count, dy = self._weighted(
+                y.reshape(target.size, y.shape[-1]), classes, rows, gradient
+            )
             return total, count, None if dy is None else dy.reshape(y.shape)
         known = int(np.count_nonzero(classes >= 0))
         kernel: Any = _check.typed("softmax_cross_entropy_", y)
@@ -278,10 +297,14 @@ class CrossEntropy(Loss):
         skip = classes == self.ignore_index
         mask = self._mask(y, lengths)
         if mask is not None:
-            skip |= ~np.broadcast_to(mask.reshape(mask.shape + (1,) * (target.ndim - 2)), target.shape).reshape(-1)
+            skip |= ~np.broadcast_to(
+                mask.reshape(mask.shape + (1,) * (target.ndim - 2)), target.shape
+            ).reshape(-1)
         bad = np.flatnonzero(~skip & ((classes < 0) | (classes >= y.shape[-1])))
         if bad.size:
-            raise ValueError(f"target: expected class numbers from 0 to {y.shape[-1] - 1}, got {int(classes[bad[0]])}")
+            raise ValueError(
+                f"target: expected class numbers from 0 to {y.shape[-1] - 1}, got {int(classes[bad[0]])}"
+            )
         classes[skip] = -1
         out: Array = classes
         return out
@@ -313,7 +336,9 @@ class CrossEntropy(Loss):
             z = z - z.max(-1, keepdims=True) if size else z
             log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))
             s = self.label_smoothing
-            numbers = np.arange(len(at)) if _device.of(y) is None else _device.like(np.arange(len(at)), y)
+            numbers = (
+                np.arange(len(at)) if _device.of(y) is None else _device.like(np.arange(len(at)), y)
+            )
             goal = np.zeros_like(z)  # how much of the loss each class has
             goal[numbers, at] = (1 - s) * each[at]
             goal = (goal + s / size * each) * v[:, None]

@@ -121,7 +121,9 @@ class StepDecay(Schedule):
     [1.0, 1.0, 0.5, 0.5, 0.25]
     """
 
-    def __init__(self, lr: float | None = None, *, every: int, factor: float = 0.1, rate: float | None = None) -> None:
+    def __init__(
+        self, lr: float | None = None, *, every: int, factor: float = 0.1, rate: float | None = None
+    ) -> None:
         self.lr, self.every = _number("lr", _named(lr, rate)), _check.positive("every", every)
         self.factor = _number("factor", factor)
 
@@ -132,7 +134,9 @@ class StepDecay(Schedule):
 class Exponential(Schedule):
     """``lr * factor ** step``."""
 
-    def __init__(self, lr: float | None = None, *, factor: float, rate: float | None = None) -> None:
+    def __init__(
+        self, lr: float | None = None, *, factor: float, rate: float | None = None
+    ) -> None:
         self.lr, self.factor = _number("lr", _named(lr, rate)), _number("factor", factor)
 
     def __call__(self, step: int) -> float:
@@ -147,7 +151,9 @@ class Cosine(Schedule):
     [1.0, 0.5, 0.0, 0.0]
     """
 
-    def __init__(self, lr: float | None = None, *, steps: int, final: float = 0.0, rate: float | None = None) -> None:
+    def __init__(
+        self, lr: float | None = None, *, steps: int, final: float = 0.0, rate: float | None = None
+    ) -> None:
         self.lr, self.steps = _number("lr", _named(lr, rate)), _check.positive("steps", steps)
         self.final = _number("final", final)
 
@@ -211,7 +217,10 @@ class ReduceOnPlateau(Schedule):
         rate: float | None = None,
     ) -> None:
         self.lr, self.factor = _number("lr", _named(lr, rate)), _number("factor", factor)
-        self.patience, self.min_delta = _check.positive("patience", patience, 0), _number("min_delta", min_delta)
+        self.patience, self.min_delta = (
+            _check.positive("patience", patience, 0),
+            _number("min_delta", min_delta),
+        )
         self.minimum = _number("minimum", minimum)
         self._scale, self._best, self._bad = 1.0, math.inf, 0
 
@@ -230,12 +239,24 @@ class ReduceOnPlateau(Schedule):
             self._scale, self._bad = self._scale * self.factor, 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"scale": self._scale, "best": None if math.isinf(self._best) else self._best, "bad": self._bad}
+        return {
+            "scale": self._scale,
+            "best": None if math.isinf(self._best) else self._best,
+            "bad": self._bad,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         best, bad = state["best"], state["bad"]
-        for name, value in (("scale", state["scale"]), ("best", 0 if best is None else best), ("bad", bad)):
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        for name, value in (
+            ("scale", state["scale"]),
+            ("best", 0 if best is None else best),
+            ("bad", bad),
+        ):
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, (int, float))
+                or not math.isfinite(value)
+            ):
                 raise TypeError(f"state: expected a finite number as {name}, got {value!r}")
         self._scale, self._bad = float(state["scale"]), int(state["bad"])
         self._best = math.inf if state["best"] is None else float(state["best"])
@@ -315,11 +336,15 @@ class Optimizer:
         self.schedule = _schedule(_named(lr, rate))
         self.weight_decay = _number("weight_decay", weight_decay)
         if groups is not None and not isinstance(groups, Mapping):
-            raise TypeError(f"groups: expected a dict of patterns to factors, got {type(groups).__name__}")
+            raise TypeError(
+                f"groups: expected a dict of patterns to factors, got {type(groups).__name__}"
+            )
         self.groups = {p: _number(f"groups[{p!r}]", factor) for p, factor in (groups or {}).items()}
         self.steps = 0
         self.state: dict[str, Array] = {}
-        self.started: dict[str, int] = {}  # steps that had been taken when a parameter first took part
+        self.started: dict[
+            str, int
+        ] = {}  # steps that had been taken when a parameter first took part
 
     @property
     def lr(self) -> float:
@@ -338,7 +363,9 @@ class Optimizer:
         names = list(model.parameters())
         for pattern in self.groups:
             if not fnmatch.filter(names, pattern):
-                raise KeyError(f"groups: expected to match a parameter among {', '.join(names)}, got {pattern!r}")
+                raise KeyError(
+                    f"groups: expected to match a parameter among {', '.join(names)}, got {pattern!r}"
+                )
 
     def step(self, model: Layer) -> None:
         """Move the parameters of the model by its gradients."""
@@ -351,17 +378,24 @@ class Optimizer:
                 raise ValueError(
                     f"model: expected the one that this optimiser has stepped so far, got one of {size} parameters"
                 )
-            if _device.of(self.state[name]) is not _device.of(model.flat):  # the model has moved since
+            if _device.of(self.state[name]) is not _device.of(
+                model.flat
+            ):  # the model has moved since
                 self.state[name] = _device.like(_device.host(self.state[name]), model.flat)
         lr, taken = self.lr, self.steps
         self.steps += 1
-        with model.write() as p, np.errstate(under="ignore"):  # what is too small for the dtype is zero
+        with (
+            model.write() as p,
+            np.errstate(under="ignore"),
+        ):  # what is too small for the dtype is zero
             flat, grads = p.flat, model.flat_grads
             for start, stop, decay, begun, factor in _runs(model, self.started, taken, self.groups):
                 part = slice(start, stop)
                 buffers = [self.state[n][part] for n in self._buffers]
                 kept = self.weight_decay if decay else 0.0
-                self._update(flat[part], grads[part], lr * factor, kept, self.steps - begun, *buffers)
+                self._update(
+                    flat[part], grads[part], lr * factor, kept, self.steps - begun, *buffers
+                )
 
     def _update(self, p: Array, g: Array, lr: float, decay: float, age: int, *state: Array) -> None:
         raise NotImplementedError  # every optimiser below defines it
@@ -386,13 +420,17 @@ class Optimizer:
         """Raises if the state is that of another kind of optimiser."""
         wanted = set(self._buffers) if state["steps"] else set()
         if set(state["buffers"]) != wanted:
-            raise KeyError(f"state: expected buffers {sorted(wanted)}, got {sorted(state['buffers'])}")
+            raise KeyError(
+                f"state: expected buffers {sorted(wanted)}, got {sorted(state['buffers'])}"
+            )
 
 
 _Run = tuple[int, int, bool, int, float]
 
 
-def _runs(model: Layer, started: dict[str, int], taken: int, groups: dict[str, float]) -> list[_Run]:
+def _runs(
+    model: Layer, started: dict[str, int], taken: int, groups: dict[str, float]
+) -> list[_Run]:
     """Stretches of the flat buffer that move together: (start, stop, decay, steps before the first, factor of the rate).
 
     Frozen parameters are left out.
@@ -507,7 +545,9 @@ class Adam(Optimizer):
         mean, square = state
         b1, b2 = self.betas
         corrections = (1 - b1**age, 1 - b2**age)
-        _check.typed("adam_", p)(p, g, mean, square, lr, b1, b2, self.eps, decay, *corrections, self._decoupled)
+        _check.typed("adam_", p)(
+            p, g, mean, square, lr, b1, b2, self.eps, decay, *corrections, self._decoupled
+        )
 
 
 class AdamW(Adam):
@@ -525,4 +565,6 @@ class AdamW(Adam):
         weight_decay: float = 0.01,
         groups: Mapping[str, float] | None = None,
     ) -> None:
-        super().__init__(_named(lr, rate, _ADAM), betas=betas, eps=eps, weight_decay=weight_decay, groups=groups)
+        super().__init__(
+            _named(lr, rate, _ADAM), betas=betas, eps=eps, weight_decay=weight_decay, groups=groups
+        )

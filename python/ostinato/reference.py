@@ -50,7 +50,9 @@ class Weights:
 
 def sigmoid(x: Array) -> Array:
     """1 / (1 + exp(-x)), without overflow."""
-    return np.where(x >= 0, 1 / (1 + np.exp(-np.abs(x))), np.exp(-np.abs(x)) / (1 + np.exp(-np.abs(x))))
+    return np.where(
+        x >= 0, 1 / (1 + np.exp(-np.abs(x))), np.exp(-np.abs(x)) / (1 + np.exp(-np.abs(x)))
+    )
 
 
 # A step takes (x, h, c, p) and gives (h', c', cache); its backward takes (dh', dc', cache, p, g), adds the gradients of
@@ -85,7 +87,9 @@ def _rnn(phi: Callable[[Array], Array]) -> Step:
 
 
 def _rnn_backward(slope: Callable[[Array], Array]) -> StepBackward:
-    def step(dh: Array, dc: Array, cache: Any, p: Weights, g: Weights) -> tuple[Array, Array, Array]:
+    def step(
+        dh: Array, dc: Array, cache: Any, p: Weights, g: Weights
+    ) -> tuple[Array, Array, Array]:
         x, h, new = cache
         da = dh * slope(new)
         return _input_backward(da, x, p, g), _recurrent_backward(da, h, p, g), dc
@@ -98,7 +102,9 @@ def _rnn_backward(slope: Callable[[Array], Array]) -> StepBackward:
 
 
 def _lstm(x: Array, h: Array, c: Array, p: Weights) -> tuple[Array, Array, Any]:
-    ai, af, ag, ao = np.split(x @ p.weight_ih.T + p.bias_ih + h @ p.weight_hh.T + p.bias_hh, 4, axis=1)
+    ai, af, ag, ao = np.split(
+        x @ p.weight_ih.T + p.bias_ih + h @ p.weight_hh.T + p.bias_hh, 4, axis=1
+    )
     pi, pf, po = np.zeros((3, h.shape[1])) if p.weight_peephole is None else p.weight_peephole
     i, f, gg = sigmoid(ai + pi * c), sigmoid(af + pf * c), np.tanh(ag)
     new_c = f * c + i * gg
@@ -106,7 +112,9 @@ def _lstm(x: Array, h: Array, c: Array, p: Weights) -> tuple[Array, Array, Any]:
     return o * np.tanh(new_c), new_c, (x, h, c, i, f, gg, o, new_c)
 
 
-def _lstm_backward(dh: Array, dc: Array, cache: Any, p: Weights, g: Weights) -> tuple[Array, Array, Array]:
+def _lstm_backward(
+    dh: Array, dc: Array, cache: Any, p: Weights, g: Weights
+) -> tuple[Array, Array, Array]:
     x, h, c, i, f, gg, o, new_c = cache
     pi, pf, po = np.zeros((3, h.shape[1])) if p.weight_peephole is None else p.weight_peephole
     do = dh * np.tanh(new_c)
@@ -118,7 +126,11 @@ def _lstm_backward(dh: Array, dc: Array, cache: Any, p: Weights, g: Weights) -> 
     if g.weight_peephole is not None:
         g.weight_peephole += np.stack([(dai * c).sum(0), (daf * c).sum(0), (dao * new_c).sum(0)])
     da = np.concatenate([dai, daf, dag, dao], axis=1)
-    return _input_backward(da, x, p, g), _recurrent_backward(da, h, p, g), dnew * f + dai * pi + daf * pf
+    return (
+        _input_backward(da, x, p, g),
+        _recurrent_backward(da, h, p, g),
+        dnew * f + dai * pi + daf * pf,
+    )
 
 
 # Cho et al. (2014):  r, z = s(a_r, a_z)   h' = (1 - z) n + z h
@@ -134,13 +146,19 @@ def _gru(x: Array, h: Array, c: Array, p: Weights) -> tuple[Array, Array, Any]:
     return (1 - z) * n + z * h, c, (x, h, r, z, n, hn)
 
 
-def _gru_backward(dh: Array, dc: Array, cache: Any, p: Weights, g: Weights) -> tuple[Array, Array, Array]:
+def _gru_backward(
+    dh: Array, dc: Array, cache: Any, p: Weights, g: Weights
+) -> tuple[Array, Array, Array]:
     x, h, r, z, n, hn = cache
     dan = dh * (1 - z) * (1 - n**2)
     daz = dh * (h - n) * z * (1 - z)
     dar = dan * hn * r * (1 - r)
     dx = _input_backward(np.concatenate([dar, daz, dan], axis=1), x, p, g)
-    return dx, _recurrent_backward(np.concatenate([dar, daz, dan * r], axis=1), h, p, g) + dh * z, dc
+    return (
+        dx,
+        _recurrent_backward(np.concatenate([dar, daz, dan * r], axis=1), h, p, g) + dh * z,
+        dc,
+    )
 
 
 def _gru_before(x: Array, h: Array, c: Array, p: Weights) -> tuple[Array, Array, Any]:
@@ -152,7 +170,9 @@ def _gru_before(x: Array, h: Array, c: Array, p: Weights) -> tuple[Array, Array,
     return (1 - z) * n + z * h, c, (x, h, r, z, n)
 
 
-def _gru_before_backward(dh: Array, dc: Array, cache: Any, p: Weights, g: Weights) -> tuple[Array, Array, Array]:
+def _gru_before_backward(
+    dh: Array, dc: Array, cache: Any, p: Weights, g: Weights
+) -> tuple[Array, Array, Array]:
     x, h, r, z, n = cache
     size = h.shape[1]
     dan = dh * (1 - z) * (1 - n**2)
@@ -168,7 +188,11 @@ def _gru_before_backward(dh: Array, dc: Array, cache: Any, p: Weights, g: Weight
 
 CELLS: dict[str, tuple[int, Step, StepBackward]] = {  # gates, step, its backward
     "rnn_tanh": (1, _rnn(np.tanh), _rnn_backward(lambda h: 1 - h**2)),
-    "rnn_relu": (1, _rnn(lambda a: np.maximum(a, 0)), _rnn_backward(lambda h: (h > 0).astype(h.dtype))),
+    "rnn_relu": (
+        1,
+        _rnn(lambda a: np.maximum(a, 0)),
+        _rnn_backward(lambda h: (h > 0).astype(h.dtype)),
+    ),
     "lstm": (4, _lstm, _lstm_backward),
     "lstm_peephole": (4, _lstm, _lstm_backward),
     "gru": (3, _gru, _gru_backward),
@@ -188,9 +212,7 @@ class Run:
     weights: Weights
     order: list[int]
     active: Array  # [T,B]: the row takes part in the step
-    restarted: (
-        Array  # [T+1,B]: the state was that of a restart before the step; [T]: after the last one, which was skipped
-    )
+    restarted: Array  # [T+1,B]: the state was that of a restart before the step; [T]: after the last one, which was skipped
     repeats: Array  # [T,B]: the step is skipped and its output is that of the step before it
     caches: list[Any] = field(repr=False)
 
@@ -220,15 +242,25 @@ def forward(
     h = np.zeros((batch, size)) if h0 is None else h0.astype(np.float64)
     c = np.zeros((batch, size)) if c0 is None else c0.astype(np.float64)
     restart_h, restart_c = (np.zeros(size), np.zeros(size)) if restart is None else restart
-    inside = np.arange(steps)[:, None] < (np.full(batch, steps) if lengths is None else np.asarray(lengths))
+    inside = np.arange(steps)[:, None] < (
+        np.full(batch, steps) if lengths is None else np.asarray(lengths)
+    )
     active = inside if mask is None else inside & mask
-    pieces = np.zeros((steps, batch), bool) if resets is None else resets & inside  # a piece begins at t
+    pieces = (
+        np.zeros((steps, batch), bool) if resets is None else resets & inside
+    )  # a piece begins at t
     if reverse:
-        pieces = np.concatenate([pieces[1:], np.zeros((1, batch), bool)])  # or, from the end, behind t
+        pieces = np.concatenate(
+            [pieces[1:], np.zeros((1, batch), bool)]
+        )  # or, from the end, behind t
     y, cells = np.zeros((steps, batch, size)), np.zeros((steps, batch, size))
     caches: list[Any] = [None] * steps
     restarted, repeats = np.zeros((steps + 1, batch), bool), np.zeros((steps, batch), bool)
-    fresh, output, any_output = np.zeros(batch, bool), np.zeros((batch, size)), np.zeros(batch, bool)
+    fresh, output, any_output = (
+        np.zeros(batch, bool),
+        np.zeros((batch, size)),
+        np.zeros(batch, bool),
+    )
     order = list(range(steps))[:: -1 if reverse else 1]
     for t in order:
         new = pieces[t] & inside[t]
@@ -297,7 +329,10 @@ def backward(
             into = [np.clip(d, -clip_value, clip_value) for d in into]
         if clip_norm > 0:
             norms = [np.sqrt((d**2).sum(1, keepdims=True)) for d in into]
-            into = [np.where(n > clip_norm, d * clip_norm / np.maximum(n, clip_norm), d) for d, n in zip(into, norms)]
+            into = [
+                np.where(n > clip_norm, d * clip_norm / np.maximum(n, clip_norm), d)
+                for d, n in zip(into, norms)
+            ]
         flow[t, 0] = (into[0] ** 2).sum()
         if run.cell.startswith("lstm"):
             flow[t, 1] = (_cell_gradient(into[0], into[1], run.caches[t], run.weights) ** 2).sum()
@@ -330,7 +365,9 @@ def philox(key: int, counter: tuple[int, int, int, int]) -> tuple[int, int, int,
     return a, b, c, d
 
 
-def dropout_mask(key: int, rate: float, layer: int, direction: int, shape: tuple[int, int, int]) -> Array:
+def dropout_mask(
+    key: int, rate: float, layer: int, direction: int, shape: tuple[int, int, int]
+) -> Array:
     """The mask ``[T,B,H]`` of the dropout after one layer and direction: 0 with probability ``rate``, else 1 / (1 - rate)."""
     mask = np.zeros(shape)
     for t, b, u in np.ndindex(*shape):

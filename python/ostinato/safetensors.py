@@ -58,7 +58,9 @@ _CHECKSUM = "ostinato.crc32"
 _METADATA = "__metadata__"
 
 
-def _checksum(facts: dict[str, tuple[str, list[int]]], metadata: Mapping[str, str], crcs: dict[str, int]) -> str:
+def _checksum(
+    facts: dict[str, tuple[str, list[int]]], metadata: Mapping[str, str], crcs: dict[str, int]
+) -> str:
     """The checksum of a file: of all that a reader is given, and of nothing that a copy may lay out anew."""
     content = [sorted(metadata.items()), [(n, *facts[n], crcs[n]) for n in sorted(facts)]]
     return f"{zlib.crc32(json.dumps(content).encode()):08x}"
@@ -70,7 +72,9 @@ def _bfloat16_bits(name: str, a: Array) -> Array:
     with np.errstate(over="ignore"):
         b = np.ascontiguousarray(a, np.float32)
     u = b.view(np.uint32).copy()
-    if a.dtype.itemsize > 4:  # rounded to odd on the way, so that nothing is rounded to nearest twice
+    if (
+        a.dtype.itemsize > 4
+    ):  # rounded to odd on the way, so that nothing is rounded to nearest twice
         u -= (np.abs(b) > np.abs(a)) & np.isfinite(b)
         u |= (b != a) & np.isfinite(b)
     nan = np.isnan(a)
@@ -144,7 +148,9 @@ def save(
         if not isinstance(name, str):
             raise TypeError(f"tensors: expected names that are text, got {name!r}")
         if name == _METADATA:
-            raise ValueError(f"tensors: expected names other than {_METADATA!r}, which the format keeps for itself")
+            raise ValueError(
+                f"tensors: expected names other than {_METADATA!r}, which the format keeps for itself"
+            )
         _check_utf8("tensors", name)
         arrays[name] = _raw(name, value, dtype)
     facts = {n: (code, list(np.shape(tensors[n]))) for n, (code, _) in arrays.items()}
@@ -155,12 +161,18 @@ def save(
     end = 0
     for name in order:
         code, raw = arrays[name]
-        header[name] = {"dtype": code, "shape": facts[name][1], "data_offsets": [end, end + raw.nbytes]}
+        header[name] = {
+            "dtype": code,
+            "shape": facts[name][1],
+            "data_offsets": [end, end + raw.nbytes],
+        }
         end += raw.nbytes
     words = json.dumps(header, separators=(",", ":")).encode()
     words += b" " * (-len(words) % 8)
     if len(words) > _LONGEST_HEADER:
-        raise ValueError(f"tensors: expected a header of at most {_LONGEST_HEADER} bytes, got {len(words)}")
+        raise ValueError(
+            f"tensors: expected a header of at most {_LONGEST_HEADER} bytes, got {len(words)}"
+        )
     with atomic_write(path) as f:
         f.write(struct.pack("<Q", len(words)) + words)
         for name in order:
@@ -207,14 +219,18 @@ def _read(f: IO[bytes], length: int) -> tuple[dict[str, Array], dict[str, str]]:
     for name in order:
         begin, end = entries[name][2:]
         if begin != at:
-            raise _Bad(f"byte range {begin}:{end} for {_short(name)}, where one that begins at {at} is due")
+            raise _Bad(
+                f"byte range {begin}:{end} for {_short(name)}, where one that begins at {at} is due"
+            )
         at = end
     if at != body:
         raise _Bad(f"a body of {body} bytes, of which tensors fill {at}")
     wanted = metadata.pop(_CHECKSUM, None)
     for key in metadata if wanted is None else ():
         if len(key) == len(_CHECKSUM) and sum(a != b for a, b in zip(key, _CHECKSUM)) <= 2:
-            raise _Bad(f"one that is damaged: its metadata has {_short(key)} where {_CHECKSUM!r} is due")
+            raise _Bad(
+                f"one that is damaged: its metadata has {_short(key)} where {_CHECKSUM!r} is due"
+            )
     tensors, crcs = {}, {}
     for name in order:
         tensors[name], crcs[name] = _tensor(f, name, *entries[name], checked=wanted is not None)
@@ -291,7 +307,9 @@ def _entry(name: str, entry: Any, body: int) -> tuple[str, tuple[int, ...], int,
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(code, str) or not isinstance(shape, list) or not isinstance(offsets, list):
         raise _Bad(f"a bad entry for {_short(name)}: {_short(entry)}")
-    if len(offsets) != 2 or not all(type(k) is int for k in (*shape, *offsets)):  # True is no int here
+    if len(offsets) != 2 or not all(
+        type(k) is int for k in (*shape, *offsets)
+    ):  # True is no int here
         raise _Bad(f"a bad entry for {_short(name)}: {_short(entry)}")
     if code not in _NAMES:
         raise _Bad(
@@ -304,7 +322,9 @@ def _entry(name: str, entry: Any, body: int) -> tuple[str, tuple[int, ...], int,
     for k in shape:
         count, bound = count * k, bound * max(k, 1)
         if bound >= 2**63 // 8:
-            raise _Bad(f"byte range {begin}:{end} for {_short(name)} of shape {_short(shape)}, which has no size")
+            raise _Bad(
+                f"byte range {begin}:{end} for {_short(name)} of shape {_short(shape)}, which has no size"
+            )
     if end > body or begin > end or end - begin != count * np.dtype(_NAMES[code]).itemsize:
         raise _Bad(
             f"byte range {begin}:{end} for {_short(name)} of shape {_short(tuple(shape))} in a body of {body} bytes"
@@ -313,7 +333,14 @@ def _entry(name: str, entry: Any, body: int) -> tuple[str, tuple[int, ...], int,
 
 
 def _tensor(
-    f: IO[bytes], name: str, code: str, shape: tuple[int, ...], begin: int, end: int, *, checked: bool
+    f: IO[bytes],
+    name: str,
+    code: str,
+    shape: tuple[int, ...],
+    begin: int,
+    end: int,
+    *,
+    checked: bool,
 ) -> tuple[Array, int]:
     """Read one tensor, which is next in the file, and take its checksum if there is one to compare with."""
     dtype = np.dtype("|u1") if code == "BOOL" else np.dtype(_NAMES[code])

@@ -34,9 +34,13 @@ class Entry:
 class Block:
     """The two buffers, the table, and a version that every write raises."""
 
-    changes = 0  # raised with version, and by whatever else changes what a stream of the model computes
+    changes = (
+        0  # raised with version, and by whatever else changes what a stream of the model computes
+    )
 
-    def __init__(self, arrays: Mapping[str, Array], decay: Mapping[str, bool], dtype: np.dtype[Any]) -> None:
+    def __init__(
+        self, arrays: Mapping[str, Array], decay: Mapping[str, bool], dtype: np.dtype[Any]
+    ) -> None:
         self.entries: dict[str, Entry] = {}
         self.version = self.changes = 0
         step, end = ALIGN // dtype.itemsize, 0
@@ -58,11 +62,17 @@ class Block:
         v = buffer[e.offset : e.offset + e.size].reshape(e.shape)
         return v if writable else _check.read_only(v)
 
-    def mark(self, pattern: str, *, trainable: bool | None = None, decay: bool | None = None) -> list[str]:
+    def mark(
+        self, pattern: str, *, trainable: bool | None = None, decay: bool | None = None
+    ) -> list[str]:
         """Set a flag of every parameter whose name matches the shell pattern; returns the names."""
         names = fnmatch.filter(self.entries, pattern)
-        if not names and pattern.rpartition(".")[2] != "*":  # all of a layer without parameters is nothing
-            raise KeyError(f"pattern: expected to match a parameter among {', '.join(self.entries)}, got {pattern!r}")
+        if (
+            not names and pattern.rpartition(".")[2] != "*"
+        ):  # all of a layer without parameters is nothing
+            raise KeyError(
+                f"pattern: expected to match a parameter among {', '.join(self.entries)}, got {pattern!r}"
+            )
         for n in names:
             e = self.entries[n]
             self.entries[n] = replace(

@@ -178,9 +178,14 @@ class Layer:
             ValueError: a shape that differs.
         """
         own = self.parameters()
-        missing, unknown = [n for n in own if n not in mapping], [n for n in mapping if n not in own]
+        missing, unknown = (
+            [n for n in own if n not in mapping],
+            [n for n in mapping if n not in own],
+        )
         if missing or unknown:
-            raise KeyError(f"mapping: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}")
+            raise KeyError(
+                f"mapping: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}"
+            )
         arrays = {}
         for name, view in own.items():
             a = _as_numbers(name, mapping[name])
@@ -231,12 +236,18 @@ class Layer:
     def _gradients(self, grads: Views | None) -> dict[str, Array | None]:
         """Writable gradients by name; None for what is frozen."""
         source, entries = self._own_grads(grads), self._block.entries
-        return {n: source[n] if entries[self._prefix + n].trainable else None for n in self.parameters()}
+        return {
+            n: source[n] if entries[self._prefix + n].trainable else None for n in self.parameters()
+        }
 
     def _own_grads(self, grads: Views | None) -> Views:
         if grads is None:
             return self._writable_grads()
-        mine = isinstance(grads, Views) and grads._block is self._block and grads._prefix == self._prefix
+        mine = (
+            isinstance(grads, Views)
+            and grads._block is self._block
+            and grads._prefix == self._prefix
+        )
         if not mine or _device.of(grads._buffer) is not _device.of(self._block.grads):
             raise TypeError(
                 f"grads: expected what new_grads() of this {type(self).__name__} gave, got {type(grads).__name__}"
@@ -296,9 +307,13 @@ class Layer:
         return block
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        alone = self._owner is not None and not memo  # copy.deepcopy(layer) itself, not something that holds it
+        alone = (
+            self._owner is not None and not memo
+        )  # copy.deepcopy(layer) itself, not something that holds it
         if self._owner is not None and not alone and id(self._owner) not in memo:
-            copy.deepcopy(self._owner, memo)  # with its model, so that the two belong together in the copy as well
+            copy.deepcopy(
+                self._owner, memo
+            )  # with its model, so that the two belong together in the copy as well
             return memo[id(self)]
         new = object.__new__(type(self))
         memo[id(self)] = new
@@ -362,7 +377,9 @@ class Pullback:
         if self._backward is None:
             raise RuntimeError("pullback: it has been used; call vjp again")
         if layer._block is not self._block or layer.version != self._version:
-            raise RuntimeError("pullback: the parameters have changed since the forward pass; call vjp again")
+            raise RuntimeError(
+                "pullback: the parameters have changed since the forward pass; call vjp again"
+            )
         if not layer.stateful and dy is None:
             raise TypeError("dy: expected an array, got None")
         if not layer.stateful and dstate is not None:
@@ -375,6 +392,9 @@ class Pullback:
                 if layer.stateful
                 else backward(target, dy, need_dx, **more)
             )
-        except (TypeError, ValueError):  # an argument was refused before anything was added: it can be called again
+        except (
+            TypeError,
+            ValueError,
+        ):  # an argument was refused before anything was added: it can be called again
             self._backward = backward
             raise

@@ -13,13 +13,17 @@ from .._check import Array, Seed
 from ._layer import Layer, Pullback
 
 
-def _rows(name: str, x: Array, width: int, dtype: np.dtype[Any], like: Array | None = None) -> Array:
+def _rows(
+    name: str, x: Array, width: int, dtype: np.dtype[Any], like: Array | None = None
+) -> Array:
     """x [..., width] as contiguous rows [N, width]."""
     x = _check.array(name, x)
     if like is not None:
         _device.same(name, x, like)
     if x.dtype != dtype:
-        raise TypeError(f"{name}: expected dtype {dtype}, got {x.dtype}; use {name}.astype(np.{dtype})")
+        raise TypeError(
+            f"{name}: expected dtype {dtype}, got {x.dtype}; use {name}.astype(np.{dtype})"
+        )
     if x.ndim == 0 or x.shape[-1] != width:
         raise ValueError(f"{name}: expected shape (..., {width}), got {x.shape}")
     return _check.contiguous(x).reshape(math.prod(x.shape[:-1]), width)
@@ -70,18 +74,26 @@ class Linear(Layer):
         self.out_features = _check.positive("out_features", out_features)
         g, bound = _check.generator(rng), 1 / math.sqrt(self.in_features)
         shape = (self.out_features, self.in_features)
-        arrays = {"weight": _check.drawn("weight", shape, self._dtype, lambda s: g.uniform(-bound, bound, s))}
+        arrays = {
+            "weight": _check.drawn(
+                "weight", shape, self._dtype, lambda s: g.uniform(-bound, bound, s)
+            )
+        }
         if bias:
             arrays["bias"] = g.uniform(-bound, bound, self.out_features).astype(self._dtype)
         self._declare(arrays)
 
     def _pack(self, backward: bool) -> Any:
         p = self.parameters()
-        return _check.typed("PackedLinear", self._block.values)(p["weight"], p.get("bias"), backward)
+        return _check.typed("PackedLinear", self._block.values)(
+            p["weight"], p.get("bias"), backward
+        )
 
     def __call__(self, x: Array) -> Array:
         """y ``[..., O]`` of x ``[..., I]``."""
-        y: Array = self._packed(False).forward(_rows("x", x, self.in_features, self._dtype, self._block.values))
+        y: Array = self._packed(False).forward(
+            _rows("x", x, self.in_features, self._dtype, self._block.values)
+        )
         return y.reshape(*x.shape[:-1], self.out_features)
 
     def _join_stream(self, native: Any) -> None:
@@ -89,11 +101,16 @@ class Linear(Layer):
 
     def vjp(self, x: Array, *, rng: Seed = None) -> tuple[Array, Pullback]:
         """y, and a pullback: ``dx = pullback(dy)``."""
-        rows, packed = _rows("x", x, self.in_features, self._dtype, self._block.values), self._packed(True)
+        rows, packed = (
+            _rows("x", x, self.in_features, self._dtype, self._block.values),
+            self._packed(True),
+        )
 
         def backward(grads: dict[str, Array | None], dy: Array, need_dx: bool) -> Array | None:
             d = _gradient_rows(dy, y)
-            dx: Array | None = packed.run_backward(rows, d, grads["weight"], grads.get("bias"), need_dx)
+            dx: Array | None = packed.run_backward(
+                rows, d, grads["weight"], grads.get("bias"), need_dx
+            )
             return None if dx is None else dx.reshape(x.shape)
 
         flat: Array = packed.forward(rows)
@@ -117,7 +134,12 @@ class Embedding(Layer):
     """
 
     def __init__(
-        self, num_embeddings: int, embedding_dim: int, *, dtype: npt.DTypeLike = np.float32, rng: Seed = None
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        *,
+        dtype: npt.DTypeLike = np.float32,
+        rng: Seed = None,
     ) -> None:
         super().__init__(dtype=dtype)
         self.num_embeddings = _check.positive("num_embeddings", num_embeddings)
@@ -128,7 +150,9 @@ class Embedding(Layer):
 
     def __call__(self, x: Array) -> Array:
         """y ``[..., E]`` of whole numbers x ``[...]`` from 0 to N - 1."""
-        y: Array = _check.typed("embedding_gather_", self._block.values)(self._ids(x), self.parameters()["weight"])
+        y: Array = _check.typed("embedding_gather_", self._block.values)(
+            self._ids(x), self.parameters()["weight"]
+        )
         return y.reshape(*x.shape, self.embedding_dim)
 
     def _ids(self, x: Array) -> Array:
@@ -165,7 +189,9 @@ class Dropout(Layer):
     True
     """
 
-    def __init__(self, rate: float = 0.5, *, dtype: npt.DTypeLike = np.float32, rng: Seed = None) -> None:
+    def __init__(
+        self, rate: float = 0.5, *, dtype: npt.DTypeLike = np.float32, rng: Seed = None
+    ) -> None:
         super().__init__(dtype=dtype)
         self.rate = _check.fraction("rate", rate)
         self._rng = _check.generator(rng)
@@ -211,7 +237,11 @@ class Activation(Layer):
     def __call__(self, x: Array) -> Array:
         """phi(x)."""
         flat = _flat(x, self._dtype)
-        y: Array = np.maximum(flat, 0) if self.name == "relu" else _check.typed("map_", flat)(self.name, flat)
+        y: Array = (
+            np.maximum(flat, 0)
+            if self.name == "relu"
+            else _check.typed("map_", flat)(self.name, flat)
+        )
         return y.reshape(x.shape)
 
     def _join_stream(self, native: Any) -> None:

@@ -37,7 +37,9 @@ class Pool(Layer):
 
     takes_lengths = True
 
-    def __init__(self, kind: str, *, batch_first: bool = False, dtype: npt.DTypeLike = np.float32) -> None:
+    def __init__(
+        self, kind: str, *, batch_first: bool = False, dtype: npt.DTypeLike = np.float32
+    ) -> None:
         super().__init__(dtype=dtype)
         self.kind = _check.choice("kind", kind, ("mean", "max", "last"))
         self.batch_first = bool(batch_first)
@@ -68,7 +70,9 @@ class Pool(Layer):
         if self.kind == "mean":
             y, share = np.zeros((batch, width), self._dtype), np.zeros(batch)
             if starts.size:
-                sums = np.add.reduceat(np.where(on[:, None], x.rows, 0), starts, axis=0, dtype=np.float64)
+                sums = np.add.reduceat(
+                    np.where(on[:, None], x.rows, 0), starts, axis=0, dtype=np.float64
+                )
                 count = np.add.reduceat(on.astype(np.int64), starts)
                 share[filled] = 1 / np.maximum(count, 1)
                 y[filled] = sums * share[filled, None]
@@ -77,7 +81,9 @@ class Pool(Layer):
         if starts.size:
             numbers = np.arange(len(x.rows))[:, None]
             if self.kind == "last":
-                source[filled] = np.maximum.reduceat(np.where(on[:, None], numbers, -1), starts, axis=0)
+                source[filled] = np.maximum.reduceat(
+                    np.where(on[:, None], numbers, -1), starts, axis=0
+                )
             else:
                 seen = np.where(on[:, None], x.rows, -np.inf)
                 top = np.zeros((batch, width), self._dtype)
@@ -100,7 +106,9 @@ class Pool(Layer):
         """
         return self._pooled(*self._rows(x, lengths, mask))[0]
 
-    def vjp(self, x: Any, *, lengths: object = None, mask: Any = None, rng: Seed = None) -> tuple[Array, Pullback]:
+    def vjp(
+        self, x: Any, *, lengths: object = None, mask: Any = None, rng: Seed = None
+    ) -> tuple[Array, Pullback]:
         """y, and a pullback: ``dx = pullback(dy)``, of the form of x."""
         sequences, on = self._rows(x, lengths, mask)
         y, origin = self._pooled(sequences, on)
@@ -108,7 +116,9 @@ class Pool(Layer):
         def backward(grads: dict[str, Array | None], dy: Array, need_dx: bool) -> Any:
             d = _check.array("dy", dy)
             if d.shape != y.shape or d.dtype != y.dtype:
-                raise ValueError(f"dy: expected shape {y.shape} of {y.dtype}, got {d.shape} of {d.dtype}")
+                raise ValueError(
+                    f"dy: expected shape {y.shape} of {y.dtype}, got {d.shape} of {d.dtype}"
+                )
             if self.kind == "mean":
                 rows = np.repeat((d * origin[:, None]).astype(d.dtype), sequences.lengths, 0)
                 rows[~on] = 0

@@ -17,7 +17,10 @@ from ._layer import Layer
 
 GOOD = 0.03  # the relative error of outputs that the documents promise for inputs of like ranges
 WIDE = 100.0  # ratio of feature ranges from which the features share a scale badly
-SMALLEST_SCALE, LARGEST_SCALE = 1e-30, 1e30  # products with weights stay far from the ends of float32
+SMALLEST_SCALE, LARGEST_SCALE = (
+    1e-30,
+    1e30,
+)  # products with weights stay far from the ends of float32
 
 
 @dataclass(frozen=True, repr=False)
@@ -111,7 +114,9 @@ class ScaledInputs(Layer):
             if given.dtype.kind not in "fiu":
                 raise TypeError(f"input_scale: expected numbers or None, got {value!r}")
             if given.shape != (self.input_size,):
-                raise ValueError(f"input_scale: expected shape (I,) = ({self.input_size},), got {given.shape}")
+                raise ValueError(
+                    f"input_scale: expected shape (I,) = ({self.input_size},), got {given.shape}"
+                )
             bad = np.flatnonzero(~((given >= SMALLEST_SCALE) & (given <= LARGEST_SCALE)))
             if bad.size:
                 raise ValueError(
@@ -191,7 +196,9 @@ class ScaledInputs(Layer):
         ratio = float(some.max() / some.min()) if some.size else 1.0
         calibrated = self._input_scale is not None
         advice = tuple(_advice(errors, worst, ratio, calibrated))
-        return QuantizationReport(repr(self), errors, worst, _check.read_only(ranges), ratio, calibrated, advice)
+        return QuantizationReport(
+            repr(self), errors, worst, _check.read_only(ranges), ratio, calibrated, advice
+        )
 
     def _scale_in_use(self) -> Array | None:
         return self._input_scale if self.precision == "int8" else None
@@ -204,12 +211,17 @@ class ScaledInputs(Layer):
         out: Array = x * (np.float32(1) / scale)
         return out
 
-    def _scaled_weights(self, parts: list[list[Array | None]], directions: int) -> list[list[Array | None]]:
+    def _scaled_weights(
+        self, parts: list[list[Array | None]], directions: int
+    ) -> list[list[Array | None]]:
         """Return the parts of a stack with the scales in the weights that read the inputs."""
         scale = self._scale_in_use()
         if scale is None:
             return parts
-        return [[p[0] * scale, *p[1:]] if k < directions and p[0] is not None else p for k, p in enumerate(parts)]
+        return [
+            [p[0] * scale, *p[1:]] if k < directions and p[0] is not None else p
+            for k, p in enumerate(parts)
+        ]
 
     def _join_scales(self, native: Any) -> None:
         """Divide by the scales in a stream: a diagonal matrix gives the same bits."""
@@ -228,7 +240,9 @@ def _ranges(layer: ScaledInputs, x: Any, lengths: object, mask: Any) -> Array:
     """Return max |x| of every feature ``[I]`` over the steps that take part, for a layer that has int8."""
     _refuse_float64(layer)
     if layer.device != "cpu":
-        raise ValueError(f'layer: expected one on the CPU, got one on {layer.device}; use layer.to("cpu")')
+        raise ValueError(
+            f'layer: expected one on the CPU, got one on {layer.device}; use layer.to("cpu")'
+        )
     x, _ = unwrapped(x)
     shape = x.rows.shape if isinstance(x, Ragged) else np.shape(x)
     if not isinstance(x, Ragged) and _check.array("x", x, (2, 3)).ndim == 2:  # one sequence
@@ -241,7 +255,9 @@ def _ranges(layer: ScaledInputs, x: Any, lengths: object, mask: Any) -> Array:
     if rows.ndim != 2 or rows.shape[1] != layer.input_size:
         raise ValueError(f"x: expected I = {layer.input_size} features, got shape {shape}")
     if rows.dtype != layer.dtype:
-        raise TypeError(f"x: expected dtype {layer.dtype}, got {rows.dtype}; use x.astype(np.{layer.dtype})")
+        raise TypeError(
+            f"x: expected dtype {layer.dtype}, got {rows.dtype}; use x.astype(np.{layer.dtype})"
+        )
     if rows.size == 0:
         raise ValueError(f"x: expected at least one step that takes part, got shape {shape}")
     out: Array = np.maximum(rows.max(0), -rows.min(0))
@@ -253,7 +269,9 @@ def _ranges(layer: ScaledInputs, x: Any, lengths: object, mask: Any) -> Array:
 
 def _chosen(layer: ScaledInputs, ranges: Array) -> Array:
     """Return the scales that balance the ranges of the inputs and of the weights that read them."""
-    ends = [a for n, a in layer.parameters().items() if n in ("weight_ih_l0", "weight_ih_l0_reverse")]
+    ends = [
+        a for n, a in layer.parameters().items() if n in ("weight_ih_l0", "weight_ih_l0_reverse")
+    ]
     x, w = ranges.astype(np.float64), np.abs(np.concatenate(ends)).max(0).astype(np.float64)
     if not np.isfinite(w).all():
         raise ValueError("weight_ih_l0: expected finite weights for int8, got some that are not")
@@ -278,7 +296,9 @@ def _rows(y: Any) -> Array:
 def _relative(difference: Array, exact: Array, axis: int | None) -> Any:
     """Return norms of the difference over those of the exact numbers; 0 where both are zero."""
     a, b = (np.sqrt((v * v).sum(axis)) for v in (difference, exact))
-    return np.where(a == 0, 0.0, a / np.where(b > 0, b, 1)) + np.where((a > 0) & (b == 0), np.inf, 0.0)
+    return np.where(a == 0, 0.0, a / np.where(b > 0, b, 1)) + np.where(
+        (a > 0) & (b == 0), np.inf, 0.0
+    )
 
 
 def _advice(
@@ -290,7 +310,11 @@ def _advice(
     if ratio >= WIDE and not calibrated:
         yield (
             f"the ranges of the input features differ by {ratio:.3g} times, and int8 has one scale for all: "
-            + ("calibrate(x) gives each its own" if better < 0.7 * now else "standardise them before training")
+            + (
+                "calibrate(x) gives each its own"
+                if better < 0.7 * now
+                else "standardise them before training"
+            )
         )
     if now > GOOD and better > GOOD:
         yield f"precision='bfloat16', which is off by {half:.2%}: int8 is off by {min(now, better):.2%} at best"
@@ -351,12 +375,17 @@ def calls_of(model: Any, x: Any, state: Any, times: dict[str, Any]) -> list[Any]
 def report_of(model: Any, x: Any, state: Any, times: dict[str, Any]) -> ModelQuantizationReport:
     """Return the reports of a model's recurrent layers, each on the inputs that it gets."""
     calls = calls_of(model, x, state, times)
-    return ModelQuantizationReport({name: layer.quantization_report(a, s, **own) for name, layer, a, s, own in calls})
+    return ModelQuantizationReport(
+        {name: layer.quantization_report(a, s, **own) for name, layer, a, s, own in calls}
+    )
 
 
 def calibrate_all(model: Any, x: Any, state: Any, times: dict[str, Any]) -> None:
     """Set the scales of all recurrent layers of a model, or of none."""
     calls = calls_of(model, x, state, times)
-    scales = [_chosen(layer, _ranges(layer, a, own.get("lengths"), own.get("mask"))) for _, layer, a, _, own in calls]
+    scales = [
+        _chosen(layer, _ranges(layer, a, own.get("lengths"), own.get("mask")))
+        for _, layer, a, _, own in calls
+    ]
     for (_, layer, *_), scale in zip(calls, scales):
         layer.input_scale = scale

@@ -28,7 +28,9 @@ class _Call(NamedTuple):
     x: Array
     h: Array | None
     c: Array | None
-    options: dict[str, Any]  # of the native call: lengths, resets, mask, repeat, restart_h, restart_c
+    options: dict[
+        str, Any
+    ]  # of the native call: lengths, resets, mask, repeat, restart_h, restart_c
     single: bool  # x came without a batch axis
     learned: bool  # h and c are the layer's own
     ragged: Ragged | None = None  # what x came as; then x is its rows
@@ -52,7 +54,9 @@ class _FinalState:
     def __init__(self, layer: Recurrent, h_n: Array) -> None:
         self.layer, self.batch = layer, h_n.shape[1]
         self.top = (layer.num_layers - 1) * layer._directions
-        self.y: Array = np.concatenate(list(h_n[self.top :]), 1)  # a copy: the state is the caller's
+        self.y: Array = np.concatenate(
+            list(h_n[self.top :]), 1
+        )  # a copy: the state is the caller's
 
     def spread(self, d: Array | None, dh: Array | None) -> tuple[Array | None, Array | None]:
         """Return dy of all steps and dh_n, from the gradient of y."""
@@ -68,7 +72,9 @@ class _FinalState:
     def _checked(self, d: Array) -> Array:
         d = _check.array("dy", d)
         if d.shape != self.y.shape or d.dtype != self.y.dtype:
-            raise ValueError(f"dy: expected shape {self.y.shape} of {self.y.dtype}, got {d.shape} of {d.dtype}")
+            raise ValueError(
+                f"dy: expected shape {self.y.shape} of {self.y.dtype}, got {d.shape} of {d.dtype}"
+            )
         return d
 
     def _states_like(self, d: Array) -> Array:
@@ -81,7 +87,9 @@ class _LastStep(_FinalState):
     Its second half is what the reverse direction gave there, after that one step.
     """
 
-    def __init__(self, layer: Recurrent, call: _Call, shape: tuple[int, int, int], y: Array, h_n: Array) -> None:
+    def __init__(
+        self, layer: Recurrent, call: _Call, shape: tuple[int, int, int], y: Array, h_n: Array
+    ) -> None:
         super().__init__(layer, h_n)
         _, steps, width = shape
         self.call, self.shape = call, shape
@@ -130,7 +138,12 @@ OUTPUTS = ("all", "last", "last_step")
 
 
 def _last(
-    outputs: str, layer: Recurrent, call: _Call, shape: tuple[int, int, int], y: Array | None, h_n: Array
+    outputs: str,
+    layer: Recurrent,
+    call: _Call,
+    shape: tuple[int, int, int],
+    y: Array | None,
+    h_n: Array,
 ) -> _FinalState | None:
     """Return what stands for the outputs of all steps, or None for ``outputs`` "all" and "none"."""
     if outputs == "last_step" and layer._directions == 2:
@@ -159,7 +172,9 @@ class RecurrentPullback(Pullback):
     >>> dx, dstate = pullback(dcells=np.ones((1, 7, 2, 5), np.float32))
     """
 
-    def __init__(self, layer: Recurrent, backward: Callable[..., Any], tape: Any, single: bool) -> None:
+    def __init__(
+        self, layer: Recurrent, backward: Callable[..., Any], tape: Any, single: bool
+    ) -> None:
         super().__init__(layer, backward)
         self._cell, self._tape, self._single = layer._cell, tape, single
         self._batch_axis = 1 if layer.batch_first else 2
@@ -172,17 +187,23 @@ class RecurrentPullback(Pullback):
     @property
     def gates(self) -> dict[str, Array]:
         """By name, each shaped as `cells` and read-only: i f g o of an LSTM, r z n of a GRU, none of an RNN."""
-        return {name: self._shaped(a) for name, a in _check.gates(self._cell, self._known()).items()}
+        return {
+            name: self._shaped(a) for name, a in _check.gates(self._cell, self._known()).items()
+        }
 
     def _known(self) -> Any:
         if self._tape is None:
-            raise TypeError("cells, gates: expected a pullback that has not been used, of a pass without memory_limit")
+            raise TypeError(
+                "cells, gates: expected a pullback that has not been used, of a pass without memory_limit"
+            )
         return self._tape
 
     def _shaped(self, a: Array) -> Array:
         return a.squeeze(self._batch_axis) if self._single else a
 
-    def __call__(self, dy: Any = None, dstate: Any = None, *, dcells: Array | None = None, **options: Any) -> Any:
+    def __call__(
+        self, dy: Any = None, dstate: Any = None, *, dcells: Array | None = None, **options: Any
+    ) -> Any:
         """As `Pullback`; dcells is the gradient of `cells`, shaped as they are."""
         out = super().__call__(dy, dstate, dcells=dcells, **options)
         self._tape = None  # the memory goes with the pass
@@ -219,16 +240,24 @@ class Recurrent(ScaledInputs):
         self.input_size = _check.positive("input_size", input_size)
         self.hidden_size = _check.positive("hidden_size", hidden_size)
         self.num_layers = _check.positive("num_layers", num_layers)
-        self.bias, self.batch_first, self.bidirectional = bool(bias), bool(batch_first), bool(bidirectional)
+        self.bias, self.batch_first, self.bidirectional = (
+            bool(bias),
+            bool(batch_first),
+            bool(bidirectional),
+        )
         self.learned_state = bool(learned_state)
         self.dropout = _check.fraction("dropout", dropout)
         if dropout and num_layers == 1:
             warnings.warn("dropout: it acts between layers, and there is only one", stacklevel=3)
         self._cell = cell
         self._rng = _check.generator(rng)
-        bound = 1 / np.sqrt(self.hidden_size)  # PyTorch's default: everything from U(-1/sqrt(H), 1/sqrt(H))
+        bound = 1 / np.sqrt(
+            self.hidden_size
+        )  # PyTorch's default: everything from U(-1/sqrt(H), 1/sqrt(H))
         values = {
-            n: _check.drawn(n, s, self._dtype, lambda shape: self._rng.uniform(-bound, bound, shape))
+            n: _check.drawn(
+                n, s, self._dtype, lambda shape: self._rng.uniform(-bound, bound, shape)
+            )
             for n, s in self._shapes()
         }
         for n in self._state_names():
@@ -262,7 +291,10 @@ class Recurrent(ScaledInputs):
         self._cache = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        new = {"_precision": state["_dtype"].name, "learned_state": False}  # of what was pickled before there were any
+        new = {
+            "_precision": state["_dtype"].name,
+            "learned_state": False,
+        }  # of what was pickled before there were any
         super().__setstate__({**new, **state})
 
     def _check_device(self, device: _device.Device | None) -> None:
@@ -342,11 +374,19 @@ class Recurrent(ScaledInputs):
         new: dict[str, Array] = {}
         for name, shape in self._shapes():
             kind = (
-                recurrent if "weight_hh" in name else input if "weight_ih" in name else bias if "bias" in name else None
+                recurrent
+                if "weight_hh" in name
+                else input
+                if "weight_ih" in name
+                else bias
+                if "bias" in name
+                else None
             )
             if kind is not None:
                 known = ("zeros", "uniform") if "bias" in name else tuple(init.BY_NAME)
-                make = init.BY_NAME[_check.choice("bias" if "bias" in name else "input, recurrent", kind, known)]
+                make = init.BY_NAME[
+                    _check.choice("bias" if "bias" in name else "input, recurrent", kind, known)
+                ]
                 block = (h, *shape[1:])
                 new[name] = np.concatenate([make(block, g, h) for _ in range(self._gates)])
         with self.write() as p:
@@ -359,7 +399,10 @@ class Recurrent(ScaledInputs):
                 value = _device.like(value, self._block.values)
                 for gate, gate_bias in ((keep, value), (write, -value)):
                     if gate is not None:
-                        p["bias_ih" + end][gate * h : (gate + 1) * h], p["bias_hh" + end][gate * h : (gate + 1) * h] = (
+                        (
+                            p["bias_ih" + end][gate * h : (gate + 1) * h],
+                            p["bias_hh" + end][gate * h : (gate + 1) * h],
+                        ) = (
                             gate_bias,
                             0,
                         )
@@ -384,7 +427,8 @@ class Recurrent(ScaledInputs):
         inputs = [self.input_size if k < d else d * self.hidden_size for k in range(len(parts))]
         one = (self.hidden_size, 1, False)
         return [
-            make(self._cell, n, *one, [p], True, k % d == 1, precision) for k, (n, p) in enumerate(zip(inputs, parts))
+            make(self._cell, n, *one, [p], True, k % d == 1, precision)
+            for k, (n, p) in enumerate(zip(inputs, parts))
         ]
 
     def _arguments(self, x: Any, state: State, times: tuple[object, object, object, str]) -> _Call:
@@ -397,14 +441,22 @@ class Recurrent(ScaledInputs):
             x = x[None] if self.batch_first else x[:, None]
         if x.shape[2] != self.input_size:  # before the state's shape is held against the batch
             names = "(B, T, I)" if self.batch_first else "(T, B, I)"
-            raise ValueError(f"x: expected shape {names} = (*, *, {self.input_size}), got {x.shape}")
+            raise ValueError(
+                f"x: expected shape {names} = (*, *, {self.input_size}), got {x.shape}"
+            )
         h, c = self._split_state("state", state)
         lengths, resets, mask, masked = times
         if single:
             h, c = (None if s is None else _check.array("state", s, 2)[:, None] for s in (h, c))
             if lengths is not None and np.size(lengths) == 1:  # type: ignore[arg-type]  # anything; it is checked below
-                lengths = lengths.reshape(1) if _check.is_array(lengths) else np.reshape(np.asarray(lengths), (1,))  # type: ignore[attr-defined]
-            resets, mask = (self._with_batch(n, a, 1) for n, a in (("resets", resets), ("mask", mask)))
+                lengths = (
+                    lengths.reshape(1)
+                    if _check.is_array(lengths)
+                    else np.reshape(np.asarray(lengths), (1,))
+                )  # type: ignore[attr-defined]
+            resets, mask = (
+                self._with_batch(n, a, 1) for n, a in (("resets", resets), ("mask", mask))
+            )
         options = _check.times(x, lengths, resets, mask, masked, self.batch_first)
         h, c, learned = self._start(h, c, options, x.shape[0 if self.batch_first else 1])
         return _Call(x, h, c, options, single, learned)
@@ -413,9 +465,13 @@ class Recurrent(ScaledInputs):
         self, x: Ragged, state: State, times: tuple[object, object, object, str], listed: bool
     ) -> _Call:
         if x.rows.ndim != 2 or x.rows.shape[1] != self.input_size:
-            raise ValueError(f"x: expected rows of shape (N, I) = (*, {self.input_size}), got {x.rows.shape}")
+            raise ValueError(
+                f"x: expected rows of shape (N, I) = (*, {self.input_size}), got {x.rows.shape}"
+            )
         if times[0] is not None:
-            raise ValueError(f"lengths: expected None with ragged sequences, got {type(times[0]).__name__}")
+            raise ValueError(
+                f"lengths: expected None with ragged sequences, got {type(times[0]).__name__}"
+            )
         options = _ragged.times(x, *times[1:])
         h, c, learned = self._start(*self._split_state("state", state), options, len(x))
         return _Call(x.rows, h, c, options, False, learned, x, listed)
@@ -424,7 +480,10 @@ class Recurrent(ScaledInputs):
         self, h: Array | None, c: Array | None, options: dict[str, Any], batch: int
     ) -> tuple[Array | None, Array | None, bool]:
         """The states to start from, the layer's own if none are given; and those of a restart, into the options."""
-        h, c = (None if s is None else self._contiguous_state(_check.array("state", s, 3), batch) for s in (h, c))
+        h, c = (
+            None if s is None else self._contiguous_state(_check.array("state", s, 3), batch)
+            for s in (h, c)
+        )
         for name, rows in zip(("restart_h", "restart_c"), self._initial(self.parameters())):
             options[name] = None if rows is None else np.stack(rows)
         learned = self.learned_state and h is None and c is None
@@ -458,7 +517,11 @@ class Recurrent(ScaledInputs):
         shape = (parts, *((batch, steps) if self.batch_first else (steps, batch)), self.hidden_size)
         a = _check.array("dcells", dcells)
         if not self._has_cells or a.shape != shape or a.dtype != self._dtype:
-            wanted = f"shape {shape} of {self._dtype}" if self._has_cells else f"None for {type(self).__name__}"
+            wanted = (
+                f"shape {shape} of {self._dtype}"
+                if self._has_cells
+                else f"None for {type(self).__name__}"
+            )
             raise ValueError(f"dcells: expected {wanted}, got {a.shape} of {a.dtype}")
 
     def _split_state(self, name: str, state: State) -> tuple[Array | None, Array | None]:
@@ -527,11 +590,20 @@ class Recurrent(ScaledInputs):
             steps, batch = batch, steps
         return batch, steps, self._directions * self.hidden_size
 
-    def _forward(self, call: _Call, train: bool, dropout: float = 0.0, key: int = 0, states_only: bool = False) -> Any:
+    def _forward(
+        self,
+        call: _Call,
+        train: bool,
+        dropout: float = 0.0,
+        key: int = 0,
+        states_only: bool = False,
+    ) -> Any:
         options = {**call.options, "states_only": states_only}
         lengths = options.pop("lengths")
         packed, x = self._packed(train), self._scaled(call.x)
-        return packed.forward(x, call.h, call.c, lengths, self.batch_first, None, train, dropout, key, **options)
+        return packed.forward(
+            x, call.h, call.c, lengths, self.batch_first, None, train, dropout, key, **options
+        )
 
     def stream(self, batch: int = 1) -> Stream:
         """Run the stack one step a call, on arrays that stay: the fastest way from Python for sequences as they arrive.
@@ -555,7 +627,9 @@ class Recurrent(ScaledInputs):
     def _join_stream(self, native: Any) -> Any:
         self._join_scales(native)
         states: tuple[Array, Array | None] = native.add_recurrent(self._packed(False))
-        starts = [0 if s is None else np.stack(s)[:, None] for s in self._initial(self.parameters())]
+        starts = [
+            0 if s is None else np.stack(s)[:, None] for s in self._initial(self.parameters())
+        ]
         return _StreamState(*states, starts)
 
     def _reset_stream(self, states: Any, slots: Any) -> None:
@@ -615,7 +689,9 @@ class Recurrent(ScaledInputs):
         control = {
             "clip_value": _check.clipping("clip_step_value", clip_step_value),
             "clip_norm": _check.clipping("clip_step_norm", clip_step_norm),
-            "cuts": None if mine is None else mine.copy(),  # read by the pullback: the caller may reuse its array
+            "cuts": None
+            if mine is None
+            else mine.copy(),  # read by the pullback: the caller may reuse its array
         }
         states_only = memory_limit is not None and parse(memory_limit)[0] == "states"
         segments = memory_limit is not None and not states_only
@@ -629,7 +705,8 @@ class Recurrent(ScaledInputs):
         key = _check.draw_key(self._rng if rng is None else _check.generator(rng)) if dropout else 0
         if not call.learned:  # the caller may reuse the arrays of its state
             call = call._replace(
-                h=None if call.h is None else call.h.copy(), c=None if call.c is None else call.c.copy()
+                h=None if call.h is None else call.h.copy(),
+                c=None if call.c is None else call.c.copy(),
             )
         _check.choice("outputs", outputs, (*OUTPUTS, "none"))
         single = call.single
@@ -647,7 +724,11 @@ class Recurrent(ScaledInputs):
             _check.read_only(y)
 
         def backward(
-            grads: dict[str, Array | None], dy: Any, dstate: State, need_dx: bool, dcells: Array | None = None
+            grads: dict[str, Array | None],
+            dy: Any,
+            dstate: State,
+            need_dx: bool,
+            dcells: Array | None = None,
         ) -> tuple[Any, State]:
             if callable(dy) and (run is None or self._directions == 2 or single):
                 raise TypeError(
@@ -659,10 +740,17 @@ class Recurrent(ScaledInputs):
                 dy = dy[None] if last is not None else self._with_batch("dy", dy, 2)
             dh, dc = self._split_state("dstate", dstate)
             if single:
-                dh, dc = (None if s is None else _check.array("dstate", s, 2)[:, None] for s in (dh, dc))
+                dh, dc = (
+                    None if s is None else _check.array("dstate", s, 2)[:, None] for s in (dh, dc)
+                )
                 axis = 1 if self.batch_first else 2
-                dcells = None if dcells is None else np.expand_dims(_check.array("dcells", dcells), axis)
-            dh, dc = (None if s is None else _check.contiguous(_check.array("dstate", s)) for s in (dh, dc))
+                dcells = (
+                    None if dcells is None else np.expand_dims(_check.array("dcells", dcells), axis)
+                )
+            dh, dc = (
+                None if s is None else _check.contiguous(_check.array("dstate", s))
+                for s in (dh, dc)
+            )
             for s in (dh, dc):
                 if s is not None:
                     _device.same("dstate", s, self._block.values)
@@ -681,7 +769,9 @@ class Recurrent(ScaledInputs):
                 if call.ragged is not None:
                     own = (len(call.ragged.rows), shape[2])
                 if _check.is_array(dy) and (dy.shape, dy.dtype) != (own, self._dtype):
-                    raise ValueError(f"dy: expected the shape and dtype of y, got {dy.shape} of {dy.dtype}")
+                    raise ValueError(
+                        f"dy: expected the shape and dtype of y, got {dy.shape} of {dy.dtype}"
+                    )
                 dx, dh0, dc0, dreset_h, dreset_c = run.backward(
                     dy, dh, dc, self._parts(grads), need_dx, dcells=dcells, **control
                 )
@@ -691,7 +781,14 @@ class Recurrent(ScaledInputs):
                     dc0 = np.zeros_like(c_n)
             else:
                 dx, dh0, dc0, dreset_h, dreset_c, norms = tape.backward(
-                    dy, dh, dc, self._parts(grads), need_dx, **control, dcells=dcells, flow=watch is not None
+                    dy,
+                    dh,
+                    dc,
+                    self._parts(grads),
+                    need_dx,
+                    **control,
+                    dcells=dcells,
+                    flow=watch is not None,
                 )
                 if watch is not None:
                     watch(self, tape, norms)
@@ -700,7 +797,9 @@ class Recurrent(ScaledInputs):
                 for into, first, later in zip(self._initial(grads), starts, (dreset_h, dreset_c)):
                     for part, g in enumerate(into or ()):
                         if g is not None:
-                            g += (first[part].sum(0) if call.learned else 0) + (0 if later is None else later[part])
+                            g += (first[part].sum(0) if call.learned else 0) + (
+                                0 if later is None else later[part]
+                            )
             dx = None if dx is None else call.shaped(self._without_batch(dx, single))
             return dx, self._join_state(dh0, dc0, single)
 

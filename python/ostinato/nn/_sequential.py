@@ -52,7 +52,9 @@ class Sequential(Layer):
             if not isinstance(layer, Layer):
                 raise TypeError(f"layers: expected layers, got {type(layer).__name__}")
             if layer.dtype != layers[0].dtype:
-                raise TypeError(f"layers: expected one dtype, got {layers[0].dtype} and {layer.dtype}")
+                raise TypeError(
+                    f"layers: expected one dtype, got {layers[0].dtype} and {layer.dtype}"
+                )
             if layer._owner is not None or sum(layer is other for other in layers) > 1:
                 raise ValueError(
                     f"layers: expected layers without an owner, got a {type(layer).__name__} that a model owns already; "
@@ -89,7 +91,9 @@ class Sequential(Layer):
             layer._check_device(device)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        names = tuple(map(str, range(len(state["layers"]))))  # of what was pickled before there were names
+        names = tuple(
+            map(str, range(len(state["layers"])))
+        )  # of what was pickled before there were names
         super().__setstate__({"_names": names, **state})
         for layer in self.layers:
             layer._owner = self
@@ -112,11 +116,19 @@ class Sequential(Layer):
         if state is None:
             return (None,) * len(self.layers)
         if not isinstance(state, (tuple, list)) or len(state) != len(self.layers):
-            got = f"{len(state)} entries" if isinstance(state, (tuple, list)) else type(state).__name__
-            raise TypeError(f"{name}: expected a tuple with one entry for each of {len(self.layers)} layers, got {got}")
+            got = (
+                f"{len(state)} entries"
+                if isinstance(state, (tuple, list))
+                else type(state).__name__
+            )
+            raise TypeError(
+                f"{name}: expected a tuple with one entry for each of {len(self.layers)} layers, got {got}"
+            )
         for k, (layer, entry) in enumerate(zip(self.layers, state)):
             if entry is not None and not layer.stateful:
-                raise TypeError(f"{name}[{k}]: expected None, since {type(layer).__name__} has no state")
+                raise TypeError(
+                    f"{name}[{k}]: expected None, since {type(layer).__name__} has no state"
+                )
         return tuple(state)
 
     def _begin(
@@ -125,13 +137,19 @@ class Sequential(Layer):
         """Checked arguments: x, whether it was a list, states, and what each layer is told of times."""
         states = self._states("state", state)
         outputs = times.get("outputs", "all")
-        recurrent = [k for k, layer in enumerate(self.layers) if layer.stateful and _takes_times(layer)]
+        recurrent = [
+            k for k, layer in enumerate(self.layers) if layer.stateful and _takes_times(layer)
+        ]
         _refuse_unknown(times, any(map(_takes_times, self.layers)), bool(recurrent))
         _check.choice("outputs", outputs, OUTPUTS)
         if outputs != "all" and not recurrent:
-            raise ValueError(f"outputs: expected 'all' for a model without recurrent layers, got {outputs!r}")
+            raise ValueError(
+                f"outputs: expected 'all' for a model without recurrent layers, got {outputs!r}"
+            )
         if outputs != "all" and self.reduces_time:
-            raise ValueError(f"outputs: expected 'all' for a model that pools over the steps, got {outputs!r}")
+            raise ValueError(
+                f"outputs: expected 'all' for a model that pools over the steps, got {outputs!r}"
+            )
         more: list[dict[str, Any]] = []
         for k, layer in enumerate(self.layers):
             if not _takes_times(layer):
@@ -140,7 +158,9 @@ class Sequential(Layer):
                 more.append({n: times[n] for n in ("lengths", "mask") if n in times})
             else:
                 own = {n: v for n, v in times.items() if n != "outputs"}
-                more.append({**own, "outputs": outputs} if outputs != "all" and k == recurrent[-1] else own)
+                more.append(
+                    {**own, "outputs": outputs} if outputs != "all" and k == recurrent[-1] else own
+                )
         x, listed = unwrapped(x)
         return self._without_padding(x, times, _leaf(self, 0)), listed, states, more
 
@@ -186,7 +206,9 @@ class Sequential(Layer):
             pullbacks.append(pullback)
         whole = times.get("outputs", "all") == "all" and not self.reduces_time
 
-        def backward(grads: Views, dy: Any, dstate: Any, need_dx: bool, **more: Any) -> tuple[Any, tuple[Any, ...]]:
+        def backward(
+            grads: Views, dy: Any, dstate: Any, need_dx: bool, **more: Any
+        ) -> tuple[Any, tuple[Any, ...]]:
             if more or callable(dy):
                 name = next(iter(more), "dy")
                 raise TypeError(
@@ -194,15 +216,22 @@ class Sequential(Layer):
                 )
             # All is checked before the first layer adds to its gradients.
             into, dstates = self._states("dstate", dstate), [None] * len(self.layers)
-            into = tuple(_like(f"dstate[{k}]", given, own) for k, (given, own) in enumerate(zip(into, new)))
+            into = tuple(
+                _like(f"dstate[{k}]", given, own) for k, (given, own) in enumerate(zip(into, new))
+            )
             if isinstance(y, Ragged):
                 dy = rows_like("dy", dy, y, y.rows.shape[-1])
             dy = _like("dy", dy, y.rows if isinstance(y, Ragged) else y)
             if dy is not None and not isinstance(y, Ragged) and whole:
-                ends = {"lengths": times.get("lengths")}  # what a masked step repeats has a gradient
+                ends = {
+                    "lengths": times.get("lengths")
+                }  # what a masked step repeats has a gradient
                 dy = self._without_padding(_check.contiguous(dy), ends, _leaf(self, -1))
             for k in reversed(range(len(self.layers))):
-                options: dict[str, Any] = {"grads": grads.child(self._names[k]), "need_dx": need_dx or k > 0}
+                options: dict[str, Any] = {
+                    "grads": grads.child(self._names[k]),
+                    "need_dx": need_dx or k > 0,
+                }
                 if self.layers[k].stateful:
                     dy, dstates[k] = pullbacks[k](dy, into[k], **options)
                     dy = dy.rows if isinstance(dy, Ragged) else dy
@@ -212,9 +241,13 @@ class Sequential(Layer):
             return as_given(dy, sequences, listed), tuple(dstates)
 
         y = x
-        return (list(y) if listed and isinstance(y, Ragged) else y, tuple(new)), Pullback(self, backward)
+        return (list(y) if listed and isinstance(y, Ragged) else y, tuple(new)), Pullback(
+            self, backward
+        )
 
-    def quantization_report(self, x: Any, state: Any = None, **times: Any) -> ModelQuantizationReport:
+    def quantization_report(
+        self, x: Any, state: Any = None, **times: Any
+    ) -> ModelQuantizationReport:
         """Measure what int8 costs in every recurrent layer, on the inputs that it gets: see `RNN.quantization_report`."""
         return report_of(self, x, state, times)
 
@@ -251,7 +284,9 @@ class Sequential(Layer):
         """x with zeros where a row takes no part, if the layer that reads it does not know of such: padding may hold NaN."""
         lengths, mask = times.get("lengths"), times.get("mask")
         if isinstance(x, Ragged) and lengths is not None:
-            raise ValueError(f"lengths: expected None with ragged sequences, got {type(lengths).__name__}")
+            raise ValueError(
+                f"lengths: expected None with ragged sequences, got {type(lengths).__name__}"
+            )
         if isinstance(x, Ragged) or (lengths is None and mask is None) or layer.takes_lengths:
             return x
         batch_first = _batch_first(self)
@@ -262,10 +297,16 @@ class Sequential(Layer):
         flags = _check.flags("mask", mask, steps, batch, batch_first)
         on = _check.taking_part(steps, batch, _check.lengths(lengths, steps, batch), flags)
         on = on.T if batch_first else on
-        return np.where(_device.like(on.reshape(on.shape + (1,) * (x.ndim - 2)), x), x, x.dtype.type(0))
+        return np.where(
+            _device.like(on.reshape(on.shape + (1,) * (x.ndim - 2)), x), x, x.dtype.type(0)
+        )
 
     def __repr__(self) -> str:
-        return "Sequential(" + "".join(f"\n  {n}: {layer!r}" for n, layer in zip(self._names, self.layers)) + "\n)"
+        return (
+            "Sequential("
+            + "".join(f"\n  {n}: {layer!r}" for n, layer in zip(self._names, self.layers))
+            + "\n)"
+        )
 
 
 OPTIONS = (
@@ -288,8 +329,12 @@ def _refuse_unknown(times: dict[str, Any], takers: bool, recurrent: bool) -> Non
         if name == "outputs":
             continue
         knows = recurrent or (takers and name == "mask")
-        if value is not None and not knows and name not in ("lengths", "masked"):  # lengths say where the padding is
-            raise ValueError(f"{name}: expected None for a model without recurrent layers, got {type(value).__name__}")
+        if (
+            value is not None and not knows and name not in ("lengths", "masked")
+        ):  # lengths say where the padding is
+            raise ValueError(
+                f"{name}: expected None for a model without recurrent layers, got {type(value).__name__}"
+            )
 
 
 def layers_of(model: Layer) -> Iterator[Layer]:
@@ -301,7 +346,9 @@ def layers_of(model: Layer) -> Iterator[Layer]:
 
 def _takes_times(model: Layer) -> bool:
     """Whether a layer, or one within it, knows of lengths and the like."""
-    return any(layer.takes_lengths for layer in layers_of(model) if not isinstance(layer, Sequential))
+    return any(
+        layer.takes_lengths for layer in layers_of(model) if not isinstance(layer, Sequential)
+    )
 
 
 def _leaf(model: Layer, end: int) -> Layer:
@@ -313,7 +360,10 @@ def _leaf(model: Layer, end: int) -> Layer:
 
 def _batch_first(model: Layer) -> bool | None:
     """Whether the layers of a model take [B,T,...]; None if none of them tells time from batch."""
-    return next((bool(layer.batch_first) for layer in layers_of(model) if hasattr(layer, "batch_first")), None)
+    return next(
+        (bool(layer.batch_first) for layer in layers_of(model) if hasattr(layer, "batch_first")),
+        None,
+    )
 
 
 def _refuse_mixed_layouts(layers: tuple[Layer, ...]) -> None:
@@ -336,7 +386,9 @@ def _like(name: str, given: Any, own: Any) -> Any:
         if given.shape != own.shape:
             raise ValueError(f"{name}: expected shape {own.shape}, got {given.shape}")
         if given.dtype != own.dtype:
-            raise TypeError(f"{name}: expected dtype {own.dtype}, got {given.dtype}; use {name}.astype(np.{own.dtype})")
+            raise TypeError(
+                f"{name}: expected dtype {own.dtype}, got {given.dtype}; use {name}.astype(np.{own.dtype})"
+            )
         return given
     if not isinstance(given, (tuple, list)) or len(given) != len(own):
         raise TypeError(f"{name}: expected a tuple of {len(own)}, got {type(given).__name__}")

@@ -43,7 +43,9 @@ class Stream:
         """Return a native stream of the model as it is now, its states, and what tells that the model has changed."""
         model = self._model
         if model.device != "cpu":
-            raise ValueError(f'model: expected one on the CPU, got one on {model.device}; use model.to("cpu")')
+            raise ValueError(
+                f'model: expected one on the CPU, got one on {model.device}; use model.to("cpu")'
+            )
         made_of = model._block, model._block.changes  # before the weights are read
         native = _check.typed("Stream", model._block.values)(self.batch)
         states = model._join_stream(native)
@@ -101,7 +103,11 @@ class Stream:
         """``[B,O]``, written anew by every step."""
         return self._y
 
-    def step(self, x: Array | None = None, slots: Sequence[int] | npt.NDArray[np.integer[Any]] | None = None) -> Array:
+    def step(
+        self,
+        x: Array | None = None,
+        slots: Sequence[int] | npt.NDArray[np.integer[Any]] | None = None,
+    ) -> Array:
         """One step of all slots, or of some.
 
         Args:
@@ -126,7 +132,9 @@ class Stream:
             self._refuse_changed()
         rows: Any = slice(None) if slots is None else self._slots(slots)
         if slots is not None and ((rows < 0) | (rows >= self.batch)).any():
-            raise ValueError(f"slots: expected numbers from 0 to {self.batch - 1}, got {rows.tolist()}")
+            raise ValueError(
+                f"slots: expected numbers from 0 to {self.batch - 1}, got {rows.tolist()}"
+            )
         self._model._reset_stream(self._states, rows)
 
     @property
@@ -152,7 +160,9 @@ class Stream:
 
     def _layer_state(self) -> Any:
         if not isinstance(self._states, tuple):
-            raise AttributeError("stream: expected the stream of a recurrent layer for h and c; a model has state")
+            raise AttributeError(
+                "stream: expected the stream of a recurrent layer for h and c; a model has state"
+            )
         return self._states
 
     def _slots(self, slots: Any) -> npt.NDArray[np.int64]:
@@ -189,7 +199,9 @@ def _assign(name: str, into: Any, value: Any, check_only: bool = False) -> None:
     elif isinstance(into, np.ndarray):
         a = _check.array(name, value)
         if a.shape != into.shape or a.dtype != into.dtype:
-            raise ValueError(f"{name}: expected shape {into.shape} of {into.dtype}, got {a.shape} of {a.dtype}")
+            raise ValueError(
+                f"{name}: expected shape {into.shape} of {into.dtype}, got {a.shape} of {a.dtype}"
+            )
         if not check_only:
             into[...] = a
     else:

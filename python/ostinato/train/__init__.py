@@ -16,4 +16,13 @@ from ._checkpoint import Checkpoint
 from ._trainer import Trainer
 from ._types import Diverged, History, Row
 
-__all__ = ["Callback", "Checkpoint", "Diverged", "History", "Row", "TensorBoard", "Trainer", "metrics"]
+__all__ = [
+    "Callback",
+    "Checkpoint",
+    "Diverged",
+    "History",
+    "Row",
+    "TensorBoard",
+    "Trainer",
+    "metrics",
+]

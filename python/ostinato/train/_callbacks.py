@@ -74,5 +74,7 @@ def _summary_writer() -> Any:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise ImportError("TensorBoard needs a writer: pip install 'ostinato[tensorboard]'") from None
+            raise ImportError(
+                "TensorBoard needs a writer: pip install 'ostinato[tensorboard]'"
+            ) from None
     return SummaryWriter

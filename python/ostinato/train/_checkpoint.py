@@ -115,10 +115,14 @@ class Checkpoint:
 def write(path: str | os.PathLike[str], saved: Saved) -> None:
     """Write a checkpoint, whole or not at all."""
     tensors = {f"model.{n}": np.asarray(_device.host(a)) for n, a in saved.model.items()}
-    tensors.update({f"best.{n}": np.asarray(_device.host(a)) for n, a in (saved.best or {}).items()})
+    tensors.update(
+        {f"best.{n}": np.asarray(_device.host(a)) for n, a in (saved.best or {}).items()}
+    )
     optimizer = dict(saved.optimizer)
     tensors.update({f"optimizer.{n}": a for n, a in optimizer.pop("buffers").items()})
-    at = {n: None if isinstance(v, float) and math.isinf(v) else v for n, v in vars(saved.at).items()}
+    at = {
+        n: None if isinstance(v, float) and math.isinf(v) else v for n, v in vars(saved.at).items()
+    }
     meta = {
         "format": FORMAT,
         "at": at,
@@ -151,22 +155,30 @@ def read(path: str | os.PathLike[str]) -> Saved:
     name = os.fspath(path)
     tensors, text = safetensors.load(path)
     if "ostinato" not in text:
-        raise ValueError(f"{name}: expected a checkpoint of a Trainer, got another safetensors file")
+        raise ValueError(
+            f"{name}: expected a checkpoint of a Trainer, got another safetensors file"
+        )
     try:
         meta = json.loads(text["ostinato"])
     except (ValueError, RecursionError):
-        raise ValueError(f"{name}: expected a checkpoint of a Trainer, got metadata that is not JSON") from None
+        raise ValueError(
+            f"{name}: expected a checkpoint of a Trainer, got metadata that is not JSON"
+        ) from None
     if isinstance(meta, dict) and "format" not in meta and "at" in meta:
         raise ValueError(
             f"{name}: expected a checkpoint of format {FORMAT}, got one of an older version, which cannot be resumed; "
             'its parameters are the tensors that begin with "model."'
         )
     if isinstance(meta, dict) and isinstance(meta.get("format"), int) and meta["format"] > FORMAT:
-        raise ValueError(f"{name}: expected a checkpoint of format {FORMAT}, got {meta['format']}, of a newer version")
+        raise ValueError(
+            f"{name}: expected a checkpoint of format {FORMAT}, got {meta['format']}, of a newer version"
+        )
     try:
         return _parse(meta, tensors)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as e:
-        raise ValueError(f"{name}: expected a checkpoint of a Trainer, got a damaged one: {e}") from None
+        raise ValueError(
+            f"{name}: expected a checkpoint of a Trainer, got a damaged one: {e}"
+        ) from None
 
 
 def _need(condition: bool, what: str) -> None:
@@ -180,27 +192,46 @@ def _number(value: Any, what: str) -> float:
 
 
 def _count(value: Any, what: str) -> int:
-    _need(isinstance(value, int) and not isinstance(value, bool) and 0 <= value < LIMIT, f"{what} is no whole number")
+    _need(
+        isinstance(value, int) and not isinstance(value, bool) and 0 <= value < LIMIT,
+        f"{what} is no whole number",
+    )
     return int(value)
 
 
 def _row(row: Any) -> Row:
-    _need(isinstance(row, dict) and {"step", "epoch", "loss"} <= set(row), "a row without its step, epoch and loss")
-    return {str(n): v if isinstance(v, int) and not isinstance(v, bool) else _number(v, n) for n, v in row.items()}
+    _need(
+        isinstance(row, dict) and {"step", "epoch", "loss"} <= set(row),
+        "a row without its step, epoch and loss",
+    )
+    return {
+        str(n): v if isinstance(v, int) and not isinstance(v, bool) else _number(v, n)
+        for n, v in row.items()
+    }
 
 
 def _parse(meta: Any, tensors: dict[str, Array]) -> Saved:
     _need(isinstance(meta, dict) and meta["format"] == FORMAT, "no known format")
     place: dict[str, Any] = {}
-    _need(set(meta["at"]) == {f.name for f in fields(Place)}, "another set of facts about its place")
+    _need(
+        set(meta["at"]) == {f.name for f in fields(Place)}, "another set of facts about its place"
+    )
     for f in fields(Place):
         value = meta["at"][f.name]
         if f.type == "int":
             place[f.name] = _count(value, f.name)
         else:
-            place[f.name] = math.inf if value is None and f.name in ("best", "mark") else _number(value, f.name)
+            place[f.name] = (
+                math.inf if value is None and f.name in ("best", "mark") else _number(value, f.name)
+            )
             _need(value is None or math.isfinite(value), f"{f.name} is not finite")
-    groups: dict[str, dict[str, Array]] = {"model": {}, "best": {}, "optimizer": {}, "state": {}, "walk": {}}
+    groups: dict[str, dict[str, Array]] = {
+        "model": {},
+        "best": {},
+        "optimizer": {},
+        "state": {},
+        "walk": {},
+    }
     for name, a in tensors.items():
         group, _, rest = name.partition(".")
         _need(group in groups, f"an unknown tensor {name!r}")
@@ -208,13 +239,19 @@ def _parse(meta: Any, tensors: dict[str, Array]) -> Saved:
     model, best = groups["model"], groups["best"]
     forms = [{n: (a.shape, a.dtype) for n, a in g.items()} for g in (model, best)]
     _need(not best or forms[0] == forms[1], "best parameters that are not shaped as the last ones")
-    _need(bool(best) == (meta["best"] is not None), "a best row without parameters, or parameters without a row")
+    _need(
+        bool(best) == (meta["best"] is not None),
+        "a best row without parameters, or parameters without a row",
+    )
     optimizer = meta["optimizer"]
     _need(
-        isinstance(optimizer, dict) and set(optimizer) == {"steps", "started", "schedule"}, "no state of an optimiser"
+        isinstance(optimizer, dict) and set(optimizer) == {"steps", "started", "schedule"},
+        "no state of an optimiser",
     )
     started = optimizer["started"]
-    _need(isinstance(started, dict) and set(started) <= set(model), "an optimiser of other parameters")
+    _need(
+        isinstance(started, dict) and set(started) <= set(model), "an optimiser of other parameters"
+    )
     steps = _count(optimizer["steps"], "steps")
     optimizer = {
         "steps": steps,
@@ -223,18 +260,32 @@ def _parse(meta: Any, tensors: dict[str, Array]) -> Saved:
         "buffers": groups["optimizer"],
     }
     _need(isinstance(optimizer["schedule"], dict), "no state of a schedule")
-    _need(all(k <= steps for k in optimizer["started"].values()), "parameters that started after the last step")
+    _need(
+        all(k <= steps for k in optimizer["started"].values()),
+        "parameters that started after the last step",
+    )
     for part in ("names", "data", "settings", "identity"):
         _need(isinstance(meta[part], dict), f"no {part}")
-    _need(all(isinstance(meta["data"].get(n), dict) for n in ("kind", "order", "content")), "no facts about the data")
-    _need(meta["validation"] is None or isinstance(meta["validation"], dict), "no facts about the validation set")
+    _need(
+        all(isinstance(meta["data"].get(n), dict) for n in ("kind", "order", "content")),
+        "no facts about the data",
+    )
+    _need(
+        meta["validation"] is None or isinstance(meta["validation"], dict),
+        "no facts about the validation set",
+    )
     _need(isinstance(meta["rows"], list) and isinstance(meta["walk"], list), "no rows or no walk")
     used: list[str] = []
     state = _unpack(meta["state"], tensors, used)
     walk = {_count(t, "a step"): _unpack(s, tensors, used) for t, s in meta["walk"]}
     _need(bool(walk) == (place["window"] > 0), "a batch that was begun without its states")
-    _need(sorted(used) == sorted(n for n in tensors if n.split(".")[0] in ("state", "walk")), "states of nothing")
-    history = History([_row(r) for r in meta["rows"]], None if meta["best"] is None else _row(meta["best"]))
+    _need(
+        sorted(used) == sorted(n for n in tensors if n.split(".")[0] in ("state", "walk")),
+        "states of nothing",
+    )
+    history = History(
+        [_row(r) for r in meta["rows"]], None if meta["best"] is None else _row(meta["best"])
+    )
     return Saved(
         Place(**place),
         model,
@@ -264,7 +315,10 @@ def _unpack(packed: Any, tensors: dict[str, Array], used: list[str]) -> Any:
     if packed is None:
         return None
     if isinstance(packed, str):
-        _need(packed.split(".")[0] in ("state", "walk") and packed not in used, "a state that is another tensor")
+        _need(
+            packed.split(".")[0] in ("state", "walk") and packed not in used,
+            "a state that is another tensor",
+        )
         used.append(packed)
         return tensors[packed]
     _need(isinstance(packed, list), "a state of another form")

@@ -55,8 +55,15 @@ class Settings:
 class Fit:
     """One run of fit."""
 
-    def __init__(self, trainer: Trainer, source: Source, validation: Source | None, settings: Settings) -> None:
-        self.trainer, self.source, self.validation, self.settings = trainer, source, validation, settings
+    def __init__(
+        self, trainer: Trainer, source: Source, validation: Source | None, settings: Settings
+    ) -> None:
+        self.trainer, self.source, self.validation, self.settings = (
+            trainer,
+            source,
+            validation,
+            settings,
+        )
         self.stepper = Stepper(trainer)
         self.at = Place()
         self.state: Any = None
@@ -77,7 +84,11 @@ class Fit:
 
     def columns(self) -> list[str]:
         """The names of a row's figures."""
-        valid = ["valid_loss", *(f"valid_{n}" for n in self.trainer.metrics)] if self.validation is not None else []
+        valid = (
+            ["valid_loss", *(f"valid_{n}" for n in self.trainer.metrics)]
+            if self.validation is not None
+            else []
+        )
         return ["step", "epoch", "loss", "rate", "norm", *valid, "seconds"]
 
     def total(self) -> int | None:
@@ -116,7 +127,11 @@ class Fit:
             self._rescue()
             if isinstance(e, Diverged):
                 path = self.settings.checkpoint
-                good = f"; the last good checkpoint is {path}" if path is not None and path.exists() else ""
+                good = (
+                    f"; the last good checkpoint is {path}"
+                    if path is not None and path.exists()
+                    else ""
+                )
                 first, _, rest = str(e).partition("\n")
                 raise Diverged(f"{first}{good}{'; ' if rest else ''}{rest}") from None
             raise
@@ -142,7 +157,10 @@ class Fit:
             except Diverged:
                 good = False
             except OSError as e:
-                warnings.warn(f"checkpoint: it could not be written after the error that follows: {e}", stacklevel=2)
+                warnings.warn(
+                    f"checkpoint: it could not be written after the error that follows: {e}",
+                    stacklevel=2,
+                )
         if good and self.settings.checkpoint is None:
             try:
                 self._try()
@@ -158,13 +176,21 @@ class Fit:
             at.first_epoch = t._epochs
         if s.patience is not None and at.bad >= s.patience:
             return PATIENCE
-        if s.validate_every and at.step and at.step % s.validate_every == 0 and self._unseen() and self._row(callbacks):
+        if (
+            s.validate_every
+            and at.step
+            and at.step % s.validate_every == 0
+            and self._unseen()
+            and self._row(callbacks)
+        ):
             return PATIENCE  # an error had come between the step and its row
         while True:
             if s.epochs is not None and at.epoch >= s.epochs:
                 return self._last_row(callbacks, "all epochs done")
             began, before = (at.batch, at.window), at.step
-            for group in _groups(self.source.batches(at.first_epoch + at.epoch, at.batch), s.accumulate):
+            for group in _groups(
+                self.source.batches(at.first_epoch + at.epoch, at.batch), s.accumulate
+            ):
                 if s.steps is not None and at.step >= s.steps:
                     return self._last_row(callbacks, "all steps done")
                 reason = self._batch(group, callbacks, signals)
@@ -173,7 +199,9 @@ class Fit:
             if at.batch == 0 and began == (0, 0):
                 raise ValueError("train: expected at least one batch, got none")
             if at.step == before and began == (0, 0):
-                raise ValueError("train: expected at least one step that counts in the loss, got an epoch without any")
+                raise ValueError(
+                    "train: expected at least one step that counts in the loss, got an epoch without any"
+                )
             at.epoch, at.batch, self.state = at.epoch + 1, 0, None
             t._epochs = at.first_epoch + at.epoch
             if not s.validate_every and self._row(callbacks):
@@ -246,7 +274,9 @@ class Fit:
         place = (self.settings.seed, 1, at.first_epoch + at.epoch, at.batch + batch, at.window)
         return np.random.default_rng(place)
 
-    def _after(self, loss: float, norm: float, callbacks: Sequence[Callback], signals: Signals) -> str:
+    def _after(
+        self, loss: float, norm: float, callbacks: Sequence[Callback], signals: Signals
+    ) -> str:
         """What follows an update: callbacks, a row, a checkpoint; why the run ends, if it does."""
         t, at, s = self.trainer, self.at, self.settings
         for c in callbacks:
@@ -288,7 +318,9 @@ class Fit:
             row["valid_loss"] = figures.pop("loss")
             row.update({f"valid_{k}": v for k, v in figures.items()})
             if not math.isfinite(row["valid_loss"]):
-                raise diverged(f"the validation loss is {row['valid_loss']} after step {at.step}\n{culprit}")
+                raise diverged(
+                    f"the validation loss is {row['valid_loss']} after step {at.step}\n{culprit}"
+                )
             self._known_good = at.step
             better = self._judge(s.sign * row[s.monitor])
         at.loss_sum, at.loss_count = 0.0, 0.0
@@ -334,10 +366,17 @@ class Fit:
         if self.validation is None:
             return None
         found = self.validation.fingerprint()
-        return {"monitor": self.settings.monitor, "kind": found["kind"], "content": found["content"]}
+        return {
+            "monitor": self.settings.monitor,
+            "kind": found["kind"],
+            "content": found["content"],
+        }
 
     def _names(self) -> dict[str, str]:
-        return {"loss": type(self.trainer.loss).__name__, "optimizer": type(self.trainer.optimizer).__name__}
+        return {
+            "loss": type(self.trainer.loss).__name__,
+            "optimizer": type(self.trainer.optimizer).__name__,
+        }
 
     def _save(self) -> None:
         s, t = self.settings, self.trainer
@@ -391,7 +430,10 @@ class Fit:
         t.model.load_state_dict(saved.model)
         t.optimizer.load_state_dict(saved.optimizer)
         self.at, self.history = saved.at, saved.history
-        self.state, self.walk = self._placed(saved.state), Walk(saved.at.window, self._placed(saved.walk))
+        self.state, self.walk = (
+            self._placed(saved.state),
+            Walk(saved.at.window, self._placed(saved.walk)),
+        )
         t._epochs = saved.at.first_epoch + saved.at.epoch
         if saved.best is not None:
             self.best = _joined(t.model, saved.best)
@@ -420,13 +462,20 @@ class Fit:
         t, own = self.trainer, self.trainer.model.parameters()
         if saved.names != self._names():
             raise ValueError(f"expected {self._names()}, got {saved.names}")
-        missing, unknown = [n for n in own if n not in saved.model], [n for n in saved.model if n not in own]
+        missing, unknown = (
+            [n for n in own if n not in saved.model],
+            [n for n in saved.model if n not in own],
+        )
         if missing or unknown:
-            raise KeyError(f"mapping: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}")
+            raise KeyError(
+                f"mapping: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}"
+            )
         for name, view in own.items():
             a = saved.model[name]
             if (a.shape, a.dtype) != (view.shape, view.dtype):
-                raise ValueError(f"{name}: expected shape {view.shape} of {view.dtype}, got {a.shape} of {a.dtype}")
+                raise ValueError(
+                    f"{name}: expected shape {view.shape} of {view.dtype}, got {a.shape} of {a.dtype}"
+                )
             for b in (a, saved.model[name] if saved.best is None else saved.best[name]):
                 if not np.isfinite(b).all():
                     raise ValueError(f"{name}: expected finite numbers, got others")
@@ -461,7 +510,9 @@ class Fit:
                 )
         identity = _as_json(self.settings.identity)
         for name in sorted({*identity, *saved.identity}):
-            if identity.get(name) != saved.identity.get(name) or (name in identity) != (name in saved.identity):
+            if identity.get(name) != saved.identity.get(name) or (name in identity) != (
+                name in saved.identity
+            ):
                 raise ValueError(
                     f"identity[{name!r}]: expected {_short(saved.identity.get(name))}, as the run of {path} had it, got "
                     f"{_short(identity.get(name))}"

@@ -49,7 +49,11 @@ class Form:
         if isinstance(a, Ragged):
             return a.like(self.placed(a.rows))
         own = self.model._block.values
-        return _device.like(_device.host(a), own) if _check.is_array(a) and _device.of(a) is not _device.of(own) else a
+        return (
+            _device.like(_device.host(a), own)
+            if _check.is_array(a) and _device.of(a) is not _device.of(own)
+            else a
+        )
 
     def floats(self, x: Any, name: str = "x", *, quiet: bool = False) -> Any:
         """x in the dtype of the model, where its first layer takes real numbers."""
@@ -57,7 +61,9 @@ class Form:
             return x.like(self.floats(x.rows, name, quiet=quiet))
         first = self._first()
         if x.dtype.kind not in "fiub":
-            raise TypeError(f"{name}: expected numbers, got dtype {x.dtype}; use {name}.astype(np.{self.model.dtype})")
+            raise TypeError(
+                f"{name}: expected numbers, got dtype {x.dtype}; use {name}.astype(np.{self.model.dtype})"
+            )
         if isinstance(first, Embedding):
             if x.dtype.kind not in "iu":
                 raise TypeError(
@@ -68,7 +74,9 @@ class Form:
         if x.dtype == self.model.dtype or (x.dtype.kind != "f" and not known):
             return x
         if not quiet:
-            warnings.warn(f"{name}: converted once from {x.dtype} to {self.model.dtype}", stacklevel=5)
+            warnings.warn(
+                f"{name}: converted once from {x.dtype} to {self.model.dtype}", stacklevel=5
+            )
         return x.astype(self.model.dtype)
 
     def _first(self) -> Layer:
@@ -102,7 +110,9 @@ class Source:
         batch_size, shuffle, seed: of whole arrays.
     """
 
-    def __init__(self, name: str, data: Any, form: Form, batch_size: int, shuffle: bool, seed: int) -> None:
+    def __init__(
+        self, name: str, data: Any, form: Form, batch_size: int, shuffle: bool, seed: int
+    ) -> None:
         self.name, self.form = name, form
         self.loader = self._loader(data, batch_size, shuffle, seed)
         self.carries_state = bool(getattr(self.loader, "carries_state", False))
@@ -137,7 +147,11 @@ class Source:
     def _loader(self, data: Any, batch_size: int, shuffle: bool, seed: int) -> Any:
         whole = _whole(data)
         if whole is None:
-            if not isinstance(data, Iterable) or isinstance(data, (str, bytes)) or _check.is_array(data):
+            if (
+                not isinstance(data, Iterable)
+                or isinstance(data, (str, bytes))
+                or _check.is_array(data)
+            ):
                 raise TypeError(
                     f"{self.name if self.name == 'validation' else 'data'}: expected (x, target[, lengths]) or an iterable "
                     f"of such batches, got {type(data).__name__}"
@@ -149,7 +163,12 @@ class Source:
         outputs = self.form.outputs
         if self.form.time_major is None and getattr(x, "ndim", 0) == 2 and not self.form.takes_ids:
             outputs = "last"  # rows of inputs, without an axis of time
-        options: Any = {"batch_size": batch_size, "shuffle": shuffle, "rng": seed, "outputs": outputs}
+        options: Any = {
+            "batch_size": batch_size,
+            "shuffle": shuffle,
+            "rng": seed,
+            "outputs": outputs,
+        }
         if isinstance(x, Ragged):
             if third is not None and not isinstance(third, Mapping):
                 raise ValueError("data: expected no lengths beside ragged sequences, got some")
@@ -162,9 +181,15 @@ class Source:
         """The batches of an epoch from number ``start`` on, checked."""
         selections = getattr(self.loader, "_selections", None)
         rows = selections(epoch, start) if selections is not None else None
-        raw = self.loader.batches(epoch, start) if hasattr(self.loader, "batches") else _from(self.loader, start)
+        raw = (
+            self.loader.batches(epoch, start)
+            if hasattr(self.loader, "batches")
+            else _from(self.loader, start)
+        )
         for k, batch in enumerate(raw):
-            yield self._checked(batch, first=k == start == 0, rows=None if rows is None else next(rows, None))
+            yield self._checked(
+                batch, first=k == start == 0, rows=None if rows is None else next(rows, None)
+            )
 
     def _checked(self, batch: Any, first: bool, rows: Any) -> Batch:
         if not isinstance(batch, (tuple, list)) or not 2 <= len(batch) <= 3:
@@ -189,13 +214,19 @@ class Source:
     def _check_layout(self, x: Array, times: Times, first: bool) -> None:
         size = getattr(self.loader, "batch_size", None)
         said = getattr(self.loader, "time_major", None)
-        turned = first and said is None and self.form.time_major and isinstance(size, int) and x.ndim > 1
+        turned = (
+            first and said is None and self.form.time_major and isinstance(size, int) and x.ndim > 1
+        )
         if turned and x.shape[0] == size != x.shape[1]:
             raise ValueError(
                 f"{self.name}: expected batches [T, B, ...], as the model reads them, got x of shape {x.shape} from a "
                 f"loader of batch_size {size}; build the recurrent layers with batch_first=True"
             )
-        if not {"lengths", "mask"} & set(times) or self.form.per_sequence or self.form.loss_first is None:
+        if (
+            not {"lengths", "mask"} & set(times)
+            or self.form.per_sequence
+            or self.form.loss_first is None
+        ):
             return
         if self.form.loss_first == self.time_major:
             raise ValueError(
@@ -215,7 +246,9 @@ class Source:
         third = getattr(self.loader, "times", None) or {}
         for name in ("lengths", "mask"):
             if third.get(name) is not None and not np.asarray(third[name]).any():
-                raise ValueError(f"{self.name}: expected at least one step that counts, got {name} of zeros alone")
+                raise ValueError(
+                    f"{self.name}: expected at least one step that counts, got {name} of zeros alone"
+                )
 
 
 def contiguous(x: Any) -> Any:
@@ -244,7 +277,12 @@ def _whole(data: Any) -> tuple[Any, Any, Any] | None:
 
 
 def _array_like(a: Any) -> bool:
-    return isinstance(a, Ragged) or _check.is_array(a) or hasattr(a, "__array__") or hasattr(a, "__dlpack__")
+    return (
+        isinstance(a, Ragged)
+        or _check.is_array(a)
+        or hasattr(a, "__array__")
+        or hasattr(a, "__dlpack__")
+    )
 
 
 def sequences(a: Any, name: str = "x") -> Any:
@@ -269,10 +307,14 @@ def sequences(a: Any, name: str = "x") -> Any:
 
 def _times(third: Any) -> Times:
     """What stands in the third place of a batch, on the host, where the Trainer looks at it."""
-    given = dict(third) if isinstance(third, Mapping) else {} if third is None else {"lengths": third}
+    given = (
+        dict(third) if isinstance(third, Mapping) else {} if third is None else {"lengths": third}
+    )
     unknown = sorted(set(given) - set(THIRD))
     if unknown:
-        raise ValueError(f"data: expected lengths, resets, mask, masked and weights in the third place, got {unknown}")
+        raise ValueError(
+            f"data: expected lengths, resets, mask, masked and weights in the third place, got {unknown}"
+        )
     out = {}
     for name, value in given.items():
         if value is None:
@@ -291,7 +333,10 @@ def _flat(x: Ragged, target: Any, times: Times, outputs: str) -> tuple[Array, Ti
     if times.get("lengths") is not None:
         raise ValueError("data: expected no lengths beside ragged sequences, got some")
     flags = {n: flat_flags(n, times.get(n), x) for n in FLAGS}
-    return targets_of(target, x, outputs), {**times, **{n: f for n, f in flags.items() if f is not None}}
+    return targets_of(target, x, outputs), {
+        **times,
+        **{n: f for n, f in flags.items() if f is not None},
+    }
 
 
 def taking_part(batch: Batch) -> Array:
@@ -300,7 +345,9 @@ def taking_part(batch: Batch) -> Array:
     if mask is not None and not batch.time_major:
         mask = mask.T
     ends = batch.times.get("lengths")
-    on: Array = _check.taking_part(batch.steps, batch.size, None if ends is None else np.asarray(ends), mask)
+    on: Array = _check.taking_part(
+        batch.steps, batch.size, None if ends is None else np.asarray(ends), mask
+    )
     return on
 
 

@@ -46,7 +46,11 @@ class Log:
                     f"log: expected the columns {', '.join(columns)} in {self.path}, got {', '.join(header)}; "
                     "give another file, or overwrite=True without resume"
                 )
-        text = "".join([_line(columns), *(_line([row[n] for n in columns]) for row in rows)]) if rows else ""
+        text = (
+            "".join([_line(columns), *(_line([row[n] for n in columns]) for row in rows)])
+            if rows
+            else ""
+        )
         if not rows and not self.path.exists():
             return
         if not self.path.exists() or self.path.read_bytes() != text.encode():
@@ -60,7 +64,11 @@ class Log:
         Raises:
             OSError: it cannot be written, such as on a full disk; the message names the file.
         """
-        text = (_line(list(row.values())) if self._begun else _line(list(row)) + _line(list(row.values()))).encode()
+        text = (
+            _line(list(row.values()))
+            if self._begun
+            else _line(list(row)) + _line(list(row.values()))
+        ).encode()
         if not self._begun:
             with safetensors.atomic_write(self.path) as f:
                 f.write(text)

@@ -102,7 +102,9 @@ class Progress(Callback):
 
     def on_row(self, trainer: Trainer, row: Row) -> None:
         valid = f"  valid {row['valid_loss']:.4f}" if "valid_loss" in row else ""
-        more = "".join(f"  {n.removeprefix('valid_')} {v:.4g}" for n, v in row.items() if n not in PLAIN)
+        more = "".join(
+            f"  {n.removeprefix('valid_')} {v:.4g}" for n, v in row.items() if n not in PLAIN
+        )
         text = (
             f"step {row['step']:.0f}  epoch {row['epoch']:.0f}  loss {row['loss']:.4f}{valid}{more}  "
             f"{row['seconds']:.0f} s"

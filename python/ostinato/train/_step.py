@@ -70,8 +70,15 @@ def measure(
 
     A loss that defines ``__call__`` below `Loss.parts` is taken at its word, and counts by its steps.
     """
-    if counts is not None and loss.batch_first is None and not time_major and counts.dtype != np.bool_:
-        counts = np.arange(y.shape[1]) < np.asarray(counts)[:, None]  # [B,T], which reads the same in either layout
+    if (
+        counts is not None
+        and loss.batch_first is None
+        and not time_major
+        and counts.dtype != np.bool_
+    ):
+        counts = (
+            np.arange(y.shape[1]) < np.asarray(counts)[:, None]
+        )  # [B,T], which reads the same in either layout
     given = {} if weights is None else {"weights": weights}
     if _calls(loss):
         value, gradient_of_y = loss(y, target, counts, **given)
@@ -123,7 +130,11 @@ class Stepper:
         if not self.model.stateful:
             y, pullback = self.model.vjp(batch.x, **self._pooled(batch), **given)
             return y, None, pullback
-        options = {**self._times(batch.times), **self.trainer._options} if self.model.takes_lengths else {}
+        options = (
+            {**self._times(batch.times), **self.trainer._options}
+            if self.model.takes_lengths
+            else {}
+        )
         if self.told:
             options["outputs"] = self.outputs
         (y, state), pullback = self.model.vjp(batch.x, state, **options, **given)
@@ -131,7 +142,11 @@ class Stepper:
 
     def _pooled(self, batch: Batch) -> dict[str, Any]:
         """What a layer without a state, such as a Pool, is told of the steps."""
-        return {n: batch.times[n] for n in ("lengths", "mask") if self.model.takes_lengths and n in batch.times}
+        return {
+            n: batch.times[n]
+            for n in ("lengths", "mask")
+            if self.model.takes_lengths and n in batch.times
+        }
 
     @staticmethod
     def _times(times: Times) -> dict[str, Any]:
@@ -151,7 +166,9 @@ class Stepper:
         weights = batch.times.get("weights")
         if self.outputs != "all" or self.reduces:
             if weights is not None and np.shape(weights) != (batch.size,):
-                raise ValueError(f"weights: expected shape (B,) = ({batch.size},), got {np.shape(weights)}")
+                raise ValueError(
+                    f"weights: expected shape (B,) = ({batch.size},), got {np.shape(weights)}"
+                )
             if self.reduces:
                 return y, batch.target, None, weights, None
             where = self._last(batch)
@@ -164,7 +181,13 @@ class Stepper:
             mask = batch.times.get("mask")
             if mask is None:
                 return y.rows, batch.target, None, weights, None
-            return y.rows[mask], batch.target[mask], None, None if weights is None else weights[mask], mask
+            return (
+                y.rows[mask],
+                batch.target[mask],
+                None,
+                None if weights is None else weights[mask],
+                mask,
+            )
         return y, batch.target, self.counts(batch), weights, None
 
     def _step_weights(self, batch: Batch, weights: Any) -> Any:
@@ -191,7 +214,9 @@ class Stepper:
         else:
             on = taking_part(batch)
         if not len(on) or not on.any(0).all():
-            raise ValueError(f'lengths: expected at least 1 everywhere with outputs="{self.outputs}", got 0')
+            raise ValueError(
+                f'lengths: expected at least 1 everywhere with outputs="{self.outputs}", got 0'
+            )
         ends = len(on) - 1 - on[::-1].argmax(0)
         if isinstance(batch.x, Ragged):
             return batch.x.offsets[:-1] + ends
@@ -207,7 +232,9 @@ class Stepper:
             y, state, pullback = self._vjp(batch, window.state, rng)
             if silent:
                 loud = _cut(batch, silent, None)
-                picked, target, counts, weights, where = self.seen(loud, _steps(y, batch.axis, silent, None))
+                picked, target, counts, weights, where = self.seen(
+                    loud, _steps(y, batch.axis, silent, None)
+                )
             else:
                 picked, target, counts, weights, where = self.seen(batch, y)
             value, weight, d = measure(
@@ -216,7 +243,10 @@ class Stepper:
             if not math.isfinite(value):
                 raise diverged(f"the loss is {value} at step {step}\n{first_non_finite(batch)}")
             if weight:
-                pullback(self._spread(y, d * weight if summed else d, where, batch, silent), need_dx=False)
+                pullback(
+                    self._spread(y, d * weight if summed else d, where, batch, silent),
+                    need_dx=False,
+                )
         return Result(value, weight, state)
 
     def _spread(self, y: Any, d: Array, where: Any, batch: Batch, silent: int) -> Array:
@@ -236,7 +266,9 @@ class Stepper:
                 grads *= grads.dtype.type(1 / weight)
             norm = global_norm(model)
             if not math.isfinite(norm):
-                raise diverged(f"the gradients are not finite at step {step}, at a loss of {loss:.6g}")
+                raise diverged(
+                    f"the gradients are not finite at step {step}, at a loss of {loss:.6g}"
+                )
             if t.clip_value is not None:
                 clip_by_value(model, t.clip_value)
             if t.clip_norm is not None:
@@ -258,7 +290,9 @@ class Stepper:
         if self.trainer.tbptt is None:
             return Window(batch, walk.known[0])
         if isinstance(batch.x, Ragged):
-            raise ValueError("tbptt: expected None with ragged sequences; pad them and give lengths")
+            raise ValueError(
+                "tbptt: expected None with ragged sequences; pad them and give lengths"
+            )
         k1, k2 = self.trainer.tbptt
         lengths = batch.times.get("lengths")
         if lengths is not None and not (np.asarray(lengths) > walk.done).any():
@@ -278,7 +312,9 @@ class Stepper:
         walk.known[walk.done] = state
         lengths = batch.times.get("lengths")
         return walk.done >= batch.steps or (
-            self.trainer.tbptt is not None and lengths is not None and not (np.asarray(lengths) > walk.done).any()
+            self.trainer.tbptt is not None
+            and lengths is not None
+            and not (np.asarray(lengths) > walk.done).any()
         )
 
     def loss_of(self, window: Window) -> float:
@@ -290,7 +326,9 @@ class Stepper:
                 part = _cut(part, window.silent, None)
                 y = _steps(y, part.axis, window.silent, None)
             picked, target, counts, weights, _ = self.seen(part, y)
-            value, _, _ = measure(self.trainer.loss, picked, target, counts, weights, part.time_major, gradient=False)
+            value, _, _ = measure(
+                self.trainer.loss, picked, target, counts, weights, part.time_major, gradient=False
+            )
         return value
 
 
@@ -311,17 +349,23 @@ def _cut(batch: Batch, start: int, end: int | None) -> Batch:
     return replace(batch, x=x, target=target, times=times)
 
 
-def check_strides(tbptt: Any, recurrent: list[Recurrent], per_sequence: str | None) -> tuple[int, int]:
+def check_strides(
+    tbptt: Any, recurrent: list[Recurrent], per_sequence: str | None
+) -> tuple[int, int]:
     """Checked ``(k1, k2)``; ``per_sequence`` is what gives one output a sequence, if anything does."""
     if not isinstance(tbptt, (tuple, list)) or len(tbptt) != 2:
         raise TypeError(f"tbptt: expected a pair (k1, k2), got {tbptt!r}")
     k1, k2 = (_check.positive("tbptt", k) for k in tbptt)
     if k1 > k2:
-        raise ValueError(f"tbptt: expected k1 <= k2, or steps would have no gradient, got k1 = {k1}, k2 = {k2}")
+        raise ValueError(
+            f"tbptt: expected k1 <= k2, or steps would have no gradient, got k1 = {k1}, k2 = {k2}"
+        )
     if per_sequence is not None:
         raise ValueError(
             f'tbptt: expected outputs="all", since most windows do not hold the last step, got {per_sequence}'
         )
     if not recurrent or any(m.bidirectional for m in recurrent):
-        raise ValueError("tbptt: expected recurrent layers of one direction, whose state can be carried on")
+        raise ValueError(
+            "tbptt: expected recurrent layers of one direction, whose state can be carried on"
+        )
     return k1, k2

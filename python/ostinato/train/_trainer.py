@@ -92,7 +92,9 @@ class Trainer:
             raise TypeError(f"model: expected a Layer, got {type(model).__name__}")
         self.model: Layer = model
         self.loss: Loss = _instance("loss", loss, Loss)
-        self.optimizer: Optimizer = Adam() if optimizer is None else _instance("optimizer", optimizer, Optimizer)
+        self.optimizer: Optimizer = (
+            Adam() if optimizer is None else _instance("optimizer", optimizer, Optimizer)
+        )
         self.optimizer.check_groups(model)
         steps = {"clip_step_value": clip_step_value, "clip_step_norm": clip_step_norm}
         for name, limit in {"clip_norm": clip_norm, "clip_value": clip_value, **steps}.items():
@@ -107,7 +109,9 @@ class Trainer:
         given = {**steps, "memory_limit": memory_limit}
         self._options = {name: value for name, value in given.items() if value is not None}
         if self._options and not recurrent:
-            raise ValueError(f"{next(iter(self._options))}: expected a model with recurrent layers, got {model!r}")
+            raise ValueError(
+                f"{next(iter(self._options))}: expected a model with recurrent layers, got {model!r}"
+            )
         if memory_limit is not None:
             parse_limit(memory_limit)
         per_sequence = None if outputs == "all" else f'"{outputs}"'
@@ -128,8 +132,14 @@ class Trainer:
         if self.outputs == "all":
             return
         if getattr(self.model, "reduces_time", False):
-            raise ValueError(f'outputs: expected "all" for a model that reduces the axis of time, got "{self.outputs}"')
-        if self.outputs == "last" and any(m.bidirectional for m in recurrent) and not tells_last(self.model):
+            raise ValueError(
+                f'outputs: expected "all" for a model that reduces the axis of time, got "{self.outputs}"'
+            )
+        if (
+            self.outputs == "last"
+            and any(m.bidirectional for m in recurrent)
+            and not tells_last(self.model)
+        ):
             raise ValueError(
                 'outputs: expected "last_step", or a model whose layers behind its last recurrent one act on each step alone '
                 '(Linear, Activation, Dropout), got "last"'
@@ -183,7 +193,9 @@ class Trainer:
             state = new if source.carries_state else None
             picked, target, counts, weights, _ = stepper.seen(batch, y)
             with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-                value, n, _ = measure(self.loss, picked, target, counts, weights, batch.time_major, gradient=False)
+                value, n, _ = measure(
+                    self.loss, picked, target, counts, weights, batch.time_major, gradient=False
+                )
             if not math.isfinite(value) and not culprit:
                 culprit = first_non_finite(batch)
             total, count, batches = total + value * n, count + n, batches + 1
@@ -194,8 +206,13 @@ class Trainer:
                 "data: expected at least one batch, got none (an iterator serves once: give a loader or a list)"
             )
         if not count:
-            raise ValueError(f"{source.name}: expected at least one step that counts in the loss, got none")
-        return {"loss": total / count, **{n: float(m.compute()) for n, m in metrics.items()}}, culprit
+            raise ValueError(
+                f"{source.name}: expected at least one step that counts in the loss, got none"
+            )
+        return {
+            "loss": total / count,
+            **{n: float(m.compute()) for n, m in metrics.items()},
+        }, culprit
 
     # -- predict -------------------------------------------------------------------------------------------------
 
@@ -234,7 +251,9 @@ class Trainer:
             raise ValueError(f"x: expected shape (N, T, ...), got {x.shape}")
         x = form.floats(x)
         if lengths is not None:
-            times["lengths"] = _check.lengths(as_array("lengths", np.asarray(lengths)), x.shape[1], x.shape[0])
+            times["lengths"] = _check.lengths(
+                as_array("lengths", np.asarray(lengths)), x.shape[1], x.shape[0]
+            )
         for name in ("mask", "resets"):
             if name in times:
                 times[name] = np.asarray(_device.host(as_array(name, times[name])))
@@ -251,7 +270,9 @@ class Trainer:
 
     def _predict_ragged(self, x: Ragged, listed: bool, times: Times, batch_size: int) -> Any:
         if "lengths" in times:
-            raise ValueError(f"lengths: expected None with ragged sequences, got {type(times['lengths']).__name__}")
+            raise ValueError(
+                f"lengths: expected None with ragged sequences, got {type(times['lengths']).__name__}"
+            )
         names = [n for n in ("mask", "resets") if n in times]
         flags = {n: flat_flags(n, times[n], x) for n in names}
         more = {n: v for n, v in times.items() if n not in flags}
@@ -361,7 +382,11 @@ class Trainer:
             _check.positive("seed", seed, 0)
             form = self._form()
             source = Source("train", _pair("train", train, target), form, batch_size, shuffle, seed)
-            valid = None if validation is None else Source("validation", validation, form, batch_size, False, 0)
+            valid = (
+                None
+                if validation is None
+                else Source("validation", validation, form, batch_size, False, 0)
+            )
             settings = Settings(
                 epochs,
                 steps,
@@ -384,7 +409,9 @@ class Trainer:
             for name in ("validate_every", "checkpoint_every"):
                 every, total = counts[name], run.total()
                 if every is not None and total is not None and every > total:
-                    raise ValueError(f"{name}: expected at most {total}, the steps of this run, got {every}")
+                    raise ValueError(
+                        f"{name}: expected at most {total}, the steps of this run, got {every}"
+                    )
             if resume and settings.checkpoint is not None and settings.checkpoint.exists():
                 run.restore()
             elif resume and run.log is not None:
@@ -402,7 +429,9 @@ class Trainer:
             raise ValueError("monitor: expected validation data to watch, got validation=None")
         way = known[monitor] if mode is None else _check.choice("mode", mode, ("min", "max"))
         if way is None:
-            raise ValueError(f"mode: expected 'min' or 'max' with monitor={monitor!r}, which does not say, got None")
+            raise ValueError(
+                f"mode: expected 'min' or 'max' with monitor={monitor!r}, which does not say, got None"
+            )
         return -1.0 if way == "max" else 1.0
 
     def _check_run(self, s: Settings, valid: Source | None) -> None:
@@ -411,7 +440,9 @@ class Trainer:
             raise ValueError("patience: expected validation data to watch, got validation=None")
         _check.finite("min_delta", s.min_delta)
         if s.min_delta and s.patience is None:
-            raise ValueError(f"min_delta: expected 0 without patience, which alone it concerns, got {s.min_delta}")
+            raise ValueError(
+                f"min_delta: expected 0 without patience, which alone it concerns, got {s.min_delta}"
+            )
         if valid is None and self.optimizer.schedule.observes:
             raise ValueError(
                 f"validation: expected data for the {type(self.optimizer.schedule).__name__} of the optimiser to watch, got None"
@@ -419,7 +450,9 @@ class Trainer:
         if valid is not None:
             valid.refuse_nothing()
         if s.accumulate > 1 and self.tbptt is not None:
-            raise ValueError(f"accumulate: expected 1 with tbptt, whose strides are the updates, got {s.accumulate}")
+            raise ValueError(
+                f"accumulate: expected 1 with tbptt, whose strides are the updates, got {s.accumulate}"
+            )
         if s.accumulate > 1 and {"clip_step_value", "clip_step_norm"} & set(self._options):
             raise ValueError(
                 "accumulate: expected 1 with clip_step_value or clip_step_norm, whose bounds are on the gradient of the whole "
@@ -432,7 +465,9 @@ def _pair(name: str, data: Any, target: Any) -> Any:
     if target is None:
         return data
     if isinstance(data, tuple):
-        raise TypeError(f"target: expected None beside {name} = (x, target), got {type(target).__name__}")
+        raise TypeError(
+            f"target: expected None beside {name} = (x, target), got {type(target).__name__}"
+        )
     return data, target
 
 
@@ -455,7 +490,9 @@ def _check_files(s: Settings, resume: bool, overwrite: bool) -> None:
     if resume and s.checkpoint is None:
         raise ValueError("resume: expected a checkpoint to resume from, got checkpoint=None")
     if s.checkpoint is not None and not s.checkpoint.parent.is_dir():
-        raise FileNotFoundError(f"checkpoint: expected a folder at {s.checkpoint.parent}, found none")
+        raise FileNotFoundError(
+            f"checkpoint: expected a folder at {s.checkpoint.parent}, found none"
+        )
     if s.log is not None:
         Log(s.log)
     for name, path in (("checkpoint", s.checkpoint), ("log", s.log)):

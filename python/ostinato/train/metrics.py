@@ -99,7 +99,9 @@ def _classes(y: Array, target: Array) -> tuple[Array, Array]:
     if y.shape == target.shape:
         return (y > 0).astype(np.int64), (target > 0.5).astype(np.int64)
     if y.shape[:-1] != target.shape:
-        raise ValueError(f"target: expected shape {y.shape[:-1]} or {y.shape}, that of y, got {target.shape}")
+        raise ValueError(
+            f"target: expected shape {y.shape[:-1]} or {y.shape}, that of y, got {target.shape}"
+        )
     guess = (y[..., 0] > 0).astype(np.int64) if y.shape[-1] == 1 else y.argmax(-1)
     return guess, target
 
@@ -204,10 +206,14 @@ def named(metrics: Mapping[str, Any] | Sequence[Any] | None) -> dict[str, Metric
     out = {}
     for name, metric in metrics.items():
         if name in ("loss", ""):
-            raise ValueError(f"metrics: expected names other than 'loss', which is there already, got {name!r}")
+            raise ValueError(
+                f"metrics: expected names other than 'loss', which is there already, got {name!r}"
+            )
         made = _made(metric)
         if made is None:
-            raise TypeError(f"metrics[{name!r}]: expected a Metric or a function, got {type(metric).__name__}")
+            raise TypeError(
+                f"metrics[{name!r}]: expected a Metric or a function, got {type(metric).__name__}"
+            )
         out[str(name)] = made
     return out
 
@@ -217,7 +223,9 @@ def _name_of(metric: Any) -> str:
         return str(_check.choice("metrics", metric, tuple(KNOWN)))
     name = getattr(metric, "name", "") or getattr(metric, "__name__", "")
     if not name:
-        raise TypeError(f"metrics: expected metrics with a name, got a {type(metric).__name__}; give a dict of names")
+        raise TypeError(
+            f"metrics: expected metrics with a name, got a {type(metric).__name__}; give a dict of names"
+        )
     return str(name)
 
 
