@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
 from . import functional, losses, nn, optim
-from ._core import get_num_threads, release_memory, set_num_threads, use_kernels
+from ._annotations import readable as _readable
 from ._core import supported_kernels as _supported
 from ._ragged import Ragged
+from ._runtime import get_num_threads, release_memory, set_num_threads, use_kernels
 from ._wait import get_wait, set_wait
 from ._wait import read_environment as _read_environment
 
@@ -53,13 +54,17 @@ def __dir__() -> list[str]:
 
 
 def kernels() -> dict[str, object]:
-    """The kernel sets: ``{"chosen": name, "supported": [...], "known": [...]}``, best first.
+    """List the kernel sets, best first, and the one that is chosen.
 
-    The environment variable OSTINATO_KERNELS, or `use_kernels`, forces one.
+    The environment variable OSTINATO_KERNELS, or `use_kernels`, chooses another one.
 
     >>> import ostinato as ost
     >>> ost.kernels()["chosen"] in ost.kernels()["supported"]
     True
+
+    Returns:
+        ``{"chosen": name, "supported": [...], "known": [...]}``: the sets that this CPU runs, and
+        those that were compiled.
     """
     from . import _core
 
@@ -88,3 +93,5 @@ __all__ = [
     "set_wait",
     "use_kernels",
 ]
+
+_readable(globals())

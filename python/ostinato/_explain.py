@@ -1,4 +1,4 @@
-"""Which kernel a call would use and why, what it costs, and what would make it faster."""
+"""Tell which kernel a call would use and why, what it costs, and what would make it faster."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from . import _check, _core, _device
+from ._annotations import readable
 from ._segments import Schedule, parse, plan_for
 from .nn._layer import Layer
 from .nn._layers import Embedding
@@ -30,7 +31,17 @@ SPREADS = {
 
 @dataclass(frozen=True)
 class Explanation:
-    """What `explain` returns; ``str()`` gives the text. ``facts`` holds the same as numbers, times in seconds, sizes in bytes."""
+    """Hold what `explain` found; ``str()`` gives it as a text.
+
+    >>> import ostinato as ost
+    >>> e = ost.explain(ost.nn.GRU(8, 16, rng=0), (100, 4, 8))
+    >>> e.facts["precision"]
+    'float32'
+
+    Attributes:
+        facts: the same as numbers, times in seconds, sizes in bytes.
+        text: the text.
+    """
 
     facts: dict[str, Any]
     text: str
@@ -59,7 +70,10 @@ def explain(
     memory_limit: str | int | None = None,
     measure: bool = False,
 ) -> Explanation:
-    """Tell how a call of this layer on x of this shape is run; of a model, each of its recurrent layers.
+    """Tell how a call on inputs of a shape is run, of a layer or of each layer of a model.
+
+    The roofline time is what the arithmetic and the reading of the weights would take at the rates
+    that this machine shows in a few milliseconds of measuring: no kernel can be faster.
 
     >>> import numpy as np
     >>> import ostinato as ost
@@ -68,21 +82,30 @@ def explain(
     True
     >>> "kernel set" in str(e)
     True
-    >>> model = ost.nn.Sequential(embed=ost.nn.Embedding(50, 8), rnn=ost.nn.GRU(8, 16), head=ost.nn.Linear(16, 50))
+    >>> rnn, head = ost.nn.GRU(8, 16), ost.nn.Linear(16, 50)
+    >>> model = ost.nn.Sequential(embed=ost.nn.Embedding(50, 8), rnn=rnn, head=head)
     >>> [facts["name"] for facts in ost.explain(model, (100, 4)).facts["layers"]]
     ['rnn']
 
     Args:
-        layer: an RNN, LSTM or GRU; or a Sequential with such layers, whose ``facts`` are ``{"layers": [...]}``, one entry a
-            recurrent layer, with its ``name`` and the ``shape`` of what it gets.
-        shape: x.shape: ``(T,B,I)``, ``(B,T,I)`` if batch_first, or ``(T,I)``; without I for a model that begins with an Embedding.
-        training: explain `vjp` and its pullback in place of inference.
-        memory_limit: of that vjp, with all outputs kept: the schedule, its bytes and the extra time ("states": what is left of the tape).
-        measure: run it on zeros as well, once to get ready and three times more, and tell the median time beside the others;
-            on the CPU also that of calls after pauses of 10 and 100 ms, and who had a part in the last one.
+        layer: an RNN, LSTM or GRU; or a Sequential with such layers, whose ``facts`` are
+            ``{"layers": [...]}``, one entry a recurrent layer, with its ``name`` and the ``shape``
+            of what it gets.
+        shape: x.shape: ``(T,B,I)``, ``(B,T,I)`` if batch_first, or ``(T,I)``; without I for a model
+            that begins with an Embedding.
+        training: whether to explain `vjp` and its pullback in place of inference.
+        memory_limit: that of the vjp, with all outputs kept: the schedule, its bytes and the extra
+            time ("states": what is left of the tape).
+        measure: whether to run the call on zeros as well, once to get ready and three times more,
+            and tell the median time beside the others; on the CPU also that of calls after pauses
+            of 10 and 100 ms, and which threads had a part in the last one.
 
-    The roofline time is what the arithmetic and the reading of the weights would take at the rates that this machine shows in a
-    few milliseconds of measuring: no kernel can be faster.
+    Returns:
+        The explanation, as numbers and as a text.
+
+    Raises:
+        TypeError: layer is none of these.
+        ValueError: a shape or memory_limit that the layer does not take.
     """
     if isinstance(layer, Sequential):
         return _of_model(
@@ -378,7 +401,7 @@ def _time(facts: dict[str, Any]) -> list[str]:
 def _on_gpu(
     layer: Recurrent, steps: int, batch: int, training: bool, measured: float | None
 ) -> Explanation:
-    """Of a layer on a GPU: the plan of each layer and pass, what the planner's model makes of the recurrence, and the memory."""
+    """Explain a layer on a GPU: the plans of its passes, the planner's estimate, and memory."""
     from ._on_device import bytes_of, plans_of, share_of
 
     packed, name, dropout = layer._packed(training), layer._cell, training and layer.dropout > 0
@@ -483,3 +506,6 @@ def _advice(layer: Recurrent, batch: int, facts: dict[str, Any], training: bool)
             "longer sequences or more of them in one call: this one is too short for more than one thread"
         )
     return out or ["nothing that we know of"]
+
+
+readable(globals())

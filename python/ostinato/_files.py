@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from ._annotations import readable
+
 fcntl: Any
 try:
     fcntl = importlib.import_module("fcntl")
@@ -59,9 +61,9 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Write a file that appears at ``path`` whole when the block ends.
 
     On an error the file that was there stays, and nothing else is left. A file that is replaced
-    keeps its mode; a symbolic link stays, and the file that it points to is replaced. The bytes
-    are gathered in a hidden ``.part`` file beside the target; what a killed process left of one
-    is removed by the next write to the same target.
+    keeps its mode; a symbolic link stays, and the file that it points to is replaced. The bytes are
+    gathered in a hidden ``.part`` file beside the target; what a killed process left of one is
+    removed by the next write to the same target.
 
     >>> import tempfile
     >>> target = Path(tempfile.mkdtemp()) / "a"
@@ -69,6 +71,12 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     ...     _ = f.write(b"all of it")
     >>> target.read_bytes()
     b'all of it'
+
+    Args:
+        path: the file to write.
+
+    Yields:
+        A binary file to write to.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -188,3 +196,6 @@ def _alive(pid: int) -> bool:
     except OSError:
         return True
     return True
+
+
+readable(globals())

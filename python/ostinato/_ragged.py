@@ -1,4 +1,4 @@
-"""Sequences of different lengths, one after the other in flat rows."""
+"""Hold sequences of different lengths, one after the other in flat rows."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _check, _device
+from ._annotations import readable
 from ._check import Array
 
 
 class Ragged:
-    """Sequences without padding: sequence b is ``rows[offsets[b]:offsets[b + 1]]``. Layers take it in place of ``[T,B,I]``.
+    """Hold sequences without padding; layers take it in place of ``[T,B,I]``.
+
+    Sequence b is ``rows[offsets[b]:offsets[b + 1]]``; ``ragged[b]`` returns it as a view.
 
     >>> import numpy as np
     >>> import ostinato as ost
@@ -23,8 +26,12 @@ class Ragged:
     ([4, 0, 3], (7, 5), (1, 3, 5))
 
     Args:
-        rows: ``[N,...]``; not copied.
+        rows: ``[N,...]``, not copied.
         offsets: ``[B+1]`` whole numbers from 0 to N that do not decrease.
+
+    Raises:
+        TypeError: rows are no array, or offsets no whole numbers.
+        ValueError: offsets that do not run from 0 to N, or that decrease.
     """
 
     def __init__(self, rows: Array, offsets: Sequence[int] | npt.NDArray[np.integer[Any]]) -> None:
@@ -51,7 +58,19 @@ class Ragged:
 
     @classmethod
     def join(cls, sequences: Sequence[Array], name: str = "x") -> Ragged:
-        """From a list of arrays ``[n,...]``, which are copied into one; errors call it ``name``."""
+        """Copy a list of arrays ``[n,...]`` into one `Ragged`.
+
+        Args:
+            sequences: arrays of one dtype and of one shape but for the first axis.
+            name: what errors call the list.
+
+        Returns:
+            The sequences, in their order.
+
+        Raises:
+            TypeError: something that is no array.
+            ValueError: an empty list, or arrays that differ in dtype or shape.
+        """
         if not sequences:
             raise ValueError(f"{name}: expected at least one sequence, got none")
         sequences = [_check.array(f"{name}[{k}]", s) for k, s in enumerate(sequences)]
@@ -66,7 +85,14 @@ class Ragged:
         return cls(np.concatenate(sequences), np.cumsum([0, *(len(s) for s in sequences)]))
 
     def take(self, sequences: Any) -> Ragged:
-        """Some of the sequences, by their numbers, in that order; copied."""
+        """Copy some of the sequences into another `Ragged`.
+
+        Args:
+            sequences: their numbers, in the order wanted.
+
+        Returns:
+            Those sequences.
+        """
         lengths = self.lengths[sequences]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         at = np.arange(offsets[-1]) + np.repeat(
@@ -75,15 +101,22 @@ class Ragged:
         return Ragged(self.rows[at], offsets)
 
     def like(self, rows: Array) -> Ragged:
-        """Other rows, cut at the same places."""
+        """Return other rows, cut at the same places.
+
+        Args:
+            rows: ``[N,...]``, not copied.
+
+        Returns:
+            Sequences with the same offsets.
+        """
         return Ragged(rows, self.offsets)
 
     def _places(self) -> tuple[Array, Array]:
-        """Of every row: its step, and its sequence."""
+        """Return the step and the sequence of every row."""
         return step_of(self.lengths), sequence_of(self.lengths)
 
     def padded(self, rows: Array | None = None) -> Array:
-        """``[T,B,...]`` with zeros past the ends, of these rows or others ``[N,...]``; a copy.
+        """Copy the sequences to ``[T,B,...]``, with zeros past the ends.
 
         >>> import numpy as np
         >>> import ostinato as ost
@@ -91,6 +124,12 @@ class Ragged:
         array([[1, 4],
                [2, 0],
                [3, 0]])
+
+        Args:
+            rows: other rows ``[N,...]`` to lay out in the same way; None: those of the sequences.
+
+        Returns:
+            ``[T,B,...]``, with T the longest length.
         """
         rows = self.rows if rows is None else _check.array("rows", rows)
         out = np.zeros(
@@ -100,20 +139,27 @@ class Ragged:
         return out
 
     def flat(self, padded: Array) -> Array:
-        """The rows ``[N,...]`` of ``[T,B,...]``, without what lies past the ends: the inverse of `padded`."""
+        """Return the rows ``[N,...]`` of a padded array: the inverse of `padded`.
+
+        Args:
+            padded: ``[T,B,...]``.
+
+        Returns:
+            A copy of the rows.
+        """
         rows: Array = padded[self._places()]
         return rows
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """``[B]``."""
+        """The lengths of the sequences, ``[B]``."""
         return np.diff(self.offsets)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     def __getitem__(self, b: int) -> Array:
-        """Sequence b, a view."""
+        """Return sequence b as a view."""
         n = len(self)
         if not -n <= b < n:
             raise IndexError(f"sequence {b} of {n}")
@@ -236,3 +282,6 @@ def rows_like(name: str, given: Any, own: Ragged, width: int) -> Array | None:
             f"{name}: expected shape (N, D*H) = {(len(rows), width)}, got {rows.shape}"
         )
     return rows
+
+
+readable(globals())

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 
 from . import _check, _core
+from ._annotations import readable
 
 MILLISECONDS = {"default": 0.1, "active": 50.0, "passive": 0.0}
 
 
 def set_wait(policy: str = "default", *, ms: float | None = None) -> None:
-    """Choose how long an idle worker looks for the next call before it sleeps.
+    """Choose how long an idle worker waits awake for the next call before it sleeps.
 
-    A worker that looks finds work within a microsecond, and keeps a CPU busy until then. One that
+    A worker that is awake starts within a microsecond, and keeps a CPU busy until then. One that
     sleeps costs nothing, and is woken within 20 to 100 microseconds. The environment variable
     OSTINATO_WAIT, such as ``active`` or ``active,20``, chooses at the start of the process.
 
@@ -24,9 +25,13 @@ def set_wait(policy: str = "default", *, ms: float | None = None) -> None:
 
     Args:
         policy: "default" (0.1 ms, so that calls in a row find the workers awake), "active" (50 ms,
-            for calls that come every few milliseconds) or "passive" (not at all, for a machine or
-            a quota that is shared).
+            for calls that come every few milliseconds) or "passive" (not at all, for a machine or a
+            quota that is shared).
         ms: milliseconds in place of the policy's own, up to 10,000.
+
+    Raises:
+        TypeError: ms is no number.
+        ValueError: an unknown policy, or ms out of range.
     """
     _check.choice("policy", policy, tuple(MILLISECONDS))
     wanted = MILLISECONDS[policy] if ms is None else ms
@@ -40,7 +45,16 @@ def set_wait(policy: str = "default", *, ms: float | None = None) -> None:
 
 
 def get_wait() -> tuple[str, float]:
-    """Return the policy and the milliseconds that an idle worker looks for the next call."""
+    """Return the policy and the milliseconds that an idle worker waits awake for the next call.
+
+    >>> import ostinato as ost
+    >>> policy, ms = ost.get_wait()
+    >>> policy in ("default", "active", "passive")
+    True
+
+    Returns:
+        ``policy, ms``.
+    """
     ms = _core.get_spin_microseconds() / 1000
     if ms == MILLISECONDS["default"]:
         return "default", ms
@@ -48,7 +62,7 @@ def get_wait() -> tuple[str, float]:
 
 
 def read_environment() -> None:
-    """Do what OSTINATO_WAIT says."""
+    """Set the policy that OSTINATO_WAIT names, if it is set."""
     text = os.environ.get("OSTINATO_WAIT")
     if text is None:
         return
@@ -60,3 +74,6 @@ def read_environment() -> None:
             "OSTINATO_WAIT: expected 'default', 'active' or 'passive', perhaps with milliseconds "
             f"as in 'active,20', got {text!r}"
         ) from None
+
+
+readable(globals())

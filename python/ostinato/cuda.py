@@ -1,7 +1,7 @@
-"""NVIDIA GPUs: whether this installation has kernels for them and a device to run them on.
+"""Tell whether this installation has kernels for NVIDIA GPUs and a device to run them on.
 
-The kernels are a module of their own, ``ostinato._cuda``, which is there only if the package was built with
-``-C cmake.define.OSTINATO_CUDA=ON``. It loads on machines without a driver too.
+The kernels are a module of their own, ``ostinato._cuda``, which is there only if the package was
+built with ``-C cmake.define.OSTINATO_CUDA=ON``. It loads on machines without a driver too.
 
 >>> import ostinato as ost
 >>> ost.cuda.is_available() == (ost.cuda.why_not() == "")
@@ -14,12 +14,14 @@ import importlib
 from functools import lru_cache
 from typing import Any
 
+from ._annotations import readable
+
 __all__ = ["check", "devices", "is_available", "why_not"]
 
 
 @lru_cache(maxsize=1)
 def _module() -> tuple[Any, str]:
-    """The module, or None and the reason."""
+    """Return the module and "", or None and the reason."""
     try:
         return importlib.import_module("ostinato._cuda"), ""
     except ModuleNotFoundError:
@@ -32,18 +34,43 @@ def _module() -> tuple[Any, str]:
 
 
 def why_not() -> str:
-    """Why there is no GPU to run on: one sentence; "" where there is one. Never raises."""
+    """Tell why there is no GPU to run on; never raise.
+
+    >>> import ostinato as ost
+    >>> isinstance(ost.cuda.why_not(), str)
+    True
+
+    Returns:
+        One sentence; "" where there is a GPU.
+    """
     module, reason = _module()
     return reason if module is None else str(module.why_not())
 
 
 def is_available() -> bool:
-    """Whether kernels can run on a GPU. Never raises."""
+    """Tell whether kernels can run on a GPU; never raise.
+
+    >>> import ostinato as ost
+    >>> isinstance(ost.cuda.is_available(), bool)
+    True
+
+    Returns:
+        True where `why_not` has nothing to say.
+    """
     return why_not() == ""
 
 
 def devices() -> list[dict[str, Any]]:
-    """Name, compute capability, multiprocessors, bytes of memory, and the versions of driver and runtime of every GPU; often none."""
+    """List the GPUs that the kernels can run on.
+
+    >>> import ostinato as ost
+    >>> isinstance(ost.cuda.devices(), list)
+    True
+
+    Returns:
+        For every GPU a dict with its name, compute capability, multiprocessors, bytes of memory,
+        and the versions of driver and runtime; an empty list where there is none.
+    """
     module, _ = _module()
     if module is None or module.why_not():
         return []
@@ -51,10 +78,14 @@ def devices() -> list[dict[str, Any]]:
 
 
 def check() -> None:
-    """Wait until the GPUs have done all that was asked of them, and raise what went wrong there.
+    """Wait until the GPUs have done all that was launched, and raise what went wrong there.
 
-    Some kernels find out on the device that they cannot go on. The outputs of that call are NaN then, nothing else is lost, and the next
-    call on the device raises, or this function. Without a GPU it does nothing.
+    Some kernels find out on the device that they cannot continue. The outputs of that call are NaN
+    then, nothing else is lost, and the next call on the device raises, or this function. Without a
+    GPU it does nothing.
+
+    >>> import ostinato as ost
+    >>> ost.cuda.check()
 
     Raises:
         RuntimeError: what a kernel has found; it is raised once.
@@ -62,3 +93,6 @@ def check() -> None:
     from . import _device
 
     _device.check()
+
+
+readable(globals())

@@ -1,9 +1,10 @@
-"""Loaders: iterables of ``(x, target)`` or ``(x, target, lengths)``, in the layout of the model.
+"""Define loaders: iterables of ``(x, target)`` or ``(x, target, lengths)`` in the model's layout.
 
-A loader may say ``carries_state = True`` (the state goes on from batch to batch) and ``time_major`` (the layout of its
-batches, which the Trainer holds against that of the model), and may have ``batches(epoch, start)``, so that a run resumes
-where it stopped without going through what was seen, and ``fingerprint()``, by which a resumed run knows its data again.
-Arrays that a loader gave are never changed by it.
+A loader may say ``carries_state = True`` (the state is carried from batch to batch) and
+``time_major`` (the layout of its batches, which the Trainer compares with that of the model). It
+may have ``batches(epoch, start)``, so that a run resumes where it stopped without reading what it
+has seen, and ``fingerprint()``, by which a resumed run knows its data again. The arrays of a loader
+are never changed.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from . import _check, _device
+from ._annotations import readable
 from ._check import Array
 from ._ragged import Ragged, flat_flags, rows_of
 
@@ -22,7 +24,14 @@ __all__ = ["ArrayLoader", "RaggedLoader", "StreamLoader"]
 
 
 def as_array(name: str, value: Any) -> Any:
-    """An array of NumPy or of a device, from one, a tensor of PyTorch, or a frame of pandas or Polars.
+    """Return an array of NumPy or of a device.
+
+    Args:
+        name: what errors call the value.
+        value: such an array, a tensor of PyTorch, or a frame of pandas or Polars.
+
+    Returns:
+        The array; of the same memory where that is possible.
 
     Raises:
         TypeError: it is none of these, or holds something else than numbers.
@@ -75,7 +84,7 @@ def _kind(a: Any, axes: int) -> list[Any]:
 
 
 class _Selections:
-    """Which samples of x go into which batch."""
+    """Choose which samples of x go into which batch."""
 
     carries_state = False
     x: Any
@@ -91,7 +100,7 @@ class _Selections:
         return -(-len(self.x) // self.batch_size)
 
     def _selections(self, epoch: int, start: int) -> Iterator[Array]:
-        """The numbers of the samples of each batch, from batch ``start`` on."""
+        """Yield the numbers of the samples of each batch, from batch ``start`` on."""
         n = len(self.x)
         order = (
             np.random.default_rng((self.rng, epoch)).permutation(n)
@@ -102,7 +111,11 @@ class _Selections:
             yield order[k * self.batch_size : (k + 1) * self.batch_size]
 
     def fingerprint(self) -> dict[str, Any]:
-        """What tells this data from other: its form, the order of its batches, and a sample of its content."""
+        """Describe this data: its form, the order of its batches, and a sample of its content.
+
+        Returns:
+            Facts that JSON can hold, by which a resumed run knows its data again.
+        """
         x = self.x.rows if isinstance(self.x, Ragged) else self.x
         axes = 2 if self.outputs == "all" and not isinstance(self.x, Ragged) else 1
         kind = {
@@ -149,20 +162,30 @@ def _whole_flags(name: str, value: Any, steps: int, batch: int) -> Array:
 
 
 class ArrayLoader(_Selections):
-    """Batches of samples ``x [N,T,I]`` (or ``[N,T]`` of indices) with targets ``[N,...]`` and lengths ``[N]``.
+    """Yield batches of samples from whole arrays.
 
     >>> import numpy as np
-    >>> loader = ArrayLoader(np.zeros((10, 7, 3)), np.zeros((10, 7, 1)), batch_size=4, time_major=True, rng=0)
+    >>> x, target = np.zeros((10, 7, 3)), np.zeros((10, 7, 1))
+    >>> loader = ArrayLoader(x, target, batch_size=4, time_major=True, rng=0)
     >>> [x.shape for x, target, lengths in loader]
     [(7, 4, 3), (7, 4, 3), (7, 2, 3)]
 
     Args:
-        x, target: the samples; sequences come first.
-        lengths: ``[N]``, or a dict with any of lengths ``[N]``, resets and mask (bool ``[N,T]``), masked, and weights (``[N]``
-            or ``[N,T]``); batches then have such a dict in the third place.
-        outputs: "all": a target a step, ``[N,T,...]``; "last": one a sequence, ``[N,...]``.
-        time_major: batches are ``[T,B,...]`` (views, without a copy beyond the selection), else ``[B,T,...]``.
-        shuffle: a new order every epoch, that of (rng, epoch).
+        x: samples ``[N,T,I]``, or ``[N,T]`` of indices.
+        target: ``[N,T,...]``, or ``[N,...]`` with ``outputs="last"``.
+        lengths: ``[N]``, or a dict with any of lengths ``[N]``, resets and mask (bool ``[N,T]``),
+            masked, and weights (``[N]`` or ``[N,T]``); batches then have such a dict in the third
+            place.
+        batch_size: samples of a batch; the last one may have fewer.
+        shuffle: whether every epoch has a new order, that of (rng, epoch).
+        outputs: "all": a target a step; "last": one a sequence.
+        time_major: whether batches are ``[T,B,...]`` (views of the selected samples) or
+            ``[B,T,...]``.
+        rng: seed of the order.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: an argument of the wrong shape or value.
     """
 
     def __init__(
@@ -221,7 +244,15 @@ class ArrayLoader(_Selections):
         return self.batches(0)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Array, Array, Any]]:
-        """The batches of an epoch from number ``start`` on."""
+        """Yield the batches of an epoch.
+
+        Args:
+            epoch: its number, which decides the order.
+            start: the number of the first batch.
+
+        Yields:
+            ``x, target, third``, where third is lengths ``[B]``, a dict, or None.
+        """
         for rows in self._selections(epoch, start):
             x, target = self.x[rows], self.target[rows]
             if self.time_major:
@@ -231,7 +262,7 @@ class ArrayLoader(_Selections):
             yield x, target, self._some(rows)
 
     def _some(self, rows: Array) -> Any:
-        """What stands in the third place of a batch of these samples."""
+        """Return the third entry of a batch of these samples."""
         if not self._dict:
             return None if self.lengths is None else self.lengths[rows]
         out = {}
@@ -244,7 +275,7 @@ class ArrayLoader(_Selections):
 
 
 def targets_of(target: Any, x: Ragged, outputs: str) -> Array:
-    """Of ragged sequences: flat rows ``[N,...]``, or with outputs="last" ``[B,...]``."""
+    """Return targets of ragged sequences: flat rows, or with outputs="last" ``[B,...]``."""
     if outputs == "all":
         return rows_of("target", target, x)
     a = _check.array("target", target)
@@ -256,20 +287,29 @@ def targets_of(target: Any, x: Ragged, outputs: str) -> Array:
 
 
 class RaggedLoader(_Selections):
-    """Batches of sequences of different lengths, without padding.
+    """Yield batches of sequences of different lengths, without padding.
 
     >>> import numpy as np
     >>> import ostinato as ost
     >>> x = ost.Ragged(np.zeros((10, 3)), [0, 4, 4, 9, 10])
-    >>> [(batch, target.shape) for batch, target in RaggedLoader(x, np.zeros((10, 1)), batch_size=3, shuffle=False)]
+    >>> loader = RaggedLoader(x, np.zeros((10, 1)), batch_size=3, shuffle=False)
+    >>> [(batch, target.shape) for batch, target in loader]
     [(Ragged(3 sequences, 9 rows), (9, 1)), (Ragged(1 sequences, 1 rows), (1, 1))]
 
     Args:
         x: an `ostinato.Ragged`.
-        target: flat rows ``[N,...]``, or a `Ragged` or a list cut as x; with ``outputs="last"`` one a sequence, ``[B,...]``.
-        times: a dict with any of resets and mask (flat rows of bool, or a `Ragged` or a list cut as x), masked, and weights (of
-            sequences ``[B]`` or of flat rows ``[N]``).
-        shuffle: a new order every epoch, that of (rng, epoch).
+        target: flat rows ``[N,...]``, or a `Ragged` or a list cut as x; with ``outputs="last"`` one
+            a sequence, ``[B,...]``.
+        times: a dict with any of resets and mask (flat rows of bool, or a `Ragged` or a list cut as
+            x), masked, and weights (of sequences ``[B]`` or of flat rows ``[N]``).
+        batch_size: sequences of a batch; the last one may have fewer.
+        shuffle: whether every epoch has a new order, that of (rng, epoch).
+        outputs: "all": a target a step; "last": one a sequence.
+        rng: seed of the order.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: an argument of the wrong shape or value.
     """
 
     def __init__(
@@ -306,7 +346,15 @@ class RaggedLoader(_Selections):
         return self.batches(0)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
-        """The batches of an epoch from number ``start`` on: ``(x, target)``, and the dict in the third place if there is one."""
+        """Yield the batches of an epoch.
+
+        Args:
+            epoch: its number, which decides the order.
+            start: the number of the first batch.
+
+        Yields:
+            ``x, target``, or ``x, target, times`` if there are any.
+        """
         for some in self._selections(epoch, start):
             target = (
                 self.x.like(self.target).take(some).rows
@@ -333,11 +381,11 @@ class RaggedLoader(_Selections):
 
 
 class StreamLoader:
-    """Windows of a long stream of indices, cut into parallel rows: truncated backpropagation through time.
+    """Yield windows of a long stream of indices, cut into parallel rows.
 
-    The stream is cut into ``batch_size`` rows of equal length; batch k holds the steps ``k * window ..`` of every row, and its
-    target the same one step later. The state is carried from window to window (Williams, Peng 1990; Mikolov et al. 2010), so only
-    the gradient is cut.
+    The stream is cut into ``batch_size`` rows of equal length; batch k holds the steps
+    ``k * window ..`` of every row, and its target the same one step later. The state is carried
+    from window to window, so only the gradient is cut: truncated backpropagation through time.
 
     >>> import numpy as np
     >>> loader = StreamLoader(np.arange(13), batch_size=2, window=3)
@@ -345,11 +393,17 @@ class StreamLoader:
     ([[0, 1, 2], [6, 7, 8]], [[1, 2, 3], [7, 8, 9]])
 
     Args:
-        text: the stream ``[N]`` of whole numbers, N > batch_size, of any integer dtype. It is used as
-            it is, without a copy, so leave it unchanged; batches are int64.
-        batch_size: parallel rows B.
-        window: steps T of a batch; the last of an epoch may be shorter.
-        time_major: batches are ``[T,B]``, else ``[B,T]``.
+        text: the stream ``[N]`` of whole numbers, N > batch_size, of any integer dtype. It is used
+            without a copy, so leave it unchanged; batches are int64.
+        batch_size: B, parallel rows.
+        window: T, steps of a batch; the last one of an epoch may have fewer.
+        time_major: whether batches are ``[T,B]`` or ``[B,T]``.
+
+    Raises:
+        TypeError: text is no array of whole numbers.
+        ValueError: text is too short, or a size is below 1.
+
+    Source: Williams, Peng (1990); for language models Mikolov et al. (2010).
     """
 
     carries_state = True
@@ -382,7 +436,15 @@ class StreamLoader:
         return self.batches(0)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Any, Any]]:
-        """The windows from number ``start`` on; every epoch is the same."""
+        """Yield the windows from number ``start`` on.
+
+        Args:
+            epoch: not used: every epoch is the same.
+            start: the number of the first window.
+
+        Yields:
+            ``x, target``.
+        """
         for k in range(start, len(self)):
             part = slice(k * self.window, (k + 1) * self.window)
             x, target = self._x[part], self._target[part]
@@ -391,10 +453,17 @@ class StreamLoader:
             yield _check.contiguous(x, np.int64), _check.contiguous(target, np.int64)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What tells this data from other: its form, the order of its batches, and a sample of its content."""
+        """Describe this data: the order of its batches, and a sample of its content.
+
+        Returns:
+            Facts that JSON can hold, by which a resumed run knows its data again.
+        """
         order = {"batch_size": self.batch_size, "window": self.window}
         return {
             "kind": {"type": "StreamLoader"},
             "order": order,
             "content": {"x": _sample(self._x)},
         }
+
+
+readable(globals())

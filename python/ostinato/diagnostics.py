@@ -1,6 +1,8 @@
-"""What happens to the gradient on its way back through time: `gradient_flow`, and a callback that logs it.
+"""Show what happens to the gradient on its way back through time.
 
-Bengio, Simard, Frasconi (1994), "Learning long-term dependencies with gradient descent is difficult"; Pascanu, Mikolov, Bengio (2013).
+Bengio, Simard, Frasconi (1994), "Learning long-term dependencies with gradient descent is
+difficult"; Pascanu, Mikolov, Bengio (2013), "On the difficulty of training recurrent neural
+networks".
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from . import _check, _device
+from ._annotations import readable
 from ._check import Array
 from ._ragged import Ragged, unwrapped
 from .nn import Layer, Recurrent, Sequential
@@ -27,17 +30,26 @@ DEAD = 1e-6  # of the largest unit: a unit that moves less
 
 @dataclass
 class LayerFlow:
-    """One layer and direction.
+    """Hold what `gradient_flow` found in one layer and direction.
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> x = np.random.default_rng(0).normal(size=(50, 4, 2)).astype(np.float32)
+    >>> [layer] = ost.diagnostics.gradient_flow(ost.nn.GRU(2, 16, rng=0), x)
+    >>> layer.name, layer.dh.shape, sorted(layer.saturation)
+    ('l0', (50,), ['n', 'r', 'z'])
 
     Attributes:
         name: position in the model, layer and direction, such as "1.l0" or "l0_reverse".
-        dh, dc: ``[T]`` norms over batch and units of dL/dh_t and dL/dc_t by all paths (dc: None without c).
-        survival: by distance: with a gradient of the last state alone, which share of its norm is left after k steps. The dc of an LSTM
-            counts with dh, as the square root of the sum of squares; rows shorter than the longest take no part.
+        dh: ``[T]`` norms over batch and units of dL/dh_t by all paths.
+        dc: ``[T]`` norms of dL/dc_t by all paths; None without c.
+        survival: by distance, for a gradient of the last state alone: the part of its norm that is
+            left after k steps. The dc of an LSTM counts with dh, as the square root of the sum of
+            squares; rows shorter than the longest take no part.
         reach: the first k at which less than ``threshold`` is left; None if there is none.
-        saturation: of each gate, the share of (t, b, unit) within 0.05 of its limits.
-        dead: units whose output hardly moves: ``[...]`` their numbers.
-        verdict: a plain sentence.
+        saturation: of each gate, the fraction of (t, b, unit) within 0.05 of its limits.
+        dead: the numbers of the units whose output hardly moves.
+        verdict: a sentence that sums it up.
     """
 
     name: str
@@ -52,7 +64,18 @@ class LayerFlow:
 
 @dataclass
 class Flow:
-    """What `gradient_flow` found: a `LayerFlow` for every layer and direction."""
+    """Hold what `gradient_flow` found: a `LayerFlow` for every layer and direction.
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> x = np.random.default_rng(0).normal(size=(50, 4, 2)).astype(np.float32)
+    >>> flow = ost.diagnostics.gradient_flow(ost.nn.RNN(2, 16, bidirectional=True, rng=0), x)
+    >>> [layer.name for layer in flow]
+    ['l0', 'l0_reverse']
+
+    Attributes:
+        layers: in the order of the model.
+    """
 
     layers: list[LayerFlow]
 
@@ -63,7 +86,17 @@ class Flow:
         return "\n".join(layer.verdict for layer in self.layers)
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
-        """Draw the norms by step and the survival by distance (extra ``plot``: matplotlib); the figure, also written to ``path``."""
+        """Draw the norms by step and the survival by distance, with matplotlib.
+
+        Args:
+            path: a file to write the figure to; None: none.
+
+        Returns:
+            The figure of matplotlib.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+        """
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(10, 4), layout="constrained")
@@ -91,23 +124,34 @@ def gradient_flow(
     threshold: float = 0.01,
     **times: Any,
 ) -> Flow:
-    """Norms of the gradient by step, how far it reaches back, saturated gates and dead units of a model on one input.
+    """Measure how the gradient of one input fares on its way back through time.
+
+    The norms by step, how far the gradient reaches, saturated gates and dead units come from the
+    model's own backward passes; its gradients are left as they are.
 
     >>> import numpy as np
     >>> import ostinato as ost
     >>> from ostinato.diagnostics import gradient_flow
     >>> rnn = ost.nn.RNN(2, 16, rng=0)
-    >>> flow = gradient_flow(rnn, np.random.default_rng(0).normal(size=(50, 4, 2)).astype(np.float32))
+    >>> x = np.random.default_rng(0).normal(size=(50, 4, 2)).astype(np.float32)
+    >>> flow = gradient_flow(rnn, x)
     >>> print(flow)
     l0: the gradient falls below 1% after 8 steps
 
-    The norms come from the model's own backward passes; its gradients are left as they are.
-
     Args:
-        model: a recurrent layer or a `Sequential`.
-        x, state, times: as the model's ``vjp`` takes them.
+        model: a recurrent layer or a `Sequential` with such layers.
+        x: the inputs, as in a call.
         dy: the gradient of the outputs, for `LayerFlow.dh` and `LayerFlow.dc`; None: ones.
-        threshold: what `LayerFlow.reach` asks for.
+        state: the state, as in a call.
+        threshold: the part of the gradient that `LayerFlow.reach` asks for, between 0 and 1.
+        **times: options of the model's ``vjp``, such as ``lengths``.
+
+    Returns:
+        A `LayerFlow` for every layer and direction.
+
+    Raises:
+        TypeError: a model without recurrent layers.
+        ValueError: a threshold that is not between 0 and 1; memory_limit, outputs or rng are given.
     """
     recurrent = _recurrent(model)
     if not recurrent:
@@ -191,7 +235,7 @@ def _watching(recurrent: dict[str, Recurrent]) -> Iterator[dict[int, tuple[Any, 
 
 
 def _facts(layer: Recurrent, tape: Any) -> list[tuple[dict[str, float], Array]]:
-    """Of each layer and direction: the saturation of its gates, and its dead units."""
+    """Return the saturation of the gates and the dead units of each layer and direction."""
     on = _device.host(tape.active())  # [T,B]
 
     def values(a: Array) -> Array:
@@ -234,18 +278,25 @@ def _survival(layer: Recurrent, tape: Any) -> list[Array]:
 
 
 class FlowLog(Callback):
-    """Logs `gradient_flow` on a fixed batch every ``every`` steps: `flows`, a list of ``(step, Flow)``, and a line each to ``echo``.
+    """Log `gradient_flow` on a fixed batch while a Trainer trains.
 
     >>> import numpy as np
     >>> import ostinato as ost
     >>> from ostinato.diagnostics import FlowLog
     >>> x = np.random.default_rng(0).uniform(0, 0.1, (64, 10, 1)).astype(np.float32)
     >>> log = FlowLog(x[:8], every=2)
-    >>> model = ost.nn.Sequential(ost.nn.GRU(1, 8, batch_first=True, rng=0), ost.nn.Linear(8, 1, rng=0))
+    >>> gru = ost.nn.GRU(1, 8, batch_first=True, rng=0)
+    >>> model = ost.nn.Sequential(gru, ost.nn.Linear(8, 1, rng=0))
     >>> trainer = ost.Trainer(model, ost.losses.MSE(), ost.optim.Adam(1e-2), callbacks=[log])
     >>> history = trainer.fit((x, x.cumsum(1)), epochs=2, progress=False)
     >>> [step for step, flow in log.flows]
     [2, 4]
+
+    Args:
+        x: the inputs of the batch; ``flows`` becomes a list of ``(step, Flow)``.
+        every: steps between two measurements.
+        threshold: see `gradient_flow`.
+        echo: a function that is given a line for each measurement; None: none.
     """
 
     def __init__(
@@ -260,6 +311,14 @@ class FlowLog(Callback):
         self.flows: list[tuple[int, Flow]] = []
 
     def on_step(self, trainer: Trainer, step: int, loss: float, norm: float) -> None:
+        """Measure, if it is time to.
+
+        Args:
+            trainer: the trainer.
+            step: the number of the update, from 1 on.
+            loss: not used.
+            norm: not used.
+        """
         if step % self.every == 0:
             flow = gradient_flow(
                 trainer.model, trainer._placed(unwrapped(self.x)[0]), threshold=self.threshold
@@ -267,3 +326,6 @@ class FlowLog(Callback):
             self.flows.append((step, flow))
             if self.echo is not None:
                 self.echo(f"step {step}: {flow}")
+
+
+readable(globals())

@@ -1,8 +1,9 @@
-"""One recurrent layer in one direction, arrays in and arrays out: no parameters are held here.
+"""Run one recurrent layer in one direction: arrays in, arrays out, no parameters held.
 
-Shapes are ``x [T,B,I]``, ``y [T,B,H]`` and ``h0, c0 [B,H]``; weights have PyTorch's names, shapes and gate orders. x may also be
-sequences of different lengths, an `ostinato.Ragged` or a list of ``[n,I]``: y is then of the same kind.
-All arrays of a call share one dtype, float32 or float64. The pullbacks here hold no state of yours: they may be called again.
+Shapes are ``x [T,B,I]``, ``y [T,B,H]`` and ``h0, c0 [B,H]``; weights have PyTorch's names, shapes
+and gate orders. x may also be sequences of different lengths, an `ostinato.Ragged` or a list of
+``[n,I]``: y is then of the same kind. All arrays of a call share one dtype, float32 or float64. A
+pullback holds copies of the states that it was given, and may be called more than once.
 
 >>> import numpy as np
 >>> import ostinato as ost
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import _check, _core, _device, _ragged
+from ._annotations import readable
 from ._check import Array
 from ._ragged import Ragged, as_given, rows_like, unwrapped
 from ._segments import Chain, parse, plan_of
@@ -39,7 +41,27 @@ __all__ = [
 
 
 class Gradients(NamedTuple):
-    """What a `Pullback` returns; None where there is no such input."""
+    """The gradients that a `Pullback` returns; None for an input that the call did not have.
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> y, pullback = ost.functional.rnn_vjp(np.ones((3, 2, 1)), np.ones((4, 1)), np.ones((4, 4)))
+    >>> gradients = pullback(dh_n=np.ones((2, 4)))
+    >>> gradients.dweight_hh.shape, gradients.dc0 is None
+    ((4, 4), True)
+
+    Attributes:
+        dx: gradient of x, of the kind of x: ``[T,B,I]``, a `Ragged` or a list.
+        dweight_ih: ``[G*H,I]``, with G gates.
+        dweight_hh: ``[G*H,H]``.
+        dbias_ih: ``[G*H]``, or None.
+        dbias_hh: ``[G*H]``, or None.
+        dh0: ``[B,H]``.
+        dc0: ``[B,H]`` of an LSTM, else None.
+        dweight_peephole: ``[3,H]`` in the order i f o, or None.
+        dreset_h: ``[H]``, gradient of the h that resets put in; None without resets.
+        dreset_c: ``[H]``, gradient of the c that resets put in; None without resets or without c.
+    """
 
     dx: Any  # of the kind of x
     dweight_ih: Array
@@ -54,7 +76,23 @@ class Gradients(NamedTuple):
 
 
 class Packed:
-    """Weights in the kernels' own order, made by `pack`; stands in the place of ``weight_ih``. Immutable."""
+    """Hold the weights of one layer in the layout of the kernels; immutable.
+
+    `pack` makes it, and the functions of this module take it in the place of ``weight_ih``.
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> packed = ost.functional.pack("rnn", np.ones((2, 3)), np.ones((2, 2)), nonlinearity="relu")
+    >>> packed.cell, packed.precision
+    ('rnn_relu', 'float64')
+
+    Args:
+        cell: "rnn_tanh", "rnn_relu", "lstm", "lstm_peephole", "gru" or "gru_reset_before".
+        weights: weight_ih, weight_hh, bias_ih, bias_hh and weight_peephole; the last three may be
+            None.
+        reverse: whether the layer runs from the last real step to the first.
+        precision: what the products multiply; None: the dtype of the weights.
+    """
 
     def __init__(
         self, cell: str, weights: list[Array | None], reverse: bool, precision: str | None = None
@@ -116,7 +154,9 @@ def pack(
     reverse: bool = False,
     precision: str | None = None,
 ) -> Packed:
-    """Weights of one layer, packed once for many calls, together with the options that choose the cell and its direction.
+    """Pack the weights of one layer once, for many calls.
+
+    The options that choose the cell and its direction are packed with them.
 
     >>> import numpy as np
     >>> import ostinato as ost
@@ -126,15 +166,24 @@ def pack(
 
     Args:
         family: "rnn", "lstm" or "gru".
-        weight_ih: ``[G*H,I]``, G = 1, 4 (i f g o) or 3 (r z n).
+        weight_ih: ``[G*H,I]``, with G = 1, 4 (i f g o) or 3 (r z n).
         weight_hh: ``[G*H,H]``.
-        bias_ih, bias_hh: ``[G*H]`` or None.
-        weight_peephole: ``[3,H]`` in the order i f o, LSTM only.
-        nonlinearity: "tanh" or "relu", RNN only.
-        reset_after: which GRU, see `gru`.
-        reverse: run from the last real step to the first.
-        precision: what the products multiply in place of the dtype, which is float32: "bfloat16"; on the CPU also "int8" (no gradients),
-            on a GPU also "float16" (gradients in bfloat16) and "exact"; see `ostinato.nn.LSTM.precision`.
+        bias_ih: ``[G*H]``, or None.
+        bias_hh: ``[G*H]``, or None.
+        weight_peephole: ``[3,H]`` in the order i f o, for an LSTM with peepholes.
+        nonlinearity: "tanh" or "relu", of an RNN.
+        reset_after: which form of the GRU, see `gru`.
+        reverse: whether the layer runs from the last real step to the first.
+        precision: what the products multiply in place of float32: "bfloat16"; on the CPU also
+            "int8" (no gradients), on a GPU also "float16" (gradients in bfloat16) and "exact"; see
+            `ostinato.nn.LSTM.precision`. None: the dtype of the weights.
+
+    Returns:
+        The packed weights, which the functions of this module take in place of ``weight_ih``.
+
+    Raises:
+        TypeError: a weight is no array, or has another dtype than float32 or float64.
+        ValueError: an unknown family or option, or a weight of the wrong shape.
     """
     _check.choice("family", family, ("rnn", "lstm", "gru"))
     cell = _cell(
@@ -276,7 +325,9 @@ def _train(
 
 
 class Pullback:
-    """Gives the gradients of one forward pass, as often as it is called.
+    """Compute the gradients of one forward pass, as often as it is called.
+
+    `rnn_vjp`, `lstm_vjp` and `gru_vjp` make it.
 
     >>> import numpy as np
     >>> import ostinato as ost
@@ -286,6 +337,12 @@ class Pullback:
     ((3, 2, 1), ['f', 'g', 'i', 'o'])
     >>> pullback(dcells=np.ones((3, 2, 1))).dx.shape
     (3, 2, 1)
+
+    Args:
+        call: the checked arguments of the forward pass.
+        tape: what the native forward pass saved; None with segments.
+        chain: the segments of a pass with a memory limit; None without.
+        y: the outputs of a pass with segments, if they are kept.
     """
 
     def __init__(
@@ -295,13 +352,19 @@ class Pullback:
 
     @property
     def cells(self) -> Array:
-        """c after every step, ``[T,B,H]``, zero where a row takes no part; LSTM only. Its gradient is taken as ``dcells``."""
+        """c after every step of an LSTM, ``[T,B,H]``; zero where a row takes no part.
+
+        Its gradient is the argument ``dcells`` of a call. TypeError after a pass with segments.
+        """
         cells: Array = self._known().cells()[0]
         return cells
 
     @property
     def gates(self) -> dict[str, Array]:
-        """By name, each ``[T,B,H]`` and read-only: i f g o of an LSTM, r z n of a GRU, none of an RNN."""
+        """The gates of every step by name, each ``[T,B,H]`` and read-only.
+
+        i f g o of an LSTM, r z n of a GRU, none of an RNN. TypeError after a pass with segments.
+        """
         return {
             name: a[0] for name, a in _check.gates(self._call.packed.cell, self._known()).items()
         }
@@ -322,14 +385,31 @@ class Pullback:
         clip_step_norm: float | None = None,
         cuts: Any = None,
     ) -> Gradients:
-        """The gradients of ``sum(y dy) + sum(h_n dh_n) + sum(c_n dc_n) + sum(cells dcells)``; None stands for zeros.
+        """Return the gradients of a weighted sum of all outputs.
+
+        The sum is ``sum(y dy) + sum(h_n dh_n) + sum(c_n dc_n) + sum(cells dcells)``.
 
         Args:
-            dy: of the kind of y; with segments (``memory_limit``) it may be a function ``dy(t, y)`` that is given the first step of a
-                segment and its outputs, from the last segment to the first, and returns their gradient.
-            clip_step_value, clip_step_norm: at every step dL/dh_t by all paths, and what step t + 1 hands to c_t, are clipped element by
-                element, and each row by its Euclidean norm over H, before they go on through the step.
-            cuts: bool, shaped as resets: nothing goes from such a step to the state that it started from.
+            dy: gradient of y, of the kind of y; None: zeros. With segments (``memory_limit``) it
+                may be a function ``dy(t, y)`` that is given the first step of a segment and its
+                outputs, from the last segment to the first, and returns their gradient.
+            dh_n: ``[B,H]``, gradient of the last h; None: zeros.
+            dc_n: ``[B,H]``, gradient of the last c of an LSTM; None: zeros.
+            dcells: ``[T,B,H]``, gradient of `cells`, of an LSTM; None: zeros.
+            clip_step_value: bound on the absolute value of each element of the gradient of the
+                states, at every step. It acts on dL/dh_t by all paths, and on what step t + 1 hands
+                to c_t, before they go back through step t. None: no bound.
+            clip_step_norm: bound on the Euclidean norm over H of each row of the same gradients,
+                applied after clip_step_value. None: no bound.
+            cuts: bool, shaped as resets. Where it is True no gradient goes from the step to the
+                state that it started from.
+
+        Returns:
+            The gradients of all inputs and weights.
+
+        Raises:
+            TypeError: dc_n for a cell without c; a function as dy without segments.
+            ValueError: a gradient of another shape or dtype than what it is the gradient of.
         """
         call, packed = self._call, self._call.packed
         size, states = packed.native.hidden_size, _core.cells()[packed.cell]["states"]
@@ -434,34 +514,43 @@ def rnn(
     reverse: bool = False,
     out: Array | None = None,
 ) -> tuple[Any, Array]:
-    """Elman network: ``h' = phi(W x + b_ih + R h + b_hh)``.
+    """Run an Elman network: ``h' = phi(W x + b_ih + R h + b_hh)``.
 
     >>> import numpy as np
     >>> import ostinato as ost
-    >>> y, h_n = ost.functional.rnn(np.ones((3, 1, 2)), np.ones((1, 2)), np.zeros((1, 1)), nonlinearity="relu")
+    >>> x, w_ih, w_hh = np.ones((3, 1, 2)), np.ones((1, 2)), np.zeros((1, 1))
+    >>> y, h_n = ost.functional.rnn(x, w_ih, w_hh, nonlinearity="relu")
     >>> y.ravel()
     array([2., 2., 2.])
 
     Args:
-        x: ``[T,B,I]``; unit stride on the last axis, any strides before it. Or a `Ragged`, or a list of ``[n,I]``; resets and mask are
-            then a `Ragged`, a list or flat rows of bool.
-        weight_ih, weight_hh, bias_ih, bias_hh: ``[H,I]``, ``[H,H]``, ``[H]``, ``[H]``; or packed weights alone.
-        h0: ``[B,H]``, zeros if None.
-        nonlinearity: "tanh" or "relu".
-        lengths: ``[B]`` whole numbers from 0 to T: row b ends after lengths[b] steps.
-        resets: bool ``[T,B]``: before such a step the state is ``reset_state``, as at the beginning of a piece of its own (with
-            ``reverse`` after it, so that the pieces are the same).
-        mask: bool ``[T,B]``: a step that is False is skipped and the state carried over. ``masked="repeat"``: its output repeats that of
-            the step before it (zeros if there is none); "zero": it is zero. Both are Keras'.
-        reset_state: ``h [H]``; zeros if None.
-        reverse: run from the last real step to the first.
-        out: ``[T,B,H]``, written and returned as y; must not overlap an input.
+        x: ``[T,B,I]`` with unit stride on its last axis, a `Ragged`, or a list of ``[n,I]``. For
+            the last two, resets and mask are a `Ragged`, a list, or flat rows of bool.
+        weight_ih: ``[H,I]``; or packed weights, in place of all weights.
+        weight_hh: ``[H,H]``.
+        bias_ih: ``[H]``, or None.
+        bias_hh: ``[H]``, or None.
+        h0: ``[B,H]``, the state before the first step; None: zeros.
+        nonlinearity: phi, "tanh" or "relu".
+        lengths: ``[B]`` whole numbers from 0 to T; row b ends after ``lengths[b]`` steps. None:
+            every row has T steps.
+        resets: bool ``[T,B]``. Where it is True the step starts from ``reset_state``, as if a new
+            sequence began there; with ``reverse`` the state is replaced after the step, so that the
+            pieces between two resets are the same in both directions.
+        mask: bool ``[T,B]``. A step where it is False is skipped, and the state is carried over it.
+        masked: the output of a skipped step, as in Keras: "repeat" gives the output of the step
+            before it (zeros if there is none), "zero" gives zeros.
+        reset_state: ``h [H]`` after a reset; None: zeros.
+        reverse: whether to run from the last real step to the first.
+        out: an array of the shape of y to write y to; it must not overlap an input. None: a new
+            array.
 
     Returns:
-        ``y [T,B,H]``, zero past the end of a row, and ``h_n [B,H]``.
+        ``y [T,B,H]``, zero past the end of a row, and ``h_n [B,H]`` at the last real step.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type, dtype, shape or stride; the message names it.
+        TypeError: an argument has the wrong type or dtype; the message names it.
+        ValueError: an argument has the wrong shape, stride or value; the message names it.
 
     Source: Elman (1990), "Finding structure in time".
     """
@@ -496,17 +585,49 @@ def rnn_vjp(
     memory_limit: str | int | None = None,
     outputs: str = "all",
 ) -> tuple[tuple[Any, Array], Pullback]:
-    """`rnn`, and its `Pullback`: ``pullback(dy=None, dh_n=None)`` gives `Gradients`. x must not change until it has run.
-
-    With ``memory_limit`` (a size such as "512MB", "least", a number of segments) only the states at the borders of segments are kept, and
-    segments that do not fit run again; with "states" the states after every step are, and the gates are made again: see
-    `ostinato.nn.RNN.vjp`. Gradients have the bits that they have without. With ``outputs="none"`` y is None.
+    """Run `rnn` for training and return a `Pullback` for its gradients.
 
     >>> import numpy as np
     >>> import ostinato as ost
-    >>> (y, h_n), pullback = ost.functional.rnn_vjp(np.ones((3, 1, 2)), np.ones((1, 2)), np.zeros((1, 1)), nonlinearity="relu")
+    >>> x, w_ih, w_hh = np.ones((3, 1, 2)), np.ones((1, 2)), np.zeros((1, 1))
+    >>> (y, h_n), pullback = ost.functional.rnn_vjp(x, w_ih, w_hh, nonlinearity="relu")
     >>> pullback(np.ones_like(y)).dweight_ih
     array([[3., 3.]])
+
+    Args:
+        x: ``[T,B,I]`` with unit stride on its last axis, a `Ragged`, or a list of ``[n,I]``. For
+            the last two, resets and mask are a `Ragged`, a list, or flat rows of bool. It must not
+            change until the pullback has run.
+        weight_ih: ``[H,I]``; or packed weights, in place of all weights.
+        weight_hh: ``[H,H]``.
+        bias_ih: ``[H]``, or None.
+        bias_hh: ``[H]``, or None.
+        h0: ``[B,H]``, the state before the first step; None: zeros.
+        nonlinearity: phi, "tanh" or "relu".
+        lengths: ``[B]`` whole numbers from 0 to T; row b ends after ``lengths[b]`` steps. None:
+            every row has T steps.
+        resets: bool ``[T,B]``. Where it is True the step starts from ``reset_state``, as if a new
+            sequence began there; with ``reverse`` the state is replaced after the step, so that the
+            pieces between two resets are the same in both directions.
+        mask: bool ``[T,B]``. A step where it is False is skipped, and the state is carried over it.
+        masked: the output of a skipped step, as in Keras: "repeat" gives the output of the step
+            before it (zeros if there is none), "zero" gives zeros.
+        reset_state: ``h [H]`` after a reset; None: zeros.
+        reverse: whether to run from the last real step to the first.
+        memory_limit: a bound on the memory of the backward pass: a size such as "512MB", "least", a
+            number of segments, or "states"; see `ostinato.nn.RNN.vjp`. Gradients have the same bits
+            with and without it. None: everything that the backward pass reads is saved.
+        outputs: "all", or "none": y is None, which saves its memory.
+
+    Returns:
+        ``(y, h_n), pullback``: the outputs and the last state of `rnn`, and a pullback, of which
+        ``pullback(dy, dh_n)`` gives `Gradients`.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype; the message names it.
+        ValueError: an argument has the wrong shape, stride or value; the message names it.
+
+    Source: Elman (1990); backpropagation through time: Werbos (1990).
     """
     packed = _packed(
         "rnn",
@@ -538,39 +659,52 @@ def lstm(
     reverse: bool = False,
     out: Array | None = None,
 ) -> tuple[Any, tuple[Array, Array]]:
-    """Long short-term memory, gates in the order i f g o.
+    """Run a long short-term memory, with gates in the order i f g o.
 
-    ``c' = f c + i g``, ``h' = o tanh(c')`` with ``i, f, o = sigmoid(a)``, ``g = tanh(a)``, ``a = W x + b_ih + R h + b_hh``;
-    with peepholes ``a_i += p_i c``, ``a_f += p_f c``, ``a_o += p_o c'``.
+    ``c' = f c + i g``, ``h' = o tanh(c')`` with ``i, f, o = sigmoid(a)``, ``g = tanh(a)`` and
+    ``a = W x + b_ih + R h + b_hh``; peepholes add ``p_i c`` to a_i, ``p_f c`` to a_f and ``p_o c'``
+    to a_o.
 
     >>> import numpy as np
     >>> import ostinato as ost
-    >>> y, (h_n, c_n) = ost.functional.lstm(np.zeros((3, 2, 1)), np.zeros((4, 1)), np.zeros((4, 1)), lengths=[3, 0])
+    >>> x, w_ih, w_hh = np.zeros((3, 2, 1)), np.zeros((4, 1)), np.zeros((4, 1))
+    >>> y, (h_n, c_n) = ost.functional.lstm(x, w_ih, w_hh, lengths=[3, 0])
     >>> y.shape, bool((y == 0).all())
     ((3, 2, 1), True)
 
     Args:
-        x: ``[T,B,I]``; unit stride on the last axis, any strides before it. Or a `Ragged`, or a list of ``[n,I]``; resets and mask are
-            then a `Ragged`, a list or flat rows of bool.
-        weight_ih, weight_hh, bias_ih, bias_hh: ``[4*H,I]``, ``[4*H,H]``, ``[4*H]``, ``[4*H]``; or packed weights alone.
-        h0, c0: ``[B,H]``, zeros if None.
-        weight_peephole: ``[3,H]`` in the order i f o.
-        lengths: ``[B]`` whole numbers from 0 to T: row b ends after lengths[b] steps.
-        resets: bool ``[T,B]``: before such a step the state is ``reset_state``, as at the beginning of a piece of its own (with
-            ``reverse`` after it, so that the pieces are the same).
-        mask: bool ``[T,B]``: a step that is False is skipped and the state carried over. ``masked="repeat"``: its output repeats that of
-            the step before it (zeros if there is none); "zero": it is zero. Both are Keras'.
-        reset_state: ``h [H]``, as a pair ``(h, c)``; zeros if None.
-        reverse: run from the last real step to the first.
-        out: ``[T,B,H]``, written and returned as y; must not overlap an input.
+        x: ``[T,B,I]`` with unit stride on its last axis, a `Ragged`, or a list of ``[n,I]``. For
+            the last two, resets and mask are a `Ragged`, a list, or flat rows of bool.
+        weight_ih: ``[4*H,I]``; or packed weights, in place of all weights.
+        weight_hh: ``[4*H,H]``.
+        bias_ih: ``[4*H]``, or None.
+        bias_hh: ``[4*H]``, or None.
+        h0: ``[B,H]``, h before the first step; None: zeros.
+        c0: ``[B,H]``, c before the first step; None: zeros.
+        weight_peephole: ``[3,H]`` in the order i f o; None: no peepholes.
+        lengths: ``[B]`` whole numbers from 0 to T; row b ends after ``lengths[b]`` steps. None:
+            every row has T steps.
+        resets: bool ``[T,B]``. Where it is True the step starts from ``reset_state``, as if a new
+            sequence began there; with ``reverse`` the state is replaced after the step, so that the
+            pieces between two resets are the same in both directions.
+        mask: bool ``[T,B]``. A step where it is False is skipped, and the state is carried over it.
+        masked: the output of a skipped step, as in Keras: "repeat" gives the output of the step
+            before it (zeros if there is none), "zero" gives zeros.
+        reset_state: ``(h, c)``, each ``[H]``, after a reset; None: zeros.
+        reverse: whether to run from the last real step to the first.
+        out: an array of the shape of y to write y to; it must not overlap an input. None: a new
+            array.
 
     Returns:
-        ``y [T,B,H]``, zero past the end of a row, and ``(h_n, c_n)``, each ``[B,H]``, at the last real step.
+        ``y [T,B,H]``, zero past the end of a row, and ``(h_n, c_n)``, each ``[B,H]``, at the last
+        real step.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type, dtype, shape or stride; the message names it.
+        TypeError: an argument has the wrong type or dtype; the message names it.
+        ValueError: an argument has the wrong shape, stride or value; the message names it.
 
-    Source: Hochreiter, Schmidhuber (1997); Gers, Schmidhuber, Cummins (2000); peepholes Gers et al. (2002).
+    Source: Hochreiter, Schmidhuber (1997); the forget gate: Gers, Schmidhuber, Cummins (2000);
+    peepholes: Gers, Schraudolph, Schmidhuber (2002).
     """
     cell = _cell("lstm", peephole=weight_peephole is not None)
     packed = _packed(
@@ -602,17 +736,50 @@ def lstm_vjp(
     memory_limit: str | int | None = None,
     outputs: str = "all",
 ) -> tuple[tuple[Any, tuple[Array, Array]], Pullback]:
-    """`lstm`, and its `Pullback`: ``pullback(dy=None, dh_n=None, dc_n=None)`` gives `Gradients`. x must not change until it has run.
-
-    With ``memory_limit`` (a size such as "512MB", "least", a number of segments) only the states at the borders of segments are kept, and
-    segments that do not fit run again; with "states" the states after every step are, and the gates are made again: see
-    `ostinato.nn.RNN.vjp`. Gradients have the bits that they have without. With ``outputs="none"`` y is None.
+    """Run `lstm` for training and return a `Pullback` for its gradients.
 
     >>> import numpy as np
     >>> import ostinato as ost
-    >>> (y, state), pullback = ost.functional.lstm_vjp(np.ones((3, 2, 1)), np.ones((4, 1)), np.ones((4, 1)))
+    >>> x, w_ih, w_hh = np.ones((3, 2, 1)), np.ones((4, 1)), np.ones((4, 1))
+    >>> (y, state), pullback = ost.functional.lstm_vjp(x, w_ih, w_hh)
     >>> pullback(dh_n=np.ones((2, 1))).dx.shape
     (3, 2, 1)
+
+    Args:
+        x: ``[T,B,I]`` with unit stride on its last axis, a `Ragged`, or a list of ``[n,I]``. For
+            the last two, resets and mask are a `Ragged`, a list, or flat rows of bool. It must not
+            change until the pullback has run.
+        weight_ih: ``[4*H,I]``; or packed weights, in place of all weights.
+        weight_hh: ``[4*H,H]``.
+        bias_ih: ``[4*H]``, or None.
+        bias_hh: ``[4*H]``, or None.
+        h0: ``[B,H]``, h before the first step; None: zeros.
+        c0: ``[B,H]``, c before the first step; None: zeros.
+        weight_peephole: ``[3,H]`` in the order i f o; None: no peepholes.
+        lengths: ``[B]`` whole numbers from 0 to T; row b ends after ``lengths[b]`` steps. None:
+            every row has T steps.
+        resets: bool ``[T,B]``. Where it is True the step starts from ``reset_state``, as if a new
+            sequence began there; with ``reverse`` the state is replaced after the step, so that the
+            pieces between two resets are the same in both directions.
+        mask: bool ``[T,B]``. A step where it is False is skipped, and the state is carried over it.
+        masked: the output of a skipped step, as in Keras: "repeat" gives the output of the step
+            before it (zeros if there is none), "zero" gives zeros.
+        reset_state: ``(h, c)``, each ``[H]``, after a reset; None: zeros.
+        reverse: whether to run from the last real step to the first.
+        memory_limit: a bound on the memory of the backward pass: a size such as "512MB", "least", a
+            number of segments, or "states"; see `ostinato.nn.RNN.vjp`. Gradients have the same bits
+            with and without it. None: everything that the backward pass reads is saved.
+        outputs: "all", or "none": y is None, which saves its memory.
+
+    Returns:
+        ``(y, (h_n, c_n)), pullback``: the outputs and the last states of `lstm`, and a pullback, of
+        which ``pullback(dy, dh_n, dc_n)`` gives `Gradients`.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype; the message names it.
+        ValueError: an argument has the wrong shape, stride or value; the message names it.
+
+    Source: Hochreiter, Schmidhuber (1997); backpropagation through time: Werbos (1990).
     """
     cell = _cell("lstm", peephole=weight_peephole is not None)
     packed = _packed(
@@ -641,31 +808,47 @@ def gru(
     reverse: bool = False,
     out: Array | None = None,
 ) -> tuple[Any, Array]:
-    """Gated recurrent unit, gates in the order r z n: ``h' = (1 - z) n + z h``.
+    """Run a gated recurrent unit, with gates in the order r z n: ``h' = (1 - z) n + z h``.
 
-    ``reset_after=True`` (PyTorch, cuDNN, Keras' default): ``n = tanh(W_n x + b_in + r (R_n h + b_hn))``;
-    ``reset_after=False`` (the paper, ONNX' default): ``n = tanh(W_n x + b_in + R_n (r h) + b_hn)``.
+    ``reset_after=True`` (PyTorch, cuDNN, Keras' default):
+    ``n = tanh(W_n x + b_in + r (R_n h + b_hn))``; ``reset_after=False`` (the paper, ONNX' default):
+    ``n = tanh(W_n x + b_in + R_n (r h) + b_hn)``.
 
     >>> import numpy as np
     >>> import ostinato as ost
-    >>> y, h_n = ost.functional.gru(np.zeros((3, 1, 2)), np.zeros((3, 2)), np.zeros((3, 1)), h0=np.ones((1, 1)))
+    >>> x, w_ih, w_hh = np.zeros((3, 1, 2)), np.zeros((3, 2)), np.zeros((3, 1))
+    >>> y, h_n = ost.functional.gru(x, w_ih, w_hh, h0=np.ones((1, 1)))
     >>> y.ravel()
     array([0.5  , 0.25 , 0.125])
 
     Args:
-        x: ``[T,B,I]``; unit stride on the last axis, any strides before it. Or a `Ragged`, or a list of ``[n,I]``; resets and mask are
-            then a `Ragged`, a list or flat rows of bool.
-        weight_ih, weight_hh, bias_ih, bias_hh: ``[3*H,I]``, ``[3*H,H]``, ``[3*H]``, ``[3*H]``; or packed weights alone.
-        h0: ``[B,H]``, zeros if None.
+        x: ``[T,B,I]`` with unit stride on its last axis, a `Ragged`, or a list of ``[n,I]``. For
+            the last two, resets and mask are a `Ragged`, a list, or flat rows of bool.
+        weight_ih: ``[3*H,I]``; or packed weights, in place of all weights.
+        weight_hh: ``[3*H,H]``.
+        bias_ih: ``[3*H]``, or None.
+        bias_hh: ``[3*H]``, or None.
+        h0: ``[B,H]``, the state before the first step; None: zeros.
         reset_after: which of the two forms.
-        lengths, resets, mask, masked, reverse, out: as in `lstm`.
-        reset_state: ``h [H]``; zeros if None.
+        lengths: ``[B]`` whole numbers from 0 to T; row b ends after ``lengths[b]`` steps. None:
+            every row has T steps.
+        resets: bool ``[T,B]``. Where it is True the step starts from ``reset_state``, as if a new
+            sequence began there; with ``reverse`` the state is replaced after the step, so that the
+            pieces between two resets are the same in both directions.
+        mask: bool ``[T,B]``. A step where it is False is skipped, and the state is carried over it.
+        masked: the output of a skipped step, as in Keras: "repeat" gives the output of the step
+            before it (zeros if there is none), "zero" gives zeros.
+        reset_state: ``h [H]`` after a reset; None: zeros.
+        reverse: whether to run from the last real step to the first.
+        out: an array of the shape of y to write y to; it must not overlap an input. None: a new
+            array.
 
     Returns:
-        ``y [T,B,H]``, zero past the end of a row, and ``h_n [B,H]``.
+        ``y [T,B,H]``, zero past the end of a row, and ``h_n [B,H]`` at the last real step.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type, dtype, shape or stride; the message names it.
+        TypeError: an argument has the wrong type or dtype; the message names it.
+        ValueError: an argument has the wrong shape, stride or value; the message names it.
 
     Source: Cho et al. (2014), "Learning phrase representations using RNN encoder-decoder".
     """
@@ -700,17 +883,49 @@ def gru_vjp(
     memory_limit: str | int | None = None,
     outputs: str = "all",
 ) -> tuple[tuple[Any, Array], Pullback]:
-    """`gru`, and its `Pullback`: ``pullback(dy=None, dh_n=None)`` gives `Gradients`. x must not change until it has run.
-
-    With ``memory_limit`` (a size such as "512MB", "least", a number of segments) only the states at the borders of segments are kept, and
-    segments that do not fit run again; with "states" the states after every step are, and the gates are made again: see
-    `ostinato.nn.RNN.vjp`. Gradients have the bits that they have without. With ``outputs="none"`` y is None.
+    """Run `gru` for training and return a `Pullback` for its gradients.
 
     >>> import numpy as np
     >>> import ostinato as ost
-    >>> (y, h_n), pullback = ost.functional.gru_vjp(np.ones((3, 2, 1)), np.ones((3, 1)), np.ones((3, 1)))
+    >>> x, w_ih, w_hh = np.ones((3, 2, 1)), np.ones((3, 1)), np.ones((3, 1))
+    >>> (y, h_n), pullback = ost.functional.gru_vjp(x, w_ih, w_hh)
     >>> pullback(np.ones_like(y)).dh0.shape
     (2, 1)
+
+    Args:
+        x: ``[T,B,I]`` with unit stride on its last axis, a `Ragged`, or a list of ``[n,I]``. For
+            the last two, resets and mask are a `Ragged`, a list, or flat rows of bool. It must not
+            change until the pullback has run.
+        weight_ih: ``[3*H,I]``; or packed weights, in place of all weights.
+        weight_hh: ``[3*H,H]``.
+        bias_ih: ``[3*H]``, or None.
+        bias_hh: ``[3*H]``, or None.
+        h0: ``[B,H]``, the state before the first step; None: zeros.
+        reset_after: which of the two forms, see `gru`.
+        lengths: ``[B]`` whole numbers from 0 to T; row b ends after ``lengths[b]`` steps. None:
+            every row has T steps.
+        resets: bool ``[T,B]``. Where it is True the step starts from ``reset_state``, as if a new
+            sequence began there; with ``reverse`` the state is replaced after the step, so that the
+            pieces between two resets are the same in both directions.
+        mask: bool ``[T,B]``. A step where it is False is skipped, and the state is carried over it.
+        masked: the output of a skipped step, as in Keras: "repeat" gives the output of the step
+            before it (zeros if there is none), "zero" gives zeros.
+        reset_state: ``h [H]`` after a reset; None: zeros.
+        reverse: whether to run from the last real step to the first.
+        memory_limit: a bound on the memory of the backward pass: a size such as "512MB", "least", a
+            number of segments, or "states"; see `ostinato.nn.RNN.vjp`. Gradients have the same bits
+            with and without it. None: everything that the backward pass reads is saved.
+        outputs: "all", or "none": y is None, which saves its memory.
+
+    Returns:
+        ``(y, h_n), pullback``: the outputs and the last state of `gru`, and a pullback, of which
+        ``pullback(dy, dh_n)`` gives `Gradients`.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype; the message names it.
+        ValueError: an argument has the wrong shape, stride or value; the message names it.
+
+    Source: Cho et al. (2014); backpropagation through time: Werbos (1990).
     """
     packed = _packed(
         "gru",
@@ -722,3 +937,6 @@ def gru_vjp(
     call = _arguments(packed, x, h0, None, (lengths, resets, mask, masked), reset_state)
     y, h_n, _, pullback = _train(call, memory_limit, outputs)
     return (y, h_n), pullback
+
+
+readable(globals())

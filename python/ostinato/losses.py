@@ -1,11 +1,14 @@
-"""Losses: ``loss(y, target, lengths=None)`` gives ``(value, dy)``, the mean over what counts and its gradient.
+"""Define losses: ``loss(y, target, lengths=None)`` gives ``(value, dy)``.
 
-``lengths [B]`` leaves out the steps past the end of each row: of y ``[T,B,...]``, or ``[B,T,...]`` with ``batch_first``.
-What is left out may hold anything, NaN too, and gets a gradient of exactly zero. ``weights`` make it a weighted mean.
+The value is the mean over what counts, and dy its gradient. ``lengths [B]`` leaves out the steps
+past the end of each row: of y ``[T,B,...]``, or ``[B,T,...]`` with ``batch_first``. What is left
+out may hold anything, NaN too, and gets a gradient of exactly zero. ``weights`` make it a weighted
+mean.
 
 >>> import numpy as np
 >>> import ostinato as ost
->>> value, dy = ost.losses.MSE()(np.ones((2, 1, 1), np.float32), np.zeros((2, 1, 1), np.float32), lengths=[1])
+>>> y, target = np.ones((2, 1, 1), np.float32), np.zeros((2, 1, 1), np.float32)
+>>> value, dy = ost.losses.MSE()(y, target, lengths=[1])
 >>> value, dy.ravel().tolist()
 (1.0, [2.0, 0.0])
 """
@@ -18,17 +21,28 @@ from typing import Any
 import numpy as np
 
 from . import _check, _device
+from ._annotations import readable
 from ._check import Array
 
 __all__ = ["MAE", "MSE", "BinaryCrossEntropy", "CrossEntropy", "Huber", "Loss"]
 
 
 class Loss:
-    """Base of the losses. A loss of your own defines `parts`, or ``__call__`` alone.
+    """Base of the losses; one of your own defines `parts`, or ``__call__`` alone.
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> class Square(ost.losses.Loss):
+    ...     def __call__(self, y, target, lengths=None):
+    ...         d = y - target
+    ...         return float((d * d).sum()), 2 * d
+    >>> Square()(np.ones(2), np.zeros(2))
+    (2.0, array([2., 2.]))
 
     Args:
-        batch_first: the layout of y when ``lengths`` are given: True ``[B,T,...]``, False ``[T,B,...]``. None is False for a
-            call by hand; in a Trainer it is the layout of the model, which is told once.
+        batch_first: the layout of y when ``lengths`` are given: True is ``[B,T,...]``, False is
+            ``[T,B,...]``. None is False for a call by hand; in a Trainer it is the layout of the
+            model.
     """
 
     def __init__(self, *, batch_first: bool | None = None) -> None:
@@ -43,21 +57,46 @@ class Loss:
         gradient: bool = True,
         weights: Array | None = None,
     ) -> tuple[float, float, Array | None]:
-        """Return the sum of the losses, how many there are, and the gradient of their mean.
+        """Compute the sum of the losses, their count, and the gradient of their mean.
 
         Args:
-            y, target: outputs and what they should be.
-            lengths: ``[B]``, or a bool mask of the first two axes of y: what counts.
-            gradient: False leaves the gradient out (None in its place).
-            weights: of the first one or two axes of y, at least 0. Losses are multiplied by them, and "how many" is the
-                sum of the weights. Only given where there are some: a loss of your own may do without the argument.
+            y: outputs ``[...]``; the first two axes are time and batch where lengths are given.
+            target: what they should be.
+            lengths: ``[B]``, which leaves out the steps past the end of each row; or a bool mask of
+                the first two axes of y, True where it counts. None: everything counts.
+            gradient: whether the gradient is wanted.
+            weights: of the first one or two axes of y, at least 0. The losses are multiplied by
+                them, and the count is the sum of the weights. None: all weights are 1.
+
+        Returns:
+            ``total, count, dy``; dy is None without gradient.
+
+        Raises:
+            TypeError: an argument of the wrong type or dtype, or a loss that does not define this
+                method.
+            ValueError: an argument of the wrong shape or value.
         """
         raise TypeError(f"{type(self).__name__} does not define parts")
 
     def __call__(
         self, y: Array, target: Array, lengths: object = None, *, weights: Array | None = None
     ) -> tuple[float, Array]:
-        """Return the mean of the losses and its gradient; the arguments are those of `parts`."""
+        """Return the mean of the losses and its gradient.
+
+        Args:
+            y: outputs ``[...]``; the first two axes are time and batch where lengths are given.
+            target: what they should be.
+            lengths: ``[B]``, which leaves out the steps past the end of each row; or a bool mask of
+                the first two axes of y, True where it counts. None: everything counts.
+            weights: of the first one or two axes of y, at least 0; the mean is then a weighted one.
+
+        Returns:
+            ``value, dy``: a float, and an array of the shape of y.
+
+        Raises:
+            TypeError: an argument of the wrong type or dtype.
+            ValueError: an argument of the wrong shape or value.
+        """
         given: dict[str, Any] = {} if weights is None else {"weights": weights}
         total, count, dy = self.parts(y, target, lengths, **given)
         assert dy is not None
@@ -121,7 +160,7 @@ def _hint(y: Array, target: Array) -> str:
 
 
 class _Elementwise(Loss):
-    """A loss that is a sum over elements of y and a target of the same shape."""
+    """Sum a loss over the elements of y and a target of the same shape."""
 
     def _terms(self, y: Array, target: Array) -> tuple[Array, Array]:
         """Each element's loss and its derivative by y."""
@@ -136,6 +175,24 @@ class _Elementwise(Loss):
         gradient: bool = True,
         weights: Array | None = None,
     ) -> tuple[float, float, Array | None]:
+        """Compute the sum of the losses, their count, and the gradient of their mean.
+
+        Args:
+            y: outputs ``[...]``; the first two axes are time and batch where lengths are given.
+            target: what they should be.
+            lengths: ``[B]``, which leaves out the steps past the end of each row; or a bool mask of
+                the first two axes of y, True where it counts. None: everything counts.
+            gradient: whether the gradient is wanted.
+            weights: of the first one or two axes of y, at least 0. The losses are multiplied by
+                them, and the count is the sum of the weights. None: all weights are 1.
+
+        Returns:
+            ``total, count, dy``; dy is None without gradient.
+
+        Raises:
+            TypeError: an argument of the wrong type or dtype.
+            ValueError: an argument of the wrong shape or value.
+        """
         y = _floats("y", y)
         target = _device.like(_check.array("target", target), y)
         _device.same("target", target, y, "y")
@@ -166,7 +223,16 @@ class _Elementwise(Loss):
 
 
 class MSE(_Elementwise):
-    """Mean squared error: mean of ``(y - target)^2``."""
+    """Mean squared error: the mean of ``(y - target)^2``.
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> ost.losses.MSE()(np.array([3.0, 0.0]), np.array([1.0, 0.0]))
+    (2.0, array([2., 0.]))
+
+    Args:
+        batch_first: see `Loss`.
+    """
 
     def _terms(self, y: Array, target: Array) -> tuple[Array, Array]:
         d = y - target
@@ -174,7 +240,16 @@ class MSE(_Elementwise):
 
 
 class MAE(_Elementwise):
-    """Mean absolute error: mean of ``|y - target|``."""
+    """Mean absolute error: the mean of ``|y - target|``.
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> ost.losses.MAE()(np.array([3.0]), np.array([1.0]))
+    (2.0, array([1.]))
+
+    Args:
+        batch_first: see `Loss`.
+    """
 
     def _terms(self, y: Array, target: Array) -> tuple[Array, Array]:
         d = y - target
@@ -182,12 +257,23 @@ class MAE(_Elementwise):
 
 
 class Huber(_Elementwise):
-    """Huber (1964): ``d^2 / 2`` for ``|d| <= delta``, else ``delta (|d| - delta / 2)``.
+    """Huber loss: the square of small errors, and a multiple of large ones.
+
+    With d = y - target it is ``d^2 / 2`` for ``|d| <= delta``, else ``delta (|d| - delta / 2)``.
 
     >>> import numpy as np
     >>> import ostinato as ost
     >>> ost.losses.Huber(delta=1.0)(np.array([3.0]), np.array([0.0]))
     (2.5, array([1.]))
+
+    Args:
+        delta: where the loss goes from square to linear, above 0.
+        batch_first: see `Loss`.
+
+    Raises:
+        ValueError: delta is not finite or not above 0.
+
+    Source: Huber (1964), "Robust estimation of a location parameter".
     """
 
     def __init__(self, delta: float = 1.0, *, batch_first: bool | None = None) -> None:
@@ -205,13 +291,16 @@ class Huber(_Elementwise):
 
 
 class BinaryCrossEntropy(_Elementwise):
-    """Binary cross entropy of logits y and targets in [0, 1]: ``log(1 + exp(y)) - target y``, in nats.
+    """Binary cross entropy of logits: ``log(1 + exp(y)) - target y``, in nats, targets in [0, 1].
 
     >>> import numpy as np
     >>> import ostinato as ost
     >>> value, dy = ost.losses.BinaryCrossEntropy()(np.array([0.0, 1000.0]), np.array([1.0, 1.0]))
     >>> round(value, 4), dy.tolist()
     (0.3466, [-0.25, 0.0])
+
+    Args:
+        batch_first: see `Loss`.
     """
 
     def _terms(self, y: Array, target: Array) -> tuple[Array, Array]:
@@ -226,16 +315,22 @@ class CrossEntropy(Loss):
 
     >>> import numpy as np
     >>> import ostinato as ost
-    >>> value, dy = ost.losses.CrossEntropy()(np.zeros((3, 1, 4)), np.array([[0], [1], [-100]]))
+    >>> y, target = np.zeros((3, 1, 4)), np.array([[0], [1], [-100]])
+    >>> value, dy = ost.losses.CrossEntropy()(y, target)
     >>> round(value, 4), dy[2].ravel().tolist()
     (1.3863, [0.0, 0.0, 0.0, 0.0])
 
     Args:
         ignore_index: targets of this number do not count.
-        label_smoothing: the share of the target that is spread over all classes (Szegedy et al. 2016).
-        class_weights: ``[V]``, at least 0: a target of class k counts ``class_weights[k]`` times, and the mean is over the sum
-            of these (as PyTorch's ``weight``, also with label smoothing, where every class has its own part).
+        label_smoothing: the part of the target in [0, 1) that is spread over all classes (Szegedy
+            et al. 2016).
+        class_weights: ``[V]``, at least 0: a target of class k counts ``class_weights[k]`` times,
+            and the mean is over the sum of these (as PyTorch's ``weight``, also with label
+            smoothing, where every class has its own part). None: all are 1.
         batch_first: see `Loss`.
+
+    Raises:
+        ValueError: a label_smoothing outside [0, 1), or class_weights that are no weights.
     """
 
     def __init__(
@@ -269,6 +364,24 @@ class CrossEntropy(Loss):
         gradient: bool = True,
         weights: Array | None = None,
     ) -> tuple[float, float, Array | None]:
+        """Compute the sum of the losses, their count, and the gradient of their mean.
+
+        Args:
+            y: logits ``[...,V]``; the first two axes are time and batch where lengths are given.
+            target: class numbers ``[...]`` from 0 to V - 1, or ignore_index.
+            lengths: ``[B]``, which leaves out the steps past the end of each row; or a bool mask of
+                the first two axes of y, True where it counts. None: everything counts.
+            gradient: whether the gradient is wanted.
+            weights: of the first one or two axes of target, at least 0. The losses are multiplied
+                by them, and the count is the sum of the weights. None: all weights are 1.
+
+        Returns:
+            ``total, count, dy``; dy is None without gradient.
+
+        Raises:
+            TypeError: an argument of the wrong type or dtype.
+            ValueError: an argument of the wrong shape, or a class number out of range.
+        """
         y = _floats("y", y)
         target = _device.like(_check.array("target", target), y)
         _device.same("target", target, y, "y")
@@ -348,3 +461,6 @@ class CrossEntropy(Loss):
             if gradient:
                 dy = (np.exp(log_p) * goal.sum(-1, keepdims=True) - goal) / y.dtype.type(count or 1)
         return total, count, dy
+
+
+readable(globals())

@@ -1,7 +1,7 @@
-"""Optimisers, learning-rate schedules and gradient clipping, on a model's two flat buffers.
+"""Define optimisers, learning-rate schedules and gradient clipping, on a model's two flat buffers.
 
-The learning rate is called ``lr``; ``rate`` is taken as another name for it. An optimiser is not given the parameters: the
-Trainer, or ``step(model)``, brings them.
+The learning rate is called ``lr``; ``rate`` is taken as another name for it. An optimiser is not
+given the parameters: the Trainer, or ``step(model)``, brings them.
 
 >>> import numpy as np
 >>> import ostinato as ost
@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from . import _check, _device
+from ._annotations import readable
 from ._check import Array
 from .nn import Layer
 
@@ -80,9 +81,28 @@ def _named(lr: Any, rate: Any, default: Any = None) -> Any:
 
 
 class Schedule:
-    """A learning rate as a function of the number of steps taken."""
+    """Base of the schedules: a learning rate as a function of the number of steps taken.
+
+    >>> import ostinato as ost
+    >>> class Inverse(ost.optim.Schedule):
+    ...     def __call__(self, step):
+    ...         return 1 / (1 + step)
+    >>> Inverse()(3)
+    0.25
+    """
 
     def __call__(self, step: int) -> float:
+        """Return the learning rate of a step; every schedule defines it.
+
+        Args:
+            step: the number of steps taken before.
+
+        Returns:
+            The learning rate.
+
+        Raises:
+            TypeError: the schedule does not define it.
+        """
         raise TypeError(f"{type(self).__name__} does not define __call__")
 
     @property
@@ -91,26 +111,54 @@ class Schedule:
         return type(self).observe is not Schedule.observe
 
     def observe(self, value: float) -> None:
-        """Take the figure that is watched, after each validation: the lower the better."""
+        """Take the monitored figure after each validation; lower is better.
+
+        Args:
+            value: the figure, with its sign turned if higher is better.
+        """
 
     def forget(self) -> None:
-        """Forget what was observed, because what comes next cannot be compared with it; the rate stays."""
+        """Forget what was observed: later figures cannot be compared with it. The rate stays."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What changes with time, as JSON would hold it."""
+        """Return what changes with time, as JSON can hold it.
+
+        Returns:
+            The state, which `load_state_dict` takes.
+        """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The reverse."""
+        """Restore what `state_dict` returned.
+
+        Args:
+            state: the state.
+        """
 
 
 class Constant(Schedule):
-    """Always ``lr``."""
+    """Always ``lr``.
+
+    >>> Constant(0.1)(1000)
+    0.1
+
+    Args:
+        lr: the learning rate, at least 0.
+        rate: another name of lr, the canonical one.
+    """
 
     def __init__(self, lr: float | None = None, *, rate: float | None = None) -> None:
         self.lr = _number("lr", _named(lr, rate))
 
     def __call__(self, step: int) -> float:
+        """Return the learning rate of a step.
+
+        Args:
+            step: the number of steps taken before.
+
+        Returns:
+            ``lr``.
+        """
         return self.lr
 
 
@@ -119,6 +167,12 @@ class StepDecay(Schedule):
 
     >>> [StepDecay(1.0, every=2, factor=0.5)(step) for step in range(5)]
     [1.0, 1.0, 0.5, 0.5, 0.25]
+
+    Args:
+        lr: the learning rate of the first step.
+        every: steps between two changes.
+        factor: what the rate is multiplied by, at least 0.
+        rate: another name of lr.
     """
 
     def __init__(
@@ -128,11 +182,28 @@ class StepDecay(Schedule):
         self.factor = _number("factor", factor)
 
     def __call__(self, step: int) -> float:
+        """Return the learning rate of a step.
+
+        Args:
+            step: the number of steps taken before.
+
+        Returns:
+            ``lr * factor ** (step // every)``.
+        """
         return self.lr * self.factor ** (step // self.every)
 
 
 class Exponential(Schedule):
-    """``lr * factor ** step``."""
+    """``lr * factor ** step``.
+
+    >>> Exponential(1.0, factor=0.5)(3)
+    0.125
+
+    Args:
+        lr: the learning rate of the first step.
+        factor: what the rate is multiplied by every step, at least 0.
+        rate: another name of lr.
+    """
 
     def __init__(
         self, lr: float | None = None, *, factor: float, rate: float | None = None
@@ -140,15 +211,31 @@ class Exponential(Schedule):
         self.lr, self.factor = _number("lr", _named(lr, rate)), _number("factor", factor)
 
     def __call__(self, step: int) -> float:
+        """Return the learning rate of a step.
+
+        Args:
+            step: the number of steps taken before.
+
+        Returns:
+            ``lr * factor ** step``.
+        """
         return self.lr * self.factor**step
 
 
 class Cosine(Schedule):
-    """From ``lr`` to ``final`` along half a cosine in ``steps`` steps, then ``final`` (Loshchilov, Hutter 2017).
+    """From ``lr`` to ``final`` along half a cosine in ``steps`` steps, then ``final``.
 
     >>> schedule = Cosine(1.0, steps=10)
     >>> [round(schedule(step), 2) for step in (0, 5, 10, 99)]
     [1.0, 0.5, 0.0, 0.0]
+
+    Args:
+        lr: the learning rate of the first step.
+        steps: the length of the way down.
+        final: the learning rate at its end, at least 0.
+        rate: another name of lr.
+
+    Source: Loshchilov, Hutter (2017), "SGDR: stochastic gradient descent with warm restarts".
     """
 
     def __init__(
@@ -158,52 +245,100 @@ class Cosine(Schedule):
         self.final = _number("final", final)
 
     def __call__(self, step: int) -> float:
+        """Return the learning rate of a step.
+
+        Args:
+            step: the number of steps taken before.
+
+        Returns:
+            The learning rate.
+        """
         done = min(step / self.steps, 1.0)
         return self.final + (self.lr - self.final) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 class Warmup(Schedule):
-    """Linearly from nothing to another schedule's rate in ``steps`` steps; that schedule counts from there.
+    """Rise linearly to another schedule's first rate in ``steps`` steps; it counts from there.
 
     >>> [Warmup(Constant(1.0), steps=4)(step) for step in (0, 1, 3, 9)]
     [0.25, 0.5, 1.0, 1.0]
+
+    Args:
+        schedule: what follows the rise, a `Schedule` or a number.
+        steps: the length of the rise.
     """
 
     def __init__(self, schedule: Schedule | float, *, steps: int) -> None:
         self.schedule, self.steps = _schedule(schedule), _check.positive("steps", steps)
 
     def __call__(self, step: int) -> float:
+        """Return the learning rate of a step.
+
+        Args:
+            step: the number of steps taken before.
+
+        Returns:
+            The learning rate.
+        """
         if step < self.steps:
             return self.schedule(0) * (step + 1) / self.steps
         return self.schedule(step - self.steps)
 
     @property
     def observes(self) -> bool:
+        """Whether the schedule that follows depends on what `observe` is given."""
         return self.schedule.observes
 
     def observe(self, value: float) -> None:
+        """Hand the monitored figure to the schedule that follows.
+
+        Args:
+            value: the figure; lower is better.
+        """
         self.schedule.observe(value)
 
     def forget(self) -> None:
+        """Let the schedule that follows forget what it observed."""
         self.schedule.forget()
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the state of the schedule that follows.
+
+        Returns:
+            The state, which `load_state_dict` takes.
+        """
         return self.schedule.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned.
+
+        Args:
+            state: the state.
+        """
         self.schedule.load_state_dict(state)
 
 
 class ReduceOnPlateau(Schedule):
-    """``lr``, times ``factor`` whenever the watched figure was not better for more than ``patience`` validations.
+    """Multiply ``lr`` by ``factor`` when the monitored figure no longer improves.
 
-    The figure is the validation loss, or what ``fit(monitor=)`` names; without validation data training is refused.
+    That is after more than ``patience`` validations without a better figure.
+
+    The figure is the validation loss, or what ``fit(monitor=)`` names; without validation data
+    training is refused.
 
     >>> schedule = ReduceOnPlateau(1.0, factor=0.5, patience=1)
     >>> for loss in (3.0, 2.0, 2.5, 2.5):
     ...     schedule.observe(loss)
     >>> schedule(0)
     0.5
+
+    Args:
+        lr: the learning rate at the start.
+        factor: what the rate is multiplied by, at least 0.
+        patience: how many validations in a row may be no better, at least 0.
+        min_delta: how much lower a figure must be to count as better.
+        minimum: the least rate.
+        rate: another name of lr.
     """
 
     def __init__(
@@ -225,12 +360,26 @@ class ReduceOnPlateau(Schedule):
         self._scale, self._best, self._bad = 1.0, math.inf, 0
 
     def __call__(self, step: int) -> float:
+        """Return the present learning rate.
+
+        Args:
+            step: not used.
+
+        Returns:
+            The learning rate, at least ``minimum``.
+        """
         return max(self.lr * self._scale, self.minimum)
 
     def forget(self) -> None:
+        """Forget the best figure and the count of validations that were no better; the rate stays."""
         self._best, self._bad = math.inf, 0
 
     def observe(self, value: float) -> None:
+        """Take the monitored figure after a validation; lower is better.
+
+        Args:
+            value: the figure.
+        """
         if value < self._best - self.min_delta:
             self._best, self._bad = value, 0
             return
@@ -239,6 +388,11 @@ class ReduceOnPlateau(Schedule):
             self._scale, self._bad = self._scale * self.factor, 0
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the factor so far, the best figure, and the validations that were no better.
+
+        Returns:
+            The state, which `load_state_dict` takes.
+        """
         return {
             "scale": self._scale,
             "best": None if math.isinf(self._best) else self._best,
@@ -246,6 +400,15 @@ class ReduceOnPlateau(Schedule):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned.
+
+        Args:
+            state: the state.
+
+        Raises:
+            KeyError: an entry is missing.
+            TypeError: an entry is no finite number; nothing has changed.
+        """
         best, bad = state["best"], state["bad"]
         for name, value in (
             ("scale", state["scale"]),
@@ -284,13 +447,47 @@ def _above_zero(name: str, value: Any) -> None:
 
 
 def global_norm(model: Layer) -> float:
-    """The Euclidean norm of all gradients of a model."""
+    """Return the Euclidean norm of all gradients of a model.
+
+    >>> import ostinato as ost
+    >>> ost.optim.global_norm(ost.nn.Linear(3, 2, rng=0))
+    0.0
+
+    Args:
+        model: a layer.
+
+    Returns:
+        The norm; NaN if a gradient is NaN.
+    """
     total: float = _check.typed("square_sum_", model.flat_grads)(model.flat_grads)
     return math.sqrt(total) if total >= 0 else math.nan
 
 
 def clip_by_norm(model: Layer, max_norm: float) -> float:
-    """Scale the gradients so that their global norm is at most ``max_norm``; returns the norm before (Pascanu et al. 2013)."""
+    """Scale the gradients of a model so that their global norm is at most ``max_norm``.
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> model = ost.nn.Linear(1, 1, rng=0)
+    >>> _, pullback = model.vjp(np.full((1, 1), 3, np.float32))
+    >>> dx = pullback(np.full((1, 1), 1, np.float32))  # gradients 3 and 1
+    >>> round(ost.optim.clip_by_norm(model, 1.0), 3), round(ost.optim.global_norm(model), 3)
+    (3.162, 1.0)
+
+    Args:
+        model: a layer.
+        max_norm: the bound, above 0.
+
+    Returns:
+        The norm before.
+
+    Raises:
+        TypeError: max_norm is no number.
+        ValueError: max_norm is not above 0.
+
+    Source: Pascanu, Mikolov, Bengio (2013), "On the difficulty of training recurrent neural
+    networks".
+    """
     _above_zero("max_norm", max_norm)
     norm = global_norm(model)
     if norm > max_norm:
@@ -300,7 +497,19 @@ def clip_by_norm(model: Layer, max_norm: float) -> float:
 
 
 def clip_by_value(model: Layer, limit: float) -> None:
-    """Limit every gradient to [-limit, limit]."""
+    """Limit every gradient of a model to [-limit, limit].
+
+    >>> import ostinato as ost
+    >>> ost.optim.clip_by_value(ost.nn.Linear(3, 2, rng=0), 1.0)
+
+    Args:
+        model: a layer.
+        limit: the bound, above 0.
+
+    Raises:
+        TypeError: limit is no number.
+        ValueError: limit is not above 0.
+    """
     _above_zero("limit", limit)
     flat = model._writable_grads().flat
     np.clip(flat, -limit, limit, out=flat)
@@ -310,17 +519,22 @@ def clip_by_value(model: Layer, limit: float) -> None:
 
 
 class Optimizer:
-    """Base: a learning rate, a count of steps, and state buffers of the model's flat layout.
+    """Base of the optimisers: a learning rate, a count of steps, and state in flat buffers.
 
-    ``weight_decay`` acts on the parameters whose decay flag is set (`Layer.set_decay`): matrices, unless said otherwise.
-    Frozen parameters do not move.
+    The buffers have the layout of the model's parameters. Frozen parameters do not move. An
+    optimiser defines ``_update``, and in ``_buffers`` the names of its buffers.
+
+    >>> import ostinato as ost
+    >>> optimizer = ost.optim.Adam(ost.optim.Cosine(1e-3, steps=100))
+    >>> optimizer.lr, optimizer.steps
+    (0.001, 0)
 
     Args:
         lr: the learning rate, a number or a `Schedule`.
-        weight_decay: at least 0.
-        groups: names or shell patterns of parameters to factors of the learning rate, such as ``{"0.*": 0.1}``; where several
-            match, the last one counts.
-        rate: another name of lr.
+        weight_decay: at least 0; it acts on the parameters whose decay flag is set.
+        groups: names or shell patterns of parameters to factors of the learning rate, such as
+            ``{"0.*": 0.1}``; where several match, the last one counts.
+        rate: another name of lr, the canonical one.
     """
 
     _buffers: tuple[str, ...] = ()
@@ -357,7 +571,14 @@ class Optimizer:
         return self.lr
 
     def check_groups(self, model: Layer) -> None:
-        """Raise KeyError if a pattern of ``groups`` matches no parameter of the model."""
+        """Raise an error if a pattern of ``groups`` matches no parameter.
+
+        Args:
+            model: a layer.
+
+        Raises:
+            KeyError: the pattern that matches none.
+        """
         if not self.groups:
             return
         names = list(model.parameters())
@@ -368,7 +589,15 @@ class Optimizer:
                 )
 
     def step(self, model: Layer) -> None:
-        """Move the parameters of the model by its gradients."""
+        """Move the parameters of a model by its gradients.
+
+        Args:
+            model: a layer, the same one every time.
+
+        Raises:
+            KeyError: a pattern of ``groups`` that matches no parameter.
+            ValueError: the model is not the one of the steps before.
+        """
         size = model.flat.size
         self.check_groups(model)
         for name in self._buffers:
@@ -401,7 +630,11 @@ class Optimizer:
         raise NotImplementedError  # every optimiser below defines it
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps, schedule and copies of the buffers."""
+        """Return the steps, the state of the schedule and copies of the buffers.
+
+        Returns:
+            The state, which `load_state_dict` takes.
+        """
         return {
             "steps": self.steps,
             "started": dict(self.started),
@@ -410,14 +643,28 @@ class Optimizer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The reverse."""
+        """Restore what `state_dict` returned.
+
+        Args:
+            state: the state.
+
+        Raises:
+            KeyError: the state is that of another kind of optimiser.
+        """
         self.check_state(state)
         self.steps, self.started = int(state["steps"]), dict(state["started"])
         self.schedule.load_state_dict(state["schedule"])
         self.state = {k: np.array(v) for k, v in state["buffers"].items()}
 
     def check_state(self, state: dict[str, Any]) -> None:
-        """Raises if the state is that of another kind of optimiser."""
+        """Raise an error if a state is that of another kind of optimiser.
+
+        Args:
+            state: what `state_dict` returned.
+
+        Raises:
+            KeyError: its buffers are others.
+        """
         wanted = set(self._buffers) if state["steps"] else set()
         if set(state["buffers"]) != wanted:
             raise KeyError(
@@ -456,9 +703,29 @@ _RMSPROP, _ADAM = float("1e-2"), float("1e-3")
 
 
 class SGD(Optimizer):
-    """Stochastic gradient descent, with momentum and Nesterov's form of it, as PyTorch writes them: ``v = m v + g; p -= lr v``.
+    """Stochastic gradient descent: ``v = m v + g; p -= lr v``, m the momentum, as in PyTorch.
 
-    With ``nesterov`` the step is along ``g + m v`` (Sutskever et al. 2013).
+    With ``nesterov`` the step is along ``g + m v``.
+
+    >>> import ostinato as ost
+    >>> ost.optim.SGD(0.1, momentum=0.9, nesterov=True).momentum
+    0.9
+
+    Args:
+        lr: the learning rate, a number or a `Schedule`.
+        rate: another name of lr, the canonical one.
+        momentum: m, in [0, 1).
+        nesterov: whether to use Nesterov's form, which needs momentum.
+        weight_decay: at least 0; it acts on the parameters whose decay flag is set.
+        groups: names or shell patterns of parameters to factors of the learning rate, such as
+            ``{"0.*": 0.1}``; where several match, the last one counts.
+
+    Raises:
+        TypeError: an argument of the wrong type, or both names of the learning rate.
+        ValueError: a number out of range, or nesterov without momentum.
+
+    Source: Sutskever, Martens, Dahl, Hinton (2013), "On the importance of initialization and
+    momentum in deep learning".
     """
 
     _buffers: tuple[str, ...] = ("momentum",)
@@ -493,7 +760,27 @@ class SGD(Optimizer):
 
 
 class RMSprop(Optimizer):
-    """``s = a s + (1 - a) g^2;  p -= lr g / (sqrt(s) + eps)`` (Hinton 2012, lecture 6)."""
+    """RMSprop: ``s = a s + (1 - a) g^2;  p -= lr g / (sqrt(s) + eps)``.
+
+    >>> import ostinato as ost
+    >>> ost.optim.RMSprop().lr
+    0.01
+
+    Args:
+        lr: the learning rate, a number or a `Schedule`.
+        rate: another name of lr, the canonical one.
+        alpha: a, in [0, 1).
+        eps: at least 0.
+        weight_decay: at least 0; it acts on the parameters whose decay flag is set.
+        groups: names or shell patterns of parameters to factors of the learning rate, such as
+            ``{"0.*": 0.1}``; where several match, the last one counts.
+
+    Raises:
+        TypeError: an argument of the wrong type, or both names of the learning rate.
+        ValueError: a number out of range.
+
+    Source: Hinton (2012), "Neural networks for machine learning", lecture 6.
+    """
 
     _buffers = ("square",)
 
@@ -520,7 +807,27 @@ class RMSprop(Optimizer):
 
 
 class Adam(Optimizer):
-    """Adam (Kingma, Ba 2015); ``weight_decay`` is added to the gradient."""
+    """Adam; ``weight_decay`` is added to the gradient.
+
+    >>> import ostinato as ost
+    >>> ost.optim.Adam().lr
+    0.001
+
+    Args:
+        lr: the learning rate, a number or a `Schedule`.
+        rate: another name of lr, the canonical one.
+        betas: decay rates of the mean and of the mean square, each in [0, 1).
+        eps: at least 0.
+        weight_decay: at least 0; it acts on the parameters whose decay flag is set.
+        groups: names or shell patterns of parameters to factors of the learning rate, such as
+            ``{"0.*": 0.1}``; where several match, the last one counts.
+
+    Raises:
+        TypeError: an argument of the wrong type, or both names of the learning rate.
+        ValueError: a number out of range.
+
+    Source: Kingma, Ba (2015), "Adam: a method for stochastic optimization".
+    """
 
     _buffers = ("mean", "square")
     _decoupled = False
@@ -551,7 +858,27 @@ class Adam(Optimizer):
 
 
 class AdamW(Adam):
-    """Adam with decoupled weight decay (Loshchilov, Hutter 2019): the weights shrink by ``lr * weight_decay`` a step."""
+    """Adam with decoupled weight decay: weights shrink by ``lr * weight_decay`` a step.
+
+    >>> import ostinato as ost
+    >>> ost.optim.AdamW(1e-2).weight_decay
+    0.01
+
+    Args:
+        lr: the learning rate, a number or a `Schedule`.
+        rate: another name of lr, the canonical one.
+        betas: decay rates of the mean and of the mean square, each in [0, 1).
+        eps: at least 0.
+        weight_decay: at least 0; it acts on the parameters whose decay flag is set.
+        groups: names or shell patterns of parameters to factors of the learning rate, such as
+            ``{"0.*": 0.1}``; where several match, the last one counts.
+
+    Raises:
+        TypeError: an argument of the wrong type, or both names of the learning rate.
+        ValueError: a number out of range.
+
+    Source: Loshchilov, Hutter (2019), "Decoupled weight decay regularization".
+    """
 
     _decoupled = True
 
@@ -568,3 +895,6 @@ class AdamW(Adam):
         super().__init__(
             _named(lr, rate, _ADAM), betas=betas, eps=eps, weight_decay=weight_decay, groups=groups
         )
+
+
+readable(globals())

@@ -1,12 +1,14 @@
-"""The equations, in NumPy float64, as the papers give them: the specification that the tests hold the kernels to.
+"""Define the equations in NumPy float64, as the papers give them: the specification of the kernels.
 
-One layer, one direction. Shapes: ``x [T,B,I]``, ``h [B,H]``, ``c [B,H]``; weights have PyTorch's names, shapes and
-gate orders. Each cell is a pair of functions for one time step; `forward` and `backward` run any cell through time.
-This module imports nothing else of ostinato and is not fast.
+One layer, one direction. Shapes: ``x [T,B,I]``, ``h [B,H]``, ``c [B,H]``; weights have PyTorch's
+names, shapes and gate orders. Each cell is a pair of functions for one time step; `forward` and
+`backward` run any cell through time. The tests compare the kernels with this module, which shares
+no code with them and is not fast.
 
 >>> import numpy as np
 >>> rng = np.random.default_rng(0)
->>> p = Weights(rng.normal(size=(12, 2)), rng.normal(size=(12, 3)), rng.normal(size=12), rng.normal(size=12))
+>>> w_ih, w_hh = rng.normal(size=(12, 2)), rng.normal(size=(12, 3))
+>>> p = Weights(w_ih, w_hh, rng.normal(size=12), rng.normal(size=12))
 >>> run = forward("lstm", rng.normal(size=(5, 4, 2)), p)
 >>> run.y.shape, run.h_n.shape, run.c_n.shape
 ((5, 4, 3), (4, 3), (4, 3))
@@ -24,6 +26,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ._annotations import readable
+
 Array = npt.NDArray[Any]
 
 __all__ = ["CELLS", "Gradients", "Run", "Weights", "backward", "dropout_mask", "forward", "philox"]
@@ -31,7 +35,20 @@ __all__ = ["CELLS", "Gradients", "Run", "Weights", "backward", "dropout_mask", "
 
 @dataclass
 class Weights:
-    """``weight_ih [G*H,I]``, ``weight_hh [G*H,H]``, ``bias_ih, bias_hh [G*H]``, ``weight_peephole [3,H]`` (order i f o)."""
+    """Hold the weights of one layer and direction.
+
+    >>> import numpy as np
+    >>> p = Weights(np.ones((3, 2)), np.ones((3, 3)), np.ones(3), np.ones(3))
+    >>> p.zeros().weight_ih.shape
+    (3, 2)
+
+    Attributes:
+        weight_ih: ``[G*H,I]``, with G gates.
+        weight_hh: ``[G*H,H]``.
+        bias_ih: ``[G*H]``.
+        bias_hh: ``[G*H]``.
+        weight_peephole: ``[3,H]`` in the order i f o, or None.
+    """
 
     weight_ih: Array
     weight_hh: Array
@@ -40,7 +57,11 @@ class Weights:
     weight_peephole: Array | None = None
 
     def zeros(self) -> Weights:
-        """Gradients of the same shapes, at zero."""
+        """Return gradients of the same shapes, at zero.
+
+        Returns:
+            The gradients.
+        """
         ih, hh, bias_ih, bias_hh = (
             np.zeros_like(w) for w in (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         )
@@ -49,7 +70,7 @@ class Weights:
 
 
 def sigmoid(x: Array) -> Array:
-    """1 / (1 + exp(-x)), without overflow."""
+    """Return 1 / (1 + exp(-x)), without overflow."""
     return np.where(
         x >= 0, 1 / (1 + np.exp(-np.abs(x))), np.exp(-np.abs(x)) / (1 + np.exp(-np.abs(x)))
     )
@@ -62,14 +83,14 @@ StepBackward = Callable[[Array, Array, Any, Weights, Weights], "tuple[Array, Arr
 
 
 def _input_backward(da: Array, x: Array, p: Weights, g: Weights) -> Array:
-    """a = W x + b_ih."""
+    """Return dx of a = W x + b_ih, and add the gradients of W and b_ih to g."""
     g.weight_ih += da.T @ x
     g.bias_ih += da.sum(0)
     return da @ p.weight_ih
 
 
 def _recurrent_backward(da: Array, h: Array, p: Weights, g: Weights) -> Array:
-    """a = R h + b_hh."""
+    """Return dh of a = R h + b_hh, and add the gradients of R and b_hh to g."""
     g.weight_hh += da.T @ h
     g.bias_hh += da.sum(0)
     return da @ p.weight_hh
@@ -202,7 +223,27 @@ CELLS: dict[str, tuple[int, Step, StepBackward]] = {  # gates, step, its backwar
 
 @dataclass
 class Run:
-    """What `forward` gives: ``y [T,B,H]`` (zero past the end of a row), the last states, and what `backward` needs."""
+    """Hold what `forward` computed, and what `backward` needs.
+
+    >>> import numpy as np
+    >>> p = Weights(np.ones((3, 2)), np.ones((3, 3)), np.ones(3), np.ones(3))
+    >>> forward("rnn_tanh", np.ones((5, 4, 2)), p).active.all()
+    np.True_
+
+    Attributes:
+        y: ``[T,B,H]``, zero past the end of a row.
+        h_n: ``[B,H]``, the last h.
+        c_n: ``[B,H]``, the last c.
+        cells: ``[T,B,H]``, c after each step.
+        cell: the name of the cell.
+        weights: the weights of the pass.
+        order: the steps in the order in which they were run.
+        active: ``[T,B]``, whether the row takes part in the step.
+        restarted: ``[T+1,B]``, whether the step began with the state of a restart; ``[T]`` tells
+            whether that of a restart is the last state.
+        repeats: ``[T,B]``, whether the step is skipped and repeats the output of the one before.
+        caches: what the backward of each step needs.
+    """
 
     y: Array
     h_n: Array
@@ -231,10 +272,29 @@ def forward(
     repeat: bool = False,
     restart: tuple[Array, Array] | None = None,
 ) -> Run:
-    """Run a cell over ``x [T,B,I]``; a row b takes part at t < lengths[b]. ``reverse`` starts at the last real step.
+    """Run a cell over time.
 
-    ``resets [T,B]`` puts the state ``restart`` (h, c, each ``[H]``; zeros) before a step; in reverse after it, so that the pieces between
-    two resets are the same. A step that ``mask [T,B]`` leaves out carries the state over; its output is zero or repeats the last.
+    >>> import numpy as np
+    >>> p = Weights(np.ones((3, 2)), np.ones((3, 3)), np.ones(3), np.ones(3))
+    >>> forward("rnn_relu", np.ones((5, 4, 2)), p, lengths=np.array([5, 3, 0, 1])).y.shape
+    (5, 4, 3)
+
+    Args:
+        cell: a name of `CELLS`.
+        x: ``[T,B,I]``.
+        weights: the weights of the cell.
+        h0: ``[B,H]``; None: zeros.
+        c0: ``[B,H]``; None: zeros.
+        lengths: ``[B]``; row b takes part at t < lengths[b]. None: T.
+        reverse: whether to run from the last real step to the first.
+        resets: bool ``[T,B]``: where the state is replaced by ``restart`` before the step; in
+            reverse after it, so that the pieces between two resets are the same.
+        mask: bool ``[T,B]``: a step where it is False carries the state over.
+        repeat: whether the output of a masked step is that of the step before it, or zero.
+        restart: ``(h, c)``, each ``[H]``; None: zeros.
+
+    Returns:
+        The outputs, the last states, and what `backward` needs.
     """
     _, step, _ = CELLS[cell]
     steps, batch, _ = x.shape
@@ -279,7 +339,21 @@ def forward(
 
 
 class Gradients(NamedTuple):
-    """Gradients of ``x``, ``h0``, ``c0``, the weights and the state of the restarts; norms of the states' gradients by step."""
+    """Hold the gradients that `backward` computed.
+
+    >>> import numpy as np
+    >>> p = Weights(np.ones((3, 2)), np.ones((3, 3)), np.ones(3), np.ones(3))
+    >>> backward(forward("rnn_tanh", np.ones((5, 4, 2)), p), dh_n=np.ones((4, 3))).h0.shape
+    (4, 3)
+
+    Attributes:
+        x: ``[T,B,I]``.
+        h0: ``[B,H]``.
+        c0: ``[B,H]``.
+        weights: of the weights.
+        restart: of the state of the restarts, ``(h, c)``, each ``[H]``.
+        flow: ``[T,2]``, sums over b and H of (dL/dh_t)^2 and (dL/dc_t)^2.
+    """
 
     x: Array
     h0: Array
@@ -300,10 +374,29 @@ def backward(
     clip_norm: float = 0.0,
     cuts: Array | None = None,
 ) -> Gradients:
-    """Backpropagation through time (Werbos 1990) of sum(y dy) + sum(h_n dh_n) + sum(c_n dc_n) + sum(cells dcells).
+    """Compute the gradients of a pass by backpropagation through time.
 
-    At every step dL/dh_t, and what step t + 1 hands to c_t, are clipped by value, then each row by its norm (0: not at all); where
-    ``cuts [T,B]`` says so nothing goes from a step to the state that it started from.
+    They are those of ``sum(y dy) + sum(h_n dh_n) + sum(c_n dc_n) + sum(cells dcells)``.
+
+    >>> import numpy as np
+    >>> p = Weights(np.ones((3, 2)), np.ones((3, 3)), np.ones(3), np.ones(3))
+    >>> backward(forward("rnn_tanh", np.ones((5, 4, 2)), p), dy=np.ones((5, 4, 3))).x.shape
+    (5, 4, 2)
+
+    Args:
+        run: the forward pass.
+        dy: ``[T,B,H]``; None: zeros.
+        dh_n: ``[B,H]``; None: zeros.
+        dc_n: ``[B,H]``; None: zeros.
+        dcells: ``[T,B,H]``; None: zeros.
+        clip_value: bound on every element of dL/dh_t, and of what step t + 1 hands to c_t; 0: none.
+        clip_norm: bound on the norm over H of each row of the same, after clip_value; 0: none.
+        cuts: bool ``[T,B]``: where no gradient goes to the state that the step started from.
+
+    Returns:
+        The gradients.
+
+    Source: Werbos (1990), "Backpropagation through time: what it does and how to do it".
     """
     _, _, step_backward = CELLS[run.cell]
     steps, batch, size = run.y.shape
@@ -343,7 +436,7 @@ def backward(
 
 
 def _cell_gradient(dh: Array, dc: Array, cache: Any, p: Weights) -> Array:
-    """dL/dc_t of an LSTM by all paths, from dL/dh_t and what step t + 1 handed to c_t."""
+    """Return dL/dc_t of an LSTM by all paths, from dL/dh_t and what step t + 1 handed to c_t."""
     *_, o, new_c = cache
     po = 0 if p.weight_peephole is None else p.weight_peephole[2]
     out: Array = dc + dh * o * (1 - np.tanh(new_c) ** 2) + dh * np.tanh(new_c) * o * (1 - o) * po
@@ -351,10 +444,19 @@ def _cell_gradient(dh: Array, dc: Array, cache: Any, p: Weights) -> Array:
 
 
 def philox(key: int, counter: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
-    """Philox4x32-10 (Salmon et al. 2011): four random 32-bit words of a 64-bit key and a 128-bit counter.
+    """Return four random 32-bit words of a 64-bit key and a 128-bit counter, by Philox4x32-10.
 
     >>> [hex(w) for w in philox(0, (0, 0, 0, 0))]
     ['0x6627e8d5', '0xe169c58d', '0xbc57ac4c', '0x9b00dbd8']
+
+    Args:
+        key: from 0 to 2^64 - 1.
+        counter: four words of 32 bits.
+
+    Returns:
+        Four words of 32 bits.
+
+    Source: Salmon, Moraes, Dror, Shaw (2011), "Parallel random numbers: as easy as 1, 2, 3".
     """
     k0, k1, m32 = key & 0xFFFFFFFF, key >> 32, 0xFFFFFFFF
     a, b, c, d = counter
@@ -368,9 +470,26 @@ def philox(key: int, counter: tuple[int, int, int, int]) -> tuple[int, int, int,
 def dropout_mask(
     key: int, rate: float, layer: int, direction: int, shape: tuple[int, int, int]
 ) -> Array:
-    """The mask ``[T,B,H]`` of the dropout after one layer and direction: 0 with probability ``rate``, else 1 / (1 - rate)."""
+    """Return the mask of the dropout after one layer and direction.
+
+    >>> sorted({float(m) for m in dropout_mask(1, 0.5, 0, 0, (2, 3, 4)).ravel()})
+    [0.0, 2.0]
+
+    Args:
+        key: the key of the call, from 0 to 2^64 - 1.
+        rate: the probability that an element is 0.
+        layer: number of the layer.
+        direction: 0, or 1 for the direction from the end.
+        shape: ``(T, B, H)``.
+
+    Returns:
+        ``[T,B,H]`` of 0 with probability ``rate``, else 1 / (1 - rate).
+    """
     mask = np.zeros(shape)
     for t, b, u in np.ndindex(*shape):
         word = philox(key, (u // 4, b, t, layer * 2 + direction))[u % 4]
         mask[t, b, u] = ((word >> 8) / 2**24 >= rate) / (1 - rate)
     return mask
+
+
+readable(globals())

@@ -1,14 +1,17 @@
-"""Tensors in a file: the safetensors format, read and written with NumPy alone.
+"""Read and write tensors in a file, in the safetensors format, with NumPy alone.
 
-A file is 8 bytes with the length of the header (little endian), a JSON header of names to dtype, shape and byte range, and
-the bytes. A file is written beside its place and moved there when it is whole.
+A file is 8 bytes with the length of the header (little endian), a JSON header of names to dtype,
+shape and byte range, and the bytes. A file is written beside its place and moved there when it is
+whole.
 
-What `save` writes has a checksum (CRC-32) of names, dtypes, shapes, metadata and all bytes in its metadata, under ``ostinato.crc32``,
-and `load` refuses a file that does not fit it, or in which that name is damaged. Files of other writers, without one, load as
-well. The checksum costs about a quarter of a second a gigabyte, when writing and when reading.
+What `save` writes has a checksum (CRC-32) of names, dtypes, shapes, metadata and all bytes in its
+metadata, under ``ostinato.crc32``, and `load` refuses a file that does not fit it, or in which that
+name is damaged. Files of other writers, without a checksum, load as well. The checksum costs about
+a quarter of a second a gigabyte, when writing and when reading.
 
-BF16 tensors are read as float32, which holds every bfloat16 exactly; arrays of ``ml_dtypes.bfloat16`` are written as BF16, and with
-``dtype="bfloat16"`` all real numbers are. Dtypes that NumPy does not have (F8, F6, F4) are refused by name.
+BF16 tensors are read as float32, which holds every bfloat16 exactly; arrays of
+``ml_dtypes.bfloat16`` are written as BF16, and with ``dtype="bfloat16"`` all real numbers are.
+Dtypes that NumPy does not have (F8, F6, F4) are refused by name.
 
 >>> import tempfile, pathlib
 >>> import numpy as np
@@ -30,6 +33,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from ._annotations import readable
 from ._check import Array
 from ._files import atomic_write, open_regular
 
@@ -127,8 +131,15 @@ def save(
 ) -> None:
     """Write named arrays, and text under ``__metadata__``.
 
+    >>> import tempfile, pathlib
+    >>> import numpy as np
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.safetensors"
+    >>> save(path, {"w": np.ones((2, 3), np.float32)}, dtype="bfloat16")
+    >>> path.exists()
+    True
+
     Args:
-        path: where to; what is there stays until the new file is whole.
+        path: the file to write; what is there stays until the new file is whole.
         tensors: names to arrays.
         metadata: text for text.
         dtype: None: every array as it is. "bfloat16": arrays of real numbers as BF16, rounded to
@@ -190,8 +201,19 @@ class _Bad(Exception):
 def load(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, str]]:
     """Read named arrays and the metadata.
 
-    The header is checked against the file's size before anything is allocated: the tensors must
-    lie one behind the other and fill the file, as the format wants it.
+    The header is checked against the file's size before anything is allocated: the tensors must lie
+    one behind the other and fill the file, as the format wants it.
+
+    >>> import tempfile, pathlib
+    >>> import numpy as np
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.safetensors"
+    >>> save(path, {"w": np.ones((2, 3), np.float32)})
+    >>> load(path)
+    ({'w': array([[1., 1., 1.],
+           [1., 1., 1.]], dtype=float32)}, {})
+
+    Args:
+        path: the file to read.
 
     Returns:
         The arrays by name, BF16 as float32; and the metadata, without the checksum.
@@ -359,3 +381,6 @@ def _tensor(
     if code == "BF16":
         return (a.astype(np.uint32) << np.uint32(16)).view(np.float32), crc
     return a.astype(dtype.newbyteorder("="), copy=False), crc
+
+
+readable(globals())

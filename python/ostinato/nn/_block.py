@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import _check, _device
+from .._annotations import readable
 from .._check import Array
 from .._device import Device
 
@@ -89,8 +90,10 @@ class Block:
                 setattr(self, name, _aligned_copy(state[name]))
 
     def move(self, device: Device | None) -> None:
-        """To a device, or (None) to the CPU: both or none. A version of its own, so that what was packed elsewhere is not taken for its
-        weights."""
+        """Move both buffers to a device, or (None) to the CPU; on an error neither moves.
+
+        The version grows, so that weights that were packed elsewhere are not taken for these.
+        """
         if _device.of(self.values) is device:
             return
         values, grads = (_device.host(a) for a in (self.values, self.grads))
@@ -114,7 +117,20 @@ def _aligned(size: int, dtype: np.dtype[Any]) -> Array:
 
 
 class Views(Mapping[str, Array]):
-    """A mapping from a layer's own names to views of one buffer, made on demand."""
+    """Map a layer's own names to views of one buffer, made when they are asked for.
+
+    `Layer.parameters`, `Layer.grads` and `Layer.write` return it.
+
+    >>> import ostinato as ost
+    >>> ost.nn.Linear(3, 2, rng=0).parameters()
+    {weight: float32 [2, 3], bias: float32 [2]}
+
+    Args:
+        block: the parameters of the whole model.
+        buffer: its values or gradients, or other gradients of the same layout.
+        prefix: what the names of the layer begin with in the block.
+        writable: whether the views may be written to.
+    """
 
     def __init__(self, block: Block, buffer: Array, prefix: str, *, writable: bool) -> None:
         self._block, self._buffer, self._prefix, self._writable = block, buffer, prefix, writable
@@ -134,12 +150,19 @@ class Views(Mapping[str, Array]):
         return "{" + ", ".join(f"{n}: {v.dtype} {list(v.shape)}" for n, v in self.items()) + "}"
 
     def child(self, name: str) -> Views:
-        """The same buffer as a child layer sees it."""
+        """Return the same buffer as a layer within this one sees it.
+
+        Args:
+            name: of the layer.
+
+        Returns:
+            The views of that layer's parameters, with names of its own.
+        """
         return Views(self._block, self._buffer, f"{self._prefix}{name}.", writable=self._writable)
 
     @property
     def flat(self) -> Array:
-        """All of it as one 1-D array, padding between the segments included."""
+        """All elements as one 1-D array, padding between the segments included."""
         own = [e for n, e in self._block.entries.items() if n.startswith(self._prefix)]
         if not own:
             return self._buffer[:0]
@@ -147,3 +170,6 @@ class Views(Mapping[str, Array]):
         v: Array = self._buffer[own[0].offset : -(-(own[-1].offset + own[-1].size) // step) * step]
         v = v.view()
         return v if self._writable else _check.read_only(v)
+
+
+readable(globals())

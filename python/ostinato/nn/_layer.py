@@ -1,4 +1,4 @@
-"""What every layer has: parameters in a block, writing, state dicts, saving; and the protocol that a layer follows."""
+"""Define what every layer has: parameters, writing to them, state dicts, saving, and the pullback."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _check, _core, _device
+from .._annotations import readable
 from .._check import Array
 from ._block import Block, Views
 
@@ -19,11 +20,14 @@ from ._block import Block, Views
 class Layer:
     """Base of all layers; derive from it to write your own.
 
-    A layer declares its parameters once, by `_declare` in ``__init__``, and then defines two methods:
+    A layer declares its parameters once, by `_declare` in ``__init__``, and then defines two
+    methods:
 
-    - ``layer(x)`` gives y, or ``layer(x, state, lengths=...)`` gives ``(y, state)`` if `stateful` is True;
-    - ``layer.vjp(x)`` gives ``y, pullback`` (or ``(y, state), pullback``), where ``pullback(dy)`` adds the gradients of the
-      parameters to what `_gradients` hands out and returns ``dx`` (or ``pullback(dy, dstate)`` returns ``dx, dstate``).
+    - ``layer(x)`` gives y, or ``layer(x, state, lengths=...)`` gives ``(y, state)`` if `stateful`
+      is True;
+    - ``layer.vjp(x)`` gives ``y, pullback`` (or ``(y, state), pullback``), where ``pullback(dy)``
+      adds the gradients of the parameters to what `_gradients` hands out and returns ``dx`` (or
+      ``pullback(dy, dstate)`` returns ``dx, dstate``).
 
     >>> import numpy as np
     >>> import ostinato as ost
@@ -42,6 +46,9 @@ class Layer:
     >>> y, pullback = Scale(3).vjp(np.ones((2, 1, 3), np.float32))
     >>> pullback(np.ones_like(y)).shape
     (2, 1, 3)
+
+    Args:
+        dtype: float32 or float64, of parameters, inputs and outputs.
     """
 
     stateful = False  # returns (y, state) and takes a state
@@ -61,53 +68,64 @@ class Layer:
 
     @property
     def reduces_time(self) -> bool:
-        """Whether the layer gives one output a sequence, and none for its steps."""
+        """Whether the layer gives one output a sequence instead of one a step."""
         return False
 
     # -- parameters ----------------------------------------------------------------------------------------------
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """float32 or float64: of parameters, inputs and outputs."""
+        """The dtype of parameters, inputs and outputs: float32 or float64."""
         return self._dtype
 
     def parameters(self) -> Views:
-        """Names to read-only views. To change them use `write`."""
+        """Return a mapping from names to read-only views of the parameters; `write` changes them.
+
+        Returns:
+            The views, which follow every change of the parameters.
+        """
         return Views(self._block, self._block.values, self._prefix, writable=False)
 
     @property
     def grads(self) -> Views:
-        """Names to read-only views of the accumulated gradients."""
+        """A mapping from names to read-only views of the accumulated gradients."""
         return Views(self._block, self._block.grads, self._prefix, writable=False)
 
     @property
     def flat(self) -> Array:
-        """All parameters as one 1-D read-only view (zeros between segments)."""
+        """All parameters as one 1-D read-only view, with zeros between the segments of names."""
         return self.parameters().flat
 
     @property
     def flat_grads(self) -> Array:
-        """All gradients as one 1-D read-only view, of the same layout as `flat`."""
+        """All gradients as one 1-D read-only view, laid out as `flat`."""
         return self.grads.flat
 
     @property
     def device(self) -> str:
-        """Where the parameters are and where the layer runs: "cpu", or "cuda:0" and so on."""
+        """The device of the parameters, where the layer runs: "cpu", "cuda:0" and so on."""
         return _device.name_of(self._block.values)
 
     def to(self, device: str) -> Any:
-        """Move the parameters and their gradients; the layer then takes and gives arrays of that device. Returns the layer.
+        """Move the parameters and their gradients to a device; return the layer.
+
+        From then on the layer takes and gives arrays of that device.
 
         >>> import ostinato as ost
         >>> ost.nn.GRU(3, 5, rng=0).to("cpu").device
         'cpu'
 
         Args:
-            device: "cpu"; "cuda", the present GPU; "cuda:0" and so on.
+            device: "cpu"; "cuda", the current GPU; "cuda:0" and so on.
+
+        Returns:
+            The layer itself.
 
         Raises:
-            ValueError: no such name; the layer is part of a model, which moves as a whole; or a precision that there is not there.
-            RuntimeError: there is no GPU, no module for GPUs or no CuPy; the message says which, and nothing has changed.
+            ValueError: an unknown name, a layer that is part of a model (which moves as a whole),
+                or a precision that the device does not have.
+            RuntimeError: there is no GPU, no module for GPUs or no CuPy; the message says which,
+                and nothing has changed.
         """
         if self._owner is not None:
             raise ValueError("device: expected the whole model to be moved, got one of its layers")
@@ -123,12 +141,21 @@ class Layer:
 
     @property
     def version(self) -> int:
-        """A number that every change of a parameter raises."""
+        """A number that grows with every change of a parameter."""
         return self._block.version
 
     @contextmanager
     def write(self) -> Iterator[Views]:
-        """The one way to change parameters: ``with layer.write() as p: p["weight_hh_l0"][...] = 0``."""
+        """Open the parameters for writing, the only way to change them.
+
+        >>> import ostinato as ost
+        >>> layer = ost.nn.Linear(3, 2, rng=0)
+        >>> with layer.write() as p:
+        ...     p["bias"][...] = 0
+
+        Yields:
+            A mapping from names to writable views of the parameters.
+        """
         try:
             yield Views(self._block, self._block.values, self._prefix, writable=True)
         finally:
@@ -136,46 +163,94 @@ class Layer:
             self._block.changes += 1
 
     def zero_grad(self) -> None:
-        """Set the gradients to zero."""
+        """Set all gradients to zero."""
         self._writable_grads().flat[...] = 0
 
     def new_grads(self) -> Views:
-        """Gradients of their own, at zero, to hand to a pullback as ``grads=``: for threads, or for one sample each."""
+        """Return a second set of gradients, at zero.
+
+        A pullback takes it as ``grads=``, so that threads or single samples have gradients of their
+        own.
+
+        Returns:
+            A mapping from names to writable arrays.
+        """
         return Views(self._block, np.zeros_like(self._block.grads), self._prefix, writable=True)
 
     def freeze(self, pattern: str = "*") -> None:
-        """Leave the parameters that match a shell pattern out of training: no gradients (they become zero), no steps."""
+        """Leave parameters out of training: gradients become zero, and steps do not move them.
+
+        Args:
+            pattern: shell pattern of the names, such as ``"*_l0"``.
+
+        Raises:
+            KeyError: no parameter matches.
+        """
         for name in self._block.mark(self._prefix + pattern, trainable=False):
             self._block.view(self._block.grads, name)[...] = 0
 
     def unfreeze(self, pattern: str = "*") -> None:
-        """Take them back in."""
+        """Take frozen parameters back into training.
+
+        Args:
+            pattern: shell pattern of the names.
+
+        Raises:
+            KeyError: no parameter matches.
+        """
         self._block.mark(self._prefix + pattern, trainable=True)
 
     def set_decay(self, pattern: str, decay: bool) -> None:
-        """Whether weight decay acts on the parameters that match. At first: on matrices yes, on vectors no."""
+        """Choose whether weight decay acts on parameters; by default it does on all but vectors.
+
+        Peepholes and embeddings are left out by default as well.
+
+        Args:
+            pattern: shell pattern of the names.
+            decay: whether decay acts on the parameters that match.
+
+        Raises:
+            KeyError: no parameter matches.
+        """
         self._block.mark(self._prefix + pattern, decay=decay)
 
     def count_parameters(self, *, trainable_only: bool = False) -> int:
-        """How many numbers there are to learn."""
+        """Count the elements of all parameters.
+
+        Args:
+            trainable_only: whether to leave out frozen parameters.
+
+        Returns:
+            The number of elements.
+        """
         own = (e for n, e in self._block.entries.items() if n.startswith(self._prefix))
         return sum(e.size for e in own if e.trainable or not trainable_only)
 
     # -- state dicts ---------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Array]:
-        """Copies of all parameters, under PyTorch's names and in its shapes."""
+        """Return copies of all parameters, with PyTorch's names and shapes.
+
+        Returns:
+            Names to NumPy arrays, which may be changed.
+        """
         return {n: np.array(_device.host(v)) for n, v in self.parameters().items()}
 
     def load_state_dict(self, mapping: Mapping[str, Any]) -> None:
-        """Take parameters from a mapping of names to arrays (PyTorch tensors too): all of them or none.
+        """Copy all parameters from a mapping of names to arrays, or, on an error, none.
 
         Values of another dtype are cast to the layer's: half precision and bfloat16 (of PyTorch or
-        ``ml_dtypes``), which float32 holds exactly, and float64 and whole numbers, which are rounded.
+        ``ml_dtypes``), which float32 holds exactly, and float64 and whole numbers, which are
+        rounded.
+
+        Args:
+            mapping: names to arrays or PyTorch tensors, with all names of `parameters` and no
+                others.
 
         Raises:
-            KeyError: names that are missing or unknown; they are listed.
-            ValueError: a shape that differs.
+            KeyError: names that are missing or unknown; the message lists them.
+            TypeError: a value that holds no numbers.
+            ValueError: a shape that differs, or a value beyond the range of the layer's dtype.
         """
         own = self.parameters()
         missing, unknown = (
@@ -203,7 +278,7 @@ class Layer:
                 p[name][...] = _device.like(a, p[name])
 
     def save(self, path: str | os.PathLike[str], *, dtype: str | None = None) -> None:
-        """Write the parameters as a safetensors file. The file is whole or, on an error, as it was.
+        """Write the parameters to a safetensors file, whole or, on an error, not at all.
 
         >>> import pathlib, tempfile
         >>> import ostinato as ost
@@ -213,7 +288,7 @@ class Layer:
         >>> layer.load(path)  # float32 again, rounded to 8 significant bits
 
         Args:
-            path: where to.
+            path: the file to write.
             dtype: None: the layer's own. "bfloat16": every parameter rounded to the nearest
                 bfloat16, ties to even, in half the bytes of float32.
 
@@ -226,7 +301,16 @@ class Layer:
         safetensors.save(path, self.state_dict(), dtype=dtype)
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Read the parameters from a safetensors file: all or none."""
+        """Read the parameters from a safetensors file: all of them or, on an error, none.
+
+        Args:
+            path: the file to read.
+
+        Raises:
+            KeyError: names that are missing or unknown; the message lists them.
+            OSError: the file cannot be read.
+            ValueError: the file is damaged, or a shape differs.
+        """
         from .. import safetensors
 
         self.load_state_dict(safetensors.load(path)[0])
@@ -258,8 +342,11 @@ class Layer:
         return Views(self._block, self._block.grads, self._prefix, writable=True)
 
     def _pullback(self, backward: Callable[..., Any]) -> Pullback:
-        """A pullback that serves once, from ``backward(grads, dy, need_dx)``, or ``backward(grads, dy, dstate, need_dx)`` for a layer
-        with a state; grads are arrays to add to, by name, or None for what is frozen."""
+        """Return a pullback that serves once.
+
+        It calls ``backward(grads, dy, need_dx)``, or ``backward(grads, dy, dstate, need_dx)`` for a
+        layer with a state; grads are arrays to add to, by name, or None for what is frozen.
+        """
         return Pullback(self, backward)
 
     def _gradient_target(self, grads: Views | None) -> Any:
@@ -332,9 +419,35 @@ class Layer:
         self.__dict__.update(state, _owner=None)
 
     def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Any:
+        """Compute the outputs; every layer defines it.
+
+        Args:
+            x: the inputs.
+            *args: what else the layer takes, such as a state.
+            **kwargs: options of the layer.
+
+        Returns:
+            y, or ``(y, state)`` for a layer with a state.
+
+        Raises:
+            TypeError: the layer does not define it.
+        """
         raise TypeError(f"{type(self).__name__} does not define __call__")
 
     def vjp(self, x: Array, *args: Any, **kwargs: Any) -> Any:
+        """Compute the outputs for training; every layer that trains defines it.
+
+        Args:
+            x: the inputs.
+            *args: what else the layer takes, such as a state.
+            **kwargs: options of the layer.
+
+        Returns:
+            ``y, pullback``, or ``(y, state), pullback`` for a layer with a state.
+
+        Raises:
+            TypeError: the layer does not define it.
+        """
         raise TypeError(f"{type(self).__name__} does not define vjp")
 
 
@@ -356,7 +469,21 @@ def _as_numbers(name: str, value: Any) -> Array:
 
 
 class Pullback:
-    """What ``vjp`` returns beside y: serves once, and only while the parameters are those of the forward pass."""
+    """Compute the gradients of one forward pass, once.
+
+    ``vjp`` of a layer returns it. It serves only while the parameters are those of the pass.
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> layer = ost.nn.Linear(3, 2, rng=0)
+    >>> y, pullback = layer.vjp(np.ones((4, 3), np.float32))
+    >>> pullback(np.ones_like(y)).shape, layer.grads["bias"].tolist()
+    ((4, 3), [4.0, 4.0])
+
+    Args:
+        layer: the layer of the pass.
+        backward: computes the gradients.
+    """
 
     def __init__(self, layer: Layer, backward: Callable[..., Any]) -> None:
         self._layer = layer
@@ -372,7 +499,24 @@ class Pullback:
         need_dx: bool = True,
         **more: Any,  # of the layer's own
     ) -> Any:
-        """Add the gradients of the parameters to ``layer.grads`` (or ``grads``); return dx, or (dx, dstate)."""
+        """Add the gradients of the parameters to the layer's, and return those of the inputs.
+
+        Args:
+            dy: gradient of y, shaped as it is. None: zeros, for a layer with a state.
+            dstate: gradient of the last state, for a layer with one; None: zeros.
+            grads: what to add to, from `Layer.new_grads`; None: the gradients of the layer.
+            need_dx: whether the gradient of x is wanted; a layer that has to compute it saves the
+                time.
+            **more: options of the layer.
+
+        Returns:
+            dx, or ``(dx, dstate)`` for a layer with a state; dx may be None if it is not wanted.
+
+        Raises:
+            RuntimeError: the pullback has been used, or the parameters have changed since the pass.
+            TypeError: an argument has the wrong type; the pullback can be called again.
+            ValueError: an argument has the wrong shape; the pullback can be called again.
+        """
         layer = self._layer
         if self._backward is None:
             raise RuntimeError("pullback: it has been used; call vjp again")
@@ -398,3 +542,6 @@ class Pullback:
         ):  # an argument was refused before anything was added: it can be called again
             self._backward = backward
             raise
+
+
+readable(globals())

@@ -1,4 +1,4 @@
-"""Layers without a state: Linear, Embedding, Dropout, Activation."""
+"""Define the layers without a state: Linear, Embedding, Dropout, Activation."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _check, _device
+from .._annotations import readable
 from .._check import Array, Seed
 from ._layer import Layer, Pullback
 
@@ -49,7 +50,7 @@ def _flat(x: Array, dtype: np.dtype[Any]) -> Array:
 
 
 class Linear(Layer):
-    """``y = x W^T + b`` on the last axis, on the same kernels as the recurrences.
+    """Apply ``y = x W^T + b`` on the last axis, on the same kernels as the recurrent layers.
 
     >>> import numpy as np
     >>> import ostinato as ost
@@ -57,7 +58,11 @@ class Linear(Layer):
     (5, 4, 2)
 
     Args:
-        in_features, out_features: I, O. Parameters ``weight [O,I]``, ``bias [O]``, from U(-1/sqrt(I), 1/sqrt(I)).
+        in_features: I. Parameters are ``weight [O,I]`` and ``bias [O]``.
+        out_features: O.
+        bias: whether there is a bias.
+        dtype: float32 or float64.
+        rng: seed or generator of the initial values, U(-1/sqrt(I), 1/sqrt(I)).
     """
 
     def __init__(
@@ -90,7 +95,18 @@ class Linear(Layer):
         )
 
     def __call__(self, x: Array) -> Array:
-        """y ``[..., O]`` of x ``[..., I]``."""
+        """Return ``y [...,O]`` of ``x [...,I]``.
+
+        Args:
+            x: the inputs, of the layer's dtype.
+
+        Returns:
+            The outputs.
+
+        Raises:
+            TypeError: x is no array of the layer's dtype and device.
+            ValueError: the last axis of x is not I.
+        """
         y: Array = self._packed(False).forward(
             _rows("x", x, self.in_features, self._dtype, self._block.values)
         )
@@ -100,7 +116,19 @@ class Linear(Layer):
         native.add_linear(self._packed(False))
 
     def vjp(self, x: Array, *, rng: Seed = None) -> tuple[Array, Pullback]:
-        """y, and a pullback: ``dx = pullback(dy)``."""
+        """Return the outputs and a pullback, of which ``pullback(dy)`` gives dx.
+
+        Args:
+            x: ``[...,I]``, which must not change until the pullback has run.
+            rng: not used.
+
+        Returns:
+            ``y, pullback``, with y read-only.
+
+        Raises:
+            TypeError: x is no array of the layer's dtype and device.
+            ValueError: the last axis of x is not I.
+        """
         rows, packed = (
             _rows("x", x, self.in_features, self._dtype, self._block.values),
             self._packed(True),
@@ -122,7 +150,7 @@ class Linear(Layer):
 
 
 class Embedding(Layer):
-    """A row of a table for every index: ``y[..., :] = weight[x]``.
+    """Look up a row of a table for every index: ``y[..., :] = weight[x]``.
 
     >>> import numpy as np
     >>> import ostinato as ost
@@ -130,7 +158,10 @@ class Embedding(Layer):
     (2, 2, 4)
 
     Args:
-        num_embeddings, embedding_dim: N, E. Parameter ``weight [N,E]``, from N(0, 1).
+        num_embeddings: N, rows of the table. The parameter is ``weight [N,E]``.
+        embedding_dim: E, length of a row.
+        dtype: float32 or float64.
+        rng: seed or generator of the initial values, N(0, 1).
     """
 
     def __init__(
@@ -149,7 +180,18 @@ class Embedding(Layer):
         self._declare({"weight": weight}, no_decay=("weight",))
 
     def __call__(self, x: Array) -> Array:
-        """y ``[..., E]`` of whole numbers x ``[...]`` from 0 to N - 1."""
+        """Return ``y [...,E]`` of indices ``x [...]``.
+
+        Args:
+            x: whole numbers from 0 to N - 1.
+
+        Returns:
+            The rows of the table.
+
+        Raises:
+            TypeError: x is no array of whole numbers.
+            ValueError: an index out of range.
+        """
         y: Array = _check.typed("embedding_gather_", self._block.values)(
             self._ids(x), self.parameters()["weight"]
         )
@@ -164,7 +206,19 @@ class Embedding(Layer):
         native.add_embedding(self.parameters()["weight"])
 
     def vjp(self, x: Array, *, rng: Seed = None) -> tuple[Array, Pullback]:
-        """y, and a pullback, which returns None: indices have no gradient."""
+        """Return the outputs and a pullback, which returns None: indices have no gradient.
+
+        Args:
+            x: whole numbers from 0 to N - 1.
+            rng: not used.
+
+        Returns:
+            ``y, pullback``, with y read-only.
+
+        Raises:
+            TypeError: x is no array of whole numbers.
+            ValueError: an index out of range.
+        """
         ids = self._ids(x)
 
         def backward(grads: dict[str, Array | None], dy: Array, need_dx: bool) -> None:
@@ -180,13 +234,21 @@ class Embedding(Layer):
 
 
 class Dropout(Layer):
-    """Sets each element to 0 with probability ``rate``, the others to x / (1 - rate); in `vjp` only (Srivastava et al. 2014).
+    """Set elements to 0 with probability ``rate``, and others to x / (1 - rate), in `vjp` only.
 
     >>> import numpy as np
     >>> import ostinato as ost
     >>> y, pullback = ost.nn.Dropout(0.5, rng=0).vjp(np.ones((2, 3), np.float32))
     >>> bool(np.isin(y, (0, 2)).all())
     True
+
+    Args:
+        rate: probability in [0, 1) that an element is dropped.
+        dtype: float32 or float64.
+        rng: seed or generator of what is dropped.
+
+    Source: Srivastava et al. (2014), "Dropout: a simple way to prevent neural networks from
+    overfitting".
     """
 
     def __init__(
@@ -197,14 +259,33 @@ class Dropout(Layer):
         self._rng = _check.generator(rng)
 
     def __call__(self, x: Array) -> Array:
-        """x as it is."""
+        """Return x as it is: nothing is dropped in inference.
+
+        Args:
+            x: the inputs.
+
+        Returns:
+            x itself.
+        """
         return x
 
     def _join_stream(self, native: Any) -> None:
         pass  # x as it is
 
     def vjp(self, x: Array, *, rng: Seed = None) -> tuple[Array, Pullback]:
-        """y with elements dropped, and a pullback that drops the same."""
+        """Return x with elements dropped, and a pullback that drops the same elements of dy.
+
+        Args:
+            x: the inputs.
+            rng: seed or generator of this call; None: the layer's own.
+
+        Returns:
+            ``y, pullback``, with y read-only.
+
+        Raises:
+            TypeError: x is no array of the layer's dtype.
+            ValueError: x has no axis.
+        """
         key = _check.draw_key(self._rng if rng is None else _check.generator(rng))
 
         def drop(flat: Array) -> Array:
@@ -222,12 +303,16 @@ class Dropout(Layer):
 
 
 class Activation(Layer):
-    """ "tanh", "sigmoid" or "relu" on every element.
+    """Apply a function to every element.
 
     >>> import numpy as np
     >>> import ostinato as ost
     >>> ost.nn.Activation("relu")(np.array([-1, 2], np.float32)).tolist()
     [0.0, 2.0]
+
+    Args:
+        name: "tanh", "sigmoid" or "relu".
+        dtype: float32 or float64.
     """
 
     def __init__(self, name: str, *, dtype: npt.DTypeLike = np.float32) -> None:
@@ -235,7 +320,18 @@ class Activation(Layer):
         self.name = _check.choice("name", name, ("tanh", "sigmoid", "relu"))
 
     def __call__(self, x: Array) -> Array:
-        """phi(x)."""
+        """Return the function of every element.
+
+        Args:
+            x: the inputs, of the layer's dtype.
+
+        Returns:
+            An array of the shape of x.
+
+        Raises:
+            TypeError: x is no array of the layer's dtype.
+            ValueError: x has no axis.
+        """
         flat = _flat(x, self._dtype)
         y: Array = (
             np.maximum(flat, 0)
@@ -248,7 +344,19 @@ class Activation(Layer):
         native.add_map(self.name, -1)
 
     def vjp(self, x: Array, *, rng: Seed = None) -> tuple[Array, Pullback]:
-        """y, and a pullback."""
+        """Return the outputs and a pullback, of which ``pullback(dy)`` gives dx.
+
+        Args:
+            x: the inputs, of the layer's dtype.
+            rng: not used.
+
+        Returns:
+            ``y, pullback``, with y read-only.
+
+        Raises:
+            TypeError: x is no array of the layer's dtype.
+            ValueError: x has no axis.
+        """
         y = _read_only(self(x))
 
         def backward(grads: dict[str, Array | None], dy: Array, need_dx: bool) -> Array:
@@ -263,3 +371,6 @@ class Activation(Layer):
 
     def __repr__(self) -> str:
         return f"Activation({self.name!r})"
+
+
+readable(globals())

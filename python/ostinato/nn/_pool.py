@@ -1,4 +1,4 @@
-"""Pooling over the steps of a sequence."""
+"""Define pooling over the steps of a sequence."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _check, _device
+from .._annotations import readable
 from .._check import Array, Seed
 from .._ragged import Ragged, rows_that_count
 from ._layer import Layer, Pullback
 
 
 class Pool(Layer):
-    """The mean or the maximum over the real steps of each sequence, or its last real step.
+    """Reduce each sequence to the mean or maximum of its real steps, or to its last real step.
 
-    Padding and masked steps do not count, whatever they hold. A sequence without a real step gives zeros.
+    Padding and masked steps do not count, whatever they hold. A sequence without a real step gives
+    zeros.
 
     >>> import numpy as np
     >>> import ostinato as ost
@@ -24,14 +26,16 @@ class Pool(Layer):
     >>> ost.nn.Pool("mean", batch_first=True)(x, lengths=[2]).tolist()
     [[1.0, 2.0]]
     >>> classifier = ost.nn.Sequential(
-    ...     ost.nn.LSTM(2, 8, batch_first=True), ost.nn.Pool("max", batch_first=True), ost.nn.Linear(8, 3)
+    ...     ost.nn.LSTM(2, 8, batch_first=True),
+    ...     ost.nn.Pool("max", batch_first=True),
+    ...     ost.nn.Linear(8, 3),
     ... )
     >>> classifier(x)[0].shape
     (1, 3)
 
     Args:
         kind: "mean", "max" or "last".
-        batch_first: x is ``[B,T,D]`` in place of ``[T,B,D]``.
+        batch_first: whether x is ``[B,T,D]`` in place of ``[T,B,D]``.
         dtype: float32 or float64.
     """
 
@@ -98,18 +102,40 @@ class Pool(Layer):
         return y, source
 
     def __call__(self, x: Any, *, lengths: object = None, mask: Any = None) -> Array:
-        """y ``[B,D]`` of x ``[T,B,D]`` (``[B,T,D]`` if batch_first), a `Ragged` or a list of ``[n,D]``.
+        """Return one row a sequence.
 
         Args:
-            lengths: ``[B]`` whole numbers from 0 to T.
-            mask: bool, ``[T,B]`` (``[B,T]`` if batch_first): steps that count.
+            x: ``[T,B,D]`` (``[B,T,D]`` if batch_first), a `Ragged` or a list of ``[n,D]``.
+            lengths: ``[B]`` whole numbers from 0 to T; None: every row has T steps.
+            mask: bool ``[T,B]`` (``[B,T]`` if batch_first), True for the steps that count.
+
+        Returns:
+            ``y [B,D]``.
+
+        Raises:
+            TypeError: x has another dtype than the layer.
+            ValueError: an argument of the wrong shape.
         """
         return self._pooled(*self._rows(x, lengths, mask))[0]
 
     def vjp(
         self, x: Any, *, lengths: object = None, mask: Any = None, rng: Seed = None
     ) -> tuple[Array, Pullback]:
-        """y, and a pullback: ``dx = pullback(dy)``, of the form of x."""
+        """Return one row a sequence, and a pullback, of which ``pullback(dy)`` gives dx.
+
+        Args:
+            x: ``[T,B,D]`` (``[B,T,D]`` if batch_first), a `Ragged` or a list of ``[n,D]``.
+            lengths: ``[B]`` whole numbers from 0 to T; None: every row has T steps.
+            mask: bool ``[T,B]`` (``[B,T]`` if batch_first), True for the steps that count.
+            rng: not used.
+
+        Returns:
+            ``y, pullback``, with ``y [B,D]`` read-only and dx of the kind of x.
+
+        Raises:
+            TypeError: x has another dtype than the layer.
+            ValueError: an argument of the wrong shape.
+        """
         sequences, on = self._rows(x, lengths, mask)
         y, origin = self._pooled(sequences, on)
 
@@ -136,3 +162,6 @@ class Pool(Layer):
 
     def __repr__(self) -> str:
         return f"Pool({self.kind!r}{', batch_first=True' if self.batch_first else ''})"
+
+
+readable(globals())

@@ -1,4 +1,4 @@
-"""Inputs of int8 layers: a scale a feature, chosen from data, and a report of the error on data."""
+"""Choose scales for the inputs of int8 layers from data, and report the error of int8 on data."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _check
+from .._annotations import readable
 from .._check import Array
 from .._ragged import Ragged, rows_that_count, unwrapped
 from ._layer import Layer
@@ -25,14 +26,22 @@ SMALLEST_SCALE, LARGEST_SCALE = (
 
 @dataclass(frozen=True, repr=False)
 class QuantizationReport:
-    """What ``layer.quantization_report(x)`` returns; ``repr()`` gives it as text.
+    """Hold what ``layer.quantization_report(x)`` measured; its ``repr()`` is a text.
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> x = np.random.default_rng(0).normal(size=(20, 4, 3)).astype(np.float32)
+    >>> report = ost.nn.LSTM(3, 16, rng=0).quantization_report(x)
+    >>> sorted(report.errors)
+    ['bfloat16', 'int8', 'int8 calibrated']
 
     Attributes:
         layer: what was measured.
-        errors: precision to the relative error of the outputs against float32, ``|y - y32| / |y32|``
-            with Frobenius norms: "bfloat16"; "int8", with the layer's `input_scale`; "int8
-            calibrated", with the scales that `calibrate` would set.
-        worst: precision to ``(feature, error)``: the output feature with the largest relative error.
+        errors: precision to the relative error of the outputs against float32,
+            ``|y - y32| / |y32|`` with Frobenius norms: "bfloat16"; "int8", with the layer's
+            `input_scale`; "int8 calibrated", with the scales that `calibrate` would set.
+        worst: precision to ``(feature, error)``: the output feature with the largest relative
+            error.
         input_ranges: ``[I]``, max |x| of every input feature over the steps that take part.
         range_ratio: the largest of these ranges over the smallest that is not zero.
         calibrated: whether the layer has an `input_scale`.
@@ -65,7 +74,18 @@ class QuantizationReport:
 
 @dataclass(frozen=True, repr=False)
 class ModelQuantizationReport:
-    """What ``model.quantization_report(x)`` returns: ``layers``, names of recurrent layers to their reports."""
+    """Hold what ``model.quantization_report(x)`` measured; ``report["0"]`` is that of a layer.
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> model = ost.nn.Sequential(ost.nn.GRU(3, 5, rng=0), ost.nn.Linear(5, 1, rng=0))
+    >>> report = model.quantization_report(np.ones((4, 2, 3), np.float32))
+    >>> report["0"].layer
+    'GRU(3, 5)'
+
+    Attributes:
+        layers: names of recurrent layers to their reports.
+    """
 
     layers: dict[str, QuantizationReport]
 
@@ -77,7 +97,7 @@ class ModelQuantizationReport:
 
 
 class ScaledInputs(Layer):
-    """What recurrent layers know of int8: scales of their inputs, and how to measure."""
+    """Add the scales of the inputs of an int8 layer, and measurements of its error."""
 
     input_size: int
     batch_first: bool
@@ -90,12 +110,13 @@ class ScaledInputs(Layer):
         """Scales ``[I]`` of the input features for ``precision="int8"``, or None; read-only.
 
         int8 has one scale for all features of a step, so a feature of small range is lost beside
-        one that is 100 times larger. With scales s the layer computes ``(W_ih * s) (x / s)`` in its
-        place, which is the same number but for rounding. Other precisions take no notice. May be
-        set to positive numbers, or chosen by `calibrate`; powers of two divide exactly.
+        one that is 100 times larger. With scales s the layer computes ``(W_ih * s) (x / s)``, which
+        is the same but for rounding. Other precisions ignore the scales. They may be set to
+        positive numbers, or chosen by `calibrate`; powers of two divide exactly.
 
         The scales are pickled and copied with the layer. They are no parameters: `state_dict` and
-        `save` have PyTorch's names alone, so set or calibrate again after `load`.
+        `save` have PyTorch's names alone, and after `load` the scales must be set or calibrated
+        again.
 
         >>> import ostinato as ost
         >>> layer = ost.nn.GRU(2, 5, precision="int8", rng=0)
@@ -130,7 +151,7 @@ class ScaledInputs(Layer):
         self._cache = None
 
     def calibrate(self, x: Any, *, lengths: object = None, mask: Array | None = None) -> Any:
-        """Choose `input_scale` from data, for ``precision="int8"``. Returns the layer.
+        """Choose `input_scale` from data, for ``precision="int8"``; return the layer.
 
         A feature's scale is ``sqrt(max |x| / max |W|)``, with its largest input and the largest of
         its weights ``weight_ih_l0``, as a power of two: the ranges of the inputs and of the weights
@@ -145,17 +166,23 @@ class ScaledInputs(Layer):
         True
 
         Args:
-            x, lengths, mask: as in a call. Steps that take no part do not count.
+            x: inputs as in a call.
+            lengths: as in a call; steps past the end of a row do not count.
+            mask: as in a call; masked steps do not count.
+
+        Returns:
+            The layer itself.
 
         Raises:
             TypeError: a layer of float64, which has no int8.
-            ValueError: a layer that is not on the CPU; no step at all, or values that are not finite. The layer stays as it was.
+            ValueError: a layer that is not on the CPU; no step at all, or values that are not
+                finite. The layer stays as it was.
         """
         self.input_scale = _chosen(self, _ranges(self, x, lengths, mask))
         return self
 
     def quantization_report(self, x: Any, state: Any = None, **times: Any) -> QuantizationReport:
-        """Measure what int8 and bfloat16 cost in accuracy on this data. The layer stays as it is.
+        """Measure what int8 and bfloat16 cost in accuracy on this data; the layer stays as it is.
 
         >>> import numpy as np
         >>> import ostinato as ost
@@ -170,7 +197,9 @@ class ScaledInputs(Layer):
           bfloat16 ...
 
         Args:
-            x, state, times: as in a call, with ``lengths``, ``mask`` and the like.
+            x: inputs as in a call.
+            state: state as in a call.
+            **times: options of a call, such as ``lengths`` and ``mask``.
 
         Returns:
             The errors of the outputs, the ranges of the inputs, and advice.
@@ -389,3 +418,6 @@ def calibrate_all(model: Any, x: Any, state: Any, times: dict[str, Any]) -> None
     ]
     for (_, layer, *_), scale in zip(calls, scales):
         layer.input_scale = scale
+
+
+readable(globals())

@@ -1,4 +1,4 @@
-"""RNN, LSTM and GRU: parameters and a description of a stack of layers; the native code does the rest."""
+"""Define RNN, LSTM and GRU: parameters and the description of a stack; native code runs it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _check, _device, _ragged
+from .._annotations import readable
 from .._check import Array, Seed
 from .._ragged import Ragged, as_given, rows_like, unwrapped
 from .._segments import Segmented, parse
@@ -161,7 +162,7 @@ class _StreamState(NamedTuple):
 
 
 class RecurrentPullback(Pullback):
-    """The `Pullback` of a recurrent layer, which also knows what happened inside.
+    """Compute the gradients of one pass of a recurrent layer, once, and show what happened in it.
 
     >>> import numpy as np
     >>> import ostinato as ost
@@ -170,6 +171,12 @@ class RecurrentPullback(Pullback):
     >>> pullback.cells.shape, pullback.gates["f"].shape
     ((1, 7, 2, 5), (1, 7, 2, 5))
     >>> dx, dstate = pullback(dcells=np.ones((1, 7, 2, 5), np.float32))
+
+    Args:
+        layer: the layer of the pass.
+        backward: computes the gradients.
+        tape: what the native forward pass saved; None with segments.
+        single: whether x came without a batch axis.
     """
 
     def __init__(
@@ -181,12 +188,19 @@ class RecurrentPullback(Pullback):
 
     @property
     def cells(self) -> Array:
-        """LSTM: c after every step, ``[L*D,T,B,H]`` (``[L*D,B,T,H]`` if batch_first); zero where a row takes no part."""
+        """c after every step of an LSTM, ``[L*D,T,B,H]`` (``[L*D,B,T,H]`` if batch_first).
+
+        It is zero where a row takes no part. TypeError once the pullback has been used, or after a
+        pass with segments.
+        """
         return self._shaped(self._known().cells())
 
     @property
     def gates(self) -> dict[str, Array]:
-        """By name, each shaped as `cells` and read-only: i f g o of an LSTM, r z n of a GRU, none of an RNN."""
+        """The gates of every step by name, each shaped as `cells` and read-only.
+
+        i f g o of an LSTM, r z n of a GRU, none of an RNN.
+        """
         return {
             name: self._shaped(a) for name, a in _check.gates(self._cell, self._known()).items()
         }
@@ -204,14 +218,57 @@ class RecurrentPullback(Pullback):
     def __call__(
         self, dy: Any = None, dstate: Any = None, *, dcells: Array | None = None, **options: Any
     ) -> Any:
-        """As `Pullback`; dcells is the gradient of `cells`, shaped as they are."""
+        """Add the gradients of the parameters to the layer's, and return those of the inputs.
+
+        Args:
+            dy: gradient of y, of the kind of y; None: zeros. With segments and one direction it may
+                be a function, see ``memory_limit`` of `Recurrent.vjp`.
+            dstate: gradient of the last state, shaped as it is; None: zeros.
+            dcells: gradient of `cells`, shaped as they are; None: zeros.
+            **options: ``grads`` and ``need_dx`` of `Pullback`.
+
+        Returns:
+            ``dx, dstate``: the gradients of x (None without need_dx) and of the state before the
+            first step.
+
+        Raises:
+            RuntimeError: the pullback has been used, or the parameters have changed since the pass.
+            TypeError: an argument has the wrong type; the pullback can be called again.
+            ValueError: an argument has the wrong shape or dtype; the pullback can be called again.
+        """
         out = super().__call__(dy, dstate, dcells=dcells, **options)
         self._tape = None  # the memory goes with the pass
         return out
 
 
 class Recurrent(ScaledInputs):
-    """What RNN, LSTM and GRU share."""
+    """Base of RNN, LSTM and GRU: a stack of recurrent layers in one or two directions.
+
+    It is not made itself: use `RNN`, `LSTM` or `GRU`.
+
+    >>> import ostinato as ost
+    >>> isinstance(ost.nn.GRU(3, 5), ost.nn.Recurrent)
+    True
+
+    Args:
+        cell: "rnn_tanh", "rnn_relu", "lstm", "lstm_peephole", "gru" or "gru_reset_before".
+        input_size: I, features of an input.
+        hidden_size: H, units of a layer.
+        num_layers: L, layers of the stack; each reads the outputs of the one below.
+        bias: whether the layers have ``bias_ih`` and ``bias_hh``.
+        batch_first: whether x and y are ``[B,T,*]`` in place of ``[T,B,*]``. States are
+            ``[L*D,B,H]`` either way, with D = 2 directions if bidirectional, else 1.
+        dropout: rate in [0, 1) of the dropout between layers, which acts in `vjp` only.
+        bidirectional: whether a second direction runs from the last step to the first; its outputs
+            are the second half of y.
+        precision: what the products multiply, such as "bfloat16"; see `precision`. None: the dtype.
+        learned_state: whether the state before the first step, and after a reset, is learned: as
+            parameters ``initial_h_l{k} [H]`` (for an LSTM also ``initial_c_l{k}``), zeros at first.
+            A state that is given to a call takes its place.
+        dtype: float32 or float64, of parameters, inputs and outputs.
+        rng: seed or generator of the initial values, U(-1/sqrt(H), 1/sqrt(H)) as in PyTorch, and of
+            dropout.
+    """
 
     stateful = True
     takes_lengths = True
@@ -266,15 +323,21 @@ class Recurrent(ScaledInputs):
 
     @property
     def precision(self) -> str:
-        """What the products multiply; may be set at any time: parameters, states and gradients stay as they are.
+        """What the products multiply; parameters, states and gradients keep their dtype.
 
-        "float32" or "float64" (the dtype): exact, up to rounding; on a GPU, where many multiprocessors share the recurrent weights, a
-        float32 is multiplied as two words of float16, backward of bfloat16 (errors of the outputs below 1e-5, of gradients below 2e-5).
-        "exact": every product in float32, on a GPU too.
-        "bfloat16": weights and operands rounded to bfloat16, sums in float32; trains too.
-        "int8": weights as bytes with a scale a row, operands with a scale a (t, b) row; for inference on the CPU. What it
-        costs in accuracy depends on the data: `quantization_report` measures it, `calibrate` gives input features scales of their own.
-        "float16": weights and operands rounded to float16, which ends at 65504, sums in float32; on a GPU. Gradients are taken in bfloat16.
+        It may be set at any time, to one of:
+
+        - "float32" or "float64", the dtype: exact up to rounding. On a GPU, where many
+          multiprocessors share the recurrent weights, a float32 is multiplied as two 16-bit words,
+          of float16 forward and bfloat16 backward (errors of outputs below 1e-5, of gradients below
+          2e-5).
+        - "exact": every product in float32, on a GPU too.
+        - "bfloat16": weights and operands rounded to bfloat16, sums in float32; it trains too.
+        - "int8": weights as bytes with one scale a row, operands with one scale a (t, b) row, for
+          inference on the CPU. `quantization_report` measures what it costs in accuracy on given
+          data, and `calibrate` gives input features scales of their own.
+        - "float16": weights and operands rounded to float16, whose largest number is 65504, sums in
+          float32; on a GPU. Gradients are computed in bfloat16.
 
         >>> import ostinato as ost
         >>> layer = ost.nn.GRU(3, 5, rng=0)
@@ -344,21 +407,32 @@ class Recurrent(ScaledInputs):
         chrono: int | None = None,
         rng: Seed = None,
     ) -> Recurrent:
-        """Draw the parameters anew, by name; what is None stays. Returns the layer.
+        """Draw the parameters anew, gate by gate; return the layer.
 
         >>> import ostinato as ost
-        >>> layer = ost.nn.LSTM(3, 8, rng=0).initialize("glorot", "orthogonal", "zeros", forget_bias=1.0)
-        >>> layer.parameters()["bias_hh_l0"][8:16].tolist() + layer.parameters()["bias_ih_l0"][8:9].tolist()
+        >>> layer = ost.nn.LSTM(3, 8, rng=0)
+        >>> layer = layer.initialize("glorot", "orthogonal", "zeros", forget_bias=1.0)
+        >>> p = layer.parameters()
+        >>> p["bias_hh_l0"][8:16].tolist() + p["bias_ih_l0"][8:9].tolist()
         [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]
 
         Args:
-            input, recurrent: "glorot", "orthogonal", "identity" (with ``recurrent`` on a ReLU RNN, the IRNN), "uniform"
-                (PyTorch's) or "zeros", gate by gate; see `ostinato.nn.init`.
-            bias: "zeros" or "uniform".
-            forget_bias: LSTM: the value of the forget gate's bias (bias_ih; bias_hh becomes zero there).
-            chrono: LSTM and GRU: the longest memory wanted, in steps; the gates that keep the state start at
-                log(U(1, chrono - 1)) (Tallec, Ollivier 2018).
-            rng: a seed or generator; the layer's own if None.
+            input: how to draw ``weight_ih``: "glorot", "orthogonal", "identity", "uniform"
+                (PyTorch's default) or "zeros"; see `ostinato.nn.init`. None: keep them.
+            recurrent: how to draw ``weight_hh``, by the same names; "identity" with
+                ``nonlinearity="relu"`` is the IRNN. None: keep them.
+            bias: "zeros" or "uniform". None: keep them.
+            forget_bias: value of the forget gate's bias of an LSTM, which goes to bias_ih; bias_hh
+                becomes zero there.
+            chrono: the longest memory wanted, in steps, of an LSTM or GRU: the biases of the gates
+                that keep the state start at log(U(1, chrono - 1)) (Tallec, Ollivier 2018).
+            rng: seed or generator; None: the layer's own.
+
+        Returns:
+            The layer itself.
+
+        Raises:
+            ValueError: an unknown name, or a bias or gate that the layer does not have.
         """
         g = self._rng if rng is None else _check.generator(rng)
         keep, write = {"lstm": (1, 0), "gru": (1, None)}.get(self._cell.split("_")[0], (None, None))
@@ -448,12 +522,10 @@ class Recurrent(ScaledInputs):
         lengths, resets, mask, masked = times
         if single:
             h, c = (None if s is None else _check.array("state", s, 2)[:, None] for s in (h, c))
-            if lengths is not None and np.size(lengths) == 1:  # type: ignore[arg-type]  # anything; it is checked below
-                lengths = (
-                    lengths.reshape(1)
-                    if _check.is_array(lengths)
-                    else np.reshape(np.asarray(lengths), (1,))
-                )  # type: ignore[attr-defined]
+            given: Any = lengths  # of any kind: `times` checks it
+            if given is not None and np.size(given) == 1:
+                one = given if _check.is_array(given) else np.asarray(given)
+                lengths = one.reshape(1)
             resets, mask = (
                 self._with_batch(n, a, 1) for n, a in (("resets", resets), ("mask", mask))
             )
@@ -554,24 +626,34 @@ class Recurrent(ScaledInputs):
         masked: str = "repeat",
         outputs: str = "all",
     ) -> tuple[Any, State]:
-        """Run the stack; nothing is saved and nothing is dropped.
+        """Run the stack for inference: nothing is saved and nothing is dropped.
 
         Args:
-            x: ``[T,B,I]`` (``[B,T,I]`` if batch_first), or ``[T,I]`` for one sequence; or sequences of different lengths as a `Ragged` or
-                a list of ``[n,I]``: y is then of the same kind, and nothing is padded.
-            state: ``h [L*D,B,H]``, or ``(h, c)`` for an LSTM; without B for one sequence; None: the learned state, or zeros.
-            lengths: ``[B]`` whole numbers from 0 to T, in any order.
-            resets: bool ``[T,B]`` (``[B,T]`` if batch_first): a new sequence begins at such a step: the state is the learned one, or zeros.
-                The direction from the end begins anew behind it, so that each piece runs as if it were alone.
-            mask: bool, shaped as resets: a step that is False is skipped, and the state is carried over it.
-            masked: what y is there: "repeat", what it was at the step before, or "zero".
-            outputs: "all": y of every step. "last": y is ``[B,D*H]``, the final state h of each
-                direction of the last layer: the direction from the end has read the whole row, as
+            x: ``[T,B,I]`` (``[B,T,I]`` if batch_first), or ``[T,I]`` for one sequence; or sequences
+                of different lengths as a `Ragged` or a list of ``[n,I]``, which are not padded.
+            state: the state before the first step: ``h [L*D,B,H]``, or ``(h, c)`` for an LSTM;
+                without B for one sequence. None: the learned state, or zeros.
+            lengths: ``[B]`` whole numbers from 0 to T, in any order: row b ends after
+                ``lengths[b]`` steps. None: every row has T steps.
+            resets: bool ``[T,B]`` (``[B,T]`` if batch_first). Where it is True a new sequence
+                begins: the state is replaced by the learned one, or zeros. The direction from the
+                end starts anew behind the step, so that each piece runs as if it were alone.
+            mask: bool, shaped as resets. A step where it is False is skipped, and the state is
+                carried over it.
+            masked: the output of a skipped step: "repeat" gives the output of the step before it,
+                "zero" gives zeros.
+            outputs: what y holds. "all": every step. "last": ``[B,D*H]``, the final state h of each
+                direction of the last layer; the direction from the end has read the whole row, as
                 in Keras' ``Bidirectional``. "last_step": ``[B,D*H]``, the output at the last real
                 step of each row, where the direction from the end has read that step alone.
 
         Returns:
-            ``y [T,B,D*H]``, zero past the end of a row, and the state at the last real step, shaped as ``state``.
+            ``y, state``: the outputs ``[T,B,D*H]`` of the kind of x, zero past the end of a row;
+            and the state at the last real step of each row, shaped as ``state``.
+
+        Raises:
+            TypeError: an argument has the wrong type or dtype; the message names it.
+            ValueError: an argument has the wrong shape or value; the message names it.
         """
         if outputs != "all":
             _check.choice("outputs", outputs, OUTPUTS)
@@ -606,21 +688,28 @@ class Recurrent(ScaledInputs):
         )
 
     def stream(self, batch: int = 1) -> Stream:
-        """Run the stack one step a call, on arrays that stay: the fastest way from Python for sequences as they arrive.
+        """Return a stream of the stack: one step a call, on arrays that stay.
+
+        It is the fastest way from Python for sequences whose steps arrive one at a time, and it
+        gives the same bits as the layer on the whole sequence.
 
         >>> import numpy as np
         >>> import ostinato as ost
         >>> gru = ost.nn.GRU(3, 5, rng=0)
         >>> stream = gru.stream()
         >>> stream.x[...] = 1.0  # [B,I]; or stream.step(x), which copies
-        >>> y = stream.step()  # the array stream.y [B,H], written anew by every step
+        >>> y = stream.step()  # the array stream.y [B,H], which every step overwrites
         >>> bool((y == gru(np.ones((1, 1, 3), np.float32))[0][0]).all())
         True
 
-        The numbers are those of the layer on the whole sequence, bit for bit. See `Stream`.
+        Args:
+            batch: B, the number of slots, each with a state of its own.
+
+        Returns:
+            The stream, whose states are the learned ones or zeros.
 
         Raises:
-            ValueError: the layer is bidirectional; batch is less than 1.
+            ValueError: the layer is bidirectional or not on the CPU; batch is less than 1.
         """
         return Stream(self, batch)
 
@@ -658,24 +747,50 @@ class Recurrent(ScaledInputs):
     ) -> tuple[tuple[Any, State], RecurrentPullback]:
         """Run the stack for training, with dropout between its layers.
 
-        ``(y, state), pullback = layer.vjp(x)``; then ``dx, dstate = pullback(dy=None, dstate=None, *, grads=None,
-        need_dx=True)`` adds the gradients of the parameters to ``layer.grads`` (or to ``grads``). y is read-only and x must
-        not change until the pullback has run; it serves once, and only while the parameters are the same. After a
-        KeyboardInterrupt or MemoryError in it the gradients of a stack are undefined: call `zero_grad`.
+        ``dx, dstate = pullback(dy=None, dstate=None, *, grads=None, need_dx=True)`` adds the
+        gradients of the parameters to ``layer.grads`` (or to ``grads``). It serves once, and only
+        while the parameters are those of the pass. After a KeyboardInterrupt or MemoryError in it
+        the gradients of a stack are undefined: call `zero_grad`.
 
         Args:
-            clip_step_value, clip_step_norm: bounds on the gradient on its way back through time, apart from any clipping of the
-                parameters' gradients: at every step dL/dh_t by all paths, and what step t + 1 hands to c_t, are clipped element by
-                element, and each row by its Euclidean norm over H, before they go on through the step.
-            cuts: bool, shaped as resets: nothing goes from such a step to the state that it started from.
-            outputs: as in the call; or "none": y is None, and dy may be a function, see memory_limit.
-            memory_limit: a bound on what is kept for the backward pass, such as "512MB"; or "least"; or a number of segments. The states at
-                the borders of segments are kept, and segments that do not fit run again; gradients have the bits that they have without.
-                Or "states": the states after every step are kept, and the gates made again, which costs less where the batch is small.
-                With segments and one direction dy may be a function ``dy(t, y)`` that is given the first step of a segment and its outputs
+            x: ``[T,B,I]`` (``[B,T,I]`` if batch_first), or ``[T,I]`` for one sequence; or sequences
+                of different lengths as a `Ragged` or a list of ``[n,I]``, which are not padded.
+            state: the state before the first step: ``h [L*D,B,H]``, or ``(h, c)`` for an LSTM;
+                without B for one sequence. None: the learned state, or zeros.
+            lengths: ``[B]`` whole numbers from 0 to T, in any order: row b ends after
+                ``lengths[b]`` steps. None: every row has T steps.
+            resets: bool ``[T,B]`` (``[B,T]`` if batch_first). Where it is True a new sequence
+                begins: the state is replaced by the learned one, or zeros. The direction from the
+                end starts anew behind the step, so that each piece runs as if it were alone.
+            mask: bool, shaped as resets. A step where it is False is skipped, and the state is
+                carried over it.
+            masked: the output of a skipped step: "repeat" gives the output of the step before it,
+                "zero" gives zeros.
+            clip_step_value: bound on the absolute value of each element of the gradient of the
+                states, at every step. It acts on dL/dh_t by all paths, and on what step t + 1 hands
+                to c_t, before they go back through step t. None: no bound.
+            clip_step_norm: bound on the Euclidean norm over H of each row of the same gradients,
+                applied after clip_step_value. None: no bound.
+            cuts: bool, shaped as resets. Where it is True no gradient goes from the step to the
+                state that it started from.
+            outputs: "all", "last" or "last_step", as in the call; or "none": y is None, and dy may
+                be a function, see memory_limit.
+            memory_limit: a bound on what is saved for the backward pass: a size such as "512MB",
+                "least", or a number of segments. The states at the borders of segments are saved,
+                and segments that do not fit are computed again; gradients have the same bits as
+                without. "states" saves the state after every step and computes the gates again,
+                which costs less where the batch is small. With segments and one direction dy may be
+                a function ``dy(t, y)`` that is given the first step of a segment and its outputs
                 ``[n,B,H]``, from the last segment to the first, and returns their gradient.
+            rng: seed or generator of dropout; None: the layer's own.
 
-        The other arguments are those of the call.
+        Returns:
+            ``(y, state), pullback``: y and state are those of the call, and y is read-only. x must
+            not change until the pullback has run.
+
+        Raises:
+            TypeError: an argument has the wrong type or dtype; the message names it.
+            ValueError: an argument has the wrong shape or value; the message names it.
         """
         call = self._arguments(x, state, (lengths, resets, mask, masked))
         if call.single:
@@ -840,17 +955,23 @@ class RNN(Recurrent):
     ((7, 2, 10), (2, 2, 5))
 
     Args:
-        input_size, hidden_size, num_layers: I, H, L.
-        nonlinearity: "tanh" or "relu".
-        bias: whether there are bias_ih and bias_hh.
-        batch_first: x and y are ``[B,T,*]``; states stay ``[L*D,B,H]``.
-        dropout: rate between the layers, in `vjp` only.
-        bidirectional: a second direction, whose outputs are the second half of y.
-        precision: what the products multiply: "bfloat16", "int8" (inference only) and others in place of the dtype; see `precision`.
-        learned_state: the state before the first step, and after a reset, is learned: parameters ``initial_h_l{k} [H]`` (and
-            ``initial_c_l{k}``), zeros at first. A state that is given to a call comes before it.
-        dtype: float32 or float64.
-        rng: seed or generator for the initial values (PyTorch's: U(-1/sqrt(H), 1/sqrt(H))) and for dropout.
+        input_size: I, features of an input.
+        hidden_size: H, units of a layer.
+        num_layers: L, layers of the stack; each reads the outputs of the one below.
+        nonlinearity: phi, "tanh" or "relu".
+        bias: whether the layers have ``bias_ih`` and ``bias_hh``.
+        batch_first: whether x and y are ``[B,T,*]`` in place of ``[T,B,*]``. States are
+            ``[L*D,B,H]`` either way, with D = 2 directions if bidirectional, else 1.
+        dropout: rate in [0, 1) of the dropout between layers, which acts in `vjp` only.
+        bidirectional: whether a second direction runs from the last step to the first; its outputs
+            are the second half of y.
+        precision: what the products multiply, such as "bfloat16"; see `precision`. None: the dtype.
+        learned_state: whether the state before the first step, and after a reset, is learned: as
+            parameters ``initial_h_l{k} [H]`` (for an LSTM also ``initial_c_l{k}``), zeros at first.
+            A state that is given to a call takes its place.
+        dtype: float32 or float64, of parameters, inputs and outputs.
+        rng: seed or generator of the initial values, U(-1/sqrt(H), 1/sqrt(H)) as in PyTorch, and of
+            dropout.
 
     Source: Elman (1990), "Finding structure in time".
     """
@@ -897,18 +1018,49 @@ class RNN(Recurrent):
 class LSTM(Recurrent):
     """Long short-term memory, gates i f g o, in layers and directions. The state is ``(h, c)``.
 
+    ``c' = f c + i g``, ``h' = o tanh(c')`` with ``i, f, o = sigmoid(a)``, ``g = tanh(a)`` and
+    ``a = W x + b_ih + R h + b_hh``; peepholes add ``p_i c`` to a_i, ``p_f c`` to a_f and ``p_o c'``
+    to a_o. Parameters have PyTorch's names and shapes: ``weight_ih_l{k} [4*H,I]`` (``[4*H,D*H]``
+    above the first layer), ``weight_hh_l{k} [4*H,H]``, ``bias_ih_l{k}`` and ``bias_hh_l{k} [4*H]``,
+    with the ending ``_reverse`` for the second direction, and ``weight_peephole_l{k} [3,H]``.
+
     >>> import numpy as np
     >>> import ostinato as ost
     >>> lstm = ost.nn.LSTM(3, 5, num_layers=2, rng=0)
-    >>> (y, (h, c)), pullback = lstm.vjp(np.zeros((7, 2, 3), np.float32), lengths=[7, 4])
+    >>> x = np.zeros((7, 2, 3), np.float32)  # [T,B,I]
+    >>> y, (h, c) = lstm(x)
+    >>> y.shape, h.shape, c.shape
+    ((7, 2, 5), (2, 2, 5), (2, 2, 5))
+    >>> (y, (h, c)), pullback = lstm.vjp(x, lengths=[7, 4])
     >>> dx, dstate = pullback(np.ones_like(y))
     >>> dx.shape, bool((dx[4:, 1] == 0).all())
     ((7, 2, 3), True)
 
     Args:
-        peephole: weights from c to the gates i f o, ``weight_peephole_l{k} [3,H]``.
+        input_size: I, features of an input.
+        hidden_size: H, units of a layer.
+        num_layers: L, layers of the stack; each reads the outputs of the one below.
+        bias: whether the layers have ``bias_ih`` and ``bias_hh``.
+        batch_first: whether x and y are ``[B,T,*]`` in place of ``[T,B,*]``. States are
+            ``[L*D,B,H]`` either way, with D = 2 directions if bidirectional, else 1.
+        dropout: rate in [0, 1) of the dropout between layers, which acts in `vjp` only.
+        bidirectional: whether a second direction runs from the last step to the first; its outputs
+            are the second half of y.
+        peephole: whether c feeds the gates i f o, by parameters ``weight_peephole_l{k} [3,H]``.
+        precision: what the products multiply, such as "bfloat16"; see `precision`. None: the dtype.
+        learned_state: whether the state before the first step, and after a reset, is learned: as
+            parameters ``initial_h_l{k} [H]`` (for an LSTM also ``initial_c_l{k}``), zeros at first.
+            A state that is given to a call takes its place.
+        dtype: float32 or float64, of parameters, inputs and outputs.
+        rng: seed or generator of the initial values, U(-1/sqrt(H), 1/sqrt(H)) as in PyTorch, and of
+            dropout.
 
-    The other arguments are those of `RNN`; the equations stand at `ostinato.functional.lstm`.
+    Raises:
+        TypeError: an argument has the wrong type, or dtype is neither float32 nor float64.
+        ValueError: a size below 1, a rate outside [0, 1), or a precision that there is not.
+
+    Source: Hochreiter, Schmidhuber (1997); the forget gate: Gers, Schmidhuber, Cummins (2000);
+    peepholes: Gers, Schraudolph, Schmidhuber (2002).
     """
 
     _gates = 4
@@ -952,7 +1104,10 @@ class LSTM(Recurrent):
 
 
 class GRU(Recurrent):
-    """Gated recurrent unit, gates r z n, in layers and directions.
+    """Gated recurrent unit, gates r z n, in layers and directions: ``h' = (1 - z) n + z h``.
+
+    ``reset_after=True``: ``n = tanh(W_n x + b_in + r (R_n h + b_hn))``; ``reset_after=False``:
+    ``n = tanh(W_n x + b_in + R_n (r h) + b_hn)``. Neither can express the other.
 
     >>> import numpy as np
     >>> import ostinato as ost
@@ -962,10 +1117,26 @@ class GRU(Recurrent):
     ((2, 7, 5), (1, 2, 5))
 
     Args:
-        reset_after: True: the reset gate acts on the recurrent product (PyTorch, cuDNN); False: on the state before it (the
-            paper, ONNX' default). Neither can express the other.
+        input_size: I, features of an input.
+        hidden_size: H, units of a layer.
+        num_layers: L, layers of the stack; each reads the outputs of the one below.
+        bias: whether the layers have ``bias_ih`` and ``bias_hh``.
+        batch_first: whether x and y are ``[B,T,*]`` in place of ``[T,B,*]``. States are
+            ``[L*D,B,H]`` either way, with D = 2 directions if bidirectional, else 1.
+        dropout: rate in [0, 1) of the dropout between layers, which acts in `vjp` only.
+        bidirectional: whether a second direction runs from the last step to the first; its outputs
+            are the second half of y.
+        reset_after: whether the reset gate acts on the recurrent product (PyTorch, cuDNN) or on the
+            state before it (the paper, ONNX' default).
+        precision: what the products multiply, such as "bfloat16"; see `precision`. None: the dtype.
+        learned_state: whether the state before the first step, and after a reset, is learned: as
+            parameters ``initial_h_l{k} [H]`` (for an LSTM also ``initial_c_l{k}``), zeros at first.
+            A state that is given to a call takes its place.
+        dtype: float32 or float64, of parameters, inputs and outputs.
+        rng: seed or generator of the initial values, U(-1/sqrt(H), 1/sqrt(H)) as in PyTorch, and of
+            dropout.
 
-    The other arguments are those of `RNN`; the equations stand at `ostinato.functional.gru`.
+    Source: Cho et al. (2014), "Learning phrase representations using RNN encoder-decoder".
     """
 
     _gates = 3
@@ -1005,3 +1176,6 @@ class GRU(Recurrent):
 
     def _extra_repr(self) -> str:
         return "" if self.reset_after else ", reset_after=False"
+
+
+readable(globals())

@@ -1,4 +1,4 @@
-"""Layers one after the other, with one block of parameters and one state."""
+"""Define Sequential: layers in a row, with one block of parameters and one state."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .. import _check, _device
+from .._annotations import readable
 from .._check import Seed
 from .._ragged import Ragged, as_given, rows_like, unwrapped
 from ._block import Block, Views
@@ -18,10 +19,12 @@ from ._stream import Stream
 
 
 class Sequential(Layer):
-    """Layers one after the other. Parameters are named by position, ``"1.weight_ih_l0"``, or by the layer's name, ``"rnn.weight_ih_l0"``.
+    """Run layers one after the other, as one model with one block of parameters.
 
-    It always returns ``(y, state)``; the state is a tuple with one entry a layer, None for those without one, and can be
-    given back to go on where the last call ended.
+    Parameters are named by position, ``"1.weight_ih_l0"``, or by the layer's name,
+    ``"rnn.weight_ih_l0"``. A call always returns ``(y, state)``; the state is a tuple with one
+    entry a layer, None for those without one, and can be given back to continue where the last call
+    ended.
 
     >>> import numpy as np
     >>> import ostinato as ost
@@ -35,9 +38,13 @@ class Sequential(Layer):
     ('head.bias', Linear(8, 10))
 
     Args:
-        layers: at least one, all of one dtype and one layout (batch_first). The model becomes their owner; a layer has one owner
-            only.
-        named: further layers, in this order, with names in place of positions.
+        *layers: layers of one dtype and one layout (batch_first). The model becomes their owner; a
+            layer has one owner only.
+        **named: further layers, in this order, with names in place of positions.
+
+    Raises:
+        TypeError: something that is no layer, or layers of two dtypes.
+        ValueError: no layer, layers of two layouts, or a layer that has an owner.
     """
 
     stateful = True
@@ -83,7 +90,7 @@ class Sequential(Layer):
 
     @property
     def reduces_time(self) -> bool:
-        """Whether the outputs are one a sequence, since a layer pools over the steps."""
+        """Whether the outputs are one a sequence, because a layer pools over the steps."""
         return any(layer.reduces_time for layer in self.layers)
 
     def _check_device(self, device: _device.Device | None) -> None:
@@ -99,7 +106,7 @@ class Sequential(Layer):
             layer._owner = self
 
     def __getitem__(self, index: int | str) -> Layer:
-        """A layer by its position or by its name."""
+        """Return a layer by its position or by its name."""
         if not isinstance(index, str):
             return self.layers[index]
         if index not in self._names:
@@ -165,10 +172,22 @@ class Sequential(Layer):
         return self._without_padding(x, times, _leaf(self, 0)), listed, states, more
 
     def __call__(self, x: Any, state: Any = None, **times: Any) -> tuple[Any, tuple[Any, ...]]:
-        """y of the last layer, and the state.
+        """Run all layers; return the outputs of the last one and the state.
 
-        ``lengths``, ``resets``, ``mask`` and ``masked`` go to the layers that take them. With ``outputs="last"`` or "last_step" the last
-        recurrent layer gives ``[B,D*H]``, one output a row (see `RNN`), and the layers behind it are given no more than that.
+        Args:
+            x: the inputs of the first layer.
+            state: a tuple with one entry a layer, from an earlier call; None: initial states.
+            **times: ``lengths``, ``resets``, ``mask`` and ``masked``, which go to the layers that
+                take them, and ``outputs``, see `Recurrent.__call__`. With ``outputs="last"`` or
+                "last_step" the last recurrent layer gives ``[B,D*H]``, and the layers behind it get
+                that alone.
+
+        Returns:
+            ``y, state``: the outputs of the last layer, and a tuple with one entry a layer.
+
+        Raises:
+            TypeError: an unknown option, or an argument of the wrong type; the message names it.
+            ValueError: an argument of the wrong shape or value; the message names it.
         """
         x, listed, states, more = self._begin(x, state, times)
         new = []
@@ -185,10 +204,24 @@ class Sequential(Layer):
     def vjp(
         self, x: Any, state: Any = None, *, rng: Seed = None, **times: Any
     ) -> tuple[tuple[Any, tuple[Any, ...]], Pullback]:
-        """``(y, state), pullback``; then ``dx, dstate = pullback(dy=None, dstate=None, *, grads=None, need_dx=True)``.
+        """Run all layers for training; return the outputs, the state and a pullback.
 
-        ``lengths``, ``resets``, ``mask``, ``masked``, ``clip_step_value``, ``clip_step_norm``, ``cuts`` and ``memory_limit`` go to the
-        layers that take them: see `RNN.vjp`; ``outputs`` is that of the call.
+        ``dx, dstate = pullback(dy=None, dstate=None, *, grads=None, need_dx=True)`` adds the
+        gradients of the parameters to ``model.grads`` (or to ``grads``).
+
+        Args:
+            x: the inputs of the first layer, which must not change until the pullback has run.
+            state: a tuple with one entry a layer, from an earlier call; None: initial states.
+            rng: seed or generator of dropout in all layers; None: each layer's own.
+            **times: the options of the call, and ``clip_step_value``, ``clip_step_norm``, ``cuts``
+                and ``memory_limit``, which go to the recurrent layers: see `Recurrent.vjp`.
+
+        Returns:
+            ``(y, state), pullback``.
+
+        Raises:
+            TypeError: an unknown option, or an argument of the wrong type; the message names it.
+            ValueError: an argument of the wrong shape or value; the message names it.
         """
         x, listed, states, more = self._begin(x, state, times)
         sequences = x if isinstance(x, Ragged) else None
@@ -248,23 +281,61 @@ class Sequential(Layer):
     def quantization_report(
         self, x: Any, state: Any = None, **times: Any
     ) -> ModelQuantizationReport:
-        """Measure what int8 costs in every recurrent layer, on the inputs that it gets: see `RNN.quantization_report`."""
+        """Measure what int8 costs in every recurrent layer, on the inputs that the layer gets.
+
+        Args:
+            x: inputs as in a call.
+            state: state as in a call.
+            **times: options of a call, such as ``lengths`` and ``mask``.
+
+        Returns:
+            The reports by the names of the layers, see `RNN.quantization_report`.
+
+        Raises:
+            TypeError: a model without recurrent layers, or one of float64.
+            ValueError: a model that is not on the CPU; no step, or inputs that are not finite.
+        """
         return report_of(self, x, state, times)
 
     def calibrate(self, x: Any, state: Any = None, **times: Any) -> Sequential:
-        """Choose the `input_scale` of every recurrent layer, from the inputs that it gets: see `RNN.calibrate`. Returns the model.
+        """Choose the `input_scale` of every recurrent layer from data; return the model.
 
         >>> import numpy as np
         >>> import ostinato as ost
-        >>> model = ost.nn.Sequential(ost.nn.GRU(2, 5, precision="int8", rng=0), ost.nn.Linear(5, 1, rng=1))
+        >>> gru = ost.nn.GRU(2, 5, precision="int8", rng=0)
+        >>> model = ost.nn.Sequential(gru, ost.nn.Linear(5, 1, rng=1))
         >>> model.calibrate(np.ones((4, 1, 2), np.float32))[0].input_scale.shape
         (2,)
+
+        Args:
+            x: inputs as in a call; each layer is calibrated on the inputs that it gets.
+            state: state as in a call.
+            **times: options of a call, such as ``lengths`` and ``mask``.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            TypeError: a model without recurrent layers, or one of float64.
+            ValueError: a model that is not on the CPU; no step, or inputs that are not finite. No
+                layer has changed.
         """
         calibrate_all(self, x, state, times)
         return self
 
     def stream(self, batch: int = 1) -> Stream:
-        """Run the whole model one step a call, with states in slots: see `Stream`."""
+        """Return a stream of the whole model: one step a call, with states in slots.
+
+        Args:
+            batch: B, the number of slots, each with a state of its own.
+
+        Returns:
+            The stream, see `Stream`.
+
+        Raises:
+            TypeError: a layer that cannot run step by step.
+            ValueError: a layer that is bidirectional or not on the CPU; batch is less than 1.
+        """
         return Stream(self, batch)
 
     def _join_stream(self, native: Any) -> Any:
@@ -393,3 +464,6 @@ def _like(name: str, given: Any, own: Any) -> Any:
     if not isinstance(given, (tuple, list)) or len(given) != len(own):
         raise TypeError(f"{name}: expected a tuple of {len(own)}, got {type(given).__name__}")
     return tuple(_like(f"{name}[{k}]", a, b) for k, (a, b) in enumerate(zip(given, own)))
+
+
+readable(globals())

@@ -1,4 +1,4 @@
-"""Streams: a model that runs one step a call, and keeps its states in slots."""
+"""Define streams: a model that runs one step a call, and keeps its states in slots."""
 
 from __future__ import annotations
 
@@ -9,12 +9,21 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _check
+from .._annotations import readable
 from .._check import Array
 from ._layer import Layer
 
 
 class Stream:
-    """What ``layer.stream(batch)`` and ``model.stream(batch)`` give: the layers on arrays that stay, one step a call.
+    """Run the layers of a model one step a call, on arrays that stay.
+
+    `Recurrent.stream` and `Sequential.stream` make it. The numbers are those of the model on the
+    whole sequence, bit for bit. A step of all slots allocates nothing. A stream runs one step at a
+    time: make one for each thread.
+
+    A stream holds the weights as they were when it was made. Once the model has changed (a
+    parameter, a precision, an `input_scale`, or the layer became part of a model), a step or a
+    reset is an error: `refresh` takes the new weights and keeps the states.
 
     >>> import numpy as np
     >>> import ostinato as ost
@@ -22,15 +31,13 @@ class Stream:
     >>> stream = model.stream(batch=4)
     >>> y = stream.step(np.ones((4, 3), np.float32))  # all four slots
     >>> y = stream.step(np.ones((2, 3), np.float32), slots=[3, 0])  # two of them
-    >>> stream.reset([1])  # slot 1 begins anew
+    >>> stream.reset([1])  # slot 1 starts from its initial state
     >>> y.shape
     (2, 2)
 
-    The numbers are those of the model on the whole sequence, bit for bit. Nothing is allocated by a step of all slots. One step at a
-    time; make a stream for each thread.
-
-    A stream holds the weights as they were when it was made. Once the model has changed (a parameter, a precision, an `input_scale`,
-    or the layer became part of a model), a step or a reset is an error: `refresh` takes the new weights and keeps the states.
+    Args:
+        model: a recurrent layer or a `Sequential`, on the CPU.
+        batch: B, the number of slots.
     """
 
     def __init__(self, model: Layer, batch: int) -> None:
@@ -61,7 +68,9 @@ class Stream:
         self._y: Array = native.y
 
     def refresh(self) -> None:
-        """Take the weights and settings that the model has now. The states stay as they are, and so does what `x` and `y` hold.
+        """Take the weights and settings that the model has now, and keep the states.
+
+        What `x` and `y` hold is kept as well.
 
         >>> import numpy as np
         >>> import ostinato as ost
@@ -73,8 +82,8 @@ class Stream:
         >>> stream.refresh()  # without it, the next step is an error
         >>> y = stream.step(np.ones((1, 3), np.float32))
 
-        `x`, `y`, `h` and `c` are new arrays then: the old x, h and c become read-only, and the old y NaN, so that a program
-        that keeps on using them is told.
+        `x`, `y`, `h` and `c` are new arrays then: the old x, h and c become read-only, and the old
+        y NaN, so that a program that keeps on using them notices.
 
         Raises:
             ValueError: the model is no longer on the CPU. The stream is as it was.
@@ -95,12 +104,15 @@ class Stream:
 
     @property
     def x(self) -> Array:
-        """``[B,I]``, or ``[B]`` whole numbers where the first layer is an Embedding: fill it and call ``step()``."""
+        """The inputs of the next step: fill it, then call `step`.
+
+        ``[B,I]``, or ``[B]`` whole numbers where the first layer is an Embedding.
+        """
         return self._x
 
     @property
     def y(self) -> Array:
-        """``[B,O]``, written anew by every step."""
+        """The outputs ``[B,O]``, which every step overwrites."""
         return self._y
 
     def step(
@@ -108,17 +120,19 @@ class Stream:
         x: Array | None = None,
         slots: Sequence[int] | npt.NDArray[np.integer[Any]] | None = None,
     ) -> Array:
-        """One step of all slots, or of some.
+        """Run one step of all slots, or of some.
 
         Args:
             x: ``[B,I]``, or ``[len(slots),I]``; None: what `x` holds.
-            slots: which slots the rows of x belong to; each at most once. The others stay as they are.
+            slots: the slots that the rows of x belong to, each at most once; the others stay as
+                they are. None: all, in order.
 
         Returns:
-            `y`, or its first ``len(slots)`` rows: written anew by the next step.
+            `y`, or its first ``len(slots)`` rows, which the next step overwrites.
 
         Raises:
-            ValueError: a slot out of range or given twice, an x of another shape. No state has changed then.
+            ValueError: a slot out of range or given twice, or an x of another shape. No state has
+                changed then.
             RuntimeError: the model has changed since the stream was made: see `refresh`.
         """
         if self._block.changes != self._changes:
@@ -127,7 +141,15 @@ class Stream:
         return y
 
     def reset(self, slots: Sequence[int] | npt.NDArray[np.integer[Any]] | None = None) -> None:
-        """Let slots (None: all) begin anew, from the learned state or zeros."""
+        """Put slots back to their initial state, the learned one or zeros.
+
+        Args:
+            slots: the slots; None: all.
+
+        Raises:
+            ValueError: a slot out of range.
+            RuntimeError: the model has changed since the stream was made: see `refresh`.
+        """
         if self._block.changes != self._changes:
             self._refuse_changed()
         rows: Any = slice(None) if slots is None else self._slots(slots)
@@ -139,7 +161,10 @@ class Stream:
 
     @property
     def state(self) -> Any:
-        """A copy of the states, shaped as the model takes and gives them; may be assigned, to go on from there."""
+        """A copy of the states, shaped as the model takes and gives them.
+
+        It may be assigned, which continues from there.
+        """
         return _copied(self._model._stream_state(self._states))
 
     @state.setter
@@ -148,13 +173,13 @@ class Stream:
 
     @property
     def h(self) -> Array:
-        """Of a recurrent layer: ``[L,B,H]``, the array that the steps work on."""
+        """``h [L,B,H]`` of a recurrent layer: the array that the steps work on."""
         h: Array = self._layer_state()[0]
         return h
 
     @property
     def c(self) -> Array | None:
-        """Of an LSTM: ``[L,B,H]``, the array that the steps work on; None otherwise."""
+        """``c [L,B,H]`` of an LSTM: the array that the steps work on; None for other layers."""
         c: Array | None = self._layer_state()[1]
         return c
 
@@ -209,3 +234,6 @@ def _assign(name: str, into: Any, value: Any, check_only: bool = False) -> None:
             raise TypeError(f"{name}: expected a tuple of {len(into)}, got {type(value).__name__}")
         for k, (i, v) in enumerate(zip(into, value)):
             _assign(f"{name}[{k}]", i, v, check_only)
+
+
+readable(globals())

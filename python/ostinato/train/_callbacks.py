@@ -1,10 +1,11 @@
-"""What a run calls on its way."""
+"""Define callbacks: what a run calls on its way."""
 
 from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING, Any
 
+from .._annotations import readable
 from ._types import Row
 
 if TYPE_CHECKING:
@@ -12,36 +13,67 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Base of callbacks: override what you need. ``trainer.stop(reason)`` ends the run after the step.
+    """Base of callbacks: override what you need.
 
-    An exception of a callback ends the run too: the checkpoint is written and the best parameters are put back first.
+    ``trainer.stop(reason)`` ends the run after the step. An exception of a callback ends the run
+    too: the checkpoint is written and the best parameters are put back first.
+
+    >>> import ostinato as ost
+    >>> class Print(ost.train.Callback):
+    ...     def on_row(self, trainer, row):
+    ...         print(row["epoch"], row["loss"])
+    >>> isinstance(Print(), ost.train.Callback)
+    True
     """
 
     def on_start(self, trainer: Trainer) -> None:
-        """Before the first step."""
+        """Act before the first step.
+
+        Args:
+            trainer: the trainer of the run.
+        """
 
     def on_step(self, trainer: Trainer, step: int, loss: float, norm: float) -> None:
-        """After an update of the parameters: its number from 1 on, its loss, the global norm of its gradients before
-        clipping. With ``tbptt`` a batch makes several, with ``accumulate`` several batches make one."""
+        """Act after an update of the parameters.
+
+        With ``tbptt`` a batch makes several updates, with ``accumulate`` several batches make one.
+
+        Args:
+            trainer: the trainer of the run.
+            step: the number of the update, from 1 on.
+            loss: its loss.
+            norm: the global norm of its gradients before clipping.
+        """
 
     def on_row(self, trainer: Trainer, row: Row) -> None:
-        """After a validation (or an epoch): step, epoch, loss, valid_loss, rate, norm, seconds and the metrics."""
+        """Act after a validation, or after an epoch without one.
+
+        Args:
+            trainer: the trainer of the run.
+            row: step, epoch, loss, valid_loss, rate, norm, seconds and the metrics.
+        """
 
     def on_end(self, trainer: Trainer) -> None:
-        """After the last step, whatever ended the run."""
+        """Act after the last step, whatever ended the run.
+
+        Args:
+            trainer: the trainer of the run.
+        """
 
 
 class TensorBoard(Callback):
-    """Write every row of the history (and the loss of every ``every``-th step) for TensorBoard.
+    """Write every row of the history for TensorBoard, and the loss of every ``every``-th step.
 
-    ``TensorBoard("runs/gru")`` needs the extra ``tensorboard``; the writer of PyTorch is taken where tensorboardX is missing.
+    It needs the extra ``tensorboard``; the writer of PyTorch is taken where tensorboardX is
+    missing. When the run starts there is an ImportError if there is neither.
+
+    >>> import ostinato as ost
+    >>> ost.train.TensorBoard("runs/gru").folder
+    'runs/gru'
 
     Args:
         folder: where the event files go.
         every: steps between two losses; None: rows alone.
-
-    Raises:
-        ImportError: there is neither tensorboardX nor PyTorch with TensorBoard; when the run starts.
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, every: int | None = None) -> None:
@@ -78,3 +110,6 @@ def _summary_writer() -> Any:
                 "TensorBoard needs a writer: pip install 'ostinato[tensorboard]'"
             ) from None
     return SummaryWriter
+
+
+readable(globals())

@@ -1,4 +1,4 @@
-"""The checkpoint of a run: one safetensors file with parameters, optimiser, place and history; checked before it is used."""
+"""Read and write the checkpoint of a run, one safetensors file that is checked before it is used."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import _check, _device, safetensors
+from .._annotations import readable
 from .._check import Array
 from ._types import History, Row
 
@@ -67,7 +68,7 @@ class Saved:
 
 @dataclass
 class Checkpoint:
-    """What a checkpoint of a Trainer holds, for use without one.
+    """Hold what a checkpoint of a Trainer contains, for use without one.
 
     >>> import pathlib, tempfile
     >>> import numpy as np
@@ -75,7 +76,8 @@ class Checkpoint:
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "run.safetensors"
     >>> x = np.zeros((8, 5, 1), np.float32)
     >>> model = ost.nn.GRU(1, 1, batch_first=True, rng=0)
-    >>> history = ost.Trainer(model, ost.losses.MSE()).fit((x, x), checkpoint=path, progress=False)
+    >>> trainer = ost.Trainer(model, ost.losses.MSE())
+    >>> history = trainer.fit((x, x), checkpoint=path, progress=False)
     >>> checkpoint = ost.train.Checkpoint.load(path, which="last")
     >>> model.load_state_dict(checkpoint.parameters)
     >>> checkpoint.step
@@ -83,7 +85,8 @@ class Checkpoint:
 
     Attributes:
         parameters: by name, as `Layer.load_state_dict` takes them.
-        step, epoch: how far the run had come.
+        step: updates of the parameters.
+        epoch: epochs that were done.
         history: its rows, and the best one.
         identity: what `Trainer.fit` was given under that name.
     """
@@ -96,9 +99,17 @@ class Checkpoint:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], which: str = "best") -> Checkpoint:
-        """Read the parameters of the best validation, or ``which="last"``: those of the last step.
+        """Read a checkpoint, with the parameters of the best validation or of the last step.
+
+        Args:
+            path: the file.
+            which: "best" or "last".
+
+        Returns:
+            The checkpoint.
 
         Raises:
+            OSError: the file cannot be read.
             ValueError: the file is no checkpoint, a damaged one, or has no best parameters.
         """
         _check.choice("which", which, ("best", "last"))
@@ -323,3 +334,6 @@ def _unpack(packed: Any, tensors: dict[str, Array], used: list[str]) -> Any:
         return tensors[packed]
     _need(isinstance(packed, list), "a state of another form")
     return tuple(_unpack(p, tensors, used) for p in packed)
+
+
+readable(globals())

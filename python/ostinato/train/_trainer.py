@@ -1,4 +1,4 @@
-"""`Trainer`: a model, a loss and an optimiser, with fit, evaluate and predict."""
+"""Define the Trainer: a model, a loss and an optimiser, with fit, evaluate and predict."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from .. import _check, _device
+from .._annotations import readable
 from .._check import Array
 from .._ragged import Ragged, as_given, flat_flags
 from .._segments import parse as parse_limit
@@ -36,7 +37,7 @@ OUTPUTS = ("all", "last", "last_step")
 
 
 def _instance(name: str, value: Any, kind: type) -> Any:
-    """An object of a kind; a class is made one where it needs no arguments."""
+    """Return an object of a kind; a class is instantiated where it needs no arguments."""
     wanted = f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
     if isinstance(value, type) and issubclass(value, kind):
         try:
@@ -51,25 +52,47 @@ def _instance(name: str, value: Any, kind: type) -> Any:
 
 
 class Trainer:
-    """Trains a model: ``fit``, ``evaluate``, ``predict``.
+    """Train a model: ``fit``, ``evaluate``, ``predict``.
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> x = np.random.default_rng(0).uniform(-0.1, 0.1, (64, 10, 1)).astype(np.float32)
+    >>> gru = ost.nn.GRU(1, 8, batch_first=True, rng=0)
+    >>> model = ost.nn.Sequential(gru, ost.nn.Linear(8, 1, rng=0))
+    >>> trainer = ost.Trainer(model, ost.losses.MSE(), ost.optim.Adam(1e-2))
+    >>> history = trainer.fit((x, x.cumsum(1)), epochs=2, progress=False)
+    >>> trainer.predict(x).shape
+    (64, 10, 1)
 
     Args:
         model: a layer; usually a `Sequential`.
         loss: a `Loss`, or its class; ``loss(y, target, lengths) -> (value, dy)``.
-        optimizer: an `Optimizer`, or its class; it keeps its state between calls of fit. None: ``Adam()``.
-        clip_norm, clip_value: clip gradients by their global norm, or each by value.
-        outputs: what the loss is given: "all": every step's output; "last": the final state of each direction, ``[B,D*H]``;
-            "last_step": the output at the last real step. The two differ with two directions only, where the second half of
-            the last step has seen no more than that step. Layers behind the recurrent ones follow on either.
-        clip_step_value, clip_step_norm: bounds on the gradient at every step on its way back through time; see `nn.RNN.vjp`.
-        memory_limit: a bound on what each recurrent layer keeps for its backward pass, such as "512MB"; see `nn.RNN.vjp`.
-        tbptt: ``(k1, k2)``, truncated backpropagation through time (Williams, Peng 1990, BPTT(h; h') with h = k2, h' = k1): a
-            batch is walked through in strides of k1 steps; the state is carried on, and the gradient of the losses of those k1
-            steps goes back through the last k2 >= k1. Each stride is an update, and so a step of schedules, logs and ``fit``.
-        metrics: a dict of names to `ostinato.train.metrics`, or functions ``(y, target, lengths) -> (sum, count)``; or a list of
-            metrics or of their names, such as ``["accuracy"]``. evaluate and every validation report them. lengths is a bool
-            mask of the steps that count where a batch has a mask, and None for all.
+        optimizer: an `Optimizer`, or its class; it keeps its state between calls of fit. None:
+            ``Adam()``.
+        clip_norm: bound on the global norm of the gradients; None: no bound.
+        clip_value: bound on the absolute value of every gradient; None: no bound.
+        outputs: what the loss is given: "all": every step's output; "last": the final state of each
+            direction, ``[B,D*H]``; "last_step": the output at the last real step. The two differ
+            with two directions only, where the second half of the last step has read that step
+            alone. Layers behind the recurrent ones follow on either.
+        clip_step_value: bound on the gradient of the states at every step; see `nn.RNN.vjp`.
+        clip_step_norm: bound on the norm of that gradient in each row; see `nn.RNN.vjp`.
+        memory_limit: a bound on what each recurrent layer saves for its backward pass, such as
+            "512MB"; see `nn.RNN.vjp`.
+        tbptt: ``(k1, k2)``, truncated backpropagation through time (Williams, Peng 1990, BPTT(h;
+            h') with h = k2, h' = k1): a batch is run in strides of k1 steps; the state is carried
+            on, and the gradient of the losses of those k1 steps goes back through the last k2 >=
+            k1. Each stride is an update, and so a step of schedules, logs and ``fit``.
+        metrics: a dict of names to `ostinato.train.metrics`, or functions
+            ``(y, target, lengths) -> (sum, count)``; or a list of metrics or of their names, such
+            as ``["accuracy"]``. evaluate and every validation report them. lengths is a bool mask
+            of the steps that count where a batch has a mask, and None for all.
         callbacks: `Callback` objects.
+
+    Raises:
+        KeyError: a pattern of the optimiser's groups that matches no parameter.
+        TypeError: an argument of the wrong type.
+        ValueError: an option that the model does not have, or layers of two layouts.
     """
 
     def __init__(
@@ -153,7 +176,11 @@ class Trainer:
         self.__dict__.update(state, _running=threading.Lock())
 
     def stop(self, reason: str = "stopped by a callback") -> None:
-        """End the run after the present step."""
+        """End the run after the present step.
+
+        Args:
+            reason: what `History.stopped` says.
+        """
         self._stop = reason
 
     def _form(self) -> Form:
@@ -167,11 +194,15 @@ class Trainer:
     # -- evaluate ------------------------------------------------------------------------------------------------
 
     def evaluate(self, data: Any, target: Any = None, *, batch_size: int = 32) -> Row:
-        """Return the mean loss over ``data`` and the metrics, without training: ``{"loss": ..., ...}``.
+        """Return the mean loss over data and the metrics, without training.
 
         Args:
-            data, target: as the training data of `fit`.
-            batch_size: for arrays.
+            data: as the training data of `fit`.
+            target: ``evaluate(x, target)`` is ``evaluate((x, target))``.
+            batch_size: samples of a batch, for arrays.
+
+        Returns:
+            ``{"loss": ..., ...}`` with the metrics by their names.
 
         Raises:
             ValueError: there is no batch, or no step that counts.
@@ -226,14 +257,23 @@ class Trainer:
         masked: str = "repeat",
         batch_size: int = 32,
     ) -> Any:
-        """Return outputs for samples ``x [N,T,...]``: ``[N,T,...]``, or ``[N,...]`` with outputs of one step.
+        """Return the outputs of the model for samples.
 
         Args:
-            x: the samples; or a `Ragged` or a list of ``[n,...]``, whose outputs (of all steps) are then of the same kind.
-            lengths: ``[N]``.
-            mask, resets: bool ``[N,T]``, or cut as the sequences of x; see `nn.RNN`.
-            masked: what a masked step's output is, "repeat" or "zero".
+            x: the samples ``[N,T,...]``; or a `Ragged` or a list of ``[n,...]``, whose outputs (of
+                all steps) are then of the same kind.
+            lengths: ``[N]``; None: every sample has T steps.
+            mask: bool ``[N,T]``, or cut as the sequences of x; see `nn.RNN`.
+            resets: bool ``[N,T]``, or cut as the sequences of x; see `nn.RNN`.
+            masked: what the output of a masked step is, "repeat" or "zero".
             batch_size: samples that are run at a time.
+
+        Returns:
+            ``[N,T,...]``, or ``[N,...]`` with outputs of one step.
+
+        Raises:
+            TypeError: an argument of the wrong type.
+            ValueError: an argument of the wrong shape or value, or x that is not finite.
         """
         _check.positive("batch_size", batch_size)
         listed = isinstance(x, (list, tuple))
@@ -325,43 +365,62 @@ class Trainer:
         log: str | os.PathLike[str] | None = None,
         progress: bool = True,
     ) -> History:
-        """Train.
+        """Train the model.
 
-        A step is an update of the parameters, here and in schedules, logs and callbacks: one a batch; with ``tbptt`` one a
-        stride; with ``accumulate`` one for so many batches. A batch of which nothing counts (padding alone) makes none.
+        A step is an update of the parameters, here and in schedules, logs and callbacks: one a
+        batch; with ``tbptt`` one a stride; with ``accumulate`` one for so many batches. A batch of
+        which nothing counts (padding alone) makes none.
 
         Args:
-            train, validation: ``(x [N,T,...], target[, lengths [N]])``; or ``(x, target)`` with x a `Ragged` or a list of
-                ``[n,...]``; or an iterable of batches ``(x, target[, lengths])`` in the model's layout, such as a loader of
-                `ostinato.data` or a DataLoader of PyTorch. In place of lengths there may be a dict with any of lengths, resets,
-                mask (masked steps do not count in the loss), masked, and weights (of samples ``[N]`` or of steps ``[N,T]``; the
-                loss is then a weighted mean). Whole arrays need recurrent layers with ``batch_first=True``.
+            train: ``(x [N,T,...], target[, lengths [N]])``; or ``(x, target)`` with x a `Ragged` or
+                a list of ``[n,...]``; or an iterable of batches ``(x, target[, lengths])`` in the
+                model's layout, such as a loader of `ostinato.data` or a DataLoader of PyTorch. In
+                place of lengths there may be a dict with any of lengths, resets, mask (masked steps
+                do not count in the loss), masked, and weights (of samples ``[N]`` or of steps
+                ``[N,T]``; the loss is then a weighted mean). Whole arrays need recurrent layers
+                with ``batch_first=True``.
             target: ``fit(x, target)`` is ``fit((x, target))``.
-            epochs, steps: when to end; whichever comes first. Neither: one epoch.
-            batch_size, shuffle: for arrays.
-            seed: of all that draws in the run: the order of the samples, and dropout in every layer.
+            validation: data as train, on which the loss and the metrics are measured; None: none.
+            epochs: when to end; None: by steps alone, or one epoch without steps.
+            steps: when to end, if that comes first; None: by epochs alone.
+            batch_size: samples of a batch, for arrays.
+            shuffle: whether every epoch has a new order, for arrays.
+            seed: seed of all that draws in the run: the order of the samples, and dropout in every
+                layer.
             accumulate: batches for an update, whose gradient is that of their common mean loss.
-            validate_every: steps between validations; None: after every epoch. The end of the run is validated as well.
-            monitor: what is watched by patience, ``restore_best`` and `optim.ReduceOnPlateau`: "valid_loss", or "valid_" and the
-                name of a metric.
+            validate_every: steps between validations; None: after every epoch. The end of the run
+                is validated as well.
+            monitor: what patience, ``restore_best`` and `optim.ReduceOnPlateau` watch:
+                "valid_loss", or "valid_" and the name of a metric.
             mode: "min" or "max": which way is better; None: as the metric says.
-            patience: end after so many validations without a better figure (by ``min_delta``).
+            patience: end after so many validations without a better figure (by ``min_delta``);
+                None: never.
             min_delta: what patience takes for better; the best is the best all the same.
-            restore_best: end with the parameters of the best validation, also after an error, NaN, Ctrl-C or SIGTERM.
-            checkpoint: a file, written whole after every validation, every ``checkpoint_every`` steps, at the end and when
-                anything ends the run early; only parameters with which the loss has been found finite go into it.
-            resume: go on from that file if it is there, else begin; the end is bit for bit that of a run without a stop.
-            overwrite: begin anew, and write over a checkpoint and a log that are there.
-            identity: facts that JSON can hold, such as an alphabet; a run is resumed with equal ones only.
+            restore_best: whether to end with the parameters of the best validation, also after an
+                error, NaN, Ctrl-C or SIGTERM.
+            checkpoint: a file, written whole after every validation, every ``checkpoint_every``
+                steps, at the end and when anything ends the run early; only parameters with which
+                the loss has been found finite go into it.
+            checkpoint_every: steps between checkpoints, beside those above; None: no others.
+            resume: whether to continue from that file if it is there; the end is bit for bit that
+                of a run without a stop.
+            overwrite: whether to write over a checkpoint and a log that are there.
+            identity: facts that JSON can hold, such as an alphabet; a run is resumed with equal
+                ones only.
             log: a CSV file, a line for every row of the history.
-            progress: a bar on standard error (that of tqdm, where it is installed), or, where that is no terminal, a line for
-                every row of the history.
+            progress: whether to show a bar on standard error (that of tqdm, where it is installed),
+                or, where that is no terminal, a line for every row of the history.
+
+        Returns:
+            The rows of the run, the best one, and why it ended.
 
         Raises:
-            Diverged: the loss or the gradients are not finite; the message names the step, the last good checkpoint, and
-                whether x, target or neither held the first value that was not.
-            FileExistsError: a checkpoint or log is there, and neither ``resume`` nor ``overwrite`` was given.
-            KeyboardInterrupt: Ctrl-C, after the step was ended and the checkpoint written. SIGTERM raises SystemExit likewise.
+            Diverged: the loss or the gradients are not finite; the message names the step, the last
+                good checkpoint, and whether x, target or neither held the first value that was not.
+            FileExistsError: a checkpoint or log is there, and neither ``resume`` nor ``overwrite``
+                was given.
+            KeyboardInterrupt: Ctrl-C, after the step was ended and the checkpoint written. SIGTERM
+                raises SystemExit likewise.
         """
         if not self._running.acquire(blocking=False):
             raise RuntimeError("fit: this trainer is training already, in another thread")
@@ -516,3 +575,6 @@ def _feed(metric: _metrics.Metric, y: Array, target: Array, counts: Any, batch: 
         on = np.arange(batch.steps)[:, None] < np.asarray(counts)
         counts = on if batch.time_major else on.T
     metric.update(y, target, counts)
+
+
+readable(globals())

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .. import _device
+from .._annotations import readable
 from .._ragged import Ragged
 
 Row = dict[str, float]
@@ -15,7 +16,10 @@ THIRD = ("lengths", "resets", "mask", "masked", "weights")
 
 
 class Diverged(RuntimeError):
-    """The loss or the gradients are no longer finite; the parameters are those before that step."""
+    """Tell that the loss or the gradients are no longer finite.
+
+    The parameters are those before that step.
+    """
 
 
 def diverged(message: str) -> Diverged:
@@ -62,12 +66,33 @@ class Batch:
 
 @dataclass
 class History:
-    """What a run went through: a row for every validation (or epoch), the best one, and why it ended."""
+    """Hold what a run went through.
+
+    >>> import ostinato as ost
+    >>> history = ost.train.History([{"step": 1.0, "epoch": 1.0, "loss": 0.5}])
+    >>> history.column("loss")
+    [0.5]
+
+    Attributes:
+        rows: a row for every validation, or epoch without one.
+        best: the row with the best monitored figure; None without validation.
+        stopped: why the run ended.
+    """
 
     rows: list[Row] = field(default_factory=list)
     best: Row | None = None
     stopped: str = ""
 
     def column(self, name: str) -> list[float]:
-        """One figure over the rows."""
+        """Return one figure over the rows that have it.
+
+        Args:
+            name: such as "loss" or "valid_loss".
+
+        Returns:
+            The figures in the order of the rows.
+        """
         return [row[name] for row in self.rows if name in row]
+
+
+readable(globals())

@@ -1,12 +1,13 @@
-"""Metrics: figures beside the loss, for `Trainer(metrics=...)`.
+"""Define metrics: figures beside the loss, for `Trainer(metrics=...)`.
 
-A metric gathers what it needs batch by batch and computes its figure at the end, so that a mean of batches is never taken
-for the figure of all. Each evaluation works on a copy of its own.
+A metric gathers what it needs batch by batch and computes its figure at the end, so that a mean
+over batches is never taken for the figure of all. Each evaluation works on a copy of its own.
 
 >>> import numpy as np
 >>> from ostinato.train.metrics import Accuracy
 >>> accuracy = Accuracy()
->>> accuracy.update(np.array([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0]]), np.array([0, 1, 1]))
+>>> y, target = np.array([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0]]), np.array([0, 1, 1])
+>>> accuracy.update(y, target)
 >>> round(accuracy.compute(), 3)
 0.667
 """
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from .. import _check, _device
+from .._annotations import readable
 from .._check import Array
 from ..losses import CrossEntropy
 
@@ -28,6 +30,21 @@ __all__ = ["F1", "MAE", "Accuracy", "BitsPerCharacter", "Metric"]
 
 class Metric:
     """Base of the metrics; derive from it to write your own.
+
+    >>> import numpy as np
+    >>> class Largest(Metric):
+    ...     name, mode = "largest", "min"
+    ...     def reset(self):
+    ...         self.value = 0.0
+    ...     def update(self, y, target, on=None):
+    ...         self.value = max(self.value, float(np.abs(y - target).max()))
+    ...     def compute(self):
+    ...         return self.value
+    >>> largest = Largest()
+    >>> largest.reset()
+    >>> largest.update(np.array([1.0]), np.array([3.0]))
+    >>> largest.compute()
+    2.0
 
     Attributes:
         name: what it is called where a list of metrics is given.
@@ -38,15 +55,35 @@ class Metric:
     mode: str | None = None
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Forget all batches.
+
+        Raises:
+            TypeError: the metric does not define it.
+        """
         raise TypeError(f"{type(self).__name__} does not define reset")
 
     def update(self, y: Array, target: Array, on: Array | None = None) -> None:
-        """Take a batch: outputs, targets, and a bool mask of the first two axes of y, where not all of it counts."""
+        """Take a batch.
+
+        Args:
+            y: outputs.
+            target: what they should be.
+            on: bool mask of the first two axes of y, True where it counts; None: everything counts.
+
+        Raises:
+            TypeError: the metric does not define it.
+        """
         raise TypeError(f"{type(self).__name__} does not define update")
 
     def compute(self) -> float:
-        """Return the figure of all batches; NaN without any."""
+        """Compute the figure of all batches.
+
+        Returns:
+            The figure; NaN without any batch.
+
+        Raises:
+            TypeError: the metric does not define it.
+        """
         raise TypeError(f"{type(self).__name__} does not define compute")
 
 
@@ -60,22 +97,35 @@ def _counted(y: Array, target: Array, on: Array | None) -> tuple[Array, Array]:
 
 
 class _Mean(Metric):
-    """A metric that is a sum over a count."""
+    """Base of metrics that are a sum over a count."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
+        """Forget all batches."""
         self._sum, self._count = 0.0, 0.0
 
     def compute(self) -> float:
+        """Compute the figure of all batches.
+
+        Returns:
+            The figure; NaN without any batch.
+        """
         return self._sum / self._count if self._count else math.nan
 
 
 class Accuracy(_Mean):
-    """The share of targets that are met.
+    """Fraction of targets that are met.
 
-    Of logits ``[...,V]`` and class numbers ``[...]``, or of logits of one class and targets of 0 and 1 in the same shape.
+    Outputs are logits ``[...,V]`` for class numbers ``[...]``, or logits of one class for targets
+    of 0 and 1 in the same shape.
+
+    >>> import numpy as np
+    >>> accuracy = Accuracy()
+    >>> accuracy.update(np.array([[2.0, 1.0], [0.0, 3.0]]), np.array([0, 0]))
+    >>> accuracy.compute()
+    0.5
 
     Args:
         ignore_index: targets of this number do not count.
@@ -88,6 +138,16 @@ class Accuracy(_Mean):
         self.ignore_index = ignore_index
 
     def update(self, y: Array, target: Array, on: Array | None = None) -> None:
+        """Take a batch.
+
+        Args:
+            y: logits.
+            target: class numbers, or 0 and 1.
+            on: bool mask of the first two axes of y, True where it counts; None: everything counts.
+
+        Raises:
+            ValueError: a target of another shape.
+        """
         guess, target = _classes(*_counted(y, target, on))
         known = target != self.ignore_index
         self._sum += float(((guess == target) & known).sum())
@@ -107,12 +167,21 @@ def _classes(y: Array, target: Array) -> tuple[Array, Array]:
 
 
 class F1(Metric):
-    """The F1 score ``2 tp / (2 tp + fp + fn)`` from counts over all batches.
+    """F1 score ``2 tp / (2 tp + fp + fn)``, from counts over all batches.
+
+    >>> import numpy as np
+    >>> f1 = F1("micro")
+    >>> f1.update(np.array([[2.0, 1.0], [0.0, 3.0]]), np.array([0, 0]))
+    >>> f1.compute()
+    0.5
 
     Args:
-        average: "macro": the mean over the classes that occur in targets or outputs; "micro": one score from the counts of all
-            classes; "binary": that of class 1.
+        average: "macro": the mean over the classes that occur in targets or outputs; "micro": one
+            score from the counts of all classes; "binary": that of class 1.
         ignore_index: targets of this number do not count.
+
+    Raises:
+        ValueError: an unknown average.
     """
 
     name, mode = "f1", "max"
@@ -123,9 +192,20 @@ class F1(Metric):
         self.reset()
 
     def reset(self) -> None:
+        """Forget all batches."""
         self._counts = np.zeros((3, 2))  # tp, fp, fn by class
 
     def update(self, y: Array, target: Array, on: Array | None = None) -> None:
+        """Take a batch.
+
+        Args:
+            y: logits.
+            target: class numbers, or 0 and 1.
+            on: bool mask of the first two axes of y, True where it counts; None: everything counts.
+
+        Raises:
+            ValueError: a target of another shape.
+        """
         guess, target = (a.reshape(-1) for a in _classes(*_counted(y, target, on)))
         known = target != self.ignore_index
         guess, target = guess[known], target[known]
@@ -136,6 +216,11 @@ class F1(Metric):
             self._counts[k] += np.bincount(classes, minlength=size)
 
     def compute(self) -> float:
+        """Compute the score of all batches.
+
+        Returns:
+            The score; NaN without any target.
+        """
         tp, fp, fn = self._counts
         total = 2 * tp + fp + fn
         if not total.any():
@@ -149,11 +234,28 @@ class F1(Metric):
 
 
 class MAE(_Mean):
-    """The mean absolute error over all elements that count."""
+    """Mean absolute error over all elements that count.
+
+    >>> import numpy as np
+    >>> mae = MAE()
+    >>> mae.update(np.array([1.0, 2.0]), np.array([1.0, 4.0]))
+    >>> mae.compute()
+    1.0
+    """
 
     name, mode = "mae", "min"
 
     def update(self, y: Array, target: Array, on: Array | None = None) -> None:
+        """Take a batch.
+
+        Args:
+            y: outputs.
+            target: what they should be.
+            on: bool mask of the first two axes of y, True where it counts; None: everything counts.
+
+        Raises:
+            ValueError: a target of another shape.
+        """
         y, target = _counted(y, target, on)
         if y.shape != target.shape:
             raise ValueError(f"target: expected the shape of y {y.shape}, got {target.shape}")
@@ -162,7 +264,17 @@ class MAE(_Mean):
 
 
 class BitsPerCharacter(_Mean):
-    """The cross entropy of logits ``[...,V]`` and class numbers ``[...]`` in bits: that of `CrossEntropy` over log 2."""
+    """Cross entropy of logits ``[...,V]`` and class numbers ``[...]`` in bits.
+
+    >>> import numpy as np
+    >>> bits = BitsPerCharacter()
+    >>> bits.update(np.zeros((3, 2)), np.array([0, 1, 1]))
+    >>> round(bits.compute(), 3)
+    1.0
+
+    Args:
+        ignore_index: targets of this number do not count.
+    """
 
     name, mode = "bits_per_character", "min"
 
@@ -171,13 +283,23 @@ class BitsPerCharacter(_Mean):
         self._loss = CrossEntropy(ignore_index=ignore_index)
 
     def update(self, y: Array, target: Array, on: Array | None = None) -> None:
+        """Take a batch.
+
+        Args:
+            y: logits.
+            target: class numbers.
+            on: bool mask of the first two axes of y, True where it counts; None: everything counts.
+
+        Raises:
+            ValueError: a target of another shape, or a class number out of range.
+        """
         total, count, _ = self._loss.parts(*_counted(y, target, on), gradient=False)
         self._sum += total / math.log(2)
         self._count += count
 
 
 class Function(_Mean):
-    """A function ``(y, target, lengths) -> (sum, count)`` as a metric."""
+    """Wrap a function ``(y, target, lengths) -> (sum, count)`` as a metric."""
 
     def __init__(self, function: Callable[[Array, Array, Any], tuple[float, float]]) -> None:
         super().__init__()
@@ -196,7 +318,7 @@ KNOWN: dict[str, type[Metric]] = {str(m.name): m for m in (Accuracy, F1, MAE, Bi
 
 
 def named(metrics: Mapping[str, Any] | Sequence[Any] | None) -> dict[str, Metric]:
-    """Metrics by name, from a dict of names or a list of metrics or of names that are known."""
+    """Return metrics by name, from a dict, or from a list of metrics or of names that are known."""
     if metrics is None:
         return {}
     if not isinstance(metrics, Mapping):
@@ -237,3 +359,6 @@ def _made(metric: Any) -> Metric | None:
     if isinstance(metric, type) and issubclass(metric, Metric):
         return metric()
     return Function(metric) if callable(metric) else None
+
+
+readable(globals())

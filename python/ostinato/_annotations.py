@@ -1,0 +1,58 @@
+"""Annotations that ``help`` shows as types: ``int | None`` and not ``'int | None'``."""
+
+from __future__ import annotations
+
+import re
+from types import FunctionType
+from typing import Any
+
+# What stands behind the short names of the package, as a reader of `help` knows it.
+_MEANINGS = {
+    "Array": "ndarray",
+    "Seed": "int | Generator | None",
+    "Sequences": "ndarray | Ragged | list[ndarray]",
+    "State": "ndarray | tuple[ndarray, ndarray] | None",
+    "Row": "dict[str, float]",
+    "Shape": "tuple[int, ...]",
+    "npt.NDArray[np.int64]": "ndarray",
+    "npt.NDArray[np.integer[Any]]": "ndarray",
+    "npt.DTypeLike": "DTypeLike",
+    "npt.ArrayLike": "ArrayLike",
+}
+_SHORT = re.compile("|".join(rf"(?<![\w.]){re.escape(n)}(?!\w)" for n in _MEANINGS))
+
+
+class Annotation(str):
+    """The text of an annotation, whose ``repr`` has no quotes and spells out our own names."""
+
+    def __repr__(self) -> str:
+        return _SHORT.sub(lambda m: _MEANINGS[m[0]], str(self))
+
+
+def readable(namespace: dict[str, Any]) -> None:
+    """Let ``help`` show the annotations of a module's functions and classes as types.
+
+    ``typing.get_type_hints`` finds what it found before: the text itself does not change.
+
+    Args:
+        namespace: the globals of the module, at its end.
+    """
+    for value in namespace.values():
+        if getattr(value, "__module__", None) != namespace["__name__"]:
+            continue
+        if isinstance(value, FunctionType):
+            _unquote(value)
+        elif isinstance(value, type):
+            for member in vars(value).values():
+                member = getattr(member, "__func__", member)  # of a class or static method
+                if isinstance(member, FunctionType):
+                    _unquote(member)
+
+
+def _unquote(function: FunctionType) -> None:
+    """Replace texts among the annotations of a function by ones that are shown without quotes."""
+    function = getattr(function, "__wrapped__", function)  # below a decorator
+    notes = function.__annotations__
+    for name, note in notes.items():
+        if type(note) is str:
+            notes[name] = Annotation(note)
