@@ -61,6 +61,13 @@ struct Rows {
   const Index* ends = nullptr;
 };
 
+// Which row of a table (an embedding) each (t, b) reads as its input: what depends on the input alone is then made once for each
+// of the table's N rows. Backward, product 0 has the row's number for its operand, so the gradient of its weights has N columns.
+struct Lookup {
+  Rows<const Index> ids{};  // [T,B,1]; data null: x is read instead
+  Index rows = 0;           // N
+};
+
 // Returns non-zero to stop a long call (a pending Ctrl-C). Called on the calling thread only.
 struct Poll {
   int (*ask)(void*);
@@ -99,6 +106,8 @@ struct ForwardCall {
   T* saved;                        // tape [T][position][saved*padded H]; null in inference
   T* cells;                        // tape [T][position][padded H] of c, for cells with two states; null in inference
   Poll poll;
+  Lookup lookup;
+  const T* projected;  // with a lookup: what `project` made of the table
 };
 
 // What may be done to the gradient on its way back through time, and what is learnt on the way. All may be null or 0: nothing.
@@ -137,6 +146,8 @@ struct BackwardCall {
   bool resume;  // they hold those of later steps
   bool more;    // earlier steps are still to come: nothing is added to the gradients yet
   Poll poll;
+  Lookup lookup;       // then gradients.weight_ih is [gates*H, N], of the table times the weights, and dx is not wanted
+  const T* projected;  // as forward
 };
 
 enum Status : int { kOk = 0, kStopped = 1, kNoMemory = 2 };
@@ -161,6 +172,8 @@ template <class T>
 struct CellKernels {
   Index (*packed_size)(Index input, Index hidden, bool backward);  // elements
   int (*pack)(const RawWeights<T>&, Index input, Index hidden, bool backward, T* memory, PackedWeights<T>* out);
+  Index (*projected_size)(Index rows, Index hidden);                              // elements
+  int (*project)(const PackedWeights<T>&, Index rows, const T* x, T* projected);  // W x + bias of every row of a table [rows,I]
   int (*forward)(const ForwardCall<T>* calls, int count, bool chained);
   int (*backward)(const BackwardCall<T>* calls, int count, bool chained);  // chained: from the top layer down
   Index (*sums_size)(Index batch, Index input, Index hidden,

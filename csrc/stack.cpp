@@ -203,6 +203,17 @@ Times times_of(const StackCall<T>& call, bool reverse) {
           call.offsets.empty() ? nullptr : call.offsets.data(), call.tape.empty() ? nullptr : call.tape.data()};
 }
 
+// What each direction of the first layer makes of the table that its input is looked up in.
+template <class T>
+int project_table(const PackedStack<T>& packed, const StackCall<T>& call, std::vector<Buffer<T>>* out) {
+  const Index rows = call.lookup.rows;
+  for (int d = 0; d < packed.shape.directions; ++d) {
+    out->emplace_back(packed.cell().projected_size(rows, packed.shape.hidden), "projected rows of the table");
+    if (const int status = packed.cell().project(packed.parts[d], rows, call.x.data, out->back().get())) return status;
+  }
+  return kOk;
+}
+
 template <class T>
 int stack_forward(const PackedStack<T>& packed, const StackCall<T>& call, Tape<T>* tape) {
   const StackShape& s = packed.shape;
@@ -210,6 +221,10 @@ int stack_forward(const PackedStack<T>& packed, const StackCall<T>& call, Tape<T
   const Index rows = call.steps * call.batch, padded = packed.padded_hidden();
   const Index state = call.batch * s.hidden;
   std::vector<Buffer<T>> spare(std::size_t(s.layers));  // outputs of the layers below the last
+  std::vector<Buffer<T>> tables;
+  const std::vector<Buffer<T>>& projected = tape ? tape->projected : tables;
+  if (call.lookup.ids.data)
+    if (const int status = project_table(packed, call, tape ? &tape->projected : &tables)) return status;
   Rows<const T> x = call.x;
   for (const GroupPlan& group : stack_plan(packed.cell(), s, call.steps, call.batch, call.dropout > 0, false)) {
     std::vector<ForwardCall<T>> calls;
@@ -229,6 +244,7 @@ int stack_forward(const PackedStack<T>& packed, const StackCall<T>& call, Tape<T
         if (call.restart_h) f.restart_h = call.restart_h + part * s.hidden;
         if (call.restart_c) f.restart_c = call.restart_c + part * s.hidden;
         f.x = x;
+        if (layer == 0 && call.lookup.ids.data) f.lookup = call.lookup, f.projected = projected[d].get();
         f.y = {y.data + d * s.hidden, y.t, y.b, y.starts, y.ends};
         if (call.h0) f.h0 = call.h0 + part * state;
         if (call.c0) f.c0 = call.c0 + part * state;
@@ -305,6 +321,7 @@ int stack_backward(const Tape<T>& tape, const StackGradients<T>& g, Poll poll) {
         if (g.dcells.data) b.control.dcells.data += part * g.dcells_part;
         if (g.flow) b.control.flow = g.flow + part * call.steps * packed.traits().states;
         b.x = x;
+        if (layer == 0 && call.lookup.ids.data) b.lookup = call.lookup, b.projected = tape.projected[d].get();
         b.y = {y.data + d * s.hidden, y.t, y.b, y.starts, y.ends};
         if (call.h0) b.h0 = call.h0 + part * state;
         if (call.c0) b.c0 = call.c0 + part * state;

@@ -75,7 +75,9 @@ struct PackedStack {
 template <class T>
 struct StackCall {
   Index steps = 0, batch = 0;
-  Rows<const T> x{};                     // [T,B,I]
+  Rows<const T> x{};  // [T,B,I]; with a lookup the table: [N] rows, x.b apart
+  Lookup lookup{};    // of the first layer; its ids point to `ids`
+  std::vector<Index> ids;
   Rows<T> y{};                           // [T,B,D*H]
   const T *h0 = nullptr, *c0 = nullptr;  // [L*D,B,H]
   T *hn = nullptr, *cn = nullptr;
@@ -103,6 +105,7 @@ struct Tape {
   bool states_only = false;             // saved is empty: the backward pass makes it again, a chunk at a time
   std::vector<Buffer<T>> outputs;       // of layers below the last, as they were
   std::vector<Buffer<T>> dropped;       // the same after dropout; empty without
+  std::vector<Buffer<T>> projected;     // what the first layer's directions made of a table; empty without
 };
 
 // Which layers run as one group of kernel calls, and how: what stack_forward and stack_backward do, for explain().

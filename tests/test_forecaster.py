@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ostinato.tasks.forecaster import Forecaster, ForecastOptions, Pinball, seasonal_naive
+from ostinato.tasks.forecaster import (
+    Forecaster,
+    ForecastOptions,
+    Pinball,
+    _students_factor,
+    seasonal_naive,
+)
 
 QUICK = ForecastOptions(horizon=6, epochs=3, members=2, hidden=8)
 
@@ -407,3 +413,11 @@ def test_forecasts_of_values_and_of_logarithms_are_averaged() -> None:
     one = _Series(growing, 12, 6, True, *nothing(240))
     one.choose(240)
     assert [s.log for s in one.smoothers] == [True]  # the values err far more: they are left out
+
+
+def test_bands_of_few_held_out_horizons_are_wider_by_students_factor() -> None:
+    for freedom, quantile in ((3, 1.6377), (5, 1.4759), (10, 1.3722), (100, 1.2901)):
+        factor = _students_factor(0.9, freedom)
+        assert factor == pytest.approx(quantile / 1.2816, rel=5e-3)
+    assert _students_factor(0.975, 5) == pytest.approx(2.5706 / 1.9600, rel=5e-3)
+    assert _students_factor(0.5, 3) == 1.0

@@ -105,7 +105,7 @@ std::shared_ptr<PackedStack<T>> pack_stack(const std::string& cell, Index input,
 template <class T>
 struct PyTape {
   Tape<T> tape;
-  py::object x, y, h0, c0, restart_h, restart_c;
+  py::object x, y, h0, c0, restart_h, restart_c, table;
   bool batch_first, resets, ragged;
 };
 
@@ -135,19 +135,40 @@ std::vector<Axis> flag_axes(bool ragged, Index steps, Index batch, Index rows) {
   return ragged ? std::vector<Axis>{{"N", rows}} : std::vector<Axis>{{"T", steps}, {"B", batch}};
 }
 
+// The numbers of a table's rows that x reads, in the order of time.
+std::vector<Index> checked_rows(const View<Index>& x, Index rows) {
+  std::vector<Index> out;
+  out.reserve(std::size_t(x.size()));
+  const bool flat = x.shape.size() == 2;
+  for (Index i = 0; i < x.shape[0]; ++i)
+    for (Index k = 0; k < (flat ? 1 : x.shape[1]); ++k) {
+      out.push_back(x.data[i * x.strides[0] + (flat ? 0 : k * x.strides[1])]);
+      if (out.back() < 0 || out.back() >= rows)
+        fail("x", "indices from 0 to " + std::to_string(rows - 1), std::to_string(out.back()) + " at step " + std::to_string(i));
+    }
+  return out;
+}
+
 template <class T>
 py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, const py::object& h0, const py::object& c0,
                   const py::object& lengths, bool batch_first, const py::object& out, bool train, double dropout, std::uint64_t key,
                   const py::object& resets, const py::object& mask, bool repeat, const py::object& restart_h, const py::object& restart_c,
                   Index first_step, const py::object& held, const py::object& resets_after, const py::object& restarted,
-                  const py::object& order, const py::object& starts, Index span, bool states_only) {
+                  const py::object& order, const py::object& starts, Index span, bool states_only, const py::object& table) {
   const StackShape& s = packed->shape;
   const bool has_cells = packed->traits().states > 1;
   const bool ragged = !starts.is_none();
-  const auto xv = ragged ? view<T>(x, "x", {{"N", -1}, {"I", s.input}})
-                         : time_major(view<T>(x, "x", sequence_axes(-1, -1, "I", s.input, batch_first)), batch_first);
+  const auto sequences = [&](auto kind, const char* width_name, Index width) {
+    using E = decltype(kind);
+    return ragged ? view<E>(x, "x", {{"N", -1}, {width_name, width}})
+                  : time_major(view<E>(x, "x", sequence_axes(-1, -1, width_name, width, batch_first)), batch_first);
+  };
+  const bool lookup = !table.is_none();
+  const auto xv = lookup ? View<T>{} : sequences(T(), "I", s.input);
+  const auto iv = lookup ? sequences(Index(), "1", 1) : View<Index>{};
+  const std::vector<Index>& shape = lookup ? iv.shape : xv.shape;
   const auto sv = optional_view<Index>(starts, "starts", {{"B", -1}}, Strides::kContiguous);
-  const Index steps = ragged ? span : xv.shape[0], batch = ragged ? sv.shape[0] : xv.shape[1];
+  const Index steps = ragged ? span : shape[0], batch = ragged ? sv.shape[0] : shape[1];
   const Index parts = s.layers * s.directions;
   const std::vector<Axis> state{{parts == 1 ? "1" : "L*D", parts}, {"B", batch}, {"H", s.hidden}};
   const auto h0v = optional_view<T>(h0, "h0", state), c0v = optional_view<T>(c0, "c0", state);
@@ -163,8 +184,8 @@ py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, c
       if (lv.data[b] < 0 || lv.data[b] > steps)
         fail("lengths", "values from 0 to T = " + std::to_string(steps), std::to_string(lv.data[b]) + " at b = " + std::to_string(b));
   }
-  if (ragged) place_rows(sv.data, lv.data, batch, xv.shape[0], &call.starts[0], &call.ends[0]);
-  const std::vector<Axis> flags = flag_axes(ragged, steps, batch, xv.shape[0]);
+  if (ragged) place_rows(sv.data, lv.data, batch, shape[0], &call.starts[0], &call.ends[0]);
+  const std::vector<Axis> flags = flag_axes(ragged, steps, batch, shape[0]);
   const auto resets_view = optional_view<std::uint8_t>(resets, "resets", flags);
   const auto mask_view = optional_view<std::uint8_t>(mask, "mask", flags);
   if ((resets_view.data || mask_view.data) && steps > 2147483640)  // the tables count steps in 32 bits
@@ -199,7 +220,7 @@ py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, c
     if (out.is_none()) y = new_array<T>({rows, s.width()});
   } else if (out.is_none())
     y = batch_first ? new_array<T>({batch, steps, s.width()}) : new_array<T>({steps, batch, s.width()});
-  auto yv = ragged ? view<T>(y, "out", {{"N", out.is_none() ? -1 : xv.shape[0]}, {"D*H", s.width()}}, Strides::kUnitLast, true)
+  auto yv = ragged ? view<T>(y, "out", {{"N", out.is_none() ? -1 : shape[0]}, {"D*H", s.width()}}, Strides::kUnitLast, true)
                    : time_major(view<T>(y, "out", sequence_axes(steps, batch, "D*H", s.width(), batch_first), Strides::kUnitLast, true),
                                 batch_first);
   const auto rows_of = [&](const View<T>& v, int k) {
@@ -212,12 +233,20 @@ py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, c
                        : st >= sb ? (batch < 2 || sb >= width) && (steps < 2 || st >= (batch - 1) * sb + width)
                                   : (steps < 2 || st >= width) && (batch < 2 || sb >= (steps - 1) * st + width);
     if (!apart && steps * batch > 1) fail("out", "rows of its own for every (t, b)", "strides by which they overlap");
-    refuse_overlap(yv, xv, "out", "x");
+    if (!lookup) refuse_overlap(yv, xv, "out", "x");
     if (!h0.is_none()) refuse_overlap(yv, h0v, "out", "h0");
     if (!c0.is_none()) refuse_overlap(yv, c0v, "out", "c0");
   }
-  const Rows<T> x_rows = rows_of(xv, 0);
-  call.x = {x_rows.data, x_rows.t, x_rows.b, x_rows.starts, x_rows.ends};
+  if (lookup) {  // the rows' numbers are copied: they are checked, and without the GIL another thread may change the caller's
+    const auto tv = view<T>(table, "table", {{"V", -1}, {"I", s.input}}, Strides::kContiguous);
+    call.ids = checked_rows(iv, tv.shape[0]);
+    const Index* starts_of = ragged ? call.starts[0].data() : nullptr;
+    call.lookup = {{call.ids.data(), ragged ? 1 : batch, ragged ? 0 : 1, starts_of, ragged ? call.ends[0].data() : nullptr}, tv.shape[0]};
+    call.x.data = tv.data;
+  } else {
+    const Rows<T> x_rows = rows_of(xv, 0);
+    call.x = {x_rows.data, x_rows.t, x_rows.b, x_rows.starts, x_rows.ends};
+  }
   call.y = rows_of(yv, 1);
   auto hn = new_array<T>({parts, batch, s.hidden});
   call.hn = hn.mutable_data();
@@ -231,6 +260,7 @@ py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, c
   if (train) {
     tape = std::make_shared<PyTape<T>>();
     tape->x = x, tape->y = y, tape->h0 = h0, tape->c0 = c0, tape->batch_first = batch_first;
+    tape->table = table;
     tape->restart_h = restart_h, tape->restart_c = restart_c, tape->resets = resets_view.data || after_view.data;
     tape->tape.packed = packed, tape->tape.states_only = states_only, tape->ragged = ragged;
   }
@@ -361,10 +391,14 @@ py::tuple backward(PyTape<T>& t, const py::object& dy, const py::object& dhn, co
   g.dcn = optional_view<T>(dcn, "dc_n", state).data;
   if (Index(py::len(gradients)) != parts) fail("grads", std::to_string(parts) + " groups of arrays", std::to_string(py::len(gradients)));
   std::vector<py::object> held;
+  StackShape of_gradients = s;  // weight_ih of a first layer that looks its input up has a column for each row of the table
+  const bool lookup = tape.call.lookup.ids.data;
+  if (lookup) of_gradients.input = tape.call.lookup.rows;
+  if (lookup && (need_dx || !dx_out.is_none())) fail("need_dx", "False with a table", "True");
   for (Index part = 0; part < parts; ++part)
-    g.weights.push_back(raw_arrays<T, RawGradients<T>>(s, traits, part, gradients[part], "grads: ", true, held));
+    g.weights.push_back(raw_arrays<T, RawGradients<T>>(of_gradients, traits, part, gradients[part], "grads: ", true, held));
   py::object dx = py::none(), dc0 = py::none();
-  const Index flat = ragged ? view<T>(t.x, "x", {{"N", -1}, {"I", s.input}}).shape[0] : 0;
+  const Index flat = ragged ? Index(py::len(t.x)) : 0;
   if (ragged && (need_dx || !dx_out.is_none())) {
     dx = dx_out.is_none() ? py::object(new_array<T>({flat, s.input})) : dx_out;
     const auto v = view<T>(dx, "dx", {{"N", flat}, {"I", s.input}}, Strides::kUnitLast, true);
@@ -478,7 +512,8 @@ void bind_typed(py::module_& m, const char* packed_name, const char* tape_name) 
            py::arg("train"), py::arg("dropout"), py::arg("key"), py::arg("resets") = py::none(), py::arg("mask") = py::none(),
            py::arg("repeat") = false, py::arg("restart_h") = py::none(), py::arg("restart_c") = py::none(), py::arg("first_step") = 0,
            py::arg("held") = py::none(), py::arg("resets_after") = py::none(), py::arg("restarted") = py::none(),
-           py::arg("order") = py::none(), py::arg("starts") = py::none(), py::arg("span") = 0, py::arg("states_only") = false)
+           py::arg("order") = py::none(), py::arg("starts") = py::none(), py::arg("span") = 0, py::arg("states_only") = false,
+           py::arg("table") = py::none())
       .def("sums", &sums<T>, py::arg("batch"))
       .def("drop", &drop<T>, py::arg("layer"), py::arg("y"), py::arg("rate"), py::arg("key"), py::arg("first_step"));
   py::class_<Sums<T>, std::shared_ptr<Sums<T>>>(m, (std::string("Sums") + (packed_name + 6)).c_str())

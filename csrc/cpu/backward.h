@@ -51,6 +51,7 @@ class Backward {
     W* encoded;
     T *da[kCount], *dparams, *emitted;
     const T **operand_rows[kCount], **da_rows[kCount];
+    Index* ids;  // of the rows of a table that x is looked up in, in place of operand_rows[0]
     const W **operand_words[kCount], **da_words[kCount];
     W *woven_operands[kCount], *woven_da[kCount];
     Index* block_ends;  // row count after each block of 256 rows of the part
@@ -76,7 +77,7 @@ class Backward {
             batch,
             {copied[0] ? widest : 0, copied[1] ? hidden : 0},
             needs.again,
-            calls == 1 && parts == 1 && steps <= block && !needs.sums};
+            calls == 1 && parts == 1 && steps <= block && !needs.sums && !needs.lookup};
   }
 
   Backward(const Call& call, const Schedule& schedule)
@@ -121,6 +122,7 @@ class Backward {
         w.woven_operands[q] = arena.take<W>(rows * operand_stride(depth));
       }
     }
+    w.ids = arena.take<Index>(rows);
     w.dparams = arena.take<T>(rows * C::kParams * s.padded);
     w.emitted = arena.take<T>(kLast > 0 ? rows * s.padded : 0);
     w.block_ends = arena.take<Index>(ceil_div(lane_rows, kWeightRows) + 1);
@@ -141,7 +143,7 @@ class Backward {
   }
   void layout_sums(Arena& arena) {
     for (int q = 0; q < kCount; ++q) {
-      weight_sums_[q] = arena.take<T>(schedule_.direct_sums ? 0 : parts() * s_.depth(q) * s_.width(q));
+      weight_sums_[q] = arena.take<T>(schedule_.direct_sums ? 0 : parts() * depth(q) * s_.width(q));
       bias_sums_[q] = q == 1 && kSharedDa ? bias_sums_[0] : arena.take<T>(parts() * s_.width(q));
     }
     param_sums_ = arena.take<T>(parts() * C::kParams * s_.padded);
@@ -246,7 +248,7 @@ class Backward {
     const Range groups = part_of(s_.groups, index, count);
     for (Index g = groups.begin; g < groups.end; ++g) {
       for (int q = 0; q < kCount; ++q) {
-        add_weight(q, g, {0, s_.depth(q)}, weight_sums_[q] + s_.offset(g, product_columns<C>(q).count()), s_.width(q));
+        add_weight(q, g, {0, depth(q)}, weight_sums_[q] + s_.offset(g, product_columns<C>(q).count()), s_.width(q));
         add_bias(q, g);
       }
       add_params(g);
@@ -278,7 +280,10 @@ class Backward {
   // rows are copied first, one vector further apart.
   static bool collides(Index depth) { return depth * Index(sizeof(T)) % 2048 == 0; }
   static Index operand_stride(Index depth) { return depth + L; }
-  bool copied(int q) const { return P::kEncodes || schedule_.copied[q > 0] > 0; }
+  bool copied(int q) const { return P::kEncodes || (schedule_.copied[q > 0] > 0 && !looked_up(q)); }
+  bool looked_up(int q) const { return q == 0 && call_.lookup.ids.data; }
+  // Columns of the weights of product q, as its gradient counts them.
+  Index depth(int q) const { return looked_up(q) ? call_.lookup.rows : s_.depth(q); }
   const W* transposed(int q) const { return static_cast<const W*>(call_.weights->transposed[q]); }
 
   template <class F>
@@ -295,10 +300,10 @@ class Backward {
   }
   void clear_weight_sums(Index part, Range groups) {
     for_columns(groups, [&](int q, Index begin, Index n) {
-      for (Index k = 0; k < s_.depth(q); ++k) fill_zero(weight_sums(q, part) + k * s_.width(q) + begin, n);
+      for (Index k = 0; k < depth(q); ++k) fill_zero(weight_sums(q, part) + k * s_.width(q) + begin, n);
     });
   }
-  T* weight_sums(int q, Index part) { return weight_sums_[q] + part * s_.depth(q) * s_.width(q); }
+  T* weight_sums(int q, Index part) { return weight_sums_[q] + part * depth(q) * s_.width(q); }
 
   Index chunk_row(Index t, Index t0, Range rows, Index i) const { return (t - t0) * (rows.end - rows.begin) + i - rows.begin; }
   // The states that a step of row b starts from.
@@ -337,11 +342,13 @@ class Backward {
           if (!clock_.active(t, b)) continue;
           const Index row = chunk_row(t, t0, rows, i);
           for (int q = 0; q < kCount; ++q) {
-            w.operand_rows[q][n] = q == 0                                          ? at(call_.x, t, b)
+            w.operand_rows[q][n] = looked_up(q)                                    ? nullptr
+                                   : q == 0                                        ? at(call_.x, t, b)
                                    : C::kPhases[q - 1].operand == Operand::kHidden ? hidden_before(clock_.before(t, b), b)
                                                                                    : w.emitted + row * s_.padded;
             w.da_rows[q][n] = w.da[q] + row * s_.row_stride(q);
           }
+          if (looked_up(0)) w.ids[n] = *at(call_.lookup.ids, t, b);
           ++n;
         }
       w.block_ends[block++] = n, begin = end;
@@ -560,7 +567,7 @@ class Backward {
           operands[k] = there ? w.operand_rows[q][i + k] : nullptr;
           da[k] = there ? w.da_rows[q][i + k] : nullptr;
         }
-        P::weave(operands, s_.depth(q), w.woven_operands[q] + to * stride);
+        if (!looked_up(q)) P::weave(operands, s_.depth(q), w.woven_operands[q] + to * stride);
         if constexpr (P::kEncodes)
           if (!(q == 1 && kSharedDa)) P::weave(da, s_.width(q), w.woven_da[q] + to * s_.row_stride(q));
       }
@@ -573,8 +580,8 @@ class Backward {
     for (Index task = index; task < tasks; task += count) {
       const int q = int(std::uint64_t(task) % kCount);
       const Index g = task / kCount % s_.groups;
-      const Range depth = part_of(s_.depth(q), task / kCount / s_.groups, cuts);
-      if (product_columns<C>(q).count() > 0 && (depth.begin < depth.end || depth.begin == 0)) f(q, g, depth);
+      const Range cut = part_of(depth(q), task / kCount / s_.groups, cuts);
+      if (product_columns<C>(q).count() > 0 && (cut.begin < cut.end || cut.begin == 0)) f(q, g, cut);
     }
   }
 
@@ -589,7 +596,10 @@ class Backward {
         operands = w.operand_words[q], da = w.da_words[q];
       else
         operands = copied(q) ? w.operand_words[q] : w.operand_rows[q], da = w.da_rows[q];
-      outer_product<P>(words<P>(n), operands + to, depth, da + to, first, vectors, sums, stride, first_block && r == 0);
+      if (looked_up(q))
+        sum_by_row(w, r, n, first, vectors, depth, sums, stride, first_block && r == 0);
+      else
+        outer_product<P>(words<P>(n), operands + to, depth, da + to, first, vectors, sums, stride, first_block && r == 0);
       to += words<P>(n);
       if (depth.begin > 0 || (q == 1 && kSharedDa)) continue;
       for (int v = 0; v < vectors; ++v) {
@@ -600,6 +610,16 @@ class Backward {
       }
       if constexpr (C::kParams > 0)
         if (q == 0) param_sums(w, part, g, r, n);
+    }
+  }
+
+  // The outer product where x is a row of a table: its operand is 1 at the row's number, so rows of da are added up by it.
+  void sum_by_row(const Space& w, Index r, Index n, Index first, int vectors, Range rows, T* sums, Index stride, bool clear) {
+    for (Index k = rows.begin; clear && k < rows.end; ++k) fill_zero(sums + k * stride, vectors * L);
+    for (Index i = r; i < r + n; ++i) {
+      if (w.ids[i] < rows.begin || w.ids[i] >= rows.end) continue;
+      T* to = sums + w.ids[i] * stride;
+      for (int v = 0; v < vectors; ++v) (V::load(to + v * L) + V::load(w.da_rows[0][i] + first + v * L)).store(to + v * L);
     }
   }
 
@@ -625,13 +645,13 @@ class Backward {
   }
 
   // sums [depth][stride], of each part, from the first column of the group on: transposed into the rows of the caller's gradient.
-  void add_weight(int q, Index g, Range depth, const T* sums, Index stride) {
+  void add_weight(int q, Index g, Range columns, const T* sums, Index stride) {
     T* weight = q == 0 ? call_.gradients.weight_ih : call_.gradients.weight_hh;
     if (!weight) return;
-    const Index first = s_.offset(g, product_columns<C>(q).count()), whole = s_.depth(q);
+    const Index first = s_.offset(g, product_columns<C>(q).count()), whole = depth(q);
     for_vectors<C, P>(s_, q, g, [&](Index position, Index row, int lanes) {
-      for (Index k0 = depth.begin; k0 < depth.end; k0 += L) {
-        const int left = int(smaller<Index>(L, depth.end - k0));
+      for (Index k0 = columns.begin; k0 < columns.end; k0 += L) {
+        const int left = int(smaller<Index>(L, columns.end - k0));
         V square[L];
         for (int k = 0; k < L; ++k)
           square[k] = k < left ? over_parts(sums + (k0 + k) * stride + position - first, whole * stride) : V(T(0));
@@ -677,6 +697,7 @@ class Backward {
     ForwardCall<T> f{};
     f.weights = c.weights, f.steps = c.steps, f.batch = c.batch, f.reverse = c.reverse, f.times = c.times, f.x = c.x;
     f.y = {const_cast<T*>(c.y.data), c.y.t, c.y.b, c.y.starts, c.y.ends};
+    f.lookup = c.lookup, f.projected = c.projected;
     f.h0 = c.h0, f.c0 = c.c0, f.restart_h = c.restart_h, f.restart_c = c.restart_c, f.cells = const_cast<T*>(c.cells);
     return f;
   }

@@ -131,7 +131,7 @@ class Forward {
   }
   void again(Space& w, Index b0, Index b1, Index t0, Index t1, T* saved, Range groups, Barrier* barrier, int count) {
     const Index s0 = call_.reverse ? call_.steps - t1 : t0, s1 = s0 + t1 - t0;
-    project(w, b0, b1, s0, s1, groups);
+    if (!call_.projected) project(w, b0, b1, s0, s1, groups);
     Index n = 0;
     for (Index s = s0; s < s1; ++s)
       for (Index i = b0; i < b1; ++i) {
@@ -139,7 +139,7 @@ class Forward {
         if (!clock_.active(t, b)) continue;
         const Index before = clock_.before(t, b);
         Row& row = w.rows[n];
-        row.gx = w.gx + ((s - s0) * (b1 - b0) + i - b0) * C::kColumns * s_.padded;
+        row.gx = projected(w, t, b, (s - s0) * (b1 - b0) + i - b0);
         row.h = hidden_after(before, b);
         if (C::kStates > 1) row.c = cell_after(before, b, i);
         row.y = w.saved, row.c1 = w.saved + s_.padded;
@@ -148,6 +148,45 @@ class Forward {
         ++n;
       }
     phases<0>(w, n, groups, barrier, count);
+  }
+
+  // a = bias + W x of every row of a table [rows, I], once, for calls that look their input up in it.
+  static Index projected_size(Index rows, Index hidden) { return rows * C::kColumns * Layout<C, P>(1, hidden).padded; }
+  static int project_table(const PackedWeights<T>& weights, Index rows, const T* x, T* projected) {
+    constexpr Index kRows = 32;  // that a thread takes at once
+    struct Job {
+      Forward driver;
+      Index rows, word_count;
+      const T* x;
+      T* projected;
+      W* encoded;
+      Share share{};
+      static void run(void* self, int index, Crew&) {
+        Job& j = *static_cast<Job*>(self);
+        const Layout<C, P>& s = j.driver.s_;
+        W* const mine = j.encoded + index * kRows * j.word_count;
+        for (Range r; j.share.next(j.rows, kRows, &r);) {
+          const W* words_of[kRows];
+          T* to[kRows];
+          for (Index i = r.begin; i < r.end; ++i) {
+            words_of[i - r.begin] = operand(j.x + i * s.input, s.input, mine + (i - r.begin) * j.word_count);
+            to[i - r.begin] = j.projected + i * C::kColumns * s.padded;
+          }
+          j.driver.project_rows(r.end - r.begin, words_of, to, {0, s.groups});
+        }
+      }
+    };
+    const Schedule none{};
+    Call call{};
+    call.weights = &weights;
+    const int threads = double(rows) * double(weights.input) * double(weights.hidden) < 1e5 ? 1 : thread_count();
+    const Index word_count = P::kEncodes ? row_words<P>(weights.input) : 0;
+    Arena arena;
+    W* encoded = arena.make<W>(threads * kRows * word_count);
+    if (!encoded) return kNoMemory;
+    Job job{Forward(call, none), rows, word_count, x, projected, encoded};
+    run_team(threads, Job::run, &job);
+    return kOk;
   }
 
   void layout_memory(Arena& arena) {
@@ -173,7 +212,7 @@ class Forward {
   void run_block(Space& w, Index part, Index block, Barrier* barrier, int index, int count) {
     const Range rows = part_of(call_.batch, part, schedule_.plan.parts), groups = part_of(s_.groups, index, count);
     const Index s0 = block * schedule_.block_steps, s1 = smaller(call_.steps, s0 + schedule_.block_steps);
-    project(w, rows.begin, rows.end, s0, s1, groups);
+    if (!call_.projected) project(w, rows.begin, rows.end, s0, s1, groups);
     for (Index s = s0; s < s1; ++s) step(w, rows.begin, rows.end, s, s0, groups, barrier, count);
   }
 
@@ -219,6 +258,16 @@ class Forward {
         w.words[n] = operand(x, s_.input, w.encoded + n * row_words<P>(s_.input));
         w.out[n++] = w.gx + ((s - s0) * (b1 - b0) + i - b0) * row;
       }
+    project_rows(n, w.words, w.out, groups);
+  }
+
+  // The projected input of (t, b): row `row` of the block, or the row of the table that it reads.
+  const T* projected(const Space& w, Index t, Index b, Index row) const {
+    const Index width = C::kColumns * s_.padded;
+    return call_.projected ? call_.projected + *at(call_.lookup.ids, t, b) * width : w.gx + row * width;
+  }
+
+  void project_rows(Index n, const W* const* words_of, T* const* to, Range groups) {
     constexpr Columns columns = C::kInput;
     for (Index g = groups.begin; g < groups.end; ++g) {
       const int units = s_.units(g), vectors = columns.count() * units, pieces = piece_count(vectors);
@@ -230,14 +279,14 @@ class Forward {
           const Index first = (columns.begin * units + cut.begin) * L;
           const T* init[kMaxRows];
           T* out[kMaxRows];
-          for (int i = 0; i < m; ++i) init[i] = bias + first, out[i] = w.out[r + i] + s_.offset(g, C::kColumns) + first;
-          kProducts<P>.product[cut.count - 1][m - 1](words<P>(s_.input), w.words + r, panel + s_.rows(0) * cut.begin * L, init, out);
+          for (int i = 0; i < m; ++i) init[i] = bias + first, out[i] = to[r + i] + s_.offset(g, C::kColumns) + first;
+          kProducts<P>.product[cut.count - 1][m - 1](words<P>(s_.input), words_of + r, panel + s_.rows(0) * cut.begin * L, init, out);
         }
         for (int i = 0; i < m; ++i)  // columns that only the recurrent product feeds start from their bias
           for (int column = 0; column < C::kColumns; ++column)
             if (!columns.has(column))
               for (int u = 0; u < units; ++u)
-                V::load(bias + (column * units + u) * L).store(w.out[r + i] + s_.offset(g, C::kColumns) + (column * units + u) * L);
+                V::load(bias + (column * units + u) * L).store(to[r + i] + s_.offset(g, C::kColumns) + (column * units + u) * L);
       });
     }
   }
@@ -256,7 +305,7 @@ class Forward {
       }
       const Index before = clock_.before(t, b);
       Row& row = w.rows[n];
-      row.gx = w.gx + ((s - s0) * (b1 - b0) + i - b0) * C::kColumns * s_.padded;
+      row.gx = projected(w, t, b, (s - s0) * (b1 - b0) + i - b0);
       row.y = y;
       row.h = hidden_after(before, b);
       if (C::kStates > 1) {

@@ -74,7 +74,9 @@ constexpr bool fits_driver() {
 template <class C, class P>
 CellKernels<typename P::Real> cell_kernels() {
   static_assert(Cell<C> && fits_driver<C>());
-  CellKernels<typename P::Real> k{packed_size<C, P>, pack<C, P>, forward<C, P>, nullptr, nullptr, saved<C, P>, plan<C, P>};
+  using F = Forward<C, P>;
+  CellKernels<typename P::Real> k{packed_size<C, P>, pack<C, P>, F::projected_size, F::project_table, forward<C, P>,
+                                  nullptr,           nullptr,    saved<C, P>,       plan<C, P>};
   if constexpr (P::kHead == 0) k.backward = backward<C, P>, k.sums_size = sums_size<C, P>;
   return k;
 }

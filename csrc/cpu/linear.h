@@ -96,15 +96,19 @@ class Linear {
       if (dx_) rows_product_exact<Exact<T>>(n, out_vectors_ * L, in, memory_ + (input_ + 1) * out_vectors_ * L, input_, zeros_, out, false);
     }
   }
+  // A task is a group of vectors of outputs and a quarter of the inputs: a layer of few outputs has work for all threads.
   void weight_gradient() {
-    for (Range columns; share_.next(out_vectors_, kMaxVectors, &columns);) {
-      const Index v = columns.begin;
-      const int vectors = int(columns.end - v);
+    constexpr Index kCuts = 4;
+    for (Range task; share_.next(kCuts * plain_groups(out_vectors_), 1, &task);) {
+      const Index g = task.begin / kCuts, v = g * kMaxVectors;
+      const Range inputs = part_of(input_, task.begin % kCuts, kCuts);
+      const int vectors = plain_vectors(out_vectors_, g);
+      const bool bias = dbias_ && task.begin % kCuts == 0;
       for (Index r = 0; r < n_; r += kWeightRows) {
         const Index n = smaller(kWeightRows, n_ - r);
         if (dweight_)
-          outer_product<Exact<T>>(n, x_rows_ + r, {0, input_}, dy_rows_ + r, v * L, vectors, sums_ + v * L, out_vectors_ * L, r == 0);
-        for (int j = 0; j < vectors && dbias_; ++j) {
+          outer_product<Exact<T>>(n, x_rows_ + r, inputs, dy_rows_ + r, v * L, vectors, sums_ + v * L, out_vectors_ * L, r == 0);
+        for (int j = 0; j < vectors && bias; ++j) {
           Vec<T> sum(T(0));
           for (Index k = 0; k < n; ++k) sum = sum + Vec<T>::load(dy_rows_[r + k] + (v + j) * L);
           T* to = bias_sums_ + (v + j) * L;
@@ -113,8 +117,8 @@ class Linear {
       }
       for (Index o = v * L; o < smaller(output_, (v + vectors) * L); ++o) {
         if (dweight_)
-          for (Index i = 0; i < input_; ++i) dweight_[o * input_ + i] += sums_[i * out_vectors_ * L + o];
-        if (dbias_) dbias_[o] += bias_sums_[o];
+          for (Index i = inputs.begin; i < inputs.end; ++i) dweight_[o * input_ + i] += sums_[i * out_vectors_ * L + o];
+        if (bias) dbias_[o] += bias_sums_[o];
       }
     }
   }

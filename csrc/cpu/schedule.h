@@ -30,6 +30,7 @@ struct Needs {
   bool sums = false;        // the sums of the weight gradients outlive the call
   bool again = false;       // the tape has the states only
   bool dealt = false;       // the rows of a lane do not lie one after the other
+  bool lookup = false;      // x is looked up in a table
 };
 
 struct Group {

@@ -37,6 +37,7 @@ class Team {
         needs.sums |= calls[i].sums != nullptr;
         needs.again |= calls[i].saved == nullptr && D::kTapes;
         needs.dealt |= calls[i].times.order != nullptr;
+        needs.lookup |= calls[i].lookup.ids.data != nullptr;
         needs.whole_rows |= calls[i].control.clip_norm > 0 || calls[i].control.flow;
       }
     schedule_ = D::schedule(calls[0].steps, calls[0].batch, inputs, calls[0].weights->hidden, count, chained, needs);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -15,6 +16,7 @@ from ._annotations import readable
 from ._segments import Schedule, parse, plan_for
 from .nn._layer import Layer
 from .nn._layers import Embedding
+from .nn._lookup import looks_up
 from .nn._recurrent import Recurrent
 from .nn._sequential import Sequential
 
@@ -275,14 +277,24 @@ def _of_model(model: Sequential, shape: Sequence[int], **options: Any) -> Explan
             f"shape: expected (T, B) or (T,) for a model of an Embedding first, got {tuple(shape)}"
         )
     facts, texts = [], []
+    before: Layer | None = None
     for name, layer in leaves:
         if layer.reduces_time:
             lead = lead[:1] if getattr(layer, "batch_first", False) else lead[1:]
         if isinstance(layer, Recurrent):
             own = (*lead, layer.input_size)
             e = explain(layer, own, **options)
-            facts.append({"name": name, "shape": own, **e.facts})
+            limit, count = options.get("memory_limit"), math.prod(lead)
+            table = before if isinstance(before, Embedding) else None
+            lookup = table is not None and looks_up(table, layer, count, limit)
+            facts.append({"name": name, "shape": own, "lookup": lookup, **e.facts})
             texts.append(f"{name}: {e}")
+            if table is not None and lookup:
+                texts.append(
+                    f"  input          looked up by the layer itself: products with it are made of the "
+                    f"{table.num_embeddings} rows of the table, not of {count} steps"
+                )
+        before = layer
     if not facts:
         raise TypeError(
             f"layer: expected a Sequential with an RNN, LSTM or GRU in it, got {model!r}"
@@ -358,22 +370,20 @@ def _measured(
     x = _device.like(np.zeros(sizes, layer._dtype), layer._block.values)
     device = _device.of(x)
     limit: dict[str, Any] = {} if memory_limit is None else {"memory_limit": memory_limit}
-    kept = layer.flat_grads.copy() if training else None
+    grads = layer.new_grads() if training else None
     seconds = []
     for _ in range(4):
         sleep(pause)
         start = perf_counter()
         if training:
             (y, _), pullback = layer.vjp(x, rng=0, **limit)
-            pullback(y)
+            pullback(y, grads=grads)
         else:
             layer(x)
         if device is not None:
             device.wait()
             device.check()
         seconds.append(perf_counter() - start)
-    if kept is not None:
-        layer.flat_grads[...] = kept
     return median(seconds[1:])
 
 

@@ -18,6 +18,7 @@ from . import init
 from ._layer import Pullback
 from ._quantization import ScaledInputs
 from ._stream import Stream
+from ._table import Lookup, TableGradients
 
 State = Any  # h, or (h, c) for an LSTM
 Sequences = Any  # an array, a Ragged, or a list of arrays
@@ -36,6 +37,7 @@ class _Call(NamedTuple):
     learned: bool  # h and c are the layer's own
     ragged: Ragged | None = None  # what x came as; then x is its rows
     listed: bool = False  # it came as a list
+    table: Array | None = None  # x holds the numbers of its rows
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -506,14 +508,17 @@ class Recurrent(ScaledInputs):
         ]
 
     def _arguments(self, x: Any, state: State, times: tuple[object, object, object, str]) -> _Call:
+        x, table = x if isinstance(x, Lookup) else (x, None)
         x, listed = unwrapped(x)
         if isinstance(x, Ragged):
-            return self._ragged_arguments(x, state, times, listed)
+            return self._ragged_arguments(x, state, times, listed, table)
         x = _check.array("x", x, (2, 3))
         single = x.ndim == 2  # [T, I]: one sequence without a batch axis
         if single:
             x = x[None] if self.batch_first else x[:, None]
-        if x.shape[2] != self.input_size:  # before the state's shape is held against the batch
+        if (
+            table is None and x.shape[2] != self.input_size
+        ):  # before the state's shape is held against the batch
             names = "(B, T, I)" if self.batch_first else "(T, B, I)"
             raise ValueError(
                 f"x: expected shape {names} = (*, *, {self.input_size}), got {x.shape}"
@@ -531,12 +536,17 @@ class Recurrent(ScaledInputs):
             )
         options = _check.times(x, lengths, resets, mask, masked, self.batch_first)
         h, c, learned = self._start(h, c, options, x.shape[0 if self.batch_first else 1])
-        return _Call(x, h, c, options, single, learned)
+        return _Call(x, h, c, options, single, learned, table=table)
 
     def _ragged_arguments(
-        self, x: Ragged, state: State, times: tuple[object, object, object, str], listed: bool
+        self,
+        x: Ragged,
+        state: State,
+        times: tuple[object, object, object, str],
+        listed: bool,
+        table: Array | None,
     ) -> _Call:
-        if x.rows.ndim != 2 or x.rows.shape[1] != self.input_size:
+        if table is None and (x.rows.ndim != 2 or x.rows.shape[1] != self.input_size):
             raise ValueError(
                 f"x: expected rows of shape (N, I) = (*, {self.input_size}), got {x.rows.shape}"
             )
@@ -546,7 +556,7 @@ class Recurrent(ScaledInputs):
             )
         options = _ragged.times(x, *times[1:])
         h, c, learned = self._start(*self._split_state("state", state), options, len(x))
-        return _Call(x.rows, h, c, options, False, learned, x, listed)
+        return _Call(x.rows, h, c, options, False, learned, x, listed, table)
 
     def _start(
         self, h: Array | None, c: Array | None, options: dict[str, Any], batch: int
@@ -682,7 +692,11 @@ class Recurrent(ScaledInputs):
     ) -> Any:
         options = {**call.options, "states_only": states_only}
         lengths = options.pop("lengths")
-        packed, x = self._packed(train), self._scaled(call.x)
+        packed, x = self._packed(train), call.x
+        if call.table is None:
+            x = self._scaled(x)
+        else:
+            options["table"] = call.table
         return packed.forward(
             x, call.h, call.c, lengths, self.batch_first, None, train, dropout, key, **options
         )
@@ -895,16 +909,24 @@ class Recurrent(ScaledInputs):
                 if dc0 is None and c_n is not None:
                     dc0 = np.zeros_like(c_n)
             else:
+                parts, of_table = self._parts(grads), None
+                if call.table is not None:
+                    suffixes = self._suffixes()[: self._directions]
+                    weights = [self.parameters()[f"weight_ih{suffix}"] for suffix in suffixes]
+                    of_table = TableGradients(call.table, weights, parts)
+                    parts = of_table.parts
                 dx, dh0, dc0, dreset_h, dreset_c, norms = tape.backward(
                     dy,
                     dh,
                     dc,
-                    self._parts(grads),
-                    need_dx,
+                    parts,
+                    need_dx and of_table is None,
                     **control,
                     dcells=dcells,
                     flow=watch is not None,
                 )
+                if of_table is not None:
+                    dx = of_table.add(need_dx)
                 if watch is not None:
                     watch(self, tape, norms)
             if self.learned_state:
@@ -915,7 +937,8 @@ class Recurrent(ScaledInputs):
                             g += (first[part].sum(0) if call.learned else 0) + (
                                 0 if later is None else later[part]
                             )
-            dx = None if dx is None else call.shaped(self._without_batch(dx, single))
+            if dx is not None and call.table is None:
+                dx = call.shaped(self._without_batch(dx, single))
             return dx, self._join_state(dh0, dc0, single)
 
         if single and y is not None:

@@ -13,9 +13,11 @@ from .._check import Seed
 from .._ragged import Ragged, as_given, rows_like, unwrapped
 from ._block import Block, Views
 from ._layer import Layer, Pullback
+from ._lookup import lookup_of
 from ._quantization import ModelQuantizationReport, calibrate_all, report_of
 from ._recurrent import OUTPUTS
 from ._stream import Stream
+from ._table import Lookup
 
 
 class Sequential(Layer):
@@ -171,6 +173,12 @@ class Sequential(Layer):
         x, listed = unwrapped(x)
         return self._without_padding(x, times, _leaf(self, 0)), listed, states, more
 
+    def _lookup(self, k: int, x: Any, more: list[dict[str, Any]]) -> Lookup | None:
+        """What the layer behind the k-th looks up itself, if that is an embedding."""
+        if k + 1 == len(self.layers):
+            return None
+        return lookup_of(self.layers[k], self.layers[k + 1], x, more[k + 1])
+
     def __call__(self, x: Any, state: Any = None, **times: Any) -> tuple[Any, tuple[Any, ...]]:
         """Run all layers; return the outputs of the last one and the state.
 
@@ -191,8 +199,11 @@ class Sequential(Layer):
         """
         x, listed, states, more = self._begin(x, state, times)
         new = []
-        for layer, s, own in zip(self.layers, states, more):
-            if layer.stateful:
+        for k, (layer, s, own) in enumerate(zip(self.layers, states, more)):
+            lookup = self._lookup(k, x, more)
+            if lookup is not None:
+                x = lookup
+            elif layer.stateful:
                 x, s = layer(x, s, **own)
             elif own or layer.reduces_time:
                 x = layer(x, **own)
@@ -227,8 +238,11 @@ class Sequential(Layer):
         sequences = x if isinstance(x, Ragged) else None
         rng = None if rng is None else _check.generator(rng)
         new, pullbacks = [], []
-        for layer, s, own in zip(self.layers, states, more):
-            if layer.stateful:
+        for k, (layer, s, own) in enumerate(zip(self.layers, states, more)):
+            lookup = self._lookup(k, x, more)
+            if lookup is not None:
+                x, pullback = lookup, layer._table_pullback()  # type: ignore[attr-defined]
+            elif layer.stateful:
                 (x, s), pullback = layer.vjp(x, s, rng=rng, **own)
             elif own or layer.reduces_time:
                 x, pullback = layer.vjp(x, rng=rng, **own)
