@@ -12,13 +12,18 @@ enum class CellId : int { kRnnTanh, kRnnRelu, kLstm, kLstmPeephole, kGru, kGruRe
 constexpr int kCellCount = 6;
 constexpr int kMaxProducts = 3;  // the input product and at most two recurrent ones (GRU reset-before)
 
+// What may run a cell: core/drivers.h says which takes which.
+enum class DriverId : int { kPlain, kCpu, kStep, kLoop, kPersistent };
+constexpr int kDriverCount = 5;
+
 // What bindings and stack must know of a cell; filled from the cell's struct.
 struct CellTraits {
   const char* name;
-  int gates;   // rows of weight_ih are gates * H
-  int states;  // 1: h, 2: h and c
-  int params;  // per-unit weights (peepholes), rows of weight_peephole
-  int saved;   // vectors of the tape a unit, without the cell state
+  int gates;                        // rows of weight_ih are gates * H
+  int states;                       // 1: h, 2: h and c
+  int params;                       // per-unit weights (peepholes), rows of weight_peephole
+  int saved;                        // vectors of the tape a unit, without the cell state
+  const char* lacks[kDriverCount];  // what each driver lacks for it; null: nothing
 };
 
 // Weights as the user holds them (PyTorch's names and shapes); bias and params may be null.

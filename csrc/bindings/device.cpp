@@ -4,9 +4,9 @@
 namespace ost {
 
 void bind_device(py::module_& m) {
-  m.def("device_columns", [] { return emulated::columns_of(emulated::Cells()); });
+  m.def("device_columns", [] { return emulated::columns_of(emulated::DeviceCells()); });
   m.def("loop_bytes", [](int cell, const std::string& precision, int room) {
-    return emulated::loop_bytes_of(CellId(cell), precision, room, emulated::Cells());
+    return emulated::loop_bytes_of(CellId(cell), precision, room, emulated::DeviceCells());
   });
   m.def("gradient_parts", &emulated::gradient_parts);
 }

@@ -6,6 +6,7 @@
 
 #include "../cells/list.h"
 #include "../cells/proof.h"
+#include "../cells/refused.h"
 
 namespace ost {
 namespace {

@@ -552,6 +552,17 @@ void bind_recurrent(py::module_& m) {
     }
     return out;
   });
+  // By cell and driver: what the driver lacks for it, or nothing.
+  m.def("drivers", [] {
+    constexpr const char* names[kDriverCount] = {"plain", "cpu", "step", "loop", "persistent"};
+    py::dict out;
+    for (const CellTraits& t : kernels()->traits) {
+      py::dict d;
+      for (int i = 0; i < kDriverCount; ++i) d[names[i]] = t.lacks[i] ? t.lacks[i] : "";
+      out[t.name] = d;
+    }
+    return out;
+  });
   m.def(
       "plan",
       [](int itemsize, const std::string& cell, Index input, Index hidden, Index layers, bool bidirectional, const std::string& precision,

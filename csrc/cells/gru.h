@@ -45,7 +45,7 @@ struct GruResetBefore {  // columns r z n; phase 0 emits r h, which feeds the se
     if constexpr (P == 0) {
       out.saved[0] = sigmoid(in.a[0]);
       out.saved[1] = sigmoid(in.a[1]);
-      out.emitted = emitted(out.saved, in.state);
+      out.emitted = emitted(out.saved, in.state, in.state);  // r h: no state after the step in it
     } else {
       const V z = in.saved[1], n = tanh(in.a[2]);
       out.state[0] = fma(z, in.state[0] - n, n);
@@ -53,9 +53,9 @@ struct GruResetBefore {  // columns r z n; phase 0 emits r h, which feeds the se
     }
   }
 
-  // What phase 0 emitted, from what it saved: the backward pass needs it for dR.
+  // The operand of R_n, which the backward pass needs for its gradient.
   template <class V>
-  OST_HD static V emitted(const V* saved, const V* previous) {
+  OST_HD static V emitted(const V* saved, const V* previous, const V*) {
     return saved[0] * previous[0];
   }
 

@@ -24,6 +24,10 @@ struct LstmLayerNorm {
       out.state[0] = in.saved[3] * tanh(fma(in.param[0], in.carried, in.param[1]));
     }
   }
+  template <class V>
+  OST_HD static V emitted(const V*, const V*, const V* next) {
+    return next[1];
+  }
   template <int P, class V>
   OST_HD static void backward(const BackwardIn<LstmLayerNorm, V>& in, BackwardOut<LstmLayerNorm, V>& out) {
     const V i = in.saved[0], f = in.saved[1], g = in.saved[2], o = in.saved[3];
@@ -57,6 +61,10 @@ struct LstmProjected {
     Lstm::forward<P>(in, out);
     out.emitted = out.state[0];
   }
+  template <class V>
+  OST_HD static V emitted(const V* saved, const V*, const V* next) {
+    return saved[3] * tanh(next[1]);
+  }
   template <int P, class V>
   OST_HD static void backward(const BackwardIn<Lstm, V>& in, BackwardOut<Lstm, V>& out) {
     BackwardIn<Lstm, V> inner = in;
@@ -75,8 +83,8 @@ struct Zoneout {
   static constexpr Columns kInput = Base::kInput;
   static constexpr Phase kPhases[] = {Base::kPhases[0]};
   static_assert(kPhaseCount<Base> == 1);
-  static constexpr const int* kInputBlocks = Base::kInputBlocks;
-  static constexpr const int* kRecurrentBlocks = Base::kRecurrentBlocks;
+  static constexpr const auto& kInputBlocks = Base::kInputBlocks;
+  static constexpr const auto& kRecurrentBlocks = Base::kRecurrentBlocks;
 
   template <int P, class V>
   OST_HD static void forward(const ForwardIn<Base, V>& in, ForwardOut<Base, V>& out) {
@@ -99,7 +107,7 @@ struct MinGru {  // columns z n
   static constexpr Columns kInput{0, 2};
   static constexpr Phase kPhases[] = {{Operand::kHidden, {0, 0}, {0, 2}}};
   static constexpr int kInputBlocks[] = {0, 1};
-  static constexpr int kRecurrentBlocks[] = {-1};
+  static constexpr int kRecurrentBlocks[] = {-1, -1};
 
   template <int P, class V>
   OST_HD static void forward(const ForwardIn<MinGru, V>& in, ForwardOut<MinGru, V>& out) {
@@ -115,5 +123,10 @@ struct MinGru {  // columns z n
     out.dprevious[0] = fma(dh1, V(1) - z, out.dprevious[0]);
   }
 };
+
+static_assert(Cell<LstmLayerNorm>);
+static_assert(Cell<LstmProjected>);
+static_assert(Cell<Zoneout<Gru>> && Cell<Zoneout<Lstm>>);
+static_assert(Cell<MinGru>);
 
 }  // namespace ost::OST_SET

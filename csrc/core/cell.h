@@ -37,19 +37,22 @@ struct Phase {
   RowOp before = RowOp::kNone;  // applied to what the phase before emitted
 };
 
-// `noise` is one random number in [0,1) a unit and step, for the wrappers that say kNoise. A cell whose output goes through a
-// last product (P of H) says so by kProjected, and emits what is projected.
+// Optional traits. `kProjected`: the output is W_hr m, P wide, of the m that the last phase emits; such a cell has no
+// state[0], for no unit of it belongs to one of h. `kNoise`: one random number in [0,1) a unit and step.
 template <class C>
-concept Cell = requires {
-  { C::kColumns } -> std::convertible_to<int>;
-  { C::kInput } -> std::convertible_to<Columns>;
-  { C::kPhases[0] } -> std::convertible_to<Phase>;
-  { C::kGates } -> std::convertible_to<int>;
-  { C::kInputBlocks[0] } -> std::convertible_to<int>;
-  { C::kStates } -> std::convertible_to<int>;
-  { C::kSaved } -> std::convertible_to<int>;
-  { C::kParams } -> std::convertible_to<int>;
-};
+constexpr bool is_projected() {
+  if constexpr (requires { C::kProjected; })
+    return C::kProjected;
+  else
+    return false;
+}
+template <class C>
+constexpr bool takes_noise() {
+  if constexpr (requires { C::kNoise; })
+    return C::kNoise;
+  else
+    return false;
+}
 
 template <class C>
 inline constexpr int kPhaseCount = sizeof(C::kPhases) / sizeof(Phase);
@@ -123,5 +126,86 @@ template <class C, class V>
 using BackwardIn = BackwardInOf<V, C::kColumns, C::kStates, C::kSaved, C::kParams>;
 template <class C, class V>
 using BackwardOut = BackwardOutOf<V, C::kColumns, C::kStates, C::kSaved, C::kParams>;
+
+// ---- the concept: each requirement has a name, which the compiler gives where a cell fails it ----
+
+template <class C>
+concept SaysItsSizes = requires {
+  { C::kColumns } -> std::convertible_to<int>;
+  { C::kInput } -> std::convertible_to<Columns>;
+  { C::kPhases[0] } -> std::convertible_to<Phase>;
+  { C::kGates } -> std::convertible_to<int>;
+  { C::kInputBlocks[0] } -> std::convertible_to<int>;
+  { C::kRecurrentBlocks[0] } -> std::convertible_to<int>;
+  { C::kStates } -> std::convertible_to<int>;
+  { C::kSaved } -> std::convertible_to<int>;
+  { C::kParams } -> std::convertible_to<int>;
+} && (C::kStates == 1 || C::kStates == 2);
+
+// Both tables have an entry for every gate (-1: the gate has no such weights); `gate_of` reads them all.
+template <class C>
+concept HasABlockForEveryGate =
+    sizeof(C::kInputBlocks) == C::kGates * sizeof(int) && sizeof(C::kRecurrentBlocks) == C::kGates * sizeof(int);
+
+// Every column of a product has a gate whose weights feed it.
+template <class C>
+constexpr bool all_columns_are_fed() {
+  for (int q = 0; q < kProductCount<C>; ++q) {
+    const Columns columns = product_columns<C>(q);
+    if (columns.begin < 0 || columns.end > C::kColumns || columns.begin > columns.end) return false;
+    for (int column = columns.begin; column < columns.end; ++column)
+      if (gate_of<C>(product_blocks<C>(q), column) < 0) return false;
+  }
+  return true;
+}
+// Every column is read by one phase, which has it from a product of its own or from W x.
+template <class C>
+constexpr bool all_columns_are_read() {
+  for (int column = 0; column < C::kColumns; ++column) {
+    int readers = 0;
+    for (const Phase& phase : C::kPhases) {
+      if (phase.product.has(column) && !phase.own.has(column)) return false;
+      if (phase.own.has(column) && !phase.product.has(column) && !C::kInput.has(column)) return false;
+      readers += phase.own.has(column);
+    }
+    if (readers != 1) return false;
+  }
+  return true;
+}
+template <class C>
+concept HasColumnsInOrder = all_columns_are_fed<C>() && all_columns_are_read<C>();
+
+// The first phase has nothing before it whose emitted row it could read.
+template <class C>
+concept BeginsWithTheState = C::kPhases[0].operand == Operand::kHidden && C::kPhases[0].before == RowOp::kNone;
+
+template <class C, int P>
+concept HasPhase = requires(const ForwardIn<C, float>& in, ForwardOut<C, float>& out, const BackwardIn<C, float>& given,
+                            BackwardOut<C, float>& gradients) {
+  { C::template forward<P>(in, out) } -> std::same_as<void>;
+  { C::template backward<P>(given, gradients) } -> std::same_as<void>;
+};
+template <class C, int P = 0>
+constexpr bool has_phases_from() {
+  if constexpr (P == kPhaseCount<C>)
+    return true;
+  else if constexpr (!HasPhase<C, P>)
+    return false;
+  else
+    return has_phases_from<C, P + 1>();
+}
+template <class C>
+concept HasAllPhases = has_phases_from<C>();
+
+// emitted(saved, previous, next): what the phase before a second one, or before a projection, emitted, from what is
+// there in the backward pass. A tape need not hold it, and the gradient of the weights that it meets needs it.
+template <class C>
+concept SaysWhatItEmits = (kPhaseCount<C> == 1 && !is_projected<C>()) || requires(const float* saved, const float* states) {
+  { C::emitted(saved, states, states) } -> std::same_as<float>;
+};
+
+template <class C>
+concept Cell =
+    SaysItsSizes<C> && HasABlockForEveryGate<C> && HasColumnsInOrder<C> && BeginsWithTheState<C> && HasAllPhases<C> && SaysWhatItEmits<C>;
 
 }  // namespace ost::OST_SET

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <vector>
 
-#include "cell.h"
+#include "drivers.h"
 
 namespace ost::OST_SET {
 
@@ -29,16 +29,10 @@ struct PlainGradients {
   std::vector<double> x, h0, c0;
 };
 
-template <class C>
-constexpr bool is_projected() {
-  if constexpr (requires { C::kProjected; })
-    return C::kProjected;
-  else
-    return false;
-}
-
 template <Cell C>
 class Plain {
+  static_assert(supports<C, PlainDriver>);
+
  public:
   explicit Plain(const PlainProblem& problem) : p_(problem), rows_(p_.steps * p_.batch) {
     in_.resize(rows_ * p_.hidden);

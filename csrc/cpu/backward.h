@@ -505,7 +505,7 @@ class Backward {
     for (int k = 0; k < C::kParams; ++k) in.param[k] = V::load(call_.weights->params + k * s_.padded + first);
     if constexpr (F < kLast) {
       in.demitted = V::load(row.demitted + first);
-      keep_lanes(C::emitted(in.saved, in.previous), left).store(row.emitted + first);
+      keep_lanes(C::emitted(in.saved, in.previous, in.next), left).store(row.emitted + first);
     }
     C::template backward<F>(in, out);
     if constexpr (F == 0)

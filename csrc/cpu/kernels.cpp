@@ -61,19 +61,9 @@ int linear_backward(const T* memory, Index n, Index input, Index output, const T
   return Linear<T>(input, output).backward(memory, n, x, x_stride, dy, dx, dweight, dbias);
 }
 
-// What the fast driver does not run yet; the plain path of core/plain.h does.
-template <class C>
-constexpr bool fits_driver() {
-  bool fits = kProductCount<C> <= kMaxProducts;
-  for (const Phase& phase : C::kPhases) fits &= phase.before == RowOp::kNone;
-  if constexpr (requires { C::kProjected; }) fits &= !C::kProjected;
-  if constexpr (requires { C::kNoise; }) fits &= !C::kNoise;
-  return fits;
-}
-
 template <class C, class P>
 CellKernels<typename P::Real> cell_kernels() {
-  static_assert(Cell<C> && fits_driver<C>());
+  static_assert(Cell<C> && supports<C, CpuDriver>);
   using F = Forward<C, P>;
   CellKernels<typename P::Real> k{packed_size<C, P>, pack<C, P>, F::projected_size, F::project_table, forward<C, P>,
                                   nullptr,           nullptr,    saved<C, P>,       plan<C, P>};

@@ -5,7 +5,12 @@ namespace ost::OST_SET {
 
 template <class C>
 constexpr CellTraits traits_of(const char* name) {
-  return {name, C::kGates, C::kStates, C::kParams, C::kSaved};
+  return {name,
+          C::kGates,
+          C::kStates,
+          C::kParams,
+          C::kSaved,
+          {lacks<C, PlainDriver>(), lacks<C, CpuDriver>(), lacks<C, StepDriver>(), lacks<C, LoopDriver>(), lacks<C, PersistentDriver>()}};
 }
 
 constexpr const char* kNames[kCellCount] = {"rnn_tanh", "rnn_relu", "lstm", "lstm_peephole", "gru", "gru_reset_before"};

@@ -174,7 +174,8 @@ OST_HD void keep_gradients(const Problem<T>& p, const BackwardProblem<T>& g, Ind
                            const BackwardOut<C, T>& out) {
   const Index row = t * p.batch + b, i = b * p.hidden + u;
   store<C, T, F>(p, g, row, u, out);
-  if constexpr (F + 1 < kPhaseCount<C>) p.emitted[row * p.hidden + u] = given.active ? C::emitted(given.in.saved, given.in.previous) : T(0);
+  if constexpr (F + 1 < kPhaseCount<C>)
+    p.emitted[row * p.hidden + u] = given.active ? C::emitted(given.in.saved, given.in.previous, given.in.next) : T(0);
   if constexpr (F == 0) {
     for (int k = 0; k < C::kParams; ++k) g.dparams[(row * C::kParams + k) * p.hidden + u] = given.active ? out.dparam[k] : T(0);
     if (g.squares && given.active) {
@@ -195,6 +196,7 @@ OST_HD void cell_backward(const Problem<T>& p, const BackwardProblem<T>& g, Inde
 // The same for every unit of a step.
 template <class C, class T, int F>
 struct CellKernel {
+  static_assert(supports<C, StepDriver>);
   Problem<T> p;
   BackwardProblem<T> g;
   Index t;

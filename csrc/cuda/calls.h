@@ -281,7 +281,7 @@ void act_by_name(Run& run, const std::string& action, int cell, int itemsize, co
   const Addresses a(values);
   if (itemsize == 4 ? extra<float>(run, action, a) : extra<double>(run, action, a)) return;
   for (int i = 0; i < int(std::size(kActions)); ++i)
-    if (action == kActions[i]) return act_on(run, Action(i), CellId(cell), itemsize, a.text("precision"), a, Cells());
+    if (action == kActions[i]) return act_on(run, Action(i), CellId(cell), itemsize, a.text("precision"), a, DeviceCells());
   fail("action", "one that is known", "'" + action + "'");
 }
 

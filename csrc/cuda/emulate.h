@@ -78,7 +78,8 @@ template <class First, class... N>
 struct CellAt<0, CellList<First, N...>> {
   using Cell = typename First::Cell;
 };
-#define OST_EMULATED(I) \
-  template void act_in<typename CellAt<I, Cells>::Cell, const Emulator>(const Emulator&, Action, int, const std::string&, const Addresses&)
+#define OST_EMULATED(I)                                                                                                         \
+  template void act_in<typename CellAt<I, DeviceCells>::Cell, const Emulator>(const Emulator&, Action, int, const std::string&, \
+                                                                              const Addresses&)
 
 }  // namespace ost::OST_SET

@@ -202,6 +202,7 @@ OST_HD void step_cell(const Problem<T>& p, const Clock& clock, Index t, Index b,
 // Phase F of one step.
 template <class C, class T, class W, int F>
 struct StepKernel {
+  static_assert(supports<C, StepDriver>);
   Problem<T> p;
   Index step;
   using Space = StepSpace<T, W>;

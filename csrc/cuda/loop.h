@@ -7,7 +7,7 @@
 namespace ost::OST_SET {
 
 template <class C>
-inline constexpr bool kLoops = kPhaseCount<C> == 1 && !C::kPhases[0].product.empty();
+inline constexpr bool kLoops = supports<C, LoopDriver>;
 
 // Recurrent weights as the two passes load them, from the packed panels [in][column] and turned panels [column][out].
 template <class W>
@@ -31,6 +31,7 @@ OST_HD void each_unit(const Block& block, F&& f) {
 
 template <class C, class T, class W, int K>
 struct LoopKernel {
+  static_assert(supports<C, LoopDriver>);
   Problem<T> p;
   static constexpr int kCount = C::kPhases[0].product.count();
   using E = Engine<T, W, K * kCount, K>;
@@ -98,6 +99,7 @@ struct LoopKernel {
 
 template <class C, class T, class V, int K>
 struct BackwardLoopKernel {
+  static_assert(supports<C, LoopDriver>);
   Problem<T> p;
   BackwardProblem<T> g;
   static constexpr Columns kColumns = C::kPhases[0].product;

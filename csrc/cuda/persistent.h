@@ -369,6 +369,7 @@ struct Share {
 // well, from what the lower one sends, in all columns.
 template <class C, class T, class Word, int kParts, int kUnits, bool kWave>
 struct PersistentKernel {
+  static_assert(supports<C, PersistentDriver>);
   static constexpr int kPhases = kPhaseCount<C>, kPeers = 1;
   template <int F>
   struct Phase {
@@ -509,6 +510,7 @@ struct PersistentKernel {
 // it sends in place of dy.
 template <class C, class T, class Word, int kParts, int kUnits, int kSplit, bool kWave>
 struct BackwardPersistentKernel {
+  static_assert(supports<C, PersistentDriver>);
   static constexpr int kPhases = kPhaseCount<C>, kPeers = kSplit, kTiles = kSplit * kUnits / 16;
   OST_HD static Index blocks_of(Index hidden) { return (hidden + kSplit * kUnits - 1) / (kSplit * kUnits) * kSplit; }
   template <int F>

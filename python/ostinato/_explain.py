@@ -24,6 +24,11 @@ __all__ = ["Explanation", "explain"]
 
 PAUSES = (0.01, 0.1)  # seconds without a call, after which explain(measure=True) measures
 MEASURE_SECONDS = 0.01
+DRIVERS = {  # of a GPU, by the names that its plans have
+    "step": "a launch for every step",
+    "loop": "one multiprocessor for all steps",
+    "persistent": "multiprocessors that share the recurrent weights",
+}
 SPREADS = {
     "alone": "one thread: the call is too short, or its rows and units too few, for a second one to pay",
     "lanes": "batch rows are cut into lanes; each goes through time on one thread, without a barrier",
@@ -233,6 +238,7 @@ def explain(
         "roofline_seconds": roofline,
         "schedule": schedule,
         "states_only": states_only,
+        "drivers": _core.drivers()[layer._cell],
         "measured_seconds": None,
         "measured_after_pause": {},
         "team": None,
@@ -351,6 +357,7 @@ def _text(layer: Recurrent, steps: int, batch: int, facts: dict[str, Any], train
         f"  arithmetic     {facts['flops'] / 1e9:.3g} GFLOP; this machine does {facts['peak_flops'] / 1e9:.3g} GFLOP/s a thread",
         f"  roofline       {_seconds(facts['roofline_seconds'])}, bound by {facts['bound']}; weights come at "
         f"{facts['bandwidth'] / 1e9:.3g} GB/s a thread",
+        *_refusals(facts),
         *_time(facts),
         *(f"  warning        {w}" for w in facts["warnings"]),
     ]
@@ -408,6 +415,16 @@ def _time(facts: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _refusals(facts: dict[str, Any]) -> list[str]:
+    """Return a line for each driver of a GPU that does not run the cell, with what it lacks."""
+    lacks = facts["drivers"]
+    return [
+        f"  not on a GPU   by {kernel}: {DRIVERS[kernel]}, without {lacks[kernel]}"
+        for kernel in DRIVERS
+        if lacks[kernel]
+    ]
+
+
 def _on_gpu(
     layer: Recurrent, steps: int, batch: int, training: bool, measured: float | None
 ) -> Explanation:
@@ -441,6 +458,7 @@ def _on_gpu(
     weights += sum(shares)
     facts: dict[str, Any] = {
         "device": packed.device.figures.name,
+        "drivers": _core.drivers()[name],
         "precision": layer.precision,
         "passes": {
             which: [{"of": name, **vars(p)} for name, _, p in of] for which, of in plans.items()
@@ -469,6 +487,7 @@ def _on_gpu(
         f"  tape           {_bytes(tape) if training else 'none'}",
         f"  workspace      {_bytes(workspace)}, given back after the pass",
         f"  arithmetic     {flops / 1e9:.3g} GFLOP",
+        *_refusals(facts),
         *_time(facts),
     ]
     return Explanation(facts, "\n".join(lines))
