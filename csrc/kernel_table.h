@@ -8,9 +8,14 @@ namespace ost {
 
 using Index = std::int64_t;  // every size and stride
 
-enum class CellId : int { kRnnTanh, kRnnRelu, kLstm, kLstmPeephole, kGru, kGruResetBefore };
-constexpr int kCellCount = 6;
-constexpr int kMaxProducts = 3;  // the input product and at most two recurrent ones (GRU reset-before)
+enum class CellId : int { kRnnTanh, kRnnRelu, kLstm, kLstmPeephole, kGru, kGruResetBefore, kLstmProjected };
+constexpr int kCellCount = 7;
+constexpr int kMaxProducts = 3;  // the input product and at most two others: recurrent ones, or the projection of h
+
+// H, the units of a cell, and P, how wide its h is: H, except where h is projected.
+struct Widths {
+  Index hidden, output;
+};
 
 // What may run a cell: core/drivers.h says which takes which.
 enum class DriverId : int { kPlain, kCpu, kStep, kLoop, kPersistent };
@@ -23,6 +28,7 @@ struct CellTraits {
   int states;                       // 1: h, 2: h and c
   int params;                       // per-unit weights (peepholes), rows of weight_peephole
   int saved;                        // vectors of the tape a unit, without the cell state
+  bool projected;                   // h is P wide, and there is a weight_hr
   const char* lacks[kDriverCount];  // what each driver lacks for it; null: nothing
 };
 
@@ -30,10 +36,11 @@ struct CellTraits {
 template <class T>
 struct RawWeights {
   const T* weight_ih;  // [gates*H, I]
-  const T* weight_hh;  // [gates*H, H]
+  const T* weight_hh;  // [gates*H, P]
   const T* bias_ih;    // [gates*H]
   const T* bias_hh;    // [gates*H]
   const T* params;     // [params, H]
+  const T* weight_hr;  // [P, H], of a projected cell
 };
 
 // Gradients are added to these; any may be null.
@@ -44,12 +51,14 @@ struct RawGradients {
   T* bias_ih;
   T* bias_hh;
   T* params;
+  T* weight_hr;
 };
 
 // Packed panels of one layer and direction; all in one 64-byte aligned block owned by the caller.
 template <class T>
 struct PackedWeights {
-  Index input, hidden;
+  Index input;
+  Widths widths;
   const void* panels[kMaxProducts];      // forward: operand x weight, in words of the precision
   const void* transposed[kMaxProducts];  // backward: da x weight; null when packed for inference only
   const T* bias;                         // by group and column, as the pre-activation
@@ -104,10 +113,10 @@ struct ForwardCall {
   bool reverse;
   Times times;
   Rows<const T> x;                 // [T,B,I]
-  Rows<T> y;                       // [T,B,H]
-  const T *h0, *c0;                // [B,H], null means zeros
-  const T *restart_h, *restart_c;  // [H], null means zeros
-  T *hn, *cn;                      // [B,H], null means not wanted
+  Rows<T> y;                       // [T,B,P]
+  const T *h0, *c0;                // [B,P] and [B,H], null means zeros
+  const T *restart_h, *restart_c;  // [P] and [H], null means zeros
+  T *hn, *cn;                      // [B,P] and [B,H], null means not wanted
   T* saved;                        // tape [T][position][saved*padded H]; null in inference
   T* cells;                        // tape [T][position][padded H] of c, for cells with two states; null in inference
   Poll poll;
@@ -120,7 +129,7 @@ struct ForwardCall {
 template <class T>
 struct StepControl {
   T clip_value;                       // each element of the gradient at (t, b) to [-clip_value, clip_value]
-  T clip_norm;                        // then dh and dc at (t, b), each over H, to this Euclidean norm
+  T clip_norm;                        // then dh and dc at (t, b), each over its width, to this Euclidean norm
   const std::uint8_t* cuts;           // [T,B]: nothing goes from this step to the state that it started from
   Rows<const T> dcells;               // [T,B,H] further gradient of c_t
   double* flow;                       // [T,states] sums over b and H of (dL/dh_t)^2 and (dL/dc_t)^2, by all paths; added to
@@ -139,12 +148,12 @@ struct BackwardCall {
   const T *restart_h, *restart_c;
   const T *saved, *cells;      // saved null: made again from the states
   Rows<const T> dy;            // data null means zeros
-  const T *dhn, *dcn;          // [B,H], null means zeros
-  T *drestart_h, *drestart_c;  // [H], null means not wanted
+  const T *dhn, *dcn;          // as h0 and c0, null means zeros
+  T *drestart_h, *drestart_c;  // as restart_h and restart_c, null means not wanted
   StepControl<T> control;
   Rows<T> dx;    // data null means not wanted
   bool dx_add;   // add to dx instead: the second direction of a layer
-  T *dh0, *dc0;  // [B,H], null means not wanted
+  T *dh0, *dc0;  // as h0 and c0, null means not wanted
   RawGradients<T> gradients;
   // A sequence in several calls, the last steps first: sums that outlive a call, so that they are added up as in one. Null: one call.
   T* sums;      // of `sums_size` elements
@@ -175,16 +184,16 @@ struct CallPlan {
 // the one before writes. gradient kernels are null in precisions for inference only.
 template <class T>
 struct CellKernels {
-  Index (*packed_size)(Index input, Index hidden, bool backward);  // elements
-  int (*pack)(const RawWeights<T>&, Index input, Index hidden, bool backward, T* memory, PackedWeights<T>* out);
+  Index (*packed_size)(Index input, Widths widths, bool backward);  // elements
+  int (*pack)(const RawWeights<T>&, Index input, Widths widths, bool backward, T* memory, PackedWeights<T>* out);
   Index (*projected_size)(Index rows, Index hidden);                              // elements
   int (*project)(const PackedWeights<T>&, Index rows, const T* x, T* projected);  // W x + bias of every row of a table [rows,I]
   int (*forward)(const ForwardCall<T>* calls, int count, bool chained);
   int (*backward)(const BackwardCall<T>* calls, int count, bool chained);  // chained: from the top layer down
-  Index (*sums_size)(Index batch, Index input, Index hidden,
+  Index (*sums_size)(Index batch, Index input, Widths widths,
                      Index* block_steps);                    // and the steps that calls of one sequence must be cut at
   void (*saved)(const T* row, Index hidden, int k, T* out);  // what the tape keeps of one (t, b): its k-th vector, [H]
-  void (*plan)(Index steps, Index batch, const Index* inputs, Index hidden, int calls, bool chained, bool backward, CallPlan* out);
+  void (*plan)(Index steps, Index batch, const Index* inputs, Widths widths, int calls, bool chained, bool backward, CallPlan* out);
 };
 
 // y = x weight^T + bias over n rows: what Linear needs, on the same product as the recurrences.

@@ -63,11 +63,11 @@ void drop_rows(const StackShape& shape, Index layer, const StackCall<T>& call, c
   for (Index t = 0; t < steps; ++t)
     for (Index b = 0; b < batch; ++b)
       for (int d = 0; d < shape.directions; ++d)
-        for (Index u = 0; u < shape.hidden; u += 4) {
+        for (Index u = 0; u < shape.output; u += 4) {
           const Words words =
               unit_words(key, std::uint32_t(layer * 2 + d), std::uint64_t(call.first_step + t), std::uint32_t(b), std::uint32_t(u / 4));
-          for (Index k = u; k < shape.hidden && k < u + 4; ++k) {
-            const Index i = (t * batch + b) * shape.width() + d * shape.hidden + k;
+          for (Index k = u; k < shape.output && k < u + 4; ++k) {
+            const Index i = (t * batch + b) * shape.width() + d * shape.output + k;
             to[i] = dropout_keeps(words.w[k - u], rate) ? from[i] * scale : T(0);
           }
         }
@@ -91,13 +91,13 @@ PackedStack<T>::PackedStack(const KernelTable* table, const StackShape& shape, P
   const auto rounded = [](Index n) { return (n + 15) / 16 * 16; };
   Index total = 0;
   for (Index layer = 0; layer < shape.layers; ++layer)
-    total += shape.directions * rounded(cell().packed_size(shape.layer_input(layer), shape.hidden, backward));
+    total += shape.directions * rounded(cell().packed_size(shape.layer_input(layer), shape.widths(), backward));
   memory = Buffer<T>(total, "packed weights");
   T* p = memory.get();
   for (std::size_t i = 0; i < weights.size(); ++i) {
     const Index input = shape.layer_input(Index(i) / shape.directions);
-    if (cell().pack(weights[i], input, shape.hidden, backward, p, &parts[i]) != kOk) throw OutOfMemory("packing: cannot allocate a row");
-    p += rounded(cell().packed_size(input, shape.hidden, backward));
+    if (cell().pack(weights[i], input, shape.widths(), backward, p, &parts[i]) != kOk) throw OutOfMemory("packing: cannot allocate a row");
+    p += rounded(cell().packed_size(input, shape.widths(), backward));
   }
 }
 
@@ -111,12 +111,12 @@ std::vector<GroupPlan> stack_plan(const CellKernels<T>& cell, const StackShape& 
       group.layers = std::min(s.layers - layer, kMostLayers);
       inputs.clear();
       for (Index i = 0; i < group.layers; ++i) inputs.push_back(s.layer_input(layer + i));
-      cell.plan(steps, batch, inputs.data(), s.hidden, int(group.layers), true, backward, &group.plan);
+      cell.plan(steps, batch, inputs.data(), s.widths(), int(group.layers), true, backward, &group.plan);
       if (!group.plan.together) group.layers = 1;
     }
     if (group.layers == 1) {
       inputs.assign(std::size_t(s.directions), s.layer_input(layer));
-      cell.plan(steps, batch, inputs.data(), s.hidden, s.directions, false, backward, &group.plan);
+      cell.plan(steps, batch, inputs.data(), s.widths(), s.directions, false, backward, &group.plan);
     }
     layer += group.layers;
     out.push_back(group);
@@ -219,7 +219,7 @@ int stack_forward(const PackedStack<T>& packed, const StackCall<T>& call, Tape<T
   const StackShape& s = packed.shape;
   const CellTraits& traits = packed.traits();
   const Index rows = call.steps * call.batch, padded = packed.padded_hidden();
-  const Index state = call.batch * s.hidden;
+  const Index hidden_state = call.batch * s.output, cell_state = call.batch * s.hidden;
   std::vector<Buffer<T>> spare(std::size_t(s.layers));  // outputs of the layers below the last
   std::vector<Buffer<T>> tables;
   const std::vector<Buffer<T>>& projected = tape ? tape->projected : tables;
@@ -241,15 +241,15 @@ int stack_forward(const PackedStack<T>& packed, const StackCall<T>& call, Tape<T
         f.weights = &packed.parts[part];
         f.steps = call.steps, f.batch = call.batch, f.reverse = (d == 1) != s.reverse;
         f.times = times_of(call, f.reverse);
-        if (call.restart_h) f.restart_h = call.restart_h + part * s.hidden;
+        if (call.restart_h) f.restart_h = call.restart_h + part * s.output;
         if (call.restart_c) f.restart_c = call.restart_c + part * s.hidden;
         f.x = x;
         if (layer == 0 && call.lookup.ids.data) f.lookup = call.lookup, f.projected = projected[d].get();
-        f.y = {y.data + d * s.hidden, y.t, y.b, y.starts, y.ends};
-        if (call.h0) f.h0 = call.h0 + part * state;
-        if (call.c0) f.c0 = call.c0 + part * state;
-        if (call.hn) f.hn = call.hn + part * state;
-        if (call.cn) f.cn = call.cn + part * state;
+        f.y = {y.data + d * s.output, y.t, y.b, y.starts, y.ends};
+        if (call.h0) f.h0 = call.h0 + part * hidden_state;
+        if (call.c0) f.c0 = call.c0 + part * cell_state;
+        if (call.hn) f.hn = call.hn + part * hidden_state;
+        if (call.cn) f.cn = call.cn + part * cell_state;
         if (tape) {
           tape->saved.push_back(tape->states_only ? Buffer<T>() : Buffer<T>(call.tape_rows() * traits.saved * padded, "tape"));
           tape->cells.emplace_back(traits.states > 1 ? call.tape_rows() * padded : 0, "tape");
@@ -283,7 +283,8 @@ int stack_backward(const Tape<T>& tape, const StackGradients<T>& g, Poll poll) {
   const PackedStack<T>& packed = *tape.packed;
   const StackShape& s = packed.shape;
   const StackCall<T>& call = tape.call;
-  const Index rows = call.steps * call.batch, state = call.batch * s.hidden;
+  const Index rows = call.steps * call.batch;
+  const Index hidden_state = call.batch * s.output, cell_state = call.batch * s.hidden;
   const Rows<T> inner{nullptr, call.batch * s.width(), s.width(), nullptr};
   std::vector<Buffer<T>> below(std::size_t(s.layers));  // gradients of the layers' inputs
   Rows<const T> dy = g.dy;
@@ -313,26 +314,26 @@ int stack_backward(const Tape<T>& tape, const StackGradients<T>& g, Poll poll) {
         b.weights = &packed.parts[part];
         b.steps = call.steps, b.batch = call.batch, b.reverse = (d == 1) != s.reverse;
         b.times = times_of(call, b.reverse);
-        if (call.restart_h) b.restart_h = call.restart_h + part * s.hidden;
+        if (call.restart_h) b.restart_h = call.restart_h + part * s.output;
         if (call.restart_c) b.restart_c = call.restart_c + part * s.hidden;
-        if (g.drestart_h) b.drestart_h = g.drestart_h + part * s.hidden;
+        if (g.drestart_h) b.drestart_h = g.drestart_h + part * s.output;
         if (g.drestart_c) b.drestart_c = g.drestart_c + part * s.hidden;
         b.control = {g.clip_value, g.clip_norm, g.cuts, g.dcells, nullptr, call.x.starts};
         if (g.dcells.data) b.control.dcells.data += part * g.dcells_part;
         if (g.flow) b.control.flow = g.flow + part * call.steps * packed.traits().states;
         b.x = x;
         if (layer == 0 && call.lookup.ids.data) b.lookup = call.lookup, b.projected = tape.projected[d].get();
-        b.y = {y.data + d * s.hidden, y.t, y.b, y.starts, y.ends};
-        if (call.h0) b.h0 = call.h0 + part * state;
-        if (call.c0) b.c0 = call.c0 + part * state;
+        b.y = {y.data + d * s.output, y.t, y.b, y.starts, y.ends};
+        if (call.h0) b.h0 = call.h0 + part * hidden_state;
+        if (call.c0) b.c0 = call.c0 + part * cell_state;
         b.saved = tape.saved[part].get(), b.cells = tape.cells[part].get();
-        b.dy = {dy.data ? dy.data + d * s.hidden : nullptr, dy.t, dy.b, dy.starts, dy.ends};
-        if (g.dhn) b.dhn = g.dhn + part * state;
-        if (g.dcn) b.dcn = g.dcn + part * state;
+        b.dy = {dy.data ? dy.data + d * s.output : nullptr, dy.t, dy.b, dy.starts, dy.ends};
+        if (g.dhn) b.dhn = g.dhn + part * hidden_state;
+        if (g.dcn) b.dcn = g.dcn + part * cell_state;
         b.dx = d == 1 && second.data ? second : dx;
         b.dx_add = (d == 1 && !second.data) || (layer == 0 && g.dx_add);
-        if (g.dh0) b.dh0 = g.dh0 + part * state;
-        if (g.dc0) b.dc0 = g.dc0 + part * state;
+        if (g.dh0) b.dh0 = g.dh0 + part * hidden_state;
+        if (g.dc0) b.dc0 = g.dc0 + part * cell_state;
         b.gradients = g.weights[part];
         if (g.sums) b.sums = (*g.sums)[part].get(), b.resume = g.resume, b.more = g.more;
         b.poll = poll;

@@ -1,5 +1,5 @@
 // The order of layers and directions, forward and backward: one stack a call. Compiled once; knows kernels only through
-// the table. y of a layer is [T,B,D*H]: forward half first.
+// the table. y of a layer is [T,B,D*P]: forward half first.
 #pragma once
 #include <memory>
 #include <new>
@@ -41,12 +41,13 @@ class Buffer {
 
 struct StackShape {
   CellId cell;
-  Index input, hidden, layers;
+  Index input, hidden, output, layers;  // output: of h, P; that of the units except where a cell projects it
   int directions;
   bool reverse = false;  // the first (or only) direction runs from the end
   bool numbered = true;  // errors name arrays by layer and direction: weight_ih_l0
-  Index layer_input(Index layer) const { return layer == 0 ? input : directions * hidden; }
-  Index width() const { return directions * hidden; }
+  Index layer_input(Index layer) const { return layer == 0 ? input : directions * output; }
+  Index width() const { return directions * output; }
+  Widths widths() const { return {hidden, output}; }
 };
 
 // Weights of a whole stack, packed by one kernel set; immutable, so a running call keeps its snapshot.
@@ -78,15 +79,15 @@ struct StackCall {
   Rows<const T> x{};  // [T,B,I]; with a lookup the table: [N] rows, x.b apart
   Lookup lookup{};    // of the first layer; its ids point to `ids`
   std::vector<Index> ids;
-  Rows<T> y{};                           // [T,B,D*H]
-  const T *h0 = nullptr, *c0 = nullptr;  // [L*D,B,H]
+  Rows<T> y{};                           // [T,B,D*P]
+  const T *h0 = nullptr, *c0 = nullptr;  // [L*D,B,P] and [L*D,B,H]
   T *hn = nullptr, *cn = nullptr;
   std::vector<Index> lengths, order;                   // empty: all T
   std::vector<Index> starts[2], ends[2];               // of ragged x and y, whose own point here
   std::vector<std::int32_t> before[2];                 // by direction: from the start, from the end; empty: as lengths say
   std::vector<Index> stops, offsets;                   // steps that each row has; where its part of a flat `before` begins, or empty
   std::vector<Index> tape;                             // where each row's part of a flat tape begins, or empty
-  const T *restart_h = nullptr, *restart_c = nullptr;  // [L*D,H], null means zeros
+  const T *restart_h = nullptr, *restart_c = nullptr;  // [L*D,P] and [L*D,H], null means zeros
   double dropout = 0;                                  // between layers
   Index first_step = 0;                                // of a longer sequence that these steps belong to: dropout counts from its beginning
   std::uint64_t key = 0;
@@ -134,7 +135,7 @@ std::vector<Index> deal(const std::vector<Index>& lengths);
 template <class T>
 bool takes_part(const StackCall<T>& call, Index t, Index b);
 
-// rows [T,B,D*H] of a layer: to = from * mask / (1 - rate); from and to may be the same.
+// rows [T,B,D*P] of a layer: to = from * mask / (1 - rate); from and to may be the same.
 template <class T>
 void drop_rows(const StackShape& shape, Index layer, const StackCall<T>& call, const T* from, T* to);
 
@@ -145,10 +146,10 @@ int stack_forward(const PackedStack<T>& packed, const StackCall<T>& call, Tape<T
 template <class T>
 struct StackGradients {
   Rows<const T> dy{};                      // data null: zeros
-  const T *dhn = nullptr, *dcn = nullptr;  // [L*D,B,H]
+  const T *dhn = nullptr, *dcn = nullptr;  // [L*D,B,P] and [L*D,B,H]
   Rows<T> dx{};                            // data null: not wanted
   T *dh0 = nullptr, *dc0 = nullptr;
-  T *drestart_h = nullptr, *drestart_c = nullptr;  // [L*D,H]
+  T *drestart_h = nullptr, *drestart_c = nullptr;  // [L*D,P] and [L*D,H]
   T clip_value = 0, clip_norm = 0;
   const std::uint8_t* cuts = nullptr;            // [T,B], or flat where x is
   Rows<const T> dcells{};                        // [L*D][T,B,H], L*D blocks one after the other

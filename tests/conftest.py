@@ -13,8 +13,15 @@ from ostinato import _core, reference
 
 # Relative to the largest value of an array, per element. float32 sums of up to ~100 terms over ~20 steps stay below 2e-6.
 TOLERANCE = {np.dtype(np.float32): 5e-6, np.dtype(np.float64): 1e-13}
-CELLS = ("rnn_tanh", "rnn_relu", "lstm", "lstm_peephole", "gru", "gru_reset_before")
+DEVICE_CELLS = ("rnn_tanh", "rnn_relu", "lstm", "lstm_peephole", "gru", "gru_reset_before")  # that run on a GPU
+CELLS = (*DEVICE_CELLS, "lstm_projected")
 GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "lstm_peephole": 4, "gru": 3, "gru_reset_before": 3}
+GATES |= {"lstm_projected": 4}
+
+
+def output_size(cell: str, hidden: int) -> int:
+    """P, how wide h is in the tests: narrower than c where it is projected."""
+    return (2 * hidden + 4) // 5 if cell == "lstm_projected" else hidden
 
 
 def native_for_tests() -> Any:
@@ -53,20 +60,27 @@ def assert_close(got: Any, want: Any, name: str = "", scale: float = 1.0) -> Non
     assert error <= limit, f"{name}: error {error:.3g} above {limit:.3g}"
 
 
-def random_weights(cell: str, inputs: int, hidden: int, rng: np.random.Generator) -> reference.Weights:
-    """float64 weights of the usual size; a ReLU network's are halved so that h stays bounded."""
+def random_weights(
+    cell: str, inputs: int, hidden: int, rng: np.random.Generator, projected: int | None = None
+) -> reference.Weights:
+    """float64 weights of the usual size; a ReLU network's are halved so that h stays bounded. ``projected`` is P."""
     rows, bound = GATES[cell] * hidden, (0.5 if cell == "rnn_relu" else 1.0) / np.sqrt(hidden)
 
     def draw(*shape: int) -> Any:
         return rng.uniform(-bound, bound, shape)
 
     peephole = draw(3, hidden) if cell == "lstm_peephole" else None
-    return reference.Weights(draw(rows, inputs), draw(rows, hidden), draw(rows), draw(rows), peephole)
+    size = output_size(cell, hidden) if projected is None else projected
+    w = reference.Weights(draw(rows, inputs), draw(rows, size), draw(rows), draw(rows), peephole)
+    if cell == "lstm_projected":
+        w.weight_hr = draw(size, hidden)
+    return w
 
 
 def cast(weights: reference.Weights, dtype: Any) -> list[Any]:
-    """weight_ih, weight_hh, bias_ih, bias_hh, weight_peephole in a dtype."""
-    w = (weights.weight_ih, weights.weight_hh, weights.bias_ih, weights.bias_hh, weights.weight_peephole)
+    """weight_ih, weight_hh, bias_ih, bias_hh, weight_peephole, of a projected cell weight_hr, in a dtype."""
+    w = [weights.weight_ih, weights.weight_hh, weights.bias_ih, weights.bias_hh, weights.weight_peephole]
+    w += [] if weights.weight_hr is None else [weights.weight_hr]
     return [None if a is None else a.astype(dtype) for a in w]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import CELLS, TOLERANCE, native_for_tests
+from conftest import DEVICE_CELLS, TOLERANCE, native_for_tests
 from ostinato import _check, _core, _device, _on_device, _plan, cuda
 
 _emulated = native_for_tests()
@@ -151,12 +151,14 @@ def on_device(
 @pytest.mark.parametrize("kind", ["none", "lengths", "resets", "mask", "all"])
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", DEVICE_CELLS)
 def test_every_cell(cell: str, dtype: Any, sizes: Any, kind: str) -> None:
     compare(cell, dtype, sizes, kind)
 
 
-CELLS_AND_WORDS = [(c, p) for c in CELLS for p in ("exact", "bfloat16", "float16") if p != "float16" or c == "lstm"]
+CELLS_AND_WORDS = [
+    (c, p) for c in DEVICE_CELLS for p in ("exact", "bfloat16", "float16") if p != "float16" or c == "lstm"
+]
 
 
 @pytest.mark.parametrize("hidden", [1, 32, 33, 64, 65, 128])
@@ -213,7 +215,7 @@ def test_plans_that_there_are_not() -> None:
             on_device("gru_reset_before", p, {}, DEVICES[0], **options)
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", DEVICE_CELLS)
 def test_products_of_the_library(cell: str) -> None:
     """All steps' products by NumPy, as CuPy takes them on a GPU."""
     for dtype, sizes, kind in (
@@ -265,7 +267,7 @@ ERRORS = {"bfloat16": (1e-2, 2e-2), "float16": (1e-3, 2e-2)}
 
 @pytest.mark.parametrize("sizes", [*SIZES, (128, 8, 24, 40)], ids=str)
 @pytest.mark.parametrize("precision", list(ERRORS))
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", DEVICE_CELLS)
 def test_operands_of_two_bytes(cell: str, precision: str, sizes: Any) -> None:
     """Matrix instructions, against float64; in bfloat16 as near to the CPU's, which rounds the same operands."""
     p = problem(cell, np.float32, sizes, "all", False)

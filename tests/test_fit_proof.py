@@ -57,6 +57,7 @@ def test_plain_path_against_the_reference(cell: str) -> None:
     w = reference.Weights(
         *(arrays[n] for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")),
         arrays["params"] if cell == "lstm_peephole" else None,
+        arrays["projection"] if cell == "lstm_projected" else None,
     )
     run = reference.forward(cell, arrays["x"], w, arrays["h0"], arrays["c0"])
     g = reference.backward(run, dy, None, dc if "lstm" in cell else None)

@@ -16,7 +16,7 @@ import pytest
 
 import fake_cupy
 import ostinato as ost
-from conftest import CELLS, TOLERANCE, native_for_tests
+from conftest import DEVICE_CELLS, TOLERANCE, native_for_tests
 from ostinato import _device, _plan, cuda
 from ostinato import functional as F
 
@@ -136,7 +136,7 @@ def test_layers(gpu: Gpu, cell: str, options: str, kind: str) -> None:
     agree(gpu, there.flat_grads, layer.flat_grads, "gradients")
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", DEVICE_CELLS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_functions(gpu: Gpu, cell: str, dtype: Any) -> None:
     """Every cell, from the start and from the end, with its own options, out= and a state of a reset."""
@@ -418,6 +418,20 @@ def test_to_and_fro(gpu: Gpu, tmp_path: Path) -> None:
         model[0].to("cpu")
     with pytest.raises(ValueError, match="layers: expected layers on one device"):
         ost.nn.Sequential(ost.nn.GRU(3, 4), ost.nn.GRU(4, 4).to("cuda"))
+
+
+def test_a_projection_stays_on_the_cpu(gpu: Gpu) -> None:
+    """No kernel of a device projects h: the error names the argument, and the layer is as it was."""
+    layer = ost.nn.LSTM(3, 4, proj_size=2, rng=0)
+    with pytest.raises(ValueError, match=r"proj_size: expected 0 on .*, got 2; keep the layer on the CPU"):
+        layer.to("cuda")
+    with pytest.raises(ValueError, match=r"proj_size: expected 0 on .*, got 2"):
+        ost.nn.Sequential(layer, ost.nn.Linear(2, 1)).to("cuda")
+    assert layer.device == "cpu"
+    assert layer(np.zeros((3, 1, 3), np.float32))[0].shape == (3, 1, 2)
+    w = [put(gpu, np.ones(s, np.float32)) for s in ((16, 3), (16, 2), (2, 4))]
+    with pytest.raises(ValueError, match=r"weight_hr: expected None on .*, whose kernels do not project h yet"):
+        F.lstm(put(gpu, np.zeros((3, 1, 3), np.float32)), w[0], w[1], weight_hr=w[2])
 
 
 def test_gradient_flow(gpu: Gpu) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import ostinato as ost
-from conftest import CELLS, assert_close, cast, packed, random_weights
+from conftest import CELLS, assert_close, cast, output_size, packed, random_weights
 from ostinato import _core, reference
 
 DTYPES = [np.float32, np.float64]
@@ -46,8 +46,11 @@ def check(
     w = random_weights(cell, inputs, hidden, rng)
     weights = cast(w, dtype)
     exact = reference.Weights(*(None if a is None else a.astype(np.float64) for a in weights))  # type: ignore[arg-type]
-    x, dy = (rng.normal(size=(steps, batch, n)).astype(dtype) for n in (inputs, hidden))
-    h0, c0, dh, dc = ((rng.normal(size=(batch, hidden)) * 0.5).astype(dtype) if states else None for _ in range(4))
+    size = output_size(cell, hidden)
+    x, dy = (rng.normal(size=(steps, batch, n)).astype(dtype) for n in (inputs, size))
+    h0, c0, dh, dc = (
+        (rng.normal(size=(batch, n)) * 0.5).astype(dtype) if states else None for n in (size, hidden, size, hidden)
+    )
     p = packed(cell, weights, reverse)
     y, h_n, c_n, _ = native(p, x, h0, c0, lengths)
     y_train, h_train, _, tape = native(p, x, h0, c0, lengths, train=True)
@@ -70,7 +73,7 @@ def check(
     assert_close(dh0[0], g.h0, "dh0", 4)
     if has_cells:
         assert_close(dc0[0], g.c0, "dc0", 4)
-    for name, got in zip(("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_peephole"), grads):
+    for name, got in zip(("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_peephole", "weight_hr"), grads):
         if got is not None:  # added to the ones that were there
             assert_close(got, getattr(g.weights, name) + 1, f"d{name}", 4)
 
@@ -103,7 +106,7 @@ def test_large_enough_for_threads(cell: str, axis: str, kernel_set: str, threads
 def everything(cell: str, dtype: Any, steps: int, batch: int, size: int, lengths: Any = None) -> list[Any]:
     rng = np.random.default_rng(5)
     weights = cast(random_weights(cell, size, size, rng), dtype)
-    x, dy = (rng.normal(size=(steps, batch, size)).astype(dtype) for _ in range(2))
+    x, dy = (rng.normal(size=(steps, batch, n)).astype(dtype) for n in (size, output_size(cell, size)))
     p = packed(cell, weights)
     y, h_n, c_n, tape = native(p, x, lengths=lengths, train=True)
     grads = [None if a is None else np.zeros_like(a) for a in weights]
@@ -131,7 +134,7 @@ def test_bits_do_not_depend_on_company_or_cuts(cell: str, dtype: Any, kernel_set
     rng = np.random.default_rng(2)
     steps, batch, hidden = 23, 9, 37
     p = packed(cell, cast(random_weights(cell, 5, hidden, rng), dtype))
-    x, dy = (rng.normal(size=(steps, batch, n)).astype(dtype) for n in (5, hidden))
+    x, dy = (rng.normal(size=(steps, batch, n)).astype(dtype) for n in (5, output_size(cell, hidden)))
 
     def gradients(tape: Any, d: Any, dh: Any = None, dc: Any = None) -> Any:
         return tape.backward(d, dh, dc, [[None if w is None else np.zeros_like(w) for w in p.weights]], True)[:3]
@@ -180,7 +183,7 @@ def test_padding_may_hold_nan(cell: str, kernel_set: str) -> None:
     p = packed(cell, cast(random_weights(cell, 3, 10, rng), np.float32))
     lengths = np.array([4, 0, 7])
     on = np.arange(7)[:, None, None] < lengths[:, None]
-    x, dy = (rng.normal(size=(7, 3, n)).astype(np.float32) for n in (3, 10))
+    x, dy = (rng.normal(size=(7, 3, n)).astype(np.float32) for n in (3, output_size(cell, 10)))
     results = []
     for filler in (0.0, np.nan):
         y, h, _, tape = native(p, np.where(on, x, np.float32(filler)), lengths=lengths, train=True)
@@ -203,7 +206,7 @@ def test_nan_in_the_input_comes_out(kernel_set: str) -> None:
 
 
 @pytest.mark.parametrize("hidden", [3, 16, 20])
-@pytest.mark.parametrize("cell", ["lstm", "lstm_peephole", "gru", "gru_reset_before"])
+@pytest.mark.parametrize("cell", ["lstm", "lstm_peephole", "gru", "gru_reset_before", "lstm_projected"])
 def test_an_infinite_input_stays_in_its_row(cell: str, hidden: int, kernel_set: str) -> None:
     """0 * infinity leaves NaN in the lanes that pad a vector; what is real is the same as where nothing is padded."""
     p = packed(cell, cast(random_weights(cell, 1, hidden, np.random.default_rng(0)), np.float32))
@@ -254,16 +257,17 @@ def test_any_strides(view: str, kernel_set: str) -> None:
 @pytest.mark.parametrize(("steps", "batch"), [(0, 3), (4, 0), (0, 0)])
 def test_nothing_to_do(cell: str, steps: int, batch: int, kernel_set: str) -> None:
     p = packed(cell, cast(random_weights(cell, 2, 3, np.random.default_rng(0)), np.float32))
-    x, h0 = np.zeros((steps, batch, 2), np.float32), np.ones((batch, 3), np.float32)
-    c0 = h0 if cell.startswith("lstm") else None
+    size = output_size(cell, 3)
+    x, h0 = np.zeros((steps, batch, 2), np.float32), np.ones((batch, size), np.float32)
+    c0 = np.ones((batch, 3), np.float32) if cell.startswith("lstm") else None
     y, h_n, _, tape = native(p, x, h0, c0, train=True)
-    assert y.shape == (steps, batch, 3)
+    assert y.shape == (steps, batch, size)
     if steps == 0:
         assert np.array_equal(h_n[0], h0)
     grads = [None if w is None else np.zeros_like(w) for w in p.weights]
-    dx, dh0, *_ = tape.backward(np.zeros_like(y), np.ones((1, batch, 3), np.float32), None, [grads], True)
+    dx, dh0, *_ = tape.backward(np.zeros_like(y), np.ones((1, batch, size), np.float32), None, [grads], True)
     assert dx.shape == x.shape
-    assert np.array_equal(dh0[0], np.ones((batch, 3)))
+    assert np.array_equal(dh0[0], np.ones((batch, size)))
     assert all((g == 0).all() for g in grads if g is not None)
 
 

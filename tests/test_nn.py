@@ -75,7 +75,7 @@ def test_faces() -> None:
     common = ["input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional"]
     faces = {
         nn.RNN: [*common[:3], "nonlinearity", *common[3:], "precision", "learned_state", "dtype", "rng"],
-        nn.LSTM: [*common, "peephole", "precision", "learned_state", "dtype", "rng"],
+        nn.LSTM: [*common, "peephole", "proj_size", "precision", "learned_state", "dtype", "rng"],
         nn.GRU: [*common, "reset_after", "precision", "learned_state", "dtype", "rng"],
     }
     for cls, names in faces.items():

@@ -13,7 +13,7 @@ import pytest
 
 import fake_cupy
 import ostinato as ost
-from conftest import CELLS
+from conftest import DEVICE_CELLS
 from ostinato import _device, _on_device, _plan
 from test_device import DEVICES, NAMES, on_cpu, on_device, problem
 
@@ -53,7 +53,7 @@ def persistent(
 @pytest.mark.parametrize(
     ("precision", "units", "peers"), [(*k, 4 if k[1] == 8 else 1) for k in KINDS] + [("split", 8, 1)]
 )
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", DEVICE_CELLS)
 def test_against_tiles(cell: str, precision: str, units: int, peers: int, hidden: int) -> None:
     """Against the same with a launch a step, which is held against the CPU; and the same bits in whatever order the blocks come."""
     devices = [with_options(DEVICES[0], delays=7), with_options(DEVICES[1], delays=12345), *DEVICES[2:]]
@@ -135,7 +135,7 @@ def apart(device: _device.Device, first: bool) -> _device.Device:
 
 @pytest.mark.parametrize("library", [False, True])
 @pytest.mark.parametrize(("kind", "reverse"), [("none", False), ("all", True)])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", DEVICE_CELLS)
 def test_products_beside_the_steps(cell: str, kind: str, reverse: bool, library: bool) -> None:
     """By portions, the last steps first: the same sums in the same order, or of the array library one for each portion."""
     p = problem(cell, np.float32, (61, 17, 5, 20), kind, reverse)  # 4 parts of the rows

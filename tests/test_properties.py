@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import CELLS, assert_close, cast, packed, random_weights
+from conftest import CELLS, assert_close, cast, output_size, packed, random_weights
 from ostinato import nn, reference
 
 pytest.importorskip("hypothesis", reason="hypothesis is not installed: pip install 'ostinato[test]'")
@@ -31,7 +31,7 @@ def test_kernels_equal_the_reference(cell: str, size: Any, reverse: bool, ragged
         if ragged
         else None
     )
-    x, dy = (rng.normal(size=(steps, batch, n)).astype(dtype) for n in (inputs, hidden))
+    x, dy = (rng.normal(size=(steps, batch, n)).astype(dtype) for n in (inputs, output_size(cell, hidden)))
     weights = cast(w, dtype)
     p = packed(cell, weights, reverse)
     y, h_n, _, tape = p.native.forward(x, None, None, lengths, False, None, True, 0.0, 0)
@@ -107,7 +107,7 @@ def test_soak(cell: str, size: Any, reverse: bool, seed: int) -> None:
     rng = np.random.default_rng(seed)
     w = random_weights(cell, inputs, hidden, rng)
     lengths = rng.integers(0, steps + 1, batch) if seed % 2 else None
-    x, dy = (rng.normal(size=(steps, batch, n)) for n in (inputs, hidden))
+    x, dy = (rng.normal(size=(steps, batch, n)) for n in (inputs, output_size(cell, hidden)))
     p = packed(cell, cast(w, np.float64), reverse)
     y, _, _, tape = p.native.forward(x, None, None, lengths, False, None, True, 0.0, 0)
     run = reference.forward(cell, x, w, lengths=lengths, reverse=reverse)

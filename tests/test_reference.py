@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from conftest import CELLS, numeric_gradient, random_weights
+from conftest import CELLS, numeric_gradient, output_size, random_weights
 from ostinato import reference
 
 
@@ -14,8 +14,9 @@ from ostinato import reference
 def test_gradients_against_finite_differences(cell: str, reverse: bool) -> None:
     rng = np.random.default_rng(1)
     w = random_weights(cell, 3, 4, rng)
-    x, h0, c0 = rng.normal(size=(5, 3, 3)), rng.normal(size=(3, 4)), rng.normal(size=(3, 4))
-    dy, dh, dc = rng.normal(size=(5, 3, 4)), rng.normal(size=(3, 4)), rng.normal(size=(3, 4))
+    size = output_size(cell, 4)
+    x, h0, c0 = rng.normal(size=(5, 3, 3)), rng.normal(size=(3, size)), rng.normal(size=(3, 4))
+    dy, dh, dc = rng.normal(size=(5, 3, size)), rng.normal(size=(3, size)), rng.normal(size=(3, 4))
     lengths = np.array([5, 0, 3])
 
     def loss() -> float:
@@ -28,6 +29,8 @@ def test_gradients_against_finite_differences(cell: str, reverse: bool) -> None:
     pairs += [(w.bias_ih, g.weights.bias_ih), (w.bias_hh, g.weights.bias_hh)]
     if w.weight_peephole is not None:
         pairs.append((w.weight_peephole, g.weights.weight_peephole))
+    if w.weight_hr is not None:
+        pairs.append((w.weight_hr, g.weights.weight_hr))
     for value, gradient in pairs:
         np.testing.assert_allclose(gradient, numeric_gradient(loss, value), rtol=1e-6, atol=1e-8)
 

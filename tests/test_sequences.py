@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import ostinato as ost
-from conftest import CELLS, assert_close, cast, numeric_gradient, random_weights
+from conftest import CELLS, assert_close, cast, numeric_gradient, output_size, random_weights
 from ostinato import reference
 
 DTYPES = [np.float32, np.float64]
-NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_peephole")
+NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_peephole", "weight_hr")
 
 
 class Problem:
@@ -29,9 +29,10 @@ class Problem:
         def draw(*shape: int) -> Any:
             return (r.normal(size=shape) * 0.5).astype(dtype)
 
-        self.x, self.dy, self.dcells = (draw(self.steps, self.batch, n) for n in (inputs, hidden, hidden))
-        self.h0, self.c0, self.dh, self.dc = (draw(self.batch, hidden) for _ in range(4))
-        self.restart = draw(hidden), draw(hidden)
+        size = output_size(cell, hidden)
+        self.x, self.dy, self.dcells = (draw(self.steps, self.batch, n) for n in (inputs, size, hidden))
+        self.h0, self.c0, self.dh, self.dc = (draw(self.batch, n) for n in (size, hidden, size, hidden))
+        self.restart = draw(size), draw(hidden)
 
     def run(self, reverse: bool = False, **options: Any) -> Any:
         """functional's forward and pullback."""
@@ -43,6 +44,8 @@ class Problem:
             more["reset_after"] = False
         if self.cell == "lstm_peephole":
             more["weight_peephole"] = self.weights[4]
+        if self.cell == "lstm_projected":
+            more["weight_hr"] = self.weights[5]
         f = getattr(ost.functional, family + "_vjp")
         state = (self.h0, self.c0) if self.cells else (self.h0,)
         reset_state = self.restart if self.cells else self.restart[0]
@@ -217,7 +220,7 @@ def test_padding_may_hold_anything(cell: str, kernel_set: str) -> None:
     assert all(np.array_equal(a, b) for a, b in zip(clean, g) if a is not None)
 
 
-@pytest.mark.parametrize("cell", ["rnn_tanh", "lstm_peephole", "gru", "gru_reset_before"])
+@pytest.mark.parametrize("cell", ["rnn_tanh", "lstm_peephole", "gru", "gru_reset_before", "lstm_projected"])
 def test_the_reference_by_differences(cell: str) -> None:
     """Resets with a learned state, masks and cells: the reference's own gradients."""
     p = Problem(cell, np.float64, (6, 3, 2, 4))
@@ -244,6 +247,7 @@ def test_the_reference_by_differences(cell: str) -> None:
             (p.h0, g.h0),
             (p.restart[0], g.restart[0]),
             (p.exact.weight_hh, g.weights.weight_hh),
+            *([] if p.exact.weight_hr is None else [(p.exact.weight_hr, g.weights.weight_hr)]),
         ):
             np.testing.assert_allclose(numeric_gradient(loss, array), want, atol=1e-7)
         if p.cells:
@@ -254,6 +258,7 @@ def test_gates_are_those_of_the_reference(kernel_set: str) -> None:
     for cell, names, at in (
         ("lstm", "ifgo", 3),
         ("lstm_peephole", "ifgo", 3),
+        ("lstm_projected", "ifgo", 4),
         ("gru", "rzn", 2),
         ("gru_reset_before", "rzn", 2),
     ):

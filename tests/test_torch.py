@@ -15,7 +15,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ostinato[bench]'")
 
-KINDS = {"RNN": {}, "RNN relu": {"nonlinearity": "relu"}, "LSTM": {}, "GRU": {}}
+KINDS = {"RNN": {}, "RNN relu": {"nonlinearity": "relu"}, "LSTM": {}, "LSTM projected": {"proj_size": 4}, "GRU": {}}
 
 
 def pair(kind: str, dtype: Any, **options: Any) -> tuple[Any, Any]:
@@ -28,6 +28,7 @@ def pair(kind: str, dtype: Any, **options: Any) -> tuple[Any, Any]:
     return ours, theirs
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 @pytest.mark.parametrize(
     "options",
     [{}, {"num_layers": 3}, {"num_layers": 2, "bidirectional": True}, {"batch_first": True, "bias": False}],
@@ -58,6 +59,7 @@ def test_values_and_gradients(kind: str, dtype: Any, options: Any) -> None:
         assert_close(ours.grads[name], p.grad.numpy(), name, 10)
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 @pytest.mark.parametrize("kind", KINDS)
 def test_lengths_against_packed_sequences(kind: str) -> None:
     ours, theirs = pair(kind, np.float64, num_layers=2, bidirectional=True)

@@ -21,7 +21,7 @@ int main(int argc, char** argv) {
     if (std::strcmp(name, argv[3]) == 0) break;
     ++precision;
   }
-  if (cell == kCellCount || precision == kPrecisionCount) return 2;
+  if (cell == kCellCount || precision == kPrecisionCount || kernels()->traits[cell].projected) return 2;
   const bool train = std::strcmp(argv[2], "train") == 0;
   const Index B = std::atoi(argv[4]), H = std::atoi(argv[5]), T = std::atoi(argv[6]), rows = kernels()->traits[cell].gates * H;
   const auto filled = [](Index n) {
@@ -32,9 +32,10 @@ int main(int argc, char** argv) {
   const auto w = filled(rows * H), r = filled(rows * H), b = filled(rows), x = filled(T * B * H);
   std::vector<float> y(x.size()), dx(x.size()), dw(w.size()), dr(r.size()), db(b.size());
   for (int i = 0; i < std::atoi(argv[7]); ++i) {
-    const StackShape shape{CellId(cell), H, H, 1, 1, false};
+    const StackShape shape{CellId(cell), H, H, H, 1, 1, false};
     const auto packed = std::make_shared<PackedStack<float>>(
-        kernels(), shape, Precision(precision), std::vector<RawWeights<float>>{{w.data(), r.data(), b.data(), b.data(), nullptr}}, train);
+        kernels(), shape, Precision(precision),
+        std::vector<RawWeights<float>>{{w.data(), r.data(), b.data(), b.data(), nullptr, nullptr}}, train);
     StackCall<float> call;
     call.steps = T, call.batch = B;
     call.x = {x.data(), B * H, H}, call.y = {y.data(), B * H, H};
@@ -44,7 +45,7 @@ int main(int argc, char** argv) {
     tape.packed = packed, tape.call = call;
     StackGradients<float> g;
     g.dy = {x.data(), B * H, H}, g.dx = {dx.data(), B * H, H};
-    g.weights.push_back({dw.data(), dr.data(), db.data(), db.data(), nullptr});
+    g.weights.push_back({dw.data(), dr.data(), db.data(), db.data(), nullptr, nullptr});
     if (stack_backward(tape, g, Poll{}) != kOk) return 1;
   }
   return 0;

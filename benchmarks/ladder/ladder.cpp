@@ -167,9 +167,9 @@ void library(Problem& p, float* y, int threads) {
   static PackedWeights<float> weights;
   using P = Exact<float>;
   if (memory.empty()) {
-    memory.resize(Layout<Lstm, P>(p.H, p.H).packed_size(false) + 64);
-    Pack<Lstm, P>(RawWeights<float>{p.w.data(), p.r.data(), p.bias.data(), nullptr, nullptr}, p.H, p.H, false, memory.data(), &weights)
-        .run();
+    memory.resize(Layout<Lstm, P>(p.H, {p.H, p.H}).packed_size(false) + 64);
+    const RawWeights<float> raw{p.w.data(), p.r.data(), p.bias.data(), nullptr, nullptr, nullptr};
+    Pack<Lstm, P>(raw, p.H, {p.H, p.H}, false, memory.data(), &weights).run();
   }
   set_thread_count(threads);
   ForwardCall<float> call{};

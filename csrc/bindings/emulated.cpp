@@ -4,7 +4,7 @@
 namespace ost {
 namespace OST_SET {
 
-static_assert(kCellCount == 6);
+static_assert(kDeviceCellCount == 6);
 extern OST_EMULATED(0);
 extern OST_EMULATED(1);
 extern OST_EMULATED(2);

@@ -38,14 +38,16 @@ std::string suffix(const StackShape& s, Index part) {
   return "_l" + std::to_string(part / s.directions) + (part % s.directions ? "_reverse" : "");
 }
 
-// Arrays of one (layer, direction): weight_ih, weight_hh, bias_ih, bias_hh, weight_peephole; the last three may be None. They are
-// kept in `held` as long as the pointers are used.
+// Arrays of one (layer, direction): weight_ih, weight_hh, bias_ih, bias_hh, weight_peephole, of which the last three may be None; and
+// weight_hr of a cell that is projected. They are kept in `held` as long as the pointers are used.
 template <class T, class Raw>
 Raw raw_arrays(const StackShape& s, const CellTraits& traits, Index part, const py::sequence& arrays, const char* prefix, bool writable,
                std::vector<py::object>& held) {
-  const std::string names[] = {"weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_peephole"};
+  const std::string names[] = {"weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_peephole", "weight_hr"};
   const auto label = [&](int i) { return prefix + names[i] + suffix(s, part); };
-  if (py::len(arrays) != 5) fail("weights", "5 arrays a layer and direction", std::to_string(py::len(arrays)));
+  const Index count = traits.projected ? 6 : 5;
+  if (Index(py::len(arrays)) != count)
+    fail("weights", std::to_string(count) + " arrays a layer and direction", std::to_string(py::len(arrays)));
   const Index rows = traits.gates * s.hidden, input = s.layer_input(part / s.directions);
   const auto get = [&](int i, const std::vector<Axis>& axes, bool needed) -> decltype(Raw::weight_ih) {
     const py::object a = arrays[i];
@@ -56,10 +58,11 @@ Raw raw_arrays(const StackShape& s, const CellTraits& traits, Index part, const 
   const std::string gates = traits.gates == 1 ? "H" : std::to_string(traits.gates) + "*H";
   Raw raw{};
   raw.weight_ih = get(0, {{gates.c_str(), rows}, {"I", input}}, !writable);
-  raw.weight_hh = get(1, {{gates.c_str(), rows}, {"H", s.hidden}}, !writable);
+  raw.weight_hh = get(1, {{gates.c_str(), rows}, {traits.projected ? "P" : "H", s.output}}, !writable);
   raw.bias_ih = get(2, {{gates.c_str(), rows}}, false);
   raw.bias_hh = get(3, {{gates.c_str(), rows}}, false);
   if (traits.params) raw.params = get(4, {{"gates", traits.params}, {"H", s.hidden}}, !writable);
+  if (traits.projected) raw.weight_hr = get(5, {{"P", s.output}, {"H", s.hidden}}, !writable);
   return raw;
 }
 
@@ -67,22 +70,33 @@ Raw raw_arrays(const StackShape& s, const CellTraits& traits, Index part, const 
 template <class T>
 void refuse_not_finite(const StackShape& s, const CellTraits& traits, Index part, const RawWeights<T>& raw) {
   const Index rows = traits.gates * s.hidden;
-  const auto check = [&](const T* w, const char* name, Index n) {
+  const auto check = [&](const T* w, const char* name, Index rows, Index n) {
     for (Index i = 0; i < rows * n; ++i)
       if (!std::isfinite(w[i]))
         fail(name + suffix(s, part), "finite weights for int8", std::to_string(w[i]) + " in row " + std::to_string(i / n));
   };
-  check(raw.weight_ih, "weight_ih", s.layer_input(part / s.directions));
-  check(raw.weight_hh, "weight_hh", s.hidden);
+  check(raw.weight_ih, "weight_ih", rows, s.layer_input(part / s.directions));
+  check(raw.weight_hh, "weight_hh", rows, s.output);
+  if (raw.weight_hr) check(raw.weight_hr, "weight_hr", s.output, s.hidden);
+}
+
+// `projection` is P of a projected cell, and 0 of the others, whose h is as wide as they have units.
+StackShape shape_of(const std::string& cell, Index input, Index hidden, Index layers, bool bidirectional, bool reverse, bool numbered,
+                    Index projection) {
+  const CellId id = cell_named(cell);
+  const bool projected = kernels()->traits[int(id)].projected;
+  if (!projected && projection != 0) fail("proj_size", "0 for the cell " + cell, std::to_string(projection));
+  return {id, input, hidden, projected ? projection : hidden, layers, bidirectional ? 2 : 1, reverse, numbered};
 }
 
 template <class T>
 std::shared_ptr<PackedStack<T>> pack_stack(const std::string& cell, Index input, Index hidden, Index layers, bool bidirectional,
                                            const py::sequence& weights, bool backward, bool reverse, const std::string& precision_name,
-                                           bool numbered) {
+                                           bool numbered, Index projection) {
   const Precision precision = precision_named<T>(precision_name, backward);
-  const StackShape s{cell_named(cell), input, hidden, layers, bidirectional ? 2 : 1, reverse, numbered};
-  const std::pair<const char*, Index> sizes[] = {{"input_size", input}, {"hidden_size", hidden}, {"num_layers", layers}};
+  const StackShape s = shape_of(cell, input, hidden, layers, bidirectional, reverse, numbered, projection);
+  const std::pair<const char*, Index> sizes[] = {
+      {"input_size", input}, {"hidden_size", hidden}, {"num_layers", layers}, {"proj_size", s.output}};
   for (const auto& [name, size] : sizes)
     if (size < 1) fail(name, "at least 1", std::to_string(size));
   const KernelTable* table = kernels();
@@ -118,6 +132,15 @@ View<T> time_major(View<T> v, bool batch_first) {
 std::vector<Axis> sequence_axes(Index steps, Index batch, const char* name, Index width, bool batch_first) {
   if (batch_first) return {{"B", batch}, {"T", steps}, {name, width}};
   return {{"T", steps}, {"B", batch}, {name, width}};
+}
+
+// Axes of the states of all layers and directions: of h, or of c; without B where `batch` is negative.
+std::vector<Axis> state_axes(const StackShape& s, Index batch, bool hidden) {
+  const Index parts = s.layers * s.directions;
+  std::vector<Axis> axes{{parts == 1 ? "1" : "L*D", parts}};
+  if (batch >= 0) axes.push_back({"B", batch});
+  axes.push_back(hidden && s.output != s.hidden ? Axis{"P", s.output} : Axis{"H", s.hidden});
+  return axes;
 }
 
 // Where the sequences of flat rows lie: sequence b is `lengths[b]` rows from starts[b] on.
@@ -170,8 +193,7 @@ py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, c
   const auto sv = optional_view<Index>(starts, "starts", {{"B", -1}}, Strides::kContiguous);
   const Index steps = ragged ? span : shape[0], batch = ragged ? sv.shape[0] : shape[1];
   const Index parts = s.layers * s.directions;
-  const std::vector<Axis> state{{parts == 1 ? "1" : "L*D", parts}, {"B", batch}, {"H", s.hidden}};
-  const auto h0v = optional_view<T>(h0, "h0", state), c0v = optional_view<T>(c0, "c0", state);
+  const auto h0v = optional_view<T>(h0, "h0", state_axes(s, batch, true)), c0v = optional_view<T>(c0, "c0", state_axes(s, batch, false));
 
   StackCall<T> call;
   call.steps = steps, call.batch = batch, call.dropout = dropout, call.key = key;
@@ -190,9 +212,8 @@ py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, c
   const auto mask_view = optional_view<std::uint8_t>(mask, "mask", flags);
   if ((resets_view.data || mask_view.data) && steps > 2147483640)  // the tables count steps in 32 bits
     fail("x", "at most 2147483640 steps with resets or a mask", std::to_string(steps));
-  const std::vector<Axis> restart{{parts == 1 ? "1" : "L*D", parts}, {"H", s.hidden}};
-  call.restart_h = optional_view<T>(restart_h, "restart_h", restart).data;
-  call.restart_c = optional_view<T>(restart_c, "restart_c", restart).data;
+  call.restart_h = optional_view<T>(restart_h, "restart_h", state_axes(s, -1, true)).data;
+  call.restart_c = optional_view<T>(restart_c, "restart_c", state_axes(s, -1, false)).data;
   call.first_step = first_step;
   const auto held_view = optional_view<std::uint8_t>(held, "held", {{"B", batch}});
   const auto restarted_view = optional_view<std::uint8_t>(restarted, "restarted", {{"B", batch}});
@@ -248,7 +269,7 @@ py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, c
     call.x = {x_rows.data, x_rows.t, x_rows.b, x_rows.starts, x_rows.ends};
   }
   call.y = rows_of(yv, 1);
-  auto hn = new_array<T>({parts, batch, s.hidden});
+  auto hn = new_array<T>({parts, batch, s.output});
   call.hn = hn.mutable_data();
   py::object cn = py::none();
   if (has_cells) {
@@ -280,23 +301,22 @@ py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, c
   return py::make_tuple(y, hn, cn, py::none());
 }
 
-// Rows [part][T,B,H] (or [B,T,H]) of something that the tape holds; zeros where a row does not take part.
+// Rows [part][T,B,width] (or [B,T,width]) of something that the tape holds; zeros where a row does not take part.
 template <class T, class F>
-py::array_t<T> tape_rows(const PyTape<T>& t, F&& copy) {
+py::array_t<T> tape_rows(const PyTape<T>& t, Index width, F&& copy) {
   const StackCall<T>& call = t.tape.call;
   const StackShape& s = t.tape.packed->shape;
   const Index parts = s.layers * s.directions, n = call.steps * call.batch;
-  auto array =
-      t.batch_first ? new_array<T>({parts, call.batch, call.steps, s.hidden}) : new_array<T>({parts, call.steps, call.batch, s.hidden});
+  auto array = t.batch_first ? new_array<T>({parts, call.batch, call.steps, width}) : new_array<T>({parts, call.steps, call.batch, width});
   T* out = array.mutable_data();
   for (Index part = 0; part < parts; ++part)
     for (Index i = 0; i < n; ++i) {
       const Index step = i / call.batch, position = i % call.batch, b = call.order.empty() ? position : call.order[position];
-      T* row = out + (part * n + (t.batch_first ? b * call.steps + step : step * call.batch + b)) * s.hidden;
+      T* row = out + (part * n + (t.batch_first ? b * call.steps + step : step * call.batch + b)) * width;
       if (takes_part(call, step, b))
         copy(part, call.tape.empty() ? i : call.tape[b] + step, step, b, row);
       else
-        std::memset(row, 0, std::size_t(s.hidden) * sizeof(T));
+        std::memset(row, 0, std::size_t(width) * sizeof(T));
     }
   return array;
 }
@@ -305,7 +325,7 @@ py::array cells(const PyTape<T>& t) {
   const PackedStack<T>& packed = *t.tape.packed;
   if (packed.traits().states < 2) throw py::type_error(std::string("cells: expected a cell with two states, got ") + packed.traits().name);
   const Index h = packed.shape.hidden, padded = packed.padded_hidden();
-  return tape_rows(t, [&](Index part, Index i, Index, Index, T* row) {
+  return tape_rows(t, h, [&](Index part, Index i, Index, Index, T* row) {
     std::memcpy(row, t.tape.cells[part].get() + i * padded, std::size_t(h) * sizeof(T));
   });
 }
@@ -313,12 +333,12 @@ template <class T>
 py::array hidden(const PyTape<T>& t) {
   const StackShape& s = t.tape.packed->shape;
   const StackCall<T>& call = t.tape.call;
-  return tape_rows(t, [&](Index part, Index, Index step, Index b, T* row) {
+  return tape_rows(t, s.output, [&](Index part, Index, Index step, Index b, T* row) {
     const Index layer = part / s.directions;
     const T* from = layer + 1 < s.layers ? t.tape.outputs[layer].get() + (step * call.batch + b) * s.width()
                     : call.y.starts      ? call.y.data + (call.y.starts[b] + step) * call.y.t
                                          : call.y.data + step * call.y.t + b * call.y.b;
-    std::memcpy(row, from + part % s.directions * s.hidden, std::size_t(s.hidden) * sizeof(T));
+    std::memcpy(row, from + part % s.directions * s.output, std::size_t(s.output) * sizeof(T));
   });
 }
 template <class T>
@@ -337,7 +357,7 @@ py::array saved(const PyTape<T>& t, int k) {
   if (k < 0 || k >= count) fail("k", "a number from 0 to " + std::to_string(count - 1), std::to_string(k));
   const Index h = packed.shape.hidden, stride = count * packed.padded_hidden();
   return tape_rows(
-      t, [&](Index part, Index i, Index, Index, T* row) { packed.cell().saved(t.tape.saved[part].get() + i * stride, h, k, row); });
+      t, h, [&](Index part, Index i, Index, Index, T* row) { packed.cell().saved(t.tape.saved[part].get() + i * stride, h, k, row); });
 }
 
 // Sums of the weights' gradients that outlive a call: one for each layer and direction.
@@ -354,7 +374,7 @@ std::shared_ptr<Sums<T>> sums(const PackedStack<T>& packed, Index batch) {
   const StackShape& s = packed.shape;
   if (!packed.cell().sums_size) fail("packed", "weights packed for training", "weights packed for inference only");
   for (Index part = 0; part < s.layers * s.directions; ++part) {
-    const Index n = packed.cell().sums_size(batch, s.layer_input(part / s.directions), s.hidden, &out->block_steps);
+    const Index n = packed.cell().sums_size(batch, s.layer_input(part / s.directions), s.widths(), &out->block_steps);
     out->parts.emplace_back(n, "sums of gradients");
     out->bytes += n * Index(sizeof(T));
   }
@@ -378,7 +398,6 @@ py::tuple backward(PyTape<T>& t, const py::object& dy, const py::object& dhn, co
   const CellTraits& traits = tape.packed->traits();
   if (!tape.packed->backward) fail("packed", "weights packed for training", "weights packed for inference only");
   const Index steps = tape.call.steps, batch = tape.call.batch, parts = s.layers * s.directions;
-  const std::vector<Axis> state{{parts == 1 ? "1" : "L*D", parts}, {"B", batch}, {"H", s.hidden}};
   StackGradients<T> g;
   const bool ragged = t.ragged;
   if (!dy.is_none()) {
@@ -387,8 +406,8 @@ py::tuple backward(PyTape<T>& t, const py::object& dy, const py::object& dhn, co
     g.dy = {v.data, v.strides[0], ragged ? 0 : v.strides[1], tape.call.y.starts, tape.call.y.ends};
     if (steps * batch == 0) g.dy.data = nullptr;
   }
-  g.dhn = optional_view<T>(dhn, "dh_n", state).data;
-  g.dcn = optional_view<T>(dcn, "dc_n", state).data;
+  g.dhn = optional_view<T>(dhn, "dh_n", state_axes(s, batch, true)).data;
+  g.dcn = optional_view<T>(dcn, "dc_n", state_axes(s, batch, false)).data;
   if (Index(py::len(gradients)) != parts) fail("grads", std::to_string(parts) + " groups of arrays", std::to_string(py::len(gradients)));
   std::vector<py::object> held;
   StackShape of_gradients = s;  // weight_ih of a first layer that looks its input up has a column for each row of the table
@@ -414,7 +433,7 @@ py::tuple backward(PyTape<T>& t, const py::object& dy, const py::object& dhn, co
     g.dx = time_major(view<T>(array, "dx", sequence_axes(steps, batch, "I", s.input, t.batch_first)), t.batch_first).rows();
     dx = array;
   }
-  auto dh0 = new_array<T>({parts, batch, s.hidden});
+  auto dh0 = new_array<T>({parts, batch, s.output});
   g.dh0 = dh0.mutable_data();
   if (traits.states > 1) {
     auto array = new_array<T>({parts, batch, s.hidden});
@@ -442,12 +461,11 @@ py::tuple backward(PyTape<T>& t, const py::object& dy, const py::object& dhn, co
     g.sums = &sums->parts, g.resume = resume, g.more = more;
   }
   if (!drestart.is_none()) {
-    const std::vector<Axis> axes{{parts == 1 ? "1" : "L*D", parts}, {"H", s.hidden}};
     const auto pair = py::reinterpret_borrow<py::sequence>(drestart);
-    g.drestart_h = view<T>(pair[0], "drestart_h", axes, Strides::kContiguous, true).data;
-    g.drestart_c = optional_view<T>(pair[1], "drestart_c", axes, Strides::kContiguous, true).data;
+    g.drestart_h = view<T>(pair[0], "drestart_h", state_axes(s, -1, true), Strides::kContiguous, true).data;
+    g.drestart_c = optional_view<T>(pair[1], "drestart_c", state_axes(s, -1, false), Strides::kContiguous, true).data;
   } else if (t.resets) {
-    auto h = zeros(new_array<T>({parts, s.hidden}));
+    auto h = zeros(new_array<T>({parts, s.output}));
     g.drestart_h = h.mutable_data(), drestart_h = h;
     if (traits.states > 1) {
       auto c = zeros(new_array<T>({parts, s.hidden}));
@@ -471,8 +489,8 @@ py::tuple backward(PyTape<T>& t, const py::object& dy, const py::object& dhn, co
 // How a call would be run: a list of groups of layers.
 template <class T>
 py::list plan(const std::string& cell, Index input, Index hidden, Index layers, bool bidirectional, const std::string& precision_name,
-              Index steps, Index batch, bool dropout, bool train, bool backward) {
-  const StackShape s{cell_named(cell), input, hidden, layers, bidirectional ? 2 : 1, false};
+              Index steps, Index batch, bool dropout, bool train, bool backward, Index projection) {
+  const StackShape s = shape_of(cell, input, hidden, layers, bidirectional, false, true, projection);
   const Precision precision = precision_named<T>(precision_name, train);
   const auto& k = typed<T>(kernels()).cells[int(precision)][int(s.cell)];
   py::list out;
@@ -486,7 +504,7 @@ py::list plan(const std::string& cell, Index input, Index hidden, Index layers, 
     d["tape_bytes"] = p.tape_bytes, d["workspace_bytes"] = p.workspace_bytes, d["model_seconds"] = p.model_seconds;
     Index packed = 0;
     for (Index layer = g.first_layer; layer < g.first_layer + g.layers; ++layer)
-      packed += s.directions * k.packed_size(s.layer_input(layer), hidden, train) * Index(sizeof(T));
+      packed += s.directions * k.packed_size(s.layer_input(layer), s.widths(), train) * Index(sizeof(T));
     d["packed_bytes"] = packed;
     out.append(d);
   }
@@ -499,12 +517,13 @@ void bind_typed(py::module_& m, const char* packed_name, const char* tape_name) 
   py::class_<Packed, std::shared_ptr<Packed>>(m, packed_name)
       .def(py::init(&pack_stack<T>), py::arg("cell"), py::arg("input_size"), py::arg("hidden_size"), py::arg("num_layers"),
            py::arg("bidirectional"), py::arg("weights"), py::arg("backward"), py::arg("reverse") = false, py::arg("precision") = "exact",
-           py::arg("numbered") = true)
+           py::arg("numbered") = true, py::arg("proj_size") = 0)
       .def_property_readonly("precision", [](const Packed& p) { return std::string(kPrecisions[int(p.precision)]); })
       .def_property_readonly("kernels", [](const Packed& p) { return std::string(p.table->name); })
       .def_property_readonly("backward", [](const Packed& p) { return p.backward; })
       .def_property_readonly("input_size", [](const Packed& p) { return p.shape.input; })
       .def_property_readonly("hidden_size", [](const Packed& p) { return p.shape.hidden; })
+      .def_property_readonly("output_size", [](const Packed& p) { return p.shape.output; })
       .def_property_readonly("layers", [](const Packed& p) { return p.shape.layers; })
       .def_property_readonly("reverse", [](const Packed& p) { return p.shape.reverse; })
       .def_property_readonly("cell", [](const Packed& p) { return std::string(p.traits().name); })
@@ -548,6 +567,7 @@ void bind_recurrent(py::module_& m) {
     for (const CellTraits& t : kernels()->traits) {
       py::dict d;
       d["gates"] = t.gates, d["states"] = t.states, d["params"] = t.params, d["saved"] = t.saved;
+      if (t.projected) d["projected"] = 1;
       out[t.name] = d;
     }
     return out;
@@ -566,12 +586,13 @@ void bind_recurrent(py::module_& m) {
   m.def(
       "plan",
       [](int itemsize, const std::string& cell, Index input, Index hidden, Index layers, bool bidirectional, const std::string& precision,
-         Index steps, Index batch, bool dropout, bool train, bool backward) {
+         Index steps, Index batch, bool dropout, bool train, bool backward, Index projection) {
         return (itemsize == 4 ? plan<float> : plan<double>)(cell, input, hidden, layers, bidirectional, precision, steps, batch, dropout,
-                                                            train, backward);
+                                                            train, backward, projection);
       },
       py::arg("itemsize"), py::arg("cell"), py::arg("input"), py::arg("hidden"), py::arg("layers"), py::arg("bidirectional"),
-      py::arg("precision"), py::arg("steps"), py::arg("batch"), py::arg("dropout"), py::arg("train"), py::arg("backward"));
+      py::arg("precision"), py::arg("steps"), py::arg("batch"), py::arg("dropout"), py::arg("train"), py::arg("backward"),
+      py::arg("proj_size") = 0);
   m.def("deal", [](const py::object& lengths) {
     const auto v = view<Index>(lengths, "lengths", {{"B", -1}}, Strides::kContiguous);
     const std::vector<Index> order = deal(std::vector<Index>(v.data, v.data + v.shape[0]));
@@ -588,7 +609,7 @@ void bind_recurrent(py::module_& m) {
     if (!rv.data && !mv.data) fail("resets, mask", "one of them", "None");
     StackCall<float> call;
     call.steps = steps, call.batch = batch;
-    set_times(call, {CellId::kGru, 1, 1, 1, 1, reverse}, lv.data, rv.data, mv.data, repeat);
+    set_times(call, {CellId::kGru, 1, 1, 1, 1, 1, reverse}, lv.data, rv.data, mv.data, repeat);
     py::array_t<std::int32_t> out(std::vector<py::ssize_t>{steps + 1, batch});
     std::copy(call.before[reverse].begin(), call.before[reverse].end(), out.mutable_data());
     return out;

@@ -36,14 +36,14 @@ struct RecurrentStage : Stage<T> {
   RecurrentStage(std::shared_ptr<PackedStack<T>> p, Index batch, const T* x, T* y) : packed(std::move(p)), batch(batch) {
     const StackShape& s = packed->shape;
     if (s.directions != 1 || s.reverse) fail("stream", "a layer of one direction, forward", "one that needs the end of the sequence first");
-    const Index state = batch * s.hidden;
-    h = zeros<T>({s.layers, batch, s.hidden});
+    const Index state = batch * s.output, cell_state = batch * s.hidden;
+    h = zeros<T>({s.layers, batch, s.output});
     hidden = static_cast<T*>(h.mutable_data());
     gathered_h = Buffer<T>(s.layers * state, "states of the slots");
     if (packed->traits().states > 1) {
       py::array array = zeros<T>({s.layers, batch, s.hidden});
       cells = static_cast<T*>(array.mutable_data()), c = array;
-      gathered_c = Buffer<T>(s.layers * state, "states of the slots");
+      gathered_c = Buffer<T>(s.layers * cell_state, "states of the slots");
     }
     inner = Buffer<T>(s.layers * state, "layer outputs");
     for (Index layer = 0; layer < s.layers; ++layer) {
@@ -51,9 +51,9 @@ struct RecurrentStage : Stage<T> {
       f.weights = &packed->parts[layer];
       f.steps = 1, f.batch = batch;
       f.x = {layer == 0 ? x : inner.get() + (layer - 1) * state, 0, s.layer_input(layer)};
-      f.y = {layer + 1 == s.layers ? y : inner.get() + layer * state, 0, s.hidden};
+      f.y = {layer + 1 == s.layers ? y : inner.get() + layer * state, 0, s.output};
       f.h0 = f.hn = hidden + layer * state;  // read before it is written
-      if (cells) f.c0 = f.cn = cells + layer * state;
+      if (cells) f.c0 = f.cn = cells + layer * cell_state;
       calls.push_back(f);
     }
   }
@@ -61,26 +61,26 @@ struct RecurrentStage : Stage<T> {
   // Between the states of the slots and rows side by side.
   void move(const Index* slots, Index n, bool gather) {
     const StackShape& s = packed->shape;
-    const auto copy = [&](T* all, T* some) {
+    const auto copy = [&](T* all, T* some, Index width) {
       for (Index layer = 0; layer < s.layers; ++layer)
         for (Index i = 0; i < n; ++i) {
-          T *one = all + (layer * batch + slots[i]) * s.hidden, *row = some + (layer * batch + i) * s.hidden;
-          std::memcpy(gather ? row : one, gather ? one : row, std::size_t(s.hidden) * sizeof(T));
+          T *one = all + (layer * batch + slots[i]) * width, *row = some + (layer * batch + i) * width;
+          std::memcpy(gather ? row : one, gather ? one : row, std::size_t(width) * sizeof(T));
         }
     };
-    copy(hidden, gathered_h.get());
-    if (cells) copy(cells, gathered_c.get());
+    copy(hidden, gathered_h.get(), s.output);
+    if (cells) copy(cells, gathered_c.get(), s.hidden);
   }
 
   int run(Index n, const Index* slots) override {
-    const Index state = batch * packed->shape.hidden;
+    const Index state = batch * packed->shape.output, cell_state = batch * packed->shape.hidden;
     if (slots) move(slots, n, true);
     for (std::size_t layer = 0; layer < calls.size(); ++layer) {
       ForwardCall<T> call = calls[layer];
       call.batch = n;
       if (slots) {
         call.h0 = call.hn = gathered_h.get() + Index(layer) * state;
-        if (call.c0) call.c0 = call.cn = gathered_c.get() + Index(layer) * state;
+        if (call.c0) call.c0 = call.cn = gathered_c.get() + Index(layer) * cell_state;
       }
       if (const int status = packed->cell().forward(&call, 1, false)) return status;
     }
@@ -145,9 +145,9 @@ class Stream {
   py::tuple add_recurrent(std::shared_ptr<PackedStack<T>> packed) {
     const StackShape s = packed->shape;
     const T* from = input(s.input);
-    auto stage = std::make_unique<RecurrentStage<T>>(packed, batch_, from, output(s.hidden));
+    auto stage = std::make_unique<RecurrentStage<T>>(packed, batch_, from, output(s.output));
     for (Index layer = 0; layer < s.layers; ++layer)
-      work_ += double(batch_) * double(s.layer_input(layer) + s.hidden) * double(packed->traits().gates * s.hidden);
+      work_ += double(batch_) * double(s.layer_input(layer) + s.output) * double(packed->traits().gates * s.hidden);
     py::tuple states = py::make_tuple(stage->h, stage->c);
     stages_.push_back(std::move(stage));
     return states;

@@ -15,9 +15,9 @@ struct Named {
 template <class... N>
 struct CellList {};
 
-using Cells =
-    CellList<Named<Elman<Tanh>, CellId::kRnnTanh>, Named<Elman<Relu>, CellId::kRnnRelu>, Named<Lstm, CellId::kLstm>,
-             Named<LstmPeephole, CellId::kLstmPeephole>, Named<Gru, CellId::kGru>, Named<GruResetBefore, CellId::kGruResetBefore>>;
+using Cells = CellList<Named<Elman<Tanh>, CellId::kRnnTanh>, Named<Elman<Relu>, CellId::kRnnRelu>, Named<Lstm, CellId::kLstm>,
+                       Named<LstmPeephole, CellId::kLstmPeephole>, Named<Gru, CellId::kGru>, Named<GruResetBefore, CellId::kGruResetBefore>,
+                       Named<LstmProjected, CellId::kLstmProjected>>;
 
 // Of a list, the cells that a driver runs.
 template <class D, class Kept, class... Left>
@@ -38,6 +38,12 @@ struct Filter<D, CellList<Kept...>, First, Left...>
 template <class D, class... N>
 auto cells_of(CellList<N...>) -> typename Filter<D, CellList<>, N...>::List;
 
+template <class... N>
+constexpr int count_of(CellList<N...>) {
+  return sizeof...(N);
+}
+
 using DeviceCells = decltype(cells_of<StepDriver>(Cells()));
+inline constexpr int kDeviceCellCount = count_of(DeviceCells());
 
 }  // namespace ost::OST_SET

@@ -53,4 +53,31 @@ struct LstmCell {
 using Lstm = LstmCell<false>;
 using LstmPeephole = LstmCell<true>;
 
+// Sak, Senior, Beaufays (2014), "Long short-term memory recurrent neural network architectures for large scale acoustic modeling":
+//     m = o tanh(c')   h' = W_hr m, P wide
+struct LstmProjected {
+  static constexpr int kColumns = 4, kGates = 4, kStates = 2, kSaved = 4, kParams = 0;
+  static constexpr bool kProjected = true;
+  static constexpr Columns kInput{0, 4};
+  static constexpr Phase kPhases[] = {{Operand::kHidden, {0, 4}, {0, 4}}};
+  static constexpr int kInputBlocks[] = {0, 1, 2, 3}, kRecurrentBlocks[] = {0, 1, 2, 3};
+
+  // m is o tanh(c'), which is what an LSTM calls h: its equations serve as they are.
+  template <int P, class V>
+  OST_HD static void forward(const ForwardIn<Lstm, V>& in, ForwardOut<Lstm, V>& out) {
+    Lstm::forward<P>(in, out);
+    out.emitted = out.state[0];
+  }
+  template <class V>
+  OST_HD static V emitted(const V* saved, const V*, const V* next) {
+    return saved[3] * tanh(next[1]);
+  }
+  template <int P, class V>
+  OST_HD static void backward(const BackwardIn<Lstm, V>& in, BackwardOut<Lstm, V>& out) {
+    BackwardIn<Lstm, V> inner = in;
+    inner.dstate[0] = in.demitted;
+    Lstm::backward<P>(inner, out);
+  }
+};
+
 }  // namespace ost::OST_SET

@@ -1,4 +1,4 @@
-// Cells that the library does not offer yet, as structs of the same contract: layer norm of c, a projection, zoneout and
+// Cells that the library does not offer yet, as structs of the same contract: layer norm of c, zoneout and
 // minGRU. They run on the plain float64 path only and are gradient-checked there, as the proof that the contract holds
 // them without code outside their struct.
 #pragma once
@@ -44,32 +44,6 @@ struct LstmLayerNorm {
       out.da[3] = in.dstate[0] * s * o * (V(1) - o);
       out.dprevious[1] = fma(dc1, f, out.dprevious[1]);
     }
-  }
-};
-
-// Projected LSTM (Sak, Senior, Beaufays 2014): m = o tanh(c'), h' = W_hr m, so h is P wide.
-struct LstmProjected {
-  static constexpr int kColumns = 4, kGates = 4, kStates = 2, kSaved = 4, kParams = 0;
-  static constexpr bool kProjected = true;
-  static constexpr Columns kInput{0, 4};
-  static constexpr Phase kPhases[] = {{Operand::kHidden, {0, 4}, {0, 4}}};
-  static constexpr int kInputBlocks[] = {0, 1, 2, 3}, kRecurrentBlocks[] = {0, 1, 2, 3};
-
-  // m is o tanh(c'), which is what an LSTM calls h: its equations serve as they are.
-  template <int P, class V>
-  OST_HD static void forward(const ForwardIn<Lstm, V>& in, ForwardOut<Lstm, V>& out) {
-    Lstm::forward<P>(in, out);
-    out.emitted = out.state[0];
-  }
-  template <class V>
-  OST_HD static V emitted(const V* saved, const V*, const V* next) {
-    return saved[3] * tanh(next[1]);
-  }
-  template <int P, class V>
-  OST_HD static void backward(const BackwardIn<Lstm, V>& in, BackwardOut<Lstm, V>& out) {
-    BackwardIn<Lstm, V> inner = in;
-    inner.dstate[0] = in.demitted;
-    Lstm::backward<P>(inner, out);
   }
 };
 
@@ -125,7 +99,6 @@ struct MinGru {  // columns z n
 };
 
 static_assert(Cell<LstmLayerNorm>);
-static_assert(Cell<LstmProjected>);
 static_assert(Cell<Zoneout<Gru>> && Cell<Zoneout<Lstm>>);
 static_assert(Cell<MinGru>);
 

@@ -64,5 +64,6 @@ static_assert(!supports<MinGru, StepDriver> && !supports<MinGru, LoopDriver> && 
 static_assert(!supports<LstmLayerNorm, CpuDriver> && !supports<Zoneout<Lstm>, CpuDriver>);
 static_assert(!supports<LstmProjected, StepDriver> && !supports<GruResetBefore, LoopDriver>);
 static_assert(supports<LstmLayerNorm, PlainDriver> && supports<GruResetBefore, StepDriver>);
+static_assert(supports<LstmProjected, CpuDriver>);
 
 }  // namespace ost::OST_SET

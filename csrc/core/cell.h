@@ -60,6 +60,9 @@ inline constexpr int kPhaseCount = sizeof(C::kPhases) / sizeof(Phase);
 // Product 0 is W x; product p + 1 is the recurrent product of phase p.
 template <class C>
 inline constexpr int kProductCount = kPhaseCount<C> + 1;
+// Matrices of weights: those of the products, then W_hr of a projection, whose columns are the elements of h.
+template <class C>
+inline constexpr int kMatrixCount = kProductCount<C> + is_projected<C>();
 template <class C>
 constexpr Columns product_columns(int q) {
   return q == 0 ? C::kInput : C::kPhases[q - 1].product;

@@ -31,7 +31,7 @@ struct PlainDriver {  // core/plain.h
   static constexpr unsigned kTakes = kSecondPhase | kRowOperation | kProjection | kRandom | kNoProduct;
 };
 struct CpuDriver {  // cpu/forward.h, cpu/backward.h
-  static constexpr unsigned kTakes = kSecondPhase;
+  static constexpr unsigned kTakes = kSecondPhase | kProjection;
 };
 struct StepDriver {  // cuda/forward.h, cuda/backward.h and cuda/stream.h: a launch for every step
   static constexpr unsigned kTakes = kSecondPhase;
@@ -44,7 +44,7 @@ struct PersistentDriver {  // cuda/persistent.h: multiprocessors share the recur
 };
 
 template <class C, class D>
-inline constexpr bool supports = (features_of<C>() & ~D::kTakes) == 0 && kProductCount<C> <= kMaxProducts;
+inline constexpr bool supports = (features_of<C>() & ~D::kTakes) == 0 && kMatrixCount<C> <= kMaxProducts;
 
 // What a driver lacks for a cell, in words; null if it runs it.
 template <class C, class D>

@@ -23,16 +23,17 @@ class Backward {
   using T = typename P::Real;
   using W = typename P::Word;
   using V = Vec<T>;
-  static constexpr int L = V::kLanes, kCount = kProductCount<C>, kLast = kPhaseCount<C> - 1;
+  static constexpr int L = V::kLanes, kCount = kProductCount<C>, kLast = kPhaseCount<C> - 1, kMatrices = kMatrixCount<C>;
+  static constexpr bool kProjected = is_projected<C>(), kEmits = kLast > 0 || kProjected;
   // A single recurrent product over the very columns of the input product shares its da (RNN, LSTM).
   static constexpr bool kSharedDa = kCount == 2 && product_columns<C>(0) == product_columns<C>(1);
 
   struct Row {  // one active row of the batch at one step
     const T *saved, *h, *c, *h1, *c1, *dy;
-    T *da[kCount], *dparam, *emitted, *dh, *dc, *demitted;
-    const T* dcell;      // further gradient of c, or null
-    T scale_h, scale_c;  // for the norm of the gradient
-    bool restart, cut;   // it starts from the state of a restart; nothing goes on to the state that it starts from
+    T *da[kMatrices], *dparam, *emitted, *dh, *dc, *demitted;  // da of W_hr: the gradient of h, by all paths
+    const T* dcell;                                            // further gradient of c, or null
+    T scale_h, scale_c;                                        // for the norm of the gradient
+    bool restart, cut;  // it starts from the state of a restart; nothing goes on to the state that it starts from
   };
 
  public:
@@ -49,11 +50,11 @@ class Backward {
     const W** words;
     T** out;
     W* encoded;
-    T *da[kCount], *dparams, *emitted;
-    const T **operand_rows[kCount], **da_rows[kCount];
+    T *da[kMatrices], *dparams, *emitted;
+    const T **operand_rows[kMatrices], **da_rows[kMatrices];
     Index* ids;  // of the rows of a table that x is looked up in, in place of operand_rows[0]
-    const W **operand_words[kCount], **da_words[kCount];
-    W *woven_operands[kCount], *woven_da[kCount];
+    const W **operand_words[kMatrices], **da_words[kMatrices];
+    W *woven_operands[kMatrices], *woven_da[kMatrices];
     Index* block_ends;  // row count after each block of 256 rows of the part
     T* sums;            // of one weight task, where sums are direct
     T* saved;           // of the chunk, where the tape has the states only
@@ -61,21 +62,22 @@ class Backward {
     double* flow;  // of this step, or null
   };
 
-  static Schedule schedule(Index steps, Index batch, const Index* inputs, Index hidden, int calls, bool chained, Needs needs) {
-    const Layout<C, P> s(inputs[0], hidden);
+  static Schedule schedule(Index steps, Index batch, const Index* inputs, Widths widths, int calls, bool chained, Needs needs) {
+    const Layout<C, P> s(inputs[0], widths);
+    const Index hidden = s.hidden;
     Index input = 0, widest = 0;
-    bool copied[2] = {needs.dealt, needs.dealt || collides(hidden)};
+    bool copied[2] = {needs.dealt, needs.dealt || collides(s.output)};
     for (int i = 0; i < calls; ++i) input += inputs[i] / calls, widest = larger(widest, inputs[i]), copied[0] |= collides(inputs[i]);
     const Index parts = gradient_parts(batch, 2 * hidden * C::kGates * hidden * Index(sizeof(T)));
     const Index block = larger<Index>(1, smaller<Index>(steps, kWeightRows / larger<Index>(1, ceil_div(batch, parts))));
     // Every step waits for da R; dx and the gradients of W and R are taken for the chunk.
-    const Plan plan = make_plan({steps, batch, calls, chained, needs, 2 * input + hidden, hidden, C::kGates * s.padded, s.groups,
-                                 2 * kPhaseCount<C>, parts, ceil_div(steps, block), kFlops<P>});
+    const Plan plan = make_plan({steps, batch, calls, chained, needs, 2 * input + step_depth<C>(s), step_depth<C>(s), C::kGates * s.padded,
+                                 s.groups, 2 * (kPhaseCount<C> + kProjected), parts, ceil_div(steps, block), kFlops<P>});
     return {plan,
             block,
             steps,
             batch,
-            {copied[0] ? widest : 0, copied[1] ? hidden : 0},
+            {copied[0] ? widest : 0, copied[1] ? s.output : 0},
             needs.again,
             calls == 1 && parts == 1 && steps <= block && !needs.sums && !needs.lookup};
   }
@@ -83,13 +85,13 @@ class Backward {
   Backward(const Call& call, const Schedule& schedule)
       : call_(call),
         schedule_(schedule),
-        s_(call.weights->input, call.weights->hidden),
+        s_(call.weights->input, call.weights->widths),
         clock_{call.steps, call.batch, call.reverse, call.times},
         again_(forward_call(call), schedule, true) {}
   static void* operator new(std::size_t, void* at) { return at; }
 
-  static void layout_space(Arena& arena, Space* spaces, int i, const Schedule& c, Index most_input, Index hidden) {
-    const Layout<C, P> s(most_input, hidden);
+  static void layout_space(Arena& arena, Space* spaces, int i, const Schedule& c, Index most_input, Widths widths) {
+    const Layout<C, P> s(most_input, widths);
     const Index lane_rows = ceil_div(c.batch, c.plan.parts), rows = c.block_steps * lane_rows;
     Space& w = spaces[i];
     const bool shared = c.plan.spread == Spread::kUnits && i > 0;
@@ -100,13 +102,13 @@ class Backward {
     w.words = arena.take<const W*>(rows);
     w.out = arena.take<T*>(rows);
     Index most = 0;
-    for (int q = 0; q < kCount; ++q) most = larger(most, row_words<P>(s.width(q)));
+    for (int q = 0; q < kMatrices; ++q) most = larger(most, row_words<P>(s.width(q)));
     w.encoded = arena.take<W>(rows * most);
-    if (c.direct_sums) w.sums = arena.take<T>(larger(most_input, hidden) * C::kColumns * Layout<C, P>::U * L);
-    if (c.again) Forward<C, P>::layout_again(arena, w.again, rows, most_input, hidden, shared ? &spaces[0].again : nullptr);
+    if (c.direct_sums) w.sums = arena.take<T>(task_sums(s));
+    if (c.again) Forward<C, P>::layout_again(arena, w.again, rows, most_input, widths, shared ? &spaces[0].again : nullptr);
     if (shared) return;
     w.saved = arena.take<T>(c.again ? rows * C::kSaved * s.padded : 0);
-    for (int q = 0; q < kCount; ++q) {
+    for (int q = 0; q < kMatrices; ++q) {
       const bool same = q == 1 && kSharedDa;
       w.da[q] = same ? w.da[0] : arena.take<T>(rows * s.row_stride(q));
       w.operand_rows[q] = arena.take<const T*>(rows);
@@ -117,37 +119,38 @@ class Backward {
         w.da_words[q] = same ? w.da_words[0] : arena.take<const W*>(woven);
         w.woven_operands[q] = arena.take<W>(woven * operand_stride(s.depth(q)));
         w.woven_da[q] = same ? w.woven_da[0] : arena.take<W>(woven * s.row_stride(q));
-      } else if (const Index depth = c.copied[q > 0]; depth > 0) {
+      } else if (const Index depth = s.projects(q) ? 0 : c.copied[q > 0]; depth > 0) {
         w.operand_words[q] = arena.take<const W*>(rows);
         w.woven_operands[q] = arena.take<W>(rows * operand_stride(depth));
       }
     }
     w.ids = arena.take<Index>(rows);
     w.dparams = arena.take<T>(rows * C::kParams * s.padded);
-    w.emitted = arena.take<T>(kLast > 0 ? rows * s.padded : 0);
+    w.emitted = arena.take<T>(kEmits ? rows * emitted_stride(s) : 0);
     w.block_ends = arena.take<Index>(ceil_div(lane_rows, kWeightRows) + 1);
   }
-  static void describe(const Schedule& schedule, const Index* inputs, Index hidden, int calls, CallPlan* out) {
-    Forward<C, P>::describe(schedule, inputs, hidden, calls, out);
-    out->workspace_bytes = Team<Backward>::workspace(schedule, inputs, hidden, calls);
+  static void describe(const Schedule& schedule, const Index* inputs, Widths widths, int calls, CallPlan* out) {
+    Forward<C, P>::describe(schedule, inputs, widths, calls, out);
+    out->workspace_bytes = Team<Backward>::workspace(schedule, inputs, widths, calls);
   }
-  Backward(const Schedule& schedule, Index input, Index hidden)  // to measure
-      : schedule_(schedule), s_(input, hidden), again_(schedule, input, hidden) {}
+  Backward(const Schedule& schedule, Index input, Widths widths)  // to measure
+      : schedule_(schedule), s_(input, widths), again_(schedule, input, widths) {}
 
-  static Index sums_size(Index batch, Index input, Index hidden, Index* block_steps) {
-    const Schedule c = schedule(kWeightRows, batch, &input, hidden, 1, false, {.sums = true});
+  static Index sums_size(Index batch, Index input, Widths widths, Index* block_steps) {
+    const Schedule c = schedule(kWeightRows, batch, &input, widths, 1, false, {.sums = true});
     Arena arena;
-    Backward(c, input, hidden).layout_sums(arena);
+    Backward(c, input, widths).layout_sums(arena);
     *block_steps = c.block_steps;
     return arena.used() / Index(sizeof(T));
   }
   void layout_sums(Arena& arena) {
-    for (int q = 0; q < kCount; ++q) {
+    for (int q = 0; q < kMatrices; ++q) {
       weight_sums_[q] = arena.take<T>(schedule_.direct_sums ? 0 : parts() * depth(q) * s_.width(q));
+      if (q == kCount) break;  // W_hr has no bias
       bias_sums_[q] = q == 1 && kSharedDa ? bias_sums_[0] : arena.take<T>(parts() * s_.width(q));
     }
     param_sums_ = arena.take<T>(parts() * C::kParams * s_.padded);
-    restart_sums_ = arena.take<T>(parts() * C::kStates * s_.padded);
+    restart_sums_ = arena.take<T>(parts() * C::kStates * s_.state_stride());
   }
   void layout_memory(Arena& arena) {
     zeros_ = arena.take<T>(zero_count());
@@ -157,10 +160,10 @@ class Backward {
     } else {
       layout_sums(arena);
     }
-    dh_ = arena.take<T>(schedule_.batch * s_.padded);
+    dh_ = arena.take<T>(schedule_.batch * s_.padded_output);
     dc_ = arena.take<T>(C::kStates > 1 ? schedule_.batch * s_.padded : 0);
     c0_ = arena.take<T>(C::kStates > 1 ? schedule_.batch * s_.padded : 0);
-    demitted_ = arena.take<T>(kLast > 0 ? schedule_.batch * s_.padded : 0);
+    demitted_ = arena.take<T>(kEmits ? schedule_.batch * s_.padded : 0);
     restart_c_ = arena.take<T>(C::kStates > 1 ? s_.padded : 0);
     first_blocks_ = arena.take<Index>(parts());
     flow_ = arena.take<double>(call_.control.flow ? parts() * schedule_.steps * C::kStates : 0);
@@ -170,22 +173,24 @@ class Backward {
     if (schedule_.again) again_.begin();
     fill_zero(zeros_, zero_count());
     for (Index part = 0; part < parts(); ++part) first_blocks_[part] = blocks_of(part).begin;
-    if (!call_.resume) fill_zero(restart_sums_, parts() * C::kStates * s_.padded);
+    if (!call_.resume) fill_zero(restart_sums_, parts() * C::kStates * s_.state_stride());
     if (call_.control.flow) fill_zero(flow_, parts() * call_.steps * C::kStates);
     if (C::kStates > 1) {
       fill_zero(restart_c_, s_.padded);
       if (call_.restart_c) __builtin_memcpy(restart_c_, call_.restart_c, std::size_t(s_.hidden) * sizeof(T));
     }
-    for (Index b = 0; b < call_.batch; ++b)
-      for (Index u = 0; u < s_.padded; ++u) {
-        const bool in = u < s_.hidden;
-        dh_[b * s_.padded + u] = in && call_.dhn ? call_.dhn[b * s_.hidden + u] : T(0);
-        if (C::kStates == 1) continue;
-        dc_[b * s_.padded + u] = in && call_.dcn ? call_.dcn[b * s_.hidden + u] : T(0);
-        c0_[b * s_.padded + u] = in && call_.c0 ? call_.c0[b * s_.hidden + u] : T(0);
+    for (Index b = 0; b < call_.batch; ++b) {
+      begin_row(dh_, s_.padded_output, call_.dhn, s_.output, b);
+      if constexpr (C::kStates > 1) {
+        begin_row(dc_, s_.padded, call_.dcn, s_.hidden, b);
+        begin_row(c0_, s_.padded, call_.c0, s_.hidden, b);
       }
+    }
     for (Index b = 0; b < call_.batch && !call_.resume; ++b)  // with later steps the cut has been there
-      if (clock_.end(b) == kRestart) cut_row(dh_ + b * s_.padded, C::kStates > 1 ? dc_ + b * s_.padded : nullptr, true, 0, {0, s_.padded});
+      if (clock_.end(b) == kRestart) {
+        cut_row(dh_ + b * s_.padded_output, 0, true, 0, {0, s_.padded_output});
+        if constexpr (C::kStates > 1) cut_row(dc_ + b * s_.padded, 1, true, 0, {0, s_.padded});
+      }
   }
 
   // The blocks of a part in which any of its rows has a step; one at least clears the sums.
@@ -203,24 +208,23 @@ class Backward {
     const Range rows = part_of(call_.batch, part, parts()), groups = part_of(s_.groups, index, count);
     const Sync sync{barrier, count};
     const bool first_block = block == first_blocks_[part] && !call_.resume;
-    if (first_block) clear_sums(part, groups);
+    if (first_block) clear_sums(part, index, count);
     find_live(w.live, part, rows, t0);
     if (index == 0) list_rows(w, rows, t0, t1);
     if (schedule_.again) again_.again(w.again, rows.begin, rows.end, t0, t1, w.saved, groups, barrier, count);
     through_time(w, rows, part, t0, t1, groups, index, sync);  // after it the list is there for all
     if (call_.dx.data) input_gradient(w, rows, t0, t1, index, count);
     const Index n = w.block_ends[ceil_div(rows.end - rows.begin, kWeightRows) - 1];
-    if (first_block && n == 0 && !schedule_.direct_sums) clear_weight_sums(part, groups);  // else the first block stores them
+    if (first_block && n == 0 && !schedule_.direct_sums) clear_weight_sums(part, index, count);  // else the first block stores them
     bool woven = false;
-    for (int q = 0; q < kCount; ++q)
+    for (int q = 0; q < kMatrices; ++q)
       if (copied(q)) weave(w, q, n, index, count), woven = true;
     if (woven) sync();
     if (schedule_.direct_sums) {
       if (index == 0) ran_in_ = &w;
     } else {
       for_weight_tasks(index, count, [&](int q, Index g, Range depth) {
-        weight_task(w, rows, part, q, g, depth, weight_sums(q, part) + s_.offset(g, product_columns<C>(q).count()), s_.width(q),
-                    first_block);
+        weight_task(w, rows, part, q, g, depth, weight_sums(q, part) + s_.offset_of(q, g), s_.width(q), first_block);
       });
     }
   }
@@ -235,10 +239,10 @@ class Backward {
     if (schedule_.direct_sums) {
       if (ran_in_->block_ends[ceil_div(call_.batch, kWeightRows) - 1] == 0) return;
       for_weight_tasks(index, count, [&](int q, Index g, Range depth) {
-        const Index stride = product_columns<C>(q).count() * s_.units(g) * L;
+        const Index stride = s_.columns(q) * s_.units_of(q, g) * L;
         weight_task(*ran_in_, {0, call_.batch}, 0, q, g, depth, mine.sums, stride, true);
         add_weight(q, g, depth, mine.sums, stride);
-        if (depth.begin > 0 || (q == 1 && kSharedDa)) return;
+        if (depth.begin > 0 || (q == 1 && kSharedDa) || q == kCount) return;
         add_bias(q, g);
         if (q == 0 && kSharedDa) add_bias(1, g);
         if (q == 0) add_params(g);
@@ -248,18 +252,22 @@ class Backward {
     const Range groups = part_of(s_.groups, index, count);
     for (Index g = groups.begin; g < groups.end; ++g) {
       for (int q = 0; q < kCount; ++q) {
-        add_weight(q, g, {0, depth(q)}, weight_sums_[q] + s_.offset(g, product_columns<C>(q).count()), s_.width(q));
+        add_weight(q, g, {0, depth(q)}, weight_sums_[q] + s_.offset_of(q, g), s_.width(q));
         add_bias(q, g);
       }
       add_params(g);
     }
+    if constexpr (kProjected) {
+      const Range others = part_of(s_.groups_of(kCount), index, count);
+      for (Index g = others.begin; g < others.end; ++g)
+        add_weight(kCount, g, {0, s_.depth(kCount)}, weight_sums_[kCount] + s_.offset_of(kCount, g), s_.width(kCount));
+    }
   }
   void end() {
-    for (Index b = 0; b < call_.batch; ++b)
-      for (Index u = 0; u < s_.hidden; ++u) {
-        if (call_.dh0) call_.dh0[b * s_.hidden + u] = dh_[b * s_.padded + u];
-        if (C::kStates > 1 && call_.dc0) call_.dc0[b * s_.hidden + u] = dc_[b * s_.padded + u];
-      }
+    for (Index b = 0; b < call_.batch; ++b) {
+      if (call_.dh0) __builtin_memcpy(call_.dh0 + b * s_.output, dh_ + b * s_.padded_output, std::size_t(s_.output) * sizeof(T));
+      if (C::kStates > 1 && call_.dc0) __builtin_memcpy(call_.dc0 + b * s_.hidden, dc_ + b * s_.padded, std::size_t(s_.hidden) * sizeof(T));
+    }
   }
 
  private:
@@ -272,7 +280,21 @@ class Backward {
   };
 
   Index parts() const { return schedule_.plan.parts; }
-  Index zero_count() const { return larger(s_.padded, s_.input) + kMaxVectors * L; }
+  Index zero_count() const { return larger(s_.state_stride(), s_.input) + kMaxVectors * L; }
+  // Rows of what is emitted: one vector more than needed where W_hr's gradient goes down their columns (see `collides`).
+  static Index emitted_stride(const Layout<C, P>& s) { return s.padded + (kProjected ? L : 0); }
+  // Elements of the largest share of a weight gradient.
+  static Index task_sums(const Layout<C, P>& s) {
+    Index most = 0;
+    for (int q = 0; q < kMatrices; ++q) most = larger(most, s.depth(q) * s.columns(q) * s.group_vectors(q) * L);
+    return most;
+  }
+  // A row of a padded array as the caller's row, or zeros.
+  void begin_row(T* to, Index padded, const T* from, Index width, Index b) const {
+    T* row = to + b * padded;
+    if (from) __builtin_memcpy(row, from + b * width, std::size_t(width) * sizeof(T));
+    from ? fill_zero(row + width, padded - width) : fill_zero(row, padded);
+  }
   static Index woven_rows(const Schedule& c, Index lane_rows) {  // each block of 256 rows of the part may end in an odd one
     return words<P>(c.block_steps * lane_rows) + ceil_div(lane_rows, kWeightRows);
   }
@@ -280,26 +302,28 @@ class Backward {
   // rows are copied first, one vector further apart.
   static bool collides(Index depth) { return depth * Index(sizeof(T)) % 2048 == 0; }
   static Index operand_stride(Index depth) { return depth + L; }
-  bool copied(int q) const { return P::kEncodes || (schedule_.copied[q > 0] > 0 && !looked_up(q)); }
+  bool copied(int q) const { return P::kEncodes || (!s_.projects(q) && schedule_.copied[q > 0] > 0 && !looked_up(q)); }
   bool looked_up(int q) const { return q == 0 && call_.lookup.ids.data; }
-  // Columns of the weights of product q, as its gradient counts them.
+  // Columns of the weights of matrix q, as its gradient counts them.
   Index depth(int q) const { return looked_up(q) ? call_.lookup.rows : s_.depth(q); }
   const W* transposed(int q) const { return static_cast<const W*>(call_.weights->transposed[q]); }
 
   template <class F>
-  OST_HD void for_columns(Range groups, F&& f) {  // those of the groups, in each product
-    for (int q = 0; q < kCount; ++q) {
-      const int columns = product_columns<C>(q).count();
-      const Index begin = s_.offset(groups.begin, columns), end = smaller(s_.width(q), s_.offset(groups.end, columns));
+  OST_HD void for_columns(int index, int count, F&& f) {  // those of a thread's groups, in each matrix
+    for (int q = 0; q < kMatrices; ++q) {
+      const Range groups = part_of(s_.groups_of(q), index, count);
+      const Index begin = s_.offset_of(q, groups.begin), end = smaller(s_.width(q), s_.offset_of(q, groups.end));
       if (begin < end) f(q, begin, end - begin);
     }
   }
-  void clear_sums(Index part, Range groups) {
-    for_columns(groups, [&](int q, Index begin, Index n) { fill_zero(bias_sums_[q] + part * s_.width(q) + begin, n); });
-    if (groups.begin == 0) fill_zero(param_sums_ + part * C::kParams * s_.padded, C::kParams * s_.padded);
+  void clear_sums(Index part, int index, int count) {
+    for_columns(index, count, [&](int q, Index begin, Index n) {
+      if (q < kCount) fill_zero(bias_sums_[q] + part * s_.width(q) + begin, n);
+    });
+    if (index == 0) fill_zero(param_sums_ + part * C::kParams * s_.padded, C::kParams * s_.padded);
   }
-  void clear_weight_sums(Index part, Range groups) {
-    for_columns(groups, [&](int q, Index begin, Index n) {
+  void clear_weight_sums(Index part, int index, int count) {
+    for_columns(index, count, [&](int q, Index begin, Index n) {
       for (Index k = 0; k < depth(q); ++k) fill_zero(weight_sums(q, part) + k * s_.width(q) + begin, n);
     });
   }
@@ -309,7 +333,7 @@ class Backward {
   // The states that a step of row b starts from.
   const T* hidden_before(Index before, Index b) const {
     if (before >= 0) return at(call_.y, before, b);
-    const T* h = before == kRestart ? call_.restart_h : call_.h0 ? call_.h0 + b * s_.hidden : nullptr;
+    const T* h = before == kRestart ? call_.restart_h : call_.h0 ? call_.h0 + b * s_.output : nullptr;
     return h ? h : zeros_;
   }
   const T* cell_before(Index before, Index b, Index i) const {
@@ -330,6 +354,8 @@ class Backward {
     }
   }
 
+  static bool takes_emitted(int q) { return q == kCount || C::kPhases[q - 1].operand == Operand::kEmitted; }
+
   // The active rows of the chunk, in one fixed order (blocks of 256 rows of the part, t, b), for the weight gradients.
   void list_rows(Space& w, Range rows, Index t0, Index t1) {
     Index n = 0, block = 0, begin = 0;
@@ -341,11 +367,11 @@ class Backward {
           const Index i = w.live.rows[k], b = clock_.row_of(i);
           if (!clock_.active(t, b)) continue;
           const Index row = chunk_row(t, t0, rows, i);
-          for (int q = 0; q < kCount; ++q) {
-            w.operand_rows[q][n] = looked_up(q)                                    ? nullptr
-                                   : q == 0                                        ? at(call_.x, t, b)
-                                   : C::kPhases[q - 1].operand == Operand::kHidden ? hidden_before(clock_.before(t, b), b)
-                                                                                   : w.emitted + row * s_.padded;
+          for (int q = 0; q < kMatrices; ++q) {
+            w.operand_rows[q][n] = looked_up(q)       ? nullptr
+                                   : q == 0           ? at(call_.x, t, b)
+                                   : takes_emitted(q) ? w.emitted + row * emitted_stride(s_)
+                                                      : hidden_before(clock_.before(t, b), b);
             w.da_rows[q][n] = w.da[q] + row * s_.row_stride(q);
           }
           if (looked_up(0)) w.ids[n] = *at(call_.lookup.ids, t, b);
@@ -362,7 +388,7 @@ class Backward {
       for (Index j = 0; j < w.live.count; ++j) {
         const Index i = w.live.rows[j], b = clock_.row_of(i), tape = clock_.on_tape(t, i, b);
         if (!clock_.active(t, b)) {
-          if (clock_.repeats(t, b) != kSkipped && call_.dy.data) repeated(t, b, groups);
+          if (clock_.repeats(t, b) != kSkipped && call_.dy.data) repeated(t, b, groups, index, sync.count);
           continue;
         }
         Row& row = w.rows[n++];
@@ -382,75 +408,110 @@ class Backward {
         row.dy = call_.dy.data ? at(call_.dy, t, b) : nullptr;
         if (clock_.times.order && k + 1 < t1 - t0) {  // for the step after this
           const Index next = call_.reverse ? t + 1 : t - 1;
-          if (row.dy) fetch_row(at(call_.dy, next, b), s_.hidden);
-          if (clock_.active(next, b)) fetch_row(hidden_before(clock_.before(next, b), b), s_.hidden);
+          if (row.dy) fetch_row(at(call_.dy, next, b), s_.output);
+          if (clock_.active(next, b)) fetch_row(hidden_before(clock_.before(next, b), b), s_.output);
         }
-        for (int q = 0; q < kCount; ++q) row.da[q] = w.da[q] + r * s_.row_stride(q);
+        for (int q = 0; q < kMatrices; ++q) row.da[q] = w.da[q] + r * s_.row_stride(q);
         row.dparam = w.dparams + r * C::kParams * s_.padded;
-        row.emitted = w.emitted + r * s_.padded;
-        row.dh = dh_ + b * s_.padded;
+        row.emitted = w.emitted + r * emitted_stride(s_);
+        row.dh = dh_ + b * s_.padded_output;
         row.demitted = demitted_ + b * s_.padded;
       }
       if (controlled_ && call_.control.clip_norm > 0) scale_rows(w.rows, n);
       w.flow = call_.control.flow ? flow_ + (part * call_.steps + t) * C::kStates : nullptr;
+      if constexpr (kProjected) unproject(w, n, index, sync);
       phases<kLast>(w, n, groups, index, sync);
       if (clock_.times.before || call_.control.cuts) cut_rows(w, n, part, index, sync);
     }
   }
 
   void cut_rows(Space& w, Index n, Index part, int index, Sync sync) {
-    const Range outputs = part_of(plain_groups(s_.vectors), index, sync.count);  // as the product of da and R was shared
-    const Range units{outputs.begin * kMaxVectors * L, smaller(s_.padded, outputs.end * kMaxVectors * L)};
-    for (Index i = 0; i < n; ++i)
-      if (const Row& row = w.rows[i]; row.restart || row.cut) cut_row(row.dh, row.dc, row.restart, part, units);
+    const Range outputs = share_of(s_.output_vectors, index, sync.count), units = share_of(s_.vectors, index, sync.count);
+    for (Index i = 0; i < n; ++i) {
+      const Row& row = w.rows[i];
+      if (!row.restart && !row.cut) continue;
+      cut_row(row.dh, 0, row.restart, part, outputs);
+      if constexpr (C::kStates > 1) cut_row(row.dc, 1, row.restart, part, units);
+    }
     sync();
+  }
+  // A thread's elements of a row of so many vectors, shared as the products that end in it are.
+  static Range share_of(Index vectors, int index, int count) {
+    const Range groups = part_of(plain_groups(vectors), index, count);
+    return {groups.begin * kMaxVectors * L, smaller(vectors * L, groups.end * kMaxVectors * L)};
   }
 
   // The gradient of an output that repeats that of an earlier step goes to the state, which is carried over.
-  void repeated(Index t, Index b, Range groups) {
+  void repeated(Index t, Index b, Range groups, int index, int count) {
     const T* dy = at(call_.dy, t, b);
-    const Index end = smaller(s_.hidden, groups.end * Layout<C, P>::U * L);
-    for (Index u = groups.begin * Layout<C, P>::U * L; u < end; ++u) dh_[b * s_.padded + u] += dy[u];
+    Range mine{groups.begin * Layout<C, P>::U * L, groups.end * Layout<C, P>::U * L};
+    if constexpr (kProjected) mine = share_of(s_.output_vectors, index, count);
+    for (Index u = mine.begin; u < smaller(s_.output, mine.end); ++u) dh_[b * s_.padded_output + u] += dy[u];
   }
 
   // What the step hands on goes to the state of a restart, or nowhere.
-  void cut_row(T* dh, T* dc, bool restart, Index part, Range units) {
-    for (int k = 0; k < C::kStates; ++k) {
-      T* d = k == 0 ? dh : dc;
-      T* sums = restart_sums_ + (part * C::kStates + k) * s_.padded;
-      for (Index u = units.begin; u < units.end; ++u) {
-        if (restart) sums[u] += d[u];
-        d[u] = 0;
-      }
+  void cut_row(T* d, int state, bool restart, Index part, Range units) {
+    T* sums = restart_sums_ + (part * C::kStates + state) * s_.state_stride();
+    for (Index u = units.begin; u < units.end; ++u) {
+      if (restart) sums[u] += d[u];
+      d[u] = 0;
     }
   }
 
   // The gradient at (t, b): h by all paths, c by what came through time; clipped by value, not by norm.
-  OST_HD void arriving(const Row& row, Index first, Index left, V* d) const {
-    d[0] = V::load(row.dh + first);
-    if (row.dy) d[0] = d[0] + load_left(row.dy + first, left);
-    if constexpr (C::kStates > 1) d[1] = V::load(row.dc + first);
+  OST_HD V arriving(const Row& row, int state, Index first, Index left) const {
+    V d = V::load((state == 0 ? row.dh : row.dc) + first);
+    if (state == 0 && row.dy) d = d + load_left(row.dy + first, left);
     if (controlled_) {
-      if constexpr (C::kStates > 1)
-        if (row.dcell) d[1] = d[1] + load_left(row.dcell + first, left);
-      if (const T clip = call_.control.clip_value; clip > 0)
-        for (int k = 0; k < C::kStates; ++k) d[k] = select(V(clip) < d[k], V(clip), select(d[k] < V(-clip), V(-clip), d[k]));
+      if (state == 1 && row.dcell) d = d + load_left(row.dcell + first, left);
+      if (const T clip = call_.control.clip_value; clip > 0) d = select(V(clip) < d, V(clip), select(d < V(-clip), V(-clip), d));
     }
+    return d;
+  }
+  OST_HD V scaled(const Row& row, int state, V d) const {
+    if (controlled_ && call_.control.clip_norm > 0) return d * V(state == 0 ? row.scale_h : row.scale_c);
+    return d;
   }
 
   // Norms are taken by rows: no thread may share a row (`schedule` sees to it).
   void scale_rows(Row* rows, Index n) const {
     for (Index i = 0; i < n; ++i) {
       double sums[2] = {};
-      for (Index first = 0; first < s_.hidden; first += L) {
-        V d[C::kStates];
-        arriving(rows[i], first, s_.hidden - first, d);
-        for (int k = 0; k < C::kStates; ++k) sums[k] += double(sum_lanes(d[k] * d[k]));
+      for (int k = 0; k < C::kStates; ++k) {
+        const Index width = k == 0 ? s_.output : s_.hidden;
+        for (Index first = 0; first < width; first += L) {
+          const V d = arriving(rows[i], k, first, width - first);
+          sums[k] += double(sum_lanes(d * d));
+        }
       }
       const double limit = double(call_.control.clip_norm);
       rows[i].scale_h = sums[0] > limit * limit ? T(limit / __builtin_sqrt(sums[0])) : T(1);
       rows[i].scale_c = sums[1] > limit * limit ? T(limit / __builtin_sqrt(sums[1])) : T(1);
     }
+  }
+
+  // Before the cells of a step: the gradient of h, by all paths, and through W_hr that of what the cells emitted.
+  void unproject(Space& w, Index n, int index, Sync sync) {
+    constexpr int q = kCount;
+    const Range mine = share_of(s_.output_vectors, index, sync.count);
+    for (Index i = 0; i < n; ++i) {
+      const Row& row = w.rows[i];
+      for (Index first = mine.begin; first < mine.end; first += L) {
+        const Index left = s_.output - first;
+        const V d = keep_lanes(scaled(row, 0, arriving(row, 0, first, left)), left);
+        d.store(row.da[q] + first);
+        if (controlled_ && w.flow) w.flow[0] += double(sum_lanes(d * d));
+      }
+    }
+    sync();
+    for (Index i = 0; i < n; ++i) {
+      w.words[i] = P::encode(w.rows[i].da[q], s_.width(q), w.encoded + i * row_words<P>(s_.width(q)));
+      w.init[i] = zeros_;
+      w.out[i] = w.rows[i].demitted;
+    }
+    const Range units = part_of(plain_groups(s_.vectors), index, sync.count);
+    rows_product<P>(n, words<P>(s_.width(q)), w.words, transposed(q), s_.vectors, units.begin, units.end, w.init, w.out);
+    sync();
   }
 
   template <int F>
@@ -473,10 +534,11 @@ class Backward {
       for (Index i = 0; i < n; ++i) {
         w.words[i] = P::encode(w.rows[i].da[q], s_.width(q), w.encoded + i * row_words<P>(s_.width(q)));
         w.out[i] = phase.operand == Operand::kHidden ? w.rows[i].dh : w.rows[i].demitted;
-        w.init[i] = phase.operand == Operand::kHidden ? w.rows[i].dh : zeros_;  // dh holds the direct gradient
+        w.init[i] = phase.operand == Operand::kHidden && !kProjected ? w.rows[i].dh : zeros_;  // dh holds the direct gradient
       }
-      const Range outputs = part_of(plain_groups(s_.vectors), index, sync.count);
-      rows_product<P>(n, words<P>(s_.width(q)), w.words, transposed(q), s_.vectors, outputs.begin, outputs.end, w.init, w.out);
+      const Index vectors = phase.operand == Operand::kHidden ? s_.output_vectors : s_.vectors;
+      const Range outputs = part_of(plain_groups(vectors), index, sync.count);
+      rows_product<P>(n, words<P>(s_.width(q)), w.words, transposed(q), vectors, outputs.begin, outputs.end, w.init, w.out);
       sync();
     }
   }
@@ -489,28 +551,29 @@ class Backward {
     BackwardOut<C, V> out;
     const T* saved = row.saved + s_.offset(g, C::kSaved);
     for (int k = 0; k < C::kSaved; ++k) in.saved[k] = V::load(saved + (k * units + u) * L);
-    in.previous[0] = load_left(row.h + first, left);
-    in.next[0] = load_left(row.h1 + first, left);
-    arriving(row, first, left, in.dstate);
+    if constexpr (!kProjected) {
+      in.previous[0] = load_left(row.h + first, left);
+      in.next[0] = load_left(row.h1 + first, left);
+      in.dstate[0] = scaled(row, 0, arriving(row, 0, first, left));
+    } else {
+      in.previous[0] = in.next[0] = in.dstate[0] = V(T(0));
+    }
     out.dprevious[0] = V(T(0));
     if constexpr (C::kStates > 1) {
       in.previous[1] = V::load(row.c + first);
       in.next[1] = V::load(row.c1 + first);
+      in.dstate[1] = scaled(row, 1, arriving(row, 1, first, left));
       out.dprevious[1] = V(T(0));
     }
-    if (controlled_ && call_.control.clip_norm > 0) {
-      in.dstate[0] = in.dstate[0] * V(row.scale_h);
-      if constexpr (C::kStates > 1) in.dstate[1] = in.dstate[1] * V(row.scale_c);
-    }
     for (int k = 0; k < C::kParams; ++k) in.param[k] = V::load(call_.weights->params + k * s_.padded + first);
-    if constexpr (F < kLast) {
+    if constexpr (F < kLast || kProjected) {
       in.demitted = V::load(row.demitted + first);
       keep_lanes(C::emitted(in.saved, in.previous, in.next), left).store(row.emitted + first);
     }
     C::template backward<F>(in, out);
     if constexpr (F == 0)
       if (controlled_ && w.flow) {
-        w.flow[0] += double(sum_lanes(keep_lanes(in.dstate[0] * in.dstate[0], left)));
+        if constexpr (!kProjected) w.flow[0] += double(sum_lanes(keep_lanes(in.dstate[0] * in.dstate[0], left)));
         if constexpr (C::kStates > 1) w.flow[1] += double(sum_lanes(keep_lanes(out.dcell * out.dcell, left)));
       }
     if (left < L) {
@@ -528,7 +591,7 @@ class Backward {
         if (columns.has(column)) out.da[column].store(da + ((column - columns.begin) * units + u) * L);
     }
     if constexpr (F == 0) {  // the last to run, and the only one that sets dprevious
-      out.dprevious[0].store(row.dh + first);
+      if constexpr (!kProjected) out.dprevious[0].store(row.dh + first);
       if constexpr (C::kStates > 1) out.dprevious[1].store(row.dc + first);
       for (int k = 0; k < C::kParams; ++k) out.dparam[k].store(row.dparam + k * s_.padded + first);
     }
@@ -576,19 +639,20 @@ class Backward {
   // Weight tasks: each thread owns groups of columns of the sums; where there are few groups, the operand is cut too.
   template <class F>
   void for_weight_tasks(int index, int count, F&& f) {
-    const Index cuts = s_.groups * kCount >= 2 * count ? 1 : count, tasks = kCount * s_.groups * cuts;
+    const Index cuts = s_.groups * kCount >= 2 * count ? 1 : count, groups = s_.most_groups();
+    const Index tasks = kMatrices * groups * cuts;
     for (Index task = index; task < tasks; task += count) {
-      const int q = int(std::uint64_t(task) % kCount);
-      const Index g = task / kCount % s_.groups;
-      const Range cut = part_of(depth(q), task / kCount / s_.groups, cuts);
-      if (product_columns<C>(q).count() > 0 && (cut.begin < cut.end || cut.begin == 0)) f(q, g, cut);
+      const int q = int(std::uint64_t(task) % kMatrices);
+      const Index g = task / kMatrices % groups;
+      const Range cut = part_of(depth(q), task / kMatrices / groups, cuts);
+      if (g < s_.groups_of(q) && s_.columns(q) > 0 && (cut.begin < cut.end || cut.begin == 0)) f(q, g, cut);
     }
   }
 
   // The chunk's share of dW (q = 0) or dR for one group of columns and a range of the operand; with its beginning go the biases.
   void weight_task(Space& w, Range rows, Index part, int q, Index g, Range depth, T* sums, Index stride, bool first_block) {
-    const int columns = product_columns<C>(q).count(), vectors = columns * s_.units(g);
-    const Index first = s_.offset(g, columns), total = w.block_ends[ceil_div(rows.end - rows.begin, kWeightRows) - 1];
+    const int vectors = s_.columns(q) * s_.units_of(q, g);
+    const Index first = s_.offset_of(q, g), total = w.block_ends[ceil_div(rows.end - rows.begin, kWeightRows) - 1];
     for (Index r = 0, block = 0, to = 0; r < total; r = w.block_ends[block++]) {
       const Index n = w.block_ends[block] - r;
       const W *const *operands, *const *da;
@@ -601,7 +665,7 @@ class Backward {
       else
         outer_product<P>(words<P>(n), operands + to, depth, da + to, first, vectors, sums, stride, first_block && r == 0);
       to += words<P>(n);
-      if (depth.begin > 0 || (q == 1 && kSharedDa)) continue;
+      if (depth.begin > 0 || (q == 1 && kSharedDa) || q == kCount) continue;
       for (int v = 0; v < vectors; ++v) {
         V sum(T(0));
         for (Index k = 0; k < n; ++k) sum = sum + V::load(w.da_rows[q][r + k] + first + v * L);
@@ -646,9 +710,10 @@ class Backward {
 
   // sums [depth][stride], of each part, from the first column of the group on: transposed into the rows of the caller's gradient.
   void add_weight(int q, Index g, Range columns, const T* sums, Index stride) {
-    T* weight = q == 0 ? call_.gradients.weight_ih : call_.gradients.weight_hh;
+    const RawGradients<T>& gradients = call_.gradients;
+    T* weight = q == 0 ? gradients.weight_ih : q == kCount ? gradients.weight_hr : gradients.weight_hh;
     if (!weight) return;
-    const Index first = s_.offset(g, product_columns<C>(q).count()), whole = depth(q);
+    const Index first = s_.offset_of(q, g), whole = depth(q);
     for_vectors<C, P>(s_, q, g, [&](Index position, Index row, int lanes) {
       for (Index k0 = columns.begin; k0 < columns.end; k0 += L) {
         const int left = int(smaller<Index>(L, columns.end - k0));
@@ -679,8 +744,8 @@ class Backward {
   void add_rest() {
     T* to[2] = {call_.drestart_h, call_.drestart_c};
     for (int k = 0; k < C::kStates; ++k)
-      for (Index u = 0; u < s_.hidden && to[k]; ++u)
-        for (Index part = 0; part < parts(); ++part) to[k][u] += restart_sums_[(part * C::kStates + k) * s_.padded + u];
+      for (Index u = 0; u < (k == 0 ? s_.output : s_.hidden) && to[k]; ++u)
+        for (Index part = 0; part < parts(); ++part) to[k][u] += restart_sums_[(part * C::kStates + k) * s_.state_stride() + u];
     for (Index i = 0; i < call_.steps * C::kStates && call_.control.flow; ++i)
       for (Index part = 0; part < parts(); ++part) call_.control.flow[i] += flow_[part * call_.steps * C::kStates + i];
   }
@@ -707,7 +772,7 @@ class Backward {
   Layout<C, P> s_;
   Clock clock_{};
   Forward<C, P> again_;
-  T *zeros_, *weight_sums_[kCount], *bias_sums_[kCount], *param_sums_;
+  T *zeros_, *weight_sums_[kMatrices], *bias_sums_[kMatrices], *param_sums_;
   T *dh_, *dc_, *c0_, *demitted_, *restart_c_, *restart_sums_;
   double* flow_;
   Index* first_blocks_;  // of each part

@@ -53,6 +53,7 @@ class Forward {
   using V = Vec<T>;
   static constexpr int L = V::kLanes, kLast = kPhaseCount<C> - 1;
   static constexpr bool kScratchSaved = kPhaseCount<C> > 1;  // later phases read what earlier ones saved
+  static constexpr bool kProjected = is_projected<C>(), kEmits = kScratchSaved || kProjected;
 
   struct Row {  // one active row of the batch at one step
     const T *gx, *h, *c;
@@ -70,13 +71,13 @@ class Forward {
     W* encoded;
   };
 
-  static Schedule schedule(Index steps, Index batch, const Index* inputs, Index hidden, int calls, bool chained, Needs needs) {
-    const Layout<C, P> s(inputs[0], hidden);
+  static Schedule schedule(Index steps, Index batch, const Index* inputs, Widths widths, int calls, bool chained, Needs needs) {
+    const Layout<C, P> s(inputs[0], widths);
     Index input = 0;
     for (int i = 0; i < calls; ++i) input += inputs[i] / calls;
     const Index wave = larger<Index>(1, ceil_div(steps, kWaveBlocks));  // steps of a block, where layers run at the same time
-    const Plan plan = make_plan({steps, batch, calls, chained, needs, input, hidden, C::kGates * s.padded, s.groups, kPhaseCount<C>, 0,
-                                 ceil_div(steps, wave), kFlops<P>});
+    const Plan plan = make_plan({steps, batch, calls, chained, needs, input, step_depth<C>(s), C::kGates * s.padded, s.groups,
+                                 kPhaseCount<C> + kProjected, 0, ceil_div(steps, wave), kFlops<P>});
     const Index rows = ceil_div(batch, plan.parts), most = larger<Index>(1, smaller<Index>(steps, kBlockRows / larger<Index>(1, rows)));
     return {plan, plan.together && chained ? smaller(most, wave) : most, steps, batch, {}, false, false};
   }
@@ -84,13 +85,13 @@ class Forward {
   Forward(const Call& call, const Schedule& schedule, bool again = false)
       : call_(call),
         schedule_(schedule),
-        s_(call.weights->input, call.weights->hidden),
+        s_(call.weights->input, call.weights->widths),
         clock_{call.steps, call.batch, call.reverse, call.times},
         saves_(again || call.saved) {}
   static void* operator new(std::size_t, void* at) { return at; }
 
-  static void layout_space(Arena& arena, Space* spaces, int i, const Schedule& c, Index most_input, Index hidden) {
-    const Layout<C, P> s(most_input, hidden);
+  static void layout_space(Arena& arena, Space* spaces, int i, const Schedule& c, Index most_input, Widths widths) {
+    const Layout<C, P> s(most_input, widths);
     const bool shared = c.plan.spread == Spread::kUnits && i > 0;
     const Index lane_rows = ceil_div(c.batch, c.plan.parts), rows = c.block_steps * lane_rows;
     Space& w = spaces[i];
@@ -98,35 +99,34 @@ class Forward {
     w.rows = arena.take<Row>(lane_rows);
     w.words = arena.take<const W*>(rows);
     w.out = arena.take<T*>(rows);
-    if (kScratchSaved) {
-      w.saved = shared ? spaces[0].saved : arena.take<T>(lane_rows * C::kSaved * s.padded);
-      w.emitted = shared ? spaces[0].emitted : arena.take<T>(lane_rows * s.padded);
-    }
-    w.encoded = arena.take<W>(larger(rows * row_words<P>(most_input), lane_rows * row_words<P>(hidden)));
+    if (kScratchSaved) w.saved = shared ? spaces[0].saved : arena.take<T>(lane_rows * C::kSaved * s.padded);
+    if (kEmits) w.emitted = shared ? spaces[0].emitted : arena.take<T>(lane_rows * s.padded);
+    const Index deepest = larger(s.hidden, s.output);
+    w.encoded = arena.take<W>(larger(rows * row_words<P>(most_input), lane_rows * row_words<P>(deepest)));
   }
   // What explain() says beyond the schedule.
-  static void describe(const Schedule& schedule, const Index* inputs, Index hidden, int calls, CallPlan* out) {
-    const Layout<C, P> s(inputs[0], hidden);
+  static void describe(const Schedule& schedule, const Index* inputs, Widths widths, int calls, CallPlan* out) {
+    const Layout<C, P> s(inputs[0], widths);
     const int vectors = C::kPhases[0].product.count() * s.units(0), pieces = vectors ? piece_count(vectors) : 1;
     out->tile_vectors = vectors ? piece(vectors, pieces - 1).count : 0;
     const Index rows = out->lane_rows, most = vectors ? max_rows(out->tile_vectors) : kMaxRows;
     out->tile_rows = int(ceil_div(rows, larger<Index>(1, ceil_div(rows, most))));
     const Index n = schedule.steps * schedule.batch;
     out->tape_bytes = n * (C::kSaved + (C::kStates > 1 ? 1 : 0)) * s.padded * Index(sizeof(T));
-    out->workspace_bytes = Team<Forward>::workspace(schedule, inputs, hidden, calls);
+    out->workspace_bytes = Team<Forward>::workspace(schedule, inputs, widths, calls);
   }
-  Forward(const Schedule& schedule, Index input, Index hidden) : schedule_(schedule), s_(input, hidden) {}  // to measure
+  Forward(const Schedule& schedule, Index input, Widths widths) : schedule_(schedule), s_(input, widths) {}  // to measure
 
   // The tape of rows [b0, b1) in the steps [t0, t1), made again from the states after every step: no step waits for another, so the
   // recurrent products too are taken for all of them at once. The bits are those of the pass, since a row's are whatever rows run with it.
-  static void layout_again(Arena& arena, Space& w, Index rows, Index input, Index hidden, const Space* shared) {
-    const Layout<C, P> s(input, hidden);
+  static void layout_again(Arena& arena, Space& w, Index rows, Index input, Widths widths, const Space* shared) {
+    const Layout<C, P> s(input, widths);
     w.gx = shared ? shared->gx : arena.take<T>(rows * C::kColumns * s.padded);
-    w.emitted = shared ? shared->emitted : arena.take<T>(kLast > 0 ? rows * s.padded : 0);
+    w.emitted = shared ? shared->emitted : arena.take<T>(kEmits ? rows * s.padded : 0);
     w.rows = arena.take<Row>(rows);
     w.words = arena.take<const W*>(rows);
     w.out = arena.take<T*>(rows);
-    w.encoded = arena.take<W>(rows * row_words<P>(larger(input, hidden)));
+    w.encoded = arena.take<W>(rows * row_words<P>(larger(input, larger(s.hidden, s.output))));
     w.saved = arena.take<T>(2 * s.padded);  // takes the states, which are known
   }
   void again(Space& w, Index b0, Index b1, Index t0, Index t1, T* saved, Range groups, Barrier* barrier, int count) {
@@ -144,14 +144,14 @@ class Forward {
         if (C::kStates > 1) row.c = cell_after(before, b, i);
         row.y = w.saved, row.c1 = w.saved + s_.padded;
         row.saved = saved + ((t - t0) * (b1 - b0) + i - b0) * C::kSaved * s_.padded;
-        row.emitted = kLast > 0 ? w.emitted + n * s_.padded : nullptr;
+        row.emitted = kEmits ? w.emitted + n * s_.padded : nullptr;
         ++n;
       }
     phases<0>(w, n, groups, barrier, count);
   }
 
   // a = bias + W x of every row of a table [rows, I], once, for calls that look their input up in it.
-  static Index projected_size(Index rows, Index hidden) { return rows * C::kColumns * Layout<C, P>(1, hidden).padded; }
+  static Index projected_size(Index rows, Index hidden) { return rows * C::kColumns * Layout<C, P>(1, {hidden, hidden}).padded; }
   static int project_table(const PackedWeights<T>& weights, Index rows, const T* x, T* projected) {
     constexpr Index kRows = 32;  // that a thread takes at once
     struct Job {
@@ -179,7 +179,7 @@ class Forward {
     const Schedule none{};
     Call call{};
     call.weights = &weights;
-    const int threads = double(rows) * double(weights.input) * double(weights.hidden) < 1e5 ? 1 : thread_count();
+    const int threads = double(rows) * double(weights.input) * double(weights.widths.hidden) < 1e5 ? 1 : thread_count();
     const Index word_count = P::kEncodes ? row_words<P>(weights.input) : 0;
     Arena arena;
     W* encoded = arena.make<W>(threads * kRows * word_count);
@@ -190,12 +190,12 @@ class Forward {
   }
 
   void layout_memory(Arena& arena) {
-    zeros_ = arena.take<T>(s_.padded);
+    zeros_ = arena.take<T>(zero_count());
     cells_ = C::kStates > 1 ? arena.take<T>(schedule_.batch * s_.padded) : nullptr;
     restart_c_ = C::kStates > 1 ? arena.take<T>(s_.padded) : nullptr;
   }
   void begin() {
-    fill_zero(zeros_, s_.padded);
+    fill_zero(zeros_, zero_count());
     if constexpr (C::kStates > 1) {
       const Index h = s_.hidden;
       for (Index b = 0; b < call_.batch; ++b) {
@@ -213,7 +213,7 @@ class Forward {
     const Range rows = part_of(call_.batch, part, schedule_.plan.parts), groups = part_of(s_.groups, index, count);
     const Index s0 = block * schedule_.block_steps, s1 = smaller(call_.steps, s0 + schedule_.block_steps);
     if (!call_.projected) project(w, rows.begin, rows.end, s0, s1, groups);
-    for (Index s = s0; s < s1; ++s) step(w, rows.begin, rows.end, s, s0, groups, barrier, count);
+    for (Index s = s0; s < s1; ++s) step(w, rows.begin, rows.end, s, s0, groups, barrier, index, count);
   }
 
   // The blocks of a lane in which any of its rows has a step.
@@ -224,20 +224,21 @@ class Forward {
   }
 
   bool finishes() const { return clock_.times.lengths; }
-  void finish(Space&, int index, int count) { clear_rows(call_.y, clock_, s_.hidden, part_of(call_.steps, index, count)); }
+  void finish(Space&, int index, int count) { clear_rows(call_.y, clock_, s_.output, part_of(call_.steps, index, count)); }
   void end() {  // the final states
     for (Index i = 0; i < call_.batch; ++i) {
-      const Index h = s_.hidden, b = clock_.row_of(i), end = clock_.end(b);
-      if (call_.hn) __builtin_memcpy(call_.hn + b * h, hidden_after(end, b), std::size_t(h) * sizeof(T));
+      const Index h = s_.hidden, p = s_.output, b = clock_.row_of(i), end = clock_.end(b);
+      if (call_.hn) __builtin_memcpy(call_.hn + b * p, hidden_after(end, b), std::size_t(p) * sizeof(T));
       if (call_.cn && C::kStates > 1) __builtin_memcpy(call_.cn + b * h, cell_after(end, b, i), std::size_t(h) * sizeof(T));
     }
   }
 
  private:
+  Index zero_count() const { return kProjected ? larger<Index>(s_.state_stride(), kMaxVectors * L) : s_.padded; }
   // The states of row b after a step, or initial, or of a restart.
   const T* hidden_after(Index step, Index b) const {
     if (step >= 0) return at(call_.y, step, b);
-    const T* h = step == kRestart ? call_.restart_h : call_.h0 ? call_.h0 + b * s_.hidden : nullptr;
+    const T* h = step == kRestart ? call_.restart_h : call_.h0 ? call_.h0 + b * s_.output : nullptr;
     return h ? h : zeros_;
   }
   const T* cell_after(Index step, Index b, Index i) const {
@@ -291,14 +292,15 @@ class Forward {
     }
   }
 
-  void step(Space& w, Index b0, Index b1, Index s, Index s0, Range groups, Barrier* barrier, int count) {
+  void step(Space& w, Index b0, Index b1, Index s, Index s0, Range groups, Barrier* barrier, int index, int count) {
     const Index t = clock_.time(s);
     Index n = 0;
     for (Index i = b0; i < b1; ++i) {
       const Index b = clock_.row_of(i);
       T* y = at(call_.y, t, b);
       if (!clock_.active(t, b)) {
-        const Index first = groups.begin * Layout<C, P>::U * L, end = larger(first, smaller(s_.hidden, groups.end * Layout<C, P>::U * L));
+        const Range mine = elements_of(groups, index, count);
+        const Index first = mine.begin, end = mine.end;
         if (const Index from = clock_.repeats(t, b); from != kSkipped)
           __builtin_memcpy(y + first, hidden_after(from, b) + first, std::size_t(end - first) * sizeof(T));
         continue;
@@ -315,10 +317,49 @@ class Forward {
       row.saved = call_.saved     ? call_.saved + clock_.on_tape(t, i, b) * C::kSaved * s_.padded
                   : kScratchSaved ? w.saved + n * C::kSaved * s_.padded
                                   : nullptr;
-      row.emitted = kScratchSaved ? w.emitted + n * s_.padded : nullptr;
+      row.emitted = kEmits ? w.emitted + n * s_.padded : nullptr;
       ++n;
     }
     phases<0>(w, n, groups, barrier, count);
+    if constexpr (kProjected) {
+      project_hidden(w, n, part_of(s_.groups_of(kProductCount<C>), index, count));
+      if (count > 1) barrier_wait(barrier, count);
+    }
+  }
+  // A thread's elements of h.
+  Range elements_of(Range groups, int index, int count) const {
+    if constexpr (kProjected) {
+      return part_of(s_.output, index, count);
+    } else {
+      const Index first = groups.begin * Layout<C, P>::U * L;
+      return {first, larger(first, smaller(s_.hidden, groups.end * Layout<C, P>::U * L))};
+    }
+  }
+
+  // h = W_hr m into the rows of y, for a share of the groups of its elements; m is what the cells emitted.
+  void project_hidden(Space& w, Index n, Range groups) {
+    constexpr int q = kProductCount<C>;
+    for (Index i = 0; i < n; ++i) w.words[i] = operand(w.rows[i].emitted, s_.hidden, w.encoded + i * row_words<P>(s_.hidden));
+    alignas(64) T tile[kMaxRows][kMaxVectors * L];
+    const T* init[kMaxRows];
+    T* out[kMaxRows];
+    for (int i = 0; i < kMaxRows; ++i) {
+      init[i] = zeros_;
+      out[i] = tile[i];
+    }
+    for (Index g = groups.begin; g < groups.end; ++g) {
+      const int vectors = s_.units_of(q, g);
+      const Index first = s_.offset_of(q, g);
+      const W* panel = panels(q) + s_.rows(q) * first;
+      for_row_tiles(n, max_rows(vectors), [&](Index r, int m) {
+        kProducts<P>.product[vectors - 1][m - 1](words<P>(s_.hidden), w.words + r, panel, init, out);
+        for (int i = 0; i < m; ++i)
+          for (int v = 0; v < vectors; ++v) {
+            T* y = w.rows[r + i].y + first + v * L;
+            store_left(V::load(tile[i] + v * L), y, s_.output - first - v * L);
+          }
+      });
+    }
   }
 
   const W* panels(int q) const { return static_cast<const W*>(call_.weights->panels[q]); }
@@ -337,8 +378,8 @@ class Forward {
     constexpr int columns = phase.product.count();
     if (columns > 0)
       for (Index i = 0; i < n; ++i)
-        w.words[i] = operand(phase.operand == Operand::kHidden ? w.rows[i].h : w.rows[i].emitted, s_.hidden,
-                             w.encoded + i * row_words<P>(s_.hidden));
+        w.words[i] = operand(phase.operand == Operand::kHidden ? w.rows[i].h : w.rows[i].emitted, s_.depth(F + 1),
+                             w.encoded + i * row_words<P>(s_.depth(F + 1)));
     for (Index g = groups.begin; g < groups.end; ++g) {
       const int units = s_.units(g), vectors = columns * units, pieces = piece_count(vectors);
       const W* panel = panels(F + 1) + s_.rows(F + 1) * s_.offset(g, columns);
@@ -351,7 +392,8 @@ class Forward {
           const Piece cut = piece(vectors, p);
           const Index first = (phase.product.begin * units + cut.begin) * L;
           for (int i = 0; i < m; ++i) init[i] = rows[i].gx + s_.offset(g, C::kColumns) + first, out[i] = tile[i] + first;
-          kProducts<P>.product[cut.count - 1][m - 1](words<P>(s_.hidden), w.words + r, panel + s_.rows(F + 1) * cut.begin * L, init, out);
+          kProducts<P>.product[cut.count - 1][m - 1](words<P>(s_.depth(F + 1)), w.words + r, panel + s_.rows(F + 1) * cut.begin * L, init,
+                                                     out);
         }
         for (int i = 0; i < m; ++i)
           for (int u = 0; u < units; ++u) cell<F>(rows[i], tile[i], g, units, u);
@@ -368,7 +410,7 @@ class Forward {
     ForwardOut<C, V> out;
     for (int column = phase.own.begin; column < phase.own.end; ++column)
       in.a[column] = V::load((phase.product.has(column) ? tile : row.gx + s_.offset(g, C::kColumns)) + in_group(column));
-    in.state[0] = load_left(row.h + first, left);
+    in.state[0] = kProjected ? V(T(0)) : load_left(row.h + first, left);
     if constexpr (C::kStates > 1) in.state[1] = V::load(row.c + first);
     for (int k = 0; k < C::kParams; ++k) in.param[k] = V::load(call_.weights->params + k * s_.padded + first);
     T* saved = row.saved ? row.saved + s_.offset(g, C::kSaved) : nullptr;
@@ -377,10 +419,9 @@ class Forward {
     C::template forward<F>(in, out);
     if (F < kLast || saves_)
       for (int k = 0; k < C::kSaved; ++k) out.saved[k].store(saved + in_group(k));
-    if constexpr (F < kLast) {
-      out.emitted.store(row.emitted + first);
-    } else {
-      store_left(out.state[0], row.y + first, left);
+    if constexpr (F < kLast || kProjected) out.emitted.store(row.emitted + first);
+    if constexpr (F == kLast) {
+      if constexpr (!kProjected) store_left(out.state[0], row.y + first, left);
       if constexpr (C::kStates > 1) out.state[1].store(row.c1 + first);
     }
   }

@@ -16,20 +16,20 @@ int backward(const BackwardCall<T>* calls, int count, bool chained) {
   return Team<Backward<C, P>>(calls, count, chained).run();
 }
 template <class C, class P>
-Index packed_size(Index input, Index hidden, bool backward) {
-  return Layout<C, P>(input, hidden).packed_size(backward);
+Index packed_size(Index input, Widths widths, bool backward) {
+  return Layout<C, P>(input, widths).packed_size(backward);
 }
 template <class C, class P, class T = typename P::Real>
-int pack(const RawWeights<T>& raw, Index input, Index hidden, bool backward, T* memory, PackedWeights<T>* out) {
-  return Pack<C, P>(raw, input, hidden, backward, memory, out).run();
+int pack(const RawWeights<T>& raw, Index input, Widths widths, bool backward, T* memory, PackedWeights<T>* out) {
+  return Pack<C, P>(raw, input, widths, backward, memory, out).run();
 }
 template <class C, class P>
-Index sums_size(Index batch, Index input, Index hidden, Index* block_steps) {
-  return Backward<C, P>::sums_size(batch, input, hidden, block_steps);
+Index sums_size(Index batch, Index input, Widths widths, Index* block_steps) {
+  return Backward<C, P>::sums_size(batch, input, widths, block_steps);
 }
 template <class C, class P, class T = typename P::Real>
 void saved(const T* row, Index hidden, int k, T* out) {
-  const Layout<C, P> s(1, hidden);
+  const Layout<C, P> s(1, {hidden, hidden});
   constexpr int L = Vec<T>::kLanes;
   for (Index i = 0; i < hidden; ++i) {
     const Index g = i / (Layout<C, P>::U * L), in_group = i - g * Layout<C, P>::U * L;
@@ -37,10 +37,10 @@ void saved(const T* row, Index hidden, int k, T* out) {
   }
 }
 template <class C, class P>
-void plan(Index steps, Index batch, const Index* inputs, Index hidden, int calls, bool chained, bool backward, CallPlan* out) {
+void plan(Index steps, Index batch, const Index* inputs, Widths widths, int calls, bool chained, bool backward, CallPlan* out) {
   if constexpr (P::kHead == 0)
-    if (backward) return Team<Backward<C, P>>::describe(steps, batch, inputs, hidden, calls, chained, out);
-  Team<Forward<C, P>>::describe(steps, batch, inputs, hidden, calls, chained, out);
+    if (backward) return Team<Backward<C, P>>::describe(steps, batch, inputs, widths, calls, chained, out);
+  Team<Forward<C, P>>::describe(steps, batch, inputs, widths, calls, chained, out);
 }
 
 template <class T>

@@ -28,15 +28,44 @@ struct Layout {
   using T = typename P::Real;
   static constexpr int L = Vec<T>::kLanes, U = units_per_group<C>();
   static_assert(sizeof(typename P::Word) == sizeof(T));
+  static constexpr bool kProjected = is_projected<C>();
   Index input, hidden, vectors, padded, groups;
+  Index output, output_vectors, padded_output;  // of h: the units' own, unless it is projected
 
-  OST_HD Layout(Index input, Index hidden)
-      : input(input), hidden(hidden), vectors(ceil_div(hidden, L)), padded(vectors * L), groups(ceil_div(vectors, U)) {}
+  OST_HD Layout(Index input, Widths widths)
+      : input(input),
+        hidden(widths.hidden),
+        vectors(ceil_div(hidden, L)),
+        padded(vectors * L),
+        groups(ceil_div(vectors, U)),
+        output(kProjected ? widths.output : hidden),
+        output_vectors(kProjected ? ceil_div(output, L) : vectors),
+        padded_output(output_vectors * L) {}
   OST_HD int units(Index g) const { return int(smaller<Index>(U, vectors - g * U)); }
   OST_HD static Index offset(Index g, int columns) { return g * U * L * columns; }  // of group g in a row of so many columns
-  OST_HD Index depth(int q) const { return q == 0 ? input : hidden; }               // elements of the operand
-  OST_HD Index rows(int q) const { return panel_rows<P>(depth(q)); }                // of a panel, head and words
-  OST_HD Index width(int q) const { return product_columns<C>(q).count() * padded; }
+  // A row that holds any state, and the zeros that stand for one.
+  OST_HD Index state_stride() const { return kProjected ? larger(padded, padded_output) : padded; }
+
+  // Matrix q: W, the recurrent ones by phase, W_hr. Those of the gates have columns of units, W_hr the elements of h.
+  OST_HD static constexpr bool projects(int q) { return kProjected && q == kProductCount<C>; }
+  OST_HD Index depth(int q) const {  // elements of the operand
+    if (q == 0) return input;
+    if constexpr (!kProjected) return hidden;
+    return projects(q) || C::kPhases[q - 1].operand == Operand::kEmitted ? hidden : output;
+  }
+  OST_HD Index rows(int q) const { return panel_rows<P>(depth(q)); }  // of a panel, head and words
+  OST_HD static int columns(int q) { return projects(q) ? 1 : product_columns<C>(q).count(); }
+  OST_HD static int group_vectors(int q) { return projects(q) ? kMaxVectors : U; }
+  OST_HD Index vectors_of(int q) const { return projects(q) ? output_vectors : vectors; }
+  OST_HD Index groups_of(int q) const { return projects(q) ? ceil_div(output_vectors, kMaxVectors) : groups; }
+  OST_HD int units_of(int q, Index g) const { return int(smaller<Index>(group_vectors(q), vectors_of(q) - g * group_vectors(q))); }
+  OST_HD static Index offset_of(int q, Index g) { return g * group_vectors(q) * L * columns(q); }
+  OST_HD Index width(int q) const { return columns(q) * vectors_of(q) * L; }
+  OST_HD Index most_groups() const {
+    Index most = groups;
+    if constexpr (kProjected) most = larger(most, groups_of(kProductCount<C>));
+    return most;
+  }
   OST_HD Index row_stride(int q) const {
     return width(q) + L;
   }  // da rows: one vector more, so that rows 4 KB apart do not share cache sets
@@ -44,14 +73,27 @@ struct Layout {
 
   Index packed_size(bool backward) const {
     Index n = (C::kColumns + C::kParams) * padded;
-    for (int q = 0; q < kProductCount<C>; ++q) n += rows(q) * width(q) + (backward ? words<P>(width(q)) * transposed_vectors(q) * L : 0);
+    for (int q = 0; q < kMatrixCount<C>; ++q) n += rows(q) * width(q) + (backward ? words<P>(width(q)) * transposed_vectors(q) * L : 0);
     return n;
   }
 };
 
-// Calls f(position of the vector in a row of product q, first row of the weight that feeds it, lanes in use) for every vector of group g.
+// The depth of what every step waits for, as that of one product of all gates: R h, and W_hr m, which has fewer columns.
+template <class C, class P>
+OST_HD Index step_depth(const Layout<C, P>& s) {
+  return s.output + (is_projected<C>() ? ceil_div(s.output, C::kGates) : 0);
+}
+
+// Calls f(position of the vector in a row of matrix q, first row of the weight that feeds it, lanes in use) for every vector of group g.
 template <class C, class P, class F>
 OST_HD void for_vectors(const Layout<C, P>& s, int q, Index g, F&& f) {
+  if (s.projects(q)) {
+    for (int u = 0; u < s.units_of(q, g); ++u) {
+      const Index first = (g * kMaxVectors + u) * s.L;
+      f(first, first, int(smaller<Index>(s.L, s.output - first)));
+    }
+    return;
+  }
   const Columns columns = product_columns<C>(q);
   const int n = s.units(g);
   for (int column = columns.begin; column < columns.end; ++column)
@@ -62,15 +104,15 @@ OST_HD void for_vectors(const Layout<C, P>& s, int q, Index g, F&& f) {
     }
 }
 
-// Panels of one group of product q; `scratch` holds one encoded row a lane.
+// Panels of one group of matrix q; `scratch` holds one encoded row a lane.
 template <class C, class P, class T = typename P::Real, class W = typename P::Word>
 void pack_forward(const Layout<C, P>& s, int q, Index g, const T* weight, W* panels, W* scratch) {
   constexpr int L = Vec<T>::kLanes;
   const Index depth = s.depth(q), count = words<P>(depth), stride = row_words<P>(depth);
-  const int columns = product_columns<C>(q).count(), vectors = columns * s.units(g);
-  W* group = panels + s.rows(q) * s.offset(g, columns);
+  const int vectors = s.columns(q) * s.units_of(q, g);
+  W* group = panels + s.rows(q) * s.offset_of(q, g);
   for_vectors<C, P>(s, q, g, [&](Index position, Index row, int lanes) {
-    const int v = int((position - s.offset(g, columns)) / L);
+    const int v = int((position - s.offset_of(q, g)) / L);
     int p = 0;
     while (v >= piece(vectors, p).begin + piece(vectors, p).count) ++p;
     const Piece cut = piece(vectors, p);
@@ -121,13 +163,14 @@ template <class C, class P>
 class Pack {
   using T = typename P::Real;
   using W = typename P::Word;
-  static constexpr int L = Vec<T>::kLanes, kCount = kProductCount<C>;
+  static constexpr int L = Vec<T>::kLanes, kCount = kMatrixCount<C>;
 
  public:
-  Pack(const RawWeights<T>& raw, Index input, Index hidden, bool backward, T* memory, PackedWeights<T>* out)
-      : raw_(raw), s_(input, hidden), backward_(backward), out_(*out) {
+  Pack(const RawWeights<T>& raw, Index input, Widths widths, bool backward, T* memory, PackedWeights<T>* out)
+      : raw_(raw), s_(input, widths), backward_(backward), out_(*out) {
     out_ = {};
-    out_.input = input, out_.hidden = hidden;
+    out_.input = input;
+    out_.widths = widths;
     for (int q = 0; q < kCount; ++q) {
       out_.panels[q] = memory;
       memory += s_.rows(q) * s_.width(q);
@@ -143,7 +186,7 @@ class Pack {
     const Index size = s_.packed_size(backward_);
     const int threads = size < 65536 ? 1 : thread_count();  // below, waking a worker costs more than it brings
     Arena arena;
-    scratch_words_ = P::kEncodes ? L * row_words<P>(larger(s_.input, s_.hidden)) : 0;
+    scratch_words_ = P::kEncodes ? L * row_words<P>(larger(s_.input, larger(s_.hidden, s_.output))) : 0;
     scratch_ = arena.make<W>(threads * scratch_words_);
     if (!scratch_) return kNoMemory;
     biases(const_cast<T*>(out_.bias));
@@ -153,13 +196,14 @@ class Pack {
 
  private:
   void work(int index) {
-    const Index tasks = kCount * s_.groups * (backward_ ? 2 : 1);
+    const Index groups = s_.most_groups(), tasks = kCount * groups * (backward_ ? 2 : 1);
     for (Index task; (task = __atomic_fetch_add(&next_, 1, __ATOMIC_RELAXED)) < tasks;) {
       const int q = int(task % kCount);
-      const Index g = task / kCount % s_.groups;
-      const T* weight = q == 0 ? raw_.weight_ih : raw_.weight_hh;
+      const Index g = task / kCount % groups;
+      if (g >= s_.groups_of(q)) continue;
+      const T* weight = q == 0 ? raw_.weight_ih : s_.projects(q) ? raw_.weight_hr : raw_.weight_hh;
       W* scratch = scratch_ + index * scratch_words_;
-      if (task < kCount * s_.groups)
+      if (task < kCount * groups)
         pack_forward<C, P>(s_, q, g, weight, static_cast<W*>(const_cast<void*>(out_.panels[q])), scratch);
       else if constexpr (P::kHead == 0)
         pack_transposed<C, P>(s_, q, g, weight, static_cast<W*>(const_cast<void*>(out_.transposed[q])));
@@ -169,7 +213,7 @@ class Pack {
   // b_ih lands on the input columns, b_hh on the recurrent ones, summed where they overlap.
   void biases(T* bias) {
     for (Index i = 0; i < C::kColumns * s_.padded; ++i) bias[i] = 0;
-    for (int q = 0; q < kCount; ++q) {
+    for (int q = 0; q < kProductCount<C>; ++q) {
       const T* from = q == 0 ? raw_.bias_ih : raw_.bias_hh;
       if (!from) continue;
       const Columns columns = product_columns<C>(q);

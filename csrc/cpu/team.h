@@ -40,14 +40,14 @@ class Team {
         needs.lookup |= calls[i].lookup.ids.data != nullptr;
         needs.whole_rows |= calls[i].control.clip_norm > 0 || calls[i].control.flow;
       }
-    schedule_ = D::schedule(calls[0].steps, calls[0].batch, inputs, calls[0].weights->hidden, count, chained, needs);
+    schedule_ = D::schedule(calls[0].steps, calls[0].batch, inputs, calls[0].weights->widths, count, chained, needs);
     chained_ = chained && schedule_.plan.together;
     // Calls of one set run at the same time.
     sets_ = schedule_.plan.together ? 1 : count;
   }
 
-  static void describe(Index steps, Index batch, const Index* inputs, Index hidden, int calls, bool chained, CallPlan* out) {
-    const Schedule s = D::schedule(steps, batch, inputs, hidden, calls, chained, {});
+  static void describe(Index steps, Index batch, const Index* inputs, Widths widths, int calls, bool chained, CallPlan* out) {
+    const Schedule s = D::schedule(steps, batch, inputs, widths, calls, chained, {});
     static constexpr const char* kNames[] = {"alone", "lanes", "units"};
     *out = {};
     out->spread = kNames[int(s.plan.spread)];
@@ -57,21 +57,21 @@ class Team {
     out->block_steps = s.block_steps;
     out->together = s.plan.together;
     out->model_seconds = s.plan.seconds;
-    D::describe(s, inputs, hidden, calls, out);
+    D::describe(s, inputs, widths, calls, out);
   }
 
-  static Index workspace(const Schedule& schedule, const Index* inputs, Index hidden, int calls) {
+  static Index workspace(const Schedule& schedule, const Index* inputs, Widths widths, int calls) {
     Arena arena;
     Space spaces[2];
     Index most = 0;
     for (int i = 0; i < calls; ++i) {
-      D(schedule, inputs[i], hidden).layout_memory(arena);
+      D(schedule, inputs[i], widths).layout_memory(arena);
       most = larger(most, inputs[i]);
     }
     Index one = 0;  // all threads but the first need the same
     for (int i = 0; i < smaller(2, schedule.plan.threads); ++i) {
       const Index before = arena.used();
-      D::layout_space(arena, spaces, i, schedule, most, hidden);
+      D::layout_space(arena, spaces, i, schedule, most, widths);
       one = arena.used() - before;
     }
     return arena.used() + larger(0, schedule.plan.threads - 2) * one;
@@ -109,7 +109,7 @@ class Team {
 
  private:
   void layout(Arena& arena) {
-    for (int i = 0; i < schedule_.plan.threads; ++i) D::layout_space(arena, spaces_, i, schedule_, most_input_, calls_[0].weights->hidden);
+    for (int i = 0; i < schedule_.plan.threads; ++i) D::layout_space(arena, spaces_, i, schedule_, most_input_, calls_[0].weights->widths);
     for (int i = 0; i < count_; ++i) drivers_[i].layout_memory(arena);
   }
 

@@ -10,10 +10,11 @@ constexpr CellTraits traits_of(const char* name) {
           C::kStates,
           C::kParams,
           C::kSaved,
+          is_projected<C>(),
           {lacks<C, PlainDriver>(), lacks<C, CpuDriver>(), lacks<C, StepDriver>(), lacks<C, LoopDriver>(), lacks<C, PersistentDriver>()}};
 }
 
-constexpr const char* kNames[kCellCount] = {"rnn_tanh", "rnn_relu", "lstm", "lstm_peephole", "gru", "gru_reset_before"};
+constexpr const char* kNames[kCellCount] = {"rnn_tanh", "rnn_relu", "lstm", "lstm_peephole", "gru", "gru_reset_before", "lstm_projected"};
 
 template <class... N>
 void fill_all(CellTraits* traits, CellList<N...>) {

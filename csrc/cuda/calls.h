@@ -88,7 +88,8 @@ BackwardProblem<T> backward_problem(const Addresses& a, Index steps, Index batch
   g.dx = a.rows<T>("dx"), g.dx_add = a.number<int>("dx_add") != 0;
   g.dh0 = a.get<T>("dh0"), g.dc0 = a.get<T>("dc0"), g.param_sums = a.get<T>("param_sums"), g.parts = gradient_parts(steps, batch);
   g.portion = {a.number<Index>("first_part", 0), a.number<Index>("last_part", g.parts)};
-  g.gradients = {a.get<T>("dweight_ih"), a.get<T>("dweight_hh"), a.get<T>("dbias_ih"), a.get<T>("dbias_hh"), a.get<T>("dweight_peephole")};
+  g.gradients = {a.get<T>("dweight_ih"), a.get<T>("dweight_hh"),       a.get<T>("dbias_ih"),
+                 a.get<T>("dbias_hh"),   a.get<T>("dweight_peephole"), nullptr};
   g.drestart_h = a.get<T>("drestart_h"), g.drestart_c = a.get<T>("drestart_c");
   return g;
 }

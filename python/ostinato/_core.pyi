@@ -43,6 +43,7 @@ def plan(
     dropout: bool,
     train: bool,
     backward: bool,
+    proj_size: int = 0,
 ) -> list[dict[str, Any]]: ...
 
 class _Packed:
@@ -58,6 +59,7 @@ class _Packed:
         reverse: bool = False,
         precision: str = "exact",
         numbered: bool = True,
+        proj_size: int = 0,
     ) -> None: ...
     @property
     def kernels(self) -> str: ...
@@ -69,6 +71,8 @@ class _Packed:
     def input_size(self) -> int: ...
     @property
     def hidden_size(self) -> int: ...
+    @property
+    def output_size(self) -> int: ...
     @property
     def layers(self) -> int: ...
     @property

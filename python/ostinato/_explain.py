@@ -172,16 +172,22 @@ def explain(
             dropout,
             training,
             backward,
+            layer.proj_size,
         )
 
     passes = [("forward", plan(False))] + ([("backward", plan(True))] if training else [])
-    inputs = [layer.input_size if k == 0 else directions * hidden for k in range(layer.num_layers)]
+    inputs = [
+        layer.input_size if k == 0 else directions * layer._output_size
+        for k in range(layer.num_layers)
+    ]
+    # Weights that every step waits for.
+    each = cell["gates"] * hidden * layer._output_size + layer.proj_size * hidden
     flops = sum(
-        2.0 * cell["gates"] * hidden * (i + hidden) * steps * batch * directions for i in inputs
+        2.0 * (cell["gates"] * hidden * i + each) * steps * batch * directions for i in inputs
     )
     flops *= 3 if training else 1
     weight = {"bfloat16": 2, "int8": 1}.get(layer.precision, dtype.itemsize)
-    recurrent = cell["gates"] * hidden * hidden * weight
+    recurrent = each * weight
 
     # The rates of one thread, now.
     peak = _core.fma_peak(MEASURE_SECONDS, dtype.itemsize) * 1e9 * (dtype.itemsize / weight)
@@ -196,9 +202,7 @@ def explain(
             for k in range(g["first_layer"], g["first_layer"] + g["layers"]):
                 arithmetic = (
                     2.0
-                    * cell["gates"]
-                    * hidden
-                    * (inputs[k] + hidden)
+                    * (cell["gates"] * hidden * inputs[k] + each)
                     * steps
                     * batch
                     * directions
@@ -212,7 +216,7 @@ def explain(
                 reading = (
                     float(steps) * recurrent * lanes * directions / bandwidth
                 )  # R once a step and lane
-                product = 2.0 * cell["gates"] * hidden * hidden * steps * batch * directions / peak
+                product = 2.0 * each * steps * batch * directions / peak
                 if reading > product:
                     bound = "reading the recurrent weights"
                 roofline += (arithmetic / peak - product + max(product, reading)) / together

@@ -695,6 +695,7 @@ class Packed:
         assert device is not None
         self.device, self.cell, self.backward, self.reverse = device, cell, backward, reverse
         self.input_size, self.hidden_size, self.layers = input_size, hidden_size, num_layers
+        self.output_size = hidden_size  # of h: no kernel of a device projects it
         self.directions, self.dtype, self.precision = (
             2 if bidirectional else 1,
             weights[0][0].dtype,

@@ -285,17 +285,20 @@ class Chain:
             if tape is not None:
                 self.tapes[k] = tape, out
         if not order:  # no step: the states are those that were given
-            zeros = np.zeros(
-                (self.packed.layers, self.batch, self.packed.hidden_size), self.x.dtype, like=self.x
+            rows, packed = (self.packed.layers, self.batch), self.packed
+            h = (
+                np.zeros((*rows, packed.output_size), self.x.dtype, like=self.x)
+                if h is None
+                else h.copy()
             )
-            h = zeros if h is None else h.copy()
-            c = (
-                None
-                if _core.cells()[self.packed.cell]["states"] == 1
-                else zeros.copy()
-                if c is None
-                else c.copy()
-            )
+            if _core.cells()[packed.cell]["states"] == 1:
+                c = None
+            else:
+                c = (
+                    np.zeros((*rows, packed.hidden_size), self.x.dtype, like=self.x)
+                    if c is None
+                    else c.copy()
+                )
         assert h is not None
         return h, c
 
@@ -382,10 +385,10 @@ class Segmented:
         )
         self.first = layer.batch_first and call.ragged is None
         self.x = np.swapaxes(call.x, 0, 1) if self.first else call.x
-        self.directions, self.layers, self.hidden = (
+        self.directions, self.layers, self.output = (
             layer._directions,
             layer.num_layers,
-            layer.hidden_size,
+            layer._output_size,
         )
         self.packs = [layer._packed(True)] if self.directions == 1 else layer._pack_apart()
         self.sizes = call.sizes if call.ragged is not None else self.x.shape[:2]
@@ -432,13 +435,12 @@ class Segmented:
         for k, packed in enumerate(self.packs):
             layer, d = (k // 2, k % 2) if self.directions == 2 else (self.layers - 1, 0)
             if d == 0 and (self.outputs == "all" or self.directions == 2):
-                y, rows = self._new(
-                    self.directions * self.hidden
-                )  # of the last layer it is what is returned
+                # What the last layer gives is what is returned.
+                y, rows = self._new(self.directions * self.output)
                 self.ys.append(rows)
             dropout = self.dropout if self.directions == 1 else 0.0
             chain = Chain(packed, x, self._times(k), self.plan, dropout=dropout, key=self.key)
-            out = self.ys[-1][..., d * self.hidden : (d + 1) * self.hidden] if self.ys else None
+            out = self.ys[-1][..., d * self.output : (d + 1) * self.output] if self.ys else None
             h, c = chain.forward(self._part(self.call.h, k), self._part(self.call.c, k), out)
             self.chains.append(chain)
             h_n.append(h)
@@ -463,11 +465,13 @@ class Segmented:
             dy = np.swapaxes(dy, 0, 1)
         if dcells is not None and self.layer.batch_first:
             dcells = np.swapaxes(dcells, 1, 2)
-        shape = (n, self.hidden)
+        like, dtype = self.x, self.x.dtype
         reset = call.options["resets"] is not None
-        dreset_h = np.zeros(shape, self.x.dtype, like=self.x) if reset else None
+        dreset_h = np.zeros((n, self.output), dtype, like=like) if reset else None
         dreset_c = (
-            np.zeros(shape, self.x.dtype, like=self.x) if reset and self.layer._has_cells else None
+            np.zeros((n, self.layer.hidden_size), dtype, like=like)
+            if reset and self.layer._has_cells
+            else None
         )
         dh0: list[Any] = []
         dc0: list[Any] = []
@@ -475,7 +479,7 @@ class Segmented:
         below = None
         for k in reversed(range(len(self.packs))):
             layer, d = (k // 2, k % 2) if self.directions == 2 else (0, 0)
-            half = slice(d * self.hidden, (d + 1) * self.hidden)
+            half = slice(d * self.output, (d + 1) * self.output)
             if layer == 0:
                 into = rows
             elif d == 1:
@@ -526,7 +530,8 @@ def plan_of(
     """The schedule of layers, of which ``packed`` is one direction or (of layers with one) all."""
     cell, hidden = _core.cells()[packed.cell], packed.hidden_size
     lanes = _core.fma_lanes(itemsize)
-    n, rows = layers * directions, batch * hidden * itemsize
+    n, rows = layers * directions, batch * packed.output_size * itemsize
+    cells = batch * hidden * itemsize if cell["states"] > 1 else 0
     padded = -(-hidden // lanes) * lanes * batch * itemsize
     tape = n * (cell["saved"] + (cell["states"] > 1)) * padded
     between = (layers - 1) * directions * rows * (2 if dropout else 1)
@@ -536,4 +541,4 @@ def plan_of(
     else:
         tape += between + (outputs != "all") * rows
     unit = packed.sums(batch).block_steps
-    return schedule(limit, steps, unit, n * cell["states"] * rows, tape, kept)
+    return schedule(limit, steps, unit, n * (rows + cells), tape, kept)

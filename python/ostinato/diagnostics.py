@@ -177,7 +177,8 @@ def gradient_flow(
             assert dh is not None
             reach = next((int(k) for k in np.flatnonzero(survival[part] < threshold)), None)
             full = f"{name}{end[1:]}"
-            verdict = f"{full}: {_verdict(survival[part], reach, threshold, *facts[part], layer.hidden_size)}"
+            found = _verdict(survival[part], reach, threshold, *facts[part], layer._output_size)
+            verdict = f"{full}: {found}"
             out.append(LayerFlow(full, dh, dc, survival[part], reach, *facts[part], verdict))
     return Flow(out)
 
@@ -251,7 +252,7 @@ def _facts(layer: Recurrent, tape: Any) -> list[tuple[dict[str, float], Array]]:
             distance = 1 - np.abs(v) if name in "gn" else np.minimum(v, 1 - v)
             saturation[name] = float((distance < SATURATED).mean()) if v.size else 0.0
         h = values(hidden[part])
-        spread = h.std(0) if len(h) else np.ones(layer.hidden_size)
+        spread = h.std(0) if len(h) else np.ones(layer._output_size)
         out.append((saturation, np.flatnonzero(spread <= DEAD * float(spread.max()))))
     return out
 
@@ -263,11 +264,11 @@ def _survival(layer: Recurrent, tape: Any) -> list[Array]:
     longest = lengths == lengths.max(initial=0)
     ends, out = layer._suffixes(), []
     for part, end in enumerate(ends):
-        dh = np.zeros((len(ends), batch, layer.hidden_size), layer.dtype)
+        dh = np.zeros((len(ends), batch, layer._output_size), layer.dtype)
         dh[part, longest] = np.random.default_rng(0).standard_normal(dh[part, longest].shape)
         start = _device.like(dh, layer._block.values)
         norms = _device.host(
-            tape.backward(None, start, None, [[None] * 5] * len(ends), False, flow=True)[-1]
+            tape.backward(None, start, None, layer._parts({}), False, flow=True)[-1]
         )[part].sum(1)
         back = np.sqrt(
             norms if end.endswith("_reverse") else norms[::-1]

@@ -61,6 +61,8 @@ class Gradients(NamedTuple):
         dweight_peephole: ``[3,H]`` in the order i f o, or None.
         dreset_h: ``[H]``, gradient of the h that resets put in; None without resets.
         dreset_c: ``[H]``, gradient of the c that resets put in; None without resets or without c.
+        dweight_hr: ``[P,H]``, or None. Where there is one, dweight_hh is ``[4*H,P]``, and dh0 and
+            dreset_h are P wide.
     """
 
     dx: Any  # of the kind of x
@@ -73,6 +75,7 @@ class Gradients(NamedTuple):
     dweight_peephole: Array | None
     dreset_h: Array | None = None
     dreset_c: Array | None = None
+    dweight_hr: Array | None = None
 
 
 class Packed:
@@ -87,9 +90,10 @@ class Packed:
     ('rnn_relu', 'float64')
 
     Args:
-        cell: "rnn_tanh", "rnn_relu", "lstm", "lstm_peephole", "gru" or "gru_reset_before".
-        weights: weight_ih, weight_hh, bias_ih, bias_hh and weight_peephole; the last three may be
-            None.
+        cell: "rnn_tanh", "rnn_relu", "lstm", "lstm_peephole", "lstm_projected", "gru" or
+            "gru_reset_before".
+        weights: weight_ih, weight_hh, bias_ih, bias_hh and weight_peephole, of which the last three
+            may be None; and weight_hr of a projected LSTM.
         reverse: whether the layer runs from the last real step to the first.
         precision: what the products multiply; None: the dtype of the weights.
     """
@@ -105,40 +109,65 @@ class Packed:
             weights,
             reverse,
         )
-        gates, hidden = _core.cells()[cell]["gates"], w_hh.shape[1]
-        if hidden == 0 or w_hh.shape[0] != gates * hidden:
+        facts, device = _core.cells()[cell], _device.name_of(w_ih)
+        gates, hidden = facts["gates"], w_hh.shape[1]
+        projection: dict[str, int] = {}
+        if facts.get("projected"):
+            hidden, projection = _projection(w_hh, weights[5], gates, device)
+        elif hidden == 0 or w_hh.shape[0] != gates * hidden:
             raise ValueError(f"weight_hh: expected shape ({gates}*H, H), got {w_hh.shape}")
         if w_ih.shape[1] == 0:
             raise ValueError(f"weight_ih: expected at least one input, got shape {w_ih.shape}")
         make = _check.typed("Packed", w_ih)
-        device = _device.name_of(w_ih)
         self.precision = _check.precision(self.dtype, precision, device)
         native, backward = (
             _check.native_precision(self.dtype, self.precision, device),
             self.precision != "int8",
         )
+        sizes = (w_ih.shape[1], hidden, 1, False)
         self.native = make(
-            cell,
-            w_ih.shape[1],
-            hidden,
-            1,
-            False,
-            [weights],
-            backward,
-            reverse,
-            native,
-            numbered=False,
+            cell, *sizes, [weights], backward, reverse, native, numbered=False, **projection
         )
 
 
+def _projection(
+    w_hh: Array, weight_hr: Array | None, gates: int, device: str
+) -> tuple[int, dict[str, int]]:
+    """Return H, and what the native code is told of a projection."""
+    if device != "cpu":
+        wanted = f"None on {device}, whose kernels do not project h yet"
+        raise ValueError(f"weight_hr: expected {wanted}, got an array; give weights on the CPU")
+    w_hr = _check.array("weight_hr", weight_hr, 2)
+    size, hidden = w_hr.shape
+    if 0 in w_hr.shape:
+        raise ValueError(
+            f"weight_hr: expected shape (P, H) with P and H of at least 1, got {w_hr.shape}"
+        )
+    if w_hh.shape != (gates * hidden, size):
+        wanted = f"({gates}*H, P) = {(gates * hidden, size)}"
+        raise ValueError(
+            f"weight_hh: expected shape {wanted} beside weight_hr (P, H), got {w_hh.shape}"
+        )
+    return hidden, {"proj_size": size}
+
+
 def _cell(
-    family: str, *, nonlinearity: str = "tanh", reset_after: bool = True, peephole: bool = False
+    family: str,
+    *,
+    nonlinearity: str = "tanh",
+    reset_after: bool = True,
+    peephole: bool = False,
+    projected: bool = False,
 ) -> str:
     if family == "rnn":
         return f"rnn_{_check.choice('nonlinearity', nonlinearity, ('tanh', 'relu'))}"
     if family == "gru":
         return "gru" if reset_after else "gru_reset_before"
-    return "lstm_peephole" if peephole else "lstm"
+    if peephole and projected:
+        raise ValueError(
+            "weight_peephole: expected None beside weight_hr, got an array; no cell has both"
+        )
+    return "lstm_peephole" if peephole else "lstm_projected" if projected else "lstm"
 
 
 def pack(
@@ -149,6 +178,7 @@ def pack(
     bias_hh: Array | None = None,
     *,
     weight_peephole: Array | None = None,
+    weight_hr: Array | None = None,
     nonlinearity: str = "tanh",
     reset_after: bool = True,
     reverse: bool = False,
@@ -167,10 +197,11 @@ def pack(
     Args:
         family: "rnn", "lstm" or "gru".
         weight_ih: ``[G*H,I]``, with G = 1, 4 (i f g o) or 3 (r z n).
-        weight_hh: ``[G*H,H]``.
+        weight_hh: ``[G*H,H]``; ``[4*H,P]`` beside weight_hr.
         bias_ih: ``[G*H]``, or None.
         bias_hh: ``[G*H]``, or None.
         weight_peephole: ``[3,H]`` in the order i f o, for an LSTM with peepholes.
+        weight_hr: ``[P,H]``, for an LSTM whose h is projected, see `lstm`.
         nonlinearity: "tanh" or "relu", of an RNN.
         reset_after: which form of the GRU, see `gru`.
         reverse: whether the layer runs from the last real step to the first.
@@ -186,15 +217,17 @@ def pack(
         ValueError: an unknown family or option, or a weight of the wrong shape.
     """
     _check.choice("family", family, ("rnn", "lstm", "gru"))
+    if weight_hr is not None and family != "lstm":
+        raise ValueError(f"weight_hr: expected None for {family}, got an array")
     cell = _cell(
         family,
         nonlinearity=nonlinearity,
         reset_after=reset_after,
         peephole=weight_peephole is not None,
+        projected=weight_hr is not None,
     )
-    return Packed(
-        cell, [weight_ih, weight_hh, bias_ih, bias_hh, weight_peephole], reverse, precision
-    )
+    weights = [weight_ih, weight_hh, bias_ih, bias_hh, weight_peephole]
+    return Packed(cell, weights + ([] if weight_hr is None else [weight_hr]), reverse, precision)
 
 
 class _Call(NamedTuple):
@@ -253,8 +286,8 @@ def _arguments(
             f"reset_state: expected h, or (h, c) for an LSTM, got {type(reset_state).__name__}"
         )
     reset: Any = reset_state if pair else (reset_state, None)
-    size, dtype = packed.native.hidden_size, packed.dtype
-    for name, r in zip(("restart_h", "restart_c"), reset):
+    dtype, sizes = packed.dtype, (packed.native.output_size, packed.native.hidden_size)
+    for name, r, size in zip(("restart_h", "restart_c"), reset, sizes):
         r = None if r is None else _check.array("reset_state", r)
         if r is not None and (r.shape != (size,) or r.dtype != dtype):
             raise ValueError(
@@ -293,10 +326,14 @@ def _train(
         pullback = Pullback(call, tape)
     else:
         steps, batch = call.sizes
-        size, inputs = packed.native.hidden_size, packed.native.input_size
+        size, outputs_size, inputs = (
+            packed.native.hidden_size,
+            packed.native.output_size,
+            packed.native.input_size,
+        )
         for name, a, shape in (
             ("x", call.x, (*call.x.shape[:-1], inputs)),
-            ("h0", h, (1, batch, size)),
+            ("h0", h, (1, batch, outputs_size)),
             ("c0", c, (1, batch, size)),
         ):
             if a is not None and (
@@ -313,7 +350,7 @@ def _train(
         rows = None
         if outputs == "all":
             rows = np.empty(
-                (*call.x.shape[:-1], packed.native.hidden_size), packed.dtype, like=call.x
+                (*call.x.shape[:-1], packed.native.output_size), packed.dtype, like=call.x
             )
         h_n, c_n = chain.forward(h, c, rows)
         y = None if rows is None else rows.view()
@@ -412,7 +449,8 @@ class Pullback:
             ValueError: a gradient of another shape or dtype than what it is the gradient of.
         """
         call, packed = self._call, self._call.packed
-        size, states = packed.native.hidden_size, _core.cells()[packed.cell]["states"]
+        size, hidden = packed.native.output_size, packed.native.hidden_size
+        states = _core.cells()[packed.cell]["states"]
         own = (*call.x.shape[:-1], size)
         if call.ragged is not None:
             flags = _ragged.flag_bytes("cuts", cuts, call.ragged)
@@ -442,9 +480,9 @@ class Pullback:
                 )
             shapes: dict[str, Any] = {
                 "dh_n": (dh, call.sizes[1:] + (size,)),
-                "dc_n": (dc, call.sizes[1:] + (size,)),
+                "dc_n": (dc, call.sizes[1:] + (hidden,)),
             }
-            shapes |= {"dcells": (options["dcells"], (*call.sizes, size))}
+            shapes |= {"dcells": (options["dcells"], (*call.sizes, hidden))}
             for name, (a, shape) in shapes.items():
                 if a is not None and (a.shape[1:] != shape or a.dtype != packed.dtype):
                     raise ValueError(
@@ -458,22 +496,24 @@ class Pullback:
             dx, dreset = np.empty(call.x.shape, packed.dtype, like=call.x), [None, None]
             if call.options["resets"] is not None:
                 dreset = [
-                    np.zeros((1, size), packed.dtype, like=call.x) if k < states else None
-                    for k in range(2)
+                    np.zeros((1, n), packed.dtype, like=call.x) if k < states else None
+                    for k, n in enumerate((size, hidden))
                 ]
             pair = None if dreset[0] is None else (dreset[0], dreset[1])
             dh0, dc0 = self._chain.backward(
                 dy, dh, dc, [grads], y=self._y, dx=dx, dreset=pair, **options
             )
-            zeros = np.zeros((1, call.sizes[1], size), packed.dtype, like=call.x)  # no step at all
-            dh0, dc0 = zeros if dh0 is None else dh0, zeros if dc0 is None and states > 1 else dc0
-        d_ih, d_hh, db_ih, db_hh, d_peephole = grads
+            rows = (1, call.sizes[1])
+            if dh0 is None:  # no step at all
+                dh0 = np.zeros((*rows, size), packed.dtype, like=call.x)
+            if dc0 is None and states > 1:
+                dc0 = np.zeros((*rows, hidden), packed.dtype, like=call.x)
+        d_ih, d_hh, db_ih, db_hh, d_peephole, d_hr = (*grads, None)[:6]
         assert d_ih is not None
         assert d_hh is not None
         dc0, dreset_h, dreset_c = (None if d is None else d[0] for d in (dc0, *dreset))
-        return Gradients(
-            call.shaped(dx), d_ih, d_hh, db_ih, db_hh, dh0[0], dc0, d_peephole, dreset_h, dreset_c
-        )
+        states_of = (dh0[0], dc0, d_peephole, dreset_h, dreset_c)
+        return Gradients(call.shaped(dx), d_ih, d_hh, db_ih, db_hh, *states_of, d_hr)
 
 
 def _packed(
@@ -493,8 +533,16 @@ def _packed(
                 "weight_ih: expected weights packed with the same options, got others; give them to pack"
             )
         return weight_ih
-    weight_hh, bias_ih, bias_hh, weight_peephole = rest
-    return Packed(cell, [weight_ih, weight_hh, bias_ih, bias_hh, weight_peephole], reverse)
+    return Packed(cell, [weight_ih, *rest], reverse)
+
+
+def _packed_lstm(
+    weight_ih: Array | Packed, rest: tuple[Any, ...], weight_hr: Array | None, reverse: bool
+) -> Packed:
+    cell = _cell("lstm", peephole=rest[3] is not None, projected=weight_hr is not None)
+    return _packed(
+        "lstm", weight_ih, rest if weight_hr is None else (*rest, weight_hr), reverse, cell
+    )
 
 
 def rnn(
@@ -651,6 +699,7 @@ def lstm(
     c0: Array | None = None,
     *,
     weight_peephole: Array | None = None,
+    weight_hr: Array | None = None,
     lengths: object = None,
     resets: Any = None,
     mask: Any = None,
@@ -663,7 +712,8 @@ def lstm(
 
     ``c' = f c + i g``, ``h' = o tanh(c')`` with ``i, f, o = sigmoid(a)``, ``g = tanh(a)`` and
     ``a = W x + b_ih + R h + b_hh``; peepholes add ``p_i c`` to a_i, ``p_f c`` to a_f and ``p_o c'``
-    to a_o.
+    to a_o. With weight_hr h is projected, ``h' = W_hr (o tanh(c'))``, and P wide, while c is
+    H wide.
 
     >>> import numpy as np
     >>> import ostinato as ost
@@ -676,12 +726,14 @@ def lstm(
         x: ``[T,B,I]`` with unit stride on its last axis, a `Ragged`, or a list of ``[n,I]``. For
             the last two, resets and mask are a `Ragged`, a list, or flat rows of bool.
         weight_ih: ``[4*H,I]``; or packed weights, in place of all weights.
-        weight_hh: ``[4*H,H]``.
+        weight_hh: ``[4*H,H]``; ``[4*H,P]`` beside weight_hr.
         bias_ih: ``[4*H]``, or None.
         bias_hh: ``[4*H]``, or None.
-        h0: ``[B,H]``, h before the first step; None: zeros.
+        h0: ``[B,H]`` (``[B,P]`` beside weight_hr), h before the first step; None: zeros.
         c0: ``[B,H]``, c before the first step; None: zeros.
         weight_peephole: ``[3,H]`` in the order i f o; None: no peepholes.
+        weight_hr: ``[P,H]``, the projection of h, on the CPU and without peepholes; None: h is not
+            projected.
         lengths: ``[B]`` whole numbers from 0 to T; row b ends after ``lengths[b]`` steps. None:
             every row has T steps.
         resets: bool ``[T,B]``. Where it is True the step starts from ``reset_state``, as if a new
@@ -690,7 +742,8 @@ def lstm(
         mask: bool ``[T,B]``. A step where it is False is skipped, and the state is carried over it.
         masked: the output of a skipped step, as in Keras: "repeat" gives the output of the step
             before it (zeros if there is none), "zero" gives zeros.
-        reset_state: ``(h, c)``, each ``[H]``, after a reset; None: zeros.
+        reset_state: ``(h, c)`` after a reset, each ``[H]`` (h ``[P]`` beside weight_hr); None:
+            zeros.
         reverse: whether to run from the last real step to the first.
         out: an array of the shape of y to write y to; it must not overlap an input. None: a new
             array.
@@ -704,12 +757,10 @@ def lstm(
         ValueError: an argument has the wrong shape, stride or value; the message names it.
 
     Source: Hochreiter, Schmidhuber (1997); the forget gate: Gers, Schmidhuber, Cummins (2000);
-    peepholes: Gers, Schraudolph, Schmidhuber (2002).
+    peepholes: Gers, Schraudolph, Schmidhuber (2002); the projection: Sak, Senior, Beaufays (2014).
     """
-    cell = _cell("lstm", peephole=weight_peephole is not None)
-    packed = _packed(
-        "lstm", weight_ih, (weight_hh, bias_ih, bias_hh, weight_peephole), reverse, cell
-    )
+    weights = (weight_hh, bias_ih, bias_hh, weight_peephole)
+    packed = _packed_lstm(weight_ih, weights, weight_hr, reverse)
     y, h_n, c_n = _apply(
         _arguments(packed, x, h0, c0, (lengths, resets, mask, masked), reset_state), out
     )
@@ -727,6 +778,7 @@ def lstm_vjp(
     c0: Array | None = None,
     *,
     weight_peephole: Array | None = None,
+    weight_hr: Array | None = None,
     lengths: object = None,
     resets: Any = None,
     mask: Any = None,
@@ -750,12 +802,14 @@ def lstm_vjp(
             the last two, resets and mask are a `Ragged`, a list, or flat rows of bool. It must not
             change until the pullback has run.
         weight_ih: ``[4*H,I]``; or packed weights, in place of all weights.
-        weight_hh: ``[4*H,H]``.
+        weight_hh: ``[4*H,H]``; ``[4*H,P]`` beside weight_hr.
         bias_ih: ``[4*H]``, or None.
         bias_hh: ``[4*H]``, or None.
-        h0: ``[B,H]``, h before the first step; None: zeros.
+        h0: ``[B,H]`` (``[B,P]`` beside weight_hr), h before the first step; None: zeros.
         c0: ``[B,H]``, c before the first step; None: zeros.
         weight_peephole: ``[3,H]`` in the order i f o; None: no peepholes.
+        weight_hr: ``[P,H]``, the projection of h, on the CPU and without peepholes; None: h is not
+            projected.
         lengths: ``[B]`` whole numbers from 0 to T; row b ends after ``lengths[b]`` steps. None:
             every row has T steps.
         resets: bool ``[T,B]``. Where it is True the step starts from ``reset_state``, as if a new
@@ -781,10 +835,8 @@ def lstm_vjp(
 
     Source: Hochreiter, Schmidhuber (1997); backpropagation through time: Werbos (1990).
     """
-    cell = _cell("lstm", peephole=weight_peephole is not None)
-    packed = _packed(
-        "lstm", weight_ih, (weight_hh, bias_ih, bias_hh, weight_peephole), reverse, cell
-    )
+    weights = (weight_hh, bias_ih, bias_hh, weight_peephole)
+    packed = _packed_lstm(weight_ih, weights, weight_hr, reverse)
     call = _arguments(packed, x, h0, c0, (lengths, resets, mask, masked), reset_state)
     y, h_n, c_n, pullback = _train(call, memory_limit, outputs)
     assert c_n is not None

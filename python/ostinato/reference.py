@@ -44,10 +44,11 @@ class Weights:
 
     Attributes:
         weight_ih: ``[G*H,I]``, with G gates.
-        weight_hh: ``[G*H,H]``.
+        weight_hh: ``[G*H,H]``; ``[4*H,P]`` beside weight_hr.
         bias_ih: ``[G*H]``.
         bias_hh: ``[G*H]``.
         weight_peephole: ``[3,H]`` in the order i f o, or None.
+        weight_hr: ``[P,H]`` of a projected LSTM, whose h is P wide, or None.
     """
 
     weight_ih: Array
@@ -55,6 +56,12 @@ class Weights:
     bias_ih: Array
     bias_hh: Array
     weight_peephole: Array | None = None
+    weight_hr: Array | None = None
+
+    @property
+    def cell_size(self) -> int:
+        """H, the width of c: that of h, unless h is projected."""
+        return int((self.weight_hh if self.weight_hr is None else self.weight_hr).shape[1])
 
     def zeros(self) -> Weights:
         """Return gradients of the same shapes, at zero.
@@ -66,7 +73,8 @@ class Weights:
             np.zeros_like(w) for w in (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         )
         peephole = None if self.weight_peephole is None else np.zeros_like(self.weight_peephole)
-        return Weights(ih, hh, bias_ih, bias_hh, peephole)
+        projection = None if self.weight_hr is None else np.zeros_like(self.weight_hr)
+        return Weights(ih, hh, bias_ih, bias_hh, peephole, projection)
 
 
 def sigmoid(x: Array) -> Array:
@@ -126,7 +134,7 @@ def _lstm(x: Array, h: Array, c: Array, p: Weights) -> tuple[Array, Array, Any]:
     ai, af, ag, ao = np.split(
         x @ p.weight_ih.T + p.bias_ih + h @ p.weight_hh.T + p.bias_hh, 4, axis=1
     )
-    pi, pf, po = np.zeros((3, h.shape[1])) if p.weight_peephole is None else p.weight_peephole
+    pi, pf, po = np.zeros((3, c.shape[1])) if p.weight_peephole is None else p.weight_peephole
     i, f, gg = sigmoid(ai + pi * c), sigmoid(af + pf * c), np.tanh(ag)
     new_c = f * c + i * gg
     o = sigmoid(ao + po * new_c)
@@ -137,7 +145,7 @@ def _lstm_backward(
     dh: Array, dc: Array, cache: Any, p: Weights, g: Weights
 ) -> tuple[Array, Array, Array]:
     x, h, c, i, f, gg, o, new_c = cache
-    pi, pf, po = np.zeros((3, h.shape[1])) if p.weight_peephole is None else p.weight_peephole
+    pi, pf, po = np.zeros((3, c.shape[1])) if p.weight_peephole is None else p.weight_peephole
     do = dh * np.tanh(new_c)
     dao = do * o * (1 - o)
     dnew = dc + dh * o * (1 - np.tanh(new_c) ** 2) + dao * po
@@ -152,6 +160,25 @@ def _lstm_backward(
         _recurrent_backward(da, h, p, g),
         dnew * f + dai * pi + daf * pf,
     )
+
+
+# Sak, Senior, Beaufays (2014):  m = o tanh(c')   h' = W_hr m,  the rest as above
+
+
+def _lstm_projected(x: Array, h: Array, c: Array, p: Weights) -> tuple[Array, Array, Any]:
+    assert p.weight_hr is not None
+    m, new_c, cache = _lstm(x, h, c, p)
+    return m @ p.weight_hr.T, new_c, (m, *cache)
+
+
+def _lstm_projected_backward(
+    dh: Array, dc: Array, cache: Any, p: Weights, g: Weights
+) -> tuple[Array, Array, Array]:
+    m, *rest = cache
+    assert p.weight_hr is not None
+    assert g.weight_hr is not None
+    g.weight_hr += dh.T @ m
+    return _lstm_backward(dh @ p.weight_hr, dc, tuple(rest), p, g)
 
 
 # Cho et al. (2014):  r, z = s(a_r, a_z)   h' = (1 - z) n + z h
@@ -216,6 +243,7 @@ CELLS: dict[str, tuple[int, Step, StepBackward]] = {  # gates, step, its backwar
     ),
     "lstm": (4, _lstm, _lstm_backward),
     "lstm_peephole": (4, _lstm, _lstm_backward),
+    "lstm_projected": (4, _lstm_projected, _lstm_projected_backward),
     "gru": (3, _gru, _gru_backward),
     "gru_reset_before": (3, _gru_before, _gru_before_backward),
 }
@@ -231,8 +259,8 @@ class Run:
     np.True_
 
     Attributes:
-        y: ``[T,B,H]``, zero past the end of a row.
-        h_n: ``[B,H]``, the last h.
+        y: ``[T,B,H]``, P wide where h is projected, and zero past the end of a row.
+        h_n: the last h, as wide as y.
         c_n: ``[B,H]``, the last c.
         cells: ``[T,B,H]``, c after each step.
         cell: the name of the cell.
@@ -298,10 +326,10 @@ def forward(
     """
     _, step, _ = CELLS[cell]
     steps, batch, _ = x.shape
-    size = weights.weight_hh.shape[1]
+    size, cell_size = weights.weight_hh.shape[1], weights.cell_size
     h = np.zeros((batch, size)) if h0 is None else h0.astype(np.float64)
-    c = np.zeros((batch, size)) if c0 is None else c0.astype(np.float64)
-    restart_h, restart_c = (np.zeros(size), np.zeros(size)) if restart is None else restart
+    c = np.zeros((batch, cell_size)) if c0 is None else c0.astype(np.float64)
+    restart_h, restart_c = (np.zeros(size), np.zeros(cell_size)) if restart is None else restart
     inside = np.arange(steps)[:, None] < (
         np.full(batch, steps) if lengths is None else np.asarray(lengths)
     )
@@ -313,7 +341,7 @@ def forward(
         pieces = np.concatenate(
             [pieces[1:], np.zeros((1, batch), bool)]
         )  # or, from the end, behind t
-    y, cells = np.zeros((steps, batch, size)), np.zeros((steps, batch, size))
+    y, cells = np.zeros((steps, batch, size)), np.zeros((steps, batch, cell_size))
     caches: list[Any] = [None] * steps
     restarted, repeats = np.zeros((steps + 1, batch), bool), np.zeros((steps, batch), bool)
     fresh, output, any_output = (
@@ -401,10 +429,10 @@ def backward(
     _, _, step_backward = CELLS[run.cell]
     steps, batch, size = run.y.shape
     dh = np.zeros((batch, size)) if dh_n is None else dh_n.astype(np.float64)
-    dc = np.zeros((batch, size)) if dc_n is None else dc_n.astype(np.float64)
+    dc = np.zeros((batch, run.weights.cell_size)) if dc_n is None else dc_n.astype(np.float64)
     g = run.weights.zeros()
     dx = np.zeros((steps, batch, run.weights.weight_ih.shape[1]))
-    restart, flow = (np.zeros(size), np.zeros(size)), np.zeros((steps, 2))
+    restart, flow = (np.zeros(size), np.zeros(run.weights.cell_size)), np.zeros((steps, 2))
 
     def hand_over(gone: Array, to_restart: Array) -> None:
         nonlocal dh, dc
@@ -438,6 +466,7 @@ def backward(
 def _cell_gradient(dh: Array, dc: Array, cache: Any, p: Weights) -> Array:
     """Return dL/dc_t of an LSTM by all paths, from dL/dh_t and what step t + 1 handed to c_t."""
     *_, o, new_c = cache
+    dh = dh if p.weight_hr is None else dh @ p.weight_hr
     po = 0 if p.weight_peephole is None else p.weight_peephole[2]
     out: Array = dc + dh * o * (1 - np.tanh(new_c) ** 2) + dh * np.tanh(new_c) * o * (1 - o) * po
     return out

@@ -66,7 +66,7 @@ class _FinalState:
         if d is None:
             return None, dh
         d = self._checked(d)
-        size = self.layer.hidden_size
+        size = self.layer._output_size
         out = self._states_like(d) if dh is None else dh.copy()
         for k in range(self.layer._directions):
             out[self.top + k] += d[:, k * size : (k + 1) * size]
@@ -122,7 +122,7 @@ class _LastStep(_FinalState):
             return None, dh
         d = self._checked(d)
         _, steps, width = self.shape
-        size, back = self.layer.hidden_size, d[:, self.layer.hidden_size :]
+        size, back = self.layer._output_size, d[:, self.layer._output_size :]
         out = self._states_like(d) if dh is None else dh.copy()
         out[self.top] += d[:, :size]
         shape: tuple[int, ...] = self.shape
@@ -270,6 +270,7 @@ class Recurrent(ScaledInputs):
         dtype: float32 or float64, of parameters, inputs and outputs.
         rng: seed or generator of the initial values, U(-1/sqrt(H), 1/sqrt(H)) as in PyTorch, and of
             dropout.
+        proj_size: P, the width to which h is projected; 0: it is not.
     """
 
     stateful = True
@@ -293,11 +294,13 @@ class Recurrent(ScaledInputs):
         learned_state: bool,
         dtype: npt.DTypeLike,
         rng: Seed,
+        proj_size: int = 0,
     ) -> None:
         super().__init__(dtype=dtype)
         self.precision = precision
         self.input_size = _check.positive("input_size", input_size)
         self.hidden_size = _check.positive("hidden_size", hidden_size)
+        self.proj_size = _check.positive("proj_size", proj_size, 0)
         self.num_layers = _check.positive("num_layers", num_layers)
         self.bias, self.batch_first, self.bidirectional = (
             bool(bias),
@@ -320,7 +323,9 @@ class Recurrent(ScaledInputs):
             for n, s in self._shapes()
         }
         for n in self._state_names():
-            values[n] = np.zeros(self.hidden_size, self._dtype)
+            values[n] = np.zeros(
+                self.hidden_size if n.startswith("initial_c") else self._output_size, self._dtype
+            )
         self._declare(values, no_decay=tuple(n for n in values if "peephole" in n))
 
     @property
@@ -359,11 +364,23 @@ class Recurrent(ScaledInputs):
         new = {
             "_precision": state["_dtype"].name,
             "learned_state": False,
+            "proj_size": 0,
         }  # of what was pickled before there were any
         super().__setstate__({**new, **state})
 
     def _check_device(self, device: _device.Device | None) -> None:
-        _check.precision(self._dtype, self._precision, "cpu" if device is None else device.name)
+        name = "cpu" if device is None else device.name
+        _check.precision(self._dtype, self._precision, name)
+        if device is not None and self.proj_size:
+            raise ValueError(
+                f"proj_size: expected 0 on {name}, whose kernels do not project h yet, "
+                f"got {self.proj_size}; keep the layer on the CPU"
+            )
+
+    @property
+    def _output_size(self) -> int:
+        """Return P, the width of h: H, unless h is projected."""
+        return self.proj_size or self.hidden_size
 
     @property
     def _directions(self) -> int:
@@ -374,15 +391,17 @@ class Recurrent(ScaledInputs):
         return [f"_l{layer}{end}" for layer in range(self.num_layers) for end in ends]
 
     def _shapes(self) -> list[tuple[str, tuple[int, ...]]]:
-        rows, h = self._gates * self.hidden_size, self.hidden_size
+        rows, h, size = self._gates * self.hidden_size, self.hidden_size, self._output_size
         out: list[tuple[str, tuple[int, ...]]] = []
         for k, end in enumerate(self._suffixes()):
-            width = self.input_size if k < self._directions else self._directions * h
-            out += [(f"weight_ih{end}", (rows, width)), (f"weight_hh{end}", (rows, h))]
+            width = self.input_size if k < self._directions else self._directions * size
+            out += [(f"weight_ih{end}", (rows, width)), (f"weight_hh{end}", (rows, size))]
             if self.bias:
                 out += [(f"bias_ih{end}", (rows,)), (f"bias_hh{end}", (rows,))]
             if self._cell == "lstm_peephole":
                 out += [(f"weight_peephole{end}", (3, h))]
+            if self.proj_size:
+                out += [(f"weight_hr{end}", (size, h))]
         return out
 
     def _state_names(self) -> list[str]:
@@ -396,7 +415,8 @@ class Recurrent(ScaledInputs):
         return [[arrays.get(name) for name in names[k : k + n]] or None for k in (0, n)]
 
     def _parts(self, arrays: Any) -> list[list[Array | None]]:
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_peephole")
+        names: tuple[str, ...] = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_peephole")
+        names += ("weight_hr",) if self.proj_size else ()
         return [[arrays.get(n + end) for n in names] for end in self._suffixes()]
 
     def initialize(
@@ -421,7 +441,7 @@ class Recurrent(ScaledInputs):
         Args:
             input: how to draw ``weight_ih``: "glorot", "orthogonal", "identity", "uniform"
                 (PyTorch's default) or "zeros"; see `ostinato.nn.init`. None: keep them.
-            recurrent: how to draw ``weight_hh``, by the same names; "identity" with
+            recurrent: how to draw ``weight_hh`` and weight_hr, by the same names; "identity" with
                 ``nonlinearity="relu"`` is the IRNN. None: keep them.
             bias: "zeros" or "uniform". None: keep them.
             forget_bias: value of the forget gate's bias of an LSTM, which goes to bias_ih; bias_hh
@@ -449,9 +469,10 @@ class Recurrent(ScaledInputs):
         h = self.hidden_size
         new: dict[str, Array] = {}
         for name, shape in self._shapes():
+            projection = "weight_hr" in name
             kind = (
                 recurrent
-                if "weight_hh" in name
+                if "weight_hh" in name or projection
                 else input
                 if "weight_ih" in name
                 else bias
@@ -463,8 +484,9 @@ class Recurrent(ScaledInputs):
                 make = init.BY_NAME[
                     _check.choice("bias" if "bias" in name else "input, recurrent", kind, known)
                 ]
-                block = (h, *shape[1:])
-                new[name] = np.concatenate([make(block, g, h) for _ in range(self._gates)])
+                block = shape if projection else (h, *shape[1:])
+                blocks = 1 if projection else self._gates
+                new[name] = np.concatenate([make(block, g, h) for _ in range(blocks)])
         with self.write() as p:
             for name, value in new.items():
                 p[name][...] = _device.like(value, p[name])
@@ -494,16 +516,28 @@ class Recurrent(ScaledInputs):
         precision = self._native_precision()
         parts = self._scaled_weights(self._parts(self.parameters()), self._directions)
         sizes = (self.input_size, self.hidden_size, self.num_layers)
-        return make(self._cell, *sizes, self.bidirectional, parts, backward, precision=precision)
+        return make(
+            self._cell,
+            *sizes,
+            self.bidirectional,
+            parts,
+            backward,
+            precision=precision,
+            **self._projection(),
+        )
+
+    def _projection(self) -> dict[str, int]:
+        """Return what the native code is told of a projection."""
+        return {"proj_size": self.proj_size} if self.proj_size else {}
 
     def _pack_apart(self) -> list[Any]:
         """Every layer and direction packed by itself."""
         make, precision = _check.typed("Packed", self._block.values), self._native_precision()
         parts, d = self._parts(self.parameters()), self._directions
-        inputs = [self.input_size if k < d else d * self.hidden_size for k in range(len(parts))]
+        inputs = [self.input_size if k < d else d * self._output_size for k in range(len(parts))]
         one = (self.hidden_size, 1, False)
         return [
-            make(self._cell, n, *one, [p], True, k % d == 1, precision)
+            make(self._cell, n, *one, [p], True, k % d == 1, precision, **self._projection())
             for k, (n, p) in enumerate(zip(inputs, parts))
         ]
 
@@ -563,8 +597,8 @@ class Recurrent(ScaledInputs):
     ) -> tuple[Array | None, Array | None, bool]:
         """The states to start from, the layer's own if none are given; and those of a restart, into the options."""
         h, c = (
-            None if s is None else self._contiguous_state(_check.array("state", s, 3), batch)
-            for s in (h, c)
+            None if s is None else self._contiguous_state(_check.array("state", s, 3), batch, cells)
+            for s, cells in ((h, False), (c, True))
         )
         for name, rows in zip(("restart_h", "restart_c"), self._initial(self.parameters())):
             options[name] = None if rows is None else np.stack(rows)
@@ -580,19 +614,24 @@ class Recurrent(ScaledInputs):
             return None
         return np.expand_dims(_check.array(name, a, ndim), 0 if self.batch_first else 1)
 
-    def _state_shape(self, batch: int) -> tuple[int, int, int]:
-        return self.num_layers * self._directions, batch, self.hidden_size
+    def _state_shape(self, batch: int, cells: bool = False) -> tuple[int, int, int]:
+        """Return the shape of h, or of c."""
+        return (
+            self.num_layers * self._directions,
+            batch,
+            self.hidden_size if cells else self._output_size,
+        )
 
-    def _contiguous_state(self, s: Array, batch: int) -> Array:
+    def _contiguous_state(self, s: Array, batch: int, cells: bool = False) -> Array:
         """A state as the kernels take it. One of another shape, which they refuse, is not copied: broadcast, it may be of any size."""
-        return _check.contiguous(s) if s.shape == self._state_shape(batch) else s
+        return _check.contiguous(s) if s.shape == self._state_shape(batch, cells) else s
 
-    def _check_state(self, name: str, s: Array | None, batch: int) -> None:
-        shape = self._state_shape(batch)
+    def _check_state(self, name: str, s: Array | None, batch: int, cells: bool = False) -> None:
+        shape = self._state_shape(batch, cells)
         if s is not None and (s.shape != shape or s.dtype != self._dtype):
-            raise ValueError(
-                f"{name}: expected shape (L*D, B, H) = {shape} of {self._dtype}, got {s.shape} of {s.dtype}"
-            )
+            axis = "P" if self.proj_size and not cells else "H"
+            wanted = f"shape (L*D, B, {axis}) = {shape} of {self._dtype}"
+            raise ValueError(f"{name}: expected {wanted}, got {s.shape} of {s.dtype}")
 
     def _check_cells(self, dcells: object, steps: int, batch: int) -> None:
         parts = self.num_layers * self._directions
@@ -680,7 +719,7 @@ class Recurrent(ScaledInputs):
         steps, batch = call.sizes
         if self.batch_first and call.ragged is None:
             steps, batch = batch, steps
-        return batch, steps, self._directions * self.hidden_size
+        return batch, steps, self._directions * self._output_size
 
     def _forward(
         self,
@@ -828,8 +867,8 @@ class Recurrent(ScaledInputs):
             names = ("lengths", "resets", "mask")
             copies = {n: None if call.options[n] is None else call.options[n].copy() for n in names}
             call = call._replace(options={**call.options, **copies})
-            for s in (call.h, call.c):
-                self._check_state("state", s, batch)
+            self._check_state("state", call.h, batch)
+            self._check_state("state", call.c, batch, cells=True)
         dropout = self.dropout if self.num_layers > 1 else 0.0
         key = _check.draw_key(self._rng if rng is None else _check.generator(rng)) if dropout else 0
         if not call.learned:  # the caller may reuse the arrays of its state
@@ -884,8 +923,8 @@ class Recurrent(ScaledInputs):
                 if s is not None:
                     _device.same("dstate", s, self._block.values)
             if run is not None:
-                for s in (dh, dc):
-                    self._check_state("dstate", s, batch)
+                self._check_state("dstate", dh, batch)
+                self._check_state("dstate", dc, batch, cells=True)
             if last is not None:
                 dy, dh = last.spread(dy, dh)
             watch = self._watch
@@ -1045,7 +1084,9 @@ class LSTM(Recurrent):
     ``a = W x + b_ih + R h + b_hh``; peepholes add ``p_i c`` to a_i, ``p_f c`` to a_f and ``p_o c'``
     to a_o. Parameters have PyTorch's names and shapes: ``weight_ih_l{k} [4*H,I]`` (``[4*H,D*H]``
     above the first layer), ``weight_hh_l{k} [4*H,H]``, ``bias_ih_l{k}`` and ``bias_hh_l{k} [4*H]``,
-    with the ending ``_reverse`` for the second direction, and ``weight_peephole_l{k} [3,H]``.
+    with the ending ``_reverse`` for the second direction, and ``weight_peephole_l{k} [3,H]``. With
+    ``proj_size=P`` h is projected, ``h' = W_hr (o tanh(c'))``: ``weight_hr_l{k} [P,H]``,
+    ``weight_hh_l{k} [4*H,P]``, and h and y are P wide.
 
     >>> import numpy as np
     >>> import ostinato as ost
@@ -1054,6 +1095,9 @@ class LSTM(Recurrent):
     >>> y, (h, c) = lstm(x)
     >>> y.shape, h.shape, c.shape
     ((7, 2, 5), (2, 2, 5), (2, 2, 5))
+    >>> y, (h, c) = ost.nn.LSTM(3, 5, proj_size=2, rng=0)(x)
+    >>> y.shape, h.shape, c.shape
+    ((7, 2, 2), (1, 2, 2), (1, 2, 5))
     >>> (y, (h, c)), pullback = lstm.vjp(x, lengths=[7, 4])
     >>> dx, dstate = pullback(np.ones_like(y))
     >>> dx.shape, bool((dx[4:, 1] == 0).all())
@@ -1070,6 +1114,8 @@ class LSTM(Recurrent):
         bidirectional: whether a second direction runs from the last step to the first; its outputs
             are the second half of y.
         peephole: whether c feeds the gates i f o, by parameters ``weight_peephole_l{k} [3,H]``.
+        proj_size: P, as in PyTorch: h and y are projected to that width, and c stays H wide; on the
+            CPU, without peepholes. 0: they are not projected.
         precision: what the products multiply, such as "bfloat16"; see `precision`. None: the dtype.
         learned_state: whether the state before the first step, and after a reset, is learned: as
             parameters ``initial_h_l{k} [H]`` (for an LSTM also ``initial_c_l{k}``), zeros at first.
@@ -1083,7 +1129,7 @@ class LSTM(Recurrent):
         ValueError: a size below 1, a rate outside [0, 1), or a precision that there is not.
 
     Source: Hochreiter, Schmidhuber (1997); the forget gate: Gers, Schmidhuber, Cummins (2000);
-    peepholes: Gers, Schraudolph, Schmidhuber (2002).
+    peepholes: Gers, Schraudolph, Schmidhuber (2002); the projection: Sak, Senior, Beaufays (2014).
     """
 
     _gates = 4
@@ -1100,13 +1146,18 @@ class LSTM(Recurrent):
         bidirectional: bool = False,
         *,
         peephole: bool = False,
+        proj_size: int = 0,
         precision: str | None = None,
         learned_state: bool = False,
         dtype: npt.DTypeLike = np.float32,
         rng: Seed = None,
     ) -> None:
         self.peephole = bool(peephole)
-        cell = "lstm_peephole" if peephole else "lstm"
+        if peephole and proj_size:
+            raise ValueError(
+                f"proj_size: expected 0 with peephole=True, got {proj_size!r}; no cell has both"
+            )
+        cell = "lstm_peephole" if peephole else "lstm_projected" if proj_size else "lstm"
         super().__init__(
             cell,
             input_size,
@@ -1120,10 +1171,13 @@ class LSTM(Recurrent):
             learned_state,
             dtype,
             rng,
+            proj_size,
         )
 
     def _extra_repr(self) -> str:
-        return ", peephole=True" if self.peephole else ""
+        return (", peephole=True" if self.peephole else "") + (
+            f", proj_size={self.proj_size}" if self.proj_size else ""
+        )
 
 
 class GRU(Recurrent):

@@ -602,6 +602,6 @@ def _check_state(model: Layer, state: Any, batch: int | None) -> None:
     parts = state if model._has_cells else (state,)
     if not isinstance(parts, tuple) or len(parts) != 1 + model._has_cells:
         raise ValueError("state: expected the arrays of a recurrent layer, got others")
-    for a in parts:
+    for k, a in enumerate(parts):
         size = a.shape[1] if isinstance(a, np.ndarray) and a.ndim == 3 else 0
-        model._check_state("state", a, batch or size)
+        model._check_state("state", a, batch or size, cells=k == 1)
