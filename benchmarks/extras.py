@@ -176,6 +176,13 @@ def run(rounds: int, threads: int) -> dict[str, Any]:
             rounds,
             threads,
         ),
+        "projected": rows(
+            "projected",
+            [Case("lstm", m, 32, 256, variant=v) for v in ("projected", "") for m in ("infer", "train")],
+            ["ostinato", "torch"],
+            rounds,
+            threads,
+        ),
         "busy": busy(rounds, threads),
         "footprint": footprint(),
     }

@@ -50,6 +50,15 @@ def test_our_contender_runs_every_case(precision: str, variant: str) -> None:
     assert np.array_equal(make("ostinato:threads=2", case, 1)()["y"], answers["y"])
 
 
+def test_a_projected_case() -> None:
+    """P is H / 2: the answers hold the projection's gradient, and its products are counted."""
+    case = Case("lstm", "train", 3, 8, 4, variant="projected")
+    answers = make("ostinato", case, 1)()
+    assert answers["y"].shape == (4, 3, 4)
+    assert answers["weight_hr"].shape == (4, 8)
+    assert Case("lstm", "infer", 3, 8, 4, variant="projected").flops == 2 * (4 * 8 * 12 + 4 * 8) * 4 * 3
+
+
 def test_a_stream_beside_its_whole_sequence() -> None:
     case = Case("lstm", "step", 1, 16, 1, 4)
     step = make("ostinato", case, 1)

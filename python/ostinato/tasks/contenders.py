@@ -33,13 +33,28 @@ class Case:
     precision: str = "float32"
     bidirectional: bool = False
     layers: int = 1
-    variant: str = ""  # "peephole" (LSTM), "reset_before" (GRU)
+    variant: str = ""  # "peephole" or "projected" (LSTM; P = H / 2), "reset_before" (GRU)
     pause: int = 0  # milliseconds without a call before each
 
     @property
     def input_size(self) -> int:
         """I."""
         return self.inputs or self.hidden
+
+    @property
+    def proj_size(self) -> int:
+        """P of a projected LSTM, else 0."""
+        return self.hidden // 2 if self.variant == "projected" else 0
+
+    @property
+    def output_size(self) -> int:
+        """How wide h is."""
+        return self.proj_size or self.hidden
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """Names of the weights of a layer and direction."""
+        return (*WEIGHTS, "weight_hr") if self.proj_size else WEIGHTS
 
     @property
     def name(self) -> str:
@@ -53,9 +68,11 @@ class Case:
     def flops(self) -> float:
         """Multiplications and additions of the products: a training step counts as three forwards."""
         times = (3 if self.mode == "train" else 1) * (2 if self.bidirectional else 1)
-        deep = self.hidden * (1 + self.bidirectional) + self.hidden  # depth of the products in a layer above the first
-        depth = self.input_size + self.hidden + (self.layers - 1) * deep
-        return times * 2.0 * GATES[self.cell] * self.hidden * depth * self.steps * self.batch
+        size = self.output_size
+        deep = size * (1 + self.bidirectional) + size  # depth of the products in a layer above the first
+        depth = self.input_size + size + (self.layers - 1) * deep
+        weights = GATES[self.cell] * self.hidden * depth + self.layers * self.proj_size * self.hidden
+        return times * 2.0 * weights * self.steps * self.batch
 
     @property
     def dtype(self) -> Any:
@@ -67,10 +84,14 @@ def arrays(case: Case) -> dict[str, Array]:
     """The same weights, input and output gradient in every process."""
     r, rows, h = np.random.default_rng(7), GATES[case.cell] * case.hidden, case.hidden
     bound = 1 / np.sqrt(h)
-    shapes = {"weight_ih": (rows, case.input_size), "weight_hh": (rows, h), "bias_ih": (rows,), "bias_hh": (rows,)}
+    shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, case.input_size), "weight_hh": (rows, case.output_size)}
+    shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+    if case.proj_size:
+        shapes["weight_hr"] = (case.proj_size, h)
     out: dict[str, Array] = {n: r.uniform(-bound, bound, s).astype(case.dtype) for n, s in shapes.items()}
     out["x"] = r.standard_normal((case.steps, case.batch, case.input_size)).astype(case.dtype)
-    out["dy"] = r.standard_normal((case.steps, case.batch, h * (1 + case.bidirectional))).astype(case.dtype)
+    width = case.output_size * (1 + case.bidirectional)
+    out["dy"] = r.standard_normal((case.steps, case.batch, width)).astype(case.dtype)
     return out
 
 
@@ -81,13 +102,15 @@ def _ostinato(case: Case, a: dict[str, Array], threads: int, settings: dict[str,
     options: dict[str, Any] = {"precision": settings.get("precision", case.precision), "dtype": case.dtype}
     if case.variant == "peephole":
         options["peephole"] = True
+    if case.proj_size:
+        options["proj_size"] = case.proj_size
     if case.variant == "reset_before":
         options["reset_after"] = False
     make: Any = {"rnn": ost.nn.RNN, "lstm": ost.nn.LSTM, "gru": ost.nn.GRU}[case.cell]
     layer = make(case.input_size, case.hidden, case.layers, bidirectional=case.bidirectional, rng=0, **options)
     ends = ("_l0", "_l0_reverse") if case.bidirectional else ("_l0",)
     with layer.write() as p:
-        for n in WEIGHTS:
+        for n in case.weights:
             for end in ends:
                 p[n + end][...] = a[n]
     if case.mode == "step":
@@ -107,7 +130,7 @@ def _ostinato(case: Case, a: dict[str, Array], threads: int, settings: dict[str,
         layer.zero_grad()
         (y, _), pullback = layer.vjp(a["x"])
         dx, _ = pullback(a["dy"])
-        return {"y": y, "dx": dx, **{n: layer.grads[n + "_l0"] for n in WEIGHTS}}
+        return {"y": y, "dx": dx, **{n: layer.grads[n + "_l0"] for n in case.weights}}
 
     return train if case.mode == "train" else lambda: {"y": layer(a["x"])[0]}
 
@@ -118,9 +141,10 @@ def _torch(case: Case, a: dict[str, Array], threads: int, settings: dict[str, st
     torch.set_num_threads(threads)
     make = {"rnn": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[case.cell]
     dtype = {"float64": torch.float64, "bfloat16": torch.bfloat16}.get(case.precision, torch.float32)
-    layer = make(case.input_size, case.hidden, case.layers, bidirectional=case.bidirectional, dtype=dtype)
+    more = {"proj_size": case.proj_size} if case.proj_size else {}
+    layer = make(case.input_size, case.hidden, case.layers, bidirectional=case.bidirectional, dtype=dtype, **more)
     ends = ("_l0", "_l0_reverse") if case.bidirectional else ("_l0",)
-    layer.load_state_dict({n + end: torch.from_numpy(a[n]) for n in WEIGHTS for end in ends})
+    layer.load_state_dict({n + end: torch.from_numpy(a[n]) for n in case.weights for end in ends})
     x, dy = torch.from_numpy(a["x"]).to(dtype), torch.from_numpy(a["dy"]).to(dtype)
 
     if case.mode == "step":
@@ -147,7 +171,7 @@ def _torch(case: Case, a: dict[str, Array], threads: int, settings: dict[str, st
         leaf = x.detach().requires_grad_(True)
         y, _ = layer(leaf)
         y.backward(dy)
-        grads = {n: array(getattr(layer, n + "_l0").grad) for n in WEIGHTS}
+        grads = {n: array(getattr(layer, n + "_l0").grad) for n in case.weights}
         return {"y": array(y), "dx": array(leaf.grad), **grads}
 
     return train if case.mode == "train" else infer
