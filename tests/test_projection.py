@@ -246,9 +246,9 @@ def test_explain_counts_the_projection() -> None:
     e = ost.explain(ost.nn.LSTM(8, 32, proj_size=16, rng=0), (10, 2, 8))
     assert e.facts["flops"] == 2 * (4 * 32 * (8 + 16) + 16 * 32) * 10 * 2
     assert e.facts["drivers"]["cpu"] == ""
-    assert "without a projection of h" in str(e)
+    assert "it lacks a projection of h" in str(e)
     plain = ost.explain(ost.nn.LSTM(8, 32, rng=0), (10, 2, 8))
-    assert "without" not in str(plain)
+    assert "it lacks" not in str(plain)
 
 
 def test_drivers_name_what_they_lack() -> None:

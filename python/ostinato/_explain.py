@@ -423,7 +423,7 @@ def _refusals(facts: dict[str, Any]) -> list[str]:
     """Return a line for each driver of a GPU that does not run the cell, with what it lacks."""
     lacks = facts["drivers"]
     return [
-        f"  not on a GPU   by {kernel}: {DRIVERS[kernel]}, without {lacks[kernel]}"
+        f"  not on a GPU   by {kernel} ({DRIVERS[kernel]}): it lacks {lacks[kernel]}"
         for kernel in DRIVERS
         if lacks[kernel]
     ]
