@@ -186,7 +186,7 @@ template <class T>
 struct CellKernels {
   Index (*packed_size)(Index input, Widths widths, bool backward);  // elements
   int (*pack)(const RawWeights<T>&, Index input, Widths widths, bool backward, T* memory, PackedWeights<T>* out);
-  Index (*projected_size)(Index rows, Index hidden);                              // elements
+  Index (*projected_size)(Index rows, Widths widths);                             // elements
   int (*project)(const PackedWeights<T>&, Index rows, const T* x, T* projected);  // W x + bias of every row of a table [rows,I]
   int (*forward)(const ForwardCall<T>* calls, int count, bool chained);
   int (*backward)(const BackwardCall<T>* calls, int count, bool chained);  // chained: from the top layer down

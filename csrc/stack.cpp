@@ -208,7 +208,7 @@ template <class T>
 int project_table(const PackedStack<T>& packed, const StackCall<T>& call, std::vector<Buffer<T>>* out) {
   const Index rows = call.lookup.rows;
   for (int d = 0; d < packed.shape.directions; ++d) {
-    out->emplace_back(packed.cell().projected_size(rows, packed.shape.hidden), "projected rows of the table");
+    out->emplace_back(packed.cell().projected_size(rows, packed.shape.widths()), "projected rows of the table");
     if (const int status = packed.cell().project(packed.parts[d], rows, call.x.data, out->back().get())) return status;
   }
   return kOk;

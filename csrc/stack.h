@@ -76,7 +76,7 @@ struct PackedStack {
 template <class T>
 struct StackCall {
   Index steps = 0, batch = 0;
-  Rows<const T> x{};  // [T,B,I]; with a lookup the table: [N] rows, x.b apart
+  Rows<const T> x{};  // [T,B,I]; with a lookup the table [N,I]
   Lookup lookup{};    // of the first layer; its ids point to `ids`
   std::vector<Index> ids;
   Rows<T> y{};                           // [T,B,D*P]

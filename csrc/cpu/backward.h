@@ -302,9 +302,9 @@ class Backward {
   // rows are copied first, one vector further apart.
   static bool collides(Index depth) { return depth * Index(sizeof(T)) % 2048 == 0; }
   static Index operand_stride(Index depth) { return depth + L; }
-  bool copied(int q) const { return P::kEncodes || (!s_.projects(q) && schedule_.copied[q > 0] > 0 && !looked_up(q)); }
+  bool copied(int q) const { return P::kEncodes || (!s_.projects(q) && !looked_up(q) && schedule_.copied[q > 0] > 0); }
   bool looked_up(int q) const { return q == 0 && call_.lookup.ids.data; }
-  // Columns of the weights of matrix q, as its gradient counts them.
+  // Columns of the weights of product q, as its gradient counts them.
   Index depth(int q) const { return looked_up(q) ? call_.lookup.rows : s_.depth(q); }
   const W* transposed(int q) const { return static_cast<const W*>(call_.weights->transposed[q]); }
 

@@ -151,7 +151,7 @@ class Forward {
   }
 
   // a = bias + W x of every row of a table [rows, I], once, for calls that look their input up in it.
-  static Index projected_size(Index rows, Index hidden) { return rows * C::kColumns * Layout<C, P>(1, {hidden, hidden}).padded; }
+  static Index projected_size(Index rows, Widths widths) { return rows * C::kColumns * Layout<C, P>(1, widths).padded; }
   static int project_table(const PackedWeights<T>& weights, Index rows, const T* x, T* projected) {
     constexpr Index kRows = 32;  // that a thread takes at once
     struct Job {
