@@ -37,9 +37,9 @@ def exported() -> Iterator[tuple[str, Any]]:
         m = importlib.import_module("ostinato" + module)
         for name in m.__all__:
             value = getattr(m, name)
-            if inspect.isclass(value) or inspect.isroutine(value):
-                if str(getattr(value, "__module__", "")).startswith("ostinato"):
-                    yield f"ostinato{module}.{name}", value
+            ours = str(getattr(value, "__module__", "")).startswith("ostinato")
+            if ours and (inspect.isclass(value) or inspect.isroutine(value)):
+                yield f"ostinato{module}.{name}", value
 
 
 def members(cls: type) -> Iterator[tuple[str, Any]]:

@@ -55,7 +55,8 @@ def _info(args: argparse.Namespace) -> dict[str, Any]:
     if not args.json:
         kernels = figures["kernels"]
         print(
-            f"ostinato {figures['ostinato']}, Python {figures['python']}, NumPy {figures['numpy']}, {figures['system']}"
+            f"ostinato {figures['ostinato']}, Python {figures['python']}, NumPy "
+            f"{figures['numpy']}, {figures['system']}"
         )
         print(f"cpu         {figures['cpu']}")
         runs, known = (", ".join(kernels[k]) for k in ("supported", "known"))
@@ -68,7 +69,8 @@ def _info(args: argparse.Namespace) -> dict[str, Any]:
                 device["memory_bytes"] / 1e9,
             )
             print(
-                f"cuda        {name}, {sms} multiprocessors, {gigabytes:.0f} GB; driver {device['driver']}"
+                f"cuda        {name}, {sms} multiprocessors, {gigabytes:.0f} GB; driver "
+                f"{device['driver']}"
             )
         if figures["cuda"]["why_not"]:
             print(f"cuda        none: {figures['cuda']['why_not']}")
@@ -109,8 +111,10 @@ def _train_text(args: argparse.Namespace) -> dict[str, Any]:
             overwrite=args.overwrite,
         )
     print(
-        f"{figures['valid_bits_per_char']:.3f} bits per held-out character after {figures['steps']} steps in {figures['seconds']:.0f} s; "
-        f"{100 * figures['known_words']:.0f}% of the words in 2,000 generated characters occur in the text"
+        f"{figures['valid_bits_per_char']:.3f} bits per held-out character after "
+        f"{figures['steps']} steps in {figures['seconds']:.0f} s; "
+        f"{100 * figures['known_words']:.0f}% of the words in 2,000 generated characters occur in "
+        "the text"
     )
     if args.save is not None:
         print(f"saved in {args.save}; now: python -m ostinato generate {args.save} --prompt '...'")
@@ -187,12 +191,13 @@ LAYER_OPTIONS: dict[str, Any] = {  # of explain: what describes a layer, with it
 
 
 def _explained_layers(args: argparse.Namespace) -> list[Any]:
-    """The layer that the options describe, or the recurrent layers of a model in a folder."""
+    """Return the layer that the options describe, or the recurrent layers of a saved model."""
     cells: dict[str, Any] = {"lstm": ost.nn.LSTM, "gru": ost.nn.GRU, "rnn": ost.nn.RNN}
     if args.cell not in cells:
         if not Path(args.cell).is_dir():
             raise ValueError(
-                f"CELL: expected lstm, gru, rnn or a folder with a model for text, got {args.cell!r}"
+                "CELL: expected lstm, gru, rnn or a folder with a model for text, got "
+                f"{args.cell!r}"
             )
         given = [n for n, default in LAYER_OPTIONS.items() if getattr(args, n) != default]
         if given:
@@ -289,7 +294,7 @@ def _check_room(cell: str, inputs: int, hidden: int, layers: int) -> None:
 
 
 def _whole(minimum: int, most: int = 2**31 - 1) -> Callable[[str], int]:
-    """A type of arguments: whole numbers from minimum to most."""
+    """Return a type of arguments: whole numbers from minimum to most."""
 
     def convert(text: str) -> int:
         try:
@@ -310,7 +315,7 @@ def _whole(minimum: int, most: int = 2**31 - 1) -> Callable[[str], int]:
 
 
 def _number(expected: str, right: Callable[[float], bool]) -> Callable[[str], float]:
-    """A type of arguments: finite numbers for which a condition holds."""
+    """Return a type of arguments: finite numbers for which a condition holds."""
 
     def convert(text: str) -> float:
         try:
@@ -476,7 +481,7 @@ def _series_parser(c: argparse.ArgumentParser) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the command line."""
     p = _Parser(
         prog="python -m ostinato", description=ost.__doc__.splitlines()[0] if ost.__doc__ else None
     )
@@ -634,7 +639,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _one_line(message: object) -> str:
-    """A message without what would begin a new line or set a terminal to something."""
+    """Return a message without what would begin a new line or set a terminal to something."""
     hidden = ("Cc", "Cs", "Zl", "Zp")
     return "".join(
         c if unicodedata.category(c) not in hidden else c.encode("unicode_escape").decode()
@@ -660,7 +665,7 @@ def _give_up_output() -> None:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON makes of a dataclass or of a number of NumPy."""
+    """Return what JSON makes of a dataclass or of a number of NumPy."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
     if isinstance(value, np.generic):

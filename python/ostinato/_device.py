@@ -82,7 +82,7 @@ class Device:
     told: Any = field(default_factory=lambda: np.zeros(1, np.uint32), compare=False)
 
     def check(self) -> None:
-        """Raises what a kernel of an earlier call has found, once."""
+        """Raise what a kernel of an earlier call has found, once."""
         if self.told[0]:
             verdict, self.told[0] = int(self.told[0]), 0
             raise RuntimeError(
@@ -90,7 +90,7 @@ class Device:
             )
 
     def put(self, a: Any) -> Any:
-        """An array on the device; None stays None."""
+        """Return an array on the device; None stays None."""
         if a is None or of(a) is self:
             return a
         with self.here():
@@ -130,7 +130,7 @@ def register(kind: type, finder: Callable[[Any], Device]) -> None:
 
 
 def of(a: Any) -> Device | None:
-    """The device of an array; None is the CPU, or no array that is known."""
+    """Return the device of an array; None is the CPU, or no array that is known."""
     if type(a) is np.ndarray:
         return None
     finder = _FINDERS.get(type(a))
@@ -154,18 +154,18 @@ def taken(a: Any) -> Any:
 
 
 def host(a: Any) -> Any:
-    """The same as a NumPy array; this waits for the device."""
+    """Return the same as a NumPy array; this waits for the device."""
     return a if of(a) is None else a.get()
 
 
 def like(a: Any, other: Any) -> Any:
-    """A NumPy array on the device of another array."""
+    """Return a NumPy array on the device of another array."""
     device = of(other)
     return a if device is None else device.put(a)
 
 
 def same(name: str, a: Any, own: Any, what: str = "the layer") -> None:
-    """Raises unless an array is where another is, which is called ``what``."""
+    """Raise unless an array is where another is, which is called ``what``."""
     if type(a) is np.ndarray and type(own) is np.ndarray:
         return
     if of(a) is not of(own):
@@ -218,7 +218,7 @@ def emulated(turned: bool = False, library: Any = np) -> Device:
 
 
 def cuda(index: int | None = None) -> Device:
-    """A GPU (None: the present one), with CuPy as its array library and its current stream.
+    """Return a GPU (None: the present one), with CuPy as its array library and its current stream.
 
     Raises:
         NoGpu: there is no such GPU, or no CuPy; the message says which.

@@ -309,8 +309,10 @@ def _text(layer: Recurrent, steps: int, batch: int, facts: dict[str, Any], train
             )
             both = " both directions at once," if g["together"] and layer.bidirectional else ""
             lines += [
-                f"  {name:<14} {which}:{both} {g['threads']} thread{'s' * (g['threads'] > 1)}; {SPREADS[g['spread']]}",
-                f"                 {g['lanes']} lanes of up to {g['lane_rows']} rows, {g['block_steps']} steps a block; "
+                f"  {name:<14} {which}:{both} {g['threads']} thread{'s' * (g['threads'] > 1)}; "
+                f"{SPREADS[g['spread']]}",
+                f"                 {g['lanes']} lanes of up to {g['lane_rows']} rows, "
+                f"{g['block_steps']} steps a block; "
                 f"tiles of {g['tile'][0]} rows x {g['tile'][1]} vectors",
             ]
     itemsize, states = (
@@ -325,19 +327,23 @@ def _text(layer: Recurrent, steps: int, batch: int, facts: dict[str, Any], train
     lines += [
         *(
             [
-                "  memory limit   states only; gates are made again for a chunk of steps at once: 33% more arithmetic"
+                "  memory limit   states only; gates are made again for a chunk of steps at once: "
+                "33% more arithmetic"
             ]
             if facts["states_only"]
             else []
         ),
         *(_segments(facts["schedule"]) if facts["schedule"] is not None else ()),
-        f"  packed weights {_bytes(facts['weight_bytes'])}, made {'once a step of the optimiser' if training else 'once'}",
+        f"  packed weights {_bytes(facts['weight_bytes'])}, made "
+        f"{'once a step of the optimiser' if training else 'once'}",
         f"  tape           {_bytes(facts['tape_bytes'])}{formula}"
         if training
         else "  tape           none",
         f"  workspace      {_bytes(facts['workspace_bytes'])}, given back after the pass",
-        f"  arithmetic     {facts['flops'] / 1e9:.3g} GFLOP; this machine does {facts['peak_flops'] / 1e9:.3g} GFLOP/s a thread",
-        f"  roofline       {_seconds(facts['roofline_seconds'])}, bound by {facts['bound']}; weights come at "
+        f"  arithmetic     {facts['flops'] / 1e9:.3g} GFLOP; this machine does "
+        f"{facts['peak_flops'] / 1e9:.3g} GFLOP/s a thread",
+        f"  roofline       {_seconds(facts['roofline_seconds'])}, bound by {facts['bound']}; "
+        "weights come at "
         f"{facts['bandwidth'] / 1e9:.3g} GB/s a thread",
         *_time(facts),
         *(f"  warning        {w}" for w in facts["warnings"]),
@@ -443,7 +449,8 @@ def _on_gpu(
     }
     lines = [
         f"{layer!r}, T={steps}, B={batch}: {'training' if training else 'inference'}",
-        f"  device         {facts['device']}, {packed.device.figures.multiprocessors} multiprocessors; {layer.precision} products",
+        f"  device         {facts['device']}, {packed.device.figures.multiprocessors} "
+        f"multiprocessors; {layer.precision} products",
     ]
     for which, of in plans.items():
         for name, _, p in of:
@@ -451,11 +458,14 @@ def _on_gpu(
             lines += [
                 f"  {which:<14} {name}: kernel {p.kernel}, {launches} of {p.blocks} blocks",
                 f"                 {p.reason}",
-                f"                 about {_seconds(p.seconds)} by the planner's model, which no run has confirmed",
-                f"                 products of all steps at once: {'the library of the arrays' if p.library else 'our own kernel'}",
+                f"                 about {_seconds(p.seconds)} by the planner's model, which no "
+                "run has confirmed",
+                "                 products of all steps at once: "
+                f"{'the library of the arrays' if p.library else 'our own kernel'}",
             ]
     lines += [
-        f"  packed weights {_bytes(weights)}, made {'once a step of the optimiser' if training else 'once'}",
+        f"  packed weights {_bytes(weights)}, made "
+        f"{'once a step of the optimiser' if training else 'once'}",
         f"  tape           {_bytes(tape) if training else 'none'}",
         f"  workspace      {_bytes(workspace)}, given back after the pass",
         f"  arithmetic     {flops / 1e9:.3g} GFLOP",
@@ -467,8 +477,10 @@ def _on_gpu(
 def _segments(s: Schedule) -> list[str]:
     again = s.count - s.kept
     return [
-        f"  memory limit   {s.count} segments of {s.length} steps; the tapes of {s.kept} are kept, {again} run again: {_bytes(s.bytes)}",
-        f"                 {s.extra:.0%} of the forward pass twice, {s.extra / 3:.0%} more arithmetic; the tape below: without a limit",
+        f"  memory limit   {s.count} segments of {s.length} steps; the tapes of {s.kept} are kept, "
+        f"{again} run again: {_bytes(s.bytes)}",
+        f"                 {s.extra:.0%} of the forward pass twice, {s.extra / 3:.0%} more "
+        "arithmetic; the tape below: without a limit",
     ]
 
 
@@ -498,12 +510,14 @@ def _advice(layer: Recurrent, batch: int, facts: dict[str, Any], training: bool)
         out.append("precision='bfloat16': this CPU multiplies it at twice the rate")
     if padded != layer.hidden_size and padded - layer.hidden_size >= 0.05 * padded:
         out.append(
-            f"a hidden size that is a multiple of {lanes}: {layer.hidden_size} is computed as {padded}, "
+            f"a hidden size that is a multiple of {lanes}: {layer.hidden_size} is computed as "
+            f"{padded}, "
             f"{100 * (padded - layer.hidden_size) / padded:.0f}% for nothing"
         )
     if _threads(facts) == 1 and _core.get_num_threads() > 1:
         out.append(
-            "longer sequences or more of them in one call: this one is too short for more than one thread"
+            "longer sequences or more of them in one call: this one is too short for more than one "
+            "thread"
         )
     return out or ["nothing that we know of"]
 

@@ -60,7 +60,7 @@ def extent(
 
 
 def optional_extent(device: Device, name: str, a: Any, *expected: Any, **options: Any) -> Any:
-    """The same of what may be None."""
+    """Return the same of what may be None."""
     return None if a is None else extent(device, name, a, *expected, **options)
 
 
@@ -84,7 +84,7 @@ class Rows(NamedTuple):
         )
 
     def columns(self, first: int, last: int) -> Rows:
-        """Some of the last axis."""
+        """Return some of the last axis."""
         return self._replace(array=self.array[..., first:last])
 
     def values(self, name: str) -> dict[str, Any]:
@@ -269,7 +269,7 @@ def pack(
 
 
 def share_of(w: Weights, planned: GpuPlan, backward: bool, follows: bool = False) -> Share:
-    """What the blocks of a "persistent" kernel have of these weights."""
+    """Return what the blocks of a "persistent" kernel have of these weights."""
     parts = 2 if word_bytes(w.dtype, w.arrays["precision"]) == 4 else 1
     columns, products, _ = columns_of(w.cell)
     of = [columns] if planned.wave else products[1:]
@@ -370,7 +370,7 @@ def _check_range(*weights: Any) -> None:
 
 
 def times_table(device: Device, steps: int, batch: int, **given: Any) -> Any:
-    """The table of resets and masks, int32 ``[T+1,B]``; see csrc/core/times.h."""
+    """Return the table of resets and masks, int32 ``[T+1,B]``; see csrc/core/times.h."""
     before = device.xp.empty((steps + 1, batch), np.int32)
     if batch:
         device.launch(
@@ -413,7 +413,7 @@ def forward(
     train: bool = False,
     states_only: bool = False,
 ) -> list[Kept]:
-    """Runs what a plan has together; what is kept for the pass back, if anything."""
+    """Run what a plan has together; what is kept for the pass back, if anything."""
     every = []
     for k, call in enumerate(calls):
         values = _forward_values(
@@ -476,7 +476,7 @@ def _forward_values(
 
 
 def _again(kept: Kept, work: Any, library: bool) -> dict[str, Any]:
-    """What the cell saves, of a pass that kept the states only."""
+    """Return what the cell saves, of a pass that kept the states only."""
     w, xp, (steps, batch), size = (
         kept.weights,
         kept.weights.device.xp,
@@ -736,7 +736,7 @@ class Packed:
         return SimpleNamespace(block_steps=1, bytes=0)
 
     def drop(self, layer: int, y: Any, rate: float, key: int, first_step: int) -> None:
-        """What dropout leaves of the outputs ``[T,B,D*H]`` of a layer, in place."""
+        """Return what dropout leaves of the outputs ``[T,B,D*H]`` of a layer, in place."""
         self._drop(layer, y, y, rate, key, first_step)
 
     def wave(self, layer: int, next_one: int, steps: int, batch: int) -> bool:
@@ -1061,7 +1061,7 @@ class Tape:
         return self._rows([k.values["cells"] for k in self._kept])
 
     def saved(self, number: int) -> Any:
-        """What the cell keeps, one of its gates."""
+        """Return what the cell keeps, one of its gates."""
         if self._kept[0].values["saved"] is None:
             raise TypeError(
                 "gates: expected a pass that keeps them, got one that keeps the states only"
@@ -1094,7 +1094,7 @@ def _at(a: Any, k: int) -> Any:
 
 
 def _range(device: Device, a: Any) -> tuple[int, int]:
-    """The addresses that an array touches."""
+    """Return the addresses that an array touches."""
     if not a.size:
         return 0, 0
     spans = [(n - 1) * s for n, s in zip(a.shape, a.strides)]
@@ -1202,7 +1202,7 @@ def embedding_gather_(ids: Any, weight: Any) -> Any:
 
 
 def embedding_scatter_(ids: Any, dy: Any, dweight: Any) -> None:
-    """Adds rows to those of a table, in their order."""
+    """Add rows to those of a table, in their order."""
     xp, device = _library(dy), _device.of(dy)
     assert device is not None
     if not dy.size:
@@ -1220,7 +1220,7 @@ def embedding_scatter_(ids: Any, dy: Any, dweight: Any) -> None:
 
 
 def square_sum_(x: Any) -> float:
-    """The sum of all squares."""
+    """Return the sum of all squares."""
     return float(_library(x).square(x, dtype=np.float64).sum())
 
 
@@ -1248,7 +1248,7 @@ def adam_(
 
 
 def dropout_(x: Any, rate: float, key: int) -> Any:
-    """What dropout leaves of a flat array."""
+    """Return what dropout leaves of a flat array."""
     device = _device.of(x)
     assert device is not None
     with device.here():

@@ -101,12 +101,12 @@ class GpuPlan:
 
 
 def room_for(products: list[int], hidden: int, word: int) -> int:
-    """The hidden units of the least "loop" kernel that has room for so many; 0: none has."""
+    """Return the hidden units of the least "loop" kernel that has room for so many; 0: none has."""
     return next((n for n in ROOM.get(word, ()) if hidden <= n), 0) if len(products) == 1 else 0
 
 
 def rows_for(products: list[int], batch: int, word: int, backward: bool, by_step: bool) -> int:
-    """The rows of a block that streams the weights; 0: tiles."""
+    """Return the rows of a block that streams the weights; 0: tiles."""
     if word == 8 or batch > STREAM_ROWS or (backward and (len(products) > 1 or by_step)):
         return 0
     return next(n for n in (8, 16, 32) if batch <= n or n == 32)
@@ -237,7 +237,7 @@ def plan(
     together: int = 1,
     wave: int = 0,
 ) -> GpuPlan:
-    """The plan of one pass over one layer and direction.
+    """Return the plan of one pass over one layer and direction.
 
     Args:
         products: of each phase of the cell's step, the columns of a unit that its recurrent product feeds.
@@ -352,7 +352,7 @@ def _stepwise(
     backward: bool,
     by_step: bool,
 ) -> GpuPlan:
-    """A launch a step and phase."""
+    """Return a launch a step and phase."""
     rate, weights = device.multiprocessors * device.clock_hz, hidden * hidden * sum(products)
     tiles = {2: TILES, 4: TILES_EXACT, 8: TILES_DOUBLE}[word]  # they have no pipeline
     work = steps * batch * weights / tiles / rate

@@ -258,7 +258,8 @@ def _arguments(
         r = None if r is None else _check.array("reset_state", r)
         if r is not None and (r.shape != (size,) or r.dtype != dtype):
             raise ValueError(
-                f"reset_state: expected shape (H,) = ({size},) of {dtype}, got {r.shape} of {r.dtype}"
+                f"reset_state: expected shape (H,) = ({size},) of {dtype}, got {r.shape} of "
+                f"{r.dtype}"
             )
         options[name] = None if r is None else _check.contiguous(r)[None]
     return _Call(packed, x, h, c, options, ragged, listed)
@@ -280,9 +281,11 @@ def _train(
     packed = call.packed
     if not packed.native.backward:
         raise ValueError(
-            f"weight_ih: expected a precision that can be trained, got weights packed as {packed.precision}"
+            "weight_ih: expected a precision that can be trained, got weights packed as "
+            f"{packed.precision}"
         )
-    # The caller may reuse the arrays of its state, and segments that run again those of its times, before the pullback runs.
+    # The caller may reuse the arrays of its state, and segments that run again those of its times,
+    # before the pullback runs.
     kept = ("restart_h", "restart_c", "lengths", "resets", "mask")
     copies = {n: None if call.options[n] is None else call.options[n].copy() for n in kept}
     h, c = (None if s is None else s.copy() for s in (call.h, call.c))
@@ -304,7 +307,8 @@ def _train(
             ):  # where there is no step, nobody else looks
                 skip = 0 if name == "x" else 1
                 raise ValueError(
-                    f"{name}: expected shape {shape[skip:]} of {packed.dtype}, got {a.shape[skip:]} of {a.dtype}"
+                    f"{name}: expected shape {shape[skip:]} of {packed.dtype}, got "
+                    f"{a.shape[skip:]} of {a.dtype}"
                 )
         plan = plan_of(
             packed.native, memory_limit, steps, batch, outputs, 1, 1, packed.dtype.itemsize
@@ -448,7 +452,8 @@ class Pullback:
             for name, (a, shape) in shapes.items():
                 if a is not None and (a.shape[1:] != shape or a.dtype != packed.dtype):
                     raise ValueError(
-                        f"{name}: expected shape {shape} of {packed.dtype}, got {a.shape[1:]} of {a.dtype}"
+                        f"{name}: expected shape {shape} of {packed.dtype}, got {a.shape[1:]} of "
+                        f"{a.dtype}"
                     )
             dy = dy if dy is None or callable(dy) else _check.array("dy", dy)
             if _check.is_array(dy) and (dy.shape != own or dy.dtype != packed.dtype):
@@ -490,7 +495,8 @@ def _packed(
             cell != _cell(family) and cell != weight_ih.cell
         ):
             raise ValueError(
-                "weight_ih: expected weights packed with the same options, got others; give them to pack"
+                "weight_ih: expected weights packed with the same options, got others; give them "
+                "to pack"
             )
         return weight_ih
     weight_hh, bias_ih, bias_hh, weight_peephole = rest

@@ -50,24 +50,25 @@ __all__ = [
 ]
 
 
-# -- schedules -----------------------------------------------------------------------------------------------------------
+# -- schedules -------------------------------------------------------------------------------------
+# ----------------------
 
 
 def _number(name: str, value: Any) -> float:
-    """A finite number of at least 0; the error names the argument whatever came in."""
+    """Return a finite number of at least 0; the error names the argument whatever came in."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name}: expected a number, got {value!r}")
     return _check.finite(name, float(value))
 
 
 def _fraction(name: str, value: Any) -> float:
-    """A number in [0, 1)."""
+    """Return a number in [0, 1)."""
     _number(name, value)
     return _check.fraction(name, value)
 
 
 def _named(lr: Any, rate: Any, default: Any = None) -> Any:
-    """What was given under one of the two names, of which only one may be used."""
+    """Return what was given under one of the two names, of which only one may be used."""
     if rate is None:
         return lr
     if not isinstance(lr, (int, float, np.integer, np.floating, Schedule)) and lr is not None:
@@ -436,7 +437,8 @@ def _schedule(lr: object) -> Schedule:
     return Constant(float(lr))
 
 
-# -- clipping ------------------------------------------------------------------------------------------------------------
+# -- clipping --------------------------------------------------------------------------------------
+# ----------------------
 
 
 def _above_zero(name: str, value: Any) -> None:
@@ -515,7 +517,8 @@ def clip_by_value(model: Layer, limit: float) -> None:
     np.clip(flat, -limit, limit, out=flat)
 
 
-# -- optimisers ----------------------------------------------------------------------------------------------------------
+# -- optimisers ------------------------------------------------------------------------------------
+# ----------------------
 
 
 class Optimizer:
@@ -585,7 +588,8 @@ class Optimizer:
         for pattern in self.groups:
             if not fnmatch.filter(names, pattern):
                 raise KeyError(
-                    f"groups: expected to match a parameter among {', '.join(names)}, got {pattern!r}"
+                    f"groups: expected to match a parameter among {', '.join(names)}, got "
+                    f"{pattern!r}"
                 )
 
     def step(self, model: Layer) -> None:
@@ -605,7 +609,8 @@ class Optimizer:
                 self.state[name] = np.zeros(size, model.dtype, like=model.flat)
             if self.state[name].shape != (size,) or self.state[name].dtype != model.dtype:
                 raise ValueError(
-                    f"model: expected the one that this optimiser has stepped so far, got one of {size} parameters"
+                    "model: expected the one that this optimiser has stepped so far, got one of "
+                    f"{size} parameters"
                 )
             if _device.of(self.state[name]) is not _device.of(
                 model.flat
@@ -698,7 +703,8 @@ def _runs(
     return runs
 
 
-# The defaults are objects of their own, so that a rate given under both names is told from a default.
+# The defaults are objects of their own, so that a rate given under both names is told from a
+# default.
 _RMSPROP, _ADAM = float("1e-2"), float("1e-3")
 
 

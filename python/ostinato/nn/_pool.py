@@ -58,11 +58,12 @@ class Pool(Layer):
             raise ValueError(f"device: expected 'cpu' for a model with a Pool, got {device.name!r}")
 
     def _rows(self, x: Any, lengths: object, mask: Any) -> tuple[Ragged, Array]:
-        """The sequences one after the other, and which of their rows count."""
+        """Return the sequences one after the other, and which of their rows count."""
         sequences, counts = rows_that_count(x, lengths, mask, self.batch_first)
         if sequences.rows.dtype != self._dtype or sequences.rows.ndim != 2:
             raise TypeError(
-                f"x: expected rows [N,D] of {self._dtype}, got shape {sequences.rows.shape} of {sequences.rows.dtype}"
+                f"x: expected rows [N,D] of {self._dtype}, got shape {sequences.rows.shape} of "
+                f"{sequences.rows.dtype}"
             )
         return sequences, counts
 

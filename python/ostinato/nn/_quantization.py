@@ -66,7 +66,8 @@ class QuantizationReport:
             lines.append(f"  {name:<16} {error:>10.3%}   {worst:.3%} (feature {feature})")
         low, high = int(self.input_ranges.argmin()), int(self.input_ranges.argmax())
         lines.append(
-            f"  input ranges     {self.input_ranges[low]:.3g} (feature {low}) to {self.input_ranges[high]:.3g} "
+            f"  input ranges     {self.input_ranges[low]:.3g} (feature {low}) to "
+            f"{self.input_ranges[high]:.3g} "
             f"(feature {high}), ratio {self.range_ratio:.3g}"
         )
         return "\n".join([*lines, *(f"  advice           {a}" for a in self.advice)])
@@ -141,7 +142,8 @@ class ScaledInputs(Layer):
             bad = np.flatnonzero(~((given >= SMALLEST_SCALE) & (given <= LARGEST_SCALE)))
             if bad.size:
                 raise ValueError(
-                    f"input_scale: expected positive numbers from {SMALLEST_SCALE:g} to {LARGEST_SCALE:g}, "
+                    f"input_scale: expected positive numbers from {SMALLEST_SCALE:g} to "
+                    f"{LARGEST_SCALE:g}, "
                     f"got {given[bad[0]]} for feature {bad[0]}"
                 )
             scale = np.array(given, np.float32)
@@ -338,7 +340,8 @@ def _advice(
         yield f"calibrate(x) brings the error of int8 from {now:.2%} to {better:.2%}"
     if ratio >= WIDE and not calibrated:
         yield (
-            f"the ranges of the input features differ by {ratio:.3g} times, and int8 has one scale for all: "
+            f"the ranges of the input features differ by {ratio:.3g} times, and int8 has one scale "
+            "for all: "
             + (
                 "calibrate(x) gives each its own"
                 if better < 0.7 * now
@@ -354,7 +357,8 @@ def _advice(
         yield f"int8 is off by {now:.2%} on this data: below the {GOOD:.0%} that is usual"
 
 
-# -- models --------------------------------------------------------------------------------------------------------------
+# -- models ----------------------------------------------------------------------------------------
+# ----------------------
 
 
 class _Recorder(Layer):

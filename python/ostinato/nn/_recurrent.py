@@ -45,7 +45,7 @@ class _Call(NamedTuple):
         return self.x.shape[0], self.x.shape[1]
 
     def shaped(self, rows: Array) -> Any:
-        """An array of flat rows as x came."""
+        """Return an array of flat rows as x came."""
         return as_given(rows, self.ragged, self.listed)
 
 
@@ -100,7 +100,7 @@ class _LastStep(_FinalState):
         self.y[self.rows, width // 2 :] = y[self._where()][:, width // 2 :]
 
     def _ends(self, steps: int) -> Array:
-        """Of each row, the number of the last step that it takes part in, counted from 1; or 0."""
+        """Return the last step that each row takes part in, counted from 1; 0 if there is none."""
         lengths, mask = self.call.options["lengths"], self.call.options["mask"]
         if self.call.ragged is not None:
             clock = _ragged.step_of(lengths) + 1
@@ -208,7 +208,8 @@ class RecurrentPullback(Pullback):
     def _known(self) -> Any:
         if self._tape is None:
             raise TypeError(
-                "cells, gates: expected a pullback that has not been used, of a pass without memory_limit"
+                "cells, gates: expected a pullback that has not been used, of a pass without "
+                "memory_limit"
             )
         return self._tape
 
@@ -384,12 +385,15 @@ class Recurrent(ScaledInputs):
         return out
 
     def _state_names(self) -> list[str]:
-        """Of the learned initial states: h of all layers and directions, then c."""
+        """Return the names of the learned initial states: h of all layers and directions, then c."""
         kinds = ("h", "c")[: 1 + self._has_cells] if self.learned_state else ()
         return [f"initial_{kind}{end}" for kind in kinds for end in self._suffixes()]
 
     def _initial(self, arrays: Any) -> list[Any]:
-        """Those states, of parameters or gradients: ``[h [L*D,H], c [L*D,H]]``, None where there is none."""
+        """Return the learned initial states among parameters or gradients.
+
+        They are ``[h [L*D,H], c [L*D,H]]``, None where there is none.
+        """
         names, n = self._state_names(), len(self._suffixes())
         return [[arrays.get(name) for name in names[k : k + n]] or None for k in (0, n)]
 
@@ -442,7 +446,8 @@ class Recurrent(ScaledInputs):
             raise ValueError(f"forget_bias: expected an LSTM, got {type(self).__name__}")
         if chrono is not None and (keep is None or _check.positive("chrono", chrono) < 3):
             raise ValueError(
-                f"chrono: expected an LSTM or GRU and at least 3 steps, got {type(self).__name__} and {chrono}"
+                f"chrono: expected an LSTM or GRU and at least 3 steps, got {type(self).__name__} "
+                f"and {chrono}"
             )
         h = self.hidden_size
         new: dict[str, Array] = {}
@@ -482,7 +487,8 @@ class Recurrent(ScaledInputs):
                         )
         return self
 
-    # -- running -------------------------------------------------------------------------------------------------
+    # -- running -----------------------------------------------------------------------------------
+    # --------------
 
     def _native_precision(self) -> str:
         return _check.native_precision(self._dtype, self._precision, self.device)
@@ -551,7 +557,10 @@ class Recurrent(ScaledInputs):
     def _start(
         self, h: Array | None, c: Array | None, options: dict[str, Any], batch: int
     ) -> tuple[Array | None, Array | None, bool]:
-        """The states to start from, the layer's own if none are given; and those of a restart, into the options."""
+        """Return the states to start from; put those of a restart into the options.
+
+        Where none are given they are the layer's own.
+        """
         h, c = (
             None if s is None else self._contiguous_state(_check.array("state", s, 3), batch)
             for s in (h, c)
@@ -565,7 +574,7 @@ class Recurrent(ScaledInputs):
         return h, c, learned
 
     def _with_batch(self, name: str, a: object, ndim: int) -> Array | None:
-        """An array of one sequence, with the batch axis that it came without."""
+        """Return an array of one sequence, with the batch axis that it came without."""
         if a is None:
             return None
         return np.expand_dims(_check.array(name, a, ndim), 0 if self.batch_first else 1)
@@ -574,14 +583,18 @@ class Recurrent(ScaledInputs):
         return self.num_layers * self._directions, batch, self.hidden_size
 
     def _contiguous_state(self, s: Array, batch: int) -> Array:
-        """A state as the kernels take it. One of another shape, which they refuse, is not copied: broadcast, it may be of any size."""
+        """Return a state as the kernels take it.
+
+        One of another shape, which they refuse, is not copied: broadcast, it may be of any size.
+        """
         return _check.contiguous(s) if s.shape == self._state_shape(batch) else s
 
     def _check_state(self, name: str, s: Array | None, batch: int) -> None:
         shape = self._state_shape(batch)
         if s is not None and (s.shape != shape or s.dtype != self._dtype):
             raise ValueError(
-                f"{name}: expected shape (L*D, B, H) = {shape} of {self._dtype}, got {s.shape} of {s.dtype}"
+                f"{name}: expected shape (L*D, B, H) = {shape} of {self._dtype}, got {s.shape} of "
+                f"{s.dtype}"
             )
 
     def _check_cells(self, dcells: object, steps: int, batch: int) -> None:
@@ -847,7 +860,8 @@ class Recurrent(ScaledInputs):
         ) -> tuple[Any, State]:
             if callable(dy) and (run is None or self._directions == 2 or single):
                 raise TypeError(
-                    "dy: expected an array; a function is taken with segments, one direction and a batch axis"
+                    "dy: expected an array; a function is taken with segments, one direction and a "
+                    "batch axis"
                 )
             if call.ragged is not None and last is None and not callable(dy):
                 dy = rows_like("dy", dy, call.ragged, shape[2])

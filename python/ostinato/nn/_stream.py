@@ -98,7 +98,8 @@ class Stream:
 
     def _refuse_changed(self) -> None:
         raise RuntimeError(
-            "stream: expected the model that it was made of, got one whose parameters or settings have changed since; "
+            "stream: expected the model that it was made of, got one whose parameters or settings "
+            "have changed since; "
             "call stream.refresh(), which keeps the states, or make a new stream"
         )
 

@@ -116,7 +116,8 @@ class Checkpoint:
         saved = read(path)
         if which == "best" and saved.best is None:
             raise ValueError(
-                f"which: expected 'last', since the run of {os.fspath(path)} had no validation, got 'best'"
+                f"which: expected 'last', since the run of {os.fspath(path)} had no validation, "
+                "got 'best'"
             )
         parameters = saved.model if which == "last" else saved.best
         assert parameters is not None
@@ -177,12 +178,14 @@ def read(path: str | os.PathLike[str]) -> Saved:
         ) from None
     if isinstance(meta, dict) and "format" not in meta and "at" in meta:
         raise ValueError(
-            f"{name}: expected a checkpoint of format {FORMAT}, got one of an older version, which cannot be resumed; "
+            f"{name}: expected a checkpoint of format {FORMAT}, got one of an older version, which "
+            "cannot be resumed; "
             'its parameters are the tensors that begin with "model."'
         )
     if isinstance(meta, dict) and isinstance(meta.get("format"), int) and meta["format"] > FORMAT:
         raise ValueError(
-            f"{name}: expected a checkpoint of format {FORMAT}, got {meta['format']}, of a newer version"
+            f"{name}: expected a checkpoint of format {FORMAT}, got {meta['format']}, of a newer "
+            "version"
         )
     try:
         return _parse(meta, tensors)

@@ -33,7 +33,8 @@ class Log:
         for row in rows:
             if set(row) != set(columns):
                 raise ValueError(
-                    f"log: expected the columns {', '.join(row)}, as the checkpoint has them, got {', '.join(columns)}; "
+                    f"log: expected the columns {', '.join(row)}, as the checkpoint has them, got "
+                    f"{', '.join(columns)}; "
                     "give no log, or the validation and metrics that the run began with"
                 )
         if self.path.exists():
@@ -43,7 +44,8 @@ class Log:
             whole = first.endswith("\n")
             if first and (header != columns if whole else not _line(columns).startswith(first)):
                 raise ValueError(
-                    f"log: expected the columns {', '.join(columns)} in {self.path}, got {', '.join(header)}; "
+                    f"log: expected the columns {', '.join(columns)} in {self.path}, got "
+                    f"{', '.join(header)}; "
                     "give another file, or overwrite=True without resume"
                 )
         text = (

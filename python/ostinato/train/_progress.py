@@ -106,7 +106,8 @@ class Progress(Callback):
             f"  {n.removeprefix('valid_')} {v:.4g}" for n, v in row.items() if n not in PLAIN
         )
         text = (
-            f"step {row['step']:.0f}  epoch {row['epoch']:.0f}  loss {row['loss']:.4f}{valid}{more}  "
+            f"step {row['step']:.0f}  epoch {row['epoch']:.0f}  loss "
+            f"{row['loss']:.4f}{valid}{more}  "
             f"{row['seconds']:.0f} s"
         )
         if self._bar is not None:
