@@ -238,9 +238,9 @@ def test_a_model_is_not_overwritten(model: Any) -> None:
         "--save: expected a folder without a model, found model.safetensors, checkpoint.safetensors, log.csv in m"
         in (done.stderr)
     )
-    assert "--resume goes on from the checkpoint, --overwrite replaces what is there" in done.stderr
+    assert "--resume continues from the checkpoint, --overwrite replaces what is there" in done.stderr
     done = command(*options, "--save", "n", "--resume", cwd=folder, check=False)
-    assert "--resume: expected a checkpoint to go on from, found none in n" in done.stderr
+    assert "--resume: expected a checkpoint to continue from, found none in n" in done.stderr
 
 
 def test_words() -> None:

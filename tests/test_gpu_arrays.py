@@ -525,7 +525,9 @@ def test_memory_is_what_explain_says(gpu: Gpu, cell: str, training: bool, monkey
         assert 0.45 * (sum(made) - outputs) <= facts["workspace_bytes"] <= 1.1 * (sum(made) - outputs)
         return
     (y, _), pullback = layer.vjp(x)
-    tape = sum(k.values[n].nbytes for k in pullback._tape._kept for n in ("saved", "cells") if k.values[n] is not None)
+    tape = sum(
+        k.values[n].nbytes for k in pullback._tape._passes for n in ("saved", "cells") if k.values[n] is not None
+    )
     assert facts["tape_bytes"] == tape
     made.clear()
     pullback(y)

@@ -1,4 +1,4 @@
-// What Python asks of the kernels for GPUs, wherever they run.
+// Facts about the GPU's kernels that Python needs, whether or not there is a GPU.
 #include "../cuda/calls.h"
 
 namespace ost {

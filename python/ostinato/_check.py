@@ -1,4 +1,4 @@
-"""Checks of arguments that the Python side makes itself; arrays are checked at the border of the native code."""
+"""Check arguments on the Python side; the native code checks arrays."""
 
 from __future__ import annotations
 
@@ -249,7 +249,10 @@ def times(
 def taking_part(
     steps: int, batch: int, lengths_: npt.NDArray[Any] | None, mask: npt.NDArray[Any] | None
 ) -> npt.NDArray[np.bool_]:
-    """``[T,B]``: which rows take part in which steps, of checked lengths and a time-major mask; on the host."""
+    """Return ``[T,B]`` on the host, True where a row takes part in a step.
+
+    lengths are checked, and mask is time-major.
+    """
     lengths_, mask = _device.host(lengths_), _device.host(mask)
     on: npt.NDArray[np.bool_] = np.arange(steps)[:, None] < (
         np.full(batch, steps) if lengths_ is None else lengths_

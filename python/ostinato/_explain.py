@@ -22,10 +22,12 @@ __all__ = ["Explanation", "explain"]
 
 PAUSES = (0.01, 0.1)  # seconds without a call, after which explain(measure=True) measures
 MEASURE_SECONDS = 0.01
+# How a call is divided among threads, by the names of the native planner.
 SPREADS = {
-    "alone": "one thread: the call is too short, or its rows and units too few, for a second one to pay",
-    "lanes": "batch rows are cut into lanes; each goes through time on one thread, without a barrier",
-    "units": "all threads share every step, split by hidden units, with a barrier a phase: there are too few rows to split",
+    "alone": "serial: the call is too short, or its rows and units too few, for a second thread",
+    "lanes": "batch-parallel: each row block goes through time on one thread, without a barrier",
+    "units": "unit-parallel: threads divide the hidden units of every step, with a barrier a "
+    "phase: there are too few rows to divide",
 }
 
 
@@ -204,7 +206,7 @@ def explain(
                 )
                 reading = (
                     float(steps) * recurrent * lanes * directions / bandwidth
-                )  # R once a step and lane
+                )  # R once a step and row block
                 product = 2.0 * cell["gates"] * hidden * hidden * steps * batch * directions / peak
                 if reading > product:
                     bound = "reading the recurrent weights"
@@ -311,7 +313,7 @@ def _text(layer: Recurrent, steps: int, batch: int, facts: dict[str, Any], train
             lines += [
                 f"  {name:<14} {which}:{both} {g['threads']} thread{'s' * (g['threads'] > 1)}; "
                 f"{SPREADS[g['spread']]}",
-                f"                 {g['lanes']} lanes of up to {g['lane_rows']} rows, "
+                f"                 {g['lanes']} row blocks of up to {g['lane_rows']} rows, "
                 f"{g['block_steps']} steps a block; "
                 f"tiles of {g['tile'][0]} rows x {g['tile'][1]} vectors",
             ]
@@ -327,7 +329,7 @@ def _text(layer: Recurrent, steps: int, batch: int, facts: dict[str, Any], train
     lines += [
         *(
             [
-                "  memory limit   states only; gates are made again for a chunk of steps at once: "
+                "  memory limit   states only; gates are recomputed for a chunk of steps at once: "
                 "33% more arithmetic"
             ]
             if facts["states_only"]
@@ -360,7 +362,7 @@ def _measured(
     memory_limit: str | int | None,
     pause: float = 0.0,
 ) -> float:
-    """Median seconds of a call on zeros, after pauses; the parameters' gradients are left as they were."""
+    """Return the median seconds of a call on zeros, after pauses; no gradient changes."""
     x = _device.like(np.zeros(sizes, layer._dtype), layer._block.values)
     device = _device.of(x)
     limit: dict[str, Any] = {} if memory_limit is None else {"memory_limit": memory_limit}
@@ -408,7 +410,7 @@ def _on_gpu(
     layer: Recurrent, steps: int, batch: int, training: bool, measured: float | None
 ) -> Explanation:
     """Explain a layer on a GPU: the plans of its passes, the planner's estimate, and memory."""
-    from ._on_device import bytes_of, plans_of, share_of
+    from ._on_device import bytes_of, partition_of, plans_of
 
     packed, name, dropout = layer._packed(training), layer._cell, training and layer.dropout > 0
     cell, h, directions = _core.cells()[name], layer.hidden_size, 2 if layer.bidirectional else 1
@@ -427,14 +429,14 @@ def _on_gpu(
         for n, a in w.arrays.items()
         if hasattr(a, "nbytes") and n != "params"
     )
-    shares = [
-        sum(share_of(w, p, which == "backward", follows).weight_bytes)
+    partitions = [
+        sum(partition_of(w, p, which == "backward", has_upstream).weight_bytes)
         for which, of in plans.items()
         for _, w, p in of
-        for follows in ((False, True) if p.wave else (False,) * directions)
+        for has_upstream in ((False, True) if p.layer_pipelined else (False,) * directions)
         if p.units
     ]
-    weights += sum(shares)
+    weights += sum(partitions)
     facts: dict[str, Any] = {
         "device": packed.device.figures.name,
         "precision": layer.precision,
@@ -475,10 +477,10 @@ def _on_gpu(
 
 
 def _segments(s: Schedule) -> list[str]:
-    again = s.count - s.kept
+    recomputed = s.count - s.kept
     return [
-        f"  memory limit   {s.count} segments of {s.length} steps; the tapes of {s.kept} are kept, "
-        f"{again} run again: {_bytes(s.bytes)}",
+        f"  memory limit   {s.count} segments of {s.length} steps; the tapes of {s.kept} are "
+        f"saved, {recomputed} are recomputed: {_bytes(s.bytes)}",
         f"                 {s.extra:.0%} of the forward pass twice, {s.extra / 3:.0%} more "
         "arithmetic; the tape below: without a limit",
     ]

@@ -176,7 +176,10 @@ class Ragged:
 
 
 def times(x: Ragged, resets: Any, mask: Any, masked: str) -> dict[str, Any]:
-    """`_check.times` of ragged sequences: resets and mask are a `Ragged`, a list or flat rows of bool, and stay flat."""
+    """Return the options of time of ragged sequences, as `_check.times` does of arrays.
+
+    resets and mask are a `Ragged`, a list or flat rows of bool, and stay flat.
+    """
     return {
         "lengths": x.lengths,
         "resets": flag_bytes("resets", resets, x),

@@ -1,4 +1,4 @@
-"""Train within a bound of memory: save the states at the borders of segments, recompute the rest."""
+"""Train within a bound of memory: save states at the borders of segments, recompute the rest."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Schedule:
 
 
 def parse(limit: object) -> tuple[str, int]:
-    """("bytes", n) of "512MB", ("segments", n) of a number, ("least", 0) of "least", ("states", 0) of "states"."""
+    """Return ("bytes", n), ("segments", n), ("least", 0) or ("states", 0) of a memory limit."""
     if isinstance(limit, str):
         text = limit.strip().upper().replace(" ", "")
         if text in ("LEAST", "STATES"):
@@ -118,7 +118,9 @@ def schedule(
 
 
 class Chain:
-    """Layers of one direction, run segment by segment. Arrays are time-major, x may be any strided view; or they are flat rows.
+    """Run layers of one direction segment by segment.
+
+    Arrays are time-major, x may be any strided view; or they are flat rows.
 
     Args:
         packed: native weights; of one direction, from the start or (``reverse``) from the end.
@@ -344,10 +346,21 @@ class Chain:
             else:
                 d = self._window(dy, k)
             _, dh, dc, *_ = tape.backward(
-                d, dh, dc, grads, False, **control, cuts=self._window(cuts, k),
-                dcells=None if dcells is None else dcells[:, t0:t1], dx=self._window(dx, k), dx_add=dx_add,
-                sums=sums, resume=n > 0, more=n + 1 < len(order), drestart=dreset,
-            )  # fmt: skip
+                d,
+                dh,
+                dc,
+                grads,
+                False,
+                **control,
+                cuts=self._window(cuts, k),
+                dcells=None if dcells is None else dcells[:, t0:t1],
+                dx=self._window(dx, k),
+                dx_add=dx_add,
+                sums=sums,
+                resume=n > 0,
+                more=n + 1 < len(order),
+                drestart=dreset,
+            )
             del tape, out  # before the next is made
         return dh, dc
 
@@ -380,8 +393,9 @@ class Chain:
 class Segmented:
     """A recurrent layer run within a bound of memory: `forward`, then `backward`.
 
-    Layers of one direction run all together, segment by segment. With two directions the one from the end needs all outputs of the layer
-    below first: layers and directions run one after the other, and the outputs between the layers stay.
+    All layers of one direction run together, segment by segment. With two directions the one from
+    the end needs all outputs of the layer below first: then layers and directions run one after the
+    other, and the outputs between the layers are saved.
     """
 
     def __init__(
@@ -499,10 +513,17 @@ class Segmented:
                 None if dreset_h is None else (self._part(dreset_h, k), self._part(dreset_c, k))
             )
             part_h, part_c = self.chains[k].backward(
-                dy if callable(dy) or dy is None else dy[..., half], self._part(dh, k), self._part(dc, k),
-                grads[k : k + 1] if self.directions == 2 else grads, y=self.ys[layer][..., half] if self.ys else None,
-                dcells=self._part(dcells, k), dx=into, dx_add=into_add, dreset=dreset, **control,
-            )  # fmt: skip
+                dy if callable(dy) or dy is None else dy[..., half],
+                self._part(dh, k),
+                self._part(dc, k),
+                grads[k : k + 1] if self.directions == 2 else grads,
+                y=self.ys[layer][..., half] if self.ys else None,
+                dcells=self._part(dcells, k),
+                dx=into,
+                dx_add=into_add,
+                dreset=dreset,
+                **control,
+            )
             dh0.insert(0, part_h)
             dc0.insert(0, part_c)
             self.chains[k].borders.clear()

@@ -177,7 +177,8 @@ def gradient_flow(
             assert dh is not None
             reach = next((int(k) for k in np.flatnonzero(survival[part] < threshold)), None)
             full = f"{name}{end[1:]}"
-            verdict = f"{full}: {_verdict(survival[part], reach, threshold, *facts[part], layer.hidden_size)}"
+            sentence = _verdict(survival[part], reach, threshold, *facts[part], layer.hidden_size)
+            verdict = f"{full}: {sentence}"
             out.append(LayerFlow(full, dh, dc, survival[part], reach, *facts[part], verdict))
     return Flow(out)
 

@@ -433,8 +433,9 @@ class CrossEntropy(Loss):
     ) -> tuple[float, float, Array | None]:
         """Logits ``[N,V]`` with weights of classes, of rows, or of both.
 
-        With w_k the weight of class k, v of the row, s the smoothing and t the target, a row's loss is
-        ``v ((1 - s) w_t (-log p_t) + s / V sum_k w_k (-log p_k))`` and the mean divides by the sum of all ``v w_t``.
+        With w_k the weight of class k, v of the row, s the smoothing and t the target, a row's
+        loss is ``v ((1 - s) w_t (-log p_t) + s / V sum_k w_k (-log p_k))`` and the mean divides
+        by the sum of all ``v w_t``.
         """
         size = y.shape[-1]
         if self.class_weights is None:

@@ -108,7 +108,7 @@ class Schedule:
 
     @property
     def observes(self) -> bool:
-        """Whether the schedule depends on what `observe` is given, so that training needs validation data."""
+        """Whether the schedule depends on `observe`, so that training needs validation data."""
         return type(self).observe is not Schedule.observe
 
     def observe(self, value: float) -> None:
@@ -372,7 +372,7 @@ class ReduceOnPlateau(Schedule):
         return max(self.lr * self._scale, self.minimum)
 
     def forget(self) -> None:
-        """Forget the best figure and the count of validations that were no better; the rate stays."""
+        """Forget the best figure and the validations that were no better; the rate stays."""
         self._best, self._bad = math.inf, 0
 
     def observe(self, value: float) -> None:
@@ -683,7 +683,9 @@ _Run = tuple[int, int, bool, int, float]
 def _runs(
     model: Layer, started: dict[str, int], taken: int, groups: dict[str, float]
 ) -> list[_Run]:
-    """Stretches of the flat buffer that move together: (start, stop, decay, steps before the first, factor of the rate).
+    """Return the ranges of the flat buffer that are updated together.
+
+    Each is (start, stop, decay, steps before the first, factor of the rate).
 
     Frozen parameters are left out.
     """

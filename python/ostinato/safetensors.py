@@ -74,7 +74,7 @@ def _checksum(
 
 
 def _bfloat16_bits(name: str, a: Array) -> Array:
-    """Round real numbers to bfloat16, to nearest and ties to even, and return the 16 bits of each."""
+    """Return the 16 bits of numbers rounded to bfloat16, to nearest, ties to even."""
     a = np.atleast_1d(a)
     with np.errstate(over="ignore"):
         b = np.ascontiguousarray(a, np.float32)
@@ -374,7 +374,7 @@ def _tensor(
     *,
     checked: bool,
 ) -> tuple[Array, int]:
-    """Read one tensor, which is next in the file, and take its checksum if there is one to compare with."""
+    """Read the next tensor of the file, and compute its checksum if there is one to compare."""
     dtype = np.dtype("|u1") if code == "BOOL" else np.dtype(_NAMES[code])
     try:
         a: Array = np.empty(shape, dtype)

@@ -1,4 +1,4 @@
-"""Parameters of a model: one contiguous buffer with a table of names, and gradients in another of the same shape."""
+"""Hold the parameters of a model in one buffer with a table of names, and gradients likewise."""
 
 from __future__ import annotations
 

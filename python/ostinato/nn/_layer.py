@@ -1,4 +1,4 @@
-"""Define what every layer has: parameters, writing to them, state dicts, saving, and the pullback."""
+"""Define what every layer has: parameters, writing, state dicts, saving, and the pullback."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Layer:
         self._owner: Layer | None = None
 
     def _declare(self, arrays: Mapping[str, Array], *, no_decay: tuple[str, ...] = ()) -> None:
-        """Give the layer its parameters. Those of one axis, and those named, are left out of weight decay."""
+        """Give the layer its parameters; vectors and those in no_decay have no weight decay."""
         decay = {n: a.ndim > 1 and n not in no_decay for n, a in arrays.items()}
         self._block = Block(arrays, decay, self._dtype)
 
@@ -359,7 +359,7 @@ class Layer:
         return self._gradients(grads)
 
     def _packed(self, backward: bool) -> Any:
-        """Packed weights of this version and kernel set, by the layer's `_pack`: a snapshot, swapped whole."""
+        """Return the packed weights of this version and kernel set, replaced as a whole."""
         own = getattr(self, "precision", None), getattr(self, "_scales_set", 0)
         key, cache = (self.version, _core.kernels(), *own), self._cache
         if cache is None or cache[0] != key or (backward and not cache[1].backward):
@@ -378,7 +378,7 @@ class Layer:
         raise TypeError(f"stream: expected layers of ostinato.nn, got a {type(self).__name__}")
 
     def _reset_stream(self, states: Any, slots: Any) -> None:
-        """Let slots begin anew."""
+        """Put slots back to their initial state."""
 
     def _stream_state(self, states: Any) -> Any:
         """Return the states, shaped as the layer gives them."""
@@ -417,7 +417,7 @@ class Layer:
             new._place(new._block, "")
         return new
 
-    # Packed weights are made again when needed; a model sets itself as the owner of its layers.
+    # Weights are packed again when needed; a model sets itself as the owner of its layers.
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in ("_cache", "_owner", "_watch")}
 

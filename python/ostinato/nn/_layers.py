@@ -146,7 +146,8 @@ class Linear(Layer):
         return y, self._pullback(backward)
 
     def __repr__(self) -> str:
-        return f"Linear({self.in_features}, {self.out_features}{'' if 'bias' in self.parameters() else ', bias=False'})"
+        bias = "" if "bias" in self.parameters() else ", bias=False"
+        return f"Linear({self.in_features}, {self.out_features}{bias})"
 
 
 class Embedding(Layer):

@@ -68,7 +68,7 @@ class Pool(Layer):
         return sequences, counts
 
     def _pooled(self, x: Ragged, on: Array) -> tuple[Array, Array]:
-        """y [B,D], and what the gradient needs: 1 / count [B], or the row that each element came from [B,D]."""
+        """Return y [B,D], and 1 / count [B] or the row that each element came from [B,D]."""
         batch, width = len(x), x.rows.shape[1]
         filled = x.lengths > 0
         starts = x.offsets[:-1][filled]

@@ -268,7 +268,7 @@ def _refuse_float64(layer: ScaledInputs) -> None:
 
 
 def _ranges(layer: ScaledInputs, x: Any, lengths: object, mask: Any) -> Array:
-    """Return max |x| of every feature ``[I]`` over the steps that take part, for a layer that has int8."""
+    """Return max |x| of every feature ``[I]`` over the steps that take part."""
     _refuse_float64(layer)
     if layer.device != "cpu":
         raise ValueError(
@@ -349,7 +349,10 @@ def _advice(
             )
         )
     if now > GOOD and better > GOOD:
-        yield f"precision='bfloat16', which is off by {half:.2%}: int8 is off by {min(now, better):.2%} at best"
+        yield (
+            f"precision='bfloat16', which is off by {half:.2%}: int8 is off by "
+            f"{min(now, better):.2%} at best"
+        )
     if now <= GOOD:
         feature, error = worst["int8"]
         if error > 3 * GOOD:
@@ -362,7 +365,7 @@ def _advice(
 
 
 class _Recorder(Layer):
-    """A recurrent layer within a model, which notes what it is called with and runs in its dtype."""
+    """A recurrent layer within a model that records its calls and runs in its dtype."""
 
     stateful = True
     takes_lengths = True
@@ -382,7 +385,7 @@ class _Recorder(Layer):
 
 
 def _recording(model: Any, calls: list[Any], prefix: str = "") -> Any:
-    """Return a model that shares the layers of another and notes the calls of its recurrent ones."""
+    """Return a model that shares the layers of another and records its recurrent calls."""
     shadow = object.__new__(type(model))
     shadow.__dict__.update(model.__dict__)
     layers = []
@@ -397,7 +400,7 @@ def _recording(model: Any, calls: list[Any], prefix: str = "") -> Any:
 
 
 def calls_of(model: Any, x: Any, state: Any, times: dict[str, Any]) -> list[Any]:
-    """Run a model, and return name, layer, x, state and options of the call of every recurrent layer."""
+    """Run a model; return name, layer, x, state and options of each recurrent call."""
     calls: list[Any] = []
     _recording(model, calls)(x, state, **times)
     if not calls:

@@ -385,7 +385,7 @@ class Recurrent(ScaledInputs):
         return out
 
     def _state_names(self) -> list[str]:
-        """Return the names of the learned initial states: h of all layers and directions, then c."""
+        """Return the names of the learned initial states: h of all layers, then c."""
         kinds = ("h", "c")[: 1 + self._has_cells] if self.learned_state else ()
         return [f"initial_{kind}{end}" for kind in kinds for end in self._suffixes()]
 
@@ -823,7 +823,7 @@ class Recurrent(ScaledInputs):
         }
         states_only = memory_limit is not None and parse(memory_limit)[0] == "states"
         segments = memory_limit is not None and not states_only
-        if segments:  # those that run again read these again
+        if segments:  # recomputed segments read these again
             names = ("lengths", "resets", "mask")
             copies = {n: None if call.options[n] is None else call.options[n].copy() for n in names}
             call = call._replace(options={**call.options, **copies})
@@ -848,7 +848,7 @@ class Recurrent(ScaledInputs):
         last = _last(outputs, self, call, shape, y, h_n)
         y = last.y if last is not None else None if outputs == "none" else y
         if y is not None:
-            y = y.view()  # a segment that runs again writes its outputs again
+            y = y.view()  # a recomputed segment writes its outputs again
             _check.read_only(y)
 
         def backward(
@@ -952,7 +952,8 @@ class Recurrent(ScaledInputs):
             )
             if v != plain
         ).replace("precision=" + self.precision, f"precision={self.precision!r}")
-        return f"{type(self).__name__}({self.input_size}, {self.hidden_size}{extra}{self._extra_repr()})"
+        sizes = f"{self.input_size}, {self.hidden_size}"
+        return f"{type(self).__name__}({sizes}{extra}{self._extra_repr()})"
 
     def _extra_repr(self) -> str:
         return ""

@@ -355,7 +355,10 @@ class Sequential(Layer):
         return self._own_grads(grads)
 
     def _without_padding(self, x: Any, times: dict[str, Any], layer: Layer) -> Any:
-        """x with zeros where a row takes no part, if the layer that reads it does not know of such: padding may hold NaN."""
+        """Return x with zeros where a row takes no part, since padding may hold NaN.
+
+        x is returned as it is if the layer that reads it takes lengths.
+        """
         lengths, mask = times.get("lengths"), times.get("mask")
         if isinstance(x, Ragged) and lengths is not None:
             raise ValueError(

@@ -47,7 +47,7 @@ class Stream:
         self.reset()
 
     def _made(self) -> tuple[Any, Any, tuple[Any, int]]:
-        """Return a native stream of the model as it is now, its states, and what tells that the model has changed."""
+        """Return a native stream of the model, its states, and a token of the model's version."""
         model = self._model
         if model.device != "cpu":
             raise ValueError(

@@ -262,7 +262,7 @@ def train_text(
         name: what the text is called in messages.
         options: sizes, rates and so on.
         save: a folder for the model, a checkpoint and a log, in which losses are in nats.
-        resume: go on from the checkpoint in that folder.
+        resume: continue from the checkpoint in that folder.
         overwrite: replace what an earlier run left there.
         out: where progress goes; None for standard output.
 

@@ -1,4 +1,4 @@
-"""One run of `Trainer.fit`: epochs, rows, early stopping, checkpoints, and what is left when it ends early."""
+"""Run `Trainer.fit` once: epochs, rows, early stopping, checkpoints, and ends by an error."""
 
 from __future__ import annotations
 
@@ -150,7 +150,10 @@ class Fit:
         return True
 
     def _rescue(self) -> None:
-        """After an error: write what is known to be good, then put the best parameters back, or the last good ones."""
+        """After an error write what is known to be good, then restore the best parameters.
+
+        Without validation these are the last good ones.
+        """
         good = self._whole
         if good and self.at.step > self._began:
             try:
@@ -269,7 +272,10 @@ class Fit:
         return done
 
     def _rng(self, batch: int) -> Any:
-        """All that draws in an update draws from this: of the seed and the place alone, so that a resumed run draws the same."""
+        """Return the generator of an update.
+
+        It depends on the seed and the position alone, so a resumed run draws the same numbers.
+        """
         if not self._draws:
             return None
         at = self.at
@@ -340,7 +346,10 @@ class Fit:
         return s.patience is not None and at.bad >= s.patience
 
     def _judge(self, figure: float) -> bool:
-        """Whether it is the best so far; ``min_delta`` concerns patience alone. NaN is never better."""
+        """Return whether a figure is the best so far; NaN never is.
+
+        ``min_delta`` concerns patience alone.
+        """
         at = self.at
         self.trainer.optimizer.schedule.observe(figure)
         if figure < at.mark - self.settings.min_delta:

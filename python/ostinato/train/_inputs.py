@@ -1,4 +1,4 @@
-"""What users give as data, made batches in the layout of the model: right, or an error that names argument and fix."""
+"""Turn the data of users into batches in the model's layout, or errors that name the fix."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Form:
             raise ValueError(f"{name}: expected shape {axes}, got {x.shape}{fix}")
 
     def refuse_time_major(self, name: str) -> None:
-        """Raise where whole arrays ``[N,T,...]`` meet a model that reads ``[T,B,...]``: equal shapes would be read differently."""
+        """Raise if whole arrays ``[N,T,...]`` are given to a model that reads ``[T,B,...]``."""
         if self.time_major:
             raise ValueError(
                 f"{name}: expected recurrent layers with batch_first=True for whole arrays [N, T, "
@@ -265,7 +265,7 @@ class Source:
 
 
 def contiguous(x: Any) -> Any:
-    """x with the inputs of a step side by side, as the kernels read them; a selection of Fortran's order has them apart."""
+    """Return x with unit stride on the last axis, as the kernels read it."""
     if isinstance(x, np.ndarray) and x.ndim > 1 and x.strides[-1] != x.itemsize:
         return np.ascontiguousarray(x)
     return x
@@ -398,7 +398,10 @@ def _not_finite(name: str, batch: Batch, *, infinite: bool) -> tuple[str, str] |
 
 
 def refuse_non_finite(batch: Batch, *, infinite: bool = False) -> None:
-    """Raise if x holds NaN or infinity (``infinite``: infinity alone, for which gates have plausible values)."""
+    """Raise if x holds NaN or infinity; ``infinite``: infinity alone.
+
+    Gates have plausible values for infinity.
+    """
     found = _not_finite("x", batch, infinite=infinite)
     if found is not None:
         raise ValueError(
@@ -408,7 +411,7 @@ def refuse_non_finite(batch: Batch, *, infinite: bool = False) -> None:
 
 
 def first_non_finite(batch: Batch) -> str:
-    """Return a sentence that names the input of a batch with the first number that is not finite."""
+    """Return a sentence that names the first input of a batch that is not finite."""
     host = replace(batch, x=_on_host(batch.x), target=_on_host(batch.target))
     for name in ("x", "target"):
         found = _not_finite(name, host, infinite=False)
@@ -422,7 +425,7 @@ def _on_host(a: Any) -> Any:
 
 
 def _from(iterable: Iterable[Any], start: int) -> Iterator[Any]:
-    """Yield the batches of an iterable from number ``start`` on; those before are made and dropped."""
+    """Yield the batches of an iterable from number ``start`` on; earlier ones are dropped."""
     for k, batch in enumerate(iterable):
         if k >= start:
             yield batch

@@ -12,7 +12,9 @@ from ._types import Row
 
 
 class Log:
-    """The rows of a run in a file, which is made with the first row and always agrees with the history.
+    """The rows of a run in a file, which always agrees with the history.
+
+    The first row makes the file.
 
     Args:
         path: the file; its folder must be there.
@@ -25,10 +27,12 @@ class Log:
             raise FileNotFoundError(f"log: expected a folder at {path.parent}, found none")
 
     def resume(self, rows: list[Row], columns: list[str]) -> None:
-        """Make the file hold these rows and no others: after a kill one may be there twice, after a full disk half of one.
+        """Make the file hold these rows and no others.
+
+        After a kill a row may be there twice, after a full disk half of one.
 
         Raises:
-            ValueError: the file has other columns, so that it is the log of another run; it is left as it is.
+            ValueError: the file has other columns, as the log of another run; it does not change.
         """
         for row in rows:
             if set(row) != set(columns):

@@ -1,4 +1,4 @@
-"""One step of training: forward, the loss of what counts, backward, clipping, the update; and truncated backpropagation."""
+"""Run one step of training: forward, loss, backward, clipping, update; also truncated."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ QUIET: Any = {"over": "ignore", "invalid": "ignore", "under": "ignore", "divide"
 
 @dataclass
 class Walk:
-    """Where a batch stands that is walked through in strides: steps done, and the states that are known, by step."""
+    """The position in a batch that is run in strides: steps done, and known states by step."""
 
     done: int = 0
     known: dict[int, Any] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class Result:
 
 
 def tells_last(model: Layer) -> bool:
-    """Whether the model knows ``outputs``: what follows its last recurrent layer must not mix steps."""
+    """Return whether the layers behind the last recurrent one act on each step alone."""
     if isinstance(model, Recurrent):
         return True
     if not isinstance(model, Sequential):
@@ -68,7 +68,7 @@ def measure(
 ) -> tuple[float, float, Any]:
     """Return the mean loss, by how much it counts (what the mean divides by), and its gradient.
 
-    A loss that defines ``__call__`` below `Loss.parts` is taken at its word, and counts by its steps.
+    A loss that overrides ``__call__`` and not `Loss.parts` is called, and counts by its steps.
     """
     if (
         counts is not None
@@ -196,7 +196,7 @@ class Stepper:
         return y, batch.target, self.counts(batch), weights, None
 
     def _step_weights(self, batch: Batch, weights: Any) -> Any:
-        """Weights of every step, in the layout of the batch, from those of steps or of sequences."""
+        """Return weights of every step in the batch's layout, from those of steps or sequences."""
         if weights is None:
             return None
         w = np.asarray(weights)
@@ -232,7 +232,7 @@ class Stepper:
     # --------------
 
     def gradients(self, window: Window, step: int, rng: Any, *, summed: bool) -> Result:
-        """Add the gradients of a window's mean loss (with ``summed``: of the sum that the mean divides)."""
+        """Add the gradients of a window's mean loss; with ``summed`` those of its sum."""
         batch, silent = window.batch, window.silent
         with np.errstate(**QUIET):
             y, state, pullback = self._vjp(batch, window.state, rng)
@@ -372,7 +372,8 @@ def check_strides(
         )
     if per_sequence is not None:
         raise ValueError(
-            f'tbptt: expected outputs="all", since most windows do not hold the last step, got {per_sequence}'
+            'tbptt: expected outputs="all", since most windows do not hold the last step, '
+            f"got {per_sequence}"
         )
     if not recurrent or any(m.bidirectional for m in recurrent):
         raise ValueError(

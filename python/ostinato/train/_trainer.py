@@ -159,7 +159,8 @@ class Trainer:
             return
         if getattr(self.model, "reduces_time", False):
             raise ValueError(
-                f'outputs: expected "all" for a model that reduces the axis of time, got "{self.outputs}"'
+                'outputs: expected "all" for a model that reduces the axis of time, '
+                f'got "{self.outputs}"'
             )
         if (
             self.outputs == "last"
@@ -167,7 +168,8 @@ class Trainer:
             and not tells_last(self.model)
         ):
             raise ValueError(
-                'outputs: expected "last_step", or a model whose layers behind its last recurrent one act on each step alone '
+                'outputs: expected "last_step", or a model whose layers behind its last recurrent '
+                "one act on each step alone "
                 '(Linear, Activation, Dropout), got "last"'
             )
 
@@ -219,8 +221,12 @@ class Trainer:
         """Return the figures, and what is known of the first value that is not finite."""
         stepper, state = Stepper(self), None
         total, count, batches, culprit = 0.0, 0.0, 0, ""
-        metrics = {name: copy.deepcopy(m) if not isinstance(m, _metrics.Function) else _metrics.Function(m.function)
-                   for name, m in self.metrics.items()}  # fmt: skip
+        metrics = {
+            name: copy.deepcopy(m)
+            if not isinstance(m, _metrics.Function)
+            else _metrics.Function(m.function)
+            for name, m in self.metrics.items()
+        }
         for metric in metrics.values():
             metric.reset()
         for batch in source.batches(0):
@@ -574,9 +580,8 @@ def _check_files(s: Settings, resume: bool, overwrite: bool) -> None:
             raise IsADirectoryError(f"{name}: expected a file, got the folder {path}")
         if not resume and not overwrite:
             raise FileExistsError(
-                f"{name}: expected no file at {path}, found one; go on from it with resume=True, "
-                "or write over it with "
-                "overwrite=True"
+                f"{name}: expected no file at {path}, found one; continue from it with "
+                "resume=True, or write over it with overwrite=True"
             )
 
 
