@@ -339,7 +339,7 @@ def test_standard_input_and_several_files(tmp_path: Any) -> None:
 
 
 def test_text_takes_few_bytes_of_memory_a_byte(tmp_path: Any) -> None:
-    """Of what is read and of the batches: less than three bytes a byte, tables and pieces aside."""
+    """The text and the batches take less than three bytes a byte, without tables and pieces."""
     size = 20_000_000
     (tmp_path / "t.txt").write_bytes(b"to be or not to be, " * (size // 20))
     tracemalloc.start()

@@ -56,7 +56,7 @@ def flags(a: Any) -> Any:
 
 
 def on_cpu(cell: str, p: dict[str, Any], control: dict[str, Any], precision: str = "exact") -> list[Any]:
-    make = _check.typed("Packed", p["x"])
+    make = _check.backend_for(p["x"]).Packed
     packed = make(cell, p["x"].shape[2], p["h0"].shape[1], 1, False, [p["weights"]], True, p["reverse"], precision)
     one = lambda a: None if a is None else a[None]
     options = {"restart_h": one(p["restart"][0]), "restart_c": one(p["restart"][1]), "repeat": True}

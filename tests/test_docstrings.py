@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import builtins
 import importlib
 import inspect
@@ -9,9 +10,12 @@ import pydoc
 import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+import ostinato as ost
 
 MODULES = (
     "",
@@ -156,9 +160,20 @@ def test_signatures_show_types(name: str) -> None:
     assert "pybind11" not in pydoc.plain(pydoc.render_doc(FUNCTIONS[name]))
 
 
-def test_help_of_a_layer() -> None:
-    import ostinato as ost
+def docstrings() -> Iterator[tuple[str, str]]:
+    """Yield every docstring of the package, private ones included, with its place."""
+    for path in sorted(Path(ost.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
+                yield f"{path.name}:{getattr(node, 'name', '')}", str(ast.get_docstring(node))
 
+
+def test_docstrings_need_no_line_before_them() -> None:
+    found = [place for place, doc in docstrings() if re.match(r"(Of|Those|The same|So|As) ", doc)]
+    assert not found
+
+
+def test_help_of_a_layer() -> None:
     text = pydoc.plain(pydoc.render_doc(ost.nn.LSTM))
     assert "precision: str | None = None" in text
     assert "rng: int | Generator | None = None" in text

@@ -306,7 +306,7 @@ def model_of(rng: int = 0) -> Any:
     ],
 )
 def test_training(gpu: Gpu, optimizer: Any) -> None:
-    """The same batches on both: losses, parameters and predictions stay together."""
+    """Losses, parameters and predictions agree when CPU and device train on equal batches."""
     r = np.random.default_rng(0)
     x = r.integers(0, 11, (30, 8))
     target, lengths = r.integers(0, 11, (30, 8)), r.integers(1, 9, 30)

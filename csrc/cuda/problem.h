@@ -106,7 +106,7 @@ OST_HD const T* cell_after(const Problem<T>& p, Index step, Index b) {
   if (step == kInitial) return p.c0 ? p.c0 + b * p.hidden : nullptr;
   return p.cells ? p.cells + (step * p.batch + b) * p.hidden : p.state + b * p.hidden;
 }
-// What the cell saves at (t, b), [saved][H]: for every step, or in inference from phase to phase.
+// Values that the cell saves at (t, b), [saved][H]: for every step, or in inference from phase to phase.
 template <class C, class T>
 OST_HD T* saved_at(const Problem<T>& p, Index t, Index b) {
   return p.saved ? p.saved + (t * p.batch + b) * C::kSaved * p.hidden : p.saved_scratch + b * C::kSaved * p.hidden;

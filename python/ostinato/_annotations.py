@@ -6,7 +6,7 @@ import re
 from types import FunctionType
 from typing import Any
 
-# What stands behind the short names of the package, as a reader of `help` knows it.
+# The meaning of the short names of the package, in words that a reader of `help` knows.
 _MEANINGS = {
     "Array": "ndarray",
     "Seed": "int | Generator | None",

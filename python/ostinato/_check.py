@@ -284,13 +284,38 @@ def gates(cell: str, tape: Any) -> dict[str, Array]:
     return out
 
 
-def typed(name: str, like: Any) -> Any:
-    """Return the native class or function ``name`` for the dtype and the device of an array."""
+class Native:
+    """The native classes and functions for NumPy arrays of one dtype.
+
+    Args:
+        suffix: the end of their names in `_core`, "Float32" or "Float64".
+    """
+
+    def __init__(self, suffix: str) -> None:
+        def named(name: str) -> Any:
+            return getattr(_core, name + suffix)
+
+        self.Packed, self.Stream = named("Packed"), named("Stream")
+        self.PackedLinear = named("PackedLinear")
+        self.softmax_cross_entropy = named("softmax_cross_entropy_")
+        self.embedding_gather = named("embedding_gather_")
+        self.embedding_scatter_ = named("embedding_scatter_")  # in place
+        self.square_sum = named("square_sum_")
+        self.adam_ = named("adam_")  # in place
+        self.dropout = named("dropout_")
+        self.elementwise = named("map_")
+
+
+NATIVE = {"float32": Native("Float32"), "float64": Native("Float64")}
+
+
+def backend_for(like: Any) -> Any:
+    """Return the native classes and functions for the dtype and the device of an array."""
     if isinstance(like, np.ndarray):
-        return getattr(_core, name + {"float32": "Float32", "float64": "Float64"}[like.dtype.name])
+        return NATIVE[like.dtype.name]
     from . import _on_device  # here: most programs never need it
 
-    return getattr(_on_device, name)
+    return _on_device
 
 
 def ids(name: str, value: object) -> npt.NDArray[np.int64]:

@@ -1,7 +1,7 @@
 """Implement the native classes and functions for arrays of a device.
 
-`_check.typed` finds them by the array that it is given. They have the signatures and the meaning of
-those of `_core`.
+`_check.backend_for` returns this module for such arrays. The signatures and their meaning are those
+of `_core`; a name ends in ``_`` if the function works in place.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Weights:
 
 @dataclass
 class SavedPass:
-    """What a forward pass of one layer and direction saves: the values of its kernels."""
+    """Tensors and numbers that a forward pass of one layer and direction saves."""
 
     weights: Weights
     values: dict[str, Any]
@@ -1010,7 +1010,7 @@ class Packed:
 
 
 class Tape:
-    """What a forward pass saves, with the interface of `_core.TapeFloat32`."""
+    """Tensors that a forward pass saves, with the interface of `_core.TapeFloat32`."""
 
     def __init__(self, packed: Packed, kept: list[SavedPass], facts: Any) -> None:
         self.packed, self._passes, self._facts = packed, kept, facts
@@ -1280,7 +1280,7 @@ class PackedLinear:
         return product(dy, self.weight) if need_dx else None
 
 
-def softmax_cross_entropy_(
+def softmax_cross_entropy(
     y: Any, target: Any, smoothing: float, weight: float, need_gradient: bool
 ) -> tuple[float, Any]:
     """Return the sum of the losses of rows ``[N,V]``, and the gradient of ``weight`` times it.
@@ -1308,7 +1308,7 @@ def softmax_cross_entropy_(
     return loss, xp.where(counts, d, y.dtype.type(0))
 
 
-def embedding_gather_(ids: Any, weight: Any) -> Any:
+def embedding_gather(ids: Any, weight: Any) -> Any:
     """Return rows of a table."""
     bad = (ids < 0) | (ids >= len(weight))
     if bool(bad.any()):
@@ -1338,7 +1338,7 @@ def embedding_scatter_(ids: Any, dy: Any, dweight: Any) -> None:
     device.launch("scatter", None, dy.dtype, {**values, "rows": len(dweight)})
 
 
-def square_sum_(x: Any) -> float:
+def square_sum(x: Any) -> float:
     """Return the sum of all squares."""
     return float(_library(x).square(x, dtype=np.float64).sum())
 
@@ -1376,7 +1376,7 @@ def adam_(
     device.launch("adam", None, p.dtype, {"p": p, "g": g, "m": m, "v": v, **numbers})
 
 
-def dropout_(x: Any, rate: float, key: int) -> Any:
+def dropout(x: Any, rate: float, key: int) -> Any:
     """Return a flat array after dropout."""
     device = _device.of(x)
     assert device is not None
@@ -1392,7 +1392,7 @@ def dropout_(x: Any, rate: float, key: int) -> Any:
     return y
 
 
-def map_(name: str, x: Any) -> Any:
+def elementwise(name: str, x: Any) -> Any:
     """Return tanh, sigmoid or exp of every element."""
     xp = _library(x)
     if name == "sigmoid":

@@ -110,7 +110,7 @@ class Packed:
             raise ValueError(f"weight_hh: expected shape ({gates}*H, H), got {w_hh.shape}")
         if w_ih.shape[1] == 0:
             raise ValueError(f"weight_ih: expected at least one input, got shape {w_ih.shape}")
-        make = _check.typed("Packed", w_ih)
+        make = _check.backend_for(w_ih).Packed
         device = _device.name_of(w_ih)
         self.precision = _check.precision(self.dtype, precision, device)
         native, backward = (

@@ -461,7 +461,7 @@ def global_norm(model: Layer) -> float:
     Returns:
         The norm; NaN if a gradient is NaN.
     """
-    total: float = _check.typed("square_sum_", model.flat_grads)(model.flat_grads)
+    total: float = _check.backend_for(model.flat_grads).square_sum(model.flat_grads)
     return math.sqrt(total) if total >= 0 else math.nan
 
 
@@ -860,7 +860,7 @@ class Adam(Optimizer):
         mean, square = state
         b1, b2 = self.betas
         corrections = (1 - b1**age, 1 - b2**age)
-        _check.typed("adam_", p)(
+        _check.backend_for(p).adam_(
             p, g, mean, square, lr, b1, b2, self.eps, decay, *corrections, self._decoupled
         )
 

@@ -200,7 +200,7 @@ def _bytes(a: Array) -> memoryview:
 
 
 class _Bad(Exception):
-    """What is wrong with a file."""
+    """Tell what is wrong with a file."""
 
 
 def load(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, str]]:

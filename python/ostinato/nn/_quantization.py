@@ -258,7 +258,7 @@ class ScaledInputs(Layer):
         """Divide by the scales in a stream: a diagonal matrix gives the same bits."""
         scale = self._scale_in_use()
         if scale is not None:
-            make = _check.typed("PackedLinear", self._block.values)
+            make = _check.backend_for(self._block.values).PackedLinear
             native.add_linear(make(np.diag(np.float32(1) / scale), None, False))
 
 

@@ -494,7 +494,7 @@ class Recurrent(ScaledInputs):
         return _check.native_precision(self._dtype, self._precision, self.device)
 
     def _pack(self, backward: bool) -> Any:
-        make = _check.typed("Packed", self._block.values)
+        make = _check.backend_for(self._block.values).Packed
         precision = self._native_precision()
         parts = self._scaled_weights(self._parts(self.parameters()), self._directions)
         sizes = (self.input_size, self.hidden_size, self.num_layers)
@@ -502,7 +502,7 @@ class Recurrent(ScaledInputs):
 
     def _pack_apart(self) -> list[Any]:
         """Every layer and direction packed by itself."""
-        make, precision = _check.typed("Packed", self._block.values), self._native_precision()
+        make, precision = _check.backend_for(self._block.values).Packed, self._native_precision()
         parts, d = self._parts(self.parameters()), self._directions
         inputs = [self.input_size if k < d else d * self.hidden_size for k in range(len(parts))]
         one = (self.hidden_size, 1, False)

@@ -44,7 +44,7 @@ SHORTEST = 1000  # characters: below, nothing could be held out
 
 @dataclass
 class TextOptions:
-    """What ``train text`` can be told; the defaults take about three minutes on two cores."""
+    """Options of ``train text``; the defaults take about three minutes on two cores."""
 
     steps: int = 4000
     hidden: int = 320
@@ -143,7 +143,7 @@ class CharModel:
     def generate(
         self, prompt: str, length: int, *, temperature: float = 1.0, seed: int | None = None
     ) -> str:
-        """So many new characters."""
+        """Return so many new characters."""
         return "".join(self.stream(prompt, length, temperature=temperature, seed=seed))
 
     def save(self, folder: str | os.PathLike[str]) -> None:

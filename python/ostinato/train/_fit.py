@@ -572,7 +572,7 @@ def _end(callbacks: Sequence[Callback], trainer: Trainer) -> None:
 
 
 def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
-    """So many batches at a time; at the end those that are left."""
+    """Yield so many batches at a time; the last group may have fewer."""
     group: list[Batch] = []
     for batch in batches:
         group.append(batch)

@@ -20,7 +20,7 @@ from ._types import FLAGS, THIRD, Batch, Times
 
 @dataclass
 class Form:
-    """What a model and a Trainer expect of a batch.
+    """The form of a batch that a model and a Trainer expect.
 
     Attributes:
         model: whose dtype and device x is brought to.
@@ -36,7 +36,7 @@ class Form:
 
     @property
     def outputs(self) -> str:
-        """What the loaders of `ostinato.data` call it: "all" or "last"."""
+        """The name of the form in the loaders of `ostinato.data`: "all" or "last"."""
         return "last" if self.per_sequence else "all"
 
     @property

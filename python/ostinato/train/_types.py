@@ -1,4 +1,4 @@
-"""What the parts of the training loop hand to each other."""
+"""Types that the parts of the training loop share."""
 
 from __future__ import annotations
 
