@@ -5,8 +5,8 @@ namespace ost {
 
 void bind_device(py::module_& m) {
   m.def("device_columns", [] { return emulated::columns_of(emulated::Cells()); });
-  m.def("loop_bytes", [](int cell, const std::string& precision, int room) {
-    return emulated::loop_bytes_of(CellId(cell), precision, room, emulated::Cells());
+  m.def("loop_bytes", [](int cell, const std::string& precision, int capacity) {
+    return emulated::loop_bytes_of(CellId(cell), precision, capacity, emulated::Cells());
   });
   m.def("gradient_parts", &emulated::gradient_parts);
 }

@@ -312,13 +312,14 @@ def plan(
         return step("the registers of a multiprocessor hold words of 2 and 4 bytes only")
     if by_step:
         return step("the norm of every step's gradient is asked for")
-    room, blocks = register_capacity_for(products, hidden, word), -(-batch // ROWS)
+    capacity, blocks = register_capacity_for(products, hidden, word), -(-batch // ROWS)
     waves = -(-blocks // device.multiprocessors)
-    if room and waves <= MOST_WAVES:
-        work = products[0] * room * room * ROWS / FMA
+    if capacity and waves <= MOST_WAVES:
+        work = products[0] * capacity * capacity * ROWS / FMA
         cycles = CELL + (work if word == 4 else work / 16)
         reason = (
-            f"the recurrent weights fit the registers of a multiprocessor (H = {hidden} of {room})"
+            "the recurrent weights fit the registers of a multiprocessor "
+            f"(H = {hidden} of {capacity})"
         )
         return GpuPlan(
             "loop",
@@ -326,10 +327,10 @@ def plan(
             1,
             library,
             reason,
-            register_capacity=room,
+            register_capacity=capacity,
             seconds=waves * steps * cycles / device.clock_hz,
         )
-    if room:
+    if capacity:
         why = (
             f"{blocks} blocks of {ROWS} rows are {waves} waves over {device.multiprocessors} "
             f"multiprocessors, more than {MOST_WAVES}"

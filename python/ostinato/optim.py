@@ -600,7 +600,7 @@ class Optimizer:
 
         Raises:
             KeyError: a pattern of ``groups`` that matches no parameter.
-            ValueError: the model is not the one of the steps before.
+            ValueError: the model has another size or dtype than at the steps before.
         """
         size = model.flat.size
         self.check_groups(model)
