@@ -9,6 +9,7 @@ from typing import Any
 # The meaning of the short names of the package, in words that a reader of `help` knows.
 _MEANINGS = {
     "Array": "ndarray",
+    "Lengths": "ArrayLike | None",
     "Seed": "int | Generator | None",
     "Sequences": "ndarray | Ragged | list[ndarray]",
     "State": "ndarray | tuple[ndarray, ndarray] | None",

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from . import _core, _device
 
 Array = npt.NDArray[Any]
+Lengths = object  # [B] whole numbers in anything that NumPy takes, or None; `lengths` checks it
 if TYPE_CHECKING:
     Seed = int | np.random.Generator | None
 else:

@@ -22,7 +22,7 @@ import numpy as np
 
 from . import _check, _core, _device, _ragged
 from ._annotations import readable
-from ._check import Array
+from ._check import Array, Lengths
 from ._ragged import Ragged, as_given, rows_like, unwrapped
 from ._segments import Chain, parse, plan_of
 
@@ -38,6 +38,9 @@ __all__ = [
     "rnn",
     "rnn_vjp",
 ]
+
+
+Sequences = Any  # an array, a Ragged, or a list of arrays
 
 
 class Gradients(NamedTuple):
@@ -504,7 +507,7 @@ def _packed(
 
 
 def rnn(
-    x: Any,
+    x: Sequences,
     weight_ih: Array | Packed,
     weight_hh: Array | None = None,
     bias_ih: Array | None = None,
@@ -512,14 +515,14 @@ def rnn(
     h0: Array | None = None,
     *,
     nonlinearity: str = "tanh",
-    lengths: object = None,
+    lengths: Lengths = None,
     resets: Any = None,
     mask: Any = None,
     masked: str = "repeat",
     reset_state: Any = None,
     reverse: bool = False,
     out: Array | None = None,
-) -> tuple[Any, Array]:
+) -> tuple[Sequences, Array]:
     """Run an Elman network: ``h' = phi(W x + b_ih + R h + b_hh)``.
 
     >>> import numpy as np
@@ -574,7 +577,7 @@ def rnn(
 
 
 def rnn_vjp(
-    x: Any,
+    x: Sequences,
     weight_ih: Array | Packed,
     weight_hh: Array | None = None,
     bias_ih: Array | None = None,
@@ -582,7 +585,7 @@ def rnn_vjp(
     h0: Array | None = None,
     *,
     nonlinearity: str = "tanh",
-    lengths: object = None,
+    lengths: Lengths = None,
     resets: Any = None,
     mask: Any = None,
     masked: str = "repeat",
@@ -590,7 +593,7 @@ def rnn_vjp(
     reverse: bool = False,
     memory_limit: str | int | None = None,
     outputs: str = "all",
-) -> tuple[tuple[Any, Array], Pullback]:
+) -> tuple[tuple[Sequences, Array], Pullback]:
     """Run `rnn` for training and return a `Pullback` for its gradients.
 
     >>> import numpy as np
@@ -648,7 +651,7 @@ def rnn_vjp(
 
 
 def lstm(
-    x: Any,
+    x: Sequences,
     weight_ih: Array | Packed,
     weight_hh: Array | None = None,
     bias_ih: Array | None = None,
@@ -657,14 +660,14 @@ def lstm(
     c0: Array | None = None,
     *,
     weight_peephole: Array | None = None,
-    lengths: object = None,
+    lengths: Lengths = None,
     resets: Any = None,
     mask: Any = None,
     masked: str = "repeat",
     reset_state: Any = None,
     reverse: bool = False,
     out: Array | None = None,
-) -> tuple[Any, tuple[Array, Array]]:
+) -> tuple[Sequences, tuple[Array, Array]]:
     """Run a long short-term memory, with gates in the order i f g o.
 
     ``c' = f c + i g``, ``h' = o tanh(c')`` with ``i, f, o = sigmoid(a)``, ``g = tanh(a)`` and
@@ -724,7 +727,7 @@ def lstm(
 
 
 def lstm_vjp(
-    x: Any,
+    x: Sequences,
     weight_ih: Array | Packed,
     weight_hh: Array | None = None,
     bias_ih: Array | None = None,
@@ -733,7 +736,7 @@ def lstm_vjp(
     c0: Array | None = None,
     *,
     weight_peephole: Array | None = None,
-    lengths: object = None,
+    lengths: Lengths = None,
     resets: Any = None,
     mask: Any = None,
     masked: str = "repeat",
@@ -741,7 +744,7 @@ def lstm_vjp(
     reverse: bool = False,
     memory_limit: str | int | None = None,
     outputs: str = "all",
-) -> tuple[tuple[Any, tuple[Array, Array]], Pullback]:
+) -> tuple[tuple[Sequences, tuple[Array, Array]], Pullback]:
     """Run `lstm` for training and return a `Pullback` for its gradients.
 
     >>> import numpy as np
@@ -798,7 +801,7 @@ def lstm_vjp(
 
 
 def gru(
-    x: Any,
+    x: Sequences,
     weight_ih: Array | Packed,
     weight_hh: Array | None = None,
     bias_ih: Array | None = None,
@@ -806,14 +809,14 @@ def gru(
     h0: Array | None = None,
     *,
     reset_after: bool = True,
-    lengths: object = None,
+    lengths: Lengths = None,
     resets: Any = None,
     mask: Any = None,
     masked: str = "repeat",
     reset_state: Any = None,
     reverse: bool = False,
     out: Array | None = None,
-) -> tuple[Any, Array]:
+) -> tuple[Sequences, Array]:
     """Run a gated recurrent unit, with gates in the order r z n: ``h' = (1 - z) n + z h``.
 
     ``reset_after=True`` (PyTorch, cuDNN, Keras' default):
@@ -872,7 +875,7 @@ def gru(
 
 
 def gru_vjp(
-    x: Any,
+    x: Sequences,
     weight_ih: Array | Packed,
     weight_hh: Array | None = None,
     bias_ih: Array | None = None,
@@ -880,7 +883,7 @@ def gru_vjp(
     h0: Array | None = None,
     *,
     reset_after: bool = True,
-    lengths: object = None,
+    lengths: Lengths = None,
     resets: Any = None,
     mask: Any = None,
     masked: str = "repeat",
@@ -888,7 +891,7 @@ def gru_vjp(
     reverse: bool = False,
     memory_limit: str | int | None = None,
     outputs: str = "all",
-) -> tuple[tuple[Any, Array], Pullback]:
+) -> tuple[tuple[Sequences, Array], Pullback]:
     """Run `gru` for training and return a `Pullback` for its gradients.
 
     >>> import numpy as np

@@ -22,7 +22,7 @@ import numpy as np
 
 from . import _check, _device
 from ._annotations import readable
-from ._check import Array
+from ._check import Array, Lengths
 
 __all__ = ["MAE", "MSE", "BinaryCrossEntropy", "CrossEntropy", "Huber", "Loss"]
 
@@ -52,7 +52,7 @@ class Loss:
         self,
         y: Array,
         target: Array,
-        lengths: object = None,
+        lengths: Lengths = None,
         *,
         gradient: bool = True,
         weights: Array | None = None,
@@ -79,7 +79,7 @@ class Loss:
         raise TypeError(f"{type(self).__name__} does not define parts")
 
     def __call__(
-        self, y: Array, target: Array, lengths: object = None, *, weights: Array | None = None
+        self, y: Array, target: Array, lengths: Lengths = None, *, weights: Array | None = None
     ) -> tuple[float, Array]:
         """Return the mean of the losses and its gradient.
 
@@ -102,7 +102,7 @@ class Loss:
         assert dy is not None
         return total / (count or 1), dy
 
-    def _mask(self, y: Array, lengths: object) -> Array | None:
+    def _mask(self, y: Array, lengths: Lengths) -> Array | None:
         """[T,B] (or [B,T]) of what counts."""
         if lengths is None:
             return None
@@ -172,7 +172,7 @@ class _Elementwise(Loss):
         self,
         y: Array,
         target: Array,
-        lengths: object = None,
+        lengths: Lengths = None,
         *,
         gradient: bool = True,
         weights: Array | None = None,
@@ -363,7 +363,7 @@ class CrossEntropy(Loss):
         self,
         y: Array,
         target: Array,
-        lengths: object = None,
+        lengths: Lengths = None,
         *,
         gradient: bool = True,
         weights: Array | None = None,
@@ -409,7 +409,7 @@ class CrossEntropy(Loss):
             total, dy = kernel(logits, classes, self.label_smoothing, 1 / max(known, 1), gradient)
         return float(total), known, None if dy is None else dy.reshape(y.shape)
 
-    def _classes(self, y: Array, target: Array, lengths: object) -> Array:
+    def _classes(self, y: Array, target: Array, lengths: Lengths) -> Array:
         """Return the targets as flat whole numbers; -1 for what does not count."""
         classes = _check.ids("target", target).copy()
         skip = classes == self.ignore_index

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from .. import _check, _device
 from .._annotations import readable
-from .._check import Array, Seed
+from .._check import Array, Lengths, Seed
 from .._ragged import Ragged, rows_that_count
 from ._layer import Layer, Pullback
 
@@ -57,7 +57,7 @@ class Pool(Layer):
         if device is not None:
             raise ValueError(f"device: expected 'cpu' for a model with a Pool, got {device.name!r}")
 
-    def _rows(self, x: Any, lengths: object, mask: Any) -> tuple[Ragged, Array]:
+    def _rows(self, x: Any, lengths: Lengths, mask: Any) -> tuple[Ragged, Array]:
         """Return the sequences one after the other, and which of their rows count."""
         sequences, counts = rows_that_count(x, lengths, mask, self.batch_first)
         if sequences.rows.dtype != self._dtype or sequences.rows.ndim != 2:
@@ -102,7 +102,7 @@ class Pool(Layer):
         y[there] = x.rows[source[there], np.nonzero(there)[1]]
         return y, source
 
-    def __call__(self, x: Any, *, lengths: object = None, mask: Any = None) -> Array:
+    def __call__(self, x: Any, *, lengths: Lengths = None, mask: Any = None) -> Array:
         """Return one row a sequence.
 
         Args:
@@ -120,7 +120,7 @@ class Pool(Layer):
         return self._pooled(*self._rows(x, lengths, mask))[0]
 
     def vjp(
-        self, x: Any, *, lengths: object = None, mask: Any = None, rng: Seed = None
+        self, x: Any, *, lengths: Lengths = None, mask: Any = None, rng: Seed = None
     ) -> tuple[Array, Pullback]:
         """Return one row a sequence, and a pullback, of which ``pullback(dy)`` gives dx.
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from .. import _check
 from .._annotations import readable
-from .._check import Array
+from .._check import Array, Lengths
 from .._ragged import Ragged, rows_that_count, unwrapped
 from ._layer import Layer
 
@@ -152,7 +152,7 @@ class ScaledInputs(Layer):
         self._block.changes += 1
         self._cache = None
 
-    def calibrate(self, x: Any, *, lengths: object = None, mask: Array | None = None) -> Any:
+    def calibrate(self, x: Any, *, lengths: Lengths = None, mask: Array | None = None) -> Any:
         """Choose `input_scale` from data, for ``precision="int8"``; return the layer.
 
         A feature's scale is ``sqrt(max |x| / max |W|)``, with its largest input and the largest of
@@ -267,7 +267,7 @@ def _refuse_float64(layer: ScaledInputs) -> None:
         raise TypeError(f"layer: expected dtype float32, which has int8, got {layer.dtype}")
 
 
-def _ranges(layer: ScaledInputs, x: Any, lengths: object, mask: Any) -> Array:
+def _ranges(layer: ScaledInputs, x: Any, lengths: Lengths, mask: Any) -> Array:
     """Return max |x| of every feature ``[I]`` over the steps that take part."""
     _refuse_float64(layer)
     if layer.device != "cpu":

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from .. import _check, _device, _ragged
 from .._annotations import readable
-from .._check import Array, Seed
+from .._check import Array, Lengths, Seed
 from .._ragged import Ragged, as_given, rows_like, unwrapped
 from .._segments import Segmented, parse
 from . import init
@@ -633,7 +633,7 @@ class Recurrent(ScaledInputs):
         x: Sequences,
         state: State = None,
         *,
-        lengths: object = None,
+        lengths: Lengths = None,
         resets: Array | None = None,
         mask: Array | None = None,
         masked: str = "repeat",
@@ -747,7 +747,7 @@ class Recurrent(ScaledInputs):
         x: Sequences,
         state: State = None,
         *,
-        lengths: object = None,
+        lengths: Lengths = None,
         resets: Array | None = None,
         mask: Array | None = None,
         masked: str = "repeat",
