@@ -55,5 +55,6 @@ def _unquote(function: FunctionType) -> None:
     function = getattr(function, "__wrapped__", function)  # below a decorator
     notes = function.__annotations__
     for name, note in notes.items():
-        if type(note) is str:
-            notes[name] = Annotation(note)
+        text = getattr(note, "__forward_arg__", note)  # a NamedTuple wraps it
+        if type(text) is str:
+            notes[name] = Annotation(text)
