@@ -57,7 +57,7 @@ struct Stream {
               "asking for shared memory");
       }
       config.attrs = attributes, config.numAttrs = K::kPeers > 1 ? 2 : 1;
-      check(cudaLaunchKernelEx(&config, entry<K>, kernel, grid.x, grid.y), "launching a kernel whose blocks run co_launched");
+      check(cudaLaunchKernelEx(&config, entry<K>, kernel, grid.x, grid.y), "launching a kernel whose blocks run together");
     } else {
       static_assert(sizeof(typename K::Space) <= kStaticBytes);
       entry<<<dim3(unsigned(blocks)), kThreads, 0, stream>>>(kernel, grid.x, grid.y);
