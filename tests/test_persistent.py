@@ -341,7 +341,7 @@ CALLS: dict[str, tuple[dict[str, Any], dict[str, Any], set[tuple[int, bool]]]] =
 @pytest.mark.parametrize("cell", ["LSTM", "GRU", "GRU before", "RNN"])
 def test_layers(wide: _device.Device, monkeypatch: pytest.MonkeyPatch, cell: str, name: str, span: int) -> None:
     """As users call them, against the CPU: layers above each other and both directions share launches."""
-    options, how, co_launched = CALLS[name]
+    options, how, plans = CALLS[name]
     seen: list[tuple[Any, bool]] = []
     real = _on_device.plan_values
 
@@ -355,9 +355,9 @@ def test_layers(wide: _device.Device, monkeypatch: pytest.MonkeyPatch, cell: str
     monkeypatch.setattr(_on_device, "plan_values", watch)
     hidden = 150 if "bfloat16" in name else 80
     if cell == "GRU before":  # two phases a step: layers go one after the other
-        options, co_launched = (
+        options, plans = (
             {**options, "reset_after": False},
-            {(1 if layer_pipelined else n, False) for n, layer_pipelined in co_launched},
+            {(1 if layer_pipelined else n, False) for n, layer_pipelined in plans},
         )
     layer = getattr(ost.nn, cell.split()[0])(5, hidden, **options, rng=0)
     there, r = copy.deepcopy(layer).to("cuda"), np.random.default_rng(1)
@@ -378,7 +378,7 @@ def test_layers(wide: _device.Device, monkeypatch: pytest.MonkeyPatch, cell: str
         assert error <= limit * max(float(np.linalg.norm(want)), 1e-3), what
     assert {p.kernel for p, _ in seen} == {"persistent"}
     for back in (False, True):
-        assert {(p.co_launched, p.layer_pipelined) for p, b in seen if b == back} == co_launched
+        assert {(p.co_launched, p.layer_pipelined) for p, b in seen if b == back} == plans
     y3, _ = (
         there(wide.put(x), **{n: v for n, v in given.items() if n != "memory_limit"})
         if not layer.dropout
@@ -413,7 +413,7 @@ def test_layers_with_products_beside_the_steps(
         for a, b in zip(results[0], some):
             if (
                 library or layer.num_layers > 1
-            ):  # a layer that has_upstream another one adds in another order where launches begin
+            ):  # a layer that follows another one adds in another order where launches begin
                 assert float(np.linalg.norm(b - a)) <= 1e-6 * float(np.linalg.norm(a))
             else:
                 assert np.array_equal(a, b)
@@ -435,15 +435,15 @@ def test_two_layers_back(
     r = np.random.default_rng(1)
     x, dy = (r.standard_normal((9, 19, n)).astype(np.float32) for n in (5, hidden))
     results = []
-    for co_launched, delays in ((False, 0), (True, 0), (True, 99)):
+    for pipelined, delays in ((False, 0), (True, 0), (True, 99)):
         device = fake_cupy.stand_in(monkeypatch, replace(with_options(wide, delays=delays)))
         layer = copy.deepcopy(layer)
-        monkeypatch.setattr(_on_device.Packed, "can_pipeline", real_can_pipeline if co_launched else lambda *a: False)
+        monkeypatch.setattr(_on_device.Packed, "can_pipeline", real_can_pipeline if pipelined else lambda *a: False)
         layer.zero_grad()
         dx = layer.vjp(device.put(x), lengths=[*range(1, 10), 0, *[9] * 9])[1](device.put(dy))[0]
         results.append([_device.host(a).copy() for a in (dx, *layer.grads.values())])
         plans = ost.explain(layer, (9, 19, 5), training=True).facts["passes"]["backward"]
-        assert {(p["peers"], p["layer_pipelined"]) for p in plans} == {(peers, co_launched)}
+        assert {(p["peers"], p["layer_pipelined"]) for p in plans} == {(peers, pipelined)}
     for a, b, c in zip(*results):
         assert np.array_equal(b, c)
         assert float(np.linalg.norm(b - a)) <= (2e-2 if precision == "bfloat16" else 1e-5) * float(np.linalg.norm(a))

@@ -186,8 +186,8 @@ class Partition:
             backward: whether it is that of the backward pass.
             has_upstream: whether a block also takes in what another layer sends.
         """
-        co_launched = max(16, units * peers)  # whole tiles of hidden units
-        whole = -(-hidden // co_launched) * co_launched
+        tile = max(16, units * peers)  # whole tiles of hidden units
+        whole = -(-hidden // tile) * tile
         tiles = tuple(whole // 16 * (n if backward else 1) for n in columns)
         outs = tuple(-(-units * peers * (1 if backward else n) // 16) for n in columns)
         depth = tuple(-(-n * (1 + has_upstream) // (WARPS * peers)) for n in tiles)
@@ -482,7 +482,7 @@ def _persistent(
         f"{partition.units} units each; "
         f"{groups} such group{'s' * (groups > 1)} of {GROUP_ROWS} rows at a time"
         + (
-            f"; clusters of {partition.peers} take in a share of the gradients each"
+            f"; clusters of {partition.peers} take in a part of the gradients each"
             if partition.peers > 1
             else ""
         )
