@@ -145,7 +145,7 @@ class Constant(Schedule):
 
     Args:
         lr: the learning rate, at least 0.
-        rate: another name of lr, the canonical one.
+        rate: another name of lr, which is canonical.
     """
 
     def __init__(self, lr: float | None = None, *, rate: float | None = None) -> None:
@@ -173,7 +173,7 @@ class StepDecay(Schedule):
         lr: the learning rate of the first step.
         every: steps between two changes.
         factor: what the rate is multiplied by, at least 0.
-        rate: another name of lr.
+        rate: another name of lr, which is canonical.
     """
 
     def __init__(
@@ -203,7 +203,7 @@ class Exponential(Schedule):
     Args:
         lr: the learning rate of the first step.
         factor: what the rate is multiplied by every step, at least 0.
-        rate: another name of lr.
+        rate: another name of lr, which is canonical.
     """
 
     def __init__(
@@ -234,7 +234,7 @@ class Cosine(Schedule):
         lr: the learning rate of the first step.
         steps: the length of the way down.
         final: the learning rate at its end, at least 0.
-        rate: another name of lr.
+        rate: another name of lr, which is canonical.
 
     Source: Loshchilov, Hutter (2017), "SGDR: stochastic gradient descent with warm restarts".
     """
@@ -339,7 +339,7 @@ class ReduceOnPlateau(Schedule):
         patience: how many validations in a row may be no better, at least 0.
         min_delta: how much lower a figure must be to count as better.
         minimum: the least rate.
-        rate: another name of lr.
+        rate: another name of lr, which is canonical.
     """
 
     def __init__(
@@ -537,7 +537,7 @@ class Optimizer:
         weight_decay: at least 0; it acts on the parameters whose decay flag is set.
         groups: names or shell patterns of parameters to factors of the learning rate, such as
             ``{"0.*": 0.1}``; where several match, the last one counts.
-        rate: another name of lr, the canonical one.
+        rate: another name of lr, which is canonical.
     """
 
     _buffers: tuple[str, ...] = ()
@@ -721,7 +721,7 @@ class SGD(Optimizer):
 
     Args:
         lr: the learning rate, a number or a `Schedule`.
-        rate: another name of lr, the canonical one.
+        rate: another name of lr, which is canonical.
         momentum: m, in [0, 1).
         nesterov: whether to use Nesterov's form, which needs momentum.
         weight_decay: at least 0; it acts on the parameters whose decay flag is set.
@@ -776,7 +776,7 @@ class RMSprop(Optimizer):
 
     Args:
         lr: the learning rate, a number or a `Schedule`.
-        rate: another name of lr, the canonical one.
+        rate: another name of lr, which is canonical.
         alpha: a, in [0, 1).
         eps: at least 0.
         weight_decay: at least 0; it acts on the parameters whose decay flag is set.
@@ -823,7 +823,7 @@ class Adam(Optimizer):
 
     Args:
         lr: the learning rate, a number or a `Schedule`.
-        rate: another name of lr, the canonical one.
+        rate: another name of lr, which is canonical.
         betas: decay rates of the mean and of the mean square, each in [0, 1).
         eps: at least 0.
         weight_decay: at least 0; it acts on the parameters whose decay flag is set.
@@ -874,7 +874,7 @@ class AdamW(Adam):
 
     Args:
         lr: the learning rate, a number or a `Schedule`.
-        rate: another name of lr, the canonical one.
+        rate: another name of lr, which is canonical.
         betas: decay rates of the mean and of the mean square, each in [0, 1).
         eps: at least 0.
         weight_decay: at least 0; it acts on the parameters whose decay flag is set.
