@@ -1,6 +1,7 @@
-"""Everything that needs a GPU, in one go of under ten minutes: facts and ceilings, what multiprocessors pay to exchange words, correctness,
-accuracy, the plans beside each other with what the planner's model says, times beside PyTorch, FlashRNN and JAX where they are installed,
-compute-sanitizer.
+"""Measure everything that needs a GPU in under ten minutes.
+
+That is: facts and ceilings, the cost of exchanging words between multiprocessors, correctness, accuracy, the plans with the
+times of the planner's model, comparisons with PyTorch, FlashRNN and JAX where they are installed, compute-sanitizer.
 
     python benchmarks/gpu.py              # on a machine with a GPU, CuPy and ostinato._cuda
     python benchmarks/gpu.py --emulated   # a dry run of the script on the CPU, on tiny shapes: no time of it means anything
@@ -33,7 +34,7 @@ from ostinato.__main__ import info
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "ladder" / "cuda"))
-import run as rungs  # noqa: E402
+import run as cuda_ladder  # noqa: E402
 
 RESULTS, TESTS = HERE / "results", HERE.parent / "tests"
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
@@ -67,11 +68,11 @@ GRID: list[tuple[str, dict[str, Any], str, int, int]] = [
 ]
 
 
-Clock = Callable[[Callable[[], Any]], float]  # seconds of work: `rungs.seconds_of` a device
+Clock = Callable[[Callable[[], Any]], float]  # seconds of work: `cuda_ladder.seconds_of` a device
 
 
 def alternate(clock: Clock, calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """The median seconds of each, the turn passed between them; each runs three times first, which records what comes again."""
+    """Return the median seconds of calls that run in turns; each runs three times first, which records its graph."""
     for call in calls.values():
         for _ in range(3):
             call()
@@ -83,7 +84,7 @@ def alternate(clock: Clock, calls: dict[str, Callable[[], Any]], rounds: int) ->
 
 
 def ceilings(device: _device.Device, clock: Clock, size: int) -> dict[str, float]:
-    """Bytes a second of a copy, and multiply-adds a second of the array library's float32 product."""
+    """Measure bytes a second of a copy, and operations a second of the array library's float32 product."""
     xp = device.xp
     a, b = xp.ones((size, size), np.float32), xp.ones((size, size), np.float32)
     out = xp.empty_like(a)
@@ -96,13 +97,13 @@ def ceilings(device: _device.Device, clock: Clock, size: int) -> dict[str, float
 
 
 def exchange(device: _device.Device, clock: Clock) -> dict[str, Any]:
-    """Microseconds a step of each way to exchange 1 KB a block among P blocks, one on a multiprocessor."""
+    """Measure microseconds a step of each way to exchange 1 KB a block among P blocks, one on each multiprocessor."""
     xp, steps, empty, out = device.xp, 1000, 0x7FFFDEAD, {}
     module = xp.RawModule(
         code=(HERE / "cuda" / "exchange.cu").read_text(), options=("-std=c++17",), enable_cooperative_groups=True
     )
     inputs = xp.ones((1 << 25) // 4, np.float32)  # what a step reads beside the words of the others
-    for name in ("mailbox", "mailbox_reading", "mailbox_prefetching", "barrier", "grid_sync", "cluster_sync"):
+    for name in ("exchange_words", "exchange_reading", "exchange_prefetching", "barrier", "grid_sync", "cluster_sync"):
         for blocks in (8,) if name == "cluster_sync" else (2, 4, 8, 16, 32, 64, 128):
             if blocks > device.figures.multiprocessors or (
                 name == "cluster_sync" and device.figures.capability < (9, 0)
@@ -112,9 +113,9 @@ def exchange(device: _device.Device, clock: Clock) -> dict[str, Any]:
             slots = xp.empty((steps + 2) * blocks * 256, np.uint32)
             seconds = []
             for _ in range(5):
-                slots.fill(empty if name.startswith("mailbox") else 0)
+                slots.fill(empty if name.startswith("exchange") else 0)
                 more = (
-                    (inputs, np.int64(inputs.size // 4)) if name in ("mailbox_reading", "mailbox_prefetching") else ()
+                    (inputs, np.int64(inputs.size // 4)) if name in ("exchange_reading", "exchange_prefetching") else ()
                 )
                 seconds.append(clock(lambda: kernel((blocks,), (256,), (slots, np.int32(steps), error, *more))))  # noqa: B023
             if int(error[0]):
@@ -124,7 +125,7 @@ def exchange(device: _device.Device, clock: Clock) -> dict[str, Any]:
 
 
 def accuracy(device: _device.Device, emulated: bool) -> dict[str, dict[str, float]]:
-    """Relative Frobenius norms of the errors of outputs and gradients, T = 128, against the NumPy reference in float64."""
+    """Measure the errors of outputs and gradients against the reference, T = 128, by relative Frobenius norms."""
     steps, batch, hidden = (128, 4, 24) if emulated else (128, 16, 256)
     r, out = np.random.default_rng(0), {}
     x, dy = (r.standard_normal((steps, batch, hidden)).astype(np.float32) for _ in range(2))
@@ -290,7 +291,7 @@ def jax_calls(x: Any, state: dict[str, Any]) -> dict[str, Callable[[], Any]]:
 
 
 def times(device: _device.Device, clock: Clock, emulated: bool, seconds: float) -> list[dict[str, Any]]:
-    """By case: seconds, and the peers' as ratios, as far as the time reaches."""
+    """Measure seconds of each case, and ratios to the peers, as far as the time budget reaches."""
     out, end = [], time.monotonic() + seconds
     for cell, options, precision, batch, hidden in GRID:
         if emulated and (precision == "float32") == (hidden > 64):
@@ -370,7 +371,7 @@ def run_tests(files: list[str], select: str, seconds: float, *prefix: str) -> st
 
 
 def main() -> None:
-    """Run it all and keep the figures."""
+    """Run all parts and write the figures to a file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--emulated", action="store_true", help="a dry run on the CPU; nothing is kept")
     emulated = parser.parse_args().emulated
@@ -382,7 +383,7 @@ def main() -> None:
         _device.register(fake_cupy.ndarray, lambda a: device)
     else:
         device = _device.cuda()
-    clock = partial(rungs.seconds_of, device, emulated)
+    clock = partial(cuda_ladder.seconds_of, device, emulated)
     figures: dict[str, Any] = {"machine": info(), "devices": ost.cuda.devices(), "library": device.figures.library}
     path = None
     if not emulated:
@@ -390,7 +391,7 @@ def main() -> None:
         path = RESULTS / f"{datetime.date.today():%Y-%m-%d}-gpu-{name}.json"
 
     def part(name: str, run: Callable[[], Any]) -> None:
-        """One part; what it says is kept at once, and an error in it does not end the others."""
+        """Run one part; its figures are written at once, and an error does not end the others."""
         try:
             figures[name] = run()
         except Exception as error:
@@ -417,7 +418,7 @@ def main() -> None:
         ),
     )
     wide = _plan.GpuFigures("emulated", (9, 0), 132, 232448, 1 << 16, clusters=32, library=False)
-    part("plans", lambda: rungs.ladder(replace(device, figures=wide) if emulated else device, emulated, 100))
+    part("plans", lambda: cuda_ladder.ladder(replace(device, figures=wide) if emulated else device, emulated, 100))
     part("times", lambda: times(device, clock, emulated, 200))
     part("jax", lambda: beside_jax(device, clock, emulated))
     sanitizer = shutil.which("compute-sanitizer")

@@ -5,7 +5,8 @@
 #include <cmath>
 #include <fstream>
 
-// The sets that CMake compiled (OST_HAS_*), best first: the name, whose exact kernels it uses, and whether this CPU has all that it needs.
+// The kernel sets that CMake compiled (OST_HAS_*), best first: the name, the set whose exact
+// kernels it uses, and whether this CPU has all that it needs.
 #define OST_CPU_AVX512                                                                                             \
   __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") && \
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma")

@@ -1,4 +1,4 @@
-// Which kernel set runs: chosen once by the CPU, or by name.
+// The kernel set that runs, chosen once by the CPU or by name.
 #pragma once
 #include <string>
 #include <vector>

@@ -139,7 +139,7 @@ def asarray(a: Any, dtype: Any = None) -> ndarray:
 
 
 def matmul(a: ndarray, b: ndarray, out: ndarray | None = None) -> ndarray:
-    """A product summed in ascending k without a BLAS: a row has the same bits in any company and on any machine."""
+    """A product summed in ascending k without a BLAS: a row has the same bits for any batch composition and on any machine."""
     x, w = unwrap(a), unwrap(b)
     total = np.zeros((x.shape[0], w.shape[1]), np.result_type(x, w)) if out is None else unwrap(out)
     total[...] = 0

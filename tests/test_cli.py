@@ -238,9 +238,9 @@ def test_a_model_is_not_overwritten(model: Any) -> None:
         "--save: expected a folder without a model, found model.safetensors, checkpoint.safetensors, log.csv in m"
         in (done.stderr)
     )
-    assert "--resume goes on from the checkpoint, --overwrite replaces what is there" in done.stderr
+    assert "--resume continues from the checkpoint, --overwrite replaces what is there" in done.stderr
     done = command(*options, "--save", "n", "--resume", cwd=folder, check=False)
-    assert "--resume: expected a checkpoint to go on from, found none in n" in done.stderr
+    assert "--resume: expected a checkpoint to continue from, found none in n" in done.stderr
 
 
 def test_words() -> None:
@@ -339,7 +339,7 @@ def test_standard_input_and_several_files(tmp_path: Any) -> None:
 
 
 def test_text_takes_few_bytes_of_memory_a_byte(tmp_path: Any) -> None:
-    """Of what is read and of the batches: less than three bytes a byte, tables and pieces aside."""
+    """The text and the batches take less than three bytes a byte, without tables and pieces."""
     size = 20_000_000
     (tmp_path / "t.txt").write_bytes(b"to be or not to be, " * (size // 20))
     tracemalloc.start()

@@ -56,7 +56,7 @@ def flags(a: Any) -> Any:
 
 
 def on_cpu(cell: str, p: dict[str, Any], control: dict[str, Any], precision: str = "exact") -> list[Any]:
-    make = _check.typed("Packed", p["x"])
+    make = _check.backend_for(p["x"]).Packed
     packed = make(cell, p["x"].shape[2], p["h0"].shape[1], 1, False, [p["weights"]], True, p["reverse"], precision)
     one = lambda a: None if a is None else a[None]
     options = {"restart_h": one(p["restart"][0]), "restart_c": one(p["restart"][1]), "repeat": True}
@@ -80,7 +80,7 @@ def control_of(p: dict[str, Any], control: dict[str, Any], one: Any) -> dict[str
     return out
 
 
-DEVICES = [_device.emulated(), _device.emulated(turned=True)] + ([_device.cuda()] if cuda.is_available() else [])
+DEVICES = [_device.emulated(), _device.emulated(reverse_order=True)] + ([_device.cuda()] if cuda.is_available() else [])
 
 
 def on_device(
@@ -174,7 +174,7 @@ def test_all_steps_in_one_launch(cell: str, precision: str, hidden: int) -> None
         ("lengths", False, {}),
     ):
         p = problem(cell, np.float32, (6, 11, 3, hidden), kind, reverse)
-        want = on_device(cell, p, control, DEVICES[0], precision, room=0, rows=0)
+        want = on_device(cell, p, control, DEVICES[0], precision, register_capacity=0, rows=0)
         results = [on_device(cell, p, control, device, precision) for device in DEVICES]
         for k, (name, a) in enumerate(zip(NAMES, want)):
             if a is None:
@@ -196,8 +196,8 @@ def test_blocks_that_stream_the_weights(cell: str, precision: str, rows: int, hi
         ("mask", False, {"flow": True}),
     ):
         p = problem(cell, np.float32, (5, 19, 3, hidden), kind, reverse)
-        want = on_device(cell, p, control, DEVICES[0], precision, room=0, rows=0)
-        results = [on_device(cell, p, control, device, precision, room=0, rows=rows) for device in DEVICES]
+        want = on_device(cell, p, control, DEVICES[0], precision, register_capacity=0, rows=0)
+        results = [on_device(cell, p, control, device, precision, register_capacity=0, rows=rows) for device in DEVICES]
         for k, (name, a) in enumerate(zip(NAMES, want)):
             if a is None:
                 continue
@@ -210,7 +210,10 @@ def test_blocks_that_stream_the_weights(cell: str, precision: str, rows: int, hi
 
 def test_plans_that_there_are_not() -> None:
     p = problem("gru_reset_before", np.float32, (2, 2, 3, 4), "none", False)
-    for options, message in (({"room": 32}, "loop: expected a room"), ({"rows": 9}, "rows: expected 8, 16 or 32")):
+    for options, message in (
+        ({"register_capacity": 32}, "loop: expected a register capacity"),
+        ({"rows": 9}, "rows: expected 8, 16 or 32"),
+    ):
         with pytest.raises(ValueError, match=message):
             on_device("gru_reset_before", p, {}, DEVICES[0], **options)
 

@@ -1,4 +1,4 @@
-"""Kernels against the reference, on every kernel set, dtype and cell; and the law of the bits."""
+"""Kernels against the reference, on every kernel set, dtype and cell; and bitwise reproducibility."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_bits_do_not_depend_on_threads(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cell", CELLS)
-def test_bits_do_not_depend_on_company_or_cuts(cell: str, dtype: Any, kernel_set: str) -> None:
+def test_bits_do_not_depend_on_batch_composition_or_cuts(cell: str, dtype: Any, kernel_set: str) -> None:
     """y, states, dx and dstate of a row: alone, in a batch, among padded rows, and in two pieces of time."""
     rng = np.random.default_rng(2)
     steps, batch, hidden = 23, 9, 37

@@ -448,7 +448,7 @@ def test_ragged_functional_and_limits(kernel_set: str) -> None:
 
 @pytest.mark.parametrize("outputs", ["all", "last"])
 def test_the_trainer_takes_ragged_sequences(outputs: str) -> None:
-    """The same training as on padded sequences with lengths; a mask in a batch; predictions; a loader that shuffles."""
+    """Train as on padded sequences with lengths; also a mask in a batch, predictions, a loader that shuffles."""
     r = np.random.default_rng(0)
     xs = [r.standard_normal((n, 3)).astype(np.float32) for n in (5, 9, 1, 7)]
     ragged = ost.Ragged.join(xs)

@@ -1,4 +1,4 @@
-"""Kernels whose blocks share the weights and send each other what a step needs: emulated, a thread of the CPU for every block."""
+"""Kernels whose blocks share the weights and exchange what a step needs, emulated by a CPU thread for every block."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from conftest import DEVICE_CELLS
 from ostinato import _device, _on_device, _plan
 from test_device import DEVICES, NAMES, on_cpu, on_device, problem
 
-real_wave = _on_device.Packed.wave
+real_can_pipeline = _on_device.Packed.can_pipeline
 KINDS = [("bfloat16", 16), ("bfloat16", 8), ("float16", 16), ("float16", 8), ("split", 8)]
 
 
 def with_options(device: _device.Device, **options: Any) -> _device.Device:
-    """The same, its kernels given other numbers: ``delays``, ``absent``, ``patience``."""
+    """Return the device with other numbers for its kernels: ``delays``, ``absent``, ``spin_limit``."""
 
     def run(action: str, cell: int, itemsize: int, values: dict[str, Any]) -> None:
         device.run(action, cell, itemsize, {**values, **options})
 
-    return replace(device, run=run, told=np.zeros(1, np.uint32))
+    return replace(device, run=run, host_status=np.zeros(1, np.uint32))
 
 
 def persistent(
@@ -40,12 +40,12 @@ def persistent(
     groups: int,
     span: int,
     peers: int = 1,
-    portions: int = 1,
+    chunks: int = 1,
     **facts: Any,
 ) -> Any:
-    """Both passes so."""
-    facts |= {"room": 0, "rows": 0, "groups": groups, "span": span, "units": units}
-    backward = {"units": 8 if precision == "split" and peers > 1 else 16, "peers": peers, "portions": portions}
+    """Run both passes by persistent kernels."""
+    facts |= {"register_capacity": 0, "rows": 0, "groups": groups, "span": span, "units": units}
+    backward = {"units": 8 if precision == "split" and peers > 1 else 16, "peers": peers, "chunks": chunks}
     return on_device(cell, p, control, device, precision, **facts, backward=backward)
 
 
@@ -55,7 +55,7 @@ def persistent(
 )
 @pytest.mark.parametrize("cell", DEVICE_CELLS)
 def test_against_tiles(cell: str, precision: str, units: int, peers: int, hidden: int) -> None:
-    """Against the same with a launch a step, which is held against the CPU; and the same bits in whatever order the blocks come."""
+    """Agree with a launch a step, which is compared with the CPU; and the order of the blocks changes no bit."""
     devices = [with_options(DEVICES[0], delays=7), with_options(DEVICES[1], delays=12345), *DEVICES[2:]]
     for sizes, kind, reverse, control, groups, span in (
         ((5, 3, 3, hidden), "none", False, {}, 1, 10),
@@ -64,7 +64,7 @@ def test_against_tiles(cell: str, precision: str, units: int, peers: int, hidden
     ):
         p = problem(cell, np.float32, sizes, kind, reverse)
         tiles = "exact" if precision == "split" else precision
-        want = on_device(cell, p, control, DEVICES[0], tiles, room=0, rows=0)
+        want = on_device(cell, p, control, DEVICES[0], tiles, register_capacity=0, rows=0)
         results = [persistent(cell, p, control, d, precision, units, groups, span, peers) for d in devices]
         for k, (name, a) in enumerate(zip(NAMES, want)):
             if a is None:
@@ -83,9 +83,9 @@ def test_against_tiles(cell: str, precision: str, units: int, peers: int, hidden
     [("lstm", (2, 2, 3, 272), 4), ("gru_reset_before", (2, 2, 3, 272), 4), ("gru_reset_before", (2, 1, 3, 912), 4)],
 )
 def test_weights_in_shared_memory(cell: str, sizes: Any, peers: int) -> None:
-    """Of large layers, those for which registers have no room."""
+    """Large layers keep in shared memory the weights that registers have no room for."""
     p = problem(cell, np.float32, sizes, "none", False)
-    want = on_device(cell, p, {}, DEVICES[0], room=0, rows=0)
+    want = on_device(cell, p, {}, DEVICES[0], register_capacity=0, rows=0)
     got = persistent(cell, p, {}, DEVICES[0], "split", 8, 1, 2, peers)
     for name, a, b in zip(NAMES, want, got):
         if a is not None:
@@ -93,12 +93,12 @@ def test_weights_in_shared_memory(cell: str, sizes: Any, peers: int) -> None:
 
 
 def apart(device: _device.Device, first: bool) -> _device.Device:
-    """What goes ahead is run when it is waited for, and not before; or (``first``) at once, and all of the others behind all of it."""
+    """Run the side stream only when it is joined; or (``first``) at once, and the current stream at the end."""
     ahead: list[bool] = [False]
     waiting: list[Any] = []
     behind: list[Any] | None = None
 
-    class Apart(_device.InTurn):
+    class Apart(_device.SerialStreams):
         def __enter__(self) -> Apart:
             nonlocal behind
             behind = [] if first else None
@@ -111,7 +111,7 @@ def apart(device: _device.Device, first: bool) -> _device.Device:
                 device.run(*call)
 
         @contextmanager
-        def ahead(self) -> Any:
+        def on_side(self) -> Any:
             ahead[0] = True
             yield
             ahead[0] = False
@@ -130,18 +130,18 @@ def apart(device: _device.Device, first: bool) -> _device.Device:
         else:
             device.run(*call)
 
-    return replace(device, run=run, beside=Apart)
+    return replace(device, run=run, side_stream=Apart)
 
 
 @pytest.mark.parametrize("library", [False, True])
 @pytest.mark.parametrize(("kind", "reverse"), [("none", False), ("all", True)])
 @pytest.mark.parametrize("cell", DEVICE_CELLS)
 def test_products_beside_the_steps(cell: str, kind: str, reverse: bool, library: bool) -> None:
-    """By portions, the last steps first: the same sums in the same order, or of the array library one for each portion."""
+    """Chunks, the last steps first, give the same sums in the same order; the array library gives one sum a chunk."""
     p = problem(cell, np.float32, (61, 17, 5, 20), kind, reverse)  # 4 parts of the rows
     orders = [(1, False), (3, False)] if library else [(1, False), (3, False), (4, True)]
     whole, *others = (
-        persistent(cell, p, {}, apart(DEVICES[0], first), "split", 8, 2, 20, portions=n, library=library)
+        persistent(cell, p, {}, apart(DEVICES[0], first), "split", 8, 2, 20, chunks=n, library=library)
         for n, first in orders
     )
     for some in others:
@@ -153,7 +153,7 @@ def test_products_beside_the_steps(cell: str, kind: str, reverse: bool, library:
 
 
 def test_a_stream_beside_the_current_one() -> None:
-    """What goes ahead waits for what was launched before, and what follows a `join` for what went ahead."""
+    """The side stream waits for what was launched before it, and what follows a `join` for the side stream."""
     log: list[Any] = []
 
     class Stream:
@@ -172,9 +172,9 @@ def test_a_stream_beside_the_current_one() -> None:
 
     cupy = SimpleNamespace(cuda=SimpleNamespace(Event=Event, get_current_stream=lambda: Stream("current")))
     beside = Stream("beside")
-    with _device.Beside(cupy, beside) as both:
+    with _device.SideStream(cupy, beside) as both:
         assert log == [("waits", "beside", "current")]
-        assert both.ahead() is beside
+        assert both.on_side() is beside
     # whatever happened in between: arrays that the other stream uses are given back now
     assert log[1:] == [("waits", "current", "beside")]
 
@@ -200,33 +200,33 @@ def test_weights_of_any_size() -> None:
     p = problem("lstm", np.float32, (4, 3, 5, 20), "none", False)
     for k, size in enumerate((1e-30, 1e6, 3e9, 0)):
         p["weights"][1][k * 20 : k * 20 + 10] *= np.float32(size)
-    want = on_device("lstm", p, {}, DEVICES[0], room=0, rows=0)
+    want = on_device("lstm", p, {}, DEVICES[0], register_capacity=0, rows=0)
     got = persistent("lstm", p, {}, DEVICES[0], "split", 8, 1, 4)
     for name, a, b in zip(NAMES, want, got):
         if a is not None:
             assert float(np.linalg.norm(b - a)) <= 1e-4 * float(np.linalg.norm(a)), name
 
 
-@pytest.mark.parametrize(("backward", "portions"), [(False, 1), (True, 1), (True, 2)])
-def test_a_block_that_does_not_come(backward: bool, portions: int) -> None:
+@pytest.mark.parametrize(("backward", "chunks"), [(False, 1), (True, 1), (True, 2)])
+def test_a_block_that_does_not_come(backward: bool, chunks: int) -> None:
     """Nobody waits for ever: the outputs are NaN, the next call raises, and then all is well."""
-    steps, batch = 5 * portions, 3 if portions == 1 else 60
+    steps, batch = 5 * chunks, 3 if chunks == 1 else 60
     p = problem("lstm", np.float32, (steps, batch, 3, 40), "none", False)
     plain = _device.emulated()
 
     def run(action: str, cell: int, itemsize: int, values: dict[str, Any]) -> None:
         missed = ("backward", "through_time") if backward else ("forward",)
-        late = {"absent": 1, "patience": 200} if action in missed and values.get("first_part", 0) == 0 else {}
+        late = {"absent": 1, "spin_limit": 200} if action in missed and values.get("first_part", 0) == 0 else {}
         plain.run(action, cell, itemsize, {**values, **late})
 
-    device = replace(plain, run=run, told=np.zeros(1, np.uint32))
+    device = replace(plain, run=run, host_status=np.zeros(1, np.uint32))
     w = _on_device.pack(device, "lstm", p["weights"], precision="bfloat16")
     y, end = np.empty((steps, batch, 40), np.float32), tuple(np.empty((batch, 40), np.float32) for _ in range(2))
-    forced = {"room": 0, "rows": 0, "units": 16, "groups": 1, "span": 2}
+    forced = {"register_capacity": 0, "rows": 0, "units": 16, "groups": 1, "span": 2}
     rows = _on_device.Rows.of(p["x"]), _on_device.Rows.of(y)
     call = _on_device.Forward(w, *rows, (None, None), end)
     planned = [replace(_on_device.plan_of(w, steps, batch, back), **forced) for back in (False, True)]
-    planned[1] = replace(planned[1], portions=portions)
+    planned[1] = replace(planned[1], chunks=chunks)
     kept = _on_device.forward([call], (steps, batch), planned[0], train=True)
     if backward:
         assert np.isfinite(y).all()
@@ -241,8 +241,8 @@ def test_a_block_that_does_not_come(backward: bool, portions: int) -> None:
     else:
         for a in (y, *end):
             assert np.isnan(a).all()
-    assert device.told[0] == 1
-    with pytest.raises(RuntimeError, match="emulated: a block of an earlier launch waited for another one in vain"):
+    assert device.host_status[0] == 1
+    with pytest.raises(RuntimeError, match="emulated: a block of an earlier launch timed out waiting for another one"):
         _on_device.pack(device, "lstm", p["weights"])
     _on_device.pack(device, "lstm", p["weights"])
     device.check()
@@ -252,11 +252,11 @@ def test_check(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits for all devices, and raises once what a kernel has found; without any it does nothing."""
     ost.cuda.check()
     waited: list[int] = []
-    device = replace(_device.emulated(), wait=lambda: waited.append(1), told=np.zeros(1, np.uint32))
+    device = replace(_device.emulated(), wait=lambda: waited.append(1), host_status=np.zeros(1, np.uint32))
     monkeypatch.setattr(_device, "_MADE", [device])
     ost.cuda.check()
-    device.told[0] = 1
-    with pytest.raises(RuntimeError, match=r"waited for another one in vain .*; the outputs of that call are NaN"):
+    device.host_status[0] = 1
+    with pytest.raises(RuntimeError, match=r"timed out waiting for another one .*; the outputs of that call are NaN"):
         ost.cuda.check()
     ost.cuda.check()
     assert len(waited) == 3
@@ -276,7 +276,7 @@ def test_states_beyond_float16() -> None:
 
 
 def test_nan_travels() -> None:
-    """Of a row, and no further; it is not taken for a place that is empty."""
+    """A NaN stays in its row, and is not taken for an unset word."""
     for precision, units in KINDS:
         p = problem("lstm", np.float32, (6, 5, 3, 40), "none", False)
         want = persistent("lstm", p, {}, DEVICES[0], precision, units, 1, 6)[0]
@@ -293,7 +293,7 @@ def test_nan_travels() -> None:
 def test_plans_that_the_kernels_refuse() -> None:
     p = problem("gru_reset_before", np.float32, (2, 2, 3, 4), "none", False)
     with pytest.raises(ValueError, match="units: expected those of a kernel that there is"):
-        persistent("gru_reset_before", p, {}, DEVICES[0], "bfloat16", 16, 1, 2, wave=True)
+        persistent("gru_reset_before", p, {}, DEVICES[0], "bfloat16", 16, 1, 2, layer_pipelined=True)
     p = problem("gru_reset_before", np.float32, (2, 2, 3, 1281), "none", False)
     with pytest.raises(
         ValueError, match="units: expected blocks with room for all weights, got 16 of 1281 hidden units"
@@ -315,9 +315,9 @@ WIDE = _plan.GpuFigures("wide", (9, 0), 132, 232448, 50 << 20, clusters=32)
 
 @pytest.fixture
 def wide(monkeypatch: pytest.MonkeyPatch) -> _device.Device:
-    """A stand-in for a large GPU, on which a launch costs so much that the weights are shared out wherever they can be."""
+    """A stand-in for a large GPU, on which a launch costs so much that the weights are partitioned wherever they can be."""
     monkeypatch.setattr(_plan, "LAUNCH", 1.0)
-    return fake_cupy.stand_in(monkeypatch, replace(fake_cupy.DEVICE, figures=WIDE, told=np.zeros(1, np.uint32)))
+    return fake_cupy.stand_in(monkeypatch, replace(fake_cupy.DEVICE, figures=WIDE, host_status=np.zeros(1, np.uint32)))
 
 
 # options of a layer, of a call, and the problems in a launch, with whether they are layers
@@ -341,7 +341,7 @@ CALLS: dict[str, tuple[dict[str, Any], dict[str, Any], set[tuple[int, bool]]]] =
 @pytest.mark.parametrize("cell", ["LSTM", "GRU", "GRU before", "RNN"])
 def test_layers(wide: _device.Device, monkeypatch: pytest.MonkeyPatch, cell: str, name: str, span: int) -> None:
     """As users call them, against the CPU: layers above each other and both directions share launches."""
-    options, how, together = CALLS[name]
+    options, how, plans = CALLS[name]
     seen: list[tuple[Any, bool]] = []
     real = _on_device.plan_values
 
@@ -355,7 +355,10 @@ def test_layers(wide: _device.Device, monkeypatch: pytest.MonkeyPatch, cell: str
     monkeypatch.setattr(_on_device, "plan_values", watch)
     hidden = 150 if "bfloat16" in name else 80
     if cell == "GRU before":  # two phases a step: layers go one after the other
-        options, together = {**options, "reset_after": False}, {(1 if wave else n, False) for n, wave in together}
+        options, plans = (
+            {**options, "reset_after": False},
+            {(1 if layer_pipelined else n, False) for n, layer_pipelined in plans},
+        )
     layer = getattr(ost.nn, cell.split()[0])(5, hidden, **options, rng=0)
     there, r = copy.deepcopy(layer).to("cuda"), np.random.default_rng(1)
     shape = (3, 7) if layer.batch_first else (7, 3)
@@ -375,7 +378,7 @@ def test_layers(wide: _device.Device, monkeypatch: pytest.MonkeyPatch, cell: str
         assert error <= limit * max(float(np.linalg.norm(want)), 1e-3), what
     assert {p.kernel for p, _ in seen} == {"persistent"}
     for back in (False, True):
-        assert {(p.together, p.wave) for p, b in seen if b == back} == together
+        assert {(p.co_launched, p.layer_pipelined) for p, b in seen if b == back} == plans
     y3, _ = (
         there(wide.put(x), **{n: v for n, v in given.items() if n != "memory_limit"})
         if not layer.dropout
@@ -390,22 +393,22 @@ def test_layers(wide: _device.Device, monkeypatch: pytest.MonkeyPatch, cell: str
 def test_layers_with_products_beside_the_steps(
     wide: _device.Device, monkeypatch: pytest.MonkeyPatch, cell: str, options: dict[str, Any], library: bool
 ) -> None:
-    """Alone and together, the same as after all steps."""
+    """Layers alone and co-launched give what they give with products after all steps."""
     monkeypatch.setattr(_plan, "LIBRARY_ROWS", 1 if library else 10**9)
-    plain, portions = _plan._persistent, [1]
-    monkeypatch.setattr(_plan, "_persistent", lambda *a: replace(plain(*a), portions=portions[0]))
+    plain, chunks = _plan._persistent, [1]
+    monkeypatch.setattr(_plan, "_persistent", lambda *a: replace(plain(*a), chunks=chunks[0]))
     device = fake_cupy.stand_in(monkeypatch, apart(wide, False))
     layer = getattr(ost.nn, cell)(5, 70, **options, rng=0).to("cuda")
     r = np.random.default_rng(1)
     x = device.put(r.standard_normal((66, 8, 5)).astype(np.float32))
     dy = device.put(r.standard_normal((66, 8, 70 * (2 if layer.bidirectional else 1))).astype(np.float32))
     results = []
-    for portions[0] in (1, 2):
+    for chunks[0] in (1, 2):
         layer.zero_grad()
         dx = layer.vjp(x)[1](dy)[0]
         results.append([_device.host(a).copy() for a in (dx, *layer.grads.values())])
-        (planned,) = {p["portions"] for p in ost.explain(layer, x.shape, training=True).facts["passes"]["backward"]}
-        assert planned == portions[0]
+        (planned,) = {p["chunks"] for p in ost.explain(layer, x.shape, training=True).facts["passes"]["backward"]}
+        assert planned == chunks[0]
     for some in results[1:]:
         for a, b in zip(results[0], some):
             if (
@@ -422,23 +425,25 @@ def test_layers_with_products_beside_the_steps(
 def test_two_layers_back(
     wide: _device.Device, monkeypatch: pytest.MonkeyPatch, cell: str, precision: str, peers: int
 ) -> None:
-    """The lower one follows the upper one, by blocks alone and by clusters, against one after the other; the same bits with delays."""
-    shares = _plan.shares_for
-    monkeypatch.setattr(_plan, "shares_for", lambda *a: [s for s in shares(*a) if s.peers == (peers if a[4] else 1)])
+    """Two pipelined layers, with and without clusters, agree with one after the other; delays change no bit."""
+    partitions = _plan.partitions_for
+    monkeypatch.setattr(
+        _plan, "partitions_for", lambda *a: [s for s in partitions(*a) if s.peers == (peers if a[4] else 1)]
+    )
     hidden = 150 if precision == "bfloat16" else 70
     layer = getattr(ost.nn, cell)(5, hidden, 2, rng=0, precision=precision).to("cuda")
     r = np.random.default_rng(1)
     x, dy = (r.standard_normal((9, 19, n)).astype(np.float32) for n in (5, hidden))
     results = []
-    for together, delays in ((False, 0), (True, 0), (True, 99)):
+    for pipelined, delays in ((False, 0), (True, 0), (True, 99)):
         device = fake_cupy.stand_in(monkeypatch, replace(with_options(wide, delays=delays)))
         layer = copy.deepcopy(layer)
-        monkeypatch.setattr(_on_device.Packed, "wave", real_wave if together else lambda *a: False)
+        monkeypatch.setattr(_on_device.Packed, "can_pipeline", real_can_pipeline if pipelined else lambda *a: False)
         layer.zero_grad()
         dx = layer.vjp(device.put(x), lengths=[*range(1, 10), 0, *[9] * 9])[1](device.put(dy))[0]
         results.append([_device.host(a).copy() for a in (dx, *layer.grads.values())])
         plans = ost.explain(layer, (9, 19, 5), training=True).facts["passes"]["backward"]
-        assert {(p["peers"], p["wave"]) for p in plans} == {(peers, together)}
+        assert {(p["peers"], p["layer_pipelined"]) for p in plans} == {(peers, pipelined)}
     for a, b, c in zip(*results):
         assert np.array_equal(b, c)
         assert float(np.linalg.norm(b - a)) <= (2e-2 if precision == "bfloat16" else 1e-5) * float(np.linalg.norm(a))
@@ -446,7 +451,7 @@ def test_two_layers_back(
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_nothing(wide: _device.Device, bidirectional: bool) -> None:
-    """No rows, or no steps, of layers that would be shared out."""
+    """Layers whose weights would be partitioned take no rows, or no steps."""
     layer = ost.nn.LSTM(5, 80, 2, bidirectional=bidirectional, rng=0).to("cuda")
     for steps, batch in ((3, 0), (0, 3)):
         (y, _), pullback = layer.vjp(wide.put(np.zeros((steps, batch, 5), np.float32)))
@@ -461,10 +466,10 @@ def test_explain(wide: _device.Device) -> None:
     layer.flat_grads[...] = 1.5
     e = ost.explain(layer, (20, 3, 5), training=True, measure=True)
     forward, backward = (e.facts["passes"][n] for n in ("forward", "backward"))
-    assert [(p["of"], p["kernel"], p["wave"]) for p in forward] == [
+    assert [(p["of"], p["kernel"], p["layer_pipelined"]) for p in forward] == [
         ("layers 0 and 1", "persistent", True), ("layer 2", "persistent", False)
     ]  # fmt: skip
-    assert [(p["of"], p["wave"]) for p in backward] == [("layers 2 and 1", True), ("layer 0", False)]
+    assert [(p["of"], p["layer_pipelined"]) for p in backward] == [("layers 2 and 1", True), ("layer 0", False)]
     assert all(p["seconds"] > 0 for p in forward + backward)
     assert e.facts["measured_seconds"] > 0
     assert "by the planner's model" in str(e)
@@ -474,14 +479,16 @@ def test_explain(wide: _device.Device) -> None:
     both = ost.explain(ost.nn.GRU(5, 80, bidirectional=True, rng=0).to("cuda"), (20, 3, 5))
     assert "layer 0, both directions: kernel persistent" in str(both)
     dropped = ost.nn.LSTM(5, 80, 2, dropout=0.5, rng=0).to("cuda")
-    assert not any(p["wave"] for p in ost.explain(dropped, (20, 3, 5), training=True).facts["passes"]["forward"])
+    assert not any(
+        p["layer_pipelined"] for p in ost.explain(dropped, (20, 3, 5), training=True).facts["passes"]["forward"]
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"num_layers": 2}])
 def test_memory_is_what_explain_says(
     wide: _device.Device, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
-    """Arrays that are made in one pass beside its outputs, within a tenth: the mailbox, and what two that go together have each."""
+    """The arrays of one pass beside its outputs, within a tenth: the exchange buffer, and those of each co-launched layer."""
     layer = ost.nn.GRU(5, 80, rng=0, **options).to("cuda")
     x = wide.put(np.zeros((60, 3, 5), np.float32))
     layer(x), layer.vjp(x)[1](layer(x)[0])  # the weights are packed and shared out
@@ -504,13 +511,13 @@ def test_memory_is_what_explain_says(
 
 
 def test_the_trainer_tells_what_a_kernel_has_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In place of a loss that is not finite."""
-    device = replace(_device.emulated(), told=np.ones(1, np.uint32))
+    """A kernel's error is raised in place of a loss that is not finite."""
+    device = replace(_device.emulated(), host_status=np.ones(1, np.uint32))
     monkeypatch.setattr(_device, "_MADE", [device])
     model = ost.nn.Sequential(ost.nn.GRU(1, 2, batch_first=True, rng=0), ost.nn.Linear(2, 1, rng=1))
     trainer = ost.Trainer(model, ost.losses.MSE(), ost.optim.SGD(1e-2))
     x = np.full((2, 3, 1), np.nan, np.float32)
-    with pytest.raises(RuntimeError, match="waited for another one in vain"):
+    with pytest.raises(RuntimeError, match="timed out waiting for another one"):
         trainer.fit((x, x), epochs=1, progress=False)
     with pytest.raises(ost.train.Diverged, match="the loss is nan"):
         trainer.fit((x, x), epochs=1, progress=False)

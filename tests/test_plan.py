@@ -7,7 +7,17 @@ from itertools import pairwise, product
 import pytest
 
 from ostinato import _core
-from ostinato._plan import GROUP_ROWS, MOST_WAVES, ROOM, GpuFigures, GpuPlan, Share, plan, room_for, shares_for
+from ostinato._plan import (
+    GROUP_ROWS,
+    MOST_WAVES,
+    REGISTER_CAPACITY,
+    GpuFigures,
+    GpuPlan,
+    Partition,
+    partitions_for,
+    plan,
+    register_capacity_for,
+)
 
 DEVICES = [
     GpuFigures("A100-SXM4", (8, 0), 108, 166912, 40 << 20),
@@ -40,8 +50,8 @@ def test_every_shape_has_a_plan(device: GpuFigures) -> None:
         assert p.seconds > 0
         if p.kernel == "loop":
             assert (p.launches, p.blocks) == (1, -(-batch // 8))
-            assert hidden <= p.room
-            assert p.room * hidden * max(products) * word <= 128 << 10 or hidden < p.room
+            assert hidden <= p.register_capacity
+            assert p.register_capacity * hidden * max(products) * word <= 128 << 10 or hidden < p.register_capacity
             assert p.blocks <= MOST_WAVES * device.multiprocessors
             assert not by_step
         elif p.kernel == "persistent":
@@ -49,7 +59,7 @@ def test_every_shape_has_a_plan(device: GpuFigures) -> None:
             assert word == 2 or (word == 4 and split)
             assert not by_step
         elif p.kernel == "stream":
-            assert p.room == p.units == 0
+            assert p.register_capacity == p.units == 0
             assert p.rows in (8, 16, 32)
             assert p.launches == 7 * len(products) + backward
             assert not (backward and by_step)
@@ -57,7 +67,7 @@ def test_every_shape_has_a_plan(device: GpuFigures) -> None:
             assert p.blocks * p.rows * (16 if backward else 16 // max(products)) >= hidden * batch
         else:
             assert p.kernel == "step"
-            assert p.room == p.rows == p.units == 0
+            assert p.register_capacity == p.rows == p.units == 0
             assert p.launches == 7 * len(products) * (3 if backward else 1)
             assert p.blocks * (64 // max(products)) * 32 >= hidden * batch
     assert kernels == {"loop", "persistent", "stream", "step"}
@@ -67,35 +77,35 @@ def check_persistent(
     p: GpuPlan, device: GpuFigures, products: list[int], hidden: int, steps: int, batch: int, word: int, backward: bool
 ) -> None:
     """All blocks have their own multiprocessor, all weights have room, and all units, rows and steps have their turn."""
-    share = Share.of(products, hidden, p.units, p.peers, 2 if word == 4 else 1, backward)
-    assert p.blocks == share.blocks * p.groups <= device.multiprocessors
-    assert share.blocks * p.units >= hidden
-    assert share.blocks * p.units % 16 == 0
-    for n, tiles, depth, outs in zip(products, share.tiles, share.depth, share.out_tiles):
+    partition = Partition.of(products, hidden, p.units, p.peers, 2 if word == 4 else 1, backward)
+    assert p.blocks == partition.blocks * p.groups <= device.multiprocessors
+    assert partition.blocks * p.units >= hidden
+    assert partition.blocks * p.units % 16 == 0
+    for n, tiles, depth, outs in zip(products, partition.tiles, partition.depth, partition.out_tiles):
         assert tiles * 16 >= hidden * (n if backward else 1)
         assert depth * 8 * p.peers >= tiles
         assert outs * 16 >= p.units * p.peers * (1 if backward else n)
     assert p.peers == 1 or (backward and p.blocks <= 4 * device.clusters)
-    assert share.blocks % p.peers == 0
+    assert partition.blocks % p.peers == 0
     # a thread's registers: of 16 x 16 weights of 2 bytes it keeps 16 bytes
-    assert sum(outs * share.parts * depth * 4 for outs, depth in zip(share.out_tiles, share.depth)) <= 128
+    assert sum(outs * partition.parts * depth * 4 for outs, depth in zip(partition.out_tiles, partition.depth)) <= 128
     assert 1 <= p.span <= steps
-    assert p.groups * p.span * share.step_bytes <= max(device.l2_bytes // 4, p.groups * share.step_bytes)
+    assert p.groups * p.span * partition.step_bytes <= max(device.l2_bytes // 4, p.groups * partition.step_bytes)
     passes = -(-batch // (p.groups * GROUP_ROWS))
     parts = _core.gradient_parts(steps, batch)
-    cuts = [steps * (parts * k // p.portions) // parts for k in range(p.portions + 1)]
+    cuts = [steps * (parts * k // p.chunks) // parts for k in range(p.chunks + 1)]
     assert p.launches == passes * sum(-(-(b - a) // p.span) for a, b in pairwise(cuts))
-    if p.portions > 1:  # the products of one need multiprocessors beside the steps of the next
+    if p.chunks > 1:  # the products of one need multiprocessors beside the steps of the next
         assert backward
         assert p.blocks < device.multiprocessors
-        assert steps >= parts >= p.portions
-        assert f"the products of {p.portions} portions" in p.reason
+        assert steps >= parts >= p.chunks
+        assert f"the products of {p.chunks} chunks" in p.reason
 
 
 @pytest.mark.parametrize("device", DEVICES, ids=lambda d: d.name)
 def test_weights_that_many_multiprocessors_share(device: GpuFigures) -> None:
     """The shapes that the persistent kernels are for."""
-    chosen, portions = {}, set()
+    chosen, chunks = {}, set()
     for products, hidden, batch, word, backward in product(
         (LSTM, GRU), (256, 512, 768, 1024), (8, 16, 64), (2, 4), (False, True)
     ):
@@ -104,11 +114,11 @@ def test_weights_that_many_multiprocessors_share(device: GpuFigures) -> None:
         chosen[max(products), hidden, batch, word, backward] = p.kernel
         if p.kernel == "persistent":
             check_persistent(p, device, products, hidden, 1024, batch, word, backward)
-            portions.add(p.portions)
-    assert len(portions) > 1
+            chunks.add(p.chunks)
+    assert len(chunks) > 1
     if device.multiprocessors >= 128:
         for (columns, hidden, batch, word, backward), kernel in chosen.items():
-            if shares_for(device, [columns], hidden, word, backward) and not backward and batch <= 16:
+            if partitions_for(device, [columns], hidden, word, backward) and not backward and batch <= 16:
                 assert kernel == "persistent", (columns, hidden, batch, word)
 
 
@@ -116,7 +126,7 @@ def test_what_is_chosen_and_why() -> None:
     h100 = DEVICES[1]
     sizes = {"steps": 100, "batch": 16}
     small = plan(h100, LSTM, hidden=64, word=4, **sizes)
-    assert (small.kernel, small.room, small.blocks, small.launches) == ("loop", 64, 2, 1)
+    assert (small.kernel, small.register_capacity, small.blocks, small.launches) == ("loop", 64, 2, 1)
     for products, hidden, word, more, reason in (
         (LSTM, 65, 4, {}, "H = 65 is beyond 64"),
         (LSTM, 65, 4, {"split": True, "device": FEW}, "too few multiprocessors, 8, to share the weights"),
@@ -129,7 +139,7 @@ def test_what_is_chosen_and_why() -> None:
         ),
         (LSTM, 1100, 2, {}, "too few multiprocessors, 132, to share the weights"),
         (LSTM, 2000, 4, {"split": True}, "no room for the recurrent weights in those of all multiprocessors either"),
-        (LSTM, 512, 2, {"steps": 2}, "to share them out would take longer"),
+        (LSTM, 512, 2, {"steps": 2}, "to partition them would take longer"),
         (LSTM, 8, 8, {}, "words of 2 and 4 bytes"),
         (BEFORE, 8, 4, {}, "2 phases a step"),
         (LSTM, 8, 4, {"backward": True, "by_step": True}, "the norm of every step's gradient"),
@@ -157,8 +167,8 @@ def test_streams() -> None:
     assert plan(FEW, BEFORE, batch=16, backward=True, **sizes).kernel == "step"
 
 
-def test_room() -> None:
-    assert [room_for(LSTM, h, 4) for h in (1, 32, 33, 64, 65)] == [32, 32, 64, 64, 0]
-    assert [room_for(GRU, h, 2) for h in (64, 65, 128, 129)] == [64, 128, 128, 0]
-    assert room_for(BEFORE, 1, 4) == room_for(LSTM, 1, 8) == 0
-    assert set(ROOM) == {2, 4}
+def test_register_capacity() -> None:
+    assert [register_capacity_for(LSTM, h, 4) for h in (1, 32, 33, 64, 65)] == [32, 32, 64, 64, 0]
+    assert [register_capacity_for(GRU, h, 2) for h in (64, 65, 128, 129)] == [64, 128, 128, 0]
+    assert register_capacity_for(BEFORE, 1, 4) == register_capacity_for(LSTM, 1, 8) == 0
+    assert set(REGISTER_CAPACITY) == {2, 4}

@@ -1,4 +1,4 @@
-"""bfloat16 and int8: one step against the same rounding in NumPy, whole sequences within the stated bounds, the law of the bits."""
+"""bfloat16 and int8: one step against the same rounding in NumPy, whole sequences within the stated bounds, bitwise reproducibility."""
 
 from __future__ import annotations
 

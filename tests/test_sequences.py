@@ -186,7 +186,9 @@ def test_resets_are_the_pieces_run_apart(cell: str, reverse: bool, kernel_set: s
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_bits_with_lengths_do_not_depend_on_threads_or_company(cell: str, kernel_set: str, threads: None) -> None:
+def test_bits_with_lengths_do_not_depend_on_threads_or_batch_composition(
+    cell: str, kernel_set: str, threads: None
+) -> None:
     p = Problem(cell, np.float32, (25, 23, 6, 50))
     lengths, resets = p.rng.integers(0, 26, 23), flags(p, 0.1)
     results = []

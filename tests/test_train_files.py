@@ -51,7 +51,7 @@ def test_what_is_there_is_not_written_over(name: str, tmp_path: Path) -> None:
     path.write_text("precious")
     options: Any = {name: path}
     with pytest.raises(
-        FileExistsError, match=rf"{name}: expected no file at .*; go on from it with resume=True, or write over"
+        FileExistsError, match=rf"{name}: expected no file at .*; continue from it with resume=True, or write over"
     ):
         quiet(fresh(), series(), **options)
     assert path.read_text() == "precious"

@@ -1,10 +1,10 @@
-// What a step costs that multiprocessors must exchange h for: each kernel does nothing else, `steps` times over P blocks. Compiled by
-// benchmarks/gpu.py; every wait is bounded, and one that ends too early sets `error`.
+// The cost of exchanging h between multiprocessors once a step: each kernel does nothing else, `steps`
+// times over P blocks. benchmarks/gpu.py compiles it; every wait is bounded, and a timeout sets `error`.
 #include <cooperative_groups.h>
 
 constexpr int kThreads = 256;
-constexpr unsigned kEmpty = 0x7fffdead;  // a NaN that no sum gives
-constexpr int kPatience = 1 << 22;
+constexpr unsigned kUnset = 0x7fffdead;  // a NaN that no sum gives
+constexpr int kSpinLimit = 1 << 22;
 
 __device__ unsigned relaxed_load(const unsigned* p) {
   unsigned v;
@@ -18,27 +18,29 @@ __device__ unsigned acquire_load(const unsigned* p) {
   return v;
 }
 
-// The data is its own flag: a word a thread is stored, and every block waits for the words of all. Slots are used once and begin empty.
-extern "C" __global__ void __launch_bounds__(kThreads, 1) mailbox(unsigned* slots, int steps, unsigned* error) {
+// The data is its own flag: every thread stores a word, and every block polls the words of all threads.
+// Step slots are used once and start unset.
+extern "C" __global__ void __launch_bounds__(kThreads, 1) exchange_words(unsigned* slots, int steps, unsigned* error) {
   const int blocks = gridDim.x, words = blocks * kThreads;
   unsigned sum = 1;
   for (int s = 0; s < steps; ++s) {
     unsigned* slot = slots + (long long)s * words;
     relaxed_store(slot + blockIdx.x * kThreads + threadIdx.x, sum & 0xffff);
     for (int i = threadIdx.x; i < words; i += kThreads) {
-      unsigned v = kEmpty;
-      for (int n = 0; n < kPatience && (v = relaxed_load(slot + i)) == kEmpty; ++n) {}
-      if (v == kEmpty) *error = 1;
+      unsigned v = kUnset;
+      for (int n = 0; n < kSpinLimit && (v = relaxed_load(slot + i)) == kUnset; ++n) {}
+      if (v == kUnset) *error = 1;
       sum += v;
     }
     __syncthreads();
   }
-  if (sum == kEmpty) *error = 2;  // so that nothing is left out
+  if (sum == kUnset) *error = 2;  // keeps the compiler from removing the loop
 }
 
-// The same with 16 bytes a thread that a step needs from memory beside: asked for when they are needed, or a step ahead.
-template <bool kAhead>
-__device__ void mailbox_with_inputs(unsigned* slots, int steps, unsigned* error, const float4* inputs, long long count) {
+// As above, with 16 bytes a thread that a step reads from memory: when they are needed, or prefetched a
+// step earlier.
+template <bool kPrefetch>
+__device__ void exchange_with_inputs(unsigned* slots, int steps, unsigned* error, const float4* inputs, long long count) {
   const int blocks = gridDim.x, words = blocks * kThreads;
   const auto input = [&](int s) { return inputs[((long long)s * words + blockIdx.x * kThreads + threadIdx.x) % count]; };
   unsigned sum = 1;
@@ -47,29 +49,29 @@ __device__ void mailbox_with_inputs(unsigned* slots, int steps, unsigned* error,
     unsigned* slot = slots + (long long)s * words;
     relaxed_store(slot + blockIdx.x * kThreads + threadIdx.x, sum & 0xffff);
     const float4 now = next;
-    if (kAhead) next = input(s + 1);
+    if (kPrefetch) next = input(s + 1);
     for (int i = threadIdx.x; i < words; i += kThreads) {
-      unsigned v = kEmpty;
-      for (int n = 0; n < kPatience && (v = relaxed_load(slot + i)) == kEmpty; ++n) {}
-      if (v == kEmpty) *error = 1;
+      unsigned v = kUnset;
+      for (int n = 0; n < kSpinLimit && (v = relaxed_load(slot + i)) == kUnset; ++n) {}
+      if (v == kUnset) *error = 1;
       sum += v;
     }
     __syncthreads();
-    const float4 used = kAhead ? now : input(s);
+    const float4 used = kPrefetch ? now : input(s);
     sum += unsigned(used.x + used.y + used.z + used.w);
   }
-  if (sum == kEmpty) *error = 2;
+  if (sum == kUnset) *error = 2;
 }
 extern "C" __global__ void __launch_bounds__(kThreads, 1)
-    mailbox_reading(unsigned* slots, int steps, unsigned* error, const float4* inputs, long long count) {
-  mailbox_with_inputs<false>(slots, steps, error, inputs, count);
+    exchange_reading(unsigned* slots, int steps, unsigned* error, const float4* inputs, long long count) {
+  exchange_with_inputs<false>(slots, steps, error, inputs, count);
 }
 extern "C" __global__ void __launch_bounds__(kThreads, 1)
-    mailbox_prefetching(unsigned* slots, int steps, unsigned* error, const float4* inputs, long long count) {
-  mailbox_with_inputs<true>(slots, steps, error, inputs, count);
+    exchange_prefetching(unsigned* slots, int steps, unsigned* error, const float4* inputs, long long count) {
+  exchange_with_inputs<true>(slots, steps, error, inputs, count);
 }
 
-// Stores behind a fence, then one counter that all wait for.
+// Stores before a fence, then one counter for which all blocks wait.
 extern "C" __global__ void __launch_bounds__(kThreads, 1) barrier(unsigned* slots, int steps, unsigned* error) {
   const int blocks = gridDim.x, words = blocks * kThreads;
   unsigned *counter = slots + 2 * words, sum = 1;
@@ -81,16 +83,16 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) barrier(unsigned* slot
       __threadfence();
       atomicAdd(counter, 1u);
       int n = 0;
-      while (acquire_load(counter) < unsigned(blocks) * (s + 1) && ++n < kPatience) {}
-      if (n == kPatience) *error = 1;
+      while (acquire_load(counter) < unsigned(blocks) * (s + 1) && ++n < kSpinLimit) {}
+      if (n == kSpinLimit) *error = 1;
     }
     __syncthreads();
     for (int i = threadIdx.x; i < words; i += kThreads) sum += relaxed_load(slot + i);
   }
-  if (sum == kEmpty) *error = 2;
+  if (sum == kUnset) *error = 2;
 }
 
-// The same with the barrier of cooperative groups.
+// As above, with the barrier of cooperative groups.
 extern "C" __global__ void __launch_bounds__(kThreads, 1) grid_sync(unsigned* slots, int steps, unsigned* error) {
   const auto grid = cooperative_groups::this_grid();
   const int blocks = gridDim.x, words = blocks * kThreads;
@@ -101,11 +103,11 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) grid_sync(unsigned* sl
     grid.sync();
     for (int i = threadIdx.x; i < words; i += kThreads) sum += relaxed_load(slot + i);
   }
-  if (sum == kEmpty) *error = 2;
+  if (sum == kUnset) *error = 2;
 }
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-// Eight blocks of a cluster, through the shared memory of each other.
+// Eight blocks of a cluster, through each other's shared memory.
 extern "C" __global__ void __cluster_dims__(8, 1, 1) __launch_bounds__(kThreads, 1)
     cluster_sync(unsigned* slots, int steps, unsigned* error) {
   __shared__ unsigned box[2][8][kThreads];
@@ -119,7 +121,7 @@ extern "C" __global__ void __cluster_dims__(8, 1, 1) __launch_bounds__(kThreads,
     for (int from = 0; from < 8; ++from) sum += box[s % 2][from][threadIdx.x];
   }
   cluster.sync();
-  if (sum == kEmpty) *error = 2;
+  if (sum == kUnset) *error = 2;
   (void)slots;
 }
 #endif

@@ -1,4 +1,4 @@
-// From the plainest LSTM to the library's own, rung by rung: each is held against the first in float64, then timed in turns beside
+// From the plainest LSTM to the library's own, step by step: each is compared with the first in float64, then timed in turns next to
 // the FMA peak. Built and run by run.py.
 #include <algorithm>
 #include <chrono>
@@ -35,7 +35,7 @@ struct Problem {
   }
 };
 
-// 1. As written in the books, in any precision: the oracle in double, the first rung in float.
+// 1. As written in the books, in any precision: the oracle in double, the first step of the ladder in float.
 template <class R>
 void naive(Problem& p, R* y) {
   const Index H = p.H;
@@ -138,7 +138,7 @@ void tiles(Problem& p, float* y, const float* w, const float* r, bool packed) {
     }
 }
 
-// 3. Blocked: 4 rows x 4 vectors stay in registers; the weights lie as in rung 2, so every k is 16 KB further at H = 1024.
+// 3. Blocked: 4 rows x 4 vectors stay in registers; the weights are laid out as in step 2, so every k is 16 KB further at H = 1024.
 void blocked(Problem& p, float* y) {
   static std::vector<float> w, r;
   if (w.size() != p.w.size()) w = transposed(p.w, 4 * p.H, p.H), r = transposed(p.r, 4 * p.H, p.H);
@@ -192,13 +192,13 @@ int main(int argc, char** argv) {
   Problem p(T, B, H);
   std::vector<double> oracle(p.y.size());
   naive(p, oracle.data());
-  struct Rung {
+  struct LadderStep {
     const char* name;
     void (*run)(Problem&, float*);
     std::vector<double> seconds, peaks;
   };
   static int all = threads;
-  std::vector<Rung> rungs{
+  std::vector<LadderStep> ladder{
       {"1 naive", [](Problem& q, float* y) { naive(q, y); }, {}, {}},
       {"2 vectorised", vectorised, {}, {}},
       {"3 blocked", blocked, {}, {}},
@@ -206,24 +206,24 @@ int main(int argc, char** argv) {
       {"5 library: cell on a tile in L1", [](Problem& q, float* y) { library(q, y, 1); }, {}, {}},
       {"6 library, all threads", [](Problem& q, float* y) { library(q, y, all); }, {}, {}},
   };
-  for (Rung& rung : rungs) {
-    rung.run(p, p.y.data());
+  for (LadderStep& step : ladder) {
+    step.run(p, p.y.data());
     double worst = 0;
     for (std::size_t i = 0; i < oracle.size(); ++i) worst = std::max(worst, std::abs(oracle[i] - double(p.y[i])));
-    if (!(worst < 1e-5)) return std::printf("%s: error %.2g\n", rung.name, worst), 1;
+    if (!(worst < 1e-5)) return std::printf("%s: error %.2g\n", step.name, worst), 1;
   }
   for (int round = 0; round < 7; ++round)
-    for (Rung& rung : rungs) {
-      rung.peaks.push_back(fma_peak<float>(0.02));
+    for (LadderStep& step : ladder) {
+      step.peaks.push_back(fma_peak<float>(0.02));
       const double start = now_seconds();
       int runs = 0;
-      do rung.run(p, p.y.data()), ++runs;
+      do step.run(p, p.y.data()), ++runs;
       while (now_seconds() - start < 0.1);
-      rung.seconds.push_back((now_seconds() - start) / runs);
+      step.seconds.push_back((now_seconds() - start) / runs);
     }
-  const double flops = 2.0 * 4 * double(H) * 2 * double(H) * double(T) * double(B), first = median(rungs[0].seconds);
+  const double flops = 2.0 * 4 * double(H) * 2 * double(H) * double(T) * double(B), first = median(ladder[0].seconds);
   std::printf("LSTM inference, T=%ld B=%ld I=H=%ld, %d threads\n", long(T), long(B), long(H), threads);
-  for (const Rung& r : rungs) {
+  for (const LadderStep& r : ladder) {
     const double s = median(r.seconds);
     std::printf("%-34s %7.1fx the first  %5.1f%% of one thread's peak\n", r.name, first / s, 100 * flops / s * 1e-9 / median(r.peaks));
   }

@@ -1,5 +1,6 @@
-// NumPy arrays at the border: every check of rank, extent, dtype, byte order, alignment and stride stands here, and every
-// message says argument, expected and got.
+// NumPy arrays on their way into the native code. All checks of rank, extent, dtype, byte order,
+// alignment and stride are here, and every message names the argument, what was expected and what
+// came.
 #pragma once
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -105,7 +106,7 @@ View<std::remove_const_t<T>> optional_view(const py::object& object, const std::
   return object.is_none() ? View<std::remove_const_t<T>>{} : view<T>(object, name, axes, need, writable);
 }
 
-// Bytes that a view touches, for the refusal of overlapping outputs.
+// The range of bytes that a view touches, to refuse overlapping outputs.
 template <class T>
 std::pair<std::uintptr_t, std::uintptr_t> extent(const View<T>& v) {
   Index low = 0, high = 0;
@@ -134,7 +135,8 @@ const TypedKernels<T>& typed(const KernelTable* table) {
     return table->f64;
 }
 
-// Looks for a pending Ctrl-C, at most every 20 ms: taking the GIL back costs up to its switch interval of 5 ms.
+// Check for a pending Ctrl-C, at most every 20 ms: taking the GIL back costs up to its switch
+// interval of 5 ms.
 class SignalPoll {
  public:
   Poll poll();
@@ -144,8 +146,9 @@ class SignalPoll {
   double last_ = 0;
 };
 
-// Releases the GIL for a block. A daemon thread may still compute when the interpreter ends: taking the GIL back would then end the
-// thread by an unwinding that C++ destructors turn into abort(), so such a thread is left waiting for the end of the process.
+// Release the GIL for a block. A daemon thread may still compute when the interpreter exits. Taking
+// the GIL back would then end the thread by an unwinding that C++ destructors turn into abort(), so
+// such a thread waits for the end of the process.
 class GilRelease {
  public:
   GilRelease();
@@ -157,7 +160,7 @@ class GilRelease {
   PyThreadState* state_;
 };
 
-// Turns a kernel's status into an exception; a stop has left its own.
+// Turn a kernel's status into an exception; a stopped call has set its own.
 void check_status(int status);
 
 void bind_recurrent(py::module_& m);

@@ -1,4 +1,4 @@
-// The extension module that emulates the kernels of the GPU, for the tests.
+// The extension module that emulates the GPU's kernels, for the tests.
 #include "../cuda/emulate.h"
 
 namespace ost {
@@ -16,11 +16,11 @@ extern OST_EMULATED(5);
 
 namespace {
 
-int run_emulated(const std::string& action, int cell, int itemsize, const py::dict& values, bool turned) {
+int run_emulated(const std::string& action, int cell, int itemsize, const py::dict& values, bool reverse_order) {
   using Graph = std::vector<emulated::Recorded>;
   static auto* replay = new emulated::Replay<Graph>;
   const emulated::Addresses a(values);
-  const emulated::Emulation how{turned, a.number<std::uint32_t>("delays"), a.number<Index>("absent", -1)};
+  const emulated::Emulation how{reverse_order, a.number<std::uint32_t>("delays"), a.number<Index>("absent", -1)};
   const auto on = [&](const emulated::Emulator& run) { emulated::act_by_name(run, action, cell, itemsize, values); };
   const auto direct = [&] { on({how, nullptr}); };
   if (a.number<int>("launches") < emulated::kFewestLaunches) return direct(), 0;
@@ -32,7 +32,7 @@ int run_emulated(const std::string& action, int cell, int itemsize, const py::di
   const auto launch = [&](const Graph& graph) {
     for (const auto& kernel : graph) kernel.run(kernel.kernel.data(), how);
   };
-  return int((*replay)(emulated::key_of(action, cell, itemsize, values, turned), direct, record, launch));
+  return int((*replay)(emulated::key_of(action, cell, itemsize, values, reverse_order), direct, record, launch));
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// The table of contents of ostinato._core.
+// The module ostinato._core: its functions, and the parts that other files bind.
 #include <pthread.h>
 
 #include <atomic>
@@ -44,8 +44,8 @@ void read_environment() {
 
 }  // namespace
 
-// Only the main thread sees signals; any other would take the GIL for nothing, and, as a daemon thread at the interpreter's
-// end, would be ended by it in the middle of a call.
+// Only the main thread handles signals. Any other thread would take the GIL in vain; and a daemon
+// thread would be ended by it in the middle of a call when the interpreter exits.
 Poll SignalPoll::poll() { return PyThread_get_thread_ident() == g_main_thread ? Poll{&SignalPoll::ask, this} : Poll{}; }
 
 int SignalPoll::ask(void* self) {
@@ -54,7 +54,7 @@ int SignalPoll::ask(void* self) {
   if (me.last_ == 0) me.last_ = now;
   if (now - me.last_ < 0.02) return 0;
   me.last_ = now;
-  // A signal handler of the caller's runs here, and with the caller's own treatment of denormals.
+  // Signal handlers of the caller run here, with the caller's treatment of denormals.
   const unsigned mode = flush_denormals_off();
   py::gil_scoped_acquire gil;
   const int stop = PyErr_CheckSignals() != 0;
@@ -63,10 +63,11 @@ int SignalPoll::ask(void* self) {
 }
 
 namespace {
-std::atomic<bool> g_ending{false};     // the interpreter's exit handlers have run ours
-std::atomic<int> g_taking_the_gil{0};  // threads between the look at g_ending and having the GIL
+std::atomic<bool> g_ending{false};     // set by our exit handler
+std::atomic<int> g_taking_the_gil{0};  // threads between reading g_ending and having the GIL
 
-// Called by atexit, with the GIL. Threads that are about to take it back get it now; those that come later never ask.
+// Called by atexit, with the GIL. Threads that are about to take it back get it now; later ones
+// never ask for it.
 void end_quietly() {
   g_ending = true;
   py::gil_scoped_release release;
@@ -98,7 +99,7 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "The native kernels of ostinato. Private: use ostinato.functional and ostinato.nn.";
   g_main_thread = py::cast<unsigned long>(py::module_::import("threading").attr("main_thread")().attr("ident"));
   py::module_::import("atexit").attr("register")(py::cpp_function(&end_quietly));
-  pthread_atfork(nullptr, nullptr, [] { g_taking_the_gil = 0; });  // a child has none of the threads
+  pthread_atfork(nullptr, nullptr, [] { g_taking_the_gil = 0; });  // a forked child has none of the threads
   read_environment();
   m.def("known_kernels", [] { return list_of(names(known_kernels())); });
   m.def("supported_kernels", [] { return list_of(names(supported_kernels())); });

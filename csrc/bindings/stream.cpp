@@ -1,4 +1,5 @@
-// A model that runs one step a call, on arrays of its own that the caller fills and reads: nothing is allocated on the way.
+// A model that runs one step a call, on arrays of its own that the caller fills and reads. A step
+// allocates nothing.
 #include <cstring>
 
 #include "../dispatch.h"
@@ -16,7 +17,8 @@ py::array zeros(std::vector<Index> shape) {
   return a;
 }
 
-// One layer: reads rows [n,input], writes rows [n,output]. slots: which rows of the states they belong to; null: row i is slot i.
+// One layer. It reads rows [n,input] and writes rows [n,output]. slots: the rows of the states that
+// they belong to; null: row i is slot i.
 template <class T>
 struct Stage {
   virtual ~Stage() = default;
@@ -30,7 +32,7 @@ struct RecurrentStage : Stage<T> {
   py::object c = py::none();
   Buffer<T> inner, gathered_h, gathered_c;
   std::vector<ForwardCall<T>> calls;  // on all slots
-  T *hidden, *cells = nullptr;        // of h and c: no Python object is touched while a step runs
+  T *hidden, *cells = nullptr;        // data of h and c: a step touches no Python object
   Index batch;
 
   RecurrentStage(std::shared_ptr<PackedStack<T>> p, Index batch, const T* x, T* y) : packed(std::move(p)), batch(batch) {
@@ -52,13 +54,13 @@ struct RecurrentStage : Stage<T> {
       f.steps = 1, f.batch = batch;
       f.x = {layer == 0 ? x : inner.get() + (layer - 1) * state, 0, s.layer_input(layer)};
       f.y = {layer + 1 == s.layers ? y : inner.get() + layer * state, 0, s.output};
-      f.h0 = f.hn = hidden + layer * state;  // read before it is written
+      f.h0 = f.hn = hidden + layer * state;  // h0 is read before hn is written
       if (cells) f.c0 = f.cn = cells + layer * cell_state;
       calls.push_back(f);
     }
   }
 
-  // Between the states of the slots and rows side by side.
+  // Copy between the states of the slots and contiguous rows.
   void move(const Index* slots, Index n, bool gather) {
     const StackShape& s = packed->shape;
     const auto copy = [&](T* all, T* some, Index width) {
@@ -103,7 +105,7 @@ struct LinearStage : Stage<T> {
 template <class T>
 struct EmbeddingStage : Stage<T> {
   const KernelTable* table = kernels();
-  Buffer<T> weight;  // a copy: the stream keeps the parameters as they were
+  Buffer<T> weight;  // a copy: the stream keeps the parameters that it was made with
   Index width;
   const Index* ids;
   T* y;
@@ -186,7 +188,7 @@ class Stream {
     else if (!input.is_none())
       take_rows(input, n);
     int status = kOk;
-    if (work_ < 1e6) {  // a few microseconds: giving the GIL away and taking it back would cost more than it gains
+    if (work_ < 1e6) {  // a few microseconds: releasing the GIL and taking it back would cost more than it gains
       status = run(n, rows);
     } else {
       GilRelease release;
@@ -200,7 +202,7 @@ class Stream {
   py::array y() const { return y_; }
 
  private:
-  const T* input(Index width) {  // what the next layer reads
+  const T* input(Index width) {  // the input of the next layer
     if (stages_.empty()) {
       x_ = zeros<T>({batch_, width}), width_ = width;
       return static_cast<const T*>(x_.data());

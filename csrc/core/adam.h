@@ -1,4 +1,5 @@
-// One step of Adam for one parameter; with AdamW's decay the weight shrinks by itself.
+// One step of Adam for one parameter. With AdamW's decay the weight shrinks independently of the
+// gradient.
 #pragma once
 #include "common.h"
 

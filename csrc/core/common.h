@@ -1,6 +1,7 @@
-// What every header compiled per instruction set shares. OST_SET is the set's name and its namespace: nothing that is compiled
-// here may have a name outside it, or the linker could keep one set's copy for all (the tests look at the symbols). So nothing
-// uses templates of the standard library either.
+// Definitions shared by all headers that are compiled for each instruction set. OST_SET is the name
+// of the set and of its namespace. Nothing that is compiled here may have a name outside of it, or
+// the linker could keep one set's copy for all (the tests look at the symbols). For the same reason
+// nothing uses templates of the standard library.
 #pragma once
 #include "../kernel_table.h"
 
@@ -29,7 +30,7 @@ struct Range {
 };
 OST_HD constexpr Range part_of(Index n, Index i, Index parts) {
   return {n * i / parts, n * (i + 1) / parts};
-}  // part i of n cut into `parts`
+}  // part i of n elements divided into `parts`
 OST_HD constexpr Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
 
 }  // namespace ost::OST_SET

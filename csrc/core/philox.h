@@ -1,4 +1,4 @@
-// Random words as a function of a key and a place, so that a mask is the same on the CPU and on a GPU.
+// Random words as a function of a key and a counter: a mask is the same on the CPU and on a GPU.
 #pragma once
 #include "common.h"
 
@@ -19,11 +19,11 @@ OST_HD Words philox(std::uint64_t key, Words c) {
   return c;
 }
 
-// Of units 4 quad .. 4 quad + 3 at (layer, direction, t, b).
+// Random words of units 4 quad .. 4 quad + 3 at (layer, direction, t, b).
 OST_HD Words unit_words(std::uint64_t key, std::uint32_t layer_direction, std::uint64_t t, std::uint32_t b, std::uint32_t quad) {
   return philox(key, {{quad, b, std::uint32_t(t), layer_direction ^ std::uint32_t(t >> 32) << 16}});
 }
-// Of elements 4 quad .. 4 quad + 3 of an array.
+// Random words of elements 4 quad .. 4 quad + 3 of an array.
 OST_HD Words element_words(std::uint64_t key, Index quad) {
   return philox(key, {{std::uint32_t(quad), std::uint32_t(quad >> 32), 0, 0x80000000u}});
 }

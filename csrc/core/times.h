@@ -1,11 +1,13 @@
-// In which steps the rows of a batch take part, and what each step starts from: the table `before` of Times, a step at a time.
+// The steps in which the rows of a batch take part, and the step whose state each starts from: the
+// table `before` of Times, computed step by step.
 #pragma once
 #include "common.h"
 
 namespace ost::OST_SET {
 
-// What is given: resets and mask are bytes [T,B], held, restarted and resets_after [B]; any may be null. With `starts` [B] resets and
-// mask are flat: those of row b begin at starts[b], and there is nothing past its end.
+// The flags of a call. resets and mask are bytes [T,B]; held, restarted and resets_after are [B];
+// any may be null. With `starts` [B] resets and mask are flat: those of row b begin at starts[b],
+// and end with the row.
 struct Given {
   Index steps, batch;
   const Index* lengths;
@@ -17,16 +19,16 @@ struct Given {
   OST_HD Index flag(Index t, Index b) const { return starts ? starts[b] + t : t * batch + b; }
 };
 
-// Where a row stands on its way through time.
+// The position of a row on its way through time.
 struct Place {
   std::int32_t state, output;
 
   OST_HD static Place first(const Given& g, Index b) {
     return {g.restarted && g.restarted[b] ? kRestart : kInitial, g.held && g.repeat && g.held[b] ? kHeld : kSkipped};
   }
-  // What the table holds at step t of row b, which must be the next.
+  // Return the entry of the table at step t of row b, which must be the next step.
   OST_HD std::int32_t step(const Given& g, Index t, Index b) {
-    const Index end = g.end(b), boundary = g.from_end ? t + 1 : t;  // of two pieces
+    const Index end = g.end(b), boundary = g.from_end ? t + 1 : t;  // boundary between two pieces
     if (t >= end) return kSkipped;
     const bool begins =
         boundary < end ? g.resets && g.resets[g.flag(boundary, b)] : g.resets_after && boundary == g.steps && g.resets_after[b];

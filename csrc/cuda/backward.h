@@ -1,5 +1,7 @@
-// The stepwise backward pass. Every step: the cell's backward, then dh = da R; after all steps dx = da W, and the gradients of weights and
-// biases as sums over all rows: by parts of the rows, a number fixed by T and B, then over the parts in order. So all sums have one order.
+// The stepwise backward pass. Every step runs the cell's backward, then dh = da R. After all steps
+// come dx = da W, and the gradients of weights and biases as sums over all rows: first within parts
+// of the rows, whose number depends on T and B alone, then over the parts in order. So the order of
+// all sums is fixed.
 #pragma once
 #include "forward.h"
 
@@ -18,7 +20,7 @@ struct BackwardBeginKernel {
   struct Space {};
   Grid grid() const { return {ceil_div(p.batch * p.hidden, kThreads)}; }
   OST_HD void operator()(const Block& block, Space&) const {
-    block.each([&](int thread) {
+    block.for_each_thread_sync([&](int thread) {
       const Index i = block.x * kThreads + thread, b = i / p.hidden;
       if (b >= p.batch) return;
       g.dh[i] = value(g.dhn, i);
@@ -33,9 +35,10 @@ struct BackwardBeginKernel {
   }
 };
 
-// The gradient at (t, b), from what came through time: h by all paths, c by those but the step's own; clipped by value, not by norm.
+// Add the gradients of a step's outputs to those that came through time: for h the total, for c all
+// but the path through the step's own h. Then clip by value, not by norm.
 template <class C, class T>
-OST_HD void arrive(const BackwardProblem<T>& g, T dy, T dcell, T* d) {
+OST_HD void add_incoming(const BackwardProblem<T>& g, T dy, T dcell, T* d) {
   d[0] += dy;
   if constexpr (C::kStates > 1) d[1] += dcell;
   if (const T clip = g.control.clip_value; clip > 0)
@@ -46,7 +49,8 @@ OST_HD T gradient_at(const Rows<const T>& rows, Index t, Index b, Index u) {
   return rows.data ? at(rows, t, b)[u] : T(0);
 }
 
-// A block a row: sums over units in one order, for the norm of the gradient, or of squares that the cell left.
+// Sum over the units of a row in a fixed order, one block a row: for the norm of the gradient, or
+// of squares that the cell wrote.
 template <class C, class T>
 struct NormKernel {
   Problem<T> p;
@@ -61,16 +65,16 @@ struct NormKernel {
     const bool active = p.clock().active(t, b);
     OST_UNROLL
     for (int k = 0; k < C::kStates; ++k) {
-      block.each([&](int thread) {
+      block.for_each_thread_sync([&](int thread) {
         space.sums[thread] = 0;
         for (Index u = thread; u < p.hidden && active; u += kThreads) {
           const Index i = b * p.hidden + u;
           T d[2] = {g.dh[i], C::kStates > 1 ? g.dc[i] : T(0)};
-          arrive<C>(g, gradient_at(g.dy, t, b, u), C::kStates > 1 ? gradient_at(g.control.dcells, t, b, u) : T(0), d);
+          add_incoming<C>(g, gradient_at(g.dy, t, b, u), C::kStates > 1 ? gradient_at(g.control.dcells, t, b, u) : T(0), d);
           space.sums[thread] += double(d[k]) * double(d[k]);
         }
       });
-      block.each([&](int thread) {
+      block.for_each_thread_sync([&](int thread) {
         if (thread > 0) return;
         double sum = 0;
         for (int i = 0; i < kThreads; ++i) sum += space.sums[i];
@@ -89,12 +93,12 @@ struct FlowKernel {
   Grid grid() const { return {p.batch, C::kStates}; }
   OST_HD void operator()(const Block& block, Space& space) const {
     const Index b = block.x, k = block.y;
-    block.each([&](int thread) {
+    block.for_each_thread_sync([&](int thread) {
       space.sums[thread] = 0;
       for (Index u = thread; u < p.hidden && p.clock().active(t, b); u += kThreads)
         space.sums[thread] += double(g.squares[(k * p.batch + b) * p.hidden + u]);
     });
-    block.each([&](int thread) {
+    block.for_each_thread_sync([&](int thread) {
       if (thread > 0) return;
       double sum = 0;
       for (int i = 0; i < kThreads; ++i) sum += space.sums[i];
@@ -104,21 +108,22 @@ struct FlowKernel {
 };
 
 template <class C, class T, int F, int Q = 0>
-OST_HD void store(const Problem<T>& p, const BackwardProblem<T>& g, Index row, Index u, const BackwardOut<C, T>& out) {
+OST_HD void store_da(const Problem<T>& p, const BackwardProblem<T>& g, Index row, Index u, const BackwardOut<C, T>& out) {
   constexpr Columns columns = product_columns<C>(Q), own = C::kPhases[F].own;
   for (int column = own.begin; column < own.end; ++column)
     if (columns.has(column)) g.da[Q][(row * p.hidden + u) * columns.count() + column - columns.begin] = out.da[column];
-  if constexpr (Q + 1 < kProductCount<C> && !kSharedDa<C>) store<C, T, F, Q + 1>(p, g, row, u, out);
+  if constexpr (Q + 1 < kProductCount<C> && !kSharedDa<C>) store_da<C, T, F, Q + 1>(p, g, row, u, out);
 }
 
-// What the cell's backward of a step reads of memory, for one unit of one row: none of it comes through time.
+// The inputs of the cell's backward from memory, for one unit of one row; none of them comes
+// through time.
 template <class C, class T>
 struct Gathered {
   BackwardIn<C, T> in;
   T dy, dcell;
   bool active;
 };
-// load(to, from): now, or as a copy to the shared memory that has `landed` later.
+// load(to, from) copies at once, or asynchronously to shared memory, complete after `async_wait`.
 template <class C, class T, int F, class Load>
 OST_HD void gather(const Problem<T>& p, const BackwardProblem<T>& g, Index t, Index b, Index u, Gathered<C, T>& given, Load&& load) {
   const Clock clock = p.clock();
@@ -145,8 +150,9 @@ OST_HD void gather(const Problem<T>& p, const BackwardProblem<T>& g, Index t, In
   for (int k = 0; k < C::kParams; ++k) take(in.param[k], p.params + k * p.hidden, u);
 }
 
-// The cell's backward of phase F: d is what came through time, of h and c; phase 0, the last to run, leaves in it what goes on past the
-// products. `demitted`: of what the phase emitted, if another one follows it.
+// Run the cell's backward of phase F. d holds the gradients of h and c that came through time;
+// phase 0, which runs last, replaces them by those that go on without the products. `demitted`: the
+// gradient of what the phase emitted, if another phase follows.
 template <class C, class T, int F>
 OST_HD void apply(const Problem<T>& p, const BackwardProblem<T>& g, Index b, Gathered<C, T>& given, T demitted, T* d,
                   BackwardOut<C, T>& out) {
@@ -158,22 +164,22 @@ OST_HD void apply(const Problem<T>& p, const BackwardProblem<T>& g, Index b, Gat
     return;
   }
   T all[2] = {d[0], C::kStates > 1 ? d[C::kStates - 1] : T(0)};
-  arrive<C>(g, given.dy, given.dcell, all);
+  add_incoming<C>(g, given.dy, given.dcell, all);
   for (int k = 0; k < C::kStates; ++k) in.dstate[k] = all[k], out.dprevious[k] = T(0);
   if (g.control.clip_norm > 0)
     for (int k = 0; k < C::kStates; ++k) in.dstate[k] = in.dstate[k] * g.scales[k * p.batch + b];
   in.demitted = demitted;
   C::template backward<F>(in, out);
-  if constexpr (F == 0)  // the only one that sets dprevious
+  if constexpr (F == 0)  // only phase 0 sets dprevious
     for (int k = 0; k < C::kStates; ++k) d[k] = out.dprevious[k];
 }
 
-// What of it goes to memory.
+// Store the gradients of a step.
 template <class C, class T, int F>
-OST_HD void keep_gradients(const Problem<T>& p, const BackwardProblem<T>& g, Index t, Index b, Index u, const Gathered<C, T>& given,
-                           const BackwardOut<C, T>& out) {
+OST_HD void store_gradients(const Problem<T>& p, const BackwardProblem<T>& g, Index t, Index b, Index u, const Gathered<C, T>& given,
+                            const BackwardOut<C, T>& out) {
   const Index row = t * p.batch + b, i = b * p.hidden + u;
-  store<C, T, F>(p, g, row, u, out);
+  store_da<C, T, F>(p, g, row, u, out);
   if constexpr (F + 1 < kPhaseCount<C>)
     p.emitted[row * p.hidden + u] = given.active ? C::emitted(given.in.saved, given.in.previous, given.in.next) : T(0);
   if constexpr (F == 0) {
@@ -190,10 +196,10 @@ OST_HD void cell_backward(const Problem<T>& p, const BackwardProblem<T>& g, Inde
   Gathered<C, T> given;
   gather<C, T, F>(p, g, t, b, u, given, [](T& to, const T* from) { to = *from; });
   apply<C, T, F>(p, g, b, given, F + 1 < kPhaseCount<C> ? g.demitted[b * p.hidden + u] : T(0), d, out);
-  keep_gradients<C, T, F>(p, g, t, b, u, given, out);
+  store_gradients<C, T, F>(p, g, t, b, u, given, out);
 }
 
-// The same for every unit of a step.
+// Run the cell's backward for every unit of a step.
 template <class C, class T, int F>
 struct CellKernel {
   static_assert(supports<C, StepDriver>);
@@ -203,7 +209,7 @@ struct CellKernel {
   struct Space {};
   Grid grid() const { return {ceil_div(p.batch * p.hidden, kThreads)}; }
   OST_HD void operator()(const Block& block, Space&) const {
-    block.each([&](int thread) {
+    block.for_each_thread_sync([&](int thread) {
       const Index i = block.x * kThreads + thread;
       if (i >= p.batch * p.hidden) return;
       T d[2] = {g.dh[i], C::kStates > 1 ? g.dc[i] : T(0)};
@@ -216,9 +222,9 @@ struct CellKernel {
   }
 };
 
-// out[row][k] = init + sum over columns n of da[row][n] turned[n][k]: dh of one step, or dx of all.
+// out[row][k] = init + sum over columns n of da[row][n] transposed[n][k]: dh of one step, or dx of all.
 template <class C, class T, class V, int Q>
-struct TurnKernel {
+struct TransposedProductKernel {
   Problem<T> p;
   BackwardProblem<T> g;
   Index first_row, rows;  // rows of [T*B]
@@ -233,7 +239,7 @@ struct TurnKernel {
     clear(block, sums);
     multiply(
         block, space, Range{0, width}, [&](int m, Index k) { return m0 + m < rows ? g.da[Q][(first_row + m0 + m) * width + k] : T(0); },
-        [&](Index k, int n) { return n0 + n < depth ? static_cast<const V*>(p.turned[Q])[k * depth + n0 + n] : V{}; }, sums);
+        [&](Index k, int n) { return n0 + n < depth ? static_cast<const V*>(p.transposed[Q])[k * depth + n0 + n] : V{}; }, sums);
     for_sums<V>(block, sums, [&](int m, int n, T sum) {
       const Index row = first_row + m0 + m, t = row / p.batch, b = row % p.batch, k = n0 + n;
       if (m0 + m >= rows || k >= depth) return;
@@ -250,7 +256,7 @@ struct TurnKernel {
   }
 };
 
-// What an active step hands on goes to the state of a restart, or nowhere.
+// Send what an active step hands on to the state of a restart, or drop it at a cut.
 template <class C, class T>
 OST_HD void cut(const Problem<T>& p, const BackwardProblem<T>& g, Index t, Index b, Index u, T* d) {
   const bool restart = p.clock().before(t, b) == kRestart, cut = g.control.cuts && g.control.cuts[t * p.batch + b];
@@ -267,7 +273,7 @@ struct CutKernel {
   struct Space {};
   Grid grid() const { return {ceil_div(p.batch * p.hidden, kThreads)}; }
   OST_HD void operator()(const Block& block, Space&) const {
-    block.each([&](int thread) {
+    block.for_each_thread_sync([&](int thread) {
       const Index i = block.x * kThreads + thread, b = i / p.hidden;
       if (b >= p.batch || !p.clock().active(t, b)) return;
       T d[2] = {g.dh[i], C::kStates > 1 ? g.dc[i] : T(0)};
@@ -278,7 +284,7 @@ struct CutKernel {
   }
 };
 
-// What product Q multiplies in row t B + b; zeros where the row takes no part.
+// Return the operand of product Q in row t B + b; zeros where the row takes no part.
 template <class C, class T, int Q>
 OST_HD T operand(const Problem<T>& p, Index row, Index k) {
   const Index t = row / p.batch, b = row % p.batch;
@@ -289,9 +295,10 @@ OST_HD T operand(const Problem<T>& p, Index row, Index k) {
   return value(hidden_after(p, clock.before(t, b), b), k);
 }
 
-// What phase F saves, made again for all steps at once: with the states known there is no order among them.
+// Recompute what phase F saves, for all steps at once: with the states known, steps are
+// independent.
 template <class C, class T, class W, int F>
-struct AgainKernel {
+struct RecomputeKernel {
   Problem<T> p;
   using Space = StepSpace<T, W>;
   static constexpr int kCount = C::kPhases[F].product.count(), kUnits = kTileN / kCount;
@@ -310,7 +317,7 @@ struct AgainKernel {
         },
         sums);
     for_sums<W>(block, sums, [&](int m, int n, T sum) { space.sums[m][n] = sum; });
-    block.each([&](int thread) {
+    block.for_each_thread_sync([&](int thread) {
       OST_ROLLED
       for (int i = thread; i < kTileM * kUnits; i += kThreads) {
         const Index row = first + i / kUnits, u = u0 + i % kUnits;
@@ -321,14 +328,14 @@ struct AgainKernel {
   }
 };
 
-// One part's share of dW or dR, [depth][H][column]: the operand of product Q, times da.
+// Compute one part of dW or dR, [depth][H][column]: the operand of product Q times da.
 template <class C, class T, class V, int Q>
 struct WeightKernel {
   Problem<T> p;
   BackwardProblem<T> g;
   using Space = ProductSpace<T, V>;
   static constexpr int kCount = product_columns<C>(Q).count();
-  Grid grid() const { return {ceil_div(p.hidden * kCount, kTileN), ceil_div(p.depth(Q), kTileM), g.portion.end - g.portion.begin}; }
+  Grid grid() const { return {ceil_div(p.hidden * kCount, kTileN), ceil_div(p.depth(Q), kTileM), g.chunk.end - g.chunk.begin}; }
   OST_HD void operator()(const Block& block, Space& space) const {
     const Index m0 = block.y * kTileM, n0 = block.x * kTileN, depth = p.depth(Q), width = p.hidden * kCount;
     const Index part = g.parts_of_rows(p).begin + block.z;
@@ -344,7 +351,7 @@ struct WeightKernel {
   }
 };
 
-// Those operands as an array, for a library.
+// Write the operands of product Q as an array, for a library.
 template <class C, class T, int Q>
 struct OperandKernel {
   Problem<T> p;
@@ -353,7 +360,7 @@ struct OperandKernel {
   struct Space {};
   Grid grid() const { return {ceil_div((rows.end - rows.begin) * p.depth(Q), kThreads)}; }
   OST_HD void operator()(const Block& block, Space&) const {
-    block.each([&](int thread) {
+    block.for_each_thread_sync([&](int thread) {
       const Index i = rows.begin * p.depth(Q) + block.x * kThreads + thread, row = i / p.depth(Q);
       if (row < rows.end) to[i] = operand<C, T, Q>(p, row, i % p.depth(Q));
     });
@@ -366,12 +373,12 @@ struct ColumnKernel {
   const T* rows;
   T* sums;  // [part][width]
   Index count, width, parts;
-  Range portion;  // of the parts
+  Range chunk;  // parts that are run now
   struct Space {};
-  Grid grid() const { return {ceil_div(width, kThreads), portion.end - portion.begin}; }
+  Grid grid() const { return {ceil_div(width, kThreads), chunk.end - chunk.begin}; }
   OST_HD void operator()(const Block& block, Space&) const {
-    block.each([&](int thread) {
-      const Index n = block.x * kThreads + thread, part = portion.begin + block.y;
+    block.for_each_thread_sync([&](int thread) {
+      const Index n = block.x * kThreads + thread, part = chunk.begin + block.y;
       if (n >= width) return;
       const Range mine = part_of(count, part, parts);
       T sum(0);
@@ -381,7 +388,7 @@ struct ColumnKernel {
   }
 };
 
-// Adds the parts' sums, in order, to a gradient as the user holds it.
+// Add the sums of the parts, in order, to a gradient in the user's layout.
 template <class C, class T>
 struct AddKernel {
   const T* sums;  // [part][depth][H][column]
@@ -401,7 +408,7 @@ struct AddKernel {
         table(q) {}
   Grid grid() const { return {ceil_div(hidden * columns * depth, kThreads)}; }
   OST_HD void operator()(const Block& block, Space&) const {
-    block.each([&](int thread) {
+    block.for_each_thread_sync([&](int thread) {
       const Index i = block.x * kThreads + thread, k = i % depth, u = i / depth / columns;
       if (u >= hidden) return;
       const int column = int(i / depth % columns);
@@ -419,7 +426,7 @@ struct AddRowsKernel {  // to[i] += sum over rows of from[row][i]
   struct Space {};
   Grid grid() const { return {ceil_div(width, kThreads)}; }
   OST_HD void operator()(const Block& block, Space&) const {
-    block.each([&](int thread) {
+    block.for_each_thread_sync([&](int thread) {
       const Index i = block.x * kThreads + thread;
       if (i >= width) return;
       T sum(0);
@@ -436,7 +443,7 @@ struct CopyKernel {
   struct Space {};
   Grid grid() const { return {ceil_div(count, kThreads)}; }
   OST_HD void operator()(const Block& block, Space&) const {
-    block.each([&](int thread) {
+    block.for_each_thread_sync([&](int thread) {
       if (const Index i = block.x * kThreads + thread; i < count) to[i] = from[i];
     });
   }

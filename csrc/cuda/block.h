@@ -1,6 +1,7 @@
-// A block of threads, on the device or emulated one thread after the other: kernels are written once over it. What threads do between two
-// meetings is one `each`; so the emulation needs no threads, and a kernel that reads what another thread wrote in the same `each` gives
-// other numbers when the order of the threads is turned round, which the tests do.
+// A block of threads, on the device or emulated one thread after the other: kernels are written
+// once over it. The code between two barriers is one `for_each_thread_sync`, so the emulation needs
+// no threads. A kernel that reads what another thread wrote between the same two barriers gives
+// other numbers when the threads run in reverse order, which the tests do.
 #pragma once
 #include "../core/common.h"
 #if !defined(__CUDACC__)
@@ -10,7 +11,8 @@
 
 namespace ost::OST_SET {
 
-// Loops over what a thread keeps in registers must be unrolled on the device, or it lies on the stack; loops that fetch must not be.
+// Loops over arrays in registers must be unrolled on the device, or the arrays go to the stack;
+// loops over loads from memory must not be unrolled.
 #if defined(__CUDACC__)
 #define OST_UNROLL _Pragma("unroll")
 #define OST_ROLLED _Pragma("unroll 1")
@@ -21,17 +23,17 @@ namespace ost::OST_SET {
 #define OST_UNROLL_4
 #endif
 
-constexpr int kThreads = 256;  // of every block
+constexpr int kThreads = 256;  // threads of a block
 
 constexpr int kMostPeers = 8;
 
 #if !defined(__CUDACC__)
-// Emulated blocks that see each other's shared memory.
+// A cluster of emulated blocks, which see each other's shared memory.
 class Cluster {
  public:
   explicit Cluster(int blocks) : blocks_(blocks) {}
   void* spaces[kMostPeers] = {};
-  void meet() {
+  void sync() {
     std::unique_lock lock(mutex_);
     const int round = round_;
     if (++here_ == blocks_) {
@@ -52,42 +54,44 @@ class Cluster;
 #endif
 
 struct Block {
-  Index x, y, z;     // its place in the grid
-  bool turned;       // emulated from the last thread to the first
-  Cluster* cluster;  // emulated: null unless it has peers
+  Index x, y, z;       // its position in the grid
+  bool reverse_order;  // emulated from the last thread to the first
+  Cluster* cluster;    // emulated: null unless the block has peers
 
-  // What every thread does, and then they meet.
+  // Run f for every thread, then a barrier of the block.
   template <class F>
-  OST_HD void each(F&& f) const {
-    alone(f);
-    meet();
+  OST_HD void for_each_thread_sync(F&& f) const {
+    for_each_thread(f);
+    sync_block();
   }
-  // The same where nothing that follows reads what another thread wrote here.
+  // Run f for every thread without a barrier: what follows must not read what another thread wrote
+  // here.
   template <class F>
-  OST_HD void alone(F&& f) const {
+  OST_HD void for_each_thread(F&& f) const {
 #if defined(__CUDA_ARCH__)
     f(int(threadIdx.x));
 #else
-    for (int i = 0; i < kThreads; ++i) f(turned ? kThreads - 1 - i : i);
+    for (int i = 0; i < kThreads; ++i) f(reverse_order ? kThreads - 1 - i : i);
 #endif
   }
-  OST_HD void meet() const {
+  OST_HD void sync_block() const {
 #if defined(__CUDA_ARCH__)
     __syncthreads();
 #endif
   }
-  // The threads of all blocks of a cluster; before the first word to a peer, and after the last.
-  OST_HD void peers_meet() const {
+  // Barrier of all threads of a cluster. It stands before the first write to a peer, and after the
+  // last one.
+  OST_HD void sync_cluster() const {
 #if defined(__CUDA_ARCH__)
 #if __CUDA_ARCH__ >= 900
     __cluster_barrier_arrive();
     __cluster_barrier_wait();
 #endif
 #elif !defined(__CUDACC__)
-    cluster->meet();
+    cluster->sync();
 #endif
   }
-  // The shared memory of a block of the cluster, to write to.
+  // Return the shared memory of a block of the cluster, to write to.
   template <class Space>
   OST_HD Space& peer([[maybe_unused]] Space& own, [[maybe_unused]] int rank) const {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
@@ -98,17 +102,18 @@ struct Block {
     return own;
 #endif
   }
-  // The threads of each warp, and nobody else.
-  OST_HD void warps_meet() const {
+  // Barrier of the threads of each warp.
+  OST_HD void sync_warp() const {
 #if defined(__CUDA_ARCH__)
     __syncwarp();
 #endif
   }
 };
 
-// Starts a copy to shared memory; what a thread has asked for is there, for itself, after `landed`.
+// Start an asynchronous copy to shared memory. After `async_wait` a thread sees the copies that it
+// started itself.
 template <int kBytes>
-OST_HD void fetch(void* to, const void* from) {
+OST_HD void copy_async(void* to, const void* from) {
 #if defined(__CUDA_ARCH__)
   asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(unsigned(__cvta_generic_to_shared(to))), "l"(from), "n"(kBytes)
                : "memory");
@@ -116,20 +121,20 @@ OST_HD void fetch(void* to, const void* from) {
   __builtin_memcpy(to, from, kBytes);
 #endif
 }
-OST_HD void landed() {
+OST_HD void async_wait() {
 #if defined(__CUDA_ARCH__)
   asm volatile("cp.async.wait_all;" ::: "memory");
 #endif
 }
 
-// Asks for a word that is read later.
-OST_HD void soon([[maybe_unused]] const void* word) {
+// Prefetch a word that is read later.
+OST_HD void prefetch([[maybe_unused]] const void* word) {
 #if defined(__CUDA_ARCH__)
   asm volatile("prefetch.global.L1 [%0];" ::"l"(word));
 #endif
 }
 
-// What a thread keeps from one `each` to the next.
+// Registers of a thread that live from one loop over threads to the next.
 template <class R>
 struct PerThread {
 #if defined(__CUDA_ARCH__)

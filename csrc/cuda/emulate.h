@@ -1,4 +1,5 @@
-// Runs kernels on the CPU, block after block and thread after thread: what the tests hold against the reference on machines without a GPU.
+// Run kernels on the CPU, block after block and thread after thread. The tests compare them with
+// the reference on machines without a GPU.
 #pragma once
 #include <cstring>
 #include <memory>
@@ -11,12 +12,12 @@
 namespace ost::OST_SET {
 
 struct Emulation {
-  bool turned;               // blocks and threads from the last to the first: no result may depend on it
-  std::uint32_t delays = 0;  // of blocks that run together, by chance and this seed; 0: none
-  Index absent = -1;         // the one of them that does not run
+  bool reverse_order;        // run blocks and threads from the last to the first: no result may depend on it
+  std::uint32_t delays = 0;  // seed of random delays of blocks that wait for each other; 0: none
+  Index absent = -1;         // one of those blocks that does not run, or -1
 };
 
-// A kernel that can be run later, as those of a graph; its type is known to `run` alone.
+// A kernel that can be run later, like those of a graph; only `run` knows its type.
 struct Recorded {
   void (*run)(const void* kernel, const Emulation& how);
   std::vector<char> kernel;
@@ -24,7 +25,7 @@ struct Recorded {
 
 struct Emulator {
   Emulation how;
-  std::vector<Recorded>* recorded;  // where kernels are put in place of being run, or null
+  std::vector<Recorded>* recorded;  // where kernels are recorded instead of being run, or null
 
   template <class K>
   void operator()(const K& kernel) const {
@@ -45,18 +46,18 @@ struct Emulator {
     const Grid grid = kernel.grid();
     const Index count = grid.x * grid.y * grid.z;
     const auto one = [&](Index i, typename K::Space& space, Cluster* cluster) {
-      const Index at = how.turned ? count - 1 - i : i;
-      std::memset(static_cast<void*>(&space), 0xff, sizeof space);  // NaN: shared memory begins with anything
+      const Index at = how.reverse_order ? count - 1 - i : i;
+      std::memset(static_cast<void*>(&space), 0xff, sizeof space);  // NaN: shared memory is not initialised
       if constexpr (requires { K::kPeers; })
         if (cluster) cluster->spaces[at % K::kPeers] = &space;
-      kernel(Block{at % grid.x, at / grid.x % grid.y, at / grid.x / grid.y, how.turned, cluster}, space);
+      kernel(Block{at % grid.x, at / grid.x % grid.y, at / grid.x / grid.y, how.reverse_order, cluster}, space);
     };
-    if constexpr (requires { K::kPeers; }) {  // blocks that wait for each other: a thread each
+    if constexpr (requires { K::kPeers; }) {  // blocks that wait for each other have a thread each
       std::vector<std::unique_ptr<Cluster>> clusters;
       for (Index i = 0; i < count && K::kPeers > 1; i += K::kPeers) clusters.push_back(std::make_unique<Cluster>(K::kPeers));
       std::vector<std::thread> blocks;
       for (Index i = 0; i < count; ++i)
-        if (how.absent < 0 || i / K::kPeers != how.absent / K::kPeers)  // a cluster comes or stays away as a whole
+        if (how.absent < 0 || i / K::kPeers != how.absent / K::kPeers)  // all blocks of a cluster run, or none
           blocks.emplace_back([&, i] {
             Delays::begin(how.delays ? how.delays + std::uint32_t(i) * 0x9e3779b9u : 0);
             one(i, *std::make_unique<typename K::Space>(), clusters.empty() ? nullptr : clusters[i / K::kPeers].get());
@@ -69,7 +70,8 @@ struct Emulator {
   }
 };
 
-// Cell number I of the list; each is compiled by itself (csrc/bindings/emulated_cell.cpp), which takes a fifth of the memory.
+// Cell number I of the list. Each is compiled on its own (csrc/bindings/emulated_cell.cpp), which
+// takes a fifth of the memory.
 template <int I, class List>
 struct CellAt;
 template <int I, class First, class... N>

@@ -1,4 +1,5 @@
-// Kernels beside the recurrence: the table of times, dropout, the gradient of an embedding, Adam.
+// Kernels other than the recurrence: the table of times, dropout, the gradient of an embedding,
+// Adam.
 #pragma once
 #include "../core/adam.h"
 #include "../core/philox.h"
@@ -8,13 +9,13 @@
 
 namespace ost::OST_SET {
 
-struct TimesKernel {  // a thread a row
+struct TimesKernel {  // one thread a row
   Given given;
   std::int32_t* before;
   struct Space {};
   Grid grid() const { return {ceil_div(given.batch, kThreads)}; }
   OST_HD void operator()(const Block& block, Space&) const {
-    block.each([&](int thread) {
+    block.for_each_thread_sync([&](int thread) {
       const Index b = block.x * kThreads + thread;
       if (b >= given.batch) return;
       Place place = Place::first(given, b);
@@ -39,9 +40,9 @@ struct DropKernel {
   Index quads() const { return ceil_div(hidden, 4); }
   Grid grid() const { return {ceil_div(steps * batch * directions * quads(), kThreads)}; }
   OST_HD void operator()(const Block& block, Space&) const {
-    block.each([&](int thread) {
-      const Index i = block.x * kThreads + thread, each = (hidden + 3) / 4, quad = i % each, d = i / each % directions,
-                  row = i / each / directions, t = row / batch, b = row % batch;
+    block.for_each_thread_sync([&](int thread) {
+      const Index i = block.x * kThreads + thread, quads_per_row = (hidden + 3) / 4, quad = i % quads_per_row,
+                  d = i / quads_per_row % directions, row = i / quads_per_row / directions, t = row / batch, b = row % batch;
       if (row >= steps * batch) return;
       const Words words =
           unit_words(key, std::uint32_t(layer * 2 + d), std::uint64_t(first_step + t), std::uint32_t(b), std::uint32_t(quad));
@@ -65,7 +66,7 @@ struct DropFlatKernel {
   struct Space {};
   Grid grid() const { return {ceil_div(ceil_div(count, 4), kThreads)}; }
   OST_HD void operator()(const Block& block, Space&) const {
-    block.each([&](int thread) {
+    block.for_each_thread_sync([&](int thread) {
       const Index quad = block.x * kThreads + thread;
       const Words words = element_words(key, quad);
       const T scale = T(1 / (1 - rate));
@@ -76,8 +77,9 @@ struct DropFlatKernel {
   }
 };
 
-// to[id] += sum of the rows of `from` that belong to it, in their order: a block an id, so nothing is added at once. Rows are in the order
-// of their ids: those of id are order[begin .. end) with begin and end found by halving.
+// to[id] += sum of the rows of `from` that belong to it, in their order. A block has one id, so
+// there are no concurrent additions. The rows of an id are order[begin .. end); begin and end are
+// found by binary search.
 template <class T>
 struct ScatterKernel {
   const T* from;             // [count][width]
@@ -87,7 +89,7 @@ struct ScatterKernel {
   struct Space {};
   Grid grid() const { return {rows, ceil_div(width, kThreads)}; }
   OST_HD void operator()(const Block& block, Space&) const {
-    block.each([&](int thread) {
+    block.for_each_thread_sync([&](int thread) {
       const Index k = block.y * kThreads + thread;
       if (k >= width) return;
       T sum(0);
@@ -96,7 +98,7 @@ struct ScatterKernel {
       if (begin < end) to[block.x * width + k] += sum;
     });
   }
-  OST_HD Index first(Index id) const {  // of the ids that are not below
+  OST_HD Index first(Index id) const {  // the first position whose id is not below `id`
     Index low = 0, high = count;
     while (low < high) {
       const Index middle = (low + high) / 2;
@@ -130,7 +132,7 @@ struct MatmulKernel {
   }
 };
 
-// Rows [T,B,width] to rows as the caller holds them.
+// Copy rows [T,B,width] to rows in the caller's layout.
 template <class T>
 struct CopyRowsKernel {
   const T* from;
@@ -140,7 +142,7 @@ struct CopyRowsKernel {
   struct Space {};
   Grid grid() const { return {ceil_div(steps * batch * width, kThreads)}; }
   OST_HD void operator()(const Block& block, Space&) const {
-    block.each([&](int thread) {
+    block.for_each_thread_sync([&](int thread) {
       const Index i = block.x * kThreads + thread, row = i / width, t = first + row / batch, b = row % batch;
       if (row >= steps * batch || (to.starts && to.starts[b] + t >= to.ends[b])) return;
       T& v = at(to, t, b)[i % width];
@@ -159,7 +161,7 @@ struct AdamKernel {
   struct Space {};
   Grid grid() const { return {ceil_div(count, kThreads)}; }
   OST_HD void operator()(const Block& block, Space&) const {
-    block.each([&](int thread) {
+    block.for_each_thread_sync([&](int thread) {
       if (const Index i = block.x * kThreads + thread; i < count) rule.apply(p[i], g[i], m[i], v[i]);
     });
   }

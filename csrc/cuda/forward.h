@@ -1,11 +1,12 @@
-// The stepwise forward pass: the input product of all steps, then a kernel for every phase of every step, product and cell in one.
+// The stepwise forward pass: the input product of all steps, then one kernel for every phase of
+// every step, with the product and the cell.
 #pragma once
 #include "problem.h"
 #include "product.h"
 
 namespace ost::OST_SET {
 
-// The gate that feeds each column, or -1: a table that travels with a kernel.
+// The gate that feeds each column, or -1; the table is an argument of a kernel.
 template <class C>
 struct GateTable {
   int gate[C::kColumns];
@@ -15,20 +16,21 @@ struct GateTable {
   explicit GateTable(int q) : GateTable(product_blocks<C>(q), product_columns<C>(q)) {}
 };
 
-// From [gates*H, depth] as the user holds it to panels and turned panels of product q, in words W and V.
+// Pack [gates*H, depth] in the user's layout to panels and transposed panels of product q, in words
+// W and V.
 template <class C, class T, class W, class V>
 struct PackKernel {
   const T* raw;
   W* panels;
-  V* turned;
+  V* transposed;
   Index depth, hidden;
   int begin, columns;
   GateTable<C> table;
   struct Space {};
-  PackKernel(const T* raw, W* panels, V* turned, Index depth, Index hidden, int q)
+  PackKernel(const T* raw, W* panels, V* transposed, Index depth, Index hidden, int q)
       : raw(raw),
         panels(panels),
-        turned(turned),
+        transposed(transposed),
         depth(depth),
         hidden(hidden),
         begin(product_columns<C>(q).begin),
@@ -36,19 +38,20 @@ struct PackKernel {
         table(q) {}
   Grid grid() const { return {ceil_div(hidden * columns * depth, kThreads)}; }
   OST_HD void operator()(const Block& block, Space&) const {
-    block.each([&](int thread) {
+    block.for_each_thread_sync([&](int thread) {
       const Index i = block.x * kThreads + thread;
       if (i >= hidden * columns * depth) return;
       const Index k = i % depth, u = i / depth / columns;
       const int column = int(i / depth % columns);
       const T w = raw[(table.gate[begin + column] * hidden + u) * depth + k];
       panels[(k * hidden + u) * columns + column] = Narrow<W>::of(w);
-      if (turned) turned[i] = Narrow<V>::of(w);
+      if (transposed) transposed[i] = Narrow<V>::of(w);
     });
   }
 };
 
-// b_ih on the columns of the input product, b_hh on those of the recurrent ones, summed where they meet.
+// Pack b_ih to the columns of the input product and b_hh to those of the recurrent ones; they are
+// summed where both feed a column.
 template <class C, class T>
 struct PackBiasKernel {
   const T *bias_ih, *bias_hh;
@@ -58,7 +61,7 @@ struct PackBiasKernel {
   struct Space {};
   Grid grid() const { return {ceil_div(hidden * C::kColumns, kThreads)}; }
   OST_HD void operator()(const Block& block, Space&) const {
-    block.each([&](int thread) {
+    block.for_each_thread_sync([&](int thread) {
       const Index i = block.x * kThreads + thread, u = i / C::kColumns;
       if (u >= hidden) return;
       const int column = int(i % C::kColumns);
@@ -70,7 +73,7 @@ struct PackBiasKernel {
   }
 };
 
-// gx = W x + b for all rows that take part.
+// Compute gx = W x + b for all rows that take part.
 template <class C, class T, class W>
 struct ProjectKernel {
   Problem<T> p;
@@ -95,7 +98,7 @@ struct ProjectKernel {
       const int column = kBegin + n % kCount;
       if (row < rows && u < p.hidden) p.gx[(row * p.hidden + u) * C::kColumns + column] = sum + p.bias[u * C::kColumns + column];
     });
-    block.each([&](int thread) {
+    block.for_each_thread_sync([&](int thread) {
       for (Index i = thread; i < Index(kTileM) * kUnits; i += kThreads) {
         const Index row = first + i / kUnits, u = u0 + i % kUnits;
         for (int column = 0; column < C::kColumns; ++column)
@@ -104,18 +107,18 @@ struct ProjectKernel {
       }
     });
   }
-  // The unit of a column of the tile; past the last whole one: none.
+  // Return the unit of a column of the tile; p.hidden past the last whole unit.
   OST_HD Index unit(Index u0, int n) const { return n < kUnits * kCount ? u0 + n / kCount : p.hidden; }
 };
 
-// gx = b + W x, of a product that has been taken.
+// Compute gx = b + W x from a product that a library has computed.
 template <class C, class T>
 struct SpreadKernel {
   Problem<T> p;
   struct Space {};
   Grid grid() const { return {ceil_div(p.steps * p.batch * p.hidden, kThreads)}; }
   OST_HD void operator()(const Block& block, Space&) const {
-    block.each([&](int thread) {
+    block.for_each_thread_sync([&](int thread) {
       const Index i = block.x * kThreads + thread, u = i % p.hidden, row = i / p.hidden, t = row / p.batch, b = row % p.batch;
       if (row >= p.steps * p.batch || !p.clock().active(t, b)) return;
       constexpr Columns in = C::kInput;
@@ -134,9 +137,10 @@ struct StepSpace {
   T sums[kTileM][kTileN + 1];
 };
 
-// What follows the product of phase F, for one unit of one row, as far as the cell itself: `state` is that before the step, and becomes
-// that after it; `out` is as the phase before left it. False: the row takes no part.
-template <class C, class T, int F, bool kAgain = false>
+// Run the cell after the product of phase F, for one unit of one row. `state` is the state before
+// the step, and becomes that after it; `out` is what the phase before returned. Return false if the
+// row takes no part.
+template <class C, class T, int F, bool kRecompute = false>
 OST_HD bool compute(const Problem<T>& p, const Clock& clock, Index t, Index b, Index u, const T* gx, const T* products, T* state,
                     ForwardOut<C, T>& out) {
   constexpr Columns product = C::kPhases[F].product, own = C::kPhases[F].own;
@@ -151,19 +155,19 @@ OST_HD bool compute(const Problem<T>& p, const Clock& clock, Index t, Index b, I
   if constexpr (kPhaseCount<C> > 1)
     for (int k = 0; k < C::kSaved; ++k) in.saved[k] = out.saved[k] = F > 0 ? out.saved[k] : T(0);
   C::template forward<F>(in, out);
-  if (F + 1 == kPhaseCount<C> && !kAgain)
+  if (F + 1 == kPhaseCount<C> && !kRecompute)
     for (int k = 0; k < C::kStates; ++k) state[k] = out.state[k];
   return true;
 }
 
-// What of it goes to memory; of a row that takes no part, the output that it repeats. `kAgain`: outputs and states are known, and only what
-// the cell saves is wanted.
-template <class C, class T, int F, bool kAgain = false>
-OST_HD void keep(const Problem<T>& p, const Clock& clock, Index t, Index b, Index u, bool ran, const ForwardOut<C, T>& out) {
+// Store what a step returned; for a row that takes no part, the output that it repeats.
+// `kRecompute`: outputs and states are known, and only what the cell saves is stored.
+template <class C, class T, int F, bool kRecompute = false>
+OST_HD void store_outputs(const Problem<T>& p, const Clock& clock, Index t, Index b, Index u, bool ran, const ForwardOut<C, T>& out) {
   constexpr int last = kPhaseCount<C> - 1;
   const Index row = t * p.batch + b;
   if (!ran) {
-    if (kAgain || F < last || (p.y.starts && p.y.starts[b] + t >= p.y.ends[b])) return;
+    if (kRecompute || F < last || (p.y.starts && p.y.starts[b] + t >= p.y.ends[b])) return;
     const Index from = clock.repeats(t, b);
     at(p.y, t, b)[u] = from == kSkipped ? T(0) : value(hidden_after(p, from, b), u);
     return;
@@ -171,24 +175,24 @@ OST_HD void keep(const Problem<T>& p, const Clock& clock, Index t, Index b, Inde
   if (F < last || p.saved)
     for (int k = 0; k < C::kSaved; ++k) saved_at<C>(p, t, b)[k * p.hidden + u] = out.saved[k];
   if constexpr (F < last) {
-    p.emitted[(kAgain ? row : b) * p.hidden + u] = out.emitted;
-  } else if constexpr (!kAgain) {
+    p.emitted[(kRecompute ? row : b) * p.hidden + u] = out.emitted;
+  } else if constexpr (!kRecompute) {
     at(p.y, t, b)[u] = out.state[0];
     if constexpr (C::kStates > 1) (p.cells ? p.cells + row * p.hidden : p.state + b * p.hidden)[u] = out.state[1];
   }
 }
 
-template <class C, class T, int F, bool kAgain = false>
+template <class C, class T, int F, bool kRecompute = false>
 OST_HD bool finish(const Problem<T>& p, const Clock& clock, Index t, Index b, Index u, const T* gx, const T* products, T* state) {
   ForwardOut<C, T> out;
   for (int k = 0; k < C::kSaved && F > 0; ++k) out.saved[k] = saved_at<C>(p, t, b)[k * p.hidden + u];
-  const bool ran = compute<C, T, F, kAgain>(p, clock, t, b, u, gx, products, state, out);
-  keep<C, T, F, kAgain>(p, clock, t, b, u, ran, out);
+  const bool ran = compute<C, T, F, kRecompute>(p, clock, t, b, u, gx, products, state, out);
+  store_outputs<C, T, F, kRecompute>(p, clock, t, b, u, ran, out);
   return ran;
 }
 
-// The same with states as they lie in memory.
-template <class C, class T, int F, bool kAgain = false>
+// Run `finish` on states in memory.
+template <class C, class T, int F, bool kRecompute = false>
 OST_HD void step_cell(const Problem<T>& p, const Clock& clock, Index t, Index b, Index u, const T* products) {
   T state[C::kStates] = {};
   if (clock.active(t, b)) {
@@ -196,10 +200,10 @@ OST_HD void step_cell(const Problem<T>& p, const Clock& clock, Index t, Index b,
     state[0] = value(hidden_after(p, before, b), u);
     if constexpr (C::kStates > 1) state[1] = value(cell_after(p, before, b), u);
   }
-  finish<C, T, F, kAgain>(p, clock, t, b, u, p.gx + ((t * p.batch + b) * p.hidden + u) * C::kColumns, products, state);
+  finish<C, T, F, kRecompute>(p, clock, t, b, u, p.gx + ((t * p.batch + b) * p.hidden + u) * C::kColumns, products, state);
 }
 
-// Phase F of one step.
+// Run phase F of one step.
 template <class C, class T, class W, int F>
 struct StepKernel {
   static_assert(supports<C, StepDriver>);
@@ -230,7 +234,7 @@ struct StepKernel {
         },
         sums);
     for_sums<W>(block, sums, [&](int m, int n, T sum) { space.sums[m][n] = sum; });
-    block.each([&](int thread) {
+    block.for_each_thread_sync([&](int thread) {
       for (int i = thread; i < kTileM * kUnits; i += kThreads) {
         const Index b = b0 + i / kUnits, u = u0 + i % kUnits;
         if (b < p.batch && u < p.hidden) step_cell<C, T, F>(p, clock, t, b, u, space.sums[i / kUnits] + i % kUnits * kCount);
@@ -245,7 +249,7 @@ struct FinalKernel {
   struct Space {};
   Grid grid() const { return {ceil_div(p.batch * p.hidden, kThreads)}; }
   OST_HD void operator()(const Block& block, Space&) const {
-    block.each([&](int thread) {
+    block.for_each_thread_sync([&](int thread) {
       const Index i = block.x * kThreads + thread, b = i / p.hidden, u = i % p.hidden;
       if (b >= p.batch) return;
       const Index end = p.clock().end(b);

@@ -1,4 +1,4 @@
-// Numbers of 2 bytes, as operands of products: what is summed is always float.
+// Numbers of 2 bytes, as operands of products whose sums are floats.
 #pragma once
 #include "../core/common.h"
 #if defined(__CUDACC__)
@@ -14,7 +14,7 @@ constexpr float kHalfMax = 65504;
 struct Half {  // IEEE binary16: 11 bits, up to kHalfMax
   std::uint16_t bits;
 };
-OST_HD bool beyond_half(float x) { return x > kHalfMax || x < -kHalfMax; }  // NaN is not
+OST_HD bool beyond_half(float x) { return x > kHalfMax || x < -kHalfMax; }  // false for NaN
 struct Bfloat {                                                             // the upper half of a float: 8 bits
   std::uint16_t bits;
 };
@@ -50,7 +50,7 @@ OST_HD float widen(Half w) {
 #endif
 }
 
-// Rounded to the nearest, ties to even; NaN stays.
+// Round to the nearest, ties to even; NaN stays NaN.
 template <class W>
 struct Narrow;
 template <>
@@ -77,7 +77,7 @@ struct Narrow<Half> {
     if (x != x) return {std::uint16_t(sign | 0x7e00)};
     if (a >= 65520.0f) return {std::uint16_t(sign | 0x7c00)};
     if (a < 0x1p-14f)
-      return {std::uint16_t(sign | (std::uint32_t(a * 0x1p24f + 0x1p23f) - 0x800000))};  // adding 2^23 rounds to whole numbers
+      return {std::uint16_t(sign | (std::uint32_t(a * 0x1p24f + 0x1p23f) - 0x800000))};  // adding 2^23 rounds to a whole number
     const std::uint32_t m = bits_of(a) - (112u << 23);
     return {std::uint16_t(sign | (m + 0xfff + (m >> 13 & 1)) >> 13)};
 #endif

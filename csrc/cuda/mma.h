@@ -1,5 +1,5 @@
-// The matrix instruction of 2-byte operands, out(16x8) += a(16x16) b(16x8), by every warp of a block: who holds what, and the instruction,
-// or on the CPU what it does.
+// The matrix instruction of 2-byte operands, out(16x8) += a(16x16) b(16x8), run by every warp of a
+// block: the layout of its fragments, and the instruction, or its emulation on the CPU.
 #pragma once
 #include "block.h"
 #include "half.h"
@@ -28,7 +28,7 @@ struct FragmentB {
   std::uint32_t word[2];
 };
 
-// Two neighbours in memory as one word.
+// Read two neighbouring numbers as one word.
 template <class W>
 OST_HD std::uint32_t pair_at(const W* p) {
 #if defined(__CUDA_ARCH__)
@@ -55,11 +55,11 @@ OST_HD void mma(Bfloat, const FragmentA& a, const FragmentB& b, float* c) {
 }
 #endif
 
-// For every thread: sums(thread) [4] += its part of a(thread) b(thread) of its warp.
+// Add to sums(thread)[4] the thread's part of its warp's product a(thread) b(thread).
 template <class W, class A, class B, class S>
 OST_HD void multiply_fragments([[maybe_unused]] const Block& block, A&& a, B&& b, S&& sums) {
 #if defined(__CUDA_ARCH__)
-  block.alone([&](int thread) { mma(W{}, a(thread), b(thread), sums(thread)); });
+  block.for_each_thread([&](int thread) { mma(W{}, a(thread), b(thread), sums(thread)); });
 #else
   const auto half = [](std::uint32_t word, int k) { return widen(W{std::uint16_t(word >> 16 * k)}); };
   for (int first = 0; first < kThreads; first += 32) {

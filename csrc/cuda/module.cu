@@ -1,5 +1,6 @@
-// The extension module for NVIDIA GPUs. It links the CUDA runtime statically and no driver: without one it loads, and says why there is no
-// device. Kernels are launched on the caller's stream; nothing here allocates memory of the device, waits or reads from it.
+// The extension module for NVIDIA GPUs. It links the CUDA runtime statically and no driver: without
+// one it loads, and says why there is no device. Kernels are launched on the caller's stream.
+// Nothing here allocates device memory, waits for it or reads from it.
 #include <cuda_runtime.h>
 
 #include <map>
@@ -9,13 +10,13 @@
 namespace ost::OST_SET {
 namespace {
 
-constexpr std::size_t kStaticBytes = 48 << 10;  // of shared memory; more must be asked for
+constexpr std::size_t kStaticBytes = 48 << 10;  // shared memory that needs no attribute
 
 template <class K>
 __global__ void __launch_bounds__(kThreads, 1) entry(const __grid_constant__ K kernel, Index x, Index y) {
 #if __CUDA_ARCH__ < 900
   if constexpr (requires { K::kPeers; })
-    if constexpr (K::kPeers > 1) return;  // there are no clusters, and the planner knows of none
+    if constexpr (K::kPeers > 1) return;  // the planner does not use clusters there
 #endif
   const Index i = blockIdx.x;
   const Block block{i % x, i / x % y, i / x / y, false, nullptr};
@@ -30,7 +31,7 @@ __global__ void __launch_bounds__(kThreads, 1) entry(const __grid_constant__ K k
 
 void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
-  cudaGetLastError();  // the next call is not to blame
+  cudaGetLastError();  // clear the error, which is not the next call's
   throw std::runtime_error(std::string("CUDA: ") + what + ": " + cudaGetErrorString(status) + " (" + cudaGetErrorName(status) + ")");
 }
 
@@ -43,7 +44,7 @@ struct Stream {
     const Index blocks = grid.x * grid.y * grid.z;
     if (blocks == 0) return;
     if (blocks > Index(0x7fffffff)) fail("x", "fewer than 2^31 blocks of work for a kernel", std::to_string(blocks));
-    if constexpr (requires { K::kPeers; }) {  // refused if there is no room for all blocks at the same time
+    if constexpr (requires { K::kPeers; }) {  // refused unless all blocks can run at the same time
       cudaLaunchAttribute attributes[2] = {};
       attributes[0].id = cudaLaunchAttributeCooperative, attributes[0].val.cooperative = 1;
       attributes[1].id = cudaLaunchAttributeClusterDimension;
@@ -86,7 +87,7 @@ class Graph {
     cudaGraphDestroy(graph);
     check(status, "making a graph ready");
   }
-  Graph() = default;  // of what cannot be recorded: empty
+  Graph() = default;  // empty: the launches cannot be recorded
   Graph(Graph&& other) noexcept : run_(std::exchange(other.run_, nullptr)) {}
   ~Graph() {
     if (run_) cudaGraphExecDestroy(run_);
@@ -114,7 +115,7 @@ bool capturing(cudaStream_t stream) {
   return status != cudaStreamCaptureStatusNone;
 }
 
-// Directly, or as a graph where that is worth while and the caller records none of its own. The lock of the interpreter is held.
+// Launch directly, or as a graph if that pays and the caller is not recording one. The GIL is held.
 Ran run(const std::string& action, int cell, int itemsize, const py::dict& values, std::uintptr_t address) {
   static auto* replay = new Replay<Graph>;  // never freed: at the end of the process the driver may be gone
   const auto stream = reinterpret_cast<cudaStream_t>(address);
@@ -130,7 +131,7 @@ Ran run(const std::string& action, int cell, int itemsize, const py::dict& value
   const auto record = [&] {
     try {
       return Graph(direct);
-    } catch (const std::runtime_error&) {  // something else has spoilt the recording: never again for this call
+    } catch (const std::runtime_error&) {  // something else invalidated the recording: never record this call again
       return Graph();
     }
   };
@@ -138,7 +139,7 @@ Ran run(const std::string& action, int cell, int itemsize, const py::dict& value
   return (*replay)(key, [&] { direct(Stream{stream}); }, record, launch);
 }
 
-// "" where there is a device that the kernels run on.
+// Return "" if there is a device that the kernels run on, else the reason.
 std::string why_not() {
   int count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
@@ -153,7 +154,8 @@ std::string why_not() {
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-  // Code of a target runs on those of its number that are not older, and that of the last, as PTX, on all that are newer.
+  // Code of a target runs on devices of the same major version that are not older; that of the last
+  // target, as PTX, runs on all newer devices.
   constexpr int targets[] = {__CUDA_ARCH_LIST__};
   int newest = 0;
   for (const int target : targets) {
@@ -164,8 +166,8 @@ std::string why_not() {
   return "no kernel was compiled for its capability, " + std::to_string(major) + "." + std::to_string(minor);
 }
 
-// Clusters of blocks that write to each other's shared memory, of those that take most of it, which run at the same time on the present
-// device.
+// Return how many clusters of the kernel with the most shared memory run at the same time on the
+// current device.
 int clusters_of(int device, int major) {
   using K = BackwardPersistentOf<GruResetBefore, float, Bfloat, 16, 4, false>;
   constexpr int bytes = sizeof(K::Space);
@@ -181,7 +183,7 @@ int clusters_of(int device, int major) {
   if (cudaFuncSetAttribute(entry<K>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) == cudaSuccess &&
       cudaOccupancyMaxActiveClusters(&count, entry<K>, &config) == cudaSuccess)
     return count;
-  cudaGetLastError();  // there are none, then
+  cudaGetLastError();  // then there are no clusters
   return 0;
 }
 

@@ -1,4 +1,4 @@
-// The order of kernels in a pass. `run` launches a kernel after those before it.
+// The order of the kernels in a pass. `run` launches a kernel after those before it.
 #pragma once
 #include "loop.h"
 #include "persistent.h"
@@ -7,14 +7,14 @@
 
 namespace ost::OST_SET {
 
-// f<K>() with the room K that was planned.
+// Call f<K>() with the register capacity K of the plan.
 template <class T, class W, class F>
 void run_loop(int loop, F&& f) {
-  if (loop == kLoopRoom<T, W>[0]) f.template operator()<kLoopRoom<T, W>[0]>();
-  if (loop == kLoopRoom<T, W>[1]) f.template operator()<kLoopRoom<T, W>[1]>();
+  if (loop == kLoopCapacity<T, W>[0]) f.template operator()<kLoopCapacity<T, W>[0]>();
+  if (loop == kLoopCapacity<T, W>[1]) f.template operator()<kLoopCapacity<T, W>[1]>();
 }
 
-// f<R>() with the rows that were planned.
+// Call f<R>() with the rows of the plan.
 template <class F>
 void run_stream(int rows, F&& f) {
   if (rows == 8) f.template operator()<8>();
@@ -22,51 +22,57 @@ void run_stream(int rows, F&& f) {
   if (rows == 32) f.template operator()<32>();
 }
 
-// f<units>() of those that were planned, and backward f<units, peers>(): what there are kernels for.
+// Call f<units>(), or backward f<units, peers>(), with those of the plan. Return false if there is
+// no such kernel.
 template <class W, class F>
 bool run_persistent(const Plan& plan, F&& f) {
   if (plan.peers != 1) return false;
   if (plan.units == 8) return f.template operator()<8>(), true;
-  if constexpr (Sent<W>::kParts == 1)
+  if constexpr (ExchangeWords<W>::kParts == 1)
     if (plan.units == 16) return f.template operator()<16>(), true;
   return false;
 }
 template <class V, class F>
 bool run_persistent_backward(const Plan& plan, F&& f) {
-  constexpr int units = Sent<V>::kParts == 1 ? 16 : 8;  // of a block with peers
+  constexpr int units = ExchangeWords<V>::kParts == 1 ? 16 : 8;  // units of a block with peers
   if (plan.units == 16 && plan.peers == 1) return f.template operator()<16, 1>(), true;
   if (plan.units == units && plan.peers == 4) return f.template operator()<units, 4>(), true;
   return false;
 }
 
-// Launches over groups of rows and spans of these steps; each begins with an empty mailbox. make(piece): the kernel.
+// Launch over groups of rows and spans of these steps. Each launch starts with a cleared exchange
+// buffer; make(launch_args) returns the kernel.
 template <class Run, class T, class Make>
-void run_pieces(Run& run, const Problem<T>& p, Range all, const Exchange<T>& exchange, const Plan& plan, Index slot_words, int phases,
-                bool backward, Make&& make) {
-  const Index pieces = ceil_div(all.end - all.begin, plan.span);
+void run_launches(Run& run, const Problem<T>& p, Range all, const PassBuffers<T>& exchange, const Plan& plan, Index slot_words, int phases,
+                  bool backward, Make&& make) {
+  const Index launches = ceil_div(all.end - all.begin, plan.span);
   const bool begins = backward ? all.end == p.steps : all.begin == 0;
   for (Index row = 0; row < p.batch; row += Index(plan.groups) * kGroupRows)
-    for (Index i = 0; i < pieces; ++i) {
-      const Index first = all.begin + (backward ? pieces - 1 - i : i) * plan.span, steps = smaller(plan.span, all.end - first);
+    for (Index i = 0; i < launches; ++i) {
+      const Index first = all.begin + (backward ? launches - 1 - i : i) * plan.span, steps = smaller(plan.span, all.end - first);
       const int groups = int(smaller<Index>(plan.groups, ceil_div(p.batch - row, kGroupRows)));
-      const Piece<T> piece{exchange.box, exchange.carry, first, steps, row, groups, plan.together, plan.wave};
-      const Index slot = plan.together * groups * slot_words;  // of all
-      const Index behind = plan.wave ? slot : 0;  // what the last step leaves the layer above; backward nothing, before the last step
-      run(EmptyKernel{exchange.box, steps * phases * slot + behind, backward ? behind : 0, begins && row == 0 && i == 0});
-      run(make(piece));
+      const LaunchArgs<T> launch_args{exchange.buffer, exchange.carry, first, steps, row, groups, plan.co_launched, plan.layer_pipelined};
+      const Index slot = plan.co_launched * groups * slot_words;  // words of a slot of all groups and problems
+      const Index after_last =
+          plan.layer_pipelined ? slot : 0;  // forward the last step's h for the layer above; backward zeros before the last step
+      run(ClearExchangeKernel{exchange.buffer, steps * phases * slot + after_last, backward ? after_last : 0,
+                              begins && row == 0 && i == 0});
+      run(make(launch_args));
     }
 }
-template <class C, class T, class W, int kUnits, bool kWave>
-using PersistentOf = PersistentKernel<C, T, typename Sent<W>::Forward, Sent<W>::kParts, kUnits, kWave>;
-template <class C, class T, class V, int kUnits, int kPeers, bool kWave>
-using BackwardPersistentOf = BackwardPersistentKernel<C, T, typename Sent<V>::Backward, Sent<V>::kParts, kUnits, kPeers, kWave>;
+template <class C, class T, class W, int kUnits, bool kPipelined>
+using PersistentOf = PersistentKernel<C, T, typename ExchangeWords<W>::Forward, ExchangeWords<W>::kParts, kUnits, kPipelined>;
+template <class C, class T, class V, int kUnits, int kPeers, bool kPipelined>
+using BackwardPersistentOf =
+    BackwardPersistentKernel<C, T, typename ExchangeWords<V>::Backward, ExchangeWords<V>::kParts, kUnits, kPeers, kPipelined>;
 
-// f(K*) of the kernel that was planned, or false: there is none. A wave sends other columns only where products have not the same ones.
+// Call f(K*) for the kernel type of the plan, or return false if there is none. Pipelined layers
+// exchange other columns only where the products of a cell do not share theirs.
 template <class C, class T, class W, class F>
 bool with_persistent(const Plan& plan, F&& f) {
-  if (plan.wave && kPhaseCount<C> > 1) return false;
+  if (plan.layer_pipelined && kPhaseCount<C> > 1) return false;
   return run_persistent<W>(plan, [&]<int U>() {
-    if (kPhaseCount<C> == 1 && plan.wave)
+    if (kPhaseCount<C> == 1 && plan.layer_pipelined)
       f(static_cast<PersistentOf<C, T, W, U, kPhaseCount<C> == 1 && !kSharedDa<C>>*>(nullptr));
     else
       f(static_cast<PersistentOf<C, T, W, U, false>*>(nullptr));
@@ -74,9 +80,9 @@ bool with_persistent(const Plan& plan, F&& f) {
 }
 template <class C, class T, class V, class F>
 bool with_persistent_backward(const Plan& plan, F&& f) {
-  if (plan.wave && kPhaseCount<C> > 1) return false;
+  if (plan.layer_pipelined && kPhaseCount<C> > 1) return false;
   return run_persistent_backward<V>(plan, [&]<int U, int S>() {
-    if (kPhaseCount<C> == 1 && plan.wave)
+    if (kPhaseCount<C> == 1 && plan.layer_pipelined)
       f(static_cast<BackwardPersistentOf<C, T, V, U, S, kPhaseCount<C> == 1 && !kSharedDa<C>>*>(nullptr));
     else
       f(static_cast<BackwardPersistentOf<C, T, V, U, S, false>*>(nullptr));
@@ -98,45 +104,46 @@ void project(Run& run, const Problem<T>& p) {
     run(ProjectKernel<C, T, W>{p});
 }
 
-// What the cell saves, of a pass that kept the states only.
+// Recompute what the cell saves, after a pass that saved the states only.
 template <class C, class T, class W, int F = 0, class Run>
-void again(Run& run, const Problem<T>& p) {
+void recompute(Run& run, const Problem<T>& p) {
   if (F == 0) project<C, T, W>(run, p);
-  if (p.steps > 0) run(AgainKernel<C, T, W, F>{p});
-  if constexpr (F + 1 < kPhaseCount<C>) again<C, T, W, F + 1>(run, p);
+  if (p.steps > 0) run(RecomputeKernel<C, T, W, F>{p});
+  if constexpr (F + 1 < kPhaseCount<C>) recompute<C, T, W, F + 1>(run, p);
 }
 
-// `other`: the second problem of a plan of two.
+// `other` is the second problem of a plan of two.
 template <class C, class T, class W, class Run>
-void forward(Run& run, const Problem<T>& p, const Problem<T>& other, const Exchange<T>& exchange, const Plan& plan) {
+void forward(Run& run, const Problem<T>& p, const Problem<T>& other, const PassBuffers<T>& exchange, const Plan& plan) {
   if (p.batch == 0) return;
   project<C, T, W>(run, p);
-  if (plan.together > 1 && !plan.wave) project<C, T, W>(run, other);
+  if (plan.co_launched > 1 && !plan.layer_pipelined) project<C, T, W>(run, other);
   if constexpr (kLoops<C> && sizeof(T) == 4) run_loop<T, W>(plan.loop, [&]<int K>() { run(LoopKernel<C, T, W, K>{p}); });
   if constexpr (sizeof(T) == 4) {
     if (plan.units && p.steps > 0) {
       with_persistent<C, T, W>(plan, [&]<class K>(K*) {
-        run_pieces(run, p, Range{0, p.steps}, exchange, plan, K::slot_words(p.hidden), K::kPhases, false,
-                   [&](const Piece<T>& piece) { return K{{p, other}, piece}; });
+        run_launches(run, p, Range{0, p.steps}, exchange, plan, K::slot_words(p.hidden), K::kPhases, false,
+                     [&](const LaunchArgs<T>& launch_args) { return K{{p, other}, launch_args}; });
       });
-      run(VerdictKernel<C, T>{p, {}, exchange.box, false});
-      if (plan.together > 1) run(VerdictKernel<C, T>{other, {}, exchange.box, false});
+      run(PoisonOutputsKernel<C, T>{p, {}, exchange.buffer, false});
+      if (plan.co_launched > 1) run(PoisonOutputsKernel<C, T>{other, {}, exchange.buffer, false});
     }
   }
   for (Index step = 0; step < (plan.loop || plan.units ? 0 : p.steps); ++step) run_phases<C, T, W>(run, p, step, plan.rows);
   run(FinalKernel<C, T>{p});
-  if (plan.together > 1) run(FinalKernel<C, T>{other});
+  if (plan.co_launched > 1) run(FinalKernel<C, T>{other});
 }
 
 template <class C, class T, class V, int F, class Run>
 void run_backward_phases(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, Index t) {
   run(CellKernel<C, T, F>{p, g, t});
   constexpr bool hidden = C::kPhases[F].operand == Operand::kHidden;
-  run(TurnKernel<C, T, V, F + 1>{p, g, t * p.batch, p.batch, hidden ? g.dh : g.demitted, hidden});  // dh holds the direct gradient
+  run(TransposedProductKernel<C, T, V, F + 1>{p, g, t * p.batch, p.batch, hidden ? g.dh : g.demitted,
+                                              hidden});  // dh already holds the direct gradient
   if constexpr (F > 0) run_backward_phases<C, T, V, F - 1>(run, p, g, t);
 }
 
-// The gradients of weights and biases, as sums of those parts of the rows that are run now.
+// Compute the gradients of weights and biases as sums over the parts of the rows that are run now.
 template <class C, class T, class V, int Q, class Run>
 void sum_weights(Run& run, const Problem<T>& p, const BackwardProblem<T>& g) {
   const Range parts = g.parts_of_rows(p);
@@ -148,7 +155,8 @@ void sum_weights(Run& run, const Problem<T>& p, const BackwardProblem<T>& g) {
   if constexpr (Q + 1 < kProductCount<C>) sum_weights<C, T, V, Q + 1>(run, p, g);
 }
 
-// Adds the sums of all parts; those of the weights by a library: of so many parts.
+// Add the sums of all parts to the gradients. Those of the weights may come from a library, in
+// another number of parts.
 template <class C, class T, int Q = 0, class Run>
 void add_weights(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, Index parts) {
   if (T* weight = Q == 0 ? g.gradients.weight_ih : g.gradients.weight_hh)
@@ -161,15 +169,17 @@ void add_biases(Run& run, const Problem<T>& p, const BackwardProblem<T>& g) {
   if constexpr (Q + 1 < kProductCount<C>) add_biases<C, T, Q + 1>(run, p, g);
 }
 
-// The products of the rows that are run now, and at the end of the pass what all of them add up to and what goes to the states before the
-// first step. `shared_dx`: another direction's gradient goes to the same dx, so that it waits for the end.
+// Compute the products of the rows that are run now; at the end of the pass also add up all parts,
+// and write the gradients of the states before the first step. `shared_dx`: the gradient of another
+// direction goes to the same dx, which therefore waits for the end.
 template <class C, class T, class V, class Run>
-void products(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, const Exchange<T>& exchange, const Plan& plan, bool shared_dx) {
-  if (plan.units && p.steps > 0 && g.ends()) run(VerdictKernel<C, T>{p, g, exchange.box, true});
+void products(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, const PassBuffers<T>& exchange, const Plan& plan,
+              bool shared_dx) {
+  if (plan.units && p.steps > 0 && g.ends()) run(PoisonOutputsKernel<C, T>{p, g, exchange.buffer, true});
   if (p.steps > 0) {
     const Range rows = shared_dx ? Range{0, p.steps * p.batch} : g.rows(p);
     if (g.dx.data && !g.library && (!shared_dx || g.ends()))
-      run(TurnKernel<C, T, V, 0>{p, g, rows.begin, rows.end - rows.begin, nullptr, g.dx_add});
+      run(TransposedProductKernel<C, T, V, 0>{p, g, rows.begin, rows.end - rows.begin, nullptr, g.dx_add});
     sum_weights<C, T, V, 0>(run, p, g);
     if (C::kParams > 0 && g.gradients.params)
       run(ColumnKernel<T>{g.dparams, g.param_sums, p.steps * p.batch, C::kParams * p.hidden, g.parts, g.parts_of_rows(p)});
@@ -188,20 +198,20 @@ void products(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, const 
   }
 }
 
-// The steps that are run now, the last one first.
+// Run the steps of this chunk, the last one first.
 template <class C, class T, class V, class Run>
 void through_time(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, const Problem<T>& other, const BackwardProblem<T>& other_g,
-                  const Exchange<T>& exchange, const Plan& plan) {
+                  const PassBuffers<T>& exchange, const Plan& plan) {
   const int rows = plan.rows;
   if (g.begins()) {
     run(BackwardBeginKernel<C, T>{p, g});
-    if (plan.together > 1) run(BackwardBeginKernel<C, T>{other, other_g});
+    if (plan.co_launched > 1) run(BackwardBeginKernel<C, T>{other, other_g});
   }
   if constexpr (sizeof(T) == 4) {
     if (plan.units && p.steps > 0)
       with_persistent_backward<C, T, V>(plan, [&]<class K>(K*) {
-        run_pieces(run, p, g.steps(p.steps), exchange, plan, K::slot_words(p.hidden), K::kPhases, true,
-                   [&](const Piece<T>& piece) { return K{{p, other}, {g, other_g}, piece}; });
+        run_launches(run, p, g.steps(p.steps), exchange, plan, K::slot_words(p.hidden), K::kPhases, true,
+                     [&](const LaunchArgs<T>& launch_args) { return K{{p, other}, {g, other_g}, launch_args}; });
       });
   }
   if constexpr (kLoops<C> && sizeof(T) == 4) {
@@ -218,16 +228,17 @@ void through_time(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, co
   }
 }
 
-// Both, or one of them, where products go beside the steps that follow.
+// Run steps and products, or only one of them, where the products run beside the steps of the next
+// chunk.
 template <class C, class T, class V, class Run>
 void backward(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, const Problem<T>& other, const BackwardProblem<T>& other_g,
-              const Exchange<T>& exchange, const Plan& plan, bool with_steps, bool with_products) {
+              const PassBuffers<T>& exchange, const Plan& plan, bool with_steps, bool with_products) {
   if (p.batch == 0) return;
   if (with_steps) through_time<C, T, V>(run, p, g, other, other_g, exchange, plan);
   if (!with_products) return;
-  const bool shared_dx = plan.together > 1 && !plan.wave;
+  const bool shared_dx = plan.co_launched > 1 && !plan.layer_pipelined;
   products<C, T, V>(run, p, g, exchange, plan, shared_dx);
-  if (plan.together > 1) products<C, T, V>(run, other, other_g, exchange, plan, shared_dx);
+  if (plan.co_launched > 1) products<C, T, V>(run, other, other_g, exchange, plan, shared_dx);
 }
 
 }  // namespace ost::OST_SET

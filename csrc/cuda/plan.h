@@ -1,24 +1,27 @@
-// What the planner, which is Python's (ostinato/_plan.py), may choose.
+// The choices of the planner, which is written in Python (ostinato/_plan.py).
 #pragma once
 #include "../core/common.h"
 
 namespace ost::OST_SET {
 
-// Hidden units for whose recurrent weights the registers of one multiprocessor have room, with up to four columns a unit: at most 128 KB of
-// the 256 KB (2-byte words, H = 128), since a thread needs others as well; 64 KB exact (H = 64), where a thread has eight sums beside them.
+// Register capacity: the hidden units whose recurrent weights, up to four columns a unit, fit the
+// registers of one multiprocessor. It is at most 128 KB of the 256 KB for 2-byte words (H = 128),
+// since a thread needs other registers as well, and 64 KB for exact words (H = 64), where a thread
+// also holds eight sums.
 template <class T, class W>
-inline constexpr int kLoopRoom[2] = {sizeof(W) == 2 ? 64 : 32, sizeof(W) == 2 ? 128 : 64};
+inline constexpr int kLoopCapacity[2] = {sizeof(W) == 2 ? 64 : 32, sizeof(W) == 2 ? 128 : 64};
 
-// How one pass over one layer and direction is run; all zero: tile by tile, a launch a step.
+// How one pass over one layer and direction is run. All zero: tile by tile, a launch for every
+// step.
 struct Plan {
-  int loop;      // room for hidden units of the kernel in which a block runs all steps
-  int rows;      // of a block that streams the weights
-  int units;     // of a block, where the weights are shared among multiprocessors that run all steps
-  int peers;     // of them that write to each other's shared memory, in the backward pass
-  int groups;    // of such blocks, that run at the same time
-  Index span;    // steps of one such launch
-  int together;  // problems in a launch: 2 are both directions, or with `wave` two layers
-  bool wave;
+  int loop;         // register capacity of the kernel in which a block runs all steps
+  int rows;         // rows of a block that streams the weights
+  int units;        // units of a block, where the weights are partitioned among multiprocessors that run all steps
+  int peers;        // blocks that write to each other's shared memory, in the backward pass
+  int groups;       // groups of such blocks that run at the same time
+  Index span;       // steps of such a launch
+  int co_launched;  // problems in a launch; 2 are both directions, or with `layer_pipelined` two layers
+  bool layer_pipelined;
 };
 
 }  // namespace ost::OST_SET

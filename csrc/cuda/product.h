@@ -1,20 +1,21 @@
-// The one product of the stepwise kernels: a tile of out[m][n] = sum over k of a(m, k) b(k, n), by blocks of k through shared memory. An
-// element depends neither on the tile that it lies in nor on its neighbours: exact, it is one chain of multiply-adds in ascending k; with
-// operands of 2 bytes a chain of matrix instructions.
+// The product of the stepwise kernels: a tile of out[m][n] = sum over k of a(m, k) b(k, n), by
+// blocks of k through shared memory. An element depends neither on the tile that holds it nor on
+// its neighbours: it is one chain of multiply-adds in ascending k, or with 2-byte operands a chain
+// of matrix instructions.
 #pragma once
 #include "mma.h"
 
 namespace ost::OST_SET {
 
 constexpr int kTileM = 32, kTileN = 64, kTileK = 16;
-constexpr int kThreadM = 2, kThreadN = 4;  // of the tile, a thread's
+constexpr int kThreadM = 2, kThreadN = 4;  // the elements of the tile that a thread has
 static_assert(kTileM / kThreadM * (kTileN / kThreadN) == kThreads);
-static_assert(kTileM / 16 * (kTileN / 16) * 32 == kThreads && kThreadM == 2 && kThreadN == 4);  // two sums of four by a warp's lane
+static_assert(kTileM / 16 * (kTileN / 16) * 32 == kThreads && kThreadM == 2 && kThreadN == 4);  // a lane has two fragments of four sums
 
 template <class T, class W>
-struct alignas(16) ProductSpace {  // shared memory; two words are read at once
+struct alignas(16) ProductSpace {  // shared memory; two words are read at a time
   static constexpr int kDepth = 32;
-  W a[kTileM][kDepth + 8], b[kTileN][kDepth + 8];  // 8 more: the words of a fragment lie in 32 banks
+  W a[kTileM][kDepth + 8], b[kTileN][kDepth + 8];  // padded by 8, so that the words of a fragment lie in 32 banks
 };
 template <class T>
 struct ProductSpace<T, T> {
@@ -28,7 +29,7 @@ struct Sums {
 
 template <class T>
 OST_HD void clear(const Block& block, PerThread<Sums<T>>& sums) {
-  block.each([&](int thread) {
+  block.for_each_thread_sync([&](int thread) {
     OST_UNROLL
     for (int i = 0; i < kThreadM; ++i) {
       OST_UNROLL
@@ -37,11 +38,11 @@ OST_HD void clear(const Block& block, PerThread<Sums<T>>& sums) {
   });
 }
 
-// a(m, k) and b(k, n) give zeros where there is nothing.
+// a(m, k) and b(k, n) return zeros outside of the operands.
 template <class T, class A, class B>
 OST_HD void multiply(const Block& block, ProductSpace<T, T>& space, Range ks, A&& a, B&& b, PerThread<Sums<T>>& sums) {
   for (Index k0 = ks.begin; k0 < ks.end; k0 += kTileK) {
-    block.each([&](int thread) {
+    block.for_each_thread_sync([&](int thread) {
       OST_ROLLED
       for (int i = thread; i < kTileM * kTileK; i += kThreads) {
         const int m = i / kTileK, k = i % kTileK;
@@ -53,7 +54,7 @@ OST_HD void multiply(const Block& block, ProductSpace<T, T>& space, Range ks, A&
         space.b[k][n] = k0 + k < ks.end ? b(k0 + k, n) : T(0);
       }
     });
-    block.each([&](int thread) {
+    block.for_each_thread_sync([&](int thread) {
       const int m = thread / (kTileN / kThreadN) * kThreadM, n = thread % (kTileN / kThreadN) * kThreadN;
       const int left = int(smaller<Index>(kTileK, ks.end - k0));
       for (int k = 0; k < left; ++k) {
@@ -67,7 +68,7 @@ OST_HD void multiply(const Block& block, ProductSpace<T, T>& space, Range ks, A&
   }
 }
 
-// The place of a warp's 16 x 16 in the tile: two matrix instructions beside each other.
+// The position of a warp's 16 x 16 in the tile: two neighbouring matrix instructions.
 OST_HD int warp_m(int thread) { return thread / 32 % (kTileM / 16) * 16; }
 OST_HD int warp_n(int thread) { return thread / 32 / (kTileM / 16) * 16; }
 
@@ -77,7 +78,7 @@ OST_HD void multiply(const Block& block, ProductSpace<T, W>& space, Range ks, A&
   PerThread<FragmentA> left;
   PerThread<FragmentB> right[2];
   for (Index k0 = ks.begin; k0 < ks.end; k0 += depth) {
-    block.each([&](int thread) {
+    block.for_each_thread_sync([&](int thread) {
       OST_ROLLED
       for (int i = thread; i < kTileM * depth; i += kThreads) {
         const int m = i / depth, k = i % depth;
@@ -94,7 +95,7 @@ OST_HD void multiply(const Block& block, ProductSpace<T, W>& space, Range ks, A&
     });
     OST_UNROLL
     for (int k = 0; k < depth; k += 16) {
-      block.alone([&](int thread) {
+      block.for_each_thread([&](int thread) {
         const Lane lane(thread);
         OST_UNROLL
         for (int w = 0; w < 4; ++w) left[thread].word[w] = pair_at(&space.a[warp_m(thread) + lane.a_row(w)][k + lane.a_column(w)]);
@@ -111,14 +112,14 @@ OST_HD void multiply(const Block& block, ProductSpace<T, W>& space, Range ks, A&
             block, [&](int thread) -> FragmentA& { return left[thread]; }, [&](int thread) -> FragmentB& { return right[j][thread]; },
             [&](int thread) -> float* { return sums[thread].v[j]; });
     }
-    block.meet();
+    block.sync_block();
   }
 }
 
-// f(m, n, sum) for every element of the tile, by the thread that has it.
+// Call f(m, n, sum) for every element of the tile, from the thread that has it.
 template <class W, class T, class F>
 OST_HD void for_sums(const Block& block, PerThread<Sums<T>>& sums, F&& f) {
-  block.each([&](int thread) {
+  block.for_each_thread_sync([&](int thread) {
     const int m = thread / (kTileN / kThreadN) * kThreadM, n = thread % (kTileN / kThreadN) * kThreadN;
     const Lane lane(thread);
     OST_UNROLL

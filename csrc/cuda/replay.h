@@ -1,5 +1,6 @@
-// A pass of many launches that comes again, with the same arrays and numbers, runs as one recorded graph: in a loop of training or
-// inference the array library hands out the same memory every time round. What is asked for once is launched directly.
+// A pass of many launches that is repeated with the same arrays and numbers is recorded as a graph:
+// in a loop of training or inference the array library hands out the same memory every time. What
+// is run once is launched directly.
 #pragma once
 #include <cstdint>
 #include <list>
@@ -8,16 +9,17 @@
 
 namespace ost::OST_SET {
 
-constexpr int kFewestLaunches = 16, kMostLaunches = 8192;  // below, a graph gains nothing; beyond, it is too large to keep
+constexpr int kFewestLaunches = 16, kMostLaunches = 8192;  // for fewer a graph gains nothing; for more it is too large to keep
 constexpr std::size_t kMostGraphs = 64, kMostSeen = 256;
 
 enum class Ran { kDirectly, kRecorded, kReplayed };
 
-// Graph: movable, launched by `launch`, freed when it goes.
+// Graph is movable, launched by `launch`, and freed by its destructor.
 template <class Graph>
 class Replay {
  public:
-  // direct() launches; record() gives a Graph of the same launches; launch(graph) runs it. The key is all that the launches depend on.
+  // direct() launches; record() returns a Graph of the same launches; launch(graph) runs it. The
+  // key covers all that the launches depend on.
   template <class Direct, class Record, class Launch>
   Ran operator()(const std::string& key, Direct&& direct, Record&& record, Launch&& launch) {
     for (auto i = graphs_.begin(); i != graphs_.end(); ++i)
@@ -42,7 +44,7 @@ class Replay {
   std::size_t graphs() const { return graphs_.size(); }
 
  private:
-  std::list<std::pair<std::string, Graph>> graphs_;  // the last one used first
+  std::list<std::pair<std::string, Graph>> graphs_;  // most recently used first
   std::list<std::string> seen_;
 };
 

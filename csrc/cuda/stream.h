@@ -1,5 +1,6 @@
-// A step of few rows: many blocks, each with 16 outputs of the product for up to 32 rows, read their share of the weights once, threads
-// beside each other at different inputs, so that all reads are under way at the same time. What the slices have summed is added in order.
+// Kernels of a step with few rows. Many blocks, each with 16 outputs of the product for up to 32
+// rows, read their part of the weights once. Neighbouring threads read different inputs, so that
+// all loads are in flight at the same time. The sums of the slices are added in order.
 #pragma once
 #include "backward.h"
 
@@ -7,7 +8,8 @@ namespace ost::OST_SET {
 
 constexpr int kStreamOut = 16;  // outputs of a block: the rows of a matrix instruction
 
-// Operands of 2 bytes: a warp a slice of the inputs; weights lie as fragments, [tile of outputs][tile of inputs][lane].
+// Operands of 2 bytes. A warp has a slice of the inputs; weights are fragments, [tile of
+// outputs][tile of inputs][lane].
 template <class T, class W, int kRows>
 struct StreamEngine {
   static constexpr int kSlices = kThreads / 32, kTiles = kRows / 8;
@@ -20,7 +22,7 @@ struct StreamEngine {
   struct Pointers {
     const T* row[kTiles];
   };
-  // row(n): where the operand of row n lies, null for zeros; tile: of outputs.
+  // row(n) returns the operand of row n, null for zeros; `tile` is that of the outputs.
   template <class Row>
   OST_HD static void multiply(const Block& block, Space& space, const void* weights, Index tile, Index depth, Index, Row&& row) {
     const Index tiles = ceil_div(depth, 16);
@@ -29,7 +31,7 @@ struct StreamEngine {
     PerThread<Pointers> from;
     PerThread<FragmentA> left;
     PerThread<FragmentB> right[kTiles];
-    block.alone([&](int thread) {
+    block.for_each_thread([&](int thread) {
       OST_UNROLL
       for (int j = 0; j < kTiles; ++j) {
         from[thread].row[j] = row(j * 8 + Lane(thread).b_column());
@@ -39,7 +41,7 @@ struct StreamEngine {
     });
     OST_UNROLL_4
     for (Index first = 0; first < tiles; first += kSlices) {
-      block.alone([&](int thread) {
+      block.for_each_thread([&](int thread) {
         const Lane lane(thread);
         const Index k = first + thread / 32;
         left[thread] = k < tiles ? packed[k * 32 + thread % 32] : FragmentA{};
@@ -60,7 +62,7 @@ struct StreamEngine {
             block, [&](int thread) -> FragmentA& { return left[thread]; }, [&](int thread) -> FragmentB& { return right[j][thread]; },
             [&](int thread) -> float* { return sums[thread].v[j]; });
     }
-    block.each([&](int thread) {
+    block.for_each_thread_sync([&](int thread) {
       const Lane lane(thread);
       OST_UNROLL
       for (int j = 0; j < kTiles; ++j) {
@@ -71,13 +73,14 @@ struct StreamEngine {
   }
 };
 
-// Exact: a thread an output and a slice of the inputs, all rows; weights lie as [input][output].
+// Exact operands. A thread has one output and a slice of the inputs, for all rows; weights are
+// [input][output].
 template <class T, int kRows>
 struct StreamEngine<T, T, kRows> {
-  static constexpr int kSlices = kThreads / kStreamOut, kChunk = 2048 / kRows;  // inputs at a time
+  static constexpr int kSlices = kThreads / kStreamOut, kInputsAtATime = 2048 / kRows;  // inputs in shared memory at a time
   struct alignas(16) Space {
     T sums[kSlices][kStreamOut][kRows + 1];
-    T operand[kChunk][kRows];
+    T operand[kInputsAtATime][kRows];
   };
   struct Sums {
     T v[kRows];
@@ -87,31 +90,31 @@ struct StreamEngine<T, T, kRows> {
                               Row&& row) {
     const T* panel = static_cast<const T*>(weights) + first_out;
     PerThread<Sums> sums;
-    block.alone([&](int thread) {
+    block.for_each_thread([&](int thread) {
       OST_UNROLL
       for (int r = 0; r < kRows; ++r) sums[thread].v[r] = T(0);
     });
-    for (Index k0 = 0; k0 < depth; k0 += kChunk) {
-      block.each([&](int thread) {
+    for (Index k0 = 0; k0 < depth; k0 += kInputsAtATime) {
+      block.for_each_thread_sync([&](int thread) {
         OST_ROLLED
-        for (int i = thread; i < kChunk * kRows; i += kThreads) {
-          const int r = i / kChunk, k = i % kChunk;
+        for (int i = thread; i < kInputsAtATime * kRows; i += kThreads) {
+          const int r = i / kInputsAtATime, k = i % kInputsAtATime;
           const T* p = row(r);
           space.operand[k][r] = p && k0 + k < depth ? p[k0 + k] : T(0);
         }
       });
-      block.each([&](int thread) {
+      block.for_each_thread_sync([&](int thread) {
         const int out = thread % kStreamOut;
         const bool there = first_out + out < stride;
         OST_UNROLL_4
-        for (int k = thread / kStreamOut; k < kChunk; k += kSlices) {
+        for (int k = thread / kStreamOut; k < kInputsAtATime; k += kSlices) {
           const T w = there && k0 + k < depth ? panel[(k0 + k) * stride + out] : T(0);
           OST_UNROLL
           for (int r = 0; r < kRows; ++r) sums[thread].v[r] = fma(w, space.operand[k][r], sums[thread].v[r]);
         }
       });
     }
-    block.each([&](int thread) {
+    block.for_each_thread_sync([&](int thread) {
       OST_UNROLL
       for (int r = 0; r < kRows; ++r) space.sums[thread / kStreamOut][thread % kStreamOut][r] = sums[thread].v[r];
     });
@@ -125,24 +128,24 @@ OST_HD auto streamed(const Space& space, int out, int row) {
   return sum;
 }
 
-// Weights as fragments: tile t of outputs holds `each` of them, from t * each on.
+// Pack weights as fragments. Tile t holds `outs_per_tile` outputs, from t * outs_per_tile on.
 template <class W>
 struct StreamPackKernel {
   const W* from;
   FragmentA* to;
   Index outs, ins, out_stride, in_stride;
-  int each;
+  int outs_per_tile;
   struct Space {};
-  Index tiles() const { return ceil_div(outs, each) * ceil_div(ins, 16); }
+  Index tiles() const { return ceil_div(outs, outs_per_tile) * ceil_div(ins, 16); }
   Grid grid() const { return {ceil_div(tiles() * 32, kThreads)}; }
   OST_HD void operator()(const Block& block, Space&) const {
-    block.each([&](int thread) {
+    block.for_each_thread_sync([&](int thread) {
       const Index i = block.x * kThreads + thread, deep = (ins + 15) / 16, tile = i / 32 / deep, k = i / 32 % deep;
-      if (tile * each >= outs) return;
+      if (tile * outs_per_tile >= outs) return;
       const Lane lane(thread);
       const auto weight = [&](int out, Index in) {
-        const Index o = tile * each + out;
-        return out < each && o < outs && in < ins ? from[o * out_stride + in * in_stride] : W{};
+        const Index o = tile * outs_per_tile + out;
+        return out < outs_per_tile && o < outs && in < ins ? from[o * out_stride + in * in_stride] : W{};
       };
       FragmentA a;
       for (int w = 0; w < 4; ++w) {
@@ -154,7 +157,7 @@ struct StreamPackKernel {
   }
 };
 
-// Phase F of one step.
+// Run phase F of one step.
 template <class C, class T, class W, int F, int kRows>
 struct StreamStepKernel {
   Problem<T> p;
@@ -175,7 +178,7 @@ struct StreamStepKernel {
                   if (b >= p.batch || !clock.active(t, b)) return nullptr;
                   return kEmitted ? p.emitted + b * p.hidden : hidden_after(p, clock.before(t, b), b);
                 });
-    block.each([&](int thread) {
+    block.for_each_thread_sync([&](int thread) {
       for (int i = thread; i < kRows * kUnits; i += kThreads) {
         const int r = i / kUnits, unit = i % kUnits;
         const Index b = b0 + r, u = u0 + unit;
@@ -189,12 +192,13 @@ struct StreamStepKernel {
   }
 };
 
-// dh of step t, and then, unit by unit, the cell's backward of the step before it (in the order of processing): cells of one phase.
+// Compute dh of step t, and then, unit by unit, the cell's backward of the step before it in the
+// order of processing, for cells of one phase.
 template <class C, class T, class V, int kRows>
 struct StreamBackwardKernel {
   Problem<T> p;
   BackwardProblem<T> g;
-  Index step;  // its place in the order of processing
+  Index step;  // its number in the order of processing
   using E = StreamEngine<T, V, kRows>;
   using Space = typename E::Space;
   Grid grid() const { return {ceil_div(p.hidden, kStreamOut), ceil_div(p.batch, kRows)}; }
@@ -203,11 +207,11 @@ struct StreamBackwardKernel {
     constexpr int count = product_columns<C>(1).count();
     const Index b0 = block.y * kRows, u0 = block.x * kStreamOut, t = p.clock().time(step), width = p.hidden * count;
     const bool words = sizeof(V) == 2;
-    E::multiply(block, space, words ? p.stream_turned : p.turned[1], words ? block.x : u0, width, p.hidden, [&](int r) -> const T* {
+    E::multiply(block, space, words ? p.stream_transposed : p.transposed[1], words ? block.x : u0, width, p.hidden, [&](int r) -> const T* {
       const Index b = b0 + r;
       return b < p.batch && p.clock().active(t, b) ? g.da[1] + (t * p.batch + b) * width : nullptr;
     });
-    block.each([&](int thread) {
+    block.for_each_thread_sync([&](int thread) {
       for (int i = thread; i < kRows * kStreamOut; i += kThreads) {
         const int r = i / kStreamOut, out = i % kStreamOut;
         const Index b = b0 + r, u = u0 + out, at = b * p.hidden + u;

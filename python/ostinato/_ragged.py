@@ -47,13 +47,15 @@ class Ragged:
         self.offsets.flags.writeable = False
         if not a.size or self.offsets[0] != 0 or self.offsets[-1] != len(rows):
             raise ValueError(
-                f"offsets: expected numbers from 0 to N = {len(rows)}, got {a.tolist()[:1]} to {a.tolist()[-1:]}"
+                f"offsets: expected numbers from 0 to N = {len(rows)}, got {a.tolist()[:1]} to "
+                f"{a.tolist()[-1:]}"
             )
         down = np.flatnonzero(np.diff(self.offsets) < 0)
         if down.size:
             k = int(down[0])
             raise ValueError(
-                f"offsets: expected numbers that do not decrease, got {a[k]} before {a[k + 1]} at position {k + 1}"
+                f"offsets: expected numbers that do not decrease, got {a[k]} before {a[k + 1]} at "
+                f"position {k + 1}"
             )
 
     @classmethod
@@ -80,7 +82,8 @@ class Ragged:
             if a.ndim == 0 or a.shape[1:] != first.shape[1:] or a.dtype != first.dtype:
                 wanted = ", ".join(map(str, ("n", *first.shape[1:])))
                 raise ValueError(
-                    f"{name}[{k}]: expected shape ({wanted}) of {first.dtype} as {name}[0], got {a.shape} of {a.dtype}"
+                    f"{name}[{k}]: expected shape ({wanted}) of {first.dtype} as {name}[0], got "
+                    f"{a.shape} of {a.dtype}"
                 )
         return cls(np.concatenate(sequences), np.cumsum([0, *(len(s) for s in sequences)]))
 
@@ -173,7 +176,10 @@ class Ragged:
 
 
 def times(x: Ragged, resets: Any, mask: Any, masked: str) -> dict[str, Any]:
-    """`_check.times` of ragged sequences: resets and mask are a `Ragged`, a list or flat rows of bool, and stay flat."""
+    """Return the options of time of ragged sequences, as `_check.times` does of arrays.
+
+    resets and mask are a `Ragged`, a list or flat rows of bool, and stay flat.
+    """
     return {
         "lengths": x.lengths,
         "resets": flag_bytes("resets", resets, x),
@@ -192,7 +198,10 @@ def as_given(rows: Any, ragged: Ragged | None, listed: bool) -> Any:
 
 
 def rows_of(name: str, given: Any, own: Ragged) -> Array:
-    """The flat rows of what goes with ``own``: a `Ragged` or a list cut at the same places, or flat rows."""
+    """Return the flat rows of what goes with ``own``.
+
+    That is a `Ragged` or a list cut at the same places, or flat rows.
+    """
     given, _ = unwrapped(given, name)
     if isinstance(given, Ragged):
         if not np.array_equal(given.offsets, own.offsets):
@@ -219,7 +228,7 @@ def flat_flags(name: str, flags: Any, own: Ragged) -> npt.NDArray[np.bool_] | No
 
 
 def flag_bytes(name: str, flags: Any, own: Ragged) -> npt.NDArray[np.uint8] | None:
-    """The same as contiguous bytes."""
+    """Return flags of ragged sequences as contiguous bytes ``[N]``."""
     rows = flat_flags(name, flags, own)
     return None if rows is None else _check.contiguous(rows).view(np.uint8)
 
@@ -227,8 +236,10 @@ def flag_bytes(name: str, flags: Any, own: Ragged) -> npt.NDArray[np.uint8] | No
 def rows_that_count(
     x: Any, lengths: object, mask: Any, batch_first: bool
 ) -> tuple[Ragged, npt.NDArray[np.bool_]]:
-    """The sequences of a `Ragged`, a list or ``[T,B,D]`` (``[B,T,D]`` if batch_first) one after the other, and which of their
-    rows are real and not masked."""
+    """Return sequences one after the other, and which of their rows are real and not masked.
+
+    x is a `Ragged`, a list or ``[T,B,D]`` (``[B,T,D]`` if batch_first).
+    """
     x, _ = unwrapped(x)
     if isinstance(x, Ragged):
         if lengths is not None:
@@ -248,17 +259,17 @@ def rows_that_count(
 
 
 def sequence_of(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Of rows that lie one after the other, the number of the sequence that each belongs to."""
+    """Return the number of the sequence that each flat row belongs to."""
     return np.repeat(np.arange(len(lengths)), lengths)
 
 
 def step_of(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Of such rows, the step that each is in its sequence."""
+    """Return the step that each flat row is in its sequence."""
     return np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
 
 def most(values: Array, lengths: npt.NDArray[np.int64]) -> Array:
-    """The greatest of the numbers (at least 0) of such rows in each sequence, 0 where it is empty."""
+    """Return the greatest of the flat numbers (at least 0) of each sequence; 0 if it is empty."""
     out = np.zeros(len(lengths), values.dtype)
     filled = lengths > 0
     if filled.any():
@@ -273,7 +284,7 @@ def unwrapped(x: Any, name: str = "x") -> tuple[Any, bool]:
 
 
 def rows_like(name: str, given: Any, own: Ragged, width: int) -> Array | None:
-    """The rows of a gradient of outputs ``[N,width]``."""
+    """Return the rows of a gradient of outputs ``[N,width]``."""
     if given is None:
         return None
     rows = rows_of(name, given, own)

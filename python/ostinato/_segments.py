@@ -1,8 +1,4 @@
-"""Training within a bound of memory: the forward pass keeps the states at the borders of segments, the backward pass runs them again.
-
-Chen et al. (2016), "Training deep nets with sublinear memory cost", with one level of checkpoints: for a recurrent network the state at
-a border is a few rows, so one level reaches far (T = 1,000,000 within megabytes), and no step is computed more than twice.
-"""
+"""Train within a bound of memory: save states at the borders of segments, recompute the rest."""
 
 from __future__ import annotations
 
@@ -29,7 +25,10 @@ UNITS = {
 
 @dataclass(frozen=True)
 class Schedule:
-    """Segments of ``length`` steps, cut from t = 0 on; the tapes of the last ``kept`` of them are kept, the others run again."""
+    """Divide the steps into segments of ``length`` steps, from t = 0 on.
+
+    The tapes of the last ``kept`` segments are saved; the forward pass of the others is recomputed.
+    """
 
     steps: int
     length: int
@@ -40,12 +39,12 @@ class Schedule:
 
     @property
     def count(self) -> int:
-        """How many segments."""
+        """The number of segments."""
         return -(-self.steps // self.length)
 
     @property
     def bytes(self) -> int:
-        """All that the forward pass keeps, or one segment that runs again beside the borders, whichever is more."""
+        """The peak of what is saved: by the forward pass, or with one recomputed segment."""
         longest = min(self.length, self.steps)
         return (
             self.other_bytes
@@ -55,12 +54,12 @@ class Schedule:
 
     @property
     def extra(self) -> float:
-        """Steps of the forward pass that run a second time, as a share of all."""
+        """The fraction of the forward pass that runs a second time."""
         return max(0, self.steps - self.kept * self.length) / self.steps if self.steps else 0.0
 
 
 def parse(limit: object) -> tuple[str, int]:
-    """("bytes", n) of "512MB", ("segments", n) of a number, ("least", 0) of "least", ("states", 0) of "states"."""
+    """Return ("bytes", n), ("segments", n), ("least", 0) or ("states", 0) of a memory limit."""
     if isinstance(limit, str):
         text = limit.strip().upper().replace(" ", "")
         if text in ("LEAST", "STATES"):
@@ -73,7 +72,8 @@ def parse(limit: object) -> tuple[str, int]:
         except (ValueError, KeyError):
             pass
         raise ValueError(
-            f"memory_limit: expected a size such as '512MB', 'least', 'states' or a number of segments, got {limit!r}"
+            "memory_limit: expected a size such as '512MB', 'least', 'states' or a number of "
+            f"segments, got {limit!r}"
         )
     return "segments", _check.positive("memory_limit", limit)
 
@@ -81,7 +81,9 @@ def parse(limit: object) -> tuple[str, int]:
 def schedule(
     limit: object, steps: int, unit: int, border_bytes: int, step_bytes: int, other_bytes: int = 0
 ) -> Schedule:
-    """The cheapest schedule within a limit. Segments are multiples of ``unit`` steps, so that all sums keep their order.
+    """Return the cheapest schedule within a limit.
+
+    Segments are multiples of ``unit`` steps, so that all sums keep their order.
 
     Raises:
         ValueError: not even the least that works fits; the message says what would.
@@ -99,7 +101,8 @@ def schedule(
         return least
     if least.bytes > n:
         raise ValueError(
-            f"memory_limit: expected at least {least.bytes} bytes for this layer and input, got {limit!r}"
+            f"memory_limit: expected at least {least.bytes} bytes for this layer and input, got "
+            f"{limit!r}"
         )
     best = least
     for s in plain:
@@ -115,7 +118,9 @@ def schedule(
 
 
 class Chain:
-    """Layers of one direction, run segment by segment. Arrays are time-major, x may be any strided view; or they are flat rows.
+    """Run layers of one direction segment by segment.
+
+    Arrays are time-major, x may be any strided view; or they are flat rows.
 
     Args:
         packed: native weights; of one direction, from the start or (``reverse``) from the end.
@@ -152,8 +157,11 @@ class Chain:
         return k * self.plan.length, min((k + 1) * self.plan.length, self.plan.steps)
 
     def _before(self) -> dict[int, tuple[Array, Array]]:
-        """For each segment, which rows have an output to repeat from the step before it (in the order of processing), and which were
-        reset and have not run since."""
+        """Return for each segment which rows have an output to repeat and which were reset.
+
+        The output is that of the step before the segment in the order of processing; a row counts
+        as reset until it has run a step.
+        """
         batch = self.batch
         last_of = self._last_in_segments() if self.starts is None else self._last_in_flat_segments()
         out, held, restarted = {}, np.zeros(batch, bool), np.zeros(batch, bool)
@@ -166,7 +174,7 @@ class Chain:
         return out
 
     def _active_steps(self) -> Array:
-        """Of each row, how many steps it takes part in."""
+        """Return how many steps each row takes part in."""
         lengths, mask = self.times["lengths"], self.times["mask"]
         steps: Array
         if self.starts is None:
@@ -181,8 +189,10 @@ class Chain:
         return steps
 
     def _last_in_segments(self) -> Callable[[int], tuple[Array, Array]]:
-        """A function of a segment: of each row, where in the order of processing, counted from 1, the last step is that it takes part in,
-        and the last at which a piece begins; 0 without such."""
+        """Return a function that finds the last active step and last reset of a segment's rows.
+
+        Both are counted from 1 in the order of processing; 0 where there is none.
+        """
         resets, steps, batch = self.times["resets"], self.plan.steps, self.batch
         inside = _check.taking_part(steps, batch, self.times["lengths"], None)
         active = _check.taking_part(steps, batch, self.times["lengths"], self.times["mask"])
@@ -204,7 +214,7 @@ class Chain:
         return last
 
     def _last_in_flat_segments(self) -> Callable[[int], tuple[Array, Array]]:
-        """The same of flat rows."""
+        """Return the function of `_last_in_segments` for flat rows."""
         lengths, resets, mask, starts = (
             self.times["lengths"],
             self.times["resets"],
@@ -226,7 +236,7 @@ class Chain:
         return last
 
     def _resets_after(self, t: int) -> Array:
-        """Of each row, whether a piece begins at step t."""
+        """Return which rows begin a piece at step t."""
         resets, lengths = self.times["resets"], self.times["lengths"]
         out = np.zeros(self.batch, np.uint8)
         if self.starts is None:
@@ -237,11 +247,11 @@ class Chain:
         return out
 
     def _window(self, a: Array | None, k: int) -> Array | None:
-        """The rows of a segment; flat ones are found by where they start."""
+        """Return the steps of a segment; flat rows as a whole: they are found by their starts."""
         return a if a is None or self.starts is not None else a[slice(*self._range(k))]
 
     def _rows(self, k: int) -> Array:
-        """Of flat rows, the places of those of a segment, sequence by sequence."""
+        """Return the positions of a segment's rows among flat rows, sequence by sequence."""
         assert self.starts is not None
         t0, t1 = self._range(k)
         lengths = np.clip(self.times["lengths"] - t0, 0, t1 - t0)
@@ -276,7 +286,7 @@ class Chain:
     def forward(
         self, h: Array | None, c: Array | None, y: Array | None = None
     ) -> tuple[Array, Array | None]:
-        """The states at the end; outputs go to ``y [T,B,D*H]`` unless that is None."""
+        """Return the states at the end; outputs go to ``y [T,B,D*H]`` unless that is None."""
         order = self._order()
         kept = set(order[len(order) - self.plan.kept :] if self.plan.kept else ())
         for k in order:
@@ -317,8 +327,11 @@ class Chain:
         dcells: Array | None = None,
         **control: float,
     ) -> tuple[Array | None, Array | None]:
-        """The gradients of the states at the start; those of the input go to ``dx``. dy may be a function of a segment's first step and
-        outputs (a `Ragged` of flat rows); y is where the forward pass wrote them."""
+        """Return the gradients of the states before the first step.
+
+        Those of the input go to ``dx``. dy may be a function of a segment's first step and outputs
+        (a `Ragged` of flat rows); y is where the forward pass wrote them.
+        """
         sums = self.packed.sums(self.batch)
         order = self._order()
         if not order:
@@ -336,17 +349,31 @@ class Chain:
             else:
                 d = self._window(dy, k)
             _, dh, dc, *_ = tape.backward(
-                d, dh, dc, grads, False, **control, cuts=self._window(cuts, k),
-                dcells=None if dcells is None else dcells[:, t0:t1], dx=self._window(dx, k), dx_add=dx_add,
-                sums=sums, resume=n > 0, more=n + 1 < len(order), drestart=dreset,
-            )  # fmt: skip
+                d,
+                dh,
+                dc,
+                grads,
+                False,
+                **control,
+                cuts=self._window(cuts, k),
+                dcells=None if dcells is None else dcells[:, t0:t1],
+                dx=self._window(dx, k),
+                dx_add=dx_add,
+                sums=sums,
+                resume=n > 0,
+                more=n + 1 < len(order),
+                drestart=dreset,
+            )
             del tape, out  # before the next is made
         return dh, dc
 
     def _asked(
         self, dy: Callable[[int, Any], Any], k: int, out: Array, whole: bool
     ) -> Array | None:
-        """The gradient of a segment's outputs, by the caller's function; ``whole``: flat outputs are those of all segments."""
+        """Return the gradient of a segment's outputs, by the caller's function.
+
+        ``whole``: flat outputs are those of all segments.
+        """
         t0, t1 = self._range(k)
         seen = out.view()
         _check.read_only(seen)
@@ -369,8 +396,9 @@ class Chain:
 class Segmented:
     """A recurrent layer run within a bound of memory: `forward`, then `backward`.
 
-    Layers of one direction run all together, segment by segment. With two directions the one from the end needs all outputs of the layer
-    below first: layers and directions run one after the other, and the outputs between the layers stay.
+    All layers of one direction run together, segment by segment. With two directions the one from
+    the end needs all outputs of the layer below first: then layers and directions run one after the
+    other, and the outputs between the layers are saved.
     """
 
     def __init__(
@@ -408,7 +436,7 @@ class Segmented:
         return a if a is None or self.directions == 1 else a[part : part + 1]
 
     def _new(self, width: int) -> tuple[Array, Array]:
-        """An array in the layer's layout, and the same time-major; or flat rows."""
+        """Return an array in the layer's layout, and the same time-major; or flat rows."""
         if self.call.ragged is not None:
             a = np.empty((len(self.x), width), self.x.dtype, like=self.x)
             return a, a
@@ -421,14 +449,14 @@ class Segmented:
         return a, np.swapaxes(a, 0, 1) if self.first else a
 
     def _drop(self, layer: int, rows: Array) -> Array:
-        """What dropout leaves of the outputs of a layer, or of their gradient."""
+        """Return what dropout leaves of the outputs of a layer, or of their gradient."""
         ragged = self.call.ragged
         out: Array = rows.copy() if ragged is None else ragged.padded(rows)
         self.layer._packed(True).drop(layer, out, self.dropout, self.key, 0)  # in place
         return out if ragged is None else ragged.flat(out)
 
     def forward(self) -> tuple[Array | None, Array, Array | None]:
-        """y (None unless all outputs are wanted, or there are two directions), h_n, c_n."""
+        """Return y, h_n, c_n; y is None unless all outputs are wanted or D is 2."""
         x, y = self.x, None
         h_n: list[Any] = []
         c_n: list[Any] = []
@@ -489,10 +517,17 @@ class Segmented:
                 None if dreset_h is None else (self._part(dreset_h, k), self._part(dreset_c, k))
             )
             part_h, part_c = self.chains[k].backward(
-                dy if callable(dy) or dy is None else dy[..., half], self._part(dh, k), self._part(dc, k),
-                grads[k : k + 1] if self.directions == 2 else grads, y=self.ys[layer][..., half] if self.ys else None,
-                dcells=self._part(dcells, k), dx=into, dx_add=into_add, dreset=dreset, **control,
-            )  # fmt: skip
+                dy if callable(dy) or dy is None else dy[..., half],
+                self._part(dh, k),
+                self._part(dc, k),
+                grads[k : k + 1] if self.directions == 2 else grads,
+                y=self.ys[layer][..., half] if self.ys else None,
+                dcells=self._part(dcells, k),
+                dx=into,
+                dx_add=into_add,
+                dreset=dreset,
+                **control,
+            )
             dh0.insert(0, part_h)
             dc0.insert(0, part_c)
             self.chains[k].borders.clear()
@@ -506,7 +541,7 @@ class Segmented:
 def plan_for(
     layer: Any, limit: object, steps: int, batch: int, outputs: str, packed: Any = None
 ) -> Schedule:
-    """The schedule of a layer for ``x [T,B,I]``."""
+    """Return the schedule of a layer for ``x [T,B,I]``."""
     packed = (
         (layer._packed(True) if layer._directions == 1 else layer._pack_apart()[0])
         if packed is None
@@ -527,7 +562,7 @@ def plan_of(
     itemsize: int,
     dropout: bool = False,
 ) -> Schedule:
-    """The schedule of layers, of which ``packed`` is one direction or (of layers with one) all."""
+    """Return the schedule of layers, of which ``packed`` is one direction or all layers of one."""
     cell, hidden = _core.cells()[packed.cell], packed.hidden_size
     lanes = _core.fma_lanes(itemsize)
     n, rows = layers * directions, batch * packed.output_size * itemsize

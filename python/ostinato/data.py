@@ -40,7 +40,8 @@ def as_array(name: str, value: Any) -> Any:
     if isinstance(value, np.ma.MaskedArray):
         if np.ma.getmaskarray(value).any():
             raise ValueError(
-                f"{name}: expected an array without masked elements, got some; use {name}.filled(0) and give the steps that "
+                f"{name}: expected an array without masked elements, got some; use "
+                f"{name}.filled(0) and give the steps that "
                 'are there as {"mask": ...} in the third place'
             )
         return np.asarray(value.data)
@@ -63,7 +64,8 @@ def as_array(name: str, value: Any) -> Any:
             a = np.asarray(a)
     if isinstance(a, np.ndarray) and a.dtype.kind not in "fiub":
         raise TypeError(
-            f"{name}: expected numbers, got dtype {a.dtype}; use {name}.astype(np.float32) or the like"
+            f"{name}: expected numbers, got dtype {a.dtype}; use {name}.astype(np.float32) or the "
+            "like"
         )
     return a
 
@@ -79,7 +81,7 @@ def _sample(a: Any) -> dict[str, Any]:
 
 
 def _kind(a: Any, axes: int) -> list[Any]:
-    """What does not change when samples are added."""
+    """Return what does not change when samples are added."""
     return [str(a.dtype), *a.shape[axes:]]
 
 
@@ -155,7 +157,7 @@ def _weights(value: Any) -> Array:
 
 
 def _whole_flags(name: str, value: Any, steps: int, batch: int) -> Array:
-    """Flags ``[N,T]``."""
+    """Return checked flags ``[N,T]``."""
     a = np.asarray(_device.host(as_array(name, value)))
     _check.flags(name, a, steps, batch, True)
     return a
@@ -235,7 +237,8 @@ class ArrayLoader(_Selections):
             w = _weights(times["weights"])
             if w.shape not in ((batch,), (batch, steps)):
                 raise ValueError(
-                    f"weights: expected shape (N,) or (N, T), {(batch,)} or {(batch, steps)}, got {w.shape}"
+                    f"weights: expected shape (N,) or (N, T), {(batch,)} or {(batch, steps)}, got "
+                    f"{w.shape}"
                 )
             times["weights"] = w
         return times
@@ -337,7 +340,8 @@ class RaggedLoader(_Selections):
             w = _weights(self.times["weights"])
             if w.shape not in ((len(x),), (len(x.rows),)):
                 raise ValueError(
-                    f"weights: expected one a sequence or one a row, {len(x)} or {len(x.rows)}, got shape {w.shape}"
+                    f"weights: expected one a sequence or one a row, {len(x)} or {len(x.rows)}, "
+                    f"got shape {w.shape}"
                 )
             self.times["weights"] = w
         self._select(batch_size, shuffle, rng)

@@ -177,8 +177,8 @@ def gradient_flow(
             assert dh is not None
             reach = next((int(k) for k in np.flatnonzero(survival[part] < threshold)), None)
             full = f"{name}{end[1:]}"
-            found = _verdict(survival[part], reach, threshold, *facts[part], layer._output_size)
-            verdict = f"{full}: {found}"
+            sentence = _verdict(survival[part], reach, threshold, *facts[part], layer._output_size)
+            verdict = f"{full}: {sentence}"
             out.append(LayerFlow(full, dh, dc, survival[part], reach, *facts[part], verdict))
     return Flow(out)
 
@@ -210,7 +210,7 @@ def _verdict(
 
 
 def _recurrent(model: Layer, prefix: str = "") -> dict[str, Recurrent]:
-    """By position in the model."""
+    """Return the recurrent layers by their position in the model."""
     if isinstance(model, Recurrent):
         return {prefix: model}
     out: dict[str, Recurrent] = {}
@@ -258,7 +258,10 @@ def _facts(layer: Recurrent, tape: Any) -> list[tuple[dict[str, float], Array]]:
 
 
 def _survival(layer: Recurrent, tape: Any) -> list[Array]:
-    """A gradient of the last state alone, of the longest rows, on its way back: one backward pass for each layer and direction."""
+    """Return what is left of a gradient of the last state alone, by distance.
+
+    It is one backward pass for each layer and direction, of the longest rows.
+    """
     steps, batch = tape.shape
     lengths = _device.host(tape.active()).sum(0)
     longest = lengths == lengths.max(initial=0)

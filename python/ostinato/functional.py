@@ -22,7 +22,7 @@ import numpy as np
 
 from . import _check, _core, _device, _ragged
 from ._annotations import readable
-from ._check import Array
+from ._check import Array, Lengths
 from ._ragged import Ragged, as_given, rows_like, unwrapped
 from ._segments import Chain, parse, plan_of
 
@@ -38,6 +38,9 @@ __all__ = [
     "rnn",
     "rnn_vjp",
 ]
+
+
+Sequences = Any  # an array, a Ragged, or a list of arrays
 
 
 class Gradients(NamedTuple):
@@ -118,7 +121,7 @@ class Packed:
             raise ValueError(f"weight_hh: expected shape ({gates}*H, H), got {w_hh.shape}")
         if w_ih.shape[1] == 0:
             raise ValueError(f"weight_ih: expected at least one input, got shape {w_ih.shape}")
-        make = _check.typed("Packed", w_ih)
+        make = _check.backend_for(w_ih).Packed
         self.precision = _check.precision(self.dtype, precision, device)
         native, backward = (
             _check.native_precision(self.dtype, self.precision, device),
@@ -291,7 +294,8 @@ def _arguments(
         r = None if r is None else _check.array("reset_state", r)
         if r is not None and (r.shape != (size,) or r.dtype != dtype):
             raise ValueError(
-                f"reset_state: expected shape (H,) = ({size},) of {dtype}, got {r.shape} of {r.dtype}"
+                f"reset_state: expected shape (H,) = ({size},) of {dtype}, got {r.shape} of "
+                f"{r.dtype}"
             )
         options[name] = None if r is None else _check.contiguous(r)[None]
     return _Call(packed, x, h, c, options, ragged, listed)
@@ -313,9 +317,11 @@ def _train(
     packed = call.packed
     if not packed.native.backward:
         raise ValueError(
-            f"weight_ih: expected a precision that can be trained, got weights packed as {packed.precision}"
+            "weight_ih: expected a precision that can be trained, got weights packed as "
+            f"{packed.precision}"
         )
-    # The caller may reuse the arrays of its state, and segments that run again those of its times, before the pullback runs.
+    # The caller may reuse the arrays of its state, and segments that run again those of its times,
+    # before the pullback runs.
     kept = ("restart_h", "restart_c", "lengths", "resets", "mask")
     copies = {n: None if call.options[n] is None else call.options[n].copy() for n in kept}
     h, c = (None if s is None else s.copy() for s in (call.h, call.c))
@@ -341,7 +347,8 @@ def _train(
             ):  # where there is no step, nobody else looks
                 skip = 0 if name == "x" else 1
                 raise ValueError(
-                    f"{name}: expected shape {shape[skip:]} of {packed.dtype}, got {a.shape[skip:]} of {a.dtype}"
+                    f"{name}: expected shape {shape[skip:]} of {packed.dtype}, got "
+                    f"{a.shape[skip:]} of {a.dtype}"
                 )
         plan = plan_of(
             packed.native, memory_limit, steps, batch, outputs, 1, 1, packed.dtype.itemsize
@@ -486,7 +493,8 @@ class Pullback:
             for name, (a, shape) in shapes.items():
                 if a is not None and (a.shape[1:] != shape or a.dtype != packed.dtype):
                     raise ValueError(
-                        f"{name}: expected shape {shape} of {packed.dtype}, got {a.shape[1:]} of {a.dtype}"
+                        f"{name}: expected shape {shape} of {packed.dtype}, got {a.shape[1:]} of "
+                        f"{a.dtype}"
                     )
             dy = dy if dy is None or callable(dy) else _check.array("dy", dy)
             if _check.is_array(dy) and (dy.shape != own or dy.dtype != packed.dtype):
@@ -530,7 +538,8 @@ def _packed(
             cell != _cell(family) and cell != weight_ih.cell
         ):
             raise ValueError(
-                "weight_ih: expected weights packed with the same options, got others; give them to pack"
+                "weight_ih: expected weights packed with the same options, got others; give them "
+                "to pack"
             )
         return weight_ih
     return Packed(cell, [weight_ih, *rest], reverse)
@@ -546,7 +555,7 @@ def _packed_lstm(
 
 
 def rnn(
-    x: Any,
+    x: Sequences,
     weight_ih: Array | Packed,
     weight_hh: Array | None = None,
     bias_ih: Array | None = None,
@@ -554,14 +563,14 @@ def rnn(
     h0: Array | None = None,
     *,
     nonlinearity: str = "tanh",
-    lengths: object = None,
+    lengths: Lengths = None,
     resets: Any = None,
     mask: Any = None,
     masked: str = "repeat",
     reset_state: Any = None,
     reverse: bool = False,
     out: Array | None = None,
-) -> tuple[Any, Array]:
+) -> tuple[Sequences, Array]:
     """Run an Elman network: ``h' = phi(W x + b_ih + R h + b_hh)``.
 
     >>> import numpy as np
@@ -616,7 +625,7 @@ def rnn(
 
 
 def rnn_vjp(
-    x: Any,
+    x: Sequences,
     weight_ih: Array | Packed,
     weight_hh: Array | None = None,
     bias_ih: Array | None = None,
@@ -624,7 +633,7 @@ def rnn_vjp(
     h0: Array | None = None,
     *,
     nonlinearity: str = "tanh",
-    lengths: object = None,
+    lengths: Lengths = None,
     resets: Any = None,
     mask: Any = None,
     masked: str = "repeat",
@@ -632,7 +641,7 @@ def rnn_vjp(
     reverse: bool = False,
     memory_limit: str | int | None = None,
     outputs: str = "all",
-) -> tuple[tuple[Any, Array], Pullback]:
+) -> tuple[tuple[Sequences, Array], Pullback]:
     """Run `rnn` for training and return a `Pullback` for its gradients.
 
     >>> import numpy as np
@@ -690,7 +699,7 @@ def rnn_vjp(
 
 
 def lstm(
-    x: Any,
+    x: Sequences,
     weight_ih: Array | Packed,
     weight_hh: Array | None = None,
     bias_ih: Array | None = None,
@@ -700,14 +709,14 @@ def lstm(
     *,
     weight_peephole: Array | None = None,
     weight_hr: Array | None = None,
-    lengths: object = None,
+    lengths: Lengths = None,
     resets: Any = None,
     mask: Any = None,
     masked: str = "repeat",
     reset_state: Any = None,
     reverse: bool = False,
     out: Array | None = None,
-) -> tuple[Any, tuple[Array, Array]]:
+) -> tuple[Sequences, tuple[Array, Array]]:
     """Run a long short-term memory, with gates in the order i f g o.
 
     ``c' = f c + i g``, ``h' = o tanh(c')`` with ``i, f, o = sigmoid(a)``, ``g = tanh(a)`` and
@@ -769,7 +778,7 @@ def lstm(
 
 
 def lstm_vjp(
-    x: Any,
+    x: Sequences,
     weight_ih: Array | Packed,
     weight_hh: Array | None = None,
     bias_ih: Array | None = None,
@@ -779,7 +788,7 @@ def lstm_vjp(
     *,
     weight_peephole: Array | None = None,
     weight_hr: Array | None = None,
-    lengths: object = None,
+    lengths: Lengths = None,
     resets: Any = None,
     mask: Any = None,
     masked: str = "repeat",
@@ -787,7 +796,7 @@ def lstm_vjp(
     reverse: bool = False,
     memory_limit: str | int | None = None,
     outputs: str = "all",
-) -> tuple[tuple[Any, tuple[Array, Array]], Pullback]:
+) -> tuple[tuple[Sequences, tuple[Array, Array]], Pullback]:
     """Run `lstm` for training and return a `Pullback` for its gradients.
 
     >>> import numpy as np
@@ -844,7 +853,7 @@ def lstm_vjp(
 
 
 def gru(
-    x: Any,
+    x: Sequences,
     weight_ih: Array | Packed,
     weight_hh: Array | None = None,
     bias_ih: Array | None = None,
@@ -852,14 +861,14 @@ def gru(
     h0: Array | None = None,
     *,
     reset_after: bool = True,
-    lengths: object = None,
+    lengths: Lengths = None,
     resets: Any = None,
     mask: Any = None,
     masked: str = "repeat",
     reset_state: Any = None,
     reverse: bool = False,
     out: Array | None = None,
-) -> tuple[Any, Array]:
+) -> tuple[Sequences, Array]:
     """Run a gated recurrent unit, with gates in the order r z n: ``h' = (1 - z) n + z h``.
 
     ``reset_after=True`` (PyTorch, cuDNN, Keras' default):
@@ -918,7 +927,7 @@ def gru(
 
 
 def gru_vjp(
-    x: Any,
+    x: Sequences,
     weight_ih: Array | Packed,
     weight_hh: Array | None = None,
     bias_ih: Array | None = None,
@@ -926,7 +935,7 @@ def gru_vjp(
     h0: Array | None = None,
     *,
     reset_after: bool = True,
-    lengths: object = None,
+    lengths: Lengths = None,
     resets: Any = None,
     mask: Any = None,
     masked: str = "repeat",
@@ -934,7 +943,7 @@ def gru_vjp(
     reverse: bool = False,
     memory_limit: str | int | None = None,
     outputs: str = "all",
-) -> tuple[tuple[Any, Array], Pullback]:
+) -> tuple[tuple[Sequences, Array], Pullback]:
     """Run `gru` for training and return a `Pullback` for its gradients.
 
     >>> import numpy as np

@@ -22,7 +22,7 @@ import numpy as np
 
 from . import _check, _device
 from ._annotations import readable
-from ._check import Array
+from ._check import Array, Lengths
 
 __all__ = ["MAE", "MSE", "BinaryCrossEntropy", "CrossEntropy", "Huber", "Loss"]
 
@@ -52,7 +52,7 @@ class Loss:
         self,
         y: Array,
         target: Array,
-        lengths: object = None,
+        lengths: Lengths = None,
         *,
         gradient: bool = True,
         weights: Array | None = None,
@@ -79,7 +79,7 @@ class Loss:
         raise TypeError(f"{type(self).__name__} does not define parts")
 
     def __call__(
-        self, y: Array, target: Array, lengths: object = None, *, weights: Array | None = None
+        self, y: Array, target: Array, lengths: Lengths = None, *, weights: Array | None = None
     ) -> tuple[float, Array]:
         """Return the mean of the losses and its gradient.
 
@@ -102,7 +102,7 @@ class Loss:
         assert dy is not None
         return total / (count or 1), dy
 
-    def _mask(self, y: Array, lengths: object) -> Array | None:
+    def _mask(self, y: Array, lengths: Lengths) -> Array | None:
         """[T,B] (or [B,T]) of what counts."""
         if lengths is None:
             return None
@@ -114,7 +114,8 @@ class Loss:
         if isinstance(lengths, np.ndarray) and lengths.dtype == np.bool_:
             if lengths.shape != y.shape[:2]:
                 raise ValueError(
-                    f"lengths: expected a mask of shape {y.shape[:2]}, that of y, got {lengths.shape}"
+                    f"lengths: expected a mask of shape {y.shape[:2]}, that of y, got "
+                    f"{lengths.shape}"
                 )
             like: Array = _device.like(lengths, y)
             return like
@@ -133,13 +134,14 @@ def _floats(name: str, y: object) -> Array:
 
 
 def _weights(weights: object, shape: tuple[int, ...], like: Array) -> Array:
-    """Checked weights, as floats of ``shape``, which they are broadcast to from its first axes."""
+    """Return checked weights as floats, broadcast from their first axes to ``shape``."""
     a = _check.array("weights", weights)
     if a.dtype.kind not in "fiub":
         raise TypeError(f"weights: expected real numbers, got dtype {a.dtype}")
     if not 1 <= a.ndim <= min(2, max(len(shape), 1)) or a.shape != shape[: a.ndim]:
         raise ValueError(
-            f"weights: expected shape {shape[:1]} or {shape[:2]}, the first axes of y, got {a.shape}"
+            f"weights: expected shape {shape[:1]} or {shape[:2]}, the first axes of y, got "
+            f"{a.shape}"
         )
     if not (np.isfinite(a).all() and (a >= 0).all()):
         raise ValueError("weights: expected finite numbers of at least 0, got others")
@@ -151,7 +153,7 @@ def _weights(weights: object, shape: tuple[int, ...], like: Array) -> Array:
 
 
 def _hint(y: Array, target: Array) -> str:
-    """How a target that only lacks, or has too many, last axes of one is mended."""
+    """Say how to mend a target that only lacks, or has too many, last axes of one."""
     if target.shape == y.shape[:-1] and y.ndim and y.shape[-1] == 1:
         return "; use target[..., None]"
     if target.ndim and target.shape == (*y.shape, 1):
@@ -170,7 +172,7 @@ class _Elementwise(Loss):
         self,
         y: Array,
         target: Array,
-        lengths: object = None,
+        lengths: Lengths = None,
         *,
         gradient: bool = True,
         weights: Array | None = None,
@@ -202,7 +204,8 @@ class _Elementwise(Loss):
             )
         mask = self._mask(y, lengths)
         t = target.astype(y.dtype, copy=False)
-        # Infinity and NaN are answers, on which the Trainer stops; a square of something small may become zero.
+        # Infinity and NaN are answers, on which the Trainer stops; a square of something small may
+        # become zero.
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
             on: Array | None = None
             if mask is None:
@@ -351,7 +354,8 @@ class CrossEntropy(Loss):
             w = np.array(class_weights, np.float64)
             if w.ndim != 1 or not (np.isfinite(w).all() and (w >= 0).all() and w.any()):
                 raise ValueError(
-                    "class_weights: expected [V] finite numbers of at least 0, some above 0, got others"
+                    "class_weights: expected [V] finite numbers of at least 0, some above 0, got "
+                    "others"
                 )
             self.class_weights = w
 
@@ -359,7 +363,7 @@ class CrossEntropy(Loss):
         self,
         y: Array,
         target: Array,
-        lengths: object = None,
+        lengths: Lengths = None,
         *,
         gradient: bool = True,
         weights: Array | None = None,
@@ -387,7 +391,8 @@ class CrossEntropy(Loss):
         _device.same("target", target, y, "y")
         if y.ndim == 0 or target.shape != y.shape[:-1]:
             raise ValueError(
-                f"target: expected shape {y.shape[:-1]}, that of y without its last axis, got {target.shape}"
+                f"target: expected shape {y.shape[:-1]}, that of y without its last axis, got "
+                f"{target.shape}"
                 + ("; use target[..., 0]" if target.shape == (*y.shape[:-1], 1) else "")
             )
         classes = self._classes(y, target, lengths)
@@ -398,14 +403,14 @@ class CrossEntropy(Loss):
             )
             return total, count, None if dy is None else dy.reshape(y.shape)
         known = int(np.count_nonzero(classes >= 0))
-        kernel: Any = _check.typed("softmax_cross_entropy_", y)
+        kernel: Any = _check.backend_for(y).softmax_cross_entropy
         logits = _check.contiguous(y).reshape(target.size, y.shape[-1])
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
             total, dy = kernel(logits, classes, self.label_smoothing, 1 / max(known, 1), gradient)
         return float(total), known, None if dy is None else dy.reshape(y.shape)
 
-    def _classes(self, y: Array, target: Array, lengths: object) -> Array:
-        """The targets as flat whole numbers; -1 for what does not count."""
+    def _classes(self, y: Array, target: Array, lengths: Lengths) -> Array:
+        """Return the targets as flat whole numbers; -1 for what does not count."""
         classes = _check.ids("target", target).copy()
         skip = classes == self.ignore_index
         mask = self._mask(y, lengths)
@@ -416,7 +421,8 @@ class CrossEntropy(Loss):
         bad = np.flatnonzero(~skip & ((classes < 0) | (classes >= y.shape[-1])))
         if bad.size:
             raise ValueError(
-                f"target: expected class numbers from 0 to {y.shape[-1] - 1}, got {int(classes[bad[0]])}"
+                f"target: expected class numbers from 0 to {y.shape[-1] - 1}, got "
+                f"{int(classes[bad[0]])}"
             )
         classes[skip] = -1
         out: Array = classes
@@ -427,8 +433,9 @@ class CrossEntropy(Loss):
     ) -> tuple[float, float, Array | None]:
         """Logits ``[N,V]`` with weights of classes, of rows, or of both.
 
-        With w_k the weight of class k, v of the row, s the smoothing and t the target, a row's loss is
-        ``v ((1 - s) w_t (-log p_t) + s / V sum_k w_k (-log p_k))`` and the mean divides by the sum of all ``v w_t``.
+        With w_k the weight of class k, v of the row, s the smoothing and t the target, a row's
+        loss is ``v ((1 - s) w_t (-log p_t) + s / V sum_k w_k (-log p_k))`` and the mean divides
+        by the sum of all ``v w_t``.
         """
         size = y.shape[-1]
         if self.class_weights is None:

@@ -50,24 +50,25 @@ __all__ = [
 ]
 
 
-# -- schedules -----------------------------------------------------------------------------------------------------------
+# -- schedules -------------------------------------------------------------------------------------
+# ----------------------
 
 
 def _number(name: str, value: Any) -> float:
-    """A finite number of at least 0; the error names the argument whatever came in."""
+    """Return a finite number of at least 0; the error names the argument whatever came in."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name}: expected a number, got {value!r}")
     return _check.finite(name, float(value))
 
 
 def _fraction(name: str, value: Any) -> float:
-    """A number in [0, 1)."""
+    """Return a number in [0, 1)."""
     _number(name, value)
     return _check.fraction(name, value)
 
 
 def _named(lr: Any, rate: Any, default: Any = None) -> Any:
-    """What was given under one of the two names, of which only one may be used."""
+    """Return what was given under one of the two names, of which only one may be used."""
     if rate is None:
         return lr
     if not isinstance(lr, (int, float, np.integer, np.floating, Schedule)) and lr is not None:
@@ -107,7 +108,7 @@ class Schedule:
 
     @property
     def observes(self) -> bool:
-        """Whether the schedule depends on what `observe` is given, so that training needs validation data."""
+        """Whether the schedule depends on `observe`, so that training needs validation data."""
         return type(self).observe is not Schedule.observe
 
     def observe(self, value: float) -> None:
@@ -144,7 +145,7 @@ class Constant(Schedule):
 
     Args:
         lr: the learning rate, at least 0.
-        rate: another name of lr, the canonical one.
+        rate: another name of lr, which is canonical.
     """
 
     def __init__(self, lr: float | None = None, *, rate: float | None = None) -> None:
@@ -172,7 +173,7 @@ class StepDecay(Schedule):
         lr: the learning rate of the first step.
         every: steps between two changes.
         factor: what the rate is multiplied by, at least 0.
-        rate: another name of lr.
+        rate: another name of lr, which is canonical.
     """
 
     def __init__(
@@ -202,7 +203,7 @@ class Exponential(Schedule):
     Args:
         lr: the learning rate of the first step.
         factor: what the rate is multiplied by every step, at least 0.
-        rate: another name of lr.
+        rate: another name of lr, which is canonical.
     """
 
     def __init__(
@@ -233,7 +234,7 @@ class Cosine(Schedule):
         lr: the learning rate of the first step.
         steps: the length of the way down.
         final: the learning rate at its end, at least 0.
-        rate: another name of lr.
+        rate: another name of lr, which is canonical.
 
     Source: Loshchilov, Hutter (2017), "SGDR: stochastic gradient descent with warm restarts".
     """
@@ -338,7 +339,7 @@ class ReduceOnPlateau(Schedule):
         patience: how many validations in a row may be no better, at least 0.
         min_delta: how much lower a figure must be to count as better.
         minimum: the least rate.
-        rate: another name of lr.
+        rate: another name of lr, which is canonical.
     """
 
     def __init__(
@@ -371,7 +372,7 @@ class ReduceOnPlateau(Schedule):
         return max(self.lr * self._scale, self.minimum)
 
     def forget(self) -> None:
-        """Forget the best figure and the count of validations that were no better; the rate stays."""
+        """Forget the best figure and the validations that were no better; the rate stays."""
         self._best, self._bad = math.inf, 0
 
     def observe(self, value: float) -> None:
@@ -436,7 +437,8 @@ def _schedule(lr: object) -> Schedule:
     return Constant(float(lr))
 
 
-# -- clipping ------------------------------------------------------------------------------------------------------------
+# -- clipping --------------------------------------------------------------------------------------
+# ----------------------
 
 
 def _above_zero(name: str, value: Any) -> None:
@@ -459,7 +461,7 @@ def global_norm(model: Layer) -> float:
     Returns:
         The norm; NaN if a gradient is NaN.
     """
-    total: float = _check.typed("square_sum_", model.flat_grads)(model.flat_grads)
+    total: float = _check.backend_for(model.flat_grads).square_sum(model.flat_grads)
     return math.sqrt(total) if total >= 0 else math.nan
 
 
@@ -515,7 +517,8 @@ def clip_by_value(model: Layer, limit: float) -> None:
     np.clip(flat, -limit, limit, out=flat)
 
 
-# -- optimisers ----------------------------------------------------------------------------------------------------------
+# -- optimisers ------------------------------------------------------------------------------------
+# ----------------------
 
 
 class Optimizer:
@@ -534,7 +537,7 @@ class Optimizer:
         weight_decay: at least 0; it acts on the parameters whose decay flag is set.
         groups: names or shell patterns of parameters to factors of the learning rate, such as
             ``{"0.*": 0.1}``; where several match, the last one counts.
-        rate: another name of lr, the canonical one.
+        rate: another name of lr, which is canonical.
     """
 
     _buffers: tuple[str, ...] = ()
@@ -585,7 +588,8 @@ class Optimizer:
         for pattern in self.groups:
             if not fnmatch.filter(names, pattern):
                 raise KeyError(
-                    f"groups: expected to match a parameter among {', '.join(names)}, got {pattern!r}"
+                    f"groups: expected to match a parameter among {', '.join(names)}, got "
+                    f"{pattern!r}"
                 )
 
     def step(self, model: Layer) -> None:
@@ -596,7 +600,7 @@ class Optimizer:
 
         Raises:
             KeyError: a pattern of ``groups`` that matches no parameter.
-            ValueError: the model is not the one of the steps before.
+            ValueError: the model has another size or dtype than at the steps before.
         """
         size = model.flat.size
         self.check_groups(model)
@@ -605,7 +609,8 @@ class Optimizer:
                 self.state[name] = np.zeros(size, model.dtype, like=model.flat)
             if self.state[name].shape != (size,) or self.state[name].dtype != model.dtype:
                 raise ValueError(
-                    f"model: expected the one that this optimiser has stepped so far, got one of {size} parameters"
+                    "model: expected the one that this optimiser has stepped so far, got one of "
+                    f"{size} parameters"
                 )
             if _device.of(self.state[name]) is not _device.of(
                 model.flat
@@ -678,7 +683,9 @@ _Run = tuple[int, int, bool, int, float]
 def _runs(
     model: Layer, started: dict[str, int], taken: int, groups: dict[str, float]
 ) -> list[_Run]:
-    """Stretches of the flat buffer that move together: (start, stop, decay, steps before the first, factor of the rate).
+    """Return the ranges of the flat buffer that are updated together.
+
+    Each is (start, stop, decay, steps before the first, factor of the rate).
 
     Frozen parameters are left out.
     """
@@ -698,7 +705,8 @@ def _runs(
     return runs
 
 
-# The defaults are objects of their own, so that a rate given under both names is told from a default.
+# The defaults are objects of their own, so that a rate given under both names is told from a
+# default.
 _RMSPROP, _ADAM = float("1e-2"), float("1e-3")
 
 
@@ -713,7 +721,7 @@ class SGD(Optimizer):
 
     Args:
         lr: the learning rate, a number or a `Schedule`.
-        rate: another name of lr, the canonical one.
+        rate: another name of lr, which is canonical.
         momentum: m, in [0, 1).
         nesterov: whether to use Nesterov's form, which needs momentum.
         weight_decay: at least 0; it acts on the parameters whose decay flag is set.
@@ -768,7 +776,7 @@ class RMSprop(Optimizer):
 
     Args:
         lr: the learning rate, a number or a `Schedule`.
-        rate: another name of lr, the canonical one.
+        rate: another name of lr, which is canonical.
         alpha: a, in [0, 1).
         eps: at least 0.
         weight_decay: at least 0; it acts on the parameters whose decay flag is set.
@@ -815,7 +823,7 @@ class Adam(Optimizer):
 
     Args:
         lr: the learning rate, a number or a `Schedule`.
-        rate: another name of lr, the canonical one.
+        rate: another name of lr, which is canonical.
         betas: decay rates of the mean and of the mean square, each in [0, 1).
         eps: at least 0.
         weight_decay: at least 0; it acts on the parameters whose decay flag is set.
@@ -852,7 +860,7 @@ class Adam(Optimizer):
         mean, square = state
         b1, b2 = self.betas
         corrections = (1 - b1**age, 1 - b2**age)
-        _check.typed("adam_", p)(
+        _check.backend_for(p).adam_(
             p, g, mean, square, lr, b1, b2, self.eps, decay, *corrections, self._decoupled
         )
 
@@ -866,7 +874,7 @@ class AdamW(Adam):
 
     Args:
         lr: the learning rate, a number or a `Schedule`.
-        rate: another name of lr, the canonical one.
+        rate: another name of lr, which is canonical.
         betas: decay rates of the mean and of the mean square, each in [0, 1).
         eps: at least 0.
         weight_decay: at least 0; it acts on the parameters whose decay flag is set.

@@ -84,7 +84,8 @@ def sigmoid(x: Array) -> Array:
     )
 
 
-# A step takes (x, h, c, p) and gives (h', c', cache); its backward takes (dh', dc', cache, p, g), adds the gradients of
+# A step takes (x, h, c, p) and gives (h', c', cache); its backward takes (dh', dc', cache, p, g),
+# adds the gradients of
 # the weights to g and gives (dx, dh, dc). Cells without c pass it through.
 Step = Callable[[Array, Array, Array, Weights], "tuple[Array, Array, Any]"]
 StepBackward = Callable[[Array, Array, Any, Weights, Weights], "tuple[Array, Array, Array]"]
@@ -127,7 +128,8 @@ def _rnn_backward(slope: Callable[[Array], Array]) -> StepBackward:
 
 
 # Hochreiter, Schmidhuber (1997); Gers et al. (2000); peepholes Gers et al. (2002):
-#     i = s(a_i + p_i c)   f = s(a_f + p_f c)   g = tanh(a_g)   c' = f c + i g   o = s(a_o + p_o c')   h' = o tanh(c')
+# i = s(a_i + p_i c)   f = s(a_f + p_f c)   g = tanh(a_g)   c' = f c + i g   o = s(a_o + p_o c')
+# h' = o tanh(c')
 
 
 def _lstm(x: Array, h: Array, c: Array, p: Weights) -> tuple[Array, Array, Any]:
@@ -281,7 +283,9 @@ class Run:
     weights: Weights
     order: list[int]
     active: Array  # [T,B]: the row takes part in the step
-    restarted: Array  # [T+1,B]: the state was that of a restart before the step; [T]: after the last one, which was skipped
+    # [T+1,B]: the state was that of a restart before the step; [T]: after the last one, which was
+    # skipped
+    restarted: Array
     repeats: Array  # [T,B]: the step is skipped and its output is that of the step before it
     caches: list[Any] = field(repr=False)
 

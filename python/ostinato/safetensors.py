@@ -65,13 +65,16 @@ _METADATA = "__metadata__"
 def _checksum(
     facts: dict[str, tuple[str, list[int]]], metadata: Mapping[str, str], crcs: dict[str, int]
 ) -> str:
-    """The checksum of a file: of all that a reader is given, and of nothing that a copy may lay out anew."""
+    """Return the checksum of a file.
+
+    It covers all that a reader is given, and nothing that a copy may lay out anew.
+    """
     content = [sorted(metadata.items()), [(n, *facts[n], crcs[n]) for n in sorted(facts)]]
     return f"{zlib.crc32(json.dumps(content).encode()):08x}"
 
 
 def _bfloat16_bits(name: str, a: Array) -> Array:
-    """Round real numbers to bfloat16, to nearest and ties to even, and return the 16 bits of each."""
+    """Return the 16 bits of numbers rounded to bfloat16, to nearest, ties to even."""
     a = np.atleast_1d(a)
     with np.errstate(over="ignore"):
         b = np.ascontiguousarray(a, np.float32)
@@ -92,7 +95,7 @@ def _bfloat16_bits(name: str, a: Array) -> Array:
 
 
 def _raw(name: str, value: Any, dtype: str | None) -> tuple[str, Array]:
-    """The format's name of a dtype, and the array as contiguous little-endian words."""
+    """Return the format's name of a dtype, and the array as contiguous little-endian words."""
     a = np.asarray(value)
     if dtype is not None and a.dtype.kind == "f":
         return "BF16", _bfloat16_bits(name, a)
@@ -105,7 +108,7 @@ def _raw(name: str, value: Any, dtype: str | None) -> tuple[str, Array]:
 
 
 def _check_text(metadata: Mapping[str, str] | None) -> dict[str, str]:
-    """The metadata without a checksum that an earlier file had."""
+    """Return the metadata without a checksum that an earlier file had."""
     pairs = dict(metadata or {})
     pairs.pop(_CHECKSUM, None)
     for key, value in pairs.items():
@@ -160,14 +163,16 @@ def save(
             raise TypeError(f"tensors: expected names that are text, got {name!r}")
         if name == _METADATA:
             raise ValueError(
-                f"tensors: expected names other than {_METADATA!r}, which the format keeps for itself"
+                f"tensors: expected names other than {_METADATA!r}, which the format keeps for "
+                "itself"
             )
         _check_utf8("tensors", name)
         arrays[name] = _raw(name, value, dtype)
     facts = {n: (code, list(np.shape(tensors[n]))) for n, (code, _) in arrays.items()}
     crcs = {n: zlib.crc32(_bytes(raw)) for n, (_, raw) in arrays.items()}
     header: dict[str, Any] = {_METADATA: {**text, _CHECKSUM: _checksum(facts, text, crcs)}}
-    # Widest items first, as the format's own writer does: every tensor is then aligned to its items.
+    # Widest items first, as the format's own writer does: every tensor is then aligned to its
+    # items.
     order = sorted(arrays, key=lambda n: (-arrays[n][1].dtype.itemsize, n))
     end = 0
     for name in order:
@@ -195,7 +200,7 @@ def _bytes(a: Array) -> memoryview:
 
 
 class _Bad(Exception):
-    """What is wrong with a file."""
+    """Tell what is wrong with a file."""
 
 
 def load(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, str]]:
@@ -260,14 +265,16 @@ def _read(f: IO[bytes], length: int) -> tuple[dict[str, Array], dict[str, str]]:
         found = _checksum({n: (e[0], list(e[1])) for n, e in entries.items()}, metadata, crcs)
         if found != wanted:
             raise _Bad(
-                f"one that is damaged: its checksum is {found}, not {wanted[:80]!r} (or another program has "
-                f"changed the tensors and kept the metadata; {_CHECKSUM!r} does not belong there then)"
+                f"one that is damaged: its checksum is {found}, not {wanted[:80]!r} (or another "
+                "program has "
+                f"changed the tensors and kept the metadata; {_CHECKSUM!r} does not belong there "
+                "then)"
             )
     return {name: tensors[name] for name in entries}, metadata
 
 
 def _header(f: IO[bytes], length: int) -> tuple[dict[str, Any], int]:
-    """The parsed header, and the length of the body."""
+    """Return the parsed header, and the length of the body."""
     if length < 8:
         raise _Bad(f"{length} bytes")
     (size,) = struct.unpack("<Q", _exactly(f, 8))
@@ -335,7 +342,8 @@ def _entry(name: str, entry: Any, body: int) -> tuple[str, tuple[int, ...], int,
         raise _Bad(f"a bad entry for {_short(name)}: {_short(entry)}")
     if code not in _NAMES:
         raise _Bad(
-            f"a bad entry for {_short(name)}: dtype {_short(code)}, where one of {', '.join(_NAMES)} can be read"
+            f"a bad entry for {_short(name)}: dtype {_short(code)}, where one of "
+            f"{', '.join(_NAMES)} can be read"
         )
     if len(shape) > _MOST_AXES:
         raise _Bad(f"{len(shape)} axes for {_short(name)}, where at most {_MOST_AXES} can be read")
@@ -345,11 +353,13 @@ def _entry(name: str, entry: Any, body: int) -> tuple[str, tuple[int, ...], int,
         count, bound = count * k, bound * max(k, 1)
         if bound >= 2**63 // 8:
             raise _Bad(
-                f"byte range {begin}:{end} for {_short(name)} of shape {_short(shape)}, which has no size"
+                f"byte range {begin}:{end} for {_short(name)} of shape {_short(shape)}, which has "
+                "no size"
             )
     if end > body or begin > end or end - begin != count * np.dtype(_NAMES[code]).itemsize:
         raise _Bad(
-            f"byte range {begin}:{end} for {_short(name)} of shape {_short(tuple(shape))} in a body of {body} bytes"
+            f"byte range {begin}:{end} for {_short(name)} of shape {_short(tuple(shape))} in a "
+            f"body of {body} bytes"
         )
     return code, tuple(shape), begin, end
 
@@ -364,7 +374,7 @@ def _tensor(
     *,
     checked: bool,
 ) -> tuple[Array, int]:
-    """Read one tensor, which is next in the file, and take its checksum if there is one to compare with."""
+    """Read the next tensor of the file, and compute its checksum if there is one to compare."""
     dtype = np.dtype("|u1") if code == "BOOL" else np.dtype(_NAMES[code])
     try:
         a: Array = np.empty(shape, dtype)

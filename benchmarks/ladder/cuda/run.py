@@ -1,4 +1,4 @@
-"""Every plan of a pass that there are kernels for, beside the one that the planner takes: what its model says, what a run takes, and how
+"""Compare every plan of a pass that there are kernels for with the planner's choice: what its model says, what a run takes, and how
 that stands to a launch a step; answers compared first. Needs a GPU.
 
     python benchmarks/ladder/cuda/run.py              # under three minutes
@@ -34,52 +34,61 @@ ROUNDS = 5
 
 
 def plans(w: Any, steps: int, batch: int, backward: bool) -> Iterator[tuple[str, _plan.GpuPlan]]:
-    """A launch a step first, which the others stand beside."""
+    """Yield the plans of a pass by name, first a launch a step, with which the others are compared."""
     figures, (columns, products, _) = w.device.figures, _on_device.columns_of(w.cell)
     word = _on_device.word_bytes(w.dtype, w.arrays["precision"])
     yield "a launch a step", _plan._stepwise(figures, products[1:], w.hidden, steps, batch, word, backward, False)
-    for share in _plan.shares_for(figures, products[1:], w.hidden, word, backward):
-        if not _plan.most_groups(figures, share):
+    for partition in _plan.partitions_for(figures, products[1:], w.hidden, word, backward):
+        if not _plan.max_groups(figures, partition):
             continue
-        planned = _plan._persistent(figures, share, steps, batch, 1, False)
-        name = f"{share.units} units" + (f", {share.peers} peers" if share.peers > 1 else "")
+        planned = _plan._persistent(figures, partition, steps, batch, 1, False)
+        name = f"{partition.units} units" + (f", {partition.peers} peers" if partition.peers > 1 else "")
         yield name, planned
         if planned.groups > 1:
-            few = replace(figures, multiprocessors=share.blocks, clusters=share.blocks // _plan.PEERS)
-            yield f"{name}, a group at a time", _plan._persistent(few, share, steps, batch, 1, False)
+            few = replace(figures, multiprocessors=partition.blocks, clusters=partition.blocks // _plan.PEERS)
+            yield f"{name}, a group at a time", _plan._persistent(few, partition, steps, batch, 1, False)
         if planned.span < steps:
             yield f"{name}, all steps in a launch", replace(planned, span=steps, launches=1)
-        if _plan.most_groups(figures, share) >= 2:
-            yield f"{name}, both directions", _plan._persistent(figures, share, steps, batch, 2, False)
-    for share in _plan.shares_for(figures, [columns], w.hidden, word, backward, True):
-        if _plan.most_groups(figures, share) >= 2:
-            planned = _plan._persistent(figures, share, steps, batch, 2, True)
-            yield f"{share.units} units{f', {share.peers} peers' * (share.peers > 1)}, two layers", planned
+        if _plan.max_groups(figures, partition) >= 2:
+            yield f"{name}, both directions", _plan._persistent(figures, partition, steps, batch, 2, False)
+    for partition in _plan.partitions_for(figures, [columns], w.hidden, word, backward, True):
+        if _plan.max_groups(figures, partition) >= 2:
+            planned = _plan._persistent(figures, partition, steps, batch, 2, True)
+            yield f"{partition.units} units{f', {partition.peers} peers' * (partition.peers > 1)}, two layers", planned
 
 
-def portions(w: Any, steps: int, batch: int, library: bool) -> Iterator[tuple[str, _plan.GpuPlan]]:
-    """Of a backward pass with the gradients of the weights, whose products come after all steps, or beside those that follow."""
+def chunks(w: Any, steps: int, batch: int, library: bool) -> Iterator[tuple[str, _plan.GpuPlan]]:
+    """Yield plans of a backward pass with products after all steps, or by chunks beside the steps."""
     figures, products = w.device.figures, _on_device.columns_of(w.cell)[1]
-    shares = _plan.shares_for(
+    partitions = _plan.partitions_for(
         figures, products[1:], w.hidden, _on_device.word_bytes(w.dtype, w.arrays["precision"]), True
     )
 
-    def cut(share: _plan.Share, n: int = 1) -> _plan.GpuPlan:
-        return replace(_plan._persistent(figures, share, steps, batch, 1, False, n), library=library)
+    def cut(partition: _plan.Partition, n: int = 1) -> _plan.GpuPlan:
+        return replace(_plan._persistent(figures, partition, steps, batch, 1, False, n), library=library)
 
-    shares = [s for s in shares if _plan.most_groups(figures, s)]
-    if not shares:
+    partitions = [s for s in partitions if _plan.max_groups(figures, s)]
+    if not partitions:
         return
-    share = min(shares, key=lambda s: cut(s).seconds)
-    for n in _plan.PORTIONS:
+    partition = min(partitions, key=lambda s: cut(s).seconds)
+    for n in _plan.CHUNKS:
         if n <= _core.gradient_parts(steps, batch):
-            yield "with dW, after the steps" if n == 1 else f"with dW, {n} portions beside the steps", cut(share, n)
+            yield "with dW, after the steps" if n == 1 else f"with dW, {n} chunks beside the steps", cut(partition, n)
 
 
-def same(one: _plan.GpuPlan, other: _plan.GpuPlan, portions: bool) -> bool:
-    """Whether they are one plan, but for the portions that go beside the steps."""
-    names = ("kernel", "units", "peers", "groups", "together", "rows", "room", *(["portions"] if portions else []))
-    return all(getattr(one, n) == getattr(other, n) for n in names) and (portions or one.span >= other.span)
+def same(one: _plan.GpuPlan, other: _plan.GpuPlan, chunks: bool) -> bool:
+    """Return whether two plans agree, except for their chunks unless ``chunks``."""
+    names = (
+        "kernel",
+        "units",
+        "peers",
+        "groups",
+        "co_launched",
+        "rows",
+        "register_capacity",
+        *(["chunks"] if chunks else []),
+    )
+    return all(getattr(one, n) == getattr(other, n) for n in names) and (chunks or one.span >= other.span)
 
 
 class Case:
@@ -106,8 +115,8 @@ class Case:
 
     def forward(
         self, planned: _plan.GpuPlan, train: bool = False, names: tuple[str, ...] = ()
-    ) -> tuple[list[Any], list[_on_device.Kept]]:
-        """Outputs, and what is kept for the pass back."""
+    ) -> tuple[list[Any], list[_on_device.SavedPass]]:
+        """Return the outputs, and what is saved for the backward pass."""
         xp, (steps, batch), calls = self.device.xp, self.sizes, []
         y = self.x  # of the layer below the one above
         for name in names or self.names(planned, False):
@@ -117,16 +126,18 @@ class Case:
             rows = _on_device.Rows.of(below), _on_device.Rows.of(y)
             calls.append(_on_device.Forward(self.weights[name], *rows, (None, None), end))  # type: ignore[arg-type]
         kept, own = [], replace(planned, library=False)
-        for some in [calls] if planned.together == len(calls) else [[c] for c in calls]:
+        for some in [calls] if planned.co_launched == len(calls) else [[c] for c in calls]:
             kept += _on_device.forward(some, self.sizes, own, train=train)
         return [c.y.array for c in calls], kept
 
-    def backward(self, planned: _plan.GpuPlan, kept: dict[str, _on_device.Kept], gradients: bool = False) -> list[Any]:
-        """dh before the first step, of each, or dR: otherwise without the gradients of weights, which are the same in every plan."""
+    def backward(
+        self, planned: _plan.GpuPlan, kept: dict[str, _on_device.SavedPass], gradients: bool = False
+    ) -> list[Any]:
+        """Return dh before the first step of each layer, or, with ``gradients``, dR."""
         xp, (_, batch), calls = self.device.xp, self.sizes, []
         for name in self.names(planned, True):
             d = tuple(xp.empty((batch, self.hidden), np.float32) if i <= self.two else None for i in range(2))
-            dy = None if calls and planned.wave else _on_device.Rows.of(self.dy)
+            dy = None if calls and planned.layer_pipelined else _on_device.Rows.of(self.dy)
             grads = [xp.zeros_like(a) for a in self.raw] if gradients else [None] * 4
             calls.append(_on_device.Backward(kept[name], dy, (None, None), d, [*grads, None]))  # type: ignore[arg-type]
         _on_device.backward(calls, planned if gradients else replace(planned, library=False))
@@ -134,13 +145,19 @@ class Case:
 
     @staticmethod
     def names(planned: _plan.GpuPlan, backward: bool) -> tuple[str, ...]:
-        """Of the layers that a plan has together, in their order."""
-        pair = ("first", "mirrored") if not planned.wave else ("above", "first") if backward else ("first", "above")
-        return pair[: planned.together]
+        """Return the names of the co-launched layers of a plan, in their order."""
+        pair = (
+            ("first", "mirrored")
+            if not planned.layer_pipelined
+            else ("above", "first")
+            if backward
+            else ("first", "above")
+        )
+        return pair[: planned.co_launched]
 
 
 def seconds_of(device: _device.Device, emulated: bool, work: Callable[[], Any]) -> float:
-    """By the device's events, or by the wall where kernels are emulated."""
+    """Return seconds by the device's events, or by the clock where kernels are emulated."""
     if emulated:
         start = time.perf_counter()
         work()
@@ -161,8 +178,8 @@ def agree(device: _device.Device, got: Any, want: Any, limit: float) -> None:
 
 
 def ladder(device: _device.Device, emulated: bool, budget: float = 150.0) -> list[dict[str, Any]]:
-    """All rungs of all shapes, as far as the time reaches."""
-    rungs, end = [], time.monotonic() + budget
+    """Return the rows of all shapes, as far as the time budget reaches."""
+    rows, end = [], time.monotonic() + budget
     for cell, precision, batch, hidden in TINY if emulated else SHAPES:
         steps = 5 if emulated else 1024
         case = Case(device, cell, precision, steps, batch, hidden)
@@ -171,7 +188,7 @@ def ladder(device: _device.Device, emulated: bool, budget: float = 150.0) -> lis
             backward = which != "forward"
             chosen = _on_device.plan_of(first, steps, batch, backward)
             of = (
-                portions(first, steps, batch, chosen.library)
+                chunks(first, steps, batch, chosen.library)
                 if which == "gradients"
                 else plans(first, steps, batch, backward)
             )
@@ -188,7 +205,7 @@ def ladder(device: _device.Device, emulated: bool, budget: float = 150.0) -> lis
             if not work:
                 continue
             if time.monotonic() > end:
-                return rungs
+                return rows
             base = next(iter(work))
             want = {"first": work[base][1]()[0].copy()}
             if which == "backward":
@@ -200,25 +217,25 @@ def ladder(device: _device.Device, emulated: bool, budget: float = 150.0) -> lis
             turns = [{n: seconds_of(device, emulated, run) for n, (_, run) in work.items()} for _ in range(ROUNDS)]
             for name, (planned, _) in work.items():
                 median = statistics.median(t[name] for t in turns)
-                over = statistics.median(t[base] * planned.together / t[name] for t in turns)
-                rungs.append({
+                over = statistics.median(t[base] * planned.co_launched / t[name] for t in turns)
+                rows.append({
                     "cell": cell, "precision": precision, "batch": batch, "hidden": hidden, "steps": steps,
                     "pass": which, "plan": name, "kernel": planned.kernel, "blocks": planned.blocks,
                     "launches": planned.launches, "chosen": same(planned, chosen, which == "gradients"),
                     "model": planned.seconds, "seconds": median, "over": base, "ratio": over,
                 })  # fmt: skip
-                mark = "*" if rungs[-1]["chosen"] else " "
+                mark = "*" if rows[-1]["chosen"] else " "
                 print(
                     f"{mark}{cell:5}{precision:9}B={batch:<4}H={hidden:<5}{which:10}{name:36}"
                     f"{planned.blocks:4} blocks  model {planned.seconds / steps * 1e6:6.2f} us a step, measured {median / steps * 1e6:8.2f}"
                     f"  {over:5.2f}x {base}",
                     flush=True,
                 )
-    return rungs
+    return rows
 
 
 def main() -> None:
-    """Print the rungs, or keep them in a file."""
+    """Print the rows, or write them to a file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--emulated", action="store_true", help="a dry run on the CPU")
     parser.add_argument("--json", metavar="FILE", help="keep the figures there")
@@ -229,10 +246,10 @@ def main() -> None:
         _device.register(np.ndarray, lambda a: device)
     else:
         device = _device.cuda()
-    rungs = ladder(device, args.emulated)
+    rows = ladder(device, args.emulated)
     if args.json:
         with open(args.json, "w") as f:
-            json.dump({"device": device.figures.name, "rungs": rungs}, f, indent=1)
+            json.dump({"device": device.figures.name, "rows": rows}, f, indent=1)
 
 
 if __name__ == "__main__":

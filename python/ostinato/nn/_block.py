@@ -1,4 +1,4 @@
-"""Parameters of a model: one contiguous buffer with a table of names, and gradients in another of the same shape."""
+"""Hold the parameters of a model in one buffer with a table of names, and gradients likewise."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Block:
             self.move(devices[0])
 
     def view(self, buffer: Array, name: str, *, writable: bool = True) -> Array:
-        """The part of a buffer that is one parameter, in its shape."""
+        """Return the part of a buffer that is one parameter, in its shape."""
         e = self.entries[name]
         v = buffer[e.offset : e.offset + e.size].reshape(e.shape)
         return v if writable else _check.read_only(v)
@@ -72,7 +72,8 @@ class Block:
             not names and pattern.rpartition(".")[2] != "*"
         ):  # all of a layer without parameters is nothing
             raise KeyError(
-                f"pattern: expected to match a parameter among {', '.join(self.entries)}, got {pattern!r}"
+                f"pattern: expected to match a parameter among {', '.join(self.entries)}, got "
+                f"{pattern!r}"
             )
         for n in names:
             e = self.entries[n]

@@ -1,4 +1,4 @@
-"""Define what every layer has: parameters, writing to them, state dicts, saving, and the pullback."""
+"""Define what every layer has: parameters, writing, state dicts, saving, and the pullback."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Layer:
         self._owner: Layer | None = None
 
     def _declare(self, arrays: Mapping[str, Array], *, no_decay: tuple[str, ...] = ()) -> None:
-        """Give the layer its parameters. Those of one axis, and those named, are left out of weight decay."""
+        """Give the layer its parameters; vectors and those in no_decay have no weight decay."""
         decay = {n: a.ndim > 1 and n not in no_decay for n, a in arrays.items()}
         self._block = Block(arrays, decay, self._dtype)
 
@@ -71,7 +71,8 @@ class Layer:
         """Whether the layer gives one output a sequence instead of one a step."""
         return False
 
-    # -- parameters ----------------------------------------------------------------------------------------------
+    # -- parameters
+    # ----------------------------------------------------------------------------------------------
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -137,7 +138,7 @@ class Layer:
         self._block.move(device)
 
     def _check_device(self, device: _device.Device | None) -> None:
-        """Raises if the layer cannot run there."""
+        """Raise if the layer cannot run there."""
 
     @property
     def version(self) -> int:
@@ -226,7 +227,8 @@ class Layer:
         own = (e for n, e in self._block.entries.items() if n.startswith(self._prefix))
         return sum(e.size for e in own if e.trainable or not trainable_only)
 
-    # -- state dicts ---------------------------------------------------------------------------------------------
+    # -- state dicts
+    # ---------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Array]:
         """Return copies of all parameters, with PyTorch's names and shapes.
@@ -270,7 +272,8 @@ class Layer:
                 cast = a.astype(self._dtype)
             if np.isfinite(a).all() and not np.isfinite(cast).all():
                 raise ValueError(
-                    f"{name}: expected values within the range of {self._dtype}, got {np.abs(a).max():.3g}"
+                    f"{name}: expected values within the range of {self._dtype}, got "
+                    f"{np.abs(a).max():.3g}"
                 )
             arrays[name] = cast
         with self.write() as p:
@@ -315,7 +318,8 @@ class Layer:
 
         self.load_state_dict(safetensors.load(path)[0])
 
-    # -- for derived classes -------------------------------------------------------------------------------------
+    # -- for derived classes
+    # -------------------------------------------------------------------------------------
 
     def _gradients(self, grads: Views | None) -> dict[str, Array | None]:
         """Writable gradients by name; None for what is frozen."""
@@ -334,7 +338,8 @@ class Layer:
         )
         if not mine or _device.of(grads._buffer) is not _device.of(self._block.grads):
             raise TypeError(
-                f"grads: expected what new_grads() of this {type(self).__name__} gave, got {type(grads).__name__}"
+                f"grads: expected what new_grads() of this {type(self).__name__} gave, got "
+                f"{type(grads).__name__}"
             )
         return grads
 
@@ -350,11 +355,11 @@ class Layer:
         return Pullback(self, backward)
 
     def _gradient_target(self, grads: Views | None) -> Any:
-        """What a pullback of this layer writes to."""
+        """Return what a pullback of this layer writes to."""
         return self._gradients(grads)
 
     def _packed(self, backward: bool) -> Any:
-        """Packed weights of this version and kernel set, by the layer's `_pack`: a snapshot, swapped whole."""
+        """Return the packed weights of this version and kernel set, replaced as a whole."""
         own = getattr(self, "precision", None), getattr(self, "_scales_set", 0)
         key, cache = (self.version, _core.kernels(), *own), self._cache
         if cache is None or cache[0] != key or (backward and not cache[1].backward):
@@ -365,17 +370,18 @@ class Layer:
     def _pack(self, backward: bool) -> Any:
         raise TypeError(f"{type(self).__name__} has no packed weights")
 
-    # A stream adds what the layer computes to a native object, and works on the states that `_join_stream` returns: None for a
+    # A stream adds what the layer computes to a native object, and works on the states that
+    # `_join_stream` returns: None for a
     # layer without one, arrays (h, c) for a recurrent layer, a list for a model.
 
     def _join_stream(self, native: Any) -> Any:
         raise TypeError(f"stream: expected layers of ostinato.nn, got a {type(self).__name__}")
 
     def _reset_stream(self, states: Any, slots: Any) -> None:
-        """Let slots begin anew."""
+        """Put slots back to their initial state."""
 
     def _stream_state(self, states: Any) -> Any:
-        """The states, shaped as the layer gives them."""
+        """Return the states, shaped as the layer gives them."""
         return None
 
     def _place(self, block: Block, prefix: str) -> None:
@@ -384,7 +390,7 @@ class Layer:
         self._block, self._prefix, self._cache = block, prefix, None
 
     def _own_block(self) -> Block:
-        """A new block with this layer's parameters alone, flags kept."""
+        """Return a new block with this layer's parameters alone, flags kept."""
         own = self.parameters()
         entries = {n: self._block.entries[self._prefix + n] for n in own}
         block = Block(own, {n: e.decay for n, e in entries.items()}, self._dtype)
@@ -411,7 +417,7 @@ class Layer:
             new._place(new._block, "")
         return new
 
-    # Packed weights are made again when needed; a model sets itself as the owner of its layers.
+    # Weights are packed again when needed; a model sets itself as the owner of its layers.
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in ("_cache", "_owner", "_watch")}
 

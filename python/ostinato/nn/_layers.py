@@ -90,7 +90,7 @@ class Linear(Layer):
 
     def _pack(self, backward: bool) -> Any:
         p = self.parameters()
-        return _check.typed("PackedLinear", self._block.values)(
+        return _check.backend_for(self._block.values).PackedLinear(
             p["weight"], p.get("bias"), backward
         )
 
@@ -146,7 +146,8 @@ class Linear(Layer):
         return y, self._pullback(backward)
 
     def __repr__(self) -> str:
-        return f"Linear({self.in_features}, {self.out_features}{'' if 'bias' in self.parameters() else ', bias=False'})"
+        bias = "" if "bias" in self.parameters() else ", bias=False"
+        return f"Linear({self.in_features}, {self.out_features}{bias})"
 
 
 class Embedding(Layer):
@@ -196,7 +197,7 @@ class Embedding(Layer):
             TypeError: x is no array of whole numbers.
             ValueError: an index out of range.
         """
-        y: Array = _check.typed("embedding_gather_", self._block.values)(
+        y: Array = _check.backend_for(self._block.values).embedding_gather(
             self._ids(x), self.parameters()["weight"]
         )
         return y.reshape(*x.shape, self.embedding_dim)
@@ -228,13 +229,13 @@ class Embedding(Layer):
         def backward(grads: dict[str, Array | None], dy: Array, need_dx: bool) -> None:
             d = _gradient_rows(dy, y)
             if grads["weight"] is not None:
-                _check.typed("embedding_scatter_", d)(ids, d, grads["weight"])
+                _check.backend_for(d).embedding_scatter_(ids, d, grads["weight"])
 
         y = _read_only(self(x))
         return y, self._pullback(backward)
 
     def _table_pullback(self) -> Pullback:
-        """The pullback where a recurrent layer looked the rows up: dy is the gradient of the table."""
+        """Return the pullback where a recurrent layer looks up: dy is the gradient of the table."""
 
         def backward(grads: dict[str, Array | None], dy: Array, need_dx: bool) -> None:
             if grads["weight"] is not None:
@@ -302,7 +303,7 @@ class Dropout(Layer):
         key = _check.draw_key(self._rng if rng is None else _check.generator(rng))
 
         def drop(flat: Array) -> Array:
-            dropped: Array = _check.typed("dropout_", flat)(flat, self.rate, key)
+            dropped: Array = _check.backend_for(flat).dropout(flat, self.rate, key)
             return dropped.reshape(x.shape)
 
         def backward(grads: dict[str, Array | None], dy: Array, need_dx: bool) -> Array:
@@ -349,7 +350,7 @@ class Activation(Layer):
         y: Array = (
             np.maximum(flat, 0)
             if self.name == "relu"
-            else _check.typed("map_", flat)(self.name, flat)
+            else _check.backend_for(flat).elementwise(self.name, flat)
         )
         return y.reshape(x.shape)
 

@@ -1,10 +1,10 @@
 """An embedding that a recurrent layer looks up itself.
 
-``W (table[i]) + b`` depends on the index alone, so it is computed once for each of the V rows of the
-table in place of each of the T B steps, and the steps start from the row that they read. Backward,
-the gradients of the pre-activations are added up by row first: V rows are then multiplied for the
-gradients of W and of the table. Of an LSTM with inputs of size I this saves I / (I + H) of the
-arithmetic of its first layer.
+``W (table[i]) + b`` depends on the index alone. The layer computes it once for each of the V rows
+of the table, not for each of the T B steps, and the steps start from the row that they read. In
+the backward pass the gradients of the pre-activations are first added up by row, and V rows are
+multiplied for the gradients of W and of the table. Of an LSTM with inputs of size I this saves
+I / (I + H) of the arithmetic of its first layer.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from ._layers import Embedding
 from ._recurrent import Recurrent
 from ._table import Lookup
 
-# Every row is projected, read or not, and each part of the batch (8 at most) sums its gradients by row:
-# with 8 steps a row the first costs an eighth of what it saves, and the sums no more than the tape.
+# Every row is projected, read or not, and each part of the batch (8 at most) sums its gradients by
+# row. With 8 steps a row the projection costs an eighth of what it saves, and the sums take no more
+# memory than the tape.
 STEPS_A_ROW = 8
 
 

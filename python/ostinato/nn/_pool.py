@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from .. import _check, _device
 from .._annotations import readable
-from .._check import Array, Seed
+from .._check import Array, Lengths, Seed
 from .._ragged import Ragged, rows_that_count
 from ._layer import Layer, Pullback
 
@@ -57,17 +57,18 @@ class Pool(Layer):
         if device is not None:
             raise ValueError(f"device: expected 'cpu' for a model with a Pool, got {device.name!r}")
 
-    def _rows(self, x: Any, lengths: object, mask: Any) -> tuple[Ragged, Array]:
-        """The sequences one after the other, and which of their rows count."""
+    def _rows(self, x: Any, lengths: Lengths, mask: Any) -> tuple[Ragged, Array]:
+        """Return the sequences one after the other, and which of their rows count."""
         sequences, counts = rows_that_count(x, lengths, mask, self.batch_first)
         if sequences.rows.dtype != self._dtype or sequences.rows.ndim != 2:
             raise TypeError(
-                f"x: expected rows [N,D] of {self._dtype}, got shape {sequences.rows.shape} of {sequences.rows.dtype}"
+                f"x: expected rows [N,D] of {self._dtype}, got shape {sequences.rows.shape} of "
+                f"{sequences.rows.dtype}"
             )
         return sequences, counts
 
     def _pooled(self, x: Ragged, on: Array) -> tuple[Array, Array]:
-        """y [B,D], and what the gradient needs: 1 / count [B], or the row that each element came from [B,D]."""
+        """Return y [B,D], and 1 / count [B] or the row that each element came from [B,D]."""
         batch, width = len(x), x.rows.shape[1]
         filled = x.lengths > 0
         starts = x.offsets[:-1][filled]
@@ -101,7 +102,7 @@ class Pool(Layer):
         y[there] = x.rows[source[there], np.nonzero(there)[1]]
         return y, source
 
-    def __call__(self, x: Any, *, lengths: object = None, mask: Any = None) -> Array:
+    def __call__(self, x: Any, *, lengths: Lengths = None, mask: Any = None) -> Array:
         """Return one row a sequence.
 
         Args:
@@ -119,7 +120,7 @@ class Pool(Layer):
         return self._pooled(*self._rows(x, lengths, mask))[0]
 
     def vjp(
-        self, x: Any, *, lengths: object = None, mask: Any = None, rng: Seed = None
+        self, x: Any, *, lengths: Lengths = None, mask: Any = None, rng: Seed = None
     ) -> tuple[Array, Pullback]:
         """Return one row a sequence, and a pullback, of which ``pullback(dy)`` gives dx.
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from .. import _check
 from .._annotations import readable
-from .._check import Array
+from .._check import Array, Lengths
 from .._ragged import Ragged, rows_that_count, unwrapped
 from ._layer import Layer
 
@@ -66,7 +66,8 @@ class QuantizationReport:
             lines.append(f"  {name:<16} {error:>10.3%}   {worst:.3%} (feature {feature})")
         low, high = int(self.input_ranges.argmin()), int(self.input_ranges.argmax())
         lines.append(
-            f"  input ranges     {self.input_ranges[low]:.3g} (feature {low}) to {self.input_ranges[high]:.3g} "
+            f"  input ranges     {self.input_ranges[low]:.3g} (feature {low}) to "
+            f"{self.input_ranges[high]:.3g} "
             f"(feature {high}), ratio {self.range_ratio:.3g}"
         )
         return "\n".join([*lines, *(f"  advice           {a}" for a in self.advice)])
@@ -141,7 +142,8 @@ class ScaledInputs(Layer):
             bad = np.flatnonzero(~((given >= SMALLEST_SCALE) & (given <= LARGEST_SCALE)))
             if bad.size:
                 raise ValueError(
-                    f"input_scale: expected positive numbers from {SMALLEST_SCALE:g} to {LARGEST_SCALE:g}, "
+                    f"input_scale: expected positive numbers from {SMALLEST_SCALE:g} to "
+                    f"{LARGEST_SCALE:g}, "
                     f"got {given[bad[0]]} for feature {bad[0]}"
                 )
             scale = np.array(given, np.float32)
@@ -150,7 +152,7 @@ class ScaledInputs(Layer):
         self._block.changes += 1
         self._cache = None
 
-    def calibrate(self, x: Any, *, lengths: object = None, mask: Array | None = None) -> Any:
+    def calibrate(self, x: Any, *, lengths: Lengths = None, mask: Array | None = None) -> Any:
         """Choose `input_scale` from data, for ``precision="int8"``; return the layer.
 
         A feature's scale is ``sqrt(max |x| / max |W|)``, with its largest input and the largest of
@@ -256,7 +258,7 @@ class ScaledInputs(Layer):
         """Divide by the scales in a stream: a diagonal matrix gives the same bits."""
         scale = self._scale_in_use()
         if scale is not None:
-            make = _check.typed("PackedLinear", self._block.values)
+            make = _check.backend_for(self._block.values).PackedLinear
             native.add_linear(make(np.diag(np.float32(1) / scale), None, False))
 
 
@@ -265,8 +267,8 @@ def _refuse_float64(layer: ScaledInputs) -> None:
         raise TypeError(f"layer: expected dtype float32, which has int8, got {layer.dtype}")
 
 
-def _ranges(layer: ScaledInputs, x: Any, lengths: object, mask: Any) -> Array:
-    """Return max |x| of every feature ``[I]`` over the steps that take part, for a layer that has int8."""
+def _ranges(layer: ScaledInputs, x: Any, lengths: Lengths, mask: Any) -> Array:
+    """Return max |x| of every feature ``[I]`` over the steps that take part."""
     _refuse_float64(layer)
     if layer.device != "cpu":
         raise ValueError(
@@ -338,7 +340,8 @@ def _advice(
         yield f"calibrate(x) brings the error of int8 from {now:.2%} to {better:.2%}"
     if ratio >= WIDE and not calibrated:
         yield (
-            f"the ranges of the input features differ by {ratio:.3g} times, and int8 has one scale for all: "
+            f"the ranges of the input features differ by {ratio:.3g} times, and int8 has one scale "
+            "for all: "
             + (
                 "calibrate(x) gives each its own"
                 if better < 0.7 * now
@@ -346,7 +349,10 @@ def _advice(
             )
         )
     if now > GOOD and better > GOOD:
-        yield f"precision='bfloat16', which is off by {half:.2%}: int8 is off by {min(now, better):.2%} at best"
+        yield (
+            f"precision='bfloat16', which is off by {half:.2%}: int8 is off by "
+            f"{min(now, better):.2%} at best"
+        )
     if now <= GOOD:
         feature, error = worst["int8"]
         if error > 3 * GOOD:
@@ -354,11 +360,12 @@ def _advice(
         yield f"int8 is off by {now:.2%} on this data: below the {GOOD:.0%} that is usual"
 
 
-# -- models --------------------------------------------------------------------------------------------------------------
+# -- models ----------------------------------------------------------------------------------------
+# ----------------------
 
 
 class _Recorder(Layer):
-    """A recurrent layer within a model, which notes what it is called with and runs in its dtype."""
+    """A recurrent layer within a model that records its calls and runs in its dtype."""
 
     stateful = True
     takes_lengths = True
@@ -378,7 +385,7 @@ class _Recorder(Layer):
 
 
 def _recording(model: Any, calls: list[Any], prefix: str = "") -> Any:
-    """Return a model that shares the layers of another and notes the calls of its recurrent ones."""
+    """Return a model that shares the layers of another and records its recurrent calls."""
     shadow = object.__new__(type(model))
     shadow.__dict__.update(model.__dict__)
     layers = []
@@ -393,7 +400,7 @@ def _recording(model: Any, calls: list[Any], prefix: str = "") -> Any:
 
 
 def calls_of(model: Any, x: Any, state: Any, times: dict[str, Any]) -> list[Any]:
-    """Run a model, and return name, layer, x, state and options of the call of every recurrent layer."""
+    """Run a model; return name, layer, x, state and options of each recurrent call."""
     calls: list[Any] = []
     _recording(model, calls)(x, state, **times)
     if not calls:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from .. import _check, _device, _ragged
 from .._annotations import readable
-from .._check import Array, Seed
+from .._check import Array, Lengths, Seed
 from .._ragged import Ragged, as_given, rows_like, unwrapped
 from .._segments import Segmented, parse
 from . import init
@@ -47,7 +47,7 @@ class _Call(NamedTuple):
         return self.x.shape[0], self.x.shape[1]
 
     def shaped(self, rows: Array) -> Any:
-        """An array of flat rows as x came."""
+        """Return an array of flat rows as x came."""
         return as_given(rows, self.ragged, self.listed)
 
 
@@ -102,7 +102,7 @@ class _LastStep(_FinalState):
         self.y[self.rows, width // 2 :] = y[self._where()][:, width // 2 :]
 
     def _ends(self, steps: int) -> Array:
-        """Of each row, the number of the last step that it takes part in, counted from 1; or 0."""
+        """Return the last step that each row takes part in, counted from 1; 0 if there is none."""
         lengths, mask = self.call.options["lengths"], self.call.options["mask"]
         if self.call.ragged is not None:
             clock = _ragged.step_of(lengths) + 1
@@ -210,7 +210,8 @@ class RecurrentPullback(Pullback):
     def _known(self) -> Any:
         if self._tape is None:
             raise TypeError(
-                "cells, gates: expected a pullback that has not been used, of a pass without memory_limit"
+                "cells, gates: expected a pullback that has not been used, of a pass without "
+                "memory_limit"
             )
         return self._tape
 
@@ -405,12 +406,15 @@ class Recurrent(ScaledInputs):
         return out
 
     def _state_names(self) -> list[str]:
-        """Of the learned initial states: h of all layers and directions, then c."""
+        """Return the names of the learned initial states: h of all layers, then c."""
         kinds = ("h", "c")[: 1 + self._has_cells] if self.learned_state else ()
         return [f"initial_{kind}{end}" for kind in kinds for end in self._suffixes()]
 
     def _initial(self, arrays: Any) -> list[Any]:
-        """Those states, of parameters or gradients: ``[h [L*D,H], c [L*D,H]]``, None where there is none."""
+        """Return the learned initial states among parameters or gradients.
+
+        They are ``[h [L*D,H], c [L*D,H]]``, None where there is none.
+        """
         names, n = self._state_names(), len(self._suffixes())
         return [[arrays.get(name) for name in names[k : k + n]] or None for k in (0, n)]
 
@@ -464,7 +468,8 @@ class Recurrent(ScaledInputs):
             raise ValueError(f"forget_bias: expected an LSTM, got {type(self).__name__}")
         if chrono is not None and (keep is None or _check.positive("chrono", chrono) < 3):
             raise ValueError(
-                f"chrono: expected an LSTM or GRU and at least 3 steps, got {type(self).__name__} and {chrono}"
+                f"chrono: expected an LSTM or GRU and at least 3 steps, got {type(self).__name__} "
+                f"and {chrono}"
             )
         h = self.hidden_size
         new: dict[str, Array] = {}
@@ -506,13 +511,14 @@ class Recurrent(ScaledInputs):
                         )
         return self
 
-    # -- running -------------------------------------------------------------------------------------------------
+    # -- running -----------------------------------------------------------------------------------
+    # --------------
 
     def _native_precision(self) -> str:
         return _check.native_precision(self._dtype, self._precision, self.device)
 
     def _pack(self, backward: bool) -> Any:
-        make = _check.typed("Packed", self._block.values)
+        make = _check.backend_for(self._block.values).Packed
         precision = self._native_precision()
         parts = self._scaled_weights(self._parts(self.parameters()), self._directions)
         sizes = (self.input_size, self.hidden_size, self.num_layers)
@@ -532,7 +538,7 @@ class Recurrent(ScaledInputs):
 
     def _pack_apart(self) -> list[Any]:
         """Every layer and direction packed by itself."""
-        make, precision = _check.typed("Packed", self._block.values), self._native_precision()
+        make, precision = _check.backend_for(self._block.values).Packed, self._native_precision()
         parts, d = self._parts(self.parameters()), self._directions
         inputs = [self.input_size if k < d else d * self._output_size for k in range(len(parts))]
         one = (self.hidden_size, 1, False)
@@ -595,7 +601,10 @@ class Recurrent(ScaledInputs):
     def _start(
         self, h: Array | None, c: Array | None, options: dict[str, Any], batch: int
     ) -> tuple[Array | None, Array | None, bool]:
-        """The states to start from, the layer's own if none are given; and those of a restart, into the options."""
+        """Return the states to start from; put those of a restart into the options.
+
+        Where none are given they are the layer's own.
+        """
         h, c = (
             None if s is None else self._contiguous_state(_check.array("state", s, 3), batch, cells)
             for s, cells in ((h, False), (c, True))
@@ -609,7 +618,7 @@ class Recurrent(ScaledInputs):
         return h, c, learned
 
     def _with_batch(self, name: str, a: object, ndim: int) -> Array | None:
-        """An array of one sequence, with the batch axis that it came without."""
+        """Return an array of one sequence, with the batch axis that it came without."""
         if a is None:
             return None
         return np.expand_dims(_check.array(name, a, ndim), 0 if self.batch_first else 1)
@@ -623,7 +632,10 @@ class Recurrent(ScaledInputs):
         )
 
     def _contiguous_state(self, s: Array, batch: int, cells: bool = False) -> Array:
-        """A state as the kernels take it. One of another shape, which they refuse, is not copied: broadcast, it may be of any size."""
+        """Return a state as the kernels take it.
+
+        One of another shape, which they refuse, is not copied: broadcast, it may be of any size.
+        """
         return _check.contiguous(s) if s.shape == self._state_shape(batch, cells) else s
 
     def _check_state(self, name: str, s: Array | None, batch: int, cells: bool = False) -> None:
@@ -669,7 +681,7 @@ class Recurrent(ScaledInputs):
         x: Sequences,
         state: State = None,
         *,
-        lengths: object = None,
+        lengths: Lengths = None,
         resets: Array | None = None,
         mask: Array | None = None,
         masked: str = "repeat",
@@ -787,7 +799,7 @@ class Recurrent(ScaledInputs):
         x: Sequences,
         state: State = None,
         *,
-        lengths: object = None,
+        lengths: Lengths = None,
         resets: Array | None = None,
         mask: Array | None = None,
         masked: str = "repeat",
@@ -863,7 +875,7 @@ class Recurrent(ScaledInputs):
         }
         states_only = memory_limit is not None and parse(memory_limit)[0] == "states"
         segments = memory_limit is not None and not states_only
-        if segments:  # those that run again read these again
+        if segments:  # recomputed segments read these again
             names = ("lengths", "resets", "mask")
             copies = {n: None if call.options[n] is None else call.options[n].copy() for n in names}
             call = call._replace(options={**call.options, **copies})
@@ -888,7 +900,7 @@ class Recurrent(ScaledInputs):
         last = _last(outputs, self, call, shape, y, h_n)
         y = last.y if last is not None else None if outputs == "none" else y
         if y is not None:
-            y = y.view()  # a segment that runs again writes its outputs again
+            y = y.view()  # a recomputed segment writes its outputs again
             _check.read_only(y)
 
         def backward(
@@ -900,7 +912,8 @@ class Recurrent(ScaledInputs):
         ) -> tuple[Any, State]:
             if callable(dy) and (run is None or self._directions == 2 or single):
                 raise TypeError(
-                    "dy: expected an array; a function is taken with segments, one direction and a batch axis"
+                    "dy: expected an array; a function is taken with segments, one direction and a "
+                    "batch axis"
                 )
             if call.ragged is not None and last is None and not callable(dy):
                 dy = rows_like("dy", dy, call.ragged, shape[2])
@@ -1000,7 +1013,8 @@ class Recurrent(ScaledInputs):
             )
             if v != plain
         ).replace("precision=" + self.precision, f"precision={self.precision!r}")
-        return f"{type(self).__name__}({self.input_size}, {self.hidden_size}{extra}{self._extra_repr()})"
+        sizes = f"{self.input_size}, {self.hidden_size}"
+        return f"{type(self).__name__}({sizes}{extra}{self._extra_repr()})"
 
     def _extra_repr(self) -> str:
         return ""

@@ -66,7 +66,8 @@ class Sequential(Layer):
                 )
             if layer._owner is not None or sum(layer is other for other in layers) > 1:
                 raise ValueError(
-                    f"layers: expected layers without an owner, got a {type(layer).__name__} that a model owns already; "
+                    f"layers: expected layers without an owner, got a {type(layer).__name__} that "
+                    "a model owns already; "
                     "use copy.deepcopy for one of its own"
                 )
         _refuse_mixed_layouts(layers)
@@ -131,7 +132,8 @@ class Sequential(Layer):
                 else type(state).__name__
             )
             raise TypeError(
-                f"{name}: expected a tuple with one entry for each of {len(self.layers)} layers, got {got}"
+                f"{name}: expected a tuple with one entry for each of {len(self.layers)} layers, "
+                f"got {got}"
             )
         for k, (layer, entry) in enumerate(zip(self.layers, state)):
             if entry is not None and not layer.stateful:
@@ -143,7 +145,7 @@ class Sequential(Layer):
     def _begin(
         self, x: Any, state: Any, times: dict[str, Any]
     ) -> tuple[Any, bool, tuple[Any, ...], list[dict[str, Any]]]:
-        """Checked arguments: x, whether it was a list, states, and what each layer is told of times."""
+        """Return x, whether it was a list, states, and each layer's options; all checked."""
         states = self._states("state", state)
         outputs = times.get("outputs", "all")
         recurrent = [
@@ -174,7 +176,7 @@ class Sequential(Layer):
         return self._without_padding(x, times, _leaf(self, 0)), listed, states, more
 
     def _lookup(self, k: int, x: Any, more: list[dict[str, Any]]) -> Lookup | None:
-        """What the layer behind the k-th looks up itself, if that is an embedding."""
+        """Return what the layer behind the k-th looks up itself, if that is an embedding."""
         if k + 1 == len(self.layers):
             return None
         return lookup_of(self.layers[k], self.layers[k + 1], x, more[k + 1])
@@ -259,7 +261,8 @@ class Sequential(Layer):
             if more or callable(dy):
                 name = next(iter(more), "dy")
                 raise TypeError(
-                    f"{name}: expected an array for dy and nothing else; a recurrent layer by itself takes more"
+                    f"{name}: expected an array for dy and nothing else; a recurrent layer by "
+                    "itself takes more"
                 )
             # All is checked before the first layer adds to its gradients.
             into, dstates = self._states("dstate", dstate), [None] * len(self.layers)
@@ -366,7 +369,10 @@ class Sequential(Layer):
         return self._own_grads(grads)
 
     def _without_padding(self, x: Any, times: dict[str, Any], layer: Layer) -> Any:
-        """x with zeros where a row takes no part, if the layer that reads it does not know of such: padding may hold NaN."""
+        """Return x with zeros where a row takes no part, since padding may hold NaN.
+
+        x is returned as it is if the layer that reads it takes lengths.
+        """
         lengths, mask = times.get("lengths"), times.get("mask")
         if isinstance(x, Ragged) and lengths is not None:
             raise ValueError(
@@ -418,12 +424,13 @@ def _refuse_unknown(times: dict[str, Any], takers: bool, recurrent: bool) -> Non
             value is not None and not knows and name not in ("lengths", "masked")
         ):  # lengths say where the padding is
             raise ValueError(
-                f"{name}: expected None for a model without recurrent layers, got {type(value).__name__}"
+                f"{name}: expected None for a model without recurrent layers, got "
+                f"{type(value).__name__}"
             )
 
 
 def layers_of(model: Layer) -> Iterator[Layer]:
-    """The model and all that is in it, in order."""
+    """Return the model and all that is in it, in order."""
     yield model
     for inner in model.layers if isinstance(model, Sequential) else ():
         yield from layers_of(inner)
@@ -437,7 +444,7 @@ def _takes_times(model: Layer) -> bool:
 
 
 def _leaf(model: Layer, end: int) -> Layer:
-    """The first (0) or last (-1) layer that is no model."""
+    """Return the first (0) or last (-1) layer that is no model."""
     while isinstance(model, Sequential):
         model = model.layers[end]
     return model
@@ -456,13 +463,17 @@ def _refuse_mixed_layouts(layers: tuple[Layer, ...]) -> None:
     for layer in told:
         if layer.batch_first != told[0].batch_first:
             raise ValueError(
-                f"layers: expected one batch_first for all, or one would read the batch of the other as time; "
+                "layers: expected one batch_first for all, or one would read the batch of the "
+                "other as time; "
                 f"got {told[0].batch_first} in {told[0]!r} and {layer.batch_first} in {layer!r}"
             )
 
 
 def _like(name: str, given: Any, own: Any) -> Any:
-    """A gradient, which has the structure, shapes, dtype and device of what it is the gradient of; None stands for zeros."""
+    """Check a gradient: structure, shapes, dtype and device of what it is the gradient of.
+
+    None stands for zeros.
+    """
     if given is None or own is None:
         return given
     if _check.is_array(own):
@@ -472,7 +483,8 @@ def _like(name: str, given: Any, own: Any) -> Any:
             raise ValueError(f"{name}: expected shape {own.shape}, got {given.shape}")
         if given.dtype != own.dtype:
             raise TypeError(
-                f"{name}: expected dtype {own.dtype}, got {given.dtype}; use {name}.astype(np.{own.dtype})"
+                f"{name}: expected dtype {own.dtype}, got {given.dtype}; use "
+                f"{name}.astype(np.{own.dtype})"
             )
         return given
     if not isinstance(given, (tuple, list)) or len(given) != len(own):

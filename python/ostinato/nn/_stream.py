@@ -47,14 +47,14 @@ class Stream:
         self.reset()
 
     def _made(self) -> tuple[Any, Any, tuple[Any, int]]:
-        """Return a native stream of the model as it is now, its states, and what tells that the model has changed."""
+        """Return a native stream of the model, its states, and a token of the model's version."""
         model = self._model
         if model.device != "cpu":
             raise ValueError(
                 f'model: expected one on the CPU, got one on {model.device}; use model.to("cpu")'
             )
         made_of = model._block, model._block.changes  # before the weights are read
-        native = _check.typed("Stream", model._block.values)(self.batch)
+        native = _check.backend_for(model._block.values).Stream(self.batch)
         states = model._join_stream(native)
         if native.y.size == 0:
             raise TypeError(f"stream: expected a model with something to compute, got {model!r}")
@@ -98,7 +98,8 @@ class Stream:
 
     def _refuse_changed(self) -> None:
         raise RuntimeError(
-            "stream: expected the model that it was made of, got one whose parameters or settings have changed since; "
+            "stream: expected the model that it was made of, got one whose parameters or settings "
+            "have changed since; "
             "call stream.refresh(), which keeps the states, or make a new stream"
         )
 

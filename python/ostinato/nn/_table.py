@@ -1,4 +1,4 @@
-"""The input of a recurrent layer as rows of a table, and the gradients of the table's projection."""
+"""The input of a recurrent layer as rows of a table, and the gradients that follow from it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Lookup(NamedTuple):
     """The input ``table[ids]`` of a recurrent layer, which is not computed.
 
     Attributes:
-        ids: whole numbers ``[T,B,1]`` (``[B,T,1]`` if batch_first), ``[T,1]`` for one sequence, or a
-            `Ragged` of rows ``[N,1]``.
+        ids: whole numbers ``[T,B,1]`` (``[B,T,1]`` if batch_first), ``[T,1]`` for one sequence, or
+            a `Ragged` of rows ``[N,1]``.
         table: ``[V,I]``.
     """
 
@@ -48,7 +48,7 @@ class TableGradients:
         """Add to the gradients of the weights, dW = dP table; return that of the table, dP^T W."""
         out: Array | None = None
         for weight, product, into in zip(self._weights, self._products, self._into):
-            linear = _check.typed("PackedLinear", weight)(weight, None, True)
+            linear = _check.backend_for(weight).PackedLinear(weight, None, True)
             rows = np.ascontiguousarray(product.T)
             d = linear.run_backward(self._table, rows, into, None, need_table)
             out = d if out is None else out + d

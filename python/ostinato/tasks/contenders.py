@@ -76,12 +76,12 @@ class Case:
 
     @property
     def dtype(self) -> Any:
-        """Of the arrays."""
+        """The dtype of the arrays."""
         return np.float64 if self.precision == "float64" else np.float32
 
 
 def arrays(case: Case) -> dict[str, Array]:
-    """The same weights, input and output gradient in every process."""
+    """Return weights, input and output gradient, equal in every process."""
     r, rows, h = np.random.default_rng(7), GATES[case.cell] * case.hidden, case.hidden
     bound = 1 / np.sqrt(h)
     shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, case.input_size), "weight_hh": (rows, case.output_size)}
@@ -349,7 +349,7 @@ CONTENDERS: dict[str, tuple[Callable[..., Runner], tuple[str, ...], tuple[str, .
 
 
 def settings_of(name: str) -> dict[str, str]:
-    """What stands behind the colon of a contender's name."""
+    """Return what follows the colon in a contender's name."""
     return dict(pair.split("=", 1) for pair in name.partition(":")[2].split(",") if pair)
 
 

@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 MODEL, CHECKPOINT, LOG = "model.safetensors", "checkpoint.safetensors", "log.csv"
-_WAYS = "--resume goes on from the checkpoint, --overwrite replaces what is there"
+_WAYS = "--resume continues from the checkpoint, --overwrite replaces what is there"
 
 
 @contextlib.contextmanager
@@ -52,7 +52,7 @@ def prepare_folder(
 
     Args:
         path: what ``--save`` was given; None for nowhere: the block is then given None.
-        resume: whether the run goes on from the checkpoint in the folder; None for a command that
+        resume: whether the run continues from the checkpoint in the folder; None for a command that
             has no ``--resume``.
         overwrite: whether files of an earlier run may be replaced.
 
@@ -73,7 +73,9 @@ def prepare_folder(
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--save: expected a folder, got the file {folder}")
     if resume and not (folder / CHECKPOINT).exists():
-        raise ValueError(f"--resume: expected a checkpoint to go on from, found none in {folder}")
+        raise ValueError(
+            f"--resume: expected a checkpoint to continue from, found none in {folder}"
+        )
     if not resume and not overwrite:
         present = [name for name in (MODEL, CHECKPOINT, LOG) if os.path.lexists(folder / name)]
         if present:

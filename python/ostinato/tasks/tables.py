@@ -132,7 +132,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Table:
-    """What was read."""
+    """A table that was read."""
 
     series: tuple[Series, ...]
     source: str

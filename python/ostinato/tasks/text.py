@@ -44,7 +44,7 @@ SHORTEST = 1000  # characters: below, nothing could be held out
 
 @dataclass
 class TextOptions:
-    """What ``train text`` can be told; the defaults take about three minutes on two cores."""
+    """Options of ``train text``; the defaults take about three minutes on two cores."""
 
     steps: int = 4000
     hidden: int = 320
@@ -143,7 +143,7 @@ class CharModel:
     def generate(
         self, prompt: str, length: int, *, temperature: float = 1.0, seed: int | None = None
     ) -> str:
-        """So many new characters."""
+        """Return so many new characters."""
         return "".join(self.stream(prompt, length, temperature=temperature, seed=seed))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -262,7 +262,7 @@ def train_text(
         name: what the text is called in messages.
         options: sizes, rates and so on.
         save: a folder for the model, a checkpoint and a log, in which losses are in nats.
-        resume: go on from the checkpoint in that folder.
+        resume: continue from the checkpoint in that folder.
         overwrite: replace what an earlier run left there.
         out: where progress goes; None for standard output.
 

@@ -1,4 +1,4 @@
-"""Read and write the checkpoint of a run, one safetensors file that is checked before it is used."""
+"""Read and write the checkpoint of a run, a safetensors file that is checked before use."""
 
 from __future__ import annotations
 
@@ -25,8 +25,11 @@ class Place:
 
     Attributes:
         step: updates of the parameters.
-        epoch, batch, window: epochs done, batches done of this one, and steps done of a batch that ``tbptt`` walks through.
-        loss_sum, loss_count: since the last row, weighted by what the losses average over.
+        epoch: epochs done.
+        batch: batches done of this epoch.
+        window: steps done of a batch that ``tbptt`` runs in strides.
+        loss_sum: sum of the losses since the last row, weighted by what they average over.
+        loss_count: the sum of those weights.
         norm: of the last gradients.
         first_epoch: epochs of the calls of fit before this one: each has an order of its own.
         best: the best figure that was watched, the lower the better.
@@ -116,7 +119,8 @@ class Checkpoint:
         saved = read(path)
         if which == "best" and saved.best is None:
             raise ValueError(
-                f"which: expected 'last', since the run of {os.fspath(path)} had no validation, got 'best'"
+                f"which: expected 'last', since the run of {os.fspath(path)} had no validation, "
+                "got 'best'"
             )
         parameters = saved.model if which == "last" else saved.best
         assert parameters is not None
@@ -177,12 +181,14 @@ def read(path: str | os.PathLike[str]) -> Saved:
         ) from None
     if isinstance(meta, dict) and "format" not in meta and "at" in meta:
         raise ValueError(
-            f"{name}: expected a checkpoint of format {FORMAT}, got one of an older version, which cannot be resumed; "
+            f"{name}: expected a checkpoint of format {FORMAT}, got one of an older version, which "
+            "cannot be resumed; "
             'its parameters are the tensors that begin with "model."'
         )
     if isinstance(meta, dict) and isinstance(meta.get("format"), int) and meta["format"] > FORMAT:
         raise ValueError(
-            f"{name}: expected a checkpoint of format {FORMAT}, got {meta['format']}, of a newer version"
+            f"{name}: expected a checkpoint of format {FORMAT}, got {meta['format']}, of a newer "
+            "version"
         )
     try:
         return _parse(meta, tensors)

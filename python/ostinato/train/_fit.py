@@ -1,4 +1,4 @@
-"""One run of `Trainer.fit`: epochs, rows, early stopping, checkpoints, and what is left when it ends early."""
+"""Run `Trainer.fit` once: epochs, rows, early stopping, checkpoints, and ends by an error."""
 
 from __future__ import annotations
 
@@ -80,10 +80,11 @@ class Fit:
         self._started = 0.0
         self._draws = _draws(trainer.model)
 
-    # -- the run -------------------------------------------------------------------------------------------------
+    # -- the run -----------------------------------------------------------------------------------
+    # --------------
 
     def columns(self) -> list[str]:
-        """The names of a row's figures."""
+        """Return the names of a row's figures."""
         valid = (
             ["valid_loss", *(f"valid_{n}" for n in self.trainer.metrics)]
             if self.validation is not None
@@ -92,7 +93,7 @@ class Fit:
         return ["step", "epoch", "loss", "rate", "norm", *valid, "seconds"]
 
     def total(self) -> int | None:
-        """The most steps there can be, as far as it can be known."""
+        """Return the most steps there can be, as far as it can be known."""
         s, ends = self.settings, []
         if s.steps is not None:
             ends.append(s.steps)
@@ -102,7 +103,7 @@ class Fit:
         return min(ends, default=None)
 
     def _updates_of_a_batch(self) -> int | None:
-        """The most there can be."""
+        """Return the most there can be."""
         if self.trainer.tbptt is None:
             return 1
         steps = getattr(self.source.loader, "window", None)
@@ -149,7 +150,10 @@ class Fit:
         return True
 
     def _rescue(self) -> None:
-        """After an error: write what is known to be good, then put the best parameters back, or the last good ones."""
+        """After an error write what is known to be good, then restore the best parameters.
+
+        Without validation these are the last good ones.
+        """
         good = self._whole
         if good and self.at.step > self._began:
             try:
@@ -200,7 +204,8 @@ class Fit:
                 raise ValueError("train: expected at least one batch, got none")
             if at.step == before and began == (0, 0):
                 raise ValueError(
-                    "train: expected at least one step that counts in the loss, got an epoch without any"
+                    "train: expected at least one step that counts in the loss, got an epoch "
+                    "without any"
                 )
             at.epoch, at.batch, self.state = at.epoch + 1, 0, None
             t._epochs = at.first_epoch + at.epoch
@@ -212,7 +217,7 @@ class Fit:
                 return t._stop
 
     def _batch(self, group: list[Batch], callbacks: Sequence[Callback], signals: Signals) -> str:
-        """The updates of a batch, or the one of several batches; why the run ends, if it does."""
+        """Run the updates of a batch, or of several; return why the run ends, or ""."""
         s, at = self.settings, self.at
         if not at.window:
             self.walk = Walk(0, {0: self.state})
@@ -267,7 +272,10 @@ class Fit:
         return done
 
     def _rng(self, batch: int) -> Any:
-        """All that draws in an update draws from this: of the seed and the place alone, so that a resumed run draws the same."""
+        """Return the generator of an update.
+
+        It depends on the seed and the position alone, so a resumed run draws the same numbers.
+        """
         if not self._draws:
             return None
         at = self.at
@@ -277,7 +285,7 @@ class Fit:
     def _after(
         self, loss: float, norm: float, callbacks: Sequence[Callback], signals: Signals
     ) -> str:
-        """What follows an update: callbacks, a row, a checkpoint; why the run ends, if it does."""
+        """Do what follows an update; return why the run ends, or ""."""
         t, at, s = self.trainer, self.at, self.settings
         for c in callbacks:
             c.on_step(t, at.step, loss, norm)
@@ -289,20 +297,21 @@ class Fit:
             return "interrupted"
         return t._stop
 
-    # -- rows ----------------------------------------------------------------------------------------------------
+    # -- rows --------------------------------------------------------------------------------------
+    # --------------
 
     def _unseen(self) -> bool:
         """Whether there were steps since the last row."""
         return not self.history.rows or self.history.rows[-1]["step"] != self.at.step
 
     def _last_row(self, callbacks: Sequence[Callback], reason: str) -> str:
-        """The steps since the last row, if there are any, make one too: the end is always validated."""
+        """Make a row of the steps since the last one: the end is always validated."""
         if self._unseen() and self.at.step:
             self._row(callbacks)
         return reason
 
     def _row(self, callbacks: Sequence[Callback]) -> bool:
-        """A row of the history, with a validation if there is data for one; True when patience is at its end."""
+        """Add a row to the history, validated if there is data; return whether patience ends."""
         t, at, s = self.trainer, self.at, self.settings
         at.seconds = time.monotonic() - self._started
         row: Row = {
@@ -337,7 +346,10 @@ class Fit:
         return s.patience is not None and at.bad >= s.patience
 
     def _judge(self, figure: float) -> bool:
-        """Whether it is the best so far; ``min_delta`` concerns patience alone. NaN is never better."""
+        """Return whether a figure is the best so far; NaN never is.
+
+        ``min_delta`` concerns patience alone.
+        """
         at = self.at
         self.trainer.optimizer.schedule.observe(figure)
         if figure < at.mark - self.settings.min_delta:
@@ -349,10 +361,11 @@ class Fit:
             return True
         return False
 
-    # -- checkpoints ---------------------------------------------------------------------------------------------
+    # -- checkpoints
+    # ---------------------------------------------------------------------------------------------
 
     def facts(self) -> dict[str, Any]:
-        """What a resumed run must share with this one."""
+        """Return what a resumed run must share with this one."""
         s, t = self.settings, self.trainer
         return {
             "accumulate": s.accumulate,
@@ -362,7 +375,7 @@ class Fit:
         }
 
     def watched(self) -> dict[str, Any] | None:
-        """What the best figure is the best of."""
+        """Return what the best figure is the best of."""
         if self.validation is None:
             return None
         found = self.validation.fingerprint()
@@ -405,7 +418,10 @@ class Fit:
         self._saved = key
 
     def _try(self) -> None:
-        """Raises if the loss of the present parameters is not finite, on the last batch or, after a validation, on that."""
+        """Raise if the loss of the present parameters is not finite.
+
+        It is measured on the last batch or, after a validation, on that.
+        """
         if self._known_good == self.at.step or self._last is None:
             return
         value = self.stepper.loss_of(self._last)
@@ -422,7 +438,8 @@ class Fit:
             self._check_model(saved)
         except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as e:
             raise ValueError(
-                f"{path}: expected a checkpoint of this model and optimiser, got another: {e.args[0] if e.args else e}"
+                f"{path}: expected a checkpoint of this model and optimiser, got another: "
+                f"{e.args[0] if e.args else e}"
             ) from None
         self._check_facts(saved, path)
         if self.log is not None:
@@ -442,7 +459,8 @@ class Fit:
         if saved.validation is not None and _as_json(saved.validation) != _as_json(self.watched()):
             if self.validation is not None:
                 warnings.warn(
-                    "validation: another set or monitor than that of the checkpoint, whose best no longer counts",
+                    "validation: another set or monitor than that of the checkpoint, whose best no "
+                    "longer counts",
                     stacklevel=4,
                 )
             self.at.best = self.at.mark = math.inf
@@ -451,6 +469,7 @@ class Fit:
             self._saved = (-1, -1)
 
     def _placed(self, state: Any) -> Any:
+        """Return a state on the device of the model."""
         if isinstance(state, tuple):
             return tuple(self._placed(s) for s in state)
         if isinstance(state, dict):
@@ -458,7 +477,7 @@ class Fit:
         return None if state is None else self.trainer._placed(state)
 
     def _check_model(self, saved: Saved) -> None:
-        """Raises unless parameters, optimiser and states are of this Trainer."""
+        """Raise unless parameters, optimiser and states are of the form of this run's."""
         t, own = self.trainer, self.trainer.model.parameters()
         if saved.names != self._names():
             raise ValueError(f"expected {self._names()}, got {saved.names}")
@@ -474,7 +493,8 @@ class Fit:
             a = saved.model[name]
             if (a.shape, a.dtype) != (view.shape, view.dtype):
                 raise ValueError(
-                    f"{name}: expected shape {view.shape} of {view.dtype}, got {a.shape} of {a.dtype}"
+                    f"{name}: expected shape {view.shape} of {view.dtype}, got {a.shape} of "
+                    f"{a.dtype}"
                 )
             for b in (a, saved.model[name] if saved.best is None else saved.best[name]):
                 if not np.isfinite(b).all():
@@ -483,7 +503,8 @@ class Fit:
         for name, buffer in saved.optimizer["buffers"].items():
             if buffer.shape != t.model.flat.shape or buffer.dtype != t.model.dtype:
                 raise ValueError(
-                    f"optimizer.{name}: expected {t.model.flat.shape} of {t.model.dtype}, got {buffer.shape}"
+                    f"optimizer.{name}: expected {t.model.flat.shape} of {t.model.dtype}, got "
+                    f"{buffer.shape}"
                 )
         copy.deepcopy(t.optimizer.schedule).load_state_dict(saved.optimizer["schedule"])
         batch = getattr(self.source.loader, "batch_size", None)
@@ -491,22 +512,25 @@ class Fit:
             _check_state(t.model, state, batch if self.source.carries_state else None)
 
     def _check_facts(self, saved: Saved, path: Path) -> None:
-        """Raises if the run would go on with other data or settings than it began with."""
+        """Raise if the run would go on with other data or settings than it began with."""
         ours, data = _as_json(self.facts()), _as_json(self.source.fingerprint())
         for name, value in ours.items():
             if saved.settings.get(name) != value:
                 raise ValueError(
-                    f"{name}: expected {saved.settings.get(name)}, as the run of {path} had it, got {value}"
+                    f"{name}: expected {saved.settings.get(name)}, as the run of {path} had it, "
+                    f"got {value}"
                 )
         theirs = saved.data
         if data["kind"] != theirs.get("kind"):
             raise ValueError(
-                f"train: expected data of the kind {theirs.get('kind')}, as {path} had it, got {data['kind']}"
+                f"train: expected data of the kind {theirs.get('kind')}, as {path} had it, got "
+                f"{data['kind']}"
             )
         for name, value in data["order"].items():
             if theirs.get("order", {}).get(name) != value:
                 raise ValueError(
-                    f"{name}: expected {theirs.get('order', {}).get(name)}, as the run of {path} had it, got {value}"
+                    f"{name}: expected {theirs.get('order', {}).get(name)}, as the run of {path} "
+                    f"had it, got {value}"
                 )
         identity = _as_json(self.settings.identity)
         for name in sorted({*identity, *saved.identity}):
@@ -514,12 +538,14 @@ class Fit:
                 name in saved.identity
             ):
                 raise ValueError(
-                    f"identity[{name!r}]: expected {_short(saved.identity.get(name))}, as the run of {path} had it, got "
+                    f"identity[{name!r}]: expected {_short(saved.identity.get(name))}, as the run "
+                    f"of {path} had it, got "
                     f"{_short(identity.get(name))}"
                 )
         if data["content"] != theirs.get("content"):
             warnings.warn(
-                "train: other data than the checkpoint's run began with; it goes on, but not as one that never stopped",
+                "train: other data than the checkpoint's run began with; it goes on, but not as "
+                "one that never stopped",
                 stacklevel=5,
             )
 
@@ -546,7 +572,7 @@ def _end(callbacks: Sequence[Callback], trainer: Trainer) -> None:
 
 
 def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
-    """So many batches at a time; at the end those that are left."""
+    """Yield so many batches at a time; the last group may have fewer."""
     group: list[Batch] = []
     for batch in batches:
         group.append(batch)
@@ -569,7 +595,7 @@ def _draws(model: Layer) -> bool:
 
 
 def _split(model: Layer, flat: Array) -> dict[str, Array]:
-    """A copy of the flat buffer by the names of the parameters."""
+    """Return a copy of the flat buffer by the names of the parameters."""
     out, base = {}, None
     for name in model.parameters():
         e = model._block.entries[model._prefix + name]
@@ -579,7 +605,7 @@ def _split(model: Layer, flat: Array) -> dict[str, Array]:
 
 
 def _joined(model: Layer, arrays: dict[str, Array]) -> Array:
-    """The inverse of `_split`, where the model is."""
+    """Return the inverse of `_split`, where the model is."""
     flat = np.zeros(model.flat.shape, model.dtype)
     for name, view in _split(model, flat).items():
         view[...] = arrays[name]
@@ -588,7 +614,10 @@ def _joined(model: Layer, arrays: dict[str, Array]) -> Array:
 
 
 def _check_state(model: Layer, state: Any, batch: int | None) -> None:
-    """Raises unless a state has the form that the model's would have; layers of other classes take what they are given."""
+    """Raise unless a state has the form that the model's would have.
+
+    Layers of classes that are not ours take what they are given.
+    """
     if state is None or (not isinstance(model, (Sequential, Recurrent))):
         return
     if isinstance(model, Sequential):

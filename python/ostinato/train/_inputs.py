@@ -1,4 +1,4 @@
-"""What users give as data, made batches in the layout of the model: right, or an error that names argument and fix."""
+"""Turn the data of users into batches in the model's layout, or errors that name the fix."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ._types import FLAGS, THIRD, Batch, Times
 
 @dataclass
 class Form:
-    """What a model and a Trainer expect of a batch.
+    """The form of a batch that a model and a Trainer expect.
 
     Attributes:
         model: whose dtype and device x is brought to.
@@ -36,7 +36,7 @@ class Form:
 
     @property
     def outputs(self) -> str:
-        """As the loaders of `ostinato.data` name it."""
+        """The name of the form in the loaders of `ostinato.data`: "all" or "last"."""
         return "last" if self.per_sequence else "all"
 
     @property
@@ -45,7 +45,7 @@ class Form:
         return isinstance(self._first(), Embedding)
 
     def placed(self, a: Any) -> Any:
-        """An array, or sequences, where the model is."""
+        """Return an array, or sequences, where the model is."""
         if isinstance(a, Ragged):
             return a.like(self.placed(a.rows))
         own = self.model._block.values
@@ -62,12 +62,14 @@ class Form:
         first = self._first()
         if x.dtype.kind not in "fiub":
             raise TypeError(
-                f"{name}: expected numbers, got dtype {x.dtype}; use {name}.astype(np.{self.model.dtype})"
+                f"{name}: expected numbers, got dtype {x.dtype}; use "
+                f"{name}.astype(np.{self.model.dtype})"
             )
         if isinstance(first, Embedding):
             if x.dtype.kind not in "iu":
                 raise TypeError(
-                    f"{name}: expected an integer dtype for an Embedding, got {x.dtype}; use {name}.astype(np.int64)"
+                    f"{name}: expected an integer dtype for an Embedding, got {x.dtype}; use "
+                    f"{name}.astype(np.int64)"
                 )
             return x
         known = isinstance(first, (Linear, Recurrent))
@@ -91,11 +93,13 @@ class Form:
             raise ValueError(f"{name}: expected shape {axes}, got {x.shape}{fix}")
 
     def refuse_time_major(self, name: str) -> None:
-        """Raise where whole arrays ``[N,T,...]`` meet a model that reads ``[T,B,...]``: equal shapes would be read differently."""
+        """Raise if whole arrays ``[N,T,...]`` are given to a model that reads ``[T,B,...]``."""
         if self.time_major:
             raise ValueError(
-                f"{name}: expected recurrent layers with batch_first=True for whole arrays [N, T, ...], got a model that "
-                "reads [T, B, ...]; build its recurrent layers with batch_first=True, or give batches [T, B, ...], such as "
+                f"{name}: expected recurrent layers with batch_first=True for whole arrays [N, T, "
+                "...], got a model that "
+                "reads [T, B, ...]; build its recurrent layers with batch_first=True, or give "
+                "batches [T, B, ...], such as "
                 "ost.data.ArrayLoader(x, target, time_major=True)"
             )
 
@@ -125,7 +129,8 @@ class Source:
         ):
             axes = "[T, B, ...]" if form.time_major else "[B, T, ...]"
             raise ValueError(
-                f"{name}: expected batches {axes}, as the model reads them, got a loader with time_major={bool(said)}; "
+                f"{name}: expected batches {axes}, as the model reads them, got a loader with "
+                f"time_major={bool(said)}; "
                 f"give it time_major={form.time_major}"
             )
         if form.time_major is not None:
@@ -153,7 +158,8 @@ class Source:
                 or _check.is_array(data)
             ):
                 raise TypeError(
-                    f"{self.name if self.name == 'validation' else 'data'}: expected (x, target[, lengths]) or an iterable "
+                    f"{self.name if self.name == 'validation' else 'data'}: expected (x, target[, "
+                    "lengths]) or an iterable "
                     f"of such batches, got {type(data).__name__}"
                 )
             return data
@@ -178,7 +184,7 @@ class Source:
         return ArrayLoader(self.form.floats(x), target, third, time_major=False, **options)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from number ``start`` on, checked."""
+        """Return the batches of an epoch from number ``start`` on, checked."""
         selections = getattr(self.loader, "_selections", None)
         rows = selections(epoch, start) if selections is not None else None
         raw = (
@@ -194,7 +200,8 @@ class Source:
     def _checked(self, batch: Any, first: bool, rows: Any) -> Batch:
         if not isinstance(batch, (tuple, list)) or not 2 <= len(batch) <= 3:
             raise TypeError(
-                f"data: expected (x, target[, lengths]) as numpy arrays, or batches of that form, got "
+                "data: expected (x, target[, lengths]) as numpy arrays, or batches of that form, "
+                "got "
                 f"{type(batch).__name__}"
             )
         x, target, third = (*batch, None)[:3]
@@ -219,7 +226,8 @@ class Source:
         )
         if turned and x.shape[0] == size != x.shape[1]:
             raise ValueError(
-                f"{self.name}: expected batches [T, B, ...], as the model reads them, got x of shape {x.shape} from a "
+                f"{self.name}: expected batches [T, B, ...], as the model reads them, got x of "
+                f"shape {x.shape} from a "
                 f"loader of batch_size {size}; build the recurrent layers with batch_first=True"
             )
         if (
@@ -230,11 +238,15 @@ class Source:
             return
         if self.form.loss_first == self.time_major:
             raise ValueError(
-                f"loss: expected batch_first={not self.time_major}, as the model has it, got {self.form.loss_first}"
+                f"loss: expected batch_first={not self.time_major}, as the model has it, got "
+                f"{self.form.loss_first}"
             )
 
     def fingerprint(self) -> dict[str, Any]:
-        """What is known of the data: ``kind`` (its form), ``order`` (how it is dealt into batches) and ``content``."""
+        """Return facts about the data: its form, how it is divided into batches, and a sample.
+
+        They are called ``kind``, ``order`` and ``content``.
+        """
         own = getattr(self.loader, "fingerprint", None)
         if own is not None:
             found: dict[str, Any] = own()
@@ -247,12 +259,13 @@ class Source:
         for name in ("lengths", "mask"):
             if third.get(name) is not None and not np.asarray(third[name]).any():
                 raise ValueError(
-                    f"{self.name}: expected at least one step that counts, got {name} of zeros alone"
+                    f"{self.name}: expected at least one step that counts, got {name} of zeros "
+                    "alone"
                 )
 
 
 def contiguous(x: Any) -> Any:
-    """x with the inputs of a step side by side, as the kernels read them; a selection of Fortran's order has them apart."""
+    """Return x with unit stride on the last axis, as the kernels read it."""
     if isinstance(x, np.ndarray) and x.ndim > 1 and x.strides[-1] != x.itemsize:
         return np.ascontiguousarray(x)
     return x
@@ -286,7 +299,7 @@ def _array_like(a: Any) -> bool:
 
 
 def sequences(a: Any, name: str = "x") -> Any:
-    """An array, or a `Ragged` of a list of arrays; lists of numbers are made an array."""
+    """Return an array, or a `Ragged` of a list of arrays; lists of numbers are made an array."""
     if isinstance(a, Ragged):
         return a
     if isinstance(a, (list, tuple)):
@@ -298,7 +311,8 @@ def sequences(a: Any, name: str = "x") -> Any:
             made = np.zeros(0, object)
         if made.dtype.kind not in "fiub":
             raise TypeError(
-                f"{name}: expected an array, or a list of arrays for sequences of different lengths, got a list of others; "
+                f"{name}: expected an array, or a list of arrays for sequences of different "
+                "lengths, got a list of others; "
                 f"use [np.asarray(s, np.float32) for s in {name}]"
             )
         return made
@@ -306,14 +320,15 @@ def sequences(a: Any, name: str = "x") -> Any:
 
 
 def _times(third: Any) -> Times:
-    """What stands in the third place of a batch, on the host, where the Trainer looks at it."""
+    """Return the third entry of a batch as a dict, on the host, where the Trainer reads it."""
     given = (
         dict(third) if isinstance(third, Mapping) else {} if third is None else {"lengths": third}
     )
     unknown = sorted(set(given) - set(THIRD))
     if unknown:
         raise ValueError(
-            f"data: expected lengths, resets, mask, masked and weights in the third place, got {unknown}"
+            "data: expected lengths, resets, mask, masked and weights in the third place, got "
+            f"{unknown}"
         )
     out = {}
     for name, value in given.items():
@@ -352,7 +367,10 @@ def taking_part(batch: Batch) -> Array:
 
 
 def _not_finite(name: str, batch: Batch, *, infinite: bool) -> tuple[str, str] | None:
-    """What of x or target is not finite at a step that takes part, and where; what lies in the padding may be anything."""
+    """Return what of x or target is not finite at a step that takes part, and where.
+
+    Padding may hold anything.
+    """
     value = getattr(batch, name)
     ragged = isinstance(batch.x, Ragged)
     a = value.rows if isinstance(value, Ragged) else value
@@ -380,16 +398,20 @@ def _not_finite(name: str, batch: Batch, *, infinite: bool) -> tuple[str, str] |
 
 
 def refuse_non_finite(batch: Batch, *, infinite: bool = False) -> None:
-    """Raise if x holds NaN or infinity (``infinite``: infinity alone, for which gates have plausible values)."""
+    """Raise if x holds NaN or infinity; ``infinite``: infinity alone.
+
+    Gates have plausible values for infinity.
+    """
     found = _not_finite("x", batch, infinite=infinite)
     if found is not None:
         raise ValueError(
-            f"x: expected finite numbers, got {found[0]} at {found[1]}; fill it, or leave such steps out by lengths or a mask"
+            f"x: expected finite numbers, got {found[0]} at {found[1]}; fill it, or leave such "
+            "steps out by lengths or a mask"
         )
 
 
 def first_non_finite(batch: Batch) -> str:
-    """A sentence that says which input of a batch holds the first number that is not finite."""
+    """Return a sentence that names the first input of a batch that is not finite."""
     host = replace(batch, x=_on_host(batch.x), target=_on_host(batch.target))
     for name in ("x", "target"):
         found = _not_finite(name, host, infinite=False)
@@ -403,7 +425,7 @@ def _on_host(a: Any) -> Any:
 
 
 def _from(iterable: Iterable[Any], start: int) -> Iterator[Any]:
-    """The batches of an iterable from number ``start`` on; those before are made and left."""
+    """Yield the batches of an iterable from number ``start`` on; earlier ones are dropped."""
     for k, batch in enumerate(iterable):
         if k >= start:
             yield batch

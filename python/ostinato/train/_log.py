@@ -12,7 +12,9 @@ from ._types import Row
 
 
 class Log:
-    """The rows of a run in a file, which is made with the first row and always agrees with the history.
+    """The rows of a run in a file, which always agrees with the history.
+
+    The first row makes the file.
 
     Args:
         path: the file; its folder must be there.
@@ -25,15 +27,18 @@ class Log:
             raise FileNotFoundError(f"log: expected a folder at {path.parent}, found none")
 
     def resume(self, rows: list[Row], columns: list[str]) -> None:
-        """Make the file hold these rows and no others: after a kill one may be there twice, after a full disk half of one.
+        """Make the file hold these rows and no others.
+
+        After a kill a row may be there twice, after a full disk half of one.
 
         Raises:
-            ValueError: the file has other columns, so that it is the log of another run; it is left as it is.
+            ValueError: the file has other columns, as the log of another run; it does not change.
         """
         for row in rows:
             if set(row) != set(columns):
                 raise ValueError(
-                    f"log: expected the columns {', '.join(row)}, as the checkpoint has them, got {', '.join(columns)}; "
+                    f"log: expected the columns {', '.join(row)}, as the checkpoint has them, got "
+                    f"{', '.join(columns)}; "
                     "give no log, or the validation and metrics that the run began with"
                 )
         if self.path.exists():
@@ -43,7 +48,8 @@ class Log:
             whole = first.endswith("\n")
             if first and (header != columns if whole else not _line(columns).startswith(first)):
                 raise ValueError(
-                    f"log: expected the columns {', '.join(columns)} in {self.path}, got {', '.join(header)}; "
+                    f"log: expected the columns {', '.join(columns)} in {self.path}, got "
+                    f"{', '.join(header)}; "
                     "give another file, or overwrite=True without resume"
                 )
         text = (

@@ -1,4 +1,7 @@
-"""Progress on standard error: tqdm's bar where it is installed, a line of our own elsewhere; never a reason to stop."""
+"""Show progress on standard error: tqdm's bar if it is installed, else a line of our own.
+
+An error here never ends a run.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +61,7 @@ class _Output:
 
 
 class Progress(Callback):
-    """A bar that is rewritten in place on a terminal or in a notebook, and a line for every row of the history."""
+    """A bar on a terminal or in a notebook, and a line for every row of the history."""
 
     def __init__(self, total: int | None) -> None:
         self.total, self.out = total, _Output()
@@ -106,7 +109,8 @@ class Progress(Callback):
             f"  {n.removeprefix('valid_')} {v:.4g}" for n, v in row.items() if n not in PLAIN
         )
         text = (
-            f"step {row['step']:.0f}  epoch {row['epoch']:.0f}  loss {row['loss']:.4f}{valid}{more}  "
+            f"step {row['step']:.0f}  epoch {row['epoch']:.0f}  loss "
+            f"{row['loss']:.4f}{valid}{more}  "
             f"{row['seconds']:.0f} s"
         )
         if self._bar is not None:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM during a run: the step is ended, the run is saved, and then the signal has its effect."""
+"""Handle Ctrl-C and SIGTERM: end the step, save the run, then let the signal have its effect."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ class Signals:
             signal.signal(number, handler)
 
     def deliver(self) -> None:
-        """Let a signal that came have its effect: KeyboardInterrupt, SystemExit, or what the program's own handler does."""
+        """Let a signal have its effect.
+
+        That is KeyboardInterrupt, SystemExit, or what the program's own handler does.
+        """
         if self.seen is None:
             return
         handler = self._before[self.seen]

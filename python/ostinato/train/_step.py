@@ -1,4 +1,4 @@
-"""One step of training: forward, the loss of what counts, backward, clipping, the update; and truncated backpropagation."""
+"""Run one step of training: forward, loss, backward, clipping, update; also truncated."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ QUIET: Any = {"over": "ignore", "invalid": "ignore", "under": "ignore", "divide"
 
 @dataclass
 class Walk:
-    """Where a batch stands that is walked through in strides: steps done, and the states that are known, by step."""
+    """The position in a batch that is run in strides: steps done, and known states by step."""
 
     done: int = 0
     known: dict[int, Any] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class Result:
 
 
 def tells_last(model: Layer) -> bool:
-    """Whether the model knows ``outputs``: what follows its last recurrent layer must not mix steps."""
+    """Return whether the layers behind the last recurrent one act on each step alone."""
     if isinstance(model, Recurrent):
         return True
     if not isinstance(model, Sequential):
@@ -66,9 +66,9 @@ def tells_last(model: Layer) -> bool:
 def measure(
     loss: Loss, y: Array, target: Array, counts: Any, weights: Any, time_major: bool, gradient: bool
 ) -> tuple[float, float, Any]:
-    """The mean loss, by how much it counts (what the mean divides by), and its gradient.
+    """Return the mean loss, by how much it counts (what the mean divides by), and its gradient.
 
-    A loss that defines ``__call__`` below `Loss.parts` is taken at its word, and counts by its steps.
+    A loss that overrides ``__call__`` and not `Loss.parts` is called, and counts by its steps.
     """
     if (
         counts is not None
@@ -112,7 +112,8 @@ class Stepper:
         self.reduces = bool(getattr(self.model, "reduces_time", False))
         self.previous: Array | None = None  # the parameters before the last update
 
-    # -- forward -------------------------------------------------------------------------------------------------
+    # -- forward -----------------------------------------------------------------------------------
+    # --------------
 
     def forward(self, batch: Batch, state: Any) -> tuple[Any, Any]:
         """y and the state, without dropout."""
@@ -141,7 +142,7 @@ class Stepper:
         return y, state, pullback
 
     def _pooled(self, batch: Batch) -> dict[str, Any]:
-        """What a layer without a state, such as a Pool, is told of the steps."""
+        """Return what a layer without a state, such as a Pool, is told of the steps."""
         return {
             n: batch.times[n]
             for n in ("lengths", "mask")
@@ -152,17 +153,21 @@ class Stepper:
     def _times(times: Times) -> dict[str, Any]:
         return {n: v for n, v in times.items() if n != "weights"}
 
-    # -- what the loss sees --------------------------------------------------------------------------------------
+    # -- what the loss sees
+    # --------------------------------------------------------------------------------------
 
     def counts(self, batch: Batch) -> Any:
-        """What the loss is given: lengths, or a mask of the steps that count."""
+        """Return what the loss is given: lengths, or a mask of the steps that count."""
         if batch.times.get("mask") is None:
             return batch.times.get("lengths")
         on = taking_part(batch)
         return on if batch.time_major else on.T
 
     def seen(self, batch: Batch, y: Any) -> tuple[Array, Array, Any, Any, Any]:
-        """Outputs, targets, lengths or a mask, weights; and where the outputs stand in y (None: all of it)."""
+        """Return outputs, targets, lengths or a mask, weights, and where the outputs stand in y.
+
+        None stands for all of y.
+        """
         weights = batch.times.get("weights")
         if self.outputs != "all" or self.reduces:
             if weights is not None and np.shape(weights) != (batch.size,):
@@ -191,7 +196,7 @@ class Stepper:
         return y, batch.target, self.counts(batch), weights, None
 
     def _step_weights(self, batch: Batch, weights: Any) -> Any:
-        """Weights of every step, in the layout of the batch, from those of steps or of sequences."""
+        """Return weights of every step in the batch's layout, from those of steps or sequences."""
         if weights is None:
             return None
         w = np.asarray(weights)
@@ -207,7 +212,7 @@ class Stepper:
         return w
 
     def _last(self, batch: Batch) -> Any:
-        """Of each sequence, where its last step that counts stands."""
+        """Return the last step that counts of each sequence."""
         if isinstance(batch.x, Ragged):
             flags = batch.times.get("mask")
             on = batch.x.padded(np.ones(len(batch.x.rows), bool) if flags is None else flags)
@@ -223,10 +228,11 @@ class Stepper:
         every = np.arange(batch.size)
         return (ends, every) if batch.time_major else (every, ends)
 
-    # -- backward ------------------------------------------------------------------------------------------------
+    # -- backward ----------------------------------------------------------------------------------
+    # --------------
 
     def gradients(self, window: Window, step: int, rng: Any, *, summed: bool) -> Result:
-        """Add the gradients of a window's mean loss (with ``summed``: of the sum that the mean divides)."""
+        """Add the gradients of a window's mean loss; with ``summed`` those of its sum."""
         batch, silent = window.batch, window.silent
         with np.errstate(**QUIET):
             y, state, pullback = self._vjp(batch, window.state, rng)
@@ -250,7 +256,7 @@ class Stepper:
         return Result(value, weight, state)
 
     def _spread(self, y: Any, d: Array, where: Any, batch: Batch, silent: int) -> Array:
-        """The gradient of all of y, from that of what the loss saw."""
+        """Return the gradient of all of y, from that of what the loss saw."""
         if where is None and not silent:
             return d
         dy = np.zeros_like(y.rows if isinstance(y, Ragged) else y)
@@ -283,10 +289,14 @@ class Stepper:
             t.optimizer.step(model)
         return norm
 
-    # -- truncated backpropagation -------------------------------------------------------------------------------
+    # -- truncated backpropagation
+    # -------------------------------------------------------------------------------
 
     def next_window(self, batch: Batch, walk: Walk) -> Window | None:
-        """The window of a batch that comes next; None where only padding is left. Without ``tbptt`` a batch is one window."""
+        """Return the window of a batch that comes next; None where only padding is left.
+
+        Without ``tbptt`` a batch is one window.
+        """
         if self.trainer.tbptt is None:
             return Window(batch, walk.known[0])
         if isinstance(batch.x, Ragged):
@@ -318,7 +328,7 @@ class Stepper:
         )
 
     def loss_of(self, window: Window) -> float:
-        """The mean loss of a window with the present parameters, without dropout."""
+        """Return the mean loss of a window with the present parameters, without dropout."""
         with np.errstate(**QUIET):
             y, _ = self.forward(window.batch, window.state)
             part = window.batch
@@ -337,7 +347,7 @@ def _steps(a: Array, axis: int, start: int, end: int | None) -> Array:
 
 
 def _cut(batch: Batch, start: int, end: int | None) -> Batch:
-    """The same for the steps from start to end."""
+    """Return the steps from start to end of a batch, as a batch."""
     stop = batch.steps if end is None else end
     times = dict(batch.times)
     if times.get("lengths") is not None:
@@ -352,7 +362,7 @@ def _cut(batch: Batch, start: int, end: int | None) -> Batch:
 def check_strides(
     tbptt: Any, recurrent: list[Recurrent], per_sequence: str | None
 ) -> tuple[int, int]:
-    """Checked ``(k1, k2)``; ``per_sequence`` is what gives one output a sequence, if anything does."""
+    """Check ``(k1, k2)``; ``per_sequence`` names what gives one output a sequence, or is None."""
     if not isinstance(tbptt, (tuple, list)) or len(tbptt) != 2:
         raise TypeError(f"tbptt: expected a pair (k1, k2), got {tbptt!r}")
     k1, k2 = (_check.positive("tbptt", k) for k in tbptt)
@@ -362,7 +372,8 @@ def check_strides(
         )
     if per_sequence is not None:
         raise ValueError(
-            f'tbptt: expected outputs="all", since most windows do not hold the last step, got {per_sequence}'
+            'tbptt: expected outputs="all", since most windows do not hold the last step, '
+            f"got {per_sequence}"
         )
     if not recurrent or any(m.bidirectional for m in recurrent):
         raise ValueError(

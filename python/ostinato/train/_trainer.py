@@ -44,7 +44,8 @@ def _instance(name: str, value: Any, kind: type) -> Any:
             return value()
         except TypeError as e:
             raise TypeError(
-                f"{name}: expected {wanted}, got the class {value.__name__}, which needs arguments: {e}"
+                f"{name}: expected {wanted}, got the class {value.__name__}, which needs "
+                f"arguments: {e}"
             ) from None
     if not isinstance(value, kind):
         raise TypeError(f"{name}: expected {wanted}, got {type(value).__name__}")
@@ -133,7 +134,8 @@ class Trainer:
         self._options = {name: value for name, value in given.items() if value is not None}
         if self._options and not recurrent:
             raise ValueError(
-                f"{next(iter(self._options))}: expected a model with recurrent layers, got {model!r}"
+                f"{next(iter(self._options))}: expected a model with recurrent layers, got "
+                f"{model!r}"
             )
         if memory_limit is not None:
             parse_limit(memory_limit)
@@ -144,7 +146,8 @@ class Trainer:
         layouts = {bool(m.batch_first) for m in layers_of(model) if hasattr(m, "batch_first")}
         if len(layouts) > 1:
             raise ValueError(
-                "model: expected recurrent layers of one layout, got some with batch_first=True and some without"
+                "model: expected recurrent layers of one layout, got some with batch_first=True "
+                "and some without"
             )
         self.time_major: bool | None = not layouts.pop() if layouts else None
         self.at_step = 0
@@ -156,7 +159,8 @@ class Trainer:
             return
         if getattr(self.model, "reduces_time", False):
             raise ValueError(
-                f'outputs: expected "all" for a model that reduces the axis of time, got "{self.outputs}"'
+                'outputs: expected "all" for a model that reduces the axis of time, '
+                f'got "{self.outputs}"'
             )
         if (
             self.outputs == "last"
@@ -164,7 +168,8 @@ class Trainer:
             and not tells_last(self.model)
         ):
             raise ValueError(
-                'outputs: expected "last_step", or a model whose layers behind its last recurrent one act on each step alone '
+                'outputs: expected "last_step", or a model whose layers behind its last recurrent '
+                "one act on each step alone "
                 '(Linear, Activation, Dropout), got "last"'
             )
 
@@ -188,10 +193,11 @@ class Trainer:
         return Form(self.model, self.time_major, per_sequence, self.loss.batch_first)
 
     def _placed(self, a: Any) -> Any:
-        """An array, or sequences, where the model is."""
+        """Return an array, or sequences, where the model is."""
         return self._form().placed(a)
 
-    # -- evaluate ------------------------------------------------------------------------------------------------
+    # -- evaluate ----------------------------------------------------------------------------------
+    # --------------
 
     def evaluate(self, data: Any, target: Any = None, *, batch_size: int = 32) -> Row:
         """Return the mean loss over data and the metrics, without training.
@@ -212,11 +218,15 @@ class Trainer:
         return self._evaluate(source)[0]
 
     def _evaluate(self, source: Source) -> tuple[Row, str]:
-        """The figures, and what is known of the first value that is not finite."""
+        """Return the figures, and what is known of the first value that is not finite."""
         stepper, state = Stepper(self), None
         total, count, batches, culprit = 0.0, 0.0, 0, ""
-        metrics = {name: copy.deepcopy(m) if not isinstance(m, _metrics.Function) else _metrics.Function(m.function)
-                   for name, m in self.metrics.items()}  # fmt: skip
+        metrics = {
+            name: copy.deepcopy(m)
+            if not isinstance(m, _metrics.Function)
+            else _metrics.Function(m.function)
+            for name, m in self.metrics.items()
+        }
         for metric in metrics.values():
             metric.reset()
         for batch in source.batches(0):
@@ -234,7 +244,8 @@ class Trainer:
                 _feed(metric, picked, target, counts, batch)
         if batches == 0:
             raise ValueError(
-                "data: expected at least one batch, got none (an iterator serves once: give a loader or a list)"
+                "data: expected at least one batch, got none (an iterator serves once: give a "
+                "loader or a list)"
             )
         if not count:
             raise ValueError(
@@ -245,7 +256,8 @@ class Trainer:
             **{n: float(m.compute()) for n, m in metrics.items()},
         }, culprit
 
-    # -- predict -------------------------------------------------------------------------------------------------
+    # -- predict -----------------------------------------------------------------------------------
+    # --------------
 
     def predict(
         self,
@@ -311,7 +323,8 @@ class Trainer:
     def _predict_ragged(self, x: Ragged, listed: bool, times: Times, batch_size: int) -> Any:
         if "lengths" in times:
             raise ValueError(
-                f"lengths: expected None with ragged sequences, got {type(times['lengths']).__name__}"
+                "lengths: expected None with ragged sequences, got "
+                f"{type(times['lengths']).__name__}"
             )
         names = [n for n in ("mask", "resets") if n in times]
         flags = {n: flat_flags(n, times[n], x) for n in names}
@@ -329,7 +342,7 @@ class Trainer:
         return as_given(y, x, listed) if self.outputs == "all" and not stepper.reduces else y
 
     def _outputs(self, stepper: Stepper, batch: Batch) -> Array:
-        """What the user sees of a batch: all outputs, or those of one step."""
+        """Return what the user sees of a batch: all outputs, or those of one step."""
         y, _ = stepper.forward(batch, None)
         if self.outputs == "all" or stepper.reduces:
             rows: Array = y.rows if isinstance(y, Ragged) else y
@@ -337,7 +350,8 @@ class Trainer:
         picked: Array = stepper.seen(batch, y)[0]
         return picked
 
-    # -- fit -----------------------------------------------------------------------------------------------------
+    # -- fit ---------------------------------------------------------------------------------------
+    # --------------
 
     def fit(
         self,
@@ -489,32 +503,37 @@ class Trainer:
         way = known[monitor] if mode is None else _check.choice("mode", mode, ("min", "max"))
         if way is None:
             raise ValueError(
-                f"mode: expected 'min' or 'max' with monitor={monitor!r}, which does not say, got None"
+                f"mode: expected 'min' or 'max' with monitor={monitor!r}, which does not say, got "
+                "None"
             )
         return -1.0 if way == "max" else 1.0
 
     def _check_run(self, s: Settings, valid: Source | None) -> None:
-        """Raises, before the first step, where an argument would come to nothing."""
+        """Raise, before the first step, where an argument would come to nothing."""
         if s.patience is not None and valid is None:
             raise ValueError("patience: expected validation data to watch, got validation=None")
         _check.finite("min_delta", s.min_delta)
         if s.min_delta and s.patience is None:
             raise ValueError(
-                f"min_delta: expected 0 without patience, which alone it concerns, got {s.min_delta}"
+                "min_delta: expected 0 without patience, which alone it concerns, got "
+                f"{s.min_delta}"
             )
         if valid is None and self.optimizer.schedule.observes:
             raise ValueError(
-                f"validation: expected data for the {type(self.optimizer.schedule).__name__} of the optimiser to watch, got None"
+                f"validation: expected data for the {type(self.optimizer.schedule).__name__} of "
+                "the optimiser to watch, got None"
             )
         if valid is not None:
             valid.refuse_nothing()
         if s.accumulate > 1 and self.tbptt is not None:
             raise ValueError(
-                f"accumulate: expected 1 with tbptt, whose strides are the updates, got {s.accumulate}"
+                "accumulate: expected 1 with tbptt, whose strides are the updates, got "
+                f"{s.accumulate}"
             )
         if s.accumulate > 1 and {"clip_step_value", "clip_step_norm"} & set(self._options):
             raise ValueError(
-                "accumulate: expected 1 with clip_step_value or clip_step_norm, whose bounds are on the gradient of the whole "
+                "accumulate: expected 1 with clip_step_value or clip_step_norm, whose bounds are "
+                "on the gradient of the whole "
                 f"batch, got {s.accumulate}"
             )
 
@@ -543,7 +562,7 @@ def _facts(identity: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _check_files(s: Settings, resume: bool, overwrite: bool) -> None:
-    """Raises where files are in the way, or have no place to be."""
+    """Raise where files are in the way, or have no place to be."""
     if resume and overwrite:
         raise ValueError("resume, overwrite: expected one of the two, got both")
     if resume and s.checkpoint is None:
@@ -561,8 +580,8 @@ def _check_files(s: Settings, resume: bool, overwrite: bool) -> None:
             raise IsADirectoryError(f"{name}: expected a file, got the folder {path}")
         if not resume and not overwrite:
             raise FileExistsError(
-                f"{name}: expected no file at {path}, found one; go on from it with resume=True, or write over it with "
-                "overwrite=True"
+                f"{name}: expected no file at {path}, found one; continue from it with "
+                "resume=True, or write over it with overwrite=True"
             )
 
 

@@ -1,4 +1,4 @@
-"""What the parts of the training loop hand to each other."""
+"""Types that the parts of the training loop share."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Batch:
         target: as x, or ``[B,...]`` where there is one for each sequence; flat rows of a `Ragged`.
         times: those of `THIRD` that are there.
         time_major: the layout.
-        rows: numbers of the samples of whole arrays, in the order of the batch; None where they are not known.
+        rows: numbers of the samples of whole arrays, in the order of the batch; None if unknown.
     """
 
     x: Any

@@ -88,7 +88,7 @@ class Metric:
 
 
 def _counted(y: Array, target: Array, on: Array | None) -> tuple[Array, Array]:
-    """The outputs and targets that count, on the host."""
+    """Return the outputs and targets that count, on the host."""
     y, target = _device.host(y), _device.host(target)
     if on is None:
         return y, target
@@ -346,7 +346,8 @@ def _name_of(metric: Any) -> str:
     name = getattr(metric, "name", "") or getattr(metric, "__name__", "")
     if not name:
         raise TypeError(
-            f"metrics: expected metrics with a name, got a {type(metric).__name__}; give a dict of names"
+            f"metrics: expected metrics with a name, got a {type(metric).__name__}; give a dict of "
+            "names"
         )
     return str(name)
 

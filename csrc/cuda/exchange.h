@@ -1,0 +1,132 @@
+// Exchange buffer between the blocks of one launch. A word is written once, to a location that
+// starts unset; readers poll it until it is set, so the data is its own flag and needs no fence and
+// no barrier. Blocks of such a launch read nothing else of each other. Every wait is bounded.
+#pragma once
+#include "mma.h"
+#if !defined(__CUDACC__)
+#include <sched.h>
+#endif
+
+namespace ost::OST_SET {
+
+constexpr std::uint32_t kUnset = 0xffffffff;  // a pair of 2-byte NaN that is never written
+constexpr int kHeaderWords = 4;               // the status, and three words that align the first slot
+
+constexpr int kSpinLimit = 1 << 22;  // polls of a word before the launch is given up: some seconds
+
+enum LaunchStatus : std::uint32_t { kOk, kTimeout, kOutOfRange };  // the end of a launch
+
+struct ExchangeBuffer {
+  std::uint32_t* memory;       // a header, then the step slots; null where nothing is exchanged
+  std::uint32_t* host_status;  // a word that the host can read without waiting, or null
+  int spin_limit;              // polls of a word before the launch is given up
+
+  OST_HD std::uint32_t* status() const { return memory; }
+  OST_HD std::uint32_t* slots() const { return memory + kHeaderWords; }
+};
+
+#if !defined(__CUDACC__)
+// Emulated blocks are threads of the CPU. Random delays keep them from running in the same order
+// every time.
+struct Delays {
+  static inline thread_local std::uint32_t state = 0;  // 0: none
+  static void begin(std::uint32_t seed) { state = seed; }
+  static void wait() {
+    if (state == 0) return;
+    state ^= state << 13, state ^= state >> 17, state ^= state << 5;
+    for (std::uint32_t n = state % 64 == 0 ? state / 64 % 16 : 0; n > 0; --n) sched_yield();
+  }
+};
+#endif
+
+OST_HD void store_relaxed(std::uint32_t* place, std::uint32_t word) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(place), "r"(word) : "memory");
+#else
+#if !defined(__CUDACC__)
+  Delays::wait();
+#endif
+  __atomic_store_n(place, word, __ATOMIC_RELAXED);
+#endif
+}
+// Read 1, 2 or 4 neighbouring words; each of them may be set before the others.
+template <int n>
+OST_HD void poll(const std::uint32_t* place, std::uint32_t* words) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (n == 4)
+    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "l"(place)
+                 : "memory");
+  else if constexpr (n == 2)
+    asm volatile("ld.relaxed.gpu.global.v2.u32 {%0,%1}, [%2];" : "=r"(words[0]), "=r"(words[1]) : "l"(place) : "memory");
+  else
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(words[0]) : "l"(place) : "memory");
+#else
+  for (int i = 0; i < n; ++i) words[i] = __atomic_load_n(place + i, __ATOMIC_RELAXED);
+#endif
+}
+template <int n>
+OST_HD bool is_unset(const std::uint32_t* words) {
+  bool any = false;
+  OST_UNROLL
+  for (int i = 0; i < n; ++i) any = any || words[i] == kUnset;
+  return any;
+}
+// Pack two numbers into a word that is not kUnset.
+template <class W>
+OST_HD std::uint32_t encode(W low, W high) {
+  const std::uint32_t word = pair_of<W>(low, high);
+  return word == kUnset ? 0x7fff7fff : word;
+}
+
+// Called between polls that found an unset word. Return false once this thread or another one has
+// timed out.
+OST_HD bool keep_polling(const ExchangeBuffer& buffer, int polls) {
+#if !defined(__CUDACC__)
+  sched_yield();
+#endif
+  if (polls >= buffer.spin_limit) store_relaxed(buffer.status(), kTimeout);
+  std::uint32_t status = kOk;
+  if (polls >= buffer.spin_limit || polls % 1024 == 1023) poll<1>(buffer.status(), &status);
+  return status == kOk;
+}
+
+// Split a float into the words of a product: the number rounded to Word, and with two parts its
+// low-order term, scaled to the magnitude of the first word, since it would be too small for Half.
+template <class Word>
+inline constexpr float kResidualScale = 1;
+template <>
+inline constexpr float kResidualScale<Half> = 2048;
+template <class Word, int kParts>
+OST_HD void split_float(float v, Word* words) {
+  words[0] = Narrow<Word>::of(v);
+  if constexpr (kParts > 1) {
+    const float residual = v - widen(words[0]);
+    words[1] = Narrow<Word>::of(residual == residual ? residual * kResidualScale<Word> : 0.0f);  // infinity has no low-order term
+  }
+}
+
+// Set the words of all slots to kUnset, and those of the last `zeros` words to zero; before the
+// first launch of a pass also reset the status. (A slot of zeros that is read takes no register; a
+// test for a missing slot takes 13.)
+struct ClearExchangeKernel {
+  ExchangeBuffer buffer;
+  Index words, zeros;  // sizes of all slots and of the zeros at their end, multiples of 4
+  bool begin;
+  struct Space {};
+  struct alignas(16) Four {
+    std::uint32_t word[4];
+  };
+  Grid grid() const { return {ceil_div(words / 4 + 1, kThreads)}; }
+  OST_HD void operator()(const Block& block, Space&) const {
+    block.for_each_thread_sync([&](int thread) {
+      const Index i = block.x * kThreads + thread;
+      const std::uint32_t word = i * 4 < words - zeros ? kUnset : 0;
+      if (i < words / 4) reinterpret_cast<Four*>(buffer.slots())[i] = {word, word, word, word};
+      if (begin && i == 0) *buffer.status() = kOk;
+    });
+  }
+};
+
+}  // namespace ost::OST_SET
