@@ -14,10 +14,7 @@ import ostinato as ost
 from ostinato import _core, reference
 
 # A shell that starts the tests in the background lets them ignore Ctrl-C, and some tests press it.
-if (
-    threading.current_thread() is threading.main_thread()
-    and signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-):
+if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Relative to the largest value of an array, per element. float32 sums of up to ~100 terms over ~20 steps stay below 2e-6.
