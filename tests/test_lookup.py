@@ -211,6 +211,25 @@ def test_where_it_does_not_pay() -> None:
         Sequential(Embedding(V, E), ost.nn.LSTM(5, H))(np.zeros((30, 7), np.int64))
 
 
+def test_a_layer_that_computes_something_else_is_left_alone() -> None:
+    class Scaled(Embedding):
+        def __call__(self, x: Any) -> Any:
+            return 2 * super().__call__(x)
+
+    class Doubled(ost.nn.LSTM):
+        def __call__(self, x: Any, *arguments: Any, **options: Any) -> Any:
+            return super().__call__(2 * x, *arguments, **options)
+
+    x = np.random.default_rng(0).integers(0, V, (30, 7))
+    layers = [Embedding(V, E, rng=1), ost.nn.LSTM(E, H, rng=2)]
+    expected = layers[1](2 * layers[0](x))[0]
+    for model in (
+        Sequential(Scaled(V, E, rng=1), ost.nn.LSTM(E, H, rng=2)),
+        Sequential(Embedding(V, E, rng=1), Doubled(E, H, rng=2)),
+    ):
+        assert np.array_equal(model(x)[0], expected)
+
+
 def test_explain_says_so() -> None:
     model = Sequential(embed=Embedding(V, E), rnn=ost.nn.LSTM(E, H), head=ost.nn.Linear(H, V))
     e = ost.explain(model, (30, 7), training=True)

@@ -546,7 +546,7 @@ void bind_typed(py::module_& m, const char* packed_name, const char* tape_name) 
       .def_property_readonly("bytes",
                              [](const PyTape<T>& t) {
                                Index n = 0;
-                               for (const auto* list : {&t.tape.saved, &t.tape.cells, &t.tape.outputs, &t.tape.dropped})
+                               for (const auto* list : {&t.tape.saved, &t.tape.cells, &t.tape.outputs, &t.tape.dropped, &t.tape.projected})
                                  for (const Buffer<T>& b : *list) n += b.bytes();
                                return n;
                              })
