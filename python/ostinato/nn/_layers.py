@@ -234,15 +234,6 @@ class Embedding(Layer):
         y = _read_only(self(x))
         return y, self._pullback(backward)
 
-    def _table_pullback(self) -> Pullback:
-        """Return the pullback where a recurrent layer looks up: dy is the gradient of the table."""
-
-        def backward(grads: dict[str, Array | None], dy: Array, need_dx: bool) -> None:
-            if grads["weight"] is not None:
-                grads["weight"] += dy
-
-        return self._pullback(backward)
-
     def __repr__(self) -> str:
         return f"Embedding({self.num_embeddings}, {self.embedding_dim})"
 

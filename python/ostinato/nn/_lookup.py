@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from .. import _check, _device
+from .._check import Array
 from .._ragged import Ragged
-from ._layer import Layer
+from ._layer import Layer, Pullback
 from ._layers import Embedding
 from ._recurrent import Recurrent
 from ._table import Lookup
@@ -52,6 +53,16 @@ def lookup_of(
     ids = _check.contiguous(rows, dtype=np.int64)[..., None]
     table = layer.parameters()["weight"]
     return Lookup(x.like(ids) if isinstance(x, Ragged) else ids, table)
+
+
+def table_pullback(embedding: Layer) -> Pullback:
+    """Return the pullback of an embedding that was looked up: dy is the gradient of its table."""
+
+    def backward(grads: dict[str, Array | None], dy: Array, need_dx: bool) -> None:
+        if grads["weight"] is not None:
+            grads["weight"] += dy
+
+    return embedding._pullback(backward)
 
 
 def _changed(layer: Layer, base: type[Layer]) -> bool:

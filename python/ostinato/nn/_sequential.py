@@ -13,7 +13,7 @@ from .._check import Seed
 from .._ragged import Ragged, as_given, rows_like, unwrapped
 from ._block import Block, Views
 from ._layer import Layer, Pullback
-from ._lookup import lookup_of
+from ._lookup import lookup_of, table_pullback
 from ._quantization import ModelQuantizationReport, calibrate_all, report_of
 from ._recurrent import OUTPUTS
 from ._stream import Stream
@@ -243,7 +243,7 @@ class Sequential(Layer):
         for k, (layer, s, own) in enumerate(zip(self.layers, states, more)):
             lookup = self._lookup(k, x, more)
             if lookup is not None:
-                x, pullback = lookup, layer._table_pullback()  # type: ignore[attr-defined]
+                x, pullback = lookup, table_pullback(layer)
             elif layer.stateful:
                 (x, s), pullback = layer.vjp(x, s, rng=rng, **own)
             elif own or layer.reduces_time:
