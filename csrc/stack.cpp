@@ -48,6 +48,40 @@ Index fill_row(const Given& given, Index b, std::int32_t* entries) {
   return taken;
 }
 
+// The kernels of the set that packed the weights.
+template <class T>
+struct CpuBackend final : Backend<T> {
+  Buffer<T> allocate(Index count, const char* what) const override { return {count, what}; }
+  std::vector<GroupPlan> plan(const PackedStack<T>& packed, const StackCall<T>& call, const StackGradients<T>* backward) const override {
+    return stack_plan(packed.cell(), packed.shape, call.steps, call.batch, call.dropout > 0, backward != nullptr);
+  }
+  void save(const PackedStack<T>& packed, const StackCall<T>& call, Tape<T>* tape, ForwardCall<T>* f) const override {
+    const CellTraits& traits = packed.traits();
+    const Index values = call.tape_rows() * packed.padded_hidden();
+    tape->saved.push_back(tape->states_only ? Buffer<T>() : allocate(values * traits.saved, "tape"));
+    tape->cells.push_back(allocate(traits.states > 1 ? values : 0, "tape"));
+    f->saved = tape->saved.back().get();
+    if (traits.states > 1) f->cells = tape->cells.back().get();
+  }
+  int forward(const PackedStack<T>& packed, const StackCall<T>&, const GroupPlan& group, const std::vector<ForwardCall<T>>& calls,
+              Tape<T>*) const override {
+    return packed.cell().forward(calls.data(), int(calls.size()), group.layers > 1);
+  }
+  int backward(const Tape<T>& tape, const StackGradients<T>&, const GroupPlan& group,
+               const std::vector<BackwardCall<T>>& calls) const override {
+    return tape.packed->cell().backward(calls.data(), int(calls.size()), group.layers > 1);
+  }
+  void drop(const StackShape& shape, Index layer, const StackCall<T>& call, const T* from, T* to) const override {
+    drop_rows(shape, layer, call, from, to);
+  }
+};
+
+template <class T>
+std::shared_ptr<const Backend<T>> cpu_backend() {
+  static const auto one = std::make_shared<const CpuBackend<T>>();
+  return one;
+}
+
 }  // namespace
 
 std::uint32_t philox_word(std::uint64_t key, std::uint32_t layer_direction, std::uint64_t t, std::uint32_t b, std::uint32_t unit) {
@@ -87,7 +121,7 @@ constexpr Index kMostLayers = 8;  // of one group of kernel calls
 template <class T>
 PackedStack<T>::PackedStack(const KernelTable* table, const StackShape& shape, Precision precision,
                             const std::vector<RawWeights<T>>& weights, bool backward)
-    : table(table), shape(shape), precision(precision), backward(backward), parts(weights.size()) {
+    : table(table), shape(shape), precision(precision), backward(backward), parts(weights.size()), backend(cpu_backend<T>()) {
   const auto rounded = [](Index n) { return (n + 15) / 16 * 16; };
   Index total = 0;
   for (Index layer = 0; layer < shape.layers; ++layer)
@@ -102,11 +136,21 @@ PackedStack<T>::PackedStack(const KernelTable* table, const StackShape& shape, P
 }
 
 template <class T>
+PackedStack<T>::PackedStack(const KernelTable* table, const StackShape& shape, std::shared_ptr<const Backend<T>> backend, bool backward)
+    : table(table), shape(shape), precision(Precision::kExact), backward(backward), backend(std::move(backend)) {
+  for (Index part = 0; part < shape.layers * shape.directions; ++part) {
+    PackedWeights<T> sizes{};
+    sizes.input = shape.layer_input(part / shape.directions), sizes.widths = shape.widths();
+    parts.push_back(sizes);
+  }
+}
+
+template <class T>
 std::vector<GroupPlan> stack_plan(const CellKernels<T>& cell, const StackShape& s, Index steps, Index batch, bool dropout, bool backward) {
   std::vector<GroupPlan> out;
   std::vector<Index> inputs;
   for (Index layer = 0; layer < s.layers;) {
-    GroupPlan group{layer, 1, {}};
+    GroupPlan group{layer, 1, {}, false, nullptr};
     if (s.directions == 1 && s.layers > 1 && !dropout) {  // layers as a wavefront, where that pays
       group.layers = std::min(s.layers - layer, kMostLayers);
       inputs.clear();
@@ -197,6 +241,7 @@ bool takes_part(const StackCall<T>& call, Index t, Index b) {
 
 template <class T>
 Times times_of(const StackCall<T>& call, bool reverse) {
+  if (call.device_tables) return call.device_times[reverse];
   const auto& before = call.before[reverse];
   return {call.lengths.empty() ? nullptr : call.lengths.data(), before.empty() ? nullptr : before.data(),
           call.order.empty() ? nullptr : call.order.data(),     call.stops.empty() ? nullptr : call.stops.data(),
@@ -217,8 +262,8 @@ int project_table(const PackedStack<T>& packed, const StackCall<T>& call, std::v
 template <class T>
 int stack_forward(const PackedStack<T>& packed, const StackCall<T>& call, Tape<T>* tape) {
   const StackShape& s = packed.shape;
-  const CellTraits& traits = packed.traits();
-  const Index rows = call.steps * call.batch, padded = packed.padded_hidden();
+  const Backend<T>& backend = *packed.backend;
+  const Index rows = call.steps * call.batch;
   const Index hidden_state = call.batch * s.output, cell_state = call.batch * s.hidden;
   std::vector<Buffer<T>> spare(std::size_t(s.layers));  // outputs of the layers below the last
   std::vector<Buffer<T>> tables;
@@ -226,13 +271,13 @@ int stack_forward(const PackedStack<T>& packed, const StackCall<T>& call, Tape<T
   if (call.lookup.ids.data)
     if (const int status = project_table(packed, call, tape ? &tape->projected : &tables)) return status;
   Rows<const T> x = call.x;
-  for (const GroupPlan& group : stack_plan(packed.cell(), s, call.steps, call.batch, call.dropout > 0, false)) {
+  for (const GroupPlan& group : backend.plan(packed, call, nullptr)) {
     std::vector<ForwardCall<T>> calls;
     for (Index layer = group.first_layer; layer < group.first_layer + group.layers; ++layer) {
       Rows<T> y = call.y;
       if (layer + 1 < s.layers) {
         Buffer<T>& buffer = spare[layer];
-        buffer = Buffer<T>(rows * s.width(), "layer outputs");
+        buffer = backend.allocate(rows * s.width(), "layer outputs");
         y = {buffer.get(), call.batch * s.width(), s.width()};
       }
       for (int d = 0; d < s.directions; ++d) {
@@ -250,28 +295,23 @@ int stack_forward(const PackedStack<T>& packed, const StackCall<T>& call, Tape<T
         if (call.c0) f.c0 = call.c0 + part * cell_state;
         if (call.hn) f.hn = call.hn + part * hidden_state;
         if (call.cn) f.cn = call.cn + part * cell_state;
-        if (tape) {
-          tape->saved.push_back(tape->states_only ? Buffer<T>() : Buffer<T>(call.tape_rows() * traits.saved * padded, "tape"));
-          tape->cells.emplace_back(traits.states > 1 ? call.tape_rows() * padded : 0, "tape");
-          f.saved = tape->saved.back().get();
-          if (traits.states > 1) f.cells = tape->cells.back().get();
-        }
+        if (tape) backend.save(packed, call, tape, &f);
         f.poll = call.poll;
         calls.push_back(f);
       }
       x = {y.data, y.t, y.b};
     }
-    if (const int status = packed.cell().forward(calls.data(), int(calls.size()), group.layers > 1)) return status;
+    if (const int status = backend.forward(packed, call, group, calls, tape)) return status;
     const Index last = group.first_layer + group.layers - 1;
     if (!tape) {  // what has been read is not needed any more
       for (Index layer = 0; layer < last; ++layer) spare[layer] = {};
-      if (call.dropout > 0 && last + 1 < s.layers) drop_rows(s, last, call, static_cast<const T*>(x.data), spare[last].get());
+      if (call.dropout > 0 && last + 1 < s.layers) backend.drop(s, last, call, x.data, spare[last].get());
       continue;
     }
     for (Index layer = group.first_layer; layer <= last && layer + 1 < s.layers; ++layer) tape->outputs.push_back(std::move(spare[layer]));
     if (call.dropout > 0 && last + 1 < s.layers) {
-      tape->dropped.emplace_back(rows * s.width(), "dropout");
-      drop_rows(s, last, call, x.data, tape->dropped.back().get());
+      tape->dropped.push_back(backend.allocate(rows * s.width(), "dropout"));
+      backend.drop(s, last, call, x.data, tape->dropped.back().get());
       x.data = tape->dropped.back().get();
     }
   }
@@ -282,13 +322,14 @@ template <class T>
 int stack_backward(const Tape<T>& tape, const StackGradients<T>& g, Poll poll) {
   const PackedStack<T>& packed = *tape.packed;
   const StackShape& s = packed.shape;
+  const Backend<T>& backend = *packed.backend;
   const StackCall<T>& call = tape.call;
   const Index rows = call.steps * call.batch;
   const Index hidden_state = call.batch * s.output, cell_state = call.batch * s.hidden;
   const Rows<T> inner{nullptr, call.batch * s.width(), s.width(), nullptr};
   std::vector<Buffer<T>> below(std::size_t(s.layers));  // gradients of the layers' inputs
   Rows<const T> dy = g.dy;
-  std::vector<GroupPlan> groups = stack_plan(packed.cell(), s, call.steps, call.batch, call.dropout > 0, true);
+  std::vector<GroupPlan> groups = backend.plan(packed, call, &g);
   std::reverse(groups.begin(), groups.end());
   for (const GroupPlan& group : groups) {
     std::vector<BackwardCall<T>> calls;
@@ -299,13 +340,15 @@ int stack_backward(const Tape<T>& tape, const StackGradients<T>& g, Poll poll) {
       if (layer > 0) x = {(tape.dropped.empty() ? tape.outputs : tape.dropped)[layer - 1].get(), inner.t, inner.b};
       if (layer + 1 < s.layers) y = {tape.outputs[layer].get(), inner.t, inner.b};
       dx = g.dx;
-      if (layer > 0) {
-        below[layer] = Buffer<T>(rows * s.width(), "gradients of a layer's inputs");
+      if (layer > group.first_layer && group.exchanged) {
+        dx = {};
+      } else if (layer > 0) {
+        below[layer] = backend.allocate(rows * s.width(), "gradients of a layer's inputs");
         dx = {below[layer].get(), inner.t, inner.b};
       }
       if (s.directions == 2 && group.plan.together && dx.data) {
         const Index width = s.layer_input(layer);
-        other = Buffer<T>(rows * width, "gradients of a layer's inputs");
+        other = backend.allocate(rows * width, "gradients of a layer's inputs");
         second = {other.get(), call.batch * width, width};
       }
       for (int d = 0; d < s.directions; ++d) {
@@ -320,13 +363,13 @@ int stack_backward(const Tape<T>& tape, const StackGradients<T>& g, Poll poll) {
         if (g.drestart_c) b.drestart_c = g.drestart_c + part * s.hidden;
         b.control = {g.clip_value, g.clip_norm, g.cuts, g.dcells, nullptr, call.x.starts};
         if (g.dcells.data) b.control.dcells.data += part * g.dcells_part;
-        if (g.flow) b.control.flow = g.flow + part * call.steps * packed.traits().states;
+        if (g.flow) b.control.flow = g.flow + part * g.flow_part;
         b.x = x;
         if (layer == 0 && call.lookup.ids.data) b.lookup = call.lookup, b.projected = tape.projected[d].get();
         b.y = {y.data + d * s.output, y.t, y.b, y.starts, y.ends};
         if (call.h0) b.h0 = call.h0 + part * hidden_state;
         if (call.c0) b.c0 = call.c0 + part * cell_state;
-        b.saved = tape.saved[part].get(), b.cells = tape.cells[part].get();
+        if (tape.passes.empty()) b.saved = tape.saved[part].get(), b.cells = tape.cells[part].get();
         b.dy = {dy.data ? dy.data + d * s.output : nullptr, dy.t, dy.b, dy.starts, dy.ends};
         if (g.dhn) b.dhn = g.dhn + part * hidden_state;
         if (g.dcn) b.dcn = g.dcn + part * cell_state;
@@ -341,7 +384,7 @@ int stack_backward(const Tape<T>& tape, const StackGradients<T>& g, Poll poll) {
       }
       dy = {dx.data, dx.t, dx.b};
     }
-    if (const int status = packed.cell().backward(calls.data(), int(calls.size()), group.layers > 1)) return status;
+    if (const int status = backend.backward(tape, g, group, calls)) return status;
     const Index layer = group.first_layer;
     if (second.data) {
       const unsigned mode = flush_denormals_on();  // as in the kernels, which add where directions run one after the other
@@ -350,7 +393,7 @@ int stack_backward(const Tape<T>& tape, const StackGradients<T>& g, Poll poll) {
     }
     if (layer == 0) break;
     for (Index above = layer + 1; above < s.layers; ++above) below[above] = {};
-    if (call.dropout > 0) drop_rows(s, layer - 1, call, static_cast<const T*>(below[layer].get()), below[layer].get());
+    if (call.dropout > 0) backend.drop(s, layer - 1, call, below[layer].get(), below[layer].get());
   }
   return kOk;
 }

@@ -1,5 +1,5 @@
-// The order of layers and directions, forward and backward: one stack a call. Compiled once; knows kernels only through
-// the table. y of a layer is [T,B,D*P]: forward half first.
+// The order of layers and directions, forward and backward: one stack a call, on every device. Compiled once; it knows
+// kernels only through a backend, which allocates and launches. y of a layer is [T,B,D*P]: forward half first.
 #pragma once
 #include <memory>
 #include <new>
@@ -17,25 +17,23 @@ struct OutOfMemory : std::bad_alloc {
   std::string text;
 };
 
-// 64-byte aligned memory; an error names what it was for and how many bytes.
+// Memory of a backend: on the CPU 64-byte aligned, and an error names what it was for and how many bytes. What the pointer
+// belongs to is kept alive.
 template <class T>
 class Buffer {
  public:
   Buffer() = default;
-  Buffer(Index count, const char* what) {
+  Buffer(Index count, const char* what) : count_(count) {
     void* p = count < 0 ? nullptr : allocate_block(std::size_t(count) * sizeof(T) + 64);
     if (!p) throw OutOfMemory(std::string(what) + ": cannot allocate " + std::to_string(std::size_t(count) * sizeof(T)) + " bytes");
-    memory_.reset(static_cast<T*>(p));
-    count_ = count;
+    data_.reset(static_cast<T*>(p), [](T* block) { free_block(block); });
   }
-  T* get() const { return memory_.get(); }
+  Buffer(const std::shared_ptr<void>& owner, T* data, Index count) : data_(owner, data), count_(count) {}
+  T* get() const { return data_.get(); }
   Index bytes() const { return count_ * Index(sizeof(T)); }
 
  private:
-  struct Free {
-    void operator()(void* p) const { free_block(p); }
-  };
-  std::unique_ptr<T, Free> memory_;
+  std::shared_ptr<T> data_;
   Index count_ = 0;
 };
 
@@ -50,17 +48,23 @@ struct StackShape {
   Widths widths() const { return {hidden, output}; }
 };
 
+template <class T>
+struct Backend;
+
 // Weights of a whole stack, packed by one kernel set; immutable, so a running call keeps its snapshot.
 template <class T>
 struct PackedStack {
   PackedStack(const KernelTable* table, const StackShape& shape, Precision precision, const std::vector<RawWeights<T>>& weights,
               bool backward);
+  // Of a device, which packs the weights itself: `parts` have sizes and no panels.
+  PackedStack(const KernelTable* table, const StackShape& shape, std::shared_ptr<const Backend<T>> backend, bool backward);
   const KernelTable* table;
   StackShape shape;
   Precision precision;
   bool backward;
   std::vector<PackedWeights<T>> parts;  // [layer * D + direction]
   Buffer<T> memory;
+  std::shared_ptr<const Backend<T>> backend;
   const TypedKernels<T>& kernels() const {
     if constexpr (sizeof(T) == 4)
       return table->f32;
@@ -92,6 +96,10 @@ struct StackCall {
   Index first_step = 0;                                // of a longer sequence that these steps belong to: dropout counts from its beginning
   std::uint64_t key = 0;
   Poll poll{};
+  // On a device the tables lie in its memory, and of the vectors above only the starts and ends are filled.
+  std::shared_ptr<void> device_tables;
+  Times device_times[2]{};  // by direction, as `before`
+  Index flat_rows = 0;      // of a ragged x
 
   Index tape_rows() const {  // in memory; a flat tape has those that are there
     return tape.empty() ? steps * batch : tape.back() + stops.back();
@@ -107,12 +115,16 @@ struct Tape {
   std::vector<Buffer<T>> outputs;       // of layers below the last, as they were
   std::vector<Buffer<T>> dropped;       // the same after dropout; empty without
   std::vector<Buffer<T>> projected;     // what the first layer's directions made of a table; empty without
+  // On a device: what its kernels saved, instead of `saved` and `cells`.
+  std::vector<std::shared_ptr<void>> passes;  // [layer * D + direction]
 };
 
 // Which layers run as one group of kernel calls, and how: what stack_forward and stack_backward do, for explain().
 struct GroupPlan {
   Index first_layer, layers;
   CallPlan plan;
+  bool exchanged = false;         // backward: the kernels hand the gradients between the group's layers on, in memory of their own
+  std::shared_ptr<void> planned;  // what a device's planner has chosen
 };
 template <class T>
 std::vector<GroupPlan> stack_plan(const CellKernels<T>& cell, const StackShape& shape, Index steps, Index batch, bool dropout,
@@ -139,6 +151,25 @@ bool takes_part(const StackCall<T>& call, Index t, Index b);
 template <class T>
 void drop_rows(const StackShape& shape, Index layer, const StackCall<T>& call, const T* from, T* to);
 
+template <class T>
+struct StackGradients;
+
+// What a stack needs of what its layers run on: memory and launches. Order, states, dropout and tape are the stack's.
+template <class T>
+struct Backend {
+  virtual ~Backend() = default;
+  virtual Buffer<T> allocate(Index count, const char* what) const = 0;
+  // Groups in the order of their layers. Null: the forward pass.
+  virtual std::vector<GroupPlan> plan(const PackedStack<T>&, const StackCall<T>&, const StackGradients<T>* backward) const = 0;
+  // Add memory for what the pass of one layer and direction saves to the tape, and tell the call of it.
+  virtual void save(const PackedStack<T>&, const StackCall<T>&, Tape<T>* tape, ForwardCall<T>* call) const = 0;
+  // The calls of one group; tape null in inference. Both return a Status.
+  virtual int forward(const PackedStack<T>&, const StackCall<T>&, const GroupPlan&, const std::vector<ForwardCall<T>>&,
+                      Tape<T>* tape) const = 0;
+  virtual int backward(const Tape<T>&, const StackGradients<T>&, const GroupPlan&, const std::vector<BackwardCall<T>>&) const = 0;
+  virtual void drop(const StackShape& shape, Index layer, const StackCall<T>& call, const T* from, T* to) const = 0;  // see drop_rows
+};
+
 // tape null: inference. Returns a Status.
 template <class T>
 int stack_forward(const PackedStack<T>& packed, const StackCall<T>& call, Tape<T>* tape);
@@ -154,7 +185,9 @@ struct StackGradients {
   const std::uint8_t* cuts = nullptr;            // [T,B], or flat where x is
   Rows<const T> dcells{};                        // [L*D][T,B,H], L*D blocks one after the other
   Index dcells_part = 0;                         // elements from one to the next
-  double* flow = nullptr;                        // [L*D,T,states]
+  double* flow = nullptr;                        // [L*D,T,states]; on a device [L*D,T,states,B]
+  Index flow_part = 0;                           // elements from one to the next
+  mutable std::shared_ptr<void> scratch;         // working arrays of a device, kept from group to group
   const std::vector<Buffer<T>>* sums = nullptr;  // [L*D]: see BackwardCall
   bool resume = false, more = false;
   bool dx_add = false;                   // add to dx instead

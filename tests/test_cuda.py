@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 import ostinato as ost
-from ostinato import cuda
+from ostinato import _driver, cuda
 
 
 @pytest.fixture(autouse=True)
 def _asked_anew() -> Any:
-    cuda._module.cache_clear()
+    _driver._module.cache_clear()
     yield
-    cuda._module.cache_clear()
+    _driver._module.cache_clear()
 
 
 def test_a_reason_or_a_device() -> None:
@@ -39,8 +39,8 @@ def test_every_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
                 raise result
             return result
 
-        cuda._module.cache_clear()
-        monkeypatch.setattr(cuda, "importlib", SimpleNamespace(import_module=import_module))
+        _driver._module.cache_clear()
+        monkeypatch.setattr(_driver, "importlib", SimpleNamespace(import_module=import_module))
 
     for result, words in (
         (ModuleNotFoundError("no"), "built without CUDA"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from conftest import DEVICE_CELLS, TOLERANCE, native_for_tests
-from ostinato import _check, _core, _device, _on_device, _plan, cuda
+from ostinato import _abi, _backend, _core, _device, _driver, _launch, _native, _plan, cuda
 
 _emulated = native_for_tests()
 
@@ -56,7 +56,7 @@ def flags(a: Any) -> Any:
 
 
 def on_cpu(cell: str, p: dict[str, Any], control: dict[str, Any], precision: str = "exact") -> list[Any]:
-    make = _check.backend_for(p["x"]).Packed
+    make = _native.backend_for(p["x"]).Packed
     packed = make(cell, p["x"].shape[2], p["h0"].shape[1], 1, False, [p["weights"]], True, p["reverse"], precision)
     one = lambda a: None if a is None else a[None]
     options = {"restart_h": one(p["restart"][0]), "restart_c": one(p["restart"][1]), "repeat": True}
@@ -96,12 +96,14 @@ def on_device(
     forwards = {n: v for n, v in forced.items() if n != "backward"}
     put, xp = device.put, device.xp
     weights, restart = [put(a) for a in p["weights"]], tuple(put(a) for a in p["restart"])
-    w = _on_device.pack(device, cell, weights, reverse=p["reverse"], precision=precision)
+    w = _launch.pack(device, cell, weights, reverse=p["reverse"], precision=precision)
     lengths = None if p["lengths"] is None else put(np.ascontiguousarray(p["lengths"], np.int64))
     before = None
     if p["resets"] is not None or p["mask"] is not None:
-        given = {"lengths": lengths, "resets": put(flags(p["resets"])), "mask": put(flags(p["mask"]))}
-        before = _on_device.times_table(device, steps, batch, **given, repeat=1, from_end=int(p["reverse"]))
+        given: Any = dict.fromkeys(("held", "restarted", "resets_after", "before"))
+        given |= {"steps": steps, "batch": batch, "lengths": lengths, "repeat": True, "from_end": p["reverse"]}
+        given |= {"resets": put(flags(p["resets"])), "mask": put(flags(p["mask"]))}
+        before = _backend.times_table(device, given)
     states = 1 if p["c0"] is None else 2
 
     def pair() -> Any:
@@ -109,10 +111,10 @@ def on_device(
 
     def run(train: bool) -> Any:
         y, end = xp.empty((steps, batch, hidden), p["x"].dtype), pair()
-        rows = _on_device.Rows.of(put(p["x"])), _on_device.Rows.of(y)
-        call = _on_device.Forward(w, *rows, (put(p["h0"]), put(p["c0"])), end, before, restart)
-        planned = replace(_on_device.plan_of(w, steps, batch), **forwards)
-        kept = _on_device.forward([call], (steps, batch), planned, lengths=lengths, train=train)
+        rows = _launch.Rows.of(put(p["x"])), _launch.Rows.of(y)
+        call = _launch.Forward(w, *rows, (put(p["h0"]), put(p["c0"])), end, before, restart)
+        planned = replace(_launch.plan_of(w, steps, batch), **forwards)
+        kept = _launch.forward([call], (steps, batch), planned, lengths=lengths, train=train)
         return y, *end, kept
 
     y, h, c, kept = run(True)
@@ -121,7 +123,7 @@ def on_device(
     grads = [None if a is None else xp.zeros_like(a) for a in weights]
     control = {n: put(v) if isinstance(v, np.ndarray) else v for n, v in control_of(p, control, lambda a: a).items()}
     if "dcells" in control:
-        control["dcells"] = None if control["dcells"] is None else _on_device.Rows.of(control["dcells"])
+        control["dcells"] = None if control["dcells"] is None else _launch.Rows.of(control["dcells"])
     flow = xp.zeros((steps, states, batch), np.float64) if control.pop("flow", False) else None
     dx, d0 = xp.empty(p["x"].shape, p["x"].dtype), pair()
     streams = cell != "gru_reset_before" and flow is None and not control.get("clip_norm")
@@ -129,8 +131,8 @@ def on_device(
     if "rows" in forced and not streams:
         backwards["rows"] = 0
     reset = [xp.zeros(hidden, p["x"].dtype) if p["resets"] is not None and k < states else None for k in range(2)]
-    rows = _on_device.Rows.of(put(p["dy"])), _on_device.Rows.of(dx)
-    call = _on_device.Backward(
+    rows = _launch.Rows.of(put(p["dy"])), _launch.Rows.of(dx)
+    call = _launch.Backward(
         kept[0],
         rows[0],
         (put(p["dh"]), put(p["dc"])),
@@ -142,8 +144,8 @@ def on_device(
         tuple(reset),
         flow,
     )
-    planned = _on_device.plan_of(w, steps, batch, True, flow is not None or bool(control.get("clip_norm")))
-    _on_device.backward([call], replace(planned, **backwards), **control)
+    planned = _launch.plan_of(w, steps, batch, True, flow is not None or bool(control.get("clip_norm")))
+    _launch.backward([call], replace(planned, **backwards), **control)
     norms = None if flow is None else flow.sum(2)
     return [_device.host(a) for a in (y, h, c, dx, *d0, *reset, norms, *grads)]
 
@@ -165,7 +167,7 @@ CELLS_AND_WORDS = [
 @pytest.mark.parametrize(("cell", "precision"), [c for c in CELLS_AND_WORDS if c[0] != "gru_reset_before"])
 def test_all_steps_in_one_launch(cell: str, precision: str, hidden: int) -> None:
     """Against the same with a launch a step, which is held against the CPU."""
-    word, products = 4 if precision == "exact" else 2, _on_device.columns_of(cell)[1][1:]
+    word, products = 4 if precision == "exact" else 2, _launch.columns_of(cell)[1][1:]
     plan = _plan.plan(_device.EMULATED, products, hidden=hidden, steps=6, batch=11, word=word)
     assert (plan.kernel == "loop") == (hidden <= (64 if word == 4 else 128))
     for kind, reverse, control in (
@@ -305,7 +307,7 @@ def test_words_of_two_bytes_are_rounded_to_even() -> None:
 
     def panels(a: Any, precision: str) -> Any:
         weights = [a[None], np.zeros((1, 1), np.float32), None, None, None]  # one unit, an input each
-        return _on_device.pack(device, "rnn_tanh", weights, precision=precision).arrays["panels0"].ravel()
+        return _launch.pack(device, "rnn_tanh", weights, precision=precision).fields["panels"][0].ravel()
 
     assert np.array_equal(panels(values, "float16").view(np.float16), values.astype(np.float16))
     low = (0, 0x7FFF, 0x8000, 0x8001, 0xFFFF)
@@ -318,7 +320,7 @@ def test_words_of_two_bytes_are_rounded_to_even() -> None:
 def test_weights_beyond_float16() -> None:
     w = np.full((1, 1), 70000.0, np.float32)
     with pytest.raises(ValueError, match="weight_hh: expected weights within the range of float16, 65504, got 7e\\+04"):
-        _on_device.pack(_device.emulated(), "rnn_tanh", [w * 0, w, None, None, None], precision="float16")
+        _launch.pack(_device.emulated(), "rnn_tanh", [w * 0, w, None, None, None], precision="float16")
 
 
 def test_launches_that_come_again_are_recorded() -> None:
@@ -330,37 +332,62 @@ def test_launches_that_come_again_are_recorded() -> None:
         seen.append((action, cell, itemsize, dict(values)))
         plain.run(action, cell, itemsize, values)
 
-    device = _device.Device("watched", plain.figures, np, plain.address, watch)
+    device = replace(plain, name="watched", run=watch)
     p = problem("lstm", np.float64, (20, 2, 3, 5), "none", False)
-    w = _on_device.pack(device, "lstm", p["weights"])
+    w = _launch.pack(device, "lstm", p["weights"])
     y, end = np.empty((20, 2, 5)), (np.empty((2, 5)), np.empty((2, 5)))
-    rows = _on_device.Rows.of(p["x"]), _on_device.Rows.of(y)
+    rows = _launch.Rows.of(p["x"]), _launch.Rows.of(y)
 
     def run() -> Any:
-        call = _on_device.Forward(w, *rows, (None, None), end)
-        _on_device.forward([call], (20, 2), _on_device.plan_of(w, 20, 2))
+        call = _launch.Forward(w, *rows, (None, None), end)
+        _launch.forward([call], (20, 2), _launch.plan_of(w, 20, 2))
         return y.copy()
 
     kept = [np.empty(n) for n in (20 * 2 * 5 * 4, 2 * 5)]  # working arrays that stay: the first call has others
     run()
     action, cell, itemsize, values = seen[-1]
-    values |= {"gx": kept[0].ctypes.data, "state": kept[1].ctypes.data}
+    (layer,) = values["layers"]
+    layer |= {"gx": kept[0].ctypes.data, "state": kept[1].ctypes.data}
     for want_ran in (0, 1, 2, 2):  # directly, recorded, replayed
         p["x"] += 0.1
         want = run()
         y[:] = np.nan
         assert _emulated.run(action, cell, itemsize, values, False) == want_ran
         assert np.array_equal(y, want)
-    for change in ({"reverse": 1}, {"h0": end[0].ctypes.data}, {"clip_value": 0.5}):
-        assert _emulated.run(action, cell, itemsize, {**values, **change}, False) == 0
+    for change in ({"reverse": True}, {"h0": end[0].ctypes.data}, {"x": {**layer["x"], "starts": None, "b": 0}}):
+        assert _emulated.run(action, cell, itemsize, {**values, "layers": [{**layer, **change}]}, False) == 0
     assert _emulated.run(action, cell, itemsize, {**values, "launches": 3}, False) == 0
-    for k in range(70):  # others take its place
+    for k in range(1, 71):  # others take its place
         for _ in range(2):
-            _emulated.run(action, cell, itemsize, {**values, "clip_norm": float(k)}, False)
+            _emulated.run(action, cell, itemsize, {**values, "spin_limit": k}, False)
     assert _emulated.run(action, cell, itemsize, values, False) == 0
 
 
+def test_fields_are_checked_by_name() -> None:
+    """The structs of the kernels and of Python have the same fields; an unknown or a missing one is an error that names it."""
+    hints = {name: set(kind.__annotations__) for name, kind in vars(_abi).items() if name.endswith("Fields")}
+    native = {name: set(fields) for name, fields in _core.device_fields().items()}
+    assert native == hints
+    values: Any = {"from": 0, "to": 0, "count": 0, "rate": 0.5, "key": 1}
+    _emulated.run("drop_flat", -1, 4, values, False)
+    with pytest.raises(ValueError, match=r"drop_flat: expected the fields that it has, got 'cout'"):
+        _emulated.run("drop_flat", -1, 4, {**values, "cout": 3}, False)
+    del values["rate"]
+    with pytest.raises(ValueError, match=r"drop_flat.rate: expected a value, got none"):
+        _emulated.run("drop_flat", -1, 4, values, False)
+    seen: list[Any] = []
+    device = replace(_device.emulated(), run=lambda *call: seen.append(call))
+    p = problem("gru", np.float32, (3, 2, 3, 5), "none", False)
+    w = _launch.pack(device, "gru", p["weights"])
+    call = _launch.Forward(w, _launch.Rows.of(p["x"]), _launch.Rows.of(p["dy"]), (None, None), (None, None))
+    _launch.forward([call], (3, 2), _launch.plan_of(w, 3, 2))
+    action, cell, itemsize, values = seen[-1]
+    del values["layers"][0]["weights"]["bias"]
+    with pytest.raises(ValueError, match=r"forward\.layers\.weights\.bias: expected a value, got none"):
+        _emulated.run(action, cell, itemsize, values, False)
+
+
 def test_no_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "why_not", lambda: "there is no NVIDIA driver")
+    monkeypatch.setattr(_driver, "why_not", lambda: "there is no NVIDIA driver")
     with pytest.raises(RuntimeError, match="cuda: expected a GPU, but there is no NVIDIA driver"):
         _device.cuda()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib
 import pkgutil
@@ -65,3 +66,43 @@ def test_the_stubs_of_the_native_module_are_complete() -> None:
         body = stub.split(f"class {base}:")[1].split("\nclass ")[0]
         methods = {n for n in vars(getattr(ostinato._core, name)) if not n.startswith("_")}
         assert methods == set(re.findall(r"def (\w+)", body)) - {"__init__"}
+
+
+def native_arguments(signature: str) -> list[tuple[str, bool]]:
+    """Names of the arguments in the first line of a native docstring, and whether each has a default."""
+    inner = re.sub(r"\[[^\[\]]*\]", "", re.sub(r"\[[^\[\]]*\]", "", signature.split("\n")[0]))
+    names = re.findall(r"(\w+): [^,=]*?( = [^,]+)?(?=, \w+: |\) -> )", inner.replace("'", ""))
+    return [(name, bool(default)) for name, default in names if name != "self"]
+
+
+def stub_arguments(node: ast.FunctionDef) -> list[tuple[str, bool]]:
+    names = [a.arg for a in node.args.args]
+    required = len(names) - len(node.args.defaults)
+    return [(name, k >= required) for k, name in enumerate(names) if name != "self"]
+
+
+def test_the_stubs_name_the_arguments_of_the_native_module() -> None:
+    """In their order, with the defaults where there are any: mypy sees the stubs and a call sees the module."""
+    tree = ast.parse((Path(ostinato.__file__).parent / "_core.pyi").read_text())
+    classes = {n.name: n for n in tree.body if isinstance(n, ast.ClassDef)}
+    seen = 0
+    for name, node in classes.items():
+        native = getattr(ostinato._core, name, None)
+        if native is None:
+            continue
+        base = classes[ast.unparse(node.bases[0])] if node.bases else node
+        for method in (m for m in base.body if isinstance(m, ast.FunctionDef) and not m.decorator_list):
+            text = getattr(native, method.name).__doc__
+            if "arg0" in text:  # bound without names: the count is what there is to compare
+                assert text.split("\n")[0].count("arg") == len(stub_arguments(method)), (name, method.name)
+            else:
+                assert native_arguments(text) == stub_arguments(method), (name, method.name)
+            seen += 1
+    for function in (n for n in tree.body if isinstance(n, ast.FunctionDef)):
+        text = getattr(ostinato._core, function.name).__doc__
+        if "arg0" in text:
+            assert text.split("\n")[0].count("arg") == len(stub_arguments(function)), function.name
+        else:
+            assert native_arguments(text) == stub_arguments(function), function.name
+        seen += 1
+    assert seen > 60

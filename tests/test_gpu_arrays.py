@@ -539,14 +539,11 @@ def test_memory_is_what_explain_says(gpu: Gpu, cell: str, training: bool, monkey
         assert 0.45 * (sum(made) - outputs) <= facts["workspace_bytes"] <= 1.1 * (sum(made) - outputs)
         return
     (y, _), pullback = layer.vjp(x)
-    tape = sum(
-        k.values[n].nbytes for k in pullback._tape._passes for n in ("saved", "cells") if k.values[n] is not None
-    )
-    assert facts["tape_bytes"] == tape
+    between = 60 * 8 * 40 * 4  # outputs of the layer below, which the tape keeps as well
+    assert facts["tape_bytes"] == pullback._tape.bytes - between
     made.clear()
     pullback(y)
     outputs = 60 * 8 * 16 * 4
-    between = 60 * 8 * 40 * 4  # of the forward pass
     assert abs(sum(made) - outputs + between - facts["workspace_bytes"]) <= 0.1 * facts["workspace_bytes"]
 
 
@@ -769,7 +766,8 @@ def test_gates_made_again_in_many_rows(gpu: Gpu, precision: str) -> None:
     x, dy = (put(gpu, np.random.default_rng(0).standard_normal((40, 16, n)).astype(np.float32)) for n in (3, 20))
     (_, _), pullback = layer.vjp(x)
     (_, _), pullback2 = layer.vjp(x, memory_limit="states")
-    assert pullback2._tape.bytes * 5 == pullback._tape.bytes  # c of i f g o c
+    between = 40 * 16 * 20 * 4  # outputs of the layer below
+    assert (pullback2._tape.bytes - between) * 5 == pullback._tape.bytes - between  # c of i f g o c
     want = host(pullback(dy)[0])
     error = np.linalg.norm(host(pullback2(dy)[0]) - want) / np.linalg.norm(want)
     assert error < (1e-5 if precision == "float32" else 1e-2)

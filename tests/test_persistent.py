@@ -14,18 +14,18 @@ import pytest
 import fake_cupy
 import ostinato as ost
 from conftest import DEVICE_CELLS
-from ostinato import _device, _on_device, _plan
+from ostinato import _backend, _device, _launch, _plan
 from test_device import DEVICES, NAMES, on_cpu, on_device, problem
 
-real_can_pipeline = _on_device.Packed.can_pipeline
+real_can_pipeline = _backend.Backend.can_pipeline
 KINDS = [("bfloat16", 16), ("bfloat16", 8), ("float16", 16), ("float16", 8), ("split", 8)]
 
 
 def with_options(device: _device.Device, **options: Any) -> _device.Device:
-    """Return the device with other numbers for its kernels: ``delays``, ``absent``, ``spin_limit``."""
+    """Return the device with other numbers for its emulation: ``delays``, ``absent``."""
 
-    def run(action: str, cell: int, itemsize: int, values: dict[str, Any]) -> None:
-        device.run(action, cell, itemsize, {**values, **options})
+    def run(*call: Any) -> None:
+        device.run(*call, **options)
 
     return replace(device, run=run, host_status=np.zeros(1, np.uint32))
 
@@ -216,25 +216,27 @@ def test_a_block_that_does_not_come(backward: bool, chunks: int) -> None:
 
     def run(action: str, cell: int, itemsize: int, values: dict[str, Any]) -> None:
         missed = ("backward", "through_time") if backward else ("forward",)
-        late = {"absent": 1, "spin_limit": 200} if action in missed and values.get("first_part", 0) == 0 else {}
-        plain.run(action, cell, itemsize, {**values, **late})
+        late = {}
+        if action in missed and all(g["first_part"] == 0 for g in values["gradients"]):
+            late, values = {"absent": 1}, {**values, "spin_limit": 200}
+        plain.run(action, cell, itemsize, values, **late)
 
     device = replace(plain, run=run, host_status=np.zeros(1, np.uint32))
-    w = _on_device.pack(device, "lstm", p["weights"], precision="bfloat16")
+    w = _launch.pack(device, "lstm", p["weights"], precision="bfloat16")
     y, end = np.empty((steps, batch, 40), np.float32), tuple(np.empty((batch, 40), np.float32) for _ in range(2))
     forced = {"register_capacity": 0, "rows": 0, "units": 16, "groups": 1, "span": 2}
-    rows = _on_device.Rows.of(p["x"]), _on_device.Rows.of(y)
-    call = _on_device.Forward(w, *rows, (None, None), end)
-    planned = [replace(_on_device.plan_of(w, steps, batch, back), **forced) for back in (False, True)]
+    rows = _launch.Rows.of(p["x"]), _launch.Rows.of(y)
+    call = _launch.Forward(w, *rows, (None, None), end)
+    planned = [replace(_launch.plan_of(w, steps, batch, back), **forced) for back in (False, True)]
     planned[1] = replace(planned[1], chunks=chunks)
-    kept = _on_device.forward([call], (steps, batch), planned[0], train=True)
+    kept = _launch.forward([call], (steps, batch), planned[0], train=True)
     if backward:
         assert np.isfinite(y).all()
         grads = [None if a is None else np.zeros_like(a) for a in p["weights"]]
         dx, d0 = np.zeros_like(p["x"]), tuple(np.empty((batch, 40), np.float32) for _ in range(2))
-        dy = _on_device.Rows.of(p["dy"])
-        _on_device.backward(
-            [_on_device.Backward(kept[0], dy, (None, None), d0, grads, _on_device.Rows.of(dx))], planned[1]
+        dy = _launch.Rows.of(p["dy"])
+        _launch.backward(
+            [_launch.Backward(kept[0], dy, (None, None), d0, grads, _launch.Rows.of(dx))], planned[1]
         )
         for a in (dx, *d0, *grads[:4]):
             assert np.isnan(a).all()
@@ -243,8 +245,8 @@ def test_a_block_that_does_not_come(backward: bool, chunks: int) -> None:
             assert np.isnan(a).all()
     assert device.host_status[0] == 1
     with pytest.raises(RuntimeError, match="emulated: a block of an earlier launch timed out waiting for another one"):
-        _on_device.pack(device, "lstm", p["weights"])
-    _on_device.pack(device, "lstm", p["weights"])
+        _launch.pack(device, "lstm", p["weights"])
+    _launch.pack(device, "lstm", p["weights"])
     device.check()
 
 
@@ -343,16 +345,16 @@ def test_layers(wide: _device.Device, monkeypatch: pytest.MonkeyPatch, cell: str
     """As users call them, against the CPU: layers above each other and both directions share launches."""
     options, how, plans = CALLS[name]
     seen: list[tuple[Any, bool]] = []
-    real = _on_device.plan_values
+    real = _launch.pass_fields
 
-    def watch(weights: Any, planned: Any, back: bool, sizes: Any) -> Any:
+    def watch(layers: Any, weights: Any, planned: Any, back: bool, sizes: Any) -> Any:
         seen.append((planned, back))
-        return real(weights, planned, back, sizes)
+        return real(layers, weights, planned, back, sizes)
 
     monkeypatch.setattr(_plan, "LIBRARY_ROWS", 1 if span == 2 else 512)
     plain = _plan._persistent
     monkeypatch.setattr(_plan, "_persistent", lambda *a: (p := plain(*a)) and replace(p, span=min(span, p.span)))
-    monkeypatch.setattr(_on_device, "plan_values", watch)
+    monkeypatch.setattr(_launch, "pass_fields", watch)
     hidden = 150 if "bfloat16" in name else 80
     if cell == "GRU before":  # two phases a step: layers go one after the other
         options, plans = (
@@ -438,7 +440,7 @@ def test_two_layers_back(
     for pipelined, delays in ((False, 0), (True, 0), (True, 99)):
         device = fake_cupy.stand_in(monkeypatch, replace(with_options(wide, delays=delays)))
         layer = copy.deepcopy(layer)
-        monkeypatch.setattr(_on_device.Packed, "can_pipeline", real_can_pipeline if pipelined else lambda *a: False)
+        monkeypatch.setattr(_backend.Backend, "can_pipeline", real_can_pipeline if pipelined else lambda *a: False)
         layer.zero_grad()
         dx = layer.vjp(device.put(x), lengths=[*range(1, 10), 0, *[9] * 9])[1](device.put(dy))[0]
         results.append([_device.host(a).copy() for a in (dx, *layer.grads.values())])

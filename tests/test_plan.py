@@ -77,13 +77,12 @@ def check_persistent(
     p: GpuPlan, device: GpuFigures, products: list[int], hidden: int, steps: int, batch: int, word: int, backward: bool
 ) -> None:
     """All blocks have their own multiprocessor, all weights have room, and all units, rows and steps have their turn."""
-    partition = Partition.of(products, hidden, p.units, p.peers, 2 if word == 4 else 1, backward)
+    partition = Partition.of(products, hidden, p.units, p.peers, word, backward)
     assert p.blocks == partition.blocks * p.groups <= device.multiprocessors
     assert partition.blocks * p.units >= hidden
     assert partition.blocks * p.units % 16 == 0
-    for n, tiles, depth, outs in zip(products, partition.tiles, partition.depth, partition.out_tiles):
-        assert tiles * 16 >= hidden * (n if backward else 1)
-        assert depth * 8 * p.peers >= tiles
+    for n, depth, outs in zip(products, partition.depth, partition.out_tiles):
+        assert depth * 8 * p.peers * 16 >= hidden * (n if backward else 1)
         assert outs * 16 >= p.units * p.peers * (1 if backward else n)
     assert p.peers == 1 or (backward and p.blocks <= 4 * device.clusters)
     assert partition.blocks % p.peers == 0

@@ -5,6 +5,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -51,59 +52,63 @@ inline std::string text_of(const std::vector<Axis>& axes) {
 
 enum class Strides { kUnitLast, kContiguous };
 
+// What is read of an array before it is checked: of NumPy, or of the array library of a device.
+struct ArrayFacts {
+  void* data;
+  bool writable;
+  py::dtype dtype;
+  std::vector<Index> shape, strides;  // in bytes
+};
+// `device` is the Python object (ostinato._device.Device) of the arrays that are taken, or None for those of NumPy.
+ArrayFacts facts_of(py::handle object, const std::string& name, const std::string& dtype, const py::object& device);
+// An array of a device that is not initialised, and the address of its first element.
+std::pair<py::object, void*> new_device_array(const py::object& device, const std::vector<Index>& shape, const py::dtype& dtype,
+                                              bool zeros);
+
 template <class T>
 View<std::remove_const_t<T>> view(py::handle object, const std::string& name, const std::vector<Axis>& axes,
-                                  Strides need = Strides::kUnitLast, bool writable = false) {
+                                  Strides need = Strides::kUnitLast, bool writable = false, const py::object& device = py::none()) {
   using E = std::remove_const_t<T>;
   const std::string wanted = py::str(py::dtype::of<E>());
-  if (!py::isinstance<py::array>(object) && py::hasattr(object, "__cuda_array_interface__"))
-    throw py::type_error(name + ": expected a numpy.ndarray of " + wanted + ", as the weights are on the CPU, got an array of a GPU; use " +
-                         name + ".get(), or move the layer");
-  if (!py::isinstance<py::array>(object))
-    throw py::type_error(name + ": expected a numpy.ndarray of " + wanted + ", got " +
-                         std::string(py::str(py::type::of(object).attr("__name__"))) + "; use np.asarray(" + name + ", dtype=np." + wanted +
-                         ")");
-  auto array = py::reinterpret_borrow<py::array>(object);
-  const py::dtype dtype = array.dtype();
-  if (!dtype.equal(py::dtype::of<E>())) {
-    const std::string got = py::str(dtype);
-    if (dtype.kind() == 'f' && dtype.itemsize() == sizeof(E) && dtype.byteorder() != '=')
+  const ArrayFacts array = facts_of(object, name, wanted, device);
+  if (!array.dtype.equal(py::dtype::of<E>())) {
+    const std::string got = py::str(array.dtype);
+    if (array.dtype.kind() == 'f' && array.dtype.itemsize() == sizeof(E) && array.dtype.byteorder() != '=')
       throw py::type_error(name + ": expected native byte order, got dtype " + got + "; use " + name + ".astype(np." + wanted + ")");
     throw py::type_error(name + ": expected dtype " + wanted + ", got " + got + "; use " + name + ".astype(np." + wanted + ")");
   }
   View<E> v;
-  bool fits = array.ndim() == py::ssize_t(axes.size());
-  for (py::ssize_t i = 0; i < array.ndim(); ++i) v.shape.push_back(array.shape(i));
+  v.shape = array.shape;
+  bool fits = v.shape.size() == axes.size();
   for (std::size_t i = 0; fits && i < axes.size(); ++i) fits = axes[i].size < 0 || axes[i].size == v.shape[i];
   if (!fits) fail(name, "shape " + text_of(axes), text_of(v.shape));
-  v.data = static_cast<E*>(const_cast<void*>(array.data()));
+  v.data = static_cast<E*>(array.data);
   bool aligned = reinterpret_cast<std::uintptr_t>(v.data) % sizeof(E) == 0;
-  std::vector<Index> bytes;
-  for (py::ssize_t i = 0; i < array.ndim(); ++i) {
-    bytes.push_back(array.strides(i));
-    aligned &= array.strides(i) % py::ssize_t(sizeof(E)) == 0 || v.shape[i] <= 1;
-    v.strides.push_back(array.strides(i) / py::ssize_t(sizeof(E)));
+  for (std::size_t i = 0; i < v.shape.size(); ++i) {
+    aligned &= array.strides[i] % Index(sizeof(E)) == 0 || v.shape[i] <= 1;
+    v.strides.push_back(array.strides[i] / Index(sizeof(E)));
   }
   if (v.size() == 0) aligned = true;
   if (!aligned)
     fail(name, "memory and strides aligned to the item size of " + std::to_string(sizeof(E)) + " bytes",
-         "a misaligned array with strides " + text_of(bytes) + "; use " + name + ".copy()");
+         "a misaligned array with strides " + text_of(array.strides) + "; use " + name + ".copy()");
   Index run = 1;
   for (std::size_t i = v.shape.size(); i-- > 0;) {
     const bool checked = need == Strides::kContiguous || i + 1 == v.shape.size();
     if (checked && v.shape[i] > 1 && v.strides[i] != run && v.size() > 0)
       fail(name, need == Strides::kContiguous ? "a C-contiguous array" : "unit stride on the last axis",
-           "strides " + text_of(bytes) + " bytes; use np.ascontiguousarray(" + name + ")");
+           "strides " + text_of(array.strides) + " bytes; use np.ascontiguousarray(" + name + ")");
     run *= v.shape[i];
   }
-  if (writable && !array.writeable()) fail(name, "a writable array", "a read-only one");
+  if (writable && !array.writable) fail(name, "a writable array", "a read-only one");
   return v;
 }
 
 template <class T>
 View<std::remove_const_t<T>> optional_view(const py::object& object, const std::string& name, const std::vector<Axis>& axes,
-                                           Strides need = Strides::kContiguous, bool writable = false) {
-  return object.is_none() ? View<std::remove_const_t<T>>{} : view<T>(object, name, axes, need, writable);
+                                           Strides need = Strides::kContiguous, bool writable = false,
+                                           const py::object& device = py::none()) {
+  return object.is_none() ? View<std::remove_const_t<T>>{} : view<T>(object, name, axes, need, writable, device);
 }
 
 // The range of bytes that a view touches, to refuse overlapping outputs.
@@ -125,6 +130,23 @@ void refuse_overlap(const View<T>& out, const View<T>& in, const char* out_name,
 template <class T>
 py::array_t<T> new_array(std::vector<Index> shape) {
   return py::array_t<T>(std::vector<py::ssize_t>(shape.begin(), shape.end()));
+}
+
+// A new array, of NumPy or of a device, and the address of its first element.
+template <class T>
+struct NewArray {
+  py::object object;
+  T* data;
+};
+template <class T>
+NewArray<T> make_array(const py::object& device, const std::vector<Index>& shape, bool zeros = false) {
+  if (device.is_none()) {
+    auto array = new_array<T>(shape);
+    if (zeros) std::memset(array.mutable_data(), 0, std::size_t(array.nbytes()));
+    return {array, array.mutable_data()};
+  }
+  const auto [array, data] = new_device_array(device, shape, py::dtype::of<T>(), zeros);
+  return {array, static_cast<T*>(data)};
 }
 
 template <class T>

@@ -1,5 +1,5 @@
 // Facts about the GPU's kernels that Python needs, whether or not there is a GPU.
-#include "../cuda/calls.h"
+#include "../cuda/geometry.h"
 
 namespace ost {
 
@@ -9,6 +9,41 @@ void bind_device(py::module_& m) {
     return emulated::loop_bytes_of(CellId(cell), precision, capacity, emulated::DeviceCells());
   });
   m.def("gradient_parts", &emulated::gradient_parts);
+  m.def("device_constants", &emulated::device_constants);
+  m.def(
+      "persistent_kernels",
+      [](const py::sequence& columns, Index hidden, int word, bool backward, bool upstream) {
+        std::vector<int> own;
+        for (const py::handle n : columns) own.push_back(n.cast<int>());
+        return emulated::persistent_kernels(own, hidden, word, backward, upstream, emulated::DeviceCells());
+      },
+      py::arg("columns"), py::arg("hidden"), py::arg("word"), py::arg("backward"), py::arg("upstream"));
+  m.def("exchange_bytes", &emulated::exchange_bytes, py::arg("step_bytes"), py::arg("span"), py::arg("groups"), py::arg("co_launched"),
+        py::arg("layer_pipelined"));
+  m.def(
+      "stream_bytes", [](int cell, Index hidden) { return emulated::stream_bytes(CellId(cell), hidden, emulated::DeviceCells()); },
+      py::arg("cell"), py::arg("hidden"));
+  // The fields of the structs that kernels are given, by the name of the struct in Python.
+  m.def("device_fields", [] {
+    py::dict out;
+    out["RowsFields"] = emulated::field_names<emulated::RowsArgs>();
+    out["WeightFields"] = emulated::field_names<emulated::WeightArgs>();
+    out["SharedFields"] = emulated::field_names<emulated::SharedArgs>();
+    out["LayerFields"] = emulated::field_names<emulated::LayerArgs>();
+    out["GradientFields"] = emulated::field_names<emulated::GradientArgs>();
+    out["PlanFields"] = emulated::field_names<emulated::PlanArgs>();
+    out["PassFields"] = emulated::field_names<emulated::PassArgs>();
+    out["PackFields"] = emulated::field_names<emulated::PackArgs>();
+    out["PackSharedFields"] = emulated::field_names<emulated::PackSharedArgs>();
+    out["TimesFields"] = emulated::field_names<emulated::TimesArgs>();
+    out["DropFields"] = emulated::field_names<emulated::DropArgs>();
+    out["DropFlatFields"] = emulated::field_names<emulated::DropFlatArgs>();
+    out["ScatterFields"] = emulated::field_names<emulated::ScatterArgs>();
+    out["MatmulFields"] = emulated::field_names<emulated::MatmulArgs>();
+    out["CopyRowsFields"] = emulated::field_names<emulated::CopyRowsArgs>();
+    out["AdamFields"] = emulated::field_names<emulated::AdamArgs>();
+    return out;
+  });
 }
 
 }  // namespace ost

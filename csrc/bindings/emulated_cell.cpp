@@ -3,6 +3,6 @@
 
 namespace ost::OST_SET {
 
-OST_EMULATED(OST_CELL);
+OST_EMULATED(, OST_CELL);
 
 }  // namespace ost::OST_SET

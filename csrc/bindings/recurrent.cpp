@@ -3,10 +3,12 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <optional>
 
 #include "../dispatch.h"
 #include "../stack.h"
 #include "arrays.h"
+#include "device_backend.h"
 
 namespace ost {
 namespace {
@@ -42,7 +44,7 @@ std::string suffix(const StackShape& s, Index part) {
 // weight_hr of a cell that is projected. They are kept in `held` as long as the pointers are used.
 template <class T, class Raw>
 Raw raw_arrays(const StackShape& s, const CellTraits& traits, Index part, const py::sequence& arrays, const char* prefix, bool writable,
-               std::vector<py::object>& held) {
+               std::vector<py::object>& held, const py::object& device) {
   const std::string names[] = {"weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_peephole", "weight_hr"};
   const auto label = [&](int i) { return prefix + names[i] + suffix(s, part); };
   const Index count = traits.projected ? 6 : 5;
@@ -53,7 +55,7 @@ Raw raw_arrays(const StackShape& s, const CellTraits& traits, Index part, const 
     const py::object a = arrays[i];
     held.push_back(a);
     if (a.is_none() && needed) fail(label(i), "an array", "None");
-    return optional_view<T>(a, label(i), axes, Strides::kContiguous, writable).data;
+    return optional_view<T>(a, label(i), axes, Strides::kContiguous, writable, device).data;
   };
   const std::string gates = traits.gates == 1 ? "H" : std::to_string(traits.gates) + "*H";
   Raw raw{};
@@ -92,8 +94,10 @@ StackShape shape_of(const std::string& cell, Index input, Index hidden, Index la
 template <class T>
 std::shared_ptr<PackedStack<T>> pack_stack(const std::string& cell, Index input, Index hidden, Index layers, bool bidirectional,
                                            const py::sequence& weights, bool backward, bool reverse, const std::string& precision_name,
-                                           bool numbered, Index projection) {
-  const Precision precision = precision_named<T>(precision_name, backward);
+                                           bool numbered, Index projection, const py::object& launcher) {
+  const bool on_cpu = launcher.is_none();
+  const py::object device = on_cpu ? py::object(py::none()) : py::object(launcher.attr("device"));
+  const Precision precision = on_cpu ? precision_named<T>(precision_name, backward) : Precision::kExact;
   const StackShape s = shape_of(cell, input, hidden, layers, bidirectional, reverse, numbered, projection);
   const std::pair<const char*, Index> sizes[] = {
       {"input_size", input}, {"hidden_size", hidden}, {"num_layers", layers}, {"proj_size", s.output}};
@@ -105,7 +109,11 @@ std::shared_ptr<PackedStack<T>> pack_stack(const std::string& cell, Index input,
   std::vector<RawWeights<T>> raw;
   std::vector<py::object> held;
   for (Index part = 0; part < layers * s.directions; ++part)
-    raw.push_back(raw_arrays<const T, RawWeights<T>>(s, table->traits[int(s.cell)], part, weights[part], "", false, held));
+    raw.push_back(raw_arrays<const T, RawWeights<T>>(s, table->traits[int(s.cell)], part, weights[part], "", false, held, device));
+  if (!on_cpu) {
+    launcher.attr("pack")(weights);
+    return std::make_shared<PackedStack<T>>(table, s, std::make_shared<DeviceBackend<T>>(launcher), backward);
+  }
   if (precision == Precision::kInt8) {  // sums of 127 * 128 a link must fit 32 bits
     for (const auto& [name, size] : sizes)
       if (size > 131072) fail(name, "at most 131072 for int8", std::to_string(size));
@@ -113,6 +121,16 @@ std::shared_ptr<PackedStack<T>> pack_stack(const std::string& cell, Index input,
   }
   GilRelease release;
   return std::make_shared<PackedStack<T>>(table, s, precision, raw, backward);
+}
+
+template <class T>
+const DeviceBackend<T>* on_device(const PackedStack<T>& packed) {
+  return dynamic_cast<const DeviceBackend<T>*>(packed.backend.get());
+}
+template <class T>
+py::object device_of(const PackedStack<T>& packed) {
+  const auto* backend = on_device(packed);
+  return backend ? backend->device() : py::object(py::none());
 }
 
 // What Python holds between forward and pullback. The arrays are kept alive here.
@@ -172,6 +190,25 @@ std::vector<Index> checked_rows(const View<Index>& x, Index rows) {
   return out;
 }
 
+// Tables of a call in the memory of a device: when rows take part, and where those of flat arrays lie.
+template <class T>
+void device_times(const DeviceBackend<T>& backend, StackCall<T>& call, const py::object& lengths, const py::object& starts,
+                  const py::object& resets, const py::object& mask, bool repeat, const py::object& held_rows,
+                  const py::object& resets_after, const py::object& restarted) {
+  const auto array = [](const std::vector<Index>& v) {
+    auto out = new_array<Index>({Index(v.size())});
+    std::copy(v.begin(), v.end(), out.mutable_data());
+    return out;
+  };
+  const auto rows = [&](int k) { return py::make_tuple(array(call.starts[k]), array(call.ends[k])); };
+  py::object times = backend.python().attr("times")(call.steps, call.batch, lengths, starts, rows(0), rows(1), resets, mask, repeat,
+                                                    held_rows, resets_after, restarted);
+  const auto* ends = pointer_to<const Index>(backend.device(), times.attr("lengths"));
+  const py::sequence tables = times.attr("tables");
+  for (int k : {0, 1}) call.device_times[k] = {ends, pointer_to<const std::int32_t>(backend.device(), tables[k]), nullptr};
+  call.device_tables = held(std::move(times));
+}
+
 template <class T>
 py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, const py::object& h0, const py::object& c0,
                   const py::object& lengths, bool batch_first, const py::object& out, bool train, double dropout, std::uint64_t key,
@@ -181,10 +218,12 @@ py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, c
   const StackShape& s = packed->shape;
   const bool has_cells = packed->traits().states > 1;
   const bool ragged = !starts.is_none();
+  const py::object device = device_of(*packed);
+  const bool on_cpu = device.is_none();
   const auto sequences = [&](auto kind, const char* width_name, Index width) {
     using E = decltype(kind);
-    return ragged ? view<E>(x, "x", {{"N", -1}, {width_name, width}})
-                  : time_major(view<E>(x, "x", sequence_axes(-1, -1, width_name, width, batch_first)), batch_first);
+    const auto axes = ragged ? std::vector<Axis>{{"N", -1}, {width_name, width}} : sequence_axes(-1, -1, width_name, width, batch_first);
+    return time_major(view<E>(x, "x", axes, Strides::kUnitLast, false, device), batch_first && !ragged);
   };
   const bool lookup = !table.is_none();
   const auto xv = lookup ? View<T>{} : sequences(T(), "I", s.input);
@@ -193,33 +232,37 @@ py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, c
   const auto sv = optional_view<Index>(starts, "starts", {{"B", -1}}, Strides::kContiguous);
   const Index steps = ragged ? span : shape[0], batch = ragged ? sv.shape[0] : shape[1];
   const Index parts = s.layers * s.directions;
-  const auto h0v = optional_view<T>(h0, "h0", state_axes(s, batch, true)), c0v = optional_view<T>(c0, "c0", state_axes(s, batch, false));
+  const auto state = [&](const py::object& a, const char* name, Index rows, bool hidden) {
+    return optional_view<T>(a, name, state_axes(s, rows, hidden), Strides::kContiguous, false, device);
+  };
+  const auto h0v = state(h0, "h0", batch, true), c0v = state(c0, "c0", batch, false);
 
   StackCall<T> call;
   call.steps = steps, call.batch = batch, call.dropout = dropout, call.key = key;
   if (!h0.is_none()) call.h0 = h0v.data;
   if (!c0.is_none()) call.c0 = c0v.data;
   if (ragged && lengths.is_none()) fail("lengths", "one for each sequence", "None");
-  const auto lv = optional_view<Index>(lengths, "lengths", {{"B", batch}});
-  if (!lengths.is_none()) {
+  const bool lengths_here = on_cpu || py::isinstance<py::array>(lengths);  // a device's are not read: that would wait for it
+  const auto lv = lengths_here ? optional_view<Index>(lengths, "lengths", {{"B", batch}}) : View<Index>{};
+  if (lv.data) {
     for (Index b = 0; b < batch; ++b)
       if (lv.data[b] < 0 || lv.data[b] > steps)
         fail("lengths", "values from 0 to T = " + std::to_string(steps), std::to_string(lv.data[b]) + " at b = " + std::to_string(b));
   }
   if (ragged) place_rows(sv.data, lv.data, batch, shape[0], &call.starts[0], &call.ends[0]);
-  const std::vector<Axis> flags = flag_axes(ragged, steps, batch, shape[0]);
-  const auto resets_view = optional_view<std::uint8_t>(resets, "resets", flags);
-  const auto mask_view = optional_view<std::uint8_t>(mask, "mask", flags);
-  if ((resets_view.data || mask_view.data) && steps > 2147483640)  // the tables count steps in 32 bits
+  if ((!resets.is_none() || !mask.is_none()) && steps > 2147483640)  // the tables count steps in 32 bits
     fail("x", "at most 2147483640 steps with resets or a mask", std::to_string(steps));
-  call.restart_h = optional_view<T>(restart_h, "restart_h", state_axes(s, -1, true)).data;
-  call.restart_c = optional_view<T>(restart_c, "restart_c", state_axes(s, -1, false)).data;
+  call.restart_h = state(restart_h, "restart_h", -1, true).data, call.restart_c = state(restart_c, "restart_c", -1, false).data;
   call.first_step = first_step;
-  const auto held_view = optional_view<std::uint8_t>(held, "held", {{"B", batch}});
-  const auto restarted_view = optional_view<std::uint8_t>(restarted, "restarted", {{"B", batch}});
-  const auto after_view = optional_view<std::uint8_t>(resets_after, "resets_after", {{"B", batch}});
-  set_times(call, s, lv.data, resets_view.data, mask_view.data, repeat, held_view.data, after_view.data, restarted_view.data);
-  if (!order.is_none()) {
+  if (on_cpu) {
+    const std::vector<Axis> flags = flag_axes(ragged, steps, batch, shape[0]), row{{"B", batch}};
+    const auto bytes = [](const py::object& a, const char* name, const std::vector<Axis>& axes) {
+      return optional_view<std::uint8_t>(a, name, axes).data;
+    };
+    set_times(call, s, lv.data, bytes(resets, "resets", flags), bytes(mask, "mask", flags), repeat, bytes(held, "held", row),
+              bytes(resets_after, "resets_after", row), bytes(restarted, "restarted", row));
+  }
+  if (on_cpu && !order.is_none()) {  // kernels of a device need no order
     const auto v = view<Index>(order, "order", {{"B", batch}}, Strides::kContiguous);
     std::vector<bool> seen(std::size_t(batch), false);
     for (Index i = 0; i < batch; ++i) {
@@ -238,14 +281,21 @@ py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, c
       call.ends[1].push_back(call.starts[1][b] + lv.data[b]);
       rows += lv.data[b];
     }
-    if (out.is_none()) y = new_array<T>({rows, s.width()});
+    if (out.is_none()) y = make_array<T>(device, {rows, s.width()}).object;
   } else if (out.is_none())
-    y = batch_first ? new_array<T>({batch, steps, s.width()}) : new_array<T>({steps, batch, s.width()});
-  auto yv = ragged ? view<T>(y, "out", {{"N", out.is_none() ? -1 : shape[0]}, {"D*H", s.width()}}, Strides::kUnitLast, true)
-                   : time_major(view<T>(y, "out", sequence_axes(steps, batch, "D*H", s.width(), batch_first), Strides::kUnitLast, true),
-                                batch_first);
+    y = make_array<T>(device, {batch_first ? batch : steps, batch_first ? steps : batch, s.width()}).object;
+  const auto y_axes = ragged ? std::vector<Axis>{{"N", out.is_none() ? -1 : shape[0]}, {"D*H", s.width()}}
+                             : sequence_axes(steps, batch, "D*H", s.width(), batch_first);
+  auto yv = time_major(view<T>(y, "out", y_axes, Strides::kUnitLast, true, device), batch_first && !ragged);
+  if (!on_cpu) {
+    call.flat_rows = ragged ? shape[0] : 0;
+    device_times(*on_device(*packed), call, lengths, starts, resets, mask, repeat, held, resets_after, restarted);
+  }
   const auto rows_of = [&](const View<T>& v, int k) {
-    return ragged ? Rows<T>{v.data, v.strides[0], 0, call.starts[k].data(), call.ends[k].data()} : v.rows();
+    if (!ragged) return v.rows();
+    if (on_cpu) return Rows<T>{v.data, v.strides[0], 0, call.starts[k].data(), call.ends[k].data()};
+    const py::sequence flat = held_object(call.device_tables).attr(k == 0 ? "x_rows" : "y_rows");
+    return Rows<T>{v.data, v.strides[0], 0, pointer_to<const Index>(device, flat[0]), pointer_to<const Index>(device, flat[1])};
   };
   if (!out.is_none()) {
     // Rows of its own for every (t, b): the finer axis steps over whole rows, the coarser over all that the finer covers.
@@ -269,36 +319,32 @@ py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, c
     call.x = {x_rows.data, x_rows.t, x_rows.b, x_rows.starts, x_rows.ends};
   }
   call.y = rows_of(yv, 1);
-  auto hn = new_array<T>({parts, batch, s.output});
-  call.hn = hn.mutable_data();
-  py::object cn = py::none();
-  if (has_cells) {
-    auto array = new_array<T>({parts, batch, s.hidden});
-    call.cn = array.mutable_data();
-    cn = array;
-  }
+  const auto hn = make_array<T>(device, {parts, batch, s.output});
+  const auto cn = has_cells ? make_array<T>(device, {parts, batch, s.hidden}) : NewArray<T>{py::none(), nullptr};
+  call.hn = hn.data, call.cn = cn.data;
   std::shared_ptr<PyTape<T>> tape;
   if (train) {
     tape = std::make_shared<PyTape<T>>();
     tape->x = x, tape->y = y, tape->h0 = h0, tape->c0 = c0, tape->batch_first = batch_first;
     tape->table = table;
-    tape->restart_h = restart_h, tape->restart_c = restart_c, tape->resets = resets_view.data || after_view.data;
+    tape->restart_h = restart_h, tape->restart_c = restart_c, tape->resets = !resets.is_none() || !resets_after.is_none();
     tape->tape.packed = packed, tape->tape.states_only = states_only, tape->ragged = ragged;
   }
   SignalPoll signals;
   call.poll = signals.poll();
   int status;
   {
-    GilRelease release;
+    std::optional<GilRelease> release;  // launches on a device need the GIL
+    if (on_cpu) release.emplace();
     status = stack_forward(*packed, call, tape ? &tape->tape : nullptr);
   }
   check_status(status);
   if (tape) {
     call.poll = {};
     tape->tape.call = std::move(call);  // the vectors keep their memory: x.starts and y.starts stay
-    return py::make_tuple(y, hn, cn, py::cast(tape));
+    return py::make_tuple(y, hn.object, cn.object, py::cast(tape));
   }
-  return py::make_tuple(y, hn, cn, py::none());
+  return py::make_tuple(y, hn.object, cn.object, py::none());
 }
 
 // Rows [part][T,B,width] (or [B,T,width]) of something that the tape holds; zeros where a row does not take part.
@@ -320,19 +366,30 @@ py::array_t<T> tape_rows(const PyTape<T>& t, Index width, F&& copy) {
     }
   return array;
 }
+// Of a device's tape: the library of its arrays reads it.
+template <class T, class... A>
+py::object ask_device(const PyTape<T>& t, const char* what, A&&... rest) {
+  py::list passes;
+  for (const auto& pass : t.tape.passes) passes.append(held_object(pass));
+  return on_device(*t.tape.packed)
+      ->python()
+      .attr(what)(passes, held_object(t.tape.call.device_tables), t.batch_first, std::forward<A>(rest)...);
+}
 template <class T>
-py::array cells(const PyTape<T>& t) {
+py::object cells(const PyTape<T>& t) {
   const PackedStack<T>& packed = *t.tape.packed;
   if (packed.traits().states < 2) throw py::type_error(std::string("cells: expected a cell with two states, got ") + packed.traits().name);
+  if (on_device(packed)) return ask_device(t, "cells");
   const Index h = packed.shape.hidden, padded = packed.padded_hidden();
   return tape_rows(t, h, [&](Index part, Index i, Index, Index, T* row) {
     std::memcpy(row, t.tape.cells[part].get() + i * padded, std::size_t(h) * sizeof(T));
   });
 }
 template <class T>
-py::array hidden(const PyTape<T>& t) {
+py::object hidden(const PyTape<T>& t) {
   const StackShape& s = t.tape.packed->shape;
   const StackCall<T>& call = t.tape.call;
+  if (on_device(*t.tape.packed)) return ask_device(t, "hidden", t.y);
   return tape_rows(t, s.output, [&](Index part, Index, Index step, Index b, T* row) {
     const Index layer = part / s.directions;
     const T* from = layer + 1 < s.layers ? t.tape.outputs[layer].get() + (step * call.batch + b) * s.width()
@@ -342,19 +399,21 @@ py::array hidden(const PyTape<T>& t) {
   });
 }
 template <class T>
-py::array active(const PyTape<T>& t) {
+py::object active(const PyTape<T>& t) {
   const StackCall<T>& call = t.tape.call;
+  if (on_device(*t.tape.packed)) return ask_device(t, "active");
   py::array_t<bool> out(std::vector<py::ssize_t>{call.steps, call.batch});
   for (Index step = 0; step < call.steps; ++step)
     for (Index b = 0; b < call.batch; ++b) out.mutable_at(step, b) = takes_part(call, step, b);
   return out;
 }
 template <class T>
-py::array saved(const PyTape<T>& t, int k) {
+py::object saved(const PyTape<T>& t, int k) {
   const PackedStack<T>& packed = *t.tape.packed;
   const int count = packed.traits().saved;
   if (t.tape.states_only) throw py::type_error("gates: expected a pass that keeps them, got one that keeps the states only");
   if (k < 0 || k >= count) fail("k", "a number from 0 to " + std::to_string(count - 1), std::to_string(k));
+  if (on_device(packed)) return ask_device(t, "saved", k);
   const Index h = packed.shape.hidden, stride = count * packed.padded_hidden();
   return tape_rows(
       t, h, [&](Index part, Index i, Index, Index, T* row) { packed.cell().saved(t.tape.saved[part].get() + i * stride, h, k, row); });
@@ -372,6 +431,7 @@ std::shared_ptr<Sums<T>> sums(const PackedStack<T>& packed, Index batch) {
   auto out = std::make_shared<Sums<T>>();
   out->packed = &packed, out->batch = batch;
   const StackShape& s = packed.shape;
+  if (on_device(packed)) return out;  // nothing outlives a call there: each adds to the gradients
   if (!packed.cell().sums_size) fail("packed", "weights packed for training", "weights packed for inference only");
   for (Index part = 0; part < s.layers * s.directions; ++part) {
     const Index n = packed.cell().sums_size(batch, s.layer_input(part / s.directions), s.widths(), &out->block_steps);
@@ -383,10 +443,10 @@ std::shared_ptr<Sums<T>> sums(const PackedStack<T>& packed, Index batch) {
 // What dropout leaves of the outputs y [T,B,D*H] of a layer that is run by itself: as in a stack.
 template <class T>
 void drop(const PackedStack<T>& packed, Index layer, const py::object& y, double rate, std::uint64_t key, Index first_step) {
-  const auto v = view<T>(y, "y", {{"T", -1}, {"B", -1}, {"D*H", packed.shape.width()}}, Strides::kContiguous, true);
+  const auto v = view<T>(y, "y", {{"T", -1}, {"B", -1}, {"D*H", packed.shape.width()}}, Strides::kContiguous, true, device_of(packed));
   StackCall<T> call;
   call.steps = v.shape[0], call.batch = v.shape[1], call.dropout = rate, call.key = key, call.first_step = first_step;
-  drop_rows(packed.shape, layer, call, static_cast<const T*>(v.data), v.data);
+  packed.backend->drop(packed.shape, layer, call, v.data, v.data);
 }
 
 template <class T>
@@ -399,15 +459,23 @@ py::tuple backward(PyTape<T>& t, const py::object& dy, const py::object& dhn, co
   if (!tape.packed->backward) fail("packed", "weights packed for training", "weights packed for inference only");
   const Index steps = tape.call.steps, batch = tape.call.batch, parts = s.layers * s.directions;
   StackGradients<T> g;
-  const bool ragged = t.ragged;
+  const bool ragged = t.ragged, on_cpu = !on_device(*tape.packed);
+  const py::object device = device_of(*tape.packed);
+  // Of x or y, or of their gradients; `flat` is the number of rows where they are ragged.
+  const auto sequences = [&](const py::object& a, const char* name, Index flat, const char* width_name, Index width, bool writable) {
+    const auto axes =
+        ragged ? std::vector<Axis>{{"N", flat}, {width_name, width}} : sequence_axes(steps, batch, width_name, width, t.batch_first);
+    return time_major(view<T>(a, name, axes, Strides::kUnitLast, writable, device), t.batch_first && !ragged);
+  };
   if (!dy.is_none()) {
-    const auto v = ragged ? view<T>(dy, "dy", {{"N", view<T>(t.y, "y", {{"N", -1}, {"D*H", s.width()}}).shape[0]}, {"D*H", s.width()}})
-                          : time_major(view<T>(dy, "dy", sequence_axes(steps, batch, "D*H", s.width(), t.batch_first)), t.batch_first);
+    const auto v = sequences(dy, "dy", ragged ? Index(py::len(t.y)) : 0, "D*H", s.width(), false);
     g.dy = {v.data, v.strides[0], ragged ? 0 : v.strides[1], tape.call.y.starts, tape.call.y.ends};
     if (steps * batch == 0) g.dy.data = nullptr;
   }
-  g.dhn = optional_view<T>(dhn, "dh_n", state_axes(s, batch, true)).data;
-  g.dcn = optional_view<T>(dcn, "dc_n", state_axes(s, batch, false)).data;
+  const auto state = [&](const py::object& a, const char* name, Index rows, bool hidden, bool writable) {
+    return optional_view<T>(a, name, state_axes(s, rows, hidden), Strides::kContiguous, writable, device).data;
+  };
+  g.dhn = state(dhn, "dh_n", batch, true, false), g.dcn = state(dcn, "dc_n", batch, false, false);
   if (Index(py::len(gradients)) != parts) fail("grads", std::to_string(parts) + " groups of arrays", std::to_string(py::len(gradients)));
   std::vector<py::object> held;
   StackShape of_gradients = s;  // weight_ih of a first layer that looks its input up has a column for each row of the table
@@ -415,75 +483,74 @@ py::tuple backward(PyTape<T>& t, const py::object& dy, const py::object& dhn, co
   if (lookup) of_gradients.input = tape.call.lookup.rows;
   if (lookup && (need_dx || !dx_out.is_none())) fail("need_dx", "False with a table", "True");
   for (Index part = 0; part < parts; ++part)
-    g.weights.push_back(raw_arrays<T, RawGradients<T>>(of_gradients, traits, part, gradients[part], "grads: ", true, held));
-  py::object dx = py::none(), dc0 = py::none();
+    g.weights.push_back(raw_arrays<T, RawGradients<T>>(of_gradients, traits, part, gradients[part], "grads: ", true, held, device));
+  py::object dx = dx_out;
   const Index flat = ragged ? Index(py::len(t.x)) : 0;
-  if (ragged && (need_dx || !dx_out.is_none())) {
-    dx = dx_out.is_none() ? py::object(new_array<T>({flat, s.input})) : dx_out;
-    const auto v = view<T>(dx, "dx", {{"N", flat}, {"I", s.input}}, Strides::kUnitLast, true);
-    g.dx = {v.data, v.strides[0], 0, tape.call.x.starts, tape.call.x.ends};
+  if (dx.is_none() && need_dx) {
+    const Index rows[] = {t.batch_first ? batch : steps, t.batch_first ? steps : batch};
+    dx = make_array<T>(device, ragged ? std::vector<Index>{flat, s.input} : std::vector<Index>{rows[0], rows[1], s.input}).object;
+  }
+  if (!dx.is_none()) {
+    const auto v = sequences(dx, "dx", flat, "I", s.input, true);
+    g.dx = {v.data, v.strides[0], ragged ? 0 : v.strides[1], tape.call.x.starts, tape.call.x.ends};
     g.dx_add = !dx_out.is_none() && dx_add;
-  } else if (!dx_out.is_none()) {
-    g.dx =
-        time_major(view<T>(dx_out, "dx", sequence_axes(steps, batch, "I", s.input, t.batch_first), Strides::kUnitLast, true), t.batch_first)
-            .rows();
-    g.dx_add = dx_add, dx = dx_out;
-  } else if (need_dx) {
-    auto array = t.batch_first ? new_array<T>({batch, steps, s.input}) : new_array<T>({steps, batch, s.input});
-    g.dx = time_major(view<T>(array, "dx", sequence_axes(steps, batch, "I", s.input, t.batch_first)), t.batch_first).rows();
-    dx = array;
   }
-  auto dh0 = new_array<T>({parts, batch, s.output});
-  g.dh0 = dh0.mutable_data();
-  if (traits.states > 1) {
-    auto array = new_array<T>({parts, batch, s.hidden});
-    g.dc0 = array.mutable_data();
-    dc0 = array;
-  }
+  const bool has_cells = traits.states > 1;
+  const auto states_of = [&](Index rows, bool hidden, bool zeros) {
+    const Index width = hidden ? s.output : s.hidden;
+    return make_array<T>(device, rows < 0 ? std::vector<Index>{parts, width} : std::vector<Index>{parts, rows, width}, zeros);
+  };
+  const NewArray<T> nothing{py::none(), nullptr};
+  const auto dh0 = states_of(batch, true, false), dc0 = has_cells ? states_of(batch, false, false) : nothing;
+  g.dh0 = dh0.data, g.dc0 = dc0.data;
   const auto bound = [](double x) { return x > 0 ? std::max(T(x), std::numeric_limits<T>::min()) : T(0); };  // 0 would be no bound
   g.clip_value = bound(clip_value), g.clip_norm = bound(clip_norm);
-  g.cuts = optional_view<std::uint8_t>(cuts, "cuts", flag_axes(ragged, steps, batch, flat)).data;
+  py::object device_cuts = py::none();
+  if (on_cpu) {
+    g.cuts = optional_view<std::uint8_t>(cuts, "cuts", flag_axes(ragged, steps, batch, flat)).data;
+  } else if (!cuts.is_none()) {
+    device_cuts = on_device(*tape.packed)->python().attr("cuts")(cuts, held_object(tape.call.device_tables));
+    g.cuts = pointer_to<const std::uint8_t>(device, device_cuts);
+  }
   if (!dcells.is_none()) {
     if (traits.states < 2) fail("dcells", std::string("None for the cell ") + traits.name, "an array");
     const std::vector<Axis> axes = t.batch_first ? std::vector<Axis>{{"L*D", parts}, {"B", batch}, {"T", steps}, {"H", s.hidden}}
                                                  : std::vector<Axis>{{"L*D", parts}, {"T", steps}, {"B", batch}, {"H", s.hidden}};
-    const auto v = view<T>(dcells, "dcells", axes);
+    const auto v = view<T>(dcells, "dcells", axes, Strides::kUnitLast, false, device);
     g.dcells = {v.data, v.strides[t.batch_first ? 2 : 1], v.strides[t.batch_first ? 1 : 2]};
     g.dcells_part = v.strides[0];
   }
-  py::object drestart_h = py::none(), drestart_c = py::none(), norms = py::none();
-  const auto zeros = [](auto array) {
-    std::memset(array.mutable_data(), 0, std::size_t(array.nbytes()));
-    return array;
-  };
-  if (sums) {
+  NewArray<T> drestart_h = nothing, drestart_c = nothing;
+  if (sums && on_cpu) {
     if (sums->packed != tape.packed.get() || sums->batch != batch) fail("sums", "those made for these weights and B", "others");
     g.sums = &sums->parts, g.resume = resume, g.more = more;
   }
   if (!drestart.is_none()) {
     const auto pair = py::reinterpret_borrow<py::sequence>(drestart);
-    g.drestart_h = view<T>(pair[0], "drestart_h", state_axes(s, -1, true), Strides::kContiguous, true).data;
-    g.drestart_c = optional_view<T>(pair[1], "drestart_c", state_axes(s, -1, false), Strides::kContiguous, true).data;
+    const py::object h = pair[0], c = pair[1];
+    g.drestart_h = state(h, "drestart_h", -1, true, true), g.drestart_c = state(c, "drestart_c", -1, false, true);
   } else if (t.resets) {
-    auto h = zeros(new_array<T>({parts, s.output}));
-    g.drestart_h = h.mutable_data(), drestart_h = h;
-    if (traits.states > 1) {
-      auto c = zeros(new_array<T>({parts, s.hidden}));
-      g.drestart_c = c.mutable_data(), drestart_c = c;
-    }
+    drestart_h = states_of(-1, true, true);
+    if (has_cells) drestart_c = states_of(-1, false, true);
+    g.drestart_h = drestart_h.data, g.drestart_c = drestart_c.data;
   }
-  if (flow) {
-    auto array = zeros(new_array<double>({parts, steps, traits.states}));
-    g.flow = array.mutable_data(), norms = array;
+  NewArray<double> norms{py::none(), nullptr};
+  if (flow) {  // the kernels of a device leave the sum over the rows to the library of its arrays
+    std::vector<Index> axes{parts, steps, traits.states};
+    if (!on_cpu) axes.push_back(batch);
+    norms = make_array<double>(device, axes, true);
+    g.flow = norms.data, g.flow_part = steps * traits.states * (on_cpu ? 1 : batch);
   }
   SignalPoll signals;
   int status;
   {
-    GilRelease release;
+    std::optional<GilRelease> release;
+    if (on_cpu) release.emplace();
     status = stack_backward(tape, g, signals.poll());
   }
   check_status(status);
-  return py::make_tuple(dx, dh0, dc0, drestart_h, drestart_c, norms);
+  if (flow && !on_cpu) norms.object = norms.object.attr("sum")(3);
+  return py::make_tuple(dx, dh0.object, dc0.object, drestart_h.object, drestart_c.object, norms.object);
 }
 
 // How a call would be run: a list of groups of layers.
@@ -517,8 +584,18 @@ void bind_typed(py::module_& m, const char* packed_name, const char* tape_name) 
   py::class_<Packed, std::shared_ptr<Packed>>(m, packed_name)
       .def(py::init(&pack_stack<T>), py::arg("cell"), py::arg("input_size"), py::arg("hidden_size"), py::arg("num_layers"),
            py::arg("bidirectional"), py::arg("weights"), py::arg("backward"), py::arg("reverse") = false, py::arg("precision") = "exact",
-           py::arg("numbered") = true, py::arg("proj_size") = 0)
-      .def_property_readonly("precision", [](const Packed& p) { return std::string(kPrecisions[int(p.precision)]); })
+           py::arg("numbered") = true, py::arg("proj_size") = 0, py::arg("backend") = py::none())
+      .def_property_readonly("precision",
+                             [](const Packed& p) {
+                               const auto* backend = on_device(p);
+                               return backend ? py::object(backend->python().attr("precision"))
+                                              : py::object(py::str(kPrecisions[int(p.precision)]));
+                             })
+      .def_property_readonly("backend",
+                             [](const Packed& p) {
+                               const auto* backend = on_device(p);
+                               return backend ? backend->python() : py::object(py::none());
+                             })
       .def_property_readonly("kernels", [](const Packed& p) { return std::string(p.table->name); })
       .def_property_readonly("backward", [](const Packed& p) { return p.backward; })
       .def_property_readonly("input_size", [](const Packed& p) { return p.shape.input; })
@@ -548,6 +625,7 @@ void bind_typed(py::module_& m, const char* packed_name, const char* tape_name) 
                                Index n = 0;
                                for (const auto* list : {&t.tape.saved, &t.tape.cells, &t.tape.outputs, &t.tape.dropped, &t.tape.projected})
                                  for (const Buffer<T>& b : *list) n += b.bytes();
+                               for (const auto& pass : t.tape.passes) n += held_object(pass).attr("bytes").template cast<Index>();
                                return n;
                              })
       .def_property_readonly("shape", [](const PyTape<T>& t) { return py::make_tuple(t.tape.call.steps, t.tape.call.batch); })

@@ -1,96 +1,69 @@
-// From Python's addresses to kernels; the module for the device and the emulation share this file.
-// Arrays come as addresses by name; Python has checked their shapes and dtypes.
+// From Python's structs to kernels; the module for the device and the emulation share this file. Python has checked shapes and
+// dtypes of the arrays.
 #pragma once
 #include <string>
 
-#include "../bindings/arrays.h"
+#include "abi.h"
 #include "extras.h"
 #include "passes.h"
 #include "replay.h"
 
 namespace ost::OST_SET {
 
-class Addresses {
- public:
-  explicit Addresses(py::dict values) : values_(std::move(values)) {}
-  Addresses other() const { return Addresses(values_["other"].cast<py::dict>()); }  // values of the second problem of a plan of two
-  template <class A>
-  A* get(const std::string& name) const {
-    const py::str key(name);
-    if (!values_.contains(key) || values_[key].is_none()) return nullptr;
-    return reinterpret_cast<A*>(values_[key].template cast<std::uintptr_t>());
-  }
-  template <class A>
-  A* need(const std::string& name) const {
-    A* p = get<A>(name);
-    if (!p) fail(name, "an address", "none");
-    return p;
-  }
-  template <class N>
-  N number(const char* name, N otherwise = 0) const {
-    const py::str key(name);
-    return values_.contains(key) && !values_[key].is_none() ? values_[key].template cast<N>() : otherwise;
-  }
-  std::string text(const char* name) const { return values_[py::str(name)].template cast<std::string>(); }
-  template <class A>
-  Rows<A> rows(const std::string& name) const {
-    return {get<A>(name), number<Index>((name + "_t").c_str()), number<Index>((name + "_b").c_str()), get<const Index>(name + "_starts"),
-            get<const Index>(name + "_ends")};
-  }
-
- private:
-  py::dict values_;
-};
+template <class A>
+A* pointer(Address address) {
+  return reinterpret_cast<A*>(address);
+}
+template <class A>
+A* needed(Address address, const char* name) {
+  if (!address) fail(name, "an address", "none");
+  return pointer<A>(address);
+}
+template <class A, std::size_t N>
+void set_pointers(const std::array<Address, N>& from, A** to) {
+  for (std::size_t i = 0; i < N; ++i) to[i] = pointer<A>(from[i]);
+}
 
 template <class C, class T>
-Problem<T> problem(const Addresses& a) {
+Problem<T> problem(const WeightArgs& w, const SharedArgs& shared) {
   Problem<T> p{};
-  p.steps = a.number<Index>("steps"), p.batch = a.number<Index>("batch");
-  p.input = a.number<Index>("input"), p.hidden = a.number<Index>("hidden"), p.reverse = a.number<int>("reverse") != 0;
-  p.times = {a.get<const Index>("lengths"), a.get<const std::int32_t>("before"), nullptr};
-  p.x = a.rows<const T>("x"), p.px = a.rows<const T>("px"), p.y = a.rows<T>("y");
-  p.h0 = a.get<const T>("h0"), p.c0 = a.get<const T>("c0");
-  p.restart_h = a.get<const T>("restart_h"), p.restart_c = a.get<const T>("restart_c");
-  for (int q = 0; q < kProductCount<C>; ++q) {
-    p.panels[q] = a.get<const void>("panels" + std::to_string(q));
-    p.transposed[q] = a.get<const void>("transposed" + std::to_string(q));
-    p.stream_panels[q] = a.get<const void>("stream_panels" + std::to_string(q));
-  }
-  p.stream_transposed = a.get<const void>("stream_transposed");
-  for (int f = 0; f < kPhaseCount<C>; ++f) {
-    const std::string n = std::to_string(f);
-    p.shared_panels[f] = a.get<const void>("shared_panels" + n), p.shared_transposed[f] = a.get<const void>("shared_transposed" + n);
-    p.shared_scales[f] = a.get<const float>("shared_scales" + n),
-    p.shared_transposed_scales[f] = a.get<const float>("shared_transposed_scales" + n);
-  }
-  p.loop_panels = a.get<const void>("loop_panels"), p.loop_transposed = a.get<const void>("loop_transposed");
-  p.bias = a.get<const T>("bias"), p.params = a.get<const T>("params");
-  p.gx = a.get<T>("gx"), p.saved = a.get<T>("saved"), p.cells = a.get<T>("cells");
-  p.state = a.get<T>("state"), p.saved_scratch = a.get<T>("saved_scratch"), p.emitted = a.get<T>("emitted");
-  p.hn = a.get<T>("hn"), p.cn = a.get<T>("cn");
+  p.input = w.input, p.hidden = w.hidden;
+  set_pointers(w.panels, p.panels), set_pointers(w.transposed, p.transposed), set_pointers(w.stream_panels, p.stream_panels);
+  set_pointers(shared.panels, p.shared_panels), set_pointers(shared.transposed, p.shared_transposed);
+  set_pointers(shared.scales, p.shared_scales), set_pointers(shared.transposed_scales, p.shared_transposed_scales);
+  p.stream_transposed = pointer<void>(w.stream_transposed);
+  p.loop_panels = pointer<void>(w.loop_panels), p.loop_transposed = pointer<void>(w.loop_transposed);
+  p.bias = pointer<T>(w.bias), p.params = pointer<T>(w.params);
+  return p;
+}
+template <class C, class T>
+Problem<T> problem(const LayerArgs& a) {
+  Problem<T> p = problem<C, T>(a.weights, a.shared);
+  p.steps = a.steps, p.batch = a.batch, p.reverse = a.reverse;
+  p.times = {pointer<const Index>(a.lengths), pointer<const std::int32_t>(a.before), nullptr};
+  p.x = a.x.rows<const T>(), p.px = a.px.rows<const T>(), p.y = a.y.rows<T>();
+  p.h0 = pointer<T>(a.h0), p.c0 = pointer<T>(a.c0), p.restart_h = pointer<T>(a.restart_h), p.restart_c = pointer<T>(a.restart_c);
+  p.gx = pointer<T>(a.gx), p.saved = pointer<T>(a.saved), p.cells = pointer<T>(a.cells), p.emitted = pointer<T>(a.emitted);
+  p.state = pointer<T>(a.state), p.saved_scratch = pointer<T>(a.saved_scratch);
+  p.hn = pointer<T>(a.hn), p.cn = pointer<T>(a.cn);
   return p;
 }
 
 template <class C, class T>
-BackwardProblem<T> backward_problem(const Addresses& a, Index steps, Index batch) {
+BackwardProblem<T> backward_problem(const GradientArgs& a, Index steps, Index batch) {
   BackwardProblem<T> g{};
-  g.dy = a.rows<const T>("dy"), g.dhn = a.get<const T>("dhn"), g.dcn = a.get<const T>("dcn");
-  g.dh = a.need<T>("dh"), g.dc = a.get<T>("dc"), g.demitted = a.get<T>("demitted");
-  for (int q = 0; q < kProductCount<C>; ++q) {
-    const std::string n = std::to_string(q == 1 && kSharedDa<C> ? 0 : q);
-    g.da[q] = a.get<T>("da" + n), g.sums[q] = a.get<T>("sums" + std::to_string(q)),
-    g.bias_sums[q] = a.get<T>("bias_sums" + std::to_string(q)), g.operands[q] = a.get<T>("operands" + std::to_string(q));
-  }
-  g.dparams = a.get<T>("dparams"), g.restarts = a.need<T>("restarts"), g.scales = a.get<T>("scales"), g.squares = a.get<T>("squares");
-  g.control = {a.number<T>("clip_value"), a.number<T>("clip_norm"), a.get<const std::uint8_t>("cuts"), a.rows<const T>("dcells"),
-               a.get<double>("flow")};
-  g.library = a.number<int>("library") != 0;
-  g.dx = a.rows<T>("dx"), g.dx_add = a.number<int>("dx_add") != 0;
-  g.dh0 = a.get<T>("dh0"), g.dc0 = a.get<T>("dc0"), g.param_sums = a.get<T>("param_sums"), g.parts = gradient_parts(steps, batch);
-  g.chunk = {a.number<Index>("first_part", 0), a.number<Index>("last_part", g.parts)};
-  g.gradients = {a.get<T>("dweight_ih"), a.get<T>("dweight_hh"),       a.get<T>("dbias_ih"),
-                 a.get<T>("dbias_hh"),   a.get<T>("dweight_peephole"), nullptr};
-  g.drestart_h = a.get<T>("drestart_h"), g.drestart_c = a.get<T>("drestart_c");
+  g.dy = a.dy.rows<const T>(), g.dx = a.dx.rows<T>(), g.dx_add = a.dx_add;
+  g.dhn = pointer<T>(a.dhn), g.dcn = pointer<T>(a.dcn), g.dh0 = pointer<T>(a.dh0), g.dc0 = pointer<T>(a.dc0);
+  g.dh = needed<T>(a.dh, "dh"), g.dc = pointer<T>(a.dc), g.demitted = pointer<T>(a.demitted);
+  set_pointers(a.da, g.da), set_pointers(a.sums, g.sums), set_pointers(a.bias_sums, g.bias_sums), set_pointers(a.operands, g.operands);
+  if (kSharedDa<C>) g.da[1] = g.da[0];
+  g.dparams = pointer<T>(a.dparams), g.param_sums = pointer<T>(a.param_sums);
+  g.restarts = needed<T>(a.restarts, "restarts"), g.scales = pointer<T>(a.scales), g.squares = pointer<T>(a.squares);
+  g.control = {T(a.clip_value), T(a.clip_norm), pointer<const std::uint8_t>(a.cuts), a.dcells.rows<const T>(), pointer<double>(a.flow)};
+  g.library = a.library, g.parts = gradient_parts(steps, batch), g.chunk = {a.first_part, a.last_part};
+  const auto to = [&](int i) { return pointer<T>(a.gradients[i]); };
+  g.gradients = {to(0), to(1), to(2), to(3), to(4), nullptr};
+  g.drestart_h = pointer<T>(a.drestart_h), g.drestart_c = pointer<T>(a.drestart_c);
   return g;
 }
 
@@ -111,199 +84,260 @@ void check_persistent(const Plan& plan, Index hidden, bool backward) {
   if (plan.groups < 1 || plan.span < 1) fail("groups", "a group and a step, at least", std::to_string(plan.groups));
 }
 
+// Raise unless there is a kernel of that register capacity; 0 is none.
+template <class C, class T, class W>
+void check_loop(int loop) {
+  if (loop && !(kLoops<C> && sizeof(T) == 4 && (loop == kLoopCapacity<T, W>[0] || loop == kLoopCapacity<T, W>[1])))
+    fail("loop", "a register capacity that there is a kernel for", std::to_string(loop));
+}
+
 // Pack the recurrent weights for blocks of so many units, from panels and transposed panels.
 template <class C, class T, class W, class V, class Run>
-void pack_persistent(Run& run, const Problem<T>& p, const Plan& plan, const Addresses& a) {
+void act(Run& run, const PackSharedArgs& a) {
+  const Problem<T> p = problem<C, T>(a.weights, a.shared);
+  const Plan plan = a.plan.plan();
   if constexpr (sizeof(T) == 4) {
-    const bool has_upstream =
-        a.number<int>("has_upstream") != 0;  // of two pipelined layers, the one that takes in what the other one sends
-    const auto one = [&]<class K, int F, class Word>(K*, const void* own, const void* upstream, const char* to, const char* scales,
+    check_persistent<C, T, W, V>(plan, p.hidden, a.shared.transposed[0] != 0);
+    const auto one = [&]<class K, int F, class Word>(K*, const void* own, const void* upstream, Address to, Address scales,
                                                      bool transposed) {
       using From = SharedWeights<Word>;
       using Phase = typename K::template Phase<F>;
-      const std::string n = std::to_string(F);
       const Index tiles = Phase::tiles_of(p.hidden);
       const From from{static_cast<const Word*>(own),
-                      has_upstream ? static_cast<const Word*>(upstream) : nullptr,
+                      a.upstream ? static_cast<const Word*>(upstream) : nullptr,
                       p.hidden,
                       tiles * 16,
                       Phase::kColumns,
                       product_columns<C>(F + 1),
                       product_columns<C>(0),
                       transposed};
-      run(typename Phase::template Pack<From>{from, a.need<FragmentA>(to + n), a.get<float>(scales + n), tiles * (1 + has_upstream),
+      run(typename Phase::template Pack<From>{from, needed<FragmentA>(to, "shared"), pointer<float>(scales), tiles * (1 + a.upstream),
                                               K::blocks_of(p.hidden), Phase::kOuts});
     };
-    if (a.get<void>("shared_panels0"))
+    if (a.shared.panels[0])
       with_persistent<C, T, W>(plan, [&]<class K>(K* kernel) {
         for_phases<C>([&]<int F>() {
-          one.template operator()<K, F, W>(kernel, p.panels[F + 1], p.panels[0], "shared_panels", "shared_scales", false);
+          one.template operator()<K, F, W>(kernel, p.panels[F + 1], p.panels[0], a.shared.panels[F], a.shared.scales[F], false);
         });
       });
-    if (a.get<void>("shared_transposed0"))
+    if (a.shared.transposed[0])
       with_persistent_backward<C, T, V>(plan, [&]<class K>(K* kernel) {
         for_phases<C>([&]<int F>() {
-          one.template operator()<K, F, V>(kernel, p.transposed[F + 1], a.get<void>("transposed_upstream"), "shared_transposed",
-                                           "shared_transposed_scales", true);
+          one.template operator()<K, F, V>(kernel, p.transposed[F + 1], pointer<void>(a.transposed_upstream), a.shared.transposed[F],
+                                           a.shared.transposed_scales[F], true);
         });
       });
+  } else {
+    fail("units", "0 for float64", std::to_string(plan.units));
   }
 }
 
-enum class Action { kPack, kForward, kBackward, kAdd, kRecompute, kPackPersistent, kThroughTime, kProducts };
-constexpr const char* kActions[] = {"pack", "forward", "backward", "add", "recompute", "pack_persistent", "through_time", "products"};
-
-// W: words of the operands of the forward pass; V: those of the backward pass.
+// Pack weights as the user holds them. W: words of the operands of the forward pass; V: those of the backward pass.
 template <class C, class T, class W, class V, class Run>
-void act(Run& run, Action action, const Addresses& a) {
-  const Problem<T> p = problem<C, T>(a);
-  const Plan plan{a.number<int>("loop"),   a.number<int>("rows"),   a.number<int>("units"),          a.number<int>("peers", 1),
-                  a.number<int>("groups"), a.number<Index>("span"), a.number<int>("co_launched", 1), a.number<int>("layer_pipelined") != 0};
-  const int loop = plan.loop, rows = plan.rows;
-  const bool with_steps = action == Action::kBackward || action == Action::kThroughTime,
-             with_products = action == Action::kBackward || action == Action::kProducts, back = with_steps || with_products;
-  if (loop && !(kLoops<C> && sizeof(T) == 4 && (loop == kLoopCapacity<T, W>[0] || loop == kLoopCapacity<T, W>[1])))
-    fail("loop", "a register capacity that there is a kernel for", std::to_string(loop));
-  if (rows && (sizeof(T) != 4 || (rows != 8 && rows != 16 && rows != 32) || (back && !kLoops<C>)))
-    fail("rows", "8, 16 or 32 in float32, backward of one phase", std::to_string(rows));
-  PassBuffers<T> exchange{};
-  if (plan.units) check_persistent<C, T, W, V>(plan, p.hidden, back || a.get<void>("shared_transposed0"));
-  if (action == Action::kPackPersistent) return pack_persistent<C, T, W, V>(run, p, plan, a);
-  if (plan.units) {
-    exchange = {{a.need<std::uint32_t>("exchange"), a.get<std::uint32_t>("host_status"), a.number<int>("spin_limit", kSpinLimit)},
-                a.get<T>("carry")};
-  }
-  if (action == Action::kRecompute) return recompute<C, T, W>(run, p);
-  if (action == Action::kAdd) return add_weights<C, T>(run, p, backward_problem<C, T>(a, p.steps, p.batch), a.number<Index>("chunks", 1));
-  const bool pass = action == Action::kForward || back;
-  const Addresses b = pass && plan.co_launched > 1 ? a.other() : a;
-  const Problem<T> other = problem<C, T>(b);
-  if (action == Action::kForward) return forward<C, T, W>(run, p, other, exchange, plan);
-  if (back) {
-    const auto g = backward_problem<C, T>(a, p.steps, p.batch);
-    if (plan.units && (g.squares || g.control.clip_norm > 0))
-      fail("units", "0 where norms of steps are asked for", std::to_string(plan.units));
-    auto other_g = backward_problem<C, T>(b, p.steps, p.batch);
-    other_g.chunk = g.chunk;
-    const bool whole = g.begins() && g.ends();
-    const bool some = plan.units && !(with_steps && with_products);
-    if (g.chunk.begin < 0 || g.chunk.end <= g.chunk.begin || g.chunk.end > g.parts || !(whole || some))
-      fail("first_part, last_part", "all " + std::to_string(g.parts) + " parts, or some of them where blocks share the weights",
-           std::to_string(g.chunk.begin) + " and " + std::to_string(g.chunk.end));
-    return backward<C, T, V>(run, p, g, other, other_g, exchange, plan, with_steps, with_products);
-  }
+void act(Run& run, const PackArgs& a) {
+  const WeightArgs& w = a.weights;
+  const Problem<T> p = problem<C, T>(w, {});
+  check_loop<C, T, W>(int(a.loop));
   for (int q = 0; q < kProductCount<C>; ++q) {
-    const T* raw = a.need<const T>(q == 0 ? "weight_ih" : "weight_hh");
-    const std::string n = std::to_string(q);
-    run(PackKernel<C, T, W, V>(raw, a.need<W>("panels" + n), a.get<V>("transposed" + n), p.depth(q), p.hidden, q));
+    const T* raw = needed<const T>(q == 0 ? a.weight_ih : a.weight_hh, "weights");
+    run(PackKernel<C, T, W, V>(raw, needed<W>(w.panels[q], "panels"), pointer<V>(w.transposed[q]), p.depth(q), p.hidden, q));
   }
   if constexpr (sizeof(W) == 2) {
     for (int q = 1; q < kProductCount<C>; ++q) {
       const Index columns = product_columns<C>(q).count(), width = p.hidden * columns;
-      if (auto* to = a.get<FragmentA>("stream_panels" + std::to_string(q)))
+      if (auto* to = pointer<FragmentA>(w.stream_panels[q]))
         run(StreamPackKernel<W>{static_cast<const W*>(p.panels[q]), to, width, p.hidden, 1, width, int(kStreamOut / columns * columns)});
     }
     const Index width = p.hidden * product_columns<C>(1).count();
-    if (auto* to = a.get<FragmentA>("stream_transposed"))
+    if (auto* to = pointer<FragmentA>(w.stream_transposed))
       run(StreamPackKernel<V>{static_cast<const V*>(p.transposed[1]), to, p.hidden, width, 1, p.hidden, kStreamOut});
   }
   if constexpr (kLoops<C> && sizeof(T) == 4)
-    run_loop<T, W>(loop, [&]<int K>() {
+    run_loop<T, W>(int(a.loop), [&]<int K>() {
       using Forward = typename LoopKernel<C, T, W, K>::E;
       using Backward = typename BackwardLoopKernel<C, T, V, K>::E;
       const Index columns = p.hidden * product_columns<C>(1).count();
-      const auto pack = [&]<class E, class Word>(E*, const void* from, void* to, bool transposed) {
+      const auto pack = [&]<class E, class Word>(E*, const void* from, Address to, bool transposed) {
         const LoopWeight<Word> weight{static_cast<const Word*>(from), p.hidden, columns, transposed ? p.hidden : columns, transposed};
-        if (to) run(EnginePackKernel<E, LoopWeight<Word>>{weight, static_cast<typename E::Word*>(to)});
+        if (to) run(EnginePackKernel<E, LoopWeight<Word>>{weight, pointer<typename E::Word>(to)});
       };
-      pack.template operator()<Forward, W>(nullptr, p.panels[1], a.get<void>("loop_panels"), false);
-      pack.template operator()<Backward, V>(nullptr, p.transposed[1], a.get<void>("loop_transposed"), true);
+      pack.template operator()<Forward, W>(nullptr, p.panels[1], w.loop_panels, false);
+      pack.template operator()<Backward, V>(nullptr, p.transposed[1], w.loop_transposed, true);
     });
-  run(PackBiasKernel<C, T>{a.get<const T>("bias_ih"), a.get<const T>("bias_hh"), a.need<T>("bias"), p.hidden});
+  run(PackBiasKernel<C, T>{pointer<const T>(a.bias_ih), pointer<const T>(a.bias_hh), needed<T>(w.bias, "bias"), p.hidden});
+}
+
+enum class Action { kForward, kBackward, kThroughTime, kProducts, kRecompute, kAdd };
+constexpr const char* kActions[] = {"forward", "backward", "through_time", "products", "recompute", "add"};
+
+struct Pass {
+  Action action;
+  const PassArgs& args;
+};
+
+// Raise unless there are kernels for this plan.
+template <class C, class T, class W, class V>
+void check_plan(const Plan& plan, Index hidden, bool backward) {
+  const int rows = plan.rows;
+  check_loop<C, T, W>(plan.loop);
+  if (rows && (sizeof(T) != 4 || (rows != 8 && rows != 16 && rows != 32) || (backward && !kLoops<C>)))
+    fail("rows", "8, 16 or 32 in float32, backward of one phase", std::to_string(rows));
+  if (plan.units) check_persistent<C, T, W, V>(plan, hidden, backward);
+}
+
+// Run a backward pass, or one of its halves.
+template <class C, class T, class V, class Run>
+void run_backward(Run& run, const Pass& pass, const Problem<T>& p, const Problem<T>& other, const PassBuffers<T>& exchange,
+                  const Plan& plan) {
+  const std::vector<GradientArgs>& given = pass.args.gradients;
+  const auto g = backward_problem<C, T>(given.front(), p.steps, p.batch);
+  if (plan.units && (g.squares || g.control.clip_norm > 0))
+    fail("units", "0 where norms of steps are asked for", std::to_string(plan.units));
+  auto other_g = backward_problem<C, T>(given.back(), p.steps, p.batch);
+  other_g.chunk = g.chunk;
+  const bool with_steps = pass.action != Action::kProducts, with_products = pass.action != Action::kThroughTime;
+  const bool whole = g.begins() && g.ends(), some = plan.units && !(with_steps && with_products);
+  if (g.chunk.begin < 0 || g.chunk.end <= g.chunk.begin || g.chunk.end > g.parts || !(whole || some))
+    fail("first_part, last_part", "all " + std::to_string(g.parts) + " parts, or some of them where blocks share the weights",
+         std::to_string(g.chunk.begin) + " and " + std::to_string(g.chunk.end));
+  backward<C, T, V>(run, p, g, other, other_g, exchange, plan, with_steps, with_products);
+}
+
+template <class C, class T, class W, class V, class Run>
+void act(Run& run, const Pass& pass) {
+  const PassArgs& a = pass.args;
+  const Action action = pass.action;
+  const bool back = action == Action::kBackward || action == Action::kThroughTime || action == Action::kProducts;
+  const Plan plan = a.plan.plan();
+  if (a.layers.size() != std::size_t(larger(1, plan.co_launched)))
+    fail("layers", "as many as the plan runs together, " + std::to_string(plan.co_launched), std::to_string(a.layers.size()));
+  if ((back || action == Action::kAdd) && a.gradients.size() != a.layers.size())
+    fail("gradients", "one for each layer", std::to_string(a.gradients.size()));
+  const Problem<T> p = problem<C, T>(a.layers.front()), other = problem<C, T>(a.layers.back());
+  if (action == Action::kRecompute) return recompute<C, T, W>(run, p);
+  if (action == Action::kAdd) return add_weights<C, T>(run, p, backward_problem<C, T>(a.gradients.front(), p.steps, p.batch), a.chunks);
+  check_plan<C, T, W, V>(plan, p.hidden, back);
+  PassBuffers<T> exchange{};
+  if (plan.units) {
+    const int limit = a.spin_limit ? int(a.spin_limit) : kSpinLimit;
+    exchange = {{needed<std::uint32_t>(a.exchange, "exchange"), pointer<std::uint32_t>(a.host_status), limit}, pointer<T>(a.carry)};
+  }
+  if (back) return run_backward<C, T, V>(run, pass, p, other, exchange, plan);
+  forward<C, T, W>(run, p, other, exchange, plan);
 }
 
 // With float16 the backward pass uses bfloat16: gradients need the range of a float, and no scale.
-template <class C, class Run>
-void act_in(Run& run, Action action, int itemsize, const std::string& precision, const Addresses& a) {
-  if (precision == "float16" && itemsize == 4) return act<C, float, Half, Bfloat>(run, action, a);
-  if (precision == "bfloat16" && itemsize == 4) return act<C, float, Bfloat, Bfloat>(run, action, a);
+template <class C, class Run, class A>
+void act_in(Run& run, int itemsize, const std::string& precision, const A& a) {
+  if (precision == "float16" && itemsize == 4) return act<C, float, Half, Bfloat>(run, a);
+  if (precision == "bfloat16" && itemsize == 4) return act<C, float, Bfloat, Bfloat>(run, a);
   if (precision != "exact") fail("precision", "exact, or bfloat16 or float16 for float32", "'" + precision + "'");
-  if (itemsize == 4) return act<C, float, float, float>(run, action, a);
-  act<C, double, double, double>(run, action, a);
+  if (itemsize == 4) return act<C, float, float, float>(run, a);
+  act<C, double, double, double>(run, a);
 }
 
-template <class Run, class... N>
-void act_on(Run& run, Action action, CellId cell, int itemsize, const std::string& precision, const Addresses& a, CellList<N...>) {
-  ((cell == N::id ? act_in<typename N::Cell>(run, action, itemsize, precision, a) : void()), ...);
+template <class Run, class A, class... N>
+void act_on(Run& run, CellId cell, int itemsize, const std::string& precision, const A& a, CellList<N...>) {
+  ((cell == N::id ? act_in<typename N::Cell>(run, itemsize, precision, a) : void()), ...);
 }
 
-// Run an action that belongs to no cell; return false if there is none of that name.
+// ---- what belongs to no cell ----
+
 template <class T, class Run>
-bool extra(Run& run, const std::string& action, const Addresses& a) {
-  const auto n = [&](const char* name) { return a.number<Index>(name); };
-  if (action == "times") {
-    const Given given{n("steps"),
-                      n("batch"),
-                      a.get<const Index>("lengths"),
-                      a.get<const std::uint8_t>("resets"),
-                      a.get<const std::uint8_t>("mask"),
-                      a.get<const std::uint8_t>("held"),
-                      a.get<const std::uint8_t>("restarted"),
-                      a.get<const std::uint8_t>("resets_after"),
-                      n("repeat") != 0,
-                      n("from_end") != 0};
-    run(TimesKernel{given, a.need<std::int32_t>("before")});
-  } else if (action == "drop") {
-    run(DropKernel<T>{a.get<const T>("from"), a.get<T>("to"), n("steps"), n("batch"), n("hidden"), n("directions"), n("layer"),
-                      n("first_step"), a.number<double>("rate"), a.number<std::uint64_t>("key")});
-  } else if (action == "drop_flat") {
-    run(DropFlatKernel<T>{a.get<const T>("from"), a.get<T>("to"), n("count"), a.number<double>("rate"), a.number<std::uint64_t>("key")});
-  } else if (action == "scatter") {
-    run(ScatterKernel<T>{a.get<const T>("from"), a.get<const Index>("ids"), a.get<const Index>("order"), a.get<T>("to"), n("count"),
-                         n("width"), n("rows")});
-  } else if (action == "matmul") {
-    run(MatmulKernel<T>{a.get<const T>("a"), a.get<const T>("b"), a.get<T>("out"), n("rows"), n("columns"), n("depth"), n("a_row"),
-                        n("a_k"), n("b_k"), n("b_column")});
-  } else if (action == "copy_rows") {
-    run(CopyRowsKernel<T>{a.get<const T>("from"), a.rows<T>("to"), n("steps"), n("batch"), n("width"), n("first"), n("add") != 0});
-  } else if (action == "adam") {
-    const auto x = [&](const char* name) { return a.number<double>(name); };
-    const AdamStep step{x("rate"),         x("beta1"),       x("beta2"),       x("eps"),
-                        x("weight_decay"), x("correction1"), x("correction2"), n("decoupled") != 0};
-    run(AdamKernel<T>{AdamRule<T>(step), n("count"), a.get<T>("p"), a.get<const T>("g"), a.get<T>("m"), a.get<T>("v")});
-  } else {
-    return false;
-  }
-  return true;
+void act(Run& run, const TimesArgs& a) {
+  const auto bytes = [](Address address) { return pointer<const std::uint8_t>(address); };
+  const Given given{a.steps,
+                    a.batch,
+                    pointer<const Index>(a.lengths),
+                    bytes(a.resets),
+                    bytes(a.mask),
+                    bytes(a.held),
+                    bytes(a.restarted),
+                    bytes(a.resets_after),
+                    a.repeat,
+                    a.from_end};
+  run(TimesKernel{given, needed<std::int32_t>(a.before, "before")});
+}
+template <class T, class Run>
+void act(Run& run, const DropArgs& a) {
+  run(DropKernel<T>{pointer<const T>(a.from), pointer<T>(a.to), a.steps, a.batch, a.hidden, a.directions, a.layer, a.first_step, a.rate,
+                    a.key});
+}
+template <class T, class Run>
+void act(Run& run, const DropFlatArgs& a) {
+  run(DropFlatKernel<T>{pointer<const T>(a.from), pointer<T>(a.to), a.count, a.rate, a.key});
+}
+template <class T, class Run>
+void act(Run& run, const ScatterArgs& a) {
+  run(ScatterKernel<T>{pointer<const T>(a.from), pointer<const Index>(a.ids), pointer<const Index>(a.order), pointer<T>(a.to), a.count,
+                       a.width, a.rows});
+}
+template <class T, class Run>
+void act(Run& run, const MatmulArgs& a) {
+  run(MatmulKernel<T>{pointer<const T>(a.a), pointer<const T>(a.b), pointer<T>(a.out), a.rows, a.columns, a.depth, a.a_row, a.a_k, a.b_k,
+                      a.b_column});
+}
+template <class T, class Run>
+void act(Run& run, const CopyRowsArgs& a) {
+  run(CopyRowsKernel<T>{pointer<const T>(a.from), a.to.rows<T>(), a.steps, a.batch, a.width, a.first, a.add});
+}
+template <class T, class Run>
+void act(Run& run, const AdamArgs& a) {
+  const AdamStep step{a.rate, a.beta1, a.beta2, a.eps, a.weight_decay, a.correction1, a.correction2, a.decoupled};
+  run(AdamKernel<T>{AdamRule<T>(step), a.count, pointer<T>(a.p), pointer<const T>(a.g), pointer<T>(a.m), pointer<T>(a.v)});
 }
 
-// `cell` is ignored for actions that belong to no cell.
-template <class Run>
-void act_by_name(Run& run, const std::string& action, int cell, int itemsize, const py::dict& values) {
-  const Addresses a(values);
-  if (itemsize == 4 ? extra<float>(run, action, a) : extra<double>(run, action, a)) return;
-  for (int i = 0; i < int(std::size(kActions)); ++i)
-    if (action == kActions[i]) return act_on(run, Action(i), CellId(cell), itemsize, a.text("precision"), a, DeviceCells());
+// ---- by name ----
+
+// Call with(args, act), where act(run) launches. `cell` is ignored for actions that belong to no cell.
+template <class With>
+void with_action(const std::string& action, int cell, int itemsize, const py::dict& values, With&& with) {
+  const auto of_cell = [&](const auto& args, const std::string& precision, const auto& a) {
+    with(args, [&](const auto& run) { act_on(run, CellId(cell), itemsize, precision, a, DeviceCells()); });
+  };
+  const auto of_none = [&]<class A>(A*) {
+    const A args = args_of<A>(values, action);
+    with(args, [&](const auto& run) { itemsize == 4 ? act<float>(run, args) : act<double>(run, args); });
+  };
+  for (int i = 0; i < int(std::size(kActions)); ++i) {
+    if (action != kActions[i]) continue;
+    const auto args = args_of<PassArgs>(values, action);
+    if (args.layers.empty()) fail(action + ".layers", "one or two", "none");
+    return of_cell(args, args.layers.front().weights.precision, Pass{Action(i), args});
+  }
+  if (action == "pack") {
+    const auto args = args_of<PackArgs>(values, action);
+    return of_cell(args, args.weights.precision, args);
+  }
+  if (action == "pack_shared") {
+    const auto args = args_of<PackSharedArgs>(values, action);
+    return of_cell(args, args.weights.precision, args);
+  }
+  if (action == "times") return of_none(static_cast<TimesArgs*>(nullptr));
+  if (action == "drop") return of_none(static_cast<DropArgs*>(nullptr));
+  if (action == "drop_flat") return of_none(static_cast<DropFlatArgs*>(nullptr));
+  if (action == "scatter") return of_none(static_cast<ScatterArgs*>(nullptr));
+  if (action == "matmul") return of_none(static_cast<MatmulArgs*>(nullptr));
+  if (action == "copy_rows") return of_none(static_cast<CopyRowsArgs*>(nullptr));
+  if (action == "adam") return of_none(static_cast<AdamArgs*>(nullptr));
   fail("action", "one that is known", "'" + action + "'");
 }
 
+// Return about how many launches an action takes: what is recorded as a graph has many.
+template <class A>
+Index launches_of(const A& args) {
+  if constexpr (requires { args.launches; })
+    return args.launches;
+  else
+    return 1;
+}
+
 // Return a key of all that the launches of an action depend on.
-inline std::string key_of(const std::string& action, int cell, int itemsize, const py::dict& values, std::uintptr_t stream) {
+template <class A>
+std::string key_of(const std::string& action, int cell, int itemsize, const A& args, std::uintptr_t stream) {
   std::string key = action;
-  const auto add = [&](const auto& v) { key.append(reinterpret_cast<const char*>(&v), sizeof v); };
-  add(cell), add(itemsize), add(stream);
-  for (const auto& [name, value] : values) {
-    if (value.is_none()) continue;
-    key += std::string(py::str(name)) += '=';
-    if (py::isinstance<py::float_>(value))
-      add(value.template cast<double>());
-    else if (py::isinstance<py::dict>(value))
-      key += key_of("", cell, itemsize, py::reinterpret_borrow<py::dict>(value), stream);
-    else if (py::isinstance<py::str>(value))
-      key += std::string(py::str(value)) += ';';
-    else
-      add(PyLong_AsUnsignedLongLongMask(value.ptr()));  // strides may be negative
-  }
+  add_bytes(cell, &key), add_bytes(itemsize, &key), add_bytes(stream, &key);
+  add_to_key(args, &key);
   return key;
 }
 

@@ -80,8 +80,11 @@ template <class First, class... N>
 struct CellAt<0, CellList<First, N...>> {
   using Cell = typename First::Cell;
 };
-#define OST_EMULATED(I)                                                                                                         \
-  template void act_in<typename CellAt<I, DeviceCells>::Cell, const Emulator>(const Emulator&, Action, int, const std::string&, \
-                                                                              const Addresses&)
+#define OST_EMULATED_ACT(I, A) \
+  template void act_in<typename CellAt<I, DeviceCells>::Cell, const Emulator>(const Emulator&, int, const std::string&, const A&)
+#define OST_EMULATED(PREFIX, I)         \
+  PREFIX OST_EMULATED_ACT(I, Pass);     \
+  PREFIX OST_EMULATED_ACT(I, PackArgs); \
+  PREFIX OST_EMULATED_ACT(I, PackSharedArgs)
 
 }  // namespace ost::OST_SET

@@ -119,24 +119,25 @@ bool capturing(cudaStream_t stream) {
 Ran run(const std::string& action, int cell, int itemsize, const py::dict& values, std::uintptr_t address) {
   static auto* replay = new Replay<Graph>;  // never freed: at the end of the process the driver may be gone
   const auto stream = reinterpret_cast<cudaStream_t>(address);
-  const auto direct = [&](const Stream& on) { act_by_name(on, action, cell, itemsize, values); };
-  const int launches = Addresses(values).number<int>("launches");
-  if (launches < kFewestLaunches || launches > kMostLaunches || capturing(stream)) {
-    direct(Stream{stream});
-    return Ran::kDirectly;
-  }
-  int device = 0;
-  check(cudaGetDevice(&device), "asking for the device");
-  const std::string key = key_of(action, cell, itemsize, values, address) + std::to_string(device);
-  const auto record = [&] {
-    try {
-      return Graph(direct);
-    } catch (const std::runtime_error&) {  // something else invalidated the recording: never record this call again
-      return Graph();
-    }
-  };
-  const auto launch = [&](const Graph& graph) { graph.empty() ? direct(Stream{stream}) : graph.launch(stream); };
-  return (*replay)(key, [&] { direct(Stream{stream}); }, record, launch);
+  Ran ran = Ran::kDirectly;
+  with_action(action, cell, itemsize, values, [&](const auto& args, const auto& act) {
+    const auto direct = [&] { act(Stream{stream}); };
+    const Index launches = launches_of(args);
+    if (launches < kFewestLaunches || launches > kMostLaunches || capturing(stream)) return direct();
+    int device = 0;
+    check(cudaGetDevice(&device), "asking for the device");
+    const std::string key = key_of(action, cell, itemsize, args, address) + std::to_string(device);
+    const auto record = [&] {
+      try {
+        return Graph(act);
+      } catch (const std::runtime_error&) {  // something else invalidated the recording: never record this call again
+        return Graph();
+      }
+    };
+    const auto launch = [&](const Graph& graph) { graph.empty() ? direct() : graph.launch(stream); };
+    ran = (*replay)(key, direct, record, launch);
+  });
+  return ran;
 }
 
 // Return "" if there is a device that the kernels run on, else the reason.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from . import _core, _device
+from . import _device
 
 Array = npt.NDArray[Any]
 Lengths = object  # [B] whole numbers in anything that NumPy takes, or None; `lengths` checks it
@@ -283,40 +283,6 @@ def gates(cell: str, tape: Any) -> dict[str, Array]:
     for a in out.values():
         read_only(a)
     return out
-
-
-class Native:
-    """The native classes and functions for NumPy arrays of one dtype.
-
-    Args:
-        suffix: the end of their names in `_core`, "Float32" or "Float64".
-    """
-
-    def __init__(self, suffix: str) -> None:
-        def named(name: str) -> Any:
-            return getattr(_core, name + suffix)
-
-        self.Packed, self.Stream = named("Packed"), named("Stream")
-        self.PackedLinear = named("PackedLinear")
-        self.softmax_cross_entropy = named("softmax_cross_entropy_")
-        self.embedding_gather = named("embedding_gather_")
-        self.embedding_scatter_ = named("embedding_scatter_")  # in place
-        self.square_sum = named("square_sum_")
-        self.adam_ = named("adam_")  # in place
-        self.dropout = named("dropout_")
-        self.elementwise = named("map_")
-
-
-NATIVE = {"float32": Native("Float32"), "float64": Native("Float64")}
-
-
-def backend_for(like: Any) -> Any:
-    """Return the native classes and functions for the dtype and the device of an array."""
-    if isinstance(like, np.ndarray):
-        return NATIVE[like.dtype.name]
-    from . import _on_device  # here: most programs never need it
-
-    return _on_device
 
 
 def ids(name: str, value: object) -> npt.NDArray[np.int64]:

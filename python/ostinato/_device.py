@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from . import _core
+from . import _core, _driver
 from ._plan import GpuFigures
 
 EMULATED = GpuFigures(
@@ -71,7 +71,10 @@ class Device:
         figures: what the planner needs to know of the device.
         xp: its array library.
         address: returns the address of an array's first element.
-        run: ``run(action, cell, itemsize, addresses)`` launches the kernels of an action.
+        view: ``view(address, shape, strides, dtype)`` returns an array of memory that belongs to
+            someone else; strides are in bytes.
+        run: ``run(action, cell, itemsize, values)`` launches the kernels of an action on fields of
+            `_abi` without arrays.
         here: returns a context in which the library's arrays are made on this device.
         wait: waits until all launches have been done.
         side_stream: opens a side stream, see `SerialStreams`.
@@ -83,7 +86,8 @@ class Device:
     figures: GpuFigures
     xp: Any
     address: Callable[[Any], int]
-    run: Callable[[str, int, int, dict[str, Any]], None]
+    view: Callable[[int, tuple[int, ...], tuple[int, ...], Any], Any]
+    run: Callable[..., None]
     here: Callable[[], AbstractContextManager[Any]] = nullcontext
     wait: Callable[[], None] = lambda: None
     side_stream: Callable[[], SerialStreams] = SerialStreams
@@ -97,6 +101,29 @@ class Device:
                 f"{self.name}: {STATUS_MESSAGES[status]}; the outputs of that call are NaN"
             )
 
+    def require(self, name: str, a: Any) -> None:
+        """Raise TypeError unless an argument is an array of this device."""
+        if of(a) is self:
+            return
+        if not isinstance(a, np.ndarray) and of(a) is None:
+            raise TypeError(
+                f"{name}: expected an array on {self.name}, as the weights are, got "
+                f"{type(a).__name__}"
+            )
+        raise TypeError(
+            f"{name}: expected an array on {self.name}, as the weights are, got one on {name_of(a)}"
+        )
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Return a new array, which is not initialised."""
+        with self.here():
+            return self.xp.empty(shape, dtype)
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Return a new array of zeros."""
+        with self.here():
+            return self.xp.zeros(shape, dtype)
+
     def put(self, a: Any) -> Any:
         """Return an array on the device; None stays None."""
         if a is None or of(a) is self:
@@ -104,22 +131,21 @@ class Device:
         with self.here():
             return self.xp.asarray(a)
 
-    def launch(self, action: str, cell: str | None, dtype: Any, values: dict[str, Any]) -> None:
-        """Run kernels on named arrays and numbers; raise what those of an earlier call found."""
+    def launch(self, action: str, cell: str | None, dtype: Any, values: Mapping[str, Any]) -> None:
+        """Run kernels on fields of `_abi`; raise what those of an earlier call found."""
         if self.host_status[0]:
             self.check()
         with self.here():
             self.run(action, number_of(cell), np.dtype(dtype).itemsize, self._addresses(values))
 
-    def _addresses(self, values: dict[str, Any]) -> dict[str, Any]:
-        def one(v: Any) -> Any:
-            if isinstance(v, dict):
-                return self._addresses(v)
-            return (
-                v if v is None or isinstance(v, (int, float, str, np.generic)) else self.address(v)
-            )
-
-        return {name: one(v) for name, v in values.items()}
+    def _addresses(self, value: Any) -> Any:
+        """Return fields with addresses in the place of arrays."""
+        if isinstance(value, dict):
+            return {name: self._addresses(v) for name, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self._addresses(v) for v in value]
+        plain = value is None or isinstance(value, (int, float, str, np.generic))
+        return value if plain else self.address(value)
 
 
 @lru_cache
@@ -225,12 +251,34 @@ def emulated(reverse_order: bool = False, library: Any = np) -> Device:
             (``OSTINATO_EMULATED=OFF``, the default).
     """
 
-    def run(action: str, cell: int, itemsize: int, addresses: dict[str, Any]) -> None:
+    def run(action: str, cell: int, itemsize: int, values: dict[str, Any], **options: int) -> None:
         from . import _emulated
 
-        _emulated.run(action, cell, itemsize, addresses, reverse_order)
+        _emulated.run(action, cell, itemsize, values, reverse_order, **options)
 
-    return Device("emulated", EMULATED, library, lambda a: int(a.ctypes.data) if a.size else 0, run)
+    def view(address: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: Any) -> Any:
+        a = np.asarray(_Memory(address, shape, strides, np.dtype(dtype).str))
+        return a if library is np else library.ndarray(a)
+
+    def address(a: Any) -> int:
+        return int(a.ctypes.data) if a.size else 0
+
+    return Device("emulated", EMULATED, library, address, view, run)
+
+
+class _Memory:
+    """Memory at an address, as NumPy's array interface describes it."""
+
+    def __init__(
+        self, address: int, shape: tuple[int, ...], strides: tuple[int, ...], kind: str
+    ) -> None:
+        self.__array_interface__ = {
+            "data": (address, False),
+            "shape": shape,
+            "strides": strides,
+            "typestr": kind,
+            "version": 3,
+        }
 
 
 def cuda(index: int | None = None) -> Device:
@@ -248,9 +296,7 @@ def cuda(index: int | None = None) -> Device:
 @lru_cache
 def _ready() -> tuple[Any, int]:
     """Return CuPy and the number of GPUs; what is found once stays."""
-    from . import cuda as gpu
-
-    if reason := gpu.why_not():
+    if reason := _driver.why_not():
         raise NoGpu(f"cuda: expected a GPU, but {reason}")
     try:
         import cupy
@@ -258,7 +304,7 @@ def _ready() -> tuple[Any, int]:
         raise NoGpu(
             "cuda: expected CuPy, which is not installed: pip install cupy-cuda13x"
         ) from error
-    return cupy, len(gpu.devices())
+    return cupy, len(_driver.devices())
 
 
 def _has_product(cupy: Any, index: int) -> bool:
@@ -297,19 +343,22 @@ class SideStream(SerialStreams):
 def _cuda_device(index: int) -> Device:
     import cupy
 
-    from . import cuda as gpu
-
     module: Any = importlib.import_module("ostinato._cuda")
     register(cupy.ndarray, lambda a: _cuda_device(int(a.device.id)))
 
-    def run(action: str, cell: int, itemsize: int, addresses: dict[str, Any]) -> None:
-        module.run(action, cell, itemsize, addresses, cupy.cuda.get_current_stream().ptr)
+    def run(action: str, cell: int, itemsize: int, values: dict[str, Any]) -> None:
+        module.run(action, cell, itemsize, values, cupy.cuda.get_current_stream().ptr)
 
     def here() -> Any:
         return cupy.cuda.Device(index)
 
+    def view(address: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: Any) -> Any:
+        extent = sum((n - 1) * abs(s) for n, s in zip(shape, strides)) + np.dtype(dtype).itemsize
+        memory = cupy.cuda.UnownedMemory(address, extent, None, index)
+        return cupy.ndarray(shape, dtype, cupy.cuda.MemoryPointer(memory, 0), strides)
+
     with here():
-        d = gpu.devices()[index]
+        d = _driver.devices()[index]
     names = (
         "name",
         "capability",
@@ -338,6 +387,7 @@ def _cuda_device(index: int) -> Device:
         figures,
         cupy,
         lambda a: int(a.data.ptr),
+        view,
         run,
         here,
         lambda: here().synchronize(),

@@ -441,25 +441,22 @@ def _on_gpu(
     layer: Recurrent, steps: int, batch: int, training: bool, measured: float | None
 ) -> Explanation:
     """Explain a layer on a GPU: the plans of its passes, the planner's estimate, and memory."""
-    from ._on_device import bytes_of, partition_of, plans_of
+    from ._backend import bytes_of, plans_of
+    from ._launch import partition_of
 
-    packed, name, dropout = layer._packed(training), layer._cell, training and layer.dropout > 0
+    backend, name = layer._packed(training).backend, layer._cell
+    dropout = training and layer.dropout > 0
     cell, h, directions = _core.cells()[name], layer.hidden_size, 2 if layer.bidirectional else 1
     plans = {
-        which: plans_of(packed, steps, batch, backward, dropout)
+        which: plans_of(backend, steps, batch, backward, dropout)
         for which, backward in (("forward", False), ("backward", True))[: 1 + training]
     }
-    tape, workspace = bytes_of(packed, steps, batch, training, dropout)
+    tape, workspace = bytes_of(backend, steps, batch, training, dropout)
     inputs = [layer.input_size if k == 0 else directions * h for k in range(layer.num_layers)]
     flops = sum(2.0 * cell["gates"] * h * (i + h) * steps * batch * directions for i in inputs) * (
         3 if training else 1
     )
-    weights = sum(
-        a.nbytes
-        for w in packed.parts
-        for n, a in w.arrays.items()
-        if hasattr(a, "nbytes") and n != "params"
-    )
+    weights = sum(w.bytes for w in backend.parts)
     partitions = [
         sum(partition_of(w, p, which == "backward", has_upstream).weight_bytes)
         for which, of in plans.items()
@@ -469,7 +466,7 @@ def _on_gpu(
     ]
     weights += sum(partitions)
     facts: dict[str, Any] = {
-        "device": packed.device.figures.name,
+        "device": backend.device.figures.name,
         "drivers": _core.drivers()[name],
         "precision": layer.precision,
         "passes": {
@@ -483,7 +480,7 @@ def _on_gpu(
     }
     lines = [
         f"{layer!r}, T={steps}, B={batch}: {'training' if training else 'inference'}",
-        f"  device         {facts['device']}, {packed.device.figures.multiprocessors} "
+        f"  device         {facts['device']}, {backend.device.figures.multiprocessors} "
         f"multiprocessors; {layer.precision} products",
     ]
     for which, of in plans.items():

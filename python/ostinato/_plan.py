@@ -5,9 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-ROWS = 8  # rows of the batch of a block of the "loop" kernels: csrc/cuda/engine.h
-# Hidden units that a "loop" kernel is compiled for, by bytes of a word: csrc/cuda/plan.h.
-REGISTER_CAPACITY = {4: (32, 64), 2: (64, 128)}
+from . import _core
+
+# Numbers that kernels are compiled with: csrc/cuda/geometry.h.
+CONSTANTS = _core.device_constants()
+ROWS: int = CONSTANTS["loop_rows"]  # rows of the batch of a block of the "loop" kernels
+# Hidden units that a "loop" kernel is compiled for, by bytes of a word.
+REGISTER_CAPACITY: dict[int, tuple[int, ...]] = CONSTANTS["register_capacity"]
+GROUP_ROWS: int = CONSTANTS["group_rows"]  # rows of the batch of a group of "persistent" blocks
+WARPS: int = CONSTANTS["warps"]  # of a block
+STREAM: tuple[int, ...] = CONSTANTS["stream_rows"]  # rows of a block that streams the weights
+STREAM_OUTPUTS: int = CONSTANTS["stream_outputs"]  # columns of such a block
+TILE: tuple[int, int] = CONSTANTS["tile"]  # rows and columns of the product of a launch a step
 # (t, b) of a call. For fewer, one more launch costs what the better product gains (an estimate).
 LIBRARY_ROWS = 512
 STREAM_ROWS = 64  # rows of the batch; for more, tiles read less (an estimate)
@@ -15,20 +24,10 @@ STREAM_ROWS = 64  # rows of the batch; for more, tiles read less (an estimate)
 # estimate).
 MOST_WAVES = 8
 
-# Constants of the "persistent" kernels: csrc/cuda/persistent.h.
-GROUP_ROWS = 16  # rows of the batch of a group
-FRAGMENTS = 32  # fragments of 16 x 16 weights that a warp holds
-WARPS = 8  # of a block
-TILE_BYTES = 512  # one word of 16 inputs for the rows of a group
-PEERS = 4  # blocks of a cluster
 CHUNKS = (1, 2, 4, 8)  # chunks of a backward pass
 # Chunks must bring the time below this fraction, or the waits at their borders are not worth it
 # (an estimate).
 WORTH = 0.95
-# (t, b) of a part of the gradients' sums, at least; there are at most 8 parts:
-# csrc/cuda/backward.h.
-PART_ROWS = 256
-
 # The model of a step, in cycles: estimates from published figures, until benchmarks/gpu.py has
 # measured them.
 EXCHANGE = 900.0  # a word from one multiprocessor to the others through the L2 cache
@@ -57,8 +56,8 @@ class GpuFigures:
         shared_bytes: the most shared memory of a block.
         l2_bytes: of the L2 cache.
         clock_hz: of the multiprocessors.
-        clusters: how many clusters of `PEERS` blocks, which write to each other's shared memory,
-            run at the same time.
+        clusters: how many clusters of blocks, which write to each other's shared memory, run at the
+            same time.
         library: whether its array library has found a product (cuBLAS).
     """
 
@@ -68,9 +67,7 @@ class GpuFigures:
     shared_bytes: int
     l2_bytes: int
     clock_hz: float = 1.5e9
-    clusters: int = (
-        0  # of `PEERS` blocks that write to each other's shared memory, at the same time
-    )
+    clusters: int = 0
     library: bool = True
 
 
@@ -136,12 +133,14 @@ def rows_for(products: list[int], batch: int, word: int, backward: bool, by_step
     """Return the rows of a block that streams the weights; 0 for tiles."""
     if word == 8 or batch > STREAM_ROWS or (backward and (len(products) > 1 or by_step)):
         return 0
-    return next(n for n in (8, 16, 32) if batch <= n or n == 32)
+    return next((n for n in STREAM if batch <= n), STREAM[-1])
 
 
 @dataclass(frozen=True)
 class Partition:
     """How the blocks of a "persistent" kernel divide the weights and what they send.
+
+    These are the figures of `_core.persistent_kernels`.
 
     Attributes:
         units: hidden units of a block.
@@ -150,9 +149,13 @@ class Partition:
         blocks: of a group.
         out_tiles: tiles of 16 outputs of a block and its peers; this and what follows for each
             phase of a step.
-        tiles: tiles of 16 inputs that a group sends.
-        depth: tiles of inputs that a warp multiplies.
+        depth: tiles of 16 inputs that a warp multiplies.
         capacity: tiles of inputs that the registers of a warp have room for.
+        weight_bytes: bytes of the weights of all blocks.
+        scale_counts: scales of those weights; 0 where operands are one word.
+        tile_bytes: bytes of 16 inputs for the rows of a group.
+        step_bytes: bytes that a group sends at a step.
+        fits: whether there is room for the weights.
     """
 
     units: int
@@ -160,9 +163,29 @@ class Partition:
     parts: int
     blocks: int
     out_tiles: tuple[int, ...]
-    tiles: tuple[int, ...]
     depth: tuple[int, ...]
     capacity: tuple[int, ...]
+    weight_bytes: tuple[int, ...]
+    scale_counts: tuple[int, ...]
+    tile_bytes: int
+    step_bytes: int
+    fits: bool
+
+    @classmethod
+    def all_of(
+        cls, columns: list[int], hidden: int, word: int, backward: bool, has_upstream: bool = False
+    ) -> list[Partition]:
+        """Return one for each kernel that there is.
+
+        Args:
+            columns: columns of a unit that the product of each phase feeds.
+            hidden: hidden units of the layer.
+            word: bytes of an operand, 2 or 4.
+            backward: whether it is the backward pass.
+            has_upstream: whether a block also takes in what another layer sends.
+        """
+        kernels = _core.persistent_kernels(columns, hidden, word, backward, has_upstream)
+        return [cls(**kernel) for kernel in kernels]
 
     @classmethod
     def of(
@@ -171,49 +194,13 @@ class Partition:
         hidden: int,
         units: int,
         peers: int,
-        parts: int,
+        word: int,
         backward: bool,
         has_upstream: bool = False,
     ) -> Partition:
-        """Return the partition of a layer.
-
-        Args:
-            columns: columns of a unit that the product of each phase feeds.
-            hidden: hidden units of the layer.
-            units: hidden units of a block.
-            peers: blocks of a cluster.
-            parts: words of an operand.
-            backward: whether it is that of the backward pass.
-            has_upstream: whether a block also takes in what another layer sends.
-        """
-        tile = max(16, units * peers)  # whole tiles of hidden units
-        whole = -(-hidden // tile) * tile
-        tiles = tuple(whole // 16 * (n if backward else 1) for n in columns)
-        outs = tuple(-(-units * peers * (1 if backward else n) // 16) for n in columns)
-        depth = tuple(-(-n * (1 + has_upstream) // (WARPS * peers)) for n in tiles)
-        if backward:
-            capacity = [FRAGMENTS * n // (parts * outs[0] * sum(columns)) for n in columns]
-        else:
-            capacity = [FRAGMENTS // (parts * sum(outs))] * len(columns)
-        return cls(units, peers, parts, whole // units, outs, tiles, depth, tuple(capacity))
-
-    @property
-    def fits(self) -> bool:
-        """Whether there is room for the weights."""
-        return all(n <= capacity for n, capacity in zip(self.depth, self.capacity))
-
-    @property
-    def step_bytes(self) -> int:
-        """The bytes that a group sends at a step; slots have room for the largest phase."""
-        return len(self.tiles) * max(self.tiles) * self.parts * TILE_BYTES
-
-    @property
-    def weight_bytes(self) -> tuple[int, ...]:
-        """The bytes of the weights of all blocks, as fragments, for each phase."""
-        return tuple(
-            self.blocks * self.parts * n * d * WARPS * 512
-            for n, d in zip(self.out_tiles, self.depth)
-        )
+        """Return that of the kernel of so many units and peers."""
+        every = cls.all_of(columns, hidden, word, backward, has_upstream)
+        return next(p for p in every if (p.units, p.peers) == (units, peers))
 
     def cycles(self, rows: int) -> float:
         """Return the cycles of a step by the model."""
@@ -227,9 +214,8 @@ class Partition:
             * WARPS
             / 4
         )
-        taken = (
-            sum(self.depth) * WARPS * self.parts * TILE_BYTES
-        )  # by a block, which reads one peer's part
+        # By a block, which reads one peer's part.
+        taken = sum(self.depth) * WARPS * self.tile_bytes
         reading = taken * row_tiles / (GROUP_ROWS / 8) / L2_BYTES
         each = EXCHANGE + CELL + (CLUSTER if self.peers > 1 else 0.0)
         return len(self.depth) * each + reading + matrix
@@ -244,23 +230,14 @@ def partitions_for(
     has_upstream: bool = False,
 ) -> list[Partition]:
     """Return the partitions that there are kernels for and whose weights fit."""
-    parts = 2 if word == 4 else 1
-    kinds = [(8, 1)] if parts == 2 else [(8, 1), (16, 1)]
-    if backward:
-        kinds = [(16, 1)] + ([(16 // parts, PEERS)] if device.clusters else [])
-    return [
-        s
-        for s in (
-            Partition.of(columns, hidden, *kind, parts, backward, has_upstream) for kind in kinds
-        )
-        if s.fits
-    ]
+    every = Partition.all_of(columns, hidden, word, backward, has_upstream)
+    return [p for p in every if p.fits and (p.peers == 1 or device.clusters)]
 
 
 def max_groups(device: GpuFigures, partition: Partition) -> int:
     """Return how many groups can run at the same time."""
     return (
-        device.multiprocessors if partition.peers == 1 else device.clusters * PEERS
+        device.multiprocessors if partition.peers == 1 else device.clusters * partition.peers
     ) // partition.blocks
 
 
@@ -402,7 +379,7 @@ def plan(
         * device.clock_hz
         * {2: TILES, 4: LIBRARY if library else TILES_EXACT}[word]
     )
-    parts = parts_of(steps, batch)
+    parts = _core.gradient_parts(steps, batch)
     cuts = [of(best, n) for n in CHUNKS if n == 1 or n <= parts <= steps]
     seconds = [_with_products(device, p, work / rate, late) for p in cuts]
     least = min(range(len(cuts)), key=seconds.__getitem__)
@@ -425,7 +402,8 @@ def _stepwise(
     work = steps * batch * weights / tiles / rate
     rows = rows_for(products, batch, word, backward, by_step)
     if rows:
-        units, times = (16 if backward else 16 // max(products)), -(-batch // rows)
+        units = STREAM_OUTPUTS if backward else STREAM_OUTPUTS // max(products)
+        times = -(-batch // rows)
         launches, blocks = len(products) * steps + backward, -(-hidden // units) * times
         reading = steps * times * weights * word / (L2_BYTES * rate)
         return GpuPlan(
@@ -437,20 +415,15 @@ def _stepwise(
             rows=rows,
             seconds=launches * LAUNCH + max(reading, work),
         )
-    tile_m, tile_n = 32, 64  # csrc/cuda/product.h
+    tile_m, tile_n = TILE
     blocks = -(-hidden // (tile_n // max(products))) * -(-batch // tile_m)
     launches = len(products) * (3 if backward else 1) * steps
     return GpuPlan("step", blocks, launches, False, "", seconds=launches * LAUNCH + work)
 
 
-def parts_of(steps: int, batch: int) -> int:
-    """Return the number of parts of the gradients' sums."""
-    return max(1, min(8, steps * batch // PART_ROWS))
-
-
 def chunks_of(steps: int, batch: int, chunks: int) -> list[tuple[int, int]]:
     """Return the steps of each chunk of a backward pass, which consists of whole parts."""
-    parts = parts_of(steps, batch)
+    parts = _core.gradient_parts(steps, batch)
     cuts = [steps * (parts * k // chunks) // parts for k in range(chunks + 1)]
     return list(pairwise(cuts))
 

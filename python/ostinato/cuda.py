@@ -10,27 +10,12 @@ True
 
 from __future__ import annotations
 
-import importlib
-from functools import lru_cache
 from typing import Any
 
+from . import _device, _driver
 from ._annotations import readable
 
 __all__ = ["check", "devices", "is_available", "why_not"]
-
-
-@lru_cache(maxsize=1)
-def _module() -> tuple[Any, str]:
-    """Return the module and "", or None and the reason."""
-    try:
-        return importlib.import_module("ostinato._cuda"), ""
-    except ModuleNotFoundError:
-        return (
-            None,
-            "this ostinato was built without CUDA; build it with -C cmake.define.OSTINATO_CUDA=ON",
-        )
-    except ImportError as error:
-        return None, f"ostinato._cuda does not load: {error}"
 
 
 def why_not() -> str:
@@ -43,8 +28,7 @@ def why_not() -> str:
     Returns:
         One sentence; "" where there is a GPU.
     """
-    module, reason = _module()
-    return reason if module is None else str(module.why_not())
+    return _driver.why_not()
 
 
 def is_available() -> bool:
@@ -71,10 +55,7 @@ def devices() -> list[dict[str, Any]]:
         For every GPU a dict with its name, compute capability, multiprocessors, bytes of memory,
         and the versions of driver and runtime; an empty list where there is none.
     """
-    module, _ = _module()
-    if module is None or module.why_not():
-        return []
-    return [dict(module.device_info(k)) for k in range(module.device_count())]
+    return _driver.devices()
 
 
 def check() -> None:
@@ -90,8 +71,6 @@ def check() -> None:
     Raises:
         RuntimeError: what a kernel has found; it is raised once.
     """
-    from . import _device
-
     _device.check()
 
 

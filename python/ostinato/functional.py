@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import _check, _core, _device, _ragged
+from . import _check, _core, _device, _native, _ragged
 from ._annotations import readable
 from ._check import Array, Lengths
 from ._ragged import Ragged, as_given, rows_like, unwrapped
@@ -121,7 +121,7 @@ class Packed:
             raise ValueError(f"weight_hh: expected shape ({gates}*H, H), got {w_hh.shape}")
         if w_ih.shape[1] == 0:
             raise ValueError(f"weight_ih: expected at least one input, got shape {w_ih.shape}")
-        make = _check.backend_for(w_ih).Packed
+        make = _native.backend_for(w_ih).Packed
         self.precision = _check.precision(self.dtype, precision, device)
         native, backward = (
             _check.native_precision(self.dtype, self.precision, device),
@@ -479,6 +479,7 @@ class Pullback:
         if self._chain is None:
             if callable(dy):
                 raise TypeError("dy: expected an array; a function is taken with segments")
+            dy = None if dy is None else _check.array("dy", dy)
             dx, dh0, dc0, *dreset, _ = self._tape.backward(dy, dh, dc, [grads], True, **options)
         else:
             if dcells is not None and states < 2:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from . import _check, _device
+from . import _check, _device, _native
 from ._annotations import readable
 from ._check import Array, Lengths
 
@@ -403,7 +403,7 @@ class CrossEntropy(Loss):
             )
             return total, count, None if dy is None else dy.reshape(y.shape)
         known = int(np.count_nonzero(classes >= 0))
-        kernel: Any = _check.backend_for(y).softmax_cross_entropy
+        kernel: Any = _native.backend_for(y).softmax_cross_entropy
         logits = _check.contiguous(y).reshape(target.size, y.shape[-1])
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
             total, dy = kernel(logits, classes, self.label_smoothing, 1 / max(known, 1), gradient)

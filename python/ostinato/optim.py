@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from . import _check, _device
+from . import _check, _device, _native
 from ._annotations import readable
 from ._check import Array
 from .nn import Layer
@@ -461,7 +461,7 @@ def global_norm(model: Layer) -> float:
     Returns:
         The norm; NaN if a gradient is NaN.
     """
-    total: float = _check.backend_for(model.flat_grads).square_sum(model.flat_grads)
+    total: float = _native.backend_for(model.flat_grads).square_sum(model.flat_grads)
     return math.sqrt(total) if total >= 0 else math.nan
 
 
@@ -860,7 +860,7 @@ class Adam(Optimizer):
         mean, square = state
         b1, b2 = self.betas
         corrections = (1 - b1**age, 1 - b2**age)
-        _check.backend_for(p).adam_(
+        _native.backend_for(p).adam_(
             p, g, mean, square, lr, b1, b2, self.eps, decay, *corrections, self._decoupled
         )
 

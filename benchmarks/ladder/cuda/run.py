@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ostinato import _core, _device, _on_device, _plan
+from ostinato import _core, _device, _launch, _plan
 
 INPUTS = 16  # so few that the product of the input hardly counts
 # Cell, precision, batch, hidden.
@@ -35,8 +35,8 @@ ROUNDS = 5
 
 def plans(w: Any, steps: int, batch: int, backward: bool) -> Iterator[tuple[str, _plan.GpuPlan]]:
     """Yield the plans of a pass by name, first a launch a step, with which the others are compared."""
-    figures, (columns, products, _) = w.device.figures, _on_device.columns_of(w.cell)
-    word = _on_device.word_bytes(w.dtype, w.arrays["precision"])
+    figures, (columns, products, _) = w.device.figures, _launch.columns_of(w.cell)
+    word = w.word_bytes
     yield "a launch a step", _plan._stepwise(figures, products[1:], w.hidden, steps, batch, word, backward, False)
     for partition in _plan.partitions_for(figures, products[1:], w.hidden, word, backward):
         if not _plan.max_groups(figures, partition):
@@ -45,7 +45,7 @@ def plans(w: Any, steps: int, batch: int, backward: bool) -> Iterator[tuple[str,
         name = f"{partition.units} units" + (f", {partition.peers} peers" if partition.peers > 1 else "")
         yield name, planned
         if planned.groups > 1:
-            few = replace(figures, multiprocessors=partition.blocks, clusters=partition.blocks // _plan.PEERS)
+            few = replace(figures, multiprocessors=partition.blocks, clusters=partition.blocks // partition.peers)
             yield f"{name}, a group at a time", _plan._persistent(few, partition, steps, batch, 1, False)
         if planned.span < steps:
             yield f"{name}, all steps in a launch", replace(planned, span=steps, launches=1)
@@ -59,9 +59,9 @@ def plans(w: Any, steps: int, batch: int, backward: bool) -> Iterator[tuple[str,
 
 def chunks(w: Any, steps: int, batch: int, library: bool) -> Iterator[tuple[str, _plan.GpuPlan]]:
     """Yield plans of a backward pass with products after all steps, or by chunks beside the steps."""
-    figures, products = w.device.figures, _on_device.columns_of(w.cell)[1]
+    figures, products = w.device.figures, _launch.columns_of(w.cell)[1]
     partitions = _plan.partitions_for(
-        figures, products[1:], w.hidden, _on_device.word_bytes(w.dtype, w.arrays["precision"]), True
+        figures, products[1:], w.hidden, w.word_bytes, True
     )
 
     def cut(partition: _plan.Partition, n: int = 1) -> _plan.GpuPlan:
@@ -95,9 +95,9 @@ class Case:
     """A layer, its mirror image and one above it, and what their passes read and write."""
 
     def __init__(self, device: _device.Device, cell: str, precision: str, steps: int, batch: int, hidden: int) -> None:
-        r, gates = np.random.default_rng(0), _on_device.facts_of(cell)["gates"]
+        r, gates = np.random.default_rng(0), _launch.facts_of(cell)["gates"]
         self.device, self.sizes, self.hidden = device, (steps, batch), hidden
-        self.two = _on_device.facts_of(cell)["states"] > 1
+        self.two = _launch.facts_of(cell)["states"] > 1
 
         def draw(*shape: int) -> Any:
             return device.put((r.uniform(-1, 1, shape) / np.sqrt(hidden)).astype(np.float32))
@@ -107,15 +107,15 @@ class Case:
         above = [draw(rows, hidden), *first[1:]]
         self.raw = first[:4]
         self.weights = {
-            "first": _on_device.pack(device, cell, first, precision=precision),
-            "mirrored": _on_device.pack(device, cell, first, precision=precision, reverse=True),
-            "above": _on_device.pack(device, cell, above, precision=precision),
+            "first": _launch.pack(device, cell, first, precision=precision),
+            "mirrored": _launch.pack(device, cell, first, precision=precision, reverse=True),
+            "above": _launch.pack(device, cell, above, precision=precision),
         }
         self.x, self.dy = draw(steps, batch, INPUTS), draw(steps, batch, hidden)
 
     def forward(
         self, planned: _plan.GpuPlan, train: bool = False, names: tuple[str, ...] = ()
-    ) -> tuple[list[Any], list[_on_device.SavedPass]]:
+    ) -> tuple[list[Any], list[_launch.SavedPass]]:
         """Return the outputs, and what is saved for the backward pass."""
         xp, (steps, batch), calls = self.device.xp, self.sizes, []
         y = self.x  # of the layer below the one above
@@ -123,24 +123,24 @@ class Case:
             below = y if name == "above" else self.x
             y = xp.empty((steps, batch, self.hidden), np.float32)
             end = tuple(xp.empty((batch, self.hidden), np.float32) if k <= self.two else None for k in range(2))
-            rows = _on_device.Rows.of(below), _on_device.Rows.of(y)
-            calls.append(_on_device.Forward(self.weights[name], *rows, (None, None), end))  # type: ignore[arg-type]
+            rows = _launch.Rows.of(below), _launch.Rows.of(y)
+            calls.append(_launch.Forward(self.weights[name], *rows, (None, None), end))  # type: ignore[arg-type]
         kept, own = [], replace(planned, library=False)
         for some in [calls] if planned.co_launched == len(calls) else [[c] for c in calls]:
-            kept += _on_device.forward(some, self.sizes, own, train=train)
-        return [c.y.array for c in calls], kept
+            kept += _launch.forward(some, self.sizes, own, train=train)
+        return [c.y.data for c in calls], kept
 
     def backward(
-        self, planned: _plan.GpuPlan, kept: dict[str, _on_device.SavedPass], gradients: bool = False
+        self, planned: _plan.GpuPlan, kept: dict[str, _launch.SavedPass], gradients: bool = False
     ) -> list[Any]:
         """Return dh before the first step of each layer, or, with ``gradients``, dR."""
         xp, (_, batch), calls = self.device.xp, self.sizes, []
         for name in self.names(planned, True):
             d = tuple(xp.empty((batch, self.hidden), np.float32) if i <= self.two else None for i in range(2))
-            dy = None if calls and planned.layer_pipelined else _on_device.Rows.of(self.dy)
+            dy = None if calls and planned.layer_pipelined else _launch.Rows.of(self.dy)
             grads = [xp.zeros_like(a) for a in self.raw] if gradients else [None] * 4
-            calls.append(_on_device.Backward(kept[name], dy, (None, None), d, [*grads, None]))  # type: ignore[arg-type]
-        _on_device.backward(calls, planned if gradients else replace(planned, library=False))
+            calls.append(_launch.Backward(kept[name], dy, (None, None), d, [*grads, None]))  # type: ignore[arg-type]
+        _launch.backward(calls, planned if gradients else replace(planned, library=False))
         return [c.grads[1] if gradients else c.dstate[0] for c in calls]
 
     @staticmethod
@@ -186,7 +186,7 @@ def ladder(device: _device.Device, emulated: bool, budget: float = 150.0) -> lis
         first, by_step = case.weights["first"], None
         for which in ("forward", "backward", "gradients"):
             backward = which != "forward"
-            chosen = _on_device.plan_of(first, steps, batch, backward)
+            chosen = _launch.plan_of(first, steps, batch, backward)
             of = (
                 chunks(first, steps, batch, chosen.library)
                 if which == "gradients"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import _check, _device
+from .. import _check, _device, _native
 from .._annotations import readable
 from .._check import Array, Seed
 from ._layer import Layer, Pullback
@@ -90,7 +90,7 @@ class Linear(Layer):
 
     def _pack(self, backward: bool) -> Any:
         p = self.parameters()
-        return _check.backend_for(self._block.values).PackedLinear(
+        return _native.backend_for(self._block.values).PackedLinear(
             p["weight"], p.get("bias"), backward
         )
 
@@ -197,7 +197,7 @@ class Embedding(Layer):
             TypeError: x is no array of whole numbers.
             ValueError: an index out of range.
         """
-        y: Array = _check.backend_for(self._block.values).embedding_gather(
+        y: Array = _native.backend_for(self._block.values).embedding_gather(
             self._ids(x), self.parameters()["weight"]
         )
         return y.reshape(*x.shape, self.embedding_dim)
@@ -229,7 +229,7 @@ class Embedding(Layer):
         def backward(grads: dict[str, Array | None], dy: Array, need_dx: bool) -> None:
             d = _gradient_rows(dy, y)
             if grads["weight"] is not None:
-                _check.backend_for(d).embedding_scatter_(ids, d, grads["weight"])
+                _native.backend_for(d).embedding_scatter_(ids, d, grads["weight"])
 
         y = _read_only(self(x))
         return y, self._pullback(backward)
@@ -294,7 +294,7 @@ class Dropout(Layer):
         key = _check.draw_key(self._rng if rng is None else _check.generator(rng))
 
         def drop(flat: Array) -> Array:
-            dropped: Array = _check.backend_for(flat).dropout(flat, self.rate, key)
+            dropped: Array = _native.backend_for(flat).dropout(flat, self.rate, key)
             return dropped.reshape(x.shape)
 
         def backward(grads: dict[str, Array | None], dy: Array, need_dx: bool) -> Array:
@@ -341,7 +341,7 @@ class Activation(Layer):
         y: Array = (
             np.maximum(flat, 0)
             if self.name == "relu"
-            else _check.backend_for(flat).elementwise(self.name, flat)
+            else _native.backend_for(flat).elementwise(self.name, flat)
         )
         return y.reshape(x.shape)
 

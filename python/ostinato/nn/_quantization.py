@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import _check
+from .. import _check, _native
 from .._annotations import readable
 from .._check import Array, Lengths
 from .._ragged import Ragged, rows_that_count, unwrapped
@@ -258,7 +258,7 @@ class ScaledInputs(Layer):
         """Divide by the scales in a stream: a diagonal matrix gives the same bits."""
         scale = self._scale_in_use()
         if scale is not None:
-            make = _check.backend_for(self._block.values).PackedLinear
+            make = _native.backend_for(self._block.values).PackedLinear
             native.add_linear(make(np.diag(np.float32(1) / scale), None, False))
 
 

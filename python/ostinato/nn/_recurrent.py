@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .. import _check, _device, _ragged
+from .. import _check, _device, _native, _ragged
 from .._annotations import readable
 from .._check import Array, Lengths, Seed
 from .._ragged import Ragged, as_given, rows_like, unwrapped
@@ -518,7 +518,7 @@ class Recurrent(ScaledInputs):
         return _check.native_precision(self._dtype, self._precision, self.device)
 
     def _pack(self, backward: bool) -> Any:
-        make = _check.backend_for(self._block.values).Packed
+        make = _native.backend_for(self._block.values).Packed
         precision = self._native_precision()
         parts = self._scaled_weights(self._parts(self.parameters()), self._directions)
         sizes = (self.input_size, self.hidden_size, self.num_layers)
@@ -538,7 +538,7 @@ class Recurrent(ScaledInputs):
 
     def _pack_apart(self) -> list[Any]:
         """Every layer and direction packed by itself."""
-        make, precision = _check.backend_for(self._block.values).Packed, self._native_precision()
+        make, precision = _native.backend_for(self._block.values).Packed, self._native_precision()
         parts, d = self._parts(self.parameters()), self._directions
         inputs = [self.input_size if k < d else d * self._output_size for k in range(len(parts))]
         one = (self.hidden_size, 1, False)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import _check
+from .. import _check, _native
 from .._annotations import readable
 from .._check import Array
 from ._layer import Layer
@@ -54,7 +54,7 @@ class Stream:
                 f'model: expected one on the CPU, got one on {model.device}; use model.to("cpu")'
             )
         made_of = model._block, model._block.changes  # before the weights are read
-        native = _check.backend_for(model._block.values).Stream(self.batch)
+        native = _native.backend_for(model._block.values).Stream(self.batch)
         states = model._join_stream(native)
         if native.y.size == 0:
             raise TypeError(f"stream: expected a model with something to compute, got {model!r}")

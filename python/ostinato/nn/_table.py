@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import _check
+from .. import _native
 from .._check import Array
 
 
@@ -48,7 +48,7 @@ class TableGradients:
         """Add to the gradients of the weights, dW = dP table; return that of the table, dP^T W."""
         out: Array | None = None
         for weight, product, into in zip(self._weights, self._products, self._into):
-            linear = _check.backend_for(weight).PackedLinear(weight, None, True)
+            linear = _native.backend_for(weight).PackedLinear(weight, None, True)
             rows = np.ascontiguousarray(product.T)
             d = linear.run_backward(self._table, rows, into, None, need_table)
             out = d if out is None else out + d

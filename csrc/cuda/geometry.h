@@ -1,0 +1,98 @@
+// Which kernels of a device there are for a layer, and the sizes of what they hold: the planner (ostinato/_plan.py) chooses among
+// them, and the buffers of a launch are made by them. On the host only.
+#pragma once
+#include "calls.h"
+
+namespace ost::OST_SET {
+
+// Numbers that the planner's model and its reasons need.
+inline py::dict device_constants() {
+  py::dict out;
+  out["loop_rows"] = kLoopRows, out["group_rows"] = kGroupRows, out["warps"] = kThreads / 32;
+  py::dict capacity;  // hidden units that a "loop" kernel is compiled for, by bytes of a word
+  capacity[py::int_(4)] = py::make_tuple(kLoopCapacity<float, float>[0], kLoopCapacity<float, float>[1]);
+  capacity[py::int_(2)] = py::make_tuple(kLoopCapacity<float, Bfloat>[0], kLoopCapacity<float, Bfloat>[1]);
+  out["register_capacity"] = capacity;
+  out["stream_rows"] = py::make_tuple(8, 16, 32), out["stream_outputs"] = kStreamOut;
+  out["tile"] = py::make_tuple(kTileM, kTileN);
+  return out;
+}
+
+// One "persistent" kernel for a layer of so many units.
+template <class C, class K>
+py::dict persistent_facts(int units, int parts, Index hidden, bool upstream) {
+  py::dict out;
+  py::list outs, depths, capacities, weights, scales;
+  const Index blocks = K::blocks_of(hidden);
+  bool fits = true;
+  for_phases<C>([&]<int F>() {
+    using Phase = typename K::template Phase<F>;
+    using E = typename Phase::E;
+    const Index tiles = (Phase::kOuts + 15) / 16, depth = E::depth(Phase::tiles_of(hidden) * (1 + upstream));
+    outs.append(tiles), depths.append(depth), capacities.append(Phase::kDepth);
+    weights.append(blocks * parts * tiles * depth * kThreads * Index(sizeof(FragmentA)));
+    scales.append(parts > 1 ? blocks * tiles * 16 : 0);
+    fits = fits && depth <= Phase::kDepth;
+  });
+  out["units"] = units, out["peers"] = K::kPeers, out["parts"] = parts, out["blocks"] = blocks;
+  out["out_tiles"] = py::tuple(outs), out["depth"] = py::tuple(depths), out["capacity"] = py::tuple(capacities);
+  out["weight_bytes"] = py::tuple(weights), out["scale_counts"] = py::tuple(scales);
+  out["tile_bytes"] = K::template Phase<0>::E::slot_words(1) * Index(sizeof(std::uint32_t));
+  out["step_bytes"] = K::slot_words(hidden) * kPhaseCount<C> * Index(sizeof(std::uint32_t));
+  out["fits"] = fits;
+  return out;
+}
+
+// Bytes of the exchange buffer of a launch: a header, and for each step what all groups and problems send.
+inline Index exchange_bytes(const Index step_bytes, const Index span, int groups, int co_launched, bool layer_pipelined) {
+  const Index header = Index(sizeof(std::uint32_t)) * (ExchangeBuffer{}.slots() - static_cast<std::uint32_t*>(nullptr));
+  return header + co_launched * groups * (span + layer_pipelined) * step_bytes;
+}
+
+template <class C, class W>
+void add_persistent(py::list* out, Index hidden, bool backward, bool pipelined, bool upstream) {
+  for (const int peers : {1, 4})
+    for (const int units : {8, 16}) {
+      Plan plan{};
+      plan.units = units, plan.peers = peers, plan.co_launched = 1, plan.layer_pipelined = pipelined;
+      const auto add = [&]<class K>(K*) { out->append(persistent_facts<C, K>(units, ExchangeWords<W>::kParts, hidden, upstream)); };
+      backward ? with_persistent_backward<C, float, W>(plan, add) : with_persistent<C, float, W>(plan, add);
+    }
+}
+
+// The kernels for a cell whose phases' products feed so many columns of a unit each; or, of pipelined layers, all columns of it.
+template <class... N>
+py::list persistent_kernels(const std::vector<int>& columns, Index hidden, int word, bool backward, bool upstream, CellList<N...>) {
+  py::list out;
+  bool found = false;
+  const auto one = [&]<class C>(C*) {
+    std::vector<int> own;
+    for (int f = 0; f < kPhaseCount<C>; ++f) own.push_back(C::kPhases[f].product.count());
+    const bool pipelined = columns != own;
+    if (found || (pipelined && (kPhaseCount<C> > 1 || columns != std::vector<int>{C::kColumns}))) return;
+    found = true;
+    word == 2 ? add_persistent<C, Bfloat>(&out, hidden, backward, pipelined, upstream)
+              : add_persistent<C, float>(&out, hidden, backward, pipelined, upstream);
+  };
+  (one(static_cast<typename N::Cell*>(nullptr)), ...);
+  return out;
+}
+
+// Bytes of the fragments of weights that blocks stream, by product (0 for that of the input) and transposed.
+template <class... N>
+py::tuple stream_bytes(CellId cell, Index hidden, CellList<N...>) {
+  py::list panels;
+  Index transposed = 0;
+  const Index deep = ceil_div(hidden, 16), fragment = 32 * Index(sizeof(FragmentA));
+  const auto one = [&]<class C>(C*) {
+    for (int q = 0; q < kProductCount<C>; ++q) {
+      const Index columns = product_columns<C>(q).count();
+      panels.append(q ? ceil_div(hidden, kStreamOut / columns) * deep * fragment : 0);
+    }
+    transposed = deep * ceil_div(hidden * product_columns<C>(1).count(), 16) * fragment;
+  };
+  ((cell == N::id ? one(static_cast<typename N::Cell*>(nullptr)) : void()), ...);
+  return py::make_tuple(panels, transposed);
+}
+
+}  // namespace ost::OST_SET

@@ -1,0 +1,707 @@
+"""Launch the kernels of one layer and direction on a device, or of two that run together.
+
+A call is a `Forward` or `Backward`; the arrays in it are those of the device's library, or their
+addresses where they belong to someone else (`_backend`). The order of layers is not known here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import _core, _device
+from ._abi import (
+    CopyRowsFields,
+    GradientFields,
+    LayerFields,
+    PackFields,
+    PackSharedFields,
+    PassFields,
+    PlanFields,
+    RowsFields,
+    SharedFields,
+    WeightFields,
+)
+from ._device import Device
+from ._plan import GpuPlan, Partition, plan, register_capacity_for
+
+WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_peephole")
+FLOAT16_MAX = 65504.0
+
+
+class Rows(NamedTuple):
+    """Rows as kernels address them.
+
+    Row (t, b) begins ``t * t_stride + b * b_stride`` elements in; flat rows begin at
+    ``starts[b] + t``. ``data`` is an array or an address; ``total`` is the number of flat rows.
+    """
+
+    data: Any
+    t: int
+    b: int
+    starts: Any = None
+    ends: Any = None
+    total: int = 0
+
+    @classmethod
+    def of(cls, a: Any) -> Rows:
+        """Return the rows of an array ``[T,B,...]``."""
+        return cls(a, a.strides[0] // a.itemsize, a.strides[1] // a.itemsize)
+
+    def fields(self) -> RowsFields:
+        """Return the fields that the kernels take."""
+        return {
+            "data": self.data,
+            "t": self.t,
+            "b": self.b,
+            "starts": self.starts,
+            "ends": self.ends,
+        }
+
+    def array(self, w: Weights, steps: int, batch: int) -> Any:
+        """Return the rows as an array as it lies: ``[T,B,I]``, ``[B,T,I]`` or flat ``[N,I]``."""
+        if not isinstance(self.data, int):
+            return self.data
+        axes = [(steps, self.t), (batch, self.b)]
+        if self.starts is not None:
+            axes = [(self.total, self.t)]
+        elif self.batch_first:
+            axes.reverse()
+        shape, strides = zip(*axes, (w.input, 1))
+        size = w.dtype.itemsize
+        return w.device.view(self.data, shape, tuple(size * s for s in strides), w.dtype)
+
+    @property
+    def batch_first(self) -> bool:
+        """Whether the steps of a row lie closer to each other than the rows of a step."""
+        return self.starts is None and abs(self.t) < abs(self.b)
+
+
+@dataclass
+class Weights:
+    """Weights of one layer and direction in the layout of the kernels."""
+
+    device: Device
+    cell: str
+    dtype: Any
+    reverse: bool
+    fields: WeightFields
+    split: bool = False  # whether a float may be multiplied as two words of 2 bytes
+    shared: dict[tuple[Any, ...], SharedFields] = field(
+        default_factory=dict
+    )  # what `partitioned` has made
+
+    @property
+    def input(self) -> int:
+        """Input features."""
+        return self.fields["input"]
+
+    @property
+    def hidden(self) -> int:
+        """Hidden units."""
+        return self.fields["hidden"]
+
+    @property
+    def word_bytes(self) -> int:
+        """The bytes of an operand of the products."""
+        return word_bytes(self.dtype, self.fields["precision"])
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of the packed weights, without the parameters of units."""
+        f = self.fields
+        arrays = [*f["panels"], *f["transposed"], *f["stream_panels"], f["stream_transposed"]]
+        arrays += [f["bias"], f["loop_panels"], f["loop_transposed"]]
+        return sum(a.nbytes for a in arrays if a is not None)
+
+
+@dataclass
+class SavedPass:
+    """What a forward pass of one layer and direction saves, and what it was given."""
+
+    weights: Weights
+    layer: LayerFields
+    shape: tuple[int, int]
+    x: Rows
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of what the kernels saved."""
+        arrays = self.layer["saved"], self.layer["cells"], self.layer["emitted"]
+        return sum(a.nbytes for a in arrays if a is not None)
+
+
+@lru_cache
+def columns_of(cell: str) -> tuple[int, list[int], bool]:
+    """Return the columns of a pre-activation and of each product, and whether da is shared."""
+    columns: tuple[int, list[int], bool] = _core.device_columns()[_device.number_of(cell)]
+    return columns
+
+
+@lru_cache
+def facts_of(cell: str) -> dict[str, int]:
+    """Return the numbers of gates, states, parameters of units and saved values of a cell."""
+    return dict(_core.cells()[cell])
+
+
+def plan_of(
+    w: Weights,
+    steps: int,
+    batch: int,
+    backward: bool = False,
+    by_step: bool = False,
+    co_launched: int = 1,
+    layer_pipelined: bool = False,
+) -> GpuPlan:
+    """Return the plan by which the kernels run these weights."""
+    facts = {
+        "hidden": w.hidden,
+        "steps": steps,
+        "batch": batch,
+        "word": w.word_bytes,
+        "co_launched": co_launched,
+    }
+    columns, products, _ = columns_of(w.cell)
+    facts |= {"pipeline_columns": columns if layer_pipelined else 0, "inputs": w.input}
+    return plan(
+        w.device.figures, products[1:], **facts, split=w.split, backward=backward, by_step=by_step
+    )
+
+
+def word_bytes(dtype: Any, precision: str) -> int:
+    """Return the bytes of an operand of the products."""
+    return int(np.dtype(dtype).itemsize) if precision == "exact" else 2
+
+
+def pack(
+    device: Device,
+    cell: str,
+    weights: list[Any],
+    *,
+    reverse: bool = False,
+    backward: bool = True,
+    precision: str = "exact",
+) -> Weights:
+    """Pack weight_ih, weight_hh, bias_ih, bias_hh, weight_peephole; the last three may be None."""
+    precision, split = (
+        ("exact", cell != "rnn_relu") if precision == "split" else (precision, False)
+    )  # split words need |h| <= 65504, which a ReLU does not bound
+    xp, given = device.xp, dict(zip(WEIGHTS, weights))
+    (columns, products, _), dtype = columns_of(cell), given["weight_ih"].dtype
+    inputs, hidden = given["weight_ih"].shape[1], given["weight_hh"].shape[1]
+    word = dtype if precision == "exact" else np.uint16
+    if precision == "float16":
+        _check_range(given["weight_ih"], given["weight_hh"])
+    depths = [inputs] + [hidden] * (len(products) - 1)
+    capacity = register_capacity_for(products[1:], hidden, word_bytes(dtype, precision))
+    loop = _core.loop_bytes(_device.number_of(cell), precision, capacity) if capacity else (0, 0)
+    # Weights as fragments, which products of 2-byte words read.
+    streams, streams_back = _core.stream_bytes(_device.number_of(cell), hidden)
+    if word is not np.uint16:
+        streams, streams_back = [0] * len(products), 0
+    fields: WeightFields = {
+        "precision": precision,
+        "input": inputs,
+        "hidden": hidden,
+        "panels": [xp.empty((d, hidden, n), word) for d, n in zip(depths, products)],
+        "transposed": [
+            xp.empty((hidden, n, d), word) if backward else None for d, n in zip(depths, products)
+        ],
+        "bias": xp.empty((hidden, columns), dtype),
+        "params": _copied(given["weight_peephole"]),
+        "stream_panels": [xp.empty(n, np.uint8) if n else None for n in streams],
+        "stream_transposed": xp.empty(streams_back, np.uint8)
+        if streams_back and backward
+        else None,
+        "loop_panels": xp.empty(loop[0], np.uint8) if loop[0] else None,
+        "loop_transposed": xp.empty(loop[1], np.uint8) if loop[1] and backward else None,
+    }
+    values: PackFields = {
+        "weight_ih": given["weight_ih"],
+        "weight_hh": given["weight_hh"],
+        "bias_ih": given["bias_ih"],
+        "bias_hh": given["bias_hh"],
+        "weights": fields,
+        "loop": capacity,
+    }
+    device.launch("pack", cell, dtype, values)
+    return Weights(device, cell, dtype, reverse, fields, split)
+
+
+def partition_of(
+    w: Weights, planned: GpuPlan, backward: bool, has_upstream: bool = False
+) -> Partition:
+    """Return how the blocks of a "persistent" kernel divide these weights."""
+    columns, products, _ = columns_of(w.cell)
+    of = [columns] if planned.layer_pipelined else products[1:]
+    return Partition.of(
+        of, w.hidden, planned.units, planned.peers, w.word_bytes, backward, has_upstream
+    )
+
+
+NOT_SHARED: SharedFields = {
+    "panels": [],
+    "scales": [],
+    "transposed": [],
+    "transposed_scales": [],
+}
+
+
+def partitioned(
+    w: Weights, planned: GpuPlan, backward: bool, upstream: Weights | None = None
+) -> SharedFields:
+    """Return the recurrent weights as the blocks of a "persistent" kernel load them.
+
+    They are made when first asked for. ``upstream`` is the layer that this one follows in the same
+    launches: its words are multiplied by the weights of the input between the two.
+    """
+    if not planned.units:
+        return NOT_SHARED
+    key = planned.units, planned.peers, planned.layer_pipelined, backward, upstream is not None
+    if key not in w.shared:
+        partition, xp = partition_of(w, planned, backward, upstream is not None), w.device.xp
+        weights = [xp.empty(size, np.uint8) for size in partition.weight_bytes]
+        scales = [xp.empty(n, np.float32) if n else None for n in partition.scale_counts]
+        shared: SharedFields = {
+            "panels": [] if backward else weights,
+            "scales": [] if backward else scales,
+            "transposed": weights if backward else [],
+            "transposed_scales": scales if backward else [],
+        }
+        values: PackSharedFields = {
+            "weights": w.fields,
+            "shared": shared,
+            "plan": {**plan_fields(planned), "groups": 1, "span": 1},
+            "upstream": upstream is not None,
+            "transposed_upstream": upstream.fields["transposed"][0] if upstream else None,
+        }
+        w.device.launch("pack_shared", w.cell, w.dtype, values)
+        w.shared[key] = shared
+    return w.shared[key]
+
+
+def exchange_bytes(w: Weights, planned: GpuPlan, backward: bool) -> int:
+    """Return the bytes of the exchange buffer of a launch."""
+    if not planned.units:
+        return 0
+    return _core.exchange_bytes(
+        partition_of(w, planned, backward).step_bytes,
+        planned.span,
+        planned.groups,
+        planned.co_launched,
+        planned.layer_pipelined,
+    )
+
+
+def plan_fields(planned: GpuPlan) -> PlanFields:
+    """Return a plan as the kernels take it."""
+    return {
+        "loop": planned.register_capacity,
+        "rows": planned.rows,
+        "units": planned.units,
+        "peers": planned.peers,
+        "groups": planned.groups,
+        "span": planned.span,
+        "co_launched": planned.co_launched,
+        "layer_pipelined": planned.layer_pipelined,
+    }
+
+
+NO_PLAN: PlanFields = {
+    "loop": 0,
+    "rows": 0,
+    "units": 0,
+    "peers": 1,
+    "groups": 0,
+    "span": 0,
+    "co_launched": 1,
+    "layer_pipelined": False,
+}
+
+
+def pass_fields(
+    layers: list[LayerFields],
+    weights: list[Weights],
+    planned: GpuPlan,
+    backward: bool,
+    sizes: tuple[int, int],
+) -> PassFields:
+    """Return a pass by a plan, with the buffers of kernels that exchange words.
+
+    Its layers get the weights that the plan divides among blocks.
+    """
+    w = weights[0]
+    for k, (layer, own) in enumerate(zip(layers, weights)):
+        upstream = w if k > 0 and planned.layer_pipelined else None
+        layer["shared"] = partitioned(own, planned, backward, upstream)
+    exchange = carry = None
+    if planned.units:
+        exchange = w.device.xp.empty(exchange_bytes(w, planned, backward) // 4, np.uint32)
+    if planned.units and not backward and planned.span < sizes[0]:
+        shape = (planned.co_launched, facts_of(w.cell)["states"], sizes[1], w.hidden)
+        carry = w.device.xp.empty(shape, w.dtype)
+    return {
+        "layers": layers,
+        "gradients": [],
+        "plan": plan_fields(planned),
+        "exchange": exchange,
+        "carry": carry,
+        "host_status": int(w.device.host_status.ctypes.data),
+        "spin_limit": 0,
+        "chunks": planned.chunks,
+        # With those that clear the exchange buffer.
+        "launches": planned.launches * (2 if planned.units else 1),
+    }
+
+
+def _single(layer: LayerFields, gradients: list[GradientFields], launches: int) -> PassFields:
+    """Return a pass over one layer without a plan."""
+    return {
+        "layers": [layer],
+        "gradients": gradients,
+        "plan": NO_PLAN,
+        "exchange": None,
+        "carry": None,
+        "host_status": 0,
+        "spin_limit": 0,
+        "chunks": 1,
+        "launches": launches,
+    }
+
+
+def _copied(a: Any) -> Any:
+    return None if a is None else a.copy()
+
+
+def _check_range(*weights: Any) -> None:
+    """Refuse weights beyond 65504, the range of float16; this waits for the device."""
+    for name, w in zip(WEIGHTS, weights):
+        device = _device.of(w)
+        top = float((np if device is None else device.xp).abs(w).max())
+        if FLOAT16_MAX < top < np.inf:
+            raise ValueError(
+                f"{name}: expected weights within the range of float16, {FLOAT16_MAX:g}, got "
+                f"{top:.3g}"
+            )
+
+
+@dataclass
+class Forward:
+    """One layer and direction to run.
+
+    Outputs go to ``y``, the last states to ``end``; ``before`` is the `times_table`.
+    """
+
+    w: Weights
+    x: Rows
+    y: Rows
+    state: tuple[Any, Any]
+    end: tuple[Any, Any]
+    before: Any = None
+    restart: tuple[Any, Any] = (None, None)
+
+
+def forward(
+    calls: list[Forward],
+    sizes: tuple[int, int],
+    planned: GpuPlan,
+    *,
+    lengths: Any = None,
+    train: bool = False,
+    states_only: bool = False,
+) -> list[SavedPass]:
+    """Run the co-launched layers of a plan.
+
+    Return the tensors saved for the backward pass, or an empty list in inference.
+    """
+    layers = []
+    for k, call in enumerate(calls):
+        above = planned.layer_pipelined and k > 0
+        layer = _layer_fields(call, sizes, lengths, above, train, train and not states_only)
+        if planned.library and not above:
+            layer["px"] = _library_product(call.w, call.x, layer["gx"])
+        layers.append(layer)
+    w = calls[0].w
+    if sizes[1]:
+        values = pass_fields(layers, [c.w for c in calls], planned, False, sizes)
+        w.device.launch("forward", w.cell, w.dtype, values)
+    if not train:
+        return []
+    for layer in layers:  # no later pass reads these
+        layer["gx"] = layer["px"] = None
+        layer["shared"] = NOT_SHARED
+    return [SavedPass(c.w, layer, sizes, c.x) for c, layer in zip(calls, layers)]
+
+
+def _layer_fields(
+    call: Forward, sizes: tuple[int, int], lengths: Any, above: bool, train: bool, saving: bool
+) -> LayerFields:
+    w, (steps, batch), facts = call.w, sizes, facts_of(call.w.cell)
+    size, two = w.hidden, facts["states"] > 1
+    columns, products, _ = columns_of(w.cell)
+    phases, saved_rows = len(products) - 1, (steps, batch) if saving else (batch,)
+
+    def new(*shape: int, wanted: bool = True) -> Any:
+        return w.device.xp.empty(shape, w.dtype) if wanted else None
+
+    return {
+        "weights": w.fields,
+        "shared": NOT_SHARED,
+        "steps": steps,
+        "batch": batch,
+        "reverse": w.reverse,
+        "lengths": lengths,
+        "before": call.before,
+        "x": call.x.fields(),
+        "px": None,
+        "y": call.y.fields(),
+        "h0": call.state[0],
+        "c0": call.state[1],
+        "restart_h": call.restart[0],
+        "restart_c": call.restart[1],
+        "gx": new(steps, batch, size, columns, wanted=not above),
+        "saved": new(steps, batch, facts["saved"], size, wanted=saving and facts["saved"] > 0),
+        "cells": new(steps, batch, size, wanted=train and two),
+        "emitted": new(*saved_rows, size, wanted=phases > 1),
+        "state": new(batch, size, wanted=not train and two),
+        "saved_scratch": new(batch, facts["saved"], size, wanted=not saving and phases > 1),
+        "hn": call.end[0],
+        "cn": call.end[1],
+    }
+
+
+def _recompute(kept: SavedPass, work: Any, library: bool) -> LayerFields:
+    """Return a pass that saved the states only with what the cell saves, recomputed."""
+    w, (steps, batch), size = kept.weights, kept.shape, kept.weights.hidden
+    (columns, products, _), saved = columns_of(w.cell), facts_of(w.cell)["saved"]
+    gx = w.device.xp.empty((steps, batch, size, columns), w.dtype)
+    layer: LayerFields = {
+        **kept.layer,
+        "saved": work("saved", steps, batch, saved, size),
+        "emitted": work("emitted", steps, batch, size, wanted=len(products) > 2),
+        "gx": gx,
+        "px": _library_product(w, kept.x, gx) if library else None,
+    }
+    w.device.launch("recompute", w.cell, w.dtype, _single(layer, [], len(products)))
+    return {**layer, "gx": None, "px": None}
+
+
+@dataclass
+class Backward:
+    """The gradients of one layer and direction to compute.
+
+    Those of the states before the first step go to ``dstate``, those of x to ``dx``. The gradients
+    of the weights, of x (if ``dx_add``) and of the restarts' states are added to. ``flow``: squared
+    norms, ``[T,states,B]``.
+    """
+
+    kept: SavedPass
+    dy: Rows | None
+    dend: tuple[Any, Any]
+    dstate: tuple[Any, Any]
+    grads: list[Any]
+    dx: Rows | None = None
+    dx_add: bool = False
+    dcells: Rows | None = None
+    drestart: tuple[Any, Any] = (None, None)
+    flow: Any = None
+
+
+def backward(
+    calls: list[Backward],
+    planned: GpuPlan,
+    *,
+    clip_value: float = 0.0,
+    clip_norm: float = 0.0,
+    cuts: Any = None,
+    scratch: list[dict[Any, Any]] | None = None,
+) -> None:
+    """Run the backward passes of the co-launched layers of a plan.
+
+    ``scratch`` keeps working arrays from one call to the next, separately for each of a pair.
+    """
+    w, sizes = calls[0].kept.weights, calls[0].kept.shape
+    if sizes[1] == 0:
+        return
+    library = planned.library and sizes[0] > 0
+    held = scratch or [{}, {}]
+    layers, gradients = [], []
+    for call, arrays in zip(calls, held):
+        layer, gradient = _backward_fields(
+            call, planned.chunks if library else 0, clip_norm > 0, arrays
+        )
+        gradient["clip_value"], gradient["clip_norm"] = float(clip_value), float(clip_norm)
+        gradient["cuts"], gradient["library"] = cuts, library
+        layers.append(layer)
+        gradients.append(gradient)
+    values = pass_fields(layers, [c.kept.weights for c in calls], planned, True, sizes)
+    values["gradients"] = gradients
+    parts, chunks = _core.gradient_parts(*sizes), planned.chunks
+    borders = [parts * k // chunks for k in range(chunks + 1)]
+    if chunks > 1:
+        values["launches"] = 0  # not recorded: that would be too many graphs of few launches
+    with w.device.side_stream() if chunks > 1 else _device.SerialStreams() as side:
+        for k in reversed(range(chunks)):
+            for gradient in gradients:
+                gradient["first_part"], gradient["last_part"] = borders[k], borders[k + 1]
+            steps = sizes[0] * borders[k] // parts, sizes[0] * borders[k + 1] // parts
+            if chunks > 1:
+                with side.on_side():
+                    w.device.launch("through_time", w.cell, w.dtype, values)
+                side.join()
+                w.device.launch("products", w.cell, w.dtype, values)
+            else:
+                w.device.launch("backward", w.cell, w.dtype, values)
+            for some in zip(calls, layers, gradients) if library else []:
+                _library_gradients(*some, planned, k, steps)
+
+
+def _backward_fields(
+    call: Backward, library: int, norms: bool, held: dict[Any, Any]
+) -> tuple[LayerFields, GradientFields]:
+    """Return what the kernels of a backward pass take.
+
+    ``library``: the number of chunks for each of which the array library computes the products of
+    the weights; 0: our own kernels compute them.
+    """
+    kept, w = call.kept, call.kept.weights
+    (steps, batch), facts, size, dtype = kept.shape, facts_of(w.cell), w.hidden, w.dtype
+    _, products, shared = columns_of(w.cell)
+    states, params, parts = facts["states"], facts["params"], _core.gradient_parts(steps, batch)
+
+    def work(name: str, *shape: int, wanted: bool = True) -> Any:
+        if not wanted:
+            return None
+        key = (name, shape)
+        if key not in held:
+            held[key] = w.device.xp.empty(shape, dtype)
+        return held[key]
+
+    def by_product(name: str, *shape: int, wanted: Any = lambda q: True) -> list[Any]:
+        """Working arrays ``[*shape,H,column]`` of each product."""
+        return [
+            work(f"{name}{q}", *shape, size, n, wanted=wanted(q)) for q, n in enumerate(products)
+        ]
+
+    depths = [w.input] + [size] * (len(products) - 1)
+    recomputed = facts["saved"] > 0 and kept.layer["saved"] is None
+    layer = _recompute(kept, work, library > 0) if recomputed else kept.layer
+    gradient: GradientFields = {
+        "dy": call.dy.fields() if call.dy else None,
+        "dx": call.dx.fields() if call.dx else None,
+        "dcells": call.dcells.fields() if call.dcells else None,
+        "dx_add": call.dx_add,
+        "dhn": call.dend[0],
+        "dcn": call.dend[1],
+        "dh0": call.dstate[0],
+        "dc0": call.dstate[1],
+        "dh": work("dh", batch, size),
+        "dc": work("dc", batch, size, wanted=states > 1),
+        "demitted": work("demitted", batch, size, wanted=len(products) > 2),
+        "da": by_product("da", steps, batch, wanted=lambda q: not (shared and q == 1)),
+        "sums": [
+            work(f"sums{q}", library or parts, depth, size, n)
+            for q, (depth, n) in enumerate(zip(depths, products))
+        ],
+        "bias_sums": by_product("bias_sums", parts),
+        "operands": [
+            work(
+                f"operands{q}",
+                steps,
+                batch,
+                depth,
+                wanted=library > 0 and call.grads[min(q, 1)] is not None,
+            )
+            for q, depth in enumerate(depths)
+        ],
+        "dparams": work("dparams", steps, batch, params, size, wanted=params > 0),
+        "param_sums": work("param_sums", parts, params, size, wanted=params > 0),
+        "restarts": work("restarts", states, batch, size),
+        "scales": work("scales", states, batch, wanted=norms),
+        "squares": work("squares", states, batch, size, wanted=call.flow is not None),
+        "flow": call.flow,
+        "cuts": None,
+        "clip_value": 0.0,
+        "clip_norm": 0.0,
+        "library": False,
+        "first_part": 0,
+        "last_part": parts,
+        "gradients": call.grads,
+        "drestart_h": call.drestart[0],
+        "drestart_c": call.drestart[1],
+    }
+    return {**layer}, gradient
+
+
+def _library_product(w: Weights, x: Rows, gx: Any) -> RowsFields | None:
+    """Compute W x of all rows by the array library, in place where it has the layout of gx."""
+    xp, (steps, batch) = w.device.xp, gx.shape[:2]
+    if not gx.size or x.total > steps * batch:
+        return None  # a segment is a part of the flat rows, and the product would cover all
+    a = x.array(w, steps, batch)
+    panels = w.fields["panels"][0].reshape(w.input, -1)
+    width, rows = panels.shape[1], a.size // w.input
+    in_place = x.starts is None and not x.batch_first and gx.size == rows * width
+    out = gx.reshape(rows, width) if in_place else None
+    product = xp.matmul(a.reshape(rows, w.input), panels, out=out).reshape(*a.shape[:-1], width)
+    strides = [s // product.itemsize for s in product.strides]
+    if x.starts is not None:
+        px = Rows(product, strides[0], 0, x.starts, x.ends)
+    else:
+        px = Rows(product, *(strides[1::-1] if x.batch_first else strides[:2]))
+    return px.fields()
+
+
+def _library_gradients(
+    call: Backward,
+    layer: LayerFields,
+    gradient: GradientFields,
+    planned: GpuPlan,
+    chunk: int,
+    steps: tuple[int, int],
+) -> None:
+    """Compute dx and the gradients of the weights of one chunk by the array library.
+
+    Chunks come from the last one to chunk 0.
+    """
+    w, (all_steps, batch), last = call.kept.weights, call.kept.shape, chunk == 0
+    _, products, shared = columns_of(w.cell)
+    xp, whole = w.device.xp, (0, all_steps)
+    times = (all_steps - steps[1], all_steps - steps[0]) if w.reverse else steps
+    flat = [
+        gradient["da"][0 if shared and q == 1 else q].reshape(all_steps * batch, -1)
+        for q in range(len(products))
+    ]
+    rows = slice(times[0] * batch, times[1] * batch)
+    for q, da in enumerate(flat):
+        operands = gradient["operands"][q]
+        if operands is not None:
+            a = operands.reshape(all_steps * batch, -1)[rows]
+            sums = gradient["sums"][q][chunk]
+            xp.matmul(a.T, da[rows], out=sums.reshape(a.shape[1], -1))
+    if last:
+        values = _single(layer, [gradient], len(products))
+        values["chunks"] = planned.chunks
+        w.device.launch("add", w.cell, w.dtype, values)
+    to_both = (
+        planned.co_launched > 1 and not planned.layer_pipelined
+    )  # both directions: one adds to what the other one wrote
+    if call.dx is None or (to_both and not last):
+        return
+    first, end = whole if to_both else times
+    d = xp.matmul(
+        flat[0][first * batch : end * batch], w.fields["transposed"][0].reshape(-1, w.input)
+    )
+    copy: CopyRowsFields = {
+        "from": d,
+        "to": call.dx.fields(),
+        "steps": end - first,
+        "batch": batch,
+        "width": w.input,
+        "first": first,
+        "add": call.dx_add,
+    }
+    w.device.launch("copy_rows", None, w.dtype, copy)
