@@ -51,6 +51,7 @@ Index fill_row(const Given& given, Index b, std::int32_t* entries) {
 // The kernels of the set that packed the weights.
 template <class T>
 struct CpuBackend final : Backend<T> {
+  CpuBackend() : Backend<T>(true) {}
   Buffer<T> allocate(Index count, const char* what) const override { return {count, what}; }
   std::vector<GroupPlan> plan(const PackedStack<T>& packed, const StackCall<T>& call, const StackGradients<T>* backward) const override {
     return stack_plan(packed.cell(), packed.shape, call.steps, call.batch, call.dropout > 0, backward != nullptr);

@@ -157,7 +157,9 @@ struct StackGradients;
 // What a stack needs of what its layers run on: memory and launches. Order, states, dropout and tape are the stack's.
 template <class T>
 struct Backend {
+  explicit Backend(bool on_cpu) : on_cpu(on_cpu) {}
   virtual ~Backend() = default;
+  const bool on_cpu;
   virtual Buffer<T> allocate(Index count, const char* what) const = 0;
   // Groups in the order of their layers. Null: the forward pass.
   virtual std::vector<GroupPlan> plan(const PackedStack<T>&, const StackCall<T>&, const StackGradients<T>* backward) const = 0;

@@ -70,7 +70,7 @@ View<std::remove_const_t<T>> view(py::handle object, const std::string& name, co
                                   Strides need = Strides::kUnitLast, bool writable = false, const py::object& device = py::none()) {
   using E = std::remove_const_t<T>;
   const std::string wanted = py::str(py::dtype::of<E>());
-  const ArrayFacts array = facts_of(object, name, wanted, device);
+  ArrayFacts array = facts_of(object, name, wanted, device);
   if (!array.dtype.equal(py::dtype::of<E>())) {
     const std::string got = py::str(array.dtype);
     if (array.dtype.kind() == 'f' && array.dtype.itemsize() == sizeof(E) && array.dtype.byteorder() != '=')
@@ -78,7 +78,8 @@ View<std::remove_const_t<T>> view(py::handle object, const std::string& name, co
     throw py::type_error(name + ": expected dtype " + wanted + ", got " + got + "; use " + name + ".astype(np." + wanted + ")");
   }
   View<E> v;
-  v.shape = array.shape;
+  v.shape = std::move(array.shape);
+  v.strides.reserve(v.shape.size());
   bool fits = v.shape.size() == axes.size();
   for (std::size_t i = 0; fits && i < axes.size(); ++i) fits = axes[i].size < 0 || axes[i].size == v.shape[i];
   if (!fits) fail(name, "shape " + text_of(axes), text_of(v.shape));

@@ -18,7 +18,7 @@ A* pointer_to(const py::object& device, const py::object& array) {
 template <class T>
 class DeviceBackend final : public Backend<T> {
  public:
-  explicit DeviceBackend(py::object launcher) : python_(std::move(launcher)), device_(python_.attr("device")) {}
+  explicit DeviceBackend(py::object launcher) : Backend<T>(false), python_(std::move(launcher)), device_(python_.attr("device")) {}
   const py::object& python() const { return python_; }
   const py::object& device() const { return device_; }
 

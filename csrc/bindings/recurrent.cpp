@@ -125,7 +125,7 @@ std::shared_ptr<PackedStack<T>> pack_stack(const std::string& cell, Index input,
 
 template <class T>
 const DeviceBackend<T>* on_device(const PackedStack<T>& packed) {
-  return dynamic_cast<const DeviceBackend<T>*>(packed.backend.get());
+  return packed.backend->on_cpu ? nullptr : static_cast<const DeviceBackend<T>*>(packed.backend.get());
 }
 template <class T>
 py::object device_of(const PackedStack<T>& packed) {

@@ -198,9 +198,14 @@ class Partition:
         backward: bool,
         has_upstream: bool = False,
     ) -> Partition:
-        """Return that of the kernel of so many units and peers."""
-        every = cls.all_of(columns, hidden, word, backward, has_upstream)
-        return next(p for p in every if (p.units, p.peers) == (units, peers))
+        """Return that of the kernel of so many units and peers; raise where there is none."""
+        for p in cls.all_of(columns, hidden, word, backward, has_upstream):
+            if (p.units, p.peers) == (units, peers):
+                return p
+        raise ValueError(
+            f"units: expected those of a kernel that there is for {columns} columns, got {units} "
+            f"with {peers} peers"
+        )
 
     def cycles(self, rows: int) -> float:
         """Return the cycles of a step by the model."""
