@@ -524,7 +524,8 @@ def test_help_shows_every_default(name: str, capsys: Any, monkeypatch: pytest.Mo
     for action in commands()[name]._actions:
         if action.option_strings and action.default not in (None, "", "==SUPPRESS==") and action.default is not False:
             told = re.split(r"\n  (?=-)", out)
-            entry = next(part for part in told if part.startswith(action.option_strings[0] + " "))
+            first = action.option_strings[0]
+            entry = next(part for part in told if part.startswith((first + " ", first + ",")))
             assert f"default: {action.default}" in " ".join(entry.split())
 
 

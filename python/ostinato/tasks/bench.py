@@ -212,7 +212,7 @@ def run(
     """
     import ostinato as ost
 
-    from ..__main__ import info
+    from .._machine import info
 
     _check.positive("--rounds", rounds)
     prepare_file("--out", out, overwrite=overwrite)
