@@ -39,7 +39,9 @@ CELLS: dict[str, type[nn.LSTM] | type[nn.GRU] | type[nn.RNN]] = {
 }
 BATCH, WINDOW, EMBEDDING = 32, 64, 64
 PRECISIONS = ("float32", "bfloat16", "float16")  # float16 on a GPU only
-SHORTEST = 1000  # characters: below, nothing could be held out
+SHORTEST = 1000  # characters; a shorter text leaves nothing to hold out
+HELD_IN = 0.95  # fraction of a text that is trained on
+MOST_VALID = 200_000  # held-out characters that are measured
 
 
 @dataclass
@@ -291,23 +293,18 @@ def _train(
     again: tuple[bool, bool],
     out: TextIO,
 ) -> tuple[CharModel, dict[str, Any]]:
+    """Train, save the model where there is a folder, and measure it."""
     chars = CharModel.fresh(source.alphabet, options)
     chars.model.to(options.device)
     chars.set_precision(options.precision)
-    stream, cut = source.ids, int(len(source) * 0.95)
+    cut = int(len(source) * HELD_IN)
     prompt = source.text(cut, cut + 64)
     batch = min(BATCH, cut // 8)
-    train = StreamLoader(stream[:cut], batch, WINDOW)
+    train = StreamLoader(source.ids[:cut], batch, WINDOW)
     valid = StreamLoader(
-        stream[cut : cut + 200_000], min(BATCH, (len(source) - cut) // 8), 4 * WINDOW
+        source.ids[cut : cut + MOST_VALID], min(BATCH, (len(source) - cut) // 8), 4 * WINDOW
     )
-    schedule = optim.Warmup(
-        optim.Cosine(options.rate, steps=max(options.steps, 1), final=options.rate / 20),
-        steps=max(1, min(50, options.steps // 10)),
-    )
-    trainer = Trainer(
-        chars.model, losses.CrossEntropy(), optim.AdamW(schedule, betas=(0.9, 0.99)), clip_norm=1.0
-    )
+    trainer = _trainer(chars, options)
     trainer.callbacks.append(_Report(chars, prompt, folder, out))
     print(
         f"{visible(name, out)}: {len(source):,} characters, {len(chars.alphabet)} different; "
@@ -315,8 +312,7 @@ def _train(
         file=out,
         flush=True,
     )
-    start = time.perf_counter()
-    first = trainer.optimizer.steps
+    start, first = time.perf_counter(), trainer.optimizer.steps
     history = trainer.fit(
         train,
         validation=valid,
@@ -333,7 +329,9 @@ def _train(
     tokens = (trainer.optimizer.steps - first) * batch * WINDOW
     valid_loss = trainer.evaluate(valid)["loss"]
     sample = chars.generate(prompt, 2000, temperature=0.8, seed=options.seed)
-    figures = {
+    if folder is not None:
+        chars.save(folder)
+    return chars, {
         "task": "text",
         "corpus": name,
         "valid_bits_per_char": valid_loss / math.log(2),
@@ -344,6 +342,13 @@ def _train(
         "known_words": known_words(sample, source),
         "stopped": history.stopped,
     }
-    if folder is not None:
-        chars.save(folder)
-    return chars, figures
+
+
+def _trainer(chars: CharModel, options: TextOptions) -> Trainer:
+    """Return a trainer with AdamW, a warm-up and a cosine."""
+    schedule = optim.Warmup(
+        optim.Cosine(options.rate, steps=max(options.steps, 1), final=options.rate / 20),
+        steps=max(1, min(50, options.steps // 10)),
+    )
+    optimizer = optim.AdamW(schedule, betas=(0.9, 0.99))
+    return Trainer(chars.model, losses.CrossEntropy(), optimizer, clip_norm=1.0)

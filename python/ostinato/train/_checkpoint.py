@@ -228,31 +228,10 @@ def _row(row: Any) -> Row:
 
 
 def _parse(meta: Any, tensors: dict[str, Array]) -> Saved:
+    """Return the checkpoint that a file's metadata and tensors describe, checked."""
     _need(isinstance(meta, dict) and meta["format"] == FORMAT, "no known format")
-    place: dict[str, Any] = {}
-    _need(
-        set(meta["at"]) == {f.name for f in fields(Place)}, "another set of facts about its place"
-    )
-    for f in fields(Place):
-        value = meta["at"][f.name]
-        if f.type == "int":
-            place[f.name] = _count(value, f.name)
-        else:
-            place[f.name] = (
-                math.inf if value is None and f.name in ("best", "mark") else _number(value, f.name)
-            )
-            _need(value is None or math.isfinite(value), f"{f.name} is not finite")
-    groups: dict[str, dict[str, Array]] = {
-        "model": {},
-        "best": {},
-        "optimizer": {},
-        "state": {},
-        "walk": {},
-    }
-    for name, a in tensors.items():
-        group, _, rest = name.partition(".")
-        _need(group in groups, f"an unknown tensor {name!r}")
-        groups[group][rest] = a
+    at = _place(meta["at"])
+    groups = _groups(tensors)
     model, best = groups["model"], groups["best"]
     forms = [{n: (a.shape, a.dtype) for n, a in g.items()} for g in (model, best)]
     _need(not best or forms[0] == forms[1], "best parameters that are not shaped as the last ones")
@@ -260,27 +239,87 @@ def _parse(meta: Any, tensors: dict[str, Array]) -> Saved:
         bool(best) == (meta["best"] is not None),
         "a best row without parameters, or parameters without a row",
     )
-    optimizer = meta["optimizer"]
+    optimizer = _optimizer(meta["optimizer"], groups)
+    _check_facts(meta)
+    used: list[str] = []
+    state = _unpack(meta["state"], tensors, used)
+    walk = {_count(t, "a step"): _unpack(s, tensors, used) for t, s in meta["walk"]}
+    _need(bool(walk) == (at.window > 0), "a batch that was begun without its states")
     _need(
-        isinstance(optimizer, dict) and set(optimizer) == {"steps", "started", "schedule"},
+        sorted(used) == sorted(n for n in tensors if n.split(".")[0] in ("state", "walk")),
+        "tensors of states that nothing refers to",
+    )
+    return Saved(
+        at=at,
+        model=model,
+        best=best or None,
+        optimizer=optimizer,
+        names=meta["names"],
+        state=state,
+        walk=walk,
+        history=History(
+            [_row(r) for r in meta["rows"]], None if meta["best"] is None else _row(meta["best"])
+        ),
+        data=meta["data"],
+        validation=meta["validation"],
+        settings=meta["settings"],
+        identity=meta["identity"],
+    )
+
+
+def _place(given: Any) -> Place:
+    """Return the position of the run; infinities are written as null."""
+    _need(set(given) == {f.name for f in fields(Place)}, "another set of facts about its place")
+    place: dict[str, Any] = {}
+    for f in fields(Place):
+        value = given[f.name]
+        if f.type == "int":
+            place[f.name] = _count(value, f.name)
+        else:
+            place[f.name] = (
+                math.inf if value is None and f.name in ("best", "mark") else _number(value, f.name)
+            )
+            _need(value is None or math.isfinite(value), f"{f.name} is not finite")
+    return Place(**place)
+
+
+def _groups(tensors: dict[str, Array]) -> dict[str, dict[str, Array]]:
+    """Return the tensors by the first part of their names, then by the rest."""
+    groups: dict[str, dict[str, Array]] = {
+        n: {} for n in ("model", "best", "optimizer", "state", "walk")
+    }
+    for name, a in tensors.items():
+        group, _, rest = name.partition(".")
+        _need(group in groups, f"an unknown tensor {name!r}")
+        groups[group][rest] = a
+    return groups
+
+
+def _optimizer(given: Any, groups: dict[str, dict[str, Array]]) -> dict[str, Any]:
+    """Return the state of the optimiser."""
+    _need(
+        isinstance(given, dict) and set(given) == {"steps", "started", "schedule"},
         "no state of an optimiser",
     )
-    started = optimizer["started"]
+    started = given["started"]
     _need(
-        isinstance(started, dict) and set(started) <= set(model), "an optimiser of other parameters"
+        isinstance(started, dict) and set(started) <= set(groups["model"]),
+        "an optimiser of other parameters",
     )
-    steps = _count(optimizer["steps"], "steps")
-    optimizer = {
+    steps = _count(given["steps"], "steps")
+    counts = {n: _count(v, n) for n, v in started.items()}
+    _need(isinstance(given["schedule"], dict), "no state of a schedule")
+    _need(all(k <= steps for k in counts.values()), "parameters that started after the last step")
+    return {
         "steps": steps,
-        "started": {n: _count(v, n) for n, v in started.items()},
-        "schedule": optimizer["schedule"],
+        "started": counts,
+        "schedule": given["schedule"],
         "buffers": groups["optimizer"],
     }
-    _need(isinstance(optimizer["schedule"], dict), "no state of a schedule")
-    _need(
-        all(k <= steps for k in optimizer["started"].values()),
-        "parameters that started after the last step",
-    )
+
+
+def _check_facts(meta: dict[str, Any]) -> None:
+    """Raise an error unless the other entries have the types that are read later."""
     for part in ("names", "data", "settings", "identity"):
         _need(isinstance(meta[part], dict), f"no {part}")
     _need(
@@ -292,31 +331,6 @@ def _parse(meta: Any, tensors: dict[str, Array]) -> Saved:
         "no facts about the validation set",
     )
     _need(isinstance(meta["rows"], list) and isinstance(meta["walk"], list), "no rows or no walk")
-    used: list[str] = []
-    state = _unpack(meta["state"], tensors, used)
-    walk = {_count(t, "a step"): _unpack(s, tensors, used) for t, s in meta["walk"]}
-    _need(bool(walk) == (place["window"] > 0), "a batch that was begun without its states")
-    _need(
-        sorted(used) == sorted(n for n in tensors if n.split(".")[0] in ("state", "walk")),
-        "states of nothing",
-    )
-    history = History(
-        [_row(r) for r in meta["rows"]], None if meta["best"] is None else _row(meta["best"])
-    )
-    return Saved(
-        Place(**place),
-        model,
-        best or None,
-        optimizer,
-        meta["names"],
-        state,
-        walk,
-        history,
-        meta["data"],
-        meta["validation"],
-        meta["settings"],
-        meta["identity"],
-    )
 
 
 def _pack(state: Any, tensors: dict[str, Array], name: str) -> Any:

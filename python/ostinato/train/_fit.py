@@ -81,7 +81,6 @@ class Fit:
         self._draws = _draws(trainer.model)
 
     # -- the run -----------------------------------------------------------------------------------
-    # --------------
 
     def columns(self) -> list[str]:
         """Return the names of a row's figures."""
@@ -298,7 +297,6 @@ class Fit:
         return t._stop
 
     # -- rows --------------------------------------------------------------------------------------
-    # --------------
 
     def _unseen(self) -> bool:
         """Whether there were steps since the last row."""
@@ -361,8 +359,7 @@ class Fit:
             return True
         return False
 
-    # -- checkpoints
-    # ---------------------------------------------------------------------------------------------
+    # -- checkpoints -------------------------------------------------------------------------------
 
     def facts(self) -> dict[str, Any]:
         """Return what a resumed run must share with this one."""
@@ -428,6 +425,14 @@ class Fit:
         if not math.isfinite(value):
             raise diverged(f"the loss is {value} after step {self.at.step}")
         self._known_good = self.at.step
+
+    def resume(self) -> None:
+        """Continue from the checkpoint if it is there, otherwise from the log alone."""
+        path = self.settings.checkpoint
+        if path is not None and path.exists():
+            self.restore()
+        elif self.log is not None:
+            self.log.resume([], self.columns())
 
     def restore(self) -> None:
         """Take everything from the checkpoint; if it is refused nothing has changed."""

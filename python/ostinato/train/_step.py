@@ -113,7 +113,6 @@ class Stepper:
         self.previous: Array | None = None  # the parameters before the last update
 
     # -- forward -----------------------------------------------------------------------------------
-    # --------------
 
     def forward(self, batch: Batch, state: Any) -> tuple[Any, Any]:
         """y and the state, without dropout."""
@@ -153,8 +152,7 @@ class Stepper:
     def _times(times: Times) -> dict[str, Any]:
         return {n: v for n, v in times.items() if n != "weights"}
 
-    # -- what the loss sees
-    # --------------------------------------------------------------------------------------
+    # -- what the loss sees ------------------------------------------------------------------------
 
     def counts(self, batch: Batch) -> Any:
         """Return what the loss is given: lengths, or a mask of the steps that count."""
@@ -229,7 +227,6 @@ class Stepper:
         return (ends, every) if batch.time_major else (every, ends)
 
     # -- backward ----------------------------------------------------------------------------------
-    # --------------
 
     def gradients(self, window: Window, step: int, rng: Any, *, summed: bool) -> Result:
         """Add the gradients of a window's mean loss; with ``summed`` those of its sum."""
@@ -289,8 +286,7 @@ class Stepper:
             t.optimizer.step(model)
         return norm
 
-    # -- truncated backpropagation
-    # -------------------------------------------------------------------------------
+    # -- truncated backpropagation -----------------------------------------------------------------
 
     def next_window(self, batch: Batch, walk: Walk) -> Window | None:
         """Return the window of a batch that comes next; None where only padding is left.

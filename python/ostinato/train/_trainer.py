@@ -197,7 +197,6 @@ class Trainer:
         return self._form().placed(a)
 
     # -- evaluate ----------------------------------------------------------------------------------
-    # --------------
 
     def evaluate(self, data: Any, target: Any = None, *, batch_size: int = 32) -> Row:
         """Return the mean loss over data and the metrics, without training.
@@ -257,7 +256,6 @@ class Trainer:
         }, culprit
 
     # -- predict -----------------------------------------------------------------------------------
-    # --------------
 
     def predict(
         self,
@@ -351,7 +349,6 @@ class Trainer:
         return picked
 
     # -- fit ---------------------------------------------------------------------------------------
-    # --------------
 
     def fit(
         self,
@@ -439,56 +436,33 @@ class Trainer:
         if not self._running.acquire(blocking=False):
             raise RuntimeError("fit: this trainer is training already, in another thread")
         try:
-            epochs = 1 if epochs is None and steps is None else epochs
-            counts = {
-                "epochs": epochs,
-                "steps": steps,
-                "validate_every": validate_every,
-                "patience": patience,
-                "checkpoint_every": checkpoint_every,
-                "batch_size": batch_size,
-                "accumulate": accumulate,
-            }
-            for name, value in counts.items():
-                if value is not None:
-                    _check.positive(name, value)
-            _check.positive("seed", seed, 0)
-            form = self._form()
-            source = Source("train", _pair("train", train, target), form, batch_size, shuffle, seed)
-            valid = (
-                None
-                if validation is None
-                else Source("validation", validation, form, batch_size, False, 0)
-            )
             settings = Settings(
-                epochs,
-                steps,
-                validate_every,
-                patience,
-                min_delta,
-                monitor,
-                self._sign(monitor, mode, valid is not None),
-                restore_best,
-                None if checkpoint is None else Path(checkpoint),
-                checkpoint_every,
-                accumulate,
-                seed,
-                _facts(identity),
-                None if log is None else Path(log),
+                epochs=1 if epochs is None and steps is None else epochs,
+                steps=steps,
+                validate_every=validate_every,
+                patience=patience,
+                min_delta=min_delta,
+                monitor=monitor,
+                sign=self._sign(monitor, mode, validation is not None),
+                restore_best=restore_best,
+                checkpoint=None if checkpoint is None else Path(checkpoint),
+                checkpoint_every=checkpoint_every,
+                accumulate=accumulate,
+                seed=seed,
+                identity=_facts(identity),
+                log=None if log is None else Path(log),
             )
+            _check_counts(settings, batch_size)
+            form, valid = self._form(), None
+            source = Source("train", _pair("train", train, target), form, batch_size, shuffle, seed)
+            if validation is not None:
+                valid = Source("validation", validation, form, batch_size, False, 0)
             self._check_run(settings, valid)
             _check_files(settings, resume, overwrite)
             run = Fit(self, source, valid, settings)
-            for name in ("validate_every", "checkpoint_every"):
-                every, total = counts[name], run.total()
-                if every is not None and total is not None and every > total:
-                    raise ValueError(
-                        f"{name}: expected at most {total}, the steps of this run, got {every}"
-                    )
-            if resume and settings.checkpoint is not None and settings.checkpoint.exists():
-                run.restore()
-            elif resume and run.log is not None:
-                run.log.resume([], run.columns())
+            _check_intervals(settings, run.total())
+            if resume:
+                run.resume()
             callbacks = [*self.callbacks, *([Progress(run.total())] if progress else [])]
             return run.go(callbacks)
         finally:
@@ -559,6 +533,27 @@ def _facts(identity: Mapping[str, Any] | None) -> dict[str, Any]:
     except (TypeError, ValueError) as e:
         raise TypeError(f"identity: expected facts that JSON can hold, got others: {e}") from None
     return made
+
+
+def _check_counts(s: Settings, batch_size: int) -> None:
+    """Raise an error for a count that is no whole number of at least 1, and for a bad seed."""
+    counts = ("epochs", "steps", "validate_every", "patience", "checkpoint_every", "accumulate")
+    for name in counts:
+        value = getattr(s, name)
+        if value is not None:
+            _check.positive(name, value)
+    _check.positive("batch_size", batch_size)
+    _check.positive("seed", s.seed, 0)
+
+
+def _check_intervals(s: Settings, total: int | None) -> None:
+    """Raise an error for an interval that is longer than the run."""
+    for name in ("validate_every", "checkpoint_every"):
+        every = getattr(s, name)
+        if every is not None and total is not None and every > total:
+            raise ValueError(
+                f"{name}: expected at most {total}, the steps of this run, got {every}"
+            )
 
 
 def _check_files(s: Settings, resume: bool, overwrite: bool) -> None:
