@@ -1,0 +1,131 @@
+"""The package's modules import one another without circles, and its functions are short."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import ostinato as ost
+
+ROOT = Path(ost.__file__).parent
+LONGEST = 60  # lines of a function, its docstring not counted
+
+# Circles that are still there. A circle that is gone has to leave this list.
+CIRCLES = {
+    frozenset({"ostinato._check", "ostinato._on_device", "ostinato._ragged"}),
+    frozenset({"ostinato._device", "ostinato.cuda"}),
+}
+# Longer functions, by file and name, with the reason. One that is short has to leave this list.
+LONGER = {
+    "_explain.py:explain": "one branch for each kind of layer and device",
+    "_explain.py:_on_gpu": "one branch for each kernel of a GPU",
+    "_explain.py:_text": "one line for each fact",
+    "_on_device.py:Packed.forward": "the order of the launches, to be made by the common stack",
+    "_on_device.py:Tape.backward": "the order of the launches, to be made by the common stack",
+    "_plan.py:plan": "one candidate after the other",
+    "_plan.py:_persistent": "one candidate after the other",
+    "functional.py:Pullback.__call__": "every argument is checked before the first is used",
+    "nn/_recurrent.py:Recurrent.vjp": "every argument is checked before the first is used",
+    "nn/_recurrent.py:Recurrent.vjp.backward": "part of vjp",
+    "nn/_sequential.py:Sequential.vjp": "every argument is checked before the first is used",
+}
+
+
+def name_of(path: Path) -> str:
+    """Return the name of the module in a file."""
+    parts = ["ostinato", *path.relative_to(ROOT).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {name_of(path): path for path in sorted(ROOT.rglob("*.py"))}
+COMPILED = {name_of(path) for path in ROOT.rglob("*.pyi")}
+
+
+def executed(tree: ast.AST) -> Iterator[ast.AST]:
+    """Yield the nodes that can run: all but the blocks that are for type checkers alone."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        yield node
+        yield from executed(node)
+
+
+def imports(name: str, path: Path) -> set[str]:
+    """Return the modules of the package that a module imports, in its functions too."""
+    package = name if path.stem == "__init__" else name.rpartition(".")[0]
+    found: set[str] = set()
+    for node in executed(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package.split(".")[: len(package.split(".")) + 1 - node.level])
+            base = f"{base}.{node.module}" if node.level and node.module else base
+            base = base if node.level else str(node.module)
+            full = {f"{base}.{alias.name}" for alias in node.names}
+            found |= {n if n in FILES or n in COMPILED else base for n in full}
+    return (found & set(FILES)) - {name}
+
+
+def reached(graph: dict[str, set[str]], start: str) -> set[str]:
+    """Return the modules that a module imports, directly or by way of others."""
+    seen: set[str] = set()
+    left = [start]
+    while left:
+        for name in graph[left.pop()] - seen:
+            seen.add(name)
+            left.append(name)
+    return seen
+
+
+def circles(graph: dict[str, set[str]]) -> set[frozenset[str]]:
+    """Return the largest groups of modules each of which leads to all others of its group."""
+    far = {name: reached(graph, name) for name in graph}
+    groups = {frozenset(other for other in far[name] if name in far[other]) for name in graph if name in far[name]}
+    return {group for group in groups if group}
+
+
+def test_circles_are_found() -> None:
+    graph = {"a": {"b"}, "b": {"c", "d"}, "c": {"b"}, "d": {"e"}, "e": set[str]()}
+    assert circles(graph) == {frozenset("bc")}
+
+
+def test_imports_are_found() -> None:
+    assert "ostinato.nn" in imports("ostinato.optim", FILES["ostinato.optim"])
+    lazy = imports("ostinato.cli._commands", FILES["ostinato.cli._commands"])
+    assert {"ostinato", "ostinato._machine", "ostinato.tasks.bench"} <= lazy
+    typed = imports("ostinato.train._step", FILES["ostinato.train._step"])
+    assert "ostinato.train._trainer" not in typed
+
+
+def test_modules_import_without_circles() -> None:
+    assert circles({name: imports(name, path) for name, path in FILES.items()}) == CIRCLES
+
+
+def functions(tree: ast.AST, within: str = "") -> Iterator[tuple[str, int]]:
+    """Yield every function's name and its lines without its docstring."""
+    for node in ast.iter_child_nodes(tree):
+        name = within
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            name = f"{within}.{node.name}".lstrip(".")
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            lines = int(node.end_lineno or 0) - node.lineno + 1
+            if ast.get_docstring(node) is not None:
+                lines -= int(node.body[0].end_lineno or 0) - node.body[0].lineno + 1
+            yield name, lines
+        yield from functions(node, name)
+
+
+def test_functions_are_short() -> None:
+    long = {}
+    for path in FILES.values():
+        for name, lines in functions(ast.parse(path.read_text(encoding="utf-8"))):
+            if lines > LONGEST:
+                long[f"{path.relative_to(ROOT).as_posix()}:{name}"] = lines
+    assert {name: n for name, n in long.items() if name not in LONGER} == {}
+    assert set(LONGER) - set(long) == set(), "these are short now: take them off the list"
+
+
+def test_lines_of_a_function_are_counted() -> None:
+    tree = ast.parse('class A:\n    def f(self):\n        """Doc."""\n\n        return 1\n')
+    assert list(functions(tree)) == [("A.f", 3)]
