@@ -108,3 +108,20 @@ def numeric_gradient(f: Any, x: Any, eps: float = 1e-6) -> Any:
         flat[i] = keep
         out[i] = (up - down) / (2 * eps)
     return g
+
+
+STACKS: list[dict[str, Any]] = [
+    {},
+    {"num_layers": 3, "dropout": 0.3},
+    {"bidirectional": True},
+    {"num_layers": 2, "bidirectional": True, "dropout": 0.3, "batch_first": True},
+    {"learned_state": True, "batch_first": True},
+]
+SEQUENCES = [np.random.default_rng(n).standard_normal((n, 3)).astype(np.float32) for n in (5, 0, 9, 1, 9, 30)]
+
+
+def flat(state: Any) -> list[Any]:
+    """The arrays of a state, of whatever nesting."""
+    if state is None:
+        return []
+    return [a for s in state for a in flat(s)] if isinstance(state, (tuple, list)) else [np.array(state)]

@@ -1,0 +1,105 @@
+"""The flow of gradients through time: against products of Jacobians, the reference and its own words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ostinato as ost
+from conftest import SEQUENCES
+from ostinato.diagnostics import gradient_flow
+
+
+def test_flow_is_a_product_of_jacobians() -> None:
+    """A tanh network by hand, in float64: dL/dh_t = R^T diag(1 - h^2) dL/dh_{t+1} + dy_t."""
+    layer = ost.nn.RNN(3, 6, dtype=np.float64, rng=0)
+    r = np.random.default_rng(0)
+    x, dy = r.standard_normal((15, 4, 3)), r.standard_normal((15, 4, 6))
+    y, _ = layer(x)
+    weight = layer.parameters()["weight_hh_l0"]
+    flow = next(iter(gradient_flow(layer, x, dy)))
+    d, want = np.zeros((4, 6)), []
+    for t in reversed(range(15)):
+        d = d + dy[t]
+        want.insert(0, np.linalg.norm(d))
+        d = (d * (1 - y[t] ** 2)) @ weight
+    np.testing.assert_allclose(flow.dh, want, rtol=1e-12)
+    d = np.random.default_rng(0).standard_normal((4, 6))
+    left = [np.linalg.norm(d)]
+    for t in reversed(range(1, 15)):
+        d = (d * (1 - y[t] ** 2)) @ weight
+        left.append(np.linalg.norm(d))
+    np.testing.assert_allclose(flow.survival, np.array(left) / left[0], rtol=1e-12)
+    assert flow.reach == next(k for k, v in enumerate(left) if v / left[0] < 0.01)
+    assert flow.dc is None
+    assert not layer.flat_grads.any()
+    assert layer._watch is None
+
+
+def test_flow_of_an_lstm_against_the_reference() -> None:
+    from ostinato import reference
+
+    layer = ost.nn.LSTM(3, 6, dtype=np.float64, rng=0)
+    r = np.random.default_rng(0)
+    x, dy, lengths = r.standard_normal((15, 4, 3)), r.standard_normal((15, 4, 6)), np.array([15, 2, 9, 15])
+    weights = reference.Weights(
+        *(np.array(layer.parameters()[n + "_l0"]) for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+    )
+    run = reference.forward("lstm", x, weights, lengths=lengths)
+    want = np.sqrt(reference.backward(run, dy).flow)
+    flow = next(iter(gradient_flow(layer, x, dy, lengths=lengths)))
+    np.testing.assert_allclose(flow.dh, want[:, 0], rtol=1e-10)
+    np.testing.assert_allclose(flow.dc, want[:, 1], rtol=1e-10)
+
+
+def test_flow_leaves_the_training_alone() -> None:
+    layer = ost.nn.GRU(2, 4, 2, dropout=0.5, rng=0)
+    before = layer._rng.bit_generator.state
+    gradient_flow(layer, np.zeros((5, 2, 2), np.float32))
+    assert layer._rng.bit_generator.state == before
+    for bad in ({"memory_limit": "1MB"}, {"outputs": "none"}):
+        with pytest.raises(ValueError, match="expected none, since all steps are looked at"):
+            gradient_flow(layer, np.zeros((5, 2, 2), np.float32), **bad)
+    assert "no steps" in str(gradient_flow(layer, np.zeros((0, 2, 2), np.float32)))
+    (y, _), pullback = layer.vjp(np.zeros((5, 2, 2), np.float32))
+    pullback(y)
+    with pytest.raises(TypeError, match="a pullback that has not been used"):
+        _ = pullback.gates
+
+
+def test_the_flow_through_ragged_sequences() -> None:
+    model = ost.nn.Sequential(ost.nn.LSTM(3, 8, bidirectional=True, rng=0), ost.nn.Linear(16, 1, rng=0))
+    ragged = ost.Ragged.join(SEQUENCES)
+    wanted = gradient_flow(
+        model, ragged.padded(), ragged.padded(np.ones((len(ragged.rows), 1), np.float32)), lengths=ragged.lengths
+    )
+    for given in (ragged, SEQUENCES):
+        for a, b in zip(gradient_flow(model, given), wanted):
+            assert np.array_equal(a.dh, b.dh)
+            assert np.array_equal(a.survival, b.survival)
+            assert (a.saturation, a.verdict) == (b.saturation, b.verdict)
+
+
+def test_flow_names_what_is_wrong(tmp_path: Any) -> None:
+    gru = ost.nn.GRU(2, 16, 2, bidirectional=True, rng=0)
+    with gru.write() as p:
+        p["bias_ih_l0"][16:32] = 100.0  # z = 1: the state is kept, whatever comes
+    model = ost.nn.Sequential(ost.nn.Linear(2, 2, rng=0), gru)
+    x = np.random.default_rng(0).standard_normal((30, 4, 2)).astype(np.float32)
+    flow = gradient_flow(model, x)
+    first = flow.layers[0]
+    assert [layer.name for layer in flow] == ["1.l0", "1.l0_reverse", "1.l1", "1.l1_reverse"]
+    assert first.saturation["z"] == 1.0
+    assert first.dead.size == 16
+    assert first.reach is None
+    assert "gate z is saturated in 100% of places" in str(flow)
+    assert "16 of 16 units hardly move" in first.verdict
+    pytest.importorskip("matplotlib")
+    flow.plot(tmp_path / "flow.png")
+    assert (tmp_path / "flow.png").stat().st_size > 1000
+    with pytest.raises(TypeError, match="model: expected recurrent layers"):
+        gradient_flow(ost.nn.Linear(2, 2), x)
+    with pytest.raises(ValueError, match="threshold: expected a number between 0 and 1, got 2"):
+        gradient_flow(gru, x, threshold=2)
