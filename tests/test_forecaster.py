@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ostinato.tasks.forecaster import (
-    Forecaster,
-    ForecastOptions,
-    Pinball,
-    _students_factor,
-    seasonal_naive,
-)
+from ostinato.tasks import _smoothing
+from ostinato.tasks._calibration import students_factor
+from ostinato.tasks._scaled import ScaledSeries
+from ostinato.tasks._smoothing import BOUND, extend, quarters_of_naive, second_season, smooth
+from ostinato.tasks.forecaster import Forecaster, ForecastOptions, Pinball, seasonal_naive
 
 QUICK = ForecastOptions(horizon=6, epochs=3, members=2, hidden=8)
 
@@ -266,14 +264,12 @@ def test_errors_name_the_argument() -> None:
 
 def test_a_lasting_error_is_carried_into_the_next_rows() -> None:
     """Deviations from the season that fade slowly were forecast as if they were over."""
-    from ostinato.tasks.forecaster import _Series
-
     r = np.random.default_rng(0)
     season = np.tile(5 * np.sin(2 * np.pi * np.arange(24) / 24), 30)
     fading = np.zeros(720)
     for t in range(1, 720):
         fading[t] = 0.9 * fading[t - 1] + r.normal()
-    one = _Series(season + fading, 24, 12, False, *nothing(720))
+    one = ScaledSeries(season + fading, 24, 12, False, *nothing(720))
     assert one.choose(720)["plain"] < 3
     (smoothers,) = one.smoothers
     assert smoothers.carry > 0
@@ -301,32 +297,27 @@ def test_weights_of_the_quantile_loss() -> None:
 
 def test_a_naive_forecast_is_mixed_in_where_smoothers_are_no_better() -> None:
     """Its share is what errs least; up to a half of it within a standard error of that."""
-    from ostinato.tasks.forecaster import _quarters
-
     r = np.random.default_rng(0)
     truth = r.normal(size=(100, 4))
     good, bad = truth + 0.01 * r.normal(size=(100, 4)), truth + 5 * r.normal(size=(100, 4))
-    assert _quarters(good, bad, truth, 25) == 0
-    assert _quarters(bad, good, truth, 25) == 4
+    assert quarters_of_naive(good, bad, truth, 25) == 0
+    assert quarters_of_naive(bad, good, truth, 25) == 4
     noise = r.normal(size=(2, 100, 4))
-    assert _quarters(truth + noise[0], truth + noise[1], truth, 25) == 2
-    assert _quarters(good, good, truth, 25) == 2
-    assert _quarters(good, bad, truth, 1) == 0
+    assert quarters_of_naive(truth + noise[0], truth + noise[1], truth, 25) == 2
+    assert quarters_of_naive(good, good, truth, 25) == 2
+    assert quarters_of_naive(good, bad, truth, 1) == 0
 
 
 def test_smoothing_has_the_right_values(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two seasons, and errors that do not reach their bound."""
-    from ostinato.tasks import forecaster
-    from ostinato.tasks.forecaster import _extend, _smooth
-
-    monkeypatch.setattr(forecaster, "BOUND", 100.0)
+    monkeypatch.setattr(_smoothing, "BOUND", 100.0)
     r = np.random.default_rng(0)
     t = np.arange(28 * 8)
     y = 10 + np.sin(2 * np.pi * t / 4) + 0.5 * np.sin(2 * np.pi * t / 28)
     y += 0.1 * r.normal(size=t.size)
     y[40] = np.nan
     alpha, beta, phi, gamma, omega = row = (0.1, 0.02, 0.9, 0.2, 0.3)
-    states = _smooth(y, 28, np.array([row]))
+    states = smooth(y, 28, np.array([row]))
     level, trend = y[:28].mean(), 0.0
     day = (y[:28] - level).reshape(7, 4).mean(0)
     week = y[:28] - level - np.tile(day, 7)
@@ -339,7 +330,7 @@ def test_smoothing_has_the_right_values(monkeypatch: pytest.MonkeyPatch) -> None
             level, trend = level + alpha * error, trend + beta * error
             week[k % 28] += gamma * error
             day[k % 4] += omega * error
-    ahead = _extend(states, np.array([len(y) - 1]), 30, 28)[0, :, 0]
+    ahead = extend(states, np.array([len(y) - 1]), 30, 28)[0, :, 0]
     after = np.arange(len(y), len(y) + 30)
     damp = np.cumsum(phi ** np.arange(1, 31))
     np.testing.assert_allclose(ahead, level + trend * damp + week[after % 28] + day[after % 4])
@@ -347,14 +338,12 @@ def test_smoothing_has_the_right_values(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_an_error_changes_the_states_within_a_bound() -> None:
     """A level that is the last value, and naive forecasts, follow every error."""
-    from ostinato.tasks.forecaster import BOUND, _smooth
-
     y = wavy(240, 0.1)
     broken = y.copy()
     broken[200] += 50
     rows = [(0.3, 0, 0, 0.2, 0), (1, 0, 0, 0.02, 0), (0, 0, 0, 1, 0)]
     grid = np.array(rows, float)
-    right, wrong = _smooth(y, 12, grid), _smooth(broken, 12, grid)
+    right, wrong = smooth(y, 12, grid), smooth(broken, 12, grid)
     moved = np.abs(wrong.level - right.level)[200]
     usual = np.abs(right.error[100:200, 0]).mean()
     assert 0 < moved[0] < 0.3 * 2 * BOUND * usual
@@ -379,14 +368,12 @@ def test_an_unusual_last_day_does_not_spoil_the_forecast(factor: float) -> None:
 
 def test_a_day_that_changes_within_the_week_is_followed() -> None:
     """With the season of the week alone, each weekday had to learn the new shape for itself."""
-    from ostinato.tasks.forecaster import _second, _Series
-
-    assert [_second(n) for n in (1, 7, 12, 52, 168, 336)] == [1, 1, 1, 1, 24, 48]
+    assert [second_season(n) for n in (1, 7, 12, 52, 168, 336)] == [1, 1, 1, 1, 24, 48]
     r = np.random.default_rng(0)
     t = np.arange(24 * 7 * 12)
     turn = np.cumsum(0.05 * r.normal(size=t.size // 24)).repeat(24)
     y = 50 + 10 * np.sin(2 * np.pi * t / 24 + turn) + 0.3 * r.normal(size=t.size)
-    one = _Series(y, 168, 24, False, *nothing(t.size))
+    one = ScaledSeries(y, 168, 24, False, *nothing(t.size))
     one.choose(t.size)
     origins = np.arange(1200, t.size - 24, 24)
     error = np.abs(one.base(origins) - one.truth(origins)).mean() * one.unit
@@ -397,27 +384,25 @@ def test_a_day_that_changes_within_the_week_is_followed() -> None:
 
 def test_forecasts_of_values_and_of_logarithms_are_averaged() -> None:
     """A switch between them changed from one origin to the next."""
-    from ostinato.tasks.forecaster import _Series
-
     values = wavy(240)
     origins = np.arange(100, 200)
     for log in (False, True):
-        one = _Series(values, 12, 6, log, *nothing(240))
+        one = ScaledSeries(values, 12, 6, log, *nothing(240))
         assert set(one.choose(240)) == {"plain", "log"}
         assert [s.log for s in one.smoothers] == [False, True]
         mean = np.mean([s.base(origins) for s in one.smoothers], axis=0)
         np.testing.assert_allclose(one.raw(one.base(origins)), mean)
-    one = _Series(values - 10, 12, 6, False, *nothing(240))
+    one = ScaledSeries(values - 10, 12, 6, False, *nothing(240))
     assert set(one.choose(240)) == {"plain"}
     growing = 1e-3 * np.exp(np.arange(240) / 10) * (1 + 0.01 * wavy(240))
-    one = _Series(growing, 12, 6, True, *nothing(240))
+    one = ScaledSeries(growing, 12, 6, True, *nothing(240))
     one.choose(240)
     assert [s.log for s in one.smoothers] == [True]  # the values err far more: they are left out
 
 
 def test_bands_of_few_held_out_horizons_are_wider_by_students_factor() -> None:
     for freedom, quantile in ((3, 1.6377), (5, 1.4759), (10, 1.3722), (100, 1.2901)):
-        factor = _students_factor(0.9, freedom)
+        factor = students_factor(0.9, freedom)
         assert factor == pytest.approx(quantile / 1.2816, rel=5e-3)
-    assert _students_factor(0.975, 5) == pytest.approx(2.5706 / 1.9600, rel=5e-3)
-    assert _students_factor(0.5, 3) == 1.0
+    assert students_factor(0.975, 5) == pytest.approx(2.5706 / 1.9600, rel=5e-3)
+    assert students_factor(0.5, 3) == 1.0

@@ -42,8 +42,14 @@ TURN_SECONDS = 0.08  # work of one turn
 SLEEP_SECONDS = 0.04  # between turns: OpenMP workers spin on for a few milliseconds after a call
 
 
-SHORT = [Case(c, m, b, 256) for c in ("lstm", "gru", "rnn") for m, b in (("infer", 32), ("train", 32), ("infer", 1))]
-SHORT += [Case("lstm", m, 32, 256, pause=ms) for m, ms in (("infer", 10), ("infer", 100), ("train", 10))]
+SHORT = [
+    Case(c, m, b, 256)
+    for c in ("lstm", "gru", "rnn")
+    for m, b in (("infer", 32), ("train", 32), ("infer", 1))
+]
+SHORT += [
+    Case("lstm", m, 32, 256, pause=ms) for m, ms in (("infer", 10), ("infer", 100), ("train", 10))
+]
 PAUSED_CALLS = 5  # of a turn, where each comes after a pause
 BATCHES, HIDDEN = (1, 4, 16, 32, 64, 128), (32, 64, 128, 256, 512, 1024)
 LONGEST = 12e9  # floating-point operations of a case: T is cut where it would take longer
@@ -55,7 +61,11 @@ def _grid_case(cell: str, mode: str, batch: int, hidden: int) -> Case:
 
 
 FULL = [
-    _grid_case(c, m, b, h) for c in ("lstm", "gru", "rnn") for m in ("infer", "train") for h in HIDDEN for b in BATCHES
+    _grid_case(c, m, b, h)
+    for c in ("lstm", "gru", "rnn")
+    for m in ("infer", "train")
+    for h in HIDDEN
+    for b in BATCHES
 ]
 
 
@@ -106,7 +116,9 @@ def worker(name: str) -> None:
             _reset_peak()
             answers = call()  # the second call: what a framework makes once is kept, and counts, but not its making
             reply["memory"] = _resident("VmHWM") - before
-            safetensors.save(order["answers"], {k: np.ascontiguousarray(v) for k, v in answers.items()})
+            safetensors.save(
+                order["answers"], {k: np.ascontiguousarray(v) for k, v in answers.items()}
+            )
             del answers
             start = time.perf_counter()
             call()
@@ -121,7 +133,9 @@ def worker(name: str) -> None:
         elif order["do"] == "versions":
             import importlib.metadata
 
-            owners = importlib.metadata.packages_distributions()  # tensorflow may come as tensorflow-cpu
+            owners = (
+                importlib.metadata.packages_distributions()
+            )  # tensorflow may come as tensorflow-cpu
             modules = CONTENDERS[name.partition(":")[0]][1]
             reply = {m: importlib.metadata.version(owners.get(m, [m])[0]) for m in modules}
         print(json.dumps(reply), file=out, flush=True)
@@ -171,7 +185,9 @@ class Contender:
             status = self.process.wait()
             self._errors.seek(0)
             last = "".join(self._errors.readlines()[-3:]).strip()
-            raise ChildProcessError(f"{self.name}: the contender's process ended with status {status}: {last}")
+            raise ChildProcessError(
+                f"{self.name}: the contender's process ended with status {status}: {last}"
+            )
         reply: dict[str, Any] = json.loads(line)
         return reply
 
@@ -187,9 +203,14 @@ class Contender:
 
 
 def _compare(ours: dict[str, Array], theirs: dict[str, Array], name: str, case: Case) -> float:
-    errors = [np.abs(ours[key] - value).max() / max(float(np.abs(value).max()), 1e-30) for key, value in theirs.items()]
+    errors = [
+        np.abs(ours[key] - value).max() / max(float(np.abs(value).max()), 1e-30)
+        for key, value in theirs.items()
+    ]
     worst = float(np.max(errors))  # NaN stays
-    limit = max(TOLERANCE[p] for p in (case.precision, settings_of(name).get("precision", case.precision)))
+    limit = max(
+        TOLERANCE[p] for p in (case.precision, settings_of(name).get("precision", case.precision))
+    )
     if not worst <= limit:
         raise ValueError(f"{case.name}: expected answers within {limit} of {name}, got {worst:.2g}")
     return worst
@@ -220,14 +241,23 @@ def run(
     for name in peers or ():
         _check.choice("--peers", name, [n for n in CONTENDERS if n != "ostinato"])
     there = {
-        n: all(importlib.util.find_spec(m) is not None for m in modules) for n, (_, modules, _) in CONTENDERS.items()
+        n: all(importlib.util.find_spec(m) is not None for m in modules)
+        for n, (_, modules, _) in CONTENDERS.items()
     }
-    names = ["ostinato"] + [n for n in CONTENDERS if n != "ostinato" and there[n] and (peers is None or n in peers)]
+    names = ["ostinato"] + [
+        n for n in CONTENDERS if n != "ostinato" and there[n] and (peers is None or n in peers)
+    ]
     for n in CONTENDERS:
         if not there[n] and (peers is None or n in peers):
             print(f"{n} is not installed and takes no part: pip install 'ostinato[{extra_of(n)}]'")
     contenders = {n: Contender(n) for n in names}
-    figures: dict[str, Any] = {"machine": info(), "threads": threads, "rounds": rounds, "versions": {}, "cases": []}
+    figures: dict[str, Any] = {
+        "machine": info(),
+        "threads": threads,
+        "rounds": rounds,
+        "versions": {},
+        "cases": [],
+    }
     begin = time.monotonic()
     try:
         for c in contenders.values():
@@ -236,7 +266,11 @@ def run(
             f"{figures['machine']['cpu']}, {threads} threads, kernels {figures['machine']['kernels']['chosen']}; "
             + ", ".join(f"{k} {v}" for k, v in figures["versions"].items())
         )
-        print(f"{'case':32}{'GFLOP/s':>9}{'of peak':>9}" + "".join(f"{'x ' + n:>15}" for n in names[1:]), flush=True)
+        print(
+            f"{'case':32}{'GFLOP/s':>9}{'of peak':>9}"
+            + "".join(f"{'x ' + n:>15}" for n in names[1:]),
+            flush=True,
+        )
         for case in cases:
             if time.monotonic() - begin > budget:
                 print(
@@ -244,11 +278,20 @@ def run(
                 )
                 break
             row = run_case(
-                case, {n: c for n, c in contenders.items() if case.mode in CONTENDERS[n][2]}, rounds, threads
+                case,
+                {n: c for n, c in contenders.items() if case.mode in CONTENDERS[n][2]},
+                rounds,
+                threads,
             )
             figures["cases"].append(row)
-            cells = "".join(f"{row['ratio'][n]:>14.2f}x" if n in row["ratio"] else f"{'-':>15}" for n in names[1:])
-            print(f"{case.name:32}{row['gflops']:>9.1f}{100 * row['of_peak']:>8.0f}%{cells}", flush=True)
+            cells = "".join(
+                f"{row['ratio'][n]:>14.2f}x" if n in row["ratio"] else f"{'-':>15}"
+                for n in names[1:]
+            )
+            print(
+                f"{case.name:32}{row['gflops']:>9.1f}{100 * row['of_peak']:>8.0f}%{cells}",
+                flush=True,
+            )
     finally:
         for c in contenders.values():
             c.close()
@@ -258,7 +301,9 @@ def run(
     for n in names[1:]:
         ratios = [r["ratio"][n] for r in figures["cases"] if n in r["ratio"]]
         if ratios:
-            print(f"geometric mean over {len(ratios)} cases against {n}: {np.exp(np.mean(np.log(ratios))):.2f}x")
+            print(
+                f"geometric mean over {len(ratios)} cases against {n}: {np.exp(np.mean(np.log(ratios))):.2f}x"
+            )
     return figures
 
 
@@ -266,15 +311,20 @@ def run_case(
     case: Case, contenders: dict[str, Contender], rounds: int, threads: int, *, each: bool = False
 ) -> dict[str, Any]:
     """One case: answers compared with those of ``ostinato``, then turns. Ratios are how many times faster it is than each. The time of
-    a turn is the mean over its calls or, with ``each``, their median."""
+    a turn is the mean over its calls or, with ``each``, their median.
+    """
     memory = {}
     with tempfile.TemporaryDirectory() as folder:
         answers = {}
         for n, c in contenders.items():
             path = Path(folder) / n.replace(":", "-")
-            memory[n] = c.ask(do="prepare", case=asdict(case), threads=threads, answers=str(path))["memory"]
+            memory[n] = c.ask(do="prepare", case=asdict(case), threads=threads, answers=str(path))[
+                "memory"
+            ]
             answers[n] = safetensors.load(path)[0]
-    difference = {n: _compare(answers["ostinato"], a, n, case) for n, a in answers.items() if n != "ostinato"}
+    difference = {
+        n: _compare(answers["ostinato"], a, n, case) for n, a in answers.items() if n != "ostinato"
+    }
     seconds: dict[str, list[float]] = {n: [] for n in contenders}
     peaks = []
     for _ in range(rounds):

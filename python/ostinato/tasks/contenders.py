@@ -59,7 +59,9 @@ class Case:
     @property
     def name(self) -> str:
         """Such as lstm-infer-B32-H256."""
-        extra = [self.variant] * bool(self.variant) + [self.precision] * (self.precision != "float32")
+        extra = [self.variant] * bool(self.variant) + [self.precision] * (
+            self.precision != "float32"
+        )
         extra += ["both"] * self.bidirectional + [f"L{self.layers}"] * (self.layers > 1)
         extra += [f"pause{self.pause}ms"] * (self.pause > 0)
         return "-".join([self.cell, self.mode, f"B{self.batch}", f"H{self.hidden}", *extra])
@@ -69,9 +71,13 @@ class Case:
         """Multiplications and additions of the products: a training step counts as three forwards."""
         times = (3 if self.mode == "train" else 1) * (2 if self.bidirectional else 1)
         size = self.output_size
-        deep = size * (1 + self.bidirectional) + size  # depth of the products in a layer above the first
+        deep = (
+            size * (1 + self.bidirectional) + size
+        )  # depth of the products in a layer above the first
         depth = self.input_size + size + (self.layers - 1) * deep
-        weights = GATES[self.cell] * self.hidden * depth + self.layers * self.proj_size * self.hidden
+        weights = (
+            GATES[self.cell] * self.hidden * depth + self.layers * self.proj_size * self.hidden
+        )
         return times * 2.0 * weights * self.steps * self.batch
 
     @property
@@ -84,11 +90,16 @@ def arrays(case: Case) -> dict[str, Array]:
     """Return weights, input and output gradient, equal in every process."""
     r, rows, h = np.random.default_rng(7), GATES[case.cell] * case.hidden, case.hidden
     bound = 1 / np.sqrt(h)
-    shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, case.input_size), "weight_hh": (rows, case.output_size)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "weight_ih": (rows, case.input_size),
+        "weight_hh": (rows, case.output_size),
+    }
     shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
     if case.proj_size:
         shapes["weight_hr"] = (case.proj_size, h)
-    out: dict[str, Array] = {n: r.uniform(-bound, bound, s).astype(case.dtype) for n, s in shapes.items()}
+    out: dict[str, Array] = {
+        n: r.uniform(-bound, bound, s).astype(case.dtype) for n, s in shapes.items()
+    }
     out["x"] = r.standard_normal((case.steps, case.batch, case.input_size)).astype(case.dtype)
     width = case.output_size * (1 + case.bidirectional)
     out["dy"] = r.standard_normal((case.steps, case.batch, width)).astype(case.dtype)
@@ -99,7 +110,10 @@ def _ostinato(case: Case, a: dict[str, Array], threads: int, settings: dict[str,
     import ostinato as ost
 
     ost.set_num_threads(int(settings.get("threads", threads)))
-    options: dict[str, Any] = {"precision": settings.get("precision", case.precision), "dtype": case.dtype}
+    options: dict[str, Any] = {
+        "precision": settings.get("precision", case.precision),
+        "dtype": case.dtype,
+    }
     if case.variant == "peephole":
         options["peephole"] = True
     if case.proj_size:
@@ -107,7 +121,14 @@ def _ostinato(case: Case, a: dict[str, Array], threads: int, settings: dict[str,
     if case.variant == "reset_before":
         options["reset_after"] = False
     make: Any = {"rnn": ost.nn.RNN, "lstm": ost.nn.LSTM, "gru": ost.nn.GRU}[case.cell]
-    layer = make(case.input_size, case.hidden, case.layers, bidirectional=case.bidirectional, rng=0, **options)
+    layer = make(
+        case.input_size,
+        case.hidden,
+        case.layers,
+        bidirectional=case.bidirectional,
+        rng=0,
+        **options,
+    )
     ends = ("_l0", "_l0_reverse") if case.bidirectional else ("_l0",)
     with layer.write() as p:
         for n in case.weights:
@@ -140,9 +161,18 @@ def _torch(case: Case, a: dict[str, Array], threads: int, settings: dict[str, st
 
     torch.set_num_threads(threads)
     make = {"rnn": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[case.cell]
-    dtype = {"float64": torch.float64, "bfloat16": torch.bfloat16}.get(case.precision, torch.float32)
+    dtype = {"float64": torch.float64, "bfloat16": torch.bfloat16}.get(
+        case.precision, torch.float32
+    )
     more = {"proj_size": case.proj_size} if case.proj_size else {}
-    layer = make(case.input_size, case.hidden, case.layers, bidirectional=case.bidirectional, dtype=dtype, **more)
+    layer = make(
+        case.input_size,
+        case.hidden,
+        case.layers,
+        bidirectional=case.bidirectional,
+        dtype=dtype,
+        **more,
+    )
     ends = ("_l0", "_l0_reverse") if case.bidirectional else ("_l0",)
     layer.load_state_dict({n + end: torch.from_numpy(a[n]) for n in case.weights for end in ends})
     x, dy = torch.from_numpy(a["x"]).to(dtype), torch.from_numpy(a["dy"]).to(dtype)
@@ -159,7 +189,9 @@ def _torch(case: Case, a: dict[str, Array], threads: int, settings: dict[str, st
         return one
 
     def array(t: Any) -> Array:
-        out: Array = t.detach().to(torch.float64 if case.precision == "float64" else torch.float32).numpy()
+        out: Array = (
+            t.detach().to(torch.float64 if case.precision == "float64" else torch.float32).numpy()
+        )
         return out
 
     def infer() -> dict[str, Array]:
@@ -212,14 +244,19 @@ def onnx_session(case: Case, a: dict[str, Array], threads: int, *, states: bool 
         [node],
         "one",
         [value("X", *a["x"].shape), *(value(n + "0", *state) for n in more)],
-        [value("Y", case.steps, 1, case.batch, case.hidden), *(value(n + "N", *state) for n in more)],
+        [
+            value("Y", case.steps, 1, case.batch, case.hidden),
+            *(value(n + "N", *state) for n in more),
+        ],
         [numpy_helper.from_array(w, n) for n, w in weights.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
     onnx.checker.check_model(model)
     setup = onnxruntime.SessionOptions()
     setup.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(model.SerializeToString(), setup, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), setup, providers=["CPUExecutionProvider"]
+    )
 
 
 def _onnxruntime(case: Case, a: dict[str, Array], threads: int, settings: dict[str, str]) -> Runner:
@@ -254,7 +291,9 @@ def _keras(case: Case, a: dict[str, Array], threads: int, settings: dict[str, st
         parts = np.split(w, GATES[case.cell])
         return np.concatenate([parts[k] for k in order])
 
-    make = {"rnn": keras.layers.SimpleRNN, "lstm": keras.layers.LSTM, "gru": keras.layers.GRU}[case.cell]
+    make = {"rnn": keras.layers.SimpleRNN, "lstm": keras.layers.LSTM, "gru": keras.layers.GRU}[
+        case.cell
+    ]
     layer = make(case.hidden, return_sequences=True)
     x = tf.constant(a["x"].swapaxes(0, 1).copy())
     dy = tf.constant(a["dy"].swapaxes(0, 1).copy())
@@ -322,7 +361,9 @@ def _jax(case: Case, a: dict[str, Array], threads: int, settings: dict[str, str]
             state = cell(state, gx, r, b_hh)
             return state, state[0]
 
-        return jax.lax.scan(step, (zero, zero) if case.cell == "lstm" else (zero,), x @ w.T + b_ih)[1]
+        return jax.lax.scan(step, (zero, zero) if case.cell == "lstm" else (zero,), x @ w.T + b_ih)[
+            1
+        ]
 
     def gradients(dy: Any, *inputs: Any) -> Any:
         y, pullback = jax.vjp(forward, *inputs)
