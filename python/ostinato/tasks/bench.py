@@ -1,8 +1,9 @@
-"""ostinato beside its peers: a process for each contender, the turn passed between them, answers compared first.
+"""Benchmark of ostinato beside its peers, with answers compared before anything is timed.
 
-Each contender is a process of its own, since the idle workers of one would take the cores of the next; the driver tells one at a
-time to run and waits in between until its threads have gone to sleep. Every turn of ostinato also measures the FMA peak of one
-core, so that all figures of a case come from the same minute of the same machine.
+Each contender is a process of its own, because the idle workers of one would take the cores of the
+next. A driver passes the turn between them and waits until their threads have gone to sleep. Every
+turn of ostinato also measures the FMA peak of one core, so all figures of a case come from the same
+minute of the same machine.
 """
 
 from __future__ import annotations
@@ -70,16 +71,22 @@ FULL = [
 
 
 def extra_of(contender: str) -> str:
-    """The extra that brings a contender.
+    """Return the extra that installs a contender.
 
     >>> extra_of("torch"), extra_of("jax")
     ('bench', 'bench-all')
+
+    Args:
+        contender: a name of `CONTENDERS`.
+
+    Returns:
+        The name of the extra.
     """
     return "bench" if contender in ("torch", "onnxruntime") else "bench-all"
 
 
 def _resident(field: str) -> int:
-    """VmRSS or VmHWM of this process, in bytes; 0 where the system does not tell."""
+    """Return VmRSS or VmHWM of this process, in bytes; 0 where the system does not have it."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -88,7 +95,7 @@ def _resident(field: str) -> int:
 
 
 def _reset_peak() -> None:
-    """Begin VmHWM anew, and give back what the allocator keeps of the case before."""
+    """Reset VmHWM, and free what the allocator has cached of the case before."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
@@ -97,52 +104,85 @@ def _reset_peak() -> None:
 
 
 def worker(name: str) -> None:
-    """The loop of one contender: a JSON line in, a JSON line out."""
-    call: Callable[[], dict[str, Array]] | None = None
-    case = SHORT[0]
-    repeat = 1
+    """Run one contender: read an order a line from standard input, write a reply a line.
+
+    Args:
+        name: a name of `CONTENDERS`, with settings.
+    """
+    job = _Job(name)
     out, sys.stdout = sys.stdout, sys.stderr  # what a framework prints is no reply
     for line in sys.stdin:
         order = json.loads(line)
         reply: dict[str, Any] = {}
         if order["do"] == "prepare":
-            call = None
-            case = Case(**order["case"])
-            arrays(case)  # so that the memory of numpy.random and the like is there already
-            _reset_peak()
-            before = _resident("VmRSS")
-            call = make(name, case, order["threads"])
-            answers = call()
-            _reset_peak()
-            answers = call()  # the second call: what a framework makes once is kept, and counts, but not its making
-            reply["memory"] = _resident("VmHWM") - before
-            safetensors.save(
-                order["answers"], {k: np.ascontiguousarray(v) for k, v in answers.items()}
-            )
-            del answers
-            start = time.perf_counter()
-            call()
-            many = max(1, int(TURN_SECONDS / max(time.perf_counter() - start, 1e-6)))
-            repeat = PAUSED_CALLS if case.pause else many
-        elif order["do"] == "run" and call is not None:
-            if name == "ostinato":
-                from .. import _core
-
-                reply["peak"] = _core.fma_peak(0.02, 8 if order.get("float64") else 4)
-            reply["seconds"] = _turn(call, repeat, case.pause / 1000, bool(order.get("each")))
+            reply["memory"] = job.prepare(order)
+        elif order["do"] == "run":
+            reply = job.run(order)
         elif order["do"] == "versions":
-            import importlib.metadata
-
-            owners = (
-                importlib.metadata.packages_distributions()
-            )  # tensorflow may come as tensorflow-cpu
-            modules = CONTENDERS[name.partition(":")[0]][1]
-            reply = {m: importlib.metadata.version(owners.get(m, [m])[0]) for m in modules}
+            reply = _versions(name)
         print(json.dumps(reply), file=out, flush=True)
 
 
+class _Job:
+    """The case that a contender runs."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.case = SHORT[0]
+        self.call: Callable[[], dict[str, Array]] | None = None
+        self.repeat = 1
+
+    def prepare(self, order: dict[str, Any]) -> int:
+        """Build the case, save its answers, and return the bytes that it takes."""
+        self.call = None
+        self.case = case = Case(**order["case"])
+        arrays(case)  # so that the memory of numpy.random and the like is there already
+        _reset_peak()
+        before = _resident("VmRSS")
+        self.call = call = make(self.name, case, order["threads"])
+        answers = call()
+        _reset_peak()
+        # The second call counts: what a framework builds in its first call and keeps is part of
+        # the memory, the building is not.
+        answers = call()
+        memory = _resident("VmHWM") - before
+        contiguous = {k: np.ascontiguousarray(v) for k, v in answers.items()}
+        safetensors.save(order["answers"], contiguous)
+        del answers, contiguous
+        start = time.perf_counter()
+        call()
+        many = max(1, int(TURN_SECONDS / max(time.perf_counter() - start, 1e-6)))
+        self.repeat = PAUSED_CALLS if case.pause else many
+        return memory
+
+    def run(self, order: dict[str, Any]) -> dict[str, Any]:
+        """Run one turn; return its seconds and, for ostinato, the peak of one core."""
+        if self.call is None:
+            return {}
+        reply: dict[str, Any] = {}
+        if self.name == "ostinato":
+            from .. import _core
+
+            reply["peak"] = _core.fma_peak(0.02, 8 if order.get("float64") else 4)
+        pause, each = self.case.pause / 1000, bool(order.get("each"))
+        reply["seconds"] = _turn(self.call, self.repeat, pause, each)
+        return reply
+
+
+def _versions(name: str) -> dict[str, str]:
+    """Return the versions of a contender's packages."""
+    import importlib.metadata
+
+    owners = importlib.metadata.packages_distributions()  # tensorflow may be tensorflow-cpu
+    modules = CONTENDERS[name.partition(":")[0]][1]
+    return {m: importlib.metadata.version(owners.get(m, [m])[0]) for m in modules}
+
+
 def _turn(call: Callable[[], object], repeat: int, pause: float, each: bool) -> float:
-    """Return the seconds of a call: the mean over a row of them, or the median of each and of those after a pause."""
+    """Return the seconds of a call.
+
+    They are the mean over a row of calls, or the median where each is timed or follows a pause.
+    """
     if not (pause or each):
         start = time.perf_counter()
         for _ in range(repeat):
@@ -159,7 +199,11 @@ def _turn(call: Callable[[], object], repeat: int, pause: float, each: bool) -> 
 
 
 class Contender:
-    """A process that runs cases when it is told to."""
+    """Process that runs the cases of one contender.
+
+    Args:
+        name: a name of `CONTENDERS`, with settings.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -174,7 +218,17 @@ class Contender:
         )
 
     def ask(self, **order: Any) -> dict[str, Any]:
-        """Send an order, wait for the reply."""
+        """Send an order and wait for the reply.
+
+        Args:
+            **order: ``do`` and what belongs to it, see `worker`.
+
+        Returns:
+            The reply.
+
+        Raises:
+            ChildProcessError: the process has ended; the message has its last lines.
+        """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
@@ -226,10 +280,24 @@ def run(
     overwrite: bool = False,
     budget: float = 1e9,
 ) -> dict[str, Any]:
-    """Run the cases and print a table; figures are medians over interleaved rounds. Returns everything.
+    """Run cases and print a table; figures are medians over interleaved rounds.
 
-    A file at ``out`` is replaced only with ``overwrite=True``; it is written also after an
-    interruption, with the cases that are done.
+    Args:
+        cases: what is run, in this order.
+        rounds: turns of each contender in each case.
+        threads: threads of each contender; None: as many as ostinato takes.
+        peers: names of `CONTENDERS`; None: all whose packages are installed.
+        out: a JSON file for the figures, written after an interruption too, with the cases that
+            are done.
+        overwrite: whether a file that is there may be replaced.
+        budget: seconds after which no further case begins.
+
+    Returns:
+        The machine, threads, rounds, versions, and a row for each case as `run_case` returns it.
+
+    Raises:
+        ValueError: an unknown peer; a file that is there; a contender whose answers differ.
+        ChildProcessError: a contender's process has ended.
     """
     import ostinato as ost
 
@@ -238,18 +306,7 @@ def run(
     _check.positive("--rounds", rounds)
     prepare_file("--out", out, overwrite=overwrite)
     threads = ost.get_num_threads() if threads is None else threads
-    for name in peers or ():
-        _check.choice("--peers", name, [n for n in CONTENDERS if n != "ostinato"])
-    there = {
-        n: all(importlib.util.find_spec(m) is not None for m in modules)
-        for n, (_, modules, _) in CONTENDERS.items()
-    }
-    names = ["ostinato"] + [
-        n for n in CONTENDERS if n != "ostinato" and there[n] and (peers is None or n in peers)
-    ]
-    for n in CONTENDERS:
-        if not there[n] and (peers is None or n in peers):
-            print(f"{n} is not installed and takes no part: pip install 'ostinato[{extra_of(n)}]'")
+    names = _participants(peers)
     contenders = {n: Contender(n) for n in names}
     figures: dict[str, Any] = {
         "machine": info(),
@@ -262,56 +319,82 @@ def run(
     try:
         for c in contenders.values():
             figures["versions"].update(c.ask(do="versions"))
-        print(
-            f"{figures['machine']['cpu']}, {threads} threads, kernels {figures['machine']['kernels']['chosen']}; "
-            + ", ".join(f"{k} {v}" for k, v in figures["versions"].items())
-        )
-        print(
-            f"{'case':32}{'GFLOP/s':>9}{'of peak':>9}"
-            + "".join(f"{'x ' + n:>15}" for n in names[1:]),
-            flush=True,
-        )
+        _print_head(figures, names)
         for case in cases:
             if time.monotonic() - begin > budget:
-                print(
-                    f"the time budget of {budget:.0f} s is used up; {len(cases) - len(figures['cases'])} cases left out"
-                )
+                left = len(cases) - len(figures["cases"])
+                print(f"the time budget of {budget:.0f} s is used up; {left} cases left out")
                 break
-            row = run_case(
-                case,
-                {n: c for n, c in contenders.items() if case.mode in CONTENDERS[n][2]},
-                rounds,
-                threads,
-            )
+            able = {n: c for n, c in contenders.items() if case.mode in CONTENDERS[n][2]}
+            row = run_case(case, able, rounds, threads)
             figures["cases"].append(row)
-            cells = "".join(
-                f"{row['ratio'][n]:>14.2f}x" if n in row["ratio"] else f"{'-':>15}"
-                for n in names[1:]
-            )
-            print(
-                f"{case.name:32}{row['gflops']:>9.1f}{100 * row['of_peak']:>8.0f}%{cells}",
-                flush=True,
-            )
+            _print_row(row, names)
     finally:
         for c in contenders.values():
             c.close()
-        if out is not None and figures["cases"]:  # what there is, also after an interruption
+        if out is not None and figures["cases"]:
             with safetensors.atomic_write(out) as f:
                 f.write(json.dumps(figures, indent=1).encode())
     for n in names[1:]:
         ratios = [r["ratio"][n] for r in figures["cases"] if n in r["ratio"]]
         if ratios:
-            print(
-                f"geometric mean over {len(ratios)} cases against {n}: {np.exp(np.mean(np.log(ratios))):.2f}x"
-            )
+            mean = np.exp(np.mean(np.log(ratios)))
+            print(f"geometric mean over {len(ratios)} cases against {n}: {mean:.2f}x")
     return figures
+
+
+def _participants(peers: Sequence[str] | None) -> list[str]:
+    """Return ostinato and the peers that are installed; print which of those asked for are not."""
+    for name in peers or ():
+        _check.choice("--peers", name, [n for n in CONTENDERS if n != "ostinato"])
+    names = ["ostinato"]
+    for n, (_, modules, _) in CONTENDERS.items():
+        if n == "ostinato" or not (peers is None or n in peers):
+            continue
+        if all(importlib.util.find_spec(m) is not None for m in modules):
+            names.append(n)
+        else:
+            extra = extra_of(n)
+            print(f"{n} is not installed and takes no part: pip install 'ostinato[{extra}]'")
+    return names
+
+
+def _print_head(figures: dict[str, Any], names: list[str]) -> None:
+    machine, threads = figures["machine"], figures["threads"]
+    versions = ", ".join(f"{k} {v}" for k, v in figures["versions"].items())
+    kernels = machine["kernels"]["chosen"]
+    print(f"{machine['cpu']}, {threads} threads, kernels {kernels}; {versions}")
+    peers = "".join(f"{'x ' + n:>15}" for n in names[1:])
+    print(f"{'case':32}{'GFLOP/s':>9}{'of peak':>9}{peers}", flush=True)
+
+
+def _print_row(row: dict[str, Any], names: list[str]) -> None:
+    ratio = row["ratio"]
+    cells = "".join(f"{ratio[n]:>14.2f}x" if n in ratio else f"{'-':>15}" for n in names[1:])
+    rate = f"{row['gflops']:>9.1f}{100 * row['of_peak']:>8.0f}%"
+    print(f"{row['name']:32}{rate}{cells}", flush=True)
 
 
 def run_case(
     case: Case, contenders: dict[str, Contender], rounds: int, threads: int, *, each: bool = False
 ) -> dict[str, Any]:
-    """One case: answers compared with those of ``ostinato``, then turns. Ratios are how many times faster it is than each. The time of
-    a turn is the mean over its calls or, with ``each``, their median.
+    """Run one case: compare the answers with those of ``ostinato``, then take turns.
+
+    Args:
+        case: the case.
+        contenders: processes by name, ``ostinato`` among them.
+        rounds: turns of each.
+        threads: threads of each.
+        each: the time of a turn is the median over its calls, not their mean.
+
+    Returns:
+        The fields of the case and ``name``; ``difference`` of the answers by peer; by contender
+        median ``seconds`` of a call, their ``spread`` and ``memory`` in bytes; ``peak_gflops`` of
+        one core; ``gflops`` and ``of_peak`` of ostinato; ``ratio`` by peer: how many times faster
+        ostinato is.
+
+    Raises:
+        ValueError: answers differ by more than `TOLERANCE`.
     """
     memory = {}
     with tempfile.TemporaryDirectory() as folder:

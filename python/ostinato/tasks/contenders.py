@@ -1,8 +1,10 @@
-"""The contenders of the benchmark: each makes a function that runs a case once and returns what is compared, as NumPy arrays.
+"""Contenders of the benchmark: each builds a function that runs a case once.
 
-A contender's name may carry settings: ``ostinato:threads=1`` or ``ostinato:precision=bfloat16`` run beside plain ``ostinato``.
-Every peer is run the way its documentation recommends for speed: torch in inference mode, ONNX Runtime with a checked model, Keras
-under ``tf.function``, JAX under ``jit`` with the input product outside the scan.
+The function returns what is compared, as NumPy arrays. A contender's name may have settings:
+``ostinato:threads=1`` or ``ostinato:precision=bfloat16`` run beside plain ``ostinato``. Every peer
+runs in the way that its documentation recommends for speed: torch in inference mode, ONNX Runtime
+with a checked model, Keras under ``tf.function``, JAX under ``jit`` with the input product outside
+the scan.
 """
 
 from __future__ import annotations
@@ -22,43 +24,61 @@ Runner = Callable[[], dict[str, Array]]
 
 @dataclass(frozen=True)
 class Case:
-    """One benchmark: one layer, I = H unless said otherwise."""
+    """One case of the benchmark: a layer and what it does.
+
+    >>> Case("lstm", "infer", 32, 256).name
+    'lstm-infer-B32-H256'
+
+    Attributes:
+        cell: "rnn", "lstm" or "gru".
+        mode: "infer"; "train": forward and all gradients; or "step": one step of a stream, which
+            carries its state on.
+        batch: sequences B.
+        hidden: units H.
+        steps: T.
+        inputs: I; 0: as hidden.
+        precision: "float32", "float64", "bfloat16" or "int8".
+        bidirectional: whether there are both directions.
+        layers: layers of the stack.
+        variant: "peephole" or "projected" (LSTM; P = H / 2), "reset_before" (GRU), or "".
+        pause: milliseconds without a call before each.
+    """
 
     cell: str
-    mode: str  # "infer", "train": forward and all gradients, or "step": one step of a stream, the state carried on
+    mode: str
     batch: int
     hidden: int
     steps: int = 100
-    inputs: int = 0  # 0: as hidden
+    inputs: int = 0
     precision: str = "float32"
     bidirectional: bool = False
     layers: int = 1
-    variant: str = ""  # "peephole" or "projected" (LSTM; P = H / 2), "reset_before" (GRU)
-    pause: int = 0  # milliseconds without a call before each
+    variant: str = ""
+    pause: int = 0
 
     @property
     def input_size(self) -> int:
-        """I."""
+        """The number of inputs I."""
         return self.inputs or self.hidden
 
     @property
     def proj_size(self) -> int:
-        """P of a projected LSTM, else 0."""
+        """The size P of a projected LSTM, otherwise 0."""
         return self.hidden // 2 if self.variant == "projected" else 0
 
     @property
     def output_size(self) -> int:
-        """How wide h is."""
+        """The size of h."""
         return self.proj_size or self.hidden
 
     @property
     def weights(self) -> tuple[str, ...]:
-        """Names of the weights of a layer and direction."""
+        """The names of the weights of a layer and direction."""
         return (*WEIGHTS, "weight_hr") if self.proj_size else WEIGHTS
 
     @property
     def name(self) -> str:
-        """Such as lstm-infer-B32-H256."""
+        """The name of the case, such as lstm-infer-B32-H256."""
         extra = [self.variant] * bool(self.variant) + [self.precision] * (
             self.precision != "float32"
         )
@@ -68,7 +88,7 @@ class Case:
 
     @property
     def flops(self) -> float:
-        """Multiplications and additions of the products: a training step counts as three forwards."""
+        """The operations of all products; a training step counts as three forward passes."""
         times = (3 if self.mode == "train" else 1) * (2 if self.bidirectional else 1)
         size = self.output_size
         deep = (
@@ -87,7 +107,14 @@ class Case:
 
 
 def arrays(case: Case) -> dict[str, Array]:
-    """Return weights, input and output gradient, equal in every process."""
+    """Return weights, input and output gradient, equal in every process.
+
+    Args:
+        case: the case.
+
+    Returns:
+        Weights by name, ``x [T,B,I]`` and ``dy [T,B,D*H]``, of the case's dtype.
+    """
     r, rows, h = np.random.default_rng(7), GATES[case.cell] * case.hidden, case.hidden
     bound = 1 / np.sqrt(h)
     shapes: dict[str, tuple[int, ...]] = {
@@ -210,7 +237,17 @@ def _torch(case: Case, a: dict[str, Array], threads: int, settings: dict[str, st
 
 
 def onnx_session(case: Case, a: dict[str, Array], threads: int, *, states: bool = False) -> Any:
-    """An ONNX Runtime session of the case's layer; with ``states`` h (and c) are inputs and outputs as well."""
+    """Build an ONNX Runtime session of the case's layer.
+
+    Args:
+        case: the case; a peephole or projected LSTM is not taken.
+        a: what `arrays` returns.
+        threads: threads within an operator.
+        states: whether h (and c) are inputs and outputs as well.
+
+    Returns:
+        An ``onnxruntime.InferenceSession``.
+    """
     import onnx
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
@@ -379,7 +416,7 @@ def _jax(case: Case, a: dict[str, Array], threads: int, settings: dict[str, str]
     return lambda: {n: np.asarray(v) for n, v in zip(names, wait(grad(dy, *inputs)))}
 
 
-# Maker, modules that must be there, modes.
+# For each name: the function that builds it, the modules that it needs, and its modes.
 CONTENDERS: dict[str, tuple[Callable[..., Runner], tuple[str, ...], tuple[str, ...]]] = {
     "ostinato": (_ostinato, (), ("infer", "train", "step")),
     "torch": (_torch, ("torch",), ("infer", "train", "step")),
@@ -390,10 +427,29 @@ CONTENDERS: dict[str, tuple[Callable[..., Runner], tuple[str, ...], tuple[str, .
 
 
 def settings_of(name: str) -> dict[str, str]:
-    """Return what follows the colon in a contender's name."""
+    """Return the settings in a contender's name.
+
+    >>> settings_of("ostinato:threads=1")
+    {'threads': '1'}
+
+    Args:
+        name: a name of `CONTENDERS`, with settings after a colon.
+
+    Returns:
+        Values by name.
+    """
     return dict(pair.split("=", 1) for pair in name.partition(":")[2].split(",") if pair)
 
 
 def make(name: str, case: Case, threads: int) -> Runner:
-    """The function of a contender, by a name such as ``ostinato:threads=1``."""
+    """Build the function of a contender.
+
+    Args:
+        name: a name of `CONTENDERS`, with settings such as ``ostinato:threads=1``.
+        case: what the function runs.
+        threads: threads of the contender.
+
+    Returns:
+        A function that runs the case once and returns its answers.
+    """
     return CONTENDERS[name.partition(":")[0]][0](case, arrays(case), threads, settings_of(name))
