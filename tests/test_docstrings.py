@@ -32,6 +32,16 @@ MODULES = (
     ".diagnostics",
     ".cuda",
     "._explain",
+    ".cli",
+    ".tasks.bench",
+    ".tasks.contenders",
+    ".tasks.corpora",
+    ".tasks.forecaster",
+    ".tasks.models",
+    ".tasks.season",
+    ".tasks.series",
+    ".tasks.tables",
+    ".tasks.text",
 )
 
 

@@ -1,1 +1,1 @@
-"""The main jobs, as ``python -m ostinato`` runs them: train on real data, generate, forecast, benchmark."""
+"""The jobs of ``python -m ostinato``: train on real data, generate, forecast, benchmark."""

@@ -1,4 +1,4 @@
-"""What held-out rows say: how much of a correction helps, and how wide the band has to be."""
+"""Calibration on held-out rows: how much of a correction helps, and the width of the band."""
 
 from __future__ import annotations
 

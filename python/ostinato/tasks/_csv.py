@@ -1,8 +1,8 @@
-"""From the bytes of a CSV file to columns of text, with the line number of every row.
+"""Columns of text from the bytes of a CSV file, with the line number of every row.
 
-Polars splits the cells. It does not tell a short row (it fills it with nulls), nor where a long one
-is, so the shape of the file (encoding, delimiter, quotes, cells of each row) is checked here
-before, over whole arrays.
+Polars splits the cells. It does not report a short row (it fills it with nulls), nor where a long
+one is. The shape of the file (encoding, delimiter, quotes, cells of each row) is therefore checked
+here first, over whole arrays.
 """
 
 from __future__ import annotations
@@ -43,21 +43,41 @@ BYTE_ORDER_MARKS = (
 
 @dataclass(frozen=True)
 class Cells:
-    """The columns of a CSV file, all text."""
+    """The columns of a CSV file, all text.
 
-    frame: Any  # polars.DataFrame of strings, without null
-    lines: Array  # int64 [rows]: the line of the file in which each row begins
-    delimiter: str | None  # None where the file has one column
-    first: list[str]  # the cells of the first row, which are the names where there is a header
+    Attributes:
+        frame: a polars.DataFrame of strings, without null.
+        lines: int64 [rows], the line of the file in which each row begins.
+        delimiter: the delimiter; None where the file has one column.
+        first: the cells of the first row, which are the names where there is a header.
+        first_line: the line of the first row.
+        notes: what is worth saying about the file.
+    """
+
+    frame: Any
+    lines: Array
+    delimiter: str | None
+    first: list[str]
     first_line: int
     notes: tuple[str, ...]
 
 
 def decode(raw: bytes, encoding: str | None, source: str) -> tuple[bytes, str | None]:
-    """Return the text as UTF-8 with ``\\n`` between lines, and the encoding where it was not UTF-8.
+    """Decode the text of a file.
 
-    A byte-order mark tells the encoding; without one it is UTF-8 if the bytes are, else UTF-16 if
-    every other byte is zero, else Windows-1252, which is Latin-1 with more letters.
+    A byte-order mark tells the encoding. Without one it is UTF-8 if the bytes are, otherwise UTF-16
+    if every other byte is zero, otherwise Windows-1252, which is Latin-1 with more letters.
+
+    Args:
+        raw: the bytes of the file.
+        encoding: ``--encoding``, if given.
+        source: name of the file, for errors.
+
+    Returns:
+        The text in UTF-8 with newlines between lines, and the encoding where it was not UTF-8.
+
+    Raises:
+        ValueError: the file is no text, or not in this encoding.
     """
     for signature, kind in SIGNATURES.items():
         if raw.startswith(signature):
@@ -130,18 +150,25 @@ def _strict(raw: bytes, name: str, source: str) -> bytes:
 
 @dataclass(frozen=True)
 class _Records:
-    """Where the records of a text are;
-    a record is a line, or several where a quoted cell holds line breaks."""
+    """The records of a text.
 
-    starts: Array  # int64 [records], bytes
-    ends: Array  # int64 [records], without the line break
-    cells: Array  # int64 [records]
-    lines: Array  # int64 [records], from 1
+    A record is a line, or several where a quoted cell holds line breaks.
+
+    Attributes:
+        starts: int64 [records], bytes.
+        ends: int64 [records], bytes, without the line break.
+        cells: int64 [records], how many cells each has.
+        lines: int64 [records], line numbers from 1.
+    """
+
+    starts: Array
+    ends: Array
+    cells: Array
+    lines: Array
 
 
 def _records(text: bytes, delimiter: int | None) -> _Records:
-    """Find the records and count their cells:
-    delimiters and line breaks count outside quotes only."""
+    """Find the records and count their cells; what is within quotes separates nothing."""
     a = np.frombuffer(text, np.uint8)
     wanted = (a == NEWLINE) | (a == QUOTE)
     if delimiter is not None:
@@ -169,8 +196,7 @@ def _records(text: bytes, delimiter: int | None) -> _Records:
 
 
 def _check_quotes(a: Array, quotes: Array, delimiter: int | None) -> None:
-    """Every quoted cell begins at the cell's beginning and ends at its end,
-    with quotes inside doubled."""
+    """Raise an error unless quotes are around whole cells, and doubled inside them."""
 
     def line(at: Any) -> int:
         return int((a[: int(at)] == NEWLINE).sum()) + 1
@@ -202,11 +228,10 @@ def _check_quotes(a: Array, quotes: Array, delimiter: int | None) -> None:
 
 
 def _find_delimiter(text: bytes) -> str | None:
-    """Return the delimiter that cuts every line of the head into the same number of cells,
-    more than one.
+    """Return the delimiter that splits every line of the head into the same number of cells.
 
-    Where none does, the one that the first line has most of:
-    the row that differs is then an error by its number.
+    Where none does, it is the one that the first line has most of, and the row that differs is
+    reported later with its line.
     """
     head = text[:HEAD]
     if len(text) > HEAD:
@@ -234,9 +259,17 @@ def _find_delimiter(text: bytes) -> str | None:
 def split(text: bytes, delimiter: str | None, source: str) -> Cells:
     """Split a text into cells, all rows with the same number of them.
 
+    Args:
+        text: UTF-8 with newlines between lines.
+        delimiter: ``--delimiter``, if given.
+        source: name of the file, for errors.
+
+    Returns:
+        The cells.
+
     Raises:
-        ValueError: if a row has another number of cells than the first one,
-            or a quote is where none can be.
+        ValueError: a row has another number of cells than the first one, or a quote is within a
+            cell.
     """
     import polars as pl
 
@@ -273,7 +306,7 @@ def split(text: bytes, delimiter: str | None, source: str) -> Cells:
 
 
 def _columns(text: bytes, delimiter: str, source: str) -> Any:
-    """Cells of a file with a delimiter, as they stand."""
+    """Return the cells of a file with a delimiter, unchanged."""
     import polars as pl
 
     try:
@@ -290,7 +323,7 @@ def _columns(text: bytes, delimiter: str, source: str) -> Any:
 
 
 def _one_column(text: bytes, records: _Records) -> Any:
-    """Cells of a file without a delimiter: whole lines, with the quotes around them taken off."""
+    """Return the cells of a file without a delimiter: whole lines, without quotes around them."""
     import polars as pl
 
     cells = [text[s:e].decode() for s, e in zip(records.starts.tolist(), records.ends.tolist())]
@@ -300,7 +333,7 @@ def _one_column(text: bytes, records: _Records) -> Any:
 
 
 def _blank(text: bytes, records: _Records) -> Array:
-    """Tell which records have nothing but spaces."""
+    """Return which records have nothing but spaces."""
     blank = records.ends == records.starts
     a = np.frombuffer(text, np.uint8)
     first = a[np.minimum(records.starts, len(a) - 1)]

@@ -1,4 +1,4 @@
-"""Checks of what a forecaster is given: series, inputs, a horizon, and a state that was saved."""
+"""Checks of a forecaster's series, inputs and horizon, and of a state that was saved."""
 
 from __future__ import annotations
 
@@ -79,6 +79,7 @@ def horizon_for(
 
 
 def bounded(name: str, value: object, most: int) -> int:
+    """Return a whole number from 1 to ``most``, or raise an error."""
     n = _check.positive(name, value)
     if n > most:
         raise ValueError(f"{name}: expected at most {most}, got {n}")
@@ -86,6 +87,7 @@ def bounded(name: str, value: object, most: int) -> int:
 
 
 def checked_moments(given: Any) -> dict[str, list[list[float]]]:
+    """Return mean and spread of each input, or raise an error."""
     out = {}
     for name in ("known", "observed"):
         mean, spread = ([float(v) for v in row] for row in given[name])

@@ -31,6 +31,7 @@ class Pinball(Loss):
     Args:
         quantiles: numbers between 0 and 1; y has an entry for each on its last axis, the target
             has one.
+        batch_first: whether arrays are ``[B, T, ...]``.
     """
 
     def __init__(self, quantiles: Sequence[float], *, batch_first: bool = False) -> None:
@@ -46,7 +47,22 @@ class Pinball(Loss):
         gradient: bool = True,
         weights: Array | None = None,
     ) -> tuple[float, float, Array | None]:
-        """Return the sum of the losses, how many there are, and the gradient of their mean."""
+        """Return the sum of the losses, their number, and the gradient of their mean.
+
+        Args:
+            y: ``[..., Q]``, the quantiles.
+            target: ``[..., 1]``; NaN does not count.
+            lengths: steps of each sequence that count, ``[B]``; None: all.
+            gradient: whether to compute the gradient.
+            weights: weights of samples or steps; the loss is then a weighted mean.
+
+        Returns:
+            The sum, the number (of weights, where there are some), and the gradient, of y's shape,
+            or None.
+
+        Raises:
+            ValueError: shapes do not fit.
+        """
         y, target = _check.array("y", y), _check.array("target", target)
         wanted = (*y.shape[:-1], 1)
         if y.ndim == 0 or y.shape[-1] != len(self.quantiles) or target.shape != wanted:
@@ -73,15 +89,17 @@ class Pinball(Loss):
 
 @dataclass
 class ForecastOptions:
-    """What the training of a `Forecaster` can be told.
+    """Options of a `Forecaster` and its training.
 
     Attributes:
         horizon: rows to forecast; None: a season, or a part of a long one, or what the rows allow.
-        hidden, layers, cell: the recurrent network: units, layers, and "gru", "lstm" or "rnn".
-        epochs: passes over the windows; each is done.
-        lr: the learning rate of the first step; it falls to zero along a cosine.
-        seed: of all that is drawn.
-        quantiles: of the forecast, in rising order; 0.5 is one of them.
+        hidden: units H of each recurrent layer.
+        layers: recurrent layers.
+        cell: "gru", "lstm" or "rnn".
+        epochs: passes over the windows; none is skipped.
+        lr: learning rate of the first step; it falls to zero along a cosine.
+        seed: seed of the initial parameters and of the order of the windows.
+        quantiles: quantiles of the forecast, in rising order; 0.5 is one of them.
         members: networks whose median is taken.
         window: rows that a network sees before an origin; None: a season, from 24 to 96.
         batch: windows of an update.
@@ -115,6 +133,7 @@ class ForecastOptions:
 
 
 def checked_quantiles(values: Sequence[float]) -> tuple[float, ...]:
+    """Return quantiles in rising order, each between 0 and 1, or raise an error."""
     q = tuple(float(v) for v in values)
     if not q or not all(0 < v < 1 for v in q) or list(q) != sorted(set(q)):
         raise ValueError(f"quantiles: expected rising numbers between 0 and 1, got {values!r}")

@@ -18,7 +18,7 @@ def seasonal_naive(values: Array, horizon: int, season: int, *, drift: bool = Fa
     [3.0, 4.0, 4.0, 5.0]
 
     Args:
-        values: numbers ``[n]``; in place of a missing one stands that of the season before.
+        values: numbers ``[n]``; a missing one is replaced by that of the season before.
         horizon: rows to forecast.
         season: rows of a season.
         drift: add the mean difference of values a season apart.

@@ -45,7 +45,12 @@ INFINITE = r"^[+-]?(?i:inf|infinity)$"
 
 @dataclass(frozen=True)
 class Marks:
-    """How numbers are written in a file."""
+    """How numbers are written in a file.
+
+    Attributes:
+        decimal: the decimal mark.
+        thousands: the thousands separator; None where there is none.
+    """
 
     decimal: str = "."
     thousands: str | None = None
@@ -53,11 +58,17 @@ class Marks:
 
 @dataclass(frozen=True)
 class Numbers:
-    """A column read as numbers."""
+    """A column read as numbers.
 
-    values: Array  # float64 [rows], NaN where missing or bad
-    missing: Array  # bool [rows]: cells with a mark of a missing value
-    bad: Array  # bool [rows]: cells that are neither numbers nor missing
+    Attributes:
+        values: float64 [rows], NaN where missing or bad.
+        missing: bool [rows], cells with a mark of a missing value.
+        bad: bool [rows], cells that are neither numbers nor missing.
+    """
+
+    values: Array
+    missing: Array
+    bad: Array
 
 
 def _tidy(cells: Any) -> Any:
@@ -70,8 +81,15 @@ def _missing(cells: Any, nulls: Sequence[str]) -> Any:
 
 
 def share_of_numbers(cells: Any, nulls: Sequence[str]) -> float:
-    """Return how many of the cells that are not missing could be numbers;
-    0 where all are missing."""
+    """Return the share of numbers among the cells that are not missing.
+
+    Args:
+        cells: a Polars series of text, [rows].
+        nulls: marks of missing values in addition to the usual ones.
+
+    Returns:
+        A share from 0 to 1; 0 where all cells are missing.
+    """
     known = cells.filter(~_missing(cells, nulls))
     if not len(known):
         return 0.0
@@ -94,14 +112,17 @@ def find_marks(
     Args:
         columns: names and cells (Polars, text) of the columns of numbers.
         given: marks of the file that a model was trained on.
-        delimiter: what separates cells.
-        nulls: marks of missing values beside the usual ones.
-        where: says which line a row is in.
+        delimiter: the delimiter between cells.
+        nulls: marks of missing values in addition to the usual ones.
+        where: returns the line of a row, for errors.
         decimal: ``--decimal``, if given.
         thousands: ``--thousands``, if given.
 
+    Returns:
+        The marks.
+
     Raises:
-        ValueError: if cells contradict each other, or can be read in two ways.
+        ValueError: cells contradict each other, or can be read in two ways.
     """
     _check_given(decimal, thousands)
     if decimal is None and thousands is None and given is not None:
@@ -136,7 +157,7 @@ def _check_given(decimal: str | None, thousands: str | None) -> None:
 
 
 class _Evidence:
-    """What the cells of a file say about its marks; of each kind, the first cell that says it."""
+    """Evidence for the marks of a file: of each kind, the first cell that shows it."""
 
     # Cells that can be read in one way only, then those that can be read in two.
     KINDS = (
@@ -162,6 +183,7 @@ class _Evidence:
         self.small_whole_numbers = False  # below 1,000, without a mark
 
     def look(self, name: str, cells: Any, nulls: Sequence[str]) -> None:
+        """Search a column for evidence."""
         cells = self._without_groupers(_tidy(cells))
         has = {m: cells.str.contains(m, literal=True) for m in ",."}
         if not has[","].any() and not has["."].any():
@@ -171,16 +193,15 @@ class _Evidence:
                 continue
             match = cells.str.contains(pattern)
             if match.any():
-                # Whole numbers beside numbers with three digits after a dot:
-                # it may separate thousands.
+                # A dot before three digits may separate thousands, if the column has small whole
+                # numbers too.
                 if kind == "either .":
                     self.small_whole_numbers = bool(cells.str.contains(r"^[+-]?\d{1,3}$").any())
                 row = int(match.arg_max())
                 self.seen[kind] = f"{cells[row]!r} in column {name!r}, {self.where(row)}"
 
     def _without_groupers(self, cells: Any) -> Any:
-        """Take off separators that are never a decimal mark:
-        spaces and apostrophes between groups of three."""
+        """Remove spaces and apostrophes between groups of three, which are no decimal mark."""
         match = cells.str.contains(self.GROUPED)
         if not match.any():
             return cells
@@ -192,6 +213,7 @@ class _Evidence:
         return next((self.seen[k] for k in kinds if k in self.seen), None)
 
     def decimal(self, delimiter: str | None) -> str:
+        """Return the decimal mark, or raise an error if the evidence allows both."""
         comma = self._first("decimal ,", "groups . decimal ,", "groups .")
         dot = self._first("decimal .", "groups , decimal .", "groups ,")
         if comma and dot:
@@ -216,8 +238,7 @@ class _Evidence:
         return "," if "either ," in self.seen else "."
 
     def thousands_beside(self, decimal: str) -> str | None:
-        """Return the separator that unambiguous cells have,
-        or that is the only reading beside this decimal mark."""
+        """Return the thousands separator: in cells of one reading, or the only one left."""
         other = "." if decimal == "," else ","
         if any(
             k in self.seen
@@ -237,7 +258,7 @@ def parse(cells: Any, marks: Marks, nulls: Sequence[str] = ()) -> Numbers:
     Args:
         cells: a Polars series of text, [rows].
         marks: the marks of the file.
-        nulls: marks of missing values beside the usual ones.
+        nulls: marks of missing values in addition to the usual ones.
 
     Returns:
         The numbers, where they are missing, and where a cell is no number.

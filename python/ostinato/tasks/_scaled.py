@@ -7,13 +7,13 @@ import numpy as np
 from .._check import Array
 from ._smoothing import average, candidates, extend, places, second_season, smooth
 
-CHANNELS = 7  # what the network is told at a step besides the inputs of the caller
+CHANNELS = 7  # inputs of the network at a step, besides those of the caller
 MOST_ORIGINS = 200  # of one series, at which smoothers are compared
-CARRIES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)  # what is left of the last error after a row
+CARRIES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)  # share of the last error left after a row
 CARRIED = 4.0  # bound on the last error that is carried, in median absolute errors
 WORSE = 1.25  # how much more the smoothers of one scale may err and still be averaged
 FLOOR = 0.1  # of the least value: forecasts whose logarithm is taken do not fall below
-CLIP = 6.0  # bound on what the network is told, in mean absolute deviations
+CLIP = 6.0  # bound on the inputs of the network, in mean absolute deviations
 
 
 class Smoothers:
@@ -125,7 +125,7 @@ class ScaledSeries:
         return self._mean([s.base(origins) for s in self.smoothers])
 
     def inputs(self, origins: Array, window: int, base: Array) -> Array:
-        """Return what the network is told of rows around origins, ``[W, window + H, F]``."""
+        """Return the inputs of the network around origins, ``[W, window + H, F]``."""
         horizon, period = self.horizon, self.period
         short = second_season(period)
         filled = np.where(np.isnan(self.y), self.level, self.y)
@@ -157,7 +157,7 @@ class ScaledSeries:
 
     @property
     def features(self) -> int:
-        """Numbers that the network is told at a step."""
+        """The number of inputs of the network at a step."""
         return CHANNELS + int(self.known.shape[1] + self.observed.shape[1])
 
 
@@ -181,6 +181,7 @@ def spread_of(a: Array) -> float:
 
 
 def lagged(y: Array, lag: int) -> Array:
+    """Return the change from ``lag`` rows before, 0 where there are none."""
     out = np.zeros_like(y)
     out[lag:] = y[lag:] - y[:-lag]
     return out

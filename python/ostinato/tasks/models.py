@@ -1,5 +1,4 @@
-"""A trained model in a folder:
-one safetensors file with the parameters and all that is needed to use them."""
+"""Trained models in folders: a safetensors file has the parameters and all facts to use them."""
 
 from __future__ import annotations
 
@@ -51,10 +50,13 @@ def prepare_folder(
     ValueError: --save: expected a folder without a model, found model.safetensors in ...
 
     Args:
-        path: what ``--save`` was given; None for nowhere: the block is then given None.
+        path: the folder of ``--save``; None for none.
         resume: whether the run continues from the checkpoint in the folder; None for a command that
             has no ``--resume``.
         overwrite: whether files of an earlier run may be replaced.
+
+    Yields:
+        The folder, or None.
 
     Raises:
         ValueError: the folder holds a model, a checkpoint or a log, and neither was allowed;
@@ -114,7 +116,7 @@ def prepare_file(
 
     Args:
         name: the option, such as ``--plot``.
-        path: what it was given; None for no file.
+        path: the file; None for none.
         overwrite: whether a file that is there may be replaced.
 
     Raises:
@@ -139,7 +141,17 @@ def prepare_file(
 def save_model(
     folder: str | os.PathLike[str], task: str, model: Layer, facts: dict[str, Any]
 ) -> None:
-    """Write ``folder/model.safetensors``."""
+    """Write ``folder/model.safetensors``.
+
+    Args:
+        folder: the folder, which is there.
+        task: what the model is for, such as "text".
+        model: the model.
+        facts: what is needed to use it, beside its parameters; values that JSON can hold.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     metadata = {"ostinato": json.dumps({"task": task, **facts})}
     safetensors.save(Path(folder) / MODEL, model.state_dict(), metadata)
 
@@ -149,8 +161,15 @@ def load_model(
 ) -> tuple[dict[str, Array], dict[str, Any]]:
     """Read the parameters and the facts that `save_model` wrote for this task.
 
-    Facts are only known to be JSON: check them before anything is made by them. See `known_options`
+    Facts are only known to be JSON and have to be checked before they are used; see `known_options`
     and `check_shapes`.
+
+    Args:
+        folder: the folder.
+        task: what the model is for.
+
+    Returns:
+        Parameters by name, and facts by name.
 
     Raises:
         FileNotFoundError: there is no model in the folder.
@@ -172,8 +191,7 @@ def load_model(
 
 
 def known_options(folder: str | os.PathLike[str], given: Any, kind: type[Any]) -> dict[str, Any]:
-    """Check the options of a model against the fields of a dataclass:
-    names, and the types of values.
+    """Check the options of a model against the names and types of a dataclass's fields.
 
     >>> from dataclasses import dataclass
     >>> @dataclass
@@ -189,7 +207,10 @@ def known_options(folder: str | os.PathLike[str], given: Any, kind: type[Any]) -
     Args:
         folder: where the model was read from, for messages.
         given: the options that were read.
-        kind: the dataclass; a field's default says of which type its values are.
+        kind: the dataclass; the default of a field tells the type of its values.
+
+    Returns:
+        The options.
 
     Raises:
         ValueError: the options are no object, or have unknown names or values of another type.
@@ -223,16 +244,20 @@ GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 def recurrent_shapes(
     prefix: str, cell: str, inputs: int, hidden: int, layers: int
 ) -> dict[str, tuple[int, ...]]:
-    """Return the names and shapes of the parameters of a stack of one direction,
-    without making any.
+    """Return the names and shapes of the parameters of a stack of one direction.
 
     >>> recurrent_shapes("0.", "gru", 3, 2, 1)["0.weight_hh_l0"]
     (6, 2)
 
     Args:
-        prefix: what stands before the names, such as ``"1."``.
+        prefix: prefix of the names, such as ``"1."``.
         cell: "rnn", "lstm" or "gru".
-        inputs, hidden, layers: the sizes.
+        inputs: inputs I.
+        hidden: units H.
+        layers: layers of the stack.
+
+    Returns:
+        Shapes by name.
     """
     rows = GATES[cell] * hidden
     out: dict[str, tuple[int, ...]] = {}
@@ -249,8 +274,7 @@ def check_shapes(
     tensors: Mapping[str, Array],
     wanted: Mapping[str, tuple[int, ...]],
 ) -> None:
-    """Check that a file has the parameters that its options promise,
-    before a model is made by them.
+    """Check that a file has the parameters that its options ask for.
 
     Args:
         folder: where the model was read from, for messages.

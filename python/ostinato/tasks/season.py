@@ -1,5 +1,4 @@
-"""The season of a series: candidates from the calendar and the spectrum,
-tested on held-out data."""
+"""The season of a series: candidates of calendar and spectrum, tested on held-out data."""
 
 from __future__ import annotations
 
@@ -298,10 +297,9 @@ def _adds(x: Array, seen: Array, multiple: int, period: float) -> bool:
 
 
 def _held_out(x: Array, seen: Array, period: float, block: int) -> float:
-    """Return the share of held-out variance that a season explains beyond level,
-    trend and last value.
+    """Return the share of held-out variance that a season explains.
 
-    Blocks of rows in the last half are forecast from all that lies before them.
+    It counts beyond what a level, a trend and the last value explain. Blocks of rows in the last half are forecast from all that lies before them.
     """
     n = len(x)
     whole = round(period)

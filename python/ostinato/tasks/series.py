@@ -1,5 +1,4 @@
-"""``train series`` and ``forecast``:
-a table is read, a model trained and measured, forecasts are written and drawn."""
+"""``train series`` and ``forecast``: read a table, train and measure a model, write forecasts."""
 
 from __future__ import annotations
 
@@ -57,22 +56,22 @@ def train_series(
 
     Args:
         source: a path to a CSV or Parquet file, or a frame of pandas, Polars or Arrow.
-        options: of the model and its training; the horizon adapts where it is None.
-        season: rows of a season, 1 for none; None: it is found.
-        save: the folder that the model is kept in.
+        options: options of the model and its training; the horizon adapts where it is None.
+        season: rows of a season, 1 for none; None: it is detected.
+        save: a folder for the model; None: it is not saved.
         plot: a PNG file for a picture of the forecasts.
         overwrite: whether a model and a picture that are there may be replaced.
-        report: is given one line after the other.
+        report: takes lines about progress and results.
         **reading: fields of `tables.ReadOptions`.
 
     Returns:
         What was read, errors over several origins, and the forecast after the end of each series.
 
     Raises:
-        ValueError: if the table cannot be read in one way, a series is too short, or something that
-            is there would be written over.
-        OSError: if a file cannot be read or written.
-        ImportError: if Polars, or for a picture matplotlib, is not installed.
+        ValueError: the table cannot be read in one way, a series is too short, or a file that is
+            there would be replaced.
+        OSError: a file cannot be read or written.
+        ImportError: Polars, or for a picture matplotlib, is not installed.
     """
     options = ForecastOptions() if options is None else options
     start = time.perf_counter()
@@ -250,16 +249,16 @@ def forecast(
         plot: a PNG file for a picture.
         out: a file for the forecasts, .csv or .json.
         overwrite: whether files that are there may be replaced.
-        report: is given one line after the other.
+        report: takes lines about progress.
 
     Returns:
         For each series its name, times, median and band.
 
     Raises:
-        ValueError: if the table has another step than the training's, lacks a column or future
-            rows of inputs that are known ahead, or cannot be read in one way.
-        OSError: if a file cannot be read or written.
-        ImportError: if Polars, or for a picture matplotlib, is not installed.
+        ValueError: the table has another step than the training's, lacks a column or future rows
+            of inputs that are known ahead, or cannot be read in one way.
+        OSError: a file cannot be read or written.
+        ImportError: Polars, or for a picture matplotlib, is not installed.
     """
     if plot is not None:
         _matplotlib()
@@ -305,7 +304,14 @@ def forecast(
 
 
 def as_csv(figures: dict[str, Any]) -> str:
-    """Return forecasts as CSV: a row for each series and time."""
+    """Return forecasts as CSV, with a row for each series and time.
+
+    Args:
+        figures: what `forecast` returned.
+
+    Returns:
+        CSV with the columns series, time, median, low and high.
+    """
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["series", "time", "median", "low", "high"])

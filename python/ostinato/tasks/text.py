@@ -46,7 +46,19 @@ MOST_VALID = 200_000  # held-out characters that are measured
 
 @dataclass
 class TextOptions:
-    """Options of ``train text``; the defaults take about three minutes on two cores."""
+    """Options of ``train text``; the defaults take about three minutes on two cores.
+
+    Attributes:
+        steps: updates of the parameters.
+        hidden: units H of each recurrent layer.
+        layers: recurrent layers.
+        cell: "lstm", "gru" or "rnn".
+        rate: peak learning rate.
+        dropout: dropout rate, in [0, 1).
+        seed: seed of the initial parameters, of dropout and of samples.
+        precision: "float32", "bfloat16" or, on a GPU, "float16".
+        device: "cpu" or "cuda".
+    """
 
     steps: int = 4000
     hidden: int = 320
@@ -60,11 +72,16 @@ class TextOptions:
 
 
 class CharModel:
-    """A trained model with its alphabet: all that is needed to write text.
+    """A character model with its alphabet: all that is needed to write text.
 
     >>> model = CharModel.fresh("ab", TextOptions(hidden=8))
     >>> len(model.generate("a", 5, seed=0))
     5
+
+    Args:
+        alphabet: the characters, each once; character k is index k.
+        options: options of the network.
+        model: the network, from indices ``[T, B]`` to logits ``[T, B, A]``.
     """
 
     def __init__(self, alphabet: str, options: TextOptions, model: nn.Sequential) -> None:
@@ -73,7 +90,15 @@ class CharModel:
 
     @classmethod
     def fresh(cls, alphabet: str, options: TextOptions) -> CharModel:
-        """An untrained model over these characters."""
+        """Build an untrained model.
+
+        Args:
+            alphabet: the characters, each once.
+            options: options of the network.
+
+        Returns:
+            The model, with random parameters of ``options.seed``.
+        """
         _check.choice("cell", options.cell, tuple(CELLS))
         rngs = np.random.SeedSequence(options.seed).spawn(4)
         make = [np.random.default_rng(r) for r in rngs]
@@ -95,14 +120,28 @@ class CharModel:
         return cls(alphabet, options, nn.Sequential(*layers))
 
     def set_precision(self, precision: str) -> None:
-        """Let the recurrent layers multiply in "float32", "bfloat16",
-        "int8" (CPU) or "float16" (GPU) from now on."""
+        """Set the precision of the recurrent layers.
+
+        Args:
+            precision: "float32", "bfloat16", "int8" (CPU) or "float16" (GPU).
+        """
         for layer in self.model.layers:
             if isinstance(layer, (nn.LSTM, nn.GRU, nn.RNN)):
                 layer.precision = precision
 
     def encode(self, text: str, name: str = "text") -> Array:
-        """Indices of the characters."""
+        """Return the indices of characters.
+
+        Args:
+            text: the characters.
+            name: name of the text, for errors.
+
+        Returns:
+            int64 [N].
+
+        Raises:
+            ValueError: a character is not in the alphabet.
+        """
         unknown = sorted(set(text) - set(self.alphabet))
         if unknown:
             raise ValueError(
@@ -114,8 +153,21 @@ class CharModel:
     def stream(
         self, prompt: str, length: int, *, temperature: float = 1.0, seed: int | None = None
     ) -> Iterator[str]:
-        """New characters after the prompt, one after the other.
-        The arguments are checked before the first is asked for."""
+        """Return an iterator over new characters; the arguments are checked at once.
+
+        Args:
+            prompt: text to continue; "" begins a line.
+            length: how many characters.
+            temperature: temperature of the sampling; 0 takes the most likely character.
+            seed: seed of the sampling; None: another text every time.
+
+        Returns:
+            An iterator of single characters.
+
+        Raises:
+            ValueError: the prompt has a character that is not in the alphabet, or a number is out
+                of range.
+        """
         _check.positive("length", length, 0)
         _check.finite("temperature", temperature)
         if not prompt:
@@ -145,11 +197,28 @@ class CharModel:
     def generate(
         self, prompt: str, length: int, *, temperature: float = 1.0, seed: int | None = None
     ) -> str:
-        """Return so many new characters."""
+        """Return new characters after a prompt.
+
+        Args:
+            prompt: text to continue; "" begins a line.
+            length: how many characters.
+            temperature: temperature of the sampling; 0 takes the most likely character.
+            seed: seed of the sampling; None: another text every time.
+
+        Returns:
+            The characters, without the prompt.
+        """
         return "".join(self.stream(prompt, length, temperature=temperature, seed=seed))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``model.safetensors``: parameters, alphabet and options."""
+        """Write ``model.safetensors``: parameters, alphabet and options.
+
+        Args:
+            folder: the folder, which is there.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
         save_model(
             folder, "text", self.model, {"alphabet": self.alphabet, "options": asdict(self.options)}
         )
@@ -157,6 +226,12 @@ class CharModel:
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> CharModel:
         """Read what `save` wrote.
+
+        Args:
+            folder: the folder.
+
+        Returns:
+            The model.
 
         Raises:
             FileNotFoundError: there is no model in the folder.
@@ -184,7 +259,7 @@ class CharModel:
 
 
 def _options(folder: str | os.PathLike[str], given: Any, tensors: int) -> TextOptions:
-    """The options of a model that was read; none is larger than its tensors can be."""
+    """Return the options of a model that was read; none is larger than its tensors allow."""
     options = TextOptions(**known_options(folder, given, TextOptions))
     right = (
         options.cell in CELLS
@@ -203,15 +278,17 @@ def _options(folder: str | os.PathLike[str], given: Any, tensors: int) -> TextOp
 
 
 def visible(text: str, out: TextIO | None = None) -> str:
-    """Return a text as a terminal may be given it:
-    control characters, and what ``out`` cannot encode, as escapes.
+    r"""Return a text that is safe to print, with control characters as escapes.
 
     >>> print(visible("a" + chr(27) + "[2Jb"))
-    a\\x1b[2Jb
+    a\x1b[2Jb
 
     Args:
-        text: what a model wrote, whose alphabet may be anybody's.
-        out: where it goes; None for anywhere.
+        text: text of a model, whose alphabet may hold anything.
+        out: the stream, whose encoding decides what else is escaped; None: UTF-8.
+
+    Returns:
+        The text with escapes.
     """
     safe = "".join(
         c if c in "\n\t" or unicodedata.category(c) != "Cc" else f"\\x{ord(c):02x}" for c in text
@@ -221,12 +298,13 @@ def visible(text: str, out: TextIO | None = None) -> str:
 
 
 class _Report(Callback):
-    """Held-out bits per character as they fall, and a sample of what the model writes."""
+    """Callback that prints held-out bits per character and a sample of the model's text."""
 
     def __init__(self, chars: CharModel, prompt: str, folder: Path | None, out: TextIO) -> None:
         self.chars, self.prompt, self.folder, self.out = chars, prompt, folder, out
 
     def on_row(self, trainer: Trainer, row: Row) -> None:
+        """Print the losses and a sample."""
         bits = [row[k] / math.log(2) for k in ("loss", "valid_loss")]
         print(
             f"step {row['step']:5.0f}  {row['seconds']:4.0f} s  bits per character: {bits[0]:.3f} "
@@ -238,11 +316,11 @@ class _Report(Callback):
         self._keep()
 
     def on_end(self, trainer: Trainer) -> None:
+        """Save the model beside the last checkpoint."""
         self._keep()
 
     def _keep(self) -> None:
-        """Leave a model to generate with, and an alphabet to compare with,
-        beside every checkpoint."""
+        """Save a model beside every checkpoint, to generate with and to compare alphabets."""
         if self.folder is not None and (self.folder / CHECKPOINT).exists():
             self.chars.save(self.folder)
 
@@ -260,13 +338,13 @@ def train_text(
     """Train on the first 95% of a text and hold out the rest.
 
     Args:
-        text: the text, or what `corpora.read` made of one.
-        name: what the text is called in messages.
-        options: sizes, rates and so on.
+        text: the text, or what `corpora.read` returned.
+        name: name of the text, for messages.
+        options: options of the network and its training.
         save: a folder for the model, a checkpoint and a log, in which losses are in nats.
-        resume: continue from the checkpoint in that folder.
-        overwrite: replace what an earlier run left there.
-        out: where progress goes; None for standard output.
+        resume: whether to continue from the checkpoint in that folder.
+        overwrite: whether to replace what an earlier run left there.
+        out: a stream for progress; None for standard output.
 
     Returns:
         The model, and the figures of the run.

@@ -1,0 +1,221 @@
+"""The columns of a file or a frame, before they have meanings."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .._check import Array
+from . import _csv, _numbers, _times
+from ._table import ReadOptions
+
+__all__ = ["Columns", "Raw", "import_polars", "load"]
+
+
+def import_polars() -> Any:
+    """Return the module polars; the error says how to install it."""
+    try:
+        import polars
+    except ImportError:
+        raise ImportError("reading tables needs Polars: pip install 'ostinato[data]'") from None
+    return polars
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A table before its columns have meanings.
+
+    Attributes:
+        columns: Polars series of text, float64 or datetimes, by name.
+        source: where they come from, for messages.
+        delimiter: the delimiter of a CSV file.
+        lines: int64 [rows], the line of each row in a CSV file.
+        notes: what is worth saying about the file.
+    """
+
+    columns: dict[str, Any]
+    source: str
+    delimiter: str | None = None
+    lines: Array | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """The number of rows."""
+        return len(next(iter(self.columns.values()))) if self.columns else 0
+
+    def where(self, row: int) -> str:
+        """Return where a row is: its line in a file, or its number."""
+        return f"line {int(self.lines[row])}" if self.lines is not None else f"row {row + 1}"
+
+    def is_text(self, name: str) -> bool:
+        """Return whether a column holds text."""
+        return str(self.columns[name].dtype) == "String"
+
+    def is_time(self, name: str) -> bool:
+        """Return whether a column holds times of a calendar."""
+        return bool(self.columns[name].dtype.is_temporal())
+
+
+def load(source: Any, options: ReadOptions) -> Raw:
+    """Return the columns of a CSV or Parquet file, or of a frame."""
+    if not isinstance(source, (str, os.PathLike)):
+        return _from_frame(source)
+    path = Path(source)
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        what = "a folder" if path.is_dir() else "something else"
+        raise ValueError(f"FILE: expected a regular file, got {what}: {path}")
+    with open(path, "rb") as f:
+        magic = f.read(4)
+        if magic == b"PAR1":
+            return _from_parquet(path)
+        raw = magic + f.read()
+    text, encoding = _csv.decode(raw, options.encoding, str(path))
+    del raw
+    cells = _csv.split(text, options.delimiter, str(path))
+    notes = cells.notes + ((f"read as {encoding}",) if encoding not in (None, "utf-8") else ())
+    frame, lines = cells.frame, cells.lines
+    names = [str(k + 1) for k in range(frame.width)]
+    _check_header(cells, options, str(path))
+    if options.header is not False:
+        names, frame, lines = _names(cells.first, cells.first_line), frame[1:], lines[1:]
+    if not frame.height:
+        raise ValueError(f"FILE: expected a header and rows, got no row in {path}")
+    return Raw(dict(zip(names, frame.get_columns())), str(path), cells.delimiter, lines, notes)
+
+
+def _check_header(cells: _csv.Cells, options: ReadOptions, source: str) -> None:
+    """Raise an error if the first row has only numbers and times, without --header."""
+    if options.header is not None:
+        return
+    pl = import_polars()
+    full = pl.Series([c for c in cells.first if c])
+    values = [
+        c
+        for c in full
+        if _times.kinds_of(pl.Series([c]), True)[0] or _numbers.share_of_numbers(pl.Series([c]), ())
+    ]
+    if len(full) == len(values):
+        raise ValueError(
+            f"FILE: expected names of columns in line {cells.first_line}, got "
+            f"{', '.join(cells.first[:4])} in {source}; "
+            "--no-header if that is a row of values, --header if those are names"
+        )
+
+
+def _names(first: list[str], line: int) -> list[str]:
+    names = [name or (f"unnamed {k + 1}" if k else "") for k, name in enumerate(first)]
+    again = {n for n in names if names.count(n) > 1}
+    if again:
+        raise ValueError(
+            f"FILE: expected names that differ in line {line}, got {sorted(again)[0]!r} twice"
+        )
+    return names
+
+
+def _from_parquet(path: Path) -> Raw:
+    pl = import_polars()
+    try:
+        frame = pl.read_parquet(path, glob=False)
+    except pl.exceptions.PolarsError as e:
+        raise ValueError(f"FILE: expected a Parquet file, got {path}: {e}") from None
+    return replace(_from_frame(frame), source=str(path))
+
+
+def _from_frame(frame: Any) -> Raw:
+    """Take a frame of Polars, pandas or Arrow apart."""
+    pl = import_polars()
+    module = type(frame).__module__.partition(".")[0]
+    if module == "pandas":
+        columns = _pandas_columns(frame)
+    elif isinstance(frame, pl.LazyFrame):
+        columns = {c.name: c for c in frame.collect().get_columns()}
+    elif isinstance(frame, (pl.DataFrame, pl.Series)):
+        columns = {
+            c.name: c
+            for c in (frame.to_frame() if isinstance(frame, pl.Series) else frame).get_columns()
+        }
+    elif hasattr(frame, "__arrow_c_stream__"):
+        columns = {c.name: c for c in pl.DataFrame(frame).get_columns()}
+    else:
+        raise TypeError(
+            "source: expected a path or a frame of pandas, Polars or Arrow, "
+            f"got {type(frame).__name__}; pandas.Series(values) makes one of an array"
+        )
+    plain = {str(name): _plain(column) for name, column in columns.items()}
+    raw = Raw({n: c for n, c in plain.items() if c is not None}, f"a frame of {module}")
+    if not raw.rows:
+        raise ValueError("source: expected a frame with rows, got an empty one")
+    return raw
+
+
+def _plain(column: Any) -> Any:
+    """Return a column as text, float64 or a time, and None where it can be none of them."""
+    pl = import_polars()
+    kind = column.dtype
+    if kind.is_numeric() or kind == pl.Boolean:
+        return column.cast(pl.Float64).fill_null(float("nan"))
+    if kind in (pl.Date, pl.Datetime):
+        return column if kind == pl.Datetime else column.cast(pl.Datetime("us"))
+    if kind in (pl.String, pl.Categorical, pl.Enum, pl.Null):
+        return column.cast(pl.String).fill_null("").str.strip_chars()
+    return None
+
+
+def _pandas_columns(frame: Any) -> dict[str, Any]:
+    """Return Polars series of a pandas frame, its index included unless it counts the rows."""
+    pl = import_polars()
+    frame = frame.to_frame(frame.name or "value") if frame.ndim == 1 else frame
+    if type(frame.index).__name__ != "RangeIndex":
+        frame = frame.reset_index()
+    columns: dict[str, Any] = {}
+    for k, name in enumerate(frame.columns):
+        column = frame.iloc[:, k]
+        if getattr(column.dtype, "tz", None) is not None:
+            clocks = column.dt.tz_convert("UTC").dt.tz_localize(None)
+            utc = pl.Series(clocks.to_numpy().astype("datetime64[us]")).dt.replace_time_zone("UTC")
+            columns[str(name)] = utc.dt.convert_time_zone(str(column.dtype.tz))
+        elif column.dtype.kind == "M":
+            columns[str(name)] = pl.Series(column.to_numpy().astype("datetime64[us]"))
+        elif column.dtype.kind in "iufb":
+            columns[str(name)] = pl.Series(column.to_numpy(dtype=np.float64, na_value=np.nan))
+        else:
+            empty = column.isna().to_numpy()
+            columns[str(name)] = pl.Series(
+                ["" if e else str(v) for v, e in zip(column, empty)], dtype=pl.String
+            )
+    return columns
+
+
+class Columns:
+    """The columns of a table, and which of them have no meaning yet.
+
+    Args:
+        raw: the table.
+        options: what the reader is told.
+    """
+
+    def __init__(self, raw: Raw, options: ReadOptions) -> None:
+        self.raw, self.options = raw, options
+
+    def free(self) -> list[str]:
+        """Return the columns that the user has given no meaning."""
+        o = self.options
+        used = {o.time, o.series, *o.column, *o.known, *o.observed}
+        return [n for n in self.raw.columns if n not in used]
+
+    def known_cells(self, name: str) -> Any:
+        """Return the cells of a column that are not missing."""
+        cells = self.raw.columns[name]
+        return cells.filter(~_numbers._missing(cells, self.options.null))
+
+    def share_of_numbers(self, name: str) -> float:
+        """Return the share of numbers among the cells that are not missing."""
+        if self.raw.is_text(name):
+            return _numbers.share_of_numbers(self.raw.columns[name], self.options.null)
+        return 0.0 if self.raw.is_time(name) else 1.0
