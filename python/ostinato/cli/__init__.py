@@ -11,6 +11,7 @@ from pathlib import Path
 
 import ostinato as ost
 
+from .._annotations import readable
 from ._output import give_up_output, one_line, plain, write
 from ._parser import parser
 
@@ -35,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command of the command line.
 
     Errors that a user can correct are one line on standard error, and exit status 2.
+
+    >>> main(["forecast", "no-such-folder", "sales.csv"])
+    2
 
     Args:
         argv: the arguments; None for those of the process.
@@ -74,3 +78,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 130
     return 0
+
+
+readable(globals())

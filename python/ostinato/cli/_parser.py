@@ -7,6 +7,7 @@ from typing import Any
 
 import ostinato as ost
 
+from .._annotations import readable
 from . import _commands as run
 from ._arguments import COUNT, FRACTION, NOT_NEGATIVE, RATE, SEED, SIZE, Parser, whole
 from ._commands import LAYER_OPTIONS
@@ -16,6 +17,9 @@ CELLS = ("lstm", "gru", "rnn")
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line.
+
+    >>> parser().parse_args(["explain", "gru", "--hidden", "64"]).hidden
+    64
 
     Returns:
         A parser with a subparser for each command; ``run`` of what it parses is the command's
@@ -364,3 +368,6 @@ def _bench(commands: Any) -> None:
         help="print one JSON object on standard output, the table on standard error",
     )
     c.set_defaults(run=run.run_bench)
+
+
+readable(globals())

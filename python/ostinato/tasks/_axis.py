@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .._annotations import readable
 from .._check import Array
 from ._times import MONTH_FORMS, Stamps, offset_of
 
@@ -470,3 +471,6 @@ def _mixed(stamps: Stamps, label: Callable[[int], str]) -> ValueError:
         f"{stamps.values[odd].astype('datetime64[s]')} ({label(odd)}); --step gives one, such as "
         "--step day, by the mean of the rows in each"
     )
+
+
+readable(globals())

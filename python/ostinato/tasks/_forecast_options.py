@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import _check, nn
+from .._annotations import readable
 from .._check import Array
 from ..losses import Loss, _weights
 
@@ -91,6 +92,9 @@ class Pinball(Loss):
 class ForecastOptions:
     """Options of a `Forecaster` and its training.
 
+    >>> ForecastOptions(horizon=6).quantiles
+    (0.1, 0.5, 0.9)
+
     Attributes:
         horizon: rows to forecast; None: a season, or a part of a long one, or what the rows allow.
         hidden: units H of each recurrent layer.
@@ -138,3 +142,6 @@ def checked_quantiles(values: Sequence[float]) -> tuple[float, ...]:
     if not q or not all(0 < v < 1 for v in q) or list(q) != sorted(set(q)):
         raise ValueError(f"quantiles: expected rising numbers between 0 and 1, got {values!r}")
     return q
+
+
+readable(globals())

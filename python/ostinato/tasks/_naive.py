@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .._annotations import readable
 from .._check import Array
 
 
@@ -66,3 +67,6 @@ def summed(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     least = min(out["naive_mae"], out["drift_mae"])
     out["ratio"] = out["mae"] / least if least > 0 else None
     return out
+
+
+readable(globals())

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .._annotations import readable
 from .._check import Array
 from ._axis import Axis, Step, parse_step
 
@@ -20,6 +21,9 @@ MAX_MISSING = 0.1
 @dataclass(frozen=True)
 class ReadOptions:
     """Options of the reader; what is None is detected, and an error where it is ambiguous.
+
+    >>> ReadOptions(column="sales").column
+    ('sales',)
 
     Attributes:
         time: name of the time column; "": there is none, and the order of the rows counts.
@@ -84,6 +88,11 @@ class ReadOptions:
 class Series:
     """One series on its axis.
 
+    >>> axis = Axis(Step("month", 1), np.datetime64("2020-01", "us"), "month")
+    >>> series = Series("n", np.ones(2), np.zeros((2, 0)), np.zeros((2, 0)), axis)
+    >>> series.times(0, 3)
+    ['2020-01', '2020-02', '2020-03']
+
     Attributes:
         name: name of the series.
         values: float64 [n], filled.
@@ -116,6 +125,11 @@ class Series:
 @dataclass(frozen=True)
 class Table:
     """A table that was read.
+
+    >>> import polars as pl
+    >>> from ostinato.tasks.tables import read
+    >>> str(read(pl.DataFrame({"month": ["2020-01", "2020-02"], "n": [1, 2]})).step)
+    '1 month'
 
     Attributes:
         series: the series, one for each column and name of a series.
@@ -173,3 +187,6 @@ class Table:
             f"column   {', '.join(self.columns)}{inputs}: {low:.6g} to {high:.6g}; missing "
             f"{missing:,} of {n:,}{filled}",
         ]
+
+
+readable(globals())

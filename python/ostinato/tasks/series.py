@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from .. import _check, safetensors
+from .._annotations import readable
 from .._check import Array
 from . import tables
 from .forecaster import Forecaster, ForecastOptions, seasonal_naive
 from .models import MODEL, load_model, prepare_file, prepare_folder
 from .season import Season, find_season
 
-__all__ = ["forecast", "train_series"]
+__all__ = ["as_csv", "forecast", "train_series"]
 
 PANELS = 6  # of a picture: series beyond that many are not drawn
 CALENDAR = {
@@ -243,6 +244,15 @@ def forecast(
 
     The table is read as the training's was: its columns, marks, time format and step.
 
+    >>> import tempfile
+    >>> import polars as pl
+    >>> t = np.arange(120)
+    >>> frame = pl.DataFrame({"t": t, "load": 10 + np.sin(2 * np.pi * t / 12)})
+    >>> options, folder = ForecastOptions(horizon=6, epochs=1, members=1), tempfile.mkdtemp()
+    >>> _ = train_series(frame, options, save=folder, report=lambda line: None)
+    >>> forecast(folder, frame)["series"][0]["times"][0]
+    '120'
+
     Args:
         folder: where `train_series` has saved the model.
         source: a path to a CSV or Parquet file, or a frame of pandas, Polars or Arrow.
@@ -305,6 +315,10 @@ def forecast(
 
 def as_csv(figures: dict[str, Any]) -> str:
     """Return forecasts as CSV, with a row for each series and time.
+
+    >>> one = {"name": "load", "times": ["7"], "median": [2.0], "low": [1.0], "high": [3.0]}
+    >>> as_csv({"series": [one]}).splitlines()
+    ['series,time,median,low,high', 'load,7,2,1,3']
 
     Args:
         figures: what `forecast` returned.
@@ -389,3 +403,6 @@ def _panel(
         "row" if time_column is None else f"{time_column}{zone or ''}".replace("$", r"\$")
     )
     axes.legend(loc="upper left", frameon=False, ncols=4)
+
+
+readable(globals())

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from .._annotations import readable
 from .._check import Array
 from . import _numbers
 from ._axis import UNITS, Step, common_step, parse_step
@@ -384,3 +385,6 @@ class _Reader:
 
 def _same(a: Step, b: Step) -> bool:
     return a.unit == b.unit and bool(np.isclose(a.count, b.count, rtol=1e-3))
+
+
+readable(globals())

@@ -15,6 +15,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from .. import _check, _device, losses, nn, optim
+from .._annotations import readable
 from .._check import Array
 from ..data import StreamLoader
 from ..train import Callback, Row, Trainer
@@ -47,6 +48,9 @@ MOST_VALID = 200_000  # held-out characters that are measured
 @dataclass
 class TextOptions:
     """Options of ``train text``; the defaults take about three minutes on two cores.
+
+    >>> TextOptions(hidden=64).cell
+    'lstm'
 
     Attributes:
         steps: updates of the parameters.
@@ -337,6 +341,12 @@ def train_text(
 ) -> tuple[CharModel, dict[str, Any]]:
     """Train on the first 95% of a text and hold out the rest.
 
+    >>> import io
+    >>> options = TextOptions(steps=2, hidden=4)
+    >>> model, figures = train_text("to be or not to be. " * 400, "t", options, out=io.StringIO())
+    >>> figures["steps"], model.alphabet
+    (2, ' .benort')
+
     Args:
         text: the text, or what `corpora.read` returned.
         name: name of the text, for messages.
@@ -430,3 +440,6 @@ def _trainer(chars: CharModel, options: TextOptions) -> Trainer:
     )
     optimizer = optim.AdamW(schedule, betas=(0.9, 0.99))
     return Trainer(chars.model, losses.CrossEntropy(), optimizer, clip_norm=1.0)
+
+
+readable(globals())
