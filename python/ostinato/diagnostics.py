@@ -270,12 +270,10 @@ def _survival(layer: Recurrent, tape: Any) -> list[Array]:
         dh = np.zeros((len(ends), batch, layer._output_size), layer.dtype)
         dh[part, longest] = np.random.default_rng(0).standard_normal(dh[part, longest].shape)
         start = _device.like(dh, layer._block.values)
-        norms = _device.host(
-            tape.backward(None, start, None, layer._parts({}), False, flow=True)[-1]
-        )[part].sum(1)
-        back = np.sqrt(
-            norms if end.endswith("_reverse") else norms[::-1]
-        )  # from where the gradient begins
+        flow = tape.backward(None, start, None, layer._parts({}), False, flow=True)[-1]
+        norms = _device.host(flow)[part].sum(1)
+        # In the order of the backward pass, from the step at which the gradient begins.
+        back = np.sqrt(norms if end.endswith("_reverse") else norms[::-1])
         back = back[np.flatnonzero(back)[0] :] if back.any() else back
         out.append(back / back[0] if back.size and back[0] > 0 else np.zeros(steps))
     return out

@@ -79,9 +79,7 @@ def _bfloat16_bits(name: str, a: Array) -> Array:
     with np.errstate(over="ignore"):
         b = np.ascontiguousarray(a, np.float32)
     u = b.view(np.uint32).copy()
-    if (
-        a.dtype.itemsize > 4
-    ):  # rounded to odd on the way, so that nothing is rounded to nearest twice
+    if a.dtype.itemsize > 4:  # round to odd first: rounding to nearest twice would be wrong
         u -= (np.abs(b) > np.abs(a)) & np.isfinite(b)
         u |= (b != a) & np.isfinite(b)
     nan = np.isnan(a)
@@ -336,9 +334,8 @@ def _entry(name: str, entry: Any, body: int) -> tuple[str, tuple[int, ...], int,
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(code, str) or not isinstance(shape, list) or not isinstance(offsets, list):
         raise _Bad(f"a bad entry for {_short(name)}: {_short(entry)}")
-    if len(offsets) != 2 or not all(
-        type(k) is int for k in (*shape, *offsets)
-    ):  # True is no int here
+    # The type is compared, since True is an instance of int.
+    if len(offsets) != 2 or not all(type(k) is int for k in (*shape, *offsets)):
         raise _Bad(f"a bad entry for {_short(name)}: {_short(entry)}")
     if code not in _NAMES:
         raise _Bad(

@@ -94,9 +94,7 @@ class Case:
         """The operations of all products; a training step counts as three forward passes."""
         times = (3 if self.mode == "train" else 1) * (2 if self.bidirectional else 1)
         size = self.output_size
-        deep = (
-            size * (1 + self.bidirectional) + size
-        )  # depth of the products in a layer above the first
+        deep = size * (1 + self.bidirectional) + size  # of the products above the first layer
         depth = self.input_size + size + (self.layers - 1) * deep
         weights = (
             GATES[self.cell] * self.hidden * depth + self.layers * self.proj_size * self.hidden

@@ -76,9 +76,8 @@ def measure(
         and not time_major
         and counts.dtype != np.bool_
     ):
-        counts = (
-            np.arange(y.shape[1]) < np.asarray(counts)[:, None]
-        )  # [B,T], which reads the same in either layout
+        # A mask [B,T] reads the same in either layout.
+        counts = np.arange(y.shape[1]) < np.asarray(counts)[:, None]
     given = {} if weights is None else {"weights": weights}
     if _calls(loss):
         value, gradient_of_y = loss(y, target, counts, **given)

@@ -23,7 +23,8 @@ from ..data import as_array
 from ..losses import Loss
 from ..nn import Layer, Recurrent
 from ..nn._sequential import layers_of
-from ..optim import Adam, Optimizer, _above_zero
+from ..optim import Adam, Optimizer
+from ..optim._checks import check_above_zero
 from . import metrics as _metrics
 from ._callbacks import Callback
 from ._fit import Fit, Settings
@@ -123,7 +124,7 @@ class Trainer:
         steps = {"clip_step_value": clip_step_value, "clip_step_norm": clip_step_norm}
         for name, limit in {"clip_norm": clip_norm, "clip_value": clip_value, **steps}.items():
             if limit is not None:
-                _above_zero(name, limit)
+                check_above_zero(name, limit)
         self.clip_norm, self.clip_value = clip_norm, clip_value
         self.outputs: str = _check.choice("outputs", outputs, OUTPUTS)
         self.metrics = _metrics.named(metrics)

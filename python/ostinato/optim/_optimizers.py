@@ -1,0 +1,403 @@
+"""Optimisers: one step moves the parameters of a model by its gradients, on two flat buffers."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .. import _device, _native
+from .._annotations import readable
+from .._check import Array
+from ..nn import Layer
+from ._checks import fraction, number
+from ._schedules import Schedule, chosen_name, schedule_of
+
+
+class Optimizer:
+    """Base of the optimisers: a learning rate, a count of steps, and state in flat buffers.
+
+    The buffers have the layout of the model's parameters. Frozen parameters do not move. An
+    optimiser defines ``_update``, and in ``_buffers`` the names of its buffers.
+
+    >>> import ostinato as ost
+    >>> optimizer = ost.optim.Adam(ost.optim.Cosine(1e-3, steps=100))
+    >>> optimizer.lr, optimizer.steps
+    (0.001, 0)
+
+    Args:
+        lr: the learning rate, a number or a `Schedule`.
+        weight_decay: at least 0; it acts on the parameters whose decay flag is set.
+        groups: names or shell patterns of parameters to factors of the learning rate, such as
+            ``{"0.*": 0.1}``; where several match, the last one counts.
+        rate: another name of lr, which is canonical.
+    """
+
+    _buffers: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        lr: Schedule | float | None = None,
+        weight_decay: float = 0.0,
+        *,
+        groups: Mapping[str, float] | None = None,
+        rate: Schedule | float | None = None,
+    ) -> None:
+        self.schedule = schedule_of(chosen_name(lr, rate))
+        self.weight_decay = number("weight_decay", weight_decay)
+        if groups is not None and not isinstance(groups, Mapping):
+            raise TypeError(
+                f"groups: expected a dict of patterns to factors, got {type(groups).__name__}"
+            )
+        self.groups = {p: number(f"groups[{p!r}]", factor) for p, factor in (groups or {}).items()}
+        self.steps = 0
+        self.state: dict[str, Array] = {}
+        # By parameter, the steps that had been taken when it was first updated.
+        self.started: dict[str, int] = {}
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step."""
+        return self.schedule(self.steps)
+
+    @property
+    def rate(self) -> float:
+        """Another name of `lr`."""
+        return self.lr
+
+    def check_groups(self, model: Layer) -> None:
+        """Raise an error if a pattern of ``groups`` matches no parameter.
+
+        Args:
+            model: a layer.
+
+        Raises:
+            KeyError: the pattern that matches none.
+        """
+        if not self.groups:
+            return
+        names = list(model.parameters())
+        for pattern in self.groups:
+            if not fnmatch.filter(names, pattern):
+                raise KeyError(
+                    f"groups: expected to match a parameter among {', '.join(names)}, got "
+                    f"{pattern!r}"
+                )
+
+    def step(self, model: Layer) -> None:
+        """Move the parameters of a model by its gradients.
+
+        Args:
+            model: a layer, the same one every time.
+
+        Raises:
+            KeyError: a pattern of ``groups`` that matches no parameter.
+            ValueError: the model has another size or dtype than at the steps before.
+        """
+        size = model.flat.size
+        self.check_groups(model)
+        for name in self._buffers:
+            if name not in self.state:
+                self.state[name] = np.zeros(size, model.dtype, like=model.flat)
+            if self.state[name].shape != (size,) or self.state[name].dtype != model.dtype:
+                raise ValueError(
+                    "model: expected the one that this optimiser has stepped so far, got one of "
+                    f"{size} parameters"
+                )
+            buffer = self.state[name]
+            if _device.of(buffer) is not _device.of(model.flat):  # the model has moved since
+                self.state[name] = _device.like(_device.host(buffer), model.flat)
+        lr, taken = self.lr, self.steps
+        self.steps += 1
+        # What is too small for the dtype becomes zero without a warning.
+        with model.write() as p, np.errstate(under="ignore"):
+            flat, grads = p.flat, model.flat_grads
+            for start, stop, decay, begun, factor in _runs(model, self.started, taken, self.groups):
+                part = slice(start, stop)
+                buffers = [self.state[n][part] for n in self._buffers]
+                kept = self.weight_decay if decay else 0.0
+                self._update(
+                    flat[part], grads[part], lr * factor, kept, self.steps - begun, *buffers
+                )
+
+    def _update(self, p: Array, g: Array, lr: float, decay: float, age: int, *state: Array) -> None:
+        raise NotImplementedError  # every optimiser below defines it
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the steps, the state of the schedule and copies of the buffers.
+
+        Returns:
+            The state, which `load_state_dict` takes.
+        """
+        return {
+            "steps": self.steps,
+            "started": dict(self.started),
+            "schedule": self.schedule.state_dict(),
+            "buffers": {k: np.array(_device.host(v)) for k, v in self.state.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned.
+
+        Args:
+            state: the state.
+
+        Raises:
+            KeyError: the state is that of another kind of optimiser.
+        """
+        self.check_state(state)
+        self.steps, self.started = int(state["steps"]), dict(state["started"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.state = {k: np.array(v) for k, v in state["buffers"].items()}
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Raise an error if a state is that of another kind of optimiser.
+
+        Args:
+            state: what `state_dict` returned.
+
+        Raises:
+            KeyError: its buffers are others.
+        """
+        wanted = set(self._buffers) if state["steps"] else set()
+        if set(state["buffers"]) != wanted:
+            raise KeyError(
+                f"state: expected buffers {sorted(wanted)}, got {sorted(state['buffers'])}"
+            )
+
+
+_Run = tuple[int, int, bool, int, float]
+
+
+def _runs(
+    model: Layer, started: dict[str, int], taken: int, groups: dict[str, float]
+) -> list[_Run]:
+    """Return the ranges of the flat buffer that are updated together.
+
+    Each is (start, stop, decay, steps before the first, factor of the rate).
+
+    Frozen parameters are left out.
+    """
+    views = model.parameters()
+    entries = [model._block.entries[model._prefix + n] for n in views]
+    base = entries[0].offset if entries else 0
+    runs: list[_Run] = []
+    for k, (name, e) in enumerate(zip(views, entries)):
+        stop = entries[k + 1].offset if k + 1 < len(entries) else base + views.flat.size
+        if not e.trainable:
+            continue
+        factor = next((f for p, f in reversed(groups.items()) if fnmatch.fnmatchcase(name, p)), 1.0)
+        start, kind = e.offset - base, (e.decay, started.setdefault(name, taken), factor)
+        if runs and runs[-1][1] == start and runs[-1][2:] == kind:
+            start = runs.pop()[0]
+        runs.append((start, stop - base, *kind))
+    return runs
+
+
+# The defaults are objects of their own, so that a rate given under both names is told from a
+# default.
+_RMSPROP, _ADAM = float("1e-2"), float("1e-3")
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent: ``v = m v + g; p -= lr v``, m the momentum, as in PyTorch.
+
+    With ``nesterov`` the step is along ``g + m v``.
+
+    >>> import ostinato as ost
+    >>> ost.optim.SGD(0.1, momentum=0.9, nesterov=True).momentum
+    0.9
+
+    Args:
+        lr: the learning rate, a number or a `Schedule`.
+        rate: another name of lr, which is canonical.
+        momentum: m, in [0, 1).
+        nesterov: whether to use Nesterov's form, which needs momentum.
+        weight_decay: at least 0; it acts on the parameters whose decay flag is set.
+        groups: names or shell patterns of parameters to factors of the learning rate, such as
+            ``{"0.*": 0.1}``; where several match, the last one counts.
+
+    Raises:
+        TypeError: an argument of the wrong type, or both names of the learning rate.
+        ValueError: a number out of range, or nesterov without momentum.
+
+    Source: Sutskever, Martens, Dahl, Hinton (2013), "On the importance of initialization and
+    momentum in deep learning".
+    """
+
+    _buffers: tuple[str, ...] = ("momentum",)
+
+    def __init__(
+        self,
+        lr: Schedule | float | None = None,
+        rate: Schedule | float | None = None,
+        *,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        groups: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__(chosen_name(lr, rate), weight_decay, groups=groups)
+        self.momentum, self.nesterov = fraction("momentum", momentum), bool(nesterov)
+        if nesterov and not momentum:
+            raise ValueError("nesterov: expected momentum above 0 with it, got 0")
+        if not momentum:
+            self._buffers = ()
+
+    def _update(self, p: Array, g: Array, lr: float, decay: float, age: int, *state: Array) -> None:
+        t = p.dtype.type
+        if decay:
+            g = g + t(decay) * p
+        if state:
+            (v,) = state
+            v *= t(self.momentum)
+            v += g
+            g = g + t(self.momentum) * v if self.nesterov else v
+        p -= t(lr) * g
+
+
+class RMSprop(Optimizer):
+    """RMSprop: ``s = a s + (1 - a) g^2;  p -= lr g / (sqrt(s) + eps)``.
+
+    >>> import ostinato as ost
+    >>> ost.optim.RMSprop().lr
+    0.01
+
+    Args:
+        lr: the learning rate, a number or a `Schedule`.
+        rate: another name of lr, which is canonical.
+        alpha: a, in [0, 1).
+        eps: at least 0.
+        weight_decay: at least 0; it acts on the parameters whose decay flag is set.
+        groups: names or shell patterns of parameters to factors of the learning rate, such as
+            ``{"0.*": 0.1}``; where several match, the last one counts.
+
+    Raises:
+        TypeError: an argument of the wrong type, or both names of the learning rate.
+        ValueError: a number out of range.
+
+    Source: Hinton (2012), "Neural networks for machine learning", lecture 6.
+    """
+
+    _buffers = ("square",)
+
+    def __init__(
+        self,
+        lr: Schedule | float = _RMSPROP,
+        rate: Schedule | float | None = None,
+        *,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        groups: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__(chosen_name(lr, rate, _RMSPROP), weight_decay, groups=groups)
+        self.alpha, self.eps = fraction("alpha", alpha), number("eps", eps)
+
+    def _update(self, p: Array, g: Array, lr: float, decay: float, age: int, *state: Array) -> None:
+        (s,), t = state, p.dtype.type
+        if decay:
+            g = g + t(decay) * p
+        s *= t(self.alpha)
+        s += t(1 - self.alpha) * g * g
+        p -= t(lr) * g / (np.sqrt(s) + t(self.eps))
+
+
+class Adam(Optimizer):
+    """Adam; ``weight_decay`` is added to the gradient.
+
+    >>> import ostinato as ost
+    >>> ost.optim.Adam().lr
+    0.001
+
+    Args:
+        lr: the learning rate, a number or a `Schedule`.
+        rate: another name of lr, which is canonical.
+        betas: decay rates of the mean and of the mean square, each in [0, 1).
+        eps: at least 0.
+        weight_decay: at least 0; it acts on the parameters whose decay flag is set.
+        groups: names or shell patterns of parameters to factors of the learning rate, such as
+            ``{"0.*": 0.1}``; where several match, the last one counts.
+
+    Raises:
+        TypeError: an argument of the wrong type, or both names of the learning rate.
+        ValueError: a number out of range.
+
+    Source: Kingma, Ba (2015), "Adam: a method for stochastic optimization".
+    """
+
+    _buffers = ("mean", "square")
+    _decoupled = False
+
+    def __init__(
+        self,
+        lr: Schedule | float = _ADAM,
+        rate: Schedule | float | None = None,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        groups: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__(chosen_name(lr, rate, _ADAM), weight_decay, groups=groups)
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise TypeError(f"betas: expected a pair of numbers in [0, 1), got {betas!r}")
+        self.betas = (fraction("betas[0]", betas[0]), fraction("betas[1]", betas[1]))
+        self.eps = number("eps", eps)
+
+    def _update(self, p: Array, g: Array, lr: float, decay: float, age: int, *state: Array) -> None:
+        mean, square = state
+        b1, b2 = self.betas
+        corrections = (1 - b1**age, 1 - b2**age)
+        _native.backend_for(p).adam_(
+            p, g, mean, square, lr, b1, b2, self.eps, decay, *corrections, self._decoupled
+        )
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay: weights shrink by ``lr * weight_decay`` a step.
+
+    >>> import ostinato as ost
+    >>> ost.optim.AdamW(1e-2).weight_decay
+    0.01
+
+    Args:
+        lr: the learning rate, a number or a `Schedule`.
+        rate: another name of lr, which is canonical.
+        betas: decay rates of the mean and of the mean square, each in [0, 1).
+        eps: at least 0.
+        weight_decay: at least 0; it acts on the parameters whose decay flag is set.
+        groups: names or shell patterns of parameters to factors of the learning rate, such as
+            ``{"0.*": 0.1}``; where several match, the last one counts.
+
+    Raises:
+        TypeError: an argument of the wrong type, or both names of the learning rate.
+        ValueError: a number out of range.
+
+    Source: Loshchilov, Hutter (2019), "Decoupled weight decay regularization".
+    """
+
+    _decoupled = True
+
+    def __init__(
+        self,
+        lr: Schedule | float = _ADAM,
+        rate: Schedule | float | None = None,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        groups: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__(
+            chosen_name(lr, rate, _ADAM),
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            groups=groups,
+        )
+
+
+readable(globals())
