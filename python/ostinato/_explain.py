@@ -507,9 +507,9 @@ def _on_gpu(
 
 
 def _segments(s: Schedule) -> list[str]:
-    recomputed = s.count - s.kept
+    recomputed = s.count - s.num_saved
     return [
-        f"  memory limit   {s.count} segments of {s.length} steps; the tapes of {s.kept} are "
+        f"  memory limit   {s.count} segments of {s.length} steps; the tapes of {s.num_saved} are "
         f"saved, {recomputed} are recomputed: {_bytes(s.bytes)}",
         f"                 {s.extra:.0%} of the forward pass twice, {s.extra / 3:.0%} more "
         "arithmetic; the tape below: without a limit",

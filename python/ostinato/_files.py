@@ -37,7 +37,7 @@ def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
         ValueError: it is a device, a pipe or a socket.
         OSError: it cannot be opened.
     """
-    _require_regular(path, os.stat(path).st_mode)  # opening alone can set a device to work
+    _require_regular(path, os.stat(path).st_mode)  # opening a device can already start it
     fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
         _require_regular(path, os.fstat(fd).st_mode)  # it may be another one by now

@@ -27,15 +27,16 @@ UNITS = {
 class Schedule:
     """Divide the steps into segments of ``length`` steps, from t = 0 on.
 
-    The tapes of the last ``kept`` segments are saved; the forward pass of the others is recomputed.
+    The tapes of the last ``num_saved`` segments are saved; the forward pass of the others is
+    recomputed.
     """
 
     steps: int
     length: int
-    kept: int
+    num_saved: int
     border_bytes: int  # of one border
     step_bytes: int  # of the tape of one step
-    other_bytes: int = 0  # kept in any case
+    other_bytes: int = 0  # saved in any case
 
     @property
     def count(self) -> int:
@@ -49,13 +50,13 @@ class Schedule:
         return (
             self.other_bytes
             + self.count * self.border_bytes
-            + max(self.kept, 1) * longest * self.step_bytes
+            + max(self.num_saved, 1) * longest * self.step_bytes
         )
 
     @property
     def extra(self) -> float:
         """The fraction of the forward pass that runs a second time."""
-        return max(0, self.steps - self.kept * self.length) / self.steps if self.steps else 0.0
+        return max(0, self.steps - self.num_saved * self.length) / self.steps if self.steps else 0.0
 
 
 def parse(limit: object) -> tuple[str, int]:
@@ -107,11 +108,11 @@ def schedule(
     best = least
     for s in plain:
         free = n - other_bytes - s.count * border_bytes
-        kept = min(s.count, free // max(1, s.length * step_bytes))
-        if kept >= 1:
+        num_saved = min(s.count, free // max(1, s.length * step_bytes))
+        if num_saved >= 1:
             best = min(
                 best,
-                Schedule(steps, s.length, int(kept), *costs),
+                Schedule(steps, s.length, int(num_saved), *costs),
                 key=lambda c: (c.extra, -c.length),
             )
     return best
@@ -288,10 +289,10 @@ class Chain:
     ) -> tuple[Array, Array | None]:
         """Return the states at the end; outputs go to ``y [T,B,D*H]`` unless that is None."""
         order = self._order()
-        kept = set(order[len(order) - self.plan.kept :] if self.plan.kept else ())
+        saved = set(order[len(order) - self.plan.num_saved :] if self.plan.num_saved else ())
         for k in order:
             self.borders[k] = h, c
-            out, h, c, tape = self._run(k, (h, c), k in kept, y)
+            out, h, c, tape = self._run(k, (h, c), k in saved, y)
             if tape is not None:
                 self.tapes[k] = tape, out
         if not order:  # no step: the states are those that were given
@@ -564,16 +565,16 @@ def plan_of(
 ) -> Schedule:
     """Return the schedule of layers, of which ``packed`` is one direction or all layers of one."""
     cell, hidden = _core.cells()[packed.cell], packed.hidden_size
-    lanes = _core.fma_lanes(itemsize)
+    lanes = _core.fma_lanes(itemsize)  # of the SIMD registers
     n, rows = layers * directions, batch * packed.output_size * itemsize
     cells = batch * hidden * itemsize if cell["states"] > 1 else 0
     padded = -(-hidden // lanes) * lanes * batch * itemsize
     tape = n * (cell["saved"] + (cell["states"] > 1)) * padded
     between = (layers - 1) * directions * rows * (2 if dropout else 1)
-    kept = 0
-    if directions == 2:  # the outputs between the layers stay, and one gradient of such
-        kept = (between + (layers > 1) * 2 * rows) * steps
+    other = 0
+    if directions == 2:  # the outputs between the layers are saved, and one gradient of them
+        other = (between + (layers > 1) * 2 * rows) * steps
     else:
         tape += between + (outputs != "all") * rows
     unit = packed.sums(batch).block_steps
-    return schedule(limit, steps, unit, n * (rows + cells), tape, kept)
+    return schedule(limit, steps, unit, n * (rows + cells), tape, other)

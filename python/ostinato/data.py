@@ -3,7 +3,7 @@
 A loader may say ``carries_state = True`` (the state is carried from batch to batch) and
 ``time_major`` (the layout of its batches, which the Trainer compares with that of the model). It
 may have ``batches(epoch, start)``, so that a run resumes where it stopped without reading what it
-has seen, and ``fingerprint()``, by which a resumed run knows its data again. The arrays of a loader
+has seen, and ``fingerprint()``, by which a resumed run recognises its data. The arrays of a loader
 are never changed.
 """
 
@@ -116,7 +116,7 @@ class _Selections:
         """Describe this data: its form, the order of its batches, and a sample of its content.
 
         Returns:
-            Facts that JSON can hold, by which a resumed run knows its data again.
+            Facts that JSON can hold, by which a resumed run recognises its data.
         """
         x = self.x.rows if isinstance(self.x, Ragged) else self.x
         axes = 2 if self.outputs == "all" and not isinstance(self.x, Ragged) else 1
@@ -460,7 +460,7 @@ class StreamLoader:
         """Describe this data: the order of its batches, and a sample of its content.
 
         Returns:
-            Facts that JSON can hold, by which a resumed run knows its data again.
+            Facts that JSON can hold, by which a resumed run recognises its data.
         """
         order = {"batch_size": self.batch_size, "window": self.window}
         return {

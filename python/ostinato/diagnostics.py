@@ -43,7 +43,7 @@ class LayerFlow:
         name: position in the model, layer and direction, such as "1.l0" or "l0_reverse".
         dh: ``[T]`` norms over batch and units of dL/dh_t by all paths.
         dc: ``[T]`` norms of dL/dc_t by all paths; None without c.
-        survival: by distance, for a gradient of the last state alone: the part of its norm that is
+        survival: by distance, for a gradient of only the last state: the part of its norm that is
             left after k steps. The dc of an LSTM counts with dh, as the square root of the sum of
             squares; rows shorter than the longest take no part.
         reach: the first k at which less than ``threshold`` is left; None if there is none.
@@ -258,7 +258,7 @@ def _facts(layer: Recurrent, tape: Any) -> list[tuple[dict[str, float], Array]]:
 
 
 def _survival(layer: Recurrent, tape: Any) -> list[Array]:
-    """Return what is left of a gradient of the last state alone, by distance.
+    """Return what is left of a gradient of only the last state, by distance.
 
     It is one backward pass for each layer and direction, of the longest rows.
     """

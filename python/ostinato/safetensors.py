@@ -1,4 +1,4 @@
-"""Read and write tensors in a file, in the safetensors format, with NumPy alone.
+"""Read and write tensors in a file, in the safetensors format, with only NumPy.
 
 A file is 8 bytes with the length of the header (little endian), a JSON header of names to dtype,
 shape and byte range, and the bytes. A file is written beside its place and moved there when it is
@@ -67,7 +67,7 @@ def _checksum(
 ) -> str:
     """Return the checksum of a file.
 
-    It covers all that a reader is given, and nothing that a copy may lay out anew.
+    It covers all that a reader is given, and nothing that a copy may lay out differently.
     """
     content = [sorted(metadata.items()), [(n, *facts[n], crcs[n]) for n in sorted(facts)]]
     return f"{zlib.crc32(json.dumps(content).encode()):08x}"

@@ -21,7 +21,7 @@ __all__ = ["main", "parser"]
 def _run(args: argparse.Namespace) -> None:
     """Run a command.
 
-    With --json, standard output has the figures alone, and all else goes to standard error.
+    With --json, standard output has only the figures, and all else goes to standard error.
     """
     if not getattr(args, "json", False):
         args.run(args)

@@ -58,7 +58,7 @@ class _Formatter(argparse.HelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
-        told = "%(default)" in text or "default:" in text
+        shown = "%(default)" in text or "default:" in text
         default = action.default
         silent = (
             default is None
@@ -66,7 +66,7 @@ class _Formatter(argparse.HelpFormatter):
             or default in ("", argparse.SUPPRESS)
             or not action.option_strings
         )
-        return text if told or silent else f"{text} (default: %(default)s)"
+        return text if shown or silent else f"{text} (default: %(default)s)"
 
 
 class Parser(argparse.ArgumentParser):

@@ -128,7 +128,7 @@ def run_train_series(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_forecast(args: argparse.Namespace) -> dict[str, Any]:
-    """Forecast series with a saved model; print CSV unless told otherwise."""
+    """Forecast series with a saved model; print CSV without --json or --out."""
     from ..tasks import series
 
     figures = series.forecast(

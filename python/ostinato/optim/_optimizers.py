@@ -117,9 +117,9 @@ class Optimizer:
             for start, stop, decay, begun, factor in _runs(model, self.started, taken, self.groups):
                 part = slice(start, stop)
                 buffers = [self.state[n][part] for n in self._buffers]
-                kept = self.weight_decay if decay else 0.0
+                weight_decay = self.weight_decay if decay else 0.0
                 self._update(
-                    flat[part], grads[part], lr * factor, kept, self.steps - begun, *buffers
+                    flat[part], grads[part], lr * factor, weight_decay, self.steps - begun, *buffers
                 )
 
     def _update(self, p: Array, g: Array, lr: float, decay: float, age: int, *state: Array) -> None:
@@ -196,8 +196,8 @@ def _runs(
     return runs
 
 
-# The defaults are objects of their own, so that a rate given under both names is told from a
-# default.
+# The defaults are objects of their own, so that a rate given under both names can be told from
+# a default.
 _RMSPROP, _ADAM = float("1e-2"), float("1e-3")
 
 

@@ -46,7 +46,7 @@ class Schedule:
         """Take the monitored figure after each validation; lower is better.
 
         Args:
-            value: the figure, with its sign turned if higher is better.
+            value: the figure, negated if higher is better.
         """
 
     def forget(self) -> None:

@@ -309,9 +309,9 @@ def _numbered_axis(
             count = finer
             position = np.round((values - values[0]) / count)
     away = np.abs(values - values[0] - position * count) > 0.1 * count
-    again = np.diff(position, prepend=-1) < 1
-    if (away | again).any():
-        row = int((away | again).argmax())
+    repeated = np.diff(position, prepend=-1) < 1
+    if (away | repeated).any():
+        row = int((away | repeated).argmax())
         raise ValueError(
             f"FILE: expected times with one step, got {values[row]:.10g} ({label(row)}) where the "
             f"step is {count:.6g}"

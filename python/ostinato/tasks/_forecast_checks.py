@@ -60,11 +60,11 @@ def horizon_for(
     asked: int | None, season: int, shortest: int, report: Callable[[str], None]
 ) -> int:
     """Return the horizon: what was asked for, if the rows allow it, or what suits the season."""
-    room = max(1, (shortest - season) // 3)
+    most = max(1, (shortest - season) // 3)
     if asked is not None:
-        if asked > room:
+        if asked > most:
             what = f"{shortest} rows and a season of {season}"
-            raise ValueError(f"horizon: expected at most {room} for {what}, got {asked}")
+            raise ValueError(f"horizon: expected at most {most} for {what}, got {asked}")
         return asked
     if season == 1:
         wanted = 12
@@ -72,7 +72,7 @@ def horizon_for(
         wanted = season
     else:
         wanted = season // 7 if season % 7 == 0 and season >= 140 else 30
-    horizon = min(wanted, room)
+    horizon = min(wanted, most)
     note = "" if horizon == wanted else f", since {shortest} rows allow no more"
     report(f"horizon {horizon}{note}")
     return horizon

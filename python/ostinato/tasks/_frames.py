@@ -110,10 +110,10 @@ def _check_header(cells: _csv.Cells, options: ReadOptions, source: str) -> None:
 
 def _names(first: list[str], line: int) -> list[str]:
     names = [name or (f"unnamed {k + 1}" if k else "") for k, name in enumerate(first)]
-    again = {n for n in names if names.count(n) > 1}
-    if again:
+    repeated = {n for n in names if names.count(n) > 1}
+    if repeated:
         raise ValueError(
-            f"FILE: expected names that differ in line {line}, got {sorted(again)[0]!r} twice"
+            f"FILE: expected names that differ in line {line}, got {sorted(repeated)[0]!r} twice"
         )
     return names
 
@@ -197,7 +197,7 @@ class Columns:
 
     Args:
         raw: the table.
-        options: what the reader is told.
+        options: options of the reader.
     """
 
     def __init__(self, raw: Raw, options: ReadOptions) -> None:

@@ -1,4 +1,4 @@
-"""What a reader of tables is told, and what it returns."""
+"""Options of the reader of tables, and the tables and series that it returns."""
 
 from __future__ import annotations
 

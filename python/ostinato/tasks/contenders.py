@@ -177,7 +177,7 @@ def _ostinato(case: Case, a: dict[str, Array], threads: int, settings: dict[str,
         return one
 
     def train() -> dict[str, Array]:
-        with layer.write():  # as after an optimiser's step: the weights are packed anew
+        with layer.write():  # as after an optimiser's step: the weights are packed again
             pass
         layer.zero_grad()
         (y, _), pullback = layer.vjp(a["x"])

@@ -89,15 +89,17 @@ class _Encoder:
             self._number[new] = np.arange(len(self._codes), len(self._codes) + len(new))
             self._codes.extend(new.tolist())
             ids = self._number[codes]
-        self._make_room(len(ids))
+        self._reserve(len(ids))
         self._ids[self._size : self._size + len(ids)] = ids
         self._size += len(ids)
 
-    def _make_room(self, count: int) -> None:
+    def _reserve(self, count: int) -> None:
         dtype = np.min_scalar_type(max(len(self._codes) - 1, 0))
-        size, room = self._size + count, len(self._ids)
-        if size > room or dtype.itemsize > self._ids.itemsize:
-            larger: Array = np.empty(room if size <= room else max(size, room + room // 2), dtype)
+        size, capacity = self._size + count, len(self._ids)
+        if size > capacity or dtype.itemsize > self._ids.itemsize:
+            larger: Array = np.empty(
+                capacity if size <= capacity else max(size, capacity + capacity // 2), dtype
+            )
             larger[: self._size] = self._ids[: self._size]
             self._ids = larger
 
@@ -236,7 +238,7 @@ def _decoded(f: IO[bytes], name: str) -> Iterator[str]:
     done = 0
     while True:
         data = f.read(CHUNK)
-        kept = len(decoder.getstate()[0])  # the begin of a character whose rest is in this chunk
+        kept = len(decoder.getstate()[0])  # the start of a character that ends in this chunk
         try:
             text = decoder.decode(data, final=not data)
         except UnicodeDecodeError as e:

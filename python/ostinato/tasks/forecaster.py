@@ -203,7 +203,7 @@ class Forecaster:
         self.factor = band_factor(parts, self.shrink, self.options.quantiles)
 
     def _fit(self, prepared: list[ScaledSeries], ends: list[int]) -> None:
-        """Train the members anew on windows whose targets lie before ``ends``."""
+        """Train new members on windows whose targets lie before ``ends``."""
         windows, targets = [], []
         total = sum(max(end - self.horizon, 1) for end in ends)
         for one, end in zip(prepared, ends):
@@ -300,7 +300,7 @@ class Forecaster:
         observed: Sequence[Array] | None = None,
         report: Callable[[str], None] = print,
     ) -> dict[str, Any]:
-        """Measure forecasts from several origins, each made from what lies before it alone.
+        """Measure forecasts from several origins, each made only from what lies before it.
 
         Args:
             series: arrays ``[n_s]`` in the order of time; NaN is a missing value.
@@ -331,15 +331,15 @@ class Forecaster:
         horizon = options.horizon
         if horizon is None:
             horizon = horizon_for(None, season, min(shortest * 3 // 4, MOST_ROWS), report)
-        room = (shortest - max(2 * season, 12, season + 3 * horizon)) // horizon
-        if room < 1:
+        most = (shortest - max(2 * season, 12, season + 3 * horizon)) // horizon
+        if most < 1:
             raise ValueError(
                 f"series: expected at least {max(2 * season, 12, season + 3 * horizon) + horizon} "
                 f"rows to test a horizon of {horizon}, got {shortest}; give a smaller horizon"
             )
-        if room < origins:
-            report(f"{room} origins in place of {origins}, since {shortest} rows allow no more")
-            origins = room
+        if most < origins:
+            report(f"{most} origins in place of {origins}, since {shortest} rows allow no more")
+            origins = most
         options = ForecastOptions(**{**asdict(options), "horizon": horizon})
         rows: list[list[dict[str, float]]] = [[] for _ in data]
         model = None

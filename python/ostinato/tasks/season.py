@@ -239,7 +239,7 @@ def _score(x: Array, period: float, divisor: int = 1) -> float:
         done = end
         square = float(left @ left)
         # Rounding is no noise:
-        # an exact season and its exact multiples are told apart as others are.
+        # an exact season and its exact multiples are distinguished as others are.
         floor = TINY * total / n
         lag = float(left[1:] @ left[:-1]) / square if square > floor * n else 0.0
         phi = min(0.999, lag + max(lag, 0.0) * (4 + 2 * lines) / n)

@@ -111,7 +111,7 @@ class CharModel:
             options.hidden,
             options.layers,
             dropout=options.dropout if options.layers > 1 else 0.0,
-            # A GPU alone has float16.
+            # Only a GPU has float16.
             precision="float32" if options.precision == "float16" else options.precision,
             rng=make[1],
         )
@@ -369,8 +369,9 @@ def train_text(
             f"FILE: expected at least {SHORTEST} characters, got {len(source)} in {name}"
         )
     with prepare_folder(save, resume=resume, overwrite=overwrite) as folder:
-        again = (resume, overwrite) if folder is not None else (False, False)
-        return _train(source, name, options, folder, again, sys.stdout if out is None else out)
+        return _train(
+            source, name, options, folder, resume, overwrite, sys.stdout if out is None else out
+        )
 
 
 def _train(
@@ -378,7 +379,8 @@ def _train(
     name: str,
     options: TextOptions,
     folder: Path | None,
-    again: tuple[bool, bool],
+    resume: bool,
+    overwrite: bool,
     out: TextIO,
 ) -> tuple[CharModel, dict[str, Any]]:
     """Train, save the model where there is a folder, and measure it."""
@@ -409,8 +411,8 @@ def _train(
         checkpoint=None if folder is None else folder / CHECKPOINT,
         identity={"alphabet": source.alphabet},
         log=None if folder is None else folder / LOG,
-        resume=again[0],
-        overwrite=again[1],
+        resume=resume and folder is not None,
+        overwrite=overwrite and folder is not None,
         progress=False,
     )
     seconds = time.perf_counter() - start

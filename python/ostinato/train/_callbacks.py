@@ -73,7 +73,7 @@ class TensorBoard(Callback):
 
     Args:
         folder: where the event files go.
-        every: steps between two losses; None: rows alone.
+        every: steps between two losses; None: only in rows.
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, every: int | None = None) -> None:

@@ -34,7 +34,7 @@ PATIENCE = "no better loss within patience"
 
 @dataclass
 class Settings:
-    """The arguments of fit that say how a run goes, checked."""
+    """Checked arguments of `Trainer.fit` that describe the run."""
 
     epochs: int | None
     steps: int | None
@@ -53,7 +53,7 @@ class Settings:
 
 
 class Fit:
-    """One run of fit."""
+    """Run of `Trainer.fit`."""
 
     def __init__(
         self, trainer: Trainer, source: Source, validation: Source | None, settings: Settings
@@ -102,7 +102,7 @@ class Fit:
         return min(ends, default=None)
 
     def _updates_of_a_batch(self) -> int | None:
-        """Return the most there can be."""
+        """Return the most updates of a batch, or None if unknown."""
         if self.trainer.tbptt is None:
             return 1
         steps = getattr(self.source.loader, "window", None)
@@ -111,7 +111,7 @@ class Fit:
         return None if steps is None else max(-(-int(steps) // self.trainer.tbptt[0]), 1)
 
     def go(self, callbacks: Sequence[Callback]) -> History:
-        """Train, and leave everything in order whatever ends the run."""
+        """Train, and restore order however the run ends."""
         t, at = self.trainer, self.at
         self._started = time.monotonic() - at.seconds
         self._began = t.at_step = at.step
@@ -235,7 +235,7 @@ class Fit:
                 return ""
 
     def _update(self, group: list[Batch]) -> tuple[float, float] | None:
-        """One update, if anything counts: its loss and norm. Afterwards ``at`` is behind it."""
+        """Make an update if anything counts, advance ``at``, and return the loss and the norm."""
         t, at, stepper = self.trainer, self.at, self.stepper
         summed = len(group) > 1
         t.model.zero_grad()
@@ -273,7 +273,7 @@ class Fit:
     def _rng(self, batch: int) -> Any:
         """Return the generator of an update.
 
-        It depends on the seed and the position alone, so a resumed run draws the same numbers.
+        It depends only on the seed and the position: a resumed run draws the same numbers.
         """
         if not self._draws:
             return None
@@ -346,7 +346,7 @@ class Fit:
     def _judge(self, figure: float) -> bool:
         """Return whether a figure is the best so far; NaN never is.
 
-        ``min_delta`` concerns patience alone.
+        ``min_delta`` acts on patience only.
         """
         at = self.at
         self.trainer.optimizer.schedule.observe(figure)
@@ -427,7 +427,7 @@ class Fit:
         self._known_good = self.at.step
 
     def resume(self) -> None:
-        """Continue from the checkpoint if it is there, otherwise from the log alone."""
+        """Continue from the checkpoint if it is there, otherwise from the log only."""
         path = self.settings.checkpoint
         if path is not None and path.exists():
             self.restore()
@@ -435,7 +435,7 @@ class Fit:
             self.log.resume([], self.columns())
 
     def restore(self) -> None:
-        """Take everything from the checkpoint; if it is refused nothing has changed."""
+        """Restore the run from the checkpoint; nothing changes if it does not fit."""
         path, t = self.settings.checkpoint, self.trainer
         assert path is not None
         saved = _checkpoint.read(path)
@@ -565,7 +565,7 @@ def _as_json(value: Any) -> Any:
 
 
 def _end(callbacks: Sequence[Callback], trainer: Trainer) -> None:
-    """End all of them, whatever one of them raises."""
+    """End all callbacks, even if one of them raises an error."""
     first: BaseException | None = None
     for c in callbacks:
         try:

@@ -221,10 +221,10 @@ class Source:
     def _check_layout(self, x: Array, times: Times, first: bool) -> None:
         size = getattr(self.loader, "batch_size", None)
         said = getattr(self.loader, "time_major", None)
-        turned = (
+        transposed = (
             first and said is None and self.form.time_major and isinstance(size, int) and x.ndim > 1
         )
-        if turned and x.shape[0] == size != x.shape[1]:
+        if transposed and x.shape[0] == size != x.shape[1]:
             raise ValueError(
                 f"{self.name}: expected batches [T, B, ...], as the model reads them, got x of "
                 f"shape {x.shape} from a "
@@ -398,7 +398,7 @@ def _not_finite(name: str, batch: Batch, *, infinite: bool) -> tuple[str, str] |
 
 
 def refuse_non_finite(batch: Batch, *, infinite: bool = False) -> None:
-    """Raise if x holds NaN or infinity; ``infinite``: infinity alone.
+    """Raise if x holds NaN or infinity; ``infinite``: only for infinity.
 
     Gates have plausible values for infinity.
     """

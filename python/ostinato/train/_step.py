@@ -50,7 +50,7 @@ class Result:
 
 
 def tells_last(model: Layer) -> bool:
-    """Return whether the layers behind the last recurrent one act on each step alone."""
+    """Return whether the layers behind the last recurrent one act on each step by itself."""
     if isinstance(model, Recurrent):
         return True
     if not isinstance(model, Sequential):
@@ -102,24 +102,25 @@ def _calls(loss: Loss) -> bool:
 
 
 class Stepper:
-    """Runs a Trainer's model forward and backward on batches."""
+    """Run a Trainer's model forward and backward on batches."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer, self.model = trainer, trainer.model
         self.outputs = trainer.outputs
-        self.told = self.outputs != "all" and tells_last(self.model)
+        # Whether the model itself returns the outputs of one step.
+        self.picks_step = self.outputs != "all" and tells_last(self.model)
         self.reduces = bool(getattr(self.model, "reduces_time", False))
         self.previous: Array | None = None  # the parameters before the last update
 
     # -- forward -----------------------------------------------------------------------------------
 
     def forward(self, batch: Batch, state: Any) -> tuple[Any, Any]:
-        """y and the state, without dropout."""
+        """Return y and the state, without dropout."""
         with np.errstate(**QUIET):
             if not self.model.stateful:
                 return self.model(batch.x, **self._pooled(batch)), None
             options = self._times(batch.times) if self.model.takes_lengths else {}
-            if self.told:
+            if self.picks_step:
                 options["outputs"] = self.outputs
             y, state = self.model(batch.x, state, **options)
         return y, state
@@ -134,13 +135,13 @@ class Stepper:
             if self.model.takes_lengths
             else {}
         )
-        if self.told:
+        if self.picks_step:
             options["outputs"] = self.outputs
         (y, state), pullback = self.model.vjp(batch.x, state, **options, **given)
         return y, state, pullback
 
     def _pooled(self, batch: Batch) -> dict[str, Any]:
-        """Return what a layer without a state, such as a Pool, is told of the steps."""
+        """Return what a layer without a state, such as a Pool, needs to know of the steps."""
         return {
             n: batch.times[n]
             for n in ("lengths", "mask")
@@ -174,7 +175,7 @@ class Stepper:
             if self.reduces:
                 return y, batch.target, None, weights, None
             where = self._last(batch)
-            if self.told:
+            if self.picks_step:
                 return y, batch.target, None, weights, None
             rows = y.rows if isinstance(y, Ragged) else y
             return rows[where], batch.target, None, weights, where

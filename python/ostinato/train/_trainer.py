@@ -170,7 +170,7 @@ class Trainer:
         ):
             raise ValueError(
                 'outputs: expected "last_step", or a model whose layers behind its last recurrent '
-                "one act on each step alone "
+                "one act on each step by itself "
                 '(Linear, Activation, Dropout), got "last"'
             )
 
@@ -381,7 +381,7 @@ class Trainer:
 
         A step is an update of the parameters, here and in schedules, logs and callbacks: one a
         batch; with ``tbptt`` one a stride; with ``accumulate`` one for so many batches. A batch of
-        which nothing counts (padding alone) makes none.
+        which nothing counts (only padding) makes none.
 
         Args:
             train: ``(x [N,T,...], target[, lengths [N]])``; or ``(x, target)`` with x a `Ragged` or
@@ -393,8 +393,8 @@ class Trainer:
                 with ``batch_first=True``.
             target: ``fit(x, target)`` is ``fit((x, target))``.
             validation: data as train, on which the loss and the metrics are measured; None: none.
-            epochs: when to end; None: by steps alone, or one epoch without steps.
-            steps: when to end, if that comes first; None: by epochs alone.
+            epochs: when to end; None: by steps only, or after one epoch without steps.
+            steps: when to end, if that comes first; None: by epochs only.
             batch_size: samples of a batch, for arrays.
             shuffle: whether every epoch has a new order, for arrays.
             seed: seed of all that draws in the run: the order of the samples, and dropout in every
@@ -490,7 +490,7 @@ class Trainer:
         _check.finite("min_delta", s.min_delta)
         if s.min_delta and s.patience is None:
             raise ValueError(
-                "min_delta: expected 0 without patience, which alone it concerns, got "
+                "min_delta: expected 0 without patience, the only thing it acts on, got "
                 f"{s.min_delta}"
             )
         if valid is None and self.optimizer.schedule.observes:
