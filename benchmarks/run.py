@@ -1,8 +1,8 @@
 """The full benchmark: python benchmarks/run.py [--budget SECONDS]. The short form is python -m ostinato bench.
 
 Runs the grid against every peer that is installed, then what stands beside it (`extras.py`), and holds all of it against the
-targets (`report.py`). Figures are kept under benchmarks/results/ with date and kernel set; `python benchmarks/report.py FILE.json`
-prints the verdict again and writes the table and the pictures of docs/performance.md.
+targets (`report.py`). Figures are saved under benchmarks/results/ with date and kernel set; `python benchmarks/report.py FILE.json`
+prints the targets and writes the table and the pictures of docs/performance.md.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ STEP = Case("lstm", "step", 1, 256, 1)
 
 
 def rows() -> list[Row]:
-    """Every row, in the order of the table."""
+    """Yield every row, in the order of the table."""
     out = []
     for ms in (0, 0.5, 5, 10, 20, 50, 100, 300):
         out += [
@@ -142,7 +142,7 @@ def _python(ms: int) -> Callable[[], object]:
 
 
 def before(name: str) -> Callable[[], object] | None:
-    """What runs right before each call."""
+    """Return what runs right before each call."""
     if name.startswith("python "):
         return _python(int(name.split()[1]))
     makers = {"": lambda: None, "torch": _torch_linear, "numpy": _product, "onnxruntime": _onnx_call}
@@ -150,7 +150,7 @@ def before(name: str) -> Callable[[], object] | None:
 
 
 def _inside_torch(name: str, case: Case, threads: int) -> Callable[[], dict[str, Any]]:
-    """Linear, the layer of a contender, Linear in torch; ours as a function of autograd."""
+    """Build Linear, a contender's layer and Linear in torch; ours is a function of autograd."""
     import torch
 
     torch.manual_seed(0)
@@ -201,7 +201,7 @@ STEPS = 10  # of the main job's model in one call
 
 
 def _main_job(name: str, hidden: int, threads: int) -> Callable[[], dict[str, Any]]:
-    """Ten steps of training a model of characters: Embedding, LSTM, Linear, cross entropy, clipping, AdamW."""
+    """Run ten training steps of a character model: Embedding, LSTM, Linear, cross entropy, AdamW."""
     from ostinato.tasks import text
 
     width, classes = 64, 65
@@ -255,7 +255,7 @@ def _main_job(name: str, hidden: int, threads: int) -> Callable[[], dict[str, An
 
 
 def worker(text: str) -> None:
-    """Make what the row asks for, then run it whenever a line comes, and reply with the median of its calls' seconds."""
+    """Build the row's function; for each line run it, and reply with the median seconds of a call."""
     order = json.loads(text)
     row = Row(**{**order["row"], "case": Case(**order["row"]["case"])})
     name, threads = order["name"], order["threads"]
@@ -322,13 +322,13 @@ class Process:
         return json.loads(line)
 
     def begin(self, at: float) -> None:
-        """Let it run its calls from a moment on."""
+        """Start its calls at a given time."""
         assert self.process.stdin is not None
         self.process.stdin.write(f"{at}\n")
         self.process.stdin.flush()
 
     def end(self) -> float:
-        """Wait for the median of its calls, in seconds."""
+        """Wait for the median seconds of its calls."""
         return float(self._reply())
 
     def close(self) -> None:
@@ -339,7 +339,7 @@ class Process:
 
 
 def measure(row: Row, names: list[str], rounds: int, threads: int) -> dict[str, Any]:
-    """One row: seconds of each contender (medians over rounds), and ratios within a round."""
+    """Measure one row: seconds of each contender (medians over rounds), and ratios within a round."""
     seconds: dict[str, list[float]] = {n: [] for n in names}
     with tempfile.TemporaryDirectory() as folder:
         paths = {n: Path(folder) / n for n in names}
@@ -385,7 +385,7 @@ def _same_answers(row: Row, names: list[str], paths: dict[str, Path]) -> None:
 
 
 def table(figures: dict[str, Any]) -> Iterator[str]:
-    """The lines of the table in docs/performance.md."""
+    """Yield the lines of the table in docs/performance.md."""
     yield "| call | ostinato, over its calls in a row | torch | ONNX Runtime |"
     yield "|---|---|---|---|"
     base: dict[str, float] = {}
@@ -402,9 +402,10 @@ def report(figures: dict[str, Any]) -> None:
     """Write docs/performance-use.md, a part of docs/performance.md."""
     machine = figures["machine"]
     head = (
-        f"`python benchmarks/use.py`, {figures['date']}, {machine['cpu']}, {figures['threads']} threads, kernel set "
-        f"{machine['kernels']['chosen']}, T = 50. The first column is our time over that of the same calls without a pause; the "
-        "others say how many times faster ostinato is than each peer in the same place."
+        f"`python benchmarks/use.py`, {figures['date']}, {machine['cpu']}, {figures['threads']} threads,\n"
+        f"kernel set {machine['kernels']['chosen']}, T = 50. The first column\n"
+        "is our time over that of the same calls without a pause. The other columns say how many times faster\n"
+        "ostinato is than each peer in the same place."
     )
     DOCS.write_text("\n".join(["## Calls as programs make them", "", head, "", *table(figures), ""]))
 

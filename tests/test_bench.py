@@ -1,4 +1,4 @@
-"""The benchmark's machinery, and its verdicts on made-up figures."""
+"""The benchmark's machinery, and its targets on made-up figures."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def figures(ratio: float, share: float, memory: int) -> dict[str, Any]:
     }
 
 
-def test_verdicts(
+def test_targets(
     report: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good, bad = figures(5.0, 0.9, 40_000_000), figures(0.9, 0.5, 90_000_000)
@@ -139,8 +139,8 @@ def test_verdicts(
     assert not any(met for _, _, _, met in report.targets(bad))
     assert report.lost(good["cases"]) == []
     assert len(report.lost(bad["cases"])) == 24
-    assert "lstm-infer-B1-H128 (torch 0.90x)" in report.verdicts(bad)
-    assert "lstm-train-B1-H128 (90 MB to 50)" in report.verdicts(bad)
+    assert "lstm-infer-B1-H128 (torch 0.90x)" in report.targets_table(bad)
+    assert "lstm-train-B1-H128 (90 MB to 50)" in report.targets_table(bad)
     monkeypatch.setattr(report, "DOCS", tmp_path)
     report.write(good)
     assert "| train, B >= 16, H = 128: share of peak | 75% | 90% | met |" in (tmp_path / "performance.md").read_text()

@@ -125,13 +125,13 @@ class Case:
             end = tuple(xp.empty((batch, self.hidden), np.float32) if k <= self.two else None for k in range(2))
             rows = _launch.Rows.of(below), _launch.Rows.of(y)
             calls.append(_launch.Forward(self.weights[name], *rows, (None, None), end))  # type: ignore[arg-type]
-        kept, own = [], replace(planned, library=False)
+        saved, own = [], replace(planned, library=False)
         for some in [calls] if planned.co_launched == len(calls) else [[c] for c in calls]:
-            kept += _launch.forward(some, self.sizes, own, train=train)
-        return [c.y.data for c in calls], kept
+            saved += _launch.forward(some, self.sizes, own, train=train)
+        return [c.y.data for c in calls], saved
 
     def backward(
-        self, planned: _plan.GpuPlan, kept: dict[str, _launch.SavedPass], gradients: bool = False
+        self, planned: _plan.GpuPlan, saved: dict[str, _launch.SavedPass], gradients: bool = False
     ) -> list[Any]:
         """Return dh before the first step of each layer, or, with ``gradients``, dR."""
         xp, (_, batch), calls = self.device.xp, self.sizes, []
@@ -139,7 +139,7 @@ class Case:
             d = tuple(xp.empty((batch, self.hidden), np.float32) if i <= self.two else None for i in range(2))
             dy = None if calls and planned.layer_pipelined else _launch.Rows.of(self.dy)
             grads = [xp.zeros_like(a) for a in self.raw] if gradients else [None] * 4
-            calls.append(_launch.Backward(kept[name], dy, (None, None), d, [*grads, None]))  # type: ignore[arg-type]
+            calls.append(_launch.Backward(saved[name], dy, (None, None), d, [*grads, None]))  # type: ignore[arg-type]
         _launch.backward(calls, planned if gradients else replace(planned, library=False))
         return [c.grads[1] if gradients else c.dstate[0] for c in calls]
 
@@ -195,11 +195,11 @@ def ladder(device: _device.Device, emulated: bool, budget: float = 150.0) -> lis
             work: dict[str, tuple[_plan.GpuPlan, Callable[[], Any]]] = {}
             if by_step is not None and which == "backward":
                 names = "mirrored", "first", "above"
-                kept = dict(zip(names, case.forward(by_step, True, names)[1]))
+                saved = dict(zip(names, case.forward(by_step, True, names)[1]))
             for name, planned in of:
                 by_step = by_step or planned
                 if backward:
-                    work[name] = planned, lambda p=planned, c=case, k=kept, w=which: c.backward(p, k, w == "gradients")
+                    work[name] = planned, lambda p=planned, c=case, k=saved, w=which: c.backward(p, k, w == "gradients")
                 else:
                     work[name] = planned, lambda p=planned, c=case: c.forward(p)[0]
             if not work:
@@ -209,7 +209,7 @@ def ladder(device: _device.Device, emulated: bool, budget: float = 150.0) -> lis
             base = next(iter(work))
             want = {"first": work[base][1]()[0].copy()}
             if which == "backward":
-                want["above"] = case.backward(work[base][0], {"first": kept["above"]})[0].copy()
+                want["above"] = case.backward(work[base][0], {"first": saved["above"]})[0].copy()
             for planned, run in work.values():
                 of_first = want[case.names(planned, backward)[0]]
                 agree(device, run()[0], of_first, 5e-2 if precision != "split" else 1e-4)
