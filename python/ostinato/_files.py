@@ -1,4 +1,4 @@
-"""Files on disk: regular ones opened for reading, whole ones written. Knows nothing of formats."""
+"""Open regular files for reading, and write files whole; formats are not known here."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
     _require_regular(path, os.stat(path).st_mode)  # opening a device can already start it
     fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
-        _require_regular(path, os.fstat(fd).st_mode)  # it may be another one by now
+        _require_regular(path, os.fstat(fd).st_mode)  # the path may name another file by now
         return os.fdopen(fd, "rb")
     except BaseException:
         os.close(fd)
@@ -172,7 +172,7 @@ def _clear_parts(target: Path) -> None:
         match = pattern.fullmatch(name)
         if match is None:
             continue
-        with contextlib.suppress(OSError):  # no longer there, or another user's
+        with contextlib.suppress(OSError):  # it is gone, or belongs to another user
             part = target.parent / name
             fd = os.open(
                 part, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
@@ -186,9 +186,9 @@ def _clear_parts(target: Path) -> None:
 
 
 def _alive(pid: int) -> bool:
-    """Whether a process of this number runs; True where it cannot be known."""
+    """Return whether a process runs; True where it cannot be known."""
     if os.name != "posix":
-        return True  # on Windows, os.kill(pid, 0) is no question but a signal
+        return True  # on Windows, os.kill(pid, 0) sends a signal
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

@@ -34,7 +34,7 @@ class Schedule:
     steps: int
     length: int
     num_saved: int
-    border_bytes: int  # of one border
+    border_bytes: int  # of the states at one border
     step_bytes: int  # of the tape of one step
     other_bytes: int = 0  # saved in any case
 
@@ -91,7 +91,7 @@ def schedule(
     """
     kind, n = parse(limit)
     costs = border_bytes, step_bytes, other_bytes
-    whole = -(-steps // unit) or 1  # units of all
+    whole = -(-steps // unit) or 1  # units of all steps
     if kind == "segments":
         length = -(-whole // n) * unit
         return Schedule(steps, length, 1 if length >= steps else 0, *costs)
@@ -151,7 +151,7 @@ class Chain:
         self.order = _core.deal(self._active_steps()) if uneven else None  # one for all segments
 
     def _order(self) -> list[int]:
-        """Segments as they are processed."""
+        """Return the segments in the order in which they are processed."""
         return list(range(self.plan.count))[:: -1 if self.reverse else 1]
 
     def _range(self, k: int) -> tuple[int, int]:
@@ -226,7 +226,9 @@ class Chain:
         begins = np.zeros_like(mask) if resets is None else resets
         if self.reverse:
             begins = np.roll(begins, -1)
-            begins[(starts + lengths - 1)[lengths > 0]] = 0  # what follows is another sequence
+            begins[(starts + lengths - 1)[lengths > 0]] = (
+                0  # the rows after it belong to another sequence
+            )
 
         def last(k: int) -> tuple[Array, Array]:
             (t0, t1), places = self._range(k), self._rows(k)
@@ -295,7 +297,7 @@ class Chain:
             out, h, c, tape = self._run(k, (h, c), k in saved, y)
             if tape is not None:
                 self.tapes[k] = tape, out
-        if not order:  # no step: the states are those that were given
+        if not order:  # without a step the states are the initial ones
             rows, packed = (self.packed.layers, self.batch), self.packed
             h = (
                 np.zeros((*rows, packed.output_size), self.x.dtype, like=self.x)
@@ -365,7 +367,7 @@ class Chain:
                 more=n + 1 < len(order),
                 drestart=dreset,
             )
-            del tape, out  # before the next is made
+            del tape, out  # before the next one is allocated
         return dh, dc
 
     def _asked(
@@ -464,7 +466,7 @@ class Segmented:
         for k, packed in enumerate(self.packs):
             layer, d = (k // 2, k % 2) if self.directions == 2 else (self.layers - 1, 0)
             if d == 0 and (self.outputs == "all" or self.directions == 2):
-                # What the last layer gives is what is returned.
+                # The outputs of the last layer are returned.
                 y, rows = self._new(self.directions * self.output)
                 self.ys.append(rows)
             dropout = self.dropout if self.directions == 1 else 0.0
@@ -513,7 +515,7 @@ class Segmented:
                 into = rows
             elif d == 1:
                 below = into = np.empty(self.chains[k].x.shape, self.x.dtype, like=self.x)
-            into_add = self.directions == 2 and d == 0  # the direction from the end has been before
+            into_add = self.directions == 2 and d == 0  # the reverse direction has run before
             dreset = (
                 None if dreset_h is None else (self._part(dreset_h, k), self._part(dreset_c, k))
             )

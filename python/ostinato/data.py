@@ -71,7 +71,7 @@ def as_array(name: str, value: Any) -> Any:
 
 
 def _sample(a: Any) -> dict[str, Any]:
-    """Shape, dtype and the hash of at most 16,384 elements at even distances."""
+    """Return shape, dtype and the hash of at most 16,384 elements at even distances."""
     facts: dict[str, Any] = {"shape": list(a.shape), "dtype": str(a.dtype)}
     if isinstance(a, np.ndarray) and a.size:
         at = np.linspace(0, a.size - 1, min(a.size, 16384)).astype(np.int64)
@@ -81,7 +81,7 @@ def _sample(a: Any) -> dict[str, Any]:
 
 
 def _kind(a: Any, axes: int) -> list[Any]:
-    """Return what does not change when samples are added."""
+    """Return the facts of a shape that do not change when samples are added."""
     return [str(a.dtype), *a.shape[axes:]]
 
 
@@ -136,7 +136,7 @@ _THIRD = ("lengths", "resets", "mask", "masked", "weights")
 
 
 def _third(given: Any) -> dict[str, Any]:
-    """Lengths, or a dict of them and others, as a dict."""
+    """Return lengths, or a dict of them and others, as a dict."""
     if not isinstance(given, Mapping):
         return {} if given is None else {"lengths": given}
     unknown = sorted(set(given) - set(_THIRD))
@@ -148,7 +148,7 @@ def _third(given: Any) -> dict[str, Any]:
 
 
 def _weights(value: Any) -> Array:
-    """Weights on the host, of a list too."""
+    """Return weights as an array on the host."""
     return np.asarray(
         _device.host(
             as_array("weights", np.asarray(value) if isinstance(value, (list, tuple)) else value)

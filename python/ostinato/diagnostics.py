@@ -1,4 +1,4 @@
-"""Show what happens to the gradient on its way back through time.
+"""The flow of gradients back through time: norms, reach, saturated gates, dead units.
 
 Bengio, Simard, Frasconi (1994), "Learning long-term dependencies with gradient descent is
 difficult"; Pascanu, Mikolov, Bengio (2013), "On the difficulty of training recurrent neural
@@ -24,8 +24,8 @@ from .train import Callback, Trainer
 
 __all__ = ["Flow", "FlowLog", "LayerFlow", "gradient_flow"]
 
-SATURATED = 0.05  # a sigmoid within so much of 0 or 1, or a tanh of -1 or 1
-DEAD = 1e-6  # of the largest unit: a unit that moves less
+SATURATED = 0.05  # distance of a sigmoid from 0 or 1, of a tanh from -1 or 1
+DEAD = 1e-6  # share of the largest unit's movement; a dead unit moves less
 
 
 @dataclass
@@ -164,7 +164,7 @@ def gradient_flow(
                 f"{name}: expected none, since all steps are looked at, got {times[name]!r}"
             )
     with _watching(recurrent) as seen:
-        # A generator of its own: the model's dropout goes on as it would.
+        # The fixed seed leaves the generator of the model's dropout as it is.
         (y, _), pullback = model.vjp(unwrapped(x)[0], state, rng=0, **times)
         ones = np.ones_like(y.rows if isinstance(y, Ragged) else y)
         pullback(ones if dy is None else dy, grads=model.new_grads(), need_dx=False)

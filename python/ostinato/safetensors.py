@@ -198,7 +198,7 @@ def _bytes(a: Array) -> memoryview:
 
 
 class _Bad(Exception):
-    """Tell what is wrong with a file."""
+    """Report what is wrong with a file."""
 
 
 def load(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, str]]:
@@ -328,7 +328,7 @@ def _short(value: Any) -> str:
 
 
 def _entry(name: str, entry: Any, body: int) -> tuple[str, tuple[int, ...], int, int]:
-    """dtype, shape, begin and end of a tensor, checked against the length of the body."""
+    """Return dtype, shape, begin and end of a tensor, checked against the length of the body."""
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise _Bad(f"a bad entry for {_short(name)}: {_short(entry)}")
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

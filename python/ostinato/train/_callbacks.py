@@ -1,4 +1,4 @@
-"""Define callbacks: what a run calls on its way."""
+"""Callbacks: methods that a run calls at its start, steps, rows and end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Base of callbacks: override what you need.
+    """Base class of callbacks, whose methods do nothing until they are overridden.
 
     ``trainer.stop(reason)`` ends the run after the step. An exception of a callback ends the run
     too: the checkpoint is written and the best parameters are put back first.

@@ -21,7 +21,7 @@ LIMIT = 2**62
 
 @dataclass
 class Place:
-    """Where a run is; all of it goes into a checkpoint.
+    """Position of a run, which a checkpoint holds completely.
 
     Attributes:
         step: updates of the parameters.
@@ -59,7 +59,7 @@ class Saved:
     model: dict[str, Array]
     best: dict[str, Array] | None
     optimizer: dict[str, Any]
-    names: dict[str, str]  # of the classes of loss and optimiser
+    names: dict[str, str]  # the classes of loss and optimiser
     state: Any
     walk: dict[int, Any]
     history: History

@@ -42,7 +42,7 @@ class Settings:
     patience: int | None
     min_delta: float
     monitor: str
-    sign: float  # -1 where more is better
+    sign: float  # -1 where a larger figure is better, otherwise 1
     restore_best: bool
     checkpoint: Path | None
     checkpoint_every: int | None
@@ -72,10 +72,12 @@ class Fit:
         self.best: Array | None = None  # parameters of the best validation
         self.resumed = False
         self.log = None if settings.log is None else Log(settings.log)
-        self._last: Window | None = None  # the loss of new parameters is tried on it
-        self._known_good = -1  # the step whose parameters have shown a finite loss
+        self._last: Window | None = (
+            None  # the window on which the loss of new parameters is checked
+        )
+        self._known_good = -1  # the last step whose parameters had a finite loss
         self._saved = (-1, -1)
-        self._whole = True  # no update is half done
+        self._whole = True  # False within an update
         self._began = 0  # the step that this call of fit began with
         self._started = 0.0
         self._draws = _draws(trainer.model)
@@ -167,7 +169,7 @@ class Fit:
         if good and self.settings.checkpoint is None:
             try:
                 self._try()
-            except Exception:  # what the loss raises says nothing for these parameters
+            except Exception:  # an error of the loss does not prove the parameters good
                 good = False
         if not self._put_best_back() and not good and self.stepper.previous is not None:
             with self.trainer.model.write() as p:
@@ -186,7 +188,7 @@ class Fit:
             and self._unseen()
             and self._row(callbacks)
         ):
-            return PATIENCE  # an error had come between the step and its row
+            return PATIENCE  # an error had ended the run between a step and its row
         while True:
             if s.epochs is not None and at.epoch >= s.epochs:
                 return self._last_row(callbacks, "all epochs done")
@@ -299,7 +301,7 @@ class Fit:
     # -- rows --------------------------------------------------------------------------------------
 
     def _unseen(self) -> bool:
-        """Whether there were steps since the last row."""
+        """Return whether there were steps since the last row."""
         return not self.history.rows or self.history.rows[-1]["step"] != self.at.step
 
     def _last_row(self, callbacks: Sequence[Callback], reason: str) -> str:
@@ -415,7 +417,7 @@ class Fit:
         self._saved = key
 
     def _try(self) -> None:
-        """Raise if the loss of the present parameters is not finite.
+        """Raise an error if the loss of the present parameters is not finite.
 
         It is measured on the last batch or, after a validation, on that.
         """
@@ -482,7 +484,7 @@ class Fit:
         return None if state is None else self.trainer._placed(state)
 
     def _check_model(self, saved: Saved) -> None:
-        """Raise unless parameters, optimiser and states are of the form of this run's."""
+        """Raise an error unless parameters, optimiser and states have the form of this run's."""
         t, own = self.trainer, self.trainer.model.parameters()
         if saved.names != self._names():
             raise ValueError(f"expected {self._names()}, got {saved.names}")
@@ -517,7 +519,7 @@ class Fit:
             _check_state(t.model, state, batch if self.source.carries_state else None)
 
     def _check_facts(self, saved: Saved, path: Path) -> None:
-        """Raise if the run would go on with other data or settings than it began with."""
+        """Raise an error if the run would continue with other data or settings than it began with."""
         ours, data = _as_json(self.facts()), _as_json(self.source.fingerprint())
         for name, value in ours.items():
             if saved.settings.get(name) != value:
@@ -577,7 +579,7 @@ def _end(callbacks: Sequence[Callback], trainer: Trainer) -> None:
 
 
 def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
-    """Yield so many batches at a time; the last group may have fewer."""
+    """Yield groups of ``size`` batches; the last one may have fewer."""
     group: list[Batch] = []
     for batch in batches:
         group.append(batch)
@@ -589,7 +591,7 @@ def _groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
 
 
 def _draws(model: Layer) -> bool:
-    """Whether anything in the model may draw numbers in `vjp`."""
+    """Return whether anything in the model may draw numbers in `vjp`."""
     if isinstance(model, Sequential):
         return any(_draws(layer) for layer in model.layers)
     if isinstance(model, Recurrent):
@@ -610,7 +612,7 @@ def _split(model: Layer, flat: Array) -> dict[str, Array]:
 
 
 def _joined(model: Layer, arrays: dict[str, Array]) -> Array:
-    """Return the inverse of `_split`, where the model is."""
+    """Return the inverse of `_split`, on the device of the model."""
     flat = np.zeros(model.flat.shape, model.dtype)
     for name, view in _split(model, flat).items():
         view[...] = arrays[name]
@@ -619,7 +621,7 @@ def _joined(model: Layer, arrays: dict[str, Array]) -> Array:
 
 
 def _check_state(model: Layer, state: Any, batch: int | None) -> None:
-    """Raise unless a state has the form that the model's would have.
+    """Raise an error unless a state has the form that the model's would have.
 
     Layers of classes that are not ours take what they are given.
     """

@@ -276,7 +276,7 @@ def _is_id_like(x: Any) -> bool:
 
 
 def _whole(data: Any) -> tuple[Any, Any, Any] | None:
-    """x, target and what stands in the third place of whole arrays; None for anything else."""
+    """Return x, target and third entry of whole arrays; None for anything else."""
     if not isinstance(data, (tuple, list)) or not 2 <= len(data) <= 3:
         return None
     x, target, third = (*data, None)[:3]
@@ -344,7 +344,7 @@ def _times(third: Any) -> Times:
 
 
 def _flat(x: Ragged, target: Any, times: Times, outputs: str) -> tuple[Array, Times]:
-    """Targets and flags of ragged sequences as flat rows."""
+    """Return targets and flags of ragged sequences as flat rows."""
     if times.get("lengths") is not None:
         raise ValueError("data: expected no lengths beside ragged sequences, got some")
     flags = {n: flat_flags(n, times.get(n), x) for n in FLAGS}

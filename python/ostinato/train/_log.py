@@ -12,7 +12,7 @@ from ._types import Row
 
 
 class Log:
-    """The rows of a run in a file, which always agrees with the history.
+    """CSV file of the rows of a run, which always agrees with the history.
 
     The first row makes the file.
 

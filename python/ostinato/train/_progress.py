@@ -1,4 +1,4 @@
-"""Show progress on standard error: tqdm's bar if it is installed, else a line of our own.
+"""Show progress on standard error: the bar of tqdm if it is installed, otherwise our own line.
 
 An error here never ends a run.
 """
@@ -21,7 +21,7 @@ PLAIN = ("step", "epoch", "loss", "valid_loss", "rate", "norm", "seconds")
 
 
 class _Output:
-    """Standard error as something that can be written to whatever became of it."""
+    """Standard error that can be written to even if it is closed or broken."""
 
     def __init__(self) -> None:
         self._stream: Any = sys.stderr  # None in a program without a console
@@ -140,7 +140,7 @@ def _in_notebook() -> bool:
 
 
 def _tqdm() -> Any:
-    """tqdm's bar, or None."""
+    """Return a bar of tqdm, or None."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

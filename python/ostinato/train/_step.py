@@ -33,7 +33,7 @@ class Walk:
 
 @dataclass
 class Window:
-    """A part of a batch that makes gradients: the first ``silent`` steps have no loss."""
+    """Part of a batch that has gradients; its first ``silent`` steps have no loss."""
 
     batch: Batch
     state: Any
@@ -42,7 +42,7 @@ class Window:
 
 @dataclass
 class Result:
-    """The mean loss of a window, by how much it counts, and the state behind it."""
+    """Mean loss of a window, its weight, and the state after it."""
 
     loss: float
     weight: float
@@ -302,7 +302,7 @@ class Stepper:
         k1, k2 = self.trainer.tbptt
         lengths = batch.times.get("lengths")
         if lengths is not None and not (np.asarray(lengths) > walk.done).any():
-            return None  # nothing but padding from here on
+            return None  # all further steps are padding
         end = min(walk.done + k1, batch.steps)
         start = max(0, end - k2) if walk.done else 0
         begin = max(t for t in walk.known if t <= start)

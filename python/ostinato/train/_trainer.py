@@ -194,7 +194,7 @@ class Trainer:
         return Form(self.model, self.time_major, per_sequence, self.loss.batch_first)
 
     def _placed(self, a: Any) -> Any:
-        """Return an array, or sequences, where the model is."""
+        """Return an array, or sequences, on the device of the model."""
         return self._form().placed(a)
 
     # -- evaluate ----------------------------------------------------------------------------------
@@ -470,7 +470,7 @@ class Trainer:
             self._running.release()
 
     def _sign(self, monitor: str, mode: str | None, validated: bool) -> float:
-        """1 where less of what is watched is better, -1 where more is."""
+        """Return 1 if a smaller monitored figure is better, -1 if a larger one is."""
         known = {"valid_loss": "min", **{f"valid_{n}": m.mode for n, m in self.metrics.items()}}
         _check.choice("monitor", monitor, tuple(known))
         if not validated and (monitor != "valid_loss" or mode is not None):
@@ -484,7 +484,7 @@ class Trainer:
         return -1.0 if way == "max" else 1.0
 
     def _check_run(self, s: Settings, valid: Source | None) -> None:
-        """Raise, before the first step, where an argument would come to nothing."""
+        """Raise an error before the first step if an argument would have no effect."""
         if s.patience is not None and valid is None:
             raise ValueError("patience: expected validation data to watch, got validation=None")
         _check.finite("min_delta", s.min_delta)
@@ -514,7 +514,7 @@ class Trainer:
 
 
 def _pair(name: str, data: Any, target: Any) -> Any:
-    """``(x, target)`` from two arguments, or the first as it is."""
+    """Return ``(x, target)`` from two arguments, or the first unchanged."""
     if target is None:
         return data
     if isinstance(data, tuple):
@@ -558,7 +558,7 @@ def _check_intervals(s: Settings, total: int | None) -> None:
 
 
 def _check_files(s: Settings, resume: bool, overwrite: bool) -> None:
-    """Raise where files are in the way, or have no place to be."""
+    """Raise an error if a file would be replaced, or its folder is missing."""
     if resume and overwrite:
         raise ValueError("resume, overwrite: expected one of the two, got both")
     if resume and s.checkpoint is None:

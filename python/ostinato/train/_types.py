@@ -10,13 +10,13 @@ from .._annotations import readable
 from .._ragged import Ragged
 
 Row = dict[str, float]
-Times = dict[str, Any]  # lengths, resets, mask, masked, weights of a batch: what is there
+Times = dict[str, Any]  # those of `THIRD` that a batch has
 FLAGS = ("resets", "mask")
 THIRD = ("lengths", "resets", "mask", "masked", "weights")
 
 
 class Diverged(RuntimeError):
-    """Tell that the loss or the gradients are no longer finite.
+    """Report that the loss or the gradients are no longer finite.
 
     The parameters are those before that step.
     """
