@@ -519,7 +519,7 @@ class Fit:
             _check_state(t.model, state, batch if self.source.carries_state else None)
 
     def _check_facts(self, saved: Saved, path: Path) -> None:
-        """Raise an error if the run would continue with other data or settings than it began with."""
+        """Raise an error if data or settings are not those that the run began with."""
         ours, data = _as_json(self.facts()), _as_json(self.source.fingerprint())
         for name, value in ours.items():
             if saved.settings.get(name) != value:
@@ -551,7 +551,7 @@ class Fit:
                 )
         if data["content"] != theirs.get("content"):
             warnings.warn(
-                "train: other data than the checkpoint's run began with; it goes on, but not as "
+                "train: other data than the checkpoint's run began with; it continues, but not as "
                 "one that never stopped",
                 stacklevel=5,
             )
