@@ -28,7 +28,9 @@ BF16, F32, ONE = "ostinato:precision=bfloat16", "ostinato:precision=float32", "o
 
 def there(name: str) -> bool:
     """Whether what the contender needs is installed."""
-    return all(importlib.util.find_spec(m) is not None for m in CONTENDERS[name.partition(":")[0]][1])
+    return all(
+        importlib.util.find_spec(m) is not None for m in CONTENDERS[name.partition(":")[0]][1]
+    )
 
 
 @contextlib.contextmanager
@@ -43,7 +45,13 @@ def contenders(names: Sequence[str]) -> Iterator[dict[str, Contender]]:
 
 
 def rows(
-    label: str, cases: Sequence[Case], names: Sequence[str], rounds: int, threads: int, *, each: bool = False
+    label: str,
+    cases: Sequence[Case],
+    names: Sequence[str],
+    rounds: int,
+    threads: int,
+    *,
+    each: bool = False,
 ) -> list[dict[str, Any]]:
     """Run the cases; prints and returns a row each."""
     out = []
@@ -51,7 +59,10 @@ def rows(
         for case in cases:
             row = run_case(case, there_are, rounds, threads, each=each)
             ratios = "  ".join(f"{n} {r:.2f}x" for n, r in row["ratio"].items())
-            print(f"{label:12}{case.name:34}{100 * row['of_peak']:5.0f}% of peak  {ratios}", flush=True)
+            print(
+                f"{label:12}{case.name:34}{100 * row['of_peak']:5.0f}% of peak  {ratios}",
+                flush=True,
+            )
             out.append(row)
     return out
 
@@ -74,7 +85,9 @@ def one_sequence(rounds: int) -> list[dict[str, Any]]:
                     layer(x)
                     times.append(time.perf_counter() - start)
                 shares.append(len(x) * size / statistics.median(times) / bandwidth)
-            out.append({"layer": repr(layer), "threads": threads, "share": statistics.median(shares)})
+            out.append(
+                {"layer": repr(layer), "threads": threads, "share": statistics.median(shares)}
+            )
             print(
                 f"one sequence  {layer!r}, {threads} threads: {100 * out[-1]['share']:.0f}% of the read bandwidth",
                 flush=True,
@@ -87,7 +100,11 @@ def busy(rounds: int, threads: int) -> list[dict[str, Any]]:
     """Load the other core by another process; compare our threads with one thread, by the median over calls."""
     hog = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
-        cases = [Case("lstm", "infer", 32, 128), Case("lstm", "infer", 1, 256, 1000), Case("gru", "train", 32, 256)]
+        cases = [
+            Case("lstm", "infer", 32, 128),
+            Case("lstm", "infer", 1, 256, 1000),
+            Case("gru", "train", 32, 256),
+        ]
         return rows("busy", cases, ["ostinato", ONE], rounds, threads, each=True)
     finally:
         hog.kill()
@@ -98,9 +115,15 @@ def footprint() -> dict[str, float]:
     """Seconds that `import ostinato` takes after `import numpy`, and bytes of the package, both as a wheel would install it, which has
     neither the emulation of the GPU's kernels nor those kernels."""
     package, archive = Path(_core.__file__).parent, io.BytesIO()
-    files = {p: p.relative_to(root) for root in (Path(ost.__file__).parent, package) for p in root.rglob("*")}
+    files = {
+        p: p.relative_to(root)
+        for root in (Path(ost.__file__).parent, package)
+        for p in root.rglob("*")
+    }
     files = {p: name for p, name in files.items() if p.suffix in (".py", ".pyi", ".so", ".typed")}
-    files = {p: name for p, name in files.items() if not p.name.startswith(("_emulated.c", "_cuda.c"))}
+    files = {
+        p: name for p, name in files.items() if not p.name.startswith(("_emulated.c", "_cuda.c"))
+    }
     # A copy, and without the finder of an editable install, which looks at the disk for every module.
     code = """
 import sys, time, numpy
@@ -118,7 +141,9 @@ assert ostinato.__file__.startswith(sys.argv[1])
         zipfile.ZipFile(archive).extractall(Path(folder) / "ostinato")
         compileall.compile_dir(folder, quiet=1)  # as pip does
         command = [sys.executable, "-c", code, folder]
-        runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(11)]
+        runs = [
+            subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(11)
+        ]
     seconds = [float(r.stdout) for r in runs]
     figures = {"import_seconds": statistics.median(seconds), "wheel_bytes": float(archive.tell())}
     print(
@@ -136,23 +161,39 @@ def run(rounds: int, threads: int) -> dict[str, Any]:
         for b in (1, 4, 32, 64)
         for h in (256, 512)
     ]
-    low += [Case(c, "train", 32, h, precision="bfloat16") for c in ("lstm", "gru", "rnn") for h in (256, 512)]
+    low += [
+        Case(c, "train", 32, h, precision="bfloat16")
+        for c in ("lstm", "gru", "rnn")
+        for h in (256, 512)
+    ]
     return {
         "one_sequence": one_sequence(rounds),
         "step": rows(
-            "stream", [Case("lstm", "step", 1, 128, 1, 64)], ["ostinato", BF16, "torch", "onnxruntime"], rounds, threads
+            "stream",
+            [Case("lstm", "step", 1, 128, 1, 64)],
+            ["ostinato", BF16, "torch", "onnxruntime"],
+            rounds,
+            threads,
         ),
         "bfloat16": rows("bfloat16", low, ["ostinato", F32, "torch"], rounds, threads),
         "int8": rows(
             "int8",
-            [Case(c, "infer", 1, h, precision="int8") for c in ("lstm", "gru", "rnn") for h in (512, 1024)],
+            [
+                Case(c, "infer", 1, h, precision="int8")
+                for c in ("lstm", "gru", "rnn")
+                for h in (512, 1024)
+            ],
             ["ostinato", BF16],
             rounds,
             threads,
         ),
         "side_by_side": rows(
             "directions",
-            [Case(c, "infer", 1, h, bidirectional=True) for c in ("lstm", "gru") for h in (64, 128, 256)]
+            [
+                Case(c, "infer", 1, h, bidirectional=True)
+                for c in ("lstm", "gru")
+                for h in (64, 128, 256)
+            ]
             + [Case("lstm", "infer", 1, h, 1000, layers=n) for h in (64, 128) for n in (2, 4)],
             ["ostinato", ONE],
             rounds,
@@ -160,7 +201,11 @@ def run(rounds: int, threads: int) -> dict[str, Any]:
         ),
         "float64": rows(
             "float64",
-            [Case(c, m, 32, 256, precision="float64") for c in ("lstm", "gru", "rnn") for m in ("infer", "train")],
+            [
+                Case(c, m, 32, 256, precision="float64")
+                for c in ("lstm", "gru", "rnn")
+                for m in ("infer", "train")
+            ],
             ["ostinato", "torch"],
             rounds,
             threads,
@@ -178,7 +223,11 @@ def run(rounds: int, threads: int) -> dict[str, Any]:
         ),
         "projected": rows(
             "projected",
-            [Case("lstm", m, 32, 256, variant=v) for v in ("projected", "") for m in ("infer", "train")],
+            [
+                Case("lstm", m, 32, 256, variant=v)
+                for v in ("projected", "")
+                for m in ("infer", "train")
+            ],
             ["ostinato", "torch"],
             rounds,
             threads,

@@ -55,14 +55,23 @@ LIMITS: dict[tuple[str, str], dict[str, float]] = {
 GRID: list[tuple[str, dict[str, Any], str, int, int]] = [
     *[("lstm", {}, p, 16, h) for p in ("float32", "bfloat16", "float16") for h in (256, 512, 1024)],
     *[("gru", {}, p, 16, h) for p in ("float32", "bfloat16") for h in (256, 512, 1024)],
-    *[("lstm", {}, p, b, h) for p, h in (("float32", 64), ("bfloat16", 128), ("float16", 128)) for b in (16, 64)],
+    *[
+        ("lstm", {}, p, b, h)
+        for p, h in (("float32", 64), ("bfloat16", 128), ("float16", 128))
+        for b in (16, 64)
+    ],
     *[("gru", {}, p, b, h) for p, h in (("float32", 64), ("bfloat16", 128)) for b in (16, 64)],
     ("lstm", {"num_layers": 2}, "bfloat16", 16, 512),
     ("lstm", {"bidirectional": True}, "bfloat16", 16, 512),
     ("lstm", {"lengths": True}, "bfloat16", 16, 512),
     ("gru", {"lengths": True}, "float32", 16, 256),
     ("lstm", {}, "float16", 16, 768),
-    *[(c, {}, p, b, 512) for c in ("lstm", "gru") for p in ("float32", "bfloat16") for b in (8, 64)],
+    *[
+        (c, {}, p, b, 512)
+        for c in ("lstm", "gru")
+        for p in ("float32", "bfloat16")
+        for b in (8, 64)
+    ],
     ("lstm", {"num_layers": 2}, "float32", 16, 512),
     ("lstm", {"bidirectional": True}, "float32", 16, 512),
 ]
@@ -100,10 +109,19 @@ def exchange(device: _device.Device, clock: Clock) -> dict[str, Any]:
     """Measure microseconds a step of each way to exchange 1 KB a block among P blocks, one on each multiprocessor."""
     xp, steps, empty, out = device.xp, 1000, 0x7FFFDEAD, {}
     module = xp.RawModule(
-        code=(HERE / "cuda" / "exchange.cu").read_text(), options=("-std=c++17",), enable_cooperative_groups=True
+        code=(HERE / "cuda" / "exchange.cu").read_text(),
+        options=("-std=c++17",),
+        enable_cooperative_groups=True,
     )
     inputs = xp.ones((1 << 25) // 4, np.float32)  # what a step reads beside the words of the others
-    for name in ("exchange_words", "exchange_reading", "exchange_prefetching", "barrier", "grid_sync", "cluster_sync"):
+    for name in (
+        "exchange_words",
+        "exchange_reading",
+        "exchange_prefetching",
+        "barrier",
+        "grid_sync",
+        "cluster_sync",
+    ):
         for blocks in (8,) if name == "cluster_sync" else (2, 4, 8, 16, 32, 64, 128):
             if blocks > device.figures.multiprocessors or (
                 name == "cluster_sync" and device.figures.capability < (9, 0)
@@ -115,9 +133,13 @@ def exchange(device: _device.Device, clock: Clock) -> dict[str, Any]:
             for _ in range(5):
                 slots.fill(empty if name.startswith("exchange") else 0)
                 more = (
-                    (inputs, np.int64(inputs.size // 4)) if name in ("exchange_reading", "exchange_prefetching") else ()
+                    (inputs, np.int64(inputs.size // 4))
+                    if name in ("exchange_reading", "exchange_prefetching")
+                    else ()
                 )
-                seconds.append(clock(lambda: kernel((blocks,), (256,), (slots, np.int32(steps), error, *more))))  # noqa: B023
+                seconds.append(
+                    clock(lambda: kernel((blocks,), (256,), (slots, np.int32(steps), error, *more)))
+                )  # noqa: B023
             if int(error[0]):
                 raise RuntimeError(f"{name} of {blocks} blocks: a wait ended too early")
             out[f"{name} {blocks}"] = statistics.median(seconds) / steps * 1e6
@@ -132,30 +154,55 @@ def accuracy(device: _device.Device, emulated: bool) -> dict[str, dict[str, floa
     for cell in (ost.nn.LSTM, ost.nn.GRU):
         layer = cell(hidden, hidden, rng=0)
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        weights = reference.Weights(*(layer.parameters()[n + "_l0"].astype(np.float64) for n in names))
+        weights = reference.Weights(
+            *(layer.parameters()[n + "_l0"].astype(np.float64) for n in names)
+        )
         run = reference.forward(cell.__name__.lower(), x.astype(np.float64), weights)
         want = reference.backward(run, dy.astype(np.float64))
-        goals = {"outputs": [run.y], "gradients": [want.x, *(getattr(want.weights, n) for n in names)]}
+        goals = {
+            "outputs": [run.y],
+            "gradients": [want.x, *(getattr(want.weights, n) for n in names)],
+        }
         layer._move(device)
         for precision in ("float32", "bfloat16", "float16"):
             layer.precision = precision
             (y, _), pullback = layer.vjp(device.put(x))
             layer.zero_grad()
-            got = {"outputs": [y], "gradients": [pullback(device.put(dy))[0], *(layer.grads[n + "_l0"] for n in names)]}
+            got = {
+                "outputs": [y],
+                "gradients": [
+                    pullback(device.put(dy))[0],
+                    *(layer.grads[n + "_l0"] for n in names),
+                ],
+            }
             for kind, arrays in goals.items():
                 errors = [
-                    float(np.linalg.norm(_device.host(a) - b) / np.linalg.norm(b)) for a, b in zip(got[kind], arrays)
+                    float(np.linalg.norm(_device.host(a) - b) / np.linalg.norm(b))
+                    for a, b in zip(got[kind], arrays)
                 ]
-                out[f"{cell.__name__} {precision} {kind}"] = {"worst": max(errors), **LIMITS[precision, kind]}
+                out[f"{cell.__name__} {precision} {kind}"] = {
+                    "worst": max(errors),
+                    **LIMITS[precision, kind],
+                }
     return out
 
 
 def layer_calls(
-    device: _device.Device, cell: str, options: dict[str, Any], precision: str, steps: int, batch: int, hidden: int
+    device: _device.Device,
+    cell: str,
+    options: dict[str, Any],
+    precision: str,
+    steps: int,
+    batch: int,
+    hidden: int,
 ) -> tuple[dict[str, Callable[[], Any]], str]:
     """Forward and training of ours, and of PyTorch's and FlashRNN's where they run; and what was left out, and why."""
     options, r = dict(options), np.random.default_rng(0)
-    lengths = np.sort(r.integers(1, steps + 1, batch))[::-1].copy() if options.pop("lengths", False) else None
+    lengths = (
+        np.sort(r.integers(1, steps + 1, batch))[::-1].copy()
+        if options.pop("lengths", False)
+        else None
+    )
     layer = {"lstm": ost.nn.LSTM, "gru": ost.nn.GRU}[cell](hidden, hidden, rng=0, **options)
     state = layer.state_dict()
     layer._move(device)
@@ -189,7 +236,10 @@ def layer_calls(
     theirs.load_state_dict({n: torch.from_numpy(a) for n, a in state.items()})
     theirs = theirs.to(dtype)
     theirs.flatten_parameters()
-    leaf, from_above = torch.from_numpy(x).cuda().to(dtype).requires_grad_(True), torch.from_numpy(dy).cuda().to(dtype)
+    leaf, from_above = (
+        torch.from_numpy(x).cuda().to(dtype).requires_grad_(True),
+        torch.from_numpy(dy).cuda().to(dtype),
+    )
 
     def run() -> Any:
         if lengths is None:
@@ -220,7 +270,9 @@ def layer_calls(
     return calls, ""
 
 
-def flashrnn_calls(state: dict[str, Any], x: Any, dy: Any, y: Any) -> tuple[dict[str, Callable[[], Any]], str]:
+def flashrnn_calls(
+    state: dict[str, Any], x: Any, dy: Any, y: Any
+) -> tuple[dict[str, Callable[[], Any]], str]:
     """FlashRNN's two CUDA backends on the same weights, with the input product, which it leaves to its caller."""
     try:
         import torch
@@ -229,7 +281,12 @@ def flashrnn_calls(state: dict[str, Any], x: Any, dy: Any, y: Any) -> tuple[dict
         return {}, f"FlashRNN is not installed: {error}"
     hidden, (steps, batch, _) = y.shape[-1], x.shape
     there = {n: torch.from_numpy(a).cuda().bfloat16() for n, a in state.items()}
-    leaf = torch.from_numpy(np.ascontiguousarray(x.swapaxes(0, 1))).cuda().bfloat16().requires_grad_(True)
+    leaf = (
+        torch.from_numpy(np.ascontiguousarray(x.swapaxes(0, 1)))
+        .cuda()
+        .bfloat16()
+        .requires_grad_(True)
+    )
     above = torch.from_numpy(np.ascontiguousarray(dy.swapaxes(0, 1))).cuda().bfloat16()
     bias = (there["bias_ih_l0"] + there["bias_hh_l0"]).reshape(4, 1, hidden).requires_grad_(True)
     w = there["weight_ih_l0"].requires_grad_(True)
@@ -238,12 +295,17 @@ def flashrnn_calls(state: dict[str, Any], x: Any, dy: Any, y: Any) -> tuple[dict
     out: dict[str, Callable[[], Any]] = {}
     reasons = []
     for backend in ("cuda_fused", "cuda"):
-        for r in (square, square.transpose(-1, -2).contiguous()):  # whichever way round it multiplies
+        for r in (
+            square,
+            square.transpose(-1, -2).contiguous(),
+        ):  # whichever way round it multiplies
             r = r.detach().requires_grad_(True)
 
             def forward(backend: str = backend, r: Any = r) -> Any:
                 inputs = (leaf @ w.T).reshape(batch, steps, 4, 1, hidden)
-                return flashrnn(inputs, r, bias, states=zeros, function="lstm", backend=backend)[0][0][:, :, 0]
+                return flashrnn(inputs, r, bias, states=zeros, function="lstm", backend=backend)[0][
+                    0
+                ][:, :, 0]
 
             def infer(forward: Any = forward) -> Any:
                 with torch.inference_mode():
@@ -261,7 +323,9 @@ def flashrnn_calls(state: dict[str, Any], x: Any, dy: Any, y: Any) -> tuple[dict
                     break
                 reasons.append(f"FlashRNN {backend}: answers differ by {error:.2g}")
             except Exception as error:
-                reasons.append(f"FlashRNN {backend}: {type(error).__name__}: {str(error).splitlines()[0][:100]}")
+                reasons.append(
+                    f"FlashRNN {backend}: {type(error).__name__}: {str(error).splitlines()[0][:100]}"
+                )
                 break
     return out, "; ".join(reasons)
 
@@ -290,7 +354,9 @@ def jax_calls(x: Any, state: dict[str, Any]) -> dict[str, Callable[[], Any]]:
     return {"jax infer": lambda: forward(there).block_until_ready()}
 
 
-def times(device: _device.Device, clock: Clock, emulated: bool, seconds: float) -> list[dict[str, Any]]:
+def times(
+    device: _device.Device, clock: Clock, emulated: bool, seconds: float
+) -> list[dict[str, Any]]:
     """Measure seconds of each case, and ratios to the peers, as far as the time budget reaches."""
     out, end = [], time.monotonic() + seconds
     for cell, options, precision, batch, hidden in GRID:
@@ -360,20 +426,36 @@ def beside_jax(device: _device.Device, clock: Clock, emulated: bool) -> dict[str
 def run_tests(files: list[str], select: str, seconds: float, *prefix: str) -> str:
     """The last line of the tests of the device, perhaps under a tool."""
     paths = [str(TESTS / f) for f in files]
-    command = [*prefix, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header", *paths]
+    command = [
+        *prefix,
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--no-header",
+        *paths,
+    ]
     command += ["-k", select] if select else []
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds)
     except subprocess.TimeoutExpired:
         return f"not finished in {seconds:.0f} s"
-    lines = [line for line in done.stdout.splitlines() if re.search(r"passed|failed|error|ERROR SUMMARY", line)]
+    lines = [
+        line
+        for line in done.stdout.splitlines()
+        if re.search(r"passed|failed|error|ERROR SUMMARY", line)
+    ]
     return f"exit {done.returncode}: " + "; ".join(lines[-3:])
 
 
 def main() -> None:
     """Run all parts and write the figures to a file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--emulated", action="store_true", help="a dry run on the CPU; nothing is saved")
+    parser.add_argument(
+        "--emulated", action="store_true", help="a dry run on the CPU; nothing is saved"
+    )
     emulated = parser.parse_args().emulated
     if emulated:
         sys.path.insert(0, str(TESTS))
@@ -384,7 +466,11 @@ def main() -> None:
     else:
         device = _device.cuda()
     clock = partial(cuda_ladder.seconds_of, device, emulated)
-    figures: dict[str, Any] = {"machine": info(), "devices": ost.cuda.devices(), "library": device.figures.library}
+    figures: dict[str, Any] = {
+        "machine": info(),
+        "devices": ost.cuda.devices(),
+        "library": device.figures.library,
+    }
     path = None
     if not emulated:
         name = figures["devices"][0]["name"].lower().replace(" ", "-")
@@ -413,22 +499,38 @@ def main() -> None:
         "tests",
         lambda: run_tests(
             files,
-            "lstm-float32 or to_and_fro" if emulated else "cuda or DEVICES or every or launch or tiles or words",
+            "lstm-float32 or to_and_fro"
+            if emulated
+            else "cuda or DEVICES or every or launch or tiles or words",
             150,
         ),
     )
     wide = _plan.GpuFigures("emulated", (9, 0), 132, 232448, 1 << 16, clusters=32, library=False)
-    part("plans", lambda: cuda_ladder.ladder(replace(device, figures=wide) if emulated else device, emulated, 100))
+    part(
+        "plans",
+        lambda: cuda_ladder.ladder(
+            replace(device, figures=wide) if emulated else device, emulated, 100
+        ),
+    )
     part("times", lambda: times(device, clock, emulated, 200))
     part("jax", lambda: beside_jax(device, clock, emulated))
     sanitizer = shutil.which("compute-sanitizer")
     for tool in TOOLS if sanitizer and not emulated else ():
         more = ("--target-processes=all", "--error-exitcode=1")
-        part(tool, lambda: run_tests(files[:2], SANITIZED, 45, str(sanitizer), f"--tool={tool}", *more))  # noqa: B023
+        part(
+            tool,
+            lambda: run_tests(files[:2], SANITIZED, 45, str(sanitizer), f"--tool={tool}", *more),
+        )  # noqa: B023
     if not emulated and sanitizer is None:
         print("compute-sanitizer: not found")
-    wrong = [name for name, found in figures.items() if isinstance(found, str) and not found.startswith("exit 0")]
-    wrong += [name for name, row in figures["accuracy"].items() if row["worst"] > row.get("limit", 1.0)]
+    wrong = [
+        name
+        for name, found in figures.items()
+        if isinstance(found, str) and not found.startswith("exit 0")
+    ]
+    wrong += [
+        name for name, row in figures["accuracy"].items() if row["worst"] > row.get("limit", 1.0)
+    ]
     sys.exit(f"not as it should be: {', '.join(wrong)}" if wrong else 0)
 
 

@@ -29,7 +29,10 @@ def profile(hidden: int) -> dict[str, float]:
     words = corpora.shakespeare()[:600_000]
     chars = text.CharModel.fresh("".join(sorted(set(words))), text.TextOptions(hidden=hidden))
     trainer = ost.Trainer(
-        chars.model, ost.losses.CrossEntropy(), ost.optim.AdamW(1e-3, betas=(0.9, 0.99)), clip_norm=1.0
+        chars.model,
+        ost.losses.CrossEntropy(),
+        ost.optim.AdamW(1e-3, betas=(0.9, 0.99)),
+        clip_norm=1.0,
     )
     loader = ost.data.StreamLoader(chars.encode(words), text.BATCH, text.WINDOW)
     trainer.fit(loader, steps=10, progress=False)
@@ -46,7 +49,9 @@ def profile(hidden: int) -> dict[str, float]:
             if name in KERNELS:
                 seconds[name] += entry.inlinetime / 100
                 continue
-        kind = next((k for k, marks in KINDS.items() if any(m in name for m in marks)), "Python and NumPy")
+        kind = next(
+            (k for k, marks in KINDS.items() if any(m in name for m in marks)), "Python and NumPy"
+        )
         seconds[kind] += entry.inlinetime / 100
     return seconds
 
@@ -59,19 +64,31 @@ def main(sizes: list[int]) -> None:
         "64 characters), by profile:"
     )
     lines = ["## The main job's training step", "", about, ""]
-    lines += ["| what | " + " | ".join(f"H = {h}" for h in sizes) + " |", "|---" * (1 + len(sizes)) + "|"]
+    lines += [
+        "| what | " + " | ".join(f"H = {h}" for h in sizes) + " |",
+        "|---" * (1 + len(sizes)) + "|",
+    ]
     for kind in next(iter(tables.values())):
         lines.append(
-            f"| {kind} | " + " | ".join(f"{100 * t[kind] / sum(t.values()):.1f}%" for t in tables.values()) + " |"
+            f"| {kind} | "
+            + " | ".join(f"{100 * t[kind] / sum(t.values()):.1f}%" for t in tables.values())
+            + " |"
         )
-    rest = [1 - sum(v for k, v in t.items() if k.startswith("recurrent")) / sum(t.values()) for t in tables.values()]
+    rest = [
+        1 - sum(v for k, v in t.items() if k.startswith("recurrent")) / sum(t.values())
+        for t in tables.values()
+    ]
     lines += [
         "",
-        "Outside the recurrent kernels: " + ", ".join(f"{100 * r:.1f}% at H = {h}" for r, h in zip(rest, sizes)) + ".",
+        "Outside the recurrent kernels: "
+        + ", ".join(f"{100 * r:.1f}% at H = {h}" for r, h in zip(rest, sizes))
+        + ".",
         "",
     ]
     print("\n".join(lines))
-    (Path(__file__).parent.parent / "docs" / "performance-profile.md").write_text("\n".join(lines) + "\n")
+    (Path(__file__).parent.parent / "docs" / "performance-profile.md").write_text(
+        "\n".join(lines) + "\n"
+    )
 
 
 if __name__ == "__main__":

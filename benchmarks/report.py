@@ -27,12 +27,18 @@ def _share(cases: list[Row], mode: str, keep: Callable[[Row], bool]) -> float:
 
 
 def _mean(cases: list[Row], peer: str, cell: str | None, mode: str) -> float:
-    chosen = [c for c in cases if c["mode"] == mode and (cell is None or c["cell"] == cell) and peer in c["ratio"]]
+    chosen = [
+        c
+        for c in cases
+        if c["mode"] == mode and (cell is None or c["cell"] == cell) and peer in c["ratio"]
+    ]
     return geometric_mean(c["ratio"][peer] for c in chosen)
 
 
 def _worst(rows: list[Row], peer: str, keep: Callable[[Row], bool] = lambda r: True) -> float:
-    return min((r["ratio"][peer] for r in rows if peer in r["ratio"] and keep(r)), default=float("nan"))
+    return min(
+        (r["ratio"][peer] for r in rows if peer in r["ratio"] and keep(r)), default=float("nan")
+    )
 
 
 def lost(cases: list[Row]) -> list[str]:
@@ -51,7 +57,9 @@ def heavier(cases: list[Row]) -> list[str]:
     return [
         f"{c['name']} ({c['memory']['ostinato'] / 1e6:.0f} MB to {c['memory']['torch'] / 1e6:.0f})"
         for c in cases
-        if c["mode"] == "train" and "torch" in c["memory"] and c["memory"]["ostinato"] > c["memory"]["torch"] + slack
+        if c["mode"] == "train"
+        and "torch" in c["memory"]
+        and c["memory"]["ostinato"] > c["memory"]["torch"] + slack
     ]
 
 
@@ -66,10 +74,16 @@ def targets(figures: Row) -> list[tuple[str, float, str, bool]]:
 
     for mode, at128, large in (("infer", 0.80, 0.88), ("train", 0.75, 0.83)):
         at_least(
-            f"{mode}, B >= 16, H = 128: share of peak", at128, _share(cases, mode, lambda c: c["hidden"] == 128), "%"
+            f"{mode}, B >= 16, H = 128: share of peak",
+            at128,
+            _share(cases, mode, lambda c: c["hidden"] == 128),
+            "%",
         )
         at_least(
-            f"{mode}, B >= 16, H >= 256: share of peak", large, _share(cases, mode, lambda c: c["hidden"] >= 256), "%"
+            f"{mode}, B >= 16, H >= 256: share of peak",
+            large,
+            _share(cases, mode, lambda c: c["hidden"] >= 256),
+            "%",
         )
     means = {
         ("torch", "lstm"): (1.4, 1.7),
@@ -85,17 +99,30 @@ def targets(figures: Row) -> list[tuple[str, float, str, bool]]:
                 at_least(f"{cell or 'all cells'}, {mode}: geometric mean over {peer}", target, mean)
     points = sum(bool(c["ratio"]) for c in cases)
     out.append(
-        (f"not slower than the fastest peer at {points} points: lost", 0, str(len(lost(cases))), not lost(cases))
+        (
+            f"not slower than the fastest peer at {points} points: lost",
+            0,
+            str(len(lost(cases))),
+            not lost(cases),
+        )
     )
     out.append(
-        ("memory peak of a training step above torch's: points", 0, str(len(heavier(cases))), not heavier(cases))
+        (
+            "memory peak of a training step above torch's: points",
+            0,
+            str(len(heavier(cases))),
+            not heavier(cases),
+        )
     )
     if not x:
         return out
     for threads, target in ((1, 0.85), (2, 0.75)):
         shares = [r["share"] for r in x["one_sequence"] if r["threads"] == threads]
         at_least(
-            f"B = 1, weights in L2, {threads} threads: share of read bandwidth", target, float(np.median(shares)), "%"
+            f"B = 1, weights in L2, {threads} threads: share of read bandwidth",
+            target,
+            float(np.median(shares)),
+            "%",
         )
     step = x["step"][0]["ratio"]
     bf16 = step["ostinato:precision=bfloat16"]  # how many times faster float32 is, so below 1
@@ -138,10 +165,19 @@ def targets(figures: Row) -> list[tuple[str, float, str, bool]]:
     )
     one = "ostinato:threads=1"
     both = [r["ratio"][one] for r in x["side_by_side"] if r["bidirectional"]]
-    at_least("two directions on two threads over one thread, B = 1: median", 1.8, float(np.median(both)))
+    at_least(
+        "two directions on two threads over one thread, B = 1: median", 1.8, float(np.median(both))
+    )
     at_least("busy machine: two threads over one thread: worst", 0.9, _worst(x["busy"], one))
     spare = x["footprint"]
-    out.append(("import, ms after numpy", 30, f"{1e3 * spare['import_seconds']:.0f}", spare["import_seconds"] <= 0.030))
+    out.append(
+        (
+            "import, ms after numpy",
+            30,
+            f"{1e3 * spare['import_seconds']:.0f}",
+            spare["import_seconds"] <= 0.030,
+        )
+    )
     out.append(("wheel, MB", 3, f"{spare['wheel_bytes'] / 1e6:.1f}", spare["wheel_bytes"] < 3e6))
     return out
 
@@ -151,7 +187,11 @@ def targets_table(figures: Row) -> str:
     lines = ["| what | target | measured | |", "|---|---|---|---|"]
     for name, target, text, met in targets(figures):
         wanted = (
-            f"{100 * target:.0f}%" if text.endswith("%") else f"{target:g}x" if text.endswith("x") else f"{target:g}"
+            f"{100 * target:.0f}%"
+            if text.endswith("%")
+            else f"{target:g}x"
+            if text.endswith("x")
+            else f"{target:g}"
         )
         lines.append(f"| {name} | {wanted} | {text} | {'met' if met else '**short**'} |")
     for title, names in (
@@ -165,8 +205,15 @@ def targets_table(figures: Row) -> str:
 
 def grid(figures: Row) -> str:
     """Return every point of the grid as Markdown: share of peak and ratios."""
-    peers = [p for p in ("torch", "onnxruntime", "keras", "jax") if any(p in c["ratio"] for c in figures["cases"])]
-    lines = ["| case | T | of peak | " + " | ".join(f"x {p}" for p in peers) + " |", "|---" * (3 + len(peers)) + "|"]
+    peers = [
+        p
+        for p in ("torch", "onnxruntime", "keras", "jax")
+        if any(p in c["ratio"] for c in figures["cases"])
+    ]
+    lines = [
+        "| case | T | of peak | " + " | ".join(f"x {p}" for p in peers) + " |",
+        "|---" * (3 + len(peers)) + "|",
+    ]
     for c in figures["cases"]:
         cells = " | ".join(f"{c['ratio'][p]:.2f}" if p in c["ratio"] else "-" for p in peers)
         lines.append(f"| {c['name']} | {c['steps']} | {100 * c['of_peak']:.0f}% | {cells} |")
@@ -200,11 +247,22 @@ def pictures(figures: Row, folder: Path) -> None:
             values = np.full((len(batches), len(hidden)), np.nan)
             for c in cases:
                 if c["cell"] == cell and c["mode"] == mode:
-                    values[batches.index(c["batch"]), hidden.index(c["hidden"])] = min(c["ratio"].values())
-            image = axis.imshow(np.log2(values), cmap="RdYlGn", vmin=-1.5, vmax=3, origin="lower", aspect="auto")
+                    values[batches.index(c["batch"]), hidden.index(c["hidden"])] = min(
+                        c["ratio"].values()
+                    )
+            image = axis.imshow(
+                np.log2(values), cmap="RdYlGn", vmin=-1.5, vmax=3, origin="lower", aspect="auto"
+            )
             for (i, k), v in np.ndenumerate(values):
                 if np.isfinite(v):
-                    axis.text(k, i, f"{v:.1f}" if v < 10 else f"{v:.0f}", ha="center", va="center", fontsize=9)
+                    axis.text(
+                        k,
+                        i,
+                        f"{v:.1f}" if v < 10 else f"{v:.0f}",
+                        ha="center",
+                        va="center",
+                        fontsize=9,
+                    )
             axis.set(
                 title=f"{cell.upper()}, {mode}",
                 xlabel="H",
@@ -221,12 +279,23 @@ def pictures(figures: Row, folder: Path) -> None:
     figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
     threads = figures["threads"]
     peak = float(np.median([c["peak_gflops"] for c in cases])) * threads
-    low = 0.5 * 113 / 117 * peak  # B = 1 from L2: 113 GB/s at two operations every four bytes, beside 117 GFLOP/s
+    low = (
+        0.5 * 113 / 117 * peak
+    )  # B = 1 from L2: 113 GB/s at two operations every four bytes, beside 117 GFLOP/s
     rows = np.logspace(0, np.log2(128), 60, base=2)
     recurrent = np.minimum(peak, low * rows)
-    axis.loglog(rows, 2 / (1 / peak + 1 / recurrent), color="black", label="roofline: half ahead of time, half from L2")
+    axis.loglog(
+        rows,
+        2 / (1 / peak + 1 / recurrent),
+        color="black",
+        label="roofline: half ahead of time, half from L2",
+    )
     for cell, mark in zip(cells, "osD"):
-        points = [c for c in cases if c["cell"] == cell and c["mode"] == "infer" and c["hidden"] in (128, 256)]
+        points = [
+            c
+            for c in cases
+            if c["cell"] == cell and c["mode"] == "infer" and c["hidden"] in (128, 256)
+        ]
         axis.loglog(
             [c["batch"] for c in points],
             [c["gflops"] for c in points],
@@ -246,7 +315,10 @@ def pictures(figures: Row, folder: Path) -> None:
 
 def write(figures: Row) -> None:
     """Print the targets; write docs/performance.md and its pictures."""
-    table, versions = targets_table(figures), ", ".join(f"{k} {v}" for k, v in figures["versions"].items())
+    table, versions = (
+        targets_table(figures),
+        ", ".join(f"{k} {v}" for k, v in figures["versions"].items()),
+    )
     print(table)
     machine = figures["machine"]
     profile, use = ((DOCS / f"performance-{part}.md") for part in ("profile", "use"))

@@ -25,10 +25,15 @@ def main() -> None:
     """Run what fits into the budget."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--budget", type=float, default=3600, help="seconds for the grid; what does not fit is left out and named"
+        "--budget",
+        type=float,
+        default=3600,
+        help="seconds for the grid; what does not fit is left out and named",
     )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--short", action="store_true", help="the cases of the short form, and nothing else")
+    parser.add_argument(
+        "--short", action="store_true", help="the cases of the short form, and nothing else"
+    )
     args = parser.parse_args()
     name = f"{datetime.date.today():%Y-%m-%d}-cpu-{ost.kernels()['chosen']}{'-short' if args.short else ''}.json"
     out = RESULTS / name

@@ -51,7 +51,9 @@ def ratio(seconds: dict[str, list[float]], a: str, b: str) -> float:
     return statistics.median(x / y for x, y in zip(seconds[a], seconds[b]))
 
 
-def torch_calls(cell: str, a: dict[str, Any], lengths: Any, threads: int, want: Any) -> dict[str, Callable[[], Any]]:
+def torch_calls(
+    cell: str, a: dict[str, Any], lengths: Any, threads: int, want: Any
+) -> dict[str, Callable[[], Any]]:
     """PackedSequence, forward and training; {} without torch."""
     try:
         import torch
@@ -89,7 +91,9 @@ def lengths_and_resets(rounds: int) -> list[dict[str, Any]]:
             for hidden in (64, 256):
                 r = np.random.default_rng(0)
                 layer = getattr(ost.nn, cell)(hidden, hidden, rng=0)
-                x, dy = (r.standard_normal((STEPS, batch, hidden)).astype(np.float32) for _ in range(2))
+                x, dy = (
+                    r.standard_normal((STEPS, batch, hidden)).astype(np.float32) for _ in range(2)
+                )
                 lengths = r.permutation(np.linspace(1, STEPS, batch).round().astype(np.int64))
                 resets = r.random((STEPS, batch)) < 0.02
 
@@ -109,15 +113,21 @@ def lengths_and_resets(rounds: int) -> list[dict[str, Any]]:
                     "train states": lambda train=train: train(memory_limit="states"),
                 }
                 a = {"x": x, "dy": dy, "weights": layer.state_dict()}
-                calls |= torch_calls(cell, a, lengths, ost.get_num_threads(), train(lengths=lengths))
+                calls |= torch_calls(
+                    cell, a, lengths, ost.get_num_threads(), train(lengths=lengths)
+                )
                 seconds = alternate(calls, rounds)
                 share = float(lengths.sum()) / (STEPS * batch)
                 row: dict[str, Any] = {"cell": cell, "batch": batch, "hidden": hidden}
                 for mode in ("infer", "train"):
-                    row[f"{mode}: a real step over a dense one"] = ratio(seconds, f"{mode} lengths", mode) / share
+                    row[f"{mode}: a real step over a dense one"] = (
+                        ratio(seconds, f"{mode} lengths", mode) / share
+                    )
                     row[f"{mode}: resets over none"] = ratio(seconds, f"{mode} resets", mode)
                     if f"torch {mode}" in seconds:
-                        row[f"{mode}: over PackedSequence"] = ratio(seconds, f"torch {mode}", f"{mode} lengths")
+                        row[f"{mode}: over PackedSequence"] = ratio(
+                            seconds, f"torch {mode}", f"{mode} lengths"
+                        )
                 row["train: clipped steps over none"] = ratio(seconds, "train clipped", "train")
                 row["train: least memory over no limit"] = ratio(seconds, "train least", "train")
                 row["train: states only over no limit"] = ratio(seconds, "train states", "train")
@@ -164,9 +174,16 @@ def latency(steps: int) -> dict[str, dict[str, float]]:
 
         case = Case("lstm", "step", 1, 128, 1, 64)
         session = onnx_session(
-            case, {**arrays(case), **{n.removesuffix("_l0"): v for n, v in layer.state_dict().items()}}, 1, states=True
+            case,
+            {**arrays(case), **{n.removesuffix("_l0"): v for n, v in layer.state_dict().items()}},
+            1,
+            states=True,
         )
-        feed = {"X": x[None], "H0": np.zeros((1, 1, 128), np.float32), "C0": np.zeros((1, 1, 128), np.float32)}
+        feed = {
+            "X": x[None],
+            "H0": np.zeros((1, 1, 128), np.float32),
+            "C0": np.zeros((1, 1, 128), np.float32),
+        }
 
         def run() -> Any:
             y, feed["H0"], feed["C0"] = session.run(None, feed)
@@ -179,7 +196,9 @@ def latency(steps: int) -> dict[str, dict[str, float]]:
     first = np.asarray(calls["ostinato"]()).copy()
     for name, call in calls.items():
         if name in ("torch", "onnxruntime"):
-            assert np.abs(np.asarray(call()).reshape(first.shape) - first).max() < 1e-5, "answers differ"
+            assert np.abs(np.asarray(call()).reshape(first.shape) - first).max() < 1e-5, (
+                "answers differ"
+            )
     seconds = {name: np.empty(steps) for name in calls}
     part = max(1, steps // 20)
     for begin in range(0, steps, part):  # in turns
@@ -197,7 +216,10 @@ def latency(steps: int) -> dict[str, dict[str, float]]:
             "99%": float(np.percentile(s, 99)) / unit,
             "max": float(s.max()) / unit,
         }
-        print(f"step        {name:28}" + "  ".join(f"{k} {v:.2f}" for k, v in out[name].items()), flush=True)
+        print(
+            f"step        {name:28}" + "  ".join(f"{k} {v:.2f}" for k, v in out[name].items()),
+            flush=True,
+        )
     return out
 
 
@@ -227,7 +249,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=100_000, help="steps of the latency")
-    parser.add_argument("--long", action="store_true", help="a million steps as well: a few minutes")
+    parser.add_argument(
+        "--long", action="store_true", help="a million steps as well: a few minutes"
+    )
     args = parser.parse_args()
     figures: dict[str, Any] = {"machine": info()}
     if args.long:

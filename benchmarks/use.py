@@ -73,13 +73,17 @@ def rows() -> list[Row]:
             for case in (INFER, TRAIN, SMALL)
         ]
     out += [Row(f"{GRU.name}, pause {ms:g} ms", GRU, pause=ms / 1000) for ms in (0, 10, 50)]
-    out += [Row(f"stream step, pause {ms:g} ms", STEP, pause=ms / 1000, calls=40) for ms in (0, 10, 100)]
+    out += [
+        Row(f"stream step, pause {ms:g} ms", STEP, pause=ms / 1000, calls=40) for ms in (0, 10, 100)
+    ]
     for name, text in (
         ("torch", "a torch Linear"),
         ("numpy", "a NumPy product"),
         ("onnxruntime", "an ONNX Runtime call"),
     ):
-        out += [Row(f"{case.name}, right after {text}", case, before=name) for case in (INFER, TRAIN)]
+        out += [
+            Row(f"{case.name}, right after {text}", case, before=name) for case in (INFER, TRAIN)
+        ]
     out += [
         Row("inside a torch model, inference", INFER, inside=True, peers=("torch",)),
         Row("inside a torch model, training", TRAIN, inside=True, peers=("torch",)),
@@ -99,7 +103,10 @@ def rows() -> list[Row]:
         )
         for h in (320, 512)
     ]
-    out += [Row(f"training step, {ms} ms of Python between", TRAIN, before=f"python {ms}") for ms in (5, 20, 50)]
+    out += [
+        Row(f"training step, {ms} ms of Python between", TRAIN, before=f"python {ms}")
+        for ms in (5, 20, 50)
+    ]
     return out
 
 
@@ -145,7 +152,12 @@ def before(name: str) -> Callable[[], object] | None:
     """Return what runs right before each call."""
     if name.startswith("python "):
         return _python(int(name.split()[1]))
-    makers = {"": lambda: None, "torch": _torch_linear, "numpy": _product, "onnxruntime": _onnx_call}
+    makers = {
+        "": lambda: None,
+        "torch": _torch_linear,
+        "numpy": _product,
+        "onnxruntime": _onnx_call,
+    }
     return makers[name]()
 
 
@@ -178,7 +190,11 @@ def _inside_torch(name: str, case: Case, threads: int) -> Callable[[], dict[str,
             def backward(ctx: Any, d: Any) -> Any:
                 return torch.from_numpy(ctx.pullback(d.contiguous().numpy())[0])
 
-        middle = Layer.apply if case.mode == "train" else lambda v: torch.from_numpy(ours(v.numpy())[0].copy())
+        middle = (
+            Layer.apply
+            if case.mode == "train"
+            else lambda v: torch.from_numpy(ours(v.numpy())[0].copy())
+        )
 
     def infer() -> dict[str, Any]:
         with torch.inference_mode():
@@ -217,7 +233,9 @@ def _main_job(name: str, hidden: int, threads: int) -> Callable[[], dict[str, An
     if name == "ostinato":
         adam = ost.optim.AdamW(1e-3, betas=betas)
         trainer = ost.Trainer(model, ost.losses.CrossEntropy(), adam, clip_norm=1.0)
-        batches = [(np.ascontiguousarray(b[:, :-1].T), np.ascontiguousarray(b[:, 1:].T)) for b in ids]
+        batches = [
+            (np.ascontiguousarray(b[:, :-1].T), np.ascontiguousarray(b[:, 1:].T)) for b in ids
+        ]
 
         def ours() -> dict[str, Any]:
             history = trainer.fit(batches, epochs=1, progress=False)
@@ -233,17 +251,25 @@ def _main_job(name: str, hidden: int, threads: int) -> Callable[[], dict[str, An
         torch.nn.Linear(hidden, classes),
     )
     for k, part in enumerate((embed, core, head)):
-        own = {n[2:]: torch.from_numpy(a.copy()) for n, a in model.state_dict().items() if n.startswith(f"{k}.")}
+        own = {
+            n[2:]: torch.from_numpy(a.copy())
+            for n, a in model.state_dict().items()
+            if n.startswith(f"{k}.")
+        }
         part.load_state_dict(own)
     parameters = [p for part in (embed, core, head) for p in part.parameters()]
     adam_w = torch.optim.AdamW(parameters, 1e-3, betas=betas, weight_decay=0.01)
-    tensors = [(torch.from_numpy(b[:, :-1].T.copy()), torch.from_numpy(b[:, 1:].T.copy())) for b in ids]
+    tensors = [
+        (torch.from_numpy(b[:, :-1].T.copy()), torch.from_numpy(b[:, 1:].T.copy())) for b in ids
+    ]
 
     def theirs() -> dict[str, Any]:
         total = 0.0
         for x, target in tensors:
             logits = head(core(embed(x))[0])
-            loss = torch.nn.functional.cross_entropy(logits.reshape(-1, classes), target.reshape(-1))
+            loss = torch.nn.functional.cross_entropy(
+                logits.reshape(-1, classes), target.reshape(-1)
+            )
             adam_w.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -374,7 +400,11 @@ def measure(row: Row, names: list[str], rounds: int, threads: int) -> dict[str, 
     return {
         "name": row.name,
         "seconds": {n: statistics.median(s) for n, s in seconds.items()},
-        "ratio": {n: statistics.median([t / o for t, o in zip(seconds[n], ours)]) for n in names if n != "ostinato"},
+        "ratio": {
+            n: statistics.median([t / o for t, o in zip(seconds[n], ours)])
+            for n in names
+            if n != "ostinato"
+        },
     }
 
 
@@ -407,7 +437,9 @@ def report(figures: dict[str, Any]) -> None:
         "is our time over that of the same calls without a pause. The other columns say how many times faster\n"
         "ostinato is than each peer in the same place."
     )
-    DOCS.write_text("\n".join(["## Calls as programs make them", "", head, "", *table(figures), ""]))
+    DOCS.write_text(
+        "\n".join(["## Calls as programs make them", "", head, "", *table(figures), ""])
+    )
 
 
 def main() -> None:
@@ -416,7 +448,9 @@ def main() -> None:
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="", help="rows whose name has this text")
-    parser.add_argument("--report", metavar="FILE", help="write docs/performance-use.md from a file of results")
+    parser.add_argument(
+        "--report", metavar="FILE", help="write docs/performance-use.md from a file of results"
+    )
     args = parser.parse_args()
     if args.worker:
         return worker(args.worker)
@@ -426,7 +460,9 @@ def main() -> None:
     threads = ost.get_num_threads()
     date = f"{datetime.date.today():%Y-%m-%d}"
     figures: dict[str, Any] = {"machine": info(), "threads": threads, "date": date, "rows": []}
-    print(f"{figures['machine']['cpu']}, {threads} threads; milliseconds, and how many times faster than each peer")
+    print(
+        f"{figures['machine']['cpu']}, {threads} threads; milliseconds, and how many times faster than each peer"
+    )
     for row in rows():
         if args.only not in row.name:
             continue
@@ -436,10 +472,15 @@ def main() -> None:
             continue
         r = measure(row, names, args.rounds, threads)
         figures["rows"].append(r)
-        cells = "  ".join(f"{n} {r['seconds'][n] * 1e3:8.3f} ({r['ratio'][n]:.2f}x)" for n in names[1:])
+        cells = "  ".join(
+            f"{n} {r['seconds'][n] * 1e3:8.3f} ({r['ratio'][n]:.2f}x)" for n in names[1:]
+        )
         print(f"{row.name:50} {r['seconds']['ostinato'] * 1e3:8.3f}  {cells}", flush=True)
     lost = [(r["name"], n, x) for r in figures["rows"] for n, x in r["ratio"].items() if x < 0.97]
-    print(f"lost by more than 3%: {len(lost)}" + "".join(f"\n  {name}: {n} {x:.2f}" for name, n, x in lost))
+    print(
+        f"lost by more than 3%: {len(lost)}"
+        + "".join(f"\n  {name}: {n} {x:.2f}" for name, n, x in lost)
+    )
     if not args.only:
         out = RESULTS / f"{date}-use-{ost.kernels()['chosen']}.json"
         with safetensors.atomic_write(out) as f:

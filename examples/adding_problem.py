@@ -41,17 +41,26 @@ class Adding:
 def main(steps: int = 3000, length: int = 100) -> dict[str, float]:
     test = Adding(length, 500, 4, seed=1)
     errors = {}
-    for name, layer in (("LSTM", ost.nn.LSTM(2, 64, rng=0)), ("tanh RNN", ost.nn.RNN(2, 64, rng=0))):
+    for name, layer in (
+        ("LSTM", ost.nn.LSTM(2, 64, rng=0)),
+        ("tanh RNN", ost.nn.RNN(2, 64, rng=0)),
+    ):
         layer.initialize("glorot", "orthogonal", "zeros")
         if isinstance(layer, ost.nn.LSTM):
-            layer.initialize(chrono=length)  # gates that keep their state for up to T steps, from the start
+            layer.initialize(
+                chrono=length
+            )  # gates that keep their state for up to T steps, from the start
         model = ost.nn.Sequential(layer, ost.nn.Linear(64, 1, rng=1))
         rate = ost.optim.Cosine(5e-3 if name == "LSTM" else 1e-3, steps=steps, final=1e-4)
-        trainer = ost.Trainer(model, ost.losses.MSE(), ost.optim.Adam(rate), clip_norm=1.0, outputs="last")
+        trainer = ost.Trainer(
+            model, ost.losses.MSE(), ost.optim.Adam(rate), clip_norm=1.0, outputs="last"
+        )
         trainer.fit(Adding(length, 50, max(1, steps // 6), seed=0), steps=steps, validation=test)
         errors[name] = trainer.evaluate(test)["loss"]
     for name, error in errors.items():
-        print(f"{name:10} mean squared error {error:.4f}  ({error / BASELINE:.1%} of always answering 1)")
+        print(
+            f"{name:10} mean squared error {error:.4f}  ({error / BASELINE:.1%} of always answering 1)"
+        )
     return errors
 
 

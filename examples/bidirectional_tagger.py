@@ -16,7 +16,12 @@ import numpy as np
 
 import ostinato as ost
 
-KINDS = {tokenize.COMMENT: 1, tokenize.STRING: 2, tokenize.NUMBER: 3, tokenize.NAME: 4}  # 0: anything else
+KINDS = {
+    tokenize.COMMENT: 1,
+    tokenize.STRING: 2,
+    tokenize.NUMBER: 3,
+    tokenize.NAME: 4,
+}  # 0: anything else
 WINDOW = 80  # characters of a sample
 
 
@@ -35,7 +40,9 @@ def tags(source: str) -> np.ndarray:
 def load(files: int) -> tuple[np.ndarray, np.ndarray]:
     """Samples of 80 characters (as ASCII codes) and their tags, cut anywhere: some begin in the middle of a string."""
     paths = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))[:files]
-    texts = [t for t in (p.read_text(encoding="utf-8") for p in paths) if t.isascii() and "\f" not in t]
+    texts = [
+        t for t in (p.read_text(encoding="utf-8") for p in paths) if t.isascii() and "\f" not in t
+    ]
     codes = np.concatenate([np.frombuffer(t.encode(), np.uint8) for t in texts]).astype(np.int64)
     kinds = np.concatenate([tags(t) for t in texts])
     n = len(codes) // WINDOW * WINDOW
@@ -53,14 +60,24 @@ def main(epochs: int = 6, files: int = 60) -> dict[str, float]:
     scores = {}
     for both in (False, True):
         layer = ost.nn.GRU(32, 48, bidirectional=both, batch_first=True, rng=0)
-        model = ost.nn.Sequential(ost.nn.Embedding(128, 32, rng=1), layer, ost.nn.Linear(96 if both else 48, 5, rng=2))
+        model = ost.nn.Sequential(
+            ost.nn.Embedding(128, 32, rng=1), layer, ost.nn.Linear(96 if both else 48, 5, rng=2)
+        )
         trainer = ost.Trainer(
-            model, ost.losses.CrossEntropy(), ost.optim.Adam(4e-3), clip_norm=1.0, metrics={"accuracy": correct}
+            model,
+            ost.losses.CrossEntropy(),
+            ost.optim.Adam(4e-3),
+            clip_norm=1.0,
+            metrics={"accuracy": correct},
         )
         trainer.fit((x[train], target[train]), epochs=epochs)
-        scores["both ways" if both else "forward"] = trainer.evaluate((x[test], target[test]))["accuracy"]
+        scores["both ways" if both else "forward"] = trainer.evaluate((x[test], target[test]))[
+            "accuracy"
+        ]
     for name, score in scores.items():
-        print(f"{name:10} {score:.2%} of {target[test].size:,} unseen characters are tagged correctly")
+        print(
+            f"{name:10} {score:.2%} of {target[test].size:,} unseen characters are tagged correctly"
+        )
     return scores
 
 

@@ -30,12 +30,16 @@ def main(epochs: int = 40) -> float:
     x, target = load()
     order = np.random.default_rng(0).permutation(len(x))
     train, valid, test = np.split(order, [1300, 1500])
-    gru = ost.nn.GRU(1, 64, batch_first=True, rng=0).initialize("glorot", "orthogonal", "zeros", chrono=64)
+    gru = ost.nn.GRU(1, 64, batch_first=True, rng=0).initialize(
+        "glorot", "orthogonal", "zeros", chrono=64
+    )
     model = ost.nn.Sequential(gru, ost.nn.Linear(64, 10, rng=1))
     trainer = ost.Trainer(
         model,
         ost.losses.CrossEntropy(),
-        ost.optim.Adam(ost.optim.Warmup(ost.optim.Cosine(5e-3, steps=41 * epochs, final=1e-4), steps=20)),
+        ost.optim.Adam(
+            ost.optim.Warmup(ost.optim.Cosine(5e-3, steps=41 * epochs, final=1e-4), steps=20)
+        ),
         clip_norm=1.0,
         outputs="last",
         metrics={"accuracy": correct},

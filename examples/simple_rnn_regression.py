@@ -24,7 +24,9 @@ def main(epochs: int = 100) -> float:
     for row, truth, guess in zip(x[:, :, 0], target[:, 0], trainer.predict(x)[:, 0]):
         print(f"{' '.join(f'{v:.1f}' for v in row)} -> {guess:.3f}  (true: {truth:.1f})")
     error = float(np.abs(trainer.predict(x) - target).mean())
-    print(f"loss {history.rows[0]['loss']:.4f} -> {history.rows[-1]['loss']:.6f}; mean absolute error {error:.3f}")
+    print(
+        f"loss {history.rows[0]['loss']:.4f} -> {history.rows[-1]['loss']:.6f}; mean absolute error {error:.3f}"
+    )
     return error
 
 

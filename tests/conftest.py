@@ -14,14 +14,31 @@ import ostinato as ost
 from ostinato import _core, reference
 
 # A shell that starts the tests in the background lets them ignore Ctrl-C, and some tests press it.
-if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+if (
+    threading.current_thread() is threading.main_thread()
+    and signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Relative to the largest value of an array, per element. float32 sums of up to ~100 terms over ~20 steps stay below 2e-6.
 TOLERANCE = {np.dtype(np.float32): 5e-6, np.dtype(np.float64): 1e-13}
-DEVICE_CELLS = ("rnn_tanh", "rnn_relu", "lstm", "lstm_peephole", "gru", "gru_reset_before")  # that run on a GPU
+DEVICE_CELLS = (
+    "rnn_tanh",
+    "rnn_relu",
+    "lstm",
+    "lstm_peephole",
+    "gru",
+    "gru_reset_before",
+)  # that run on a GPU
 CELLS = (*DEVICE_CELLS, "lstm_projected")
-GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "lstm_peephole": 4, "gru": 3, "gru_reset_before": 3}
+GATES = {
+    "rnn_tanh": 1,
+    "rnn_relu": 1,
+    "lstm": 4,
+    "lstm_peephole": 4,
+    "gru": 3,
+    "gru_reset_before": 3,
+}
 GATES |= {"lstm_projected": 4}
 
 
@@ -34,7 +51,8 @@ def native_for_tests() -> Any:
     """The module that only tests need, or a skip that says how to build it."""
     how = "pip install '.[test]' --config-settings=cmake.define.OSTINATO_EMULATED=ON"
     return pytest.importorskip(
-        "ostinato._emulated", reason=f"built without the emulation of GPU kernels and the plain path: {how}"
+        "ostinato._emulated",
+        reason=f"built without the emulation of GPU kernels and the plain path: {how}",
     )
 
 
@@ -85,7 +103,13 @@ def random_weights(
 
 def cast(weights: reference.Weights, dtype: Any) -> list[Any]:
     """weight_ih, weight_hh, bias_ih, bias_hh, weight_peephole, of a projected cell weight_hr, in a dtype."""
-    w = [weights.weight_ih, weights.weight_hh, weights.bias_ih, weights.bias_hh, weights.weight_peephole]
+    w = [
+        weights.weight_ih,
+        weights.weight_hh,
+        weights.bias_ih,
+        weights.bias_hh,
+        weights.weight_peephole,
+    ]
     w += [] if weights.weight_hr is None else [weights.weight_hr]
     return [None if a is None else a.astype(dtype) for a in w]
 
@@ -117,11 +141,17 @@ STACKS: list[dict[str, Any]] = [
     {"num_layers": 2, "bidirectional": True, "dropout": 0.3, "batch_first": True},
     {"learned_state": True, "batch_first": True},
 ]
-SEQUENCES = [np.random.default_rng(n).standard_normal((n, 3)).astype(np.float32) for n in (5, 0, 9, 1, 9, 30)]
+SEQUENCES = [
+    np.random.default_rng(n).standard_normal((n, 3)).astype(np.float32) for n in (5, 0, 9, 1, 9, 30)
+]
 
 
 def flat(state: Any) -> list[Any]:
     """The arrays of a state, of whatever nesting."""
     if state is None:
         return []
-    return [a for s in state for a in flat(s)] if isinstance(state, (tuple, list)) else [np.array(state)]
+    return (
+        [a for s in state for a in flat(s)]
+        if isinstance(state, (tuple, list))
+        else [np.array(state)]
+    )

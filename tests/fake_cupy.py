@@ -13,7 +13,19 @@ import pytest
 
 from ostinato import _device
 
-HOST = (int, float, complex, bool, np.generic, str, type(None), type, np.dtype, slice, type(Ellipsis))
+HOST = (
+    int,
+    float,
+    complex,
+    bool,
+    np.generic,
+    str,
+    type(None),
+    type,
+    np.dtype,
+    slice,
+    type(Ellipsis),
+)
 
 
 class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
@@ -33,7 +45,12 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
         assert method == "__call__", method
         if "out" in kwargs:
             kwargs["out"] = tuple(unwrap(o) for o in kwargs["out"])
-        return wrap(ufunc(*map(unwrap, inputs), **{k: v if k == "out" else unwrap(v) for k, v in kwargs.items()}))
+        return wrap(
+            ufunc(
+                *map(unwrap, inputs),
+                **{k: v if k == "out" else unwrap(v) for k, v in kwargs.items()},
+            )
+        )
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
         return wrap(function(*unwrap(args), **unwrap(kwargs)))
@@ -108,7 +125,9 @@ def wrap(value: Any, keep: bool = False) -> Any:
     if isinstance(value, np.generic):
         return ndarray(np.asarray(value))  # CuPy's scalars are arrays
     if isinstance(value, (tuple, list)) and not isinstance(value, str):
-        return type(value)(wrap(v) if isinstance(v, (np.ndarray, tuple, list)) else v for v in value)
+        return type(value)(
+            wrap(v) if isinstance(v, (np.ndarray, tuple, list)) else v for v in value
+        )
     return value
 
 
@@ -134,7 +153,11 @@ def index_of(index: Any) -> Any:
 
 def asarray(a: Any, dtype: Any = None) -> ndarray:
     return ndarray(
-        np.array(a._a if isinstance(a, ndarray) else a, dtype, copy=None if isinstance(a, ndarray) else True)
+        np.array(
+            a._a if isinstance(a, ndarray) else a,
+            dtype,
+            copy=None if isinstance(a, ndarray) else True,
+        )
     )
 
 

@@ -28,7 +28,10 @@ def report(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_a_case_counts_its_work() -> None:
     assert Case("lstm", "infer", 2, 16, 5).flops == 2 * 4 * 16 * 32 * 5 * 2
     assert Case("gru", "train", 2, 16, 5, 8).flops == 3 * 2 * 3 * 16 * 24 * 5 * 2
-    assert Case("rnn", "infer", 1, 16, 5, layers=2, bidirectional=True).flops == 2 * 2 * 16 * (32 + 48) * 5
+    assert (
+        Case("rnn", "infer", 1, 16, 5, layers=2, bidirectional=True).flops
+        == 2 * 2 * 16 * (32 + 48) * 5
+    )
     assert (
         Case("gru", "infer", 1, 8, variant="reset_before", precision="bfloat16").name
         == "gru-infer-B1-H8-reset_before-bfloat16"
@@ -56,7 +59,10 @@ def test_a_projected_case() -> None:
     answers = make("ostinato", case, 1)()
     assert answers["y"].shape == (4, 3, 4)
     assert answers["weight_hr"].shape == (4, 8)
-    assert Case("lstm", "infer", 3, 8, 4, variant="projected").flops == 2 * (4 * 8 * 12 + 4 * 8) * 4 * 3
+    assert (
+        Case("lstm", "infer", 3, 8, 4, variant="projected").flops
+        == 2 * (4 * 8 * 12 + 4 * 8) * 4 * 3
+    )
 
 
 def test_a_stream_beside_its_whole_sequence() -> None:
@@ -84,7 +90,9 @@ def test_peers_give_the_same_answers() -> None:
     cases = [Case(c, m, 2, 8, 5) for c in ("lstm", "gru", "rnn") for m in ("infer", "train")]
     figures = bench.run(cases, rounds=1, peers=PEERS)
     for row in figures["cases"]:
-        assert set(row["ratio"]) == {p for p in PEERS if row["mode"] == "infer" or p != "onnxruntime"}
+        assert set(row["ratio"]) == {
+            p for p in PEERS if row["mode"] == "infer" or p != "onnxruntime"
+        }
         assert set(row["memory"]) == {"ostinato", *row["ratio"]}
 
 
@@ -92,9 +100,15 @@ def test_a_contender_that_fails_says_why(capsys: pytest.CaptureFixture[str]) -> 
     c = bench.Contender("nobody")
     try:
         with pytest.raises(
-            ChildProcessError, match=r"nobody: the contender's process ended with status 1: (.|\n)*KeyError"
+            ChildProcessError,
+            match=r"nobody: the contender's process ended with status 1: (.|\n)*KeyError",
         ):
-            c.ask(do="prepare", case={"cell": "gru", "mode": "infer", "batch": 1, "hidden": 2}, threads=1, answers="x")
+            c.ask(
+                do="prepare",
+                case={"cell": "gru", "mode": "infer", "batch": 1, "hidden": 2},
+                threads=1,
+                answers="x",
+            )
     finally:
         c.close()
 
@@ -143,6 +157,12 @@ def test_targets(
     assert "lstm-train-B1-H128 (90 MB to 50)" in report.targets_table(bad)
     monkeypatch.setattr(report, "DOCS", tmp_path)
     report.write(good)
-    assert "| train, B >= 16, H = 128: share of peak | 75% | 90% | met |" in (tmp_path / "performance.md").read_text()
-    assert {p.name for p in tmp_path.glob("*.png")} == {"performance-heat.png", "performance-roofline.png"}
+    assert (
+        "| train, B >= 16, H = 128: share of peak | 75% | 90% | met |"
+        in (tmp_path / "performance.md").read_text()
+    )
+    assert {p.name for p in tmp_path.glob("*.png")} == {
+        "performance-heat.png",
+        "performance-roofline.png",
+    }
     assert "geometric mean" in capsys.readouterr().out

@@ -18,7 +18,12 @@ def weights(gates: int = 4, inputs: int = 3, hidden: int = 4, dtype: Any = F) ->
     rng = np.random.default_rng(0)
     return [
         rng.normal(size=s).astype(dtype)
-        for s in ((gates * hidden, inputs), (gates * hidden, hidden), (gates * hidden,), (gates * hidden,))
+        for s in (
+            (gates * hidden, inputs),
+            (gates * hidden, hidden),
+            (gates * hidden,),
+            (gates * hidden,),
+        )
     ]
 
 
@@ -47,15 +52,31 @@ CASES: dict[str, tuple[Any, type[Exception], str]] = {
         TypeError,
         "dropout: expected a number in [0, 1), got None",
     ),
-    "dropout text": (lambda: ost.nn.Dropout("0.5"), TypeError, "rate: expected a number in [0, 1), got '0.5'"),
+    "dropout text": (
+        lambda: ost.nn.Dropout("0.5"),
+        TypeError,
+        "rate: expected a number in [0, 1), got '0.5'",
+    ),
     "clipping": (
         lambda: layer().vjp(X, clip_step_value="a"),
         TypeError,
         "clip_step_value: expected a number above 0, got 'a'",
     ),
-    "no dtype": (lambda: layer(dtype="foo"), TypeError, "dtype: expected float32 or float64, got 'foo'"),
-    "huge sizes": (lambda: ost.nn.LSTM(1, 2**62), ValueError, "weight_ih_l0: expected sizes whose product"),
-    "sizes of Linear": (lambda: ost.nn.Linear(2**40, 2**40), ValueError, "weight: expected sizes whose product"),
+    "no dtype": (
+        lambda: layer(dtype="foo"),
+        TypeError,
+        "dtype: expected float32 or float64, got 'foo'",
+    ),
+    "huge sizes": (
+        lambda: ost.nn.LSTM(1, 2**62),
+        ValueError,
+        "weight_ih_l0: expected sizes whose product",
+    ),
+    "sizes of Linear": (
+        lambda: ost.nn.Linear(2**40, 2**40),
+        ValueError,
+        "weight: expected sizes whose product",
+    ),
     "an array for a name": (
         lambda: layer().vjp(X, outputs=np.zeros(3)),
         ValueError,
@@ -73,7 +94,11 @@ CASES: dict[str, tuple[Any, type[Exception], str]] = {
         TypeError,
         "x: expected dtype float32, got float64; use x.astype(np.float32)",
     ),
-    "integer x": (lambda: call(X.astype(np.int64)), TypeError, "x: expected dtype float32, got int64"),
+    "integer x": (
+        lambda: call(X.astype(np.int64)),
+        TypeError,
+        "x: expected dtype float32, got int64",
+    ),
     "float16 weights": (
         lambda: call(w=weights(dtype=np.float16)),
         TypeError,
@@ -89,7 +114,11 @@ CASES: dict[str, tuple[Any, type[Exception], str]] = {
         TypeError,
         "weight_hh: expected dtype float32, got float64",
     ),
-    "object x": (lambda: call(X.astype(object)), TypeError, "x: expected dtype float32, got object"),
+    "object x": (
+        lambda: call(X.astype(object)),
+        TypeError,
+        "x: expected dtype float32, got object",
+    ),
     # rank and extent
     "rank": (lambda: call(np.zeros((5, 3), F)), ValueError, "x: expected 3 axes, got shape (5, 3)"),
     "inputs": (
@@ -118,17 +147,27 @@ CASES: dict[str, tuple[Any, type[Exception], str]] = {
         "weight_peephole: expected shape (gates, H) = (3, 4), got (4, 3)",
     ),
     "no finite weights": (
-        lambda: ost.functional.pack("lstm", weights()[0], np.full((16, 4), np.nan, F), precision="int8"),
+        lambda: ost.functional.pack(
+            "lstm", weights()[0], np.full((16, 4), np.nan, F), precision="int8"
+        ),
         ValueError,
         "weight_hh: expected finite weights for int8, got nan in row 0",
     ),
-    "h0": (lambda: call(h0=np.zeros((3, 4), F)), ValueError, "h0: expected shape (1, B, H) = (1, 2, 4), got (1, 3, 4)"),
+    "h0": (
+        lambda: call(h0=np.zeros((3, 4), F)),
+        ValueError,
+        "h0: expected shape (1, B, H) = (1, 2, 4), got (1, 3, 4)",
+    ),
     "no inputs": (
         lambda: call(np.zeros((5, 2, 0), F), w=weights(inputs=0)),
         ValueError,
         "weight_ih: expected at least one input",
     ),
-    "no units": (lambda: call(w=weights(hidden=0)), ValueError, "weight_hh: expected shape (4*H, H), got (0, 0)"),
+    "no units": (
+        lambda: call(w=weights(hidden=0)),
+        ValueError,
+        "weight_hh: expected shape (4*H, H), got (0, 0)",
+    ),
     # memory
     "misaligned": (
         lambda: call(misaligned((5, 2, 3))),
@@ -165,10 +204,22 @@ CASES: dict[str, tuple[Any, type[Exception], str]] = {
         ValueError,
         "out: expected shape (T, B, D*H) = (5, 2, 4), got (5, 2, 5)",
     ),
-    "out dtype": (lambda: call(out=np.zeros((5, 2, 4))), TypeError, "out: expected dtype float32, got float64"),
+    "out dtype": (
+        lambda: call(out=np.zeros((5, 2, 4))),
+        TypeError,
+        "out: expected dtype float32, got float64",
+    ),
     # lengths
-    "lengths NaN": (lambda: call(lengths=[1.0, np.nan]), ValueError, "lengths: expected whole numbers, got NaN"),
-    "lengths float": (lambda: call(lengths=[1.0, 2.0]), TypeError, "lengths: expected an integer dtype, got float64"),
+    "lengths NaN": (
+        lambda: call(lengths=[1.0, np.nan]),
+        ValueError,
+        "lengths: expected whole numbers, got NaN",
+    ),
+    "lengths float": (
+        lambda: call(lengths=[1.0, 2.0]),
+        TypeError,
+        "lengths: expected an integer dtype, got float64",
+    ),
     "lengths long": (
         lambda: call(lengths=[5, 6]),
         ValueError,
@@ -179,7 +230,11 @@ CASES: dict[str, tuple[Any, type[Exception], str]] = {
         ValueError,
         "lengths: expected values from 0 to T = 5, got -1 at b = 0",
     ),
-    "lengths shape": (lambda: call(lengths=[5]), ValueError, "lengths: expected shape (B,) = (2,), got (1,)"),
+    "lengths shape": (
+        lambda: call(lengths=[5]),
+        ValueError,
+        "lengths: expected shape (B,) = (2,), got (1,)",
+    ),
     # packed weights
     "packed and more": (
         lambda: call(w=[ost.functional.pack("lstm", *weights()), weights()[1]]),
@@ -197,16 +252,36 @@ CASES: dict[str, tuple[Any, type[Exception], str]] = {
         "family: expected one of 'rnn', 'lstm', 'gru', got 'cnn'",
     ),
     # layers
-    "sizes": (lambda: ost.nn.LSTM(0, 4), ValueError, "input_size: expected a whole number of at least 1, got 0"),
-    "size type": (lambda: ost.nn.LSTM(3.5, 4), TypeError, "input_size: expected a whole number, got 3.5"),  # type: ignore[arg-type]
+    "sizes": (
+        lambda: ost.nn.LSTM(0, 4),
+        ValueError,
+        "input_size: expected a whole number of at least 1, got 0",
+    ),
+    "size type": (
+        lambda: ost.nn.LSTM(3.5, 4),
+        TypeError,
+        "input_size: expected a whole number, got 3.5",
+    ),  # type: ignore[arg-type]
     "size bool": (
         lambda: ost.nn.LSTM(3, True),
         ValueError,
         "hidden_size: expected a whole number of at least 1, got True",
     ),
-    "layers": (lambda: ost.nn.GRU(3, 4, 0), ValueError, "num_layers: expected a whole number of at least 1, got 0"),
-    "dropout": (lambda: ost.nn.GRU(3, 4, dropout=1.0), ValueError, "dropout: expected a number in [0, 1), got 1.0"),
-    "dtype": (lambda: ost.nn.RNN(3, 4, dtype=np.int32), TypeError, "dtype: expected float32 or float64, got int32"),
+    "layers": (
+        lambda: ost.nn.GRU(3, 4, 0),
+        ValueError,
+        "num_layers: expected a whole number of at least 1, got 0",
+    ),
+    "dropout": (
+        lambda: ost.nn.GRU(3, 4, dropout=1.0),
+        ValueError,
+        "dropout: expected a number in [0, 1), got 1.0",
+    ),
+    "dtype": (
+        lambda: ost.nn.RNN(3, 4, dtype=np.int32),
+        TypeError,
+        "dtype: expected float32 or float64, got int32",
+    ),
     "rng": (
         lambda: ost.nn.RNN(3, 4, rng="x"),
         TypeError,
@@ -227,10 +302,26 @@ CASES: dict[str, tuple[Any, type[Exception], str]] = {
         ValueError,
         "x: expected shape (B, T, I) = (*, *, 3), got (5, 2, 9)",
     ),
-    "layer x rank": (lambda: layer()(np.zeros(3, F)), ValueError, "x: expected 2 or 3 axes, got shape (3,)"),
-    "layer dtype": (lambda: layer()(X.astype(np.float64)), TypeError, "x: expected dtype float32, got float64"),
-    "state one": (lambda: layer()(X, np.zeros((1, 2, 4), F)), TypeError, "state: expected a pair (h, c), got ndarray"),
-    "state pair": (lambda: ost.nn.GRU(3, 4)(X, (X, X)), TypeError, "state: expected one array h, got a tuple"),
+    "layer x rank": (
+        lambda: layer()(np.zeros(3, F)),
+        ValueError,
+        "x: expected 2 or 3 axes, got shape (3,)",
+    ),
+    "layer dtype": (
+        lambda: layer()(X.astype(np.float64)),
+        TypeError,
+        "x: expected dtype float32, got float64",
+    ),
+    "state one": (
+        lambda: layer()(X, np.zeros((1, 2, 4), F)),
+        TypeError,
+        "state: expected a pair (h, c), got ndarray",
+    ),
+    "state pair": (
+        lambda: ost.nn.GRU(3, 4)(X, (X, X)),
+        TypeError,
+        "state: expected one array h, got a tuple",
+    ),
     "state shape": (
         lambda: layer()(X, (np.zeros((1, 3, 4), F),) * 2),
         ValueError,
@@ -266,7 +357,11 @@ CASES: dict[str, tuple[Any, type[Exception], str]] = {
         ValueError,
         "input, recurrent: expected one of 'glorot', 'identity', 'orthogonal', 'uniform', 'zeros', got 'he'",
     ),
-    "freeze": (lambda: layer().freeze("nothing*"), KeyError, "pattern: expected to match a parameter among"),
+    "freeze": (
+        lambda: layer().freeze("nothing*"),
+        KeyError,
+        "pattern: expected to match a parameter among",
+    ),
     "linear x": (
         lambda: ost.nn.Linear(3, 4)(np.zeros((2, 5), F)),
         ValueError,
@@ -292,9 +387,21 @@ CASES: dict[str, tuple[Any, type[Exception], str]] = {
         ValueError,
         "name: expected one of 'tanh', 'sigmoid', 'relu', got 'gelu'",
     ),
-    "dropout rate": (lambda: ost.nn.Dropout(-0.1), ValueError, "rate: expected a number in [0, 1), got -0.1"),
-    "sequential empty": (lambda: ost.nn.Sequential(), ValueError, "layers: expected at least one, got none"),
-    "sequential type": (lambda: ost.nn.Sequential(3), TypeError, "layers: expected layers, got int"),  # type: ignore[arg-type]
+    "dropout rate": (
+        lambda: ost.nn.Dropout(-0.1),
+        ValueError,
+        "rate: expected a number in [0, 1), got -0.1",
+    ),
+    "sequential empty": (
+        lambda: ost.nn.Sequential(),
+        ValueError,
+        "layers: expected at least one, got none",
+    ),
+    "sequential type": (
+        lambda: ost.nn.Sequential(3),
+        TypeError,
+        "layers: expected layers, got int",
+    ),  # type: ignore[arg-type]
     "sequential dtype": (
         lambda: ost.nn.Sequential(ost.nn.Linear(1, 1), ost.nn.Linear(1, 1, dtype=np.float64)),
         TypeError,
@@ -315,7 +422,11 @@ CASES: dict[str, tuple[Any, type[Exception], str]] = {
         TypeError,
         "dstate: expected None, since Linear has no state",
     ),
-    "linear no dy": (lambda: ost.nn.Linear(3, 4).vjp(X)[1](), TypeError, "dy: expected an array, got None"),
+    "linear no dy": (
+        lambda: ost.nn.Linear(3, 4).vjp(X)[1](),
+        TypeError,
+        "dy: expected an array, got None",
+    ),
     # losses and optimisers
     "target shape": (
         lambda: ost.losses.MSE()(X, X[:1]),
@@ -342,20 +453,36 @@ CASES: dict[str, tuple[Any, type[Exception], str]] = {
         ValueError,
         "lengths: expected values from 0 to T = 5, got 9 at b = 0",
     ),
-    "huber": (lambda: ost.losses.Huber(0), ValueError, "delta: expected a finite number above 0, got 0"),
+    "huber": (
+        lambda: ost.losses.Huber(0),
+        ValueError,
+        "delta: expected a finite number above 0, got 0",
+    ),
     "smoothing": (
         lambda: ost.losses.CrossEntropy(label_smoothing=1),
         ValueError,
         "label_smoothing: expected a number in [0, 1), got 1",
     ),
-    "rate": (lambda: ost.optim.Adam(-1), ValueError, "lr: expected a finite number of at least 0, got -1"),
-    "betas": (lambda: ost.optim.Adam(betas=(0.9, 1.0)), ValueError, "betas[1]: expected a number in [0, 1), got 1.0"),
+    "rate": (
+        lambda: ost.optim.Adam(-1),
+        ValueError,
+        "lr: expected a finite number of at least 0, got -1",
+    ),
+    "betas": (
+        lambda: ost.optim.Adam(betas=(0.9, 1.0)),
+        ValueError,
+        "betas[1]: expected a number in [0, 1), got 1.0",
+    ),
     "nesterov": (
         lambda: ost.optim.SGD(0.1, nesterov=True),
         ValueError,
         "nesterov: expected momentum above 0 with it, got 0",
     ),
-    "clip": (lambda: ost.optim.clip_by_norm(layer(), 0), ValueError, "max_norm: expected a number above 0, got 0"),
+    "clip": (
+        lambda: ost.optim.clip_by_norm(layer(), 0),
+        ValueError,
+        "max_norm: expected a number above 0, got 0",
+    ),
     "stream": (
         lambda: ost.data.StreamLoader(np.array([1, 2]), 4, 3),
         ValueError,
@@ -366,8 +493,16 @@ CASES: dict[str, tuple[Any, type[Exception], str]] = {
         ValueError,
         "target: expected a shape that begins with (5, 2), got (5, 1, 3)",
     ),
-    "threads": (lambda: ost.set_num_threads(0), ValueError, "n: expected a whole number from 1 to 1024, got 0"),
-    "kernels": (lambda: ost.use_kernels("mmx"), ValueError, "name: expected one of the kernel sets"),
+    "threads": (
+        lambda: ost.set_num_threads(0),
+        ValueError,
+        "n: expected a whole number from 1 to 1024, got 0",
+    ),
+    "kernels": (
+        lambda: ost.use_kernels("mmx"),
+        ValueError,
+        "name: expected one of the kernel sets",
+    ),
 }
 
 
@@ -389,7 +524,13 @@ def test_an_unknown_option_is_an_error() -> None:
 
 def test_parameters_are_read_only() -> None:
     one = layer()
-    for view in (one.parameters()["weight_ih_l0"], one.grads["bias_hh_l0"], one.flat, one.flat_grads, one.vjp(X)[0][0]):
+    for view in (
+        one.parameters()["weight_ih_l0"],
+        one.grads["bias_hh_l0"],
+        one.flat,
+        one.flat_grads,
+        one.vjp(X)[0][0],
+    ):
         with pytest.raises(ValueError, match="read-only"):
             view[...] = 0
     with pytest.raises(KeyError, match="nothing"):
@@ -409,7 +550,12 @@ def test_a_refused_gradient_leaves_the_pullback_usable() -> None:
 
 def test_right_answers_at_the_edges() -> None:
     y, (h, c) = layer()(np.zeros((0, 2, 3), F))
-    assert (y.shape, h.shape, float(abs(h).max()), float(abs(c).max())) == ((0, 2, 4), (1, 2, 4), 0.0, 0.0)
+    assert (y.shape, h.shape, float(abs(h).max()), float(abs(c).max())) == (
+        (0, 2, 4),
+        (1, 2, 4),
+        0.0,
+        0.0,
+    )
     y, _ = layer()(np.zeros((5, 0, 3), F))
     assert y.shape == (5, 0, 4)
     y, h = ost.nn.GRU(1, 1, rng=0)(np.ones((3, 1, 1), F))

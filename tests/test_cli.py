@@ -21,7 +21,9 @@ from ostinato.__main__ import main, parser
 from ostinato.tasks import bench, corpora, models, text
 
 
-def command(*args: str, cwd: Any, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
+def command(
+    *args: str, cwd: Any, check: bool = True, **env: str
+) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [sys.executable, "-m", "ostinato", *args],
         capture_output=True,
@@ -59,7 +61,18 @@ def test_info_says_what_is_missing(capsys: Any, monkeypatch: pytest.MonkeyPatch)
 def model(tmp_path_factory: Any) -> Any:
     folder = tmp_path_factory.mktemp("text")
     done = command(
-        "train", "text", "--corpus", "python", "--steps", "24", "--hidden", "48", "--save", "m", "--json", cwd=folder
+        "train",
+        "text",
+        "--corpus",
+        "python",
+        "--steps",
+        "24",
+        "--hidden",
+        "48",
+        "--save",
+        "m",
+        "--json",
+        cwd=folder,
     )
     return folder, done
 
@@ -71,7 +84,11 @@ def test_train_text(model: Any) -> None:
     assert figures["steps"] == 24
     assert 2 < figures["valid_bits_per_char"] < 5.5  # an untrained model needs about 7 bits
     assert "held out" in done.stderr
-    assert sorted(os.listdir(folder / "m")) == ["checkpoint.safetensors", "log.csv", "model.safetensors"]
+    assert sorted(os.listdir(folder / "m")) == [
+        "checkpoint.safetensors",
+        "log.csv",
+        "model.safetensors",
+    ]
 
 
 @pytest.mark.parametrize("cell", ["gru", "rnn"])
@@ -119,7 +136,9 @@ def test_resume_ends_like_one_run(tmp_path: Any) -> None:
     if child.returncode == 130:  # else it had come to its end before the signal
         assert "interrupted; the checkpoint is in b" in err
     assert (tmp_path / "b" / "model.safetensors").exists()
-    resumed = json.loads(command(*options, "--save", "b", "--resume", cwd=tmp_path).stdout.splitlines()[-1])
+    resumed = json.loads(
+        command(*options, "--save", "b", "--resume", cwd=tmp_path).stdout.splitlines()[-1]
+    )
     assert resumed["valid_bits_per_char"] == whole["valid_bits_per_char"]
 
 
@@ -138,25 +157,49 @@ def test_generate(model: Any) -> None:
 BAD: dict[str, tuple[list[str], str]] = {
     "no file": (["train", "text", "nothing.txt"], "No such file or directory: 'nothing.txt'"),
     "a folder": (["train", "text", "."], "Is a directory"),
-    "a device": (["train", "text", "/dev/zero"], "/dev/zero: expected a regular file, got a device"),
+    "a device": (
+        ["train", "text", "/dev/zero"],
+        "/dev/zero: expected a regular file, got a device",
+    ),
     "stdin twice": (["train", "text", "-", "-"], "FILE: expected '-', the standard input, once"),
-    "no save": (["train", "text", "one.txt", "--overwrite"], "--overwrite: expected --save DIR beside it, got none"),
+    "no save": (
+        ["train", "text", "one.txt", "--overwrite"],
+        "--overwrite: expected --save DIR beside it, got none",
+    ),
     "both ways": (
         ["train", "text", "one.txt", "--save", "x", "--overwrite", "--resume"],
         "--resume: expected one of --resume and --overwrite, got both",
     ),
-    "save is a file": (["train", "text", "one.txt", "--save", "one.txt"], "--save: expected a folder, got the file"),
-    "too large": (["explain", "lstm", "--hidden", "900000"], "--hidden: expected a network that fits into"),
-    "no such cell": (["explain", "tcn"], "CELL: expected lstm, gru, rnn or a folder with a model for text, got 'tcn'"),
-    "another cell's": (["explain", "gru", "--peephole"], "--peephole: expected lstm with it, got gru"),
+    "save is a file": (
+        ["train", "text", "one.txt", "--save", "one.txt"],
+        "--save: expected a folder, got the file",
+    ),
+    "too large": (
+        ["explain", "lstm", "--hidden", "900000"],
+        "--hidden: expected a network that fits into",
+    ),
+    "no such cell": (
+        ["explain", "tcn"],
+        "CELL: expected lstm, gru, rnn or a folder with a model for text, got 'tcn'",
+    ),
+    "another cell's": (
+        ["explain", "gru", "--peephole"],
+        "--peephole: expected lstm with it, got gru",
+    ),
     "out exists": (
         ["bench", "--out", "one.txt"],
         "--out: expected a file that is not there yet, found one.txt; --overwrite replaces it",
     ),
     "out folder": (["bench", "--out", "no/one.txt"], "--out: expected a folder at"),
     "no peers": (["bench", "--peers", ""], "--peers: expected one of"),
-    "one character": (["train", "text", "one.txt"], "FILE: expected at least 1000 characters, got 1 in one.txt"),
-    "empty": (["train", "text", "empty.txt"], "FILE: expected at least 1000 characters, got 0 in empty.txt"),
+    "one character": (
+        ["train", "text", "one.txt"],
+        "FILE: expected at least 1000 characters, got 1 in one.txt",
+    ),
+    "empty": (
+        ["train", "text", "empty.txt"],
+        "FILE: expected at least 1000 characters, got 0 in empty.txt",
+    ),
     "not text": (
         ["train", "text", "binary.txt"],
         "FILE: expected text in UTF-8, got binary.txt with invalid start byte at byte 0",
@@ -169,8 +212,14 @@ BAD: dict[str, tuple[list[str], str]] = {
         ["train", "text", "--corpus", "python", "--hidden", "-3"],
         "--hidden: expected a whole number of at least 1, got -3",
     ),
-    "both": (["train", "text", "one.txt", "--corpus", "python"], "FILE: expected a file or a corpus, got both"),
-    "resume": (["train", "text", "--corpus", "python", "--resume"], "--resume: expected --save DIR beside it"),
+    "both": (
+        ["train", "text", "one.txt", "--corpus", "python"],
+        "FILE: expected a file or a corpus, got both",
+    ),
+    "resume": (
+        ["train", "text", "--corpus", "python", "--resume"],
+        "--resume: expected --save DIR beside it",
+    ),
     "cell": (["train", "text", "--cell", "tcn"], "argument --cell: invalid choice: 'tcn'"),
     "option": (["train", "text", "--hiden", "3"], "unrecognized arguments: --hiden"),
     "no model": (["generate", "."], "DIR: expected a folder with model.safetensors"),
@@ -187,7 +236,10 @@ def test_mistakes_are_one_line(name: str, tmp_path: Any) -> None:
         "binary.txt": b"\xff\xfe\x00" * 999,
     }.items():
         (tmp_path / file).write_bytes(content)
-    for folder, content in {"foreign": b"\x02\0\0\0\0\0\0\0{}", "corrupt": b"garbage garbage garbage"}.items():
+    for folder, content in {
+        "foreign": b"\x02\0\0\0\0\0\0\0{}",
+        "corrupt": b"garbage garbage garbage",
+    }.items():
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "model.safetensors").write_bytes(content)
     args, message = BAD[name]
@@ -222,7 +274,20 @@ def test_a_model_of_one_line(tmp_path: Any) -> None:
     assert len(command("generate", "m", "--length", "7", cwd=tmp_path).stdout) == 7 + 1
     done = command("generate", "m", "--prompt", "aZ", cwd=tmp_path, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    wrong = ["train", "text", "t.txt", "--steps", "4", "--hidden", "8", "--layers", "2", "--save", "m", "--resume"]
+    wrong = [
+        "train",
+        "text",
+        "t.txt",
+        "--steps",
+        "4",
+        "--hidden",
+        "8",
+        "--layers",
+        "2",
+        "--save",
+        "m",
+        "--resume",
+    ]
     done = command(*wrong, cwd=tmp_path, check=False)
     assert done.returncode == 2
     assert "expected a checkpoint of this model and optimiser" in done.stderr
@@ -238,7 +303,9 @@ def test_a_model_is_not_overwritten(model: Any) -> None:
         "--save: expected a folder without a model, found model.safetensors, checkpoint.safetensors, log.csv in m"
         in (done.stderr)
     )
-    assert "--resume continues from the checkpoint, --overwrite replaces what is there" in done.stderr
+    assert (
+        "--resume continues from the checkpoint, --overwrite replaces what is there" in done.stderr
+    )
     done = command(*options, "--save", "n", "--resume", cwd=folder, check=False)
     assert "--resume: expected a checkpoint to continue from, found none in n" in done.stderr
 
@@ -250,7 +317,11 @@ def test_words() -> None:
     assert corpora.known_words("ab", "cab abc " * 200_000) == 0
     assert corpora.known_words("STRASSE", "die Straße") == 1  # one letter that becomes two
     long = "x" * (corpora.CHUNK + 7)
-    for at in (corpora.CHUNK - 2, corpora.CHUNK, 5):  # a word that lies across the border of two pieces
+    for at in (
+        corpora.CHUNK - 2,
+        corpora.CHUNK,
+        5,
+    ):  # a word that lies across the border of two pieces
         assert corpora.known_words("seven eight", long[:at] + " seven " + long) == 0.5
 
 
@@ -263,7 +334,10 @@ def test_bench_in_short_form(tmp_path: Any) -> None:
         assert all(d < bench.TOLERANCE["float32"] for d in c["difference"].values())
         assert c["gflops"] > 0
     done = command("bench", "--peers", "caffe", cwd=tmp_path, check=False)
-    assert "--peers: expected one of 'torch', 'onnxruntime', 'keras', 'jax', got 'caffe'" in done.stderr
+    assert (
+        "--peers: expected one of 'torch', 'onnxruntime', 'keras', 'jax', got 'caffe'"
+        in done.stderr
+    )
 
 
 def test_bench_refuses_wrong_answers() -> None:
@@ -326,7 +400,20 @@ def test_files_are_read_as_text(tmp_path: Any) -> None:
 def test_standard_input_and_several_files(tmp_path: Any) -> None:
     (tmp_path / "a.txt").write_text("abc " * 300)
     done = subprocess.run(
-        [sys.executable, "-m", "ostinato", "train", "text", "a.txt", "-", "--steps", "2", "--hidden", "8", "--json"],
+        [
+            sys.executable,
+            "-m",
+            "ostinato",
+            "train",
+            "text",
+            "a.txt",
+            "-",
+            "--steps",
+            "2",
+            "--hidden",
+            "8",
+            "--json",
+        ],
         input="xyz " * 300,
         capture_output=True,
         text=True,
@@ -371,7 +458,11 @@ def test_a_gigabyte_of_text(tmp_path: Any) -> None:
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
         """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, cwd=tmp_path, check=True
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=True,
     )
     assert int(done.stdout.splitlines()[-1]) * 1024 < 3e9
 
@@ -403,11 +494,24 @@ def test_a_failed_run_leaves_no_folder(tmp_path: Any) -> None:
 
 def test_an_output_that_cannot_show_a_sample_shows_what_it_can(tmp_path: Any) -> None:
     (tmp_path / "t.txt").write_text("жук 日本 a\x1b[2J " * 200)
-    args = ["train", "text", "t.txt", "--steps", "16", "--hidden", "8", "--save", "m", "--overwrite"]
+    args = [
+        "train",
+        "text",
+        "t.txt",
+        "--steps",
+        "16",
+        "--hidden",
+        "8",
+        "--save",
+        "m",
+        "--overwrite",
+    ]
     for encoding in ("ascii", "cp1252", "utf-8"):
         done = command(*args, cwd=tmp_path, PYTHONIOENCODING=encoding)
         assert "held out" in done.stdout
-    done = command("generate", "m", "--length", "300", "--seed", "1", cwd=tmp_path, PYTHONIOENCODING="ascii")
+    done = command(
+        "generate", "m", "--length", "300", "--seed", "1", cwd=tmp_path, PYTHONIOENCODING="ascii"
+    )
     assert done.stdout.isascii()
     assert "\\u" in done.stdout
     assert "\x1b" not in done.stdout
@@ -429,7 +533,10 @@ DAMAGED: dict[str, tuple[str, str]] = {
     "no alphabet": ('{"task": "text", "options": {}}', "without one"),
     "alphabet of numbers": ('{"task": "text", "alphabet": 3, "options": {}}', "without one"),
     "a letter twice": ('{"task": "text", "alphabet": "aa", "options": {}}', "without one"),
-    "newer": (text_facts(attention=8), "with the unknown option 'attention': a newer ostinato wrote it"),
+    "newer": (
+        text_facts(attention=8),
+        "with the unknown option 'attention': a newer ostinato wrote it",
+    ),
     "a huge layer": (text_facts(hidden=20_000), "of shape (16, 64) where (80000, 64) is promised"),
     "many layers": (text_facts(layers=10**9), "with usable options"),
     "more layers": (text_facts(layers=2), "without '1.bias_hh_l1'"),
@@ -522,7 +629,11 @@ def test_help_shows_every_default(name: str, capsys: Any, monkeypatch: pytest.Mo
     out = capsys.readouterr().out
     assert not re.search(r"\bfloat16", out) or ost.cuda.is_available()
     for action in commands()[name]._actions:
-        if action.option_strings and action.default not in (None, "", "==SUPPRESS==") and action.default is not False:
+        if (
+            action.option_strings
+            and action.default not in (None, "", "==SUPPRESS==")
+            and action.default is not False
+        ):
             told = re.split(r"\n  (?=-)", out)
             first = action.option_strings[0]
             entry = next(part for part in told if part.startswith((first + " ", first + ",")))
@@ -556,7 +667,9 @@ FREE = {"--save", "--out", "--prompt"}
 
 
 @pytest.mark.parametrize("name", NEEDED)
-def test_nonsense_is_one_line(name: str, tmp_path: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nonsense_is_one_line(
+    name: str, tmp_path: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "one.txt").write_text("x")
     for action in commands()[name]._actions:
@@ -567,7 +680,12 @@ def test_nonsense_is_one_line(name: str, tmp_path: Any, capsys: Any, monkeypatch
             if not option:
                 args = [*name.split(), value]
             else:
-                args = [*name.split(), *NEEDED[name], option, *([value] if action.nargs != 0 else [])]
+                args = [
+                    *name.split(),
+                    *NEEDED[name],
+                    option,
+                    *([value] if action.nargs != 0 else []),
+                ]
             try:
                 status = main(args)
             except SystemExit as e:
@@ -581,13 +699,43 @@ def test_nonsense_is_one_line(name: str, tmp_path: Any, capsys: Any, monkeypatch
     assert sorted(os.listdir(tmp_path)) == ["one.txt"]
 
 
-def test_explain_takes_what_python_takes(model: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_explain_takes_what_python_takes(
+    model: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, _ = model
     monkeypatch.chdir(folder)
     small = ["--hidden", "8", "--input", "4", "--steps", "20", "--batch", "2"]
-    assert main(["explain", "lstm", *small, "--peephole", "--no-bias", "--batch-first", "--learned-state"]) == 0
+    assert (
+        main(
+            [
+                "explain",
+                "lstm",
+                *small,
+                "--peephole",
+                "--no-bias",
+                "--batch-first",
+                "--learned-state",
+            ]
+        )
+        == 0
+    )
     assert "peephole=True" in capsys.readouterr().out
-    assert main(["explain", "gru", *small, "--reset-before", "--layers", "2", "--dropout", "0.1", "--train"]) == 0
+    assert (
+        main(
+            [
+                "explain",
+                "gru",
+                *small,
+                "--reset-before",
+                "--layers",
+                "2",
+                "--dropout",
+                "0.1",
+                "--train",
+            ]
+        )
+        == 0
+    )
     assert main(["explain", "rnn", *small, "--nonlinearity", "relu", "--measure"]) == 0
     assert "measured" in capsys.readouterr().out
     assert main(["explain", "lstm", *small, "--train", "--memory-limit", "100KB", "--json"]) == 0
@@ -598,7 +746,9 @@ def test_explain_takes_what_python_takes(model: Any, capsys: Any, monkeypatch: p
     assert "--hidden: expected none for a model in a folder" in capsys.readouterr().err
 
 
-def test_bench_names_the_extra_that_is_missing(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bench_names_the_extra_that_is_missing(
+    capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)
     bench.run([], rounds=1)
     out = capsys.readouterr().out
@@ -621,12 +771,17 @@ def test_a_full_disk_behind_standard_output(model: Any) -> None:
             cwd=folder,
             check=False,
         )
-    assert (done.returncode, done.stderr) == (2, "ostinato: [Errno 28] No space left on device: 'standard output'\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "ostinato: [Errno 28] No space left on device: 'standard output'\n",
+    )
 
 
 def test_files_that_are_there_are_told(tmp_path: Any) -> None:
     (tmp_path / "p").write_text("")
-    with pytest.raises(ValueError, match=r"--plot: expected a file that is not there yet, found .*--overwrite"):
+    with pytest.raises(
+        ValueError, match=r"--plot: expected a file that is not there yet, found .*--overwrite"
+    ):
         models.prepare_file("--plot", tmp_path / "p")
     models.prepare_file("--plot", tmp_path / "p", overwrite=True)
     models.prepare_file("--plot", None)

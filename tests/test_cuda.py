@@ -24,7 +24,10 @@ def _asked_anew() -> Any:
 def test_a_reason_or_a_device() -> None:
     assert ost.cuda.is_available() == (ost.cuda.why_not() == "") == (len(ost.cuda.devices()) > 0)
     done = subprocess.run(
-        [sys.executable, "-m", "ostinato", "info", "--json"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "ostinato", "info", "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert json.loads(done.stdout)["cuda"]["why_not"] == ost.cuda.why_not()
 
@@ -52,6 +55,8 @@ def test_every_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not cuda.is_available()
         assert cuda.devices() == []
     facts = {"name": "a GPU", "multiprocessors": 132}
-    importing(SimpleNamespace(why_not=lambda: "", device_count=lambda: 1, device_info=lambda k: facts))
+    importing(
+        SimpleNamespace(why_not=lambda: "", device_count=lambda: 1, device_info=lambda k: facts)
+    )
     assert cuda.is_available()
     assert cuda.devices() == [facts]

@@ -55,9 +55,21 @@ def flags(a: Any) -> Any:
     return None if a is None else np.ascontiguousarray(a).view(np.uint8)
 
 
-def on_cpu(cell: str, p: dict[str, Any], control: dict[str, Any], precision: str = "exact") -> list[Any]:
+def on_cpu(
+    cell: str, p: dict[str, Any], control: dict[str, Any], precision: str = "exact"
+) -> list[Any]:
     make = _native.backend_for(p["x"]).Packed
-    packed = make(cell, p["x"].shape[2], p["h0"].shape[1], 1, False, [p["weights"]], True, p["reverse"], precision)
+    packed = make(
+        cell,
+        p["x"].shape[2],
+        p["h0"].shape[1],
+        1,
+        False,
+        [p["weights"]],
+        True,
+        p["reverse"],
+        precision,
+    )
     one = lambda a: None if a is None else a[None]
     options = {"restart_h": one(p["restart"][0]), "restart_c": one(p["restart"][1]), "repeat": True}
     options |= {"resets": flags(p["resets"]), "mask": flags(p["mask"])}
@@ -65,7 +77,9 @@ def on_cpu(cell: str, p: dict[str, Any], control: dict[str, Any], precision: str
         p["x"], one(p["h0"]), one(p["c0"]), p["lengths"], False, None, True, 0.0, 0, **options
     )
     grads = [None if w is None else np.zeros_like(w) for w in p["weights"]]
-    out = tape.backward(p["dy"], one(p["dh"]), one(p["dc"]), [grads], True, **control_of(p, control, one))
+    out = tape.backward(
+        p["dy"], one(p["dh"]), one(p["dc"]), [grads], True, **control_of(p, control, one)
+    )
     if p["resets"] is None:
         out = (*out[:3], None, None, out[5])
     first = lambda a: None if a is None else a[0]
@@ -80,7 +94,9 @@ def control_of(p: dict[str, Any], control: dict[str, Any], one: Any) -> dict[str
     return out
 
 
-DEVICES = [_device.emulated(), _device.emulated(reverse_order=True)] + ([_device.cuda()] if cuda.is_available() else [])
+DEVICES = [_device.emulated(), _device.emulated(reverse_order=True)] + (
+    [_device.cuda()] if cuda.is_available() else []
+)
 
 
 def on_device(
@@ -101,13 +117,21 @@ def on_device(
     before = None
     if p["resets"] is not None or p["mask"] is not None:
         given: Any = dict.fromkeys(("held", "restarted", "resets_after", "before"))
-        given |= {"steps": steps, "batch": batch, "lengths": lengths, "repeat": True, "from_end": p["reverse"]}
+        given |= {
+            "steps": steps,
+            "batch": batch,
+            "lengths": lengths,
+            "repeat": True,
+            "from_end": p["reverse"],
+        }
         given |= {"resets": put(flags(p["resets"])), "mask": put(flags(p["mask"]))}
         before = _backend.times_table(device, given)
     states = 1 if p["c0"] is None else 2
 
     def pair() -> Any:
-        return tuple(xp.empty((batch, hidden), p["x"].dtype) if k < states else None for k in range(2))
+        return tuple(
+            xp.empty((batch, hidden), p["x"].dtype) if k < states else None for k in range(2)
+        )
 
     def run(train: bool) -> Any:
         y, end = xp.empty((steps, batch, hidden), p["x"].dtype), pair()
@@ -121,16 +145,24 @@ def on_device(
     for a, b in zip((y, h, c), run(False)):  # inference, without a tape
         assert a is None or np.array_equal(_device.host(a), _device.host(b), equal_nan=True)
     grads = [None if a is None else xp.zeros_like(a) for a in weights]
-    control = {n: put(v) if isinstance(v, np.ndarray) else v for n, v in control_of(p, control, lambda a: a).items()}
+    control = {
+        n: put(v) if isinstance(v, np.ndarray) else v
+        for n, v in control_of(p, control, lambda a: a).items()
+    }
     if "dcells" in control:
-        control["dcells"] = None if control["dcells"] is None else _launch.Rows.of(control["dcells"])
+        control["dcells"] = (
+            None if control["dcells"] is None else _launch.Rows.of(control["dcells"])
+        )
     flow = xp.zeros((steps, states, batch), np.float64) if control.pop("flow", False) else None
     dx, d0 = xp.empty(p["x"].shape, p["x"].dtype), pair()
     streams = cell != "gru_reset_before" and flow is None and not control.get("clip_norm")
     backwards = {**forwards, **forced.get("backward", {})}
     if "rows" in forced and not streams:
         backwards["rows"] = 0
-    reset = [xp.zeros(hidden, p["x"].dtype) if p["resets"] is not None and k < states else None for k in range(2)]
+    reset = [
+        xp.zeros(hidden, p["x"].dtype) if p["resets"] is not None and k < states else None
+        for k in range(2)
+    ]
     rows = _launch.Rows.of(put(p["dy"])), _launch.Rows.of(dx)
     call = _launch.Backward(
         kept[0],
@@ -144,7 +176,9 @@ def on_device(
         tuple(reset),
         flow,
     )
-    planned = _launch.plan_of(w, steps, batch, True, flow is not None or bool(control.get("clip_norm")))
+    planned = _launch.plan_of(
+        w, steps, batch, True, flow is not None or bool(control.get("clip_norm"))
+    )
     _launch.backward([call], replace(planned, **backwards), **control)
     norms = None if flow is None else flow.sum(2)
     return [_device.host(a) for a in (y, h, c, dx, *d0, *reset, norms, *grads)]
@@ -159,12 +193,17 @@ def test_every_cell(cell: str, dtype: Any, sizes: Any, kind: str) -> None:
 
 
 CELLS_AND_WORDS = [
-    (c, p) for c in DEVICE_CELLS for p in ("exact", "bfloat16", "float16") if p != "float16" or c == "lstm"
+    (c, p)
+    for c in DEVICE_CELLS
+    for p in ("exact", "bfloat16", "float16")
+    if p != "float16" or c == "lstm"
 ]
 
 
 @pytest.mark.parametrize("hidden", [1, 32, 33, 64, 65, 128])
-@pytest.mark.parametrize(("cell", "precision"), [c for c in CELLS_AND_WORDS if c[0] != "gru_reset_before"])
+@pytest.mark.parametrize(
+    ("cell", "precision"), [c for c in CELLS_AND_WORDS if c[0] != "gru_reset_before"]
+)
 def test_all_steps_in_one_launch(cell: str, precision: str, hidden: int) -> None:
     """Against the same with a launch a step, which is held against the CPU."""
     word, products = 4 if precision == "exact" else 2, _launch.columns_of(cell)[1][1:]
@@ -181,10 +220,14 @@ def test_all_steps_in_one_launch(cell: str, precision: str, hidden: int) -> None
         for k, (name, a) in enumerate(zip(NAMES, want)):
             if a is None:
                 continue
-            limit = {"exact": 1e-6, "bfloat16": 1e-2, "float16": 1e-2}[precision] * max(float(np.linalg.norm(a)), 1e-3)
+            limit = {"exact": 1e-6, "bfloat16": 1e-2, "float16": 1e-2}[precision] * max(
+                float(np.linalg.norm(a)), 1e-3
+            )
             for r in results:
                 assert float(np.linalg.norm(r[k] - a)) <= limit, name
-            assert np.array_equal(results[0][k], results[1][k]), f"{name} depends on the order of threads"
+            assert np.array_equal(results[0][k], results[1][k]), (
+                f"{name} depends on the order of threads"
+            )
 
 
 @pytest.mark.parametrize("hidden", [1, 70])
@@ -199,15 +242,22 @@ def test_blocks_that_stream_the_weights(cell: str, precision: str, rows: int, hi
     ):
         p = problem(cell, np.float32, (5, 19, 3, hidden), kind, reverse)
         want = on_device(cell, p, control, DEVICES[0], precision, register_capacity=0, rows=0)
-        results = [on_device(cell, p, control, device, precision, register_capacity=0, rows=rows) for device in DEVICES]
+        results = [
+            on_device(cell, p, control, device, precision, register_capacity=0, rows=rows)
+            for device in DEVICES
+        ]
         for k, (name, a) in enumerate(zip(NAMES, want)):
             if a is None:
                 continue
             # A ReLU at rest flips by rounding: another sign, another slope.
             limit = (1e-6 if precision == "exact" else 1e-2) * (5 if cell == "rnn_relu" else 1)
             for r in results:
-                assert float(np.linalg.norm(r[k] - a)) <= limit * max(float(np.linalg.norm(a)), 1e-3), name
-            assert np.array_equal(results[0][k], results[1][k]), f"{name} depends on the order of threads"
+                assert float(np.linalg.norm(r[k] - a)) <= limit * max(
+                    float(np.linalg.norm(a)), 1e-3
+                ), name
+            assert np.array_equal(results[0][k], results[1][k]), (
+                f"{name} depends on the order of threads"
+            )
 
 
 def test_plans_that_there_are_not() -> None:
@@ -263,7 +313,9 @@ def compare(cell: str, dtype: Any, sizes: Any, kind: str) -> None:
             if a is not None:
                 for b in others:
                     close(b, a, name, dtype)
-                assert np.array_equal(others[0], others[1]), f"{name} depends on the order of threads"
+                assert np.array_equal(others[0], others[1]), (
+                    f"{name} depends on the order of threads"
+                )
 
 
 # Relative, by the norm: 8 bits of bfloat16 round to 2^-9, 11 of float16 to 2^-12; backward runs in bfloat16 in both.
@@ -294,7 +346,9 @@ def test_operands_of_two_bytes(cell: str, precision: str, sizes: Any) -> None:
             assert float(np.linalg.norm(b - a)) <= limit * scale, name
             if cpu is not None:
                 assert float(np.linalg.norm(b - cpu[k])) <= limit * scale, name
-        assert np.array_equal(results[0][k], results[1][k]), f"{name} depends on the order of threads"
+        assert np.array_equal(results[0][k], results[1][k]), (
+            f"{name} depends on the order of threads"
+        )
 
 
 def test_words_of_two_bytes_are_rounded_to_even() -> None:
@@ -306,8 +360,18 @@ def test_words_of_two_bytes_are_rounded_to_even() -> None:
     device = _device.emulated()
 
     def panels(a: Any, precision: str) -> Any:
-        weights = [a[None], np.zeros((1, 1), np.float32), None, None, None]  # one unit, an input each
-        return _launch.pack(device, "rnn_tanh", weights, precision=precision).fields["panels"][0].ravel()
+        weights = [
+            a[None],
+            np.zeros((1, 1), np.float32),
+            None,
+            None,
+            None,
+        ]  # one unit, an input each
+        return (
+            _launch.pack(device, "rnn_tanh", weights, precision=precision)
+            .fields["panels"][0]
+            .ravel()
+        )
 
     assert np.array_equal(panels(values, "float16").view(np.float16), values.astype(np.float16))
     low = (0, 0x7FFF, 0x8000, 0x8001, 0xFFFF)
@@ -319,8 +383,13 @@ def test_words_of_two_bytes_are_rounded_to_even() -> None:
 
 def test_weights_beyond_float16() -> None:
     w = np.full((1, 1), 70000.0, np.float32)
-    with pytest.raises(ValueError, match="weight_hh: expected weights within the range of float16, 65504, got 7e\\+04"):
-        _launch.pack(_device.emulated(), "rnn_tanh", [w * 0, w, None, None, None], precision="float16")
+    with pytest.raises(
+        ValueError,
+        match="weight_hh: expected weights within the range of float16, 65504, got 7e\\+04",
+    ):
+        _launch.pack(
+            _device.emulated(), "rnn_tanh", [w * 0, w, None, None, None], precision="float16"
+        )
 
 
 def test_launches_that_come_again_are_recorded() -> None:
@@ -343,7 +412,9 @@ def test_launches_that_come_again_are_recorded() -> None:
         _launch.forward([call], (20, 2), _launch.plan_of(w, 20, 2))
         return y.copy()
 
-    kept = [np.empty(n) for n in (20 * 2 * 5 * 4, 2 * 5)]  # working arrays that stay: the first call has others
+    kept = [
+        np.empty(n) for n in (20 * 2 * 5 * 4, 2 * 5)
+    ]  # working arrays that stay: the first call has others
     run()
     action, cell, itemsize, values = seen[-1]
     (layer,) = values["layers"]
@@ -354,8 +425,17 @@ def test_launches_that_come_again_are_recorded() -> None:
         y[:] = np.nan
         assert _emulated.run(action, cell, itemsize, values, False) == want_ran
         assert np.array_equal(y, want)
-    for change in ({"reverse": True}, {"h0": end[0].ctypes.data}, {"x": {**layer["x"], "starts": None, "b": 0}}):
-        assert _emulated.run(action, cell, itemsize, {**values, "layers": [{**layer, **change}]}, False) == 0
+    for change in (
+        {"reverse": True},
+        {"h0": end[0].ctypes.data},
+        {"x": {**layer["x"], "starts": None, "b": 0}},
+    ):
+        assert (
+            _emulated.run(
+                action, cell, itemsize, {**values, "layers": [{**layer, **change}]}, False
+            )
+            == 0
+        )
     assert _emulated.run(action, cell, itemsize, {**values, "launches": 3}, False) == 0
     for k in range(1, 71):  # others take its place
         for _ in range(2):
@@ -365,7 +445,11 @@ def test_launches_that_come_again_are_recorded() -> None:
 
 def test_fields_are_checked_by_name() -> None:
     """The structs of the kernels and of Python have the same fields; an unknown or a missing one is an error that names it."""
-    hints = {name: set(kind.__annotations__) for name, kind in vars(_abi).items() if name.endswith("Fields")}
+    hints = {
+        name: set(kind.__annotations__)
+        for name, kind in vars(_abi).items()
+        if name.endswith("Fields")
+    }
     native = {name: set(fields) for name, fields in _core.device_fields().items()}
     assert native == hints
     values: Any = {"from": 0, "to": 0, "count": 0, "rate": 0.5, "key": 1}
@@ -379,11 +463,15 @@ def test_fields_are_checked_by_name() -> None:
     device = replace(_device.emulated(), run=lambda *call: seen.append(call))
     p = problem("gru", np.float32, (3, 2, 3, 5), "none", False)
     w = _launch.pack(device, "gru", p["weights"])
-    call = _launch.Forward(w, _launch.Rows.of(p["x"]), _launch.Rows.of(p["dy"]), (None, None), (None, None))
+    call = _launch.Forward(
+        w, _launch.Rows.of(p["x"]), _launch.Rows.of(p["dy"]), (None, None), (None, None)
+    )
     _launch.forward([call], (3, 2), _launch.plan_of(w, 3, 2))
     action, cell, itemsize, values = seen[-1]
     del values["layers"][0]["weights"]["bias"]
-    with pytest.raises(ValueError, match=r"forward\.layers\.weights\.bias: expected a value, got none"):
+    with pytest.raises(
+        ValueError, match=r"forward\.layers\.weights\.bias: expected a value, got none"
+    ):
         _emulated.run(action, cell, itemsize, values, False)
 
 

@@ -31,15 +31,30 @@ def test_docstrings(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["functional", "nn", "losses", "optim", "data", "train", "safetensors", "reference", "diagnostics"]
+    "name",
+    [
+        "functional",
+        "nn",
+        "losses",
+        "optim",
+        "data",
+        "train",
+        "safetensors",
+        "reference",
+        "diagnostics",
+    ],
 )
 def test_everything_public_is_documented(name: str) -> None:
     module = importlib.import_module(f"ostinato.{name}")
     for public in module.__all__:
-        assert (getattr(module, public).__doc__ or "").strip() or not callable(getattr(module, public)), public
+        assert (getattr(module, public).__doc__ or "").strip() or not callable(
+            getattr(module, public)
+        ), public
 
 
-@pytest.mark.parametrize("path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name
+)
 def test_python_in_the_documents(path: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     if path.name == "gpu.md" and not ostinato.cuda.is_available():
@@ -56,7 +71,13 @@ def test_the_stubs_of_the_native_module_are_complete() -> None:
     declared = set(re.findall(r"^(?:def|class) (\w+)", stub, re.M))
     native = {n for n in dir(ostinato._core) if not n.startswith("__")}
     assert native <= declared
-    assert declared - native == {"_Packed", "_Tape", "_Stream", "_PackedLinear", "_Sums"}  # what the two dtypes share
+    assert declared - native == {
+        "_Packed",
+        "_Tape",
+        "_Stream",
+        "_PackedLinear",
+        "_Sums",
+    }  # what the two dtypes share
     for name, base in [
         ("PackedFloat32", "_Packed"),
         ("TapeFloat64", "_Tape"),
@@ -91,10 +112,15 @@ def test_the_stubs_name_the_arguments_of_the_native_module() -> None:
         if native is None:
             continue
         base = classes[ast.unparse(node.bases[0])] if node.bases else node
-        for method in (m for m in base.body if isinstance(m, ast.FunctionDef) and not m.decorator_list):
+        for method in (
+            m for m in base.body if isinstance(m, ast.FunctionDef) and not m.decorator_list
+        ):
             text = getattr(native, method.name).__doc__
             if "arg0" in text:  # bound without names: the count is what there is to compare
-                assert text.split("\n")[0].count("arg") == len(stub_arguments(method)), (name, method.name)
+                assert text.split("\n")[0].count("arg") == len(stub_arguments(method)), (
+                    name,
+                    method.name,
+                )
             else:
                 assert native_arguments(text) == stub_arguments(method), (name, method.name)
             seen += 1

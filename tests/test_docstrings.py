@@ -60,7 +60,9 @@ def members(cls: type) -> Iterator[tuple[str, Any]]:
     """Yield the public methods and properties of a class, inherited ones of ours included."""
     for name in dir(cls):
         owner = next((c for c in cls.__mro__ if name in vars(c)), object)
-        if (name.startswith("_") and name != "__call__") or not owner.__module__.startswith("ostinato"):
+        if (name.startswith("_") and name != "__call__") or not owner.__module__.startswith(
+            "ostinato"
+        ):
             continue
         value = inspect.getattr_static(cls, name)
         value = getattr(value, "__func__", value)
@@ -81,14 +83,21 @@ def entries(doc: str, title: str) -> list[str]:
 
 def arguments(function: Any) -> list[str]:
     """Return the names of arguments as a docstring has them."""
-    stars: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    stars: dict[Any, str] = {
+        inspect.Parameter.VAR_POSITIONAL: "*",
+        inspect.Parameter.VAR_KEYWORD: "**",
+    }
     given = inspect.signature(function).parameters.values()
     return [stars.get(p.kind, "") + p.name for p in given if p.name not in ("self", "cls")]
 
 
 def gives(function: Any) -> bool:
     """Whether a function returns a value."""
-    return inspect.signature(function).return_annotation not in ("None", None, inspect.Signature.empty)
+    return inspect.signature(function).return_annotation not in (
+        "None",
+        None,
+        inspect.Signature.empty,
+    )
 
 
 CALLABLES = {
@@ -96,7 +105,9 @@ CALLABLES = {
     for name, thing in exported()
     for method, value in [("", thing), *(members(thing) if inspect.isclass(thing) else ())]
 }
-FUNCTIONS = {n: f for n, f in CALLABLES.items() if not inspect.isclass(f) and not isinstance(f, property)}
+FUNCTIONS = {
+    n: f for n, f in CALLABLES.items() if not inspect.isclass(f) and not isinstance(f, property)
+}
 CLASSES = {n: c for n, c in CALLABLES.items() if inspect.isclass(c)}
 
 
@@ -149,7 +160,9 @@ def test_classes_document_their_arguments(name: str) -> None:
 @pytest.mark.parametrize("name", CALLABLES)
 def test_documented_errors_are_errors(name: str) -> None:
     for error in entries(documentation(name), "Raises"):
-        kind = getattr(builtins, error, None) or getattr(importlib.import_module("ostinato.train"), error)
+        kind = getattr(builtins, error, None) or getattr(
+            importlib.import_module("ostinato.train"), error
+        )
         assert issubclass(kind, BaseException)
 
 
@@ -176,7 +189,9 @@ def docstrings() -> Iterator[tuple[str, str]]:
     """Yield every docstring of the package, private ones included, with its place."""
     for path in sorted(Path(ost.__file__).parent.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(
+                node
+            ):
                 yield f"{path.name}:{getattr(node, 'name', '')}", str(ast.get_docstring(node))
 
 

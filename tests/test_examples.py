@@ -34,7 +34,9 @@ def test_adding_problem() -> None:
 
 
 def test_sequential_digits() -> None:
-    pytest.importorskip("sklearn", reason="scikit-learn is not installed: pip install 'ostinato[test]'")
+    pytest.importorskip(
+        "sklearn", reason="scikit-learn is not installed: pip install 'ostinato[test]'"
+    )
     assert load("sequential_digits").main(epochs=8) > 0.6
 
 
@@ -44,5 +46,10 @@ def test_bidirectional_tagger() -> None:
 
 
 def test_all_examples_are_tested() -> None:
-    tested = {"simple_rnn_regression", "adding_problem", "sequential_digits", "bidirectional_tagger"}
+    tested = {
+        "simple_rnn_regression",
+        "adding_problem",
+        "sequential_digits",
+        "bidirectional_tagger",
+    }
     assert {p.stem for p in EXAMPLES.glob("*.py")} == tested

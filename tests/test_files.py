@@ -71,18 +71,30 @@ BAD = {
     "deep": (struct.pack("<Q", 100_000) + b"[" * 100_000, "a header that is not JSON"),
     "not json": (file_of(b"{nonsense"), "a header that is not JSON"),
     "a list": (file_of([1, 2]), "a header that is not an object"),
-    "dtype": (file_of({"w": {"dtype": "F7", "shape": [1], "data_offsets": [0, 4]}}, b"0000"), "a bad entry for 'w'"),
+    "dtype": (
+        file_of({"w": {"dtype": "F7", "shape": [1], "data_offsets": [0, 4]}}, b"0000"),
+        "a bad entry for 'w'",
+    ),
     "truncated": (
         file_of({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, b"0000"),
         "byte range 0:8 for 'w' of shape (2,) in a body of 4 bytes",
     ),
-    "range": (file_of({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, b"0000"), "byte range 0:4"),
-    "negative": (file_of({"w": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}, b"0000"), "byte range 4:0"),
+    "range": (
+        file_of({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, b"0000"),
+        "byte range 0:4",
+    ),
+    "negative": (
+        file_of({"w": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}, b"0000"),
+        "byte range 4:0",
+    ),
     "a negative shape": (
         file_of({"w": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, b"0000"),
         "the number -1 in its header",
     ),
-    "overflow": (file_of({"w": {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 0]}}), "byte range 0:0"),
+    "overflow": (
+        file_of({"w": {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 0]}}),
+        "byte range 0:0",
+    ),
     "no shape": (file_of({"w": {"dtype": "F32"}}), "a bad entry for 'w'"),
     "metadata": (file_of({"__metadata__": {"a": 3}}), "metadata that is not text"),
     "overlap": (
@@ -163,7 +175,9 @@ def _mutations() -> list[bytes]:
         words = bytearray(text)
         for _ in range(rng.integers(1, 3)):
             at, width = int(rng.integers(len(words))), int(rng.integers(1, 4))
-            piece = bytes(rng.choice(bytearray(b'0123456789-.eE[]{},:"ntF\\u \x00\xff'), width).tolist())
+            piece = bytes(
+                rng.choice(bytearray(b'0123456789-.eE[]{},:"ntF\\u \x00\xff'), width).tolist()
+            )
             kind = rng.integers(4)
             if kind == 0:
                 words[at : at + width] = piece
@@ -200,7 +214,9 @@ def test_what_the_reference_implementation_refuses_is_refused(tmp_path: Any) -> 
         if ours is not None:
             counts["both"] += 1
             assert set(ours) == set(wanted)
-            assert all(np.array_equal(ours[n], v) and ours[n].dtype == v.dtype for n, v in wanted.items())
+            assert all(
+                np.array_equal(ours[n], v) and ours[n].dtype == v.dtype for n, v in wanted.items()
+            )
     assert all(r.startswith(f"{path}: expected a safetensors file, got") for r in refusals)
     assert counts["both"] > 10
     assert counts["neither"] > 1000
@@ -232,7 +248,9 @@ def test_a_flipped_bit_is_told(tmp_path: Any) -> None:
 
 
 def test_a_copy_by_another_program_fits_its_checksum(tmp_path: Any) -> None:
-    theirs = pytest.importorskip("safetensors", reason="safetensors is not installed: pip install 'ostinato[test]'")
+    theirs = pytest.importorskip(
+        "safetensors", reason="safetensors is not installed: pip install 'ostinato[test]'"
+    )
     numpy_side = pytest.importorskip("safetensors.numpy")
     safetensors.save(tmp_path / "x", tensors(), {"k": "v"})
     with theirs.safe_open(tmp_path / "x", "np") as f:
@@ -271,7 +289,9 @@ def test_only_regular_files_are_read(tmp_path: Any) -> None:
 
 def test_nothing_is_allocated_for_what_is_not_there(tmp_path: Any) -> None:
     huge = file_of({"w": {"dtype": "F32", "shape": [2**34], "data_offsets": [0, 2**36]}}, b"0000")
-    many = {f"w{k}": {"dtype": "U8", "shape": [10**5], "data_offsets": [0, 10**5]} for k in range(500)}
+    many = {
+        f"w{k}": {"dtype": "U8", "shape": [10**5], "data_offsets": [0, 10**5]} for k in range(500)
+    }
     tracemalloc.start()
     try:
         for content in (huge, file_of(many, bytes(10**5))):
@@ -286,7 +306,12 @@ def test_nothing_is_allocated_for_what_is_not_there(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("values", "metadata", "error", "message"),
     [
-        ({"__metadata__": np.ones(1)}, None, ValueError, "expected names other than '__metadata__'"),
+        (
+            {"__metadata__": np.ones(1)},
+            None,
+            ValueError,
+            "expected names other than '__metadata__'",
+        ),
         ({3: np.ones(1)}, None, TypeError, "expected names that are text, got 3"),
         ({"\ud800": np.ones(1)}, None, ValueError, "expected text that UTF-8 can write"),
         ({}, {"a": 3}, TypeError, "metadata: expected text for text, got 'a': 3"),
@@ -361,21 +386,27 @@ def test_parts_of_the_dead_are_cleared_and_those_of_the_living_kept(tmp_path: An
 def test_a_foreign_model_is_refused_whole(tmp_path: Any) -> None:
     nn.Linear(2, 2).save(tmp_path / "x")
     with pytest.raises(
-        KeyError, match=r"missing \['weight_ih_l0'.*unknown \['bias', 'weight'\]|missing .*unknown \['weight', 'bias'\]"
+        KeyError,
+        match=r"missing \['weight_ih_l0'.*unknown \['bias', 'weight'\]|missing .*unknown \['weight', 'bias'\]",
     ):
         nn.GRU(2, 2).load(tmp_path / "x")
     with pytest.raises(FileNotFoundError):
         nn.GRU(2, 2).load(tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match="path: expected a folder at"):
         nn.GRU(2, 2).save(tmp_path / "no" / "x")
-    with pytest.raises(TypeError, match="w: expected a dtype that safetensors knows, got complex128"):
+    with pytest.raises(
+        TypeError, match="w: expected a dtype that safetensors knows, got complex128"
+    ):
         safetensors.save(tmp_path / "y", {"w": np.zeros(2, complex)})
     assert not (tmp_path / "y").exists()
 
 
 def run(code: str, *args: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code), *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", textwrap.dedent(code), *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 

@@ -44,11 +44,15 @@ def test_gradients_against_finite_differences(cell: str) -> None:
         return float((y * dy.ravel()).sum() + (cn * dc.ravel()[: cn.size]).sum())
 
     _, _, grads = _native.plain_run(cell, *sizes, arrays, dy, dc)
-    names = [n for n in grads if arrays[n].size and (n != "c0" or _native.plain_cells()[cell][2] > 1)]
+    names = [
+        n for n in grads if arrays[n].size and (n != "c0" or _native.plain_cells()[cell][2] > 1)
+    ]
     assert {"weight_ih", "bias_ih", "x", "h0"} <= set(names)
     for name in names:
         numeric = numeric_gradient(loss, arrays[name]).ravel()
-        np.testing.assert_allclose(grads[name], numeric, rtol=1e-6, atol=1e-8, err_msg=f"{cell}: d{name}")
+        np.testing.assert_allclose(
+            grads[name], numeric, rtol=1e-6, atol=1e-8, err_msg=f"{cell}: d{name}"
+        )
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -64,7 +68,9 @@ def test_plain_path_against_the_reference(cell: str) -> None:
     y, _, grads = _native.plain_run(cell, *sizes, arrays, dy, dc)
     np.testing.assert_allclose(y, run.y.ravel(), rtol=1e-12, atol=1e-14)
     for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
-        np.testing.assert_allclose(grads[name], getattr(g.weights, name).ravel(), rtol=1e-10, atol=1e-12, err_msg=name)
+        np.testing.assert_allclose(
+            grads[name], getattr(g.weights, name).ravel(), rtol=1e-10, atol=1e-12, err_msg=name
+        )
     np.testing.assert_allclose(grads["x"], g.x.ravel(), rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(grads["h0"], g.h0.ravel(), rtol=1e-10, atol=1e-12)
 

@@ -57,7 +57,10 @@ def test_golden(case: dict[str, Any], kernel_set: str) -> None:
         weights: list[Any] = [gates(w[d]), gates(r[d]), None, None]
         if arrays["B"] is not None:
             weights[2:] = [gates(b) for b in np.split(arrays["B"][d], 2)]
-        options: dict[str, Any] = {"lengths": lengths, "reverse": case["direction"] == "reverse" or d == 1}
+        options: dict[str, Any] = {
+            "lengths": lengths,
+            "reverse": case["direction"] == "reverse" or d == 1,
+        }
         h0 = None if arrays["initial_h"] is None else arrays["initial_h"][d]
         if op == "LSTM":
             if arrays["P"] is not None:
@@ -67,14 +70,22 @@ def test_golden(case: dict[str, Any], kernel_set: str) -> None:
             y, (h, c) = ost.functional.lstm(x, *weights, h0, c0, **options)
             cs.append(c)
         elif op == "GRU":
-            y, h = ost.functional.gru(x, *weights, h0, reset_after=bool(case["linear_before_reset"]), **options)
+            y, h = ost.functional.gru(
+                x, *weights, h0, reset_after=bool(case["linear_before_reset"]), **options
+            )
         else:
             relu = bool(case["activations"]) and case["activations"][d].lower() == "relu"
-            y, h = ost.functional.rnn(x, *weights, h0, nonlinearity="relu" if relu else "tanh", **options)
+            y, h = ost.functional.rnn(
+                x, *weights, h0, nonlinearity="relu" if relu else "tanh", **options
+            )
         ys.append(y)
         hs.append(h)
     compared = 0
-    for name, got in (("Y", np.stack(ys, 1)), ("Y_h", np.stack(hs)), ("Y_c", np.stack(cs) if cs else None)):
+    for name, got in (
+        ("Y", np.stack(ys, 1)),
+        ("Y_h", np.stack(hs)),
+        ("Y_c", np.stack(cs) if cs else None),
+    ):
         if case.get(name) is not None:
             want = np.array(case[name], f)
             np.testing.assert_allclose(

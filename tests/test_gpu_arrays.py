@@ -130,7 +130,10 @@ def test_layers(gpu: Gpu, cell: str, options: str, kind: str) -> None:
     for name, gate in pullback.gates.items():
         agree(gpu, pullback2.gates[name], gate, name)
     dy = r.standard_normal(y.shape).astype(np.float32)
-    dstate = tuple(r.standard_normal(s.shape).astype(np.float32) for s in (state if cell == "LSTM" else (state,)))
+    dstate = tuple(
+        r.standard_normal(s.shape).astype(np.float32)
+        for s in (state if cell == "LSTM" else (state,))
+    )
     d = dstate if cell == "LSTM" else dstate[0]
     agree(gpu, pullback2(put(gpu, dy), put(gpu, d)), pullback(dy, d), "dx, dstate")
     agree(gpu, there.flat_grads, layer.flat_grads, "gradients")
@@ -164,13 +167,25 @@ def test_functions(gpu: Gpu, cell: str, dtype: Any) -> None:
         _, pullback = vjp(x, *weights, **options, **both, reverse=reverse)
         _, pullback2 = vjp(put(gpu, x), *put(gpu, weights), **theirs, reverse=reverse)
         cuts, dy = r.random((7, 2)) < 0.2, draw(7, 2, 5)
-        _, pullback3 = vjp(put(gpu, x), *put(gpu, weights), **theirs, reverse=reverse, memory_limit="states")
-        agree(gpu, tuple(pullback3(put(gpu, dy), cuts=put(gpu, cuts))), tuple(pullback(dy, cuts=cuts)), cell)
+        _, pullback3 = vjp(
+            put(gpu, x), *put(gpu, weights), **theirs, reverse=reverse, memory_limit="states"
+        )
+        agree(
+            gpu,
+            tuple(pullback3(put(gpu, dy), cuts=put(gpu, cuts))),
+            tuple(pullback(dy, cuts=cuts)),
+            cell,
+        )
         if family != "rnn":
             with pytest.raises(TypeError, match="gates: expected a pass that keeps them"):
                 _ = pullback3.gates
         for _ in range(2):  # a pullback here holds no state
-            agree(gpu, tuple(pullback2(put(gpu, dy), cuts=put(gpu, cuts))), tuple(pullback(dy, cuts=cuts)), cell)
+            agree(
+                gpu,
+                tuple(pullback2(put(gpu, dy), cuts=put(gpu, cuts))),
+                tuple(pullback(dy, cuts=cuts)),
+                cell,
+            )
 
 
 @pytest.mark.parametrize("options", ["plain", "both ways"])
@@ -196,10 +211,14 @@ def test_ragged_flags(gpu: Gpu, options: str, limit: Any, outputs: str) -> None:
     layer = ost.nn.LSTM(3, 5, **OPTIONS[options], rng=0)
     there, r = moved(layer), np.random.default_rng(1)
     x = ost.Ragged(r.standard_normal((13, 3)).astype(np.float32), [0, 0, 4, 4, 11, 13, 13])
-    flags = {n: r.random(13) < share for n, share in (("mask", 0.7), ("resets", 0.2), ("cuts", 0.2))}
+    flags = {
+        n: r.random(13) < share for n, share in (("mask", 0.7), ("resets", 0.2), ("cuts", 0.2))
+    }
     theirs = dict(zip(flags, put(gpu, list(flags.values()))))
     (y, state), pullback = layer.vjp(x, rng=2, outputs=outputs, memory_limit=limit, **flags)
-    (y2, state2), pullback2 = there.vjp(put(gpu, x), rng=2, outputs=outputs, memory_limit=limit, **theirs)
+    (y2, state2), pullback2 = there.vjp(
+        put(gpu, x), rng=2, outputs=outputs, memory_limit=limit, **theirs
+    )
     agree(gpu, (y2, state2), (y, state))
     dy = y.like(y.rows) if outputs == "all" else y
     agree(gpu, pullback2(put(gpu, dy)), pullback(dy))
@@ -220,7 +239,9 @@ def test_outputs_and_segments(gpu: Gpu, options: str, limit: Any, outputs: str) 
     }
     (y, state), pullback = layer.vjp(x, outputs=outputs, memory_limit=limit, rng=3, **times)
     theirs = dict(zip(times, put(gpu, list(times.values()))))
-    (y2, state2), pullback2 = there.vjp(put(gpu, x), outputs=outputs, memory_limit=limit, rng=3, **theirs)
+    (y2, state2), pullback2 = there.vjp(
+        put(gpu, x), outputs=outputs, memory_limit=limit, rng=3, **theirs
+    )
     agree(gpu, (y2, state2), (y, state))
     dy = None if y is None else np.ones_like(y)
     agree(gpu, pullback2(put(gpu, dy), put(gpu, state)), pullback(dy, state))
@@ -268,7 +289,9 @@ def test_products_of_the_library(gpu: Gpu, cell: str, form: str, options: str) -
     agree(gpu, there.flat_grads, layer.flat_grads)
 
 
-@pytest.mark.parametrize("sizes", [(0, 2, 3, 4), (3, 0, 3, 4), (1, 1, 1, 1), (2, 3, 1, 33)], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [(0, 2, 3, 4), (3, 0, 3, 4), (1, 1, 1, 1), (2, 3, 1, 33)], ids=str
+)
 def test_every_shape(gpu: Gpu, sizes: tuple[int, int, int, int]) -> None:
     steps, batch, inputs, hidden = sizes
     layer = ost.nn.LSTM(inputs, hidden, 2, bidirectional=True, rng=0)
@@ -312,9 +335,15 @@ def test_training(gpu: Gpu, optimizer: Any) -> None:
     target, lengths = r.integers(0, 11, (30, 8)), r.integers(1, 9, 30)
     results = []
     for model in (model_of(), model_of().to("cuda")):
-        trainer = ost.Trainer(model, ost.losses.CrossEntropy(label_smoothing=0.1), optimizer(), clip_norm=0.5)
+        trainer = ost.Trainer(
+            model, ost.losses.CrossEntropy(label_smoothing=0.1), optimizer(), clip_norm=0.5
+        )
         history = trainer.fit(
-            (x, target, lengths), validation=(x[:7], target[:7]), epochs=2, batch_size=8, progress=False
+            (x, target, lengths),
+            validation=(x[:7], target[:7]),
+            epochs=2,
+            batch_size=8,
+            progress=False,
         )
         results.append((model, [row["loss"] for row in history.rows], trainer.predict(x[:5])))
     (model, losses, y), (there, losses2, y2) = results
@@ -363,10 +392,13 @@ def test_ragged_and_last_in_the_trainer(gpu: Gpu) -> None:
     goals = r.integers(0, 4, 12)
     losses = []
     for model in (
-        ost.nn.Sequential(ost.nn.LSTM(3, 6, bidirectional=True, rng=0), ost.nn.Linear(12, 4, rng=0)) for _ in range(2)
+        ost.nn.Sequential(ost.nn.LSTM(3, 6, bidirectional=True, rng=0), ost.nn.Linear(12, 4, rng=0))
+        for _ in range(2)
     ):
         model = model.to("cuda") if losses else model
-        trainer = ost.Trainer(model, ost.losses.CrossEntropy(), ost.optim.Adam(0.01), outputs="last")
+        trainer = ost.Trainer(
+            model, ost.losses.CrossEntropy(), ost.optim.Adam(0.01), outputs="last"
+        )
         history = trainer.fit((pieces, goals), epochs=3, batch_size=4, progress=False)
         losses.append([row["loss"] for row in history.rows])
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
@@ -379,7 +411,15 @@ def test_a_checkpoint_goes_from_one_to_the_other(gpu: Gpu, tmp_path: Path) -> No
     def fit(model: Any, epochs: int, name: str, **options: Any) -> Any:
         trainer = ost.Trainer(model, ost.losses.CrossEntropy(), ost.optim.Adam(0.01))
         path = tmp_path / f"{name}.safetensors"
-        trainer.fit(data, validation=data, epochs=epochs, batch_size=8, progress=False, checkpoint=path, **options)
+        trainer.fit(
+            data,
+            validation=data,
+            epochs=epochs,
+            batch_size=8,
+            progress=False,
+            checkpoint=path,
+            **options,
+        )
         return model
 
     whole = fit(model_of(), 4, "whole")
@@ -412,7 +452,11 @@ def test_to_and_fro(gpu: Gpu, tmp_path: Path) -> None:
     assert np.array_equal(host(other.flat), before)
     wrapped = ost.nn.Sequential(other)
     assert wrapped.device == gpu.name
-    other = ost.nn.LSTM(3, 4, rng=0).to("cuda").initialize("glorot", "orthogonal", "zeros", forget_bias=1.0)
+    other = (
+        ost.nn.LSTM(3, 4, rng=0)
+        .to("cuda")
+        .initialize("glorot", "orthogonal", "zeros", forget_bias=1.0)
+    )
     assert host(other.parameters()["bias_ih_l0"])[4:8].tolist() == [1.0] * 4
     with pytest.raises(ValueError, match="device: expected the whole model to be moved"):
         model[0].to("cpu")
@@ -423,14 +467,18 @@ def test_to_and_fro(gpu: Gpu, tmp_path: Path) -> None:
 def test_a_projection_stays_on_the_cpu(gpu: Gpu) -> None:
     """No kernel of a device projects h: the error names the argument, and the layer is as it was."""
     layer = ost.nn.LSTM(3, 4, proj_size=2, rng=0)
-    with pytest.raises(ValueError, match=r"proj_size: expected 0 on .*, got 2; keep the layer on the CPU"):
+    with pytest.raises(
+        ValueError, match=r"proj_size: expected 0 on .*, got 2; keep the layer on the CPU"
+    ):
         layer.to("cuda")
     with pytest.raises(ValueError, match=r"proj_size: expected 0 on .*, got 2"):
         ost.nn.Sequential(layer, ost.nn.Linear(2, 1)).to("cuda")
     assert layer.device == "cpu"
     assert layer(np.zeros((3, 1, 3), np.float32))[0].shape == (3, 1, 2)
     w = [put(gpu, np.ones(s, np.float32)) for s in ((16, 3), (16, 2), (2, 4))]
-    with pytest.raises(ValueError, match=r"weight_hr: expected None on .*, whose kernels do not project h yet"):
+    with pytest.raises(
+        ValueError, match=r"weight_hr: expected None on .*, whose kernels do not project h yet"
+    ):
         F.lstm(put(gpu, np.zeros((3, 1, 3), np.float32)), w[0], w[1], weight_hr=w[2])
 
 
@@ -468,9 +516,14 @@ def test_nothing_is_read_back(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None
     """With all arrays on the device a call neither waits for it nor copies from the host: it can be captured in a graph."""
     if gpu is not FAKE:
         pytest.skip("needs a library that can be watched")
-    layer = ost.nn.LSTM(3, 5, 2, bidirectional=True, dropout=0.2, learned_state=True, rng=0).to("cuda")
+    layer = ost.nn.LSTM(3, 5, 2, bidirectional=True, dropout=0.2, learned_state=True, rng=0).to(
+        "cuda"
+    )
     r = np.random.default_rng(0)
-    x, dy = put(gpu, r.standard_normal((6, 4, 3)).astype(np.float32)), put(gpu, np.ones((6, 4, 10), np.float32))
+    x, dy = (
+        put(gpu, r.standard_normal((6, 4, 3)).astype(np.float32)),
+        put(gpu, np.ones((6, 4, 10), np.float32)),
+    )
     times = times_of("all", 6, 4, False)
     on_device = dict(zip(times, put(gpu, list(times.values()))))
     layer(x), layer.vjp(x)  # weights are packed
@@ -492,7 +545,9 @@ def test_linear_without_a_library(monkeypatch: pytest.MonkeyPatch, dtype: Any) -
     figures = replace(FAKE.figures, library=False)
     gpu = fake_cupy.stand_in(monkeypatch, replace(FAKE, figures=figures))
     monkeypatch.setattr(fake_cupy.module, "matmul", None, raising=False)
-    model = ost.nn.Sequential(ost.nn.GRU(3, 40, dtype=dtype, rng=0), ost.nn.Linear(40, 70, dtype=dtype, rng=1))
+    model = ost.nn.Sequential(
+        ost.nn.GRU(3, 40, dtype=dtype, rng=0), ost.nn.Linear(40, 70, dtype=dtype, rng=1)
+    )
     there, x = moved(model), np.random.default_rng(0).standard_normal((200, 3, 3)).astype(dtype)
     (y, _), pullback = model.vjp(x)
     (y2, _), pullback2 = there.vjp(put(gpu, x))
@@ -517,7 +572,9 @@ def test_explain(gpu: Gpu) -> None:
 
 @pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
 @pytest.mark.parametrize("training", [False, True])
-def test_memory_is_what_explain_says(gpu: Gpu, cell: str, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_what_explain_says(
+    gpu: Gpu, cell: str, training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The largest sum of arrays that are made in one pass beside its outputs, within a tenth."""
     layer = getattr(ost.nn, cell)(16, 40, 2, rng=0).to("cuda")
     x = put(gpu, np.ones((60, 8, 16), np.float32))
@@ -536,7 +593,9 @@ def test_memory_is_what_explain_says(gpu: Gpu, cell: str, training: bool, monkey
         outputs = 60 * 8 * 40 * 4
         assert facts["tape_bytes"] == 0
         # Two layers, of which each gives its working arrays back.
-        assert 0.45 * (sum(made) - outputs) <= facts["workspace_bytes"] <= 1.1 * (sum(made) - outputs)
+        assert (
+            0.45 * (sum(made) - outputs) <= facts["workspace_bytes"] <= 1.1 * (sum(made) - outputs)
+        )
         return
     (y, _), pullback = layer.vjp(x)
     between = 60 * 8 * 40 * 4  # outputs of the layer below, which the tape keeps as well
@@ -544,7 +603,10 @@ def test_memory_is_what_explain_says(gpu: Gpu, cell: str, training: bool, monkey
     made.clear()
     pullback(y)
     outputs = 60 * 8 * 16 * 4
-    assert abs(sum(made) - outputs + between - facts["workspace_bytes"]) <= 0.1 * facts["workspace_bytes"]
+    assert (
+        abs(sum(made) - outputs + between - facts["workspace_bytes"])
+        <= 0.1 * facts["workspace_bytes"]
+    )
 
 
 def test_text(gpu: Gpu) -> None:
@@ -562,7 +624,10 @@ def test_text(gpu: Gpu) -> None:
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_precision(gpu: Gpu, precision: str) -> None:
     layer = ost.nn.LSTM(16, 24, 2, bidirectional=True, rng=0)
-    there, x = moved(layer), np.random.default_rng(0).standard_normal((20, 4, 16)).astype(np.float32)
+    there, x = (
+        moved(layer),
+        np.random.default_rng(0).standard_normal((20, 4, 16)).astype(np.float32),
+    )
     there.precision = precision
     (y, _), pullback = layer.vjp(x)
     (y2, _), pullback2 = there.vjp(put(gpu, x))
@@ -571,7 +636,11 @@ def test_precision(gpu: Gpu, precision: str) -> None:
     assert 1e-6 < error < limit
     dx, dx2 = pullback(y)[0], host(pullback2(put(gpu, y))[0])
     assert 1e-6 < np.linalg.norm(dx2 - dx) / np.linalg.norm(dx) < 2e-2
-    packed = F.pack("gru", *put(gpu, [np.ones((6, 3), np.float32), np.ones((6, 2), np.float32)]), precision=precision)
+    packed = F.pack(
+        "gru",
+        *put(gpu, [np.ones((6, 3), np.float32), np.ones((6, 2), np.float32)]),
+        precision=precision,
+    )
     F.gru(put(gpu, np.ones((2, 1, 3), np.float32)), packed)
     if precision == "float16":
         for call in (lambda: there.to("cpu"), lambda: setattr(layer, "precision", "float16")):
@@ -583,7 +652,8 @@ def test_precision(gpu: Gpu, precision: str) -> None:
         layer.precision = "int8"
         model = ost.nn.Sequential(layer)
         with pytest.raises(
-            ValueError, match=r"precision: expected one of 'float32', 'bfloat16', 'float16', 'exact' on .*, got 'int8'"
+            ValueError,
+            match=r"precision: expected one of 'float32', 'bfloat16', 'float16', 'exact' on .*, got 'int8'",
         ):
             model.to("cuda")
         assert model.device == "cpu"
@@ -594,7 +664,11 @@ def test_bad_input(gpu: Gpu) -> None:
     there, x = moved(layer), np.ones((2, 1, 3), np.float32)
     on = put(gpu, x)
     cases: list[tuple[Any, type[Exception], str]] = [
-        (lambda: there(x), TypeError, f"x: expected an array on {gpu.name}, as the weights are, got one on cpu"),
+        (
+            lambda: there(x),
+            TypeError,
+            f"x: expected an array on {gpu.name}, as the weights are, got one on cpu",
+        ),
         (
             lambda: layer(on),
             TypeError,
@@ -602,24 +676,48 @@ def test_bad_input(gpu: Gpu) -> None:
         ),
         (lambda: there(on, np.zeros((1, 1, 4), np.float32)), TypeError, "h0: expected an array on"),
         (lambda: there(on.astype(np.float64)), TypeError, "x: expected dtype float32, got float64"),
-        (lambda: there(on[..., :2]), ValueError, r"x: expected shape \(T, B, I\) = \(\*, \*, 3\), got \(2, 1, 2\)"),
+        (
+            lambda: there(on[..., :2]),
+            ValueError,
+            r"x: expected shape \(T, B, I\) = \(\*, \*, 3\), got \(2, 1, 2\)",
+        ),
         (lambda: there(on[..., ::-1]), ValueError, "x: expected unit stride on the last axis"),
         (
             lambda: there(on, gpu.xp.zeros((1, 2, 4), np.float32)),
             ValueError,
             r"h0: expected shape \(1, B, H\) = \(1, 1, 4\)",
         ),
-        (lambda: there(on, lengths=put(gpu, np.array([1.0]))), TypeError, "lengths: expected an integer dtype"),
-        (lambda: there(on, lengths=put(gpu, np.array([1, 1]))), ValueError, r"lengths: expected shape \(B,\) = \(1,\)"),
+        (
+            lambda: there(on, lengths=put(gpu, np.array([1.0]))),
+            TypeError,
+            "lengths: expected an integer dtype",
+        ),
+        (
+            lambda: there(on, lengths=put(gpu, np.array([1, 1]))),
+            ValueError,
+            r"lengths: expected shape \(B,\) = \(1,\)",
+        ),
         (lambda: there.stream(), ValueError, "model: expected one on the CPU, got one on"),
-        (lambda: there.to("gpu"), ValueError, "device: expected 'cpu', 'cuda' or 'cuda:0', got 'gpu'"),
-        (lambda: there.to("cuda:"), ValueError, "device: expected 'cpu', 'cuda' or 'cuda:0', got 'cuda:'"),
+        (
+            lambda: there.to("gpu"),
+            ValueError,
+            "device: expected 'cpu', 'cuda' or 'cuda:0', got 'gpu'",
+        ),
+        (
+            lambda: there.to("cuda:"),
+            ValueError,
+            "device: expected 'cpu', 'cuda' or 'cuda:0', got 'cuda:'",
+        ),
         (
             lambda: ost.nn.Linear(3, 2).to("cuda")(x),
             TypeError,
             "x: expected an array on .*, where the layer is, got one on cpu",
         ),
-        (lambda: ost.nn.Linear(3, 2)(on), TypeError, "x: expected an array on cpu, where the layer is, got one on"),
+        (
+            lambda: ost.nn.Linear(3, 2)(on),
+            TypeError,
+            "x: expected an array on cpu, where the layer is, got one on",
+        ),
         (
             lambda: ost.nn.Embedding(3, 2).to("cuda")(put(gpu, np.array([0, 5]))),
             ValueError,
@@ -631,12 +729,16 @@ def test_bad_input(gpu: Gpu) -> None:
             "x: expected a numpy.ndarray of float64, as the weights are on the CPU",
         ),
         (
-            lambda: F.rnn(on, *put(gpu, [np.ones((1, 3), np.float32), np.ones((1, 1), np.float32)]), out=on),
+            lambda: F.rnn(
+                on, *put(gpu, [np.ones((1, 3), np.float32), np.ones((1, 1), np.float32)]), out=on
+            ),
             ValueError,
             r"out: expected shape \(T, B, D\*H\)",
         ),
         (
-            lambda: F.rnn(on[..., :1], *put(gpu, [np.ones((1, 1), np.float32)] * 2), out=on[..., :1]),
+            lambda: F.rnn(
+                on[..., :1], *put(gpu, [np.ones((1, 1), np.float32)] * 2), out=on[..., :1]
+            ),
             ValueError,
             "out: expected memory of its own, got an array whose memory range overlaps that of x",
         ),
@@ -649,7 +751,11 @@ def test_bad_input(gpu: Gpu) -> None:
 def test_the_script_for_a_gpu_is_ready() -> None:
     script = Path(__file__).parent.parent / "benchmarks" / "gpu.py"
     done = subprocess.run(
-        [sys.executable, str(script), "--emulated"], capture_output=True, text=True, check=False, timeout=300
+        [sys.executable, str(script), "--emulated"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -693,7 +799,10 @@ def foreign(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize("protocol", ["dlpack", "cai"])
 def test_arrays_of_other_libraries(gpu: Gpu, foreign: Any, protocol: str) -> None:
-    weights, x = [np.ones((3, 2), np.float32), np.ones((3, 1), np.float32)], np.ones((4, 1, 2), np.float32)
+    weights, x = (
+        [np.ones((3, 2), np.float32), np.ones((3, 1), np.float32)],
+        np.ones((4, 1, 2), np.float32),
+    )
     want, _ = F.gru(x, *weights)
     got, _ = F.gru(foreign(x, protocol), *(foreign(w, protocol) for w in weights))
     assert len(foreign.taken) >= 3
@@ -703,11 +812,17 @@ def test_arrays_of_other_libraries(gpu: Gpu, foreign: Any, protocol: str) -> Non
 def test_wherever_such_an_array_may_stand(gpu: Gpu, foreign: Any) -> None:
     r = np.random.default_rng(0)
     x, w, u = (r.standard_normal(s).astype(np.float32) for s in ((6, 2, 3), (15, 3), (15, 5)))
-    resets, reset, dy = r.random((6, 2)) < 0.4, np.ones(5, np.float32), r.standard_normal((6, 2, 5)).astype(np.float32)
+    resets, reset, dy = (
+        r.random((6, 2)) < 0.4,
+        np.ones(5, np.float32),
+        r.standard_normal((6, 2, 5)).astype(np.float32),
+    )
     for limit in (None, 2):
         (_, _), pullback = F.gru_vjp(x, w, u, resets=resets, reset_state=reset, memory_limit=limit)
         theirs = {"resets": foreign(resets), "reset_state": foreign(reset)}
-        (_, _), pullback2 = F.gru_vjp(foreign(x), foreign(w), foreign(u), memory_limit=limit, **theirs)
+        (_, _), pullback2 = F.gru_vjp(
+            foreign(x), foreign(w), foreign(u), memory_limit=limit, **theirs
+        )
         agree(gpu, tuple(pullback2(foreign(dy))), tuple(pullback(dy)))
     model = ost.nn.Sequential(ost.nn.LSTM(3, 5, rng=0), ost.nn.Linear(5, 2, rng=0))
     there, pieces = moved(model), [x[:3, 0], x[:5, 1]]
@@ -725,10 +840,14 @@ def test_wherever_such_an_array_may_stand(gpu: Gpu, foreign: Any) -> None:
     trainer.fit([(foreign(x), foreign(y))], epochs=1, progress=False)
 
 
-def test_what_goes_wrong_leaves_nothing_half_done(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_goes_wrong_leaves_nothing_half_done(
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = ost.nn.Sequential(ost.nn.GRU(3, 4, rng=0), ost.nn.Linear(4, 2, rng=0)).to("cuda")
     (y, _), pullback = model.vjp(put(gpu, np.ones((2, 1, 3), np.float32)))
-    with pytest.raises(TypeError, match=r"dstate\[0\]: expected an array on .*, where the layer is, got one on cpu"):
+    with pytest.raises(
+        TypeError, match=r"dstate\[0\]: expected an array on .*, where the layer is, got one on cpu"
+    ):
         pullback(y, (np.zeros((1, 1, 4), np.float32), None))
     assert not host(model.flat_grads).any()
     pullback(y)
@@ -763,7 +882,10 @@ def test_gates_made_again_in_many_rows(gpu: Gpu, precision: str) -> None:
     """As many as the library multiplies, and in words of 2 bytes; the tape is what the states take."""
     layer = ost.nn.LSTM(3, 20, 2, rng=0).to("cuda")
     layer.precision = precision
-    x, dy = (put(gpu, np.random.default_rng(0).standard_normal((40, 16, n)).astype(np.float32)) for n in (3, 20))
+    x, dy = (
+        put(gpu, np.random.default_rng(0).standard_normal((40, 16, n)).astype(np.float32))
+        for n in (3, 20)
+    )
     (_, _), pullback = layer.vjp(x)
     (_, _), pullback2 = layer.vjp(x, memory_limit="states")
     between = 40 * 16 * 20 * 4  # outputs of the layer below
@@ -785,7 +907,11 @@ def test_packed_peepholes_are_a_snapshot(gpu: Gpu) -> None:
 
 def test_the_trainer_with_times_on_the_device(gpu: Gpu, tmp_path: Path) -> None:
     r = np.random.default_rng(0)
-    x, goals, lengths = r.standard_normal((12, 6, 3)).astype(np.float32), r.integers(0, 4, 12), r.integers(1, 7, 12)
+    x, goals, lengths = (
+        r.standard_normal((12, 6, 3)).astype(np.float32),
+        r.integers(0, 4, 12),
+        r.integers(1, 7, 12),
+    )
     mask = r.random((12, 6)) < 0.8
     mask[:, 0] = True
     metrics = {"right": lambda y, t, n: ((y.argmax(-1) == t).sum(), t.size)}
@@ -793,7 +919,11 @@ def test_the_trainer_with_times_on_the_device(gpu: Gpu, tmp_path: Path) -> None:
     for device in ("cpu", "cuda"):
         model = ost.nn.Sequential(ost.nn.GRU(3, 6, rng=0), ost.nn.Linear(6, 4, rng=0)).to(device)
         trainer = ost.Trainer(
-            model, ost.losses.CrossEntropy(), ost.optim.Adam(lambda_rate()), outputs="last", metrics=metrics
+            model,
+            ost.losses.CrossEntropy(),
+            ost.optim.Adam(lambda_rate()),
+            outputs="last",
+            metrics=metrics,
         )
         move = (lambda a: a) if device == "cpu" else (lambda a: put(gpu, a))
         batches = [
@@ -805,7 +935,11 @@ def test_the_trainer_with_times_on_the_device(gpu: Gpu, tmp_path: Path) -> None:
             for k in (0, 4, 8)
         ]
         history = trainer.fit(
-            batches, validation=batches, epochs=2, progress=False, checkpoint=tmp_path / f"{device}.safetensors"
+            batches,
+            validation=batches,
+            epochs=2,
+            progress=False,
+            checkpoint=tmp_path / f"{device}.safetensors",
         )
         rows.append(history.rows[-1])
     assert abs(rows[0]["valid_loss"] - rows[1]["valid_loss"]) < 1e-4
@@ -822,7 +956,9 @@ def lambda_rate() -> Any:
     return Rate()
 
 
-def test_a_gpu_cannot_be_had(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_gpu_cannot_be_had(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from ostinato.__main__ import main
 
     def refuse(index: int | None = None) -> Any:
@@ -830,7 +966,9 @@ def test_a_gpu_cannot_be_had(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
     monkeypatch.setattr(_device, "cuda", refuse)
     assert main(["train", "text", "--corpus", "python", "--device", "cuda", "--steps", "1"]) == 2
-    assert "ostinato: cuda: expected a GPU, but there is no NVIDIA driver" in capsys.readouterr().err
+    assert (
+        "ostinato: cuda: expected a GPU, but there is no NVIDIA driver" in capsys.readouterr().err
+    )
     layer = ost.nn.GRU(3, 4)
     with pytest.raises(RuntimeError, match="there is no NVIDIA driver"):
         layer.to("cuda")

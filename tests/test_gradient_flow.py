@@ -43,9 +43,16 @@ def test_flow_of_an_lstm_against_the_reference() -> None:
 
     layer = ost.nn.LSTM(3, 6, dtype=np.float64, rng=0)
     r = np.random.default_rng(0)
-    x, dy, lengths = r.standard_normal((15, 4, 3)), r.standard_normal((15, 4, 6)), np.array([15, 2, 9, 15])
+    x, dy, lengths = (
+        r.standard_normal((15, 4, 3)),
+        r.standard_normal((15, 4, 6)),
+        np.array([15, 2, 9, 15]),
+    )
     weights = reference.Weights(
-        *(np.array(layer.parameters()[n + "_l0"]) for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+        *(
+            np.array(layer.parameters()[n + "_l0"])
+            for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        )
     )
     run = reference.forward("lstm", x, weights, lengths=lengths)
     want = np.sqrt(reference.backward(run, dy).flow)
@@ -70,10 +77,15 @@ def test_flow_leaves_the_training_alone() -> None:
 
 
 def test_the_flow_through_ragged_sequences() -> None:
-    model = ost.nn.Sequential(ost.nn.LSTM(3, 8, bidirectional=True, rng=0), ost.nn.Linear(16, 1, rng=0))
+    model = ost.nn.Sequential(
+        ost.nn.LSTM(3, 8, bidirectional=True, rng=0), ost.nn.Linear(16, 1, rng=0)
+    )
     ragged = ost.Ragged.join(SEQUENCES)
     wanted = gradient_flow(
-        model, ragged.padded(), ragged.padded(np.ones((len(ragged.rows), 1), np.float32)), lengths=ragged.lengths
+        model,
+        ragged.padded(),
+        ragged.padded(np.ones((len(ragged.rows), 1), np.float32)),
+        lengths=ragged.lengths,
     )
     for given in (ragged, SEQUENCES):
         for a, b in zip(gradient_flow(model, given), wanted):

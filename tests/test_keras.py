@@ -15,13 +15,21 @@ from ostinato import nn
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    tf: Any = pytest.importorskip("tensorflow", reason="tensorflow is not installed: pip install 'ostinato[bench-all]'")
-    keras: Any = pytest.importorskip("keras", reason="keras is not installed: pip install 'ostinato[bench-all]'")
+    tf: Any = pytest.importorskip(
+        "tensorflow", reason="tensorflow is not installed: pip install 'ostinato[bench-all]'"
+    )
+    keras: Any = pytest.importorskip(
+        "keras", reason="keras is not installed: pip install 'ostinato[bench-all]'"
+    )
 if keras.backend.backend() != "tensorflow":  # the gradients below are taken by TensorFlow's tape
     pytest.skip("keras runs on another backend", allow_module_level=True)
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-GATES = {"RNN": [0], "LSTM": [0, 1, 2, 3], "GRU": [1, 0, 2]}  # ours at each of theirs: i f c o; z r h
+GATES = {
+    "RNN": [0],
+    "LSTM": [0, 1, 2, 3],
+    "GRU": [1, 0, 2],
+}  # ours at each of theirs: i f c o; z r h
 
 
 def blocks(kind: str, a: Any) -> Any:

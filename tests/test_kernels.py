@@ -26,7 +26,9 @@ SIZES = [
 ]
 
 
-def native(p: Any, x: Any, h0: Any = None, c0: Any = None, lengths: Any = None, train: bool = False) -> Any:
+def native(
+    p: Any, x: Any, h0: Any = None, c0: Any = None, lengths: Any = None, train: bool = False
+) -> Any:
     lens = None if lengths is None else np.asarray(lengths, np.int64)
     state = [None if s is None else s[None] for s in (h0, c0)]
     return p.native.forward(x, *state, lens, False, None, train, 0.0, 0)
@@ -49,14 +51,17 @@ def check(
     size = output_size(cell, hidden)
     x, dy = (rng.normal(size=(steps, batch, n)).astype(dtype) for n in (inputs, size))
     h0, c0, dh, dc = (
-        (rng.normal(size=(batch, n)) * 0.5).astype(dtype) if states else None for n in (size, hidden, size, hidden)
+        (rng.normal(size=(batch, n)) * 0.5).astype(dtype) if states else None
+        for n in (size, hidden, size, hidden)
     )
     p = packed(cell, weights, reverse)
     y, h_n, c_n, _ = native(p, x, h0, c0, lengths)
     y_train, h_train, _, tape = native(p, x, h0, c0, lengths, train=True)
     assert np.array_equal(y, y_train)
     assert np.array_equal(h_n, h_train)
-    run = reference.forward(cell, x.astype(np.float64), exact, h0, c0, lengths=lengths, reverse=reverse)
+    run = reference.forward(
+        cell, x.astype(np.float64), exact, h0, c0, lengths=lengths, reverse=reverse
+    )
     assert_close(y, run.y, "y")
     assert_close(h_n[0], run.h_n, "h_n")
     has_cells = c_n is not None
@@ -68,12 +73,16 @@ def check(
     wide = [None if d is None else d.astype(np.float64) for d in (dy, dh, dc)]
     g = reference.backward(run, *wide)
     grads = [None if a is None else np.ones_like(a) for a in weights]
-    dx, dh0, dc0, *_ = tape.backward(dy, *(None if d is None else d[None] for d in (dh, dc)), [grads], True)
+    dx, dh0, dc0, *_ = tape.backward(
+        dy, *(None if d is None else d[None] for d in (dh, dc)), [grads], True
+    )
     assert_close(dx, g.x, "dx", 4)
     assert_close(dh0[0], g.h0, "dh0", 4)
     if has_cells:
         assert_close(dc0[0], g.c0, "dc0", 4)
-    for name, got in zip(("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_peephole", "weight_hr"), grads):
+    for name, got in zip(
+        ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_peephole", "weight_hr"), grads
+    ):
         if got is not None:  # added to the ones that were there
             assert_close(got, getattr(g.weights, name) + 1, f"d{name}", 4)
 
@@ -81,7 +90,9 @@ def check(
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cell", CELLS)
-def test_against_the_reference(cell: str, dtype: Any, sizes: tuple[int, int, int, int], kernel_set: str) -> None:
+def test_against_the_reference(
+    cell: str, dtype: Any, sizes: tuple[int, int, int, int], kernel_set: str
+) -> None:
     check(cell, dtype, sizes)
 
 
@@ -100,13 +111,22 @@ def test_large_enough_for_threads(cell: str, axis: str, kernel_set: str, threads
     ost.set_num_threads(3)
     sizes = (30, 2, 200, 200) if axis == "units" else (12, 45, 90, 90)
     check(cell, np.float32, sizes)
-    check(cell, np.float32, sizes, lengths=np.random.default_rng(0).integers(0, sizes[0] + 1, sizes[1]))
+    check(
+        cell,
+        np.float32,
+        sizes,
+        lengths=np.random.default_rng(0).integers(0, sizes[0] + 1, sizes[1]),
+    )
 
 
-def everything(cell: str, dtype: Any, steps: int, batch: int, size: int, lengths: Any = None) -> list[Any]:
+def everything(
+    cell: str, dtype: Any, steps: int, batch: int, size: int, lengths: Any = None
+) -> list[Any]:
     rng = np.random.default_rng(5)
     weights = cast(random_weights(cell, size, size, rng), dtype)
-    x, dy = (rng.normal(size=(steps, batch, n)).astype(dtype) for n in (size, output_size(cell, size)))
+    x, dy = (
+        rng.normal(size=(steps, batch, n)).astype(dtype) for n in (size, output_size(cell, size))
+    )
     p = packed(cell, weights)
     y, h_n, c_n, tape = native(p, x, lengths=lengths, train=True)
     grads = [None if a is None else np.zeros_like(a) for a in weights]
@@ -114,7 +134,9 @@ def everything(cell: str, dtype: Any, steps: int, batch: int, size: int, lengths
     return [a for a in (y, h_n, c_n, dx, dh0, dc0, *grads) if a is not None]
 
 
-@pytest.mark.parametrize(("steps", "batch", "size"), [(40, 1, 200), (40, 3, 130), (17, 45, 70), (3, 300, 40)])
+@pytest.mark.parametrize(
+    ("steps", "batch", "size"), [(40, 1, 200), (40, 3, 130), (17, 45, 70), (3, 300, 40)]
+)
 @pytest.mark.parametrize("cell", CELLS)
 def test_bits_do_not_depend_on_threads(
     cell: str, steps: int, batch: int, size: int, kernel_set: str, threads: None
@@ -129,15 +151,21 @@ def test_bits_do_not_depend_on_threads(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cell", CELLS)
-def test_bits_do_not_depend_on_batch_composition_or_cuts(cell: str, dtype: Any, kernel_set: str) -> None:
+def test_bits_do_not_depend_on_batch_composition_or_cuts(
+    cell: str, dtype: Any, kernel_set: str
+) -> None:
     """y, states, dx and dstate of a row: alone, in a batch, among padded rows, and in two pieces of time."""
     rng = np.random.default_rng(2)
     steps, batch, hidden = 23, 9, 37
     p = packed(cell, cast(random_weights(cell, 5, hidden, rng), dtype))
-    x, dy = (rng.normal(size=(steps, batch, n)).astype(dtype) for n in (5, output_size(cell, hidden)))
+    x, dy = (
+        rng.normal(size=(steps, batch, n)).astype(dtype) for n in (5, output_size(cell, hidden))
+    )
 
     def gradients(tape: Any, d: Any, dh: Any = None, dc: Any = None) -> Any:
-        return tape.backward(d, dh, dc, [[None if w is None else np.zeros_like(w) for w in p.weights]], True)[:3]
+        return tape.backward(
+            d, dh, dc, [[None if w is None else np.zeros_like(w) for w in p.weights]], True
+        )[:3]
 
     y, h_n, c_n, tape = native(p, x, train=True)
     dx, dh0, dc0 = gradients(tape, dy)
@@ -155,7 +183,9 @@ def test_bits_do_not_depend_on_batch_composition_or_cuts(cell: str, dtype: Any, 
     assert np.array_equal(gradients(tape_mixed, dy)[0][:, 4], dx[:, 4])
 
     first, h_mid, c_mid, tape1 = native(p, x[:11], train=True)
-    second, h_end, c_end, tape2 = p.native.forward(x[11:], h_mid, c_mid, None, False, None, True, 0.0, 0)
+    second, h_end, c_end, tape2 = p.native.forward(
+        x[11:], h_mid, c_mid, None, False, None, True, 0.0, 0
+    )
     assert np.array_equal(np.concatenate([first, second]), y)
     assert np.array_equal(h_end, h_n)
     assert c_n is None or np.array_equal(c_end, c_n)
@@ -206,7 +236,9 @@ def test_nan_in_the_input_comes_out(kernel_set: str) -> None:
 
 
 @pytest.mark.parametrize("hidden", [3, 16, 20])
-@pytest.mark.parametrize("cell", ["lstm", "lstm_peephole", "gru", "gru_reset_before", "lstm_projected"])
+@pytest.mark.parametrize(
+    "cell", ["lstm", "lstm_peephole", "gru", "gru_reset_before", "lstm_projected"]
+)
 def test_an_infinite_input_stays_in_its_row(cell: str, hidden: int, kernel_set: str) -> None:
     """0 * infinity leaves NaN in the lanes that pad a vector; what is real is the same as where nothing is padded."""
     p = packed(cell, cast(random_weights(cell, 1, hidden, np.random.default_rng(0)), np.float32))
@@ -222,7 +254,8 @@ def test_an_infinite_input_stays_in_its_row(cell: str, hidden: int, kernel_set: 
 
 
 @pytest.mark.parametrize(
-    "view", ["batch first", "every other", "backwards", "broadcast", "one aligned item off", "read-only"]
+    "view",
+    ["batch first", "every other", "backwards", "broadcast", "one aligned item off", "read-only"],
 )
 def test_any_strides(view: str, kernel_set: str) -> None:
     rng = np.random.default_rng(9)
@@ -248,7 +281,8 @@ def test_any_strides(view: str, kernel_set: str) -> None:
     dy = rng.normal(size=y.shape).astype(np.float32)
     grads = [[[None if w is None else np.zeros_like(w) for w in p.weights]] for _ in range(2)]
     assert np.array_equal(
-        tape.backward(dy, None, None, grads[0], True)[0], plain.backward(dy, None, None, grads[1], True)[0]
+        tape.backward(dy, None, None, grads[0], True)[0],
+        plain.backward(dy, None, None, grads[1], True)[0],
     )
     assert all(np.array_equal(a, b) for a, b in zip(grads[0][0], grads[1][0]) if a is not None)
 
@@ -265,7 +299,9 @@ def test_nothing_to_do(cell: str, steps: int, batch: int, kernel_set: str) -> No
     if steps == 0:
         assert np.array_equal(h_n[0], h0)
     grads = [None if w is None else np.zeros_like(w) for w in p.weights]
-    dx, dh0, *_ = tape.backward(np.zeros_like(y), np.ones((1, batch, size), np.float32), None, [grads], True)
+    dx, dh0, *_ = tape.backward(
+        np.zeros_like(y), np.ones((1, batch, size), np.float32), None, [grads], True
+    )
     assert dx.shape == x.shape
     assert np.array_equal(dh0[0], np.ones((batch, size)))
     assert all((g == 0).all() for g in grads if g is not None)
@@ -285,7 +321,9 @@ def test_out_is_used(kernel_set: str) -> None:
 
 def test_denormals_are_flushed_inside_and_left_alone_outside() -> None:
     tiny = np.float32(1e-40)
-    p = packed("rnn_relu", [np.ones((1, 1), np.float32), np.zeros((1, 1), np.float32), None, None, None])
+    p = packed(
+        "rnn_relu", [np.ones((1, 1), np.float32), np.zeros((1, 1), np.float32), None, None, None]
+    )
     assert native(p, np.full((1, 1, 1), tiny))[0][0, 0, 0] == 0
     assert np.float32(tiny * np.float32(0.5)) > 0
 

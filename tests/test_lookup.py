@@ -138,7 +138,10 @@ def test_one_sequence() -> None:
 
 
 def test_bits_do_not_depend_on_threads() -> None:
-    model, x = model_of("LSTM", bidirectional=True), np.random.default_rng(0).integers(0, V, (90, 40))
+    model, x = (
+        model_of("LSTM", bidirectional=True),
+        np.random.default_rng(0).integers(0, V, (90, 40)),
+    )
     before = ost.get_num_threads()
     try:
         results = []
@@ -181,7 +184,10 @@ def test_frozen_parameters_get_no_gradient() -> None:
         together(free, x)
         for name, g in model.grads.items():
             stays = name == frozen or (frozen == "1.*" and name.startswith("1."))
-            assert np.array_equal(g, np.zeros_like(g) if stays else free.grads[name]), (frozen, name)
+            assert np.array_equal(g, np.zeros_like(g) if stays else free.grads[name]), (
+                frozen,
+                name,
+            )
 
 
 def test_an_index_out_of_range_is_refused() -> None:

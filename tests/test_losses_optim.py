@@ -14,7 +14,10 @@ from ostinato import losses, nn, optim
 LOSSES: dict[str, Any] = {
     "mse": (losses.MSE(), lambda d: d * d),
     "mae": (losses.MAE(), np.abs),
-    "huber": (losses.Huber(0.7), lambda d: np.where(abs(d) <= 0.7, d * d / 2, 0.7 * (abs(d) - 0.35))),
+    "huber": (
+        losses.Huber(0.7),
+        lambda d: np.where(abs(d) <= 0.7, d * d / 2, 0.7 * (abs(d) - 0.35)),
+    ),
 }
 
 
@@ -32,7 +35,9 @@ def test_elementwise_losses(name: str, lengths: Any) -> None:
     else:
         terms = LOSSES[name][1](y - target)
     assert np.isclose(value, terms[on].mean())
-    np.testing.assert_allclose(dy, numeric_gradient(lambda: loss(y, target, lengths)[0], y), rtol=1e-5, atol=1e-8)
+    np.testing.assert_allclose(
+        dy, numeric_gradient(lambda: loss(y, target, lengths)[0], y), rtol=1e-5, atol=1e-8
+    )
     y[~on] = np.nan
     again, dnan = loss(y, target, lengths)
     assert again == value
@@ -57,7 +62,9 @@ def test_cross_entropy(dtype: Any, smoothing: float, kernel_set: str) -> None:
     assert np.isclose(value, want, rtol=1e-6 if dtype == np.float32 else 1e-12)
     goal = (1 - smoothing) * np.eye(37)[np.where(on, target, 0)] + smoothing / 37
     np.testing.assert_allclose(
-        dy, np.where(on[..., None], np.exp(log_p) - goal, 0) / on.sum(), atol=1e-7 if dtype == np.float32 else 1e-15
+        dy,
+        np.where(on[..., None], np.exp(log_p) - goal, 0) / on.sum(),
+        atol=1e-7 if dtype == np.float32 else 1e-15,
     )
 
 
@@ -151,7 +158,9 @@ def test_an_optimiser_refuses_another_model() -> None:
     with pytest.raises(ValueError, match="model: expected the one"):
         optimizer.step(nn.Linear(40, 2))
     with pytest.raises(KeyError, match="momentum"):
-        optimizer.load_state_dict({"steps": 0, "schedule": {}, "buffers": {"momentum": np.zeros(3)}})
+        optimizer.load_state_dict(
+            {"steps": 0, "schedule": {}, "buffers": {"momentum": np.zeros(3)}}
+        )
 
 
 def test_a_loss_of_your_own() -> None:

@@ -18,7 +18,11 @@ def points(dtype: Any) -> Any:
     rng = np.random.default_rng(0)
     low, high = CLAMPS[np.dtype(dtype).name]
     spread = np.concatenate(
-        [rng.uniform(low, high, 300_000), rng.uniform(-12, 12, 300_000), rng.uniform(-0.7, 0.7, 200_000)]
+        [
+            rng.uniform(low, high, 300_000),
+            rng.uniform(-12, 12, 300_000),
+            rng.uniform(-0.7, 0.7, 200_000),
+        ]
     )
     tiny = np.exp(rng.uniform(np.log(1e-30), 0, 200_000)) * rng.choice([-1, 1], 200_000)
     return np.concatenate([spread, tiny]).astype(dtype)

@@ -40,7 +40,11 @@ def test_a_stream_is_the_model_bit_for_bit(which: int, kernel_set: str) -> None:
     model, r = models()[which], np.random.default_rng(0)
     steps, batch = 12, 5
     ids = which == 0
-    x = r.integers(0, 11, (steps, batch)) if ids else r.standard_normal((steps, batch, 3)).astype(model.dtype)
+    x = (
+        r.integers(0, 11, (steps, batch))
+        if ids
+        else r.standard_normal((steps, batch, 3)).astype(model.dtype)
+    )
     y, state = model(x)
     stream = model.stream(batch)
     for t in range(steps):
@@ -137,6 +141,8 @@ def test_steps_allocate_nothing() -> None:
     after = tracemalloc.take_snapshot()
     tracemalloc.stop()
     grown = sum(
-        d.size_diff for d in after.compare_to(before, "filename") if "tracemalloc" not in d.traceback[0].filename
+        d.size_diff
+        for d in after.compare_to(before, "filename")
+        if "tracemalloc" not in d.traceback[0].filename
     )
     assert grown < 2000

@@ -35,7 +35,12 @@ def states_of(state: Any) -> list[Any]:
 @pytest.mark.parametrize("make", RECURRENT)
 @pytest.mark.parametrize(
     "options",
-    [{}, {"num_layers": 3, "bidirectional": True}, {"num_layers": 2, "batch_first": True}, {"bias": False}],
+    [
+        {},
+        {"num_layers": 3, "bidirectional": True},
+        {"num_layers": 2, "batch_first": True},
+        {"bias": False},
+    ],
     ids=str,
 )
 def test_gradients_of_a_stack_against_finite_differences(make: Any, options: Any) -> None:
@@ -45,7 +50,10 @@ def test_gradients_of_a_stack_against_finite_differences(make: Any, options: Any
     lengths = [4, 2]
     y, state = layer(x, lengths=lengths)
     state0 = tuple(normal(*s.shape, seed=k + 1) for k, s in enumerate(states_of(state)))
-    dy, dstate = normal(*y.shape, seed=5), tuple(normal(*s.shape, seed=k + 6) for k, s in enumerate(state0))
+    dy, dstate = (
+        normal(*y.shape, seed=5),
+        tuple(normal(*s.shape, seed=k + 6) for k, s in enumerate(state0)),
+    )
 
     def one(s: Any) -> Any:
         return s if isinstance(layer, nn.LSTM) else s[0]
@@ -72,15 +80,33 @@ def test_gradients_of_a_stack_against_finite_differences(make: Any, options: Any
 
 
 def test_faces() -> None:
-    common = ["input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional"]
+    common = [
+        "input_size",
+        "hidden_size",
+        "num_layers",
+        "bias",
+        "batch_first",
+        "dropout",
+        "bidirectional",
+    ]
     faces = {
-        nn.RNN: [*common[:3], "nonlinearity", *common[3:], "precision", "learned_state", "dtype", "rng"],
+        nn.RNN: [
+            *common[:3],
+            "nonlinearity",
+            *common[3:],
+            "precision",
+            "learned_state",
+            "dtype",
+            "rng",
+        ],
         nn.LSTM: [*common, "peephole", "proj_size", "precision", "learned_state", "dtype", "rng"],
         nn.GRU: [*common, "reset_after", "precision", "learned_state", "dtype", "rng"],
     }
     for cls, names in faces.items():
         assert [*inspect.signature(cls).parameters] == names
-    rnn = nn.RNN(3, 4, 2, "relu", False, True, 0.1, True, dtype=np.float64, rng=np.random.default_rng(0))
+    rnn = nn.RNN(
+        3, 4, 2, "relu", False, True, 0.1, True, dtype=np.float64, rng=np.random.default_rng(0)
+    )
     y, h = rnn(np.zeros((5, 7, 3)))
     assert (y.shape, h.shape, y.dtype) == ((5, 7, 8), (4, 5, 4), np.float64)
 
@@ -94,13 +120,19 @@ def test_unbatched_input(make: Any) -> None:
         (y, state), pullback = layer.vjp(x)
         (want, want_state), want_pullback = layer.vjp(batched)
         assert np.array_equal(y, want[0] if layer.batch_first else want[:, 0])
-        assert all(np.array_equal(a, b[:, 0]) for a, b in zip(states_of(state), states_of(want_state)))
+        assert all(
+            np.array_equal(a, b[:, 0]) for a, b in zip(states_of(state), states_of(want_state))
+        )
         again, _ = layer(x, state)
-        assert np.array_equal(again, (layer(batched, want_state)[0])[0 if layer.batch_first else (slice(None), 0)])
+        assert np.array_equal(
+            again, (layer(batched, want_state)[0])[0 if layer.batch_first else (slice(None), 0)]
+        )
         dx, dstate = pullback(np.ones_like(y), state)
         want_dx, want_dstate = want_pullback(np.ones_like(want), want_state)
         assert np.array_equal(dx, want_dx[0] if layer.batch_first else want_dx[:, 0])
-        assert all(np.array_equal(a, b[:, 0]) for a, b in zip(states_of(dstate), states_of(want_dstate)))
+        assert all(
+            np.array_equal(a, b[:, 0]) for a, b in zip(states_of(dstate), states_of(want_dstate))
+        )
         assert layer(x, lengths=4)[0].shape == y.shape
 
 
@@ -117,13 +149,19 @@ def test_batch_first_is_a_transposition(make: Any) -> None:
 
 @pytest.mark.parametrize("make", RECURRENT)
 def test_lengths_equal_running_each_row_alone(make: Any) -> None:
-    layer, x, lengths = make(rng=0, num_layers=2, bidirectional=True), normal(6, 4, 3, dtype=np.float32), [3, 6, 0, 1]
+    layer, x, lengths = (
+        make(rng=0, num_layers=2, bidirectional=True),
+        normal(6, 4, 3, dtype=np.float32),
+        [3, 6, 0, 1],
+    )
     y, state = layer(x, lengths=lengths)
     for b, n in enumerate(lengths):
         alone, own = layer(x[:n, b : b + 1])
         assert np.array_equal(y[:n, b : b + 1], alone)
         assert (y[n:, b] == 0).all()
-        assert all(np.array_equal(s[:, b : b + 1], t) for s, t in zip(states_of(state), states_of(own)))
+        assert all(
+            np.array_equal(s[:, b : b + 1], t) for s, t in zip(states_of(state), states_of(own))
+        )
 
 
 def test_initial_values() -> None:
@@ -190,7 +228,10 @@ def test_dropout_between_layers_uses_the_mask_of_the_reference() -> None:
 
     def run(k: int, end: str, inputs: Any) -> Any:
         weights = reference.Weights(
-            *(np.array(w[f"{n}_l{k}{end}"]) for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+            *(
+                np.array(w[f"{n}_l{k}{end}"])
+                for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            )
         )
         return reference.forward("lstm", inputs, weights, reverse=bool(end))
 
@@ -202,15 +243,24 @@ def test_dropout_between_layers_uses_the_mask_of_the_reference() -> None:
     dy = normal(4, 2, 12, seed=3)
     dx, _ = pullback(dy)
     dbetween = sum(reference.backward(r, d).x for r, d in zip(upper, np.split(dy, 2, axis=2)))
-    want = sum(reference.backward(r, d * m).x for r, d, m in zip(lower, np.split(dbetween, 2, axis=2), masks))
+    want = sum(
+        reference.backward(r, d * m).x
+        for r, d, m in zip(lower, np.split(dbetween, 2, axis=2), masks)
+    )
     assert_close(dx, want, "dx", 10)
     assert np.array_equal(layer(x)[0], layer(x)[0])
     assert not np.array_equal(layer(x)[0], y)
 
 
 def test_philox_is_that_of_the_reference() -> None:
-    for key, ld, t, b, u in [(0, 0, 0, 0, 0), (2**63 + 12345, 3, 1000, 77, 513), (2**64 - 1, 1, 7, 0, 2)]:
-        assert _core.philox_word(key, ld, t, b, u) == reference.philox(key, (u // 4, b, t, ld))[u % 4]
+    for key, ld, t, b, u in [
+        (0, 0, 0, 0, 0),
+        (2**63 + 12345, 3, 1000, 77, 513),
+        (2**64 - 1, 1, 7, 0, 2),
+    ]:
+        assert (
+            _core.philox_word(key, ld, t, b, u) == reference.philox(key, (u // 4, b, t, ld))[u % 4]
+        )
 
 
 def test_state_dict_and_files(tmp_path: Any) -> None:
@@ -237,7 +287,9 @@ def test_state_dict_and_files(tmp_path: Any) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_the_buffers_are_contiguous_and_aligned(dtype: Any) -> None:
-    model = nn.Sequential(nn.Embedding(5, 3, dtype=dtype), nn.LSTM(3, 7, dtype=dtype), nn.Linear(7, 5, dtype=dtype))
+    model = nn.Sequential(
+        nn.Embedding(5, 3, dtype=dtype), nn.LSTM(3, 7, dtype=dtype), nn.Linear(7, 5, dtype=dtype)
+    )
     for flat, views in ((model.flat, model.parameters()), (model.flat_grads, model.grads)):
         for view in views.values():
             offset = view.ctypes.data - flat.ctypes.data
@@ -254,7 +306,10 @@ def test_freezing_and_decay_groups() -> None:
     model.freeze("1.weight_hh*")
     model[2].freeze("bias")
     before = model.state_dict()
-    for optimizer in (ost.optim.SGD(0.1, momentum=0.9, weight_decay=0.1), ost.optim.AdamW(0.1, weight_decay=0.5)):
+    for optimizer in (
+        ost.optim.SGD(0.1, momentum=0.9, weight_decay=0.1),
+        ost.optim.AdamW(0.1, weight_decay=0.5),
+    ):
         (y, _), pullback = model.vjp(np.array([[1, 2], [3, 4]]))
         pullback(np.ones_like(y))
         optimizer.step(model)
@@ -269,15 +324,21 @@ def test_freezing_and_decay_groups() -> None:
     before = model.state_dict()
     model.set_decay("2.*", False)
     ost.optim.AdamW(0.1, weight_decay=0.5).step(model)
-    changed = {n: v / before[n] for n, v in model.parameters().items() if not np.array_equal(v, before[n])}
+    changed = {
+        n: v / before[n] for n, v in model.parameters().items() if not np.array_equal(v, before[n])
+    }
     assert set(changed) == {"1.weight_ih_l0", "1.weight_hh_l0"}
     assert np.allclose(changed["1.weight_ih_l0"], 0.95)
 
 
-@pytest.mark.parametrize("make", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "make", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"]
+)
 def test_copies_are_independent(make: Any) -> None:
     model = nn.Sequential(
-        nn.Embedding(6, 3, rng=0), nn.Sequential(nn.GRU(3, 4, num_layers=2, dropout=0.5, rng=0)), nn.Linear(4, 6, rng=0)
+        nn.Embedding(6, 3, rng=0),
+        nn.Sequential(nn.GRU(3, 4, num_layers=2, dropout=0.5, rng=0)),
+        nn.Linear(4, 6, rng=0),
     )
     model.freeze("0.*")
     x = np.array([[1, 2], [3, 4]])
@@ -296,7 +357,9 @@ def test_copies_are_independent(make: Any) -> None:
 def test_a_layer_copied_out_of_its_model_is_its_own() -> None:
     model = nn.Sequential(nn.Linear(2, 3, rng=0), nn.Sequential(nn.GRU(3, 4, rng=0)))
     inner = copy.deepcopy(model[1])
-    assert list(inner.parameters()) == [f"0.{n}_l0" for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+    assert list(inner.parameters()) == [
+        f"0.{n}_l0" for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    ]
     x = normal(5, 2, 3, dtype=np.float32)
     assert np.array_equal(inner(x)[0], model[1](x)[0])
     with inner.write() as p:
@@ -338,9 +401,13 @@ def test_linear_against_numpy(dtype: Any, kernel_set: str, threads: None) -> Non
             y, pullback = layer.vjp(x)
             dx = pullback(dy)
             results.append([y, dx, layer.flat_grads.copy()])
-            assert_close(y, x.astype(np.float64) @ w["weight"].T.astype(np.float64) + w["bias"], "y")
+            assert_close(
+                y, x.astype(np.float64) @ w["weight"].T.astype(np.float64) + w["bias"], "y"
+            )
             assert_close(dx, dy.astype(np.float64) @ w["weight"].astype(np.float64), "dx")
-            assert_close(layer.grads["weight"], dy.T.astype(np.float64) @ x.astype(np.float64), "dweight", 4)
+            assert_close(
+                layer.grads["weight"], dy.T.astype(np.float64) @ x.astype(np.float64), "dweight", 4
+            )
             assert_close(layer.grads["bias"], dy.astype(np.float64).sum(0), "dbias", 4)
         assert all(np.array_equal(a, b) for a, b in zip(*results))
         assert np.array_equal(layer(x), results[0][0])
@@ -370,7 +437,10 @@ def test_stateless_layers_against_finite_differences() -> None:
 
 def test_sequential_carries_its_state() -> None:
     model = nn.Sequential(
-        nn.Embedding(9, 4, rng=0), nn.LSTM(4, 5, num_layers=2, rng=0), nn.GRU(5, 3, rng=0), nn.Linear(3, 9, rng=0)
+        nn.Embedding(9, 4, rng=0),
+        nn.LSTM(4, 5, num_layers=2, rng=0),
+        nn.GRU(5, 3, rng=0),
+        nn.Linear(3, 9, rng=0),
     )
     ids = np.random.default_rng(0).integers(0, 9, (12, 2))
     whole, end = model(ids)
@@ -404,11 +474,17 @@ def test_sequential_gradients_against_finite_differences() -> None:
     (y, _), pullback = model.vjp(x, state0, lengths=lengths)
     dx, dstate = pullback(dy, (None, None, (None, dc), None))
     np.testing.assert_allclose(dx, numeric_gradient(loss, x), rtol=1e-6, atol=1e-8)
-    np.testing.assert_allclose(dstate[2][0], numeric_gradient(loss, state0[2][0]), rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(
+        dstate[2][0], numeric_gradient(loss, state0[2][0]), rtol=1e-6, atol=1e-8
+    )
     for name in model.parameters():
         with model.write() as p:
             np.testing.assert_allclose(
-                model.grads[name], numeric_gradient(loss, p[name]), rtol=1e-6, atol=1e-8, err_msg=name
+                model.grads[name],
+                numeric_gradient(loss, p[name]),
+                rtol=1e-6,
+                atol=1e-8,
+                err_msg=name,
             )
 
 
@@ -422,13 +498,16 @@ def test_packed_weights_follow_parameters_and_kernel_set(kernel_set: str) -> Non
     with layer.write() as p:
         p["weight_hh_l0"][...] = 0
     assert not np.array_equal(layer(x)[0], y)
-    assert held.forward(x, None, None, None, False, None, False, 0.0, 0)[0].tolist() == y.tolist()  # a snapshot
+    assert (
+        held.forward(x, None, None, None, False, None, False, 0.0, 0)[0].tolist() == y.tolist()
+    )  # a snapshot
 
 
 def test_repr() -> None:
     model = nn.Sequential(nn.Embedding(9, 4), nn.LSTM(4, 5, bidirectional=True), nn.Linear(10, 2))
     assert (
-        repr(model) == "Sequential(\n  0: Embedding(9, 4)\n  1: LSTM(4, 5, bidirectional=True)\n  2: Linear(10, 2)\n)"
+        repr(model)
+        == "Sequential(\n  0: Embedding(9, 4)\n  1: LSTM(4, 5, bidirectional=True)\n  2: Linear(10, 2)\n)"
     )
 
 
@@ -474,7 +553,9 @@ def test_stateless_layers_check_dy_and_keep_y(make: Any, shape: Any) -> None:
 def test_padding_may_hold_nan_through_a_whole_model() -> None:
     def gradients(filler: float, batch_first: bool) -> Any:
         gru = nn.GRU(3, 4, batch_first=batch_first, rng=0)
-        model = nn.Sequential(nn.Linear(2, 3, rng=0), nn.Activation("tanh"), gru, nn.Linear(4, 2, rng=0))
+        model = nn.Sequential(
+            nn.Linear(2, 3, rng=0), nn.Activation("tanh"), gru, nn.Linear(4, 2, rng=0)
+        )
         x, lengths = normal(6, 2, 2, dtype=np.float32), np.array([6, 3])
         on = np.arange(6)[:, None, None] < lengths[:, None]
         x, dy = (np.where(on, v, np.float32(filler)) for v in (x, np.ones_like(x)))
@@ -491,7 +572,10 @@ def test_padding_may_hold_nan_through_a_whole_model() -> None:
 
 
 def test_a_refused_gradient_of_a_model_adds_nothing() -> None:
-    model, x = nn.Sequential(nn.GRU(2, 3, rng=0), nn.Linear(3, 2, rng=0)), normal(5, 2, 2, dtype=np.float32)
+    model, x = (
+        nn.Sequential(nn.GRU(2, 3, rng=0), nn.Linear(3, 2, rng=0)),
+        normal(5, 2, 2, dtype=np.float32),
+    )
     (y, _), pullback = model.vjp(x)
     for dy, dstate in (
         (np.ones_like(y), (np.zeros((1, 2, 9), np.float32), None)),
@@ -570,4 +654,6 @@ def test_small_refusals() -> None:
     ost.functional.gru(x, before)
     for options in ({"reverse": True}, {"reset_after": False}):
         with pytest.raises(ValueError, match="packed with the same options"):
-            ost.functional.gru(x, ost.functional.pack("gru", np.zeros((3, 1)), np.zeros((3, 1))), **options)
+            ost.functional.gru(
+                x, ost.functional.pack("gru", np.zeros((3, 1)), np.zeros((3, 1))), **options
+            )

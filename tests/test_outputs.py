@@ -39,7 +39,9 @@ def test_nested_models_take_the_same() -> None:
     x, lengths = np.ones((6, 2, 3), np.float32), [6, 2]
     x[2:, 1] = np.nan
     models = nn.Sequential(
-        nn.Sequential(nn.Linear(3, 4, rng=0)), nn.GRU(4, 5, rng=0), nn.Sequential(nn.Linear(5, 2, rng=0))
+        nn.Sequential(nn.Linear(3, 4, rng=0)),
+        nn.GRU(4, 5, rng=0),
+        nn.Sequential(nn.Linear(5, 2, rng=0)),
     )
     for outputs in ("all", "last"):
         (y, _), pullback = models.vjp(x, lengths=lengths, outputs=outputs)
@@ -49,7 +51,9 @@ def test_nested_models_take_the_same() -> None:
     plain = nn.Sequential(nn.Linear(3, 4, rng=0))
     with pytest.raises(TypeError, match="foo: expected one of lengths"):
         models(x, foo=3)
-    with pytest.raises(ValueError, match="memory_limit: expected None for a model without recurrent layers"):
+    with pytest.raises(
+        ValueError, match="memory_limit: expected None for a model without recurrent layers"
+    ):
         plain.vjp(x, memory_limit="1MB")
     tiny = nn.GRU(3, 4, rng=0)
     (y, _), pullback = tiny.vjp(np.ones((9, 2, 3), np.float32), clip_step_value=1e-60)

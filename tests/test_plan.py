@@ -51,7 +51,10 @@ def test_every_shape_has_a_plan(device: GpuFigures) -> None:
         if p.kernel == "loop":
             assert (p.launches, p.blocks) == (1, -(-batch // 8))
             assert hidden <= p.register_capacity
-            assert p.register_capacity * hidden * max(products) * word <= 128 << 10 or hidden < p.register_capacity
+            assert (
+                p.register_capacity * hidden * max(products) * word <= 128 << 10
+                or hidden < p.register_capacity
+            )
             assert p.blocks <= MOST_WAVES * device.multiprocessors
             assert not by_step
         elif p.kernel == "persistent":
@@ -74,7 +77,14 @@ def test_every_shape_has_a_plan(device: GpuFigures) -> None:
 
 
 def check_persistent(
-    p: GpuPlan, device: GpuFigures, products: list[int], hidden: int, steps: int, batch: int, word: int, backward: bool
+    p: GpuPlan,
+    device: GpuFigures,
+    products: list[int],
+    hidden: int,
+    steps: int,
+    batch: int,
+    word: int,
+    backward: bool,
 ) -> None:
     """All blocks have their own multiprocessor, all weights have room, and all units, rows and steps have their turn."""
     partition = Partition.of(products, hidden, p.units, p.peers, word, backward)
@@ -87,9 +97,17 @@ def check_persistent(
     assert p.peers == 1 or (backward and p.blocks <= 4 * device.clusters)
     assert partition.blocks % p.peers == 0
     # a thread's registers: of 16 x 16 weights of 2 bytes it keeps 16 bytes
-    assert sum(outs * partition.parts * depth * 4 for outs, depth in zip(partition.out_tiles, partition.depth)) <= 128
+    assert (
+        sum(
+            outs * partition.parts * depth * 4
+            for outs, depth in zip(partition.out_tiles, partition.depth)
+        )
+        <= 128
+    )
     assert 1 <= p.span <= steps
-    assert p.groups * p.span * partition.step_bytes <= max(device.l2_bytes // 4, p.groups * partition.step_bytes)
+    assert p.groups * p.span * partition.step_bytes <= max(
+        device.l2_bytes // 4, p.groups * partition.step_bytes
+    )
     passes = -(-batch // (p.groups * GROUP_ROWS))
     parts = _core.gradient_parts(steps, batch)
     cuts = [steps * (parts * k // p.chunks) // parts for k in range(p.chunks + 1)]
@@ -117,7 +135,11 @@ def test_weights_that_many_multiprocessors_share(device: GpuFigures) -> None:
     assert len(chunks) > 1
     if device.multiprocessors >= 128:
         for (columns, hidden, batch, word, backward), kernel in chosen.items():
-            if partitions_for(device, [columns], hidden, word, backward) and not backward and batch <= 16:
+            if (
+                partitions_for(device, [columns], hidden, word, backward)
+                and not backward
+                and batch <= 16
+            ):
                 assert kernel == "persistent", (columns, hidden, batch, word)
 
 
@@ -125,10 +147,21 @@ def test_what_is_chosen_and_why() -> None:
     h100 = DEVICES[1]
     sizes = {"steps": 100, "batch": 16}
     small = plan(h100, LSTM, hidden=64, word=4, **sizes)
-    assert (small.kernel, small.register_capacity, small.blocks, small.launches) == ("loop", 64, 2, 1)
+    assert (small.kernel, small.register_capacity, small.blocks, small.launches) == (
+        "loop",
+        64,
+        2,
+        1,
+    )
     for products, hidden, word, more, reason in (
         (LSTM, 65, 4, {}, "H = 65 is beyond 64"),
-        (LSTM, 65, 4, {"split": True, "device": FEW}, "too few multiprocessors, 8, to share the weights"),
+        (
+            LSTM,
+            65,
+            4,
+            {"split": True, "device": FEW},
+            "too few multiprocessors, 8, to share the weights",
+        ),
         (
             LSTM,
             2049,
@@ -137,12 +170,24 @@ def test_what_is_chosen_and_why() -> None:
             "H = 2049 is beyond 128, where the recurrent weights fill the registers of a multiprocessor; there is no room",
         ),
         (LSTM, 1100, 2, {}, "too few multiprocessors, 132, to share the weights"),
-        (LSTM, 2000, 4, {"split": True}, "no room for the recurrent weights in those of all multiprocessors either"),
+        (
+            LSTM,
+            2000,
+            4,
+            {"split": True},
+            "no room for the recurrent weights in those of all multiprocessors either",
+        ),
         (LSTM, 512, 2, {"steps": 2}, "to partition them would take longer"),
         (LSTM, 8, 8, {}, "words of 2 and 4 bytes"),
         (BEFORE, 8, 4, {}, "2 phases a step"),
         (LSTM, 8, 4, {"backward": True, "by_step": True}, "the norm of every step's gradient"),
-        (LSTM, 8, 4, {"batch": 8 * 132 * MOST_WAVES + 1}, "1057 blocks of 8 rows are 9 waves over 132 multiprocessors"),
+        (
+            LSTM,
+            8,
+            4,
+            {"batch": 8 * 132 * MOST_WAVES + 1},
+            "1057 blocks of 8 rows are 9 waves over 132 multiprocessors",
+        ),
     ):
         p = plan(more.pop("device", h100), products, hidden=hidden, word=word, **{**sizes, **more})
         assert p.kernel in ("step", "stream")

@@ -23,7 +23,9 @@ def data(steps: int = 5, batch: int = 4, width: int = 3) -> Any:
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("limit", [None, 2, "states"])
 @pytest.mark.parametrize("cell", [nn.RNN, nn.LSTM, nn.GRU])
-def test_last_is_the_final_state_of_each_direction(cell: Any, limit: Any, batch_first: bool) -> None:
+def test_last_is_the_final_state_of_each_direction(
+    cell: Any, limit: Any, batch_first: bool
+) -> None:
     layer = cell(3, 4, 2, bidirectional=True, batch_first=batch_first, dtype=np.float64, rng=0)
     x = np.ascontiguousarray(data().swapaxes(0, 1)) if batch_first else data()
     (y, state), pullback = layer.vjp(x, lengths=LENGTHS, outputs="last", memory_limit=limit)
@@ -42,10 +44,14 @@ def test_a_direction_from_the_end_has_read_the_whole_row() -> None:
     x = data().astype(np.float32)
     other = x.copy()
     other[0] += 1
-    last, last_step = ([layer(a, outputs=o)[0][:, 4:] for a in (x, other)] for o in ("last", "last_step"))
+    last, last_step = (
+        [layer(a, outputs=o)[0][:, 4:] for a in (x, other)] for o in ("last", "last_step")
+    )
     assert (last[0] != last[1]).all()
     assert np.array_equal(*last_step)
-    with pytest.raises(ValueError, match="outputs: expected one of 'all', 'last', 'last_step', got 'none'"):
+    with pytest.raises(
+        ValueError, match="outputs: expected one of 'all', 'last', 'last_step', got 'none'"
+    ):
         layer(x, outputs="none")
 
 
@@ -85,10 +91,18 @@ def test_pool(kind: str, form: str) -> None:
     np.testing.assert_allclose(y, want, rtol=1e-12)
     d = np.random.default_rng(4).standard_normal(y.shape)
     dx = pullback(d)
-    whole = ost.Ragged.join(dx).padded() if form == "list" else dx.swapaxes(0, 1) if form == "batch first" else dx
+    whole = (
+        ost.Ragged.join(dx).padded()
+        if form == "list"
+        else dx.swapaxes(0, 1)
+        if form == "batch first"
+        else dx
+    )
     filled = np.where(on[..., None], data(), 0)
     np.testing.assert_allclose(
-        whole, numeric_gradient(lambda: (pooled_by_hand(kind, filled, on) * d).sum(), filled), atol=1e-8
+        whole,
+        numeric_gradient(lambda: (pooled_by_hand(kind, filled, on) * d).sum(), filled),
+        atol=1e-8,
     )
 
 
@@ -106,19 +120,26 @@ def test_pool_in_a_model() -> None:
     assert np.array_equal(model(x, lengths=LENGTHS)[0], y)
     d = np.random.default_rng(1).standard_normal(y.shape)
     dx, _ = pullback(d)
-    np.testing.assert_allclose(dx, numeric_gradient(lambda: (model(x, lengths=LENGTHS)[0] * d).sum(), x), atol=1e-8)
+    np.testing.assert_allclose(
+        dx, numeric_gradient(lambda: (model(x, lengths=LENGTHS)[0] * d).sum(), x), atol=1e-8
+    )
     ragged = [x[:n, b] for b, n in enumerate(LENGTHS)]
     (y2, _), pullback = model.vjp(ragged)
     np.testing.assert_allclose(y2, y, atol=1e-12)
     np.testing.assert_allclose(ost.Ragged.join(pullback(d)[0]).padded(), dx, atol=1e-12)
-    with pytest.raises(ValueError, match="outputs: expected 'all' for a model that pools over the steps, got 'last'"):
+    with pytest.raises(
+        ValueError,
+        match="outputs: expected 'all' for a model that pools over the steps, got 'last'",
+    ):
         model(x, outputs="last")
     with pytest.raises(ValueError, match="kind: expected one of 'mean', 'max', 'last', got 'sum'"):
         nn.Pool("sum")
 
 
 def test_names() -> None:
-    model = nn.Sequential(nn.Linear(3, 4, rng=0), rnn=nn.GRU(4, 5, rng=0), head=nn.Linear(5, 2, rng=0))
+    model = nn.Sequential(
+        nn.Linear(3, 4, rng=0), rnn=nn.GRU(4, 5, rng=0), head=nn.Linear(5, 2, rng=0)
+    )
     assert [n.split(".")[0] for n in model.parameters()] == ["0"] * 2 + ["rnn"] * 4 + ["head"] * 2
     x = data().astype(np.float32)
     want = model(x)[0]

@@ -21,14 +21,18 @@ SIZES = [(1, 1, 1), (2, 3, 5), (5, 17, 33), (19, 40, 64), (3, 70, 47)]  # B, I, 
 def bfloat16(a: Any) -> Any:
     """Rounded to nearest, ties to even, as float64."""
     u = np.asarray(a, np.float32).view(np.uint32)
-    return ((u + 0x7FFF + ((u >> 16) & 1)) & np.uint32(0xFFFF0000)).view(np.float32).astype(np.float64)
+    return (
+        ((u + 0x7FFF + ((u >> 16) & 1)) & np.uint32(0xFFFF0000)).view(np.float32).astype(np.float64)
+    )
 
 
 def int8(a: Any) -> Any:
     """Each row as whole multiples of its largest value / 127, as float64."""
     a = np.asarray(a, np.float32)
     top = np.abs(a).max(axis=-1, keepdims=True)
-    q = np.rint(a * np.where(top > 0, np.float32(127) / np.where(top > 0, top, 1), 0).astype(np.float32))
+    q = np.rint(
+        a * np.where(top > 0, np.float32(127) / np.where(top > 0, top, 1), 0).astype(np.float32)
+    )
     return q.astype(np.float64) * (top / np.float32(127))
 
 
@@ -46,7 +50,9 @@ def run(packed: Any, x: Any, h0: Any = None, c0: Any = None, train: bool = False
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
-@pytest.mark.parametrize("cell", [c for c in CELLS if c != "gru_reset_before"])  # whose second operand is rounded too
+@pytest.mark.parametrize(
+    "cell", [c for c in CELLS if c != "gru_reset_before"]
+)  # whose second operand is rounded too
 def test_one_step_is_that_of_rounded_operands(
     cell: str, precision: str, sizes: tuple[int, int, int], kernel_set: str
 ) -> None:
@@ -66,7 +72,9 @@ def test_one_step_is_that_of_rounded_operands(
     b = r(h32) @ r(arrays[1]).T
     exact = reference.Weights(*(None if v is None else v.astype(np.float64) for v in arrays))
     want = _step(cell, a, b, exact, h32.astype(np.float64), c32.astype(np.float64))
-    if cell == "lstm_projected":  # a value that falls between two words may go to the other one, by its last bit
+    if (
+        cell == "lstm_projected"
+    ):  # a value that falls between two words may go to the other one, by its last bit
         want = r(want) @ r(arrays[5]).T
         assert np.abs(y[0] - want).max() <= 2.0**-8 * np.abs(want).max()
         return
@@ -108,12 +116,16 @@ def test_a_sequence_stays_within_the_bound(cell: str, precision: str, kernel_set
     y, _, _, tape = run(packed, x.astype(np.float32), train=trains)
     want = reference.forward(cell, x, w)
     assert frobenius(y, want.y) < BOUND[precision]
-    assert not np.array_equal(y, run(pack(cell, cast(w, np.float32), "float32"), x.astype(np.float32))[0])
+    assert not np.array_equal(
+        y, run(pack(cell, cast(w, np.float32), "float32"), x.astype(np.float32))[0]
+    )
     if trains:
         grads = [None if a is None else np.zeros_like(a) for a in packed.weights]
         dx, *_ = tape.backward(dy.astype(np.float32), None, None, [grads], True)
         backward = reference.backward(want, dy)
-        limit = (10 if cell == "rnn_relu" else 2) * BOUND[precision]  # a unit that is off in one and on in the other
+        limit = (10 if cell == "rnn_relu" else 2) * BOUND[
+            precision
+        ]  # a unit that is off in one and on in the other
         assert frobenius(dx, backward.x) < limit
         for got, name in zip(grads[:4], ("weight_ih", "weight_hh", "bias_ih", "bias_hh")):
             assert frobenius(got, getattr(backward.weights, name)) < limit, name
@@ -143,7 +155,9 @@ def test_gradients_in_bfloat16_have_the_same_bits_for_any_threads(
 ) -> None:
     rng = np.random.default_rng(1)
     packed = pack(cell, cast(random_weights(cell, 19, 70, rng), np.float32), "bfloat16")
-    x, dy = (rng.normal(size=(45, batch, n)).astype(np.float32) for n in (19, output_size(cell, 70)))
+    x, dy = (
+        rng.normal(size=(45, batch, n)).astype(np.float32) for n in (19, output_size(cell, 70))
+    )
     results = []
     for n in (1, 2, 3):
         ost.set_num_threads(n)
@@ -170,13 +184,16 @@ def test_int8_takes_zero_rows_and_refuses_what_has_no_scale(kernel_set: str) -> 
     assert np.isfinite(y[:, :2]).all()
     with layer.write() as p:
         p["weight_hh_l0"][7, 2] = np.nan
-    with pytest.raises(ValueError, match=r"weight_hh_l0: expected finite weights for int8, got nan in row 7"):
+    with pytest.raises(
+        ValueError, match=r"weight_hh_l0: expected finite weights for int8, got nan in row 7"
+    ):
         layer(x)
 
 
 def test_errors_name_the_precision() -> None:
     with pytest.raises(
-        ValueError, match=r"precision: expected one of 'float32', 'bfloat16', 'int8', 'exact', got 'half'"
+        ValueError,
+        match=r"precision: expected one of 'float32', 'bfloat16', 'int8', 'exact', got 'half'",
     ):
         ost.nn.GRU(3, 4, precision="half")
     with pytest.raises(ValueError, match=r"precision: expected one of 'float64', got 'int8'"):
@@ -184,8 +201,12 @@ def test_errors_name_the_precision() -> None:
     layer = ost.nn.GRU(3, 4, precision="int8", rng=0)
     with pytest.raises(ValueError, match=r"precision: expected one that can be trained"):
         layer.vjp(np.zeros((2, 1, 3), np.float32))
-    weights = ost.functional.pack("rnn", np.ones((2, 3), np.float32), np.ones((2, 2), np.float32), precision="int8")
-    with pytest.raises(ValueError, match=r"expected a precision that can be trained, got weights packed as int8"):
+    weights = ost.functional.pack(
+        "rnn", np.ones((2, 3), np.float32), np.ones((2, 2), np.float32), precision="int8"
+    )
+    with pytest.raises(
+        ValueError, match=r"expected a precision that can be trained, got weights packed as int8"
+    ):
         ost.functional.rnn_vjp(np.ones((1, 1, 3), np.float32), weights)
 
 
@@ -220,10 +241,17 @@ def test_training_in_bfloat16_learns_as_well() -> None:
     losses = []
     for precision in ("float32", "bfloat16"):
         model = ost.nn.Sequential(
-            ost.nn.GRU(2, 32, precision=precision, batch_first=True, rng=0), ost.nn.Linear(32, 1, rng=1)
+            ost.nn.GRU(2, 32, precision=precision, batch_first=True, rng=0),
+            ost.nn.Linear(32, 1, rng=1),
         )
         trainer = ost.Trainer(model, ost.losses.MSE(), ost.optim.AdamW(3e-3), clip_norm=1.0)
-        losses.append(min(trainer.fit((x, target), epochs=20, batch_size=32, progress=False).column("loss")[-3:]))
+        losses.append(
+            min(
+                trainer.fit((x, target), epochs=20, batch_size=32, progress=False).column("loss")[
+                    -3:
+                ]
+            )
+        )
     assert losses[1] < 1.25 * losses[0]
     assert losses[0] < 0.1
 
@@ -235,10 +263,15 @@ def test_training_in_bfloat16_learns_as_well() -> None:
 def test_weights_of_pytorch_in_any_dtype_are_taken(kind: str) -> None:
     torch = pytest.importorskip("torch")
     layer, other = ost.nn.LSTM(3, 5, rng=0), ost.nn.LSTM(3, 5, rng=1)
-    tensors = {n: torch.tensor(a).to(getattr(torch, kind)).requires_grad_() for n, a in layer.state_dict().items()}
+    tensors = {
+        n: torch.tensor(a).to(getattr(torch, kind)).requires_grad_()
+        for n, a in layer.state_dict().items()
+    }
     other.load_state_dict(tensors)
     for name, tensor in tensors.items():
-        assert np.array_equal(other.parameters()[name], tensor.detach().double().numpy().astype(np.float32))
+        assert np.array_equal(
+            other.parameters()[name], tensor.detach().double().numpy().astype(np.float32)
+        )
 
 
 def test_weights_of_ml_dtypes_are_taken_and_bits_without_a_meaning_are_not() -> None:
@@ -246,7 +279,9 @@ def test_weights_of_ml_dtypes_are_taken_and_bits_without_a_meaning_are_not() -> 
     layer, other = ost.nn.GRU(3, 5, rng=0), ost.nn.GRU(3, 5, rng=1)
     arrays = {n: a.astype(ml_dtypes.bfloat16) for n, a in layer.state_dict().items()}
     other.load_state_dict(arrays)
-    assert all(np.array_equal(other.parameters()[n], a.astype(np.float32)) for n, a in arrays.items())
+    assert all(
+        np.array_equal(other.parameters()[n], a.astype(np.float32)) for n, a in arrays.items()
+    )
     before = other.flat.copy()
     with pytest.raises(TypeError, match=r"weight_ih_l0: expected numbers, got dtype \|V2"):
         other.load_state_dict({n: a.view("V2") for n, a in arrays.items()})
@@ -270,7 +305,9 @@ def test_a_layer_is_saved_in_bfloat16_and_read_back(dtype: str, tmp_path: Any) -
         layer.save(path, dtype="int8")
     with layer.write() as p:
         p["bias_ih_l1"][3] = 3.4e38
-    with pytest.raises(ValueError, match=r"bias_ih_l1: expected values within the range of bfloat16, got 3.4e\+38"):
+    with pytest.raises(
+        ValueError, match=r"bias_ih_l1: expected values within the range of bfloat16, got 3.4e\+38"
+    ):
         layer.save(path, dtype="bfloat16")
     other.load(path)  # it is as it was
 
@@ -334,7 +371,9 @@ def uneven(cls: Any, ratio: float, **options: Any) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("ratio", [1, 100, 1000])
 @pytest.mark.parametrize("cls", [ost.nn.LSTM, ost.nn.GRU, ost.nn.RNN])
-def test_scales_bring_uneven_features_down_to_the_error_of_even_ones(cls: Any, ratio: float, kernel_set: str) -> None:
+def test_scales_bring_uneven_features_down_to_the_error_of_even_ones(
+    cls: Any, ratio: float, kernel_set: str
+) -> None:
     layer, x = uneven(cls, ratio)
     exact = layer(x)[0]
     layer.precision = "int8"
@@ -372,7 +411,9 @@ def test_scaled_inputs_are_those_of_scaled_weights_in_every_form() -> None:
     assert np.array_equal(state[0], h)
     assert np.array_equal(state[1], c)
     rows = [x[:9, 0], x[:4, 1]]
-    assert all(np.array_equal(a, b) for a, b in zip(layer(rows)[0], other([r / scale for r in rows])[0]))
+    assert all(
+        np.array_equal(a, b) for a, b in zip(layer(rows)[0], other([r / scale for r in rows])[0])
+    )
     assert np.array_equal(layer(x[:, 0])[0], other(x[:, 0] / scale)[0])
     assert np.array_equal(layer(x.transpose(1, 0, 2).copy().transpose(1, 0, 2))[0], layer(x)[0])
     assert np.array_equal(layer(x, outputs="last")[0], other(x / scale, outputs="last")[0])
@@ -405,7 +446,9 @@ def test_scales_are_for_int8_alone_and_go_where_the_layer_goes(tmp_path: Any) ->
 
 @pytest.mark.parametrize("power", [True, False])
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_a_stream_scales_its_inputs_as_the_layer_does(cell: str, power: bool, kernel_set: str) -> None:
+def test_a_stream_scales_its_inputs_as_the_layer_does(
+    cell: str, power: bool, kernel_set: str
+) -> None:
     cls = {"lstm": ost.nn.LSTM, "gru": ost.nn.GRU}[cell]
     layer, x = uneven(cls, 100, precision="int8")
     layer.calibrate(x)
@@ -416,7 +459,9 @@ def test_a_stream_scales_its_inputs_as_the_layer_does(cell: str, power: bool, ke
     assert stream.x.shape == (6, 16)
     assert all(np.array_equal(stream.step(x[t]), y[t]) for t in range(30))
     assert np.array_equal(stream.x, x[-1])
-    model = ost.nn.Sequential(ost.nn.Linear(16, 16, rng=0), layer, ost.nn.GRU(48, 5, precision="int8", rng=0))
+    model = ost.nn.Sequential(
+        ost.nn.Linear(16, 16, rng=0), layer, ost.nn.GRU(48, 5, precision="int8", rng=0)
+    )
     model.calibrate(x)
     y, _ = model(x)
     stream = model.stream(6)
@@ -425,7 +470,11 @@ def test_a_stream_scales_its_inputs_as_the_layer_does(cell: str, power: bool, ke
 
 def test_a_report_measures_and_changes_nothing() -> None:
     layer, x = uneven(ost.nn.LSTM, 1000)
-    exact, version, random = layer(x)[0], layer.version, copy.deepcopy(layer._rng.bit_generator.state)
+    exact, version, random = (
+        layer(x)[0],
+        layer.version,
+        copy.deepcopy(layer._rng.bit_generator.state),
+    )
     report = layer.quantization_report(x)
     assert (layer.version, layer.precision, layer.input_scale) == (version, "float32", None)
     assert layer._rng.bit_generator.state == random
@@ -434,7 +483,9 @@ def test_a_report_measures_and_changes_nothing() -> None:
     for name in ("bfloat16", "int8"):
         layer.precision = name
         y = layer(x)[0].astype(np.float64)
-        assert report.errors[name] == pytest.approx(frobenius(y, exact.astype(np.float64)), rel=1e-6)
+        assert report.errors[name] == pytest.approx(
+            frobenius(y, exact.astype(np.float64)), rel=1e-6
+        )
         each = np.sqrt(((y - exact) ** 2).sum((0, 1)) / (exact.astype(np.float64) ** 2).sum((0, 1)))
         assert report.worst[name] == (int(each.argmax()), pytest.approx(each.max(), rel=1e-6))
     assert report.errors["int8"] > 0.3
@@ -475,7 +526,9 @@ def test_steps_that_take_no_part_do_not_count() -> None:
 def test_a_model_reports_each_recurrent_layer_on_what_it_gets() -> None:
     first, x = uneven(ost.nn.GRU, 100, precision="int8")
     model = ost.nn.Sequential(
-        ost.nn.Dropout(0.1), deep=ost.nn.Sequential(rnn=first, drop=ost.nn.Dropout(0.2)), last=ost.nn.LSTM(48, 9, rng=1)
+        ost.nn.Dropout(0.1),
+        deep=ost.nn.Sequential(rnn=first, drop=ost.nn.Dropout(0.2)),
+        last=ost.nn.LSTM(48, 9, rng=1),
     )
     lengths = [30, 4, 9, 1, 0, 12]
     report = model.quantization_report(x, lengths=lengths)
@@ -487,7 +540,9 @@ def test_a_model_reports_each_recurrent_layer_on_what_it_gets() -> None:
     assert repr(report["last"]) == repr(model["last"].quantization_report(inner, lengths=lengths))  # type: ignore[attr-defined]
     assert "last: LSTM(48, 9) on this data" in repr(report)
     assert model.calibrate(x, lengths=lengths) is model
-    assert np.array_equal(first.input_scale, copy.deepcopy(first).calibrate(x, lengths=lengths).input_scale)
+    assert np.array_equal(
+        first.input_scale, copy.deepcopy(first).calibrate(x, lengths=lengths).input_scale
+    )
     assert first._owner is model["deep"]
     with pytest.raises(TypeError, match="model: expected recurrent layers in it"):
         ost.nn.Sequential(ost.nn.Linear(2, 3)).quantization_report(np.ones((1, 1, 2), np.float32))
@@ -534,6 +589,12 @@ def test_data_that_nothing_can_be_measured_on() -> None:
             measure(x.astype(np.float64))
     assert layer.input_scale is None
     wide = ost.nn.GRU(3, 4, dtype=np.float64)
-    for call in (wide.calibrate, wide.quantization_report, lambda x: setattr(wide, "input_scale", x[0, 0])):
-        with pytest.raises(TypeError, match=r"layer: expected dtype float32, which has int8, got float64"):
+    for call in (
+        wide.calibrate,
+        wide.quantization_report,
+        lambda x: setattr(wide, "input_scale", x[0, 0]),
+    ):
+        with pytest.raises(
+            TypeError, match=r"layer: expected dtype float32, which has int8, got float64"
+        ):
             call(x.astype(np.float64))

@@ -36,7 +36,10 @@ def python(code: str, timeout: float = 60, **env: str) -> subprocess.CompletedPr
 
 def test_concurrent_calls_of_one_layer(threads: None) -> None:
     ost.set_num_threads(2)
-    layer, x = nn.LSTM(20, 64, rng=0), np.random.default_rng(0).normal(size=(50, 16, 20)).astype(np.float32)
+    layer, x = (
+        nn.LSTM(20, 64, rng=0),
+        np.random.default_rng(0).normal(size=(50, 16, 20)).astype(np.float32),
+    )
     want, _ = layer(x)
     wrong: list[str] = []
 
@@ -100,7 +103,9 @@ FORK = """
 def test_fork() -> None:
     done = python(FORK)
     assert done.stdout == "fine\n", done.stderr
-    assert "Warning" not in done.stderr  # the workers are joined before a fork, so Python does not warn either
+    assert (
+        "Warning" not in done.stderr
+    )  # the workers are joined before a fork, so Python does not warn either
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
@@ -150,7 +155,9 @@ def test_ctrl_c_ends_a_long_call(job: str) -> None:
     except KeyboardInterrupt:
         print("interrupted", flush=True)
     """
-    child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True
+    )
     assert child.stdout is not None
     assert child.stdout.readline() == "ready\n"
     time.sleep(0.4)
@@ -254,20 +261,33 @@ def test_out_of_memory_names_the_bytes() -> None:
             print(e, np.array_equal(layer.flat, before))
         """
     )
-    assert re.fullmatch(r"\w[\w' ]*: cannot allocate \d{9,} bytes True\n", done.stdout), done.stderr + done.stdout
+    assert re.fullmatch(r"\w[\w' ]*: cannot allocate \d{9,} bytes True\n", done.stdout), (
+        done.stderr + done.stdout
+    )
 
 
 @pytest.mark.skipif(not (shutil.which("g++") and shutil.which("nm")), reason="needs g++ and nm")
-@pytest.mark.skipif(sys.platform != "linux" or os.uname().machine != "x86_64", reason="compiles the AVX-512 set")
+@pytest.mark.skipif(
+    sys.platform != "linux" or os.uname().machine != "x86_64", reason="compiles the AVX-512 set"
+)
 @pytest.mark.parametrize("kind", ["exact_float", "exact_double", "low"])
 def test_kernels_export_no_weak_symbol_outside_their_namespace(kind: str, tmp_path: Any) -> None:
     """Else the linker may keep the AVX-512 copy of a shared inline function for old CPUs."""
     target = "-mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -DOST_SET=avx512"
     target += f" -DOST_KIND={kind}"
     flags = f"-std=gnu++20 -O1 -ffp-contract=off -fno-exceptions -w -c {target}"
-    subprocess.run(["g++", *flags.split(), str(ROOT / "csrc/cpu/kernels.cpp"), "-o", str(tmp_path / "k.o")], check=True)
-    listing = subprocess.run(["nm", "-C", str(tmp_path / "k.o")], check=True, capture_output=True, text=True).stdout
-    weak = [line.split(" ", 2)[2] for line in listing.splitlines() if line[17:18] in "WVu" and line[17:18] != "w"]
+    subprocess.run(
+        ["g++", *flags.split(), str(ROOT / "csrc/cpu/kernels.cpp"), "-o", str(tmp_path / "k.o")],
+        check=True,
+    )
+    listing = subprocess.run(
+        ["nm", "-C", str(tmp_path / "k.o")], check=True, capture_output=True, text=True
+    ).stdout
+    weak = [
+        line.split(" ", 2)[2]
+        for line in listing.splitlines()
+        if line[17:18] in "WVu" and line[17:18] != "w"
+    ]
     assert any("ost::avx512" in name for name in weak)
     outside = [name for name in weak if "ost::avx512::" not in name]
     assert not outside, outside

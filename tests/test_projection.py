@@ -38,7 +38,9 @@ def draw(shape: tuple[int, ...], dtype: Any = np.float32, seed: int = 0) -> Any:
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("reverse", [False, True])
-def test_widths_against_the_reference(reverse: bool, dtype: Any, sizes: Any, kernel_set: str) -> None:
+def test_widths_against_the_reference(
+    reverse: bool, dtype: Any, sizes: Any, kernel_set: str
+) -> None:
     steps, batch, inputs, hidden, size = sizes
     rng = np.random.default_rng(sum(sizes))
     weights = cast(random_weights("lstm_projected", inputs, hidden, rng, size), dtype)
@@ -48,7 +50,9 @@ def test_widths_against_the_reference(reverse: bool, dtype: Any, sizes: Any, ker
     c0, dc = (rng.normal(size=(batch, hidden)).astype(dtype) for _ in range(2))
     lengths = rng.integers(0, steps + 1, batch)
     times: dict[str, Any] = {"lengths": lengths, "reverse": reverse}
-    (y, (h_n, c_n)), pullback = ost.functional.lstm_vjp(x, *weights[:4], h0, c0, weight_hr=weights[5], **times)
+    (y, (h_n, c_n)), pullback = ost.functional.lstm_vjp(
+        x, *weights[:4], h0, c0, weight_hr=weights[5], **times
+    )
     run = reference.forward("lstm_projected", x.astype(np.float64), exact, h0, c0, **times)
     assert_close(y, run.y, "y", 2)
     assert_close(h_n, run.h_n, "h_n", 2)
@@ -68,7 +72,9 @@ def test_an_identity_projects_nothing(kernel_set: str) -> None:
     w = cast(random_weights("lstm", 5, 37, rng), np.float32)
     x, dy = (rng.normal(size=(9, 4, n)).astype(np.float32) for n in (5, 37))
     (y, state), plain = ost.functional.lstm_vjp(x, *w[:4])
-    (z, other), projected = ost.functional.lstm_vjp(x, *w[:4], weight_hr=np.eye(37, dtype=np.float32))
+    (z, other), projected = ost.functional.lstm_vjp(
+        x, *w[:4], weight_hr=np.eye(37, dtype=np.float32)
+    )
     assert np.array_equal(y, z)
     assert all(np.array_equal(a, b) for a, b in zip(state, other))
     assert_close(projected(dy).dweight_hh, plain(dy).dweight_hh.astype(np.float64), "dweight_hh")
@@ -77,7 +83,9 @@ def test_an_identity_projects_nothing(kernel_set: str) -> None:
 @pytest.mark.parametrize("stack", STACKS, ids=str)
 def test_gradients_of_stacks_by_differences(stack: dict[str, Any]) -> None:
     layer = ost.nn.LSTM(3, 4, proj_size=2, learned_state=True, dtype=np.float64, rng=0, **stack)
-    values = {n: draw(a.shape, np.float64, k) * 0.5 for k, (n, a) in enumerate(layer.state_dict().items())}
+    values = {
+        n: draw(a.shape, np.float64, k) * 0.5 for k, (n, a) in enumerate(layer.state_dict().items())
+    }
     layer.load_state_dict(values)
     x = draw((5, 3, 3), np.float64)
     resets = np.random.default_rng(3).random(x.shape[:2]) < 0.2
@@ -98,7 +106,9 @@ def test_gradients_of_stacks_by_differences(stack: dict[str, Any]) -> None:
 
     np.testing.assert_allclose(dx, numeric_gradient(loss, x), atol=1e-6)
     for name, value in values.items():
-        np.testing.assert_allclose(layer.grads[name], numeric_gradient(loss, value), atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(
+            layer.grads[name], numeric_gradient(loss, value), atol=1e-6, err_msg=name
+        )
 
 
 @pytest.mark.parametrize("stack", STACKS, ids=str)
@@ -124,7 +134,9 @@ def test_limits_count_both_widths() -> None:
     assert schedule.border_bytes == 2 * (40 + 8) * 4
 
 
-@pytest.mark.parametrize(("steps", "batch", "hidden", "size"), [(40, 1, 200, 90), (40, 3, 130, 200), (17, 45, 70, 30)])
+@pytest.mark.parametrize(
+    ("steps", "batch", "hidden", "size"), [(40, 1, 200, 90), (40, 3, 130, 200), (17, 45, 70, 30)]
+)
 def test_bits_do_not_depend_on_threads_or_company(
     steps: int, batch: int, hidden: int, size: int, kernel_set: str, threads: None
 ) -> None:
@@ -213,7 +225,8 @@ def test_cells_gates_and_flow(kernel_set: str) -> None:
     assert {n: g.shape for n, g in pullback.gates.items()} == dict.fromkeys("ifgo", (1, 6, 2, 9))
     p = layer.parameters()
     w = reference.Weights(
-        *(p[n].astype(np.float64) for n in list(p)[:4]), weight_hr=p["weight_hr_l0"].astype(np.float64)
+        *(p[n].astype(np.float64) for n in list(p)[:4]),
+        weight_hr=p["weight_hr_l0"].astype(np.float64),
     )
     run = reference.forward("lstm_projected", x.astype(np.float64), w)
     want = reference.backward(run, np.ones(y.shape))
@@ -227,7 +240,13 @@ def test_cells_gates_and_flow(kernel_set: str) -> None:
 def test_it_is_pickled_copied_and_drawn_anew() -> None:
     layer = ost.nn.LSTM(3, 9, proj_size=4, rng=0)
     assert repr(layer) == "LSTM(3, 9, proj_size=4)"
-    assert list(layer.parameters()) == ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0", "weight_hr_l0"]
+    assert list(layer.parameters()) == [
+        "weight_ih_l0",
+        "weight_hh_l0",
+        "bias_ih_l0",
+        "bias_hh_l0",
+        "weight_hr_l0",
+    ]
     x = draw((4, 2, 3))
     for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         assert other.proj_size == 4
@@ -262,7 +281,9 @@ def test_drivers_name_what_they_lack() -> None:
 def test_errors_name_the_argument() -> None:
     f, x = ost.functional, np.zeros((3, 2, 5))
     w_ih, w_hh, w_hr = np.zeros((16, 5)), np.zeros((16, 2)), np.zeros((2, 4))
-    with pytest.raises(ValueError, match=r"weight_hh: expected shape \(4\*H, P\) = \(16, 2\) .*got \(16, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"weight_hh: expected shape \(4\*H, P\) = \(16, 2\) .*got \(16, 4\)"
+    ):
         f.lstm(x, w_ih, np.zeros((16, 4)), weight_hr=w_hr)
     with pytest.raises(ValueError, match=r"weight_hr: expected shape \(P, H\) .*got \(0, 4\)"):
         f.lstm(x, w_ih, np.zeros((16, 0)), weight_hr=np.zeros((0, 4)))
@@ -278,15 +299,22 @@ def test_errors_name_the_argument() -> None:
         f.lstm(x, w_ih, w_hh, weight_hr=w_hr, reset_state=(np.zeros(2), np.zeros(2)))
     with pytest.raises(ValueError, match="proj_size: expected 0 with peephole=True, got 2"):
         ost.nn.LSTM(5, 4, peephole=True, proj_size=2)
-    with pytest.raises(ValueError, match="proj_size: expected a whole number of at least 0, got -1"):
+    with pytest.raises(
+        ValueError, match="proj_size: expected a whole number of at least 0, got -1"
+    ):
         ost.nn.LSTM(5, 4, proj_size=-1)
     layer = ost.nn.LSTM(5, 4, proj_size=2, rng=0)
     with pytest.raises(ValueError, match=r"expected shape .*P.*, got"):
-        layer(np.zeros((3, 2, 5), np.float32), (np.zeros((1, 2, 4), np.float32), np.zeros((1, 2, 4), np.float32)))
+        layer(
+            np.zeros((3, 2, 5), np.float32),
+            (np.zeros((1, 2, 4), np.float32), np.zeros((1, 2, 4), np.float32)),
+        )
     layer.precision = "int8"
     with layer.write() as p:
         p["weight_hr_l0"][1, 3] = np.inf
-    with pytest.raises(ValueError, match="weight_hr_l0: expected finite weights for int8, got inf in row 1"):
+    with pytest.raises(
+        ValueError, match="weight_hr_l0: expected finite weights for int8, got inf in row 1"
+    ):
         layer(np.zeros((3, 2, 5), np.float32))
 
 
@@ -295,6 +323,10 @@ def test_packed_weights_know_their_projection() -> None:
     w = cast(random_weights("lstm_projected", 5, 12, rng), np.float32)
     x = draw((4, 2, 5))
     packed = ost.functional.pack("lstm", *w[:4], weight_hr=w[5])
-    assert np.array_equal(ost.functional.lstm(x, packed)[0], ost.functional.lstm(x, *w[:4], weight_hr=w[5])[0])
-    with pytest.raises(TypeError, match="weight_ih: expected no further weights beside packed ones"):
+    assert np.array_equal(
+        ost.functional.lstm(x, packed)[0], ost.functional.lstm(x, *w[:4], weight_hr=w[5])[0]
+    )
+    with pytest.raises(
+        TypeError, match="weight_ih: expected no further weights beside packed ones"
+    ):
         ost.functional.lstm(x, packed, weight_hr=w[5])

@@ -10,7 +10,9 @@ import pytest
 from conftest import CELLS, assert_close, cast, output_size, packed, random_weights
 from ostinato import nn, reference
 
-pytest.importorskip("hypothesis", reason="hypothesis is not installed: pip install 'ostinato[test]'")
+pytest.importorskip(
+    "hypothesis", reason="hypothesis is not installed: pip install 'ostinato[test]'"
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,18 +22,30 @@ quick = settings(max_examples=60, deadline=None)
 
 @quick
 @given(
-    st.sampled_from(CELLS), sizes, st.booleans(), st.booleans(), st.sampled_from([np.float32, np.float64]), st.data()
+    st.sampled_from(CELLS),
+    sizes,
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([np.float32, np.float64]),
+    st.data(),
 )
-def test_kernels_equal_the_reference(cell: str, size: Any, reverse: bool, ragged: bool, dtype: Any, draw: Any) -> None:
+def test_kernels_equal_the_reference(
+    cell: str, size: Any, reverse: bool, ragged: bool, dtype: Any, draw: Any
+) -> None:
     steps, batch, inputs, hidden = size
     rng = np.random.default_rng(sum(size))
     w = random_weights(cell, inputs, hidden, rng)
     lengths = (
-        np.array(draw.draw(st.lists(st.integers(0, steps), min_size=batch, max_size=batch)), np.int64)
+        np.array(
+            draw.draw(st.lists(st.integers(0, steps), min_size=batch, max_size=batch)), np.int64
+        )
         if ragged
         else None
     )
-    x, dy = (rng.normal(size=(steps, batch, n)).astype(dtype) for n in (inputs, output_size(cell, hidden)))
+    x, dy = (
+        rng.normal(size=(steps, batch, n)).astype(dtype)
+        for n in (inputs, output_size(cell, hidden))
+    )
     weights = cast(w, dtype)
     p = packed(cell, weights, reverse)
     y, h_n, _, tape = p.native.forward(x, None, None, lengths, False, None, True, 0.0, 0)
@@ -73,7 +87,10 @@ def test_cutting_time_changes_nothing(
 @quick
 @given(st.sampled_from([nn.RNN, nn.LSTM, nn.GRU]), st.permutations(range(6)))
 def test_rows_do_not_see_each_other(cls: Any, order: Any) -> None:
-    layer, x = cls(3, 5, bidirectional=True, rng=0), np.random.default_rng(0).normal(size=(7, 6, 3)).astype(np.float32)
+    layer, x = (
+        cls(3, 5, bidirectional=True, rng=0),
+        np.random.default_rng(0).normal(size=(7, 6, 3)).astype(np.float32),
+    )
     lengths = np.array([7, 0, 3, 3, 5, 1])
     y, _ = layer(x, lengths=lengths)
     shuffled, _ = layer(np.ascontiguousarray(x[:, order]), lengths=lengths[list(order)])
@@ -85,12 +102,18 @@ def test_rows_do_not_see_each_other(cls: Any, order: Any) -> None:
 def test_gradients_are_linear_in_dy(cls: Any, scale: float, hidden: int) -> None:
     layer = cls(3, hidden, dtype=np.float64, rng=0)
     rng = np.random.default_rng(0)
-    x, a, b = rng.normal(size=(5, 2, 3)), rng.normal(size=(5, 2, hidden)), rng.normal(size=(5, 2, hidden))
+    x, a, b = (
+        rng.normal(size=(5, 2, 3)),
+        rng.normal(size=(5, 2, hidden)),
+        rng.normal(size=(5, 2, hidden)),
+    )
 
     def gradient(dy: Any) -> Any:
         return layer.vjp(x)[1](dy, grads=layer.new_grads())[0]
 
-    np.testing.assert_allclose(gradient(a + scale * b), gradient(a) + scale * gradient(b), rtol=1e-9, atol=1e-11)
+    np.testing.assert_allclose(
+        gradient(a + scale * b), gradient(a) + scale * gradient(b), rtol=1e-9, atol=1e-11
+    )
 
 
 @pytest.mark.soak

@@ -27,11 +27,18 @@ def assert_twins(layer: Any, ragged: ost.Ragged, *calls: Any) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"bidirectional": True}, {"num_layers": 2, "bidirectional": True}, {"num_layers": 3, "dropout": 0.4}],
+    [
+        {},
+        {"bidirectional": True},
+        {"num_layers": 2, "bidirectional": True},
+        {"num_layers": 3, "dropout": 0.4},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("make", [ost.nn.RNN, ost.nn.LSTM, ost.nn.GRU])
-def test_ragged_is_padded_without_padding(make: Any, options: dict[str, Any], kernel_set: str, threads: None) -> None:
+def test_ragged_is_padded_without_padding(
+    make: Any, options: dict[str, Any], kernel_set: str, threads: None
+) -> None:
     ost.set_num_threads(2)
     layer = make(3, 20, rng=0, **options)
     lengths = [len(s) for s in SEQUENCES]
@@ -51,17 +58,24 @@ def test_ragged_is_padded_without_padding(make: Any, options: dict[str, Any], ke
         assert type(rows) is type(given)
         assert all(np.array_equal(a, y[: len(a), b]) for b, a in enumerate(rows))
         assert all(np.array_equal(a, dx[: len(a), b]) for b, a in enumerate(drows))
-        assert all(np.array_equal(a, b) for a, b in zip(flat((state, dstate)), flat((state2, dstate2))))
+        assert all(
+            np.array_equal(a, b) for a, b in zip(flat((state, dstate)), flat((state2, dstate2)))
+        )
         assert np.array_equal(grads, layer.flat_grads)
 
 
 @pytest.mark.parametrize("options", [{}, *STACKS[2:4]], ids=str)
 @pytest.mark.parametrize("make", [ost.nn.LSTM, ost.nn.GRU])
-def test_ragged_takes_every_option(make: Any, options: dict[str, Any], kernel_set: str, threads: None) -> None:
+def test_ragged_takes_every_option(
+    make: Any, options: dict[str, Any], kernel_set: str, threads: None
+) -> None:
     """Resets, masks, cuts, the last outputs and bounds of memory: bit for bit as padded."""
     layer = make(3, 20, rng=0, **{**options, "batch_first": False})
     ragged, r = ost.Ragged.join(SEQUENCES), np.random.default_rng(0)
-    flags = {n: r.random(len(ragged.rows)) < s for n, s in (("resets", 0.1), ("mask", 0.7), ("cuts", 0.1))}
+    flags = {
+        n: r.random(len(ragged.rows)) < s
+        for n, s in (("resets", 0.1), ("mask", 0.7), ("cuts", 0.1))
+    }
     padded = {n: ragged.padded(f) for n, f in flags.items()}
     x = ragged.padded()
     assert np.array_equal(ragged.flat(x), ragged.rows)
@@ -70,10 +84,14 @@ def test_ragged_takes_every_option(make: Any, options: dict[str, Any], kernel_se
             (y, state), pullback = layer.vjp(
                 x, lengths=ragged.lengths, outputs=outputs, memory_limit=limit, rng=1, **padded
             )
-            (rows, state2), pullback2 = layer.vjp(ragged, outputs=outputs, memory_limit=limit, rng=1, **flags)
+            (rows, state2), pullback2 = layer.vjp(
+                ragged, outputs=outputs, memory_limit=limit, rng=1, **flags
+            )
             dy = r.standard_normal(y.shape).astype(np.float32)
             given = dy if outputs == "last" else ragged.flat(dy)
-            assert np.array_equal(rows if outputs == "last" else rows.rows, y if outputs == "last" else ragged.flat(y))
+            assert np.array_equal(
+                rows if outputs == "last" else rows.rows, y if outputs == "last" else ragged.flat(y)
+            )
             assert_twins(layer, ragged, (pullback, dy, state), (pullback2, given, state2))
     if layer._directions == 1:  # a loss taken segment by segment
 
@@ -102,7 +120,9 @@ def uneven(seed: int, batch: int) -> tuple[ost.Ragged, dict[str, Any]]:
     lengths = r.integers(0, 4, batch) * (r.random(batch) < 0.4)
     if batch > 1:
         lengths[r.integers(0, batch)] = 40
-    ragged = ost.Ragged(r.standard_normal((lengths.sum(), 3)).astype(np.float32), [0, *np.cumsum(lengths)])
+    ragged = ost.Ragged(
+        r.standard_normal((lengths.sum(), 3)).astype(np.float32), [0, *np.cumsum(lengths)]
+    )
     shares = {"resets": 0.1, "mask": 0.6, "cuts": 0.1}
     return ragged, {n: r.random(len(ragged.rows)) < s for n, s in shares.items()}
 
@@ -128,7 +148,9 @@ def test_ragged_flags_are_those_of_the_table(
         for masked in ("repeat", "zero"):
             times = {n: a for n, a in flags.items() if n != "cuts"}
             rows, state = layer(ragged, **times, masked=masked)
-            y, state2 = layer(x, lengths=ragged.lengths, **{n: padded[n] for n in times}, masked=masked)
+            y, state2 = layer(
+                x, lengths=ragged.lengths, **{n: padded[n] for n in times}, masked=masked
+            )
             assert np.array_equal(rows.rows, ragged.flat(y))
             assert all(np.array_equal(a, b) for a, b in zip(flat(state), flat(state2)))
         for outputs, limit in (("all", None), ("last_step", None), ("all", 3), ("last_step", 3)):
@@ -165,15 +187,23 @@ def test_ragged_flags_take_the_memory_of_real_steps() -> None:
         print(peak() - before)
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False, timeout=300
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 200e6
 
 
 @pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"precision": "bfloat16"}], ids=str)
-def test_empty_sequences_beside_a_long_one(options: dict[str, Any], count: int, threads: None) -> None:
+@pytest.mark.parametrize(
+    "options", [{}, {"bidirectional": True}, {"precision": "bfloat16"}], ids=str
+)
+def test_empty_sequences_beside_a_long_one(
+    options: dict[str, Any], count: int, threads: None
+) -> None:
     """One sequence of 200,000 steps beside 4,000 empty ones: the gradient is that of the sequence alone. A tape of all steps of all
     sequences would take 250 GB."""
     ost.set_num_threads(count)
@@ -194,7 +224,9 @@ def test_empty_sequences_beside_a_long_one(options: dict[str, Any], count: int, 
     alone_grads = results[0][-1]
     for result in results[1:]:
         assert all(np.array_equal(a, b) for a, b in zip(result[:-1], results[0][:-1]))
-        assert np.allclose(result[-1], alone_grads, rtol=1e-3, atol=1e-3 * np.abs(alone_grads).max())
+        assert np.allclose(
+            result[-1], alone_grads, rtol=1e-3, atol=1e-3 * np.abs(alone_grads).max()
+        )
     assert np.array_equal(results[1][-1], results[2][-1])
 
 
@@ -208,7 +240,9 @@ def test_ragged_functional_and_limits(kernel_set: str) -> None:
     reset = tuple(r.standard_normal((2, 7)).astype(np.float32))
     for reverse in (False, True):
         options: dict[str, Any] = {"reset_state": reset, "reverse": reverse}
-        (y, state), pullback = f.lstm_vjp(ragged.padded(), *w, lengths=ragged.lengths, **padded, **options)
+        (y, state), pullback = f.lstm_vjp(
+            ragged.padded(), *w, lengths=ragged.lengths, **padded, **options
+        )
         dy = r.standard_normal(y.shape).astype(np.float32)
         dcells = r.standard_normal(y.shape).astype(np.float32)
         want = pullback(dy, *state, dcells=dcells, clip_step_norm=1.0)
@@ -220,9 +254,18 @@ def test_ragged_functional_and_limits(kernel_set: str) -> None:
                 for _ in range(2):
                     got = back(ragged.flat(dy), *state2, dcells=dcells, clip_step_norm=1.0)
                     assert np.array_equal(np.concatenate(list(got.dx)), ragged.flat(want.dx))
-                    assert all((a is None and b is None) or np.array_equal(a, b) for a, b in zip(got[1:], want[1:]))
+                    assert all(
+                        (a is None and b is None) or np.array_equal(a, b)
+                        for a, b in zip(got[1:], want[1:])
+                    )
             (_, state2), back = f.lstm_vjp(
-                ragged.padded(), *w, lengths=ragged.lengths, **padded, **options, memory_limit=limit, outputs="all"
+                ragged.padded(),
+                *w,
+                lengths=ragged.lengths,
+                **padded,
+                **options,
+                memory_limit=limit,
+                outputs="all",
             )
             assert np.array_equal(back(dy, *state, dcells=dcells, clip_step_norm=1.0).dx, want.dx)
         out = np.empty((len(ragged.rows), 7), np.float32)
@@ -234,11 +277,23 @@ def test_ragged_functional_and_limits(kernel_set: str) -> None:
     want = pullback(2 * y)
     (none, _), back = f.rnn_vjp(x, w[0][:7], w[1][:7], memory_limit=2, outputs="none")
     assert none is None
-    assert all((a is None and b is None) or np.array_equal(a, b) for a, b in zip(want, back(lambda t, y: 2 * y)))
+    assert all(
+        (a is None and b is None) or np.array_equal(a, b)
+        for a, b in zip(want, back(lambda t, y: 2 * y))
+    )
     for call, words in (
-        (lambda: f.rnn_vjp(x, w[0][:7], w[1][:7], outputs="last"), "outputs: expected one of 'all', 'none'"),
-        (lambda: f.rnn_vjp(x, w[0][:7], w[1][:7], memory_limit="much"), "memory_limit: expected a size"),
-        (lambda: f.rnn(ragged, w[0][:7], w[1][:7], lengths=[1]), "lengths: expected None with ragged"),
+        (
+            lambda: f.rnn_vjp(x, w[0][:7], w[1][:7], outputs="last"),
+            "outputs: expected one of 'all', 'none'",
+        ),
+        (
+            lambda: f.rnn_vjp(x, w[0][:7], w[1][:7], memory_limit="much"),
+            "memory_limit: expected a size",
+        ),
+        (
+            lambda: f.rnn(ragged, w[0][:7], w[1][:7], lengths=[1]),
+            "lengths: expected None with ragged",
+        ),
         (lambda: back(np.zeros((1, 1, 7), np.float32)), r"dy: expected shape \(30, 6, 7\)"),
         (lambda: back(None, np.zeros((2, 7), np.float32)), r"dh_n: expected shape \(6, 7\)"),
         (lambda: pullback(lambda t, y: y), "dy: expected an array"),
@@ -253,7 +308,9 @@ def test_ragged_functional_and_limits(kernel_set: str) -> None:
 
 
 def test_ragged_through_a_model_and_bad_offsets() -> None:
-    model = ost.nn.Sequential(ost.nn.Linear(3, 4, rng=0), ost.nn.GRU(4, 6, rng=0), ost.nn.Linear(6, 2, rng=0))
+    model = ost.nn.Sequential(
+        ost.nn.Linear(3, 4, rng=0), ost.nn.GRU(4, 6, rng=0), ost.nn.Linear(6, 2, rng=0)
+    )
     x = ost.Ragged.join(SEQUENCES)
     y, _ = model(x)
     for b, s in enumerate(SEQUENCES):
@@ -292,20 +349,31 @@ def test_what_is_wrong_with_ragged_is_told() -> None:
     (_, _), pullback = model.vjp(SEQUENCES, outputs="last")
     assert isinstance(pullback(np.ones((6, 2), np.float32))[0], list)
     trainer = ost.Trainer(model, ost.losses.MSE(), ost.optim.SGD(0.1))
-    history = trainer.fit((SEQUENCES, [np.zeros((len(s), 2), np.float32) for s in SEQUENCES]), epochs=2, batch_size=3)
+    history = trainer.fit(
+        (SEQUENCES, [np.zeros((len(s), 2), np.float32) for s in SEQUENCES]), epochs=2, batch_size=3
+    )
     assert history.rows[-1]["step"] == 4
     first = ost.nn.Sequential(ost.nn.GRU(3, 4, batch_first=True, rng=0))
     ost.Trainer(first, ost.losses.MSE(), ost.optim.SGD(0.1)).fit(
-        [(x, np.zeros((len(x.rows), 4), np.float32), {"mask": np.ones(len(x.rows), bool)})], epochs=1
+        [(x, np.zeros((len(x.rows), 4), np.float32), {"mask": np.ones(len(x.rows), bool)})],
+        epochs=1,
     )
     with pytest.warns(UserWarning, match="x: converted once"):
-        trainer.fit((x.like(x.rows.astype(np.float64)), np.zeros((len(x.rows), 2), np.float32)), epochs=1)
+        trainer.fit(
+            (x.like(x.rows.astype(np.float64)), np.zeros((len(x.rows), 2), np.float32)), epochs=1
+        )
     flags = [np.ones(len(s), bool) for s in SEQUENCES]
     for call, words in (
         (lambda: model(x, mask=flags[:-1]), "mask: expected sequences as long as those of x"),
-        (lambda: model(x, mask=[*flags[:-1], np.ones(30)]), r"mask\[5\]: expected shape \(n\) of bool as mask\[0\]"),
+        (
+            lambda: model(x, mask=[*flags[:-1], np.ones(30)]),
+            r"mask\[5\]: expected shape \(n\) of bool as mask\[0\]",
+        ),
         (lambda: model(x, mask=[]), "mask: expected at least one sequence"),
-        (lambda: ost.nn.Sequential(ost.nn.Linear(3, 2, rng=0))(x, lengths=[1]), "lengths: expected None with ragged"),
+        (
+            lambda: ost.nn.Sequential(ost.nn.Linear(3, 2, rng=0))(x, lengths=[1]),
+            "lengths: expected None with ragged",
+        ),
         (
             lambda: trainer.fit([(x, np.zeros((3, 2), np.float32))], epochs=1),
             "target: expected 54 rows, as many as x has",

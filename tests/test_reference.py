@@ -25,7 +25,13 @@ def test_gradients_against_finite_differences(cell: str, reverse: bool) -> None:
 
     run = reference.forward(cell, x, w, h0, c0, lengths=lengths, reverse=reverse)
     g = reference.backward(run, dy, dh, dc)
-    pairs = [(x, g.x), (h0, g.h0), (c0, g.c0), (w.weight_ih, g.weights.weight_ih), (w.weight_hh, g.weights.weight_hh)]
+    pairs = [
+        (x, g.x),
+        (h0, g.h0),
+        (c0, g.c0),
+        (w.weight_ih, g.weights.weight_ih),
+        (w.weight_hh, g.weights.weight_hh),
+    ]
     pairs += [(w.bias_ih, g.weights.bias_ih), (w.bias_hh, g.weights.bias_hh)]
     if w.weight_peephole is not None:
         pairs.append((w.weight_peephole, g.weights.weight_peephole))
@@ -36,9 +42,16 @@ def test_gradients_against_finite_differences(cell: str, reverse: bool) -> None:
 
 
 def test_an_lstm_step_by_hand() -> None:
-    w = reference.Weights(np.array([[1.0], [2.0], [3.0], [4.0]]), np.zeros((4, 1)), np.zeros(4), np.zeros(4))
+    w = reference.Weights(
+        np.array([[1.0], [2.0], [3.0], [4.0]]), np.zeros((4, 1)), np.zeros(4), np.zeros(4)
+    )
     run = reference.forward("lstm", np.array([[[0.5]]]), w, c0=np.array([[2.0]]))
-    i, f, g, o = 1 / (1 + np.exp(-0.5)), 1 / (1 + np.exp(-1.0)), np.tanh(1.5), 1 / (1 + np.exp(-2.0))
+    i, f, g, o = (
+        1 / (1 + np.exp(-0.5)),
+        1 / (1 + np.exp(-1.0)),
+        np.tanh(1.5),
+        1 / (1 + np.exp(-2.0)),
+    )
     assert np.isclose(run.c_n[0, 0], f * 2 + i * g)
     assert np.isclose(run.h_n[0, 0], o * np.tanh(f * 2 + i * g))
 
@@ -47,9 +60,13 @@ def test_the_two_grus_differ_only_with_a_recurrent_candidate() -> None:
     rng = np.random.default_rng(0)
     w = random_weights("gru", 2, 3, rng)
     x = rng.normal(size=(4, 2, 2))
-    assert not np.allclose(reference.forward("gru", x, w).y, reference.forward("gru_reset_before", x, w).y)
+    assert not np.allclose(
+        reference.forward("gru", x, w).y, reference.forward("gru_reset_before", x, w).y
+    )
     w.weight_hh[6:], w.bias_hh[6:] = 0, 0
-    assert np.allclose(reference.forward("gru", x, w).y, reference.forward("gru_reset_before", x, w).y)
+    assert np.allclose(
+        reference.forward("gru", x, w).y, reference.forward("gru_reset_before", x, w).y
+    )
 
 
 def test_dropout_mask_keeps_the_mean() -> None:

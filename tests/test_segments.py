@@ -15,7 +15,9 @@ from ostinato import _segments
 
 @pytest.mark.parametrize("options", STACKS, ids=str)
 @pytest.mark.parametrize("make", [ost.nn.RNN, ost.nn.LSTM, ost.nn.GRU])
-def test_a_limit_changes_no_bit(make: Any, options: dict[str, Any], kernel_set: str, threads: None) -> None:
+def test_a_limit_changes_no_bit(
+    make: Any, options: dict[str, Any], kernel_set: str, threads: None
+) -> None:
     layer, first = make(5, 20, rng=0, **options), options.get("batch_first", False)
     r = np.random.default_rng(0)
     steps, batch = 150, 6
@@ -30,13 +32,20 @@ def test_a_limit_changes_no_bit(make: Any, options: dict[str, Any], kernel_set: 
         r.integers(0, steps, batch),
         *(swapped(r.random((steps, batch)) < s) for s in (0.05, 0.8, 0.1)),
     )
-    for times in ({}, {"lengths": lengths}, {"resets": resets}, {"mask": mask, "lengths": lengths, "resets": resets}):
+    for times in (
+        {},
+        {"lengths": lengths},
+        {"resets": resets},
+        {"mask": mask, "lengths": lengths, "resets": resets},
+    ):
         results = []
         cells = r.standard_normal((len(layer._suffixes()), *x.shape[:2], 20)).astype(np.float32)
         dcells = {"dcells": cells} if make is ost.nn.LSTM else {}
         for limit in (None, 3, "least", 1, "2MB", "states"):
             layer.zero_grad()
-            (y, state), pullback = layer.vjp(x, memory_limit=limit, rng=1, cuts=cuts, clip_step_norm=5.0, **times)
+            (y, state), pullback = layer.vjp(
+                x, memory_limit=limit, rng=1, cuts=cuts, clip_step_norm=5.0, **times
+            )
             dx, dstate = pullback(dy, state, **dcells)
             results.append([y.copy(), dx, *flat(state), *flat(dstate), layer.flat_grads.copy()])
         for other in results[1:]:
@@ -77,7 +86,9 @@ def test_what_was_given_may_be_used_again(limit: Any) -> None:
 
 
 @pytest.mark.parametrize("make", [ost.nn.RNN, ost.nn.LSTM, ost.nn.GRU])
-@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "num_layers": 2}, {"learned_state": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"bidirectional": True, "num_layers": 2}, {"learned_state": True}], ids=str
+)
 def test_no_step_within_a_bound(make: Any, options: dict[str, Any]) -> None:
     layer = make(3, 4, rng=0, **options)
     for shape in ((0, 2, 3), (5, 0, 3), (0, 0, 3)):
@@ -121,7 +132,9 @@ def test_schedules_fit_and_are_the_cheapest() -> None:
             plan(bad)
     with pytest.raises(ValueError, match=rf"memory_limit: expected at least {least.bytes} bytes"):
         plan("1KB")
-    with pytest.raises(ValueError, match="memory_limit: expected a whole number of at least 1, got 0"):
+    with pytest.raises(
+        ValueError, match="memory_limit: expected a whole number of at least 1, got 0"
+    ):
         plan(0)
 
 
@@ -166,7 +179,9 @@ def test_memory_stays_within_the_limit() -> None:
 
 @pytest.mark.parametrize("precision", ["float32", "float64", "bfloat16"])
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "peephole", "gru", "before"])
-def test_recomputed_gates_have_their_bits(cell: str, precision: str, kernel_set: str, threads: None) -> None:
+def test_recomputed_gates_have_their_bits(
+    cell: str, precision: str, kernel_set: str, threads: None
+) -> None:
     """Where units, lanes or layers are split over threads: as with the whole tape."""
     make, options = {
         "rnn": (ost.nn.RNN, {}),
@@ -202,7 +217,10 @@ def test_segments_of_ragged_sequences_and_their_gradients() -> None:
     """dy as a function where all outputs are kept, as an array where none are; one tape at a time; no step at all."""
     gru, f = ost.nn.GRU(3, 5, rng=0), ost.functional
     x = ost.Ragged.join(
-        [np.random.default_rng(n).standard_normal((n, 3)).astype(np.float32) for n in (600, 0, 301, 700)]
+        [
+            np.random.default_rng(n).standard_normal((n, 3)).astype(np.float32)
+            for n in (600, 0, 301, 700)
+        ]
     )
     (y, _), pullback = gru.vjp(x)
     want, _ = pullback(2 * y.rows)
@@ -238,7 +256,9 @@ def test_segments_of_ragged_sequences_and_their_gradients() -> None:
     with pytest.raises(ValueError, match="x: expected shape"):
         f.lstm_vjp(np.zeros((0, 2, 4), np.float32), *w, memory_limit="least")
     with pytest.raises(TypeError, match="dcells: expected None for the cell gru"):
-        f.gru_vjp(x, w[0][:15], w[1][:15], memory_limit=2)[1](dcells=np.zeros((700, 4, 5), np.float32))
+        f.gru_vjp(x, w[0][:15], w[1][:15], memory_limit=2)[1](
+            dcells=np.zeros((700, 4, 5), np.float32)
+        )
 
 
 def test_a_segment_is_given_back_before_the_next_is_made(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,20 +18,28 @@ NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_peephole", "wei
 class Problem:
     """One layer and direction with everything that can be asked of it, in a dtype and in float64."""
 
-    def __init__(self, cell: str, dtype: Any, sizes: tuple[int, int, int, int], seed: int = 0) -> None:
+    def __init__(
+        self, cell: str, dtype: Any, sizes: tuple[int, int, int, int], seed: int = 0
+    ) -> None:
         self.cell, self.dtype = cell, dtype
         self.steps, self.batch, inputs, hidden = sizes
         r = self.rng = np.random.default_rng(seed)
         self.weights = cast(random_weights(cell, inputs, hidden, r), dtype)
-        self.exact = reference.Weights(*(None if a is None else a.astype(np.float64) for a in self.weights))  # type: ignore[arg-type]
+        self.exact = reference.Weights(
+            *(None if a is None else a.astype(np.float64) for a in self.weights)
+        )  # type: ignore[arg-type]
         self.cells = cell.startswith("lstm")
 
         def draw(*shape: int) -> Any:
             return (r.normal(size=shape) * 0.5).astype(dtype)
 
         size = output_size(cell, hidden)
-        self.x, self.dy, self.dcells = (draw(self.steps, self.batch, n) for n in (inputs, size, hidden))
-        self.h0, self.c0, self.dh, self.dc = (draw(self.batch, n) for n in (size, hidden, size, hidden))
+        self.x, self.dy, self.dcells = (
+            draw(self.steps, self.batch, n) for n in (inputs, size, hidden)
+        )
+        self.h0, self.c0, self.dh, self.dc = (
+            draw(self.batch, n) for n in (size, hidden, size, hidden)
+        )
         self.restart = draw(size), draw(hidden)
 
     def run(self, reverse: bool = False, **options: Any) -> Any:
@@ -52,7 +60,11 @@ class Problem:
         return f(self.x, *self.weights[:4], *state, reset_state=reset_state, **more, **options)
 
     def hold(
-        self, times: dict[str, Any], control: dict[str, Any] | None = None, reverse: bool = False, dcells: bool = True
+        self,
+        times: dict[str, Any],
+        control: dict[str, Any] | None = None,
+        reverse: bool = False,
+        dcells: bool = True,
     ) -> None:
         """Against the reference."""
         control = control or {}
@@ -114,7 +126,9 @@ SIZES = [(9, 5, 3, 18), (30, 21, 4, 40), (3, 1, 2, 3)]
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cell", CELLS)
-def test_resets_and_masks(cell: str, dtype: Any, sizes: Any, reverse: bool, kernel_set: str) -> None:
+def test_resets_and_masks(
+    cell: str, dtype: Any, sizes: Any, reverse: bool, kernel_set: str
+) -> None:
     p = Problem(cell, dtype, sizes)
     lengths = p.rng.integers(0, p.steps + 1, p.batch)
     resets, mask = flags(p, 0.2), flags(p, 0.7)
@@ -146,14 +160,20 @@ def test_large_enough_for_threads(cell: str, axis: str, kernel_set: str, threads
     """As in test_kernels: hidden units over three threads (B = 2), batch rows (B = 45)."""
     ost.set_num_threads(3)
     p = Problem(cell, np.float32, (30, 2, 100, 200) if axis == "units" else (12, 45, 60, 90))
-    times = {"lengths": p.rng.integers(0, p.steps + 1, p.batch), "resets": flags(p, 0.1), "mask": flags(p, 0.8)}
+    times = {
+        "lengths": p.rng.integers(0, p.steps + 1, p.batch),
+        "resets": flags(p, 0.1),
+        "mask": flags(p, 0.8),
+    }
     p.hold(times, {"cuts": flags(p, 0.1), "clip_step_value": 1.0})
     p.hold(times, {"clip_step_norm": 2.0})
 
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("cell", CELLS)
-def test_resets_are_the_pieces_run_apart(cell: str, reverse: bool, kernel_set: str, threads: None) -> None:
+def test_resets_are_the_pieces_run_apart(
+    cell: str, reverse: bool, kernel_set: str, threads: None
+) -> None:
     """Bit for bit in y, states, dx and dstate."""
     ost.set_num_threads(2)
     p = Problem(cell, np.float32, (40, 6, 5, 37))
@@ -176,7 +196,9 @@ def test_resets_are_the_pieces_run_apart(cell: str, reverse: bool, kernel_set: s
         assert np.array_equal(y1, y[rows])
         assert np.array_equal(g.dx, got.dx[rows])
         if piece == last:
-            assert all(np.array_equal(a, b) for a, b in zip(state1 if p.cells else (state1,), state))
+            assert all(
+                np.array_equal(a, b) for a, b in zip(state1 if p.cells else (state1,), state)
+            )
         if piece == first:
             assert np.array_equal(g.dh0, got.dh0)
             assert not p.cells or np.array_equal(g.dc0, got.dc0)
@@ -195,7 +217,9 @@ def test_bits_with_lengths_do_not_depend_on_threads_or_batch_composition(
     for n in (1, 2, 3):
         ost.set_num_threads(n)
         (y, _), pullback = p.run(lengths=lengths, resets=resets)
-        results.append((y, *(a for a in pullback(p.dy, dcells=p.dcells if p.cells else None) if a is not None)))
+        results.append(
+            (y, *(a for a in pullback(p.dy, dcells=p.dcells if p.cells else None) if a is not None))
+        )
     for other in results[1:]:
         assert all(np.array_equal(a, b) for a, b in zip(results[0], other))
     one = slice(11, 12)
@@ -222,7 +246,9 @@ def test_padding_may_hold_anything(cell: str, kernel_set: str) -> None:
     assert all(np.array_equal(a, b) for a, b in zip(clean, g) if a is not None)
 
 
-@pytest.mark.parametrize("cell", ["rnn_tanh", "lstm_peephole", "gru", "gru_reset_before", "lstm_projected"])
+@pytest.mark.parametrize(
+    "cell", ["rnn_tanh", "lstm_peephole", "gru", "gru_reset_before", "lstm_projected"]
+)
 def test_the_reference_by_differences(cell: str) -> None:
     """Resets with a learned state, masks and cells: the reference's own gradients."""
     p = Problem(cell, np.float64, (6, 3, 2, 4))
@@ -239,7 +265,9 @@ def test_the_reference_by_differences(cell: str) -> None:
         def loss(options: dict[str, Any] = options) -> float:
             r = reference.forward(cell, p.x, p.exact, p.h0, p.c0, restart=p.restart, **options)
             total = (r.y * p.dy).sum() + (r.h_n * p.dh).sum()
-            return float(total + ((r.c_n * p.dc).sum() + (r.cells * p.dcells).sum() if p.cells else 0))
+            return float(
+                total + ((r.c_n * p.dc).sum() + (r.cells * p.dcells).sum() if p.cells else 0)
+            )
 
         run = reference.forward(cell, p.x, p.exact, p.h0, p.c0, restart=p.restart, **options)
         extra = {"dc_n": p.dc, "dcells": p.dcells} if p.cells else {}
@@ -253,7 +281,9 @@ def test_the_reference_by_differences(cell: str) -> None:
         ):
             np.testing.assert_allclose(numeric_gradient(loss, array), want, atol=1e-7)
         if p.cells:
-            np.testing.assert_allclose(numeric_gradient(loss, p.restart[1]), g.restart[1], atol=1e-7)
+            np.testing.assert_allclose(
+                numeric_gradient(loss, p.restart[1]), g.restart[1], atol=1e-7
+            )
 
 
 def test_gates_are_those_of_the_reference(kernel_set: str) -> None:
@@ -267,7 +297,9 @@ def test_gates_are_those_of_the_reference(kernel_set: str) -> None:
         p = Problem(cell, np.float32, (7, 4, 3, 37))
         lengths = np.array([7, 3, 0, 5])
         _, pullback = p.run(lengths=lengths)
-        run = reference.forward(cell, p.x.astype(np.float64), p.exact, p.h0, p.c0 if p.cells else None, lengths=lengths)
+        run = reference.forward(
+            cell, p.x.astype(np.float64), p.exact, p.h0, p.c0 if p.cells else None, lengths=lengths
+        )
         gates = pullback.gates
         assert "".join(gates) == names
         for k, name in enumerate(names):
@@ -282,7 +314,12 @@ def test_gates_are_those_of_the_reference(kernel_set: str) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"bidirectional": True}, {"num_layers": 3}, {"num_layers": 2, "bidirectional": True, "batch_first": True}],
+    [
+        {},
+        {"bidirectional": True},
+        {"num_layers": 3},
+        {"num_layers": 2, "bidirectional": True, "batch_first": True},
+    ],
     ids=str,
 )
 def test_layers_run_pieces_apart(options: dict[str, Any]) -> None:
@@ -299,7 +336,10 @@ def test_layers_run_pieces_apart(options: dict[str, Any]) -> None:
         first = options.get("batch_first", False)
 
         def run(a: Any, r: Any = None, layer: Any = layer, first: bool = first) -> Any:
-            y, _ = layer(np.swapaxes(a, 0, 1) if first else a, resets=None if r is None else r.T if first else r)
+            y, _ = layer(
+                np.swapaxes(a, 0, 1) if first else a,
+                resets=None if r is None else r.T if first else r,
+            )
             return np.swapaxes(y, 0, 1) if first else y
 
         apart = np.concatenate([run(x[a:b]) for a, b in ((0, 11), (11, 12), (12, 30))])
@@ -317,7 +357,8 @@ def test_low_precisions_run_pieces_apart(make: Any, precision: str, kernel_set: 
     resets[11] = True
     y, _ = layer(x, resets=resets, lengths=lengths)
     first, second = (
-        layer(p, lengths=n)[0] for p, n in ((x[:11], np.minimum(lengths, 11)), (x[11:], np.maximum(lengths - 11, 0)))
+        layer(p, lengths=n)[0]
+        for p, n in ((x[:11], np.minimum(lengths, 11)), (x[11:], np.maximum(lengths - 11, 0)))
     )
     assert np.array_equal(y, np.concatenate([first, second]))
     if precision == "int8":
@@ -355,7 +396,12 @@ def test_learned_states(make: Any) -> None:
 
     for n in names:
         np.testing.assert_allclose(layer.grads[n], numeric_gradient(loss, values[n]), atol=1e-6)
-    given = layer(x, tuple(np.zeros((4, 3, 4)) for _ in range(2)) if make is ost.nn.LSTM else np.zeros((4, 3, 4)))[0]
+    given = layer(
+        x,
+        tuple(np.zeros((4, 3, 4)) for _ in range(2))
+        if make is ost.nn.LSTM
+        else np.zeros((4, 3, 4)),
+    )[0]
     assert not np.array_equal(given, y)
     assert "learned_state=True" in repr(layer)
     assert set(make(3, 4, rng=0).parameters()).isdisjoint(names)
@@ -399,16 +445,32 @@ def test_one_sequence_without_a_batch_axis() -> None:
     ("options", "error", "words"),
     [
         ({"resets": np.zeros((4, 2))}, TypeError, "resets: expected dtype bool, got float64"),
-        ({"resets": np.zeros((2, 4), bool)}, ValueError, r"resets: expected shape \(T, B\) = \(4, 2\), got \(2, 4\)"),
+        (
+            {"resets": np.zeros((2, 4), bool)},
+            ValueError,
+            r"resets: expected shape \(T, B\) = \(4, 2\), got \(2, 4\)",
+        ),
         ({"mask": [[True]]}, TypeError, "mask: expected a numpy.ndarray, got list"),
         (
             {"mask": np.ones((4, 2), bool), "masked": "carry"},
             ValueError,
             "masked: expected one of 'repeat', 'zero', got 'carry'",
         ),
-        ({"lengths": [4, 5]}, ValueError, "lengths: expected values from 0 to T = 4, got 5 at b = 1"),
-        ({"clip_step_value": 0.0}, ValueError, "clip_step_value: expected a number above 0, got 0.0"),
-        ({"clip_step_norm": float("nan")}, ValueError, "clip_step_norm: expected a number above 0, got nan"),
+        (
+            {"lengths": [4, 5]},
+            ValueError,
+            "lengths: expected values from 0 to T = 4, got 5 at b = 1",
+        ),
+        (
+            {"clip_step_value": 0.0},
+            ValueError,
+            "clip_step_value: expected a number above 0, got 0.0",
+        ),
+        (
+            {"clip_step_norm": float("nan")},
+            ValueError,
+            "clip_step_norm: expected a number above 0, got nan",
+        ),
         ({"cuts": np.zeros((4, 3), bool)}, ValueError, "cuts: expected shape"),
     ],
     ids=str,

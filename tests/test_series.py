@@ -31,12 +31,16 @@ def months(n: int, begin: int = 1949 * 12) -> list[str]:
 
 def seasonal(n: int = 120, seed: int = 0) -> Any:
     t = np.arange(n)
-    return 100 + 0.5 * t + 20 * np.sin(2 * np.pi * t / 12) + np.random.default_rng(seed).normal(size=n)
+    return (
+        100 + 0.5 * t + 20 * np.sin(2 * np.pi * t / 12) + np.random.default_rng(seed).normal(size=n)
+    )
 
 
 def write(path: Any, columns: dict[str, Any]) -> None:
     rows = zip(*columns.values())
-    path.write_text(",".join(columns) + "\n" + "".join(",".join(map(str, row)) + "\n" for row in rows))
+    path.write_text(
+        ",".join(columns) + "\n" + "".join(",".join(map(str, row)) + "\n" for row in rows)
+    )
 
 
 @pytest.fixture
@@ -61,7 +65,12 @@ def test_train_and_forecast(here: Any, capsys: Any) -> None:
         f"column   sales: {values.min():.6g} to {values.max():.6g}; missing 0 of 120",
     ]
     assert err.splitlines()[2].startswith("season   12")
-    assert (figures["season"], figures["horizon"], figures["column"], figures["step"]) == (12, 12, "sales", "1 month")
+    assert (figures["season"], figures["horizon"], figures["column"], figures["step"]) == (
+        12,
+        12,
+        "sales",
+        "1 month",
+    )
     assert figures["mae"] < figures["naive_mae"]
     (one,) = figures["series"]
     assert one["times"] == months(12, 1959 * 12)
@@ -90,14 +99,21 @@ def test_newest_first_forecasts_what_comes_next(here: Any) -> None:
 
 
 def test_out_and_plot(here: Any, capsys: Any) -> None:
-    pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install 'ostinato[data]'")
-    assert run("train", "series", "m.csv", "--save", "m", "--plot", "p.png", "--horizon", "3", *SMALL) == 0
+    pytest.importorskip(
+        "matplotlib", reason="matplotlib is not installed: pip install 'ostinato[data]'"
+    )
+    assert (
+        run("train", "series", "m.csv", "--save", "m", "--plot", "p.png", "--horizon", "3", *SMALL)
+        == 0
+    )
     assert (here / "p.png").read_bytes().startswith(b"\x89PNG")
     capsys.readouterr()
     assert run("forecast", "m", "m.csv") == 0
     table = capsys.readouterr().out
     assert table.splitlines()[0] == "series,time,median,low,high"
-    assert [row.split(",")[:2] for row in table.splitlines()[1:]] == [["sales", t] for t in months(3, 1959 * 12)]
+    assert [row.split(",")[:2] for row in table.splitlines()[1:]] == [
+        ["sales", t] for t in months(3, 1959 * 12)
+    ]
     assert run("forecast", "m", "m.csv", "--out", "f.csv", "--plot", "q.png") == 0
     assert capsys.readouterr().out == ""
     assert (here / "f.csv").read_text() == table
@@ -131,7 +147,11 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
 def test_mistakes_are_one_line_and_leave_nothing(name: str, here: Any, capsys: Any) -> None:
     (here / "words.csv").write_text("a\nx\ny\n")
     (here / "short.csv").write_text("a\n1\n5\n3\n")
-    for folder, content in (("old", b"a model"), ("foreign", b"\x02\0\0\0\0\0\0\0{}"), ("empty", None)):
+    for folder, content in (
+        ("old", b"a model"),
+        ("foreign", b"\x02\0\0\0\0\0\0\0{}"),
+        ("empty", None),
+    ):
         (here / folder).mkdir()
         if content is not None:
             (here / folder / "model.safetensors").write_bytes(content)
@@ -153,7 +173,9 @@ def test_mistakes_are_one_line_and_leave_nothing(name: str, here: Any, capsys: A
 
 
 def test_overwrite(here: Any) -> None:
-    pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install 'ostinato[data]'")
+    pytest.importorskip(
+        "matplotlib", reason="matplotlib is not installed: pip install 'ostinato[data]'"
+    )
     train = ["train", "series", "m.csv", "--save", "m", "--plot", "p.png", *SMALL]
     assert run(*train) == 0
     assert run(*train) == 2
@@ -182,7 +204,10 @@ def test_one_model_of_several_series(here: Any, capsys: Any) -> None:
     write(here / "s.csv", stacked)
     assert run("train", "series", "s.csv", *SMALL) == 2
     assert "--series shop" in capsys.readouterr().err
-    assert run("train", "series", "s.csv", "--series", "shop", "--save", "m", "--horizon", "4", *SMALL) == 0
+    assert (
+        run("train", "series", "s.csv", "--series", "shop", "--save", "m", "--horizon", "4", *SMALL)
+        == 0
+    )
     capsys.readouterr()
     assert run("forecast", "m", "s.csv", "--json") == 0
     north, south = json.loads(capsys.readouterr().out)["series"]
@@ -206,10 +231,15 @@ def test_inputs_that_are_known_ahead(here: Any, capsys: Any) -> None:
     figures = json.loads(capsys.readouterr().out)
     assert figures["series"][0]["times"] == months(12, 1959 * 12)
     assert run("forecast", "m", "k.csv", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["series"][0]["median"] == figures["series"][0]["median"]
+    assert (
+        json.loads(capsys.readouterr().out)["series"][0]["median"] == figures["series"][0]["median"]
+    )
     write(here / "short.csv", {name: list(column)[:125] for name, column in known.items()})
     assert run("forecast", "m", "short.csv") == 2
-    assert "FILE: expected 12 rows with promo after the last value of v, to 1959-12, got 5" in capsys.readouterr().err
+    assert (
+        "FILE: expected 12 rows with promo after the last value of v, to 1959-12, got 5"
+        in capsys.readouterr().err
+    )
 
 
 def test_rows_without_time(here: Any) -> None:
@@ -218,7 +248,10 @@ def test_rows_without_time(here: Any) -> None:
     figures = series.train_series(here / "n.csv", QUICK, season=12, report=lines.append)
     assert sum("order of the rows" in line for line in lines) == 1
     assert "season   12: given" in lines
-    assert (figures["step"], figures["series"][0]["times"]) == (None, [str(k) for k in range(121, 127)])
+    assert (figures["step"], figures["series"][0]["times"]) == (
+        None,
+        [str(k) for k in range(121, 127)],
+    )
 
 
 def test_a_shorter_file_with_the_same_end(here: Any, capsys: Any) -> None:

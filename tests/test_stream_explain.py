@@ -46,7 +46,9 @@ def test_a_stream_gives_the_bits_of_the_layer(cell: str, precision: str, kernel_
 
 CHANGES: dict[str, Any] = {
     "write": lambda layer: _add(layer, 0.1),
-    "load": lambda layer: layer.load_state_dict(ost.nn.LSTM(3, 4, rng=5, learned_state=True).state_dict()),
+    "load": lambda layer: layer.load_state_dict(
+        ost.nn.LSTM(3, 4, rng=5, learned_state=True).state_dict()
+    ),
     "precision": lambda layer: setattr(layer, "precision", "bfloat16"),
     "input_scale": lambda layer: setattr(layer, "input_scale", [1, 2, 64]),
     "a model": lambda layer: ost.nn.Sequential(layer, ost.nn.Linear(4, 1, rng=0)),
@@ -68,8 +70,16 @@ def test_a_stream_of_a_model_that_changed_is_an_error_until_it_is_refreshed(chan
         stream.step(x[t])
     state = stream.state
     owner = CHANGES[change](layer)  # kept alive: a model that owns the layer
-    for call in (stream.step, lambda: stream.step(x[3]), lambda: stream.step(x[3, :1], [1]), stream.reset):
-        with pytest.raises(RuntimeError, match=r"have changed since; call stream.refresh\(\), which keeps the states"):
+    for call in (
+        stream.step,
+        lambda: stream.step(x[3]),
+        lambda: stream.step(x[3, :1], [1]),
+        stream.reset,
+    ):
+        with pytest.raises(
+            RuntimeError,
+            match=r"have changed since; call stream.refresh\(\), which keeps the states",
+        ):
             call()
     old = stream.x, stream.y, stream.h, stream.c
     assert all(np.array_equal(a, b) for a, b in zip(stream.state, state))
@@ -92,7 +102,10 @@ def test_a_stream_of_a_model_that_changed_is_an_error_until_it_is_refreshed(chan
 
 def test_a_stream_of_a_whole_model_is_refreshed() -> None:
     model = ost.nn.Sequential(
-        ost.nn.Embedding(9, 3, rng=0), ost.nn.GRU(3, 4, rng=0), ost.nn.Activation("tanh"), ost.nn.Linear(4, 2, rng=0)
+        ost.nn.Embedding(9, 3, rng=0),
+        ost.nn.GRU(3, 4, rng=0),
+        ost.nn.Activation("tanh"),
+        ost.nn.Linear(4, 2, rng=0),
     )
     ids = np.array([[1, 2], [3, 4]])
     stream = model.stream(2)
@@ -123,7 +136,9 @@ def test_a_stream_refuses_what_it_cannot_do() -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5, 40])
-@pytest.mark.parametrize(("layers", "bidirectional"), [(1, True), (3, False), (2, True), (10, False)])
+@pytest.mark.parametrize(
+    ("layers", "bidirectional"), [(1, True), (3, False), (2, True), (10, False)]
+)
 @pytest.mark.parametrize("cell", LAYERS)
 def test_layers_and_directions_side_by_side_keep_the_bits(
     cell: str, layers: int, bidirectional: bool, batch: int, threads: None
@@ -179,7 +194,9 @@ def test_the_plan_uses_directions_layers_rows_then_units(threads: None) -> None:
     assert units["spread"] == "units"
     (wave,) = plans(ost.nn.LSTM(64, 64, num_layers=2), (1000, 1, 64))["forward"]
     assert (wave["layers"], wave["together"], wave["block_steps"]) == (2, True, 125)
-    (first, second) = plans(ost.nn.LSTM(64, 64, num_layers=2), (100, 1, 64), training=True)["backward"]
+    (first, second) = plans(ost.nn.LSTM(64, 64, num_layers=2), (100, 1, 64), training=True)[
+        "backward"
+    ]
     assert not first["together"]  # one chunk of steps: there is nothing to overlap
     assert not second["together"]
     (alone,) = plans(ost.nn.LSTM(8, 8), (3, 1, 8))["forward"]
@@ -192,14 +209,26 @@ def test_explain_counts(threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
     # Rates of a machine that does nothing else: 100 GFLOP/s, 100 GB/s.
     monkeypatch.setattr(_core, "fma_peak", lambda seconds, itemsize: 100.0)
     monkeypatch.setattr(_core, "read_bandwidth", lambda size, seconds: 100.0)
-    e = ost.explain(ost.nn.GRU(7, 20, num_layers=2, bidirectional=True, rng=0), (11, 3, 7), training=True)
+    e = ost.explain(
+        ost.nn.GRU(7, 20, num_layers=2, bidirectional=True, rng=0), (11, 3, 7), training=True
+    )
     lanes = _core.fma_lanes(4)
     padded = -(-20 // lanes) * lanes
     assert e.facts["flops"] == 3 * 2 * 3 * 20 * ((7 + 20) + (40 + 20)) * 11 * 3 * 2
-    assert e.facts["tape_bytes"] == 11 * 3 * 4 * padded * 4 * 2 * 2  # r z n n_h, two layers, two directions
+    assert (
+        e.facts["tape_bytes"] == 11 * 3 * 4 * padded * 4 * 2 * 2
+    )  # r z n n_h, two layers, two directions
     assert 0 < e.facts["roofline_seconds"] < 1
     assert e.facts["workspace_bytes"] > 0
-    for part in ("kernel set", "packed weights", "tape", "workspace", "roofline", "faster", "backward"):
+    for part in (
+        "kernel set",
+        "packed weights",
+        "tape",
+        "workspace",
+        "roofline",
+        "faster",
+        "backward",
+    ):
         assert part in str(e)
     assert "tape           none" in str(ost.explain(ost.nn.RNN(3, 16), (5, 3)))
     single = ost.explain(ost.nn.LSTM(256, 256, batch_first=True), (1, 50, 256))
@@ -209,11 +238,17 @@ def test_explain_counts(threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_explain_refuses_what_it_does_not_know() -> None:
-    with pytest.raises(TypeError, match=r"layer: expected an RNN, LSTM or GRU, or a Sequential, got Linear"):
+    with pytest.raises(
+        TypeError, match=r"layer: expected an RNN, LSTM or GRU, or a Sequential, got Linear"
+    ):
         ost.explain(ost.nn.Linear(2, 3), (4, 1, 2))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"shape: expected \(T, B, I\) or \(T, I\) with I = 3, got \(4, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"shape: expected \(T, B, I\) or \(T, I\) with I = 3, got \(4, 2\)"
+    ):
         ost.explain(ost.nn.GRU(3, 4), (4, 2))
-    with pytest.raises(ValueError, match=r"precision: expected one that can be trained, got 'int8'"):
+    with pytest.raises(
+        ValueError, match=r"precision: expected one that can be trained, got 'int8'"
+    ):
         ost.explain(ost.nn.GRU(3, 4, precision="int8"), (4, 3), training=True)
 
 
@@ -231,15 +266,24 @@ def test_explain_takes_a_whole_model() -> None:
     assert second["flops"] == ost.explain(model["rnn"], (100, 4, 32)).facts["flops"]  # type: ignore[arg-type]
     assert "deep.0: GRU(8, 16, bidirectional=True), T=100, B=4: inference" in str(e)
     assert "\nrnn: LSTM(32, 24), T=100, B=4: inference" in str(e)
-    assert "tape_bytes" in ost.explain(model, (100, 4), training=True, memory_limit="1MB").facts["layers"][1]
-    (alone,) = ost.explain(ost.nn.Sequential(ost.nn.Linear(3, 4), ost.nn.RNN(4, 5)), (7, 3)).facts["layers"]
+    assert (
+        "tape_bytes"
+        in ost.explain(model, (100, 4), training=True, memory_limit="1MB").facts["layers"][1]
+    )
+    (alone,) = ost.explain(ost.nn.Sequential(ost.nn.Linear(3, 4), ost.nn.RNN(4, 5)), (7, 3)).facts[
+        "layers"
+    ]
     assert alone["shape"] == (7, 4)
     for wrong, shape in ((model, (100, 4, 8)), (model, ()), (model["rnn"], (4, 3))):
         with pytest.raises(ValueError, match="shape: expected"):
             ost.explain(wrong, shape)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"shape: expected \(T, B, I\) or \(T, I\) with I = 3, got \(4, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"shape: expected \(T, B, I\) or \(T, I\) with I = 3, got \(4, 2\)"
+    ):
         ost.explain(ost.nn.Sequential(ost.nn.Linear(3, 4), ost.nn.RNN(4, 5)), (4, 2))
-    with pytest.raises(TypeError, match="layer: expected a Sequential with an RNN, LSTM or GRU in it"):
+    with pytest.raises(
+        TypeError, match="layer: expected a Sequential with an RNN, LSTM or GRU in it"
+    ):
         ost.explain(ost.nn.Sequential(ost.nn.Linear(3, 4)), (5, 2, 3))
 
 
@@ -272,7 +316,9 @@ def test_an_import_is_light() -> None:
     def loaded(module: str) -> set[str]:
         code = f"import sys, {module}; print(*(m for m in {heavy} if m in sys.modules))"
         return set(
-            subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+            subprocess.run(
+                [sys.executable, "-c", code], capture_output=True, text=True, check=True
+            ).stdout.split()
         )
 
     assert loaded("ostinato") <= loaded("numpy")
@@ -294,7 +340,9 @@ def test_more_threads_than_cores_and_one_core_only(threads: None) -> None:
     if hasattr(os, "sched_setaffinity"):
         code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); import ostinato; print(ostinato.get_num_threads())"
         env = {k: v for k, v in os.environ.items() if k != "OSTINATO_NUM_THREADS"}
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env
+        )
         assert done.stdout.strip() == "1"
 
 

@@ -81,7 +81,11 @@ def reached(graph: dict[str, set[str]], start: str) -> set[str]:
 def circles(graph: dict[str, set[str]]) -> set[frozenset[str]]:
     """Return the largest groups of modules each of which leads to all others of its group."""
     far = {name: reached(graph, name) for name in graph}
-    groups = {frozenset(other for other in far[name] if name in far[other]) for name in graph if name in far[name]}
+    groups = {
+        frozenset(other for other in far[name] if name in far[other])
+        for name in graph
+        if name in far[name]
+    }
     return {group for group in groups if group}
 
 

@@ -24,24 +24,84 @@ def read(tmp_path: Any, content: str | bytes, **options: Any) -> tables.Table:
 # -- what is read right: name, content, options, values, first time ------------------------------
 
 GOOD: dict[str, tuple[str | bytes, dict[str, Any], list[float], str]] = {
-    "decimal comma": ("date;v\n2020-01-01;12,5\n2020-01-02;13,25\n", {}, [12.5, 13.25], "2020-01-01"),
+    "decimal comma": (
+        "date;v\n2020-01-01;12,5\n2020-01-02;13,25\n",
+        {},
+        [12.5, 13.25],
+        "2020-01-01",
+    ),
     "decimal comma without delimiter": ("v\n12,5\n13\n", {}, [12.5, 13], "1"),
-    "quoted thousands": ('date,v\n2020-01-01,"1,003.62"\n2020-01-02,5\n', {}, [1003.62, 5], "2020-01-01"),
-    "German thousands": ("date;v\n2020-01-01;1.003,62\n2020-01-02;5,5\n", {}, [1003.62, 5.5], "2020-01-01"),
-    "spaces between thousands": ("date;v\n2020-01-01;1 003,62\n2020-01-02;5\n", {}, [1003.62, 5], "2020-01-01"),
-    "thousands beside a decimal point": ('date,v\n2020-01-01,"1,003"\n2020-01-02,5.5\n', {}, [1003, 5.5], "2020-01-01"),
-    "--thousands": ('date,v\n2020-01-01,"1,003"\n2020-01-02,5\n', {"thousands": ","}, [1003, 5], "2020-01-01"),
-    "--decimal": ("date;v\n2020-01-01;1,003\n2020-01-02;5\n", {"decimal": ","}, [1.003, 5], "2020-01-01"),
-    "three decimals": ("date,v\n2020-01-01,1.234\n2020-01-02,2.345\n", {}, [1.234, 2.345], "2020-01-01"),
+    "quoted thousands": (
+        'date,v\n2020-01-01,"1,003.62"\n2020-01-02,5\n',
+        {},
+        [1003.62, 5],
+        "2020-01-01",
+    ),
+    "German thousands": (
+        "date;v\n2020-01-01;1.003,62\n2020-01-02;5,5\n",
+        {},
+        [1003.62, 5.5],
+        "2020-01-01",
+    ),
+    "spaces between thousands": (
+        "date;v\n2020-01-01;1 003,62\n2020-01-02;5\n",
+        {},
+        [1003.62, 5],
+        "2020-01-01",
+    ),
+    "thousands beside a decimal point": (
+        'date,v\n2020-01-01,"1,003"\n2020-01-02,5.5\n',
+        {},
+        [1003, 5.5],
+        "2020-01-01",
+    ),
+    "--thousands": (
+        'date,v\n2020-01-01,"1,003"\n2020-01-02,5\n',
+        {"thousands": ","},
+        [1003, 5],
+        "2020-01-01",
+    ),
+    "--decimal": (
+        "date;v\n2020-01-01;1,003\n2020-01-02;5\n",
+        {"decimal": ","},
+        [1.003, 5],
+        "2020-01-01",
+    ),
+    "three decimals": (
+        "date,v\n2020-01-01,1.234\n2020-01-02,2.345\n",
+        {},
+        [1.234, 2.345],
+        "2020-01-01",
+    ),
     "exponents and signs": ("v\n-1e3\n+2.5E-1\n.5\n\u22124.\n", {}, [-1000, 0.25, 0.5, -4], "1"),
     "tabs": ("date\tv\n2020-01-01\t1\n2020-01-02\t2\n", {}, [1, 2], "2020-01-01"),
     "bars": ("date|v\n2020-01-01|1\n2020-01-02|2\n", {}, [1, 2], "2020-01-01"),
-    "--delimiter": ("date:v\n2020-01-01:1\n2020-01-02:2\n", {"delimiter": ":"}, [1, 2], "2020-01-01"),
-    "newest first": ("date,v\n2020-01-03,3\n2020-01-02,2\n2020-01-01,1\n", {}, [1, 2, 3], "2020-01-01"),
+    "--delimiter": (
+        "date:v\n2020-01-01:1\n2020-01-02:2\n",
+        {"delimiter": ":"},
+        [1, 2],
+        "2020-01-01",
+    ),
+    "newest first": (
+        "date,v\n2020-01-03,3\n2020-01-02,2\n2020-01-01,1\n",
+        {},
+        [1, 2, 3],
+        "2020-01-01",
+    ),
     "shuffled": ("date,v\n2020-01-02,2\n2020-01-03,3\n2020-01-01,1\n", {}, [1, 2, 3], "2020-01-01"),
     "--no-header": ("2020-01-01,1\n2020-01-02,2\n", {"header": False}, [1, 2], "2020-01-01"),
-    "--header": ("1949,1950\n5,2\n6,3\n", {"header": True, "column": "1950", "time": ""}, [2, 3], "1"),
-    "NA": ("date,v\n2020-01-01,1\n2020-01-02,NA\n2020-01-03,3\n", {"max_missing": 0.5}, [1, 2, 3], "2020-01-01"),
+    "--header": (
+        "1949,1950\n5,2\n6,3\n",
+        {"header": True, "column": "1950", "time": ""},
+        [2, 3],
+        "1",
+    ),
+    "NA": (
+        "date,v\n2020-01-01,1\n2020-01-02,NA\n2020-01-03,3\n",
+        {"max_missing": 0.5},
+        [1, 2, 3],
+        "2020-01-01",
+    ),
     "--null": (
         "date,v\n2020-01-01,1\n2020-01-02,-999\n2020-01-03,3\n",
         {"max_missing": 0.5, "null": "-999"},
@@ -54,10 +114,25 @@ GOOD: dict[str, tuple[str | bytes, dict[str, Any], list[float], str]] = {
         [1, 1, 3],
         "2020-01-01",
     ),
-    "a gap": ("date,v\n2020-01-01,1\n2020-01-02,2\n2020-01-04,4\n", {"max_missing": 0.5}, [1, 2, 3, 4], "2020-01-01"),
+    "a gap": (
+        "date,v\n2020-01-01,1\n2020-01-02,2\n2020-01-04,4\n",
+        {"max_missing": 0.5},
+        [1, 2, 3, 4],
+        "2020-01-01",
+    ),
     "an id is left out": ("id,date,v\n1,2020-01-01,4\n2,2020-01-02,5\n", {}, [4, 5], "2020-01-01"),
-    "a constant is left out": ("k,date,v\n7,2020-01-01,4\n7,2020-01-02,5\n", {}, [4, 5], "2020-01-01"),
-    "rows that repeat": ("date,v\n2020-01-01,1\n2020-01-01,1\n2020-01-02,2\n", {}, [1, 2], "2020-01-01"),
+    "a constant is left out": (
+        "k,date,v\n7,2020-01-01,4\n7,2020-01-02,5\n",
+        {},
+        [4, 5],
+        "2020-01-01",
+    ),
+    "rows that repeat": (
+        "date,v\n2020-01-01,1\n2020-01-01,1\n2020-01-02,2\n",
+        {},
+        [1, 2],
+        "2020-01-01",
+    ),
     "--duplicates sum": (
         "date,v\n2020-01-01,1\n2020-01-01,3\n2020-01-02,2\n",
         {"duplicates": "sum"},
@@ -77,7 +152,12 @@ GOOD: dict[str, tuple[str | bytes, dict[str, Any], list[float], str]] = {
         "2020-01-01",
     ),
     "byte-order mark": ("\ufeffv\n1\n2\n", {"column": "v"}, [1, 2], "1"),
-    "UTF-16": ("date,größe\n2020-01-01,1\n2020-01-02,2\n".encode("utf-16"), {"column": "größe"}, [1, 2], "2020-01-01"),
+    "UTF-16": (
+        "date,größe\n2020-01-01,1\n2020-01-02,2\n".encode("utf-16"),
+        {"column": "größe"},
+        [1, 2],
+        "2020-01-01",
+    ),
     "UTF-16 without mark": (
         "date,größe\n2020-01-01,1\n2020-01-02,2\n".encode("utf-16-be"),
         {"column": "größe"},
@@ -90,12 +170,27 @@ GOOD: dict[str, tuple[str | bytes, dict[str, Any], list[float], str]] = {
         [1, 2],
         "2020-01-01",
     ),
-    "--encoding": ("v\u0119\n1\n2\n".encode("cp1250"), {"column": "v\u0119", "encoding": "cp1250"}, [1, 2], "1"),
+    "--encoding": (
+        "v\u0119\n1\n2\n".encode("cp1250"),
+        {"column": "v\u0119", "encoding": "cp1250"},
+        [1, 2],
+        "1",
+    ),
     "Windows lines": ("date,v\r\n2020-01-01,1\r\n2020-01-02,2\r\n", {}, [1, 2], "2020-01-01"),
     "old Macintosh lines": ("date,v\r2020-01-01,1\r2020-01-02,2", {}, [1, 2], "2020-01-01"),
-    "quotes": ('"date","note","v"\n2020-01-01,"a, ""b""\nc","1"\n2020-01-02,"","2"\n', {}, [1, 2], "2020-01-01"),
+    "quotes": (
+        '"date","note","v"\n2020-01-01,"a, ""b""\nc","1"\n2020-01-02,"","2"\n',
+        {},
+        [1, 2],
+        "2020-01-01",
+    ),
     "blank lines": ("v\n10\n\n40\n\n\n", {}, [10, 40], "1"),
-    "lines of delimiters": ("date,v,w\n2020-01-01,1,\n2020-01-02,2,\n,,\n", {}, [1, 2], "2020-01-01"),
+    "lines of delimiters": (
+        "date,v,w\n2020-01-01,1,\n2020-01-02,2,\n,,\n",
+        {},
+        [1, 2],
+        "2020-01-01",
+    ),
     "a count as time": ("time,v\n3,3\n1,1\n2,2\n", {}, [1, 2, 3], "1"),
 }
 
@@ -113,10 +208,22 @@ def test_what_is_read(name: str, tmp_path: Any) -> None:
 
 SHOPS = "date,shop,v\n" + "".join(f"{d},{s},{k}\n" for k, s in enumerate("abc") for d in DAYS)
 BAD: dict[str, tuple[str | bytes, dict[str, Any], list[str]]] = {
-    "unquoted thousands": ("date,v\n2020-01-01,1,003.62\n", {}, ["2 cells in every row", "got 3 in line 2"]),
-    "unquoted decimal comma": ("date,v\n2020-01-01,12,5\n2020-01-02,13,5\n", {}, ["got 3 in line 2", "1 more rows"]),
+    "unquoted thousands": (
+        "date,v\n2020-01-01,1,003.62\n",
+        {},
+        ["2 cells in every row", "got 3 in line 2"],
+    ),
+    "unquoted decimal comma": (
+        "date,v\n2020-01-01,12,5\n2020-01-02,13,5\n",
+        {},
+        ["got 3 in line 2", "1 more rows"],
+    ),
     "a short row": ("date,v\n2020-01-01,1\n2020-01-02\n2020-01-03,4\n", {}, ["got 1 in line 3"]),
-    "a footer": ("date,v\n2020-01-01,1\n2020-01-02,2\nSource: us\n", {}, ["got 1 in line 4", "footer"]),
+    "a footer": (
+        "date,v\n2020-01-01,1\n2020-01-02,2\nSource: us\n",
+        {},
+        ["got 1 in line 4", "footer"],
+    ),
     "a footer of two cells": (
         "date,v\n2020-01-01,1\n2020-01-02,2\nTotal,3\n",
         {},
@@ -137,7 +244,11 @@ BAD: dict[str, tuple[str | bytes, dict[str, Any], list[str]]] = {
         {},
         ["'1.234' in column 'v', line 2", "--thousands"],
     ),
-    "two decimal marks": ("date;v\n2020-01-01;1,5\n2020-01-02;1.5\n", {}, ["line 2", "line 3", "--decimal"]),
+    "two decimal marks": (
+        "date;v\n2020-01-01;1,5\n2020-01-02;1.5\n",
+        {},
+        ["line 2", "line 3", "--decimal"],
+    ),
     "no header": ("2020-01-01,1\n2020-01-02,2\n", {}, ["line 1", "--no-header"]),
     "no header, numbers": ("1\n2\n3\n", {}, ["--no-header"]),
     "stacked shops": (SHOPS, {}, ["2020-01-01 in line 2 and line 32", "--series shop"]),
@@ -147,7 +258,11 @@ BAD: dict[str, tuple[str | bytes, dict[str, Any], list[str]]] = {
         ["line 2 and line 3", "--duplicates"],
     ),
     "two columns": ("date,a,b\n2020-01-01,4,1\n2020-01-02,6,7\n", {}, ["--column", "a, b"]),
-    "two times": ("date,seen,v\n2020-01-01,2020-01-01,1\n2020-01-02,2020-01-02,3\n", {}, ["--time", "date and seen"]),
+    "two times": (
+        "date,seen,v\n2020-01-01,2020-01-01,1\n2020-01-02,2020-01-02,3\n",
+        {},
+        ["--time", "date and seen"],
+    ),
     "rows out of order": ("id,v\n3,4\n1,5\n2,9\n", {}, ["--time id"]),
     "half missing": (
         "date,v\n" + "".join(f"{d},{k if k % 2 else ''}\n" for k, d in enumerate(DAYS)),
@@ -161,11 +276,31 @@ BAD: dict[str, tuple[str | bytes, dict[str, Any], list[str]]] = {
     ),
     "1e308": ("date,v\n2020-01-01,1\n2020-01-02,1e308\n", {}, ["at most 1e+100", "line 3"]),
     "inf": ("date,v\n2020-01-01,1\n2020-01-02,inf\n", {}, ["'inf' in column 'v', line 3"]),
-    "day or month": ("date,v\n01/02/2020,1\n02/02/2020,2\n", {}, ["--time-format", "'%d/%m/%Y'", "'%m/%d/%Y'"]),
-    "day and month": ("date,v\n13/02/2020,1\n02/13/2020,2\n", {}, ["line 2", "line 3", "one order"]),
-    "years of two digits": ("date,v\n13.02.20,1\n14.02.20,2\n", {}, ["--time-format", "four digits"]),
-    "no such day": ("date,v\n2020-02-29,1\n2020-02-30,2\n", {}, ["'2020-02-30' in column 'date', line 3"]),
-    "no time": ("date,v\n2020-02-29,1\n,2\n2020-03-01,5\n", {}, ["got none in column 'date', line 3"]),
+    "day or month": (
+        "date,v\n01/02/2020,1\n02/02/2020,2\n",
+        {},
+        ["--time-format", "'%d/%m/%Y'", "'%m/%d/%Y'"],
+    ),
+    "day and month": (
+        "date,v\n13/02/2020,1\n02/13/2020,2\n",
+        {},
+        ["line 2", "line 3", "one order"],
+    ),
+    "years of two digits": (
+        "date,v\n13.02.20,1\n14.02.20,2\n",
+        {},
+        ["--time-format", "four digits"],
+    ),
+    "no such day": (
+        "date,v\n2020-02-29,1\n2020-02-30,2\n",
+        {},
+        ["'2020-02-30' in column 'date', line 3"],
+    ),
+    "no time": (
+        "date,v\n2020-02-29,1\n,2\n2020-03-01,5\n",
+        {},
+        ["got none in column 'date', line 3"],
+    ),
     "mixed steps": (
         "t,v\n2020-01-01 00:00,1\n2020-01-01 01:00,1\n2020-01-01 01:07,2\n2020-01-03 00:00,2\n",
         {},
@@ -173,7 +308,11 @@ BAD: dict[str, tuple[str | bytes, dict[str, Any], list[str]]] = {
     ),
     "two zones or none": ("t,v\n2020-01-01T00:00Z,1\n2020-01-01T01:00,1\n", {}, ["line 3", "zone"]),
     "an open quote": ('date,v\n2020-01-01,"1\n2020-01-02,2\n', {}, ["never closed in line 2"]),
-    "a quote in a cell": ('date,n,v\n2020-01-01,5" pipe,1\n2020-01-02,x",2\n', {}, ["quote", "line 2"]),
+    "a quote in a cell": (
+        'date,n,v\n2020-01-01,5" pipe,1\n2020-01-02,x",2\n',
+        {},
+        ["quote", "line 2"],
+    ),
     "names twice": ("v,v\n1,2\n", {}, ["'v' twice"]),
     "no such column": ("a\n1\n", {"column": "b"}, ["--column: expected one of a, got 'b'"]),
     "one column, two uses": ("a,b\n1,2\n", {"column": "a", "known": "a"}, ["--known", "--column"]),
@@ -193,8 +332,16 @@ BAD: dict[str, tuple[str | bytes, dict[str, Any], list[str]]] = {
     "bad fill": ("a\n1\n", {"fill": "zero"}, ["--fill"]),
     "bad step": ("a\n1\n", {"step": "fortnight"}, ["--step"]),
     "bad share": ("a\n1\n", {"max_missing": 1.5}, ["--max-missing"]),
-    "bad format": ("date,v\n2020-01-01,1\n", {"time": "date", "time_format": "%d/%m/%Y"}, ["--time-format", "line 2"]),
-    "bad zone": ("date,v\n2020-01-01 00:00,1\n2020-01-01 01:00,1\n", {"timezone": "Mars/Base"}, ["--timezone"]),
+    "bad format": (
+        "date,v\n2020-01-01,1\n",
+        {"time": "date", "time_format": "%d/%m/%Y"},
+        ["--time-format", "line 2"],
+    ),
+    "bad zone": (
+        "date,v\n2020-01-01 00:00,1\n2020-01-01 01:00,1\n",
+        {"timezone": "Mars/Base"},
+        ["--timezone"],
+    ),
 }
 
 
@@ -211,21 +358,56 @@ def test_what_is_refused(name: str, tmp_path: Any) -> None:
 
 TIMES: dict[str, tuple[list[Any], dict[str, Any], str, list[str]]] = {
     "months": (["1949-01", "1949-02", "1949-03"], {}, "1 month", ["1949-03", "1949-04"]),
-    "first of the month": (["2020-01-01", "2020-02-01", "2020-03-01"], {}, "1 month", ["2020-03-01", "2020-04-01"]),
-    "end of the month": (["2020-01-31", "2020-02-29", "2020-03-31"], {}, "1 month", ["2020-03-31", "2020-04-30"]),
+    "first of the month": (
+        ["2020-01-01", "2020-02-01", "2020-03-01"],
+        {},
+        "1 month",
+        ["2020-03-01", "2020-04-01"],
+    ),
+    "end of the month": (
+        ["2020-01-31", "2020-02-29", "2020-03-31"],
+        {},
+        "1 month",
+        ["2020-03-31", "2020-04-30"],
+    ),
     "named months": (["Nov 1949", "Dec 1949", "Jan 1950"], {}, "1 month", ["1950-01", "1950-02"]),
     "quarters": (["1959Q1", "1959Q2", "1959Q3"], {}, "1 quarter", ["1959Q3", "1959Q4"]),
     "years": ([1700, 1701, 1702], {}, "1 year", ["1702", "1703"]),
     "years of floats": (["1700.0", "1701.0", "1702.0"], {}, "1 year", ["1702", "1703"]),
     "weeks": (["2020-W52", "2020-W53", "2021-W01"], {}, "1 week", ["2021-01-04", "2021-01-11"]),
     "days": (["2020-02-28", "2020-02-29", "2020-03-01"], {}, "1 day", ["2020-03-01", "2020-03-02"]),
-    "day first": (["30/01/2020", "31/01/2020", "01/02/2020"], {}, "1 day", ["2020-02-01", "2020-02-02"]),
-    "month first": (["1/30/2020", "1/31/2020", "2/1/2020"], {}, "1 day", ["2020-02-01", "2020-02-02"]),
+    "day first": (
+        ["30/01/2020", "31/01/2020", "01/02/2020"],
+        {},
+        "1 day",
+        ["2020-02-01", "2020-02-02"],
+    ),
+    "month first": (
+        ["1/30/2020", "1/31/2020", "2/1/2020"],
+        {},
+        "1 day",
+        ["2020-02-01", "2020-02-02"],
+    ),
     "dots": (["01.02.2020", "02.02.2020", "03.02.2020"], {}, "1 day", ["2020-02-03", "2020-02-04"]),
-    "format": (["01/02/20", "02/02/20"], {"time_format": "%m/%d/%y"}, "1 month", ["2020-02-02", "2020-03-02"]),
-    "format of months": (["Jan-49", "Feb-49"], {"time_format": "%b-%y"}, "1 month", ["2049-02", "2049-03"]),
+    "format": (
+        ["01/02/20", "02/02/20"],
+        {"time_format": "%m/%d/%y"},
+        "1 month",
+        ["2020-02-02", "2020-03-02"],
+    ),
+    "format of months": (
+        ["Jan-49", "Feb-49"],
+        {"time_format": "%b-%y"},
+        "1 month",
+        ["2049-02", "2049-03"],
+    ),
     "no marks": ([20200130, 20200131, 20200201], {}, "1 day", ["2020-02-01", "2020-02-02"]),
-    "epoch": ([1600000000, 1600000060, 1600000120], {}, "1 minute", ["2020-09-13T12:28:40Z", "2020-09-13T12:29:40Z"]),
+    "epoch": (
+        [1600000000, 1600000060, 1600000120],
+        {},
+        "1 minute",
+        ["2020-09-13T12:28:40Z", "2020-09-13T12:29:40Z"],
+    ),
     "epoch of milliseconds": (
         [1600000000000, 1600003600000],
         {},
@@ -275,7 +457,12 @@ TIMES: dict[str, tuple[list[Any], dict[str, Any], str, list[str]]] = {
         ["2020-01-14", "2020-01-15"],
     ),
     "clocks that shake": (
-        ["2020-01-01 00:00:02", "2020-01-01 00:10:00", "2020-01-01 00:20:05", "2020-01-01 00:29:59"],
+        [
+            "2020-01-01 00:00:02",
+            "2020-01-01 00:10:00",
+            "2020-01-01 00:20:05",
+            "2020-01-01 00:29:59",
+        ],
         {},
         "10 minutes",
         ["2020-01-01T00:30:00", "2020-01-01T00:40:00"],
@@ -318,14 +505,15 @@ def test_several_series(tmp_path: Any) -> None:
         "b": ([1, 3, 5], ["2020-01-01"]),
     }
     mixed = "date,s,v\n2020-01-01,a,1\n2020-01-02,a,2\n2020-01-01,b,1\n2020-01-08,b,2\n"
-    with pytest.raises(ValueError, match="--step: expected one step in all series, got 1 day in 'a' and 1 week in 'b'"):
+    with pytest.raises(
+        ValueError,
+        match="--step: expected one step in all series, got 1 day in 'a' and 1 week in 'b'",
+    ):
         read(tmp_path, mixed, series="s")
 
 
 def test_known_and_observed(tmp_path: Any) -> None:
-    content = (
-        "date,v,promo,rain\n2020-01-01,1,no,5\n2020-01-02,2,yes,6\n2020-01-03,,yes,\n2020-01-04,,no,\n2020-01-05,,,\n"
-    )
+    content = "date,v,promo,rain\n2020-01-01,1,no,5\n2020-01-02,2,yes,6\n2020-01-03,,yes,\n2020-01-04,,no,\n2020-01-05,,,\n"
     table = read(tmp_path, content, known="promo", observed="rain")
     (one,) = table.series
     assert one.values.tolist() == [1, 2]
@@ -345,12 +533,21 @@ def test_frames(tmp_path: Any) -> None:
         assert table.series[0].values.tolist() == [1, 2, 3]
         assert table.series[0].times(2, 4) == ["2020-01-03", "2020-01-04"]
         assert str(table.step) == "1 day"
-    hours = pl.DataFrame({"t": [datetime.datetime(2020, 1, 1, h) for h in (0, 1)], "v": [1.0, None]})
-    zoned = hours.with_columns(pl.col("t").dt.replace_time_zone("Europe/Berlin"), pl.Series("v", [1.0, 2.0]))
-    assert tables.read(zoned).series[0].times(1, 3) == ["2020-01-01T01:00:00+01:00", "2020-01-01T02:00:00+01:00"]
+    hours = pl.DataFrame(
+        {"t": [datetime.datetime(2020, 1, 1, h) for h in (0, 1)], "v": [1.0, None]}
+    )
+    zoned = hours.with_columns(
+        pl.col("t").dt.replace_time_zone("Europe/Berlin"), pl.Series("v", [1.0, 2.0])
+    )
+    assert tables.read(zoned).series[0].times(1, 3) == [
+        "2020-01-01T01:00:00+01:00",
+        "2020-01-01T02:00:00+01:00",
+    ]
     with pytest.raises(ValueError, match="row 2"):
         tables.read(pl.DataFrame({"v": [1.0, float("inf")]}))
-    with pytest.raises(TypeError, match="source: expected a path or a frame of pandas, Polars or Arrow, got list"):
+    with pytest.raises(
+        TypeError, match="source: expected a path or a frame of pandas, Polars or Arrow, got list"
+    ):
         tables.read([1, 2])
 
 
@@ -382,9 +579,13 @@ def test_only_regular_files(tmp_path: Any) -> None:
 
 
 def test_the_next_file_is_read_like_the_first(tmp_path: Any) -> None:
-    first = read(tmp_path, "d;v;w\n31/01/2020;1,003;2,5\n01/02/2020;2;1\n02/02/2020;3;1\n", column="v")
+    first = read(
+        tmp_path, "d;v;w\n31/01/2020;1,003;2,5\n01/02/2020;2;1\n02/02/2020;3;1\n", column="v"
+    )
     assert first.series[0].values.tolist() == [1.003, 2, 3]
-    again = read(tmp_path, "d;w;v\n03/02/2020;7;4,001\n04/02/2020;8;5\n05/02/2020;8;5\n", like=first.facts)
+    again = read(
+        tmp_path, "d;w;v\n03/02/2020;7;4,001\n04/02/2020;8;5\n05/02/2020;8;5\n", like=first.facts
+    )
     assert again.series[0].values.tolist() == [4.001, 5, 5]
     assert again.series[0].times(0, 1) == ["2020-02-03"]
     with pytest.raises(ValueError, match="expected steps of 1 day, as in the training, got 1 week"):

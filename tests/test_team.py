@@ -18,7 +18,9 @@ import pytest
 import ostinato as ost
 from ostinato import _core
 
-linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="affinity is told and set by Linux alone")
+linux = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="affinity is told and set by Linux alone"
+)
 
 
 def layer_and_input() -> tuple[Any, Any]:
@@ -163,14 +165,24 @@ def test_a_caller_on_one_cpu_runs_alone() -> None:
     assert python(code, OSTINATO_WAIT="passive") == "True"
 
 
-GROUPS: dict[str, tuple[str, dict[str, str], int | None]] = {  # lines of /proc/self/cgroup, files, CPUs
+GROUPS: dict[
+    str, tuple[str, dict[str, str], int | None]
+] = {  # lines of /proc/self/cgroup, files, CPUs
     "none": ("0::/\n", {}, None),
     "a container": ("0::/\n", {"cpu.max": "150000 100000\n"}, 2),
     "no limit": ("0::/\n", {"cpu.max": "max 100000\n"}, None),
-    "a service": ("0::/system.slice/one.service\n", {"system.slice/one.service/cpu.max": "300000 100000\n"}, 3),
+    "a service": (
+        "0::/system.slice/one.service\n",
+        {"system.slice/one.service/cpu.max": "300000 100000\n"},
+        3,
+    ),
     "a group above": (
         "0::/a/b/c\n",
-        {"a/b/c/cpu.max": "max 100000\n", "a/cpu.max": "200000 100000\n", "cpu.max": "800000 100000\n"},
+        {
+            "a/b/c/cpu.max": "max 100000\n",
+            "a/cpu.max": "200000 100000\n",
+            "cpu.max": "800000 100000\n",
+        },
         2,
     ),
     "a small share": ("0::/\n", {"cpu.max": "20000 100000\n"}, 1),
@@ -179,14 +191,21 @@ GROUPS: dict[str, tuple[str, dict[str, str], int | None]] = {  # lines of /proc/
         {"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"},
         4,
     ),
-    "version 1, no limit": ("4:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+    "version 1, no limit": (
+        "4:cpu:/\n",
+        {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"},
+        None,
+    ),
 }
 
 
 @pytest.mark.parametrize("name", list(GROUPS))
 def test_quota_of_control_groups(name: str, tmp_path: Path) -> None:
     lines, files, cpus = GROUPS[name]
-    for file, text in {"proc/self/cgroup": lines, **{f"sys/fs/cgroup/{f}": t for f, t in files.items()}}.items():
+    for file, text in {
+        "proc/self/cgroup": lines,
+        **{f"sys/fs/cgroup/{f}": t for f, t in files.items()},
+    }.items():
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text(text)
     got = _core.cgroup_quota(str(tmp_path))

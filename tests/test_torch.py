@@ -13,16 +13,26 @@ from ostinato import losses, nn, optim
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ostinato[bench]'")
+    torch = pytest.importorskip(
+        "torch", reason="torch is not installed: pip install 'ostinato[bench]'"
+    )
 
-KINDS = {"RNN": {}, "RNN relu": {"nonlinearity": "relu"}, "LSTM": {}, "LSTM projected": {"proj_size": 4}, "GRU": {}}
+KINDS = {
+    "RNN": {},
+    "RNN relu": {"nonlinearity": "relu"},
+    "LSTM": {},
+    "LSTM projected": {"proj_size": 4},
+    "GRU": {},
+}
 
 
 def pair(kind: str, dtype: Any, **options: Any) -> tuple[Any, Any]:
     name = kind.split()[0]
     options = {**KINDS[kind], **options}
     torch.manual_seed(0)
-    theirs = getattr(torch.nn, name)(5, 9, **options).to(torch.float32 if dtype == np.float32 else torch.float64)
+    theirs = getattr(torch.nn, name)(5, 9, **options).to(
+        torch.float32 if dtype == np.float32 else torch.float64
+    )
     ours = getattr(nn, name)(5, 9, **options, dtype=dtype)
     ours.load_state_dict(theirs.state_dict())
     return ours, theirs
@@ -31,7 +41,12 @@ def pair(kind: str, dtype: Any, **options: Any) -> tuple[Any, Any]:
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 @pytest.mark.parametrize(
     "options",
-    [{}, {"num_layers": 3}, {"num_layers": 2, "bidirectional": True}, {"batch_first": True, "bias": False}],
+    [
+        {},
+        {"num_layers": 3},
+        {"num_layers": 2, "bidirectional": True},
+        {"batch_first": True, "bias": False},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -51,7 +66,10 @@ def test_values_and_gradients(kind: str, dtype: Any, options: Any) -> None:
     got_states = got_state if isinstance(got_state, tuple) else (got_state,)
     for a, b in zip(got_states, states):
         assert_close(a, b.detach().numpy(), "state", 2)
-    dy, dstates = rng.normal(size=got.shape).astype(dtype), [rng.normal(size=s.shape).astype(dtype) for s in got_states]
+    dy, dstates = (
+        rng.normal(size=got.shape).astype(dtype),
+        [rng.normal(size=s.shape).astype(dtype) for s in got_states],
+    )
     torch.autograd.backward([y, *states], [torch.from_numpy(d) for d in (dy, *dstates)])
     dx, _ = pullback(dy, tuple(dstates) if isinstance(state, tuple) else dstates[0])
     assert_close(dx, leaf.grad.numpy(), "dx", 10)
@@ -64,7 +82,9 @@ def test_values_and_gradients(kind: str, dtype: Any, options: Any) -> None:
 def test_lengths_against_packed_sequences(kind: str) -> None:
     ours, theirs = pair(kind, np.float64, num_layers=2, bidirectional=True)
     x, lengths = np.random.default_rng(2).normal(size=(7, 4, 5)), [3, 7, 1, 5]
-    packed = torch.nn.utils.rnn.pack_padded_sequence(torch.from_numpy(x), torch.tensor(lengths), enforce_sorted=False)
+    packed = torch.nn.utils.rnn.pack_padded_sequence(
+        torch.from_numpy(x), torch.tensor(lengths), enforce_sorted=False
+    )
     y, state = theirs(packed)
     y, _ = torch.nn.utils.rnn.pad_packed_sequence(y, total_length=7)
     got, got_state = ours(x, lengths=lengths)
@@ -98,8 +118,14 @@ def test_cross_entropy(dtype: Any, smoothing: float) -> None:
 
 
 OPTIMIZERS = {
-    "sgd": (lambda: optim.SGD(0.05, weight_decay=0.1), lambda p: torch.optim.SGD(p, 0.05, weight_decay=0.1)),
-    "momentum": (lambda: optim.SGD(0.05, momentum=0.8), lambda p: torch.optim.SGD(p, 0.05, momentum=0.8)),
+    "sgd": (
+        lambda: optim.SGD(0.05, weight_decay=0.1),
+        lambda p: torch.optim.SGD(p, 0.05, weight_decay=0.1),
+    ),
+    "momentum": (
+        lambda: optim.SGD(0.05, momentum=0.8),
+        lambda p: torch.optim.SGD(p, 0.05, momentum=0.8),
+    ),
     "nesterov": (
         lambda: optim.SGD(0.05, momentum=0.8, nesterov=True, weight_decay=0.1),
         lambda p: torch.optim.SGD(p, 0.05, momentum=0.8, nesterov=True, weight_decay=0.1),
@@ -108,8 +134,14 @@ OPTIMIZERS = {
         lambda: optim.RMSprop(0.01, weight_decay=0.1),
         lambda p: torch.optim.RMSprop(p, 0.01, weight_decay=0.1),
     ),
-    "adam": (lambda: optim.Adam(0.01, weight_decay=0.1), lambda p: torch.optim.Adam(p, 0.01, weight_decay=0.1)),
-    "adamw": (lambda: optim.AdamW(0.01, weight_decay=0.1), lambda p: torch.optim.AdamW(p, 0.01, weight_decay=0.1)),
+    "adam": (
+        lambda: optim.Adam(0.01, weight_decay=0.1),
+        lambda p: torch.optim.Adam(p, 0.01, weight_decay=0.1),
+    ),
+    "adamw": (
+        lambda: optim.AdamW(0.01, weight_decay=0.1),
+        lambda p: torch.optim.AdamW(p, 0.01, weight_decay=0.1),
+    ),
 }
 
 
@@ -129,10 +161,14 @@ def test_optimisers(name: str, kernel_set: str) -> None:
         mine.step(ours)
         other.zero_grad()
         theirs(torch.from_numpy(x))[0].sum().backward()
-        assert np.isclose(ours_norm, float(torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)))
+        assert np.isclose(
+            ours_norm, float(torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.5))
+        )
         other.step()
     for n, p in theirs.named_parameters():
-        np.testing.assert_allclose(ours.parameters()[n], p.detach().numpy(), rtol=2e-5, atol=1e-7, err_msg=n)
+        np.testing.assert_allclose(
+            ours.parameters()[n], p.detach().numpy(), rtol=2e-5, atol=1e-7, err_msg=n
+        )
 
 
 def test_adam_after_unfreezing_counts_from_there() -> None:
@@ -153,4 +189,6 @@ def test_adam_after_unfreezing_counts_from_there() -> None:
         theirs(torch.from_numpy(x))[0].sum().backward()
         other.step()
     for n, p in theirs.named_parameters():
-        np.testing.assert_allclose(ours.parameters()[n], p.detach().numpy(), rtol=1e-6, atol=1e-9, err_msg=n)
+        np.testing.assert_allclose(
+            ours.parameters()[n], p.detach().numpy(), rtol=1e-6, atol=1e-9, err_msg=n
+        )

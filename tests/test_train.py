@@ -44,7 +44,9 @@ def test_it_learns() -> None:
     assert trainer.evaluate(series(64))["loss"] == pytest.approx(history.best["valid_loss"])
     y = trainer.predict(series(10)[0])
     assert y.shape == (10, 12, 1)
-    assert ((y - series(10)[1]) ** 2).mean() == pytest.approx(trainer.evaluate(series(10))["loss"], rel=1e-4)
+    assert ((y - series(10)[1]) ** 2).mean() == pytest.approx(
+        trainer.evaluate(series(10))["loss"], rel=1e-4
+    )
 
 
 def test_last_outputs_lengths_metrics_and_batch_first() -> None:
@@ -60,7 +62,11 @@ def test_last_outputs_lengths_metrics_and_batch_first() -> None:
     for batch_first in (False, True):
         model = nn.Sequential(nn.GRU(2, 8, batch_first=batch_first, rng=0), nn.Linear(8, 2, rng=0))
         trainer = ost.Trainer(
-            model, losses.CrossEntropy(), optim.Adam(0.02), outputs="last", metrics={"accuracy": accuracy}
+            model,
+            losses.CrossEntropy(),
+            optim.Adam(0.02),
+            outputs="last",
+            metrics={"accuracy": accuracy},
         )
         whole = (x, target, lengths)
         batches = data.ArrayLoader(x, target, lengths, outputs="last", time_major=not batch_first)
@@ -83,9 +89,16 @@ def test_lengths_reach_the_loss() -> None:
     assert np.isfinite(history.rows[-1]["loss"])
     model = nn.Sequential(nn.GRU(1, 4, batch_first=True), nn.Linear(4, 1))
     with pytest.raises(ValueError, match="loss: expected batch_first=True"):
-        quiet(ost.Trainer(model, losses.MSE(batch_first=False), optim.SGD(0.1)), (x, target, lengths))
-    for loss in (losses.MSE(), losses.MSE(batch_first=True)):  # what the model has said need not be said again
-        assert np.isfinite(quiet(ost.Trainer(model, loss, optim.SGD(0.1)), (x, target, lengths)).rows[0]["loss"])
+        quiet(
+            ost.Trainer(model, losses.MSE(batch_first=False), optim.SGD(0.1)), (x, target, lengths)
+        )
+    for loss in (
+        losses.MSE(),
+        losses.MSE(batch_first=True),
+    ):  # what the model has said need not be said again
+        assert np.isfinite(
+            quiet(ost.Trainer(model, loss, optim.SGD(0.1)), (x, target, lengths)).rows[0]["loss"]
+        )
 
 
 def test_dtype_is_converted_once_and_it_says_so() -> None:
@@ -110,7 +123,12 @@ def test_early_stopping_restores_the_best() -> None:
 
 
 def test_an_early_stopped_run_stays_stopped(tmp_path: Any) -> None:
-    options: dict[str, Any] = {"validation": series(32), "epochs": 200, "patience": 2, "checkpoint": tmp_path / "run"}
+    options: dict[str, Any] = {
+        "validation": series(32),
+        "epochs": 200,
+        "patience": 2,
+        "checkpoint": tmp_path / "run",
+    }
     first = regressor(rate=0.5)
     rows = len(quiet(first, series(), **options).rows)
     again = regressor(rate=0.5)
@@ -139,14 +157,24 @@ def test_steps_after_the_last_row_make_one_too() -> None:
     assert history.best is not None
 
 
-@pytest.mark.parametrize("bits", [np.random.MT19937, np.random.Philox, np.random.SFC64, np.random.PCG64DXSM])
+@pytest.mark.parametrize(
+    "bits", [np.random.MT19937, np.random.Philox, np.random.SFC64, np.random.PCG64DXSM]
+)
 def test_any_generator_can_be_kept(bits: Any, tmp_path: Any) -> None:
     ends = []
     for cuts in ((4,), (2, 4)):
-        model = nn.Sequential(nn.Dropout(0.3, rng=np.random.Generator(bits(3))), nn.Linear(1, 1, rng=0))
+        model = nn.Sequential(
+            nn.Dropout(0.3, rng=np.random.Generator(bits(3))), nn.Linear(1, 1, rng=0)
+        )
         for steps in cuts:
             trainer = ost.Trainer(model, losses.MSE(), optim.SGD(0.1))
-            quiet(trainer, series(), steps=steps, checkpoint=tmp_path / str(cuts), resume=steps == 4 and len(cuts) > 1)
+            quiet(
+                trainer,
+                series(),
+                steps=steps,
+                checkpoint=tmp_path / str(cuts),
+                resume=steps == 4 and len(cuts) > 1,
+            )
         ends.append(model.flat.copy())
     assert np.array_equal(*ends)
 
@@ -164,7 +192,9 @@ def test_parameters_that_explode_are_not_kept(tmp_path: Any) -> None:
     """The step that breaks the model is seen before its checkpoint is written."""
     path = tmp_path / "run"
     trainer = ost.Trainer(
-        nn.Sequential(nn.Linear(1, 1, rng=0)), losses.MSE(), optim.SGD(optim.StepDecay(0.1, every=3, factor=1e37))
+        nn.Sequential(nn.Linear(1, 1, rng=0)),
+        losses.MSE(),
+        optim.SGD(optim.StepDecay(0.1, every=3, factor=1e37)),
     )
     with pytest.raises(Diverged, match="after step 4; the last good checkpoint is"):
         quiet(trainer, series(), epochs=9, checkpoint=path, checkpoint_every=1)
@@ -195,7 +225,13 @@ class StopAt(Callback):
 @pytest.mark.parametrize("stop", [1, 7, 8, 13, 16])
 def test_a_resumed_run_ends_with_the_same_bits(stop: int, tmp_path: Any) -> None:
     """Arrays, shuffled, with dropout, a plateau schedule, validation every three steps; epochs are of eight steps."""
-    options: dict[str, Any] = {"validation": series(32), "epochs": 3, "batch_size": 8, "validate_every": 3, "seed": 5}
+    options: dict[str, Any] = {
+        "validation": series(32),
+        "epochs": 3,
+        "batch_size": 8,
+        "validate_every": 3,
+        "seed": 5,
+    }
 
     def fresh() -> ost.Trainer:
         return regressor(rate=optim.ReduceOnPlateau(0.05, patience=0))
@@ -205,11 +241,15 @@ def test_a_resumed_run_ends_with_the_same_bits(stop: int, tmp_path: Any) -> None
     path = tmp_path / "run.safetensors"
     first = fresh()
     first.callbacks.append(StopAt(stop))
-    assert quiet(first, series(), checkpoint=path, restore_best=False, **options).stopped == "enough"
+    assert (
+        quiet(first, series(), checkpoint=path, restore_best=False, **options).stopped == "enough"
+    )
     second = fresh()
     got = quiet(second, series(), checkpoint=path, resume=True, **options)
     assert np.array_equal(second.model.flat, whole.model.flat)
-    assert all(np.array_equal(second.optimizer.state[k], v) for k, v in whole.optimizer.state.items())
+    assert all(
+        np.array_equal(second.optimizer.state[k], v) for k, v in whole.optimizer.state.items()
+    )
     drop = {"seconds"}
     assert [{k: v for k, v in r.items() if k not in drop} for r in got.rows] == [
         {k: v for k, v in r.items() if k not in drop} for r in want.rows
@@ -222,7 +262,10 @@ def test_a_resumed_stream_carries_its_state(tmp_path: Any) -> None:
 
     def fresh() -> ost.Trainer:
         model = nn.Sequential(
-            nn.Embedding(7, 4, rng=0), nn.LSTM(4, 8, num_layers=2, rng=1), nn.GRU(8, 8, rng=1), nn.Linear(8, 7, rng=2)
+            nn.Embedding(7, 4, rng=0),
+            nn.LSTM(4, 8, num_layers=2, rng=1),
+            nn.GRU(8, 8, rng=1),
+            nn.Linear(8, 7, rng=2),
         )
         return ost.Trainer(model, losses.CrossEntropy(), optim.AdamW(0.01))
 
@@ -240,7 +283,9 @@ def test_the_stream_carries_state_between_windows() -> None:
     model = nn.Sequential(nn.Embedding(5, 4, rng=0), nn.GRU(4, 6, rng=0), nn.Linear(6, 5, rng=0))
     trainer = ost.Trainer(model, losses.CrossEntropy(), optim.SGD(0.0))
     short, long = data.StreamLoader(text, 4, 7), data.StreamLoader(text, 4, 49)
-    assert trainer.evaluate(short)["loss"] == pytest.approx(trainer.evaluate(long)["loss"], rel=1e-9)
+    assert trainer.evaluate(short)["loss"] == pytest.approx(
+        trainer.evaluate(long)["loss"], rel=1e-9
+    )
     seen: list[float] = []
 
     class Keep(Callback):
@@ -248,7 +293,9 @@ def test_the_stream_carries_state_between_windows() -> None:
             seen.append(loss)
 
     trainer.callbacks.append(Keep())
-    quiet(trainer, short)  # at a rate of zero: training sees what evaluation sees, seven windows of seven steps
+    quiet(
+        trainer, short
+    )  # at a rate of zero: training sees what evaluation sees, seven windows of seven steps
     assert np.mean(seen) == pytest.approx(trainer.evaluate(long)["loss"], rel=1e-9)
     pieces = [x for x, _ in short]
     assert np.array_equal(np.concatenate(pieces), next(iter(long))[0])
@@ -263,7 +310,9 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path: Any) -> 
     target = target.copy()
     target[:] = np.nan
     before = trainer.model.flat.copy()
-    with pytest.raises(Diverged, match=r"the loss is nan at step 1; the last good checkpoint is .*run\.safetensors"):
+    with pytest.raises(
+        Diverged, match=r"the loss is nan at step 1; the last good checkpoint is .*run\.safetensors"
+    ):
         quiet(trainer, (x, target), epochs=1, checkpoint=path, overwrite=True)
     assert path.read_bytes() == kept
     assert np.array_equal(trainer.model.flat, before)
@@ -274,12 +323,17 @@ def test_infinite_gradients_stop_the_run() -> None:
         def __call__(self, y: Any, target: Any, lengths: Any = None) -> Any:
             return 1.0, np.full_like(y, np.inf)
 
-    trainer = ost.Trainer(nn.Sequential(nn.GRU(1, 4, batch_first=True), nn.Linear(4, 1)), Bad(), optim.SGD(0.1))
+    trainer = ost.Trainer(
+        nn.Sequential(nn.GRU(1, 4, batch_first=True), nn.Linear(4, 1)), Bad(), optim.SGD(0.1)
+    )
     with pytest.raises(Diverged, match="the gradients are not finite at step 1"):
         quiet(trainer, series())
 
 
-@pytest.mark.skipif(threading.current_thread() is not threading.main_thread(), reason="signals go to the main thread")
+@pytest.mark.skipif(
+    threading.current_thread() is not threading.main_thread(),
+    reason="signals go to the main thread",
+)
 def test_ctrl_c_saves(tmp_path: Any) -> None:
     class Press(Callback):
         def on_step(self, trainer: Any, step: int, loss: float, norm: float) -> None:
@@ -302,10 +356,14 @@ def test_ctrl_c_saves(tmp_path: Any) -> None:
 def test_the_log(tmp_path: Any) -> None:
     path, run = tmp_path / "log.csv", tmp_path / "run.safetensors"
     quiet(regressor(), series(), validation=series(8), epochs=2, log=path, checkpoint=run)
-    quiet(regressor(), series(), validation=series(8), epochs=4, log=path, checkpoint=run, resume=True)
+    quiet(
+        regressor(), series(), validation=series(8), epochs=4, log=path, checkpoint=run, resume=True
+    )
     with path.open() as f:
         rows = list(csv.DictReader(f))
-    assert [r["epoch"] for r in rows] == ["1", "2", "3", "4"] or [float(r["epoch"]) for r in rows] == [1, 2, 3, 4]
+    assert [r["epoch"] for r in rows] == ["1", "2", "3", "4"] or [
+        float(r["epoch"]) for r in rows
+    ] == [1, 2, 3, 4]
     assert set(rows[0]) == {"step", "epoch", "loss", "rate", "norm", "valid_loss", "seconds"}
     with pytest.raises(FileNotFoundError, match="log: expected a folder"):
         quiet(regressor(), series(), log=tmp_path / "no" / "log.csv")
@@ -316,7 +374,9 @@ def test_iterables_and_their_mistakes() -> None:
     batches = [(x, target)] * 3
     assert quiet(regressor(), batches, epochs=2).rows[-1]["step"] == 6
     assert quiet(regressor(), batches, steps=5).stopped == "all steps done"
-    with pytest.raises(TypeError, match=r"data: expected \(x, target\[, lengths\]\) or an iterable"):
+    with pytest.raises(
+        TypeError, match=r"data: expected \(x, target\[, lengths\]\) or an iterable"
+    ):
         quiet(regressor(), 3)
     with pytest.raises(TypeError, match="or batches of that form, got int"):
         quiet(regressor(), [3])

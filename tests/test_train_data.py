@@ -42,16 +42,27 @@ def test_whole_arrays_and_the_model_read_the_same() -> None:
     trainer = fresh()
     quiet(trainer, (x, target))
     assert np.array_equal(trainer.predict(x), trainer.model(x)[0])
-    for call in (lambda t: quiet(t, (x, target)), lambda t: t.evaluate((x, target)), lambda t: t.predict(x)):
+    for call in (
+        lambda t: quiet(t, (x, target)),
+        lambda t: t.evaluate((x, target)),
+        lambda t: t.predict(x),
+    ):
         with pytest.raises(
-            ValueError, match=r"with batch_first=True for whole arrays .* or give batches \[T, B, ...\]"
+            ValueError,
+            match=r"with batch_first=True for whole arrays .* or give batches \[T, B, ...\]",
         ):
             call(fresh(batch_first=False))
     loader = data.ArrayLoader(x, target, time_major=True)
-    np.testing.assert_allclose(fitted(loader, trainer=fresh(False)), fitted((x, target)), rtol=1e-5, atol=1e-6)
-    with pytest.raises(ValueError, match=r"train: expected batches \[B, T, ...\], .* give it time_major=False"):
+    np.testing.assert_allclose(
+        fitted(loader, trainer=fresh(False)), fitted((x, target)), rtol=1e-5, atol=1e-6
+    )
+    with pytest.raises(
+        ValueError, match=r"train: expected batches \[B, T, ...\], .* give it time_major=False"
+    ):
         fitted(loader)
-    with pytest.raises(ValueError, match=r"train: expected batches \[T, B, ...\], .* give it time_major=True"):
+    with pytest.raises(
+        ValueError, match=r"train: expected batches \[T, B, ...\], .* give it time_major=True"
+    ):
         fitted(data.ArrayLoader(x, target, time_major=False), trainer=fresh(False))
 
 
@@ -63,7 +74,9 @@ def test_a_dataloader_of_torch() -> None:
     )
     want = fitted([(x[:4], target[:4]), (x[4:], target[4:])])
     assert np.array_equal(fitted(loader), want)
-    with pytest.raises(ValueError, match=r"train: expected batches .* from a loader of batch_size 4"):
+    with pytest.raises(
+        ValueError, match=r"train: expected batches .* from a loader of batch_size 4"
+    ):
         fitted(loader, trainer=fresh(False))
     ids = torch.arange(24).reshape(4, 6) % 5
     model = nn.Sequential(nn.Embedding(5, 2, rng=0), nn.GRU(2, 5, batch_first=True, rng=0))
@@ -126,18 +139,46 @@ def wrong() -> dict[str, Any]:
             ValueError,
             r"x: expected an array without masked elements, got some; use x.filled\(0\)",
         ),
-        "infinite": ((infinite, target), ValueError, r"x: expected finite numbers, got inf at \[3, 2, 1\]"),
+        "infinite": (
+            (infinite, target),
+            ValueError,
+            r"x: expected finite numbers, got inf at \[3, 2, 1\]",
+        ),
         "no inputs": (
             (x[..., 0], target),
             ValueError,
             r"x: expected shape \(N, T, I\), got \(8, 6\); .* use x\[..., None\]",
         ),
-        "objects": ((x.astype(object), target), TypeError, r"x: expected numbers, got dtype object; use x.astype"),
-        "complex": ((x.astype(complex), target), TypeError, "x: expected numbers, got dtype complex128"),
-        "words": (([["a"]], target), TypeError, "x: expected an array, or a list of arrays for sequences of different"),
-        "uneven": (([[[1.0, 2]], [[1.0, 2], [3, 4]]], target), TypeError, "x: expected an array, or a list of arrays"),
-        "target": ((x, target[..., 0]), ValueError, r"target: expected the shape of y .*; use target\[..., None\]"),
-        "ends": ((x, target[:, -1]), ValueError, 'target: expected a shape that begins with .* needs outputs="last"'),
+        "objects": (
+            (x.astype(object), target),
+            TypeError,
+            r"x: expected numbers, got dtype object; use x.astype",
+        ),
+        "complex": (
+            (x.astype(complex), target),
+            TypeError,
+            "x: expected numbers, got dtype complex128",
+        ),
+        "words": (
+            ([["a"]], target),
+            TypeError,
+            "x: expected an array, or a list of arrays for sequences of different",
+        ),
+        "uneven": (
+            ([[[1.0, 2]], [[1.0, 2], [3, 4]]], target),
+            TypeError,
+            "x: expected an array, or a list of arrays",
+        ),
+        "target": (
+            (x, target[..., 0]),
+            ValueError,
+            r"target: expected the shape of y .*; use target\[..., None\]",
+        ),
+        "ends": (
+            (x, target[:, -1]),
+            ValueError,
+            'target: expected a shape that begins with .* needs outputs="last"',
+        ),
         "a target twice": (((x, target), target), TypeError, "target: expected None beside train"),
         "text": (
             ("abc",),
@@ -150,8 +191,16 @@ def wrong() -> dict[str, Any]:
             ValueError,
             "lengths: expected lengths or a dict",
         ),
-        "mask": (((x, target, {"mask": x[..., 0]}),), TypeError, r"mask: expected dtype bool.*mask.astype\(bool\)"),
-        "weights": (((x, target, {"weights": [1.0]}),), ValueError, r"weights: expected shape \(N,\) or \(N, T\)"),
+        "mask": (
+            ((x, target, {"mask": x[..., 0]}),),
+            TypeError,
+            r"mask: expected dtype bool.*mask.astype\(bool\)",
+        ),
+        "weights": (
+            ((x, target, {"weights": [1.0]}),),
+            ValueError,
+            r"weights: expected shape \(N,\) or \(N, T\)",
+        ),
     }
 
 
@@ -166,8 +215,12 @@ def test_what_is_wrong_is_named(case: str) -> None:
 
 
 def test_an_embedding_names_its_dtype() -> None:
-    trainer = ost.Trainer(nn.Sequential(nn.Embedding(5, 2), nn.GRU(2, 5, batch_first=True)), losses.CrossEntropy())
-    with pytest.raises(TypeError, match=r"x: expected an integer dtype for an Embedding, got float64; use x.astype"):
+    trainer = ost.Trainer(
+        nn.Sequential(nn.Embedding(5, 2), nn.GRU(2, 5, batch_first=True)), losses.CrossEntropy()
+    )
+    with pytest.raises(
+        TypeError, match=r"x: expected an integer dtype for an Embedding, got float64; use x.astype"
+    ):
         quiet(trainer, (np.zeros((3, 4)), np.zeros((3, 4), int)))
 
 
@@ -178,7 +231,9 @@ def test_padding_may_hold_anything() -> None:
     spoilt[np.arange(6) >= lengths[:, None]] = np.inf
     assert np.array_equal(fitted((spoilt, target, lengths)), fitted((x, target, lengths)))
     trainer = fresh()
-    assert np.array_equal(trainer.predict(spoilt, lengths=lengths), trainer.predict(x, lengths=lengths))
+    assert np.array_equal(
+        trainer.predict(spoilt, lengths=lengths), trainer.predict(x, lengths=lengths)
+    )
     with pytest.raises(ValueError, match=r"x: expected finite numbers, got inf at \[1, 1, 0\]"):
         trainer.predict(spoilt)
     nan = np.where(np.isinf(spoilt), np.nan, spoilt)
@@ -204,7 +259,9 @@ def test_masks_and_resets_of_whole_arrays() -> None:
     assert np.array_equal(trainer.predict(x, batch_size=3, **times), trainer.model(x, **times)[0])
     ragged = list(x)
     flags = {"mask": list(mask), "resets": list(resets), "masked": "zero"}
-    np.testing.assert_allclose(trainer.predict(ragged, **flags)[3], trainer.model(x, **times)[0][3], rtol=1e-5)
+    np.testing.assert_allclose(
+        trainer.predict(ragged, **flags)[3], trainer.model(x, **times)[0][3], rtol=1e-5
+    )
     loader = data.ArrayLoader(x, target, times, time_major=True, batch_size=8, shuffle=False)
     np.testing.assert_allclose(fitted(loader, trainer=fresh(False)), want, rtol=1e-5, atol=1e-7)
 
@@ -287,12 +344,16 @@ def first_and_last(n: int = 300) -> Any:
 def test_final_states_of_both_directions(outputs: str) -> None:
     x, target, lengths = first_and_last()
     gru = nn.GRU(8, 16, bidirectional=True, batch_first=True, rng=0)
-    with gru.write() as p:  # the direction from the start forgets at once: the other one must have seen the first token
+    with (
+        gru.write() as p
+    ):  # the direction from the start forgets at once: the other one must have seen the first token
         for name in ("weight_ih_l0", "bias_ih_l0"):
             p[name][...] = 0
     gru.freeze("*_l0")
     model = nn.Sequential(nn.Embedding(6, 8, rng=0), gru, nn.Linear(32, 6, rng=1))
-    trainer = ost.Trainer(model, losses.CrossEntropy(), optim.Adam(0.02), outputs=outputs, metrics=["accuracy"])
+    trainer = ost.Trainer(
+        model, losses.CrossEntropy(), optim.Adam(0.02), outputs=outputs, metrics=["accuracy"]
+    )
     quiet(trainer, (x, target, lengths), epochs=15)
     accuracy = trainer.evaluate((x, target, lengths))["accuracy"]
     assert accuracy == 1.0 if outputs == "last" else accuracy < 0.5
@@ -304,15 +365,21 @@ def test_final_states_of_both_directions(outputs: str) -> None:
 def test_a_pool_in_the_trainer(kind: str) -> None:
     x, target, lengths = first_and_last()
     gru = nn.GRU(8, 16, batch_first=True, rng=0)
-    model = nn.Sequential(nn.Embedding(6, 8, rng=0), gru, nn.Pool(kind, batch_first=True), nn.Linear(16, 6, rng=1))
+    model = nn.Sequential(
+        nn.Embedding(6, 8, rng=0), gru, nn.Pool(kind, batch_first=True), nn.Linear(16, 6, rng=1)
+    )
     trainer = ost.Trainer(model, losses.CrossEntropy(), optim.Adam(0.02), metrics=["accuracy"])
     quiet(trainer, (x, target, lengths), epochs=15)
     assert trainer.evaluate((x, target, lengths))["accuracy"] > 0.95
     assert np.array_equal(trainer.predict(x, lengths=lengths), model(x, lengths=lengths)[0])
     cut = [a[:n] for a, n in zip(x, lengths)]
-    np.testing.assert_allclose(trainer.predict(cut), trainer.predict(x, lengths=lengths), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        trainer.predict(cut), trainer.predict(x, lengths=lengths), rtol=1e-5, atol=1e-6
+    )
     assert trainer.evaluate((cut, target))["accuracy"] > 0.95
-    with pytest.raises(ValueError, match='outputs: expected "all" for a model that reduces the axis of time'):
+    with pytest.raises(
+        ValueError, match='outputs: expected "all" for a model that reduces the axis of time'
+    ):
         ost.Trainer(model, losses.CrossEntropy(), outputs="last")
     with pytest.raises(ValueError, match="tbptt: expected outputs"):
         ost.Trainer(model, losses.CrossEntropy(), tbptt=(2, 2))
@@ -326,8 +393,12 @@ def test_last_needs_layers_that_keep_steps_apart() -> None:
         def vjp(self, y: Any, *, rng: Any = None) -> Any:
             return y, self._pullback(lambda grads, dy, need_dx: dy)
 
-    model = nn.Sequential(nn.GRU(2, 4, bidirectional=True, batch_first=True, rng=0), Own(), nn.Linear(8, 1, rng=0))
-    with pytest.raises(ValueError, match='outputs: expected "last_step", or a model whose layers behind'):
+    model = nn.Sequential(
+        nn.GRU(2, 4, bidirectional=True, batch_first=True, rng=0), Own(), nn.Linear(8, 1, rng=0)
+    )
+    with pytest.raises(
+        ValueError, match='outputs: expected "last_step", or a model whose layers behind'
+    ):
         ost.Trainer(model, losses.MSE(), outputs="last")
     x, target = sequences()
     trainer = ost.Trainer(model, losses.MSE(), optim.SGD(0.1), outputs="last_step")
@@ -338,7 +409,9 @@ def test_last_needs_layers_that_keep_steps_apart() -> None:
 # -- copies ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", [copy.deepcopy, lambda t: pickle.loads(pickle.dumps(t))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "way", [copy.deepcopy, lambda t: pickle.loads(pickle.dumps(t))], ids=["deepcopy", "pickle"]
+)
 def test_a_copy_of_a_trainer_goes_on_by_itself(way: Any) -> None:
     trainer = fresh(metrics=["mae"])
     quiet(trainer, sequences())

@@ -77,7 +77,9 @@ def test_metrics_of_two_classes_and_of_numbers() -> None:
         for k in range(0, 4, 2):
             metric.update(y[k : k + 2], target[k : k + 2])
     assert (f1.compute(), accuracy.compute(), mae.compute()) == (0.5, 0.5, 2.0)
-    with pytest.raises(ValueError, match="average: expected one of 'macro', 'micro', 'binary', got 'weighted'"):
+    with pytest.raises(
+        ValueError, match="average: expected one of 'macro', 'micro', 'binary', got 'weighted'"
+    ):
         metrics.F1("weighted")
     ignored = metrics.Accuracy()
     ignored.update(np.eye(3), np.array([0, 0, -100]))
@@ -88,7 +90,9 @@ def test_metrics_in_history_log_and_early_stopping(tmp_path: Path) -> None:
     x, target, _ = classes()
     trainer = classifier(metrics=["accuracy", "f1"])
     options: Any = {"validation": (x[:20], target[:20]), "monitor": "valid_accuracy"}
-    history = quiet(trainer, (x, target), epochs=30, patience=4, log=tmp_path / "log.csv", **options)
+    history = quiet(
+        trainer, (x, target), epochs=30, patience=4, log=tmp_path / "log.csv", **options
+    )
     accuracies = history.column("valid_accuracy")
     assert history.best is not None
     assert history.best["valid_accuracy"] == max(accuracies)
@@ -100,7 +104,10 @@ def test_metrics_in_history_log_and_early_stopping(tmp_path: Path) -> None:
     own = classifier(metrics={"own": lambda y, t, n: (0.0, 1)})
     with pytest.raises(ValueError, match="mode: expected 'min' or 'max' with monitor='valid_own'"):
         quiet(own, (x, target), validation=(x, target), monitor="valid_own")
-    assert quiet(own, (x, target), validation=(x, target), monitor="valid_own", mode="max").best is not None
+    assert (
+        quiet(own, (x, target), validation=(x, target), monitor="valid_own", mode="max").best
+        is not None
+    )
     with pytest.raises(ValueError, match="monitor: expected validation data to watch"):
         quiet(trainer, (x, target), monitor="valid_accuracy")
 
@@ -109,7 +116,11 @@ def test_metrics_in_history_log_and_early_stopping(tmp_path: Path) -> None:
     ("given", "error", "words"),
     [
         ({"loss": metrics.MAE()}, ValueError, "metrics: expected names other than 'loss'"),
-        (["acc"], ValueError, "metrics: expected one of 'accuracy', 'f1', 'mae', 'bits_per_character', got 'acc'"),
+        (
+            ["acc"],
+            ValueError,
+            "metrics: expected one of 'accuracy', 'f1', 'mae', 'bits_per_character', got 'acc'",
+        ),
         ("accuracy", TypeError, "metrics: expected a dict or a list, got str"),
         ({"a": 3}, TypeError, r"metrics\['a'\]: expected a Metric or a function, got int"),
     ],
@@ -130,7 +141,8 @@ def test_classes_in_place_of_objects() -> None:
     assert isinstance(trainer.optimizer, optim.Adam)
     assert isinstance(ost.Trainer(model, losses.MSE, optim.AdamW).optimizer, optim.AdamW)
     with pytest.raises(
-        TypeError, match="optimizer: expected an Optimizer, got the class SGD, which needs arguments: lr"
+        TypeError,
+        match="optimizer: expected an Optimizer, got the class SGD, which needs arguments: lr",
     ):
         ost.Trainer(model, losses.MSE, optim.SGD)
     with pytest.raises(TypeError, match="loss: expected a Loss, got str"):
@@ -143,7 +155,10 @@ def test_the_rate_has_two_names() -> None:
     model = nn.Linear(1, 1)
     for make in (optim.SGD, optim.RMSprop, optim.Adam, optim.AdamW):
         assert make(lr=0.25).lr == make(rate=0.25).lr == make(0.25).rate == 0.25
-        with pytest.raises(TypeError, match="lr: expected the learning rate alone, got Views before it; the Trainer"):
+        with pytest.raises(
+            TypeError,
+            match="lr: expected the learning rate alone, got Views before it; the Trainer",
+        ):
             make(model.parameters(), 1e-3)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="lr: expected a number or a Schedule, got Views"):
             make(model.parameters())  # type: ignore[arg-type]
@@ -151,7 +166,11 @@ def test_the_rate_has_two_names() -> None:
             make(0.1, rate=0.1)
     assert optim.Adam().lr == optim.AdamW().lr == 1e-3
     assert optim.RMSprop().lr == 1e-2
-    for schedule in (optim.Constant(rate=2), optim.Cosine(rate=2, steps=3), optim.StepDecay(lr=2, every=1)):
+    for schedule in (
+        optim.Constant(rate=2),
+        optim.Cosine(rate=2, steps=3),
+        optim.StepDecay(lr=2, every=1),
+    ):
         assert schedule(0) == 2
     for call, words in (
         (lambda: optim.Adam(betas=""), r"betas: expected a pair of numbers"),  # type: ignore[arg-type]
@@ -180,7 +199,9 @@ def test_rates_by_group(make: Any) -> None:
     np.testing.assert_allclose(mixed["0.weight"], tenth["0.weight"], rtol=1e-4, atol=1e-7)
     assert not mixed["0.bias"].any()
     assert not mixed["1.bias"].any()
-    with pytest.raises(KeyError, match="groups: expected to match a parameter among weight, bias, got 'rnn"):
+    with pytest.raises(
+        KeyError, match="groups: expected to match a parameter among weight, bias, got 'rnn"
+    ):
         ost.Trainer(nn.Linear(1, 1), losses.MSE, make(0.1, groups={"rnn.*": 0.1}))
 
 
@@ -188,11 +209,18 @@ def test_rates_by_group(make: Any) -> None:
 def test_class_weights_are_those_of_pytorch(smoothing: float) -> None:
     torch = pytest.importorskip("torch")
     r = np.random.default_rng(0)
-    y, target, weights = r.standard_normal((7, 3, 5)), r.integers(0, 5, (7, 3)), np.array([0, 1, 2.5, 0.5, 1])
+    y, target, weights = (
+        r.standard_normal((7, 3, 5)),
+        r.integers(0, 5, (7, 3)),
+        np.array([0, 1, 2.5, 0.5, 1]),
+    )
     target[2, 1] = -100
     theirs = torch.tensor(y, requires_grad=True)
     value = torch.nn.functional.cross_entropy(
-        theirs.reshape(-1, 5), torch.tensor(target).reshape(-1), torch.tensor(weights), label_smoothing=smoothing
+        theirs.reshape(-1, 5),
+        torch.tensor(target).reshape(-1),
+        torch.tensor(weights),
+        label_smoothing=smoothing,
     )
     value.backward()
     loss, dy = losses.CrossEntropy(class_weights=weights, label_smoothing=smoothing)(y, target)
@@ -263,7 +291,9 @@ def closed() -> Any:
 
 @pytest.mark.parametrize("bar", ["tqdm", "plain"])
 @pytest.mark.parametrize("kind", ["none", "closed", "full", "broken", "narrow", "terminal"])
-def test_progress_is_never_a_reason_to_stop(bar: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_never_a_reason_to_stop(
+    bar: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if bar == "tqdm":
         pytest.importorskip("tqdm")
     else:
@@ -327,11 +357,16 @@ def test_floating_point_errors_break_nothing(make: Any, loss: Any) -> None:
 
     x = np.full((8, 5, 1), 1e-30, np.float32)
     model = nn.Sequential(
-        nn.Linear(1, 4, rng=0), nn.Activation("tanh"), nn.GRU(4, 4, batch_first=True, rng=0), nn.Linear(4, 1, rng=1)
+        nn.Linear(1, 4, rng=0),
+        nn.Activation("tanh"),
+        nn.GRU(4, 4, batch_first=True, rng=0),
+        nn.Linear(4, 1, rng=1),
     )
     with model.write() as p:
         p.flat[...] *= np.float32(1e-20)
-    trainer = ost.Trainer(model, loss, make(0.1, weight_decay=1e-3), clip_norm=1e-3, callbacks=[Look()])
+    trainer = ost.Trainer(
+        model, loss, make(0.1, weight_decay=1e-3), clip_norm=1e-3, callbacks=[Look()]
+    )
     with np.errstate(all="raise"):
         quiet(trainer, (x, x), validation=(x, x), epochs=2)
         trainer.predict(x)

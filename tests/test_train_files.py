@@ -39,7 +39,13 @@ def everything(trainer: ost.Trainer) -> Any:
     """All that a refused checkpoint must leave alone."""
     state = copy.deepcopy(trainer.optimizer.state_dict())
     buffers = {k: v.tobytes() for k, v in state.pop("buffers").items()}
-    return trainer.model.flat.tobytes(), buffers, state, trainer._epochs, trainer.optimizer.schedule.state_dict()
+    return (
+        trainer.model.flat.tobytes(),
+        buffers,
+        state,
+        trainer._epochs,
+        trainer.optimizer.schedule.state_dict(),
+    )
 
 
 # -- 8: nothing is written over ----------------------------------------------------------------------------------------
@@ -51,7 +57,8 @@ def test_what_is_there_is_not_written_over(name: str, tmp_path: Path) -> None:
     path.write_text("precious")
     options: Any = {name: path}
     with pytest.raises(
-        FileExistsError, match=rf"{name}: expected no file at .*; continue from it with resume=True, or write over"
+        FileExistsError,
+        match=rf"{name}: expected no file at .*; continue from it with resume=True, or write over",
     ):
         quiet(fresh(), series(), **options)
     assert path.read_text() == "precious"
@@ -94,13 +101,16 @@ class Send(Callback):
 
 
 main_thread = pytest.mark.skipif(
-    threading.current_thread() is not threading.main_thread(), reason="signals go to the main thread"
+    threading.current_thread() is not threading.main_thread(),
+    reason="signals go to the main thread",
 )
 
 
 @main_thread
 @pytest.mark.parametrize(
-    ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)], ids=["int", "term"]
+    ("number", "error"),
+    [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)],
+    ids=["int", "term"],
 )
 def test_a_signal_saves_and_puts_the_best_back(number: int, error: Any, tmp_path: Path) -> None:
     options: Any = {"validation": series(8, 1), "batch_size": 8, "epochs": 4}
@@ -126,7 +136,9 @@ def test_a_handler_of_the_program_is_called() -> None:
     seen: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
     try:
-        history = quiet(fresh(callbacks=[Send(signal.SIGTERM, 3)]), series(), batch_size=8, epochs=4)
+        history = quiet(
+            fresh(callbacks=[Send(signal.SIGTERM, 3)]), series(), batch_size=8, epochs=4
+        )
     finally:
         signal.signal(signal.SIGTERM, before)
     assert seen == [signal.SIGTERM]
@@ -155,7 +167,14 @@ ost.Trainer(model, ost.losses.MSE(), callbacks=[Kill()]).fit((x, x), batch_size=
 
 def test_parameters_of_a_checkpoint_without_a_trainer(tmp_path: Path) -> None:
     path, trainer = tmp_path / "run", fresh(0.5)
-    history = quiet(trainer, series(), validation=series(8, 1), epochs=6, checkpoint=path, identity={"alphabet": "abc"})
+    history = quiet(
+        trainer,
+        series(),
+        validation=series(8, 1),
+        epochs=6,
+        checkpoint=path,
+        identity={"alphabet": "abc"},
+    )
     loaded = Checkpoint.load(path)
     assert loaded.history.best == history.best
     assert loaded.identity == {"alphabet": "abc"}
@@ -164,7 +183,9 @@ def test_parameters_of_a_checkpoint_without_a_trainer(tmp_path: Path) -> None:
     model.load_state_dict(loaded.parameters)
     assert np.array_equal(model.flat, trainer.model.flat)
     quiet(fresh(), series(), checkpoint=path, overwrite=True)
-    with pytest.raises(ValueError, match=r"which: expected 'last', since the run of .* had no validation"):
+    with pytest.raises(
+        ValueError, match=r"which: expected 'last', since the run of .* had no validation"
+    ):
         Checkpoint.load(path)
     with pytest.raises(ValueError, match="which: expected one of 'best', 'last', got 'first'"):
         Checkpoint.load(path, which="first")
@@ -173,7 +194,9 @@ def test_parameters_of_a_checkpoint_without_a_trainer(tmp_path: Path) -> None:
 # -- 7: what a run goes on with ----------------------------------------------------------------------------------------
 
 
-def refused(words: str, path: Path, given: Any, trainer: ost.Trainer | None = None, **options: Any) -> None:
+def refused(
+    words: str, path: Path, given: Any, trainer: ost.Trainer | None = None, **options: Any
+) -> None:
     """The checkpoint is refused, and nothing has changed."""
     trainer = trainer or fresh()
     before, file = everything(trainer), path.read_bytes()
@@ -195,7 +218,13 @@ def test_a_run_goes_on_with_what_it_began_with(tmp_path: Path) -> None:
         identity={"alphabet": "abd", "n": 3},
     )
     refused(r"identity\['n'\]: expected 3", path, series(), epochs=2, identity={"alphabet": "abc"})
-    refused("batch_size: expected 32, as the run of .* had it, got 8", path, series(), batch_size=8, **same)
+    refused(
+        "batch_size: expected 32, as the run of .* had it, got 8",
+        path,
+        series(),
+        batch_size=8,
+        **same,
+    )
     refused("seed: expected 0, as the run of .* had it, got 1", path, series(), seed=1, **same)
     refused("accumulate: expected 1", path, series(), accumulate=2, **same)
     refused(
@@ -206,9 +235,21 @@ def test_a_run_goes_on_with_what_it_began_with(tmp_path: Path) -> None:
     )
     refused("train: expected data of the kind", path, [series()], **same)
     other = ost.Trainer(fresh().model, losses.MAE(), optim.Adam())
-    refused("expected a checkpoint of this model and optimiser, got another", path, series(), other, **same)
+    refused(
+        "expected a checkpoint of this model and optimiser, got another",
+        path,
+        series(),
+        other,
+        **same,
+    )
     other = ost.Trainer(fresh().model, losses.MSE(), optim.AdamW())
-    refused("expected a checkpoint of this model and optimiser, got another", path, series(), other, **same)
+    refused(
+        "expected a checkpoint of this model and optimiser, got another",
+        path,
+        series(),
+        other,
+        **same,
+    )
     trainer = fresh()
     with pytest.warns(UserWarning, match="train: other data than the checkpoint's run began with"):
         quiet(trainer, series(seed=5), checkpoint=path, resume=True, **same)
@@ -225,8 +266,12 @@ def test_the_best_on_another_validation_set_does_not_count(tmp_path: Path) -> No
     assert history.best is not None
     assert history.best["valid_loss"] < 1e-4
     trainer = fresh(plateau())
-    with pytest.warns(UserWarning, match="validation: another set or monitor than that of the checkpoint"):
-        history = quiet(trainer, series(), validation=series(8, 3), epochs=4, checkpoint=path, resume=True)
+    with pytest.warns(
+        UserWarning, match="validation: another set or monitor than that of the checkpoint"
+    ):
+        history = quiet(
+            trainer, series(), validation=series(8, 3), epochs=4, checkpoint=path, resume=True
+        )
     assert history.best is not None
     assert history.best["step"] in (3, 4)
     assert trainer.evaluate(series(8, 3))["loss"] == pytest.approx(history.best["valid_loss"])
@@ -235,9 +280,13 @@ def test_the_best_on_another_validation_set_does_not_count(tmp_path: Path) -> No
 
 def test_an_older_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "run"
-    safetensors.save(path, {"model.w": np.zeros(3, np.float32)}, {"ostinato": json.dumps({"at": {}, "rows": []})})
+    safetensors.save(
+        path, {"model.w": np.zeros(3, np.float32)}, {"ostinato": json.dumps({"at": {}, "rows": []})}
+    )
     refused("expected a checkpoint of format 2, got one of an older version", path, series())
-    safetensors.save(path, {"model.w": np.zeros(3, np.float32)}, {"ostinato": json.dumps({"format": 9})})
+    safetensors.save(
+        path, {"model.w": np.zeros(3, np.float32)}, {"ostinato": json.dumps({"format": 9})}
+    )
     refused("expected a checkpoint of format 2, got 9, of a newer version", path, series())
 
 
@@ -312,11 +361,34 @@ def test_a_damaged_checkpoint_changes_nothing(tmp_path: Path) -> None:
             assert everything(trainer) == before, (place, value)
     # What may be another number: figures of the past, and what tells data from other data.
     sums = {
-        ("at", n) for n in ("loss_sum", "loss_count", "norm", "best", "mark", "seconds", "epoch", "first_epoch", "bad")
+        ("at", n)
+        for n in (
+            "loss_sum",
+            "loss_count",
+            "norm",
+            "best",
+            "mark",
+            "seconds",
+            "epoch",
+            "first_epoch",
+            "bad",
+        )
     }
-    assert loaded <= {*sums, ("rows", ""), ("best", ""), ("validation", ""), ("data", "content"), ("optimizer", "")}
+    assert loaded <= {
+        *sums,
+        ("rows", ""),
+        ("best", ""),
+        ("validation", ""),
+        ("data", "content"),
+        ("optimizer", ""),
+    }
     for name in tensors:
-        for change in (None, tensors[name][..., :0], tensors[name].astype(np.float64), tensors[name] * np.nan):
+        for change in (
+            None,
+            tensors[name][..., :0],
+            tensors[name].astype(np.float64),
+            tensors[name] * np.nan,
+        ):
             other = {**tensors, name: change}
             if change is None:
                 del other[name]

@@ -61,7 +61,8 @@ def test_the_trainer_takes_resets_and_masks() -> None:
     spoilt[~mask] = np.nan  # what does not count may hold anything
     assert np.array_equal(fitted([(x, spoilt, {"mask": mask})])[0], masked)
     with pytest.raises(
-        ValueError, match="data: expected lengths, resets, mask, masked and weights in the third place, got"
+        ValueError,
+        match="data: expected lengths, resets, mask, masked and weights in the third place, got",
     ):
         fitted([(x, target, {"reset": resets})])
 
@@ -78,7 +79,11 @@ def test_the_trainer_takes_ragged_sequences(outputs: str) -> None:
     runs = []
     for batch in (
         (ragged, target, {"mask": mask}),
-        (xs, list(ragged.like(target)) if outputs == "all" else target, {"mask": list(ragged.like(mask))}),
+        (
+            xs,
+            list(ragged.like(target)) if outputs == "all" else target,
+            {"mask": list(ragged.like(mask))},
+        ),
         (
             ragged.padded(),
             ragged.padded(target) if outputs == "all" else target,
@@ -143,8 +148,13 @@ def test_truncated_backpropagation() -> None:
         got, history = fitted([(x, target)], tbptt=(k1, k2))
         np.testing.assert_allclose(got, hand.flat, rtol=1e-5, atol=1e-6)
         assert len(history.rows) == 2
-    lengths, resets = np.array([20, 3, 11, 6, 1, 20]), np.random.default_rng(0).random((20, 6)) < 0.1
-    assert np.isfinite(fitted([(x, target, {"lengths": lengths, "resets": resets})], tbptt=(4, 6))[0]).all()
+    lengths, resets = (
+        np.array([20, 3, 11, 6, 1, 20]),
+        np.random.default_rng(0).random((20, 6)) < 0.1,
+    )
+    assert np.isfinite(
+        fitted([(x, target, {"lengths": lengths, "resets": resets})], tbptt=(4, 6))[0]
+    ).all()
 
 
 @pytest.mark.parametrize(

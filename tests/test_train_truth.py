@@ -56,9 +56,13 @@ def test_the_loss_of_an_epoch_is_weighted_by_real_steps() -> None:
     x = np.zeros((6, 10, 1), np.float32)
     target = np.where(np.arange(6)[:, None, None] == 0, 11.0, 1.0) + x
     lengths = np.array([1, 10, 10, 10, 10, 10])
-    trainer = ost.Trainer(nn.Sequential(nn.GRU(1, 1, batch_first=True, rng=0)), losses.MSE(), optim.SGD(0))
+    trainer = ost.Trainer(
+        nn.Sequential(nn.GRU(1, 1, batch_first=True, rng=0)), losses.MSE(), optim.SGD(0)
+    )
     history = quiet(trainer, (x, target, lengths), batch_size=1)
-    assert history.rows[0]["loss"] == pytest.approx(trainer.evaluate((x, target, lengths))["loss"], rel=1e-6)
+    assert history.rows[0]["loss"] == pytest.approx(
+        trainer.evaluate((x, target, lengths))["loss"], rel=1e-6
+    )
 
 
 def test_a_loss_that_is_only_called_counts_by_its_steps() -> None:
@@ -84,7 +88,9 @@ def test_padding_alone_counts_for_nothing() -> None:
     assert np.array_equal(trainer.model.flat, other.model.flat)
     assert seen.steps == [1]
     assert history.rows[0]["loss"] == seen.losses[0]
-    with pytest.raises(ValueError, match="train: expected at least one step that counts in the loss"):
+    with pytest.raises(
+        ValueError, match="train: expected at least one step that counts in the loss"
+    ):
         quiet(linear(0.1, losses.MSE(batch_first=True)), [empty], steps=5)
 
 
@@ -92,10 +98,14 @@ def test_a_validation_set_of_padding_is_an_error_by_name() -> None:
     x = np.ones((2, 3, 1), np.float32)
     model = nn.Sequential(nn.GRU(1, 1, batch_first=True, rng=0))
     trainer, before = ost.Trainer(model, losses.MSE()), model.flat.copy()
-    with pytest.raises(ValueError, match="validation: expected at least one step that counts, got lengths of zeros"):
+    with pytest.raises(
+        ValueError, match="validation: expected at least one step that counts, got lengths of zeros"
+    ):
         quiet(trainer, (x, x), validation=(x, x, [0, 0]))
     assert np.array_equal(model.flat, before)
-    with pytest.raises(ValueError, match="validation: expected at least one step that counts in the loss"):
+    with pytest.raises(
+        ValueError, match="validation: expected at least one step that counts in the loss"
+    ):
         quiet(trainer, (x, x), validation=[(x, x, [0, 0])])
     with pytest.raises(ValueError, match="data: expected at least one step that counts"):
         trainer.evaluate([(x, x, [0, 0])])
@@ -112,7 +122,9 @@ def falling() -> Any:
 
 def test_the_best_is_the_best_whatever_min_delta_says() -> None:
     trainer = linear(0.01)
-    history = quiet(trainer, falling(), validation=falling(), epochs=12, patience=20, min_delta=10.0)
+    history = quiet(
+        trainer, falling(), validation=falling(), epochs=12, patience=20, min_delta=10.0
+    )
     valid = history.column("valid_loss")
     assert valid == sorted(valid, reverse=True)
     assert history.best is not None
@@ -121,7 +133,9 @@ def test_the_best_is_the_best_whatever_min_delta_says() -> None:
 
 
 def test_min_delta_concerns_patience() -> None:
-    history = quiet(linear(0.01), falling(), validation=falling(), epochs=50, patience=3, min_delta=10.0)
+    history = quiet(
+        linear(0.01), falling(), validation=falling(), epochs=50, patience=3, min_delta=10.0
+    )
     assert (history.stopped, len(history.rows)) == ("no better loss within patience", 4)
     with pytest.raises(ValueError, match="min_delta: expected 0 without patience"):
         quiet(linear(), falling(), validation=falling(), min_delta=0.1)
@@ -132,7 +146,9 @@ def test_min_delta_concerns_patience() -> None:
 
 def test_the_end_is_always_validated() -> None:
     x = np.ones((16, 5, 1), np.float32)
-    history = quiet(linear(0.01), (x, 3 * x), validation=(x, 3 * x), batch_size=2, epochs=2, validate_every=7)
+    history = quiet(
+        linear(0.01), (x, 3 * x), validation=(x, 3 * x), batch_size=2, epochs=2, validate_every=7
+    )
     assert history.column("step") == [7, 14, 16]
     assert len(history.column("valid_loss")) == 3
     assert history.best is not None
@@ -143,7 +159,9 @@ def test_the_end_is_always_validated() -> None:
 def test_an_interval_that_never_comes_is_an_error(name: str, tmp_path: Any) -> None:
     x = np.ones((16, 5, 1), np.float32)
     options: Any = {name: 17, "checkpoint": tmp_path / "run"}
-    with pytest.raises(ValueError, match=f"{name}: expected at most 16, the steps of this run, got 17"):
+    with pytest.raises(
+        ValueError, match=f"{name}: expected at most 16, the steps of this run, got 17"
+    ):
         quiet(linear(0.01), (x, 3 * x), batch_size=2, epochs=2, **options)
     assert list(tmp_path.iterdir()) == []
     quiet(linear(0.01), (x, 3 * x), batch_size=2, epochs=2, **{**options, name: 16})
@@ -157,11 +175,16 @@ def test_a_schedule_that_watches_needs_something_to_watch(wrap: bool) -> None:
     plateau: optim.Schedule = optim.ReduceOnPlateau(0.1)
     trainer = linear(optim.Warmup(plateau, steps=2) if wrap else plateau)
     before = trainer.model.flat.copy()
-    with pytest.raises(ValueError, match=r"validation: expected data for the .* of the optimiser to watch, got None"):
+    with pytest.raises(
+        ValueError,
+        match=r"validation: expected data for the .* of the optimiser to watch, got None",
+    ):
         quiet(trainer, falling())
     assert np.array_equal(trainer.model.flat, before)
     quiet(trainer, falling(), validation=falling())
-    with pytest.raises(ValueError, match="monitor: expected one of 'valid_loss', got 'valid_accuracy'"):
+    with pytest.raises(
+        ValueError, match="monitor: expected one of 'valid_loss', got 'valid_accuracy'"
+    ):
         quiet(trainer, falling(), validation=falling(), monitor="valid_accuracy")
 
 
@@ -169,10 +192,14 @@ def test_a_schedule_that_watches_needs_something_to_watch(wrap: bool) -> None:
 
 
 def walked(**options: Any) -> Any:
-    model = nn.Sequential(nn.GRU(2, 4, dropout=0.0, batch_first=True, rng=0), nn.Dropout(0.2), nn.Linear(4, 1, rng=0))
+    model = nn.Sequential(
+        nn.GRU(2, 4, dropout=0.0, batch_first=True, rng=0), nn.Dropout(0.2), nn.Linear(4, 1, rng=0)
+    )
     seen = Steps()
     schedule = optim.StepDecay(0.05, every=2, factor=0.5)
-    return ost.Trainer(model, losses.MSE(), optim.Adam(schedule), tbptt=(4, 6), callbacks=[seen], **options), seen
+    return ost.Trainer(
+        model, losses.MSE(), optim.Adam(schedule), tbptt=(4, 6), callbacks=[seen], **options
+    ), seen
 
 
 def sequences() -> Any:
@@ -182,8 +209,12 @@ def sequences() -> Any:
 
 def test_with_tbptt_a_step_is_an_update(tmp_path: Any) -> None:
     trainer, seen = walked()
-    history = quiet(trainer, sequences(), batch_size=3, steps=8, validate_every=2, log=tmp_path / "log.csv")
-    assert seen.steps == list(range(1, 9))  # three strides of 4, 4 and 2 steps in a batch, two batches an epoch
+    history = quiet(
+        trainer, sequences(), batch_size=3, steps=8, validate_every=2, log=tmp_path / "log.csv"
+    )
+    assert seen.steps == list(
+        range(1, 9)
+    )  # three strides of 4, 4 and 2 steps in a batch, two batches an epoch
     assert trainer.optimizer.steps == 8
     assert history.column("step") == [2, 4, 6, 8]
     assert history.column("rate") == [0.025, 0.0125, 0.00625, 0.003125]
@@ -193,7 +224,13 @@ def test_with_tbptt_a_step_is_an_update(tmp_path: Any) -> None:
 
 @pytest.mark.parametrize("stop", range(1, 12))
 def test_a_run_with_tbptt_resumes_in_the_middle_of_a_batch(stop: int, tmp_path: Any) -> None:
-    options: Any = {"batch_size": 3, "epochs": 2, "validate_every": 4, "validation": sequences(), "seed": 3}
+    options: Any = {
+        "batch_size": 3,
+        "epochs": 2,
+        "validate_every": 4,
+        "validation": sequences(),
+        "seed": 3,
+    }
     whole, _ = walked()
     want = quiet(whole, sequences(), **options)
     first, _ = walked()
@@ -223,8 +260,14 @@ def test_accumulated_batches_are_one_large_batch(lengths: Any) -> None:
         gru = nn.GRU(2, 4, batch_first=True, dtype=np.float64, rng=0)
         model = nn.Sequential(gru, nn.Linear(4, 1, dtype=np.float64, rng=0))
         seen = Steps()
-        trainer = ost.Trainer(model, losses.MSE(), optim.Adam(0.01), clip_norm=0.5, callbacks=[seen])
-        whole = (x, x[..., :1].cumsum(1)) if lengths is None else (x, x[..., :1].cumsum(1), np.array(lengths))
+        trainer = ost.Trainer(
+            model, losses.MSE(), optim.Adam(0.01), clip_norm=0.5, callbacks=[seen]
+        )
+        whole = (
+            (x, x[..., :1].cumsum(1))
+            if lengths is None
+            else (x, x[..., :1].cumsum(1), np.array(lengths))
+        )
         history = quiet(trainer, whole, batch_size=size, accumulate=k, epochs=5, shuffle=False)
         assert seen.steps == [1, 2, 3, 4, 5]
         ends.append((model.flat.copy(), history.column("loss"), history.column("norm")))
@@ -247,13 +290,17 @@ def test_what_is_left_of_an_epoch_is_an_update_too() -> None:
 def test_nan_says_which_input_held_it() -> None:
     x, target = (a.copy() for a in falling())
     target[2, 3] = np.nan
-    with pytest.raises(Diverged, match=r"the loss is nan at step 1; target holds nan at \[2, 3, 0\]$"):
+    with pytest.raises(
+        Diverged, match=r"the loss is nan at step 1; target holds nan at \[2, 3, 0\]$"
+    ):
         quiet(linear(0.1), (x, target))
     spoilt = x.copy()
     spoilt[1, 4] = np.nan
     with pytest.raises(Diverged, match=r"x holds nan at \[1, 4, 0\]"):
         quiet(linear(0.1), (spoilt, 3 * x), batch_size=1)
-    with pytest.raises(Diverged, match=r"the validation loss is nan after step 1; target holds nan at \[2, 3, 0\]"):
+    with pytest.raises(
+        Diverged, match=r"the validation loss is nan after step 1; target holds nan at \[2, 3, 0\]"
+    ):
         quiet(linear(0.1), (x, 3 * x), validation=(x, target))
     with pytest.raises(Diverged, match="x and target are finite, so it came of the parameters"):
         quiet(linear(1e37), (x, 3 * x), epochs=5)
@@ -304,7 +351,10 @@ def test_an_error_of_a_callback_saves_and_puts_the_best_back(tmp_path: Any) -> N
     def fresh(*callbacks: Callback) -> ost.Trainer:
         gru = nn.GRU(2, 4, batch_first=True, rng=0)
         return ost.Trainer(
-            nn.Sequential(gru, nn.Linear(4, 1, rng=0)), losses.MSE(), optim.Adam(0.5), callbacks=callbacks
+            nn.Sequential(gru, nn.Linear(4, 1, rng=0)),
+            losses.MSE(),
+            optim.Adam(0.5),
+            callbacks=callbacks,
         )
 
     options: Any = {"validation": sequences(), "validate_every": 1, "batch_size": 3, "epochs": 4}
@@ -320,5 +370,7 @@ def test_an_error_of_a_callback_saves_and_puts_the_best_back(tmp_path: Any) -> N
     whole, resumed = fresh(), fresh()
     want = quiet(whole, sequences(), **options)
     got = quiet(resumed, sequences(), checkpoint=tmp_path / "run", resume=True, **options)
-    assert np.array_equal(resumed.model.flat, whole.model.flat)  # the row that had not been made was made
+    assert np.array_equal(
+        resumed.model.flat, whole.model.flat
+    )  # the row that had not been made was made
     assert got.column("step") == want.column("step")

@@ -159,13 +159,26 @@ def run(name: str, folder: Path) -> bool:
     ).stdout.split():
         content = (ROOT / path).read_bytes() if path != file else text.replace(old, new).encode()
         copy = folder / path
-        if not copy.exists() or copy.read_bytes() != content:  # else its date stays, and it is not built again
+        if (
+            not copy.exists() or copy.read_bytes() != content
+        ):  # else its date stays, and it is not built again
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(content)
     python = str(folder / "venv" / "bin" / "python")
     options = ["cmake.define.OSTINATO_SETS=baseline", f"build-dir={folder / 'build'}"]
-    install = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--force-reinstall"]
-    subprocess.run([*install, *(f"--config-settings={o}" for o in options), str(folder)], check=True)
+    install = [
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--force-reinstall",
+    ]
+    subprocess.run(
+        [*install, *(f"--config-settings={o}" for o in options), str(folder)], check=True
+    )
     shutil.rmtree(folder / "python")  # what is tested is what was installed
     tests = [str(folder / "tests" / f"{t}.py") for t in TESTS]
     done = subprocess.run(

@@ -11,7 +11,14 @@ from pathlib import Path
 import ostinato as ost
 
 FLAGS = {
-    "avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"],
+    "avx512": [
+        "-mavx512f",
+        "-mavx512dq",
+        "-mavx512bw",
+        "-mavx512vl",
+        "-mfma",
+        "-mprefer-vector-width=512",
+    ],
     "avx2": ["-mavx2", "-mfma"],
     "baseline": [],
 }
@@ -34,8 +41,14 @@ def main() -> None:
             f"-DOST_SET={name}",
         ]
         cpu = here.parents[1] / "csrc" / "cpu"
-        sources = [str(here / "ladder.cpp"), *(str(cpu / name) for name in ("pool.cpp", "openmp.cpp"))]
-        subprocess.run([compiler, *options, *FLAGS[name], *sources, "-o", str(program), "-pthread", "-ldl"], check=True)
+        sources = [
+            str(here / "ladder.cpp"),
+            *(str(cpu / name) for name in ("pool.cpp", "openmp.cpp")),
+        ]
+        subprocess.run(
+            [compiler, *options, *FLAGS[name], *sources, "-o", str(program), "-pthread", "-ldl"],
+            check=True,
+        )
         raise SystemExit(subprocess.run([str(program), *sys.argv[1:]], check=False).returncode)
 
 

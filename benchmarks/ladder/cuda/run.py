@@ -37,35 +37,53 @@ def plans(w: Any, steps: int, batch: int, backward: bool) -> Iterator[tuple[str,
     """Yield the plans of a pass by name, first a launch a step, with which the others are compared."""
     figures, (columns, products, _) = w.device.figures, _launch.columns_of(w.cell)
     word = w.word_bytes
-    yield "a launch a step", _plan._stepwise(figures, products[1:], w.hidden, steps, batch, word, backward, False)
+    yield (
+        "a launch a step",
+        _plan._stepwise(figures, products[1:], w.hidden, steps, batch, word, backward, False),
+    )
     for partition in _plan.partitions_for(figures, products[1:], w.hidden, word, backward):
         if not _plan.max_groups(figures, partition):
             continue
         planned = _plan._persistent(figures, partition, steps, batch, 1, False)
-        name = f"{partition.units} units" + (f", {partition.peers} peers" if partition.peers > 1 else "")
+        name = f"{partition.units} units" + (
+            f", {partition.peers} peers" if partition.peers > 1 else ""
+        )
         yield name, planned
         if planned.groups > 1:
-            few = replace(figures, multiprocessors=partition.blocks, clusters=partition.blocks // partition.peers)
-            yield f"{name}, a group at a time", _plan._persistent(few, partition, steps, batch, 1, False)
+            few = replace(
+                figures,
+                multiprocessors=partition.blocks,
+                clusters=partition.blocks // partition.peers,
+            )
+            yield (
+                f"{name}, a group at a time",
+                _plan._persistent(few, partition, steps, batch, 1, False),
+            )
         if planned.span < steps:
             yield f"{name}, all steps in a launch", replace(planned, span=steps, launches=1)
         if _plan.max_groups(figures, partition) >= 2:
-            yield f"{name}, both directions", _plan._persistent(figures, partition, steps, batch, 2, False)
+            yield (
+                f"{name}, both directions",
+                _plan._persistent(figures, partition, steps, batch, 2, False),
+            )
     for partition in _plan.partitions_for(figures, [columns], w.hidden, word, backward, True):
         if _plan.max_groups(figures, partition) >= 2:
             planned = _plan._persistent(figures, partition, steps, batch, 2, True)
-            yield f"{partition.units} units{f', {partition.peers} peers' * (partition.peers > 1)}, two layers", planned
+            yield (
+                f"{partition.units} units{f', {partition.peers} peers' * (partition.peers > 1)}, two layers",
+                planned,
+            )
 
 
 def chunks(w: Any, steps: int, batch: int, library: bool) -> Iterator[tuple[str, _plan.GpuPlan]]:
     """Yield plans of a backward pass with products after all steps, or by chunks beside the steps."""
     figures, products = w.device.figures, _launch.columns_of(w.cell)[1]
-    partitions = _plan.partitions_for(
-        figures, products[1:], w.hidden, w.word_bytes, True
-    )
+    partitions = _plan.partitions_for(figures, products[1:], w.hidden, w.word_bytes, True)
 
     def cut(partition: _plan.Partition, n: int = 1) -> _plan.GpuPlan:
-        return replace(_plan._persistent(figures, partition, steps, batch, 1, False, n), library=library)
+        return replace(
+            _plan._persistent(figures, partition, steps, batch, 1, False, n), library=library
+        )
 
     partitions = [s for s in partitions if _plan.max_groups(figures, s)]
     if not partitions:
@@ -73,7 +91,10 @@ def chunks(w: Any, steps: int, batch: int, library: bool) -> Iterator[tuple[str,
     partition = min(partitions, key=lambda s: cut(s).seconds)
     for n in _plan.CHUNKS:
         if n <= _core.gradient_parts(steps, batch):
-            yield "with dW, after the steps" if n == 1 else f"with dW, {n} chunks beside the steps", cut(partition, n)
+            yield (
+                "with dW, after the steps" if n == 1 else f"with dW, {n} chunks beside the steps",
+                cut(partition, n),
+            )
 
 
 def same(one: _plan.GpuPlan, other: _plan.GpuPlan, chunks: bool) -> bool:
@@ -88,13 +109,17 @@ def same(one: _plan.GpuPlan, other: _plan.GpuPlan, chunks: bool) -> bool:
         "register_capacity",
         *(["chunks"] if chunks else []),
     )
-    return all(getattr(one, n) == getattr(other, n) for n in names) and (chunks or one.span >= other.span)
+    return all(getattr(one, n) == getattr(other, n) for n in names) and (
+        chunks or one.span >= other.span
+    )
 
 
 class Case:
     """A layer, its mirror image and one above it, and what their passes read and write."""
 
-    def __init__(self, device: _device.Device, cell: str, precision: str, steps: int, batch: int, hidden: int) -> None:
+    def __init__(
+        self, device: _device.Device, cell: str, precision: str, steps: int, batch: int, hidden: int
+    ) -> None:
         r, gates = np.random.default_rng(0), _launch.facts_of(cell)["gates"]
         self.device, self.sizes, self.hidden = device, (steps, batch), hidden
         self.two = _launch.facts_of(cell)["states"] > 1
@@ -122,7 +147,10 @@ class Case:
         for name in names or self.names(planned, False):
             below = y if name == "above" else self.x
             y = xp.empty((steps, batch, self.hidden), np.float32)
-            end = tuple(xp.empty((batch, self.hidden), np.float32) if k <= self.two else None for k in range(2))
+            end = tuple(
+                xp.empty((batch, self.hidden), np.float32) if k <= self.two else None
+                for k in range(2)
+            )
             rows = _launch.Rows.of(below), _launch.Rows.of(y)
             calls.append(_launch.Forward(self.weights[name], *rows, (None, None), end))  # type: ignore[arg-type]
         saved, own = [], replace(planned, library=False)
@@ -136,7 +164,10 @@ class Case:
         """Return dh before the first step of each layer, or, with ``gradients``, dR."""
         xp, (_, batch), calls = self.device.xp, self.sizes, []
         for name in self.names(planned, True):
-            d = tuple(xp.empty((batch, self.hidden), np.float32) if i <= self.two else None for i in range(2))
+            d = tuple(
+                xp.empty((batch, self.hidden), np.float32) if i <= self.two else None
+                for i in range(2)
+            )
             dy = None if calls and planned.layer_pipelined else _launch.Rows.of(self.dy)
             grads = [xp.zeros_like(a) for a in self.raw] if gradients else [None] * 4
             calls.append(_launch.Backward(saved[name], dy, (None, None), d, [*grads, None]))  # type: ignore[arg-type]
@@ -199,7 +230,12 @@ def ladder(device: _device.Device, emulated: bool, budget: float = 150.0) -> lis
             for name, planned in of:
                 by_step = by_step or planned
                 if backward:
-                    work[name] = planned, lambda p=planned, c=case, k=saved, w=which: c.backward(p, k, w == "gradients")
+                    work[name] = (
+                        planned,
+                        lambda p=planned, c=case, k=saved, w=which: c.backward(
+                            p, k, w == "gradients"
+                        ),
+                    )
                 else:
                     work[name] = planned, lambda p=planned, c=case: c.forward(p)[0]
             if not work:
@@ -214,7 +250,10 @@ def ladder(device: _device.Device, emulated: bool, budget: float = 150.0) -> lis
                 of_first = want[case.names(planned, backward)[0]]
                 agree(device, run()[0], of_first, 5e-2 if precision != "split" else 1e-4)
                 run()
-            turns = [{n: seconds_of(device, emulated, run) for n, (_, run) in work.items()} for _ in range(ROUNDS)]
+            turns = [
+                {n: seconds_of(device, emulated, run) for n, (_, run) in work.items()}
+                for _ in range(ROUNDS)
+            ]
             for name, (planned, _) in work.items():
                 median = statistics.median(t[name] for t in turns)
                 over = statistics.median(t[base] * planned.co_launched / t[name] for t in turns)
@@ -241,7 +280,9 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="keep the figures there")
     args = parser.parse_args()
     if args.emulated:
-        figures = _plan.GpuFigures("emulated", (9, 0), 132, 232448, 1 << 16, clusters=32, library=False)
+        figures = _plan.GpuFigures(
+            "emulated", (9, 0), 132, 232448, 1 << 16, clusters=32, library=False
+        )
         device = replace(_device.emulated(), figures=figures)
         _device.register(np.ndarray, lambda a: device)
     else:
