@@ -1,4 +1,7 @@
-"""Measure what a text model loses in bfloat16 and int8: python benchmarks/accuracy.py DIR, where `train text --save DIR` wrote it."""
+"""Measure what a text model loses in bfloat16 and int8.
+
+Run ``python benchmarks/accuracy.py DIR``, where `train text --save DIR` wrote it.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,8 @@ def main(folder: str) -> None:
         first = first or (bits, likeliest)
         same = float((likeliest == first[1]).mean())
         print(
-            f"{precision:10}{bits:.5f} bits per character ({bits - first[0]:+.5f}), same likeliest character {100 * same:.2f}%"
+            f"{precision:10}{bits:.5f} bits per character ({bits - first[0]:+.5f}), same "
+            f"likeliest character {100 * same:.2f}%"
         )
 
 

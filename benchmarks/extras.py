@@ -1,4 +1,7 @@
-"""What the grid does not hold: one sequence at the rate of the cache, streams, precisions, directions, a busy machine, imports."""
+"""What the grid does not hold.
+
+One sequence at the rate of the cache, streams, precisions, directions, a busy machine, imports.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +71,10 @@ def rows(
 
 
 def one_sequence(rounds: int) -> list[dict[str, Any]]:
-    """B = 1: bytes of recurrent weights read a second, as a share of what one thread reads from a block of that size."""
+    """Bytes of recurrent weights read a second at B = 1.
+
+    They are a share of what one thread reads from a block of that size.
+    """
     out, before = [], ost.get_num_threads()
     for make, hidden in ((ost.nn.LSTM, 128), (ost.nn.LSTM, 192), (ost.nn.GRU, 256)):
         layer = make(1, hidden, rng=0)
@@ -89,7 +95,8 @@ def one_sequence(rounds: int) -> list[dict[str, Any]]:
                 {"layer": repr(layer), "threads": threads, "share": statistics.median(shares)}
             )
             print(
-                f"one sequence  {layer!r}, {threads} threads: {100 * out[-1]['share']:.0f}% of the read bandwidth",
+                f"one sequence  {layer!r}, {threads} threads: {100 * out[-1]['share']:.0f}% of "
+                "the read bandwidth",
                 flush=True,
             )
     ost.set_num_threads(before)
@@ -97,7 +104,10 @@ def one_sequence(rounds: int) -> list[dict[str, Any]]:
 
 
 def busy(rounds: int, threads: int) -> list[dict[str, Any]]:
-    """Load the other core by another process; compare our threads with one thread, by the median over calls."""
+    """Load the other core by another process.
+
+    Compare our threads with one thread, by the median over calls.
+    """
     hog = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         cases = [
@@ -112,8 +122,10 @@ def busy(rounds: int, threads: int) -> list[dict[str, Any]]:
 
 
 def footprint() -> dict[str, float]:
-    """Seconds that `import ostinato` takes after `import numpy`, and bytes of the package, both as a wheel would install it, which has
-    neither the emulation of the GPU's kernels nor those kernels."""
+    """Seconds that `import ostinato` takes after `import numpy`, and bytes of the package, both as
+    a wheel would install it, which has neither the emulation of the GPU's kernels nor those
+    kernels.
+    """
     package, archive = Path(_core.__file__).parent, io.BytesIO()
     files = {
         p: p.relative_to(root)
@@ -124,7 +136,8 @@ def footprint() -> dict[str, float]:
     files = {
         p: name for p, name in files.items() if not p.name.startswith(("_emulated.c", "_cuda.c"))
     }
-    # A copy, and without the finder of an editable install, which looks at the disk for every module.
+    # A copy, and without the finder of an editable install, which looks at the disk for every
+    # module.
     code = """
 import sys, time, numpy
 sys.meta_path[:] = [f for f in sys.meta_path if isinstance(f, type)]
@@ -147,7 +160,8 @@ assert ostinato.__file__.startswith(sys.argv[1])
     seconds = [float(r.stdout) for r in runs]
     figures = {"import_seconds": statistics.median(seconds), "wheel_bytes": float(archive.tell())}
     print(
-        f"footprint     import {figures['import_seconds'] * 1e3:.0f} ms after numpy, wheel {figures['wheel_bytes'] / 1e6:.1f} MB",
+        f"footprint     import {figures['import_seconds'] * 1e3:.0f} ms after numpy, wheel "
+        f"{figures['wheel_bytes'] / 1e6:.1f} MB",
         flush=True,
     )
     return figures

@@ -1,12 +1,14 @@
 """Measure everything that needs a GPU in under ten minutes.
 
-That is: facts and ceilings, the cost of exchanging words between multiprocessors, correctness, accuracy, the plans with the
-times of the planner's model, comparisons with PyTorch, FlashRNN and JAX where they are installed, compute-sanitizer.
+That is: facts and ceilings, the cost of exchanging words between multiprocessors, correctness,
+accuracy, the plans with the times of the planner's model, comparisons with PyTorch, FlashRNN and
+JAX where they are installed, compute-sanitizer.
 
     python benchmarks/gpu.py              # on a machine with a GPU, CuPy and ostinato._cuda
-    python benchmarks/gpu.py --emulated   # a dry run of the script on the CPU, on tiny shapes: no time of it means anything
+    python benchmarks/gpu.py --emulated   # a dry run on the CPU; its times mean nothing
 
-Ratios are medians of turns taken in one run, answers compared first. The figures are saved in benchmarks/results, with device and date.
+Ratios are medians of turns taken in one run, answers compared first. The figures are saved in
+benchmarks/results, with device and date.
 """
 
 from __future__ import annotations
@@ -38,10 +40,14 @@ import run as cuda_ladder  # noqa: E402
 
 RESULTS, TESTS = HERE / "results", HERE.parent / "tests"
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-SANITIZED = "(two_bytes or one_launch or every_cell or against_tiles) and (lstm or before) and not 128 and not float64 and not 70"
+SANITIZED = (
+    "(two_bytes or one_launch or every_cell or against_tiles) and (lstm or before) "
+    "and not 128 and not float64 and not 70"
+)
 STEPS = 1024
 
-# What errors may be; of gradients in words of 2 bytes no more than what PyTorch's own show is asked.
+# What errors may be; of gradients in words of 2 bytes no more than what PyTorch's own show is
+# asked.
 LIMITS: dict[tuple[str, str], dict[str, float]] = {
     ("float32", "outputs"): {"limit": 1e-5},
     ("float32", "gradients"): {"limit": 2e-5},
@@ -51,7 +57,8 @@ LIMITS: dict[tuple[str, str], dict[str, float]] = {
     ("bfloat16", "gradients"): {},
 }
 
-# Cell, options, precision, batch, hidden: what docs and targets speak of, first those that matter most.
+# Cell, options, precision, batch, hidden: what docs and targets speak of, first those that matter
+# most.
 GRID: list[tuple[str, dict[str, Any], str, int, int]] = [
     *[("lstm", {}, p, 16, h) for p in ("float32", "bfloat16", "float16") for h in (256, 512, 1024)],
     *[("gru", {}, p, 16, h) for p in ("float32", "bfloat16") for h in (256, 512, 1024)],
@@ -81,7 +88,10 @@ Clock = Callable[[Callable[[], Any]], float]  # seconds of work: `cuda_ladder.se
 
 
 def alternate(clock: Clock, calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Return the median seconds of calls that run in turns; each runs three times first, which records its graph."""
+    """Return the median seconds of calls that run in turns.
+
+    Each runs three times first, which records its graph.
+    """
     for call in calls.values():
         for _ in range(3):
             call()
@@ -93,7 +103,9 @@ def alternate(clock: Clock, calls: dict[str, Callable[[], Any]], rounds: int) ->
 
 
 def ceilings(device: _device.Device, clock: Clock, size: int) -> dict[str, float]:
-    """Measure bytes a second of a copy, and operations a second of the array library's float32 product."""
+    """Measure bytes a second of a copy, and operations a second of the array library's float32
+    product.
+    """
     xp = device.xp
     a, b = xp.ones((size, size), np.float32), xp.ones((size, size), np.float32)
     out = xp.empty_like(a)
@@ -106,7 +118,9 @@ def ceilings(device: _device.Device, clock: Clock, size: int) -> dict[str, float
 
 
 def exchange(device: _device.Device, clock: Clock) -> dict[str, Any]:
-    """Measure microseconds a step of each way to exchange 1 KB a block among P blocks, one on each multiprocessor."""
+    """Measure microseconds a step of each way to exchange 1 KB a block among P blocks, one on each
+    multiprocessor.
+    """
     xp, steps, empty, out = device.xp, 1000, 0x7FFFDEAD, {}
     module = xp.RawModule(
         code=(HERE / "cuda" / "exchange.cu").read_text(),
@@ -137,9 +151,8 @@ def exchange(device: _device.Device, clock: Clock) -> dict[str, Any]:
                     if name in ("exchange_reading", "exchange_prefetching")
                     else ()
                 )
-                seconds.append(
-                    clock(lambda: kernel((blocks,), (256,), (slots, np.int32(steps), error, *more)))
-                )  # noqa: B023
+                launch = partial(kernel, (blocks,), (256,), (slots, np.int32(steps), error, *more))
+                seconds.append(clock(launch))
             if int(error[0]):
                 raise RuntimeError(f"{name} of {blocks} blocks: a wait ended too early")
             out[f"{name} {blocks}"] = statistics.median(seconds) / steps * 1e6
@@ -147,7 +160,9 @@ def exchange(device: _device.Device, clock: Clock) -> dict[str, Any]:
 
 
 def accuracy(device: _device.Device, emulated: bool) -> dict[str, dict[str, float]]:
-    """Measure the errors of outputs and gradients against the reference, T = 128, by relative Frobenius norms."""
+    """Measure the errors of outputs and gradients against the reference, T = 128, by relative
+    Frobenius norms.
+    """
     steps, batch, hidden = (128, 4, 24) if emulated else (128, 16, 256)
     r, out = np.random.default_rng(0), {}
     x, dy = (r.standard_normal((steps, batch, hidden)).astype(np.float32) for _ in range(2))
@@ -196,7 +211,10 @@ def layer_calls(
     batch: int,
     hidden: int,
 ) -> tuple[dict[str, Callable[[], Any]], str]:
-    """Forward and training of ours, and of PyTorch's and FlashRNN's where they run; and what was left out, and why."""
+    """Forward and training of ours, and of PyTorch's and FlashRNN's where they run.
+
+    It also reports what was left out, and why.
+    """
     options, r = dict(options), np.random.default_rng(0)
     lengths = (
         np.sort(r.integers(1, steps + 1, batch))[::-1].copy()
@@ -273,7 +291,9 @@ def layer_calls(
 def flashrnn_calls(
     state: dict[str, Any], x: Any, dy: Any, y: Any
 ) -> tuple[dict[str, Callable[[], Any]], str]:
-    """FlashRNN's two CUDA backends on the same weights, with the input product, which it leaves to its caller."""
+    """FlashRNN's two CUDA backends on the same weights, with the input product, which it leaves to
+    its caller.
+    """
     try:
         import torch
         from flashrnn import flashrnn
@@ -324,7 +344,8 @@ def flashrnn_calls(
                 reasons.append(f"FlashRNN {backend}: answers differ by {error:.2g}")
             except Exception as error:
                 reasons.append(
-                    f"FlashRNN {backend}: {type(error).__name__}: {str(error).splitlines()[0][:100]}"
+                    f"FlashRNN {backend}: {type(error).__name__}: "
+                    f"{str(error).splitlines()[0][:100]}"
                 )
                 break
     return out, "; ".join(reasons)
@@ -369,8 +390,15 @@ def times(
         calls, why = layer_calls(device, cell, options, precision, steps, b, h)
         medians = alternate(clock, calls, 2 if emulated else 7)
         row: dict[str, Any] = {
-            "cell": cell, **options, "precision": precision, "steps": steps, "batch": b, "hidden": h, "seconds": medians, "left out": why
-        }  # fmt: skip
+            "cell": cell,
+            **options,
+            "precision": precision,
+            "steps": steps,
+            "batch": b,
+            "hidden": h,
+            "seconds": medians,
+            "left out": why,
+        }
         ratios = {
             f"{n.rsplit(' ', 1)[0]} {mode}": medians[n] / medians[mode]
             for mode in ("infer", "train")
@@ -482,10 +510,9 @@ def main() -> None:
             figures[name] = run()
         except Exception as error:
             figures[name] = f"{type(error).__name__}: {error}"
-        print(
-            f"{name}: {json.dumps(figures[name], indent=1) if name not in ('times', 'plans') else 'as above'}",
-            flush=True,
-        )
+        above = name in ("times", "plans")
+        shown = "as above" if above else json.dumps(figures[name], indent=1)
+        print(f"{name}: {shown}", flush=True)
         if path is not None:
             with safetensors.atomic_write(path) as f:
                 f.write(json.dumps(figures, indent=1).encode())
@@ -517,10 +544,8 @@ def main() -> None:
     sanitizer = shutil.which("compute-sanitizer")
     for tool in TOOLS if sanitizer and not emulated else ():
         more = ("--target-processes=all", "--error-exitcode=1")
-        part(
-            tool,
-            lambda: run_tests(files[:2], SANITIZED, 45, str(sanitizer), f"--tool={tool}", *more),
-        )  # noqa: B023
+        command = (str(sanitizer), f"--tool={tool}", *more)
+        part(tool, partial(run_tests, files[:2], SANITIZED, 45, *command))
     if not emulated and sanitizer is None:
         print("compute-sanitizer: not found")
     wrong = [

@@ -1,4 +1,6 @@
-"""Where the time of the main job's training step goes: python benchmarks/profile_step.py [HIDDEN ...].
+"""Where the time of the main job's training step goes.
+
+Run ``python benchmarks/profile_step.py [HIDDEN ...]``.
 
 Writes docs/performance-profile.md, which docs/performance.md takes in.
 """
@@ -60,7 +62,8 @@ def main(sizes: list[int]) -> None:
     """Print and write the table."""
     tables = {h: profile(h) for h in sizes}
     about = (
-        "The table has the shares of a training step of `python -m ostinato train text` (batch 32, windows of\n"
+        "The table has the shares of a training step of `python -m ostinato train text` (batch "
+        "32, windows of\n"
         "64 characters), by profile:"
     )
     lines = ["## The main job's training step", "", about, ""]

@@ -1,4 +1,7 @@
-"""Write targets, figures and pictures from a result of run.py: python benchmarks/report.py FILE.json."""
+"""Write targets, figures and pictures from a result of run.py.
+
+Run ``python benchmarks/report.py FILE.json``.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,10 @@ def _worst(rows: list[Row], peer: str, keep: Callable[[Row], bool] = lambda r: T
 
 
 def lost(cases: list[Row]) -> list[str]:
-    """Return the points where a peer is faster, beyond the noise: name, peer, our speed over its."""
+    """Return the points where a peer is faster, beyond the noise.
+
+    Name, peer, our speed over its.
+    """
     out = []
     for c in cases:
         peer, ratio = min(c["ratio"].items(), key=lambda item: item[1], default=("", np.inf))
@@ -325,7 +331,8 @@ def write(figures: Row) -> None:
     text = f"""# Performance
 
 `python benchmarks/report.py` writes this page; [benchmarks/README.md](../benchmarks/README.md)
-describes the method. Machine: {machine["cpu"]}, {figures["threads"]} threads, kernel set {machine["kernels"]["chosen"]};
+describes the method. Machine: {machine["cpu"]}, {figures["threads"]} threads, kernel set
+{machine["kernels"]["chosen"]};
 {versions}.
 Rows are float32 with T = 100 unless they say otherwise; T is smaller where a case would take
 seconds. The machine is shared: read the ratios, and the shares of the peak, which is measured in

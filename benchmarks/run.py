@@ -1,8 +1,11 @@
-"""The full benchmark: python benchmarks/run.py [--budget SECONDS]. The short form is python -m ostinato bench.
+"""The full benchmark: python benchmarks/run.py [--budget SECONDS].
 
-Runs the grid against every peer that is installed, then what stands beside it (`extras.py`), and holds all of it against the
-targets (`report.py`). Figures are saved under benchmarks/results/ with date and kernel set; `python benchmarks/report.py FILE.json`
-prints the targets and writes the table and the pictures of docs/performance.md.
+The short form is python -m ostinato bench.
+
+Runs the grid against every peer that is installed, then what stands beside it (`extras.py`), and
+holds all of it against the targets (`report.py`). Figures are saved under benchmarks/results/ with
+date and kernel set; `python benchmarks/report.py FILE.json` prints the targets and writes the table
+and the pictures of docs/performance.md.
 """
 
 from __future__ import annotations
@@ -35,7 +38,8 @@ def main() -> None:
         "--short", action="store_true", help="the cases of the short form, and nothing else"
     )
     args = parser.parse_args()
-    name = f"{datetime.date.today():%Y-%m-%d}-cpu-{ost.kernels()['chosen']}{'-short' if args.short else ''}.json"
+    short = "-short" if args.short else ""
+    name = f"{datetime.date.today():%Y-%m-%d}-cpu-{ost.kernels()['chosen']}{short}.json"
     out = RESULTS / name
     cases = bench.SHORT if args.short else bench.FULL
     figures = bench.run(cases, rounds=args.rounds, budget=args.budget, out=out)

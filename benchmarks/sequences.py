@@ -1,8 +1,11 @@
-"""Sequences as they come, beside PyTorch where it can do it at all: python benchmarks/sequences.py [--rounds N] [--long].
+"""Sequences as they come, beside PyTorch where it can do it at all.
 
-Lengths against the dense kernel (time a real step) and against PackedSequence; resets and clipping against none; a bound on memory
-against none; the latency of a stream step. ``--long`` trains one sequence of a million steps and asks the system for the memory. Ratios are
-medians over interleaved rounds; answers are compared first.
+Run ``python benchmarks/sequences.py [--rounds N] [--long]``.
+
+Lengths against the dense kernel (time a real step) and against PackedSequence; resets and clipping
+against none; a bound on memory against none; the latency of a stream step. ``--long`` trains one
+sequence of a million steps and asks the system for the memory. Ratios are medians over interleaved
+rounds; answers are compared first.
 """
 
 from __future__ import annotations
@@ -84,7 +87,9 @@ def torch_calls(
 
 
 def lengths_and_resets(rounds: int) -> list[dict[str, Any]]:
-    """The grid of the kernels: LSTM and GRU, B of 16 and 64, H of 64 and 256, lengths uniform in 1..T."""
+    """The grid of the kernels: LSTM and GRU, B of 16 and 64, H of 64 and 256, lengths uniform in
+    1..T.
+    """
     out = []
     for cell in ("LSTM", "GRU"):
         for batch in (16, 64):
@@ -144,7 +149,9 @@ def lengths_and_resets(rounds: int) -> list[dict[str, Any]]:
 
 
 def latency(steps: int) -> dict[str, dict[str, float]]:
-    """Median, 99th percentile and maximum of one step, B = 1, I = 64, LSTM of 128, in units of the median of a stream step of ours."""
+    """Median, 99th percentile and maximum of one step, B = 1, I = 64, LSTM of 128, in units of the
+    median of a stream step of ours.
+    """
     layer = ost.nn.LSTM(64, 128, rng=0)
     x = np.random.default_rng(0).standard_normal((1, 64)).astype(np.float32)
     stream = layer.stream()
@@ -224,7 +231,10 @@ def latency(steps: int) -> dict[str, dict[str, float]]:
 
 
 def million(steps: int = 1_000_000) -> dict[str, float]:
-    """One sequence of a million steps, H = 256: bytes beyond the caller's own arrays, by the system."""
+    """One sequence of a million steps, H = 256.
+
+    Bytes beyond the caller's own arrays, by the system.
+    """
     layer = ost.nn.LSTM(4, 256, rng=0)
     x = np.random.default_rng(0).standard_normal((steps, 1, 4)).astype(np.float32)
     layer.zero_grad()
@@ -239,7 +249,8 @@ def million(steps: int = 1_000_000) -> dict[str, float]:
     out = {"bytes": float(after - before), "backward over forward": (both - forward) / forward}
     times = out["backward over forward"]
     print(
-        f"T = {steps}: {out['bytes'] / 1e6:.0f} MB beyond the caller's arrays; the pullback took {times:.1f} forward passes"
+        f"T = {steps}: {out['bytes'] / 1e6:.0f} MB beyond the caller's arrays; the pullback took "
+        f"{times:.1f} forward passes"
     )
     return out
 

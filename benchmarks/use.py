@@ -1,9 +1,10 @@
 """Calls as programs make them, beside torch and ONNX Runtime: python benchmarks/use.py.
 
-Calls after a pause, right after an operation of another library, between layers of a torch model, beside another
-thread or process, under `taskset`, whole training steps with Python between them, and the first call of a process. Each contender of
-a row is a process of its own, and the contenders take turns; figures are medians over the rounds, answers are compared first.
-`--report FILE.json` writes the table of docs/performance.md.
+Calls after a pause, right after an operation of another library, between layers of a torch model,
+beside another thread or process, under `taskset`, whole training steps with Python between them,
+and the first call of a process. Each contender of a row is a process of its own, and the contenders
+take turns; figures are medians over the rounds, answers are compared first. `--report FILE.json`
+writes the table of docs/performance.md.
 """
 
 from __future__ import annotations
@@ -217,7 +218,10 @@ STEPS = 10  # of the main job's model in one call
 
 
 def _main_job(name: str, hidden: int, threads: int) -> Callable[[], dict[str, Any]]:
-    """Run ten training steps of a character model: Embedding, LSTM, Linear, cross entropy, AdamW."""
+    """Run ten training steps of a character model.
+
+    Embedding, LSTM, Linear, cross entropy, AdamW.
+    """
     from ostinato.tasks import text
 
     width, classes = 64, 65
@@ -281,7 +285,7 @@ def _main_job(name: str, hidden: int, threads: int) -> Callable[[], dict[str, An
 
 
 def worker(text: str) -> None:
-    """Build the row's function; for each line run it, and reply with the median seconds of a call."""
+    """Build the row's function; for each line run it and reply with the median seconds."""
     order = json.loads(text)
     row = Row(**{**order["row"], "case": Case(**order["row"]["case"])})
     name, threads = order["name"], order["threads"]
@@ -365,7 +369,7 @@ class Process:
 
 
 def measure(row: Row, names: list[str], rounds: int, threads: int) -> dict[str, Any]:
-    """Measure one row: seconds of each contender (medians over rounds), and ratios within a round."""
+    """Measure one row: median seconds of each contender, and ratios within a round."""
     seconds: dict[str, list[float]] = {n: [] for n in names}
     with tempfile.TemporaryDirectory() as folder:
         paths = {n: Path(folder) / n for n in names}
@@ -432,9 +436,11 @@ def report(figures: dict[str, Any]) -> None:
     """Write docs/performance-use.md, a part of docs/performance.md."""
     machine = figures["machine"]
     head = (
-        f"`python benchmarks/use.py`, {figures['date']}, {machine['cpu']}, {figures['threads']} threads,\n"
+        f"`python benchmarks/use.py`, {figures['date']}, {machine['cpu']}, {figures['threads']} "
+        "threads,\n"
         f"kernel set {machine['kernels']['chosen']}, T = 50. The first column\n"
-        "is our time over that of the same calls without a pause. The other columns say how many times faster\n"
+        "is our time over that of the same calls without a pause. The other columns say how many "
+        "times faster\n"
         "ostinato is than each peer in the same place."
     )
     DOCS.write_text(
@@ -461,7 +467,8 @@ def main() -> None:
     date = f"{datetime.date.today():%Y-%m-%d}"
     figures: dict[str, Any] = {"machine": info(), "threads": threads, "date": date, "rows": []}
     print(
-        f"{figures['machine']['cpu']}, {threads} threads; milliseconds, and how many times faster than each peer"
+        f"{figures['machine']['cpu']}, {threads} threads; milliseconds, and how many times faster "
+        "than each peer"
     )
     for row in rows():
         if args.only not in row.name:

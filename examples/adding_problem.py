@@ -1,7 +1,10 @@
-"""The adding problem (Hochreiter, Schmidhuber 1997): what an LSTM can remember and a tanh network cannot.
+"""The adding problem (Hochreiter, Schmidhuber 1997).
 
-Each sequence has T = 100 steps of (a number in [0, 1], a mark). Two steps are marked, one in each half; the answer is the sum of
-the two marked numbers. Always answering 1 gives a mean squared error of 1/6 = 0.167.
+What an LSTM can remember and a tanh network cannot.
+
+Each sequence has T = 100 steps of (a number in [0, 1], a mark). Two steps are marked, one in each
+half; the answer is the sum of the two marked numbers. Always answering 1 gives a mean squared error
+of 1/6 = 0.167.
 """
 
 from __future__ import annotations
@@ -59,7 +62,8 @@ def main(steps: int = 3000, length: int = 100) -> dict[str, float]:
         errors[name] = trainer.evaluate(test)["loss"]
     for name, error in errors.items():
         print(
-            f"{name:10} mean squared error {error:.4f}  ({error / BASELINE:.1%} of always answering 1)"
+            f"{name:10} mean squared error {error:.4f}  ({error / BASELINE:.1%} of always "
+            "answering 1)"
         )
     return errors
 

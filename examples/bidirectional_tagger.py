@@ -1,7 +1,10 @@
-"""A tagger that reads both ways: every character of Python source is a comment, a string, a number, a name, or anything else.
+"""A tagger that reads both ways.
 
-The text is Python's own standard library, the tags those of its tokenizer. Whether a quote opens or closes a string may show only
-later in the line, so a network that reads in both directions makes fewer mistakes than one that reads forward only.
+Every character of Python source is a comment, a string, a number, a name, or anything else.
+
+The text is Python's own standard library, the tags those of its tokenizer. Whether a quote opens or
+closes a string may show only later in the line, so a network that reads in both directions makes
+fewer mistakes than one that reads forward only.
 """
 
 from __future__ import annotations
@@ -38,7 +41,10 @@ def tags(source: str) -> np.ndarray:
 
 
 def load(files: int) -> tuple[np.ndarray, np.ndarray]:
-    """Samples of 80 characters (as ASCII codes) and their tags, cut anywhere: some begin in the middle of a string."""
+    """Samples of 80 characters (as ASCII codes) and their tags, cut anywhere.
+
+    Some begin in the middle of a string.
+    """
     paths = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))[:files]
     texts = [
         t for t in (p.read_text(encoding="utf-8") for p in paths) if t.isascii() and "\f" not in t

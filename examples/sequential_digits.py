@@ -1,6 +1,9 @@
-"""Handwritten digits read pixel by pixel: each image of 8 x 8 is a sequence of 64 grey values, its class the answer.
+"""Handwritten digits read pixel by pixel.
 
-The images are those of scikit-learn (1,797 from the UCI repository); it comes with the extra ``test``.
+Each image of 8 x 8 is a sequence of 64 grey values, its class the answer.
+
+The images are those of scikit-learn (1,797 from the UCI repository); it comes with the extra
+``test``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The first recurrent network of every course: one unit learns to continue a sequence.
 
-A SimpleRNN with one unit reads three numbers and predicts the next; Adam, mean squared error, 100 epochs, batch size 1.
+A SimpleRNN with one unit reads three numbers and predicts the next; Adam, mean squared error, 100
+epochs, batch size 1.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ def main(epochs: int = 100) -> float:
         print(f"{' '.join(f'{v:.1f}' for v in row)} -> {guess:.3f}  (true: {truth:.1f})")
     error = float(np.abs(trainer.predict(x) - target).mean())
     print(
-        f"loss {history.rows[0]['loss']:.4f} -> {history.rows[-1]['loss']:.6f}; mean absolute error {error:.3f}"
+        f"loss {history.rows[0]['loss']:.4f} -> {history.rows[-1]['loss']:.6f}; mean absolute "
+        f"error {error:.3f}"
     )
     return error
 

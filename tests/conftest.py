@@ -1,4 +1,7 @@
-"""Fixtures and helpers that all tests share: every kernel set of the machine, one table of tolerances."""
+"""Fixtures and helpers that all tests share.
+
+Every kernel set of the machine, one table of tolerances.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ if (
 ):
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Relative to the largest value of an array, per element. float32 sums of up to ~100 terms over ~20 steps stay below 2e-6.
+# Relative to the largest value of an array, per element. float32 sums of up to ~100 terms over ~20
+# steps stay below 2e-6.
 TOLERANCE = {np.dtype(np.float32): 5e-6, np.dtype(np.float64): 1e-13}
 DEVICE_CELLS = (
     "rnn_tanh",
@@ -87,7 +91,10 @@ def assert_close(got: Any, want: Any, name: str = "", scale: float = 1.0) -> Non
 def random_weights(
     cell: str, inputs: int, hidden: int, rng: np.random.Generator, projected: int | None = None
 ) -> reference.Weights:
-    """float64 weights of the usual size; a ReLU network's are halved so that h stays bounded. ``projected`` is P."""
+    """float64 weights of the usual size; a ReLU network's are halved so that h stays bounded.
+
+    ``projected`` is P.
+    """
     rows, bound = GATES[cell] * hidden, (0.5 if cell == "rnn_relu" else 1.0) / np.sqrt(hidden)
 
     def draw(*shape: int) -> Any:
@@ -102,7 +109,9 @@ def random_weights(
 
 
 def cast(weights: reference.Weights, dtype: Any) -> list[Any]:
-    """weight_ih, weight_hh, bias_ih, bias_hh, weight_peephole, of a projected cell weight_hr, in a dtype."""
+    """weight_ih, weight_hh, bias_ih, bias_hh, weight_peephole, of a projected cell weight_hr, in a
+    dtype.
+    """
     w = [
         weights.weight_ih,
         weights.weight_hh,

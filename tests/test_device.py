@@ -1,4 +1,7 @@
-"""The kernels of the GPU, emulated on the CPU: every cell against the kernels of the CPU, which are held against the reference."""
+"""The kernels of the GPU, emulated on the CPU.
+
+Every cell against the kernels of the CPU, which are held against the reference.
+"""
 
 from __future__ import annotations
 
@@ -318,7 +321,8 @@ def compare(cell: str, dtype: Any, sizes: Any, kind: str) -> None:
                 )
 
 
-# Relative, by the norm: 8 bits of bfloat16 round to 2^-9, 11 of float16 to 2^-12; backward runs in bfloat16 in both.
+# Relative, by the norm: 8 bits of bfloat16 round to 2^-9, 11 of float16 to 2^-12; backward runs in
+# bfloat16 in both.
 ERRORS = {"bfloat16": (1e-2, 2e-2), "float16": (1e-3, 2e-2)}
 
 
@@ -326,7 +330,10 @@ ERRORS = {"bfloat16": (1e-2, 2e-2), "float16": (1e-3, 2e-2)}
 @pytest.mark.parametrize("precision", list(ERRORS))
 @pytest.mark.parametrize("cell", DEVICE_CELLS)
 def test_operands_of_two_bytes(cell: str, precision: str, sizes: Any) -> None:
-    """Matrix instructions, against float64; in bfloat16 as near to the CPU's, which rounds the same operands."""
+    """Matrix instructions, against float64.
+
+    In bfloat16 as near to the CPU's, which rounds the same operands.
+    """
     p = problem(cell, np.float32, sizes, "all", False)
     wide = {
         n: [None if a is None else a.astype(np.float64) for a in v] if isinstance(v, (list, tuple))
@@ -352,7 +359,10 @@ def test_operands_of_two_bytes(cell: str, precision: str, sizes: Any) -> None:
 
 
 def test_words_of_two_bytes_are_rounded_to_even() -> None:
-    """Through the packed weights: all words of float16 and bfloat16, and what lies halfway between two."""
+    """Through the packed weights.
+
+    All words of float16 and bfloat16, and what lies halfway between two.
+    """
     words = np.arange(0x7C00, dtype=np.uint16)
     exact = words.view(np.float16).astype(np.float32)
     half = (exact[:-1] + exact[1:]) / 2
@@ -393,7 +403,10 @@ def test_weights_beyond_float16() -> None:
 
 
 def test_launches_that_come_again_are_recorded() -> None:
-    """The second time with the same arrays, whatever they hold then; other arrays, numbers or cells are other launches."""
+    """The second time with the same arrays, whatever they hold then.
+
+    Other arrays, numbers or cells are other launches.
+    """
     seen: list[Any] = []
     plain = _device.emulated()
 
@@ -444,7 +457,10 @@ def test_launches_that_come_again_are_recorded() -> None:
 
 
 def test_fields_are_checked_by_name() -> None:
-    """The structs of the kernels and of Python have the same fields; an unknown or a missing one is an error that names it."""
+    """The structs of the kernels and of Python have the same fields.
+
+    An unknown or a missing one is an error that names it.
+    """
     hints = {
         name: set(kind.__annotations__)
         for name, kind in vars(_abi).items()

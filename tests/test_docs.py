@@ -90,7 +90,9 @@ def test_the_stubs_of_the_native_module_are_complete() -> None:
 
 
 def native_arguments(signature: str) -> list[tuple[str, bool]]:
-    """Names of the arguments in the first line of a native docstring, and whether each has a default."""
+    """Names of the arguments in the first line of a native docstring, and whether each has a
+    default.
+    """
     inner = re.sub(r"\[[^\[\]]*\]", "", re.sub(r"\[[^\[\]]*\]", "", signature.split("\n")[0]))
     names = re.findall(r"(\w+): [^,=]*?( = [^,]+)?(?=, \w+: |\) -> )", inner.replace("'", ""))
     return [(name, bool(default)) for name, default in names if name != "self"]
@@ -103,7 +105,10 @@ def stub_arguments(node: ast.FunctionDef) -> list[tuple[str, bool]]:
 
 
 def test_the_stubs_name_the_arguments_of_the_native_module() -> None:
-    """In their order, with the defaults where there are any: mypy sees the stubs and a call sees the module."""
+    """In their order, with the defaults where there are any.
+
+    Mypy sees the stubs and a call sees the module.
+    """
     tree = ast.parse((Path(ostinato.__file__).parent / "_core.pyi").read_text())
     classes = {n.name: n for n in tree.body if isinstance(n, ast.ClassDef)}
     seen = 0

@@ -1,4 +1,7 @@
-"""Docstrings of all that is public: they document the arguments that there are, and `help` reads well."""
+"""Docstrings of all that is public.
+
+They document the arguments that there are, and `help` reads well.
+"""
 
 from __future__ import annotations
 

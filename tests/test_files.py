@@ -387,7 +387,8 @@ def test_a_foreign_model_is_refused_whole(tmp_path: Any) -> None:
     nn.Linear(2, 2).save(tmp_path / "x")
     with pytest.raises(
         KeyError,
-        match=r"missing \['weight_ih_l0'.*unknown \['bias', 'weight'\]|missing .*unknown \['weight', 'bias'\]",
+        match=r"missing \['weight_ih_l0'.*unknown \['bias', 'weight'\]|missing .*unknown "
+        r"\['weight', 'bias'\]",
     ):
         nn.GRU(2, 2).load(tmp_path / "x")
     with pytest.raises(FileNotFoundError):
@@ -447,7 +448,8 @@ def test_a_full_disk_leaves_the_old_file_and_no_trace(tmp_path: Any) -> None:
         """
         import resource, signal, sys, ostinato as ost
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # writing further fails, as on a full disk
+        # Writing further fails, as on a full disk.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
         try:
             ost.nn.Linear(100, 100).save(sys.argv[1])
         except OSError as e:

@@ -1,4 +1,7 @@
-"""The proof that the contract of a cell fits: every kind of cell as a struct, on the plain float64 path, gradient-checked."""
+"""The proof that the contract of a cell fits.
+
+Every kind of cell as a struct, on the plain float64 path, gradient-checked.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Layers, losses, optimisers and the Trainer on a device, against the same on the CPU: kernels emulated, and a GPU if there is one."""
+"""Layers, losses, optimisers and the Trainer on a device, against the same on the CPU.
+
+Kernels emulated, and a GPU if there is one.
+"""
 
 from __future__ import annotations
 
@@ -142,7 +145,9 @@ def test_layers(gpu: Gpu, cell: str, options: str, kind: str) -> None:
 @pytest.mark.parametrize("cell", DEVICE_CELLS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_functions(gpu: Gpu, cell: str, dtype: Any) -> None:
-    """Every cell, from the start and from the end, with its own options, out= and a state of a reset."""
+    """Every cell, from the start and from the end, with its own options, out= and a state of a
+    reset.
+    """
     family, r, options = cell.split("_")[0], np.random.default_rng(0), {}
     g = {"rnn": 1, "lstm": 4, "gru": 3}[family]
     draw = lambda *shape: r.standard_normal(shape).astype(dtype)
@@ -314,9 +319,12 @@ def test_one_sequence_without_a_batch_axis(gpu: Gpu) -> None:
 
 def model_of(rng: int = 0) -> Any:
     return ost.nn.Sequential(
-        ost.nn.Embedding(11, 4, rng=rng), ost.nn.GRU(4, 6, 2, dropout=0.2, batch_first=True, rng=rng), ost.nn.Activation("tanh"),
-        ost.nn.Dropout(0.3, rng=rng), ost.nn.Linear(6, 11, rng=rng),
-    )  # fmt: skip
+        ost.nn.Embedding(11, 4, rng=rng),
+        ost.nn.GRU(4, 6, 2, dropout=0.2, batch_first=True, rng=rng),
+        ost.nn.Activation("tanh"),
+        ost.nn.Dropout(0.3, rng=rng),
+        ost.nn.Linear(6, 11, rng=rng),
+    )
 
 
 @pytest.mark.parametrize(
@@ -465,7 +473,10 @@ def test_to_and_fro(gpu: Gpu, tmp_path: Path) -> None:
 
 
 def test_a_projection_stays_on_the_cpu(gpu: Gpu) -> None:
-    """No kernel of a device projects h: the error names the argument, and the layer is as it was."""
+    """No kernel of a device projects h.
+
+    The error names the argument, and the layer is as it was.
+    """
     layer = ost.nn.LSTM(3, 4, proj_size=2, rng=0)
     with pytest.raises(
         ValueError, match=r"proj_size: expected 0 on .*, got 2; keep the layer on the CPU"
@@ -498,7 +509,10 @@ def test_gradient_flow(gpu: Gpu) -> None:
 
 
 def test_the_same_arrays_again(gpu: Gpu) -> None:
-    """In a loop memory comes round: what was recorded of a pass must read what its arrays hold now."""
+    """In a loop memory comes round.
+
+    What was recorded of a pass must read what its arrays hold now.
+    """
     layer = ost.nn.LSTM(3, 70, rng=0)
     there, r = moved(layer), np.random.default_rng(0)
     x = put(gpu, np.empty((20, 2, 3), np.float32))
@@ -513,7 +527,10 @@ def test_the_same_arrays_again(gpu: Gpu) -> None:
 
 
 def test_nothing_is_read_back(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With all arrays on the device a call neither waits for it nor copies from the host: it can be captured in a graph."""
+    """With all arrays on the device a call neither waits for it nor copies from the host.
+
+    It can be captured in a graph.
+    """
     if gpu is not FAKE:
         pytest.skip("needs a library that can be watched")
     layer = ost.nn.LSTM(3, 5, 2, bidirectional=True, dropout=0.2, learned_state=True, rng=0).to(
@@ -646,14 +663,16 @@ def test_precision(gpu: Gpu, precision: str) -> None:
         for call in (lambda: there.to("cpu"), lambda: setattr(layer, "precision", "float16")):
             with pytest.raises(
                 ValueError,
-                match="precision: expected one of 'float32', 'bfloat16', 'int8', 'exact' on cpu, got 'float16'",
+                match="precision: expected one of 'float32', 'bfloat16', 'int8', 'exact' on cpu, "
+                "got 'float16'",
             ):
                 call()
         layer.precision = "int8"
         model = ost.nn.Sequential(layer)
         with pytest.raises(
             ValueError,
-            match=r"precision: expected one of 'float32', 'bfloat16', 'float16', 'exact' on .*, got 'int8'",
+            match=r"precision: expected one of 'float32', 'bfloat16', 'float16', 'exact' on .*, "
+            r"got 'int8'",
         ):
             model.to("cuda")
         assert model.device == "cpu"
@@ -672,7 +691,8 @@ def test_bad_input(gpu: Gpu) -> None:
         (
             lambda: layer(on),
             TypeError,
-            "x: expected a numpy.ndarray of float32, as the weights are on the CPU, got an array of a GPU",
+            "x: expected a numpy.ndarray of float32, as the weights are on the CPU, got an array "
+            "of a GPU",
         ),
         (lambda: there(on, np.zeros((1, 1, 4), np.float32)), TypeError, "h0: expected an array on"),
         (lambda: there(on.astype(np.float64)), TypeError, "x: expected dtype float32, got float64"),
@@ -879,7 +899,10 @@ def test_what_goes_wrong_leaves_nothing_half_done(
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_gates_made_again_in_many_rows(gpu: Gpu, precision: str) -> None:
-    """As many as the library multiplies, and in words of 2 bytes; the tape is what the states take."""
+    """As many as the library multiplies, and in words of 2 bytes.
+
+    The tape is what the states take.
+    """
     layer = ost.nn.LSTM(3, 20, 2, rng=0).to("cuda")
     layer.precision = precision
     x, dy = (

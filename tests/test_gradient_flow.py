@@ -1,4 +1,7 @@
-"""The flow of gradients through time: against products of Jacobians, the reference and its own words."""
+"""The flow of gradients through time.
+
+Against products of Jacobians, the reference and its own words.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Masks against Keras, where it is installed: what a masked step does to outputs, states and gradients."""
+"""Masks against Keras, where it is installed.
+
+What a masked step does to outputs, states and gradients.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Kernels against the reference, on every kernel set, dtype and cell; and bitwise reproducibility."""
+"""Kernels against the reference, on every kernel set, dtype and cell.
+
+And bitwise reproducibility.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ from conftest import CELLS, assert_close, cast, output_size, packed, random_weig
 from ostinato import _core, reference
 
 DTYPES = [np.float32, np.float64]
-# (T, B, I, H): around the vector lengths (4, 8, 16), row tiles (5), groups of units (64) and blocks (128, 256 rows).
+# (T, B, I, H): around the vector lengths (4, 8, 16), row tiles (5), groups of units (64) and blocks
+# (128, 256 rows).
 SIZES = [
     (1, 1, 1, 1),
     (2, 3, 2, 3),
@@ -107,7 +111,9 @@ def test_lengths(cell: str, dtype: Any, reverse: bool, kernel_set: str) -> None:
 @pytest.mark.parametrize("axis", ["units", "rows"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_large_enough_for_threads(cell: str, axis: str, kernel_set: str, threads: None) -> None:
-    """Sizes at which the cost model splits hidden units (B = 2) and batch rows (B = 45) over three threads."""
+    """Sizes at which the cost model splits hidden units (B = 2) and batch rows (B = 45) over three
+    threads.
+    """
     ost.set_num_threads(3)
     sizes = (30, 2, 200, 200) if axis == "units" else (12, 45, 90, 90)
     check(cell, np.float32, sizes)
@@ -154,7 +160,10 @@ def test_bits_do_not_depend_on_threads(
 def test_bits_do_not_depend_on_batch_composition_or_cuts(
     cell: str, dtype: Any, kernel_set: str
 ) -> None:
-    """y, states, dx and dstate of a row: alone, in a batch, among padded rows, and in two pieces of time."""
+    """y, states, dx and dstate of a row.
+
+    Alone, in a batch, among padded rows, and in two pieces of time.
+    """
     rng = np.random.default_rng(2)
     steps, batch, hidden = 23, 9, 37
     p = packed(cell, cast(random_weights(cell, 5, hidden, rng), dtype))
@@ -240,7 +249,10 @@ def test_nan_in_the_input_comes_out(kernel_set: str) -> None:
     "cell", ["lstm", "lstm_peephole", "gru", "gru_reset_before", "lstm_projected"]
 )
 def test_an_infinite_input_stays_in_its_row(cell: str, hidden: int, kernel_set: str) -> None:
-    """0 * infinity leaves NaN in the lanes that pad a vector; what is real is the same as where nothing is padded."""
+    """0 * infinity leaves NaN in the lanes that pad a vector.
+
+    What is real is the same as where nothing is padded.
+    """
     p = packed(cell, cast(random_weights(cell, 1, hidden, np.random.default_rng(0)), np.float32))
     x = np.zeros((4, 2, 1), np.float32)
     x[2, 1, 0] = np.inf

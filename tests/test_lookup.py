@@ -1,4 +1,6 @@
-"""An embedding that the recurrent layer behind it looks up itself, against the two layers one by one."""
+"""An embedding that the recurrent layer behind it looks up itself, against the two layers one by
+one.
+"""
 
 from __future__ import annotations
 

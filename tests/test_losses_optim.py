@@ -176,7 +176,10 @@ def test_a_loss_of_your_own() -> None:
 
 @pytest.mark.parametrize("make", [optim.Adam, optim.AdamW])
 def test_the_first_step_of_adam_is_the_rate(make: Any) -> None:
-    """The corrections make it so, whatever the gradient: m / (1 - b1) = g, v / (1 - b2) = g^2 (Kingma, Ba 2015, section 3)."""
+    """The corrections make it so, whatever the gradient.
+
+    They are m / (1 - b1) = g, v / (1 - b2) = g^2 (Kingma, Ba 2015, section 3).
+    """
     model = nn.Linear(3, 2, dtype=np.float64, rng=0)
     before, grads = model.state_dict(), model._writable_grads()
     for g in grads.values():

@@ -9,7 +9,8 @@ import pytest
 
 from ostinato import _core
 
-# What csrc/cpu/math.h states, by function and dtype. The baseline set has no fused multiply-add and is a little worse.
+# What csrc/cpu/math.h states, by function and dtype. The baseline set has no fused multiply-add and
+# is a little worse.
 ULP = {"exp": (2.0, 2.0), "sigmoid": (4.0, 4.0), "tanh": (4.0, 4.0)}
 CLAMPS = {"float32": (-87.0, 88.0), "float64": (-708.0, 709.0)}
 

@@ -507,7 +507,8 @@ def test_repr() -> None:
     model = nn.Sequential(nn.Embedding(9, 4), nn.LSTM(4, 5, bidirectional=True), nn.Linear(10, 2))
     assert (
         repr(model)
-        == "Sequential(\n  0: Embedding(9, 4)\n  1: LSTM(4, 5, bidirectional=True)\n  2: Linear(10, 2)\n)"
+        == "Sequential(\n  0: Embedding(9, 4)\n  1: LSTM(4, 5, bidirectional=True)\n  2: "
+        "Linear(10, 2)\n)"
     )
 
 

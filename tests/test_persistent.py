@@ -1,4 +1,6 @@
-"""Kernels whose blocks share the weights and exchange what a step needs, emulated by a CPU thread for every block."""
+"""Kernels whose blocks share the weights and exchange what a step needs, emulated by a CPU thread
+for every block.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,10 @@ def persistent(
 )
 @pytest.mark.parametrize("cell", DEVICE_CELLS)
 def test_against_tiles(cell: str, precision: str, units: int, peers: int, hidden: int) -> None:
-    """Agree with a launch a step, which is compared with the CPU; and the order of the blocks changes no bit."""
+    """Agree with a launch a step, which is compared with the CPU.
+
+    And the order of the blocks changes no bit.
+    """
     devices = [
         with_options(DEVICES[0], delays=7),
         with_options(DEVICES[1], delays=12345),
@@ -110,7 +115,10 @@ def test_weights_in_shared_memory(cell: str, sizes: Any, peers: int) -> None:
 
 
 def apart(device: _device.Device, first: bool) -> _device.Device:
-    """Run the side stream only when it is joined; or (``first``) at once, and the current stream at the end."""
+    """Run the side stream only when it is joined.
+
+    Or (``first``) at once, and the current stream at the end.
+    """
     ahead: list[bool] = [False]
     waiting: list[Any] = []
     behind: list[Any] | None = None
@@ -154,7 +162,10 @@ def apart(device: _device.Device, first: bool) -> _device.Device:
 @pytest.mark.parametrize(("kind", "reverse"), [("none", False), ("all", True)])
 @pytest.mark.parametrize("cell", DEVICE_CELLS)
 def test_products_beside_the_steps(cell: str, kind: str, reverse: bool, library: bool) -> None:
-    """Chunks, the last steps first, give the same sums in the same order; the array library gives one sum a chunk."""
+    """Chunks, the last steps first, give the same sums in the same order.
+
+    The array library gives one sum a chunk.
+    """
     p = problem(cell, np.float32, (61, 17, 5, 20), kind, reverse)  # 4 parts of the rows
     orders = [(1, False), (3, False)] if library else [(1, False), (3, False), (4, True)]
     whole, *others = (
@@ -172,7 +183,9 @@ def test_products_beside_the_steps(cell: str, kind: str, reverse: bool, library:
 
 
 def test_a_stream_beside_the_current_one() -> None:
-    """The side stream waits for what was launched before it, and what follows a `join` for the side stream."""
+    """The side stream waits for what was launched before it, and what follows a `join` for the side
+    stream.
+    """
     log: list[Any] = []
 
     class Stream:
@@ -202,7 +215,10 @@ def test_a_stream_beside_the_current_one() -> None:
 
 @pytest.mark.parametrize(("cell", "peers"), [("lstm", 1), ("lstm", 4), ("gru", 1), ("rnn_tanh", 4)])
 def test_two_words_for_a_float(cell: str, peers: int) -> None:
-    """The targets of float32 on a GPU, over many steps: 1e-5 of outputs and 2e-5 of gradients, against float64."""
+    """The targets of float32 on a GPU, over many steps.
+
+    1e-5 of outputs and 2e-5 of gradients, against float64.
+    """
     p = problem(cell, np.float32, (128, 16, 24, 64), "none", False)
     wide = {
         n: [None if a is None else a.astype(np.float64) for a in v] if isinstance(v, (list, tuple))
@@ -282,7 +298,10 @@ def test_a_block_that_does_not_come(backward: bool, chunks: int) -> None:
 
 
 def test_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waits for all devices, and raises once what a kernel has found; without any it does nothing."""
+    """Waits for all devices, and raises once what a kernel has found.
+
+    Without any it does nothing.
+    """
     ost.cuda.check()
     waited: list[int] = []
     device = replace(
@@ -362,7 +381,9 @@ WIDE = _plan.GpuFigures("wide", (9, 0), 132, 232448, 50 << 20, clusters=32)
 
 @pytest.fixture
 def wide(monkeypatch: pytest.MonkeyPatch) -> _device.Device:
-    """A stand-in for a large GPU, on which a launch costs so much that the weights are partitioned wherever they can be."""
+    """A stand-in for a large GPU, on which a launch costs so much that the weights are partitioned
+    wherever they can be.
+    """
     monkeypatch.setattr(_plan, "LAUNCH", 1.0)
     return fake_cupy.stand_in(
         monkeypatch, replace(fake_cupy.DEVICE, figures=WIDE, host_status=np.zeros(1, np.uint32))
@@ -399,7 +420,10 @@ CALLS: dict[str, tuple[dict[str, Any], dict[str, Any], set[tuple[int, bool]]]] =
 def test_layers(
     wide: _device.Device, monkeypatch: pytest.MonkeyPatch, cell: str, name: str, span: int
 ) -> None:
-    """As users call them, against the CPU: layers above each other and both directions share launches."""
+    """As users call them, against the CPU.
+
+    Layers above each other and both directions share launches.
+    """
     options, how, plans = CALLS[name]
     seen: list[tuple[Any, bool]] = []
     real = _launch.pass_fields
@@ -498,7 +522,10 @@ def test_layers_with_products_beside_the_steps(
 def test_two_layers_back(
     wide: _device.Device, monkeypatch: pytest.MonkeyPatch, cell: str, precision: str, peers: int
 ) -> None:
-    """Two pipelined layers, with and without clusters, agree with one after the other; delays change no bit."""
+    """Two pipelined layers, with and without clusters, agree with one after the other.
+
+    Delays change no bit.
+    """
     partitions = _plan.partitions_for
     monkeypatch.setattr(
         _plan,
@@ -540,7 +567,10 @@ def test_nothing(wide: _device.Device, bidirectional: bool) -> None:
 
 
 def test_explain(wide: _device.Device) -> None:
-    """What is planned, what the model makes of it, and what a run takes; the gradients stay as they were."""
+    """What is planned, what the model makes of it, and what a run takes.
+
+    The gradients stay as they were.
+    """
     layer = ost.nn.LSTM(5, 80, 3, rng=0).to("cuda")
     layer.flat_grads[...] = 1.5
     e = ost.explain(layer, (20, 3, 5), training=True, measure=True)
@@ -571,7 +601,10 @@ def test_explain(wide: _device.Device) -> None:
 def test_memory_is_what_explain_says(
     wide: _device.Device, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
-    """The arrays of one pass beside its outputs, within a tenth: the exchange buffer, and those of each co-launched layer."""
+    """The arrays of one pass beside its outputs, within a tenth.
+
+    The exchange buffer, and those of each co-launched layer.
+    """
     layer = ost.nn.GRU(5, 80, rng=0, **options).to("cuda")
     x = wide.put(np.zeros((60, 3, 5), np.float32))
     layer(x), layer.vjp(x)[1](layer(x)[0])  # the weights are packed and shared out

@@ -86,7 +86,9 @@ def check_persistent(
     word: int,
     backward: bool,
 ) -> None:
-    """All blocks have their own multiprocessor, all weights have room, and all units, rows and steps have their turn."""
+    """All blocks have their own multiprocessor, all weights have room, and all units, rows and
+    steps have their turn.
+    """
     partition = Partition.of(products, hidden, p.units, p.peers, word, backward)
     assert p.blocks == partition.blocks * p.groups <= device.multiprocessors
     assert partition.blocks * p.units >= hidden
@@ -167,7 +169,8 @@ def test_what_is_chosen_and_why() -> None:
             2049,
             2,
             {},
-            "H = 2049 is beyond 128, where the recurrent weights fill the registers of a multiprocessor; there is no room",
+            "H = 2049 is beyond 128, where the recurrent weights fill the registers of a "
+            "multiprocessor; there is no room",
         ),
         (LSTM, 1100, 2, {}, "too few multiprocessors, 132, to share the weights"),
         (

@@ -1,4 +1,7 @@
-"""One output a sequence: final states, the last real step, pooling; names and layouts of a Sequential."""
+"""One output a sequence: final states, the last real step, pooling.
+
+Names and layouts of a Sequential.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,9 @@ def test_last_is_the_final_state_of_each_direction(
 
 
 def test_a_direction_from_the_end_has_read_the_whole_row() -> None:
-    """The first token alone decides the final state of the reverse direction, not that of the last step."""
+    """The first token alone decides the final state of the reverse direction, not that of the last
+    step.
+    """
     layer = nn.GRU(3, 4, bidirectional=True, rng=0)
     x = data().astype(np.float32)
     other = x.copy()

@@ -1,4 +1,6 @@
-"""bfloat16 and int8: one step against the same rounding in NumPy, whole sequences within the stated bounds, bitwise reproducibility."""
+"""bfloat16 and int8: one step against the same rounding in NumPy, whole sequences within the stated
+bounds, bitwise reproducibility.
+"""
 
 from __future__ import annotations
 
@@ -256,7 +258,7 @@ def test_training_in_bfloat16_learns_as_well() -> None:
     assert losses[0] < 0.1
 
 
-# -- weights in other dtypes -------------------------------------------------------------------------------------------
+# -- weights in other dtypes -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "float16", "float64", "float8_e4m3fn"])
@@ -354,11 +356,13 @@ def test_bfloat16_is_rounded_to_nearest_once(tmp_path: Any) -> None:
     assert np.array_equal(safetensors.load(tmp_path / "b")[0]["a"], bfloat16(random))
 
 
-# -- int8 on data: reports, and scales for features ----------------------------------------------------------------------
+# -- int8 on data: reports, and scales for features ------------------------------------------------
 
 
 def uneven(cls: Any, ratio: float, **options: Any) -> tuple[Any, Any]:
-    """A layer whose weights make as much of small features as of ones that are ratio times larger, and inputs."""
+    """A layer whose weights make as much of small features as of ones that are ratio times larger,
+    and inputs.
+    """
     rng = np.random.default_rng(0)
     ranges = np.where(np.arange(16) % 2, ratio, 1.0)
     layer = cls(16, 48, rng=0, **options)

@@ -113,7 +113,8 @@ def test_fork_while_another_thread_computes() -> None:
     done = python(
         """
         import os, threading, warnings, numpy as np, ostinato as ost
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python warns of fork beside threads: that is what is tested
+        # Python warns of fork beside threads, which is what is tested.
+        warnings.simplefilter("ignore", DeprecationWarning)
         ost.set_num_threads(2)
         layer, x = ost.nn.GRU(64, 128, rng=0), np.ones((60, 32, 64), np.float32)
         want, stop = layer(x)[0], threading.Event()
@@ -141,7 +142,8 @@ def test_ctrl_c_ends_a_long_call(job: str) -> None:
     import numpy as np, ostinato as ost, sys, time
     layer = ost.nn.LSTM(64, 512, rng=0)
     steps = 300 if "pullback" in {job!r} else 100_000
-    x = np.broadcast_to(np.zeros((1, 64, 64), np.float32), (steps if "vjp" not in {job!r} else 2000, 64, 64))
+    length = steps if "vjp" not in {job!r} else 2000
+    x = np.broadcast_to(np.zeros((1, 64, 64), np.float32), (length, 64, 64))
     if "pullback" in {job!r}:
         (y, _), one = layer.vjp(x)
         def pullback():

@@ -1,4 +1,7 @@
-"""The projected LSTM as a layer: shapes, stacks, directions, streams, bounds on memory, and what it refuses."""
+"""The projected LSTM as a layer.
+
+Shapes, stacks, directions, streams, bounds on memory, and what it refuses.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +70,10 @@ def test_widths_against_the_reference(
 
 
 def test_an_identity_projects_nothing(kernel_set: str) -> None:
-    """W_hr = 1 gives the plain LSTM: the sums that the projection adds are of one number and zeros."""
+    """W_hr = 1 gives the plain LSTM.
+
+    The sums that the projection adds are of one number and zeros.
+    """
     rng = np.random.default_rng(0)
     w = cast(random_weights("lstm", 5, 37, rng), np.float32)
     x, dy = (rng.normal(size=(9, 4, n)).astype(np.float32) for n in (5, 37))

@@ -15,7 +15,10 @@ from conftest import SEQUENCES, STACKS, flat
 
 
 def assert_twins(layer: Any, ragged: ost.Ragged, *calls: Any) -> None:
-    """The pullbacks of a padded and of a ragged call, each with dy and its states: states and gradients have the same bits."""
+    """The pullbacks of a padded and of a ragged call, each with dy and its states.
+
+    States and gradients have the same bits.
+    """
     results = []
     for pullback, dy, state in calls:
         layer.zero_grad()
@@ -137,7 +140,10 @@ def uneven(seed: int, batch: int) -> tuple[ost.Ragged, dict[str, Any]]:
 def test_ragged_flags_are_those_of_the_table(
     options: dict[str, Any], batch: int, count: int, kernel_set: str, threads: None
 ) -> None:
-    """Resets, masks and cuts of many empty sequences, alone and together: bit for bit as padded, in inference and training."""
+    """Resets, masks and cuts of many empty sequences, alone and together.
+
+    Bit for bit as padded, in inference and training.
+    """
     ost.set_num_threads(count)
     layer = ost.nn.LSTM(3, 10, rng=0, **options)
     ragged, every = uneven(batch, batch)
@@ -165,7 +171,10 @@ def test_ragged_flags_are_those_of_the_table(
 
 
 def test_ragged_flags_take_the_memory_of_real_steps() -> None:
-    """One sequence of 200,000 steps beside 4,000 empty ones: a table of all steps of all sequences would take 3.8 GB."""
+    """One sequence of 200,000 steps beside 4,000 empty ones.
+
+    A table of all steps of all sequences would take 3.8 GB.
+    """
     pytest.importorskip("resource")
     code = """
         import resource, sys
@@ -173,7 +182,8 @@ def test_ragged_flags_take_the_memory_of_real_steps() -> None:
         import ostinato as ost
 
         def peak():
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+            unit = 1 if sys.platform == "darwin" else 1024
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
         def sequences(steps):
             return ost.Ragged(np.ones((steps, 1), np.float32), np.repeat([0, steps], [2001, 2001]))
@@ -204,8 +214,11 @@ def test_ragged_flags_take_the_memory_of_real_steps() -> None:
 def test_empty_sequences_beside_a_long_one(
     options: dict[str, Any], count: int, threads: None
 ) -> None:
-    """One sequence of 200,000 steps beside 4,000 empty ones: the gradient is that of the sequence alone. A tape of all steps of all
-    sequences would take 250 GB."""
+    """One sequence of 200,000 steps beside 4,000 empty ones.
+
+    The gradient is that of the sequence alone. A tape of all steps of all sequences would take 250
+    GB.
+    """
     ost.set_num_threads(count)
     steps, at = 200_000 if count == 1 and not options else 20_000, 2001
     layer = ost.nn.LSTM(1, 4, rng=0, **options)

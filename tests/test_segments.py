@@ -1,4 +1,4 @@
-"""Bounds of memory: segments and recomputed gates give the bits of a whole tape, within the bound."""
+"""Bounds of memory: segments and recomputed gates give the bits of a whole tape."""
 
 from __future__ import annotations
 
@@ -53,7 +53,10 @@ def test_a_limit_changes_no_bit(
 
 
 def test_a_limit_and_restarts_that_wait() -> None:
-    """A row that is reset and then masked up to the border of a segment: its gradient still goes to the learned state, in order."""
+    """A row that is reset and then masked up to the border of a segment.
+
+    Its gradient still goes to the learned state, in order.
+    """
     for seed in range(12):
         r = np.random.default_rng(seed)
         layer = ost.nn.LSTM(7, 16, learned_state=True, rng=0)
@@ -163,7 +166,9 @@ def test_a_loss_taken_segment_by_segment() -> None:
 
 
 def test_memory_stays_within_the_limit() -> None:
-    """NumPy's and the native memory of a pass with a limit stay below the tape that it does without."""
+    """NumPy's and the native memory of a pass with a limit stay below the tape that it does
+    without.
+    """
     layer = ost.nn.LSTM(4, 64, rng=0)
     x = np.zeros((20000, 1, 4), np.float32)
     whole = 20000 * 6 * 64 * 4
@@ -214,7 +219,10 @@ def test_recomputed_gates_have_their_bits(
 
 
 def test_segments_of_ragged_sequences_and_their_gradients() -> None:
-    """dy as a function where all outputs are kept, as an array where none are; one tape at a time; no step at all."""
+    """dy as a function where all outputs are kept, as an array where none are.
+
+    One tape at a time; no step at all.
+    """
     gru, f = ost.nn.GRU(3, 5, rng=0), ost.functional
     x = ost.Ragged.join(
         [

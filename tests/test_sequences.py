@@ -1,4 +1,7 @@
-"""Lengths, resets, masks, what happens inside, the gradient on its way: against the reference and against pieces run apart."""
+"""Lengths, resets, masks, what happens inside, the gradient on its way.
+
+Against the reference and against pieces run apart.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_peephole", "wei
 
 
 class Problem:
-    """One layer and direction with everything that can be asked of it, in a dtype and in float64."""
+    """One layer and direction with everything that can be asked of it, also in float64."""
 
     def __init__(
         self, cell: str, dtype: Any, sizes: tuple[int, int, int, int], seed: int = 0
@@ -309,7 +312,7 @@ def test_gates_are_those_of_the_reference(kernel_set: str) -> None:
     assert Problem("rnn_tanh", np.float32, (3, 1, 2, 3)).run()[1].gates == {}
 
 
-# -- layers ------------------------------------------------------------------------------------------------------
+# -- layers ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -408,7 +411,10 @@ def test_learned_states(make: Any) -> None:
 
 
 def test_masks_mean_what_they_mean_in_keras() -> None:
-    """A masked step carries the state; its output repeats the one before it, zeros before the first."""
+    """A masked step carries the state.
+
+    Its output repeats the one before it, zeros before the first.
+    """
     layer = ost.nn.GRU(2, 5, rng=0)
     x = np.random.default_rng(0).normal(size=(4, 1, 2)).astype(np.float32)
     mask = np.array([[False], [True], [False], [True]])

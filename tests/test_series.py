@@ -125,22 +125,52 @@ def test_out_and_plot(here: Any, capsys: Any) -> None:
 MISTAKES: dict[str, tuple[list[str], str]] = {
     "model": (["train", "series", "m.csv", "--save", "old"], "--overwrite"),
     "picture": (["train", "series", "m.csv", "--plot", "old.png", "--save", "new"], "--overwrite"),
-    "picture's folder": (["train", "series", "m.csv", "--plot", "no/p.png", "--save", "new"], "--plot: expected a folder at"),
-    "picture's name": (["train", "series", "m.csv", "--plot", "p.csv"], "--plot: expected a name that ends in .png"),
+    "picture's folder": (
+        ["train", "series", "m.csv", "--plot", "no/p.png", "--save", "new"],
+        "--plot: expected a folder at",
+    ),
+    "picture's name": (
+        ["train", "series", "m.csv", "--plot", "p.csv"],
+        "--plot: expected a name that ends in .png",
+    ),
     "out": (["forecast", "old", "m.csv", "--out", "old.csv"], "--overwrite"),
-    "out's name": (["forecast", "old", "m.csv", "--out", "f.txt"], "--out: expected a name that ends in .csv or .json"),
+    "out's name": (
+        ["forecast", "old", "m.csv", "--out", "f.txt"],
+        "--out: expected a name that ends in .csv or .json",
+    ),
     "no file": (["train", "series", "nothing.csv", "--save", "new"], "No such file or directory"),
-    "words": (["train", "series", "words.csv", "--save", "new"], "FILE: expected a column of numbers"),
+    "words": (
+        ["train", "series", "words.csv", "--save", "new"],
+        "FILE: expected a column of numbers",
+    ),
     "short": (["train", "series", "short.csv", "--time", "", "--save", "new"], "expected at least"),
-    "horizon": (["train", "series", "m.csv", "--horizon", "0", "--save", "new"], "--horizon: expected a whole number of at least 1, got 0"),
-    "long horizon": (["train", "series", "m.csv", "--horizon", "90", "--save", "new", *SMALL], "expected at least"),
-    "season": (["train", "series", "m.csv", "--season", "0", "--save", "new"], "--season: expected a whole number of at least 1"),
-    "long season": (["train", "series", "m.csv", "--season", "80", "--save", "new", *SMALL], "two seasons of 80"),
-    "epochs": (["train", "series", "m.csv", "--epochs", "0"], "--epochs: expected a whole number of at least 1, got 0"),
-    "cell": (["train", "series", "m.csv", "--cell", "tcn"], "argument --cell: invalid choice: 'tcn'"),
+    "horizon": (
+        ["train", "series", "m.csv", "--horizon", "0", "--save", "new"],
+        "--horizon: expected a whole number of at least 1, got 0",
+    ),
+    "long horizon": (
+        ["train", "series", "m.csv", "--horizon", "90", "--save", "new", *SMALL],
+        "expected at least",
+    ),
+    "season": (
+        ["train", "series", "m.csv", "--season", "0", "--save", "new"],
+        "--season: expected a whole number of at least 1",
+    ),
+    "long season": (
+        ["train", "series", "m.csv", "--season", "80", "--save", "new", *SMALL],
+        "two seasons of 80",
+    ),
+    "epochs": (
+        ["train", "series", "m.csv", "--epochs", "0"],
+        "--epochs: expected a whole number of at least 1, got 0",
+    ),
+    "cell": (
+        ["train", "series", "m.csv", "--cell", "tcn"],
+        "argument --cell: invalid choice: 'tcn'",
+    ),
     "no model": (["forecast", "empty", "m.csv"], "DIR: expected a folder with model.safetensors"),
     "foreign": (["forecast", "foreign", "m.csv"], "DIR: expected a model for series"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", MISTAKES)
@@ -255,7 +285,10 @@ def test_rows_without_time(here: Any) -> None:
 
 
 def test_a_shorter_file_with_the_same_end(here: Any, capsys: Any) -> None:
-    """What came long before the end changes little; where a file begins in the season changes nothing."""
+    """What came long before the end changes little.
+
+    Where a file begins in the season changes nothing.
+    """
     assert run("train", "series", "m.csv", "--save", "m", "--horizon", "6", *SMALL) == 0
     lines = (here / "m.csv").read_text().splitlines(keepends=True)
     (here / "later.csv").write_text("".join(lines[:1] + lines[30:]))

@@ -167,7 +167,10 @@ def test_layers_and_directions_side_by_side_keep_the_bits(
 def test_a_wavefront_of_layers_whose_rows_collide_in_the_cache(
     inputs: int, hidden: int, layers: int, threads: None
 ) -> None:
-    """Rows a multiple of 2 KB apart are copied for the weight gradients: in one layer of a stack, not in the other."""
+    """Rows a multiple of 2 KB apart are copied for the weight gradients.
+
+    In one layer of a stack, not in the other.
+    """
     layer = ost.nn.LSTM(inputs, hidden, num_layers=layers, rng=0)
     x = np.random.default_rng(0).normal(size=(90, 1, inputs)).astype(np.float32)
     grads = []
@@ -338,7 +341,10 @@ def test_more_threads_than_cores_and_one_core_only(threads: None) -> None:
     ost.set_num_threads(13)
     assert np.array_equal(layer(x)[0], y)
     if hasattr(os, "sched_setaffinity"):
-        code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); import ostinato; print(ostinato.get_num_threads())"
+        code = (
+            "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
+            "import ostinato; print(ostinato.get_num_threads())"
+        )
         env = {k: v for k, v in os.environ.items() if k != "OSTINATO_NUM_THREADS"}
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env

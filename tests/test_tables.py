@@ -1,4 +1,6 @@
-"""Tables into series: what is found, what is told, and what is an error that names the line and the option."""
+"""Tables into series: what is found, what is told, and what is an error that names the line and the
+option.
+"""
 
 from __future__ import annotations
 
@@ -513,7 +515,10 @@ def test_several_series(tmp_path: Any) -> None:
 
 
 def test_known_and_observed(tmp_path: Any) -> None:
-    content = "date,v,promo,rain\n2020-01-01,1,no,5\n2020-01-02,2,yes,6\n2020-01-03,,yes,\n2020-01-04,,no,\n2020-01-05,,,\n"
+    content = (
+        "date,v,promo,rain\n2020-01-01,1,no,5\n2020-01-02,2,yes,6\n"
+        "2020-01-03,,yes,\n2020-01-04,,no,\n2020-01-05,,,\n"
+    )
     table = read(tmp_path, content, known="promo", observed="rain")
     (one,) = table.series
     assert one.values.tolist() == [1, 2]

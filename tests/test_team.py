@@ -1,4 +1,7 @@
-"""The thread pool as programs meet it: workers that sleep, are pinned, come late, or are another library's."""
+"""The thread pool as programs meet it.
+
+Workers that sleep, are pinned, come late, or are another library's.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +72,10 @@ def test_the_bits_are_the_same_however_workers_wait(policy: str, threads: None, 
 
 
 def test_units_of_one_step_are_shared_by_those_who_come(threads: None) -> None:
-    """A single row is split by hidden units: whoever is late has a part in the next block of steps."""
+    """A single row is split by hidden units.
+
+    Whoever is late has a part in the next block of steps.
+    """
     layer = ost.nn.LSTM(256, 320, rng=0)
     x = np.random.default_rng(0).normal(size=(300, 1, 256)).astype(np.float32)
     ost.set_num_threads(1)
@@ -116,14 +122,16 @@ def test_the_environment_says_how_to_wait() -> None:
     for text in ("busy", "active,", "active,x", "passive,5"):
         done = run(show, OSTINATO_WAIT=text)
         assert (
-            f"OSTINATO_WAIT: expected 'default', 'active' or 'passive', perhaps with milliseconds as in 'active,20', got '{text}'"
-            in done.stderr
+            "OSTINATO_WAIT: expected 'default', 'active' or 'passive', perhaps with milliseconds "
+            f"as in 'active,20', got '{text}'" in done.stderr
         )
 
 
 @linux
 def test_workers_are_kept_from_the_callers_cpu() -> None:
-    """Where the caller may use two CPUs or more, a worker that has slept is not woken on the caller's own."""
+    """Where the caller may use two CPUs or more, a worker that has slept is not woken on the
+    caller's own.
+    """
     code = """
         import os, time
         import numpy as np
@@ -146,7 +154,10 @@ def test_workers_are_kept_from_the_callers_cpu() -> None:
 
 @linux
 def test_a_caller_on_one_cpu_runs_alone() -> None:
-    """Also one that was pinned after the number of threads was chosen: two threads on one CPU would take turns."""
+    """Also one that was pinned after the number of threads was chosen.
+
+    Two threads on one CPU would take turns.
+    """
     code = """
         import os
         import numpy as np
@@ -230,7 +241,8 @@ OPENMP = """
     library = ctypes.CDLL(sys.argv[1])
     library.omp_set_num_threads(2)
     ost.set_num_threads(1)
-    layer, x = ost.nn.LSTM(64, 128, rng=0), np.random.default_rng(0).normal(size=(40, 32, 64)).astype(np.float32)
+    layer, r = ost.nn.LSTM(64, 128, rng=0), np.random.default_rng(0)
+    x = r.normal(size=(40, 32, 64)).astype(np.float32)
     one = ost.nn.LSTM(256, 320, rng=0)
     row = np.random.default_rng(0).normal(size=(100, 1, 256)).astype(np.float32)
 
@@ -247,7 +259,10 @@ OPENMP = """
 
 @linux
 def test_a_team_of_openmp_threads_has_the_same_bits() -> None:
-    """The threads of a runtime that spin after a parallel region are the team; a child, where they are not, has workers."""
+    """The threads of a runtime that spin after a parallel region are the team.
+
+    A child, where they are not, has workers.
+    """
     code = (
         OPENMP
         + """

@@ -1,4 +1,4 @@
-"""The Trainer: fitting, validation, early stopping, resuming to the same bits, NaN, Ctrl-C, logs."""
+"""The Trainer: fitting, validation, early stopping, resuming to the same bits, signals, logs."""
 
 from __future__ import annotations
 
@@ -224,7 +224,10 @@ class StopAt(Callback):
 
 @pytest.mark.parametrize("stop", [1, 7, 8, 13, 16])
 def test_a_resumed_run_ends_with_the_same_bits(stop: int, tmp_path: Any) -> None:
-    """Arrays, shuffled, with dropout, a plateau schedule, validation every three steps; epochs are of eight steps."""
+    """Arrays, shuffled, with dropout, a plateau schedule, validation every three steps.
+
+    Epochs are of eight steps.
+    """
     options: dict[str, Any] = {
         "validation": series(32),
         "epochs": 3,

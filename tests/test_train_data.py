@@ -1,4 +1,7 @@
-"""What the Trainer takes as data: one layout, every kind of array, seeds, outputs; what is wrong is named with its fix."""
+"""What the Trainer takes as data: one layout, every kind of array, seeds, outputs.
+
+What is wrong is named with its fix.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ def fitted(*given: Any, trainer: Any = None, **options: Any) -> Any:
     return trainer.model.flat.copy()
 
 
-# -- one layout --------------------------------------------------------------------------------------------------------
+# -- one layout ------------------------------------------------------------------------------------
 
 
 def test_whole_arrays_and_the_model_read_the_same() -> None:
@@ -104,7 +107,7 @@ def test_a_model_without_time() -> None:
     assert trainer.predict(x).shape == (50, 1)
 
 
-# -- kinds of arrays ---------------------------------------------------------------------------------------------------
+# -- kinds of arrays -------------------------------------------------------------------------------
 
 
 def test_every_kind_of_array_gives_the_same() -> None:
@@ -243,7 +246,7 @@ def test_padding_may_hold_anything() -> None:
         quiet(trainer, (nan, target), shuffle=False)
 
 
-# -- masks, resets and weights -----------------------------------------------------------------------------------------
+# -- masks, resets and weights ---------------------------------------------------------------------
 
 
 def test_masks_and_resets_of_whole_arrays() -> None:
@@ -299,7 +302,7 @@ def test_weights_are_checked() -> None:
     assert losses.MSE()(y, y + 1, weights=np.zeros(3))[0] == 0
 
 
-# -- seeds -------------------------------------------------------------------------------------------------------------
+# -- seeds -----------------------------------------------------------------------------------------
 
 
 def dropping(seed: Any) -> ost.Trainer:
@@ -330,7 +333,7 @@ def test_fitting_leaves_the_generators_of_others_alone() -> None:
     assert trainer.model.layers[1]._rng.bit_generator.state == state  # type: ignore[attr-defined]
 
 
-# -- outputs -----------------------------------------------------------------------------------------------------------
+# -- outputs ---------------------------------------------------------------------------------------
 
 
 def first_and_last(n: int = 300) -> Any:
@@ -406,7 +409,7 @@ def test_last_needs_layers_that_keep_steps_apart() -> None:
     np.testing.assert_allclose(trainer.predict(x), model(x)[0][:, -1], rtol=1e-6)
 
 
-# -- copies ------------------------------------------------------------------------------------------------------------
+# -- copies ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

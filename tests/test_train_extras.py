@@ -1,4 +1,6 @@
-"""Metrics, weights of classes, rates of groups, TensorBoard, progress on any standard error, and strict floating point."""
+"""Metrics, weights of classes, rates of groups, TensorBoard, progress on any standard error, and
+strict floating point.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,7 @@ def ones(n: int = 8) -> Any:
     return x, 2 * x
 
 
-# -- metrics -----------------------------------------------------------------------------------------------------------
+# -- metrics ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 60])
@@ -131,7 +133,7 @@ def test_metrics_are_checked(given: Any, error: Any, words: str) -> None:
         classifier(metrics=given)
 
 
-# -- what users of other libraries write -------------------------------------------------------------------------------
+# -- what users of other libraries write -----------------------------------------------------------
 
 
 def test_classes_in_place_of_objects() -> None:
@@ -234,7 +236,7 @@ def test_class_weights_are_those_of_pytorch(smoothing: float) -> None:
         losses.CrossEntropy(class_weights=[1, 2])(y, target)
 
 
-# -- TensorBoard -------------------------------------------------------------------------------------------------------
+# -- TensorBoard -----------------------------------------------------------------------------------
 
 
 def test_tensorboard_reads_the_rows(tmp_path: Path) -> None:
@@ -268,7 +270,7 @@ def test_tensorboard_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_p
         quiet(trainer, ones())
 
 
-# -- progress ----------------------------------------------------------------------------------------------------------
+# -- progress --------------------------------------------------------------------------------------
 
 
 class Terminal(io.StringIO):
@@ -338,7 +340,7 @@ def test_progress_shows_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "0:30 left  step 1  loss 0.5000" in out.getvalue()
 
 
-# -- strict floating point ---------------------------------------------------------------------------------------------
+# -- strict floating point -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("make", [optim.SGD, optim.Adam, optim.RMSprop, optim.AdamW])

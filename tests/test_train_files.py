@@ -1,4 +1,7 @@
-"""Checkpoints and logs of the Trainer: nothing written over unasked, what is resumed is checked, damage changes nothing."""
+"""Checkpoints and logs of the Trainer.
+
+Nothing written over unasked, what is resumed is checked, damage changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,7 @@ def everything(trainer: ost.Trainer) -> Any:
     )
 
 
-# -- 8: nothing is written over ----------------------------------------------------------------------------------------
+# -- 8: nothing is written over --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["checkpoint", "log"])
@@ -88,7 +91,7 @@ def test_a_failed_run_leaves_nothing(tmp_path: Path) -> None:
         quiet(fresh(), series(), checkpoint=tmp_path / "no" / "run")
 
 
-# -- 6: signals, Checkpoint.load ---------------------------------------------------------------------------------------
+# -- 6: signals, Checkpoint.load -------------------------------------------------------------------
 
 
 class Send(Callback):
@@ -156,7 +159,8 @@ class Kill(ost.train.Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 x = np.ones((32, 5, 1), np.float32)
 model = ost.nn.Sequential(ost.nn.GRU(1, 4, batch_first=True, rng=0), ost.nn.Linear(4, 1, rng=0))
-ost.Trainer(model, ost.losses.MSE(), callbacks=[Kill()]).fit((x, x), batch_size=8, epochs=2, checkpoint=sys.argv[1])
+trainer = ost.Trainer(model, ost.losses.MSE(), callbacks=[Kill()])
+trainer.fit((x, x), batch_size=8, epochs=2, checkpoint=sys.argv[1])
 """
     path = tmp_path / "run"
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, check=False)
@@ -191,7 +195,7 @@ def test_parameters_of_a_checkpoint_without_a_trainer(tmp_path: Path) -> None:
         Checkpoint.load(path, which="first")
 
 
-# -- 7: what a run goes on with ----------------------------------------------------------------------------------------
+# -- 7: what a run goes on with --------------------------------------------------------------------
 
 
 def refused(
@@ -290,7 +294,7 @@ def test_an_older_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
     refused("expected a checkpoint of format 2, got 9, of a newer version", path, series())
 
 
-# -- 4.1, 4.2: damaged files -------------------------------------------------------------------------------------------
+# -- 4.1, 4.2: damaged files -----------------------------------------------------------------------
 
 
 def _mutations(meta: Any, path: tuple[Any, ...] = ()) -> Any:
@@ -404,11 +408,13 @@ def test_a_damaged_checkpoint_changes_nothing(tmp_path: Path) -> None:
             refused("expected a checkpoint", path, loader, trainer, validation=loader, steps=5)
 
 
-# -- 4.4: the log ------------------------------------------------------------------------------------------------------
+# -- 4.4: the log ----------------------------------------------------------------------------------
 
 
 def test_the_log_agrees_with_the_checkpoint(tmp_path: Path) -> None:
-    """After a kill a row may be there that the checkpoint does not know, after a full disk half of one."""
+    """After a kill a row may be there that the checkpoint does not know, after a full disk half of
+    one.
+    """
     path, log, options = tmp_path / "run", tmp_path / "log.csv", {"validation": series(8)}
     quiet(fresh(), series(), epochs=2, checkpoint=path, log=log, **options)
     good, run = log.read_text(), path.read_bytes()
@@ -437,7 +443,8 @@ def test_a_log_of_another_run_is_refused(tmp_path: Path) -> None:
     quiet(fresh(), series(), epochs=2, checkpoint=path, log=log)
     before = log.read_bytes()
     refused(
-        "log: expected the columns step, epoch, loss, rate, norm, seconds, as the checkpoint has them",
+        "log: expected the columns step, epoch, loss, rate, norm, seconds, as the checkpoint has "
+        "them",
         path,
         series(),
         epochs=3,

@@ -1,4 +1,7 @@
-"""The Trainer on long and ragged sequences: memory limits, resets, masks, truncated backpropagation."""
+"""The Trainer on long and ragged sequences.
+
+Memory limits, resets, masks, truncated backpropagation.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +72,10 @@ def test_the_trainer_takes_resets_and_masks() -> None:
 
 @pytest.mark.parametrize("outputs", ["all", "last"])
 def test_the_trainer_takes_ragged_sequences(outputs: str) -> None:
-    """Train as on padded sequences with lengths; also a mask in a batch, predictions, a loader that shuffles."""
+    """Train as on padded sequences with lengths.
+
+    Also a mask in a batch, predictions, a loader that shuffles.
+    """
     r = np.random.default_rng(0)
     xs = [r.standard_normal((n, 3)).astype(np.float32) for n in (5, 9, 1, 7)]
     ragged = ost.Ragged.join(xs)
@@ -123,7 +129,9 @@ def test_the_trainer_takes_ragged_sequences(outputs: str) -> None:
 
 
 def test_truncated_backpropagation() -> None:
-    """Against windows by hand: the gradient of the last k1 losses through the last k2 steps, the state carried on."""
+    """Against windows by hand: the gradient of the last k1 losses through the last k2 steps, the
+    state carried on.
+    """
     x, target = data(20)
     model = model_of()
     got, _ = fitted([(x, target)], model, tbptt=(20, 20))

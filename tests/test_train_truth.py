@@ -1,4 +1,7 @@
-"""What a run of the Trainer says is so: losses weighted by what counts, the best kept, the end validated, steps counted once."""
+"""What a run of the Trainer says is so.
+
+Losses weighted by what counts, the best kept, the end validated, steps counted once.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,7 @@ class Steps(Callback):
         self.losses.append(loss)
 
 
-# -- 1: what an epoch's loss averages ----------------------------------------------------------------------------------
+# -- 1: what an epoch's loss averages --------------------------------------------------------------
 
 
 def test_the_loss_of_an_epoch_is_weighted_by_its_elements() -> None:
@@ -111,7 +114,7 @@ def test_a_validation_set_of_padding_is_an_error_by_name() -> None:
         trainer.evaluate([(x, x, [0, 0])])
 
 
-# -- 2: the best -------------------------------------------------------------------------------------------------------
+# -- 2: the best -----------------------------------------------------------------------------------
 
 
 def falling() -> Any:
@@ -141,7 +144,7 @@ def test_min_delta_concerns_patience() -> None:
         quiet(linear(), falling(), validation=falling(), min_delta=0.1)
 
 
-# -- 3: the end is validated -------------------------------------------------------------------------------------------
+# -- 3: the end is validated -----------------------------------------------------------------------
 
 
 def test_the_end_is_always_validated() -> None:
@@ -167,7 +170,7 @@ def test_an_interval_that_never_comes_is_an_error(name: str, tmp_path: Any) -> N
     quiet(linear(0.01), (x, 3 * x), batch_size=2, epochs=2, **{**options, name: 16})
 
 
-# -- 4: figures that are not there -------------------------------------------------------------------------------------
+# -- 4: figures that are not there -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("wrap", [False, True])
@@ -188,7 +191,7 @@ def test_a_schedule_that_watches_needs_something_to_watch(wrap: bool) -> None:
         quiet(trainer, falling(), validation=falling(), monitor="valid_accuracy")
 
 
-# -- 5: a step is an update --------------------------------------------------------------------------------------------
+# -- 5: a step is an update ------------------------------------------------------------------------
 
 
 def walked(**options: Any) -> Any:
@@ -249,7 +252,7 @@ def test_a_run_with_tbptt_resumes_in_the_middle_of_a_batch(stop: int, tmp_path: 
     assert [{**r, "seconds": 0} for r in got.rows] == [{**r, "seconds": 0} for r in want.rows]
 
 
-# -- accumulation ------------------------------------------------------------------------------------------------------
+# -- accumulation ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("lengths", [None, [10, 3, 7, 1, 10, 2, 9, 4]])
@@ -284,7 +287,7 @@ def test_what_is_left_of_an_epoch_is_an_update_too() -> None:
     assert seen.steps == [1, 2, 3, 4, 5, 6]
 
 
-# -- 6: what is left when a run ends early -----------------------------------------------------------------------------
+# -- 6: what is left when a run ends early ---------------------------------------------------------
 
 
 def test_nan_says_which_input_held_it() -> None:

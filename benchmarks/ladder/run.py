@@ -1,4 +1,7 @@
-"""Build and run the steps of the ladder: python benchmarks/ladder/run.py [B H T]. Needs a C++ compiler and an AVX-512 or AVX2 CPU."""
+"""Build and run the steps of the ladder: python benchmarks/ladder/run.py [B H T].
+
+Needs a C++ compiler and an AVX-512 or AVX2 CPU.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""Compare every plan of a pass that there are kernels for with the planner's choice: what its model says, what a run takes, and how
-that stands to a launch a step; answers compared first. Needs a GPU.
+"""Compare every plan of a pass that there are kernels for with the planner's choice.
+
+What its model says, what a run takes, and how that stands to a launch a step; answers compared
+first. Needs a GPU.
 
     python benchmarks/ladder/cuda/run.py              # under three minutes
-    python benchmarks/ladder/cuda/run.py --emulated   # a dry run on the CPU, on tiny shapes: no time of it means anything
+    python benchmarks/ladder/cuda/run.py --emulated   # a dry run on the CPU; its times mean nothing
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ ROUNDS = 5
 
 
 def plans(w: Any, steps: int, batch: int, backward: bool) -> Iterator[tuple[str, _plan.GpuPlan]]:
-    """Yield the plans of a pass by name, first a launch a step, with which the others are compared."""
+    """Yield the plans of a pass by name; the first one, a launch a step, is the reference."""
     figures, (columns, products, _) = w.device.figures, _launch.columns_of(w.cell)
     word = w.word_bytes
     yield (
@@ -70,13 +72,14 @@ def plans(w: Any, steps: int, batch: int, backward: bool) -> Iterator[tuple[str,
         if _plan.max_groups(figures, partition) >= 2:
             planned = _plan._persistent(figures, partition, steps, batch, 2, True)
             yield (
-                f"{partition.units} units{f', {partition.peers} peers' * (partition.peers > 1)}, two layers",
+                f"{partition.units} units{f', {partition.peers} peers' * (partition.peers > 1)}, "
+                "two layers",
                 planned,
             )
 
 
 def chunks(w: Any, steps: int, batch: int, library: bool) -> Iterator[tuple[str, _plan.GpuPlan]]:
-    """Yield plans of a backward pass with products after all steps, or by chunks beside the steps."""
+    """Yield plans of a backward pass, with products after all steps or in chunks beside them."""
     figures, products = w.device.figures, _launch.columns_of(w.cell)[1]
     partitions = _plan.partitions_for(figures, products[1:], w.hidden, w.word_bytes, True)
 
@@ -257,16 +260,30 @@ def ladder(device: _device.Device, emulated: bool, budget: float = 150.0) -> lis
             for name, (planned, _) in work.items():
                 median = statistics.median(t[name] for t in turns)
                 over = statistics.median(t[base] * planned.co_launched / t[name] for t in turns)
-                rows.append({
-                    "cell": cell, "precision": precision, "batch": batch, "hidden": hidden, "steps": steps,
-                    "pass": which, "plan": name, "kernel": planned.kernel, "blocks": planned.blocks,
-                    "launches": planned.launches, "chosen": same(planned, chosen, which == "gradients"),
-                    "model": planned.seconds, "seconds": median, "over": base, "ratio": over,
-                })  # fmt: skip
+                rows.append(
+                    {
+                        "cell": cell,
+                        "precision": precision,
+                        "batch": batch,
+                        "hidden": hidden,
+                        "steps": steps,
+                        "pass": which,
+                        "plan": name,
+                        "kernel": planned.kernel,
+                        "blocks": planned.blocks,
+                        "launches": planned.launches,
+                        "chosen": same(planned, chosen, which == "gradients"),
+                        "model": planned.seconds,
+                        "seconds": median,
+                        "over": base,
+                        "ratio": over,
+                    }
+                )
                 mark = "*" if rows[-1]["chosen"] else " "
                 print(
                     f"{mark}{cell:5}{precision:9}B={batch:<4}H={hidden:<5}{which:10}{name:36}"
-                    f"{planned.blocks:4} blocks  model {planned.seconds / steps * 1e6:6.2f} us a step, measured {median / steps * 1e6:8.2f}"
+                    f"{planned.blocks:4} blocks  model {planned.seconds / steps * 1e6:6.2f} us a "
+                    f"step, measured {median / steps * 1e6:8.2f}"
                     f"  {over:5.2f}x {base}",
                     flush=True,
                 )
