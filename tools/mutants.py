@@ -54,7 +54,7 @@ MUTANTS: dict[str, tuple[str, str, str]] = {  # name: file, what stands there, w
     "a projection of one vector": ("csrc/cpu/forward.h", "store_left(V::load(tile[i] + v * L), y,", "store_left(V::load(tile[i]), y,"),
     "norms that a projection does not heed": ("csrc/cpu/backward.h", "keep_lanes(scaled(row, 0, arriving(row, 0, first, left)), left)", "keep_lanes(arriving(row, 0, first, left), left)"),
     "what is projected, of the old c": ("csrc/cells/lstm.h", "static V emitted(const V* saved, const V*, const V* next) {\n    return saved[3] * tanh(next[1]);", "static V emitted(const V* saved, const V* previous, const V*) {\n    return saved[3] * tanh(previous[1]);"),
-    "a border of one width": ("python/ostinato/_segments.py", "n * (rows + cells)", "n * (rows + rows)"),
+    "a border of one width": ("python/ostinato/_memory_limit.py", "n * (rows + cells)", "n * (rows + rows)"),
     "a row of the table of another step": ("csrc/cpu/forward.h", "*at(call_.lookup.ids, t, b) * width", "*at(call_.lookup.ids, 0, b) * width"),
     "sums by row that begin with the last call's": ("csrc/cpu/backward.h", "clear && k < rows.end", "false && k < rows.end"),
     "sums by row of the first vector": ("csrc/cpu/backward.h", "V::load(w.da_rows[0][i] + first + v * L)", "V::load(w.da_rows[0][i] + first)"),

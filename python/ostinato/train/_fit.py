@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import json
 import math
 import time
 import warnings
@@ -14,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import _device
 from .._check import Array
 from ..nn import Layer, Recurrent, Sequential
 from . import _checkpoint
@@ -22,6 +19,14 @@ from ._callbacks import Callback
 from ._checkpoint import Place, Saved
 from ._inputs import Source
 from ._log import Log
+from ._restore import (
+    as_json,
+    check_facts,
+    check_model,
+    joined_parameters,
+    names_of,
+    split_parameters,
+)
 from ._signals import Signals
 from ._step import Stepper, Walk, Window
 from ._types import Batch, Diverged, History, Row, diverged
@@ -384,12 +389,6 @@ class Fit:
             "content": found["content"],
         }
 
-    def _names(self) -> dict[str, str]:
-        return {
-            "loss": type(self.trainer.loss).__name__,
-            "optimizer": type(self.trainer.optimizer).__name__,
-        }
-
     def _save(self) -> None:
         s, t = self.settings, self.trainer
         key = (self.at.step, len(self.history.rows))
@@ -402,9 +401,9 @@ class Fit:
             Saved(
                 at=self.at,
                 model=dict(t.model.parameters()),
-                best=None if self.best is None else _split(t.model, self.best),
+                best=None if self.best is None else split_parameters(t.model, self.best),
                 optimizer=t.optimizer.state_dict(),
-                names=self._names(),
+                names=names_of(t),
                 state=self.state,
                 walk=self.walk.known if self.at.window else {},
                 history=self.history,
@@ -442,13 +441,13 @@ class Fit:
         assert path is not None
         saved = _checkpoint.read(path)
         try:
-            self._check_model(saved)
+            check_model(t, self.source, saved)
         except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as e:
             raise ValueError(
                 f"{path}: expected a checkpoint of this model and optimiser, got another: "
                 f"{e.args[0] if e.args else e}"
             ) from None
-        self._check_facts(saved, path)
+        check_facts(self.facts(), self.source, self.settings.identity, saved, path)
         if self.log is not None:
             self.log.resume(saved.history.rows, self.columns())
         t.model.load_state_dict(saved.model)
@@ -460,10 +459,10 @@ class Fit:
         )
         t._epochs = saved.at.first_epoch + saved.at.epoch
         if saved.best is not None:
-            self.best = _joined(t.model, saved.best)
+            self.best = joined_parameters(t.model, saved.best)
         self.resumed = True
         self._saved = (self.at.step, len(self.history.rows))
-        if saved.validation is not None and _as_json(saved.validation) != _as_json(self.watched()):
+        if saved.validation is not None and as_json(saved.validation) != as_json(self.watched()):
             if self.validation is not None:
                 warnings.warn(
                     "validation: another set or monitor than that of the checkpoint, whose best no "
@@ -482,88 +481,6 @@ class Fit:
         if isinstance(state, dict):
             return {k: self._placed(v) for k, v in state.items()}
         return None if state is None else self.trainer._placed(state)
-
-    def _check_model(self, saved: Saved) -> None:
-        """Raise an error unless parameters, optimiser and states have the form of this run's."""
-        t, own = self.trainer, self.trainer.model.parameters()
-        if saved.names != self._names():
-            raise ValueError(f"expected {self._names()}, got {saved.names}")
-        missing, unknown = (
-            [n for n in own if n not in saved.model],
-            [n for n in saved.model if n not in own],
-        )
-        if missing or unknown:
-            raise KeyError(
-                f"mapping: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}"
-            )
-        for name, view in own.items():
-            a = saved.model[name]
-            if (a.shape, a.dtype) != (view.shape, view.dtype):
-                raise ValueError(
-                    f"{name}: expected shape {view.shape} of {view.dtype}, got {a.shape} of "
-                    f"{a.dtype}"
-                )
-            for b in (a, saved.model[name] if saved.best is None else saved.best[name]):
-                if not np.isfinite(b).all():
-                    raise ValueError(f"{name}: expected finite numbers, got others")
-        t.optimizer.check_state(saved.optimizer)
-        for name, buffer in saved.optimizer["buffers"].items():
-            if buffer.shape != t.model.flat.shape or buffer.dtype != t.model.dtype:
-                raise ValueError(
-                    f"optimizer.{name}: expected {t.model.flat.shape} of {t.model.dtype}, got "
-                    f"{buffer.shape}"
-                )
-        copy.deepcopy(t.optimizer.schedule).load_state_dict(saved.optimizer["schedule"])
-        batch = getattr(self.source.loader, "batch_size", None)
-        for state in (saved.state, *saved.walk.values()):
-            _check_state(t.model, state, batch if self.source.carries_state else None)
-
-    def _check_facts(self, saved: Saved, path: Path) -> None:
-        """Raise an error if data or settings are not those that the run began with."""
-        ours, data = _as_json(self.facts()), _as_json(self.source.fingerprint())
-        for name, value in ours.items():
-            if saved.settings.get(name) != value:
-                raise ValueError(
-                    f"{name}: expected {saved.settings.get(name)}, as the run of {path} had it, "
-                    f"got {value}"
-                )
-        theirs = saved.data
-        if data["kind"] != theirs.get("kind"):
-            raise ValueError(
-                f"train: expected data of the kind {theirs.get('kind')}, as {path} had it, got "
-                f"{data['kind']}"
-            )
-        for name, value in data["order"].items():
-            if theirs.get("order", {}).get(name) != value:
-                raise ValueError(
-                    f"{name}: expected {theirs.get('order', {}).get(name)}, as the run of {path} "
-                    f"had it, got {value}"
-                )
-        identity = _as_json(self.settings.identity)
-        for name in sorted({*identity, *saved.identity}):
-            if identity.get(name) != saved.identity.get(name) or (name in identity) != (
-                name in saved.identity
-            ):
-                raise ValueError(
-                    f"identity[{name!r}]: expected {_short(saved.identity.get(name))}, as the run "
-                    f"of {path} had it, got "
-                    f"{_short(identity.get(name))}"
-                )
-        if data["content"] != theirs.get("content"):
-            warnings.warn(
-                "train: other data than the checkpoint's run began with; it continues, but not as "
-                "one that never stopped",
-                stacklevel=5,
-            )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _as_json(value: Any) -> Any:
-    return json.loads(json.dumps(value))
 
 
 def _end(callbacks: Sequence[Callback], trainer: Trainer) -> None:
@@ -599,45 +516,3 @@ def _draws(model: Layer) -> bool:
     return getattr(model, "rate", 1) != 0 and (
         hasattr(model, "_rng") or not type(model).__module__.startswith("ostinato.")
     )
-
-
-def _split(model: Layer, flat: Array) -> dict[str, Array]:
-    """Return a copy of the flat buffer by the names of the parameters."""
-    out, base = {}, None
-    for name in model.parameters():
-        e = model._block.entries[model._prefix + name]
-        base = e.offset if base is None else base
-        out[name] = flat[e.offset - base : e.offset - base + e.size].reshape(e.shape)
-    return out
-
-
-def _joined(model: Layer, arrays: dict[str, Array]) -> Array:
-    """Return the inverse of `_split`, on the device of the model."""
-    flat = np.zeros(model.flat.shape, model.dtype)
-    for name, view in _split(model, flat).items():
-        view[...] = arrays[name]
-    placed: Array = _device.like(flat, model.flat)
-    return placed
-
-
-def _check_state(model: Layer, state: Any, batch: int | None) -> None:
-    """Raise an error unless a state has the form that the model's would have.
-
-    Layers of classes that are not ours take what they are given.
-    """
-    if state is None or (not isinstance(model, (Sequential, Recurrent))):
-        return
-    if isinstance(model, Sequential):
-        if not isinstance(state, tuple) or len(state) != len(model.layers):
-            raise ValueError("state: expected one entry for each layer, got others")
-        for layer, entry in zip(model.layers, state):
-            if entry is not None and not layer.stateful:
-                raise ValueError(f"state: expected none for a {type(layer).__name__}, got one")
-            _check_state(layer, entry, batch)
-        return
-    parts = state if model._has_cells else (state,)
-    if not isinstance(parts, tuple) or len(parts) != 1 + model._has_cells:
-        raise ValueError("state: expected the arrays of a recurrent layer, got others")
-    for k, a in enumerate(parts):
-        size = a.shape[1] if isinstance(a, np.ndarray) and a.ndim == 3 else 0
-        model._check_state("state", a, batch or size, cells=k == 1)
