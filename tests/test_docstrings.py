@@ -203,6 +203,30 @@ def test_docstrings_need_no_line_before_them() -> None:
     assert not found
 
 
+# Private words, each with a word of the field in its place.
+FORBIDDEN = {
+    "mailbox": "exchange buffer",
+    "weave": "interleave",
+    "to and fro": "snake order",
+    "law of the bits": "bitwise reproducibility",
+    "any company": "any batch composition",
+    "made again": "recomputed",
+    "rung": "step of the ladder",
+}
+
+
+def test_words_are_those_of_the_field() -> None:
+    root = Path(__file__).parent.parent
+    pages = [*root.glob("docs/*.md"), root / "README.md", root / "HACKING.md"]
+    found = {}
+    for path in [*sorted(Path(ost.__file__).parent.rglob("*.py")), *pages]:
+        text = " ".join(path.read_text(encoding="utf-8").lower().split())
+        words = [word for word in FORBIDDEN if re.search(rf"\b{word}", text)]
+        if words:
+            found[path.name] = {word: FORBIDDEN[word] for word in words}
+    assert found == {}
+
+
 def test_help_of_a_layer() -> None:
     text = pydoc.plain(pydoc.render_doc(ost.nn.LSTM))
     assert "precision: str | None = None" in text

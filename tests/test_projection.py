@@ -143,7 +143,7 @@ def test_limits_count_both_widths() -> None:
 @pytest.mark.parametrize(
     ("steps", "batch", "hidden", "size"), [(40, 1, 200, 90), (40, 3, 130, 200), (17, 45, 70, 30)]
 )
-def test_bits_do_not_depend_on_threads_or_company(
+def test_bits_do_not_depend_on_threads_or_batch_composition(
     steps: int, batch: int, hidden: int, size: int, kernel_set: str, threads: None
 ) -> None:
     rng = np.random.default_rng(5)
