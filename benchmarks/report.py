@@ -69,23 +69,36 @@ def heavier(cases: list[Row]) -> list[str]:
     ]
 
 
+class _Targets(list[tuple[str, float, str, bool]]):
+    """Name, target, figure as text, and whether it is met."""
+
+    def at_least(self, name: str, target: float, value: float, unit: str = "x") -> None:
+        """Append a figure that should reach its target."""
+        text = f"{100 * value:.0f}%" if unit == "%" else f"{value:.2f}x"
+        self.append((name, target, text, bool(value >= target - 0.005)))
+
+
 def targets(figures: Row) -> list[tuple[str, float, str, bool]]:
     """Return name, target, figure as text, and whether it is met."""
-    cases, x = figures["cases"], figures.get("extras", {})
-    out: list[tuple[str, float, str, bool]] = []
+    out, x = _Targets(), figures.get("extras", {})
+    _grid_targets(out, figures["cases"])
+    if x:
+        _stream_targets(out, x)
+        _precision_targets(out, x)
+        _machine_targets(out, x)
+    return out
 
-    def at_least(name: str, target: float, value: float, unit: str = "x") -> None:
-        text = f"{100 * value:.0f}%" if unit == "%" else f"{value:.2f}x"
-        out.append((name, target, text, bool(value >= target - 0.005)))
 
+def _grid_targets(out: _Targets, cases: list[Row]) -> None:
+    """Append the targets of the grid: shares of the peak, means over peers, memory."""
     for mode, at128, large in (("infer", 0.80, 0.88), ("train", 0.75, 0.83)):
-        at_least(
+        out.at_least(
             f"{mode}, B >= 16, H = 128: share of peak",
             at128,
             _share(cases, mode, lambda c: c["hidden"] == 128),
             "%",
         )
-        at_least(
+        out.at_least(
             f"{mode}, B >= 16, H >= 256: share of peak",
             large,
             _share(cases, mode, lambda c: c["hidden"] >= 256),
@@ -102,7 +115,9 @@ def targets(figures: Row) -> list[tuple[str, float, str, bool]]:
         for mode, target in zip(("infer", "train"), wanted):
             if target:
                 mean = _mean(cases, peer, cell, mode)
-                at_least(f"{cell or 'all cells'}, {mode}: geometric mean over {peer}", target, mean)
+                out.at_least(
+                    f"{cell or 'all cells'}, {mode}: geometric mean over {peer}", target, mean
+                )
     points = sum(bool(c["ratio"]) for c in cases)
     out.append(
         (
@@ -120,11 +135,13 @@ def targets(figures: Row) -> list[tuple[str, float, str, bool]]:
             not heavier(cases),
         )
     )
-    if not x:
-        return out
+
+
+def _stream_targets(out: _Targets, x: Row) -> None:
+    """Append the targets of one sequence and of a stream step."""
     for threads, target in ((1, 0.85), (2, 0.75)):
         shares = [r["share"] for r in x["one_sequence"] if r["threads"] == threads]
-        at_least(
+        out.at_least(
             f"B = 1, weights in L2, {threads} threads: share of read bandwidth",
             target,
             float(np.median(shares)),
@@ -133,48 +150,58 @@ def targets(figures: Row) -> list[tuple[str, float, str, bool]]:
     step = x["step"][0]["ratio"]
     bf16 = step["ostinato:precision=bfloat16"]  # how many times faster float32 is, so below 1
     if "onnxruntime" in step:
-        at_least("stream step, float32, over ONNX Runtime's run", 3, step["onnxruntime"])
-        at_least("stream step, bfloat16, over ONNX Runtime's run", 4, step["onnxruntime"] / bf16)
+        out.at_least("stream step, float32, over ONNX Runtime's run", 3, step["onnxruntime"])
+        out.at_least(
+            "stream step, bfloat16, over ONNX Runtime's run", 4, step["onnxruntime"] / bf16
+        )
     if "torch" in step:
-        at_least("stream step, float32, over a torch call", 20, step["torch"])
+        out.at_least("stream step, float32, over a torch call", 20, step["torch"])
+
+
+def _precision_targets(out: _Targets, x: Row) -> None:
+    """Append the targets of bfloat16 and int8."""
     low, f32 = x["bfloat16"], "ostinato:precision=float32"
     infer = [r for r in low if r["mode"] == "infer"]
-    at_least(
+    out.at_least(
         "bfloat16 over our float32, inference, B >= 32: median",
         1.7,
         float(np.median([r["ratio"][f32] for r in infer if r["batch"] >= 32])),
     )
-    at_least(
+    out.at_least(
         "bfloat16 over our float32, inference, B = 1: median",
         1.8,
         float(np.median([r["ratio"][f32] for r in infer if r["batch"] == 1])),
     )
-    at_least(
+    out.at_least(
         "bfloat16 over our float32, training: median",
         1.4,
         float(np.median([r["ratio"][f32] for r in low if r["mode"] == "train"])),
     )
-    at_least(
+    out.at_least(
         "bfloat16 over torch's, LSTM, B >= 32: worst",
         1.05,
         _worst(low, "torch", lambda r: r["cell"] == "lstm" and r["batch"] >= 32),
     )
-    at_least(
+    out.at_least(
         "bfloat16 over torch's, GRU, RNN, B <= 4: worst",
         1.3,
         _worst(low, "torch", lambda r: r["cell"] != "lstm" or r["batch"] <= 4),
     )
-    at_least(
+    out.at_least(
         "int8 over our bfloat16, B = 1, H >= 512: median",
         1.5,
         float(np.median([r["ratio"]["ostinato:precision=bfloat16"] for r in x["int8"]])),
     )
+
+
+def _machine_targets(out: _Targets, x: Row) -> None:
+    """Append the targets of threads, a busy machine, the import and the wheel."""
     one = "ostinato:threads=1"
     both = [r["ratio"][one] for r in x["side_by_side"] if r["bidirectional"]]
-    at_least(
+    out.at_least(
         "two directions on two threads over one thread, B = 1: median", 1.8, float(np.median(both))
     )
-    at_least("busy machine: two threads over one thread: worst", 0.9, _worst(x["busy"], one))
+    out.at_least("busy machine: two threads over one thread: worst", 0.9, _worst(x["busy"], one))
     spare = x["footprint"]
     out.append(
         (
@@ -185,7 +212,6 @@ def targets(figures: Row) -> list[tuple[str, float, str, bool]]:
         )
     )
     out.append(("wheel, MB", 3, f"{spare['wheel_bytes'] / 1e6:.1f}", spare["wheel_bytes"] < 3e6))
-    return out
 
 
 def targets_table(figures: Row) -> str:
@@ -237,19 +263,27 @@ def others(figures: Row) -> str:
     return "\n".join(lines)
 
 
+CELLS = ("lstm", "gru", "rnn")
+
+
 def pictures(figures: Row, folder: Path) -> None:
     """Draw a heat map of the speed-up over the fastest peer, and a roofline."""
     import matplotlib as mpl
 
     mpl.use("Agg")
+    cases = [c for c in figures["cases"] if c["ratio"]]
+    _heat_map(cases, folder / "performance-heat.png")
+    _roofline(cases, figures["threads"], folder / "performance-roofline.png")
+
+
+def _heat_map(cases: list[Row], path: Path) -> None:
+    """Draw how many times faster than the fastest peer each point of the grid is."""
     import matplotlib.pyplot as plt
 
-    cases = [c for c in figures["cases"] if c["ratio"]]
-    cells, modes = ("lstm", "gru", "rnn"), ("infer", "train")
     batches, hidden = (sorted({c[k] for c in cases}) for k in ("batch", "hidden"))
     figure, axes = plt.subplots(2, 3, figsize=(13, 7), layout="constrained", squeeze=False)
-    for row, mode in zip(axes, modes):
-        for axis, cell in zip(row, cells):
+    for row, mode in zip(axes, ("infer", "train")):
+        for axis, cell in zip(row, CELLS):
             values = np.full((len(batches), len(hidden)), np.nan)
             for c in cases:
                 if c["cell"] == cell and c["mode"] == mode:
@@ -279,11 +313,15 @@ def pictures(figures: Row, folder: Path) -> None:
             axis.set_xticklabels(hidden)
             axis.set_yticklabels(batches)
     figure.colorbar(image, ax=axes, label="log2 of how many times faster than the fastest peer")
-    figure.savefig(folder / "performance-heat.png", dpi=80)
+    figure.savefig(path, dpi=80)
     plt.close(figure)
 
+
+def _roofline(cases: list[Row], threads: int, path: Path) -> None:
+    """Draw the rate of inference in float32 by batch size below its roofline."""
+    import matplotlib.pyplot as plt
+
     figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
-    threads = figures["threads"]
     peak = float(np.median([c["peak_gflops"] for c in cases])) * threads
     low = (
         0.5 * 113 / 117 * peak
@@ -296,7 +334,7 @@ def pictures(figures: Row, folder: Path) -> None:
         color="black",
         label="roofline: half ahead of time, half from L2",
     )
-    for cell, mark in zip(cells, "osD"):
+    for cell, mark in zip(CELLS, "osD"):
         points = [
             c
             for c in cases
@@ -315,7 +353,7 @@ def pictures(figures: Row, folder: Path) -> None:
         title="Inference in float32 and the roofline",
     )
     axis.legend()
-    figure.savefig(folder / "performance-roofline.png", dpi=80)
+    figure.savefig(path, dpi=80)
     plt.close(figure)
 
 
