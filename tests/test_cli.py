@@ -643,6 +643,13 @@ def test_help_shows_every_default(name: str, capsys: Any, monkeypatch: pytest.Mo
             assert f"default: {action.default}" in " ".join(entry.split())
 
 
+@pytest.mark.parametrize("task", ["text", "series"])
+def test_the_learning_rate_has_two_names(task: str) -> None:
+    for name in ("--lr", "--rate"):
+        args = parser().parse_args(["train", task, "file", name, "0.25"])
+        assert getattr(args, "rate" if task == "text" else "lr") == 0.25
+
+
 NONSENSE = [
     "",
     "x",
