@@ -128,6 +128,19 @@ def packed(cell: str, weights: list[Any], reverse: bool = False) -> ost.function
     return ost.functional.Packed(cell, weights, reverse)
 
 
+def parameter_gradient(f: Any, layer: Any, name: str, eps: float = 1e-6) -> Any:
+    """Central differences of a scalar function with respect to a parameter of a layer."""
+    out = np.zeros(layer.parameters()[name].shape)
+    for at in np.ndindex(out.shape):
+        values = []
+        for step in (eps, -2 * eps, eps):
+            with layer.write() as p:
+                p[name][at] += step
+            values.append(float(f()))
+        out[at] = (values[0] - values[1]) / (2 * eps)
+    return out
+
+
 def numeric_gradient(f: Any, x: Any, eps: float = 1e-6) -> Any:
     """Central differences of a scalar function with respect to x, which f reads in place."""
     g = np.zeros_like(x)

@@ -57,6 +57,8 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
         )
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        if any(t not in (ndarray, np.ndarray) for t in types):
+            return NotImplemented  # another library's array, which may know what to do
         return wrap(function(*unwrap(args), **unwrap(kwargs)))
 
     # -- what an array has -------------------------------------------------------------------------

@@ -137,7 +137,9 @@ def test_pool_in_a_model() -> None:
         match="outputs: expected 'all' for a model that pools over the steps, got 'last'",
     ):
         model(x, outputs="last")
-    with pytest.raises(ValueError, match="kind: expected one of 'mean', 'max', 'last', got 'sum'"):
+    with pytest.raises(
+        ValueError, match="kind: expected one of 'mean', 'max', 'last', 'attention', got 'sum'"
+    ):
         nn.Pool("sum")
 
 

@@ -15,6 +15,8 @@ from . import functional, losses, nn, optim
 from ._annotations import readable as _readable
 from ._core import supported_kernels as _supported
 from ._ragged import Ragged
+from ._recording import record_losses as _record_losses
+from ._recording import stop_gradient, vjp
 from ._runtime import get_num_threads, release_memory, set_num_threads, use_kernels
 from ._wait import get_wait, set_wait
 from ._wait import read_environment as _read_environment
@@ -22,15 +24,17 @@ from ._wait import read_environment as _read_environment
 if _TYPE_CHECKING:
     from . import cuda, data, diagnostics, reference, safetensors
     from ._explain import explain
-    from .train import Trainer
+    from .nn._architecture import load
+    from .train import Trainer, search
 
     __version__: str
 
 _read_environment()
+_record_losses(losses.Loss)
 
 # Modules that an import does not need are loaded when they are first asked for: `import ostinato`
 # takes a third of the time.
-_LATER = {"Trainer": "train", "explain": "_explain"}
+_LATER = {"Trainer": "train", "explain": "_explain", "load": "nn._architecture", "search": "train"}
 _MODULES = ("cuda", "data", "diagnostics", "reference", "safetensors", "train")
 
 
@@ -84,15 +88,19 @@ __all__ = [
     "get_num_threads",
     "get_wait",
     "kernels",
+    "load",
     "losses",
     "nn",
     "optim",
     "reference",
     "release_memory",
     "safetensors",
+    "search",
     "set_num_threads",
     "set_wait",
+    "stop_gradient",
     "use_kernels",
+    "vjp",
 ]
 
 _readable(globals())

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from . import _check, _device
 from ._annotations import readable
 from ._check import Array
+from ._recording import Variable
 
 
 class Ragged:
@@ -34,8 +35,11 @@ class Ragged:
         ValueError: offsets that do not run from 0 to N, or that decrease.
     """
 
+    _is_ragged = True  # which `vjp` knows it by
+
     def __init__(self, rows: Array, offsets: Sequence[int] | npt.NDArray[np.integer[Any]]) -> None:
-        self.rows = _check.array("rows", rows)
+        recorded = type(rows) is Variable  # within vjp
+        self.rows: Array = rows if recorded else _check.array("rows", rows)
         if self.rows.ndim == 0:
             raise ValueError("rows: expected at least 1 axis, got shape ()")
         a = np.asarray(_device.host(_device.taken(offsets)))
@@ -166,7 +170,8 @@ class Ragged:
         n = len(self)
         if not -n <= b < n:
             raise IndexError(f"sequence {b} of {n}")
-        return self.rows[self.offsets[b % n] : self.offsets[b % n + 1]]
+        rows: Array = self.rows[self.offsets[b % n] : self.offsets[b % n + 1]]
+        return rows
 
     def __iter__(self) -> Iterator[Array]:
         return (self[b] for b in range(len(self)))

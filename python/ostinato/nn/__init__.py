@@ -1,7 +1,11 @@
 """Layers: parameters and descriptions; the arithmetic is in the native code."""
 
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
+
 from . import init
 from ._block import Views
+from ._functions import gelu, log_softmax, relu, sigmoid, softmax
 from ._layer import Layer, Pullback
 from ._layers import Activation, Dropout, Embedding, Linear
 from ._pool import Pool
@@ -10,23 +14,79 @@ from ._recurrent import GRU, LSTM, RNN, Recurrent, RecurrentPullback
 from ._sequential import Sequential
 from ._stream import Stream
 
+if _TYPE_CHECKING:
+    from ._attention import Attention, Memory
+    from ._combine import Concat, Residual, TimeDistributed
+    from ._conv import Conv1d
+    from ._model import Model, ModelPullback, Parameter
+    from ._norm import LayerNorm
+    from ._seq2seq import Decoder, Encoder
+
+# What an import of the package does without, by its module: loaded when it is first asked for.
+_LATER = {
+    "Attention": "_attention",
+    "Concat": "_combine",
+    "Conv1d": "_conv",
+    "Decoder": "_seq2seq",
+    "Encoder": "_seq2seq",
+    "LayerNorm": "_norm",
+    "Memory": "_attention",
+    "Model": "_model",
+    "ModelPullback": "_model",
+    "Parameter": "_model",
+    "Residual": "_combine",
+    "TimeDistributed": "_combine",
+}
+
+
+def __getattr__(name: str) -> _Any:
+    import importlib
+
+    if name not in _LATER:
+        raise AttributeError(f"module 'ostinato.nn' has no attribute {name!r}")
+    value = getattr(importlib.import_module("." + _LATER[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 __all__ = [
     "GRU",
     "LSTM",
     "RNN",
     "Activation",
+    "Attention",
+    "Concat",
+    "Conv1d",
+    "Decoder",
     "Dropout",
     "Embedding",
+    "Encoder",
     "Layer",
+    "LayerNorm",
     "Linear",
+    "Memory",
+    "Model",
+    "ModelPullback",
     "ModelQuantizationReport",
+    "Parameter",
     "Pool",
     "Pullback",
     "QuantizationReport",
     "Recurrent",
     "RecurrentPullback",
+    "Residual",
     "Sequential",
     "Stream",
+    "TimeDistributed",
     "Views",
+    "gelu",
     "init",
+    "log_softmax",
+    "relu",
+    "sigmoid",
+    "softmax",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from .. import _check, _device
 from .._annotations import readable
 from .._check import Array
 from .._device import Device
+from .._recording import active
 
 ALIGN = 64  # bytes: every segment begins on a cache line
 
@@ -38,6 +40,8 @@ class Block:
     changes = (
         0  # raised with version, and by whatever else changes what a stream of the model computes
     )
+    # Further names of parameters: those that are tied to another one, by their names.
+    aliases: Mapping[str, str] = MappingProxyType({})
 
     def __init__(
         self, arrays: Mapping[str, Array], decay: Mapping[str, bool], dtype: np.dtype[Any]
@@ -57,9 +61,30 @@ class Block:
         if devices and devices[0] is not None:
             self.move(devices[0])
 
+    def entry(self, name: str) -> Entry:
+        """Return the entry of a parameter, also by a further name."""
+        return self.entries[self.aliases.get(name, name)]
+
+    def names(self, prefix: str) -> Iterator[str]:
+        """Yield the names under a prefix, each parameter once.
+
+        A further name counts where its parameter itself is not under the prefix.
+        """
+        yield from (n for n in self.entries if n.startswith(prefix))
+        for name, target in self.aliases.items():
+            if name.startswith(prefix) and not target.startswith(prefix):
+                yield name
+
+    def tie(self, aliases: Mapping[str, str]) -> None:
+        """Give parameters further names."""
+        for name, target in aliases.items():
+            if name in self.entries or target not in self.entries:
+                raise KeyError(f"tie: expected the name of a parameter, got {target!r}")
+        self.aliases = {**self.aliases, **aliases}
+
     def view(self, buffer: Array, name: str, *, writable: bool = True) -> Array:
         """Return the part of a buffer that is one parameter, in its shape."""
-        e = self.entries[name]
+        e = self.entry(name)
         v = buffer[e.offset : e.offset + e.size].reshape(e.shape)
         return v if writable else _check.read_only(v)
 
@@ -67,7 +92,8 @@ class Block:
         self, pattern: str, *, trainable: bool | None = None, decay: bool | None = None
     ) -> list[str]:
         """Set a flag of every parameter whose name matches the shell pattern; returns the names."""
-        names = fnmatch.filter(self.entries, pattern)
+        found = fnmatch.filter([*self.entries, *self.aliases], pattern)
+        names = list(dict.fromkeys(self.aliases.get(n, n) for n in found))
         if (
             not names and pattern.rpartition(".")[2] != "*"
         ):  # all of a layer without parameters is nothing
@@ -137,12 +163,17 @@ class Views(Mapping[str, Array]):
         self._block, self._buffer, self._prefix, self._writable = block, buffer, prefix, writable
 
     def __getitem__(self, name: str) -> Array:
-        if self._prefix + name not in self._block.entries:
+        full = self._prefix + name
+        if full not in self._block.entries and full not in self._block.aliases:
             raise KeyError(name)
-        return self._block.view(self._buffer, self._prefix + name, writable=self._writable)
+        recording = None if self._writable else active()
+        if recording is not None and self._buffer is self._block.values:
+            recorded: Any = recording.parameter(self._block, self._block.aliases.get(full, full))
+            return recorded  # type: ignore[no-any-return]
+        return self._block.view(self._buffer, full, writable=self._writable)
 
     def __iter__(self) -> Iterator[str]:
-        return (n[len(self._prefix) :] for n in self._block.entries if n.startswith(self._prefix))
+        return (n[len(self._prefix) :] for n in self._block.names(self._prefix))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -163,7 +194,14 @@ class Views(Mapping[str, Array]):
 
     @property
     def flat(self) -> Array:
-        """All elements as one 1-D array, padding between the segments included."""
+        """All elements as one 1-D array, padding between the segments included.
+
+        A parameter that is tied to one of another layer stands there alone.
+        """
+        if active() is not None and not self._writable and self._buffer is self._block.values:
+            raise TypeError(
+                "flat: expected parameters by their names within vjp, which have gradients there"
+            )
         own = [e for n, e in self._block.entries.items() if n.startswith(self._prefix)]
         if not own:
             return self._buffer[:0]

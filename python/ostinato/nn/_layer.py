@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +15,8 @@ import numpy.typing as npt
 from .. import _check, _core, _device
 from .._annotations import readable
 from .._check import Array
-from ._block import Block, Views
+from .._recording import of_layer, recordable
+from ._block import Block, Entry, Views
 
 
 class Layer:
@@ -54,6 +56,30 @@ class Layer:
     stateful = False  # returns (y, state) and takes a state
     takes_lengths = False
     _cache: Any = None  # packed weights, a snapshot
+    _is_layer = True
+    _layer_attributes: frozenset[str] = frozenset()  # that may hold layers, which it knows of
+    _given: tuple[tuple[Any, ...], dict[str, Any]]  # the arguments that the layer was made with
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__call__" in vars(cls):
+            cls.__call__ = recordable(vars(cls)["__call__"], of_layer)  # type: ignore[method-assign]
+        if "__init__" in vars(cls):
+            cls.__init__ = _remembering(vars(cls)["__init__"])  # type: ignore[method-assign]
+
+    def _prepare(self) -> None:
+        """Make what has to be there before any ``__init__`` runs."""
+
+    def _finish(self) -> None:
+        """Do what is left when all ``__init__`` have run."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "_owner" and name not in self._layer_attributes and _has_layers(value):
+            raise TypeError(
+                f"{name}: expected no layer as this attribute of {type(self).__name__}, whose "
+                "parameters would not be found; derive from ost.nn.Model"
+            )
+        object.__setattr__(self, name, value)
 
     def __init__(self, *, dtype: npt.DTypeLike = np.float32) -> None:
         self._dtype = _check.real_dtype(dtype)
@@ -227,6 +253,35 @@ class Layer:
         own = (e for n, e in self._block.entries.items() if n.startswith(self._prefix))
         return sum(e.size for e in own if e.trainable or not trainable_only)
 
+    def _children(self) -> dict[str, Layer]:
+        """Return the layers within this one by their names."""
+        return {}
+
+    def _times_after(self, times: dict[str, Any]) -> dict[str, Any]:
+        """Return the options of time of what reads the outputs, which may have fewer steps."""
+        return times
+
+    def _calls_are_recorded(self) -> bool:
+        """Whether a recording sees the calls within ``__call__``, in place of the layer's vjp."""
+        return False
+
+    def summary(self) -> str:
+        """Return a table of the layers within this one, with their parameters.
+
+        >>> import ostinato as ost
+        >>> model = ost.nn.Sequential(rnn=ost.nn.GRU(3, 8), head=ost.nn.Linear(8, 2))
+        >>> print(model.summary())
+        name  layer         parameters  trained
+        rnn   GRU(3, 8)            312      312
+        head  Linear(8, 2)          18       18
+        330 parameters in 1.3 kB of float32, 330 of them trained
+
+        Returns:
+            The table, a line for every layer without further ones in it and for every parameter
+            that stands beside layers. A tied parameter is counted once.
+        """
+        return summary_of(self)
+
     # -- state dicts
     # ---------------------------------------------------------------------------------------------
 
@@ -254,7 +309,7 @@ class Layer:
             TypeError: a value that holds no numbers.
             ValueError: a shape that differs, or a value beyond the range of the layer's dtype.
         """
-        own = self.parameters()
+        own, mapping = self.parameters(), self._untied(mapping)
         missing, unknown = (
             [n for n in own if n not in mapping],
             [n for n in mapping if n not in own],
@@ -280,8 +335,25 @@ class Layer:
             for name, a in arrays.items():
                 p[name][...] = _device.like(a, p[name])
 
+    def _untied(self, mapping: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return a mapping without the further names of tied parameters, whose values must agree.
+
+        Other libraries write such a parameter under each of its names.
+        """
+        n = len(self._prefix)
+        tied = {a[n:]: t[n:] for a, t in self._block.aliases.items() if a.startswith(self._prefix)}
+        for name, target in tied.items():
+            if name in mapping and target in mapping:
+                a, b = (_as_numbers(k, mapping[k]) for k in (name, target))
+                if not np.array_equal(a, b):
+                    raise ValueError(f"{name}: expected the values of {target}, got others")
+        given = [k for k in tied if k in mapping]
+        return {k: v for k, v in mapping.items() if k not in given} if given else mapping
+
     def save(self, path: str | os.PathLike[str], *, dtype: str | None = None) -> None:
         """Write the parameters to a safetensors file, whole or, on an error, not at all.
+
+        The file says how the layer was made, so that `ostinato.load` makes it anew.
 
         >>> import pathlib, tempfile
         >>> import ostinato as ost
@@ -300,8 +372,9 @@ class Layer:
             OSError: the file cannot be written.
         """
         from .. import safetensors  # here: its imports take a quarter of the time of ours
+        from ._description import metadata_of
 
-        safetensors.save(path, self.state_dict(), dtype=dtype)
+        safetensors.save(path, self.state_dict(), metadata_of(self), dtype=dtype)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Read the parameters from a safetensors file: all of them or, on an error, none.
@@ -323,9 +396,9 @@ class Layer:
 
     def _gradients(self, grads: Views | None) -> dict[str, Array | None]:
         """Writable gradients by name; None for what is frozen."""
-        source, entries = self._own_grads(grads), self._block.entries
+        source, entry = self._own_grads(grads), self._block.entry
         return {
-            n: source[n] if entries[self._prefix + n].trainable else None for n in self.parameters()
+            n: source[n] if entry(self._prefix + n).trainable else None for n in self.parameters()
         }
 
     def _own_grads(self, grads: Views | None) -> Views:
@@ -392,8 +465,15 @@ class Layer:
     def _own_block(self) -> Block:
         """Return a new block with this layer's parameters alone, flags kept."""
         own = self.parameters()
-        entries = {n: self._block.entries[self._prefix + n] for n in own}
-        block = Block(own, {n: e.decay for n, e in entries.items()}, self._dtype)
+        entries = {n: self._block.entry(self._prefix + n) for n in own}
+        block = Block(own, {n: e.decay for n, e in entries.items()}, self.dtype)
+        start = len(self._prefix)
+        pairs = [
+            (a[start:], t[start:])
+            for a, t in self._block.aliases.items()
+            if a.startswith(self._prefix) and t.startswith(self._prefix)
+        ]
+        block.tie(dict(pairs))
         for n, e in entries.items():
             block.mark(n, trainable=e.trainable)
             block.view(block.grads, n)[...] = self.grads[n]
@@ -455,6 +535,116 @@ class Layer:
             TypeError: the layer does not define it.
         """
         raise TypeError(f"{type(self).__name__} does not define vjp")
+
+
+def _remembering(init: Callable[..., None]) -> Callable[..., None]:
+    """Return an ``__init__`` that keeps its arguments, which a file needs to make the layer anew.
+
+    Of those of a class and its bases, the first one that runs keeps them.
+    """
+
+    @functools.wraps(init)
+    def remembering(self: Layer, *args: Any, **options: Any) -> None:
+        if "_given" in self.__dict__:
+            init(self, *args, **options)
+            return
+        object.__setattr__(self, "_given", (args, options))
+        self._prepare()
+        init(self, *args, **options)
+        self._finish()
+
+    return remembering
+
+
+def _has_layers(value: Any) -> bool:
+    """Return whether a value is a layer, or a list, tuple or dict with layers in it."""
+    if isinstance(value, (list, tuple)):
+        return any(map(_has_layers, value))
+    if isinstance(value, dict):
+        return any(map(_has_layers, value.values()))
+    return isinstance(value, Layer)
+
+
+def layers_of(model: Layer) -> Iterator[Layer]:
+    """Yield the model and all that is in it, in order."""
+    yield model
+    for inner in model._children().values():
+        yield from layers_of(inner)
+
+
+def block_of(
+    children: Mapping[str, Layer], own: Mapping[str, tuple[Array, Entry]], dtype: np.dtype[Any]
+) -> Block:
+    """Return one block with the parameters of layers, and with some of a model's own.
+
+    Args:
+        children: the layers by their names.
+        own: parameters by their names, with entries that say whether they are trained.
+        dtype: of all.
+    """
+    arrays: dict[str, Array] = {name: array for name, (array, _) in own.items()}
+    grads: dict[str, Array] = {}
+    entries: dict[str, Entry] = {name: entry for name, (_, entry) in own.items()}
+    aliases: dict[str, str] = {}
+    for child, layer in children.items():
+        block, prefix = layer._block, layer._prefix
+        for name in block.names(prefix):  # one that is tied to another layer's is by itself here
+            full = f"{child}.{name[len(prefix) :]}"
+            arrays[full], entries[full] = block.view(block.values, name), block.entry(name)
+            grads[full] = block.view(block.grads, name)
+        for name, target in block.aliases.items():
+            if name.startswith(prefix) and target.startswith(prefix):
+                aliases[f"{child}.{name[len(prefix) :]}"] = f"{child}.{target[len(prefix) :]}"
+    made = Block(arrays, {name: e.decay for name, e in entries.items()}, dtype)
+    made.tie(aliases)
+    for name, gradient in grads.items():
+        made.view(made.grads, name)[...] = gradient
+    for name, entry in entries.items():
+        if not entry.trainable:
+            made.mark(name, trainable=False)
+    return made
+
+
+def _counts(layer: Layer, names: list[str]) -> tuple[int, int]:
+    entries = [layer._block.entries[n] for n in names if n in layer._block.entries]
+    return sum(e.size for e in entries), sum(e.size for e in entries if e.trainable)
+
+
+def summary_of(model: Layer) -> str:
+    """Return the table of `Layer.summary`."""
+    rows: list[tuple[str, str, int, int]] = []
+
+    def visit(layer: Layer, name: str) -> None:
+        children, names = layer._children(), list(layer._block.names(layer._prefix))
+        if not children:
+            rows.append((name or "-", repr(layer), *_counts(layer, names)))
+            return
+        inner = tuple(f"{layer._prefix}{child}." for child in children)
+        own = [n for n in names if not n.startswith(inner)]
+        for n in own:
+            shape = layer._block.entry(n).shape
+            label = f"Parameter{list(shape)}"
+            rows.append((n[len(model._prefix) :], label, *_counts(layer, [n])))
+        for child, one in children.items():
+            visit(one, f"{name}.{child}" if name else child)
+
+    visit(model, "")
+    total, trained = (model.count_parameters(trainable_only=t) for t in (False, True))
+    table = [("name", "layer", "parameters", "trained")]
+    table += [(n, text, f"{a:,}", f"{b:,}") for n, text, a, b in rows]
+    first, second = (max(len(row[k]) for row in table) for k in (0, 1))
+    lines = [f"{a:<{first}}  {b:<{second}}  {c:>10}  {d:>7}" for a, b, c, d in table]
+    size: float = total * model.dtype.itemsize
+    held = f"{total * model.dtype.itemsize} bytes"
+    for unit in ("kB", "MB", "GB"):
+        if size >= 1000:
+            size /= 1000
+            held = f"{size:.1f} {unit}"
+    tied = len(model._block.aliases)
+    return "\n".join(
+        [*lines, f"{total:,} parameters in {held} of {model.dtype}, {trained:,} of them trained"]
+        + ([f"{tied} tied to others, counted once"] if tied else [])
+    )
 
 
 def _as_numbers(name: str, value: Any) -> Array:
@@ -550,4 +740,5 @@ class Pullback:
             raise
 
 
+Layer.__init__ = _remembering(Layer.__init__)  # type: ignore[method-assign]
 readable(globals())

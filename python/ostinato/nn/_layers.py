@@ -11,6 +11,7 @@ import numpy.typing as npt
 from .. import _check, _device, _native
 from .._annotations import readable
 from .._check import Array, Seed
+from ._functions import gelu_parts
 from ._layer import Layer, Pullback
 
 
@@ -165,15 +166,20 @@ class Embedding(Layer):
     Args:
         num_embeddings: N, rows of the table. The parameter is ``weight [N,E]``.
         embedding_dim: E, length of a row.
+        padding_index: an index that stands for padding: its row begins as zeros, and looking it up
+            gives it no gradient. None: none.
         dtype: float32 or float64.
         rng: seed or generator of the initial values, N(0, 1).
     """
+
+    padding_index: int | None = None
 
     def __init__(
         self,
         num_embeddings: int,
         embedding_dim: int,
         *,
+        padding_index: int | None = None,
         dtype: npt.DTypeLike = np.float32,
         rng: Seed = None,
     ) -> None:
@@ -182,6 +188,14 @@ class Embedding(Layer):
         self.embedding_dim = _check.positive("embedding_dim", embedding_dim)
         shape = (self.num_embeddings, self.embedding_dim)
         weight = _check.drawn("weight", shape, self._dtype, _check.generator(rng).standard_normal)
+        if padding_index is not None:
+            self.padding_index = _check.positive("padding_index", padding_index, 0)
+            if self.padding_index >= self.num_embeddings:
+                raise ValueError(
+                    f"padding_index: expected a number below N = {self.num_embeddings}, got "
+                    f"{padding_index}"
+                )
+            weight[self.padding_index] = 0
         self._declare({"weight": weight}, no_decay=("weight",))
 
     def __call__(self, x: Array) -> Array:
@@ -229,13 +243,16 @@ class Embedding(Layer):
         def backward(grads: dict[str, Array | None], dy: Array, need_dx: bool) -> None:
             d = _gradient_rows(dy, y)
             if grads["weight"] is not None:
+                if self.padding_index is not None:
+                    d = np.where((ids != self.padding_index)[:, None], d, d.dtype.type(0))
                 _native.backend_for(d).embedding_scatter_(ids, d, grads["weight"])
 
         y = _read_only(self(x))
         return y, self._pullback(backward)
 
     def __repr__(self) -> str:
-        return f"Embedding({self.num_embeddings}, {self.embedding_dim})"
+        padding = "" if self.padding_index is None else f", padding_index={self.padding_index}"
+        return f"Embedding({self.num_embeddings}, {self.embedding_dim}{padding})"
 
 
 class Dropout(Layer):
@@ -316,13 +333,14 @@ class Activation(Layer):
     [0.0, 2.0]
 
     Args:
-        name: "tanh", "sigmoid" or "relu".
+        name: "tanh", "sigmoid", "relu"; "gelu" or "gelu_tanh", its approximation by tanh, see
+            `ostinato.nn.gelu`.
         dtype: float32 or float64.
     """
 
     def __init__(self, name: str, *, dtype: npt.DTypeLike = np.float32) -> None:
         super().__init__(dtype=dtype)
-        self.name = _check.choice("name", name, ("tanh", "sigmoid", "relu"))
+        self.name = _check.choice("name", name, ("tanh", "sigmoid", "relu", "gelu", "gelu_tanh"))
 
     def __call__(self, x: Array) -> Array:
         """Return the function of every element.
@@ -338,6 +356,8 @@ class Activation(Layer):
             ValueError: x has no axis.
         """
         flat = _flat(x, self._dtype)
+        if self.name.startswith("gelu"):
+            return gelu_parts(flat, self.name == "gelu_tanh")[0].reshape(x.shape)
         y: Array = (
             np.maximum(flat, 0)
             if self.name == "relu"
@@ -346,6 +366,9 @@ class Activation(Layer):
         return y.reshape(x.shape)
 
     def _join_stream(self, native: Any) -> None:
+        if self.name.startswith("gelu"):
+            native.add_step(lambda rows, slots: self(rows), None)
+            return
         native.add_map(self.name, -1)
 
     def vjp(self, x: Array, *, rng: Seed = None) -> tuple[Array, Pullback]:
@@ -362,10 +385,17 @@ class Activation(Layer):
             TypeError: x is no array of the layer's dtype.
             ValueError: x has no axis.
         """
-        y = _read_only(self(x))
+        known: Array | None = None  # the slope, where the outputs alone do not give it
+        if self.name.startswith("gelu"):
+            flat, known = gelu_parts(_flat(x, self._dtype), self.name == "gelu_tanh")
+            y = _read_only(flat.reshape(x.shape))
+        else:
+            y = _read_only(self(x))
 
         def backward(grads: dict[str, Array | None], dy: Array, need_dx: bool) -> Array:
             d = _gradient_rows(dy, y).reshape(y.shape)
+            if known is not None:
+                return known.reshape(y.shape) * d
             if self.name == "relu":
                 slope: Array = (y > 0).astype(y.dtype)
             else:

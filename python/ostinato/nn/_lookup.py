@@ -59,8 +59,15 @@ def table_pullback(embedding: Layer) -> Pullback:
     """Return the pullback of an embedding that was looked up: dy is the gradient of its table."""
 
     def backward(grads: dict[str, Array | None], dy: Array, need_dx: bool) -> None:
-        if grads["weight"] is not None:
-            grads["weight"] += dy
+        into = grads["weight"]
+        if into is None:
+            return
+        padding = getattr(embedding, "padding_index", None)
+        if padding is None:
+            into += dy
+        else:
+            into[:padding] += dy[:padding]
+            into[padding + 1 :] += dy[padding + 1 :]
 
     return embedding._pullback(backward)
 

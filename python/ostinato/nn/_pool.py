@@ -2,20 +2,58 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from .. import _check, _device
+from .. import _check, _device, _native
 from .._annotations import readable
 from .._check import Array, Lengths, Seed
 from .._ragged import Ragged, rows_that_count
 from ._layer import Layer, Pullback
 
 
+class _Sums:
+    """Sums and maxima over the rows of each sequence, given back to every row of it."""
+
+    def __init__(self, x: Ragged) -> None:
+        self.lengths = x.lengths
+        self._filled = x.lengths > 0
+        self._starts = x.offsets[:-1][self._filled]
+
+    def by_sequence(self, rows: Array) -> Array:
+        """Return the sums ``[B,...]``, zero for a sequence without rows."""
+        out = np.zeros((len(self.lengths), *rows.shape[1:]), rows.dtype)
+        if self._starts.size:
+            sums = np.add.reduceat(rows, self._starts, axis=0, dtype=np.float64)
+            out[self._filled] = sums
+        return out
+
+    def of(self, values: Array) -> Array:
+        """Return the sum of its sequence for every row."""
+        return np.repeat(self.by_sequence(values), self.lengths)
+
+    def largest(self, values: Array) -> Array:
+        """Return the largest of its sequence for every row."""
+        if not self._starts.size:
+            return values
+        return np.repeat(np.maximum.reduceat(values, self._starts), self.lengths[self._filled])
+
+
+class _Attended(NamedTuple):
+    """What attention over the steps saves for its way back."""
+
+    rows: Array
+    hidden: Array
+    weights: Array
+    packed: Any
+    sums: _Sums
+
+
 class Pool(Layer):
-    """Reduce each sequence to the mean or maximum of its real steps, or to its last real step.
+    """Reduce each sequence to one row: the mean, maximum, last or an attended mean of its steps.
 
     Padding and masked steps do not count, whatever they hold. A sequence without a real step gives
     zeros.
@@ -34,19 +72,44 @@ class Pool(Layer):
     (1, 3)
 
     Args:
-        kind: "mean", "max" or "last".
+        kind: "mean", "max", "last"; or "attention", the mean weighted by the softmax of
+            ``context tanh(weight x + bias)`` over the real steps (Yang et al. 2016).
+        size: D, for "attention", which has the parameters ``weight [D,D]``, ``bias [D]`` and
+            ``context [D]``; None otherwise.
         batch_first: whether x is ``[B,T,D]`` in place of ``[T,B,D]``.
         dtype: float32 or float64.
+        rng: seed or generator of the initial values, U(-1/sqrt(D), 1/sqrt(D)).
+
+    Raises:
+        ValueError: an unknown kind, or a size that it does not have or lacks.
     """
 
     takes_lengths = True
 
     def __init__(
-        self, kind: str, *, batch_first: bool = False, dtype: npt.DTypeLike = np.float32
+        self,
+        kind: str,
+        size: int | None = None,
+        *,
+        batch_first: bool = False,
+        dtype: npt.DTypeLike = np.float32,
+        rng: Seed = None,
     ) -> None:
         super().__init__(dtype=dtype)
-        self.kind = _check.choice("kind", kind, ("mean", "max", "last"))
+        self.kind = _check.choice("kind", kind, ("mean", "max", "last", "attention"))
         self.batch_first = bool(batch_first)
+        if kind != "attention":
+            if size is not None:
+                raise ValueError(f"size: expected None for {kind!r}, got {size!r}")
+            return
+        n, g = _check.positive("size", size), _check.generator(rng)
+        shapes = {"weight": (n, n), "bias": (n,), "context": (n,)}
+        bound = 1 / math.sqrt(n)
+
+        def draw(shape: tuple[int, ...]) -> Array:
+            return g.uniform(-bound, bound, shape)
+
+        self._declare({k: _check.drawn(k, s, self._dtype, draw) for k, s in shapes.items()})
 
     @property
     def reduces_time(self) -> bool:
@@ -65,7 +128,48 @@ class Pool(Layer):
                 f"x: expected rows [N,D] of {self._dtype}, got shape {sequences.rows.shape} of "
                 f"{sequences.rows.dtype}"
             )
+        width = sequences.rows.shape[1]
+        if self.kind == "attention" and width != len(self.parameters()["bias"]):
+            raise ValueError(
+                f"x: expected a last axis of {len(self.parameters()['bias'])}, got {width}"
+            )
         return sequences, counts
+
+    def _pack(self, backward: bool) -> Any:
+        p = self.parameters()
+        make = _native.backend_for(self._block.values).PackedLinear
+        return make(p["weight"], p["bias"], backward)
+
+    def _attended(self, x: Ragged, on: Array, backward: bool) -> tuple[Array, _Attended]:
+        """Return y [B,D], and what the way back needs."""
+        rows = np.where(on[:, None], x.rows, self._dtype.type(0))
+        packed = self._packed(backward)
+        hidden = np.tanh(packed.forward(_check.contiguous(rows)))
+        scores = np.where(on, hidden @ self.parameters()["context"], -np.inf)
+        sums = _Sums(x)
+        top = sums.largest(scores)
+        weights = np.exp(scores - np.where(np.isfinite(top), top, 0))
+        total = sums.of(weights)
+        weights = (weights / np.where(total == 0, 1, total)).astype(self._dtype)
+        y = sums.by_sequence(weights[:, None] * rows)
+        return y, _Attended(rows, hidden, weights, packed, sums)
+
+    def _attended_back(
+        self, saved: _Attended, grads: dict[str, Array | None], d: Array, need_dx: bool
+    ) -> Array | None:
+        """Add the gradients of the parameters; return that of the rows."""
+        rows, hidden, weights, packed, sums = saved
+        spread = np.repeat(d, sums.lengths, 0)
+        slopes = (spread * rows).sum(1)
+        slopes = (weights * (slopes - sums.of(weights * slopes))).astype(self._dtype)
+        into = grads["context"]
+        if into is not None:
+            into += slopes @ hidden
+        back = slopes[:, None] * self.parameters()["context"] * (1 - hidden * hidden)
+        dx: Array | None = packed.run_backward(
+            rows, _check.contiguous(back), grads["weight"], grads["bias"], need_dx
+        )
+        return None if dx is None else dx + weights[:, None] * spread
 
     def _pooled(self, x: Ragged, on: Array) -> tuple[Array, Array]:
         """Return y [B,D], and 1 / count [B] or the row that each element came from [B,D]."""
@@ -117,7 +221,10 @@ class Pool(Layer):
             TypeError: x has another dtype than the layer.
             ValueError: an argument of the wrong shape.
         """
-        return self._pooled(*self._rows(x, lengths, mask))[0]
+        sequences, on = self._rows(x, lengths, mask)
+        if self.kind == "attention":
+            return self._attended(sequences, on, False)[0]
+        return self._pooled(sequences, on)[0]
 
     def vjp(
         self, x: Any, *, lengths: Lengths = None, mask: Any = None, rng: Seed = None
@@ -138,7 +245,11 @@ class Pool(Layer):
             ValueError: an argument of the wrong shape.
         """
         sequences, on = self._rows(x, lengths, mask)
-        y, origin = self._pooled(sequences, on)
+        saved: _Attended | None = None
+        if self.kind == "attention":
+            y, saved = self._attended(sequences, on, True)
+        else:
+            y, origin = self._pooled(sequences, on)
 
         def backward(grads: dict[str, Array | None], dy: Array, need_dx: bool) -> Any:
             d = _check.array("dy", dy)
@@ -146,7 +257,13 @@ class Pool(Layer):
                 raise ValueError(
                     f"dy: expected shape {y.shape} of {y.dtype}, got {d.shape} of {d.dtype}"
                 )
-            if self.kind == "mean":
+            if saved is not None:
+                found = self._attended_back(saved, grads, d, need_dx)
+                if found is None:
+                    return None
+                rows = found
+                rows[~on] = 0
+            elif self.kind == "mean":
                 rows = np.repeat((d * origin[:, None]).astype(d.dtype), sequences.lengths, 0)
                 rows[~on] = 0
             else:
@@ -162,7 +279,8 @@ class Pool(Layer):
         return _check.read_only(y), self._pullback(backward)
 
     def __repr__(self) -> str:
-        return f"Pool({self.kind!r}{', batch_first=True' if self.batch_first else ''})"
+        size = f", {len(self.parameters()['bias'])}" if self.kind == "attention" else ""
+        return f"Pool({self.kind!r}{size}{', batch_first=True' if self.batch_first else ''})"
 
 
 readable(globals())

@@ -369,6 +369,7 @@ class _Recorder(Layer):
 
     stateful = True
     takes_lengths = True
+    _layer_attributes = frozenset({"layer", "exact"})  # of another model
 
     def __init__(self, name: str, layer: ScaledInputs, calls: list[Any]) -> None:
         super().__init__(dtype=layer.dtype)

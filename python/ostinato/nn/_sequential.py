@@ -12,7 +12,7 @@ from .._annotations import readable
 from .._check import Seed
 from .._ragged import Ragged, as_given, rows_like, unwrapped
 from ._block import Block, Views
-from ._layer import Layer, Pullback
+from ._layer import Layer, Pullback, block_of, layers_of
 from ._lookup import lookup_of, table_pullback
 from ._quantization import ModelQuantizationReport, calibrate_all, report_of
 from ._recurrent import OUTPUTS
@@ -51,6 +51,7 @@ class Sequential(Layer):
 
     stateful = True
     takes_lengths = True
+    _layer_attributes = frozenset({"layers"})
 
     def __init__(self, *layers: Layer, **named: Layer) -> None:
         self._names = (*map(str, range(len(layers))), *named)
@@ -73,17 +74,7 @@ class Sequential(Layer):
         _refuse_mixed_layouts(layers)
         super().__init__(dtype=layers[0].dtype)
         self.layers = tuple(layers)
-        arrays, decay, frozen = {}, {}, []
-        for own, layer in zip(self._names, layers):
-            for name, array in layer.parameters().items():
-                entry = layer._block.entries[layer._prefix + name]
-                arrays[f"{own}.{name}"], decay[f"{own}.{name}"] = array, entry.decay
-                if not entry.trainable:
-                    frozen.append(f"{own}.{name}")
-        block = Block(arrays, decay, self._dtype)
-        for name in frozen:
-            block.mark(name, trainable=False)
-        self._place(block, "")
+        self._place(block_of(dict(zip(self._names, layers)), {}, self._dtype), "")
 
     def _place(self, block: Block, prefix: str) -> None:
         super()._place(block, prefix)
@@ -95,6 +86,15 @@ class Sequential(Layer):
     def reduces_time(self) -> bool:
         """Whether the outputs are one a sequence, because a layer pools over the steps."""
         return any(layer.reduces_time for layer in self.layers)
+
+    def _times_after(self, times: dict[str, Any]) -> dict[str, Any]:
+        for layer in self.layers:
+            times = layer._times_after(times)
+        return times
+
+    def _children(self) -> dict[str, Layer]:
+        """Return the layers by their names."""
+        return dict(zip(self._names, self.layers))
 
     def _check_device(self, device: _device.Device | None) -> None:
         for layer in self.layers:
@@ -172,6 +172,7 @@ class Sequential(Layer):
                 more.append(
                     {**own, "outputs": outputs} if outputs != "all" and k == recurrent[-1] else own
                 )
+            times = layer._times_after(times)
         x, listed = unwrapped(x)
         return self._without_padding(x, times, _leaf(self, 0)), listed, states, more
 
@@ -207,7 +208,7 @@ class Sequential(Layer):
                 x = lookup
             elif layer.stateful:
                 x, s = layer(x, s, **own)
-            elif own or layer.reduces_time:
+            elif own or layer.takes_lengths:
                 x = layer(x, **own)
             else:
                 x = x.like(layer(x.rows)) if isinstance(x, Ragged) else layer(x)
@@ -246,7 +247,7 @@ class Sequential(Layer):
                 x, pullback = lookup, table_pullback(layer)
             elif layer.stateful:
                 (x, s), pullback = layer.vjp(x, s, rng=rng, **own)
-            elif own or layer.reduces_time:
+            elif own or layer.takes_lengths:
                 x, pullback = layer.vjp(x, rng=rng, **own)
             else:
                 rows, pullback = layer.vjp(x.rows if isinstance(x, Ragged) else x, rng=rng)
@@ -273,9 +274,8 @@ class Sequential(Layer):
                 dy = rows_like("dy", dy, y, y.rows.shape[-1])
             dy = _like("dy", dy, y.rows if isinstance(y, Ragged) else y)
             if dy is not None and not isinstance(y, Ragged) and whole:
-                ends = {
-                    "lengths": times.get("lengths")
-                }  # what a masked step repeats has a gradient
+                # What a masked step repeats has a gradient: lengths alone.
+                ends = self._times_after({"lengths": times.get("lengths")})
                 dy = self._without_padding(_check.contiguous(dy), ends, _leaf(self, -1))
             for k in reversed(range(len(self.layers))):
                 options: dict[str, Any] = {
@@ -429,18 +429,11 @@ def _refuse_unknown(times: dict[str, Any], takers: bool, recurrent: bool) -> Non
             )
 
 
-def layers_of(model: Layer) -> Iterator[Layer]:
-    """Return the model and all that is in it, in order."""
-    yield model
-    for inner in model.layers if isinstance(model, Sequential) else ():
-        yield from layers_of(inner)
-
-
 def _takes_times(model: Layer) -> bool:
     """Whether a layer, or one within it, knows of lengths and the like."""
-    return any(
-        layer.takes_lengths for layer in layers_of(model) if not isinstance(layer, Sequential)
-    )
+    if isinstance(model, Sequential):
+        return any(map(_takes_times, model.layers))
+    return model.takes_lengths
 
 
 def _leaf(model: Layer, end: int) -> Layer:

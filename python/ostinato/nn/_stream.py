@@ -11,7 +11,9 @@ import numpy.typing as npt
 from .. import _check, _native
 from .._annotations import readable
 from .._check import Array
-from ._layer import Layer
+from .._recording import refuse_overridden
+from ._chain import Chain
+from ._layer import Layer, layers_of
 
 
 class Stream:
@@ -19,7 +21,9 @@ class Stream:
 
     `Recurrent.stream` and `Sequential.stream` make it. The numbers are those of the model on the
     whole sequence, bit for bit. A step of all slots allocates nothing. A stream runs one step at a
-    time: make one for each thread.
+    time: make one for each thread. Layers that the native code does not have (`LayerNorm`, a causal
+    `Conv1d`, `Residual`, `Concat`, GELU) take steps in NumPy between native ones, which allocate,
+    and agree to rounding.
 
     A stream holds the weights as they were when it was made. Once the model has changed (a
     parameter, a precision, an `input_scale`, or the layer became part of a model), a step or a
@@ -53,9 +57,13 @@ class Stream:
             raise ValueError(
                 f'model: expected one on the CPU, got one on {model.device}; use model.to("cpu")'
             )
+        for layer in layers_of(model):
+            refuse_overridden(layer, "_join_stream")
         made_of = model._block, model._block.changes  # before the weights are read
-        native = _native.backend_for(model._block.values).Stream(self.batch)
-        states = model._join_stream(native)
+        make = _native.backend_for(model._block.values).Stream
+        chain = Chain(make, self.batch, model.dtype)
+        states = model._join_stream(chain)
+        native = chain.alone()
         if native.y.size == 0:
             raise TypeError(f"stream: expected a model with something to compute, got {model!r}")
         return native, states, made_of

@@ -96,6 +96,7 @@ class Optimizer:
             KeyError: a pattern of ``groups`` that matches no parameter.
             ValueError: the model has another size or dtype than at the steps before.
         """
+        _check_model(model)
         size = model.flat.size
         self.check_groups(model)
         for name in self._buffers:
@@ -168,6 +169,15 @@ class Optimizer:
             )
 
 
+def _check_model(model: object) -> None:
+    """Raise if something else than a layer is to be stepped, such as a class that holds layers."""
+    if not isinstance(model, Layer):
+        raise TypeError(
+            f"model: expected a Layer, got {type(model).__name__}; a class of yours that has "
+            "layers as attributes derives from ost.nn.Model"
+        )
+
+
 _Run = tuple[int, int, bool, int, float]
 
 
@@ -180,12 +190,14 @@ def _runs(
 
     Frozen parameters are left out.
     """
-    views = model.parameters()
-    entries = [model._block.entries[model._prefix + n] for n in views]
+    table = model._block.entries
+    # Not those that are tied to a parameter of another layer.
+    views = [n for n in model.parameters() if model._prefix + n in table]
+    entries = [table[model._prefix + n] for n in views]
     base = entries[0].offset if entries else 0
     runs: list[_Run] = []
     for k, (name, e) in enumerate(zip(views, entries)):
-        stop = entries[k + 1].offset if k + 1 < len(entries) else base + views.flat.size
+        stop = entries[k + 1].offset if k + 1 < len(entries) else base + model.flat.size
         if not e.trainable:
             continue
         factor = next((f for p, f in reversed(groups.items()) if fnmatch.fnmatchcase(name, p)), 1.0)

@@ -13,6 +13,7 @@ True
 from . import metrics
 from ._callbacks import Callback, TensorBoard
 from ._checkpoint import Checkpoint
+from ._search import SearchResult, Trial, search
 from ._trainer import Trainer
 from ._types import Diverged, History, Row
 
@@ -22,7 +23,10 @@ __all__ = [
     "Diverged",
     "History",
     "Row",
+    "SearchResult",
     "TensorBoard",
     "Trainer",
+    "Trial",
     "metrics",
+    "search",
 ]

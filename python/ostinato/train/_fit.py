@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._check import Array
-from ..nn import Layer, Recurrent, Sequential
+from ..nn import Layer, Model, Recurrent, Sequential
 from . import _checkpoint
 from ._callbacks import Callback
 from ._checkpoint import Place, Saved
@@ -511,6 +511,8 @@ def _draws(model: Layer) -> bool:
     """Return whether anything in the model may draw numbers in `vjp`."""
     if isinstance(model, Sequential):
         return any(_draws(layer) for layer in model.layers)
+    if isinstance(model, Model) and type(model).__module__.startswith("ostinato."):
+        return any(_draws(layer) for layer in model._children().values())
     if isinstance(model, Recurrent):
         return bool(model.dropout) and model.num_layers > 1
     return getattr(model, "rate", 1) != 0 and (

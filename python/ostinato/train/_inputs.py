@@ -13,7 +13,8 @@ from .. import _check, _device
 from .._check import Array
 from .._ragged import Ragged, flat_flags, unwrapped
 from ..data import ArrayLoader, RaggedLoader, as_array, targets_of
-from ..nn import Embedding, Layer, Linear, Recurrent
+from ..nn import Embedding, Layer, Linear, Model, Recurrent
+from ..nn._layer import layers_of
 from ..nn._sequential import _leaf
 from ._types import FLAGS, THIRD, Batch, Times
 
@@ -41,8 +42,10 @@ class Form:
 
     @property
     def takes_ids(self) -> bool:
-        """Whether the first layer is an Embedding."""
-        return isinstance(self._first(), Embedding)
+        """Whether the first layer is an Embedding, or any layer of a model of the user's own."""
+        first = self._first()
+        layers = layers_of(first) if isinstance(first, Model) else (first,)
+        return any(isinstance(layer, Embedding) for layer in layers)
 
     def placed(self, a: Any) -> Any:
         """Return an array, or sequences, where the model is."""

@@ -12,7 +12,9 @@ from .. import _check, _device
 from .._check import Array
 from .._ragged import Ragged
 from ..losses import Loss
-from ..nn import Activation, Dropout, Layer, Linear, Recurrent, Sequential
+from ..nn import Activation, Dropout, Layer, LayerNorm, Linear, Model, Recurrent, Sequential
+from ..nn._layer import layers_of
+from ..nn._model import takes
 from ..optim import clip_by_value, global_norm
 from ._inputs import first_non_finite, taking_part
 from ._types import Batch, Times, diverged
@@ -58,9 +60,14 @@ def tells_last(model: Layer) -> bool:
     for layer in reversed(model.layers):
         if isinstance(layer, (Recurrent, Sequential)):
             return tells_last(layer)
-        if not isinstance(layer, (Linear, Activation, Dropout)):
+        if not isinstance(layer, (Linear, Activation, Dropout, LayerNorm)):
             return False
     return False
+
+
+def reads_steps(model: Layer) -> bool:
+    """Return whether anything in a model is told apart by lengths: layers that read many steps."""
+    return any(layer.takes_lengths for layer in layers_of(model) if not isinstance(layer, Model))
 
 
 def measure(
@@ -128,6 +135,8 @@ class Stepper:
     def _vjp(self, batch: Batch, state: Any, rng: Any) -> tuple[Any, Any, Any]:
         given = {} if rng is None else {"rng": rng}
         if not self.model.stateful:
+            if isinstance(self.model, Model):
+                given = {**given, **self.trainer._options}
             y, pullback = self.model.vjp(batch.x, **self._pooled(batch), **given)
             return y, None, pullback
         options = (
@@ -142,11 +151,24 @@ class Stepper:
 
     def _pooled(self, batch: Batch) -> dict[str, Any]:
         """Return what a layer without a state, such as a Pool, needs to know of the steps."""
+        if isinstance(self.model, Model):
+            self._refuse_unread(batch)
         return {
             n: batch.times[n]
             for n in ("lengths", "mask")
             if self.model.takes_lengths and n in batch.times
         }
+
+    def _refuse_unread(self, batch: Batch) -> None:
+        """Raise if a model has layers that take lengths or masks, and its call takes none."""
+        for name in ("lengths", "mask"):
+            given = batch.times.get(name) is not None
+            if given and reads_steps(self.model) and not takes(type(self.model), name):
+                raise ValueError(
+                    f"{name}: expected None for a {type(self.model).__name__}, whose __call__ "
+                    f"takes no {name}, got {type(batch.times[name]).__name__}; give it such an "
+                    "argument, and pass it on to its layers"
+                )
 
     @staticmethod
     def _times(times: Times) -> dict[str, Any]:

@@ -18,11 +18,12 @@ from .. import _check, _device
 from .._annotations import readable
 from .._check import Array
 from .._ragged import Ragged, as_given, flat_flags
+from .._recording import refuse_overridden
 from .._segments import parse as parse_limit
 from ..data import as_array
 from ..losses import Loss
 from ..nn import Layer, Recurrent
-from ..nn._sequential import layers_of
+from ..nn._layer import layers_of
 from ..optim import Adam, Optimizer
 from ..optim._checks import check_above_zero
 from . import metrics as _metrics
@@ -51,6 +52,17 @@ def _instance(name: str, value: Any, kind: type) -> Any:
     if not isinstance(value, kind):
         raise TypeError(f"{name}: expected {wanted}, got {type(value).__name__}")
     return value
+
+
+def _check_model(model: object) -> None:
+    """Raise unless it is a layer, whose parts train what their calls compute."""
+    if not isinstance(model, Layer):
+        raise TypeError(
+            f"model: expected a Layer, got {type(model).__name__}; a class of yours that has "
+            "layers as attributes derives from ost.nn.Model"
+        )
+    for layer in layers_of(model):
+        refuse_overridden(layer, "vjp")
 
 
 class Trainer:
@@ -113,8 +125,7 @@ class Trainer:
         metrics: Mapping[str, Any] | Sequence[Any] | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        if not isinstance(model, Layer):
-            raise TypeError(f"model: expected a Layer, got {type(model).__name__}")
+        _check_model(model)
         self.model: Layer = model
         self.loss: Loss = _instance("loss", loss, Loss)
         self.optimizer: Optimizer = (
@@ -171,7 +182,7 @@ class Trainer:
             raise ValueError(
                 'outputs: expected "last_step", or a model whose layers behind its last recurrent '
                 "one act on each step by itself "
-                '(Linear, Activation, Dropout), got "last"'
+                '(Linear, Activation, Dropout, LayerNorm), got "last"'
             )
 
     # A copy or a pickle is a Trainer that is not running.

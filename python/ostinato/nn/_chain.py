@@ -1,0 +1,147 @@
+"""Put steps in Python between native ones, for streams of layers that the native code lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .._annotations import readable
+from .._check import Array
+
+# ``step(rows [n,I], slots)`` gives rows [n,O]; slots are their numbers, or a slice for all.
+Step = Callable[[Array, Any], Array]
+
+
+class Chain:
+    """Native streams and steps in Python, one after the other, as one native stream.
+
+    Layers add themselves as they do to a native stream, or by `add_step`.
+
+    Args:
+        make: returns a native stream of so many slots.
+        batch: B, the number of slots.
+        dtype: of the rows.
+    """
+
+    def __init__(self, make: Callable[[int], Any], batch: int, dtype: np.dtype[Any]) -> None:
+        self._make, self._batch, self._dtype = make, batch, dtype
+        self._parts: list[Any] = []  # native streams, and functions
+        self._native: Any = None  # that layers are being added to
+        self._x: Array | None = None  # where the first part is a function
+        self._y: Array | None = None  # where the last part is one
+
+    def _open(self) -> Any:
+        if self._native is None:
+            self._native = self._make(self._batch)
+            self._parts.append(self._native)
+            self._y = None
+        return self._native
+
+    def add_recurrent(self, packed: Any) -> Any:
+        """Add a recurrent layer; return its states."""
+        return self._open().add_recurrent(packed)
+
+    def add_linear(self, packed: Any) -> None:
+        """Add a `Linear`."""
+        self._open().add_linear(packed)
+
+    def add_embedding(self, weight: Array) -> None:
+        """Add an `Embedding`."""
+        self._open().add_embedding(weight)
+
+    def add_map(self, name: str, width: int) -> None:
+        """Add a function of every element that the native code has."""
+        self._open().add_map(name, width)
+
+    def add_step(self, step: Step, width: int | None, out: int | None = None) -> None:
+        """Add a step in Python.
+
+        Args:
+            step: the function.
+            width: I; None: that of what comes before.
+            out: O; None: I.
+        """
+        known = self.y.shape[1] if self._parts else width
+        if known is None:
+            raise TypeError(
+                "stream: expected a layer first that knows the length of its inputs, such as a "
+                "Linear, got one that takes any"
+            )
+        if width is not None and width != known:
+            raise ValueError(f"stream: expected inputs of {width}, got {known} of the layer before")
+        if not self._parts:
+            self._x = np.zeros((self._batch, known), self._dtype)
+        self._y = np.zeros((self._batch, out or known), self._dtype)
+        self._native = None
+        self._parts.append(step)
+
+    @property
+    def batch(self) -> int:
+        """B, the number of slots."""
+        return self._batch
+
+    def branch(self) -> Chain:
+        """Return an empty chain of the same slots, for a layer within a layer."""
+        return Chain(self._make, self._batch, self._dtype)
+
+    def alone(self) -> Any:
+        """Return the native stream if that is all there is, else the chain."""
+        return self._native if len(self._parts) == 1 and self._native is not None else self
+
+    @property
+    def x(self) -> Array:
+        """The inputs of the next step."""
+        if self._x is not None:
+            return self._x
+        x: Array = self._parts[0].x if self._parts else np.zeros(0, self._dtype)
+        return x
+
+    @property
+    def y(self) -> Array:
+        """The outputs of the last step; empty without a layer."""
+        if self._y is not None:
+            return self._y
+        y: Array = self._parts[-1].y if self._parts else np.zeros(0, self._dtype)
+        return y
+
+    def step(self, x: Array | None = None, slots: Array | None = None) -> Array:
+        """Run one step of all slots, or of some."""
+        rows = x
+        if self._x is not None:
+            rows = self._checked(x, slots)
+        where: Any = slice(None) if slots is None else slots
+        for part in self._parts:
+            if callable(part):
+                assert rows is not None
+                rows = part(rows, where)
+            else:
+                rows = part.step(rows) if slots is None else part.step(rows, slots)
+        assert rows is not None
+        if self._y is None:
+            return rows
+        out = self._y[: len(rows)]
+        out[...] = rows
+        return out
+
+    def _checked(self, x: Array | None, slots: Array | None) -> Array:
+        """Return the inputs of a step that begins in Python, which no native code has checked."""
+        assert self._x is not None
+        if slots is not None:
+            if ((slots < 0) | (slots >= self._batch)).any():
+                raise ValueError(
+                    f"slots: expected numbers from 0 to {self._batch - 1}, got {slots.tolist()}"
+                )
+            if len(np.unique(slots)) != len(slots):
+                raise ValueError(f"slots: expected each at most once, got {slots.tolist()}")
+        shape = (self._batch if slots is None else len(slots), self._x.shape[1])
+        if x is None:
+            return self._x[: shape[0]]
+        if not isinstance(x, np.ndarray) or x.shape != shape or x.dtype != self._dtype:
+            got = f"{x.shape} of {x.dtype}" if isinstance(x, np.ndarray) else type(x).__name__
+            raise ValueError(f"x: expected shape {shape} of {self._dtype}, got {got}")
+        return x
+
+
+readable(globals())

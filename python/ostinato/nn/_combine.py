@@ -1,0 +1,340 @@
+"""Define models that are made of other layers: Residual, Concat, TimeDistributed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .. import _check, _device
+from .._annotations import readable
+from .._check import Array
+from .._ragged import Ragged, as_given, unwrapped
+from .._recording import value_of
+from ._layer import Layer, layers_of
+from ._model import Model
+from ._stream import Stream
+
+
+def layout_of(layer: Layer) -> bool | None:
+    """Whether a layer takes ``[B,T,...]``; None if it does not tell time from batch."""
+    found = (bool(m.batch_first) for m in layers_of(layer) if hasattr(m, "batch_first"))
+    return next(found, None)
+
+
+def real_steps(x: Any, lengths: object, mask: Any, batch_first: bool) -> Array | None:
+    """Return which steps of ``x [T,B,...]`` count, as ``[T,B]``; ``[B,T]`` if batch_first.
+
+    None stands for all.
+    """
+    if lengths is None and mask is None:
+        return None
+    batch, steps = x.shape[:2] if batch_first else x.shape[1::-1]
+    flags = _check.flags("mask", mask, steps, batch, batch_first)
+    on = _check.taking_part(steps, batch, _check.lengths(lengths, steps, batch), flags)
+    placed: Array = _device.like(np.ascontiguousarray(on.T) if batch_first else on, value_of(x))
+    return placed
+
+
+def without_padding(x: Any, on: Array | None) -> Any:
+    """Return x with zeros in the steps that do not count, which may hold anything."""
+    if on is None:
+        return x
+    zero = x.dtype.type(0)
+    return np.where(on.reshape(on.shape + (1,) * (x.ndim - 2)), x, zero)
+
+
+def padded_of(x: Ragged) -> Any:
+    """Return sequences as ``[T,B,...]``, with zeros past the ends; recorded within `vjp`."""
+    rows = x.rows
+    index = np.full((int(x.lengths.max(initial=0)), len(x)), len(rows), np.int64)
+    index[x._places()] = np.arange(len(rows))
+    more = np.zeros_like(value_of(rows), shape=(1, *rows.shape[1:]))
+    return np.concatenate([rows, more])[_device.like(index, value_of(rows))]
+
+
+def _times_for(layer: Layer, times: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of time that a layer takes."""
+    if not layer.takes_lengths:
+        return {}
+    return times if layer.stateful else {n: times[n] for n in ("lengths", "mask") if n in times}
+
+
+def _require_layers(layers: tuple[Any, ...]) -> None:
+    for layer in layers:
+        if not isinstance(layer, Layer):
+            raise TypeError(f"layers: expected layers, got {type(layer).__name__}")
+
+
+def _stepped(chain: Any, rows: Array, slots: Any) -> Array:
+    """Run a step of a chain within another one."""
+    y: Array = chain.step(rows, None if isinstance(slots, slice) else slots)
+    return y
+
+
+def _refuse_state(kind: str, state: Any) -> None:
+    if state is not None:
+        raise TypeError(f"state: expected None, since no layer of {kind} has a state, got one")
+
+
+class _Wrapper(Model):
+    """A model of other layers, which has a state if one of them has."""
+
+    def _take_after(self, layers: tuple[Layer, ...]) -> None:
+        _require_layers(layers)
+        self.stateful = any(layer.stateful for layer in layers)
+        self.takes_lengths = any(layer.takes_lengths for layer in layers)
+        layouts = {layout_of(layer) for layer in layers} - {None}
+        if len(layouts) > 1:
+            raise ValueError("layers: expected one batch_first for all, got both")
+        self._layout = next(iter(layouts), None)
+
+    def _cleaned(self, x: Any, times: dict[str, Any]) -> Any:
+        """Return x with zeros in steps that do not count."""
+        if isinstance(x, Ragged) or self._layout is None or np.ndim(value_of(x)) < 3:
+            return x
+        lengths, mask = times.get("lengths"), times.get("mask")
+        return without_padding(x, real_steps(x, lengths, mask, self._layout))
+
+    def stream(self, batch: int = 1) -> Stream:
+        """Return a stream: one step a call, with states in slots.
+
+        Args:
+            batch: B, the number of slots, each with a state of its own.
+
+        Returns:
+            The stream, see `Stream`.
+
+        Raises:
+            TypeError: a layer that cannot run step by step.
+            ValueError: a layer that is bidirectional or not on the CPU; batch is less than 1.
+        """
+        return Stream(self, batch)
+
+
+class Residual(_Wrapper):
+    """Add the outputs of a layer to its inputs: ``y = x + layer(x)``.
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> block = ost.nn.Residual(ost.nn.GRU(4, 4, rng=0))
+    >>> y, state = block(np.ones((5, 2, 4), np.float32))
+    >>> y.shape
+    (5, 2, 4)
+
+    Args:
+        layer: with outputs of the shape of its inputs. If it has a state, so has the block.
+
+    Raises:
+        TypeError: layer is no layer.
+        ValueError: a layer that has an owner.
+
+    Source: He, Zhang, Ren, Sun (2016), "Deep residual learning for image recognition".
+    """
+
+    def __init__(self, layer: Layer) -> None:
+        self._take_after((layer,))
+        self.layer = layer
+
+    def __call__(self, x: Any, state: Any = None, **times: Any) -> Any:
+        """Return ``x + layer(x)``, with the state if the layer has one.
+
+        Args:
+            x: the inputs: an array, or sequences as a `Ragged` or a list of ``[n,D]``.
+            state: of the layer, if it has one; None: its initial state.
+            **times: options of the layer, such as ``lengths``.
+
+        Returns:
+            y, or ``(y, state)`` for a layer with a state.
+
+        Raises:
+            TypeError: a state for a layer without one, or an argument of the wrong type.
+            ValueError: outputs of another shape than the inputs.
+        """
+        x, listed = unwrapped(x)
+        x = self._cleaned(x, times)
+        if self.layer.stateful:
+            y, state = self.layer(x, state, **times)
+        else:
+            _refuse_state("Residual", state)
+            ragged = isinstance(x, Ragged) and not self.layer.takes_lengths
+            y = x.like(self.layer(x.rows)) if ragged else self.layer(x, **times)
+        own = x if isinstance(x, Ragged) else None
+        a, b = (v.rows if isinstance(v, Ragged) else v for v in (x, y))
+        if a.shape != b.shape:
+            raise ValueError(
+                f"layer: expected outputs of the shape of the inputs {a.shape}, got {b.shape}"
+            )
+        y = as_given(a + b, own, listed)
+        return (y, state) if self.stateful else y
+
+    def _join_stream(self, native: Any) -> Any:
+        inner = native.branch()
+        states = self.layer._join_stream(inner)
+        width = inner.y.shape[-1]
+        native.add_step(lambda rows, slots: rows + _stepped(inner, rows, slots), width)
+        return states
+
+    def _reset_stream(self, states: Any, slots: Any) -> None:
+        self.layer._reset_stream(states, slots)
+
+    def _stream_state(self, states: Any) -> Any:
+        return self.layer._stream_state(states)
+
+
+class Concat(_Wrapper):
+    """Run layers on the same inputs, and join their outputs along the last axis.
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> both = ost.nn.Concat(ost.nn.Linear(4, 3, rng=0), ost.nn.GRU(4, 5, rng=1))
+    >>> y, state = both(np.ones((6, 2, 4), np.float32))
+    >>> y.shape, state[0]
+    ((6, 2, 8), None)
+
+    Args:
+        *layers: with outputs that differ in the last axis alone. If one has a state the model has
+            one: a tuple with one entry a layer, None for those without.
+
+    Raises:
+        TypeError: something that is no layer.
+        ValueError: no layer, layers of two layouts, or a layer that has an owner.
+    """
+
+    def __init__(self, *layers: Layer) -> None:
+        if not layers:
+            raise ValueError("layers: expected at least one, got none")
+        self._take_after(layers)
+        self.layers = list(layers)
+
+    def __call__(self, x: Any, state: Any = None, **times: Any) -> Any:
+        """Return the outputs of all layers, joined.
+
+        Args:
+            x: the inputs: an array, or sequences as a `Ragged` or a list of ``[n,D]``.
+            state: a tuple with one entry a layer; None: initial states.
+            **times: options such as ``lengths``, which go to the layers that take them.
+
+        Returns:
+            y, or ``(y, state)`` if a layer has a state.
+
+        Raises:
+            TypeError: a state where no layer has one, or an argument of the wrong type.
+            ValueError: outputs that cannot be joined.
+        """
+        x, listed = unwrapped(x)
+        x = self._cleaned(x, times)
+        if not self.stateful:
+            _refuse_state("Concat", state)
+        states = (None,) * len(self.layers) if state is None else state
+        if len(states) != len(self.layers):
+            raise TypeError(
+                f"state: expected a tuple of {len(self.layers)}, one entry a layer, got "
+                f"{len(states)}"
+            )
+        ys, new = [], []
+        for layer, s in zip(self.layers, states):
+            own = _times_for(layer, times)
+            if layer.stateful:
+                y, s = layer(x, s, **own)
+            elif isinstance(x, Ragged) and not layer.takes_lengths:
+                y = layer(x.rows)
+            else:
+                y = layer(x, **own)
+            ys.append(y.rows if isinstance(y, Ragged) else y)
+            new.append(s)
+        joined = np.concatenate(ys, axis=-1)
+        y = as_given(joined, x if isinstance(x, Ragged) else None, listed)
+        return (y, tuple(new)) if self.stateful else y
+
+    def _join_stream(self, native: Any) -> Any:
+        branches = [native.branch() for _ in self.layers]
+        states = [layer._join_stream(b) for layer, b in zip(self.layers, branches)]
+        if any(b.y.size == 0 for b in branches):
+            raise TypeError("stream: expected layers with something to compute in a Concat")
+
+        def step(rows: Array, slots: Any) -> Array:
+            return np.concatenate([_stepped(b, rows, slots) for b in branches], axis=1)
+
+        width = branches[0].x.shape[1]
+        native.add_step(step, width, sum(b.y.shape[1] for b in branches))
+        return states
+
+    def _reset_stream(self, states: Any, slots: Any) -> None:
+        for layer, s in zip(self.layers, states):
+            layer._reset_stream(s, slots)
+
+    def _stream_state(self, states: Any) -> Any:
+        return tuple(layer._stream_state(s) for layer, s in zip(self.layers, states))
+
+
+class TimeDistributed(Model):
+    """Run a layer on every step by itself, each of which may be a sequence of its own.
+
+    With ``x [T,B,N,...]`` the layer gets ``[T*B,N,...]``: words as sequences of N characters, say,
+    for a `Conv1d`, a recurrent layer or a `Pool` with ``batch_first=True``.
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> words = ost.nn.TimeDistributed(
+    ...     ost.nn.Sequential(
+    ...         ost.nn.Embedding(30, 4, rng=0),
+    ...         ost.nn.Conv1d(4, 8, 3, batch_first=True, rng=0),
+    ...         ost.nn.Pool("max", batch_first=True),
+    ...     )
+    ... )
+    >>> words(np.ones((5, 2, 7), np.int64)).shape  # 5 words of 7 characters, twice
+    (5, 2, 8)
+
+    Args:
+        layer: what is run; the state of one that has a state is dropped.
+
+    Raises:
+        TypeError: layer is no layer.
+        ValueError: a layer that reads ``[T,B,...]`` and would take the steps for time.
+    """
+
+    def __init__(self, layer: Layer) -> None:
+        _require_layers((layer,))
+        if layout_of(layer) is False:
+            raise ValueError(
+                f"layer: expected batch_first=True within TimeDistributed, got False in {layer!r}"
+            )
+        self.layer = layer
+
+    def __call__(
+        self, x: Any, *, lengths: Any = None, mask: Any = None, inner_lengths: Any = None
+    ) -> Any:
+        """Return the outputs of every step.
+
+        Args:
+            x: ``[T,B,...]`` or ``[B,T,...]``, or a `Ragged` of steps.
+            lengths: taken and not needed: every step is by itself.
+            mask: taken and not needed.
+            inner_lengths: whole numbers ``[T,B]``, laid out as x: the lengths of the sequences that
+                the steps are. None: all of them are whole.
+
+        Returns:
+            The outputs, laid out as x.
+
+        Raises:
+            TypeError: an argument of the wrong type.
+            ValueError: an argument of the wrong shape.
+        """
+        sequences = x if isinstance(x, Ragged) else None
+        a = x.rows if isinstance(x, Ragged) else x
+        lead = a.shape[: 1 if sequences is not None else 2]
+        count = int(np.prod(lead, dtype=np.int64))
+        options: dict[str, Any] = {}
+        if inner_lengths is not None:
+            inner = np.asarray(inner_lengths)
+            if inner.shape != lead:
+                raise ValueError(f"inner_lengths: expected shape {lead}, got {inner.shape}")
+            options["lengths"] = inner.reshape(count)
+        y = self.layer(a.reshape(count, *a.shape[len(lead) :]), **options)
+        y = y[0] if self.layer.stateful else y
+        y = y.reshape(*lead, *y.shape[1:])
+        return y if sequences is None else sequences.like(y)
+
+
+readable(globals())

@@ -1,0 +1,935 @@
+"""Models of the user's own: parameters, ties, files, devices, training, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fake_cupy
+import ostinato as ost
+from conftest import native_for_tests, parameter_gradient
+from ostinato import nn
+
+R = np.random.default_rng(0)
+
+
+class Net(nn.Model):
+    """Layers in every place that an attribute has, and parameters."""
+
+    def __init__(self, size: int = 4, *, dtype: Any = np.float64, rng: int = 0) -> None:
+        self.scale = nn.Parameter(np.full(size, 0.5, dtype))
+        self.rnn = nn.GRU(3, size, dtype=dtype, rng=rng)
+        self.blocks = [nn.Linear(size, size, dtype=dtype, rng=k) for k in range(2)]
+        self.heads = {
+            "a": nn.Linear(size, 2, dtype=dtype, rng=5),
+            "b": nn.Sequential(nn.Linear(size, 1, dtype=dtype, rng=6)),
+        }
+        self.shift = (nn.Parameter(np.zeros((2, size), dtype)),)
+        self.size = size
+
+    def __call__(self, x: Any, lengths: Any = None) -> Any:
+        y, _ = self.rnn(x, lengths=lengths)
+        for k, block in enumerate(self.blocks):
+            y = y + np.tanh(block(y)) * self.scale + self.shift[0][k]
+        b, _ = self.heads["b"](y)
+        return np.concatenate([self.heads["a"](y), b], axis=-1)
+
+
+class Words(nn.Model):
+    """A language model with tied weights."""
+
+    def __init__(self, words: int = 7, size: int = 4, *, dtype: Any = np.float64) -> None:
+        self.embed = nn.Embedding(words, size, dtype=dtype, rng=0)
+        self.rnn = nn.LSTM(size, size, dtype=dtype, rng=1)
+        self.head = nn.Linear(size, words, dtype=dtype, rng=2)
+        self.tie("head.weight", "embed.weight")
+
+    def __call__(self, x: Any) -> Any:
+        y, _ = self.rnn(self.embed(x))
+        return self.head(y)
+
+
+NAMES = [
+    "scale",
+    "shift.0",
+    "rnn.weight_ih_l0",
+    "rnn.weight_hh_l0",
+    "rnn.bias_ih_l0",
+    "rnn.bias_hh_l0",
+    "blocks.0.weight",
+    "blocks.0.bias",
+    "blocks.1.weight",
+    "blocks.1.bias",
+    "heads.a.weight",
+    "heads.a.bias",
+    "heads.b.0.weight",
+    "heads.b.0.bias",
+]
+
+
+def data(dtype: Any = np.float64) -> Any:
+    return np.random.default_rng(1).standard_normal((5, 2, 3)).astype(dtype)
+
+
+# -- parameters ------------------------------------------------------------------------------------
+
+
+def test_parameters_by_attribute() -> None:
+    model = Net()
+    assert list(model.parameters()) == NAMES
+    assert model.dtype == np.float64
+    assert model.count_parameters() == sum(v.size for v in model.parameters().values())
+    assert model.flat.size >= model.count_parameters()
+    first = model.rnn.parameters()["weight_ih_l0"]
+    assert np.shares_memory(first, model.flat)
+    assert np.shares_memory(model.heads["b"][0].parameters()["weight"], model.flat)
+    assert np.shares_memory(model.scale, model.flat)
+    assert model.scale.tolist() == [0.5] * 4
+    with pytest.raises(ValueError, match="read-only"):
+        model.scale[0] = 1
+    with model.write() as p:
+        p["scale"][...] = 2
+    assert model.scale.tolist() == [2.0] * 4
+    assert "blocks.1: Linear(4, 4)" in repr(model)
+    assert "shift.0: Parameter([2, 4], float64)" in repr(model)
+
+
+def test_gradients_of_all_parameters() -> None:
+    model, x = Net(), data()
+    d = R.standard_normal((5, 2, 3))
+
+    def value() -> Any:
+        return (model(x, lengths=[5, 3]) * d).sum()
+
+    y, pullback = model.vjp(x, lengths=[5, 3])
+    assert np.array_equal(y, model(x, lengths=[5, 3]))
+    dx = pullback(d)
+    assert dx.shape == x.shape
+    for name in NAMES:
+        np.testing.assert_allclose(
+            model.grads[name], parameter_gradient(value, model, name), atol=1e-8, err_msg=name
+        )
+    other = model.new_grads()
+    model.zero_grad()
+    _, pullback = model.vjp(x, lengths=[5, 3])
+    assert pullback(d, grads=other, need_dx=False) is None
+    assert not model.flat_grads.any()
+    np.testing.assert_allclose(
+        other["rnn.weight_hh_l0"], parameter_gradient(value, model, "rnn.weight_hh_l0"), atol=1e-8
+    )
+    assert other["scale"].any()
+
+
+def test_freezing() -> None:
+    model, x = Net(), data()
+    model.freeze("rnn.*")
+    model.freeze("scale")
+    _, pullback = model.vjp(x)
+    pullback(np.ones((5, 2, 3)))
+    before = model.state_dict()
+    ost.optim.Adam(0.1).step(model)
+    for name in NAMES:
+        frozen = name.startswith("rnn.") or name == "scale"
+        assert model.grads[name].any() != frozen, name
+        assert np.array_equal(model.parameters()[name], before[name]) == frozen, name
+    assert model.count_parameters(trainable_only=True) == model.count_parameters() - 4 - (
+        12 * 3 + 12 * 4 + 24
+    )
+
+
+def test_attributes_that_change_afterwards() -> None:
+    model, x = Net(), data()
+    old, values = model.blocks[1], model.state_dict()
+    model.freeze("rnn.*")
+    model.blocks.append(nn.Linear(4, 4, dtype=np.float64, rng=9))  # in place: no attribute is set
+    assert list(model.parameters())[10:12] == ["blocks.2.weight", "blocks.2.bias"]
+    assert all(np.array_equal(model.parameters()[n], values[n]) for n in values)
+    assert not model._block.entries["rnn.weight_hh_l0"].trainable
+    model.shift = (nn.Parameter(np.zeros((3, 4))),)
+    assert model(x).shape == (5, 2, 3)
+    del model.blocks[1]
+    assert "blocks.2.weight" not in model.parameters()
+    assert old._owner is None
+    assert np.array_equal(
+        old.parameters()["weight"], values["blocks.1.weight"]
+    )  # it has them by itself now
+    nn.Sequential(old)
+    head = nn.Linear(4, 7, dtype=np.float64, rng=0)
+    model.heads["a"] = head
+    y, pullback = model.vjp(x)
+    pullback(np.ones_like(y))
+    assert y.shape == (5, 2, 8)
+    assert model.grads["heads.a.bias"].tolist() == [10.0] * 7
+    del model.scale
+    assert "scale" not in model.parameters()
+    with pytest.raises(AttributeError, match="'Net' object has no attribute 'scale'"):
+        _ = model.scale
+
+
+def test_parameters_in_lists_are_arrays_in_operations() -> None:
+    class Own(nn.Model):
+        def __init__(self) -> None:
+            self.list = [
+                nn.Parameter(R.standard_normal((3, 3))),
+                nn.Parameter(R.standard_normal(3)),
+            ]
+            self.warm = nn.Parameter(np.array(2.0))  # a single number
+
+        def __call__(self, x: Any) -> Any:
+            y = x @ self.list[0] + self.list[1]
+            z = self.list[1] * x - np.maximum(self.list[1], x)
+            joined = np.concatenate([y, np.broadcast_to(self.list[1], x.shape)], axis=-1)
+            return (
+                joined.sum() * self.warm
+                + np.tanh(self.list[0]).sum()
+                + z.mean()
+                + self.list[0][1, 2]
+            )
+
+    model, x = Own(), data()
+    for call in (model, lambda a: model(a) * 1.0):
+        model.zero_grad()
+        value, pullback = ost.vjp(call, x)
+        assert value == pytest.approx(model(x))
+        pullback()
+        for name in model.parameters():
+            np.testing.assert_allclose(
+                model.grads[name], parameter_gradient(lambda: model(x), model, name), atol=1e-6
+            )
+    assert model.warm.shape == ()
+    assert np.asarray(model.list[1]).shape == (3,)
+    assert nn.Parameter(np.ones(2)).value.tolist() == [1.0, 1.0]
+
+
+def test_layers_of_a_new_model_are_called_by_themselves() -> None:
+    """Before the model itself: its parameters are in place when it has been made."""
+    model, x = Net(), data()
+    _, pullback = ost.vjp(lambda: (model.blocks[0](model.rnn(x)[0]) ** 2).sum() + model(x).sum())
+    pullback()
+    assert model.grads["blocks.0.weight"].any()
+    assert model.grads["rnn.weight_ih_l0"].any()
+
+
+def test_a_layer_twice_is_one() -> None:
+    class Twice(nn.Model):
+        def __init__(self) -> None:
+            self.first = nn.Linear(3, 3, dtype=np.float64, rng=0)
+            self.steps = [self.first, self.first]
+
+        def __call__(self, x: Any) -> Any:
+            for step in self.steps:
+                x = np.tanh(step(x))
+            return x
+
+    model, x = Twice(), data()
+    assert list(model.parameters()) == ["first.weight", "first.bias"]
+    y, pullback = model.vjp(x)
+    pullback(np.ones_like(y))
+    want = parameter_gradient(lambda: model(x).sum(), model, "first.weight")
+    np.testing.assert_allclose(model.grads["first.weight"], want, atol=1e-8)
+
+
+def test_super_init_is_not_needed_and_does_no_harm() -> None:
+    class Plain(nn.Model):
+        def __init__(self) -> None:
+            self.a = nn.Linear(3, 2, rng=0)
+            super().__init__()
+            self.b = nn.Linear(2, 2, rng=0)
+
+    assert len(Plain().parameters()) == 4
+
+
+def test_nested_models_and_sequentials() -> None:
+    class Outer(nn.Model):
+        def __init__(self) -> None:
+            self.inner = Net()
+            self.head = nn.Linear(3, 1, dtype=np.float64, rng=0)
+
+        def __call__(self, x: Any) -> Any:
+            return self.head(self.inner(x) * self.inner.scale[0])
+
+    model, x = Outer(), data()
+    assert list(model.parameters()) == [*(f"inner.{n}" for n in NAMES), "head.weight", "head.bias"]
+    y, pullback = model.vjp(x)
+    pullback(np.ones_like(y))
+    for name in ("inner.scale", "inner.shift.0", "inner.rnn.bias_ih_l0"):
+        want = parameter_gradient(lambda: model(x).sum(), model, name)
+        np.testing.assert_allclose(model.grads[name], want, atol=1e-8)
+    assert np.array_equal(model.inner.grads["scale"], model.grads["inner.scale"])
+    model.inner.more = nn.Linear(2, 2, dtype=np.float64)
+    assert "inner.more.weight" in model.parameters()
+
+    row = nn.Sequential(Net(), nn.Linear(3, 1, dtype=np.float64, rng=0))
+    (y, _), pullback = row.vjp(x, lengths=[5, 2])
+    _, _ = pullback(np.ones_like(y))
+    assert row.grads["0.scale"].any()
+    assert np.array_equal(row(x, lengths=[5, 2])[0], y)
+    with pytest.raises(ValueError, match="more: expected a model that is no part of a Sequential"):
+        row[0].more = nn.Linear(2, 2, dtype=np.float64)
+    row[0].blocks.append(nn.Linear(4, 4, dtype=np.float64))
+    with pytest.raises(
+        ValueError, match="expected layers that stay once it is part of a Sequential"
+    ):
+        row[0].parameters()
+
+    class Around(nn.Model):
+        def __init__(self) -> None:
+            self.row = nn.Sequential(Net())
+
+        def __call__(self, x: Any) -> Any:
+            return self.row(x)[0]
+
+    around = Around()
+    with pytest.raises(ValueError, match="more: expected a model that is no part of a Sequential"):
+        around.row[0].more = nn.Linear(2, 2, dtype=np.float64)
+    around.row[0].blocks.append(nn.Linear(4, 4, dtype=np.float64))
+    with pytest.raises(
+        ValueError, match="expected layers that stay once it is part of a Sequential"
+    ):
+        around.vjp(x)
+
+
+def test_copies_and_pickles() -> None:
+    for model in (Net(), Words()):
+        x = data() if isinstance(model, Net) else np.array([[1, 2], [3, 4]])
+        model.freeze("rnn.*")
+        for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert np.array_equal(other(x), model(x))
+            assert not np.shares_memory(other.flat, model.flat)
+            assert not other._block.entries["rnn.weight_hh_l0"].trainable
+            y, pullback = other.vjp(x)
+            pullback(np.ones_like(y))
+            assert other.flat_grads.any()
+            assert not model.flat_grads.any()
+            assert other._block.aliases == model._block.aliases
+    alone = copy.deepcopy(Net().blocks[0])
+    assert list(alone.parameters()) == ["weight", "bias"]
+
+
+def test_long_lists_are_read_once() -> None:
+    """A vocabulary costs nothing a call, and a layer that is put into it is found."""
+
+    class Counted(list):  # type: ignore[type-arg]
+        reads = 0
+
+        def __iter__(self) -> Any:
+            type(self).reads += 1
+            return super().__iter__()
+
+    model = Net()
+    model.words = Counted(["word"] * 2000)
+    model.parameters()
+    before = Counted.reads
+    for _ in range(5):
+        model(data())
+        model.parameters()
+    assert Counted.reads == before <= 2
+    model.words.append(nn.Linear(2, 2, dtype=np.float64))
+    assert "words.2000.weight" in model.parameters()
+
+
+def test_threads_that_use_a_new_model_at_once() -> None:
+    x = data()
+    for _ in range(20):
+        model, found, start = Net(), [], threading.Barrier(4)
+
+        def use(model: Any = model, found: Any = found, start: Any = start) -> None:
+            start.wait(30)
+            found.append(model.vjp(x)[0])
+
+        threads = [threading.Thread(target=use) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(found) == 4
+        assert all(np.array_equal(y, found[0]) for y in found)
+
+
+def test_dropout_within_blocks_is_resumed(tmp_path: Path) -> None:
+    """The Trainer gives every dropout a seed of the run, also within layers of layers."""
+    results = []
+    for stop in (4, 2):
+        model = nn.Sequential(
+            nn.Residual(nn.Sequential(nn.Linear(3, 3, rng=0), nn.Dropout(0.5, rng=stop))),
+            nn.Linear(3, 1, rng=1),
+        )
+        trainer = ost.Trainer(model, ost.losses.MSE())
+        batches = [(data(np.float32), np.ones((5, 2, 1), np.float32))] * 4
+        for steps in (stop, 4):
+            trainer.fit(
+                batches, steps=steps, checkpoint=tmp_path / f"{stop}", resume=True, progress=False
+            )
+        results.append(model.flat.copy())
+    assert np.array_equal(*results)
+
+
+# -- ties ------------------------------------------------------------------------------------------
+
+
+def test_tied_weights() -> None:
+    model, ids = Words(), np.array([[1, 2], [6, 2], [0, 1]])
+    assert next(iter(model.parameters())) == "embed.weight"
+    assert "head.weight" not in list(model.parameters())
+    assert model.parameters()["head.weight"].shape == (7, 4)  # it can be asked for
+    assert np.shares_memory(model.head.parameters()["weight"], model.embed.parameters()["weight"])
+    y, pullback = model.vjp(ids)
+    pullback(np.ones_like(y))
+    want = parameter_gradient(lambda: model(ids).sum(), model, "embed.weight")
+    np.testing.assert_allclose(model.grads["embed.weight"], want, atol=1e-8)
+    assert np.array_equal(model.head.grads["weight"], model.grads["embed.weight"])
+    assert "1 tied to others, counted once" in model.summary()
+    model.freeze("head.weight")
+    assert not model._block.entry("embed.weight").trainable
+    model.unfreeze("embed.*")
+    head = copy.deepcopy(model.head)
+    assert np.array_equal(head.parameters()["weight"], model.embed.parameters()["weight"])
+    ost.optim.SGD(0.1).step(model)
+    assert np.shares_memory(model.head.parameters()["weight"], model.flat)
+
+
+def test_ties_when_attributes_change() -> None:
+    model, ids = Words(), np.array([[1, 2], [6, 2]])
+    want, table = model(ids), model.embed.parameters()["weight"].copy()
+    model.more = nn.Linear(4, 4, dtype=np.float64, rng=0)
+    assert "head.weight" not in list(model.parameters())
+    assert np.shares_memory(model.head.parameters()["weight"], model.embed.parameters()["weight"])
+    assert np.array_equal(model(ids), want)
+    old = model.head
+    model.head = nn.Linear(4, 7, dtype=np.float64, rng=9)  # tied by its name, as the old one was
+    assert np.array_equal(model.head.parameters()["weight"], table)
+    assert np.array_equal(old.parameters()["weight"], table)
+    assert not np.shares_memory(old.parameters()["weight"], model.flat)
+
+    class Outer(nn.Model):
+        def __init__(self) -> None:
+            self.words = Words()
+
+        def __call__(self, x: Any) -> Any:
+            return self.words(x)
+
+    outer = Outer()
+    outer.more = nn.Linear(4, 4, dtype=np.float64, rng=0)
+    assert list(outer.parameters())[:2] == ["words.embed.weight", "words.rnn.weight_ih_l0"]
+    assert "words.head.weight" not in list(outer.parameters())
+    assert np.array_equal(outer(ids), want)
+
+
+def test_state_dicts_of_tied_weights() -> None:
+    model = Words()
+    state = model.state_dict()
+    assert "head.weight" not in state
+    both = {**state, "head.weight": state["embed.weight"]}  # as PyTorch writes it
+    model.load_state_dict(both)
+    with pytest.raises(
+        ValueError, match=r"head\.weight: expected the values of embed\.weight, got others"
+    ):
+        model.load_state_dict({**both, "head.weight": state["embed.weight"] + 1})
+    assert np.array_equal(model.parameters()["embed.weight"], state["embed.weight"])
+    row = nn.Sequential(Words())  # ties go along
+    assert "0.head.weight" not in list(row.parameters())
+    assert np.shares_memory(row[0].head.parameters()["weight"], row[0].embed.parameters()["weight"])
+
+
+def test_ties_that_cannot_be() -> None:
+    model = Words()
+    with pytest.raises(
+        KeyError, match=r"tie: expected the name of a parameter among .* got 'head\.scale'"
+    ):
+        model.tie("head.scale", "embed.weight")
+    with pytest.raises(
+        ValueError, match=r"tie: expected two parameters of one shape, got head\.bias \[7\] and"
+    ):
+        model.tie("head.bias", "embed.weight")
+    with pytest.raises(ValueError, match="tie: expected two parameters of one shape"):
+        model.tie("embed.weight", "head.weight")
+    assert next(iter(model.parameters())) == "embed.weight"
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+BUILT_IN: dict[str, Any] = {
+    "RNN": lambda: nn.RNN(3, 4, nonlinearity="relu", rng=0),
+    "LSTM": lambda: nn.LSTM(
+        3, 4, 2, bidirectional=True, dropout=0.5, batch_first=True, learned_state=True, rng=0
+    ),
+    "projected": lambda: nn.LSTM(3, 4, proj_size=2, dtype="float64", rng=np.random.default_rng(0)),
+    "GRU": lambda: nn.GRU(3, hidden_size=4, reset_after=False, precision="bfloat16", rng=0),
+    "Linear": lambda: nn.Linear(3, 4, False, rng=0),
+    "Embedding": lambda: nn.Embedding(5, 3, padding_index=2, rng=0),
+    "Pool": lambda: nn.Pool("attention", 3, batch_first=True, rng=0),
+    "Conv1d": lambda: nn.Conv1d(3, 4, 3, stride=2, padding="causal", rng=0),
+    "LayerNorm": lambda: nn.LayerNorm(4, eps=1e-3, dtype=np.float64),
+    "Attention": lambda: nn.Attention("additive", 3, 4, 5, causal=True, rng=0),
+    "Residual": lambda: nn.Residual(nn.GRU(3, 3, rng=0)),
+    "Concat": lambda: nn.Concat(nn.GRU(3, 3, rng=0), nn.Linear(3, 1, rng=0)),
+    "TimeDistributed": lambda: nn.TimeDistributed(nn.Conv1d(3, 4, 3, batch_first=True, rng=0)),
+    "Sequential": lambda: nn.Sequential(
+        nn.Embedding(5, 3, rng=0),
+        nn.Dropout(0.1, rng=0),
+        rnn=nn.GRU(3, 4, rng=0),
+        act=nn.Activation("gelu"),
+    ),
+    "Encoder": lambda: nn.Encoder(
+        nn.Embedding(5, 3, rng=0), nn.LSTM(3, 4, bidirectional=True, rng=0)
+    ),
+    "Decoder": lambda: nn.Decoder(
+        nn.Embedding(5, 3, rng=0),
+        nn.GRU(7, 4, rng=0),
+        nn.Linear(4, 5, rng=0),
+        attention=nn.Attention(),
+        memory_size=4,
+        feed="output",
+        rng=0,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_built_in_layers_are_made_anew(name: str, tmp_path: Path) -> None:
+    layer = BUILT_IN[name]()
+    path = tmp_path / "a.safetensors"
+    if layer.parameters():
+        layer.freeze(next(iter(layer.parameters())))
+    layer.save(path)
+    made = ost.load(path)
+    assert type(made) is type(layer)
+    assert repr(made) == repr(layer)
+    assert made.dtype == layer.dtype
+    want = layer.state_dict()
+    assert list(made.state_dict()) == list(want)
+    assert all(np.array_equal(v, want[n]) for n, v in made.state_dict().items())
+    assert [e.trainable for e in made._block.entries.values()] == [
+        e.trainable for e in layer._block.entries.values()
+    ]
+    layer.load(path)  # and as parameters alone
+
+
+def test_the_precision_that_was_set(tmp_path: Path) -> None:
+    layer = nn.GRU(3, 4, rng=0)
+    layer.precision = "bfloat16"
+    layer.save(tmp_path / "a")
+    assert ost.load(tmp_path / "a").precision == "bfloat16"
+
+
+def test_models_of_the_users_own(tmp_path: Path) -> None:
+    path, x = tmp_path / "net.safetensors", data(np.float32)
+    model = Net(6, dtype=np.float32, rng=3)
+    model.freeze("blocks.0.*")
+    model.save(path)
+    made = ost.load(path, Net)
+    assert made.size == 6
+    assert np.array_equal(made(x), model(x))
+    assert not made._block.entries["blocks.0.bias"].trainable
+    with pytest.raises(
+        TypeError,
+        match=r"classes: expected the class 'Net', which the file needs .* ost\.load\(path, Net\)",
+    ):
+        ost.load(path)
+    with pytest.raises(TypeError, match="classes: expected classes of layers, got 'Net'"):
+        ost.load(path, "Net")  # type: ignore[arg-type]
+    words = Words(9)
+    words.save(path)
+    made = ost.load(path, Net, Words)
+    assert np.array_equal(made(np.array([[1]])), words(np.array([[1]])))
+    nn.Sequential(Net(), nn.Linear(3, 1, dtype=np.float64)).save(
+        path
+    )  # a class within a built-in one
+    assert isinstance(ost.load(path, Net)[0], Net)
+
+
+def test_models_that_a_file_cannot_describe(tmp_path: Path) -> None:
+    class Odd(nn.Model):
+        def __init__(self, function: Any) -> None:
+            self.function, self.head = function, nn.Linear(3, 2, rng=0)
+
+    path = tmp_path / "odd"
+    Odd(np.tanh).save(path)  # the parameters are there
+    with pytest.raises(
+        ValueError, match=r"path: expected the arguments of a Odd to be .* got Odd\(0\): a ufunc"
+    ):
+        ost.load(path, Odd)
+    model = Odd(np.sin)
+    model.load(path)
+    ost.safetensors.save(path, model.state_dict())
+    with pytest.raises(ValueError, match="path: expected a file that says how its model was made"):
+        ost.load(path, Odd)
+
+
+def test_files_that_are_wrong_run_nothing(tmp_path: Path) -> None:
+    path, state = tmp_path / "a", nn.Linear(2, 2, rng=0).state_dict()
+
+    def write(**change: Any) -> None:
+        made = {
+            "version": 1,
+            "frozen": [],
+            "class": "Linear",
+            "args": [2, 2],
+            "options": {},
+            **change,
+        }
+        ost.safetensors.save(path, state, {"ostinato.model": json.dumps(made)})
+
+    write()
+    assert repr(ost.load(path)) == "Linear(2, 2)"
+    for name in ("os.system", "__import__", "Layer.__init__", "Views", "init"):
+        write(**{"class": name})
+        with pytest.raises(TypeError, match="classes: expected the class"):
+            ost.load(path)
+    for change in ({"version": 9}, {"class": 3}, {"frozen": None}, {"args": [{"kind": "code"}, 2]}):
+        write(**change)
+        with pytest.raises(ValueError, match="path: expected"):
+            ost.load(path)
+    write(args=[2, 3])
+    with pytest.raises(ValueError, match=r"weight: expected shape \(3, 2\), got \(2, 2\)"):
+        ost.load(path)
+    write(args=[2, 2, False])
+    with pytest.raises(KeyError, match="unknown \\['bias'\\]"):
+        ost.load(path)
+
+
+# -- what is refused -------------------------------------------------------------------------------
+
+
+def test_layers_where_they_would_not_be_found() -> None:
+    class Wrong(nn.Layer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(3, 2)
+
+    class InAList(nn.GRU):
+        def __init__(self) -> None:
+            super().__init__(3, 2)
+            self.a = [{"b": nn.Linear(3, 2)}]
+
+    class Before(nn.Layer):
+        def __init__(self) -> None:
+            self.a = nn.Linear(3, 2)
+            super().__init__()
+
+    class Row(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(nn.Linear(3, 2))
+            self.a = nn.Linear(2, 2)
+
+    for kind in (Wrong, InAList, Before, Row):
+        with pytest.raises(
+            TypeError,
+            match=f"a: expected no layer as this attribute of {kind.__name__}, .* ost.nn.Model",
+        ):
+            kind()
+
+    class Nothing:
+        def __init__(self) -> None:
+            self.a = nn.Linear(3, 2)
+
+    with pytest.raises(
+        TypeError,
+        match=r"model: expected a Layer, got Nothing; .* derives from ost\.nn\.Model",
+    ):
+        ost.Trainer(Nothing(), ost.losses.MSE())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="model: expected a Layer, got Nothing; a class of yours"):
+        ost.optim.Adam().step(Nothing())  # type: ignore[arg-type]
+
+
+def test_owners_dtypes_and_names() -> None:
+    model, owned = Net(), nn.Linear(3, 3, rng=0)
+    nn.Sequential(owned)
+    with pytest.raises(ValueError, match="extra: expected a layer without an owner, got a Linear"):
+        model.extra = owned
+    with pytest.raises(ValueError, match=r"extra\.0: expected a layer without an owner"):
+        model.extra = [owned]
+    with pytest.raises(
+        TypeError,
+        match="model: expected layers of one dtype, got float64 of scale and float32 of extra",
+    ):
+        model.extra = nn.Linear(2, 2, rng=0)
+    with pytest.raises(
+        TypeError, match=r"extra: expected names that are text without dots, got 'a\.b'"
+    ):
+        model.extra = {"a.b": nn.Linear(2, 2, dtype=np.float64)}
+    with pytest.raises(TypeError, match="model: expected layers of one dtype"):
+        model.rnn = nn.GRU(3, 4, rng=0)
+    assert not hasattr(model, "extra")
+    assert model(data()).shape == (5, 2, 3)  # all is as it was
+    assert list(model.parameters()) == NAMES
+    model.blocks.append(owned)
+    with pytest.raises(ValueError, match=r"blocks\.2: expected a layer without an owner"):
+        model.parameters()
+    del model.blocks[2]
+    assert list(model.parameters()) == NAMES
+    with pytest.raises(TypeError, match="dtype: expected float32 or float64, got int64"):
+        nn.Parameter(np.arange(3))
+    with pytest.raises(ValueError, match="again: expected a layer without an owner"):
+        model.again = model
+
+
+def test_streams_that_would_ignore_a_call() -> None:
+    class Twice(nn.GRU):
+        def __call__(self, *args: Any, **options: Any) -> Any:
+            y, state = super().__call__(*args, **options)
+            return 2 * y, state
+
+    class Row(nn.Sequential):
+        def __call__(self, *args: Any, **options: Any) -> Any:
+            y, state = super().__call__(*args, **options)
+            return 2 * y, state
+
+    class Named(nn.GRU):
+        """A class with the call of its base streams."""
+
+    for model in (Twice(3, 4), nn.Sequential(nn.Linear(3, 3), Twice(3, 4)), Row(nn.GRU(3, 4))):
+        with pytest.raises(
+            TypeError,
+            match=r"stream: expected the __call__ of \w+, got that of (Twice|Row)",
+        ):
+            model.stream()
+        with pytest.raises(TypeError, match=r"vjp: expected the __call__ of"):
+            ost.Trainer(model, ost.losses.MSE())
+    assert Named(3, 4).stream().step(np.ones((1, 3), np.float32)).shape == (1, 4)
+    with pytest.raises(
+        TypeError,
+        match=r"stream: expected a Sequential or a recurrent layer, got a Net, whose __call__",
+    ):
+        Net().stream()
+    with pytest.raises(TypeError, match=r"stream: expected layers of ostinato\.nn, got a Net"):
+        nn.Sequential(Net()).stream()
+
+
+def test_outputs_of_a_call() -> None:
+    class Constant(nn.Model):
+        def __call__(self, x: Any) -> Any:
+            return np.ones(3)
+
+    class State(nn.Model):
+        stateful = True
+
+        def __call__(self, x: Any, state: Any = None) -> Any:
+            return x * 2
+
+    with pytest.raises(
+        TypeError, match="Constant: expected an output that depends on parameters or inputs"
+    ):
+        Constant().vjp(data())
+    with pytest.raises(
+        TypeError, match=r"State: expected \(y, state\) of a call with stateful = True"
+    ):
+        State().vjp(data())
+
+
+# -- training --------------------------------------------------------------------------------------
+
+
+class Tagger(nn.Model):
+    def __init__(self) -> None:
+        self.rnn = nn.LSTM(3, 12, batch_first=True, bidirectional=True, rng=0)
+        self.drop = nn.Dropout(0.1, rng=0)
+        self.head = nn.Linear(24, 1, rng=1)
+
+    def __call__(self, x: Any, lengths: Any = None) -> Any:
+        y, _ = self.rnn(x, lengths=lengths)
+        return self.head(self.drop(y))
+
+
+def series() -> Any:
+    r = np.random.default_rng(2)
+    x = r.standard_normal((96, 6, 3)).astype(np.float32)
+    return x, x.sum(2, keepdims=True).cumsum(1) / 4, r.integers(1, 7, 96)
+
+
+def test_the_trainer() -> None:
+    x, target, lengths = series()
+    model = Tagger()
+    trainer = ost.Trainer(
+        model, ost.losses.MSE(), ost.optim.Adam(1e-2), clip_norm=1.0, memory_limit="least"
+    )
+    history = trainer.fit((x, target, lengths), epochs=20, progress=False)
+    assert history.rows[-1]["loss"] < 0.2 * history.rows[0]["loss"]
+    assert trainer.evaluate((x, target, lengths))["loss"] < 0.2 * history.rows[0]["loss"]
+    assert trainer.predict(x, lengths=lengths).shape == target.shape
+    plain = nn.Sequential(
+        copy.deepcopy(model.rnn), copy.deepcopy(model.drop), copy.deepcopy(model.head)
+    )
+    assert np.array_equal(model(x, lengths=lengths), plain(x, lengths=lengths)[0])
+
+
+def test_the_trainer_gives_the_bits_of_a_sequential() -> None:
+    x, target, lengths = series()
+    results = []
+    for kind in ("model", "sequential"):
+        model: Any = Tagger()
+        if kind == "sequential":
+            model = nn.Sequential(
+                **{n: copy.deepcopy(layer) for n, layer in model._children().items()}
+            )
+        trainer = ost.Trainer(model, ost.losses.MSE(), ost.optim.Adam(1e-2))
+        trainer.fit((x, target, lengths), steps=5, seed=3, progress=False)
+        results.append(model.state_dict())
+    assert all(np.array_equal(results[0][n], results[1][n]) for n in results[0])
+
+
+def test_one_output_a_sequence() -> None:
+    class Classifier(nn.Model):
+        def __init__(self) -> None:
+            self.rnn = nn.GRU(3, 8, batch_first=True, rng=0)
+            self.pool = nn.Pool("attention", 8, batch_first=True, rng=1)
+            self.head = nn.Linear(8, 2, rng=2)
+
+        def __call__(self, x: Any, lengths: Any = None) -> Any:
+            return self.head(self.pool(self.rnn(x, lengths=lengths)[0], lengths=lengths))
+
+    class Last(nn.Model):
+        reduces_time = True
+
+        def __init__(self) -> None:
+            self.rnn = nn.GRU(3, 8, batch_first=True, rng=0)
+            self.head = nn.Linear(8, 2, rng=2)
+
+        def __call__(self, x: Any, lengths: Any = None) -> Any:
+            return self.head(self.rnn(x, lengths=lengths)[1][0])
+
+    x, _, lengths = series()
+    target = (x[:, 0, 0] > 0).astype(np.int64)
+    for kind in (Classifier, Last):
+        assert kind().reduces_time
+        trainer = ost.Trainer(
+            kind(), ost.losses.CrossEntropy(), ost.optim.Adam(3e-2), metrics=["accuracy"]
+        )
+        trainer.fit((x, target, lengths), epochs=15, progress=False)
+        assert trainer.evaluate((x, target, lengths))["accuracy"] > 0.9
+        assert trainer.predict(x, lengths=lengths).shape == (96, 2)
+
+
+def test_a_model_with_a_state() -> None:
+    class Cell(nn.Model):
+        stateful = takes_lengths = True
+
+        def __init__(self) -> None:
+            self.rnn = nn.LSTM(3, 8, batch_first=True, dtype=np.float64, rng=0)
+            self.head = nn.Linear(8, 1, dtype=np.float64, rng=1)
+
+        def __call__(self, x: Any, state: Any = None, **times: Any) -> Any:
+            y, state = self.rnn(x, state, **times)
+            return self.head(y), state
+
+    x, target, lengths = series()
+    x, target, model = x.astype(np.float64), target.astype(np.float64), Cell()
+    (y, (h, c)), pullback = model.vjp(x[:2])
+    dx, dstate = pullback(np.ones_like(y), (np.ones_like(h), None))
+    assert dx.shape == x[:2].shape
+    assert dstate is None
+    want = parameter_gradient(
+        lambda: sum(a.sum() for a in (model(x[:2])[0], model(x[:2])[1][0])), model, "head.bias"
+    )
+    np.testing.assert_allclose(model.grads["head.bias"], want, atol=1e-7)
+    first, state = model(x[:2, :3])
+    assert np.array_equal(np.concatenate([first, model(x[:2, 3:], state)[0]], 1), model(x[:2])[0])
+    _, pullback = model.vjp(x[:2], (h, c))
+    dx, (dh, _) = pullback(None, (h, None))
+    assert dh.shape == h.shape
+    trainer = ost.Trainer(model, ost.losses.MSE(), tbptt=(2, 4))
+    history = trainer.fit((x, target, lengths), epochs=2, progress=False)
+    assert history.rows[-1]["loss"] < history.rows[0]["loss"]
+
+
+def test_lengths_that_a_call_would_not_see() -> None:
+    class Deaf(nn.Model):
+        def __init__(self) -> None:
+            self.rnn = nn.GRU(3, 8, batch_first=True, bidirectional=True, rng=0)
+            self.head = nn.Linear(16, 1, rng=2)
+
+        def __call__(self, x: Any) -> Any:
+            return self.head(self.rnn(x)[0])
+
+    x, target, lengths = series()
+    trainer = ost.Trainer(Deaf(), ost.losses.MSE())
+    trainer.fit((x, target), steps=1, progress=False)
+    with pytest.raises(
+        ValueError, match="lengths: expected None for a Deaf, whose __call__ takes no lengths"
+    ):
+        trainer.fit((x, target, lengths), steps=1, progress=False)
+
+
+def test_a_checkpoint_of_a_model(tmp_path: Path) -> None:
+    ids = np.random.default_rng(0).integers(0, 7, (12, 16))
+    batches = [(ids[:-1], ids[1:])] * 4
+    results = []
+    for stop in (4, 2):
+        model = Words()
+        trainer = ost.Trainer(model, ost.losses.CrossEntropy(), ost.optim.Adam(1e-2))
+        path = tmp_path / f"run{stop}"
+        trainer.fit(batches, steps=stop, checkpoint=path, progress=False)
+        trainer.fit(batches, steps=4, checkpoint=path, resume=True, progress=False)
+        results.append(model.flat.copy())
+    assert np.array_equal(*results)
+
+
+def test_a_summary() -> None:
+    lines = Net().summary().splitlines()
+    assert lines[0].split() == ["name", "layer", "parameters", "trained"]
+    assert lines[1].split() == ["scale", "Parameter[4]", "4", "4"]
+    assert [line.split()[0] for line in lines[3:-1]] == [
+        "rnn",
+        "blocks.0",
+        "blocks.1",
+        "heads.a",
+        "heads.b.0",
+    ]
+    total = Net().count_parameters()
+    assert (
+        lines[-1]
+        == f"{total} parameters in {total * 8 / 1000:.1f} kB of float64, {total} of them trained"
+    )
+    assert nn.Linear(2, 1).summary().splitlines()[1].split() == ["-", "Linear(2,", "1)", "3", "3"]
+
+
+# -- on a device -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    native_for_tests()
+    return fake_cupy.stand_in(monkeypatch)
+
+
+def test_models_on_a_device(gpu: Any) -> None:
+    model, x = Net(dtype=np.float32), data(np.float32)
+    there = copy.deepcopy(model).to("cuda")
+    assert there.device == gpu.name == there.rnn.device == there.blocks[0].device
+    y, pullback = model.vjp(x, lengths=[5, 3])
+    dx = pullback(y)
+    y2, pullback = there.vjp(gpu.put(x), lengths=[5, 3])
+    dx2 = pullback(y2)
+    np.testing.assert_allclose(y2.get(), y, atol=2e-5)
+    np.testing.assert_allclose(dx2.get(), dx, atol=2e-5)
+    for name in NAMES:
+        np.testing.assert_allclose(
+            there.grads[name].get(), model.grads[name], atol=1e-4, err_msg=name
+        )
+    ost.optim.Adam(1e-2).step(there)
+    back = there.to("cpu")
+    assert back.device == "cpu"
+    assert back(x).shape == y.shape
+    with pytest.raises(ValueError, match="device: expected the whole model to be moved"):
+        model.rnn.to("cuda")
+
+
+def test_tied_weights_on_a_device(gpu: Any) -> None:
+    ids = np.array([[1, 2], [6, 2], [0, 1]])
+    model = Words(dtype=np.float32)
+    there = copy.deepcopy(model).to("cuda")
+    loss = ost.losses.CrossEntropy()
+    for m, put in ((model, np.asarray), (there, gpu.put)):
+        _, pullback = ost.vjp(lambda x, m=m, put=put: loss(m(x), put(ids))[0], put(ids))
+        pullback()
+    np.testing.assert_allclose(
+        there.grads["embed.weight"].get(), model.grads["embed.weight"], atol=1e-5
+    )
