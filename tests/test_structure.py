@@ -22,7 +22,6 @@ LONGER = {
     "functional.py:Pullback.__call__": "every argument is checked before the first is used",
     "nn/_recurrent.py:Recurrent.vjp": "every argument is checked before the first is used",
     "nn/_recurrent.py:Recurrent.vjp.backward": "part of vjp",
-    "nn/_sequential.py:Sequential.vjp": "every argument is checked before the first is used",
 }
 
 
