@@ -212,6 +212,19 @@ struct AdamStep {
   bool decoupled;  // AdamW: decay acts on the weights, not through the gradient
 };
 
+// Sequences of the CTC loss: sequence b has the rows rows[row_offsets[b]..row_offsets[b + 1]) of logits [n,V] as its steps, and the
+// labels between label_offsets[b] and [b + 1].
+template <class T>
+struct CtcCall {
+  Index batch, classes, blank;
+  const T* logits;
+  const Index *rows, *row_offsets, *labels, *label_offsets;
+  const double* scales;  // [B]: d(loss)/d(loss of a sequence)
+  bool zero_infinite;    // whether the gradient of an infinite loss is 0, else NaN
+  T* dlogits;            // [n,V] like logits, of which the rows of the sequences are overwritten; may be null
+  double* losses;        // [B]
+};
+
 // The training step outside the recurrences. All sums run in an order that does not depend on threads.
 template <class T>
 struct TrainKernels {
@@ -225,6 +238,7 @@ struct TrainKernels {
   void (*tanh)(Index n, const T* x, T* y);  // the vector functions of the cells, for layers and for the ULP tests
   void (*sigmoid)(Index n, const T* x, T* y);
   void (*exp)(Index n, const T* x, T* y);
+  int (*ctc)(const CtcCall<T>&);  // a Status
 };
 
 enum class Precision : int { kExact, kBfloat16, kInt8 };
