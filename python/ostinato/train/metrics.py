@@ -49,10 +49,13 @@ class Metric:
     Attributes:
         name: what it is called where a list of metrics is given.
         mode: "min" or "max": which way is better.
+        takes_sequences: whether `update` is given the outputs of whole sequences, as a `Ragged` of
+            the steps that count, and the targets as they are.
     """
 
     name = ""
     mode: str | None = None
+    takes_sequences = False
 
     def reset(self) -> None:
         """Forget all batches.
