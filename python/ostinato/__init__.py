@@ -20,7 +20,7 @@ from ._wait import get_wait, set_wait
 from ._wait import read_environment as _read_environment
 
 if _TYPE_CHECKING:
-    from . import cuda, data, diagnostics, reference, safetensors
+    from . import cuda, data, decoding, diagnostics, metrics, reference, safetensors
     from ._explain import explain
     from .train import Trainer
 
@@ -31,7 +31,16 @@ _read_environment()
 # Modules that an import does not need are loaded when they are first asked for: `import ostinato`
 # takes a third of the time.
 _LATER = {"Trainer": "train", "explain": "_explain"}
-_MODULES = ("cuda", "data", "diagnostics", "reference", "safetensors", "train")
+_MODULES = (
+    "cuda",
+    "data",
+    "decoding",
+    "diagnostics",
+    "metrics",
+    "reference",
+    "safetensors",
+    "train",
+)
 
 
 def __getattr__(name: str) -> _Any:
@@ -78,6 +87,7 @@ __all__ = [
     "__version__",
     "cuda",
     "data",
+    "decoding",
     "diagnostics",
     "explain",
     "functional",
@@ -85,6 +95,7 @@ __all__ = [
     "get_wait",
     "kernels",
     "losses",
+    "metrics",
     "nn",
     "optim",
     "reference",

@@ -147,13 +147,12 @@ class CTC(Loss):
             ``total, count, dy``; dy is of the kind of y, None without gradient.
 
         Raises:
-            TypeError: an argument of the wrong type or dtype, or one on a GPU.
+            TypeError: an argument of the wrong type or dtype.
             ValueError: an argument of the wrong shape, labels out of range, or (unless the rule
                 says otherwise) labels that need more steps than there are.
         """
         y, listed = unwrapped(y, "y")
         rows = _floats("y", y.rows if isinstance(y, Ragged) else y)
-        _refuse_device(rows)
         on, at = self._steps(y, rows, lengths)
         labels = padded_labels(target)
         if len(labels) != len(on):
@@ -171,8 +170,7 @@ class CTC(Loss):
         paths = _paths(on & used[:, None], at, labels, np.where(used, counts, 0))
         each = factors / np.maximum(counts, 1) if self.normalize else factors
         count = float(factors.sum())
-        kernel: Any = _native.backend_for(rows).ctc
-        losses, d = kernel(
+        losses, d = _kernel(rows)(
             _check.contiguous(rows).reshape(-1, classes),
             *paths,
             each / (count or 1),
@@ -203,7 +201,7 @@ class CTC(Loss):
         if rows.ndim != 3:
             axes = "(B, T, V)" if self.batch_first else "(T, B, V)"
             raise ValueError(f"y: expected shape {axes}, got {rows.shape}")
-        mask = self._mask(rows, lengths)
+        mask = _device.host(self._mask(rows, lengths))
         on = np.ones(rows.shape[:2], bool) if mask is None else mask
         at = np.arange(on.size).reshape(on.shape)
         return (on, at) if self.batch_first else (on.T, at.T)
@@ -258,12 +256,13 @@ class CTC(Loss):
         return possible
 
 
-def _refuse_device(rows: Array) -> None:
-    if _device.of(rows) is not None:
-        raise TypeError(
-            f"y: expected an array on cpu, where the CTC loss is computed, got one on "
-            f"{_device.name_of(rows)}; use y.get(), and put dy back"
-        )
+def _kernel(rows: Array) -> Any:
+    """Return the function for arrays of the CPU, or of a device."""
+    if _device.of(rows) is None:
+        return _native.backend_for(rows).ctc
+    from ._ctc_arrays import ctc  # here: most programs never need it
+
+    return ctc
 
 
 def _paths(on: Array, at: Array, labels: Array, counts: Array) -> _Paths:

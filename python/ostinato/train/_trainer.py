@@ -598,8 +598,9 @@ def _feed(metric: _metrics.Metric, y: Array, target: Array, counts: Any, batch: 
         on = np.arange(batch.steps)[:, None] < np.asarray(counts)
         counts = on if batch.time_major else on.T
     if metric.takes_sequences:
-        y, counts = _cut_rows(y, counts, batch.time_major), None
-    metric.update(y, target, counts)
+        metric.update(_cut_rows(y, counts, batch.time_major), target)
+    else:
+        metric.update(y, target, counts)
 
 
 def _cut_rows(y: Any, on: Any, time_major: bool) -> Ragged:
