@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
@@ -242,7 +243,7 @@ def chrf(
     100.0
     """
     try:
-        from sacrebleu.metrics import CHRF
+        sacrebleu: Any = importlib.import_module("sacrebleu.metrics")
     except ImportError as error:
         raise ImportError(
             "chrf: needs sacrebleu; use pip install 'ostinato[translation]'"
@@ -257,7 +258,8 @@ def chrf(
     most = max(map(len, lists))
     # sacrebleu takes the first reference of all texts, then the second one, ...
     turned = [[r[k] if k < len(r) else None for r in lists] for k in range(most)]
-    return float(CHRF(word_order=word_order).corpus_score(list(hypotheses), turned).score)
+    scorer = sacrebleu.CHRF(word_order=word_order)
+    return float(scorer.corpus_score(list(hypotheses), turned).score)
 
 
 def average_precision(target: Array, score: Array) -> float:

@@ -453,7 +453,7 @@ class Function(_Mean):
 
 
 KNOWN: dict[str, type[Metric]] = {
-    str(m.name): m for m in (Accuracy, AveragePrecision, BitsPerCharacter, F1, LabelErrorRate, MAE)
+    str(m.name): m for m in (Accuracy, F1, MAE, BitsPerCharacter, AveragePrecision, LabelErrorRate)
 }
 
 
