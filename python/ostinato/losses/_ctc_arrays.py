@@ -138,8 +138,8 @@ def _run(
             share[t, every, layout.classes[:, k]] -= taken[:, k]
         later = xp.where(layout.on[t][:, None], b + chances[t], later)
     share *= device.put(scales)[:, None]
-    unknown = 0.0 if zero_infinite else np.nan
-    share = xp.where(xp.isinf(total)[:, None], unknown, share)
+    share = xp.where(xp.isinf(total)[:, None], 0.0 if zero_infinite else np.nan, share)
+    share = xp.where(xp.isnan(total)[:, None], np.nan, share)  # in all classes, at all steps
     dy = xp.zeros_like(y)
     dy[layout.at.reshape(-1)[layout.where]] = share.reshape(steps * batch, -1)[layout.where]
     return losses, dy
