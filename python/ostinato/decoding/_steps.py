@@ -258,7 +258,8 @@ def beam_search(
 
     The score of n steps, the end among them, is ``log p / ((5 + n) / 6)^length_penalty`` (Wu et al.
     2016). The search of a sequence ends when no hypothesis that is still written can have a better
-    score than those that are returned. With a width that nothing falls out of, it is exact.
+    score than those that are returned. A width of 1 is `greedy`; with one that nothing falls out
+    of, the search is exact.
 
     >>> import numpy as np
     >>> import ostinato as ost
@@ -338,19 +339,20 @@ class _Beam:
 
     def grow(self, log_p: Array, step: int) -> tuple[Array, Array]:
         """Return the rows that go on, and their next labels."""
-        totals = self.log_p[:, None] + log_p
-        if self.end is not None and self.end < totals.shape[1]:
-            for k in np.flatnonzero(totals[:, self.end] > -np.inf):
-                p = float(totals[k, self.end])
-                self.ended.append(Hypothesis(self.texts[k], self._score(p, step), p))
-            totals[:, self.end] = -np.inf
-            self.ended = sorted(self.ended, key=lambda h: -h.score)[: self.count]
-        flat = totals.reshape(-1)
-        at = np.flatnonzero(flat > -np.inf)
-        at = at[np.argsort(-flat[at], kind="stable")][: self.width]
-        rows, labels = np.divmod(at, totals.shape[1])
+        totals = (self.log_p[:, None] + log_p).reshape(-1)
+        at = np.flatnonzero(totals > -np.inf)
+        # Of the best 2 width continuations at most width are ends.
+        at = at[np.argsort(-totals[at], kind="stable")][: 2 * self.width]
+        rows, labels = np.divmod(at, log_p.shape[1])
+        ends = labels == (-1 if self.end is None else self.end)
+        for k in np.flatnonzero(ends[: self.width]):
+            p = float(totals[at[k]])
+            self.ended.append(Hypothesis(self.texts[rows[k]], self._score(p, step), p))
+        self.ended = sorted(self.ended, key=lambda h: -h.score)[: self.count]
+        going = np.flatnonzero(~ends)[: self.width]
+        at, rows, labels = at[going], rows[going], labels[going]
         self.texts = np.concatenate([self.texts[rows], labels[:, None]], 1)
-        self.log_p = flat[at]
+        self.log_p = totals[at]
         if len(self.ended) == self.count and (
             not len(at) or self._score(self.log_p[0], self.max_steps) <= self.ended[-1].score
         ):
