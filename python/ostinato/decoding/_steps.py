@@ -258,8 +258,8 @@ def beam_search(
 
     The score of n steps, the end among them, is ``log p / ((5 + n) / 6)^length_penalty`` (Wu et al.
     2016). The search of a sequence ends when no hypothesis that is still written can have a better
-    score than those that are returned. A width of 1 is `greedy`; with one that nothing falls out
-    of, the search is exact.
+    score than those that are returned. A width of 1 is `greedy`, but for a penalty; with one that
+    nothing falls out of, the search is exact.
 
     >>> import numpy as np
     >>> import ostinato as ost
