@@ -84,7 +84,7 @@ def test_the_width_matters_and_prefixes_may_come_back() -> None:
     assert better > 10
 
 
-class Table:
+class Table(decoding.LanguageModel):
     """A language model of three classes by a table of the label before."""
 
     p = np.array([[0.2, 0.5, 0.3], [0.1, 0.1, 0.8], [0.3, 0.6, 0.1], [0.05, 0.9, 0.05]])  # the last row: at the start
@@ -119,7 +119,10 @@ def test_a_language_model_and_a_bonus(weight: float, bonus: float) -> None:
     ]
     assert [tuple(h.labels) for h in found] == [labels for labels, _ in want]
     np.testing.assert_allclose([h.score for h in found], [s for _, s in want], atol=1e-12)
-    assert isinstance(model, decoding.LanguageModel)
+    with pytest.raises(TypeError, match=r"language_model: expected an ostinato.decoding.LanguageModel, got int"):
+        decoding.ctc_beam_search(y[:, None], language_model=3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="LanguageModel does not define start"):
+        decoding.ctc_beam_search(y[:, None], language_model=decoding.LanguageModel())
 
 
 def test_a_label_without_probability_is_not_written() -> None:

@@ -131,6 +131,11 @@ def ctc_beam_search(
     width, count = _check.positive("width", width), _check.positive("count", count)
     weight = _check.finite("weight", weight)
     bonus = _check.finite("bonus", bonus, minimum=-np.inf)
+    if language_model is not None and not isinstance(language_model, LanguageModel):
+        raise TypeError(
+            "language_model: expected an ostinato.decoding.LanguageModel, got "
+            f"{type(language_model).__name__}"
+        )
     sequences = _sequences(y, lengths, batch_first, blank)
     return [
         _Search(log_softmax(s), blank, width, language_model, weight, bonus).best(count)

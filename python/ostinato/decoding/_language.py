@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
@@ -17,31 +17,36 @@ from ._hypothesis import log_softmax, refuse_unusable
 START = -1  # before the first label of a sequence
 
 
-@runtime_checkable
-class LanguageModel(Protocol):
-    """Say what a decoder needs of a language model; your own class may define these methods.
+class LanguageModel:
+    """Base of the language models; derive from it to write your own.
+
+    A state says where in a sequence the model is. It may be anything, and is never changed: a
+    search goes on from one state with many labels.
 
     >>> import numpy as np
     >>> import ostinato as ost
-    >>> class Uniform:
+    >>> class Uniform(ost.decoding.LanguageModel):
     ...     def start(self):
     ...         return None
     ...     def advance(self, state, label):
     ...         return None
     ...     def log_probabilities(self, state):
     ...         return np.full(3, -np.log(3))
-    ...     def end(self, state):
-    ...         return 0.0
-    >>> isinstance(Uniform(), ost.decoding.LanguageModel)
-    True
+    >>> y = np.log([[0.1, 0.5, 0.4], [0.1, 0.5, 0.4]])[:, None]
+    >>> ost.decoding.ctc_beam_search(y, language_model=Uniform())[0][0].labels.tolist()
+    [1]
     """
 
     def start(self) -> Any:
         """Return the state before the first label.
 
         Returns:
-            Anything; a state is never changed.
+            A state.
+
+        Raises:
+            TypeError: the model does not define it.
         """
+        raise TypeError(f"{type(self).__name__} does not define start")
 
     def advance(self, state: Any, label: int) -> Any:
         """Return the state after a label.
@@ -52,7 +57,11 @@ class LanguageModel(Protocol):
 
         Returns:
             Another state.
+
+        Raises:
+            TypeError: the model does not define it.
         """
+        raise TypeError(f"{type(self).__name__} does not define advance")
 
     def log_probabilities(self, state: Any) -> Array:
         """Return the logarithms of the probabilities of each next label.
@@ -62,7 +71,11 @@ class LanguageModel(Protocol):
 
         Returns:
             ``[V]``, in nats; what stands at the blank is not read.
+
+        Raises:
+            TypeError: the model does not define it.
         """
+        raise TypeError(f"{type(self).__name__} does not define log_probabilities")
 
     def end(self, state: Any) -> float:
         """Return the logarithm of the probability that the sequence ends here.
@@ -71,11 +84,12 @@ class LanguageModel(Protocol):
             state: where the sequence is.
 
         Returns:
-            A number in nats; 0 for a model that knows of no ends.
+            A number in nats; 0 where a model does not say otherwise.
         """
+        return 0.0
 
 
-class NGram:
+class NGram(LanguageModel):
     """Count sequences of n labels, and tell the probability of the next one.
 
     Probabilities of all lengths of the context are interpolated by Witten and Bell's rule: with
@@ -232,7 +246,7 @@ class NGram:
         return total / count if count else math.nan
 
 
-class StreamModel:
+class StreamModel(LanguageModel):
     """Use a recurrent model of the next label as a language model.
 
     >>> import numpy as np
