@@ -239,6 +239,48 @@ def test_counts_do_not_go_from_one_sequence_to_the_next() -> None:
             apart.fit([bad])
 
 
+def test_n_grams_are_those_that_are_counted_one_by_one() -> None:
+    rng = np.random.default_rng(3)
+    sequences = [rng.integers(0, 3, rng.integers(0, 25)).tolist() for _ in range(30)]
+    model = decoding.NGram(3, 4)
+    model.fit(np.array(s, int) for s in sequences)
+
+    def p(context: Labels, w: int) -> float:
+        lower = p(context[1:], w) if context else 1 / 4
+        after: list[int] = []
+        for s in sequences:
+            symbols = (-1, *s, 3)
+            for k in range(len(context), len(symbols)):
+                if symbols[k] >= 0 and symbols[k - len(context) : k] == context:
+                    after.append(symbols[k])
+        kinds = len(set(after))
+        return (after.count(w) + kinds * lower) / (len(after) + kinds) if after else lower
+
+    for context in [(-1,), (-1, 0), (-1, 1, 2), (0, 1, 2), (2, 2, 2), (0, 0, 1)]:
+        got = np.exp([*model.log_probabilities(context), model.end(context)])
+        np.testing.assert_allclose(got, [p(context, w) for w in range(4)], rtol=1e-12)
+
+
+def test_counts_are_saved_and_loaded(tmp_path: Any) -> None:
+    model, other = decoding.NGram(5, 3), decoding.NGram(5, 3)
+    texts = [np.array([1, 2, 3]), np.array([1, 4])]
+    model.fit(texts)
+    ost.safetensors.save(tmp_path / "counts.safetensors", model.state_dict())
+    other.load_state_dict(ost.safetensors.load(tmp_path / "counts.safetensors")[0])
+    assert other.bits_per_label(texts) == model.bits_per_label(texts)
+    good = model.state_dict()
+    for bad in (
+        {n: a for n, a in good.items() if n != "1.labels"},
+        {**good, "1.labels": good["1.labels"] + 9},
+        {**good, "1.offsets": good["1.offsets"][::-1]},
+        {**good, "2.contexts": good["2.contexts"][:, :1]},
+        {**good, "0.counts": good["0.counts"] * 0.5},
+    ):
+        with pytest.raises(ValueError, match="arrays: expected"):
+            other.load_state_dict(bad)
+    assert other.bits_per_label(texts) == model.bits_per_label(texts)
+
+
 def language(seed: int = 0, classes: int = 6) -> nn.Sequential:
     layers = nn.Embedding(classes, 4, rng=seed), nn.LSTM(4, 8, rng=seed), nn.Linear(8, classes, rng=seed)
     model = nn.Sequential(*layers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,46 @@ from ..nn import Layer
 from ._hypothesis import log_softmax, refuse_unusable
 
 START = -1  # before the first label of a sequence
+KNOWN = 65536  # distributions that are kept
+
+
+class _Counts:
+    """Hold how often labels came after contexts of one length.
+
+    Args:
+        contexts: ``[C,n]``.
+        offsets: ``[C+1]``, where the labels of each context begin.
+        labels: ``[K]``.
+        counts: ``[K]``.
+    """
+
+    names = ("contexts", "offsets", "labels", "counts")
+
+    def __init__(self, contexts: Array, offsets: Array, labels: Array, counts: Array) -> None:
+        self.arrays = (contexts, offsets, labels, counts)
+        self._at = {tuple(c): k for k, c in enumerate(contexts.tolist())}
+
+    def find(self, context: tuple[int, ...]) -> tuple[Array, Array] | None:
+        """Return the labels that came after a context, and how often; None if it is not known."""
+        k = self._at.get(context)
+        if k is None:
+            return None
+        _, offsets, labels, counts = self.arrays
+        part = slice(offsets[k], offsets[k + 1])
+        return labels[part], counts[part]
+
+    def fits(self, n: int, classes: int) -> bool:
+        """Whether these are counts for contexts of n labels, and hold together."""
+        contexts, offsets, labels, counts = self.arrays
+        if any(a.dtype.kind not in "iu" for a in self.arrays):
+            return False
+        if contexts.ndim != 2 or contexts.shape[1] != n or labels.ndim != 1:
+            return False
+        if offsets.shape != (len(contexts) + 1,) or counts.shape != labels.shape:
+            return False
+        ends = offsets[0] == 0 and offsets[-1] == len(labels) and (np.diff(offsets) > 0).all()
+        known = ((labels >= 0) & (labels <= classes) & (counts > 0)).all()
+        return bool(ends and known)
 
 
 class LanguageModel:
@@ -118,7 +158,7 @@ class NGram(LanguageModel):
     def __init__(self, classes: int, order: int = 5) -> None:
         self.classes = _check.positive("classes", classes)
         self.order = _check.positive("order", order)
-        self._counts: dict[tuple[int, ...], tuple[Array, Array]] = {}
+        self._tables: list[_Counts] = []  # for contexts of 0, 1, ... labels
         self._known: dict[tuple[int, ...], Array] = {}
 
     def fit(self, sequences: Iterable[Array]) -> None:
@@ -143,24 +183,75 @@ class NGram(LanguageModel):
                     f"sequences[{k}]: expected labels from 0 to {self.classes - 1}, got others"
                 )
             parts += [np.array([START]), a.astype(np.int64), np.array([self.classes])]
-        flat = np.concatenate(parts) if parts else np.zeros(0, np.int64)
-        self._known, self._counts = {}, {}
-        for n in range(1, self.order + 1):
-            self._count(flat, n)
+        self._count(np.concatenate(parts) if parts else np.zeros(0, np.int64))
 
-    def _count(self, flat: Array, n: int) -> None:
-        """Count the sequences of n symbols that do not go from one sequence to the next."""
-        if len(flat) < n:
-            return
-        windows = np.lib.stride_tricks.sliding_window_view(flat, n)
-        inside = (windows[:, 1:] != START).all(1) & (windows[:, -1] != START)
-        rows, counts = np.unique(windows[inside], axis=0, return_counts=True)
-        if not len(rows):
-            return
-        changes = np.flatnonzero((rows[1:, :-1] != rows[:-1, :-1]).any(1)) + 1
-        for begin, end in zip([0, *changes], [*changes, len(rows)]):
-            context = tuple(rows[begin, :-1].tolist())
-            self._counts[context] = rows[begin:end, -1], counts[begin:end]
+    def _count(self, flat: Array) -> None:
+        """Count the windows of 1, 2, ... symbols that lie within one sequence."""
+        sequence = np.cumsum(flat == START)
+        base = self.classes + 1
+        context = np.zeros(len(flat), np.int64)  # a number for the n - 1 symbols from each place on
+        tables = []
+        for n in range(1, self.order + 1):
+            at = np.arange(len(flat) - n + 1)
+            at = at[(sequence[at] == sequence[at + n - 1]) & (flat[at + n - 1] != START)]
+            found, first, counts = np.unique(
+                context[at] * base + flat[at + n - 1], return_index=True, return_counts=True
+            )
+            begins = np.flatnonzero(np.diff(found // base, prepend=-1))
+            windows = flat[at[first[begins]][:, None] + np.arange(n - 1)]
+            offsets = np.append(begins, len(found))
+            tables.append(_Counts(windows, offsets, found % base, counts))
+            if n < self.order:  # those with a START in front are contexts, too
+                inside = np.arange(len(flat) - n + 1)
+                key = context[inside] * (base + 1) + flat[inside + n - 1] + 1
+                context = np.unique(key, return_inverse=True)[1].reshape(-1)
+        self._tables, self._known = tables, {}
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return what was counted.
+
+        Returns:
+            Arrays by name, such as `ostinato.safetensors` writes.
+        """
+        out = {}
+        for n, table in enumerate(self._tables):
+            for name, array in zip(table.names, table.arrays):
+                out[f"{n}.{name}"] = array
+        return out
+
+    def load_state_dict(self, arrays: Mapping[str, Array]) -> None:
+        """Take counts in place of those that are there.
+
+        >>> import numpy as np
+        >>> import ostinato as ost
+        >>> model, other = (ost.decoding.NGram(classes=3, order=2) for _ in range(2))
+        >>> model.fit([np.array([1, 2, 1, 2])])
+        >>> other.load_state_dict(model.state_dict())
+        >>> other.bits_per_label([np.array([1])]) == model.bits_per_label([np.array([1])])
+        True
+
+        Args:
+            arrays: what `state_dict` of a model of the same classes and order gave.
+
+        Raises:
+            ValueError: arrays of another model. The counts are as they were.
+        """
+        wanted = {f"{n}.{name}" for n in range(self.order) for name in _Counts.names}
+        if arrays and set(arrays) != wanted:
+            raise ValueError(
+                f"arrays: expected those of an NGram of order {self.order}, got {sorted(arrays)}"
+            )
+        tables = [
+            _Counts(*(np.asarray(arrays[f"{n}.{name}"]) for name in _Counts.names))
+            for n in range(self.order if arrays else 0)
+        ]
+        for n, table in enumerate(tables):
+            if not table.fits(n, self.classes):
+                raise ValueError(
+                    f"arrays: expected counts of {self.classes} classes after {n} labels, got "
+                    "others"
+                )
+        self._tables, self._known = tables, {}
 
     def _distribution(self, context: tuple[int, ...]) -> Array:
         """Return the probabilities of all labels and of the end, ``[V+1]``."""
@@ -172,13 +263,15 @@ class NGram(LanguageModel):
             if context
             else np.full(self.classes + 1, 1 / (self.classes + 1))
         )
-        found = self._counts.get(context)
+        found = self._tables[len(context)].find(context) if self._tables else None
         if found is None:
             return lower
         labels, counts = found
         p = len(labels) * lower
         p[labels] += counts
         p /= counts.sum() + len(labels)
+        if len(self._known) >= KNOWN:
+            self._known.clear()
         self._known[context] = p
         return p
 
