@@ -172,6 +172,19 @@ def test_nothing_underflows(dtype: Any, kernel_set: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("classes", [2, 15, 16, 17, 37])
+def test_one_class_far_above_the_others(classes: int, dtype: Any, kernel_set: str) -> None:
+    """In any lane of a vector, and in the part of one: only differences of logits count."""
+    y = np.random.default_rng(9).normal(size=(classes, classes)).astype(dtype)
+    y += 500 * np.eye(classes, dtype=dtype)
+    labels = np.arange(1, classes)[:: max(classes // 5, 1)]
+    want, gradient = reference.ctc(y.astype(np.float64), labels)
+    value, dy = losses.CTC()(y[:, None], labels[None])
+    assert value == pytest.approx(want, rel=LIMIT[dtype])
+    np.testing.assert_allclose(dy[:, 0], gradient, atol=1e-4 if dtype == np.float32 else 1e-11)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_a_long_sequence_is_learned_to_its_end(dtype: Any) -> None:
     """Labels at known steps, with much confidence: the loss is next to nothing, and its gradient, too."""
     steps, rng = 4000, np.random.default_rng(5)
@@ -482,6 +495,19 @@ def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     import fake_cupy
 
     return fake_cupy.stand_in(monkeypatch)
+
+
+def test_a_trainer_on_a_device(gpu: Any) -> None:
+    xs, labels = tunes(12)
+    x, target, lengths = padded(xs, 0), padded(labels, -1), np.array([len(s) for s in xs])
+    figures = []
+    for place in ("cpu", "cuda"):
+        for data in ((xs, labels), (x, target, lengths)):
+            t = trainer(metrics=["label_error_rate"])
+            t.model.to(place)
+            history = t.fit(data, epochs=2, batch_size=4, progress=False)
+            figures.append([*history.column("loss"), *t.evaluate(data).values()])
+    np.testing.assert_allclose(figures[1:], figures[:-1], rtol=1e-4)
 
 
 @pytest.mark.parametrize("rule", ["zero", "skip"])
