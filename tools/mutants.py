@@ -141,7 +141,7 @@ MUTANTS: dict[str, tuple[str, str, str]] = {  # name: file, what stands there, w
     "a skipped sequence that counts": ("python/ostinato/losses/_ctc.py", "factors = np.where(possible, factors, 0)", "pass"),
     "a prefix of two beams": ("python/ostinato/decoding/_ctc.py", "        longer[parent, last[child]] = NEVER\n        scores", "        scores"),
     "a label again without a blank": ("python/ostinato/decoding/_ctc.py", "self.ends_blank[some] + log_p[last[some]]", "both[some] + log_p[last[some]]"),
-    "n-grams from one text to the next": ("python/ostinato/decoding/_language.py", "(sequence[at] == sequence[at + n - 1]) & ", ""),
+    "an n-gram that counts the start": ("python/ostinato/decoding/_language.py", " & (flat[at + n - 1] != START)", ""),
     "an end in any rank": ("python/ostinato/decoding/_steps.py", "np.flatnonzero(ends[: self.width])", "np.flatnonzero(ends)"),
     "a nucleus of one too many": ("python/ostinato/decoding/_sampling.py", "before < top_p", "before <= top_p + 0.2"),
     "an edit lost at the top": ("python/ostinato/metrics.py", "(right_up << 1 | 1) & every", "(right_up << 1) & every"),
