@@ -238,7 +238,6 @@ struct TrainKernels {
   void (*tanh)(Index n, const T* x, T* y);  // the vector functions of the cells, for layers and for the ULP tests
   void (*sigmoid)(Index n, const T* x, T* y);
   void (*exp)(Index n, const T* x, T* y);
-  int (*ctc)(const CtcCall<T>&);  // a Status
 };
 
 enum class Precision : int { kExact, kBfloat16, kInt8 };
@@ -250,6 +249,7 @@ struct TypedKernels {
   CellKernels<T> cells[kPrecisionCount][kCellCount];
   LinearKernels<T> linear;
   TrainKernels<T> train;
+  int (*ctc)(const CtcCall<T>&);                          // a Status
   double (*fma_peak)(double seconds);                     // GFLOP/s of one thread on independent FMA chains
   double (*read_bandwidth)(Index bytes, double seconds);  // GB/s of one thread over a block of that size, again and again
 };

@@ -10,7 +10,7 @@ import pytest
 
 import ostinato as ost
 from conftest import native_for_tests, numeric_gradient
-from ostinato import _check, _device, losses, reference
+from ostinato import _device, _native, losses, reference
 
 DTYPES = [np.float32, np.float64]
 LIMIT = {np.float32: 2e-6, np.float64: 1e-12}  # of gradients, and of losses relative to them
@@ -399,7 +399,7 @@ def test_the_border_to_the_kernels_is_checked() -> None:
     ]:
         given = {n: np.array(v) if isinstance(v, list) else v for n, v in {**good, name: value}.items()}
         with pytest.raises(ValueError, match=message):
-            _check.NATIVE["float32"].ctc(y, **given, zero_infinite=False, need_gradient=True)
+            _native.NATIVE["float32"].ctc(y, **given, zero_infinite=False, need_gradient=True)
 
 
 # -- the Trainer -------------------------------------------------------------------------------------------------------

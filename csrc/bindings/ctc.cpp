@@ -55,7 +55,7 @@ py::tuple ctc(const py::object& logits, const py::object& rows, const py::object
     if (dlogits)
       for (Index i = 0; i < n; ++i)
         if (!seen[std::size_t(i)]) std::fill_n(dlogits + i * classes, classes, T(0));
-    status = typed<T>(kernels()).train.ctc(call);
+    status = typed<T>(kernels()).ctc(call);
   }
   check_status(status);
   return py::make_tuple(losses, d);

@@ -5,8 +5,8 @@ namespace ost::OST_SET {
 
 // Declared by dispatch.cpp for every set.
 void fill_ctc(KernelTable& table) {
-  table.f32.train.ctc = ctc<float>;
-  table.f64.train.ctc = ctc<double>;
+  table.f32.ctc = ctc<float>;
+  table.f64.ctc = ctc<double>;
 }
 
 }  // namespace ost::OST_SET
