@@ -165,7 +165,7 @@ class CTC(Loss):
         factors = self._factors(weights, len(on))
         possible = self._possible(labels, counts, on.sum(1))
         if self.impossible == "skip":
-            pass
+            factors = np.where(possible, factors, 0)
         used = possible & (factors > 0)
         paths = _paths(on & used[:, None], at, labels, np.where(used, counts, 0))
         each = factors / np.maximum(counts, 1) if self.normalize else factors
