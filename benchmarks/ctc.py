@@ -1,8 +1,9 @@
 """The CTC loss with its gradient beside PyTorch's: python benchmarks/ctc.py.
 
-Each contender is a process of its own and they take turns; values and gradients are first compared with those of PyTorch in float64. A
-figure is the median over rounds, a ratio the median of the ratios within a round. Logits are float32 as a network gives them, so
-PyTorch's log-softmax counts. An error is the largest one of the gradient's, relative to its largest element.
+Each contender is a process of its own and they take turns; values and gradients are first compared
+with those of PyTorch in float64. A figure is the median over rounds, a ratio the median of the
+ratios within a round. Logits are float32 as a network gives them, so PyTorch's log-softmax counts.
+An error is the largest one of the gradient's, relative to its largest element.
 """
 
 from __future__ import annotations
@@ -28,7 +29,11 @@ def inputs(steps: int, batch: int, classes: int, labels: int) -> tuple[Any, Any,
     """Return logits ``[T,B,V]``, labels ``[B,L]`` and lengths of three quarters of T and more."""
     rng = np.random.default_rng(0)
     y = rng.standard_normal((steps, batch, classes), dtype=np.float32)
-    return y, rng.integers(1, classes, (batch, labels)), rng.integers(3 * steps // 4, steps + 1, batch)
+    return (
+        y,
+        rng.integers(1, classes, (batch, labels)),
+        rng.integers(3 * steps // 4, steps + 1, batch),
+    )
 
 
 def ours(y: Any, target: Any, lengths: Any) -> Callable[[], tuple[float, Any]]:
@@ -58,7 +63,7 @@ MAKERS = {"ostinato": ours, "torch": torchs}
 
 
 def contend(name: str) -> None:
-    """Serve sizes from standard input: the answer is written to a file, then a turn is timed a line."""
+    """Serve sizes from standard input: write the answer to a file, then time a turn a line."""
     run: Any = None
     for line in sys.stdin:
         told = json.loads(line)
@@ -85,7 +90,9 @@ class Contender:
 
     def __init__(self, name: str) -> None:
         command = [sys.executable, __file__, "--contender", name]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
 
     def ask(self, what: Any) -> float:
         """Send a line, and return the number that comes back."""
@@ -96,7 +103,9 @@ class Contender:
         return float(json.loads(self.process.stdout.readline()))
 
 
-def measure(size: tuple[int, ...], contenders: dict[str, Contender], rounds: int, folder: Path) -> dict[str, Any]:
+def measure(
+    size: tuple[int, ...], contenders: dict[str, Contender], rounds: int, folder: Path
+) -> dict[str, Any]:
     """Compare the answers, then time rounds of turns."""
     file, answers = folder / "answer.npz", []
     for name, wide in [("torch", True), *((n, False) for n in contenders)]:
@@ -121,7 +130,9 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--contender", choices=sorted(MAKERS), help=argparse.SUPPRESS)
-    parser.add_argument("--rounds", type=int, default=15, help="turns of each contender (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=15, help="turns of each contender (default: %(default)s)"
+    )
     options = parser.parse_args()
     if options.contender:
         contend(options.contender)
@@ -132,7 +143,9 @@ def main() -> None:
             for size in SIZES:
                 row = measure(size, contenders, options.rounds, Path(folder))
                 name = "  ".join(f"{k}={v}" for k, v in row["size"].items())
-                times = "  ".join(f"{n} {1e3 * row[n]:.2f} ms (error {row[f'{n} error']:.0e})" for n in MAKERS)
+                times = "  ".join(
+                    f"{n} {1e3 * row[n]:.2f} ms (error {row[f'{n} error']:.0e})" for n in MAKERS
+                )
                 print(f"{name:32}{times}  {row['ratio']:.1f} times as fast", flush=True)
     finally:
         for contender in contenders.values():

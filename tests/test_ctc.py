@@ -1,4 +1,4 @@
-"""The CTC loss: published numbers, all paths, the reference, PyTorch; lengths, layouts, rules, the Trainer, devices."""
+"""The CTC loss: published numbers, all paths, PyTorch; layouts, rules, the Trainer, devices."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ def softmax(y: Any) -> Any:
     return e / e.sum(-1, keepdims=True)
 
 
-# -- numbers of others -------------------------------------------------------------------------------------------------
+# -- numbers of others -----------------------------------------------------------------------------
 
-# The example of A. Graves' that TensorFlow's and Keras' tests hold: probabilities, labels, loss and the gradient of three steps.
+# The example of A. Graves' that TensorFlow's and Keras' tests hold: probabilities, labels, the loss
+# and its gradient at three steps.
 GRAVES = np.array(
     [
         [0.633766, 0.221185, 0.0917319, 0.0129757, 0.0142857, 0.0260553],
@@ -40,9 +41,19 @@ GRAVES_GRADIENT = {
 }
 PUBLISHED: dict[str, Any] = {
     "graves": (np.log(GRAVES), [0, 1, 2, 1, 0], 5, 3.34211),
-    "keras 3 labels": ([[0.4, 0.8, 0.4], [0.2, 0.8, 0.3], [0.9, 0.4, 0.5]], [1, 2, 1], 0, 3.4411672),
+    "keras 3 labels": (
+        [[0.4, 0.8, 0.4], [0.2, 0.8, 0.3], [0.9, 0.4, 0.5]],
+        [1, 2, 1],
+        0,
+        3.4411672,
+    ),
     "keras 2 labels": ([[0.4, 0.8, 0.4], [0.2, 0.3, 0.3]], [1, 2], 0, 1.91680186),
-    "warp-ctc small": ([[0.1, 0.6, 0.1, 0.1, 0.1], [0.1, 0.1, 0.6, 0.1, 0.1]], [1, 2], 0, 2.46285844),
+    "warp-ctc small": (
+        [[0.1, 0.6, 0.1, 0.1, 0.1], [0.1, 0.1, 0.6, 0.1, 0.1]],
+        [1, 2],
+        0,
+        2.46285844,
+    ),
 }
 
 
@@ -52,7 +63,9 @@ def test_published_losses(name: str, dtype: Any, kernel_set: str) -> None:
     logits, labels, blank, want = PUBLISHED[name]
     y = np.asarray(logits, dtype)[:, None]
     value, dy = losses.CTC(blank=blank)(y, np.array([labels]))
-    assert value == pytest.approx(want, abs=1e-5 if name == "graves" else 1e-7 if dtype == np.float64 else 5e-7)
+    assert value == pytest.approx(
+        want, abs=1e-5 if name == "graves" else 1e-7 if dtype == np.float64 else 5e-7
+    )
     if name == "graves":
         for t, row in GRAVES_GRADIENT.items():
             np.testing.assert_allclose(dy[t, 0], row, atol=1e-6)
@@ -79,7 +92,16 @@ def batch(dtype: Any, seed: int = 0, blank: int = 0, scale: float = 2.0) -> tupl
     """Rows of all kinds: repeats, no labels, no steps, as many labels as steps, one step."""
     rng = np.random.default_rng(seed)
     lengths = np.array([11, 9, 0, 5, 1, 7, 11, 10])
-    labels = [[1, 1, 2, 3, 3], [], [], [1, 2, 3, 1, 2], [5], [5, 5, 5, 5], [2], rng.integers(1, 6, 4)]
+    labels = [
+        [1, 1, 2, 3, 3],
+        [],
+        [],
+        [1, 2, 3, 1, 2],
+        [5],
+        [5, 5, 5, 5],
+        [2],
+        rng.integers(1, 6, 4),
+    ]
     y = scale * rng.normal(size=(11, 8, 6))
     moved = [np.array([(k + blank) % 6 for k in row], int) for row in labels]
     y[np.arange(11)[:, None] >= lengths] = np.nan
@@ -114,7 +136,9 @@ def test_against_finite_differences(kernel_set: str) -> None:
     )
     for loss in (losses.CTC(), losses.CTC(normalize=True)):
         dy = loss(y, target, [5, 4, 3], weights=weights)[1]
-        numeric = numeric_gradient(lambda loss=loss: loss(y, target, [5, 4, 3], weights=weights)[0], y)
+        numeric = numeric_gradient(
+            lambda loss=loss: loss(y, target, [5, 4, 3], weights=weights)[0], y
+        )
         np.testing.assert_allclose(dy, numeric, atol=1e-8)
 
 
@@ -130,7 +154,12 @@ def test_against_torch(dtype: Any, rule: str, kernel_set: str) -> None:
     target[np.arange(most) >= counts[:, None]] = -1
     x = torch.tensor(y, dtype=torch.float64, requires_grad=True)
     loss = torch.nn.functional.ctc_loss(
-        x.log_softmax(-1), torch.tensor(target), torch.tensor(lengths), torch.tensor(counts), blank=19, reduction=rule
+        x.log_softmax(-1),
+        torch.tensor(target),
+        torch.tensor(lengths),
+        torch.tensor(counts),
+        blank=19,
+        reduction=rule,
     )
     loss.backward()
     total, count, dy = losses.CTC(blank=19, normalize=rule == "mean").parts(y, target, lengths)
@@ -146,7 +175,11 @@ def test_zero_is_the_zero_infinity_of_torch() -> None:
     y[1, 2, 3:] = -np.inf  # the label of that step has to be 4
     x = torch.tensor(y, requires_grad=True)
     loss = torch.nn.functional.ctc_loss(
-        x.log_softmax(-1), torch.tensor(target), torch.tensor(lengths), torch.tensor([3, 3, 2]), zero_infinity=True
+        x.log_softmax(-1),
+        torch.tensor(target),
+        torch.tensor(lengths),
+        torch.tensor([3, 3, 2]),
+        zero_infinity=True,
     )
     value, dy = losses.CTC(impossible="zero", normalize=True)(y, target, lengths)
     assert value == pytest.approx(loss.item(), rel=1e-13)
@@ -157,7 +190,7 @@ def test_zero_is_the_zero_infinity_of_torch() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_nothing_underflows(dtype: Any, kernel_set: str) -> None:
-    """Probabilities of e^-60 a step, far below what a double has after twelve steps; the best state changes over time."""
+    """Probabilities of e^-60 a step: after twelve steps far below what a double holds."""
     rng = np.random.default_rng(4)
     y = rng.normal(size=(250, 12)).astype(dtype)
     y[:, 0] += 60  # a network that has learned nothing but blanks
@@ -186,7 +219,7 @@ def test_one_class_far_above_the_others(classes: int, dtype: Any, kernel_set: st
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_long_sequence_is_learned_to_its_end(dtype: Any) -> None:
-    """Labels at known steps, with much confidence: the loss is next to nothing, and its gradient, too."""
+    """Labels at known steps, with much confidence: hardly any loss, hardly any gradient."""
     steps, rng = 4000, np.random.default_rng(5)
     labels = rng.integers(1, 30, 1000)
     y = np.full((steps, 30), -20, dtype)
@@ -194,12 +227,16 @@ def test_a_long_sequence_is_learned_to_its_end(dtype: Any) -> None:
     y[::4] = -20
     y[np.arange(0, steps, 4), labels] = 0
     value, dy = losses.CTC()(y[:, None], labels[None])
-    want = -np.log(softmax(y.astype(np.float64)).max(-1)).sum()  # of the one path; others are e^-20 of it
-    assert value == pytest.approx(want, **({"rel": 0.05} if dtype == np.float64 else {"abs": 1.2e-7 * steps}))
+    want = -np.log(
+        softmax(y.astype(np.float64)).max(-1)
+    ).sum()  # of the one path; others are e^-20 of it
+    assert value == pytest.approx(
+        want, **({"rel": 0.05} if dtype == np.float64 else {"abs": 1.2e-7 * steps})
+    )
     assert abs(dy).max() < 1e-6
 
 
-# -- layouts -----------------------------------------------------------------------------------------------------------
+# -- layouts ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -221,7 +258,9 @@ def test_all_layouts_have_the_same_bits(dtype: Any, kernel_set: str, threads: No
         "mask": loss(y, padded, mask),
         "views": loss(turned.swapaxes(0, 1), padded, lengths),
         "a wider array": loss(np.pad(y, ((0, 0), (0, 0), (0, 3)))[..., :6], padded, lengths),
-        "batch first": tuple(a if k == 0 else a.swapaxes(0, 1) for k, a in enumerate(first(turned, padded, lengths))),
+        "batch first": tuple(
+            a if k == 0 else a.swapaxes(0, 1) for k, a in enumerate(first(turned, padded, lengths))
+        ),
     }
     for name, (again, d) in found.items():
         assert again == value, name
@@ -236,7 +275,9 @@ def test_all_layouts_have_the_same_bits(dtype: Any, kernel_set: str, threads: No
     ost.set_num_threads(1)
     np.testing.assert_array_equal(loss(y, labels, lengths)[1], dy)
     for b, n in enumerate(lengths):  # whatever stands beside it in the batch
-        np.testing.assert_allclose(8 * dy[:n, b], loss(y[:n, b : b + 1], [labels[b]])[1][:, 0], atol=LIMIT[dtype])
+        np.testing.assert_allclose(
+            8 * dy[:n, b], loss(y[:n, b : b + 1], [labels[b]])[1][:, 0], atol=LIMIT[dtype]
+        )
 
 
 def test_a_mask_leaves_out_steps_anywhere() -> None:
@@ -260,9 +301,9 @@ def test_weights_and_counts() -> None:
     assert total == pytest.approx((weights * each).sum(), rel=1e-14)
     assert not dy[:, 1].any()
     sizes = np.array([max(len(row), 1) for row in labels])
-    assert losses.CTC(normalize=True).parts(y, labels, lengths, weights=weights)[0] == pytest.approx(
-        (weights * each / sizes).sum(), rel=1e-14
-    )
+    assert losses.CTC(normalize=True).parts(y, labels, lengths, weights=weights)[
+        0
+    ] == pytest.approx((weights * each / sizes).sum(), rel=1e-14)
     without = losses.CTC().parts(y, labels, lengths, weights=weights, gradient=False)
     assert without[0] == total
     assert without[2] is None
@@ -280,7 +321,7 @@ def test_nothing_to_do() -> None:
     np.testing.assert_allclose(dy[:, 0], [[-0.75, 0.25, 0.25, 0.25]] * 2)
 
 
-# -- what is not possible, or not finite -------------------------------------------------------------------------------
+# -- what is not possible, or not finite -----------------------------------------------------------
 
 
 def test_labels_that_do_not_fit() -> None:
@@ -340,24 +381,76 @@ def test_logits_that_are_no_numbers_show(bad: float, where: int, kernel_set: str
 
 
 ERRORS: dict[str, Any] = {
-    "a label of the blank": ({"target": [[1, 0]]}, ValueError, "other than the blank 0, got 0 at \\[0, 1\\]"),
-    "a label too large": ({"target": [[1, 4]]}, ValueError, "from 0 to 3 other than the blank 0, got 4"),
-    "padding inside": ({"target": [[-1, 2]]}, ValueError, "negative numbers behind the labels alone.*at b = 0"),
-    "labels of others": ({"target": [[1], [2]]}, ValueError, "labels of 1 sequences, as many as y has, got 2"),
-    "real labels": ({"target": np.ones((1, 2))}, TypeError, "target: expected an integer dtype, got float64"),
-    "flat labels": ({"target": np.array([1, 2])}, ValueError, "target: expected 2 axes, got shape \\(2,\\)"),
-    "no axis of sequences": ({"y": np.zeros((3, 4))}, ValueError, "y: expected shape \\(T, B, V\\), got \\(3, 4\\)"),
-    "whole numbers": ({"y": np.zeros((3, 1, 4), int)}, TypeError, "expected float32 or float64, got int64"),
-    "lengths too large": ({"lengths": [9]}, ValueError, "lengths: expected values from 0 to T = 3, got 9"),
-    "weights of steps": ({"weights": np.ones((3, 1))}, ValueError, "weights: expected shape \\(B,\\) = \\(1,\\)"),
-    "negative weights": ({"weights": -np.ones(1)}, ValueError, "weights: expected finite numbers of at least 0"),
+    "a label of the blank": (
+        {"target": [[1, 0]]},
+        ValueError,
+        "other than the blank 0, got 0 at \\[0, 1\\]",
+    ),
+    "a label too large": (
+        {"target": [[1, 4]]},
+        ValueError,
+        "from 0 to 3 other than the blank 0, got 4",
+    ),
+    "padding inside": (
+        {"target": [[-1, 2]]},
+        ValueError,
+        "negative numbers behind the labels alone.*at b = 0",
+    ),
+    "labels of others": (
+        {"target": [[1], [2]]},
+        ValueError,
+        "labels of 1 sequences, as many as y has, got 2",
+    ),
+    "real labels": (
+        {"target": np.ones((1, 2))},
+        TypeError,
+        "target: expected an integer dtype, got float64",
+    ),
+    "flat labels": (
+        {"target": np.array([1, 2])},
+        ValueError,
+        "target: expected 2 axes, got shape \\(2,\\)",
+    ),
+    "no axis of sequences": (
+        {"y": np.zeros((3, 4))},
+        ValueError,
+        "y: expected shape \\(T, B, V\\), got \\(3, 4\\)",
+    ),
+    "whole numbers": (
+        {"y": np.zeros((3, 1, 4), int)},
+        TypeError,
+        "expected float32 or float64, got int64",
+    ),
+    "lengths too large": (
+        {"lengths": [9]},
+        ValueError,
+        "lengths: expected values from 0 to T = 3, got 9",
+    ),
+    "weights of steps": (
+        {"weights": np.ones((3, 1))},
+        ValueError,
+        "weights: expected shape \\(B,\\) = \\(1,\\)",
+    ),
+    "negative weights": (
+        {"weights": -np.ones(1)},
+        ValueError,
+        "weights: expected finite numbers of at least 0",
+    ),
     "the blank": (
         {"y": np.zeros((3, 1, 1)), "target": [[]], "blank": 1},
         ValueError,
         "blank: expected a class below V = 1",
     ),
-    "ragged lengths": ({"y": [np.zeros((3, 4))], "lengths": [3]}, ValueError, "expected None with ragged sequences"),
-    "ragged ranks": ({"y": ost.Ragged(np.zeros(3), [0, 3])}, ValueError, "sequences of shape \\(n, V\\)"),
+    "ragged lengths": (
+        {"y": [np.zeros((3, 4))], "lengths": [3]},
+        ValueError,
+        "expected None with ragged sequences",
+    ),
+    "ragged ranks": (
+        {"y": ost.Ragged(np.zeros(3), [0, 3])},
+        ValueError,
+        "sequences of shape \\(n, V\\)",
+    ),
 }
 
 
@@ -367,11 +460,15 @@ def test_bad_arguments(name: str) -> None:
     y, target = given.get("y", np.zeros((3, 1, 4))), given.get("target", [[1, 2]])
     target = np.array(target, int) if isinstance(target, list) else target
     with pytest.raises(error, match=message):
-        losses.CTC(blank=given.get("blank", 0))(y, target, given.get("lengths"), weights=given.get("weights"))
+        losses.CTC(blank=given.get("blank", 0))(
+            y, target, given.get("lengths"), weights=given.get("weights")
+        )
 
 
 def test_bad_options() -> None:
-    with pytest.raises(ValueError, match="impossible: expected one of 'error', 'zero', 'skip', got 'no'"):
+    with pytest.raises(
+        ValueError, match="impossible: expected one of 'error', 'zero', 'skip', got 'no'"
+    ):
         losses.CTC(impossible="no")
     with pytest.raises(ValueError, match="blank: expected a whole number of at least 0, got -1"):
         losses.CTC(blank=-1)
@@ -397,12 +494,14 @@ def test_the_border_to_the_kernels_is_checked() -> None:
         ("blank", 4, "blank: expected a class below V = 4, got 4"),
         ("scales", [1.0, 2.0], "scales: expected shape"),
     ]:
-        given = {n: np.array(v) if isinstance(v, list) else v for n, v in {**good, name: value}.items()}
+        given = {
+            n: np.array(v) if isinstance(v, list) else v for n, v in {**good, name: value}.items()
+        }
         with pytest.raises(ValueError, match=message):
             _native.NATIVE["float32"].ctc(y, **given, zero_infinite=False, need_gradient=True)
 
 
-# -- the Trainer -------------------------------------------------------------------------------------------------------
+# -- the Trainer -----------------------------------------------------------------------------------
 
 
 def tunes(count: int, seed: int = 0) -> tuple[list[Any], list[Any]]:
@@ -420,7 +519,9 @@ def tunes(count: int, seed: int = 0) -> tuple[list[Any], list[Any]]:
 
 def trainer(batch_first: bool = True, loss: Any = None, **options: Any) -> ost.Trainer:
     layers = ost.nn.GRU(3, 16, batch_first=batch_first, rng=0), ost.nn.Linear(16, 4, rng=1)
-    return ost.Trainer(ost.nn.Sequential(*layers), loss or losses.CTC(), ost.optim.Adam(1e-2), **options)
+    return ost.Trainer(
+        ost.nn.Sequential(*layers), loss or losses.CTC(), ost.optim.Adam(1e-2), **options
+    )
 
 
 def padded(rows: list[Any], fill: float) -> Any:
@@ -449,7 +550,11 @@ def test_the_trainer_takes_every_form() -> None:
         seen[name] = [*history.column("loss"), *t.evaluate(data, batch_size=7).values()]
     t = trainer(False, metrics=["label_error_rate"])
     options: Any = {"outputs": "last", "time_major": True}
-    history = t.fit(ost.data.ArrayLoader(x, target, lengths, batch_size=16, rng=0, **options), epochs=2, progress=False)
+    history = t.fit(
+        ost.data.ArrayLoader(x, target, lengths, batch_size=16, rng=0, **options),
+        epochs=2,
+        progress=False,
+    )
     loader = ost.data.ArrayLoader(x, target, lengths, batch_size=7, shuffle=False, **options)
     seen["time major"] = [*history.column("loss"), *t.evaluate(loader).values()]
     for name, figures in seen.items():
@@ -464,27 +569,35 @@ def test_a_network_learns_labels_without_times() -> None:
     assert figures["label_error_rate"] < 0.05
     assert figures["loss"] < 0.5
     guesses = ost.decoding.ctc_greedy(t.predict(tunes(50, seed=1)[0]))
-    assert ost.metrics.error_rate(tunes(50, seed=1)[1], guesses) == pytest.approx(figures["label_error_rate"])
+    assert ost.metrics.error_rate(tunes(50, seed=1)[1], guesses) == pytest.approx(
+        figures["label_error_rate"]
+    )
 
 
 def test_what_a_trainer_refuses_beside_ctc() -> None:
-    with pytest.raises(ValueError, match='outputs: expected the outputs of all steps for CTC, got "last"'):
+    with pytest.raises(
+        ValueError, match='outputs: expected the outputs of all steps for CTC, got "last"'
+    ):
         trainer(outputs="last")
     with pytest.raises(ValueError, match=r"tbptt: .*got CTC, a loss of whole sequences"):
         trainer(tbptt=(2, 2))
     xs, labels = tunes(4)
-    with pytest.raises(ValueError, match="target: expected 4 rows, one for each sequence, got shape \\(3"):
+    with pytest.raises(
+        ValueError, match="target: expected 4 rows, one for each sequence, got shape \\(3"
+    ):
         trainer().fit((xs, labels[:3]), epochs=1, progress=False)
     weights = np.ones(sum(map(len, xs)))
     with pytest.raises(ValueError, match=r"weights: expected shape \(B,\) = \(4,\)"):
         trainer().fit((xs, labels, {"weights": weights}), epochs=1, progress=False)
     x, target, lengths = padded(xs, 0), padded(labels, -1), [len(row) for row in xs]
     other = trainer(loss=losses.CTC(batch_first=False))
-    with pytest.raises(ValueError, match="loss: expected batch_first=True, as the model has it, got False"):
+    with pytest.raises(
+        ValueError, match="loss: expected batch_first=True, as the model has it, got False"
+    ):
         other.fit((x, target, lengths), epochs=1, progress=False)
 
 
-# -- devices -----------------------------------------------------------------------------------------------------------
+# -- devices ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=["emulated", "cuda"] if ost.cuda.is_available() else ["emulated"])
@@ -525,7 +638,9 @@ def test_arrays_of_a_device(gpu: Any, dtype: Any, rule: str) -> None:
     assert _device.of(d) is gpu
     np.testing.assert_allclose(_device.host(d), dy, atol=LIMIT[dtype])
     assert loss.parts(gpu.put(y), labels, lengths, gradient=False)[2] is None
-    rows = ost.Ragged(gpu.put(np.concatenate(rows_of(y, lengths))), np.concatenate([[0], lengths.cumsum()]))
+    rows = ost.Ragged(
+        gpu.put(np.concatenate(rows_of(y, lengths))), np.concatenate([[0], lengths.cumsum()])
+    )
     np.testing.assert_allclose(
         _device.host(loss(rows, labels, weights=weights)[1].rows),
         np.concatenate(rows_of(dy, lengths)),

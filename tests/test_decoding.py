@@ -1,4 +1,4 @@
-"""Decoding against every sequence there is: CTC's best path, prefix beam search, alignment; beam search, sampling, language models."""
+"""Decoding against every sequence there is: of CTC, and of models of the next label."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def every_labelling(y: Any, blank: int = 0) -> dict[Labels, float]:
     return out
 
 
-# -- CTC ---------------------------------------------------------------------------------------------------------------
+# -- CTC -------------------------------------------------------------------------------------------
 
 
 def test_the_best_path() -> None:
@@ -40,7 +40,9 @@ def test_the_best_path() -> None:
     y = np.eye(4)[np.array(paths).T]
     assert [a.tolist() for a in decoding.ctc_greedy(y)] == [[1, 1, 2], [3], []]
     assert [a.tolist() for a in decoding.ctc_greedy(y, [3, 0, 8])] == [[1], [], []]
-    assert [a.tolist() for a in decoding.ctc_greedy(y.swapaxes(0, 1), batch_first=True, blank=3)] == [
+    assert [
+        a.tolist() for a in decoding.ctc_greedy(y.swapaxes(0, 1), batch_first=True, blank=3)
+    ] == [
         [0, 1, 0, 1, 2, 0],
         [],
         [0],
@@ -87,7 +89,9 @@ def test_the_width_matters_and_prefixes_may_come_back() -> None:
 class Table(decoding.LanguageModel):
     """A language model of three classes by a table of the label before."""
 
-    p = np.array([[0.2, 0.5, 0.3], [0.1, 0.1, 0.8], [0.3, 0.6, 0.1], [0.05, 0.9, 0.05]])  # the last row: at the start
+    p = np.array(
+        [[0.2, 0.5, 0.3], [0.1, 0.1, 0.8], [0.3, 0.6, 0.1], [0.05, 0.9, 0.05]]
+    )  # the last row: at the start
     stops = np.array([0.3, 0.2, 0.5, 0.9])
 
     def start(self) -> int:
@@ -114,12 +118,14 @@ def test_a_language_model_and_a_bonus(weight: float, bonus: float) -> None:
             state = k
         scores[labels] = np.log(p) + weight * (extra + model.end(state)) + bonus * len(labels)
     want = sorted(scores.items(), key=lambda item: -item[1])[:5]
-    found = decoding.ctc_beam_search(y[:, None], width=1000, count=5, language_model=model, weight=weight, bonus=bonus)[
-        0
-    ]
+    found = decoding.ctc_beam_search(
+        y[:, None], width=1000, count=5, language_model=model, weight=weight, bonus=bonus
+    )[0]
     assert [tuple(h.labels) for h in found] == [labels for labels, _ in want]
     np.testing.assert_allclose([h.score for h in found], [s for _, s in want], atol=1e-12)
-    with pytest.raises(TypeError, match=r"language_model: expected an ostinato.decoding.LanguageModel, got int"):
+    with pytest.raises(
+        TypeError, match=r"language_model: expected an ostinato.decoding.LanguageModel, got int"
+    ):
         decoding.ctc_beam_search(y[:, None], language_model=3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="LanguageModel does not define start"):
         decoding.ctc_beam_search(y[:, None], language_model=decoding.LanguageModel())
@@ -150,7 +156,9 @@ def test_the_alignment_is_the_best_path_of_the_labels() -> None:
         got = decoding.ctc_align(y[:, None], [np.array(labels, int)])[0]
         assert got.tolist() == want
         assert got.shape == (len(labels), 2)
-    with pytest.raises(ValueError, match=r"target: expected labels that some path writes in 6 steps.*at b = 0"):
+    with pytest.raises(
+        ValueError, match=r"target: expected labels that some path writes in 6 steps.*at b = 0"
+    ):
         decoding.ctc_align(y[:, None], np.array([[1] * 6]))
     with pytest.raises(ValueError, match="other than the blank 0, got others at b = 0"):
         decoding.ctc_align(y[:, None], np.array([[1, 0]]))
@@ -159,20 +167,55 @@ def test_the_alignment_is_the_best_path_of_the_labels() -> None:
 
 
 CTC_ERRORS: dict[str, Any] = {
-    "NaN": (np.full((2, 1, 3), np.nan), {}, ValueError, "y: expected numbers, of which some .* finite"),
+    "NaN": (
+        np.full((2, 1, 3), np.nan),
+        {},
+        ValueError,
+        "y: expected numbers, of which some .* finite",
+    ),
     "minus infinity alone": (np.full((2, 1, 3), -np.inf), {}, ValueError, "minus infinity alone"),
     "ranks": (np.zeros((2, 3)), {}, ValueError, "y: expected 3 axes, got shape"),
-    "whole numbers": (np.zeros((2, 1, 3), int), {}, TypeError, "expected float32 or float64, got int64"),
-    "the blank": (np.zeros((2, 1, 3)), {"blank": 3}, ValueError, "blank: expected a class below V = 3"),
-    "lengths": (np.zeros((2, 1, 3)), {"lengths": [3]}, ValueError, "lengths: expected values from 0 to T = 2"),
-    "width": (np.zeros((2, 1, 3)), {"width": 0}, ValueError, "width: expected a whole number of at least 1"),
-    "weight": (np.zeros((2, 1, 3)), {"weight": -1}, ValueError, "weight: expected a finite number of at least 0"),
-    "bonus": (np.zeros((2, 1, 3)), {"bonus": np.nan}, ValueError, "bonus: expected a finite number"),
+    "whole numbers": (
+        np.zeros((2, 1, 3), int),
+        {},
+        TypeError,
+        "expected float32 or float64, got int64",
+    ),
+    "the blank": (
+        np.zeros((2, 1, 3)),
+        {"blank": 3},
+        ValueError,
+        "blank: expected a class below V = 3",
+    ),
+    "lengths": (
+        np.zeros((2, 1, 3)),
+        {"lengths": [3]},
+        ValueError,
+        "lengths: expected values from 0 to T = 2",
+    ),
+    "width": (
+        np.zeros((2, 1, 3)),
+        {"width": 0},
+        ValueError,
+        "width: expected a whole number of at least 1",
+    ),
+    "weight": (
+        np.zeros((2, 1, 3)),
+        {"weight": -1},
+        ValueError,
+        "weight: expected a finite number of at least 0",
+    ),
+    "bonus": (
+        np.zeros((2, 1, 3)),
+        {"bonus": np.nan},
+        ValueError,
+        "bonus: expected a finite number",
+    ),
     "classes": (
         np.zeros((2, 1, 4)),
         {"language_model": Table()},
         ValueError,
-        r"language_model: expected log-probabilities of V = 4 classes, those of y, got shape \(3,\)",
+        r"language_model: expected log-probabilities of V = 4 classes, .* got shape \(3,\)",
     ),
 }
 
@@ -184,13 +227,13 @@ def test_bad_arguments_of_the_search(name: str) -> None:
         decoding.ctc_beam_search(y, **options)
 
 
-# -- language models ---------------------------------------------------------------------------------------------------
+# -- language models -------------------------------------------------------------------------------
 
 
 def test_an_n_gram_by_hand() -> None:
     model = decoding.NGram(classes=3, order=2)
     model.fit([np.array([1, 1, 2]), np.array([1])])
-    # Without a context: 1 three times, 2 once, the end twice; three kinds in all, and uniform is 1/4.
+    # Without a context: 1 three times, 2 once, the end twice: three kinds; uniform is 1/4.
     zero = (np.array([0, 3, 1, 2]) + 3 * 0.25) / 9
     after_1 = (np.array([0, 1, 1, 1]) + 3 * zero) / 6
     start = (np.array([0, 2, 0, 0]) + 1 * zero) / 3
@@ -234,7 +277,11 @@ def test_counts_do_not_go_from_one_sequence_to_the_next() -> None:
     state = apart.advance(apart.advance(apart.start(), 1), 2)
     assert np.exp(apart.end(state)) > 0.5
     assert np.exp(joined.end(state)) < 0.2
-    for bad, error in ((np.array([5]), ValueError), (np.array([0.5]), TypeError), (np.zeros((1, 1), int), TypeError)):
+    for bad, error in (
+        (np.array([5]), ValueError),
+        (np.array([0.5]), TypeError),
+        (np.zeros((1, 1), int), TypeError),
+    ):
         with pytest.raises(error, match=r"sequences\[0\]: expected"):
             apart.fit([bad])
 
@@ -282,7 +329,11 @@ def test_counts_are_saved_and_loaded(tmp_path: Any) -> None:
 
 
 def language(seed: int = 0, classes: int = 6) -> nn.Sequential:
-    layers = nn.Embedding(classes, 4, rng=seed), nn.LSTM(4, 8, rng=seed), nn.Linear(8, classes, rng=seed)
+    layers = (
+        nn.Embedding(classes, 4, rng=seed),
+        nn.LSTM(4, 8, rng=seed),
+        nn.Linear(8, classes, rng=seed),
+    )
     model = nn.Sequential(*layers)
     with model.write() as p:
         for name in p:
@@ -299,7 +350,9 @@ def test_a_stream_is_a_language_model() -> None:
     for k in labels:
         states.append(lm.advance(states[-1], k))
     for state, row in zip(states, y):
-        np.testing.assert_allclose(lm.log_probabilities(state), np.log(softmax(row.astype(np.float64))), atol=1e-6)
+        np.testing.assert_allclose(
+            lm.log_probabilities(state), np.log(softmax(row.astype(np.float64))), atol=1e-6
+        )
     assert lm.end(states[-1]) == lm.log_probabilities(states[-1])[5]
     again = lm.advance(states[1], 1)  # a state may be gone on from more than once
     np.testing.assert_array_equal(lm.log_probabilities(again), lm.log_probabilities(states[2]))
@@ -329,11 +382,13 @@ def test_a_language_model_mends_what_is_heard() -> None:
     assert best.labels.tolist() == texts[0].tolist()
 
 
-# -- one label after the other -----------------------------------------------------------------------------------------
+# -- one label after the other ---------------------------------------------------------------------
 
 
-def every_text(model: Any, start: int, end: int, steps: int, classes: int) -> dict[Labels, tuple[float, int]]:
-    """log p of all texts that end within so many steps, by running the model on them, and their steps."""
+def every_text(
+    model: Any, start: int, end: int, steps: int, classes: int
+) -> dict[Labels, tuple[float, int]]:
+    """Return log p of all texts that end within so many steps, and their steps."""
     out = {}
     for n in range(steps):
         for text in itertools.product([k for k in range(classes) if k != end], repeat=n):
@@ -347,9 +402,18 @@ def every_text(model: Any, start: int, end: int, steps: int, classes: int) -> di
 def test_a_wide_beam_search_is_exact(penalty: float) -> None:
     model = language(1, 4)
     for start in (0, 1, 2):
-        want = {t: p / ((5 + n) / 6) ** penalty for t, (p, n) in every_text(model, start, 3, 5, 4).items()}
+        want = {
+            t: p / ((5 + n) / 6) ** penalty
+            for t, (p, n) in every_text(model, start, 3, 5, 4).items()
+        }
         best = sorted(want.items(), key=lambda item: -item[1])[:4]
-        options: Any = {"end": 3, "width": 400, "max_steps": 5, "length_penalty": penalty, "count": 4}
+        options: Any = {
+            "end": 3,
+            "width": 400,
+            "max_steps": 5,
+            "length_penalty": penalty,
+            "count": 4,
+        }
         found = decoding.beam_search(model, [start], **options)[0]
         assert [tuple(h.labels) for h in found] == [t for t, _ in best]
         np.testing.assert_allclose([h.score for h in found], [s for _, s in best], rtol=1e-6)
@@ -358,7 +422,9 @@ def test_a_wide_beam_search_is_exact(penalty: float) -> None:
 
 def test_models_streams_functions_and_batches_agree() -> None:
     model = language(2)
-    first = nn.Sequential(nn.Embedding(6, 4, rng=2), nn.LSTM(4, 8, batch_first=True, rng=2), nn.Linear(8, 6, rng=2))
+    first = nn.Sequential(
+        nn.Embedding(6, 4, rng=2), nn.LSTM(4, 8, batch_first=True, rng=2), nn.Linear(8, 6, rng=2)
+    )
     first.load_state_dict(model.state_dict())
 
     def step(labels: Any, state: Any) -> Any:
@@ -377,8 +443,12 @@ def test_models_streams_functions_and_batches_agree() -> None:
         again = decoding.greedy(other, starts, end=5, max_steps=8)
         assert [h.labels.tolist() for h in again] == [h.labels.tolist() for h in texts]
         found = decoding.beam_search(other, starts, end=5, max_steps=8, width=3, count=3)
-        assert [[h.labels.tolist() for h in b] for b in found] == [[h.labels.tolist() for h in b] for b in beams]
-        np.testing.assert_allclose([h.score for b in found for h in b], [h.score for b in beams for h in b], rtol=1e-5)
+        assert [[h.labels.tolist() for h in b] for b in found] == [
+            [h.labels.tolist() for h in b] for b in beams
+        ]
+        np.testing.assert_allclose(
+            [h.score for b in found for h in b], [h.score for b in beams for h in b], rtol=1e-5
+        )
     for b, start in enumerate(starts):
         alone = decoding.beam_search(model, [start], end=5, max_steps=8, width=3, count=3)[0]
         assert [h.labels.tolist() for h in alone] == [h.labels.tolist() for h in beams[b]]
@@ -405,10 +475,17 @@ def test_a_state_of_ones_own() -> None:
         return state[0][rows], state[1]
 
     options: Any = {"end": 0, "state": (memory, 0), "select": select}
-    assert [h.labels.tolist() for h in decoding.greedy(step, [0] * 3, **options)] == [[1, 2, 3], [2, 2], [3, 1, 1]]
+    assert [h.labels.tolist() for h in decoding.greedy(step, [0] * 3, **options)] == [
+        [1, 2, 3],
+        [2, 2],
+        [3, 1, 1],
+    ]
     found = decoding.beam_search(step, [0] * 3, width=3, **options)
     assert [h[0].labels.tolist() for h in found] == [[1, 2, 3], [2, 2], [3, 1, 1]]
-    with pytest.raises(TypeError, match=r"state: expected arrays with the sequences on axis 1.*got int; give select="):
+    with pytest.raises(
+        TypeError,
+        match=r"state: expected arrays with the sequences on axis 1.*got int; give select=",
+    ):
         decoding.greedy(step, [0] * 3, end=0, state=(memory, 0))
 
 
@@ -436,13 +513,21 @@ def test_probabilities() -> None:
     np.testing.assert_allclose(
         decoding.probabilities(y, temperature=0.5), p**2 / (p**2).sum(-1, keepdims=True), rtol=1e-5
     )
-    np.testing.assert_allclose(decoding.probabilities(y, top_k=2), [[4 / 7, 0, 3 / 7, 0], [0.5, 0.5, 0, 0]], rtol=1e-6)
-    np.testing.assert_allclose(decoding.probabilities(y[:1], top_p=0.69), [[4 / 7, 0, 3 / 7, 0]], rtol=1e-6)
-    np.testing.assert_allclose(decoding.probabilities(y[:1], top_p=0.71), [[4 / 9, 0, 3 / 9, 2 / 9]], rtol=1e-6)
+    np.testing.assert_allclose(
+        decoding.probabilities(y, top_k=2), [[4 / 7, 0, 3 / 7, 0], [0.5, 0.5, 0, 0]], rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        decoding.probabilities(y[:1], top_p=0.69), [[4 / 7, 0, 3 / 7, 0]], rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        decoding.probabilities(y[:1], top_p=0.71), [[4 / 9, 0, 3 / 9, 2 / 9]], rtol=1e-6
+    )
     np.testing.assert_allclose(decoding.probabilities(y, top_p=1e-9), [[1, 0, 0, 0]] * 2)
     np.testing.assert_allclose(decoding.probabilities(y, top_p=1.0), p, rtol=1e-6)
     np.testing.assert_allclose(decoding.probabilities(y, top_k=99), p, rtol=1e-6)
-    both = decoding.probabilities(y[:1], top_k=3, top_p=0.75)  # of what top_k has left: 4/9, 3/9, 2/9
+    both = decoding.probabilities(
+        y[:1], top_k=3, top_p=0.75
+    )  # of what top_k has left: 4/9, 3/9, 2/9
     np.testing.assert_allclose(both, [[4 / 7, 0, 3 / 7, 0]], rtol=1e-6)
     np.testing.assert_allclose(decoding.probabilities(y, temperature=0), [[1, 0, 0, 0]] * 2)
     np.testing.assert_allclose(decoding.probabilities(y[:1], temperature=1e-300), [[1, 0, 0, 0]])
@@ -478,7 +563,9 @@ def test_what_is_drawn_follows_the_probabilities() -> None:
     assert texts[0].log_probability == pytest.approx(np.log(p[texts[0].labels]).sum())
     again = decoding.sample(step, [0] * 4000, max_steps=5, rng=0)
     assert all((a.labels == b.labels).all() for a, b in zip(texts, again))
-    few = np.concatenate([h.labels for h in decoding.sample(step, [0] * 500, max_steps=5, top_k=2, rng=1)])
+    few = np.concatenate(
+        [h.labels for h in decoding.sample(step, [0] * 500, max_steps=5, top_k=2, rng=1)]
+    )
     assert set(few.tolist()) == {0, 2}
     ends = decoding.sample(step, [0] * 2000, end=3, max_steps=50, rng=2)
     lengths = np.array([len(h.labels) for h in ends])
@@ -492,7 +579,10 @@ def test_bad_arguments_of_the_steps() -> None:
         decoding.greedy(3, [0])
     with pytest.raises(TypeError, match="step: expected a model with a state"):
         decoding.greedy(nn.Linear(3, 3, rng=0), [0])
-    with pytest.raises(TypeError, match=r"start: expected \[B\] whole numbers, got shape \(\) of int64; use \[start\]"):
+    with pytest.raises(
+        TypeError,
+        match=r"start: expected \[B\] whole numbers, got shape \(\) of int64; use \[start\]",
+    ):
         decoding.greedy(model, 0)
     with pytest.raises(TypeError, match=r"start: expected \[B\] whole numbers"):
         decoding.greedy(model, [0.5])
@@ -504,9 +594,14 @@ def test_bad_arguments_of_the_steps() -> None:
         decoding.beam_search(model, [0], width=2, count=3)
     with pytest.raises(ValueError, match="length_penalty: expected a finite number of at least 0"):
         decoding.beam_search(model, [0], length_penalty=-1)
-    with pytest.raises(ValueError, match=r"expected a stream of 2 slots or more.*got 1; use model.stream\(batch=2\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"expected a stream of 2 slots or more.*got 1; use model.stream\(batch=2\)",
+    ):
         decoding.greedy(model.stream(), [0, 1])
-    with pytest.raises(ValueError, match=r"step: expected logits of shape \(N, V\) with N = 1, got \(2, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"step: expected logits of shape \(N, V\) with N = 1, got \(2, 3\)"
+    ):
         decoding.greedy(lambda labels, state: (np.zeros((2, 3)), state), [0])
     with pytest.raises(ValueError, match="step: expected numbers"):
         decoding.greedy(lambda labels, state: (np.full((1, 3), np.nan), state), [0])

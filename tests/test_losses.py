@@ -1,4 +1,4 @@
-"""Quantile, focal and weighted losses: formulas, finite differences, PyTorch, what is left out, devices."""
+"""Quantile, focal and weighted losses: formulas, finite differences, PyTorch, devices."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def pinball(q: Any, y: Any, target: Any) -> Any:
 
 def focal(y: Any, target: Any, gamma: float, one: float = 1.0, zero: float = 1.0) -> Any:
     p = sigmoid(y)
-    return -one * target * (1 - p) ** gamma * np.log(p) - zero * (1 - target) * p**gamma * np.log(1 - p)
+    return -one * target * (1 - p) ** gamma * np.log(p) - zero * (1 - target) * p**gamma * np.log(
+        1 - p
+    )
 
 
 W = np.array([0.5, 3.0])
@@ -60,7 +62,9 @@ def test_losses_of_elements(name: str, lengths: Any) -> None:
     on = np.ones((4, 3), bool) if lengths is None else np.arange(4)[:, None] < lengths
     value, dy = loss(y, target, lengths)
     assert value == pytest.approx(formula(y, target)[on].mean(), rel=1e-12)
-    np.testing.assert_allclose(dy, numeric_gradient(lambda: loss(y, target, lengths)[0], y), rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(
+        dy, numeric_gradient(lambda: loss(y, target, lengths)[0], y), rtol=1e-5, atol=1e-9
+    )
     weights = rng.uniform(0, 2, (4, 3))
     weighted, dw = loss(y, target, lengths, weights=weights)
     assert weighted == pytest.approx(
@@ -86,7 +90,9 @@ def test_the_least_quantile_loss_is_at_the_quantile() -> None:
         best = losses.Quantile(q)(np.full(2001, at), target)[0]
         for other in (at - 0.05, at + 0.05):
             assert losses.Quantile(q)(np.full(2001, other), target)[0] > best
-    assert losses.Quantile(0.5)(target, 0 * target)[0] == pytest.approx(losses.MAE()(target, 0 * target)[0] / 2)
+    assert losses.Quantile(0.5)(target, 0 * target)[0] == pytest.approx(
+        losses.MAE()(target, 0 * target)[0] / 2
+    )
     value, dy = losses.Quantile(0.9)(np.array([1.0, np.nan]), np.array([1.0, 1.0]))
     assert np.isnan(value)
     assert dy[0] == 0  # at the kink
@@ -113,7 +119,9 @@ def test_the_positive_weight_is_that_of_torch() -> None:
     rng = np.random.default_rng(2)
     y, target = rng.normal(size=(5, 2)), rng.integers(0, 2, (5, 2)).astype(float)
     x = torch.tensor(y, requires_grad=True)
-    want = torch.nn.functional.binary_cross_entropy_with_logits(x, torch.tensor(target), pos_weight=torch.tensor(W))
+    want = torch.nn.functional.binary_cross_entropy_with_logits(
+        x, torch.tensor(target), pos_weight=torch.tensor(W)
+    )
     want.backward()
     value, dy = losses.BinaryCrossEntropy(positive_weight=W)(y, target)
     assert value == pytest.approx(want.item(), rel=1e-12)
@@ -172,20 +180,50 @@ def test_on_a_device(name: str, lengths: Any, monkeypatch: pytest.MonkeyPatch) -
 
 
 BAD: dict[str, Any] = {
-    "quantile 0": (lambda: losses.Quantile(0.0), ValueError, "quantile: expected numbers between 0 and 1, got 0.0"),
-    "no quantile": (lambda: losses.Quantile([]), ValueError, "quantile: expected numbers between 0 and 1"),
-    "a word": (lambda: losses.Quantile("half"), TypeError, "quantile: expected a number between 0 and 1, got 'half'"),
-    "gamma": (lambda: losses.Focal(-1), ValueError, "gamma: expected a finite number of at least 0"),
-    "binary gamma": (lambda: losses.BinaryFocal(np.nan), ValueError, "gamma: expected a finite number of at least 0"),
-    "alpha": (lambda: losses.BinaryFocal(alpha=1.0), ValueError, "alpha: expected a number between 0 and 1, got 1.0"),
+    "quantile 0": (
+        lambda: losses.Quantile(0.0),
+        ValueError,
+        "quantile: expected numbers between 0 and 1, got 0.0",
+    ),
+    "no quantile": (
+        lambda: losses.Quantile([]),
+        ValueError,
+        "quantile: expected numbers between 0 and 1",
+    ),
+    "a word": (
+        lambda: losses.Quantile("half"),
+        TypeError,
+        "quantile: expected a number between 0 and 1, got 'half'",
+    ),
+    "gamma": (
+        lambda: losses.Focal(-1),
+        ValueError,
+        "gamma: expected a finite number of at least 0",
+    ),
+    "binary gamma": (
+        lambda: losses.BinaryFocal(np.nan),
+        ValueError,
+        "gamma: expected a finite number of at least 0",
+    ),
+    "alpha": (
+        lambda: losses.BinaryFocal(alpha=1.0),
+        ValueError,
+        "alpha: expected a number between 0 and 1, got 1.0",
+    ),
     "weight 0": (
         lambda: losses.BinaryCrossEntropy(positive_weight=0),
         ValueError,
         "positive_weight: expected a finite",
     ),
-    "class weights": (lambda: losses.Focal(class_weights=[-1, 2]), ValueError, "class_weights: expected"),
+    "class weights": (
+        lambda: losses.Focal(class_weights=[-1, 2]),
+        ValueError,
+        "class_weights: expected",
+    ),
     "three weights": (
-        lambda: losses.BinaryCrossEntropy(positive_weight=[1, 2, 3])(np.zeros((4, 2)), np.zeros((4, 2))),
+        lambda: losses.BinaryCrossEntropy(positive_weight=[1, 2, 3])(
+            np.zeros((4, 2)), np.zeros((4, 2))
+        ),
         ValueError,
         r"positive_weight: expected one for each element of the last axis of y, \(2,\), got \(3,\)",
     ),

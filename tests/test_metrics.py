@@ -1,4 +1,4 @@
-"""Edit distance against the table, error rates, chrF, average precision, and the metrics of a Trainer made of them."""
+"""Edit distance against the table, error rates, chrF, average precision, also in a Trainer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def test_edit_distance_is_that_of_the_table(alphabet: str) -> None:
         want = table(a, b)
         assert metrics.edit_distance(a, b) == want
         assert metrics.edit_distance(b, a) == want
-        assert metrics.edit_distance(np.array([ord(c) for c in a], int), [ord(c) for c in b]) == want
+        assert (
+            metrics.edit_distance(np.array([ord(c) for c in a], int), [ord(c) for c in b]) == want
+        )
 
 
 def test_edit_distance_of_texts_with_few_edits() -> None:
@@ -66,7 +68,10 @@ def test_error_rates() -> None:
 
 def test_chrf_is_sacrebleus() -> None:
     sacrebleu = pytest.importorskip("sacrebleu")
-    references, found = ["the cat sat on the mat", "how are you"], ["a cat sat on a mat", "how you are"]
+    references, found = (
+        ["the cat sat on the mat", "how are you"],
+        ["a cat sat on a mat", "how you are"],
+    )
     want = sacrebleu.corpus_chrf(found, [references])
     assert metrics.chrf(references, found) == want.score
     assert metrics.chrf(references, references) == 100
@@ -74,7 +79,9 @@ def test_chrf_is_sacrebleus() -> None:
     assert metrics.chrf(references, found, word_order=2) == plus.score != want.score
     several = [["the cat sat on the mat", "a cat sat on a mat"], ["how are you"]]
     assert want.score < metrics.chrf(several, found) < 100
-    with pytest.raises(ValueError, match=r"references: expected one for each of the hypotheses.*got 1 beside 2"):
+    with pytest.raises(
+        ValueError, match=r"references: expected one for each of the hypotheses.*got 1 beside 2"
+    ):
         metrics.chrf(["a"], ["a", "b"])
     with pytest.raises(ValueError, match="references: expected one for each"):
         metrics.chrf([], [])
@@ -84,7 +91,9 @@ def test_what_chrf_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [n for n in sys.modules if n.split(".")[0] == "sacrebleu"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "sacrebleu", None)  # type: ignore[arg-type]
-    with pytest.raises(ImportError, match=r"chrf: needs sacrebleu; use pip install 'ostinato\[translation\]'"):
+    with pytest.raises(
+        ImportError, match=r"chrf: needs sacrebleu; use pip install 'ostinato\[translation\]'"
+    ):
         metrics.chrf(["a"], ["a"])
 
 
@@ -98,8 +107,12 @@ def test_average_precision_is_that_of_sklearn(ties: bool) -> None:
         score = rng.integers(0, 4, n).astype(np.float32) if ties else rng.normal(size=n)
         want = sklearn.average_precision_score(target, score)
         assert metrics.average_precision(target, score) == pytest.approx(want, rel=1e-12)
-        assert metrics.average_precision(target.astype(bool), score) == pytest.approx(want, rel=1e-12)
-    assert metrics.average_precision(np.array([1, 0, 0, 1]), np.zeros(4)) == 0.5  # scores that know nothing
+        assert metrics.average_precision(target.astype(bool), score) == pytest.approx(
+            want, rel=1e-12
+        )
+    assert (
+        metrics.average_precision(np.array([1, 0, 0, 1]), np.zeros(4)) == 0.5
+    )  # scores that know nothing
     assert metrics.average_precision(np.array([0, 1]), np.array([-np.inf, np.inf])) == 1
     for target, score, message in (
         ([0, 0], [0.0, 1.0], "target: expected numbers of 0 and 1, at least one of them 1"),
@@ -124,13 +137,17 @@ def test_average_precision_by_batches() -> None:
     assert metric.compute() == metrics.average_precision(target[known], y[known][:, 0])
     metric.reset()
     metric.update(y[..., 0], np.abs(target) % 2)
-    assert metric.compute() == metrics.average_precision(np.abs(target).reshape(-1) % 2, y.reshape(-1))
+    assert metric.compute() == metrics.average_precision(
+        np.abs(target).reshape(-1) % 2, y.reshape(-1)
+    )
     with pytest.raises(ValueError, match="target: expected the shape of y"):
         metric.update(y[:, :3], target)
     x = rng.normal(size=(40, 5, 2)).astype(np.float32)
     goal = (x.cumsum(1)[..., :1] > 0.5).astype(np.float32)
     model = ost.nn.Sequential(ost.nn.GRU(2, 8, batch_first=True, rng=0), ost.nn.Linear(8, 1, rng=0))
-    trainer = ost.Trainer(model, ost.losses.BinaryFocal(), ost.optim.Adam(1e-2), metrics=["average_precision"])
+    trainer = ost.Trainer(
+        model, ost.losses.BinaryFocal(), ost.optim.Adam(1e-2), metrics=["average_precision"]
+    )
     before = trainer.evaluate(x, goal)["average_precision"]
     trainer.fit((x, goal), epochs=20, progress=False)
     assert trainer.evaluate(x, goal)["average_precision"] > max(before, 0.9)
@@ -142,10 +159,16 @@ def test_the_label_error_rate_by_batches() -> None:
     y = np.eye(3)[np.array([[0, 2, 1, 1], [1, 0, 0, 2]])]  # [B,T,V]: 0 1, and 1 0
     metric.update(y, np.array([[0, 1, -1], [1, 0, 1]]))
     assert metric.compute() == 1 / 5
-    metric.update(y, [np.array([0]), np.array([1])], np.array([[True] * 2 + [False] * 2, [True] + [False] * 3]))
+    metric.update(
+        y,
+        [np.array([0]), np.array([1])],
+        np.array([[True] * 2 + [False] * 2, [True] + [False] * 3]),
+    )
     assert metric.compute() == 1 / 7
     metric.reset()
     metric.update(ost.Ragged(y.reshape(8, 3), [0, 4, 8]), [np.array([0, 1]), np.array([], int)])
     assert metric.compute() == 2 / 2
-    with pytest.raises(ValueError, match="target: expected labels of 2 sequences, as many as y has, got 1"):
+    with pytest.raises(
+        ValueError, match="target: expected labels of 2 sequences, as many as y has, got 1"
+    ):
         metric.update(y, np.array([[1]]))
