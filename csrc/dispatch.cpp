@@ -34,6 +34,7 @@
   void fill(TypedKernels<float>& table);                                                                                      \
   void fill(TypedKernels<double>& table);                                                                                     \
   void fill_low(KernelTable& table);                                                                                          \
+  void fill_ctc(KernelTable& table);                                                                                          \
   double log_of(double x);                                                                                                    \
   double now_seconds();                                                                                                       \
   double log_of(double x) { return std::log(x); }                                                                             \
@@ -66,6 +67,7 @@ const std::vector<const KernelTable*>& known_kernels() {
     exact::fill(t.f32);                  \
     exact::fill(t.f64);                  \
     name::fill_low(t);                   \
+    exact::fill_ctc(t);                  \
     plain::fill_traits(t.traits);        \
   }),
   static const std::vector<const KernelTable*> all{OST_FOR_SETS(OST_MAKE)};

@@ -212,6 +212,19 @@ struct AdamStep {
   bool decoupled;  // AdamW: decay acts on the weights, not through the gradient
 };
 
+// Sequences of the CTC loss: sequence b has the rows rows[row_offsets[b]..row_offsets[b + 1]) of logits [n,V] as its steps, and the
+// labels between label_offsets[b] and [b + 1].
+template <class T>
+struct CtcCall {
+  Index batch, classes, blank;
+  const T* logits;
+  const Index *rows, *row_offsets, *labels, *label_offsets;
+  const double* scales;  // [B]: d(loss)/d(loss of a sequence)
+  bool zero_infinite;    // whether the gradient of an infinite loss is 0, else NaN
+  T* dlogits;            // [n,V] like logits, of which the rows of the sequences are overwritten; may be null
+  double* losses;        // [B]
+};
+
 // The training step outside the recurrences. All sums run in an order that does not depend on threads.
 template <class T>
 struct TrainKernels {
@@ -236,6 +249,7 @@ struct TypedKernels {
   CellKernels<T> cells[kPrecisionCount][kCellCount];
   LinearKernels<T> linear;
   TrainKernels<T> train;
+  int (*ctc)(const CtcCall<T>&);                          // a Status
   double (*fma_peak)(double seconds);                     // GFLOP/s of one thread on independent FMA chains
   double (*read_bandwidth)(Index bytes, double seconds);  // GB/s of one thread over a block of that size, again and again
 };

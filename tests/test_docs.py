@@ -38,6 +38,8 @@ def test_docstrings(name: str) -> None:
         "losses",
         "optim",
         "data",
+        "decoding",
+        "metrics",
         "train",
         "safetensors",
         "reference",

@@ -28,6 +28,8 @@ MODULES = (
     ".losses",
     ".optim",
     ".data",
+    ".decoding",
+    ".metrics",
     ".train",
     ".train.metrics",
     ".safetensors",

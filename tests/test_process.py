@@ -272,14 +272,15 @@ def test_out_of_memory_names_the_bytes() -> None:
 @pytest.mark.skipif(
     sys.platform != "linux" or os.uname().machine != "x86_64", reason="compiles the AVX-512 set"
 )
-@pytest.mark.parametrize("kind", ["exact_float", "exact_double", "low"])
+@pytest.mark.parametrize("kind", ["exact_float", "exact_double", "low", "ctc"])
 def test_kernels_export_no_weak_symbol_outside_their_namespace(kind: str, tmp_path: Any) -> None:
     """Else the linker may keep the AVX-512 copy of a shared inline function for old CPUs."""
     target = "-mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma -DOST_SET=avx512"
     target += f" -DOST_KIND={kind}"
     flags = f"-std=gnu++20 -O1 -ffp-contract=off -fno-exceptions -w -c {target}"
+    source = ROOT / "csrc/cpu" / ("ctc.cpp" if kind == "ctc" else "kernels.cpp")
     subprocess.run(
-        ["g++", *flags.split(), str(ROOT / "csrc/cpu/kernels.cpp"), "-o", str(tmp_path / "k.o")],
+        ["g++", *flags.split(), str(source), "-o", str(tmp_path / "k.o")],
         check=True,
     )
     listing = subprocess.run(

@@ -121,7 +121,8 @@ def test_metrics_in_history_log_and_early_stopping(tmp_path: Path) -> None:
         (
             ["acc"],
             ValueError,
-            "metrics: expected one of 'accuracy', 'f1', 'mae', 'bits_per_character', got 'acc'",
+            "metrics: expected one of 'accuracy', 'f1', 'mae', 'bits_per_character', "
+            "'average_precision', 'label_error_rate', got 'acc'",
         ),
         ("accuracy", TypeError, "metrics: expected a dict or a list, got str"),
         ({"a": 3}, TypeError, r"metrics\['a'\]: expected a Metric or a function, got int"),

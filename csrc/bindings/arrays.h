@@ -188,6 +188,7 @@ void check_status(int status);
 
 void bind_recurrent(py::module_& m);
 void bind_training(py::module_& m);
+void bind_ctc(py::module_& m);
 void bind_stream(py::module_& m);
 void bind_proof(py::module_& m);
 void bind_device(py::module_& m);

@@ -142,6 +142,7 @@ PYBIND11_MODULE(_core, m) {
   });
   bind_recurrent(m);
   bind_training(m);
+  bind_ctc(m);
   bind_stream(m);
   bind_device(m);
 }

@@ -15,14 +15,13 @@ from . import functional, losses, nn, optim
 from ._annotations import readable as _readable
 from ._core import supported_kernels as _supported
 from ._ragged import Ragged
-from ._recording import record_losses as _record_losses
 from ._recording import stop_gradient, vjp
 from ._runtime import get_num_threads, release_memory, set_num_threads, use_kernels
 from ._wait import get_wait, set_wait
 from ._wait import read_environment as _read_environment
 
 if _TYPE_CHECKING:
-    from . import cuda, data, diagnostics, reference, safetensors
+    from . import cuda, data, decoding, diagnostics, metrics, reference, safetensors
     from ._explain import explain
     from .nn._architecture import load
     from .train import Trainer, search
@@ -30,12 +29,20 @@ if _TYPE_CHECKING:
     __version__: str
 
 _read_environment()
-_record_losses(losses.Loss)
 
 # Modules that an import does not need are loaded when they are first asked for: `import ostinato`
 # takes a third of the time.
 _LATER = {"Trainer": "train", "explain": "_explain", "load": "nn._architecture", "search": "train"}
-_MODULES = ("cuda", "data", "diagnostics", "reference", "safetensors", "train")
+_MODULES = (
+    "cuda",
+    "data",
+    "decoding",
+    "diagnostics",
+    "metrics",
+    "reference",
+    "safetensors",
+    "train",
+)
 
 
 def __getattr__(name: str) -> _Any:
@@ -82,6 +89,7 @@ __all__ = [
     "__version__",
     "cuda",
     "data",
+    "decoding",
     "diagnostics",
     "explain",
     "functional",
@@ -90,6 +98,7 @@ __all__ = [
     "kernels",
     "load",
     "losses",
+    "metrics",
     "nn",
     "optim",
     "reference",

@@ -196,6 +196,28 @@ def softmax_cross_entropy_Float32(
 def softmax_cross_entropy_Float64(
     y: _Array, target: _Array, smoothing: float, weight: float, need_gradient: bool
 ) -> tuple[float, _Array | None]: ...
+def ctc_Float32(
+    y: _Array,
+    rows: npt.NDArray[np.int64],
+    row_offsets: npt.NDArray[np.int64],
+    labels: npt.NDArray[np.int64],
+    label_offsets: npt.NDArray[np.int64],
+    scales: npt.NDArray[np.float64],
+    blank: int,
+    zero_infinite: bool,
+    need_gradient: bool,
+) -> tuple[npt.NDArray[np.float64], _Array | None]: ...
+def ctc_Float64(
+    y: _Array,
+    rows: npt.NDArray[np.int64],
+    row_offsets: npt.NDArray[np.int64],
+    labels: npt.NDArray[np.int64],
+    label_offsets: npt.NDArray[np.int64],
+    scales: npt.NDArray[np.float64],
+    blank: int,
+    zero_infinite: bool,
+    need_gradient: bool,
+) -> tuple[npt.NDArray[np.float64], _Array | None]: ...
 def embedding_gather_Float32(x: _Array, weight: _Array) -> _Array: ...
 def embedding_gather_Float64(x: _Array, weight: _Array) -> _Array: ...
 def embedding_scatter_Float32(x: _Array, dy: _Array, dweight: _Array) -> None: ...

@@ -23,6 +23,7 @@ class Native:
         self.Packed, self.Stream = named("Packed"), named("Stream")
         self.PackedLinear = named("PackedLinear")
         self.softmax_cross_entropy = named("softmax_cross_entropy_")
+        self.ctc = named("ctc_")
         self.embedding_gather = named("embedding_gather_")
         self.embedding_scatter_ = named("embedding_scatter_")  # in place
         self.square_sum = named("square_sum_")

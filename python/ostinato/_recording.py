@@ -668,22 +668,10 @@ def of_loss(
     return record(made, (y, lambda d: d * dy)), dy
 
 
-def record_losses(base: type) -> None:
-    """Let calls of losses be recorded: of a class, those derived from it now, and later ones."""
-
-    def wrap(kind: Any) -> None:
-        if "__call__" in vars(kind):
-            kind.__call__ = recordable(vars(kind)["__call__"], of_loss)
-
-    def visit(kind: Any) -> None:
-        wrap(kind)
-        for inner in kind.__subclasses__():
-            visit(inner)
-
-    visit(base)
-    base.__init_subclass__ = classmethod(  # type: ignore[assignment]
-        lambda kind, **options: wrap(kind)
-    )
+def record_loss(kind: Any) -> None:
+    """Let calls of a class of losses be recorded, if it defines them."""
+    if "__call__" in vars(kind):
+        kind.__call__ = recordable(vars(kind)["__call__"], of_loss)
 
 
 @functools.lru_cache(1024)

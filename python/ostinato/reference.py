@@ -30,7 +30,17 @@ from ._annotations import readable
 
 Array = npt.NDArray[Any]
 
-__all__ = ["CELLS", "Gradients", "Run", "Weights", "backward", "dropout_mask", "forward", "philox"]
+__all__ = [
+    "CELLS",
+    "Gradients",
+    "Run",
+    "Weights",
+    "backward",
+    "ctc",
+    "dropout_mask",
+    "forward",
+    "philox",
+]
 
 
 @dataclass
@@ -523,6 +533,64 @@ def dropout_mask(
         word = philox(key, (u // 4, b, t, layer * 2 + direction))[u % 4]
         mask[t, b, u] = ((word >> 8) / 2**24 >= rate) / (1 - rate)
     return mask
+
+
+def ctc(logits: Array, labels: Array, blank: int = 0) -> tuple[float, Array]:
+    """Return the CTC loss of one sequence and its gradient, in log space.
+
+    With l' the labels with a blank before, between and behind them, a(t, s) and b(t, s) are the
+    probabilities of all paths that come to l'_s at step t, and that go on from there.
+
+    >>> import numpy as np
+    >>> loss, gradient = ctc(np.zeros((3, 4)), np.array([1, 2]))
+    >>> round(float(np.exp(-loss)) * 4**3)  # paths of 64: 112 122 012 102 120
+    5
+
+    Args:
+        logits: ``[T,V]``.
+        labels: ``[n]`` whole numbers.
+        blank: the class of the blank.
+
+    Returns:
+        ``loss, gradient``: nats, and ``[T,V]``. Where no path writes the labels the loss is
+        infinite and the gradient NaN.
+
+    Source: Graves et al. (2006), equations 6 to 16.
+    """
+    steps, size = len(logits), 2 * len(labels) + 1
+    log_y = logits - logits.max(-1, keepdims=True)
+    log_y = log_y - np.log(np.exp(log_y).sum(-1, keepdims=True))
+    states = np.full(size, blank)
+    states[1::2] = labels
+
+    def skips(s: int) -> bool:  # whether a path may come to s from s - 2
+        return s >= 2 and bool(states[s] != blank and states[s] != states[s - 2])
+
+    a, b = np.full((steps, size), -np.inf), np.full((steps, size), -np.inf)
+    for t in range(steps):
+        for s in range(size):
+            if t == 0:
+                before: Any = 0.0 if s <= 1 else -np.inf
+            else:
+                ways = [s, *([s - 1] if s else []), *([s - 2] if skips(s) else [])]
+                before = np.logaddexp.reduce(a[t - 1, ways])
+            a[t, s] = before + log_y[t, states[s]]
+    for t in range(steps - 1, -1, -1):
+        for s in range(size):
+            if t == steps - 1:
+                b[t, s] = 0.0 if s >= size - 2 else -np.inf
+            else:
+                ways = [r for r in (s, s + 1) if r < size]
+                ways += [s + 2] if s + 2 < size and skips(s + 2) else []
+                b[t, s] = np.logaddexp.reduce(b[t + 1, ways] + log_y[t + 1, states[ways]])
+    total: Any = 0.0 if size == 1 else -np.inf
+    if steps:
+        total = np.logaddexp.reduce(a[-1, -2:])
+    gradient: Array = np.exp(log_y)
+    with np.errstate(invalid="ignore"):
+        for s in range(size):
+            gradient[:, states[s]] -= np.exp(a[:, s] + b[:, s] - total)
+    return float(-total), gradient
 
 
 readable(globals())

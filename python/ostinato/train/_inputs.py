@@ -13,6 +13,7 @@ from .. import _check, _device
 from .._check import Array
 from .._ragged import Ragged, flat_flags, unwrapped
 from ..data import ArrayLoader, RaggedLoader, as_array, targets_of
+from ..losses._ctc import padded_labels
 from ..nn import Embedding, Layer, Linear, Model, Recurrent
 from ..nn._layer import layers_of
 from ..nn._sequential import _leaf
@@ -28,17 +29,25 @@ class Form:
         time_major: the layout of its recurrent layers; None without any.
         per_sequence: a target a sequence, in place of one a step.
         loss_first: ``batch_first`` of the loss.
+        labels: whether the target is the labels of each sequence, ``[B,S]``, see `losses.CTC`.
     """
 
     model: Layer
     time_major: bool | None
     per_sequence: bool
     loss_first: bool | None
+    labels: bool = False
 
     @property
     def outputs(self) -> str:
         """The name of the form in the loaders of `ostinato.data`: "all" or "last"."""
-        return "last" if self.per_sequence else "all"
+        return "last" if self.per_sequence or self.labels else "all"
+
+    def target_of(self, target: Any) -> Any:
+        """Return the target as an array or a `Ragged`; labels of sequences padded to ``[B,S]``."""
+        if self.labels and isinstance(target, (list, tuple, Ragged)):
+            return padded_labels(target)
+        return sequences(target, "target")
 
     @property
     def takes_ids(self) -> bool:
@@ -168,7 +177,7 @@ class Source:
             return data
         x, target, third = whole
         x = sequences(x)
-        target = sequences(target, "target")
+        target = self.form.target_of(target)
         outputs = self.form.outputs
         if self.form.time_major is None and getattr(x, "ndim", 0) == 2 and not self.form.takes_ids:
             outputs = "last"  # rows of inputs, without an axis of time
@@ -209,7 +218,7 @@ class Source:
             )
         x, target, third = (*batch, None)[:3]
         times = _times(third)
-        x, target = sequences(x), sequences(target, "target")
+        x, target = sequences(x), self.form.target_of(target)
         if isinstance(x, Ragged):
             target, times = _flat(x, target, times, self.form.outputs)
         else:

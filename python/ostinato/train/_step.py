@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -77,6 +78,9 @@ def measure(
 
     A loss that overrides ``__call__`` and not `Loss.parts` is called, and counts by its steps.
     """
+    if loss.takes_sequences and loss.batch_first is None:
+        loss = copy.copy(loss)
+        loss.batch_first = not time_major
     if (
         counts is not None
         and loss.batch_first is None
@@ -96,6 +100,7 @@ def measure(
             weight = float(np.sum(counts))
         return float(value), weight, gradient_of_y
     total, count, dy = loss.parts(y, target, counts, gradient=gradient, **given)
+    dy = dy.rows if isinstance(dy, Ragged) else dy
     return float(total) / (float(count) or 1.0), float(count), dy
 
 
@@ -189,11 +194,14 @@ class Stepper:
         None stands for all of y.
         """
         weights = batch.times.get("weights")
-        if self.outputs != "all" or self.reduces:
+        whole = self.trainer.loss.takes_sequences
+        if self.outputs != "all" or self.reduces or whole:
             if weights is not None and np.shape(weights) != (batch.size,):
                 raise ValueError(
                     f"weights: expected shape (B,) = ({batch.size},), got {np.shape(weights)}"
                 )
+            if whole:
+                return self._whole(batch, y, weights)
             if self.reduces:
                 return y, batch.target, None, weights, None
             where = self._last(batch)
@@ -214,6 +222,14 @@ class Stepper:
                 mask,
             )
         return y, batch.target, self.counts(batch), weights, None
+
+    def _whole(self, batch: Batch, y: Any, weights: Any) -> tuple[Any, Array, Any, Any, Any]:
+        """Return what a loss of whole sequences sees: ragged outputs stay cut."""
+        mask = batch.times.get("mask")
+        if isinstance(y, Ragged) and mask is not None:
+            ends = np.concatenate([[0], np.cumsum(mask)])
+            return Ragged(y.rows[mask], ends[y.offsets]), batch.target, None, weights, mask
+        return y, batch.target, None if isinstance(y, Ragged) else self.counts(batch), weights, None
 
     def _step_weights(self, batch: Batch, weights: Any) -> Any:
         """Return weights of every step in the batch's layout, from those of steps or sequences."""

@@ -154,6 +154,13 @@ class Trainer:
         per_sequence = None if outputs == "all" else f'"{outputs}"'
         if getattr(model, "reduces_time", False):
             per_sequence = "a model that reduces the axis of time"
+        if self.loss.takes_sequences:
+            if per_sequence is not None:
+                raise ValueError(
+                    f"outputs: expected the outputs of all steps for {type(self.loss).__name__}, "
+                    f"got {per_sequence}"
+                )
+            per_sequence = f"{type(self.loss).__name__}, a loss of whole sequences"
         self.tbptt = None if tbptt is None else check_strides(tbptt, recurrent, per_sequence)
         layouts = {bool(m.batch_first) for m in layers_of(model) if hasattr(m, "batch_first")}
         if len(layouts) > 1:
@@ -202,7 +209,8 @@ class Trainer:
 
     def _form(self) -> Form:
         per_sequence = self.outputs != "all" or bool(getattr(self.model, "reduces_time", False))
-        return Form(self.model, self.time_major, per_sequence, self.loss.batch_first)
+        labels = self.loss.takes_sequences
+        return Form(self.model, self.time_major, per_sequence, self.loss.batch_first, labels)
 
     def _placed(self, a: Any) -> Any:
         """Return an array, or sequences, on the device of the model."""
@@ -600,7 +608,21 @@ def _feed(metric: _metrics.Metric, y: Array, target: Array, counts: Any, batch: 
     if counts is not None and counts.dtype != np.bool_:
         on = np.arange(batch.steps)[:, None] < np.asarray(counts)
         counts = on if batch.time_major else on.T
-    metric.update(y, target, counts)
+    if metric.takes_sequences:
+        metric.update(_cut_rows(y, counts, batch.time_major), target)
+    else:
+        metric.update(y, target, counts)
+
+
+def _cut_rows(y: Any, on: Any, time_major: bool) -> Ragged:
+    """Return the steps that count, one sequence after the other, on the host."""
+    if isinstance(y, Ragged):
+        return y.like(_device.host(y.rows))
+    y = _device.host(y)
+    on = np.ones(y.shape[:2], bool) if on is None else np.asarray(_device.host(on))
+    if time_major:
+        y, on = y.swapaxes(0, 1), on.T
+    return Ragged(y[on], np.concatenate([[0], np.cumsum(on.sum(1))]))
 
 
 readable(globals())

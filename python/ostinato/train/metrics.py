@@ -23,9 +23,20 @@ import numpy as np
 from .. import _check, _device
 from .._annotations import readable
 from .._check import Array
+from ..decoding._ctc import ctc_greedy
 from ..losses import CrossEntropy
+from ..losses._ctc import padded_labels
+from ..metrics import average_precision, edit_distance
 
-__all__ = ["F1", "MAE", "Accuracy", "BitsPerCharacter", "Metric"]
+__all__ = [
+    "F1",
+    "MAE",
+    "Accuracy",
+    "AveragePrecision",
+    "BitsPerCharacter",
+    "LabelErrorRate",
+    "Metric",
+]
 
 
 class Metric:
@@ -49,10 +60,13 @@ class Metric:
     Attributes:
         name: what it is called where a list of metrics is given.
         mode: "min" or "max": which way is better.
+        takes_sequences: whether `update` is given the outputs of whole sequences, as a `Ragged` of
+            the steps that count, and the targets as they are.
     """
 
     name = ""
     mode: str | None = None
+    takes_sequences = False
 
     def reset(self) -> None:
         """Forget all batches.
@@ -62,7 +76,7 @@ class Metric:
         """
         raise TypeError(f"{type(self).__name__} does not define reset")
 
-    def update(self, y: Array, target: Array, on: Array | None = None) -> None:
+    def update(self, y: Any, target: Array, on: Array | None = None) -> None:
         """Take a batch.
 
         Args:
@@ -298,6 +312,130 @@ class BitsPerCharacter(_Mean):
         self._count += count
 
 
+class AveragePrecision(Metric):
+    """Area under the curve of precision over recall; see `ostinato.metrics.average_precision`.
+
+    Outputs are scores, or logits, of class 1, for targets of 0 and 1 in the same shape. All of them
+    are kept until `reset`.
+
+    >>> import numpy as np
+    >>> precision = AveragePrecision()
+    >>> precision.update(np.array([0.1, 0.4, 0.5, 0.8]), np.array([0, 1, 0, 1]))
+    >>> round(precision.compute(), 4)
+    0.8333
+
+    Args:
+        ignore_index: targets of this number do not count.
+    """
+
+    name, mode = "average_precision", "max"
+
+    def __init__(self, *, ignore_index: int = -100) -> None:
+        self.ignore_index = ignore_index
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        self._scores: list[Array] = []
+        self._targets: list[Array] = []
+
+    def update(self, y: Array, target: Array, on: Array | None = None) -> None:
+        """Take a batch.
+
+        Args:
+            y: scores, or logits.
+            target: 0 and 1.
+            on: bool mask of the first two axes of y, True where it counts; None: everything counts.
+
+        Raises:
+            ValueError: a target of another shape.
+        """
+        y, target = _counted(y, target, on)
+        if y.shape == (*target.shape, 1):
+            y = y[..., 0]
+        if y.shape != target.shape:
+            raise ValueError(f"target: expected the shape of y {y.shape}, got {target.shape}")
+        known = target != self.ignore_index
+        self._scores.append(y[known])
+        self._targets.append(target[known])
+
+    def compute(self) -> float:
+        """Compute the area of all batches.
+
+        Returns:
+            The area; NaN without any target of 1.
+
+        Raises:
+            ValueError: targets other than 0 and 1, or scores of NaN.
+        """
+        target = np.concatenate([np.zeros(0), *self._targets])
+        if not (target == 1).any():
+            return math.nan
+        return average_precision(target, np.concatenate([np.zeros(0), *self._scores]))
+
+
+class LabelErrorRate(Metric):
+    """Edits between the best path of CTC and the labels, over the number of labels.
+
+    With labels of characters it is the character error rate, with phones the phone error rate.
+
+    >>> import numpy as np
+    >>> errors = LabelErrorRate()
+    >>> errors.update([np.eye(3)[[1, 0, 2, 2]]], np.array([[1, 2, 1]]))
+    >>> round(errors.compute(), 3)
+    0.333
+
+    Args:
+        blank: the class of the blank.
+
+    Attributes:
+        takes_sequences: True: a Trainer gives `update` a `Ragged` and the labels.
+    """
+
+    name, mode = "label_error_rate", "min"
+    takes_sequences = True
+
+    def __init__(self, *, blank: int = 0) -> None:
+        self.blank = _check.positive("blank", blank, 0)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        self._edits, self._labels = 0, 0
+
+    def update(self, y: Any, target: Any, on: Array | None = None) -> None:
+        """Take a batch.
+
+        Args:
+            y: logits: a `Ragged` or a list of ``[n,V]``, or ``[B,T,V]``.
+            target: labels ``[B,S]``, with negative numbers behind them; or a list of ``[n]``.
+            on: bool mask ``[B,T]`` of y ``[B,T,V]``, True where it counts; None: everything counts.
+
+        Raises:
+            ValueError: another number of sequences than of labels, or logits of NaN.
+        """
+        if on is not None:
+            y = [_device.host(row)[_device.host(keep)] for row, keep in zip(y, on)]
+        rows = padded_labels(target)
+        guesses = ctc_greedy(y, blank=self.blank, batch_first=True)
+        if len(rows) != len(guesses):
+            raise ValueError(
+                f"target: expected labels of {len(guesses)} sequences, as many as y has, got "
+                f"{len(rows)}"
+            )
+        for row, guess in zip(rows, guesses):
+            self._edits += edit_distance(row[row >= 0], guess)
+            self._labels += int((row >= 0).sum())
+
+    def compute(self) -> float:
+        """Compute the rate of all batches.
+
+        Returns:
+            The rate; NaN without any label.
+        """
+        return self._edits / self._labels if self._labels else math.nan
+
+
 class Function(_Mean):
     """Wrap a function ``(y, target, lengths) -> (sum, count)`` as a metric."""
 
@@ -314,7 +452,9 @@ class Function(_Mean):
         return self._sum / (self._count or 1)
 
 
-KNOWN: dict[str, type[Metric]] = {str(m.name): m for m in (Accuracy, F1, MAE, BitsPerCharacter)}
+KNOWN: dict[str, type[Metric]] = {
+    str(m.name): m for m in (Accuracy, F1, MAE, BitsPerCharacter, AveragePrecision, LabelErrorRate)
+}
 
 
 def named(metrics: Mapping[str, Any] | Sequence[Any] | None) -> dict[str, Metric]:
