@@ -385,9 +385,9 @@ CASES: dict[str, tuple[Any, type[Exception], str]] = {
         "x: expected an integer dtype, got float64",
     ),
     "activation": (
-        lambda: ost.nn.Activation("gelu"),
+        lambda: ost.nn.Activation("swish"),
         ValueError,
-        "name: expected one of 'tanh', 'sigmoid', 'relu', got 'gelu'",
+        "name: expected one of 'tanh', 'sigmoid', 'relu', 'gelu', 'gelu_tanh', got 'swish'",
     ),
     "dropout rate": (
         lambda: ost.nn.Dropout(-0.1),

@@ -151,17 +151,8 @@ class Trainer:
             )
         if memory_limit is not None:
             parse_limit(memory_limit)
-        per_sequence = None if outputs == "all" else f'"{outputs}"'
-        if getattr(model, "reduces_time", False):
-            per_sequence = "a model that reduces the axis of time"
-        if self.loss.takes_sequences:
-            if per_sequence is not None:
-                raise ValueError(
-                    f"outputs: expected the outputs of all steps for {type(self.loss).__name__}, "
-                    f"got {per_sequence}"
-                )
-            per_sequence = f"{type(self.loss).__name__}, a loss of whole sequences"
-        self.tbptt = None if tbptt is None else check_strides(tbptt, recurrent, per_sequence)
+        whole = self._per_sequence()
+        self.tbptt = None if tbptt is None else check_strides(tbptt, recurrent, whole)
         layouts = {bool(m.batch_first) for m in layers_of(model) if hasattr(m, "batch_first")}
         if len(layouts) > 1:
             raise ValueError(
@@ -172,6 +163,20 @@ class Trainer:
         self.at_step = 0
         self._stop, self._epochs = "", 0
         self._running = threading.Lock()
+
+    def _per_sequence(self) -> str | None:
+        """Return what makes an output or a target one of whole sequences; None if nothing does."""
+        per_sequence = None if self.outputs == "all" else f'"{self.outputs}"'
+        if getattr(self.model, "reduces_time", False):
+            per_sequence = "a model that reduces the axis of time"
+        if not self.loss.takes_sequences:
+            return per_sequence
+        loss = type(self.loss).__name__
+        if per_sequence is not None:
+            raise ValueError(
+                f"outputs: expected the outputs of all steps for {loss}, got {per_sequence}"
+            )
+        return f"{loss}, a loss of whole sequences"
 
     def _check_outputs(self, recurrent: list[Recurrent]) -> None:
         if self.outputs == "all":
