@@ -48,7 +48,10 @@ NORMS = ("weight_ln_ih", "weight_ln_hh", "weight_ln_c", "bias_ln_c")  # of a lay
 
 
 def slack(cell: str) -> float:
-    """By how much more than the others a cell may be off: a norm divides rounding errors by the spread of a row."""
+    """By how much more than the others a cell may be off.
+
+    A norm divides rounding errors by the spread of a row.
+    """
     return 4.0 if cell == "lstm_layer_norm" else 1.0
 
 

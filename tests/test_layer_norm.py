@@ -1,4 +1,4 @@
-"""The layer-norm LSTM as a layer: its equations, stacks, directions, streams, bounds on memory, and what it refuses."""
+"""The layer-norm LSTM: its equations, stacks, streams, bounds on memory, and what it refuses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 
 import ostinato as ost
-from conftest import NORMS, arrays_of, assert_close, cast, numeric_gradient, random_weights, slack, widened
+from conftest import (
+    NORMS,
+    arrays_of,
+    assert_close,
+    cast,
+    numeric_gradient,
+    random_weights,
+    slack,
+    widened,
+)
 from ostinato import _core, diagnostics, reference
 
 CELL = "lstm_layer_norm"
@@ -53,7 +62,12 @@ def test_one_step_is_written_out(kernel_set: str) -> None:
     """From the equations of the paper, here once more; the variance is not that of a sample."""
     w = random_weights(CELL, 3, 5, np.random.default_rng(0))
     x, h, c = draw((2, 3), np.float64, 1), draw((2, 5), np.float64, 2), draw((2, 5), np.float64, 3)
-    a = norm(x @ w.weight_ih.T) * w.weight_ln_ih + norm(h @ w.weight_hh.T) * w.weight_ln_hh + w.bias_ih + w.bias_hh
+    a = (
+        norm(x @ w.weight_ih.T) * w.weight_ln_ih
+        + norm(h @ w.weight_hh.T) * w.weight_ln_hh
+        + w.bias_ih
+        + w.bias_hh
+    )
     i, f, g, o = np.split(a, 4, axis=1)
 
     def sigmoid(v: Any) -> Any:
@@ -89,7 +103,9 @@ def test_rows_of_any_width(hidden: int, dtype: Any, kernel_set: str) -> None:
 def test_a_row_of_equal_numbers_is_normed_to_zero(kernel_set: str) -> None:
     """No spread: the constant beside the variance keeps the quotient, and its gradient, finite."""
     w = cast(random_weights(CELL, 2, 9, np.random.default_rng(0)), np.float32)
-    (y, _), pullback = ost.functional.lstm_vjp(np.zeros((3, 2, 2), np.float32), *w[:4], layer_norm=w[4:])
+    (y, _), pullback = ost.functional.lstm_vjp(
+        np.zeros((3, 2, 2), np.float32), *w[:4], layer_norm=w[4:]
+    )
     assert all(np.isfinite(a).all() for a in (y, *arrays_of(pullback(np.ones_like(y)))))
     w[0][...] = 1
     z, _ = ost.functional.lstm(np.ones((3, 2, 2), np.float32), *w[:4], layer_norm=w[4:])
@@ -126,12 +142,16 @@ def test_gradients_of_stacks_by_differences(stack: dict[str, Any]) -> None:
 
     np.testing.assert_allclose(dx, numeric_gradient(loss, x), atol=1e-6)
     for name, value in values.items():
-        np.testing.assert_allclose(layer.grads[name], numeric_gradient(loss, value), atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(
+            layer.grads[name], numeric_gradient(loss, value), atol=1e-6, err_msg=name
+        )
 
 
 @pytest.mark.parametrize("stack", STACKS, ids=str)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_bits_with_a_bound_on_memory(precision: str, stack: dict[str, Any], kernel_set: str, threads: None) -> None:
+def test_bits_with_a_bound_on_memory(
+    precision: str, stack: dict[str, Any], kernel_set: str, threads: None
+) -> None:
     layer = layer_of(3, 37, precision=precision, **stack)
     x = draw((70, 70, 3))[:, :6] if not layer.batch_first else draw((70, 70, 3))[:6]
     flags = np.random.default_rng(0).random(x.shape[:2]) < 0.1
@@ -147,7 +167,8 @@ def test_bits_with_a_bound_on_memory(precision: str, stack: dict[str, Any], kern
 
 
 @pytest.mark.parametrize(
-    ("steps", "batch", "hidden"), [(40, 1, 200), (40, 3, 130), (17, 45, 70), (5, 300, 20), (60, 1, 16)]
+    ("steps", "batch", "hidden"),
+    [(40, 1, 200), (40, 3, 130), (17, 45, 70), (5, 300, 20), (60, 1, 16)],
 )
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_bits_do_not_depend_on_threads_or_company(
@@ -291,7 +312,9 @@ def test_weights_have_names_shapes_and_values() -> None:
     layer = ost.nn.LSTM(3, 5, 2, bidirectional=True, layer_norm=True, rng=0)
     assert repr(layer) == "LSTM(3, 5, num_layers=2, bidirectional=True, layer_norm=True)"
     p = layer.parameters()
-    assert list(p)[:8] == [f"{n}_l0" for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", *NORMS)]
+    assert list(p)[:8] == [
+        f"{n}_l0" for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", *NORMS)
+    ]
     for end in ("_l0", "_l0_reverse", "_l1", "_l1_reverse"):
         assert [p[n + end].shape for n in NORMS] == [(20,), (20,), (5,), (5,)]
         assert [float(p[n + end].min()) for n in NORMS] == [1, 1, 1, 0]
@@ -331,13 +354,17 @@ def test_it_is_quantized() -> None:
     assert float(np.linalg.norm(layer(x)[0] - exact) / np.linalg.norm(exact)) < 0.05
     with layer.write() as p:
         p["weight_hh_l0"][1, 3] = np.inf
-    with pytest.raises(ValueError, match="weight_hh_l0: expected finite weights for int8, got inf in row 1"):
+    with pytest.raises(
+        ValueError, match="weight_hh_l0: expected finite weights for int8, got inf in row 1"
+    ):
         layer(x)
 
 
 def test_it_learns() -> None:
     """One batch by heart: gains and shifts move with the rest."""
-    model = ost.nn.Sequential(ost.nn.LSTM(2, 16, layer_norm=True, rng=0), ost.nn.Linear(16, 1, rng=0))
+    model = ost.nn.Sequential(
+        ost.nn.LSTM(2, 16, layer_norm=True, rng=0), ost.nn.Linear(16, 1, rng=0)
+    )
     x = draw((8, 16, 2))
     want = np.cumsum(x.prod(-1, keepdims=True), 0)
     optimizer, losses = ost.optim.Adam(0.02), []
@@ -357,7 +384,9 @@ def test_explain_tells_what_a_gpu_lacks() -> None:
     assert e.facts["flops"] == 3 * 2 * 4 * 32 * (8 + 32) * 10 * 2
     assert e.facts["drivers"]["cpu"] == ""
     assert "it lacks layer norm within a step" in str(e)
-    assert e.facts["tape_bytes"] == 10 * 2 * 13 * 32 * 4  # i f g o, c, and the deviations of W x and R h
+    assert (
+        e.facts["tape_bytes"] == 10 * 2 * 13 * 32 * 4
+    )  # i f g o, c, and the deviations of W x and R h
     drivers = _core.drivers()[CELL]
     assert drivers["plain"] == drivers["cpu"] == ""
     assert {drivers[n] for n in ("step", "loop", "persistent")} == {"layer norm within a step"}
@@ -366,7 +395,9 @@ def test_explain_tells_what_a_gpu_lacks() -> None:
 def test_the_tape_is_counted() -> None:
     """explain's bytes are those that a pass keeps, and a bound on memory reckons with them."""
     layer = layer_of(8, 32)
-    native = layer._packed(True).forward(draw((10, 2, 8)), None, None, None, False, None, True, 0.0, 0)[3]
+    native = layer._packed(True).forward(
+        draw((10, 2, 8)), None, None, None, False, None, True, 0.0, 0
+    )[3]
     assert native.bytes == 10 * 2 * 13 * 32 * 4
     assert ost.explain(layer, (10, 2, 8), training=True).facts["tape_bytes"] == native.bytes
 
@@ -377,9 +408,13 @@ def test_errors_name_the_argument() -> None:
     norms = [np.ones(16), np.ones(16), np.ones(4), np.zeros(4)]
     with pytest.raises(ValueError, match=r"weight_ln_hh: expected shape .*16.*, got \(15,\)"):
         f.lstm(x, w_ih, w_hh, layer_norm=[norms[0], np.ones(15), *norms[2:]])
-    with pytest.raises(TypeError, match=r"layer_norm: expected the arrays weight_ln_ih, .*, got 3 of them"):
+    with pytest.raises(
+        TypeError, match=r"layer_norm: expected the arrays weight_ln_ih, .*, got 3 of them"
+    ):
         f.lstm(x, w_ih, w_hh, layer_norm=norms[:3])
-    with pytest.raises(TypeError, match=r"layer_norm: expected the arrays weight_ln_ih, .*, got bool"):
+    with pytest.raises(
+        TypeError, match=r"layer_norm: expected the arrays weight_ln_ih, .*, got bool"
+    ):
         f.lstm(x, w_ih, w_hh, layer_norm=True)
     with pytest.raises(TypeError, match="weight_ln_c: expected"):
         f.lstm(x, w_ih, w_hh, layer_norm=[norms[0], norms[1], None, norms[3]])
@@ -399,14 +434,20 @@ def test_packed_weights_know_their_norms() -> None:
     w = cast(random_weights(CELL, 5, 12, np.random.default_rng(0)), np.float32)
     x = draw((4, 2, 5))
     packed = ost.functional.pack("lstm", *w[:4], layer_norm=w[4:])
-    assert np.array_equal(ost.functional.lstm(x, packed)[0], ost.functional.lstm(x, *w[:4], layer_norm=w[4:])[0])
-    with pytest.raises(TypeError, match="weight_ih: expected no further weights beside packed ones"):
+    assert np.array_equal(
+        ost.functional.lstm(x, packed)[0], ost.functional.lstm(x, *w[:4], layer_norm=w[4:])[0]
+    )
+    with pytest.raises(
+        TypeError, match="weight_ih: expected no further weights beside packed ones"
+    ):
         ost.functional.lstm(x, packed, layer_norm=w[4:])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_against_a_cell_in_torch(dtype: Any) -> None:
-    torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'ostinato[bench]'")
+    torch = pytest.importorskip(
+        "torch", reason="torch is not installed: pip install 'ostinato[bench]'"
+    )
     layer = layer_of(5, 18, dtype=dtype)
     x, dy = draw((9, 4, 5), dtype), draw((9, 4, 18), dtype, 1)
     p = {n: torch.tensor(a, requires_grad=True) for n, a in layer.state_dict().items()}
@@ -414,7 +455,9 @@ def test_against_a_cell_in_torch(dtype: Any) -> None:
     h, c = torch.zeros(4, 18, dtype=given.dtype), torch.zeros(4, 18, dtype=given.dtype)
     ys = []
     for t in range(9):
-        a = torch.nn.functional.layer_norm(given[t] @ p["weight_ih_l0"].T, (72,), p["weight_ln_ih_l0"])
+        a = torch.nn.functional.layer_norm(
+            given[t] @ p["weight_ih_l0"].T, (72,), p["weight_ln_ih_l0"]
+        )
         b = torch.nn.functional.layer_norm(h @ p["weight_hh_l0"].T, (72,), p["weight_ln_hh_l0"])
         i, f, g, o = (a + b + p["bias_ih_l0"] + p["bias_hh_l0"]).chunk(4, 1)
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)

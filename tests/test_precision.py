@@ -134,7 +134,8 @@ def test_a_sequence_stays_within_the_bound(cell: str, precision: str, kernel_set
         grads = [None if a is None else np.zeros_like(a) for a in packed.weights]
         dx, *_ = tape.backward(dy.astype(np.float32), None, None, [grads], True)
         backward = reference.backward(want, dy)
-        # A unit that is off in one and on in the other; a norm, which takes every error times the inverse spread.
+        # A unit that is off in one and on in the other; a norm, which divides every error by the
+        # spread of the row.
         limit = {"rnn_relu": 10, "lstm_layer_norm": 6}.get(cell, 2) * BOUND[precision]
         assert frobenius(dx, backward.x) < limit
         for got, name in zip(grads[:4], ("weight_ih", "weight_hh", "bias_ih", "bias_hh")):

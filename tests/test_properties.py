@@ -21,7 +21,7 @@ quick = settings(max_examples=60, deadline=None)
 
 
 def loose(cell: str) -> float:
-    """A norm divides by the spread of a row, which in a row of a few numbers may be next to nothing."""
+    """A norm divides by the spread of a row, which in a row of a few numbers may be tiny."""
     return 1000.0 if cell == "lstm_layer_norm" else 1.0
 
 
