@@ -228,7 +228,12 @@ def run(rounds: int, threads: int) -> dict[str, Any]:
             "variants",
             [
                 Case(c, m, 32, 256, variant=v)
-                for c, v in (("lstm", "peephole"), ("gru", "reset_before"))
+                for c, v in (
+                    ("lstm", "peephole"),
+                    ("lstm", "layer_norm"),
+                    ("lstm", ""),
+                    ("gru", "reset_before"),
+                )
                 for m in ("infer", "train")
             ],
             ["ostinato"],

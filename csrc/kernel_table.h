@@ -8,14 +8,22 @@ namespace ost {
 
 using Index = std::int64_t;  // every size and stride
 
-enum class CellId : int { kRnnTanh, kRnnRelu, kLstm, kLstmPeephole, kGru, kGruResetBefore, kLstmProjected };
-constexpr int kCellCount = 7;
+enum class CellId : int { kRnnTanh, kRnnRelu, kLstm, kLstmPeephole, kGru, kGruResetBefore, kLstmProjected, kLstmLayerNorm };
+constexpr int kCellCount = 8;
 constexpr int kMaxProducts = 3;  // the input product and at most two others: recurrent ones, or the projection of h
 
 // H, the units of a cell, and P, how wide its h is: H, except where h is projected.
 struct Widths {
   Index hidden, output;
 };
+
+// Weights of one number a unit, under the name that users know them by: [rows,H], or flat, [rows*H], as a bias is.
+struct UnitWeights {
+  const char* name;
+  int rows;
+  bool flat = false;
+};
+constexpr int kMostUnitWeights = 4, kMostUnitRows = 12;  // of a cell
 
 // What may run a cell: core/drivers.h says which takes which.
 enum class DriverId : int { kPlain, kCpu, kStep, kLoop, kPersistent };
@@ -24,23 +32,26 @@ constexpr int kDriverCount = 5;
 // What bindings and stack must know of a cell; filled from the cell's struct.
 struct CellTraits {
   const char* name;
-  int gates;                        // rows of weight_ih are gates * H
-  int states;                       // 1: h, 2: h and c
-  int params;                       // per-unit weights (peepholes), rows of weight_peephole
-  int saved;                        // vectors of the tape a unit, without the cell state
+  int gates;          // rows of weight_ih are gates * H
+  int states;         // 1: h, 2: h and c
+  int params;         // numbers a unit that the pointwise functions read (peepholes)
+  int saved;          // vectors a unit that they keep on the tape, without the cell state
+  int deviations[2];  // vectors a unit that are kept of W x, and of recurrent products, where these are normed
+  UnitWeights units[kMostUnitWeights];
+  int unit_weights;                 // how many of them
   bool projected;                   // h is P wide, and there is a weight_hr
   const char* lacks[kDriverCount];  // what each driver lacks for it; null: nothing
 };
 
-// Weights as the user holds them (PyTorch's names and shapes); bias and params may be null.
+// Weights as the user holds them (PyTorch's names and shapes); a bias may be null.
 template <class T>
 struct RawWeights {
-  const T* weight_ih;  // [gates*H, I]
-  const T* weight_hh;  // [gates*H, P]
-  const T* bias_ih;    // [gates*H]
-  const T* bias_hh;    // [gates*H]
-  const T* params;     // [params, H]
-  const T* weight_hr;  // [P, H], of a projected cell
+  const T* weight_ih;             // [gates*H, I]
+  const T* weight_hh;             // [gates*H, P]
+  const T* bias_ih;               // [gates*H]
+  const T* bias_hh;               // [gates*H]
+  const T* weight_hr;             // [P, H], of a projected cell
+  const T* units[kMostUnitRows];  // [H] each: the rows of the cell's UnitWeights, in their order
 };
 
 // Gradients are added to these; any may be null.
@@ -50,8 +61,8 @@ struct RawGradients {
   T* weight_hh;
   T* bias_ih;
   T* bias_hh;
-  T* params;
   T* weight_hr;
+  T* units[kMostUnitRows];
 };
 
 // Packed panels of one layer and direction; all in one 64-byte aligned block owned by the caller.
@@ -63,6 +74,7 @@ struct PackedWeights {
   const void* transposed[kMaxProducts];  // backward: da x weight; null when packed for inference only
   const T* bias;                         // by group and column, as the pre-activation
   const T* params;                       // [params][padded H]
+  const T* gains[kMaxProducts];          // of products that are normed, in the order of their columns
 };
 
 // [T,B,*] rows with unit stride on the last axis; strides in elements, any sign. With `starts` and `ends` [B] row b is the rows
@@ -117,7 +129,7 @@ struct ForwardCall {
   const T *h0, *c0;                // [B,P] and [B,H], null means zeros
   const T *restart_h, *restart_c;  // [P] and [H], null means zeros
   T *hn, *cn;                      // [B,P] and [B,H], null means not wanted
-  T* saved;                        // tape [T][position][saved*padded H]; null in inference
+  T* saved;                        // tape [T][position][PackedStack::tape_width]; null in inference
   T* cells;                        // tape [T][position][padded H] of c, for cells with two states; null in inference
   Poll poll;
   Lookup lookup;
@@ -186,8 +198,9 @@ template <class T>
 struct CellKernels {
   Index (*packed_size)(Index input, Widths widths, bool backward);  // elements
   int (*pack)(const RawWeights<T>&, Index input, Widths widths, bool backward, T* memory, PackedWeights<T>* out);
-  Index (*projected_size)(Index rows, Widths widths);                             // elements
-  int (*project)(const PackedWeights<T>&, Index rows, const T* x, T* projected);  // W x + bias of every row of a table [rows,I]
+  Index (*projected_size)(Index rows, Widths widths);  // elements
+  // W x + bias of every row of a table [rows,I], normed where the cell norms W x.
+  int (*project)(const PackedWeights<T>&, Index rows, const T* x, T* projected);
   int (*forward)(const ForwardCall<T>* calls, int count, bool chained);
   int (*backward)(const BackwardCall<T>* calls, int count, bool chained);  // chained: from the top layer down
   Index (*sums_size)(Index batch, Index input, Widths widths,

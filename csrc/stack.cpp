@@ -58,9 +58,9 @@ struct CpuBackend final : Backend<T> {
   }
   void save(const PackedStack<T>& packed, const StackCall<T>& call, Tape<T>* tape, ForwardCall<T>* f) const override {
     const CellTraits& traits = packed.traits();
-    const Index values = call.tape_rows() * packed.padded_hidden();
-    tape->saved.push_back(tape->states_only ? Buffer<T>() : allocate(values * traits.saved, "tape"));
-    tape->cells.push_back(allocate(traits.states > 1 ? values : 0, "tape"));
+    const Index rows = call.tape_rows();
+    tape->saved.push_back(tape->states_only ? Buffer<T>() : allocate(rows * packed.tape_width(f->projected), "tape"));
+    tape->cells.push_back(allocate(traits.states > 1 ? rows * packed.padded_hidden() : 0, "tape"));
     f->saved = tape->saved.back().get();
     if (traits.states > 1) f->cells = tape->cells.back().get();
   }

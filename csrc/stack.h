@@ -73,6 +73,11 @@ struct PackedStack {
   }
   const CellKernels<T>& cell() const { return kernels().cells[int(precision)][int(shape.cell)]; }
   const CellTraits& traits() const { return table->traits[int(shape.cell)]; }
+  // Elements of a row of the tape; where W x is looked up (`ahead`) its deviations are with the table.
+  Index tape_width(bool ahead) const {
+    const CellTraits& t = traits();
+    return (t.saved + t.deviations[1] + (ahead ? 0 : t.deviations[0])) * padded_hidden();
+  }
   Index padded_hidden() const { return (shape.hidden + kernels().lanes - 1) / kernels().lanes * kernels().lanes; }
 };
 

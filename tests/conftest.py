@@ -34,7 +34,7 @@ DEVICE_CELLS = (
     "gru",
     "gru_reset_before",
 )  # that run on a GPU
-CELLS = (*DEVICE_CELLS, "lstm_projected")
+CELLS = (*DEVICE_CELLS, "lstm_projected", "lstm_layer_norm")
 GATES = {
     "rnn_tanh": 1,
     "rnn_relu": 1,
@@ -43,7 +43,16 @@ GATES = {
     "gru": 3,
     "gru_reset_before": 3,
 }
-GATES |= {"lstm_projected": 4}
+GATES |= {"lstm_projected": 4, "lstm_layer_norm": 4}
+NORMS = ("weight_ln_ih", "weight_ln_hh", "weight_ln_c", "bias_ln_c")  # of a layer-norm LSTM
+
+
+def slack(cell: str) -> float:
+    """By how much more than the others a cell may be off.
+
+    A norm divides rounding errors by the spread of a row.
+    """
+    return 4.0 if cell == "lstm_layer_norm" else 1.0
 
 
 def output_size(cell: str, hidden: int) -> int:
@@ -93,7 +102,7 @@ def random_weights(
 ) -> reference.Weights:
     """float64 weights of the usual size; a ReLU network's are halved so that h stays bounded.
 
-    ``projected`` is P.
+    So are gains, since normed rows of weight 1 make a step chaotic. ``projected`` is P.
     """
     rows, bound = GATES[cell] * hidden, (0.5 if cell == "rnn_relu" else 1.0) / np.sqrt(hidden)
 
@@ -105,21 +114,38 @@ def random_weights(
     w = reference.Weights(draw(rows, inputs), draw(rows, size), draw(rows), draw(rows), peephole)
     if cell == "lstm_projected":
         w.weight_hr = draw(size, hidden)
+    if cell == "lstm_layer_norm":
+        for name, n in zip(NORMS, (rows, rows, hidden, hidden)):
+            setattr(w, name, 0.3 * rng.uniform(-1, 1, n) + 0.5 * name.startswith("weight"))
     return w
 
 
+def names_of(weights: reference.Weights) -> tuple[str, ...]:
+    """The names of a cell's weights in the order of the kernels."""
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    if weights.weight_ln_c is not None:
+        return names + NORMS
+    return (*names, "weight_peephole", *(() if weights.weight_hr is None else ("weight_hr",)))
+
+
+def widened(cell: str, arrays: list[Any]) -> reference.Weights:
+    """The weights of a cell, as the kernels take them, in float64."""
+    own = NORMS if cell == "lstm_layer_norm" else ("weight_peephole", "weight_hr")
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", *own)
+    return reference.Weights(
+        **{n: None if a is None else a.astype(np.float64) for n, a in zip(names, arrays)}
+    )
+
+
+def arrays_of(gradients: Any) -> list[Any]:
+    """All arrays of functional's gradients."""
+    one_by_one = (g if isinstance(g, tuple) else (g,) for g in gradients)
+    return [a for arrays in one_by_one for a in arrays if a is not None]
+
+
 def cast(weights: reference.Weights, dtype: Any) -> list[Any]:
-    """weight_ih, weight_hh, bias_ih, bias_hh, weight_peephole, of a projected cell weight_hr, in a
-    dtype.
-    """
-    w = [
-        weights.weight_ih,
-        weights.weight_hh,
-        weights.bias_ih,
-        weights.bias_hh,
-        weights.weight_peephole,
-    ]
-    w += [] if weights.weight_hr is None else [weights.weight_hr]
+    """As `names_of` has them, in a dtype."""
+    w = [getattr(weights, n) for n in names_of(weights)]
     return [None if a is None else a.astype(dtype) for a in w]
 
 

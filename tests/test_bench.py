@@ -42,7 +42,7 @@ def test_a_case_counts_its_work() -> None:
     assert all(c.flops < 1.05 * bench.LONGEST or c.steps == 10 for c in bench.FULL)
 
 
-@pytest.mark.parametrize("variant", ["", "peephole", "reset_before"])
+@pytest.mark.parametrize("variant", ["", "peephole", "layer_norm", "reset_before"])
 @pytest.mark.parametrize("precision", ["float32", "float64", "bfloat16"])
 def test_our_contender_runs_every_case(precision: str, variant: str) -> None:
     cell = "gru" if variant == "reset_before" else "lstm"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import CELLS, native_for_tests, numeric_gradient
+from conftest import CELLS, NORMS, native_for_tests, numeric_gradient
 from ostinato import reference
 
 _native = native_for_tests()
@@ -19,7 +19,7 @@ T, B, I, H, P = 4, 3, 2, 5, 3  # noqa: E741  # the names of the axes
 
 
 def problem(cell: str) -> tuple[dict[str, Any], tuple[int, int, int, int, int], Any, Any]:
-    gates, params, _, recurrent, projected = _native.plain_cells()[cell]
+    gates, units, _, recurrent, projected = _native.plain_cells()[cell]
     rng = np.random.default_rng(3)
     width = P if projected else H
     shapes = {
@@ -27,7 +27,7 @@ def problem(cell: str) -> tuple[dict[str, Any], tuple[int, int, int, int, int], 
         "weight_hh": (gates * H if recurrent else 0, width),
         "bias_ih": (gates * H,),
         "bias_hh": (gates * H if recurrent else 0,),
-        "params": (params, H),
+        "units": (units, H),
         "projection": (P, H) if projected else (0,),
         "x": (T, B, I),
         "h0": (B, width),
@@ -63,9 +63,12 @@ def test_plain_path_against_the_reference(cell: str) -> None:
     arrays, sizes, dy, dc = problem(cell)
     w = reference.Weights(
         *(arrays[n] for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")),
-        arrays["params"] if cell == "lstm_peephole" else None,
+        arrays["units"] if cell == "lstm_peephole" else None,
         arrays["projection"] if cell == "lstm_projected" else None,
     )
+    if cell == "lstm_layer_norm":
+        for name, rows in zip(NORMS, np.split(arrays["units"], [4, 8, 9])):
+            setattr(w, name, rows.ravel())
     run = reference.forward(cell, arrays["x"], w, arrays["h0"], arrays["c0"])
     g = reference.backward(run, dy, None, dc if "lstm" in cell else None)
     y, _, grads = _native.plain_run(cell, *sizes, arrays, dy, dc)
@@ -74,6 +77,9 @@ def test_plain_path_against_the_reference(cell: str) -> None:
         np.testing.assert_allclose(
             grads[name], getattr(g.weights, name).ravel(), rtol=1e-10, atol=1e-12, err_msg=name
         )
+    if cell == "lstm_layer_norm":
+        norms = np.concatenate([getattr(g.weights, name) for name in NORMS])
+        np.testing.assert_allclose(grads["units"], norms, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(grads["x"], g.x.ravel(), rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(grads["h0"], g.h0.ravel(), rtol=1e-10, atol=1e-12)
 
@@ -85,6 +91,7 @@ def test_the_proof_covers_every_kind_of_cell() -> None:
         "gru",
         "gru_reset_before",
         "lstm_layer_norm",
+        "lstm_gate_norm",
         "lstm_projected",
         "zoneout_gru",
         "zoneout_lstm",

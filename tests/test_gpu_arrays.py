@@ -493,6 +493,22 @@ def test_a_projection_stays_on_the_cpu(gpu: Gpu) -> None:
         F.lstm(put(gpu, np.zeros((3, 1, 3), np.float32)), w[0], w[1], weight_hr=w[2])
 
 
+def test_a_layer_norm_stays_on_the_cpu(gpu: Gpu) -> None:
+    """No kernel of a device norms a row: the error names the argument, the layer is as it was."""
+    layer = ost.nn.LSTM(3, 4, layer_norm=True, rng=0)
+    with pytest.raises(
+        ValueError, match=r"layer_norm: expected False on .*, got True; keep the layer on the CPU"
+    ):
+        layer.to("cuda")
+    assert layer.device == "cpu"
+    assert layer(np.zeros((3, 1, 3), np.float32))[0].shape == (3, 1, 4)
+    w = [put(gpu, np.ones(s, np.float32)) for s in ((16, 3), (16, 4), (16,), (16,), (4,), (4,))]
+    with pytest.raises(
+        ValueError, match=r"layer_norm: expected None on .*, whose kernels have no layer norm yet"
+    ):
+        F.lstm(put(gpu, np.zeros((3, 1, 3), np.float32)), w[0], w[1], layer_norm=w[2:])
+
+
 def test_gradient_flow(gpu: Gpu) -> None:
     from ostinato.diagnostics import gradient_flow
 

@@ -15,13 +15,14 @@ from conftest import numeric_gradient
 from ostinato.nn import Embedding, Sequential
 
 V, E, H = 9, 6, 20
-CELLS = ("LSTM", "LSTM peephole", "GRU", "GRU before", "RNN", "RNN relu")
+CELLS = ("LSTM", "LSTM peephole", "LSTM norm", "GRU", "GRU before", "RNN", "RNN relu")
 
 
 def layer_of(cell: str, **options: Any) -> Any:
     name, _, kind = cell.partition(" ")
     own: dict[str, Any] = {
         "peephole": {"peephole": True},
+        "norm": {"layer_norm": True},
         "before": {"reset_after": False},
         "relu": {"nonlinearity": "relu"},
     }.get(kind, {})
@@ -115,7 +116,7 @@ def test_every_kernel_set(kernels: str) -> None:
     x = np.random.default_rng(0).integers(0, V, (70, 40))
     try:
         ost.use_kernels(kernels)
-        for cell in ("LSTM", "GRU before"):
+        for cell in ("LSTM", "GRU before", "LSTM norm"):
             compare(model_of(cell), x, 5e-6)
             compare(model_of(cell, precision="bfloat16"), x, 3e-2)  # da is rounded one by one alone
     finally:

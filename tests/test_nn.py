@@ -99,7 +99,16 @@ def test_faces() -> None:
             "dtype",
             "rng",
         ],
-        nn.LSTM: [*common, "peephole", "proj_size", "precision", "learned_state", "dtype", "rng"],
+        nn.LSTM: [
+            *common,
+            "peephole",
+            "proj_size",
+            "layer_norm",
+            "precision",
+            "learned_state",
+            "dtype",
+            "rng",
+        ],
         nn.GRU: [*common, "reset_after", "precision", "learned_state", "dtype", "rng"],
     }
     for cls, names in faces.items():

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import ostinato as ost
-from conftest import CELLS, GATES, assert_close, cast, output_size, random_weights
+from conftest import CELLS, GATES, assert_close, cast, output_size, random_weights, widened
 from ostinato import _core, reference
 
 # Relative Frobenius norm against float64 over 30 steps at H = 40, as docs/kernels.md states it.
@@ -72,7 +72,7 @@ def test_one_step_is_that_of_rounded_operands(
     r = ROUND[precision]
     a = r(x32[0]) @ r(arrays[0]).T
     b = r(h32) @ r(arrays[1]).T
-    exact = reference.Weights(*(None if v is None else v.astype(np.float64) for v in arrays))
+    exact = widened(cell, arrays)
     want = _step(cell, a, b, exact, h32.astype(np.float64), c32.astype(np.float64))
     if (
         cell == "lstm_projected"
@@ -89,6 +89,13 @@ def _step(cell: str, a: Any, b: Any, w: Any, h: Any, c: Any) -> Any:
     def sigmoid(v: Any) -> Any:
         return 1 / (1 + np.exp(-v))
 
+    normed = cell == "lstm_layer_norm"
+
+    def norm(v: Any) -> Any:
+        return (v - v.mean(1, keepdims=True)) / np.sqrt(v.var(1, keepdims=True) + 1e-5)
+
+    if normed:
+        a, b = norm(a) * w.weight_ln_ih, norm(b) * w.weight_ln_hh
     a, b = a + w.bias_ih, b + w.bias_hh
     if cell.startswith("rnn"):
         return np.tanh(a + b) if cell == "rnn_tanh" else np.maximum(a + b, 0)
@@ -100,6 +107,8 @@ def _step(cell: str, a: Any, b: Any, w: Any, h: Any, c: Any) -> Any:
     i, f, g, o = (u + v for u, v in parts)
     p = w.weight_peephole if cell == "lstm_peephole" else np.zeros((3, c.shape[1]))
     c1 = sigmoid(f + p[1] * c) * c + sigmoid(i + p[0] * c) * np.tanh(g)
+    if normed:
+        return sigmoid(o) * np.tanh(norm(c1) * w.weight_ln_c + w.bias_ln_c)
     return sigmoid(o + p[2] * c1) * np.tanh(c1)
 
 
@@ -125,16 +134,18 @@ def test_a_sequence_stays_within_the_bound(cell: str, precision: str, kernel_set
         grads = [None if a is None else np.zeros_like(a) for a in packed.weights]
         dx, *_ = tape.backward(dy.astype(np.float32), None, None, [grads], True)
         backward = reference.backward(want, dy)
-        limit = (10 if cell == "rnn_relu" else 2) * BOUND[
-            precision
-        ]  # a unit that is off in one and on in the other
+        # A unit that is off in one and on in the other; a norm, which divides every error by the
+        # spread of the row.
+        limit = {"rnn_relu": 10, "lstm_layer_norm": 6}.get(cell, 2) * BOUND[precision]
         assert frobenius(dx, backward.x) < limit
         for got, name in zip(grads[:4], ("weight_ih", "weight_hh", "bias_ih", "bias_hh")):
             assert frobenius(got, getattr(backward.weights, name)) < limit, name
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
-@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before", "rnn_tanh", "lstm_projected"])
+@pytest.mark.parametrize(
+    "cell", ["lstm", "gru", "gru_reset_before", "rnn_tanh", "lstm_projected", "lstm_layer_norm"]
+)
 def test_the_law_of_the_bits(cell: str, precision: str, kernel_set: str, threads: None) -> None:
     rng = np.random.default_rng(1)
     packed = pack(cell, cast(random_weights(cell, 33, 130, rng), np.float32), precision)
@@ -151,7 +162,7 @@ def test_the_law_of_the_bits(cell: str, precision: str, kernel_set: str, threads
 
 
 @pytest.mark.parametrize("batch", [1, 9, 33])
-@pytest.mark.parametrize("cell", ["lstm", "gru_reset_before", "lstm_projected"])
+@pytest.mark.parametrize("cell", ["lstm", "gru_reset_before", "lstm_projected", "lstm_layer_norm"])
 def test_gradients_in_bfloat16_have_the_same_bits_for_any_threads(
     cell: str, batch: int, kernel_set: str, threads: None
 ) -> None:

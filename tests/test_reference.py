@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from conftest import CELLS, numeric_gradient, output_size, random_weights
+from conftest import CELLS, NORMS, numeric_gradient, output_size, random_weights
 from ostinato import reference
 
 
@@ -37,6 +37,8 @@ def test_gradients_against_finite_differences(cell: str, reverse: bool) -> None:
         pairs.append((w.weight_peephole, g.weights.weight_peephole))
     if w.weight_hr is not None:
         pairs.append((w.weight_hr, g.weights.weight_hr))
+    if cell == "lstm_layer_norm":
+        pairs += [(getattr(w, n), getattr(g.weights, n)) for n in NORMS]
     for value, gradient in pairs:
         np.testing.assert_allclose(gradient, numeric_gradient(loss, value), rtol=1e-6, atol=1e-8)
 

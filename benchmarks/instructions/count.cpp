@@ -21,7 +21,8 @@ int main(int argc, char** argv) {
     if (std::strcmp(name, argv[3]) == 0) break;
     ++precision;
   }
-  if (cell == kCellCount || precision == kPrecisionCount || kernels()->traits[cell].projected) return 2;
+  if (cell == kCellCount || precision == kPrecisionCount || kernels()->traits[cell].projected || kernels()->traits[cell].unit_weights)
+    return 2;
   const bool train = std::strcmp(argv[2], "train") == 0;
   const Index B = std::atoi(argv[4]), H = std::atoi(argv[5]), T = std::atoi(argv[6]), rows = kernels()->traits[cell].gates * H;
   const auto filled = [](Index n) {
@@ -34,8 +35,8 @@ int main(int argc, char** argv) {
   for (int i = 0; i < std::atoi(argv[7]); ++i) {
     const StackShape shape{CellId(cell), H, H, H, 1, 1, false};
     const auto packed = std::make_shared<PackedStack<float>>(
-        kernels(), shape, Precision(precision),
-        std::vector<RawWeights<float>>{{w.data(), r.data(), b.data(), b.data(), nullptr, nullptr}}, train);
+        kernels(), shape, Precision(precision), std::vector<RawWeights<float>>{{w.data(), r.data(), b.data(), b.data(), nullptr, nullptr}},
+        train);
     StackCall<float> call;
     call.steps = T, call.batch = B;
     call.x = {x.data(), B * H, H}, call.y = {y.data(), B * H, H};

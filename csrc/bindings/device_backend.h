@@ -62,7 +62,7 @@ class DeviceBackend final : public Backend<T> {
       const RawGradients<T>& to = b.gradients;
       given.append(python_.attr("backward_call")(
           held_object(tape.passes[b.weights - tape.packed->parts.data()]), optional_rows(b.dy), pair(b.dhn, b.dcn), pair(b.dh0, b.dc0),
-          py::make_tuple(address(to.weight_ih), address(to.weight_hh), address(to.bias_ih), address(to.bias_hh), address(to.params)),
+          py::make_tuple(address(to.weight_ih), address(to.weight_hh), address(to.bias_ih), address(to.bias_hh), address(to.units[0])),
           optional_rows(b.dx), b.dx_add, optional_rows(b.control.dcells), pair(b.drestart_h, b.drestart_c), address(b.control.flow)));
     }
     if (!g.scratch) g.scratch = held(python_.attr("scratch")());

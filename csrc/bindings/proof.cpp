@@ -30,7 +30,7 @@ py::tuple run(const PlainProblem& p, const std::vector<double>& dy, const std::v
   const PlainGradients g = plain.backward(dy, C::kStates > 1 ? dc : std::vector<double>(p.batch * p.hidden));
   py::dict d;
   d["weight_ih"] = array(g.weights.weight_ih), d["weight_hh"] = array(g.weights.weight_hh), d["bias_ih"] = array(g.weights.bias_ih);
-  d["bias_hh"] = array(g.weights.bias_hh), d["params"] = array(g.weights.params), d["projection"] = array(g.weights.projection);
+  d["bias_hh"] = array(g.weights.bias_hh), d["units"] = array(g.weights.units), d["projection"] = array(g.weights.projection);
   d["x"] = array(g.x), d["h0"] = array(g.h0), d["c0"] = array(g.c0);
   return py::make_tuple(array(plain.y), array(cn), d);
 }
@@ -38,14 +38,14 @@ py::tuple run(const PlainProblem& p, const std::vector<double>& dy, const std::v
 using Runner = py::tuple (*)(const PlainProblem&, const std::vector<double>&, const std::vector<double>&);
 struct Entry {
   const char* name;
-  int gates, params, states;
+  int gates, units, states;
   bool recurrent, projected;
   Runner run;
 };
 
 template <class C>
 constexpr Entry entry(const char* name) {
-  return {name, C::kGates, C::kParams, C::kStates, C::kPhases[0].product.count() > 0, is_projected<C>(), run<C>};
+  return {name, C::kGates, unit_rows<C>(), C::kStates, C::kPhases[0].product.count() > 0, is_projected<C>(), run<C>};
 }
 
 const Entry kEntries[] = {entry<Elman<Tanh>>("rnn_tanh"),
@@ -54,8 +54,9 @@ const Entry kEntries[] = {entry<Elman<Tanh>>("rnn_tanh"),
                           entry<LstmPeephole>("lstm_peephole"),
                           entry<Gru>("gru"),
                           entry<GruResetBefore>("gru_reset_before"),
-                          entry<LstmLayerNorm>("lstm_layer_norm"),
                           entry<LstmProjected>("lstm_projected"),
+                          entry<LstmLayerNorm>("lstm_layer_norm"),
+                          entry<LstmGateNorm>("lstm_gate_norm"),
                           entry<Zoneout<Gru>>("zoneout_gru"),
                           entry<Zoneout<Lstm>>("zoneout_lstm"),
                           entry<MinGru>("min_gru")};
@@ -65,7 +66,7 @@ const Entry kEntries[] = {entry<Elman<Tanh>>("rnn_tanh"),
 void bind_proof(py::module_& m) {
   m.def("plain_cells", [] {
     py::dict out;
-    for (const Entry& e : kEntries) out[e.name] = py::make_tuple(e.gates, e.params, e.states, e.recurrent, e.projected);
+    for (const Entry& e : kEntries) out[e.name] = py::make_tuple(e.gates, e.units, e.states, e.recurrent, e.projected);
     return out;
   });
   // Arrays of one problem by name (weight_ih, ..., x, h0, c0, noise), contiguous float64; returns y, c_n and gradients, all flat.
@@ -77,7 +78,7 @@ void bind_proof(py::module_& m) {
                    hidden,
                    projected,
                    {values(arrays, "weight_ih"), values(arrays, "weight_hh"), values(arrays, "bias_ih"), values(arrays, "bias_hh"),
-                    values(arrays, "params"), values(arrays, "projection")},
+                    values(arrays, "units"), values(arrays, "projection")},
                    values(arrays, "x"),
                    values(arrays, "h0"),
                    values(arrays, "c0"),

@@ -40,14 +40,17 @@ std::string suffix(const StackShape& s, Index part) {
   return "_l" + std::to_string(part / s.directions) + (part % s.directions ? "_reverse" : "");
 }
 
-// Arrays of one (layer, direction): weight_ih, weight_hh, bias_ih, bias_hh, weight_peephole, of which the last three may be None; and
-// weight_hr of a cell that is projected. They are kept in `held` as long as the pointers are used.
+// Arrays of one (layer, direction): weight_ih, weight_hh, bias_ih, bias_hh, of which the biases may be None; the cell's unit weights, or
+// one None; and weight_hr of a cell that is projected. They are kept in `held` as long as the pointers are used.
 template <class T, class Raw>
 Raw raw_arrays(const StackShape& s, const CellTraits& traits, Index part, const py::sequence& arrays, const char* prefix, bool writable,
                std::vector<py::object>& held, const py::object& device) {
-  const std::string names[] = {"weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_peephole", "weight_hr"};
+  std::vector<std::string> names{"weight_ih", "weight_hh", "bias_ih", "bias_hh"};
+  for (int k = 0; k < traits.unit_weights; ++k) names.push_back(traits.units[k].name);
+  if (!traits.unit_weights) names.push_back("");  // the place of weights that this cell has none of
+  if (traits.projected) names.push_back("weight_hr");
   const auto label = [&](int i) { return prefix + names[i] + suffix(s, part); };
-  const Index count = traits.projected ? 6 : 5;
+  const Index count = Index(names.size());
   if (Index(py::len(arrays)) != count)
     fail("weights", std::to_string(count) + " arrays a layer and direction", std::to_string(py::len(arrays)));
   const Index rows = traits.gates * s.hidden, input = s.layer_input(part / s.directions);
@@ -63,8 +66,15 @@ Raw raw_arrays(const StackShape& s, const CellTraits& traits, Index part, const 
   raw.weight_hh = get(1, {{gates.c_str(), rows}, {traits.projected ? "P" : "H", s.output}}, !writable);
   raw.bias_ih = get(2, {{gates.c_str(), rows}}, false);
   raw.bias_hh = get(3, {{gates.c_str(), rows}}, false);
-  if (traits.params) raw.params = get(4, {{"gates", traits.params}, {"H", s.hidden}}, !writable);
-  if (traits.projected) raw.weight_hr = get(5, {{"P", s.output}, {"H", s.hidden}}, !writable);
+  int row = 0;
+  for (int k = 0; k < traits.unit_weights; ++k) {
+    const UnitWeights& w = traits.units[k];
+    const std::string rows_name = w.rows == 1 ? "H" : std::to_string(w.rows) + "*H";
+    auto* data = w.flat ? get(4 + k, {{rows_name.c_str(), w.rows * s.hidden}}, !writable)
+                        : get(4 + k, {{"gates", w.rows}, {"H", s.hidden}}, !writable);
+    for (int i = 0; i < w.rows; ++i, ++row) raw.units[row] = data ? data + i * s.hidden : nullptr;
+  }
+  if (traits.projected) raw.weight_hr = get(int(count) - 1, {{"P", s.output}, {"H", s.hidden}}, !writable);
   return raw;
 }
 
@@ -414,9 +424,11 @@ py::object saved(const PyTape<T>& t, int k) {
   if (t.tape.states_only) throw py::type_error("gates: expected a pass that keeps them, got one that keeps the states only");
   if (k < 0 || k >= count) fail("k", "a number from 0 to " + std::to_string(count - 1), std::to_string(k));
   if (on_device(packed)) return ask_device(t, "saved", k);
-  const Index h = packed.shape.hidden, stride = count * packed.padded_hidden();
-  return tape_rows(
-      t, h, [&](Index part, Index i, Index, Index, T* row) { packed.cell().saved(t.tape.saved[part].get() + i * stride, h, k, row); });
+  const Index h = packed.shape.hidden;
+  return tape_rows(t, h, [&](Index part, Index i, Index, Index, T* row) {
+    const bool ahead = t.tape.call.lookup.ids.data && part < packed.shape.directions;
+    packed.cell().saved(t.tape.saved[part].get() + i * packed.tape_width(ahead), h, k, row);
+  });
 }
 
 // Sums of the weights' gradients that outlive a call: one for each layer and direction.
@@ -645,8 +657,19 @@ void bind_recurrent(py::module_& m) {
     for (const CellTraits& t : kernels()->traits) {
       py::dict d;
       d["gates"] = t.gates, d["states"] = t.states, d["params"] = t.params, d["saved"] = t.saved;
+      d["tape"] = t.saved + t.deviations[0] + t.deviations[1];
       if (t.projected) d["projected"] = 1;
       out[t.name] = d;
+    }
+    return out;
+  });
+  // By cell: the names of its unit weights, their rows, and whether they are flat.
+  m.def("unit_weights", [] {
+    py::dict out;
+    for (const CellTraits& t : kernels()->traits) {
+      py::list list;
+      for (int k = 0; k < t.unit_weights; ++k) list.append(py::make_tuple(t.units[k].name, t.units[k].rows, t.units[k].flat));
+      out[t.name] = list;
     }
     return out;
   });

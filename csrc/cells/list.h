@@ -3,6 +3,7 @@
 #include "../core/drivers.h"
 #include "elman.h"
 #include "gru.h"
+#include "layer_norm.h"
 #include "lstm.h"
 
 namespace ost::OST_SET {
@@ -17,7 +18,7 @@ struct CellList {};
 
 using Cells = CellList<Named<Elman<Tanh>, CellId::kRnnTanh>, Named<Elman<Relu>, CellId::kRnnRelu>, Named<Lstm, CellId::kLstm>,
                        Named<LstmPeephole, CellId::kLstmPeephole>, Named<Gru, CellId::kGru>, Named<GruResetBefore, CellId::kGruResetBefore>,
-                       Named<LstmProjected, CellId::kLstmProjected>>;
+                       Named<LstmProjected, CellId::kLstmProjected>, Named<LstmLayerNorm, CellId::kLstmLayerNorm>>;
 
 // Of a list, the cells that a driver runs.
 template <class D, class Kept, class... Left>

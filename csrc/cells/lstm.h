@@ -51,7 +51,9 @@ struct LstmCell {
 };
 
 using Lstm = LstmCell<false>;
-using LstmPeephole = LstmCell<true>;
+struct LstmPeephole : LstmCell<true> {
+  static constexpr UnitWeights kUnitWeights[] = {{"weight_peephole", 3}};  // i f o
+};
 
 // Sak, Senior, Beaufays (2014), "Long short-term memory recurrent neural network architectures for large scale acoustic modeling":
 //     m = o tanh(c')   h' = W_hr m, P wide

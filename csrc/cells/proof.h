@@ -1,50 +1,20 @@
-// Cells that the library does not offer yet, as structs of the same contract: layer norm of c, zoneout and
+// Cells that the library does not offer yet, as structs of the same contract: layer norm of single gates, zoneout and
 // minGRU. They run on the plain float64 path only and are gradient-checked there, as the proof that the contract holds
 // them without code outside their struct.
 #pragma once
 #include "gru.h"
+#include "layer_norm.h"
 #include "lstm.h"
 
 namespace ost::OST_SET {
 
-// LSTM with layer norm of the cell state (Ba, Kiros, Hinton 2016): h' = o tanh(gamma LN(c') + beta); c' itself is carried.
-struct LstmLayerNorm {
-  static constexpr int kColumns = 4, kGates = 4, kStates = 2, kSaved = 4, kParams = 2;  // gamma, beta
-  static constexpr Columns kInput{0, 4};
-  static constexpr Phase kPhases[] = {{Operand::kHidden, {0, 4}, {0, 4}}, {Operand::kEmitted, {0, 0}, {0, 0}, RowOp::kLayerNorm}};
-  static constexpr int kInputBlocks[] = {0, 1, 2, 3}, kRecurrentBlocks[] = {0, 1, 2, 3};
-
-  template <int P, class V>
-  OST_HD static void forward(const ForwardIn<LstmLayerNorm, V>& in, ForwardOut<LstmLayerNorm, V>& out) {
-    if constexpr (P == 0) {
-      const V i = sigmoid(in.a[0]), f = sigmoid(in.a[1]), g = tanh(in.a[2]), o = sigmoid(in.a[3]);
-      out.emitted = out.state[1] = fma(f, in.state[1], i * g);
-      out.saved[0] = i, out.saved[1] = f, out.saved[2] = g, out.saved[3] = o;
-    } else {
-      out.state[0] = in.saved[3] * tanh(fma(in.param[0], in.carried, in.param[1]));
-    }
-  }
-  template <class V>
-  OST_HD static V emitted(const V*, const V*, const V* next) {
-    return next[1];
-  }
-  template <int P, class V>
-  OST_HD static void backward(const BackwardIn<LstmLayerNorm, V>& in, BackwardOut<LstmLayerNorm, V>& out) {
-    const V i = in.saved[0], f = in.saved[1], g = in.saved[2], o = in.saved[3];
-    const V s = tanh(fma(in.param[0], in.carried, in.param[1]));
-    if constexpr (P == 1) {
-      const V du = in.dstate[0] * o * fma(-s, s, V(1));
-      out.dcarried = du * in.param[0];
-      out.dparam[0] = du * in.carried, out.dparam[1] = du;
-    } else {
-      const V dc1 = in.dstate[1] + in.demitted;
-      out.da[0] = dc1 * g * i * (V(1) - i);
-      out.da[1] = dc1 * in.previous[1] * f * (V(1) - f);
-      out.da[2] = dc1 * i * fma(-g, g, V(1));
-      out.da[3] = in.dstate[0] * s * o * (V(1) - o);
-      out.dprevious[1] = fma(dc1, f, out.dprevious[1]);
-    }
-  }
+// The LSTM with every gate normed by itself, as TensorFlow's LayerNormBasicLSTMCell has it, and c' too: operations on parts of
+// a product, of which one has none (a_o).
+struct LstmGateNorm : LstmLayerNorm {
+  static constexpr ProductOp kProductOps[] = {
+      {0, {0, 1}, RowOp::kLayerNorm}, {0, {1, 3}, RowOp::kLayerNorm}, {1, {1, 2}, RowOp::kLayerNorm}};
+  static constexpr UnitWeights kUnitWeights[] = {
+      {"weight_ln_ih", 3, true}, {"weight_ln_hh", 1, true}, {"weight_ln_c", 1, true}, {"bias_ln_c", 1, true}};
 };
 
 // Zoneout of h (Krueger et al. 2017) around any cell of one phase: a unit keeps its old h where noise < kRate.
@@ -98,7 +68,7 @@ struct MinGru {  // columns z n
   }
 };
 
-static_assert(Cell<LstmLayerNorm>);
+static_assert(Cell<LstmGateNorm>);
 static_assert(Cell<Zoneout<Gru>> && Cell<Zoneout<Lstm>>);
 static_assert(Cell<MinGru>);
 

@@ -52,6 +52,38 @@ struct EmitsOfTwo : GruResetBefore {
 };
 static_assert(!SaysWhatItEmits<EmitsOfTwo> && !Cell<EmitsOfTwo>);
 
+// An operation on what its product does not make, two on one column, and one that does nothing.
+struct NormsAnotherProduct : LstmLayerNorm {
+  static constexpr ProductOp kProductOps[] = {{0, {0, 4}, RowOp::kLayerNorm}, {2, {0, 4}, RowOp::kLayerNorm}};
+};
+static_assert(!HasOperationsInOrder<NormsAnotherProduct> && !Cell<NormsAnotherProduct>);
+struct NormsTwice : LstmLayerNorm {
+  static constexpr ProductOp kProductOps[] = {{0, {0, 4}, RowOp::kLayerNorm}, {0, {3, 4}, RowOp::kLayerNorm}};
+};
+static_assert(!HasOperationsInOrder<NormsTwice> && !Cell<NormsTwice>);
+struct NormsNothing : LstmLayerNorm {
+  static constexpr ProductOp kProductOps[] = {{0, {0, 4}, RowOp::kLayerNorm}, {1, {0, 4}, RowOp::kNone}};
+};
+static_assert(!HasOperationsInOrder<NormsNothing> && !Cell<NormsNothing>);
+
+// A phase that takes what was emitted by a row operation and by a product.
+struct TakesTwice : LstmLayerNorm {
+  static constexpr Phase kPhases[] = {{Operand::kHidden, {0, 3}, {0, 3}}, {Operand::kEmitted, {3, 4}, {3, 4}, RowOp::kLayerNorm}};
+  static constexpr ProductOp kProductOps[] = {{0, {0, 4}, RowOp::kLayerNorm}};
+};
+static_assert(!TakesTheEmittedOnce<TakesTwice> && !Cell<TakesTwice>);
+
+// Weights without a name, and a name without weights.
+struct NamelessGains : LstmLayerNorm {
+  static constexpr UnitWeights kUnitWeights[] = {{"weight_ln_ih", 4, true}, {"weight_ln_c", 1, true}, {"bias_ln_c", 1, true}};
+};
+static_assert(!NamesItsWeights<NamelessGains> && !Cell<NamelessGains>);
+static_assert(!NamesItsWeights<LstmCell<true>> && !Cell<LstmCell<true>>);
+struct NamesNothing : Lstm {
+  static constexpr UnitWeights kUnitWeights[] = {{"weight_peephole", 3}};
+};
+static_assert(!NamesItsWeights<NamesNothing> && !Cell<NamesNothing>);
+
 // No backward pass.
 struct ForwardOnly : Lstm {
   template <int P, class V>
@@ -61,9 +93,10 @@ static_assert(!HasAllPhases<ForwardOnly> && !Cell<ForwardOnly>);
 
 // What a driver does not take. The tiles of the GPU's kernels would divide by the columns of a product that is empty.
 static_assert(!supports<MinGru, StepDriver> && !supports<MinGru, LoopDriver> && !supports<MinGru, PersistentDriver>);
-static_assert(!supports<LstmLayerNorm, CpuDriver> && !supports<Zoneout<Lstm>, CpuDriver>);
+static_assert(!supports<MinGru, CpuDriver> && !supports<Zoneout<Lstm>, CpuDriver>);
 static_assert(!supports<LstmProjected, StepDriver> && !supports<GruResetBefore, LoopDriver>);
+static_assert(!supports<LstmLayerNorm, StepDriver> && !supports<LstmLayerNorm, PersistentDriver>);
 static_assert(supports<LstmLayerNorm, PlainDriver> && supports<GruResetBefore, StepDriver>);
-static_assert(supports<LstmProjected, CpuDriver>);
+static_assert(supports<LstmProjected, CpuDriver> && supports<LstmLayerNorm, CpuDriver>);
 
 }  // namespace ost::OST_SET

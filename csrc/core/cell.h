@@ -4,6 +4,8 @@
 //
 // What stays inside a hidden unit is pointwise and the cell's business; what mixes units (a product, a layer norm) is
 // the driver's. A cell knows neither pointers nor strides, and no driver knows an equation.
+//
+// Row operations stand in two places: on what a phase emitted (Phase::before), and on columns of a product (kProductOps).
 #pragma once
 #include <concepts>
 
@@ -27,18 +29,28 @@ enum class Operand {
 
 enum class RowOp {
   kNone,
-  kLayerNorm,  // the emitted row, made zero mean and unit variance over H, comes back as `carried`
+  kLayerNorm,  // (x - mean) / sqrt(variance + kNormEps), both over the whole row
 };
+constexpr double kNormEps = 1e-5;
 
 struct Phase {
   Operand operand;
   Columns product;              // columns that the recurrent product feeds; empty: no product
   Columns own;                  // columns that this phase's pointwise function reads, and whose gradient it returns
-  RowOp before = RowOp::kNone;  // applied to what the phase before emitted
+  RowOp before = RowOp::kNone;  // applied to what the phase before emitted, which comes back as `carried`
 };
 
-// Optional traits. `kProjected`: the output is W_hr m, P wide, of the m that the last phase emits; such a cell has no
-// state[0], for no unit of it belongs to one of h. `kNoise`: one random number in [0,1) a unit and step.
+// A row operation on a product, over these columns of all units together, before the pointwise function sees them. Its result is
+// multiplied by a gain for each column and unit; the bias of the columns is added after that.
+struct ProductOp {
+  int product;  // 0: W x; p + 1: the recurrent product of phase p
+  Columns columns;
+  RowOp op;
+};
+
+// Optional traits. `kProductOps`: the operations above. `kUnitWeights`: the names of weights of one number a unit, whose rows are the
+// gains of those operations, one after the other, and then `param`. `kProjected`: the output is W_hr m, P wide, of the m that the last
+// phase emits; such a cell has no state[0], for no unit of it belongs to one of h. `kNoise`: one random number in [0,1) a unit and step.
 template <class C>
 constexpr bool is_projected() {
   if constexpr (requires { C::kProjected; })
@@ -54,6 +66,57 @@ constexpr bool takes_noise() {
     return false;
 }
 
+// What follows from kProductOps and kUnitWeights.
+template <class C>
+constexpr int op_count() {
+  if constexpr (requires { C::kProductOps; })
+    return sizeof(C::kProductOps) / sizeof(ProductOp);
+  else
+    return 0;
+}
+template <class C>
+constexpr ProductOp product_op(int j) {
+  if constexpr (op_count<C>() > 0)
+    return C::kProductOps[j];
+  else
+    return {j, {0, 0}, RowOp::kNone};
+}
+// The operation on a column of product q, or -1.
+template <class C>
+constexpr int op_of(int q, int column) {
+  for (int j = 0; j < op_count<C>(); ++j)
+    if (product_op<C>(j).product == q && product_op<C>(j).columns.has(column)) return j;
+  return -1;
+}
+// Columns of product q that an operation takes.
+template <class C>
+constexpr int normed_columns(int q) {
+  int n = 0;
+  for (int j = 0; j < op_count<C>(); ++j)
+    if (product_op<C>(j).product == q) n += product_op<C>(j).columns.count();
+  return n;
+}
+template <class C>
+constexpr bool is_normed(int q) {
+  return normed_columns<C>(q) > 0;
+}
+// Rows of the unit weights that are gains of the operations before j.
+template <class C>
+constexpr int gains_before(int j) {
+  int n = 0;
+  for (int i = 0; i < j; ++i) n += product_op<C>(i).columns.count();
+  return n;
+}
+template <class C>
+inline constexpr int kGains = gains_before<C>(op_count<C>());
+template <class C>
+constexpr int unit_rows() {
+  int n = 0;
+  if constexpr (requires { C::kUnitWeights; })
+    for (const UnitWeights& w : C::kUnitWeights) n += w.rows;
+  return n;
+}
+
 template <class C>
 inline constexpr int kPhaseCount = sizeof(C::kPhases) / sizeof(Phase);
 
@@ -66,6 +129,23 @@ inline constexpr int kMatrixCount = kProductCount<C> + is_projected<C>();
 template <class C>
 constexpr Columns product_columns(int q) {
   return q == 0 ? C::kInput : C::kPhases[q - 1].product;
+}
+template <class C>
+constexpr int normed_products() {
+  int n = 0;
+  for (int q = 0; q < kProductCount<C>; ++q) n += is_normed<C>(q);
+  return n;
+}
+// Vectors a unit that are kept of a product that is normed: how far its columns were from the mean.
+template <class C>
+constexpr int deviations(int q) {
+  return is_normed<C>(q) ? product_columns<C>(q).count() : 0;
+}
+template <class C>
+constexpr int recurrent_deviations() {
+  int n = 0;
+  for (int q = 1; q < kProductCount<C>; ++q) n += deviations<C>(q);
+  return n;
 }
 template <class C>
 constexpr const int* product_blocks(int q) {
@@ -89,7 +169,7 @@ struct ForwardInOf {
   V state[kStates];      // h (and c) before this step
   V param[kParams + 1];  // per-unit weights
   V saved[kSaved + 1];   // by the phases before
-  V carried;             // the emitted row after the row operation
+  V emitted, carried;    // by the phase before, where a row operation is between, and after that operation
   V noise;
 };
 template <class V, int kColumns, int kStates, int kSaved, int kParams>
@@ -116,9 +196,9 @@ template <class V, int kColumns, int kStates, int kSaved, int kParams>
 struct BackwardOutOf {
   V da[kColumns];
   V dprevious[kStates];
-  V dcarried;  // gradient of `carried`
-  V dcell;     // of two states: gradient of c after the step, all paths (what phase 0 found)
-  V dparam[kParams + 1];
+  V dcarried;             // gradient of `carried`
+  V dcell;                // of two states: gradient of c after the step, all paths (what phase 0 found)
+  V dparam[kParams + 1];  // zero when a step begins; a phase sets its own and leaves the others
 };
 
 template <class C, class V>
@@ -178,6 +258,35 @@ constexpr bool all_columns_are_read() {
 template <class C>
 concept HasColumnsInOrder = all_columns_are_fed<C>() && all_columns_are_read<C>();
 
+// Product operations take columns of their product, no column twice.
+template <class C>
+constexpr bool all_operations_fit() {
+  for (int j = 0; j < op_count<C>(); ++j) {
+    const ProductOp op = product_op<C>(j);
+    if (op.op == RowOp::kNone || op.product < 0 || op.product >= kProductCount<C> || op.columns.begin >= op.columns.end) return false;
+    const Columns product = product_columns<C>(op.product);
+    for (int column = op.columns.begin; column < op.columns.end; ++column)
+      if (!product.has(column) || op_of<C>(op.product, column) != j) return false;
+  }
+  return true;
+}
+template <class C>
+concept HasOperationsInOrder = all_operations_fit<C>();
+
+// Every number a unit that is a weight has a name.
+template <class C>
+concept NamesItsWeights = unit_rows<C>() == kGains<C> + C::kParams && unit_rows<C>() <= kMostUnitRows;
+
+template <class C>
+constexpr bool takes_either() {
+  for (const Phase& phase : C::kPhases)
+    if (phase.before != RowOp::kNone && !phase.product.empty()) return false;
+  return true;
+}
+// A phase takes what was emitted by a product or by a row operation.
+template <class C>
+concept TakesTheEmittedOnce = takes_either<C>();
+
 // The first phase has nothing before it whose emitted row it could read.
 template <class C>
 concept BeginsWithTheState = C::kPhases[0].operand == Operand::kHidden && C::kPhases[0].before == RowOp::kNone;
@@ -208,7 +317,7 @@ concept SaysWhatItEmits = (kPhaseCount<C> == 1 && !is_projected<C>()) || require
 };
 
 template <class C>
-concept Cell =
-    SaysItsSizes<C> && HasABlockForEveryGate<C> && HasColumnsInOrder<C> && BeginsWithTheState<C> && HasAllPhases<C> && SaysWhatItEmits<C>;
+concept Cell = SaysItsSizes<C> && HasABlockForEveryGate<C> && HasColumnsInOrder<C> && HasOperationsInOrder<C> && NamesItsWeights<C> &&
+               BeginsWithTheState<C> && TakesTheEmittedOnce<C> && HasAllPhases<C> && SaysWhatItEmits<C>;
 
 }  // namespace ost::OST_SET

@@ -15,6 +15,8 @@
 #define OST_HD inline __attribute__((always_inline))
 #endif
 
+#define OST_INLINE __attribute__((always_inline))  // of a lambda
+
 namespace ost::OST_SET {
 
 template <class A>

@@ -6,11 +6,12 @@
 namespace ost::OST_SET {
 
 enum Feature : unsigned {
-  kSecondPhase = 1,   // a product of what the phase before emitted
-  kRowOperation = 2,  // layer norm of what the phase before emitted
-  kProjection = 4,    // h = W_hr m, of a width of its own
-  kRandom = 8,        // one random number a unit and step
-  kNoProduct = 16,    // a phase without a recurrent product
+  kSecondPhase = 1,     // a product of what the phase before emitted
+  kRowOperation = 2,    // layer norm of what the phase before emitted
+  kProjection = 4,      // h = W_hr m, of a width of its own
+  kRandom = 8,          // one random number a unit and step
+  kNoProduct = 16,      // a phase without a recurrent product
+  kNormedProduct = 32,  // layer norm of W x, or of a recurrent product
 };
 
 template <class C>
@@ -21,6 +22,7 @@ constexpr unsigned features_of() {
     if (phase.before != RowOp::kNone) features |= kRowOperation;
     if (phase.product.empty() && phase.before == RowOp::kNone) features |= kNoProduct;
   }
+  if (op_count<C>() > 0) features |= kNormedProduct;
   if (is_projected<C>()) features |= kProjection;
   if (takes_noise<C>()) features |= kRandom;
   return features;
@@ -28,10 +30,10 @@ constexpr unsigned features_of() {
 
 // In the order of DriverId.
 struct PlainDriver {  // core/plain.h
-  static constexpr unsigned kTakes = kSecondPhase | kRowOperation | kProjection | kRandom | kNoProduct;
+  static constexpr unsigned kTakes = kSecondPhase | kRowOperation | kNormedProduct | kProjection | kRandom | kNoProduct;
 };
 struct CpuDriver {  // cpu/forward.h, cpu/backward.h
-  static constexpr unsigned kTakes = kSecondPhase | kProjection;
+  static constexpr unsigned kTakes = kSecondPhase | kRowOperation | kNormedProduct | kProjection;
 };
 struct StepDriver {  // cuda/forward.h, cuda/backward.h and cuda/stream.h: a launch for every step
   static constexpr unsigned kTakes = kSecondPhase;
@@ -51,12 +53,12 @@ template <class C, class D>
 constexpr const char* lacks() {
   if (supports<C, D>) return nullptr;
   const unsigned missing = features_of<C>() & ~D::kTakes;
-  return missing & kSecondPhase    ? "a second product in a step"
-         : missing & kRowOperation ? "layer norm within a step"
-         : missing & kProjection   ? "a projection of h"
-         : missing & kRandom       ? "random numbers within a step"
-         : missing & kNoProduct    ? "a step without a recurrent product"
-                                   : "so many products in a step";
+  return missing & kSecondPhase                       ? "a second product in a step"
+         : missing & (kRowOperation | kNormedProduct) ? "layer norm within a step"
+         : missing & kProjection                      ? "a projection of h"
+         : missing & kRandom                          ? "random numbers within a step"
+         : missing & kNoProduct                       ? "a step without a recurrent product"
+                                                      : "so many products in a step";
 }
 
 }  // namespace ost::OST_SET

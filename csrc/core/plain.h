@@ -1,5 +1,5 @@
 // The plain path: the phases of any cell, one unit after the other, on float64, for one layer and direction. It is slow and
-// short, and the only driver that takes every feature of the contract (row operations, projections, noise). The tests run
+// short, and the only driver that takes every feature of the contract (phases without a product, noise). The tests run
 // every cell through it against finite differences, before any fast kernel is believed.
 #pragma once
 #include <cmath>
@@ -14,10 +14,10 @@ OST_HD double tanh(double x) { return std::tanh(x); }
 OST_HD double fma(double a, double b, double c) { return a * b + c; }
 OST_HD double select(bool test, double yes, double no) { return test ? yes : no; }
 
-// weight_ih [G*H,I], weight_hh [G*H,P], bias_* [G*H], params [kParams,H], projection [P,H] (P = H without one),
+// weight_ih [G*H,I], weight_hh [G*H,P], bias_* [G*H], units [kGains + kParams,H], projection [P,H] (P = H without one),
 // x [T,B,I], h0 [B,P], c0 [B,H], noise [T,B,H], y [T,B,P], dy [T,B,P]; all contiguous.
 struct PlainWeights {
-  std::vector<double> weight_ih, weight_hh, bias_ih, bias_hh, params, projection;
+  std::vector<double> weight_ih, weight_hh, bias_ih, bias_hh, units, projection;
 };
 struct PlainProblem {
   Index steps, batch, input, hidden, projected;
@@ -39,6 +39,8 @@ class Plain {
     out_.resize(rows_ * p_.hidden);
     y.resize(rows_ * p_.projected);
     inverse_deviation_.resize(rows_);
+    deviations_.resize(rows_ * kGains<C> * p_.hidden);
+    inverse_deviations_.resize(rows_ * op_count<C>());
   }
 
   std::vector<double> y;  // [T,B,P]
@@ -53,7 +55,7 @@ class Plain {
   PlainGradients backward(const std::vector<double>& dy, const std::vector<double>& dc) {
     PlainGradients d;
     d.weights = {zeros(p_.weights.weight_ih), zeros(p_.weights.weight_hh), zeros(p_.weights.bias_ih),
-                 zeros(p_.weights.bias_hh),   zeros(p_.weights.params),    zeros(p_.weights.projection)};
+                 zeros(p_.weights.bias_hh),   zeros(p_.weights.units),     zeros(p_.weights.projection)};
     d.x = zeros(p_.x), d.h0.assign(p_.batch * p_.projected, 0), d.c0 = dc;
     for (Index t = p_.steps; t-- > 0;)
       for (Index b = 0; b < p_.batch; ++b) backward_row(t, b, dy, d, std::make_integer_sequence<int, kPhaseCount<C>>());
@@ -86,20 +88,22 @@ class Plain {
     const Index h = p_.hidden, b = row % p_.batch;
     in.state[0] = p_.projected == h ? h_before(row, u) : 0;
     if constexpr (C::kStates > 1) in.state[1] = row < p_.batch ? p_.c0[b * h + u] : out_[(row - p_.batch) * h + u].state[1];
-    for (int k = 0; k < C::kParams; ++k) in.param[k] = p_.weights.params[k * h + u];
+    for (int k = 0; k < C::kParams; ++k) in.param[k] = p_.weights.units[(kGains<C> + k) * h + u];
     in.noise = p_.noise.empty() ? 0 : p_.noise[row * h + u];
     for (int column = 0; column < C::kColumns; ++column) {
       in.a[column] = 0;
       if (!C::kInput.has(column)) continue;
       const Index w = gate_row(C::kInputBlocks, column, u);
-      in.a[column] = p_.weights.bias_ih[w];
-      for (Index j = 0; j < p_.input; ++j) in.a[column] += p_.weights.weight_ih[w * p_.input + j] * p_.x[row * p_.input + j];
+      double sum = 0;
+      for (Index j = 0; j < p_.input; ++j) sum += p_.weights.weight_ih[w * p_.input + j] * p_.x[row * p_.input + j];
+      add_product(row, 0, column, u, sum, p_.weights.bias_ih[w]);
     }
   }
 
   template <int... P>
   void forward_row(Index row, std::integer_sequence<int, P...>) {
     for (Index u = 0; u < p_.hidden; ++u) before_step(row, u);
+    product_norms(row, 0);
     (forward_phase<P>(row), ...);
     for (Index j = 0; j < p_.projected; ++j) {
       double h = 0;
@@ -115,14 +119,15 @@ class Plain {
   void forward_phase(Index row) {
     constexpr Phase phase = C::kPhases[P];
     const Index h = p_.hidden, width = operand_width(phase);
-    if constexpr (phase.before == RowOp::kLayerNorm) layer_norm(row);
+    if constexpr (phase.before == RowOp::kLayerNorm) norm_emitted(row);
     for (Index u = 0; u < h; ++u)
       for (int column = phase.product.begin; column < phase.product.end; ++column) {
         const Index w = gate_row(C::kRecurrentBlocks, column, u);
-        double sum = p_.weights.bias_hh[w];
+        double sum = 0;
         for (Index j = 0; j < width; ++j) sum += p_.weights.weight_hh[w * width + j] * operand(phase, row, j);
-        in_[row * h + u].a[column] += sum;
+        add_product(row, P + 1, column, u, sum, p_.weights.bias_hh[w]);
       }
+    product_norms(row, P + 1);
     for (Index u = 0; u < h; ++u) {
       auto& in = in_[row * h + u];
       auto& out = out_[row * h + u];
@@ -131,12 +136,71 @@ class Plain {
     }
   }
 
-  void layer_norm(Index row) {
+  // Makes n numbers zero mean and unit variance; returns what they were divided by, inverted.
+  static double layer_norm(double* x, Index n) {
     double mean = 0, variance = 0;
-    for (Index u = 0; u < p_.hidden; ++u) mean += emitted(row, u) / p_.hidden;
-    for (Index u = 0; u < p_.hidden; ++u) variance += (emitted(row, u) - mean) * (emitted(row, u) - mean) / p_.hidden;
-    inverse_deviation_[row] = 1 / std::sqrt(variance + 1e-5);
-    for (Index u = 0; u < p_.hidden; ++u) in_[row * p_.hidden + u].carried = (emitted(row, u) - mean) * inverse_deviation_[row];
+    for (Index i = 0; i < n; ++i) mean += x[i] / n;
+    for (Index i = 0; i < n; ++i) variance += (x[i] - mean) * (x[i] - mean) / n;
+    const double inverse = 1 / std::sqrt(variance + kNormEps);
+    for (Index i = 0; i < n; ++i) x[i] = (x[i] - mean) * inverse;
+    return inverse;
+  }
+  // From the gradient of what the operation gave, n numbers of which `normed` are, to that of what it was given.
+  static void layer_norm_gradient(double* d, const double* normed, double inverse, Index n) {
+    double mean = 0, dot = 0;
+    for (Index i = 0; i < n; ++i) mean += d[i] / n, dot += d[i] * normed[i] / n;
+    for (Index i = 0; i < n; ++i) d[i] = inverse * (d[i] - mean - normed[i] * dot);
+  }
+  void norm_emitted(Index row) {
+    std::vector<double> normed(p_.hidden);
+    for (Index u = 0; u < p_.hidden; ++u) in_[row * p_.hidden + u].emitted = normed[u] = emitted(row, u);
+    inverse_deviation_[row] = layer_norm(normed.data(), p_.hidden);
+    for (Index u = 0; u < p_.hidden; ++u) in_[row * p_.hidden + u].carried = normed[u];
+  }
+
+  // Where operation j has what it is about: [columns][H].
+  double* normed(Index row, int j) { return deviations_.data() + (row * kGains<C> + gains_before<C>(j)) * p_.hidden; }
+  Index place(int j, int column, Index u) const { return (column - product_op<C>(j).columns.begin) * p_.hidden + u; }
+  double gain(int j, Index place) const { return p_.weights.units[gains_before<C>(j) * p_.hidden + place]; }
+  void add_product(Index row, int q, int column, Index u, double product, double bias) {
+    double& a = in_[row * p_.hidden + u].a[column];
+    a += bias;
+    const int j = op_of<C>(q, column);
+    if (j < 0)
+      a += product;
+    else
+      normed(row, j)[place(j, column, u)] = product;
+  }
+  void product_norms(Index row, int q) {
+    for (int j = 0; j < op_count<C>(); ++j) {
+      if (product_op<C>(j).product != q) continue;
+      double* x = normed(row, j);
+      inverse_deviations_[row * op_count<C>() + j] = layer_norm(x, product_op<C>(j).columns.count() * p_.hidden);
+      for (int column = product_op<C>(j).columns.begin; column < product_op<C>(j).columns.end; ++column)
+        for (Index u = 0; u < p_.hidden; ++u) in_[row * p_.hidden + u].a[column] += gain(j, place(j, column, u)) * x[place(j, column, u)];
+    }
+  }
+  // [H][columns] gradients of what product q made, before its operations; with those of the gains.
+  std::vector<double> product_gradient(Index row, int q, const std::vector<BackwardOut<C, double>>& out, PlainGradients& d) {
+    std::vector<double> da(p_.hidden * C::kColumns);
+    for (Index u = 0; u < p_.hidden; ++u)
+      for (int column = 0; column < C::kColumns; ++column) da[u * C::kColumns + column] = out[u].da[column];
+    for (int j = 0; j < op_count<C>(); ++j) {
+      if (product_op<C>(j).product != q) continue;
+      const double* x = normed(row, j);
+      std::vector<double> dx(product_op<C>(j).columns.count() * p_.hidden);
+      const auto all = [&](auto&& f) {
+        for (int column = product_op<C>(j).columns.begin; column < product_op<C>(j).columns.end; ++column)
+          for (Index u = 0; u < p_.hidden; ++u) f(da[u * C::kColumns + column], place(j, column, u));
+      };
+      all([&](double& a, Index i) {
+        d.weights.units[gains_before<C>(j) * p_.hidden + i] += a * x[i];
+        dx[i] = a * gain(j, i);
+      });
+      layer_norm_gradient(dx.data(), x, inverse_deviations_[row * op_count<C>() + j], Index(dx.size()));
+      all([&](double& a, Index i) { a = dx[i]; });
+    }
+    return da;
   }
 
   template <int... P>
@@ -167,16 +231,18 @@ class Plain {
     for (Index u = 0; u < h; ++u) {
       if constexpr (C::kStates > 1) d.c0[b * h + u] = out[u].dprevious[1];
       if constexpr (!is_projected<C>()) d.h0[b * h + u] += out[u].dprevious[0];
-      for (int k = 0; k < C::kParams; ++k) d.weights.params[k * h + u] += out[u].dparam[k];
+      for (int k = 0; k < C::kParams; ++k) d.weights.units[(kGains<C> + k) * h + u] += out[u].dparam[k];
+    }
+    const std::vector<double> da = product_gradient(row, 0, out, d);
+    for (Index u = 0; u < h; ++u)
       for (int column = C::kInput.begin; column < C::kInput.end; ++column) {
         const Index w = gate_row(C::kInputBlocks, column, u);
         d.weights.bias_ih[w] += out[u].da[column];
         for (Index j = 0; j < p_.input; ++j) {
-          d.weights.weight_ih[w * p_.input + j] += out[u].da[column] * p_.x[row * p_.input + j];
-          d.x[row * p_.input + j] += p_.weights.weight_ih[w * p_.input + j] * out[u].da[column];
+          d.weights.weight_ih[w * p_.input + j] += da[u * C::kColumns + column] * p_.x[row * p_.input + j];
+          d.x[row * p_.input + j] += p_.weights.weight_ih[w * p_.input + j] * da[u * C::kColumns + column];
         }
       }
-    }
   }
 
   template <int P>
@@ -185,20 +251,23 @@ class Plain {
     constexpr Phase phase = C::kPhases[P];
     const Index h = p_.hidden, width = operand_width(phase);
     for (Index u = 0; u < h; ++u) C::template backward<P>(in[u], out[u]);
+    const std::vector<double> da = product_gradient(row, P + 1, out, d);
     for (Index u = 0; u < h; ++u)
       for (int column = phase.product.begin; column < phase.product.end; ++column) {
         const Index w = gate_row(C::kRecurrentBlocks, column, u);
+        const double da_column = da[u * C::kColumns + column];
         d.weights.bias_hh[w] += out[u].da[column];
         for (Index j = 0; j < width; ++j) {
-          d.weights.weight_hh[w * width + j] += out[u].da[column] * operand(phase, row, j);
+          d.weights.weight_hh[w * width + j] += da_column * operand(phase, row, j);
           (phase.operand == Operand::kHidden ? d.h0[b * p_.projected + j] : in[j].demitted) +=
-              p_.weights.weight_hh[w * width + j] * out[u].da[column];
+              p_.weights.weight_hh[w * width + j] * da_column;
         }
       }
     if constexpr (phase.before == RowOp::kLayerNorm) {
-      double mean = 0, dot = 0;
-      for (Index u = 0; u < h; ++u) mean += out[u].dcarried / h, dot += out[u].dcarried * in[u].carried / h;
-      for (Index u = 0; u < h; ++u) in[u].demitted += inverse_deviation_[row] * (out[u].dcarried - mean - in[u].carried * dot);
+      std::vector<double> dcarried(h), carried(h);
+      for (Index u = 0; u < h; ++u) dcarried[u] = out[u].dcarried, carried[u] = in[u].carried;
+      layer_norm_gradient(dcarried.data(), carried.data(), inverse_deviation_[row], h);
+      for (Index u = 0; u < h; ++u) in[u].demitted += dcarried[u];
     }
   }
 
@@ -206,7 +275,8 @@ class Plain {
   Index rows_;
   std::vector<ForwardIn<C, double>> in_;
   std::vector<ForwardOut<C, double>> out_;
-  std::vector<double> inverse_deviation_;
+  std::vector<double> inverse_deviation_;                // of the emitted rows
+  std::vector<double> deviations_, inverse_deviations_;  // of product operations: what each has made, and by what it divided
 };
 
 }  // namespace ost::OST_SET

@@ -25,6 +25,8 @@ class Backward {
   using V = Vec<T>;
   static constexpr int L = V::kLanes, kCount = kProductCount<C>, kLast = kPhaseCount<C> - 1, kMatrices = kMatrixCount<C>;
   static constexpr bool kProjected = is_projected<C>(), kEmits = kLast > 0 || kProjected;
+  static constexpr int kOps = op_count<C>();
+  static constexpr Columns kAll{0, C::kColumns};
   // A single recurrent product over the very columns of the input product shares its da (RNN, LSTM).
   static constexpr bool kSharedDa = kCount == 2 && product_columns<C>(0) == product_columns<C>(1);
 
@@ -32,6 +34,10 @@ class Backward {
     const T *saved, *h, *c, *h1, *c1, *dy;
     T *da[kMatrices], *dparam, *emitted, *dh, *dc, *demitted;  // da of W_hr: the gradient of h, by all paths
     const T* dcell;                                            // further gradient of c, or null
+    const T* deviations[kProductCount<C>];                     // of products that are normed
+    T* dfinished;                                              // where there are any: the gradient of the pre-activation, all columns
+    Moments<T> moments;                                        // of what was emitted, where a row operation is on it
+    T mean, dot;                                               // of the gradient of what came of that, and of its product with it
     T scale_h, scale_c;                                        // for the norm of the gradient
     bool restart, cut;  // it starts from the state of a restart; nothing goes on to the state that it starts from
   };
@@ -55,9 +61,11 @@ class Backward {
     Index* ids;  // of the rows of a table that x is looked up in, in place of operand_rows[0]
     const W **operand_words[kMatrices], **da_words[kMatrices];
     W *woven_operands[kMatrices], *woven_da[kMatrices];
-    Index* block_ends;  // row count after each block of 256 rows of the part
-    T* sums;            // of one weight task, where sums are direct
-    T* saved;           // of the chunk, where the tape has the states only
+    Index* block_ends;                 // row count after each block of 256 rows of the part
+    T* sums;                           // of one weight task, where sums are direct
+    T* saved;                          // of the chunk, where the tape has the states only
+    T* dfinished;                      // of a step
+    T *bias_sums, *gain_sums[kCount];  // of the chunk, where products are normed
     typename Forward<C, P>::Space again;
     double* flow;  // of this step, or null
   };
@@ -72,7 +80,7 @@ class Backward {
     const Index block = larger<Index>(1, smaller<Index>(steps, kWeightRows / larger<Index>(1, ceil_div(batch, parts))));
     // Every step waits for da R; dx and the gradients of W and R are taken for the chunk.
     const Plan plan = make_plan({steps, batch, calls, chained, needs, 2 * input + step_depth<C>(s), step_depth<C>(s), C::kGates * s.padded,
-                                 s.groups, 2 * (kPhaseCount<C> + kProjected), parts, ceil_div(steps, block), kFlops<P>});
+                                 s.groups, 2 * (kPhaseCount<C> + kProjected) + (kOps > 0), parts, ceil_div(steps, block), kFlops<P>});
     return {plan,
             block,
             steps,
@@ -107,12 +115,18 @@ class Backward {
     if (c.direct_sums) w.sums = arena.take<T>(task_sums(s));
     if (c.again) Forward<C, P>::layout_again(arena, w.again, rows, most_input, widths, shared ? &spaces[0].again : nullptr);
     if (shared) return;
-    w.saved = arena.take<T>(c.again ? rows * C::kSaved * s.padded : 0);
+    w.saved = arena.take<T>(c.again ? rows * s.tape_width(false) : 0);
+    if constexpr (kOps > 0) {
+      w.dfinished = arena.take<T>(lane_rows * finished_stride(s));
+      w.bias_sums = arena.take<T>(C::kColumns * s.padded);
+      for (int q = 0; q < kCount; ++q) w.gain_sums[q] = arena.take<T>(deviations<C>(q) * s.padded);
+    }
     for (int q = 0; q < kMatrices; ++q) {
       const bool same = q == 1 && kSharedDa;
       w.da[q] = same ? w.da[0] : arena.take<T>(rows * s.row_stride(q));
       w.operand_rows[q] = arena.take<const T*>(rows);
       w.da_rows[q] = same ? w.da_rows[0] : arena.take<const T*>(rows);
+      if (s.columns(q) == 0) continue;
       if constexpr (P::kEncodes) {
         const Index woven = woven_rows(c, lane_rows);
         w.operand_words[q] = arena.take<const W*>(woven);
@@ -148,6 +162,7 @@ class Backward {
       weight_sums_[q] = arena.take<T>(schedule_.direct_sums ? 0 : parts() * depth(q) * s_.width(q));
       if (q == kCount) break;  // W_hr has no bias
       bias_sums_[q] = q == 1 && kSharedDa ? bias_sums_[0] : arena.take<T>(parts() * s_.width(q));
+      if (is_normed<C>(q)) gain_sums_[q] = arena.take<T>(parts() * s_.width(q));
     }
     param_sums_ = arena.take<T>(parts() * C::kParams * s_.padded);
     restart_sums_ = arena.take<T>(parts() * C::kStates * s_.state_stride());
@@ -211,8 +226,10 @@ class Backward {
     if (first_block) clear_sums(part, index, count);
     find_live(w.live, part, rows, t0);
     if (index == 0) list_rows(w, rows, t0, t1);
-    if (schedule_.again) again_.again(w.again, rows.begin, rows.end, t0, t1, w.saved, groups, barrier, count);
+    if (schedule_.again) again_.again(w.again, rows.begin, rows.end, t0, t1, w.saved, groups, barrier, index, count);
+    if constexpr (kOps > 0) clear_finished(w, groups);
     through_time(w, rows, part, t0, t1, groups, index, sync);  // after it the list is there for all
+    if constexpr (kOps > 0) add_finished(w, part, groups);
     if (call_.dx.data) input_gradient(w, rows, t0, t1, index, count);
     const Index n = w.block_ends[ceil_div(rows.end - rows.begin, kWeightRows) - 1];
     if (first_block && n == 0 && !schedule_.direct_sums) clear_weight_sums(part, index, count);  // else the first block stores them
@@ -244,6 +261,7 @@ class Backward {
         add_weight(q, g, depth, mine.sums, stride);
         if (depth.begin > 0 || (q == 1 && kSharedDa) || q == kCount) return;
         add_bias(q, g);
+        add_gains(q, g);
         if (q == 0 && kSharedDa) add_bias(1, g);
         if (q == 0) add_params(g);
       });
@@ -254,6 +272,7 @@ class Backward {
       for (int q = 0; q < kCount; ++q) {
         add_weight(q, g, {0, depth(q)}, weight_sums_[q] + s_.offset_of(q, g), s_.width(q));
         add_bias(q, g);
+        add_gains(q, g);
       }
       add_params(g);
     }
@@ -283,6 +302,8 @@ class Backward {
   Index zero_count() const { return larger(s_.state_stride(), s_.input) + kMaxVectors * L; }
   // Rows of what is emitted: one vector more than needed where W_hr's gradient goes down their columns (see `collides`).
   static Index emitted_stride(const Layout<C, P>& s) { return s.padded + (kProjected ? L : 0); }
+  static Index finished_stride(const Layout<C, P>& s) { return C::kColumns * s.padded + L; }
+  Index tape_width() const { return s_.tape_width(call_.projected); }
   // Elements of the largest share of a weight gradient.
   static Index task_sums(const Layout<C, P>& s) {
     Index most = 0;
@@ -302,7 +323,8 @@ class Backward {
   // rows are copied first, one vector further apart.
   static bool collides(Index depth) { return depth * Index(sizeof(T)) % 2048 == 0; }
   static Index operand_stride(Index depth) { return depth + L; }
-  bool copied(int q) const { return P::kEncodes || (!s_.projects(q) && !looked_up(q) && schedule_.copied[q > 0] > 0); }
+  bool copied(int q) const { return s_.columns(q) > 0 && copies(q); }
+  bool copies(int q) const { return P::kEncodes || (!s_.projects(q) && !looked_up(q) && schedule_.copied[q > 0] > 0); }
   bool looked_up(int q) const { return q == 0 && call_.lookup.ids.data; }
   // Columns of the weights of product q, as its gradient counts them.
   Index depth(int q) const { return looked_up(q) ? call_.lookup.rows : s_.depth(q); }
@@ -319,6 +341,7 @@ class Backward {
   void clear_sums(Index part, int index, int count) {
     for_columns(index, count, [&](int q, Index begin, Index n) {
       if (q < kCount) fill_zero(bias_sums_[q] + part * s_.width(q) + begin, n);
+      if (q < kCount && is_normed<C>(q)) fill_zero(gain_sums_[q] + part * s_.width(q) + begin, n);
     });
     if (index == 0) fill_zero(param_sums_ + part * C::kParams * s_.padded, C::kParams * s_.padded);
   }
@@ -393,7 +416,14 @@ class Backward {
         }
         Row& row = w.rows[n++];
         const Index r = chunk_row(t, t0, rows, i), before = clock_.before(t, b);
-        row.saved = schedule_.again ? w.saved + r * C::kSaved * s_.padded : call_.saved + tape * C::kSaved * s_.padded;
+        row.saved = schedule_.again ? w.saved + r * tape_width() : call_.saved + tape * tape_width();
+        if constexpr (kOps > 0) {
+          row.dfinished = w.dfinished + (n - 1) * finished_stride(s_);
+          for (int q = 0; q < kCount; ++q) row.deviations[q] = row.saved + s_.deviations_at(q);
+          if (looked_up(0))
+            row.deviations[0] =
+                call_.projected + *at(call_.lookup.ids, t, b) * Forward<C, P>::projected_width(s_) + C::kColumns * s_.padded;
+        }
         row.h = hidden_before(before, b);
         row.h1 = at(call_.y, t, b);
         if (C::kStates > 1) {
@@ -523,12 +553,21 @@ class Backward {
   template <int F>
   OST_HD void phase(Space& w, Index n, Range groups, int index, Sync sync) {
     constexpr Phase phase = C::kPhases[F];
-    for (Index i = 0; i < n; ++i)
+    for (Index i = 0; i < n; ++i) {
+      if constexpr (phase.before != RowOp::kNone) take_moments(w.rows[i]);
+      if constexpr (F < kLast)
+        if constexpr (C::kPhases[F + 1].before != RowOp::kNone) take_gradient_moments(w.rows[i]);
       for (Index g = groups.begin; g < groups.end; ++g) {
         const int units = s_.units(g);
         for (int u = 0; u < units; ++u) cell<F>(w, w.rows[i], g, units, u);
       }
+    }
     sync();
+    if constexpr (is_normed<C>(F + 1) || (F == 0 && kOps > 0)) {  // W x may have columns of every phase
+      for (Index i = 0; i < n; ++i) unnorm<F, 0>(w, w.rows[i], groups);
+      if constexpr (F == 0) sum_finished(w, n, groups);
+      sync();
+    }
     if constexpr (phase.product.count() > 0) {
       constexpr int q = F + 1;
       for (Index i = 0; i < n; ++i) {
@@ -565,12 +604,21 @@ class Backward {
       in.dstate[1] = scaled(row, 1, arriving(row, 1, first, left));
       out.dprevious[1] = V(T(0));
     }
-    for (int k = 0; k < C::kParams; ++k) in.param[k] = V::load(call_.weights->params + k * s_.padded + first);
-    if constexpr (F < kLast || kProjected) {
+    for (int k = 0; k < C::kParams; ++k) {
+      in.param[k] = V::load(call_.weights->params + k * s_.padded + first);
+      if constexpr (kLast > 0) out.dparam[k] = F == kLast ? V(T(0)) : V::load(row.dparam + k * s_.padded + first);
+    }
+    constexpr bool kCarried = phase.before != RowOp::kNone, kNext = follows_operation(F);
+    if constexpr (kCarried || kNext) in.carried = (C::emitted(in.saved, in.previous, in.next) - V(row.moments.mean)) * V(row.moments.scale);
+    if constexpr (kNext) {
+      const V d = V::load(row.demitted + first);
+      in.demitted = V(row.moments.scale) * (d - V(row.mean) - in.carried * V(row.dot));
+    } else if constexpr (F < kLast || kProjected) {
       in.demitted = V::load(row.demitted + first);
       keep_lanes(C::emitted(in.saved, in.previous, in.next), left).store(row.emitted + first);
     }
     C::template backward<F>(in, out);
+    if constexpr (kCarried) keep_lanes(out.dcarried, left).store(row.demitted + first);
     if constexpr (F == 0)
       if (controlled_ && w.flow) {
         if constexpr (!kProjected) w.flow[0] += double(sum_lanes(keep_lanes(in.dstate[0] * in.dstate[0], left)));
@@ -580,12 +628,17 @@ class Backward {
       for (int column = phase.own.begin; column < phase.own.end; ++column) out.da[column] = keep_lanes(out.da[column], left);
       if constexpr (F == 0) {
         for (int k = 0; k < C::kStates; ++k) out.dprevious[k] = keep_lanes(out.dprevious[k], left);
-        for (int k = 0; k < C::kParams; ++k) out.dparam[k] = keep_lanes(out.dparam[k], left);
       }
+      if constexpr (F == 0 || kLast > 0)
+        for (int k = 0; k < C::kParams; ++k) out.dparam[k] = keep_lanes(out.dparam[k], left);
     }
+    if constexpr (kOps > 0)
+      for (int column = phase.own.begin; column < phase.own.end; ++column)
+        out.da[column].store(row.dfinished + s_.offset(g, C::kColumns) + (column * units + u) * L);
 #pragma GCC unroll 4
     for (int q = 0; q < (kSharedDa ? 1 : kCount); ++q) {
       const Columns columns = product_columns<C>(q);
+      if (is_normed<C>(q)) continue;
       T* da = row.da[q] + s_.offset(g, columns.count());
       for (int column = phase.own.begin; column < phase.own.end; ++column)
         if (columns.has(column)) out.da[column].store(da + ((column - columns.begin) * units + u) * L);
@@ -593,8 +646,126 @@ class Backward {
     if constexpr (F == 0) {  // the last to run, and the only one that sets dprevious
       if constexpr (!kProjected) out.dprevious[0].store(row.dh + first);
       if constexpr (C::kStates > 1) out.dprevious[1].store(row.dc + first);
-      for (int k = 0; k < C::kParams; ++k) out.dparam[k].store(row.dparam + k * s_.padded + first);
     }
+    if constexpr (F == 0 || kLast > 0)
+      for (int k = 0; k < C::kParams; ++k) out.dparam[k].store(row.dparam + k * s_.padded + first);
+  }
+
+  // Whether the phase after F takes what F emits by a row operation.
+  static constexpr bool follows_operation(int phase) { return phase < kLast && C::kPhases[phase + 1].before != RowOp::kNone; }
+
+  // What was emitted, from what is there.
+  OST_HD V emitted_again(const Row& row, Index first) const {
+    constexpr int U = Layout<C, P>::U;
+    const Index g = first / (U * L), left = s_.hidden - first;
+    const int units = s_.units(g), u = int(first / L - g * U);
+    const T* kept = row.saved + s_.offset(g, C::kSaved);
+    V saved[C::kSaved + 1], previous[C::kStates], next[C::kStates];
+    for (int k = 0; k < C::kSaved; ++k) saved[k] = V::load(kept + (k * units + u) * L);
+    previous[0] = next[0] = V(T(0));
+    if constexpr (!kProjected) previous[0] = load_left(row.h + first, left), next[0] = load_left(row.h1 + first, left);
+    if constexpr (C::kStates > 1) previous[1] = V::load(row.c + first), next[1] = V::load(row.c1 + first);
+    return C::emitted(saved, previous, next);
+  }
+  OST_HD void take_moments(Row& row) const {
+    row.moments = moments_of_units(s_, [&](Index first) OST_INLINE { return emitted_again(row, first); });
+  }
+  // Of the gradient of what a row operation made, by which that of what it was given is made unit by unit. Pad lanes hold zeros.
+  OST_HD void take_gradient_moments(Row& row) const {
+    Chains<T> sums, dots;
+    for (Index v = 0; v < s_.vectors; v += kNormChains)
+#pragma GCC unroll 4
+      for (int k = 0; k < kNormChains; ++k) {
+        if (v + k >= s_.vectors) break;
+        const Index first = (v + k) * L;
+        const V d = V::load(row.demitted + first);
+        const V carried = keep_lanes((emitted_again(row, first) - V(row.moments.mean)) * V(row.moments.scale), s_.hidden - first);
+        sums.sums[k] = sums.sums[k] + d;
+        dots.sums[k] = fma(d, carried, dots.sums[k]);
+      }
+    row.mean = sums.total() / T(s_.hidden);
+    row.dot = dots.total() / T(s_.hidden);
+  }
+
+  // From the gradient of the pre-activation to that of products: through the gains of operation J and those after it.
+  template <int F, int J>
+  OST_HD void unnorm(Space& w, Row& row, Range groups) {
+    if constexpr (J < kOps) {
+      if constexpr (constexpr int q = product_op<C>(J).product; q == F + 1 || (F == 0 && q == 0)) unnorm_columns<J>(w, row, groups);
+      unnorm<F, J + 1>(w, row, groups);
+    } else {
+      if constexpr (is_normed<C>(F + 1)) hand_on<F + 1>(row, groups);
+      if constexpr (F == 0 && is_normed<C>(0)) hand_on<0>(row, groups);
+    }
+  }
+  // Sums over the whole row, and then the columns of some groups. Pad lanes of the gradient and of the deviations hold zeros.
+  template <int J>
+  OST_HD void unnorm_columns(Space& w, Row& row, Range groups) {
+    constexpr int q = product_op<C>(J).product;
+    const ProductOp op = product_op<C>(J);
+    const Columns columns = product_columns<C>(q);
+    const T *gains = call_.weights->gains[q], *deviations = row.deviations[q], *finished = row.dfinished;
+    Chains<T> sums, dots, squares;
+    for_places(s_, op.columns, {0, s_.groups}, [&](Place at, Index) OST_INLINE {
+      const int chain = (at.column - op.columns.begin) % kNormChains;
+      const V d = V::load(deviations + at.in(s_, columns));
+      const V dnormed = V::load(finished + at.in(s_, kAll)) * V::load(gains + at.in(s_, columns));
+      sums.sums[chain] = sums.sums[chain] + dnormed;
+      dots.sums[chain] = fma(dnormed, d, dots.sums[chain]);
+      squares.sums[chain] = fma(d, d, squares.sums[chain]);
+    });
+    const Index n = op.columns.count() * s_.hidden;
+    const T inverse = inverse_deviation(squares.total(), n);
+    const V scale(inverse), mean(sums.total() / T(n)), slope(dots.total() / T(n) * (inverse * inverse));
+    for_places(s_, op.columns, groups, [&](Place at, Index left) OST_INLINE {
+      const Index place = at.in(s_, columns);
+      const V d = V::load(deviations + place), da = V::load(finished + at.in(s_, kAll));
+      V dproduct = (fma(da, V::load(gains + place), -mean) - d * slope) * scale;
+      if (left < L) dproduct = keep_lanes(dproduct, left);
+      dproduct.store(row.da[q] + place);
+      T* sum = w.gain_sums[q] + place;
+      fma(da, d * scale, V::load(sum)).store(sum);
+    });
+  }
+  // Columns of product q that no operation takes.
+  template <int q>
+  OST_HD void hand_on(Row& row, Range groups) {
+    const Columns columns = product_columns<C>(q);
+    if constexpr (normed_columns<C>(q) < product_columns<C>(q).count())
+      for_places(s_, columns, groups, [&](Place at, Index) {
+        if (op_of<C>(q, at.column) < 0) V::load(row.dfinished + at.in(s_, kAll)).store(row.da[q] + at.in(s_, columns));
+      });
+  }
+
+  // Sums of the pre-activation's gradient over a chunk of steps (for the biases), and of the gains': rows in the order in which they were
+  // taken.
+  Range columns_of(int columns, Range groups) const {
+    return {s_.offset(groups.begin, columns), smaller(columns * s_.padded, s_.offset(groups.end, columns))};
+  }
+  void clear_finished(Space& w, Range groups) {
+    const Range mine = columns_of(C::kColumns, groups);
+    fill_zero(w.bias_sums + mine.begin, larger<Index>(0, mine.end - mine.begin));
+    for (int q = 0; q < kCount; ++q) {
+      const Range gains = columns_of(deviations<C>(q), groups);
+      fill_zero(w.gain_sums[q] + gains.begin, larger<Index>(0, gains.end - gains.begin));
+    }
+  }
+  void sum_finished(Space& w, Index n, Range groups) {
+    const Range mine = columns_of(C::kColumns, groups);
+    for (Index k = mine.begin; k < mine.end; k += L) {
+      V sum = V::load(w.bias_sums + k);
+      for (Index i = 0; i < n; ++i) sum = sum + V::load(w.rows[i].dfinished + k);
+      sum.store(w.bias_sums + k);
+    }
+  }
+  void add_finished(Space& w, Index part, Range groups) {
+    const auto add = [&](const T* from, T* to) { (V::load(to) + V::load(from)).store(to); };
+    for (int q = 0; q < kCount; ++q)
+      for_places(s_, product_columns<C>(q), groups, [&](Place at, Index) {
+        const Index place = at.in(s_, product_columns<C>(q));
+        add(w.bias_sums + at.in(s_, kAll), bias_sums_[q] + part * s_.width(q) + place);
+        if (is_normed<C>(q)) add(w.gain_sums[q] + place, gain_sums_[q] + part * s_.width(q) + place);
+      });
   }
 
   void input_gradient(Space& w, Range rows, Index t0, Index t1, int index, int count) {
@@ -666,7 +837,7 @@ class Backward {
         outer_product<P>(words<P>(n), operands + to, depth, da + to, first, vectors, sums, stride, first_block && r == 0);
       to += words<P>(n);
       if (depth.begin > 0 || (q == 1 && kSharedDa) || q == kCount) continue;
-      for (int v = 0; v < vectors; ++v) {
+      for (int v = 0; v < vectors && kOps == 0; ++v) {  // else they are there
         V sum(T(0));
         for (Index k = 0; k < n; ++k) sum = sum + V::load(w.da_rows[q][r + k] + first + v * L);
         T* to_sum = bias_sums_[q] + part * s_.width(q) + first + v * L;
@@ -749,12 +920,22 @@ class Backward {
     for (Index i = 0; i < call_.steps * C::kStates && call_.control.flow; ++i)
       for (Index part = 0; part < parts(); ++part) call_.control.flow[i] += flow_[part * call_.steps * C::kStates + i];
   }
+  void add_gains(int q, Index g) {
+    if (is_normed<C>(q))
+      for_gains(s_, q, g, [&](Index position, int row, Index unit, int lanes) {
+        T* to = row < 0 ? nullptr : call_.gradients.units[row];
+        T sums[L];
+        over_parts(gain_sums_[q] + position, s_.width(q)).store(sums);
+        for (int lane = 0; lane < lanes && to; ++lane) to[unit + lane] += sums[lane];
+      });
+  }
   void add_params(Index g) {
-    if (!call_.gradients.params) return;
-    for (int k = 0; k < C::kParams; ++k)
+    for (int k = 0; k < C::kParams; ++k) {
+      T* to = call_.gradients.units[kGains<C> + k];
+      if (!to) continue;
       for (Index u = g * Layout<C, P>::U * L; u < smaller(s_.hidden, (g + 1) * Layout<C, P>::U * L); ++u)
-        for (Index part = 0; part < parts(); ++part)
-          call_.gradients.params[k * s_.hidden + u] += param_sums_[(part * C::kParams + k) * s_.padded + u];
+        for (Index part = 0; part < parts(); ++part) to[u] += param_sums_[(part * C::kParams + k) * s_.padded + u];
+    }
   }
 
   // The forward pass of this call, where its tape is made again; it writes neither y nor cells.
@@ -772,7 +953,7 @@ class Backward {
   Layout<C, P> s_;
   Clock clock_{};
   Forward<C, P> again_;
-  T *zeros_, *weight_sums_[kMatrices], *bias_sums_[kMatrices], *param_sums_;
+  T *zeros_, *weight_sums_[kMatrices], *bias_sums_[kMatrices], *gain_sums_[kCount], *param_sums_;
   T *dh_, *dc_, *c0_, *demitted_, *restart_c_, *restart_sums_;
   double* flow_;
   Index* first_blocks_;  // of each part

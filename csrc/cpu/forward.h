@@ -4,6 +4,7 @@
 #include "clock.h"
 #include "layout.h"
 #include "math.h"
+#include "norm.h"
 #include "team.h"
 
 namespace ost::OST_SET {
@@ -54,10 +55,15 @@ class Forward {
   static constexpr int L = V::kLanes, kLast = kPhaseCount<C> - 1;
   static constexpr bool kScratchSaved = kPhaseCount<C> > 1;  // later phases read what earlier ones saved
   static constexpr bool kProjected = is_projected<C>(), kEmits = kScratchSaved || kProjected;
+  static constexpr int kOps = op_count<C>(), kNormedProducts = normed_products<C>();
+  static constexpr bool kNormedInput = is_normed<C>(0), kNormedPhases = kNormedProducts > kNormedInput;
 
   struct Row {  // one active row of the batch at one step
     const T *gx, *h, *c;
     T *y, *c1, *saved, *emitted;
+    T* product;                    // R h, where it is normed
+    T* tape;                       // of the step; null in inference
+    Moments<T> moments[kOps + 1];  // by operation on the product; then of what was emitted
   };
 
  public:
@@ -69,6 +75,7 @@ class Forward {
     T** out;
     T *saved, *emitted;
     W* encoded;
+    T *product, **deviations;  // of normed products: a row each; where those of W x go, or null
   };
 
   static Schedule schedule(Index steps, Index batch, const Index* inputs, Widths widths, int calls, bool chained, Needs needs) {
@@ -77,7 +84,7 @@ class Forward {
     for (int i = 0; i < calls; ++i) input += inputs[i] / calls;
     const Index wave = larger<Index>(1, ceil_div(steps, kWaveBlocks));  // steps of a block, where layers run at the same time
     const Plan plan = make_plan({steps, batch, calls, chained, needs, input, step_depth<C>(s), C::kGates * s.padded, s.groups,
-                                 kPhaseCount<C> + kProjected, 0, ceil_div(steps, wave), kFlops<P>});
+                                 kPhaseCount<C> + kProjected + kNormedPhases, 0, ceil_div(steps, wave), kFlops<P>});
     const Index rows = ceil_div(batch, plan.parts), most = larger<Index>(1, smaller<Index>(steps, kBlockRows / larger<Index>(1, rows)));
     return {plan, plan.together && chained ? smaller(most, wave) : most, steps, batch, {}, false, false};
   }
@@ -103,6 +110,11 @@ class Forward {
     if (kEmits) w.emitted = shared ? spaces[0].emitted : arena.take<T>(lane_rows * s.padded);
     const Index deepest = larger(s.hidden, s.output);
     w.encoded = arena.take<W>(larger(rows * row_words<P>(most_input), lane_rows * row_words<P>(deepest)));
+    take_normed(arena, w, s, rows, lane_rows, shared ? &spaces[0] : nullptr);
+  }
+  static void take_normed(Arena& arena, Space& w, const Layout<C, P>& s, Index ahead, Index rows, const Space* shared) {
+    if constexpr (kNormedInput) w.deviations = arena.take<T*>(ahead);
+    if constexpr (kNormedPhases) w.product = shared ? shared->product : arena.take<T>(rows * product_stride(s));
   }
   // What explain() says beyond the schedule.
   static void describe(const Schedule& schedule, const Index* inputs, Widths widths, int calls, CallPlan* out) {
@@ -112,7 +124,7 @@ class Forward {
     const Index rows = out->lane_rows, most = vectors ? max_rows(out->tile_vectors) : kMaxRows;
     out->tile_rows = int(ceil_div(rows, larger<Index>(1, ceil_div(rows, most))));
     const Index n = schedule.steps * schedule.batch;
-    out->tape_bytes = n * (C::kSaved + (C::kStates > 1 ? 1 : 0)) * s.padded * Index(sizeof(T));
+    out->tape_bytes = n * (s.tape_width(false) + (C::kStates > 1 ? s.padded : 0)) * Index(sizeof(T));
     out->workspace_bytes = Team<Forward>::workspace(schedule, inputs, widths, calls);
   }
   Forward(const Schedule& schedule, Index input, Widths widths) : schedule_(schedule), s_(input, widths) {}  // to measure
@@ -128,10 +140,12 @@ class Forward {
     w.out = arena.take<T*>(rows);
     w.encoded = arena.take<W>(rows * row_words<P>(larger(input, larger(s.hidden, s.output))));
     w.saved = arena.take<T>(2 * s.padded);  // takes the states, which are known
+    take_normed(arena, w, s, rows, rows, shared);
   }
-  void again(Space& w, Index b0, Index b1, Index t0, Index t1, T* saved, Range groups, Barrier* barrier, int count) {
+  void again(Space& w, Index b0, Index b1, Index t0, Index t1, T* saved, Range groups, Barrier* barrier, int index, int count) {
     const Index s0 = call_.reverse ? call_.steps - t1 : t0, s1 = s0 + t1 - t0;
-    if (!call_.projected) project(w, b0, b1, s0, s1, groups);
+    const auto tape = [&](Index t, Index i, Index) { return saved + ((t - t0) * (b1 - b0) + i - b0) * tape_width(); };
+    if (!call_.projected) project(w, b0, b1, s0, s1, groups, tape, barrier, index, count);
     Index n = 0;
     for (Index s = s0; s < s1; ++s)
       for (Index i = b0; i < b1; ++i) {
@@ -143,15 +157,18 @@ class Forward {
         row.h = hidden_after(before, b);
         if (C::kStates > 1) row.c = cell_after(before, b, i);
         row.y = w.saved, row.c1 = w.saved + s_.padded;
-        row.saved = saved + ((t - t0) * (b1 - b0) + i - b0) * C::kSaved * s_.padded;
+        row.saved = row.tape = tape(t, i, b);
         row.emitted = kEmits ? w.emitted + n * s_.padded : nullptr;
+        if constexpr (kNormedPhases) row.product = w.product + n * product_stride(s_);
         ++n;
       }
     phases<0>(w, n, groups, barrier, count);
   }
 
   // a = bias + W x of every row of a table [rows, I], once, for calls that look their input up in it.
-  static Index projected_size(Index rows, Widths widths) { return rows * C::kColumns * Layout<C, P>(1, widths).padded; }
+  static Index projected_size(Index rows, Widths widths) { return rows * projected_width(Layout<C, P>(1, widths)); }
+  // A row of it: a, and behind it the deviations of W x where that is normed.
+  static Index projected_width(const Layout<C, P>& s) { return (C::kColumns + deviations<C>(0)) * s.padded; }
   static int project_table(const PackedWeights<T>& weights, Index rows, const T* x, T* projected) {
     constexpr Index kRows = 32;  // that a thread takes at once
     struct Job {
@@ -167,12 +184,14 @@ class Forward {
         W* const mine = j.encoded + index * kRows * j.word_count;
         for (Range r; j.share.next(j.rows, kRows, &r);) {
           const W* words_of[kRows];
-          T* to[kRows];
+          T *to[kRows], *kept[kRows];
           for (Index i = r.begin; i < r.end; ++i) {
             words_of[i - r.begin] = operand(j.x + i * s.input, s.input, mine + (i - r.begin) * j.word_count);
-            to[i - r.begin] = j.projected + i * C::kColumns * s.padded;
+            to[i - r.begin] = j.projected + i * projected_width(s);
+            kept[i - r.begin] = to[i - r.begin] + C::kColumns * s.padded;
           }
           j.driver.project_rows(r.end - r.begin, words_of, to, {0, s.groups});
+          if constexpr (kNormedInput) j.driver.norm_rows({0, r.end - r.begin}, to, kept);
         }
       }
     };
@@ -212,7 +231,10 @@ class Forward {
   void run_block(Space& w, Index part, Index block, Barrier* barrier, int index, int count) {
     const Range rows = part_of(call_.batch, part, schedule_.plan.parts), groups = part_of(s_.groups, index, count);
     const Index s0 = block * schedule_.block_steps, s1 = smaller(call_.steps, s0 + schedule_.block_steps);
-    if (!call_.projected) project(w, rows.begin, rows.end, s0, s1, groups);
+    const auto tape = [&](Index t, Index i, Index b) {
+      return call_.saved ? call_.saved + clock_.on_tape(t, i, b) * tape_width() : nullptr;
+    };
+    if (!call_.projected) project(w, rows.begin, rows.end, s0, s1, groups, tape, barrier, index, count);
     for (Index s = s0; s < s1; ++s) step(w, rows.begin, rows.end, s, s0, groups, barrier, index, count);
   }
 
@@ -234,7 +256,10 @@ class Forward {
   }
 
  private:
-  Index zero_count() const { return kProjected ? larger<Index>(s_.state_stride(), kMaxVectors * L) : s_.padded; }
+  Index zero_count() const { return kProjected || kNormedPhases ? larger<Index>(s_.state_stride(), kMaxVectors * L) : s_.padded; }
+  Index tape_width() const { return s_.tape_width(call_.projected); }
+  // One vector more than needed, as rows of da.
+  static Index product_stride(const Layout<C, P>& s) { return s.row_stride(1); }
   // The states of row b after a step, or initial, or of a restart.
   const T* hidden_after(Index step, Index b) const {
     if (step >= 0) return at(call_.y, step, b);
@@ -246,8 +271,9 @@ class Forward {
     return step == kInitial || !call_.cells ? cells_ + b * s_.padded : call_.cells + clock_.on_tape(step, i, b) * s_.padded;
   }
 
-  // a = bias + W x for the active rows of the block, into w.gx [step][row][columns].
-  void project(Space& w, Index b0, Index b1, Index s0, Index s1, Range groups) {
+  // a = bias + W x for the active rows of the block, into w.gx [step][row][columns]. `tape`: where the row of (t, i, b) is kept, or null.
+  template <class F>
+  void project(Space& w, Index b0, Index b1, Index s0, Index s1, Range groups, F&& tape, Barrier* barrier, int index, int count) {
     const Index row = C::kColumns * s_.padded;
     Index n = 0;
     for (Index s = s0; s < s1; ++s)
@@ -257,15 +283,56 @@ class Forward {
         const T* x = at(call_.x, t, b);
         if (clock_.times.order) fetch_row(x, s_.input);
         w.words[n] = operand(x, s_.input, w.encoded + n * row_words<P>(s_.input));
+        if constexpr (kNormedInput) {
+          T* kept = tape(t, i, b);
+          w.deviations[n] = kept ? kept + s_.deviations_at(0) : nullptr;
+        }
         w.out[n++] = w.gx + ((s - s0) * (b1 - b0) + i - b0) * row;
       }
     project_rows(n, w.words, w.out, groups);
+    if constexpr (kNormedInput) {  // whole rows: threads share them
+      if (count > 1) barrier_wait(barrier, count);
+      norm_rows(part_of(n, index, count), w.out, w.deviations);
+      if (count > 1) barrier_wait(barrier, count);
+    }
+  }
+
+  static constexpr Columns kAll{0, C::kColumns};
+  // Rows of a in which W x stands, without its bias: normed, times the gain, plus the bias. Where `kept` is not null the deviations go
+  // there.
+  void norm_rows(Range rows, T* const* a, T* const* kept) {
+    for (Index i = rows.begin; i < rows.end; ++i) norm_input<0>(a[i], kept[i]);
+  }
+  template <int J>
+  OST_HD void norm_input(T* a, T* kept) {
+    if constexpr (J < kOps) {
+      if constexpr (product_op<C>(J).product == 0) {
+        const Moments<T> m = moments_of<C, J>(s_, kAll, static_cast<const T*>(a));
+        norm_columns(product_op<C>(J).columns, a, kept, V(m.mean), V(m.scale));
+      }
+      norm_input<J + 1>(a, kept);
+    } else if constexpr (normed_columns<C>(0) < C::kInput.count()) {  // those that no operation takes have their bias to come
+      for_places(s_, C::kInput, {0, s_.groups}, [&](Place at, Index) {
+        if (op_of<C>(0, at.column) >= 0) return;
+        T* to = a + at.in(s_, kAll);
+        (V::load(to) + V::load(call_.weights->bias + at.in(s_, kAll))).store(to);
+      });
+    }
+  }
+  OST_HD void norm_columns(Columns columns, T* a, T* kept, V mean, V scale) {
+    const T *gains = call_.weights->gains[0], *bias = call_.weights->bias;
+    for_places(s_, columns, {0, s_.groups}, [&](Place place, Index left) OST_INLINE {
+      const Index at = place.in(s_, kAll), of_product = place.in(s_, C::kInput);
+      V d = V::load(a + at) - mean;
+      if (left < L) d = keep_lanes(d, left);
+      if (kept) d.store(kept + of_product);
+      fma(d * scale, V::load(gains + of_product), V::load(bias + at)).store(a + at);
+    });
   }
 
   // The projected input of (t, b): row `row` of the block, or the row of the table that it reads.
   const T* projected(const Space& w, Index t, Index b, Index row) const {
-    const Index width = C::kColumns * s_.padded;
-    return call_.projected ? call_.projected + *at(call_.lookup.ids, t, b) * width : w.gx + row * width;
+    return call_.projected ? call_.projected + *at(call_.lookup.ids, t, b) * projected_width(s_) : w.gx + row * C::kColumns * s_.padded;
   }
 
   void project_rows(Index n, const W* const* words_of, T* const* to, Range groups) {
@@ -280,7 +347,10 @@ class Forward {
           const Index first = (columns.begin * units + cut.begin) * L;
           const T* init[kMaxRows];
           T* out[kMaxRows];
-          for (int i = 0; i < m; ++i) init[i] = bias + first, out[i] = to[r + i] + s_.offset(g, C::kColumns) + first;
+          for (int i = 0; i < m; ++i) {
+            init[i] = kNormedInput ? kNoBias : bias + first;
+            out[i] = to[r + i] + s_.offset(g, C::kColumns) + first;
+          }
           kProducts<P>.product[cut.count - 1][m - 1](words<P>(s_.input), words_of + r, panel + s_.rows(0) * cut.begin * L, init, out);
         }
         for (int i = 0; i < m; ++i)  // columns that only the recurrent product feeds start from their bias
@@ -314,9 +384,9 @@ class Forward {
         row.c = cell_after(before, b, i);
         row.c1 = call_.cells ? call_.cells + clock_.on_tape(t, i, b) * s_.padded : cells_ + b * s_.padded;
       }
-      row.saved = call_.saved     ? call_.saved + clock_.on_tape(t, i, b) * C::kSaved * s_.padded
-                  : kScratchSaved ? w.saved + n * C::kSaved * s_.padded
-                                  : nullptr;
+      row.tape = call_.saved ? call_.saved + clock_.on_tape(t, i, b) * tape_width() : nullptr;
+      row.saved = row.tape ? row.tape : kScratchSaved ? w.saved + n * C::kSaved * s_.padded : nullptr;
+      if constexpr (kNormedPhases) row.product = w.product + n * product_stride(s_);
       row.emitted = kEmits ? w.emitted + n * s_.padded : nullptr;
       ++n;
     }
@@ -367,19 +437,82 @@ class Forward {
 
   template <int F>
   OST_HD void phases(Space& w, Index n, Range groups, Barrier* barrier, int count) {
-    phase<F>(w, n, groups);
+    if constexpr (is_normed<C>(F + 1)) {  // the whole product must be there before any of it can be normed
+      encode<F>(w, n);
+      product_rows<F>(w, n, groups);
+      if (count > 1) barrier_wait(barrier, count);
+      normed_phase<F>(w, n, groups);
+    } else {
+      phase<F>(w, n, groups);
+    }
     if (count > 1) barrier_wait(barrier, count);
     if constexpr (F < kLast) phases<F + 1>(w, n, groups, barrier, count);
+  }
+
+  template <int F>
+  OST_HD void encode(Space& w, Index n) {
+    constexpr Phase phase = C::kPhases[F];
+    for (Index i = 0; i < n; ++i)
+      w.words[i] = operand(phase.operand == Operand::kHidden ? w.rows[i].h : w.rows[i].emitted, s_.depth(F + 1),
+                           w.encoded + i * row_words<P>(s_.depth(F + 1)));
+  }
+
+  // The recurrent product of a phase by itself, into row.product.
+  template <int F>
+  OST_HD void product_rows(Space& w, Index n, Range groups) {
+    constexpr int q = F + 1, columns = product_columns<C>(q).count();
+    const T* init[kMaxRows];
+    for (int i = 0; i < kMaxRows; ++i) init[i] = kNoBias;
+    for (Index g = groups.begin; g < groups.end; ++g) {
+      const int vectors = columns * s_.units(g), pieces = piece_count(vectors);
+      const Index first = s_.offset(g, columns);
+      for_row_tiles(n, max_rows(piece(vectors, pieces - 1).count), [&](Index r, int m) {
+        T* out[kMaxRows];
+        for (int p = 0; p < pieces; ++p) {
+          const Piece cut = piece(vectors, p);
+          for (int i = 0; i < m; ++i) out[i] = w.rows[r + i].product + first + cut.begin * L;
+          kProducts<P>.product[cut.count - 1][m - 1](words<P>(s_.depth(q)), w.words + r, panels(q) + s_.rows(q) * (first + cut.begin * L),
+                                                     init, out);
+        }
+      });
+    }
+  }
+
+  // Then its moments, row by row, and the cells. Threads that share units take the moments of all rows each.
+  template <int F>
+  OST_HD void normed_phase(Space& w, Index n, Range groups) {
+    constexpr Columns columns = product_columns<C>(F + 1);
+    for (Index i = 0; i < n; ++i) {
+      Row& row = w.rows[i];
+      take_moments<F, 0>(row);
+      take_emitted_moments<F>(row);
+      for (Index g = groups.begin; g < groups.end; ++g) {
+        const int units = s_.units(g);
+        const T* product = row.product + s_.offset(g, columns.count()) - columns.begin * units * L;
+        for (int u = 0; u < units; ++u) cell<F>(row, product, g, units, u);
+      }
+    }
+  }
+  template <int F, int J>
+  OST_HD void take_moments(Row& row) {
+    if constexpr (J < kOps) {
+      if constexpr (product_op<C>(J).product == F + 1)
+        row.moments[J] = moments_of<C, J>(s_, product_columns<C>(F + 1), static_cast<const T*>(row.product));
+      take_moments<F, J + 1>(row);
+    }
+  }
+  template <int F>
+  OST_HD void take_emitted_moments(Row& row) {
+    if constexpr (C::kPhases[F].before != RowOp::kNone)
+      row.moments[kOps] = moments_of_units(s_, [&](Index first) { return V::load(row.emitted + first); });
   }
 
   template <int F>
   OST_HD void phase(Space& w, Index n, Range groups) {
     constexpr Phase phase = C::kPhases[F];
     constexpr int columns = phase.product.count();
-    if (columns > 0)
-      for (Index i = 0; i < n; ++i)
-        w.words[i] = operand(phase.operand == Operand::kHidden ? w.rows[i].h : w.rows[i].emitted, s_.depth(F + 1),
-                             w.encoded + i * row_words<P>(s_.depth(F + 1)));
+    if constexpr (columns > 0) encode<F>(w, n);
+    for (Index i = 0; i < n; ++i) take_emitted_moments<F>(w.rows[i]);
     for (Index g = groups.begin; g < groups.end; ++g) {
       const int units = s_.units(g), vectors = columns * units, pieces = piece_count(vectors);
       const W* panel = panels(F + 1) + s_.rows(F + 1) * s_.offset(g, columns);
@@ -410,6 +543,11 @@ class Forward {
     ForwardOut<C, V> out;
     for (int column = phase.own.begin; column < phase.own.end; ++column)
       in.a[column] = V::load((phase.product.has(column) ? tile : row.gx + s_.offset(g, C::kColumns)) + in_group(column));
+    if constexpr (is_normed<C>(F + 1)) add_normed<F>(row, g, units, u, left, in.a);
+    if constexpr (phase.before != RowOp::kNone) {
+      in.emitted = V::load(row.emitted + first);
+      in.carried = (in.emitted - V(row.moments[kOps].mean)) * V(row.moments[kOps].scale);
+    }
     in.state[0] = kProjected ? V(T(0)) : load_left(row.h + first, left);
     if constexpr (C::kStates > 1) in.state[1] = V::load(row.c + first);
     for (int k = 0; k < C::kParams; ++k) in.param[k] = V::load(call_.weights->params + k * s_.padded + first);
@@ -426,6 +564,30 @@ class Forward {
     }
   }
 
+  // What the product made, in `a`, becomes the pre-activation: normed, times the gain, and what W x and the biases gave.
+  template <int F>
+  OST_HD void add_normed(const Row& row, Index g, int units, int u, Index left, V* a) {
+    constexpr int q = F + 1;
+    constexpr Columns columns = product_columns<C>(q);
+    const T* gx = row.gx + s_.offset(g, C::kColumns);
+    const Index group = s_.offset(g, columns.count());
+#pragma GCC unroll 8
+    for (int column = columns.begin; column < columns.end; ++column) {
+      const Index place = group + ((column - columns.begin) * units + u) * L;
+      const V given = V::load(gx + (column * units + u) * L);
+      const int j = op_of<C>(q, column);
+      if (j < 0) {
+        a[column] = given + a[column];
+        continue;
+      }
+      V d = a[column] - V(row.moments[j].mean);
+      if (left < L) d = keep_lanes(d, left);
+      if (row.tape) d.store(row.tape + s_.deviations_at(q) + place);
+      a[column] = fma(d * V(row.moments[j].scale), V::load(call_.weights->gains[q] + place), given);
+    }
+  }
+
+  alignas(64) static constexpr T kNoBias[kMaxVectors * L] = {};
   Call call_{};
   const Schedule& schedule_;
   Layout<C, P> s_;

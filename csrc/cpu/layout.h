@@ -71,8 +71,17 @@ struct Layout {
   }  // da rows: one vector more, so that rows 4 KB apart do not share cache sets
   OST_HD Index transposed_vectors(int q) const { return ceil_div(depth(q), L); }
 
+  // A row of the tape: what the pointwise functions save, then the deviations of products that are normed, those of W x last, for they are
+  // not there where W x was normed ahead, as rows of a table.
+  OST_HD Index deviations_at(int q) const {
+    int vectors = C::kSaved + (q == 0 ? recurrent_deviations<C>() : 0);
+    for (int k = 1; k < q; ++k) vectors += deviations<C>(k);
+    return vectors * padded;
+  }
+  OST_HD Index tape_width(bool ahead) const { return deviations_at(0) + (ahead ? 0 : deviations<C>(0) * padded); }
+
   Index packed_size(bool backward) const {
-    Index n = (C::kColumns + C::kParams) * padded;
+    Index n = (C::kColumns + C::kParams + deviations<C>(0) + recurrent_deviations<C>()) * padded;
     for (int q = 0; q < kMatrixCount<C>; ++q) n += rows(q) * width(q) + (backward ? words<P>(width(q)) * transposed_vectors(q) * L : 0);
     return n;
   }
@@ -101,6 +110,20 @@ OST_HD void for_vectors(const Layout<C, P>& s, int q, Index g, F&& f) {
       const Index first = (g * s.U + u) * s.L;
       const Index row = gate_of<C>(product_blocks<C>(q), column) * s.hidden + first;
       f(s.offset(g, columns.count()) + ((column - columns.begin) * n + u) * s.L, row, int(smaller<Index>(s.L, s.hidden - first)));
+    }
+}
+
+// Calls f(position in a row of product q, row of the unit weights that is its gain or -1, first unit, lanes in use) for every vector
+// of group g.
+template <class C, class P, class F>
+void for_gains(const Layout<C, P>& s, int q, Index g, F&& f) {
+  const Columns columns = product_columns<C>(q);
+  for (int column = columns.begin; column < columns.end; ++column)
+    for (int u = 0; u < s.units(g); ++u) {
+      const Index unit = (g * s.U + u) * s.L;
+      const int j = op_of<C>(q, column), row = j < 0 ? -1 : gains_before<C>(j) + column - product_op<C>(j).columns.begin;
+      f(s.offset(g, columns.count()) + ((column - columns.begin) * s.units(g) + u) * s.L, row, unit,
+        int(smaller<Index>(s.L, s.hidden - unit)));
     }
 }
 
@@ -180,6 +203,9 @@ class Pack {
     }
     out_.bias = memory;
     out_.params = memory + C::kColumns * s_.padded;
+    memory += (C::kColumns + C::kParams) * s_.padded;
+    for (int q = 0; q < kProductCount<C>; ++q)
+      if (is_normed<C>(q)) out_.gains[q] = memory, memory += s_.width(q);
   }
 
   int run() {
@@ -190,6 +216,7 @@ class Pack {
     scratch_ = arena.make<W>(threads * scratch_words_);
     if (!scratch_) return kNoMemory;
     biases(const_cast<T*>(out_.bias));
+    gains();
     run_team(threads, [](void* self, int index, Crew&) { static_cast<Pack*>(self)->work(index); }, this);
     return kOk;
   }
@@ -226,7 +253,17 @@ class Pack {
     }
     T* params = bias + C::kColumns * s_.padded;
     for (int p = 0; p < C::kParams; ++p)
-      for (Index u = 0; u < s_.padded; ++u) params[p * s_.padded + u] = u < s_.hidden ? raw_.params[p * s_.hidden + u] : T(0);
+      for (Index u = 0; u < s_.padded; ++u) params[p * s_.padded + u] = u < s_.hidden ? raw_.units[kGains<C> + p][u] : T(0);
+  }
+
+  // Columns that no operation takes have no gain.
+  void gains() {
+    for (int q = 0; q < kProductCount<C>; ++q)
+      for (Index g = 0; g < s_.groups && is_normed<C>(q); ++g)
+        for_gains(s_, q, g, [&](Index position, int row, Index unit, int lanes) {
+          T* to = const_cast<T*>(out_.gains[q]) + position;
+          for (int lane = 0; lane < L; ++lane) to[lane] = lane < lanes && row >= 0 ? raw_.units[row][unit + lane] : T(0);
+        });
   }
 
   const RawWeights<T>& raw_;

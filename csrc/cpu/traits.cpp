@@ -5,16 +5,26 @@ namespace ost::OST_SET {
 
 template <class C>
 constexpr CellTraits traits_of(const char* name) {
-  return {name,
-          C::kGates,
-          C::kStates,
-          C::kParams,
-          C::kSaved,
-          is_projected<C>(),
-          {lacks<C, PlainDriver>(), lacks<C, CpuDriver>(), lacks<C, StepDriver>(), lacks<C, LoopDriver>(), lacks<C, PersistentDriver>()}};
+  CellTraits traits{
+      name,
+      C::kGates,
+      C::kStates,
+      C::kParams,
+      C::kSaved,
+      {deviations<C>(0), recurrent_deviations<C>()},
+      {},
+      0,
+      is_projected<C>(),
+      {lacks<C, PlainDriver>(), lacks<C, CpuDriver>(), lacks<C, StepDriver>(), lacks<C, LoopDriver>(), lacks<C, PersistentDriver>()}};
+  if constexpr (requires { C::kUnitWeights; }) {
+    static_assert(sizeof(C::kUnitWeights) <= sizeof(traits.units));
+    for (const UnitWeights& w : C::kUnitWeights) traits.units[traits.unit_weights++] = w;
+  }
+  return traits;
 }
 
-constexpr const char* kNames[kCellCount] = {"rnn_tanh", "rnn_relu", "lstm", "lstm_peephole", "gru", "gru_reset_before", "lstm_projected"};
+constexpr const char* kNames[kCellCount] = {"rnn_tanh", "rnn_relu",         "lstm",           "lstm_peephole",
+                                            "gru",      "gru_reset_before", "lstm_projected", "lstm_layer_norm"};
 
 template <class... N>
 void fill_all(CellTraits* traits, CellList<N...>) {

@@ -62,7 +62,7 @@ BackwardProblem<T> backward_problem(const GradientArgs& a, Index steps, Index ba
   g.control = {T(a.clip_value), T(a.clip_norm), pointer<const std::uint8_t>(a.cuts), a.dcells.rows<const T>(), pointer<double>(a.flow)};
   g.library = a.library, g.parts = gradient_parts(steps, batch), g.chunk = {a.first_part, a.last_part};
   const auto to = [&](int i) { return pointer<T>(a.gradients[i]); };
-  g.gradients = {to(0), to(1), to(2), to(3), to(4), nullptr};
+  g.gradients = {to(0), to(1), to(2), to(3), nullptr, {to(4)}};  // the rows of unit weights lie one after the other
   g.drestart_h = pointer<T>(a.drestart_h), g.drestart_c = pointer<T>(a.drestart_c);
   return g;
 }

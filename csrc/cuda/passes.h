@@ -181,14 +181,14 @@ void products(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, const 
     if (g.dx.data && !g.library && (!shared_dx || g.ends()))
       run(TransposedProductKernel<C, T, V, 0>{p, g, rows.begin, rows.end - rows.begin, nullptr, g.dx_add});
     sum_weights<C, T, V, 0>(run, p, g);
-    if (C::kParams > 0 && g.gradients.params)
+    if (C::kParams > 0 && g.gradients.units[0])
       run(ColumnKernel<T>{g.dparams, g.param_sums, p.steps * p.batch, C::kParams * p.hidden, g.parts, g.parts_of_rows(p)});
   }
   if (!g.ends()) return;
   if (p.steps > 0) {
     if (!g.library) add_weights<C, T>(run, p, g, g.parts);
     add_biases<C, T>(run, p, g);
-    if (C::kParams > 0 && g.gradients.params) run(AddRowsKernel<T>{g.param_sums, g.gradients.params, g.parts, C::kParams * p.hidden});
+    if (C::kParams > 0 && g.gradients.units[0]) run(AddRowsKernel<T>{g.param_sums, g.gradients.units[0], g.parts, C::kParams * p.hidden});
   }
   const T* left[] = {g.dh, g.dc};
   T *to[] = {g.dh0, g.dc0}, *restart[] = {g.drestart_h, g.drestart_c};

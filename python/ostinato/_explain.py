@@ -225,8 +225,8 @@ def explain(
     tape = sum(g["tape_bytes"] * g["layers"] * directions for g in passes[0][1]) if training else 0
     kept = cell["states"] - 1  # of what a tape holds for a step: c
     if states_only:
-        tape *= kept / max(cell["saved"] + kept, 1)
-        flops *= 4 / 3 if cell["saved"] else 1
+        tape *= kept / max(cell["tape"] + kept, 1)
+        flops *= 4 / 3 if cell["tape"] else 1
     facts: dict[str, Any] = {
         "kernels": _core.kernels(),
         "precision": layer.precision,
@@ -341,7 +341,7 @@ def _text(layer: Recurrent, steps: int, batch: int, facts: dict[str, Any], train
             ]
     itemsize, states = (
         layer._dtype.itemsize,
-        (0 if facts["states_only"] else cell["saved"]) + cell["states"] - 1,
+        (0 if facts["states_only"] else cell["tape"]) + cell["states"] - 1,
     )
     formula = (
         f" = T B {states} H' {itemsize} a layer and direction, H' = H rounded up to whole vectors"

@@ -143,7 +143,7 @@ def plan_of(
     n, rows = layers * directions, batch * packed.output_size * itemsize
     cells = batch * hidden * itemsize if cell["states"] > 1 else 0
     padded = -(-hidden // lanes) * lanes * batch * itemsize
-    tape = n * (cell["saved"] + (cell["states"] > 1)) * padded
+    tape = n * (cell["tape"] + (cell["states"] > 1)) * padded
     between = (layers - 1) * directions * rows * (2 if dropout else 1)
     other = 0
     if directions == 2:  # the outputs between the layers are saved, and one gradient of them

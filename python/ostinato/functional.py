@@ -28,6 +28,7 @@ from ._segments import Chain, parse, plan_of
 
 __all__ = [
     "Gradients",
+    "LayerNormWeights",
     "Packed",
     "Pullback",
     "gru",
@@ -41,6 +42,31 @@ __all__ = [
 
 
 Sequences = Any  # an array, a Ragged, or a list of arrays
+
+
+class LayerNormWeights(NamedTuple):
+    """The gains and the shift of a layer-norm LSTM, or their gradients; see `lstm`.
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> n = ost.functional.LayerNormWeights(np.ones(8), np.ones(8), np.ones(2), np.zeros(2))
+    >>> y, state = ost.functional.lstm(
+    ...     np.ones((3, 1, 4)), np.ones((8, 4)), np.eye(8, 2), layer_norm=n
+    ... )
+    >>> y.shape
+    (3, 1, 2)
+
+    Attributes:
+        weight_ln_ih: ``[4*H]``, the gain of W x.
+        weight_ln_hh: ``[4*H]``, the gain of R h.
+        weight_ln_c: ``[H]``, the gain of c'.
+        bias_ln_c: ``[H]``, the shift of c'.
+    """
+
+    weight_ln_ih: Array
+    weight_ln_hh: Array
+    weight_ln_c: Array
+    bias_ln_c: Array
 
 
 class Gradients(NamedTuple):
@@ -66,6 +92,7 @@ class Gradients(NamedTuple):
         dreset_c: ``[H]``, gradient of the c that resets put in; None without resets or without c.
         dweight_hr: ``[P,H]``, or None. Where there is one, dweight_hh is ``[4*H,P]``, and dh0 and
             dreset_h are P wide.
+        dlayer_norm: gradients of the gains and the shift of a layer-norm LSTM, or None.
     """
 
     dx: Any  # of the kind of x
@@ -79,6 +106,7 @@ class Gradients(NamedTuple):
     dreset_h: Array | None = None
     dreset_c: Array | None = None
     dweight_hr: Array | None = None
+    dlayer_norm: LayerNormWeights | None = None
 
 
 class Packed:
@@ -93,10 +121,11 @@ class Packed:
     ('rnn_relu', 'float64')
 
     Args:
-        cell: "rnn_tanh", "rnn_relu", "lstm", "lstm_peephole", "lstm_projected", "gru" or
-            "gru_reset_before".
+        cell: "rnn_tanh", "rnn_relu", "lstm", "lstm_peephole", "lstm_projected", "lstm_layer_norm",
+            "gru" or "gru_reset_before".
         weights: weight_ih, weight_hh, bias_ih, bias_hh and weight_peephole, of which the last three
-            may be None; and weight_hr of a projected LSTM.
+            may be None; and weight_hr of a projected LSTM. Of a layer-norm LSTM the gains and the
+            shift stand in the place of weight_peephole.
         reverse: whether the layer runs from the last real step to the first.
         precision: what the products multiply; None: the dtype of the weights.
     """
@@ -117,6 +146,9 @@ class Packed:
         projection: dict[str, int] = {}
         if facts.get("projected"):
             hidden, projection = _projection(w_hh, weights[5], gates, device)
+        elif cell == "lstm_layer_norm" and device != "cpu":
+            wanted = f"None on {device}, whose kernels have no layer norm yet"
+            raise ValueError(f"layer_norm: expected {wanted}, got arrays; give weights on the CPU")
         elif hidden == 0 or w_hh.shape[0] != gates * hidden:
             raise ValueError(f"weight_hh: expected shape ({gates}*H, H), got {w_hh.shape}")
         if w_ih.shape[1] == 0:
@@ -161,6 +193,7 @@ def _cell(
     reset_after: bool = True,
     peephole: bool = False,
     projected: bool = False,
+    layer_norm: bool = False,
 ) -> str:
     if family == "rnn":
         return f"rnn_{_check.choice('nonlinearity', nonlinearity, ('tanh', 'relu'))}"
@@ -170,7 +203,36 @@ def _cell(
         raise ValueError(
             "weight_peephole: expected None beside weight_hr, got an array; no cell has both"
         )
+    if layer_norm and (peephole or projected):
+        other = "weight_peephole" if peephole else "weight_hr"
+        raise ValueError(
+            f"{other}: expected None beside layer_norm, got an array; no cell has both"
+        )
+    if layer_norm:
+        return "lstm_layer_norm"
     return "lstm_peephole" if peephole else "lstm_projected" if projected else "lstm"
+
+
+def _norms(layer_norm: object) -> LayerNormWeights | None:
+    """Return the gains and the shift as they were given."""
+    if layer_norm is None:
+        return None
+    names = LayerNormWeights._fields
+    if not isinstance(layer_norm, (tuple, list)) or len(layer_norm) != len(names):
+        got = type(layer_norm).__name__
+        if isinstance(layer_norm, (tuple, list)):
+            got = f"{len(layer_norm)} of them"
+        raise TypeError(f"layer_norm: expected the arrays {', '.join(names)}, got {got}")
+    return LayerNormWeights(*(_check.array(name, w, 1) for name, w in zip(names, layer_norm)))
+
+
+def _own_weights(
+    weight_peephole: Array | None, weight_hr: Array | None, norms: LayerNormWeights | None
+) -> tuple[Array | None, ...]:
+    """Return what an LSTM has beside the weights of every cell, in the order of the kernels."""
+    if norms is not None:
+        return tuple(norms)
+    return (weight_peephole,) if weight_hr is None else (weight_peephole, weight_hr)
 
 
 def pack(
@@ -182,6 +244,7 @@ def pack(
     *,
     weight_peephole: Array | None = None,
     weight_hr: Array | None = None,
+    layer_norm: LayerNormWeights | None = None,
     nonlinearity: str = "tanh",
     reset_after: bool = True,
     reverse: bool = False,
@@ -205,6 +268,7 @@ def pack(
         bias_hh: ``[G*H]``, or None.
         weight_peephole: ``[3,H]`` in the order i f o, for an LSTM with peepholes.
         weight_hr: ``[P,H]``, for an LSTM whose h is projected, see `lstm`.
+        layer_norm: gains and shift, for a layer-norm LSTM, see `lstm`.
         nonlinearity: "tanh" or "relu", of an RNN.
         reset_after: which form of the GRU, see `gru`.
         reverse: whether the layer runs from the last real step to the first.
@@ -222,15 +286,19 @@ def pack(
     _check.choice("family", family, ("rnn", "lstm", "gru"))
     if weight_hr is not None and family != "lstm":
         raise ValueError(f"weight_hr: expected None for {family}, got an array")
+    if layer_norm is not None and family != "lstm":
+        raise ValueError(f"layer_norm: expected None for {family}, got arrays")
+    norms = _norms(layer_norm)
     cell = _cell(
         family,
         nonlinearity=nonlinearity,
         reset_after=reset_after,
         peephole=weight_peephole is not None,
         projected=weight_hr is not None,
+        layer_norm=norms is not None,
     )
-    weights = [weight_ih, weight_hh, bias_ih, bias_hh, weight_peephole]
-    return Packed(cell, weights + ([] if weight_hr is None else [weight_hr]), reverse, precision)
+    own = _own_weights(weight_peephole, weight_hr, norms)
+    return Packed(cell, [weight_ih, weight_hh, bias_ih, bias_hh, *own], reverse, precision)
 
 
 class _Call(NamedTuple):
@@ -517,12 +585,15 @@ class Pullback:
                 dh0 = np.zeros((*rows, size), packed.dtype, like=call.x)
             if dc0 is None and states > 1:
                 dc0 = np.zeros((*rows, hidden), packed.dtype, like=call.x)
-        d_ih, d_hh, db_ih, db_hh, d_peephole, d_hr = (*grads, None)[:6]
+        d_ih, d_hh, db_ih, db_hh, *rest = grads
         assert d_ih is not None
         assert d_hh is not None
+        normed = packed.cell == "lstm_layer_norm"
+        d_norms = LayerNormWeights(*rest) if normed else None  # type: ignore[arg-type]
+        d_peephole, d_hr = (None, None) if normed else (*rest, None)[:2]
         dc0, dreset_h, dreset_c = (None if d is None else d[0] for d in (dc0, *dreset))
         states_of = (dh0[0], dc0, d_peephole, dreset_h, dreset_c)
-        return Gradients(call.shaped(dx), d_ih, d_hh, db_ih, db_hh, *states_of, d_hr)
+        return Gradients(call.shaped(dx), d_ih, d_hh, db_ih, db_hh, *states_of, d_hr, d_norms)
 
 
 def _packed(
@@ -547,12 +618,21 @@ def _packed(
 
 
 def _packed_lstm(
-    weight_ih: Array | Packed, rest: tuple[Any, ...], weight_hr: Array | None, reverse: bool
+    weight_ih: Array | Packed,
+    rest: tuple[Any, ...],
+    weight_hr: Array | None,
+    layer_norm: LayerNormWeights | None,
+    reverse: bool,
 ) -> Packed:
-    cell = _cell("lstm", peephole=rest[3] is not None, projected=weight_hr is not None)
-    return _packed(
-        "lstm", weight_ih, rest if weight_hr is None else (*rest, weight_hr), reverse, cell
+    norms = _norms(layer_norm)
+    cell = _cell(
+        "lstm",
+        peephole=rest[3] is not None,
+        projected=weight_hr is not None,
+        layer_norm=norms is not None,
     )
+    own = _own_weights(rest[3], weight_hr, norms)
+    return _packed("lstm", weight_ih, (*rest[:3], *own), reverse, cell)
 
 
 def rnn(
@@ -710,6 +790,7 @@ def lstm(
     *,
     weight_peephole: Array | None = None,
     weight_hr: Array | None = None,
+    layer_norm: LayerNormWeights | None = None,
     lengths: Lengths = None,
     resets: Any = None,
     mask: Any = None,
@@ -723,7 +804,9 @@ def lstm(
     ``c' = f c + i g``, ``h' = o tanh(c')`` with ``i, f, o = sigmoid(a)``, ``g = tanh(a)`` and
     ``a = W x + b_ih + R h + b_hh``; peepholes add ``p_i c`` to a_i, ``p_f c`` to a_f and ``p_o c'``
     to a_o. With weight_hr h is projected, ``h' = W_hr (o tanh(c'))``, and P wide, while c is
-    H wide.
+    H wide. With layer_norm ``a = LN(W x) gain_ih + b_ih + LN(R h) gain_hh + b_hh`` and
+    ``h' = o tanh(LN(c') gain_c + shift_c)``. LN makes a row (of 4H, 4H and H numbers) zero mean and
+    unit variance: ``(a - mean) / sqrt(variance + 1e-5)``.
 
     >>> import numpy as np
     >>> import ostinato as ost
@@ -744,6 +827,8 @@ def lstm(
         weight_peephole: ``[3,H]`` in the order i f o; None: no peepholes.
         weight_hr: ``[P,H]``, the projection of h, on the CPU and without peepholes; None: h is not
             projected.
+        layer_norm: gains and shift of a layer-norm LSTM, on the CPU, without peepholes and
+            projection; None: nothing is normed.
         lengths: ``[B]`` whole numbers from 0 to T; row b ends after ``lengths[b]`` steps. None:
             every row has T steps.
         resets: bool ``[T,B]``. Where it is True the step starts from ``reset_state``, as if a new
@@ -767,10 +852,11 @@ def lstm(
         ValueError: an argument has the wrong shape, stride or value; the message names it.
 
     Source: Hochreiter, Schmidhuber (1997); the forget gate: Gers, Schmidhuber, Cummins (2000);
-    peepholes: Gers, Schraudolph, Schmidhuber (2002); the projection: Sak, Senior, Beaufays (2014).
+    peepholes: Gers, Schraudolph, Schmidhuber (2002); the projection: Sak, Senior, Beaufays (2014);
+    layer norm: Ba, Kiros, Hinton (2016).
     """
     weights = (weight_hh, bias_ih, bias_hh, weight_peephole)
-    packed = _packed_lstm(weight_ih, weights, weight_hr, reverse)
+    packed = _packed_lstm(weight_ih, weights, weight_hr, layer_norm, reverse)
     y, h_n, c_n = _apply(
         _arguments(packed, x, h0, c0, (lengths, resets, mask, masked), reset_state), out
     )
@@ -789,6 +875,7 @@ def lstm_vjp(
     *,
     weight_peephole: Array | None = None,
     weight_hr: Array | None = None,
+    layer_norm: LayerNormWeights | None = None,
     lengths: Lengths = None,
     resets: Any = None,
     mask: Any = None,
@@ -820,6 +907,8 @@ def lstm_vjp(
         weight_peephole: ``[3,H]`` in the order i f o; None: no peepholes.
         weight_hr: ``[P,H]``, the projection of h, on the CPU and without peepholes; None: h is not
             projected.
+        layer_norm: gains and shift of a layer-norm LSTM, on the CPU, without peepholes and
+            projection; None: nothing is normed.
         lengths: ``[B]`` whole numbers from 0 to T; row b ends after ``lengths[b]`` steps. None:
             every row has T steps.
         resets: bool ``[T,B]``. Where it is True the step starts from ``reset_state``, as if a new
@@ -846,7 +935,7 @@ def lstm_vjp(
     Source: Hochreiter, Schmidhuber (1997); backpropagation through time: Werbos (1990).
     """
     weights = (weight_hh, bias_ih, bias_hh, weight_peephole)
-    packed = _packed_lstm(weight_ih, weights, weight_hr, reverse)
+    packed = _packed_lstm(weight_ih, weights, weight_hr, layer_norm, reverse)
     call = _arguments(packed, x, h0, c0, (lengths, resets, mask, masked), reset_state)
     y, h_n, c_n, pullback = _train(call, memory_limit, outputs)
     assert c_n is not None

@@ -20,7 +20,7 @@ no code with them and is not fast.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,6 +59,10 @@ class Weights:
         bias_hh: ``[G*H]``.
         weight_peephole: ``[3,H]`` in the order i f o, or None.
         weight_hr: ``[P,H]`` of a projected LSTM, whose h is P wide, or None.
+        weight_ln_ih: ``[4*H]`` of a layer-norm LSTM, the gain of W x, or None.
+        weight_ln_hh: ``[4*H]``, the gain of R h.
+        weight_ln_c: ``[H]``, the gain of c'.
+        bias_ln_c: ``[H]``, the shift of c'.
     """
 
     weight_ih: Array
@@ -67,6 +71,10 @@ class Weights:
     bias_hh: Array
     weight_peephole: Array | None = None
     weight_hr: Array | None = None
+    weight_ln_ih: Array | None = None
+    weight_ln_hh: Array | None = None
+    weight_ln_c: Array | None = None
+    bias_ln_c: Array | None = None
 
     @property
     def cell_size(self) -> int:
@@ -79,12 +87,11 @@ class Weights:
         Returns:
             The gradients.
         """
-        ih, hh, bias_ih, bias_hh = (
-            np.zeros_like(w) for w in (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        )
-        peephole = None if self.weight_peephole is None else np.zeros_like(self.weight_peephole)
-        projection = None if self.weight_hr is None else np.zeros_like(self.weight_hr)
-        return Weights(ih, hh, bias_ih, bias_hh, peephole, projection)
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        zeros: dict[str, Any] = {
+            n: None if w is None else np.zeros_like(w) for n, w in given.items()
+        }
+        return Weights(**zeros)
 
 
 def sigmoid(x: Array) -> Array:
@@ -193,6 +200,61 @@ def _lstm_projected_backward(
     return _lstm_backward(dh @ p.weight_hr, dc, tuple(rest), p, g)
 
 
+# Ba, Kiros, Hinton (2016), the LSTM of the supplement; n(a) is a with zero mean and unit variance:
+# a = n(W x) gain_ih + b_ih + n(R h) gain_hh + b_hh   c' = f c + i g
+# h' = o tanh(n(c') gain_c + shift_c), the rest as above. The variance is that of the row, not of a
+# sample, and EPS is added to it.
+
+EPS = 1e-5
+
+
+def _norm(a: Array) -> tuple[Array, Array]:
+    """Return the normed rows, and what their deviations were divided by."""
+    deviation = a - a.mean(1, keepdims=True)
+    scale = np.sqrt((deviation**2).mean(1, keepdims=True) + EPS)
+    return deviation / scale, scale
+
+
+def _norm_backward(d: Array, cache: tuple[Array, Array]) -> Array:
+    normed, scale = cache
+    along = (d * normed).mean(1, keepdims=True)
+    out: Array = (d - d.mean(1, keepdims=True) - normed * along) / scale
+    return out
+
+
+def _lstm_layer_norm(x: Array, h: Array, c: Array, p: Weights) -> tuple[Array, Array, Any]:
+    norm_x, norm_h = _norm(x @ p.weight_ih.T), _norm(h @ p.weight_hh.T)
+    a = norm_x[0] * p.weight_ln_ih + p.bias_ih + norm_h[0] * p.weight_ln_hh + p.bias_hh
+    ai, af, ag, ao = np.split(a, 4, axis=1)
+    i, f, gg, o = sigmoid(ai), sigmoid(af), np.tanh(ag), sigmoid(ao)
+    new_c = f * c + i * gg
+    norm_c = _norm(new_c)
+    m = np.tanh(norm_c[0] * p.weight_ln_c + p.bias_ln_c)
+    return o * m, new_c, (x, h, c, norm_x, norm_h, norm_c, m, i, f, gg, o, new_c)
+
+
+def _lstm_layer_norm_backward(
+    dh: Array, dc: Array, cache: Any, p: Weights, g: Weights
+) -> tuple[Array, Array, Array]:
+    x, h, c, norm_x, norm_h, norm_c, m, i, f, gg, o, _ = cache
+    da_m = dh * o * (1 - m**2)
+    dnew = dc + _norm_backward(da_m * p.weight_ln_c, norm_c)
+    dai, daf = dnew * gg * i * (1 - i), dnew * c * f * (1 - f)
+    dag, dao = dnew * i * (1 - gg**2), dh * m * o * (1 - o)
+    da = np.concatenate([dai, daf, dag, dao], axis=1)
+    g.weight_ln_c += (da_m * norm_c[0]).sum(0)
+    g.bias_ln_c += da_m.sum(0)
+    g.weight_ln_ih += (da * norm_x[0]).sum(0)
+    g.weight_ln_hh += (da * norm_h[0]).sum(0)
+    g.bias_ih += da.sum(0)
+    g.bias_hh += da.sum(0)
+    dwx = _norm_backward(da * p.weight_ln_ih, norm_x)
+    drh = _norm_backward(da * p.weight_ln_hh, norm_h)
+    g.weight_ih += dwx.T @ x
+    g.weight_hh += drh.T @ h
+    return dwx @ p.weight_ih, drh @ p.weight_hh, dnew * f
+
+
 # Cho et al. (2014):  r, z = s(a_r, a_z)   h' = (1 - z) n + z h
 #     reset-after:   n = tanh(W_n x + b_in + r (R_n h + b_hn))
 #     reset-before:  n = tanh(W_n x + b_in + R_n (r h) + b_hn)
@@ -256,6 +318,7 @@ CELLS: dict[str, tuple[int, Step, StepBackward]] = {  # gates, step, its backwar
     "lstm": (4, _lstm, _lstm_backward),
     "lstm_peephole": (4, _lstm, _lstm_backward),
     "lstm_projected": (4, _lstm_projected, _lstm_projected_backward),
+    "lstm_layer_norm": (4, _lstm_layer_norm, _lstm_layer_norm_backward),
     "gru": (3, _gru, _gru_backward),
     "gru_reset_before": (3, _gru_before, _gru_before_backward),
 }
@@ -480,6 +543,9 @@ def backward(
 def _cell_gradient(dh: Array, dc: Array, cache: Any, p: Weights) -> Array:
     """Return dL/dc_t of an LSTM by all paths, from dL/dh_t and what step t + 1 handed to c_t."""
     *_, o, new_c = cache
+    if p.weight_ln_c is not None:
+        norm_c, m = cache[5:7]
+        return dc + _norm_backward(dh * o * (1 - m**2) * p.weight_ln_c, norm_c)
     dh = dh if p.weight_hr is None else dh @ p.weight_hr
     po = 0 if p.weight_peephole is None else p.weight_peephole[2]
     out: Array = dc + dh * o * (1 - np.tanh(new_c) ** 2) + dh * np.tanh(new_c) * o * (1 - o) * po

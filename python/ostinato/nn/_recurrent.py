@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .. import _check, _device, _native, _ragged
+from .. import _check, _core, _device, _native, _ragged
 from .._annotations import readable
 from .._check import Array, Lengths, Seed
 from .._ragged import Ragged, as_given, rows_like, unwrapped
@@ -22,6 +22,9 @@ from ._table import Lookup, TableGradients
 
 State = Any  # h, or (h, c) for an LSTM
 Sequences = Any  # an array, a Ragged, or a list of arrays
+
+# By cell: weights of one number a unit, as (name, rows, whether they are flat).
+UNIT_WEIGHTS = _core.unit_weights()
 
 
 class _Call(NamedTuple):
@@ -321,13 +324,15 @@ class Recurrent(ScaledInputs):
             n: _check.drawn(
                 n, s, self._dtype, lambda shape: self._rng.uniform(-bound, bound, shape)
             )
+            if "_ln_" not in n
+            else np.full(s, float(n.startswith("weight")), self._dtype)  # a gain of 1, no shift
             for n, s in self._shapes()
         }
         for n in self._state_names():
             values[n] = np.zeros(
                 self.hidden_size if n.startswith("initial_c") else self._output_size, self._dtype
             )
-        self._declare(values, no_decay=tuple(n for n in values if "peephole" in n))
+        self._declare(values, no_decay=tuple(n for n in values if "peephole" in n or "_ln_" in n))
 
     @property
     def precision(self) -> str:
@@ -377,6 +382,11 @@ class Recurrent(ScaledInputs):
                 f"proj_size: expected 0 on {name}, whose kernels do not project h yet, "
                 f"got {self.proj_size}; keep the layer on the CPU"
             )
+        if device is not None and self._cell == "lstm_layer_norm":
+            raise ValueError(
+                f"layer_norm: expected False on {name}, whose kernels have no layer norm yet, "
+                "got True; keep the layer on the CPU"
+            )
 
     @property
     def _output_size(self) -> int:
@@ -399,8 +409,10 @@ class Recurrent(ScaledInputs):
             out += [(f"weight_ih{end}", (rows, width)), (f"weight_hh{end}", (rows, size))]
             if self.bias:
                 out += [(f"bias_ih{end}", (rows,)), (f"bias_hh{end}", (rows,))]
-            if self._cell == "lstm_peephole":
-                out += [(f"weight_peephole{end}", (3, h))]
+            out += [
+                (name + end, (n * h,) if flat else (n, h))
+                for name, n, flat in UNIT_WEIGHTS[self._cell]
+            ]
             if self.proj_size:
                 out += [(f"weight_hr{end}", (size, h))]
         return out
@@ -419,7 +431,9 @@ class Recurrent(ScaledInputs):
         return [[arrays.get(name) for name in names[k : k + n]] or None for k in (0, n)]
 
     def _parts(self, arrays: Any) -> list[list[Array | None]]:
-        names: tuple[str, ...] = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_peephole")
+        names: tuple[str, ...] = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        own = tuple(name for name, *_ in UNIT_WEIGHTS[self._cell])
+        names += own or ("weight_peephole",)  # a place that the kernels count on
         names += ("weight_hr",) if self.proj_size else ()
         return [[arrays.get(n + end) for n in names] for end in self._suffixes()]
 
@@ -474,6 +488,8 @@ class Recurrent(ScaledInputs):
         h = self.hidden_size
         new: dict[str, Array] = {}
         for name, shape in self._shapes():
+            if "_ln_" in name:
+                continue
             projection = "weight_hr" in name
             kind = (
                 recurrent
@@ -1100,7 +1116,12 @@ class LSTM(Recurrent):
     above the first layer), ``weight_hh_l{k} [4*H,H]``, ``bias_ih_l{k}`` and ``bias_hh_l{k} [4*H]``,
     with the ending ``_reverse`` for the second direction, and ``weight_peephole_l{k} [3,H]``. With
     ``proj_size=P`` h is projected, ``h' = W_hr (o tanh(c'))``: ``weight_hr_l{k} [P,H]``,
-    ``weight_hh_l{k} [4*H,P]``, and h and y are P wide.
+    ``weight_hh_l{k} [4*H,P]``, and h and y are P wide. With ``layer_norm=True``
+    ``a = LN(W x) gain_ih + b_ih + LN(R h) gain_hh + b_hh`` and
+    ``h' = o tanh(LN(c') gain_c + shift_c)``. LN makes a row (of 4H, 4H and H numbers) zero mean and
+    unit variance: ``(a - mean) / sqrt(variance + 1e-5)``. The gains ``weight_ln_ih_l{k} [4*H]``,
+    ``weight_ln_hh_l{k} [4*H]`` and ``weight_ln_c_l{k} [H]`` are ones at first, the shift
+    ``bias_ln_c_l{k} [H]`` zeros.
 
     >>> import numpy as np
     >>> import ostinato as ost
@@ -1130,6 +1151,8 @@ class LSTM(Recurrent):
         peephole: whether c feeds the gates i f o, by parameters ``weight_peephole_l{k} [3,H]``.
         proj_size: P, as in PyTorch: h and y are projected to that width, and c stays H wide; on the
             CPU, without peepholes. 0: they are not projected.
+        layer_norm: whether W x, R h and c' are normed, as in Haste's LayerNormLSTM; on the CPU,
+            without peepholes and projection.
         precision: what the products multiply, such as "bfloat16"; see `precision`. None: the dtype.
         learned_state: whether the state before the first step, and after a reset, is learned: as
             parameters ``initial_h_l{k} [H]`` (for an LSTM also ``initial_c_l{k}``), zeros at first.
@@ -1143,7 +1166,8 @@ class LSTM(Recurrent):
         ValueError: a size below 1, a rate outside [0, 1), or a precision that there is not.
 
     Source: Hochreiter, Schmidhuber (1997); the forget gate: Gers, Schmidhuber, Cummins (2000);
-    peepholes: Gers, Schraudolph, Schmidhuber (2002); the projection: Sak, Senior, Beaufays (2014).
+    peepholes: Gers, Schraudolph, Schmidhuber (2002); the projection: Sak, Senior, Beaufays (2014);
+    layer norm: Ba, Kiros, Hinton (2016).
     """
 
     _gates = 4
@@ -1161,6 +1185,7 @@ class LSTM(Recurrent):
         *,
         peephole: bool = False,
         proj_size: int = 0,
+        layer_norm: bool = False,
         precision: str | None = None,
         learned_state: bool = False,
         dtype: npt.DTypeLike = np.float32,
@@ -1172,6 +1197,15 @@ class LSTM(Recurrent):
                 f"proj_size: expected 0 with peephole=True, got {proj_size!r}; no cell has both"
             )
         cell = "lstm_peephole" if peephole else "lstm_projected" if proj_size else "lstm"
+        if layer_norm:
+            if peephole or proj_size:
+                name, wanted, got = ("proj_size", "0", repr(proj_size))
+                if peephole:
+                    name, wanted, got = ("peephole", "False", "True")
+                raise ValueError(
+                    f"{name}: expected {wanted} with layer_norm=True, got {got}; no cell has both"
+                )
+            cell = "lstm_layer_norm"
         super().__init__(
             cell,
             input_size,
@@ -1189,9 +1223,16 @@ class LSTM(Recurrent):
         )
 
     def _extra_repr(self) -> str:
-        return (", peephole=True" if self.peephole else "") + (
-            f", proj_size={self.proj_size}" if self.proj_size else ""
+        return (
+            (", peephole=True" if self.peephole else "")
+            + (f", proj_size={self.proj_size}" if self.proj_size else "")
+            + (", layer_norm=True" if self.layer_norm else "")
         )
+
+    @property
+    def layer_norm(self) -> bool:
+        """Whether W x, R h and c' are normed."""
+        return self._cell == "lstm_layer_norm"
 
 
 class GRU(Recurrent):

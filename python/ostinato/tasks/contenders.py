@@ -43,7 +43,8 @@ class Case:
         precision: "float32", "float64", "bfloat16" or "int8".
         bidirectional: whether there are both directions.
         layers: layers of the stack.
-        variant: "peephole" or "projected" (LSTM; P = H / 2), "reset_before" (GRU), or "".
+        variant: "peephole", "layer_norm" or "projected" (LSTM; P = H / 2), "reset_before" (GRU),
+            or "".
         pause: milliseconds without a call before each.
     """
 
@@ -145,8 +146,8 @@ def _ostinato(case: Case, a: dict[str, Array], threads: int, settings: dict[str,
         "precision": settings.get("precision", case.precision),
         "dtype": case.dtype,
     }
-    if case.variant == "peephole":
-        options["peephole"] = True
+    if case.variant in ("peephole", "layer_norm"):
+        options[case.variant] = True
     if case.proj_size:
         options["proj_size"] = case.proj_size
     if case.variant == "reset_before":
