@@ -101,21 +101,21 @@ struct Poll {
 };
 
 // What a step starts from, if not from the state after another step; and what is no step at all.
-enum Before : std::int32_t {
+enum Predecessor : std::int32_t {
   kInitial = -1,  // h0, c0
   kRestart = -2,  // the state of a restart
   kSkipped = -3,  // the row does not take part; its output is zero
   kHeld = -4,     // the same, but its output repeats h0. kHeld - 1 - t: it repeats that of step t
 };
 
-// In which steps the rows of a batch take part. Without `before` row b runs t = 0 .. lengths[b] - 1.
+// In which steps the rows of a batch take part. Without `predecessors` row b runs t = 0 .. lengths[b] - 1.
 struct Times {
-  const Index* lengths;            // [B] number of steps that each row takes part in; null: all
-  const std::int32_t* before;      // [T+1,B] what each step starts from; row T: what the row ends with. Null: see above
-  const Index* order;              // [B] the row at each position: any range of positions has about the same to do; null if lengths is
-  const Index* stops = nullptr;    // [B] steps that each row has, of which it may skip some: none takes part later; null: all T
-  const Index* offsets = nullptr;  // [B] not null: `before` is flat, and row b's stops[b] + 1 entries begin at offsets[b]
-  const Index* tape = nullptr;     // [B] not null: the tape is flat, and row b's begins at tape[b]; else [T,B], in the order of positions
+  const Index* lengths;              // [B] number of steps that each row takes part in; null: all
+  const std::int32_t* predecessors;  // [T+1,B] what each step starts from; row T: what the row ends with. Null: see above
+  const Index* order;                // [B] the row at each position: any range of positions has about the same to do; null if lengths is
+  const Index* stops = nullptr;      // [B] steps that each row has, of which it may skip some: none takes part later; null: all T
+  const Index* offsets = nullptr;    // [B] not null: `predecessors` is flat, and row b's stops[b] + 1 entries begin at offsets[b]
+  const Index* tape = nullptr;       // [B] not null: the tape is flat, and row b's begins at tape[b]; else [T,B], in the order of positions
 };
 
 template <class T>
@@ -158,7 +158,7 @@ struct BackwardCall {
   Rows<const T> x, y;
   const T *h0, *c0;
   const T *restart_h, *restart_c;
-  const T *saved, *cells;      // saved null: made again from the states
+  const T *saved, *cells;      // saved null: recomputed from the states
   Rows<const T> dy;            // data null means zeros
   const T *dhn, *dcn;          // as h0 and c0, null means zeros
   T *drestart_h, *drestart_c;  // as restart_h and restart_c, null means not wanted
@@ -182,10 +182,10 @@ enum Status : int { kOk = 0, kStopped = 1, kNoMemory = 2 };
 struct CallPlan {
   const char* spread;  // "alone", "lanes", "units"
   int threads;
-  Index lanes;                  // all of them
-  Index lane_rows;              // batch rows of the largest
+  Index row_blocks;             // all of them
+  Index row_block_rows;         // batch rows of the largest
   Index block_steps;            // steps between two looks around
-  bool together;                // directions or layers at the same time
+  bool concurrent;              // directions or layers at the same time
   int tile_rows, tile_vectors;  // of the recurrent product
   Index tape_bytes;             // of one call, kept from forward to backward
   Index workspace_bytes;        // of one pass, given back at its end

@@ -24,20 +24,20 @@ void add_rows(const Rows<T>& from, const Rows<T>& to, Index steps, Index batch, 
 
 // Rows [begin, end), from the longest to the shortest, are dealt to two halves, to and fro, and so on down to a few rows: any range of
 // positions, so whatever one thread takes, has about the same to do, and its rows end one after the other.
-void deal_rows(std::vector<Index>& rows, Index begin, Index end) {
+void balance_range(std::vector<Index>& rows, Index begin, Index end) {
   if (end - begin <= 8) return;
   const std::vector<Index> all(rows.begin() + begin, rows.begin() + end);
   const Index n = end - begin, middle = begin + n / 4 * 2 + (n % 4 > 0);
   Index to[] = {begin, middle};
   for (std::size_t i = 0; i < all.size(); ++i) rows[to[(i + 1) / 2 % 2]++] = all[i];
-  deal_rows(rows, begin, middle);
-  deal_rows(rows, middle, end);
+  balance_range(rows, begin, middle);
+  balance_range(rows, middle, end);
 }
 
 // The entries of one row in a flat table; returns the number of steps that it takes part in.
-Index fill_row(const Given& given, Index b, std::int32_t* entries) {
+Index fill_row(const MaskInputs& given, Index b, std::int32_t* entries) {
   const Index length = given.end(b);
-  Place place = Place::first(given, b);
+  RowCursor place = RowCursor::first(given, b);
   Index taken = 0;
   for (Index s = 0; s < length; ++s) {
     const Index t = given.from_end ? length - 1 - s : s;
@@ -157,7 +157,7 @@ std::vector<GroupPlan> stack_plan(const CellKernels<T>& cell, const StackShape& 
       inputs.clear();
       for (Index i = 0; i < group.layers; ++i) inputs.push_back(s.layer_input(layer + i));
       cell.plan(steps, batch, inputs.data(), s.widths(), int(group.layers), true, backward, &group.plan);
-      if (!group.plan.together) group.layers = 1;
+      if (!group.plan.concurrent) group.layers = 1;
     }
     if (group.layers == 1) {
       inputs.assign(std::size_t(s.directions), s.layer_input(layer));
@@ -169,11 +169,11 @@ std::vector<GroupPlan> stack_plan(const CellKernels<T>& cell, const StackShape& 
   return out;
 }
 
-std::vector<Index> deal(const std::vector<Index>& lengths) {
+std::vector<Index> balance_rows(const std::vector<Index>& lengths) {
   std::vector<Index> rows(lengths.size());
   std::iota(rows.begin(), rows.end(), Index(0));
   std::stable_sort(rows.begin(), rows.end(), [&](Index a, Index b) { return lengths[a] > lengths[b]; });
-  deal_rows(rows, 0, Index(rows.size()));
+  balance_range(rows, 0, Index(rows.size()));
   return rows;
 }
 
@@ -195,56 +195,56 @@ void set_times(StackCall<T>& call, const StackShape& shape, const Index* lengths
     for (Index b = 0; flat && b < batch; ++b) call.offsets.push_back(entries), entries += lengths[b] + 1;
     for (const int from_end : {0, 1}) {
       if (from_end && shape.directions == 1 && !shape.reverse) continue;  // none runs from the end; the other tells who takes part
-      std::vector<std::int32_t>& before = call.before[from_end];
-      before.resize(std::size_t(entries));
-      const Given given{steps,
-                        batch,
-                        lengths,
-                        resets,
-                        mask,
-                        held,
-                        restarted,
-                        resets_after,
-                        repeat,
-                        from_end != 0,
-                        flat ? call.starts[0].data() : nullptr};
+      std::vector<std::int32_t>& table = call.predecessors[from_end];
+      table.resize(std::size_t(entries));
+      const MaskInputs given{steps,
+                             batch,
+                             lengths,
+                             resets,
+                             mask,
+                             held,
+                             restarted,
+                             resets_after,
+                             repeat,
+                             from_end != 0,
+                             flat ? call.starts[0].data() : nullptr};
       const bool count = from_end == 0 && mask;
       if (count) std::fill(call.lengths.begin(), call.lengths.end(), 0);
       if (flat) {
         for (Index b = 0; b < batch; ++b) {
-          const Index taken = fill_row(given, b, before.data() + call.offsets[b]);
+          const Index taken = fill_row(given, b, table.data() + call.offsets[b]);
           if (count) call.lengths[b] = taken;
         }
         continue;
       }
-      std::vector<Place> places;
-      for (Index b = 0; b < batch; ++b) places.push_back(Place::first(given, b));
+      std::vector<RowCursor> places;
+      for (Index b = 0; b < batch; ++b) places.push_back(RowCursor::first(given, b));
       for (Index s = 0; s < steps; ++s) {
         const Index t = from_end ? steps - 1 - s : s;
         for (Index b = 0; b < batch; ++b) {
-          before[t * batch + b] = places[b].step(given, t, b);
-          if (count) call.lengths[b] += before[t * batch + b] > kSkipped;
+          table[t * batch + b] = places[b].step(given, t, b);
+          if (count) call.lengths[b] += table[t * batch + b] > kSkipped;
         }
       }
-      for (Index b = 0; b < batch; ++b) before[steps * batch + b] = places[b].state;
+      for (Index b = 0; b < batch; ++b) table[steps * batch + b] = places[b].state;
     }
   }
   if (call.lengths.empty()) return;
-  call.order = deal(call.lengths);
+  call.order = balance_rows(call.lengths);
 }
 
 template <class T>
 bool takes_part(const StackCall<T>& call, Index t, Index b) {
-  if (!call.offsets.empty()) return t < call.stops[b] && call.before[0][call.offsets[b] + t] > kSkipped;
-  if (!call.before[0].empty()) return call.before[0][t * call.batch + b] > kSkipped;
+  if (!call.offsets.empty()) return t < call.stops[b] && call.predecessors[0][call.offsets[b] + t] > kSkipped;
+  if (!call.predecessors[0].empty()) return call.predecessors[0][t * call.batch + b] > kSkipped;
   return call.lengths.empty() || t < call.lengths[b];
 }
 
 template <class T>
 Times times_of(const StackCall<T>& call, bool reverse) {
   if (call.device_tables) return call.device_times[reverse];
-  const auto& before = call.before[reverse];
-  return {call.lengths.empty() ? nullptr : call.lengths.data(), before.empty() ? nullptr : before.data(),
+  const auto& table = call.predecessors[reverse];
+  return {call.lengths.empty() ? nullptr : call.lengths.data(), table.empty() ? nullptr : table.data(),
           call.order.empty() ? nullptr : call.order.data(),     call.stops.empty() ? nullptr : call.stops.data(),
           call.offsets.empty() ? nullptr : call.offsets.data(), call.tape.empty() ? nullptr : call.tape.data()};
 }
@@ -347,7 +347,7 @@ int stack_backward(const Tape<T>& tape, const StackGradients<T>& g, Poll poll) {
         below[layer] = backend.allocate(rows * s.width(), "gradients of a layer's inputs");
         dx = {below[layer].get(), inner.t, inner.b};
       }
-      if (s.directions == 2 && group.plan.together && dx.data) {
+      if (s.directions == 2 && group.plan.concurrent && dx.data) {
         const Index width = s.layer_input(layer);
         other = backend.allocate(rows * width, "gradients of a layer's inputs");
         second = {other.get(), call.batch * width, width};

@@ -93,8 +93,8 @@ struct StackCall {
   T *hn = nullptr, *cn = nullptr;
   std::vector<Index> lengths, order;                   // empty: all T
   std::vector<Index> starts[2], ends[2];               // of ragged x and y, whose own point here
-  std::vector<std::int32_t> before[2];                 // by direction: from the start, from the end; empty: as lengths say
-  std::vector<Index> stops, offsets;                   // steps that each row has; where its part of a flat `before` begins, or empty
+  std::vector<std::int32_t> predecessors[2];           // by direction: from the start, from the end; empty: as lengths say
+  std::vector<Index> stops, offsets;                   // steps that each row has; where its part of a flat `predecessors` begins, or empty
   std::vector<Index> tape;                             // where each row's part of a flat tape begins, or empty
   const T *restart_h = nullptr, *restart_c = nullptr;  // [L*D,P] and [L*D,H], null means zeros
   double dropout = 0;                                  // between layers
@@ -103,7 +103,7 @@ struct StackCall {
   Poll poll{};
   // On a device the tables lie in its memory, and of the vectors above only the starts and ends are filled.
   std::shared_ptr<void> device_tables;
-  Times device_times[2]{};  // by direction, as `before`
+  Times device_times[2]{};  // by direction, as `predecessors`
   Index flat_rows = 0;      // of a ragged x
 
   Index tape_rows() const {  // in memory; a flat tape has those that are there
@@ -116,7 +116,7 @@ struct Tape {
   std::shared_ptr<const PackedStack<T>> packed;
   StackCall<T> call;
   std::vector<Buffer<T>> saved, cells;  // [layer * D + direction]
-  bool states_only = false;             // saved is empty: the backward pass makes it again, a chunk at a time
+  bool states_only = false;             // saved is empty: the backward pass recomputes it, a chunk at a time
   std::vector<Buffer<T>> outputs;       // of layers below the last, as they were
   std::vector<Buffer<T>> dropped;       // the same after dropout; empty without
   std::vector<Buffer<T>> projected;     // what the first layer's directions made of a table; empty without
@@ -146,7 +146,7 @@ void set_times(StackCall<T>& call, const StackShape& shape, const Index* lengths
                const std::uint8_t* restarted = nullptr);
 
 // The rows in an order of which any range has about the same to do.
-std::vector<Index> deal(const std::vector<Index>& lengths);
+std::vector<Index> balance_rows(const std::vector<Index>& lengths);
 
 // Whether a row takes part in a step.
 template <class T>

@@ -119,7 +119,7 @@ def on_device(
     lengths = None if p["lengths"] is None else put(np.ascontiguousarray(p["lengths"], np.int64))
     before = None
     if p["resets"] is not None or p["mask"] is not None:
-        given: Any = dict.fromkeys(("held", "restarted", "resets_after", "before"))
+        given: Any = dict.fromkeys(("held", "restarted", "resets_after", "predecessors"))
         given |= {
             "steps": steps,
             "batch": batch,

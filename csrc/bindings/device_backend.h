@@ -29,7 +29,8 @@ class DeviceBackend final : public Backend<T> {
 
   std::vector<GroupPlan> plan(const PackedStack<T>&, const StackCall<T>& call, const StackGradients<T>* g) const override {
     const bool by_step = g && (g->clip_norm > 0 || g->flow);
-    const bool steady = !call.device_times[0].before && !call.device_times[1].before && !call.dropout && !by_step && !(g && g->cuts);
+    const bool steady =
+        !call.device_times[0].predecessors && !call.device_times[1].predecessors && !call.dropout && !by_step && !(g && g->cuts);
     std::vector<GroupPlan> out;
     for (const py::handle group : python_.attr("groups")(call.steps, call.batch, g != nullptr, steady, by_step)) {
       const auto [first, layers, planned] = group.cast<std::tuple<Index, Index, py::object>>();
@@ -46,7 +47,7 @@ class DeviceBackend final : public Backend<T> {
     for (const ForwardCall<T>& f : calls) {
       const Index part = f.weights - packed.parts.data();
       given.append(python_.attr("forward_call")(part, rows(f.x, part < packed.shape.directions ? call.flat_rows : 0), rows(f.y),
-                                                pair(f.h0, f.c0), pair(f.hn, f.cn), address(f.times.before),
+                                                pair(f.h0, f.c0), pair(f.hn, f.cn), address(f.times.predecessors),
                                                 pair(f.restart_h, f.restart_c)));
     }
     const py::list passes = python_.attr("forward")(given, sizes(call), held_object(group.planned), address(calls[0].times.lengths),

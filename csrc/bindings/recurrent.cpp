@@ -577,8 +577,8 @@ py::list plan(const std::string& cell, Index input, Index hidden, Index layers, 
     const CallPlan& p = g.plan;
     py::dict d;
     d["first_layer"] = g.first_layer, d["layers"] = g.layers;
-    d["spread"] = p.spread, d["threads"] = p.threads, d["lanes"] = p.lanes, d["lane_rows"] = p.lane_rows;
-    d["block_steps"] = p.block_steps, d["together"] = p.together;
+    d["spread"] = p.spread, d["threads"] = p.threads, d["lanes"] = p.row_blocks, d["row_block_rows"] = p.row_block_rows;
+    d["block_steps"] = p.block_steps, d["together"] = p.concurrent;
     d["tile"] = py::make_tuple(p.tile_rows, p.tile_vectors);
     d["tape_bytes"] = p.tape_bytes, d["workspace_bytes"] = p.workspace_bytes, d["model_seconds"] = p.model_seconds;
     Index packed = 0;
@@ -694,9 +694,9 @@ void bind_recurrent(py::module_& m) {
       py::arg("itemsize"), py::arg("cell"), py::arg("input"), py::arg("hidden"), py::arg("layers"), py::arg("bidirectional"),
       py::arg("precision"), py::arg("steps"), py::arg("batch"), py::arg("dropout"), py::arg("train"), py::arg("backward"),
       py::arg("proj_size") = 0);
-  m.def("deal", [](const py::object& lengths) {
+  m.def("balance_rows", [](const py::object& lengths) {
     const auto v = view<Index>(lengths, "lengths", {{"B", -1}}, Strides::kContiguous);
-    const std::vector<Index> order = deal(std::vector<Index>(v.data, v.data + v.shape[0]));
+    const std::vector<Index> order = balance_rows(std::vector<Index>(v.data, v.data + v.shape[0]));
     auto out = new_array<Index>({v.shape[0]});
     std::copy(order.begin(), order.end(), out.mutable_data());
     return out;
@@ -712,7 +712,7 @@ void bind_recurrent(py::module_& m) {
     call.steps = steps, call.batch = batch;
     set_times(call, {CellId::kGru, 1, 1, 1, 1, 1, reverse}, lv.data, rv.data, mv.data, repeat);
     py::array_t<std::int32_t> out(std::vector<py::ssize_t>{steps + 1, batch});
-    std::copy(call.before[reverse].begin(), call.before[reverse].end(), out.mutable_data());
+    std::copy(call.predecessors[reverse].begin(), call.predecessors[reverse].end(), out.mutable_data());
     return out;
   });
   m.def("philox_word", &philox_word, py::arg("key"), py::arg("layer_direction"), py::arg("t"), py::arg("b"), py::arg("unit"));

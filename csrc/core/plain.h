@@ -77,8 +77,8 @@ class Plain {
   }
   Index operand_width(const Phase& phase) const { return phase.operand == Operand::kHidden ? p_.projected : p_.hidden; }
   double emitted(Index row, Index u) const { return out_[row * p_.hidden + u].emitted; }
-  // The same in the backward pass, as the other drivers have it: made again, so that differences hold the cell to it.
-  double emitted_again(Index row, Index u) const {
+  // The same in the backward pass, as the other drivers have it: recomputed, so that differences hold the cell to it.
+  double emitted_recomputed(Index row, Index u) const {
     const Index i = row * p_.hidden + u;
     return C::emitted(out_[i].saved, in_[i].state, out_[i].state);
   }
@@ -224,7 +224,7 @@ class Plain {
       if constexpr (is_projected<C>())
         for (Index j = 0; j < p_.projected; ++j) {
           in[u].demitted += p_.weights.projection[j * h + u] * dh[j];
-          d.weights.projection[j * h + u] += dh[j] * emitted_again(row, u);
+          d.weights.projection[j * h + u] += dh[j] * emitted_recomputed(row, u);
         }
     }
     (backward_phase<kPhaseCount<C> - 1 - P>(row, b, in, out, d), ...);

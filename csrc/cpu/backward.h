@@ -60,13 +60,13 @@ class Backward {
     const T **operand_rows[kMatrices], **da_rows[kMatrices];
     Index* ids;  // of the rows of a table that x is looked up in, in place of operand_rows[0]
     const W **operand_words[kMatrices], **da_words[kMatrices];
-    W *woven_operands[kMatrices], *woven_da[kMatrices];
+    W *interleaved_operands[kMatrices], *interleaved_da[kMatrices];
     Index* block_ends;                 // row count after each block of 256 rows of the part
     T* sums;                           // of one weight task, where sums are direct
     T* saved;                          // of the chunk, where the tape has the states only
     T* dfinished;                      // of a step
     T *bias_sums, *gain_sums[kCount];  // of the chunk, where products are normed
-    typename Forward<C, P>::Space again;
+    typename Forward<C, P>::Space recompute;
     double* flow;  // of this step, or null
   };
 
@@ -86,7 +86,7 @@ class Backward {
             steps,
             batch,
             {copied[0] ? widest : 0, copied[1] ? s.output : 0},
-            needs.again,
+            needs.recomputes,
             calls == 1 && parts == 1 && steps <= block && !needs.sums && !needs.lookup};
   }
 
@@ -94,18 +94,18 @@ class Backward {
       : call_(call),
         schedule_(schedule),
         s_(call.weights->input, call.weights->widths),
-        clock_{call.steps, call.batch, call.reverse, call.times},
-        again_(forward_call(call), schedule, true) {}
+        mask_{call.steps, call.batch, call.reverse, call.times},
+        recompute_(forward_call(call), schedule, true) {}
   static void* operator new(std::size_t, void* at) { return at; }
 
   static void layout_space(Arena& arena, Space* spaces, int i, const Schedule& c, Index most_input, Widths widths) {
     const Layout<C, P> s(most_input, widths);
-    const Index lane_rows = ceil_div(c.batch, c.plan.parts), rows = c.block_steps * lane_rows;
+    const Index row_block_rows = ceil_div(c.batch, c.plan.parts), rows = c.block_steps * row_block_rows;
     Space& w = spaces[i];
-    const bool shared = c.plan.spread == Spread::kUnits && i > 0;
+    const bool shared = c.plan.spread == Spread::kUnitParallel && i > 0;
     if (shared) w = spaces[0];
-    w.rows = arena.take<Row>(lane_rows);
-    w.live = {nullptr, 0, 0, 0, 0, arena.take<Index>(lane_rows)};
+    w.rows = arena.take<Row>(row_block_rows);
+    w.live = {nullptr, 0, 0, 0, 0, arena.take<Index>(row_block_rows)};
     w.init = arena.take<const T*>(rows);
     w.words = arena.take<const W*>(rows);
     w.out = arena.take<T*>(rows);
@@ -113,11 +113,12 @@ class Backward {
     for (int q = 0; q < kMatrices; ++q) most = larger(most, row_words<P>(s.width(q)));
     w.encoded = arena.take<W>(rows * most);
     if (c.direct_sums) w.sums = arena.take<T>(task_sums(s));
-    if (c.again) Forward<C, P>::layout_again(arena, w.again, rows, most_input, widths, shared ? &spaces[0].again : nullptr);
+    if (c.recomputes)
+      Forward<C, P>::layout_recompute(arena, w.recompute, rows, most_input, widths, shared ? &spaces[0].recompute : nullptr);
     if (shared) return;
-    w.saved = arena.take<T>(c.again ? rows * s.tape_width(false) : 0);
+    w.saved = arena.take<T>(c.recomputes ? rows * s.tape_width(false) : 0);
     if constexpr (kOps > 0) {
-      w.dfinished = arena.take<T>(lane_rows * finished_stride(s));
+      w.dfinished = arena.take<T>(row_block_rows * finished_stride(s));
       w.bias_sums = arena.take<T>(C::kColumns * s.padded);
       for (int q = 0; q < kCount; ++q) w.gain_sums[q] = arena.take<T>(deviations<C>(q) * s.padded);
     }
@@ -128,27 +129,27 @@ class Backward {
       w.da_rows[q] = same ? w.da_rows[0] : arena.take<const T*>(rows);
       if (s.columns(q) == 0) continue;
       if constexpr (P::kEncodes) {
-        const Index woven = woven_rows(c, lane_rows);
-        w.operand_words[q] = arena.take<const W*>(woven);
-        w.da_words[q] = same ? w.da_words[0] : arena.take<const W*>(woven);
-        w.woven_operands[q] = arena.take<W>(woven * operand_stride(s.depth(q)));
-        w.woven_da[q] = same ? w.woven_da[0] : arena.take<W>(woven * s.row_stride(q));
+        const Index interleaved = woven_rows(c, row_block_rows);
+        w.operand_words[q] = arena.take<const W*>(interleaved);
+        w.da_words[q] = same ? w.da_words[0] : arena.take<const W*>(interleaved);
+        w.interleaved_operands[q] = arena.take<W>(interleaved * operand_stride(s.depth(q)));
+        w.interleaved_da[q] = same ? w.interleaved_da[0] : arena.take<W>(interleaved * s.row_stride(q));
       } else if (const Index depth = s.projects(q) ? 0 : c.copied[q > 0]; depth > 0) {
         w.operand_words[q] = arena.take<const W*>(rows);
-        w.woven_operands[q] = arena.take<W>(rows * operand_stride(depth));
+        w.interleaved_operands[q] = arena.take<W>(rows * operand_stride(depth));
       }
     }
     w.ids = arena.take<Index>(rows);
     w.dparams = arena.take<T>(rows * C::kParams * s.padded);
     w.emitted = arena.take<T>(kEmits ? rows * emitted_stride(s) : 0);
-    w.block_ends = arena.take<Index>(ceil_div(lane_rows, kWeightRows) + 1);
+    w.block_ends = arena.take<Index>(ceil_div(row_block_rows, kWeightRows) + 1);
   }
   static void describe(const Schedule& schedule, const Index* inputs, Widths widths, int calls, CallPlan* out) {
     Forward<C, P>::describe(schedule, inputs, widths, calls, out);
     out->workspace_bytes = Team<Backward>::workspace(schedule, inputs, widths, calls);
   }
   Backward(const Schedule& schedule, Index input, Widths widths)  // to measure
-      : schedule_(schedule), s_(input, widths), again_(schedule, input, widths) {}
+      : schedule_(schedule), s_(input, widths), recompute_(schedule, input, widths) {}
 
   static Index sums_size(Index batch, Index input, Widths widths, Index* block_steps) {
     const Schedule c = schedule(kWeightRows, batch, &input, widths, 1, false, {.sums = true});
@@ -182,10 +183,10 @@ class Backward {
     restart_c_ = arena.take<T>(C::kStates > 1 ? s_.padded : 0);
     first_blocks_ = arena.take<Index>(parts());
     flow_ = arena.take<double>(call_.control.flow ? parts() * schedule_.steps * C::kStates : 0);
-    if (schedule_.again) again_.layout_memory(arena);
+    if (schedule_.recomputes) recompute_.layout_memory(arena);
   }
   void begin() {
-    if (schedule_.again) again_.begin();
+    if (schedule_.recomputes) recompute_.begin();
     fill_zero(zeros_, zero_count());
     for (Index part = 0; part < parts(); ++part) first_blocks_[part] = blocks_of(part).begin;
     if (!call_.resume) fill_zero(restart_sums_, parts() * C::kStates * s_.state_stride());
@@ -202,7 +203,7 @@ class Backward {
       }
     }
     for (Index b = 0; b < call_.batch && !call_.resume; ++b)  // with later steps the cut has been there
-      if (clock_.end(b) == kRestart) {
+      if (mask_.end(b) == kRestart) {
         cut_row(dh_ + b * s_.padded_output, 0, true, 0, {0, s_.padded_output});
         if constexpr (C::kStates > 1) cut_row(dc_ + b * s_.padded, 1, true, 0, {0, s_.padded});
       }
@@ -211,7 +212,7 @@ class Backward {
   // The blocks of a part in which any of its rows has a step; one at least clears the sums.
   Range blocks_of(Index part) const {
     const Range rows = part_of(call_.batch, part, parts());
-    const Index all = schedule_.blocks(), chunks = ceil_div(clock_.longest(rows.begin, rows.end), schedule_.block_steps);
+    const Index all = schedule_.blocks(), chunks = ceil_div(mask_.longest(rows.begin, rows.end), schedule_.block_steps);
     const Index count = smaller(all, larger<Index>(chunks, call_.resume ? 0 : 1));
     return call_.reverse ? Range{0, count} : Range{all - count, all};
   }
@@ -226,17 +227,17 @@ class Backward {
     if (first_block) clear_sums(part, index, count);
     find_live(w.live, part, rows, t0);
     if (index == 0) list_rows(w, rows, t0, t1);
-    if (schedule_.again) again_.again(w.again, rows.begin, rows.end, t0, t1, w.saved, groups, barrier, index, count);
+    if (schedule_.recomputes) recompute_.recompute(w.recompute, rows.begin, rows.end, t0, t1, w.saved, groups, barrier, index, count);
     if constexpr (kOps > 0) clear_finished(w, groups);
     through_time(w, rows, part, t0, t1, groups, index, sync);  // after it the list is there for all
     if constexpr (kOps > 0) add_finished(w, part, groups);
     if (call_.dx.data) input_gradient(w, rows, t0, t1, index, count);
     const Index n = w.block_ends[ceil_div(rows.end - rows.begin, kWeightRows) - 1];
     if (first_block && n == 0 && !schedule_.direct_sums) clear_weight_sums(part, index, count);  // else the first block stores them
-    bool woven = false;
+    bool interleaved = false;
     for (int q = 0; q < kMatrices; ++q)
-      if (copied(q)) weave(w, q, n, index, count), woven = true;
-    if (woven) sync();
+      if (copied(q)) interleave_rows(w, q, n, index, count), interleaved = true;
+    if (interleaved) sync();
     if (schedule_.direct_sums) {
       if (index == 0) ran_in_ = &w;
     } else {
@@ -250,7 +251,7 @@ class Backward {
   // its sums are made here, group by group, and never lie in memory as a whole: a third of what a step at B = 1 would need.
   bool finishes() const { return true; }
   void finish(Space& mine, int index, int count) {
-    if (call_.dx.data && !call_.dx_add && clock_.times.lengths) clear_rows(call_.dx, clock_, s_.input, part_of(call_.steps, index, count));
+    if (call_.dx.data && !call_.dx_add && mask_.times.lengths) clear_rows(call_.dx, mask_, s_.input, part_of(call_.steps, index, count));
     if (call_.steps == 0 || call_.more) return;  // no block has cleared the sums; or they are not complete
     if (index == 0) add_rest();
     if (schedule_.direct_sums) {
@@ -316,8 +317,8 @@ class Backward {
     if (from) __builtin_memcpy(row, from + b * width, std::size_t(width) * sizeof(T));
     from ? fill_zero(row + width, padded - width) : fill_zero(row, padded);
   }
-  static Index woven_rows(const Schedule& c, Index lane_rows) {  // each block of 256 rows of the part may end in an odd one
-    return words<P>(c.block_steps * lane_rows) + ceil_div(lane_rows, kWeightRows);
+  static Index woven_rows(const Schedule& c, Index row_block_rows) {  // each block of 256 rows of the part may end in an odd one
+    return words<P>(c.block_steps * row_block_rows) + ceil_div(row_block_rows, kWeightRows);
   }
   // The weight gradients go down columns of the operands: rows a multiple of 2 KB apart fall into a few sets of the cache, so such
   // rows are copied first, one vector further apart.
@@ -354,14 +355,14 @@ class Backward {
 
   Index chunk_row(Index t, Index t0, Range rows, Index i) const { return (t - t0) * (rows.end - rows.begin) + i - rows.begin; }
   // The states that a step of row b starts from.
-  const T* hidden_before(Index before, Index b) const {
-    if (before >= 0) return at(call_.y, before, b);
-    const T* h = before == kRestart ? call_.restart_h : call_.h0 ? call_.h0 + b * s_.output : nullptr;
+  const T* hidden_before(Index predecessor, Index b) const {
+    if (predecessor >= 0) return at(call_.y, predecessor, b);
+    const T* h = predecessor == kRestart ? call_.restart_h : call_.h0 ? call_.h0 + b * s_.output : nullptr;
     return h ? h : zeros_;
   }
-  const T* cell_before(Index before, Index b, Index i) const {
-    if (before >= 0) return call_.cells + clock_.on_tape(before, i, b) * s_.padded;
-    return before == kRestart ? restart_c_ : c0_ + b * s_.padded;
+  const T* cell_before(Index predecessor, Index b, Index i) const {
+    if (predecessor >= 0) return call_.cells + mask_.on_tape(predecessor, i, b) * s_.padded;
+    return predecessor == kRestart ? restart_c_ : c0_ + b * s_.padded;
   }
 
   // Beside one long row the others are not looked at again in every step.
@@ -369,7 +370,7 @@ class Backward {
     if (live.call == this && live.part == part && live.low <= t0 && t0 < live.high) return;
     live.call = this, live.part = part, live.low = 0, live.high = call_.steps, live.count = 0;
     for (Index i = rows.begin; i < rows.end; ++i) {
-      const Index stop = clock_.longest(i, i + 1);
+      const Index stop = mask_.longest(i, i + 1);
       if (stop > t0)
         live.rows[live.count++] = i, live.high = smaller(live.high, stop);
       else
@@ -387,14 +388,14 @@ class Backward {
       while (end < w.live.count && w.live.rows[end] < i0 + kWeightRows) ++end;
       for (Index t = t0; t < t1; ++t)
         for (Index k = begin; k < end; ++k) {
-          const Index i = w.live.rows[k], b = clock_.row_of(i);
-          if (!clock_.active(t, b)) continue;
+          const Index i = w.live.rows[k], b = mask_.row_of(i);
+          if (!mask_.active(t, b)) continue;
           const Index row = chunk_row(t, t0, rows, i);
           for (int q = 0; q < kMatrices; ++q) {
             w.operand_rows[q][n] = looked_up(q)       ? nullptr
                                    : q == 0           ? at(call_.x, t, b)
                                    : takes_emitted(q) ? w.emitted + row * emitted_stride(s_)
-                                                      : hidden_before(clock_.before(t, b), b);
+                                                      : hidden_before(mask_.predecessor(t, b), b);
             w.da_rows[q][n] = w.da[q] + row * s_.row_stride(q);
           }
           if (looked_up(0)) w.ids[n] = *at(call_.lookup.ids, t, b);
@@ -409,14 +410,14 @@ class Backward {
       const Index t = call_.reverse ? t0 + k : t1 - 1 - k;
       Index n = 0;
       for (Index j = 0; j < w.live.count; ++j) {
-        const Index i = w.live.rows[j], b = clock_.row_of(i), tape = clock_.on_tape(t, i, b);
-        if (!clock_.active(t, b)) {
-          if (clock_.repeats(t, b) != kSkipped && call_.dy.data) repeated(t, b, groups, index, sync.count);
+        const Index i = w.live.rows[j], b = mask_.row_of(i), tape = mask_.on_tape(t, i, b);
+        if (!mask_.active(t, b)) {
+          if (mask_.repeats(t, b) != kSkipped && call_.dy.data) repeated(t, b, groups, index, sync.count);
           continue;
         }
         Row& row = w.rows[n++];
-        const Index r = chunk_row(t, t0, rows, i), before = clock_.before(t, b);
-        row.saved = schedule_.again ? w.saved + r * tape_width() : call_.saved + tape * tape_width();
+        const Index r = chunk_row(t, t0, rows, i), predecessor = mask_.predecessor(t, b);
+        row.saved = schedule_.recomputes ? w.saved + r * tape_width() : call_.saved + tape * tape_width();
         if constexpr (kOps > 0) {
           row.dfinished = w.dfinished + (n - 1) * finished_stride(s_);
           for (int q = 0; q < kCount; ++q) row.deviations[q] = row.saved + s_.deviations_at(q);
@@ -424,22 +425,22 @@ class Backward {
             row.deviations[0] =
                 call_.projected + *at(call_.lookup.ids, t, b) * Forward<C, P>::projected_width(s_) + C::kColumns * s_.padded;
         }
-        row.h = hidden_before(before, b);
+        row.h = hidden_before(predecessor, b);
         row.h1 = at(call_.y, t, b);
         if (C::kStates > 1) {
-          row.c = cell_before(before, b, i);
+          row.c = cell_before(predecessor, b, i);
           row.c1 = call_.cells + tape * s_.padded;
           row.dc = dc_ + b * s_.padded;
           row.dcell = call_.control.dcells.data ? at(call_.control.dcells, t, b) : nullptr;
         }
-        row.restart = before == kRestart;
+        row.restart = predecessor == kRestart;
         const Index* cut_starts = call_.control.cut_starts;
         row.cut = call_.control.cuts && call_.control.cuts[cut_starts ? cut_starts[b] + t : t * call_.batch + b];
         row.dy = call_.dy.data ? at(call_.dy, t, b) : nullptr;
-        if (clock_.times.order && k + 1 < t1 - t0) {  // for the step after this
+        if (mask_.times.order && k + 1 < t1 - t0) {  // for the step after this
           const Index next = call_.reverse ? t + 1 : t - 1;
           if (row.dy) fetch_row(at(call_.dy, next, b), s_.output);
-          if (clock_.active(next, b)) fetch_row(hidden_before(clock_.before(next, b), b), s_.output);
+          if (mask_.active(next, b)) fetch_row(hidden_before(mask_.predecessor(next, b), b), s_.output);
         }
         for (int q = 0; q < kMatrices; ++q) row.da[q] = w.da[q] + r * s_.row_stride(q);
         row.dparam = w.dparams + r * C::kParams * s_.padded;
@@ -451,7 +452,7 @@ class Backward {
       w.flow = call_.control.flow ? flow_ + (part * call_.steps + t) * C::kStates : nullptr;
       if constexpr (kProjected) unproject(w, n, index, sync);
       phases<kLast>(w, n, groups, index, sync);
-      if (clock_.times.before || call_.control.cuts) cut_rows(w, n, part, index, sync);
+      if (mask_.times.predecessors || call_.control.cuts) cut_rows(w, n, part, index, sync);
     }
   }
 
@@ -655,7 +656,7 @@ class Backward {
   static constexpr bool follows_operation(int phase) { return phase < kLast && C::kPhases[phase + 1].before != RowOp::kNone; }
 
   // What was emitted, from what is there.
-  OST_HD V emitted_again(const Row& row, Index first) const {
+  OST_HD V emitted_recomputed(const Row& row, Index first) const {
     constexpr int U = Layout<C, P>::U;
     const Index g = first / (U * L), left = s_.hidden - first;
     const int units = s_.units(g), u = int(first / L - g * U);
@@ -668,7 +669,7 @@ class Backward {
     return C::emitted(saved, previous, next);
   }
   OST_HD void take_moments(Row& row) const {
-    row.moments = moments_of_units(s_, [&](Index first) OST_INLINE { return emitted_again(row, first); });
+    row.moments = moments_of_units(s_, [&](Index first) OST_INLINE { return emitted_recomputed(row, first); });
   }
   // Of the gradient of what a row operation made, by which that of what it was given is made unit by unit. Pad lanes hold zeros.
   OST_HD void take_gradient_moments(Row& row) const {
@@ -679,7 +680,7 @@ class Backward {
         if (v + k >= s_.vectors) break;
         const Index first = (v + k) * L;
         const V d = V::load(row.demitted + first);
-        const V carried = keep_lanes((emitted_again(row, first) - V(row.moments.mean)) * V(row.moments.scale), s_.hidden - first);
+        const V carried = keep_lanes((emitted_recomputed(row, first) - V(row.moments.mean)) * V(row.moments.scale), s_.hidden - first);
         sums.sums[k] = sums.sums[k] + d;
         dots.sums[k] = fma(d, carried, dots.sums[k]);
       }
@@ -706,7 +707,7 @@ class Backward {
     const Columns columns = product_columns<C>(q);
     const T *gains = call_.weights->gains[q], *deviations = row.deviations[q], *finished = row.dfinished;
     Chains<T> sums, dots, squares;
-    for_places(s_, op.columns, {0, s_.groups}, [&](Place at, Index) OST_INLINE {
+    for_places(s_, op.columns, {0, s_.groups}, [&](VectorPlace at, Index) OST_INLINE {
       const int chain = (at.column - op.columns.begin) % kNormChains;
       const V d = V::load(deviations + at.in(s_, columns));
       const V dnormed = V::load(finished + at.in(s_, kAll)) * V::load(gains + at.in(s_, columns));
@@ -717,7 +718,7 @@ class Backward {
     const Index n = op.columns.count() * s_.hidden;
     const T inverse = inverse_deviation(squares.total(), n);
     const V scale(inverse), mean(sums.total() / T(n)), slope(dots.total() / T(n) * (inverse * inverse));
-    for_places(s_, op.columns, groups, [&](Place at, Index left) OST_INLINE {
+    for_places(s_, op.columns, groups, [&](VectorPlace at, Index left) OST_INLINE {
       const Index place = at.in(s_, columns);
       const V d = V::load(deviations + place), da = V::load(finished + at.in(s_, kAll));
       V dproduct = (fma(da, V::load(gains + place), -mean) - d * slope) * scale;
@@ -732,7 +733,7 @@ class Backward {
   OST_HD void hand_on(Row& row, Range groups) {
     const Columns columns = product_columns<C>(q);
     if constexpr (normed_columns<C>(q) < product_columns<C>(q).count())
-      for_places(s_, columns, groups, [&](Place at, Index) {
+      for_places(s_, columns, groups, [&](VectorPlace at, Index) {
         if (op_of<C>(q, at.column) < 0) V::load(row.dfinished + at.in(s_, kAll)).store(row.da[q] + at.in(s_, columns));
       });
   }
@@ -761,7 +762,7 @@ class Backward {
   void add_finished(Space& w, Index part, Range groups) {
     const auto add = [&](const T* from, T* to) { (V::load(to) + V::load(from)).store(to); };
     for (int q = 0; q < kCount; ++q)
-      for_places(s_, product_columns<C>(q), groups, [&](Place at, Index) {
+      for_places(s_, product_columns<C>(q), groups, [&](VectorPlace at, Index) {
         const Index place = at.in(s_, product_columns<C>(q));
         add(w.bias_sums + at.in(s_, kAll), bias_sums_[q] + part * s_.width(q) + place);
         if (is_normed<C>(q)) add(w.gain_sums[q] + place, gain_sums_[q] + part * s_.width(q) + place);
@@ -773,13 +774,13 @@ class Backward {
     const Index width = w.live.count;
     const Range mine = part_of((t1 - t0) * width, index, count);
     for (Index i = mine.begin; i < mine.end; ++i) {
-      const Index t = t0 + i / width, row = w.live.rows[i % width], b = clock_.row_of(row);
+      const Index t = t0 + i / width, row = w.live.rows[i % width], b = mask_.row_of(row);
       T* dx = at(call_.dx, t, b);
-      if (clock_.active(t, b)) {
+      if (mask_.active(t, b)) {
         w.words[n] =
             P::encode(w.da[0] + chunk_row(t, t0, rows, row) * s_.row_stride(0), s_.width(0), w.encoded + n * row_words<P>(s_.width(0)));
         w.out[n++] = dx;
-      } else if (!call_.dx_add && clock_.repeats(t, b) != kSkipped) {  // the layer below may read it before this one is through
+      } else if (!call_.dx_add && mask_.repeats(t, b) != kSkipped) {  // the layer below may read it before this one is through
         fill_zero(dx, s_.input);
       }
     }
@@ -787,23 +788,23 @@ class Backward {
   }
 
   // The operands (and da) of product q as words of kPack rows each, for the weight gradients.
-  void weave(Space& w, int q, Index n, int index, int count) {
+  void interleave_rows(Space& w, int q, Index n, int index, int count) {
     const Index stride = operand_stride(s_.depth(q));
     Index to = 0;
     for (Index r = 0, block = 0; r < n; r = w.block_ends[block++])
       for (Index i = r; i < w.block_ends[block]; i += P::kPack, ++to) {
         if (to % count != index) continue;
-        w.operand_words[q][to] = w.woven_operands[q] + to * stride;
-        if constexpr (P::kEncodes) w.da_words[q][to] = w.woven_da[q] + to * s_.row_stride(q);
+        w.operand_words[q][to] = w.interleaved_operands[q] + to * stride;
+        if constexpr (P::kEncodes) w.da_words[q][to] = w.interleaved_da[q] + to * s_.row_stride(q);
         const T *operands[P::kPack], *da[P::kPack];
         for (int k = 0; k < P::kPack; ++k) {
           const bool there = i + k < w.block_ends[block];
           operands[k] = there ? w.operand_rows[q][i + k] : nullptr;
           da[k] = there ? w.da_rows[q][i + k] : nullptr;
         }
-        if (!looked_up(q)) P::weave(operands, s_.depth(q), w.woven_operands[q] + to * stride);
+        if (!looked_up(q)) P::interleave_rows(operands, s_.depth(q), w.interleaved_operands[q] + to * stride);
         if constexpr (P::kEncodes)
-          if (!(q == 1 && kSharedDa)) P::weave(da, s_.width(q), w.woven_da[q] + to * s_.row_stride(q));
+          if (!(q == 1 && kSharedDa)) P::interleave_rows(da, s_.width(q), w.interleaved_da[q] + to * s_.row_stride(q));
       }
   }
 
@@ -938,7 +939,7 @@ class Backward {
     }
   }
 
-  // The forward pass of this call, where its tape is made again; it writes neither y nor cells.
+  // The forward pass of this call, where its tape is recomputed; it writes neither y nor cells.
   static ForwardCall<T> forward_call(const Call& c) {
     ForwardCall<T> f{};
     f.weights = c.weights, f.steps = c.steps, f.batch = c.batch, f.reverse = c.reverse, f.times = c.times, f.x = c.x;
@@ -951,8 +952,8 @@ class Backward {
   Call call_{};
   const Schedule& schedule_;
   Layout<C, P> s_;
-  Clock clock_{};
-  Forward<C, P> again_;
+  StepMask mask_{};
+  Forward<C, P> recompute_;
   T *zeros_, *weight_sums_[kMatrices], *bias_sums_[kMatrices], *gain_sums_[kCount], *param_sums_;
   T *dh_, *dc_, *c0_, *demitted_, *restart_c_, *restart_sums_;
   double* flow_;

@@ -1,10 +1,10 @@
 // The forward pass of one layer and direction, for any cell: input projection by blocks of steps, then the recurrence,
 // product and cell tile by tile.
 #pragma once
-#include "clock.h"
 #include "layout.h"
 #include "math.h"
 #include "norm.h"
+#include "step_mask.h"
 #include "team.h"
 
 namespace ost::OST_SET {
@@ -16,7 +16,7 @@ OST_HD T* at(const Rows<T>& rows, Index t, Index b) {
   return rows.data + (rows.starts ? (rows.starts[b] + t) * rows.t : t * rows.t + b * rows.b);
 }
 
-// The rows of a lane lie apart where rows were dealt to the lanes: the hardware does not see where the next one is.
+// The rows of a block lie apart where rows were balanced: the hardware does not see where the next one is.
 template <class T>
 OST_HD void fetch_row(const T* row, Index n) {
   constexpr Index L = Vec<T>::kLanes;
@@ -35,14 +35,14 @@ OST_HD void store_left(Vec<T> v, T* p, Index left) {
 // Zeros where rows take no part and repeat nothing, in the order of memory: row by row within the steps it cost 4 to 8% of a pass at H
 // = 64.
 template <class T>
-void clear_rows(const Rows<T>& rows, const Clock& clock, Index width, Range steps) {
-  for (Index b = 0; rows.starts && b < clock.batch; ++b)
+void clear_rows(const Rows<T>& rows, const StepMask& mask, Index width, Range steps) {
+  for (Index b = 0; rows.starts && b < mask.batch; ++b)
     for (Index t = steps.begin; t < smaller(steps.end, rows.ends[b] - rows.starts[b]); ++t)
-      if (!clock.active(t, b) && clock.repeats(t, b) == kSkipped) fill_zero(at(rows, t, b), width);
+      if (!mask.active(t, b) && mask.repeats(t, b) == kSkipped) fill_zero(at(rows, t, b), width);
   if (rows.starts) return;
   for (Index t = steps.begin; t < steps.end; ++t)
-    for (Index b = 0; b < clock.batch; ++b) {
-      if (clock.active(t, b) || clock.repeats(t, b) != kSkipped) continue;
+    for (Index b = 0; b < mask.batch; ++b) {
+      if (mask.active(t, b) || mask.repeats(t, b) != kSkipped) continue;
       fill_zero(at(rows, t, b), width);
     }
 }
@@ -86,31 +86,31 @@ class Forward {
     const Plan plan = make_plan({steps, batch, calls, chained, needs, input, step_depth<C>(s), C::kGates * s.padded, s.groups,
                                  kPhaseCount<C> + kProjected + kNormedPhases, 0, ceil_div(steps, wave), kFlops<P>});
     const Index rows = ceil_div(batch, plan.parts), most = larger<Index>(1, smaller<Index>(steps, kBlockRows / larger<Index>(1, rows)));
-    return {plan, plan.together && chained ? smaller(most, wave) : most, steps, batch, {}, false, false};
+    return {plan, plan.concurrent && chained ? smaller(most, wave) : most, steps, batch, {}, false, false};
   }
 
-  Forward(const Call& call, const Schedule& schedule, bool again = false)
+  Forward(const Call& call, const Schedule& schedule, bool recomputes = false)
       : call_(call),
         schedule_(schedule),
         s_(call.weights->input, call.weights->widths),
-        clock_{call.steps, call.batch, call.reverse, call.times},
-        saves_(again || call.saved) {}
+        mask_{call.steps, call.batch, call.reverse, call.times},
+        saves_(recomputes || call.saved) {}
   static void* operator new(std::size_t, void* at) { return at; }
 
   static void layout_space(Arena& arena, Space* spaces, int i, const Schedule& c, Index most_input, Widths widths) {
     const Layout<C, P> s(most_input, widths);
-    const bool shared = c.plan.spread == Spread::kUnits && i > 0;
-    const Index lane_rows = ceil_div(c.batch, c.plan.parts), rows = c.block_steps * lane_rows;
+    const bool shared = c.plan.spread == Spread::kUnitParallel && i > 0;
+    const Index row_block_rows = ceil_div(c.batch, c.plan.parts), rows = c.block_steps * row_block_rows;
     Space& w = spaces[i];
     w.gx = shared ? spaces[0].gx : arena.take<T>(rows * C::kColumns * s.padded);
-    w.rows = arena.take<Row>(lane_rows);
+    w.rows = arena.take<Row>(row_block_rows);
     w.words = arena.take<const W*>(rows);
     w.out = arena.take<T*>(rows);
-    if (kScratchSaved) w.saved = shared ? spaces[0].saved : arena.take<T>(lane_rows * C::kSaved * s.padded);
-    if (kEmits) w.emitted = shared ? spaces[0].emitted : arena.take<T>(lane_rows * s.padded);
+    if (kScratchSaved) w.saved = shared ? spaces[0].saved : arena.take<T>(row_block_rows * C::kSaved * s.padded);
+    if (kEmits) w.emitted = shared ? spaces[0].emitted : arena.take<T>(row_block_rows * s.padded);
     const Index deepest = larger(s.hidden, s.output);
-    w.encoded = arena.take<W>(larger(rows * row_words<P>(most_input), lane_rows * row_words<P>(deepest)));
-    take_normed(arena, w, s, rows, lane_rows, shared ? &spaces[0] : nullptr);
+    w.encoded = arena.take<W>(larger(rows * row_words<P>(most_input), row_block_rows * row_words<P>(deepest)));
+    take_normed(arena, w, s, rows, row_block_rows, shared ? &spaces[0] : nullptr);
   }
   static void take_normed(Arena& arena, Space& w, const Layout<C, P>& s, Index ahead, Index rows, const Space* shared) {
     if constexpr (kNormedInput) w.deviations = arena.take<T*>(ahead);
@@ -121,7 +121,7 @@ class Forward {
     const Layout<C, P> s(inputs[0], widths);
     const int vectors = C::kPhases[0].product.count() * s.units(0), pieces = vectors ? piece_count(vectors) : 1;
     out->tile_vectors = vectors ? piece(vectors, pieces - 1).count : 0;
-    const Index rows = out->lane_rows, most = vectors ? max_rows(out->tile_vectors) : kMaxRows;
+    const Index rows = out->row_block_rows, most = vectors ? max_rows(out->tile_vectors) : kMaxRows;
     out->tile_rows = int(ceil_div(rows, larger<Index>(1, ceil_div(rows, most))));
     const Index n = schedule.steps * schedule.batch;
     out->tape_bytes = n * (s.tape_width(false) + (C::kStates > 1 ? s.padded : 0)) * Index(sizeof(T));
@@ -129,9 +129,9 @@ class Forward {
   }
   Forward(const Schedule& schedule, Index input, Widths widths) : schedule_(schedule), s_(input, widths) {}  // to measure
 
-  // The tape of rows [b0, b1) in the steps [t0, t1), made again from the states after every step: no step waits for another, so the
+  // The tape of rows [b0, b1) in the steps [t0, t1), recomputed from the states after every step: no step waits for another, so the
   // recurrent products too are taken for all of them at once. The bits are those of the pass, since a row's are whatever rows run with it.
-  static void layout_again(Arena& arena, Space& w, Index rows, Index input, Widths widths, const Space* shared) {
+  static void layout_recompute(Arena& arena, Space& w, Index rows, Index input, Widths widths, const Space* shared) {
     const Layout<C, P> s(input, widths);
     w.gx = shared ? shared->gx : arena.take<T>(rows * C::kColumns * s.padded);
     w.emitted = shared ? shared->emitted : arena.take<T>(kEmits ? rows * s.padded : 0);
@@ -142,20 +142,20 @@ class Forward {
     w.saved = arena.take<T>(2 * s.padded);  // takes the states, which are known
     take_normed(arena, w, s, rows, rows, shared);
   }
-  void again(Space& w, Index b0, Index b1, Index t0, Index t1, T* saved, Range groups, Barrier* barrier, int index, int count) {
+  void recompute(Space& w, Index b0, Index b1, Index t0, Index t1, T* saved, Range groups, Barrier* barrier, int index, int count) {
     const Index s0 = call_.reverse ? call_.steps - t1 : t0, s1 = s0 + t1 - t0;
     const auto tape = [&](Index t, Index i, Index) { return saved + ((t - t0) * (b1 - b0) + i - b0) * tape_width(); };
     if (!call_.projected) project(w, b0, b1, s0, s1, groups, tape, barrier, index, count);
     Index n = 0;
     for (Index s = s0; s < s1; ++s)
       for (Index i = b0; i < b1; ++i) {
-        const Index t = clock_.time(s), b = clock_.row_of(i);
-        if (!clock_.active(t, b)) continue;
-        const Index before = clock_.before(t, b);
+        const Index t = mask_.time(s), b = mask_.row_of(i);
+        if (!mask_.active(t, b)) continue;
+        const Index predecessor = mask_.predecessor(t, b);
         Row& row = w.rows[n];
         row.gx = projected(w, t, b, (s - s0) * (b1 - b0) + i - b0);
-        row.h = hidden_after(before, b);
-        if (C::kStates > 1) row.c = cell_after(before, b, i);
+        row.h = hidden_after(predecessor, b);
+        if (C::kStates > 1) row.c = cell_after(predecessor, b, i);
         row.y = w.saved, row.c1 = w.saved + s_.padded;
         row.saved = row.tape = tape(t, i, b);
         row.emitted = kEmits ? w.emitted + n * s_.padded : nullptr;
@@ -227,29 +227,29 @@ class Forward {
     }
   }
 
-  // The rows of one lane through one block of steps. With units split the team meets at the barrier after every phase.
+  // Take the rows of one row block through one block of steps. With units split the team meets at the barrier after every phase.
   void run_block(Space& w, Index part, Index block, Barrier* barrier, int index, int count) {
     const Range rows = part_of(call_.batch, part, schedule_.plan.parts), groups = part_of(s_.groups, index, count);
     const Index s0 = block * schedule_.block_steps, s1 = smaller(call_.steps, s0 + schedule_.block_steps);
     const auto tape = [&](Index t, Index i, Index b) {
-      return call_.saved ? call_.saved + clock_.on_tape(t, i, b) * tape_width() : nullptr;
+      return call_.saved ? call_.saved + mask_.on_tape(t, i, b) * tape_width() : nullptr;
     };
     if (!call_.projected) project(w, rows.begin, rows.end, s0, s1, groups, tape, barrier, index, count);
     for (Index s = s0; s < s1; ++s) step(w, rows.begin, rows.end, s, s0, groups, barrier, index, count);
   }
 
-  // The blocks of a lane in which any of its rows has a step.
+  // Return the blocks of steps in which any row of a row block has a step.
   Range blocks_of(Index part) const {
     const Range rows = part_of(call_.batch, part, schedule_.plan.parts);
-    const Index longest = clock_.longest(rows.begin, rows.end), all = schedule_.blocks(), each = schedule_.block_steps;
+    const Index longest = mask_.longest(rows.begin, rows.end), all = schedule_.blocks(), each = schedule_.block_steps;
     return call_.reverse ? Range{longest ? (call_.steps - longest) / each : all, all} : Range{0, ceil_div(longest, each)};
   }
 
-  bool finishes() const { return clock_.times.lengths; }
-  void finish(Space&, int index, int count) { clear_rows(call_.y, clock_, s_.output, part_of(call_.steps, index, count)); }
+  bool finishes() const { return mask_.times.lengths; }
+  void finish(Space&, int index, int count) { clear_rows(call_.y, mask_, s_.output, part_of(call_.steps, index, count)); }
   void end() {  // the final states
     for (Index i = 0; i < call_.batch; ++i) {
-      const Index h = s_.hidden, p = s_.output, b = clock_.row_of(i), end = clock_.end(b);
+      const Index h = s_.hidden, p = s_.output, b = mask_.row_of(i), end = mask_.end(b);
       if (call_.hn) __builtin_memcpy(call_.hn + b * p, hidden_after(end, b), std::size_t(p) * sizeof(T));
       if (call_.cn && C::kStates > 1) __builtin_memcpy(call_.cn + b * h, cell_after(end, b, i), std::size_t(h) * sizeof(T));
     }
@@ -268,7 +268,7 @@ class Forward {
   }
   const T* cell_after(Index step, Index b, Index i) const {
     if (step == kRestart) return restart_c_;
-    return step == kInitial || !call_.cells ? cells_ + b * s_.padded : call_.cells + clock_.on_tape(step, i, b) * s_.padded;
+    return step == kInitial || !call_.cells ? cells_ + b * s_.padded : call_.cells + mask_.on_tape(step, i, b) * s_.padded;
   }
 
   // a = bias + W x for the active rows of the block, into w.gx [step][row][columns]. `tape`: where the row of (t, i, b) is kept, or null.
@@ -278,10 +278,10 @@ class Forward {
     Index n = 0;
     for (Index s = s0; s < s1; ++s)
       for (Index i = b0; i < b1; ++i) {
-        const Index t = clock_.time(s), b = clock_.row_of(i);
-        if (!clock_.active(t, b)) continue;
+        const Index t = mask_.time(s), b = mask_.row_of(i);
+        if (!mask_.active(t, b)) continue;
         const T* x = at(call_.x, t, b);
-        if (clock_.times.order) fetch_row(x, s_.input);
+        if (mask_.times.order) fetch_row(x, s_.input);
         w.words[n] = operand(x, s_.input, w.encoded + n * row_words<P>(s_.input));
         if constexpr (kNormedInput) {
           T* kept = tape(t, i, b);
@@ -312,7 +312,7 @@ class Forward {
       }
       norm_input<J + 1>(a, kept);
     } else if constexpr (normed_columns<C>(0) < C::kInput.count()) {  // those that no operation takes have their bias to come
-      for_places(s_, C::kInput, {0, s_.groups}, [&](Place at, Index) {
+      for_places(s_, C::kInput, {0, s_.groups}, [&](VectorPlace at, Index) {
         if (op_of<C>(0, at.column) >= 0) return;
         T* to = a + at.in(s_, kAll);
         (V::load(to) + V::load(call_.weights->bias + at.in(s_, kAll))).store(to);
@@ -321,7 +321,7 @@ class Forward {
   }
   OST_HD void norm_columns(Columns columns, T* a, T* kept, V mean, V scale) {
     const T *gains = call_.weights->gains[0], *bias = call_.weights->bias;
-    for_places(s_, columns, {0, s_.groups}, [&](Place place, Index left) OST_INLINE {
+    for_places(s_, columns, {0, s_.groups}, [&](VectorPlace place, Index left) OST_INLINE {
       const Index at = place.in(s_, kAll), of_product = place.in(s_, C::kInput);
       V d = V::load(a + at) - mean;
       if (left < L) d = keep_lanes(d, left);
@@ -363,28 +363,28 @@ class Forward {
   }
 
   void step(Space& w, Index b0, Index b1, Index s, Index s0, Range groups, Barrier* barrier, int index, int count) {
-    const Index t = clock_.time(s);
+    const Index t = mask_.time(s);
     Index n = 0;
     for (Index i = b0; i < b1; ++i) {
-      const Index b = clock_.row_of(i);
+      const Index b = mask_.row_of(i);
       T* y = at(call_.y, t, b);
-      if (!clock_.active(t, b)) {
+      if (!mask_.active(t, b)) {
         const Range mine = elements_of(groups, index, count);
         const Index first = mine.begin, end = mine.end;
-        if (const Index from = clock_.repeats(t, b); from != kSkipped)
+        if (const Index from = mask_.repeats(t, b); from != kSkipped)
           __builtin_memcpy(y + first, hidden_after(from, b) + first, std::size_t(end - first) * sizeof(T));
         continue;
       }
-      const Index before = clock_.before(t, b);
+      const Index predecessor = mask_.predecessor(t, b);
       Row& row = w.rows[n];
       row.gx = projected(w, t, b, (s - s0) * (b1 - b0) + i - b0);
       row.y = y;
-      row.h = hidden_after(before, b);
+      row.h = hidden_after(predecessor, b);
       if (C::kStates > 1) {
-        row.c = cell_after(before, b, i);
-        row.c1 = call_.cells ? call_.cells + clock_.on_tape(t, i, b) * s_.padded : cells_ + b * s_.padded;
+        row.c = cell_after(predecessor, b, i);
+        row.c1 = call_.cells ? call_.cells + mask_.on_tape(t, i, b) * s_.padded : cells_ + b * s_.padded;
       }
-      row.tape = call_.saved ? call_.saved + clock_.on_tape(t, i, b) * tape_width() : nullptr;
+      row.tape = call_.saved ? call_.saved + mask_.on_tape(t, i, b) * tape_width() : nullptr;
       row.saved = row.tape ? row.tape : kScratchSaved ? w.saved + n * C::kSaved * s_.padded : nullptr;
       if constexpr (kNormedPhases) row.product = w.product + n * product_stride(s_);
       row.emitted = kEmits ? w.emitted + n * s_.padded : nullptr;
@@ -591,7 +591,7 @@ class Forward {
   Call call_{};
   const Schedule& schedule_;
   Layout<C, P> s_;
-  Clock clock_{};
+  StepMask mask_{};
   bool saves_ = false;
   T *zeros_, *cells_, *restart_c_;
 };

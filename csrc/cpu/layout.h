@@ -174,7 +174,7 @@ void pack_transposed(const Layout<C, P>& s, int q, Index g, const T* weight, W* 
       for (int lane = 0; lane < L; lane += P::kPack, to += n * L) {
         const T* from[P::kPack];
         for (int k = 0; k < P::kPack; ++k) from[k] = lane + k < lanes ? weight + (row + lane + k) * depth + first : nullptr;
-        P::weave(from, there, to);
+        P::interleave_rows(from, there, to);
         for (Index k = there; k < n * L; ++k) to[k] = 0;
       }
     }

@@ -14,7 +14,7 @@ struct Moments {
 constexpr int kNormChains = 4;  // sums that run side by side
 
 // Calls f(place, elements left of the hidden units) for every vector of some columns, in the groups given.
-struct Place {
+struct VectorPlace {
   Index g;
   int units, column, u;
   // Where it is in a row of these columns.
@@ -30,7 +30,7 @@ OST_HD void for_places(const S& s, Columns columns, Range groups, F&& f) {
     const Index left = s.hidden - g * S::U * S::L;
 #pragma GCC unroll 4
     for (int column = columns.begin; column < columns.end; ++column)
-      for (int u = 0; u < units; ++u) f(Place{g, units, column, u}, left - u * S::L);
+      for (int u = 0; u < units; ++u) f(VectorPlace{g, units, column, u}, left - u * S::L);
   }
 }
 
@@ -75,7 +75,7 @@ template <class C, int J, class S, class T = typename S::T>
 OST_HD Moments<T> moments_of(const S& s, Columns columns, const T* row) {
   const Columns mine = product_op<C>(J).columns;
   return moments<T>(mine.count() * s.hidden, [&](auto&& f) OST_INLINE {
-    for_places(s, mine, {0, s.groups}, [&](Place at, Index left) OST_INLINE {
+    for_places(s, mine, {0, s.groups}, [&](VectorPlace at, Index left) OST_INLINE {
       f(Vec<T>::load(row + at.in(s, columns)), (at.column - mine.begin) % kNormChains, left);
     });
   });

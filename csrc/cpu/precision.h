@@ -32,7 +32,7 @@ struct Exact {
   static OST_HD Vec<T> finish(Acc acc, const T*, const T*, const T*) { return acc; }
   static OST_HD const T* encode(const T* row, Index, T*) { return row; }
   // Word i of the result: element i of kPack rows; a row that is null counts as zeros.
-  static OST_HD void weave(const T* const* rows, Index n, T* out) {
+  static OST_HD void interleave_rows(const T* const* rows, Index n, T* out) {
     if (rows[0])
       __builtin_memcpy(out, rows[0], std::size_t(n) * sizeof(T));
     else
@@ -97,7 +97,7 @@ struct BFloat {
     return out;
   }
 
-  static void weave(const float* const* rows, Index n, Word* out) {
+  static void interleave_rows(const float* const* rows, Index n, Word* out) {
     using V = Vec<float>;
     for (Index i = 0; i < n; i += V::kLanes) {
       const bool whole = n - i >= V::kLanes;

@@ -7,29 +7,29 @@ namespace ost::OST_SET {
 
 // How the calls of one group (directions side by side, or layers each reading the one below) are spread over threads.
 enum class Spread {
-  kAlone,  // one thread, call after call
-  kLanes,  // a lane is a range of batch rows of one call; each goes through time on one thread, without a barrier
-  kUnits,  // all threads work on the same step of one call, split by hidden units: one barrier a phase
+  kSerial,         // one thread, call after call
+  kBatchParallel,  // a row_block is a range of batch rows of one call; each goes through time on one thread, without a barrier
+  kUnitParallel,   // all threads work on the same step of one call, split by hidden units: one barrier a phase
 };
 
 struct Plan {
   Spread spread;
   int threads;
-  Index parts;     // lanes of one call
-  bool together;   // lanes of all calls at once; else call after call
-  double seconds;  // by the model
+  Index parts;      // row_blocks of one call
+  bool concurrent;  // row_blocks of all calls at once; else call after call
+  double seconds;   // by the model
 };
 
-constexpr Index kLaneRows = 20;   // batch rows that travel through time together: 4 x 5 or 5 x 4
-constexpr Index kWaveBlocks = 8;  // layers at the same time take at least so many blocks of steps, of which L - 1 fill the wave
+constexpr Index kRowBlockRows = 20;  // batch rows that travel through time concurrent: 4 x 5 or 5 x 4
+constexpr Index kWaveBlocks = 8;     // layers at the same time take at least so many blocks of steps, of which L - 1 fill the wave
 constexpr double kRowsBound = 2.2, kBarrier = 2.5e-7, kWake = 5e-6;
 
 struct Needs {
   bool apart = false;       // calls must not run at the same time: they add to the same dx
   bool whole_rows = false;  // a row of the batch stays on one thread: its norms are taken
   bool sums = false;        // the sums of the weight gradients outlive the call
-  bool again = false;       // the tape has the states only
-  bool dealt = false;       // the rows of a lane do not lie one after the other
+  bool recomputes = false;  // the tape has the states only
+  bool dealt = false;       // the rows of a row_block do not lie one after the other
   bool lookup = false;      // x is looked up in a table
 };
 
@@ -42,7 +42,7 @@ struct Group {
   Index width;              // of both: G * padded H
   Index groups;             // of hidden units
   int barriers;             // a step, if units are split
-  Index parts;              // lanes of a call where they are fixed, else 0
+  Index parts;              // row_blocks of a call where they are fixed, else 0
   Index blocks;             // that a wavefront of layers would have
   double flops_per_second;  // of one thread, about
 };
@@ -57,29 +57,29 @@ inline Plan make_plan(const Group& g) {
     return 2 * double(g.width) * (double(g.ahead) * r + double(g.each) * bound) / g.flops_per_second;
   };
   const double steps = double(g.steps), alone = steps * g.calls * step(g.batch);
-  Plan best{Spread::kAlone, 1, g.parts ? g.parts : larger<Index>(1, ceil_div(g.batch, kLaneRows)), false, alone};
+  Plan best{Spread::kSerial, 1, g.parts ? g.parts : larger<Index>(1, ceil_div(g.batch, kRowBlockRows)), false, alone};
   if (threads == 1 || g.batch == 0 || g.steps == 0) return best;
 
-  // Lanes call by call, or of all calls together where one call has too few rows to go round.
-  const auto in_lanes = [&](bool together) {
-    const Index others = together ? g.calls : 1;
-    Index parts = larger<Index>(ceil_div(g.batch, kLaneRows), ceil_div(threads, others));
+  // RowBlocks call by call, or of all calls concurrent where one call has too few rows to go round.
+  const auto in_row_blocks = [&](bool concurrent) {
+    const Index others = concurrent ? g.calls : 1;
+    Index parts = larger<Index>(ceil_div(g.batch, kRowBlockRows), ceil_div(threads, others));
     if (parts * others % threads != 0 && others <= threads && threads % others == 0)
       parts = ceil_div(parts * others, threads) * threads / others;
     parts = g.parts ? g.parts : smaller(parts, g.batch);
-    const Index lanes = parts * others, busy = smaller<Index>(threads, lanes);
-    double seconds = steps * step(ceil_div(g.batch, parts)) * double(ceil_div(lanes, busy)) * (together ? 1 : g.calls);
-    if (together && g.chained) seconds *= 1 + double(ceil_div(busy, parts) - 1) / double(g.blocks);  // the wave fills and drains
-    return Plan{Spread::kLanes, int(busy), parts, together, seconds + kWake};
+    const Index row_blocks = parts * others, busy = smaller<Index>(threads, row_blocks);
+    double seconds = steps * step(ceil_div(g.batch, parts)) * double(ceil_div(row_blocks, busy)) * (concurrent ? 1 : g.calls);
+    if (concurrent && g.chained) seconds *= 1 + double(ceil_div(busy, parts) - 1) / double(g.blocks);  // the wave fills and drains
+    return Plan{Spread::kBatchParallel, int(busy), parts, concurrent, seconds + kWake};
   };
   const int sharers = int(smaller<Index>(threads, g.groups));
-  const Plan units{Spread::kUnits, sharers, g.parts ? g.parts : 1, false,
+  const Plan units{Spread::kUnitParallel, sharers, g.parts ? g.parts : 1, false,
                    steps * g.calls * (step(g.batch) / sharers + g.barriers * kBarrier) + kWake};
   const auto consider = [&](const Plan& p) {
     if (p.seconds < best.seconds && p.threads > 1) best = p;
   };
-  consider(in_lanes(false));
-  if (g.calls > 1 && !g.needs.apart) consider(in_lanes(true));
+  consider(in_row_blocks(false));
+  if (g.calls > 1 && !g.needs.apart) consider(in_row_blocks(true));
   if (!g.needs.whole_rows) consider(units);
   return best;
 }
@@ -98,36 +98,37 @@ class Share {
   Index taken_ = 0;
 };
 
-// Who does what: each lane goes through its blocks in order, one thread at a time; a thread takes whichever free lane is
-// furthest behind, so that one that the system has put aside holds up its own lane only.
-struct Lane {
+// Who does what: each row_block goes through its blocks in order, one thread at a time; a thread takes whichever free row_block is
+// furthest behind, so that one that the system has put aside holds up its own row_block only.
+struct RowBlock {
   Index progress;  // 2 * blocks done, odd while taken
   int call;
   Index part;
-  Index after;  // the lane that must be a block ahead, or -1
+  Index after;  // the row_block that must be a block ahead, or -1
   Index end;    // of its blocks
 };
 
-class Lanes {
+class RowBlocks {
  public:
-  void set(Lane* lanes, Index count) { lanes_ = lanes, count_ = count; }
-  // The next block for a thread that last ran lane *lane (-1: none); false when there is nothing left for it.
-  bool claim(int index, Index* lane, Index* block, const int* stop) {
+  void set(RowBlock* row_blocks, Index count) { row_blocks_ = row_blocks, count_ = count; }
+  // The next block for a thread that last ran row_block *row_block (-1: none); false when there is nothing left for it.
+  bool claim(int index, Index* row_block, Index* block, const int* stop) {
     for (Index looks = 0;; ++looks) {
       if (__atomic_load_n(stop, __ATOMIC_RELAXED)) return false;
       Index best = -1, lowest = 0, seen = 0;
       bool done = true, waiting = false;
       for (Index i = 0; i < count_; ++i) {
         const Index c = (i + index) % count_;
-        const Index at = __atomic_load_n(&lanes_[c].progress, __ATOMIC_ACQUIRE);
-        if (at >= 2 * lanes_[c].end) continue;
+        const Index at = __atomic_load_n(&row_blocks_[c].progress, __ATOMIC_ACQUIRE);
+        if (at >= 2 * row_blocks_[c].end) continue;
         done = false;
         if (at % 2) continue;
-        if (const Index after = lanes_[c].after; after >= 0 && __atomic_load_n(&lanes_[after].progress, __ATOMIC_ACQUIRE) / 2 <= at / 2) {
+        if (const Index after = row_blocks_[c].after;
+            after >= 0 && __atomic_load_n(&row_blocks_[after].progress, __ATOMIC_ACQUIRE) / 2 <= at / 2) {
           waiting = true;
           continue;
         }
-        const Index rank = at - (c == *lane ? 3 : 0);  // its weights are in this core's cache: stay, unless another is far behind
+        const Index rank = at - (c == *row_block ? 3 : 0);  // its weights are in this core's cache: stay, unless another is far behind
         if (best < 0 || rank < lowest) best = c, lowest = rank, seen = at;
       }
       // All that is left is taken: a worker leaves it to those who have it; the caller must stay anyway.
@@ -136,16 +137,16 @@ class Lanes {
         give_way(looks);
         continue;
       }
-      if (!__atomic_compare_exchange_n(&lanes_[best].progress, &seen, seen + 1, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) continue;
-      *lane = best, *block = seen / 2;
+      if (!__atomic_compare_exchange_n(&row_blocks_[best].progress, &seen, seen + 1, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) continue;
+      *row_block = best, *block = seen / 2;
       return true;
     }
   }
-  const Lane& operator[](Index lane) const { return lanes_[lane]; }
-  void finish(Index lane) { __atomic_fetch_add(&lanes_[lane].progress, 1, __ATOMIC_RELEASE); }
+  const RowBlock& operator[](Index row_block) const { return row_blocks_[row_block]; }
+  void finish(Index row_block) { __atomic_fetch_add(&row_blocks_[row_block].progress, 1, __ATOMIC_RELEASE); }
 
  private:
-  Lane* lanes_ = nullptr;
+  RowBlock* row_blocks_ = nullptr;
   Index count_ = 0;
 };
 

@@ -1,9 +1,9 @@
 // Runs the calls of a group (directions side by side, layers one above the other, or a single one) over the threads of a
-// team. Written once for both passes; a driver D (Forward, Backward) knows how to take one lane through one block of steps.
+// team. Written once for both passes; a driver D (Forward, Backward) knows how to take one row_block through one block of steps.
 #pragma once
-#include "clock.h"
 #include "precision.h"
 #include "schedule.h"
+#include "step_mask.h"
 
 namespace ost::OST_SET {
 
@@ -16,7 +16,7 @@ struct Schedule {
   Plan plan;
   Index block_steps, steps, batch;
   Index copied[2];   // backward: depths of the rows of x and h that are copied for the weight gradients, or 0
-  bool again;        // backward: the tape has the states only
+  bool recomputes;   // backward: the tape has the states only
   bool direct_sums;  // backward: weight gradients go to the caller's without lying in memory first
   Index blocks() const { return ceil_div(steps, block_steps); }
 };
@@ -35,15 +35,15 @@ class Team {
       for (int i = 0; i < count; ++i) {
         needs.apart |= calls[i].dx_add;
         needs.sums |= calls[i].sums != nullptr;
-        needs.again |= calls[i].saved == nullptr && D::kTapes;
+        needs.recomputes |= calls[i].saved == nullptr && D::kTapes;
         needs.dealt |= calls[i].times.order != nullptr;
         needs.lookup |= calls[i].lookup.ids.data != nullptr;
         needs.whole_rows |= calls[i].control.clip_norm > 0 || calls[i].control.flow;
       }
     schedule_ = D::schedule(calls[0].steps, calls[0].batch, inputs, calls[0].weights->widths, count, chained, needs);
-    chained_ = chained && schedule_.plan.together;
+    chained_ = chained && schedule_.plan.concurrent;
     // Calls of one set run at the same time.
-    sets_ = schedule_.plan.together ? 1 : count;
+    sets_ = schedule_.plan.concurrent ? 1 : count;
   }
 
   static void describe(Index steps, Index batch, const Index* inputs, Widths widths, int calls, bool chained, CallPlan* out) {
@@ -52,10 +52,10 @@ class Team {
     *out = {};
     out->spread = kNames[int(s.plan.spread)];
     out->threads = s.plan.threads;
-    out->lanes = s.plan.parts * calls;
-    out->lane_rows = ceil_div(batch, larger<Index>(1, s.plan.parts));
+    out->row_blocks = s.plan.parts * calls;
+    out->row_block_rows = ceil_div(batch, larger<Index>(1, s.plan.parts));
     out->block_steps = s.block_steps;
-    out->together = s.plan.together;
+    out->concurrent = s.plan.concurrent;
     out->model_seconds = s.plan.seconds;
     D::describe(s, inputs, widths, calls, out);
   }
@@ -84,7 +84,7 @@ class Team {
     for (int pass = 0; pass < 2; ++pass) {
       drivers_ = objects.take<D>(count_);
       spaces_ = objects.take<Space>(plan.threads);
-      lanes_ = objects.take<Lane>(count_ * plan.parts);
+      row_blocks_ = objects.take<RowBlock>(count_ * plan.parts);
       if (pass == 0 && !objects.allocate()) return kNoMemory;
     }
     for (int i = 0; i < count_; ++i) new (drivers_ + i) D(calls_[i], schedule_);
@@ -95,11 +95,11 @@ class Team {
       drivers_[i].begin();
       for (Index part = 0; part < plan.parts; ++part) {
         const Range blocks = blocks_of(drivers_[i], part);
-        lanes_[i * plan.parts + part] = {2 * blocks.begin, i, part, chained_ && i > 0 ? (i - 1) * plan.parts + part : -1, blocks.end};
+        row_blocks_[i * plan.parts + part] = {2 * blocks.begin, i, part, chained_ && i > 0 ? (i - 1) * plan.parts + part : -1, blocks.end};
       }
     }
     for (set_ = 0; set_ < sets_ && !stop_; ++set_) {
-      lanes_of_set_.set(lanes_ + set_ * plan.parts, (count_ / sets_) * plan.parts);
+      row_blocks_of_set_.set(row_blocks_ + set_ * plan.parts, (count_ / sets_) * plan.parts);
       run_team(plan.threads, [](void* self, int index, Crew& crew) { static_cast<Team*>(self)->work(index, crew); }, this);
     }
     if (stop_) return kStopped;
@@ -128,10 +128,10 @@ class Team {
 
   // One set. Gradients are summed in a last turn of the last one.
   void work(int index, Crew& crew) {
-    if (schedule_.plan.spread == Spread::kUnits) {
+    if (schedule_.plan.spread == Spread::kUnitParallel) {
       if (index == 0) share_units(drivers_[set_], crew);
     } else {
-      take_lanes(lanes_of_set_, index);
+      take_row_blocks(row_blocks_of_set_, index);
     }
     const bool last = set_ + 1 == sets_ && drivers_[0].finishes();
     if (index == 0) {
@@ -139,7 +139,7 @@ class Team {
       if (last && !__atomic_load_n(&stop_, __ATOMIC_RELAXED)) finish(0, crew.call());
       return;
     }
-    if (schedule_.plan.spread != Spread::kUnits && !last) return;
+    if (schedule_.plan.spread != Spread::kUnitParallel && !last) return;
     for (int rank, count; crew.await(index, &rank, &count);)
       if (finishing_)
         finish(rank, count);
@@ -150,13 +150,13 @@ class Team {
     for (int i = 0; i < count_; ++i) drivers_[i].finish(spaces_[rank], rank, count);
   }
 
-  void take_lanes(Lanes& lanes, int index) {
-    Index lane = -1, block = 0;
+  void take_row_blocks(RowBlocks& row_blocks, int index) {
+    Index row_block = -1, block = 0;
     for (;;) {
       poll(index);
-      if (!lanes.claim(index, &lane, &block, &stop_)) return;
-      drivers_[lanes[lane].call].run_block(spaces_[index], lanes[lane].part, block, nullptr, 0, 1);
-      lanes.finish(lane);
+      if (!row_blocks.claim(index, &row_block, &block, &stop_)) return;
+      drivers_[row_blocks[row_block].call].run_block(spaces_[index], row_blocks[row_block].part, block, nullptr, 0, 1);
+      row_blocks.finish(row_block);
     }
   }
 
@@ -185,12 +185,12 @@ class Team {
   Schedule schedule_;
   D* drivers_;
   Space* spaces_;
-  Lane* lanes_;
+  RowBlock* row_blocks_;
   Barrier barrier_;
   int stop_ = 0;
   // What the present turn is about, written by the caller before it gives one.
   int set_ = 0;
-  Lanes lanes_of_set_;
+  RowBlocks row_blocks_of_set_;
   bool finishing_ = false;
   Index part_ = 0, block_ = 0;
 };

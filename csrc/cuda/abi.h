@@ -62,7 +62,7 @@ struct LayerArgs {
   SharedArgs shared;
   Index steps, batch;                    // T, B
   bool reverse;                          // from the last step to the first
-  Address lengths, before;               // [B], [T+1,B]: see Times
+  Address lengths, predecessors;         // [B], [T+1,B]: see Times
   RowsArgs x, px, y;                     // [T,B,I], [T,B,H,column], [T,B,H]
   Address h0, c0, restart_h, restart_c;  // [B,H] and [H]
   Address gx;                            // [T,B,H,column]
@@ -72,7 +72,7 @@ struct LayerArgs {
   template <class S, class F>
   static void fields(S& s, F&& f) {
     f("weights", s.weights), f("shared", s.shared), f("steps", s.steps), f("batch", s.batch), f("reverse", s.reverse);
-    f("lengths", s.lengths), f("before", s.before), f("x", s.x), f("px", s.px), f("y", s.y);
+    f("lengths", s.lengths), f("predecessors", s.predecessors), f("x", s.x), f("px", s.px), f("y", s.y);
     f("h0", s.h0), f("c0", s.c0), f("restart_h", s.restart_h), f("restart_c", s.restart_c);
     f("gx", s.gx), f("saved", s.saved), f("cells", s.cells), f("emitted", s.emitted);
     f("state", s.state), f("saved_scratch", s.saved_scratch), f("hn", s.hn), f("cn", s.cn);
@@ -166,12 +166,12 @@ struct PackSharedArgs {
 
 struct TimesArgs {
   Index steps, batch;
-  Address lengths, resets, mask, held, restarted, resets_after, before;
+  Address lengths, resets, mask, held, restarted, resets_after, predecessors;
   bool repeat, from_end;
   template <class S, class F>
   static void fields(S& s, F&& f) {
     f("steps", s.steps), f("batch", s.batch), f("lengths", s.lengths), f("resets", s.resets), f("mask", s.mask), f("held", s.held);
-    f("restarted", s.restarted), f("resets_after", s.resets_after), f("before", s.before), f("repeat", s.repeat);
+    f("restarted", s.restarted), f("resets_after", s.resets_after), f("predecessors", s.predecessors), f("repeat", s.repeat);
     f("from_end", s.from_end);
   }
 };

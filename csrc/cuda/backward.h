@@ -27,7 +27,7 @@ struct BackwardBeginKernel {
       if (C::kStates > 1) g.dc[i] = value(g.dcn, i);
       for (int k = 0; k < C::kStates; ++k) {
         T* d = k == 0 ? g.dh : g.dc;
-        const bool restart = p.clock().end(b) == kRestart;
+        const bool restart = p.mask().end(b) == kRestart;
         g.restarts[k * p.batch * p.hidden + i] = restart ? d[i] : T(0);
         if (restart) d[i] = T(0);
       }
@@ -62,7 +62,7 @@ struct NormKernel {
   Grid grid() const { return {p.batch}; }
   OST_HD void operator()(const Block& block, Space& space) const {
     const Index b = block.x;
-    const bool active = p.clock().active(t, b);
+    const bool active = p.mask().active(t, b);
     OST_UNROLL
     for (int k = 0; k < C::kStates; ++k) {
       block.for_each_thread_sync([&](int thread) {
@@ -95,7 +95,7 @@ struct FlowKernel {
     const Index b = block.x, k = block.y;
     block.for_each_thread_sync([&](int thread) {
       space.sums[thread] = 0;
-      for (Index u = thread; u < p.hidden && p.clock().active(t, b); u += kThreads)
+      for (Index u = thread; u < p.hidden && p.mask().active(t, b); u += kThreads)
         space.sums[thread] += double(g.squares[(k * p.batch + b) * p.hidden + u]);
     });
     block.for_each_thread_sync([&](int thread) {
@@ -126,24 +126,24 @@ struct Gathered {
 // load(to, from) copies at once, or asynchronously to shared memory, complete after `async_wait`.
 template <class C, class T, int F, class Load>
 OST_HD void gather(const Problem<T>& p, const BackwardProblem<T>& g, Index t, Index b, Index u, Gathered<C, T>& given, Load&& load) {
-  const Clock clock = p.clock();
+  const StepMask mask = p.mask();
   const Index row = t * p.batch + b;
   const auto take = [&](T& to, const T* from, Index k) { from ? load(to, from + k) : void(to = T(0)); };
   const auto gradient = [&](T& to, const Rows<const T>& rows) { take(to, rows.data ? at(rows, t, b) : nullptr, u); };
-  given.active = clock.active(t, b);
+  given.active = mask.active(t, b);
   if (!given.active || C::kStates == 1) given.dcell = T(0);
   if (!given.active) {
-    F == 0 && clock.repeats(t, b) != kSkipped ? gradient(given.dy, g.dy) : void(given.dy = T(0));
+    F == 0 && mask.repeats(t, b) != kSkipped ? gradient(given.dy, g.dy) : void(given.dy = T(0));
     return;
   }
   auto& in = given.in;
-  const Index before = clock.before(t, b);
+  const Index predecessor = mask.predecessor(t, b);
   for (int k = 0; k < C::kSaved; ++k) take(in.saved[k], saved_at<C>(p, t, b), k * p.hidden + u);
-  take(in.previous[0], hidden_after(p, before, b), u);
+  take(in.previous[0], hidden_after(p, predecessor, b), u);
   take(in.next[0], at(p.y, t, b), u);
   gradient(given.dy, g.dy);
   if constexpr (C::kStates > 1) {
-    take(in.previous[1], cell_after(p, before, b), u);
+    take(in.previous[1], cell_after(p, predecessor, b), u);
     take(in.next[1], p.cells + row * p.hidden, u);
     gradient(given.dcell, g.control.dcells);
   }
@@ -245,7 +245,7 @@ struct TransposedProductKernel {
       if (m0 + m >= rows || k >= depth) return;
       T* to;
       if (out) {
-        if (!p.clock().active(t, b)) return;
+        if (!p.mask().active(t, b)) return;
         to = out + b * depth + k;
       } else {
         if (g.dx.starts && g.dx.starts[b] + t >= g.dx.ends[b]) return;
@@ -259,7 +259,7 @@ struct TransposedProductKernel {
 // Send what an active step hands on to the state of a restart, or drop it at a cut.
 template <class C, class T>
 OST_HD void cut(const Problem<T>& p, const BackwardProblem<T>& g, Index t, Index b, Index u, T* d) {
-  const bool restart = p.clock().before(t, b) == kRestart, cut = g.control.cuts && g.control.cuts[t * p.batch + b];
+  const bool restart = p.mask().predecessor(t, b) == kRestart, cut = g.control.cuts && g.control.cuts[t * p.batch + b];
   for (int k = 0; k < C::kStates && (restart || cut); ++k) {
     if (restart) g.restarts[(k * p.batch + b) * p.hidden + u] += d[k];
     d[k] = T(0);
@@ -275,7 +275,7 @@ struct CutKernel {
   OST_HD void operator()(const Block& block, Space&) const {
     block.for_each_thread_sync([&](int thread) {
       const Index i = block.x * kThreads + thread, b = i / p.hidden;
-      if (b >= p.batch || !p.clock().active(t, b)) return;
+      if (b >= p.batch || !p.mask().active(t, b)) return;
       T d[2] = {g.dh[i], C::kStates > 1 ? g.dc[i] : T(0)};
       cut<C, T>(p, g, t, b, i % p.hidden, d);
       g.dh[i] = d[0];
@@ -288,11 +288,11 @@ struct CutKernel {
 template <class C, class T, int Q>
 OST_HD T operand(const Problem<T>& p, Index row, Index k) {
   const Index t = row / p.batch, b = row % p.batch;
-  const Clock clock = p.clock();
-  if (!clock.active(t, b)) return T(0);
+  const StepMask mask = p.mask();
+  if (!mask.active(t, b)) return T(0);
   if constexpr (Q == 0) return at(p.x, t, b)[k];
   if constexpr (Q > 0 && C::kPhases[Q > 0 ? Q - 1 : 0].operand == Operand::kEmitted) return p.emitted[row * p.hidden + k];
-  return value(hidden_after(p, clock.before(t, b), b), k);
+  return value(hidden_after(p, mask.predecessor(t, b), b), k);
 }
 
 // Recompute what phase F saves, for all steps at once: with the states known, steps are
@@ -322,7 +322,7 @@ struct RecomputeKernel {
       for (int i = thread; i < kTileM * kUnits; i += kThreads) {
         const Index row = first + i / kUnits, u = u0 + i % kUnits;
         if (row < rows && u < p.hidden)
-          step_cell<C, T, F, true>(p, p.clock(), row / p.batch, row % p.batch, u, space.sums[i / kUnits] + i % kUnits * kCount);
+          step_cell<C, T, F, true>(p, p.mask(), row / p.batch, row % p.batch, u, space.sums[i / kUnits] + i % kUnits * kCount);
       }
     });
   }

@@ -40,7 +40,7 @@ template <class C, class T>
 Problem<T> problem(const LayerArgs& a) {
   Problem<T> p = problem<C, T>(a.weights, a.shared);
   p.steps = a.steps, p.batch = a.batch, p.reverse = a.reverse;
-  p.times = {pointer<const Index>(a.lengths), pointer<const std::int32_t>(a.before), nullptr};
+  p.times = {pointer<const Index>(a.lengths), pointer<const std::int32_t>(a.predecessors), nullptr};
   p.x = a.x.rows<const T>(), p.px = a.px.rows<const T>(), p.y = a.y.rows<T>();
   p.h0 = pointer<T>(a.h0), p.c0 = pointer<T>(a.c0), p.restart_h = pointer<T>(a.restart_h), p.restart_c = pointer<T>(a.restart_c);
   p.gx = pointer<T>(a.gx), p.saved = pointer<T>(a.saved), p.cells = pointer<T>(a.cells), p.emitted = pointer<T>(a.emitted);
@@ -246,17 +246,17 @@ void act_on(Run& run, CellId cell, int itemsize, const std::string& precision, c
 template <class T, class Run>
 void act(Run& run, const TimesArgs& a) {
   const auto bytes = [](Address address) { return pointer<const std::uint8_t>(address); };
-  const Given given{a.steps,
-                    a.batch,
-                    pointer<const Index>(a.lengths),
-                    bytes(a.resets),
-                    bytes(a.mask),
-                    bytes(a.held),
-                    bytes(a.restarted),
-                    bytes(a.resets_after),
-                    a.repeat,
-                    a.from_end};
-  run(TimesKernel{given, needed<std::int32_t>(a.before, "before")});
+  const MaskInputs given{a.steps,
+                         a.batch,
+                         pointer<const Index>(a.lengths),
+                         bytes(a.resets),
+                         bytes(a.mask),
+                         bytes(a.held),
+                         bytes(a.restarted),
+                         bytes(a.resets_after),
+                         a.repeat,
+                         a.from_end};
+  run(TimesKernel{given, needed<std::int32_t>(a.predecessors, "predecessors")});
 }
 template <class T, class Run>
 void act(Run& run, const DropArgs& a) {

@@ -10,20 +10,20 @@
 namespace ost::OST_SET {
 
 struct TimesKernel {  // one thread a row
-  Given given;
-  std::int32_t* before;
+  MaskInputs given;
+  std::int32_t* predecessors;
   struct Space {};
   Grid grid() const { return {ceil_div(given.batch, kThreads)}; }
   OST_HD void operator()(const Block& block, Space&) const {
     block.for_each_thread_sync([&](int thread) {
       const Index b = block.x * kThreads + thread;
       if (b >= given.batch) return;
-      Place place = Place::first(given, b);
+      RowCursor place = RowCursor::first(given, b);
       for (Index s = 0; s < given.steps; ++s) {
         const Index t = given.from_end ? given.steps - 1 - s : s;
-        before[t * given.batch + b] = place.step(given, t, b);
+        predecessors[t * given.batch + b] = place.step(given, t, b);
       }
-      before[given.steps * given.batch + b] = place.state;
+      predecessors[given.steps * given.batch + b] = place.state;
     });
   }
 };

@@ -82,14 +82,14 @@ struct ProjectKernel {
   Grid grid() const { return {ceil_div(p.hidden, kUnits), ceil_div(p.steps * p.batch, kTileM)}; }
   OST_HD void operator()(const Block& block, Space& space) const {
     const Index first = block.y * kTileM, u0 = block.x * kUnits, rows = p.steps * p.batch;
-    const Clock clock = p.clock();
+    const StepMask mask = p.mask();
     PerThread<Sums<T>> sums;
     clear(block, sums);
     multiply(
         block, space, Range{0, p.input},
         [&](int m, Index k) {
           const Index row = first + m, t = row / p.batch, b = row % p.batch;
-          return row < rows && clock.active(t, b) ? at(p.x, t, b)[k] : T(0);
+          return row < rows && mask.active(t, b) ? at(p.x, t, b)[k] : T(0);
         },
         [&](Index k, int n) { return unit(u0, n) < p.hidden ? static_cast<const W*>(p.panels[0])[(k * p.hidden + u0) * kCount + n] : W{}; },
         sums);
@@ -120,7 +120,7 @@ struct SpreadKernel {
   OST_HD void operator()(const Block& block, Space&) const {
     block.for_each_thread_sync([&](int thread) {
       const Index i = block.x * kThreads + thread, u = i % p.hidden, row = i / p.hidden, t = row / p.batch, b = row % p.batch;
-      if (row >= p.steps * p.batch || !p.clock().active(t, b)) return;
+      if (row >= p.steps * p.batch || !p.mask().active(t, b)) return;
       constexpr Columns in = C::kInput;
       for (int column = 0; column < C::kColumns; ++column) {
         T v = p.bias[u * C::kColumns + column];
@@ -141,10 +141,10 @@ struct StepSpace {
 // the step, and becomes that after it; `out` is what the phase before returned. Return false if the
 // row takes no part.
 template <class C, class T, int F, bool kRecompute = false>
-OST_HD bool compute(const Problem<T>& p, const Clock& clock, Index t, Index b, Index u, const T* gx, const T* products, T* state,
+OST_HD bool compute(const Problem<T>& p, const StepMask& mask, Index t, Index b, Index u, const T* gx, const T* products, T* state,
                     ForwardOut<C, T>& out) {
   constexpr Columns product = C::kPhases[F].product, own = C::kPhases[F].own;
-  if (!clock.active(t, b)) return false;
+  if (!mask.active(t, b)) return false;
   ForwardIn<C, T> in;
   for (int column = own.begin; column < own.end; ++column) {
     in.a[column] = gx[column];
@@ -163,12 +163,12 @@ OST_HD bool compute(const Problem<T>& p, const Clock& clock, Index t, Index b, I
 // Store what a step returned; for a row that takes no part, the output that it repeats.
 // `kRecompute`: outputs and states are known, and only what the cell saves is stored.
 template <class C, class T, int F, bool kRecompute = false>
-OST_HD void store_outputs(const Problem<T>& p, const Clock& clock, Index t, Index b, Index u, bool ran, const ForwardOut<C, T>& out) {
+OST_HD void store_outputs(const Problem<T>& p, const StepMask& mask, Index t, Index b, Index u, bool ran, const ForwardOut<C, T>& out) {
   constexpr int last = kPhaseCount<C> - 1;
   const Index row = t * p.batch + b;
   if (!ran) {
     if (kRecompute || F < last || (p.y.starts && p.y.starts[b] + t >= p.y.ends[b])) return;
-    const Index from = clock.repeats(t, b);
+    const Index from = mask.repeats(t, b);
     at(p.y, t, b)[u] = from == kSkipped ? T(0) : value(hidden_after(p, from, b), u);
     return;
   }
@@ -183,24 +183,24 @@ OST_HD void store_outputs(const Problem<T>& p, const Clock& clock, Index t, Inde
 }
 
 template <class C, class T, int F, bool kRecompute = false>
-OST_HD bool finish(const Problem<T>& p, const Clock& clock, Index t, Index b, Index u, const T* gx, const T* products, T* state) {
+OST_HD bool finish(const Problem<T>& p, const StepMask& mask, Index t, Index b, Index u, const T* gx, const T* products, T* state) {
   ForwardOut<C, T> out;
   for (int k = 0; k < C::kSaved && F > 0; ++k) out.saved[k] = saved_at<C>(p, t, b)[k * p.hidden + u];
-  const bool ran = compute<C, T, F, kRecompute>(p, clock, t, b, u, gx, products, state, out);
-  store_outputs<C, T, F, kRecompute>(p, clock, t, b, u, ran, out);
+  const bool ran = compute<C, T, F, kRecompute>(p, mask, t, b, u, gx, products, state, out);
+  store_outputs<C, T, F, kRecompute>(p, mask, t, b, u, ran, out);
   return ran;
 }
 
 // Run `finish` on states in memory.
 template <class C, class T, int F, bool kRecompute = false>
-OST_HD void step_cell(const Problem<T>& p, const Clock& clock, Index t, Index b, Index u, const T* products) {
+OST_HD void step_cell(const Problem<T>& p, const StepMask& mask, Index t, Index b, Index u, const T* products) {
   T state[C::kStates] = {};
-  if (clock.active(t, b)) {
-    const Index before = clock.before(t, b);
-    state[0] = value(hidden_after(p, before, b), u);
-    if constexpr (C::kStates > 1) state[1] = value(cell_after(p, before, b), u);
+  if (mask.active(t, b)) {
+    const Index predecessor = mask.predecessor(t, b);
+    state[0] = value(hidden_after(p, predecessor, b), u);
+    if constexpr (C::kStates > 1) state[1] = value(cell_after(p, predecessor, b), u);
   }
-  finish<C, T, F, kRecompute>(p, clock, t, b, u, p.gx + ((t * p.batch + b) * p.hidden + u) * C::kColumns, products, state);
+  finish<C, T, F, kRecompute>(p, mask, t, b, u, p.gx + ((t * p.batch + b) * p.hidden + u) * C::kColumns, products, state);
 }
 
 // Run phase F of one step.
@@ -215,17 +215,17 @@ struct StepKernel {
   Grid grid() const { return {ceil_div(p.hidden, kUnits), ceil_div(p.batch, kTileM)}; }
 
   OST_HD void operator()(const Block& block, Space& space) const {
-    const Index b0 = block.y * kTileM, u0 = block.x * kUnits, t = p.clock().time(step);
-    const Clock clock = p.clock();
+    const Index b0 = block.y * kTileM, u0 = block.x * kUnits, t = p.mask().time(step);
+    const StepMask mask = p.mask();
     PerThread<Sums<T>> sums;
     clear(block, sums);
     multiply(
         block, space.product, Range{0, p.hidden},
         [&](int m, Index k) {
           const Index b = b0 + m;
-          if (b >= p.batch || !clock.active(t, b)) return T(0);
+          if (b >= p.batch || !mask.active(t, b)) return T(0);
           if (kEmitted) return p.emitted[b * p.hidden + k];
-          return value(hidden_after(p, clock.before(t, b), b), k);
+          return value(hidden_after(p, mask.predecessor(t, b), b), k);
         },
         [&](Index k, int n) {
           return n < kUnits * kCount && u0 + n / kCount < p.hidden
@@ -237,7 +237,7 @@ struct StepKernel {
     block.for_each_thread_sync([&](int thread) {
       for (int i = thread; i < kTileM * kUnits; i += kThreads) {
         const Index b = b0 + i / kUnits, u = u0 + i % kUnits;
-        if (b < p.batch && u < p.hidden) step_cell<C, T, F>(p, clock, t, b, u, space.sums[i / kUnits] + i % kUnits * kCount);
+        if (b < p.batch && u < p.hidden) step_cell<C, T, F>(p, mask, t, b, u, space.sums[i / kUnits] + i % kUnits * kCount);
       }
     });
   }
@@ -252,7 +252,7 @@ struct FinalKernel {
     block.for_each_thread_sync([&](int thread) {
       const Index i = block.x * kThreads + thread, b = i / p.hidden, u = i % p.hidden;
       if (b >= p.batch) return;
-      const Index end = p.clock().end(b);
+      const Index end = p.mask().end(b);
       if (p.hn) p.hn[i] = value(hidden_after(p, end, b), u);
       if (p.cn && C::kStates > 1) p.cn[i] = value(cell_after(p, end, b), u);
     });

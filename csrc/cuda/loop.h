@@ -46,7 +46,7 @@ struct LoopKernel {
 
   OST_HD void operator()(const Block& block, Space& space) const {
     const Index b0 = block.x * kLoopRows;
-    const Clock clock = p.clock();
+    const StepMask mask = p.mask();
     PerThread<typename E::Weights> weights;
     E::load(block, weights, static_cast<const typename E::Word*>(p.loop_panels));
     for_each_unit<K>(block, [&](int row, int u) {
@@ -54,15 +54,15 @@ struct LoopKernel {
       const bool there = b < p.batch && u < p.hidden;
       set(space, row, u, 0, there ? value(hidden_after(p, kInitial, b), u) : T(0));
       if constexpr (C::kStates > 1) set(space, row, u, 1, there ? value(cell_after(p, kInitial, b), u) : T(0));
-      if (there && p.steps > 0) prefetch_async(space, clock, 0, b, row, u);
+      if (there && p.steps > 0) prefetch_async(space, mask, 0, b, row, u);
     });
     block.sync_block();
     for (Index step = 0; step < p.steps; ++step) {
-      const Index t = clock.time(step);
-      if (p.times.before) {
+      const Index t = mask.time(step);
+      if (p.times.predecessors) {
         for_each_unit<K>(block, [&](int row, int u) {
           const Index b = b0 + row;
-          if (b >= p.batch || u >= p.hidden || !clock.active(t, b) || clock.before(t, b) != kRestart) return;
+          if (b >= p.batch || u >= p.hidden || !mask.active(t, b) || mask.predecessor(t, b) != kRestart) return;
           set(space, row, u, 0, value(hidden_after(p, kRestart, b), u));
           if constexpr (C::kStates > 1) set(space, row, u, 1, value(cell_after(p, kRestart, b), u));
         });
@@ -78,8 +78,8 @@ struct LoopKernel {
         for (int column = 0; column < kCount; ++column) products[column] = space.product.sum(u * kCount + column, row);
         OST_UNROLL
         for (int k = 0; k < C::kStates; ++k) state[k] = space.state[k][row][u];
-        const bool ran = finish<C, T, 0>(p, clock, t, b, u, space.gx[row][u], products, state);
-        if (step + 1 < p.steps) prefetch_async(space, clock, step + 1, b, row, u);
+        const bool ran = finish<C, T, 0>(p, mask, t, b, u, space.gx[row][u], products, state);
+        if (step + 1 < p.steps) prefetch_async(space, mask, step + 1, b, row, u);
         OST_UNROLL
         for (int k = 0; k < C::kStates; ++k)
           if (ran) set(space, row, u, k, state[k]);
@@ -88,9 +88,9 @@ struct LoopKernel {
     }
   }
 
-  OST_HD void prefetch_async(Space& space, const Clock& clock, Index step, Index b, int row, int u) const {
-    const Index t = clock.time(step);
-    if (!clock.active(t, b)) return;
+  OST_HD void prefetch_async(Space& space, const StepMask& mask, Index step, Index b, int row, int u) const {
+    const Index t = mask.time(step);
+    if (!mask.active(t, b)) return;
     copy_async<sizeof(space.gx[0][0])>(space.gx[row][u], p.gx + ((t * p.batch + b) * p.hidden + u) * C::kColumns);
   }
   OST_HD static void set(Space& space, int row, int u, int k, T v) {
@@ -115,7 +115,7 @@ struct BackwardLoopKernel {
 
   OST_HD void operator()(const Block& block, Space& space) const {
     const Index b0 = block.x * kLoopRows;
-    const Clock clock = p.clock();
+    const StepMask mask = p.mask();
     PerThread<typename E::Weights> weights;
     E::load(block, weights, static_cast<const typename E::Word*>(p.loop_transposed));
     for_each_unit<K>(block, [&](int row, int u) {
@@ -125,7 +125,7 @@ struct BackwardLoopKernel {
     });
     block.sync_block();
     for (Index s = p.steps; s-- > 0;) {
-      const Index t = clock.time(s);
+      const Index t = mask.time(s);
       for_each_unit_sync(block, b0, [&](Index b, int row, int u) {
         T d[2] = {space.d[0][row][u], C::kStates > 1 ? space.d[C::kStates - 1][row][u] : T(0)};
         BackwardOut<C, T> out;
@@ -137,7 +137,7 @@ struct BackwardLoopKernel {
       });
       E::multiply(block, weights, space.product);
       for_each_unit_sync(block, b0, [&](Index b, int row, int u) {
-        if (!clock.active(t, b)) return;
+        if (!mask.active(t, b)) return;
         space.d[0][row][u] += space.product.sum(u, row);
         T d[2] = {space.d[0][row][u], C::kStates > 1 ? space.d[C::kStates - 1][row][u] : T(0)};
         cut<C, T>(p, g, t, b, u, d);

@@ -216,7 +216,7 @@ void through_time(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, co
   }
   if constexpr (kLoops<C> && sizeof(T) == 4) {
     run_loop<T, V>(plan.loop, [&]<int K>() { run(BackwardLoopKernel<C, T, V, K>{p, g}); });
-    if (rows > 0 && p.steps > 0) run(CellKernel<C, T, 0>{p, g, p.clock().time(p.steps - 1)});
+    if (rows > 0 && p.steps > 0) run(CellKernel<C, T, 0>{p, g, p.mask().time(p.steps - 1)});
     for (Index s = rows > 0 ? p.steps : 0; s-- > 0;) run_stream(rows, [&]<int R>() { run(StreamBackwardKernel<C, T, V, R>{p, g, s}); });
   }
   for (Index s = plan.loop || plan.units || rows ? 0 : p.steps; s-- > 0;) {
@@ -224,7 +224,7 @@ void through_time(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, co
     if (g.control.clip_norm > 0) run(NormKernel<C, T>{p, g, t});
     run_backward_phases<C, T, V, kPhaseCount<C> - 1>(run, p, g, t);
     if (g.control.flow) run(FlowKernel<C, T>{p, g, t});
-    if (p.times.before || g.control.cuts) run(CutKernel<C, T>{p, g, t});
+    if (p.times.predecessors || g.control.cuts) run(CutKernel<C, T>{p, g, t});
   }
 }
 

@@ -425,7 +425,7 @@ struct PersistentKernel {
 
   OST_HD void operator()(const Block& block, Space& space) const {
     const Problem<T>& p = problems[block.z];
-    const Clock clock = p.clock();
+    const StepMask mask = p.mask();
     const Index tiles = tiles_of(p.hidden);
     const BlockRange<kUnits> range(block, p, launch_args, slot_words(p.hidden));
     PerPhase<Weights, 0, kPhases> weights;
@@ -447,13 +447,13 @@ struct PersistentKernel {
       for (int k = 0; k < C::kStates; ++k)
         state[k] = launch_args.first_step > 0 ? launch_args.carry[((block.z * C::kStates + k) * p.batch + b) * p.hidden + u]
                                               : value(k == 0 ? hidden_after(p, kInitial, b) : cell_after(p, kInitial, b), u);
-      prepare(p, clock, launch_args.first_step, b, u, state, next[thread]);
+      prepare(p, mask, launch_args.first_step, b, u, state, next[thread]);
       for (int k = 0; k < C::kStates; ++k) space.state[k][row][unit] = state[k];
     });
     block.sync_warp();
     send(block, space.state[0], range, range.slot(0), tiles);
     for (Index n = 0; n < launch_args.steps; ++n) {
-      const Index step = launch_args.first_step + n, t = clock.time(step);
+      const Index step = launch_args.first_step + n, t = mask.time(step);
       for_phases<C>([&]<int F>() {
         constexpr bool last = F + 1 == kPhases;
         constexpr Columns columns = Phase<F>::kColumns, product = C::kPhases[F].product;
@@ -475,9 +475,9 @@ struct PersistentKernel {
           }
           OST_UNROLL
           for (int k = 0; k < C::kStates; ++k) state[k] = space.state[k][row][unit];
-          ran[thread] = compute<C, T, F>(p, clock, t, b, u, next[thread].gx, products, state, out[thread]);
+          ran[thread] = compute<C, T, F>(p, mask, t, b, u, next[thread].gx, products, state, out[thread]);
           if constexpr (last) {
-            prepare(p, clock, step + 1, b, u, state, next[thread]);
+            prepare(p, mask, step + 1, b, u, state, next[thread]);
             OST_UNROLL
             for (int k = 0; k < C::kStates; ++k) space.state[k][row][unit] = state[k];
           } else {
@@ -490,7 +490,7 @@ struct PersistentKernel {
           send(block, last ? space.state[0] : space.emitted, range, range.slot(slot + 1), tiles);
         if constexpr (last)
           range.for_each_unit(
-              block, [&](int thread, Index b, int, int, Index u) { store_outputs<C, T, F>(p, clock, t, b, u, ran[thread], out[thread]); });
+              block, [&](int thread, Index b, int, int, Index u) { store_outputs<C, T, F>(p, mask, t, b, u, ran[thread], out[thread]); });
         if constexpr (kPhases == 1) block.sync_block();  // the sums have been read; those of two phases lie apart
       });
     }
@@ -502,17 +502,17 @@ struct PersistentKernel {
   }
 
   // Load the state that a step starts from, if it is that of a restart, and the projected input.
-  OST_HD static void prepare(const Problem<T>& p, const Clock& clock, Index step, Index b, Index u, T* state, Next& next) {
+  OST_HD static void prepare(const Problem<T>& p, const StepMask& mask, Index step, Index b, Index u, T* state, Next& next) {
     if (step >= p.steps) return;
-    const Index t = clock.time(step);
-    if (!clock.active(t, b)) return;
-    if (p.times.before && clock.before(t, b) == kRestart)
+    const Index t = mask.time(step);
+    if (!mask.active(t, b)) return;
+    if (p.times.predecessors && mask.predecessor(t, b) == kRestart)
       for (int k = 0; k < C::kStates; ++k) state[k] = value(k == 0 ? p.restart_h : p.restart_c, u);
     const T* gx = p.gx ? p.gx + (t * p.batch + b) * p.hidden * C::kColumns : p.bias;
     OST_UNROLL
     for (int column = 0; column < C::kColumns; ++column) next.gx[column] = gx[u * C::kColumns + column];
-    if (p.times.before && step + 1 < p.steps)
-      prefetch(p.times.before + clock.time(step + 1) * p.batch + b);  // it decides which state is published
+    if (p.times.predecessors && step + 1 < p.steps)
+      prefetch(p.times.predecessors + mask.time(step + 1) * p.batch + b);  // it decides which state is published
   }
 
   // Publish h of this block's units. Each warp sends only rows that its own threads wrote to shared
@@ -586,7 +586,7 @@ struct BackwardPersistentKernel {
   OST_HD void operator()(const Block& block, Space& space) const {
     const Problem<T>& p = problems[block.z];
     const BackwardProblem<T>& g = gradients[block.z];
-    const Clock clock = p.clock();
+    const StepMask mask = p.mask();
     const int rank = int(block.x % kSplit);
     const BlockRange<kUnits> range(block, p, launch_args, slot_words(p.hidden));
     PerPhase<Weights, 0, kPhases> weights;
@@ -610,11 +610,11 @@ struct BackwardPersistentKernel {
     range.for_each_unit(block, [&](int thread, Index b, int row, int unit, Index u) {
       OST_UNROLL
       for (int k = 0; k < C::kStates; ++k) space.d[k][row][unit] = (k == 0 ? g.dh : g.dc)[b * p.hidden + u];
-      prefetch_async(p, g, clock.time(launch_args.first_step + launch_args.steps - 1), b, u, space.given[thread]);
+      prefetch_async(p, g, mask.time(launch_args.first_step + launch_args.steps - 1), b, u, space.given[thread]);
     });
     for (Index n = launch_args.steps - (range.upstream_offset ? 0 : 1); n >= 0;
          --n) {  // n = steps: what the upstream layer gives the last step
-      const Index t = clock.time(launch_args.first_step + n);
+      const Index t = mask.time(launch_args.first_step + n);
       for_phases<C>([&]<int kBefore>() {
         constexpr int F = kPhases - 1 - kBefore, count = Phase<F>::kCount, begin = Phase<F>::kColumns.begin;
         const Index slot = n * kPhases + F, tiles = Phase<F>::tiles_of(p.hidden);
@@ -633,7 +633,7 @@ struct BackwardPersistentKernel {
           send<F>(block, space, range, range.slot(slot), tiles);
           range.for_each_unit(block, [&](int thread, Index b, int, int, Index u) {
             store_gradients<C, T, F>(p, g, t, b, u, space.given[thread], out[thread]);
-            if (F == 0 && n > 0) prefetch_async(p, g, clock.time(launch_args.first_step + n - 1), b, u, space.given[thread]);
+            if (F == 0 && n > 0) prefetch_async(p, g, mask.time(launch_args.first_step + n - 1), b, u, space.given[thread]);
           });
         }
         auto& product = get_phase<F>(space.products);
@@ -651,7 +651,7 @@ struct BackwardPersistentKernel {
           block.sync_cluster();
         }
         range.for_each_unit(block, [&](int thread, Index b, int row, int unit, Index u) {
-          if (!range.upstream_offset && !clock.active(t, b)) return;  // da of such a row is zero; that of the upstream layer may not be
+          if (!range.upstream_offset && !mask.active(t, b)) return;  // da of such a row is zero; that of the upstream layer may not be
           T sum = kSplit > 1 ? space.sums[slot % 2][0][row][unit] : product.sum(unit, row);
           OST_UNROLL
           for (int peer = 1; peer < kSplit; ++peer) sum += space.sums[slot % 2][peer][row][unit];

@@ -11,7 +11,7 @@
 #include "math.h"
 
 #include "../cells/list.h"
-#include "../cpu/clock.h"
+#include "../cpu/step_mask.h"
 
 namespace ost::OST_SET {
 
@@ -48,7 +48,7 @@ struct Problem {
   T* emitted;                // [T][B][H] in the backward pass, [B][H] in the forward one
   T *hn, *cn;                // null means not wanted
 
-  OST_HD Clock clock() const { return {steps, batch, reverse, times}; }
+  OST_HD StepMask mask() const { return {steps, batch, reverse, times}; }
   OST_HD Index depth(int q) const { return q == 0 ? input : hidden; }
 };
 

@@ -169,14 +169,14 @@ struct StreamStepKernel {
   Grid grid() const { return {ceil_div(p.hidden, kUnits), ceil_div(p.batch, kRows)}; }
 
   OST_HD void operator()(const Block& block, Space& space) const {
-    const Index b0 = block.y * kRows, u0 = block.x * kUnits, t = p.clock().time(step);
-    const Clock clock = p.clock();
+    const Index b0 = block.y * kRows, u0 = block.x * kUnits, t = p.mask().time(step);
+    const StepMask mask = p.mask();
     const bool words = sizeof(W) == 2;
     E::multiply(block, space, words ? p.stream_panels[F + 1] : p.panels[F + 1], words ? block.x : u0 * kCount, p.hidden, p.hidden * kCount,
                 [&](int r) -> const T* {
                   const Index b = b0 + r;
-                  if (b >= p.batch || !clock.active(t, b)) return nullptr;
-                  return kEmitted ? p.emitted + b * p.hidden : hidden_after(p, clock.before(t, b), b);
+                  if (b >= p.batch || !mask.active(t, b)) return nullptr;
+                  return kEmitted ? p.emitted + b * p.hidden : hidden_after(p, mask.predecessor(t, b), b);
                 });
     block.for_each_thread_sync([&](int thread) {
       for (int i = thread; i < kRows * kUnits; i += kThreads) {
@@ -186,7 +186,7 @@ struct StreamStepKernel {
         T products[kCount];
         OST_UNROLL
         for (int column = 0; column < kCount; ++column) products[column] = streamed<E>(space, unit * kCount + column, r);
-        step_cell<C, T, F>(p, clock, t, b, u, products);
+        step_cell<C, T, F>(p, mask, t, b, u, products);
       }
     });
   }
@@ -205,11 +205,11 @@ struct StreamBackwardKernel {
 
   OST_HD void operator()(const Block& block, Space& space) const {
     constexpr int count = product_columns<C>(1).count();
-    const Index b0 = block.y * kRows, u0 = block.x * kStreamOut, t = p.clock().time(step), width = p.hidden * count;
+    const Index b0 = block.y * kRows, u0 = block.x * kStreamOut, t = p.mask().time(step), width = p.hidden * count;
     const bool words = sizeof(V) == 2;
     E::multiply(block, space, words ? p.stream_transposed : p.transposed[1], words ? block.x : u0, width, p.hidden, [&](int r) -> const T* {
       const Index b = b0 + r;
-      return b < p.batch && p.clock().active(t, b) ? g.da[1] + (t * p.batch + b) * width : nullptr;
+      return b < p.batch && p.mask().active(t, b) ? g.da[1] + (t * p.batch + b) * width : nullptr;
     });
     block.for_each_thread_sync([&](int thread) {
       for (int i = thread; i < kRows * kStreamOut; i += kThreads) {
@@ -217,13 +217,13 @@ struct StreamBackwardKernel {
         const Index b = b0 + r, u = u0 + out, at = b * p.hidden + u;
         if (b >= p.batch || u >= p.hidden) continue;
         T d[2] = {g.dh[at], C::kStates > 1 ? g.dc[at] : T(0)};
-        if (p.clock().active(t, b)) {
+        if (p.mask().active(t, b)) {
           d[0] += streamed<E>(space, out, r);
           cut<C, T>(p, g, t, b, u, d);
         }
         if (step > 0) {
           BackwardOut<C, T> result;
-          cell_backward<C, T, 0>(p, g, p.clock().time(step - 1), b, u, d, result);
+          cell_backward<C, T, 0>(p, g, p.mask().time(step - 1), b, u, d, result);
         }
         g.dh[at] = d[0];
         if constexpr (C::kStates > 1) g.dc[at] = d[1];

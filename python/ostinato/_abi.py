@@ -57,7 +57,7 @@ class LayerFields(TypedDict):
     batch: int
     reverse: bool
     lengths: Address
-    before: Address
+    predecessors: Address
     x: RowsFields
     px: RowsFields | None
     y: RowsFields
@@ -169,7 +169,7 @@ class TimesFields(TypedDict):
     held: Address
     restarted: Address
     resets_after: Address
-    before: Address
+    predecessors: Address
     repeat: bool
     from_end: bool
 

@@ -32,11 +32,11 @@ SKIPPED = -3  # in the table of times: the row takes no part
 
 def times_table(device: Device, values: TimesFields) -> Any:
     """Return the table of resets and masks, int32 ``[T+1,B]``; ``values`` gets it as well."""
-    before = device.xp.empty((values["steps"] + 1, values["batch"]), np.int32)
-    values["before"] = before
+    table = device.xp.empty((values["steps"] + 1, values["batch"]), np.int32)
+    values["predecessors"] = table
     if values["batch"]:
         device.launch("times", None, np.float32, values)
-    return before
+    return table
 
 
 def flags_by_step(device: Device, flags: Any, starts: Any, lengths: Any, steps: int) -> Any:
@@ -197,7 +197,7 @@ class Backend:
                         "held": device.put(held),
                         "restarted": device.put(restarted),
                         "resets_after": device.put(resets_after),
-                        "before": None,
+                        "predecessors": None,
                         "repeat": repeat,
                         "from_end": from_end,
                     }

@@ -392,7 +392,7 @@ def _check_range(*weights: Any) -> None:
 class Forward:
     """One layer and direction to run.
 
-    Outputs go to ``y``, the last states to ``end``; ``before`` is the `times_table`.
+    Outputs go to ``y``, the last states to ``end``; ``predecessors`` is the `times_table`.
     """
 
     w: Weights
@@ -400,7 +400,7 @@ class Forward:
     y: Rows
     state: tuple[Any, Any]
     end: tuple[Any, Any]
-    before: Any = None
+    predecessors: Any = None
     restart: tuple[Any, Any] = (None, None)
 
 
@@ -454,7 +454,7 @@ def _layer_fields(
         "batch": batch,
         "reverse": w.reverse,
         "lengths": lengths,
-        "before": call.before,
+        "predecessors": call.predecessors,
         "x": call.x.fields(),
         "px": None,
         "y": call.y.fields(),

@@ -45,7 +45,9 @@ class Chain:
         self.batch = x.shape[1] if self.starts is None else len(self.starts)
         self.before = self._before() if times["mask"] is not None else {}
         uneven = times["lengths"] is not None or times["mask"] is not None
-        self.order = _core.deal(self._active_steps()) if uneven else None  # one for all segments
+        self.order = (
+            _core.balance_rows(self._active_steps()) if uneven else None
+        )  # one for all segments
 
     def _order(self) -> list[int]:
         """Return the segments in the order in which they are processed."""
