@@ -487,9 +487,7 @@ class Recurrent(ScaledInputs):
             )
         h = self.hidden_size
         new: dict[str, Array] = {}
-        for name, shape in self._shapes():
-            if "_ln_" in name:
-                continue
+        for name, shape in (s for s in self._shapes() if "_ln_" not in s[0]):
             projection = "weight_hr" in name
             kind = (
                 recurrent
