@@ -577,7 +577,7 @@ py::list plan(const std::string& cell, Index input, Index hidden, Index layers, 
     const CallPlan& p = g.plan;
     py::dict d;
     d["first_layer"] = g.first_layer, d["layers"] = g.layers;
-    d["spread"] = p.spread, d["threads"] = p.threads, d["lanes"] = p.row_blocks, d["row_block_rows"] = p.row_block_rows;
+    d["spread"] = p.spread, d["threads"] = p.threads, d["lanes"] = p.row_blocks, d["lane_rows"] = p.row_block_rows;
     d["block_steps"] = p.block_steps, d["together"] = p.concurrent;
     d["tile"] = py::make_tuple(p.tile_rows, p.tile_vectors);
     d["tape_bytes"] = p.tape_bytes, d["workspace_bytes"] = p.workspace_bytes, d["model_seconds"] = p.model_seconds;
