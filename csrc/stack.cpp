@@ -22,8 +22,8 @@ void add_rows(const Rows<T>& from, const Rows<T>& to, Index steps, Index batch, 
     }
 }
 
-// Rows [begin, end), from the longest to the shortest, are dealt to two halves, to and fro, and so on down to a few rows: any range of
-// positions, so whatever one thread takes, has about the same to do, and its rows end one after the other.
+// Rows [begin, end), from the longest to the shortest, are divided between two halves in snake order, and so on down to a few rows: any
+// range of positions, so whatever one thread takes, has about the same to do, and its rows end one after the other.
 void balance_range(std::vector<Index>& rows, Index begin, Index end) {
   if (end - begin <= 8) return;
   const std::vector<Index> all(rows.begin() + begin, rows.begin() + end);

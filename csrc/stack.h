@@ -56,7 +56,7 @@ template <class T>
 struct PackedStack {
   PackedStack(const KernelTable* table, const StackShape& shape, Precision precision, const std::vector<RawWeights<T>>& weights,
               bool backward);
-  // Of a device, which packs the weights itself: `parts` have sizes and no panels.
+  // A device packs the weights itself: `parts` have sizes and no panels.
   PackedStack(const KernelTable* table, const StackShape& shape, std::shared_ptr<const Backend<T>> backend, bool backward);
   const KernelTable* table;
   StackShape shape;

@@ -65,11 +65,21 @@ ArrayFacts facts_of(py::handle object, const std::string& name, const std::strin
 std::pair<py::object, void*> new_device_array(const py::object& device, const std::vector<Index>& shape, const py::dtype& dtype,
                                               bool zeros);
 
+// The name of a dtype: NumPy's own takes 2 us to ask for.
+template <class T>
+constexpr const char* dtype_name() {
+  if constexpr (std::is_same_v<T, float>) return "float32";
+  if constexpr (std::is_same_v<T, double>) return "float64";
+  if constexpr (std::is_same_v<T, Index>) return "int64";
+  static_assert(sizeof(T) == 1 || std::is_floating_point_v<T> || std::is_same_v<T, Index>);
+  return "uint8";
+}
+
 template <class T>
 View<std::remove_const_t<T>> view(py::handle object, const std::string& name, const std::vector<Axis>& axes,
                                   Strides need = Strides::kUnitLast, bool writable = false, const py::object& device = py::none()) {
   using E = std::remove_const_t<T>;
-  const std::string wanted = py::str(py::dtype::of<E>());
+  const std::string wanted = dtype_name<E>();
   ArrayFacts array = facts_of(object, name, wanted, device);
   if (!array.dtype.equal(py::dtype::of<E>())) {
     const std::string got = py::str(array.dtype);

@@ -376,7 +376,7 @@ py::array_t<T> tape_rows(const PyTape<T>& t, Index width, F&& copy) {
     }
   return array;
 }
-// Of a device's tape: the library of its arrays reads it.
+// Ask the library of a device's arrays about the tape.
 template <class T, class... A>
 py::object ask_device(const PyTape<T>& t, const char* what, A&&... rest) {
   py::list passes;
@@ -473,7 +473,7 @@ py::tuple backward(PyTape<T>& t, const py::object& dy, const py::object& dhn, co
   StackGradients<T> g;
   const bool ragged = t.ragged, on_cpu = !on_device(*tape.packed);
   const py::object device = device_of(*tape.packed);
-  // Of x or y, or of their gradients; `flat` is the number of rows where they are ragged.
+  // Return a view of x or y, or of their gradients; `flat` is the number of rows where they are ragged.
   const auto sequences = [&](const py::object& a, const char* name, Index flat, const char* width_name, Index width, bool writable) {
     const auto axes =
         ragged ? std::vector<Axis>{{"N", flat}, {width_name, width}} : sequence_axes(steps, batch, width_name, width, t.batch_first);
@@ -561,7 +561,7 @@ py::tuple backward(PyTape<T>& t, const py::object& dy, const py::object& dhn, co
     status = stack_backward(tape, g, signals.poll());
   }
   check_status(status);
-  if (flow && !on_cpu) norms.object = norms.object.attr("sum")(3);
+  if (flow && !on_cpu) norms.object = on_device(*tape.packed)->python().attr("sum_rows")(norms.object);
   return py::make_tuple(dx, dh0.object, dc0.object, drestart_h.object, drestart_c.object, norms.object);
 }
 

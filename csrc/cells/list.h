@@ -20,7 +20,7 @@ using Cells = CellList<Named<Elman<Tanh>, CellId::kRnnTanh>, Named<Elman<Relu>, 
                        Named<LstmPeephole, CellId::kLstmPeephole>, Named<Gru, CellId::kGru>, Named<GruResetBefore, CellId::kGruResetBefore>,
                        Named<LstmProjected, CellId::kLstmProjected>, Named<LstmLayerNorm, CellId::kLstmLayerNorm>>;
 
-// Of a list, the cells that a driver runs.
+// The cells of a list that a driver runs.
 template <class D, class Kept, class... Left>
 struct Filter {
   using List = Kept;

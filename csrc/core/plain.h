@@ -77,7 +77,7 @@ class Plain {
   }
   Index operand_width(const Phase& phase) const { return phase.operand == Operand::kHidden ? p_.projected : p_.hidden; }
   double emitted(Index row, Index u) const { return out_[row * p_.hidden + u].emitted; }
-  // The same in the backward pass, as the other drivers have it: recomputed, so that differences hold the cell to it.
+  // The backward pass has it as the other drivers do: recomputed, so that differences hold the cell to it.
   double emitted_recomputed(Index row, Index u) const {
     const Index i = row * p_.hidden + u;
     return C::emitted(out_[i].saved, in_[i].state, out_[i].state);

@@ -74,7 +74,7 @@ class Backward {
     const Layout<C, P> s(inputs[0], widths);
     const Index hidden = s.hidden;
     Index input = 0, widest = 0;
-    bool copied[2] = {needs.dealt, needs.dealt || collides(s.output)};
+    bool copied[2] = {needs.reordered, needs.reordered || collides(s.output)};
     for (int i = 0; i < calls; ++i) input += inputs[i] / calls, widest = larger(widest, inputs[i]), copied[0] |= collides(inputs[i]);
     const Index parts = gradient_parts(batch, 2 * hidden * C::kGates * hidden * Index(sizeof(T)));
     const Index block = larger<Index>(1, smaller<Index>(steps, kWeightRows / larger<Index>(1, ceil_div(batch, parts))));
@@ -129,7 +129,7 @@ class Backward {
       w.da_rows[q] = same ? w.da_rows[0] : arena.take<const T*>(rows);
       if (s.columns(q) == 0) continue;
       if constexpr (P::kEncodes) {
-        const Index interleaved = woven_rows(c, row_block_rows);
+        const Index interleaved = interleaved_rows(c, row_block_rows);
         w.operand_words[q] = arena.take<const W*>(interleaved);
         w.da_words[q] = same ? w.da_words[0] : arena.take<const W*>(interleaved);
         w.interleaved_operands[q] = arena.take<W>(interleaved * operand_stride(s.depth(q)));
@@ -317,7 +317,7 @@ class Backward {
     if (from) __builtin_memcpy(row, from + b * width, std::size_t(width) * sizeof(T));
     from ? fill_zero(row + width, padded - width) : fill_zero(row, padded);
   }
-  static Index woven_rows(const Schedule& c, Index row_block_rows) {  // each block of 256 rows of the part may end in an odd one
+  static Index interleaved_rows(const Schedule& c, Index row_block_rows) {  // each block of 256 rows of the part may end in an odd one
     return words<P>(c.block_steps * row_block_rows) + ceil_div(row_block_rows, kWeightRows);
   }
   // The weight gradients go down columns of the operands: rows a multiple of 2 KB apart fall into a few sets of the cache, so such
@@ -671,7 +671,8 @@ class Backward {
   OST_HD void take_moments(Row& row) const {
     row.moments = moments_of_units(s_, [&](Index first) OST_INLINE { return emitted_recomputed(row, first); });
   }
-  // Of the gradient of what a row operation made, by which that of what it was given is made unit by unit. Pad lanes hold zeros.
+  // Sums of the gradient of what a row operation made; by them the gradient of what it was given follows unit by unit. Pad lanes
+  // hold zeros.
   OST_HD void take_gradient_moments(Row& row) const {
     Chains<T> sums, dots;
     for (Index v = 0; v < s_.vectors; v += kNormChains)

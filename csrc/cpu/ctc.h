@@ -293,7 +293,7 @@ void CtcJob<T>::run(void* self, int, Crew&) {
   free_block(block);
 }
 
-// Sequences are dealt to threads one at a time, and each is summed in its own order.
+// Threads take sequences one at a time, and each sequence is summed in its own order.
 template <class T>
 int ctc(const CtcCall<T>& call) {
   CtcJob<T> job{&call};

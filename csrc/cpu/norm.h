@@ -55,7 +55,7 @@ OST_HD T inverse_deviation(T squares, Index n) {
   return T(1 / __builtin_sqrt(double(squares) / double(n) + kNormEps));
 }
 
-// Of n numbers a row: `all` calls its argument with (vector, chain, elements left) for each vector, in order.
+// Return the moments of n numbers a row: `all` calls its argument with (vector, chain, elements left) for each vector, in order.
 template <class T, class F>
 OST_HD Moments<T> moments(Index n, F&& all) {
   using V = Vec<T>;
@@ -81,7 +81,7 @@ OST_HD Moments<T> moments_of(const S& s, Columns columns, const T* row) {
   });
 }
 
-// Of a row of one number a unit, of which `load` gives the vector that begins at a unit.
+// Return the moments of a row of one number a unit, of which `load` gives the vector that begins at a unit.
 template <class S, class F, class T = typename S::T>
 OST_HD Moments<T> moments_of_units(const S& s, F&& load) {
   return moments<T>(s.hidden, [&](auto&& f) OST_INLINE {

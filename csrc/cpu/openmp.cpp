@@ -90,7 +90,7 @@ void find_runtimes() {
 
 pid_t thread_id() { return pid_t(syscall(SYS_gettid)); }
 
-// Of a thread, from a file of /proc; 0 where it cannot be read. `ours`: whether it is a worker of this library, by its name.
+// Read a number of a thread from a file of /proc; 0 where it cannot be read. `ours`: whether it is a worker of this library, by its name.
 char state_of(int file, bool* ours) {
   char text[64];
   const ssize_t n = pread(file, text, sizeof text - 1, 0);

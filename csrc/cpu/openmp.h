@@ -7,7 +7,7 @@ namespace ost {
 
 class OpenMp {
  public:
-  // Of the calling thread: a runtime keeps a team for each thread that has used it.
+  // The team of the calling thread: a runtime keeps a team for each thread that has used it.
   static OpenMp& mine();
   OpenMp() = default;
   ~OpenMp();

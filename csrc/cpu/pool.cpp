@@ -85,7 +85,7 @@ struct alignas(64) Seat {
   std::atomic<std::uint64_t> turn{0};  // the last one it was given: its number, the member's rank, the number of members
   std::uint64_t taken = 0;             // by the member
   std::thread thread;
-  // Of the last job that the member had a part in, told when it leaves.
+  // The last job that the member had a part in, set when it leaves.
   double joined = 0, waited = 0;
   int long_waits = 0;
   bool took_part = false, gave_up = false;
@@ -336,7 +336,7 @@ int Crew::call(double seconds) {
   return count;
 }
 
-// Those that are awake have only to see that there is work: 5 us are enough. One that is woken takes 20 to 100, if it comes at all:
+// Workers that are awake have only to see that there is work: 5 us are enough. One that is woken takes 20 to 100, if it comes at all:
 // where it twice did not in the time that it had, the next sixteen jobs begin without it.
 void Crew::gather(double seconds) {
   seconds = std::min(seconds, 2e-4);

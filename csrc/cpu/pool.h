@@ -20,8 +20,8 @@ int cgroup_quota(const std::string& root);
 std::int64_t spin_microseconds();
 void set_spin_microseconds(std::int64_t n);
 
-// Those at work on a job: the caller, and the workers that have come. A worker joins when the system has woken it,
-// and where it comes too late there is nothing left for it. Work that can be dealt in pieces needs no more than that. Work that is
+// The members of a team work on one job: the caller, and the workers that have come. A worker joins when the system has woken it,
+// and where it comes too late there is nothing left for it. Work that can be taken in pieces needs no more than that. Work that is
 // split evenly goes by turns: the caller gives one to all members that are there, each learns its rank among them, and those
 // who come later have a part in the next.
 class Crew {

@@ -27,7 +27,7 @@ OST_HD constexpr Piece piece(int vectors, int p) {
   return {begin, vectors * (p + 1) / n - begin};
 }
 
-// The same for rows: tiles of at most `most` rows whose sizes differ by one at most (16 rows: 4 4 4 4, not 5 5 5 1).
+// Rows are cut likewise: tiles of at most `most` rows whose sizes differ by one at most (16 rows: 4 4 4 4, not 5 5 5 1).
 template <class F>
 OST_HD void for_row_tiles(Index rows, int most, F&& f) {
   const Index tiles = ceil_div(rows, most);
@@ -162,7 +162,7 @@ void rows_product(Index rows, Index depth, const W* const* a, const W* panels, I
   }
 }
 
-// The same into the caller's rows of `width` elements, which need not be whole vectors: through a tile in L1.
+// A product into the caller's rows of `width` elements, which need not be whole vectors, goes through a tile in L1.
 template <class P, class T = typename P::Real, class W = typename P::Word>
 void rows_product_exact(Index rows, Index depth, const W* const* a, const W* panels, Index width, const T* init, T* const* out, bool add) {
   constexpr int L = Vec<T>::kLanes;

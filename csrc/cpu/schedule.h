@@ -29,7 +29,7 @@ struct Needs {
   bool whole_rows = false;  // a row of the batch stays on one thread: its norms are taken
   bool sums = false;        // the sums of the weight gradients outlive the call
   bool recomputes = false;  // the tape has the states only
-  bool dealt = false;       // the rows of a row_block do not lie one after the other
+  bool reordered = false;   // the rows of a row_block do not lie one after the other
   bool lookup = false;      // x is looked up in a table
 };
 

@@ -15,13 +15,13 @@ struct StepMask {
   OST_HD bool active(Index t, Index b) const { return times.predecessors ? code(t, b) > kSkipped : !times.lengths || t < times.lengths[b]; }
   // Where the tape has step t of row b, which is at position i.
   OST_HD Index on_tape(Index t, Index i, Index b) const { return times.tape ? times.tape[b] + t : t * batch + i; }
-  // Of an active step: the one whose state it starts from, or kInitial, or kRestart.
+  // Return the step whose state an active step starts from, or kInitial, or kRestart.
   OST_HD Index predecessor(Index t, Index b) const {
     if (times.predecessors) return code(t, b);
     const Index first = !reverse ? 0 : times.lengths ? times.lengths[b] - 1 : steps - 1;
     return t == first ? Index(kInitial) : reverse ? t + 1 : t - 1;
   }
-  // Of a step that is skipped: the one whose output it repeats, or kInitial (h0), or kSkipped.
+  // Return the step whose output a skipped step repeats, or kInitial (h0), or kSkipped.
   OST_HD Index repeats(Index t, Index b) const {
     const Index from = times.predecessors ? code(t, b) : Index(kSkipped);
     return from == kSkipped ? from : kHeld - 1 - from;

@@ -36,7 +36,7 @@ class Team {
         needs.apart |= calls[i].dx_add;
         needs.sums |= calls[i].sums != nullptr;
         needs.recomputes |= calls[i].saved == nullptr && D::kTapes;
-        needs.dealt |= calls[i].times.order != nullptr;
+        needs.reordered |= calls[i].times.order != nullptr;
         needs.lookup |= calls[i].lookup.ids.data != nullptr;
         needs.whole_rows |= calls[i].control.clip_norm > 0 || calls[i].control.flow;
       }
@@ -113,7 +113,7 @@ class Team {
     for (int i = 0; i < count_; ++i) drivers_[i].layout_memory(arena);
   }
 
-  // Those of a part that have anything to do.
+  // The blocks of a part that have anything to do.
   Range blocks_of(const D& driver, Index part) const {
     if constexpr (requires { driver.blocks_of(part); })
       return driver.blocks_of(part);

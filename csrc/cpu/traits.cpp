@@ -23,8 +23,10 @@ constexpr CellTraits traits_of(const char* name) {
   return traits;
 }
 
-constexpr const char* kNames[kCellCount] = {"rnn_tanh", "rnn_relu",         "lstm",           "lstm_peephole",
-                                            "gru",      "gru_reset_before", "lstm_projected", "lstm_layer_norm"};
+constexpr const char* kNames[] = {"rnn_tanh", "rnn_relu",         "lstm",           "lstm_peephole",
+                                  "gru",      "gru_reset_before", "lstm_projected", "lstm_layer_norm"};
+
+static_assert(sizeof(kNames) == kCellCount * sizeof(char*));  // in the order of CellId
 
 template <class... N>
 void fill_all(CellTraits* traits, CellList<N...>) {

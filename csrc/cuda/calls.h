@@ -341,40 +341,4 @@ std::string key_of(const std::string& action, int cell, int itemsize, const A& a
   return key;
 }
 
-// Return for each cell the columns of a pre-activation, those of each product, and whether the
-// products share their gradients.
-template <class... N>
-py::list columns_of(CellList<N...>) {
-  py::list out;
-  const auto one = [&]<class C, int... Q>(C*, std::integer_sequence<int, Q...>) {
-    py::list products;
-    (products.append(product_columns<C>(Q).count()), ...);
-    out.append(py::make_tuple(C::kColumns, products, kSharedDa<C>));
-  };
-  (one(static_cast<typename N::Cell*>(nullptr), std::make_integer_sequence<int, kProductCount<typename N::Cell>>()), ...);
-  return out;
-}
-
-// Return the bytes of the weights that the kernel of all steps loads, forward and backward.
-template <class C, class W, class V>
-py::tuple loop_bytes(int capacity) {
-  Index forward = 0, backward = 0;
-  if constexpr (kLoops<C>)
-    run_loop<float, W>(capacity, [&]<int K>() {
-      forward = kThreads * Index(sizeof(typename LoopKernel<C, float, W, K>::E::Weights));
-      backward = kThreads * Index(sizeof(typename BackwardLoopKernel<C, float, V, K>::E::Weights));
-    });
-  return py::make_tuple(forward, backward);
-}
-template <class... N>
-py::tuple loop_bytes_of(CellId cell, const std::string& precision, int capacity, CellList<N...>) {
-  py::tuple out;
-  ((cell == N::id ? void(out = precision == "exact"      ? loop_bytes<typename N::Cell, float, float>(capacity)
-                               : precision == "bfloat16" ? loop_bytes<typename N::Cell, Bfloat, Bfloat>(capacity)
-                                                         : loop_bytes<typename N::Cell, Half, Bfloat>(capacity))
-                  : void()),
-   ...);
-  return out;
-}
-
 }  // namespace ost::OST_SET

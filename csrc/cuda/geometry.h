@@ -22,20 +22,20 @@ inline py::dict device_constants() {
 template <class C, class K>
 py::dict persistent_facts(int units, int parts, Index hidden, bool upstream) {
   py::dict out;
-  py::list outs, depths, capacities, weights, scales;
+  py::list outs, depths, weights, scales;
   const Index blocks = K::blocks_of(hidden);
   bool fits = true;
   for_phases<C>([&]<int F>() {
     using Phase = typename K::template Phase<F>;
     using E = typename Phase::E;
     const Index tiles = (Phase::kOuts + 15) / 16, depth = E::depth(Phase::tiles_of(hidden) * (1 + upstream));
-    outs.append(tiles), depths.append(depth), capacities.append(Phase::kDepth);
+    outs.append(tiles), depths.append(depth);
     weights.append(blocks * parts * tiles * depth * kThreads * Index(sizeof(FragmentA)));
     scales.append(parts > 1 ? blocks * tiles * 16 : 0);
     fits = fits && depth <= Phase::kDepth;
   });
   out["units"] = units, out["peers"] = K::kPeers, out["parts"] = parts, out["blocks"] = blocks;
-  out["out_tiles"] = py::tuple(outs), out["depth"] = py::tuple(depths), out["capacity"] = py::tuple(capacities);
+  out["out_tiles"] = py::tuple(outs), out["depth"] = py::tuple(depths);
   out["weight_bytes"] = py::tuple(weights), out["scale_counts"] = py::tuple(scales);
   out["tile_bytes"] = K::template Phase<0>::E::slot_words(1) * Index(sizeof(std::uint32_t));
   out["step_bytes"] = K::slot_words(hidden) * kPhaseCount<C> * Index(sizeof(std::uint32_t));
@@ -45,8 +45,7 @@ py::dict persistent_facts(int units, int parts, Index hidden, bool upstream) {
 
 // Bytes of the exchange buffer of a launch: a header, and for each step what all groups and problems send.
 inline Index exchange_bytes(const Index step_bytes, const Index span, int groups, int co_launched, bool layer_pipelined) {
-  const Index header = Index(sizeof(std::uint32_t)) * (ExchangeBuffer{}.slots() - static_cast<std::uint32_t*>(nullptr));
-  return header + co_launched * groups * (span + layer_pipelined) * step_bytes;
+  return Index(sizeof(std::uint32_t)) * kHeaderWords + co_launched * groups * (span + layer_pipelined) * step_bytes;
 }
 
 template <class C, class W>
@@ -93,6 +92,42 @@ py::tuple stream_bytes(CellId cell, Index hidden, CellList<N...>) {
   };
   ((cell == N::id ? one(static_cast<typename N::Cell*>(nullptr)) : void()), ...);
   return py::make_tuple(panels, transposed);
+}
+
+// Return by the number of a cell the columns of a pre-activation, those of each product, and whether the
+// products share their gradients.
+template <class... N>
+py::dict columns_of(CellList<N...>) {
+  py::dict out;
+  const auto one = [&]<class C, int... Q>(C*, CellId id, std::integer_sequence<int, Q...>) {
+    py::list products;
+    (products.append(product_columns<C>(Q).count()), ...);
+    out[py::int_(int(id))] = py::make_tuple(C::kColumns, products, kSharedDa<C>);
+  };
+  (one(static_cast<typename N::Cell*>(nullptr), N::id, std::make_integer_sequence<int, kProductCount<typename N::Cell>>()), ...);
+  return out;
+}
+
+// Return the bytes of the weights that the kernel of all steps loads, forward and backward.
+template <class C, class W, class V>
+py::tuple loop_bytes(int capacity) {
+  Index forward = 0, backward = 0;
+  if constexpr (kLoops<C>)
+    run_loop<float, W>(capacity, [&]<int K>() {
+      forward = kThreads * Index(sizeof(typename LoopKernel<C, float, W, K>::E::Weights));
+      backward = kThreads * Index(sizeof(typename BackwardLoopKernel<C, float, V, K>::E::Weights));
+    });
+  return py::make_tuple(forward, backward);
+}
+template <class... N>
+py::tuple loop_bytes_of(CellId cell, const std::string& precision, int capacity, CellList<N...>) {
+  py::tuple out;
+  ((cell == N::id ? void(out = precision == "exact"      ? loop_bytes<typename N::Cell, float, float>(capacity)
+                               : precision == "bfloat16" ? loop_bytes<typename N::Cell, Bfloat, Bfloat>(capacity)
+                                                         : loop_bytes<typename N::Cell, Half, Bfloat>(capacity))
+                  : void()),
+   ...);
+  return out;
 }
 
 }  // namespace ost::OST_SET

@@ -214,7 +214,8 @@ class Backend:
         starts, lengths = times.sequences
         if starts is None:
             return self.device.put(cuts)
-        return flags_by_step(self.device, cuts, starts, lengths, times.shape[0])
+        with self.device.here():
+            return flags_by_step(self.device, cuts, starts, lengths, times.shape[0])
 
     def forward_call(self, part: int, *rest: Any) -> Forward:
         """Return the call of one layer and direction, by its number."""
@@ -285,16 +286,22 @@ class Backend:
         }
         self.device.launch("drop", None, self.dtype, values)
 
+    def sum_rows(self, norms: Any) -> Any:
+        """Return the sums over the rows of squared norms ``[L*D,T,states,B]``."""
+        with self.device.here():
+            return norms.sum(3)
+
     def active(self, passes: list[SavedPass], times: Times, batch_first: bool) -> Any:
         """Return ``[T,B]``, True where the rows take part."""
         (steps, batch), xp = times.shape, self.device.xp
         table = times.tables[1] if times.tables[0] is None else times.tables[0]
-        if table is not None:
-            on = table[:steps] > SKIPPED
-        elif times.lengths is not None:
-            on = xp.arange(steps)[:, None] < times.lengths
-        else:
-            on = xp.ones((steps, batch), bool)
+        with self.device.here():
+            if table is not None:
+                on = table[:steps] > SKIPPED
+            elif times.lengths is not None:
+                on = xp.arange(steps)[:, None] < times.lengths
+            else:
+                on = xp.ones((steps, batch), bool)
         return on
 
     def _rows(self, parts: list[Any], times: Times, batch_first: bool) -> Any:
@@ -303,10 +310,11 @@ class Backend:
         It is zero where a row takes no part.
         """
         xp = self.device.xp
-        out = xp.stack(parts)
         on = self.active([], times, batch_first)
-        out = xp.where(on[..., None], out, out.dtype.type(0))
-        return xp.ascontiguousarray(out.swapaxes(1, 2) if batch_first else out)
+        with self.device.here():
+            out = xp.stack(parts)
+            out = xp.where(on[..., None], out, out.dtype.type(0))
+            return xp.ascontiguousarray(out.swapaxes(1, 2) if batch_first else out)
 
     def cells(self, passes: list[SavedPass], times: Times, batch_first: bool) -> Any:
         """Return c after every step."""
@@ -337,7 +345,7 @@ class Backend:
         """Return outputs of the last layer, time-major and padded."""
         if times.y_rows is None:
             return y.swapaxes(0, 1) if batch_first else y
-        out = self.device.xp.zeros((*times.shape, y.shape[-1]), y.dtype)
+        out = self.device.zeros((*times.shape, y.shape[-1]), y.dtype)
         for b, (start, end) in enumerate(zip(*map(_device.host, times.y_rows))):
             out[: int(end - start), b] = y[int(start) : int(end)]
         return out

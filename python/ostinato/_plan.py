@@ -150,7 +150,6 @@ class Partition:
         out_tiles: tiles of 16 outputs of a block and its peers; this and what follows for each
             phase of a step.
         depth: tiles of 16 inputs that a warp multiplies.
-        capacity: tiles of inputs that the registers of a warp have room for.
         weight_bytes: bytes of the weights of all blocks.
         scale_counts: scales of those weights; 0 where operands are one word.
         tile_bytes: bytes of 16 inputs for the rows of a group.
@@ -164,7 +163,6 @@ class Partition:
     blocks: int
     out_tiles: tuple[int, ...]
     depth: tuple[int, ...]
-    capacity: tuple[int, ...]
     weight_bytes: tuple[int, ...]
     scale_counts: tuple[int, ...]
     tile_bytes: int

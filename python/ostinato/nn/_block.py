@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -31,7 +32,7 @@ class Entry:
 
     @property
     def size(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
 
 class Block:
@@ -65,15 +66,16 @@ class Block:
         """Return the entry of a parameter, also by a further name."""
         return self.entries[self.aliases.get(name, name)]
 
-    def names(self, prefix: str) -> Iterator[str]:
-        """Yield the names under a prefix, each parameter once.
+    def names(self, prefix: str) -> list[str]:
+        """Return the names under a prefix, each parameter once.
 
         A further name counts where its parameter itself is not under the prefix.
         """
-        yield from (n for n in self.entries if n.startswith(prefix))
+        names = [n for n in self.entries if n.startswith(prefix)]
         for name, target in self.aliases.items():
             if name.startswith(prefix) and not target.startswith(prefix):
-                yield name
+                names.append(name)
+        return names
 
     def tie(self, aliases: Mapping[str, str]) -> None:
         """Give parameters further names."""
@@ -84,7 +86,7 @@ class Block:
 
     def view(self, buffer: Array, name: str, *, writable: bool = True) -> Array:
         """Return the part of a buffer that is one parameter, in its shape."""
-        e = self.entry(name)
+        e = self.entries.get(name) or self.entry(name)
         v = buffer[e.offset : e.offset + e.size].reshape(e.shape)
         return v if writable else _check.read_only(v)
 
@@ -173,7 +175,8 @@ class Views(Mapping[str, Array]):
         return self._block.view(self._buffer, full, writable=self._writable)
 
     def __iter__(self) -> Iterator[str]:
-        return (n[len(self._prefix) :] for n in self._block.names(self._prefix))
+        skip = len(self._prefix)
+        return iter([n[skip:] for n in self._block.names(self._prefix)])
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
