@@ -605,3 +605,42 @@ def test_bad_arguments_of_the_steps() -> None:
         decoding.greedy(lambda labels, state: (np.zeros((2, 3)), state), [0])
     with pytest.raises(ValueError, match="step: expected numbers"):
         decoding.greedy(lambda labels, state: (np.full((1, 3), np.nan), state), [0])
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_streams_of_convolutions_decode_each_sequence_alone(kernel_size: int) -> None:
+    model = nn.Sequential(
+        nn.Embedding(6, 4, rng=0),
+        nn.Conv1d(4, 4, kernel_size, padding="causal", dilation=2, rng=1),
+        nn.GRU(4, 8, rng=2),
+        nn.Linear(8, 6, rng=3),
+    )
+    with model.write() as p:
+        for name in p:
+            p[name][...] *= 4
+
+    def greedy(starts: list[int], end: int, slots: int) -> list[list[int]]:
+        stream = model.stream(batch=slots)
+        return [h.labels.tolist() for h in decoding.greedy(stream, starts, end=end, max_steps=9)]
+
+    def whole(start: int, end: int) -> list[int]:
+        text = [start]
+        for _ in range(9):
+            text.append(int(model(np.array(text)[:, None])[0][-1, 0].argmax()))
+            if text[-1] == end:
+                return text[1:-1]
+        return text[1:]
+
+    lengths = set()
+    for end in range(6):
+        want = [whole(start, end) for start in range(6)]
+        lengths |= {len(w) for w in want}
+        assert greedy(list(range(6)), end, 6) == want
+        assert greedy(list(range(6)), end, 8) == want
+        assert [greedy([start], end, 1)[0] for start in range(6)] == want
+        beams = decoding.beam_search(model.stream(batch=18), range(6), end=end, width=3)
+        for start in range(6):
+            stream = model.stream(batch=3)
+            alone = decoding.beam_search(stream, [start], end=end, width=3)[0][0]
+            assert alone.labels.tolist() == beams[start][0].labels.tolist()
+    assert len(lengths) > 2  # sequences end at different steps
