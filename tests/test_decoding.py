@@ -141,6 +141,19 @@ def test_a_label_without_probability_is_not_written() -> None:
     assert [(h[0].labels.size, h[0].score) for h in empty] == [(0, 0), (0, 0)]
 
 
+@pytest.mark.parametrize("classes", [5, 65, 700])
+def test_equal_scores_are_kept_by_the_lower_label(classes: int) -> None:
+    y = np.zeros((1, 1, classes))  # the empty prefix comes first, then the labels in their order
+    for width in (1, 2, 4, classes // 2, classes - 1, classes):
+        found = decoding.ctc_beam_search(y, width=width, count=width)[0]
+        assert [h.labels.tolist() for h in found] == [[], *([k] for k in range(1, width))]
+    y[0, 0, 1::2] = 1  # those of the odd labels are better
+    order = [[k] for k in range(1, classes, 2)] + [[]] + [[k] for k in range(2, classes, 2)]
+    for width in (1, classes // 2, classes // 2 + 3, classes):
+        found = decoding.ctc_beam_search(y, width=width, count=width)[0]
+        assert [h.labels.tolist() for h in found] == order[:width]
+
+
 def test_the_alignment_is_the_best_path_of_the_labels() -> None:
     rng = np.random.default_rng(6)
     for labels in ([1, 1, 2], [2], [], [1, 2, 1]):

@@ -257,10 +257,16 @@ class _Search:
 
 
 def _largest(scores: Array, count: int) -> Array:
-    """Return where the largest scores are, the largest first; -inf is none of them."""
+    """Return where the largest scores are, the largest first; -inf is none of them.
+
+    Where scores are equal, lower indices come first.
+    """
     at = np.flatnonzero(scores > NEVER)
     if len(at) > count:
-        at = np.sort(at[np.argpartition(-scores[at], count - 1)[:count]])
+        # Where a partition puts equal scores differs between CPUs; its threshold does not.
+        least = np.partition(scores[at], len(at) - count)[len(at) - count]
+        above, equal = at[scores[at] > least], at[scores[at] == least]
+        at = np.sort(np.concatenate([above, equal[: count - len(above)]]))
     out: Array = at[np.argsort(-scores[at], kind="stable")]
     return out
 
