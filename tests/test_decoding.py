@@ -141,6 +141,41 @@ def test_a_label_without_probability_is_not_written() -> None:
     assert [(h[0].labels.size, h[0].score) for h in empty] == [(0, 0), (0, 0)]
 
 
+class Never(decoding.LanguageModel):
+    """A language model in which some labels have no probability."""
+
+    def __init__(self, labels: list[int], *, ends: bool = True) -> None:
+        self.labels, self.ends = labels, ends
+
+    def start(self) -> None:
+        return None
+
+    def advance(self, state: None, label: int) -> None:
+        return None
+
+    def log_probabilities(self, state: None) -> Any:
+        p = np.zeros(3)
+        p[self.labels] = -np.inf
+        return p
+
+    def end(self, state: None) -> float:
+        return 0.0 if self.ends else -np.inf
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_no_hypothesis_where_no_labels_have_a_probability(steps: int) -> None:
+    y = np.full((steps, 2, 3), -np.inf)
+    y[:, 0, 1] = 0  # only label 1
+    y[:, 1, 0] = 0  # only the blank
+    found = decoding.ctc_beam_search(y, language_model=Never([1]), count=3)
+    assert [[h.labels.tolist() for h in f] for f in found] == [[], [[]]]
+    found = decoding.ctc_beam_search(y, language_model=Never([2]), count=3)
+    assert [[h.labels.tolist() for h in f] for f in found] == [[[1]], [[]]]
+    found = decoding.ctc_beam_search(y, language_model=Never([1]), weight=0.0)
+    assert [[h.labels.tolist() for h in f] for f in found] == [[[1]], [[]]]
+    assert decoding.ctc_beam_search(y, language_model=Never([], ends=False)) == [[], []]
+
+
 @pytest.mark.parametrize("classes", [5, 65, 700])
 def test_equal_scores_are_kept_by_the_lower_label(classes: int) -> None:
     y = np.zeros((1, 1, classes))  # the empty prefix comes first, then the labels in their order
