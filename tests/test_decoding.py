@@ -376,6 +376,58 @@ def test_counts_are_saved_and_loaded(tmp_path: Any) -> None:
     assert other.bits_per_label(texts) == model.bits_per_label(texts)
 
 
+def changed(array: Any, at: Any, value: Any) -> Any:
+    copy = array.copy()
+    copy[at] = value
+    return copy
+
+
+WRONG_COUNTS: dict[str, Any] = {  # after 1 comes 2 or 4, after 2 comes 3, ...
+    "contexts of one axis": ("1.contexts", lambda a: a[:, 0]),
+    "a number": ("1.contexts", lambda a: a[0, 0]),
+    "decreasing offsets of uint64": ("1.offsets", lambda a: changed(a, 1, 6).astype(np.uint64)),
+    "large offsets": ("1.offsets", lambda a: changed(a.astype(np.uint64), 1, 2**64 - 1)),
+    "large contexts": ("1.contexts", lambda a: a.astype(np.uint64)),  # the start is 2**64 - 1
+    "a label twice": ("1.labels", lambda a: changed(a, a == 4, 2)),
+    "a context twice": ("1.contexts", lambda a: changed(a, 1, a[2])),
+    "a context out of range": ("1.contexts", lambda a: changed(a, 1, 5)),
+    "a context below": ("1.contexts", lambda a: changed(a, 1, -2)),
+    "a start within": ("2.contexts", lambda a: changed(a, (0, 1), -1)),
+    "counts whose sum wraps": ("0.counts", lambda a: np.full_like(a, 2**62)),
+    "no count": ("0.counts", lambda a: changed(a, 0, 0)),
+    "bool": ("0.labels", lambda a: a.astype(bool)),
+    "text": ("0.labels", lambda a: a.astype(str)),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_COUNTS)
+def test_counts_that_are_wrong(name: str) -> None:
+    model = decoding.NGram(5, 3)
+    texts = [np.array([1, 2, 3]), np.array([1, 4])]
+    model.fit(texts)
+    good, bits = model.state_dict(), model.bits_per_label(texts)
+    array, change = WRONG_COUNTS[name]
+    with pytest.raises(ValueError, match=f"arrays: expected counts of 5 classes after {array[0]}"):
+        model.load_state_dict({**good, array: change(good[array])})
+    assert model.bits_per_label(texts) == bits
+    model.load_state_dict(  # other whole numbers are as good
+        {n: a.astype(np.int16 if n == "1.contexts" else np.int32) for n, a in good.items()}
+    )
+    model.load_state_dict({**good, "1.offsets": good["1.offsets"].astype(np.uint64)})
+    assert model.bits_per_label(texts) == bits
+
+
+def test_bits_of_labels_that_are_none() -> None:
+    model = decoding.NGram(5, 3)
+    model.fit([np.array([1, 2, 3])])
+    for labels in ([-1], [5], [9]):  # 5 would be the end
+        with pytest.raises(ValueError, match=r"sequences\[1\]: expected labels from 0 to 4, got"):
+            model.bits_per_label([np.array([1]), np.array(labels)])
+    for bad in (np.array([0.5]), np.zeros((1, 1), int), np.array([True])):
+        with pytest.raises(TypeError, match=r"sequences\[0\]: expected \[n\] whole numbers, got"):
+            model.bits_per_label([bad])
+
+
 def language(seed: int = 0, classes: int = 6) -> nn.Sequential:
     layers = (
         nn.Embedding(classes, 4, rng=seed),
