@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -705,6 +705,54 @@ def test_bad_arguments_of_the_steps() -> None:
         decoding.greedy(lambda labels, state: (np.zeros((2, 3)), state), [0])
     with pytest.raises(ValueError, match="step: expected numbers"):
         decoding.greedy(lambda labels, state: (np.full((1, 3), np.nan), state), [0])
+    for search in (decoding.greedy, decoding.sample, decoding.beam_search):
+        with pytest.raises(ValueError, match=r"end: expected a label below V = 6, .* got 6"):
+            search(model, [0], end=6)
+    with pytest.raises(ValueError, match=r"finish: expected a label below V = 6, .* got 6"):
+        decoding.StreamModel(model, begin=0, finish=6).start()
+
+
+def test_penalties_of_length_that_leave_no_score() -> None:
+    def step(labels: Any, state: Any) -> Any:
+        return np.tile(np.log([0.5, 0.3, 0.2]), (len(labels), 1)), state
+
+    def longest(penalty: float, steps: int) -> int:
+        options: Any = {"end": 2, "width": 40, "max_steps": steps}
+        return len(decoding.beam_search(step, [0], length_penalty=penalty, **options)[0][0].labels)
+
+    assert longest(0.0, 4) == 0
+    assert longest(1000.0, 4) == 3
+    assert longest(1e300, 1) == 0  # of one step there is one length
+    for penalty in (1e6, 1e300):
+        with pytest.raises(
+            ValueError, match=r"length_penalty: expected at most 1480 with max_steps = 4, got 1"
+        ):
+            longest(penalty, 4)
+
+
+class Pair(NamedTuple):
+    """A state with names."""
+
+    h: Any
+    c: Any
+
+
+def test_states_with_names() -> None:
+    model = language(2)
+
+    def step(labels: Any, state: Any) -> Any:
+        y, states = model(labels[None], None if state is None else (None, tuple(state), None))
+        return y[0], Pair(*states[1])
+
+    assert isinstance(decoding._steps.select_rows(Pair(*np.ones((2, 1, 2, 3))), [0]), Pair)
+    options: Any = {"end": 5, "max_steps": 8}
+    want = decoding.greedy(model, [0, 1, 2, 3], **options)
+    assert len({len(h.labels) for h in want}) > 1
+    found = decoding.greedy(step, [0, 1, 2, 3], **options)
+    assert [h.labels.tolist() for h in found] == [h.labels.tolist() for h in want]
+    beams = decoding.beam_search(step, [0, 1], width=3, **options)
+    again = decoding.beam_search(model, [0, 1], width=3, **options)
+    assert [b[0].labels.tolist() for b in beams] == [b[0].labels.tolist() for b in again]
 
 
 @pytest.mark.parametrize("kernel_size", [1, 3])

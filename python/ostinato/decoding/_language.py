@@ -398,6 +398,11 @@ class StreamModel(LanguageModel):
     def _after(self, state: Any, label: int) -> tuple[Any, Array]:
         self._stream.state = state
         y = self._stream.step(np.array([label]))[0]
+        if self.finish is not None and self.finish >= len(y):
+            raise ValueError(
+                f"finish: expected a label below V = {len(y)}, the last axis of the logits, got "
+                f"{self.finish}"
+            )
         refuse_unusable("language_model", y)
         return self._stream.state, log_softmax(y)
 
