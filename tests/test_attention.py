@@ -420,3 +420,34 @@ def test_translators_on_a_device(gpu: Any, feed: str) -> None:
     memory, state = there.encoder(gpu.put(SOURCE), lengths=LENGTHS)
     ids, _ = there.decoder.generate(memory, state, start=0, steps=3, memory_lengths=LENGTHS)
     assert isinstance(ids, np.ndarray)
+
+
+def test_generate_is_told_what_is_wrong() -> None:
+    def decoder() -> nn.Decoder:
+        layers = nn.Embedding(7, 4, rng=0), nn.GRU(4, 6, rng=1), nn.Linear(6, 7, rng=2)
+        return nn.Decoder(*layers, attention=nn.Attention(), memory_size=6, rng=3)
+
+    memory, model = drawn(S, 3, 6).astype(np.float32), decoder()
+    state = np.zeros((1, 2, 6), np.float32)
+    plain = nn.Decoder(nn.Embedding(7, 4, rng=0), nn.GRU(4, 6, rng=1), nn.Linear(6, 7, rng=2))
+    for start in ([0, 1], [0], np.zeros(0, np.int64)):
+        message = r"start: expected a whole number or 3 of them, .* of the memory, got [012]"
+        with pytest.raises(ValueError, match=message):
+            model.generate(memory, start=start, steps=2)
+    with pytest.raises(
+        ValueError, match=r"start: expected .* or 2 of them, .* of the state, got 3"
+    ):
+        plain.generate(state=state, start=[0, 1, 2], steps=2)
+    one = model.generate(memory, start=2, steps=2)[0]
+    assert np.array_equal(model.generate(memory, start=[2, 2, 2], steps=2)[0], one)
+    for stop in (7, 99):
+        with pytest.raises(ValueError, match=f"stop: expected a label below O = 7, .* got {stop}"):
+            model.generate(memory, start=0, stop=stop, steps=2)
+    with pytest.raises(ValueError, match="stop: expected a whole number of at least 0, got -1"):
+        model.generate(memory, start=0, stop=-1, steps=2)
+    with pytest.raises(TypeError, match=r"stop: expected a whole number, got 0\.5"):
+        model.generate(memory, start=0, stop=0.5, steps=2)
+    with model.write() as p:
+        p["head.bias"][3] = np.nan
+    with pytest.raises(ValueError, match=r"head: expected numbers, of which some .* got NaN"):
+        model.generate(memory, start=0, steps=2)

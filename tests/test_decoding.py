@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -139,6 +139,54 @@ def test_a_label_without_probability_is_not_written() -> None:
     assert found[0].score == 0
     empty = decoding.ctc_beam_search(np.zeros((0, 2, 3)))
     assert [(h[0].labels.size, h[0].score) for h in empty] == [(0, 0), (0, 0)]
+
+
+class Never(decoding.LanguageModel):
+    """A language model in which some labels have no probability."""
+
+    def __init__(self, labels: list[int], *, ends: bool = True) -> None:
+        self.labels, self.ends = labels, ends
+
+    def start(self) -> None:
+        return None
+
+    def advance(self, state: None, label: int) -> None:
+        return None
+
+    def log_probabilities(self, state: None) -> Any:
+        p = np.zeros(3)
+        p[self.labels] = -np.inf
+        return p
+
+    def end(self, state: None) -> float:
+        return 0.0 if self.ends else -np.inf
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_no_hypothesis_where_no_labels_have_a_probability(steps: int) -> None:
+    y = np.full((steps, 2, 3), -np.inf)
+    y[:, 0, 1] = 0  # only label 1
+    y[:, 1, 0] = 0  # only the blank
+    found = decoding.ctc_beam_search(y, language_model=Never([1]), count=3)
+    assert [[h.labels.tolist() for h in f] for f in found] == [[], [[]]]
+    found = decoding.ctc_beam_search(y, language_model=Never([2]), count=3)
+    assert [[h.labels.tolist() for h in f] for f in found] == [[[1]], [[]]]
+    found = decoding.ctc_beam_search(y, language_model=Never([1]), weight=0.0)
+    assert [[h.labels.tolist() for h in f] for f in found] == [[[1]], [[]]]
+    assert decoding.ctc_beam_search(y, language_model=Never([], ends=False)) == [[], []]
+
+
+@pytest.mark.parametrize("classes", [5, 65, 700])
+def test_equal_scores_are_kept_by_the_lower_label(classes: int) -> None:
+    y = np.zeros((1, 1, classes))  # the empty prefix comes first, then the labels in their order
+    for width in (1, 2, 4, classes // 2, classes - 1, classes):
+        found = decoding.ctc_beam_search(y, width=width, count=width)[0]
+        assert [h.labels.tolist() for h in found] == [[], *([k] for k in range(1, width))]
+    y[0, 0, 1::2] = 1  # those of the odd labels are better
+    order = [[k] for k in range(1, classes, 2)] + [[]] + [[k] for k in range(2, classes, 2)]
+    for width in (1, classes // 2, classes // 2 + 3, classes):
+        found = decoding.ctc_beam_search(y, width=width, count=width)[0]
+        assert [h.labels.tolist() for h in found] == order[:width]
 
 
 def test_the_alignment_is_the_best_path_of_the_labels() -> None:
@@ -326,6 +374,58 @@ def test_counts_are_saved_and_loaded(tmp_path: Any) -> None:
         with pytest.raises(ValueError, match="arrays: expected"):
             other.load_state_dict(bad)
     assert other.bits_per_label(texts) == model.bits_per_label(texts)
+
+
+def changed(array: Any, at: Any, value: Any) -> Any:
+    copy = array.copy()
+    copy[at] = value
+    return copy
+
+
+WRONG_COUNTS: dict[str, Any] = {  # after 1 comes 2 or 4, after 2 comes 3, ...
+    "contexts of one axis": ("1.contexts", lambda a: a[:, 0]),
+    "a number": ("1.contexts", lambda a: a[0, 0]),
+    "decreasing offsets of uint64": ("1.offsets", lambda a: changed(a, 1, 6).astype(np.uint64)),
+    "large offsets": ("1.offsets", lambda a: changed(a.astype(np.uint64), 1, 2**64 - 1)),
+    "large contexts": ("1.contexts", lambda a: a.astype(np.uint64)),  # the start is 2**64 - 1
+    "a label twice": ("1.labels", lambda a: changed(a, a == 4, 2)),
+    "a context twice": ("1.contexts", lambda a: changed(a, 1, a[2])),
+    "a context out of range": ("1.contexts", lambda a: changed(a, 1, 5)),
+    "a context below": ("1.contexts", lambda a: changed(a, 1, -2)),
+    "a start within": ("2.contexts", lambda a: changed(a, (0, 1), -1)),
+    "counts whose sum wraps": ("0.counts", lambda a: np.full_like(a, 2**62)),
+    "no count": ("0.counts", lambda a: changed(a, 0, 0)),
+    "bool": ("0.labels", lambda a: a.astype(bool)),
+    "text": ("0.labels", lambda a: a.astype(str)),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_COUNTS)
+def test_counts_that_are_wrong(name: str) -> None:
+    model = decoding.NGram(5, 3)
+    texts = [np.array([1, 2, 3]), np.array([1, 4])]
+    model.fit(texts)
+    good, bits = model.state_dict(), model.bits_per_label(texts)
+    array, change = WRONG_COUNTS[name]
+    with pytest.raises(ValueError, match=f"arrays: expected counts of 5 classes after {array[0]}"):
+        model.load_state_dict({**good, array: change(good[array])})
+    assert model.bits_per_label(texts) == bits
+    model.load_state_dict(  # other whole numbers are as good
+        {n: a.astype(np.int16 if n == "1.contexts" else np.int32) for n, a in good.items()}
+    )
+    model.load_state_dict({**good, "1.offsets": good["1.offsets"].astype(np.uint64)})
+    assert model.bits_per_label(texts) == bits
+
+
+def test_bits_of_labels_that_are_none() -> None:
+    model = decoding.NGram(5, 3)
+    model.fit([np.array([1, 2, 3])])
+    for labels in ([-1], [5], [9]):  # 5 would be the end
+        with pytest.raises(ValueError, match=r"sequences\[1\]: expected labels from 0 to 4, got"):
+            model.bits_per_label([np.array([1]), np.array(labels)])
+    for bad in (np.array([0.5]), np.zeros((1, 1), int), np.array([True])):
+        with pytest.raises(TypeError, match=r"sequences\[0\]: expected \[n\] whole numbers, got"):
+            model.bits_per_label([bad])
 
 
 def language(seed: int = 0, classes: int = 6) -> nn.Sequential:
@@ -605,3 +705,90 @@ def test_bad_arguments_of_the_steps() -> None:
         decoding.greedy(lambda labels, state: (np.zeros((2, 3)), state), [0])
     with pytest.raises(ValueError, match="step: expected numbers"):
         decoding.greedy(lambda labels, state: (np.full((1, 3), np.nan), state), [0])
+    for search in (decoding.greedy, decoding.sample, decoding.beam_search):
+        with pytest.raises(ValueError, match=r"end: expected a label below V = 6, .* got 6"):
+            search(model, [0], end=6)
+    with pytest.raises(ValueError, match=r"finish: expected a label below V = 6, .* got 6"):
+        decoding.StreamModel(model, begin=0, finish=6).start()
+
+
+def test_penalties_of_length_that_leave_no_score() -> None:
+    def step(labels: Any, state: Any) -> Any:
+        return np.tile(np.log([0.5, 0.3, 0.2]), (len(labels), 1)), state
+
+    def longest(penalty: float, steps: int) -> int:
+        options: Any = {"end": 2, "width": 40, "max_steps": steps}
+        return len(decoding.beam_search(step, [0], length_penalty=penalty, **options)[0][0].labels)
+
+    assert longest(0.0, 4) == 0
+    assert longest(1000.0, 4) == 3
+    assert longest(1e300, 1) == 0  # of one step there is one length
+    for penalty in (1e6, 1e300):
+        with pytest.raises(
+            ValueError, match=r"length_penalty: expected at most 1480 with max_steps = 4, got 1"
+        ):
+            longest(penalty, 4)
+
+
+class Pair(NamedTuple):
+    """A state with names."""
+
+    h: Any
+    c: Any
+
+
+def test_states_with_names() -> None:
+    model = language(2)
+
+    def step(labels: Any, state: Any) -> Any:
+        y, states = model(labels[None], None if state is None else (None, tuple(state), None))
+        return y[0], Pair(*states[1])
+
+    assert isinstance(decoding._steps.select_rows(Pair(*np.ones((2, 1, 2, 3))), [0]), Pair)
+    options: Any = {"end": 5, "max_steps": 8}
+    want = decoding.greedy(model, [0, 1, 2, 3], **options)
+    assert len({len(h.labels) for h in want}) > 1
+    found = decoding.greedy(step, [0, 1, 2, 3], **options)
+    assert [h.labels.tolist() for h in found] == [h.labels.tolist() for h in want]
+    beams = decoding.beam_search(step, [0, 1], width=3, **options)
+    again = decoding.beam_search(model, [0, 1], width=3, **options)
+    assert [b[0].labels.tolist() for b in beams] == [b[0].labels.tolist() for b in again]
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_streams_of_convolutions_decode_each_sequence_alone(kernel_size: int) -> None:
+    model = nn.Sequential(
+        nn.Embedding(6, 4, rng=0),
+        nn.Conv1d(4, 4, kernel_size, padding="causal", dilation=2, rng=1),
+        nn.GRU(4, 8, rng=2),
+        nn.Linear(8, 6, rng=3),
+    )
+    with model.write() as p:
+        for name in p:
+            p[name][...] *= 4
+
+    def greedy(starts: list[int], end: int, slots: int) -> list[list[int]]:
+        stream = model.stream(batch=slots)
+        return [h.labels.tolist() for h in decoding.greedy(stream, starts, end=end, max_steps=9)]
+
+    def whole(start: int, end: int) -> list[int]:
+        text = [start]
+        for _ in range(9):
+            text.append(int(model(np.array(text)[:, None])[0][-1, 0].argmax()))
+            if text[-1] == end:
+                return text[1:-1]
+        return text[1:]
+
+    lengths = set()
+    for end in range(6):
+        want = [whole(start, end) for start in range(6)]
+        lengths |= {len(w) for w in want}
+        assert greedy(list(range(6)), end, 6) == want
+        assert greedy(list(range(6)), end, 8) == want
+        assert [greedy([start], end, 1)[0] for start in range(6)] == want
+        beams = decoding.beam_search(model.stream(batch=18), range(6), end=end, width=3)
+        for start in range(6):
+            stream = model.stream(batch=3)
+            alone = decoding.beam_search(stream, [start], end=end, width=3)[0][0]
+            assert alone.labels.tolist() == beams[start][0].labels.tolist()
+    assert len(lengths) > 2  # sequences end at different steps

@@ -933,3 +933,92 @@ def test_tied_weights_on_a_device(gpu: Any) -> None:
     np.testing.assert_allclose(
         there.grads["embed.weight"].get(), model.grads["embed.weight"], atol=1e-5
     )
+
+
+# -- damaged files ---------------------------------------------------------------------------------
+
+
+GRU_OF_FILE = {"kind": "layer", "class": "GRU", "args": [2, 2], "options": {}}
+DAMAGED: dict[str, tuple[Any, str]] = {
+    "no mapping": ([1], "path: expected a model that can be read"),
+    "no version": ({"version": None}, "path: expected a model of version 1, got None"),
+    "options": ({"options": [1]}, r"path: expected a dict as 'options' .* got \[1\]"),
+    "args": ({"args": 3}, "path: expected a list as 'args' of a description, got 3"),
+    "no args": ({"args": None}, "path: expected a list as 'args' of a description, got None"),
+    "class": ({"class": ["GRU"]}, r"path: expected a str as 'class' .* got \['GRU'\]"),
+    "inner class": (
+        {"class": "Residual", "args": [{**GRU_OF_FILE, "class": ["GRU"]}]},
+        r"path: expected a str as 'class' .* got \['GRU'\]",
+    ),
+    "inner args": (
+        {"class": "Residual", "args": [{**GRU_OF_FILE, "args": {}}]},
+        "path: expected a list as 'args'",
+    ),
+    "frozen": ({"frozen": [3]}, r"path: expected names in 'frozen' .* got \[3\]"),
+    "kind": ({"args": [{"kind": ["list"]}]}, "path: expected one of layer, list"),
+    "list": ({"args": [{"kind": "list"}]}, "path: expected a list as 'values'"),
+    "list of text": (
+        {"args": [{"kind": "list", "values": "ab", "tuple": True}]},
+        "path: expected a list as 'values' of a description, got 'ab'",
+    ),
+    "tuple": (
+        {"args": [{"kind": "list", "values": []}]},
+        "path: expected a bool as 'tuple' of a description, got None",
+    ),
+    "dict": ({"args": [{"kind": "dict", "values": []}]}, "path: expected a dict as 'values'"),
+    "dtype": (
+        {"options": {"dtype": {"kind": "dtype", "name": "nope"}}},
+        "path: expected the name of a dtype, got 'nope'",
+    ),
+    "dtype of a number": (
+        {"options": {"dtype": {"kind": "dtype", "name": 4}}},
+        "path: expected a str as 'name' of a description, got 4",
+    ),
+    "nested": ({"class": "Residual", "args": ["NESTED"]}, "path: expected"),
+    "large": ({"args": [5, 10**9]}, "weight: expected at most 6, .* of the file, got 5000000000"),
+    "larger": ({"args": [5, 10**40]}, "weight: expected at most 6"),
+    "largest": ({"args": [5, 10**400]}, "expected"),
+    "GRU": ({"class": "GRU", "args": [1, 10**5]}, "weight_ih_l0: expected at most 6"),
+    "num_layers": ({"class": "GRU", "args": [1, 1, 10**9]}, "num_layers: expected at most 6"),
+    "Embedding": ({"class": "Embedding", "args": [10**9, 5]}, "weight: expected at most 6"),
+    "Conv1d": ({"class": "Conv1d", "args": [5, 5, 10**9]}, "weight: expected at most 6"),
+    "LayerNorm": ({"class": "LayerNorm", "args": [10**11]}, "weight: expected at most 6"),
+    "Attention": (
+        {"class": "Attention", "args": ["additive", 1, 1, 10**11]},
+        "weight: expected at most 6",
+    ),
+    "Pool": ({"class": "Pool", "args": ["attention", 10**11]}, "expected at most 6"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damaged_files_are_told(name: str, tmp_path: Path) -> None:
+    change, message = DAMAGED[name]
+    made = {"version": 1, "frozen": [], "class": "Linear", "args": [2, 2], "options": {}}
+    made = {**made, **change} if isinstance(change, dict) else change
+    path = tmp_path / "a"
+    before, after = json.dumps({**GRU_OF_FILE, "class": "Residual", "args": [0]}).split("0")
+    nested = before * 3000 + json.dumps(GRU_OF_FILE) + after * 3000
+    text = json.dumps(made).replace('"NESTED"', nested)
+    state = nn.Linear(2, 2, rng=0).state_dict()
+    ost.safetensors.save(path, state, {"ostinato.model": text})
+    with pytest.raises(ValueError, match=message):
+        ost.load(path)
+    nn.LayerNorm(100)  # no limit is left behind
+
+
+def test_names_of_what_is_frozen_are_no_patterns(tmp_path: Path) -> None:
+    layers = {"a[0]": nn.Linear(2, 2, rng=0), "a0": nn.Linear(2, 2, rng=1)}
+    model = nn.Sequential(**layers)
+    for entry in list(model._block.entries):
+        if entry.startswith("a["):
+            model.freeze(entry.replace("[", "[[]"))
+    model.save(tmp_path / "a")
+    made = ost.load(tmp_path / "a")
+    trainable = {n: e.trainable for n, e in made._block.entries.items()}
+    assert trainable == {
+        "a[0].weight": False,
+        "a[0].bias": False,
+        "a0.weight": True,
+        "a0.bias": True,
+    }

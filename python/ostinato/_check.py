@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +20,9 @@ if TYPE_CHECKING:
     Seed = int | np.random.Generator | None
 else:
     Seed = Any  # numpy.random takes 10 ms to import: a program that only loads weights does without
+
+# The elements of the file that a model is being made from; None: it is made from no file.
+_elements_of_file: ContextVar[int | None] = ContextVar("elements_of_file", default=None)
 
 
 def positive(name: str, value: object, minimum: int = 1) -> int:
@@ -106,9 +112,30 @@ def native_precision(dtype: np.dtype[Any], name: str, device: str = "cpu") -> st
     )
 
 
+@contextlib.contextmanager
+def made_from_file(elements: int) -> Iterator[None]:
+    """Refuse layers with more elements than the file has, before they are allocated."""
+    token = _elements_of_file.set(elements)
+    try:
+        yield
+    finally:
+        _elements_of_file.reset(token)
+
+
+def refuse_more_than_file(name: str, count: int) -> None:
+    """Raise where a parameter or a number of layers exceeds the elements of the file."""
+    elements = _elements_of_file.get()
+    if elements is not None and count > elements:
+        raise ValueError(
+            f"{name}: expected at most {elements}, the elements of all arrays of the file, got "
+            f"{count}"
+        )
+
+
 def drawn(name: str, shape: tuple[int, ...], dtype: np.dtype[Any], draw: Any) -> Array:
     """Return initial values of a parameter, ``draw(shape)``; an error names the parameter."""
     size = math.prod(shape)
+    refuse_more_than_file(name, size)
     if size >= 2**47:  # bytes of an address space, whatever the dtype
         raise ValueError(
             f"{name}: expected sizes whose product a computer can hold, got shape {shape}"

@@ -117,7 +117,8 @@ def ctc_beam_search(
         batch_first: the layout of y.
 
     Returns:
-        The best hypotheses of each sequence, the best one first.
+        The best hypotheses of each sequence, the best one first; an empty list where no labels
+        have a probability above 0.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
@@ -191,7 +192,7 @@ class _Search:
         return (self.weight * p if self.weight else np.zeros(classes)) + self.bonus
 
     def _step(self, log_p: Array) -> None:
-        last = np.array([self.labels[n] for n in self.nodes])
+        last = np.array([self.labels[n] for n in self.nodes], np.int64)  # none in an empty beam
         both = np.logaddexp(self.ends_blank, self.ends_label)
         stay_blank = both + log_p[self.blank]
         stay_label = np.where(last >= 0, self.ends_label + log_p[last], NEVER)
@@ -200,7 +201,7 @@ class _Search:
         longer[some, last[some]] = self.ends_blank[some] + log_p[last[some]]
         longer[:, self.blank] = NEVER
         # A longer prefix that is in the beam already has these paths, too.
-        above = np.array([self.parents[n] for n in self.nodes])
+        above = np.array([self.parents[n] for n in self.nodes], np.int64)
         child, parent = np.nonzero(above[:, None] == self.nodes)
         stay_label[child] = np.logaddexp(stay_label[child], longer[parent, last[child]])
         longer[parent, last[child]] = NEVER
@@ -257,10 +258,16 @@ class _Search:
 
 
 def _largest(scores: Array, count: int) -> Array:
-    """Return where the largest scores are, the largest first; -inf is none of them."""
+    """Return where the largest scores are, the largest first; -inf is none of them.
+
+    Where scores are equal, lower indices come first.
+    """
     at = np.flatnonzero(scores > NEVER)
     if len(at) > count:
-        at = np.sort(at[np.argpartition(-scores[at], count - 1)[:count]])
+        # Where a partition puts equal scores differs between CPUs; its threshold does not.
+        least = np.partition(scores[at], len(at) - count)[len(at) - count]
+        above, equal = at[scores[at] > least], at[scores[at] == least]
+        at = np.sort(np.concatenate([above, equal[: count - len(above)]]))
     out: Array = at[np.argsort(-scores[at], kind="stable")]
     return out
 

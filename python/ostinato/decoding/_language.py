@@ -34,6 +34,10 @@ class _Counts:
         self.arrays = (contexts, offsets, labels, counts)
         self._at = {tuple(c): k for k, c in enumerate(contexts.tolist())}
 
+    def __len__(self) -> int:
+        """Return the number of different contexts."""
+        return len(self._at)
+
     def find(self, context: tuple[int, ...]) -> tuple[Array, Array] | None:
         """Return the labels that came after a context, and how often; None if it is not known."""
         k = self._at.get(context)
@@ -43,18 +47,44 @@ class _Counts:
         part = slice(offsets[k], offsets[k + 1])
         return labels[part], counts[part]
 
-    def fits(self, n: int, classes: int) -> bool:
-        """Whether these are counts for contexts of n labels, and hold together."""
-        contexts, offsets, labels, counts = self.arrays
-        if any(a.dtype.kind not in "iu" for a in self.arrays):
-            return False
-        if contexts.ndim != 2 or contexts.shape[1] != n or labels.ndim != 1:
-            return False
-        if offsets.shape != (len(contexts) + 1,) or counts.shape != labels.shape:
-            return False
-        ends = offsets[0] == 0 and offsets[-1] == len(labels) and (np.diff(offsets) > 0).all()
-        known = ((labels >= 0) & (labels <= classes) & (counts > 0)).all()
-        return bool(ends and known)
+
+def _loaded(arrays: list[Array], n: int, classes: int) -> _Counts | None:
+    """Return counts after contexts of n labels from arrays of a file; None if they do not fit."""
+    most = np.iinfo(np.int64).max
+    if any(a.dtype.kind not in "iu" or (a > most).any() for a in arrays):
+        return None
+    contexts, offsets, labels, counts = (a.astype(np.int64) for a in arrays)
+    if contexts.ndim != 2 or contexts.shape[1] != n or labels.ndim != 1:
+        return None
+    if offsets.shape != (len(contexts) + 1,) or counts.shape != labels.shape:
+        return None
+    if offsets[0] != 0 or offsets[-1] != len(labels) or (np.diff(offsets) <= 0).any():
+        return None
+    if ((labels < 0) | (labels > classes) | (counts <= 0)).any():
+        return None
+    if counts.sum(dtype=np.float64) > most / 2:  # whose sums could wrap
+        return None
+    least = np.zeros(n, np.int64)
+    least[:1] = START  # which stands at the front alone
+    if ((contexts < least) | (contexts >= classes)).any():
+        return None
+    owners = np.repeat(np.arange(len(contexts)), np.diff(offsets))
+    order = np.lexsort((labels, owners))
+    if ((np.diff(owners[order]) == 0) & (np.diff(labels[order]) == 0)).any():
+        return None  # a label twice after one context
+    made = _Counts(contexts, offsets, labels, counts)
+    return made if len(made) == len(contexts) else None  # a context twice
+
+
+def _checked_labels(sequence: Any, name: str, classes: int) -> Array:
+    """Return labels ``[n]`` from 0 to V - 1 as int64."""
+    a = np.asarray(sequence)
+    if a.ndim != 1 or (a.size and a.dtype.kind not in "iu"):
+        raise TypeError(f"{name}: expected [n] whole numbers, got shape {a.shape} of {a.dtype}")
+    if a.size and not (a.min() >= 0 and a.max() < classes):
+        raise ValueError(f"{name}: expected labels from 0 to {classes - 1}, got others")
+    labels: Array = a.astype(np.int64)
+    return labels
 
 
 class LanguageModel:
@@ -173,16 +203,8 @@ class NGram(LanguageModel):
         """
         parts = []
         for k, sequence in enumerate(sequences):
-            a = np.asarray(sequence)
-            if a.ndim != 1 or (a.size and a.dtype.kind not in "iu"):
-                raise TypeError(
-                    f"sequences[{k}]: expected [n] whole numbers, got shape {a.shape} of {a.dtype}"
-                )
-            if a.size and not (a.min() >= 0 and a.max() < self.classes):
-                raise ValueError(
-                    f"sequences[{k}]: expected labels from 0 to {self.classes - 1}, got others"
-                )
-            parts += [np.array([START]), a.astype(np.int64), np.array([self.classes])]
+            labels = _checked_labels(sequence, f"sequences[{k}]", self.classes)
+            parts += [np.array([START]), labels, np.array([self.classes])]
         self._count(np.concatenate(parts) if parts else np.zeros(0, np.int64))
 
     def _count(self, flat: Array) -> None:
@@ -241,16 +263,16 @@ class NGram(LanguageModel):
             raise ValueError(
                 f"arrays: expected those of an NGram of order {self.order}, got {sorted(arrays)}"
             )
-        tables = [
-            _Counts(*(np.asarray(arrays[f"{n}.{name}"]) for name in _Counts.names))
-            for n in range(self.order if arrays else 0)
-        ]
-        for n, table in enumerate(tables):
-            if not table.fits(n, self.classes):
+        tables = []
+        for n in range(self.order if arrays else 0):
+            given = [np.asarray(arrays[f"{n}.{name}"]) for name in _Counts.names]
+            table = _loaded(given, n, self.classes)
+            if table is None:
                 raise ValueError(
                     f"arrays: expected counts of {self.classes} classes after {n} labels, got "
                     "others"
                 )
+            tables.append(table)
         self._tables, self._known = tables, {}
 
     def _distribution(self, context: tuple[int, ...]) -> Array:
@@ -323,19 +345,24 @@ class NGram(LanguageModel):
         """Return the mean of ``-log2 p`` over the labels and the ends of sequences.
 
         Args:
-            sequences: labels ``[n]`` of each.
+            sequences: labels ``[n]`` of each, from 0 to V - 1.
 
         Returns:
             Bits; NaN without any sequence.
+
+        Raises:
+            TypeError: labels that are no whole numbers.
+            ValueError: labels out of range.
         """
         total, count = 0.0, 0
-        for sequence in sequences:
+        for k, sequence in enumerate(sequences):
+            labels = _checked_labels(sequence, f"sequences[{k}]", self.classes)
             state = self.start()
-            for label in np.asarray(sequence).tolist():
+            for label in labels.tolist():
                 total -= math.log2(self._distribution(state)[label])
                 state = self.advance(state, label)
             total -= math.log2(self._distribution(state)[-1])
-            count += len(sequence) + 1
+            count += len(labels) + 1
         return total / count if count else math.nan
 
 
@@ -371,6 +398,11 @@ class StreamModel(LanguageModel):
     def _after(self, state: Any, label: int) -> tuple[Any, Array]:
         self._stream.state = state
         y = self._stream.step(np.array([label]))[0]
+        if self.finish is not None and self.finish >= len(y):
+            raise ValueError(
+                f"finish: expected a label below V = {len(y)}, the last axis of the logits, got "
+                f"{self.finish}"
+            )
         refuse_unusable("language_model", y)
         return self._stream.state, log_softmax(y)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from ._sampling import check_options, drawn, probabilities
 
 Step = Callable[[Array, Any], tuple[Array, Any]]
 Select = Callable[[Any, Array], Any]
+MOST_EXPONENT = 600.0  # e^600 divides 1e-16, the least -log p but 0, without underflow
 
 
 def select_rows(state: Any, rows: Array) -> Any:
@@ -26,7 +28,8 @@ def select_rows(state: Any, rows: Array) -> Any:
     if isinstance(state, dict):
         return {name: select_rows(part, rows) for name, part in state.items()}
     if isinstance(state, (tuple, list)):
-        return type(state)(select_rows(part, rows) for part in state)
+        parts = [select_rows(part, rows) for part in state]
+        return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
     if not _check.is_array(state) or state.ndim < 2:
         raise TypeError(
             "state: expected arrays with the sequences on axis 1, or tuples, lists and dicts of "
@@ -75,7 +78,7 @@ class _StepOfStream:
 class _Steps:
     """Run a step function on some of the sequences, checked."""
 
-    def __init__(self, step: Any, select: Select | None) -> None:
+    def __init__(self, step: Any, select: Select | None, end: int | None) -> None:
         if isinstance(step, Layer):
             step = _step_of_model(step)
         elif isinstance(step, Stream):
@@ -86,6 +89,7 @@ class _Steps:
             )
         self.step: Step = step
         self.select: Select = select_rows if select is None else select
+        self.end = None if end is None else _check.positive("end", end, 0)
 
     def __call__(self, labels: Array, state: Any) -> tuple[Array, Any]:
         """Return float64 logits ``[N,V]`` on the host, and the states."""
@@ -94,6 +98,11 @@ class _Steps:
         if len(y) != len(labels) or y.shape[1] == 0:
             raise ValueError(
                 f"step: expected logits of shape (N, V) with N = {len(labels)}, got {y.shape}"
+            )
+        if self.end is not None and self.end >= y.shape[1]:
+            raise ValueError(
+                f"end: expected a label below V = {y.shape[1]}, the last axis of the logits, got "
+                f"{self.end}"
             )
         refuse_unusable("step", y)
         return y.astype(np.float64), state
@@ -107,10 +116,6 @@ def _starts(start: Any) -> Array:
             "for one sequence"
         )
     return a.astype(np.int64)
-
-
-def _check_end(end: int | None) -> int | None:
-    return None if end is None else _check.positive("end", end, 0)
 
 
 def greedy(
@@ -146,11 +151,9 @@ def greedy(
 
     Raises:
         TypeError: an argument of the wrong type.
-        ValueError: an argument of the wrong value, or logits of NaN.
+        ValueError: an argument of the wrong value, an end that is no label, or logits of NaN.
     """
-    return _write(
-        _Steps(step, select), _starts(start), _check_end(end), state, max_steps, _most_probable
-    )
+    return _write(_Steps(step, select, end), _starts(start), state, max_steps, _most_probable)
 
 
 def _most_probable(logits: Array) -> Array:
@@ -199,7 +202,7 @@ def sample(
 
     Raises:
         TypeError: an argument of the wrong type.
-        ValueError: an argument of the wrong value, or logits of NaN.
+        ValueError: an argument of the wrong value, an end that is no label, or logits of NaN.
     """
     options: Any = dict(
         zip(("temperature", "top_k", "top_p"), check_options(temperature, top_k, top_p))
@@ -209,13 +212,12 @@ def sample(
     def choose(logits: Array) -> Array:
         return drawn(probabilities(logits, **options), generator)
 
-    return _write(_Steps(step, select), _starts(start), _check_end(end), state, max_steps, choose)
+    return _write(_Steps(step, select, end), _starts(start), state, max_steps, choose)
 
 
 def _write(
     steps: _Steps,
     labels: Array,
-    end: int | None,
     state: Any,
     max_steps: int,
     choose: Callable[[Array], Array],
@@ -229,7 +231,7 @@ def _write(
         logits, state = steps(labels, state)
         labels = choose(logits)
         total[active] += log_softmax(logits)[np.arange(len(labels)), labels]
-        going = np.ones(len(labels), bool) if end is None else labels != end
+        going = np.ones(len(labels), bool) if steps.end is None else labels != steps.end
         ended[active[~going]] = True
         if not going.all():
             rows = np.flatnonzero(going)
@@ -283,7 +285,8 @@ def beam_search(
         state: what the first step is given; None: the model's initial state.
         width: hypotheses of a sequence that are kept after each step.
         max_steps: where hypotheses without an end are cut.
-        length_penalty: at least 0; the larger, the longer the sequences.
+        length_penalty: at least 0, and at most ``600 / log((5 + max_steps) / 6)``; the larger, the
+            longer the sequences.
         count: how many hypotheses to return, at most; at most the width.
         select: a function ``(state, rows) -> state``, in which rows may be repeated; see `greedy`.
 
@@ -293,17 +296,17 @@ def beam_search(
 
     Raises:
         TypeError: an argument of the wrong type.
-        ValueError: an argument of the wrong value, or logits of NaN.
+        ValueError: an argument of the wrong value, an end that is no label, or logits of NaN.
 
     Source: for the penalty Wu et al. (2016), "Google's neural machine translation system".
     """
     width, count = _check.positive("width", width), _check.positive("count", count)
     if count > width:
         raise ValueError(f"count: expected at most width = {width}, got {count}")
-    penalty = _check.finite("length_penalty", length_penalty)
     max_steps = _check.positive("max_steps", max_steps)
-    steps, labels, end = _Steps(step, select), _starts(start), _check_end(end)
-    beams = [_Beam(width, count, penalty, max_steps, end) for _ in labels]
+    penalty = _checked_penalty(length_penalty, max_steps)
+    steps, labels = _Steps(step, select, end), _starts(start)
+    beams = [_Beam(width, count, penalty, max_steps, steps.end) for _ in labels]
     owners = np.arange(len(labels))  # the sequence of each row
     for n in range(1, max_steps + 1):
         if not len(owners):
@@ -321,6 +324,18 @@ def beam_search(
         if len(every):
             state = steps.select(state, every)
     return [beam.best() for beam in beams]
+
+
+def _checked_penalty(penalty: float, max_steps: int) -> float:
+    """Return a penalty of length with which scores of all lengths can be told apart."""
+    penalty = _check.finite("length_penalty", penalty)
+    longest = math.log((5 + max_steps) / 6)
+    if penalty * longest > MOST_EXPONENT:
+        raise ValueError(
+            f"length_penalty: expected at most {MOST_EXPONENT / longest:.4g} with max_steps = "
+            f"{max_steps}, got {penalty!r}"
+        )
+    return penalty
 
 
 class _Beam:

@@ -6,6 +6,7 @@ it: a class is one of this package, or one that the caller of `load` names.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import _check
 from .._annotations import readable
 from ._description import KEY, VERSION
 from ._layer import Layer
@@ -58,7 +60,8 @@ def load(path: str | os.PathLike[str], *classes: type[Layer]) -> Any:
         KeyError: parameters that the class does not have, or that the file lacks.
         TypeError: a class that is not known, something else than a class of layers, or arguments
             that the class does not take.
-        ValueError: a file without a model, a damaged one, or one of a newer version.
+        ValueError: a file without a model, a damaged one, one of a newer version, or one that
+            describes a layer with more elements than the file holds.
         OSError: the file cannot be read.
     """
     from .. import safetensors
@@ -74,42 +77,69 @@ def load(path: str | os.PathLike[str], *classes: type[Layer]) -> Any:
             f"path: expected a file that says how its model was made, got {named!r}, which holds "
             "parameters alone; make the model, then model.load(path)"
         )
+    made, frozen = _description(metadata[KEY], named)
     try:
-        made = json.loads(metadata[KEY])
-        version, frozen = made["version"], made["frozen"]
-        name, missing = made["class"], made.get("missing")
-        if not isinstance(frozen, list) or not isinstance(name, str):
-            raise TypeError
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"path: expected a model that can be read, got {named!r}") from None
-    if version != VERSION:
-        raise ValueError(f"path: expected a model of version {VERSION}, got {version!r}")
-    if missing is not None:
+        with _check.made_from_file(sum(a.size for a in arrays.values())):
+            model = _made(made, known)
+    except RecursionError:
+        raise ValueError(f"path: expected layers of fewer layers, got {named!r}") from None
+    model.load_state_dict(arrays)
+    for name in frozen:
+        model.freeze(glob.escape(name))
+    return model
+
+
+def _description(text: str, named: str) -> tuple[dict[str, Any], list[str]]:
+    """Return the description of a model from the text of a file, and the names of what is frozen.
+
+    Args:
+        text: JSON.
+        named: the path, for errors.
+    """
+    try:
+        made = json.loads(text)
+    except (ValueError, RecursionError):
+        made = None
+    if not isinstance(made, dict) or "version" not in made:
+        raise ValueError(f"path: expected a model that can be read, got {named!r}")
+    if made["version"] != VERSION:
+        raise ValueError(f"path: expected a model of version {VERSION}, got {made['version']!r}")
+    name, frozen = _field(made, "class", str), _field(made, "frozen", list)
+    if not all(isinstance(n, str) for n in frozen):
+        raise ValueError(f"path: expected names in 'frozen' of a description, got {frozen!r:.80}")
+    if made.get("missing") is not None:
         raise ValueError(
             f"path: expected the arguments of a {name} to be numbers, text, lists or layers, "
-            f"got {missing}; make the model, then model.load({named!r})"
+            f"got {made['missing']}; make the model, then model.load({named!r})"
         )
-    model: Layer = _made(made, known)
-    model.load_state_dict(arrays)
-    for pattern in frozen:
-        model.freeze(pattern)
-    return model
+    return made, frozen
+
+
+def _field(described: Mapping[str, Any], name: str, kind: type) -> Any:
+    """Return an entry of a description, which must be of a kind."""
+    value = described.get(name)
+    if not isinstance(value, kind):
+        raise ValueError(
+            f"path: expected a {kind.__name__} as {name!r} of a description, got {value!r:.80}"
+        )
+    return value
 
 
 def _made(described: Mapping[str, Any], known: Mapping[str, type[Layer]]) -> Layer:
     """Make a layer from its description."""
-    try:
-        name, args, options = described["class"], described["args"], described["options"]
-    except KeyError as e:
-        raise ValueError(f"path: expected a layer with {e} in the file, got none") from None
+    name = _field(described, "class", str)
+    args, options = _field(described, "args", list), _field(described, "options", dict)
     if name not in known:
         raise TypeError(
             f"classes: expected the class {name!r}, which the file needs and ostinato.nn does not "
             f"have; give it: ost.load(path, {name})"
         )
     values = [_read(a, known) for a in args]
-    named = {n: _read(v, known) for n, v in options.items()}
-    layer: Layer = known[name](*values, **named)
+    options = {n: _read(v, known) for n, v in options.items()}
+    try:
+        layer: Layer = known[name](*values, **options)
+    except OverflowError as e:  # a whole number that no float can hold
+        raise ValueError(f"path: expected arguments that a {name} can hold, got {e}") from e
     precision = described.get("precision")
     if precision is not None and getattr(layer, "precision", precision) != precision:
         layer.precision = precision
@@ -124,15 +154,19 @@ def _read(value: Any, known: Mapping[str, type[Layer]]) -> Any:
     if kind == "layer":
         return _made(value, known)
     if kind == "list":
-        parts = [_read(v, known) for v in value["values"]]
-        return tuple(parts) if value["tuple"] else parts
+        parts = [_read(v, known) for v in _field(value, "values", list)]
+        return tuple(parts) if _field(value, "tuple", bool) else parts
     if kind == "dict":
-        return {k: _read(v, known) for k, v in value["values"].items()}
+        return {k: _read(v, known) for k, v in _field(value, "values", dict).items()}
     if kind == "generator":
         return np.random.default_rng()
     if kind == "dtype":
-        return np.dtype(value["name"])
-    raise ValueError(f"path: expected one of {', '.join(KINDS)} in a description, got {kind!r}")
+        name = _field(value, "name", str)
+        try:
+            return np.dtype(name)
+        except (TypeError, ValueError, SyntaxError):
+            raise ValueError(f"path: expected the name of a dtype, got {name!r:.80}") from None
+    raise ValueError(f"path: expected one of {', '.join(KINDS)} in a description, got {kind!r:.80}")
 
 
 readable(globals())

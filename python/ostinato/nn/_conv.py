@@ -23,7 +23,8 @@ class Conv1d(Layer):
 
     ``y_t = b + sum_k W_k x_(t s + k d - p)`` with stride s, dilation d and p steps of padding, on
     the kernels of `Linear`. Steps past the end of a row count as zeros, and outputs past its end
-    are zero. A stream of a causal one keeps the last inputs of each slot as its state.
+    are zero. A stream of a causal one keeps the last inputs of each slot as its state, ``[n,B,I]``
+    with n = (K - 1) d.
 
     >>> import numpy as np
     >>> import ostinato as ost
@@ -137,13 +138,13 @@ class Conv1d(Layer):
                 f"{self!r}"
             )
         packed = self._packed(False)
-        batch = native.batch
-        before = np.zeros((batch, self._span, self.in_channels), self._dtype)
+        # The slots are on axis 1, as in every state: a decoder selects them there.
+        before = np.zeros((self._span, native.batch, self.in_channels), self._dtype)
 
         def step(rows: Array, slots: Any) -> Array:
-            seen = np.concatenate([before[slots], rows[:, None]], axis=1)
-            before[slots] = seen[:, 1:]
-            window = _check.contiguous(seen[:, :: self.dilation])
+            seen = np.concatenate([before[:, slots], rows[None]])
+            before[:, slots] = seen[1:]
+            window = _check.contiguous(seen[:: self.dilation].swapaxes(0, 1))
             y: Array = packed.forward(window.reshape(len(rows), -1))
             return y
 
@@ -151,7 +152,7 @@ class Conv1d(Layer):
         return before
 
     def _reset_stream(self, states: Any, slots: Any) -> None:
-        states[slots] = 0
+        states[:, slots] = 0
 
     def _stream_state(self, states: Any) -> Any:
         return states

@@ -37,9 +37,8 @@ class LayerNorm(Layer):
         super().__init__(dtype=dtype)
         self.size = _check.positive("size", size)
         self.eps = _check.clipping("eps", eps)
-        self._declare(
-            {"weight": np.ones(self.size, self._dtype), "bias": np.zeros(self.size, self._dtype)}
-        )
+        draw = {"weight": np.ones, "bias": np.zeros}
+        self._declare({n: _check.drawn(n, (self.size,), self._dtype, f) for n, f in draw.items()})
 
     def _normal(self, x: Array) -> tuple[Array, Array]:
         """Return rows with mean 0 and variance 1, and what they were multiplied by."""

@@ -306,6 +306,7 @@ class Recurrent(ScaledInputs):
         self.hidden_size = _check.positive("hidden_size", hidden_size)
         self.proj_size = _check.positive("proj_size", proj_size, 0)
         self.num_layers = _check.positive("num_layers", num_layers)
+        _check.refuse_more_than_file("num_layers", self.num_layers)
         self.bias, self.batch_first, self.bidirectional = (
             bool(bias),
             bool(batch_first),

@@ -273,22 +273,20 @@ class Decoder(Model):
 
         Raises:
             TypeError: an argument of the wrong type.
-            ValueError: an argument of the wrong shape or value.
+            ValueError: an argument of the wrong shape or value, a stop that is no label, or logits
+                of NaN.
         """
-        _check.positive("steps", steps)
+        steps = _check.positive("steps", steps)
+        stop = None if stop is None else _check.positive("stop", stop, 0)
         made = self._memory(memory, memory_lengths)
-        first = np.asarray(_device.host(start))
-        if first.dtype.kind not in "iu" or first.ndim > 1:
-            raise TypeError(f"start: expected a whole number or [B] of them, got {start!r}")
-        batch = self._batch_of(made, state, first)
-        now = np.broadcast_to(first, (batch,)).astype(np.int64)
-        axis = 1 if self.batch_first else 0
+        now = self._starts(start, made, state)
+        batch, axis = len(now), 1 if self.batch_first else 0
         ended, written = np.zeros(batch, bool), []
         lengths = np.full(batch, steps, np.int64)
         for t in range(steps):
             x = _device.like(np.expand_dims(now, axis), self._block.values)
             y, state = self(x, made, state)
-            scores = _device.host(y[:, 0] if axis else y[0])
+            scores = _checked_scores(y[:, 0] if axis else y[0], stop, ended)
             now = np.asarray(scores.argmax(axis=-1), np.int64)
             if stop is not None:
                 now = np.where(ended, stop, now)
@@ -299,15 +297,40 @@ class Decoder(Model):
                 break
         return np.stack(written, axis=axis), lengths
 
-    def _batch_of(self, memory: Any, state: Any, start: Array) -> int:
-        """Return the number of sequences to write."""
+    def _starts(self, start: Any, memory: Any, state: Any) -> Array:
+        """Return the first input of each sequence to write, ``[B]``."""
+        first = np.asarray(_device.host(start))
+        if first.dtype.kind not in "iu" or first.ndim > 1:
+            raise TypeError(f"start: expected a whole number or [B] of them, got {start!r}")
+        batch = len(first) if first.ndim else 1
+        given = None
         if memory is not None:
-            return int(memory.keys.shape[0])
-        while isinstance(state, tuple):
-            state = state[0]
-        if state is not None:
-            return int(state.shape[1])
-        return len(start) if start.ndim else 1
+            given, batch = "memory", int(memory.keys.shape[0])
+        else:
+            while isinstance(state, tuple):
+                state = state[0]
+            if state is not None:
+                given, batch = "state", int(state.shape[1])
+        if first.ndim and len(first) != batch:
+            raise ValueError(
+                f"start: expected a whole number or {batch} of them, one for each sequence of the "
+                f"{given}, got {len(first)}"
+            )
+        return np.broadcast_to(first, (batch,)).astype(np.int64)
+
+
+def _checked_scores(y: Any, stop: int | None, ended: Array) -> Array:
+    """Return the logits ``[B,O]`` of a step on the host, usable where no sequence has ended."""
+    from ..decoding._hypothesis import refuse_unusable  # which imports the layers
+
+    scores: Array = _device.host(y)
+    if stop is not None and stop >= scores.shape[-1]:
+        raise ValueError(
+            f"stop: expected a label below O = {scores.shape[-1]}, the outputs of the head, got "
+            f"{stop}"
+        )
+    refuse_unusable("head", scores[~ended])
+    return scores
 
 
 def _require(value: Any, kind: type, name: str, *, optional: bool = False) -> None:
