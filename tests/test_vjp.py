@@ -411,6 +411,43 @@ def test_a_loss_of_the_users_own() -> None:
     np.testing.assert_allclose(pullback(), 24 * A**2)
 
 
+@pytest.mark.parametrize("kind", ["list", "Ragged"])
+def test_a_loss_of_sequences_within(kind: str) -> None:
+    """Beside another loss, without which a missing gradient would be an error."""
+    gru, ctc = nn.GRU(3, 4, dtype=np.float64, rng=0), ost.losses.CTC()
+    sequences = [np.random.default_rng(k).standard_normal((5 + k, 3)) for k in range(2)]
+    labels = [np.array([1, 2]), np.array([3])]
+    given = sequences if kind == "list" else ost.Ragged.join(sequences)
+
+    def function(xs: Any) -> Any:
+        ys, _ = gru(xs)
+        value, dy = ctc(ys, labels)
+        assert type(dy) is type(ys)
+        first = xs[0] if kind == "list" else xs.rows
+        return 2 * value + (first * first).sum()
+
+    value, pullback = ost.vjp(function, given)
+    assert value == pytest.approx(function(given), rel=1e-12)
+    found = pullback()
+    arrays, found = (given, found) if kind == "list" else ([given.rows], [found.rows])
+    for a, dx in zip(arrays, found):
+        np.testing.assert_allclose(dx, numeric_gradient(lambda: function(given), a), atol=1e-7)
+    for name in gru.parameters():
+        want = parameter_gradient(lambda: function(given), gru, name)
+        np.testing.assert_allclose(gru.grads[name], want, atol=1e-7, err_msg=name)
+
+
+def test_a_loss_without_a_gradient_for_all_of_its_sequences_is_refused() -> None:
+    class First(ost.losses.Loss):
+        def __call__(self, y: Any, target: Any, lengths: Any = None) -> Any:
+            return float(y[0].sum()), [np.ones_like(y[0]), None]
+
+    with pytest.raises(
+        TypeError, match="First: expected a gradient for every part of y, got 1 for 2"
+    ):
+        ost.vjp(lambda a: First()([a, 2 * a], None)[0], A)
+
+
 def test_a_layer_that_ignores_its_own_call_is_refused() -> None:
     class Twice(nn.Linear):
         def __call__(self, x: Any) -> Any:

@@ -647,6 +647,7 @@ def of_loss(
 ) -> Any:
     """Record a call of a loss: its value has the gradient that it returns.
 
+    y is an array, a `Ragged` or a list; every array of it that is recorded gets its part.
     A target that is an argument of the recorded call is a constant: its gradient is None.
     """
     args, y = list(args), options.get("y", args[0] if args else None)
@@ -660,12 +661,24 @@ def of_loss(
             f"{v.shape} elsewhere; ost.stop_gradient(x) gives the plain array"
         )
     args, options = plain(args), plain(options)
-    if type(y) is not Variable:
+    ys = variables_in(y)
+    if not ys:
         return call(loss, *args, **options)
     with recording.paused():
         value, dy = call(loss, *args, **options)
-    made = _device.like(np.asarray(value, y.dtype), y._value)
-    return record(made, (y, lambda d: d * dy)), dy
+    pairs = [(y, dy)] if type(y) is Variable else list(_paired(y, dy, "dy"))
+    if len(pairs) != len(ys):
+        raise TypeError(
+            f"{type(loss).__name__}: expected a gradient for every part of y, got {len(pairs)} "
+            f"for {len(ys)}"
+        )
+    made = _device.like(np.asarray(value, ys[0].dtype), ys[0]._value)
+    return record(made, *((v, _times(part)) for v, part in pairs)), dy
+
+
+def _times(dy: Any) -> Slope:
+    """Return the slope of a number in an array whose gradient is known."""
+    return lambda d: d * dy
 
 
 def record_loss(kind: Any) -> None:
