@@ -181,6 +181,34 @@ def test_powers_at_zero() -> None:
         assert pullback(np.ones(1)).tolist() == [slope]
 
 
+RETURNED: dict[str, tuple[Callable[..., Any], int]] = {
+    "what was given": (lambda a: a + 1, 1),
+    "a view of it": (lambda a: a.reshape(-1), 1),
+    "one of two": (lambda a, b: a + b, 2),
+    "a broadcast one": (lambda a: a.sum(), 1),
+    "a sum": (lambda a: a + a, 1),
+    "pieces of one": (lambda a, b: np.concatenate([a, b]), 2),
+    "that of a layer": (nn.Dropout(0.0, dtype=np.float64), 1),
+}
+
+
+@pytest.mark.parametrize("name", RETURNED)
+def test_gradients_are_arrays_of_their_own(name: str) -> None:
+    function, count = RETURNED[name]
+    y, pullback = ost.vjp(function, *[A.copy() for _ in range(count)])
+    d = np.ones_like(y)
+    found = pullback(d)
+    found = [found] if count == 1 else list(found)
+    for k, dx in enumerate(found):
+        assert dx.flags.writeable
+        assert not np.shares_memory(dx, d)
+        assert not any(np.shares_memory(dx, other) for other in found[k + 1 :])
+    want = found[-1].copy()
+    found[0] += 1
+    assert (d == 1).all()
+    assert count == 1 or np.array_equal(found[-1], want)
+
+
 UNKNOWN: dict[str, tuple[Callable[[Any], Any], str]] = {
     "a ufunc": (np.arcsin, r"np\.arcsin: expected an operation that vjp knows"),
     "a function": (np.median, r"np\.median: expected an operation that vjp knows"),

@@ -504,8 +504,12 @@ class Backward:
                 return None
             if v._index in self._recording.constants:
                 return None
-            found = self._found[v._index]
-            return np.zeros_like(v._value) if found is None else found
+            found = self.take(v._index)
+            if found is None:
+                return np.zeros_like(v._value)
+            # Whoever gets a gradient may change it: it is neither d itself, nor that of another
+            # input, nor a broadcast view of either.
+            return found if self._owned[v._index] else found.copy()
 
         return mapped(one, given)
 
