@@ -611,9 +611,20 @@ def _is_basic(index: Any) -> bool:
     return True
 
 
+def _listed(part: Any, like: Any) -> Any:
+    """Return the array that a list within an index stands for: numbers, or a mask."""
+    if not isinstance(part, list):
+        return part
+    a = np.asarray(part)
+    return _device.like(a if a.size else a.astype(np.intp), like)
+
+
 def indexed(x: Any, index: Any) -> Any:
     """Pick elements, by anything that NumPy takes as an index."""
     v, index = value_of(x), plain(index)
+    parts = index if isinstance(index, tuple) else (index,)
+    parts = tuple(_listed(part, v) for part in parts)
+    index = parts if isinstance(index, tuple) else parts[0]
     y = v[index]
     if _is_basic(index):
 
