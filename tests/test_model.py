@@ -672,6 +672,33 @@ def test_owners_dtypes_and_names() -> None:
         model.again = model
 
 
+def test_nothing_is_dropped_by_an_assignment_of_arrays() -> None:
+    model = Net()
+    values = model.state_dict()
+    with pytest.raises(
+        TypeError,
+        match=r"scale: expected a Parameter in place of one, got ndarray; change its values with "
+        r"`with model\.write\(\) as p: p\['scale'\]\[\.\.\.\] = \.\.\.`",
+    ):
+        model.scale = model.scale * 2
+    with pytest.raises(TypeError, match="rnn: expected a Layer in place of one, got function"):
+        model.rnn = lambda x: (x, None)
+    with pytest.raises(
+        TypeError, match="shift: expected a tuple of layers or parameters in place of one, got list"
+    ):
+        model.shift = [p * 2 for p in model.shift]
+    with pytest.raises(TypeError, match="got Variable"):
+        ost.vjp(lambda x: setattr(model, "scale", x) or x, np.ones(4))
+    assert list(model.parameters()) == NAMES
+    assert all(np.array_equal(v, values[n]) for n, v in model.parameters().items())
+    model.scale = nn.Parameter(np.full(4, 3.0))
+    model.blocks, model.size = [], 5
+    assert model.scale.tolist() == [3.0] * 4
+    model.scale = None
+    assert "scale" not in model.parameters()
+    assert "blocks.0.weight" not in model.parameters()
+
+
 def test_streams_that_would_ignore_a_call() -> None:
     class Twice(nn.GRU):
         def __call__(self, *args: Any, **options: Any) -> Any:

@@ -166,6 +166,7 @@ class Model(Layer):
             self._refuse_owned(name, value)
         known = name in self._own or name in self.__dict__
         old = self._own.get(name, self.__dict__.get(name))
+        self._refuse_dropped(name, old, value)
         changes = _holds(value) or _holds(old)
         if changes and self._is_fixed():
             raise ValueError(
@@ -182,6 +183,27 @@ class Model(Layer):
                 else:
                     delattr(self, name)
                 raise
+
+    def _refuse_dropped(self, name: str, old: Any, value: Any) -> None:
+        """Raise if layers or parameters would be replaced by what is none, such as an array."""
+        empty = isinstance(value, (list, tuple, dict)) and not value
+        if value is None or empty or not _holds(old) or _holds(value):
+            return
+        kind = type(value).__name__
+        if isinstance(old, Parameter):
+            raise TypeError(
+                f"{name}: expected a Parameter in place of one, got {kind}; change its values with "
+                f"`with model.write() as p: p[{name!r}][...] = ...`"
+            )
+        wanted = (
+            "a Layer in place of one"
+            if isinstance(old, Layer)
+            else (f"a {type(old).__name__} of layers or parameters in place of one")
+        )
+        raise TypeError(
+            f"{name}: expected {wanted}, got {kind}; change values with `model.write()`, or remove "
+            f"it first with `del model.{name}`"
+        )
 
     def _set(self, name: str, value: Any) -> None:
         self._mark()
