@@ -699,6 +699,47 @@ def test_nothing_is_dropped_by_an_assignment_of_arrays() -> None:
     assert "blocks.0.weight" not in model.parameters()
 
 
+class Lists(nn.Model):
+    """What a list holds, and models."""
+
+    def __init__(self, *parts: Any) -> None:
+        self.list: list[Any] = list(parts)
+
+    def __call__(self, x: Any) -> Any:
+        return x
+
+
+def test_a_parameter_of_two_models_is_refused() -> None:
+    p = nn.Parameter(np.ones(3))
+    first = Lists(p)
+    with pytest.raises(
+        ValueError,
+        match=r"list\.0: expected a Parameter of one model, got one that a Lists has already; use "
+        r"model\.tie for one array under two names, or ost\.nn\.Parameter\(p\.value\)",
+    ):
+        Lists(p)
+    with pytest.raises(ValueError, match="again: expected a Parameter of one model, got one that"):
+        Net().again = p
+    with pytest.raises(ValueError, match=r"list\.0: .* got one in two of its models"):
+        Lists(first).again = p
+    assert list(first.parameters()) == ["list.0"]
+    outer = Lists(nn.Parameter(np.zeros(2)), Lists(), Lists())
+    fresh = nn.Parameter(np.ones(2))
+    outer.list[1].list.append(fresh)
+    outer.list[2].list.append(fresh)
+    with pytest.raises(ValueError, match=r"list\.0: .* got one in two of its models"):
+        outer.parameters()
+    outer.list[2].list[0] = nn.Linear(2, 2, dtype=np.float64)
+    outer.list[1].list[0] = outer.list[2].list[0]
+    with pytest.raises(ValueError, match="model: expected a layer without .* a Linear in two of"):
+        outer.parameters()
+    outer.list[1].list[0] = outer.list[0]
+    with pytest.raises(ValueError, match=r"list\.0: .* Parameter of one model"):
+        outer.parameters()
+    del outer.list[0]  # it moves from one model to another
+    assert "list.0.list.0" in outer.parameters()
+
+
 def test_streams_that_would_ignore_a_call() -> None:
     class Twice(nn.GRU):
         def __call__(self, *args: Any, **options: Any) -> Any:

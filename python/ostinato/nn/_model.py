@@ -233,6 +233,30 @@ class Model(Layer):
                 "model owns already; use copy.deepcopy for one of its own"
             )
 
+    def _refuse_shared(self, name: str, p: Parameter) -> None:
+        """Raise if a parameter is one of another model, which holds it still."""
+        other = p._model
+        if other is None or other is self:
+            return
+        if any(q is p for q in other._found()[1].values()):
+            raise ValueError(_shared(name, f"that a {type(other).__name__} has already"))
+
+    def _refuse_repeated(self) -> None:
+        """Raise if two models within this one have the same layer or parameter."""
+        seen: set[int] = set()
+        for model in layers_of(self):
+            if id(model) in seen:
+                raise ValueError(
+                    f"model: expected a layer without an owner, got a {type(model).__name__} in "
+                    "two of its models; use copy.deepcopy for one of its own"
+                )
+            seen.add(id(model))
+            own = model._found()[1] if isinstance(model, Model) else {}
+            for name, p in own.items():
+                if id(p) in seen:
+                    raise ValueError(_shared(name, "in two of its models"))
+                seen.add(id(p))
+
     def _found(self) -> tuple[dict[str, Layer], dict[str, Parameter]]:
         """Return the layers and parameters of all attributes by name, each once."""
         layers: dict[str, Layer] = {}
@@ -363,6 +387,7 @@ class Model(Layer):
     def _lay_out(self, signature: tuple[Any, ...]) -> None:
         """Gather all parameters in one block."""
         before = [] if self._joined is None else [m for m in self._placed if m is not self]
+        self._refuse_repeated()
         made = self._gathered()
         now = {id(m) for m in layers_of(self)}
         self._place(made, "")
@@ -379,6 +404,8 @@ class Model(Layer):
         layers, parameters = self._found()
         for name, layer in layers.items():
             self._refuse_owned(name, layer)
+        for name, p in parameters.items():
+            self._refuse_shared(name, p)
         own = {name: self._own_entry(name, p) for name, p in parameters.items()}
         blocks = {n: m._gathered() for n, m in layers.items() if isinstance(m, Model)}
         kinds: dict[str, str] = {}  # dtypes, each with the first name that has it
@@ -542,6 +569,14 @@ class Model(Layer):
             text = repr(layer).replace("\n", "\n  ")
             lines.append(f"\n  {name}: {text}")
         return f"{type(self).__name__}({''.join(lines)}{chr(10) * bool(lines)})"
+
+
+def _shared(name: str, where: str) -> str:
+    """Return the message about a parameter that two models have."""
+    return (
+        f"{name}: expected a Parameter of one model, got one {where}; use model.tie for one array "
+        "under two names, or ost.nn.Parameter(p.value) for one of its own"
+    )
 
 
 def _is_mutable(value: Any) -> bool:
