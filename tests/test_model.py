@@ -699,6 +699,27 @@ def test_nothing_is_dropped_by_an_assignment_of_arrays() -> None:
     assert "blocks.0.weight" not in model.parameters()
 
 
+CHANGES: dict[str, Any] = {
+    "+=": lambda p: p.__iadd__(1),
+    "out": lambda p: np.exp(np.zeros(3), out=p),
+    "out of two": lambda p: np.modf(np.zeros(3), out=(p, np.zeros(3))),
+    "at": lambda p: np.add.at(p, [0], 1.0),
+    "out of a function": lambda p: np.sum(np.ones((2, 3)), axis=0, out=p),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_parameter_is_not_changed_in_place(name: str) -> None:
+    p = nn.Parameter(np.ones(3))
+    model = Lists(p)
+    for use in (CHANGES[name], lambda p: ost.vjp(lambda x: CHANGES[name](p) + x, np.ones(3))):
+        with pytest.raises(TypeError, match="expected no change of a Parameter in place; use"):
+            use(p)
+    assert model.list[0] is p
+    assert p.value.tolist() == [1.0] * 3
+    assert np.add(1, p, where=p > 0, out=np.zeros(3)).tolist() == [2.0] * 3
+
+
 class Lists(nn.Model):
     """What a list holds, and models."""
 

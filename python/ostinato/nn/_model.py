@@ -72,9 +72,13 @@ class Parameter(np.lib.mixins.NDArrayOperatorsMixin):
         return a.copy() if copy else a
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
-        return getattr(ufunc, method)(*map(_value, inputs), **options)
+        _refuse_out(ufunc, options.get("out"))
+        if method == "at":  # which changes its first argument
+            _refuse_out(ufunc, inputs[:1])
+        return getattr(ufunc, method)(*map(_value, inputs), **_values(options))
 
     def __array_function__(self, function: Any, types: Any, args: Any, options: Any) -> Any:
+        _refuse_out(function, options.get("out"))
         return function(*_values(args), **_values(options))
 
     def __getitem__(self, index: Any) -> Any:
@@ -82,6 +86,16 @@ class Parameter(np.lib.mixins.NDArrayOperatorsMixin):
 
     def __repr__(self) -> str:
         return f"Parameter({list(self._initial.shape)}, {self._initial.dtype})"
+
+
+def _refuse_out(function: Any, out: Any) -> None:
+    """Raise if a function of NumPy would write to a parameter."""
+    outputs = out if isinstance(out, tuple) else (out,)
+    if any(isinstance(a, Parameter) for a in outputs):
+        raise TypeError(
+            f"np.{function.__name__}: expected no change of a Parameter in place; use `with "
+            "model.write() as p`, which changes its values"
+        )
 
 
 def _value(a: Any) -> Any:
