@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -224,6 +226,42 @@ UNKNOWN: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda a: np.sum(a, axis=0, dtype=np.float64),
         r"np\.sum: expected no dtype within vjp",
     ),
+    "an order by position": (
+        lambda a: np.reshape(a, (4, 3), "F"),
+        r"np\.reshape: expected at most 2 arguments by position within vjp, got 3",
+    ),
+    "an order of ravel": (
+        lambda a: a.ravel("F"),
+        r"np\.ravel: expected at most 1 argument by position within vjp, got 2",
+    ),
+    "a copy by position": (
+        lambda a: np.nan_to_num(a, True),
+        r"np\.nan_to_num: expected at most 1 argument by position within vjp, got 2",
+    ),
+    "a dtype by position": (
+        lambda a: np.sum(a, 0, np.float64),
+        r"np\.sum: expected at most 2 arguments by position within vjp, got 3",
+    ),
+    "a dtype by position of a method": (
+        lambda a: a.mean(0, np.float64),
+        r"np\.mean: expected at most 2 arguments by position within vjp, got 3",
+    ),
+    "no dtype by position": (
+        lambda a: np.var(a, 0, None),
+        r"np\.var: expected at most 2 arguments by position within vjp, got 3",
+    ),
+    "a dtype of std by position": (
+        lambda a: np.std(a, 0, np.float64),
+        r"np\.std: expected at most 2 arguments by position within vjp, got 3",
+    ),
+    "an output by position": (
+        lambda a: np.max(a, 0, None),
+        r"np\.a?max: expected at most 2 arguments by position within vjp, got 3",
+    ),
+    "limits by position": (
+        lambda a: np.clip(a, 0, 1, None),
+        r"np\.clip: expected at most 3 arguments by position within vjp, got 4",
+    ),
     "an option of a ufunc": (
         lambda a: np.add(a, a, where=a > 0),
         r"np\.add: expected no options within vjp, got where",
@@ -257,6 +295,23 @@ UNKNOWN: dict[str, tuple[Callable[[Any], Any], str]] = {
         "np.dot: expected at most 2 axes on the right",
     ),
 }
+
+
+def test_arguments_by_position_are_those_of_numpy() -> None:
+    """No rule takes as its second or third argument what NumPy has elsewhere."""
+    rules: Any = importlib.import_module("ostinato._rules")
+    checked = 0
+    for function, rule in rules.FUNCTIONS.items():
+        try:
+            names = list(inspect.signature(function).parameters)
+        except ValueError:  # written in C, without one: concatenate, where, dot
+            continue
+        most = rules._POSITIONS[rule]
+        if most is not None:
+            own = list(inspect.signature(rule).parameters)[1:most]
+            assert own == [n.replace("newshape", "shape") for n in names[1:most]], function
+            checked += 1
+    assert checked > 20
 
 
 @pytest.mark.parametrize("name", UNKNOWN)

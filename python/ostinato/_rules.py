@@ -20,6 +20,7 @@ from ._recording import mapped, plain, record, value_of
 UFUNCS: dict[Any, Callable[..., Any]] = {}
 FUNCTIONS: dict[Any, Callable[..., Any]] = {}
 _NAMES: dict[Any, frozenset[str]] = {}  # arguments that the rule of a function takes
+_POSITIONS: dict[Any, int | None] = {}  # how many of them by position; None: any number
 
 # Their results have no gradient: they are counted, compared or constant almost everywhere.
 _PLAIN_UFUNCS = {
@@ -69,6 +70,12 @@ def function(operation: Any, args: Any, options: dict[str, Any]) -> Any:
     rule, name = FUNCTIONS.get(operation), f"np.{operation.__name__}"
     if rule is None:
         raise _unknown(name)
+    most = _POSITIONS[rule]
+    if most is not None and len(args) > most:
+        raise TypeError(
+            f"{name}: expected at most {most} argument{'s' * (most > 1)} by position within vjp, "
+            f"got {len(args)}"
+        )
     for option in options:
         if option not in _NAMES[rule]:
             raise TypeError(f"{name}: expected no {option} within vjp")
@@ -94,13 +101,21 @@ def _of_ufunc(*operations: Any) -> Callable[[Any], Any]:
 
 
 def _of(*names: str) -> Callable[[Any], Any]:
-    """Add a rule for functions of NumPy by their names; not every version has all of them."""
+    """Add a rule for functions of NumPy by their names; not every version has all of them.
+
+    Arguments that a rule takes by position stand where NumPy has them; all others are named.
+    """
 
     def add(rule: Any) -> Any:
         for name in names:
             if hasattr(np, name):
                 FUNCTIONS[getattr(np, name)] = rule
-        _NAMES[rule] = frozenset(inspect.signature(rule).parameters)
+        parameters = inspect.signature(rule).parameters
+        kinds = [p.kind for p in parameters.values()]
+        _NAMES[rule] = frozenset(parameters)
+        several = inspect.Parameter.VAR_POSITIONAL in kinds
+        by_position = kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        _POSITIONS[rule] = None if several else by_position
         return rule
 
     return add
@@ -215,7 +230,7 @@ def where(condition: Any, x: Any, y: Any) -> Any:
 
 
 @_of("clip")
-def _clip(a: Any, a_min: Any = None, a_max: Any = None, min: Any = None, max: Any = None) -> Any:
+def _clip(a: Any, a_min: Any = None, a_max: Any = None, *, min: Any = None, max: Any = None) -> Any:
     low, high = (value_of(u if u is not None else v) for u, v in ((a_min, min), (a_max, max)))
     v = value_of(a)
 
@@ -227,7 +242,7 @@ def _clip(a: Any, a_min: Any = None, a_max: Any = None, min: Any = None, max: An
 
 
 @_of("nan_to_num")
-def _nan_to_num(x: Any, nan: float = 0.0, posinf: Any = None, neginf: Any = None) -> Any:
+def _nan_to_num(x: Any, *, nan: float = 0.0, posinf: Any = None, neginf: Any = None) -> Any:
     v = value_of(x)
     y = np.nan_to_num(v, nan=nan, posinf=posinf, neginf=neginf)
     return record(y, (x, lambda d: d * np.isfinite(v)))
@@ -347,7 +362,7 @@ def _reduced_count(shape: tuple[int, ...], axis: Any) -> int:
 
 
 @_of("sum")
-def sum_(a: Any, axis: Any = None, keepdims: bool = False) -> Any:
+def sum_(a: Any, axis: Any = None, *, keepdims: bool = False) -> Any:
     """Sum over axes."""
     v = value_of(a)
 
@@ -358,7 +373,7 @@ def sum_(a: Any, axis: Any = None, keepdims: bool = False) -> Any:
 
 
 @_of("mean")
-def mean(a: Any, axis: Any = None, keepdims: bool = False) -> Any:
+def mean(a: Any, axis: Any = None, *, keepdims: bool = False) -> Any:
     """Take the mean over axes."""
     v = value_of(a)
     count = _reduced_count(v.shape, axis)
@@ -370,7 +385,7 @@ def mean(a: Any, axis: Any = None, keepdims: bool = False) -> Any:
 
 
 @_of("var")
-def _var(a: Any, axis: Any = None, ddof: int = 0, keepdims: bool = False) -> Any:
+def _var(a: Any, axis: Any = None, *, ddof: int = 0, keepdims: bool = False) -> Any:
     v = value_of(a)
     count = _reduced_count(v.shape, axis) - ddof
 
@@ -382,14 +397,14 @@ def _var(a: Any, axis: Any = None, ddof: int = 0, keepdims: bool = False) -> Any
 
 
 @_of("std")
-def _std(a: Any, axis: Any = None, ddof: int = 0, keepdims: bool = False) -> Any:
-    return UFUNCS[np.sqrt](_var(a, axis, ddof, keepdims))
+def _std(a: Any, axis: Any = None, *, ddof: int = 0, keepdims: bool = False) -> Any:
+    return UFUNCS[np.sqrt](_var(a, axis, ddof=ddof, keepdims=keepdims))
 
 
 def _extreme(operation: Any) -> Any:
     """Return a rule for the largest or smallest; equal ones share the gradient."""
 
-    def rule(a: Any, axis: Any = None, keepdims: bool = False) -> Any:
+    def rule(a: Any, axis: Any = None, *, keepdims: bool = False) -> Any:
         v = value_of(a)
         y = operation(v, axis=axis, keepdims=keepdims)
 
@@ -419,7 +434,7 @@ def _cumsum(a: Any, axis: int | None = None) -> Any:
 
 
 @_of("reshape")
-def _reshape(a: Any, shape: Any = None, newshape: Any = None) -> Any:
+def _reshape(a: Any, shape: Any = None, *, newshape: Any = None) -> Any:
     v = value_of(a)
     wanted = newshape if shape is None else shape
     return record(v.reshape(wanted), (a, lambda d: d.reshape(v.shape)))
@@ -496,7 +511,7 @@ def _repeat(a: Any, repeats: Any, axis: int | None = None) -> Any:
 
 
 @_of("pad")
-def _pad(array: Any, pad_width: Any, mode: str = "constant", constant_values: Any = 0) -> Any:
+def _pad(array: Any, pad_width: Any, mode: str = "constant", *, constant_values: Any = 0) -> Any:
     if mode != "constant":
         raise TypeError(f"np.pad: expected mode 'constant' within vjp, got {mode!r}")
     v = value_of(array)
