@@ -699,6 +699,58 @@ def test_nothing_is_dropped_by_an_assignment_of_arrays() -> None:
     assert "blocks.0.weight" not in model.parameters()
 
 
+class Refusing(nn.Layer):
+    """A layer whose pullback raises."""
+
+    def __call__(self, x: Any) -> Any:
+        return x
+
+    def vjp(self, x: Any, *, rng: Any = None) -> Any:
+        def backward(grads: Any, dy: Any, need_dx: bool) -> Any:
+            raise ValueError("dy: refused")
+
+        return x, self._pullback(backward)
+
+
+def test_a_pullback_of_a_model_adds_once_or_not_at_all() -> None:
+    """A wrong argument leaves it as it is; it is used when a layer of it has run."""
+
+    class Two(nn.Model):
+        def __init__(self, refusing: bool, outer: Any) -> None:
+            self.first = (
+                Refusing(dtype=np.float64) if refusing else nn.Activation("tanh", dtype=np.float64)
+            )
+            self.second = nn.Linear(3, 2, dtype=np.float64, rng=0)
+            self.plain = nn.Linear(2, 2, dtype=np.float64, rng=1)
+            self.__dict__["outer"] = lambda: outer  # a layer of its own, out of sight
+
+        def __call__(self, x: Any) -> Any:
+            return self.plain(self.outer()(self.second(self.first(x))))
+
+    outer, d = nn.Linear(2, 2, dtype=np.float64, rng=2), np.ones((5, 2, 2))
+    model = Two(True, outer)
+    _, pullback = model.vjp(data())
+    with pytest.raises(ValueError, match="d: expected shape"):
+        pullback(d[1:])
+    assert not model.flat_grads.any()
+    with pytest.raises(ValueError, match="dy: refused"):
+        pullback(d)
+    once = model.flat_grads.copy()
+    assert once.any()
+    with pytest.raises(RuntimeError, match="pullback: it has been used; call vjp again"):
+        pullback(d)
+    assert np.array_equal(model.flat_grads, once)
+    model = Two(False, outer)
+    _, pullback = model.vjp(data())
+    outer.zero_grad()
+    with outer.write() as p:
+        p["bias"][...] += 1
+    with pytest.raises(RuntimeError, match="the parameters have changed since the forward pass"):
+        pullback(d)
+    assert not model.flat_grads.any()
+    assert not outer.flat_grads.any()
+
+
 CHANGES: dict[str, Any] = {
     "+=": lambda p: p.__iadd__(1),
     "out": lambda p: np.exp(np.zeros(3), out=p),

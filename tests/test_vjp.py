@@ -464,6 +464,18 @@ def test_parameters_read_by_name_have_gradients() -> None:
         pullback()
 
 
+@pytest.mark.parametrize("changed", [0, 1])
+def test_a_layer_that_has_changed_is_found_before_anything_is_added(changed: int) -> None:
+    layers = [nn.Linear(4, 4, dtype=np.float64, rng=k) for k in range(2)]
+    _, pullback = ost.vjp(lambda a: (layers[0](layers[1](a)) ** 2).sum(), A)
+    with layers[changed].write() as p:
+        p["bias"][...] += 1
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="the parameters have changed since the forward"):
+            pullback()
+    assert not any(layer.flat_grads.any() for layer in layers)
+
+
 @pytest.mark.parametrize("name", ["MSE", "MAE", "Huber", "BinaryCrossEntropy", "CrossEntropy"])
 def test_losses_within(name: str) -> None:
     loss = getattr(ost.losses, name)()

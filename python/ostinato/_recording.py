@@ -265,6 +265,9 @@ class _Operation:
     def __init__(self, output: int, inputs: list[tuple[int, Slope]]) -> None:
         self.output, self.inputs = output, inputs
 
+    def require_ready(self) -> None:
+        """Return: arrays do not change within a recording."""
+
     def mark(self, live: list[bool]) -> None:
         """Note whether the result depends on something whose gradient is wanted."""
         live[self.output] = any(live[k] for k, _ in self.inputs)
@@ -291,6 +294,11 @@ class _LayerCall:
         """Whether a parameter of the layer is trained."""
         entry = self.layer._block.entry
         return any(entry(self.layer._prefix + n).trainable for n in self.layer.parameters())
+
+    def require_ready(self) -> None:
+        """Raise if the pullback of the layer has been used, or its parameters have changed."""
+        if hasattr(self.pullback, "_require_ready"):  # a layer may return any function
+            self.pullback._require_ready()
 
     def mark(self, live: list[bool]) -> None:
         """Note whether the outputs depend on something whose gradient is wanted."""
@@ -324,6 +332,13 @@ class _Leaf:
 
     def __init__(self, block: Block, name: str, index: int) -> None:
         self.block, self.name, self.index, self.version = block, name, index, block.version
+
+    def require_ready(self) -> None:
+        """Raise if the parameters have changed since the call."""
+        if self.block.version != self.version:
+            raise RuntimeError(
+                "pullback: the parameters have changed since the forward pass; call vjp again"
+            )
 
     def mark(self, live: list[bool]) -> None:
         """Note whether the parameter is trained."""
@@ -769,15 +784,18 @@ class Recorded:
                 f"numbers, got {type(self.out).__name__} without any"
             )
 
-    def back(self, d: Any, grads: Views | None, need_dx: bool) -> Any:
-        """Return the gradients of the arguments, and add those of the parameters."""
-        pairs = list(_paired(self.out, d))  # checked before anything is added
-        assert pairs is not None
+    def require_ready(self, d: Any) -> None:
+        """Raise if d is no gradient of the output, or if parameters have changed since the call."""
+        for _ in _paired(self.out, d):
+            pass
         for step in self.recording.steps:
-            if isinstance(step, _Leaf) and step.block.version != step.version:
-                raise RuntimeError(
-                    "pullback: the parameters have changed since the forward pass; call vjp again"
-                )
+            step.require_ready()
+
+    def back(self, d: Any, grads: Views | None, need_dx: bool) -> Any:
+        """Return the gradients of the arguments, and add those of the parameters.
+
+        What `require_ready` asks has been made sure of, so that all of them are added or none.
+        """
         run = Backward(self.recording, _indices(self.given), grads, need_dx)
         return run.run(self.out, d, self.given)
 
@@ -836,7 +854,7 @@ class FunctionPullback:
         if recorded is None:
             raise RuntimeError("pullback: it has been used; call vjp again")
         d = recorded.ones() if d is None else d
-        list(_paired(recorded.out, d))
+        recorded.require_ready(d)  # before anything is added
         self._recorded = None
         found = recorded.back(d, None, need_dx)
         return found[0] if len(found) == 1 else found

@@ -681,6 +681,8 @@ class Pullback:
         backward: computes the gradients.
     """
 
+    _started = False  # whether gradients may have been added: a model's layers run one by one
+
     def __init__(self, layer: Layer, backward: Callable[..., Any]) -> None:
         self._layer = layer
         self._backward: Callable[..., Any] | None = backward
@@ -714,12 +716,7 @@ class Pullback:
             ValueError: an argument has the wrong shape; the pullback can be called again.
         """
         layer = self._layer
-        if self._backward is None:
-            raise RuntimeError("pullback: it has been used; call vjp again")
-        if layer._block is not self._block or layer.version != self._version:
-            raise RuntimeError(
-                "pullback: the parameters have changed since the forward pass; call vjp again"
-            )
+        self._require_ready()
         if not layer.stateful and dy is None:
             raise TypeError("dy: expected an array, got None")
         if not layer.stateful and dstate is not None:
@@ -732,12 +729,19 @@ class Pullback:
                 if layer.stateful
                 else backward(target, dy, need_dx, **more)
             )
-        except (
-            TypeError,
-            ValueError,
-        ):  # an argument was refused before anything was added: it can be called again
-            self._backward = backward
+        except (TypeError, ValueError):
+            if not self._started:  # an argument was refused: it can be called again
+                self._backward = backward
             raise
+
+    def _require_ready(self) -> None:
+        """Raise if it has been used, or if the parameters are no longer those of the pass."""
+        if self._backward is None:
+            raise RuntimeError("pullback: it has been used; call vjp again")
+        if self._layer._block is not self._block or self._layer.version != self._version:
+            raise RuntimeError(
+                "pullback: the parameters have changed since the forward pass; call vjp again"
+            )
 
 
 Layer.__init__ = _remembering(Layer.__init__)  # type: ignore[method-assign]

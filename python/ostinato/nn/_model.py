@@ -672,8 +672,10 @@ class ModelPullback(Pullback):
         dstate, need_dx = rest if len(rest) == 2 else (None, rest[0])
         recorded = self._recorded
         assert recorded is not None
-        found = recorded.back((dy, dstate) if len(rest) == 2 else dy, target, need_dx)
-        self._recorded = None  # the memory goes with the pass
+        d = (dy, dstate) if len(rest) == 2 else dy
+        recorded.require_ready(d)  # before anything is added
+        self._recorded, self._started = None, True  # the memory goes with the pass
+        found = recorded.back(d, target, need_dx)
         if len(rest) == 2:
             return (*found, None, None)[:2]
         return found[0] if len(found) == 1 else found
