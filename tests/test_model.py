@@ -144,6 +144,44 @@ def test_freezing() -> None:
     )
 
 
+class Named(nn.Model):
+    """Layers whose names are patterns of one another."""
+
+    def __init__(self) -> None:
+        names = ("a[0]", "a0", "b*", "bc", "d?", "de")
+        self.d = {n: nn.Linear(2, 2, dtype=np.float64, rng=0) for n in names}
+
+    def __call__(self, x: Any) -> Any:
+        return sum(layer(x) for layer in self.d.values())
+
+
+@pytest.mark.parametrize("name", ["a[0]", "b*", "d?"])
+def test_names_are_no_patterns(name: str) -> None:
+    model = Named()
+    own = {f"d.{name}.weight", f"d.{name}.bias"}
+
+    def frozen(model: nn.Layer, prefix: str = "") -> set[str]:
+        entry = model._block.entry
+        return {prefix + n for n in model.parameters() if not entry(n).trainable}
+
+    model.d[name].set_decay("*", True)
+    decayed = {n for n in model.parameters() if model._block.entry(n).decay}
+    assert decayed == {n for n in model.parameters() if n.endswith("weight")} | own
+    model.d[name].freeze("*")
+    assert frozen(model) == own
+    model.more = nn.Linear(2, 2, dtype=np.float64, rng=0)  # laid out anew
+    assert frozen(model) == own
+    model.tie("d.bc.weight", "d.de.weight")
+    assert frozen(model) == own
+    outer = nn.Sequential(copy.deepcopy(model))
+    assert frozen(outer) == {f"0.{n}" for n in own}
+    inner = copy.deepcopy(outer[0])  # by itself
+    assert frozen(inner) == own
+    model.freeze("d.*")
+    model.d[name].unfreeze("*")
+    assert frozen(model) == {n for n in model.parameters() if n.startswith("d.")} - own
+
+
 def test_attributes_that_change_afterwards() -> None:
     model, x = Net(), data()
     old, values = model.blocks[1], model.state_dict()

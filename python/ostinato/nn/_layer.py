@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import glob
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -213,7 +214,7 @@ class Layer:
         Raises:
             KeyError: no parameter matches.
         """
-        for name in self._block.mark(self._prefix + pattern, trainable=False):
+        for name in self._block.mark(glob.escape(self._prefix) + pattern, trainable=False):
             self._block.view(self._block.grads, name)[...] = 0
 
     def unfreeze(self, pattern: str = "*") -> None:
@@ -225,7 +226,7 @@ class Layer:
         Raises:
             KeyError: no parameter matches.
         """
-        self._block.mark(self._prefix + pattern, trainable=True)
+        self._block.mark(glob.escape(self._prefix) + pattern, trainable=True)
 
     def set_decay(self, pattern: str, decay: bool) -> None:
         """Choose whether weight decay acts on parameters; by default it does on all but vectors.
@@ -239,7 +240,7 @@ class Layer:
         Raises:
             KeyError: no parameter matches.
         """
-        self._block.mark(self._prefix + pattern, decay=decay)
+        self._block.mark(glob.escape(self._prefix) + pattern, decay=decay)
 
     def count_parameters(self, *, trainable_only: bool = False) -> int:
         """Count the elements of all parameters.
@@ -475,7 +476,7 @@ class Layer:
         ]
         block.tie(dict(pairs))
         for n, e in entries.items():
-            block.mark(n, trainable=e.trainable)
+            block.mark(glob.escape(n), trainable=e.trainable)
             block.view(block.grads, n)[...] = self.grads[n]
         return block
 
@@ -601,7 +602,7 @@ def block_of(
         made.view(made.grads, name)[...] = gradient
     for name, entry in entries.items():
         if not entry.trainable:
-            made.mark(name, trainable=False)
+            made.mark(glob.escape(name), trainable=False)
     return made
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import glob
 import inspect
 import threading
 from typing import Any
@@ -631,7 +632,7 @@ def _tie(block: Block, name: str, to: str) -> None:
     made.tie({**aliases, name: to})
     for n, e in kept.items():
         if not e.trainable:
-            made.mark(n, trainable=False)
+            made.mark(glob.escape(n), trainable=False)
     block.__dict__.update(made.__dict__)
 
 
