@@ -69,12 +69,21 @@ OPERATIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "matmul of a matrix and a stack": (lambda a, b: a @ b, (A, np.stack([B, 2 * B]))),
     "matmul with a vector": (lambda a, b: a @ b, (BATCH, ROW)),
     "matmul of a vector": (lambda a, b: a @ b, (ROW, np.stack([B, 2 * B]))),
+    "matmul with a list": (lambda a: np.matmul(a, B.tolist()), (A,)),
+    "matmul of a list": (lambda b: A.tolist() @ b, (B,)),
+    "matmul of a tuple": (lambda b: np.matmul(tuple(ROW), b), (B,)),
     "matmul of vectors": (lambda a, b: a @ b, (ROW, ROW + 1)),
     "matmul from the right": (lambda b: A @ b, (B,)),
     "dot": (np.dot, (A, B)),
+    "dot with a list": (lambda a: np.dot(a, ROW.tolist()), (A,)),
     "dot with a number": (lambda a: np.dot(a, 2.0), (A,)),
+    "outer with a list": (lambda a: np.outer(a, [1.0, 2.0]), (A,)),
     "outer": (np.outer, (A, ROW)),
     "einsum": (lambda a, b: np.einsum("ij,jk->ki", a, b), (A, B)),
+    "einsum with a list and dots": (
+        lambda a: np.einsum("...j,...j->...", a, ROW.tolist()),
+        (BATCH,),
+    ),
     "einsum of three": (lambda a, b, c: np.einsum("bij,jk,i->b", a, b, c), (BATCH, B, A[:, 0])),
     "einsum, implicit": (lambda a, b: np.einsum("ij,jk", a, b), (A, B)),
     "einsum with dots": (lambda a, b: np.einsum("...j,jk->...k", a, b), (BATCH, B)),
@@ -111,9 +120,19 @@ OPERATIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "tril": (lambda a: np.tril(a, -1), (A,)),
     "triu": (np.triu, (A,)),
     "concatenate": (lambda a, b: np.concatenate([a, A, b], axis=1), (A, A[:, :2])),
+    "concatenate of all": (
+        lambda a, b: np.concatenate([a, b, [1.0]], axis=None) * np.arange(17.0),
+        (A, ROW),
+    ),
+    "concatenate with a list": (lambda a: np.concatenate([A.tolist(), a]), (A,)),
+    "stack with a list": (lambda a: np.stack([ROW.tolist(), a], axis=1), (ROW,)),
     "stack": (lambda a, b: np.stack([a, b, ROW], axis=1), (ROW, ROW + 1)),
     "hstack": (lambda a, b: np.hstack([a, b]), (A, A[:, :2])),
     "vstack": (lambda a, b: np.vstack([a, b]), (ROW, ROW + 1)),
+    "vstack of a row and rows": (lambda a, b: np.vstack([a, b, a]), (ROW, A)),
+    "vstack of rows and a row": (lambda a, b: np.vstack([a, b]), (A, ROW)),
+    "vstack of numbers": (lambda a: np.vstack([a[0, 0], 2.0, a[1, 1]]), (A,)),
+    "hstack of numbers": (lambda a: np.hstack([a[0, 0], 2.0, a[1, :2]]), (A,)),
     "split": (lambda a: np.split(a, 2, axis=1)[1], (A,)),
     "array_split": (lambda a: np.array_split(a, [1, 3], axis=1)[1], (A,)),
     "an element": (lambda a: a[1, 2], (A,)),
@@ -132,6 +151,9 @@ OPERATIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "numbers behind a slice": (lambda a: a[:, [1, 1, 0]], (BATCH,)),
     "take": (lambda a: np.take(a, [1, 1, 0], axis=1), (A,)),
     "take of all": (lambda a: np.take(a, [5, 5]), (A,)),
+    "take by a tuple": (lambda a: np.take(a, (5, 2, 5)), (A,)),
+    "take by bools": (lambda a: np.take(a, [True, False, True], axis=1), (A,)),
+    "take by an array of bools": (lambda a: a.take(np.array([True, True, True]), axis=0), (A,)),
     "take_along_axis": (
         lambda a: np.take_along_axis(a, np.array([[1, 1], [0, 3], [2, 2]]), axis=1),
         (A,),
@@ -174,6 +196,17 @@ def test_gradients_have_the_dtype_of_what_they_belong_to(name: str) -> None:
     found = pullback(np.ones_like(y))
     for a, dx in zip(arrays, found if len(arrays) > 1 else (found,)):
         assert (dx.shape, dx.dtype) == (a.shape, np.float32)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "longdouble"])
+def test_elements_picked_more_than_once_of_every_dtype(dtype: str) -> None:
+    a = A.astype(dtype)
+    for index in ([0, -1, 0], (np.array([0, 0, 0]), np.array([1, 1, 2])), np.zeros((2, 0), int)):
+        y, pullback = ost.vjp(lambda a: a[index], a)  # noqa: B023
+        dx, want = pullback(np.full_like(y, 0.5)), np.zeros_like(a)
+        np.add.at(want, index, np.full_like(y, 0.5))
+        assert dx.dtype == a.dtype
+        assert np.array_equal(dx, want)
 
 
 def test_equal_ones_share_the_gradient() -> None:
@@ -638,6 +671,17 @@ HOST_ONLY = {
     "squeeze",
     "expand_dims",
     "all rows by a list of bools",
+    "matmul with a list",
+    "matmul of a list",
+    "matmul of a tuple",
+    "dot with a list",
+    "outer with a list",
+    "einsum with a list and dots",
+    "concatenate of all",
+    "concatenate with a list",
+    "stack with a list",
+    "vstack of numbers",
+    "hstack of numbers",
     "concatenate",
     "stack",
     "where",

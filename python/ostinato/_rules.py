@@ -62,6 +62,11 @@ def _array(x: Any) -> Any:
     return x.value if getattr(x, "_is_parameter", False) else x
 
 
+def _operand(x: Any) -> Any:
+    """Return the plain array of an operand, which may be a number or a list of numbers."""
+    return np.asarray(x) if isinstance(x, (list, tuple, int, float)) else value_of(x)
+
+
 def function(operation: Any, args: Any, options: dict[str, Any]) -> Any:
     """Run any other function of NumPy on recorded arrays."""
     args, options = mapped(_array, args), mapped(_array, options)
@@ -254,7 +259,7 @@ def _nan_to_num(x: Any, *, nan: float = 0.0, posinf: Any = None, neginf: Any = N
 @_of_ufunc(np.matmul)
 def matmul(a: Any, b: Any) -> Any:
     """Multiply matrices, also stacks of them, and vectors."""
-    u, v = value_of(a), value_of(b)
+    u, v = _operand(a), _operand(b)
 
     def of_left(d: Any) -> Any:
         if v.ndim == 1:
@@ -297,7 +302,7 @@ def einsum(subscripts: Any, *operands: Any, optimize: Any = False) -> Any:
     """Sum products by subscripts; an index may stand once in an operand."""
     if not isinstance(subscripts, str):
         raise TypeError("np.einsum: expected subscripts as text within vjp, got lists")
-    values = [value_of(o) for o in operands]
+    values = [_operand(o) for o in operands]
     terms, out = _terms(subscripts, values)
 
     def slope(k: int) -> Callable[[Any], Any]:
@@ -435,7 +440,7 @@ def _cumsum(a: Any, axis: int | None = None) -> Any:
 
 @_of("reshape")
 def _reshape(a: Any, shape: Any = None, *, newshape: Any = None) -> Any:
-    v = value_of(a)
+    v = _operand(a)
     wanted = newshape if shape is None else shape
     return record(v.reshape(wanted), (a, lambda d: d.reshape(v.shape)))
 
@@ -538,10 +543,12 @@ _triangle("triu")
 
 
 @_of("concatenate")
-def concatenate(arrays: Any, axis: int = 0) -> Any:
-    """Join arrays along an axis."""
+def concatenate(arrays: Any, axis: int | None = 0) -> Any:
+    """Join arrays along an axis; None: all their elements."""
     arrays = list(arrays)
-    values = [value_of(a) for a in arrays]
+    if axis is None:
+        arrays, axis = [_reshape(a, (-1,)) for a in arrays], 0
+    values = [_operand(a) for a in arrays]
     y = np.concatenate(values, axis=axis)
     at = axis % y.ndim
     ends = np.cumsum([v.shape[at] for v in values]).tolist()
@@ -556,7 +563,7 @@ def concatenate(arrays: Any, axis: int = 0) -> Any:
 @_of("stack")
 def _stack(arrays: Any, axis: int = 0) -> Any:
     arrays = list(arrays)
-    y = np.stack([value_of(a) for a in arrays], axis=axis)
+    y = np.stack([_operand(a) for a in arrays], axis=axis)
     at = (slice(None),) * (axis % y.ndim)
 
     def part(k: int) -> Any:
@@ -567,15 +574,19 @@ def _stack(arrays: Any, axis: int = 0) -> Any:
 
 @_of("hstack")
 def _hstack(tup: Any) -> Any:
-    arrays = list(tup)
+    arrays = [_at_least(a, 1) for a in tup]
     return concatenate(arrays, 0 if np.ndim(value_of(arrays[0])) == 1 else 1)
 
 
 @_of("vstack")
 def _vstack(tup: Any) -> Any:
-    arrays = list(tup)
-    flat = np.ndim(value_of(arrays[0])) == 1
-    return _stack(arrays) if flat else concatenate(arrays)
+    return concatenate([_at_least(a, 2) for a in tup])
+
+
+def _at_least(a: Any, ndim: int) -> Any:
+    """Return an array with axes of length 1 in front, where it has fewer than ndim."""
+    shape = np.shape(_operand(a))
+    return _reshape(a, (1,) * (ndim - len(shape)) + shape) if len(shape) < ndim else a
 
 
 @_of("array_split")
@@ -597,6 +608,11 @@ def _split(ary: Any, indices_or_sections: Any, axis: int = 0) -> Any:
 
 @_of("take")
 def _take(a: Any, indices: Any, axis: int | None = None) -> Any:
+    indices = _operand(indices)
+    if isinstance(indices, np.ndarray):
+        indices = _device.like(indices, value_of(a))
+    if getattr(indices, "dtype", None) == np.bool_:
+        indices = indices.astype(np.intp)  # numbers here, where x[indices] has a mask
     if axis is None:
         return indexed(_reshape(a, (-1,)), indices)
     front = (slice(None),) * (axis % np.ndim(value_of(a)))
@@ -661,10 +677,14 @@ def indexed(x: Any, index: Any) -> Any:
         length = v.shape[0] if width or not isinstance(index, tuple) else v.size
         ids = np.where(ids < 0, ids + length, ids).astype(np.int64).reshape(-1)
         columns = max(1, int(np.prod(width, dtype=np.int64)))
-        out = np.zeros_like(v, shape=(length, columns))
-        rows = _check.contiguous(d).reshape(ids.size, columns)
-        if ids.size and columns:
+        # The sums of half precision are those of float32; float64 and wider keep their own dtype.
+        dtype = np.float32 if v.dtype.itemsize < 4 else v.dtype
+        out = np.zeros_like(v, shape=(length, columns), dtype=dtype)
+        rows = _check.contiguous(d.astype(dtype, copy=False)).reshape(ids.size, columns)
+        if dtype not in (np.float32, np.float64):
+            np.add.at(out, ids, rows)
+        elif ids.size and columns:
             _native.backend_for(out).embedding_scatter_(_device.like(ids, v), rows, out)
-        return out.reshape(v.shape)
+        return out.reshape(v.shape).astype(v.dtype, copy=False)
 
     return record(y, (x, scattered))
