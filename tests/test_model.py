@@ -842,7 +842,7 @@ def test_a_parameter_of_two_models_is_refused() -> None:
         outer.parameters()
     outer.list[2].list[0] = nn.Linear(2, 2, dtype=np.float64)
     outer.list[1].list[0] = outer.list[2].list[0]
-    with pytest.raises(ValueError, match="model: expected a layer without .* a Linear in two of"):
+    with pytest.raises(ValueError, match=r"model: expected a layer without .* a Linear in two of"):
         outer.parameters()
     outer.list[1].list[0] = outer.list[0]
     with pytest.raises(ValueError, match=r"list\.0: .* Parameter of one model"):

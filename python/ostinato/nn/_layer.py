@@ -717,13 +717,13 @@ class Pullback:
             ValueError: an argument has the wrong shape; the pullback can be called again.
         """
         layer = self._layer
-        self._require_ready()
+        backward = self._require_ready()
         if not layer.stateful and dy is None:
             raise TypeError("dy: expected an array, got None")
         if not layer.stateful and dstate is not None:
             raise TypeError(f"dstate: expected None, since {type(layer).__name__} has no state")
         target = layer._gradient_target(grads)
-        backward, self._backward = self._backward, None
+        self._backward = None
         try:
             return (
                 backward(target, dy, dstate, need_dx, **more)
@@ -735,14 +735,18 @@ class Pullback:
                 self._backward = backward
             raise
 
-    def _require_ready(self) -> None:
-        """Raise if it has been used, or if the parameters are no longer those of the pass."""
+    def _require_ready(self) -> Callable[..., Any]:
+        """Return what computes the gradients.
+
+        It is an error if it has been used, or if the parameters are no longer those of the pass.
+        """
         if self._backward is None:
             raise RuntimeError("pullback: it has been used; call vjp again")
         if self._layer._block is not self._block or self._layer.version != self._version:
             raise RuntimeError(
                 "pullback: the parameters have changed since the forward pass; call vjp again"
             )
+        return self._backward
 
 
 Layer.__init__ = _remembering(Layer.__init__)  # type: ignore[method-assign]
