@@ -129,6 +129,29 @@ def test_what_is_left_out_may_hold_anything(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_what_a_mask_of_each_query_leaves_out_may_hold_anything(kind: str) -> None:
+    attention, mask = made(kind), WHOLE.copy()
+    mask[1, :, 2] = False  # a key that no query reads
+    mask[0, 2, 1:] = True
+    q, k, v = drawn(T, B, D), drawn(S, B, D, seed=1), drawn(S, B, 6, seed=2)
+    results = []
+    for filler in (0.0, np.nan, np.inf):
+        k[2, 1], v[2, 1] = filler, filler
+        q[1, 0] = filler  # a query that nothing is left for
+        attention.zero_grad()
+        y, pullback = attention.vjp(q, k, v, mask=mask)
+        dq, dk, dv = pullback(np.ones_like(y))
+        results.append([y, dq, dk, dv, attention.flat_grads.copy()])
+        memory = attention.memory(k, v, mask=mask)
+        assert np.array_equal(attention(q, memory), y)
+    for result in results:
+        assert all(np.isfinite(a).all() for a in result)
+        assert all(np.array_equal(a, b) for a, b in zip(result, results[0]))
+    assert not results[0][2][2, 1].any()
+    assert not results[0][3][2, 1].any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_self_attention(kind: str) -> None:
     attention, x = made(kind, causal=True), drawn(S, B, D)
     on = everywhere(LENGTHS, causal=True, steps=S)
@@ -204,6 +227,12 @@ def test_attention_is_told_what_is_wrong() -> None:
         ValueError, match=r"mask: expected shape \(B, T, S\) = \(2, T, 5\), got \(2, 3, 4\)"
     ):
         attention(q, k, mask=WHOLE[..., :4])
+    for query, steps in ((q, 3), (q[0], 1)):
+        with pytest.raises(
+            ValueError,
+            match=rf"mask: expected shape \(B, T, S\) = \(2, {steps}, 5\), got \(2, 2, 5\)",
+        ):
+            attention(query, k, mask=WHOLE[:, :2])
     with pytest.raises(ValueError, match="lengths: expected values from 0 to T = 5, got 6"):
         attention(q, k, lengths=[6, 1])
 

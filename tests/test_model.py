@@ -144,6 +144,44 @@ def test_freezing() -> None:
     )
 
 
+class Named(nn.Model):
+    """Layers whose names are patterns of one another."""
+
+    def __init__(self) -> None:
+        names = ("a[0]", "a0", "b*", "bc", "d?", "de")
+        self.d = {n: nn.Linear(2, 2, dtype=np.float64, rng=0) for n in names}
+
+    def __call__(self, x: Any) -> Any:
+        return sum(layer(x) for layer in self.d.values())
+
+
+@pytest.mark.parametrize("name", ["a[0]", "b*", "d?"])
+def test_names_are_no_patterns(name: str) -> None:
+    model = Named()
+    own = {f"d.{name}.weight", f"d.{name}.bias"}
+
+    def frozen(model: nn.Layer, prefix: str = "") -> set[str]:
+        entry = model._block.entry
+        return {prefix + n for n in model.parameters() if not entry(n).trainable}
+
+    model.d[name].set_decay("*", True)
+    decayed = {n for n in model.parameters() if model._block.entry(n).decay}
+    assert decayed == {n for n in model.parameters() if n.endswith("weight")} | own
+    model.d[name].freeze("*")
+    assert frozen(model) == own
+    model.more = nn.Linear(2, 2, dtype=np.float64, rng=0)  # laid out anew
+    assert frozen(model) == own
+    model.tie("d.bc.weight", "d.de.weight")
+    assert frozen(model) == own
+    outer = nn.Sequential(copy.deepcopy(model))
+    assert frozen(outer) == {f"0.{n}" for n in own}
+    inner = copy.deepcopy(outer[0])  # by itself
+    assert frozen(inner) == own
+    model.freeze("d.*")
+    model.d[name].unfreeze("*")
+    assert frozen(model) == {n for n in model.parameters() if n.startswith("d.")} - own
+
+
 def test_attributes_that_change_afterwards() -> None:
     model, x = Net(), data()
     old, values = model.blocks[1], model.state_dict()
@@ -670,6 +708,147 @@ def test_owners_dtypes_and_names() -> None:
         nn.Parameter(np.arange(3))
     with pytest.raises(ValueError, match="again: expected a layer without an owner"):
         model.again = model
+
+
+def test_nothing_is_dropped_by_an_assignment_of_arrays() -> None:
+    model = Net()
+    values = model.state_dict()
+    with pytest.raises(
+        TypeError,
+        match=r"scale: expected a Parameter in place of one, got ndarray; change its values with "
+        r"`with model\.write\(\) as p: p\['scale'\]\[\.\.\.\] = \.\.\.`",
+    ):
+        model.scale = model.scale * 2
+    with pytest.raises(TypeError, match="rnn: expected a Layer in place of one, got function"):
+        model.rnn = lambda x: (x, None)
+    with pytest.raises(
+        TypeError, match="shift: expected a tuple of layers or parameters in place of one, got list"
+    ):
+        model.shift = [p * 2 for p in model.shift]
+    with pytest.raises(TypeError, match="got Variable"):
+        ost.vjp(lambda x: setattr(model, "scale", x) or x, np.ones(4))
+    assert list(model.parameters()) == NAMES
+    assert all(np.array_equal(v, values[n]) for n, v in model.parameters().items())
+    model.scale = nn.Parameter(np.full(4, 3.0))
+    model.blocks, model.size = [], 5
+    assert model.scale.tolist() == [3.0] * 4
+    model.scale = None
+    assert "scale" not in model.parameters()
+    assert "blocks.0.weight" not in model.parameters()
+
+
+class Refusing(nn.Layer):
+    """A layer whose pullback raises."""
+
+    def __call__(self, x: Any) -> Any:
+        return x
+
+    def vjp(self, x: Any, *, rng: Any = None) -> Any:
+        def backward(grads: Any, dy: Any, need_dx: bool) -> Any:
+            raise ValueError("dy: refused")
+
+        return x, self._pullback(backward)
+
+
+def test_a_pullback_of_a_model_adds_once_or_not_at_all() -> None:
+    """A wrong argument leaves it as it is; it is used when a layer of it has run."""
+
+    class Two(nn.Model):
+        def __init__(self, refusing: bool, outer: Any) -> None:
+            self.first = (
+                Refusing(dtype=np.float64) if refusing else nn.Activation("tanh", dtype=np.float64)
+            )
+            self.second = nn.Linear(3, 2, dtype=np.float64, rng=0)
+            self.plain = nn.Linear(2, 2, dtype=np.float64, rng=1)
+            self.__dict__["outer"] = lambda: outer  # a layer of its own, out of sight
+
+        def __call__(self, x: Any) -> Any:
+            return self.plain(self.outer()(self.second(self.first(x))))
+
+    outer, d = nn.Linear(2, 2, dtype=np.float64, rng=2), np.ones((5, 2, 2))
+    model = Two(True, outer)
+    _, pullback = model.vjp(data())
+    with pytest.raises(ValueError, match="d: expected shape"):
+        pullback(d[1:])
+    assert not model.flat_grads.any()
+    with pytest.raises(ValueError, match="dy: refused"):
+        pullback(d)
+    once = model.flat_grads.copy()
+    assert once.any()
+    with pytest.raises(RuntimeError, match="pullback: it has been used; call vjp again"):
+        pullback(d)
+    assert np.array_equal(model.flat_grads, once)
+    model = Two(False, outer)
+    _, pullback = model.vjp(data())
+    outer.zero_grad()
+    with outer.write() as p:
+        p["bias"][...] += 1
+    with pytest.raises(RuntimeError, match="the parameters have changed since the forward pass"):
+        pullback(d)
+    assert not model.flat_grads.any()
+    assert not outer.flat_grads.any()
+
+
+CHANGES: dict[str, Any] = {
+    "+=": lambda p: p.__iadd__(1),
+    "out": lambda p: np.exp(np.zeros(3), out=p),
+    "out of two": lambda p: np.modf(np.zeros(3), out=(p, np.zeros(3))),
+    "at": lambda p: np.add.at(p, [0], 1.0),
+    "out of a function": lambda p: np.sum(np.ones((2, 3)), axis=0, out=p),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_parameter_is_not_changed_in_place(name: str) -> None:
+    p = nn.Parameter(np.ones(3))
+    model = Lists(p)
+    for use in (CHANGES[name], lambda p: ost.vjp(lambda x: CHANGES[name](p) + x, np.ones(3))):
+        with pytest.raises(TypeError, match="expected no change of a Parameter in place; use"):
+            use(p)
+    assert model.list[0] is p
+    assert p.value.tolist() == [1.0] * 3
+    assert np.add(1, p, where=p > 0, out=np.zeros(3)).tolist() == [2.0] * 3
+
+
+class Lists(nn.Model):
+    """What a list holds, and models."""
+
+    def __init__(self, *parts: Any) -> None:
+        self.list: list[Any] = list(parts)
+
+    def __call__(self, x: Any) -> Any:
+        return x
+
+
+def test_a_parameter_of_two_models_is_refused() -> None:
+    p = nn.Parameter(np.ones(3))
+    first = Lists(p)
+    with pytest.raises(
+        ValueError,
+        match=r"list\.0: expected a Parameter of one model, got one that a Lists has already; use "
+        r"model\.tie for one array under two names, or ost\.nn\.Parameter\(p\.value\)",
+    ):
+        Lists(p)
+    with pytest.raises(ValueError, match="again: expected a Parameter of one model, got one that"):
+        Net().again = p
+    with pytest.raises(ValueError, match=r"list\.0: .* got one in two of its models"):
+        Lists(first).again = p
+    assert list(first.parameters()) == ["list.0"]
+    outer = Lists(nn.Parameter(np.zeros(2)), Lists(), Lists())
+    fresh = nn.Parameter(np.ones(2))
+    outer.list[1].list.append(fresh)
+    outer.list[2].list.append(fresh)
+    with pytest.raises(ValueError, match=r"list\.0: .* got one in two of its models"):
+        outer.parameters()
+    outer.list[2].list[0] = nn.Linear(2, 2, dtype=np.float64)
+    outer.list[1].list[0] = outer.list[2].list[0]
+    with pytest.raises(ValueError, match=r"model: expected a layer without .* a Linear in two of"):
+        outer.parameters()
+    outer.list[1].list[0] = outer.list[0]
+    with pytest.raises(ValueError, match=r"list\.0: .* Parameter of one model"):
+        outer.parameters()
+    del outer.list[0]  # it moves from one model to another
+    assert "list.0.list.0" in outer.parameters()
 
 
 def test_streams_that_would_ignore_a_call() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -67,12 +69,21 @@ OPERATIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "matmul of a matrix and a stack": (lambda a, b: a @ b, (A, np.stack([B, 2 * B]))),
     "matmul with a vector": (lambda a, b: a @ b, (BATCH, ROW)),
     "matmul of a vector": (lambda a, b: a @ b, (ROW, np.stack([B, 2 * B]))),
+    "matmul with a list": (lambda a: np.matmul(a, B.tolist()), (A,)),
+    "matmul of a list": (lambda b: A.tolist() @ b, (B,)),
+    "matmul of a tuple": (lambda b: np.matmul(tuple(ROW), b), (B,)),
     "matmul of vectors": (lambda a, b: a @ b, (ROW, ROW + 1)),
     "matmul from the right": (lambda b: A @ b, (B,)),
     "dot": (np.dot, (A, B)),
+    "dot with a list": (lambda a: np.dot(a, ROW.tolist()), (A,)),
     "dot with a number": (lambda a: np.dot(a, 2.0), (A,)),
+    "outer with a list": (lambda a: np.outer(a, [1.0, 2.0]), (A,)),
     "outer": (np.outer, (A, ROW)),
     "einsum": (lambda a, b: np.einsum("ij,jk->ki", a, b), (A, B)),
+    "einsum with a list and dots": (
+        lambda a: np.einsum("...j,...j->...", a, ROW.tolist()),
+        (BATCH,),
+    ),
     "einsum of three": (lambda a, b, c: np.einsum("bij,jk,i->b", a, b, c), (BATCH, B, A[:, 0])),
     "einsum, implicit": (lambda a, b: np.einsum("ij,jk", a, b), (A, B)),
     "einsum with dots": (lambda a, b: np.einsum("...j,jk->...k", a, b), (BATCH, B)),
@@ -109,9 +120,19 @@ OPERATIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "tril": (lambda a: np.tril(a, -1), (A,)),
     "triu": (np.triu, (A,)),
     "concatenate": (lambda a, b: np.concatenate([a, A, b], axis=1), (A, A[:, :2])),
+    "concatenate of all": (
+        lambda a, b: np.concatenate([a, b, [1.0]], axis=None) * np.arange(17.0),
+        (A, ROW),
+    ),
+    "concatenate with a list": (lambda a: np.concatenate([A.tolist(), a]), (A,)),
+    "stack with a list": (lambda a: np.stack([ROW.tolist(), a], axis=1), (ROW,)),
     "stack": (lambda a, b: np.stack([a, b, ROW], axis=1), (ROW, ROW + 1)),
     "hstack": (lambda a, b: np.hstack([a, b]), (A, A[:, :2])),
     "vstack": (lambda a, b: np.vstack([a, b]), (ROW, ROW + 1)),
+    "vstack of a row and rows": (lambda a, b: np.vstack([a, b, a]), (ROW, A)),
+    "vstack of rows and a row": (lambda a, b: np.vstack([a, b]), (A, ROW)),
+    "vstack of numbers": (lambda a: np.vstack([a[0, 0], 2.0, a[1, 1]]), (A,)),
+    "hstack of numbers": (lambda a: np.hstack([a[0, 0], 2.0, a[1, :2]]), (A,)),
     "split": (lambda a: np.split(a, 2, axis=1)[1], (A,)),
     "array_split": (lambda a: np.array_split(a, [1, 3], axis=1)[1], (A,)),
     "an element": (lambda a: a[1, 2], (A,)),
@@ -120,10 +141,19 @@ OPERATIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "a mask": (lambda a: a[MASK], (A,)),
     "rows by number": (lambda a: a[np.array([[0, 2], [2, 2]])], (A,)),
     "rows by a list": (lambda a: a[[0, -1, 0]], (A,)),
+    "rows by an empty list": (lambda a: a[[]], (A,)),
+    "rows by a list of bools": (lambda a: a[[True, False, True]], (A,)),
+    "all rows by a list of bools": (lambda a: a[[True, True, True]] * A, (A,)),
+    "columns by a list of bools": (lambda a: a[1:, [True, False, True, True]], (A,)),
+    "a mask as lists": (lambda a: a[MASK.tolist()], (A,)),
+    "elements by lists": (lambda a: a[[0, 1, 0], [3, -1, 3]], (A,)),
     "elements by numbers": (lambda a: a[np.array([0, 1, 0]), np.array([3, 3, 3])], (A,)),
     "numbers behind a slice": (lambda a: a[:, [1, 1, 0]], (BATCH,)),
     "take": (lambda a: np.take(a, [1, 1, 0], axis=1), (A,)),
     "take of all": (lambda a: np.take(a, [5, 5]), (A,)),
+    "take by a tuple": (lambda a: np.take(a, (5, 2, 5)), (A,)),
+    "take by bools": (lambda a: np.take(a, [True, False, True], axis=1), (A,)),
+    "take by an array of bools": (lambda a: a.take(np.array([True, True, True]), axis=0), (A,)),
     "take_along_axis": (
         lambda a: np.take_along_axis(a, np.array([[1, 1], [0, 3], [2, 2]]), axis=1),
         (A,),
@@ -168,6 +198,17 @@ def test_gradients_have_the_dtype_of_what_they_belong_to(name: str) -> None:
         assert (dx.shape, dx.dtype) == (a.shape, np.float32)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "longdouble"])
+def test_elements_picked_more_than_once_of_every_dtype(dtype: str) -> None:
+    a = A.astype(dtype)
+    for index in ([0, -1, 0], (np.array([0, 0, 0]), np.array([1, 1, 2])), np.zeros((2, 0), int)):
+        y, pullback = ost.vjp(lambda a: a[index], a)  # noqa: B023
+        dx, want = pullback(np.full_like(y, 0.5)), np.zeros_like(a)
+        np.add.at(want, index, np.full_like(y, 0.5))
+        assert dx.dtype == a.dtype
+        assert np.array_equal(dx, want)
+
+
 def test_equal_ones_share_the_gradient() -> None:
     _, pullback = ost.vjp(lambda a: np.max(a), np.ones(4))
     assert pullback().tolist() == [0.25] * 4
@@ -181,6 +222,34 @@ def test_powers_at_zero() -> None:
         assert pullback(np.ones(1)).tolist() == [slope]
 
 
+RETURNED: dict[str, tuple[Callable[..., Any], int]] = {
+    "what was given": (lambda a: a + 1, 1),
+    "a view of it": (lambda a: a.reshape(-1), 1),
+    "one of two": (lambda a, b: a + b, 2),
+    "a broadcast one": (lambda a: a.sum(), 1),
+    "a sum": (lambda a: a + a, 1),
+    "pieces of one": (lambda a, b: np.concatenate([a, b]), 2),
+    "that of a layer": (nn.Dropout(0.0, dtype=np.float64), 1),
+}
+
+
+@pytest.mark.parametrize("name", RETURNED)
+def test_gradients_are_arrays_of_their_own(name: str) -> None:
+    function, count = RETURNED[name]
+    y, pullback = ost.vjp(function, *[A.copy() for _ in range(count)])
+    d = np.ones_like(y)
+    found = pullback(d)
+    found = [found] if count == 1 else list(found)
+    for k, dx in enumerate(found):
+        assert dx.flags.writeable
+        assert not np.shares_memory(dx, d)
+        assert not any(np.shares_memory(dx, other) for other in found[k + 1 :])
+    want = found[-1].copy()
+    found[0] += 1
+    assert (d == 1).all()
+    assert count == 1 or np.array_equal(found[-1], want)
+
+
 UNKNOWN: dict[str, tuple[Callable[[Any], Any], str]] = {
     "a ufunc": (np.arcsin, r"np\.arcsin: expected an operation that vjp knows"),
     "a function": (np.median, r"np\.median: expected an operation that vjp knows"),
@@ -189,6 +258,42 @@ UNKNOWN: dict[str, tuple[Callable[[Any], Any], str]] = {
     "an option": (
         lambda a: np.sum(a, axis=0, dtype=np.float64),
         r"np\.sum: expected no dtype within vjp",
+    ),
+    "an order by position": (
+        lambda a: np.reshape(a, (4, 3), "F"),
+        r"np\.reshape: expected at most 2 arguments by position within vjp, got 3",
+    ),
+    "an order of ravel": (
+        lambda a: a.ravel("F"),
+        r"np\.ravel: expected at most 1 argument by position within vjp, got 2",
+    ),
+    "a copy by position": (
+        lambda a: np.nan_to_num(a, True),
+        r"np\.nan_to_num: expected at most 1 argument by position within vjp, got 2",
+    ),
+    "a dtype by position": (
+        lambda a: np.sum(a, 0, np.float64),
+        r"np\.sum: expected at most 2 arguments by position within vjp, got 3",
+    ),
+    "a dtype by position of a method": (
+        lambda a: a.mean(0, np.float64),
+        r"np\.mean: expected at most 2 arguments by position within vjp, got 3",
+    ),
+    "no dtype by position": (
+        lambda a: np.var(a, 0, None),
+        r"np\.var: expected at most 2 arguments by position within vjp, got 3",
+    ),
+    "a dtype of std by position": (
+        lambda a: np.std(a, 0, np.float64),
+        r"np\.std: expected at most 2 arguments by position within vjp, got 3",
+    ),
+    "an output by position": (
+        lambda a: np.max(a, 0, None),
+        r"np\.a?max: expected at most 2 arguments by position within vjp, got 3",
+    ),
+    "limits by position": (
+        lambda a: np.clip(a, 0, 1, None),
+        r"np\.clip: expected at most 3 arguments by position within vjp, got 4",
     ),
     "an option of a ufunc": (
         lambda a: np.add(a, a, where=a > 0),
@@ -223,6 +328,23 @@ UNKNOWN: dict[str, tuple[Callable[[Any], Any], str]] = {
         "np.dot: expected at most 2 axes on the right",
     ),
 }
+
+
+def test_arguments_by_position_are_those_of_numpy() -> None:
+    """No rule takes as its second or third argument what NumPy has elsewhere."""
+    rules: Any = importlib.import_module("ostinato._rules")
+    checked = 0
+    for function, rule in rules.FUNCTIONS.items():
+        try:
+            names = list(inspect.signature(function).parameters)
+        except ValueError:  # written in C, without one: concatenate, where, dot
+            continue
+        most = rules._POSITIONS[rule]
+        if most is not None:
+            own = list(inspect.signature(rule).parameters)[1:most]
+            assert own == [n.replace("newshape", "shape") for n in names[1:most]], function
+            checked += 1
+    assert checked > 20
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
@@ -375,6 +497,18 @@ def test_parameters_read_by_name_have_gradients() -> None:
         pullback()
 
 
+@pytest.mark.parametrize("changed", [0, 1])
+def test_a_layer_that_has_changed_is_found_before_anything_is_added(changed: int) -> None:
+    layers = [nn.Linear(4, 4, dtype=np.float64, rng=k) for k in range(2)]
+    _, pullback = ost.vjp(lambda a: (layers[0](layers[1](a)) ** 2).sum(), A)
+    with layers[changed].write() as p:
+        p["bias"][...] += 1
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="the parameters have changed since the forward"):
+            pullback()
+    assert not any(layer.flat_grads.any() for layer in layers)
+
+
 @pytest.mark.parametrize("name", ["MSE", "MAE", "Huber", "BinaryCrossEntropy", "CrossEntropy"])
 def test_losses_within(name: str) -> None:
     loss = getattr(ost.losses, name)()
@@ -409,6 +543,43 @@ def test_a_loss_of_the_users_own() -> None:
     value, pullback = ost.vjp(lambda y: Cube()(y=y * 2, target=np.zeros((3, 4)))[0], A)
     assert value == pytest.approx((8 * A**3).sum())
     np.testing.assert_allclose(pullback(), 24 * A**2)
+
+
+@pytest.mark.parametrize("kind", ["list", "Ragged"])
+def test_a_loss_of_sequences_within(kind: str) -> None:
+    """Beside another loss, without which a missing gradient would be an error."""
+    gru, ctc = nn.GRU(3, 4, dtype=np.float64, rng=0), ost.losses.CTC()
+    sequences = [np.random.default_rng(k).standard_normal((5 + k, 3)) for k in range(2)]
+    labels = [np.array([1, 2]), np.array([3])]
+    given = sequences if kind == "list" else ost.Ragged.join(sequences)
+
+    def function(xs: Any) -> Any:
+        ys, _ = gru(xs)
+        value, dy = ctc(ys, labels)
+        assert type(dy) is type(ys)
+        first = xs[0] if kind == "list" else xs.rows
+        return 2 * value + (first * first).sum()
+
+    value, pullback = ost.vjp(function, given)
+    assert value == pytest.approx(function(given), rel=1e-12)
+    found = pullback()
+    arrays, found = (given, found) if kind == "list" else ([given.rows], [found.rows])
+    for a, dx in zip(arrays, found):
+        np.testing.assert_allclose(dx, numeric_gradient(lambda: function(given), a), atol=1e-7)
+    for name in gru.parameters():
+        want = parameter_gradient(lambda: function(given), gru, name)
+        np.testing.assert_allclose(gru.grads[name], want, atol=1e-7, err_msg=name)
+
+
+def test_a_loss_without_a_gradient_for_all_of_its_sequences_is_refused() -> None:
+    class First(ost.losses.Loss):
+        def __call__(self, y: Any, target: Any, lengths: Any = None) -> Any:
+            return float(y[0].sum()), [np.ones_like(y[0]), None]
+
+    with pytest.raises(
+        TypeError, match="First: expected a gradient for every part of y, got 1 for 2"
+    ):
+        ost.vjp(lambda a: First()([a, 2 * a], None)[0], A)
 
 
 def test_a_layer_that_ignores_its_own_call_is_refused() -> None:
@@ -499,6 +670,18 @@ HOST_ONLY = {
     "roll",
     "squeeze",
     "expand_dims",
+    "all rows by a list of bools",
+    "matmul with a list",
+    "matmul of a list",
+    "matmul of a tuple",
+    "dot with a list",
+    "outer with a list",
+    "einsum with a list and dots",
+    "concatenate of all",
+    "concatenate with a list",
+    "stack with a list",
+    "vstack of numbers",
+    "hstack of numbers",
     "concatenate",
     "stack",
     "where",

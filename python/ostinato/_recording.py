@@ -265,6 +265,9 @@ class _Operation:
     def __init__(self, output: int, inputs: list[tuple[int, Slope]]) -> None:
         self.output, self.inputs = output, inputs
 
+    def require_ready(self) -> None:
+        """Return: arrays do not change within a recording."""
+
     def mark(self, live: list[bool]) -> None:
         """Note whether the result depends on something whose gradient is wanted."""
         live[self.output] = any(live[k] for k, _ in self.inputs)
@@ -291,6 +294,11 @@ class _LayerCall:
         """Whether a parameter of the layer is trained."""
         entry = self.layer._block.entry
         return any(entry(self.layer._prefix + n).trainable for n in self.layer.parameters())
+
+    def require_ready(self) -> None:
+        """Raise if the pullback of the layer has been used, or its parameters have changed."""
+        if hasattr(self.pullback, "_require_ready"):  # a layer may return any function
+            self.pullback._require_ready()
 
     def mark(self, live: list[bool]) -> None:
         """Note whether the outputs depend on something whose gradient is wanted."""
@@ -324,6 +332,13 @@ class _Leaf:
 
     def __init__(self, block: Block, name: str, index: int) -> None:
         self.block, self.name, self.index, self.version = block, name, index, block.version
+
+    def require_ready(self) -> None:
+        """Raise if the parameters have changed since the call."""
+        if self.block.version != self.version:
+            raise RuntimeError(
+                "pullback: the parameters have changed since the forward pass; call vjp again"
+            )
 
     def mark(self, live: list[bool]) -> None:
         """Note whether the parameter is trained."""
@@ -504,8 +519,12 @@ class Backward:
                 return None
             if v._index in self._recording.constants:
                 return None
-            found = self._found[v._index]
-            return np.zeros_like(v._value) if found is None else found
+            found = self.take(v._index)
+            if found is None:
+                return np.zeros_like(v._value)
+            # Whoever gets a gradient may change it: it is neither d itself, nor that of another
+            # input, nor a broadcast view of either.
+            return found if self._owned[v._index] else found.copy()
 
         return mapped(one, given)
 
@@ -647,6 +666,7 @@ def of_loss(
 ) -> Any:
     """Record a call of a loss: its value has the gradient that it returns.
 
+    y is an array, a `Ragged` or a list; every array of it that is recorded gets its part.
     A target that is an argument of the recorded call is a constant: its gradient is None.
     """
     args, y = list(args), options.get("y", args[0] if args else None)
@@ -660,12 +680,24 @@ def of_loss(
             f"{v.shape} elsewhere; ost.stop_gradient(x) gives the plain array"
         )
     args, options = plain(args), plain(options)
-    if type(y) is not Variable:
+    ys = variables_in(y)
+    if not ys:
         return call(loss, *args, **options)
     with recording.paused():
         value, dy = call(loss, *args, **options)
-    made = _device.like(np.asarray(value, y.dtype), y._value)
-    return record(made, (y, lambda d: d * dy)), dy
+    pairs = [(y, dy)] if type(y) is Variable else list(_paired(y, dy, "dy"))
+    if len(pairs) != len(ys):
+        raise TypeError(
+            f"{type(loss).__name__}: expected a gradient for every part of y, got {len(pairs)} "
+            f"for {len(ys)}"
+        )
+    made = _device.like(np.asarray(value, ys[0].dtype), ys[0]._value)
+    return record(made, *((v, _times(part)) for v, part in pairs)), dy
+
+
+def _times(dy: Any) -> Slope:
+    """Return the slope of a number in an array whose gradient is known."""
+    return lambda d: d * dy
 
 
 def record_loss(kind: Any) -> None:
@@ -752,15 +784,18 @@ class Recorded:
                 f"numbers, got {type(self.out).__name__} without any"
             )
 
-    def back(self, d: Any, grads: Views | None, need_dx: bool) -> Any:
-        """Return the gradients of the arguments, and add those of the parameters."""
-        pairs = list(_paired(self.out, d))  # checked before anything is added
-        assert pairs is not None
+    def require_ready(self, d: Any) -> None:
+        """Raise if d is no gradient of the output, or if parameters have changed since the call."""
+        for _ in _paired(self.out, d):
+            pass
         for step in self.recording.steps:
-            if isinstance(step, _Leaf) and step.block.version != step.version:
-                raise RuntimeError(
-                    "pullback: the parameters have changed since the forward pass; call vjp again"
-                )
+            step.require_ready()
+
+    def back(self, d: Any, grads: Views | None, need_dx: bool) -> Any:
+        """Return the gradients of the arguments, and add those of the parameters.
+
+        What `require_ready` asks has been made sure of, so that all of them are added or none.
+        """
         run = Backward(self.recording, _indices(self.given), grads, need_dx)
         return run.run(self.out, d, self.given)
 
@@ -819,7 +854,7 @@ class FunctionPullback:
         if recorded is None:
             raise RuntimeError("pullback: it has been used; call vjp again")
         d = recorded.ones() if d is None else d
-        list(_paired(recorded.out, d))
+        recorded.require_ready(d)  # before anything is added
         self._recorded = None
         found = recorded.back(d, None, need_dx)
         return found[0] if len(found) == 1 else found

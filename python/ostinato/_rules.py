@@ -20,6 +20,7 @@ from ._recording import mapped, plain, record, value_of
 UFUNCS: dict[Any, Callable[..., Any]] = {}
 FUNCTIONS: dict[Any, Callable[..., Any]] = {}
 _NAMES: dict[Any, frozenset[str]] = {}  # arguments that the rule of a function takes
+_POSITIONS: dict[Any, int | None] = {}  # how many of them by position; None: any number
 
 # Their results have no gradient: they are counted, compared or constant almost everywhere.
 _PLAIN_UFUNCS = {
@@ -61,6 +62,11 @@ def _array(x: Any) -> Any:
     return x.value if getattr(x, "_is_parameter", False) else x
 
 
+def _operand(x: Any) -> Any:
+    """Return the plain array of an operand, which may be a number or a list of numbers."""
+    return np.asarray(x) if isinstance(x, (list, tuple, int, float)) else value_of(x)
+
+
 def function(operation: Any, args: Any, options: dict[str, Any]) -> Any:
     """Run any other function of NumPy on recorded arrays."""
     args, options = mapped(_array, args), mapped(_array, options)
@@ -69,6 +75,12 @@ def function(operation: Any, args: Any, options: dict[str, Any]) -> Any:
     rule, name = FUNCTIONS.get(operation), f"np.{operation.__name__}"
     if rule is None:
         raise _unknown(name)
+    most = _POSITIONS[rule]
+    if most is not None and len(args) > most:
+        raise TypeError(
+            f"{name}: expected at most {most} argument{'s' * (most > 1)} by position within vjp, "
+            f"got {len(args)}"
+        )
     for option in options:
         if option not in _NAMES[rule]:
             raise TypeError(f"{name}: expected no {option} within vjp")
@@ -94,13 +106,21 @@ def _of_ufunc(*operations: Any) -> Callable[[Any], Any]:
 
 
 def _of(*names: str) -> Callable[[Any], Any]:
-    """Add a rule for functions of NumPy by their names; not every version has all of them."""
+    """Add a rule for functions of NumPy by their names; not every version has all of them.
+
+    Arguments that a rule takes by position stand where NumPy has them; all others are named.
+    """
 
     def add(rule: Any) -> Any:
         for name in names:
             if hasattr(np, name):
                 FUNCTIONS[getattr(np, name)] = rule
-        _NAMES[rule] = frozenset(inspect.signature(rule).parameters)
+        parameters = inspect.signature(rule).parameters
+        kinds = [p.kind for p in parameters.values()]
+        _NAMES[rule] = frozenset(parameters)
+        several = inspect.Parameter.VAR_POSITIONAL in kinds
+        by_position = kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        _POSITIONS[rule] = None if several else by_position
         return rule
 
     return add
@@ -215,7 +235,7 @@ def where(condition: Any, x: Any, y: Any) -> Any:
 
 
 @_of("clip")
-def _clip(a: Any, a_min: Any = None, a_max: Any = None, min: Any = None, max: Any = None) -> Any:
+def _clip(a: Any, a_min: Any = None, a_max: Any = None, *, min: Any = None, max: Any = None) -> Any:
     low, high = (value_of(u if u is not None else v) for u, v in ((a_min, min), (a_max, max)))
     v = value_of(a)
 
@@ -227,7 +247,7 @@ def _clip(a: Any, a_min: Any = None, a_max: Any = None, min: Any = None, max: An
 
 
 @_of("nan_to_num")
-def _nan_to_num(x: Any, nan: float = 0.0, posinf: Any = None, neginf: Any = None) -> Any:
+def _nan_to_num(x: Any, *, nan: float = 0.0, posinf: Any = None, neginf: Any = None) -> Any:
     v = value_of(x)
     y = np.nan_to_num(v, nan=nan, posinf=posinf, neginf=neginf)
     return record(y, (x, lambda d: d * np.isfinite(v)))
@@ -239,7 +259,7 @@ def _nan_to_num(x: Any, nan: float = 0.0, posinf: Any = None, neginf: Any = None
 @_of_ufunc(np.matmul)
 def matmul(a: Any, b: Any) -> Any:
     """Multiply matrices, also stacks of them, and vectors."""
-    u, v = value_of(a), value_of(b)
+    u, v = _operand(a), _operand(b)
 
     def of_left(d: Any) -> Any:
         if v.ndim == 1:
@@ -282,7 +302,7 @@ def einsum(subscripts: Any, *operands: Any, optimize: Any = False) -> Any:
     """Sum products by subscripts; an index may stand once in an operand."""
     if not isinstance(subscripts, str):
         raise TypeError("np.einsum: expected subscripts as text within vjp, got lists")
-    values = [value_of(o) for o in operands]
+    values = [_operand(o) for o in operands]
     terms, out = _terms(subscripts, values)
 
     def slope(k: int) -> Callable[[Any], Any]:
@@ -347,7 +367,7 @@ def _reduced_count(shape: tuple[int, ...], axis: Any) -> int:
 
 
 @_of("sum")
-def sum_(a: Any, axis: Any = None, keepdims: bool = False) -> Any:
+def sum_(a: Any, axis: Any = None, *, keepdims: bool = False) -> Any:
     """Sum over axes."""
     v = value_of(a)
 
@@ -358,7 +378,7 @@ def sum_(a: Any, axis: Any = None, keepdims: bool = False) -> Any:
 
 
 @_of("mean")
-def mean(a: Any, axis: Any = None, keepdims: bool = False) -> Any:
+def mean(a: Any, axis: Any = None, *, keepdims: bool = False) -> Any:
     """Take the mean over axes."""
     v = value_of(a)
     count = _reduced_count(v.shape, axis)
@@ -370,7 +390,7 @@ def mean(a: Any, axis: Any = None, keepdims: bool = False) -> Any:
 
 
 @_of("var")
-def _var(a: Any, axis: Any = None, ddof: int = 0, keepdims: bool = False) -> Any:
+def _var(a: Any, axis: Any = None, *, ddof: int = 0, keepdims: bool = False) -> Any:
     v = value_of(a)
     count = _reduced_count(v.shape, axis) - ddof
 
@@ -382,14 +402,14 @@ def _var(a: Any, axis: Any = None, ddof: int = 0, keepdims: bool = False) -> Any
 
 
 @_of("std")
-def _std(a: Any, axis: Any = None, ddof: int = 0, keepdims: bool = False) -> Any:
-    return UFUNCS[np.sqrt](_var(a, axis, ddof, keepdims))
+def _std(a: Any, axis: Any = None, *, ddof: int = 0, keepdims: bool = False) -> Any:
+    return UFUNCS[np.sqrt](_var(a, axis, ddof=ddof, keepdims=keepdims))
 
 
 def _extreme(operation: Any) -> Any:
     """Return a rule for the largest or smallest; equal ones share the gradient."""
 
-    def rule(a: Any, axis: Any = None, keepdims: bool = False) -> Any:
+    def rule(a: Any, axis: Any = None, *, keepdims: bool = False) -> Any:
         v = value_of(a)
         y = operation(v, axis=axis, keepdims=keepdims)
 
@@ -419,8 +439,8 @@ def _cumsum(a: Any, axis: int | None = None) -> Any:
 
 
 @_of("reshape")
-def _reshape(a: Any, shape: Any = None, newshape: Any = None) -> Any:
-    v = value_of(a)
+def _reshape(a: Any, shape: Any = None, *, newshape: Any = None) -> Any:
+    v = _operand(a)
     wanted = newshape if shape is None else shape
     return record(v.reshape(wanted), (a, lambda d: d.reshape(v.shape)))
 
@@ -496,7 +516,7 @@ def _repeat(a: Any, repeats: Any, axis: int | None = None) -> Any:
 
 
 @_of("pad")
-def _pad(array: Any, pad_width: Any, mode: str = "constant", constant_values: Any = 0) -> Any:
+def _pad(array: Any, pad_width: Any, mode: str = "constant", *, constant_values: Any = 0) -> Any:
     if mode != "constant":
         raise TypeError(f"np.pad: expected mode 'constant' within vjp, got {mode!r}")
     v = value_of(array)
@@ -523,10 +543,12 @@ _triangle("triu")
 
 
 @_of("concatenate")
-def concatenate(arrays: Any, axis: int = 0) -> Any:
-    """Join arrays along an axis."""
+def concatenate(arrays: Any, axis: int | None = 0) -> Any:
+    """Join arrays along an axis; None: all their elements."""
     arrays = list(arrays)
-    values = [value_of(a) for a in arrays]
+    if axis is None:
+        arrays, axis = [_reshape(a, (-1,)) for a in arrays], 0
+    values = [_operand(a) for a in arrays]
     y = np.concatenate(values, axis=axis)
     at = axis % y.ndim
     ends = np.cumsum([v.shape[at] for v in values]).tolist()
@@ -541,7 +563,7 @@ def concatenate(arrays: Any, axis: int = 0) -> Any:
 @_of("stack")
 def _stack(arrays: Any, axis: int = 0) -> Any:
     arrays = list(arrays)
-    y = np.stack([value_of(a) for a in arrays], axis=axis)
+    y = np.stack([_operand(a) for a in arrays], axis=axis)
     at = (slice(None),) * (axis % y.ndim)
 
     def part(k: int) -> Any:
@@ -552,15 +574,19 @@ def _stack(arrays: Any, axis: int = 0) -> Any:
 
 @_of("hstack")
 def _hstack(tup: Any) -> Any:
-    arrays = list(tup)
+    arrays = [_at_least(a, 1) for a in tup]
     return concatenate(arrays, 0 if np.ndim(value_of(arrays[0])) == 1 else 1)
 
 
 @_of("vstack")
 def _vstack(tup: Any) -> Any:
-    arrays = list(tup)
-    flat = np.ndim(value_of(arrays[0])) == 1
-    return _stack(arrays) if flat else concatenate(arrays)
+    return concatenate([_at_least(a, 2) for a in tup])
+
+
+def _at_least(a: Any, ndim: int) -> Any:
+    """Return an array with axes of length 1 in front, where it has fewer than ndim."""
+    shape = np.shape(_operand(a))
+    return _reshape(a, (1,) * (ndim - len(shape)) + shape) if len(shape) < ndim else a
 
 
 @_of("array_split")
@@ -582,6 +608,11 @@ def _split(ary: Any, indices_or_sections: Any, axis: int = 0) -> Any:
 
 @_of("take")
 def _take(a: Any, indices: Any, axis: int | None = None) -> Any:
+    indices = _operand(indices)
+    if isinstance(indices, np.ndarray):
+        indices = _device.like(indices, value_of(a))
+    if getattr(indices, "dtype", None) == np.bool_:
+        indices = indices.astype(np.intp)  # numbers here, where x[indices] has a mask
     if axis is None:
         return indexed(_reshape(a, (-1,)), indices)
     front = (slice(None),) * (axis % np.ndim(value_of(a)))
@@ -611,9 +642,20 @@ def _is_basic(index: Any) -> bool:
     return True
 
 
+def _listed(part: Any, like: Any) -> Any:
+    """Return the array that a list within an index stands for: numbers, or a mask."""
+    if not isinstance(part, list):
+        return part
+    a = np.asarray(part)
+    return _device.like(a if a.size else a.astype(np.intp), like)
+
+
 def indexed(x: Any, index: Any) -> Any:
     """Pick elements, by anything that NumPy takes as an index."""
     v, index = value_of(x), plain(index)
+    parts = index if isinstance(index, tuple) else (index,)
+    parts = tuple(_listed(part, v) for part in parts)
+    index = parts if isinstance(index, tuple) else parts[0]
     y = v[index]
     if _is_basic(index):
 
@@ -635,10 +677,14 @@ def indexed(x: Any, index: Any) -> Any:
         length = v.shape[0] if width or not isinstance(index, tuple) else v.size
         ids = np.where(ids < 0, ids + length, ids).astype(np.int64).reshape(-1)
         columns = max(1, int(np.prod(width, dtype=np.int64)))
-        out = np.zeros_like(v, shape=(length, columns))
-        rows = _check.contiguous(d).reshape(ids.size, columns)
-        if ids.size and columns:
+        # The sums of half precision are those of float32; float64 and wider keep their own dtype.
+        dtype = np.float32 if v.dtype.itemsize < 4 else v.dtype
+        out = np.zeros_like(v, shape=(length, columns), dtype=dtype)
+        rows = _check.contiguous(d.astype(dtype, copy=False)).reshape(ids.size, columns)
+        if dtype not in (np.float32, np.float64):
+            np.add.at(out, ids, rows)
+        elif ids.size and columns:
             _native.backend_for(out).embedding_scatter_(_device.like(ids, v), rows, out)
-        return out.reshape(v.shape)
+        return out.reshape(v.shape).astype(v.dtype, copy=False)
 
     return record(y, (x, scattered))

@@ -47,8 +47,8 @@ class Attention(Model):
     The score of a query q and a key k is ``q k`` ("dot", Luong et al. 2015), ``q k / sqrt(D)``
     ("scaled", Vaswani et al. 2017), ``q W k`` ("general", Luong) or ``v tanh(W q + U k + b)``
     ("additive", Bahdanau et al. 2015). Called with x alone it is self-attention: x is query, keys
-    and values. What lengths and masks leave out gets weight 0, whatever it holds; a query for which
-    nothing is left gets zeros.
+    and values. What lengths and masks leave out gets weight 0. A key, and its value, that no query
+    reads may hold anything; so may a query for which nothing is left, which gets zeros.
 
     >>> import numpy as np
     >>> import ostinato as ost
@@ -167,6 +167,7 @@ class Attention(Model):
                     f"mask: expected shape (B, T, S) = ({k.shape[0]}, T, {k.shape[1]}), got "
                     f"{whole.shape}"
                 )
+            k, v = (_kept(a, whole.any(axis=1)) for a in (k, v))
             on = whole if on is None else whole & on
         return Memory(self.key(k) if hasattr(self, "key") else k, v, on)
 
@@ -216,7 +217,13 @@ class Attention(Model):
             raise ValueError(
                 f"query: expected a batch of {memory.keys.shape[0]} as the keys, got {q.shape[0]}"
             )
-        return q, memory
+        on = memory.on
+        if on is None:
+            return q, memory
+        if on.shape[1] not in (1, q.shape[1]):
+            wanted = q.shape[0], q.shape[1], on.shape[2]
+            raise ValueError(f"mask: expected shape (B, T, S) = {wanted}, got {on.shape}")
+        return _kept(q, on.any(axis=2)), memory
 
     def _weights(self, q: Any, memory: Memory) -> Any:
         on = memory.on
@@ -295,6 +302,11 @@ class Attention(Model):
             sizes = f", {key.out_features if self.kind == 'general' else self.query.in_features}"
             sizes += f", {key.in_features}"
         return f"Attention({self.kind!r}{sizes}{', causal=True' if self.causal else ''})"
+
+
+def _kept(rows: Any, used: Any) -> Any:
+    """Return ``rows [B,T,D]`` with zeros in those that are not used, which may hold anything."""
+    return np.where(used[..., None], rows, rows.dtype.type(0))
 
 
 readable(globals())

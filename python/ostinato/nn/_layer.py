@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import glob
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -213,7 +214,7 @@ class Layer:
         Raises:
             KeyError: no parameter matches.
         """
-        for name in self._block.mark(self._prefix + pattern, trainable=False):
+        for name in self._block.mark(glob.escape(self._prefix) + pattern, trainable=False):
             self._block.view(self._block.grads, name)[...] = 0
 
     def unfreeze(self, pattern: str = "*") -> None:
@@ -225,7 +226,7 @@ class Layer:
         Raises:
             KeyError: no parameter matches.
         """
-        self._block.mark(self._prefix + pattern, trainable=True)
+        self._block.mark(glob.escape(self._prefix) + pattern, trainable=True)
 
     def set_decay(self, pattern: str, decay: bool) -> None:
         """Choose whether weight decay acts on parameters; by default it does on all but vectors.
@@ -239,7 +240,7 @@ class Layer:
         Raises:
             KeyError: no parameter matches.
         """
-        self._block.mark(self._prefix + pattern, decay=decay)
+        self._block.mark(glob.escape(self._prefix) + pattern, decay=decay)
 
     def count_parameters(self, *, trainable_only: bool = False) -> int:
         """Count the elements of all parameters.
@@ -475,7 +476,7 @@ class Layer:
         ]
         block.tie(dict(pairs))
         for n, e in entries.items():
-            block.mark(n, trainable=e.trainable)
+            block.mark(glob.escape(n), trainable=e.trainable)
             block.view(block.grads, n)[...] = self.grads[n]
         return block
 
@@ -601,7 +602,7 @@ def block_of(
         made.view(made.grads, name)[...] = gradient
     for name, entry in entries.items():
         if not entry.trainable:
-            made.mark(name, trainable=False)
+            made.mark(glob.escape(name), trainable=False)
     return made
 
 
@@ -681,6 +682,8 @@ class Pullback:
         backward: computes the gradients.
     """
 
+    _started = False  # whether gradients may have been added: a model's layers run one by one
+
     def __init__(self, layer: Layer, backward: Callable[..., Any]) -> None:
         self._layer = layer
         self._backward: Callable[..., Any] | None = backward
@@ -714,30 +717,36 @@ class Pullback:
             ValueError: an argument has the wrong shape; the pullback can be called again.
         """
         layer = self._layer
-        if self._backward is None:
-            raise RuntimeError("pullback: it has been used; call vjp again")
-        if layer._block is not self._block or layer.version != self._version:
-            raise RuntimeError(
-                "pullback: the parameters have changed since the forward pass; call vjp again"
-            )
+        backward = self._require_ready()
         if not layer.stateful and dy is None:
             raise TypeError("dy: expected an array, got None")
         if not layer.stateful and dstate is not None:
             raise TypeError(f"dstate: expected None, since {type(layer).__name__} has no state")
         target = layer._gradient_target(grads)
-        backward, self._backward = self._backward, None
+        self._backward = None
         try:
             return (
                 backward(target, dy, dstate, need_dx, **more)
                 if layer.stateful
                 else backward(target, dy, need_dx, **more)
             )
-        except (
-            TypeError,
-            ValueError,
-        ):  # an argument was refused before anything was added: it can be called again
-            self._backward = backward
+        except (TypeError, ValueError):
+            if not self._started:  # an argument was refused: it can be called again
+                self._backward = backward
             raise
+
+    def _require_ready(self) -> Callable[..., Any]:
+        """Return what computes the gradients.
+
+        It is an error if it has been used, or if the parameters are no longer those of the pass.
+        """
+        if self._backward is None:
+            raise RuntimeError("pullback: it has been used; call vjp again")
+        if self._layer._block is not self._block or self._layer.version != self._version:
+            raise RuntimeError(
+                "pullback: the parameters have changed since the forward pass; call vjp again"
+            )
+        return self._backward
 
 
 Layer.__init__ = _remembering(Layer.__init__)  # type: ignore[method-assign]

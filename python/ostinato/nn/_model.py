@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import glob
 import inspect
 import threading
 from typing import Any
@@ -72,9 +73,13 @@ class Parameter(np.lib.mixins.NDArrayOperatorsMixin):
         return a.copy() if copy else a
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
-        return getattr(ufunc, method)(*map(_value, inputs), **options)
+        _refuse_out(ufunc, options.get("out"))
+        if method == "at":  # which changes its first argument
+            _refuse_out(ufunc, inputs[:1])
+        return getattr(ufunc, method)(*map(_value, inputs), **_values(options))
 
     def __array_function__(self, function: Any, types: Any, args: Any, options: Any) -> Any:
+        _refuse_out(function, options.get("out"))
         return function(*_values(args), **_values(options))
 
     def __getitem__(self, index: Any) -> Any:
@@ -82,6 +87,16 @@ class Parameter(np.lib.mixins.NDArrayOperatorsMixin):
 
     def __repr__(self) -> str:
         return f"Parameter({list(self._initial.shape)}, {self._initial.dtype})"
+
+
+def _refuse_out(function: Any, out: Any) -> None:
+    """Raise if a function of NumPy would write to a parameter."""
+    outputs = out if isinstance(out, tuple) else (out,)
+    if any(isinstance(a, Parameter) for a in outputs):
+        raise TypeError(
+            f"np.{function.__name__}: expected no change of a Parameter in place; use `with "
+            "model.write() as p`, which changes its values"
+        )
 
 
 def _value(a: Any) -> Any:
@@ -166,6 +181,7 @@ class Model(Layer):
             self._refuse_owned(name, value)
         known = name in self._own or name in self.__dict__
         old = self._own.get(name, self.__dict__.get(name))
+        self._refuse_dropped(name, old, value)
         changes = _holds(value) or _holds(old)
         if changes and self._is_fixed():
             raise ValueError(
@@ -182,6 +198,27 @@ class Model(Layer):
                 else:
                     delattr(self, name)
                 raise
+
+    def _refuse_dropped(self, name: str, old: Any, value: Any) -> None:
+        """Raise if layers or parameters would be replaced by what is none, such as an array."""
+        empty = isinstance(value, (list, tuple, dict)) and not value
+        if value is None or empty or not _holds(old) or _holds(value):
+            return
+        kind = type(value).__name__
+        if isinstance(old, Parameter):
+            raise TypeError(
+                f"{name}: expected a Parameter in place of one, got {kind}; change its values with "
+                f"`with model.write() as p: p[{name!r}][...] = ...`"
+            )
+        wanted = (
+            "a Layer in place of one"
+            if isinstance(old, Layer)
+            else (f"a {type(old).__name__} of layers or parameters in place of one")
+        )
+        raise TypeError(
+            f"{name}: expected {wanted}, got {kind}; change values with `model.write()`, or remove "
+            f"it first with `del model.{name}`"
+        )
 
     def _set(self, name: str, value: Any) -> None:
         self._mark()
@@ -210,6 +247,30 @@ class Model(Layer):
                 f"{name}: expected a layer without an owner, got a {type(layer).__name__} that a "
                 "model owns already; use copy.deepcopy for one of its own"
             )
+
+    def _refuse_shared(self, name: str, p: Parameter) -> None:
+        """Raise if a parameter is one of another model, which holds it still."""
+        other = p._model
+        if other is None or other is self:
+            return
+        if any(q is p for q in other._found()[1].values()):
+            raise ValueError(_shared(name, f"that a {type(other).__name__} has already"))
+
+    def _refuse_repeated(self) -> None:
+        """Raise if two models within this one have the same layer or parameter."""
+        seen: set[int] = set()
+        for model in layers_of(self):
+            if id(model) in seen:
+                raise ValueError(
+                    f"model: expected a layer without an owner, got a {type(model).__name__} in "
+                    "two of its models; use copy.deepcopy for one of its own"
+                )
+            seen.add(id(model))
+            own = model._found()[1] if isinstance(model, Model) else {}
+            for name, p in own.items():
+                if id(p) in seen:
+                    raise ValueError(_shared(name, "in two of its models"))
+                seen.add(id(p))
 
     def _found(self) -> tuple[dict[str, Layer], dict[str, Parameter]]:
         """Return the layers and parameters of all attributes by name, each once."""
@@ -341,6 +402,7 @@ class Model(Layer):
     def _lay_out(self, signature: tuple[Any, ...]) -> None:
         """Gather all parameters in one block."""
         before = [] if self._joined is None else [m for m in self._placed if m is not self]
+        self._refuse_repeated()
         made = self._gathered()
         now = {id(m) for m in layers_of(self)}
         self._place(made, "")
@@ -357,6 +419,8 @@ class Model(Layer):
         layers, parameters = self._found()
         for name, layer in layers.items():
             self._refuse_owned(name, layer)
+        for name, p in parameters.items():
+            self._refuse_shared(name, p)
         own = {name: self._own_entry(name, p) for name, p in parameters.items()}
         blocks = {n: m._gathered() for n, m in layers.items() if isinstance(m, Model)}
         kinds: dict[str, str] = {}  # dtypes, each with the first name that has it
@@ -522,6 +586,14 @@ class Model(Layer):
         return f"{type(self).__name__}({''.join(lines)}{chr(10) * bool(lines)})"
 
 
+def _shared(name: str, where: str) -> str:
+    """Return the message about a parameter that two models have."""
+    return (
+        f"{name}: expected a Parameter of one model, got one {where}; use model.tie for one array "
+        "under two names, or ost.nn.Parameter(p.value) for one of its own"
+    )
+
+
 def _is_mutable(value: Any) -> bool:
     """Whether layers may be put into a value, or taken from it, without a word."""
     return isinstance(value, (list, dict)) or (
@@ -560,7 +632,7 @@ def _tie(block: Block, name: str, to: str) -> None:
     made.tie({**aliases, name: to})
     for n, e in kept.items():
         if not e.trainable:
-            made.mark(n, trainable=False)
+            made.mark(glob.escape(n), trainable=False)
     block.__dict__.update(made.__dict__)
 
 
@@ -601,8 +673,10 @@ class ModelPullback(Pullback):
         dstate, need_dx = rest if len(rest) == 2 else (None, rest[0])
         recorded = self._recorded
         assert recorded is not None
-        found = recorded.back((dy, dstate) if len(rest) == 2 else dy, target, need_dx)
-        self._recorded = None  # the memory goes with the pass
+        d = (dy, dstate) if len(rest) == 2 else dy
+        recorded.require_ready(d)  # before anything is added
+        self._recorded, self._started = None, True  # the memory goes with the pass
+        found = recorded.back(d, target, need_dx)
         if len(rest) == 2:
             return (*found, None, None)[:2]
         return found[0] if len(found) == 1 else found
