@@ -245,7 +245,7 @@ def onnx_session(case: Case, a: dict[str, Array], threads: int, *, states: bool 
     """Build an ONNX Runtime session of the case's layer.
 
     >>> case = Case("gru", "infer", 2, 4, 3)
-    >>> session = onnx_session(case, arrays(case), 1)  # doctest: +SKIP  # needs the extra "bench"
+    >>> session = onnx_session(case, arrays(case), 1)  # doctest: +SKIP
 
     Args:
         case: the case; a peephole or projected LSTM is not taken.
