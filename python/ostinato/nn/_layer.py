@@ -75,7 +75,7 @@ class Layer:
         """Do what is left when all ``__init__`` have run."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name != "_owner" and name not in self._layer_attributes and _has_layers(value):
+        if name != "_owner" and name not in self._layer_attributes and holds(value, Layer):
             raise TypeError(
                 f"{name}: expected no layer as this attribute of {type(self).__name__}, whose "
                 "parameters would not be found; derive from ost.nn.Model"
@@ -557,13 +557,13 @@ def _remembering(init: Callable[..., None]) -> Callable[..., None]:
     return remembering
 
 
-def _has_layers(value: Any) -> bool:
-    """Return whether a value is a layer, or a list, tuple or dict with layers in it."""
+def holds(value: Any, kinds: type | tuple[type, ...]) -> bool:
+    """Return whether a value is of these kinds, or a list, tuple or dict with such in it."""
     if isinstance(value, (list, tuple)):
-        return any(map(_has_layers, value))
+        return any(holds(v, kinds) for v in value)
     if isinstance(value, dict):
-        return any(map(_has_layers, value.values()))
-    return isinstance(value, Layer)
+        return any(holds(v, kinds) for v in value.values())
+    return isinstance(value, kinds)
 
 
 def layers_of(model: Layer) -> Iterator[Layer]:

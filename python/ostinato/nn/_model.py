@@ -15,7 +15,7 @@ from .._annotations import readable
 from .._check import Array, Seed
 from .._recording import Recorded, overriding
 from ._block import Block, Entry, Views
-from ._layer import Layer, Pullback, block_of, layers_of
+from ._layer import Layer, Pullback, block_of, holds, layers_of
 
 # Attributes that are the model's own business.
 _INTERNAL = frozenset(
@@ -182,7 +182,7 @@ class Model(Layer):
         known = name in self._own or name in self.__dict__
         old = self._own.get(name, self.__dict__.get(name))
         self._refuse_dropped(name, old, value)
-        changes = _holds(value) or _holds(old)
+        changes = holds(value, PARTS) or holds(old, PARTS)
         if changes and self._is_fixed():
             raise ValueError(
                 f"{name}: expected a model that is no part of a Sequential, which is laid out "
@@ -202,7 +202,7 @@ class Model(Layer):
     def _refuse_dropped(self, name: str, old: Any, value: Any) -> None:
         """Raise if layers or parameters would be replaced by what is none, such as an array."""
         empty = isinstance(value, (list, tuple, dict)) and not value
-        if value is None or empty or not _holds(old) or _holds(value):
+        if value is None or empty or not holds(old, PARTS) or holds(value, PARTS):
             return
         kind = type(value).__name__
         if isinstance(old, Parameter):
@@ -296,12 +296,12 @@ class Model(Layer):
                     visit(f"{name}.{k}", inner)
             elif isinstance(value, dict):
                 for key, inner in value.items():
-                    if _holds(inner) and (not isinstance(key, str) or "." in key):
+                    if holds(inner, PARTS) and (not isinstance(key, str) or "." in key):
                         raise TypeError(
                             f"{name}: expected names that are text without dots, got {key!r}"
                         )
                     visit(f"{name}.{key}", inner)
-            elif isinstance(value, (Layer, Parameter)) and id(value) not in seen:
+            elif isinstance(value, PARTS) and id(value) not in seen:
                 seen.add(id(value))
                 if isinstance(value, Layer):
                     layers[name] = value
@@ -642,13 +642,7 @@ def takes(kind: type, name: str) -> bool:
     return any(p.name == name or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
 
 
-def _holds(value: Any) -> bool:
-    """Whether a value is a layer or a parameter, or has such in it."""
-    if isinstance(value, (list, tuple)):
-        return any(map(_holds, value))
-    if isinstance(value, dict):
-        return any(map(_holds, value.values()))
-    return isinstance(value, (Layer, Parameter))
+PARTS = (Layer, Parameter)  # what a model is made of
 
 
 class ModelPullback(Pullback):
