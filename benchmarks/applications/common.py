@@ -44,9 +44,7 @@ def spread(values: Sequence[float], form: str = "{:.3f}") -> str:
     return middle if low == high else f"{middle} ({low} to {high})"
 
 
-def table(
-    title: str, rows: Mapping[str, Sequence[Mapping[str, float]]], out: Path | None
-) -> None:
+def table(title: str, rows: Mapping[str, Sequence[Mapping[str, float]]], out: Path | None) -> None:
     """Print a table with a row for each model and a column for each figure, over the seeds.
 
     Args:
@@ -62,5 +60,7 @@ def table(
     if out is not None:
         machine = {k: v for k, v in info().items() if k in ("ostinato", "python", "numpy", "cpu")}
         date = time.strftime("%Y-%m-%d")
-        text = json.dumps({"title": title, "date": date, "machine": machine, "rows": rows}, indent=1)
+        text = json.dumps(
+            {"title": title, "date": date, "machine": machine, "rows": rows}, indent=1
+        )
         out.write_text(text + "\n", encoding="utf-8")
