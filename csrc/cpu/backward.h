@@ -590,6 +590,7 @@ class Backward {
     BackwardIn<C, V> in;
     BackwardOut<C, V> out;
     const T* saved = row.saved + s_.offset(g, C::kSaved);
+#pragma GCC unroll 8
     for (int k = 0; k < C::kSaved; ++k) in.saved[k] = V::load(saved + (k * units + u) * L);
     if constexpr (!kProjected) {
       in.previous[0] = load_left(row.h + first, left);
@@ -605,6 +606,7 @@ class Backward {
       in.dstate[1] = scaled(row, 1, arriving(row, 1, first, left));
       out.dprevious[1] = V(T(0));
     }
+#pragma GCC unroll 8
     for (int k = 0; k < C::kParams; ++k) {
       in.param[k] = V::load(call_.weights->params + k * s_.padded + first);
       if constexpr (kLast > 0) out.dparam[k] = F == kLast ? V(T(0)) : V::load(row.dparam + k * s_.padded + first);
@@ -626,14 +628,18 @@ class Backward {
         if constexpr (C::kStates > 1) w.flow[1] += double(sum_lanes(keep_lanes(out.dcell * out.dcell, left)));
       }
     if (left < L) {
+#pragma GCC unroll 8
       for (int column = phase.own.begin; column < phase.own.end; ++column) out.da[column] = keep_lanes(out.da[column], left);
       if constexpr (F == 0) {
+#pragma GCC unroll 8
         for (int k = 0; k < C::kStates; ++k) out.dprevious[k] = keep_lanes(out.dprevious[k], left);
       }
       if constexpr (F == 0 || kLast > 0)
+#pragma GCC unroll 8
         for (int k = 0; k < C::kParams; ++k) out.dparam[k] = keep_lanes(out.dparam[k], left);
     }
     if constexpr (kOps > 0)
+#pragma GCC unroll 8
       for (int column = phase.own.begin; column < phase.own.end; ++column)
         out.da[column].store(row.dfinished + s_.offset(g, C::kColumns) + (column * units + u) * L);
 #pragma GCC unroll 4
@@ -641,6 +647,7 @@ class Backward {
       const Columns columns = product_columns<C>(q);
       if (is_normed<C>(q)) continue;
       T* da = row.da[q] + s_.offset(g, columns.count());
+#pragma GCC unroll 8
       for (int column = phase.own.begin; column < phase.own.end; ++column)
         if (columns.has(column)) out.da[column].store(da + ((column - columns.begin) * units + u) * L);
     }
@@ -649,6 +656,7 @@ class Backward {
       if constexpr (C::kStates > 1) out.dprevious[1].store(row.dc + first);
     }
     if constexpr (F == 0 || kLast > 0)
+#pragma GCC unroll 8
       for (int k = 0; k < C::kParams; ++k) out.dparam[k].store(row.dparam + k * s_.padded + first);
   }
 
@@ -662,6 +670,7 @@ class Backward {
     const int units = s_.units(g), u = int(first / L - g * U);
     const T* kept = row.saved + s_.offset(g, C::kSaved);
     V saved[C::kSaved + 1], previous[C::kStates], next[C::kStates];
+#pragma GCC unroll 8
     for (int k = 0; k < C::kSaved; ++k) saved[k] = V::load(kept + (k * units + u) * L);
     previous[0] = next[0] = V(T(0));
     if constexpr (!kProjected) previous[0] = load_left(row.h + first, left), next[0] = load_left(row.h1 + first, left);
@@ -891,6 +900,7 @@ class Backward {
       for (Index k0 = columns.begin; k0 < columns.end; k0 += L) {
         const int left = int(smaller<Index>(L, columns.end - k0));
         V square[L];
+#pragma GCC unroll 16
         for (int k = 0; k < L; ++k)
           square[k] = k < left ? over_parts(sums + (k0 + k) * stride + position - first, whole * stride) : V(T(0));
         transpose_rows<Exact<T>>(square);

@@ -119,10 +119,10 @@ class Forward {
   // What explain() says beyond the schedule.
   static void describe(const Schedule& schedule, const Index* inputs, Widths widths, int calls, CallPlan* out) {
     const Layout<C, P> s(inputs[0], widths);
-    const int vectors = C::kPhases[0].product.count() * s.units(0), pieces = vectors ? piece_count(vectors) : 1;
-    out->tile_vectors = vectors ? piece(vectors, pieces - 1).count : 0;
-    const Index rows = out->row_block_rows, most = vectors ? max_rows(out->tile_vectors) : kMaxRows;
-    out->tile_rows = int(ceil_div(rows, larger<Index>(1, ceil_div(rows, most))));
+    const Cut& cut = kCuts.of[C::kPhases[0].product.count() * s.units(0)];
+    out->tile_vectors = cut.pieces ? cut.piece[cut.pieces - 1].count : 0;
+    const Index rows = out->row_block_rows;
+    out->tile_rows = int(ceil_div(rows, larger<Index>(1, ceil_div(rows, cut.rows))));
     const Index n = schedule.steps * schedule.batch;
     out->tape_bytes = n * (s.tape_width(false) + (C::kStates > 1 ? s.padded : 0)) * Index(sizeof(T));
     out->workspace_bytes = Team<Forward>::workspace(schedule, inputs, widths, calls);
@@ -297,6 +297,14 @@ class Forward {
     }
   }
 
+  // Columns that only the recurrent product feeds start from their bias.
+  OST_HD static void start_from_bias(const T* bias, T* to, int units) {
+#pragma GCC unroll 8
+    for (int column = 0; column < C::kColumns; ++column)
+      if (!C::kInput.has(column))
+        for (int u = 0; u < units; ++u) V::load(bias + (column * units + u) * L).store(to + (column * units + u) * L);
+  }
+
   static constexpr Columns kAll{0, C::kColumns};
   // Rows of a in which W x stands, without its bias: normed, times the gain, plus the bias. Where `kept` is not null the deviations go
   // there.
@@ -338,26 +346,24 @@ class Forward {
   void project_rows(Index n, const W* const* words_of, T* const* to, Range groups) {
     constexpr Columns columns = C::kInput;
     for (Index g = groups.begin; g < groups.end; ++g) {
-      const int units = s_.units(g), vectors = columns.count() * units, pieces = piece_count(vectors);
+      const int units = s_.units(g);
+      const Cut& cut = kCuts.of[columns.count() * units];
       const W* panel = panels(0) + s_.rows(0) * s_.offset(g, columns.count());
       const T* bias = call_.weights->bias + s_.offset(g, C::kColumns);
-      for_row_tiles(n, max_rows(piece(vectors, pieces - 1).count), [&](Index r, int m) {
-        for (int p = 0; p < pieces; ++p) {
-          const Piece cut = piece(vectors, p);
-          const Index first = (columns.begin * units + cut.begin) * L;
+      for_row_tiles(n, cut.rows, [&](Index r, int m) OST_INLINE {
+        for (int p = 0; p < cut.pieces; ++p) {
+          const Piece piece = cut.piece[p];
+          const Index first = (columns.begin * units + piece.begin) * L;
           const T* init[kMaxRows];
           T* out[kMaxRows];
           for (int i = 0; i < m; ++i) {
             init[i] = kNormedInput ? kNoBias : bias + first;
             out[i] = to[r + i] + s_.offset(g, C::kColumns) + first;
           }
-          kProducts<P>.product[cut.count - 1][m - 1](words<P>(s_.input), words_of + r, panel + s_.rows(0) * cut.begin * L, init, out);
+          kProducts<P>.product[piece.count - 1][m - 1](words<P>(s_.input), words_of + r, panel + s_.rows(0) * piece.begin * L, init, out);
         }
-        for (int i = 0; i < m; ++i)  // columns that only the recurrent product feeds start from their bias
-          for (int column = 0; column < C::kColumns; ++column)
-            if (!columns.has(column))
-              for (int u = 0; u < units; ++u)
-                V::load(bias + (column * units + u) * L).store(to[r + i] + s_.offset(g, C::kColumns) + (column * units + u) * L);
+        if constexpr (columns.count() < C::kColumns)
+          for (int i = 0; i < m; ++i) start_from_bias(bias, to[r + i] + s_.offset(g, C::kColumns), units);
       });
     }
   }
@@ -421,7 +427,7 @@ class Forward {
       const int vectors = s_.units_of(q, g);
       const Index first = s_.offset_of(q, g);
       const W* panel = panels(q) + s_.rows(q) * first;
-      for_row_tiles(n, max_rows(vectors), [&](Index r, int m) {
+      for_row_tiles(n, max_rows(vectors), [&](Index r, int m) OST_INLINE {
         kProducts<P>.product[vectors - 1][m - 1](words<P>(s_.hidden), w.words + r, panel, init, out);
         for (int i = 0; i < m; ++i)
           for (int v = 0; v < vectors; ++v) {
@@ -464,15 +470,15 @@ class Forward {
     const T* init[kMaxRows];
     for (int i = 0; i < kMaxRows; ++i) init[i] = kNoBias;
     for (Index g = groups.begin; g < groups.end; ++g) {
-      const int vectors = columns * s_.units(g), pieces = piece_count(vectors);
+      const Cut& cut = kCuts.of[columns * s_.units(g)];
       const Index first = s_.offset(g, columns);
-      for_row_tiles(n, max_rows(piece(vectors, pieces - 1).count), [&](Index r, int m) {
+      for_row_tiles(n, cut.rows, [&](Index r, int m) OST_INLINE {
         T* out[kMaxRows];
-        for (int p = 0; p < pieces; ++p) {
-          const Piece cut = piece(vectors, p);
-          for (int i = 0; i < m; ++i) out[i] = w.rows[r + i].product + first + cut.begin * L;
-          kProducts<P>.product[cut.count - 1][m - 1](words<P>(s_.depth(q)), w.words + r, panels(q) + s_.rows(q) * (first + cut.begin * L),
-                                                     init, out);
+        for (int p = 0; p < cut.pieces; ++p) {
+          const Piece piece = cut.piece[p];
+          for (int i = 0; i < m; ++i) out[i] = w.rows[r + i].product + first + piece.begin * L;
+          kProducts<P>.product[piece.count - 1][m - 1](words<P>(s_.depth(q)), w.words + r,
+                                                       panels(q) + s_.rows(q) * (first + piece.begin * L), init, out);
         }
       });
     }
@@ -514,19 +520,20 @@ class Forward {
     if constexpr (columns > 0) encode<F>(w, n);
     for (Index i = 0; i < n; ++i) take_emitted_moments<F>(w.rows[i]);
     for (Index g = groups.begin; g < groups.end; ++g) {
-      const int units = s_.units(g), vectors = columns * units, pieces = piece_count(vectors);
+      const int units = s_.units(g);
+      const Cut& cut = kCuts.of[columns * units];
       const W* panel = panels(F + 1) + s_.rows(F + 1) * s_.offset(g, columns);
-      for_row_tiles(n, pieces ? max_rows(piece(vectors, pieces - 1).count) : kMaxRows, [&](Index r, int m) {
+      for_row_tiles(n, cut.rows, [&](Index r, int m) OST_INLINE {
         alignas(64) T tile[kMaxRows][C::kColumns * Layout<C, P>::U * L];
         const Row* rows = w.rows + r;
         const T* init[kMaxRows];
         T* out[kMaxRows];
-        for (int p = 0; p < pieces; ++p) {
-          const Piece cut = piece(vectors, p);
-          const Index first = (phase.product.begin * units + cut.begin) * L;
+        for (int p = 0; p < cut.pieces; ++p) {
+          const Piece piece = cut.piece[p];
+          const Index first = (phase.product.begin * units + piece.begin) * L;
           for (int i = 0; i < m; ++i) init[i] = rows[i].gx + s_.offset(g, C::kColumns) + first, out[i] = tile[i] + first;
-          kProducts<P>.product[cut.count - 1][m - 1](words<P>(s_.depth(F + 1)), w.words + r, panel + s_.rows(F + 1) * cut.begin * L, init,
-                                                     out);
+          kProducts<P>.product[piece.count - 1][m - 1](words<P>(s_.depth(F + 1)), w.words + r, panel + s_.rows(F + 1) * piece.begin * L,
+                                                       init, out);
         }
         for (int i = 0; i < m; ++i)
           for (int u = 0; u < units; ++u) cell<F>(rows[i], tile[i], g, units, u);
@@ -541,6 +548,7 @@ class Forward {
     const auto in_group = [&](int column) { return (column * units + u) * L; };
     ForwardIn<C, V> in;
     ForwardOut<C, V> out;
+#pragma GCC unroll 8
     for (int column = phase.own.begin; column < phase.own.end; ++column)
       in.a[column] = V::load((phase.product.has(column) ? tile : row.gx + s_.offset(g, C::kColumns)) + in_group(column));
     if constexpr (is_normed<C>(F + 1)) add_normed<F>(row, g, units, u, left, in.a);
@@ -550,12 +558,15 @@ class Forward {
     }
     in.state[0] = kProjected ? V(T(0)) : load_left(row.h + first, left);
     if constexpr (C::kStates > 1) in.state[1] = V::load(row.c + first);
+#pragma GCC unroll 8
     for (int k = 0; k < C::kParams; ++k) in.param[k] = V::load(call_.weights->params + k * s_.padded + first);
     T* saved = row.saved ? row.saved + s_.offset(g, C::kSaved) : nullptr;
     if constexpr (kLast > 0)  // what this phase does not save, it hands on
+#pragma GCC unroll 8
       for (int k = 0; k < C::kSaved; ++k) out.saved[k] = in.saved[k] = F > 0 ? V::load(saved + in_group(k)) : V(T(0));
     C::template forward<F>(in, out);
     if (F < kLast || saves_)
+#pragma GCC unroll 8
       for (int k = 0; k < C::kSaved; ++k) out.saved[k].store(saved + in_group(k));
     if constexpr (F < kLast || kProjected) out.emitted.store(row.emitted + first);
     if constexpr (F == kLast) {

@@ -28,6 +28,7 @@ struct Layout {
   using T = typename P::Real;
   static constexpr int L = Vec<T>::kLanes, U = units_per_group<C>();
   static_assert(sizeof(typename P::Word) == sizeof(T));
+  static_assert(C::kColumns * U <= kMostVectors);
   static constexpr bool kProjected = is_projected<C>();
   Index input, hidden, vectors, padded, groups;
   Index output, output_vectors, padded_output;  // of h: the units' own, unless it is projected
@@ -132,32 +133,32 @@ template <class C, class P, class T = typename P::Real, class W = typename P::Wo
 void pack_forward(const Layout<C, P>& s, int q, Index g, const T* weight, W* panels, W* scratch) {
   constexpr int L = Vec<T>::kLanes;
   const Index depth = s.depth(q), count = words<P>(depth), stride = row_words<P>(depth);
-  const int vectors = s.columns(q) * s.units_of(q, g);
+  const Cut& cut = kCuts.of[s.columns(q) * s.units_of(q, g)];
   W* group = panels + s.rows(q) * s.offset_of(q, g);
   for_vectors<C, P>(s, q, g, [&](Index position, Index row, int lanes) {
     const int v = int((position - s.offset_of(q, g)) / L);
     int p = 0;
-    while (v >= piece(vectors, p).begin + piece(vectors, p).count) ++p;
-    const Piece cut = piece(vectors, p);
-    W* to = group + s.rows(q) * cut.begin * L + (v - cut.begin) * L;
+    while (v >= cut.piece[p].begin + cut.piece[p].count) ++p;
+    const Piece piece = cut.piece[p];
+    W* to = group + s.rows(q) * piece.begin * L + (v - piece.begin) * L;
     const W* from[L];
     for (int lane = 0; lane < lanes; ++lane) {
       const T* raw = weight + (row + lane) * depth;
       if constexpr (P::kHead > 0)
-        from[lane] = P::encode_weights(raw, depth, scratch + lane * stride, to + lane, to + cut.count * L + lane);
+        from[lane] = P::encode_weights(raw, depth, scratch + lane * stride, to + lane, to + piece.count * L + lane);
       else
         from[lane] = P::encode(raw, depth, scratch + lane * stride);
     }
     for (int h = 0; h < P::kHead; ++h)
-      for (int lane = lanes; lane < L; ++lane) to[h * cut.count * L + lane] = 0;
-    to += P::kHead * cut.count * L;
+      for (int lane = lanes; lane < L; ++lane) to[h * piece.count * L + lane] = 0;
+    to += P::kHead * piece.count * L;
     typename P::Weights square[L];
     for (Index k0 = 0; k0 < count; k0 += L) {
       const Index left = smaller<Index>(L, count - k0);
 #pragma GCC unroll 16
       for (int lane = 0; lane < L; ++lane) square[lane] = lane < lanes ? P::load_encoded(from[lane] + k0, left) : P::splat(0);
       transpose_rows<P>(square);
-      for (Index k = 0; k < left; ++k) __builtin_memcpy(to + (k0 + k) * cut.count * L, &square[k], L * sizeof(W));
+      for (Index k = 0; k < left; ++k) __builtin_memcpy(to + (k0 + k) * piece.count * L, &square[k], L * sizeof(W));
     }
   });
 }

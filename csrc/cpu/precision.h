@@ -184,8 +184,14 @@ struct Int8 {
   static const Word* encode_weights(const float* row, Index n, Word* out, Word* correction, Word* scale) {
     const float s = bytes(row, n, 0, out);
     __builtin_memcpy(scale, &s, 4);
+    constexpr Index L = Vec<float>::kLanes;
+    const auto* bytes_of = reinterpret_cast<const std::int8_t*>(out);
+    Acc sums{Ints{}};
+    Index i = 0;
+    for (; i + L * kPack <= n; i += L * kPack) sums = multiply(splat(0x01010101u), load(out + i / kPack), sums);
     std::int32_t sum = 0;
-    for (Index i = 0; i < n; ++i) sum += reinterpret_cast<const std::int8_t*>(out)[i];
+    for (Index lane = 0; lane < L; ++lane) sum += sums.v[lane];
+    for (; i < n; ++i) sum += bytes_of[i];
     *correction = Word(-128 * sum);
     return out;
   }

@@ -17,24 +17,43 @@ constexpr int max_rows(int vectors) {
   return vectors == 3 ? 3 : vectors == 2 ? 4 : 6;
 }
 
-// `vectors` are cut into pieces of at most kMaxVectors, as evenly as possible; element p of the cut.
+// How a run of vectors is cut into pieces of at most kMaxVectors, as evenly as possible, the largest last; and the rows of a tile.
 struct Piece {
   int begin, count;
 };
-OST_HD constexpr int piece_count(int vectors) { return (vectors + kMaxVectors - 1) / kMaxVectors; }
-OST_HD constexpr Piece piece(int vectors, int p) {
-  const int n = piece_count(vectors), begin = vectors * p / n;
-  return {begin, vectors * (p + 1) / n - begin};
+struct Cut {
+  int pieces, rows;
+  Piece piece[6];
+};
+constexpr int kMostVectors = 16;  // of a group of units, with all its columns
+constexpr Cut cut_vectors(int vectors) {
+  Cut cut{(vectors + kMaxVectors - 1) / kMaxVectors, kMaxRows, {}};
+  for (int p = 0; p < cut.pieces; ++p) {
+    const int begin = vectors * p / cut.pieces;
+    cut.piece[p] = {begin, vectors * (p + 1) / cut.pieces - begin};
+    cut.rows = max_rows(cut.piece[p].count);
+  }
+  return cut;
 }
+// A table, since its divisions are too many for every tile.
+struct Cuts {
+  Cut of[kMostVectors + 1];
+  constexpr Cuts() : of() {
+    for (int n = 0; n <= kMostVectors; ++n) of[n] = cut_vectors(n);
+  }
+};
+inline constexpr Cuts kCuts{};
 
 // Rows are cut likewise: tiles of at most `most` rows whose sizes differ by one at most (16 rows: 4 4 4 4, not 5 5 5 1).
 template <class F>
 OST_HD void for_row_tiles(Index rows, int most, F&& f) {
-  const Index tiles = ceil_div(rows, most);
-  for (Index i = 0, begin = 0; i < tiles; ++i) {
-    const Index end = rows * (i + 1) / tiles;
-    f(begin, int(end - begin));
-    begin = end;
+  if (rows <= 0) return;
+  const int tiles = int(rows + most - 1) / most, each = int(rows) / tiles, larger = int(rows) % tiles;
+  Index begin = 0;
+  for (int i = 0; i < tiles; ++i) {
+    const int count = each + (i < larger);
+    f(begin, count);
+    begin += count;
   }
 }
 
@@ -153,7 +172,7 @@ void rows_product(Index rows, Index depth, const W* const* a, const W* panels, I
   for (Index g = g0; g < g1; ++g) {
     const int n = plain_vectors(vectors, g);
     const Index first = g * kMaxVectors * L;
-    for_row_tiles(rows, max_rows(n), [&](Index r, int m) {
+    for_row_tiles(rows, max_rows(n), [&](Index r, int m) OST_INLINE {
       const T* in[kMaxRows];
       T* to[kMaxRows];
       for (int i = 0; i < m; ++i) in[i] = init[r + i] + first, to[i] = out[r + i] + first;
@@ -171,7 +190,7 @@ void rows_product_exact(Index rows, Index depth, const W* const* a, const W* pan
   for (Index g = 0; g < plain_groups(vectors); ++g) {
     const int n = plain_vectors(vectors, g);
     const Index first = g * kMaxVectors * L;
-    for_row_tiles(rows, max_rows(n), [&](Index r, int m) {
+    for_row_tiles(rows, max_rows(n), [&](Index r, int m) OST_INLINE {
       const T* in[kMaxRows];
       T* to[kMaxRows];
       for (int i = 0; i < m; ++i) in[i] = init + first, to[i] = tile[i];
@@ -198,11 +217,13 @@ template <class P, class T = typename P::Real, class W = typename P::Word>
 void outer_product(Index rows, const W* const* a, Range range, const W* const* b, Index first, int vectors, T* sums, Index stride,
                    bool store) {
   constexpr int L = Vec<T>::kLanes;
-  for (int p = 0; p < piece_count(vectors); ++p) {
-    const Piece cut = piece(vectors, p);
-    for_row_tiles(range.end - range.begin, max_rows(cut.count), [&](Index i, int count) {
+  const Cut& cut = kCuts.of[vectors];
+  for (int p = 0; p < cut.pieces; ++p) {
+    const Piece piece = cut.piece[p];
+    for_row_tiles(range.end - range.begin, max_rows(piece.count), [&](Index i, int count) OST_INLINE {
       const Index m = range.begin + i;
-      kProducts<P>.outer[cut.count - 1][count - 1](rows, a, m, b, first + cut.begin * L, sums + m * stride + cut.begin * L, stride, store);
+      kProducts<P>.outer[piece.count - 1][count - 1](rows, a, m, b, first + piece.begin * L, sums + m * stride + piece.begin * L, stride,
+                                                     store);
     });
   }
 }
