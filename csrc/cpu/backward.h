@@ -18,6 +18,38 @@ inline Index gradient_parts(Index batch, Index bytes) {
   return parts;
 }
 
+// Sums of several parts of the batch, which lie `stride` apart, and are added in order.
+struct Parts {
+  Index count, stride;
+};
+template <class T>
+OST_HD Vec<T> over_parts(const T* sums, Parts parts) {
+  Vec<T> sum = Vec<T>::load(sums);
+  for (Index part = 1; part < parts.count; ++part) sum = sum + Vec<T>::load(sums + part * parts.stride);
+  return sum;
+}
+// Columns of sums [depth][stride], a vector of them, are added to up to L rows of a gradient [.., depth]; of that depth, `range`. One
+// function for all cells.
+template <class T>
+__attribute__((noinline)) void add_transposed(const T* sums, Index stride, Parts parts, Range range, T* gradient, Index depth, int rows) {
+  using V = Vec<T>;
+  constexpr int L = V::kLanes;
+  for (Index k0 = range.begin; k0 < range.end; k0 += L) {
+    const int left = int(smaller<Index>(L, range.end - k0));
+    V square[L];
+#pragma GCC unroll 16
+    for (int k = 0; k < L; ++k) square[k] = k < left ? over_parts(sums + (k0 + k) * stride, parts) : V(T(0));
+    transpose_rows<Exact<T>>(square);
+    for (int i = 0; i < rows; ++i) {
+      T* to = gradient + i * depth + k0;
+      if (left == L)
+        (V::load(to) + square[i]).store(to);
+      else
+        (V::load_part(to, left) + square[i]).store_part(to, left);
+    }
+  }
+}
+
 template <class C, class P>
 class Backward {
   using T = typename P::Real;
@@ -883,13 +915,6 @@ class Backward {
       }
   }
 
-  // The sum over parts, in order, of L elements at `sums`, which lie `stride` apart.
-  V over_parts(const T* sums, Index stride) const {
-    V sum = V::load(sums);
-    for (Index part = 1; part < parts(); ++part) sum = sum + V::load(sums + part * stride);
-    return sum;
-  }
-
   // sums [depth][stride], of each part, from the first column of the group on: transposed into the rows of the caller's gradient.
   void add_weight(int q, Index g, Range columns, const T* sums, Index stride) {
     const RawGradients<T>& gradients = call_.gradients;
@@ -897,21 +922,7 @@ class Backward {
     if (!weight) return;
     const Index first = s_.offset_of(q, g), whole = depth(q);
     for_vectors<C, P>(s_, q, g, [&](Index position, Index row, int lanes) {
-      for (Index k0 = columns.begin; k0 < columns.end; k0 += L) {
-        const int left = int(smaller<Index>(L, columns.end - k0));
-        V square[L];
-#pragma GCC unroll 16
-        for (int k = 0; k < L; ++k)
-          square[k] = k < left ? over_parts(sums + (k0 + k) * stride + position - first, whole * stride) : V(T(0));
-        transpose_rows<Exact<T>>(square);
-        for (int lane = 0; lane < lanes; ++lane) {
-          T* to = weight + (row + lane) * whole + k0;
-          if (left == L)
-            (V::load(to) + square[lane]).store(to);
-          else
-            (V::load_part(to, left) + square[lane]).store_part(to, left);
-        }
-      }
+      add_transposed(sums + position - first, stride, {parts(), whole * stride}, columns, weight + row * whole, whole, lanes);
     });
   }
   void add_bias(int q, Index g) {
@@ -919,7 +930,7 @@ class Backward {
     if (!bias) return;
     for_vectors<C, P>(s_, q, g, [&](Index position, Index row, int lanes) {
       T sums[L];
-      over_parts(bias_sums_[q] + position, s_.width(q)).store(sums);
+      over_parts(bias_sums_[q] + position, {parts(), s_.width(q)}).store(sums);
       for (int lane = 0; lane < lanes; ++lane) bias[row + lane] += sums[lane];
     });
   }
@@ -937,7 +948,7 @@ class Backward {
       for_gains(s_, q, g, [&](Index position, int row, Index unit, int lanes) {
         T* to = row < 0 ? nullptr : call_.gradients.units[row];
         T sums[L];
-        over_parts(gain_sums_[q] + position, s_.width(q)).store(sums);
+        over_parts(gain_sums_[q] + position, {parts(), s_.width(q)}).store(sums);
         for (int lane = 0; lane < lanes && to; ++lane) to[unit + lane] += sums[lane];
       });
   }

@@ -128,38 +128,46 @@ void for_gains(const Layout<C, P>& s, int q, Index g, F&& f) {
     }
 }
 
-// Panels of one group of matrix q; `scratch` holds one encoded row a lane.
+// Up to L rows of `depth` elements become one vector of a panel whose words lie `stride` apart, behind its head;
+// `scratch` holds one encoded row a lane. One function for all cells.
+template <class P, class T = typename P::Real, class W = typename P::Word>
+__attribute__((noinline)) void pack_vector(const T* raw, int lanes, Index depth, W* to, Index stride, W* scratch) {
+  constexpr int L = Vec<T>::kLanes;
+  const Index count = words<P>(depth), encoded = row_words<P>(depth);
+  const W* from[L];
+  for (int lane = 0; lane < lanes; ++lane, raw += depth) {
+    if constexpr (P::kHead > 0)
+      from[lane] = P::encode_weights(raw, depth, scratch + lane * encoded, to + lane, to + stride + lane);
+    else
+      from[lane] = P::encode(raw, depth, scratch + lane * encoded);
+  }
+  for (int h = 0; h < P::kHead; ++h)
+    for (int lane = lanes; lane < L; ++lane) to[h * stride + lane] = 0;
+  to += P::kHead * stride;
+  typename P::Weights square[L];
+  for (Index k0 = 0; k0 < count; k0 += L) {
+    const Index left = smaller<Index>(L, count - k0);
+#pragma GCC unroll 16
+    for (int lane = 0; lane < L; ++lane) square[lane] = lane < lanes ? P::load_encoded(from[lane] + k0, left) : P::splat(0);
+    transpose_rows<P>(square);
+    for (Index k = 0; k < left; ++k) __builtin_memcpy(to + (k0 + k) * stride, &square[k], L * sizeof(W));
+  }
+}
+
+// Panels of one group of matrix q.
 template <class C, class P, class T = typename P::Real, class W = typename P::Word>
 void pack_forward(const Layout<C, P>& s, int q, Index g, const T* weight, W* panels, W* scratch) {
   constexpr int L = Vec<T>::kLanes;
-  const Index depth = s.depth(q), count = words<P>(depth), stride = row_words<P>(depth);
+  const Index depth = s.depth(q), first = s.offset_of(q, g);
   const Cut& cut = kCuts.of[s.columns(q) * s.units_of(q, g)];
-  W* group = panels + s.rows(q) * s.offset_of(q, g);
+  W* group = panels + s.rows(q) * first;
   for_vectors<C, P>(s, q, g, [&](Index position, Index row, int lanes) {
-    const int v = int((position - s.offset_of(q, g)) / L);
+    const int v = int((position - first) / L);
     int p = 0;
     while (v >= cut.piece[p].begin + cut.piece[p].count) ++p;
     const Piece piece = cut.piece[p];
     W* to = group + s.rows(q) * piece.begin * L + (v - piece.begin) * L;
-    const W* from[L];
-    for (int lane = 0; lane < lanes; ++lane) {
-      const T* raw = weight + (row + lane) * depth;
-      if constexpr (P::kHead > 0)
-        from[lane] = P::encode_weights(raw, depth, scratch + lane * stride, to + lane, to + piece.count * L + lane);
-      else
-        from[lane] = P::encode(raw, depth, scratch + lane * stride);
-    }
-    for (int h = 0; h < P::kHead; ++h)
-      for (int lane = lanes; lane < L; ++lane) to[h * piece.count * L + lane] = 0;
-    to += P::kHead * piece.count * L;
-    typename P::Weights square[L];
-    for (Index k0 = 0; k0 < count; k0 += L) {
-      const Index left = smaller<Index>(L, count - k0);
-#pragma GCC unroll 16
-      for (int lane = 0; lane < L; ++lane) square[lane] = lane < lanes ? P::load_encoded(from[lane] + k0, left) : P::splat(0);
-      transpose_rows<P>(square);
-      for (Index k = 0; k < left; ++k) __builtin_memcpy(to + (k0 + k) * piece.count * L, &square[k], L * sizeof(W));
-    }
+    pack_vector<P>(weight + row * depth, lanes, depth, to, piece.count * L, scratch);
   });
 }
 
