@@ -19,9 +19,6 @@ LONGER = {
     "_launch.py:_backward_fields": "one line for each field of a launch",
     "_plan.py:plan": "one candidate after the other",
     "_plan.py:_persistent": "one candidate after the other",
-    "functional.py:Pullback.__call__": "every argument is checked before the first is used",
-    "nn/_recurrent.py:Recurrent.vjp": "every argument is checked before the first is used",
-    "nn/_recurrent.py:Recurrent.vjp.backward": "part of vjp",
 }
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from . import _core, _device, _launch
 from ._abi import DropFields, TimesFields
+from ._cells import facts_of
 from ._device import Device
 from ._launch import (
     Backward,
@@ -21,7 +22,6 @@ from ._launch import (
     Weights,
     columns_of,
     exchange_bytes,
-    facts_of,
     plan_of,
 )
 from ._plan import GpuPlan

@@ -298,20 +298,6 @@ def clipping(name: str, value: float | None) -> float:
     return n
 
 
-GATES = {
-    "lstm": ("i", "f", "g", "o"),
-    "gru": ("r", "z", "n"),
-}  # in the order in which the tape keeps them
-
-
-def gates(cell: str, tape: Any) -> dict[str, Array]:
-    """Return the gates that a cell keeps for its backward pass, read-only."""
-    out = {name: tape.saved(k) for k, name in enumerate(GATES.get(cell.split("_")[0], ()))}
-    for a in out.values():
-        read_only(a)
-    return out
-
-
 def ids(name: str, value: object) -> npt.NDArray[np.int64]:
     """Return an integer array as contiguous int64, flat."""
     a = array(name, value)

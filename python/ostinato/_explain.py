@@ -17,8 +17,8 @@ from ._segments import Schedule, parse, plan_for
 from .nn._layer import Layer
 from .nn._layers import Embedding
 from .nn._lookup import looks_up
-from .nn._recurrent import Recurrent
 from .nn._sequential import Sequential
+from .nn._stack import Recurrent
 
 __all__ = ["Explanation", "explain"]
 

@@ -25,6 +25,7 @@ from ._abi import (
     SharedFields,
     WeightFields,
 )
+from ._cells import facts_of
 from ._device import Device
 from ._plan import GpuPlan, Partition, plan, register_capacity_for
 
@@ -139,12 +140,6 @@ def columns_of(cell: str) -> tuple[int, list[int], bool]:
     """Return the columns of a pre-activation and of each product, and whether da is shared."""
     columns: tuple[int, list[int], bool] = _core.device_columns()[_device.number_of(cell)]
     return columns
-
-
-@lru_cache
-def facts_of(cell: str) -> dict[str, int]:
-    """Return the numbers of gates, states, parameters of units and saved values of a cell."""
-    return dict(_core.cells()[cell])
 
 
 def plan_of(

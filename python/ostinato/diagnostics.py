@@ -17,6 +17,7 @@ import numpy as np
 
 from . import _check, _device
 from ._annotations import readable
+from ._cells import saved_gates
 from ._check import Array
 from ._ragged import Ragged, unwrapped
 from .nn import Layer, Recurrent, Sequential
@@ -244,7 +245,7 @@ def _facts(layer: Recurrent, tape: Any) -> list[tuple[dict[str, float], Array]]:
         v: Array = (host.swapaxes(0, 1) if layer.batch_first else host)[on]
         return v
 
-    gates, hidden, out = _check.gates(layer._cell, tape), tape.hidden(), []
+    gates, hidden, out = saved_gates(layer._cell, tape), tape.hidden(), []
     for part in range(len(layer._suffixes())):
         saturation = {}
         for name, gate in gates.items():

@@ -14,7 +14,7 @@ from ._attention import Attention, Memory
 from ._layer import Layer
 from ._layers import Linear
 from ._model import Model
-from ._recurrent import Recurrent
+from ._stack import Recurrent
 
 FEEDS = ("none", "output", "context")
 
