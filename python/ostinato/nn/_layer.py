@@ -266,6 +266,10 @@ class Layer:
         """Whether a recording sees the calls within ``__call__``, in place of the layer's vjp."""
         return False
 
+    def _streams_its_call(self) -> bool:
+        """Whether a stream runs the layers that ``__call__`` runs."""
+        return False
+
     def summary(self) -> str:
         """Return a table of the layers within this one, with their parameters.
 
