@@ -13,9 +13,6 @@ LONGEST = 60  # lines of a function, its docstring not counted
 
 # Longer functions, by file and name, with the reason. One that is short has to leave this list.
 LONGER = {
-    "_explain.py:explain": "one branch for each kind of layer and device",
-    "_explain.py:_on_gpu": "one branch for each kernel of a GPU",
-    "_explain.py:_text": "one line for each fact",
     "_launch.py:_backward_fields": "one line for each field of a launch",
     "_plan.py:plan": "one candidate after the other",
     "_plan.py:_persistent": "one candidate after the other",

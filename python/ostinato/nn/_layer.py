@@ -577,6 +577,16 @@ def layers_of(model: Layer) -> Iterator[Layer]:
         yield from layers_of(inner)
 
 
+def named_layers(model: Layer, prefix: str = "") -> Iterator[tuple[str, Layer]]:
+    """Yield all layers within a model, in order, with the names that their parameters begin with.
+
+    The model itself is not among them.
+    """
+    for name, inner in model._children().items():
+        yield prefix + name, inner
+        yield from named_layers(inner, f"{prefix}{name}.")
+
+
 def block_of(
     children: Mapping[str, Layer], own: Mapping[str, tuple[Array, Entry]], dtype: np.dtype[Any]
 ) -> Block:
