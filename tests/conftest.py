@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import ostinato as ost
-from ostinato import _core, reference
+from ostinato import _core, _launch, reference
 
 # A shell that starts the tests in the background lets them ignore Ctrl-C, and some tests press it.
 if (
@@ -73,6 +73,11 @@ def options_of(cell: str, weights: list[Any]) -> dict[str, Any]:
     if cell == "lstm_layer_norm":
         return {"layer_norm": weights[4:]}
     return FACES[cell][1]
+
+
+def device_rows(a: Any) -> _launch.Rows:
+    """The rows of an array ``[T,B,...]``, as the kernels of a device address them."""
+    return _launch.Rows(a, a.strides[0] // a.itemsize, a.strides[1] // a.itemsize)
 
 
 def native_for_tests() -> Any:

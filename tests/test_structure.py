@@ -12,11 +12,7 @@ ROOT = Path(ost.__file__).parent
 LONGEST = 60  # lines of a function, its docstring not counted
 
 # Longer functions, by file and name, with the reason. One that is short has to leave this list.
-LONGER = {
-    "_launch.py:_backward_fields": "one line for each field of a launch",
-    "_plan.py:plan": "one candidate after the other",
-    "_plan.py:_persistent": "one candidate after the other",
-}
+LONGER: dict[str, str] = {}
 
 
 def name_of(path: Path) -> str:

@@ -55,7 +55,7 @@ class Variable:
     """
 
     __slots__ = ("_index", "_recording", "_value")
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # as of an array: == compares elements
 
     def __init__(self, value: Any, recording: Recording, index: int) -> None:
         self._value, self._recording, self._index = value, recording, index

@@ -63,6 +63,7 @@ class Layer:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        # mypy does not let a method be replaced, which is what a class of layers is for here.
         if "__call__" in vars(cls):
             cls.__call__ = recordable(vars(cls)["__call__"], of_layer)  # type: ignore[method-assign]
         if "__init__" in vars(cls):
@@ -763,5 +764,6 @@ class Pullback:
         return self._backward
 
 
+# The base keeps its arguments as its subclasses do; mypy does not let a method be replaced.
 Layer.__init__ = _remembering(Layer.__init__)  # type: ignore[method-assign]
 readable(globals())

@@ -195,7 +195,7 @@ class Model(Layer):
         if changes and self._joined is not None:
             try:
                 _ = self._block  # laid out anew at once, or all is as it was
-            except BaseException:
+            except BaseException:  # Ctrl-C, too, leaves the model as it was
                 if known:
                     self._set(name, old)
                 else:
@@ -486,8 +486,9 @@ class Model(Layer):
             both = " and ".join(f"{kind} of {name}" for kind, name in list(kinds.items())[:2])
             raise TypeError(f"model: expected layers of one dtype, got {both}")
         dtype = np.dtype(next(iter(kinds), "float32"))
-        given = {n: _Held(blocks[n]) if n in blocks else layer for n, layer in layers.items()}
-        block = block_of(given, own, dtype)  # type: ignore[arg-type]  # a block stands for a layer
+        given: dict[str, Any] = dict(layers)
+        given |= {n: _Held(block) for n, block in blocks.items()}  # which stands for its layer
+        block = block_of(given, own, dtype)
         for name, target in self._ties.items():
             _tie(block, name, target)
         return block

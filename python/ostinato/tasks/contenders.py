@@ -352,11 +352,11 @@ def _keras(case: Case, a: dict[str, Array], threads: int, settings: dict[str, st
         ]
     )
 
-    @tf.function  # type: ignore[untyped-decorator]
+    @tf.function  # type: ignore[untyped-decorator]  # of TensorFlow
     def forward(v: Any) -> Any:
         return layer(v)
 
-    @tf.function  # type: ignore[untyped-decorator]
+    @tf.function  # type: ignore[untyped-decorator]  # of TensorFlow
     def step(v: Any, d: Any) -> Any:
         with tf.GradientTape() as tape:
             tape.watch(v)

@@ -91,7 +91,7 @@ def prepare_folder(
     made = _make(folder)
     try:
         yield folder
-    except BaseException:
+    except BaseException:  # Ctrl-C, too, leaves no empty folder behind
         for one in reversed(made):
             with contextlib.suppress(OSError):  # it is not empty
                 one.rmdir()
