@@ -27,7 +27,7 @@ from conftest import (
     slack,
     widened,
 )
-from ostinato import _core, reference
+from ostinato import _cells, _core, reference
 
 DTYPES = [np.float32, np.float64]
 # (T, B, I, H): around the vector lengths (4, 8, 16), row tiles (5), groups of units (64) and blocks
@@ -378,6 +378,11 @@ def test_cells_say_what_they_are() -> None:
     assert set(FACES) == set(CELLS) > set(DEVICE_CELLS)
     assert {recurrent(cell, 2, 3)._cell for cell in CELLS} == set(CELLS)
     assert {"lstm", "gru_reset_before"} <= set(DEVICE_CELLS)
+    assert _cells.FAMILIES == {"rnn": 1, "lstm": 4, "gru": 3}
+    for cell in CELLS:
+        gates = _cells.gates_of(cell)
+        assert len(gates.names) in (0, GATES[cell])
+        assert {gates.keep, gates.write} <= {*gates.names, None}
     named = {cell: [name for name, *_ in weights] for cell, weights in _core.unit_weights().items()}
     assert named.pop("lstm_peephole") == ["weight_peephole"]
     assert named.pop("lstm_layer_norm") == list(NORMS)
