@@ -45,9 +45,9 @@ def profile(hidden: int) -> dict[str, float]:
     seconds = dict.fromkeys([*KINDS, "Python and NumPy"], 0.0)
     for entry in watch.getstats():
         name = entry.code if isinstance(entry.code, str) else entry.code.co_name
-        if not isinstance(entry.code, str) and entry.code.co_filename.endswith("_recurrent.py"):
+        if not isinstance(entry.code, str):
             # The time of native calls with keywords is their caller's.
-            name = {"_forward": KERNELS[0], "backward": KERNELS[1]}.get(name, name)
+            name = {"_forward": KERNELS[0], "_through_tape": KERNELS[1]}.get(name, name)
             if name in KERNELS:
                 seconds[name] += entry.inlinetime / 100
                 continue

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import ostinato as ost
-from ostinato import _core, reference
+from ostinato import _core, _launch, reference
 
 # A shell that starts the tests in the background lets them ignore Ctrl-C, and some tests press it.
 if (
@@ -26,25 +26,21 @@ if (
 # Relative to the largest value of an array, per element. float32 sums of up to ~100 terms over ~20
 # steps stay below 2e-6.
 TOLERANCE = {np.dtype(np.float32): 5e-6, np.dtype(np.float64): 1e-13}
-DEVICE_CELLS = (
-    "rnn_tanh",
-    "rnn_relu",
-    "lstm",
-    "lstm_peephole",
-    "gru",
-    "gru_reset_before",
-)  # that run on a GPU
-CELLS = (*DEVICE_CELLS, "lstm_projected", "lstm_layer_norm")
-GATES = {
-    "rnn_tanh": 1,
-    "rnn_relu": 1,
-    "lstm": 4,
-    "lstm_peephole": 4,
-    "gru": 3,
-    "gru_reset_before": 3,
+CELLS = tuple(_core.cells())
+DEVICE_CELLS = tuple(c for c in CELLS if not _core.drivers()[c]["step"])  # that run on a GPU
+GATES = {cell: facts["gates"] for cell, facts in _core.cells().items()}
+# The class of each cell and the options that choose it, without the width of a projection.
+FACES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "rnn_tanh": (ost.nn.RNN, {}),
+    "rnn_relu": (ost.nn.RNN, {"nonlinearity": "relu"}),
+    "lstm": (ost.nn.LSTM, {}),
+    "lstm_peephole": (ost.nn.LSTM, {"peephole": True}),
+    "lstm_projected": (ost.nn.LSTM, {}),
+    "lstm_layer_norm": (ost.nn.LSTM, {"layer_norm": True}),
+    "gru": (ost.nn.GRU, {}),
+    "gru_reset_before": (ost.nn.GRU, {"reset_after": False}),
 }
-GATES |= {"lstm_projected": 4, "lstm_layer_norm": 4}
-NORMS = ("weight_ln_ih", "weight_ln_hh", "weight_ln_c", "bias_ln_c")  # of a layer-norm LSTM
+NORMS = ost.functional.LayerNormWeights._fields  # of a layer-norm LSTM
 
 
 def slack(cell: str) -> float:
@@ -58,6 +54,30 @@ def slack(cell: str) -> float:
 def output_size(cell: str, hidden: int) -> int:
     """P, how wide h is in the tests: narrower than c where it is projected."""
     return (2 * hidden + 4) // 5 if cell == "lstm_projected" else hidden
+
+
+def recurrent(cell: str, inputs: int, hidden: int, **options: Any) -> Any:
+    """A layer of a cell."""
+    kind, own = FACES[cell]
+    if cell == "lstm_projected":
+        own = {"proj_size": output_size(cell, hidden)}
+    return kind(inputs, hidden, **own, **options)
+
+
+def options_of(cell: str, weights: list[Any]) -> dict[str, Any]:
+    """The options of `functional` that choose a cell, with its weights beside those of all."""
+    if cell == "lstm_peephole":
+        return {"weight_peephole": weights[4]}
+    if cell == "lstm_projected":
+        return {"weight_hr": weights[5]}
+    if cell == "lstm_layer_norm":
+        return {"layer_norm": weights[4:]}
+    return FACES[cell][1]
+
+
+def device_rows(a: Any) -> _launch.Rows:
+    """The rows of an array ``[T,B,...]``, as the kernels of a device address them."""
+    return _launch.Rows(a, a.strides[0] // a.itemsize, a.strides[1] // a.itemsize)
 
 
 def native_for_tests() -> Any:
@@ -137,6 +157,11 @@ def widened(cell: str, arrays: list[Any]) -> reference.Weights:
     )
 
 
+def normal(shape: tuple[int, ...], dtype: Any = np.float32, seed: int = 0) -> Any:
+    """Numbers from the normal distribution."""
+    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
+
+
 def arrays_of(gradients: Any) -> list[Any]:
     """All arrays of functional's gradients."""
     one_by_one = (g if isinstance(g, tuple) else (g,) for g in gradients)
@@ -182,6 +207,48 @@ def numeric_gradient(f: Any, x: Any, eps: float = 1e-6) -> Any:
     return g
 
 
+def assert_gradients_by_differences(layer: Any, x: Any, resets: Any) -> None:
+    """The gradients of an LSTM's inputs and parameters, against central differences."""
+    values = layer.state_dict()
+    (y, (h, c)), pullback = layer.vjp(x, resets=resets)
+    dy, dh, dc = (normal(a.shape, np.float64, k) for k, a in enumerate((y, h, c)))
+    layer.zero_grad()
+    dx, _ = pullback(dy, (dh, dc))
+
+    def loss() -> float:
+        layer.load_state_dict(values)
+        y, (h, c) = layer(x, resets=resets)
+        return float((y * dy).sum() + (h * dh).sum() + (c * dc).sum())
+
+    np.testing.assert_allclose(dx, numeric_gradient(loss, x), atol=1e-6)
+    for name, value in values.items():
+        np.testing.assert_allclose(
+            layer.grads[name], numeric_gradient(loss, value), atol=1e-6, err_msg=name
+        )
+
+
+def assert_bits_with_limits(layer: Any) -> None:
+    """Training an LSTM of 3 inputs gives the same bits with any bound on memory."""
+    x = normal((70, 70, 3))[:, :6] if not layer.batch_first else normal((70, 70, 3))[:6]
+    flags = np.random.default_rng(0).random(x.shape[:2]) < 0.1
+    results = []
+    for n, limit in ((1, None), (2, "states"), (2, "least"), (1, 3), (3, None)):
+        ost.set_num_threads(n)
+        layer.zero_grad()
+        (y, (h, c)), pullback = layer.vjp(x, resets=flags, mask=~flags, memory_limit=limit)
+        dx, (dh, dc) = pullback(normal(y.shape), (normal(h.shape), normal(c.shape)))
+        results.append([y, h, c, dx, dh, dc, layer.flat_grads.copy()])
+    for other in results[1:]:
+        assert all(np.array_equal(a, b) for a, b in zip(results[0], other))
+
+
+# Depths, directions and layouts, without dropout.
+PLAIN_STACKS: list[dict[str, Any]] = [
+    {},
+    {"num_layers": 3},
+    {"bidirectional": True},
+    {"num_layers": 2, "bidirectional": True, "batch_first": True},
+]
 STACKS: list[dict[str, Any]] = [
     {},
     {"num_layers": 3, "dropout": 0.3},

@@ -11,8 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import DEVICE_CELLS, TOLERANCE, native_for_tests
-from ostinato import _abi, _backend, _core, _device, _driver, _launch, _native, _plan, cuda
+from conftest import DEVICE_CELLS, TOLERANCE, device_rows, native_for_tests
+from ostinato import (
+    _abi,
+    _backend,
+    _buffers,
+    _core,
+    _device,
+    _driver,
+    _launch,
+    _native,
+    _plan,
+    cuda,
+)
 
 _emulated = native_for_tests()
 
@@ -138,7 +149,7 @@ def on_device(
 
     def run(train: bool) -> Any:
         y, end = xp.empty((steps, batch, hidden), p["x"].dtype), pair()
-        rows = _launch.Rows.of(put(p["x"])), _launch.Rows.of(y)
+        rows = device_rows(put(p["x"])), device_rows(y)
         call = _launch.Forward(w, *rows, (put(p["h0"]), put(p["c0"])), end, before, restart)
         planned = replace(_launch.plan_of(w, steps, batch), **forwards)
         kept = _launch.forward([call], (steps, batch), planned, lengths=lengths, train=train)
@@ -153,9 +164,7 @@ def on_device(
         for n, v in control_of(p, control, lambda a: a).items()
     }
     if "dcells" in control:
-        control["dcells"] = (
-            None if control["dcells"] is None else _launch.Rows.of(control["dcells"])
-        )
+        control["dcells"] = None if control["dcells"] is None else device_rows(control["dcells"])
     flow = xp.zeros((steps, states, batch), np.float64) if control.pop("flow", False) else None
     dx, d0 = xp.empty(p["x"].shape, p["x"].dtype), pair()
     streams = cell != "gru_reset_before" and flow is None and not control.get("clip_norm")
@@ -166,7 +175,7 @@ def on_device(
         xp.zeros(hidden, p["x"].dtype) if p["resets"] is not None and k < states else None
         for k in range(2)
     ]
-    rows = _launch.Rows.of(put(p["dy"])), _launch.Rows.of(dx)
+    rows = device_rows(put(p["dy"])), device_rows(dx)
     call = _launch.Backward(
         kept[0],
         rows[0],
@@ -209,7 +218,7 @@ CELLS_AND_WORDS = [
 )
 def test_all_steps_in_one_launch(cell: str, precision: str, hidden: int) -> None:
     """Against the same with a launch a step, which is held against the CPU."""
-    word, products = 4 if precision == "exact" else 2, _launch.columns_of(cell)[1][1:]
+    word, products = 4 if precision == "exact" else 2, _buffers.columns_of(cell)[1][1:]
     plan = _plan.plan(_device.EMULATED, products, hidden=hidden, steps=6, batch=11, word=word)
     assert (plan.kernel == "loop") == (hidden <= (64 if word == 4 else 128))
     for kind, reverse, control in (
@@ -418,7 +427,7 @@ def test_launches_that_come_again_are_recorded() -> None:
     p = problem("lstm", np.float64, (20, 2, 3, 5), "none", False)
     w = _launch.pack(device, "lstm", p["weights"])
     y, end = np.empty((20, 2, 5)), (np.empty((2, 5)), np.empty((2, 5)))
-    rows = _launch.Rows.of(p["x"]), _launch.Rows.of(y)
+    rows = device_rows(p["x"]), device_rows(y)
 
     def run() -> Any:
         call = _launch.Forward(w, *rows, (None, None), end)
@@ -479,9 +488,7 @@ def test_fields_are_checked_by_name() -> None:
     device = replace(_device.emulated(), run=lambda *call: seen.append(call))
     p = problem("gru", np.float32, (3, 2, 3, 5), "none", False)
     w = _launch.pack(device, "gru", p["weights"])
-    call = _launch.Forward(
-        w, _launch.Rows.of(p["x"]), _launch.Rows.of(p["dy"]), (None, None), (None, None)
-    )
+    call = _launch.Forward(w, device_rows(p["x"]), device_rows(p["dy"]), (None, None), (None, None))
     _launch.forward([call], (3, 2), _launch.plan_of(w, 3, 2))
     action, cell, itemsize, values = seen[-1]
     del values["layers"][0]["weights"]["bias"]

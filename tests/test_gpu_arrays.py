@@ -19,7 +19,7 @@ import pytest
 
 import fake_cupy
 import ostinato as ost
-from conftest import DEVICE_CELLS, TOLERANCE, native_for_tests
+from conftest import DEVICE_CELLS, GATES, TOLERANCE, native_for_tests, options_of
 from ostinato import _device, _plan, cuda
 from ostinato import functional as F
 
@@ -148,16 +148,12 @@ def test_functions(gpu: Gpu, cell: str, dtype: Any) -> None:
     """Every cell, from the start and from the end, with its own options, out= and a state of a
     reset.
     """
-    family, r, options = cell.split("_")[0], np.random.default_rng(0), {}
-    g = {"rnn": 1, "lstm": 4, "gru": 3}[family]
+    family, r, g = cell.split("_")[0], np.random.default_rng(0), GATES[cell]
     draw = lambda *shape: r.standard_normal(shape).astype(dtype)
     weights = [draw(g * 5, 3), draw(g * 5, 5), draw(g * 5), draw(g * 5)]
     if cell == "rnn_relu":
-        options, weights[1] = {"nonlinearity": "relu"}, weights[1] * dtype(0.1)
-    if cell == "gru_reset_before":
-        options = {"reset_after": False}
-    if cell == "lstm_peephole":
-        options = {"weight_peephole": draw(3, 5)}
+        weights[1] = weights[1] * dtype(0.1)
+    options = options_of(cell, [*weights, draw(3, 5)])
     x, resets, reset = draw(7, 2, 3), r.random((7, 2)) < 0.3, draw(5)
     pair = (reset, draw(5)) if family == "lstm" else reset
     both = {"resets": resets, "reset_state": pair, "lengths": [7, 4]}

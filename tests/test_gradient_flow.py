@@ -97,6 +97,65 @@ def test_the_flow_through_ragged_sequences() -> None:
             assert (a.saturation, a.verdict) == (b.saturation, b.verdict)
 
 
+class Net(ost.nn.Model):
+    """A model that computes what a `Sequential` of its layers does."""
+
+    def __init__(self) -> None:
+        self.blocks = [ost.nn.GRU(2, 7, bidirectional=True, rng=0), ost.nn.LSTM(14, 5, rng=1)]
+        self.head, self.other = ost.nn.Linear(5, 3, rng=2), ost.nn.RNN(2, 3, rng=3)
+
+    def __call__(self, x: Any, lengths: Any = None) -> Any:
+        y, _ = self.blocks[0](x, lengths=lengths)
+        y, _ = self.blocks[1](y, lengths=lengths)
+        return self.head(y)
+
+
+def test_flow_within_a_model_is_that_of_a_sequential() -> None:
+    model, twin = Net(), Net()
+    first, second = twin.blocks
+    twin.blocks = []
+    head, twin.head = twin.head, None
+    row = ost.nn.Sequential(first, second, head)
+    x = np.random.default_rng(0).standard_normal((9, 3, 2)).astype(np.float32)
+    dy = np.random.default_rng(1).standard_normal((9, 3, 3)).astype(np.float32)
+    want = list(gradient_flow(row, x, dy, lengths=[9, 4, 7]))
+    got = list(gradient_flow(model, x, dy, lengths=[9, 4, 7]))
+    names = ["blocks.0.l0", "blocks.0.l0_reverse", "blocks.1.l0", "other.l0"]
+    assert [flow.name for flow in got] == names
+    for a, b in zip(got, want):
+        assert np.array_equal(a.dh, b.dh)
+        assert np.array_equal(a.survival, b.survival)
+        assert (a.reach, a.saturation) == (b.reach, b.saturation)
+        assert np.array_equal(a.dead, b.dead)
+    assert got[3].verdict == "other.l0: no gradient comes to it"
+    assert got[3].dh.size == got[3].survival.size == got[3].dead.size == 0
+    assert not model.flat_grads.any()
+    assert all("_watch" not in vars(layer) for layer in (*model.blocks, model.other))
+    model.freeze("blocks.0.*")  # its inputs have a gradient all the same
+    assert np.array_equal(gradient_flow(model, x, dy, lengths=[9, 4, 7]).layers[0].dh, want[0].dh)
+    with pytest.raises(TypeError, match="state: expected None, since Net has no state"):
+        gradient_flow(model, x, state=x)
+
+
+def test_flow_of_each_call_of_a_layer() -> None:
+    decoder = ost.nn.Decoder(
+        ost.nn.Linear(3, 4, rng=0),
+        ost.nn.GRU(12, 8, rng=1),
+        ost.nn.Linear(8, 2, rng=2),
+        feed="output",
+    )
+    x = np.random.default_rng(0).standard_normal((3, 2, 3)).astype(np.float32)
+    start = np.random.default_rng(1).standard_normal((1, 2, 8)).astype(np.float32)
+    flow = list(gradient_flow(decoder, x, state=start))
+    assert [f.name for f in flow] == [f"rnn.l0 (call {k} of 3)" for k in (1, 2, 3)]
+    assert all(f.dh.shape == (1,) and f.dh[0] > 0 for f in flow)
+    # The last call has the gradient of its output alone.
+    _, state = decoder(x[:2], state=start)
+    (alone,) = gradient_flow(decoder, x[2:], state=state)
+    np.testing.assert_allclose(flow[2].dh, alone.dh, rtol=1e-5)
+    assert flow[0].dh[0] > alone.dh[0]
+
+
 def test_flow_names_what_is_wrong(tmp_path: Any) -> None:
     gru = ost.nn.GRU(2, 16, 2, bidirectional=True, rng=0)
     with gru.write() as p:

@@ -13,6 +13,9 @@ import pytest
 import ostinato as ost
 from conftest import (
     CELLS,
+    DEVICE_CELLS,
+    FACES,
+    GATES,
     NORMS,
     assert_close,
     cast,
@@ -20,10 +23,11 @@ from conftest import (
     output_size,
     packed,
     random_weights,
+    recurrent,
     slack,
     widened,
 )
-from ostinato import _core, reference
+from ostinato import _cells, _core, reference
 
 DTYPES = [np.float32, np.float64]
 # (T, B, I, H): around the vector lengths (4, 8, 16), row tiles (5), groups of units (64) and blocks
@@ -370,7 +374,15 @@ def test_more_than_2_to_the_31_elements() -> None:
 
 
 def test_cells_say_what_they_are() -> None:
-    assert set(_core.cells()) == set(CELLS)
+    assert {cell: gates for cell, (gates, *_) in reference.CELLS.items()} == GATES
+    assert set(FACES) == set(CELLS) > set(DEVICE_CELLS)
+    assert {recurrent(cell, 2, 3)._cell for cell in CELLS} == set(CELLS)
+    assert {"lstm", "gru_reset_before"} <= set(DEVICE_CELLS)
+    assert _cells.FAMILIES == {"rnn": 1, "lstm": 4, "gru": 3}
+    for cell in CELLS:
+        gates = _cells.gates_of(cell)
+        assert len(gates.names) in (0, GATES[cell])
+        assert {gates.keep, gates.write} <= {*gates.names, None}
     named = {cell: [name for name, *_ in weights] for cell, weights in _core.unit_weights().items()}
     assert named.pop("lstm_peephole") == ["weight_peephole"]
     assert named.pop("lstm_layer_norm") == list(NORMS)

@@ -13,10 +13,13 @@ import pytest
 import ostinato as ost
 from conftest import (
     NORMS,
+    PLAIN_STACKS,
     arrays_of,
+    assert_bits_with_limits,
     assert_close,
+    assert_gradients_by_differences,
     cast,
-    numeric_gradient,
+    normal,
     random_weights,
     slack,
     widened,
@@ -25,16 +28,6 @@ from ostinato import _core, diagnostics, reference
 
 CELL = "lstm_layer_norm"
 LOOSE = slack(CELL)
-STACKS: list[dict[str, Any]] = [
-    {},
-    {"num_layers": 3},
-    {"bidirectional": True},
-    {"num_layers": 2, "bidirectional": True, "batch_first": True},
-]
-
-
-def draw(shape: tuple[int, ...], dtype: Any = np.float32, seed: int = 0) -> Any:
-    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
 
 
 def layer_of(*sizes: int, seed: int = 0, **options: Any) -> Any:
@@ -43,7 +36,7 @@ def layer_of(*sizes: int, seed: int = 0, **options: Any) -> Any:
     values = layer.state_dict()
     for k, name in enumerate(values):
         if "_ln_" in name or name.startswith("initial"):
-            values[name] = values[name] + draw(values[name].shape, layer.dtype, seed + k) * 0.3
+            values[name] = values[name] + normal(values[name].shape, layer.dtype, seed + k) * 0.3
     layer.load_state_dict(values)
     return layer
 
@@ -61,7 +54,11 @@ def norm(x: Any) -> Any:
 def test_one_step_is_written_out(kernel_set: str) -> None:
     """From the equations of the paper, here once more; the variance is not that of a sample."""
     w = random_weights(CELL, 3, 5, np.random.default_rng(0))
-    x, h, c = draw((2, 3), np.float64, 1), draw((2, 5), np.float64, 2), draw((2, 5), np.float64, 3)
+    x, h, c = (
+        normal((2, 3), np.float64, 1),
+        normal((2, 5), np.float64, 2),
+        normal((2, 5), np.float64, 3),
+    )
     a = (
         norm(x @ w.weight_ih.T) * w.weight_ln_ih
         + norm(h @ w.weight_hh.T) * w.weight_ln_hh
@@ -115,7 +112,7 @@ def test_a_row_of_equal_numbers_is_normed_to_zero(kernel_set: str) -> None:
 def test_scaled_weights_change_nothing() -> None:
     """LN(s W x) = LN(W x), but for the constant beside the variance."""
     w = random_weights(CELL, 5, 24, np.random.default_rng(0))
-    x = draw((7, 2, 5), np.float64)
+    x = normal((7, 2, 5), np.float64)
     arrays = cast(w, np.float64)
     y, _ = ost.functional.lstm(x, *arrays[:4], layer_norm=arrays[4:])
     arrays[0], arrays[1] = arrays[0] * 1000, arrays[1] * 1000
@@ -124,46 +121,20 @@ def test_scaled_weights_change_nothing() -> None:
     assert not np.allclose(y, ost.functional.lstm(x, *arrays[:4])[0], atol=0.1)
 
 
-@pytest.mark.parametrize("stack", STACKS, ids=str)
+@pytest.mark.parametrize("stack", PLAIN_STACKS, ids=str)
 def test_gradients_of_stacks_by_differences(stack: dict[str, Any]) -> None:
     layer = layer_of(3, 4, learned_state=True, dtype=np.float64, **stack)
-    values = layer.state_dict()
-    x = draw((5, 3, 3), np.float64)
+    x = normal((5, 3, 3), np.float64)
     resets = np.random.default_rng(3).random(x.shape[:2]) < 0.2
-    (y, (h, c)), pullback = layer.vjp(x, resets=resets)
-    dy, dh, dc = (draw(a.shape, np.float64, k) for k, a in enumerate((y, h, c)))
-    layer.zero_grad()
-    dx, _ = pullback(dy, (dh, dc))
-
-    def loss() -> float:
-        layer.load_state_dict(values)
-        y, (h, c) = layer(x, resets=resets)
-        return float((y * dy).sum() + (h * dh).sum() + (c * dc).sum())
-
-    np.testing.assert_allclose(dx, numeric_gradient(loss, x), atol=1e-6)
-    for name, value in values.items():
-        np.testing.assert_allclose(
-            layer.grads[name], numeric_gradient(loss, value), atol=1e-6, err_msg=name
-        )
+    assert_gradients_by_differences(layer, x, resets)
 
 
-@pytest.mark.parametrize("stack", STACKS, ids=str)
+@pytest.mark.parametrize("stack", PLAIN_STACKS, ids=str)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_bits_with_a_bound_on_memory(
     precision: str, stack: dict[str, Any], kernel_set: str, threads: None
 ) -> None:
-    layer = layer_of(3, 37, precision=precision, **stack)
-    x = draw((70, 70, 3))[:, :6] if not layer.batch_first else draw((70, 70, 3))[:6]
-    flags = np.random.default_rng(0).random(x.shape[:2]) < 0.1
-    results = []
-    for n, limit in ((1, None), (2, "states"), (2, "least"), (1, 3), (3, None)):
-        ost.set_num_threads(n)
-        layer.zero_grad()
-        (y, (h, c)), pullback = layer.vjp(x, resets=flags, mask=~flags, memory_limit=limit)
-        dx, (dh, dc) = pullback(draw(y.shape), (draw(h.shape), draw(c.shape)))
-        results.append([y, h, c, dx, dh, dc, layer.flat_grads.copy()])
-    for other in results[1:]:
-        assert all(np.array_equal(a, b) for a, b in zip(results[0], other))
+    assert_bits_with_limits(layer_of(3, 37, precision=precision, **stack))
 
 
 @pytest.mark.parametrize(
@@ -205,7 +176,7 @@ def test_one_row_is_shared_by_units(threads: None) -> None:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
 def test_streams_have_the_bits_of_the_whole(precision: str, kernel_set: str) -> None:
     layer = layer_of(4, 19, 2, learned_state=True, precision=precision)
-    x = draw((12, 3, 4))
+    x = normal((12, 3, 4))
     y, (h, c) = layer(x)
     stream = layer.stream(3)
     for t in range(12):
@@ -220,14 +191,14 @@ def test_streams_have_the_bits_of_the_whole(precision: str, kernel_set: str) -> 
 
 def test_ragged_sequences_and_outputs(kernel_set: str) -> None:
     layer = layer_of(3, 21, 2, bidirectional=True)
-    sequences = [draw((n, 3), seed=n) for n in (4, 0, 9, 1)]
+    sequences = [normal((n, 3), seed=n) for n in (4, 0, 9, 1)]
     ys, (h, c) = layer(sequences)
     for k, (x, y) in enumerate(zip(sequences, ys)):
         alone, (h1, c1) = layer(x[:, None])
         assert np.array_equal(y, alone[:, 0])
         assert np.array_equal(h[:, k], h1[:, 0])
         assert np.array_equal(c[:, k], c1[:, 0])
-    x = draw((6, 2, 3))
+    x = normal((6, 2, 3))
     y, (h, _) = layer(x)
     assert np.array_equal(layer(x, outputs="last")[0], np.concatenate([h[2], h[3]], 1))
     (last, _), pullback = layer.vjp(x, outputs="last_step")
@@ -241,7 +212,7 @@ def test_ragged_sequences_and_outputs(kernel_set: str) -> None:
 
 def test_ragged_gradients_are_those_of_padded_rows(kernel_set: str) -> None:
     layer = layer_of(3, 21)
-    sequences = [draw((n, 3), seed=n) for n in (4, 0, 9, 1)]
+    sequences = [normal((n, 3), seed=n) for n in (4, 0, 9, 1)]
     x = np.zeros((9, 4, 3), np.float32)
     for k, s in enumerate(sequences):
         x[: len(s), k] = s
@@ -257,7 +228,7 @@ def test_ragged_gradients_are_those_of_padded_rows(kernel_set: str) -> None:
 
 def test_dropout_between_layers() -> None:
     layer = layer_of(3, 6, 2, dropout=0.5, dtype=np.float64)
-    x = draw((5, 2, 3), np.float64)
+    x = normal((5, 2, 3), np.float64)
     (y, _), _ = layer.vjp(x, rng=7)
     key = int(np.random.default_rng(7).integers(0, 2**64, dtype=np.uint64))
     mask = reference.dropout_mask(key, 0.5, 0, 0, (5, 2, 6))
@@ -269,7 +240,7 @@ def test_dropout_between_layers() -> None:
 @pytest.mark.parametrize("bias", [True, False])
 def test_cells_gates_and_flow(bias: bool, kernel_set: str) -> None:
     layer = layer_of(3, 9, bias=bias)
-    x = draw((6, 2, 3))
+    x = normal((6, 2, 3))
     (y, (_, c)), pullback = layer.vjp(x)
     assert pullback.cells.shape == (1, 6, 2, 9)
     assert np.array_equal(pullback.cells[0, -1], c[0])
@@ -292,7 +263,7 @@ def test_looked_up_embeddings_are_normed_once_a_row(kernel_set: str) -> None:
     (y, _), pullback = model.vjp(ids)
     (z, _), apart = model.layers[1].vjp(table(ids))
     assert np.array_equal(y, z)
-    dy = draw(y.shape)
+    dy = normal(y.shape)
     model.zero_grad()
     pullback(dy)
     got = model.layers[1].flat_grads.copy()
@@ -300,7 +271,7 @@ def test_looked_up_embeddings_are_normed_once_a_row(kernel_set: str) -> None:
     apart(dy)
     assert_close(got, model.layers[1].flat_grads.astype(np.float64), "grads", LOOSE)
     w = cast(random_weights(CELL, 6, 20, np.random.default_rng(0)), np.float32)
-    native, rows = ost.functional.pack("lstm", *w[:4], layer_norm=w[4:]).native, draw((5, 6))
+    native, rows = ost.functional.pack("lstm", *w[:4], layer_norm=w[4:]).native, normal((5, 6))
     rest = (None, None, None, False, None, True, 0.0, 0)
     looked_up = native.forward(ids[..., None], *rest, table=rows)[3]
     direct = native.forward(rows[ids], *rest)[3]
@@ -331,7 +302,7 @@ def test_weights_have_names_shapes_and_values() -> None:
 
 def test_it_is_saved_pickled_and_copied(tmp_path: Path) -> None:
     layer = layer_of(3, 9, 2)
-    x = draw((4, 2, 3))
+    x = normal((4, 2, 3))
     for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         assert other.layer_norm
         assert np.array_equal(other(x)[0], layer(x)[0])
@@ -348,7 +319,7 @@ def test_it_is_saved_pickled_and_copied(tmp_path: Path) -> None:
 
 def test_it_is_quantized() -> None:
     layer = layer_of(16, 24)
-    x = draw((30, 4, 16))
+    x = normal((30, 4, 16))
     exact, _ = layer(x)
     layer.precision = "int8"
     assert float(np.linalg.norm(layer(x)[0] - exact) / np.linalg.norm(exact)) < 0.05
@@ -365,7 +336,7 @@ def test_it_learns() -> None:
     model = ost.nn.Sequential(
         ost.nn.LSTM(2, 16, layer_norm=True, rng=0), ost.nn.Linear(16, 1, rng=0)
     )
-    x = draw((8, 16, 2))
+    x = normal((8, 16, 2))
     want = np.cumsum(x.prod(-1, keepdims=True), 0)
     optimizer, losses = ost.optim.Adam(0.02), []
     for _ in range(100):
@@ -396,7 +367,7 @@ def test_the_tape_is_counted() -> None:
     """explain's bytes are those that a pass keeps, and a bound on memory reckons with them."""
     layer = layer_of(8, 32)
     native = layer._packed(True).forward(
-        draw((10, 2, 8)), None, None, None, False, None, True, 0.0, 0
+        normal((10, 2, 8)), None, None, None, False, None, True, 0.0, 0
     )[3]
     assert native.bytes == 10 * 2 * 13 * 32 * 4
     assert ost.explain(layer, (10, 2, 8), training=True).facts["tape_bytes"] == native.bytes
@@ -432,7 +403,7 @@ def test_errors_name_the_argument() -> None:
 
 def test_packed_weights_know_their_norms() -> None:
     w = cast(random_weights(CELL, 5, 12, np.random.default_rng(0)), np.float32)
-    x = draw((4, 2, 5))
+    x = normal((4, 2, 5))
     packed = ost.functional.pack("lstm", *w[:4], layer_norm=w[4:])
     assert np.array_equal(
         ost.functional.lstm(x, packed)[0], ost.functional.lstm(x, *w[:4], layer_norm=w[4:])[0]
@@ -449,7 +420,7 @@ def test_against_a_cell_in_torch(dtype: Any) -> None:
         "torch", reason="torch is not installed: pip install 'ostinato[bench]'"
     )
     layer = layer_of(5, 18, dtype=dtype)
-    x, dy = draw((9, 4, 5), dtype), draw((9, 4, 18), dtype, 1)
+    x, dy = normal((9, 4, 5), dtype), normal((9, 4, 18), dtype, 1)
     p = {n: torch.tensor(a, requires_grad=True) for n, a in layer.state_dict().items()}
     given = torch.tensor(x, requires_grad=True)
     h, c = torch.zeros(4, 18, dtype=given.dtype), torch.zeros(4, 18, dtype=given.dtype)

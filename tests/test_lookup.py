@@ -11,27 +11,15 @@ import numpy as np
 import pytest
 
 import ostinato as ost
-from conftest import numeric_gradient
+from conftest import CELLS, numeric_gradient, recurrent
 from ostinato.nn import Embedding, Sequential
 
 V, E, H = 9, 6, 20
-CELLS = ("LSTM", "LSTM peephole", "LSTM norm", "GRU", "GRU before", "RNN", "RNN relu")
-
-
-def layer_of(cell: str, **options: Any) -> Any:
-    name, _, kind = cell.partition(" ")
-    own: dict[str, Any] = {
-        "peephole": {"peephole": True},
-        "norm": {"layer_norm": True},
-        "before": {"reset_after": False},
-        "relu": {"nonlinearity": "relu"},
-    }.get(kind, {})
-    return getattr(ost.nn, name)(E, H, rng=2, **own, **options)
 
 
 def model_of(cell: str, **options: Any) -> Sequential:
     dtype = options.get("dtype", np.float32)
-    return Sequential(Embedding(V, E, dtype=dtype, rng=1), layer_of(cell, **options))
+    return Sequential(Embedding(V, E, dtype=dtype, rng=1), recurrent(cell, E, H, rng=2, **options))
 
 
 def rows_of(y: Any) -> Any:
@@ -106,8 +94,8 @@ def test_outputs_have_the_same_bits(cell: str, times: str) -> None:
 )
 def test_stacks(options: dict[str, Any]) -> None:
     x = np.random.default_rng(0).integers(0, V, (30, 7))
-    compare(model_of("LSTM", **options), x, 2e-6)
-    compare(model_of("GRU", **options), x.astype(np.uint8), 2e-6)
+    compare(model_of("lstm", **options), x, 2e-6)
+    compare(model_of("gru", **options), x.astype(np.uint8), 2e-6)
 
 
 @pytest.mark.parametrize("kernels", ost.kernels()["supported"])
@@ -116,7 +104,7 @@ def test_every_kernel_set(kernels: str) -> None:
     x = np.random.default_rng(0).integers(0, V, (70, 40))
     try:
         ost.use_kernels(kernels)
-        for cell in ("LSTM", "GRU before", "LSTM norm"):
+        for cell in ("lstm", "gru_reset_before", "lstm_layer_norm"):
             compare(model_of(cell), x, 5e-6)
             compare(model_of(cell, precision="bfloat16"), x, 3e-2)  # da is rounded one by one alone
     finally:
@@ -126,8 +114,8 @@ def test_every_kernel_set(kernels: str) -> None:
 def test_sequences_of_different_lengths() -> None:
     r = np.random.default_rng(0)
     x = ost.Ragged(r.integers(0, V, 150), [0, 40, 40, 41, 150])
-    compare(model_of("LSTM"), x, 2e-6)
-    model = model_of("GRU", bidirectional=True)
+    compare(model_of("lstm"), x, 2e-6)
+    model = model_of("gru", bidirectional=True)
     compare(model, x, 2e-6)
     y, _ = model(list(x))
     assert isinstance(y, list)
@@ -136,13 +124,13 @@ def test_sequences_of_different_lengths() -> None:
 
 def test_one_sequence() -> None:
     x = np.random.default_rng(0).integers(0, V, 80)
-    compare(model_of("LSTM"), x, 2e-6)
-    compare(model_of("LSTM", batch_first=True), x, 2e-6)
+    compare(model_of("lstm"), x, 2e-6)
+    compare(model_of("lstm", batch_first=True), x, 2e-6)
 
 
 def test_bits_do_not_depend_on_threads() -> None:
     model, x = (
-        model_of("LSTM", bidirectional=True),
+        model_of("lstm", bidirectional=True),
         np.random.default_rng(0).integers(0, V, (90, 40)),
     )
     before = ost.get_num_threads()
@@ -181,7 +169,7 @@ def test_gradients_against_finite_differences() -> None:
 def test_frozen_parameters_get_no_gradient() -> None:
     x = np.random.default_rng(0).integers(0, V, (30, 7))
     for frozen in ("0.weight", "1.weight_ih_l0", "1.*"):
-        model, free = model_of("LSTM"), model_of("LSTM")
+        model, free = model_of("lstm"), model_of("lstm")
         model.freeze(frozen)
         together(model, x)
         together(free, x)
@@ -194,7 +182,7 @@ def test_frozen_parameters_get_no_gradient() -> None:
 
 
 def test_an_index_out_of_range_is_refused() -> None:
-    model, x = model_of("LSTM"), np.zeros((30, 7), np.int64)
+    model, x = model_of("lstm"), np.zeros((30, 7), np.int64)
     x[4, 2] = V
     for call in (model, model.vjp):
         with pytest.raises(ValueError, match="x: expected indices from 0 to 8, got 9"):
@@ -206,12 +194,12 @@ def test_an_index_out_of_range_is_refused() -> None:
 
 def test_where_it_does_not_pay() -> None:
     few = np.random.default_rng(0).integers(0, V, (7, 10))  # fewer than 8 steps a row
-    model = model_of("LSTM")
+    model = model_of("lstm")
     looks = ost.nn._lookup.looks_up
     assert not looks(*model.layers, few.size, None)
     assert looks(*model.layers, 72, None)
     assert not looks(*model.layers, 72, "1MB")
-    assert not looks(*model_of("LSTM", precision="int8").layers, 72, None)
+    assert not looks(*model_of("lstm", precision="int8").layers, 72, None)
     y, grads = together(model, few)
     expected = one_by_one(model, few)
     assert np.array_equal(y, expected[0])

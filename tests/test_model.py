@@ -14,7 +14,7 @@ import pytest
 
 import fake_cupy
 import ostinato as ost
-from conftest import native_for_tests, parameter_gradient
+from conftest import flat, native_for_tests, parameter_gradient
 from ostinato import nn
 
 R = np.random.default_rng(0)
@@ -750,6 +750,64 @@ class Refusing(nn.Layer):
         return x, self._pullback(backward)
 
 
+class Inside(nn.Model):
+    """Layers and parameters in lists and dicts."""
+
+    def __init__(self) -> None:
+        self.shifts = [nn.Parameter(np.full(3, k, np.float32)) for k in range(2)]
+        self.heads = {"a": nn.Linear(3, 3, rng=0), "more": [nn.Linear(3, 3, rng=1)]}
+
+    def __call__(self, x: Any) -> Any:
+        return self.heads["a"](x + self.shifts[0]) + self.shifts[1]
+
+
+@pytest.mark.parametrize(
+    ("holder", "key", "name", "kind"),
+    [
+        (lambda m: m.shifts, 0, "shifts.0", "Parameter"),
+        (lambda m: m.heads, "a", "heads.a", "Linear"),
+        (lambda m: m.heads["more"], 0, "heads.more.0", "Linear"),
+    ],
+    ids=["parameter", "layer", "nested"],
+)
+def test_an_array_over_an_entry_is_refused(holder: Any, key: Any, name: str, kind: str) -> None:
+    """When the model is next used: the entry is what it was, and nothing is lost."""
+    model = Inside()
+    before, part = model.state_dict(), holder(model)[key]
+    for use in (model.parameters, model.state_dict, lambda: model.vjp(np.ones(3, np.float32))):
+        for value in (np.zeros(3, np.float32), 2.0):
+            holder(model)[key] = value
+            with pytest.raises(
+                TypeError,
+                match=rf"{name}: expected a {kind} in place of one, got {type(value).__name__}",
+            ):
+                use()
+            assert holder(model)[key] is part
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(np.array_equal(after[n], before[n]) for n in before)
+    inside = Outer(Inside())
+    inside.inner.shifts[0] = np.zeros(3, np.float32)
+    with pytest.raises(TypeError, match=r"shifts\.0: expected a Parameter"):
+        inside.parameters()
+
+
+def test_entries_may_be_removed_and_moved() -> None:
+    model = Inside()
+    again = pickle.loads(pickle.dumps(model))
+    again.shifts[0] = np.zeros(3, np.float32)
+    with pytest.raises(TypeError, match=r"shifts\.0: expected a Parameter"):
+        again.parameters()
+    model.shifts.insert(0, np.ones(3, np.float32))
+    assert [n for n in model.parameters() if "shifts" in n] == ["shifts.1", "shifts.2"]
+    model.shifts.pop(0)
+    model.shifts[1] = None
+    del model.heads["more"][0]
+    assert list(model.parameters()) == ["shifts.0", "heads.a.weight", "heads.a.bias"]
+    model.shifts[1] = np.ones(3, np.float32)  # where there is none
+    assert len(model.parameters()) == 3
+
+
 def test_a_pullback_of_a_model_adds_once_or_not_at_all() -> None:
     """A wrong argument leaves it as it is; it is used when a layer of it has run."""
 
@@ -874,13 +932,182 @@ def test_streams_that_would_ignore_a_call() -> None:
         with pytest.raises(TypeError, match=r"vjp: expected the __call__ of"):
             ost.Trainer(model, ost.losses.MSE())
     assert Named(3, 4).stream().step(np.ones((1, 3), np.float32)).shape == (1, 4)
-    with pytest.raises(
-        TypeError,
-        match=r"stream: expected a Sequential or a recurrent layer, got a Net, whose __call__",
+
+
+class Chain(nn.Model):
+    """A chain of layers whose call is given, of layers of its own and within another model."""
+
+    def __init__(self, call: Any, *, stateful: bool = False) -> None:
+        self.stateful = stateful
+        self.embed = nn.Embedding(7, 4, rng=0)
+        self.a, self.b = nn.LSTM(4, 5, rng=1), nn.GRU(5, 5, 2, learned_state=True, rng=2)
+        self.rest = nn.Sequential(nn.Residual(nn.GRU(5, 5, rng=3)), nn.Dropout(0.5, rng=0))
+        self.head = nn.Linear(5, 3, rng=4)
+        self.size, self.how = 5, call
+
+    def __call__(self, x: Any, state: Any = None) -> Any:
+        return self.how(self, x, state)
+
+
+def without_state(m: Any, x: Any, state: Any) -> Any:
+    y, _ = m.a(m.embed(x), lengths=None, masked="repeat")
+    y, _ = m.b(x=y)
+    return m.head(m.rest(y)[0])
+
+
+def with_state(m: Any, x: Any, state: Any) -> Any:
+    (a, b), rest = ((None, None), None) if state is None else state
+    y, a = m.a(m.embed(x), a)
+    y, b = m.b(y, state=b)
+    y, rest = m.rest(y, rest)
+    return m.head(y), ((a, b), rest)
+
+
+class Outer(nn.Model):
+    """A model whose call is that of another one, and of a layer."""
+
+    def __init__(self, inner: nn.Model) -> None:
+        self.inner, self.last = inner, nn.Linear(3, 2, rng=0)
+
+    def __call__(self, x: Any) -> Any:
+        return self.last(self.inner(x))
+
+
+def test_streams_of_chains_are_the_model_bit_for_bit(kernel_set: str) -> None:
+    ids = np.random.default_rng(0).integers(0, 7, (6, 3))
+    for model in (Chain(without_state), Outer(Chain(without_state))):
+        y, stream = model(ids), model.stream(3)
+        for t in range(6):
+            np.testing.assert_allclose(stream.step(ids[t]), y[t], atol=1e-6)
+        stream.reset([1])
+        np.testing.assert_allclose(stream.step(ids[0, 1:2], slots=[1]), y[0, 1:2], atol=1e-6)
+    row, _ = nn.Sequential(Outer(Chain(without_state)), nn.Linear(2, 2, rng=0))(ids)
+    stream = nn.Sequential(Outer(Chain(without_state)), nn.Linear(2, 2, rng=0)).stream(3)
+    for t in range(6):
+        np.testing.assert_allclose(stream.step(ids[t]), row[t], atol=1e-6)
+    words = Words(dtype=np.float32)
+    y, stream = words(ids), words.stream(3)
+    for t in range(6):
+        assert np.array_equal(stream.step(ids[t]), y[t])
+
+
+def test_a_stream_of_a_chain_has_the_state_of_the_model() -> None:
+    ids = np.random.default_rng(0).integers(0, 7, (6, 3))
+    model = Chain(with_state, stateful=True)
+    y, state = model(ids)
+    more, _ = model(ids, state)
+    stream = model.stream(3)
+    for t in range(6):
+        stream.step(ids[t])
+    for got, want in zip(flat(stream.state), flat(state)):
+        np.testing.assert_allclose(got, want, atol=1e-6)
+    stream.reset()
+    stream.state = state
+    for t in range(6):
+        np.testing.assert_allclose(stream.step(ids[t]), more[t], atol=1e-6)
+    with pytest.raises(TypeError, match=r"state: expected a tuple of 2, got ndarray"):
+        stream.state = ids
+    with model.write() as p:
+        p["head.bias"][...] += 1
+    with pytest.raises(RuntimeError, match=r"stream: expected the model that it was made of"):
+        stream.step(ids[0])
+    before = stream.state
+    stream.refresh()
+    assert all(np.array_equal(a, b) for a, b in zip(flat(before), flat(stream.state)))
+    model.head = nn.Linear(5, 2, rng=0)
+    with pytest.raises(RuntimeError, match=r"stream: expected the model that it was made of"):
+        stream.step(ids[0])
+    decoder = nn.Decoder(nn.Embedding(7, 4, rng=0), nn.LSTM(4, 5, rng=0), nn.Linear(5, 7, rng=0))
+    y, (h, _) = decoder(ids)
+    stream = decoder.stream(3)
+    assert all(np.array_equal(stream.step(ids[t]), y[t]) for t in range(6))
+    assert np.array_equal(stream.state[0], h)
+
+
+@pytest.mark.parametrize(
+    ("call", "what"),
+    [
+        (lambda m, x, s: np.tanh(m.a(x)[0]), r"computes np\.tanh"),
+        (lambda m, x, s: m.b(m.a(x)[0])[0] * 2, r"computes np\.multiply"),
+        (lambda m, x, s: np.concatenate([m.a(x)[0]]), r"computes np\.concatenate"),
+        (lambda m, x, s: nn.relu(m.a(x)[0]), r"raised TypeError: x: expected a numpy\.ndarray"),
+        (lambda m, x, s: m.a(x[::-1])[0], "takes a part of what it is given"),
+        (lambda m, x, s: m.a(x)[0] if len(x) else x, "asks for the length"),
+        (lambda m, x, s: m.a(x)[0] if x.shape[0] else x, r"asks for \.shape of"),
+        (lambda m, x, s: m.a(x)[0] if x else x, "decides by what it is given"),
+        (lambda m, x, s: m.a([*x])[0], "takes apart what it is given"),
+        (lambda m, x, s: m.head(np.array(m.a(x)[0])), "makes an array of what it is given"),
+        (lambda m, x, s: m.b(m.a(x)[0])[0] and m.b(x)[0], "decides by"),
+        (lambda m, x, s: (m.a(x)[0], m.b(x)[0])[1], "gives b something else than what the layer"),
+        (lambda m, x, s: m.a(np.zeros((1, 1, 4)))[0], "gives a something else than the input"),
+        (lambda m, x, s: m.a(x, lengths=[1])[0], "gives a the option lengths"),
+        (lambda m, x, s: m.a(x, outputs="last")[0], "gives a the option outputs"),
+        (lambda m, x, s: m.b(m.a(x)[0], np.zeros((2, 1, 5)))[0], "gives b another state"),
+        (lambda m, x, s: m.a(x, None, 3)[0], "gives a more than x and state"),
+        (lambda m, x, s: m.a(x)[1][0], "returns something else than what its last layer gave"),
+        (lambda m, x, s: x, "returns something else than what its last layer gave"),
+        (lambda m, x, s: {"y": m.a(x)[0]}, "returns something else than"),
+    ],
+    ids=lambda p: p if isinstance(p, str) else "",
+)
+def test_streams_of_what_is_no_chain(call: Any, what: str) -> None:
+    wanted = "stream: expected a call of Chain that is a chain of layers, got one that "
+    with pytest.raises(TypeError, match=wanted + what):
+        Chain(call).stream()
+
+
+@pytest.mark.parametrize(
+    ("call", "what"),
+    [
+        (lambda m, x, s: m.a(x)[0], r"returns Passed in place of \(y, state\)"),
+        (lambda m, x, s: (m.a(x)[0], x), "returns something else than states of its layers"),
+        (lambda m, x, s: m.a(x, None), "gives a another state than the one that it left"),
+        (lambda m, x, s: (m.b(m.a(x, s)[0])[0], None), "gives a another state than"),
+        (lambda m, x, s: m.a(x) if s is None else m.b(x, s), "gives b another state"),
+    ],
+    ids=lambda p: p if isinstance(p, str) else "",
+)
+def test_streams_of_states_that_are_not_handed_on(call: Any, what: str) -> None:
+    wanted = "stream: expected a call of Chain that is a chain of layers, got one that "
+    with pytest.raises(TypeError, match=wanted + what):
+        Chain(call, stateful=True).stream()
+
+
+class Pooled(nn.Model):
+    """A chain with a layer that does not run step by step."""
+
+    def __init__(self) -> None:
+        self.pool = nn.Pool("mean")
+
+    def __call__(self, x: Any) -> Any:
+        return self.pool(x)
+
+
+class Both(nn.Model):
+    """A chain with a layer of two directions."""
+
+    def __init__(self) -> None:
+        self.rnn = nn.GRU(3, 4, bidirectional=True, rng=0)
+
+    def __call__(self, x: Any) -> Any:
+        return self.rnn(x)[0]
+
+
+def test_streams_of_models_that_need_more() -> None:
+    for model in (
+        nn.Attention("dot"),
+        nn.TimeDistributed(nn.Linear(3, 2)),
+        nn.Encoder(None, nn.GRU(3, 4)),
     ):
-        Net().stream()
-    with pytest.raises(TypeError, match=r"stream: expected layers of ostinato\.nn, got a Net"):
+        name = type(model).__name__
+        with pytest.raises(TypeError, match=f"stream: expected a call of {name} that is a chain"):
+            model.stream()
+    with pytest.raises(TypeError, match=r"stream: expected a call of Net that is a chain of lay"):
         nn.Sequential(Net()).stream()
+    with pytest.raises(TypeError, match=r"stream: expected layers of ostinato\.nn, got a Pool"):
+        Pooled().stream()
+    with pytest.raises(ValueError, match=r"stream: expected a layer of one direction"):
+        Both().stream()
 
 
 def test_outputs_of_a_call() -> None:

@@ -5,23 +5,17 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
 import ostinato as ost
-from conftest import assert_close, numeric_gradient
+from conftest import CELLS, assert_close, numeric_gradient, recurrent
 from ostinato import _core, nn, reference
 
-RECURRENT = [
-    lambda **k: nn.RNN(3, 4, **k),
-    lambda **k: nn.RNN(3, 4, nonlinearity="relu", **k),
-    lambda **k: nn.LSTM(3, 4, **k),
-    lambda **k: nn.LSTM(3, 4, peephole=True, **k),
-    lambda **k: nn.GRU(3, 4, **k),
-    lambda **k: nn.GRU(3, 4, reset_after=False, **k),
-]
+RECURRENT = [pytest.param(partial(recurrent, cell, 3, 4), id=cell) for cell in CELLS]
 
 
 def normal(*shape: int, dtype: Any = np.float64, seed: int = 0) -> Any:

@@ -15,7 +15,7 @@ import pytest
 
 import fake_cupy
 import ostinato as ost
-from conftest import DEVICE_CELLS
+from conftest import DEVICE_CELLS, device_rows
 from ostinato import _backend, _device, _launch, _plan
 from test_device import DEVICES, NAMES, on_cpu, on_device, problem
 
@@ -268,7 +268,7 @@ def test_a_block_that_does_not_come(backward: bool, chunks: int) -> None:
         tuple(np.empty((batch, 40), np.float32) for _ in range(2)),
     )
     forced = {"register_capacity": 0, "rows": 0, "units": 16, "groups": 1, "span": 2}
-    rows = _launch.Rows.of(p["x"]), _launch.Rows.of(y)
+    rows = device_rows(p["x"]), device_rows(y)
     call = _launch.Forward(w, *rows, (None, None), end)
     planned = [replace(_launch.plan_of(w, steps, batch, back), **forced) for back in (False, True)]
     planned[1] = replace(planned[1], chunks=chunks)
@@ -277,9 +277,9 @@ def test_a_block_that_does_not_come(backward: bool, chunks: int) -> None:
         assert np.isfinite(y).all()
         grads = [None if a is None else np.zeros_like(a) for a in p["weights"]]
         dx, d0 = np.zeros_like(p["x"]), tuple(np.empty((batch, 40), np.float32) for _ in range(2))
-        dy = _launch.Rows.of(p["dy"])
+        dy = device_rows(p["dy"])
         _launch.backward(
-            [_launch.Backward(kept[0], dy, (None, None), d0, grads, _launch.Rows.of(dx))],
+            [_launch.Backward(kept[0], dy, (None, None), d0, grads, device_rows(dx))],
             planned[1],
         )
         for a in (dx, *d0, *grads[:4]):

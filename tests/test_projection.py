@@ -13,7 +13,15 @@ import numpy as np
 import pytest
 
 import ostinato as ost
-from conftest import assert_close, cast, numeric_gradient, random_weights
+from conftest import (
+    PLAIN_STACKS,
+    assert_bits_with_limits,
+    assert_close,
+    assert_gradients_by_differences,
+    cast,
+    normal,
+    random_weights,
+)
 from ostinato import _core, diagnostics, reference
 
 # (T, B, I, H, P): around the vector lengths, groups of 4 vectors, one row; and h wider than c.
@@ -26,16 +34,6 @@ SIZES = [
     (6, 3, 4, 128, 65),
     (3, 300, 2, 5, 2),
 ]
-STACKS: list[dict[str, Any]] = [
-    {},
-    {"num_layers": 3},
-    {"bidirectional": True},
-    {"num_layers": 2, "bidirectional": True, "batch_first": True},
-]
-
-
-def draw(shape: tuple[int, ...], dtype: Any = np.float32, seed: int = 0) -> Any:
-    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
@@ -86,51 +84,28 @@ def test_an_identity_projects_nothing(kernel_set: str) -> None:
     assert_close(projected(dy).dweight_hh, plain(dy).dweight_hh.astype(np.float64), "dweight_hh")
 
 
-@pytest.mark.parametrize("stack", STACKS, ids=str)
+@pytest.mark.parametrize("stack", PLAIN_STACKS, ids=str)
 def test_gradients_of_stacks_by_differences(stack: dict[str, Any]) -> None:
     layer = ost.nn.LSTM(3, 4, proj_size=2, learned_state=True, dtype=np.float64, rng=0, **stack)
     values = {
-        n: draw(a.shape, np.float64, k) * 0.5 for k, (n, a) in enumerate(layer.state_dict().items())
+        n: normal(a.shape, np.float64, k) * 0.5
+        for k, (n, a) in enumerate(layer.state_dict().items())
     }
     layer.load_state_dict(values)
-    x = draw((5, 3, 3), np.float64)
+    x = normal((5, 3, 3), np.float64)
     resets = np.random.default_rng(3).random(x.shape[:2]) < 0.2
-    (y, (h, c)), pullback = layer.vjp(x, resets=resets)
+    y, (h, c) = layer(x, resets=resets)
     parts = layer.num_layers * layer._directions
     batch = 5 if layer.batch_first else 3
     assert y.shape == (5, 3, 2 * layer._directions)
     assert h.shape == (parts, batch, 2)
     assert c.shape == (parts, batch, 4)
-    dy, dh, dc = (draw(a.shape, np.float64, k) for k, a in enumerate((y, h, c)))
-    layer.zero_grad()
-    dx, _ = pullback(dy, (dh, dc))
-
-    def loss() -> float:
-        layer.load_state_dict(values)
-        y, (h, c) = layer(x, resets=resets)
-        return float((y * dy).sum() + (h * dh).sum() + (c * dc).sum())
-
-    np.testing.assert_allclose(dx, numeric_gradient(loss, x), atol=1e-6)
-    for name, value in values.items():
-        np.testing.assert_allclose(
-            layer.grads[name], numeric_gradient(loss, value), atol=1e-6, err_msg=name
-        )
+    assert_gradients_by_differences(layer, x, resets)
 
 
-@pytest.mark.parametrize("stack", STACKS, ids=str)
+@pytest.mark.parametrize("stack", PLAIN_STACKS, ids=str)
 def test_bits_with_a_bound_on_memory(stack: dict[str, Any], kernel_set: str, threads: None) -> None:
-    layer = ost.nn.LSTM(3, 37, proj_size=21, rng=0, **stack)
-    x = draw((70, 70, 3))[:, :6] if not layer.batch_first else draw((70, 70, 3))[:6]
-    flags = np.random.default_rng(0).random(x.shape[:2]) < 0.1
-    results = []
-    for n, limit in ((1, None), (2, "states"), (2, "least"), (1, 3), (3, None)):
-        ost.set_num_threads(n)
-        layer.zero_grad()
-        (y, (h, c)), pullback = layer.vjp(x, resets=flags, mask=~flags, memory_limit=limit)
-        dx, (dh, dc) = pullback(draw(y.shape), (draw(h.shape), draw(c.shape)))
-        results.append([y, h, c, dx, dh, dc, layer.flat_grads.copy()])
-    for other in results[1:]:
-        assert all(np.array_equal(a, b) for a, b in zip(results[0], other))
+    assert_bits_with_limits(ost.nn.LSTM(3, 37, proj_size=21, rng=0, **stack))
 
 
 def test_limits_count_both_widths() -> None:
@@ -172,9 +147,9 @@ def test_streams_have_the_bits_of_the_whole(precision: str, kernel_set: str) -> 
     values = layer.state_dict()
     for n in values:
         if n.startswith("initial"):
-            values[n] = draw(values[n].shape) * 0.3
+            values[n] = normal(values[n].shape) * 0.3
     layer.load_state_dict(values)
-    x = draw((12, 3, 4))
+    x = normal((12, 3, 4))
     y, (h, c) = layer(x)
     stream = layer.stream(3)
     for t in range(12):
@@ -189,14 +164,14 @@ def test_streams_have_the_bits_of_the_whole(precision: str, kernel_set: str) -> 
 
 def test_ragged_sequences_and_outputs(kernel_set: str) -> None:
     layer = ost.nn.LSTM(3, 21, 2, proj_size=5, bidirectional=True, rng=0)
-    sequences = [draw((n, 3), seed=n) for n in (4, 0, 9, 1)]
+    sequences = [normal((n, 3), seed=n) for n in (4, 0, 9, 1)]
     ys, (h, c) = layer(sequences)
     for k, (x, y) in enumerate(zip(sequences, ys)):
         alone, (h1, c1) = layer(x[:, None])
         assert np.array_equal(y, alone[:, 0])
         assert np.array_equal(h[:, k], h1[:, 0])
         assert np.array_equal(c[:, k], c1[:, 0])
-    x = draw((6, 2, 3))
+    x = normal((6, 2, 3))
     y, (h, _) = layer(x)
     assert np.array_equal(layer(x, outputs="last")[0], np.concatenate([h[2], h[3]], 1))
     assert np.array_equal(layer(x, outputs="last_step")[0], y[-1])
@@ -210,7 +185,7 @@ def test_ragged_sequences_and_outputs(kernel_set: str) -> None:
 
 def test_dropout_between_layers_is_of_the_projected_h() -> None:
     layer = ost.nn.LSTM(3, 6, 2, proj_size=4, dropout=0.5, dtype=np.float64, rng=0)
-    x = draw((5, 2, 3), np.float64)
+    x = normal((5, 2, 3), np.float64)
     (y, _), _ = layer.vjp(x, rng=7)
     key = int(np.random.default_rng(7).integers(0, 2**64, dtype=np.uint64))
     mask = reference.dropout_mask(key, 0.5, 0, 0, (5, 2, 4))
@@ -224,7 +199,7 @@ def test_dropout_between_layers_is_of_the_projected_h() -> None:
 
 def test_cells_gates_and_flow(kernel_set: str) -> None:
     layer = ost.nn.LSTM(3, 9, proj_size=4, rng=0)
-    x = draw((6, 2, 3))
+    x = normal((6, 2, 3))
     (y, (_, c)), pullback = layer.vjp(x)
     assert pullback.cells.shape == (1, 6, 2, 9)
     assert np.array_equal(pullback.cells[0, -1], c[0])
@@ -253,7 +228,7 @@ def test_it_is_pickled_copied_and_drawn_anew() -> None:
         "bias_hh_l0",
         "weight_hr_l0",
     ]
-    x = draw((4, 2, 3))
+    x = normal((4, 2, 3))
     for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         assert other.proj_size == 4
         assert np.array_equal(other(x)[0], layer(x)[0])
@@ -327,7 +302,7 @@ def test_errors_name_the_argument() -> None:
 def test_packed_weights_know_their_projection() -> None:
     rng = np.random.default_rng(0)
     w = cast(random_weights("lstm_projected", 5, 12, rng), np.float32)
-    x = draw((4, 2, 5))
+    x = normal((4, 2, 5))
     packed = ost.functional.pack("lstm", *w[:4], weight_hr=w[5])
     assert np.array_equal(
         ost.functional.lstm(x, packed)[0], ost.functional.lstm(x, *w[:4], weight_hr=w[5])[0]

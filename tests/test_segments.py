@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import ostinato as ost
-from conftest import STACKS, flat
+from conftest import CELLS, STACKS, flat, recurrent
 from ostinato import _segments
 
 
@@ -183,18 +183,11 @@ def test_memory_stays_within_the_limit() -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64", "bfloat16"])
-@pytest.mark.parametrize("cell", ["rnn", "lstm", "peephole", "gru", "before"])
+@pytest.mark.parametrize("cell", [c for c in CELLS if c != "rnn_relu"])
 def test_recomputed_gates_have_their_bits(
     cell: str, precision: str, kernel_set: str, threads: None
 ) -> None:
     """Where units, lanes or layers are split over threads: as with the whole tape."""
-    make, options = {
-        "rnn": (ost.nn.RNN, {}),
-        "lstm": (ost.nn.LSTM, {}),
-        "peephole": (ost.nn.LSTM, {"peephole": True}),
-        "gru": (ost.nn.GRU, {}),
-        "before": (ost.nn.GRU, {"reset_after": False}),
-    }[cell]
     dtype = np.float64 if precision == "float64" else np.float32
     ost.set_num_threads(2)
     r = np.random.default_rng(0)
@@ -203,7 +196,7 @@ def test_recomputed_gates_have_their_bits(
         (300, 1, 24, {"num_layers": 2}),
         (9, 20, 40, {"bidirectional": True}),
     ):
-        layer = make(5, hidden, rng=0, dtype=dtype, precision=precision, **options, **more)
+        layer = recurrent(cell, 5, hidden, rng=0, dtype=dtype, precision=precision, **more)
         x = r.standard_normal((steps, batch, 5)).astype(dtype)
         mask, resets = r.random((steps, batch)) < 0.8, r.random((steps, batch)) < 0.05
         for times in ({}, {"mask": mask, "resets": resets}):

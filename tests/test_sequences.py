@@ -19,6 +19,7 @@ from conftest import (
     cast,
     names_of,
     numeric_gradient,
+    options_of,
     output_size,
     random_weights,
     slack,
@@ -57,17 +58,7 @@ class Problem:
     def run(self, reverse: bool = False, **options: Any) -> Any:
         """functional's forward and pullback."""
         family = self.cell.split("_")[0]
-        more: dict[str, Any] = {"reverse": reverse}
-        if self.cell == "rnn_relu":
-            more["nonlinearity"] = "relu"
-        if self.cell == "gru_reset_before":
-            more["reset_after"] = False
-        if self.cell == "lstm_peephole":
-            more["weight_peephole"] = self.weights[4]
-        if self.cell == "lstm_projected":
-            more["weight_hr"] = self.weights[5]
-        if self.cell == "lstm_layer_norm":
-            more["layer_norm"] = self.weights[4:]
+        more = {"reverse": reverse, **options_of(self.cell, self.weights)}
         f = getattr(ost.functional, family + "_vjp")
         state = (self.h0, self.c0) if self.cells else (self.h0,)
         reset_state = self.restart if self.cells else self.restart[0]

@@ -242,7 +242,7 @@ def test_explain_counts(threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_explain_refuses_what_it_does_not_know() -> None:
     with pytest.raises(
-        TypeError, match=r"layer: expected an RNN, LSTM or GRU, or a Sequential, got Linear"
+        TypeError, match=r"layer: expected an RNN, LSTM or GRU, a Sequential or a Model, got Linear"
     ):
         ost.explain(ost.nn.Linear(2, 3), (4, 1, 2))  # type: ignore[arg-type]
     with pytest.raises(
@@ -288,6 +288,98 @@ def test_explain_takes_a_whole_model() -> None:
         TypeError, match="layer: expected a Sequential with an RNN, LSTM or GRU in it"
     ):
         ost.explain(ost.nn.Sequential(ost.nn.Linear(3, 4)), (5, 2, 3))
+
+
+class Loop(ost.nn.Model):
+    """Both directions of a layer, then a cell that is called a step at a time."""
+
+    def __init__(self, dtype: Any = np.float32) -> None:
+        self.embed = ost.nn.Embedding(9, 4, dtype=dtype, rng=0)
+        self.deep = {"rnn": ost.nn.LSTM(4, 5, bidirectional=True, dtype=dtype, rng=1)}
+        self.cell = ost.nn.GRU(10, 10, dtype=dtype, rng=2)
+        self.unused = ost.nn.GRU(3, 3, dtype=dtype, rng=3)
+        self.head = ost.nn.Linear(10, 2, dtype=dtype, rng=4)
+
+    def __call__(self, x: Any, lengths: Any = None, steps: int = 3) -> Any:
+        y, _ = self.deep["rnn"](self.embed(x), lengths=lengths)
+        state, z = None, y[-1:]
+        for _ in range(steps):
+            z, state = self.cell(z, state)
+        return self.head(z[0])
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_explain_looks_into_a_model_of_the_users_own(training: bool) -> None:
+    model = Loop()
+    e = ost.explain(model, (20, 4), training=training)
+    found = [(f["name"], f["shape"], f["calls"], f["lookup"]) for f in e.facts["layers"]]
+    assert found == [("deep.rnn", (20, 4, 4), 1, False), ("cell", (1, 4, 10), 3, False)]
+    assert e.facts["not_run"] == ["unused"]
+    rnn: Any = model.deep["rnn"]
+    mine = ost.explain(rnn, (20, 4, 4), training=training).facts
+    assert {"tape_bytes", "flops"} <= set(mine)
+    for name in ("flops", "tape_bytes", "weight_bytes", "passes"):
+        assert e.facts["layers"][0][name] == mine[name]
+    kind = "training" if training else "inference"
+    assert f"deep.rnn: {rnn!r}, T=20, B=4: {kind}" in str(e)
+    assert "  calls          3 of this shape" in str(e)
+    assert str(e).endswith("\nunused: not run by this call")
+    again = ost.explain(model, np.ones((7, 2), np.int64), training=training)
+    assert again.facts["layers"][0]["shape"] == (7, 2, 4)
+    assert not model.flat_grads.any()
+    assert all("_forward" not in vars(layer) for layer in (rnn, model.cell, model.unused))
+
+
+def test_explain_calls_a_model_with_all_that_it_takes() -> None:
+    decoder = ost.nn.Decoder(
+        ost.nn.Embedding(9, 4, rng=0),
+        ost.nn.GRU(12, 8, rng=1),
+        ost.nn.Linear(8, 9, rng=2),
+        attention=ost.nn.Attention("dot"),
+        memory_size=8,
+        feed="context",
+        rng=3,
+    )
+    x, memory = np.ones((5, 2), np.int64), np.ones((6, 2, 8), np.float32)
+    (facts,) = ost.explain(decoder, (x, memory), training=True).facts["layers"]
+    assert (facts["name"], facts["shape"], facts["calls"]) == ("rnn", (1, 2, 12), 5)
+    ragged = ost.Ragged.join([np.ones((n, 3), np.float32) for n in (4, 6)])
+    row = ost.nn.Sequential(
+        ost.nn.Residual(ost.nn.GRU(3, 3, batch_first=True)), ost.nn.LSTM(3, 4, batch_first=True)
+    )
+    for inputs in ((2, 6, 3), ragged, list(ragged)):
+        first, second = ost.explain(row, inputs).facts["layers"]
+        assert (first["name"], first["shape"]) == ("0.layer", (2, 6, 3))
+        assert (second["name"], second["shape"]) == ("1", (2, 6, 3))
+    table = ost.nn.Sequential(ost.nn.Embedding(5, 3), ost.nn.GRU(3, 4))
+    for inputs in ((50, 4), np.ones((50, 4), np.int64)):
+        e = ost.explain(table, inputs)
+        (facts,) = e.facts["layers"]
+        assert facts["lookup"]
+        assert facts["shape"] == (50, 4, 3)
+        assert "made of the 5 rows of the table, not of 200 steps" in str(e)
+    measured = ost.explain(Loop(), (5, 2), measure=True).facts["layers"]
+    assert all(facts["measured_seconds"] > 0 for facts in measured)
+
+
+def test_explain_refuses_models_and_calls_without_recurrent_layers() -> None:
+    with pytest.raises(TypeError, match=r"layer: expected a model with an RNN, LSTM or GRU in it"):
+        ost.explain(ost.nn.Residual(ost.nn.Linear(3, 3)), (5, 2, 3))
+    model = Loop()
+    broken = ost.nn.Sequential(ost.nn.Residual(ost.nn.GRU(3, 3)))
+    with pytest.raises(ValueError, match=r"x: expected shape \(T, B, I\) = \(\*, \*, 3\)"):
+        ost.explain(broken, (5, 2, 4))
+    assert all("_forward" not in vars(layer) for layer in (model.cell, model.unused))
+
+    class Idle(ost.nn.Model):
+        def __init__(self) -> None:
+            self.rnn = ost.nn.GRU(3, 3)
+
+        def __call__(self, x: Any) -> Any:
+            return x
+
+    with pytest.raises(ValueError, match=r"shape: expected a call that runs a rec.* none of rnn"):
+        ost.explain(Idle(), (5, 2, 3))
 
 
 def test_explain_warns_of_int8_that_nobody_measured() -> None:

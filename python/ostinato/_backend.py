@@ -12,6 +12,7 @@ import numpy as np
 
 from . import _core, _device, _launch
 from ._abi import DropFields, TimesFields
+from ._buffers import TAPE, backward_shapes, columns_of, elements_of, forward_shapes
 from ._device import Device
 from ._launch import (
     Backward,
@@ -19,9 +20,7 @@ from ._launch import (
     Rows,
     SavedPass,
     Weights,
-    columns_of,
     exchange_bytes,
-    facts_of,
     plan_of,
 )
 from ._plan import GpuPlan
@@ -292,7 +291,13 @@ class Backend:
             return norms.sum(3)
 
     def active(self, passes: list[SavedPass], times: Times, batch_first: bool) -> Any:
-        """Return ``[T,B]``, True where the rows take part."""
+        """Return ``[T,B]``, True where the rows take part.
+
+        The stack asks all that it asks of saved passes in this form; the times alone tell.
+        """
+        return self._active(times)
+
+    def _active(self, times: Times) -> Any:
         (steps, batch), xp = times.shape, self.device.xp
         table = times.tables[1] if times.tables[0] is None else times.tables[0]
         with self.device.here():
@@ -310,7 +315,7 @@ class Backend:
         It is zero where a row takes no part.
         """
         xp = self.device.xp
-        on = self.active([], times, batch_first)
+        on = self._active(times)
         with self.device.here():
             out = xp.stack(parts)
             out = xp.where(on[..., None], out, out.dtype.type(0))
@@ -385,49 +390,41 @@ def bytes_of(
     backend: Backend, steps: int, batch: int, training: bool, dropout: bool = False
 ) -> tuple[int, int]:
     """Return the bytes of the tape and the peak workspace bytes, outputs excluded."""
-    parts_of, both = backend.parts, backend._directions
-    facts, h, item = facts_of(backend.cell), parts_of[0].hidden, backend.dtype.itemsize
-    columns, products, shared = columns_of(backend.cell)
-    rows, width, phases = steps * batch, both * h, len(products) - 1
-    per_unit = facts["saved"] + (facts["states"] > 1) + (phases > 1)
-    tape = len(parts_of) * rows * h * per_unit * item if training else 0
-    between = (
-        (len(parts_of) // both - 1) * rows * width * item
-    )  # outputs of the layers below the last, which training keeps
-    library = plan_of(parts_of[0], steps, batch).library
+    both, parts, sizes = backend._directions, backend.parts, (steps, batch)
+    h, item, layers = parts[0].hidden, backend.dtype.itemsize, len(parts) // both
+    columns, products, _ = columns_of(backend.cell)
+    rows = steps * batch
+    width = rows * both * h * item  # the bytes of the outputs of a layer
+    shapes = forward_shapes(backend.cell, h, sizes, train=training, saving=training)
+    tape = elements_of(shapes[name] for name in TAPE if name in shapes) if training else 0
+    between = (layers - 1) * width  # outputs below the last layer, which training keeps
+    library = plan_of(parts[0], *sizes).library
     spread = rows * h * products[0] * item if library and products[0] < columns else 0
-    plans = [
-        plans_of(backend, steps, batch, back, dropout) for back in (False, True)[: 1 + training]
-    ]
+    plans = [plans_of(backend, *sizes, back, dropout) for back in (False, True)[: 1 + training]]
     exchanges = [
         max(exchange_bytes(w, p, back) for _, w, p in of) for of, back in zip(plans, (False, True))
     ]
     # Co-launched problems have working arrays of their own. A layer with an upstream layer has no
     # projected input.
-    inputs = (
-        exchanges[0]
-        + spread
-        + rows
-        * h
-        * columns
-        * item
-        * max(1 if p.layer_pipelined else p.co_launched for _, _, p in plans[0])
-    )
-    forward = inputs + (between if training else min(between, 2 * rows * width * item))
+    projected = max(1 if p.layer_pipelined else p.co_launched for _, _, p in plans[0])
+    forward = exchanges[0] + spread + elements_of([shapes["gx"]]) * item * projected
+    forward += between if training else min(between, 2 * width)
     if not training:
         return 0, forward
-    parts, inputs_of = _core.gradient_parts(steps, batch), {w.input for w in parts_of}
-    gates = products[0] if shared else sum(products)
-    sums = (
-        sum({p.chunks for _, _, p in plans[1]}) if library else parts
-    )  # working arrays are reused from layer to layer, by their shapes
-    backward = rows * h * (gates + facts["params"]) * item + parts * h * sum(products) * item
-    backward += sums * h * (products[0] * sum(inputs_of) + sum(products[1:]) * h) * item
-    if library:  # the operands of the products, and dx before it is copied
-        backward += rows * (sum(inputs_of) + phases * h + max(inputs_of)) * item
+    chunks = {p.chunks if library else 0 for _, _, p in plans[1]}
+    # Working arrays are used again from layer to layer, by their shapes.
+    held = {
+        (name, shape)
+        for w in parts
+        for n in chunks
+        for name, shape in backward_shapes(w.cell, w.input, h, sizes, library=n).items()
+    }
+    backward = elements_of(shape for _, shape in held) * item
+    if library:  # dx before it is copied
+        backward += rows * max(w.input for w in parts) * item
     backward = backward * max(p.co_launched for _, _, p in plans[1]) + exchanges[1]
-    backward += min(len(parts_of) // both - 1, 2) * rows * width * item  # gradients between layers
-    return tape, max(forward, backward + between)
+    backward += min(layers - 1, 2) * width  # gradients between layers
+    return len(parts) * tape * item, max(forward, backward + between)
 
 
 def Packed(

@@ -27,9 +27,9 @@ _elements_of_file: ContextVar[int | None] = ContextVar("elements_of_file", defau
 
 def positive(name: str, value: object, minimum: int = 1) -> int:
     """Return a whole number, at least ``minimum``."""
+    given: Any = value  # anything may come in; that is what is checked
     try:
-        # anything may come in; that is what is checked
-        n = operator.index(value)  # type: ignore[arg-type]
+        n = operator.index(given)
     except TypeError:
         raise TypeError(f"{name}: expected a whole number, got {value!r}") from None
     if isinstance(value, bool) or n < minimum:
@@ -39,11 +39,11 @@ def positive(name: str, value: object, minimum: int = 1) -> int:
 
 def number(name: str, value: object, wanted: str) -> float:
     """Return a real number; the error calls it ``wanted``."""
+    given: Any = value  # anything may come in; that is what is checked
     try:
-        if isinstance(value, (str, bytes, bool)):
+        if isinstance(given, (str, bytes, bool)):
             raise TypeError
-        # anything may come in; that is what is checked
-        return float(value)  # type: ignore[arg-type]
+        return float(given)
     except (TypeError, ValueError, OverflowError):
         raise TypeError(f"{name}: expected {wanted}, got {value!r}") from None
 
@@ -296,20 +296,6 @@ def clipping(name: str, value: float | None) -> float:
     if not n > 0:
         raise ValueError(f"{name}: expected a number above 0, got {value!r}")
     return n
-
-
-GATES = {
-    "lstm": ("i", "f", "g", "o"),
-    "gru": ("r", "z", "n"),
-}  # in the order in which the tape keeps them
-
-
-def gates(cell: str, tape: Any) -> dict[str, Array]:
-    """Return the gates that a cell keeps for its backward pass, read-only."""
-    out = {name: tape.saved(k) for k, name in enumerate(GATES.get(cell.split("_")[0], ()))}
-    for a in out.values():
-        read_only(a)
-    return out
 
 
 def ids(name: str, value: object) -> npt.NDArray[np.int64]:

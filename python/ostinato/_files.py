@@ -42,7 +42,7 @@ def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
     try:
         _require_regular(path, os.fstat(fd).st_mode)  # the path may name another file by now
         return os.fdopen(fd, "rb")
-    except BaseException:
+    except BaseException:  # Ctrl-C, too, leaves no file open
         os.close(fd)
         raise
 

@@ -7,7 +7,6 @@ addresses where they belong to someone else (`_backend`). The order of layers is
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +24,8 @@ from ._abi import (
     SharedFields,
     WeightFields,
 )
+from ._buffers import TAPE, Shapes, backward_shapes, columns_of, forward_shapes
+from ._cells import facts_of
 from ._device import Device
 from ._plan import GpuPlan, Partition, plan, register_capacity_for
 
@@ -45,11 +46,6 @@ class Rows(NamedTuple):
     starts: Any = None
     ends: Any = None
     total: int = 0
-
-    @classmethod
-    def of(cls, a: Any) -> Rows:
-        """Return the rows of an array ``[T,B,...]``."""
-        return cls(a, a.strides[0] // a.itemsize, a.strides[1] // a.itemsize)
 
     def fields(self) -> RowsFields:
         """Return the fields that the kernels take."""
@@ -130,21 +126,8 @@ class SavedPass:
     @property
     def bytes(self) -> int:
         """The bytes of what the kernels saved."""
-        arrays = self.layer["saved"], self.layer["cells"], self.layer["emitted"]
-        return sum(a.nbytes for a in arrays if a is not None)
-
-
-@lru_cache
-def columns_of(cell: str) -> tuple[int, list[int], bool]:
-    """Return the columns of a pre-activation and of each product, and whether da is shared."""
-    columns: tuple[int, list[int], bool] = _core.device_columns()[_device.number_of(cell)]
-    return columns
-
-
-@lru_cache
-def facts_of(cell: str) -> dict[str, int]:
-    """Return the numbers of gates, states, parameters of units and saved values of a cell."""
-    return dict(_core.cells()[cell])
+        fields: Any = self.layer
+        return sum(fields[name].nbytes for name in TAPE if fields[name] is not None)
 
 
 def plan_of(
@@ -439,19 +422,16 @@ def forward(
 def _layer_fields(
     call: Forward, sizes: tuple[int, int], lengths: Any, above: bool, train: bool, saving: bool
 ) -> LayerFields:
-    w, (steps, batch), facts = call.w, sizes, facts_of(call.w.cell)
-    size, two = w.hidden, facts["states"] > 1
-    columns, products, _ = columns_of(w.cell)
-    phases, saved_rows = len(products) - 1, (steps, batch) if saving else (batch,)
-
-    def new(*shape: int, wanted: bool = True) -> Any:
-        return w.device.xp.empty(shape, w.dtype) if wanted else None
-
+    w = call.w
+    shapes = forward_shapes(
+        w.cell, w.hidden, sizes, train=train, saving=saving, projected=not above
+    )
+    made = {name: w.device.xp.empty(shape, w.dtype) for name, shape in shapes.items()}
     return {
         "weights": w.fields,
         "shared": NOT_SHARED,
-        "steps": steps,
-        "batch": batch,
+        "steps": sizes[0],
+        "batch": sizes[1],
         "reverse": w.reverse,
         "lengths": lengths,
         "predecessors": call.predecessors,
@@ -462,30 +442,53 @@ def _layer_fields(
         "c0": call.state[1],
         "restart_h": call.restart[0],
         "restart_c": call.restart[1],
-        "gx": new(steps, batch, size, columns, wanted=not above),
-        "saved": new(steps, batch, facts["saved"], size, wanted=saving and facts["saved"] > 0),
-        "cells": new(steps, batch, size, wanted=train and two),
-        "emitted": new(*saved_rows, size, wanted=phases > 1),
-        "state": new(batch, size, wanted=not train and two),
-        "saved_scratch": new(batch, facts["saved"], size, wanted=not saving and phases > 1),
+        "gx": made.get("gx"),
+        "saved": made.get("saved"),
+        "cells": made.get("cells"),
+        "emitted": made.get("emitted"),
+        "state": made.get("state"),
+        "saved_scratch": made.get("saved_scratch"),
         "hn": call.end[0],
         "cn": call.end[1],
     }
 
 
-def _recompute(kept: SavedPass, work: Any, library: bool) -> LayerFields:
+class _Working:
+    """Working arrays of some shapes, of which those in a store are used again."""
+
+    def __init__(self, w: Weights, shapes: Shapes, held: dict[Any, Any]) -> None:
+        self.w, self.shapes, self.held = w, shapes, held
+
+    def __call__(self, name: str) -> Any:
+        """Return an array by its name, None if there is none."""
+        shape = self.shapes.get(name)
+        if shape is None:
+            return None
+        key = (name, shape)
+        if key not in self.held:
+            self.held[key] = self.w.device.xp.empty(shape, self.w.dtype)
+        return self.held[key]
+
+    def by_product(self, name: str) -> list[Any]:
+        """Return the arrays of all products."""
+        return [self(f"{name}{q}") for q in range(len(columns_of(self.w.cell)[1]))]
+
+
+def _recompute(kept: SavedPass, held: dict[Any, Any], library: bool) -> LayerFields:
     """Return a pass that saved the states only with what the cell saves, recomputed."""
-    w, (steps, batch), size = kept.weights, kept.shape, kept.weights.hidden
-    (columns, products, _), saved = columns_of(w.cell), facts_of(w.cell)["saved"]
-    gx = w.device.xp.empty((steps, batch, size, columns), w.dtype)
+    w = kept.weights
+    shapes = forward_shapes(w.cell, w.hidden, kept.shape, train=True, saving=True)
+    work = _Working(w, shapes, held)
+    gx = w.device.xp.empty(shapes["gx"], w.dtype)
     layer: LayerFields = {
         **kept.layer,
-        "saved": work("saved", steps, batch, saved, size),
-        "emitted": work("emitted", steps, batch, size, wanted=len(products) > 2),
+        "saved": work("saved"),
+        "emitted": work("emitted"),
         "gx": gx,
         "px": _library_product(w, kept.x, gx) if library else None,
     }
-    w.device.launch("recompute", w.cell, w.dtype, _single(layer, [], len(products)))
+    launches = len(columns_of(w.cell)[1])
+    w.device.launch("recompute", w.cell, w.dtype, _single(layer, [], launches))
     return {**layer, "gx": None, "px": None}
 
 
@@ -568,27 +571,19 @@ def _backward_fields(
     the weights; 0: our own kernels compute them.
     """
     kept, w = call.kept, call.kept.weights
-    (steps, batch), facts, size, dtype = kept.shape, facts_of(w.cell), w.hidden, w.dtype
-    _, products, shared = columns_of(w.cell)
-    states, params, parts = facts["states"], facts["params"], _core.gradient_parts(steps, batch)
-
-    def work(name: str, *shape: int, wanted: bool = True) -> Any:
-        if not wanted:
-            return None
-        key = (name, shape)
-        if key not in held:
-            held[key] = w.device.xp.empty(shape, dtype)
-        return held[key]
-
-    def by_product(name: str, *shape: int, wanted: Any = lambda q: True) -> list[Any]:
-        """Working arrays ``[*shape,H,column]`` of each product."""
-        return [
-            work(f"{name}{q}", *shape, size, n, wanted=wanted(q)) for q, n in enumerate(products)
-        ]
-
-    depths = [w.input] + [size] * (len(products) - 1)
-    recomputed = facts["saved"] > 0 and kept.layer["saved"] is None
-    layer = _recompute(kept, work, library > 0) if recomputed else kept.layer
+    shapes = backward_shapes(
+        w.cell,
+        w.input,
+        w.hidden,
+        kept.shape,
+        library=library,
+        norms=norms,
+        flow=call.flow is not None,
+        wanted=(call.grads[0] is not None, call.grads[1] is not None),
+    )
+    work = _Working(w, shapes, held)
+    recomputed = facts_of(w.cell)["saved"] > 0 and kept.layer["saved"] is None
+    layer = _recompute(kept, held, library > 0) if recomputed else kept.layer
     gradient: GradientFields = {
         "dy": call.dy.fields() if call.dy else None,
         "dx": call.dx.fields() if call.dx else None,
@@ -598,37 +593,25 @@ def _backward_fields(
         "dcn": call.dend[1],
         "dh0": call.dstate[0],
         "dc0": call.dstate[1],
-        "dh": work("dh", batch, size),
-        "dc": work("dc", batch, size, wanted=states > 1),
-        "demitted": work("demitted", batch, size, wanted=len(products) > 2),
-        "da": by_product("da", steps, batch, wanted=lambda q: not (shared and q == 1)),
-        "sums": [
-            work(f"sums{q}", library or parts, depth, size, n)
-            for q, (depth, n) in enumerate(zip(depths, products))
-        ],
-        "bias_sums": by_product("bias_sums", parts),
-        "operands": [
-            work(
-                f"operands{q}",
-                steps,
-                batch,
-                depth,
-                wanted=library > 0 and call.grads[min(q, 1)] is not None,
-            )
-            for q, depth in enumerate(depths)
-        ],
-        "dparams": work("dparams", steps, batch, params, size, wanted=params > 0),
-        "param_sums": work("param_sums", parts, params, size, wanted=params > 0),
-        "restarts": work("restarts", states, batch, size),
-        "scales": work("scales", states, batch, wanted=norms),
-        "squares": work("squares", states, batch, size, wanted=call.flow is not None),
+        "dh": work("dh"),
+        "dc": work("dc"),
+        "demitted": work("demitted"),
+        "da": work.by_product("da"),
+        "sums": work.by_product("sums"),
+        "bias_sums": work.by_product("bias_sums"),
+        "operands": work.by_product("operands"),
+        "dparams": work("dparams"),
+        "param_sums": work("param_sums"),
+        "restarts": work("restarts"),
+        "scales": work("scales"),
+        "squares": work("squares"),
         "flow": call.flow,
         "cuts": None,
         "clip_value": 0.0,
         "clip_norm": 0.0,
         "library": False,
         "first_part": 0,
-        "last_part": parts,
+        "last_part": _core.gradient_parts(*kept.shape),
         "gradients": call.grads,
         "drestart_h": call.drestart[0],
         "drestart_c": call.drestart[1],

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import _check, _core
+from ._cells import facts_of
 
 UNITS = {
     "B": 1,
@@ -138,7 +139,7 @@ def plan_of(
     dropout: bool = False,
 ) -> Schedule:
     """Return the schedule of layers, of which ``packed`` is one direction or all layers of one."""
-    cell, hidden = _core.cells()[packed.cell], packed.hidden_size
+    cell, hidden = facts_of(packed.cell), packed.hidden_size
     lanes = _core.fma_lanes(itemsize)  # of the SIMD registers
     n, rows = layers * directions, batch * packed.output_size * itemsize
     cells = batch * hidden * itemsize if cell["states"] > 1 else 0

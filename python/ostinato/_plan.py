@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import NamedTuple
 
 from . import _core
 
@@ -293,100 +294,138 @@ def plan(
     if by_step:
         return step("the norm of every step's gradient is asked for")
     capacity, blocks = register_capacity_for(products, hidden, word), -(-batch // ROWS)
-    waves = -(-blocks // device.multiprocessors)
-    if capacity and waves <= MOST_WAVES:
-        work = products[0] * capacity * capacity * ROWS / FMA
-        cycles = CELL + (work if word == 4 else work / 16)
-        reason = (
-            "the recurrent weights fit the registers of a multiprocessor "
-            f"(H = {hidden} of {capacity})"
-        )
-        return GpuPlan(
-            "loop",
-            blocks,
-            1,
-            library,
-            reason,
-            register_capacity=capacity,
-            seconds=waves * steps * cycles / device.clock_hz,
-        )
-    if capacity:
-        why = (
-            f"{blocks} blocks of {ROWS} rows are {waves} waves over {device.multiprocessors} "
-            f"multiprocessors, more than {MOST_WAVES}"
-        )
-    elif len(products) > 1:
-        why = (
-            f"the cell takes {len(products)} phases a step, and each needs all hidden units of the "
-            "one before"
-        )
-    else:
-        why = (
-            f"H = {hidden} is beyond {REGISTER_CAPACITY[word][-1]}, where the recurrent weights "
-            "fill the registers of a multiprocessor"
-        )
+    if capacity and -(-blocks // device.multiprocessors) <= MOST_WAVES:
+        one = _by_one_multiprocessor(device, products, hidden, steps, blocks, word, capacity)
+        return replace(one, library=library)
+    why = _why_not_one(device, products, hidden, blocks, word, capacity)
     if word == 4 and not split:
         return step(
             f"{why}; where many multiprocessors share the weights, products are of words of 2 bytes"
         )
-    partitions = partitions_for(device, products, hidden, word, backward)
+    every = partitions_for(device, products, hidden, word, backward)
+    partitions = [s for s in every if max_groups(device, s)]
     if not partitions:
-        return step(
-            f"{why}; there is no room for the recurrent weights in those of all multiprocessors "
-            "either"
-        )
-    partitions = [s for s in partitions if max_groups(device, s)]
-    if not partitions:
-        return step(
-            f"{why}; there are too few multiprocessors, {device.multiprocessors}, to share the "
-            "weights"
-        )
-    kinds = [(s, 1) for s in partitions]
-    if co_launched == 2:
-        alone = (
-            pipeline_columns and len(products) > 1
-        )  # there are no kernels for two layers of more phases
-        pairs = (
-            []
-            if alone
-            else partitions_for(device, [pipeline_columns], hidden, word, backward, True)
-            if pipeline_columns
-            else partitions
-        )
-        kinds += [(s, 2) for s in pairs if max_groups(device, s) >= 2]
-
-    def of(kind: tuple[Partition, int], chunks: int = 1) -> GpuPlan:
-        return _persistent(
-            device, kind[0], steps, batch, kind[1], kind[1] > 1 and pipeline_columns > 0, chunks
-        )
-
-    best = min(kinds, key=lambda kind: of(kind).seconds / kind[1])
-    times = of(best).seconds / best[1] / max(by_itself.seconds, 1e-12)
+        lacks = f"there are too few multiprocessors, {device.multiprocessors}, to share the weights"
+        if not every:
+            lacks = "there is no room for the recurrent weights in those of all multiprocessors "
+            lacks += "either"
+        return step(f"{why}; {lacks}")
+    wanted = _Pass(
+        products, hidden, steps, batch, word, inputs or hidden, library, pipeline_columns
+    )
+    best = _cheapest(device, wanted, partitions, backward, co_launched)
+    shared = _of(device, best, wanted)
+    times = shared.seconds / best[1] / max(by_itself.seconds, 1e-12)
     if times >= 1:
         return step(
             f"{why}; to partition them would take longer, by the model {times:.2g} times as long"
         )
-    if not backward:
-        return replace(of(best), library=library)
+    planned = _in_chunks(device, best, wanted) if backward else shared
+    return replace(planned, library=library)
+
+
+def _by_one_multiprocessor(
+    device: GpuFigures,
+    products: list[int],
+    hidden: int,
+    steps: int,
+    blocks: int,
+    word: int,
+    capacity: int,
+) -> GpuPlan:
+    """Return the plan of a kernel that keeps the recurrent weights in registers."""
+    work = products[0] * capacity * capacity * ROWS / FMA
+    cycles = CELL + (work if word == 4 else work / 16)
+    waves = -(-blocks // device.multiprocessors)
+    return GpuPlan(
+        "loop",
+        blocks,
+        1,
+        False,
+        f"the recurrent weights fit the registers of a multiprocessor (H = {hidden} of {capacity})",
+        register_capacity=capacity,
+        seconds=waves * steps * cycles / device.clock_hz,
+    )
+
+
+def _why_not_one(
+    device: GpuFigures, products: list[int], hidden: int, blocks: int, word: int, capacity: int
+) -> str:
+    """Return why no multiprocessor runs all steps by itself."""
+    if capacity:
+        return (
+            f"{blocks} blocks of {ROWS} rows are {-(-blocks // device.multiprocessors)} waves over "
+            f"{device.multiprocessors} multiprocessors, more than {MOST_WAVES}"
+        )
+    if len(products) > 1:
+        return (
+            f"the cell takes {len(products)} phases a step, and each needs all hidden units of the "
+            "one before"
+        )
+    return (
+        f"H = {hidden} is beyond {REGISTER_CAPACITY[word][-1]}, where the recurrent weights fill "
+        "the registers of a multiprocessor"
+    )
+
+
+class _Pass(NamedTuple):
+    """What a persistent kernel is planned for; see `plan`."""
+
+    products: list[int]
+    hidden: int
+    steps: int
+    batch: int
+    word: int
+    inputs: int
+    library: bool
+    pipeline_columns: int
+
+
+# A partition, and how many problems share its launches.
+Kind = tuple[Partition, int]
+
+
+def _of(device: GpuFigures, kind: Kind, wanted: _Pass, chunks: int = 1) -> GpuPlan:
+    partition, count = kind
+    pipelined = count > 1 and wanted.pipeline_columns > 0
+    return _persistent(device, partition, wanted.steps, wanted.batch, count, pipelined, chunks)
+
+
+def _cheapest(
+    device: GpuFigures,
+    wanted: _Pass,
+    partitions: list[Partition],
+    backward: bool,
+    co_launched: int,
+) -> Kind:
+    """Return the partition that costs least for each problem."""
+    kinds = [(s, 1) for s in partitions]
+    columns = wanted.pipeline_columns
+    if co_launched == 2:
+        # There are no kernels for two layers of more phases.
+        pairs = [] if columns and len(wanted.products) > 1 else partitions
+        if pairs and columns:
+            pairs = partitions_for(device, [columns], wanted.hidden, wanted.word, backward, True)
+        kinds += [(s, 2) for s in pairs if max_groups(device, s) >= 2]
+    return min(kinds, key=lambda kind: _of(device, kind, wanted).seconds / kind[1])
+
+
+def _in_chunks(device: GpuFigures, kind: Kind, wanted: _Pass) -> GpuPlan:
+    """Return a backward pass by the chunks that cost least, one unless more are worth it."""
     # dW, dR and dx: of pipelined layers those of the lower one; of directions both, the second
-    # added to
-    # the complete first one
-    width, dx = inputs or hidden, 1 if pipeline_columns else best[1]
-    each = [best[1] * (width + hidden), dx * width]
-    work, late = (
-        sum(products) * hidden * sum(each) * steps * batch,
-        each[1] / sum(each) if dx > 1 else 0.0,
-    )
-    rate = (
-        device.multiprocessors
-        * device.clock_hz
-        * {2: TILES, 4: LIBRARY if library else TILES_EXACT}[word]
-    )
-    parts = _core.gradient_parts(steps, batch)
-    cuts = [of(best, n) for n in CHUNKS if n == 1 or n <= parts <= steps]
+    # added to the complete first one.
+    width, dx = wanted.inputs, 1 if wanted.pipeline_columns else kind[1]
+    each = (kind[1] * (width + wanted.hidden), dx * width)
+    work = sum(wanted.products) * wanted.hidden * sum(each) * wanted.steps * wanted.batch
+    late = each[1] / sum(each) if dx > 1 else 0.0
+    per_cycle = {2: TILES, 4: LIBRARY if wanted.library else TILES_EXACT}[wanted.word]
+    rate = device.multiprocessors * device.clock_hz * per_cycle
+    parts = _core.gradient_parts(wanted.steps, wanted.batch)
+    counts = [n for n in CHUNKS if n == 1 or n <= parts <= wanted.steps]
+    cuts = [_of(device, kind, wanted, n) for n in counts]
     seconds = [_with_products(device, p, work / rate, late) for p in cuts]
     least = min(range(len(cuts)), key=seconds.__getitem__)
-    return replace(cuts[least if seconds[least] < WORTH * seconds[0] else 0], library=library)
+    return cuts[least if seconds[least] < WORTH * seconds[0] else 0]
 
 
 def _stepwise(
@@ -441,9 +480,9 @@ def _persistent(
     chunks: int = 1,
 ) -> GpuPlan:
     """Return the plan of a "persistent" kernel."""
-    wanted = max(1, -(-batch // GROUP_ROWS))
-    groups = min(wanted, max_groups(device, partition) // co_launched)
-    passes = -(-wanted // groups)
+    all_groups = max(1, -(-batch // GROUP_ROWS))
+    groups = min(all_groups, max_groups(device, partition) // co_launched)
+    passes = -(-all_groups // groups)
     each = [b - a for a, b in chunks_of(steps, batch, chunks)]
     span = max(
         1, min(max(each), device.l2_bytes // 4 // (co_launched * groups * partition.step_bytes))
@@ -453,38 +492,13 @@ def _persistent(
         launches * START
         + (passes * steps + layer_pipelined * launches) * partition.cycles(batch) / device.clock_hz
     )
-    reason = (
-        f"{partition.blocks} multiprocessors have room for the recurrent weights, "
-        f"{partition.units} units each; "
-        f"{groups} such group{'s' * (groups > 1)} of {GROUP_ROWS} rows at a time"
-        + (
-            f"; clusters of {partition.peers} take in a part of the gradients each"
-            if partition.peers > 1
-            else ""
-        )
-        + (
-            "; two layers, one a step behind the other, in the same launches"
-            if layer_pipelined
-            else ""
-        )
-        + (
-            "; both directions in the same launches"
-            if co_launched > 1 and not layer_pipelined
-            else ""
-        )
-        + (
-            f"; the products of {chunks} chunks of the steps beside those that follow"
-            if chunks > 1
-            else ""
-        )
-    )
     blocks = partition.blocks * groups * co_launched
     return GpuPlan(
         "persistent",
         blocks,
         launches,
         False,
-        reason,
+        _why_shared(partition, groups, co_launched, layer_pipelined, chunks),
         units=partition.units,
         peers=partition.peers,
         groups=groups,
@@ -494,6 +508,26 @@ def _persistent(
         chunks=chunks,
         seconds=seconds,
     )
+
+
+def _why_shared(
+    partition: Partition, groups: int, co_launched: int, layer_pipelined: bool, chunks: int
+) -> str:
+    """Return what multiprocessors share, and what runs beside it."""
+    said = [
+        f"{partition.blocks} multiprocessors have room for the recurrent weights, "
+        f"{partition.units} units each",
+        f"{groups} such group{'s' * (groups > 1)} of {GROUP_ROWS} rows at a time",
+    ]
+    if partition.peers > 1:
+        said.append(f"clusters of {partition.peers} take in a part of the gradients each")
+    if layer_pipelined:
+        said.append("two layers, one a step behind the other, in the same launches")
+    elif co_launched > 1:
+        said.append("both directions in the same launches")
+    if chunks > 1:
+        said.append(f"the products of {chunks} chunks of the steps beside those that follow")
+    return "; ".join(said)
 
 
 def _with_products(device: GpuFigures, planned: GpuPlan, products: float, late: float) -> float:

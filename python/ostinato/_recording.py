@@ -55,7 +55,7 @@ class Variable:
     """
 
     __slots__ = ("_index", "_recording", "_value")
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # as of an array: == compares elements
 
     def __init__(self, value: Any, recording: Recording, index: int) -> None:
         self._value, self._recording, self._index = value, recording, index
@@ -414,6 +414,10 @@ class Recording:
         finally:
             _RECORDINGS[thread] = self
 
+    def enters(self, layer: Layer) -> bool:
+        """Whether the calls within that of a layer are recorded, and not the layer's vjp."""
+        return layer._calls_are_recorded()
+
     def call(self, layer: Layer, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """Run the vjp of a layer as one operation."""
         x, args = (args[0], args[1:]) if args else (options.pop("x", None), ())
@@ -655,7 +659,7 @@ def of_layer(
     recording: Recording, call: Callable[..., Any], layer: Any, args: Any, options: Any
 ) -> Any:
     """Record a call of a layer, or the calls within that of a model."""
-    if layer._calls_are_recorded():
+    if recording.enters(layer):
         _ = layer._block  # laid out before its parameters are read
         return call(layer, *args, **options)
     return recording.call(layer, args, options)
@@ -722,6 +726,8 @@ def refuse_overridden(layer: Any, name: str) -> None:
     """Raise if a class overrides ``__call__`` and inherits a method that would ignore it."""
     if name == "vjp" and layer._calls_are_recorded():
         return  # the vjp of a model runs its call
+    if name == "_join_stream" and layer._streams_its_call():
+        return  # the stream of a model runs the layers that its call runs
     own: Any = type(layer)
     kind = overriding(own, name)
     if kind is not None:

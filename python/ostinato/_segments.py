@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from . import _check, _core, _device
+from ._cells import facts_of
 from ._check import Array
 from ._memory_limit import Schedule, parse, plan_for, plan_of, schedule
 from ._ragged import Ragged, most, rows_like, step_of
@@ -203,7 +204,7 @@ class Chain:
                 if h is None
                 else h.copy()
             )
-            if _core.cells()[packed.cell]["states"] == 1:
+            if facts_of(packed.cell)["states"] == 1:
                 c = None
             else:
                 c = (

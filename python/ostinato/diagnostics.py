@@ -17,9 +17,11 @@ import numpy as np
 
 from . import _check, _device
 from ._annotations import readable
+from ._cells import saved_gates
 from ._check import Array
 from ._ragged import Ragged, unwrapped
-from .nn import Layer, Recurrent, Sequential
+from ._recording import mapped
+from .nn import Layer, Model, Recurrent, Sequential
 from .train import Callback, Trainer
 
 __all__ = ["Flow", "FlowLog", "LayerFlow", "gradient_flow"]
@@ -40,7 +42,9 @@ class LayerFlow:
     ('l0', (50,), ['n', 'r', 'z'])
 
     Attributes:
-        name: position in the model, layer and direction, such as "1.l0" or "l0_reverse".
+        name: place in the model (position in a `Sequential`, attribute of a `Model`), layer and
+            direction, such as "1.l0", "l0_reverse" or "encoder.rnn.l0". A layer that a `Model`
+            runs several times has a flow for each call: "cell.l0 (call 2 of 5)".
         dh: ``[T]`` norms over batch and units of dL/dh_t by all paths.
         dc: ``[T]`` norms of dL/dc_t by all paths; None without c.
         survival: by distance, for a gradient of only the last state: the part of its norm that is
@@ -49,7 +53,8 @@ class LayerFlow:
         reach: the first k at which less than ``threshold`` is left; None if there is none.
         saturation: of each gate, the fraction of (t, b, unit) within 0.05 of its limits.
         dead: the numbers of the units whose output hardly moves.
-        verdict: a sentence that sums it up.
+        verdict: a sentence that sums it up. Of a layer of a `Model` that no gradient of the outputs
+            comes to it says so, and the arrays are empty.
     """
 
     name: str
@@ -139,8 +144,8 @@ def gradient_flow(
     l0: the gradient falls below 1% after 8 steps
 
     Args:
-        model: a recurrent layer or a `Sequential` with such layers.
-        x: the inputs, as in a call.
+        model: a recurrent layer, or a `Sequential` or `Model` with such layers.
+        x: the inputs, as in a call; a tuple of all that the call of a `Model` takes.
         dy: the gradient of the outputs, for `LayerFlow.dh` and `LayerFlow.dc`; None: ones.
         state: the state, as in a call.
         threshold: the part of the gradient that `LayerFlow.reach` asks for, between 0 and 1.
@@ -150,7 +155,7 @@ def gradient_flow(
         A `LayerFlow` for every layer and direction.
 
     Raises:
-        TypeError: a model without recurrent layers.
+        TypeError: a model without recurrent layers, or a state for one that has none.
         ValueError: a threshold that is not between 0 and 1; memory_limit, outputs or rng are given.
     """
     recurrent = _recurrent(model)
@@ -164,23 +169,65 @@ def gradient_flow(
                 f"{name}: expected none, since all steps are looked at, got {times[name]!r}"
             )
     with _watching(recurrent) as seen:
-        # The fixed seed leaves the generator of the model's dropout as it is.
-        (y, _), pullback = model.vjp(unwrapped(x)[0], state, rng=0, **times)
-        ones = np.ones_like(y.rows if isinstance(y, Ragged) else y)
-        pullback(ones if dy is None else dy, grads=model.new_grads(), need_dx=False)
+        _run_back(model, x, dy, state, times)
     out = []
     for name, layer in recurrent.items():
-        tape, norms = seen[id(layer)][0], _device.host(seen[id(layer)][1])
-        survival, facts = _survival(layer, tape), _facts(layer, tape)
-        for part, end in enumerate(layer._suffixes()):
-            dh, dc = (np.sqrt(norms[part][:, k]) if k < norms.shape[2] else None for k in (0, 1))
-            assert dh is not None
-            reach = next((int(k) for k in np.flatnonzero(survival[part] < threshold)), None)
-            full = f"{name}{end[1:]}"
-            sentence = _verdict(survival[part], reach, threshold, *facts[part], layer._output_size)
-            verdict = f"{full}: {sentence}"
-            out.append(LayerFlow(full, dh, dc, survival[part], reach, *facts[part], verdict))
+        passes = seen[id(layer)][::-1]  # as they were run forward
+        for k, (tape, norms) in enumerate(passes):
+            which = f" (call {k + 1} of {len(passes)})" if len(passes) > 1 else ""
+            out += _flows(name, which, layer, tape, norms, threshold)
+        if not passes:
+            out += _without_gradient(name, layer)
     return Flow(out)
+
+
+def _run_back(model: Layer, x: Any, dy: Any, state: Any, times: dict[str, Any]) -> None:
+    """Run a model and its pullback; no gradient of the model changes."""
+    if state is not None and not model.stateful:
+        raise TypeError(f"state: expected None, since {type(model).__name__} has no state")
+    # The fixed seed leaves the generator of the model's dropout as it is.
+    if isinstance(model, Model):
+        given = {} if state is None else {"state": state}
+        args = x if isinstance(x, tuple) else (unwrapped(x)[0],)
+        y, pullback = model.vjp(*args, rng=0, **given, **times)
+    else:
+        y, pullback = model.vjp(unwrapped(x)[0], state, rng=0, **times)
+    y = y[0] if model.stateful else y
+    if dy is None:
+        dy = mapped(_ones, y.rows if isinstance(y, Ragged) else y)
+    # Within a model, a layer whose own parameters are frozen runs back for its inputs alone.
+    pullback(dy, grads=model.new_grads(), need_dx=isinstance(model, Model))
+
+
+def _ones(a: Any) -> Any:
+    """Return a gradient of ones for an array of real numbers, None for anything else."""
+    return np.ones_like(a) if _check.is_array(a) and a.dtype.kind == "f" else None
+
+
+def _flows(
+    name: str, which: str, layer: Recurrent, tape: Any, by_step: Array, threshold: float
+) -> list[LayerFlow]:
+    """Return what was found in one pass of a recurrent layer, for each layer and direction."""
+    norms, out = _device.host(by_step), []
+    survival, facts = _survival(layer, tape), _facts(layer, tape)
+    for part, end in enumerate(layer._suffixes()):
+        dh, dc = (np.sqrt(norms[part][:, k]) if k < norms.shape[2] else None for k in (0, 1))
+        assert dh is not None
+        reach = next((int(k) for k in np.flatnonzero(survival[part] < threshold)), None)
+        full = f"{name}{end[1:]}{which}"
+        sentence = _verdict(survival[part], reach, threshold, *facts[part], layer._output_size)
+        verdict = f"{full}: {sentence}"
+        out.append(LayerFlow(full, dh, dc, survival[part], reach, *facts[part], verdict))
+    return out
+
+
+def _without_gradient(name: str, layer: Recurrent) -> list[LayerFlow]:
+    """Return flows without steps for a layer that no gradient of the outputs comes to."""
+    none, dead = np.zeros(0, layer.dtype), np.zeros(0, np.int64)
+    return [
+        LayerFlow(full, none, None, none, None, {}, dead, f"{full}: no gradient comes to it")
+        for full in (f"{name}{end[1:]}" for end in layer._suffixes())
+    ]
 
 
 def _verdict(
@@ -210,21 +257,23 @@ def _verdict(
 
 
 def _recurrent(model: Layer, prefix: str = "") -> dict[str, Recurrent]:
-    """Return the recurrent layers by their position in the model."""
+    """Return the recurrent layers by their places in the model."""
     if isinstance(model, Recurrent):
         return {prefix: model}
     out: dict[str, Recurrent] = {}
-    for k, layer in enumerate(model.layers if isinstance(model, Sequential) else ()):
-        out.update(_recurrent(layer, f"{prefix}{k}."))
+    inner: Any = model._children().items()
+    for name, layer in enumerate(model.layers) if isinstance(model, Sequential) else inner:
+        out.update(_recurrent(layer, f"{prefix}{name}."))
     return out
 
 
 @contextmanager
-def _watching(recurrent: dict[str, Recurrent]) -> Iterator[dict[int, tuple[Any, Array]]]:
-    seen: dict[int, tuple[Any, Array]] = {}
+def _watching(recurrent: dict[str, Recurrent]) -> Iterator[dict[int, list[tuple[Any, Array]]]]:
+    """Collect the tapes and norms of the passes that run back, by the layers' ids."""
+    seen: dict[int, list[tuple[Any, Array]]] = {id(layer): [] for layer in recurrent.values()}
 
     def watch(layer: Recurrent, tape: Any, norms: Array) -> None:
-        seen[id(layer)] = tape, norms
+        seen[id(layer)].append((tape, norms))
 
     for layer in recurrent.values():
         layer._watch = watch
@@ -244,7 +293,7 @@ def _facts(layer: Recurrent, tape: Any) -> list[tuple[dict[str, float], Array]]:
         v: Array = (host.swapaxes(0, 1) if layer.batch_first else host)[on]
         return v
 
-    gates, hidden, out = _check.gates(layer._cell, tape), tape.hidden(), []
+    gates, hidden, out = saved_gates(layer._cell, tape), tape.hidden(), []
     for part in range(len(layer._suffixes())):
         saturation = {}
         for name, gate in gates.items():

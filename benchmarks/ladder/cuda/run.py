@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ostinato import _core, _device, _launch, _plan
+from ostinato import _buffers, _cells, _core, _device, _launch, _plan
 
 INPUTS = 16  # so few that the product of the input hardly counts
 # Cell, precision, batch, hidden.
@@ -35,9 +35,14 @@ TINY = [("lstm", "float16", 3, 150), ("gru", "split", 128, 16)]
 ROUNDS = 5
 
 
+def rows_of(a: Any) -> _launch.Rows:
+    """Return the rows of an array ``[T,B,...]``, as the kernels address them."""
+    return _launch.Rows(a, a.strides[0] // a.itemsize, a.strides[1] // a.itemsize)
+
+
 def plans(w: Any, steps: int, batch: int, backward: bool) -> Iterator[tuple[str, _plan.GpuPlan]]:
     """Yield the plans of a pass by name; the first one, a launch a step, is the reference."""
-    figures, (columns, products, _) = w.device.figures, _launch.columns_of(w.cell)
+    figures, (columns, products, _) = w.device.figures, _buffers.columns_of(w.cell)
     word = w.word_bytes
     yield (
         "a launch a step",
@@ -80,7 +85,7 @@ def plans(w: Any, steps: int, batch: int, backward: bool) -> Iterator[tuple[str,
 
 def chunks(w: Any, steps: int, batch: int, library: bool) -> Iterator[tuple[str, _plan.GpuPlan]]:
     """Yield plans of a backward pass, with products after all steps or in chunks beside them."""
-    figures, products = w.device.figures, _launch.columns_of(w.cell)[1]
+    figures, products = w.device.figures, _buffers.columns_of(w.cell)[1]
     partitions = _plan.partitions_for(figures, products[1:], w.hidden, w.word_bytes, True)
 
     def cut(partition: _plan.Partition, n: int = 1) -> _plan.GpuPlan:
@@ -123,9 +128,9 @@ class Case:
     def __init__(
         self, device: _device.Device, cell: str, precision: str, steps: int, batch: int, hidden: int
     ) -> None:
-        r, gates = np.random.default_rng(0), _launch.facts_of(cell)["gates"]
+        r, gates = np.random.default_rng(0), _cells.facts_of(cell)["gates"]
         self.device, self.sizes, self.hidden = device, (steps, batch), hidden
-        self.two = _launch.facts_of(cell)["states"] > 1
+        self.two = _cells.facts_of(cell)["states"] > 1
 
         def draw(*shape: int) -> Any:
             return device.put((r.uniform(-1, 1, shape) / np.sqrt(hidden)).astype(np.float32))
@@ -154,7 +159,7 @@ class Case:
                 xp.empty((batch, self.hidden), np.float32) if k <= self.two else None
                 for k in range(2)
             )
-            rows = _launch.Rows.of(below), _launch.Rows.of(y)
+            rows = rows_of(below), rows_of(y)
             calls.append(_launch.Forward(self.weights[name], *rows, (None, None), end))  # type: ignore[arg-type]
         saved, own = [], replace(planned, library=False)
         for some in [calls] if planned.co_launched == len(calls) else [[c] for c in calls]:
@@ -171,7 +176,7 @@ class Case:
                 xp.empty((batch, self.hidden), np.float32) if i <= self.two else None
                 for i in range(2)
             )
-            dy = None if calls and planned.layer_pipelined else _launch.Rows.of(self.dy)
+            dy = None if calls and planned.layer_pipelined else rows_of(self.dy)
             grads = [xp.zeros_like(a) for a in self.raw] if gradients else [None] * 4
             calls.append(_launch.Backward(saved[name], dy, (None, None), d, [*grads, None]))  # type: ignore[arg-type]
         _launch.backward(calls, planned if gradients else replace(planned, library=False))

@@ -10,9 +10,11 @@ from ._layer import Layer, Pullback
 from ._layers import Activation, Dropout, Embedding, Linear
 from ._pool import Pool
 from ._quantization import ModelQuantizationReport, QuantizationReport
-from ._recurrent import GRU, LSTM, RNN, Recurrent, RecurrentPullback
+from ._recurrent import GRU, LSTM, RNN
 from ._sequential import Sequential
+from ._stack import Recurrent
 from ._stream import Stream
+from ._training import RecurrentPullback
 
 if _TYPE_CHECKING:
     from ._attention import Attention, Memory

@@ -171,7 +171,8 @@ class Views(Mapping[str, Array]):
         recording = None if self._writable else active()
         if recording is not None and self._buffer is self._block.values:
             recorded: Any = recording.parameter(self._block, self._block.aliases.get(full, full))
-            return recorded  # type: ignore[no-any-return]
+            stand_in: Array = recorded
+            return stand_in
         return self._block.view(self._buffer, full, writable=self._writable)
 
     def __iter__(self) -> Iterator[str]:

@@ -13,7 +13,6 @@ from .._ragged import Ragged, as_given, unwrapped
 from .._recording import value_of
 from ._layer import Layer, layers_of
 from ._model import Model
-from ._stream import Stream
 
 
 def layout_of(layer: Layer) -> bool | None:
@@ -95,21 +94,6 @@ class _Wrapper(Model):
             return x
         lengths, mask = times.get("lengths"), times.get("mask")
         return without_padding(x, real_steps(x, lengths, mask, self._layout))
-
-    def stream(self, batch: int = 1) -> Stream:
-        """Return a stream: one step a call, with states in slots.
-
-        Args:
-            batch: B, the number of slots, each with a state of its own.
-
-        Returns:
-            The stream, see `Stream`.
-
-        Raises:
-            TypeError: a layer that cannot run step by step.
-            ValueError: a layer that is bidirectional or not on the CPU; batch is less than 1.
-        """
-        return Stream(self, batch)
 
 
 class Residual(_Wrapper):

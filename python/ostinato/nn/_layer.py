@@ -63,6 +63,7 @@ class Layer:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        # mypy does not let a method be replaced, which is what a class of layers is for here.
         if "__call__" in vars(cls):
             cls.__call__ = recordable(vars(cls)["__call__"], of_layer)  # type: ignore[method-assign]
         if "__init__" in vars(cls):
@@ -264,6 +265,10 @@ class Layer:
 
     def _calls_are_recorded(self) -> bool:
         """Whether a recording sees the calls within ``__call__``, in place of the layer's vjp."""
+        return False
+
+    def _streams_its_call(self) -> bool:
+        """Whether a stream runs the layers that ``__call__`` runs."""
         return False
 
     def summary(self) -> str:
@@ -573,6 +578,16 @@ def layers_of(model: Layer) -> Iterator[Layer]:
         yield from layers_of(inner)
 
 
+def named_layers(model: Layer, prefix: str = "") -> Iterator[tuple[str, Layer]]:
+    """Yield all layers within a model, in order, with the names that their parameters begin with.
+
+    The model itself is not among them.
+    """
+    for name, inner in model._children().items():
+        yield prefix + name, inner
+        yield from named_layers(inner, f"{prefix}{name}.")
+
+
 def block_of(
     children: Mapping[str, Layer], own: Mapping[str, tuple[Array, Entry]], dtype: np.dtype[Any]
 ) -> Block:
@@ -749,5 +764,6 @@ class Pullback:
         return self._backward
 
 
+# The base keeps its arguments as its subclasses do; mypy does not let a method be replaced.
 Layer.__init__ = _remembering(Layer.__init__)  # type: ignore[method-assign]
 readable(globals())

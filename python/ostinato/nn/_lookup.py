@@ -18,7 +18,7 @@ from .._check import Array
 from .._ragged import Ragged
 from ._layer import Layer, Pullback
 from ._layers import Embedding
-from ._recurrent import Recurrent
+from ._stack import Recurrent
 from ._table import Lookup
 
 # Every row is projected, read or not, and each part of the batch (8 at most) sums its gradients by

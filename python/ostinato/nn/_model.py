@@ -13,15 +13,17 @@ import numpy as np
 from .. import _check, _device
 from .._annotations import readable
 from .._check import Array, Seed
-from .._recording import Recorded, overriding
+from .._recording import Recorded
 from ._block import Block, Entry, Views
 from ._layer import Layer, Pullback, block_of, holds, layers_of
+from ._stream import Stream
+from ._tracing import ChainStates, chain_of
 
 # Attributes that are the model's own business.
 _INTERNAL = frozenset(
     {
         *("_given", "_owner", "_own", "_joined", "_prefix", "_ties", "_dtype"),
-        *("_seen", "_placed", "_long", "_stale", "_mutable"),
+        *("_seen", "_placed", "_long", "_stale", "_mutable", "_parts_seen"),
     }
 )
 LONG = 1000  # entries of a list that is not read every time that a model is used
@@ -154,6 +156,7 @@ class Model(Layer):
             "_dtype": np.dtype(np.float32),
             "_seen": None,
             "_placed": [],
+            "_parts_seen": {},
             "_long": {},
             "_stale": True,
             "_mutable": False,
@@ -192,7 +195,7 @@ class Model(Layer):
         if changes and self._joined is not None:
             try:
                 _ = self._block  # laid out anew at once, or all is as it was
-            except BaseException:
+            except BaseException:  # Ctrl-C, too, leaves the model as it was
                 if known:
                     self._set(name, old)
                 else:
@@ -219,6 +222,50 @@ class Model(Layer):
             f"{name}: expected {wanted}, got {kind}; change values with `model.write()`, or remove "
             f"it first with `del model.{name}`"
         )
+
+    def _refuse_overwritten(self) -> None:
+        """Raise if an array stands in a list or dict where a layer or parameter was.
+
+        That is put back. Python does not tell when an entry is assigned, so it is found when the
+        model is next used.
+        """
+        layers, parameters = self._found()
+        kept = {id(part) for part in (*layers.values(), *parameters.values())}
+        for name, part in self.__dict__.get("_parts_seen", {}).items():
+            if "." not in name or id(part) in kept:
+                continue
+            holder, key = self._holder(name)
+            value = None if holder is None else holder[key]
+            empty = isinstance(value, (list, tuple, dict)) and not value
+            if value is None or empty or holds(value, PARTS):
+                continue
+            holder[key] = part
+            kind, change = type(part).__name__, "change values with `model.write()`"
+            if isinstance(part, Parameter):
+                change = f"use `with model.write() as p: p[{name!r}][...] = ...`"
+            raise TypeError(
+                f"{name}: expected a {kind} in place of one, got {type(value).__name__}; {change}. "
+                f"The {kind} is where it was; to remove it, take it out first, as by `del` or pop()"
+            )
+
+    def _holder(self, name: str) -> tuple[Any, Any]:
+        """Return the list or dict with an entry of a name, and its key there; or two None."""
+        first, *keys = name.split(".")
+        holder: Any = None
+        value: Any = self.__dict__.get(first)
+        key: Any = None
+        for part in keys:
+            holder = value
+            if isinstance(holder, (list, tuple)):
+                key = int(part) if part.isdecimal() and int(part) < len(holder) else None
+            elif isinstance(holder, dict):
+                key = part if part in holder else None
+            else:
+                key = None
+            if key is None:
+                return None, None
+            value = holder[key]
+        return (None, None) if isinstance(holder, tuple) else (holder, key)
 
     def _set(self, name: str, value: Any) -> None:
         self._mark()
@@ -401,6 +448,9 @@ class Model(Layer):
 
     def _lay_out(self, signature: tuple[Any, ...]) -> None:
         """Gather all parameters in one block."""
+        for model in layers_of(self):
+            if isinstance(model, Model):
+                model._refuse_overwritten()
         before = [] if self._joined is None else [m for m in self._placed if m is not self]
         self._refuse_repeated()
         made = self._gathered()
@@ -436,8 +486,9 @@ class Model(Layer):
             both = " and ".join(f"{kind} of {name}" for kind, name in list(kinds.items())[:2])
             raise TypeError(f"model: expected layers of one dtype, got {both}")
         dtype = np.dtype(next(iter(kinds), "float32"))
-        given = {n: _Held(blocks[n]) if n in blocks else layer for n, layer in layers.items()}
-        block = block_of(given, own, dtype)  # type: ignore[arg-type]  # a block stands for a layer
+        given: dict[str, Any] = dict(layers)
+        given |= {n: _Held(block) for n, block in blocks.items()}  # which stands for its layer
+        block = block_of(given, own, dtype)
         for name, target in self._ties.items():
             _tie(block, name, target)
         return block
@@ -456,6 +507,7 @@ class Model(Layer):
         layers, parameters = self._found()
         object.__setattr__(self, "_joined", block)
         self._prefix, self._dtype = prefix, block.values.dtype
+        self.__dict__["_parts_seen"] = {**layers, **parameters}
         for name, p in parameters.items():
             p._model, p._name = self, name
         for name, layer in layers.items():
@@ -505,7 +557,9 @@ class Model(Layer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _owner=None)
-        for layer in self._found()[0].values():
+        layers, parameters = self._found()
+        self.__dict__["_parts_seen"] = {**layers, **parameters}
+        for layer in layers.values():
             object.__setattr__(layer, "_owner", self)
         self._seen = self._signature()
         if self._joined is not None:
@@ -557,25 +611,54 @@ class Model(Layer):
             )
         return recorded.values, ModelPullback(self, recorded)
 
-    def stream(self, batch: int = 1) -> Any:
-        """Refuse to stream what a call of your own computes; its layers may stream.
+    def stream(self, batch: int = 1) -> Stream:
+        """Return a stream of a model whose call is a chain of layers: one step a call.
+
+        The call is run once on something that layers alone can take, to see which layers it runs
+        in which order; `Stream.refresh` does so again. It may not compute anything beside them.
+        `Stream.state` has the form of the model's state; of a model without one it is a tuple with
+        one entry a layer.
+
+        >>> import numpy as np
+        >>> import ostinato as ost
+        >>> class Net(ost.nn.Model):
+        ...     def __init__(self):
+        ...         self.rnn = ost.nn.GRU(3, 8, rng=0)
+        ...         self.head = ost.nn.Linear(8, 2, rng=1)
+        ...     def __call__(self, x):
+        ...         y, _ = self.rnn(x)
+        ...         return self.head(y)
+        >>> model = Net()
+        >>> stream = model.stream()
+        >>> y = stream.step(np.ones((1, 3), np.float32))
+        >>> bool((y == model(np.ones((1, 1, 3), np.float32))[0]).all())
+        True
 
         Args:
-            batch: the number of slots.
+            batch: B, the number of slots, each with a state of its own.
 
         Returns:
-            Nothing: a `Sequential`, or a recurrent layer, has a stream.
+            The stream, see `Stream`.
 
         Raises:
-            TypeError: always.
+            TypeError: a call that is no chain of layers, or a layer that cannot run step by step;
+                the message says what it does.
+            ValueError: a layer that is bidirectional or not on the CPU; batch is less than 1.
         """
-        own: Any = type(self)
-        kind = overriding(own, "stream")
-        raise TypeError(
-            f"stream: expected a Sequential or a recurrent layer, got a {type(self).__name__}, "
-            f"whose __call__ {'' if kind is None else f'(of {kind.__name__}) '}a stream would "
-            "ignore; stream its layers, or give it one step and its state at a time"
-        )
+        return Stream(self, batch)
+
+    def _streams_its_call(self) -> bool:
+        return type(self)._join_stream is Model._join_stream
+
+    def _join_stream(self, native: Any) -> Any:
+        layers, form = chain_of(self)
+        return ChainStates(layers, [layer._join_stream(native) for layer in layers], form)
+
+    def _reset_stream(self, states: Any, slots: Any) -> None:
+        states.reset(slots)
+
+    def _stream_state(self, states: Any) -> Any:
+        return states.shaped()
 
     def __repr__(self) -> str:
         layers, parameters = self._found()

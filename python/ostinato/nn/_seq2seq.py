@@ -14,7 +14,7 @@ from ._attention import Attention, Memory
 from ._layer import Layer
 from ._layers import Linear
 from ._model import Model
-from ._recurrent import Recurrent
+from ._stack import Recurrent
 
 FEEDS = ("none", "output", "context")
 
@@ -222,7 +222,8 @@ class Decoder(Model):
     def _step(self, e: Any, memory: Any, inner: Any, fed: Any) -> tuple[Any, Any, Any]:
         """Return the result of one step ``[B,H]``, the state, and what joins the next input."""
         if self.feed == "context":
-            fed = self.attention(self._query(inner, e), memory)  # type: ignore[misc]
+            assert self.attention is not None  # which `__init__` has checked
+            fed = self.attention(self._query(inner, e), memory)
         together = np.concatenate([e, fed], axis=-1)
         axis = 1 if self.batch_first else 0
         y, inner = self.rnn(np.expand_dims(together, axis), inner)

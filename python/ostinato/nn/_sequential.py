@@ -14,8 +14,8 @@ from .._ragged import Ragged, as_given, rows_like, unwrapped
 from ._block import Block, Views
 from ._layer import Layer, Pullback, block_of, layers_of
 from ._lookup import lookup_of, table_pullback
+from ._outputs import OUTPUTS
 from ._quantization import ModelQuantizationReport, calibrate_all, report_of
-from ._recurrent import OUTPUTS
 from ._stream import Stream
 from ._table import Lookup
 

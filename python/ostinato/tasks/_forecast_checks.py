@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from .. import _check
+from .._cells import FAMILIES
 from .._check import Array
 from ._forecast_options import ForecastOptions
-
-GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 
 
 def checked_series(series: Any, season: int) -> list[Array]:
@@ -101,7 +100,7 @@ def checked_moments(given: Any) -> dict[str, list[list[float]]]:
 
 def check_tensors(tensors: Mapping[str, Array], options: ForecastOptions, inputs: int) -> None:
     """Compare names and shapes of the parameters with what the options ask for."""
-    wide, gates = options.hidden, GATES[options.cell] * options.hidden
+    wide, gates = options.hidden, FAMILIES[options.cell] * options.hidden
     shapes: dict[str, tuple[int, ...]] = {}
     if options.members * (4 * options.layers + 2) != len(tensors):
         what = f"{options.members} members of {options.layers} layers"

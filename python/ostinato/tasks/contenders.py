@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from .._annotations import readable
+from .._cells import FAMILIES
 from .._check import Array
 
 __all__ = ["CONTENDERS", "Case", "arrays", "make", "onnx_session", "settings_of"]
 
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 Runner = Callable[[], dict[str, Array]]
 
 
@@ -98,7 +98,7 @@ class Case:
         deep = size * (1 + self.bidirectional) + size  # of the products above the first layer
         depth = self.input_size + size + (self.layers - 1) * deep
         weights = (
-            GATES[self.cell] * self.hidden * depth + self.layers * self.proj_size * self.hidden
+            FAMILIES[self.cell] * self.hidden * depth + self.layers * self.proj_size * self.hidden
         )
         return times * 2.0 * weights * self.steps * self.batch
 
@@ -120,7 +120,7 @@ def arrays(case: Case) -> dict[str, Array]:
     Returns:
         Weights by name, ``x [T,B,I]`` and ``dy [T,B,D*H]``, of the case's dtype.
     """
-    r, rows, h = np.random.default_rng(7), GATES[case.cell] * case.hidden, case.hidden
+    r, rows, h = np.random.default_rng(7), FAMILIES[case.cell] * case.hidden, case.hidden
     bound = 1 / np.sqrt(h)
     shapes: dict[str, tuple[int, ...]] = {
         "weight_ih": (rows, case.input_size),
@@ -263,7 +263,7 @@ def onnx_session(case: Case, a: dict[str, Array], threads: int, *, states: bool 
     order = {"rnn": [0], "lstm": [0, 3, 1, 2], "gru": [1, 0, 2]}[case.cell]
 
     def blocks(w: Array) -> Array:
-        parts = np.split(w, GATES[case.cell])
+        parts = np.split(w, FAMILIES[case.cell])
         return np.concatenate([parts[k] for k in order])[None]
 
     weights = {
@@ -333,7 +333,7 @@ def _keras(case: Case, a: dict[str, Array], threads: int, settings: dict[str, st
     order = {"rnn": [0], "lstm": [0, 1, 2, 3], "gru": [1, 0, 2]}[case.cell]  # keras: i f c o; z r h
 
     def blocks(w: Array) -> Array:
-        parts = np.split(w, GATES[case.cell])
+        parts = np.split(w, FAMILIES[case.cell])
         return np.concatenate([parts[k] for k in order])
 
     make = {"rnn": keras.layers.SimpleRNN, "lstm": keras.layers.LSTM, "gru": keras.layers.GRU}[
@@ -352,11 +352,11 @@ def _keras(case: Case, a: dict[str, Array], threads: int, settings: dict[str, st
         ]
     )
 
-    @tf.function  # type: ignore[untyped-decorator]
+    @tf.function  # type: ignore[untyped-decorator]  # of TensorFlow
     def forward(v: Any) -> Any:
         return layer(v)
 
-    @tf.function  # type: ignore[untyped-decorator]
+    @tf.function  # type: ignore[untyped-decorator]  # of TensorFlow
     def step(v: Any, d: Any) -> Any:
         with tf.GradientTape() as tape:
             tape.watch(v)
@@ -364,8 +364,8 @@ def _keras(case: Case, a: dict[str, Array], threads: int, settings: dict[str, st
         return y, tape.gradient(y, [v, *layer.trainable_weights], output_gradients=d)
 
     def public(w: Array) -> Array:
-        parts = np.split(w, GATES[case.cell])
-        return np.concatenate([parts[order.index(k)] for k in range(GATES[case.cell])])
+        parts = np.split(w, FAMILIES[case.cell])
+        return np.concatenate([parts[order.index(k)] for k in range(FAMILIES[case.cell])])
 
     def train() -> dict[str, Array]:
         y, (dx, dw, dr, db) = step(x, dy)

@@ -15,6 +15,7 @@ import numpy as np
 
 from .. import safetensors
 from .._annotations import readable
+from .._cells import FAMILIES
 from .._check import Array
 from ..nn import Layer
 
@@ -90,7 +91,7 @@ def prepare_folder(
     made = _make(folder)
     try:
         yield folder
-    except BaseException:
+    except BaseException:  # Ctrl-C, too, leaves no empty folder behind
         for one in reversed(made):
             with contextlib.suppress(OSError):  # it is not empty
                 one.rmdir()
@@ -251,9 +252,6 @@ def known_options(folder: str | os.PathLike[str], given: Any, kind: type[Any]) -
     return dict(given)
 
 
-GATES = {"rnn": 1, "lstm": 4, "gru": 3}
-
-
 def recurrent_shapes(
     prefix: str, cell: str, inputs: int, hidden: int, layers: int
 ) -> dict[str, tuple[int, ...]]:
@@ -272,7 +270,7 @@ def recurrent_shapes(
     Returns:
         Shapes by name.
     """
-    rows = GATES[cell] * hidden
+    rows = FAMILIES[cell] * hidden
     out: dict[str, tuple[int, ...]] = {}
     for k in range(layers):
         out[f"{prefix}weight_ih_l{k}"] = (rows, inputs if k == 0 else hidden)

@@ -130,7 +130,7 @@ class Fit:
                     c.on_start(t)
                 self.history.stopped = self._loop(callbacks, signals)
                 self._save()
-        except BaseException as e:
+        except BaseException as e:  # Ctrl-C, too: what is known to be good is saved
             self._rescue()
             if isinstance(e, Diverged):
                 path = self.settings.checkpoint
@@ -489,7 +489,7 @@ def _end(callbacks: Sequence[Callback], trainer: Trainer) -> None:
     for c in callbacks:
         try:
             c.on_end(trainer)
-        except BaseException as e:
+        except BaseException as e:  # the others end all the same; it is raised behind them
             first = first or e
     if first is not None:
         raise first

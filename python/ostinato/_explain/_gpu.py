@@ -1,0 +1,86 @@
+"""Explain a recurrent layer on a GPU: the plans of its passes, the planner's model, and memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import _core
+from .._cells import facts_of
+from ..nn._stack import Recurrent
+from ._shared import Explanation, heading, how_often, refusals, size_of, time_of, times
+
+
+def on_gpu(
+    layer: Recurrent, steps: int, batch: int, training: bool, measured: float | None
+) -> Explanation:
+    """Explain a layer; ``measured`` are the seconds of a call, if they are wanted."""
+    from .._backend import bytes_of, plans_of
+
+    backend, dropout = layer._packed(training).backend, training and layer.dropout > 0
+    plans = {
+        which: plans_of(backend, steps, batch, which == "backward", dropout)
+        for which in ("forward", "backward")[: 1 + training]
+    }
+    tape, workspace = bytes_of(backend, steps, batch, training, dropout)
+    facts: dict[str, Any] = {
+        "device": backend.device.figures.name,
+        "drivers": _core.drivers()[layer._cell],
+        "precision": layer.precision,
+        "passes": {
+            which: [{"of": name, **vars(p)} for name, _, p in of] for which, of in plans.items()
+        },
+        "flops": _flops(layer, steps, batch) * (3 if training else 1),
+        "weight_bytes": _weight_bytes(layer, backend, plans),
+        "tape_bytes": tape,
+        "workspace_bytes": workspace,
+        "measured_seconds": measured,
+    }
+    lines = [
+        heading(layer, steps, batch, training),
+        f"  device         {facts['device']}, {backend.device.figures.multiprocessors} "
+        f"multiprocessors; {layer.precision} products",
+        *(line for which, of in plans.items() for some in of for line in _plan(which, *some)),
+        f"  packed weights {size_of(facts['weight_bytes'])}, {how_often(training)}",
+        f"  tape           {size_of(tape) if training else 'none'}",
+        f"  workspace      {size_of(workspace)}, given back after the pass",
+        f"  arithmetic     {facts['flops'] / 1e9:.3g} GFLOP",
+        *refusals(facts),
+        *times(facts),
+    ]
+    return Explanation(facts, "\n".join(lines))
+
+
+def _flops(layer: Recurrent, steps: int, batch: int) -> float:
+    """Return the operations of the products of a forward pass."""
+    gates, h, d = facts_of(layer._cell)["gates"], layer.hidden_size, layer._directions
+    inputs = [layer.input_size if k == 0 else d * h for k in range(layer.num_layers)]
+    return sum(2.0 * gates * h * (i + h) * steps * batch * d for i in inputs)
+
+
+def _weight_bytes(layer: Recurrent, backend: Any, plans: dict[str, Any]) -> int:
+    """Return the bytes of the packed weights, and of those that blocks divide among themselves."""
+    from .._launch import partition_of
+
+    directions = layer._directions
+    partitions = [
+        sum(partition_of(w, p, which == "backward", has_upstream).weight_bytes)
+        for which, of in plans.items()
+        for _, w, p in of
+        for has_upstream in ((False, True) if p.layer_pipelined else (False,) * directions)
+        if p.units
+    ]
+    packed: int = sum(w.bytes for w in backend.parts)
+    return packed + sum(partitions)
+
+
+def _plan(which: str, name: str, _: Any, p: Any) -> list[str]:
+    """Return the lines of a plan."""
+    launches = "1 launch for all steps" if p.launches == 1 else f"{p.launches} launches"
+    return [
+        f"  {which:<14} {name}: kernel {p.kernel}, {launches} of {p.blocks} blocks",
+        f"                 {p.reason}",
+        f"                 about {time_of(p.seconds)} by the planner's model, which no run has "
+        "confirmed",
+        "                 products of all steps at once: "
+        f"{'the library of the arrays' if p.library else 'our own kernel'}",
+    ]

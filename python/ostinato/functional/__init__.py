@@ -1,0 +1,41 @@
+"""Run one recurrent layer in one direction: arrays in, arrays out, no parameters held.
+
+Shapes are ``x [T,B,I]``, ``y [T,B,H]`` and ``h0, c0 [B,H]``; weights have PyTorch's names, shapes
+and gate orders. x may also be sequences of different lengths, an `ostinato.Ragged` or a list of
+``[n,I]``: y is then of the same kind. All arrays of a call share one dtype, float32 or float64. A
+pullback holds copies of the states that it was given, and may be called more than once.
+
+>>> import numpy as np
+>>> import ostinato as ost
+>>> rng = np.random.default_rng(0)
+>>> w_ih, w_hh = rng.normal(size=(4 * 8, 3)), rng.normal(size=(4 * 8, 8))
+>>> y, (h_n, c_n) = ost.functional.lstm(rng.normal(size=(5, 2, 3)), w_ih, w_hh)
+>>> y.shape, h_n.shape
+((5, 2, 8), (2, 8))
+"""
+
+from __future__ import annotations
+
+from ._gru import gru, gru_vjp
+from ._lstm import lstm, lstm_vjp
+from ._pullback import Gradients, Pullback
+from ._rnn import rnn, rnn_vjp
+from ._weights import LayerNormWeights, Packed, pack
+
+__all__ = [
+    "Gradients",
+    "LayerNormWeights",
+    "Packed",
+    "Pullback",
+    "gru",
+    "gru_vjp",
+    "lstm",
+    "lstm_vjp",
+    "pack",
+    "rnn",
+    "rnn_vjp",
+]
+
+# All is part of this module, whatever file it is in: for `help`, and for pickled weights.
+for _name in __all__:
+    globals()[_name].__module__ = __name__
