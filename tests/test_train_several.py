@@ -85,7 +85,7 @@ class Cut(nn.Model):
         self.words, self.head = nn.Embedding(5, 6, rng=1), nn.Linear(12, 1, rng=2)
 
     def __call__(self, x: Any, ids: Any) -> Any:
-        words = self.pool(ids.padded(self.words(ids.rows)), lengths=ids.lengths)
+        words = self.pool(self.words(ids.padded()), lengths=ids.lengths)
         return self.head(np.concatenate([self.pool(self.rnn(x)[0]), words], -1))
 
 
