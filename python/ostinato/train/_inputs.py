@@ -142,7 +142,7 @@ class Form:
         return _leaf(self.model, 0)
 
     def refuse_arrays(self, name: str, inputs: Inputs) -> None:
-        """Raise if several inputs have arrays ``[N,T,...]`` for a model that reads ``[T,B,...]``."""
+        """Raise if inputs are arrays ``[N,T,...]`` for a model that reads ``[T,B,...]``."""
         if any(not isinstance(a, Ragged) and a.ndim > 1 for _, a in inputs.items()):
             self.refuse_time_major(name)
 
