@@ -45,6 +45,28 @@ class TranslateOptions:
     >>> from ostinato.tasks.translate import TranslateOptions
     >>> TranslateOptions(hidden=128).hidden
     128
+
+    Attributes:
+        units: what texts are cut into: "char", "word", "subword", or "auto" (characters to words
+            where the targets have few different words, subwords otherwise).
+        attention: "luong", "bahdanau", "input-feeding" or "none".
+        cell: "lstm" or "gru".
+        hidden: units H of the decoder, an even number; the encoder has half of them each way.
+        embedding: numbers that stand for a symbol.
+        layers: layers of encoder and decoder.
+        dropout: of the memory, of results, and between layers; in [0, 1).
+        epochs: rounds over the training pairs.
+        batch: pairs of a batch.
+        lr: learning rate at its highest; it falls to a fiftieth as a cosine.
+        teacher_forcing: probability of the given input at the end of the run, to which it falls
+            from 1 in a straight line.
+        beam: hypotheses of the beam search; 1 is greedy.
+        length_penalty: see `decoding.beam_search`.
+        pieces: merges of byte-pair encoding, for subwords.
+        longest: characters of a text, at most.
+        limit: training texts, at most; 0: all.
+        held_out: texts to measure with, at most a tenth of all.
+        seed: seed of initial values, order and dropout.
     """
 
     units: str = option(
