@@ -169,7 +169,7 @@ class Translator(nn.Model):
 
 
 @dataclass
-class _Trained:
+class Trained:
     """A model with its units, and what it translates with.
 
     Attributes:
@@ -249,14 +249,44 @@ class _Lines(train.Callback):
 
 def _train(data: Sequence[str], options: TranslateOptions, run: Run) -> Figures:
     """Train on pairs, save the model, and measure it on held-out texts."""
+    if run.plot is not None:
+        _figure_classes(options)
+    trained, pairs, names, watched = prepare(data, options, run)
+    begun = time.perf_counter()
+    _fit(trained, pairs, (names, watched), run)
+    seconds = time.perf_counter() - begun
+    if run.folder is not None:
+        _save(run.folder, trained)
+    count = sum(len(pairs[name]) for name in names)
+    figures = measure(trained, pairs, trained.held_out, run)
+    if run.plot is not None:
+        _draw(run, trained, trained.held_out[0])
+    return {"train_pairs": count, **figures, "train_seconds": seconds}
+
+
+def prepare(
+    data: Sequence[str], options: TranslateOptions, run: Run
+) -> tuple[Trained, Pairs, list[str], list[str]]:
+    """Read pairs, and make a new model for them.
+
+    Args:
+        data: files or folders; none for cmudict.
+        options: the options.
+        run: where it reports.
+
+    Returns:
+        The model with its units, the pairs, and the texts to train with and to watch with.
+
+    Raises:
+        ValueError: an option or the data are not as expected.
+        ImportError: a package is missing.
+    """
     if options.hidden % 2:
         raise ValueError(f"hidden: expected an even number, got {options.hidden}")
     if options.teacher_forcing > 1:
         raise ValueError(
             f"teacher_forcing: expected a number in [0, 1], got {options.teacher_forcing}"
         )
-    if run.plot is not None:
-        _figure_classes(options)
     pairs = _pairs.read(data, options.longest, run.report)
     names, watched, held_out = _pairs.split(pairs, options.held_out)
     names = names[: options.limit or None]
@@ -265,7 +295,7 @@ def _train(data: Sequence[str], options: TranslateOptions, run: Run) -> Figures:
     source, target = _units.make(kinds, source_texts, target_texts, options.pieces)
     model = Translator(len(source.symbols) + 1, len(target.symbols) + FIRST, options)
     most = max(len(target.cut(text)) for text in target_texts) + 10
-    trained = _Trained(model, options, source, target, most, held_out)
+    trained = Trained(model, options, source, target, most, held_out)
     if not trained.sounds:
         chrf(["a"], ["a"])  # an error now if sacrebleu is missing, not after the training
     run.report(
@@ -273,15 +303,7 @@ def _train(data: Sequence[str], options: TranslateOptions, run: Run) -> Figures:
         f"{len(source_texts)} pairs to train with, {len(held_out)} texts held out; "
         f"{model.flat.size:,} parameters"
     )
-    begun = time.perf_counter()
-    _fit(trained, pairs, (names, watched), run)
-    seconds = time.perf_counter() - begun
-    if run.folder is not None:
-        _save(run.folder, trained)
-    figures = _measured(trained, pairs, held_out, run)
-    if run.plot is not None:
-        _draw(run, trained, held_out[0])
-    return {"train_pairs": len(source_texts), **figures, "train_seconds": seconds}
+    return trained, pairs, names, watched
 
 
 def _listed(pairs: Pairs, names: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -290,7 +312,18 @@ def _listed(pairs: Pairs, names: Sequence[str]) -> tuple[list[str], list[str]]:
     return [a for a, _ in both], [b for _, b in both]
 
 
-def _loader(trained: _Trained, pairs: Pairs, names: Sequence[str], shuffle: bool) -> PairLoader:
+def batches(trained: Trained, pairs: Pairs, names: Sequence[str], shuffle: bool) -> PairLoader:
+    """Return the batches of some texts with all of their answers.
+
+    Args:
+        trained: the model with its units.
+        pairs: the pairs.
+        names: the source texts.
+        shuffle: whether every epoch has a new order.
+
+    Returns:
+        The loader.
+    """
     source, target = _listed(pairs, names)
     # Of a text to watch with, symbols that are not known have no number to be learnt.
     numbers = [[k for k in trained.target.numbers(text, FIRST) if k >= 0] for text in target]
@@ -305,15 +338,28 @@ def _loader(trained: _Trained, pairs: Pairs, names: Sequence[str], shuffle: bool
     )
 
 
+def schedule(options: TranslateOptions, steps: int) -> optim.Schedule:
+    """Return learning rates that rise, and then fall as a cosine.
+
+    Args:
+        options: the options.
+        steps: of the run.
+
+    Returns:
+        The schedule.
+    """
+    rise = min(300, steps // 10 + 1)
+    fall = optim.Cosine(options.lr, steps=max(steps - rise, 1), final=options.lr / 50)
+    return optim.Warmup(fall, steps=rise)
+
+
 def _fit(
-    trained: _Trained, pairs: Pairs, parts: tuple[Sequence[str], Sequence[str]], run: Run
+    trained: Trained, pairs: Pairs, parts: tuple[Sequence[str], Sequence[str]], run: Run
 ) -> None:
-    """Train by cross entropy, with a learning rate that rises and then falls as a cosine."""
+    """Train by cross entropy."""
     options = trained.options
-    loader, watched = (_loader(trained, pairs, part, k == 0) for k, part in enumerate(parts))
+    loader, watched = (batches(trained, pairs, part, k == 0) for k, part in enumerate(parts))
     total = len(loader) * options.epochs
-    rise = min(300, total // 10 + 1)
-    fall = optim.Cosine(options.lr, steps=max(total - rise, 1), final=options.lr / 50)
     callbacks: list[train.Callback] = [_Lines(run)]
     if options.teacher_forcing < 1:
         callbacks.append(
@@ -324,7 +370,7 @@ def _fit(
     trainer = train.Trainer(
         trained.model,
         losses.CrossEntropy(),
-        optim.AdamW(optim.Warmup(fall, steps=rise)),
+        optim.AdamW(schedule(options, total)),
         clip_norm=1.0,
         callbacks=callbacks,
     )
@@ -336,8 +382,18 @@ def _fit(
 # -- measure ---------------------------------------------------------------------------------------
 
 
-def _measured(trained: _Trained, pairs: Pairs, names: Sequence[str], run: Run) -> Figures:
-    """Return the figures of translations, and show some of them."""
+def measure(trained: Trained, pairs: Pairs, names: Sequence[str], run: Run) -> Figures:
+    """Translate texts, show some of them, and return the figures.
+
+    Args:
+        trained: the model with its units.
+        pairs: the right answers.
+        names: the texts.
+        run: where it reports.
+
+    Returns:
+        The figures: per and wer of sounds; chrf, copy_chrf and exact of texts.
+    """
     found = trained.translate(names)
     answers = [pairs[name] for name in names]
     for name, one, right in list(zip(names, found, answers))[:SHOWN]:
@@ -373,7 +429,7 @@ def _errors(found: Sequence[Sequence[str]], answers: Sequence[Sequence[str]]) ->
 # -- save and load ---------------------------------------------------------------------------------
 
 
-def _save(folder: Path, trained: _Trained) -> None:
+def _save(folder: Path, trained: Trained) -> None:
     facts = {
         "options": asdict(trained.options),
         "source": trained.source.facts(),
@@ -384,7 +440,7 @@ def _save(folder: Path, trained: _Trained) -> None:
     save_model(folder, "translate", trained.model, facts)
 
 
-def _load(folder: str | os.PathLike[str]) -> _Trained:
+def _load(folder: str | os.PathLike[str]) -> Trained:
     """Return the model of a folder, checked."""
     tensors, facts = load_model(folder, "translate")
     where = os.fspath(folder)
@@ -405,7 +461,7 @@ def _load(folder: str | os.PathLike[str]) -> _Trained:
     check_shapes(folder, tensors, _shapes(*sizes, options))
     model = Translator(*sizes, options)
     model.load_state_dict(tensors)
-    return _Trained(model, options, source, target, most, held_out)
+    return Trained(model, options, source, target, most, held_out)
 
 
 def _shapes(source: int, target: int, options: TranslateOptions) -> dict[str, tuple[int, ...]]:
@@ -492,7 +548,7 @@ def _evaluate(data: Sequence[str], run: Run) -> Figures:
     names = trained.held_out if set(trained.held_out) <= set(pairs) else sorted(pairs)
     if not names:
         raise ValueError("DATA: expected texts to measure with, got none")
-    figures = _measured(trained, pairs, names, run)
+    figures = measure(trained, pairs, names, run)
     if run.plot is not None:
         _draw(run, trained, names[0])
     return figures
@@ -512,7 +568,7 @@ def _figure_classes(options: TranslateOptions) -> tuple[Any, Any]:
     return Figure, FigureCanvasAgg
 
 
-def _draw(run: Run, trained: _Trained, text: str) -> None:
+def _draw(run: Run, trained: Trained, text: str) -> None:
     """Draw what each symbol of a translation attends to."""
     assert run.plot is not None
     figure_class, canvas_class = _figure_classes(trained.options)
