@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import re
 from collections import Counter
@@ -139,23 +140,47 @@ def learn_merges(texts: Iterable[str], count: int) -> list[tuple[str, str]]:
         for pair in itertools.pairwise(parts):
             totals[pair] += n
             places.setdefault(pair, set()).add(k)
+    # Counts that a pair had; one that is no longer right is put back when its turn comes.
+    heap = [(-n, pair) for pair, n in totals.items()]
+    heapq.heapify(heap)
     merges: list[tuple[str, str]] = []
-    while len(merges) < count and totals:
-        best = max(totals, key=lambda pair: (totals[pair], pair))
-        if totals[best] < 2:
+    while len(merges) < count and heap:
+        n, best = heapq.heappop(heap)
+        if totals[best] != -n:
+            if 1 < totals[best] < -n:
+                heapq.heappush(heap, (-totals[best], best))
+            continue
+        if -n < 2:
             break
         merges.append(best)
-        for k in sorted(places.pop(best)):
-            parts, n = words[k]
-            for pair in itertools.pairwise(parts):
-                totals[pair] -= n
-            parts = _joined(parts, best)
-            words[k] = parts, n
-            for pair in itertools.pairwise(parts):
-                totals[pair] += n
-                places.setdefault(pair, set()).add(k)
-        del totals[best]
+        for pair in _merge(best, words, totals, places):
+            heapq.heappush(heap, (-totals[pair], pair))
     return merges
+
+
+def _merge(
+    best: tuple[str, str],
+    words: list[tuple[list[str], int]],
+    totals: Counter[tuple[str, str]],
+    places: dict[tuple[str, str], set[int]],
+) -> list[tuple[str, str]]:
+    """Join a pair in all words that have it; return the pairs that occur more often now."""
+    more: set[tuple[str, str]] = set()
+    for k in sorted(places.pop(best)):
+        parts, n = words[k]
+        before = Counter(itertools.pairwise(parts))
+        parts = _joined(parts, best)
+        words[k] = parts, n
+        after = Counter(itertools.pairwise(parts))
+        for pair in before.keys() | after.keys():
+            change = (after[pair] - before[pair]) * n
+            totals[pair] += change
+            if change > 0:
+                more.add(pair)
+                places.setdefault(pair, set()).add(k)
+    del totals[best]
+    more.discard(best)
+    return sorted(more)
 
 
 CLOSED = 200  # words of a target, at most, that are taken for symbols such as phones
