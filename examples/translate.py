@@ -36,8 +36,9 @@ class Translator(ost.nn.Model):
             nn.Embedding(symbols, 16, rng=0), nn.LSTM(16, size // 2, bidirectional=True, rng=1)
         )
         self.decoder = nn.Decoder(
-            nn.Embedding(symbols, 16, rng=2), nn.LSTM(16, size, rng=3), nn.Linear(size, symbols, rng=4),
-            attention=nn.Attention("general", size, rng=5), memory_size=size, rng=6,
+            nn.Embedding(symbols, 16, rng=2), nn.LSTM(16, size, rng=3),
+            nn.Linear(size, symbols, rng=4), attention=nn.Attention("general", size, rng=5),
+            memory_size=size, rng=6,
         )  # fmt: skip
 
     def __call__(self, source: Any, inputs: Any, lengths: Any) -> Any:

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+import fake_cupy
 import ostinato as ost
+from conftest import native_for_tests
 from ostinato import nn
 from ostinato.data import InputsLoader, PairLoader
 
@@ -54,7 +56,9 @@ def test_a_dict_and_a_tuple_train_alike() -> None:
     np.testing.assert_allclose(y, model(x, ids), atol=1e-6)
     assert np.array_equal(trainer.predict((x, ids), batch_size=5), y)
     expected = float(((y - target) ** 2).mean())
-    assert abs(trainer.evaluate(((x, ids), target))["loss"] - expected) < 1e-5
+    for form in (({"x": x, "ids": ids}, target), ((x, ids), target)):
+        assert abs(trainer.evaluate(form)["loss"] - expected) < 1e-5
+        assert abs(trainer.evaluate(*form)["loss"] - expected) < 1e-5
 
 
 def test_lengths_and_weights_are_those_of_the_outputs() -> None:
@@ -134,30 +138,52 @@ def test_a_target_a_sequence() -> None:
     assert trainer.evaluate({"one": one, "two": two}, target)["accuracy"] > 0.95
 
 
-def test_a_run_of_pairs_resumes_bit_for_bit(tmp_path: Path) -> None:
+class Copy(nn.Model):
+    """A translator, for pairs of equal sequences."""
+
+    def __init__(self) -> None:
+        self.encoder = nn.Encoder(nn.Embedding(9, 8, rng=0), nn.GRU(8, 8, rng=1))
+        self.decoder = nn.Decoder(
+            nn.Embedding(9, 8, rng=2), nn.GRU(8, 8, rng=3), nn.Linear(8, 9, rng=4),
+            attention=nn.Attention("dot"), memory_size=8, rng=5,
+        )  # fmt: skip
+
+    def __call__(self, source: Any, inputs: Any, lengths: Any) -> Any:
+        memory, state = self.encoder(source, lengths)
+        return self.decoder(inputs, memory, state, memory_lengths=lengths)[0]
+
+
+def equal_pairs(**options: Any) -> PairLoader:
     r = np.random.default_rng(0)
     source = [r.integers(2, 9, n) for n in r.integers(1, 9, 40)]
+    return PairLoader(source, source, start=0, stop=1, batch_size=8, buckets=2, rng=3, **options)
 
-    class Copy(nn.Model):
-        def __init__(self) -> None:
-            self.encoder = nn.Encoder(nn.Embedding(9, 8, rng=0), nn.GRU(8, 8, rng=1))
-            self.decoder = nn.Decoder(
-                nn.Embedding(9, 8, rng=2), nn.GRU(8, 8, rng=3), nn.Linear(8, 9, rng=4),
-                attention=nn.Attention("dot"), memory_size=8, rng=5,
-            )  # fmt: skip
 
-        def __call__(self, source: Any, inputs: Any, lengths: Any) -> Any:
-            memory, state = self.encoder(source, lengths)
-            return self.decoder(inputs, memory, state, memory_lengths=lengths)[0]
+def test_pairs_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    native_for_tests()
+    fake_cupy.stand_in(monkeypatch)
+    losses = []
+    for device in ("cpu", "cuda"):
+        model = Copy().to(device)
+        sampling = ost.train.ScheduledSampling(model.decoder, "linear", k=4, final=0.5)
+        trainer = ost.Trainer(model, ost.losses.CrossEntropy(), callbacks=[sampling])
+        history = trainer.fit(
+            equal_pairs(), validation=equal_pairs(shuffle=False), epochs=2, progress=False
+        )
+        losses.append([*history.column("loss"), *history.column("valid_loss")])
+    np.testing.assert_allclose(losses[0], losses[1], atol=1e-3)
 
+
+def test_a_run_of_pairs_resumes_bit_for_bit(tmp_path: Path) -> None:
     def run(steps: int, resume: bool, path: Path) -> Copy:
         model = Copy()
         sampling = ost.train.ScheduledSampling(model.decoder, "linear", k=20, final=0.5)
         trainer = ost.Trainer(
             model, ost.losses.CrossEntropy(), ost.optim.Adam(1e-2), callbacks=[sampling]
         )
-        loader = PairLoader(source, source, start=0, stop=1, batch_size=8, buckets=2, rng=3)
-        trainer.fit(loader, epochs=9, steps=steps, checkpoint=path, resume=resume, progress=False)
+        trainer.fit(
+            equal_pairs(), epochs=9, steps=steps, checkpoint=path, resume=resume, progress=False
+        )
         assert model.decoder.teacher_forcing == 1.0
         return model
 

@@ -96,6 +96,9 @@ def test_letters_to_sounds(trained: Any, capsys: Any, tmp_path: Path) -> None:
     assert figures["wer"] < 0.1
     said = run(capsys, "predict", str(folder), "beca", "acibe")["translations"]
     assert [row["translation"] for row in said] == ["B E C A", "A S I B E"]
+    said = run(capsys, "predict", str(folder), "BeC1a", "beca")["translations"]
+    assert [row["unknown"] for row in said] == [["1"], []]
+    assert said[0]["translation"].startswith("B E")
     measured = run(capsys, "evaluate", str(folder), str(data))
     names = ("held_out", "per", "wer")
     assert {n: measured[n] for n in names} == {n: figures[n] for n in names}

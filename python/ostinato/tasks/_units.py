@@ -59,9 +59,17 @@ class Units:
         return parts
 
     def numbers(self, text: str, first: int) -> list[int]:
-        """Return the numbers of the units of a text from ``first`` on; -1 for unknown ones."""
-        found = (self._numbers.get(s, -1) for s in self.cut(text))
+        """Return the numbers of the units of a text from ``first`` on; -1 for unknown ones.
+
+        A unit that is known in lower case alone has the number of that.
+        """
+        known = self._numbers
+        found = (known.get(s, known.get(s.lower(), -1)) for s in self.cut(text))
         return [k if k < 0 else k + first for k in found]
+
+    def unknown(self, text: str) -> list[str]:
+        """Return the units of a text that have no number."""
+        return [s for s, k in zip(self.cut(text), self.numbers(text, 0)) if k < 0]
 
     def text(self, symbols: Iterable[str]) -> str:
         """Return the text of units."""

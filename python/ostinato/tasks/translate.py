@@ -516,11 +516,15 @@ def _predict(inputs: Sequence[str], run: Run) -> Figures:
                 f"INPUT: expected texts with symbols that the model has learnt, got {text!r:.60}"
             )
     found = trained.translate(texts)
-    out = [
+    out: list[dict[str, Any]] = [
         {"text": text, "translation": trained.text(one), "log_probability": one.log_probability}
         for text, one in zip(texts, found)
     ]
     for row in out:
+        unknown = trained.source.unknown(row["text"])
+        if unknown:
+            run.report(f"unknown  {' '.join(unknown)} in {row['text']}")
+        row["unknown"] = unknown
         run.report(f"{row['text']}\t{row['translation']}")
     if run.out is not None:
         lines = "".join(f"{row['text']}\t{row['translation']}\n" for row in out)

@@ -238,7 +238,8 @@ class Trainer:
             ValueError: there is no batch, or no step that counts.
         """
         _check.positive("batch_size", batch_size)
-        source = Source("data", _pair("data", data, target), self._form(), batch_size, False, 0)
+        form = self._form()
+        source = Source("data", _pair("data", data, target, form), form, batch_size, False, 0)
         return self._evaluate(source)[0]
 
     def _evaluate(self, source: Source) -> tuple[Row, str]:
@@ -504,7 +505,8 @@ class Trainer:
             )
             _check_counts(settings, batch_size)
             form, valid = self._form(), None
-            source = Source("train", _pair("train", train, target), form, batch_size, shuffle, seed)
+            data = _pair("train", train, target, form)
+            source = Source("train", data, form, batch_size, shuffle, seed)
             if validation is not None:
                 valid = Source("validation", validation, form, batch_size, False, 0)
             self._check_run(settings, valid)
@@ -562,11 +564,11 @@ class Trainer:
             )
 
 
-def _pair(name: str, data: Any, target: Any) -> Any:
+def _pair(name: str, data: Any, target: Any, form: Form) -> Any:
     """Return ``(x, target)`` from two arguments, or the first unchanged."""
     if target is None:
         return data
-    if isinstance(data, tuple):
+    if isinstance(data, tuple) and not form.several(data):
         raise TypeError(
             f"target: expected None beside {name} = (x, target), got {type(target).__name__}"
         )
