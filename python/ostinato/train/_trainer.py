@@ -515,8 +515,7 @@ class Trainer:
             _check_intervals(settings, run.total())
             if resume:
                 run.resume()
-            callbacks = [*self.callbacks, *([Progress(run.total())] if progress else [])]
-            return run.go(callbacks)
+            return run.go([*self.callbacks, *([Progress(run.total())] if progress else [])])
         finally:
             self._running.release()
 
