@@ -47,6 +47,7 @@ MODULES = (
     ".tasks.series",
     ".tasks.tables",
     ".tasks.text",
+    ".tasks.translate",
 )
 
 

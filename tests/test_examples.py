@@ -45,11 +45,17 @@ def test_bidirectional_tagger() -> None:
     assert scores["both ways"] > scores["forward"] > 0.8
 
 
+def test_translate(capsys: pytest.CaptureFixture[str]) -> None:
+    assert load("translate").main(count=3000, epochs=4) > 0.9
+    assert "->   2005-07-19" in capsys.readouterr().out
+
+
 def test_all_examples_are_tested() -> None:
     tested = {
         "simple_rnn_regression",
         "adding_problem",
         "sequential_digits",
         "bidirectional_tagger",
+        "translate",
     }
     assert {p.stem for p in EXAMPLES.glob("*.py")} == tested

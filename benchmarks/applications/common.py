@@ -14,13 +14,17 @@ import ostinato as ost
 from ostinato._machine import info
 
 
-def arguments(description: str | None) -> argparse.Namespace:
-    """Return the options that every benchmark of an application has."""
+def arguments(
+    description: str | None, more: Callable[[argparse.ArgumentParser], None] | None = None
+) -> argparse.Namespace:
+    """Return the options that every benchmark of an application has, and those that more adds."""
     p = argparse.ArgumentParser(description=description)
     p.add_argument("--seeds", type=int, default=3, help="runs, with the seeds 0, 1, ...")
     p.add_argument("--threads", type=int, default=2, help="threads of ostinato and of the peer")
     p.add_argument("--no-peer", action="store_true", help="leave torch out")
     p.add_argument("--out", type=Path, help="write the figures to this file, as JSON")
+    if more is not None:
+        more(p)
     args = p.parse_args()
     ost.set_num_threads(args.threads)
     return args

@@ -10,7 +10,8 @@ are never changed.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from ._annotations import readable
 from ._check import Array
 from ._ragged import Ragged, flat_flags, rows_of
 
-__all__ = ["ArrayLoader", "RaggedLoader", "StreamLoader"]
+__all__ = ["ArrayLoader", "InputsLoader", "PairLoader", "RaggedLoader", "StreamLoader"]
 
 
 def as_array(name: str, value: Any) -> Any:
@@ -70,6 +71,83 @@ def as_array(name: str, value: Any) -> Any:
     return a
 
 
+@dataclass
+class Inputs:
+    """Several inputs of a model: arrays or `Ragged`, by position or by name.
+
+    Attributes:
+        args: those by position.
+        named: those by name.
+    """
+
+    args: tuple[Any, ...] = ()
+    named: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, x: Any) -> Inputs:
+        """Return the inputs of a tuple or a mapping with names."""
+        if not isinstance(x, Mapping):
+            return cls(tuple(x))
+        for name in x:
+            if not isinstance(name, str):
+                raise TypeError(f"x: expected names of the arguments of the model, got {name!r}")
+        return cls((), dict(x))
+
+    def items(self) -> list[tuple[str, Any]]:
+        """Return what errors call each input, and the input."""
+        by_position = [(f"x[{k}]", a) for k, a in enumerate(self.args)]
+        return by_position + [(f"x[{n!r}]", a) for n, a in self.named.items()]
+
+    def mapped(self, call: Callable[[str, Any], Any]) -> Inputs:
+        """Return inputs made of the results of a call, which is given names and inputs."""
+        made = [call(name, a) for name, a in self.items()]
+        n = len(self.args)
+        return Inputs(tuple(made[:n]), dict(zip(self.named, made[n:])))
+
+    def given(self) -> Any:
+        """Return the tuple or the dict."""
+        return self.named or self.args
+
+    def take(self, rows: Any) -> Inputs:
+        """Return the inputs of some samples."""
+        return self.mapped(lambda _, a: a.take(rows) if isinstance(a, Ragged) else a[rows])
+
+    def count(self) -> int:
+        """Return the number of samples, the same in all inputs."""
+        sizes = {name: len(a) for name, a in self.items()}
+        if not sizes:
+            raise ValueError("x: expected at least one input, got none")
+        first, size = next(iter(sizes.items()))
+        for name, n in sizes.items():
+            if n != size:
+                raise ValueError(f"{name}: expected {size} samples as {first} has, got {n}")
+        return size
+
+
+def whole_input(name: str, a: Any) -> Any:
+    """Return an input of all samples as an array ``[N,...]`` or a `Ragged`.
+
+    Args:
+        name: what errors call it.
+        a: an array, a `Ragged`, or a list of arrays ``[n,...]``.
+
+    Returns:
+        The array, or the sequences.
+
+    Raises:
+        TypeError: it is none of these.
+        ValueError: a single number, or an empty list.
+    """
+    if isinstance(a, Ragged):
+        return a
+    if isinstance(a, list):
+        return Ragged.join([as_array(f"{name}[{k}]", s) for k, s in enumerate(a)], name)
+    made = as_array(name, a)
+    if made.ndim == 0:
+        raise ValueError(f"{name}: expected an axis of samples, got a single number")
+    return made
+
+
 def _sample(a: Any) -> dict[str, Any]:
     """Return shape, dtype and the hash of at most 16,384 elements at even distances."""
     facts: dict[str, Any] = {"shape": list(a.shape), "dtype": str(a.dtype)}
@@ -90,7 +168,7 @@ class _Selections:
 
     carries_state = False
     x: Any
-    target: Array
+    target: Any
     outputs: str
     times: dict[str, Any]
 
@@ -98,12 +176,16 @@ class _Selections:
         self.batch_size, self.shuffle = _check.positive("batch_size", batch_size), shuffle
         self.rng = _check.positive("rng", rng, 0)
 
+    @property
+    def _samples(self) -> int:
+        return len(self.x)
+
     def __len__(self) -> int:
-        return -(-len(self.x) // self.batch_size)
+        return -(-self._samples // self.batch_size)
 
     def _selections(self, epoch: int, start: int) -> Iterator[Array]:
         """Yield the numbers of the samples of each batch, from batch ``start`` on."""
-        n = len(self.x)
+        n = self._samples
         order = (
             np.random.default_rng((self.rng, epoch)).permutation(n)
             if self.shuffle
@@ -382,6 +464,229 @@ class RaggedLoader(_Selections):
             if len(value) == len(self.x) != len(self.x.rows)
             else self.x.like(value).take(some).rows
         )
+
+
+class InputsLoader(_Selections):
+    """Yield batches of samples for a model of several inputs.
+
+    >>> import numpy as np
+    >>> x = {"source": np.zeros((10, 7), np.int64), "inputs": np.zeros((10, 5), np.int64)}
+    >>> loader = InputsLoader(x, np.zeros((10, 5)), batch_size=4)
+    >>> [(x["inputs"].shape, target.shape) for x, target, lengths in loader]
+    [((4, 5), (4, 5)), ((4, 5), (4, 5)), ((2, 5), (2, 5))]
+
+    Args:
+        x: a tuple of inputs, which the model is called with by position, or a dict, by name; each
+            an array ``[N,...]``, a `Ragged` or a list of ``[n,...]``.
+        target: ``[N,...]``; or a `Ragged` or a list of ``[n,...]`` for a model whose outputs are
+            ragged.
+        lengths: ``[N]``, of the outputs, or a dict with any of lengths, mask (``[N,T]``) and
+            weights; they go to the loss alone.
+        batch_size: samples of a batch; the last one may have fewer.
+        shuffle: whether every epoch has a new order, that of (rng, epoch).
+        rng: seed of the order.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: inputs or a target of another number of samples.
+    """
+
+    outputs = "last"
+
+    def __init__(
+        self,
+        x: Any,
+        target: Any,
+        lengths: Any = None,
+        *,
+        batch_size: int = 32,
+        shuffle: bool = True,
+        rng: int = 0,
+    ) -> None:
+        if not isinstance(x, (tuple, Mapping)):
+            raise TypeError(f"x: expected a tuple or a dict of inputs, got {type(x).__name__}")
+        self.inputs = Inputs.of(x).mapped(whole_input)
+        count = self.inputs.count()
+        self.target: Any = whole_input("target", target)
+        self.times = _third(lengths)
+        for name in sorted({"resets", "masked"} & set(self.times)):
+            raise ValueError(f"{name}: expected it among the inputs of the model, got it beside")
+        if self.times and isinstance(self.target, Ragged):
+            raise ValueError(f"{next(iter(self.times))}: expected none beside a ragged target")
+        for name, value in self.times.items():
+            self.times[name] = np.asarray(_device.host(as_array(name, np.asarray(value))))
+        for name, a in (("target", self.target), *self.times.items()):
+            if len(a) != count:
+                raise ValueError(f"{name}: expected {count} samples as x has, got {len(a)}")
+        self._count = count
+        self._select(batch_size, shuffle, rng)
+
+    @property
+    def _samples(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[tuple[Any, Any, Any]]:
+        return self.batches(0)
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Any, Any, Any]]:
+        """Yield the batches of an epoch.
+
+        Args:
+            epoch: its number, which decides the order.
+            start: the number of the first batch.
+
+        Yields:
+            ``x, target, third``, where x is as it was given, and third a dict or None.
+        """
+        for rows in self._selections(epoch, start):
+            target = self.target
+            some = target.take(rows) if isinstance(target, Ragged) else target[rows]
+            third = {n: v[rows] for n, v in self.times.items()}
+            yield self.inputs.take(rows).given(), some, third or None
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Describe this data: its form, the order of its batches, and a sample of its content.
+
+        Returns:
+            Facts that JSON can hold, by which a resumed run recognises its data.
+        """
+        parts = dict([*self.inputs.items(), ("target", self.target)])
+        rows = {n: a.rows if isinstance(a, Ragged) else a for n, a in parts.items()}
+        kind = {"type": "InputsLoader", "times": sorted(self.times)}
+        kind.update({n: _kind(a, 1) for n, a in rows.items()})
+        order = {"batch_size": self.batch_size, "shuffle": bool(self.shuffle), "seed": self.rng}
+        content: dict[str, Any] = {n: _sample(a) for n, a in {**rows, **self.times}.items()}
+        return {"kind": kind, "order": order, "content": {"N": self._count, **content}}
+
+
+class PairLoader(_Selections):
+    """Yield padded batches of pairs of sequences, for a model of an encoder and a decoder.
+
+    x of a batch is a dict: source ``[S,B]``, its lengths ``[B]``, and inputs ``[T,B]`` of the
+    decoder: the target one step late, behind ``start``. The target ends with ``stop``. Pairs of
+    about the same lengths come into one batch (bucketing), so that there is little padding: those
+    of ``buckets`` batches at a time are put in order, and the batches then shuffled.
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> source, target = ([np.arange(2, 2 + n) for n in sizes] for sizes in ((3, 1), (2, 4)))
+    >>> loader = PairLoader(source, target, start=0, stop=1, batch_size=2, shuffle=False)
+    >>> x, answer, lengths = next(iter(loader))
+    >>> {name: a.T.tolist() for name, a in x.items()}["inputs"], answer.T.tolist()
+    ([[0, 2, 3, 0, 0], [0, 2, 3, 4, 5]], [[2, 3, 1, 0, 0], [2, 3, 4, 5, 1]])
+    >>> x["lengths"].tolist(), lengths.tolist()
+    ([3, 1], [3, 5])
+
+    Args:
+        source: a `Ragged` or a list of ``[n]`` whole numbers.
+        target: as many.
+        start: the first input of the decoder.
+        stop: the label behind the last one.
+        batch_size: pairs of a batch; the last one may have fewer.
+        buckets: batches among which pairs are put in order of their lengths; 1: none.
+        shuffle: whether every epoch has a new order, that of (rng, epoch).
+        time_major: whether batches are ``[T,B]`` or ``[B,T]``.
+        rng: seed of the order.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: another number of targets than of sources.
+    """
+
+    outputs = "all"
+
+    def __init__(
+        self,
+        source: Any,
+        target: Any,
+        *,
+        start: int,
+        stop: int,
+        batch_size: int = 32,
+        buckets: int = 50,
+        shuffle: bool = True,
+        time_major: bool = True,
+        rng: int = 0,
+    ) -> None:
+        self.source, self.pairs = (
+            _labels(name, a) for name, a in (("source", source), ("target", target))
+        )
+        if len(self.source) != len(self.pairs):
+            raise ValueError(
+                f"target: expected {len(self.source)} sequences as source has, got "
+                f"{len(self.pairs)}"
+            )
+        self.start, self.stop = (
+            _check.positive(name, value, 0) for name, value in (("start", start), ("stop", stop))
+        )
+        self.buckets, self.time_major = _check.positive("buckets", buckets), bool(time_major)
+        self.times: dict[str, Any] = {}
+        self._select(batch_size, shuffle, rng)
+
+    @property
+    def _samples(self) -> int:
+        return len(self.source)
+
+    def _selections(self, epoch: int, start: int) -> Iterator[Array]:
+        """Yield the numbers of the pairs of each batch, of about the same lengths."""
+        parts = list(super()._selections(epoch, 0))
+        most = int(self.source.lengths.max(initial=0)) + 1
+        size = self.pairs.lengths * most + self.source.lengths
+        batches = []
+        for k in range(0, len(parts), self.buckets):
+            some = np.concatenate(parts[k : k + self.buckets])
+            if self.buckets > 1:
+                some = some[np.argsort(size[some], kind="stable")]
+            batches += np.split(some, range(self.batch_size, len(some), self.batch_size))
+        order = np.arange(len(batches))
+        if self.shuffle:
+            order = np.random.default_rng((self.rng, epoch, 1)).permutation(len(batches))
+        return (batches[k] for k in order[start:])
+
+    def __iter__(self) -> Iterator[tuple[Any, Any, Any]]:
+        return self.batches(0)
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Any, Any, Any]]:
+        """Yield the batches of an epoch.
+
+        Args:
+            epoch: its number, which decides the order.
+            start: the number of the first batch.
+
+        Yields:
+            ``x, target, lengths``, with x a dict of source, inputs and lengths.
+        """
+        for rows in self._selections(epoch, start):
+            source, pairs = self.source.take(rows), self.pairs.take(rows)
+            ends = pairs.lengths
+            body = pairs.padded().astype(np.int64)
+            answer = np.concatenate([body, np.zeros((1, len(rows)), np.int64)])
+            answer[ends, np.arange(len(rows))] = self.stop
+            first = np.full((1, len(rows)), self.start, np.int64)
+            arrays = source.padded().astype(np.int64), np.concatenate([first, body]), answer
+            x, given, target = (a if self.time_major else a.T.copy() for a in arrays)
+            yield {"source": x, "inputs": given, "lengths": source.lengths}, target, ends + 1
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Describe this data: its form, the order of its batches, and a sample of its content.
+
+        Returns:
+            Facts that JSON can hold, by which a resumed run recognises its data.
+        """
+        order = {"batch_size": self.batch_size, "shuffle": bool(self.shuffle), "seed": self.rng}
+        parts = {"source": self.source.rows, "target": self.pairs.rows}
+        content: dict[str, Any] = {n: _sample(a) for n, a in parts.items()}
+        kind = {"type": "PairLoader", "start": self.start, "stop": self.stop}
+        order["buckets"] = self.buckets
+        return {"kind": kind, "order": order, "content": {"N": len(self.source), **content}}
+
+
+def _labels(name: str, sequences: Any) -> Ragged:
+    """Return sequences of whole numbers."""
+    made = whole_input(name, sequences)
+    if not isinstance(made, Ragged) or made.rows.ndim != 1 or made.rows.dtype.kind not in "iu":
+        raise TypeError(f"{name}: expected a Ragged or a list of [n] whole numbers, got others")
+    return made
 
 
 class StreamLoader:

@@ -87,8 +87,9 @@ class _Steps:
             raise TypeError(
                 f"step: expected a model, a stream or a function, got {type(step).__name__}"
             )
+        own = getattr(step, "select", None)  # that of a Decoder's steps
         self.step: Step = step
-        self.select: Select = select_rows if select is None else select
+        self.select: Select = (own or select_rows) if select is None else select
         self.end = None if end is None else _check.positive("end", end, 0)
 
     def __call__(self, labels: Array, state: Any) -> tuple[Array, Any]:
@@ -137,14 +138,16 @@ def greedy(
     [[1, 2, 3], [3]]
 
     Args:
-        step: a model of the next label, its stream (with a slot for each sequence), or a function
+        step: a model of the next label, its stream (with a slot for each sequence),
+            ``decoder.steps(memory, state)`` of a `nn.Decoder`, or a function
             ``(labels [N], state) -> (logits [N,V], state)``.
         start: ``[B]``, the first label of each sequence, which is not a part of what is returned.
         end: the label that ends a sequence, which is not a part of it either; None: none does.
         state: what the first step is given; None: the model's initial state.
         max_steps: where sequences without an end are cut.
         select: a function ``(state, rows) -> state`` of the sequences ``rows [M]`` of a state.
-            None: they are on axis 1 of every array of it, as in recurrent layers.
+            None: the method ``select`` of the step if it has one, or they are on axis 1 of every
+            array of it, as in recurrent layers.
 
     Returns:
         A hypothesis for each sequence; its score is its log-probability.

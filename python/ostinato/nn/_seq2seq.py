@@ -9,9 +9,9 @@ import numpy as np
 from .. import _check, _device
 from .._annotations import readable
 from .._check import Array, Lengths, Seed
-from .._recording import value_of
+from .._recording import active, value_of
 from ._attention import Attention, Memory
-from ._layer import Layer
+from ._layer import Layer, layers_of
 from ._layers import Linear
 from ._model import Model
 from ._stack import Recurrent
@@ -44,6 +44,7 @@ class Encoder(Model):
     def __init__(self, embed: Layer | None, rnn: Recurrent) -> None:
         _require(embed, Layer, "embed", optional=True)
         _require(rnn, Recurrent, "rnn")
+        _refuse_recurrent("embed", embed)
         self.embed, self.rnn = embed, rnn
         self.batch_first = rnn.batch_first
 
@@ -65,12 +66,26 @@ class Encoder(Model):
         """
         if self.embed is not None:
             takes = self.embed.takes_lengths
-            x = self.embed(x, lengths=lengths) if takes else self.embed(x)
+            x = _applied(self.embed, x, lengths=lengths) if takes else _applied(self.embed, x)
             lengths = self.embed._times_after({"lengths": lengths})["lengths"]
         y, state = self.rnn(x, lengths=lengths)
         if not self.rnn.bidirectional:
             return y, state
         return y, (tuple(map(_joined, state)) if isinstance(state, tuple) else _joined(state))
+
+
+def _applied(layer: Layer, x: Any, **options: Any) -> Any:
+    """Return the outputs of a layer whose state, if it has one, is that of no recurrent layer."""
+    y = layer(x, **options)
+    return y[0] if layer.stateful else y
+
+
+def _refuse_recurrent(name: str, layer: Layer | None) -> None:
+    """Raise if a part that is called without a state has a layer that needs one."""
+    if layer is not None and any(isinstance(part, Recurrent) for part in layers_of(layer)):
+        raise ValueError(
+            f"{name}: expected layers without a state, got a recurrent one; give it as rnn"
+        )
 
 
 def _joined(s: Any) -> Any:
@@ -113,7 +128,7 @@ class Decoder(Model):
         feed: what joins the next input: "none"; "output", the result of the step (input feeding,
             Luong et al. 2015); "context", the mean of the memory, by attention with the output of
             the step before (Bahdanau et al. 2015).
-        rng: seed or generator of the initial values of W.
+        rng: seed or generator of the initial values of W, and of what `teacher_forcing` draws.
 
     Raises:
         TypeError: something that is no layer, or no recurrent one.
@@ -137,6 +152,8 @@ class Decoder(Model):
         _require(rnn, Recurrent, "rnn")
         _require(head, Layer, "head")
         _require(attention, Attention, "attention", optional=True)
+        _refuse_recurrent("embed", embed)
+        _refuse_recurrent("head", head)
         self.feed = _check.choice("feed", feed, FEEDS)
         if rnn.bidirectional:
             raise ValueError("rnn: expected one direction, since a decoder cannot look ahead")
@@ -148,11 +165,31 @@ class Decoder(Model):
             raise ValueError("attention: expected batch_first as rnn has it")
         self.embed, self.rnn, self.head, self.attention = embed, rnn, head, attention
         self.batch_first = rnn.batch_first
+        self._forcing, self._rng = 1.0, _check.generator(rng)
         size = rnn.proj_size or rnn.hidden_size
         self._fed_size = {"none": 0, "output": size, "context": memory_size or 0}[feed]
         if attention is not None:
             wide = size + _check.positive("memory_size", memory_size)
-            self.combine = Linear(wide, size, dtype=rnn.dtype, rng=rng)
+            self.combine = Linear(wide, size, dtype=rnn.dtype, rng=self._rng)
+
+    @property
+    def teacher_forcing(self) -> float:
+        """The probability, in training, that a step reads the given input (scheduled sampling).
+
+        1: always. Otherwise, within `vjp`, each step of each sequence but the first reads with
+        probability ``1 - teacher_forcing`` a label drawn from what the model said at the step
+        before, without a gradient through the draw (Bengio et al. 2015, "Scheduled sampling for
+        sequence prediction with recurrent neural networks"). `train.ScheduledSampling` lowers it
+        during a run. Inference is not affected.
+        """
+        return self._forcing
+
+    @teacher_forcing.setter
+    def teacher_forcing(self, value: float) -> None:
+        value = _check.finite("teacher_forcing", value)
+        if value > 1:
+            raise ValueError(f"teacher_forcing: expected a number in [0, 1], got {value!r}")
+        self._forcing = value
 
     def __call__(
         self,
@@ -160,6 +197,7 @@ class Decoder(Model):
         memory: Any = None,
         state: Any = None,
         *,
+        lengths: Lengths = None,
         memory_lengths: Lengths = None,
     ) -> Any:
         """Return the outputs for given inputs, and the state behind them.
@@ -171,6 +209,8 @@ class Decoder(Model):
                 ``attention.memory`` made of them; None without attention.
             state: of the recurrent layer, such as that of an `Encoder`, or what a call returned;
                 None: initial states.
+            lengths: ``[B]`` whole numbers from 0 to T, of x: the state of a row stays as it is past
+                its end, and the outputs there are 0. None: every row has T steps.
             memory_lengths: ``[B]``, of the memory; None: all of it counts.
 
         Returns:
@@ -180,23 +220,117 @@ class Decoder(Model):
             TypeError: an argument of the wrong type.
             ValueError: an argument of the wrong shape or value, or a memory without attention.
         """
-        memory = self._memory(memory, memory_lengths)
-        embedded = self.embed(x)
-        if self.feed == "none":
-            y, state = self.rnn(embedded, state)
-            return self.head(self._result(y, memory)), state
+        read = self._memory(memory, memory_lengths)
+        samples = self._forcing < 1 and active() is not None
+        if self.feed == "none" and not samples:
+            y, state = self.rnn(_applied(self.embed, x), state, lengths=lengths)
+            y = _applied(self.head, self._result(y, read))
+        elif samples:
+            y, state = self._sampled(x, read, state, lengths)
+        else:
+            y, state = self._stepped(_applied(self.embed, x), read, state, lengths)
+            y = _applied(self.head, y)
+        return y if lengths is None else self._cut(y, lengths), state
+
+    def _cut(self, y: Any, lengths: Any) -> Any:
+        """Return y with zeros past the end of each row."""
         axis = 1 if self.batch_first else 0
-        steps = embedded.shape[axis]
-        batch = embedded.shape[1 - axis]
-        inner, fed = self._begin(state, batch, value_of(embedded))
+        steps = np.arange(y.shape[axis])
+        ends = np.asarray(_device.host(lengths))
+        on = steps < ends[:, None] if axis else steps[:, None] < ends
+        on = _device.like(on.reshape(*on.shape, *(1,) * (y.ndim - 2)), value_of(y))
+        return np.where(on, y, value_of(y).dtype.type(0))
+
+    def _counted(self, x: Any, lengths: Any) -> tuple[int, int, Any]:
+        """Return T and B of inputs, and their checked lengths on the host."""
+        axis = 1 if self.batch_first else 0
+        steps, batch = int(x.shape[axis]), int(x.shape[1 - axis])
+        if not steps:
+            raise ValueError(f"x: expected at least one step, got shape {x.shape}")
+        ends = None if lengths is None else _check.lengths(_device.host(lengths), steps, batch)
+        return steps, batch, ends
+
+    def _stepped(
+        self, embedded: Any, memory: Any, state: Any, lengths: Any, seen: list[Any] | None = None
+    ) -> tuple[Any, Any]:
+        """Return the results ``[T,B,H]`` of given inputs, one step after the other, and the state.
+
+        The weights of the attention ``[B,1,S]`` are appended to ``seen``.
+        """
+        axis = 1 if self.batch_first else 0
+        steps, batch, ends = self._counted(embedded, lengths)
+        state = self._begin(state, batch, value_of(embedded))
         results = []
         for t in range(steps):
             e = embedded[:, t] if axis else embedded[t]
-            result, inner, fed = self._step(e, memory, inner, fed)
+            result, state = self._step(e, memory, state, _within(ends, t), seen)
             results.append(result)
-        if not results:
-            raise ValueError(f"x: expected at least one step, got shape {x.shape}")
-        return self.head(np.stack(results, axis=axis)), (inner, fed)
+        return np.stack(results, axis=axis), self._continued(state)
+
+    def _sampled(self, x: Any, memory: Any, state: Any, lengths: Any) -> tuple[Any, Any]:
+        """Return the outputs ``[T,B,O]`` where some inputs are drawn from those before."""
+        given = np.asarray(_device.host(value_of(x)))
+        if given.ndim != 2 or given.dtype.kind not in "iu":
+            raise TypeError(
+                "x: expected labels [T,B] of an integer dtype with teacher_forcing below 1, got "
+                f"shape {given.shape} of {given.dtype}"
+            )
+        axis = 1 if self.batch_first else 0
+        steps, batch, ends = self._counted(given, lengths)
+        recording = active()
+        own = None if recording is None else recording.rng
+        rng = self._rng if own is None else own
+        values = self._block.values
+        state = self._begin(state, batch, values)
+        now = given[:, 0] if axis else given[0]
+        outputs: list[Any] = []
+        for t in range(steps):
+            if t:
+                right = given[:, t] if axis else given[t]
+                logits = np.asarray(_device.host(value_of(outputs[-1])), np.float64)
+                drawn = (logits + rng.gumbel(size=logits.shape)).argmax(-1)
+                now = np.where(rng.random(batch) < self._forcing, right, drawn)
+            e = _applied(self.embed, _device.like(np.expand_dims(now, axis), values))
+            e = e[:, 0] if axis else e[0]
+            result, state = self._step(e, memory, state, _within(ends, t), None)
+            outputs.append(_applied(self.head, result))
+        return np.stack(outputs, axis=axis), self._continued(state)
+
+    def weights(
+        self,
+        x: Any,
+        memory: Any,
+        state: Any = None,
+        *,
+        lengths: Lengths = None,
+        memory_lengths: Lengths = None,
+    ) -> Any:
+        """Return how much each step attends to each step of the memory, such as for a picture.
+
+        Args:
+            x: as in a call; for a sequence that was written, its labels, one step late.
+            memory: as in a call.
+            state: as in a call.
+            lengths: as in a call.
+            memory_lengths: as in a call.
+
+        Returns:
+            ``[B,T,S]``, which sum to 1 over S.
+
+        Raises:
+            TypeError: an argument of the wrong type.
+            ValueError: an argument of the wrong shape or value, or a decoder without attention.
+        """
+        if self.attention is None:
+            raise ValueError("weights: expected a decoder with attention, got one without")
+        read = self._memory(memory, memory_lengths)
+        embedded = _applied(self.embed, x)
+        if self.feed == "none":
+            y, _ = self.rnn(embedded, state, lengths=lengths)
+            return self.attention.weights(y, read)
+        seen: list[Any] = []
+        self._stepped(embedded, read, state, lengths, seen)
+        return np.concatenate(seen, axis=1)
 
     def _memory(self, memory: Any, lengths: Lengths) -> Memory | None:
         if self.attention is None:
@@ -215,23 +349,35 @@ class Decoder(Model):
     def _begin(self, state: Any, batch: int, like: Array) -> tuple[Any, Any]:
         """Return the state of the recurrent layer, and what joins the first input."""
         if isinstance(state, tuple) and len(state) == 2 and getattr(state[1], "ndim", 0) == 2:
-            return state[0], state[1]
+            return state
         fed = np.zeros_like(like, shape=(batch, self._fed_size), dtype=self.rnn.dtype)
         return state, fed
 
-    def _step(self, e: Any, memory: Any, inner: Any, fed: Any) -> tuple[Any, Any, Any]:
-        """Return the result of one step ``[B,H]``, the state, and what joins the next input."""
-        if self.feed == "context":
-            assert self.attention is not None  # which `__init__` has checked
-            fed = self.attention(self._query(inner, e), memory)
-        together = np.concatenate([e, fed], axis=-1)
+    def _continued(self, state: tuple[Any, Any]) -> Any:
+        """Return the state that a call returns: of the recurrent layer alone if nothing is fed."""
+        return state[0] if self.feed == "none" else state
+
+    def _step(
+        self, e: Any, memory: Any, state: tuple[Any, Any], on: Any, seen: list[Any] | None
+    ) -> tuple[Any, tuple[Any, Any]]:
+        """Return the result of one step ``[B,H]``, and the state: inner, and what is fed next.
+
+        ``on`` is 1 for rows that have the step and 0 for others; None for all.
+        """
+        inner, fed = state
         axis = 1 if self.batch_first else 0
-        y, inner = self.rnn(np.expand_dims(together, axis), inner)
+        if self.feed == "context":
+            fed = self._mean(self._query(inner, e), memory, seen)
+        together = np.concatenate([e, fed], axis=-1) if self._fed_size else e
+        y, inner = self.rnn(np.expand_dims(together, axis), inner, lengths=on)
         y = y[:, 0] if self.batch_first else y[0]
         if self.feed == "context":
-            return np.tanh(self.combine(np.concatenate([y, fed], axis=-1))), inner, fed
-        result = self._result(y, memory)
-        return result, inner, result
+            return np.tanh(self.combine(np.concatenate([y, fed], axis=-1))), (inner, fed)
+        result = self._result(y, memory, seen)
+        if self.feed == "output":
+            flags = None if on is None else _device.like(on[:, None] > 0, value_of(result))
+            fed = result if flags is None else np.where(flags, result, fed)
+        return result, (inner, fed)
 
     def _query(self, inner: Any, e: Any) -> Any:
         """Return the output of the step before: the top layer's h."""
@@ -241,12 +387,50 @@ class Decoder(Model):
         size = self.rnn.proj_size or self.rnn.hidden_size
         return np.zeros_like(value_of(e), shape=(e.shape[0], size), dtype=self.rnn.dtype)
 
-    def _result(self, y: Any, memory: Any) -> Any:
+    def _result(self, y: Any, memory: Any, seen: list[Any] | None = None) -> Any:
         """Return what goes to the head, from the outputs of the recurrent layer."""
         if self.attention is None:
             return y
-        mean = self.attention(y, memory)
+        mean = self._mean(y, memory, seen)
         return np.tanh(self.combine(np.concatenate([y, mean], axis=-1)))
+
+    def _mean(self, query: Any, memory: Any, seen: list[Any] | None) -> Any:
+        """Return the mean of the memory; its weights are appended to ``seen``."""
+        assert self.attention is not None
+        if seen is not None:
+            seen.append(self.attention.weights(query, memory))
+        return self.attention(query, memory)
+
+    def steps(
+        self, memory: Any = None, state: Any = None, *, memory_lengths: Lengths = None
+    ) -> DecoderSteps:
+        """Return what `decoding.greedy`, `decoding.beam_search` and `decoding.sample` drive.
+
+        >>> import numpy as np
+        >>> import ostinato as ost
+        >>> decoder = ost.nn.Decoder(
+        ...     ost.nn.Embedding(9, 4, rng=0), ost.nn.GRU(4, 8, rng=1), ost.nn.Linear(8, 9, rng=2),
+        ...     attention=ost.nn.Attention("dot"), memory_size=8, rng=3,
+        ... )
+        >>> steps = decoder.steps(np.ones((6, 2, 8), np.float32))
+        >>> best = ost.decoding.beam_search(steps, [0, 0], end=1, width=3, max_steps=5)
+        >>> len(best)
+        2
+
+        Args:
+            memory: as in a call, of B sequences.
+            state: as in a call, from which every sequence starts.
+            memory_lengths: as in a call.
+
+        Returns:
+            A function ``(labels [N], state) -> (logits [N,O], state)``; the state None is that of
+            the B sequences before their first step.
+
+        Raises:
+            TypeError: an argument of the wrong type.
+            ValueError: an argument of the wrong shape or value.
+        """
+        return DecoderSteps(self, self._memory(memory, memory_lengths), state)
 
     def generate(
         self,
@@ -257,8 +441,10 @@ class Decoder(Model):
         steps: int,
         stop: int | None = None,
         memory_lengths: Lengths = None,
+        width: int = 1,
+        length_penalty: float = 0.0,
     ) -> tuple[Array, Array]:
-        """Write sequences step by step, each time taking what is most likely (greedy).
+        """Write sequences by `decoding.greedy`, or by `decoding.beam_search`.
 
         Args:
             memory: as in a call.
@@ -267,6 +453,8 @@ class Decoder(Model):
             steps: how many are written at most.
             stop: the number that ends a sequence; None: none does.
             memory_lengths: as in a call.
+            width: hypotheses of a sequence in a beam search; 1 is greedy.
+            length_penalty: of the beam search, at least 0; the larger, the longer the sequences.
 
         Returns:
             ``ids, lengths``: ``ids [T,B]`` (``[B,T]`` if batch_first) on the CPU, filled with
@@ -277,41 +465,33 @@ class Decoder(Model):
             ValueError: an argument of the wrong shape or value, a stop that is no label, or logits
                 of NaN.
         """
-        steps = _check.positive("steps", steps)
+        from ..decoding import beam_search, greedy  # which imports the layers
+
+        most, width = _check.positive("steps", steps), _check.positive("width", width)
         stop = None if stop is None else _check.positive("stop", stop, 0)
-        made = self._memory(memory, memory_lengths)
-        now = self._starts(start, made, state)
-        batch, axis = len(now), 1 if self.batch_first else 0
-        ended, written = np.zeros(batch, bool), []
-        lengths = np.full(batch, steps, np.int64)
-        for t in range(steps):
-            x = _device.like(np.expand_dims(now, axis), self._block.values)
-            y, state = self(x, made, state)
-            scores = _checked_scores(y[:, 0] if axis else y[0], stop, ended)
-            now = np.asarray(scores.argmax(axis=-1), np.int64)
-            if stop is not None:
-                now = np.where(ended, stop, now)
-                new = (now == stop) & ~ended
-                lengths[new], ended = t, ended | new
-            written.append(now)
-            if ended.all():
-                break
-        return np.stack(written, axis=axis), lengths
+        run = self.steps(memory, state, memory_lengths=memory_lengths)
+        first = self._starts(start, run.memory, state)
+        options: Any = {"end": stop, "max_steps": most, "select": run.select}
+        if width == 1 and not length_penalty:
+            found = greedy(_checked(run, stop), first, **options)
+        else:
+            options.update(width=width, length_penalty=length_penalty)
+            found = [best[0] for best in beam_search(_checked(run, stop), first, **options)]
+        lengths = np.array([len(h.labels) for h in found], np.int64)
+        longest = max((len(h.labels) + bool(h.ended) for h in found), default=0)
+        ids = np.full((len(found), longest), 0 if stop is None else stop, np.int64)
+        for row, h in zip(ids, found):
+            row[: len(h.labels)] = h.labels
+        return (ids if self.batch_first else ids.T), lengths
 
     def _starts(self, start: Any, memory: Any, state: Any) -> Array:
         """Return the first input of each sequence to write, ``[B]``."""
         first = np.asarray(_device.host(start))
         if first.dtype.kind not in "iu" or first.ndim > 1:
             raise TypeError(f"start: expected a whole number or [B] of them, got {start!r}")
-        batch = len(first) if first.ndim else 1
-        given = None
-        if memory is not None:
-            given, batch = "memory", int(memory.keys.shape[0])
-        else:
-            while isinstance(state, tuple):
-                state = state[0]
-            if state is not None:
-                given, batch = "state", int(state.shape[1])
+        given, batch = self._batch(memory, state)
+        if batch is None:
+            batch = len(first) if first.ndim else 1
         if first.ndim and len(first) != batch:
             raise ValueError(
                 f"start: expected a whole number or {batch} of them, one for each sequence of the "
@@ -319,19 +499,108 @@ class Decoder(Model):
             )
         return np.broadcast_to(first, (batch,)).astype(np.int64)
 
+    @staticmethod
+    def _batch(memory: Any, state: Any) -> tuple[str, int | None]:
+        """Return B and what it is known by; None if there is neither."""
+        if memory is not None:
+            return "memory", int(memory.keys.shape[0])
+        while isinstance(state, (tuple, dict)):
+            state = next(iter(state.values())) if isinstance(state, dict) else state[0]
+        return "state", None if state is None else int(state.shape[1])
 
-def _checked_scores(y: Any, stop: int | None, ended: Array) -> Array:
-    """Return the logits ``[B,O]`` of a step on the host, usable where no sequence has ended."""
+
+class DecoderSteps:
+    """Run a `Decoder` on some of the sequences of a memory; `Decoder.steps` makes it.
+
+    A state holds which sequence each row of it continues, and the state of the decoder.
+
+    Attributes:
+        memory: of all sequences; None without attention.
+    """
+
+    def __init__(self, decoder: Decoder, memory: Memory | None, state: Any) -> None:
+        self.memory = memory
+        self._decoder, self._state = decoder, state
+        self._batch = decoder._batch(memory, state)[1]
+        self._last: tuple[Array, Memory | None] = np.zeros(0, np.int64), None
+
+    def __call__(self, labels: Array, state: Any) -> tuple[Any, Any]:
+        """Return the logits of the next labels, and the state behind them.
+
+        Args:
+            labels: ``[N]``, the last label of each row.
+            state: None for all B sequences at their start, or what the last call returned.
+
+        Returns:
+            ``logits, state``: ``[N,O]``, and a state.
+
+        Raises:
+            ValueError: another number of labels than of sequences at the start.
+        """
+        if state is not None:
+            rows, inner = state
+        else:
+            rows, inner = np.arange(len(labels)), self._state
+            if self._batch not in (None, len(labels)):
+                raise ValueError(
+                    f"start: expected {self._batch} labels, one for each sequence of the memory "
+                    f"and the state, got {len(labels)}"
+                )
+        decoder = self._decoder
+        axis = 1 if decoder.batch_first else 0
+        x = _device.like(np.expand_dims(labels, axis), decoder._block.values)
+        y, inner = decoder(x, self._memory_of(rows), inner)
+        return (y[:, 0] if axis else y[0]), (rows, inner)
+
+    def _memory_of(self, rows: Array) -> Memory | None:
+        """Return the memory of some sequences, which most steps share with the step before."""
+        if self.memory is None:
+            return None
+        if self._last[1] is None or not np.array_equal(self._last[0], rows):
+            keys, values, on = self.memory
+            some = Memory(keys[rows], values[rows], None if on is None else on[rows])
+            self._last = rows, some
+        return self._last[1]
+
+    def select(self, state: Any, rows: Array) -> Any:
+        """Return the state of some rows, which may be repeated.
+
+        Args:
+            state: what a call returned.
+            rows: ``[M]``, their numbers.
+
+        Returns:
+            A state of M rows.
+        """
+        from ..decoding._steps import select_rows  # which imports the layers
+
+        sequences, inner = state
+        if self._decoder.feed == "none":
+            return sequences[rows], select_rows(inner, rows)
+        return sequences[rows], (select_rows(inner[0], rows), inner[1][rows])
+
+
+def _within(lengths: Any, step: int) -> Any:
+    """Return how many of one step each row has: 1 up to its end, then 0; None for all 1."""
+    return None if lengths is None else (lengths > step).astype(np.int64)
+
+
+def _checked(run: DecoderSteps, stop: int | None) -> Any:
+    """Return a step whose logits are usable, and whose stop is one of their labels."""
     from ..decoding._hypothesis import refuse_unusable  # which imports the layers
 
-    scores: Array = _device.host(y)
-    if stop is not None and stop >= scores.shape[-1]:
-        raise ValueError(
-            f"stop: expected a label below O = {scores.shape[-1]}, the outputs of the head, got "
-            f"{stop}"
-        )
-    refuse_unusable("head", scores[~ended])
-    return scores
+    def step(labels: Array, state: Any) -> tuple[Array, Any]:
+        y, state = run(labels, state)
+        scores: Array = _device.host(y)
+        if stop is not None and stop >= scores.shape[-1]:
+            raise ValueError(
+                f"stop: expected a label below O = {scores.shape[-1]}, the outputs of the head, "
+                f"got {stop}"
+            )
+        refuse_unusable("head", scores)
+        return scores, state
+
+    return step
 
 
 def _require(value: Any, kind: type, name: str, *, optional: bool = False) -> None:

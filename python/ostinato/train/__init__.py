@@ -11,7 +11,7 @@ True
 """
 
 from . import metrics
-from ._callbacks import Callback, TensorBoard
+from ._callbacks import Callback, ScheduledSampling, TensorBoard
 from ._checkpoint import Checkpoint
 from ._search import SearchResult, Trial, search
 from ._trainer import Trainer
@@ -23,6 +23,7 @@ __all__ = [
     "Diverged",
     "History",
     "Row",
+    "ScheduledSampling",
     "SearchResult",
     "TensorBoard",
     "Trainer",

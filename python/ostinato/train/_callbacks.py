@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import TYPE_CHECKING, Any
 
+from .. import _check
 from .._annotations import readable
+from ..nn import Decoder
 from ._types import Row
 
 if TYPE_CHECKING:
@@ -59,6 +62,74 @@ class Callback:
         Args:
             trainer: the trainer of the run.
         """
+
+
+class ScheduledSampling(Callback):
+    """Lower the `nn.Decoder.teacher_forcing` of a decoder, by the number of updates i.
+
+    The probability of the given input is ``max(final, 1 - (1 - final) i / k)`` ("linear"),
+    ``max(final, k^i)`` ("exponential") or ``max(final, k / (k + e^(i/k)))`` ("inverse_sigmoid").
+    When the run ends it is 1 again.
+
+    >>> import ostinato as ost
+    >>> layers = ost.nn.Embedding(9, 4), ost.nn.GRU(4, 8), ost.nn.Linear(8, 9)
+    >>> sampling = ost.train.ScheduledSampling(ost.nn.Decoder(*layers), "linear", k=100, final=0.5)
+    >>> [sampling.probability(i) for i in (0, 50, 100, 500)]
+    [1.0, 0.75, 0.5, 0.5]
+
+    Args:
+        decoder: the decoder, within the model that is trained.
+        kind: "linear", "exponential" or "inverse_sigmoid".
+        k: the update at which the linear one has ended, above 0; the base of the exponential one,
+            in (0, 1); that of the inverse sigmoid, at least 1.
+        final: the least probability, in [0, 1].
+
+    Raises:
+        TypeError: decoder is none.
+        ValueError: an unknown kind, or numbers out of range.
+
+    Source: Bengio, Vinyals, Jaitly, Shazeer (2015), "Scheduled sampling for sequence prediction
+    with recurrent neural networks".
+    """
+
+    def __init__(self, decoder: Decoder, kind: str, *, k: float, final: float = 0.0) -> None:
+        if not isinstance(decoder, Decoder):
+            raise TypeError(f"decoder: expected an nn.Decoder, got {type(decoder).__name__}")
+        self.decoder = decoder
+        self.kind = _check.choice("kind", kind, ("linear", "exponential", "inverse_sigmoid"))
+        self.k, self.final = _check.finite("k", k), _check.finite("final", final)
+        right = {"linear": k > 0, "exponential": 0 < k < 1, "inverse_sigmoid": k >= 1}[kind]
+        if not right:
+            wanted = {"linear": "above 0", "exponential": "in (0, 1)"}.get(kind, "of at least 1")
+            raise ValueError(f"k: expected a number {wanted} for {kind!r}, got {k!r}")
+        if final > 1:
+            raise ValueError(f"final: expected a number in [0, 1], got {final!r}")
+
+    def probability(self, step: int) -> float:
+        """Return the probability of the given input after so many updates.
+
+        Args:
+            step: i, from 0 on.
+
+        Returns:
+            A number from ``final`` to 1.
+        """
+        if self.kind == "linear":
+            value = 1 - (1 - self.final) * step / self.k
+        elif self.kind == "exponential":
+            value = self.k**step
+        else:
+            value = self.k / (self.k + math.exp(min(step / self.k, 700.0)))
+        return max(self.final, value)
+
+    def on_start(self, trainer: Trainer) -> None:
+        self.decoder.teacher_forcing = self.probability(trainer.at_step)
+
+    def on_step(self, trainer: Trainer, step: int, loss: float, norm: float) -> None:
+        self.decoder.teacher_forcing = self.probability(step)
+
+    def on_end(self, trainer: Trainer) -> None:
+        self.decoder.teacher_forcing = 1.0
 
 
 class TensorBoard(Callback):

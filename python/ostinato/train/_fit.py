@@ -512,7 +512,8 @@ def _draws(model: Layer) -> bool:
     if isinstance(model, Sequential):
         return any(_draws(layer) for layer in model.layers)
     if isinstance(model, Model) and type(model).__module__.startswith("ostinato."):
-        return any(_draws(layer) for layer in model._children().values())
+        own = hasattr(model, "_rng")
+        return own or any(_draws(layer) for layer in model._children().values())
     if isinstance(model, Recurrent):
         return bool(model.dropout) and model.num_layers > 1
     return getattr(model, "rate", 1) != 0 and (

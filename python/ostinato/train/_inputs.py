@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -12,7 +13,15 @@ import numpy as np
 from .. import _check, _device
 from .._check import Array
 from .._ragged import Ragged, flat_flags, unwrapped
-from ..data import ArrayLoader, RaggedLoader, as_array, targets_of
+from ..data import (
+    ArrayLoader,
+    Inputs,
+    InputsLoader,
+    RaggedLoader,
+    as_array,
+    targets_of,
+    whole_input,
+)
 from ..losses._ctc import padded_labels
 from ..nn import Embedding, Layer, Linear, Model, Recurrent
 from ..nn._layer import layers_of
@@ -56,8 +65,44 @@ class Form:
         layers = layers_of(first) if isinstance(first, Model) else (first,)
         return any(isinstance(layer, Embedding) for layer in layers)
 
+    def several(self, x: Any) -> bool:
+        """Whether x is several inputs: a dict, or a tuple for a call of several arguments.
+
+        Raise where the model cannot be given them.
+        """
+        named = isinstance(x, Mapping)
+        if not named and not (isinstance(x, tuple) and _required(self.model) > 1):
+            return False
+        kind = type(self.model).__name__
+        if not isinstance(self.model, Model):
+            raise TypeError(
+                f"x: expected one input for a {kind}, got a {type(x).__name__}; several inputs "
+                "need an ost.nn.Model whose __call__ takes them"
+            )
+        if self.model.stateful:
+            raise TypeError(
+                f"x: expected one input for a {kind}, which has a state, got a {type(x).__name__}"
+            )
+        return True
+
+    def converted(self, name: str, a: Any, *, quiet: bool = False) -> Any:
+        """Return one of several inputs, with real numbers in the dtype of the model."""
+        if isinstance(a, Ragged):
+            return a.like(self.converted(name, a.rows, quiet=quiet))
+        if a.dtype.kind not in "fiub":
+            raise TypeError(f"{name}: expected numbers, got dtype {a.dtype}")
+        if a.dtype.kind != "f" or a.dtype == self.model.dtype:
+            return contiguous(a)
+        if not quiet:
+            warnings.warn(
+                f"{name}: converted once from {a.dtype} to {self.model.dtype}", stacklevel=6
+            )
+        return a.astype(self.model.dtype)
+
     def placed(self, a: Any) -> Any:
         """Return an array, or sequences, where the model is."""
+        if isinstance(a, Inputs):
+            return a.mapped(lambda _, one: self.placed(one))
         if isinstance(a, Ragged):
             return a.like(self.placed(a.rows))
         own = self.model._block.values
@@ -95,6 +140,11 @@ class Form:
 
     def _first(self) -> Layer:
         return _leaf(self.model, 0)
+
+    def refuse_arrays(self, name: str, inputs: Inputs) -> None:
+        """Raise if inputs are arrays ``[N,T,...]`` for a model that reads ``[T,B,...]``."""
+        if any(not isinstance(a, Ragged) and a.ndim > 1 for _, a in inputs.items()):
+            self.refuse_time_major(name)
 
     def check_rank(self, x: Array, name: str = "x") -> None:
         """Raise where a whole array or a batch lacks the axis of the inputs."""
@@ -162,7 +212,7 @@ class Source:
             return False
 
     def _loader(self, data: Any, batch_size: int, shuffle: bool, seed: int) -> Any:
-        whole = _whole(data)
+        whole = _whole(data, self.form)
         if whole is None:
             if (
                 not isinstance(data, Iterable)
@@ -176,6 +226,8 @@ class Source:
                 )
             return data
         x, target, third = whole
+        if self.form.several(x):
+            return self._several(x, target, third, batch_size, shuffle, seed)
         x = sequences(x)
         target = self.form.target_of(target)
         outputs = self.form.outputs
@@ -194,6 +246,17 @@ class Source:
         self.form.refuse_time_major(self.name)
         self.form.check_rank(x)
         return ArrayLoader(self.form.floats(x), target, third, time_major=False, **options)
+
+    def _several(
+        self, x: Any, target: Any, third: Any, batch_size: int, shuffle: bool, seed: int
+    ) -> InputsLoader:
+        """Return the loader of whole arrays for a model of several inputs."""
+        inputs = Inputs.of(x).mapped(whole_input).mapped(self.form.converted)
+        self.form.refuse_arrays(self.name, inputs)
+        target = padded_labels(target) if self.form.labels else target
+        return InputsLoader(
+            inputs.given(), target, third, batch_size=batch_size, shuffle=shuffle, rng=seed
+        )
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Return the batches of an epoch from number ``start`` on, checked."""
@@ -218,6 +281,8 @@ class Source:
             )
         x, target, third = (*batch, None)[:3]
         times = _times(third)
+        if self.form.several(x):
+            return self._of_several(Inputs.of(x), target, times, rows)
         x, target = sequences(x), self.form.target_of(target)
         if isinstance(x, Ragged):
             target, times = _flat(x, target, times, self.form.outputs)
@@ -229,6 +294,20 @@ class Source:
         given = Batch(x, target, times, self.time_major, rows)
         refuse_non_finite(given, infinite=self.name != "data")  # NaN shows in the loss of training
         return replace(given, x=self.form.placed(x), target=self.form.placed(target))
+
+    def _of_several(self, x: Inputs, target: Any, times: Times, rows: Any) -> Batch:
+        """Return a checked batch of several inputs."""
+        for name in sorted({"resets", "masked"} & set(times)):
+            raise ValueError(f"{name}: expected it among the inputs of the model, got it beside")
+        inputs = x.mapped(lambda n, a: self.form.converted(n, whole_input(n, a), quiet=True))
+        target = self.form.target_of(target)
+        if isinstance(target, Ragged):
+            target, times = target.rows, _none_beside_ragged(times)
+        else:
+            self._check_times(times)
+        placed = self.form.placed(inputs), self.form.placed(target)
+        whole = self.form.outputs == "last" or target.ndim < 2
+        return Batch(*placed, times, self.time_major, rows, per_sequence=whole)
 
     def _check_layout(self, x: Array, times: Times, first: bool) -> None:
         size = getattr(self.loader, "batch_size", None)
@@ -242,6 +321,10 @@ class Source:
                 f"shape {x.shape} from a "
                 f"loader of batch_size {size}; build the recurrent layers with batch_first=True"
             )
+        self._check_times(times)
+
+    def _check_times(self, times: Times) -> None:
+        """Raise if lengths or a mask are read by the loss in another layout."""
         if (
             not {"lengths", "mask"} & set(times)
             or self.form.per_sequence
@@ -283,17 +366,36 @@ def contiguous(x: Any) -> Any:
     return x
 
 
+def _none_beside_ragged(times: Times) -> Times:
+    """Raise if there are lengths, a mask or weights beside a ragged target."""
+    for name in times:
+        raise ValueError(f"{name}: expected none beside a ragged target, got some")
+    return times
+
+
+def _required(model: Layer) -> int:
+    """Return how many arguments the call of a model of the user's own must be given."""
+    if not isinstance(model, Model):
+        return 1
+    parameters = list(inspect.signature(type(model).__call__).parameters.values())[1:]
+    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.kind in by_position and p.default is p.empty for p in parameters)
+
+
 def _is_id_like(x: Any) -> bool:
     return (x.rows if isinstance(x, Ragged) else x).dtype.kind in "iub"
 
 
-def _whole(data: Any) -> tuple[Any, Any, Any] | None:
+def _whole(data: Any, form: Form) -> tuple[Any, Any, Any] | None:
     """Return x, target and third entry of whole arrays; None for anything else."""
     if not isinstance(data, (tuple, list)) or not 2 <= len(data) <= 3:
         return None
     x, target, third = (*data, None)[:3]
     # A list of lists is a list of batches, a tuple of lists is x and target.
     lists = (list,) if isinstance(data, tuple) else ()
+    beside = isinstance(data, tuple) and (_array_like(target) or isinstance(target, list))
+    if beside and form.several(x):
+        return x, target, third
     if _array_like(x) and (_array_like(target) or isinstance(target, lists)):
         return x, target, third
     if isinstance(x, lists) and (_array_like(target) or isinstance(target, list)):
@@ -383,6 +485,8 @@ def _not_finite(name: str, batch: Batch, *, infinite: bool) -> tuple[str, str] |
 
     Padding may hold anything.
     """
+    if isinstance(batch.x, Inputs):
+        return _not_finite_of_several(name, batch, infinite=infinite)
     value = getattr(batch, name)
     ragged = isinstance(batch.x, Ragged)
     a = value.rows if isinstance(value, Ragged) else value
@@ -409,6 +513,20 @@ def _not_finite(name: str, batch: Batch, *, infinite: bool) -> tuple[str, str] |
     return str(a[tuple(where)]), str(at)
 
 
+def _not_finite_of_several(name: str, batch: Batch, *, infinite: bool) -> tuple[str, str] | None:
+    """Return what of several inputs, or of their target, is not finite, and where."""
+    parts = batch.x.items() if name == "x" else [(name, batch.target)]
+    for called, value in parts:
+        a = value.rows if isinstance(value, Ragged) else value
+        if not isinstance(a, np.ndarray) or a.dtype.kind != "f":
+            continue
+        bad = np.isinf(a) if infinite else ~np.isfinite(a)
+        if bad.any():
+            at = [int(k) for k in np.argwhere(bad)[0]]
+            return str(a[tuple(at)]), f"{at} of {called} of the batch"
+    return None
+
+
 def refuse_non_finite(batch: Batch, *, infinite: bool = False) -> None:
     """Raise if x holds NaN or infinity; ``infinite``: only for infinity.
 
@@ -433,6 +551,8 @@ def first_non_finite(batch: Batch) -> str:
 
 
 def _on_host(a: Any) -> Any:
+    if isinstance(a, Inputs):
+        return a.mapped(lambda _, one: _on_host(one))
     return a.like(_device.host(a.rows)) if isinstance(a, Ragged) else _device.host(a)
 
 

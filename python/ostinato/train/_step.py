@@ -12,6 +12,7 @@ import numpy as np
 from .. import _check, _device
 from .._check import Array
 from .._ragged import Ragged
+from ..data import Inputs
 from ..losses import Loss
 from ..nn import Activation, Dropout, Layer, LayerNorm, Linear, Model, Recurrent, Sequential
 from ..nn._layer import layers_of
@@ -130,7 +131,8 @@ class Stepper:
         """Return y and the state, without dropout."""
         with np.errstate(**QUIET):
             if not self.model.stateful:
-                return self.model(batch.x, **self._pooled(batch)), None
+                args, named = self._arguments(batch)
+                return self.model(*args, **named), None
             options = self._times(batch.times) if self.model.takes_lengths else {}
             if self.picks_step:
                 options["outputs"] = self.outputs
@@ -142,7 +144,9 @@ class Stepper:
         if not self.model.stateful:
             if isinstance(self.model, Model):
                 given = {**given, **self.trainer._options}
-            y, pullback = self.model.vjp(batch.x, **self._pooled(batch), **given)
+            args, named = self._arguments(batch)
+            layer: Any = self.model
+            y, pullback = layer.vjp(*args, **named, **given)
             return y, None, pullback
         options = (
             {**self._times(batch.times), **self.trainer._options}
@@ -153,6 +157,15 @@ class Stepper:
             options["outputs"] = self.outputs
         (y, state), pullback = self.model.vjp(batch.x, state, **options, **given)
         return y, state, pullback
+
+    def _arguments(self, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return what a model without a state is called with.
+
+        Several inputs are all that it is given: lengths beside them are those of its outputs.
+        """
+        if isinstance(batch.x, Inputs):
+            return batch.x.args, batch.x.named
+        return (batch.x,), self._pooled(batch)
 
     def _pooled(self, batch: Batch) -> dict[str, Any]:
         """Return what a layer without a state, such as a Pool, needs to know of the steps."""
@@ -210,7 +223,7 @@ class Stepper:
             rows = y.rows if isinstance(y, Ragged) else y
             return rows[where], batch.target, None, weights, where
         weights = self._step_weights(batch, weights)
-        if isinstance(batch.x, Ragged):
+        if isinstance(y, Ragged):
             mask = batch.times.get("mask")
             if mask is None:
                 return y.rows, batch.target, None, weights, None
@@ -240,7 +253,8 @@ class Stepper:
             w = np.repeat(w, batch.x.lengths) if len(w) == len(batch.x) != len(batch.x.rows) else w
             wanted: tuple[int, ...] = (len(batch.x.rows),)
         else:
-            wanted = batch.x.shape[:2]
+            several = isinstance(batch.x, Inputs)
+            wanted = (batch.target if several else batch.x).shape[:2]
             if w.shape == (batch.size,):
                 w = np.broadcast_to(w if batch.time_major else w[:, None], wanted)
         if w.shape != wanted:
@@ -333,6 +347,8 @@ class Stepper:
         """
         if self.trainer.tbptt is None:
             return Window(batch, walk.known[0])
+        if isinstance(batch.x, Inputs):
+            raise ValueError("tbptt: expected None with several inputs")
         if isinstance(batch.x, Ragged):
             raise ValueError(
                 "tbptt: expected None with ragged sequences; pad them and give lengths"

