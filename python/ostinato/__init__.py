@@ -21,8 +21,9 @@ from ._wait import get_wait, set_wait
 from ._wait import read_environment as _read_environment
 
 if _TYPE_CHECKING:
-    from . import cuda, data, decoding, diagnostics, metrics, reference, safetensors
+    from . import cuda, data, decoding, diagnostics, interop, metrics, reference, safetensors
     from ._explain import explain
+    from .interop import from_torch, load_torch, to_torch
     from .nn._architecture import load
     from .train import Trainer, search
 
@@ -38,11 +39,13 @@ _MODULES = (
     "data",
     "decoding",
     "diagnostics",
+    "interop",
     "metrics",
     "reference",
     "safetensors",
     "train",
 )
+_LATER |= dict.fromkeys(("from_torch", "load_torch", "to_torch"), "interop")
 
 
 def __getattr__(name: str) -> _Any:
@@ -92,11 +95,14 @@ __all__ = [
     "decoding",
     "diagnostics",
     "explain",
+    "from_torch",
     "functional",
     "get_num_threads",
     "get_wait",
+    "interop",
     "kernels",
     "load",
+    "load_torch",
     "losses",
     "metrics",
     "nn",
@@ -108,6 +114,7 @@ __all__ = [
     "set_num_threads",
     "set_wait",
     "stop_gradient",
+    "to_torch",
     "use_kernels",
     "vjp",
 ]
