@@ -23,7 +23,7 @@ from ._wait import read_environment as _read_environment
 if _TYPE_CHECKING:
     from . import cuda, data, decoding, diagnostics, interop, metrics, reference, safetensors
     from ._explain import explain
-    from .interop import from_torch, load_torch, to_torch
+    from .interop import from_onnx, from_torch, load_torch, to_onnx, to_torch
     from .nn._architecture import load
     from .train import Trainer, search
 
@@ -45,7 +45,7 @@ _MODULES = (
     "safetensors",
     "train",
 )
-_LATER |= dict.fromkeys(("from_torch", "load_torch", "to_torch"), "interop")
+_LATER |= dict.fromkeys(("from_onnx", "from_torch", "load_torch", "to_onnx", "to_torch"), "interop")
 
 
 def __getattr__(name: str) -> _Any:
@@ -95,6 +95,7 @@ __all__ = [
     "decoding",
     "diagnostics",
     "explain",
+    "from_onnx",
     "from_torch",
     "functional",
     "get_num_threads",
@@ -114,6 +115,7 @@ __all__ = [
     "set_num_threads",
     "set_wait",
     "stop_gradient",
+    "to_onnx",
     "to_torch",
     "use_kernels",
     "vjp",

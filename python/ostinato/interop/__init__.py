@@ -12,14 +12,21 @@ from typing import Any as _Any
 
 if _TYPE_CHECKING:
     from ._imported import Entry, Imported
+    from ._layers import LastState, Reversed
+    from ._onnx import from_onnx
+    from ._onnx_write import to_onnx
     from ._torch import from_torch, to_torch
     from ._torch_file import load_torch
 
 _LATER = {
     "Entry": "_imported",
     "Imported": "_imported",
+    "LastState": "_layers",
+    "Reversed": "_layers",
+    "from_onnx": "_onnx",
     "from_torch": "_torch",
     "load_torch": "_torch_file",
+    "to_onnx": "_onnx_write",
     "to_torch": "_torch",
 }
 
@@ -41,7 +48,11 @@ def __dir__() -> list[str]:
 __all__ = [
     "Entry",
     "Imported",
+    "LastState",
+    "Reversed",
+    "from_onnx",
     "from_torch",
     "load_torch",
+    "to_onnx",
     "to_torch",
 ]
