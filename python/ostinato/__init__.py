@@ -23,7 +23,15 @@ from ._wait import read_environment as _read_environment
 if _TYPE_CHECKING:
     from . import cuda, data, decoding, diagnostics, interop, metrics, reference, safetensors
     from ._explain import explain
-    from .interop import from_onnx, from_torch, load_torch, to_onnx, to_torch
+    from .interop import (
+        from_keras,
+        from_onnx,
+        from_torch,
+        load_torch,
+        to_keras,
+        to_onnx,
+        to_torch,
+    )
     from .nn._architecture import load
     from .train import Trainer, search
 
@@ -45,7 +53,16 @@ _MODULES = (
     "safetensors",
     "train",
 )
-_LATER |= dict.fromkeys(("from_onnx", "from_torch", "load_torch", "to_onnx", "to_torch"), "interop")
+_INTEROP = (
+    "from_keras",
+    "from_onnx",
+    "from_torch",
+    "load_torch",
+    "to_keras",
+    "to_onnx",
+    "to_torch",
+)
+_LATER |= dict.fromkeys(_INTEROP, "interop")
 
 
 def __getattr__(name: str) -> _Any:
@@ -95,6 +112,7 @@ __all__ = [
     "decoding",
     "diagnostics",
     "explain",
+    "from_keras",
     "from_onnx",
     "from_torch",
     "functional",
@@ -115,6 +133,7 @@ __all__ = [
     "set_num_threads",
     "set_wait",
     "stop_gradient",
+    "to_keras",
     "to_onnx",
     "to_torch",
     "use_kernels",

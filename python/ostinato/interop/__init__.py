@@ -12,6 +12,8 @@ from typing import Any as _Any
 
 if _TYPE_CHECKING:
     from ._imported import Entry, Imported
+    from ._keras import from_keras
+    from ._keras_write import to_keras
     from ._layers import LastState, Reversed
     from ._onnx import from_onnx
     from ._onnx_write import to_onnx
@@ -23,9 +25,11 @@ _LATER = {
     "Imported": "_imported",
     "LastState": "_layers",
     "Reversed": "_layers",
+    "from_keras": "_keras",
     "from_onnx": "_onnx",
     "from_torch": "_torch",
     "load_torch": "_torch_file",
+    "to_keras": "_keras_write",
     "to_onnx": "_onnx_write",
     "to_torch": "_torch",
 }
@@ -50,9 +54,11 @@ __all__ = [
     "Imported",
     "LastState",
     "Reversed",
+    "from_keras",
     "from_onnx",
     "from_torch",
     "load_torch",
+    "to_keras",
     "to_onnx",
     "to_torch",
 ]
