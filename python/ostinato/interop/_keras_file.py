@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import mmap
 import os
 import re
 import zipfile
@@ -18,6 +19,7 @@ from .._check import Array
 from ._imported import require
 
 _DEEPEST = 30
+_HEAP = b"GCOL\x01\x00\x00\x00"
 _HEAD = b"\x89HDF\r\n\x1a\n"
 
 
@@ -51,6 +53,36 @@ def snake(name: str) -> str:
         out += "_" if letter.isupper() and begins else ""
         out += letter.lower()
     return out
+
+
+def _refuse_bad_heaps(words: Any) -> None:
+    """Refuse a file with a damaged heap of texts, which the HDF5 library may read for ever.
+
+    A heap is a head of 16 bytes with its size, and objects: a head of 16 bytes with an index and a
+    size, and the bytes, of which the next multiple of 8 begins another one. The index 0 is what is
+    free, and its size counts its head. What refers to an object is its length, the place of the
+    heap and the index; a length beyond the object is refused too.
+    """
+    at = words.find(_HEAP)
+    while at >= 0:
+        end = at + int.from_bytes(words[at + 8 : at + 16], "little")
+        here = at + 16
+        if end > len(words):
+            raise Damaged("a heap of texts that is cut off")
+        while here + 16 <= end:
+            index = int.from_bytes(words[here : here + 2], "little")
+            size = int.from_bytes(words[here + 8 : here + 16], "little")
+            need = 16 + (size + 7) // 8 * 8 if index else size
+            if need < 16 or here + need > end:
+                raise Damaged("a heap of texts with a wrong size")
+            key = at.to_bytes(8, "little") + index.to_bytes(4, "little")
+            found = words.find(key) if index else -1
+            while found >= 4:
+                if int.from_bytes(words[found - 4 : found], "little") > size:
+                    raise Damaged("a text longer than its place in a heap")
+                found = words.find(key, found + 1)
+            here += need
+        at = words.find(_HEAP, at + 1)
 
 
 class _Reader:
@@ -277,6 +309,7 @@ def _of_zip(h5py: Any, path: Any, size: int) -> Content:
                 raise Damaged(f"{name} of {e.file_size} bytes in a file of {size}")
         config = archive.read("config.json")
         words = archive.read("model.weights.h5")
+        _refuse_bad_heaps(words)
         version = ""
         if "metadata.json" in entries and entries["metadata.json"].file_size < 10_000:
             found = re.search(rb'"keras_version": *"([\w.]+)"', archive.read("metadata.json"))
@@ -304,6 +337,8 @@ def read_keras(path: str | os.PathLike[str], config: Any = None) -> Content:
                 return _of_zip(h5py, f, size)
             if head != _HEAD:
                 raise Damaged("one that is neither HDF5 nor a zip archive")
+            with mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as words:
+                _refuse_bad_heaps(words)
             return _of_h5(h5py, f, size, config)
         except (
             Damaged,
