@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import importlib.util
 import pickle
 import struct
 import subprocess
@@ -546,13 +546,10 @@ def test_to_torch_and_back() -> None:
 @needs_torch
 def test_the_speaker_encoder_equals_torch() -> None:
     """The weights of resemblyzer, in the older form of file; the package is not imported."""
-    import importlib.util
-
     spec = importlib.util.find_spec("resemblyzer")
-    given = os.environ.get("OSTINATO_RESEMBLYZER")  # a folder, where it is unpacked alone
-    if spec is None and given is None:
+    if spec is None:
         pytest.skip("resemblyzer is not installed: pip install --no-deps resemblyzer==0.1.4")
-    folder = Path(given) if given else Path(str(spec.origin)).parent  # type: ignore[union-attr]
+    folder = Path(str(spec.origin)).parent
     path = folder / "pretrained.pt"
     state = ost.load_torch(path, key="model_state")
     theirs = torch.load(path, map_location="cpu", weights_only=True)["model_state"]

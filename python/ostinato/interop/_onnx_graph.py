@@ -281,7 +281,8 @@ class Chain:
         follow = getattr(self, "_op_" + node.op_type.lower(), None)
         if follow is None or node.domain not in ("", "ai.onnx"):
             raise ValueError(
-                f"{name}: expected operators of a recurrent model, got {node.domain} {node.op_type}"
+                f"{name}: expected operators of a recurrent model, got "
+                f"{'.'.join(n for n in (node.domain, node.op_type) if n)}"
             )
         if not inputs or inputs[0] is None:
             raise ValueError(f"{name}: expected an input that is there, got {list(node.input)}")
