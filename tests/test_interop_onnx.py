@@ -306,9 +306,7 @@ def test_nested_graphs() -> None:
     model = made(nodes, inputs, ["out"], [*inner.initializer, zeros])
     imported = ost.from_onnx(model, verify=True)
     assert list(imported) == ["choice.then_branch.inner"]
-    with pytest.raises(
-        ValueError, match=r"choice: expected operators of a recurrent model, got If"
-    ):
+    with pytest.raises(ValueError, match=r"choice: expected operators .*, got If"):
         imported.model()
 
 
