@@ -12,6 +12,7 @@ from typing import Any as _Any
 
 if _TYPE_CHECKING:
     from ._imported import Entry, Imported
+    from ._jax import from_flax, from_haiku
     from ._keras import from_keras
     from ._keras_write import to_keras
     from ._layers import LastState, Reversed
@@ -25,6 +26,8 @@ _LATER = {
     "Imported": "_imported",
     "LastState": "_layers",
     "Reversed": "_layers",
+    "from_flax": "_jax",
+    "from_haiku": "_jax",
     "from_keras": "_keras",
     "from_onnx": "_onnx",
     "from_torch": "_torch",
@@ -54,6 +57,8 @@ __all__ = [
     "Imported",
     "LastState",
     "Reversed",
+    "from_flax",
+    "from_haiku",
     "from_keras",
     "from_onnx",
     "from_torch",
