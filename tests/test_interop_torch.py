@@ -399,6 +399,21 @@ def test_an_import_does_not_import_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+MISSING = {
+    "torch": ("bench", lambda: ost.to_torch(nn.Linear(1, 2))),
+    "onnx": ("onnx", lambda: ost.to_onnx(nn.Linear(1, 2))),
+    "h5py": ("keras", lambda: ost.to_keras(nn.Linear(1, 2), "a.weights.h5")),
+}
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_what_is_not_installed_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    extra, call = MISSING[name]
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=rf"needs {name}: pip install 'ostinato\[{extra}\]'"):
+        call()
+
+
 # -- against PyTorch -------------------------------------------------------------------------------
 
 

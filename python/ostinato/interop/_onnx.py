@@ -111,7 +111,7 @@ def _found(made: Made) -> str:
 
 def _verify_whole(proto: Any, chain: Chain, model: nn.Layer) -> None:
     """Run a random input through ONNX Runtime and through our model."""
-    runtime = require("onnxruntime", "onnx", "verify=True")
+    runtime = require("onnxruntime", "bench", "verify=True")
     words = proto.SerializeToString()
     session = runtime.InferenceSession(words, providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(0)

@@ -231,7 +231,7 @@ def _initial(layer: Any, start: Mapping[str, Array]) -> dict[str, Array]:
 
 def verify_node(onnx: Any, name: str, node: Any, made: Made) -> None:
     """Run a random input through a node by ONNX Runtime and through our layer."""
-    runtime = require("onnxruntime", "onnx", "verify=True")
+    runtime = require("onnxruntime", "bench", "verify=True")
     layer: Any = made.layer.layer if isinstance(made.layer, Reversed) else made.layer
     if layer.dtype != np.float32:
         raise ValueError(f"verify: expected float32 in {name}, which ONNX Runtime runs alone")

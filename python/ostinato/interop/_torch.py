@@ -259,7 +259,7 @@ def _of_module(
     module: Any, skip: Callable[[str], bool], options: Options
 ) -> tuple[list[_Found], list[Entry]]:
     """Return the layers of a module, and the parts that have no layer here."""
-    torch = require("torch", "torch", "from_torch of a module")
+    torch = require("torch", "bench", "from_torch of a module")
     found: list[_Found] = []
     others: list[Entry] = []
     dtype = next((p.dtype for p in module.parameters()), torch.float32)
@@ -392,7 +392,7 @@ def _assembly(module: Any, layers: Mapping[str, nn.Layer]) -> Callable[[], nn.La
 
 def _verify(f: _Found, kind: str, arrays: Mapping[str, Array], layer: nn.Layer) -> None:
     """Run a random input through both sides of a layer."""
-    torch = require("torch", "torch", "verify=True")
+    torch = require("torch", "bench", "verify=True")
     module = f.module
     if module is None:
         module = _torch_module(torch, layer, kind)
@@ -545,7 +545,7 @@ def to_torch(layer: nn.Layer) -> Any:
     """
     if not isinstance(layer, nn.Layer):
         raise TypeError(f"layer: expected a layer, got a {type(layer).__name__}")
-    torch = require("torch", "torch", "to_torch")
+    torch = require("torch", "bench", "to_torch")
     if not isinstance(layer, nn.Sequential):
         return _filled(torch, layer)
     children = {n: to_torch(m) for n, m in layer._children().items()}
