@@ -571,6 +571,28 @@ def test_what_is_no_chain_is_named(name: str) -> None:
         imported.model()
 
 
+def test_an_lstm_of_whole_numbers(tmp_path: Path) -> None:
+    """What onnxruntime quantises: the weights are read exactly, up to half a step of each."""
+    quantization = pytest.importorskip(
+        "onnxruntime.quantization", reason="onnxruntime cannot quantise here"
+    )
+    layer = nn.LSTM(4, 5, bidirectional=True, rng=0)
+    ost.to_onnx(layer, tmp_path / "a.onnx")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quantization.quantize_dynamic(
+            tmp_path / "a.onnx", tmp_path / "b.onnx", op_types_to_quantize=["LSTM"]
+        )
+    imported = ost.from_onnx(tmp_path / "b.onnx", verify=True)
+    assert imported.entries[0].kind == "DynamicQuantizeLSTM"
+    for name, a in layer.parameters().items():
+        step = np.abs(a).max() / 127 if name.startswith("weight") else 0
+        assert np.abs(imported.layer.parameters()[name] - a).max() <= 1.01 * step
+    x = drawn(6, 3, 4)
+    (want,) = run((tmp_path / "b.onnx").read_bytes(), x=x)
+    assert np.abs(called(imported.layer, x) - want).max() < 0.02  # it rounds x and h as well
+
+
 def test_the_voice_activity_model() -> None:
     """The LSTM within silero's graphs equals ONNX Runtime's; the package is not imported."""
     spec = importlib.util.find_spec("silero_vad")

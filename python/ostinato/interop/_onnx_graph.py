@@ -18,7 +18,7 @@ from .._check import Array
 from ._imported import chain_of
 from ._layers import LastState
 from ._onnx_constants import Unknown, Zeros, fold, slice_of, tensor
-from ._onnx_nodes import KINDS, NodeReader, attributes
+from ._onnx_nodes import KINDS, QUANTIZED, NodeReader, attributes
 
 
 class Axis(NamedTuple):
@@ -141,7 +141,8 @@ def named_nodes(graph: Graph, prefix: str = "", depth: int = 0) -> Iterator[tupl
     """Yield every recurrent node with its name and graph, those of nested graphs too."""
     for node in graph.nodes:
         name = prefix + node_name(node)
-        if node.op_type in KINDS and node.domain in ("", "ai.onnx"):
+        plain = node.op_type in KINDS and node.domain in ("", "ai.onnx")
+        if plain or (node.op_type, node.domain) == (QUANTIZED, "com.microsoft"):
             yield name, node, graph
         if depth < 20:
             for attribute, inner in graph.inner(node):

@@ -13,6 +13,8 @@ from .._check import Array
 from ._imported import compare, require
 from ._layers import Reversed
 
+QUANTIZED = "DynamicQuantizeLSTM"  # of ONNX Runtime
+_SCALES = ("W_scale", "W_zero_point", "R_scale", "R_zero_point")
 KINDS = {"RNN": 1, "LSTM": 4, "GRU": 3}  # by the number of gates
 # Our gate blocks at each of ONNX': i o f c; z r h.
 _ORDER = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}
@@ -82,13 +84,16 @@ class NodeReader:
         """
         kind, given = node.op_type, attributes(self.onnx, node)
         inputs = {n: v for n, v in zip(_input_names(kind), node.input) if v}
+        wanted = ("W", "R", "B", "P") + (_SCALES if kind == QUANTIZED else ())
         arrays = {}
-        for n in ("W", "R", "B", "P"):
+        for n in wanted:
             value = constant(inputs[n]) if n in inputs else None
             if value is not None:
                 arrays[n] = value
-            elif n in inputs or n in "WR":
+            elif n in inputs or n not in "BP":
                 raise ValueError(f"{name}: expected a constant {n}, got one that is computed")
+        if kind == QUANTIZED:
+            kind, arrays = "LSTM", _dequantized(name, arrays)
         self._check(name, kind, given, arrays)
         options = self._options(name, kind, given, arrays)
         start = self._start(name, inputs, constant, int(given.get("layout", 0)))
@@ -203,7 +208,25 @@ class NodeReader:
 
 
 def _input_names(kind: str) -> tuple[str, ...]:
+    if kind == QUANTIZED:
+        return (*_INPUTS, *_SCALES)
     return _INPUTS if kind == "LSTM" else _INPUTS[:6]
+
+
+def _dequantized(name: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Return float weights of whole ones, which lie transposed, with a scale for each column."""
+    out = {n: arrays[n] for n in ("B", "P") if n in arrays}
+    for n in "WR":
+        a = arrays[n]
+        if a.ndim != 3 or a.dtype not in (np.int8, np.uint8):
+            raise ValueError(f"{name}: expected {n} [D,I,4*H] of int8, got {a.shape} of {a.dtype}")
+        scale, zero = arrays[n + "_scale"], arrays[n + "_zero_point"]
+        shapes = ((a.shape[0],), (a.shape[0], 1), (a.shape[0], a.shape[2]))
+        if scale.shape not in shapes or zero.shape != scale.shape or scale.dtype.kind != "f":
+            raise ValueError(f"{name}: expected a scale and a zero for each column of {n}")
+        parts = [v.reshape(a.shape[0], 1, -1).astype(np.float32) for v in (scale, zero)]
+        out[n] = ((a.astype(np.float32) - parts[1]) * parts[0]).swapaxes(1, 2)
+    return out
 
 
 def _ends(layer: Any) -> tuple[str, ...]:
@@ -239,6 +262,8 @@ def verify_node(onnx: Any, name: str, node: Any, made: Made) -> None:
     x = rng.normal(size=(6, 3, layer.input_size)).astype(np.float32)
     single = onnx.NodeProto()
     single.CopyFrom(node)
+    if node.op_type == QUANTIZED:  # by its weights; the activations are not rounded here
+        single.op_type, single.domain = "LSTM", ""
     kept = [a for a in node.attribute if a.name not in ("layout", "linear_before_reset")]
     del single.attribute[:], single.input[:], single.output[:]
     single.attribute.extend(kept)
@@ -272,4 +297,4 @@ def verify_node(onnx: Any, name: str, node: Any, made: Made) -> None:
 
 
 def _count(node: Any) -> int:
-    return 8 if node.op_type == "LSTM" else 4
+    return 8 if node.op_type in ("LSTM", QUANTIZED) else 4
