@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
 if _TYPE_CHECKING:
+    from ._dynet import from_dynet
     from ._imported import Entry, Imported
     from ._jax import from_flax, from_haiku
     from ._keras import from_keras
@@ -26,6 +27,7 @@ _LATER = {
     "Imported": "_imported",
     "LastState": "_layers",
     "Reversed": "_layers",
+    "from_dynet": "_dynet",
     "from_flax": "_jax",
     "from_haiku": "_jax",
     "from_keras": "_keras",
@@ -57,6 +59,7 @@ __all__ = [
     "Imported",
     "LastState",
     "Reversed",
+    "from_dynet",
     "from_flax",
     "from_haiku",
     "from_keras",
