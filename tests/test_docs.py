@@ -39,6 +39,7 @@ def test_docstrings(name: str) -> None:
         "optim",
         "data",
         "decoding",
+        "interop",
         "metrics",
         "train",
         "safetensors",

@@ -29,6 +29,7 @@ MODULES = (
     ".optim",
     ".data",
     ".decoding",
+    ".interop",
     ".metrics",
     ".train",
     ".train.metrics",

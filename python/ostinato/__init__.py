@@ -21,8 +21,17 @@ from ._wait import get_wait, set_wait
 from ._wait import read_environment as _read_environment
 
 if _TYPE_CHECKING:
-    from . import cuda, data, decoding, diagnostics, metrics, reference, safetensors
+    from . import cuda, data, decoding, diagnostics, interop, metrics, reference, safetensors
     from ._explain import explain
+    from .interop import (
+        from_keras,
+        from_onnx,
+        from_torch,
+        load_torch,
+        to_keras,
+        to_onnx,
+        to_torch,
+    )
     from .nn._architecture import load
     from .train import Trainer, search
 
@@ -38,11 +47,22 @@ _MODULES = (
     "data",
     "decoding",
     "diagnostics",
+    "interop",
     "metrics",
     "reference",
     "safetensors",
     "train",
 )
+_INTEROP = (
+    "from_keras",
+    "from_onnx",
+    "from_torch",
+    "load_torch",
+    "to_keras",
+    "to_onnx",
+    "to_torch",
+)
+_LATER |= dict.fromkeys(_INTEROP, "interop")
 
 
 def __getattr__(name: str) -> _Any:
@@ -92,11 +112,16 @@ __all__ = [
     "decoding",
     "diagnostics",
     "explain",
+    "from_keras",
+    "from_onnx",
+    "from_torch",
     "functional",
     "get_num_threads",
     "get_wait",
+    "interop",
     "kernels",
     "load",
+    "load_torch",
     "losses",
     "metrics",
     "nn",
@@ -108,6 +133,9 @@ __all__ = [
     "set_num_threads",
     "set_wait",
     "stop_gradient",
+    "to_keras",
+    "to_onnx",
+    "to_torch",
     "use_kernels",
     "vjp",
 ]

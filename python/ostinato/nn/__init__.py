@@ -23,6 +23,7 @@ if _TYPE_CHECKING:
     from ._model import Model, ModelPullback, Parameter
     from ._norm import LayerNorm
     from ._seq2seq import Decoder, Encoder
+    from ._softmax import Softmax
 
 # What an import of the package does without, by its module: loaded when it is first asked for.
 _LATER = {
@@ -37,6 +38,7 @@ _LATER = {
     "ModelPullback": "_model",
     "Parameter": "_model",
     "Residual": "_combine",
+    "Softmax": "_softmax",
     "TimeDistributed": "_combine",
 }
 
@@ -82,6 +84,7 @@ __all__ = [
     "RecurrentPullback",
     "Residual",
     "Sequential",
+    "Softmax",
     "Stream",
     "TimeDistributed",
     "Views",

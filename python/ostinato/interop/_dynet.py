@@ -1,0 +1,159 @@
+"""Read the text files of DyNet, which it writes column by column."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import IO, Any
+
+import numpy as np
+
+from .. import _files, nn
+from .._annotations import readable
+from .._check import Array
+from ._imported import Entry, Imported, shapes
+
+_HEAD = re.compile(rb"#(Parameter|LookupParameter)# (\S{1,200}) \{([0-9,]{1,80})\} (\d{1,12}) ")
+_BUILDER = re.compile(r"(.*?)/?(vanilla-lstm-builder(?:_(\d+))?)/_(\d+)")
+
+
+class _Bad(Exception):
+    """Report what is wrong with a file."""
+
+
+def _arrays(f: IO[bytes]) -> dict[str, tuple[str, Array]]:
+    """Return kinds and arrays by name."""
+    out: dict[str, tuple[str, Array]] = {}
+    while True:
+        head = f.readline(1000)
+        if not head:
+            return out
+        match = _HEAD.match(head)
+        if match is None:
+            raise _Bad(f"the line {head[:60]!r}")
+        kind, name = match[1].decode(), match[2].decode("utf-8", "replace")
+        dims = [int(n or 0) for n in match[3].split(b",")]
+        words = f.readline()
+        count = 1
+        for n in dims:
+            count *= n
+        if not 0 < count <= len(words) or len(dims) > 2 or name in out:
+            raise _Bad(f"{name!r} of {dims} in {len(words)} bytes")
+        values = np.array(words.split(), np.float32)
+        if values.size != count:
+            raise _Bad(f"{values.size} numbers for {name!r} of {dims}")
+        if not head.rstrip().endswith(b"ZERO_GRAD"):
+            f.readline()  # gradients
+        out[name] = kind, values.reshape(dims, order="F")
+
+
+def _lstm(builders: list[list[Array]], both: bool, batch_first: bool) -> nn.Layer:
+    """Return an LSTM of its builders, each ``[W, R, b]``, gates i f o g and 1 added to f."""
+    inputs, hidden = builders[0][0].shape[1], builders[0][1].shape[1]
+    layer = nn.LSTM(
+        inputs,
+        hidden,
+        len(builders) // (2 if both else 1),
+        bidirectional=both,
+        batch_first=batch_first,
+    )
+
+    def ours(a: Array) -> Array:
+        i, f, o, g = np.split(a, 4)
+        return np.concatenate([i, f, g, o])
+
+    arrays: dict[str, Array] = {}
+    for end, (w, r, b) in zip(layer._suffixes(), builders):
+        bias = b.copy()
+        bias[hidden : 2 * hidden] += 1
+        arrays |= {"weight_ih" + end: ours(w), "weight_hh" + end: ours(r)}
+        arrays |= {"bias_ih" + end: ours(bias), "bias_hh" + end: np.zeros_like(b)}
+    layer.load_state_dict(arrays)
+    return layer
+
+
+def from_dynet(path: str | os.PathLike[str], *, batch_first: bool = False) -> Imported:
+    """Make layers of a text file of DyNet: vanilla LSTM builders, in two directions, and tables.
+
+    Gates are in the order i f o g, and DyNet adds 1 to the forget gate, which is in the bias here.
+    Builders within a "birnn" are the directions of a stack. A matrix becomes a Linear, with the
+    vector that follows it as its bias, and a table of lookups an Embedding.
+
+    >>> import pathlib, tempfile
+    >>> import ostinato as ost
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.model"
+    >>> _ = path.write_text("#LookupParameter# /_0 {2,3} 97 ZERO_GRAD" + chr(10) + "1 2 3 4 5 6")
+    >>> ost.interop.from_dynet(path)["/_0"].parameters()["weight"].tolist()
+    [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
+
+    Args:
+        path: the file.
+        batch_first: of the LSTMs.
+
+    Returns:
+        The layers by the names of the file.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is damaged, or holds parameters of another kind, which the message names.
+    """
+    with _files.open_regular(path) as f:
+        try:
+            arrays = _arrays(f)
+        except (_Bad, ValueError, OverflowError) as e:
+            raise ValueError(
+                f"{os.fspath(path)}: expected a text file of DyNet, got {str(e)[:200]}"
+            ) from None
+    layers: dict[str, nn.Layer] = {}
+    entries: list[Entry] = []
+
+    def add(name: str, kind: str, found: dict[str, Array], layer: Any) -> None:
+        layers[name] = layer
+        entries.append(Entry(name, kind, shapes(found), repr(layer)))
+
+    groups: dict[str, dict[str, list[Array]]] = {}
+    rest: list[tuple[str, str, Array]] = []
+    for name, (kind, a) in arrays.items():
+        match = _BUILDER.fullmatch(name)
+        if match is None:
+            rest.append((name, kind, a))
+            continue
+        birnn = re.search(r"(^|/)birnn(_\d+)?$", match[1]) is not None
+        key = match[1] if birnn else f"{match[1]}/{match[2]}"
+        groups.setdefault(key, {}).setdefault(match[2], []).append(a)
+    for key, found in groups.items():
+        parts = [list(p) for p in found.values()]
+        builders = [p[k : k + 3] for p in parts for k in range(0, len(p), 3)]
+        both = re.search(r"(^|/)birnn(_\d+)?$", key) is not None
+        flat = {f"_{k}": a for k, a in enumerate(a for p in parts for a in p)}
+        try:
+            add(key, "LSTM", flat, _lstm(builders, both, batch_first))
+        except (KeyError, ValueError, IndexError, TypeError) as e:
+            raise ValueError(f"{key}: expected an LSTM, got {shapes(flat)} ({e})") from None
+    _others(rest, add)
+    return Imported("DyNet", layers, entries, None, "their order is not in the file")
+
+
+def _others(rest: list[tuple[str, str, Array]], add: Any) -> None:
+    """Add tables, and matrices with the vectors that follow them."""
+    k = 0
+    while k < len(rest):
+        name, kind, a = rest[k]
+        k += 1
+        if kind == "LookupParameter" and a.ndim == 2:
+            table = nn.Embedding(a.shape[1], a.shape[0])
+            table.load_state_dict({"weight": a.T})
+            add(name, kind, {name: a}, table)
+        elif kind == "Parameter" and a.ndim == 2:
+            found = {"weight": a}
+            if k < len(rest) and rest[k][2].shape == a.shape[:1]:
+                found["bias"] = rest[k][2]
+                k += 1
+            linear = nn.Linear(a.shape[1], a.shape[0], "bias" in found)
+            linear.load_state_dict(found)
+            add(name, kind, found, linear)
+        else:
+            raise ValueError(f"{name}: expected a table or a matrix, got a {kind} of {a.shape}")
+
+
+readable(globals())

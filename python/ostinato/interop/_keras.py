@@ -1,0 +1,504 @@
+"""Make layers of Keras' files, of any version; no Keras is needed but for checks."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from .. import nn
+from .._annotations import readable
+from .._check import Array
+from ._imported import Entry, Imported, chain_of, common, compare, require
+from ._keras_file import Content, Part, read_keras, snake
+from ._layers import LastState
+
+_GATES = {"LSTM": 4, "GRU": 3, "SimpleRNN": 1}
+_ORDER = {"LSTM": (0, 1, 2, 3), "GRU": (1, 0, 2), "SimpleRNN": (0,)}  # z r h: ours at each
+_NAMES = {snake(n): n for n in _GATES} | {"cu_dnnlstm": "CuDNNLSTM", "cu_dnngru": "CuDNNGRU"}
+_PLAIN_KINDS = {
+    "embedding": "Embedding",
+    "dense": "Dense",
+    "time_distributed": "TimeDistributed",
+    "bidirectional": "Bidirectional",
+    "layer_normalization": "LayerNormalization",
+    "conv1_d": "Conv1D",
+    "conv1d": "Conv1D",
+}
+_NOTHING = ("InputLayer", "Masking", "SpatialDropout1D", "ActivityRegularization", "GaussianNoise")
+_LIMIT = 1e-5
+
+
+class _Maker:
+    """Make layers of the parts of a file.
+
+    Args:
+        content: of the file.
+        recurrent_activation: what the caller says where the file does not; None: nothing.
+        reset_after: the same, of GRUs without biases.
+    """
+
+    def __init__(
+        self, content: Content, recurrent_activation: str | None, reset_after: bool | None
+    ) -> None:
+        self.content, self.reset_after = content, reset_after
+        self.recurrent_activation = recurrent_activation
+        self.layers: dict[str, nn.Layer] = {}
+        self.entries: list[Entry] = []
+        self.notes: list[str] = []
+        self.chain: list[tuple[str, Any, bool]] = []  # the last: whether its final state alone
+
+    def add(self, part: Part) -> None:
+        """Make the layers of a part."""
+        kind = part.kind or self._guessed(part)
+        kind = _NAMES.get(kind, _PLAIN_KINDS.get(kind, kind))
+        found = ", ".join(f"[{','.join(map(str, a.shape))}]" for d in part.weights for a in d)
+        before = len(self.chain)
+        config = dict(part.config or {})
+        if kind == "TimeDistributed" or (kind == "Bidirectional" and config):
+            kind, config = self._wrapped(part, kind, config)
+        if kind in ("LSTM", "GRU", "SimpleRNN", "CuDNNLSTM", "CuDNNGRU"):
+            self._recurrent(part, kind, config)
+        elif kind == "Bidirectional":
+            self._recurrent(part, self._guessed(part), config)
+        else:
+            make = _MAKERS.get(kind)
+            if make is None and kind not in _NOTHING:
+                raise ValueError(
+                    f"{part.name}: expected a layer of Keras that is one of "
+                    f"{', '.join([*_GATES, 'Bidirectional', *_MAKERS])}, got a {kind or 'layer'} "
+                    f"with weights {found or 'of none'}"
+                )
+            if make is not None:
+                self._plain(part, make, config)
+        became = ", ".join(
+            f"{layer!r}{', its last state' if last else ''}"
+            for _, layer, last in self.chain[before:]
+        )
+        label = f"Bidirectional {kind}" if len(part.weights) == 2 else kind
+        self.entries.append(Entry(part.name, label, found, became or "nothing"))
+        if kind == "Masking" or config.get("mask_zero"):
+            self.notes.append(f"{part.name} masks steps: give lengths= or mask= to a call.")
+
+    def _wrapped(self, part: Part, kind: str, config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """Return the class and configuration of the layer within a wrapper."""
+        inner = config.get("layer")
+        if kind == "TimeDistributed" and inner is None:
+            return "Dense", {}
+        if not isinstance(inner, Mapping) or not isinstance(inner.get("config"), dict):
+            raise ValueError(f"{part.name}: expected a layer within the {kind}, got none")
+        if kind == "Bidirectional" and config.get("merge_mode", "concat") != "concat":
+            raise ValueError(
+                f"{part.name}: expected merge_mode 'concat', got {config['merge_mode']!r:.80}"
+            )
+        name = str(inner.get("class_name"))
+        allowed = ("Dense",) if kind == "TimeDistributed" else (*_GATES, "CuDNNLSTM", "CuDNNGRU")
+        if name not in allowed:
+            raise ValueError(f"{part.name}: expected a {kind} of {', '.join(allowed)}, got {name}")
+        own = dict(inner["config"])
+        if kind == "Bidirectional" and own.get("go_backwards"):
+            raise ValueError(f"{part.name}: expected a forward layer that goes forward")
+        return name, own
+
+    def _guessed(self, part: Part) -> str:
+        """Return the class of a layer of which only arrays are known, "" if they do not say."""
+        shapes = [a.shape for a in part.weights[0]]
+        if len(shapes) == 12:
+            return "LSTM"  # Keras 1: an array for each gate
+        if len(shapes) == 9:
+            return "GRU"
+        if len(shapes) in (2, 3) and len(shapes[0]) == 2 and len(shapes[1]) == 2 and shapes[1][0]:
+            gates = shapes[1][1] / shapes[1][0]
+            return {4: "LSTM", 3: "GRU", 1: "SimpleRNN"}.get(gates, "")
+        if len(shapes) == 2 and shapes[1] == shapes[0][1:]:
+            return "Dense"
+        return "Embedding" if len(shapes) == 1 and "emb" in part.name.lower() else ""
+
+    # -- recurrent layers --------------------------------------------------------------------------
+
+    def _recurrent(self, part: Part, kind: str, config: dict[str, Any]) -> None:
+        kind = kind.removeprefix("CuDNN")
+        directions = [_plain_weights(part.name, kind, list(w)) for w in part.weights]
+        cudnn = all(w[-1].ndim == 1 and w[-1].size == 2 * w[1].shape[1] for w in part.weights)
+        cudnn = cudnn and kind != "SimpleRNN"
+        options = self._options(part.name, kind, config, directions, cudnn)
+        first = directions[0]
+        layer = getattr(nn, "RNN" if kind == "SimpleRNN" else kind)(
+            first[0].shape[0],
+            first[1].shape[0],
+            bias=len(first) == 3,
+            bidirectional=len(directions) == 2,
+            batch_first=True,
+            dtype=np.result_type(*first),
+            **options,
+        )
+        arrays: dict[str, Array] = {}
+        for end, weights in zip(("_l0", "_l0_reverse"), directions):
+            arrays |= {n + end: a for n, a in _ours(kind, weights).items()}
+        try:
+            layer.load_state_dict(arrays)
+        except (KeyError, ValueError) as e:
+            raise ValueError(f"{part.name}: {e.args[0]}") from None
+        self.layers[part.name] = layer
+        last = bool(part.config) and not config.get("return_sequences", False)
+        self.chain.append((part.name, layer, last))
+
+    def _options(
+        self,
+        name: str,
+        kind: str,
+        config: dict[str, Any],
+        directions: list[list[Array]],
+        cudnn: bool,
+    ) -> dict[str, Any]:
+        """Return the options of our class; refuse by name what the cells do not have."""
+        if config.get("go_backwards"):
+            raise ValueError(
+                f"{name}: expected go_backwards only within Bidirectional, got it alone, whose "
+                "outputs are in the order of a reversed time"
+            )
+        activation = _text(config.get("activation"), "tanh")
+        if kind == "SimpleRNN" and activation in ("tanh", "relu"):
+            return {"nonlinearity": activation}
+        if activation != "tanh":
+            raise ValueError(
+                f"{name}: expected the activation 'tanh', since the cells have no other, got "
+                f"{activation!r:.80}"
+            )
+        gate = None if cudnn else self._gate(name, kind, config, directions)
+        if gate not in (None, "sigmoid"):
+            raise ValueError(
+                f"{name}: expected recurrent_activation 'sigmoid', since the cells have no other, "
+                f"got {gate!r:.80}"
+            )
+        if kind != "GRU":
+            return {}
+        biases = [w[2] for w in directions if len(w) == 3]
+        given = config.get("reset_after", self.reset_after)
+        if biases:
+            after = biases[0].ndim == 2
+            if "reset_after" in config and bool(config["reset_after"]) != after:
+                raise ValueError(
+                    f"{name}: expected a bias that fits reset_after={config['reset_after']}, got "
+                    f"shape {biases[0].shape}"
+                )
+            return {"reset_after": after}
+        if given is None and not config:
+            raise ValueError(
+                f"{name}: expected reset_after=, which a GRU without biases does not show"
+            )
+        return {"reset_after": bool(given)}
+
+    def _gate(
+        self, name: str, kind: str, config: dict[str, Any], directions: list[list[Array]]
+    ) -> str | None:
+        given = config.get("recurrent_activation", config.get("inner_activation"))
+        if given is not None:
+            return _text(given, "sigmoid")
+        if self.recurrent_activation is not None:
+            return self.recurrent_activation
+        old = self.content.legacy and not _at_least(self.content.version, (2, 3))
+        if old and kind != "SimpleRNN":
+            raise ValueError(
+                f"{name}: expected recurrent_activation=, which the file does not say; the default "
+                "of Keras was 'hard_sigmoid' before 2.3, and is 'sigmoid' since"
+            )
+        if not config:
+            self.notes.append(f"{name}: no configuration; recurrent_activation is the default.")
+        return "sigmoid"
+
+    # -- others ------------------------------------------------------------------------------------
+
+    def _plain(
+        self, part: Part, make: Callable[[list[Array], dict[str, Any]], Any], config: dict[str, Any]
+    ) -> None:
+        try:
+            layer = make(part.weights[0], config)
+        except (IndexError, KeyError, ValueError, TypeError) as e:
+            raise ValueError(
+                f"{part.name}: expected the weights of a {part.kind or 'layer'}, got "
+                f"{[a.shape for a in part.weights[0]]} ({e})"
+            ) from None
+        name = part.name
+        if layer is not None:
+            self.layers[name] = layer
+            self.chain.append((name, layer, False))
+        shared = ("Dense", "TimeDistributed", "Conv1D", "dense", "conv1_d", "conv1d")
+        activation = _text(config.get("activation"), "linear")
+        if part.kind in shared and activation != "linear":
+            dtype = np.float32 if layer is None else layer.dtype
+            follow = _activation(name, activation, dtype)
+            self.layers[f"{name}_activation"] = follow
+            self.chain.append((f"{name}_activation", follow, False))
+
+
+def _at_least(version: str, wanted: tuple[int, int]) -> bool:
+    parts = version.split(".")[:2]
+    if len(parts) != 2 or not all(p.isdigit() for p in parts):
+        return False
+    return tuple(map(int, parts)) >= wanted
+
+
+def _text(value: Any, default: str) -> str:
+    """Return the name of an activation, which Keras 3 may write as an object."""
+    if value is None:
+        return default
+    if isinstance(value, Mapping):
+        inner = value.get("config")
+        return str(inner if isinstance(inner, str) else value.get("class_name"))
+    return str(value)
+
+
+def _activation(name: str, kind: str, dtype: Any) -> nn.Layer:
+    if kind in ("softmax", "log_softmax"):
+        return nn.Softmax(log=kind != "softmax", dtype=dtype)
+    if kind in ("tanh", "relu", "sigmoid", "gelu"):
+        return nn.Activation(kind, dtype=dtype)
+    raise ValueError(
+        f"{name}: expected the activation linear, relu, tanh, sigmoid, gelu, softmax or "
+        f"log_softmax, got {kind!r:.80}"
+    )
+
+
+def _plain_weights(name: str, kind: str, weights: list[Array]) -> list[Array]:
+    """Return kernel, recurrent kernel and bias as Keras 2 has them, of whatever version."""
+    gates = _GATES[kind]
+    if len(weights) == 3 * gates and gates > 1:  # Keras 1; an LSTM is in the order i c f o
+        order = (0, 2, 1, 3) if kind == "LSTM" else (0, 1, 2)
+        weights = [np.concatenate([weights[3 * g + k] for g in order], -1) for k in range(3)]
+    shapes = [a.shape for a in weights]
+    hidden = weights[1].shape[0] if len(weights) > 1 and weights[1].ndim == 2 else 0
+    fits = (
+        len(weights) in (2, 3)
+        and hidden > 0
+        and weights[0].ndim == 2
+        and weights[0].shape[0] > 0
+        and shapes[0][1] == shapes[1][1] == gates * hidden
+    )
+    if fits and len(weights) == 3:
+        allowed: list[tuple[int, ...]] = [(gates * hidden,)]
+        if kind != "SimpleRNN":
+            allowed.append((2 * gates * hidden,))
+        if kind == "GRU":
+            allowed.append((2, gates * hidden))
+        fits = shapes[2] in allowed
+    if not fits:
+        raise ValueError(f"{name}: expected the weights of a {kind}, got {shapes}")
+    if len(weights) == 3 and shapes[2] == (2 * gates * hidden,) and kind != "SimpleRNN":
+        return _of_cudnn(kind, weights)
+    return weights
+
+
+def _of_cudnn(kind: str, weights: list[Array]) -> list[Array]:
+    """Return the weights of CuDNNLSTM or CuDNNGRU in the plain layout."""
+    gates = _GATES[kind]
+    kernel = [k.T.reshape(k.shape, order="F") for k in np.split(weights[0], gates, 1)]
+    recurrent = [k.T for k in np.split(weights[1], gates, 1)]
+    both = weights[2].reshape(2, -1)
+    bias = both if kind == "GRU" else both.sum(0)
+    return [np.concatenate(kernel, 1), np.concatenate(recurrent, 1), bias]
+
+
+def _ours(kind: str, weights: list[Array]) -> dict[str, Array]:
+    """Return our parameters of one direction."""
+
+    def rows(a: Array) -> Array:
+        parts = np.split(a, _GATES[kind], -1)
+        return np.concatenate([parts[k] for k in _ORDER[kind]], -1)
+
+    out = {"weight_ih": rows(weights[0]).T, "weight_hh": rows(weights[1]).T}
+    if len(weights) == 3:
+        bias = rows(weights[2])
+        two = bias if bias.ndim == 2 else np.stack([bias, np.zeros_like(bias)])
+        out |= {"bias_ih": two[0], "bias_hh": two[1]}
+    return out
+
+
+def _loaded(layer: nn.Layer, arrays: Mapping[str, Array]) -> nn.Layer:
+    layer.load_state_dict(arrays)
+    return layer
+
+
+def _dense(w: list[Array], config: dict[str, Any]) -> nn.Layer:
+    inputs, out = w[0].shape
+    arrays = {"weight": w[0].T, **({"bias": w[1]} if len(w) == 2 else {})}
+    return _loaded(nn.Linear(inputs, out, len(w) == 2, dtype=common(arrays)), arrays)
+
+
+def _embedding(w: list[Array], config: dict[str, Any]) -> nn.Layer:
+    return _loaded(nn.Embedding(*w[0].shape, dtype=w[0].dtype), {"weight": w[0]})
+
+
+def _norm(w: list[Array], config: dict[str, Any]) -> nn.Layer:
+    axis = config.get("axis", -1)
+    if (axis if isinstance(axis, int) else axis[0]) not in (-1, 2) or w[0].ndim != 1:
+        raise ValueError(f"an axis of {axis}")
+    scale, center = config.get("scale", True), config.get("center", True)
+    weight = w[0] if scale else np.ones_like(w[0])
+    bias = w[-1] if center and (len(w) == 2 or not scale) else np.zeros_like(w[0])
+    layer = nn.LayerNorm(w[0].size, eps=float(config.get("epsilon", 1e-3)), dtype=w[0].dtype)
+    return _loaded(layer, {"weight": weight, "bias": bias})
+
+
+def _convolution(w: list[Array], config: dict[str, Any]) -> nn.Layer:
+    size, inputs, out = w[0].shape
+
+    def one(value: Any) -> int:
+        return int(value if isinstance(value, int) else value[0])
+
+    if one(config.get("groups", 1)) != 1:
+        raise ValueError("groups")
+    layer = nn.Conv1d(
+        inputs,
+        out,
+        size,
+        stride=one(config.get("strides", 1)),
+        dilation=one(config.get("dilation_rate", 1)),
+        padding=str(config.get("padding", "valid")),
+        bias=len(w) == 2,
+        batch_first=True,
+        dtype=w[0].dtype,
+    )
+    if layer.padding == "same" and layer.stride != 1:
+        raise ValueError("padding 'same' with strides")
+    arrays = {"weight": w[0].transpose(2, 1, 0), **({"bias": w[1]} if len(w) == 2 else {})}
+    return _loaded(layer, arrays)
+
+
+_MAKERS: dict[str, Callable[[list[Array], dict[str, Any]], Any]] = {
+    "Embedding": _embedding,
+    "Dense": _dense,
+    "LayerNormalization": _norm,
+    "Conv1D": _convolution,
+    "Dropout": lambda w, config: nn.Dropout(float(config.get("rate", config.get("p", 0.5)))),
+    "Activation": lambda w, config: (
+        None
+        if _text(config.get("activation"), "linear") == "linear"
+        else _activation("Activation", _text(config["activation"], ""), np.float32)
+    ),
+    "ReLU": lambda w, config: nn.Activation("relu"),
+    "Softmax": lambda w, config: nn.Softmax(),
+    "GlobalAveragePooling1D": lambda w, config: nn.Pool("mean", batch_first=True),
+    "GlobalMaxPooling1D": lambda w, config: nn.Pool("max", batch_first=True),
+}
+
+
+# -- the way in ------------------------------------------------------------------------------------
+
+
+def from_keras(
+    path: str | os.PathLike[str],
+    *,
+    config: Any = None,
+    recurrent_activation: str | None = None,
+    reset_after: bool | None = None,
+    verify: bool = False,
+) -> Imported:
+    """Make layers of a file of Keras 1 to 3: ``.keras``, ``.h5`` or ``.weights.h5``.
+
+    LSTM, GRU (both forms), SimpleRNN, the CuDNN layouts, Bidirectional, Embedding, Dense,
+    TimeDistributed, Conv1D, LayerNormalization, activations and poolings are read by their
+    configuration, or by shapes where a file holds weights alone. What the cells do not have
+    (``hard_sigmoid``, other activations, ``go_backwards``, other merge modes) is an error that
+    names it. `Imported.model` gives the whole of a Sequential, or of a Functional that is a chain;
+    ``return_sequences=False`` is a `LastState` in it. Layers have ``batch_first=True``.
+
+    >>> import pathlib, tempfile
+    >>> import ostinato as ost
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "model.weights.h5"
+    >>> model = ost.nn.Sequential(ost.nn.GRU(3, 5, rng=0), ost.nn.Linear(5, 2, rng=1))
+    >>> try:
+    ...     _ = ost.to_keras(model, path)
+    ...     names = list(ost.from_keras(path))
+    ... except ImportError:  # without h5py
+    ...     names = ["dense", "gru"]
+    >>> sorted(names)
+    ['dense', 'gru']
+
+    Args:
+        path: the file.
+        config: the configuration of the model, as JSON (``model.to_json()``) or as a dictionary,
+            for a file with weights alone.
+        recurrent_activation: of recurrent layers in a file without a configuration, "sigmoid" or
+            "hard_sigmoid". None: not known; an error where the version of Keras does not say.
+        reset_after: of GRUs without biases in a file without a configuration.
+        verify: whether to run a random input through the whole model and through Keras, which must
+            be installed; they must agree within 1e-5.
+
+    Returns:
+        The layers by their names in the file.
+
+    Raises:
+        ImportError: h5py, or Keras for ``verify``, is not installed.
+        OSError: the file cannot be read.
+        ValueError: a damaged file, or a layer that there is none of here; the message names it.
+    """
+    if recurrent_activation not in (None, "sigmoid", "hard_sigmoid"):
+        raise ValueError(
+            "recurrent_activation: expected 'sigmoid', 'hard_sigmoid' or None, got "
+            f"{recurrent_activation!r}"
+        )
+    content = read_keras(path, config)
+    maker = _Maker(content, recurrent_activation, reset_after)
+    for part in content.parts:
+        maker.add(part)
+    version = f"Keras {content.version}".rstrip()
+    imported = Imported(
+        version,
+        maker.layers,
+        maker.entries,
+        maker.notes,
+        _assembly(content, maker),
+        lambda model: _verify(path, config, model),
+    )
+    if verify:
+        imported.model(verify=True)
+    return imported
+
+
+def _assembly(content: Content, maker: _Maker) -> Callable[[], nn.Layer] | str:
+    """Return what makes the whole model, or why there is none."""
+    if any(p.config is None for p in content.parts):
+        return "weights alone do not say in which order the layers run"
+    before: list[str] = []
+    for p in content.parts:
+        if p.inbound and p.inbound != before:
+            return f"the layer {p.name!r} reads another one than that before it"
+        if not p.inbound and before:
+            return f"the layer {p.name!r} reads no other one"
+        before = [p.name]
+
+    def assemble() -> nn.Layer:
+        return chain_of({_plain_name(n): LastState(m) if last else m for n, m, last in maker.chain})
+
+    return assemble
+
+
+def _plain_name(name: str) -> str:
+    return name.replace("/", "_").replace(".", "_")
+
+
+def _verify(path: str | os.PathLike[str], config: Any, model: nn.Layer) -> None:
+    """Run a random input through Keras and through our model."""
+    keras = require("keras", "bench-all", "verify=True")
+    if config is None:
+        theirs = keras.saving.load_model(os.fspath(path), compile=False)
+    else:
+        text = config if isinstance(config, str) else json.dumps(config)
+        theirs = keras.models.model_from_json(text)
+        theirs.load_weights(os.fspath(path))
+    shape = [n or 6 for n in theirs.input_shape[1:]]
+    rng = np.random.default_rng(0)
+    x: Any = rng.normal(size=(3, *shape)).astype(np.float32)
+    leaf: Any = next(iter(model._children().values())) if model._children() else model
+    if isinstance(leaf, nn.Embedding):
+        x = rng.integers(1, leaf.num_embeddings, (3, *shape))  # 0 may be masked
+    want = np.asarray(keras.ops.convert_to_numpy(theirs(x)))
+    y = model(x)
+    compare("Keras", y[0] if model.stateful else y, want, _LIMIT)
+
+
+readable(globals())

@@ -1,0 +1,152 @@
+"""Read models in the ONNX format, by the onnx package alone."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from .. import _files, nn
+from .._annotations import readable
+from ._imported import Entry, Imported, compare, require, shapes
+from ._onnx_graph import Chain, Graph, named_nodes
+from ._onnx_nodes import Made, NodeReader, verify_node
+
+
+def _loaded(onnx: Any, source: Any) -> Any:
+    """Return the ModelProto of a path, of bytes or of a model itself."""
+    if isinstance(source, onnx.ModelProto):
+        return source
+    try:
+        if isinstance(source, (bytes, bytearray)):
+            return onnx.load_from_string(bytes(source))
+        with _files.open_regular(source):
+            pass  # a pipe or a device would wait
+        return onnx.load(os.fspath(source))
+    except OSError:
+        raise
+    except TypeError as e:
+        raise TypeError(f"source: expected a path, bytes or a model, got {e}") from None
+    except Exception as e:  # protobuf's errors have no common public base
+        name = "source" if isinstance(source, (bytes, bytearray)) else os.fspath(source)
+        raise ValueError(f"{name}: expected an ONNX model, got one that is damaged: {e}") from None
+
+
+def from_onnx(source: Any, *, gru_form: str | None = None, verify: bool = False) -> Imported:
+    """Make layers of the RNN, LSTM and GRU nodes of an ONNX model, and the whole model of a chain.
+
+    Nodes are found by their names (that of the first output where a node has none), in nested
+    graphs too, with both directions, peepholes, layouts, constant initial states and weights that
+    constants are computed to. What the cells cannot do (other activations, clip, coupled gates) is
+    an error that names it. `Imported.model` gives the whole graph as one model, where it is a
+    chain: Gather, MatMul, Add, Gemm, the recurrent nodes, Softmax, Tanh, Sigmoid and Relu, with
+    Squeeze, Transpose and Reshape between; the last step, or the final state, in place of all
+    steps; states and lengths as inputs, which are those of a call.
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> model = ost.nn.Sequential(rnn=ost.nn.GRU(3, 5, rng=0), head=ost.nn.Linear(5, 2, rng=1))
+    >>> try:
+    ...     imported = ost.from_onnx(ost.to_onnx(model))
+    ... except ImportError:  # without onnx
+    ...     imported = None
+    >>> imported is None or list(imported) == ["rnn"]
+    True
+
+    Args:
+        source: a path, the bytes of a file, or an ``onnx.ModelProto``.
+        gru_form: of GRUs with ``linear_before_reset=0`` in files that PyTorch wrote, which has no
+            such GRU: "torch" for reset-after, what was meant; "onnx" for reset-before, what the
+            file says. None: as the file says, with a warning.
+        verify: whether to run a random input through each layer and through its node by ONNX
+            Runtime, which must be installed; they must agree within 1e-5.
+
+    Returns:
+        The layers by the names of their nodes.
+
+    Raises:
+        ImportError: onnx, or ONNX Runtime for ``verify``, is not installed.
+        OSError: the file cannot be read.
+        TypeError: a source of another kind.
+        ValueError: a damaged file, or a node that the cells cannot be; the message names it.
+    """
+    if gru_form not in (None, "torch", "onnx"):
+        raise ValueError(f"gru_form: expected 'torch', 'onnx' or None, got {gru_form!r}")
+    onnx = require("onnx", "onnx", "from_onnx")
+    proto = _loaded(onnx, source)
+    reader = NodeReader(onnx, proto.producer_name, gru_form)
+    graph = Graph(onnx, proto.graph)
+    layers: dict[str, nn.Layer] = {}
+    entries, notes = [], []
+    for name, node, within in named_nodes(graph):
+        while name in layers:
+            name += "_"
+        made = reader.make(name, node, within.constant)
+        layers[name] = made.layer
+        if verify:
+            verify_node(onnx, name, node, made)
+        entries.append(Entry(name, node.op_type, _found(made), repr(made.layer)))
+    opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=1)
+    others = sorted({n.op_type for n in graph.nodes} - {e.kind for e in entries})
+    if others:
+        notes.append(f"Other operators: {', '.join(others)}.")
+    chains: list[Chain] = []
+
+    def assemble() -> nn.Layer:
+        chain = Chain(graph, NodeReader(onnx, proto.producer_name, gru_form or "onnx"), opset)
+        model = chain.model()
+        chains.append(chain)
+        return model
+
+    def check(model: nn.Layer) -> None:
+        _verify_whole(proto, chains[-1], model)
+
+    return Imported("ONNX", layers, entries, notes, assemble, check)
+
+
+def _found(made: Made) -> str:
+    return f"{shapes(made.arrays)}; {made.said}"
+
+
+def _verify_whole(proto: Any, chain: Chain, model: nn.Layer) -> None:
+    """Run a random input through ONNX Runtime and through our model."""
+    runtime = require("onnxruntime", "bench", "verify=True")
+    words = proto.SerializeToString()
+    session = runtime.InferenceSession(words, providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(0)
+    feed: dict[str, Any] = {}
+    x: Any
+    first = chain.order == ("1", "0")
+    steps, batch = 6, 3
+    given = {i.name: i for i in session.get_inputs()}
+    sizes = [n if isinstance(n, int) else None for n in given[chain.input].shape]
+    batch = sizes[0 if first else 1] or batch
+    steps = sizes[1 if first else 0] or steps
+    shape = [*((batch, steps) if first else (steps, batch))]
+    leaf = model.layers[0] if isinstance(model, nn.Sequential) else model
+    if isinstance(leaf, nn.Embedding):
+        x = rng.integers(0, leaf.num_embeddings, shape)
+    else:
+        width = sizes[2] or next(
+            int(getattr(inner, n))
+            for inner in (leaf, getattr(leaf, "layer", leaf))
+            for n in ("input_size", "in_features")
+            if hasattr(inner, n)
+        )
+        x = rng.normal(size=(*shape, width)).astype(np.float32)
+    for name, value in given.items():
+        kind = np.int32 if value.type == "tensor(int32)" else np.int64
+        if name == chain.input:
+            feed[name] = x.astype(kind) if x.dtype.kind == "i" else x
+        elif chain.asides.get(name) == "lengths":
+            feed[name] = np.full(batch, steps, kind)
+        else:
+            dims = [n if isinstance(n, int) else batch for n in value.shape]
+            feed[name] = np.zeros(dims, np.float32)
+    want = session.run([chain.output], feed)[0]
+    y = model(x)
+    compare("ONNX Runtime", y[0] if model.stateful else y, want, 1e-5)
+
+
+readable(globals())

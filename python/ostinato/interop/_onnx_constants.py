@@ -1,0 +1,164 @@
+"""Compute what is constant in an ONNX graph: weights behind Unsqueeze, Transpose and the like.
+
+Shapes are computed as well, with the names of axes in place of sizes that are not known.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from .._check import Array
+
+_LARGEST = 2**31  # elements of a constant
+
+
+class Unknown(Exception):
+    """Tell that an operator is not one of those that constants are computed with."""
+
+
+class Zeros:
+    """An array of zeros, whose shape may not be known."""
+
+
+def tensor(onnx: Any, proto: Any) -> Array:
+    """Return the array of a TensorProto; bfloat16 and half as float32."""
+    a: Array = onnx.numpy_helper.to_array(proto)
+    if a.dtype.name == "bfloat16" or a.dtype == np.float16:
+        a = a.astype(np.float32)
+    return a
+
+
+def _ints(a: Any) -> list[Any]:
+    return list(np.atleast_1d(a))
+
+
+def _axes(given: Mapping[str, Any], inputs: list[Any]) -> tuple[int, ...] | None:
+    """Return the axes of Squeeze and Unsqueeze, an attribute before opset 13."""
+    axes = inputs[1] if len(inputs) > 1 and inputs[1] is not None else given.get("axes")
+    return None if axes is None else tuple(int(k) for k in _ints(axes))
+
+
+def _unsqueeze(given: Mapping[str, Any], inputs: list[Any]) -> Array:
+    axes = _axes(given, inputs)
+    if axes is None:
+        raise Unknown
+    out: Array = np.expand_dims(inputs[0], axes)
+    return out
+
+
+def _slice(given: Mapping[str, Any], inputs: list[Any]) -> Array:
+    a: Array = inputs[0]
+    starts, ends, axes, steps = slice_of(given, inputs, a.ndim)
+    index: list[Any] = [slice(None)] * a.ndim
+    for start, end, axis, step in zip(starts, ends, axes, steps):
+        index[axis] = slice(start, end if step > 0 or end > -(2**31) else None, step)
+    out: Array = a[tuple(index)]
+    return out
+
+
+def slice_of(
+    given: Mapping[str, Any], inputs: list[Any], ndim: int
+) -> tuple[list[int], list[int], list[int], list[int]]:
+    """Return starts, ends, axes and steps of a Slice."""
+    parts: list[Any] = [*inputs[1:], None, None, None, None]
+    starts = parts[0] if parts[0] is not None else given["starts"]
+    ends = parts[1] if parts[1] is not None else given["ends"]
+    count = len(_ints(starts))
+    axes = parts[2] if parts[2] is not None else given.get("axes", list(range(count)))
+    steps = parts[3] if parts[3] is not None else [1] * count
+    lists = [[int(k) for k in _ints(v)] for v in (starts, ends, axes, steps)]
+    return lists[0], lists[1], [k % max(ndim, 1) for k in lists[2]], lists[3]
+
+
+def _reshape(given: Mapping[str, Any], inputs: list[Any]) -> Array:
+    a: Array = inputs[0]
+    target = [int(k) for k in _ints(inputs[1])] if np.size(inputs[1]) else []
+    shape = [a.shape[k] if n == 0 and k < a.ndim else n for k, n in enumerate(target)]
+    return a.reshape(shape)
+
+
+def _split(given: Mapping[str, Any], inputs: list[Any]) -> list[Array]:
+    axis = int(given.get("axis", 0))
+    sizes = inputs[1] if len(inputs) > 1 and inputs[1] is not None else given.get("split")
+    if sizes is None:
+        return np.array_split(inputs[0], int(given.get("outputs", 1)), axis)
+    return np.split(inputs[0], np.cumsum([int(k) for k in sizes])[:-1], axis)
+
+
+def _expanded(shape: Any, value: Array) -> Any:
+    """Return a value, repeated without taking memory; zeros where the shape is not known."""
+    sizes = _ints(shape) if np.size(shape) else []
+    if any(isinstance(n, str) for n in sizes):
+        if np.any(value):
+            raise Unknown
+        return Zeros()
+    counts = tuple(int(n) for n in sizes)
+    if any(n < 0 for n in counts) or math.prod(counts) > _LARGEST:
+        raise Unknown
+    return np.broadcast_to(value, np.broadcast_shapes(value.shape, counts))
+
+
+def _concatenated(given: Mapping[str, Any], inputs: list[Any]) -> Array:
+    if sum(np.size(a) for a in inputs) > _LARGEST:
+        raise Unknown
+    return np.concatenate(inputs, int(given["axis"]))
+
+
+def _cast(given: Mapping[str, Any], inputs: list[Any]) -> Array:
+    a: Array = inputs[0]
+    kind = {1: np.float32, 11: np.float64, 6: np.int32, 7: np.int64, 10: np.float32}
+    if a.dtype == object:
+        return a
+    if given.get("to") not in kind:
+        raise Unknown
+    return a.astype(kind[given["to"]])
+
+
+def _filled(given: Mapping[str, Any], inputs: list[Any]) -> Any:
+    value = given.get("value")
+    return _expanded(inputs[0], np.float32(0) if value is None else np.asarray(value).reshape(()))
+
+
+_FOLDS: dict[str, Callable[[Mapping[str, Any], list[Any]], Any]] = {
+    "Identity": lambda given, inputs: inputs[0],
+    "Unsqueeze": _unsqueeze,
+    "Squeeze": lambda given, inputs: np.squeeze(inputs[0], _axes(given, inputs)),
+    "Transpose": lambda given, inputs: np.transpose(inputs[0], given.get("perm")),
+    "Concat": _concatenated,
+    "Slice": _slice,
+    "Reshape": _reshape,
+    "Split": _split,
+    "Cast": _cast,
+    "Gather": lambda given, inputs: np.take(
+        inputs[0], np.asarray(inputs[1], np.int64), int(given.get("axis", 0))
+    ),
+    "Expand": lambda given, inputs: _expanded(inputs[1], inputs[0]),
+    "ConstantOfShape": _filled,
+    "Add": lambda given, inputs: inputs[0] + inputs[1],
+    "Sub": lambda given, inputs: inputs[0] - inputs[1],
+    "Mul": lambda given, inputs: inputs[0] * inputs[1],
+    "Shape": lambda given, inputs: np.array(np.shape(inputs[0]), np.int64),
+}
+
+
+def fold(kind: str, given: Mapping[str, Any], inputs: list[Any]) -> Any:
+    """Return the outputs of an operator on constants: an array, a list of them, or `Zeros`.
+
+    Raises:
+        Unknown: it is not one of those, or the inputs do not fit it.
+    """
+    if kind not in _FOLDS or not inputs or inputs[0] is None:
+        raise Unknown
+    try:
+        if any(isinstance(a, Zeros) for a in inputs):
+            if kind in ("Add", "Sub", "Mul", "Shape"):
+                raise Unknown
+            outputs = int(given.get("outputs", 1)) if kind == "Split" else 1
+            return [Zeros() for _ in range(outputs)] if kind == "Split" else Zeros()
+        return _FOLDS[kind](given, inputs)
+    except (TypeError, ValueError, IndexError, KeyError, AttributeError, OverflowError):
+        raise Unknown from None

@@ -1,0 +1,508 @@
+"""Keras' files, of every version: written by hand, and by Keras where it is installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ostinato as ost
+from conftest import assert_close
+from ostinato import nn
+from ostinato.interop import LastState
+
+h5py: Any = pytest.importorskip(
+    "h5py", reason="h5py is not installed: pip install 'ostinato[keras]'"
+)
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    try:
+        import keras
+    except ImportError:
+        keras = None  # type: ignore[assignment]
+needs_keras = pytest.mark.skipif(
+    keras is None, reason="keras is not installed: pip install 'ostinato[bench-all]'"
+)
+D, H = 3, 4
+
+
+def drawn(*shape: int, seed: int = 0) -> Any:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32) / 2
+
+
+def sigmoid(x: Any) -> Any:
+    return 1 / (1 + np.exp(-x))
+
+
+# -- an independent reference, in Keras' own layout ------------------------------------------------
+
+
+def lstm(x: Any, kernel: Any, recurrent: Any, bias: Any = 0) -> Any:
+    h, c = np.zeros((2, len(x), len(recurrent)))
+    out = []
+    for t in range(x.shape[1]):
+        i, f, g, o = np.split(x[:, t] @ kernel + h @ recurrent + bias, 4, -1)
+        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+        h = sigmoid(o) * np.tanh(c)
+        out.append(h)
+    return np.stack(out, 1)
+
+
+def gru(x: Any, kernel: Any, recurrent: Any, bias: Any, after: bool) -> Any:
+    h, n = np.zeros((len(x), len(recurrent))), len(recurrent)
+    out = []
+    for t in range(x.shape[1]):
+        own, other = (bias[0], bias[1]) if after else (bias, 0)
+        zx, rx, hx = np.split(x[:, t] @ kernel + own, 3, -1)
+        zh, rh, hh = np.split(h @ recurrent + other, 3, -1)
+        z, r = sigmoid(zx + zh), sigmoid(rx + rh)
+        inner = r * hh if after else (r * h) @ recurrent[:, 2 * n :]
+        h = z * h + (1 - z) * np.tanh(hx + inner)
+        out.append(h)
+    return np.stack(out, 1)
+
+
+def rnn(x: Any, kernel: Any, recurrent: Any, bias: Any) -> Any:
+    h = np.zeros((len(x), len(recurrent)))
+    out = []
+    for t in range(x.shape[1]):
+        h = np.maximum(x[:, t] @ kernel + h @ recurrent + bias, 0)
+        out.append(h)
+    return np.stack(out, 1)
+
+
+# -- files written by hand -------------------------------------------------------------------------
+
+
+def legacy(path: Path, layers: dict[str, Any], config: Any = None, version: str = "2.4.0") -> Path:
+    """The form of Keras 1 and 2."""
+    with h5py.File(path, "w") as f:
+        group = f
+        if config is not None:
+            f.attrs["model_config"] = json.dumps(config)
+            group = f.create_group("model_weights")
+        if version:
+            f.attrs["keras_version"] = version.encode()
+        group.attrs["layer_names"] = [n.encode() for n in layers]
+        for name, arrays in layers.items():
+            own = group.create_group(name)
+            names = [f"{name}/w{k}:0".encode() for k in range(len(arrays))]
+            if isinstance(arrays, dict):
+                names = [n.encode() for n in arrays]
+                arrays = list(arrays.values())
+            own.attrs["weight_names"] = names if names else np.zeros(0, "S1")
+            for n, a in zip(names, arrays):
+                own.create_dataset(n.decode(), data=a)
+    return path
+
+
+def sequential(*layers: tuple[str, dict[str, Any]], old: bool = False) -> Any:
+    described = [{"class_name": kind, "config": config} for kind, config in layers]
+    inner: Any = described if old else {"name": "sequential", "layers": described}
+    return {"class_name": "Sequential", "config": inner}
+
+
+KERNEL, RECURRENT = drawn(D, 4 * H, seed=1), drawn(H, 4 * H, seed=2)
+X = drawn(2, 6, D, seed=9)
+
+
+def test_an_lstm_of_keras_2(tmp_path: Path) -> None:
+    bias = drawn(4 * H, seed=3)
+    config = sequential(
+        ("LSTM", {"name": "lstm_1", "units": H, "recurrent_activation": "sigmoid"}), old=True
+    )
+    path = legacy(tmp_path / "a.h5", {"lstm_1": [KERNEL, RECURRENT, bias]}, config)
+    imported = ost.from_keras(path)
+    want = lstm(X, KERNEL, RECURRENT, bias)
+    assert_close(imported["lstm_1"](X)[0], want.astype(np.float32))
+    assert_close(imported.model()(X)[0], want[:, -1].astype(np.float32))  # no return_sequences
+    assert isinstance(imported.model(), LastState)
+    assert "Keras 2.4.0: 1 layer" in imported.describe()
+
+
+@pytest.mark.parametrize("shape", [(2, 3 * H), (6 * H,), (3 * H,)], ids=str)
+def test_grus_by_the_shape_of_their_bias(tmp_path: Path, shape: Any) -> None:
+    kernel, recurrent, bias = drawn(D, 3 * H, seed=1), drawn(H, 3 * H, seed=2), drawn(*shape)
+    config = sequential(
+        ("GRU", {"name": "g", "return_sequences": True, "recurrent_activation": "sigmoid"})
+    )
+    path = legacy(tmp_path / "a.h5", {"g": [kernel, recurrent, bias]}, config)
+    layer: Any = ost.from_keras(path).layer
+    if shape == (6 * H,):  # of CuDNNGRU
+        kernel = np.hstack([k.T.reshape(k.shape, order="F") for k in np.hsplit(kernel, 3)])
+        recurrent = np.hstack([k.T for k in np.hsplit(recurrent, 3)])
+    after = shape != (3 * H,)
+    want = gru(X, kernel, recurrent, bias.reshape(2, -1) if after else bias, after)
+    assert layer.reset_after == after
+    assert_close(layer(X)[0], want.astype(np.float32))
+
+
+def test_the_cudnn_layout_of_an_lstm(tmp_path: Path) -> None:
+    bias = drawn(8 * H, seed=3)
+    kernel = np.hstack([k.T.reshape(k.shape, order="F") for k in np.hsplit(KERNEL, 4)])
+    recurrent = np.hstack([k.T for k in np.hsplit(RECURRENT, 4)])
+    want = lstm(X, kernel, recurrent, bias[: 4 * H] + bias[4 * H :]).astype(np.float32)
+    config = sequential(("CuDNNLSTM", {"name": "c", "units": H, "return_sequences": True}))
+    for given in (config, None):  # by its class, and by the shape of its bias
+        path = legacy(tmp_path / "a.h5", {"c": [KERNEL, RECURRENT, bias]}, given, "2.1.3")
+        assert_close(ost.from_keras(path)["c"](X)[0], want)  # type: ignore[operator]
+
+
+def test_files_of_keras_1(tmp_path: Path) -> None:
+    bias = drawn(4 * H, seed=3)
+    gates = [np.split(a, 4, -1) for a in (KERNEL, RECURRENT, bias)]
+    arrays = [gates[k][g] for g in (0, 2, 1, 3) for k in range(3)]  # i c f o
+    layers = {"lstm": arrays, "dense": [drawn(H, 2), drawn(2)]}
+    common = {"name": "lstm", "output_dim": H, "activation": "tanh", "return_sequences": True}
+    dense = (
+        "TimeDistributed",
+        {
+            "name": "dense",
+            "layer": {"class_name": "Dense", "config": {"name": "d", "activation": "softmax"}},
+        },
+    )
+    config = sequential(("LSTM", {**common, "inner_activation": "sigmoid"}), dense, old=True)
+    model = ost.from_keras(legacy(tmp_path / "a.h5", layers, config, "1.2.2")).model()
+    h = lstm(X, KERNEL, RECURRENT, bias)
+    scores = np.exp(h @ layers["dense"][0] + layers["dense"][1])
+    want = scores / scores.sum(-1, keepdims=True)
+    assert_close(model(X)[0], want.astype(np.float32), scale=2)
+    hard = sequential(("LSTM", {**common, "inner_activation": "hard_sigmoid"}), dense, old=True)
+    with pytest.raises(ValueError, match=r"lstm: expected recurrent_activation 'sigmoid'.*'hard_"):
+        ost.from_keras(legacy(tmp_path / "a.h5", layers, hard, "1.2.2"))
+
+
+def test_a_gru_of_keras_1(tmp_path: Path) -> None:
+    kernel, recurrent, bias = drawn(D, 3 * H, seed=1), drawn(H, 3 * H, seed=2), drawn(3 * H)
+    gates = [np.split(a, 3, -1) for a in (kernel, recurrent, bias)]
+    path = legacy(
+        tmp_path / "a.h5", {"g": [gates[k][g] for g in range(3) for k in range(3)]}, None, ""
+    )
+    layer = ost.from_keras(path, recurrent_activation="sigmoid").layer
+    assert_close(layer(X)[0], gru(X, kernel, recurrent, bias, False).astype(np.float32))
+
+
+def test_weights_alone(tmp_path: Path) -> None:
+    bias = drawn(4 * H, seed=3)
+    path = legacy(tmp_path / "a.h5", {"l": [KERNEL, RECURRENT, bias]}, None, "")
+    with pytest.raises(ValueError, match=r"l: expected recurrent_activation=.*before 2\.3"):
+        ost.from_keras(path)
+    with pytest.raises(ValueError, match=r"l: expected recurrent_activation 'sigmoid'"):
+        ost.from_keras(path, recurrent_activation="hard_sigmoid")
+    imported = ost.from_keras(path, recurrent_activation="sigmoid")
+    assert_close(imported.layer(X)[0], lstm(X, KERNEL, RECURRENT, bias).astype(np.float32))
+    with pytest.raises(ValueError, match=r"weights alone do not say in which order"):
+        imported.model()
+    config = sequential(("LSTM", {"name": "l", "recurrent_activation": "sigmoid"}))
+    for given in (config, json.dumps(config)):
+        assert isinstance(ost.from_keras(path, config=given).model(), LastState)
+
+
+def test_bidirectional_embedding_and_masks(tmp_path: Path) -> None:
+    table = drawn(9, D)
+    both = {
+        "b/forward_lstm/kernel:0": KERNEL,
+        "b/forward_lstm/recurrent_kernel:0": RECURRENT,
+        "b/backward_lstm/kernel:0": KERNEL[::-1].copy(),
+        "b/backward_lstm/recurrent_kernel:0": RECURRENT[::-1].copy(),
+    }
+    inner = {"class_name": "LSTM", "config": {"use_bias": False, "return_sequences": True}}
+    config = sequential(
+        ("Embedding", {"name": "e", "mask_zero": True}),
+        ("Bidirectional", {"name": "b", "layer": inner, "merge_mode": "concat"}),
+        ("GlobalMaxPooling1D", {"name": "m"}),
+        ("Dense", {"name": "d", "use_bias": False, "activation": "tanh"}),
+    )
+    layers = {"e": [table], "b": both, "m": [], "d": [drawn(2 * H, 2)]}
+    path = legacy(tmp_path / "a.h5", layers, config, "2.4.0")
+    imported = ost.from_keras(path)
+    assert "e masks steps" in imported.describe()
+    ids = np.array([[1, 2, 3], [4, 8, 0]])
+    x = table[ids]
+    forward = lstm(x, KERNEL, RECURRENT)
+    backward = lstm(x[:, ::-1], KERNEL[::-1], RECURRENT[::-1])[:, ::-1]
+    h = np.concatenate([forward, backward], -1).max(1)
+    want = np.tanh(h @ layers["d"][0])
+    assert_close(imported.model()(ids)[0], want.astype(np.float32), scale=2)
+    config["config"]["layers"][1]["config"]["merge_mode"] = "sum"
+    with pytest.raises(ValueError, match=r"b: expected merge_mode 'concat', got 'sum'"):
+        ost.from_keras(legacy(tmp_path / "a.h5", layers, config))
+
+
+REFUSED: dict[str, tuple[tuple[str, dict[str, Any]], Any, str]] = {
+    "hard sigmoid": (
+        ("LSTM", {"recurrent_activation": "hard_sigmoid"}),
+        [KERNEL, RECURRENT],
+        r"x: expected recurrent_activation 'sigmoid', .* got 'hard_sigmoid'",
+    ),
+    "an activation": (
+        ("LSTM", {"activation": "softsign"}),
+        [KERNEL, RECURRENT],
+        r"x: expected the activation 'tanh', .* got 'softsign'",
+    ),
+    "a custom one": (
+        ("SimpleRNN", {"activation": {"class_name": "Mine", "config": {}}}),
+        [drawn(D, H), drawn(H, H)],
+        r"got 'Mine'",
+    ),
+    "backwards": (
+        ("GRU", {"go_backwards": True}),
+        [drawn(D, 3 * H), drawn(H, 3 * H)],
+        r"x: expected go_backwards only within Bidirectional",
+    ),
+    "a layer": (("ConvLSTM2D", {}), [KERNEL], r"x: expected a layer of Keras .* got a ConvLSTM2D"),
+    "shapes": (("LSTM", {}), [KERNEL, RECURRENT[:, 1:]], r"x: expected the weights of a LSTM"),
+    "the form": (
+        ("GRU", {"reset_after": True}),
+        [drawn(D, 3 * H), drawn(H, 3 * H), drawn(3 * H)],
+        r"x: expected a bias that fits reset_after=True",
+    ),
+    "a dense activation": (
+        ("Dense", {"activation": "swish"}),
+        [drawn(3, 2), drawn(2)],
+        r"x: expected the activation linear, relu, .* got 'swish'",
+    ),
+    "a dense shape": (("Dense", {}), [drawn(3)], r"x: expected the weights of a Dense"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused(tmp_path: Path, name: str) -> None:
+    (kind, config), arrays, message = REFUSED[name]
+    given = sequential((kind, {"name": "x", **config}))
+    with pytest.raises(ValueError, match=message):
+        ost.from_keras(legacy(tmp_path / "a.h5", {"x": arrays}, given))
+
+
+def test_what_is_no_chain_is_named(tmp_path: Path) -> None:
+    def node(*names: str) -> Any:
+        return [[[n, 0, 0, {}] for n in names]]
+
+    layers = [
+        {"class_name": "InputLayer", "config": {"name": "i"}, "name": "i", "inbound_nodes": []},
+        {"class_name": "Dense", "config": {"name": "a"}, "inbound_nodes": node("i")},
+        {"class_name": "Dense", "config": {"name": "b"}, "inbound_nodes": node("i")},
+    ]
+    config = {"class_name": "Functional", "config": {"layers": layers}}
+    arrays = {"i": [], "a": [drawn(3, 2), drawn(2)], "b": [drawn(3, 2), drawn(2)]}
+    imported = ost.from_keras(legacy(tmp_path / "a.h5", arrays, config))
+    assert list(imported) == ["a", "b"]
+    with pytest.raises(ValueError, match=r"the layer 'b' reads another one than that before it"):
+        imported.model()
+    layers[2]["inbound_nodes"] = node("a")
+    arrays["b"] = [drawn(2, 5), drawn(5)]
+    model = ost.from_keras(legacy(tmp_path / "a.h5", arrays, config)).model()
+    assert model(X)[0].shape == (2, 6, 5)
+
+
+# -- writing ---------------------------------------------------------------------------------------
+
+WRITTEN: dict[str, Any] = {
+    "lstm": lambda: nn.LSTM(D, H, num_layers=2, bidirectional=True, batch_first=True, rng=0),
+    "gru": lambda: nn.GRU(D, H, batch_first=True, rng=0),
+    "before": lambda: nn.GRU(D, H, reset_after=False, batch_first=True, rng=0),
+    "rnn": lambda: nn.RNN(D, H, nonlinearity="relu", bias=False, batch_first=True, rng=0),
+    "model": lambda: nn.Sequential(
+        nn.Linear(D, 5, bias=False, rng=0),
+        nn.LSTM(5, H, batch_first=True, rng=1),
+        nn.LayerNorm(H),
+        nn.Activation("tanh"),
+        nn.GRU(H, H, bidirectional=True, batch_first=True, rng=2),
+        nn.Conv1d(2 * H, 5, 3, padding="causal", dilation=2, batch_first=True, rng=3),
+        nn.Dropout(0.3),
+        LastState(nn.LSTM(5, H, bidirectional=True, batch_first=True, rng=4)),
+        nn.Linear(2 * H, 3, rng=5),
+        nn.Softmax(),
+    ),
+}
+
+
+def called(layer: nn.Layer, x: Any) -> Any:
+    out = layer(x)
+    return out[0] if layer.stateful else out
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_written_weights_come_back(tmp_path: Path, name: str) -> None:
+    model, path = WRITTEN[name](), tmp_path / "a.weights.h5"
+    lines = ost.to_keras(model, path)
+    kinds = {"relu": "activation='relu'"}
+    assert any("LSTM" in line or "GRU" in line or kinds["relu"] in line for line in lines)
+    imported = ost.from_keras(path)
+    recurrent = [m for m in imported.values() if isinstance(m, nn.Recurrent)]
+    if name in ("gru", "before", "rnn"):
+        options = {"recurrent_activation": "sigmoid"}
+        again = ost.from_keras(path, **options).layer
+        if name == "rnn":
+            with again.write():
+                pass
+        else:
+            assert again.reset_after == (name == "gru")
+            assert_close(called(again, X), called(model, X))
+    assert len(recurrent) == {"lstm": 2, "model": 3}.get(name, 1)
+
+
+def test_what_cannot_be_written(tmp_path: Path) -> None:
+    path = tmp_path / "a.weights.h5"
+    path.write_bytes(b"before")
+    for layer, message in (
+        (nn.LSTM(3, 4, peephole=True), r"expected LSTM without peephole=True"),
+        (nn.Sequential(nn.LSTM(3, 4, proj_size=2)), r"0: expected LSTM without proj_size"),
+        (nn.GRU(3, 4, learned_state=True), r"without learned_state=True"),
+        (nn.Attention("dot"), r"Attention: expected a layer that Keras has"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ost.to_keras(layer, path)
+    with pytest.raises(ValueError, match=r"path: expected a name that ends with '\.weights\.h5'"):
+        ost.to_keras(nn.GRU(3, 4), tmp_path / "a.h5")
+    assert path.read_bytes() == b"before"
+
+
+# -- damaged and hostile files ---------------------------------------------------------------------
+
+
+def test_damaged_files(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    words = legacy(path, {"l": [KERNEL, RECURRENT]}, None).read_bytes()
+    for damaged in (b"", b"abc", words[: len(words) // 2], b"PK\x03\x04", words[:8]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"a\.h5: expected a file of Keras, got "):
+            ost.from_keras(path)
+    with pytest.raises(FileNotFoundError):
+        ost.from_keras(tmp_path / "none.h5")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as z:
+        z.writestr("config.json", b" " * 1_000_000)
+        z.writestr("model.weights.h5", words)
+    with pytest.raises(ValueError, match=r"an archive with a compressed config\.json"):
+        ost.from_keras(path)
+    for config in ("{", "[]", '{"class_name": "Sequential"}', "[" * 100_000):
+        with h5py.File(path, "w") as f:
+            f.create_group("layers")
+        with pytest.raises(ValueError, match=r"expected a file of Keras, got "):
+            ost.from_keras(path, config=config)
+
+
+def test_arrays_that_are_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "a.weights.h5"
+    other = tmp_path / "secret"
+    other.write_bytes(bytes(1000))
+
+    def bomb(f: Any) -> None:
+        f.create_dataset("layers/dense/vars/0", (2**30, 2**10), "f4")
+
+    def squeezed(f: Any) -> None:
+        f.create_dataset("layers/dense/vars/0", data=np.zeros((1000, 1000)), compression="gzip")
+
+    def outside(f: Any) -> None:
+        f.create_dataset("layers/dense/vars/0", (2, 3), "f4", external=[(str(other), 0, 24)])
+
+    def linked(f: Any) -> None:
+        f.create_group("layers/dense/vars")["0"] = h5py.ExternalLink(str(other), "/a")
+
+    def text(f: Any) -> None:
+        f.create_dataset("layers/dense/vars/0", data=b"text")
+
+    for write in (bomb, squeezed, outside, linked, text):
+        with h5py.File(path, "w") as f:
+            write(f)
+        with pytest.raises(ValueError, match=r"expected a file of Keras, got (an array|a link)"):
+            ost.from_keras(path)
+
+
+# -- against Keras ---------------------------------------------------------------------------------
+
+
+def keras_models() -> dict[str, Any]:
+    k = keras.layers
+    return {
+        "tagger": [
+            keras.Input((None,)),
+            k.Embedding(10, 4, mask_zero=True, name="words"),
+            k.Bidirectional(k.LSTM(5, return_sequences=True), name="both"),
+            k.GRU(6, return_sequences=True, reset_after=False),
+            k.SimpleRNN(3, activation="relu", return_sequences=True),
+            k.Dropout(0.3),
+            k.Dense(2, activation="softmax", name="out"),
+        ],
+        "classifier": [
+            keras.Input((None, 3)),
+            k.Dense(5, activation="gelu"),
+            k.LSTM(4, return_sequences=True),
+            k.LayerNormalization(),
+            k.Conv1D(4, 3, padding="causal", activation="tanh"),
+            k.GRU(5, return_sequences=True, use_bias=False),
+            k.Bidirectional(k.GRU(4)),
+            k.Dense(2, use_bias=False),
+            k.Activation("sigmoid"),
+        ],
+        "last": [keras.Input((None, 3)), k.SimpleRNN(4), k.Dense(1)],
+    }
+
+
+def filled(name: str) -> Any:
+    """A model none of whose weights has a special value."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = keras.Sequential(keras_models()[name])
+    rng = np.random.default_rng(1)
+    model.set_weights([rng.normal(size=w.shape) / 2 for w in model.get_weights()])
+    return model
+
+
+@needs_keras
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("ending", ["keras", "h5", "weights.h5"])
+@pytest.mark.parametrize("name", ["tagger", "classifier", "last"])
+def test_files_that_keras_writes(tmp_path: Path, name: str, ending: str) -> None:
+    theirs, path = filled(name), tmp_path / f"a.{ending}"
+    config = theirs.to_json() if ending == "weights.h5" else None
+    (theirs.save_weights if config else theirs.save)(path)
+    imported = ost.from_keras(path, config=config, verify=True)
+    rng = np.random.default_rng(2)
+    x: Any = rng.integers(1, 10, (3, 7)) if name == "tagger" else drawn(3, 7, 3)
+    want = keras.ops.convert_to_numpy(theirs(x))
+    assert_close(imported.model()(x)[0], want, scale=4)
+    if ending == "weights.h5":
+        alone = ost.from_keras(path, reset_after=True)
+        assert {repr(m) for m in alone.values() if isinstance(m, nn.Recurrent)} == {
+            repr(m).replace(", nonlinearity='relu'", "")
+            for m in imported.values()
+            if isinstance(m, nn.Recurrent)
+        }
+
+
+@needs_keras
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", WRITTEN)
+def test_keras_loads_what_is_written(tmp_path: Path, name: str) -> None:
+    model, path = WRITTEN[name](), tmp_path / "a.weights.h5"
+    rng = np.random.default_rng(7)
+    with model.write() as p:
+        for n in p:
+            p[n][...] += 0.1 * rng.normal(size=p[n].shape).astype(np.float32)
+    lines = ost.to_keras(model, path)
+    namespace = {**vars(keras.layers), "keras": keras}
+    theirs = keras.Sequential([keras.Input((None, D)), *(eval(c, namespace) for c in lines)])
+    theirs.load_weights(path)
+    want = keras.ops.convert_to_numpy(theirs(X))
+    assert_close(called(model, X), want, scale=4)
+    back = ost.from_keras(path, config=theirs.to_json(), verify=True).model()
+    assert_close(called(back, X), called(model, X), scale=2)
+
+
+@needs_keras
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_verify_finds_a_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ostinato.interop import _keras
+
+    filled("classifier").save(tmp_path / "a.keras")
+    monkeypatch.setitem(_keras._ORDER, "GRU", (0, 1, 2))
+    with pytest.raises(ValueError, match=r"verify: expected the outputs of Keras within"):
+        ost.from_keras(tmp_path / "a.keras", verify=True)

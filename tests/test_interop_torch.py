@@ -1,0 +1,602 @@
+"""PyTorch's files, state dicts and modules: read without it, compared where it is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import pickle
+import struct
+import subprocess
+import sys
+import tracemalloc
+import warnings
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ostinato as ost
+from conftest import assert_close
+from ostinato import nn
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    try:
+        import torch
+    except ImportError:
+        torch = None  # type: ignore[assignment]
+
+needs_torch = pytest.mark.skipif(
+    torch is None, reason="torch is not installed: pip install 'ostinato[bench]'"
+)
+FORMS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "stream"])
+
+
+# -- files written by hand -------------------------------------------------------------------------
+
+
+class Storage:
+    """Pickled as a persistent id."""
+
+    def __init__(self, kind: str, key: str, data: bytes, count: int) -> None:
+        self.kind, self.key, self.data, self.count = kind, key, data, count
+
+
+class Named:
+    """Pickled as a global of torch."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+def text_of(s: str) -> bytes:
+    b = s.encode()
+    return b"X" + struct.pack("<I", len(b)) + b
+
+
+def plain(value: Any) -> bytes:
+    """Opcodes of a plain value."""
+    return pickle.dumps(value, 2)[2:-1]
+
+
+def storage_of(s: Storage) -> bytes:
+    parts = [text_of("storage"), b"ctorch\n" + s.kind.encode() + b"\n", text_of(s.key)]
+    return b"(" + b"".join(parts) + text_of("cpu") + plain(s.count) + b"tQ"
+
+
+def tensor_of(s: Storage, offset: int, size: Any, stride: Any) -> bytes:
+    args = storage_of(s) + plain(offset) + plain(tuple(size)) + plain(tuple(stride))
+    ordered = b"ccollections\nOrderedDict\n)R"
+    head = b"ctorch._utils\n_rebuild_tensor_v2\n"
+    return head + b"(" + args + b"\x89" + ordered + b"tR"
+
+
+def dictionary(items: dict[str, bytes]) -> bytes:
+    return b"}(" + b"".join(text_of(n) + v for n, v in items.items()) + b"u"
+
+
+def write_zip(path: Path, body: bytes, storages: list[Storage]) -> Path:
+    with zipfile.ZipFile(path, "w") as z:
+        z.writestr("a/data.pkl", b"\x80\x02" + body + b".")
+        z.writestr("a/byteorder", b"little")
+        for s in storages:
+            z.writestr(f"a/data/{s.key}", s.data)
+    return path
+
+
+def write_stream(path: Path, body: bytes, storages: list[Storage]) -> Path:
+    words = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2)
+    words += pickle.dumps({"little_endian": True}, 2) + b"\x80\x02" + body + b"."
+    words += pickle.dumps([s.key for s in storages], 2)
+    for s in storages:
+        words += struct.pack("<q", s.count) + s.data
+    path.write_bytes(words)
+    return path
+
+
+def write(path: Path, body: bytes, storages: list[Storage], zipped: bool) -> Path:
+    return (write_zip if zipped else write_stream)(path, body, storages)
+
+
+NUMBERS = np.arange(24, dtype=np.float32)
+WHOLE = Storage("FloatStorage", "0", NUMBERS.tobytes(), 24)
+
+
+@FORMS
+def test_views_with_offset_and_stride(tmp_path: Path, zipped: bool) -> None:
+    items = {
+        "a": tensor_of(WHOLE, 0, (4, 6), (6, 1)),
+        "turned": tensor_of(WHOLE, 0, (6, 4), (1, 6)),
+        "part": tensor_of(WHOLE, 7, (2, 3), (12, 2)),
+        "number": tensor_of(WHOLE, 5, (), ()),
+        "none": tensor_of(WHOLE, 24, (0, 3), (3, 1)),
+    }
+    got = ost.load_torch(write(tmp_path / "a.pt", dictionary(items), [WHOLE], zipped))
+    a = NUMBERS.reshape(4, 6)
+    assert np.array_equal(got["a"], a)
+    assert np.array_equal(got["turned"], a.T)
+    assert got["part"].tolist() == [[7, 9, 11], [19, 21, 23]]
+    assert got["number"].shape == ()
+    assert got["number"] == 5
+    assert got["none"].shape == (0, 3)
+    assert np.shares_memory(got["a"], got["turned"])
+
+
+@FORMS
+def test_half_and_bfloat16(tmp_path: Path, zipped: bool) -> None:
+    half = Storage("HalfStorage", "0", np.array([1.5, -2, 65504], "<f2").tobytes(), 3)
+    bits = np.array([1.5, -3.140625, np.inf], np.float32).view(np.uint32) >> 16
+    brain = Storage("BFloat16Storage", "1", bits.astype("<u2").tobytes(), 3)
+    items = {"h": tensor_of(half, 0, (3,), (1,)), "b": tensor_of(brain, 0, (3,), (1,))}
+    got = ost.load_torch(write(tmp_path / "a.pt", dictionary(items), [half, brain], zipped))
+    assert got["h"].dtype == np.float16
+    assert got["h"].tolist() == [1.5, -2, 65504]
+    assert got["b"].dtype == np.float32
+    assert got["b"].tolist() == [1.5, -3.140625, np.inf]
+
+
+def test_a_nested_dictionary_and_its_keys(tmp_path: Path) -> None:
+    inner = dictionary({"w": tensor_of(WHOLE, 0, (2,), (1,)), "n": plain(7)})
+    path = write_zip(tmp_path / "a.pt", dictionary({"model": dictionary({"x": inner})}), [WHOLE])
+    assert ost.load_torch(path)["model"]["x"]["n"] == 7
+    assert ost.load_torch(path, key=("model", "x"))["w"].tolist() == [0, 1]
+    with pytest.raises(KeyError, match=r"expected one of \['model'\], got 'state'"):
+        ost.load_torch(path, key="state")
+
+
+def test_big_endian_storages(tmp_path: Path) -> None:
+    s = Storage("FloatStorage", "0", np.array([1, 2], ">f4").tobytes(), 2)
+    path = tmp_path / "a.pt"
+    with zipfile.ZipFile(path, "w") as z:
+        z.writestr("a/data.pkl", b"\x80\x02" + tensor_of(s, 0, (2,), (1,)) + b".")
+        z.writestr("a/byteorder", b"big")
+        z.writestr("a/data/0", s.data)
+    assert ost.load_torch(path).tolist() == [1, 2]
+
+
+# -- hostile and damaged files ---------------------------------------------------------------------
+
+CALLS = {
+    "a function": (b"cos\nsystem\n" + text_of("touch pwned") + b"\x85R", "to call os.system"),
+    "eval": (b"cbuiltins\neval\n" + text_of("1") + b"\x85R", "to call builtins.eval"),
+    "stack global": (
+        b"\x8c\x02os\x8c\x06system\x93" + text_of("touch pwned") + b"\x85R",
+        "to call os.system",
+    ),
+    "inst": (b"(" + text_of("touch pwned") + b"ios\nsystem\n", "the opcode INST"),
+    "obj": (b"(cos\nsystem\n" + text_of("x") + b"o", "the opcode OBJ, to make a os.system"),
+    "newobj": (b"c__main__\nNet\n)\x81", "the opcode NEWOBJ, to make a __main__.Net"),
+    "build": (b"]" + plain({"a": 1}) + b"b", "to set attributes of a list"),
+    "a class of torch": (
+        b"ctorch._utils\n_rebuild_qtensor\n)R",
+        "to call torch._utils._rebuild_qtensor",
+    ),
+    "an extension": (b"\x82\x01", "the opcode EXT1"),
+}
+
+
+@FORMS
+@pytest.mark.parametrize("name", CALLS)
+def test_nothing_is_executed(
+    tmp_path: Path, zipped: bool, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    body, message = CALLS[name]
+    path = write(tmp_path / "a.pt", body, [], zipped)
+    with pytest.raises(ValueError, match=message):
+        ost.load_torch(path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pt"]
+
+
+BAD = {
+    "past the end": tensor_of(WHOLE, 20, (5,), (1,)),
+    "negative offset": tensor_of(WHOLE, -1, (2,), (1,)),
+    "negative stride": tensor_of(WHOLE, 5, (2,), (-1,)),
+    "expanded beyond the file": tensor_of(WHOLE, 0, (2**40,), (0,)),
+    "a product that overflows": tensor_of(WHOLE, 0, (2**40, 2**40, 0, 2**61), (1, 1, 1, 1)),
+    "axes": tensor_of(WHOLE, 0, (1,) * 60, (1,) * 60),
+    "sizes without strides": tensor_of(WHOLE, 0, (2, 2), (1,)),
+    "text as a size": b"ctorch._utils\n_rebuild_tensor_v2\n("
+    + storage_of(WHOLE)
+    + b"K\x00"
+    + text_of("ab")
+    + plain((1,))
+    + b"\x89}tR",
+    "memo": b"h\x05",
+    "a stack that is empty": b"a",
+    "no mark": b"t",
+    "a list as a key": b"}]K\x01s",
+    "a long string": b"\x8d" + struct.pack("<Q", 2**62),
+    "a long int": b"\x8b" + struct.pack("<i", 2**31 - 1),
+    "a float8": tensor_of(Storage("Float8_e4m3fnStorage", "0", b"abcd", 4), 0, (4,), (1,)),
+    "itself": b"]q\x00h\x00a",
+}
+
+
+@FORMS
+@pytest.mark.parametrize("name", BAD)
+def test_damaged_pickles(tmp_path: Path, zipped: bool, name: str) -> None:
+    path = write(tmp_path / "a.pt", BAD[name], [WHOLE], zipped)
+    with pytest.raises(ValueError, match=r"a.pt: expected a file of torch.save, got "):
+        ost.load_torch(path)
+
+
+def test_a_deep_pickle(tmp_path: Path) -> None:
+    body = b"]" * 5000 + b"a" * 4999
+    with pytest.raises(ValueError, match=r"lie too deep"):
+        ost.load_torch(write_zip(tmp_path / "a.pt", body, []))
+
+
+def test_compressed_and_foreign_archives(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as z:
+        z.writestr("a/data.pkl", bytes(10_000_000))
+    with pytest.raises(ValueError, match=r"compressed"):
+        ost.load_torch(path)
+    with zipfile.ZipFile(path, "w") as z:
+        z.writestr("a/b", b"")
+    with pytest.raises(ValueError, match=r"without one data.pkl"):
+        ost.load_torch(path)
+    with zipfile.ZipFile(path, "w") as z:
+        z.writestr("a/data.pkl", b"N.")
+        z.writestr("a/code/__torch__.py", b"")
+    with pytest.raises(ValueError, match=r"TorchScript"):
+        ost.load_torch(path)
+    write_zip(path, tensor_of(WHOLE, 0, (2,), (1,)), [])
+    with pytest.raises(ValueError, match=r"no entry 'a/data/0'"):
+        ost.load_torch(path)
+
+
+def test_other_files(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    for words in (b"", b"abc", b"PK\x03\x04", bytes(100), pickle.dumps({"a": 1})):
+        path.write_bytes(words)
+        with pytest.raises(ValueError, match=r"expected a file of torch.save"):
+            ost.load_torch(path)
+    with pytest.raises(FileNotFoundError):
+        ost.load_torch(tmp_path / "none.pt")
+    with pytest.raises(IsADirectoryError):
+        ost.load_torch(tmp_path)
+
+
+def outcome(path: Path) -> str:
+    try:
+        ost.load_torch(path)
+    except ValueError as e:
+        return "refused" if "expected a file of torch.save, got " in str(e) else repr(e)
+    return "read"
+
+
+@FORMS
+def test_mutations_are_errors_or_values(tmp_path: Path, zipped: bool) -> None:
+    items = {"w": tensor_of(WHOLE, 1, (2, 3), (3, 1)), "l": plain([1, (2.5, "é"), None])}
+    path = write(tmp_path / "a.pt", dictionary(items), [WHOLE], zipped)
+    words, rng = path.read_bytes(), np.random.default_rng(0)
+    outcomes = {outcome(path): 1, "refused": 0}
+    tracemalloc.start()
+    for k in range(2000):
+        b = bytearray(words)
+        if k % 4 == 0:
+            b = b[: int(rng.integers(len(b)))]
+        for _ in range(int(rng.integers(1, 4))):
+            if b:
+                b[int(rng.integers(len(b)))] = int(rng.integers(256))
+        path.write_bytes(b)
+        outcomes[outcome(path)] += 1
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert min(outcomes.values()) > 0
+    assert peak < 1_000_000  # of files below 1 kB, with Python's own
+
+
+# -- state dicts -----------------------------------------------------------------------------------
+
+
+def state_of(**layers: nn.Layer) -> dict[str, Any]:
+    return {f"{n}.{k}": a for n, m in layers.items() for k, a in m.state_dict().items()}
+
+
+def test_layers_by_names_and_shapes() -> None:
+    made = {
+        "lstm": nn.LSTM(3, 5, num_layers=2, bidirectional=True, rng=0),
+        "projected": nn.LSTM(3, 5, proj_size=2, rng=1),
+        "gru": nn.GRU(4, 6, bias=False, rng=2),
+        "rnn": nn.RNN(4, 6, dtype=np.float64, rng=3),
+        "fc": nn.Linear(7, 2, rng=4),
+        "char_embedding": nn.Embedding(9, 4, rng=5),
+        "norm": nn.LayerNorm(4),
+        "conv": nn.Conv1d(3, 4, 5, padding="valid", rng=6),
+    }
+    got = ost.from_torch(state_of(**made))
+    assert list(got) == list(made)
+    for name, layer in made.items():
+        assert repr(got[name]) == repr(layer)
+        assert got[name].dtype == layer.dtype
+        for n, a in layer.state_dict().items():
+            assert np.array_equal(got[name].parameters()[n], a)
+    text = got.describe()
+    assert "PyTorch: 8 layers" in text
+    assert "weight_ih_l0 [20,3]" in text
+
+
+def test_a_cell_is_a_layer() -> None:
+    gru = nn.GRU(3, 5, rng=0)
+    cell = {n.removesuffix("_l0"): a for n, a in gru.state_dict().items()}
+    got = ost.from_torch(cell).layer
+    assert repr(got) == "GRU(3, 5)"
+    assert np.array_equal(got.parameters()["weight_hh_l0"], cell["weight_hh"])
+
+
+def test_renaming_skipping_options_and_kinds() -> None:
+    state = state_of(rnn=nn.RNN(3, 4, rng=0), out=nn.Linear(4, 2, bias=False, rng=1))
+    state = {f"module.net.{n.replace('weight_', 'w-')}": a for n, a in state.items()}
+    state["module.steps"] = np.ones(1, np.float32)
+    got = ost.from_torch(
+        state,
+        rename={r"^module\.(net\.)?": "", "w-": "weight_"},
+        skip=["*.steps"],
+        kinds={"out": "Linear"},
+        options={"rnn": {"nonlinearity": "relu"}},
+        batch_first=True,
+    )
+    assert repr(got["rnn"]) == "RNN(3, 4, batch_first=True, nonlinearity='relu')"
+    assert repr(got["out"]) == "Linear(4, 2, bias=False)"
+    model = nn.Sequential(**got)
+    assert model(np.zeros((2, 7, 3), np.float32))[0].shape == (2, 7, 2)
+
+
+def test_what_is_refused_of_a_state_dict() -> None:
+    linear = {"fc.weight": np.ones((2, 3))}
+    with pytest.raises(ValueError, match=r"fc: expected parameters .* got weight \[2,3\]"):
+        ost.from_torch(linear)  # a Linear or an Embedding: nobody knows
+    with pytest.raises(ValueError, match=r"running_mean"):
+        ost.from_torch({"bn.weight": np.ones(2), "bn.running_mean": np.ones(2)})
+    with pytest.raises(ValueError, match=r"rename: .* got 'abc'"):
+        ost.from_torch(linear, rename={"abc": ""})
+    with pytest.raises(ValueError, match=r"rename: .*different names"):
+        ost.from_torch({"a": np.ones(2), "b": np.ones(2)}, rename={"[ab]": "c"})
+    with pytest.raises(TypeError, match=r"fc.weight: expected real numbers"):
+        ost.from_torch({"fc.weight": np.ones((2, 3), int)})
+    with pytest.raises(TypeError, match=r"source: expected a state dict or a module, got a list"):
+        ost.from_torch([])
+    with pytest.raises(KeyError, match=r"options: .*'fd'"):
+        ost.from_torch(linear | {"fc.bias": np.ones(2)}, options={"fd": {}})
+    damaged = nn.LSTM(3, 4, num_layers=2, rng=0).state_dict()
+    del damaged["bias_hh_l1"]
+    with pytest.raises(KeyError, match=r"missing \['bias_hh_l1'\]"):
+        ost.from_torch(damaged)
+    damaged["bias_hh_l1"] = np.ones(3, np.float32)
+    with pytest.raises(ValueError, match=r"bias_hh_l1: expected shape \(16,\), got \(3,\)"):
+        ost.from_torch(damaged)
+    before = nn.GRU(3, 4, reset_after=False)
+    with pytest.raises(ValueError, match=r"without reset_after=False"):
+        ost.to_torch(before)
+
+
+def test_the_whole_model_and_one_layer() -> None:
+    got = ost.from_torch(state_of(a=nn.Linear(3, 4), b=nn.Linear(4, 2)))
+    with pytest.raises(ValueError, match=r"layer: expected one layer, got 2: a, b"):
+        _ = got.layer
+    with pytest.raises(ValueError, match=r"in which order"):
+        got.model()
+    with pytest.raises(KeyError, match=r"expected one of a, b, got 'c'"):
+        got["c"]
+    one = ost.from_torch(nn.Linear(3, 4, rng=0).state_dict())
+    assert one.model() is one.layer
+    with pytest.raises(ValueError, match=r"verify"):
+        one.model(verify=True)
+
+
+def test_an_import_does_not_import_torch() -> None:
+    code = (
+        "import sys, ostinato as ost, numpy as np;"
+        "assert not any(m.startswith('ostinato.interop') for m in sys.modules);"
+        "ost.from_torch({'weight': np.ones((2, 3)), 'bias': np.ones(2)});"
+        "assert not {'torch', 'onnx', 'h5py', 'keras'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+MISSING = {
+    "torch": ("bench", lambda: ost.to_torch(nn.Linear(1, 2))),
+    "onnx": ("onnx", lambda: ost.to_onnx(nn.Linear(1, 2))),
+    "h5py": ("keras", lambda: ost.to_keras(nn.Linear(1, 2), "a.weights.h5")),
+}
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_what_is_not_installed_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    extra, call = MISSING[name]
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=rf"needs {name}: pip install 'ostinato\[{extra}\]'"):
+        call()
+
+
+# -- against PyTorch -------------------------------------------------------------------------------
+
+
+@needs_torch
+@FORMS
+def test_files_that_torch_writes(tmp_path: Path, zipped: bool) -> None:
+    torch.manual_seed(0)
+    tensors = OrderedDict(
+        a=torch.randn(3, 4),
+        turned=torch.randn(5, 6).T,
+        part=torch.arange(10)[3:7],
+        brain=torch.randn(4).bfloat16(),
+        half=torch.randn(3).half(),
+        flag=torch.tensor(True),
+        none=torch.zeros(0, 3),
+        parameter=torch.nn.Parameter(torch.ones(2)),
+        complex=torch.randn(2, dtype=torch.complex64),
+        unsigned=torch.ones(3, dtype=torch.uint16),
+        expanded=torch.ones(1).expand(5),
+    )
+    plain_values = {"lr": 0.1, "l": [1, (2, None)], "n": "é", "big": 10**30}
+    made = {"model": tensors, "opt": plain_values, "state": torch.nn.LSTM(3, 4).state_dict()}
+    path = tmp_path / "a.pt"
+    torch.save(made, path, _use_new_zipfile_serialization=zipped)
+    got = ost.load_torch(path)
+    assert got["opt"] == plain_values
+    for name, t in tensors.items():
+        want = (t.float() if t.dtype == torch.bfloat16 else t).detach().numpy()
+        assert got["model"][name].dtype == want.dtype
+        assert np.array_equal(got["model"][name], want), name
+    assert repr(ost.from_torch(got["state"], verify=True).layer) == "LSTM(3, 4)"
+    torch.save(torch.nn.Linear(2, 3), path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match=r"torch\.nn\.modules\.linear\.Linear"):
+        ost.load_torch(path)
+
+
+def module_of_all() -> Any:
+    torch.manual_seed(0)
+    parts = OrderedDict(
+        lstm=torch.nn.LSTM(3, 5, 2, bidirectional=True, batch_first=True),
+        projected=torch.nn.LSTM(3, 5, proj_size=2),
+        gru=torch.nn.GRU(4, 6, bias=False),
+        rnn=torch.nn.RNN(4, 6, nonlinearity="relu"),
+        cell=torch.nn.LSTMCell(3, 4),
+        gru_cell=torch.nn.GRUCell(3, 4),
+        rnn_cell=torch.nn.RNNCell(3, 4, nonlinearity="relu"),
+        fc=torch.nn.Linear(7, 2, bias=False),
+        table=torch.nn.Embedding(9, 4, padding_idx=2),
+        norm=torch.nn.LayerNorm(4, eps=0.1),
+        conv=torch.nn.Conv1d(3, 4, 4, padding="same", dilation=2),
+        drop=torch.nn.Dropout(0.3),
+        relu=torch.nn.ReLU(),
+        gelu=torch.nn.GELU(),
+        gelu_tanh=torch.nn.GELU(approximate="tanh"),
+        softmax=torch.nn.Softmax(-1),
+        log=torch.nn.LogSoftmax(-1),
+        nothing=torch.nn.Identity(),
+    )
+    return torch.nn.ModuleDict(parts)
+
+
+@needs_torch
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_modules_agree_with_torch(dtype: str) -> None:
+    module = module_of_all().to(getattr(torch, dtype))
+    got = ost.from_torch(module, verify=True)
+    assert list(got) == [n for n in module if n != "nothing"]
+    assert {m.dtype.name for m in got.values()} == {dtype}
+    assert module.training
+    assert got["table"].padding_index == 2  # type: ignore[attr-defined]
+
+
+@needs_torch
+def test_verify_finds_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    gru = torch.nn.GRU(3, 4)
+    original = nn.GRU.load_state_dict
+
+    def swapped(self: Any, mapping: Any) -> None:
+        new = dict(mapping)
+        new["weight_ih_l0"] = np.roll(np.asarray(new["weight_ih_l0"]), 4, 0)
+        original(self, new)
+
+    monkeypatch.setattr(nn.GRU, "load_state_dict", swapped)
+    with pytest.raises(ValueError, match=r"verify: expected the outputs of PyTorch's GRU within"):
+        ost.from_torch(gru, verify=True)
+    with pytest.raises(ValueError, match=r"verify: expected the outputs of PyTorch's GRU within"):
+        ost.from_torch(gru.state_dict(), verify=True)
+
+
+@needs_torch
+def test_a_sequential_is_a_model() -> None:
+    torch.manual_seed(0)
+    theirs = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+    ours = ost.from_torch(theirs).model()
+    x = np.random.default_rng(0).normal(size=(5, 2, 3)).astype(np.float32)
+    assert_close(ours(x)[0], theirs(torch.from_numpy(x)).detach().numpy())
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+
+
+@needs_torch
+def test_what_is_refused_of_a_module() -> None:
+    with pytest.raises(ValueError, match=r"0: expected modules .* a Conv2d with weight"):
+        ost.from_torch(torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3)))
+    kept = ost.from_torch(
+        torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Linear(2, 3)), skip=["0"]
+    )
+    assert list(kept) == ["1"]
+    with pytest.raises(ValueError, match=r"over the last axis"):
+        ost.from_torch(torch.nn.Softmax(0))
+    with pytest.raises(ValueError, match=r"without groups"):
+        ost.from_torch(torch.nn.Conv1d(4, 4, 3, groups=2))
+    with pytest.raises(ValueError, match=r"rename, kinds: expected none for a module"):
+        ost.from_torch(torch.nn.Linear(1, 2), kinds={"": "Linear"})
+
+
+@needs_torch
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+def test_to_torch_and_back() -> None:
+    model = nn.Sequential(
+        embed=nn.Embedding(9, 4, rng=0),
+        conv=nn.Conv1d(4, 4, 3, batch_first=True, rng=1),
+        rnn=nn.LSTM(4, 6, num_layers=2, proj_size=3, batch_first=True, rng=2),
+        norm=nn.LayerNorm(3),
+        act=nn.Activation("tanh"),
+        head=nn.Linear(3, 2, rng=3),
+        log=nn.Softmax(log=True),
+    )
+    theirs = ost.to_torch(model)
+    assert list(theirs.state_dict()) == list(model.state_dict())
+    ids = np.random.default_rng(0).integers(0, 9, (3, 7))
+    y, states = theirs(torch.from_numpy(ids))
+    want, state = model(ids)
+    assert_close(y.detach().numpy(), want)
+    more, _ = theirs(torch.from_numpy(ids), states)
+    assert_close(more.detach().numpy(), model(ids, state)[0])
+    back = nn.Sequential(**ost.from_torch(theirs, verify=True))
+    assert_close(back(ids)[0], want)
+    for layer in (nn.LSTM(3, 4, peephole=True), nn.LSTM(3, 4, layer_norm=True)):
+        with pytest.raises(ValueError, match=r"torch.nn does not have"):
+            ost.to_torch(layer)
+
+
+@needs_torch
+def test_the_speaker_encoder_equals_torch() -> None:
+    """The weights of resemblyzer, in the older form of file; the package is not imported."""
+    spec = importlib.util.find_spec("resemblyzer")
+    if spec is None:
+        pytest.skip("resemblyzer is not installed: pip install --no-deps resemblyzer==0.1.4")
+    folder = Path(str(spec.origin)).parent
+    path = folder / "pretrained.pt"
+    state = ost.load_torch(path, key="model_state")
+    theirs = torch.load(path, map_location="cpu", weights_only=True)["model_state"]
+    assert all(np.array_equal(state[n], t.numpy()) for n, t in theirs.items())
+    got = ost.from_torch(state, skip=["similarity_*"], batch_first=True, verify=True)
+    model = nn.Sequential(**got, relu=nn.Activation("relu"))
+    x = np.random.default_rng(0).uniform(0, 2, (4, 160, 40)).astype(np.float32)
+    lstm = torch.nn.LSTM(40, 256, 3, batch_first=True)
+    lstm.load_state_dict({n[5:]: t for n, t in theirs.items() if n.startswith("lstm.")})
+    with torch.no_grad():
+        h = lstm(torch.from_numpy(x))[1][0][-1]
+        h = torch.relu(h @ theirs["linear.weight"].T + theirs["linear.bias"])
+        want = (h / h.norm(dim=1, keepdim=True)).numpy()
+    y, _ = model(x, outputs="last")
+    assert np.abs(y / np.linalg.norm(y, axis=1, keepdims=True) - want).max() < 1e-5
+
+
+def test_softmax_as_a_layer() -> None:
+    rng = np.random.default_rng(0)
+    for log in (False, True):
+        layer = nn.Softmax(log=log, dtype=np.float64)
+        x, d = rng.normal(size=(3, 2, 5)), rng.normal(size=(3, 2, 5))
+        y, pullback = layer.vjp(x)
+        assert_close(np.exp(y).sum(-1) if log else y.sum(-1), np.ones((3, 2)))
+        dx, eps = pullback(d), 1e-6
+        u = rng.normal(size=x.shape)
+        slope = ((layer(x + eps * u) - layer(x - eps * u)) * d).sum() / (2 * eps)
+        assert abs(slope - (dx * u).sum()) < 1e-8
+        model = nn.Sequential(nn.GRU(2, 4, rng=0), nn.Softmax(log=log))
+        steps = rng.normal(size=(6, 1, 2)).astype(np.float32)
+        stream = model.stream()
+        got = np.stack([stream.step(s).copy() for s in steps])
+        assert_close(got, model(steps)[0])
+    with pytest.raises(ValueError, match=r"at least 1 axis"):
+        nn.Softmax()(np.zeros((), np.float32))
