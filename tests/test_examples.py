@@ -52,14 +52,7 @@ def test_translate(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_all_examples_are_tested() -> None:
-    tested = {
-        "simple_rnn_regression",
-        "adding_problem",
-        "sequential_digits",
-        "bidirectional_tagger",
-        "translate",
-    }
-    assert {p.stem for p in EXAMPLES.glob("*.py")} == tested
+    assert [p.stem for p in EXAMPLES.glob("*.py") if f"test_{p.stem}" not in globals()] == []
 
 
 def loop(x: Any, h: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any) -> Any:
