@@ -22,7 +22,7 @@ from .. import safetensors
 from .models import MODEL, prepare_file, prepare_folder
 
 # One line for each, in the order of the help.
-NAMES: tuple[str, ...] = ("translate",)
+NAMES: tuple[str, ...] = ("compose",)
 
 Figures = dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""``train series`` and ``forecast``: read a table, train and measure a model, write forecasts."""
+"""``train forecast`` and ``forecast``: read a table, train and measure a model, write forecasts."""
 
 from __future__ import annotations
 
