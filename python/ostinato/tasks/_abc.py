@@ -505,11 +505,11 @@ class _Parser:
             raise self.refuse("a note")
         sign, letter, marks = match.groups()
         octave = 60 + 12 * letter.islower() + 12 * (marks.count("'") - marks.count(","))
-        name = letter.upper() + str(octave)
-        if sign is not None:
+        name = letter.upper()
+        if sign is not None:  # it holds in all octaves, as the standard has it by default
             self.altered[name] = ACCIDENTALS[sign]
-        alteration = self.altered.get(name, (self.key or {}).get(letter.upper(), 0))
-        number = octave + NATURAL[letter.upper()] + alteration
+        alteration = self.altered.get(name, (self.key or {}).get(name, 0))
+        number = octave + NATURAL[name] + alteration
         if not 0 <= number < 128:
             raise self.refuse("a pitch that MIDI has")
         self.at = match.end()

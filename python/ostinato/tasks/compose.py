@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from .. import losses
+from .. import nn
 from .._annotations import readable
 from .._check import Array
 from .._files import atomic_write
 from .._ragged import Ragged
-from ..data import RaggedLoader, StreamLoader
+from ..data import StreamLoader
 from ..decoding import NGram
 from ..train import Callback, Row, Trainer
 from . import _abc, _midi, _picture, corpora
@@ -30,6 +30,7 @@ BOOK = "music21", "music21/corpus/oneills1850", "O'Neill's Music of Ireland"
 LEAST = 20  # tunes of a book that is trained on
 VALID, TEST = 0.05, 0.1  # shares of the tunes
 ORDER = 5  # of the model of sequences of characters that ours is compared with
+BEGIN = "\n\n"  # the end of a line and an empty line, which stand before a tune
 LONGEST = 3000  # characters of a tune that is written
 TRIES = 20  # tunes that are written for one that parses
 TEMPERATURE = 0.7
@@ -114,8 +115,8 @@ def _parts(tunes: list[str]) -> tuple[list[str], list[str], list[str]]:
 
 
 def _stream(chars: CharModel, tunes: Sequence[str], name: str) -> Array:
-    """Return tunes as one sequence, with an empty line before each and behind the last."""
-    return chars.encode("\n" + "".join(tune + "\n" for tune in tunes), name)
+    """Return tunes as one sequence, with an empty line before and behind each."""
+    return chars.encode(BEGIN + "".join(tune + "\n" for tune in tunes), name)
 
 
 class _Report(Callback):
@@ -152,11 +153,17 @@ def bits_per_char(chars: CharModel, tunes: Sequence[str]) -> float:
     Raises:
         ValueError: a character that the model has not seen.
     """
-    rows = [chars.encode("\n" + tune + "\n", "DATA") for tune in tunes]
-    x = Ragged.join([row[:-1] for row in rows])
-    target = np.concatenate([row[1:] for row in rows])
-    loader = RaggedLoader(x, target, batch_size=16, shuffle=False)
-    return float(Trainer(chars.model, losses.CrossEntropy()).evaluate(loader)["loss"] / math.log(2))
+    total, count = 0.0, 0
+    for begin in range(0, len(tunes), 16):
+        rows = [chars.encode(BEGIN + tune + "\n", "DATA") for tune in tunes[begin : begin + 16]]
+        y, _ = chars.model(Ragged.join([row[:-1] for row in rows]))
+        for row, logits in zip(rows, y):
+            # What stands before every tune is given.
+            log_p = nn.log_softmax(logits[len(BEGIN) - 1 :].astype(np.float64))
+            target = row[len(BEGIN) :]
+            total -= float(log_p[np.arange(len(target)), target].sum())
+            count += len(target)
+    return total / count / math.log(2)
 
 
 def ngram_bits(chars: CharModel, train: Sequence[str], test: Sequence[str]) -> float:
@@ -200,7 +207,7 @@ def write(
     seeds = np.random.SeedSequence(seed).generate_state(len(_abc.KEPT) + 1)
     head: dict[str, str] = {}
     for number in seeds[:-1]:
-        line = _line(chars, "\n" + _lines(head), temperature, int(number)) if fields else ""
+        line = _line(chars, BEGIN + _lines(head), temperature, int(number)) if fields else ""
         if line[:2] not in {f"{name}:" for name in _abc.KEPT} or line[0] == "K":
             break
         head[line[0]] = line[2:]
@@ -209,7 +216,7 @@ def write(
         head = {name: wanted[name] for name in _abc.KEPT if name in wanted}
     tune = _lines(head)
     for c in chars.stream(
-        "\n" + tune, LONGEST - len(tune), temperature=temperature, seed=int(seeds[-1])
+        BEGIN + tune, LONGEST - len(tune), temperature=temperature, seed=int(seeds[-1])
     ):
         if c == "\n" and tune.endswith("\n"):
             return tune, True
