@@ -367,7 +367,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "damaged": (["predict", "damaged"], "damaged"),
     "other": (["predict", "other"], "python -m ostinato generate reads it"),
     "promises": (["predict", "large"], "whose parameters fit its options"),
-    "no newline": (["predict", "bare"], "whose alphabet has a newline"),
+    "no newline": (["predict", "bare"], "whose alphabet has what every tune has"),
 }
 
 

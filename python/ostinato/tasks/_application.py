@@ -25,6 +25,7 @@ from .models import MODEL, prepare_file, prepare_folder
 NAMES: tuple[str, ...] = (
     "anomaly",
     "compose",
+    "tag",
 )
 
 Figures = dict[str, Any]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ ORDER = 5  # of the model of sequences of characters that ours is compared with
 BEGIN = "\n\n"  # the end of a line and an empty line, which stand before a tune
 LONGEST = 3000  # characters of a tune that is written
 TRIES = 20  # tunes that are written for one that parses
-TEMPERATURE = 0.7
+TEMPERATURE = 0.6
 TEMPO = 160.0  # quarter notes a minute, of a dance
 
 
@@ -117,6 +117,19 @@ def _parts(tunes: list[str]) -> tuple[list[str], list[str], list[str]]:
 def _stream(chars: CharModel, tunes: Sequence[str], name: str) -> Array:
     """Return tunes as one sequence, with an empty line before and behind each."""
     return chars.encode(BEGIN + "".join(tune + "\n" for tune in tunes), name)
+
+
+class _Tunes(StreamLoader):
+    """Loader of tunes one after the other, each of which is read from the initial state on."""
+
+    def __init__(self, stream: Array, batch: int, window: int, newline: int) -> None:
+        super().__init__(stream, batch, window)
+        self.newline = newline
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Any, ...]]:
+        """Yield windows, with a reset where an empty line follows."""
+        for x, target in super().batches(epoch, start):
+            yield x, target, {"resets": (x == self.newline) & (target == self.newline)}
 
 
 class _Report(Callback):
@@ -205,16 +218,7 @@ def write(
         _abc.check_field(name, value)
         chars.encode(value, name)
     seeds = np.random.SeedSequence(seed).generate_state(len(_abc.KEPT) + 1)
-    head: dict[str, str] = {}
-    for number in seeds[:-1]:
-        line = _line(chars, BEGIN + _lines(head), temperature, int(number)) if fields else ""
-        if line[:2] not in {f"{name}:" for name in _abc.KEPT} or line[0] == "K":
-            break
-        head[line[0]] = line[2:]
-    if fields:
-        wanted = {**head, **fields}
-        head = {name: wanted[name] for name in _abc.KEPT if name in wanted}
-    tune = _lines(head)
+    tune = _head(chars, fields, temperature, [int(number) for number in seeds[:-1]])
     for c in chars.stream(
         BEGIN + tune, LONGEST - len(tune), temperature=temperature, seed=int(seeds[-1])
     ):
@@ -222,6 +226,28 @@ def write(
             return tune, True
         tune += c
     return tune, False
+
+
+def _head(
+    chars: CharModel, fields: dict[str, str], temperature: float, seeds: Sequence[int]
+) -> str:
+    """Return what a tune begins with: its first field's name, or the fields that are given.
+
+    Fields that stand before a given one and are not given themselves are the model's.
+    """
+    names = [name for name in _abc.KEPT if name in chars.index]
+    if not fields:
+        return f"{names[0]}:"
+    head: dict[str, str] = {}
+    for name, number in zip(_abc.KEPT, seeds):
+        if name in fields:
+            head[name] = fields[name]
+        elif name in names and name != "K":
+            begun = f"{name}:" if name == names[0] else ""
+            line = begun + _line(chars, BEGIN + _lines(head) + begun, temperature, number)
+            if line.startswith(f"{name}:"):
+                head[name] = line[2:]
+    return _lines(head)
 
 
 def _lines(head: dict[str, str]) -> str:
@@ -334,9 +360,11 @@ def load(folder: str | os.PathLike[str]) -> CharModel:
         ValueError: it is no model for music, or it is damaged.
     """
     chars = CharModel.load(folder, task="compose")
-    if "\n" not in chars.index:
+    missing = sorted({"\n", ":", "K"} - set(chars.alphabet))
+    if missing:
         raise ValueError(
-            f"DIR: expected a model whose alphabet has a newline, got {os.fspath(folder)} without"
+            f"DIR: expected a model whose alphabet has what every tune has, got "
+            f"{os.fspath(folder)} without {missing[0]!r}"
         )
     return chars
 
@@ -380,8 +408,8 @@ def train(tunes: list[str], options: ComposeOptions, run: Run) -> tuple[CharMode
     trainer = trainer_of(chars)
     trainer.callbacks.append(_Report(run))
     history = trainer.fit(
-        StreamLoader(stream, min(BATCH, max(1, len(stream) // 8)), WINDOW),
-        validation=StreamLoader(other, min(8, max(1, len(other) // 8)), 4 * WINDOW),
+        _Tunes(stream, min(BATCH, max(1, len(stream) // 8)), WINDOW, chars.index["\n"]),
+        validation=_Tunes(other, min(8, max(1, len(other) // 8)), 4 * WINDOW, chars.index["\n"]),
         steps=options.steps,
         validate_every=max(1, options.steps // 8),
         seed=options.seed,
@@ -439,7 +467,7 @@ def _wanted(text: str) -> dict[str, Any]:
             out[key] = float(number)
         else:
             raise ValueError(
-                "INPUT: expected words such as M:6/8, L:1/8, K:G, seed=3 and temperature=0.7, each "
+                "INPUT: expected words such as M:6/8, L:1/8, K:G, seed=3 and temperature=0.6, each "
                 f"once, got {word[:40]!r}"
             )
     return out
@@ -545,7 +573,7 @@ APPLICATION = Application(
     help="learn tunes in ABC notation, and write new ones",
     data="files in ABC; without any, O'Neill's tunes (pip install --no-deps music21); in evaluate "
     "the tenth of them that was held out",
-    inputs="for each tune words such as 'M:6/8 K:G seed=3 temperature=0.7'; --out FILE.mid or "
+    inputs="for each tune words such as 'M:6/8 K:G seed=3 temperature=0.6'; --out FILE.mid or "
     "FILE.abc",
     options=ComposeOptions,
     train=_train,
