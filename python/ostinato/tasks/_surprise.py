@@ -142,7 +142,8 @@ def places(score: Array, count: int, apart: int) -> list[Place]:
     Returns:
         Peaks above 0.
     """
-    left = score.astype(np.float64)
+    beside = np.pad(score.astype(np.float64), 1, constant_values=-np.inf)
+    left = np.where((score >= beside[:-2]) & (score >= beside[2:]), score, 0.0)
     out: list[Place] = []
     while len(out) < count and left.size and left.max() > 0:
         row = int(left.argmax())

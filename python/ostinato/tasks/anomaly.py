@@ -180,7 +180,7 @@ def compared(
     Returns:
         The average precision (the area under precision over recall) of the score; that of the best
         of 15 moving z-scores, whose window and smoothing are chosen by these labels; and the rank
-        of the first place whose peak is an anomalous row, 0 for none among 100.
+        of the first place that has an anomalous row, 0 for none among 100.
 
     Raises:
         ValueError: no row is anomalous.
@@ -189,7 +189,7 @@ def compared(
     if label is None or not label.any():
         raise ValueError("--label: expected at least one anomalous row, got none")
     ranked = places(score, 100, options.smooth)
-    ranks = [k for k, place in enumerate(ranked, 1) if label[place.row]]
+    ranks = [k for k, one in enumerate(ranked, 1) if label[one.begin : one.end].any()]
     return {
         "average_precision": metrics.average_precision(label, score),
         "zscore_average_precision": _best_zscore(series.values, before, label, options.smooth),
@@ -285,7 +285,8 @@ def _found(
         listed.append({"rank": rank, **asdict(place), **at})
         truth = ""
         if series.label is not None:
-            truth = ", labelled" if series.label[place.row] else ", not labelled"
+            right = series.label[place.begin : place.end].any()
+            truth = ", labelled" if right else ", not labelled"
         run.report(
             f"{rank:3}. {at['from']} to {at['to']}: {place.score:.3g} times the highest score of "
             f"normal rows{truth}"
