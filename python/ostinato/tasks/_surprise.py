@@ -245,19 +245,11 @@ class Detector:
         train = self._windows(z[:cut], normal[:cut], 3)
         begin = max(0, cut - o.window)
         valid = self._windows(z[begin:], normal[begin:], 7)
-        history = self._trainer().fit(
-            train,
-            validation=valid,
-            steps=o.steps,
-            validate_every=max(1, o.steps // 6),
-            seed=o.seed,
-            progress=False,
-        )
+        best = self._train(train, valid)
         if report is not None:
-            best = min(row["valid_loss"] for row in history.rows)
             report(
-                f"trained {o.steps} steps; normal rows are told with an error of "
-                f"{math.sqrt(best):.3g} standard deviations"
+                f"trained {o.steps} steps; normal rows are told with an error of {best:.3g} "
+                "standard deviations"
             )
         self._measure(z, cut, normal)
         return self
@@ -279,10 +271,20 @@ class Detector:
         ahead = [wide[:, k : k + o.window] for k in range(1, o.horizon + 1)]
         return np.ascontiguousarray(wide[:, : o.window, None]), np.stack(ahead, -1)
 
-    def _trainer(self) -> Trainer:
+    def _train(self, train: tuple[Array, Array], valid: tuple[Array, Array]) -> float:
+        """Train the network; return the root of its mean squared error in other windows."""
         o = self.options
         schedule = optim.Cosine(o.rate, steps=o.steps, final=o.rate / 50)
-        return Trainer(self.model, losses.MSE(), optim.Adam(schedule), clip_norm=1.0)
+        trainer = Trainer(self.model, losses.MSE(), optim.Adam(schedule), clip_norm=1.0)
+        history = trainer.fit(
+            train,
+            validation=valid,
+            steps=o.steps,
+            validate_every=max(1, o.steps // 6),
+            seed=o.seed,
+            progress=False,
+        )
+        return math.sqrt(min(row["valid_loss"] for row in history.rows))
 
     def _errors(self, z: Array) -> Array:
         """Return the errors with which each row was told, ``[n,horizon]``; 0 where it was not."""
