@@ -108,6 +108,18 @@ def test_repeats(music: str, order: str) -> None:
     assert "".join(played(music)) == order
 
 
+def test_any_order_of_repeats_ends() -> None:
+    rng = np.random.default_rng(0)
+    note = _abc.Note(Fraction(0), Fraction(1), (60,))
+    for _ in range(2000):
+        bars = []
+        for _ in range(rng.integers(1, 9)):
+            repeat, again = rng.random(2) < 0.3
+            ending = int(rng.choice([0, 0, 1, 2, 3]))
+            bars.append(_abc.Bar(None, [note], Fraction(1), bool(repeat), bool(again), ending))
+        assert len(_abc._unfolded(bars)) <= 4 * len(bars)
+
+
 def test_ties_join_equal_notes_and_rests_are_silent() -> None:
     notes = tune("A2-|A2 z2 B-c|").played()
     assert [(n.start * 8, n.length * 8, n.pitches) for n in notes] == [
