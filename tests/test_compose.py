@@ -319,6 +319,8 @@ def test_bits_are_those_of_one_character_after_the_other() -> None:
             total += np.log2(np.exp(z - z.max()).sum()) - (z[stream[k]] - z.max()) / np.log(2)
             count += 1
     assert compose.bits_per_char(chars, tunes) == pytest.approx(total / count, rel=1e-5)
+    with pytest.raises(ValueError, match="tunes: expected at least one tune, got none"):
+        compose.bits_per_char(chars, [])
 
 
 def test_fields_that_are_asked_for_are_written(here: Path) -> None:
@@ -366,6 +368,10 @@ def test_commands(here: Path, capsys: Any) -> None:
 
 BAD: dict[str, tuple[list[str], str]] = {
     "no tunes": (["train", "compose", "text.txt"], "expected tunes in ABC"),
+    "voices": (
+        ["train", "compose", "voices.abc"],
+        "DATA: expected tunes of one voice, got 'V:2' in voices.abc",
+    ),
     "few tunes": (["train", "compose", "few.abc"], "expected at least 20 different tunes, got 3"),
     "no text": (["train", "compose", "bytes.abc"], "expected text in UTF-8"),
     "no file": (["train", "compose", "none.abc"], "none.abc"),
@@ -387,6 +393,7 @@ BAD: dict[str, tuple[list[str], str]] = {
 def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bad")
     (folder / "book.abc").write_text(book())
+    (folder / "voices.abc").write_text("X:1\nK:C\nV:2\nC|\n")
     (folder / "few.abc").write_text(book(3))
     (folder / "text.txt").write_text("no music\n")
     (folder / "bytes.abc").write_bytes(b"X:1\nK:C\n\xff\xfe|\n")

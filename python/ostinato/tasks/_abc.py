@@ -176,6 +176,9 @@ def tidy(text: str) -> str:
 
     Returns:
         Lines that end in newlines, the last one as well; "" where there is no key or no music.
+
+    Raises:
+        ValueError: a tune of several voices.
     """
     fields: dict[str, str] = {}
     music = []
@@ -186,6 +189,8 @@ def tidy(text: str) -> str:
             line = re.sub(r'"[^"]*"', "", line).strip().strip("\\!*").strip()
             if line and "K" in fields:
                 music.append(line)
+        elif match[1] == "V":
+            raise ValueError(f"expected tunes of one voice, got {line[:40]!r}")
         elif match[1] in KEPT and match[2]:
             if "K" in fields:
                 music.append(f"{match[1]}:{match[2]}")
@@ -205,6 +210,9 @@ def split(text: str) -> list[str]:
 
     Returns:
         Those that have a key and music, in their order.
+
+    Raises:
+        ValueError: a tune of several voices.
     """
     parts = re.split(r"^(?=X:)", text, flags=re.M)
     # A blank line ends a tune; what is behind it and before the next X is no music.

@@ -92,7 +92,7 @@ def read(files: Sequence[str | os.PathLike[str]] = ()) -> list[str]:
 
     Raises:
         ImportError: no file is given, and the package is not installed.
-        ValueError: a file is no text in UTF-8, or has no tune.
+        ValueError: a file is no text in UTF-8, has no tune, or one of several voices.
         OSError: a file cannot be read.
     """
     if not files:
@@ -101,7 +101,10 @@ def read(files: Sequence[str | os.PathLike[str]] = ()) -> list[str]:
     tunes: list[str] = []
     for path in files:
         source = corpora.read([path])
-        found = _abc.split(source.text(0, len(source)))
+        try:
+            found = _abc.split(source.text(0, len(source)))
+        except ValueError as error:
+            raise ValueError(f"DATA: {error} in {os.fspath(path)}") from None
         if not found:
             raise ValueError(
                 f"DATA: expected tunes in ABC, each from a line X:1 on with a line K:, got "
@@ -201,8 +204,10 @@ def bits_per_char(chars: CharModel, tunes: Sequence[str]) -> float:
         Bits.
 
     Raises:
-        ValueError: a character that the model has not seen.
+        ValueError: no tune, or a character that the model has not seen.
     """
+    if not tunes:
+        raise ValueError("tunes: expected at least one tune, got none")
     total, count = 0.0, 0
     for begin in range(0, len(tunes), 16):
         rows = [chars.encode(BEGIN + tune + "\n", "DATA") for tune in tunes[begin : begin + 16]]
