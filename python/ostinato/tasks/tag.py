@@ -30,7 +30,7 @@ END = "EOS"  # a line that ends a sequence, in the files of nagisa and MeCab
 
 @dataclass(frozen=True)
 class TagOptions(TaggerOptions):
-    """Options of ``train tag``; the defaults take about 80 seconds on one core.
+    """Options of ``train tag``; the defaults take about 80 seconds of one core.
 
     >>> TagOptions(epochs=2).token_column
     1
@@ -315,7 +315,7 @@ def _draw(found: dict[str, Sentences], test: Tagged, ambiguous: set[str], run: R
                 if token in ambiguous:
                     total[k] += 1
                     right[k] += own[k] == given[k]
-        at = np.flatnonzero(total)
+        at = np.flatnonzero(total >= max(1, total.sum() / 100))  # of others there are too few
         label = "both directions" if name == "both" else "one direction"
         axes.plot(at + 1, 100 * right[at] / total[at], "o-", color=color, label=label)
     axes.set_xlabel("position in the sequence")
