@@ -48,15 +48,16 @@ def figure(width: float, height: float) -> Any:
     return made
 
 
-def save(drawn: Any, path: str | os.PathLike[str]) -> None:
+def save(drawn: Any, path: str | os.PathLike[str], *, dpi: int = 100) -> None:
     """Write a figure as PNG.
 
     Args:
         drawn: the figure.
         path: the file.
+        dpi: points an inch.
 
     Raises:
         OSError: the file cannot be written.
     """
     with atomic_write(path) as f:
-        drawn.savefig(f, format="png", dpi=100)
+        drawn.savefig(f, format="png", dpi=dpi)
