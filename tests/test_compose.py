@@ -307,13 +307,30 @@ def test_training_learns_the_book(here: Path) -> None:
     assert compose.compose(chars, seed=1)["abc"] != compose.compose(chars, seed=2)["abc"]
 
 
+def test_states_begin_anew_behind_what_tells_the_end() -> None:
+    """The empty line behind a tune is told by the state of the tune, and read by the next one's."""
+    chars = CharModel.fresh("\n:ABCK|", TextOptions(hidden=4))
+    tunes = ["K:C\nABC|\n", "K:A\nA|\n", "K:B\nBBBB|\n"] * 5
+    loader = compose.TuneLoader(chars, tunes, batch_size=1, window=7)
+    x, resets = [], []
+    for some, _, third in loader.batches(0):
+        x += some[:, 0].tolist()
+        resets += third["resets"][:, 0].tolist()
+    text = "".join(chars.alphabet[k] for k in x)
+    at = [k for k in range(1, len(text)) if text[k - 1 : k + 1] == "\n\n"]
+    assert np.flatnonzero(resets).tolist() == at
+    assert len(at) == 14
+    later = [third["resets"][:, 0] for _, _, third in loader.batches(0, start=2)]
+    assert np.concatenate(later).tolist() == resets[14:]
+
+
 def test_bits_are_those_of_one_character_after_the_other() -> None:
     chars = CharModel.fresh("\n:ABCK|", TextOptions(hidden=8))
     tunes = ["K:C\nABC|\n", "K:A\nA|\n"]
     total, count = 0.0, 0
     for one in tunes:
-        stream = chars.encode("\n\n" + one + "\n")
-        for k in range(2, len(stream)):
+        stream = chars.encode("\n" + one + "\n")
+        for k in range(1, len(stream)):
             y, _ = chars.model(stream[:k, None])
             z = y[-1, 0].astype(np.float64)
             total += np.log2(np.exp(z - z.max()).sum()) - (z[stream[k]] - z.max()) / np.log(2)

@@ -39,7 +39,7 @@ BOOK = "music21", "music21/corpus/oneills1850", "O'Neill's Music of Ireland"
 LEAST = 20  # tunes of a book that is trained on
 VALID, TEST = 0.05, 0.1  # shares of the tunes
 ORDER = 5  # of the model of sequences of characters that ours is compared with
-BEGIN = "\n\n"  # the end of a line and an empty line, which stand before a tune
+BEGIN = "\n"  # the empty line before a tune, which its model reads first
 LONGEST = 3000  # characters of a tune that is written
 TRIES = 20  # tunes that are written for one that parses
 TEMPERATURE = 0.6
@@ -130,10 +130,10 @@ class TuneLoader(StreamLoader):
     r"""Yield tunes one after the other, each of which is read from the initial state on.
 
     >>> chars = CharModel.fresh("\n:ABCK|", TextOptions(hidden=4))
-    >>> loader = TuneLoader(chars, ["K:C\nABC|\n"] * 4, batch_size=2, window=8)
+    >>> loader = TuneLoader(chars, ["K:C\nABC|\n"] * 4, batch_size=2, window=12)
     >>> x, target, third = next(iter(loader))
     >>> x.shape, third["resets"][:, 0].nonzero()[0].tolist()
-    ((8, 2), [0])
+    ((12, 2), [10])
 
     Args:
         chars: the model, for its alphabet.
@@ -156,10 +156,13 @@ class TuneLoader(StreamLoader):
         # An empty line stands before and behind each tune.
         stream = chars.encode(BEGIN + "".join(tune + "\n" for tune in tunes), "tunes")
         super().__init__(stream, min(batch_size, max(1, len(stream) // 8)), window)
-        self.newline = chars.index["\n"]
+        # Its newline is told by the tune before it, and is the first that the next one reads.
+        newline = self._x == chars.index["\n"]
+        self._resets = np.zeros_like(newline)
+        self._resets[1:] = newline[1:] & newline[:-1]
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Any, ...]]:
-        """Yield the windows from number ``start`` on, with a reset where an empty line follows.
+        """Yield the windows from number ``start`` on, with a reset at every empty line.
 
         Args:
             epoch: not used: every epoch is the same.
@@ -168,8 +171,9 @@ class TuneLoader(StreamLoader):
         Yields:
             ``x, target, {"resets": ...}``.
         """
-        for x, target in super().batches(epoch, start):
-            yield x, target, {"resets": (x == self.newline) & (target == self.newline)}
+        for k, (x, target) in enumerate(super().batches(epoch, start), start):
+            part = slice(k * self.window, (k + 1) * self.window)
+            yield x, target, {"resets": np.ascontiguousarray(self._resets[part])}
 
 
 class _Report(Callback):
