@@ -87,6 +87,11 @@ def test_compose(tmp_path: Path) -> None:
     assert out.read_bytes().startswith(b"MThd")
 
 
+def test_translate(capsys: pytest.CaptureFixture[str]) -> None:
+    assert load("translate").main(count=3000, epochs=4) > 0.9
+    assert "->   2005-07-19" in capsys.readouterr().out
+
+
 def test_all_examples_are_tested() -> None:
     tested = {
         "anomaly",

@@ -26,6 +26,7 @@ NAMES: tuple[str, ...] = (
     "anomaly",
     "compose",
     "tag",
+    "translate",
 )
 
 Figures = dict[str, Any]
