@@ -39,7 +39,9 @@ MODULES = (
     ".cuda",
     "._explain",
     ".cli",
+    ".tasks.anomaly",
     ".tasks.bench",
+    ".tasks.compose",
     ".tasks.contenders",
     ".tasks.corpora",
     ".tasks.forecaster",
@@ -47,6 +49,7 @@ MODULES = (
     ".tasks.season",
     ".tasks.series",
     ".tasks.tables",
+    ".tasks.tag",
     ".tasks.text",
     ".tasks.translate",
 )

@@ -46,6 +46,47 @@ def test_bidirectional_tagger() -> None:
     assert scores["both ways"] > scores["forward"] > 0.8
 
 
+def test_anomaly(tmp_path: Path) -> None:
+    """A wave with noise in 12 of its rows, in files as those of the package."""
+    pytest.importorskip("polars", reason="Polars is not installed: pip install 'ostinato[data]'")
+    values = np.sin(np.arange(1500) / 9)
+    values[1300:1312] += np.tile([0.5, -0.5], 6)
+    for name, begin, end in (("train.csv", 0, 800), ("test.csv", 800, 1500)):
+        rows = [f"{values[t]:.4f},{int(1300 <= t < 1312)}" for t in range(begin, end)]
+        (tmp_path / name).write_text("\n".join(["value,is_anomaly", *rows]) + "\n")
+    figures = load("anomaly").main(str(tmp_path), steps=200, smooth=5)
+    assert figures["network"] > 0.5 > figures["moving z-score"]
+
+
+def test_tag(tmp_path: Path) -> None:
+    """Words with the stress on the last vowel but one, in a file as that of the package."""
+    rng = np.random.default_rng(0)
+    lines = []
+    for k in range(600):
+        consonants = rng.choice(list("BDGKLMN"), (rng.integers(2, 6), 2))
+        n = len(consonants)
+        vowels = [f"{rng.choice(['AA', 'IY'])}{int(i == n - 2)}" for i in range(n)]
+        phones = [p for (a, b), v in zip(consonants, vowels) for p in (a, v, b)]
+        lines.append(f"w{k} {' '.join(phones)}")
+    (tmp_path / "dict").write_text("\n".join(lines) + "\n")
+    scores = load("tag").main(epochs=40, hidden=24, file=str(tmp_path / "dict"))
+    assert scores["both ways"] > 0.95
+    assert scores["forward"] < scores["both ways"] - 0.1
+
+
+def test_compose(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    tunes = [
+        f"X:{k}\nM:6/8\nK:G\n{'|'.join(rng.choice(['GBdgdB', 'cegfed', 'AcedcA'], 4))}|\n"
+        for k in range(50)
+    ]
+    (tmp_path / "book.abc").write_text("\n".join(tunes))
+    out = tmp_path / "a.mid"
+    bits = load("compose").main([str(tmp_path / "book.abc")], 400, hidden=24, out=str(out))
+    assert bits["LSTM"] < 0.7
+    assert out.read_bytes().startswith(b"MThd")
+
+
 def test_translate(capsys: pytest.CaptureFixture[str]) -> None:
     assert load("translate").main(count=3000, epochs=4) > 0.9
     assert "->   2005-07-19" in capsys.readouterr().out

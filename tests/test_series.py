@@ -89,6 +89,18 @@ def test_train_and_forecast(here: Any, capsys: Any) -> None:
     assert (np.array(one["median"]) <= one["high"]).all()
 
 
+def test_train_forecast_is_train_series(here: Any, capsys: Any) -> None:
+    """The command's name is ``train forecast``; the first one is kept."""
+    figures = []
+    for name in ("forecast", "series"):
+        assert run("train", name, "m.csv", "--save", name, "--json", *SMALL) == 0
+        figures.append(json.loads(capsys.readouterr().out) | {"seconds": 0})
+    assert figures[0] == figures[1]
+    files = [(here / name / "model.safetensors").read_bytes() for name in ("forecast", "series")]
+    assert files[0] == files[1]
+    assert run("forecast", "forecast", "m.csv", "--json") == 0
+
+
 def test_newest_first_forecasts_what_comes_next(here: Any) -> None:
     columns = {"month": months(300)[::-1], "v": np.arange(300)[::-1]}
     write(here / "r.csv", columns)

@@ -16,7 +16,7 @@ import ostinato as ost
 from .._machine import info
 from ._output import write
 
-# Options of ``train series`` that are fields of `tables.ReadOptions`.
+# Options of ``train forecast`` that are fields of `tables.ReadOptions`.
 READING = (
     "time",
     "column",

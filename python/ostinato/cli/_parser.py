@@ -118,7 +118,10 @@ def _network_options(c: argparse.ArgumentParser) -> None:
 
 
 def _train_series(train: Any) -> None:
-    c = train.add_parser("series", help="train a model that forecasts time series")
+    # "series" is what the command was called first.
+    c = train.add_parser(
+        "forecast", aliases=["series"], help="train a model that forecasts time series"
+    )
     c.add_argument("file", metavar="FILE", help="a CSV or Parquet file")
     _table_options(c)
     _value_options(c)
@@ -223,7 +226,7 @@ def _value_options(c: argparse.ArgumentParser) -> None:
 
 
 def _forecaster_options(c: argparse.ArgumentParser) -> None:
-    """Add the options of ``train series`` that describe the model and its training."""
+    """Add the options of ``train forecast`` that describe the model and its training."""
     m = c.add_argument_group("the model")
     m.add_argument(
         "--horizon",
@@ -282,7 +285,7 @@ def _generate(commands: Any) -> None:
 
 def _forecast(commands: Any) -> None:
     c = commands.add_parser("forecast", help="forecast a series with a trained model")
-    c.add_argument("dir", metavar="DIR", help="the folder that train series --save wrote")
+    c.add_argument("dir", metavar="DIR", help="the folder that train forecast --save wrote")
     c.add_argument(
         "file", metavar="FILE", help="a CSV or Parquet file, read as the training's file was"
     )

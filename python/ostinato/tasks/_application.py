@@ -22,7 +22,12 @@ from .. import safetensors
 from .models import MODEL, prepare_file, prepare_folder
 
 # One line for each, in the order of the help.
-NAMES: tuple[str, ...] = ("translate",)
+NAMES: tuple[str, ...] = (
+    "anomaly",
+    "compose",
+    "tag",
+    "translate",
+)
 
 Figures = dict[str, Any]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import stat
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -75,6 +77,8 @@ def load(source: Any, options: ReadOptions) -> Raw:
         if magic == b"PAR1":
             return _from_parquet(path)
         raw = magic + f.read()
+    if magic.startswith(b"\x1f\x8b"):
+        raw = _unzipped(raw, path)
     text, encoding = _csv.decode(raw, options.encoding, str(path))
     del raw
     cells = _csv.split(text, options.delimiter, str(path))
@@ -87,6 +91,14 @@ def load(source: Any, options: ReadOptions) -> Raw:
     if not frame.height:
         raise ValueError(f"FILE: expected a header and rows, got no row in {path}")
     return Raw(dict(zip(names, frame.get_columns())), str(path), cells.delimiter, lines, notes)
+
+
+def _unzipped(raw: bytes, path: Path) -> bytes:
+    """Return the bytes of a file that gzip compressed."""
+    try:
+        return gzip.decompress(raw)
+    except (OSError, EOFError, zlib.error) as e:
+        raise ValueError(f"FILE: expected a file that gzip reads, got {path}: {e}") from None
 
 
 def _check_header(cells: _csv.Cells, options: ReadOptions, source: str) -> None:

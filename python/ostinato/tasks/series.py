@@ -1,4 +1,4 @@
-"""``train series`` and ``forecast``: read a table, train and measure a model, write forecasts."""
+"""``train forecast`` and ``forecast``: read a table, train and measure a model, write forecasts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 from .. import _check, safetensors
 from .._annotations import readable
 from .._check import Array
-from . import tables
+from . import _picture, tables
 from .forecaster import Forecaster, ForecastOptions, seasonal_naive
 from .models import MODEL, load_model, prepare_file, prepare_folder
 from .season import Season, find_season
@@ -76,9 +76,7 @@ def train_series(
     """
     options = ForecastOptions() if options is None else options
     start = time.perf_counter()
-    if plot is not None:
-        _matplotlib()
-        _check_suffix("--plot", plot, (".png",))
+    _picture.check(plot)
     prepare_file("--plot", plot, overwrite=overwrite)
     with prepare_folder(save, resume=None, overwrite=overwrite and save is not None) as folder:
         table = tables.read(source, **reading)
@@ -270,9 +268,7 @@ def forecast(
         OSError: a file cannot be read or written.
         ImportError: Polars, or for a picture matplotlib, is not installed.
     """
-    if plot is not None:
-        _matplotlib()
-        _check_suffix("--plot", plot, (".png",))
+    _picture.check(plot)
     if out is not None:
         _check_suffix("--out", out, (".csv", ".json"))
     prepare_file("--plot", plot, overwrite=overwrite)
@@ -343,15 +339,6 @@ def _check_suffix(option: str, path: str | os.PathLike[str], suffixes: tuple[str
         )
 
 
-def _matplotlib() -> tuple[Any, Any]:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("--plot needs matplotlib: pip install 'ostinato[data]'") from None
-    return Figure, FigureCanvasAgg
-
-
 def _draw(
     path: str | os.PathLike[str],
     table: tables.Table,
@@ -360,14 +347,11 @@ def _draw(
     report: Report,
 ) -> None:
     """Draw each series with its forecast: median, band and the seasonal-naive one, over time."""
-    figure_class, canvas_class = _matplotlib()
     shown = min(len(table.series), PANELS)
-    figure = figure_class(figsize=(9, 1.2 + 2.8 * shown), layout="constrained")
-    canvas_class(figure)
+    figure = _picture.figure(9, 1.2 + 2.8 * shown)
     for axes, s, quantiles in zip(figure.subplots(shown, squeeze=False)[:, 0], table.series, ahead):
         _panel(axes, s, quantiles, model, table.time)
-    with safetensors.atomic_write(path) as f:
-        figure.savefig(f, format="png", dpi=120)
+    _picture.save(figure, path, dpi=120)
     left = len(table.series) - shown
     report(
         f"picture  {os.fspath(path)}"

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -214,34 +214,42 @@ class CharModel:
         """
         return "".join(self.stream(prompt, length, temperature=temperature, seed=seed))
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
+    def save(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        task: str = "text",
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
         """Write ``model.safetensors``: parameters, alphabet and options.
 
         Args:
             folder: the folder, which is there.
+            task: what the model is for, which `load` asks for.
+            facts: more facts, which JSON can hold.
 
         Raises:
             OSError: the file cannot be written.
         """
-        save_model(
-            folder, "text", self.model, {"alphabet": self.alphabet, "options": asdict(self.options)}
-        )
+        own = {"alphabet": self.alphabet, "options": asdict(self.options)}
+        save_model(folder, task, self.model, {**own, **(facts or {})})
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> CharModel:
+    def load(cls, folder: str | os.PathLike[str], *, task: str = "text") -> CharModel:
         """Read what `save` wrote.
 
         Args:
             folder: the folder.
+            task: what the model is for.
 
         Returns:
             The model.
 
         Raises:
             FileNotFoundError: there is no model in the folder.
-            ValueError: it is no model for text, it is damaged, or a newer version wrote it.
+            ValueError: it is no model for the task, it is damaged, or a newer version wrote it.
         """
-        tensors, facts = load_model(folder, "text")
+        tensors, facts = load_model(folder, task)
         options = _options(folder, facts.get("options"), len(tensors))
         alphabet = facts.get("alphabet")
         if not isinstance(alphabet, str) or not alphabet or len(set(alphabet)) != len(alphabet):
@@ -394,7 +402,7 @@ def _train(
     valid = StreamLoader(
         source.ids[cut : cut + MOST_VALID], min(BATCH, (len(source) - cut) // 8), 4 * WINDOW
     )
-    trainer = _trainer(chars, options)
+    trainer = trainer_of(chars)
     trainer.callbacks.append(_Report(chars, prompt, folder, out))
     print(
         f"{visible(name, out)}: {len(source):,} characters, {len(chars.alphabet)} different; "
@@ -434,8 +442,9 @@ def _train(
     }
 
 
-def _trainer(chars: CharModel, options: TextOptions) -> Trainer:
-    """Return a trainer with AdamW, a warm-up and a cosine."""
+def trainer_of(chars: CharModel) -> Trainer:
+    """Return a trainer with AdamW, a warm-up and a cosine over the steps of the model's options."""
+    options = chars.options
     schedule = optim.Warmup(
         optim.Cosine(options.rate, steps=max(options.steps, 1), final=options.rate / 20),
         steps=max(1, min(50, options.steps // 10)),

@@ -1,0 +1,291 @@
+"""``train anomaly``: places of a series that a network did not expect."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("polars", reason="Polars is not installed: pip install 'ostinato[data]'")
+from ostinato import metrics, safetensors
+from ostinato.__main__ import main
+from ostinato.tasks import anomaly
+from ostinato.tasks._surprise import (
+    Detector,
+    DetectorOptions,
+    Place,
+    moving_mean,
+    moving_zscore,
+    places,
+)
+
+SMALL = ["--steps", "150", "--hidden", "12", "--window", "50", "--smooth", "5"]
+QUICK = DetectorOptions(steps=150, hidden=12, window=50, smooth=5)
+
+
+def wave(n: int = 1600, seed: int = 0) -> Any:
+    t = np.arange(n)
+    noise = np.random.default_rng(seed).normal(size=n)
+    return 20 + 5 * np.sin(t / 6) + 2 * np.sin(t / 17) + 0.05 * noise
+
+
+def with_anomaly(n: int = 1600) -> tuple[Any, Any]:
+    """Return a wave that shakes for 8 rows, within the values that it has, and the labels."""
+    values, label = wave(n), np.zeros(n, int)
+    values[1200:1208] += np.tile([2.0, -2.0], 4)
+    label[1200:1208] = 1
+    return values, label
+
+
+def write(path: Path, **columns: Any) -> None:
+    rows = zip(*columns.values())
+    path.write_text("\n".join(",".join(map(str, row)) for row in (columns, *rows)) + "\n")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    values, label = with_anomaly()
+    write(tmp_path / "w.csv", v=values.round(4), bad=label)
+    write(tmp_path / "new.csv", v=values[800:].round(4))
+    return tmp_path
+
+
+def test_the_anomaly_is_ranked_first() -> None:
+    values, label = with_anomaly()
+    detector = Detector(QUICK).fit(values[:800])
+    score = detector.score(values[800:], before=values[:800])
+    found = places(score, 3, 5)
+    assert found[0].begin < 408
+    assert found[0].end > 400
+    assert found[0].score > 3 * found[1].score
+    series = anomaly.Labelled(values[800:], label[800:] == 1, [], {})
+    figures = anomaly.compared(score, series, values[:800], QUICK)
+    assert figures["rank"] == 1
+    assert figures["average_precision"] > 0.7
+    assert figures["average_precision"] > figures["zscore_average_precision"] + 0.3
+
+
+def test_normal_rows_score_below_one_and_beginnings_have_no_score() -> None:
+    values = wave()
+    detector = Detector(QUICK).fit(values[:800])
+    alone = detector.score(values[800:])
+    assert (alone[:25] == 0).all()
+    assert np.median(alone[25:]) < 0.6
+    behind = detector.score(values[800:], before=values[:800])
+    assert (behind > 0).all()
+    assert behind[300:] == pytest.approx(alone[300:], rel=1e-3)
+
+
+def test_labelled_rows_are_not_trained_on() -> None:
+    values = wave(900)
+    spoilt = values.copy()
+    spoilt[300:310] = 500.0
+    normal = np.ones(900, bool)
+    normal[300:310] = False
+    detector = Detector(QUICK).fit(spoilt, normal)
+    assert detector.mean == pytest.approx(values[normal].mean())
+    assert detector.score(wave(1200)[900:], before=values).max() < 3
+    with pytest.raises(ValueError, match="windows of 50 rows that are all normal, got none"):
+        Detector(QUICK).fit(values, np.arange(900) % 40 > 0)
+
+
+def test_moving_zscore_and_mean() -> None:
+    values = np.random.default_rng(0).normal(size=50)
+    z = moving_zscore(values, 10)
+    for t in range(10, 50):
+        part = values[t - 10 : t]
+        assert z[t] == pytest.approx(abs(values[t] - part.mean()) / part.std())
+    assert (moving_zscore(np.ones(30), 5) == 0).all()
+    assert (moving_zscore(values[:5], 10) == 0).all()
+    for width in (1, 4, 5):
+        mean = moving_mean(values, width)
+        for t in (0, 1, 20, 49):
+            part = values[max(t - (width - 1) // 2, 0) : t + width // 2 + 1]
+            assert mean[t] == pytest.approx(part.mean())
+
+
+def test_places() -> None:
+    score = np.array([0, 5, 9, 5, 4, 0, 0, 0, 6, 2, 0, 1.0])
+    assert places(score, 9, 1) == [Place(2, 1, 4, 9.0), Place(8, 8, 9, 6.0), Place(11, 11, 12, 1.0)]
+    assert places(score, 9, 5) == [Place(2, 1, 4, 9.0), Place(11, 11, 12, 1.0)]
+    assert len(places(score, 1, 1)) == 1
+    assert places(np.zeros(4), 3, 1) == []
+
+
+def kdd() -> tuple[Any, Any]:
+    try:
+        paths, options = anomaly._paths((), anomaly.AnomalyOptions())
+    except ImportError as error:
+        pytest.skip(str(error))
+    own, test = anomaly._parts(paths, options)
+    return own, test
+
+
+def test_the_anomaly_of_kdd_tsad_135() -> None:
+    own, test = kdd()
+    assert (len(own.values), len(test.values), int(test.label.sum())) == (1200, 7501, 12)
+    options = DetectorOptions(steps=300)
+    score = Detector(options).fit(own.values).score(test.values)
+    figures = anomaly.compared(score, test, None, options)
+    assert figures["rank"] == 1
+    assert figures["average_precision"] > 0.3
+    assert figures["zscore_average_precision"] < 0.05
+
+
+def test_commands(here: Path, capsys: Any) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    train = ["train", "anomaly", "w.csv", "--column", "v", "--label", "bad", "--save", "m"]
+    assert main([*train, "--plot", "p.png", "--json", *SMALL]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert (figures["task"], figures["rows"], figures["rank"]) == ("anomaly", 800, 1)
+    first = figures["places"][0]
+    assert first["rank"] == 1
+    assert 1195 <= int(first["time"]) < 1212
+    assert (here / "p.png").read_bytes().startswith(b"\x89PNG")
+    # A file without the labels.
+    assert main(["predict", "m", "new.csv", "--json", "--out", "s.csv", "--plot", "q.png"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert abs(found["places"][0]["row"] - first["row"]) <= 2
+    assert "rank" not in found
+    rows = list(csv.DictReader((here / "s.csv").read_text().splitlines()))
+    assert len(rows) == 800
+    best = max(range(800), key=lambda k: float(rows[k]["score"]))
+    assert best == found["places"][0]["row"]
+    assert main(["evaluate", "m", "w.csv", "--json"]) == 0
+    evaluated = json.loads(capsys.readouterr().out)
+    assert (evaluated["rank"], evaluated["anomalous_rows"]) == (1, 8)
+    # A saved model scores the same, and so does the same training.
+    detector, facts = Detector.load("m")
+    series = anomaly.read("w.csv", like=facts["reading"], label="bad")
+    score = detector.score(series.values)
+    assert metrics.average_precision(series.label, score) == evaluated["average_precision"]
+    assert main([*train[:-2], "--json", *SMALL]) == 0
+    assert json.loads(capsys.readouterr().out) == figures
+
+
+def test_two_files_and_a_compressed_one(here: Path, capsys: Any) -> None:
+    values, _ = with_anomaly()
+    text = "v\n" + "\n".join(f"{v:.4f}" for v in values[:800]) + "\n"
+    (here / "normal.csv.gz").write_bytes(gzip.compress(text.encode()))
+    assert main(["train", "anomaly", "normal.csv.gz", "new.csv", "--json", *SMALL]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["rows"] == 800
+    assert 395 <= found["places"][0]["row"] < 412
+
+
+def test_arrays_that_cannot_be_used() -> None:
+    detector = Detector(QUICK)
+    with pytest.raises(RuntimeError, match="call fit first"):
+        detector.score(wave())
+    with pytest.raises(ValueError, match="values: expected finite numbers, got nan in row 3"):
+        detector.fit(np.array([1.0, 2.0, 3.0, np.nan] * 200))
+    with pytest.raises(
+        ValueError, match=r"values: expected at least \d+ rows to train on .* got 9"
+    ):
+        detector.fit(np.arange(9.0))
+    with pytest.raises(ValueError, match="values: expected rows that vary, got 3 in all"):
+        detector.fit(np.full(900, 3.0))
+    with pytest.raises(TypeError, match="values: expected real numbers"):
+        detector.fit(np.ones(900, complex))
+    with pytest.raises(ValueError, match="horizon: expected at most 64, got 65"):
+        Detector(DetectorOptions(horizon=65))
+    detector.fit(wave(400))
+    with pytest.raises(ValueError, match="values: expected at least one row"):
+        detector.score(np.zeros(0))
+    with pytest.raises(ValueError, match="before: expected finite numbers, got inf in row 0"):
+        detector.score(wave(), before=np.array([np.inf]))
+
+
+BAD: dict[str, tuple[list[str], str]] = {
+    "constant": (["train", "anomaly", "flat.csv", "--column", "v"], "expected rows that vary, got"),
+    "short": (["train", "anomaly", "short.csv"], "rows to train on (--window 50)"),
+    "missing": (["train", "anomaly", "gap.csv"], "--fill"),
+    "text": (["train", "anomaly", "text.csv", "--column", "v"], "expected numbers, got 'high'"),
+    "labels": (
+        ["train", "anomaly", "odd.csv", "--column", "v", "--label", "bad"],
+        "--label: expected a column of 0 and 1",
+    ),
+    "column": (["train", "anomaly", "w.csv", "--column", "x"], "expected one of v, bad, got 'x'"),
+    "three files": (["train", "anomaly", "w.csv", "w.csv", "w.csv"], "got 3"),
+    "a column without a file": (
+        ["train", "anomaly", "--column", "v"],
+        "expected none without FILE",
+    ),
+    "no file": (["train", "anomaly", "none.csv"], "none.csv"),
+    "gzip": (["train", "anomaly", "bad.csv.gz"], "expected a file that gzip reads"),
+    "horizon": (["train", "anomaly", "w.csv", "--column", "v", "--horizon", "99"], "at most 64"),
+    "no label": (["evaluate", "plain", "w.csv"], "trained with --label, got one without"),
+    "nothing anomalous": (["evaluate", "m", "calm.csv"], "expected rows that are labelled"),
+    "no data": (["evaluate", "m"], "expected one file with labels, got 0"),
+    "no input": (["predict", "m"], "INPUT: expected one CSV or Parquet file, got 0"),
+    "other columns": (["predict", "m", "short.csv"], "expected one of w, got 'v'"),
+    "out": (
+        ["predict", "m", "w.csv", "--out", "s.txt"],
+        "--out: expected a name that ends in .csv",
+    ),
+    "damaged": (["predict", "damaged", "w.csv"], "damaged"),
+    "promises": (["predict", "large", "w.csv"], "whose parameters fit its options"),
+    "scales": (["predict", "scales", "w.csv"], "usable options and scales"),
+    "reading": (["predict", "reading", "w.csv"], "says how its table was read"),
+}
+
+
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bad")
+    values, label = with_anomaly()
+    write(folder / "w.csv", v=values.round(4), bad=label)
+    write(folder / "calm.csv", v=values.round(4), bad=0 * label)
+    write(folder / "odd.csv", v=values.round(4), bad=2 * label)
+    write(folder / "flat.csv", v=[3] * 800 + [4] * 800, w=range(1600))
+    write(folder / "short.csv", w=values[:60].round(4))
+    cells = [f"{v:.4f}" for v in values]
+    (folder / "gap.csv").write_text("v,w\n" + "\n".join([*cells[:9], ",", *cells[9:]]) + "\n")
+    write(folder / "gap.csv", v=[*cells[:9], "", *cells[9:]], w=[0] * 1601)
+    write(folder / "text.csv", v=[*cells[:9], "high", *cells[9:]], w=range(1601))
+    (folder / "bad.csv.gz").write_bytes(gzip.compress(b"v\n1\n2\n")[:-9])
+    for name in ("m", "plain", "damaged", "large", "scales", "reading"):
+        (folder / name).mkdir()
+    detector = Detector(DetectorOptions(steps=2, hidden=4, window=50)).fit(values)
+    reading = anomaly.read(folder / "w.csv", column="v", label="bad").facts
+    facts = {"reading": reading, "label": "bad", "example": "", "share": 0.5}
+    detector.save(folder / "m", facts)
+    detector.save(folder / "plain", {**facts, "label": ""})
+    detector.save(folder / "reading", {**facts, "reading": None})
+    content = (folder / "m" / "model.safetensors").read_bytes()
+    (folder / "damaged" / "model.safetensors").write_bytes(content[:-9] + b"x" + content[-8:])
+    tensors, text = safetensors.load(folder / "m" / "model.safetensors")
+    for name, change in (
+        ("large", {"options": {"hidden": 10**9}}),
+        ("scales", {"inverse": [[1.0]]}),
+    ):
+        own = {**json.loads(text["ostinato"]), **change}
+        safetensors.save(
+            folder / name / "model.safetensors", tensors, {"ostinato": json.dumps(own)}
+        )
+    return folder
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(name: str, bad: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(bad)
+    before = sorted(bad.rglob("*"))
+    command, words = BAD[name]
+    options = [*SMALL, "--save", "fresh"] if command[0] == "train" else []
+    assert main([*command, *options]) == 2
+    assert words in capsys.readouterr().err
+    assert sorted(bad.rglob("*")) == before
+
+
+def test_without_the_package_the_error_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setitem(anomaly.EXAMPLES, "kdd", ("no-such-package", ("a",), ("", "v", "")))
+    assert main(["train", "anomaly"]) == 2
+    assert "pip install --no-deps no-such-package" in capsys.readouterr().err
