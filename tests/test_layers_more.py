@@ -587,6 +587,7 @@ ON_A_DEVICE: dict[str, Any] = {
     "Concat": lambda: nn.Concat(nn.GRU(D, D, rng=0), nn.Linear(D, 2, rng=1)),
     "TimeDistributed": lambda: nn.TimeDistributed(nn.Linear(D, 2, rng=1)),
     "gelu": lambda: nn.Activation("gelu"),
+    "ClockworkRNN": lambda: nn.ClockworkRNN(D, [3, 2], [1, 2], rng=0),
 }
 
 

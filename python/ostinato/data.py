@@ -19,7 +19,7 @@ import numpy as np
 from . import _check, _device
 from ._annotations import readable
 from ._check import Array
-from ._ragged import Ragged, flat_flags, rows_of
+from ._ragged import Ragged, flat_flags, leaves, rows_of
 
 __all__ = ["ArrayLoader", "InputsLoader", "PairLoader", "RaggedLoader", "StreamLoader"]
 
@@ -200,7 +200,7 @@ class _Selections:
         Returns:
             Facts that JSON can hold, by which a resumed run recognises its data.
         """
-        x = self.x.rows if isinstance(self.x, Ragged) else self.x
+        x = leaves(self.x)
         axes = 2 if self.outputs == "all" and not isinstance(self.x, Ragged) else 1
         kind = {
             "type": type(self).__name__,
