@@ -40,6 +40,7 @@ MODULES = (
     "._explain",
     ".cli",
     ".tasks.bench",
+    ".tasks.classify",
     ".tasks.contenders",
     ".tasks.corpora",
     ".tasks.forecaster",

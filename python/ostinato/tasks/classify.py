@@ -424,6 +424,13 @@ def read_held_out(
 ) -> tuple[Documents, Documents, str]:
     """Read documents to train on, and those that are held out.
 
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "mails.csv"
+    >>> _ = path.write_text("text,label\\nCheap!,spam\\nFree!,spam\\nHello,mail\\nDear all,mail")
+    >>> train, held_out, _ = read_held_out([str(path)], ClassifyOptions(held_out=0.5))
+    >>> len(train), sorted(held_out.labels)
+    (2, ['mail', 'spam'])
+
     Args:
         data: files, or the name of a corpus; empty for the reviews.
         options: the columns, and what is held out.
