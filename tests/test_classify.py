@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import io
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -59,6 +60,10 @@ def table(path: Path, count: int = 120, seed: int = 0, header: str = "text,label
 
 def documents(texts: list[str], labels: list[str], groups: list[str] | None = None) -> Documents:
     return Documents(texts, labels, groups, [f"row {k}" for k in range(len(texts))], "here")
+
+
+def standard_input(text: bytes) -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(text), encoding="ascii")
 
 
 def error(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -154,8 +159,12 @@ def test_a_file_of_its_own_is_held_out(tmp_path: Path, capsys: pytest.CaptureFix
     test = table(tmp_path / "b.csv", 10, seed=1, header="Review,Stars")
     columns = ["--text", "Review", "--label", "Stars", "--test", test]
     assert main(["train", "classify", data, data, *columns, *FLAGS, "1", "--json"]) == 0
-    figures = json.loads(capsys.readouterr().out)
+    out, err = capsys.readouterr()
+    figures = json.loads(out)
     assert (figures["trained_on"], figures["texts"]) == (48, 10)
+    assert "longer than" not in err
+    assert main(["train", "classify", data, *columns, *FLAGS, "1", "--length", "16", "--json"]) == 0
+    assert re.search(r"\d texts are longer than 16 words, which is", capsys.readouterr().err)
 
 
 def test_predict_reads_lines_and_writes_a_table(
@@ -165,7 +174,7 @@ def test_predict_reads_lines_and_writes_a_table(
     folder.mkdir()
     model = TextClassifier(["good"], ["a\x1b[2J", "b"], SMALL)
     model.save(folder)
-    monkeypatch.setattr(sys, "stdin", io.StringIO("good, one\n\n two\r\n"))
+    monkeypatch.setattr(sys, "stdin", standard_input("\ufeffgood, one\n\n two\r\n".encode()))
     out = tmp_path / "a.csv"
     assert main(["predict", str(folder), "first", "-", "--out", str(out)]) == 0
     rows = out.read_text().splitlines()
@@ -397,8 +406,12 @@ def test_inputs_that_are_wrong(
     line = error(capsys, "predict", folder, "good", "?!")
     assert "INPUT: expected a text with a letter or a digit, got '?!'" in line
     assert "once, got it twice" in error(capsys, "predict", folder, "-", "-")
-    monkeypatch.setattr(sys, "stdin", io.StringIO(" \n"))
+    monkeypatch.setattr(sys, "stdin", standard_input(b" \n"))
     assert "at least one line that is not blank" in error(capsys, "predict", folder, "-")
+    monkeypatch.setattr(sys, "stdin", standard_input(b"good\xff"))
+    assert "INPUT: expected text in UTF-8, got the standard input with" in error(
+        capsys, "predict", folder, "-"
+    )
     assert "--plot: expected none with predict" in error(
         capsys, "predict", folder, "a", "--plot", str(tmp_path / "a.png")
     )

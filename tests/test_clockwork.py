@@ -196,6 +196,32 @@ def test_masks_and_resets(seed: int, form: str) -> None:
     assert after.tolist() == [clocks.tolist()]
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_gradients_with_masks_and_resets(batch_first: bool) -> None:
+    r = np.random.default_rng(1)
+    layer, x = made(batch_first=batch_first), drawn(T, B, D)
+    on, resets = r.random((T, B)) < 0.6, r.random((T, B)) < 0.2
+    h0, clock = drawn(1, B, 5, seed=3), np.array([[5, 0, 2]])
+    dy, dh = drawn(T, B, 5, seed=1), drawn(1, B, 5, seed=2)
+
+    def value() -> float:
+        y, ends, _ = pieces(layer, x, on, resets, h0[0], clock[0])
+        return float((y * dy).sum() + (ends * dh[0]).sum())
+
+    def turned(a: Any) -> Any:
+        return np.ascontiguousarray(a.swapaxes(0, 1)) if batch_first else a
+
+    flags = {"mask": turned(on), "resets": turned(resets)}
+    _, pullback = layer.vjp(turned(x), (h0, clock), **flags)
+    dx, dstate = pullback(turned(dy), (dh, None))
+    np.testing.assert_allclose(turned(dx), numeric_gradient(value, x), atol=1e-7)
+    np.testing.assert_allclose(dstate[0], numeric_gradient(value, h0), atol=1e-7)
+    for name in ("modules.0.weight_ih_l0", "modules.2.weight_hh_l0"):
+        np.testing.assert_allclose(
+            layer.grads[name], parameter_gradient(value, layer, name), atol=1e-7, err_msg=name
+        )
+
+
 def test_streams() -> None:
     """Slots have clocks of their own; a state goes between streams and calls."""
     layer, x = made(), drawn(T, B, D)

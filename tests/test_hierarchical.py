@@ -187,6 +187,21 @@ def test_padding_without_lengths_is_words() -> None:
     assert np.array_equal(model(x), model(ost.Ragged(whole, [0, 3, 6])))
 
 
+def test_nothing_to_read() -> None:
+    """Documents without sentences are zeros to the layers behind; so are no documents."""
+    none = ost.Ragged(np.zeros((0, D)), [0])
+    for pools in (True, False):
+        model = hierarchical(pools)
+        y, pullback = model.vjp(ost.Ragged(none, [0, 0, 0]))
+        rows = y if pools else y.rows
+        assert rows.shape == ((2 if pools else 0), 2)
+        assert not rows.any()
+        assert len(pullback(y).rows.rows) == 0
+    assert hierarchical()(ost.Ragged(none, [0])).shape == (0, 2)
+    assert hierarchical()(np.zeros((2, 3, 0, D))).shape == (3, 2)  # sentences without words
+    assert hierarchical()(np.zeros((0, 3, 4, D))).shape == (3, 2)
+
+
 def words_of(seed: int, count: int) -> tuple[ost.Ragged, Any]:
     """Return documents whose class is whether a sentence of them has the word 1 before the 2."""
     r = np.random.default_rng(seed)

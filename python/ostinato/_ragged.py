@@ -11,7 +11,7 @@ import numpy.typing as npt
 from . import _check, _device
 from ._annotations import readable
 from ._check import Array
-from ._recording import Variable
+from ._recording import Variable, value_of
 
 
 class Ragged:
@@ -90,9 +90,9 @@ class Ragged:
             raise ValueError(f"{name}: expected at least one sequence, got none")
         if any(isinstance(s, Ragged) for s in sequences):
             return cls._join_nested(sequences, name)
-        sequences = [_check.array(f"{name}[{k}]", s) for k, s in enumerate(sequences)]
-        for k, a in enumerate(sequences):
-            first = sequences[0]
+        arrays = [_check.array(f"{name}[{k}]", value_of(s)) for k, s in enumerate(sequences)]
+        for k, a in enumerate(arrays):
+            first = arrays[0]
             _device.same(f"{name}[{k}]", a, first, f"{name}[0]")
             if a.ndim == 0 or a.shape[1:] != first.shape[1:] or a.dtype != first.dtype:
                 wanted = ", ".join(map(str, ("n", *first.shape[1:])))
@@ -100,7 +100,9 @@ class Ragged:
                     f"{name}[{k}]: expected shape ({wanted}) of {first.dtype} as {name}[0], got "
                     f"{a.shape} of {a.dtype}"
                 )
-        return cls(np.concatenate(sequences), np.cumsum([0, *(len(s) for s in sequences)]))
+        recorded = any(type(s) is Variable for s in sequences)  # within vjp
+        rows: Any = np.concatenate(sequences if recorded else arrays)
+        return cls(rows, np.cumsum([0, *map(len, arrays)]))
 
     @classmethod
     def _join_nested(cls, sequences: Sequence[Any], name: str) -> Ragged:
@@ -339,7 +341,9 @@ def most(values: Array, lengths: npt.NDArray[np.int64]) -> Array:
 
 def unwrapped(x: Any, name: str = "x") -> tuple[Any, bool]:
     """x, a list of arrays made a `Ragged`; and whether it was one."""
-    listed = isinstance(x, (list, tuple)) and all(_check.is_array(_device.taken(a)) for a in x)
+    listed = isinstance(x, (list, tuple)) and all(
+        _check.is_array(_device.taken(value_of(a))) for a in x
+    )
     return (Ragged.join(x, name), True) if listed else (x, False)
 
 

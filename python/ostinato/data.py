@@ -382,7 +382,7 @@ class RaggedLoader(_Selections):
     [(Ragged(3 sequences, 9 rows), (9, 1)), (Ragged(1 sequences, 1 rows), (1, 1))]
 
     Args:
-        x: an `ostinato.Ragged`.
+        x: an `ostinato.Ragged`, of rows or of sequences.
         target: flat rows ``[N,...]``, or a `Ragged` or a list cut as x; with ``outputs="last"`` one
             a sequence, ``[B,...]``.
         times: a dict with any of resets and mask (flat rows of bool, or a `Ragged` or a list cut as

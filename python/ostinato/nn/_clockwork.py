@@ -60,7 +60,7 @@ class _Layout:
 
     def positions(self) -> Array:
         """Return the place of each ``[T,B]`` among the rows; past the end of a sequence any."""
-        t, b = np.ogrid[: self.steps, : self.batch]
+        t, b = np.arange(self.steps)[:, None], np.arange(self.batch)
         return _places(
             t, b, self.steps, self.batch, self.lengths if self.ragged else None, self.batch_first
         )
@@ -70,8 +70,9 @@ def _places(t: Any, b: Any, steps: int, batch: int, lengths: Array | None, first
     """Return the place of step t of row b: of ragged rows of these lengths, or of an array."""
     if lengths is not None:
         at: Array = (np.cumsum(lengths) - lengths)[b] + t
-        return at
-    return b * steps + t if first else t * batch + b
+    else:
+        at = b * steps + t if first else t * batch + b
+    return at
 
 
 class _Module(NamedTuple):

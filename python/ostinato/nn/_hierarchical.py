@@ -204,10 +204,7 @@ def _joined(documents: Any) -> Ragged:
         counts.append(len(document))
     if not sentences:
         raise ValueError("x: expected at least one sentence, got none")
-    made = Ragged.join([value_of(words) for words in sentences])
-    if any(value_of(words) is not words for words in sentences):  # within vjp
-        made = made.like(np.concatenate(sentences))
-    return Ragged(made, np.cumsum([0, *counts]))
+    return Ragged(Ragged.join(sentences), np.cumsum([0, *counts]))
 
 
 readable(globals())

@@ -360,8 +360,26 @@ def numbers_of(documents: Documents, labels: Sequence[str]) -> Array:
 
 
 def lines_of(stream: Any) -> list[str]:
-    """Return the lines of a stream of text, without those that are blank."""
-    return [line.rstrip("\r\n") for line in stream if line.strip()]
+    """Return the lines of a standard input in UTF-8, without those that are blank.
+
+    Args:
+        stream: the stream, of text over bytes.
+
+    Returns:
+        The lines.
+
+    Raises:
+        ValueError: bytes that are no text in UTF-8.
+    """
+    try:
+        text = stream.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise ValueError(
+            f"INPUT: expected text in UTF-8, got the standard input with {e.reason} at byte "
+            f"{e.start}"
+        ) from None
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return [line for line in lines if line.strip()]
 
 
 readable(globals())

@@ -383,7 +383,9 @@ def train_classifier(
             f"alone in {train.source}"
         )
     target, held_target = numbers_of(train, labels), numbers_of(held_out, labels)
-    cut = [words_of(text)[: options.length] for text in train.texts]
+    read = [words_of(text) for text in train.texts]
+    longer = sum(len(one) > options.length for one in read)
+    cut = (one[: options.length] for one in read)
     words = vocabulary(cut, options.min_count, options.max_words)
     made = TextClassifier(words, labels, options, [], corpus)
     x, held = made.encode(train.texts), made.encode(held_out.texts)
@@ -391,6 +393,8 @@ def train_classifier(
         f"{train.source}: {len(train):,} texts of {len(labels)} classes, {len(held_out):,} held "
         f"out; {len(words):,} words known"
     )
+    if longer:
+        report(f"{longer:,} texts are longer than {options.length} words, which is what is read")
     networks = []
     for k in range(options.members):
         seed = options.seed + k
@@ -422,11 +426,11 @@ def train_classifier(
 def read_held_out(
     data: Sequence[str], options: ClassifyOptions
 ) -> tuple[Documents, Documents, str]:
-    """Read documents to train on, and those that are held out.
+    r"""Read documents to train on, and those that are held out.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "mails.csv"
-    >>> _ = path.write_text("text,label\\nCheap!,spam\\nFree!,spam\\nHello,mail\\nDear all,mail")
+    >>> _ = path.write_text("text,label\nCheap!,spam\nFree!,spam\nHello,mail\nDear all,mail")
     >>> train, held_out, _ = read_held_out([str(path)], ClassifyOptions(held_out=0.5))
     >>> len(train), sorted(held_out.labels)
     (2, ['mail', 'spam'])
