@@ -299,6 +299,18 @@ def test_pools_side_by_side() -> None:
         nn.Concat(nn.Pool("mean"), nn.GRU(D, 3))
 
 
+def test_pools_within_steps() -> None:
+    """A pool of what is in a step leaves one output, and a target, for each step."""
+    letters = nn.TimeDistributed(nn.Pool("max", batch_first=True, **F64))
+    assert not letters.reduces_time
+    x = drawn(5, 3, 4, D)  # 5 steps of 4 letters
+    assert np.array_equal(letters(x), x.max(2))
+    model = nn.Sequential(letters, nn.Linear(D, 2, rng=0, **F64))
+    trainer = ost.Trainer(model, ost.losses.MSE(), ost.optim.Adam())
+    data = [(x, np.zeros((5, 3, 2)))]  # a target for each step
+    assert trainer.evaluate(data)["loss"] == pytest.approx((model(x)[0] ** 2).mean())
+
+
 def test_what_is_wrong_is_told() -> None:
     gru, pool = nn.GRU(D, 3, **F64), nn.Pool("max", **F64)
     with pytest.raises(ValueError, match="inner: expected one output a sequence, got one a step"):

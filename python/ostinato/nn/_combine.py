@@ -296,6 +296,11 @@ class TimeDistributed(Model):
             )
         self.layer = layer
 
+    @property
+    def reduces_time(self) -> bool:
+        """False: there is an output for every step, even if the layer pools what is in it."""
+        return False
+
     def __call__(
         self, x: Any, *, lengths: Any = None, mask: Any = None, inner_lengths: Any = None
     ) -> Any:
