@@ -224,6 +224,40 @@ def test_words_are_hidden_in_training() -> None:
     assert (x.rows.rows == 7).all()
 
 
+@pytest.mark.parametrize("kind", ["flat", "hierarchical"])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_embeddings_start_from_counts(kind: str, classes: int) -> None:
+    """The log ratios of naive Bayes, of texts that have a word, counted by hand."""
+    texts = ["a a b. b", "b", "c? c", "a c", "z"]
+    target = np.array([1, 1, 0, 1, 0] if classes == 2 else [1, 1, 0, 1, 2])
+    options = replace(SMALL, model=kind, embedding=4)
+    labels = [str(k) for k in range(classes)]
+    model = TextClassifier(["a", "b", "c"], labels, options)
+    net = model.model.members[0]
+    name = "0.weight" if kind == "flat" else "0.inner.0.weight"
+    before = np.array(net.parameters()[name])
+    classify.start_from_counts(net, model.encode(texts), target, classes)
+    got = net.parameters()[name]
+    seen = [{"a", "b", ""}, {"b"}, {"c", ""}, {"a", "c"}, {""}]  # "": words that are not known
+
+    def ratio(label: int, word: str) -> float:
+        def share(rows: list[int]) -> float:
+            n = {w: sum(w in seen[k] for k in rows) for w in ("", "a", "b", "c")}
+            return (n[word] + ones) / (sum(n.values()) + 4 * ones)
+
+        own = [k for k in range(5) if target[k] == label]
+        ones = 1
+        first = share(own)
+        ones = classes - 1  # of the other classes together
+        return float(np.log(first / share([k for k in range(5) if k not in own])))
+
+    for column, label in enumerate([1] if classes == 2 else [1, 0]):  # the most frequent first
+        want = [0, *(ratio(label, word) / 2 for word in "abc")]
+        np.testing.assert_allclose(got[:, column], want, atol=1e-6)
+    rest = slice(1 if classes == 2 else 2, None)
+    assert np.array_equal(got[:, rest], before[:, rest])
+
+
 def test_what_is_held_out() -> None:
     texts = [f"text {k}" for k in range(40)]
     labels = ["a"] * 30 + ["b"] * 10

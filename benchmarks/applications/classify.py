@@ -21,8 +21,8 @@ BARS = {"rotten-tomatoes": (0.75, 60), "r8": (0.94, 300), "r52": (0.87, 300)}
 KINDS = ("flat", "hierarchical")
 SETTINGS: dict[str, dict[str, Any]] = {
     "rotten-tomatoes": {},
-    "r8": {},
-    "r52": {"rate": 5e-3},  # most classes have few texts
+    "r8": {"epochs": 4},
+    "r52": {"epochs": 5, "rate": 5e-3},  # most classes have few texts
 }
 
 
@@ -49,8 +49,10 @@ def peer(train: Any, held: Any, options: classify.ClassifyOptions, threads: int)
         def __init__(self) -> None:
             super().__init__()
             self.embed = nn.Embedding(len(known) + 1, size)
+            started = classify.network(len(known), len(labels), options, options.seed)
+            classify.start_from_counts(started, x, target, len(labels))
             with torch.no_grad():
-                self.embed.weight *= classify.SCALE
+                self.embed.weight.copy_(torch.from_numpy(started.state_dict()["0.weight"]))
             self.rnn = nn.LSTM(size, hidden, bidirectional=True, batch_first=True)
             self.drop = nn.Dropout(options.dropout)
             self.head = nn.Linear(4 * hidden, len(labels))

@@ -135,6 +135,38 @@ def network(words: int, classes: int, options: ClassifyOptions, seed: int) -> nn
     return nn.Sequential(nn.Hierarchical(sentence, document), *end)
 
 
+def start_from_counts(net: nn.Sequential, x: Ragged, target: Array, classes: int) -> None:
+    """Put into the embedding how much more often a class has a word than the others have it.
+
+    These log ratios of naive Bayes are a number for each of the most frequent classes, and take at
+    most half of the numbers of a word; the others stay random. The unknown word has zeros.
+
+    Args:
+        net: an untrained network.
+        x: the numbers of the words of each text, or of its sentences.
+        target: int64 [N], the classes.
+        classes: how many classes there are.
+    """
+    name = next(n for n in net.parameters() if n.endswith("0.weight"))
+    words, size = net.parameters()[name].shape
+    sizes = x.lengths
+    if isinstance(x.rows, Ragged):
+        sizes = np.diff(x.rows.offsets[x.offsets])
+    text = np.repeat(np.arange(len(x)), sizes)
+    pairs = np.unique(text * words + leaves(x))  # a word counts once a text
+    text, word = pairs // words, pairs % words
+    counts = np.bincount(target[text] * words + word, minlength=classes * words)
+    counts = counts.reshape(classes, words) + 1.0
+    rest = counts.sum(0) - counts
+    ratio = np.log(counts / counts.sum(1, keepdims=True))
+    ratio -= np.log(rest / rest.sum(1, keepdims=True))
+    kept = 1 if classes == 2 else min(classes, size // 2)  # of two, one is minus the other
+    order = np.argsort(-np.bincount(target, minlength=classes), kind="stable")[:kept]
+    with net.write() as p:
+        p[name][:, :kept] = 0.5 * ratio[order].T
+        p[name][UNKNOWN, :kept] = 0
+
+
 class _Members(nn.Model):
     """Networks whose probabilities are averaged."""
 
@@ -399,6 +431,7 @@ def train_classifier(
     for k in range(options.members):
         seed = options.seed + k
         net = network(len(words), len(labels), options, seed)
+        start_from_counts(net, x, target, len(labels))
         name = f"network {k + 1}  " if options.members > 1 else ""
         loader = _Batches(x, target, options, seed)
         steps = options.epochs * len(loader)
