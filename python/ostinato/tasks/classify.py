@@ -155,7 +155,7 @@ def start_from_counts(net: nn.Sequential, x: Ragged, target: Array, classes: int
     text = np.repeat(np.arange(len(x)), sizes)
     pairs = np.unique(text * words + leaves(x))  # a word counts once a text
     text, word = pairs // words, pairs % words
-    counts = np.bincount(target[text] * words + word, minlength=classes * words)
+    counts: Array = np.bincount(target[text] * words + word, minlength=classes * words)
     counts = counts.reshape(classes, words) + 1.0
     rest = counts.sum(0) - counts
     ratio = np.log(counts / counts.sum(1, keepdims=True))
