@@ -118,10 +118,12 @@ def measured(name: str, kinds: Sequence[str], args: argparse.Namespace) -> dict[
 
 def main() -> None:
     """Measure the corpora that are asked for, and print a table."""
-    p = argparse.ArgumentParser(add_help=False)
-    p.add_argument("--corpus", nargs="*", choices=tuple(BARS), default=list(BARS))
-    p.add_argument("--model", nargs="*", choices=KINDS, default=list(KINDS))
-    args = common.arguments(__doc__, [p])
+
+    def more(p: argparse.ArgumentParser) -> None:
+        p.add_argument("--corpus", nargs="*", choices=tuple(BARS), default=list(BARS))
+        p.add_argument("--model", nargs="*", choices=KINDS, default=list(KINDS))
+
+    args = common.arguments(__doc__, more)
     if not args.no_peer:
         importlib.import_module("torch")  # which is not part of a training's time
     rows: dict[str, list[Any]] = {}
