@@ -42,6 +42,7 @@ MODULES = (
     ".tasks.anomaly",
     ".tasks.bench",
     ".tasks.compose",
+    ".tasks.classify",
     ".tasks.contenders",
     ".tasks.corpora",
     ".tasks.forecaster",

@@ -92,6 +92,20 @@ def test_translate(capsys: pytest.CaptureFixture[str]) -> None:
     assert "->   2005-07-19" in capsys.readouterr().out
 
 
+def test_classify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Short: two words decide, and a text with one of them and the other label is shown."""
+    texts = [f"a {word} film of {k}" for k in range(20) for word in ("fine", "dull")]
+    rows = [f"{text},{'good' if 'fine' in text else 'bad'}" for text in texts]
+    rows += ["a fine film of old,bad", "a dull film of old,good"] * 2
+    path = tmp_path / "films.csv"
+    path.write_text("\n".join(["text,label", *rows]))
+    small = {"hidden": 6, "embedding": 6, "epochs": 25, "batch": 8, "rate": 0.02}
+    assert load("classify").main([str(path)], held_out=0.5, **small) > 0.8
+    out = capsys.readouterr().out
+    assert "a fine film of old\n  bad, taken for good at" in out
+    assert "without 'fine' at" in out
+
+
 def test_all_examples_are_tested() -> None:
     assert [p.stem for p in EXAMPLES.glob("*.py") if f"test_{p.stem}" not in globals()] == []
 

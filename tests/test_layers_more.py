@@ -364,6 +364,24 @@ def test_residual_and_concat_with_states() -> None:
         blocks["concat"](x, (None,) * 3)
 
 
+@pytest.mark.parametrize("name", ["Residual", "Concat", "ClockworkRNN"])
+def test_models_take_lists_of_sequences(name: str) -> None:
+    """Their gradients are a list as well, and those of a Ragged."""
+    layer: Any = {
+        "Residual": lambda: nn.Residual(nn.GRU(D, D, **F64, rng=0)),
+        "Concat": lambda: nn.Concat(nn.GRU(D, 2, **F64, rng=0), nn.Linear(D, 3, **F64, rng=1)),
+        "ClockworkRNN": lambda: nn.ClockworkRNN(D, 4, [1, 2], **F64, rng=0),
+    }[name]()
+    x = [drawn(n, D, seed=n) for n in (3, 0, 5)]
+    (y, _), pullback = layer.vjp(x)
+    (flat, _), other = layer.vjp(ost.Ragged.join(x))
+    assert isinstance(y, list)
+    assert all(np.array_equal(a, b) for a, b in zip(y, flat))
+    dx, want = pullback(y)[0], other(flat)[0]
+    assert isinstance(dx, list)
+    assert all(np.array_equal(a, b) for a, b in zip(dx, want))
+
+
 def test_blocks_in_a_sequential() -> None:
     """With padding that holds NaN, as lists without padding, and trained."""
     model = nn.Sequential(
@@ -587,6 +605,7 @@ ON_A_DEVICE: dict[str, Any] = {
     "Concat": lambda: nn.Concat(nn.GRU(D, D, rng=0), nn.Linear(D, 2, rng=1)),
     "TimeDistributed": lambda: nn.TimeDistributed(nn.Linear(D, 2, rng=1)),
     "gelu": lambda: nn.Activation("gelu"),
+    "ClockworkRNN": lambda: nn.ClockworkRNN(D, [3, 2], [1, 2], rng=0),
 }
 
 

@@ -516,6 +516,11 @@ BUILT_IN: dict[str, Any] = {
         rnn=nn.GRU(3, 4, rng=0),
         act=nn.Activation("gelu"),
     ),
+    "ClockworkRNN": lambda: nn.ClockworkRNN(3, [4, 2], (1, 3), bias=False, rng=0),
+    "Hierarchical": lambda: nn.Hierarchical(
+        nn.Sequential(nn.Embedding(5, 3, rng=0), nn.Pool("attention", 3, rng=0)),
+        nn.GRU(3, 4, rng=0),
+    ),
     "Encoder": lambda: nn.Encoder(
         nn.Embedding(5, 3, rng=0), nn.LSTM(3, 4, bidirectional=True, rng=0)
     ),

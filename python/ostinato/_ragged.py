@@ -11,7 +11,7 @@ import numpy.typing as npt
 from . import _check, _device
 from ._annotations import readable
 from ._check import Array
-from ._recording import Variable
+from ._recording import Variable, value_of
 
 
 class Ragged:
@@ -26,21 +26,29 @@ class Ragged:
     >>> [len(sequence) for sequence in y], y.rows.shape, h.shape
     ([4, 0, 3], (7, 5), (1, 3, 5))
 
+    Sequences of sequences are a `Ragged` whose rows are one: documents of sentences of words. Its
+    ``rows`` are all sentences, and `nn.Hierarchical` takes it.
+
+    >>> sentences = ost.Ragged(np.array([3, 1, 4, 1, 5, 9]), [0, 3, 4, 6])
+    >>> documents = ost.Ragged(sentences, [0, 2, 3])
+    >>> [[words.tolist() for words in document] for document in documents]
+    [[[3, 1, 4], [1]], [[5, 9]]]
+
     Args:
-        rows: ``[N,...]``, not copied.
+        rows: ``[N,...]``, not copied; or a `Ragged` of N sequences.
         offsets: ``[B+1]`` whole numbers from 0 to N that do not decrease.
 
     Raises:
-        TypeError: rows are no array, or offsets no whole numbers.
+        TypeError: rows are no array and no `Ragged`, or offsets no whole numbers.
         ValueError: offsets that do not run from 0 to N, or that decrease.
     """
 
     _is_ragged = True  # which `vjp` knows it by
 
-    def __init__(self, rows: Array, offsets: Sequence[int] | npt.NDArray[np.integer[Any]]) -> None:
-        recorded = type(rows) is Variable  # within vjp
-        self.rows: Array = rows if recorded else _check.array("rows", rows)
-        if self.rows.ndim == 0:
+    def __init__(self, rows: Any, offsets: Sequence[int] | npt.NDArray[np.integer[Any]]) -> None:
+        known = type(rows) is Variable or isinstance(rows, Ragged)  # a Variable: within vjp
+        self.rows: Any = rows if known else _check.array("rows", rows)
+        if not isinstance(rows, Ragged) and self.rows.ndim == 0:
             raise ValueError("rows: expected at least 1 axis, got shape ()")
         a = np.asarray(_device.host(_device.taken(offsets)))
         if a.ndim != 1 or (a.size and a.dtype.kind not in "iu"):
@@ -63,25 +71,28 @@ class Ragged:
             )
 
     @classmethod
-    def join(cls, sequences: Sequence[Array], name: str = "x") -> Ragged:
-        """Copy a list of arrays ``[n,...]`` into one `Ragged`.
+    def join(cls, sequences: Sequence[Any], name: str = "x") -> Ragged:
+        """Copy a list of arrays ``[n,...]``, or of `Ragged`, into one `Ragged`.
 
         Args:
-            sequences: arrays of one dtype and of one shape but for the first axis.
+            sequences: arrays of one dtype and of one shape but for the first axis; or sequences of
+                such, each a `Ragged`.
             name: what errors call the list.
 
         Returns:
             The sequences, in their order.
 
         Raises:
-            TypeError: something that is no array.
+            TypeError: something that is no array, or arrays beside a `Ragged`.
             ValueError: an empty list, or arrays that differ in dtype or shape.
         """
         if not sequences:
             raise ValueError(f"{name}: expected at least one sequence, got none")
-        sequences = [_check.array(f"{name}[{k}]", s) for k, s in enumerate(sequences)]
-        for k, a in enumerate(sequences):
-            first = sequences[0]
+        if any(isinstance(s, Ragged) for s in sequences):
+            return cls._join_nested(sequences, name)
+        arrays = [_check.array(f"{name}[{k}]", value_of(s)) for k, s in enumerate(sequences)]
+        for k, a in enumerate(arrays):
+            first = arrays[0]
             _device.same(f"{name}[{k}]", a, first, f"{name}[0]")
             if a.ndim == 0 or a.shape[1:] != first.shape[1:] or a.dtype != first.dtype:
                 wanted = ", ".join(map(str, ("n", *first.shape[1:])))
@@ -89,7 +100,22 @@ class Ragged:
                     f"{name}[{k}]: expected shape ({wanted}) of {first.dtype} as {name}[0], got "
                     f"{a.shape} of {a.dtype}"
                 )
-        return cls(np.concatenate(sequences), np.cumsum([0, *(len(s) for s in sequences)]))
+        recorded = any(type(s) is Variable for s in sequences)  # within vjp
+        rows: Any = np.concatenate(sequences if recorded else arrays)
+        return cls(rows, np.cumsum([0, *map(len, arrays)]))
+
+    @classmethod
+    def _join_nested(cls, sequences: Sequence[Any], name: str) -> Ragged:
+        """Return sequences of sequences as one; see `join`."""
+        for k, s in enumerate(sequences):
+            if not isinstance(s, Ragged):
+                raise TypeError(
+                    f"{name}[{k}]: expected an ostinato.Ragged as others have it, got "
+                    f"{type(s).__name__}"
+                )
+        rows = cls.join([s.rows for s in sequences], name)
+        inner = np.concatenate([[0], np.cumsum(np.concatenate([s.lengths for s in sequences]))])
+        return cls(cls(rows.rows, inner), np.cumsum([0, *map(len, sequences)]))
 
     def take(self, sequences: Any) -> Ragged:
         """Copy some of the sequences into another `Ragged`.
@@ -107,11 +133,11 @@ class Ragged:
         )
         return Ragged(self.rows[at], offsets)
 
-    def like(self, rows: Array) -> Ragged:
+    def like(self, rows: Any) -> Ragged:
         """Return other rows, cut at the same places.
 
         Args:
-            rows: ``[N,...]``, not copied.
+            rows: ``[N,...]``, not copied; or a `Ragged` of N sequences.
 
         Returns:
             Sequences with the same offsets.
@@ -137,8 +163,11 @@ class Ragged:
 
         Returns:
             ``[T,B,...]``, with T the longest length.
+
+        Raises:
+            TypeError: the rows are sequences themselves; pad those of ``rows`` first.
         """
-        rows = self.rows if rows is None else _check.array("rows", rows)
+        rows = _check.array("rows", self.rows if rows is None else rows)
         out = np.zeros(
             (self.lengths.max(initial=0), len(self), *rows.shape[1:]), rows.dtype, like=rows
         )
@@ -165,19 +194,46 @@ class Ragged:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def __getitem__(self, b: int) -> Array:
-        """Return sequence b as a view."""
+    def __getitem__(self, b: Any) -> Any:
+        """Return sequence b as a view; or several, by a slice or an array of their numbers.
+
+        Several are a `Ragged`: a view for a slice in steps of 1, otherwise a copy.
+        """
         n = len(self)
+        if isinstance(b, slice):
+            start, stop, step = b.indices(n)
+            if step != 1:
+                return self.take(np.arange(start, stop, step))
+            offsets = self.offsets[start : max(start, stop) + 1]
+            return Ragged(self.rows[offsets[0] : offsets[-1]], offsets - offsets[0])
+        if isinstance(b, np.ndarray) and b.ndim:
+            return self.take(b)
         if not -n <= b < n:
             raise IndexError(f"sequence {b} of {n}")
-        rows: Array = self.rows[self.offsets[b % n] : self.offsets[b % n + 1]]
-        return rows
+        return self.rows[self.offsets[b % n] : self.offsets[b % n + 1]]
 
-    def __iter__(self) -> Iterator[Array]:
+    def __iter__(self) -> Iterator[Any]:
         return (self[b] for b in range(len(self)))
 
     def __repr__(self) -> str:
-        return f"Ragged({len(self)} sequences, {len(self.rows)} rows)"
+        inner = self.rows if isinstance(self.rows, Ragged) else f"{len(self.rows)} rows"
+        return f"Ragged({len(self)} sequences, {inner})"
+
+
+def leaves(x: Any) -> Any:
+    """Return the rows of sequences, those of the innermost ones; anything else as it is."""
+    while isinstance(x, Ragged):
+        x = x.rows
+    return x
+
+
+def refuse_nested(x: Ragged, name: str = "x") -> None:
+    """Raise if the rows of sequences are sequences themselves, where a layer reads arrays."""
+    if isinstance(x.rows, Ragged):
+        raise TypeError(
+            f"{name}: expected sequences of rows, got {x!r}; ost.nn.Hierarchical takes sequences "
+            "of sequences"
+        )
 
 
 def times(x: Ragged, resets: Any, mask: Any, masked: str) -> dict[str, Any]:
@@ -247,6 +303,7 @@ def rows_that_count(
     """
     x, _ = unwrapped(x)
     if isinstance(x, Ragged):
+        refuse_nested(x)
         if lengths is not None:
             raise ValueError(
                 f"lengths: expected None with ragged sequences, got {type(lengths).__name__}"
@@ -284,7 +341,9 @@ def most(values: Array, lengths: npt.NDArray[np.int64]) -> Array:
 
 def unwrapped(x: Any, name: str = "x") -> tuple[Any, bool]:
     """x, a list of arrays made a `Ragged`; and whether it was one."""
-    listed = isinstance(x, (list, tuple)) and all(_check.is_array(_device.taken(a)) for a in x)
+    listed = isinstance(x, (list, tuple)) and all(
+        _check.is_array(_device.taken(value_of(a))) for a in x
+    )
     return (Ragged.join(x, name), True) if listed else (x, False)
 
 

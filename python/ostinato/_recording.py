@@ -565,7 +565,7 @@ def mapped(function: Callable[[Any], Any], a: Any) -> Any:
     if isinstance(a, dict):
         return {name: mapped(function, b) for name, b in a.items()}
     if _is_ragged(a):
-        rows = function(a.rows)
+        rows = mapped(function, a.rows)  # which may be sequences themselves
         return None if rows is None else a.like(rows)
     return function(a)
 

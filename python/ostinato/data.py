@@ -19,7 +19,7 @@ import numpy as np
 from . import _check, _device
 from ._annotations import readable
 from ._check import Array
-from ._ragged import Ragged, flat_flags, rows_of
+from ._ragged import Ragged, flat_flags, leaves, rows_of
 
 __all__ = ["ArrayLoader", "InputsLoader", "PairLoader", "RaggedLoader", "StreamLoader"]
 
@@ -200,7 +200,7 @@ class _Selections:
         Returns:
             Facts that JSON can hold, by which a resumed run recognises its data.
         """
-        x = self.x.rows if isinstance(self.x, Ragged) else self.x
+        x = leaves(self.x)
         axes = 2 if self.outputs == "all" and not isinstance(self.x, Ragged) else 1
         kind = {
             "type": type(self).__name__,
@@ -382,7 +382,7 @@ class RaggedLoader(_Selections):
     [(Ragged(3 sequences, 9 rows), (9, 1)), (Ragged(1 sequences, 1 rows), (1, 1))]
 
     Args:
-        x: an `ostinato.Ragged`.
+        x: an `ostinato.Ragged`, of rows or of sequences.
         target: flat rows ``[N,...]``, or a `Ragged` or a list cut as x; with ``outputs="last"`` one
             a sequence, ``[B,...]``.
         times: a dict with any of resets and mask (flat rows of bool, or a `Ragged` or a list cut as

@@ -19,7 +19,7 @@ no code with them and is not fast.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
@@ -36,6 +36,7 @@ __all__ = [
     "Run",
     "Weights",
     "backward",
+    "clockwork",
     "ctc",
     "dropout_mask",
     "forward",
@@ -550,6 +551,59 @@ def _cell_gradient(dh: Array, dc: Array, cache: Any, p: Weights) -> Array:
     po = 0 if p.weight_peephole is None else p.weight_peephole[2]
     out: Array = dc + dh * o * (1 - np.tanh(new_c) ** 2) + dh * np.tanh(new_c) * o * (1 - o) * po
     return out
+
+
+def clockwork(
+    x: Array,
+    weights: Weights,
+    sizes: Sequence[int],
+    periods: Sequence[int],
+    *,
+    lengths: Array | None = None,
+    h0: Array | None = None,
+    clock: Array | None = None,
+    phi: Callable[[Array], Array] = np.tanh,
+) -> tuple[Array, Array]:
+    """Run a clockwork RNN over time, with the matrices of all modules as one.
+
+    Source: Koutnik et al. (2014), equation 2: at step t the block-rows of the modules whose period
+    divides t are computed, and the others are zero weights, whose units keep their values.
+
+    >>> import numpy as np
+    >>> p = Weights(np.ones((4, 2)), np.ones((4, 4)), np.ones(4), np.ones(4))
+    >>> y, h = clockwork(np.ones((5, 3, 2)), p, sizes=[2, 2], periods=[1, 4])
+    >>> y.shape, h.shape
+    ((5, 3, 4), (3, 4))
+
+    Args:
+        x: ``[T,B,I]``.
+        weights: ``weight_ih [H,I]``, ``weight_hh [H,H]`` and biases ``[H]``; what stands in
+            ``weight_hh`` from a faster module to a slower one is not read.
+        sizes: the units of each module.
+        periods: the period of each, in increasing order.
+        lengths: ``[B]``; None: T.
+        h0: ``[B,H]``; None: zeros.
+        clock: ``[B]``, the number of the first step of each row; None: 0.
+        phi: the activation.
+
+    Returns:
+        The outputs ``[T,B,H]``, zero past the end of a row, and the last h ``[B,H]``.
+    """
+    steps, batch, _ = x.shape
+    period = np.repeat(periods, sizes)
+    weight_hh = np.where(period[:, None] <= period, weights.weight_hh, 0)
+    h = np.zeros((batch, len(period))) if h0 is None else np.array(h0, np.float64)
+    y = np.zeros((steps, batch, len(period)))
+    for t in range(steps):
+        for b in range(batch):
+            if lengths is not None and t >= lengths[b]:
+                continue
+            number = t + (0 if clock is None else clock[b])
+            a = weights.weight_ih @ x[t, b] + weights.bias_ih
+            a = phi(a + weight_hh @ h[b] + weights.bias_hh)
+            h[b] = np.where(number % period == 0, a, h[b])
+            y[t, b] = h[b]
+    return y, h
 
 
 def philox(key: int, counter: tuple[int, int, int, int]) -> tuple[int, int, int, int]:

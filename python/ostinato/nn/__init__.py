@@ -18,8 +18,10 @@ from ._training import RecurrentPullback
 
 if _TYPE_CHECKING:
     from ._attention import Attention, Memory
+    from ._clockwork import ClockworkRNN
     from ._combine import Concat, Residual, TimeDistributed
     from ._conv import Conv1d
+    from ._hierarchical import Hierarchical
     from ._model import Model, ModelPullback, Parameter
     from ._norm import LayerNorm
     from ._seq2seq import Decoder, Encoder
@@ -28,10 +30,12 @@ if _TYPE_CHECKING:
 # What an import of the package does without, by its module: loaded when it is first asked for.
 _LATER = {
     "Attention": "_attention",
+    "ClockworkRNN": "_clockwork",
     "Concat": "_combine",
     "Conv1d": "_conv",
     "Decoder": "_seq2seq",
     "Encoder": "_seq2seq",
+    "Hierarchical": "_hierarchical",
     "LayerNorm": "_norm",
     "Memory": "_attention",
     "Model": "_model",
@@ -63,12 +67,14 @@ __all__ = [
     "RNN",
     "Activation",
     "Attention",
+    "ClockworkRNN",
     "Concat",
     "Conv1d",
     "Decoder",
     "Dropout",
     "Embedding",
     "Encoder",
+    "Hierarchical",
     "Layer",
     "LayerNorm",
     "Linear",

@@ -55,6 +55,7 @@ def _ragged_arguments(
     listed: bool,
     table: Array | None,
 ) -> Call:
+    _ragged.refuse_nested(x)
     if table is None and (x.rows.ndim != 2 or x.rows.shape[1] != layer.input_size):
         raise ValueError(
             f"x: expected rows of shape (N, I) = (*, {layer.input_size}), got {x.rows.shape}"

@@ -9,7 +9,7 @@ import numpy as np
 from .. import _check, _device
 from .._annotations import readable
 from .._check import Array
-from .._ragged import Ragged, as_given, unwrapped
+from .._ragged import Ragged, as_given, refuse_nested, unwrapped
 from .._recording import value_of
 from ._layer import Layer, layers_of
 from ._model import Model
@@ -45,6 +45,7 @@ def without_padding(x: Any, on: Array | None) -> Any:
 
 def padded_of(x: Ragged) -> Any:
     """Return sequences as ``[T,B,...]``, with zeros past the ends; recorded within `vjp`."""
+    refuse_nested(x)
     rows = x.rows
     index = np.full((int(x.lengths.max(initial=0)), len(x)), len(rows), np.int64)
     index[x._places()] = np.arange(len(rows))
@@ -176,19 +177,27 @@ class Concat(_Wrapper):
     >>> y.shape, state[0]
     ((6, 2, 8), None)
 
+    Layers that give one output a sequence are joined as well, such as the mean and the maximum of
+    two `Pool`.
+
     Args:
         *layers: with outputs that differ in the last axis alone. If one has a state the model has
             one: a tuple with one entry a layer, None for those without.
 
     Raises:
         TypeError: something that is no layer.
-        ValueError: no layer, layers of two layouts, or a layer that has an owner.
+        ValueError: no layer, layers of two layouts, layers that give one output a sequence beside
+            others, or a layer that has an owner.
     """
 
     def __init__(self, *layers: Layer) -> None:
         if not layers:
             raise ValueError("layers: expected at least one, got none")
         self._take_after(layers)
+        if len({layer.reduces_time for layer in layers}) > 1:
+            raise ValueError(
+                "layers: expected outputs of every step, or one a sequence, of all layers, got both"
+            )
         self.layers = list(layers)
 
     def __call__(self, x: Any, state: Any = None, **times: Any) -> Any:
@@ -228,7 +237,8 @@ class Concat(_Wrapper):
             ys.append(y.rows if isinstance(y, Ragged) else y)
             new.append(s)
         joined = np.concatenate(ys, axis=-1)
-        y = as_given(joined, x if isinstance(x, Ragged) else None, listed)
+        sequences = x if isinstance(x, Ragged) and not self.reduces_time else None
+        y = as_given(joined, sequences, listed)
         return (y, tuple(new)) if self.stateful else y
 
     def _join_stream(self, native: Any) -> Any:
@@ -285,6 +295,11 @@ class TimeDistributed(Model):
                 f"layer: expected batch_first=True within TimeDistributed, got False in {layer!r}"
             )
         self.layer = layer
+
+    @property
+    def reduces_time(self) -> bool:
+        """False: there is an output for every step, even if the layer pools what is in it."""
+        return False
 
     def __call__(
         self, x: Any, *, lengths: Any = None, mask: Any = None, inner_lengths: Any = None

@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import _check, _device
 from .._check import Array
-from .._ragged import Ragged, flat_flags, unwrapped
+from .._ragged import Ragged, flat_flags, leaves, unwrapped
 from ..data import (
     ArrayLoader,
     Inputs,
@@ -383,7 +383,7 @@ def _required(model: Layer) -> int:
 
 
 def _is_id_like(x: Any) -> bool:
-    return (x.rows if isinstance(x, Ragged) else x).dtype.kind in "iub"
+    return leaves(x).dtype.kind in "iub"
 
 
 def _whole(data: Any, form: Form) -> tuple[Any, Any, Any] | None:
@@ -489,13 +489,14 @@ def _not_finite(name: str, batch: Batch, *, infinite: bool) -> tuple[str, str] |
         return _not_finite_of_several(name, batch, infinite=infinite)
     value = getattr(batch, name)
     ragged = isinstance(batch.x, Ragged)
-    a = value.rows if isinstance(value, Ragged) else value
+    a = leaves(value)
     if a is None or not isinstance(a, np.ndarray) or a.dtype.kind != "f" or np.isfinite(a).all():
         return None
     bad = np.isinf(a) if infinite else ~np.isfinite(a)
-    steps = batch.x.rows.shape[:1] if ragged else batch.x.shape[:2]
+    steps = leaves(batch.x).shape[:1] if ragged else batch.x.shape[:2]
     by_step = a.shape[: len(steps)] == steps
-    if by_step and ragged and batch.times.get("mask") is not None:
+    nested = ragged and isinstance(batch.x.rows, Ragged)  # a mask is of what holds the rows
+    if by_step and ragged and not nested and batch.times.get("mask") is not None:
         bad &= batch.times["mask"].reshape(-1, *(1,) * (a.ndim - 1))
     elif by_step and not ragged and a.ndim > 1 and {"lengths", "mask"} & set(batch.times):
         _check.lengths(batch.times.get("lengths"), batch.steps, batch.size)
@@ -553,7 +554,7 @@ def first_non_finite(batch: Batch) -> str:
 def _on_host(a: Any) -> Any:
     if isinstance(a, Inputs):
         return a.mapped(lambda _, one: _on_host(one))
-    return a.like(_device.host(a.rows)) if isinstance(a, Ragged) else _device.host(a)
+    return a.like(_on_host(a.rows)) if isinstance(a, Ragged) else _device.host(a)
 
 
 def _from(iterable: Iterable[Any], start: int) -> Iterator[Any]:

@@ -308,7 +308,7 @@ class Stepper:
         """Return the gradient of all of y, from that of what the loss saw."""
         if where is None and not silent:
             return d
-        dy = np.zeros_like(y.rows if isinstance(y, Ragged) else y)
+        dy: Array = np.zeros_like(y.rows if isinstance(y, Ragged) else y)
         dy[where if where is not None else (slice(None),) * batch.axis + (slice(silent, None),)] = d
         return dy
 

@@ -17,7 +17,7 @@ import numpy as np
 from .. import _check, _device
 from .._annotations import readable
 from .._check import Array
-from .._ragged import Ragged, as_given, flat_flags
+from .._ragged import Ragged, as_given, flat_flags, leaves
 from .._recording import refuse_overridden
 from .._segments import parse as parse_limit
 from ..data import Inputs, as_array, whole_input
@@ -384,7 +384,7 @@ class Trainer:
             refuse_non_finite(batch)
             parts.append(self._outputs(stepper, replace(batch, x=self._placed(part))))
         y = np.concatenate(parts)
-        y = _device.host(y) if isinstance(x.rows, np.ndarray) else y
+        y = _device.host(y) if isinstance(leaves(x), np.ndarray) else y
         return as_given(y, x, listed) if self.outputs == "all" and not stepper.reduces else y
 
     def _outputs(self, stepper: Stepper, batch: Batch) -> Array:
