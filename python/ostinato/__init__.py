@@ -23,6 +23,7 @@ from ._wait import read_environment as _read_environment
 if _TYPE_CHECKING:
     from . import cuda, data, decoding, diagnostics, metrics, reference, safetensors
     from ._explain import explain
+    from ._trees import Trees
     from .nn._architecture import load
     from .train import Trainer, search
 
@@ -32,7 +33,13 @@ _read_environment()
 
 # Modules that an import does not need are loaded when they are first asked for: `import ostinato`
 # takes a third of the time.
-_LATER = {"Trainer": "train", "explain": "_explain", "load": "nn._architecture", "search": "train"}
+_LATER = {
+    "Trainer": "train",
+    "Trees": "_trees",
+    "explain": "_explain",
+    "load": "nn._architecture",
+    "search": "train",
+}
 _MODULES = (
     "cuda",
     "data",
@@ -86,6 +93,7 @@ def kernels() -> dict[str, object]:
 __all__ = [
     "Ragged",
     "Trainer",
+    "Trees",
     "__version__",
     "cuda",
     "data",

@@ -23,6 +23,7 @@ if _TYPE_CHECKING:
     from ._model import Model, ModelPullback, Parameter
     from ._norm import LayerNorm
     from ._seq2seq import Decoder, Encoder
+    from ._tree_lstm import TreeLSTM
 
 # What an import of the package does without, by its module: loaded when it is first asked for.
 _LATER = {
@@ -38,6 +39,7 @@ _LATER = {
     "Parameter": "_model",
     "Residual": "_combine",
     "TimeDistributed": "_combine",
+    "TreeLSTM": "_tree_lstm",
 }
 
 
@@ -84,6 +86,7 @@ __all__ = [
     "Sequential",
     "Stream",
     "TimeDistributed",
+    "TreeLSTM",
     "Views",
     "gelu",
     "init",

@@ -12,7 +12,7 @@ from .._annotations import readable
 from .._check import Seed
 from .._ragged import Ragged, as_given, rows_like, unwrapped
 from ._block import Block, Views
-from ._layer import Layer, Pullback, block_of, layers_of
+from ._layer import Layer, Pullback, acts_on_rows, block_of, layers_of
 from ._lookup import lookup_of, table_pullback
 from ._outputs import OUTPUTS
 from ._quantization import ModelQuantizationReport, calibrate_all, report_of
@@ -211,7 +211,7 @@ class Sequential(Layer):
             elif own or layer.takes_lengths:
                 x = layer(x, **own)
             else:
-                x = x.like(layer(x.rows)) if isinstance(x, Ragged) else layer(x)
+                x = x.like(layer(x.rows)) if acts_on_rows(layer, x) else layer(x)
             new.append(s)
         return list(x) if listed and isinstance(x, Ragged) else x, tuple(new)
 
@@ -250,8 +250,9 @@ class Sequential(Layer):
             elif own or layer.takes_lengths:
                 x, pullback = layer.vjp(x, rng=rng, **own)
             else:
-                rows, pullback = layer.vjp(x.rows if isinstance(x, Ragged) else x, rng=rng)
-                x = x.like(rows) if isinstance(x, Ragged) else rows
+                by_rows = acts_on_rows(layer, x)
+                out, pullback = layer.vjp(x.rows if by_rows else x, rng=rng)
+                x = x.like(out) if by_rows else out
             new.append(s)
             pullbacks.append(pullback)
         whole = times.get("outputs", "all") == "all" and not self.reduces_time
