@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from . import _check
 from ._annotations import readable
 from ._check import Array
 from ._ragged import Ragged, sequence_of, step_of
@@ -84,9 +83,8 @@ class _Shape:
         above, depths = self.rows_of_parents(), self.depths()
         heights = np.zeros(len(above), np.int64)
         deepest_first = np.argsort(-depths, kind="stable")
-        ends = np.cumsum(np.bincount(depths)[::-1]) if len(depths) else []
         start = 0
-        for end in ends[:-1]:
+        for end in np.cumsum(np.bincount(depths)[:0:-1]).tolist():
             nodes = deepest_first[start:end]
             np.maximum.at(heights, above[nodes], heights[nodes] + 1)
             start = end
@@ -313,8 +311,7 @@ def _flat_parents(parents: Any) -> tuple[Ints, Ints]:
         return rows.astype(np.int64), parents.lengths
     if not isinstance(parents, (list, tuple)):
         raise TypeError(
-            "parents: expected a list with the parents of each tree, got "
-            f"{type(parents).__name__}"
+            f"parents: expected a list with the parents of each tree, got {type(parents).__name__}"
         )
     made = []
     for k, own in enumerate(parents):

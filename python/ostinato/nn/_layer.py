@@ -593,9 +593,7 @@ def acts_on_rows(layer: Layer, x: Any) -> bool:
     """Return whether a layer is given the rows of sequences or trees alone, not what they form."""
     ragged = getattr(x, "_is_ragged", False) is True
     return (
-        ragged
-        and not layer.takes_lengths
-        and not any(one.takes_trees for one in layers_of(layer))
+        ragged and not layer.takes_lengths and not any(one.takes_trees for one in layers_of(layer))
     )
 
 

@@ -86,7 +86,7 @@ class TreeLSTM(Layer):
     >>> import ostinato as ost
     >>> trees = ost.Trees.from_nested([(0, 1, (0, 2, 3)), 4])
     >>> model = ost.nn.Sequential(
-    ...     ost.nn.Embedding(5, 8, rng=0), ost.nn.TreeLSTM(8, 16, rng=1), ost.nn.Linear(16, 3, rng=2)
+    ...     ost.nn.Embedding(5, 8), ost.nn.TreeLSTM(8, 16), ost.nn.Linear(16, 3)
     ... )
     >>> model(trees)[0].shape
     (2, 3)
