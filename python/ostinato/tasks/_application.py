@@ -22,7 +22,10 @@ from .. import safetensors
 from .models import MODEL, prepare_file, prepare_folder
 
 # One line for each, in the order of the help.
-NAMES: tuple[str, ...] = ("translate",)
+NAMES: tuple[str, ...] = (
+    "translate",
+    "parse",
+)
 
 Figures = dict[str, Any]
 
