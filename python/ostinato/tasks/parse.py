@@ -639,7 +639,7 @@ def _draw_tree(e: Expression, found: dict[str, Any], run: Run) -> None:
         axes.text(
             across[k],
             -depths[k],
-            text.replace("$", r"\$"),
+            visible(text).replace("$", r"\$"),
             ha="center",
             va="center",
             fontsize=8,
