@@ -50,6 +50,12 @@ def test_translate(capsys: pytest.CaptureFixture[str]) -> None:
     assert "->   2005-07-19" in capsys.readouterr().out
 
 
+def test_parse() -> None:
+    scores = load("parse").main(count=2000, epochs=6)
+    assert scores["tree"] > 0.85
+    assert scores["sequence"] < 0.75
+
+
 def test_all_examples_are_tested() -> None:
     tested = {
         "simple_rnn_regression",
@@ -57,5 +63,6 @@ def test_all_examples_are_tested() -> None:
         "sequential_digits",
         "bidirectional_tagger",
         "translate",
+        "parse",
     }
     assert {p.stem for p in EXAMPLES.glob("*.py")} == tested

@@ -250,9 +250,7 @@ class Sequential(Layer):
             elif own or layer.takes_lengths:
                 x, pullback = layer.vjp(x, rng=rng, **own)
             else:
-                by_rows = acts_on_rows(layer, x)
-                out, pullback = layer.vjp(x.rows if by_rows else x, rng=rng)
-                x = x.like(out) if by_rows else out
+                x, pullback = _vjp_of(layer, x, rng)
             new.append(s)
             pullbacks.append(pullback)
         whole = times.get("outputs", "all") == "all" and not self.reduces_time
@@ -428,6 +426,15 @@ def _refuse_unknown(times: dict[str, Any], takers: bool, recurrent: bool) -> Non
                 f"{name}: expected None for a model without recurrent layers, got "
                 f"{type(value).__name__}"
             )
+
+
+def _vjp_of(layer: Layer, x: Any, rng: Any) -> tuple[Any, Any]:
+    """Return the outputs and the pullback of a layer without a state that takes no lengths."""
+    if not acts_on_rows(layer, x):
+        y, pullback = layer.vjp(x, rng=rng)
+        return y, pullback
+    rows, pullback = layer.vjp(x.rows, rng=rng)
+    return x.like(rows), pullback
 
 
 def _takes_times(model: Layer) -> bool:

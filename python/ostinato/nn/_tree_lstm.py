@@ -29,12 +29,14 @@ class _Weights:
         edges: the rows of the forget gate, multiplied once an edge; None with a fixed number of
             children, whose rows are all in ``nodes``.
         backward: whether they are packed for the way back as well.
+        native: the functions for their dtype.
     """
 
     inputs: Any
     nodes: Any
     edges: Any
     backward: bool
+    native: Any
 
 
 @dataclass
@@ -153,12 +155,13 @@ class TreeLSTM(Layer):
 
     def _pack(self, backward: bool) -> _Weights:
         p, h = self.parameters(), self.hidden_size
-        make = _native.backend_for(self._block.values).PackedLinear
+        native = _native.backend_for(self._block.values)
+        make = native.PackedLinear
         inputs = make(p["weight_ih"], p["bias"], backward)
         if self.children is not None:
-            return _Weights(inputs, make(p["weight_hh"], None, backward), None, backward)
+            return _Weights(inputs, make(p["weight_hh"], None, backward), None, backward, native)
         nodes, edges = (make(w, None, backward) for w in np.split(p["weight_hh"], [3 * h]))
-        return _Weights(inputs, nodes, edges, backward)
+        return _Weights(inputs, nodes, edges, backward, native)
 
     def _checked(self, x: Any) -> tuple[Array, Levels]:
         """Return the rows of trees in the order of their levels."""
@@ -190,8 +193,9 @@ class TreeLSTM(Layer):
 
     def _run(self, x: Array, levels: Levels, backward: bool) -> _Saved:
         """Compute all nodes, level by level."""
-        size, native = self.hidden_size, _native.backend_for(x)
+        size = self.hidden_size
         weights: _Weights = self._packed(backward)
+        native = weights.native
         count, edges, k = len(x), len(levels.child), self.children
         inner = count - (levels.levels[0].nodes.stop if levels.levels else 0)  # have children
         first = count - inner
@@ -239,7 +243,7 @@ class TreeLSTM(Layer):
             s: what is known of the levels below; ``f`` and ``below`` of this one are written.
             kept: where the nodes stand among those that have children.
         """
-        size, native = self.hidden_size, _native.backend_for(own)
+        size, native = self.hidden_size, weights.native
         h, c = s.h.take(level.child, axis=0), s.c.take(level.child, axis=0)
         if self.children is None:
             s.below[kept] = _sums(native, level.parent, h, len(own))
@@ -375,7 +379,7 @@ class TreeLSTM(Layer):
             d_c: of c of the nodes.
             df: of the pre-activations of all forget gates, where those of the level are written.
         """
-        size, native = self.hidden_size, _native.backend_for(da)
+        size, native = self.hidden_size, weights.native
         c = s.c.take(level.child, axis=0)
         d_iog = np.ascontiguousarray(da[:, : 3 * size])
         if self.children is None:
