@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import ostinato as ost
 from ostinato import safetensors
 from ostinato.cli import main
 from ostinato.tasks import _application, listops, parse
@@ -170,12 +171,13 @@ def test_it_learns(model: str, tmp_path: Path) -> None:
     assert figures["accuracy"] > (0.9 if model == "tree" else 0.5)
 
 
+@pytest.mark.parametrize("targets", ["root", "nodes"])
 @pytest.mark.parametrize("model", ["tree", "lstm"])
 def test_train_predict_evaluate(
-    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: str, targets: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("matplotlib")
-    own = [f"--{n.replace('_', '-')}={v}" for n, v in SMALL.items()]
+    own = [f"--{n.replace('_', '-')}={v}" for n, v in SMALL.items()] + ["--targets", targets]
     where, bars, tree, out = (tmp_path / n for n in ("m", "bars.png", "tree.png", "out.tsv"))
     figures = run(capsys, "train", "parse", "--model", model, *own, "--save", where, "--plot", bars)
     assert figures["examples"] == 10
@@ -319,6 +321,41 @@ def test_bad_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         capsys, "train", "parse", "--max-args", 1, "--save", where
     )
     assert not where.exists()
+
+
+@pytest.mark.parametrize("model", ["tree", "lstm"])
+def test_values_within_expressions_are_targets(model: str) -> None:
+    options = ParseOptions(**SMALL, model=model)
+    made = [listops.read("[MAX 2 [MIN 4 3]]"), listops.read("7")]
+    known = sorted({t for e in made for t in e.tokens})
+    parser = parse.Parser(options, known, [str(k) for k in range(10)], listops=True)
+    x, target, third = parser._data(parse.Examples(made, ["3", "7"]))
+    rows = [parser.tokens[k] for k in x.rows]
+    seen = [(t, int(y)) for t, y, w in zip(rows, target, third["weights"]) if w]
+    if model == "tree":
+        assert seen == [("[MAX", 3), ("[MIN", 3), ("7", 7)]
+        assert isinstance(x, ost.Trees)
+    else:
+        assert seen == [("]", 3), ("]", 3), ("7", 7)]
+        assert rows == ["[MAX", "2", "[MIN", "4", "3", "]", "]", "7"]
+
+
+@pytest.mark.parametrize("model", ["tree", "lstm"])
+def test_values_within_expressions_teach_the_whole(model: str) -> None:
+    """Of MAX and MIN alone, where few expressions are enough."""
+    made = listops.generate(2500, max_args=3, max_length=30)
+    made = [e for e in made if not {"[SM", "[MED"} & set(e.labels)]
+    whole = parse.Examples(made, [str(listops.value(e)[0]) for e in made])
+    options = ParseOptions(model=model, hidden=24, epochs=10, rate=0.02, batch_size=32)
+    known = sorted({t for e in made for t in e.tokens})
+    parser = parse.Parser(options, known, sorted(set(whole.labels)), listops=True)
+    test, valid, rest = whole.cut(len(made) // 10, len(made) // 5)
+    assert len(rest) > 300
+    history = parser.fit(rest, valid, lambda line: None)
+    assert history.rows[-1]["loss"] < 0.5 * history.rows[0]["loss"]
+    found = parser.probabilities(test.expressions).argmax(1)
+    right = float((found == parser.targets(test.labels)).mean())
+    assert right > (0.8 if model == "tree" else 0.45)
 
 
 @pytest.mark.parametrize("name", ["options", "tokens", "classes", "listops", "size", "weights"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from .._annotations import readable
 from .._check import Array
 from .._files import atomic_write, open_regular
 from .._ragged import Ragged
-from ..train import Callback, Row, Trainer
+from ..train import Callback, History, Row, Trainer
 from . import _picture, listops, models
 from ._application import Application, Figures, Run, check_options, option
 from .listops import Expression
@@ -29,7 +29,7 @@ LEAST = 10  # different expressions of a user's file
 CLIP = 1.0
 BATCH = 256  # expressions that are classified at a time
 LARGEST = 120  # nodes of a tree that is drawn
-OF_LISTOPS = ("examples", "held_out", "max_depth", "max_args", "max_length", "data_seed")
+OF_LISTOPS = ("examples", "held_out", "max_depth", "max_args", "max_length")
 
 
 @dataclass
@@ -43,6 +43,8 @@ class ParseOptions:
         model: "tree", a TreeLSTM over the trees; or "lstm", an LSTM over the tokens.
         children: of the TreeLSTM: 0 for any number, whose states are added up; N for at most N,
             each with weights of its own.
+        targets: "root", the label of each expression; or "nodes", for ListOps, also those of the
+            expressions within it. The LSTM tells them at their closing brackets.
         embedding: E, features of a label.
         hidden: H, units.
         epochs: passes over the expressions.
@@ -63,6 +65,11 @@ class ParseOptions:
     model: str = option("tree", "TreeLSTM, or LSTM over the tokens", choices=("tree", "lstm"))
     children: int = option(
         0, "children a node, each with weights of its own; 0: any number, added up", kind="index"
+    )
+    targets: str = option(
+        "nodes",
+        "train on the labels of whole expressions, or (ListOps) on those within them too",
+        choices=("root", "nodes"),
     )
     embedding: int = option(16, "features of a label")
     hidden: int = option(128, "units")
@@ -139,17 +146,80 @@ class Parser:
         self.options, self.listops = options, listops
         self.tokens, self.classes = list(tokens), list(classes)
         self._numbers = {token: k for k, token in enumerate(self.tokens)}
+        self.network = self._made(rng, "root")
+
+    def _made(self, rng: int, outputs: str) -> nn.Sequential:
+        """Return a new network, whose TreeLSTM gives the roots or all nodes."""
+        options = self.options
         sizes = options.embedding, options.hidden
         seeds = [int(s) for s in np.random.SeedSequence(rng).generate_state(3)]
         layers: dict[str, nn.Layer] = {
             "embed": nn.Embedding(len(self.tokens), sizes[0], rng=seeds[0])
         }
         if options.model == "tree":
-            layers["tree"] = nn.TreeLSTM(*sizes, options.children or None, rng=seeds[1])
+            children = options.children or None
+            layers["tree"] = nn.TreeLSTM(*sizes, children, outputs=outputs, rng=seeds[1])
         else:
             layers["rnn"] = nn.LSTM(*sizes, rng=seeds[1])
         layers["head"] = nn.Linear(sizes[1], len(self.classes), rng=seeds[2])
-        self.network = nn.Sequential(**layers)
+        return nn.Sequential(**layers)
+
+    def fit(self, rest: Examples, valid: Examples, report: Callable[[str], None]) -> History:
+        """Train the network.
+
+        Args:
+            rest: expressions to train on.
+            valid: expressions to choose the best epoch by.
+            report: called with a line an epoch.
+
+        Returns:
+            The rows of the run.
+
+        Raises:
+            ValueError: a label that the model does not have.
+        """
+        options, whole = self.options, self.options.targets == "root"
+        network = self.network
+        if not whole and options.model == "tree":
+            network = self._made(options.seed, "nodes")
+            network.load_state_dict(self.network.state_dict())
+        steps = options.epochs * -(-len(rest) // options.batch_size)
+        trainer = Trainer(
+            network,
+            losses.CrossEntropy(),
+            optim.Adam(optim.Cosine(options.rate, steps=steps, final=options.rate / 20)),
+            outputs="last" if whole and options.model == "lstm" else "all",
+            clip_norm=CLIP,
+            metrics=["accuracy"] if whole else None,
+            callbacks=[_Report(report)],
+        )
+        given = [self._data(examples) for examples in (rest, valid)]
+        history = trainer.fit(
+            given[0],
+            validation=given[1],
+            epochs=options.epochs,
+            batch_size=options.batch_size,
+            seed=options.seed,
+            monitor="valid_accuracy" if whole else "valid_loss",
+            progress=False,
+        )
+        self.network.load_state_dict(network.state_dict())
+        return history
+
+    def _data(self, examples: Examples) -> tuple[Any, ...]:
+        """Return inputs and targets as the trainer takes them, with weights of nodes or steps."""
+        x = self.inputs(examples.expressions, "DATA")
+        if self.options.targets == "root":
+            return x, self.targets(examples.labels)
+        target, weights = np.zeros(len(x.rows), np.int64), np.zeros(len(x.rows), np.float32)
+        tree = self.options.model == "tree"
+        for e, start in zip(examples.expressions, x.offsets.tolist()):
+            known = self.targets([str(v) for v in listops.value(e)])
+            at = np.array([k if tree else end - 1 for k, (_, end) in enumerate(e.spans)]) + start
+            target[at] = known
+            # What an operator gives; a digit by itself, and not those within.
+            weights[at] = [t.startswith("[") or len(e.labels) == 1 for t in e.labels]
+        return x, target, {"weights": weights}
 
     def inputs(self, expressions: Sequence[Expression], where: str = "expression") -> Ragged:
         """Return expressions as the network reads them: trees, or sequences of tokens.
@@ -397,7 +467,7 @@ def _of_listops(options: ParseOptions) -> list[Examples]:
 def _of_files(files: Sequence[str], options: ParseOptions) -> list[Examples]:
     """Return the expressions of files to train on, to choose the best epoch by, and to measure."""
     for f in dataclasses.fields(options):
-        if f.name in OF_LISTOPS[:-1] and getattr(options, f.name) != f.default:
+        if f.name in OF_LISTOPS and getattr(options, f.name) != f.default:
             flag = f.name.replace("_", "-")
             raise ValueError(f"--{flag}: expected no such option with DATA, which is not generated")
     whole = read(files)
@@ -417,37 +487,18 @@ def _of_files(files: Sequence[str], options: ParseOptions) -> list[Examples]:
 
 
 class _Report(Callback):
-    """Callback that reports the losses and the accuracy."""
+    """Callback that reports the losses and, where it is known, the accuracy."""
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self.report = report
 
     def on_row(self, trainer: Trainer, row: Row) -> None:
         """Report a row."""
-        self.run.report(
+        right = f", right {row['valid_accuracy']:.2%}" if "valid_accuracy" in row else ""
+        self.report(
             f"epoch {row['epoch']:3.0f}  {row['seconds']:4.0f} s  loss {row['loss']:.3f}, "
-            f"validation {row['valid_loss']:.3f}, right {row['valid_accuracy']:.2%}"
+            f"validation {row['valid_loss']:.3f}{right}"
         )
-
-
-def trainer_of(parser: Parser, steps: int, callbacks: Sequence[Callback] = ()) -> Trainer:
-    """Return a trainer of a network: Adam, whose rate falls with a cosine.
-
-    Args:
-        parser: the network.
-        steps: updates of the whole run.
-        callbacks: callbacks of the trainer.
-    """
-    rate = parser.options.rate
-    return Trainer(
-        parser.network,
-        losses.CrossEntropy(),
-        optim.Adam(optim.Cosine(rate, steps=steps, final=rate / 20)),
-        outputs="all" if parser.options.model == "tree" else "last",
-        clip_norm=CLIP,
-        metrics=["accuracy"],
-        callbacks=callbacks,
-    )
 
 
 def train(files: Sequence[str], options: ParseOptions, run: Run) -> Figures:
@@ -471,6 +522,8 @@ def train(files: Sequence[str], options: ParseOptions, run: Run) -> Figures:
         OSError: a file cannot be read or written.
     """
     _picture.check(run.plot)
+    if files:  # whose expressions have labels as a whole
+        options = dataclasses.replace(options, targets="root")
     if options.children and options.model == "lstm":
         raise ValueError("--children: expected 0 with --model lstm, which sees no tree")
     parts = _of_files(files, options) if files else _of_listops(options)
@@ -485,18 +538,7 @@ def train(files: Sequence[str], options: ParseOptions, run: Run) -> Figures:
         f"{len(test):,} held out; {len(classes)} classes, "
         f"{parser.network.count_parameters():,} parameters"
     )
-    steps = options.epochs * -(-len(rest) // options.batch_size)
-    given = [(parser.inputs(p.expressions, "DATA"), parser.targets(p.labels)) for p in parts]
-    trainer = trainer_of(parser, steps, [_Report(run)])
-    history = trainer.fit(
-        given[0],
-        validation=given[1],
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        seed=options.seed,
-        monitor="valid_accuracy",
-        progress=False,
-    )
+    history = parser.fit(rest, valid, run.report)
     figures = {
         **_measured(parser, test, run),
         "model": options.model,
