@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import fake_cupy
 import ostinato as ost
 from conftest import TOLERANCE, assert_close, numeric_gradient, parameter_gradient
 from ostinato import nn, reference
@@ -535,6 +536,14 @@ def test_bad_inputs_are_refused() -> None:
         nn.TreeLSTM(D, H, outputs="all")
     with pytest.raises(TypeError, match=r"stream: .* got a TreeLSTM"):
         nn.Sequential(nn.TreeLSTM(D, H)).stream()
+
+
+def test_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_cupy.stand_in(monkeypatch)
+    own = model()
+    with pytest.raises(ValueError, match="device: expected 'cpu' for a model with a TreeLSTM"):
+        own.to("cuda")
+    assert own.device == "cpu"
 
 
 def test_tolerances_are_tight() -> None:
