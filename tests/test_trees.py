@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import fake_cupy
 import ostinato as ost
 from conftest import TOLERANCE, assert_close, numeric_gradient, parameter_gradient
-from ostinato import nn, reference
+from ostinato import nn, reference, safetensors
 
 F64 = {"dtype": np.float64}
 D, H = 3, 4
@@ -464,6 +465,12 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     binary = nn.TreeLSTM(D, H, children=2, rng=0)
     binary.save(path)
     assert repr(ost.load(path)) == "TreeLSTM(3, 4, children=2)"
+    arrays, text = safetensors.load(path)
+    made = json.loads(text["ostinato.model"])
+    made["args"][1] = 10**9
+    safetensors.save(path, arrays, {"ostinato.model": json.dumps(made)})
+    with pytest.raises(ValueError, match="the elements of all arrays of the file"):
+        ost.load(path)
     state = {**binary.state_dict(), "bias": np.zeros(3)}
     with pytest.raises(ValueError, match=r"bias: expected shape \(16,\), got \(3,\)"):
         binary.load_state_dict(state)

@@ -446,21 +446,24 @@ def _lines(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
     return [(f"DATA: {named}, line {k}", line) for k, line in enumerate(lines, 1) if line.strip()]
 
 
-def _of_listops(options: ParseOptions) -> list[Examples]:
-    """Return generated expressions to train on, to choose the best epoch by, and to measure."""
-    held, count = options.held_out, options.examples
-    digits = [listops.read(str(k)) for k in range(10)]  # expressions as well, to be trained on
+def _of_listops(options: ParseOptions, *, test_only: bool = False) -> list[Examples]:
+    """Return generated expressions to train on, to choose the best epoch by, and to measure.
+
+    With test_only the first two are empty. What is held out comes first, so that it is the same for
+    any number of examples.
+    """
+    held = options.held_out
     made = listops.generate(
-        count + 2 * held,
+        held if test_only else options.examples + 2 * held,
         seed=options.data_seed,
         max_depth=options.max_depth,
         max_args=options.max_args,
         max_length=options.max_length,
     )
-    made += digits
+    if not test_only:
+        made += [listops.read(str(k)) for k in range(10)]  # digits are expressions as well
     whole = Examples(made, [str(listops.value(e)[0]) for e in made])
-    # What is held out comes first, so that it is the same for any number of examples.
-    test, valid, rest = whole.cut(held, 2 * held)
+    test, valid, rest = whole.cut(held, held if test_only else 2 * held)
     return [rest, valid, test]
 
 
@@ -707,7 +710,7 @@ def evaluate(files: Sequence[str], run: Run) -> Figures:
         return _measured(parser, read(files), run)
     if not parser.listops:
         raise ValueError("DATA: expected a file, since the model was not trained on ListOps")
-    return _measured(parser, _of_listops(parser.options)[2], run)
+    return _measured(parser, _of_listops(parser.options, test_only=True)[2], run)
 
 
 APPLICATION = Application(
