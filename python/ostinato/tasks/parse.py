@@ -78,7 +78,7 @@ class ParseOptions:
     rate: float = option(1e-2, "peak learning rate", kind="rate")
     seed: int = option(0, "seed of parameters and order", kind="index")
     fraction: float = option(0.1, "share of a file that is held out, twice", kind="fraction")
-    examples: int = option(60000, "expressions of ListOps to train on")
+    examples: int = option(120000, "expressions of ListOps to train on")
     held_out: int = option(2000, "expressions of ListOps that are held out, twice")
     max_depth: int = option(20, "ListOps: operators within one another, at most")
     max_args: int = option(5, "ListOps: arguments of an operator, at most")
