@@ -92,6 +92,12 @@ def test_translate(capsys: pytest.CaptureFixture[str]) -> None:
     assert "->   2005-07-19" in capsys.readouterr().out
 
 
+def test_parse() -> None:
+    scores = load("parse").main(count=2000, epochs=6)
+    assert scores["tree"] > 0.85
+    assert scores["sequence"] < 0.75
+
+
 def test_classify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Short: two words decide, and a text with one of them and the other label is shown."""
     texts = [f"a {word} film of {k}" for k in range(20) for word in ("fine", "dull")]

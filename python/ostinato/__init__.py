@@ -32,6 +32,7 @@ if _TYPE_CHECKING:
         to_onnx,
         to_torch,
     )
+    from ._trees import Trees
     from .nn._architecture import load
     from .train import Trainer, search
 
@@ -41,7 +42,13 @@ _read_environment()
 
 # Modules that an import does not need are loaded when they are first asked for: `import ostinato`
 # takes a third of the time.
-_LATER = {"Trainer": "train", "explain": "_explain", "load": "nn._architecture", "search": "train"}
+_LATER = {
+    "Trainer": "train",
+    "Trees": "_trees",
+    "explain": "_explain",
+    "load": "nn._architecture",
+    "search": "train",
+}
 _MODULES = (
     "cuda",
     "data",
@@ -106,6 +113,7 @@ def kernels() -> dict[str, object]:
 __all__ = [
     "Ragged",
     "Trainer",
+    "Trees",
     "__version__",
     "cuda",
     "data",

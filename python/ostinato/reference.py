@@ -34,6 +34,7 @@ __all__ = [
     "CELLS",
     "Gradients",
     "Run",
+    "TreeRun",
     "Weights",
     "backward",
     "clockwork",
@@ -41,6 +42,8 @@ __all__ = [
     "dropout_mask",
     "forward",
     "philox",
+    "tree_lstm",
+    "tree_lstm_backward",
 ]
 
 
@@ -711,6 +714,148 @@ def ctc(logits: Array, labels: Array, blank: int = 0) -> tuple[float, Array]:
         for s in range(size):
             gradient[:, states[s]] -= np.exp(a[:, s] + b[:, s] - total)
     return float(-total), gradient
+
+
+class TreeRun(NamedTuple):
+    """Hold what a pass over one tree computed, node by node.
+
+    >>> import numpy as np
+    >>> run = tree_lstm(np.zeros((1, 2)), [-1], np.zeros((12, 2)), np.zeros((12, 3)), np.zeros(12))
+    >>> run.h.shape
+    (1, 3)
+
+    Attributes:
+        h: ``[n,H]``.
+        c: ``[n,H]``.
+        children: the children of each node, in their order.
+        order: the nodes, children before their parents.
+        gates: i, o, g and the f of each child, for every node.
+    """
+
+    h: Array
+    c: Array
+    children: list[list[int]]
+    order: list[int]
+    gates: dict[int, tuple[Array, Array, Array, list[Array]]]
+
+
+def _bottom_up(parents: Any) -> tuple[list[list[int]], list[int]]:
+    """Return the children of each node, and the nodes with children before their parents."""
+    children: list[list[int]] = [
+        [k for k, p in enumerate(parents) if p == n] for n in range(len(parents))
+    ]
+    order = [list(parents).index(-1)]
+    for node in order:  # which grows
+        order += children[node]
+    return children, order[::-1]
+
+
+def _beside(values: Array, own: list[int], places: int) -> list[Array]:
+    """Return the rows of children by their places, zeros where there is none."""
+    return [values[own[k]] if k < len(own) else np.zeros(values.shape[1]) for k in range(places)]
+
+
+def tree_lstm(
+    x: Array,
+    parents: Any,
+    weight_ih: Array,
+    weight_hh: Array,
+    bias: Array,
+    children: int | None = None,
+) -> TreeRun:
+    """Run a TreeLSTM over one tree, node by node.
+
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> w, r, b = rng.normal(size=(12, 2)), rng.normal(size=(12, 3)), rng.normal(size=12)
+    >>> tree_lstm(rng.normal(size=(4, 2)), [-1, 0, 0, 1], w, r, b).h.shape
+    (4, 3)
+
+    Args:
+        x: ``[n,I]``, a row a node.
+        parents: ``[n]``, -1 for the root.
+        weight_ih: ``[4*H,I]``, gates i o g f.
+        weight_hh: ``[4*H,H]``; with N children ``[(3+N)*H,N*H]``, gates i o g f_1 ... f_N.
+        bias: ``[4*H]``.
+        children: None: child-sum; N: at most N children a node, by their places.
+
+    Returns:
+        h and c of every node, with what `tree_lstm_backward` needs.
+
+    Source: Tai, Socher, Manning (2015), equations 2 to 8 and 9 to 14.
+    """
+    size, (below, order) = len(bias) // 4, _bottom_up(parents)
+    h, c = np.zeros((len(x), size)), np.zeros((len(x), size))
+    gates = {}
+    for n in order:
+        a, own = weight_ih @ x[n] + bias, below[n]
+        if children is None:
+            r = weight_hh[: 3 * size] @ h[own].sum(0)
+            forget = [weight_hh[3 * size :] @ h[k] for k in own]
+        else:
+            r = weight_hh @ np.concatenate(_beside(h, own, children))
+            r, forget = r[: 3 * size], np.split(r[3 * size :], children)[: len(own)]
+        i, o = sigmoid(a[:size] + r[:size]), sigmoid(a[size : 2 * size] + r[size : 2 * size])
+        g = np.tanh(a[2 * size : 3 * size] + r[2 * size :])
+        f = [sigmoid(a[3 * size :] + part) for part in forget]
+        c[n] = i * g + sum(part * c[k] for part, k in zip(f, own))
+        h[n] = o * np.tanh(c[n])
+        gates[n] = i, o, g, f
+    return TreeRun(h, c, below, order, gates)
+
+
+def tree_lstm_backward(
+    run: TreeRun,
+    dh: Array,
+    x: Array,
+    weight_ih: Array,
+    weight_hh: Array,
+    children: int | None = None,
+) -> tuple[Array, Array, Array, Array]:
+    """Return the gradients of x, weight_ih, weight_hh and bias from those of h of all nodes.
+
+    >>> import numpy as np
+    >>> w, r, b = np.ones((12, 2)), np.ones((12, 3)), np.ones(12)
+    >>> run = tree_lstm(np.ones((3, 2)), [-1, 0, 0], w, r, b)
+    >>> [d.shape for d in tree_lstm_backward(run, np.ones((3, 3)), np.ones((3, 2)), w, r)]
+    [(3, 2), (12, 2), (12, 3), (12,)]
+
+    Args:
+        run: of `tree_lstm`.
+        dh: ``[n,H]``.
+        x: ``[n,I]``.
+        weight_ih: as in the run.
+        weight_hh: as in the run.
+        children: as in the run.
+
+    Returns:
+        ``dx, dweight_ih, dweight_hh, dbias``.
+    """
+    size = dh.shape[1]
+    dh, dc, dx = dh.copy(), np.zeros_like(dh), np.zeros_like(x)
+    dw, dr, db = np.zeros_like(weight_ih), np.zeros_like(weight_hh), np.zeros(4 * size)
+    for n in reversed(run.order):
+        (i, o, g, f), own, t = run.gates[n], run.children[n], np.tanh(run.c[n])
+        d = dc[n] + dh[n] * o * (1 - t * t)
+        iog = np.concatenate([d * g * i * (1 - i), dh[n] * t * o * (1 - o), d * i * (1 - g * g)])
+        df = [d * run.c[k] * part * (1 - part) for part, k in zip(f, own)]
+        for part, k in zip(f, own):
+            dc[k] += d * part
+        if children is None:
+            dr[: 3 * size] += np.outer(iog, run.h[own].sum(0))
+            for k, part in zip(own, df):
+                dr[3 * size :] += np.outer(part, run.h[k])
+                dh[k] += iog @ weight_hh[: 3 * size] + part @ weight_hh[3 * size :]
+        else:
+            lacking = [np.zeros(size)] * (children - len(own))
+            a = np.concatenate([iog, *df, *lacking])
+            dr += np.outer(a, np.concatenate(_beside(run.h, own, children)))
+            for k, part in zip(own, np.split(a @ weight_hh, children)):
+                dh[k] += part
+        da = np.concatenate([iog, sum(df, np.zeros(size))])
+        dw, db = dw + np.outer(da, x[n]), db + da
+        dx[n] = da @ weight_ih
+    return dx, dw, dr, db
 
 
 readable(globals())

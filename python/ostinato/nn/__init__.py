@@ -26,6 +26,7 @@ if _TYPE_CHECKING:
     from ._norm import LayerNorm
     from ._seq2seq import Decoder, Encoder
     from ._softmax import Softmax
+    from ._tree_lstm import TreeLSTM
 
 # What an import of the package does without, by its module: loaded when it is first asked for.
 _LATER = {
@@ -44,6 +45,7 @@ _LATER = {
     "Residual": "_combine",
     "Softmax": "_softmax",
     "TimeDistributed": "_combine",
+    "TreeLSTM": "_tree_lstm",
 }
 
 
@@ -93,6 +95,7 @@ __all__ = [
     "Softmax",
     "Stream",
     "TimeDistributed",
+    "TreeLSTM",
     "Views",
     "gelu",
     "init",

@@ -11,7 +11,7 @@ from .._annotations import readable
 from .._check import Array
 from .._ragged import Ragged, as_given, refuse_nested, unwrapped
 from .._recording import value_of
-from ._layer import Layer, layers_of
+from ._layer import Layer, acts_on_rows, layers_of
 from ._model import Model
 
 
@@ -142,8 +142,8 @@ class Residual(_Wrapper):
             y, state = self.layer(x, state, **times)
         else:
             _refuse_state("Residual", state)
-            ragged = isinstance(x, Ragged) and not self.layer.takes_lengths
-            y = x.like(self.layer(x.rows)) if ragged else self.layer(x, **times)
+            by_rows = acts_on_rows(self.layer, x)
+            y = x.like(self.layer(x.rows)) if by_rows else self.layer(x, **times)
         own = x if isinstance(x, Ragged) else None
         a, b = (v.rows if isinstance(v, Ragged) else v for v in (x, y))
         if a.shape != b.shape:
@@ -230,7 +230,7 @@ class Concat(_Wrapper):
             own = _times_for(layer, times)
             if layer.stateful:
                 y, s = layer(x, s, **own)
-            elif isinstance(x, Ragged) and not layer.takes_lengths:
+            elif acts_on_rows(layer, x):
                 y = layer(x.rows)
             else:
                 y = layer(x, **own)

@@ -56,6 +56,7 @@ class Layer:
 
     stateful = False  # returns (y, state) and takes a state
     takes_lengths = False
+    takes_trees = False  # reads the edges of `ostinato.Trees`
     _cache: Any = None  # packed weights, a snapshot
     _is_layer = True
     _layer_attributes: frozenset[str] = frozenset()  # that may hold layers, which it knows of
@@ -586,6 +587,14 @@ def named_layers(model: Layer, prefix: str = "") -> Iterator[tuple[str, Layer]]:
     for name, inner in model._children().items():
         yield prefix + name, inner
         yield from named_layers(inner, f"{prefix}{name}.")
+
+
+def acts_on_rows(layer: Layer, x: Any) -> bool:
+    """Return whether a layer is given the rows of sequences or trees alone, not what they form."""
+    ragged = getattr(x, "_is_ragged", False) is True
+    return (
+        ragged and not layer.takes_lengths and not any(one.takes_trees for one in layers_of(layer))
+    )
 
 
 def block_of(

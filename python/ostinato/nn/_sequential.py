@@ -12,7 +12,7 @@ from .._annotations import readable
 from .._check import Seed
 from .._ragged import Ragged, as_given, rows_like, unwrapped
 from ._block import Block, Views
-from ._layer import Layer, Pullback, block_of, layers_of
+from ._layer import Layer, Pullback, acts_on_rows, block_of, layers_of
 from ._lookup import lookup_of, table_pullback
 from ._outputs import OUTPUTS
 from ._quantization import ModelQuantizationReport, calibrate_all, report_of
@@ -211,7 +211,7 @@ class Sequential(Layer):
             elif own or layer.takes_lengths:
                 x = layer(x, **own)
             else:
-                x = x.like(layer(x.rows)) if isinstance(x, Ragged) else layer(x)
+                x = x.like(layer(x.rows)) if acts_on_rows(layer, x) else layer(x)
             new.append(s)
         return list(x) if listed and isinstance(x, Ragged) else x, tuple(new)
 
@@ -250,8 +250,7 @@ class Sequential(Layer):
             elif own or layer.takes_lengths:
                 x, pullback = layer.vjp(x, rng=rng, **own)
             else:
-                rows, pullback = layer.vjp(x.rows if isinstance(x, Ragged) else x, rng=rng)
-                x = x.like(rows) if isinstance(x, Ragged) else rows
+                x, pullback = _vjp_of(layer, x, rng)
             new.append(s)
             pullbacks.append(pullback)
         whole = times.get("outputs", "all") == "all" and not self.reduces_time
@@ -427,6 +426,15 @@ def _refuse_unknown(times: dict[str, Any], takers: bool, recurrent: bool) -> Non
                 f"{name}: expected None for a model without recurrent layers, got "
                 f"{type(value).__name__}"
             )
+
+
+def _vjp_of(layer: Layer, x: Any, rng: Any) -> tuple[Any, Any]:
+    """Return the outputs and the pullback of a layer without a state that takes no lengths."""
+    if not acts_on_rows(layer, x):
+        y, pullback = layer.vjp(x, rng=rng)
+        return y, pullback
+    rows, pullback = layer.vjp(x.rows, rng=rng)
+    return x.like(rows), pullback
 
 
 def _takes_times(model: Layer) -> bool:

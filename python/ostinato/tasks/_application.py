@@ -24,9 +24,10 @@ from .models import MODEL, prepare_file, prepare_folder
 # One line for each, in the order of the help.
 NAMES: tuple[str, ...] = (
     "anomaly",
-    "compose",
-    "tag",
     "classify",
+    "compose",
+    "parse",
+    "tag",
     "translate",
 )
 
