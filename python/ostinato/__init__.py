@@ -23,6 +23,7 @@ from ._wait import read_environment as _read_environment
 if _TYPE_CHECKING:
     from . import cuda, data, decoding, diagnostics, interop, metrics, reference, safetensors
     from ._explain import explain
+    from ._trees import Trees
     from .interop import (
         from_keras,
         from_onnx,
@@ -32,7 +33,6 @@ if _TYPE_CHECKING:
         to_onnx,
         to_torch,
     )
-    from ._trees import Trees
     from .nn._architecture import load
     from .train import Trainer, search
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..tasks import _application
+from ..tasks import _application, _picture
 from ..tasks.models import prepare_file
 from ._arguments import number, whole
 
@@ -125,6 +125,7 @@ def _saved(args: argparse.Namespace, out: str | None) -> _application.Run:
     """Return where predict or evaluate write, checked."""
     for name, path in (("--plot", args.plot), ("--out", out)):
         prepare_file(name, path, overwrite=args.overwrite)
+    _picture.check(args.plot)
     plot = None if args.plot is None else Path(args.plot)
     target = None if out is None else Path(out)
     return _application.Run(Path(args.dir), plot, target, _report(args))

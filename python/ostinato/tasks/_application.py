@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import safetensors
+from . import _picture
 from .models import MODEL, prepare_file, prepare_folder
 
 # One line for each, in the order of the help.
@@ -211,11 +212,13 @@ def train(
 
     Raises:
         ValueError: an option, a file or a folder is not as expected.
+        ImportError: a picture is wanted and matplotlib is not installed.
         OSError: a file cannot be read or written.
     """
     application = load(name)
     check_options(options)
     prepare_file("--plot", plot, overwrite=overwrite)
+    _picture.check(plot)
     with prepare_folder(save, resume=None, overwrite=overwrite) as folder:
         picture = None if plot is None else Path(plot)
         return application.train(data, options, Run(folder, picture, None, report))

@@ -246,7 +246,6 @@ def _parts(paths: list[str], options: AnomalyOptions) -> tuple[Labelled, Labelle
 
 def _train(data: Sequence[str], options: AnomalyOptions, run: Run) -> Figures:
     """Run ``train anomaly``."""
-    _picture.check(run.plot)
     paths, options = _paths(data, options)
     own, test = _parts(paths, options)
     names = {f.name for f in dataclasses.fields(DetectorOptions)}
@@ -362,7 +361,6 @@ def _loaded(run: Run) -> tuple[Detector, dict[str, Any]]:
     """Return the detector of a folder, and its checked facts."""
     if run.folder is None:
         raise ValueError("DIR: expected the folder of a model, got none")
-    _picture.check(run.plot)
     detector, facts = Detector.load(run.folder)
     share = facts.get("share")
     good = isinstance(facts.get("label"), str) and isinstance(facts.get("reading"), dict)

@@ -21,6 +21,7 @@ from .._ragged import Ragged, leaves
 from ..data import RaggedLoader
 from ..train import Callback, Row, Trainer
 from ..train.metrics import F1
+from . import _picture
 from ._application import Application, Figures, Run, option
 from ._documents import (
     CORPORA,
@@ -520,8 +521,6 @@ def _corpus_name(data: Sequence[str]) -> str:
 
 def _train(data: Sequence[str], options: ClassifyOptions, run: Run) -> Figures:
     start = time.perf_counter()
-    if run.plot is not None:
-        _matplotlib()
     train, held_out, name = read_held_out(data, options)
     model = train_classifier(train, held_out, options, corpus=name, report=run.report)
     if run.folder is not None:
@@ -569,8 +568,6 @@ def _measured(model: TextClassifier, documents: Documents, run: Run) -> Figures:
 
 
 def _evaluate(data: Sequence[str], run: Run) -> Figures:
-    if run.plot is not None:
-        _matplotlib()
     assert run.folder is not None
     model = TextClassifier.load(run.folder)
     if not data and not model.corpus:
@@ -642,15 +639,6 @@ def _given(inputs: Sequence[str]) -> list[str]:
 # -- the picture -----------------------------------------------------------------------------------
 
 
-def _matplotlib() -> tuple[Any, Any]:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("--plot needs matplotlib: pip install 'ostinato[data]'") from None
-    return Figure, FigureCanvasAgg
-
-
 def _draw(path: Path, matrix: Array, labels: Sequence[str]) -> None:
     """Draw a confusion matrix: for each class, the shares of what its texts were taken for."""
     names = [label.replace("$", r"\$") for label in labels]
@@ -663,11 +651,9 @@ def _draw(path: Path, matrix: Array, labels: Sequence[str]) -> None:
         np.add.at(reduced, (group[:, None], group[None, :]), matrix)
         others = len(names) - len(kept)
         matrix, names = reduced, [*(names[k] for k in kept), f"{others} others"]
-    figure_class, canvas_class = _matplotlib()
     count = len(names)
     side = 2.5 + 0.42 * max(count, 3)
-    figure = figure_class(figsize=(side + 0.8, side), layout="constrained")
-    canvas_class(figure)
+    figure = _picture.figure(side + 0.8, side)
     axes = figure.subplots()
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
@@ -680,8 +666,7 @@ def _draw(path: Path, matrix: Array, labels: Sequence[str]) -> None:
     axes.set_xlabel("predicted")
     axes.set_ylabel("label")
     figure.colorbar(image, label="share of the texts of a label", shrink=0.8)
-    with safetensors.atomic_write(path) as f:
-        figure.savefig(f, format="png", dpi=100)
+    _picture.save(figure, path)
 
 
 APPLICATION = Application(

@@ -477,7 +477,6 @@ def train(tunes: list[str], options: ComposeOptions, run: Run) -> tuple[CharMode
 
 def _train(data: Sequence[str], options: ComposeOptions, run: Run) -> Figures:
     """Run ``train compose``."""
-    _picture.check(run.plot)
     chars, figures = train(read(data), options, run)
     run.report(
         f"bits per character of held-out tunes: {figures['bits_per_char']:.3f}; "
@@ -522,7 +521,6 @@ def _predict(inputs: Sequence[str], run: Run) -> Figures:
     """Run ``predict`` with a model for music."""
     if run.folder is None:
         raise ValueError("DIR: expected the folder of a model, got none")
-    _picture.check(run.plot)
     if run.out is not None and run.out.suffix.lower() not in {".abc", ".mid"}:
         raise ValueError(f"--out: expected a name that ends in .abc or .mid, got {str(run.out)!r}")
     wanted = [_wanted(text) for text in (inputs or [""])]
@@ -620,7 +618,6 @@ def _evaluate(data: Sequence[str], run: Run) -> Figures:
     """Run ``evaluate`` with a model for music."""
     if run.folder is None:
         raise ValueError("DIR: expected the folder of a model, got none")
-    _picture.check(run.plot)
     chars = load(run.folder)
     tunes = read(data) if data else _parts(read())[2]
     figures: Figures = {

@@ -524,7 +524,6 @@ def train(files: Sequence[str], options: ParseOptions, run: Run) -> Figures:
         ValueError: a file or an option is not as expected.
         OSError: a file cannot be read or written.
     """
-    _picture.check(run.plot)
     if files:  # whose expressions have labels as a whole
         options = dataclasses.replace(options, targets="root")
     if options.children and options.model == "lstm":
@@ -607,7 +606,6 @@ def predict(inputs: Sequence[str], run: Run) -> Figures:
         run: the folder of the model, and where the result and the picture go.
     """
     assert run.folder is not None
-    _picture.check(run.plot)
     parser, expressions = load(run.folder), _given(inputs)
     if run.plot is not None and len(expressions[0].labels) > LARGEST:
         raise ValueError(
@@ -704,7 +702,6 @@ def evaluate(files: Sequence[str], run: Run) -> Figures:
         run: the folder of the model, and where the picture goes.
     """
     assert run.folder is not None
-    _picture.check(run.plot)
     parser = load(run.folder)
     if files:
         return _measured(parser, read(files), run)

@@ -329,7 +329,6 @@ def _draw(found: dict[str, Sentences], test: Tagged, ambiguous: set[str], run: R
 
 def _train(data: Sequence[str], options: TagOptions, run: Run) -> Figures:
     """Run ``train tag``."""
-    _picture.check(run.plot)
     given = read(data, options.token_column, options.tag_column) if data else stress()
     tagger, figures = train(given, options, run)
     if run.folder is not None:
@@ -400,7 +399,6 @@ def _untagged(path: str, column: int) -> list[list[str]]:
 
 def _evaluate(data: Sequence[str], run: Run) -> Figures:
     """Run ``evaluate`` with a model for tags."""
-    _picture.check(run.plot)
     tagger, facts = _loaded(run)
     if data:
         test = read(data, *facts["columns"])

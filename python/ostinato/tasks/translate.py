@@ -18,7 +18,7 @@ from .._check import Array
 from ..data import PairLoader
 from ..decoding import Hypothesis, beam_search
 from ..metrics import chrf, edit_distance
-from . import _pairs, _units
+from . import _pairs, _picture, _units
 from ._application import Application, Figures, Run, check_options, option
 from ._pairs import Pairs
 from ._units import Units
@@ -250,7 +250,7 @@ class _Lines(train.Callback):
 def _train(data: Sequence[str], options: TranslateOptions, run: Run) -> Figures:
     """Train on pairs, save the model, and measure it on held-out texts."""
     if run.plot is not None:
-        _figure_classes(options)
+        _check_attention(options)
     trained, pairs, names, watched = prepare(data, options, run)
     begun = time.perf_counter()
     _fit(trained, pairs, (names, watched), run)
@@ -506,7 +506,7 @@ def _predict(inputs: Sequence[str], run: Run) -> Figures:
     assert run.folder is not None
     trained = _load(run.folder)
     if run.plot is not None:
-        _figure_classes(trained.options)
+        _check_attention(trained.options)
     texts = [line for given in inputs for line in _lines(given)]
     if not texts:
         raise ValueError("INPUT: expected texts, or - for lines of standard input, got none")
@@ -547,7 +547,7 @@ def _evaluate(data: Sequence[str], run: Run) -> Figures:
     assert run.folder is not None
     trained = _load(run.folder)
     if run.plot is not None:
-        _figure_classes(trained.options)
+        _check_attention(trained.options)
     pairs = _pairs.read(data, trained.options.longest, run.report)
     names = trained.held_out if set(trained.held_out) <= set(pairs) else sorted(pairs)
     if not names:
@@ -561,21 +561,15 @@ def _evaluate(data: Sequence[str], run: Run) -> Figures:
 # -- picture ---------------------------------------------------------------------------------------
 
 
-def _figure_classes(options: TranslateOptions) -> tuple[Any, Any]:
+def _check_attention(options: TranslateOptions) -> None:
+    """Raise an error for a picture of a model without attention."""
     if options.attention == "none":
         raise ValueError("--plot: expected a model with attention to draw, got attention none")
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("--plot needs matplotlib: pip install 'ostinato[data]'") from None
-    return Figure, FigureCanvasAgg
 
 
 def _draw(run: Run, trained: Trained, text: str) -> None:
     """Draw what each symbol of a translation attends to."""
     assert run.plot is not None
-    figure_class, canvas_class = _figure_classes(trained.options)
     one = trained.translate([text])[0]
     model, written = trained.model, one.labels
     memory, state = model.read(*_padded([trained.encoded(text)]))
@@ -583,10 +577,7 @@ def _draw(run: Run, trained: Trained, text: str) -> None:
     weights = model.decoder.weights(given, memory, state)[0]
     rows = [*trained.symbols(one), "end"]
     columns = trained.source.cut(text)
-    figure = figure_class(
-        figsize=(1.5 + 0.35 * len(columns), 1.2 + 0.3 * len(rows)), layout="constrained"
-    )
-    canvas_class(figure)
+    figure = _picture.figure(1.5 + 0.35 * len(columns), 1.2 + 0.3 * len(rows))
     axes = figure.subplots()
     axes.imshow(weights[: len(rows)], cmap="Blues", vmin=0, aspect="auto")
     for ticks, labels, named in (
@@ -597,8 +588,7 @@ def _draw(run: Run, trained: Trained, text: str) -> None:
         named([label.strip().replace("$", r"\$") or "␣" for label in labels])
     axes.set_xlabel("read")
     axes.set_ylabel("written")
-    with safetensors.atomic_write(run.plot) as f:
-        figure.savefig(f, format="png", dpi=100)
+    _picture.save(figure, run.plot)
     run.report(f"picture  {run.plot}")
 
 
