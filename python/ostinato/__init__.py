@@ -21,7 +21,17 @@ from ._wait import get_wait, set_wait
 from ._wait import read_environment as _read_environment
 
 if _TYPE_CHECKING:
-    from . import cuda, data, decoding, diagnostics, interop, metrics, reference, safetensors
+    from . import (
+        audio,
+        cuda,
+        data,
+        decoding,
+        diagnostics,
+        interop,
+        metrics,
+        reference,
+        safetensors,
+    )
     from ._explain import explain
     from .interop import (
         from_keras,
@@ -43,6 +53,7 @@ _read_environment()
 # takes a third of the time.
 _LATER = {"Trainer": "train", "explain": "_explain", "load": "nn._architecture", "search": "train"}
 _MODULES = (
+    "audio",
     "cuda",
     "data",
     "decoding",
@@ -107,6 +118,7 @@ __all__ = [
     "Ragged",
     "Trainer",
     "__version__",
+    "audio",
     "cuda",
     "data",
     "decoding",

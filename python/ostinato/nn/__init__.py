@@ -20,6 +20,7 @@ if _TYPE_CHECKING:
     from ._attention import Attention, Memory
     from ._combine import Concat, Residual, TimeDistributed
     from ._conv import Conv1d
+    from ._groups import layer_groups
     from ._model import Model, ModelPullback, Parameter
     from ._norm import LayerNorm
     from ._seq2seq import Decoder, Encoder
@@ -40,6 +41,7 @@ _LATER = {
     "Residual": "_combine",
     "Softmax": "_softmax",
     "TimeDistributed": "_combine",
+    "layer_groups": "_groups",
 }
 
 
@@ -90,6 +92,7 @@ __all__ = [
     "Views",
     "gelu",
     "init",
+    "layer_groups",
     "log_softmax",
     "relu",
     "sigmoid",

@@ -26,6 +26,7 @@ NAMES: tuple[str, ...] = (
     "anomaly",
     "compose",
     "tag",
+    "transcribe",
     "translate",
 )
 

@@ -637,7 +637,7 @@ def _feed(metric: _metrics.Metric, y: Array, target: Array, counts: Any, batch: 
         metric.add(y, target, counts)
         return
     if counts is not None and counts.dtype != np.bool_:
-        on = np.arange(batch.steps)[:, None] < np.asarray(counts)
+        on = np.arange(y.shape[0 if batch.time_major else 1])[:, None] < np.asarray(counts)
         counts = on if batch.time_major else on.T
     if metric.takes_sequences:
         metric.update(_cut_rows(y, counts, batch.time_major), target)
