@@ -171,9 +171,7 @@ def said(texts: list[tuple[str, str]], left: Left, digits: str, strip: bool) -> 
     return out
 
 
-def sound_of(
-    name: str, path: Path, rate: int, say: Callable[[str], None], seen: set[str]
-) -> Array:
+def sound_of(name: str, path: Path, rate: int, say: Callable[[str], None], seen: set[str]) -> Array:
     """Return the samples of a file at a rate; what had to be changed is said once.
 
     Args:

@@ -74,7 +74,7 @@ def divide(clips: Sequence[Clip], options: TranscribeOptions) -> tuple[list[Clip
     return [c for c in clips if c.text in taken], [c for c in clips if c.text in out]
 
 
-def _fitting(clips: Sequence[Clip], options: TranscribeOptions, say: Report) -> list[Clip]:
+def fitting(clips: Sequence[Clip], options: TranscribeOptions, say: Report) -> list[Clip]:
     """Return the clips that are long enough for CTC to write their texts; the others are said."""
     left, kept = Left(), []
     window, hop = round(0.025 * options.sample_rate), round(HOP * options.sample_rate)
@@ -88,7 +88,7 @@ def _fitting(clips: Sequence[Clip], options: TranscribeOptions, say: Report) -> 
     left.report(say)
     if not kept:
         raise ValueError(
-            "DATA: expected clips that are long enough for their texts, got only shorter ones: each "
+            "DATA: expected clips long enough for their texts, got shorter ones alone: each "
             f"character takes {10 * options.stride} ms; a smaller --stride, or other transcripts"
         )
     return kept
@@ -132,7 +132,7 @@ def train(
     Raises:
         ValueError: no clip is long enough for its text.
     """
-    clips = _fitting(clips, options, report)
+    clips = fitting(clips, options, report)
     if start is None:
         alphabet = "".join(sorted(set("".join(c.text for c in clips))))
         recognizer = Recognizer(options, alphabet, *statistics(clips, options))
@@ -212,27 +212,51 @@ def words(recognizer: Recognizer, logits: Array, text: str) -> list[dict[str, An
     return out
 
 
-def _figure() -> tuple[Any, Any]:
+def new_figure(width: float, height: float) -> tuple[Any, Any]:
+    """Return a figure of matplotlib and its axes.
+
+    Args:
+        width: in inches.
+        height: in inches.
+
+    Returns:
+        ``figure, axes``.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         raise ImportError("--plot needs matplotlib: pip install 'ostinato[data]'") from None
-    return Figure, FigureCanvasAgg
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots()
+
+
+def write_figure(figure: Any, path: Path, say: Report) -> None:
+    """Write a picture whole, as PNG.
+
+    Args:
+        figure: the figure.
+        path: the file.
+        say: called with a line about it.
+    """
+    with atomic_write(path) as f:
+        figure.savefig(f, format="png", dpi=110)
+    say(f"picture  {path}")
 
 
 def _draw(path: Path, recognizer: Recognizer, clip: Clip, text: str, say: Report) -> None:
     """Draw the spectrogram of a clip, with the characters where they were heard."""
-    figure_class, canvas_class = _figure()
     options = recognizer.options
     features = recognizer.features(clip.samples)
     logits = recognizer.logits([features])[0]
     spans = decoding.ctc_align([logits], [recognizer.labels(text)])[0] if text else []
     energy = audio.log_mel(clip.samples, options.sample_rate, bands=options.bands)
     seconds = HOP * len(energy)
-    figure = figure_class(figsize=(max(5.0, min(3 + 1.6 * seconds, 16)), 3.2), layout="constrained")
-    canvas_class(figure)
-    axes = figure.subplots()
+    figure, axes = new_figure(max(5.0, min(3 + 1.6 * seconds, 16)), 3.2)
     axes.imshow(energy.T, origin="lower", aspect="auto", extent=(0, seconds, 0, options.bands))
     for c, (first, last) in zip(text, spans):
         at = HOP * options.stride * first
@@ -242,12 +266,10 @@ def _draw(path: Path, recognizer: Recognizer, clip: Clip, text: str, say: Report
     axes.set_ylim(0, options.bands + 4)
     axes.set(xlabel="seconds", ylabel="mel band")
     axes.set_title(visible(clip.name).replace("$", r"\$"), loc="left", fontsize="small")
-    with atomic_write(path) as f:
-        figure.savefig(f, format="png", dpi=110)
-    say(f"picture  {path}")
+    write_figure(figure, path, say)
 
 
-def _read(data: Sequence[str], options: TranscribeOptions, say: Report) -> list[Clip]:
+def read(data: Sequence[str], options: TranscribeOptions, say: Report) -> list[Clip]:
     return read_clips(
         data,
         options.sample_rate,
@@ -272,7 +294,7 @@ def check(options: TranscribeOptions, plot: Path | None) -> None:
     if options.part > 1:
         raise ValueError(f"part: expected a number above 0 and at most 1, got {options.part!r}")
     if plot is not None:
-        _figure()
+        new_figure(1.0, 1.0)
 
 
 def show(recognizer: Recognizer, held_out: Sequence[Clip], run: Run) -> Figures:
@@ -303,7 +325,7 @@ def show(recognizer: Recognizer, held_out: Sequence[Clip], run: Run) -> Figures:
 def _train(data: Sequence[str], options: TranscribeOptions, run: Run) -> Figures:
     """Train, save and measure."""
     check(options, run.plot)
-    some, held_out = divide(_read(data, options, run.report), options)
+    some, held_out = divide(read(data, options, run.report), options)
     began = time.perf_counter()
     recognizer = train(some, options, report=run.report)
     seconds = time.perf_counter() - began
@@ -319,7 +341,7 @@ def _evaluate(data: Sequence[str], run: Run) -> Figures:
     assert run.folder is not None
     recognizer = Recognizer.load(run.folder)
     check(recognizer.options, run.plot)
-    clips = _read(data, recognizer.options, run.report)
+    clips = read(data, recognizer.options, run.report)
     known = set(recognizer.trained.tolist())
     new = [c for c in clips if c.key not in known]
     if len(new) < len(clips):
