@@ -55,7 +55,7 @@ def test_layers_of_a_stack_are_groups() -> None:
     assert [len(g) for g in groups] == [8, 8, 2]
     assert all("_l0" in n for n in groups[0])
     assert all("_l1" in n for n in groups[1])
-    assert sorted(sum(groups, [])) == sorted(stack().parameters())
+    assert sorted(n for g in groups for n in g) == sorted(stack().parameters())
     assert ost.nn.layer_groups(ost.nn.Linear(2, 1)) == [["weight", "bias"]]
     with pytest.raises(TypeError, match="model: expected a Layer"):
         ost.nn.layer_groups("model")  # type: ignore[arg-type]
