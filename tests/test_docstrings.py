@@ -22,6 +22,7 @@ import ostinato as ost
 
 MODULES = (
     "",
+    ".audio",
     ".functional",
     ".nn",
     ".nn.init",
@@ -52,6 +53,8 @@ MODULES = (
     ".tasks.tag",
     ".tasks.text",
     ".tasks.translate",
+    ".tasks.transcribe",
+    ".tasks.transfer",
 )
 
 

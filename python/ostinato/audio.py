@@ -163,12 +163,13 @@ def resample(samples: Array, rate: int, to: int) -> Array:
 
 def _checked(name: str, samples: Array) -> Array:
     """Return samples ``[N]`` of a floating dtype."""
-    x = _check.array(name, samples)
+    x: Array = _check.array(name, samples)
     if x.dtype.kind not in "fiu":
         raise TypeError(f"{name}: expected real numbers, got dtype {x.dtype}")
     if x.ndim != 1:
         raise ValueError(f"{name}: expected shape (N,), got {x.shape}")
-    return x if x.dtype.kind == "f" else x.astype(np.float64)
+    floats: Array = x if x.dtype.kind == "f" else x.astype(np.float64)
+    return floats
 
 
 def mel_filters(rate: int, size: int, bands: int, *, low: float = 20.0) -> Array:
@@ -201,8 +202,8 @@ def mel_filters(rate: int, size: int, bands: int, *, low: float = 20.0) -> Array
     bands, low = _check.positive("bands", bands), _check.finite("low", low)
     if low >= rate / 2:
         raise ValueError(f"low: expected less than half of the rate, {rate / 2:g}, got {low:g}")
-    ends = 2595 * np.log10(1 + np.array([low, rate / 2]) / 700)
-    edges = 700 * (10 ** (np.linspace(*ends, bands + 2) / 2595) - 1)
+    first, last = (2595 * math.log10(1 + f / 700) for f in (low, rate / 2))
+    edges = 700 * (10 ** (np.linspace(first, last, bands + 2) / 2595) - 1)
     frequencies = np.arange(size // 2 + 1)[:, None] * rate / size
     left, middle, right = edges[:-2], edges[1:-1], edges[2:]
     rising = (frequencies - left) / (middle - left)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 
 from .. import audio, decoding, nn
+from .._annotations import readable
 from .._check import Array
 from ._application import check_options, option
 from ._clips import DIGITS, Clip
@@ -28,6 +28,27 @@ class TranscribeOptions:
 
     >>> TranscribeOptions(hidden=64).layers
     2
+
+    Attributes:
+        epochs: passes over the clips.
+        batch: clips of a batch.
+        hidden: units of each direction of the LSTM, and channels before it.
+        layers: layers of the LSTM.
+        stride: hops of 10 ms from one output to the next.
+        bands: mel bands.
+        sample_rate: samples in a second; sounds of another rate are resampled.
+        rate: peak learning rate.
+        dropout: dropout rate, in [0, 1).
+        seed: seed of all that is drawn: the division, the parameters, augmentation.
+        held_out: part of the texts that is held out.
+        part: part of the other texts that is trained on.
+        longest: seconds; longer clips are left out.
+        digits: the language in which digits that stand alone are said, "" for none.
+        strip_accents: whether letters are written without accents.
+        order: characters of the language model's n-grams.
+        width: prefixes that the search keeps.
+        weight: weight of the language model.
+        bonus: what each character adds to the score of the search.
     """
 
     epochs: int = option(60, "passes over the clips")
@@ -103,6 +124,12 @@ def _shapes(options: TranscribeOptions, classes: int) -> dict[str, tuple[int, ..
 class Recognizer:
     """Turn sounds into text.
 
+    >>> options = TranscribeOptions(hidden=4, layers=1)
+    >>> recognizer = Recognizer(options, " ab", np.zeros(40), np.ones(40))
+    >>> features = recognizer.features(np.zeros(8000))
+    >>> recognizer.logits([features])[0].shape  # an output for each 30 ms
+    (33, 4)
+
     Args:
         options: of the network and the search.
         alphabet: the characters, each once; character k is class k + 1, and 0 is the blank.
@@ -128,28 +155,64 @@ class Recognizer:
         self._index = {c: k for k, c in enumerate(alphabet, 1)}
 
     def features(self, samples: Array) -> Array:
-        """Return the features of a sound at the rate of the model, ``[T, bands]``."""
+        """Return the features of a sound at the rate of the model.
+
+        Args:
+            samples: ``[N]``, from -1 to 1.
+
+        Returns:
+            ``[T, bands]``, a row for each 10 ms.
+        """
         x = audio.log_mel(samples, self.options.sample_rate, bands=self.options.bands)
         out: Array = (x - self.mean) / self.scale
         return out
 
     def labels(self, text: str) -> Array:
-        """Return the classes of the characters of a text."""
+        """Return the classes of the characters of a text.
+
+        Args:
+            text: the text, of characters of the alphabet.
+
+        Returns:
+            ``[n]`` whole numbers from 1 on.
+        """
         return np.array([self._index[c] for c in text], np.int64)
 
     def text(self, labels: Array) -> str:
-        """Return the characters of classes."""
+        """Return the characters of classes.
+
+        Args:
+            labels: ``[n]`` whole numbers from 1 on.
+
+        Returns:
+            The text.
+        """
         return "".join(self.alphabet[k - 1] for k in labels)
 
     def logits(self, features: Sequence[Array], batch: int = 16) -> list[Array]:
-        """Return the logits of each sound, ``[T', classes]``."""
+        """Return the logits of each sound.
+
+        Args:
+            features: ``[T, bands]`` of each.
+            batch: sounds that are run at a time.
+
+        Returns:
+            ``[T', classes]`` of each.
+        """
         out: list[Array] = []
         for k in range(0, len(features), batch):
             out += self.model(list(features[k : k + batch]))[0]
         return out
 
     def search(self, logits: Sequence[Array]) -> list[str]:
-        """Return the texts that the search finds for logits, with the language model."""
+        """Return the texts that the search finds, with the language model.
+
+        Args:
+            logits: ``[T', classes]`` of each sound.
+
+        Returns:
+            The texts.
+        """
         o = self.options
         found = decoding.ctc_beam_search(
             list(logits),
@@ -161,11 +224,25 @@ class Recognizer:
         return [self.text(best[0].labels) if best else "" for best in found]
 
     def greedy(self, logits: Sequence[Array]) -> list[str]:
-        """Return the texts of the best paths, without a language model."""
+        """Return the texts of the best paths, without a language model.
+
+        Args:
+            logits: ``[T', classes]`` of each sound.
+
+        Returns:
+            The texts.
+        """
         return [self.text(labels) for labels in decoding.ctc_greedy(list(logits))]
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the file of the model."""
+        """Write ``model.safetensors``: network, features, alphabet, language model and options.
+
+        Args:
+            folder: the folder, which is there.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
         arrays = {
             MEAN: self.mean,
             SCALE: self.scale,
@@ -178,6 +255,12 @@ class Recognizer:
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Recognizer:
         """Read what `save` wrote.
+
+        Args:
+            folder: the folder.
+
+        Returns:
+            The recogniser.
 
         Raises:
             FileNotFoundError: there is no model in the folder.
@@ -295,11 +378,4 @@ class Augmented:
         return x.astype(np.float32)
 
 
-def plain(clips: Sequence[Clip], recognizer: Recognizer) -> list[Array]:
-    """Return the features of clips as they are."""
-    return [recognizer.features(c.samples) for c in clips]
-
-
-def model_file(folder: str | os.PathLike[str]) -> Path:
-    """Return the file of the model in a folder."""
-    return Path(folder) / "model.safetensors"
+readable(globals())

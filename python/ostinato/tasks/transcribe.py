@@ -45,7 +45,7 @@ def divide(clips: Sequence[Clip], options: TranscribeOptions) -> tuple[list[Clip
     >>> clips = [Clip(str(k), np.zeros(3), text) for k, text in enumerate("abcab")]
     >>> train, held_out = divide(clips, TranscribeOptions(held_out=0.3, seed=1))
     >>> sorted(c.name for c in train), sorted(c.name for c in held_out)
-    (['0', '2', '3'], ['1', '4'])
+    (['1', '2', '4'], ['0', '3'])
 
     Args:
         clips: the clips.
@@ -118,6 +118,13 @@ def train(
 ) -> Recognizer:
     """Train a recogniser on clips.
 
+    >>> noise = np.random.default_rng(0).normal(size=8000) / 10
+    >>> clips = [Clip("one", noise, "no"), Clip("two", noise[4000:], "noise")]
+    >>> options = TranscribeOptions(hidden=4, layers=1, epochs=1)
+    >>> recognizer = train(clips, options, report=lambda line: None)
+    >>> recognizer.alphabet
+    'einos'
+
     Args:
         clips: the clips, all of which are trained on.
         options: the options.
@@ -165,6 +172,12 @@ def train(
 def measure(recognizer: Recognizer, clips: Sequence[Clip]) -> tuple[Figures, list[str]]:
     """Return the error rates on clips, and what was recognised in each.
 
+    >>> noise = np.random.default_rng(0).normal(size=8000) / 10
+    >>> recognizer = Recognizer(TranscribeOptions(hidden=4), "no", np.zeros(40), np.ones(40))
+    >>> figures, texts = measure(recognizer, [Clip("one", noise, "no")])
+    >>> figures["clips"], len(texts)
+    (1, 1)
+
     Args:
         recognizer: the recogniser.
         clips: clips that it was not trained on.
@@ -185,8 +198,18 @@ def measure(recognizer: Recognizer, clips: Sequence[Clip]) -> tuple[Figures, lis
     }, texts
 
 
+def _spans(recognizer: Recognizer, logits: Array, text: str) -> Array:
+    """Return the first output of each character of a text, and that behind its last, ``[n,2]``."""
+    return decoding.ctc_align([logits], [recognizer.labels(text)])[0]
+
+
 def words(recognizer: Recognizer, logits: Array, text: str) -> list[dict[str, Any]]:
     """Return when each word of a text was said.
+
+    >>> recognizer = Recognizer(TranscribeOptions(hidden=4), " ab", np.zeros(40), np.ones(40))
+    >>> path = 9 * np.eye(4)[[0, 2, 2, 1, 0, 3, 0]]  # blank a a space blank b blank
+    >>> words(recognizer, path, "a b")[0]
+    {'word': 'a', 'begin': 0.03, 'end': 0.09}
 
     Args:
         recognizer: the recogniser.
@@ -196,7 +219,7 @@ def words(recognizer: Recognizer, logits: Array, text: str) -> list[dict[str, An
     Returns:
         Each word with its begin and end in seconds.
     """
-    spans = decoding.ctc_align([logits], [recognizer.labels(text)])[0] if text else []
+    spans = _spans(recognizer, logits, text)
     second = HOP * recognizer.options.stride
     out, begin = [], 0
     for word in text.split(" ") if text else []:
@@ -253,7 +276,7 @@ def _draw(path: Path, recognizer: Recognizer, clip: Clip, text: str, say: Report
     options = recognizer.options
     features = recognizer.features(clip.samples)
     logits = recognizer.logits([features])[0]
-    spans = decoding.ctc_align([logits], [recognizer.labels(text)])[0] if text else []
+    spans = _spans(recognizer, logits, text)
     energy = audio.log_mel(clip.samples, options.sample_rate, bands=options.bands)
     seconds = HOP * len(energy)
     figure, axes = new_figure(max(5.0, min(3 + 1.6 * seconds, 16)), 3.2)
@@ -369,7 +392,7 @@ def _predict(inputs: Sequence[str], run: Run) -> Figures:
             run.report(visible(f"silent: {name}"))
         clips.append(Clip(name, samples, ""))
     logits = recognizer.logits([recognizer.features(c.samples) for c in clips])
-    found = []
+    found: list[dict[str, Any]] = []
     for c, y in zip(clips, logits):
         silent = abs(c.samples).max() < QUIETEST
         text = "" if silent else recognizer.search([y])[0]

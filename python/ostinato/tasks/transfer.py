@@ -168,6 +168,15 @@ def run_course(
 ) -> Course:
     """Train one of the two models; it ends with the parameters of its best validation.
 
+    >>> x = np.random.default_rng(0).normal(size=(16, 5, 2)).astype(np.float32)
+    >>> model = nn.Sequential(nn.GRU(2, 4, batch_first=True, rng=0), nn.Linear(4, 1, rng=1))
+    >>> data, options = (x, x[..., :1]), TransferOptions(steps=20)
+    >>> course = run_course(
+    ...     model, losses.MSE(), data, data, options, transferred=False, report=lambda line: None
+    ... )
+    >>> course.best[1] < course.rows[0][1]
+    True
+
     Args:
         model: the model.
         loss: the loss.
