@@ -262,6 +262,16 @@ def test_the_loss_is_given_the_lengths_of_the_outputs(own: bool) -> None:
     assert np.isclose(found["loss"], wanted, rtol=1e-5)
 
 
+def test_predict_gives_as_many_outputs_as_there_are() -> None:
+    conv = ost.nn.Conv1d(2, 4, 3, stride=2, batch_first=True, rng=0)
+    trainer = ost.Trainer(ost.nn.Sequential(conv=conv), ost.losses.MSE())
+    rng = np.random.default_rng(0)
+    x = [rng.normal(size=(n, 2)).astype(np.float32) for n in (9, 4, 7)]
+    y = trainer.predict(x, batch_size=2)
+    assert [len(a) for a in y] == [5, 2, 4]
+    assert all(np.array_equal(a, conv(b[None])[0]) for a, b in zip(y, x))
+
+
 # -- the command -----------------------------------------------------------------------------------
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "so", "did", "that", "rat"]
