@@ -126,6 +126,8 @@ def test_bad_arguments_of_resample() -> None:
         audio.resample(np.zeros((2, 3)), 2, 1)
     with pytest.raises(TypeError, match="samples: expected real numbers"):
         audio.resample(np.zeros(3, complex), 2, 1)
+    with pytest.raises(ValueError, match="rate, to: expected a ratio whose filter"):
+        audio.resample(np.zeros(3), 2**31 - 1, 8000)
     with pytest.raises(ValueError, match="rate: expected a whole number of at least 1"):
         audio.resample(np.zeros(3), 0, 1)
 

@@ -178,6 +178,7 @@ def replacing(name: str, value: Any) -> Any:
         ({"options": {"layers": 10**9}}, "usable options"),
         ({"options": {"order": 10**9}}, "usable options"),
         ({"options": {"hidden": -1}}, "usable options"),
+        ({"options": {"sample_rate": 10**9}}, "usable options"),
         ({"options": {"digits": "xx"}}, "usable options"),
         ({"options": {"color": 1}}, "unknown option"),
         ({"options": {"bands": "many"}}, "bands"),
@@ -196,6 +197,7 @@ def replacing(name: str, value: Any) -> Any:
         "layers",
         "order",
         "negative",
+        "rate",
         "digits",
         "newer",
         "type",
@@ -276,6 +278,8 @@ def test_bad_input_of_predict(
     assert "INPUT: expected at least 25 ms" in error(write(tmp_path / "e.wav", np.zeros(0)))
     (tmp_path / "t.wav").write_text("no sound")
     assert "INPUT: expected a WAV file of whole numbers" in error(str(tmp_path / "t.wav"))
+    odd = write(tmp_path / "odd.wav", np.ones(300), rate=2**31 - 1)
+    assert "INPUT: expected a usual rate, got 2147483647 Hz" in error(odd)
     assert "no-such.wav" in error(str(tmp_path / "no-such.wav"))
 
 
@@ -437,6 +441,8 @@ def test_without_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_options_are_checked(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "transcribe", *data, "--part", "2"]) == 2
     assert "part: expected a number above 0 and at most 1" in capsys.readouterr().err
+    assert main(["train", "transcribe", *data, "--sample-rate", "100"]) == 2
+    assert "sample_rate: expected 4000 to 192000" in capsys.readouterr().err
     assert load("transcribe").options is TranscribeOptions
 
 

@@ -25,7 +25,8 @@ __all__ = ["Sound", "log_mel", "mel_filters", "read_wav", "resample"]
 
 WIDTHS = {1: "8-bit", 2: "16-bit", 3: "24-bit", 4: "32-bit"}
 QUIET = 1e-7  # what is added to the energies before the logarithm: about the noise of 16 bits
-BLOCK = 1 << 16  # outputs of `resample` at a time
+LARGEST = 1 << 24  # numbers of a filter of `resample`
+BLOCK = 1 << 20  # samples that it multiplies at a time
 
 
 class Sound(NamedTuple):
@@ -135,16 +136,24 @@ def resample(samples: Array, rate: int, to: int) -> Array:
 
     Raises:
         TypeError: samples that are no real numbers.
-        ValueError: a rate below 1, or samples that are not on one axis.
+        ValueError: a rate below 1, rates of a ratio that needs too large a filter, or samples that
+            are not on one axis.
     """
     x = _checked("samples", samples)
     rate, to = _check.positive("rate", rate), _check.positive("to", to)
     common = math.gcd(rate, to)
     up, down = to // common, rate // common
+    out: Array = x.copy()
     if up == down or not len(x):
-        return x.copy()
+        return out
     edge = 0.94 * min(1.0, up / down)  # of the band of x
     reach = math.ceil(16 / edge)
+    width = 2 * reach + 1
+    if up * width > LARGEST:
+        raise ValueError(
+            f"rate, to: expected a ratio whose filter has at most {LARGEST} numbers, got {rate} to "
+            f"{to} with {up} phases of {width}; take rates with a larger common divisor"
+        )
     places = np.arange(-reach, reach + 1)
     phases = np.arange(up)[:, None] / up
     away = phases - places  # [up, taps], in samples of x
@@ -153,11 +162,11 @@ def resample(samples: Array, rate: int, to: int) -> Array:
     taps /= taps.sum(1, keepdims=True)  # each phase leaves a constant as it is
     wide = np.pad(x, (reach, reach + 1))
     count = -(-len(x) * up // down)
-    out = np.empty(count, x.dtype)
-    for begin in range(0, count, BLOCK):
-        at, phase = np.divmod(np.arange(begin, min(begin + BLOCK, count)) * down, up)
-        windows = wide[at[:, None] + np.arange(2 * reach + 1)]
-        out[begin : begin + BLOCK] = np.einsum("nk,nk->n", windows, taps[phase])
+    out, block = np.empty(count, x.dtype), max(BLOCK // width, 1)
+    for begin in range(0, count, block):
+        at, phase = np.divmod(np.arange(begin, min(begin + block, count)) * down, up)
+        windows = wide[at[:, None] + np.arange(width)]
+        out[begin : begin + block] = np.einsum("nk,nk->n", windows, taps[phase])
     return out
 
 

@@ -29,16 +29,24 @@ INSTALLED = (
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip: its name, the samples at the rate of the model, and what is said in it."""
+    """A clip of speech.
+
+    Attributes:
+        name: its name, for messages.
+        samples: the samples at the rate of the model.
+        text: what is said in it.
+        key: a number that tells clips apart by the samples of their files; -1 for one of
+            ``samples``.
+    """
 
     name: str
     samples: Array
     text: str
+    key: int = -1
 
-    @property
-    def key(self) -> int:
-        """A number that tells clips apart by their samples."""
-        return zlib.crc32(self.samples.tobytes())
+    def __post_init__(self) -> None:
+        if self.key < 0:
+            object.__setattr__(self, "key", zlib.crc32(self.samples.tobytes()))
 
 
 def written(text: str, digits: str = "", strip_accents: bool = False) -> str:
@@ -171,8 +179,12 @@ def said(texts: list[tuple[str, str]], left: Left, digits: str, strip: bool) -> 
     return out
 
 
-def sound_of(name: str, path: Path, rate: int, say: Callable[[str], None], seen: set[str]) -> Array:
-    """Return the samples of a file at a rate; what had to be changed is said once.
+def sound_of(
+    name: str, path: Path, rate: int, say: Callable[[str], None], seen: set[str]
+) -> tuple[Array, int]:
+    """Return the samples of a file at a rate, and a number that tells those of the file.
+
+    What had to be changed is said once.
 
     Args:
         name: the argument, for errors.
@@ -194,8 +206,14 @@ def sound_of(name: str, path: Path, rate: int, say: Callable[[str], None], seen:
         if note not in seen:
             say(f"{note}: {path} and others like it")
             seen.add(note)
-    samples = sound.samples
-    return samples if sound.rate == rate else audio.resample(samples, sound.rate, rate)
+    try:
+        # The number is of the file, since resampling may differ in the last bits.
+        return audio.resample(sound.samples, sound.rate, rate), zlib.crc32(sound.samples.tobytes())
+    except ValueError:
+        raise ValueError(
+            f"{name}: expected a usual rate, got {sound.rate} Hz in {path}, which needs too large "
+            f"a filter to be made {rate} Hz"
+        ) from None
 
 
 def read_clips(
@@ -224,7 +242,7 @@ def read_clips(
         if not path.exists():
             left.add("with a transcript but no file", name)
             continue
-        samples = sound_of("DATA", path, rate, say, seen)
+        samples, key = sound_of("DATA", path, rate, say, seen)
         if not len(samples):
             left.add("empty", name)
         elif abs(samples).max() < QUIETEST:
@@ -232,7 +250,7 @@ def read_clips(
         elif len(samples) > longest * rate:
             left.add(f"longer than {longest:g} s (--longest)", name)
         else:
-            clips.append(Clip(name, samples, text))
+            clips.append(Clip(name, samples, text, key))
     named = set(texts).union(*left.names.values())
     untold = sorted(
         name

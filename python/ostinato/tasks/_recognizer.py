@@ -18,6 +18,7 @@ from .models import GATES, check_shapes, known_options, load_model, save_model
 TASK = "transcribe"
 SPEEDS = (9, 10, 11)  # tenths
 KERNEL = 5
+SLOWEST, FASTEST = 4000, 192_000  # samples in a second
 # Names of arrays beside those of the network.
 MEAN, SCALE, TRAINED, LANGUAGE = "features.mean", "features.scale", "trained", "language."
 
@@ -72,6 +73,18 @@ class TranscribeOptions:
     width: int = option(16, "prefixes that the search keeps")
     weight: float = option(0.6, "weight of the language model")
     bonus: float = option(1.0, "what each character adds to the score of the search")
+
+
+def check_values(options: TranscribeOptions) -> None:
+    """Raise if an option is out of its range, beside what `check_options` knows of it."""
+    check_options(options)
+    if options.part > 1:
+        raise ValueError(f"part: expected a number above 0 and at most 1, got {options.part!r}")
+    if not SLOWEST <= options.sample_rate <= FASTEST:
+        raise ValueError(
+            f"sample_rate: expected {SLOWEST} to {FASTEST} samples a second, got "
+            f"{options.sample_rate}"
+        )
 
 
 def network(options: TranscribeOptions, classes: int) -> nn.Sequential:
@@ -271,7 +284,7 @@ class Recognizer:
         given = known_options(folder, facts.get("options"), TranscribeOptions)
         try:
             options = TranscribeOptions(**given)
-            check_options(options)
+            check_values(options)
         except (TypeError, ValueError) as e:
             raise ValueError(
                 f"DIR: expected a model with usable options, got {name}: {e}"

@@ -25,6 +25,7 @@ from ._recognizer import (
     Augmented,
     Recognizer,
     TranscribeOptions,
+    check_values,
     statistics,
     steps_needed,
 )
@@ -311,11 +312,10 @@ def check(options: TranscribeOptions, plot: Path | None) -> None:
         plot: the file of the picture; None for none.
 
     Raises:
-        ValueError: a part above 1.
+        ValueError: a part above 1, or a rate that no speech has.
         ImportError: matplotlib is not installed.
     """
-    if options.part > 1:
-        raise ValueError(f"part: expected a number above 0 and at most 1, got {options.part!r}")
+    check_values(options)
     if plot is not None:
         new_figure(1.0, 1.0)
 
@@ -383,7 +383,9 @@ def _predict(inputs: Sequence[str], run: Run) -> Figures:
     check(recognizer.options, run.plot)
     clips, seen, rate = [], set[str](), recognizer.options.sample_rate
     for name in inputs:
-        samples = sound_of("INPUT", Path(name), rate, lambda line: run.report(visible(line)), seen)
+        samples, _ = sound_of(
+            "INPUT", Path(name), rate, lambda line: run.report(visible(line)), seen
+        )
         if len(samples) < 0.025 * rate:
             raise ValueError(
                 f"INPUT: expected at least 25 ms of sound, got {len(samples)} samples in {name}"
