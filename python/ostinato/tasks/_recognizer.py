@@ -25,7 +25,7 @@ MEAN, SCALE, TRAINED, LANGUAGE = "features.mean", "features.scale", "trained", "
 
 @dataclass
 class TranscribeOptions:
-    """Options of ``train transcribe``; the defaults take about a quarter of an hour on two cores.
+    """Options of ``train transcribe``; the defaults take five minutes on one core.
 
     >>> TranscribeOptions(hidden=64).layers
     2
@@ -52,7 +52,7 @@ class TranscribeOptions:
         bonus: what each character adds to the score of the search.
     """
 
-    epochs: int = option(60, "passes over the clips")
+    epochs: int = option(45, "passes over the clips")
     batch: int = option(16, "clips of a batch")
     hidden: int = option(192, "units of each direction of the LSTM, and channels before it")
     layers: int = option(2, "layers of the LSTM")

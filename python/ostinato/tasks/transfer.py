@@ -322,6 +322,18 @@ def _parts(
     return train, valid, held_out
 
 
+def _transferred(source: Recognizer, scratch: Recognizer) -> Recognizer:
+    """Return a recogniser like the one from scratch, with what the source has learned."""
+    head = copy.deepcopy(scratch.model["head"])
+    model = source.model.replaced("head", head)
+    made = Recognizer(scratch.options, scratch.alphabet, scratch.mean, scratch.scale, model)
+    shared = "".join(c for c in scratch.alphabet if c in source.alphabet)
+    old, new = ([0, *r.labels(shared).tolist()] for r in (source, made))  # 0 is the blank
+    rows = dict(source.model["head"].parameters())
+    carried_over(rows, head, list(rows), old, np.array(new))
+    return made
+
+
 def _speech(source: Recognizer, data: Sequence[str], options: TransferOptions, run: Run) -> Figures:
     """Transfer a recogniser to another speaker or language."""
     wanted = replace(
@@ -331,45 +343,29 @@ def _speech(source: Recognizer, data: Sequence[str], options: TransferOptions, r
         digits=options.digits,
         strip_accents=options.strip_accents,
     )
-    clips = transcribe.read(data, wanted, run.report)
-    train, valid, held_out = _parts(clips, wanted)
+    train, valid, held_out = _parts(transcribe.read(data, wanted, run.report), wanted)
     train = transcribe.fitting(train, wanted, run.report)
     known = set(source.alphabet).union(*(c.text for c in train))
     valid = [c for c in valid if set(c.text) <= known]
     valid = transcribe.fitting(valid, wanted, run.report)
-    alphabet = "".join(sorted(known))
-    mean, scale = statistics(train, wanted)
-    scratch = Recognizer(wanted, alphabet, mean, scale)
-    model = source.model.replaced("head", copy.deepcopy(scratch.model["head"]))
-    transferred = Recognizer(wanted, alphabet, mean, scale, model)
-    shared = [c for c in alphabet if c in source.alphabet]
-    old = [0, *source.labels("".join(shared))]
-    new = np.array([0, *transferred.labels("".join(shared))], np.int64)
-    head = {"weight": (p := source.model["head"].parameters())["weight"], "bias": p["bias"]}
-    carried_over(head, model["head"], ["weight", "bias"], old, new)
+    scratch = Recognizer(wanted, "".join(sorted(known)), *statistics(train, wanted))
+    models = scratch, _transferred(source, scratch)
     run.report(f"{len(train)} clips to learn, {len(valid)} validate, {len(held_out)} are held out")
     loader = Augmented(train, scratch)
     features = [scratch.features(c.samples) for c in valid]
     validation = features, [scratch.labels(c.text) for c in valid]
     loss = losses.CTC(impossible="skip")
     courses, errors = [], []
-    for recognizer, t in ((scratch, False), (transferred, True)):
+    for recognizer, t in zip(models, (False, True)):
+        net = recognizer.model
         courses.append(
-            run_course(
-                recognizer.model,
-                loss,
-                loader,
-                validation,
-                options,
-                transferred=t,
-                report=run.report,
-            )
+            run_course(net, loss, loader, validation, options, transferred=t, report=run.report)
         )
         recognizer.language.fit(loader.labels)
         recognizer.trained = np.array(sorted({c.key for c in train}), np.int64)
         errors.append(transcribe.measure(recognizer, held_out)[0]["cer"])
     if run.folder is not None:
-        transferred.save(run.folder)
+        models[1].save(run.folder)
     figures = {
         "unit": "character error rate",
         "scratch": errors[0],
