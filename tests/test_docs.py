@@ -33,6 +33,7 @@ def test_docstrings(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
+        "audio",
         "functional",
         "nn",
         "losses",

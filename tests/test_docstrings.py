@@ -22,6 +22,7 @@ import ostinato as ost
 
 MODULES = (
     "",
+    ".audio",
     ".functional",
     ".nn",
     ".nn.init",
@@ -55,6 +56,8 @@ MODULES = (
     ".tasks.tag",
     ".tasks.text",
     ".tasks.translate",
+    ".tasks.transcribe",
+    ".tasks.transfer",
 )
 
 

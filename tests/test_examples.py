@@ -112,6 +112,16 @@ def test_classify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "without 'fine' at" in out
 
 
+def test_transcribe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert load("transcribe").main(epochs=10) < 0.1
+    assert "was heard as" in capsys.readouterr().out
+
+
+def test_transfer() -> None:
+    scores = load("transfer").main()
+    assert scores["transferred"] > scores["from scratch"] + 0.1
+
+
 def test_all_examples_are_tested() -> None:
     assert [p.stem for p in EXAMPLES.glob("*.py") if f"test_{p.stem}" not in globals()] == []
 

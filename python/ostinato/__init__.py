@@ -21,7 +21,17 @@ from ._wait import get_wait, set_wait
 from ._wait import read_environment as _read_environment
 
 if _TYPE_CHECKING:
-    from . import cuda, data, decoding, diagnostics, interop, metrics, reference, safetensors
+    from . import (
+        audio,
+        cuda,
+        data,
+        decoding,
+        diagnostics,
+        interop,
+        metrics,
+        reference,
+        safetensors,
+    )
     from ._explain import explain
     from ._trees import Trees
     from .interop import (
@@ -50,6 +60,7 @@ _LATER = {
     "search": "train",
 }
 _MODULES = (
+    "audio",
     "cuda",
     "data",
     "decoding",
@@ -115,6 +126,7 @@ __all__ = [
     "Trainer",
     "Trees",
     "__version__",
+    "audio",
     "cuda",
     "data",
     "decoding",

@@ -73,7 +73,7 @@ def _run_train(args: argparse.Namespace) -> dict[str, Any]:
         report=report,
     )
     if args.save is not None:
-        report(f"saved in {args.save}; now: python -m ostinato predict {args.save} INPUT")
+        report(f"saved in {args.save}; now: python -m ostinato {_application.use_of(args.save)}")
     return figures
 
 
@@ -87,7 +87,11 @@ def add_predict(commands: Any) -> None:
         "inputs",
         nargs="*",
         metavar="INPUT",
-        help="; ".join(f"{n}: {_application.load(n).inputs}" for n in _application.NAMES),
+        help="; ".join(
+            f"{n}: {a.inputs}"
+            for n in _application.NAMES
+            if (a := _application.load(n)).predict is not None
+        ),
     )
     c.add_argument("--plot", metavar="FILE.png", help="draw a picture into this file")
     c.add_argument("--out", metavar="FILE", help="write the result to this file")
@@ -112,13 +116,17 @@ def add_evaluate(commands: Any) -> None:
 def _run_predict(args: argparse.Namespace) -> dict[str, Any]:
     """Use a saved model."""
     run = _saved(args, args.out)
-    return _application.application_of(args.dir).predict(args.inputs, run)
+    predict = _application.application_of(args.dir).predict
+    assert predict is not None  # no model is of a command without it
+    return predict(args.inputs, run)
 
 
 def _run_evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """Measure a saved model."""
     run = _saved(args, None)
-    return _application.application_of(args.dir).evaluate(args.data, run)
+    evaluate = _application.application_of(args.dir).evaluate
+    assert evaluate is not None  # no model is of a command without it
+    return evaluate(args.data, run)
 
 
 def _saved(args: argparse.Namespace, out: str | None) -> _application.Run:

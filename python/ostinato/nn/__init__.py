@@ -21,6 +21,7 @@ if _TYPE_CHECKING:
     from ._clockwork import ClockworkRNN
     from ._combine import Concat, Residual, TimeDistributed
     from ._conv import Conv1d
+    from ._groups import layer_groups
     from ._hierarchical import Hierarchical
     from ._model import Model, ModelPullback, Parameter
     from ._norm import LayerNorm
@@ -46,6 +47,7 @@ _LATER = {
     "Softmax": "_softmax",
     "TimeDistributed": "_combine",
     "TreeLSTM": "_tree_lstm",
+    "layer_groups": "_groups",
 }
 
 
@@ -99,6 +101,7 @@ __all__ = [
     "Views",
     "gelu",
     "init",
+    "layer_groups",
     "log_softmax",
     "relu",
     "sigmoid",

@@ -123,7 +123,9 @@ class Model(Layer):
 
     Class attributes say how it is used: ``stateful = True`` where ``__call__(x, state)`` returns
     ``(y, state)``; ``reduces_time = True`` where it gives one output a sequence in place of one a
-    step (found by itself where a layer of it, such as a `Pool`, does so).
+    step (found by itself where a layer of it, such as a `Pool`, does so). Where it gives fewer
+    outputs than steps, as a `Conv1d` with a stride does, a method ``output_lengths(lengths)`` says
+    how many, and a Trainer gives the loss these.
 
     >>> import numpy as np
     >>> import ostinato as ost
@@ -362,6 +364,13 @@ class Model(Layer):
 
     def _children(self) -> dict[str, Layer]:
         return self._found()[0]
+
+    def _times_after(self, times: dict[str, Any]) -> dict[str, Any]:
+        """Return the options of time of the outputs, of which a class may give fewer."""
+        if times.get("lengths") is None or not hasattr(type(self), "output_lengths"):
+            return times
+        own: Any = self
+        return {**times, "lengths": own.output_lengths(times["lengths"])}
 
     def _gradient_target(self, grads: Views | None) -> Views:
         return self._own_grads(grads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -115,6 +116,39 @@ class Sequential(Layer):
         if index not in self._names:
             raise KeyError(f"index: expected one of {', '.join(self._names)}, got {index!r}")
         return self.layers[self._names.index(index)]
+
+    def replaced(self, index: int | str, layer: Layer) -> Sequential:
+        """Return a copy of the model with another layer in place of one, such as a new head.
+
+        The other layers keep their parameters, and what is frozen of them stays so. The layers of
+        this model are as they were. (Those of a `Model` are attributes: ``model.head = ...``.)
+
+        >>> import ostinato as ost
+        >>> model = ost.nn.Sequential(rnn=ost.nn.GRU(3, 5), head=ost.nn.Linear(5, 2))
+        >>> model.freeze("rnn.*")
+        >>> other = model.replaced("head", ost.nn.Linear(5, 7))
+        >>> other["head"], other.count_parameters(trainable_only=True)
+        (Linear(5, 7), 42)
+
+        Args:
+            index: the layer's position or name.
+            layer: the layer that takes its place and name, without an owner.
+
+        Returns:
+            The new model.
+
+        Raises:
+            IndexError: there is no such position.
+            KeyError: there is no such name.
+            TypeError: something that is no layer, or a layer of another dtype.
+            ValueError: a layer that has an owner, or one of another layout.
+        """
+        old = self[index]
+        layers = [layer if one is old else copy.deepcopy(one) for one in self.layers]
+        places = [name == str(k) for k, name in enumerate(self._names)]
+        count = places.index(False) if False in places else len(places)
+        named = dict(zip(self._names[count:], layers[count:]))
+        return Sequential(*layers[:count], **named)
 
     def __iter__(self) -> Iterator[Layer]:
         return iter(self.layers)

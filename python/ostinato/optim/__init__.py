@@ -18,6 +18,7 @@ True
 """
 
 from ._clipping import clip_by_norm, clip_by_value, global_norm
+from ._groups import discriminative
 from ._optimizers import SGD, Adam, AdamW, Optimizer, RMSprop
 from ._schedules import (
     Constant,
@@ -44,5 +45,6 @@ __all__ = [
     "Warmup",
     "clip_by_norm",
     "clip_by_value",
+    "discriminative",
     "global_norm",
 ]

@@ -29,10 +29,15 @@ NAMES: tuple[str, ...] = (
     "compose",
     "parse",
     "tag",
+    "transcribe",
     "translate",
+    "transfer",
 )
 
 Figures = dict[str, Any]
+
+# Tasks whose models have commands of their own.
+OWN = {"text": "generate", "series": "forecast"}
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,8 @@ class Application:
         train: trains, saves the model in ``run.folder`` and returns the figures of the held-out
             part.
         predict: returns what the model in ``run.folder`` says about inputs.
-        evaluate: returns the figures of the model in ``run.folder`` on data.
+        evaluate: returns the figures of the model in ``run.folder`` on data. It and predict are
+            None where the model that is saved is one of another command, which reads it.
     """
 
     help: str
@@ -73,8 +79,8 @@ class Application:
     inputs: str
     options: type[Any]
     train: Callable[[Sequence[str], Any, Run], Figures]
-    predict: Callable[[Sequence[str], Run], Figures]
-    evaluate: Callable[[Sequence[str], Run], Figures]
+    predict: Callable[[Sequence[str], Run], Figures] | None = None
+    evaluate: Callable[[Sequence[str], Run], Figures] | None = None
 
 
 # The smallest value of each kind of number, and whether it is allowed itself.
@@ -170,20 +176,35 @@ def application_of(folder: str | os.PathLike[str]) -> Application:
         FileNotFoundError: there is no model in the folder.
         ValueError: the file is damaged, or its model is of a task that has commands of its own.
     """
+    task, path = task_of(folder), Path(folder) / MODEL
+    if task not in NAMES:
+        hint = f"; python -m ostinato {OWN[task]} reads it" if task in OWN else ""
+        raise ValueError(
+            f"DIR: expected a model of one of {', '.join(NAMES)}, got {path} of another kind{hint}"
+        )
+    return load(task)
+
+
+def task_of(folder: str | os.PathLike[str]) -> str:
+    """Return the task of the model in a folder, "" where its file does not say one.
+
+    Raises:
+        FileNotFoundError: there is no model in the folder.
+    """
     path = Path(folder) / MODEL
     if not path.exists():
         raise FileNotFoundError(f"DIR: expected a folder with {MODEL}, found none at {path}")
     try:
         task = json.loads(safetensors.load(path)[1].get("ostinato", "{}"))["task"]
     except (ValueError, RecursionError, KeyError, TypeError):
-        task = None
-    if task not in NAMES:
-        own = {"text": "generate", "series": "forecast"}
-        hint = f"; python -m ostinato {own[task]} reads it" if task in own else ""
-        raise ValueError(
-            f"DIR: expected a model of one of {', '.join(NAMES)}, got {path} of another kind{hint}"
-        )
-    return load(task)
+        return ""
+    return task if isinstance(task, str) else ""
+
+
+def use_of(folder: str | os.PathLike[str]) -> str:
+    """Return the command that reads the model in a folder."""
+    task = task_of(folder)
+    return f"{OWN[task]} {folder}" if task in OWN else f"predict {folder} INPUT"
 
 
 def train(

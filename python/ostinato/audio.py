@@ -1,0 +1,281 @@
+"""Read sound files, change their rate, and turn them into the features that speech models read.
+
+>>> import numpy as np
+>>> import ostinato as ost
+>>> sound = np.sin(2 * np.pi * 440 * np.arange(8000) / 8000)  # a second of a tone
+>>> ost.audio.log_mel(sound, 8000, bands=40).shape
+(98, 40)
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import wave
+from typing import NamedTuple
+
+import numpy as np
+
+from . import _check
+from ._annotations import readable
+from ._check import Array
+from ._files import open_regular
+
+__all__ = ["Sound", "log_mel", "mel_filters", "read_wav", "resample"]
+
+WIDTHS = {1: "8-bit", 2: "16-bit", 3: "24-bit", 4: "32-bit"}
+QUIET = 1e-7  # what is added to the energies before the logarithm: about the noise of 16 bits
+LARGEST = 1 << 24  # numbers of a filter of `resample`
+BLOCK = 1 << 20  # samples that it multiplies at a time
+
+
+class Sound(NamedTuple):
+    """Samples of a file, and what the file was.
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> ost.audio.Sound(np.zeros(4000, np.float32), 8000, 1, 2).seconds
+    0.5
+
+    Attributes:
+        samples: float32 ``[N]``, from -1 to 1; the mean of the channels.
+        rate: samples in a second.
+        channels: the channels of the file.
+        width: bytes of a sample in the file.
+    """
+
+    samples: Array
+    rate: int
+    channels: int
+    width: int
+
+    @property
+    def seconds(self) -> float:
+        """How long it is."""
+        return len(self.samples) / self.rate
+
+
+def read_wav(path: str | os.PathLike[str]) -> Sound:
+    r"""Read a WAV file of whole numbers with 8, 16, 24 or 32 bits a sample.
+
+    >>> import tempfile, wave
+    >>> path = tempfile.mktemp(".wav")
+    >>> with wave.open(path, "wb") as file:
+    ...     file.setnchannels(1), file.setsampwidth(2), file.setframerate(8000)
+    ...     file.writeframes(b"\x00\x40" * 3)
+    (None, None, None)
+    >>> import ostinato as ost
+    >>> ost.audio.read_wav(path).samples.tolist()
+    [0.5, 0.5, 0.5]
+
+    Args:
+        path: the file.
+
+    Returns:
+        The sound; several channels are averaged.
+
+    Raises:
+        ValueError: the file is no WAV file of whole numbers, or it is cut short.
+        OSError: the file cannot be read.
+    """
+    name = os.fspath(path)
+    with open_regular(path) as stream:
+        try:
+            with wave.open(stream, "rb") as file:
+                channels, width, rate, count = file.getparams()[:4]
+                data = file.readframes(count)
+        except (wave.Error, EOFError, RuntimeError) as e:
+            why = str(e) or "the file ends early"
+            raise ValueError(
+                f"path: expected a WAV file of whole numbers (PCM), got {name}: {why}"
+            ) from None
+    if width not in WIDTHS:
+        raise ValueError(
+            f"path: expected samples of {', '.join(WIDTHS.values())}, got {8 * width}-bit in {name}"
+        )
+    if rate < 1 or len(data) != count * channels * width:
+        raise ValueError(
+            f"path: expected {count} samples in each of {channels} channels at a rate of at least "
+            f"1, got {len(data)} bytes at {rate} in {name}"
+        )
+    frames = _floats(data, width).reshape(-1, channels)
+    samples = frames[:, 0] if channels == 1 else frames.mean(1)
+    return Sound(np.ascontiguousarray(samples, np.float32), rate, channels, width)
+
+
+def _floats(data: bytes, width: int) -> Array:
+    """Return samples from -1 to 1."""
+    if width == 1:  # the only width without a sign
+        return (np.frombuffer(data, np.uint8).astype(np.float64) - 128) / 128
+    wide = np.zeros((len(data) // width, 4), np.uint8)
+    wide[:, 4 - width :] = np.frombuffer(data, np.uint8).reshape(-1, width)
+    return wide.view("<i4")[:, 0] / 2.0**31
+
+
+def resample(samples: Array, rate: int, to: int) -> Array:
+    """Change the rate of a sound, by a linear-phase filter of which each output takes a phase.
+
+    The filter is a sinc of 16 zero crossings on either side under a Kaiser window (beta 8), with
+    its edge at 0.94 of the lower of the two bands: what the new rate cannot hold is 80 dB down.
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> tone = np.sin(2 * np.pi * 440 * np.arange(16000) / 16000)
+    >>> half = ost.audio.resample(tone, 16000, 8000)
+    >>> len(half), bool(np.abs(half - tone[::2])[50:-50].max() < 1e-4)
+    (8000, True)
+
+    Args:
+        samples: ``[N]`` real numbers.
+        rate: samples in a second.
+        to: samples in a second that are wanted. Only the ratio of the two counts: ``resample(x, 11,
+            10)`` is x spoken 1.1 times as fast and as high.
+
+    Returns:
+        ``[ceil(N to / rate)]`` of the dtype of the samples.
+
+    Raises:
+        TypeError: samples that are no real numbers.
+        ValueError: a rate below 1, rates of a ratio that needs too large a filter, or samples that
+            are not on one axis.
+    """
+    x = _checked("samples", samples)
+    rate, to = _check.positive("rate", rate), _check.positive("to", to)
+    common = math.gcd(rate, to)
+    up, down = to // common, rate // common
+    out: Array = x.copy()
+    if up == down or not len(x):
+        return out
+    edge = 0.94 * min(1.0, up / down)  # of the band of x
+    reach = math.ceil(16 / edge)
+    width = 2 * reach + 1
+    if up * width > LARGEST:
+        raise ValueError(
+            f"rate, to: expected a ratio whose filter has at most {LARGEST} numbers, got {rate} to "
+            f"{to} with {up} phases of {width}; take rates with a larger common divisor"
+        )
+    places = np.arange(-reach, reach + 1)
+    phases = np.arange(up)[:, None] / up
+    away = phases - places  # [up, taps], in samples of x
+    inside = np.clip(1 - (away / (reach + 1)) ** 2, 0, None)
+    taps = edge * np.sinc(edge * away) * np.i0(8.0 * np.sqrt(inside)) / np.i0(8.0)
+    taps /= taps.sum(1, keepdims=True)  # each phase leaves a constant as it is
+    wide = np.pad(x, (reach, reach + 1))
+    count = -(-len(x) * up // down)
+    out, block = np.empty(count, x.dtype), max(BLOCK // width, 1)
+    for begin in range(0, count, block):
+        at, phase = np.divmod(np.arange(begin, min(begin + block, count)) * down, up)
+        windows = wide[at[:, None] + np.arange(width)]
+        out[begin : begin + block] = np.einsum("nk,nk->n", windows, taps[phase])
+    return out
+
+
+def _checked(name: str, samples: Array) -> Array:
+    """Return samples ``[N]`` of a floating dtype."""
+    x: Array = _check.array(name, samples)
+    if x.dtype.kind not in "fiu":
+        raise TypeError(f"{name}: expected real numbers, got dtype {x.dtype}")
+    if x.ndim != 1:
+        raise ValueError(f"{name}: expected shape (N,), got {x.shape}")
+    floats: Array = x if x.dtype.kind == "f" else x.astype(np.float64)
+    return floats
+
+
+def mel_filters(rate: int, size: int, bands: int, *, low: float = 20.0) -> Array:
+    """Return triangular filters of equal width on the mel scale, ``[size // 2 + 1, bands]``.
+
+    The scale is that of HTK, ``mel = 2595 log10(1 + f / 700)``; the filters reach from `low` to
+    half of the rate, and have a height of 1.
+
+    >>> import ostinato as ost
+    >>> filters = ost.audio.mel_filters(8000, 256, 20)
+    >>> filters.shape
+    (129, 20)
+
+    Args:
+        rate: samples in a second.
+        size: the size of the Fourier transform.
+        bands: the number of filters.
+        low: where the first one begins, in hertz.
+
+    Returns:
+        Weights of the energies, float64.
+
+    Raises:
+        ValueError: a size below 1, or filters that are too narrow for the transform to see.
+
+    Source: Davis, Mermelstein (1980), "Comparison of parametric representations for monosyllabic
+    word recognition"; Young et al. (2006), "The HTK book".
+    """
+    rate, size = _check.positive("rate", rate), _check.positive("size", size, 2)
+    bands, low = _check.positive("bands", bands), _check.finite("low", low)
+    if low >= rate / 2:
+        raise ValueError(f"low: expected less than half of the rate, {rate / 2:g}, got {low:g}")
+    first, last = (2595 * math.log10(1 + f / 700) for f in (low, rate / 2))
+    edges = 700 * (10 ** (np.linspace(first, last, bands + 2) / 2595) - 1)
+    frequencies = np.arange(size // 2 + 1)[:, None] * rate / size
+    left, middle, right = edges[:-2], edges[1:-1], edges[2:]
+    rising = (frequencies - left) / (middle - left)
+    falling = (right - frequencies) / (right - middle)
+    filters: Array = np.clip(np.minimum(rising, falling), 0, None)
+    if not filters.any(0).all():
+        raise ValueError(
+            f"bands: expected filters of at least one of {len(frequencies)} frequencies each, got "
+            f"{bands} bands, of which some are narrower; use fewer bands or longer windows"
+        )
+    return filters
+
+
+def log_mel(
+    samples: Array,
+    rate: int,
+    *,
+    bands: int = 40,
+    window: float = 0.025,
+    hop: float = 0.01,
+    low: float = 20.0,
+) -> Array:
+    """Return the logarithms of the energies in mel bands, a row for each hop.
+
+    Hann windows are cut where they lie whole within the sound, and transformed at the next power
+    of two of their length.
+
+    >>> import numpy as np
+    >>> import ostinato as ost
+    >>> low, high = (np.sin(2 * np.pi * f * np.arange(4000) / 8000) for f in (300, 3000))
+    >>> [int(ost.audio.log_mel(x, 8000, bands=20).mean(0).argmax()) for x in (low, high)]
+    [3, 17]
+
+    Args:
+        samples: ``[N]`` real numbers, from -1 to 1.
+        rate: samples in a second.
+        bands: the number of bands.
+        window: seconds of a window.
+        hop: seconds from a window to the next.
+        low: the lowest frequency, in hertz.
+
+    Returns:
+        float32 ``[T, bands]``, in nats; T is 0 where the sound is shorter than a window.
+
+    Raises:
+        TypeError: samples that are no real numbers.
+        ValueError: a window or a hop shorter than a sample, or what `mel_filters` refuses.
+    """
+    x, rate = _checked("samples", samples), _check.positive("rate", rate)
+    length, step = round(window * rate), round(hop * rate)
+    for name, value in (("window", length), ("hop", step)):
+        if value < 1:
+            raise ValueError(f"{name}: expected at least one sample, 1/{rate} s, got {value}")
+    size = 1 << (length - 1).bit_length()
+    filters = mel_filters(rate, max(size, 2), bands, low=low)
+    if len(x) < length:
+        return np.zeros((0, bands), np.float32)
+    frames = np.lib.stride_tricks.sliding_window_view(x, length)[::step]
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / length)
+    spectrum = np.fft.rfft(frames * hann, max(size, 2))
+    energy = (spectrum.real**2 + spectrum.imag**2) / (hann**2).sum()
+    out: Array = np.log(energy @ filters + QUIET).astype(np.float32)
+    return out
+
+
+readable(globals())
