@@ -19,6 +19,7 @@ from .._check import Array
 from .._files import atomic_write
 from ..train import Callback, Trainer
 from ..train._types import Row
+from . import _picture
 from ._application import Application, Figures, Run
 from ._clips import QUIETEST, Clip, Left, read_clips, sound_of
 from ._recognizer import (
@@ -236,42 +237,6 @@ def words(recognizer: Recognizer, logits: Array, text: str) -> list[dict[str, An
     return out
 
 
-def new_figure(width: float, height: float) -> tuple[Any, Any]:
-    """Return a figure of matplotlib and its axes.
-
-    Args:
-        width: in inches.
-        height: in inches.
-
-    Returns:
-        ``figure, axes``.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("--plot needs matplotlib: pip install 'ostinato[data]'") from None
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots()
-
-
-def write_figure(figure: Any, path: Path, say: Report) -> None:
-    """Write a picture whole, as PNG.
-
-    Args:
-        figure: the figure.
-        path: the file.
-        say: called with a line about it.
-    """
-    with atomic_write(path) as f:
-        figure.savefig(f, format="png", dpi=110)
-    say(f"picture  {path}")
-
-
 def _draw(path: Path, recognizer: Recognizer, clip: Clip, text: str, say: Report) -> None:
     """Draw the spectrogram of a clip, with the characters where they were heard."""
     options = recognizer.options
@@ -280,7 +245,8 @@ def _draw(path: Path, recognizer: Recognizer, clip: Clip, text: str, say: Report
     spans = _spans(recognizer, logits, text)
     energy = audio.log_mel(clip.samples, options.sample_rate, bands=options.bands)
     seconds = HOP * len(energy)
-    figure, axes = new_figure(max(5.0, min(3 + 1.6 * seconds, 16)), 3.2)
+    figure = _picture.figure(max(5.0, min(3 + 1.6 * seconds, 16)), 3.2)
+    axes = figure.subplots()
     axes.imshow(energy.T, origin="lower", aspect="auto", extent=(0, seconds, 0, options.bands))
     for c, (first, last) in zip(text, spans):
         at = HOP * options.stride * first
@@ -290,7 +256,8 @@ def _draw(path: Path, recognizer: Recognizer, clip: Clip, text: str, say: Report
     axes.set_ylim(0, options.bands + 4)
     axes.set(xlabel="seconds", ylabel="mel band")
     axes.set_title(visible(clip.name).replace("$", r"\$"), loc="left", fontsize="small")
-    write_figure(figure, path, say)
+    _picture.save(figure, path, dpi=110)
+    say(f"picture  {path}")
 
 
 def read(data: Sequence[str], options: TranscribeOptions, say: Report) -> list[Clip]:
@@ -302,22 +269,6 @@ def read(data: Sequence[str], options: TranscribeOptions, say: Report) -> list[C
         longest=options.longest,
         say=lambda line: say(visible(line)),
     )
-
-
-def check(options: TranscribeOptions, plot: Path | None) -> None:
-    """Raise if options do not belong together, or a picture cannot be drawn.
-
-    Args:
-        options: the options.
-        plot: the file of the picture; None for none.
-
-    Raises:
-        ValueError: a part above 1, or a rate that no speech has.
-        ImportError: matplotlib is not installed.
-    """
-    check_values(options)
-    if plot is not None:
-        new_figure(1.0, 1.0)
 
 
 def show(recognizer: Recognizer, held_out: Sequence[Clip], run: Run) -> Figures:
@@ -347,7 +298,7 @@ def show(recognizer: Recognizer, held_out: Sequence[Clip], run: Run) -> Figures:
 
 def _train(data: Sequence[str], options: TranscribeOptions, run: Run) -> Figures:
     """Train, save and measure."""
-    check(options, run.plot)
+    check_values(options)
     some, held_out = divide(read(data, options, run.report), options)
     began = time.perf_counter()
     recognizer = train(some, options, report=run.report)
@@ -363,7 +314,6 @@ def _evaluate(data: Sequence[str], run: Run) -> Figures:
     """Measure on the clips of DATA that the model was not trained on."""
     assert run.folder is not None
     recognizer = Recognizer.load(run.folder)
-    check(recognizer.options, run.plot)
     clips = read(data, recognizer.options, run.report)
     known = set(recognizer.trained.tolist())
     new = [c for c in clips if c.key not in known]
@@ -380,7 +330,6 @@ def _predict(inputs: Sequence[str], run: Run) -> Figures:
     if not inputs:
         raise ValueError("INPUT: expected WAV files, got none")
     recognizer = Recognizer.load(run.folder)
-    check(recognizer.options, run.plot)
     clips, seen, rate = [], set[str](), recognizer.options.sample_rate
     for name in inputs:
         samples, _ = sound_of(

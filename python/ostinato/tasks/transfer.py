@@ -21,7 +21,7 @@ from .._annotations import readable
 from .._check import Array
 from ..data import StreamLoader
 from ..train import Callback, GradualUnfreezing, Trainer
-from . import corpora, transcribe
+from . import _picture, corpora, transcribe
 from ._application import Application, Figures, Run, option, task_of
 from ._clips import DIGITS, Clip
 from ._recognizer import Augmented, Recognizer, TranscribeOptions, statistics
@@ -399,20 +399,20 @@ def _told(figures: Figures, courses: list[Course], run: Run) -> Figures:
 
 def _draw(path: Path, courses: list[Course], report: Report) -> None:
     """Draw the validation losses of both by steps."""
-    figure, axes = transcribe.new_figure(6.0, 3.4)
+    figure = _picture.figure(6.0, 3.4)
+    axes = figure.subplots()
     for course, name in zip(courses, ("from scratch", "transferred")):
         axes.plot(*zip(*course.rows), marker=".", label=name)
     axes.set(xlabel="steps", ylabel="validation loss (nats)")
     axes.legend(frameon=False)
-    transcribe.write_figure(figure, path, report)
+    _picture.save(figure, path, dpi=110)
+    report(f"picture  {path}")
 
 
 def _train(data: Sequence[str], options: TransferOptions, run: Run) -> Figures:
     """Train both models, and save the transferred one as a model of its own kind."""
     if options.part > 1:
         raise ValueError(f"part: expected a number above 0 and at most 1, got {options.part!r}")
-    if run.plot is not None:
-        transcribe.new_figure(1.0, 1.0)
     began = time.perf_counter()
     task = task_of(options.source) if options.source else "plays"
     if task == "plays":
