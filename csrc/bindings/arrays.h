@@ -179,6 +179,22 @@ class SignalPoll {
   double last_ = 0;
 };
 
+// The numbers of a table's rows in x [n], [N, 1] or [T, B, 1], checked, in the order of memory or time. A copy: without the GIL another
+// thread may change the caller's array. `place` names the first axis in an error.
+template <class T>
+std::vector<Index> checked_rows(const View<T>& x, Index rows, const char* place) {
+  std::vector<Index> out;
+  out.reserve(std::size_t(x.size()));
+  const bool steps = x.shape.size() == 3;
+  for (Index i = 0; i < x.shape[0]; ++i)
+    for (Index k = 0; k < (steps ? x.shape[1] : 1); ++k) {
+      out.push_back(x.data[i * x.strides[0] + (steps ? k * x.strides[1] : 0)]);
+      if (out.back() < 0 || out.back() >= rows)
+        fail("x", "indices from 0 to " + std::to_string(rows - 1), std::to_string(out.back()) + " at " + place + " " + std::to_string(i));
+    }
+  return out;
+}
+
 // Release the GIL for a block. A daemon thread may still compute when the interpreter exits. Taking
 // the GIL back would then end the thread by an unwinding that C++ destructors turn into abort(), so
 // such a thread waits for the end of the process.

@@ -186,20 +186,6 @@ std::vector<Axis> flag_axes(bool ragged, Index steps, Index batch, Index rows) {
   return ragged ? std::vector<Axis>{{"N", rows}} : std::vector<Axis>{{"T", steps}, {"B", batch}};
 }
 
-// The numbers of a table's rows that x reads, in the order of time.
-std::vector<Index> checked_rows(const View<Index>& x, Index rows) {
-  std::vector<Index> out;
-  out.reserve(std::size_t(x.size()));
-  const bool flat = x.shape.size() == 2;
-  for (Index i = 0; i < x.shape[0]; ++i)
-    for (Index k = 0; k < (flat ? 1 : x.shape[1]); ++k) {
-      out.push_back(x.data[i * x.strides[0] + (flat ? 0 : k * x.strides[1])]);
-      if (out.back() < 0 || out.back() >= rows)
-        fail("x", "indices from 0 to " + std::to_string(rows - 1), std::to_string(out.back()) + " at step " + std::to_string(i));
-    }
-  return out;
-}
-
 // Tables of a call in the memory of a device: when rows take part, and where those of flat arrays lie.
 template <class T>
 void device_times(const DeviceBackend<T>& backend, StackCall<T>& call, const py::object& lengths, const py::object& starts,
@@ -320,7 +306,7 @@ py::tuple forward(std::shared_ptr<PackedStack<T>> packed, const py::object& x, c
   }
   if (lookup) {  // the rows' numbers are copied: they are checked, and without the GIL another thread may change the caller's
     const auto tv = view<T>(table, "table", {{"V", -1}, {"I", s.input}}, Strides::kContiguous);
-    call.ids = checked_rows(iv, tv.shape[0]);
+    call.ids = checked_rows(iv, tv.shape[0], "step");
     const Index* starts_of = ragged ? call.starts[0].data() : nullptr;
     call.lookup = {{call.ids.data(), ragged ? 1 : batch, ragged ? 0 : 1, starts_of, ragged ? call.ends[0].data() : nullptr}, tv.shape[0]};
     call.x.data = tv.data;

@@ -31,20 +31,14 @@ py::tuple softmax_cross_entropy(const py::object& logits, const py::object& targ
   return py::make_tuple(loss, d);
 }
 
-// A copy, checked: without the GIL another thread may change the caller's array.
-std::vector<Index> checked_ids(const py::object& object, Index rows) {
-  const auto view_of = view<const Index>(object, "x", {{"n", -1}}, Strides::kContiguous);
-  const std::vector<Index> ids(view_of.data, view_of.data + view_of.shape[0]);
-  for (std::size_t i = 0; i < ids.size(); ++i)
-    if (ids[i] < 0 || ids[i] >= rows)
-      fail("x", "indices from 0 to " + std::to_string(rows - 1), std::to_string(ids[i]) + " at position " + std::to_string(i));
-  return ids;
+std::vector<Index> rows_of(const py::object& ids, Index rows) {
+  return checked_rows(view<const Index>(ids, "x", {{"n", -1}}, Strides::kContiguous), rows, "position");
 }
 
 template <class T>
 py::array_t<T> embedding_gather(const py::object& ids, const py::object& table) {
   const auto tv = view<const T>(table, "weight", {{"N", -1}, {"E", -1}}, Strides::kContiguous);
-  const auto rows = checked_ids(ids, tv.shape[0]);
+  const auto rows = rows_of(ids, tv.shape[0]);
   auto y = new_array<T>({Index(rows.size()), tv.shape[1]});
   T* to = y.mutable_data();
   GilRelease release;
@@ -55,7 +49,7 @@ py::array_t<T> embedding_gather(const py::object& ids, const py::object& table) 
 template <class T>
 void embedding_scatter(const py::object& ids, const py::object& dy, const py::object& dtable) {
   const auto tv = view<T>(dtable, "grads: weight", {{"N", -1}, {"E", -1}}, Strides::kContiguous, true);
-  const auto rows = checked_ids(ids, tv.shape[0]);
+  const auto rows = rows_of(ids, tv.shape[0]);
   const auto dv = view<const T>(dy, "dy", {{"n", Index(rows.size())}, {"E", tv.shape[1]}}, Strides::kContiguous);
   GilRelease release;
   typed<T>(kernels()).train.embedding_scatter(Index(rows.size()), tv.shape[1], rows.data(), dv.data, tv.data);

@@ -390,8 +390,11 @@ class Trainer:
         y = _device.host(y) if isinstance(leaves(x), np.ndarray) else y
         if self.outputs != "all" or stepper.reduces:
             return y
+        offsets = np.cumsum([0, *np.concatenate(lengths)])
+        if np.array_equal(offsets, x.offsets):
+            return as_given(y, x, listed)
         # A convolution with a stride gives fewer outputs than steps.
-        return as_given(y, Ragged(y, np.cumsum([0, *np.concatenate(lengths)])), listed)
+        return as_given(y, Ragged(y, offsets), listed)
 
     def _outputs(self, stepper: Stepper, batch: Batch) -> Any:
         """Return what the user sees of a batch: all outputs, or those of one step."""
