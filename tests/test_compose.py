@@ -446,3 +446,16 @@ def test_without_the_package_the_error_says_how_to_get_it(monkeypatch: pytest.Mo
     monkeypatch.setattr(compose, "BOOK", ("no-such-package", "a", "tunes"))
     with pytest.raises(ImportError, match="pip install --no-deps no-such-package"):
         compose.read()
+
+
+def test_figures_are_told_though_no_tune_parses(here: Path, capsys: Any) -> None:
+    pytest.importorskip(
+        "matplotlib", reason="matplotlib is not installed: pip install 'ostinato[data]'"
+    )
+    options = ["--steps", "1", "--hidden", "4", "--written", "1"]
+    train = ["train", "compose", "book.abc", "--save", "m", "--plot", "p.png", "--json"]
+    assert main([*train, *options]) == 0
+    out = capsys.readouterr()
+    assert json.loads(out.out)["parsed"] == 0
+    assert "no picture: of 20 tunes none parses" in out.err
+    assert not (here / "p.png").exists()

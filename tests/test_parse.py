@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -161,7 +162,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_learns(model: str, tmp_path: Path) -> None:
     """MAX and MIN of digits are soon learned; the most common value is right in a fifth."""
     options = ParseOptions(
-        model=model, hidden=24, embedding=8, epochs=8, rate=0.02, fraction=0.1, batch_size=32
+        model=model, hidden=24, embedding=8, epochs=8, rate=0.02, fraction=0.1, batch=32
     )
     made = [e for e in listops.generate(3000, max_depth=1, max_args=3) if "SM" not in e.labels[0]]
     path = tmp_path / "digits.tsv"
@@ -286,7 +287,7 @@ def test_bad_files(tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: P
 
 
 def test_bad_inputs(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
-    assert "INPUT: expected expressions" in fails(capsys, "predict", folder)
+    assert "INPUT: expected texts, or -" in fails(capsys, "predict", folder)
     assert "INPUT 2: expected an expression such as" in fails(
         capsys, "predict", folder, "[MAX 1 2]", "[MAX 1"
     )
@@ -346,7 +347,7 @@ def test_values_within_expressions_teach_the_whole(model: str) -> None:
     made = listops.generate(2500, max_args=3, max_length=30)
     made = [e for e in made if not {"[SM", "[MED"} & set(e.labels)]
     whole = parse.Examples(made, [str(listops.value(e)[0]) for e in made])
-    options = ParseOptions(model=model, hidden=24, epochs=10, rate=0.02, batch_size=32)
+    options = ParseOptions(model=model, hidden=24, epochs=10, rate=0.02, batch=32)
     known = sorted({t for e in made for t in e.tokens})
     parser = parse.Parser(options, known, sorted(set(whole.labels)), listops=True)
     test, valid, rest = whole.cut(len(made) // 10, len(made) // 5)
@@ -393,3 +394,28 @@ def test_generated_words_are_shown_safely(
     pytest.importorskip("matplotlib")
     assert main(["predict", str(where), "[f x1 $y]", "--plot", str(tmp_path / "a.png")]) == 0
     assert "\x1b" not in capsys.readouterr().out
+
+
+def test_the_model_is_saved_before_it_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(parse, "_measured", interrupted)
+    path = file_of(tmp_path / "few.tsv", 30)
+    assert (
+        main(["train", "parse", str(path), "--epochs", "1", "--save", str(tmp_path / "m")]) == 130
+    )
+    assert parse.load(tmp_path / "m").options.epochs == 1
+
+
+def test_predict_reads_lines(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = io.TextIOWrapper(io.BytesIO(b"[MAX 1 2]\n\n[MIN 3 4]\n"))
+    monkeypatch.setattr("sys.stdin", lines)
+    assert main(["predict", str(folder), "-", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["task"] == "parse"
+    assert [one["value"] for one in found["predictions"]] == ["2", "3"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -182,7 +183,7 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "other.conll").write_text("a\tV\nb\tQ\n")
     for name in ("m", "damaged", "large", "twice"):
         (folder / name).mkdir()
-    facts = {"columns": [1, 0], "source": "file"}
+    facts = {"columns": [1, 0], "source": "file", "ambiguous": ["a"]}
     Tagger.fresh(data.tokens, data.tags, TaggerOptions(hidden=4)).save(folder / "m", facts)
     file = folder / "m" / "model.safetensors"
     content = file.read_bytes()
@@ -206,3 +207,45 @@ def test_bad_input(name: str, bad: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert main([*command, *(SMALL if command[0] == "train" else [])]) == 2
     assert words in capsys.readouterr().err
     assert sorted(bad.rglob("*")) == before
+
+
+def test_the_model_is_saved_before_it_is_measured(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tag, "_report", interrupted)
+    options = ["--epochs", "1", "--hidden", "4", "--only-both"]
+    assert main(["train", "tag", "a.conll", "--save", "m", *options]) == 130
+    assert Tagger.load("m")[0].tags == ["C", "V"]
+
+
+def test_without_tokens_of_several_tags_no_share_of_them_is_told(here: Path, capsys: Any) -> None:
+    Path("plain.conll").write_text("a\tV\nb\tC\n\n" * 30)
+    options = ["--epochs", "1", "--hidden", "4", "--json"]
+    assert main(["train", "tag", "plain.conll", *options]) == 0
+    out = capsys.readouterr()
+    assert json.loads(out.out)["both"]["ambiguous_accuracy"] is None
+    assert "none has several tags" in out.err
+
+
+def test_evaluate_counts_the_tokens_that_training_counted(here: Path, capsys: Any) -> None:
+    options = ["--epochs", "1", "--hidden", "4", "--only-both"]
+    assert main(["train", "tag", "a.conll", "--save", "m", *options]) == 0
+    Path("short.conll").write_text("a\tV\n")
+    capsys.readouterr()
+    assert main(["evaluate", "m", "short.conll", "--json"]) == 0
+    both = json.loads(capsys.readouterr().out)["both"]
+    # In this file it has one tag, in what was trained on two.
+    assert both["ambiguous_accuracy"] == both["accuracy"]
+
+
+def test_predict_reads_lines(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    options = ["--epochs", "1", "--hidden", "4", "--only-both"]
+    assert main(["train", "tag", "a.conll", "--save", "m", *options]) == 0
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a b\n\nc\n")))
+    capsys.readouterr()
+    assert main(["predict", "m", "-", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["sequences"]
+    assert [one["tokens"] for one in found] == [["a", "b"], ["c"]]

@@ -77,7 +77,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Any]:
     folder = tmp_path_factory.mktemp("translate")
     data, screen = spoken(folder / "sounds.tsv"), io.StringIO()
     options = translate.TranslateOptions(
-        hidden=32, embedding=16, epochs=20, batch=16, lr=0.01, dropout=0.1, held_out=60
+        hidden=32, embedding=16, epochs=20, batch=16, rate=0.01, dropout=0.1, held_out=60
     )
     figures = _application.train(
         "translate",
@@ -113,7 +113,7 @@ def test_predict_reads_lines_and_writes_files(
     trained: Any, capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, _, _ = trained
-    monkeypatch.setattr("sys.stdin", io.StringIO("beca\n\n acibe \n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"beca\n\n acibe \n")))
     out, picture = tmp_path / "out.tsv", tmp_path / "attention.png"
     args = ["predict", str(folder), "-", "--out", str(out)]
     if importlib.util.find_spec("matplotlib") is not None:
@@ -332,3 +332,30 @@ def test_damaged_models(trained: Any, tmp_path: Path, capsys: Any) -> None:
     raw = (folder / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(raw[: len(raw) // 2])
     assert refused(capsys, "predict", str(tmp_path), "beca")
+
+
+def test_a_standard_input_that_is_wrong(
+    trained: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _, _ = trained
+    monkeypatch.setattr("sys.stdin", None)
+    assert "INPUT: expected a standard input" in refused(capsys, "predict", str(folder), "-")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"beca\xff")))
+    assert "INPUT: expected text in UTF-8" in refused(capsys, "predict", str(folder), "-")
+
+
+def test_the_learning_rate_has_both_names(trained: Any, capsys: Any) -> None:
+    _, data, _ = trained
+    for name in ("--rate", "--lr"):
+        with pytest.raises(SystemExit):
+            main(["train", "translate", str(data), name, "0"])
+        message = capsys.readouterr().err
+        assert "argument --rate/--lr: expected a finite number above 0" in message
+
+
+def test_an_empty_file_beside_another(trained: Any, tmp_path: Path, capsys: Any) -> None:
+    _, data, _ = trained
+    empty = tmp_path / "empty.tsv"
+    empty.write_text("")
+    message = refused(capsys, "train", "translate", str(data), str(empty))
+    assert f"got the empty file {empty}" in message

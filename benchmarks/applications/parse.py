@@ -118,7 +118,7 @@ def _train(
     """Return the accuracy on what is held out, with the parameters of the best epoch."""
     (x, target), valid, test = data
     optimizer = torch.optim.Adam(list(p.values()))
-    step, size = 0, options.batch_size
+    step, size = 0, options.batch
     total = options.epochs * -(-len(x) // size)
     best: tuple[float, dict[str, Any]] = (-1.0, {})
     for epoch in range(options.epochs):

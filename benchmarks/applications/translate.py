@@ -23,7 +23,7 @@ def options_of(p: argparse.ArgumentParser) -> None:
     for name in ("epochs", "limit", "hidden", "batch", "beam", "pieces"):
         p.add_argument(f"--{name}", type=int)
     p.add_argument("--dropout", type=float)
-    p.add_argument("--lr", type=float)
+    p.add_argument("--rate", "--lr", type=float)
 
 
 def ours(data: list[str], options: translate.TranslateOptions) -> dict[str, float]:

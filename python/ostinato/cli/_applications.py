@@ -13,6 +13,9 @@ from ..tasks import _application, _picture
 from ..tasks.models import prepare_file
 from ._arguments import number, whole
 
+# Other names of options, that users of other libraries type.
+ALIASES = {"--rate": ("--lr",), "--batch": ("--batch-size",)}
+
 
 def add_train(train: Any) -> None:
     """Add ``train NAME`` for each application, with one option for each field of its options."""
@@ -34,6 +37,7 @@ def add_train(train: Any) -> None:
 def _add_option(c: argparse.ArgumentParser, f: dataclasses.Field[Any]) -> None:
     """Add the option of a field."""
     flag, text = "--" + f.name.replace("_", "-"), f.metadata["help"]
+    flags = [flag, *ALIASES.get(flag, ())]
     kind = f.metadata["kind"]
     if isinstance(f.default, bool):
         c.add_argument(flag, action="store_true", help=text)
@@ -42,11 +46,11 @@ def _add_option(c: argparse.ArgumentParser, f: dataclasses.Field[Any]) -> None:
         c.add_argument(flag, choices=choices, default=f.default, help=text)
     elif kind in ("count", "index"):
         least = _application.LIMITS[kind][0]
-        c.add_argument(flag, type=whole(int(least)), default=f.default, help=text)
+        c.add_argument(*flags, type=whole(int(least)), default=f.default, help=text)
     else:
         right = _within(kind)
         convert = number(_application.expected_number(kind), right)
-        c.add_argument(flag, type=convert, default=f.default, help=text)
+        c.add_argument(*flags, type=convert, default=f.default, help=text)
 
 
 def _within(kind: str) -> Callable[[float], bool]:

@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -243,6 +244,49 @@ def train(
     with prepare_folder(save, resume=None, overwrite=overwrite) as folder:
         picture = None if plot is None else Path(plot)
         return application.train(data, options, Run(folder, picture, None, report))
+
+
+def texts_given(inputs: Sequence[str]) -> list[str]:
+    """Return the texts of INPUT of ``predict``, with the lines of the standard input for "-".
+
+    >>> texts_given(["one", "two"])
+    ['one', 'two']
+
+    Args:
+        inputs: the arguments.
+
+    Returns:
+        The texts; of the standard input the lines that are not blank.
+
+    Raises:
+        ValueError: nothing was given, or a standard input that is missing, read twice, blank or no
+            text in UTF-8.
+    """
+    if not inputs:
+        raise ValueError("INPUT: expected texts, or - for the lines of the standard input")
+    if list(inputs).count("-") > 1:
+        raise ValueError("INPUT: expected '-', the standard input, once, got it twice")
+    texts: list[str] = []
+    for given in inputs:
+        texts += [given] if given != "-" else _standard_input()
+    if not texts:
+        raise ValueError("INPUT: expected at least one line that is not blank, got none")
+    return texts
+
+
+def _standard_input() -> list[str]:
+    """Return the lines of the standard input, which is read as UTF-8 in any locale."""
+    if sys.stdin is None:
+        raise ValueError("INPUT: expected a standard input for '-', got none")
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise ValueError(
+            f"INPUT: expected text in UTF-8, got the standard input with {e.reason} at byte "
+            f"{e.start}"
+        ) from None
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return [line for line in lines if line.strip()]
 
 
 def package_file(package: str, path: str, what: str) -> Path:

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -292,17 +291,19 @@ def corpus(name: str) -> tuple[Documents, Documents]:
 
 
 def hold_out(documents: Documents, share: float) -> tuple[Documents, Documents]:
-    """Divide documents: by their groups, or else such that every class has its share.
+    """Divide documents: by their groups, or else such that every class has its share of texts.
+
+    Without groups, equal texts of a class are on one side.
 
     Args:
-        documents: at least two of each class, or of groups.
+        documents: at least two different ones of each class, or two groups.
         share: what is held out, above 0 and below 1.
 
     Returns:
         What is trained on, and what is held out.
 
     Raises:
-        ValueError: a class with a single document, or a single group.
+        ValueError: a class with a single text, or a single group.
     """
     rng = np.random.default_rng(SPLIT_SEED)
     held: list[int] = []
@@ -315,14 +316,19 @@ def hold_out(documents: Documents, share: float) -> tuple[Documents, Documents]:
         held = [k for k, name in enumerate(documents.groups) if name in chosen]
     else:
         for label in sorted(set(documents.labels)):
-            rows = np.flatnonzero(np.array(documents.labels) == label)
+            rows: dict[str, list[int]] = {}  # equal texts are on one side
+            for k in np.flatnonzero(np.array(documents.labels) == label).tolist():
+                rows.setdefault(documents.texts[k], []).append(k)
             if len(rows) < 2:
+                first = next(iter(rows.values()))[0]
                 raise ValueError(
-                    f"DATA: expected at least 2 rows of every class, one of which is held out, got "
-                    f"1 of {label!r} in {documents.places[rows[0]]}; remove it, or give the rows "
-                    "to hold out by --test FILE"
+                    f"DATA: expected at least 2 different texts of every class, one of which is "
+                    f"held out, got 1 of {label!r} in {documents.places[first]}; remove it, or "
+                    "give the rows to hold out by --test FILE"
                 )
-            held += rng.permutation(rows)[: _count(len(rows), share)].tolist()
+            texts = list(rows)
+            for n in rng.permutation(len(texts))[: _count(len(texts), share)]:
+                held += rows[texts[n]]
     out = set(held)
     return documents.take(k for k in range(len(documents)) if k not in out), documents.take(
         sorted(held)
@@ -357,29 +363,6 @@ def numbers_of(documents: Documents, labels: Sequence[str]) -> Array:
             f"{documents.places[k]}{more}"
         )
     return np.array([index[label] for label in documents.labels], np.int64)
-
-
-def lines_of(stream: Any) -> list[str]:
-    """Return the lines of a standard input in UTF-8, without those that are blank.
-
-    Args:
-        stream: the stream, of text over bytes.
-
-    Returns:
-        The lines.
-
-    Raises:
-        ValueError: bytes that are no text in UTF-8.
-    """
-    try:
-        text = stream.buffer.read().decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        raise ValueError(
-            f"INPUT: expected text in UTF-8, got the standard input with {e.reason} at byte "
-            f"{e.start}"
-        ) from None
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    return [line for line in lines if line.strip()]
 
 
 readable(globals())

@@ -112,6 +112,7 @@ def _columns(path: Path, found: Pairs) -> None:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError(f"DATA: expected a text file in UTF-8, got {path}") from None
+    empty = True
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
@@ -122,7 +123,8 @@ def _columns(path: Path, found: Pairs) -> None:
                 f"line {number} of {path}: {line!r:.60}"
             )
         _add(found, *columns)
-    if not found:
+        empty = False
+    if empty:
         raise ValueError(f"DATA: expected lines of two texts, got the empty file {path}")
 
 

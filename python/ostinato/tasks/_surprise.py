@@ -248,7 +248,7 @@ class Detector:
         best = self._train(train, valid)
         if report is not None:
             report(
-                f"trained {o.steps} steps; normal rows are told with an error of {best:.3g} "
+                f"trained {o.steps} steps; normal rows are predicted with an error of {best:.3g} "
                 "standard deviations"
             )
         self._measure(z, cut, normal)

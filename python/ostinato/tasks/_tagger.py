@@ -271,7 +271,7 @@ class Tagger:
         except (TypeError, ValueError):
             good = False
         lists = [*features, tags] if good and isinstance(features, list) else []
-        good = good and all(_are_texts(values) for values in lists) and bool(tags)
+        good = good and all(are_texts(values) for values in lists) and bool(tags)
         if not good or not isinstance(features, list) or not isinstance(tags, list):
             raise ValueError(
                 f"DIR: expected a model with usable options, tokens and tags, got "
@@ -284,7 +284,7 @@ class Tagger:
         return tagger, facts
 
 
-def _are_texts(values: Any) -> bool:
+def are_texts(values: Any) -> bool:
     """Return whether a value of a file is a list of texts that differ."""
     if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
         return False

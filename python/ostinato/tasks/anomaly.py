@@ -215,6 +215,13 @@ def _paths(data: Sequence[str], options: AnomalyOptions) -> tuple[list[str], Ano
             f"DATA: expected FILE, or the file to train on and the one to test, got {len(data)}"
         )
     if data:
+        if options.example != AnomalyOptions.example:
+            raise ValueError(f"--example: expected none beside FILE, got {options.example!r}")
+        if len(data) == 2 and options.share != AnomalyOptions.share:
+            raise ValueError(
+                "--share: expected none with a file to train on and one to test, got "
+                f"{options.share}"
+            )
         return [os.fspath(path) for path in data], options
     package, files, (time, column, label) = EXAMPLES[options.example]
     paths = [str(package_file(package, f, f"the series {options.example!r}")) for f in files]
@@ -261,8 +268,7 @@ def _train(data: Sequence[str], options: AnomalyOptions, run: Run) -> Figures:
     run.report(f"read     {len(own.values):,} rows to train on, {len(test.values):,} to test")
     detector.fit(own.values, None if own.label is None else ~own.label, run.report)
     before = own.values if len(paths) == 1 else None
-    figures = _found(detector, test, before, options.places, run)
-    if run.folder is not None:
+    if run.folder is not None:  # before what can fail, or be interrupted
         facts = {
             "reading": own.facts,
             "label": options.label,
@@ -270,7 +276,7 @@ def _train(data: Sequence[str], options: AnomalyOptions, run: Run) -> Figures:
             "share": options.share,
         }
         detector.save(run.folder, facts)
-    return figures
+    return _found(detector, test, before, options.places, run)
 
 
 def _check_varies(values: Array, path: str) -> None:

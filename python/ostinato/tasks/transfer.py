@@ -355,6 +355,7 @@ def _speech(source: Recognizer, data: Sequence[str], options: TransferOptions, r
     features = [scratch.features(c.samples) for c in valid]
     validation = features, [scratch.labels(c.text) for c in valid]
     loss = losses.CTC(impossible="skip")
+    known_clips = [*train, *valid]  # evaluate leaves out what chose the parameters, too
     courses, errors = [], []
     for recognizer, t in zip(models, (False, True)):
         net = recognizer.model
@@ -362,7 +363,7 @@ def _speech(source: Recognizer, data: Sequence[str], options: TransferOptions, r
             run_course(net, loss, loader, validation, options, transferred=t, report=run.report)
         )
         recognizer.language.fit(loader.labels)
-        recognizer.trained = np.array(sorted({c.key for c in train}), np.int64)
+        recognizer.trained = np.array(sorted({c.key for c in known_clips}), np.int64)
         errors.append(transcribe.measure(recognizer, held_out)[0]["cer"])
     if run.folder is not None:
         models[1].save(run.folder)

