@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -804,3 +805,29 @@ def test_files_that_are_there_are_told(tmp_path: Any) -> None:
         models.prepare_folder(tmp_path / "run", resume=None),
     ):
         raise AssertionError("never")
+
+
+# -- what all applications have --------------------------------------------------------------------
+
+
+def test_a_damaged_file_is_called_one(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"no model")
+    for command in ("predict", "evaluate"):
+        assert main([command, str(tmp_path), "a"]) == 2
+        assert "model.safetensors: expected a safetensors file" in capsys.readouterr().err
+
+
+def test_a_picture_alone_can_be_replaced(tmp_path: Path, capsys: Any) -> None:
+    pytest.importorskip(
+        "matplotlib", reason="matplotlib is not installed: pip install 'ostinato[data]'"
+    )
+    data, picture = tmp_path / "a.tsv", tmp_path / "a.png"
+    data.write_text("".join(f"{k % 2}\t[S a{k} b]\n" for k in range(20)))
+    picture.write_bytes(b"old")
+    train = ["train", "parse", str(data), "--epochs", "1", "--hidden", "4"]
+    assert main([*train, "--plot", str(picture)]) == 2
+    assert "--overwrite replaces it" in capsys.readouterr().err
+    assert main([*train, "--plot", str(picture), "--overwrite"]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert main([*train, "--overwrite"]) == 2
+    assert "--overwrite: expected --save DIR beside it" in capsys.readouterr().err

@@ -419,3 +419,9 @@ def test_predict_reads_lines(
     found = json.loads(capsys.readouterr().out)
     assert found["task"] == "parse"
     assert [one["value"] for one in found["predictions"]] == ["2", "3"]
+
+
+def test_unknown_labels_are_called_inputs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "INPUT: expected labels that the model was trained on, got 'none.txt'" in fails(
+        capsys, "predict", folder, "none.txt"
+    )

@@ -249,3 +249,18 @@ def test_predict_reads_lines(here: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert main(["predict", "m", "-", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["sequences"]
     assert [one["tokens"] for one in found] == [["a", "b"], ["c"]]
+
+
+def test_epochs_are_reported_when_they_end(capsys: Any) -> None:
+    lines: list[str] = []
+
+    def stopped(line: str) -> None:
+        lines.append(line)
+        raise KeyboardInterrupt
+
+    data = next_is_vowel(40)
+    tagger = Tagger.fresh(data.tokens, data.tags, TaggerOptions(hidden=4, epochs=3))
+    with pytest.raises(KeyboardInterrupt):
+        tagger.fit(data.tokens, data.tags, report=stopped)
+    assert len(lines) == 1
+    assert lines[0].startswith("epoch   1")

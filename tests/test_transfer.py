@@ -12,7 +12,7 @@ import pytest
 
 import ostinato as ost
 from ostinato.cli import main
-from ostinato.tasks import transfer
+from ostinato.tasks import transcribe, transfer
 from ostinato.tasks._application import load
 from ostinato.tasks._recognizer import Recognizer
 from ostinato.tasks.text import CharModel
@@ -390,6 +390,11 @@ def test_the_command_with_clips(tmp_path: Path, capsys: pytest.CaptureFixture[st
     saved, before = Recognizer.load(new), Recognizer.load(source)
     assert "z" in saved.alphabet
     assert set(before.alphabet) <= set(saved.alphabet)
+    # What chose the parameters counts as trained on: evaluate leaves it out.
+    sounds = transcribe.read(second, saved.options, lambda line: None)
+    parts = transfer._parts(sounds, saved.options)
+    assert set(saved.trained) == {c.key for part in parts[:2] for c in part}
+    assert len(parts[1]) > 0
     # What both know is there from the first step on.
     start = transfer._transferred(
         before, Recognizer(saved.options, saved.alphabet, saved.mean, saved.scale)

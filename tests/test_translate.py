@@ -319,6 +319,7 @@ def test_damaged_models(trained: Any, tmp_path: Path, capsys: Any) -> None:
     assert "whose parameters fit its options" in told(tensors, options=huge)
     assert "whose parameters fit its options" in told(tensors, options={**options, "layers": 10**9})
     assert "known options" in told(tensors, options={**options, "attention": "strong"})
+    assert "beam: expected at most 1000" in told(tensors, options={**options, "beam": 10**9})
     assert "with options" in told(tensors, options=None)
     assert "units of the target" in told(tensors, target={**units, "symbols": ["A", "A"]})
     assert "units of the source" in told(tensors, source=None)

@@ -191,12 +191,14 @@ def task_of(folder: str | os.PathLike[str]) -> str:
 
     Raises:
         FileNotFoundError: there is no model in the folder.
+        ValueError: the file is damaged.
     """
     path = Path(folder) / MODEL
     if not path.exists():
         raise FileNotFoundError(f"DIR: expected a folder with {MODEL}, found none at {path}")
+    facts = safetensors.load(path)[1].get("ostinato", "{}")
     try:
-        task = json.loads(safetensors.load(path)[1].get("ostinato", "{}"))["task"]
+        task = json.loads(facts)["task"]
     except (ValueError, RecursionError, KeyError, TypeError):
         return ""
     return task if isinstance(task, str) else ""
@@ -241,7 +243,9 @@ def train(
     check_options(options)
     prepare_file("--plot", plot, overwrite=overwrite)
     _picture.check(plot)
-    with prepare_folder(save, resume=None, overwrite=overwrite) as folder:
+    # Without a folder it is the picture that may be replaced.
+    replaced = overwrite and (save is not None or plot is None)
+    with prepare_folder(save, resume=None, overwrite=replaced) as folder:
         picture = None if plot is None else Path(plot)
         return application.train(data, options, Run(folder, picture, None, report))
 

@@ -19,6 +19,7 @@ from .models import check_shapes, known_options, load_model, save_model
 TASK = "transcribe"
 SPEEDS = (9, 10, 11)  # tenths
 KERNEL = 5
+WIDEST = 10_000  # prefixes of a search
 SLOWEST, FASTEST = 4000, 192_000  # samples in a second
 # Names of arrays beside those of the network.
 MEAN, SCALE, TRAINED, LANGUAGE = "features.mean", "features.scale", "trained", "language."
@@ -81,6 +82,8 @@ def check_values(options: TranscribeOptions) -> None:
     check_options(options)
     if options.part > 1:
         raise ValueError(f"part: expected a number above 0 and at most 1, got {options.part!r}")
+    if options.width > WIDEST:
+        raise ValueError(f"width: expected at most {WIDEST} prefixes, got {options.width}")
     if not SLOWEST <= options.sample_rate <= FASTEST:
         raise ValueError(
             f"sample_rate: expected {SLOWEST} to {FASTEST} samples a second, got "

@@ -17,6 +17,7 @@ from .._ragged import Ragged
 from ..data import RaggedLoader
 from ..train import Trainer
 from ._application import check_options, option
+from ._progress import EpochReport
 from .models import check_shapes, known_options, load_model, recurrent_shapes, save_model
 
 __all__ = ["Tagger", "TaggerOptions"]
@@ -200,13 +201,14 @@ class Tagger:
             )
         steps = o.epochs * len(train)
         schedule = optim.Cosine(o.rate, steps=steps, final=o.rate / 50)
-        trainer = Trainer(self.model, losses.CrossEntropy(), optim.Adam(schedule), clip_norm=1.0)
-        history = trainer.fit(train, validation=held, epochs=o.epochs, seed=o.seed, progress=False)
-        for row in history.rows if report is not None else ():
-            told = f", {row['valid_loss']:.4f} validation" if "valid_loss" in row else ""
-            line = f"epoch {row['epoch']:3.0f}  {row['seconds']:4.0f} s  loss {row['loss']:.4f}"
-            if report is not None:
-                report(f"{line} trained on{told}")
+        trainer = Trainer(
+            self.model,
+            losses.CrossEntropy(),
+            optim.Adam(schedule),
+            clip_norm=1.0,
+            callbacks=[] if report is None else [EpochReport(report)],
+        )
+        trainer.fit(train, validation=held, epochs=o.epochs, seed=o.seed, progress=False)
         return self
 
     def predict(self, sentences: Sentences, batch: int = 256) -> list[list[str]]:

@@ -355,7 +355,7 @@ def _draw(series: Labelled, score: Array, found: Sequence[Place], run: Run) -> N
         upper.axvline(place.row, color="tab:red", lw=0.8, alpha=1 if rank == 1 else 0.4)
     upper.set_ylabel("value")
     lower.set_ylabel("score")
-    lower.set_xlabel("row")
+    lower.set_xlabel("row, from the first one that is scored")
     lower.margins(y=0.2)
     lower.legend(loc="upper left", frameon=False)
     if run.plot is not None:

@@ -17,9 +17,10 @@ from .._annotations import readable
 from .._check import Array
 from .._files import atomic_write, open_regular
 from .._ragged import Ragged
-from ..train import Callback, History, Row, Trainer
+from ..train import History, Trainer
 from . import _picture, listops, models
 from ._application import Application, Figures, Run, check_options, option, texts_given
+from ._progress import EpochReport
 from .listops import Expression
 from .text import visible
 
@@ -191,7 +192,7 @@ class Parser:
             outputs="last" if whole and options.model == "lstm" else "all",
             clip_norm=CLIP,
             metrics=["accuracy"] if whole else None,
-            callbacks=[_Report(report)],
+            callbacks=[EpochReport(report)],
         )
         given = [self._data(examples) for examples in (rest, valid)]
         history = trainer.fit(
@@ -276,11 +277,12 @@ class Parser:
             )
         return np.array([known[label] for label in labels], np.int64)
 
-    def probabilities(self, expressions: Sequence[Expression]) -> Array:
+    def probabilities(self, expressions: Sequence[Expression], where: str = "expression") -> Array:
         """Return the probability of every class.
 
         Args:
             expressions: the expressions.
+            where: what errors call one of them.
 
         Returns:
             ``[N,C]``.
@@ -291,7 +293,7 @@ class Parser:
         options = {} if self.options.model == "tree" else {"outputs": "last"}
         parts = [np.zeros((0, len(self.classes)), np.float32)]
         for k in range(0, len(expressions), BATCH):
-            x = self.inputs(expressions[k : k + BATCH])
+            x = self.inputs(expressions[k : k + BATCH], where)
             parts.append(nn.softmax(self.network(x, **options)[0]))
         return np.concatenate(parts)
 
@@ -489,21 +491,6 @@ def _of_files(files: Sequence[str], options: ParseOptions) -> list[Examples]:
 # -- training --------------------------------------------------------------------------------------
 
 
-class _Report(Callback):
-    """Callback that reports the losses and, where it is known, the accuracy."""
-
-    def __init__(self, report: Callable[[str], None]) -> None:
-        self.report = report
-
-    def on_row(self, trainer: Trainer, row: Row) -> None:
-        """Report a row."""
-        right = f", right {row['valid_accuracy']:.2%}" if "valid_accuracy" in row else ""
-        self.report(
-            f"epoch {row['epoch']:3.0f}  {row['seconds']:4.0f} s  loss {row['loss']:.3f}, "
-            f"validation {row['valid_loss']:.3f}{right}"
-        )
-
-
 def train(files: Sequence[str], options: ParseOptions, run: Run) -> Figures:
     """Train on ListOps, or on the user's own expressions.
 
@@ -557,7 +544,7 @@ def train(files: Sequence[str], options: ParseOptions, run: Run) -> Figures:
 def _measured(parser: Parser, test: Examples, run: Run) -> Figures:
     """Return, report and draw how many expressions are classified right."""
     target = parser.targets(test.labels)
-    right = parser.probabilities(test.expressions).argmax(1) == target
+    right = parser.probabilities(test.expressions, "DATA").argmax(1) == target
     heights = np.array([e.height for e in test.expressions])
     by_height = {
         int(h): {"accuracy": float(right[heights == h].mean()), "count": int((heights == h).sum())}
@@ -614,7 +601,7 @@ def predict(inputs: Sequence[str], run: Run) -> Figures:
             f"{len(expressions[0].labels)}"
         )
     found, lines = [], []
-    for e, p in zip(expressions, parser.probabilities(expressions)):
+    for e, p in zip(expressions, parser.probabilities(expressions, "INPUT")):
         label = parser.classes[int(p.argmax())]
         parts = parser.nodes(e)
         nodes = [{"expression": e.text(k), "label": part} for k, part in enumerate(parts)]

@@ -20,6 +20,7 @@ from ..metrics import chrf, edit_distance
 from . import _pairs, _picture, _units
 from ._application import Application, Figures, Run, check_options, option, texts_given
 from ._pairs import Pairs
+from ._progress import EpochReport
 from ._units import Units
 from .models import check_shapes, known_options, load_model, save_model
 
@@ -27,6 +28,7 @@ __all__ = ["APPLICATION", "TranslateOptions", "Translator"]
 
 START, STOP, FIRST = 0, 1, 2  # numbers of the target: its symbols follow
 SHOWN = 5  # translations that a run shows
+WIDEST = 1000  # hypotheses of a beam search
 BATCH = 250  # texts that are translated at a time
 # The kind of scores of an attention, and what feeds back.
 ATTENTION = {
@@ -233,19 +235,6 @@ def _padded(rows: Sequence[Array]) -> tuple[Array, Array]:
 # -- train -----------------------------------------------------------------------------------------
 
 
-class _Lines(train.Callback):
-    """Report the losses of every row."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-
-    def on_row(self, trainer: train.Trainer, row: train.Row) -> None:
-        self.run.report(
-            f"epoch {row['epoch']:3.0f}   loss {row['loss']:.3f}   held-out loss "
-            f"{row['valid_loss']:.3f}   {row['seconds']:.0f} s"
-        )
-
-
 def _train(data: Sequence[str], options: TranslateOptions, run: Run) -> Figures:
     """Train on pairs, save the model, and measure it on held-out texts."""
     if run.plot is not None:
@@ -280,12 +269,7 @@ def prepare(
         ValueError: an option or the data are not as expected.
         ImportError: a package is missing.
     """
-    if options.hidden % 2:
-        raise ValueError(f"hidden: expected an even number, got {options.hidden}")
-    if options.teacher_forcing > 1:
-        raise ValueError(
-            f"teacher_forcing: expected a number in [0, 1], got {options.teacher_forcing}"
-        )
+    _check_values(options)
     pairs = _pairs.read(data, options.longest, run.report)
     names, watched, held_out = _pairs.split(pairs, options.held_out)
     names = names[: options.limit or None]
@@ -303,6 +287,19 @@ def prepare(
         f"{model.flat.size:,} parameters"
     )
     return trained, pairs, names, watched
+
+
+def _check_values(options: TranslateOptions) -> None:
+    """Raise if an option is out of its range, beside what `check_options` knows of it."""
+    check_options(options)
+    if options.hidden % 2:
+        raise ValueError(f"hidden: expected an even number, got {options.hidden}")
+    if options.teacher_forcing > 1:
+        raise ValueError(
+            f"teacher_forcing: expected a number in [0, 1], got {options.teacher_forcing}"
+        )
+    if options.beam > WIDEST:
+        raise ValueError(f"beam: expected at most {WIDEST} hypotheses, got {options.beam}")
 
 
 def _listed(pairs: Pairs, names: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -359,7 +356,7 @@ def _fit(
     options = trained.options
     loader, watched = (batches(trained, pairs, part, k == 0) for k, part in enumerate(parts))
     total = len(loader) * options.epochs
-    callbacks: list[train.Callback] = [_Lines(run)]
+    callbacks: list[train.Callback] = [EpochReport(run.report)]
     if options.teacher_forcing < 1:
         callbacks.append(
             train.ScheduledSampling(
@@ -445,7 +442,7 @@ def _load(folder: str | os.PathLike[str]) -> Trained:
     where = os.fspath(folder)
     options = TranslateOptions(**known_options(folder, facts.get("options"), TranslateOptions))
     try:
-        check_options(options)
+        _check_values(options)
     except (TypeError, ValueError) as e:
         raise ValueError(f"DIR: expected a model with known options, got {where}: {e}") from None
     source, target = (_units.from_facts(where, s, facts.get(s)) for s in ("source", "target"))
@@ -454,7 +451,7 @@ def _load(folder: str | os.PathLike[str]) -> Trained:
         raise ValueError(f"DIR: expected a model with a length, got {where} with {most!r:.40}")
     if not isinstance(held_out, list) or not all(isinstance(s, str) for s in held_out):
         raise ValueError(f"DIR: expected a model with held-out texts, got {where} without")
-    if options.hidden % 2 or options.layers > len(tensors):
+    if options.layers > len(tensors):
         raise ValueError(f"DIR: expected a model whose parameters fit its options, got {where}")
     sizes = len(source.symbols) + 1, len(target.symbols) + FIRST
     check_shapes(folder, tensors, _shapes(*sizes, options))
