@@ -159,8 +159,8 @@ def places(score: Array, count: int, apart: int) -> list[Place]:
 class Detector:
     """Expect each row of a series from those before it, and score how wrong that was.
 
-    A recurrent network is trained on normal rows to tell the next ``horizon`` rows. The errors with
-    which a row was told are one vector; its score is the squared distance from the mean of such
+    A recurrent network is trained on normal rows to predict the next ``horizon`` rows. The errors
+    of the predictions of a row are one vector; its score is the squared distance from the mean of such
     vectors in normal rows that were not trained on, in the metric of their covariance, averaged
     over neighbouring rows. A score of 1 is the highest of those normal rows.
 
@@ -287,11 +287,11 @@ class Detector:
         return math.sqrt(min(row["valid_loss"] for row in history.rows))
 
     def _errors(self, z: Array) -> Array:
-        """Return the errors with which each row was told, ``[n,horizon]``; 0 where it was not."""
-        told = self.model(z[None, :, None])[0][0]
+        """Return the errors of the predictions of each row, ``[n,horizon]``; 0 for none."""
+        predicted = self.model(z[None, :, None])[0][0]
         out = np.zeros((len(z), self.options.horizon))
         for k in range(1, self.options.horizon + 1):
-            out[k:, k - 1] = z[k:] - told[:-k, k - 1]
+            out[k:, k - 1] = z[k:] - predicted[:-k, k - 1]
         return out
 
     def _measure(self, z: Array, cut: int, normal: Array) -> None:
