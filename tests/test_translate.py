@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -360,3 +361,12 @@ def test_an_empty_file_beside_another(trained: Any, tmp_path: Path, capsys: Any)
     empty.write_text("")
     message = refused(capsys, "train", "translate", str(data), str(empty))
     assert f"got the empty file {empty}" in message
+
+
+def test_pipes_are_refused(tmp_path: Path, capsys: Any) -> None:
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("this system has no named pipes")
+    for name in ("pairs.tsv", "fr.mo"):
+        os.mkfifo(tmp_path / name)  # a reader would wait for a writer
+        message = refused(capsys, "train", "translate", str(tmp_path / name))
+        assert "expected a regular file, got a pipe" in message

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .._files import open_regular
 from ._application import package_file
 
 # The right answers of each source text.
@@ -86,7 +87,7 @@ def _words(path: Path, found: Pairs) -> None:
 
 def _catalogue(path: Path, found: Pairs) -> None:
     """Read the messages of a compiled catalogue, without contexts, plurals and mnemonics."""
-    with path.open("rb") as f:
+    with open_regular(path) as f:
         raw = io.BytesIO(f.read())  # from here on an OSError is one of gettext, about the format
     try:
         # Messages by their texts, which the class has no public way to go through.
@@ -109,7 +110,8 @@ def _plain(text: str) -> str:
 def _columns(path: Path, found: Pairs) -> None:
     """Read a file of two tab-separated columns."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with open_regular(path) as f:
+            text = f.read().decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError(f"DATA: expected a text file in UTF-8, got {path}") from None
     empty = True

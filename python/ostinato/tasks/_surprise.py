@@ -161,8 +161,8 @@ class Detector:
 
     A recurrent network is trained on normal rows to predict the next ``horizon`` rows. The errors
     of the predictions of a row are one vector; its score is the squared distance from the mean of
-    such vectors in normal rows that were not trained on, in the metric of their covariance, averaged
-    over neighbouring rows. A score of 1 is the highest of those normal rows.
+    such vectors in normal rows that were not trained on, in the metric of their covariance,
+    averaged over neighbouring rows. A score of 1 is the highest of those normal rows.
 
     >>> import numpy as np
     >>> wave = np.sin(np.arange(900) / 7)
