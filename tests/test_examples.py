@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
@@ -102,13 +103,14 @@ def test_classify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Short: two words decide, and a text with one of them and the other label is shown."""
     texts = [f"a {word} film of {k}" for k in range(20) for word in ("fine", "dull")]
     rows = [f"{text},{'good' if 'fine' in text else 'bad'}" for text in texts]
-    rows += ["a fine film of old,bad", "a dull film of old,good"] * 2
+    for k in ("old", "now"):  # equal texts would be on one side
+        rows += [f"a fine film of {k},bad", f"a dull film of {k},good"]
     path = tmp_path / "films.csv"
     path.write_text("\n".join(["text,label", *rows]))
     small = {"hidden": 6, "embedding": 6, "epochs": 25, "batch": 8, "rate": 0.02}
     assert load("classify").main([str(path)], held_out=0.5, **small) > 0.8
     out = capsys.readouterr().out
-    assert "a fine film of old\n  bad, taken for good at" in out
+    assert re.search(r"a fine film of \w+\n  bad, taken for good at", out)
     assert "without 'fine' at" in out
 
 
