@@ -10,11 +10,10 @@ import numpy as np
 
 from .. import audio, decoding, nn
 from .._annotations import readable
-from .._cells import FAMILIES
 from .._check import Array
 from ._application import check_options, option
 from ._clips import DIGITS, Clip
-from .models import check_shapes, known_options, load_model, save_model
+from .models import check_shapes, known_options, load_model, recurrent_shapes, save_model
 
 TASK = "transcribe"
 SPEEDS = (9, 10, 11)  # tenths
@@ -128,14 +127,7 @@ def _shapes(options: TranscribeOptions, classes: int) -> dict[str, tuple[int, ..
         "head.weight": (classes, 2 * size),
         "head.bias": (classes,),
     }
-    rows = FAMILIES["lstm"] * size
-    for k in range(options.layers):
-        for end in (f"l{k}", f"l{k}_reverse"):
-            out[f"rnn.weight_ih_{end}"] = (rows, size if k == 0 else 2 * size)
-            out[f"rnn.weight_hh_{end}"] = (rows, size)
-            out[f"rnn.bias_ih_{end}"] = (rows,)
-            out[f"rnn.bias_hh_{end}"] = (rows,)
-    return out
+    return out | recurrent_shapes("rnn.", "lstm", size, size, options.layers, bidirectional=True)
 
 
 class Recognizer:

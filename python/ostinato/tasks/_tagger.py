@@ -301,10 +301,9 @@ def _shapes(
     out: dict[str, tuple[int, ...]] = {
         f"embed.{k}.weight": (size, EMBEDDING) for k, size in enumerate(sizes)
     }
-    layer = recurrent_shapes("rnn.", options.cell, EMBEDDING * len(sizes), width, 1)
-    out |= layer
-    if both:
-        out |= {f"{name}_reverse": shape for name, shape in layer.items()}
+    out |= recurrent_shapes(
+        "rnn.", options.cell, EMBEDDING * len(sizes), width, 1, bidirectional=both
+    )
     out["head.weight"], out["head.bias"] = (tags, 2 * options.hidden), (tags,)
     return out
 

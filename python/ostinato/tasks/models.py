@@ -260,9 +260,9 @@ def known_options(folder: str | os.PathLike[str], given: Any, kind: type[Any]) -
 
 
 def recurrent_shapes(
-    prefix: str, cell: str, inputs: int, hidden: int, layers: int
+    prefix: str, cell: str, inputs: int, hidden: int, layers: int, *, bidirectional: bool = False
 ) -> dict[str, tuple[int, ...]]:
-    """Return the names and shapes of the parameters of a stack of one direction.
+    """Return the names and shapes of the parameters of a recurrent stack.
 
     >>> recurrent_shapes("0.", "gru", 3, 2, 1)["0.weight_hh_l0"]
     (6, 2)
@@ -273,17 +273,20 @@ def recurrent_shapes(
         inputs: inputs I.
         hidden: units H.
         layers: layers of the stack.
+        bidirectional: whether each layer reads in both directions.
 
     Returns:
         Shapes by name.
     """
     rows = FAMILIES[cell] * hidden
+    ways = ("", "_reverse") if bidirectional else ("",)
     out: dict[str, tuple[int, ...]] = {}
     for k in range(layers):
-        out[f"{prefix}weight_ih_l{k}"] = (rows, inputs if k == 0 else hidden)
-        out[f"{prefix}weight_hh_l{k}"] = (rows, hidden)
-        out[f"{prefix}bias_ih_l{k}"] = (rows,)
-        out[f"{prefix}bias_hh_l{k}"] = (rows,)
+        for end in (f"l{k}{way}" for way in ways):
+            out[f"{prefix}weight_ih_{end}"] = (rows, inputs if k == 0 else len(ways) * hidden)
+            out[f"{prefix}weight_hh_{end}"] = (rows, hidden)
+            out[f"{prefix}bias_ih_{end}"] = (rows,)
+            out[f"{prefix}bias_hh_{end}"] = (rows,)
     return out
 
 

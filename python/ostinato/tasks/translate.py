@@ -22,7 +22,7 @@ from ._application import Application, Figures, Run, check_options, option, text
 from ._pairs import Pairs
 from ._progress import EpochReport
 from ._units import Units
-from .models import check_shapes, known_options, load_model, save_model
+from .models import check_shapes, known_options, load_model, recurrent_shapes, save_model
 
 __all__ = ["APPLICATION", "TranslateOptions", "Translator"]
 
@@ -470,19 +470,9 @@ def _shapes(source: int, target: int, options: TranslateOptions) -> dict[str, tu
         "decoder.head.1.weight": (target, h),
         "decoder.head.1.bias": (target,),
     }
-    rows = {"lstm": 4, "gru": 3}[options.cell]
     fed = e if feed == "none" else e + h
-    for prefix, inputs, size, ways in (
-        ("encoder.rnn", e, h // 2, ("", "_reverse")),
-        ("decoder.rnn", fed, h, ("",)),
-    ):
-        for k in range(layers):
-            for way in ways:
-                columns = inputs if k == 0 else h
-                out[f"{prefix}.weight_ih_l{k}{way}"] = (rows * size, columns)
-                out[f"{prefix}.weight_hh_l{k}{way}"] = (rows * size, size)
-                out[f"{prefix}.bias_ih_l{k}{way}"] = (rows * size,)
-                out[f"{prefix}.bias_hh_l{k}{way}"] = (rows * size,)
+    out |= recurrent_shapes("encoder.rnn.", options.cell, e, h // 2, layers, bidirectional=True)
+    out |= recurrent_shapes("decoder.rnn.", options.cell, fed, h, layers)
     if kind is None:
         return out
     out |= {"decoder.combine.weight": (h, 2 * h), "decoder.combine.bias": (h,)}
