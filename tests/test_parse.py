@@ -254,8 +254,8 @@ def test_ones_own_labels_and_words(tmp_path: Path, capsys: pytest.CaptureFixture
     assert found["label"] in ("+", "-")
     assert "value" not in found
     error = fails(capsys, "predict", where, "(S the film is good)")
-    assert "INPUT" not in error
-    assert "expected at most 3 arguments (--children), got more in '[S the film is good]'" in error
+    wanted = "INPUT: expected at most 3 arguments (--children), got more in '[S the film is good]'"
+    assert wanted in error
     assert "was not trained on ListOps" in fails(capsys, "evaluate", where)
 
 
