@@ -229,6 +229,55 @@ def test_a_deep_pickle(tmp_path: Path) -> None:
         ost.load_torch(write_zip(tmp_path / "a.pt", body, []))
 
 
+@FORMS
+def test_values_that_are_shared_very_often(tmp_path: Path, zipped: bool) -> None:
+    # Each of 60 tuples holds the one before twice: 2**60 lists, were each made by itself.
+    path = write(tmp_path / "a.pt", b"]" + b"2\x86" * 60, [], zipped)
+    made = ost.load_torch(path)
+    assert made[0] is made[1]
+    for _ in range(60):
+        made = made[0]
+    assert made == []
+
+
+LAUGHS = b"]" + b"2\x86" * 60  # whose text would fill all memory
+COPIED = {
+    "a device": (b"ctorch\ndevice\n" + LAUGHS + b"\x85R", "a device that is no text"),
+    "a size": (b"ctorch\nSize\n]\x85R", "a size that is no tuple"),
+    "the size of a tensor": (
+        b"ctorch._utils\n_rebuild_tensor_v2\n("
+        + storage_of(WHOLE)
+        + b"K\x00"
+        + (LAUGHS + b"\x85") * 2
+        + b"\x89}tR",
+        "whose size and strides are no numbers",
+    ),
+    "strides that are a list": (
+        b"ctorch._utils\n_rebuild_tensor_v2\n("
+        + storage_of(WHOLE)
+        + b"K\x00K\x01\x85]K\x01a\x89}tR",
+        "a tensor without a size and strides",
+    ),
+    "a dictionary of many": (
+        b"(ccollections\nOrderedDict\nq\x00("
+        + b"".join(b"M" + struct.pack("<H", k) + b"N\x86" for k in range(300))
+        + b"l\x85q\x01R"
+        + b"h\x00h\x01R" * 100
+        + b"t",
+        "gives collections.OrderedDict more than the file holds",
+    ),
+}
+
+
+@FORMS
+@pytest.mark.parametrize("name", COPIED)
+def test_small_files_that_ask_for_much(tmp_path: Path, zipped: bool, name: str) -> None:
+    body, message = COPIED[name]
+    path = write(tmp_path / "a.pt", body, [WHOLE], zipped)
+    with pytest.raises(ValueError, match=message):
+        ost.load_torch(path)
+
+
 def test_compressed_and_foreign_archives(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as z:

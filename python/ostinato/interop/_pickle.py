@@ -105,9 +105,11 @@ class _Machine:
         self._functions, self._persistent = functions, persistent
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
+        self._spare = 0  # elements of lists that functions may still be given
 
     def run(self, file: Bounded) -> Any:
         """Return what the pickle at this place of the file holds."""
+        self._spare = file.size
         for code, argument, _ in pickletools.genops(file):  # type: ignore[arg-type]
             name = code.name
             if name in ("PROTO", "FRAME"):
@@ -227,6 +229,10 @@ class _Machine:
         make = self._functions.get(function.name)
         if make is None:
             raise Refused(f"a pickle that asks to call {function.name}")
+        # A function may copy a list, and a list of the memo may be given again and again.
+        self._spare -= sum(len(a) for a in args if isinstance(a, (list, dict)))
+        if self._spare < 0:
+            raise Refused(f"a pickle that gives {function.name} more than the file holds")
         try:
             self._stack.append(make(*args))
         except TypeError:

@@ -84,17 +84,21 @@ class _Tensor:
     """A tensor that is to be made once its storage has been read."""
 
     def __init__(self, storage: _Storage, dtype: str, offset: Any, size: Any, stride: Any) -> None:
+        if not isinstance(size, tuple) or not isinstance(stride, tuple):
+            raise Refused("a tensor without a size and strides")
         self.storage, self.dtype = storage, dtype
-        self.offset, self.size, self.stride = offset, tuple(size), tuple(stride)
+        self.offset, self.size, self.stride = offset, size, stride
 
     def array(self, most: int) -> Array:
         """Return the view of the storage, of at most so many elements."""
         flat = self.storage.array(self.dtype)
         numbers = (self.offset, *self.size, *self.stride)
-        known = all(type(n) is int and 0 <= n < 2**62 for n in numbers)
-        known = known and math.prod(max(n, 1) for n in self.size) < 2**60
-        if not known or len(self.size) != len(self.stride) or len(self.size) > _MOST_AXES:
-            raise Refused(f"a tensor of size {self.size} and stride {self.stride}"[:200])
+        if not len(self.size) == len(self.stride) <= _MOST_AXES:
+            raise Refused(f"a tensor of {len(self.size)} axes and {len(self.stride)} strides")
+        if not all(type(n) is int and 0 <= n < 2**62 for n in numbers):
+            raise Refused("a tensor whose size and strides are no numbers of elements")
+        if math.prod(max(n, 1) for n in self.size) >= 2**60:
+            raise Refused(f"a tensor of size {self.size}")
         count = math.prod(self.size)
         last = self.offset + sum((n - 1) * s for n, s in zip(self.size, self.stride))
         if count and (last >= len(flat) or count > max(most, len(flat))):
@@ -110,20 +114,20 @@ class _Tensor:
 
 
 def _rebuilt(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> _Tensor:
-    if not isinstance(storage, _Storage) or not isinstance(size, tuple):
-        raise Refused("a tensor without a storage and a size")
+    if not isinstance(storage, _Storage):
+        raise Refused("a tensor without a storage")
     if storage.dtype not in _DTYPES:
         raise Refused(f"a storage of {storage.dtype}, which NumPy does not have")
-    return _Tensor(storage, storage.dtype, offset, size, tuple(stride))
+    return _Tensor(storage, storage.dtype, offset, size, stride)
 
 
 def _rebuilt_of_dtype(
     storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *rest: Any
 ) -> _Tensor:
     name = dtype.name.removeprefix("torch.") if isinstance(dtype, Global) else "no dtype"
-    if not isinstance(storage, _Storage) or name not in _DTYPES or not isinstance(size, tuple):
+    if not isinstance(storage, _Storage) or name not in _DTYPES:
         raise Refused(f"a tensor of {name[:80]}, which NumPy does not have")
-    return _Tensor(storage, name, offset, size, tuple(stride))
+    return _Tensor(storage, name, offset, size, stride)
 
 
 def _parameter(data: Any, *rest: Any) -> _Tensor:
@@ -140,14 +144,26 @@ def _ordered(pairs: Any = ()) -> dict[Any, Any]:
     return dict(pairs)
 
 
+def _size(sizes: Any = ()) -> tuple[Any, ...]:
+    if not isinstance(sizes, tuple):
+        raise Refused("a size that is no tuple")
+    return sizes
+
+
+def _device_name(kind: Any = "cpu", index: Any = None) -> str:
+    if not isinstance(kind, str):
+        raise Refused("a device that is no text")
+    return kind
+
+
 _FUNCTIONS: dict[str, Callable[..., Any] | None] = {
     "torch._utils._rebuild_tensor": _rebuilt,
     "torch._utils._rebuild_tensor_v2": _rebuilt,
     "torch._utils._rebuild_tensor_v3": _rebuilt_of_dtype,
     "torch._utils._rebuild_parameter": _parameter,
     "collections.OrderedDict": _ordered,
-    "torch.Size": lambda sizes=(): tuple(sizes),
-    "torch.device": lambda kind="cpu", index=None: str(kind),
+    "torch.Size": _size,
+    "torch.device": _device_name,
 }
 
 
@@ -177,24 +193,42 @@ class _Storages:
         return found
 
 
-def _resolved(value: Any, most: int, seen: set[int], depth: int = 0) -> Any:
-    """Return a value with arrays in place of tensors."""
-    if isinstance(value, _Tensor):
-        return value.array(most)
-    if isinstance(value, Global):
-        return value.name
-    if not isinstance(value, (dict, list, tuple)):
-        return value
-    if id(value) in seen or depth > _DEEPEST:
-        raise Refused("containers that hold themselves, or lie too deep in others")
-    seen.add(id(value))
-    inner: Any
-    if isinstance(value, dict):
-        inner = {k: _resolved(v, most, seen, depth + 1) for k, v in value.items()}
-    else:
-        inner = type(value)(_resolved(v, most, seen, depth + 1) for v in value)
-    seen.discard(id(value))
-    return inner
+class _Resolver:
+    """Put arrays in the place of tensors.
+
+    What a pickle holds in several places is made once and shared, as it was saved: a small file
+    can hold a value 2**100 times.
+
+    Args:
+        most: elements of a tensor.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        # By their identity, with the value itself, which lives as long.
+        self._made: dict[int, tuple[Any, Any]] = {}
+        self._open: set[int] = set()
+
+    def __call__(self, value: Any, depth: int = 0) -> Any:
+        """Return a value with arrays in place of tensors, and names in place of globals."""
+        if isinstance(value, Global):
+            return value.name
+        if not isinstance(value, (_Tensor, dict, list, tuple)):
+            return value
+        if id(value) in self._open or depth > _DEEPEST:
+            raise Refused("containers that hold themselves, or lie too deep in others")
+        if id(value) not in self._made:
+            self._open.add(id(value))
+            self._made[id(value)] = self._inner(value, depth + 1), value
+            self._open.discard(id(value))
+        return self._made[id(value)][0]
+
+    def _inner(self, value: Any, depth: int) -> Any:
+        if isinstance(value, _Tensor):
+            return value.array(self._most)
+        if isinstance(value, dict):
+            return {k: self(v, depth) for k, v in value.items()}
+        return type(value)(self(v, depth) for v in value)
 
 
 def _read_zip(file: IO[bytes], size: int) -> Any:
@@ -225,7 +259,7 @@ def _read_zip(file: IO[bytes], size: int) -> Any:
             if name not in entries:
                 raise Refused(f"no entry {name[:80]!r} for a storage")
             storage.words, storage.order = bytearray(archive.read(name)), order
-    return _resolved(made, size, set())
+    return _Resolver(size)(made)
 
 
 def _read_stream(file: IO[bytes], size: int) -> Any:
@@ -252,7 +286,7 @@ def _read_stream(file: IO[bytes], size: int) -> Any:
             raise Refused(f"a storage of {count} elements, where {bounded.left} bytes are left")
         storage.words = bytearray(bounded.read(count * item))
         storage.order = "<" if little else ">"
-    return _resolved(made, size, set())
+    return _Resolver(size)(made)
 
 
 def _picked(made: Any, key: str | Sequence[str] | None) -> Any:
