@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import tracemalloc
 import warnings
 from pathlib import Path
 from typing import Any
@@ -559,6 +560,10 @@ GRAPHS: dict[str, tuple[Any, str]] = {
         lambda: chain([N("Squeeze", ["Y", "one"], ["out"], "squeeze")], one=np.array([0])),
         r"squeeze: expected axes of 1 to be squeezed, got \[0\]",
     ),
+    "outputs made whole numbers": (
+        lambda: chain([SQUEEZE, N("Cast", ["y"], ["out"], "cast", to=7)], one=ONE),
+        r"cast: expected a Cast to real numbers, got to=7",
+    ),
 }
 
 
@@ -608,6 +613,78 @@ def test_the_voice_activity_model() -> None:
 
 
 # -- damaged files ---------------------------------------------------------------------------------
+
+
+def external(name: str, location: str, *shape: int) -> Any:
+    """A tensor whose numbers are in another file."""
+    proto = onnx.TensorProto(name=name, data_type=1, dims=shape)
+    proto.data_location = onnx.TensorProto.EXTERNAL
+    entry = proto.external_data.add()
+    entry.key, entry.value = "location", location
+    return proto
+
+
+def test_numbers_in_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, up = drawn(1, 20, 4), drawn(1, 20, 4, seed=1)
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "w.bin").write_bytes(up.tobytes())
+    (tmp_path / "inner" / "w.bin").write_bytes(own.tobytes())
+    model = node_model("LSTM", name="a")
+    kept = [t for t in model.graph.initializer if t.name != "W"]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend([*kept, external("W", "w.bin", 1, 20, 4)])
+    path = tmp_path / "inner" / "a.onnx"
+    path.write_bytes(model.SerializeToString())
+    found = ost.from_onnx(path).layer.state_dict()["weight_ih_l0"]
+    assert_close(found[:5], own[0, :5], 0)
+    monkeypatch.chdir(tmp_path)  # a model without a path has no folder, not this one
+    for source in (model, model.SerializeToString()):
+        with pytest.raises(ValueError, match=r"W: expected an array, got numbers in another file"):
+            ost.from_onnx(source)
+    node = H.make_node("Constant", [], ["W"], value=external("W", str(tmp_path / "w.bin"), 1, 20))
+    with pytest.raises(ValueError, match=r"W: expected an array, got numbers in another file"):
+        ost.from_onnx(made([node, *model.graph.node], model.graph.input, ["Y"], kept))
+    model.graph.initializer[-1].external_data[0].value = "../w.bin"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ValueError, match=r"a.onnx: expected an ONNX model, got one that is dam"):
+        ost.from_onnx(path)
+
+
+BOMBS: dict[str, tuple[list[Any], dict[str, Any]]] = {
+    "expanded": (
+        [N("Expand", ["v", "n"], ["big"]), N("Add", ["big", "v"], ["more"])],
+        {"v": np.ones(1, np.float32), "n": np.array([2**30])},
+    ),
+    "outer sum": (
+        [N("Add", ["v", "n"], ["big"])],
+        {"v": np.ones((1, 10_000), np.float32), "n": np.ones((10_000, 1), np.float32)},
+    ),
+    "gathered": (
+        [N("Gather", ["v", "n"], ["big"], axis=1)],
+        {"v": np.ones((10_000, 1), np.float32), "n": np.zeros(10_000, np.int64)},
+    ),
+    "doubled": (
+        [N("Concat", [f"v{k}" if k else "v"] * 2, [f"v{k + 1}"], axis=0) for k in range(40)],
+        {"v": np.ones(1, np.float32)},
+    ),
+    "cast": (
+        [N("Expand", ["v", "n"], ["big"]), N("Cast", ["big"], ["more"], to=11)],
+        {"v": np.ones(1, np.float32), "n": np.array([2**30])},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_small_files_that_ask_for_much(name: str) -> None:
+    nodes, arrays = BOMBS[name]
+    model = chain(nodes, None, ("Y",), **arrays)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"graph: expected constants of about the size"):
+            ost.from_onnx(model)
+        assert tracemalloc.get_traced_memory()[1] < 10**8
+    finally:
+        tracemalloc.stop()
 
 
 def test_damaged_files(tmp_path: Path) -> None:

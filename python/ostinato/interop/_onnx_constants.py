@@ -13,7 +13,32 @@ import numpy as np
 
 from .._check import Array
 
-_LARGEST = 2**31  # elements of a constant
+_LARGEST = 2**31  # elements of a constant that takes no memory
+_SPARE = 2**22  # elements that constants of any model may be computed to
+
+
+class Budget:
+    """How many elements may still be computed, so that a small file does not ask for much memory.
+
+    Args:
+        given: elements that the model has itself.
+    """
+
+    def __init__(self, given: int) -> None:
+        self._left = 4 * given + _SPARE
+
+    def take(self, count: int) -> None:
+        """Take so many elements; raise where there are fewer.
+
+        Raises:
+            ValueError: too little is left.
+        """
+        self._left -= count
+        if self._left < 0:
+            raise ValueError(
+                "graph: expected constants of about the size of the model, got operators that "
+                "make far more of them"
+            )
 
 
 class Unknown(Exception):
@@ -26,6 +51,8 @@ class Zeros:
 
 def tensor(onnx: Any, proto: Any) -> Array:
     """Return the array of a TensorProto; bfloat16 and half as float32."""
+    if proto.data_location == onnx.TensorProto.EXTERNAL:  # `onnx.load` has read those of a path
+        raise ValueError("numbers in another file, which are read for a path alone")
     a: Array = onnx.numpy_helper.to_array(proto)
     if a.dtype.name == "bfloat16" or a.dtype == np.float16:
         a = a.astype(np.float32)
@@ -97,15 +124,10 @@ def _expanded(shape: Any, value: Array) -> Any:
             raise Unknown
         return Zeros()
     counts = tuple(int(n) for n in sizes)
-    if any(n < 0 for n in counts) or math.prod(counts) > _LARGEST:
+    shape = np.broadcast_shapes(value.shape, counts)
+    if any(n < 0 for n in counts) or math.prod(shape) > _LARGEST:
         raise Unknown
-    return np.broadcast_to(value, np.broadcast_shapes(value.shape, counts))
-
-
-def _concatenated(given: Mapping[str, Any], inputs: list[Any]) -> Array:
-    if sum(np.size(a) for a in inputs) > _LARGEST:
-        raise Unknown
-    return np.concatenate(inputs, int(given["axis"]))
+    return np.broadcast_to(value, shape)
 
 
 def _cast(given: Mapping[str, Any], inputs: list[Any]) -> Array:
@@ -128,7 +150,7 @@ _FOLDS: dict[str, Callable[[Mapping[str, Any], list[Any]], Any]] = {
     "Unsqueeze": _unsqueeze,
     "Squeeze": lambda given, inputs: np.squeeze(inputs[0], _axes(given, inputs)),
     "Transpose": lambda given, inputs: np.transpose(inputs[0], given.get("perm")),
-    "Concat": _concatenated,
+    "Concat": lambda given, inputs: np.concatenate(inputs, int(given["axis"])),
     "Slice": _slice,
     "Reshape": _reshape,
     "Split": _split,
@@ -145,11 +167,24 @@ _FOLDS: dict[str, Callable[[Mapping[str, Any], list[Any]], Any]] = {
 }
 
 
-def fold(kind: str, given: Mapping[str, Any], inputs: list[Any]) -> Any:
+def _copied(kind: str, given: Mapping[str, Any], inputs: list[Any]) -> int:
+    """Return how many elements an operator makes that are no view of its inputs."""
+    if kind in ("Add", "Sub", "Mul"):
+        return math.prod(np.broadcast_shapes(*(np.shape(a) for a in inputs[:2])))
+    if kind == "Gather":
+        rows = np.shape(inputs[0])
+        return math.prod(rows) // max(rows[int(given.get("axis", 0))], 1) * int(np.size(inputs[1]))
+    if kind == "Concat":
+        return sum(int(np.size(a)) for a in inputs)
+    return int(np.size(inputs[0])) if kind in ("Cast", "Reshape") else 0
+
+
+def fold(kind: str, given: Mapping[str, Any], inputs: list[Any], budget: Budget) -> Any:
     """Return the outputs of an operator on constants: an array, a list of them, or `Zeros`.
 
     Raises:
         Unknown: it is not one of those, or the inputs do not fit it.
+        ValueError: it makes more elements than the budget has left.
     """
     if kind not in _FOLDS or not inputs or inputs[0] is None:
         raise Unknown
@@ -159,6 +194,11 @@ def fold(kind: str, given: Mapping[str, Any], inputs: list[Any]) -> Any:
                 raise Unknown
             outputs = int(given.get("outputs", 1)) if kind == "Split" else 1
             return [Zeros() for _ in range(outputs)] if kind == "Split" else Zeros()
+        count = _copied(kind, given, inputs)
+    except (TypeError, ValueError, IndexError, KeyError, AttributeError, OverflowError):
+        raise Unknown from None
+    budget.take(count)
+    try:
         return _FOLDS[kind](given, inputs)
     except (TypeError, ValueError, IndexError, KeyError, AttributeError, OverflowError):
         raise Unknown from None

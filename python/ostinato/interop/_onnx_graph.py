@@ -17,7 +17,7 @@ from .. import nn
 from .._check import Array
 from ._imported import chain_of
 from ._layers import LastState
-from ._onnx_constants import Unknown, Zeros, fold, slice_of, tensor
+from ._onnx_constants import Budget, Unknown, Zeros, fold, slice_of, tensor
 from ._onnx_nodes import KINDS, QUANTIZED, NodeReader, attributes
 
 
@@ -67,9 +67,10 @@ class States(NamedTuple):
 class Graph:
     """A graph with its constants, those of the graphs around it included."""
 
-    def __init__(self, onnx: Any, graph: Any, outer: dict[str, Any] | None = None) -> None:
+    def __init__(self, onnx: Any, graph: Any, outer: Graph | None = None) -> None:
         self.onnx, self.graph = onnx, graph
-        self.values: dict[str, Any] = dict(outer or {})
+        self.values: dict[str, Any] = {} if outer is None else dict(outer.values)
+        self.budget = Budget(graph.ByteSize()) if outer is None else outer.budget
         self.nodes = list(graph.node)
         self._refuse_damaged()
         for proto in graph.initializer:
@@ -122,7 +123,7 @@ class Graph:
         if not inputs or not all(isinstance(v, kinds) for v, n in zip(inputs, node.input) if n):
             return False
         try:
-            made = fold(node.op_type, self.given(node), inputs)
+            made = fold(node.op_type, self.given(node), inputs, self.budget)
         except Unknown:
             return False
         for name, value in zip(node.output, made if isinstance(made, list) else [made]):
@@ -134,7 +135,7 @@ class Graph:
         for a in node.attribute:
             found = [a.g] if a.type == self.onnx.AttributeProto.GRAPH else list(a.graphs)
             for g in found:
-                yield a.name, Graph(self.onnx, g, self.values)
+                yield a.name, Graph(self.onnx, g, self)
 
 
 def named_nodes(graph: Graph, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any, Graph]]:
@@ -314,7 +315,7 @@ class Chain:
         if not there or not all(isinstance(v, (np.ndarray, Zeros)) for v in there):
             return False
         try:
-            made = fold(node.op_type, given, inputs)
+            made = fold(node.op_type, given, inputs, self.graph.budget)
         except Unknown:
             return False
         for n, value in zip(node.output, made if isinstance(made, list) else [made]):
@@ -550,12 +551,22 @@ class Chain:
     _op_logsoftmax = _op_softmax
 
     def _same(self, name: str, node: Any, inputs: list[Any], given: dict[str, Any]) -> Any:
-        """Keep a value: what the operator does is nothing in inference, or a change of dtype."""
+        """Keep a value: what the operator does is nothing in inference."""
         if isinstance(inputs[0], States):
             return inputs[0]
         return self._steps(name, inputs[0])
 
-    _op_identity = _op_dropout = _op_cast = _same
+    _op_identity = _op_dropout = _same
+
+    def _op_cast(self, name: str, node: Any, inputs: list[Any], given: dict[str, Any]) -> Any:
+        value, to = inputs[0], given.get("to")
+        indices = isinstance(value, Steps) and not value.position and len(value.axes) == 2
+        kinds = self.graph.onnx.TensorProto
+        wanted = (kinds.INT32, kinds.INT64) if indices else (kinds.FLOAT, kinds.DOUBLE)
+        if to not in wanted:
+            plain = "whole" if indices else "real"
+            raise ValueError(f"{name}: expected a Cast to {plain} numbers, got to={to}")
+        return self._same(name, node, inputs, given)
 
 
 def _groupings(atoms: list[Any], count: int) -> Iterator[list[list[Any]]]:
