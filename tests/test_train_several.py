@@ -264,3 +264,72 @@ def test_what_is_wrong_with_pairs() -> None:
         PairLoader(one, one, buckets=0, **given)
     with pytest.raises(ValueError, match="source: expected at least one sequence, got none"):
         PairLoader([], [], **given)
+
+
+class Nested(nn.Model):
+    """One output for a document and a tree."""
+
+    def __init__(self) -> None:
+        sentence = nn.Sequential(nn.GRU(3, 4, rng=0), nn.Pool("mean"))
+        self.documents = nn.Hierarchical(
+            sentence, nn.Sequential(nn.GRU(4, 5, rng=1), nn.Pool("max"))
+        )
+        self.trees = nn.TreeLSTM(3, 5, rng=2)
+        self.head = nn.Linear(10, 1, rng=3)
+
+    def __call__(self, documents: Any, trees: Any) -> Any:
+        return self.head(np.concatenate([self.documents(documents), self.trees(trees)], -1))
+
+
+def nested() -> dict[str, Any]:
+    rows = np.random.default_rng(0).standard_normal((16, 3)).astype(np.float32)
+    sentences = ost.Ragged(rows[:9], [0, 3, 4, 9])
+    return {
+        "documents": ost.Ragged(sentences, [0, 2, 3]),
+        "trees": ost.Trees(rows[9:], [[-1, 0, 0, 1], [2, 2, -1]]),
+    }
+
+
+def test_a_run_of_documents_and_trees_resumes_bit_for_bit(tmp_path: Path) -> None:
+    train = nested(), np.ones((2, 1), np.float32)
+    options: Any = {"progress": False, "batch_size": 1, "epochs": 4}
+    whole, part, resumed = Nested(), Nested(), Nested()
+    ost.Trainer(whole, ost.losses.MSE()).fit(train, **options)
+    options["checkpoint"] = tmp_path / "run"
+    ost.Trainer(part, ost.losses.MSE()).fit(train, steps=3, **options)
+    ost.Trainer(resumed, ost.losses.MSE()).fit(train, resume=True, **options)
+    assert np.array_equal(resumed.flat, whole.flat)
+
+
+@pytest.mark.parametrize("where", ["documents", "trees"])
+def test_nan_in_documents_and_trees_is_refused(where: str) -> None:
+    x = nested()
+    bad = x[where].rows if where == "trees" else x[where].rows.rows
+    bad[1, 2] = np.nan
+    with pytest.raises(ValueError, match=rf"got nan at \[1, 2\] of x\['{where}'\] of the batch"):
+        ost.Trainer(Nested(), ost.losses.MSE()).predict(x)
+
+
+def test_sequences_cut_elsewhere_are_other_data() -> None:
+    x = nested()
+    target = np.zeros((2, 1), np.float32)
+    first = InputsLoader(x, target).fingerprint()["content"]
+    assert InputsLoader(nested(), target).fingerprint()["content"] == first
+    trees, documents = x["trees"], x["documents"]
+    sentences = documents.rows
+    others = [
+        {**x, "trees": ost.Trees(trees.rows, [[-1, 0, 1, 2], [2, 2, -1]])},
+        {**x, "documents": ost.Ragged(sentences, [0, 1, 3])},
+        {**x, "documents": ost.Ragged(ost.Ragged(sentences.rows, [0, 2, 4, 9]), [0, 2, 3])},
+    ]
+    for other in others:
+        assert InputsLoader(other, target).fingerprint()["content"] != first
+    a, b = ([np.zeros(n, np.int64) for n in sizes] for sizes in ((1, 3), (3, 1)))
+    pairs = [PairLoader(s, b, start=0, stop=1).fingerprint()["content"] for s in (a, b)]
+    assert pairs[0] != pairs[1]
+    rows = np.zeros((4, 2), np.float32)
+    ragged = [
+        ost.data.RaggedLoader(ost.Ragged(rows, [0, k, 4]), rows).fingerprint()["content"]
+        for k in (1, 3)
+    ]
+    assert ragged[0] != ragged[1]

@@ -20,6 +20,7 @@ from . import _check, _device
 from ._annotations import readable
 from ._check import Array
 from ._ragged import Ragged, flat_flags, leaves, rows_of
+from ._trees import Trees
 
 __all__ = ["ArrayLoader", "InputsLoader", "PairLoader", "RaggedLoader", "StreamLoader"]
 
@@ -149,7 +150,19 @@ def whole_input(name: str, a: Any) -> Any:
 
 
 def _sample(a: Any) -> dict[str, Any]:
-    """Return shape, dtype and the hash of at most 16,384 elements at even distances."""
+    """Return shape, dtype and the hash of at most 16,384 elements at even distances.
+
+    Of sequences they are those of all rows, beside a hash of where they are cut, and of the parents
+    of the nodes of trees.
+    """
+    if isinstance(a, Ragged):
+        cuts, rows = hashlib.blake2b(digest_size=16), leaves(a)
+        while isinstance(a, Ragged):
+            cuts.update(a.offsets.tobytes())
+            if isinstance(a, Trees):
+                cuts.update(a.parents.tobytes())
+            a = a.rows
+        return {**_sample(rows), "cuts": cuts.hexdigest()}
     facts: dict[str, Any] = {"shape": list(a.shape), "dtype": str(a.dtype)}
     if isinstance(a, np.ndarray) and a.size:
         at = np.linspace(0, a.size - 1, min(a.size, 16384)).astype(np.int64)
@@ -209,7 +222,7 @@ class _Selections:
             "times": sorted(self.times),
         }
         order = {"batch_size": self.batch_size, "shuffle": bool(self.shuffle), "seed": self.rng}
-        content = {"N": len(self.x), "x": _sample(x), "target": _sample(self.target)}
+        content = {"N": len(self.x), "x": _sample(self.x), "target": _sample(self.target)}
         content.update({n: _sample(a) for n, a in self.times.items() if isinstance(a, np.ndarray)})
         return {"kind": kind, "order": order, "content": content}
 
@@ -551,11 +564,10 @@ class InputsLoader(_Selections):
             Facts that JSON can hold, by which a resumed run recognises its data.
         """
         parts = dict([*self.inputs.items(), ("target", self.target)])
-        rows = {n: a.rows if isinstance(a, Ragged) else a for n, a in parts.items()}
-        kind = {"type": "InputsLoader", "times": sorted(self.times)}
-        kind.update({n: _kind(a, 1) for n, a in rows.items()})
+        kind: dict[str, Any] = {"type": "InputsLoader", "times": sorted(self.times)}
+        kind.update({n: _kind(leaves(a), 1) for n, a in parts.items()})
         order = {"batch_size": self.batch_size, "shuffle": bool(self.shuffle), "seed": self.rng}
-        content: dict[str, Any] = {n: _sample(a) for n, a in {**rows, **self.times}.items()}
+        content: dict[str, Any] = {n: _sample(a) for n, a in {**parts, **self.times}.items()}
         return {"kind": kind, "order": order, "content": {"N": self._count, **content}}
 
 
@@ -674,9 +686,10 @@ class PairLoader(_Selections):
             Facts that JSON can hold, by which a resumed run recognises its data.
         """
         order = {"batch_size": self.batch_size, "shuffle": bool(self.shuffle), "seed": self.rng}
-        parts = {"source": self.source.rows, "target": self.pairs.rows}
+        parts = {"source": self.source, "target": self.pairs}
         content: dict[str, Any] = {n: _sample(a) for n, a in parts.items()}
         kind = {"type": "PairLoader", "start": self.start, "stop": self.stop}
+        kind["time_major"] = self.time_major
         order["buckets"] = self.buckets
         return {"kind": kind, "order": order, "content": {"N": len(self.source), **content}}
 

@@ -518,7 +518,7 @@ def _not_finite_of_several(name: str, batch: Batch, *, infinite: bool) -> tuple[
     """Return what of several inputs, or of their target, is not finite, and where."""
     parts = batch.x.items() if name == "x" else [(name, batch.target)]
     for called, value in parts:
-        a = value.rows if isinstance(value, Ragged) else value
+        a = leaves(value)
         if not isinstance(a, np.ndarray) or a.dtype.kind != "f":
             continue
         bad = np.isinf(a) if infinite else ~np.isfinite(a)
