@@ -495,6 +495,12 @@ def N(*args: Any, **given: Any) -> Any:
     return H.make_node(*args, **given)
 
 
+def with_lengths(model: Any) -> Any:
+    """Give the first node the input L as its lengths."""
+    model.graph.node[0].input.append("L")
+    return model
+
+
 SQUEEZE = N("Squeeze", ["Y", "one"], ["y"], "squeeze")
 ONE = np.array([1])
 GRAPHS: dict[str, tuple[Any, str]] = {
@@ -559,6 +565,58 @@ GRAPHS: dict[str, tuple[Any, str]] = {
     "axes": (
         lambda: chain([N("Squeeze", ["Y", "one"], ["out"], "squeeze")], one=np.array([0])),
         r"squeeze: expected axes of 1 to be squeezed, got \[0\]",
+    ),
+    "a bias of each step": (
+        lambda: chain(
+            [SQUEEZE, N("MatMul", ["y", "w"], ["z"]), N("Add", ["z", "b"], ["out"], "add")],
+            one=ONE,
+            w=drawn(5, 3),
+            b=drawn(3, 1, 1),
+        ),
+        r"add: expected a bias of a matrix product before it, got \(3, 1, 1\)",
+    ),
+    "a bias with a further axis": (
+        lambda: chain(
+            [SQUEEZE, N("MatMul", ["y", "w"], ["z"]), N("Add", ["z", "b"], ["out"], "add")],
+            one=ONE,
+            w=drawn(5, 3),
+            b=drawn(1, 1, 1, 3),
+        ),
+        r"add: expected a bias of a matrix product before it, got \(1, 1, 1, 3\)",
+    ),
+    "a bias of each row": (
+        lambda: chain(
+            [
+                SQUEEZE,
+                N("Gather", ["y", "last"], ["z"], "last", axis=0),
+                N("Gemm", ["z", "w", "b"], ["out"], "gemm"),
+            ],
+            one=ONE,
+            last=np.array(-1),
+            w=drawn(5, 3),
+            b=drawn(3, 1),
+        ),
+        r"gemm: expected a bias of 3 features, got \(3, 1\)",
+    ),
+    "dropout in training": (
+        lambda: chain(
+            [SQUEEZE, N("Dropout", ["y", "rate", "on"], ["out"], "drop")],
+            one=ONE,
+            rate=np.float32(0.5),
+            on=np.array(True),
+        ),
+        r"drop: expected a Dropout of inference, got one of training",
+    ),
+    "the last step of rows with lengths": (
+        lambda: with_lengths(
+            chain(
+                [SQUEEZE, N("Gather", ["y", "last"], ["out"], "last", axis=0)],
+                [H.make_tensor_value_info("L", 6, ["b"])],
+                one=ONE,
+                last=np.array(-1),
+            )
+        ),
+        r"last: expected the final state where rows have lengths, got the last step",
     ),
     "outputs made whole numbers": (
         lambda: chain([SQUEEZE, N("Cast", ["y"], ["out"], "cast", to=7)], one=ONE),
@@ -636,7 +694,7 @@ def test_numbers_in_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     path = tmp_path / "inner" / "a.onnx"
     path.write_bytes(model.SerializeToString())
     found = ost.from_onnx(path).layer.state_dict()["weight_ih_l0"]
-    assert_close(found[:5], own[0, :5], 0)
+    assert np.array_equal(found[:5], own[0, :5])
     monkeypatch.chdir(tmp_path)  # a model without a path has no folder, not this one
     for source in (model, model.SerializeToString()):
         with pytest.raises(ValueError, match=r"W: expected an array, got numbers in another file"):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import ostinato as ost
-from conftest import parameter_gradient
+from conftest import assert_close, parameter_gradient
 from ostinato import nn
 from ostinato.decoding import beam_search, greedy, sample
 
@@ -179,6 +179,30 @@ def test_lengths_of_the_inputs(feed: str, batch_first: bool) -> None:
             np.testing.assert_allclose(after[1][b], alone[1][b], atol=1e-14)
     with pytest.raises(ValueError, match="lengths: expected values from 0 to T = 4, got 5"):
         model.decoder(turn(TARGET), memory, state, lengths=[5, 1, 1])
+
+
+@pytest.mark.parametrize("feed", FEEDS)
+def test_a_state_stays_as_it_is_past_the_end(feed: str) -> None:
+    sizes = {"none": 4, "output": 9, "context": 10}
+    decoder = nn.Decoder(
+        nn.Embedding(7, 4, rng=0),
+        nn.GRU(sizes[feed], 5, rng=1),
+        nn.Linear(5, 7, rng=2),
+        attention=nn.Attention("additive", 5, 6, 3, rng=3),
+        memory_size=6,
+        feed=feed,
+        rng=4,
+    )
+    r = np.random.default_rng(0)
+    memory = r.standard_normal((3, 2, 6)).astype(np.float32)
+    x = r.integers(0, 7, (4, 2))
+    _, padded = decoder(x, memory, lengths=[4, 2])
+    _, alone = decoder(x[:2, 1:], memory[:, 1:])
+    if feed == "none":
+        assert_close(padded[:, 1:], alone)
+    else:
+        assert_close(padded[0][:, 1:], alone[0])
+        assert_close(padded[1][1:], alone[1])
 
 
 @pytest.mark.parametrize("feed", FEEDS)

@@ -390,6 +390,11 @@ class Chain:
 
     def _pool(self, name: str, x: Steps, k: int, squeezed: bool) -> Steps:
         """Keep the last step alone."""
+        if "lengths" in self.asides.values():
+            raise ValueError(
+                f"{name}: expected the final state where rows have lengths, got the last step, "
+                "which is 0 for all rows but the longest"
+            )
         axes = list(x.axes)
         axes[k] = axis("one", 1)
         if squeezed:
@@ -502,7 +507,9 @@ class Chain:
         layer = nn.Linear(inputs, out, bias is not None, dtype=weight.dtype)
         arrays = {"weight": np.ascontiguousarray(weight.T)}
         if bias is not None:
-            arrays["bias"] = np.broadcast_to(np.asarray(bias).reshape(-1), (out,))
+            if bias.ndim > 2 or bias.shape[-1:] not in ((), (1,), (out,)) or bias.shape[:-1] > (1,):
+                raise ValueError(f"{name}: expected a bias of {out} features, got {bias.shape}")
+            arrays["bias"] = np.broadcast_to(bias.reshape(-1), (out,))
         layer.load_state_dict(arrays)
         return self._add(name, layer, (*x.axes[:-1], axis("F", out)))
 
@@ -524,7 +531,9 @@ class Chain:
             raise ValueError(f"{name}: expected a chain, got a sum of two branches")
         x = self._steps(name, data)
         label, layer = self.layers[-1] if self.layers else ("", None)
-        if not self._open or not isinstance(layer, nn.Linear) or bias.size != layer.out_features:
+        along = bias.shape[-1:] == (bias.size,) and bias.ndim <= len(x.axes)  # the features
+        open_ = isinstance(layer, nn.Linear) and self._open
+        if not open_ or not along or bias.size != layer.out_features:
             raise ValueError(
                 f"{name}: expected a bias of a matrix product before it, got {bias.shape}"
             )
@@ -556,7 +565,13 @@ class Chain:
             return inputs[0]
         return self._steps(name, inputs[0])
 
-    _op_identity = _op_dropout = _same
+    _op_identity = _same
+
+    def _op_dropout(self, name: str, node: Any, inputs: list[Any], given: dict[str, Any]) -> Any:
+        training = inputs[2] if len(inputs) > 2 else None
+        if training is not None and (not isinstance(training, np.ndarray) or training.any()):
+            raise ValueError(f"{name}: expected a Dropout of inference, got one of training")
+        return self._same(name, node, inputs, given)
 
     def _op_cast(self, name: str, node: Any, inputs: list[Any], given: dict[str, Any]) -> Any:
         value, to = inputs[0], given.get("to")

@@ -364,19 +364,20 @@ class Decoder(Model):
 
         ``on`` is 1 for rows that have the step and 0 for others; None for all.
         """
-        inner, fed = state
-        axis = 1 if self.batch_first else 0
+        inner, before = state
+        axis, fed = 1 if self.batch_first else 0, before
         if self.feed == "context":
             fed = self._mean(self._query(inner, e), memory, seen)
         together = np.concatenate([e, fed], axis=-1) if self._fed_size else e
         y, inner = self.rnn(np.expand_dims(together, axis), inner, lengths=on)
         y = y[:, 0] if self.batch_first else y[0]
         if self.feed == "context":
-            return np.tanh(self.combine(np.concatenate([y, fed], axis=-1))), (inner, fed)
-        result = self._result(y, memory, seen)
-        if self.feed == "output":
-            flags = None if on is None else _device.like(on[:, None] > 0, value_of(result))
-            fed = result if flags is None else np.where(flags, result, fed)
+            result = np.tanh(self.combine(np.concatenate([y, fed], axis=-1)))
+        else:
+            result = self._result(y, memory, seen)
+            fed = result if self.feed == "output" else before
+        if on is not None and self._fed_size:
+            fed = np.where(_device.like(on[:, None] > 0, value_of(result)), fed, before)
         return result, (inner, fed)
 
     def _query(self, inner: Any, e: Any) -> Any:
