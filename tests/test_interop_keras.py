@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import warnings
 import zipfile
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 import ostinato as ost
 from conftest import assert_close
 from ostinato import nn
-from ostinato.interop import LastState
+from ostinato.interop import LastState, _keras_file
 
 h5py: Any = pytest.importorskip(
     "h5py", reason="h5py is not installed: pip install 'ostinato[keras]'"
@@ -506,3 +507,61 @@ def test_verify_finds_a_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(_keras._ORDER, "GRU", (0, 1, 2))
     with pytest.raises(ValueError, match=r"verify: expected the outputs of Keras within"):
         ost.from_keras(tmp_path / "a.keras", verify=True)
+
+
+# -- heaps of texts --------------------------------------------------------------------------------
+
+
+def heap(*texts: bytes) -> bytes:
+    """A heap of texts as HDF5 writes it, numbered from 1 on."""
+    body = b"".join(
+        struct.pack("<HHIQ", k + 1, 1, 0, len(t)) + t + bytes(-len(t) % 8)
+        for k, t in enumerate(texts)
+    )
+    return b"GCOL\x01\x00\x00\x00" + struct.pack("<Q", 16 + len(body)) + body
+
+
+def refers(length: int, place: int, number: int) -> bytes:
+    return struct.pack("<IQI", length, place, number)
+
+
+class Counted(bytes):
+    """Bytes that count how often they are searched from end to end."""
+
+    searches = 0
+
+    def find(self, *args: Any) -> int:
+        self.searches += 1
+        return super().find(*args)
+
+
+@pytest.mark.parametrize("chunk", [16, 64, 1 << 20])
+def test_texts_longer_than_their_places(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_keras_file, "_CHUNK", chunk)
+    for before in range(24):  # wherever the reference stands
+        head = bytes(8 + before)
+        for length, bad in ((11, False), (12, True)):
+            words = head + heap(b"abc", b"hello world") + bytes(before)
+            words += refers(3, len(head), 1) + refers(length, len(head), 2) + bytes(4)
+            if bad:
+                with pytest.raises(_keras_file.Damaged, match="longer than its place"):
+                    _keras_file._refuse_bad_heaps(words)
+            else:
+                _keras_file._refuse_bad_heaps(words)
+
+
+def test_damaged_heaps() -> None:
+    good = heap(b"abc", b"d")
+    for words, message in (
+        (good[:-1], "cut off"),
+        (good[:24] + struct.pack("<Q", 2**60) + good[32:], "wrong size"),
+        (heap(heap(b"abc"), b"d"), "within another"),
+    ):
+        with pytest.raises(_keras_file.Damaged, match=message):
+            _keras_file._refuse_bad_heaps(bytes(8) + words)
+
+
+def test_a_heap_of_many_texts_is_searched_once() -> None:
+    words = Counted(bytes(8) + heap(*[b"text"] * 5000))
+    _keras_file._refuse_bad_heaps(words)
+    assert words.searches == 2

@@ -9,7 +9,7 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from ._imported import require
 
 _DEEPEST = 30
 _HEAP = b"GCOL\x01\x00\x00\x00"
+_CHUNK = 1 << 20  # bytes that are searched at a time
 _HEAD = b"\x89HDF\r\n\x1a\n"
 
 
@@ -58,31 +59,57 @@ def snake(name: str) -> str:
 def _refuse_bad_heaps(words: Any) -> None:
     """Refuse a file with a damaged heap of texts, which the HDF5 library may read for ever.
 
-    A heap is a head of 16 bytes with its size, and objects: a head of 16 bytes with an index and a
-    size, and the bytes, of which the next multiple of 8 begins another one. The index 0 is what is
-    free, and its size counts its head. What refers to an object is its length, the place of the
-    heap and the index; a length beyond the object is refused too.
+    What refers to an object of a heap is its length, the place of the heap and the number of the
+    object; a length beyond the object is refused too.
     """
+    heaps = _heaps(words)
+    if not heaps:
+        return
+    for at, place in _places_of(words, np.array(sorted(heaps), np.uint64)):
+        size = heaps[place].get(int.from_bytes(words[at + 8 : at + 12], "little"))
+        if at >= 4 and size is not None and int.from_bytes(words[at - 4 : at], "little") > size:
+            raise Damaged("a text longer than its place in a heap")
+
+
+def _heaps(words: Any) -> dict[int, dict[int, int]]:
+    """Return the sizes of the objects of each heap, by its place and by their numbers.
+
+    A heap is a head of 16 bytes with its size, and objects: a head of 16 bytes with a number and a
+    size, and the bytes, of which the next multiple of 8 begins another one. The number 0 is what is
+    free, and its size counts its head.
+    """
+    found: dict[int, dict[int, int]] = {}
     at = words.find(_HEAP)
     while at >= 0:
         end = at + int.from_bytes(words[at + 8 : at + 16], "little")
-        here = at + 16
+        here, following = at + 16, words.find(_HEAP, at + 1)
         if end > len(words):
             raise Damaged("a heap of texts that is cut off")
+        if 0 <= following < end:
+            raise Damaged("a heap of texts within another one")
+        sizes: dict[int, int] = {}
         while here + 16 <= end:
-            index = int.from_bytes(words[here : here + 2], "little")
+            number = int.from_bytes(words[here : here + 2], "little")
             size = int.from_bytes(words[here + 8 : here + 16], "little")
-            need = 16 + (size + 7) // 8 * 8 if index else size
+            need = 16 + (size + 7) // 8 * 8 if number else size
             if need < 16 or here + need > end:
                 raise Damaged("a heap of texts with a wrong size")
-            key = at.to_bytes(8, "little") + index.to_bytes(4, "little")
-            found = words.find(key) if index else -1
-            while found >= 4:
-                if int.from_bytes(words[found - 4 : found], "little") > size:
-                    raise Damaged("a text longer than its place in a heap")
-                found = words.find(key, found + 1)
+            if number:
+                sizes[number] = min(size, sizes.get(number, size))
             here += need
-        at = words.find(_HEAP, at + 1)
+        found[at], at = sizes, following
+    return found
+
+
+def _places_of(words: Any, values: Any) -> Iterator[tuple[int, int]]:
+    """Yield where numbers of 8 bytes stand in a file, and which; one pass for all of them."""
+    for start in range(0, len(words), _CHUNK):
+        part = words[start : start + _CHUNK + 7]
+        for shift in range(min(8, len(part) - 7)):
+            own = np.frombuffer(part, "<u8", (len(part) - shift) // 8, shift)
+            near = np.flatnonzero((own >= values[0]) & (own <= values[-1]))
+            for k in near[np.isin(own[near], values)].tolist():
+                yield start + shift + 8 * k, int(own[k])
 
 
 class _Reader:
