@@ -339,3 +339,18 @@ def test_schedules_of_sampling() -> None:
         made("cosine", k=3)
     with pytest.raises(TypeError, match=r"decoder: expected an nn\.Decoder, got Linear"):
         ost.train.ScheduledSampling(nn.Linear(2, 2), "linear", k=3)  # type: ignore[arg-type]
+
+
+def test_the_head_of_a_decoder_is_its_last_layer() -> None:
+    decoder = nn.Decoder(
+        nn.Embedding(7, 4),
+        nn.GRU(4, 5),
+        nn.Linear(5, 7),
+        attention=nn.Attention("additive", 5, 6, 3),
+        memory_size=6,
+    )
+    layers = [names[0].partition(".")[0] for names in nn.layer_groups(decoder)]
+    assert list(dict.fromkeys(layers)) == ["embed", "attention", "rnn", "combine", "head"]
+    rates = ost.optim.discriminative(decoder, 2)
+    assert rates["head.weight"] == 1
+    assert rates["combine.weight"] == 0.5

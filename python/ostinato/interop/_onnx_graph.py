@@ -532,13 +532,13 @@ class Chain:
         x = self._steps(name, data)
         label, layer = self.layers[-1] if self.layers else ("", None)
         along = bias.shape[-1:] == (bias.size,) and bias.ndim <= len(x.axes)  # the features
-        open_ = isinstance(layer, nn.Linear) and self._open
-        if not open_ or not along or bias.size != layer.out_features:
+        linear = layer if isinstance(layer, nn.Linear) and self._open else None
+        if linear is None or not along or bias.size != linear.out_features:
             raise ValueError(
                 f"{name}: expected a bias of a matrix product before it, got {bias.shape}"
             )
-        made = nn.Linear(layer.in_features, layer.out_features, dtype=layer.dtype)
-        made.load_state_dict({**layer.state_dict(), "bias": bias.reshape(-1)})
+        made = nn.Linear(linear.in_features, linear.out_features, dtype=linear.dtype)
+        made.load_state_dict({**linear.state_dict(), "bias": bias.reshape(-1)})
         self.layers.pop()
         return self._add(label, made, x.axes)
 

@@ -163,7 +163,8 @@ class Decoder(Model):
             raise ValueError("feed: expected attention with 'context', got None")
         if attention is not None and attention.batch_first != rnn.batch_first:
             raise ValueError("attention: expected batch_first as rnn has it")
-        self.embed, self.rnn, self.head, self.attention = embed, rnn, head, attention
+        # In the order of the computation, which layer groups follow: the head is the last one.
+        self.embed, self.attention, self.rnn = embed, attention, rnn
         self.batch_first = rnn.batch_first
         self._forcing, self._rng = 1.0, _check.generator(rng)
         size = rnn.proj_size or rnn.hidden_size
@@ -171,6 +172,7 @@ class Decoder(Model):
         if attention is not None:
             wide = size + _check.positive("memory_size", memory_size)
             self.combine = Linear(wide, size, dtype=rnn.dtype, rng=self._rng)
+        self.head = head
 
     @property
     def teacher_forcing(self) -> float:
