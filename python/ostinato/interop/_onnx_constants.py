@@ -173,7 +173,8 @@ def _copied(kind: str, given: Mapping[str, Any], inputs: list[Any]) -> int:
         return math.prod(np.broadcast_shapes(*(np.shape(a) for a in inputs[:2])))
     if kind == "Gather":
         rows = np.shape(inputs[0])
-        return math.prod(rows) // max(rows[int(given.get("axis", 0))], 1) * int(np.size(inputs[1]))
+        picked: int = rows[int(given.get("axis", 0))]
+        return math.prod(rows) // max(picked, 1) * int(np.size(inputs[1]))
     if kind == "Concat":
         return sum(int(np.size(a)) for a in inputs)
     return int(np.size(inputs[0])) if kind in ("Cast", "Reshape") else 0

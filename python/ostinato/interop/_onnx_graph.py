@@ -70,7 +70,7 @@ class Graph:
     def __init__(self, onnx: Any, graph: Any, outer: Graph | None = None) -> None:
         self.onnx, self.graph = onnx, graph
         self.values: dict[str, Any] = {} if outer is None else dict(outer.values)
-        self.budget = Budget(graph.ByteSize()) if outer is None else outer.budget
+        self.budget: Budget = Budget(graph.ByteSize()) if outer is None else outer.budget
         self.nodes = list(graph.node)
         self._refuse_damaged()
         for proto in graph.initializer:
