@@ -172,8 +172,8 @@ def _copied(kind: str, given: Mapping[str, Any], inputs: list[Any]) -> int:
     if kind in ("Add", "Sub", "Mul"):
         return math.prod(np.broadcast_shapes(*(np.shape(a) for a in inputs[:2])))
     if kind == "Gather":
-        rows = np.shape(inputs[0])
-        picked: int = rows[int(given.get("axis", 0))]
+        rows: tuple[int, ...] = np.shape(inputs[0])
+        picked = rows[int(given.get("axis", 0))]
         return math.prod(rows) // max(picked, 1) * int(np.size(inputs[1]))
     if kind == "Concat":
         return sum(int(np.size(a)) for a in inputs)
