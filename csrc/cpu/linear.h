@@ -98,12 +98,12 @@ class Linear {
   }
   // A task is a group of vectors of outputs and a quarter of the inputs: a layer of few outputs has work for all threads.
   void weight_gradient() {
-    constexpr Index kCuts = 4;
-    for (Range task; share_.next(kCuts * plain_groups(out_vectors_), 1, &task);) {
-      const Index g = task.begin / kCuts, v = g * kMaxVectors;
-      const Range inputs = part_of(input_, task.begin % kCuts, kCuts);
+    constexpr Index kOutCuts = 4;
+    for (Range task; share_.next(kOutCuts * plain_groups(out_vectors_), 1, &task);) {
+      const Index g = task.begin / kOutCuts, v = g * kMaxVectors;
+      const Range inputs = part_of(input_, task.begin % kOutCuts, kOutCuts);
       const int vectors = plain_vectors(out_vectors_, g);
-      const bool bias = dbias_ && task.begin % kCuts == 0;
+      const bool bias = dbias_ && task.begin % kOutCuts == 0;
       for (Index r = 0; r < n_; r += kWeightRows) {
         const Index n = smaller(kWeightRows, n_ - r);
         if (dweight_)
