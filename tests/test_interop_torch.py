@@ -419,9 +419,12 @@ def test_what_is_refused_of_a_state_dict() -> None:
     damaged["bias_hh_l1"] = np.ones(3, np.float32)
     with pytest.raises(ValueError, match=r"bias_hh_l1: expected shape \(16,\), got \(3,\)"):
         ost.from_torch(damaged)
-    before = nn.GRU(3, 4, reset_after=False)
+
+
+@needs_torch
+def test_a_gru_that_torch_does_not_have_is_refused() -> None:
     with pytest.raises(ValueError, match=r"without reset_after=False"):
-        ost.to_torch(before)
+        ost.to_torch(nn.GRU(3, 4, reset_after=False))
 
 
 def test_the_whole_model_and_one_layer() -> None:

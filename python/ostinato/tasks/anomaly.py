@@ -223,12 +223,12 @@ def _paths(data: Sequence[str], options: AnomalyOptions) -> tuple[list[str], Ano
                 f"{options.share}"
             )
         return [os.fspath(path) for path in data], options
-    package, files, (time, column, label) = EXAMPLES[options.example]
-    paths = [str(package_file(package, f, f"the series {options.example!r}")) for f in files]
     own = {"time": options.time, "column": options.column, "label": options.label}
     for name, value in own.items():
         if value:
             raise ValueError(f"--{name}: expected none without FILE, got {value!r}")
+    package, files, (time, column, label) = EXAMPLES[options.example]
+    paths = [str(package_file(package, f, f"the series {options.example!r}")) for f in files]
     return paths, dataclasses.replace(options, time=time, column=column, label=label)
 
 
