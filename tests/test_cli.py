@@ -831,3 +831,14 @@ def test_a_picture_alone_can_be_replaced(tmp_path: Path, capsys: Any) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert main([*train, "--overwrite"]) == 2
     assert "--overwrite: expected --save DIR beside it" in capsys.readouterr().err
+
+
+def test_a_command_imports_no_application_that_it_does_not_need() -> None:
+    """All of them took as long as the rest of a command's start."""
+    code = (
+        "import sys; from ostinato.cli import main; main(['info', '--json']); "
+        "names = [m for m in sys.modules if m.startswith('ostinato.tasks.')]; "
+        "assert not {'ostinato.tasks.classify', 'ostinato.tasks.tag'} & set(names), names"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

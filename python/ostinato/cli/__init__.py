@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             # Characters that the stream cannot encode are shown as escapes.
             stream.reconfigure(errors="backslashreplace")
-    args = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    args = parser(words[0] if words else "").parse_args(words)
     if getattr(args, "plot", None) == "":
         args.plot = None
     try:

@@ -81,10 +81,8 @@ def _run_train(args: argparse.Namespace) -> dict[str, Any]:
     return figures
 
 
-def add_predict(commands: Any) -> None:
-    """Add ``predict``, which reads any application's model."""
-    if not _application.NAMES:
-        return
+def add_predict(commands: Any, *, inputs: bool) -> None:
+    """Add ``predict``, which reads any application's model; its help may say what INPUT is."""
     c = commands.add_parser("predict", help="use the model that train NAME --save wrote")
     c.add_argument("dir", metavar="DIR", help="the folder of the model")
     c.add_argument(
@@ -93,7 +91,7 @@ def add_predict(commands: Any) -> None:
         metavar="INPUT",
         help="; ".join(
             f"{n}: {a.inputs}"
-            for n in _application.NAMES
+            for n in (_application.NAMES if inputs else ())
             if (a := _application.load(n)).predict is not None
         ),
     )
@@ -106,8 +104,6 @@ def add_predict(commands: Any) -> None:
 
 def add_evaluate(commands: Any) -> None:
     """Add ``evaluate``, which reads any application's model."""
-    if not _application.NAMES:
-        return
     c = commands.add_parser("evaluate", help="measure the model that train NAME --save wrote")
     c.add_argument("dir", metavar="DIR", help="the folder of the model")
     c.add_argument("data", nargs="*", metavar="DATA", help="data as in train NAME, held out")

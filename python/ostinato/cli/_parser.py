@@ -16,11 +16,15 @@ from ._commands import LAYER_OPTIONS
 CELLS = ("lstm", "gru", "rnn")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(command: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of the command line.
 
     >>> parser().parse_args(["explain", "gru", "--hidden", "64"]).hidden
     64
+
+    Args:
+        command: the command that will be parsed. The modules of applications, whose options are
+            theirs, are imported only for a command that needs them; None: for all commands.
 
     Returns:
         A parser with a subparser for each command; ``run`` of what it parses is the command's
@@ -36,8 +40,9 @@ def parser() -> argparse.ArgumentParser:
     )
     _train_text(train)
     _train_series(train)
-    _applications.add_train(train)
-    _applications.add_predict(commands)
+    if command in (None, "train"):
+        _applications.add_train(train)
+    _applications.add_predict(commands, inputs=command in (None, "predict"))
     _applications.add_evaluate(commands)
     _generate(commands)
     _forecast(commands)
