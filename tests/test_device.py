@@ -88,7 +88,7 @@ def on_cpu(
     options = {"restart_h": one(p["restart"][0]), "restart_c": one(p["restart"][1]), "repeat": True}
     options |= {"resets": flags(p["resets"]), "mask": flags(p["mask"])}
     y, h, c, tape = packed.forward(
-        p["x"], one(p["h0"]), one(p["c0"]), p["lengths"], False, None, True, 0.0, 0, **options
+        p["x"], one(p["h0"]), one(p["c0"]), p["lengths"], train=True, **options
     )
     grads = [None if w is None else np.zeros_like(w) for w in p["weights"]]
     out = tape.backward(

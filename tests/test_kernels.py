@@ -50,7 +50,7 @@ def native(
 ) -> Any:
     lens = None if lengths is None else np.asarray(lengths, np.int64)
     state = [None if s is None else s[None] for s in (h0, c0)]
-    return p.native.forward(x, *state, lens, False, None, train, 0.0, 0)
+    return p.native.forward(x, *state, lens, train=train)
 
 
 def check(
@@ -206,9 +206,7 @@ def test_bits_do_not_depend_on_batch_composition_or_cuts(
     assert np.array_equal(gradients(tape_mixed, dy)[0][:, 4], dx[:, 4])
 
     first, h_mid, c_mid, tape1 = native(p, x[:11], train=True)
-    second, h_end, c_end, tape2 = p.native.forward(
-        x[11:], h_mid, c_mid, None, False, None, True, 0.0, 0
-    )
+    second, h_end, c_end, tape2 = p.native.forward(x[11:], h_mid, c_mid, None, train=True)
     assert np.array_equal(np.concatenate([first, second]), y)
     assert np.array_equal(h_end, h_n)
     assert c_n is None or np.array_equal(c_end, c_n)
@@ -226,7 +224,7 @@ def test_streaming_gives_the_bits_of_the_batch(cell: str, kernel_set: str) -> No
     x = rng.normal(size=(20, 3, 4)).astype(np.float32)
     whole, h, c = native(p, x)[0], None, None
     for t in range(20):
-        y, h, c, _ = p.native.forward(x[t : t + 1], h, c, None, False, None, False, 0.0, 0)
+        y, h, c, _ = p.native.forward(x[t : t + 1], h, c, None)
         assert np.array_equal(y[0], whole[t])
 
 
@@ -369,7 +367,7 @@ def test_more_than_2_to_the_31_elements() -> None:
     small = native(p, x[:50])[0]
     assert np.array_equal(y[:50], small)
     # With the same input at every step the state comes to rest, so the far end is known too.
-    again, *_ = p.native.forward(x[:1], y[-2][None], None, None, False, None, False, 0.0, 0)
+    again, *_ = p.native.forward(x[:1], y[-2][None], None, None)
     assert np.array_equal(y[-1], again[0])
 
 

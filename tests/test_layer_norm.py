@@ -272,9 +272,8 @@ def test_looked_up_embeddings_are_normed_once_a_row(kernel_set: str) -> None:
     assert_close(got, model.layers[1].flat_grads.astype(np.float64), "grads", LOOSE)
     w = cast(random_weights(CELL, 6, 20, np.random.default_rng(0)), np.float32)
     native, rows = ost.functional.pack("lstm", *w[:4], layer_norm=w[4:]).native, normal((5, 6))
-    rest = (None, None, None, False, None, True, 0.0, 0)
-    looked_up = native.forward(ids[..., None], *rest, table=rows)[3]
-    direct = native.forward(rows[ids], *rest)[3]
+    looked_up = native.forward(ids[..., None], None, None, train=True, table=rows)[3]
+    direct = native.forward(rows[ids], None, None, train=True)[3]
     assert all(np.array_equal(looked_up.saved(k), direct.saved(k)) for k in range(4))
     assert looked_up.bytes < direct.bytes
 
@@ -366,9 +365,7 @@ def test_explain_tells_what_a_gpu_lacks() -> None:
 def test_the_tape_is_counted() -> None:
     """explain's bytes are those that a pass keeps, and a bound on memory reckons with them."""
     layer = layer_of(8, 32)
-    native = layer._packed(True).forward(
-        normal((10, 2, 8)), None, None, None, False, None, True, 0.0, 0
-    )[3]
+    native = layer._packed(True).forward(normal((10, 2, 8)), None, None, None, train=True)[3]
     assert native.bytes == 10 * 2 * 13 * 32 * 4
     assert ost.explain(layer, (10, 2, 8), training=True).facts["tape_bytes"] == native.bytes
 

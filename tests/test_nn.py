@@ -501,9 +501,7 @@ def test_packed_weights_follow_parameters_and_kernel_set(kernel_set: str) -> Non
     with layer.write() as p:
         p["weight_hh_l0"][...] = 0
     assert not np.array_equal(layer(x)[0], y)
-    assert (
-        held.forward(x, None, None, None, False, None, False, 0.0, 0)[0].tolist() == y.tolist()
-    )  # a snapshot
+    assert held.forward(x, None, None, None)[0].tolist() == y.tolist()  # a snapshot
 
 
 def test_repr() -> None:

@@ -47,7 +47,7 @@ def pack(cell: str, weights: list[Any], precision: str) -> ost.functional.Packed
 
 def run(packed: Any, x: Any, h0: Any = None, c0: Any = None, train: bool = False) -> Any:
     state = [None if s is None else s[None] for s in (h0, c0)]
-    return packed.native.forward(x, state[0], state[1], None, False, None, train, 0.0, 0)
+    return packed.native.forward(x, state[0], state[1], None, train=train)
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
@@ -157,7 +157,7 @@ def test_the_law_of_the_bits(cell: str, precision: str, kernel_set: str, threads
         assert np.array_equal(y, run(packed, x)[0])
         assert np.array_equal(y[:, 2:3], run(packed, np.ascontiguousarray(x[:, 2:3]))[0])
     _, h, c, _ = run(packed, x[:25])
-    rest = packed.native.forward(x[25:], h, c, None, False, None, False, 0.0, 0)[0]
+    rest = packed.native.forward(x[25:], h, c, None)[0]
     assert np.array_equal(y[25:], rest)
 
 

@@ -53,7 +53,7 @@ def test_kernels_equal_the_reference(
     )
     weights = cast(w, dtype)
     p = packed(cell, weights, reverse)
-    y, h_n, _, tape = p.native.forward(x, None, None, lengths, False, None, True, 0.0, 0)
+    y, h_n, _, tape = p.native.forward(x, None, None, lengths, train=True)
     exact = widened(cell, weights)
     run = reference.forward(cell, x.astype(np.float64), exact, lengths=lengths, reverse=reverse)
     assert_close(y, run.y, "y", loose(cell))
@@ -137,7 +137,7 @@ def test_soak(cell: str, size: Any, reverse: bool, seed: int) -> None:
     lengths = rng.integers(0, steps + 1, batch) if seed % 2 else None
     x, dy = (rng.normal(size=(steps, batch, n)) for n in (inputs, output_size(cell, hidden)))
     p = packed(cell, cast(w, np.float64), reverse)
-    y, _, _, tape = p.native.forward(x, None, None, lengths, False, None, True, 0.0, 0)
+    y, _, _, tape = p.native.forward(x, None, None, lengths, train=True)
     run = reference.forward(cell, x, w, lengths=lengths, reverse=reverse)
     assert_close(y, run.y, "y", loose(cell))
     grads = [None if a is None else np.zeros_like(a) for a in cast(w, np.float64)]

@@ -404,11 +404,6 @@ def test_what_is_wrong_with_ragged_is_told() -> None:
                     None,
                     None,
                     np.array([1, 2]),
-                    False,
-                    None,
-                    False,
-                    0.0,
-                    0,
                     order=np.array([0, 5]),
                 )
             ),

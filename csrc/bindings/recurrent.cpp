@@ -75,12 +75,12 @@ void bind_typed(py::module_& m, const char* packed_name, const char* tape_name) 
       .def_property_readonly("layers", [](const Packed& p) { return p.shape.layers; })
       .def_property_readonly("reverse", [](const Packed& p) { return p.shape.reverse; })
       .def_property_readonly("cell", [](const Packed& p) { return std::string(p.traits().name); })
-      .def("forward", &call_forward<T>, py::arg("x"), py::arg("h0"), py::arg("c0"), py::arg("lengths"), py::arg("batch_first"),
-           py::arg("out"), py::arg("train"), py::arg("dropout"), py::arg("key"), py::arg("resets") = py::none(),
-           py::arg("mask") = py::none(), py::arg("repeat") = false, py::arg("restart_h") = py::none(), py::arg("restart_c") = py::none(),
-           py::arg("first_step") = 0, py::arg("held") = py::none(), py::arg("resets_after") = py::none(), py::arg("restarted") = py::none(),
-           py::arg("order") = py::none(), py::arg("starts") = py::none(), py::arg("span") = 0, py::arg("states_only") = false,
-           py::arg("table") = py::none())
+      .def("forward", &call_forward<T>, py::arg("x"), py::arg("h0"), py::arg("c0"), py::arg("lengths") = py::none(),
+           py::arg("batch_first") = false, py::arg("out") = py::none(), py::kw_only(), py::arg("train") = false, py::arg("dropout") = 0.0,
+           py::arg("key") = 0, py::arg("resets") = py::none(), py::arg("mask") = py::none(), py::arg("repeat") = false,
+           py::arg("restart_h") = py::none(), py::arg("restart_c") = py::none(), py::arg("first_step") = 0, py::arg("held") = py::none(),
+           py::arg("resets_after") = py::none(), py::arg("restarted") = py::none(), py::arg("order") = py::none(),
+           py::arg("starts") = py::none(), py::arg("span") = 0, py::arg("states_only") = false, py::arg("table") = py::none())
       .def("sums", &sums<T>, py::arg("batch"))
       .def("drop", &drop<T>, py::arg("layer"), py::arg("y"), py::arg("rate"), py::arg("key"), py::arg("first_step"));
   py::class_<Sums<T>, std::shared_ptr<Sums<T>>>(m, (std::string("Sums") + (packed_name + 6)).c_str())

@@ -62,7 +62,7 @@ py::object hidden(const PyTape<T>& t) {
 template <class T>
 py::object active(const PyTape<T>& t) {
   const StackCall<T>& call = t.tape.call;
-  if (on_device(*t.tape.packed)) return ask_device(t, "active");
+  if (const auto* backend = on_device(*t.tape.packed)) return backend->python().attr("active")(held_object(call.device_tables));
   py::array_t<bool> out(std::vector<py::ssize_t>{call.steps, call.batch});
   for (Index step = 0; step < call.steps; ++step)
     for (Index b = 0; b < call.batch; ++b) out.mutable_at(step, b) = takes_part(call, step, b);

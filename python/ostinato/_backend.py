@@ -290,14 +290,8 @@ class Backend:
         with self.device.here():
             return norms.sum(3)
 
-    def active(self, passes: list[SavedPass], times: Times, batch_first: bool) -> Any:
-        """Return ``[T,B]``, True where the rows take part.
-
-        The stack asks all that it asks of saved passes in this form; the times alone tell.
-        """
-        return self._active(times)
-
-    def _active(self, times: Times) -> Any:
+    def active(self, times: Times) -> Any:
+        """Return ``[T,B]``, True where the rows take part."""
         (steps, batch), xp = times.shape, self.device.xp
         table = times.tables[1] if times.tables[0] is None else times.tables[0]
         with self.device.here():
@@ -315,7 +309,7 @@ class Backend:
         It is zero where a row takes no part.
         """
         xp = self.device.xp
-        on = self._active(times)
+        on = self.active(times)
         with self.device.here():
             out = xp.stack(parts)
             out = xp.where(on[..., None], out, out.dtype.type(0))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ._check import Array
+from ._options import Options
 from ._ragged import Ragged, as_given
+
+Copied = Literal["lengths", "resets", "mask", "restart_h", "restart_c"]
 
 
 class Call(NamedTuple):
@@ -15,7 +18,7 @@ class Call(NamedTuple):
         x: the inputs; flat rows of sequences of different lengths.
         h: the state before the first step, or None for zeros.
         c: the second state, or None.
-        options: of the native call: lengths, resets, mask, repeat, restart_h, restart_c.
+        options: named arguments of the native call.
         single: whether x came without a batch axis.
         learned: whether h and c are the layer's own.
         ragged: what x came as, if its sequences have different lengths.
@@ -27,7 +30,7 @@ class Call(NamedTuple):
     x: Array
     h: Array | None
     c: Array | None
-    options: dict[str, Any]
+    options: Options
     single: bool = False
     learned: bool = False
     ragged: Ragged | None = None
@@ -46,11 +49,13 @@ class Call(NamedTuple):
         """Return an array of flat rows as x came."""
         return as_given(rows, self.ragged, self.listed)
 
-    def copied(self, *names: str) -> Call:
+    def copied(self, *names: Copied) -> Call:
         """Return the call with copies of some options, which the caller may reuse."""
-        given = self.options
-        copies = {n: None if given[n] is None else given[n].copy() for n in names}
-        return self._replace(options={**given, **copies})
+        options = self.options.copy()
+        for name in names:
+            given = options[name]
+            options[name] = None if given is None else given.copy()
+        return self._replace(options=options)
 
     def with_own_states(self) -> Call:
         """Return the call with copies of the states, which the caller may reuse."""

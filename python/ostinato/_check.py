@@ -17,6 +17,8 @@ from . import _device
 Array = npt.NDArray[Any]
 Lengths = object  # [B] whole numbers in anything that NumPy takes, or None; `lengths` checks it
 if TYPE_CHECKING:
+    from ._options import Options
+
     Seed = int | np.random.Generator | None
 else:
     Seed = Any  # numpy.random takes 10 ms to import: a program that only loads weights does without
@@ -263,7 +265,7 @@ def flags(
 
 def times(
     x: Array, lengths_: object, resets: object, mask: object, masked: str, batch_first: bool = False
-) -> dict[str, Any]:
+) -> Options:
     """In which steps of ``x [T,B,I]`` the rows take part: what the native forward pass is given."""
     batch, steps = x.shape[:2] if batch_first else x.shape[1::-1]
     return {

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from . import _check, _device
 from ._annotations import readable
 from ._check import Array
+from ._options import Options
 from ._recording import Variable, value_of
 
 
@@ -236,7 +237,7 @@ def refuse_nested(x: Ragged, name: str = "x") -> None:
         )
 
 
-def times(x: Ragged, resets: Any, mask: Any, masked: str) -> dict[str, Any]:
+def times(x: Ragged, resets: Any, mask: Any, masked: str) -> Options:
     """Return the options of time of ragged sequences, as `_check.times` does of arrays.
 
     resets and mask are a `Ragged`, a list or flat rows of bool, and stay flat.

@@ -11,6 +11,7 @@ from . import _check, _core, _device
 from ._cells import facts_of
 from ._check import Array
 from ._memory_limit import Schedule, parse, plan_for, plan_of, schedule
+from ._options import Options
 from ._ragged import Ragged, most, rows_like, step_of
 
 __all__ = ["Chain", "Schedule", "Segmented", "parse", "plan_for", "plan_of", "schedule"]
@@ -30,19 +31,21 @@ class Chain:
         self,
         packed: Any,
         x: Array,
-        times: dict[str, Any],
+        times: Options,
         plan: Schedule,
         *,
         dropout: float,
         key: int,
     ) -> None:
-        kinds = ("lengths", "resets", "mask")
-        times = {name: _device.host(a) if name in kinds else a for name, a in times.items()}
+        times = times.copy()
+        for name in ("lengths", "resets", "mask"):
+            times[name] = _device.host(times[name])
         self.packed, self.x, self.times, self.plan = packed, x, times, plan
         self.reverse, self.dropout, self.key = bool(packed.reverse), dropout, key
         self.borders: dict[int, tuple[Array | None, Array | None]] = {}
         self.tapes: dict[int, tuple[Any, Array]] = {}
         self.starts: Array | None = times.get("starts")  # of flat rows
+        self.lengths: Any = times["lengths"]  # never None with flat rows
         self.batch = x.shape[1] if self.starts is None else len(self.starts)
         self.before = self._before() if times["mask"] is not None else {}
         uneven = times["lengths"] is not None or times["mask"] is not None
@@ -76,7 +79,7 @@ class Chain:
 
     def _active_steps(self) -> Array:
         """Return how many steps each row takes part in."""
-        lengths, mask = self.times["lengths"], self.times["mask"]
+        lengths, mask = self.lengths, self.times["mask"]
         steps: Array
         if self.starts is None:
             steps = _check.taking_part(self.plan.steps, self.batch, lengths, mask).sum(
@@ -95,8 +98,8 @@ class Chain:
         Both are counted from 1 in the order of processing; 0 where there is none.
         """
         resets, steps, batch = self.times["resets"], self.plan.steps, self.batch
-        inside = _check.taking_part(steps, batch, self.times["lengths"], None)
-        active = _check.taking_part(steps, batch, self.times["lengths"], self.times["mask"])
+        inside = _check.taking_part(steps, batch, self.lengths, None)
+        active = _check.taking_part(steps, batch, self.lengths, self.times["mask"])
         begins = np.zeros_like(inside) if resets is None else inside & resets.view(bool)
         if self.reverse:
             begins = np.concatenate([begins[1:], np.zeros((1, batch), bool)])
@@ -116,12 +119,9 @@ class Chain:
 
     def _last_in_flat_segments(self) -> Callable[[int], tuple[Array, Array]]:
         """Return the function of `_last_in_segments` for flat rows."""
-        lengths, resets, mask, starts = (
-            self.times["lengths"],
-            self.times["resets"],
-            self.times["mask"],
-            self.starts,
-        )
+        resets, mask = self.times["resets"], self.times["mask"]
+        lengths, starts = self.lengths, self.starts
+        assert mask is not None
         assert starts is not None
         begins = np.zeros_like(mask) if resets is None else resets
         if self.reverse:
@@ -140,7 +140,8 @@ class Chain:
 
     def _resets_after(self, t: int) -> Array:
         """Return which rows begin a piece at step t."""
-        resets, lengths = self.times["resets"], self.times["lengths"]
+        resets, lengths = self.times["resets"], self.lengths
+        assert resets is not None
         out = np.zeros(self.batch, np.uint8)
         if self.starts is None:
             out[:] = resets[t] if lengths is None else np.where(t < lengths, resets[t], 0)
@@ -157,7 +158,7 @@ class Chain:
         """Return the positions of a segment's rows among flat rows, sequence by sequence."""
         assert self.starts is not None
         t0, t1 = self._range(k)
-        lengths = np.clip(self.times["lengths"] - t0, 0, t1 - t0)
+        lengths = np.clip(self.lengths - t0, 0, t1 - t0)
         ends = np.cumsum(lengths)
         places: Array = np.arange(int(lengths.sum())) + np.repeat(
             self.starts + t0 - (ends - lengths), lengths
@@ -168,22 +169,21 @@ class Chain:
         self, k: int, state: tuple[Array | None, Array | None], train: bool, y: Array | None
     ) -> Any:
         t0, t1 = self._range(k)
-        options = dict(self.times)
-        lengths = options.pop("lengths")
-        resets = options["resets"]
+        options = self.times.copy()
+        lengths, resets = options["lengths"], options["resets"]
         if lengths is not None:
-            lengths = np.clip(lengths - t0, 0, t1 - t0)
+            options["lengths"] = np.clip(lengths - t0, 0, t1 - t0)
         for name in ("resets", "mask"):
             options[name] = self._window(options[name], k)
         if resets is not None and self.reverse and t1 < self.plan.steps:
             options["resets_after"] = self._resets_after(t1)
         options["held"], options["restarted"] = self.before.get(k, (None, None))
-        options["order"] = self.order
+        options["order"], options["first_step"] = self.order, t0
         if self.starts is not None:
             options["starts"], options["span"] = np.minimum(self.starts + t0, len(self.x)), t1 - t0
         x, out = self._window(self.x, k), self._window(y, k)
         return self.packed.forward(
-            x, *state, lengths, False, out, train, self.dropout, self.key, **options, first_step=t0
+            x, *state, out=out, train=train, dropout=self.dropout, key=self.key, **options
         )
 
     def forward(
@@ -283,7 +283,7 @@ class Chain:
         if self.starts is None:
             d: Array | None = dy(t0, seen)
             return d
-        lengths = np.clip(self.times["lengths"] - t0, 0, t1 - t0)
+        lengths = np.clip(self.lengths - t0, 0, t1 - t0)
         places = self._rows(k) if whole else None
         rows = Ragged(
             seen if places is None else seen[places], np.concatenate([[0], np.cumsum(lengths)])
@@ -328,11 +328,10 @@ class Segmented:
         self.chains: list[Chain] = []
         self.ys: list[Array] = []
 
-    def _times(self, part: int) -> dict[str, Any]:
-        options = dict(self.call.options)
-        if self.directions == 2:
-            for name in ("restart_h", "restart_c"):
-                options[name] = None if options[name] is None else options[name][part : part + 1]
+    def _times(self, part: int) -> Options:
+        options: Options = self.call.options.copy()
+        options["restart_h"] = self._part(options["restart_h"], part)
+        options["restart_c"] = self._part(options["restart_c"], part)
         return options
 
     def _part(self, a: Array | None, part: int) -> Array | None:

@@ -61,10 +61,8 @@ def _restart(packed: Packed, state: object, size: int) -> Array | None:
 
 def forward(call: Call, out: Array | None, train: bool, states_only: bool = False) -> Any:
     """Run the native forward pass; return y, h, c and the tape."""
-    options = {**call.options, "states_only": states_only}
-    lengths = options.pop("lengths")
     return call.packed.native.forward(
-        call.x, call.h, call.c, lengths, False, out, train, 0.0, 0, **options
+        call.x, call.h, call.c, out=out, train=train, states_only=states_only, **call.options
     )
 
 
@@ -87,8 +85,7 @@ def train(
         )
     # The caller may reuse the arrays of its state, and segments that run again those of its times,
     # before the pullback runs.
-    kept = ("restart_h", "restart_c", "lengths", "resets", "mask")
-    call = call.copied(*kept).with_own_states()
+    call = call.copied("restart_h", "restart_c", "lengths", "resets", "mask").with_own_states()
     if memory_limit is None or parse(memory_limit)[0] == "states":
         y, h_n, c_n, tape = forward(call, None, True, memory_limit is not None)
         _check.read_only(y)

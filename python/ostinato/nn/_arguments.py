@@ -9,6 +9,7 @@ import numpy as np
 from .. import _check, _ragged
 from .._call import Call
 from .._check import Array
+from .._options import Options
 from .._ragged import Ragged, unwrapped
 from ._table import Lookup
 
@@ -70,7 +71,7 @@ def _ragged_arguments(
 
 
 def _start(
-    layer: Recurrent, h: Array | None, c: Array | None, options: dict[str, Any], batch: int
+    layer: Recurrent, h: Array | None, c: Array | None, options: Options, batch: int
 ) -> tuple[Array | None, Array | None, bool]:
     """Return the states to start from; put those of a restart into the options.
 
@@ -80,13 +81,13 @@ def _start(
         h = layer._contiguous_state(_check.array("state", h, 3), batch)
     if c is not None:
         c = layer._contiguous_state(_check.array("state", c, 3), batch, cells=True)
-    options["restart_h"] = options["restart_c"] = None
+    own: list[Array | None] = [None, None]
     if layer.learned_state:
-        for name, rows in zip(("restart_h", "restart_c"), layer._initial(layer.parameters())):
-            options[name] = None if rows is None else np.stack(rows)
+        initial = layer._initial(layer.parameters())
+        own = [None if rows is None else np.stack(rows) for rows in initial]
+    options["restart_h"], options["restart_c"] = own
     learned = layer.learned_state and h is None and c is None
     if learned:
-        own = options["restart_h"], options["restart_c"]
         h, c = (None if r is None else np.repeat(r[:, None], batch, 1) for r in own)
     return h, c, learned
 

@@ -71,6 +71,7 @@ class LastStep(FinalState):
         """Return the last step that each row takes part in, counted from 1; 0 if there is none."""
         lengths, mask = self.call.options["lengths"], self.call.options["mask"]
         if self.call.ragged is not None:
+            assert lengths is not None
             clock = _ragged.step_of(lengths) + 1
             return _ragged.most(clock if mask is None else clock * _device.host(mask), lengths)
         on = _check.taking_part(steps, self.batch, lengths, mask)

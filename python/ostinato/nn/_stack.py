@@ -426,15 +426,18 @@ class Recurrent(ScaledInputs):
         key: int = 0,
         states_only: bool = False,
     ) -> Any:
-        options = {**call.options, "states_only": states_only}
-        lengths = options.pop("lengths")
         packed, x = self._packed(train), call.x
-        if call.table is None:
-            x = self._scaled(x)
-        else:
-            options["table"] = call.table
         return packed.forward(
-            x, call.h, call.c, lengths, self.batch_first, None, train, dropout, key, **options
+            self._scaled(x) if call.table is None else x,
+            call.h,
+            call.c,
+            batch_first=self.batch_first,
+            train=train,
+            dropout=dropout,
+            key=key,
+            states_only=states_only,
+            table=call.table,
+            **call.options,
         )
 
     def stream(self, batch: int = 1) -> Stream:
