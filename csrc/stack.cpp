@@ -319,6 +319,37 @@ int stack_forward(const PackedStack<T>& packed, const StackCall<T>& call, Tape<T
   return kOk;
 }
 
+// What the backward pass of one direction of a layer is given of the tape and of the gradients; x, y, dy and dx are left out.
+template <class T>
+BackwardCall<T> backward_call(const Tape<T>& tape, const StackGradients<T>& g, Index layer, int d, Poll poll) {
+  const StackShape& s = tape.packed->shape;
+  const StackCall<T>& call = tape.call;
+  const Index part = layer * s.directions + d, hidden_state = call.batch * s.output, cell_state = call.batch * s.hidden;
+  BackwardCall<T> b{};
+  b.weights = &tape.packed->parts[part];
+  b.steps = call.steps, b.batch = call.batch, b.reverse = (d == 1) != s.reverse;
+  b.times = times_of(call, b.reverse);
+  if (call.restart_h) b.restart_h = call.restart_h + part * s.output;
+  if (call.restart_c) b.restart_c = call.restart_c + part * s.hidden;
+  if (g.drestart_h) b.drestart_h = g.drestart_h + part * s.output;
+  if (g.drestart_c) b.drestart_c = g.drestart_c + part * s.hidden;
+  b.control = {g.clip_value, g.clip_norm, g.cuts, g.dcells, nullptr, call.x.starts};
+  if (g.dcells.data) b.control.dcells.data += part * g.dcells_part;
+  if (g.flow) b.control.flow = g.flow + part * g.flow_part;
+  if (layer == 0 && call.lookup.ids.data) b.lookup = call.lookup, b.projected = tape.projected[d].get();
+  if (call.h0) b.h0 = call.h0 + part * hidden_state;
+  if (call.c0) b.c0 = call.c0 + part * cell_state;
+  if (tape.passes.empty()) b.saved = tape.saved[part].get(), b.cells = tape.cells[part].get();
+  if (g.dhn) b.dhn = g.dhn + part * hidden_state;
+  if (g.dcn) b.dcn = g.dcn + part * cell_state;
+  if (g.dh0) b.dh0 = g.dh0 + part * hidden_state;
+  if (g.dc0) b.dc0 = g.dc0 + part * cell_state;
+  b.gradients = g.weights[part];
+  if (g.sums) b.sums = (*g.sums)[part].get(), b.resume = g.resume, b.more = g.more;
+  b.poll = poll;
+  return b;
+}
+
 template <class T>
 int stack_backward(const Tape<T>& tape, const StackGradients<T>& g, Poll poll) {
   const PackedStack<T>& packed = *tape.packed;
@@ -326,7 +357,6 @@ int stack_backward(const Tape<T>& tape, const StackGradients<T>& g, Poll poll) {
   const Backend<T>& backend = *packed.backend;
   const StackCall<T>& call = tape.call;
   const Index rows = call.steps * call.batch;
-  const Index hidden_state = call.batch * s.output, cell_state = call.batch * s.hidden;
   const Rows<T> inner{nullptr, call.batch * s.width(), s.width(), nullptr};
   std::vector<Buffer<T>> below(std::size_t(s.layers));  // gradients of the layers' inputs
   Rows<const T> dy = g.dy;
@@ -353,34 +383,12 @@ int stack_backward(const Tape<T>& tape, const StackGradients<T>& g, Poll poll) {
         second = {other.get(), call.batch * width, width};
       }
       for (int d = 0; d < s.directions; ++d) {
-        const Index part = layer * s.directions + d;
-        BackwardCall<T> b{};
-        b.weights = &packed.parts[part];
-        b.steps = call.steps, b.batch = call.batch, b.reverse = (d == 1) != s.reverse;
-        b.times = times_of(call, b.reverse);
-        if (call.restart_h) b.restart_h = call.restart_h + part * s.output;
-        if (call.restart_c) b.restart_c = call.restart_c + part * s.hidden;
-        if (g.drestart_h) b.drestart_h = g.drestart_h + part * s.output;
-        if (g.drestart_c) b.drestart_c = g.drestart_c + part * s.hidden;
-        b.control = {g.clip_value, g.clip_norm, g.cuts, g.dcells, nullptr, call.x.starts};
-        if (g.dcells.data) b.control.dcells.data += part * g.dcells_part;
-        if (g.flow) b.control.flow = g.flow + part * g.flow_part;
+        BackwardCall<T> b = backward_call(tape, g, layer, d, poll);
         b.x = x;
-        if (layer == 0 && call.lookup.ids.data) b.lookup = call.lookup, b.projected = tape.projected[d].get();
         b.y = {y.data + d * s.output, y.t, y.b, y.starts, y.ends};
-        if (call.h0) b.h0 = call.h0 + part * hidden_state;
-        if (call.c0) b.c0 = call.c0 + part * cell_state;
-        if (tape.passes.empty()) b.saved = tape.saved[part].get(), b.cells = tape.cells[part].get();
         b.dy = {dy.data ? dy.data + d * s.output : nullptr, dy.t, dy.b, dy.starts, dy.ends};
-        if (g.dhn) b.dhn = g.dhn + part * hidden_state;
-        if (g.dcn) b.dcn = g.dcn + part * cell_state;
         b.dx = d == 1 && second.data ? second : dx;
         b.dx_add = (d == 1 && !second.data) || (layer == 0 && g.dx_add);
-        if (g.dh0) b.dh0 = g.dh0 + part * hidden_state;
-        if (g.dc0) b.dc0 = g.dc0 + part * cell_state;
-        b.gradients = g.weights[part];
-        if (g.sums) b.sums = (*g.sums)[part].get(), b.resume = g.resume, b.more = g.more;
-        b.poll = poll;
         calls.push_back(b);
       }
       dy = {dx.data, dx.t, dx.b};

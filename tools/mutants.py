@@ -75,7 +75,7 @@ MUTANTS: dict[str, tuple[str, str, str]] = {  # name: file, what stands there, w
     "sums of a part without rows left as they were": ("csrc/cpu/backward.h", "call_.resume ? 0 : 1", "0"),
     "rows that have ended for good": ("csrc/cpu/backward.h", "live.low = larger(live.low, stop);", "(void)stop;"),
     "a flat tape of other rows": ("csrc/cpu/step_mask.h", "times.tape[b] + t :", "times.tape[i] + t :"),
-    "segments dealt apart": ("python/ostinato/_segments.py", 'options["order"] = self.order', 'options["order"] = None'),
+    "segments dealt apart": ("python/ostinato/_segments.py", '= self.order, t0', '= None, t0'),
     "dropout counts from the segment": ("csrc/stack.cpp", "std::uint64_t(call.first_step + t)", "std::uint64_t(t)"),
     "a held output forgotten": ("csrc/core/times.h", "g.held && g.repeat && g.held[b] ? kHeld : kSkipped", "kSkipped"),
     "a product of the device a link short": ("csrc/cuda/product.h", "for (int k = 0; k < left; ++k) {", "for (int k = 0; k + 1 < left; ++k) {"),
@@ -108,7 +108,7 @@ MUTANTS: dict[str, tuple[str, str, str]] = {  # name: file, what stands there, w
     "the last step of a layer that follows": ("csrc/cuda/persistent.h", "launch_args.steps - (range.upstream_offset ? 0 : 1)", "launch_args.steps - 1"),
     "a second phase without what the first one saved": ("csrc/cuda/forward.h", "= F > 0 ? out.saved[k] : T(0);", "= T(0);"),
     "weights of another tile in the shared memory": ("csrc/cuda/persistent.h", "k < kInRegisters ? 0 : k - kInRegisters][thread]", "0][thread]"),
-    "a peer's sums of another step": ("csrc/cuda/persistent.h", "sum += space.sums[slot % 2][peer]", "sum += space.sums[0][peer]"),
+    "a peer's sums of another step": ("csrc/cuda/persistent.h", "sum += space.sums[buffer][peer]", "sum += space.sums[0][peer]"),
     "scales of another output": ("csrc/cuda/persistent.h", "sum *= scales[unit * columns.count() + i];", "sum *= scales[i];"),
     "parts of rows of the other end": ("csrc/cuda/problem.h", "return p.reverse ? Range{parts - chunk.end, parts - chunk.begin} : chunk;", "return chunk;"),
     "products that do not wait for the steps": ("python/ostinato/_launch.py", "                side.join()\n", ""),
@@ -190,6 +190,31 @@ TESTS = [
     "test_metrics",
 ]
 
+# By the beginning of a file's path, the tests that are the likeliest to notice: they run first, the others after them.
+FIRST = {
+    "csrc/cuda/": ["test_device", "test_gpu_arrays", "test_persistent"],
+    "csrc/cpu/ctc": ["test_ctc"],
+    "csrc/cells/layer_norm": ["test_layer_norm"],
+    "csrc/cpu/norm": ["test_layer_norm"],
+    "csrc/bindings/ctc": ["test_ctc"],
+    "csrc/bindings/stream": ["test_stream_explain", "test_model_stream"],
+    "python/ostinato/_launch": ["test_gpu_arrays", "test_persistent"],
+    "python/ostinato/_plan": ["test_plan", "test_persistent"],
+    "python/ostinato/_segments": ["test_segments"],
+    "python/ostinato/_files": ["test_files"],
+    "python/ostinato/decoding": ["test_decoding"],
+    "python/ostinato/losses": ["test_ctc", "test_losses_optim"],
+    "python/ostinato/metrics": ["test_metrics"],
+    "python/ostinato/nn": ["test_model", "test_nn"],
+    "python/ostinato/train": ["test_train", "test_train_sequences"],
+}
+
+
+def tests_of(file: str) -> list[str]:
+    """Return the names of all tests, those first that a mistake in the file is likeliest to fail."""
+    first = [name for start, names in FIRST.items() if file.startswith(start) for name in names]
+    return first + [name for name in TESTS if name not in first]
+
 
 def run(name: str, folder: Path) -> bool:
     """Whether the tests caught the mistake; "" is none at all."""
@@ -223,7 +248,7 @@ def run(name: str, folder: Path) -> bool:
         [*install, *(f"--config-settings={o}" for o in options), str(folder)], check=True
     )
     shutil.rmtree(folder / "python")  # what is tested is what was installed
-    tests = [str(folder / "tests" / f"{t}.py") for t in TESTS]
+    tests = [str(folder / "tests" / f"{t}.py") for t in tests_of(file)]
     done = subprocess.run(
         [python, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--no-header", *tests],
         cwd=folder,

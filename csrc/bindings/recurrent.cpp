@@ -106,11 +106,8 @@ void bind_typed(py::module_& m, const char* packed_name, const char* tape_name) 
       .def("saved", &saved<T>, py::arg("k"));
 }
 
-}  // namespace
-
-void bind_recurrent(py::module_& m) {
-  bind_typed<float>(m, "PackedFloat32", "TapeFloat32");
-  bind_typed<double>(m, "PackedFloat64", "TapeFloat64");
+// What the module tells of the cells.
+void bind_cells(py::module_& m) {
   m.def("cells", [] {
     py::dict out;
     for (const CellTraits& t : kernels()->traits) {
@@ -143,6 +140,14 @@ void bind_recurrent(py::module_& m) {
     }
     return out;
   });
+}
+
+}  // namespace
+
+void bind_recurrent(py::module_& m) {
+  bind_typed<float>(m, "PackedFloat32", "TapeFloat32");
+  bind_typed<double>(m, "PackedFloat64", "TapeFloat64");
+  bind_cells(m);
   m.def(
       "plan",
       [](int itemsize, const std::string& cell, Index input, Index hidden, Index layers, bool bidirectional, const std::string& precision,

@@ -436,43 +436,21 @@ struct PersistentKernel {
       Phase<F>::E::load(block, get_phase<F>(weights), get_phase<F>(space.products), p.shared_panels[F],
                         range.upstream_offset ? 2 * tiles : tiles);
     });
-    block.for_each_thread([&](int thread) {
-      lost[thread] = !range.ok(launch_args);
-      if (thread >= kGroupRows * kUnits) return;
-      for (int k = 0; k < C::kStates; ++k) space.state[k][thread / kUnits][thread % kUnits] = T(0);
-      space.emitted[thread / kUnits][thread % kUnits] = T(0);
-    });
-    range.for_each_unit(block, [&](int thread, Index b, int row, int unit, Index u) {
-      T state[C::kStates];
-      for (int k = 0; k < C::kStates; ++k)
-        state[k] = launch_args.first_step > 0 ? launch_args.carry[((block.z * C::kStates + k) * p.batch + b) * p.hidden + u]
-                                              : value(k == 0 ? hidden_after(p, kInitial, b) : cell_after(p, kInitial, b), u);
-      prepare(p, mask, launch_args.first_step, b, u, state, next[thread]);
-      for (int k = 0; k < C::kStates; ++k) space.state[k][row][unit] = state[k];
-    });
-    block.sync_warp();
+    block.for_each_thread([&](int thread) { lost[thread] = !range.ok(launch_args); });
+    begin(block, space, range, next);
     send(block, space.state[0], range, range.slot(0), tiles);
     for (Index n = 0; n < launch_args.steps; ++n) {
       const Index step = launch_args.first_step + n, t = mask.time(step);
       for_phases<C>([&]<int F>() {
         constexpr bool last = F + 1 == kPhases;
-        constexpr Columns columns = Phase<F>::kColumns, product = C::kPhases[F].product;
         auto& sums = get_phase<F>(space.products);
         const Index slot = n * kPhases + F;
         const Inputs inputs{range.slot(slot), range.upstream(slot + 1), tiles};
         Phase<F>::E::multiply(block, get_phase<F>(weights), sums, launch_args.buffer, inputs, range.rows, lost);
         range.for_each_unit(block, [&](int thread, Index b, int row, int unit, Index u) {
-          const float* scales = kParts > 1 ? p.shared_scales[F] + block.x * Phase<F>::kTiles * 16 : nullptr;
-          T products[product.count()] = {}, state[C::kStates];
-          OST_UNROLL
-          for (int i = 0; i < columns.count(); ++i) {
-            T sum = sums.sum(unit * columns.count() + i, row);
-            if constexpr (kParts > 1) sum *= scales[unit * columns.count() + i];
-            if (product.has(columns.begin + i))
-              products[columns.begin + i - product.begin] = sum;
-            else
-              next[thread].gx[columns.begin + i] += sum;
-          }
+          T products[C::kPhases[F].product.count()] = {}, state[C::kStates];
+          take_sums<F>(sums, kParts > 1 ? p.shared_scales[F] + block.x * Phase<F>::kTiles * 16 : nullptr, row, unit, products,
+                       next[thread].gx);
           OST_UNROLL
           for (int k = 0; k < C::kStates; ++k) state[k] = space.state[k][row][unit];
           ran[thread] = compute<C, T, F>(p, mask, t, b, u, next[thread].gx, products, state, out[thread]);
@@ -499,6 +477,42 @@ struct PersistentKernel {
         for (int k = 0; k < C::kStates; ++k)
           launch_args.carry[((block.z * C::kStates + k) * p.batch + b) * p.hidden + u] = space.state[k][row][unit];
       });
+  }
+
+  // The states that the launch starts from: those of the pass, or of the launch before; zeros where there is no row.
+  OST_HD void begin(const Block& block, Space& space, const BlockRange<kUnits>& range, PerThread<Next>& next) const {
+    const Problem<T>& p = problems[block.z];
+    const StepMask mask = p.mask();
+    block.for_each_thread([&](int thread) {
+      if (thread >= kGroupRows * kUnits) return;
+      for (int k = 0; k < C::kStates; ++k) space.state[k][thread / kUnits][thread % kUnits] = T(0);
+      space.emitted[thread / kUnits][thread % kUnits] = T(0);
+    });
+    range.for_each_unit(block, [&](int thread, Index b, int row, int unit, Index u) {
+      T state[C::kStates];
+      for (int k = 0; k < C::kStates; ++k)
+        state[k] = launch_args.first_step > 0 ? launch_args.carry[((block.z * C::kStates + k) * p.batch + b) * p.hidden + u]
+                                              : value(k == 0 ? hidden_after(p, kInitial, b) : cell_after(p, kInitial, b), u);
+      prepare(p, mask, launch_args.first_step, b, u, state, next[thread]);
+      for (int k = 0; k < C::kStates; ++k) space.state[k][row][unit] = state[k];
+    });
+    block.sync_warp();
+  }
+
+  // Sums of a unit's columns: those of the recurrent product to `products`; those of the layer below, where layers are pipelined, are added
+  // to gx. `scales` are null where words have one part.
+  template <int F>
+  OST_HD static void take_sums(const Product<F>& sums, const float* scales, int row, int unit, T* products, T* gx) {
+    constexpr Columns columns = Phase<F>::kColumns, product = C::kPhases[F].product;
+    OST_UNROLL
+    for (int i = 0; i < columns.count(); ++i) {
+      T sum = sums.sum(unit * columns.count() + i, row);
+      if constexpr (kParts > 1) sum *= scales[unit * columns.count() + i];
+      if (product.has(columns.begin + i))
+        products[columns.begin + i - product.begin] = sum;
+      else
+        gx[columns.begin + i] += sum;
+    }
   }
 
   // Load the state that a step starts from, if it is that of a restart, and the projected input.
@@ -587,7 +601,6 @@ struct BackwardPersistentKernel {
     const Problem<T>& p = problems[block.z];
     const BackwardProblem<T>& g = gradients[block.z];
     const StepMask mask = p.mask();
-    const int rank = int(block.x % kSplit);
     const BlockRange<kUnits> range(block, p, launch_args, slot_words(p.hidden));
     PerPhase<Weights, 0, kPhases> weights;
     PerThread<BackwardOut<C, T>> out;
@@ -598,20 +611,8 @@ struct BackwardPersistentKernel {
       Phase<F>::E::load(block, get_phase<F>(weights), get_phase<F>(space.products), p.shared_transposed[F],
                         range.upstream_offset ? 2 * tiles : tiles);
     });
-    block.for_each_thread([&](int thread) {
-      lost[thread] = !range.ok(launch_args);
-      T* da = &space.da[0][0][0];
-      for (int i = thread; i < int(sizeof space.da / sizeof(T)); i += kThreads) da[i] = T(0);
-    });
-    if constexpr (kSplit > 1)
-      block.sync_cluster();  // all blocks of the cluster have started
-    else
-      block.sync_block();
-    range.for_each_unit(block, [&](int thread, Index b, int row, int unit, Index u) {
-      OST_UNROLL
-      for (int k = 0; k < C::kStates; ++k) space.d[k][row][unit] = (k == 0 ? g.dh : g.dc)[b * p.hidden + u];
-      prefetch_async(p, g, mask.time(launch_args.first_step + launch_args.steps - 1), b, u, space.given[thread]);
-    });
+    block.for_each_thread([&](int thread) { lost[thread] = !range.ok(launch_args); });
+    begin(block, space, range);
     for (Index n = launch_args.steps - (range.upstream_offset ? 0 : 1); n >= 0;
          --n) {  // n = steps: what the upstream layer gives the last step
       const Index t = mask.time(launch_args.first_step + n);
@@ -640,31 +641,8 @@ struct BackwardPersistentKernel {
         const Inputs inputs{range.slot(slot), n > 0 ? range.upstream(slot - 1) : nullptr,
                             tiles};  // the slot after the last step holds zeros
         Phase<F>::E::multiply(block, get_phase<F>(weights), product, launch_args.buffer, inputs, range.rows, lost);
-        if constexpr (kSplit > 1) {
-          block.for_each_thread([&](int thread) {
-            OST_UNROLL
-            for (int i = thread; i < kSplit * kGroupRows * kUnits; i += kThreads) {
-              const int to = i / (kGroupRows * kUnits), row = i / kUnits % kGroupRows, unit = i % kUnits;
-              block.peer(space, to).sums[slot % 2][rank][row][unit] = product.sum(to * kUnits + unit, row);
-            }
-          });
-          block.sync_cluster();
-        }
-        range.for_each_unit(block, [&](int thread, Index b, int row, int unit, Index u) {
-          if (!range.upstream_offset && !mask.active(t, b)) return;  // da of such a row is zero; that of the upstream layer may not be
-          T sum = kSplit > 1 ? space.sums[slot % 2][0][row][unit] : product.sum(unit, row);
-          OST_UNROLL
-          for (int peer = 1; peer < kSplit; ++peer) sum += space.sums[slot % 2][peer][row][unit];
-          if constexpr (kParts > 1) sum *= p.shared_transposed_scales[F][block.x * kTiles * 16 + rank * kUnits + unit];
-          if constexpr (F > 0) {
-            demitted[thread] = sum;
-            return;
-          }
-          T d[2] = {space.d[0][row][unit] + sum, C::kStates > 1 ? space.d[C::kStates - 1][row][unit] : T(0)};
-          if (!range.upstream_offset) cut<C, T>(p, g, t, b, u, d);  // layers are pipelined only where nothing is cut
-          OST_UNROLL
-          for (int k = 0; k < C::kStates; ++k) space.d[k][row][unit] = d[k];
-        });
+        if constexpr (kSplit > 1) give_to_peers(block, space, product, int(slot % 2));
+        take_sums<F>(block, space, range, product, t, int(slot % 2), demitted);
         if constexpr (kSplit == 1 && kPhases == 1) block.sync_block();  // the sums have been read; those of two phases lie apart
       });
     }
@@ -672,6 +650,70 @@ struct BackwardPersistentKernel {
       g.dh[b * p.hidden + u] = space.d[0][row][unit];
       if constexpr (C::kStates > 1) g.dc[b * p.hidden + u] = space.d[1][row][unit];
     });
+  }
+
+  // Add the product of a phase to the gradients of the states; that of a phase after the first is the gradient of what was emitted.
+  template <int F>
+  OST_HD void take_sums(const Block& block, Space& space, const BlockRange<kUnits>& range, const typename Phase<F>::E::Space& product,
+                        Index t, int buffer, PerThread<T>& demitted) const {
+    const Problem<T>& p = problems[block.z];
+    const BackwardProblem<T>& g = gradients[block.z];
+    const StepMask mask = p.mask();
+    const int rank = int(block.x % kSplit);
+    range.for_each_unit(block, [&](int thread, Index b, int row, int unit, Index u) {
+      if (!range.upstream_offset && !mask.active(t, b)) return;  // da of such a row is zero; that of the upstream layer may not be
+      T sum = summed(space, product, buffer, row, unit);
+      if constexpr (kParts > 1) sum *= p.shared_transposed_scales[F][block.x * kTiles * 16 + rank * kUnits + unit];
+      if constexpr (F > 0) {
+        demitted[thread] = sum;
+        return;
+      }
+      T d[2] = {space.d[0][row][unit] + sum, C::kStates > 1 ? space.d[C::kStates - 1][row][unit] : T(0)};
+      if (!range.upstream_offset) cut<C, T>(p, g, t, b, u, d);  // layers are pipelined only where nothing is cut
+      OST_UNROLL
+      for (int k = 0; k < C::kStates; ++k) space.d[k][row][unit] = d[k];
+    });
+  }
+
+  // The gradients that the launch starts from, and what its first step needs of the tape.
+  OST_HD void begin(const Block& block, Space& space, const BlockRange<kUnits>& range) const {
+    const Problem<T>& p = problems[block.z];
+    const BackwardProblem<T>& g = gradients[block.z];
+    block.for_each_thread([&](int thread) {
+      T* da = &space.da[0][0][0];
+      for (int i = thread; i < int(sizeof space.da / sizeof(T)); i += kThreads) da[i] = T(0);
+    });
+    if constexpr (kSplit > 1)
+      block.sync_cluster();  // all blocks of the cluster have started
+    else
+      block.sync_block();
+    range.for_each_unit(block, [&](int thread, Index b, int row, int unit, Index u) {
+      OST_UNROLL
+      for (int k = 0; k < C::kStates; ++k) space.d[k][row][unit] = (k == 0 ? g.dh : g.dc)[b * p.hidden + u];
+      prefetch_async(p, g, p.mask().time(launch_args.first_step + launch_args.steps - 1), b, u, space.given[thread]);
+    });
+  }
+
+  // Every block has a part of the inputs, and sums for the units of all blocks of its cluster.
+  template <class Product>
+  OST_HD static void give_to_peers(const Block& block, Space& space, const Product& product, int buffer) {
+    const int rank = int(block.x % kSplit);
+    block.for_each_thread([&](int thread) {
+      OST_UNROLL
+      for (int i = thread; i < kSplit * kGroupRows * kUnits; i += kThreads) {
+        const int to = i / (kGroupRows * kUnits), row = i / kUnits % kGroupRows, unit = i % kUnits;
+        block.peer(space, to).sums[buffer][rank][row][unit] = product.sum(to * kUnits + unit, row);
+      }
+    });
+    block.sync_cluster();
+  }
+  // The sum of a unit of this block over all peers.
+  template <class Product>
+  OST_HD static T summed(const Space& space, const Product& product, int buffer, int row, int unit) {
+    T sum = kSplit > 1 ? space.sums[buffer][0][row][unit] : product.sum(unit, row);
+    OST_UNROLL
+    for (int peer = 1; peer < kSplit; ++peer) sum += space.sums[buffer][peer][row][unit];
+    return sum;
   }
 
   OST_HD static void prefetch_async(const Problem<T>& p, const BackwardProblem<T>& g, Index t, Index b, Index u, Padded& given) {
