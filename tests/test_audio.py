@@ -177,6 +177,17 @@ def test_log_mel_by_hand() -> None:
     assert np.allclose(ours, wanted, rtol=1e-5, atol=1e-5)
 
 
+def test_filters_on_the_scale_of_slaney() -> None:
+    """Peaks are 200/3 Hz apart up to 1000 Hz; from there 27 steps lead to 6.4 times as much."""
+    filters = audio.mel_filters(12800, 128000, 41, low=0.0, scale="slaney")  # 0.1 Hz a row
+    peaks = filters.argmax(0) / 10
+    assert np.allclose(peaks[:15], np.arange(1, 16) * 200 / 3, atol=0.06)
+    assert np.allclose(peaks[14:], 1000 * 6.4 ** (np.arange(27) / 27), atol=0.06)
+    assert np.allclose(filters.sum(0) * 0.1, 1, rtol=1e-4)  # areas
+    with pytest.raises(ValueError, match=r"scale: expected .*htk.*slaney"):
+        audio.mel_filters(8000, 256, 20, scale="bark")
+
+
 def test_filters_cover_the_band_evenly() -> None:
     filters = audio.mel_filters(16000, 512, 30, low=0.0)
     inside = filters.sum(1)[8:-30]  # between the middles of the first and the last

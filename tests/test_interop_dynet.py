@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 
 from conftest import assert_close
-from ostinato import interop, nn
+from ostinato import interop
 
 
 def drawn(*shape: int, seed: int = 0) -> Any:
@@ -86,30 +85,3 @@ def test_damaged_files(tmp_path: Path) -> None:
     arrays = {f"/vanilla-lstm-builder/_{k}": drawn(16, 4) for k in range(2)}
     with pytest.raises(ValueError, match=r"/vanilla-lstm-builder: expected an LSTM, got"):
         interop.from_dynet(write(path, arrays))
-
-
-def test_the_japanese_tagger() -> None:
-    """The three bidirectional LSTMs of nagisa; the package is not imported."""
-    spec = importlib.util.find_spec("nagisa")
-    if spec is None:
-        pytest.skip("nagisa is not installed: pip install --no-deps nagisa==0.3.0")
-    path = Path(str(spec.origin)).parent / "data" / "nagisa_v001.model"
-    imported = interop.from_dynet(path)
-    layers: dict[str, Any] = {n: m for n, m in imported.items() if isinstance(m, nn.LSTM)}
-    assert [repr(m) for m in layers.values()] == [
-        "LSTM(200, 50, bidirectional=True)",
-        "LSTM(64, 50, bidirectional=True)",
-        "LSTM(32, 16, bidirectional=True)",
-    ]
-    assert repr(imported["/_0"]) == "Embedding(3090, 32)"
-    raw = path.read_bytes()
-    arrays = []
-    for which in ("", "_1"):
-        for k in range(3):
-            at = raw.index(f"#Parameter# /birnn_2/vanilla-lstm-builder{which}/_{k} ".encode())
-            head, numbers = raw[at : at + 2_000_000].split(b"\n")[:2]
-            dims = [int(n) for n in head.split(b"{")[1].split(b"}")[0].split(b",")]
-            arrays.append(np.array(numbers.split(), np.float64).reshape(dims[::-1]).T)
-    x = drawn(9, 32, seed=1)
-    y, _ = layers["/birnn_2"](x)
-    assert np.abs(y - both(x, arrays)).max() < 1e-5

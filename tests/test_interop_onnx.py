@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import tracemalloc
 import warnings
@@ -654,20 +653,6 @@ def test_an_lstm_of_whole_numbers(tmp_path: Path) -> None:
     x = drawn(6, 3, 4)
     (want,) = run((tmp_path / "b.onnx").read_bytes(), x=x)
     assert np.abs(called(imported.layer, x) - want).max() < 0.02  # it rounds x and h as well
-
-
-def test_the_voice_activity_model() -> None:
-    """The LSTM within silero's graphs equals ONNX Runtime's; the package is not imported."""
-    spec = importlib.util.find_spec("silero_vad")
-    if spec is None:
-        pytest.skip("silero_vad is not installed: pip install --no-deps silero-vad==6.2.3")
-    data = Path(str(spec.origin)).parent / "data"
-    imported = ost.from_onnx(data / "silero_vad_16k_sequence.onnx", verify=True)
-    assert repr(imported["/recurrent/LSTM"]) == "LSTM(128, 128)"
-    with pytest.raises(ValueError, match=r"expected operators of a recurrent model, got Pad"):
-        imported.model()
-    nested = ost.from_onnx(data / "silero_vad.onnx", verify=True)  # in graphs of two If nodes
-    assert [repr(m) for m in nested.values()] == ["LSTM(128, 128)"] * 4
 
 
 # -- damaged files ---------------------------------------------------------------------------------

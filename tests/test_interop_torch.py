@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import pickle
 import struct
 import subprocess
@@ -608,30 +607,6 @@ def test_to_torch_and_back() -> None:
     for layer in (nn.LSTM(3, 4, peephole=True), nn.LSTM(3, 4, layer_norm=True)):
         with pytest.raises(ValueError, match=r"torch.nn does not have"):
             ost.to_torch(layer)
-
-
-@needs_torch
-def test_the_speaker_encoder_equals_torch() -> None:
-    """The weights of resemblyzer, in the older form of file; the package is not imported."""
-    spec = importlib.util.find_spec("resemblyzer")
-    if spec is None:
-        pytest.skip("resemblyzer is not installed: pip install --no-deps resemblyzer==0.1.4")
-    folder = Path(str(spec.origin)).parent
-    path = folder / "pretrained.pt"
-    state = ost.load_torch(path, key="model_state")
-    theirs = torch.load(path, map_location="cpu", weights_only=True)["model_state"]
-    assert all(np.array_equal(state[n], t.numpy()) for n, t in theirs.items())
-    got = ost.from_torch(state, skip=["similarity_*"], batch_first=True, verify=True)
-    model = nn.Sequential(**got, relu=nn.Activation("relu"))
-    x = np.random.default_rng(0).uniform(0, 2, (4, 160, 40)).astype(np.float32)
-    lstm = torch.nn.LSTM(40, 256, 3, batch_first=True)
-    lstm.load_state_dict({n[5:]: t for n, t in theirs.items() if n.startswith("lstm.")})
-    with torch.no_grad():
-        h = lstm(torch.from_numpy(x))[1][0][-1]
-        h = torch.relu(h @ theirs["linear.weight"].T + theirs["linear.bias"])
-        want = (h / h.norm(dim=1, keepdim=True)).numpy()
-    y, _ = model(x, outputs="last")
-    assert np.abs(y / np.linalg.norm(y, axis=1, keepdims=True) - want).max() < 1e-5
 
 
 def test_softmax_as_a_layer() -> None:

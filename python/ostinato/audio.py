@@ -181,11 +181,33 @@ def _checked(name: str, samples: Array) -> Array:
     return floats
 
 
-def mel_filters(rate: int, size: int, bands: int, *, low: float = 20.0) -> Array:
-    """Return triangular filters of equal width on the mel scale, ``[size // 2 + 1, bands]``.
+def _htk(mel: Array) -> Array:
+    """Return the frequencies of ``mel = 2595 log10(1 + f / 700)``."""
+    return 700 * (10 ** (mel / 2595) - 1)
 
-    The scale is that of HTK, ``mel = 2595 log10(1 + f / 700)``; the filters reach from `low` to
-    half of the rate, and have a height of 1.
+
+def _slaney(mel: Array) -> Array:
+    """Return the frequencies of a scale that is linear up to 1000 Hz, at 15, and then a power."""
+    linear = np.minimum(mel, 15) * (200 / 3)
+    frequencies: Array = linear * 6.4 ** (np.maximum(mel - 15, 0) / 27)
+    return frequencies
+
+
+def _mel(scale: str, f: float) -> float:
+    """Return the place of a frequency on a scale: the inverse of `_htk` and `_slaney`."""
+    if scale == "htk":
+        return 2595 * math.log10(1 + f / 700)
+    return f * 3 / 200 if f < 1000 else 15 + 27 * math.log(f / 1000, 6.4)
+
+
+def mel_filters(
+    rate: int, size: int, bands: int, *, low: float = 20.0, scale: str = "htk"
+) -> Array:
+    """Return triangular filters of equal width on a mel scale, ``[size // 2 + 1, bands]``.
+
+    The filters reach from `low` to half of the rate. On the scale "htk",
+    ``mel = 2595 log10(1 + f / 700)``, they have a height of 1; on "slaney", which is linear up to
+    1000 Hz and logarithmic above, an area of 1 over the frequencies in hertz.
 
     >>> import ostinato as ost
     >>> filters = ost.audio.mel_filters(8000, 256, 20)
@@ -197,22 +219,26 @@ def mel_filters(rate: int, size: int, bands: int, *, low: float = 20.0) -> Array
         size: the size of the Fourier transform.
         bands: the number of filters.
         low: where the first one begins, in hertz.
+        scale: "htk" or "slaney".
 
     Returns:
         Weights of the energies, float64.
 
     Raises:
-        ValueError: a size below 1, or filters that are too narrow for the transform to see.
+        ValueError: a size below 1, another scale, or filters that are too narrow for the transform
+            to see.
 
     Source: Davis, Mermelstein (1980), "Comparison of parametric representations for monosyllabic
-    word recognition"; Young et al. (2006), "The HTK book".
+    word recognition"; Young et al. (2006), "The HTK book"; Slaney (1998), "Auditory toolbox",
+    version 2.
     """
     rate, size = _check.positive("rate", rate), _check.positive("size", size, 2)
     bands, low = _check.positive("bands", bands), _check.finite("low", low)
+    _check.choice("scale", scale, ("htk", "slaney"))
     if low >= rate / 2:
         raise ValueError(f"low: expected less than half of the rate, {rate / 2:g}, got {low:g}")
-    first, last = (2595 * math.log10(1 + f / 700) for f in (low, rate / 2))
-    edges = 700 * (10 ** (np.linspace(first, last, bands + 2) / 2595) - 1)
+    mels = np.linspace(_mel(scale, low), _mel(scale, rate / 2), bands + 2)
+    edges = _htk(mels) if scale == "htk" else _slaney(mels)
     frequencies = np.arange(size // 2 + 1)[:, None] * rate / size
     left, middle, right = edges[:-2], edges[1:-1], edges[2:]
     rising = (frequencies - left) / (middle - left)
@@ -223,7 +249,7 @@ def mel_filters(rate: int, size: int, bands: int, *, low: float = 20.0) -> Array
             f"bands: expected filters of at least one of {len(frequencies)} frequencies each, got "
             f"{bands} bands, of which some are narrower; use fewer bands or longer windows"
         )
-    return filters
+    return filters if scale == "htk" else filters * (2 / (right - left))
 
 
 def log_mel(

@@ -372,7 +372,10 @@ class Chain:
         if isinstance(data, np.ndarray) and isinstance(index, Steps):
             x = self._steps(name, index)
             if k or data.ndim != 2 or data.dtype.kind != "f":
-                raise ValueError(f"{name}: expected a table of 2 axes, got {data.shape}")
+                raise ValueError(
+                    f"{name}: expected a table [V,E] of floating-point numbers, got {data.dtype} "
+                    f"of {data.shape}"
+                )
             table = nn.Embedding(*data.shape, dtype=data.dtype)
             table.load_state_dict({"weight": data})
             return self._add(name, table, (*x.axes, axis("F", data.shape[1])))
