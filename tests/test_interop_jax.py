@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from conftest import assert_close
 from ostinato import interop, nn
+from ostinato.interop import _jax
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -113,11 +115,41 @@ def test_cells_of_flax(kind: str) -> None:
     rng = np.random.default_rng(1)
     leaves = [(a + 0.3 * rng.normal(size=a.shape)).astype(np.float32) for a in leaves]
     params = jax.tree_util.tree_unflatten(tree, leaves)
-    imported = interop.from_flax(params)
+    imported = interop.from_flax(params, verify=True)
     assert {"head", "norm", "words"} < set(imported)
     rnn = next(m for m in imported.values() if isinstance(m, nn.Recurrent))
     model = nn.Sequential(imported["words"], imported["norm"], rnn, imported["head"])
     assert_close(model(ids)[0], np.asarray(net.apply(params, ids)), scale=4)
+
+
+def cell_of_flax() -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    tree: dict[str, Any] = {f"i{g}": {"kernel": rng.normal(size=(3, 4))} for g in "ifgo"}
+    bias = {"bias": rng.normal(size=4)}
+    return tree | {f"h{g}": {"kernel": rng.normal(size=(4, 4)), **bias} for g in "ifgo"}
+
+
+@needs_flax
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_verify_sees_gates_in_another_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = {
+        g: {n: a.astype(np.float32) for n, a in own.items()} for g, own in cell_of_flax().items()
+    }
+    assert repr(interop.from_flax({"rnn": tree}, verify=True).layer).startswith("LSTM(3, 4")
+    right = _jax._stacked
+    monkeypatch.setattr(_jax, "_stacked", lambda found, letters: right(found, letters[::-1]))
+    with pytest.raises(ValueError, match=r"expected the outputs of Flax, rnn within 1e-05"):
+        interop.from_flax({"rnn": tree}, verify=True)
+
+
+def test_verify_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("flax", "flax.linen", "haiku"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=r"verify=True needs flax: pip install flax"):
+        interop.from_flax({"rnn": cell_of_flax()}, verify=True)
+    arrays = {"gru": {"w_i": drawn(3, 12), "w_h": drawn(4, 12), "b": drawn(12)}}
+    with pytest.raises(ImportError, match=r"verify=True needs dm-haiku: pip install dm-haiku"):
+        interop.from_haiku(arrays, verify=True)
 
 
 @needs_haiku
@@ -136,7 +168,7 @@ def test_cores_of_haiku(kind: str) -> None:
         n: {k: np.asarray(a + 0.3 * rng.normal(size=a.shape), np.float32) for k, a in own.items()}
         for n, own in params.items()
     }
-    imported = interop.from_haiku(params)
+    imported = interop.from_haiku(params, verify=True)
     assert "Haiku: 3 layers" in imported.describe()
     rnn = next(m for m in imported.values() if isinstance(m, nn.Recurrent))
     model = nn.Sequential(rnn, imported["layer_norm"], imported["linear"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,10 +12,19 @@ import numpy as np
 from .. import nn
 from .._annotations import readable
 from .._check import Array
-from ._imported import Entry, Imported, common, real, shapes
+from ._imported import Entry, Imported, common, compare, real, shapes
 
 _DEEPEST = 50
+_LIMIT = 1e-5  # by which outputs may differ, relative to the largest
 _ORDER = "their order is not in a tree of parameters"
+
+
+def _require(module: str, package: str) -> Any:
+    """Import a library that ``verify`` runs."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as e:
+        raise ImportError(f"verify=True needs {package}: pip install {package} ({e})") from e
 
 
 class _Tree:
@@ -63,6 +73,20 @@ class _Tree:
         layer = nn.LayerNorm(weight.size, eps=eps, dtype=weight.dtype)
         layer.load_state_dict({"weight": weight, "bias": bias})
         self.add(name, "LayerNorm", {"scale": weight, "bias": bias}, layer)
+
+    def verify(self, theirs: Callable[[str, nn.Layer], Callable[[Array], Any]]) -> None:
+        """Run a random input through every layer and through what ``theirs`` makes of its name."""
+        rng = np.random.default_rng(0)
+        for name, layer in self.layers.items():
+            if isinstance(layer, nn.Embedding):
+                x: Any = rng.integers(0, layer.num_embeddings, (3, 5))
+            else:
+                name_of_weight = "weight_ih_l0" if layer.stateful else "weight"
+                width = layer.parameters()[name_of_weight].shape[-1]
+                x = rng.normal(size=(3, 5, width)).astype(layer.dtype)
+            run: Any = layer
+            got = run(x)[0] if layer.stateful else run(x)
+            compare(f"{self.source}, {name or 'params'}", got, theirs(name, layer)(x), _LIMIT)
 
     def imported(self) -> Imported:
         """Return the layers; a single one is the whole model."""
@@ -140,8 +164,35 @@ def _flax_node(tree: _Tree, name: str, node: Mapping[str, Any], eps: float) -> b
     return True
 
 
+def _by_flax(top: Mapping[str, Any], tree: _Tree) -> Callable[[str, nn.Layer], Any]:
+    """Return a function that makes of a layer's name the layer as Flax runs it."""
+    linen = _require("flax.linen", "flax")
+
+    def theirs(name: str, layer: Any) -> Callable[[Array], Any]:
+        node: Any = top
+        for key in name.split(".") if name else ():
+            node = node[key]
+        if isinstance(layer, nn.Recurrent):
+            cell = linen.OptimizedLSTMCell if isinstance(layer, nn.LSTM) else linen.GRUCell
+            module = linen.RNN(cell(layer.hidden_size), time_major=not tree.batch_first)
+            node = {"cell": node}
+        elif isinstance(layer, nn.Embedding):
+            module = linen.Embed(layer.num_embeddings, layer.embedding_dim)
+        elif isinstance(layer, nn.LayerNorm):
+            module = linen.LayerNorm(epsilon=layer.eps, use_fast_variance=False)
+        else:
+            module = linen.Dense(layer.out_features, use_bias="bias" in node)
+        return lambda x: module.apply({"params": node}, x)
+
+    return theirs
+
+
 def from_flax(
-    params: Mapping[str, Any], *, batch_first: bool = True, eps: float = 1e-6
+    params: Mapping[str, Any],
+    *,
+    batch_first: bool = True,
+    eps: float = 1e-6,
+    verify: bool = False,
 ) -> Imported:
     """Make layers of a tree of parameters of Flax (linen): cells, Dense, Embed and LayerNorm.
 
@@ -155,14 +206,17 @@ def from_flax(
         params: nested mappings of names to arrays, with or without "params" at the top.
         batch_first: of recurrent layers; Flax' RNN has it.
         eps: of LayerNorm, which is not in the tree; Flax' default.
+        verify: whether to run a random input through each layer and through Flax', which must be
+            installed; they must agree within 1e-5.
 
     Returns:
         The layers by their paths, joined by dots. The two directions of a bidirectional one are
         layers of their own.
 
     Raises:
+        ImportError: ``verify`` without Flax.
         TypeError: params are no mapping, or hold an array that is not of real numbers.
-        ValueError: parameters of another layer, which the message names.
+        ValueError: parameters of another layer, or outputs that differ; the message names it.
     """
     if not isinstance(params, Mapping):
         raise TypeError(f"params: expected a mapping, got a {type(params).__name__}")
@@ -181,6 +235,8 @@ def from_flax(
 
     top = params["params"] if set(params) == {"params"} else params
     walk("", top, 0)
+    if verify:
+        tree.verify(_by_flax(top, tree))
     return tree.imported()
 
 
@@ -224,8 +280,44 @@ def _haiku_rnn(tree: _Tree, name: str, a: Mapping[str, Array], b: Mapping[str, A
     tree.recurrent(name, "RNN", {**a}, parts, nonlinearity="relu")
 
 
+def _by_haiku(
+    modules: Mapping[str, Mapping[str, Array]], tree: _Tree
+) -> Callable[[str, nn.Layer], Any]:
+    """Return a function that makes of a layer's name the layer as Haiku runs it."""
+    haiku = _require("haiku", "dm-haiku")
+
+    def module(layer: Any) -> Callable[[Any], Any]:
+        if isinstance(layer, nn.Embedding):
+            return haiku.Embed(layer.num_embeddings, layer.embedding_dim, name="own")  # type: ignore[no-any-return]
+        if isinstance(layer, nn.LayerNorm):
+            return haiku.LayerNorm(-1, True, True, eps=layer.eps, name="own")  # type: ignore[no-any-return]
+        if isinstance(layer, nn.Linear):
+            return haiku.Linear(layer.out_features, "bias" in layer.parameters(), name="own")  # type: ignore[no-any-return]
+        kind = {nn.LSTM: haiku.LSTM, nn.GRU: haiku.GRU}.get(type(layer), haiku.VanillaRNN)
+        core = kind(layer.hidden_size, name="own")
+        first = tree.batch_first
+        return lambda x: haiku.dynamic_unroll(
+            core, x, core.initial_state(x.shape[0 if first else 1]), time_major=not first
+        )[0]
+
+    def theirs(name: str, layer: nn.Layer) -> Callable[[Array], Any]:
+        own = {
+            "own" + key.removeprefix(name): arrays
+            for key, arrays in modules.items()
+            if key == name or key in (f"{name}/linear", f"{name}/linear_1")
+        }
+        run = haiku.without_apply_rng(haiku.transform(lambda x: module(layer)(x)))
+        return lambda x: run.apply(own, x)
+
+    return theirs
+
+
 def from_haiku(
-    params: Mapping[str, Any], *, batch_first: bool = False, eps: float = 1e-5
+    params: Mapping[str, Any],
+    *,
+    batch_first: bool = False,
+    eps: float = 1e-5,
+    verify: bool = False,
 ) -> Imported:
     """Make layers of the parameters of Haiku: LSTM, GRU, VanillaRNN, Linear, Embed and LayerNorm.
 
@@ -243,13 +335,16 @@ def from_haiku(
             a VanillaRNN are recognised by their names, "lstm", "lstm_1" and so on.
         batch_first: of recurrent layers.
         eps: of LayerNorm, which is not among the parameters; Haiku's default.
+        verify: whether to run a random input through each layer and through Haiku's, which must be
+            installed; they must agree within 1e-5.
 
     Returns:
         The layers by the names of their modules.
 
     Raises:
+        ImportError: ``verify`` without Haiku.
         TypeError: params are no mapping of mappings, or an array is not of real numbers.
-        ValueError: parameters of another module, which the message names.
+        ValueError: parameters of another module, or outputs that differ; the message names it.
     """
     if not isinstance(params, Mapping) or not all(isinstance(v, Mapping) for v in params.values()):
         raise TypeError("params: expected a mapping of mappings, got another")
@@ -279,6 +374,8 @@ def from_haiku(
                 f"{name}: expected the parameters of an LSTM, GRU, VanillaRNN, Linear, Embed or "
                 f"LayerNorm of Haiku, got {shapes(a)}"
             )
+    if verify:
+        tree.verify(_by_haiku(modules, tree))
     return tree.imported()
 
 
