@@ -31,6 +31,7 @@ MODULES = (
     ".data",
     ".decoding",
     ".interop",
+    ".interop.sklearn",
     ".metrics",
     ".train",
     ".train.metrics",
