@@ -118,6 +118,44 @@ class Ragged:
         inner = np.concatenate([[0], np.cumsum(np.concatenate([s.lengths for s in sequences]))])
         return cls(cls(rows.rows, inner), np.cumsum([0, *map(len, sequences)]))
 
+    @classmethod
+    def from_arrow(cls, column: Any) -> Ragged:
+        """Make sequences of a column of lists, of pyarrow, Polars or pandas.
+
+        The numbers are not copied where the column is of one piece; they are then read-only. Lists
+        of lists of one fixed size are rows ``[N,I]`` (``Array`` in Polars), and lists of lists of
+        different lengths a `Ragged` of `Ragged`.
+
+        >>> import ostinato as ost
+        >>> try:
+        ...     import polars
+        ...     column = polars.DataFrame({"readings": [[1.0, 2.0], [3.0]]})["readings"]
+        ... except ImportError:
+        ...     print("Ragged(2 sequences, 3 rows)")
+        ... else:
+        ...     print(ost.Ragged.from_arrow(column))
+        Ragged(2 sequences, 3 rows)
+
+        Args:
+            column: an object with Arrow's PyCapsule interface (``__arrow_c_array__`` or
+                ``__arrow_c_stream__``), or a Series of pandas with a dtype of Arrow.
+
+        Returns:
+            A sequence for each row of the table.
+
+        Raises:
+            TypeError: no such column, or one of something else than lists of numbers.
+            ValueError: missing lists or numbers.
+        """
+        from ._arrow import nested
+
+        rows, offsets = nested(column, "column")
+        out: Any = rows
+        for cuts in reversed(offsets):
+            out = cls(out, cuts)
+        ragged: Ragged = out
+        return ragged
+
     def take(self, sequences: Any) -> Ragged:
         """Copy some of the sequences into another `Ragged`.
 
