@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -19,7 +20,8 @@ import pytest
 import ostinato as ost
 from ostinato import safetensors
 from ostinato.__main__ import main, parser
-from ostinato.tasks import bench, corpora, models, text
+from ostinato.cli._output import error_line
+from ostinato.tasks import _application, bench, corpora, models, text
 
 
 def command(
@@ -156,8 +158,11 @@ def test_generate(model: Any) -> None:
 
 
 BAD: dict[str, tuple[list[str], str]] = {
-    "no file": (["train", "text", "nothing.txt"], "No such file or directory: 'nothing.txt'"),
-    "a folder": (["train", "text", "."], "Is a directory"),
+    "no file": (
+        ["train", "text", "nothing.txt"],
+        "FILE: expected a file, found none at nothing.txt",
+    ),
+    "a folder": (["train", "text", "."], "FILE: expected a file, got the folder ."),
     "a device": (
         ["train", "text", "/dev/zero"],
         "/dev/zero: expected a regular file, got a device",
@@ -784,7 +789,7 @@ def test_a_full_disk_behind_standard_output(model: Any) -> None:
         )
     assert (done.returncode, done.stderr) == (
         2,
-        "ostinato: [Errno 28] No space left on device: 'standard output'\n",
+        "ostinato: standard output: No space left on device\n",
     )
 
 
@@ -833,12 +838,71 @@ def test_a_picture_alone_can_be_replaced(tmp_path: Path, capsys: Any) -> None:
     assert "--overwrite: expected --save DIR beside it" in capsys.readouterr().err
 
 
-def test_a_command_imports_no_application_that_it_does_not_need() -> None:
+NAMED = {
+    "info --json": [],
+    "train tag nothing": ["tag"],
+    "train forecast nothing": [],
+    "train nothing": [],
+    "predict nothing": [],
+    "evaluate nothing": [],
+    "train parse --help": ["parse"],
+}
+
+
+@pytest.mark.parametrize("line", NAMED)
+def test_a_command_imports_no_application_that_it_does_not_need(line: str) -> None:
     """All of them took as long as the rest of a command's start."""
     code = (
-        "import sys; from ostinato.cli import main; main(['info', '--json']); "
-        "names = [m for m in sys.modules if m.startswith('ostinato.tasks.')]; "
-        "assert not {'ostinato.tasks.classify', 'ostinato.tasks.tag'} & set(names), names"
+        "import contextlib, json, sys; from ostinato.cli import main; from ostinato.tasks import "
+        "_application\n"
+        f"with contextlib.suppress(SystemExit): main({line.split()})\n"
+        "print(json.dumps([n for n in _application.NAMES if 'ostinato.tasks.' + n in sys.modules]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == NAMED[line]
+
+
+def test_the_help_names_all_applications(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    for line, told in ((["train", "--help"], "help"), (["predict", "-h"], "inputs")):
+        with pytest.raises(SystemExit):
+            main(line)
+        out = " ".join(capsys.readouterr().out.split())
+        for name in _application.NAMES:
+            application = _application.load(name)
+            if application.predict is not None:
+                assert getattr(application, told) in out
+    with pytest.raises(SystemExit):
+        main(["train", "tug"])
+    assert "'translate'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", _application.NAMES)
+def test_a_missing_file_is_told_by_its_argument(name: str, tmp_path: Path, capsys: Any) -> None:
+    if name == "transfer":  # which needs a model to begin with
+        folder = str(tmp_path / "none")
+        assert main(["train", name, "--source", folder, "x"]) == 2
+    else:
+        assert main(["train", name, str(tmp_path / "none.txt")]) == 2
+    error = capsys.readouterr().err
+    assert re.search(r": expected .*, found no", error)
+    assert "Errno" not in error
+
+
+def test_an_error_of_the_system_says_which_argument_it_is_about(tmp_path: Path) -> None:
+    args = argparse.Namespace(command="train", task="a", data=["b"], save="c", plot=None, n=1)
+    cases = {
+        FileNotFoundError(2, "none", "b"): "DATA: expected a file, found none at b",
+        IsADirectoryError(21, "folder", "b"): "DATA: expected a file, got the folder b",
+        PermissionError(13, "denied", "b/d"): (
+            "DATA: expected a file that can be read, got b/d: denied"
+        ),
+        OSError(28, "full", "c/m"): "--save: expected a file that can be written, got c/m: full",
+        OSError(28, "full", "a"): "a: full",
+        OSError(28, "full", 1): "a descriptor: full",
+        FileNotFoundError("DIR: expected it"): "DIR: expected it",
+        ValueError(): "ValueError",
+    }
+    for error, line in cases.items():
+        assert error_line(error, args) == line

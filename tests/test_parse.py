@@ -274,8 +274,10 @@ def test_bad_files(tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: P
     ):
         path.write_bytes(content)
         assert message in fails(capsys, "train", "parse", path)
-    assert "Is a directory" in fails(capsys, "train", "parse", tmp_path)
-    assert "No such file" in fails(capsys, "train", "parse", tmp_path / "none.tsv")
+    assert "DATA: expected a file, got the folder" in fails(capsys, "train", "parse", tmp_path)
+    assert "DATA: expected a file, found none at" in fails(
+        capsys, "train", "parse", tmp_path / "none.tsv"
+    )
     path.write_text("12\t[MAX 1 2]\n")
     error = fails(capsys, "evaluate", folder, path)
     assert "DATA: expected labels that the model knows, '0, 1, 2," in error

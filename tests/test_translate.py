@@ -278,7 +278,9 @@ def test_catalogues_that_are_none(tmp_path: Path, capsys: Any) -> None:
         assert "DATA: expected a catalogue of gettext, got" in message
     (tmp_path / "empty").mkdir()
     assert "found none in" in refused(capsys, "train", "translate", str(tmp_path / "empty"))
-    assert "No such file" in refused(capsys, "train", "translate", str(tmp_path / "none.tsv"))
+    assert "DATA: expected a file, found none at" in refused(
+        capsys, "train", "translate", str(tmp_path / "none.tsv")
+    )
 
 
 def test_options_and_texts_that_are_wrong(

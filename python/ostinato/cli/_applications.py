@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,17 @@ from ._arguments import number, whole
 ALIASES = {"--rate": ("--lr",), "--batch": ("--batch-size",)}
 
 
-def add_train(train: Any) -> None:
-    """Add ``train NAME`` for each application, with one option for each field of its options."""
+def add_train(train: Any, words: Sequence[str] | None) -> None:
+    """Add ``train NAME`` for each application, with one option for each field of its options.
+
+    Where the words that will be parsed name another command or application, there is only the name.
+    """
+    command, task = ("train", "") if words is None else [*words[:2], "", ""][:2]
+    whole = command == "train" and (not task or task.startswith("-"))  # or its help has no lines
     for name in _application.NAMES:
+        if not whole and (command, task) != ("train", name):
+            train.add_parser(name)
+            continue
         application = _application.load(name)
         c = train.add_parser(name, help=application.help)
         c.add_argument("data", nargs="*", metavar="DATA", help=application.data)
@@ -81,8 +89,10 @@ def _run_train(args: argparse.Namespace) -> dict[str, Any]:
     return figures
 
 
-def add_predict(commands: Any, *, inputs: bool) -> None:
-    """Add ``predict``, which reads any application's model; its help may say what INPUT is."""
+def add_predict(commands: Any, words: Sequence[str] | None) -> None:
+    """Add ``predict``, which reads any application's model; its help says what INPUT is of each."""
+    helps = any(word.startswith(("-h", "--h")) for word in words or ())
+    shown = words is None or (helps and words[0] == "predict")
     c = commands.add_parser("predict", help="use the model that train NAME --save wrote")
     c.add_argument("dir", metavar="DIR", help="the folder of the model")
     c.add_argument(
@@ -91,7 +101,7 @@ def add_predict(commands: Any, *, inputs: bool) -> None:
         metavar="INPUT",
         help="; ".join(
             f"{n}: {a.inputs}"
-            for n in (_application.NAMES if inputs else ())
+            for n in (_application.NAMES if shown else ())
             if (a := _application.load(n)).predict is not None
         ),
     )
