@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from ostinato import safetensors
 from ostinato.__main__ import main, parser
 from ostinato.cli._output import error_line
 from ostinato.tasks import _application, bench, corpora, models, text
+from ostinato.tasks._progress import EpochReport
 
 
 def command(
@@ -906,3 +908,27 @@ def test_an_error_of_the_system_says_which_argument_it_is_about(tmp_path: Path) 
     }
     for error, line in cases.items():
         assert error_line(error, args) == line
+
+
+def test_what_people_read_sets_no_terminal_to_anything() -> None:
+    lines: list[str] = []
+    run = _application.Run(None, None, None, lines.append)
+    run.report("a\x1b[2J\x9b\tb\nc")
+    dataclasses.replace(run, plot=Path("p")).report("\x07")
+    assert lines == ["a\\x1b[2J\\x9b\tb\nc", "\\x07"]
+
+
+def test_lines_of_epochs() -> None:
+    row = {"step": 40, "epoch": 4, "seconds": 3.0, "loss": np.log(2), "valid_loss": np.log(4)}
+    lines: list[str] = []
+    for options in ({}, {"name": "one  "}, {"bits": True}, {"every": 3}, {"every": 2}):
+        EpochReport(lines.append, **options).on_row(None, row)  # type: ignore[arg-type]
+    EpochReport(lines.append).on_row(None, {**row, "valid_accuracy": 0.5})  # type: ignore[arg-type]
+    told = "epoch   4     3 s  loss 0.693, validation 1.386"
+    assert lines == [
+        told,
+        f"one  {told}",
+        "step    40     3 s  bits per character 1.000, validation 2.000",
+        told,
+        f"{told}, right 50.00%",
+    ]

@@ -122,6 +122,10 @@ def test_predict_reads_lines_and_writes_files(
     assert main(args) == 0
     assert "beca\tB E C A" in capsys.readouterr().out
     assert out.read_text(encoding="utf-8") == "beca\tB E C A\nacibe\tA S I B E\n"
+    assert main(["predict", str(folder), "be\x1b[2Jca"]) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert "be\\x1b[2Jca\t" in shown
     if "--plot" in args:
         assert picture.read_bytes().startswith(b"\x89PNG")
 

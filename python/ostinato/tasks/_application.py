@@ -23,6 +23,7 @@ import numpy as np
 
 from .. import safetensors
 from . import _picture
+from ._visible import visible
 from .models import MODEL, prepare_file, prepare_folder
 
 # One line for each, in the order of the help.
@@ -52,13 +53,18 @@ class Run:
             none. It is there.
         plot: the file of ``--plot``; None for none.
         out: the file of ``--out`` of predict; None for none.
-        report: called with each line that people read.
+        report: called with each line that people read, which holds no character that sets a
+            terminal to something.
     """
 
     folder: Path | None
     plot: Path | None
     out: Path | None
     report: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        report = self.report
+        object.__setattr__(self, "report", lambda line: report(visible(line)))
 
 
 @dataclass(frozen=True)

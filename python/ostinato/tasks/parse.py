@@ -21,8 +21,8 @@ from ..train import History, Trainer
 from . import _picture, listops, models
 from ._application import Application, Figures, Run, check_options, option, texts_given
 from ._progress import EpochReport
+from ._visible import visible
 from .listops import Expression
-from .text import visible
 
 __all__ = ["Examples", "ParseOptions", "Parser", "load", "read", "train"]
 
@@ -616,7 +616,7 @@ def predict(inputs: Sequence[str], run: Run) -> Figures:
         )
         lines.append(f"{label}\t{e.text()}")
         right = f"; its value is {known['value']}" if known else ""
-        run.report(f"{visible(label)}  {p.max():4.0%}  {visible(e.text())}{right}")
+        run.report(f"{label}  {p.max():4.0%}  {e.text()}{right}")
     if run.plot is not None:
         _draw_tree(expressions[0], found[0], run)
     if run.out is not None:
