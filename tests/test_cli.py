@@ -932,3 +932,38 @@ def test_lines_of_epochs() -> None:
         told,
         f"{told}, right 50.00%",
     ]
+
+
+@pytest.mark.parametrize(
+    ("words", "held_out"),
+    [
+        (["anomaly", "--share", "0.25"], 0.75),
+        (["anomaly", "--held-out", "0.75"], 0.75),
+        (["parse", "--fraction", "0.25"], 0.25),
+        (["parse", "--held-out", "0.25"], 0.25),
+        (["parse", "--held-out", "30"], 30),
+        (["parse"], 2000),
+        (["translate", "--held-out", "0.5"], 0.5),
+        (["classify", "--held-out", "0.5"], 0.5),
+        (["transcribe", "--held-out", "0.5"], 0.5),
+    ],
+)
+def test_what_is_held_out_has_one_name(words: list[str], held_out: float) -> None:
+    assert parser().parse_args(["train", *words]).held_out == held_out
+
+
+def test_former_names_are_not_shown_and_have_the_same_errors(capsys: Any) -> None:
+    for task, flag in (("anomaly", "--share"), ("parse", "--fraction")):
+        with pytest.raises(SystemExit):
+            main(["train", task, "--help"])
+        assert flag not in capsys.readouterr().out
+        for bad in ("0", "1", "2", "x"):
+            with pytest.raises(SystemExit):
+                main(["train", task, flag, bad])
+            message = f"{flag}: expected a number between 0 and 1, got {bad}"
+            assert message in capsys.readouterr().err
+    for bad in ("0", "1.5", "-1", "x", "inf", "nan"):
+        with pytest.raises(SystemExit):
+            main(["train", "parse", "--held-out", bad])
+        message = f"--held-out: expected a number between 0 and 1, or a whole one, got {bad}"
+        assert message in capsys.readouterr().err

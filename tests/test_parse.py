@@ -161,9 +161,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("model", ["tree", "lstm"])
 def test_it_learns(model: str, tmp_path: Path) -> None:
     """MAX and MIN of digits are soon learned; the most common value is right in a fifth."""
-    options = ParseOptions(
-        model=model, hidden=24, embedding=8, epochs=8, rate=0.02, fraction=0.1, batch=32
-    )
+    options = ParseOptions(model=model, hidden=24, embedding=8, epochs=8, rate=0.02, batch=32)
     made = [e for e in listops.generate(3000, max_depth=1, max_args=3) if "SM" not in e.labels[0]]
     path = tmp_path / "digits.tsv"
     path.write_text("".join(f"{listops.value(e)[0]}\t{e.text()}\n" for e in made))
@@ -368,8 +366,8 @@ def test_bad_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "--max-depth: expected no such option with DATA" in fails(
         capsys, "train", "parse", path, "--max-depth", 3
     )
-    assert "holds out" in fails(capsys, "train", "parse", path, "--fraction", 0.5)
-    assert "holds out" in fails(capsys, "train", "parse", path, "--fraction", 0.001)
+    assert "--held-out takes" in fails(capsys, "train", "parse", path, "--held-out", 0.5)
+    assert "--held-out takes" in fails(capsys, "train", "parse", path, "--held-out", 0.001)
     assert "--children: expected 0 with --model lstm" in fails(
         capsys, "train", "parse", "--model", "lstm", "--children", 2
     )

@@ -16,6 +16,13 @@ from ._arguments import number, whole
 # Other names of options, that users of other libraries type.
 ALIASES = {"--rate": ("--lr",), "--batch": ("--batch-size",)}
 
+# Names that options had before, which the help does not show: for each what it is called now, and
+# the value that it stands for.
+FORMER: dict[tuple[str, str], tuple[str, Callable[[float], float]]] = {
+    ("anomaly", "--share"): ("held_out", lambda share: 1 - share),
+    ("parse", "--fraction"): ("held_out", lambda share: share),
+}
+
 
 def add_train(train: Any, words: Sequence[str] | None) -> None:
     """Add ``train NAME`` for each application, with one option for each field of its options.
@@ -33,6 +40,9 @@ def add_train(train: Any, words: Sequence[str] | None) -> None:
         c.add_argument("data", nargs="*", metavar="DATA", help=application.data)
         for f in dataclasses.fields(application.options):
             _add_option(c, f)
+        for (of, flag), (now, value) in FORMER.items():
+            if of == name:
+                _add_former(c, flag, now, value)
         c.add_argument("--save", metavar="DIR", help="save the model in this folder")
         c.add_argument("--plot", metavar="FILE.png", help="draw a picture into this file")
         c.add_argument(
@@ -52,6 +62,10 @@ def _add_option(c: argparse.ArgumentParser, f: dataclasses.Field[Any]) -> None:
     elif kind is None:
         choices = f.metadata["choices"] or None
         c.add_argument(flag, choices=choices, default=f.default, help=text)
+    elif kind == "part":
+        value: Any = f.default
+        default = int(value) if value == int(value) else value
+        c.add_argument(*flags, type=_part, default=default, help=text)
     elif kind in ("count", "index"):
         least = _application.LIMITS[kind][0]
         c.add_argument(*flags, type=whole(int(least)), default=f.default, help=text)
@@ -59,6 +73,25 @@ def _add_option(c: argparse.ArgumentParser, f: dataclasses.Field[Any]) -> None:
         right = _within(kind)
         convert = number(_application.expected_number(kind), right)
         c.add_argument(*flags, type=convert, default=f.default, help=text)
+
+
+def _add_former(
+    c: argparse.ArgumentParser, flag: str, now: str, value: Callable[[float], float]
+) -> None:
+    """Add a name that an option had before, with a share as its value."""
+    share = number("a number between 0 and 1", lambda v: 0 < v < 1)
+    c.add_argument(
+        flag,
+        dest=now,
+        type=lambda text: value(share(text)),
+        default=argparse.SUPPRESS,
+        help=argparse.SUPPRESS,
+    )
+
+
+def _part(text: str) -> float:
+    """Return a share below 1, or how many."""
+    return number(_application.expected_number("part"), _within("part"))(text)
 
 
 def _within(kind: str) -> Callable[[float], bool]:

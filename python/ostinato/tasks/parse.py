@@ -19,7 +19,7 @@ from .._files import atomic_write, open_regular
 from .._ragged import Ragged
 from ..train import History, Trainer
 from . import _picture, listops, models
-from ._application import Application, Figures, Run, check_options, option, texts_given
+from ._application import Application, Figures, Run, check_options, held_out_of, option, texts_given
 from ._progress import EpochReport
 from ._visible import visible
 from .listops import Expression
@@ -31,7 +31,7 @@ LEAST = 10  # different expressions of a user's file
 CLIP = 1.0
 BATCH = 256  # expressions that are classified at a time
 LARGEST = 120  # nodes of a tree that is drawn
-OF_LISTOPS = ("examples", "held_out", "max_depth", "max_args", "max_length")
+OF_LISTOPS = ("examples", "max_depth", "max_args", "max_length")
 
 
 @dataclass
@@ -53,11 +53,9 @@ class ParseOptions:
         batch: expressions of a batch.
         rate: peak learning rate.
         seed: seed of the initial parameters and of the order of expressions.
-        fraction: the share of a user's file that is held out to be measured, and again as much to
-            choose the best epoch by.
         examples: expressions of ListOps to train on.
-        held_out: expressions of ListOps that are held out to be measured, and again as many to
-            choose the best epoch by.
+        held_out: what is held out to be measured, and again as much to choose the best epoch by:
+            a share below 1, or how many expressions, of files at most a tenth.
         max_depth: operators of ListOps within one another, at most.
         max_args: arguments of an operator of ListOps, at most.
         max_length: tokens of an expression of ListOps, at most.
@@ -79,9 +77,12 @@ class ParseOptions:
     batch: int = option(64, "expressions of a batch")
     rate: float = option(1e-2, "peak learning rate", kind="rate")
     seed: int = option(0, "seed of parameters and order", kind="index")
-    fraction: float = option(0.1, "share of a file that is held out, twice", kind="fraction")
     examples: int = option(120000, "expressions of ListOps to train on")
-    held_out: int = option(2000, "expressions of ListOps that are held out, twice")
+    held_out: float = option(
+        2000.0,
+        "what is held out, twice: a share, or how many expressions, of DATA at most a tenth",
+        kind="part",
+    )
     max_depth: int = option(20, "ListOps: operators within one another, at most")
     max_args: int = option(5, "ListOps: arguments of an operator, at most")
     max_length: int = option(100, "ListOps: tokens of an expression, at most")
@@ -381,7 +382,10 @@ def load(folder: str | os.PathLike[str]) -> Parser:
         ValueError: the file is damaged, or it is no such model.
     """
     tensors, facts = models.load_model(folder, "parse")
-    options = ParseOptions(**models.known_options(folder, facts.get("options"), ParseOptions))
+    given = facts.get("options")
+    if isinstance(given, dict):  # the first models had a share of files beside the number
+        given = {name: value for name, value in given.items() if name != "fraction"}
+    options = ParseOptions(**models.known_options(folder, given, ParseOptions))
     named = f"DIR: expected a model of expressions, got {os.fspath(folder)}"
     try:
         check_options(options)
@@ -468,7 +472,8 @@ def read(files: Sequence[str | os.PathLike[str]]) -> Examples:
     if not found:
         names = ", ".join(os.fspath(path) for path in files)
         raise ValueError(f"DATA: expected lines of a label, a tab and an expression, got {names}")
-    return Examples(*([one[k] for one in found.values()] for k in range(3)))
+    every = found.values()
+    return Examples([e for e, _, _ in every], [n for _, n, _ in every], [n for _, _, n in every])
 
 
 def _within(e: Expression, label: str, given: Sequence[str], where: str) -> list[str]:
@@ -507,6 +512,7 @@ def _of_listops(options: ParseOptions, *, test_only: bool = False) -> list[Examp
     any number of examples.
     """
     held = options.held_out
+    held = round(held * options.examples) if held < 1 else int(held)
     made = listops.generate(
         held if test_only else options.examples + 2 * held,
         seed=options.data_seed,
@@ -528,11 +534,12 @@ def _of_files(files: Sequence[str], options: ParseOptions) -> list[Examples]:
             flag = f.name.replace("_", "-")
             raise ValueError(f"--{flag}: expected no such option with DATA, which is not generated")
     whole = read(files)
-    held = round(len(whole) * options.fraction)
+    held = held_out_of(options.held_out, len(whole))
     if len(whole) < LEAST or not held or len(whole) <= 2 * held:
         raise ValueError(
-            f"DATA: expected at least {LEAST} different expressions, of which --fraction holds out "
-            f"one or more twice and leaves some, got {len(whole)} and {options.fraction}"
+            f"DATA: expected at least {LEAST} different expressions, of which --held-out takes "
+            f"one or more twice and leaves some, got {len(whole)} and "
+            f"{options.held_out:g}"
         )
     order = np.random.default_rng(options.data_seed).permutation(len(whole))
     test, valid, rest = whole.part(order.tolist()).cut(held, 2 * held)
