@@ -225,13 +225,15 @@ def test_words_are_cut_in_several_ways() -> None:
 def test_one_matrix_for_both_sides(tmp_path: Path, capsys: Any) -> None:
     data = sentences(tmp_path / "pairs.tsv", 60)
     args = ["train", "translate", str(data), *FEW, "--units", "char", "--word-dropout", "0.2"]
-    for shared in ("yes", "no"):
+    for shared, precision in (("yes", "bfloat16"), ("no", "float32")):
         folder = tmp_path / shared
-        figures = run(capsys, *args, "--shared", shared, "--save", str(folder))
+        more = ["--shared", shared, "--precision", precision, "--save", str(folder)]
+        figures = run(capsys, *args, *more)
         tensors, facts = load_model(folder, "translate")
         assert facts["shared"] == (shared == "yes")
         assert ("decoder.embed.weight" in tensors) == (shared == "no")
         assert ("decoder.head.2.weight" in tensors) is False
+        assert translate._load(folder).model.encoder.rnn.precision == precision
         again = run(capsys, "evaluate", str(folder), str(data))
         assert again["chrf"] == figures["chrf"]
     safetensors.save(

@@ -56,6 +56,7 @@ class TranslateOptions:
         hidden: units H of the decoder, an even number; the encoder has half of them each way.
         embedding: numbers that stand for a symbol.
         layers: layers of encoder and decoder.
+        precision: of the products in recurrent layers, "float32" or "bfloat16".
         dropout: of the memory, of results, and between layers; in [0, 1).
         shared: whether both sides have the same symbols, and these one matrix of embeddings that is
             the last layer of the decoder as well: "yes", "no", or "auto" for subwords alone.
@@ -94,6 +95,9 @@ class TranslateOptions:
     )
     embedding: int = option(64, "numbers that stand for a symbol")
     layers: int = option(1, "layers of encoder and decoder")
+    precision: str = option(
+        "float32", "of the products in recurrent layers", choices=("float32", "bfloat16")
+    )
     dropout: float = option(0.2, "dropout of memory and results", kind="fraction")
     shared: str = option(
         "auto",
@@ -156,13 +160,14 @@ class Translator(nn.Model):
         e, h, layers = options.embedding, options.hidden, options.layers
         g = np.random.default_rng(options.seed)
         between = options.dropout if layers > 1 else 0.0
+        more: Any = {"dropout": between, "precision": options.precision, "rng": g}
         self.encoder = nn.Encoder(
             nn.Embedding(source, e, rng=g),
-            cell(e, h // 2, layers, bidirectional=True, dropout=between, rng=g),
+            cell(e, h // 2, layers, bidirectional=True, **more),
         )
         self.decoder = nn.Decoder(
             nn.Embedding(target, e, rng=g),
-            cell(e if feed == "none" else e + h, h, layers, dropout=between, rng=g),
+            cell(e if feed == "none" else e + h, h, layers, **more),
             nn.Sequential(
                 nn.Dropout(options.dropout, rng=g),
                 *([nn.Linear(h, e, rng=g)] if shared else []),

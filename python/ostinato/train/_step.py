@@ -134,8 +134,8 @@ class Stepper:
                 args, named = self._arguments(batch)
                 return self.model(*args, **named), None
             if isinstance(batch.x, Inputs):
-                several: Any = self.model(*batch.x.args, **batch.x.named, state=state)
-                return several
+                y, state = self.model(*batch.x.args, **batch.x.named, state=state)
+                return y, state
             options = self._times(batch.times) if self.model.takes_lengths else {}
             if self.picks_step:
                 options["outputs"] = self.outputs
