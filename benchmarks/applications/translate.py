@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 import common
 
-from ostinato.tasks import _application, translate
+from ostinato.tasks import _application, _pairs, translate
 
 RUN = _application.Run(None, None, None, lambda line: print(line, flush=True))
 
@@ -26,6 +28,13 @@ def options_of(p: argparse.ArgumentParser) -> None:
     for name in ("dropout", "length-penalty", "label-smoothing", "piece-dropout", "word-dropout"):
         p.add_argument(f"--{name}", type=float)
     p.add_argument("--rate", "--lr", type=float)
+    p.add_argument("--precision", choices=("float32", "bfloat16"))
+    p.add_argument(
+        "--g2p-en",
+        action="store_true",
+        help="only measure the pretrained model of the package g2p-en on the held-out words of "
+        "cmudict, most of which it has seen in its training",
+    )
 
 
 def ours(data: list[str], options: translate.TranslateOptions) -> dict[str, float]:
@@ -151,9 +160,31 @@ def peer(data: list[str], options: translate.TranslateOptions, threads: int) -> 
     return {**measured(trained, pairs), **spent}
 
 
+def g2p_en() -> dict[str, float]:
+    """Return the error rates of g2p-en's model, run by the example, on the held-out words."""
+    path = Path(__file__).parents[2] / "examples" / "pronounce.py"
+    spec = importlib.util.spec_from_file_location("pronounce", path)
+    assert spec is not None
+    assert spec.loader is not None
+    pronounce = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pronounce)
+    file = pronounce.weights()
+    if file is None:
+        raise SystemExit("g2p-en is not installed: pip install --no-deps g2p-en==2.1.0")
+    options = translate.TranslateOptions()
+    pairs = _pairs.read([], options.longest, RUN.report)
+    words = _pairs.split(pairs, options.held_out, options.longest)[2]
+    found = pronounce.Speller(file).pronounce(words)
+    return translate._errors(found, [pairs[word] for word in words])
+
+
 def main() -> None:
     """Run all seeds, and print the table."""
     args = common.arguments(__doc__, options_of)
+    if args.g2p_en:
+        title = "g2p-en 2.1.0, greedy, on the held-out words of cmudict"
+        common.table(title, {"g2p-en": [g2p_en()]}, args.out)
+        return
     fields = {f.name for f in dataclasses.fields(translate.TranslateOptions)}
     given = {n: v for n, v in vars(args).items() if n in fields and v is not None}
     rows: dict[str, list[dict[str, float]]] = {}
