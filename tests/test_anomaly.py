@@ -305,7 +305,7 @@ def test_the_model_is_saved_before_rows_are_scored(
 def test_options_that_would_not_count(here: Path, capsys: Any) -> None:
     for given, message in (
         (["w.csv", "--example", "ecg"], "--example: expected none beside FILE, got 'ecg'"),
-        (["w.csv", "w.csv", "--share", "0.3"], "--share: expected none with a file to train on"),
+        (["w.csv", "w.csv", "--share", "0.3"], "--held-out: expected none with a file to train"),
     ):
         assert main(["train", "anomaly", *given]) == 2
         assert message in capsys.readouterr().err

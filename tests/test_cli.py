@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import json
 import os
 import re
@@ -19,7 +21,9 @@ import pytest
 import ostinato as ost
 from ostinato import safetensors
 from ostinato.__main__ import main, parser
-from ostinato.tasks import bench, corpora, models, text
+from ostinato.cli._output import error_line
+from ostinato.tasks import _application, bench, corpora, models, text
+from ostinato.tasks._progress import EpochReport
 
 
 def command(
@@ -156,8 +160,11 @@ def test_generate(model: Any) -> None:
 
 
 BAD: dict[str, tuple[list[str], str]] = {
-    "no file": (["train", "text", "nothing.txt"], "No such file or directory: 'nothing.txt'"),
-    "a folder": (["train", "text", "."], "Is a directory"),
+    "no file": (
+        ["train", "text", "nothing.txt"],
+        "FILE: expected a file, found none at nothing.txt",
+    ),
+    "a folder": (["train", "text", "."], "FILE: expected a file, got the folder ."),
     "a device": (
         ["train", "text", "/dev/zero"],
         "/dev/zero: expected a regular file, got a device",
@@ -784,7 +791,7 @@ def test_a_full_disk_behind_standard_output(model: Any) -> None:
         )
     assert (done.returncode, done.stderr) == (
         2,
-        "ostinato: [Errno 28] No space left on device: 'standard output'\n",
+        "ostinato: standard output: No space left on device\n",
     )
 
 
@@ -833,12 +840,130 @@ def test_a_picture_alone_can_be_replaced(tmp_path: Path, capsys: Any) -> None:
     assert "--overwrite: expected --save DIR beside it" in capsys.readouterr().err
 
 
-def test_a_command_imports_no_application_that_it_does_not_need() -> None:
+NAMED = {
+    "info --json": [],
+    "train tag nothing": ["tag"],
+    "train forecast nothing": [],
+    "train nothing": [],
+    "predict nothing": [],
+    "evaluate nothing": [],
+    "train parse --help": ["parse"],
+}
+
+
+@pytest.mark.parametrize("line", NAMED)
+def test_a_command_imports_no_application_that_it_does_not_need(line: str) -> None:
     """All of them took as long as the rest of a command's start."""
     code = (
-        "import sys; from ostinato.cli import main; main(['info', '--json']); "
-        "names = [m for m in sys.modules if m.startswith('ostinato.tasks.')]; "
-        "assert not {'ostinato.tasks.classify', 'ostinato.tasks.tag'} & set(names), names"
+        "import contextlib, json, sys; from ostinato.cli import main; from ostinato.tasks import "
+        "_application\n"
+        f"with contextlib.suppress(SystemExit): main({line.split()})\n"
+        "print(json.dumps([n for n in _application.NAMES if 'ostinato.tasks.' + n in sys.modules]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == NAMED[line]
+
+
+def test_the_help_names_all_applications(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    for line, told in ((["train", "--help"], "help"), (["predict", "-h"], "inputs")):
+        with pytest.raises(SystemExit):
+            main(line)
+        out = " ".join(capsys.readouterr().out.split())
+        for name in _application.NAMES:
+            application = _application.load(name)
+            if application.predict is not None:
+                assert getattr(application, told) in out
+    with pytest.raises(SystemExit):
+        main(["train", "tug"])
+    assert "'translate'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", _application.NAMES)
+def test_a_missing_file_is_told_by_its_argument(name: str, tmp_path: Path, capsys: Any) -> None:
+    if name == "transfer":  # which needs a model to begin with
+        folder = str(tmp_path / "none")
+        assert main(["train", name, "--source", folder, "x"]) == 2
+    else:
+        assert main(["train", name, str(tmp_path / "none.txt")]) == 2
+    error = capsys.readouterr().err
+    assert re.search(r": expected .*, found no", error)
+    assert "Errno" not in error
+
+
+def test_an_error_of_the_system_says_which_argument_it_is_about(tmp_path: Path) -> None:
+    args = argparse.Namespace(command="train", task="a", data=["b"], save="c", plot=None, n=1)
+    cases = {
+        FileNotFoundError(2, "none", "b"): "DATA: expected a file, found none at b",
+        IsADirectoryError(21, "folder", "b"): "DATA: expected a file, got the folder b",
+        PermissionError(13, "denied", "b/d"): (
+            "DATA: expected a file that can be read, got b/d: denied"
+        ),
+        OSError(28, "full", "c/m"): "--save: expected a file that can be written, got c/m: full",
+        OSError(28, "full", "a"): "a: full",
+        OSError(28, "full", 1): "a descriptor: full",
+        FileNotFoundError("DIR: expected it"): "DIR: expected it",
+        ValueError(): "ValueError",
+    }
+    for error, line in cases.items():
+        assert error_line(error, args) == line
+
+
+def test_what_people_read_sets_no_terminal_to_anything() -> None:
+    lines: list[str] = []
+    run = _application.Run(None, None, None, lines.append)
+    run.report("a\x1b[2J\x9b\tb\nc")
+    dataclasses.replace(run, plot=Path("p")).report("\x07")
+    assert lines == ["a\\x1b[2J\\x9b\tb\nc", "\\x07"]
+
+
+def test_lines_of_epochs() -> None:
+    row = {"step": 40, "epoch": 4, "seconds": 3.0, "loss": np.log(2), "valid_loss": np.log(4)}
+    lines: list[str] = []
+    for options in ({}, {"name": "one  "}, {"bits": True}, {"every": 3}, {"every": 2}):
+        EpochReport(lines.append, **options).on_row(None, row)  # type: ignore[arg-type]
+    EpochReport(lines.append).on_row(None, {**row, "valid_accuracy": 0.5})  # type: ignore[arg-type]
+    told = "epoch   4     3 s  loss 0.693, validation 1.386"
+    assert lines == [
+        told,
+        f"one  {told}",
+        "step    40     3 s  bits per character 1.000, validation 2.000",
+        told,
+        f"{told}, right 50.00%",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "held_out"),
+    [
+        (["anomaly", "--share", "0.25"], 0.75),
+        (["anomaly", "--held-out", "0.75"], 0.75),
+        (["parse", "--fraction", "0.25"], 0.25),
+        (["parse", "--held-out", "0.25"], 0.25),
+        (["parse", "--held-out", "30"], 30),
+        (["parse"], 2000),
+        (["translate", "--held-out", "0.5"], 0.5),
+        (["classify", "--held-out", "0.5"], 0.5),
+        (["transcribe", "--held-out", "0.5"], 0.5),
+    ],
+)
+def test_what_is_held_out_has_one_name(words: list[str], held_out: float) -> None:
+    assert parser().parse_args(["train", *words]).held_out == held_out
+
+
+def test_former_names_are_not_shown_and_have_the_same_errors(capsys: Any) -> None:
+    for task, flag in (("anomaly", "--share"), ("parse", "--fraction")):
+        with pytest.raises(SystemExit):
+            main(["train", task, "--help"])
+        assert flag not in capsys.readouterr().out
+        for bad in ("0", "1", "2", "x"):
+            with pytest.raises(SystemExit):
+                main(["train", task, flag, bad])
+            message = f"{flag}: expected a number between 0 and 1, got {bad}"
+            assert message in capsys.readouterr().err
+    for bad in ("0", "1.5", "-1", "x", "inf", "nan"):
+        with pytest.raises(SystemExit):
+            main(["train", "parse", "--held-out", bad])
+        message = f"--held-out: expected a number between 0 and 1, or a whole one, got {bad}"
+        assert message in capsys.readouterr().err

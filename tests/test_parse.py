@@ -161,9 +161,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("model", ["tree", "lstm"])
 def test_it_learns(model: str, tmp_path: Path) -> None:
     """MAX and MIN of digits are soon learned; the most common value is right in a fifth."""
-    options = ParseOptions(
-        model=model, hidden=24, embedding=8, epochs=8, rate=0.02, fraction=0.1, batch=32
-    )
+    options = ParseOptions(model=model, hidden=24, embedding=8, epochs=8, rate=0.02, batch=32)
     made = [e for e in listops.generate(3000, max_depth=1, max_args=3) if "SM" not in e.labels[0]]
     path = tmp_path / "digits.tsv"
     path.write_text("".join(f"{listops.value(e)[0]}\t{e.text()}\n" for e in made))
@@ -259,6 +257,66 @@ def test_ones_own_labels_and_words(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "was not trained on ListOps" in fails(capsys, "evaluate", where)
 
 
+def with_labels_within(path: Path, made: list[listops.Expression]) -> Path:
+    """A file of expressions of ListOps whose third column has the values of what is within."""
+    lines = []
+    for e in made:
+        values = listops.value(e)
+        within = [str(v) for v, t in zip(values[1:], e.labels[1:]) if t.startswith("[")]
+        lines.append(f"{values[0]}\t{e.text()}\t{' '.join(within)}\n")
+    path.write_text("".join(lines))
+    return path
+
+
+@pytest.mark.parametrize("model", ["tree", "lstm"])
+def test_labels_within_ones_own_expressions(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file with all labels of ListOps teaches what ListOps itself does."""
+    made = listops.generate(60, seed=4, max_length=20)
+    path = with_labels_within(tmp_path / "own.tsv", made)
+    data = parse.read([path])
+    tokens = sorted({t for e in made for t in (*e.labels, "]")})
+    classes = [str(k) for k in range(10)]
+    options = ParseOptions(**SMALL, model=model)
+    own, generated = (
+        parse.Parser(options, tokens, classes, listops=known)._data(data) for known in (False, True)
+    )
+    one_level = [k for k, e in enumerate(made) if e.height == 1]  # without brackets within
+    assert one_level
+    assert all(data.nodes[k] == [] for k in one_level)
+    np.testing.assert_array_equal(own[1], generated[1])
+    np.testing.assert_array_equal(own[2]["weights"], generated[2]["weights"])
+    where = tmp_path / "m"
+    small = ("--hidden", 8, "--embedding", 4, "--epochs", 2, "--model", model)
+    figures = run(capsys, "train", "parse", path, *small, "--save", where)
+    assert figures["targets"] == "nodes"
+    assert 0 <= figures["within_accuracy"] <= 1
+    again = run(capsys, "evaluate", where, path)
+    rest = [(e, n) for e, n in zip(data.expressions, data.nodes) if n]
+    parser = parse.load(where)
+    right = [a == b for e, n in rest for a, b in zip(parser.nodes(e)[1:], n[1:]) if b]
+    assert again["within_accuracy"] == np.mean(right)
+    assert run(capsys, "predict", where, path)["predictions"][3]["expression"] == made[3].text()
+    figures = run(capsys, "train", "parse", path, *small, "--targets", "root")
+    assert figures["targets"] == "root"
+
+
+def test_labels_within_that_are_not_known(tmp_path: Path) -> None:
+    path = tmp_path / "own.tsv"
+    path.write_text("+\t(S (NP the film) (VP is good))\t_ y\n-\tbad\n+\t[S good]\t\n")
+    data = parse.read([path])
+    assert data.nodes == [["+", "", "", "", "y", "", ""], [], []]
+    path.write_text("+\t(S (A b) c)\tx\n+\t(S (A b) c)\ty\n")
+    with pytest.raises(ValueError, match=r"line 2: expected one label for .*, got others within"):
+        parse.read([path])
+    for within in ("x y", "x y z w"):
+        path.write_text(f"+\t(S (A b) (A c) (B d))\t{within}\n")
+        wanted = rf"brackets within .*, or 3, got {len(within.split())}"
+        with pytest.raises(ValueError, match=wanted):
+            parse.read([path])
+
+
 def test_bad_files(tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     path = tmp_path / "bad.tsv"
     for content, message in (
@@ -274,8 +332,10 @@ def test_bad_files(tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: P
     ):
         path.write_bytes(content)
         assert message in fails(capsys, "train", "parse", path)
-    assert "Is a directory" in fails(capsys, "train", "parse", tmp_path)
-    assert "No such file" in fails(capsys, "train", "parse", tmp_path / "none.tsv")
+    assert "DATA: expected a file, got the folder" in fails(capsys, "train", "parse", tmp_path)
+    assert "DATA: expected a file, found none at" in fails(
+        capsys, "train", "parse", tmp_path / "none.tsv"
+    )
     path.write_text("12\t[MAX 1 2]\n")
     error = fails(capsys, "evaluate", folder, path)
     assert "DATA: expected labels that the model knows, '0, 1, 2," in error
@@ -306,8 +366,8 @@ def test_bad_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "--max-depth: expected no such option with DATA" in fails(
         capsys, "train", "parse", path, "--max-depth", 3
     )
-    assert "holds out" in fails(capsys, "train", "parse", path, "--fraction", 0.5)
-    assert "holds out" in fails(capsys, "train", "parse", path, "--fraction", 0.001)
+    assert "--held-out takes" in fails(capsys, "train", "parse", path, "--held-out", 0.5)
+    assert "--held-out takes" in fails(capsys, "train", "parse", path, "--held-out", 0.001)
     assert "--children: expected 0 with --model lstm" in fails(
         capsys, "train", "parse", "--model", "lstm", "--children", 2
     )

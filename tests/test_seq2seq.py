@@ -341,6 +341,52 @@ def test_schedules_of_sampling() -> None:
         ost.train.ScheduledSampling(nn.Linear(2, 2), "linear", k=3)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("feed", FEEDS)
+def test_no_steps_are_no_error(feed: str, batch_first: bool) -> None:
+    """A part without steps leaves the state as it is, so that any cuts in time add up."""
+    model = Translator(feed, batch_first=batch_first)
+    decoder = model.decoder
+    source, target = (a.T if batch_first else a for a in (SOURCE, TARGET))
+    memory, state = model.encoder(source, LENGTHS)
+    none = target[:, :0] if batch_first else target[:0]
+    y, after = decoder(none, memory, state, memory_lengths=LENGTHS, lengths=[0] * B)
+    assert y.shape == ((B, 0, 5) if batch_first else (0, B, 5))
+    weights = decoder.weights(none, memory, state, memory_lengths=LENGTHS)
+    assert weights.shape == (B, 0, S)
+    whole = decoder(target, memory, state, memory_lengths=LENGTHS)[0]
+    np.testing.assert_array_equal(decoder(target, memory, after, memory_lengths=LENGTHS)[0], whole)
+    one = target[:, :1] if batch_first else target[:1]
+    rest = target[:, 1:] if batch_first else target[1:]
+    between = decoder(one, memory, None, memory_lengths=LENGTHS)[1]
+    same = decoder(none, memory, between, memory_lengths=LENGTHS)[1]
+    np.testing.assert_array_equal(
+        decoder(rest, memory, same, memory_lengths=LENGTHS)[0],
+        decoder(rest, memory, between, memory_lengths=LENGTHS)[0],
+    )
+
+
+@pytest.mark.parametrize("forcing", [1.0, 0.5])
+@pytest.mark.parametrize("feed", FEEDS)
+def test_gradients_without_steps(feed: str, forcing: float) -> None:
+    """The gradient of the state behind no steps is that of the state before them."""
+    model = Translator(feed)
+    model.decoder.teacher_forcing = forcing
+    memory = np.random.default_rng(2).normal(size=(S, B, 6))
+    state = tuple(np.random.default_rng(k).normal(size=(1, B, 6)) for k in (3, 4))
+
+    def run(memory: Any, h: Any, c: Any) -> Any:
+        y, after = model.decoder(TARGET[:0], memory, (h, c), memory_lengths=LENGTHS)
+        h, c = after if feed == "none" else after[0]
+        return y.sum() + (h * state[1]).sum() + (c * state[0]).sum()
+
+    _, pullback = ost.vjp(run, memory, *state)
+    dmemory, dh, dc = pullback()
+    assert not dmemory.any()
+    np.testing.assert_array_equal(dh, state[1])
+    np.testing.assert_array_equal(dc, state[0])
+
+
 def test_the_head_of_a_decoder_is_its_last_layer() -> None:
     decoder = nn.Decoder(
         nn.Embedding(7, 4),

@@ -150,7 +150,10 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         ["forecast", "old", "m.csv", "--out", "f.txt"],
         "--out: expected a name that ends in .csv or .json",
     ),
-    "no file": (["train", "series", "nothing.csv", "--save", "new"], "No such file or directory"),
+    "no file": (
+        ["train", "series", "nothing.csv", "--save", "new"],
+        "FILE: expected a file, found none at nothing.csv",
+    ),
     "words": (
         ["train", "series", "words.csv", "--save", "new"],
         "FILE: expected a column of numbers",

@@ -249,6 +249,10 @@ def test_predict_reads_lines(here: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert main(["predict", "m", "-", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["sequences"]
     assert [one["tokens"] for one in found] == [["a", "b"], ["c"]]
+    assert main(["predict", "m", "a \x1b[2J"]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert "\\x1b[2J" in out
 
 
 def test_epochs_are_reported_when_they_end(capsys: Any) -> None:

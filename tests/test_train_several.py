@@ -221,6 +221,125 @@ def test_pairs(time_major: bool) -> None:
     assert len(first) == len(loader)
 
 
+class Carried(nn.Model):
+    """Outputs of two inputs, with the state that the next steps start from."""
+
+    stateful = True
+
+    def __init__(self, batch_first: bool = True) -> None:
+        self.rnn = nn.GRU(2, 6, batch_first=batch_first, rng=0)
+        self.embed = nn.Embedding(5, 6, rng=1)
+        self.head = nn.Linear(6, 1, rng=2)
+
+    def __call__(self, x: Any, ids: Any, state: Any = None) -> Any:
+        y, state = self.rnn(x, state)
+        return self.head(y + self.embed(ids)), state
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize(("k1", "k2"), [(3, 3), (2, 4), (4, 7), (9, 9)])
+def test_several_inputs_in_strides(k1: int, k2: int, batch_first: bool) -> None:
+    """Against windows by hand: the last k1 losses through the last k2 steps, the state carried."""
+    x, ids, target = (a if batch_first else a.swapaxes(0, 1).copy() for a in data())
+    axis = 1 if batch_first else 0
+
+    def cut(a: Any, start: int, end: int) -> Any:
+        return a[:, start:end] if batch_first else a[start:end]
+
+    hand, optimizer, loss = Carried(batch_first), ost.optim.SGD(0.05), ost.losses.MSE()
+    for _ in range(2):
+        states: Any = {0: None}
+        for done in range(0, 7, k1):
+            end = min(done + k1, 7)
+            start = max(0, end - k2) if done else 0
+            if start not in states:
+                begin = max(t for t in states if t < start)
+                states[start] = hand(cut(x, begin, start), cut(ids, begin, start), states[begin])[1]
+            parts = cut(x, start, end), cut(ids, start, end)
+            (y, states[end]), pullback = hand.vjp(*parts, state=states[start])
+            dy = np.zeros_like(y)
+            cut(dy, done - start, end - start)[...] = loss(
+                cut(y, done - start, end - start), cut(target, done, end)
+            )[1]
+            hand.zero_grad()
+            pullback(dy)
+            optimizer.step(hand)
+    for given in ((x, ids), {"ids": ids, "x": x}):
+        model = Carried(batch_first)
+        trainer = ost.Trainer(model, loss, ost.optim.SGD(0.05), tbptt=(k1, k2))
+        history = trainer.fit([(given, target)], epochs=2, progress=False)
+        np.testing.assert_allclose(model.flat, hand.flat, rtol=1e-5, atol=1e-6)
+        assert history.rows[-1]["step"] == 2 * -(-x.shape[axis] // k1)
+
+
+def test_a_state_beside_several_inputs_is_carried() -> None:
+    """Of whole arrays it begins anew in every batch; a loader may carry it from batch to batch."""
+    x, ids, target = data()
+    model = Carried()
+    trainer = ost.Trainer(model, ost.losses.MSE())
+    np.testing.assert_array_equal(trainer.predict((x, ids), batch_size=24), model(x, ids)[0])
+
+    class Parts(list[Any]):
+        carries_state = True
+
+    halves = Parts(((x[:, a:b], ids[:, a:b]), target[:, a:b]) for a, b in ((0, 4), (4, 7)))
+    whole = trainer.evaluate([((x, ids), target)])["loss"]
+    assert trainer.evaluate(halves)["loss"] == pytest.approx(whole, rel=1e-6)
+    assert trainer.evaluate(list(halves))["loss"] != pytest.approx(whole, rel=1e-6)
+    trainer.fit(((x, ids), target), epochs=1, batch_size=6, progress=False)
+
+
+def test_lengths_beside_several_inputs_in_strides() -> None:
+    """Steps past the end have no loss, and a stride that is past all ends is none."""
+    x, ids, target = data()
+    lengths = np.full(24, 4)
+    lengths[::2] = 2
+    seen = []
+    for end in (7, 4):
+        model = Carried()
+        trainer = ost.Trainer(model, ost.losses.MSE(), ost.optim.SGD(0.05), tbptt=(2, 4))
+        batch = (x[:, :end], ids[:, :end]), target[:, :end], lengths
+        trainer.fit([batch], epochs=2, progress=False)
+        seen.append(model.flat.copy())
+        assert trainer.at_step == 4
+    np.testing.assert_allclose(seen[0], seen[1], rtol=1e-6, atol=1e-7)
+
+
+def test_a_run_of_several_inputs_in_strides_resumes_bit_for_bit(tmp_path: Path) -> None:
+    x, ids, target = data()
+    options: Any = {"progress": False, "batch_size": 8, "epochs": 2}
+    models = [Carried() for _ in range(3)]
+    whole, part, resumed = (ost.Trainer(m, ost.losses.MSE(), tbptt=(2, 4)) for m in models)
+    whole.fit(((x, ids), target), **options)
+    options["checkpoint"] = tmp_path / "run"
+    part.fit(((x, ids), target), steps=6, **options)  # in the middle of a batch
+    resumed.fit(((x, ids), target), resume=True, **options)
+    assert np.array_equal(models[0].flat, models[2].flat)
+    assert not np.array_equal(models[0].flat, models[1].flat)
+
+
+def test_inputs_that_cannot_be_cut_in_time() -> None:
+    x, ids, target = data()
+    trainer = ost.Trainer(Carried(), ost.losses.MSE(), tbptt=(2, 4))
+    fit = lambda given, target: trainer.fit([(given, target)], epochs=1, progress=False)
+    wanted = r"tbptt: expected inputs of T = 7 steps, as the target has, got"
+    with pytest.raises(ValueError, match=wanted + r" x\[1\] of shape \(24,\); repeat it"):
+        fit((x, ids[:, 0]), target)
+    with pytest.raises(ValueError, match=wanted + r" x\['ids'\] of shape \(24, 5\)"):
+        fit({"x": x, "ids": ids[:, :5]}, target)
+    with pytest.raises(ValueError, match=wanted + r" ragged sequences as x\[1\]; pad them"):
+        fit((x, ost.Ragged.join(list(ids))), target)
+    with pytest.raises(ValueError, match="tbptt: expected a target of every step, got one a seq"):
+        fit((x, ids), target[:, 0, 0])
+
+    class Deaf(Carried):
+        def __call__(self, x: Any, ids: Any) -> Any:  # type: ignore[override]
+            return super().__call__(x, ids)
+
+    with pytest.raises(TypeError, match="for a Deaf, which has a state and whose __call__ takes"):
+        ost.Trainer(Deaf(), ost.losses.MSE()).fit(((x, ids), target), epochs=1, progress=False)
+
+
 def test_what_is_wrong_with_several_inputs() -> None:
     x, ids, target = data()
     trainer = ost.Trainer(Two(), ost.losses.MSE(batch_first=True))

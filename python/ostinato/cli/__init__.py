@@ -12,7 +12,7 @@ from pathlib import Path
 import ostinato as ost
 
 from .._annotations import readable
-from ._output import give_up_output, one_line, plain, write
+from ._output import error_line, give_up_output, plain, write
 from ._parser import parser
 
 __all__ = ["main", "parser"]
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             # Characters that the stream cannot encode are shown as escapes.
             stream.reconfigure(errors="backslashreplace")
     words = sys.argv[1:] if argv is None else argv
-    args = parser(words[0] if words else "").parse_args(words)
+    args = parser(words).parse_args(words)
     if getattr(args, "plot", None) == "":
         args.plot = None
     try:
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ost._device.NoGpu,
         ost.train.Diverged,
     ) as e:
-        print(f"ostinato: {one_line(e) or type(e).__name__}", file=sys.stderr)
+        print(f"ostinato: {error_line(e, args)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         folder = getattr(args, "save", None)

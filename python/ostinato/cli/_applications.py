@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,33 @@ from ._arguments import number, whole
 # Other names of options, that users of other libraries type.
 ALIASES = {"--rate": ("--lr",), "--batch": ("--batch-size",)}
 
+# Names that options had before, which the help does not show: for each what it is called now, and
+# the value that it stands for.
+FORMER: dict[tuple[str, str], tuple[str, Callable[[float], float]]] = {
+    ("anomaly", "--share"): ("held_out", lambda share: 1 - share),
+    ("parse", "--fraction"): ("held_out", lambda share: share),
+}
 
-def add_train(train: Any) -> None:
-    """Add ``train NAME`` for each application, with one option for each field of its options."""
+
+def add_train(train: Any, words: Sequence[str] | None) -> None:
+    """Add ``train NAME`` for each application, with one option for each field of its options.
+
+    Where the words that will be parsed name another command or application, there is only the name.
+    """
+    command, task = ("train", "") if words is None else [*words[:2], "", ""][:2]
+    whole = command == "train" and (not task or task.startswith("-"))  # or its help has no lines
     for name in _application.NAMES:
+        if not whole and (command, task) != ("train", name):
+            train.add_parser(name)
+            continue
         application = _application.load(name)
         c = train.add_parser(name, help=application.help)
         c.add_argument("data", nargs="*", metavar="DATA", help=application.data)
         for f in dataclasses.fields(application.options):
             _add_option(c, f)
+        for (of, flag), (now, value) in FORMER.items():
+            if of == name:
+                _add_former(c, flag, now, value)
         c.add_argument("--save", metavar="DIR", help="save the model in this folder")
         c.add_argument("--plot", metavar="FILE.png", help="draw a picture into this file")
         c.add_argument(
@@ -44,6 +62,10 @@ def _add_option(c: argparse.ArgumentParser, f: dataclasses.Field[Any]) -> None:
     elif kind is None:
         choices = f.metadata["choices"] or None
         c.add_argument(flag, choices=choices, default=f.default, help=text)
+    elif kind == "part":
+        value: Any = f.default
+        default = int(value) if value == int(value) else value
+        c.add_argument(*flags, type=_part, default=default, help=text)
     elif kind in ("count", "index"):
         least = _application.LIMITS[kind][0]
         c.add_argument(*flags, type=whole(int(least)), default=f.default, help=text)
@@ -51,6 +73,25 @@ def _add_option(c: argparse.ArgumentParser, f: dataclasses.Field[Any]) -> None:
         right = _within(kind)
         convert = number(_application.expected_number(kind), right)
         c.add_argument(*flags, type=convert, default=f.default, help=text)
+
+
+def _add_former(
+    c: argparse.ArgumentParser, flag: str, now: str, value: Callable[[float], float]
+) -> None:
+    """Add a name that an option had before, with a share as its value."""
+    share = number("a number between 0 and 1", lambda v: 0 < v < 1)
+    c.add_argument(
+        flag,
+        dest=now,
+        type=lambda text: value(share(text)),
+        default=argparse.SUPPRESS,
+        help=argparse.SUPPRESS,
+    )
+
+
+def _part(text: str) -> float:
+    """Return a share below 1, or how many."""
+    return number(_application.expected_number("part"), _within("part"))(text)
 
 
 def _within(kind: str) -> Callable[[float], bool]:
@@ -81,8 +122,10 @@ def _run_train(args: argparse.Namespace) -> dict[str, Any]:
     return figures
 
 
-def add_predict(commands: Any, *, inputs: bool) -> None:
-    """Add ``predict``, which reads any application's model; its help may say what INPUT is."""
+def add_predict(commands: Any, words: Sequence[str] | None) -> None:
+    """Add ``predict``, which reads any application's model; its help says what INPUT is of each."""
+    helps = any(word.startswith(("-h", "--h")) for word in words or ())
+    shown = words is None or (helps and words[0] == "predict")
     c = commands.add_parser("predict", help="use the model that train NAME --save wrote")
     c.add_argument("dir", metavar="DIR", help="the folder of the model")
     c.add_argument(
@@ -91,7 +134,7 @@ def add_predict(commands: Any, *, inputs: bool) -> None:
         metavar="INPUT",
         help="; ".join(
             f"{n}: {a.inputs}"
-            for n in (_application.NAMES if inputs else ())
+            for n in (_application.NAMES if shown else ())
             if (a := _application.load(n)).predict is not None
         ),
     )

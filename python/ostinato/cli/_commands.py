@@ -146,7 +146,8 @@ def run_forecast(args: argparse.Namespace) -> dict[str, Any]:
 
 def run_generate(args: argparse.Namespace) -> None:
     """Write text with a saved model, character by character."""
-    from ..tasks.text import CharModel, visible
+    from ..tasks._visible import visible
+    from ..tasks.text import CharModel
 
     model = CharModel.load(args.dir)
     if args.precision:

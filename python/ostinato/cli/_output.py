@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import os
 import sys
 import unicodedata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+# What the help calls the arguments without dashes that name files.
+POSITIONAL = {"file": "FILE", "data": "DATA", "inputs": "INPUT", "dir": "DIR"}
 
 
 def one_line(message: object) -> str:
@@ -19,6 +24,52 @@ def one_line(message: object) -> str:
         c if unicodedata.category(c) not in hidden else c.encode("unicode_escape").decode()
         for c in str(message)
     )
+
+
+def error_line(error: BaseException, args: argparse.Namespace) -> str:
+    """Return the line of an error; one of the system's says which argument named the file.
+
+    Args:
+        error: the error.
+        args: the arguments of the command.
+
+    Returns:
+        The line, without what would set a terminal to something.
+    """
+    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+        return one_line(_of_system(error, args))
+    return one_line(error) or type(error).__name__
+
+
+def _of_system(error: OSError, args: argparse.Namespace) -> str:
+    """Return an error of the system about a file as what was expected, and what was found."""
+    path = os.fsdecode(error.filename) if not isinstance(error.filename, int) else "a descriptor"
+    name = _argument_of(path, args)
+    if name is None:  # such as the standard output
+        return f"{path}: {error.strerror}"
+    if isinstance(error, FileNotFoundError):
+        return f"{name}: expected a file, found none at {path}"
+    if isinstance(error, IsADirectoryError):
+        return f"{name}: expected a file, got the folder {path}"
+    use = "written" if name in ("--save", "--plot", "--out") else "read"
+    return f"{name}: expected a file that can be {use}, got {path}: {error.strerror}"
+
+
+def _argument_of(path: str, args: argparse.Namespace) -> str | None:
+    """Return the argument that named a file, or the folder that it is in; None: none did."""
+    inside = None
+    given_as = vars(args)
+    for key in (*POSITIONAL, *given_as.keys() - {*POSITIONAL, "command", "task"}):
+        value = given_as.get(key)
+        name = POSITIONAL.get(key, "--" + key.replace("_", "-"))
+        for given in value if isinstance(value, list) else [value]:
+            if not isinstance(given, str) or not given:
+                continue
+            if given == path:
+                return name
+            if inside is None and Path(given) in Path(path).parents:
+                inside = name
+    return inside
 
 
 def write(text: str) -> None:

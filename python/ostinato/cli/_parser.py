@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 import ostinato as ost
@@ -16,15 +17,15 @@ from ._commands import LAYER_OPTIONS
 CELLS = ("lstm", "gru", "rnn")
 
 
-def parser(command: str | None = None) -> argparse.ArgumentParser:
+def parser(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
     """Return the parser of the command line.
 
     >>> parser().parse_args(["explain", "gru", "--hidden", "64"]).hidden
     64
 
     Args:
-        command: the command that will be parsed. The modules of applications, whose options are
-            theirs, are imported only for a command that needs them; None: for all commands.
+        words: what will be parsed. Of the applications, whose modules have their options, only
+            those are imported that it needs; None: all of them.
 
     Returns:
         A parser with a subparser for each command; ``run`` of what it parses is the command's
@@ -40,9 +41,8 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
     )
     _train_text(train)
     _train_series(train)
-    if command in (None, "train"):
-        _applications.add_train(train)
-    _applications.add_predict(commands, inputs=command in (None, "predict"))
+    _applications.add_train(train, words)
+    _applications.add_predict(commands, words)
     _applications.add_evaluate(commands)
     _generate(commands)
     _forecast(commands)

@@ -223,7 +223,8 @@ class Decoder(Model):
             ValueError: an argument of the wrong shape or value, or a memory without attention.
         """
         read = self._memory(memory, memory_lengths)
-        samples = self._forcing < 1 and active() is not None
+        some = x.shape[1 if self.batch_first else 0] > 0  # without steps nothing is drawn
+        samples = self._forcing < 1 and active() is not None and some
         if self.feed == "none" and not samples:
             y, state = self.rnn(_applied(self.embed, x), state, lengths=lengths)
             y = _applied(self.head, self._result(y, read))
@@ -247,8 +248,6 @@ class Decoder(Model):
         """Return T and B of inputs, and their checked lengths on the host."""
         axis = 1 if self.batch_first else 0
         steps, batch = int(x.shape[axis]), int(x.shape[1 - axis])
-        if not steps:
-            raise ValueError(f"x: expected at least one step, got shape {x.shape}")
         ends = None if lengths is None else _check.lengths(_device.host(lengths), steps, batch)
         return steps, batch, ends
 
@@ -262,12 +261,25 @@ class Decoder(Model):
         axis = 1 if self.batch_first else 0
         steps, batch, ends = self._counted(embedded, lengths)
         state = self._begin(state, batch, value_of(embedded))
+        if not steps:
+            return self._without_steps(embedded, state, lengths)
         results = []
         for t in range(steps):
             e = embedded[:, t] if axis else embedded[t]
             result, state = self._step(e, memory, state, _within(ends, t), seen)
             results.append(result)
         return np.stack(results, axis=axis), self._continued(state)
+
+    def _without_steps(self, embedded: Any, state: Any, lengths: Any) -> tuple[Any, Any]:
+        """Return the results ``[0,B,H]`` of no inputs, and the state as the layer begins with it.
+
+        Past its end a row keeps what is fed next, and so does one without steps.
+        """
+        inner, fed = state
+        shape = (*embedded.shape[:-1], self._fed_size)
+        none = np.zeros_like(value_of(embedded), shape=shape)
+        y, inner = self.rnn(np.concatenate([embedded, none], axis=-1), inner, lengths=lengths)
+        return y, self._continued((inner, fed))
 
     def _sampled(self, x: Any, memory: Any, state: Any, lengths: Any) -> tuple[Any, Any]:
         """Return the outputs ``[T,B,O]`` where some inputs are drawn from those before."""
@@ -331,8 +343,8 @@ class Decoder(Model):
             y, _ = self.rnn(embedded, state, lengths=lengths)
             return self.attention.weights(y, read)
         seen: list[Any] = []
-        self._stepped(embedded, read, state, lengths, seen)
-        return np.concatenate(seen, axis=1)
+        y, _ = self._stepped(embedded, read, state, lengths, seen)
+        return np.concatenate(seen, axis=1) if seen else self.attention.weights(y, read)
 
     def _memory(self, memory: Any, lengths: Lengths) -> Memory | None:
         if self.attention is None:

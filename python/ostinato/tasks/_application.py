@@ -23,6 +23,7 @@ import numpy as np
 
 from .. import safetensors
 from . import _picture
+from ._visible import visible
 from .models import MODEL, prepare_file, prepare_folder
 
 # One line for each, in the order of the help.
@@ -52,13 +53,18 @@ class Run:
             none. It is there.
         plot: the file of ``--plot``; None for none.
         out: the file of ``--out`` of predict; None for none.
-        report: called with each line that people read.
+        report: called with each line that people read, which holds no character that sets a
+            terminal to something.
     """
 
     folder: Path | None
     plot: Path | None
     out: Path | None
     report: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        report = self.report
+        object.__setattr__(self, "report", lambda line: report(visible(line)))
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,7 @@ LIMITS = {
     "rate": (0.0, False),
     "number": (0.0, True),
     "fraction": (0.0, True),
+    "part": (0.0, False),
 }
 
 
@@ -102,9 +109,9 @@ def option(default: Any, help: str, *, kind: str | None = None, choices: Sequenc
     Args:
         default: the default value; its type is that of the option. False makes a flag.
         help: the text of ``--help``.
-        kind: "count" (whole, from 1), "index" (whole, from 0), "rate" (above 0), "number" (from 0)
-            or "fraction" (in [0, 1)); None for "count" where the default is a whole number, for
-            "number" where it is a float.
+        kind: "count" (whole, from 1), "index" (whole, from 0), "rate" (above 0), "number" (from 0),
+            "fraction" (in [0, 1)) or "part" (a share below 1, or how many); None for "count" where
+            the default is a whole number, for "number" where it is a float.
         choices: the values of a text that are allowed.
 
     Returns:
@@ -146,6 +153,7 @@ def within(kind: str, value: float) -> bool:
         math.isfinite(value)
         and (value >= least if allowed else value > least)
         and (kind != "fraction" or value < 1)
+        and (kind != "part" or value < 1 or float(value).is_integer())
     )
 
 
@@ -157,7 +165,24 @@ def expected_number(kind: str) -> str:
         "rate": "a finite number above 0",
         "number": "a finite number of at least 0",
         "fraction": "a number in [0, 1)",
+        "part": "a number between 0 and 1, or a whole one",
     }[kind]
+
+
+def held_out_of(part: float, count: int) -> int:
+    """Return how many of the user's examples are held out.
+
+    >>> held_out_of(0.2, 40), held_out_of(30, 40), held_out_of(30, 4000)
+    (8, 4, 30)
+
+    Args:
+        part: a share below 1, or how many, but at most a tenth of all.
+        count: of all.
+
+    Returns:
+        A number, which may be 0.
+    """
+    return round(part * count) if part < 1 else min(int(part), count // 10)
 
 
 def load(name: str) -> Application:

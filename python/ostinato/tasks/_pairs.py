@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .._files import open_regular
-from ._application import package_file
+from ._application import held_out_of, package_file
 
 # The right answers of each source text.
 Pairs = dict[str, list[str]]
@@ -130,14 +130,15 @@ def _columns(path: Path, found: Pairs) -> None:
         raise ValueError(f"DATA: expected lines of two texts, got the empty file {path}")
 
 
-def split(pairs: Pairs, held_out: int) -> tuple[list[str], list[str], list[str]]:
+def split(pairs: Pairs, held_out: float, longest: int) -> tuple[list[str], list[str], list[str]]:
     """Return source texts to train with, to watch the training with, and to measure with.
 
     All answers of a text stay together; the order does not depend on the seed of the run.
 
     Args:
         pairs: the pairs.
-        held_out: texts to measure with, at most a tenth of all.
+        held_out: texts to measure with: a share below 1, or how many, at most a tenth of all.
+        longest: characters of texts that are not trained on, at most.
 
     Returns:
         Three lists.
@@ -145,10 +146,12 @@ def split(pairs: Pairs, held_out: int) -> tuple[list[str], list[str], list[str]]
     Raises:
         ValueError: there are fewer than 20 texts.
     """
-    if len(pairs) < LEAST:
-        raise ValueError(f"DATA: expected at least {LEAST} different texts, got {len(pairs)}")
-    names = sorted(pairs)
+    short = {s for s in pairs if len(s) <= longest and any(len(t) <= longest for t in pairs[s])}
+    if len(short) < LEAST:
+        raise ValueError(f"DATA: expected at least {LEAST} different texts, got {len(short)}")
+    names = sorted(short)
     order = [names[k] for k in np.random.default_rng(0).permutation(len(names))]
-    test = min(held_out, len(order) // 10)
+    test = held_out_of(held_out, len(order))
     watched = min(500, max(len(order) // 20, 1))
-    return order[test + watched :], order[test : test + watched], order[:test]
+    longer = sorted(pairs.keys() - short)
+    return [*order[test + watched :], *longer], order[test : test + watched], order[:test]

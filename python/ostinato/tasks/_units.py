@@ -5,13 +5,17 @@ from __future__ import annotations
 import heapq
 import itertools
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 KINDS = ("char", "word", "subword")
 # Words with the space before them, marks, and other white space: joined they are the text again.
+DRAWS = 16  # ways in which a word is cut at random
 WORDS = re.compile(r" ?\w+| ?[^\w\s]+|\s+")
 
 
@@ -33,6 +37,7 @@ class Units:
         self._numbers = {s: k for k, s in enumerate(self.symbols)}
         self._ranks = {pair: k for k, pair in enumerate(self.merges)}
         self._known: dict[str, list[str]] = {}
+        self._drawn: dict[tuple[str, int, float], list[str]] = {}
 
     def cut(self, text: str) -> list[str]:
         """Return the units of a text."""
@@ -47,25 +52,59 @@ class Units:
             out += self._known[word]
         return out
 
-    def _pieces(self, word: str) -> list[str]:
+    def draw(self, text: str, dropout: float, rng: np.random.Generator) -> list[str]:
+        """Return the units of a text, of which subwords are cut in one of several ways.
+
+        Each time that two pieces could be joined they are left apart with some probability.
+
+        Args:
+            text: the text.
+            dropout: the probability, in [0, 1).
+            rng: what draws.
+
+        Returns:
+            The units; those of `cut` for other kinds, and for a probability of 0.
+
+        Source: Provilkov, Emelianenko, Voita (2020), "BPE-dropout: simple and effective subword
+        regularization".
+        """
+        if self.kind != "subword" or not dropout:
+            return self.cut(text)
+        out = []
+        for word in WORDS.findall(text):
+            one = word, int(rng.integers(DRAWS)), dropout
+            if one not in self._drawn:
+                own = np.random.default_rng((zlib.crc32(word.encode()), one[1]))
+                self._drawn[one] = self._pieces(word, dropout, own)
+            out += self._drawn[one]
+        return out
+
+    def _pieces(
+        self, word: str, dropout: float = 0.0, rng: np.random.Generator | None = None
+    ) -> list[str]:
         """Return the pieces of a word: its characters, joined by the merges in their order."""
-        parts = list(word)
+        parts, ranks = list(word), self._ranks
         while len(parts) > 1:
-            pairs = list(itertools.pairwise(parts))
-            best = min(pairs, key=lambda pair: self._ranks.get(pair, len(self._ranks)))
-            if best not in self._ranks:
+            pairs = [pair for pair in itertools.pairwise(parts) if pair in ranks]
+            if rng is not None:
+                pairs = [pair for pair in pairs if rng.random() >= dropout]
+            if not pairs:
                 break
-            parts = _joined(parts, best)
+            parts = _joined(parts, min(pairs, key=ranks.__getitem__))
         return parts
 
-    def numbers(self, text: str, first: int) -> list[int]:
-        """Return the numbers of the units of a text from ``first`` on; -1 for unknown ones.
+    def numbers_of(self, units: Iterable[str], first: int) -> list[int]:
+        """Return the numbers of units from ``first`` on; -1 for unknown ones.
 
         A unit that is known in lower case alone has the number of that.
         """
         known = self._numbers
-        found = (known.get(s, known.get(s.lower(), -1)) for s in self.cut(text))
+        found = (known.get(s, known.get(s.lower(), -1)) for s in units)
         return [k if k < 0 else k + first for k in found]
+
+    def numbers(self, text: str, first: int) -> list[int]:
+        """Return the numbers of the units of a text from ``first`` on, as `numbers_of` does."""
+        return self.numbers_of(self.cut(text), first)
 
     def unknown(self, text: str) -> list[str]:
         """Return the units of a text that have no number."""
@@ -216,7 +255,13 @@ def choose(kind: str, source: Sequence[str], target: Sequence[str]) -> tuple[str
 
 
 def make(
-    kinds: tuple[str, str], source: Sequence[str], target: Sequence[str], pieces: int
+    kinds: tuple[str, str],
+    source: Sequence[str],
+    target: Sequence[str],
+    pieces: int,
+    *,
+    shared: bool = False,
+    drawn: bool = False,
 ) -> tuple[Units, Units]:
     """Return the units of both sides, with the symbols that occur in these texts.
 
@@ -225,6 +270,8 @@ def make(
         source: the texts.
         target: the texts.
         pieces: merges of byte-pair encoding, at most.
+        shared: whether both sides have the same symbols; their kinds are then equal.
+        drawn: whether texts are cut by `Units.draw`, whose pieces of words are then symbols too.
 
     Returns:
         The units of the source and of the target; pieces are found in the texts of all sides that
@@ -234,8 +281,21 @@ def make(
     seen = [text for kind, texts in sides if kind == "subword" for text in texts]
     merges = learn_merges(seen, pieces)
     out = []
-    for kind, texts in sides:
+    for kind, texts in [(kinds[0], [*source, *target])] if shared else sides:
         units = Units(kind, [], merges if kind == "subword" else [])
-        symbols = sorted({symbol for text in texts for symbol in units.cut(text)})
-        out.append(Units(kind, symbols, units.merges))
-    return out[0], out[1]
+        symbols = {symbol for text in texts for symbol in units.cut(text)}
+        if kind == "subword" and drawn:
+            symbols |= _within(texts, {a + b for a, b in merges})
+        out.append(Units(kind, sorted(symbols), units.merges))
+    return out[0], out[-1]
+
+
+def _within(texts: Iterable[str], pieces: set[str]) -> set[str]:
+    """Return the characters of texts, and those of some pieces that their words contain."""
+    most = max(map(len, pieces), default=0)
+    found: set[str] = set()
+    for word in {word for text in texts for word in WORDS.findall(text)}:
+        found.update(word)
+        spans = itertools.combinations(range(len(word) + 1), 2)
+        found.update(word[a:b] for a, b in spans if b - a <= most and word[a:b] in pieces)
+    return found

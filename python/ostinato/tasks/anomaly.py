@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +19,7 @@ from .._annotations import readable
 from .._check import Array
 from .._files import atomic_write
 from . import _picture, tables
-from ._application import Application, Figures, Run, option, package_file
+from ._application import Application, Figures, Run, option, package_file, within
 from ._surprise import (
     Detector,
     DetectorOptions,
@@ -55,7 +56,7 @@ Z_WINDOWS = (20, 50, 100, 200, 400)  # of the moving z-scores that scores are co
 class AnomalyOptions(DetectorOptions):
     """Options of ``train anomaly``.
 
-    >>> AnomalyOptions(column="load").share
+    >>> AnomalyOptions(column="load").held_out
     0.5
 
     Attributes:
@@ -72,7 +73,7 @@ class AnomalyOptions(DetectorOptions):
         time: the time column; "" for none: the order of the rows counts.
         label: the column that is 1 in anomalous rows and 0 in others; "" for none.
         fill: how missing values are filled: "error", "linear" or "previous".
-        share: share of the rows of a single file that is normal and trained on.
+        held_out: share of the rows of a single file, the last ones, that is not trained on.
         places: how many places are reported.
     """
 
@@ -83,7 +84,9 @@ class AnomalyOptions(DetectorOptions):
     fill: str = option(
         "error", "how missing values are filled", choices=("error", "linear", "previous")
     )
-    share: float = option(0.5, "share of a single FILE that is trained on", kind="fraction")
+    held_out: float = option(
+        0.5, "share of a single FILE, the end of it, that is not trained on", kind="fraction"
+    )
     places: int = option(5, "places that are reported")
 
 
@@ -217,10 +220,10 @@ def _paths(data: Sequence[str], options: AnomalyOptions) -> tuple[list[str], Ano
     if data:
         if options.example != AnomalyOptions.example:
             raise ValueError(f"--example: expected none beside FILE, got {options.example!r}")
-        if len(data) == 2 and options.share != AnomalyOptions.share:
+        if len(data) == 2 and options.held_out != AnomalyOptions.held_out:
             raise ValueError(
-                "--share: expected none with a file to train on and one to test, got "
-                f"{options.share}"
+                "--held-out: expected none with a file to train on and one to test, got "
+                f"{options.held_out}"
             )
         return [os.fspath(path) for path in data], options
     own = {"time": options.time, "column": options.column, "label": options.label}
@@ -243,7 +246,8 @@ def _parts(paths: list[str], options: AnomalyOptions) -> tuple[Labelled, Labelle
     )
     if len(paths) == 2:
         return whole, read(paths[1], like=whole.facts, label=options.label)
-    cut = int(options.share * len(whole.values))
+    rows = len(whole.values)
+    cut = rows - math.ceil(round(options.held_out * rows, 6))
     parts = []
     for part in (slice(0, cut), slice(cut, None)):
         label = None if whole.label is None else whole.label[part]
@@ -262,7 +266,7 @@ def _train(data: Sequence[str], options: AnomalyOptions, run: Run) -> Figures:
         raise ValueError(
             f"DATA: expected at least {detector.shortest} rows to train on (--window "
             f"{options.window}) and rows to test, got {len(own.values)} and {len(test.values)} of "
-            f"{paths[0]}; --window and --share change that"
+            f"{paths[0]}; --window and --held-out change that"
         )
     _check_varies(own.values, paths[0])
     run.report(f"read     {len(own.values):,} rows to train on, {len(test.values):,} to test")
@@ -273,7 +277,7 @@ def _train(data: Sequence[str], options: AnomalyOptions, run: Run) -> Figures:
             "reading": own.facts,
             "label": options.label,
             "example": "" if data else options.example,
-            "share": options.share,
+            "held_out": options.held_out,
         }
         detector.save(run.folder, facts)
     return _found(detector, test, before, options.places, run)
@@ -368,14 +372,25 @@ def _loaded(run: Run) -> tuple[Detector, dict[str, Any]]:
     if run.folder is None:
         raise ValueError("DIR: expected the folder of a model, got none")
     detector, facts = Detector.load(run.folder)
-    share = facts.get("share")
+    facts = {**facts, "held_out": _held_out(facts)}
     good = isinstance(facts.get("label"), str) and isinstance(facts.get("reading"), dict)
     good = good and facts.get("example") in ("", *EXAMPLES)
-    if not good or not isinstance(share, (int, float)) or not 0 <= share < 1:
+    if not good or not within("fraction", facts["held_out"]):
         raise ValueError(
             f"DIR: expected a model that says how its table was read, got {run.folder} without"
         )
     return detector, facts
+
+
+def _held_out(facts: dict[str, Any]) -> float:
+    """Return the share that was held out; NaN where the facts do not tell it.
+
+    The first models had the share that was trained on in its place.
+    """
+    trained, held = facts.get("share"), facts.get("held_out")
+    if isinstance(trained, (int, float)) and held is None:
+        return 1 - trained
+    return float(held) if isinstance(held, (int, float)) else math.nan
 
 
 def _predict(inputs: Sequence[str], run: Run) -> Figures:
@@ -401,7 +416,7 @@ def _evaluate(data: Sequence[str], run: Run) -> Figures:
             raise ValueError(f"DATA: expected rows that are labelled anomalous, got {data[0]}")
         return _found(detector, series, before, 10, run)
     paths, options = _paths(
-        (), AnomalyOptions(example=facts["example"], share=float(facts["share"]))
+        (), AnomalyOptions(example=facts["example"], held_out=float(facts["held_out"]))
     )
     own, test = _parts(paths, options)
     return _found(detector, test, own.values if len(paths) == 1 else None, 10, run)

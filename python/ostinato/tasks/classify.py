@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ from .._annotations import readable
 from .._check import Array
 from .._ragged import Ragged, leaves
 from ..data import RaggedLoader
-from ..train import Callback, Row, Trainer
+from ..train import Trainer
 from ..train.metrics import F1
 from . import _picture
 from ._application import Application, Figures, Run, option, texts_given
@@ -35,8 +34,8 @@ from ._documents import (
     vocabulary,
     words_of,
 )
+from ._progress import EpochReport
 from .models import known_options, load_model, save_model
-from .text import visible
 
 __all__ = ["ClassifyOptions", "TextClassifier", "read_held_out", "train_classifier"]
 
@@ -360,21 +359,6 @@ class _Batches(RaggedLoader):
             yield x.like(x.rows.like(hidden) if sentences else hidden), target
 
 
-class _Report(Callback):
-    """Callback that tells of every epoch."""
-
-    def __init__(self, name: str, epochs: int, report: Callable[[str], None]) -> None:
-        self.name, self.epochs, self.report = name, epochs, report
-
-    def on_row(self, trainer: Trainer, row: Row) -> None:
-        """Report a row."""
-        self.report(
-            f"{self.name}epoch {row['epoch']:.0f} of {self.epochs}  loss {row['loss']:.3f}, held "
-            f"out {row['valid_loss']:.3f}  accuracy held out {100 * row['valid_accuracy']:.1f}%  "
-            f"{row['seconds']:.0f} s"
-        )
-
-
 def train_classifier(
     train: Documents,
     held_out: Documents,
@@ -441,7 +425,7 @@ def train_classifier(
             optim.AdamW(optim.Cosine(options.rate, steps=steps, final=options.rate / 20)),
             clip_norm=1.0,
             metrics=["accuracy"],
-            callbacks=[_Report(name, options.epochs, report)],
+            callbacks=[EpochReport(report, name=name)],
         )
         trainer.fit(
             loader,
@@ -610,7 +594,7 @@ def _predict(inputs: Sequence[str], run: Run) -> Figures:
     else:
         for r in rows:
             line = f"{r['label']}\t{r['probability']:.3f}\t{r['text']}"
-            run.report(visible(line.replace("\n", " "), sys.stdout))
+            run.report(line.replace("\n", " "))
     return {"task": "classify", "predictions": rows}
 
 

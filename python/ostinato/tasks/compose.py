@@ -18,10 +18,11 @@ from .._files import atomic_write
 from .._ragged import Ragged
 from ..data import StreamLoader
 from ..decoding import NGram
-from ..train import Callback, Row, Trainer
 from . import _abc, _midi, _picture, corpora
 from ._application import Application, Figures, Run, option, package_file, split
-from .text import BATCH, WINDOW, CharModel, TextOptions, trainer_of, visible
+from ._progress import EpochReport
+from ._visible import visible
+from .text import BATCH, WINDOW, CharModel, TextOptions, trainer_of
 
 __all__ = [
     "ComposeOptions",
@@ -169,21 +170,6 @@ class TuneLoader(StreamLoader):
         for k, (x, target) in enumerate(super().batches(epoch, start), start):
             part = slice(k * self.window, (k + 1) * self.window)
             yield x, target, {"resets": np.ascontiguousarray(self._resets[part])}
-
-
-class _Report(Callback):
-    """Callback that reports bits per character."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-
-    def on_row(self, trainer: Trainer, row: Row) -> None:
-        """Report the losses."""
-        bits = [row[k] / math.log(2) for k in ("loss", "valid_loss")]
-        self.run.report(
-            f"step {row['step']:5.0f}  {row['seconds']:4.0f} s  bits per character: {bits[0]:.3f} "
-            f"trained on, {bits[1]:.3f} validation"
-        )
 
 
 def bits_per_char(chars: CharModel, tunes: Sequence[str]) -> float:
@@ -446,7 +432,7 @@ def train(tunes: list[str], options: ComposeOptions, run: Run) -> tuple[CharMode
         f"{len(test):,} tunes are held out; {chars.model.count_parameters():,} parameters"
     )
     trainer = trainer_of(chars)
-    trainer.callbacks.append(_Report(run))
+    trainer.callbacks.append(EpochReport(run.report, bits=True))
     history = trainer.fit(
         TuneLoader(chars, own),
         validation=TuneLoader(chars, valid, batch_size=8, window=4 * WINDOW),

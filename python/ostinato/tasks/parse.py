@@ -19,18 +19,19 @@ from .._files import atomic_write, open_regular
 from .._ragged import Ragged
 from ..train import History, Trainer
 from . import _picture, listops, models
-from ._application import Application, Figures, Run, check_options, option, texts_given
+from ._application import Application, Figures, Run, check_options, held_out_of, option, texts_given
 from ._progress import EpochReport
+from ._visible import visible
 from .listops import Expression
-from .text import visible
 
 __all__ = ["Examples", "ParseOptions", "Parser", "load", "read", "train"]
 
+UNKNOWN = "_"  # in a file, the label of a bracket that is not known
 LEAST = 10  # different expressions of a user's file
 CLIP = 1.0
 BATCH = 256  # expressions that are classified at a time
 LARGEST = 120  # nodes of a tree that is drawn
-OF_LISTOPS = ("examples", "held_out", "max_depth", "max_args", "max_length")
+OF_LISTOPS = ("examples", "max_depth", "max_args", "max_length")
 
 
 @dataclass
@@ -44,19 +45,17 @@ class ParseOptions:
         model: "tree", a TreeLSTM over the trees; or "lstm", an LSTM over the tokens.
         children: of the TreeLSTM: 0 for any number, whose states are added up; N for at most N,
             each with weights of its own.
-        targets: "root", the label of each expression; or "nodes", for ListOps, also those of the
-            expressions within it. The LSTM tells them at their closing brackets.
+        targets: "root", the label of each expression; or "nodes", also those of the expressions
+            within it, where they are known. The LSTM tells them at their closing brackets.
         embedding: E, features of a label.
         hidden: H, units.
         epochs: passes over the expressions.
         batch: expressions of a batch.
         rate: peak learning rate.
         seed: seed of the initial parameters and of the order of expressions.
-        fraction: the share of a user's file that is held out to be measured, and again as much to
-            choose the best epoch by.
         examples: expressions of ListOps to train on.
-        held_out: expressions of ListOps that are held out to be measured, and again as many to
-            choose the best epoch by.
+        held_out: what is held out to be measured, and again as much to choose the best epoch by:
+            a share below 1, or how many expressions, of files at most a tenth.
         max_depth: operators of ListOps within one another, at most.
         max_args: arguments of an operator of ListOps, at most.
         max_length: tokens of an expression of ListOps, at most.
@@ -69,7 +68,7 @@ class ParseOptions:
     )
     targets: str = option(
         "nodes",
-        "train on the labels of whole expressions, or (ListOps) on those within them too",
+        "train on the labels of whole expressions, or on those within them too, where known",
         choices=("root", "nodes"),
     )
     embedding: int = option(16, "features of a label")
@@ -78,9 +77,12 @@ class ParseOptions:
     batch: int = option(64, "expressions of a batch")
     rate: float = option(1e-2, "peak learning rate", kind="rate")
     seed: int = option(0, "seed of parameters and order", kind="index")
-    fraction: float = option(0.1, "share of a file that is held out, twice", kind="fraction")
     examples: int = option(120000, "expressions of ListOps to train on")
-    held_out: int = option(2000, "expressions of ListOps that are held out, twice")
+    held_out: float = option(
+        2000.0,
+        "what is held out, twice: a share, or how many expressions, of DATA at most a tenth",
+        kind="part",
+    )
     max_depth: int = option(20, "ListOps: operators within one another, at most")
     max_args: int = option(5, "ListOps: arguments of an operator, at most")
     max_length: int = option(100, "ListOps: tokens of an expression, at most")
@@ -97,13 +99,33 @@ class Examples:
     Attributes:
         expressions: the expressions.
         labels: the label of each.
+        nodes: for each the label of every node, "" where it is not known; [] where none is known
+            but that of the whole.
     """
 
     expressions: list[Expression]
     labels: list[str]
+    nodes: list[list[str]] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.nodes = self.nodes or [[] for _ in self.labels]
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def part(self, numbers: Sequence[int]) -> Examples:
+        """Return some of the expressions.
+
+        Args:
+            numbers: which.
+
+        Returns:
+            Those expressions.
+        """
+        return Examples(*([own[k] for k in numbers] for own in self._lists()))
+
+    def _lists(self) -> tuple[list[Any], ...]:
+        return self.expressions, self.labels, self.nodes
 
     def cut(self, *ends: int) -> list[Examples]:
         """Return the parts between some places.
@@ -116,7 +138,7 @@ class Examples:
         """
         places = [0, *ends, len(self)]
         return [
-            Examples(self.expressions[a:b], self.labels[a:b]) for a, b in itertools.pairwise(places)
+            Examples(*(own[a:b] for own in self._lists())) for a, b in itertools.pairwise(places)
         ]
 
 
@@ -214,12 +236,12 @@ class Parser:
             return x, self.targets(examples.labels)
         target, weights = np.zeros(len(x.rows), np.int64), np.zeros(len(x.rows), np.float32)
         tree = self.options.model == "tree"
-        for e, start in zip(examples.expressions, x.offsets.tolist()):
-            known = self.targets([str(v) for v in listops.value(e)])
-            at = np.array([k if tree else end - 1 for k, (_, end) in enumerate(e.spans)]) + start
-            target[at] = known
-            # What an operator gives; a digit by itself, and not those within.
-            weights[at] = [t.startswith("[") or len(e.labels) == 1 for t in e.labels]
+        for k, (e, start) in enumerate(zip(examples.expressions, x.offsets.tolist())):
+            names = _of_nodes(e) if self.listops else examples.nodes[k] or [examples.labels[k]]
+            at = [(k, name) for k, name in enumerate(names) if name]
+            places = np.array([k if tree else e.spans[k][1] - 1 for k, _ in at]) + start
+            target[places] = self.targets([name for _, name in at])
+            weights[places] = 1
         return x, target, {"weights": weights}
 
     def inputs(self, expressions: Sequence[Expression], where: str = "expression") -> Ragged:
@@ -330,6 +352,16 @@ class Parser:
         models.save_model(folder, "parse", self.network, facts)
 
 
+def _of_nodes(e: Expression) -> list[str]:
+    """Return the values of the nodes of ListOps that are learnt.
+
+    These are what an operator gives, or a digit by itself, and not those within; "" for others.
+    """
+    values = listops.value(e)
+    alone = len(values) == 1
+    return [str(v) if t.startswith("[") or alone else "" for v, t in zip(values, e.labels)]
+
+
 def load(folder: str | os.PathLike[str]) -> Parser:
     """Read a model that `Parser.save` wrote.
 
@@ -350,7 +382,10 @@ def load(folder: str | os.PathLike[str]) -> Parser:
         ValueError: the file is damaged, or it is no such model.
     """
     tensors, facts = models.load_model(folder, "parse")
-    options = ParseOptions(**models.known_options(folder, facts.get("options"), ParseOptions))
+    given = facts.get("options")
+    if isinstance(given, dict):  # the first models had a share of files beside the number
+        given = {name: value for name, value in given.items() if name != "fraction"}
+    options = ParseOptions(**models.known_options(folder, given, ParseOptions))
     named = f"DIR: expected a model of expressions, got {os.fspath(folder)}"
     try:
         check_options(options)
@@ -398,12 +433,15 @@ def read(files: Sequence[str | os.PathLike[str]]) -> Examples:
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "few.tsv"
-    >>> _ = path.write_text("9\t[MAX 2 9 4]\n3\t[MIN 8 3]\n")
-    >>> read([path]).labels
-    ['9', '3']
+    >>> _ = path.write_text("9\t[MAX 2 [MIN 9 4] 9]\t4\n3\t[MIN 8 3]\n")
+    >>> few = read([path])
+    >>> few.labels, few.nodes
+    (['9', '3'], [['9', '', '4', '', '', ''], []])
 
     Args:
-        files: files in UTF-8 with a line ``label TAB expression`` for each expression.
+        files: files in UTF-8 with a line ``label TAB expression`` for each expression; behind
+            another tab there may be the labels of the brackets within it, in the order in which
+            they open, with spaces between them and ``_`` for one that is not known.
 
     Returns:
         The expressions in their order, repeated ones once.
@@ -412,7 +450,7 @@ def read(files: Sequence[str | os.PathLike[str]]) -> Examples:
         ValueError: a line that is none of that form, one expression with two labels, or no line.
         OSError: a file cannot be read.
     """
-    found: dict[str, tuple[Expression, str]] = {}
+    found: dict[str, tuple[Expression, str, list[str]]] = {}
     for path in files:
         for where, line in _lines(path):
             label, tab, text = line.partition("\t")
@@ -420,17 +458,36 @@ def read(files: Sequence[str | os.PathLike[str]]) -> Examples:
                 raise ValueError(
                     f"{where}: expected a label, a tab and an expression, got {visible(line)!r:.60}"
                 )
+            text, _, within = text.strip().partition("\t")
             e = listops.read(text, where)
-            _, known = found.setdefault(e.text(), (e, label.strip()))
-            if known != label.strip():
+            one = e, label.strip(), _within(e, label.strip(), within.split(), where)
+            known = found.setdefault(e.text(), one)
+            if known != one:
+                got = f"{visible(known[1])!r:.40} and {visible(one[1])!r:.40}"
+                if known[1] == one[1]:
+                    got = "others within it"
                 raise ValueError(
-                    f"{where}: expected one label for {visible(e.text())!r:.60}, got "
-                    f"{visible(known)!r:.40} and {visible(label.strip())!r:.40}"
+                    f"{where}: expected one label for {visible(e.text())!r:.60}, got {got}"
                 )
     if not found:
         names = ", ".join(os.fspath(path) for path in files)
         raise ValueError(f"DATA: expected lines of a label, a tab and an expression, got {names}")
-    return Examples([e for e, _ in found.values()], [label for _, label in found.values()])
+    every = found.values()
+    return Examples([e for e, _, _ in every], [n for _, n, _ in every], [n for _, _, n in every])
+
+
+def _within(e: Expression, label: str, given: Sequence[str], where: str) -> list[str]:
+    """Return the labels of all nodes, from those of the brackets within an expression."""
+    if not given:
+        return []
+    inner = [k for k, token in enumerate(e.labels) if k and token.startswith("[")]
+    if len(given) != len(inner):
+        raise ValueError(
+            f"{where}: expected no labels of the brackets within {visible(e.text())!r:.60}, or "
+            f"{len(inner)}, got {len(given)}"
+        )
+    names = {k: name for k, name in zip(inner, given) if name != UNKNOWN}
+    return [label, *(names.get(k, "") for k in range(1, len(e.labels)))]
 
 
 def _lines(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
@@ -455,6 +512,7 @@ def _of_listops(options: ParseOptions, *, test_only: bool = False) -> list[Examp
     any number of examples.
     """
     held = options.held_out
+    held = round(held * options.examples) if held < 1 else int(held)
     made = listops.generate(
         held if test_only else options.examples + 2 * held,
         seed=options.data_seed,
@@ -476,15 +534,15 @@ def _of_files(files: Sequence[str], options: ParseOptions) -> list[Examples]:
             flag = f.name.replace("_", "-")
             raise ValueError(f"--{flag}: expected no such option with DATA, which is not generated")
     whole = read(files)
-    held = round(len(whole) * options.fraction)
+    held = held_out_of(options.held_out, len(whole))
     if len(whole) < LEAST or not held or len(whole) <= 2 * held:
         raise ValueError(
-            f"DATA: expected at least {LEAST} different expressions, of which --fraction holds out "
-            f"one or more twice and leaves some, got {len(whole)} and {options.fraction}"
+            f"DATA: expected at least {LEAST} different expressions, of which --held-out takes "
+            f"one or more twice and leaves some, got {len(whole)} and "
+            f"{options.held_out:g}"
         )
     order = np.random.default_rng(options.data_seed).permutation(len(whole))
-    mixed = Examples([whole.expressions[k] for k in order], [whole.labels[k] for k in order])
-    test, valid, rest = mixed.cut(held, 2 * held)
+    test, valid, rest = whole.part(order.tolist()).cut(held, 2 * held)
     return [rest, valid, test]
 
 
@@ -511,13 +569,16 @@ def train(files: Sequence[str], options: ParseOptions, run: Run) -> Figures:
         ValueError: a file or an option is not as expected.
         OSError: a file cannot be read or written.
     """
-    if files:  # whose expressions have labels as a whole
-        options = dataclasses.replace(options, targets="root")
     if options.children and options.model == "lstm":
         raise ValueError("--children: expected 0 with --model lstm, which sees no tree")
     parts = _of_files(files, options) if files else _of_listops(options)
     rest, valid, test = parts
-    classes = sorted({label for part in parts for label in part.labels})
+    if files and not any(rest.nodes):  # whose expressions have labels as a whole
+        options = dataclasses.replace(options, targets="root")
+    classes = sorted(
+        {label for part in parts for label in part.labels}
+        | {label for part in parts for names in part.nodes for label in names if label}
+    )
     if len(classes) < 2:
         raise ValueError(f"DATA: expected at least two labels, got {visible(classes[0])!r:.40}")
     known = {t for part in parts for e in part.expressions for t in (*e.labels, "]")}
@@ -532,6 +593,7 @@ def train(files: Sequence[str], options: ParseOptions, run: Run) -> Figures:
         parser.save(run.folder)
     figures = {
         **_measured(parser, test, run),
+        "targets": options.targets,
         "model": options.model,
         "classes": len(classes),
         "parameters": parser.network.count_parameters(),
@@ -557,15 +619,31 @@ def _measured(parser: Parser, test: Examples, run: Run) -> Figures:
     )
     cells = [f"{h}: {f['accuracy']:.1%} of {f['count']}" for h, f in by_height.items()]
     run.report("by height  " + ", ".join(cells))
+    within = _right_within(parser, test)
+    if within is not None:
+        run.report(f"{within:.2%} of the labels within them right")
     if run.plot is not None:
         _draw_heights(by_height, run)
     return {
         "task": "parse",
         "accuracy": float(right.mean()),
+        "within_accuracy": within,
         "most_common": most_common,
         "examples": len(right),
         "by_height": by_height,
     }
+
+
+def _right_within(parser: Parser, test: Examples) -> float | None:
+    """Return the share of right labels within expressions; None where none is known."""
+    right = [
+        name == given
+        for e, names in zip(test.expressions, test.nodes)
+        if names
+        for name, given in list(zip(names, parser.nodes(e)))[1:]
+        if name
+    ]
+    return float(np.mean(right)) if right else None
 
 
 def _draw_heights(by_height: dict[int, dict[str, Any]], run: Run) -> None:
@@ -616,7 +694,7 @@ def predict(inputs: Sequence[str], run: Run) -> Figures:
         )
         lines.append(f"{label}\t{e.text()}")
         right = f"; its value is {known['value']}" if known else ""
-        run.report(f"{visible(label)}  {p.max():4.0%}  {visible(e.text())}{right}")
+        run.report(f"{label}  {p.max():4.0%}  {e.text()}{right}")
     if run.plot is not None:
         _draw_tree(expressions[0], found[0], run)
     if run.out is not None:
@@ -633,7 +711,9 @@ def _given(inputs: Sequence[str]) -> list[Expression]:
             lines = [(where.replace("DATA", "INPUT"), line) for where, line in _lines(text)]
             if not lines:
                 raise ValueError(f"INPUT: expected lines with expressions, got {text} without any")
-            found += [listops.read(line.rpartition("\t")[2], where) for where, line in lines]
+            # Behind a label, and before the labels within, if they are there.
+            columns = [(where, line.split("\t")) for where, line in lines]
+            found += [listops.read(some[len(some) > 1], where) for where, some in columns]
         else:
             found.append(listops.read(text, f"INPUT {k}"))
     return found
@@ -698,8 +778,9 @@ def evaluate(files: Sequence[str], run: Run) -> Figures:
 
 APPLICATION = Application(
     help="train a tree network on bracketed expressions",
-    data="files with a line 'label TAB [operator argument ...]' for each expression; without any, "
-    "ListOps, which is generated",
+    data="files with a line 'label TAB [operator argument ...]' for each expression, and behind "
+    "another tab the labels of the brackets within it, where known; without any, ListOps, which is "
+    "generated",
     inputs="expressions such as '[MAX 2 9 [MIN 4 7]]', files with one a line, or - for the lines "
     "of the standard input",
     options=ParseOptions,

@@ -6,7 +6,6 @@ import math
 import os
 import sys
 import time
-import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from .._annotations import readable
 from .._check import Array
 from ..data import StreamLoader
 from ..train import Callback, Row, Trainer
+from ._visible import visible
 from .corpora import Encoded, encode, known_words
 from .models import (
     CHECKPOINT,
@@ -31,7 +31,7 @@ from .models import (
     save_model,
 )
 
-__all__ = ["CharModel", "TextOptions", "train_text", "visible"]
+__all__ = ["CharModel", "TextOptions", "train_text"]
 
 CELLS: dict[str, type[nn.LSTM] | type[nn.GRU] | type[nn.RNN]] = {
     "lstm": nn.LSTM,
@@ -287,26 +287,6 @@ def _options(folder: str | os.PathLike[str], given: Any, tensors: int) -> TextOp
             f"{given!r:.300}"
         )
     return options
-
-
-def visible(text: str, out: TextIO | None = None) -> str:
-    r"""Return a text that is safe to print, with control characters as escapes.
-
-    >>> print(visible("a" + chr(27) + "[2Jb"))
-    a\x1b[2Jb
-
-    Args:
-        text: text of a model, whose alphabet may hold anything.
-        out: the stream, whose encoding decides what else is escaped; None: UTF-8.
-
-    Returns:
-        The text with escapes.
-    """
-    safe = "".join(
-        c if c in "\n\t" or unicodedata.category(c) != "Cc" else f"\\x{ord(c):02x}" for c in text
-    )
-    encoding = getattr(out, "encoding", None) or "utf-8"
-    return safe.encode(encoding, "backslashreplace").decode(encoding)
 
 
 class _Report(Callback):

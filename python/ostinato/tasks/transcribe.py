@@ -18,10 +18,10 @@ from .._annotations import readable
 from .._check import Array
 from .._files import atomic_write
 from ..train import Callback, Trainer
-from ..train._types import Row
 from . import _picture
 from ._application import Application, Figures, Run
 from ._clips import QUIETEST, Clip, Left, read_clips, sound_of
+from ._progress import EpochReport
 from ._recognizer import (
     Augmented,
     Recognizer,
@@ -30,7 +30,7 @@ from ._recognizer import (
     statistics,
     steps_needed,
 )
-from .text import visible
+from ._visible import visible
 
 __all__ = ["APPLICATION", "Recognizer", "TranscribeOptions", "divide", "measure", "train", "words"]
 
@@ -96,19 +96,6 @@ def fitting(clips: Sequence[Clip], options: TranscribeOptions, say: Report) -> l
     return kept
 
 
-class _Report(Callback):
-    """Say the loss now and then."""
-
-    def __init__(self, epochs: int, say: Report) -> None:
-        self.every, self.say, self.epochs = max(epochs // 10, 1), say, 0
-
-    def on_row(self, trainer: Trainer, row: Row) -> None:
-        """Say the loss of an epoch."""
-        self.epochs += 1
-        if self.epochs % self.every == 0:
-            self.say(f"epoch {self.epochs:4d}  {row['seconds']:5.0f} s  loss {row['loss']:.2f}")
-
-
 def train(
     clips: Sequence[Clip],
     options: TranscribeOptions,
@@ -160,7 +147,7 @@ def train(
         losses.CTC(impossible="skip"),  # stretched or faster, a clip may be too short
         optim.AdamW(schedule, betas=(0.9, 0.98)) if optimizer is None else optimizer,
         clip_norm=5.0,
-        callbacks=[*callbacks, _Report(options.epochs, report)],
+        callbacks=[*callbacks, EpochReport(report, every=max(options.epochs // 10, 1))],
     )
     seconds = sum(len(c.samples) for c in clips) / options.sample_rate
     report(
@@ -267,7 +254,7 @@ def read(data: Sequence[str], options: TranscribeOptions, say: Report) -> list[C
         digits=options.digits,
         strip_accents=options.strip_accents,
         longest=options.longest,
-        say=lambda line: say(visible(line)),
+        say=say,
     )
 
 
@@ -288,7 +275,7 @@ def show(recognizer: Recognizer, held_out: Sequence[Clip], run: Run) -> Figures:
         f"language model CER {figures['cer_greedy']:.1%}"
     )
     for c, text in list(zip(held_out, texts))[:SHOWN]:
-        run.report(visible(f"  {c.text}\n  > {text}"))
+        run.report(f"  {c.text}\n  > {text}")
     if run.plot is not None:
         k = max(range(len(held_out)), key=lambda k: min(len(held_out[k].text), 40))
         _draw(run.plot, recognizer, held_out[k], texts[k], run.report)
@@ -332,15 +319,13 @@ def _predict(inputs: Sequence[str], run: Run) -> Figures:
     recognizer = Recognizer.load(run.folder)
     clips, seen, rate = [], set[str](), recognizer.options.sample_rate
     for name in inputs:
-        samples, _ = sound_of(
-            "INPUT", Path(name), rate, lambda line: run.report(visible(line)), seen
-        )
+        samples, _ = sound_of("INPUT", Path(name), rate, run.report, seen)
         if len(samples) < 0.025 * rate:
             raise ValueError(
                 f"INPUT: expected at least 25 ms of sound, got {len(samples)} samples in {name}"
             )
         if abs(samples).max() < QUIETEST:
-            run.report(visible(f"silent: {name}"))
+            run.report(f"silent: {name}")
         clips.append(Clip(name, samples, ""))
     logits = recognizer.logits([recognizer.features(c.samples) for c in clips])
     found: list[dict[str, Any]] = []
@@ -348,7 +333,7 @@ def _predict(inputs: Sequence[str], run: Run) -> Figures:
         silent = abs(c.samples).max() < QUIETEST
         text = "" if silent else recognizer.search([y])[0]
         found.append({"file": c.name, "text": text, "words": words(recognizer, y, text)})
-        run.report(visible(f"{c.name}\t{text}"))
+        run.report(f"{c.name}\t{text}")
     if run.plot is not None:
         _draw(run.plot, recognizer, clips[0], found[0]["text"], run.report)
     if run.out is not None:

@@ -25,7 +25,7 @@ from . import _picture, corpora, transcribe
 from ._application import Application, Figures, Run, option, task_of
 from ._clips import DIGITS, Clip
 from ._recognizer import Augmented, Recognizer, TranscribeOptions, statistics
-from .text import BATCH, WINDOW, CharModel, TextOptions, visible
+from .text import BATCH, WINDOW, CharModel, TextOptions
 
 __all__ = ["APPLICATION", "Course", "TransferOptions", "carried_over", "compare", "run_course"]
 
@@ -431,7 +431,7 @@ def _train(data: Sequence[str], options: TransferOptions, run: Run) -> Figures:
             raise ValueError("DATA: expected files of text, got none")
         encoded = corpora.read(data)
         text = encoded.text(0, len(encoded))
-        run.report(visible(f"{encoded.name}: {len(encoded):,} characters"))
+        run.report(f"{encoded.name}: {len(encoded):,} characters")
         figures = _text(CharModel.load(options.source), text, options, run)
     elif task == "transcribe":
         figures = _speech(Recognizer.load(options.source), data, options, run)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 from .. import losses, nn, optim, safetensors, train
 from .._annotations import readable
 from .._check import Array
+from .._ragged import Ragged
 from ..data import PairLoader
 from ..decoding import Hypothesis, beam_search
 from ..metrics import chrf, edit_distance
@@ -55,7 +56,13 @@ class TranslateOptions:
         hidden: units H of the decoder, an even number; the encoder has half of them each way.
         embedding: numbers that stand for a symbol.
         layers: layers of encoder and decoder.
+        precision: of the products in recurrent layers, "float32" or "bfloat16".
         dropout: of the memory, of results, and between layers; in [0, 1).
+        shared: whether both sides have the same symbols, and these one matrix of embeddings that is
+            the last layer of the decoder as well: "yes", "no", or "auto" for subwords alone.
+        piece_dropout: the probability, in training, that two pieces of a word are not joined.
+        word_dropout: the probability, in training, that a symbol of the source is hidden.
+        label_smoothing: see `losses.CrossEntropy`.
         epochs: rounds over the training pairs.
         batch: pairs of a batch.
         rate: peak learning rate; it falls to a fiftieth as a cosine.
@@ -64,9 +71,10 @@ class TranslateOptions:
         beam: hypotheses of the beam search; 1 is greedy.
         length_penalty: see `decoding.beam_search`.
         pieces: merges of byte-pair encoding, for subwords.
-        longest: characters of a text, at most.
+        longest: characters of a text that is held out, at most.
+        train_longest: characters of a text that is trained on, at most; 0: as ``longest``.
         limit: training texts, at most; 0: all.
-        held_out: texts to measure with, at most a tenth of all.
+        held_out: texts to measure with: a share below 1, or how many, at most a tenth of all.
         seed: seed of initial values, order and dropout.
     """
 
@@ -87,7 +95,24 @@ class TranslateOptions:
     )
     embedding: int = option(64, "numbers that stand for a symbol")
     layers: int = option(1, "layers of encoder and decoder")
+    precision: str = option(
+        "float32", "of the products in recurrent layers", choices=("float32", "bfloat16")
+    )
     dropout: float = option(0.2, "dropout of memory and results", kind="fraction")
+    shared: str = option(
+        "auto",
+        "one matrix for the symbols of both sides and for the last layer; auto: of subwords",
+        choices=("auto", "yes", "no"),
+    )
+    piece_dropout: float = option(
+        0.1, "probability in training that pieces of a word are not joined", kind="fraction"
+    )
+    word_dropout: float = option(
+        0.0, "probability in training that a symbol of the source is hidden", kind="fraction"
+    )
+    label_smoothing: float = option(
+        0.1, "part of each target that is spread over all symbols", kind="fraction"
+    )
     epochs: int = option(10, "rounds over the training pairs")
     batch: int = option(64, "pairs of a batch")
     rate: float = option(1.5e-3, "peak learning rate", kind="rate")
@@ -97,9 +122,16 @@ class TranslateOptions:
     beam: int = option(4, "hypotheses of the beam search; 1: greedy")
     length_penalty: float = option(0.0, "the larger, the longer the translations")
     pieces: int = option(2000, "merges of byte-pair encoding, for subwords", kind="index")
-    longest: int = option(60, "characters of a text, at most; longer ones are left out")
+    longest: int = option(60, "characters of a text that is held out, at most")
+    train_longest: int = option(
+        0, "characters of a text that is trained on, at most; 0: as --longest", kind="index"
+    )
     limit: int = option(0, "training texts, at most; 0: all", kind="index")
-    held_out: int = option(2000, "texts to measure with, at most a tenth of all")
+    held_out: float = option(
+        2000.0,
+        "texts to measure with: a share, or how many, at most a tenth of all",
+        kind="part",
+    )
     seed: int = option(0, "seed of initial values, order and dropout", kind="index")
 
 
@@ -117,28 +149,41 @@ class Translator(nn.Model):
         source: symbols of the source, with 0 for padding and unknown ones.
         target: symbols of the target, with 0 for the start and 1 for the end.
         options: the options; their seed is that of the initial values.
+        shared: whether both sides have the same symbols, and one matrix.
     """
 
-    def __init__(self, source: int, target: int, options: TranslateOptions) -> None:
+    def __init__(
+        self, source: int, target: int, options: TranslateOptions, shared: bool = False
+    ) -> None:
         kind, feed = ATTENTION[options.attention]
         cell: Any = {"lstm": nn.LSTM, "gru": nn.GRU}[options.cell]
         e, h, layers = options.embedding, options.hidden, options.layers
         g = np.random.default_rng(options.seed)
         between = options.dropout if layers > 1 else 0.0
+        more: Any = {"dropout": between, "precision": options.precision, "rng": g}
         self.encoder = nn.Encoder(
             nn.Embedding(source, e, rng=g),
-            cell(e, h // 2, layers, bidirectional=True, dropout=between, rng=g),
+            cell(e, h // 2, layers, bidirectional=True, **more),
         )
         self.decoder = nn.Decoder(
             nn.Embedding(target, e, rng=g),
-            cell(e if feed == "none" else e + h, h, layers, dropout=between, rng=g),
-            nn.Sequential(nn.Dropout(options.dropout, rng=g), nn.Linear(h, target, rng=g)),
+            cell(e if feed == "none" else e + h, h, layers, **more),
+            nn.Sequential(
+                nn.Dropout(options.dropout, rng=g),
+                *([nn.Linear(h, e, rng=g)] if shared else []),
+                nn.Linear(e if shared else h, target, rng=g),
+            ),
             attention=None if kind is None else nn.Attention(kind, h, rng=g),
             memory_size=None if kind is None else h,
             feed=feed,
             rng=g,
         )
         self.dropout = nn.Dropout(options.dropout, rng=g)
+        if shared:
+            self.tie("decoder.head.2.weight", "encoder.embed.weight")
+            self.tie("decoder.embed.weight", "encoder.embed.weight")
+            with self.write() as p:
+                p["decoder.head.1.weight"][...] *= e**-0.5
 
     def read(self, source: Array, lengths: Any) -> tuple[Any, Any]:
         """Return what the decoder attends to, and the state that it starts from.
@@ -186,13 +231,42 @@ class Trained:
     held_out: list[str]
 
     @property
+    def shared(self) -> bool:
+        """Whether both sides have the same symbols."""
+        return self.source is self.target
+
+    @property
     def sounds(self) -> bool:
         """Whether translations are measured symbol by symbol."""
         return self.target.kind == "word" and self.source.kind == "char"
 
     def encoded(self, text: str) -> Array:
         """Return the numbers of a source text; 0 stands for unknown symbols."""
-        return np.maximum(np.array(self.source.numbers(text, 1), np.int64), 0)
+        return self._encoded(self.source.cut(text))
+
+    def _encoded(self, units: Sequence[str]) -> Array:
+        first = FIRST if self.shared else 1
+        return np.maximum(np.array(self.source.numbers_of(units, first), np.int64), 0)
+
+    def drawn(
+        self, source: Sequence[str], target: Sequence[str], rng: np.random.Generator | None
+    ) -> tuple[list[Array], list[Array]]:
+        """Return the numbers of pairs to train with, or without rng of pairs to watch with."""
+        options = self.options
+        rows: tuple[list[Array], list[Array]] = [], []
+        for texts in zip(source, target):
+            units = [
+                side.cut(text) if rng is None else side.draw(text, options.piece_dropout, rng)
+                for side, text in zip((self.source, self.target), texts)
+            ]
+            x = self._encoded(units[0])
+            if rng is not None and options.word_dropout:
+                x = np.where(rng.random(len(x)) < options.word_dropout, 0, x)
+            # Of a text to watch with, symbols that are not known have no number to be learnt.
+            y = [k for k in self.target.numbers_of(units[1], FIRST) if k >= 0]
+            rows[0].append(x)
+            rows[1].append(np.array(y, np.int64))
+        return rows
 
     def translate(self, texts: Sequence[str]) -> list[Hypothesis]:
         """Return the best translation of each text, as labels of the target."""
@@ -270,13 +344,24 @@ def prepare(
         ImportError: a package is missing.
     """
     _check_values(options)
-    pairs = _pairs.read(data, options.longest, run.report)
-    names, watched, held_out = _pairs.split(pairs, options.held_out)
+    most = max(options.longest, options.train_longest)
+    pairs = _pairs.read(data, most, run.report)
+    names, watched, held_out = _pairs.split(pairs, options.held_out, options.longest)
     names = names[: options.limit or None]
     source_texts, target_texts = _listed(pairs, names)
     kinds = _units.choose(options.units, source_texts, target_texts)
-    source, target = _units.make(kinds, source_texts, target_texts, options.pieces)
-    model = Translator(len(source.symbols) + 1, len(target.symbols) + FIRST, options)
+    shared = options.shared == "yes" or (options.shared == "auto" and kinds[0] == "subword")
+    if shared and kinds[0] != kinds[1]:
+        raise ValueError(f"--shared: expected no with units of {kinds[0]} to {kinds[1]}, got yes")
+    source, target = _units.make(
+        kinds,
+        source_texts,
+        target_texts,
+        options.pieces,
+        shared=shared,
+        drawn=options.piece_dropout > 0,
+    )
+    model = Translator(*_sizes(source, target), options, shared)
     most = max(len(target.cut(text)) for text in target_texts) + 10
     trained = Trained(model, options, source, target, most, held_out)
     if not trained.sounds:
@@ -287,6 +372,12 @@ def prepare(
         f"{model.flat.size:,} parameters"
     )
     return trained, pairs, names, watched
+
+
+def _sizes(source: Units, target: Units) -> tuple[int, int]:
+    """Return how many numbers the symbols of both sides have."""
+    first = FIRST if source is target else 1
+    return len(source.symbols) + first, len(target.symbols) + FIRST
 
 
 def _check_values(options: TranslateOptions) -> None:
@@ -320,18 +411,36 @@ def batches(trained: Trained, pairs: Pairs, names: Sequence[str], shuffle: bool)
     Returns:
         The loader.
     """
-    source, target = _listed(pairs, names)
-    # Of a text to watch with, symbols that are not known have no number to be learnt.
-    numbers = [[k for k in trained.target.numbers(text, FIRST) if k >= 0] for text in target]
-    return PairLoader(
-        [trained.encoded(text) for text in source],
-        [np.array(row, np.int64) for row in numbers],
-        start=START,
-        stop=STOP,
-        batch_size=trained.options.batch,
-        shuffle=shuffle,
-        rng=trained.options.seed,
-    )
+    return _Pairs(trained, _listed(pairs, names), shuffle)
+
+
+class _Pairs(PairLoader):
+    """Batches of texts which, where they are shuffled, are cut anew in every epoch."""
+
+    def __init__(
+        self, trained: Trained, texts: tuple[Sequence[str], Sequence[str]], shuffle: bool
+    ) -> None:
+        self.trained, self.texts = trained, texts
+        self.drawn, self.epoch = shuffle, 0
+        super().__init__(
+            *self._cut(0),
+            start=START,
+            stop=STOP,
+            batch_size=trained.options.batch,
+            shuffle=shuffle,
+            rng=trained.options.seed,
+        )
+
+    def _cut(self, epoch: int) -> tuple[Any, Any]:
+        rng = np.random.default_rng((self.trained.options.seed, epoch)) if self.drawn else None
+        return self.trained.drawn(*self.texts, rng)
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Any, Any, Any]]:
+        """Yield the batches of an epoch."""
+        if self.drawn and epoch != self.epoch:
+            self.epoch = epoch
+            self.source, self.pairs = map(Ragged.join, self._cut(epoch))
+        return super().batches(epoch, start)
 
 
 def schedule(options: TranslateOptions, steps: int) -> optim.Schedule:
@@ -365,13 +474,19 @@ def _fit(
         )
     trainer = train.Trainer(
         trained.model,
-        losses.CrossEntropy(),
+        losses.CrossEntropy(label_smoothing=options.label_smoothing),
         optim.AdamW(schedule(options, total)),
         clip_norm=1.0,
+        metrics=["accuracy"],
         callbacks=callbacks,
     )
     trainer.fit(
-        loader, validation=watched, epochs=options.epochs, seed=options.seed, progress=False
+        loader,
+        validation=watched,
+        epochs=options.epochs,
+        seed=options.seed,
+        monitor="valid_accuracy",
+        progress=False,
     )
 
 
@@ -430,6 +545,7 @@ def _save(folder: Path, trained: Trained) -> None:
         "options": asdict(trained.options),
         "source": trained.source.facts(),
         "target": trained.target.facts(),
+        "shared": trained.shared,
         "most": trained.most,
         "held_out": trained.held_out,
     }
@@ -441,11 +557,15 @@ def _load(folder: str | os.PathLike[str]) -> Trained:
     tensors, facts = load_model(folder, "translate")
     where = os.fspath(folder)
     options = TranslateOptions(**known_options(folder, facts.get("options"), TranslateOptions))
+    shared = facts.get("shared", False)  # the first models had no such fact
     try:
         _check_values(options)
     except (TypeError, ValueError) as e:
         raise ValueError(f"DIR: expected a model with known options, got {where}: {e}") from None
     source, target = (_units.from_facts(where, s, facts.get(s)) for s in ("source", "target"))
+    if not isinstance(shared, bool) or (shared and source != target):
+        raise ValueError(f"DIR: expected a model with units of both sides, got {where} with others")
+    target = source if shared else target
     most, held_out = facts.get("most"), facts.get("held_out")
     if type(most) is not int or not 1 <= most <= 100_000:
         raise ValueError(f"DIR: expected a model with a length, got {where} with {most!r:.40}")
@@ -453,14 +573,16 @@ def _load(folder: str | os.PathLike[str]) -> Trained:
         raise ValueError(f"DIR: expected a model with held-out texts, got {where} without")
     if options.layers > len(tensors):
         raise ValueError(f"DIR: expected a model whose parameters fit its options, got {where}")
-    sizes = len(source.symbols) + 1, len(target.symbols) + FIRST
-    check_shapes(folder, tensors, _shapes(*sizes, options))
-    model = Translator(*sizes, options)
+    sizes = _sizes(source, target)
+    check_shapes(folder, tensors, _shapes(*sizes, options, shared))
+    model = Translator(*sizes, options, shared)
     model.load_state_dict(tensors)
     return Trained(model, options, source, target, most, held_out)
 
 
-def _shapes(source: int, target: int, options: TranslateOptions) -> dict[str, tuple[int, ...]]:
+def _shapes(
+    source: int, target: int, options: TranslateOptions, shared: bool
+) -> dict[str, tuple[int, ...]]:
     """Return the names and shapes of all parameters."""
     kind, feed = ATTENTION[options.attention]
     e, h, layers = options.embedding, options.hidden, options.layers
@@ -470,6 +592,13 @@ def _shapes(source: int, target: int, options: TranslateOptions) -> dict[str, tu
         "decoder.head.1.weight": (target, h),
         "decoder.head.1.bias": (target,),
     }
+    if shared:
+        out = {
+            "encoder.embed.weight": (source, e),
+            "decoder.head.1.weight": (e, h),
+            "decoder.head.1.bias": (e,),
+            "decoder.head.2.bias": (target,),
+        }
     fed = e if feed == "none" else e + h
     out |= recurrent_shapes("encoder.rnn.", options.cell, e, h // 2, layers, bidirectional=True)
     out |= recurrent_shapes("decoder.rnn.", options.cell, fed, h, layers)
@@ -525,7 +654,8 @@ def _evaluate(data: Sequence[str], run: Run) -> Figures:
     trained = _load(run.folder)
     if run.plot is not None:
         _check_attention(trained.options)
-    pairs = _pairs.read(data, trained.options.longest, run.report)
+    options = trained.options
+    pairs = _pairs.read(data, max(options.longest, options.train_longest), run.report)
     names = trained.held_out
     if not set(names) <= set(pairs):
         names = sorted(pairs)

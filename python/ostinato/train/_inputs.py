@@ -25,6 +25,7 @@ from ..data import (
 from ..losses._ctc import padded_labels
 from ..nn import Embedding, Layer, Linear, Model, Recurrent
 from ..nn._layer import layers_of
+from ..nn._model import takes
 from ..nn._sequential import _leaf
 from ._types import FLAGS, THIRD, Batch, Times
 
@@ -79,9 +80,10 @@ class Form:
                 f"x: expected one input for a {kind}, got a {type(x).__name__}; several inputs "
                 "need an ost.nn.Model whose __call__ takes them"
             )
-        if self.model.stateful:
+        if self.model.stateful and not takes(type(self.model), "state"):
             raise TypeError(
-                f"x: expected one input for a {kind}, which has a state, got a {type(x).__name__}"
+                f"x: expected one input for a {kind}, which has a state and whose __call__ takes "
+                f"no argument of that name, got a {type(x).__name__}"
             )
         return True
 

@@ -133,6 +133,9 @@ class Stepper:
             if not self.model.stateful:
                 args, named = self._arguments(batch)
                 return self.model(*args, **named), None
+            if isinstance(batch.x, Inputs):
+                y, state = self.model(*batch.x.args, **batch.x.named, state=state)
+                return y, state
             options = self._times(batch.times) if self.model.takes_lengths else {}
             if self.picks_step:
                 options["outputs"] = self.outputs
@@ -148,6 +151,11 @@ class Stepper:
             layer: Any = self.model
             y, pullback = layer.vjp(*args, **named, **given)
             return y, None, pullback
+        if isinstance(batch.x, Inputs):
+            named = {**batch.x.named, "state": state, **self.trainer._options, **given}
+            model: Any = self.model
+            (y, state), pullback = model.vjp(*batch.x.args, **named)
+            return y, state, pullback
         options = (
             {**self._times(batch.times), **self.trainer._options}
             if self.model.takes_lengths
@@ -349,7 +357,7 @@ class Stepper:
         if self.trainer.tbptt is None:
             return Window(batch, walk.known[0])
         if isinstance(batch.x, Inputs):
-            raise ValueError("tbptt: expected None with several inputs")
+            _check_steps(batch)
         if isinstance(batch.x, Ragged):
             raise ValueError(
                 "tbptt: expected None with ragged sequences; pad them and give lengths"
@@ -397,6 +405,28 @@ def _steps(a: Array, axis: int, start: int, end: int | None) -> Array:
     return a[start:end] if axis == 0 else a[:, start:end]
 
 
+def _parts(x: Any, axis: int, start: int, end: int) -> Any:
+    """Return the steps from start to end of the input, or of all of several ones."""
+    if isinstance(x, Inputs):
+        return x.mapped(lambda _, a: _check.contiguous(_steps(a, axis, start, end)))
+    return _steps(x, axis, start, end)
+
+
+def _check_steps(batch: Batch) -> None:
+    """Raise if a batch of several inputs cannot be cut in time: all must have the target's steps.
+
+    One that has none is not told from one that has as many features as there are steps.
+    """
+    if batch.per_sequence:
+        raise ValueError("tbptt: expected a target of every step, got one a sequence")
+    wanted = f"tbptt: expected inputs of T = {batch.steps} steps, as the target has, got"
+    for name, a in batch.x.items():
+        if isinstance(a, Ragged):
+            raise ValueError(f"{wanted} ragged sequences as {name}; pad them and give lengths")
+        if a.ndim < 2 or a.shape[batch.axis] != batch.steps:
+            raise ValueError(f"{wanted} {name} of shape {a.shape}; repeat it for every step")
+
+
 def _cut(batch: Batch, start: int, end: int | None) -> Batch:
     """Return the steps from start to end of a batch, as a batch."""
     stop = batch.steps if end is None else end
@@ -406,7 +436,8 @@ def _cut(batch: Batch, start: int, end: int | None) -> Batch:
     for name in ("resets", "mask", "weights"):
         if times.get(name) is not None and np.ndim(times[name]) == 2:
             times[name] = _steps(times[name], batch.axis, start, stop)
-    x, target = (_steps(a, batch.axis, start, stop) for a in (batch.x, batch.target))
+    x = _parts(batch.x, batch.axis, start, stop)
+    target = _steps(batch.target, batch.axis, start, stop)
     return replace(batch, x=x, target=target, times=times)
 
 

@@ -96,7 +96,8 @@ class Trainer:
         tbptt: ``(k1, k2)``, truncated backpropagation through time (Williams, Peng 1990, BPTT(h;
             h') with h = k2, h' = k1): a batch is run in strides of k1 steps; the state is carried
             on, and the gradient of the losses of those k1 steps goes back through the last k2 >=
-            k1. Each stride is an update, and so a step of schedules, logs and ``fit``.
+            k1. Each stride is an update, and so a step of schedules, logs and ``fit``. A model of
+            several inputs takes and returns a state for it, and each input has T steps.
         metrics: a dict of names to `ostinato.train.metrics`, or functions
             ``(y, target, lengths) -> (sum, count)``; or a list of metrics or of their names, such
             as ``["accuracy"]``. evaluate and every validation report them. lengths is a bool mask
