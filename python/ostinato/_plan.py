@@ -259,6 +259,7 @@ def plan(
     by_step: bool = False,
     co_launched: int = 1,
     pipeline_columns: int = 0,
+    lacks: str = "",
 ) -> GpuPlan:
     """Return the plan of one pass over one layer and direction.
 
@@ -277,9 +278,10 @@ def plan(
             gradient.
         co_launched: 2: two such passes may share launches, as the plan then says.
         pipeline_columns: the columns of a pre-activation if those two are layers; 0 for directions.
+        lacks: what kernels that hold the recurrent weights lack for the cell; "": nothing.
     """
     library = device.library and word >= 4 and steps * batch >= LIBRARY_ROWS
-    by_itself = _stepwise(device, products, hidden, steps, batch, word, backward, by_step)
+    by_itself = _stepwise(device, products, hidden, steps, batch, word, backward, by_step or (backward and bool(lacks)))
 
     def step(reason: str) -> GpuPlan:
         if by_itself.kernel == "step" and word < 8 and batch > STREAM_ROWS:
@@ -289,6 +291,8 @@ def plan(
             )
         return replace(by_itself, library=library, reason=reason)
 
+    if lacks:
+        return step(f"kernels that keep the recurrent weights have no {lacks}")
     if word == 8:
         return step("the registers of a multiprocessor hold words of 2 and 4 bytes only")
     if by_step:
