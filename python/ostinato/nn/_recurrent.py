@@ -94,8 +94,11 @@ class RNN(Recurrent):
             rng,
         )
 
-    def _extra_repr(self) -> str:
+    def _functions(self) -> str:
         return said(nonlinearity=self.nonlinearity, clip=self.clip)
+
+    def _extra_repr(self) -> str:
+        return self._functions()
 
 
 class LSTM(Recurrent):
@@ -241,16 +244,21 @@ class LSTM(Recurrent):
             proj_size,
         )
 
+    def _functions(self) -> str:
+        given = {
+            "activation": self.activation,
+            "recurrent_activation": self.recurrent_activation,
+            "clip": self.clip,
+            "coupled_gates": self.coupled_gates,
+        }
+        output = ""
+        if self.output_activation != self.activation:
+            output = f", output_activation={self.output_activation!r}"
+        return said(**given) + output
+
     def _extra_repr(self) -> str:
-        output = None if self.output_activation == self.activation else self.output_activation
         return (
-            said(
-                activation=self.activation,
-                recurrent_activation=self.recurrent_activation,
-                output_activation="tanh" if output is None else output,
-                clip=self.clip,
-                coupled_gates=self.coupled_gates,
-            )
+            self._functions()
             + (", peephole=True" if self.peephole else "")
             + (f", proj_size={self.proj_size}" if self.proj_size else "")
             + (", layer_norm=True" if self.layer_norm else "")
@@ -354,7 +362,10 @@ class GRU(Recurrent):
         )
 
     def _extra_repr(self) -> str:
-        return ("" if self.reset_after else ", reset_after=False") + said(
+        return ("" if self.reset_after else ", reset_after=False") + self._functions()
+
+    def _functions(self) -> str:
+        return said(
             activation=self.activation,
             recurrent_activation=self.recurrent_activation,
             clip=self.clip,

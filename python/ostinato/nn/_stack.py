@@ -205,6 +205,10 @@ class Recurrent(ScaledInputs):
         ends = ("", "_reverse") if self.bidirectional else ("",)
         return [f"_l{layer}{end}" for layer in range(self.num_layers) for end in ends]
 
+    def _functions(self) -> str:
+        """Return functions, clip and coupled gates that are not the usual ones, as in a repr."""
+        return ""
+
     def _unit_weights(self) -> list[tuple[str, int, bool]]:
         """Return the weights of one number a unit: name, rows, whether they are flat."""
         return UNIT_WEIGHTS[self._cell]
