@@ -269,7 +269,7 @@ NODES: dict[str, tuple[str, int, dict[str, Any]]] = {
         {
             "direction": "bidirectional",
             "activations": ["HardSigmoid", "ThresholdedRelu"] * 2,
-            "activation_alpha": [0.2, 1.0],
+            "activation_alpha": [0.2, 0.7] * 2,
             "linear_before_reset": 1,
         },
     ),
@@ -371,12 +371,17 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "no parameters": (
         "RNN",
         {"activations": ["Affine"], "activation_alpha": [1.0]},
-        r"cell: expected activation_alpha and activation_beta of Affine",
+        r"cell: expected 1 values of activation_beta for Affine, got 0",
+    ),
+    "some parameters": (  # ONNX does not say which function they belong to
+        "GRU",
+        {"activations": ["HardSigmoid", "Elu"], "activation_alpha": [0.3]},
+        r"cell: expected 2 values of activation_alpha, or none, for HardSigmoid, Elu, got 1",
     ),
     "parameters": (
         "RNN",
         {"activations": ["Tanh"], "activation_alpha": [0.5]},
-        r"cell: expected parameters of Tanh, got also activation_alpha \[0.5\]",
+        r"cell: expected 0 values of activation_alpha, or none, for Tanh, got 1",
     ),
     "clip": ("GRU", {"clip": -1.5}, r"cell: expected a clip above 0, got -1.5"),
     "nan": ("GRU", {"clip": float("nan")}, r"cell: expected a clip above 0, got nan"),

@@ -41,6 +41,7 @@ FUNCTION_NAMES: dict[str, tuple[str, tuple[float | None, ...]]] = {
     "hard_sigmoid": ("HardSigmoid", (0.2, 0.5)),
     "elu": ("Elu", (1.0,)),
 }
+_BY_THEIRS = {theirs.lower(): (n, usual) for n, (theirs, usual) in FUNCTION_NAMES.items()}
 _NO_CLIP = float(np.finfo(np.float32).max)  # which some files say in place of nothing
 _INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
 
@@ -238,21 +239,25 @@ def _functions(
     if len(said) != len(options) * directions:
         wanted = len(options) * directions
         raise ValueError(f"{name}: expected {wanted} activations, got {', '.join(said)}")
-    rest = {p: [_decimal(v) for v in given.get(f"activation_{p}", ())] for p in ("alpha", "beta")}
-    ours = {theirs.lower(): (n, usual) for n, (theirs, usual) in FUNCTION_NAMES.items()}
-    functions: list[Function] = []
     for function in said:
-        if function.lower() not in ours:
+        if function.lower() not in _BY_THEIRS:
             known = ", ".join(theirs for theirs, _ in FUNCTION_NAMES.values())
             raise ValueError(f"{name}: expected activations among {known}, got {function!r:.80}")
-        own, usual = ours[function.lower()]
-        numbers = [rest[p].pop(0) if rest[p] else u for p, u in zip(("alpha", "beta"), usual)]
-        if None in numbers:
-            raise ValueError(f"{name}: expected activation_alpha and activation_beta of {function}")
-        functions.append((own, *(float(v or 0) for v in numbers)) if numbers else own)
-    left = [f"activation_{p} {v}" for p, v in rest.items() if v]
-    if left:
-        raise ValueError(f"{name}: expected parameters of {', '.join(said)}, got also {left[0]}")
+    needs = [_BY_THEIRS[function.lower()] for function in said]
+    parameters = []
+    for k, what in enumerate(("activation_alpha", "activation_beta")):
+        usual = [values[k] for _, values in needs if len(values) > k]
+        numbers = [_decimal(v) for v in given.get(what, ())]
+        if len(numbers) not in (0, len(usual)) or (None in usual and not numbers):
+            wanted = f"{len(usual)} values of {what}{'' if None in usual else ', or none,'}"
+            raise ValueError(
+                f"{name}: expected {wanted} for {', '.join(said)}, got {len(numbers)}"
+            )
+        parameters.append(iter(numbers or usual))
+    functions: list[Function] = []
+    for own, usual in needs:
+        numbers = [float(next(left) or 0) for left, _ in zip(parameters, usual)]
+        functions.append((own, *numbers) if numbers else own)
     if functions[: len(options)] * directions != functions:
         raise ValueError(
             f"{name}: expected the same activations in both directions, got {', '.join(said)}"
