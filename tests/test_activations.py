@@ -224,7 +224,7 @@ def test_a_clip_that_never_binds_changes_no_bit(
     assert np.array_equal(one(x)[0], other(x)[0])
     grads = []
     for layer in (one, other):
-        (y, state), pullback = layer.vjp(x, lengths=[9, 4, 0, 1, 9])
+        (y, _), pullback = layer.vjp(x, lengths=[9, 4, 0, 1, 9])
         grads.append([pullback(normal(y.shape), None)[0], *layer.grads.values()])
     for a, b in zip(*grads):
         assert_close(a, b)
@@ -284,7 +284,12 @@ def test_coupled_gates_forget_what_they_do_not_take_in() -> None:
     ("make", "options", "error", "message"),
     [
         (nn.LSTM, {"activation": "tahn"}, ValueError, "activation: expected one of 'tanh'"),
-        (nn.GRU, {"activation": "elu"}, ValueError, r"activation: expected \('elu', alpha\), got 'elu'"),
+        (
+            nn.GRU,
+            {"activation": "elu"},
+            ValueError,
+            r"activation: expected \('elu', alpha\), got 'elu'",
+        ),
         (nn.GRU, {"activation": ("elu", 1, 2)}, ValueError, r"got \('elu', 1, 2\)"),
         (nn.GRU, {"activation": ("tanh", 1)}, ValueError, "expected 'tanh', got"),
         (nn.GRU, {"activation": ("elu", "1")}, TypeError, "activation: alpha: expected a number"),
@@ -317,14 +322,14 @@ def test_errors_of_functional() -> None:
     w = np.ones((4, 1)), np.ones((4, 1))
     x = np.ones((2, 1, 1))
     f = ost.functional
-    with pytest.raises(ValueError, match="clip: expected None beside weight_hr, got 1.0"):
+    with pytest.raises(ValueError, match=r"clip: expected None beside weight_hr, got 1\.0"):
         f.lstm(x, *w, weight_hr=np.ones((1, 1)), clip=1.0)
     with pytest.raises(ValueError, match="coupled_gates: expected False for gru, got True"):
         f.pack("gru", np.ones((3, 1)), np.ones((3, 1)), coupled_gates=True)
     with pytest.raises(ValueError, match="nonlinearity: expected 'tanh' for lstm, got 'relu'"):
         f.pack("lstm", *w, nonlinearity="relu")
+    arrays = [a.astype(np.float32) for a in w]
     with pytest.raises(ValueError, match="precision: expected 'float32' for a cell with functions"):
-        arrays = [a.astype(np.float32) for a in w]
         f.pack("lstm", *arrays, clip=1.0, precision="bfloat16")
     packed = f.pack("lstm", *w, clip=1.0)
     assert np.array_equal(f.lstm(x, packed)[0], f.lstm(x, *w, clip=1.0)[0])

@@ -304,8 +304,8 @@ def test_functions_that_a_call_chooses_run_step_by_step() -> None:
             on_device("lstm_general", p, {}, DEVICES[0], **options)
     with pytest.raises(ValueError, match="precision: expected exact"):
         on_device("lstm_general", p, {}, DEVICES[0], "bfloat16")
+    weights = [DEVICES[0].put(a) for a in p["weights"]]
     with pytest.raises(ValueError, match="scalars: expected at most 12 numbers, got 13"):
-        weights = [DEVICES[0].put(a) for a in p["weights"]]
         _launch.pack(DEVICES[0], "lstm_general", weights, scalars=(0.0,) * 13)
 
 

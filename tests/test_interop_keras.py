@@ -462,9 +462,15 @@ def keras_models() -> dict[str, Any]:
         "last": [keras.Input((None, 3)), k.SimpleRNN(4), k.Dense(1)],
         "functions": [
             keras.Input((None, 3)),
-            k.LSTM(4, activation="softsign", recurrent_activation="hard_sigmoid", return_sequences=True),
+            k.LSTM(
+                4, activation="softsign", recurrent_activation="hard_sigmoid", return_sequences=True
+            ),
             k.GRU(4, activation="elu", recurrent_activation="hard_sigmoid", return_sequences=True),
-            k.Bidirectional(k.LSTM(4, activation="linear", recurrent_activation="softplus", return_sequences=True)),
+            k.Bidirectional(
+                k.LSTM(
+                    4, activation="linear", recurrent_activation="softplus", return_sequences=True
+                )
+            ),
             k.SimpleRNN(4, activation="leaky_relu"),
         ],
     }

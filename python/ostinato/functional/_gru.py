@@ -54,8 +54,9 @@ def gru(
         bias_hh: ``[3*H]``, or None.
         h0: ``[B,H]``, the state before the first step; None: zeros.
         reset_after: which of the two forms.
-        activation: of the candidate n: "tanh", "sigmoid", "relu", "linear", "softsign", "softplus", "exponential", or a tuple
-            with the parameters: ("affine", alpha, beta), ("leaky_relu", alpha),
+        activation: of the candidate n. One of
+            "tanh", "sigmoid", "relu", "linear", "softsign", "softplus" and "exponential", or a
+            tuple with the parameters: ("affine", alpha, beta), ("leaky_relu", alpha),
             ("thresholded_relu", alpha), ("scaled_tanh", alpha, beta),
             ("hard_sigmoid", alpha, beta), ("elu", alpha), as ONNX defines them.
         recurrent_activation: of the gates r z, one of the same.
@@ -142,8 +143,9 @@ def gru_vjp(
         bias_hh: ``[3*H]``, or None.
         h0: ``[B,H]``, the state before the first step; None: zeros.
         reset_after: which of the two forms, see `gru`.
-        activation: of the candidate n: "tanh", "sigmoid", "relu", "linear", "softsign", "softplus", "exponential", or a tuple
-            with the parameters: ("affine", alpha, beta), ("leaky_relu", alpha),
+        activation: of the candidate n. One of
+            "tanh", "sigmoid", "relu", "linear", "softsign", "softplus" and "exponential", or a
+            tuple with the parameters: ("affine", alpha, beta), ("leaky_relu", alpha),
             ("thresholded_relu", alpha), ("scaled_tanh", alpha, beta),
             ("hard_sigmoid", alpha, beta), ("elu", alpha), as ONNX defines them.
         recurrent_activation: of the gates r z, one of the same.

@@ -67,9 +67,9 @@ def lstm(
             projected.
         layer_norm: gains and shift of a layer-norm LSTM, on the CPU, without peepholes and
             projection; None: nothing is normed.
-        activation: of the candidate g, and of c' unless output_activation is given:
-            "tanh", "sigmoid", "relu", "linear", "softsign", "softplus", "exponential", or a tuple
-            with the parameters: ("affine", alpha, beta), ("leaky_relu", alpha),
+        activation: of the candidate g, and of c' unless output_activation is given. One of
+            "tanh", "sigmoid", "relu", "linear", "softsign", "softplus" and "exponential", or a
+            tuple with the parameters: ("affine", alpha, beta), ("leaky_relu", alpha),
             ("thresholded_relu", alpha), ("scaled_tanh", alpha, beta),
             ("hard_sigmoid", alpha, beta), ("elu", alpha), as ONNX defines them.
         recurrent_activation: of the gates i f o, one of the same.
@@ -173,9 +173,9 @@ def lstm_vjp(
             projected.
         layer_norm: gains and shift of a layer-norm LSTM, on the CPU, without peepholes and
             projection; None: nothing is normed.
-        activation: of the candidate g, and of c' unless output_activation is given:
-            "tanh", "sigmoid", "relu", "linear", "softsign", "softplus", "exponential", or a tuple
-            with the parameters: ("affine", alpha, beta), ("leaky_relu", alpha),
+        activation: of the candidate g, and of c' unless output_activation is given. One of
+            "tanh", "sigmoid", "relu", "linear", "softsign", "softplus" and "exponential", or a
+            tuple with the parameters: ("affine", alpha, beta), ("leaky_relu", alpha),
             ("thresholded_relu", alpha), ("scaled_tanh", alpha, beta),
             ("hard_sigmoid", alpha, beta), ("elu", alpha), as ONNX defines them.
         recurrent_activation: of the gates i f o, one of the same.

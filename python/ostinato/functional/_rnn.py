@@ -47,8 +47,9 @@ def rnn(
         bias_ih: ``[H]``, or None.
         bias_hh: ``[H]``, or None.
         h0: ``[B,H]``, the state before the first step; None: zeros.
-        nonlinearity: phi: "tanh", "sigmoid", "relu", "linear", "softsign", "softplus", "exponential", or a tuple
-            with the parameters: ("affine", alpha, beta), ("leaky_relu", alpha),
+        nonlinearity: phi. One of
+            "tanh", "sigmoid", "relu", "linear", "softsign", "softplus" and "exponential", or a
+            tuple with the parameters: ("affine", alpha, beta), ("leaky_relu", alpha),
             ("thresholded_relu", alpha), ("scaled_tanh", alpha, beta),
             ("hard_sigmoid", alpha, beta), ("elu", alpha), as ONNX defines them.
         clip: bound of what the functions are given: beyond [-clip, clip] an input counts as the
@@ -125,8 +126,9 @@ def rnn_vjp(
         bias_ih: ``[H]``, or None.
         bias_hh: ``[H]``, or None.
         h0: ``[B,H]``, the state before the first step; None: zeros.
-        nonlinearity: phi: "tanh", "sigmoid", "relu", "linear", "softsign", "softplus", "exponential", or a tuple
-            with the parameters: ("affine", alpha, beta), ("leaky_relu", alpha),
+        nonlinearity: phi. One of
+            "tanh", "sigmoid", "relu", "linear", "softsign", "softplus" and "exponential", or a
+            tuple with the parameters: ("affine", alpha, beta), ("leaky_relu", alpha),
             ("thresholded_relu", alpha), ("scaled_tanh", alpha, beta),
             ("hard_sigmoid", alpha, beta), ("elu", alpha), as ONNX defines them.
         clip: bound of what the functions are given: beyond [-clip, clip] an input counts as the

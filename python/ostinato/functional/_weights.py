@@ -141,11 +141,12 @@ def cell_of(family: str, *, nonlinearity: Any = "tanh", clip: Any = None, **opti
     if family == "rnn":
         return rnn_cell(function("nonlinearity", nonlinearity), bound(clip))
     if family == "gru":
-        functions = [
-            function(name, options.get(name, usual))
-            for name, usual in (("activation", "tanh"), ("recurrent_activation", "sigmoid"))
-        ]
-        return gru_cell(options.get("reset_after", True), *functions, bound(clip))
+        return gru_cell(
+            options.get("reset_after", True),
+            function("activation", options.get("activation", "tanh")),
+            function("recurrent_activation", options.get("recurrent_activation", "sigmoid")),
+            bound(clip),
+        )
     return _cell_of_lstm(clip=clip, **options)
 
 

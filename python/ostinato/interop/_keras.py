@@ -415,7 +415,8 @@ def from_keras(
     TimeDistributed, Conv1D, LayerNormalization, activations and poolings are read by their
     configuration, or by shapes where a file holds weights alone. What the cells do not have (some
     activations, ``go_backwards``, other merge modes) is an error that names it. ``hard_sigmoid`` is
-    ``clip(0.2 x + 0.5, 0, 1)`` in files of Keras 1 and 2, and ``clip(x / 6 + 0.5, 0, 1)`` since. `Imported.model` gives the whole of a Sequential, or of a Functional that is a chain;
+    ``clip(0.2 x + 0.5, 0, 1)`` in files of Keras 1 and 2, and ``clip(x / 6 + 0.5, 0, 1)`` since.
+    `Imported.model` gives the whole of a Sequential, or of a Functional that is a chain;
     ``return_sequences=False`` is a `LastState` in it. Layers have ``batch_first=True``.
 
     >>> import pathlib, tempfile

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -237,27 +237,25 @@ def _functions(
     options = FUNCTIONS[kind]
     said = [str(a) for a in given.get("activations", ())] or [*options.values()] * directions
     if len(said) != len(options) * directions:
-        wanted = len(options) * directions
-        raise ValueError(f"{name}: expected {wanted} activations, got {', '.join(said)}")
+        count = len(options) * directions
+        raise ValueError(f"{name}: expected {count} activations, got {', '.join(said)}")
     for function in said:
         if function.lower() not in _BY_THEIRS:
             known = ", ".join(theirs for theirs, _ in FUNCTION_NAMES.values())
             raise ValueError(f"{name}: expected activations among {known}, got {function!r:.80}")
     needs = [_BY_THEIRS[function.lower()] for function in said]
-    parameters = []
+    parameters: list[Iterator[float | None]] = []
     for k, what in enumerate(("activation_alpha", "activation_beta")):
         usual = [values[k] for _, values in needs if len(values) > k]
-        numbers = [_decimal(v) for v in given.get(what, ())]
+        numbers: list[float | None] = [_decimal(v) for v in given.get(what, ())]
         if len(numbers) not in (0, len(usual)) or (None in usual and not numbers):
             wanted = f"{len(usual)} values of {what}{'' if None in usual else ', or none,'}"
-            raise ValueError(
-                f"{name}: expected {wanted} for {', '.join(said)}, got {len(numbers)}"
-            )
+            raise ValueError(f"{name}: expected {wanted} for {', '.join(said)}, got {len(numbers)}")
         parameters.append(iter(numbers or usual))
     functions: list[Function] = []
-    for own, usual in needs:
-        numbers = [float(next(left) or 0) for left, _ in zip(parameters, usual)]
-        functions.append((own, *numbers) if numbers else own)
+    for own, values in needs:
+        taken = [float(next(left) or 0) for left, _ in zip(parameters, values)]
+        functions.append((own, *taken) if taken else own)
     if functions[: len(options)] * directions != functions:
         raise ValueError(
             f"{name}: expected the same activations in both directions, got {', '.join(said)}"

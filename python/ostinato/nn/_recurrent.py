@@ -8,6 +8,7 @@ import numpy.typing as npt
 from .._annotations import readable
 from .._check import Seed
 from .._functions import (
+    Chosen,
     Function,
     LstmOptions,
     bound,
@@ -34,11 +35,12 @@ class RNN(Recurrent):
         input_size: I, features of an input.
         hidden_size: H, units of a layer.
         num_layers: L, layers of the stack; each reads the outputs of the one below.
-        nonlinearity: phi: "tanh", "sigmoid", "relu", "linear", "softsign", "softplus", "exponential", or a tuple
-            with the parameters: ("affine", alpha, beta), ("leaky_relu", alpha),
+        nonlinearity: phi. One of
+            "tanh", "sigmoid", "relu", "linear", "softsign", "softplus" and "exponential", or a
+            tuple with the parameters: ("affine", alpha, beta), ("leaky_relu", alpha),
             ("thresholded_relu", alpha), ("scaled_tanh", alpha, beta),
-            ("hard_sigmoid", alpha, beta), ("elu", alpha), as ONNX defines them. "tanh" and "relu"
-            have kernels of their own, the others a general one.
+            ("hard_sigmoid", alpha, beta), ("elu", alpha), as ONNX defines them. "tanh" and
+            "relu" have kernels of their own, the others a general one.
         bias: whether the layers have ``bias_ih`` and ``bias_hh``.
         batch_first: whether x and y are ``[B,T,*]`` in place of ``[T,B,*]``. States are
             ``[L*D,B,H]`` either way, with D = 2 directions if bidirectional, else 1.
@@ -142,8 +144,9 @@ class LSTM(Recurrent):
         dropout: rate in [0, 1) of the dropout between layers, which acts in `vjp` only.
         bidirectional: whether a second direction runs from the last step to the first; its outputs
             are the second half of y.
-        activation: of the candidate g, and of c' unless output_activation is given: "tanh", "sigmoid", "relu", "linear", "softsign", "softplus", "exponential", or a tuple
-            with the parameters: ("affine", alpha, beta), ("leaky_relu", alpha),
+        activation: of the candidate g, and of c' unless output_activation is given. One of
+            "tanh", "sigmoid", "relu", "linear", "softsign", "softplus" and "exponential", or a
+            tuple with the parameters: ("affine", alpha, beta), ("leaky_relu", alpha),
             ("thresholded_relu", alpha), ("scaled_tanh", alpha, beta),
             ("hard_sigmoid", alpha, beta), ("elu", alpha), as ONNX defines them.
             With others than the usual functions, with a clip or coupled gates, a general kernel
@@ -211,25 +214,8 @@ class LSTM(Recurrent):
         )
         self.activation, self.recurrent_activation = options[:2]
         self.output_activation, self.clip, self.coupled_gates = options[2:]
-        if peephole and proj_size:
-            raise ValueError(
-                f"proj_size: expected 0 with peephole=True, got {proj_size!r}; no cell has both"
-            )
-        cell = "lstm_peephole" if peephole else "lstm_projected" if proj_size else "lstm"
-        if layer_norm:
-            if peephole or proj_size:
-                name, wanted, got = ("proj_size", "0", repr(proj_size))
-                if peephole:
-                    name, wanted, got = ("peephole", "False", "True")
-                raise ValueError(
-                    f"{name}: expected {wanted} with layer_norm=True, got {got}; no cell has both"
-                )
-            cell = "lstm_layer_norm"
-        beside = "with layer_norm=True" if layer_norm else ""
-        if proj_size:
-            beside = f"with proj_size={proj_size!r}"
         super().__init__(
-            lstm_cell(options, cell, beside),
+            _lstm(options, peephole, proj_size, layer_norm),
             input_size,
             hidden_size,
             num_layers,
@@ -274,6 +260,26 @@ class LSTM(Recurrent):
         return self._cell == "lstm_layer_norm"
 
 
+def _lstm(options: LstmOptions, peephole: bool, proj_size: int, layer_norm: bool) -> Chosen:
+    """Return the cell of an LSTM, or say by name which options it cannot have together."""
+    if peephole and proj_size:
+        raise ValueError(
+            f"proj_size: expected 0 with peephole=True, got {proj_size!r}; no cell has both"
+        )
+    if layer_norm and (peephole or proj_size):
+        name, wanted, got = ("proj_size", "0", repr(proj_size))
+        if peephole:
+            name, wanted, got = ("peephole", "False", "True")
+        raise ValueError(
+            f"{name}: expected {wanted} with layer_norm=True, got {got}; no cell has both"
+        )
+    if layer_norm:
+        return lstm_cell(options, "lstm_layer_norm", "with layer_norm=True")
+    if proj_size:
+        return lstm_cell(options, "lstm_projected", f"with proj_size={proj_size!r}")
+    return lstm_cell(options, "lstm_peephole" if peephole else "lstm")
+
+
 class GRU(Recurrent):
     """Gated recurrent unit, gates r z n, in layers and directions: ``h' = (1 - z) n + z h``.
 
@@ -299,8 +305,9 @@ class GRU(Recurrent):
             are the second half of y.
         reset_after: whether the reset gate acts on the recurrent product (PyTorch, cuDNN) or on the
             state before it (the paper, ONNX' default).
-        activation: of the candidate n: "tanh", "sigmoid", "relu", "linear", "softsign", "softplus", "exponential", or a tuple
-            with the parameters: ("affine", alpha, beta), ("leaky_relu", alpha),
+        activation: of the candidate n. One of
+            "tanh", "sigmoid", "relu", "linear", "softsign", "softplus" and "exponential", or a
+            tuple with the parameters: ("affine", alpha, beta), ("leaky_relu", alpha),
             ("thresholded_relu", alpha), ("scaled_tanh", alpha, beta),
             ("hard_sigmoid", alpha, beta), ("elu", alpha), as ONNX defines them.
             With others than the usual functions, or with a clip, a general kernel runs, in float32

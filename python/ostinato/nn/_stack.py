@@ -222,8 +222,7 @@ class Recurrent(ScaledInputs):
             if self.bias:
                 out += [(f"bias_ih{end}", (rows,)), (f"bias_hh{end}", (rows,))]
             out += [
-                (name + end, (n * h,) if flat else (n, h))
-                for name, n, flat in self._unit_weights()
+                (name + end, (n * h,) if flat else (n, h)) for name, n, flat in self._unit_weights()
             ]
             if self.proj_size:
                 out += [(f"weight_hr{end}", (size, h))]
