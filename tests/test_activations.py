@@ -22,6 +22,7 @@ from conftest import (
 )
 from ostinato import _core, nn, reference
 from ostinato._functions import FUNCTIONS
+from ostinato.diagnostics import gradient_flow
 
 CHOICES: list[Any] = [
     "tanh",
@@ -280,6 +281,17 @@ def test_coupled_gates_forget_what_they_do_not_take_in() -> None:
         layer.initialize(forget_bias=1.0)
 
 
+def test_saturation_knows_the_limits_of_functions() -> None:
+    layer = nn.GRU(2, 3, activation=("scaled_tanh", 2.0, 1.0), rng=0)
+    with layer.write() as p:
+        p["bias_ih_l0"][...] = [-9, -9, -9, 9, 9, 9, 9, 9, 9]
+        p["weight_hh_l0"][...] = 0
+    flow = gradient_flow(layer, normal((5, 2, 2)))
+    assert flow.layers[0].saturation == {"r": 1.0, "z": 1.0, "n": 1.0}
+    layer = nn.GRU(2, 3, recurrent_activation="softplus", rng=0)
+    assert list(gradient_flow(layer, normal((5, 2, 2))).layers[0].saturation) == ["n"]
+
+
 @pytest.mark.parametrize(
     ("make", "options", "error", "message"),
     [
@@ -338,21 +350,6 @@ def test_errors_of_functional() -> None:
         f.lstm(x, packed, clip=2.0)
     with pytest.raises(ValueError, match="scalars: expected 11 for the cell lstm_general, got 0"):
         f.Packed("lstm_general", [*w, None, None, None], False)
-
-
-ONNX_NAMES = {
-    "tanh": "Tanh",
-    "sigmoid": "Sigmoid",
-    "relu": "Relu",
-    "affine": "Affine",
-    "leaky_relu": "LeakyRelu",
-    "thresholded_relu": "ThresholdedRelu",
-    "scaled_tanh": "ScaledTanh",
-    "hard_sigmoid": "HardSigmoid",
-    "elu": "Elu",
-    "softsign": "Softsign",
-    "softplus": "Softplus",
-}
 
 
 def test_old_pickles_have_the_usual_functions() -> None:

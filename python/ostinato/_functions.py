@@ -64,6 +64,15 @@ def function(name: str, value: Any) -> Function:
     return (kind, *numbers) if numbers else kind
 
 
+def limits(f: Function) -> tuple[float, float] | None:
+    """Return the least and the largest value that a function comes near, if it has both."""
+    kind, *given = (f,) if isinstance(f, str) else f
+    if kind == "scaled_tanh":
+        return -abs(float(given[0])), abs(float(given[0]))
+    both = {"tanh": -1.0, "softsign": -1.0, "sigmoid": 0.0, "hard_sigmoid": 0.0}
+    return (both[str(kind)], 1.0) if kind in both else None
+
+
 def bound(value: Any) -> float | None:
     """Return the bound of what functions are given, or None."""
     if value is None:
