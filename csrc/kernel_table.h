@@ -8,8 +8,21 @@ namespace ost {
 
 using Index = std::int64_t;  // every size and stride
 
-enum class CellId : int { kRnnTanh, kRnnRelu, kLstm, kLstmPeephole, kGru, kGruResetBefore, kLstmProjected, kLstmLayerNorm };
-constexpr int kCellCount = 8;
+enum class CellId : int {
+  kRnnTanh,
+  kRnnRelu,
+  kLstm,
+  kLstmPeephole,
+  kGru,
+  kGruResetBefore,
+  kLstmProjected,
+  kLstmLayerNorm,
+  kRnnGeneral,
+  kLstmGeneral,
+  kGruGeneral,
+  kGruResetBeforeGeneral
+};
+constexpr int kCellCount = 12;
 constexpr int kMaxProducts = 3;  // the input product and at most two others: recurrent ones, or the projection of h
 
 // H, the units of a cell, and P, how wide its h is: H, except where h is projected.
@@ -22,8 +35,10 @@ struct UnitWeights {
   const char* name;
   int rows;
   bool flat = false;
+  bool optional = false;  // null: zeros
 };
 constexpr int kMostUnitWeights = 4, kMostUnitRows = 12;  // of a cell
+constexpr int kMostScalars = 12;                         // numbers of a call that a cell reads
 
 // What may run a cell: core/drivers.h says which takes which.
 enum class DriverId : int { kPlain, kCpu, kStep, kLoop, kPersistent };
@@ -40,6 +55,7 @@ struct CellTraits {
   UnitWeights units[kMostUnitWeights];
   int unit_weights;                 // how many of them
   bool projected;                   // h is P wide, and there is a weight_hr
+  int scalars;                      // numbers of the whole call that the pointwise functions read
   const char* lacks[kDriverCount];  // what each driver lacks for it; null: nothing
 };
 
@@ -75,6 +91,7 @@ struct PackedWeights {
   const T* bias;                         // by group and column, as the pre-activation
   const T* params;                       // [params][padded H]
   const T* gains[kMaxProducts];          // of products that are normed, in the order of their columns
+  T scalars[kMostScalars];               // what the pointwise functions read beside
 };
 
 // [T,B,*] rows with unit stride on the last axis; strides in elements, any sign. With `starts` and `ends` [B] row b is the rows

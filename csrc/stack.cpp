@@ -121,7 +121,7 @@ constexpr Index kMostLayers = 8;  // of one group of kernel calls
 
 template <class T>
 PackedStack<T>::PackedStack(const KernelTable* table, const StackShape& shape, Precision precision,
-                            const std::vector<RawWeights<T>>& weights, bool backward)
+                            const std::vector<RawWeights<T>>& weights, bool backward, const std::vector<double>& scalars)
     : table(table), shape(shape), precision(precision), backward(backward), parts(weights.size()), backend(cpu_backend<T>()) {
   const auto rounded = [](Index n) { return (n + 15) / 16 * 16; };
   Index total = 0;
@@ -132,6 +132,7 @@ PackedStack<T>::PackedStack(const KernelTable* table, const StackShape& shape, P
   for (std::size_t i = 0; i < weights.size(); ++i) {
     const Index input = shape.layer_input(Index(i) / shape.directions);
     if (cell().pack(weights[i], input, shape.widths(), backward, p, &parts[i]) != kOk) throw OutOfMemory("packing: cannot allocate a row");
+    std::copy(scalars.begin(), scalars.end(), parts[i].scalars);
     p += rounded(cell().packed_size(input, shape.widths(), backward));
   }
 }

@@ -54,8 +54,9 @@ struct Backend;
 // Weights of a whole stack, packed by one kernel set; immutable, so a running call keeps its snapshot.
 template <class T>
 struct PackedStack {
+  // `scalars`: the numbers that the cell's functions read, the same in every layer and direction.
   PackedStack(const KernelTable* table, const StackShape& shape, Precision precision, const std::vector<RawWeights<T>>& weights,
-              bool backward);
+              bool backward, const std::vector<double>& scalars = {});
   // A device packs the weights itself: `parts` have sizes and no panels.
   PackedStack(const KernelTable* table, const StackShape& shape, std::shared_ptr<const Backend<T>> backend, bool backward);
   const KernelTable* table;

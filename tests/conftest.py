@@ -39,7 +39,27 @@ FACES: dict[str, tuple[Any, dict[str, Any]]] = {
     "lstm_layer_norm": (ost.nn.LSTM, {"layer_norm": True}),
     "gru": (ost.nn.GRU, {}),
     "gru_reset_before": (ost.nn.GRU, {"reset_after": False}),
+    "rnn_general": (ost.nn.RNN, {"nonlinearity": ("leaky_relu", 0.2), "clip": 0.9}),
+    "lstm_general": (
+        ost.nn.LSTM,
+        {
+            "activation": ("scaled_tanh", 1.2, 0.7),
+            "recurrent_activation": ("hard_sigmoid", 0.2, 0.5),
+            "output_activation": "softsign",
+            "clip": 1.1,
+        },
+    ),
+    "gru_general": (
+        ost.nn.GRU,
+        {"activation": "softsign", "recurrent_activation": ("hard_sigmoid", 0.2, 0.5)},
+    ),
+    "gru_reset_before_general": (
+        ost.nn.GRU,
+        {"reset_after": False, "activation": ("elu", 0.6), "clip": 0.8},
+    ),
 }
+# Cells whose functions a call chooses have no kernels for words of two bytes and fewer.
+GENERAL_CELLS = tuple(c for c, facts in _core.cells().items() if facts["scalars"])
 NORMS = ost.functional.LayerNormWeights._fields  # of a layer-norm LSTM
 
 
@@ -68,11 +88,28 @@ def options_of(cell: str, weights: list[Any]) -> dict[str, Any]:
     """The options of `functional` that choose a cell, with its weights beside those of all."""
     if cell == "lstm_peephole":
         return {"weight_peephole": weights[4]}
+    if cell == "lstm_general":
+        return {"weight_peephole": weights[4], **FACES[cell][1]}
     if cell == "lstm_projected":
         return {"weight_hr": weights[5]}
     if cell == "lstm_layer_norm":
         return {"layer_norm": weights[4:]}
     return FACES[cell][1]
+
+
+def scalars_of(cell: str) -> tuple[float, ...]:
+    """The numbers that the functions of a cell read, by its options in `FACES`."""
+    return recurrent(cell, 1, 1)._scalars if cell in GENERAL_CELLS else ()
+
+
+def reference_options(cell: str) -> reference.Options | None:
+    """The options of a general cell in the reference."""
+    if cell not in GENERAL_CELLS:
+        return None
+    given = {n: v for n, v in FACES[cell][1].items() if n != "reset_after"}
+    if "nonlinearity" in given:
+        given["activation"] = given.pop("nonlinearity")
+    return reference.Options(**given)
 
 
 def device_rows(a: Any) -> _launch.Rows:
@@ -129,9 +166,10 @@ def random_weights(
     def draw(*shape: int) -> Any:
         return rng.uniform(-bound, bound, shape)
 
-    peephole = draw(3, hidden) if cell == "lstm_peephole" else None
+    peephole = draw(3, hidden) if cell in ("lstm_peephole", "lstm_general") else None
     size = output_size(cell, hidden) if projected is None else projected
     w = reference.Weights(draw(rows, inputs), draw(rows, size), draw(rows), draw(rows), peephole)
+    w.options = reference_options(cell)
     if cell == "lstm_projected":
         w.weight_hr = draw(size, hidden)
     if cell == "lstm_layer_norm":
@@ -153,7 +191,8 @@ def widened(cell: str, arrays: list[Any]) -> reference.Weights:
     own = NORMS if cell == "lstm_layer_norm" else ("weight_peephole", "weight_hr")
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", *own)
     return reference.Weights(
-        **{n: None if a is None else a.astype(np.float64) for n, a in zip(names, arrays)}
+        **{n: None if a is None else a.astype(np.float64) for n, a in zip(names, arrays)},
+        options=reference_options(cell),
     )
 
 
@@ -176,7 +215,7 @@ def cast(weights: reference.Weights, dtype: Any) -> list[Any]:
 
 def packed(cell: str, weights: list[Any], reverse: bool = False) -> ost.functional.Packed:
     """Packed weights of one layer."""
-    return ost.functional.Packed(cell, weights, reverse)
+    return ost.functional.Packed(cell, weights, reverse, scalars=scalars_of(cell))
 
 
 def parameter_gradient(f: Any, layer: Any, name: str, eps: float = 1e-6) -> Any:

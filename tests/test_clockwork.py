@@ -279,6 +279,8 @@ def test_what_is_wrong_is_told() -> None:
             nn.ClockworkRNN(2, 4, periods)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="hidden_size: expected a multiple of the 4 periods"):
         nn.ClockworkRNN(2, 6)
+    with pytest.raises(ValueError, match="nonlinearity: expected one of 'tanh', 'relu', got 'elu'"):
+        ost.nn.ClockworkRNN(2, 8, nonlinearity="elu")
     with pytest.raises(ValueError, match="hidden_size: expected 2 numbers, one a period, got 3"):
         nn.ClockworkRNN(2, [1, 2, 3], [1, 2])
     layer, x = made(), drawn(T, B, D)

@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import DEVICE_CELLS, TOLERANCE, device_rows, native_for_tests
+from conftest import (
+    DEVICE_CELLS,
+    GENERAL_CELLS,
+    TOLERANCE,
+    device_rows,
+    native_for_tests,
+    scalars_of,
+)
 from ostinato import (
     _abi,
     _backend,
@@ -83,6 +90,7 @@ def on_cpu(
         True,
         p["reverse"],
         precision,
+        scalars=scalars_of(cell),
     )
     one = lambda a: None if a is None else a[None]
     options = {"restart_h": one(p["restart"][0]), "restart_c": one(p["restart"][1]), "repeat": True}
@@ -126,7 +134,14 @@ def on_device(
     forwards = {n: v for n, v in forced.items() if n != "backward"}
     put, xp = device.put, device.xp
     weights, restart = [put(a) for a in p["weights"]], tuple(put(a) for a in p["restart"])
-    w = _launch.pack(device, cell, weights, reverse=p["reverse"], precision=precision)
+    w = _launch.pack(
+        device,
+        cell,
+        weights,
+        reverse=p["reverse"],
+        precision=precision,
+        scalars=scalars_of(cell),
+    )
     lengths = None if p["lengths"] is None else put(np.ascontiguousarray(p["lengths"], np.int64))
     before = None
     if p["resets"] is not None or p["mask"] is not None:
@@ -204,9 +219,10 @@ def test_every_cell(cell: str, dtype: Any, sizes: Any, kind: str) -> None:
     compare(cell, dtype, sizes, kind)
 
 
+CELLS_OF_ALL_WORDS = [c for c in DEVICE_CELLS if c not in GENERAL_CELLS]
 CELLS_AND_WORDS = [
     (c, p)
-    for c in DEVICE_CELLS
+    for c in CELLS_OF_ALL_WORDS
     for p in ("exact", "bfloat16", "float16")
     if p != "float16" or c == "lstm"
 ]
@@ -270,6 +286,27 @@ def test_blocks_that_stream_the_weights(cell: str, precision: str, rows: int, hi
             assert np.array_equal(results[0][k], results[1][k]), (
                 f"{name} depends on the order of threads"
             )
+
+
+def test_functions_that_a_call_chooses_run_step_by_step() -> None:
+    """No other kernel takes the numbers of the call, and none of words of two bytes."""
+    plan = _plan.plan(
+        _device.EMULATED, [4], hidden=20, steps=6, batch=11, word=4, backward=True, lacks="scalars"
+    )
+    assert (plan.kernel, plan.units, plan.register_capacity) == ("step", 0, 0)
+    assert "have no scalars" in plan.reason
+    p = problem("lstm_general", np.float32, (2, 2, 3, 4), "none", False)
+    for options, message in (
+        ({"register_capacity": 32}, "loop: expected a register capacity"),
+        ({"units": 8, "peers": 1, "groups": 1, "span": 1}, "units: expected those of a kernel"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            on_device("lstm_general", p, {}, DEVICES[0], **options)
+    with pytest.raises(ValueError, match="precision: expected exact"):
+        on_device("lstm_general", p, {}, DEVICES[0], "bfloat16")
+    weights = [DEVICES[0].put(a) for a in p["weights"]]
+    with pytest.raises(ValueError, match="scalars: expected at most 12 numbers, got 13"):
+        _launch.pack(DEVICES[0], "lstm_general", weights, scalars=(0.0,) * 13)
 
 
 def test_plans_that_there_are_not() -> None:
@@ -337,7 +374,7 @@ ERRORS = {"bfloat16": (1e-2, 2e-2), "float16": (1e-3, 2e-2)}
 
 @pytest.mark.parametrize("sizes", [*SIZES, (128, 8, 24, 40)], ids=str)
 @pytest.mark.parametrize("precision", list(ERRORS))
-@pytest.mark.parametrize("cell", DEVICE_CELLS)
+@pytest.mark.parametrize("cell", CELLS_OF_ALL_WORDS)
 def test_operands_of_two_bytes(cell: str, precision: str, sizes: Any) -> None:
     """Matrix instructions, against float64.
 

@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import CELLS, NORMS, native_for_tests, numeric_gradient
+from conftest import (
+    CELLS,
+    NORMS,
+    native_for_tests,
+    numeric_gradient,
+    reference_options,
+    scalars_of,
+)
 from ostinato import reference
 
 _native = native_for_tests()
@@ -35,6 +42,7 @@ def problem(cell: str) -> tuple[dict[str, Any], tuple[int, int, int, int, int], 
     }
     arrays: dict[str, Any] = {n: rng.normal(size=s) * 0.7 for n, s in shapes.items()}
     arrays["noise"] = rng.uniform(size=(T, B, H))
+    arrays["scalars"] = np.array(scalars_of(cell))
     return arrays, (T, B, I, H, width), rng.normal(size=(T, B, width)), rng.normal(size=(B, H))
 
 
@@ -63,8 +71,9 @@ def test_plain_path_against_the_reference(cell: str) -> None:
     arrays, sizes, dy, dc = problem(cell)
     w = reference.Weights(
         *(arrays[n] for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")),
-        arrays["units"] if cell == "lstm_peephole" else None,
+        arrays["units"] if cell in ("lstm_peephole", "lstm_general") else None,
         arrays["projection"] if cell == "lstm_projected" else None,
+        options=reference_options(cell),
     )
     if cell == "lstm_layer_norm":
         for name, rows in zip(NORMS, np.split(arrays["units"], [4, 8, 9])):

@@ -142,6 +142,37 @@ def test_layers(gpu: Gpu, cell: str, options: str, kind: str) -> None:
     agree(gpu, there.flat_grads, layer.flat_grads, "gradients")
 
 
+@pytest.mark.parametrize(
+    ("cell", "options"),
+    [
+        ("LSTM", {"coupled_gates": True, "peephole": True, "clip": 0.9}),
+        ("LSTM", {"activation": "softplus", "learned_state": True, "num_layers": 2}),
+        ("GRU", {"recurrent_activation": ("hard_sigmoid", 0.2, 0.5), "bidirectional": True}),
+        ("GRU", {"activation": ("elu", 0.4), "reset_after": False, "clip": 0.7}),
+        ("RNN", {"nonlinearity": ("scaled_tanh", 1.2, 0.6)}),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "-".join(v),
+)
+def test_functions_that_a_call_chooses(gpu: Gpu, cell: str, options: dict[str, Any]) -> None:
+    layer = getattr(ost.nn, cell)(3, 21, **options, rng=0)
+    there, r = moved(layer), np.random.default_rng(1)
+    x, lengths = r.standard_normal((6, 4, 3)).astype(np.float32), [6, 0, 3, 5]
+    agree(gpu, there(put(gpu, x), lengths=lengths), layer(x, lengths=lengths), "y")
+    (y, _), pullback = layer.vjp(x, resets=r.random((6, 4)) < 0.3)
+    r = np.random.default_rng(1)
+    r.standard_normal((6, 4, 3))
+    (y2, _), pullback2 = there.vjp(put(gpu, x), resets=r.random((6, 4)) < 0.3)
+    agree(gpu, y2, y, "vjp")
+    dy = r.standard_normal(y.shape).astype(np.float32)
+    agree(gpu, pullback2(put(gpu, dy)), pullback(dy), "dx, dstate")
+    agree(gpu, there.flat_grads, layer.flat_grads, "gradients")
+    text = str(ost.explain(there, x.shape, training=True))
+    assert f"{layer._cell}: functions, clip and coupled gates by the call" in text
+    assert "have no functions that a call chooses" in text
+    with pytest.raises(ValueError, match="precision: expected 'float32'"):
+        there.precision = "float16"
+
+
 @pytest.mark.parametrize("cell", DEVICE_CELLS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_functions(gpu: Gpu, cell: str, dtype: Any) -> None:

@@ -45,13 +45,13 @@ def sigmoid(x: Any) -> Any:
 # -- an independent reference, in Keras' own layout ------------------------------------------------
 
 
-def lstm(x: Any, kernel: Any, recurrent: Any, bias: Any = 0) -> Any:
+def lstm(x: Any, kernel: Any, recurrent: Any, bias: Any = 0, s: Any = sigmoid) -> Any:
     h, c = np.zeros((2, len(x), len(recurrent)))
     out = []
     for t in range(x.shape[1]):
         i, f, g, o = np.split(x[:, t] @ kernel + h @ recurrent + bias, 4, -1)
-        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
-        h = sigmoid(o) * np.tanh(c)
+        c = s(f) * c + s(i) * np.tanh(g)
+        h = s(o) * np.tanh(c)
         out.append(h)
     return np.stack(out, 1)
 
@@ -176,8 +176,9 @@ def test_files_of_keras_1(tmp_path: Path) -> None:
     want = scores / scores.sum(-1, keepdims=True)
     assert_close(model(X)[0], want.astype(np.float32), scale=2)
     hard = sequential(("LSTM", {**common, "inner_activation": "hard_sigmoid"}), dense, old=True)
-    with pytest.raises(ValueError, match=r"lstm: expected recurrent_activation 'sigmoid'.*'hard_"):
-        ost.from_keras(legacy(tmp_path / "a.h5", layers, hard, "1.2.2"))
+    imported = ost.from_keras(legacy(tmp_path / "a.h5", layers, hard, "1.2.2"))
+    h = lstm(X, KERNEL, RECURRENT, bias, lambda a: np.clip(0.2 * a + 0.5, 0, 1))
+    assert_close(imported["lstm"](X)[0], h.astype(np.float32))
 
 
 def test_a_gru_of_keras_1(tmp_path: Path) -> None:
@@ -195,8 +196,8 @@ def test_weights_alone(tmp_path: Path) -> None:
     path = legacy(tmp_path / "a.h5", {"l": [KERNEL, RECURRENT, bias]}, None, "")
     with pytest.raises(ValueError, match=r"l: expected recurrent_activation=.*before 2\.3"):
         ost.from_keras(path)
-    with pytest.raises(ValueError, match=r"l: expected recurrent_activation 'sigmoid'"):
-        ost.from_keras(path, recurrent_activation="hard_sigmoid")
+    hard = ost.from_keras(path, recurrent_activation="hard_sigmoid").layer
+    assert hard.recurrent_activation == ("hard_sigmoid", 0.2, 0.5)  # as in Keras 1 and 2
     imported = ost.from_keras(path, recurrent_activation="sigmoid")
     assert_close(imported.layer(X)[0], lstm(X, KERNEL, RECURRENT, bias).astype(np.float32))
     with pytest.raises(ValueError, match=r"weights alone do not say in which order"):
@@ -238,15 +239,15 @@ def test_bidirectional_embedding_and_masks(tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[tuple[str, dict[str, Any]], Any, str]] = {
-    "hard sigmoid": (
-        ("LSTM", {"recurrent_activation": "hard_sigmoid"}),
+    "a gate": (
+        ("LSTM", {"recurrent_activation": "swish"}),
         [KERNEL, RECURRENT],
-        r"x: expected recurrent_activation 'sigmoid', .* got 'hard_sigmoid'",
+        r"x: expected recurrent_activation among tanh, .*, leaky_relu, got 'swish'",
     ),
     "an activation": (
-        ("LSTM", {"activation": "softsign"}),
+        ("LSTM", {"activation": "selu"}),
         [KERNEL, RECURRENT],
-        r"x: expected the activation 'tanh', .* got 'softsign'",
+        r"x: expected activation among tanh, .* got 'selu'",
     ),
     "a custom one": (
         ("SimpleRNN", {"activation": {"class_name": "Mine", "config": {}}}),
@@ -309,6 +310,18 @@ WRITTEN: dict[str, Any] = {
     "lstm": lambda: nn.LSTM(D, H, num_layers=2, bidirectional=True, batch_first=True, rng=0),
     "gru": lambda: nn.GRU(D, H, batch_first=True, rng=0),
     "before": lambda: nn.GRU(D, H, reset_after=False, batch_first=True, rng=0),
+    "functions": lambda: nn.Sequential(
+        nn.LSTM(
+            D,
+            H,
+            activation="softsign",
+            recurrent_activation=("hard_sigmoid", 1 / 6, 0.5),
+            batch_first=True,
+            rng=0,
+        ),
+        nn.GRU(H, H, activation=("elu", 1.0), batch_first=True, rng=1),
+        nn.RNN(H, H, nonlinearity="softplus", batch_first=True, rng=2),
+    ),
     "rnn": lambda: nn.RNN(D, H, nonlinearity="relu", bias=False, batch_first=True, rng=0),
     "model": lambda: nn.Sequential(
         nn.Linear(D, 5, bias=False, rng=0),
@@ -347,7 +360,7 @@ def test_written_weights_come_back(tmp_path: Path, name: str) -> None:
         else:
             assert again.reset_after == (name == "gru")
             assert_close(called(again, X), called(model, X))
-    assert len(recurrent) == {"lstm": 2, "model": 3}.get(name, 1)
+    assert len(recurrent) == {"lstm": 2, "model": 3, "functions": 3}.get(name, 1)
 
 
 def test_what_cannot_be_written(tmp_path: Path) -> None:
@@ -357,6 +370,9 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
         (nn.LSTM(3, 4, peephole=True), r"expected LSTM without peephole=True"),
         (nn.Sequential(nn.LSTM(3, 4, proj_size=2)), r"0: expected LSTM without proj_size"),
         (nn.GRU(3, 4, learned_state=True), r"without learned_state=True"),
+        (nn.GRU(3, 4, clip=2.0), r"GRU: expected GRU without clip=2.0"),
+        (nn.LSTM(3, 4, coupled_gates=True), r"without coupled_gates=True"),
+        (nn.LSTM(3, 4, output_activation="relu"), r"expected an output_activation that is the act"),
         (nn.Attention("dot"), r"Attention: expected a layer that Keras has"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -444,6 +460,19 @@ def keras_models() -> dict[str, Any]:
             k.Activation("sigmoid"),
         ],
         "last": [keras.Input((None, 3)), k.SimpleRNN(4), k.Dense(1)],
+        "functions": [
+            keras.Input((None, 3)),
+            k.LSTM(
+                4, activation="softsign", recurrent_activation="hard_sigmoid", return_sequences=True
+            ),
+            k.GRU(4, activation="elu", recurrent_activation="hard_sigmoid", return_sequences=True),
+            k.Bidirectional(
+                k.LSTM(
+                    4, activation="linear", recurrent_activation="softplus", return_sequences=True
+                )
+            ),
+            k.SimpleRNN(4, activation="leaky_relu"),
+        ],
     }
 
 
@@ -460,7 +489,7 @@ def filled(name: str) -> Any:
 @needs_keras
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("ending", ["keras", "h5", "weights.h5"])
-@pytest.mark.parametrize("name", ["tagger", "classifier", "last"])
+@pytest.mark.parametrize("name", ["tagger", "classifier", "last", "functions"])
 def test_files_that_keras_writes(tmp_path: Path, name: str, ending: str) -> None:
     theirs, path = filled(name), tmp_path / f"a.{ending}"
     config = theirs.to_json() if ending == "weights.h5" else None
@@ -470,7 +499,7 @@ def test_files_that_keras_writes(tmp_path: Path, name: str, ending: str) -> None
     x: Any = rng.integers(1, 10, (3, 7)) if name == "tagger" else drawn(3, 7, 3)
     want = keras.ops.convert_to_numpy(theirs(x))
     assert_close(imported.model()(x)[0], want, scale=4)
-    if ending == "weights.h5":
+    if ending == "weights.h5" and name != "functions":
         alone = ost.from_keras(path, reset_after=True)
         assert {repr(m) for m in alone.values() if isinstance(m, nn.Recurrent)} == {
             repr(m).replace(", nonlinearity='relu'", "")
@@ -496,6 +525,28 @@ def test_keras_loads_what_is_written(tmp_path: Path, name: str) -> None:
     assert_close(called(model, X), want, scale=4)
     back = ost.from_keras(path, config=theirs.to_json(), verify=True).model()
     assert_close(called(back, X), called(model, X), scale=2)
+
+
+@needs_keras
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    "function",
+    [
+        ("affine", 0.7, 0.2),
+        ("leaky_relu", 0.3),
+        ("thresholded_relu", 0.4),
+        ("scaled_tanh", 1.3, 0.6),
+        ("hard_sigmoid", 0.2, 0.5),
+        ("elu", 0.7),
+    ],
+    ids=lambda f: f[0],
+)
+def test_functions_are_written_as_code(tmp_path: Path, function: Any) -> None:
+    model, path = nn.RNN(D, H, nonlinearity=function, batch_first=True, rng=0), "a.weights.h5"
+    (line,) = ost.to_keras(model, tmp_path / path)
+    theirs = keras.Sequential([keras.Input((None, D)), eval(f"keras.layers.{line}")])
+    theirs.load_weights(tmp_path / path)
+    assert_close(called(model, X), keras.ops.convert_to_numpy(theirs(X)), scale=2)
 
 
 @needs_keras

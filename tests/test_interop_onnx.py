@@ -56,6 +56,17 @@ WRITTEN: dict[str, Any] = {
     "peephole": lambda: nn.LSTM(4, 5, peephole=True, bidirectional=True, rng=0),
     "gru": lambda: nn.GRU(4, 5, num_layers=2, rng=0),
     "gru before": lambda: nn.GRU(4, 5, reset_after=False, rng=0),
+    "rnn function": lambda: nn.RNN(4, 5, nonlinearity=("elu", 0.5), clip=1.0, rng=0),
+    "lstm functions": lambda: nn.LSTM(
+        4,
+        5,
+        activation="softsign",
+        recurrent_activation=("hard_sigmoid", 0.2, 0.5),
+        coupled_gates=True,
+        bidirectional=True,
+        rng=0,
+    ),
+    "gru functions": lambda: nn.GRU(4, 5, recurrent_activation="softsign", clip=0.7, rng=0),
     "reversed": lambda: Reversed(nn.GRU(4, 5, batch_first=True, rng=0)),
     "last state": lambda: LastState(nn.LSTM(4, 5, bidirectional=True, rng=0)),
     "tagger": lambda: nn.Sequential(
@@ -176,6 +187,7 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
     for layer, message in (
         (nn.LSTM(3, 4, proj_size=2), r"proj_size=2"),
         (nn.LSTM(3, 4, layer_norm=True), r"layer_norm=True"),
+        (nn.RNN(3, 4, nonlinearity="exponential"), r"functions that ONNX has, got 'exponential'"),
         (nn.Sequential(nn.GRU(3, 4), nn.Pool("attention", 4)), r"1: expected Pool 'mean'"),
         (nn.Attention("dot"), r"expected a layer that ONNX can hold"),
     ):
@@ -236,6 +248,45 @@ NODES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "gru": ("GRU", 2, {"direction": "bidirectional", "linear_before_reset": 1}),
     "gru before": ("GRU", 1, {"linear_before_reset": 0}),
     "batch first": ("GRU", 1, {"layout": 1}),
+    "usual parameters": (
+        "LSTM",
+        1,
+        {"activations": ["HardSigmoid", "LeakyRelu", "Elu"], "clip": 0.9},
+    ),
+    "given parameters": (
+        "LSTM",
+        2,
+        {
+            "direction": "bidirectional",
+            "activations": ["HardSigmoid", "Affine", "ScaledTanh"] * 2,
+            "activation_alpha": [0.3, 0.6, 1.2] * 2,
+            "activation_beta": [0.4, 0.1, 0.7] * 2,
+        },
+    ),
+    "some parameters": (
+        "GRU",
+        2,
+        {
+            "direction": "bidirectional",
+            "activations": ["HardSigmoid", "ThresholdedRelu"] * 2,
+            "activation_alpha": [0.2, 0.7] * 2,
+            "linear_before_reset": 1,
+        },
+    ),
+    "clip": ("GRU", 1, {"clip": 0.3, "linear_before_reset": 1}),
+    "clip before": ("GRU", 1, {"clip": 0.3, "activations": ["Sigmoid", "Softplus"]}),
+    "clip of an rnn": ("RNN", 1, {"clip": 0.3, "activations": ["Softsign"]}),
+    "coupled": ("LSTM", 1, {"input_forget": 1}),
+    "all at once": (
+        "LSTM",
+        1,
+        {
+            "input_forget": 1,
+            "clip": 0.05,
+            "arrays": {"P": drawn(1, 15, seed=4)},
+            "more": ("", "", "", "P"),
+        },
+    ),
 }
 
 
@@ -313,12 +364,28 @@ def test_nested_graphs() -> None:
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "activations": (
         "LSTM",
-        {"activations": ["HardSigmoid", "Tanh", "Tanh"]},
-        r"cell: expected the activations sigmoid, tanh, tanh, .*, got hardsigmoid, tanh, tanh",
+        {"activations": ["HardSigmoid", "Gelu", "Tanh"]},
+        r"cell: expected activations among Tanh, .*, Elu, got 'Gelu'",
     ),
-    "softsign": ("RNN", {"activations": ["Softsign"]}, r"got softsign"),
-    "clip": ("GRU", {"clip": 1.5}, r"cell: expected no clip, which the cells do not have, got 1.5"),
-    "coupled": ("LSTM", {"input_forget": 1}, r"cell: expected no input_forget"),
+    "their number": ("GRU", {"activations": ["Tanh"]}, r"cell: expected 2 activations, got Tanh"),
+    "no parameters": (
+        "RNN",
+        {"activations": ["Affine"], "activation_alpha": [1.0]},
+        r"cell: expected 1 values of activation_beta for Affine, got 0",
+    ),
+    "some parameters": (  # ONNX does not say which function they belong to
+        "GRU",
+        {"activations": ["HardSigmoid", "Elu"], "activation_alpha": [0.3]},
+        r"cell: expected 2 values of activation_alpha, or none, for HardSigmoid, Elu, got 1",
+    ),
+    "parameters": (
+        "RNN",
+        {"activations": ["Tanh"], "activation_alpha": [0.5]},
+        r"cell: expected 0 values of activation_alpha, or none, for Tanh, got 1",
+    ),
+    "clip": ("GRU", {"clip": -1.5}, r"cell: expected a clip above 0, got -1.5"),
+    "nan": ("GRU", {"clip": float("nan")}, r"cell: expected a clip above 0, got nan"),
+    "coupled": ("LSTM", {"input_forget": 2}, r"cell: expected input_forget 0 or 1, got 2"),
     "direction": ("RNN", {"direction": "up"}, r"cell: expected a direction, got 'up'"),
     "layout": ("RNN", {"layout": 2}, r"cell: expected layout 0 or 1"),
     "B": (
@@ -337,6 +404,51 @@ def test_what_the_cells_do_not_have_is_named(name: str) -> None:
     kind, given, message = REFUSED[name]
     with pytest.raises(ValueError, match=message):
         ost.from_onnx(node_model(kind, **given))
+
+
+def test_functions_of_two_directions() -> None:
+    model = node_model("RNN", 2, direction="bidirectional", activations=["Relu", "Tanh"])
+    with pytest.raises(ValueError, match=r"the same activations in both directions, got Relu, T"):
+        ost.from_onnx(model)
+
+
+def test_usual_functions_give_the_plain_cells() -> None:
+    largest = float(np.finfo(np.float32).max)  # some files say that where there is no clip
+    model = node_model("LSTM", activations=["sigmoid", "TANH", "Tanh"], clip=largest)
+    layer: Any = ost.from_onnx(model, verify=True).layer
+    assert layer._cell == "lstm"
+
+
+FUNCTIONS: list[Any] = [
+    "tanh",
+    "sigmoid",
+    "relu",
+    "linear",
+    "softsign",
+    "softplus",
+    ("affine", 0.7, 0.2),
+    ("leaky_relu", 0.3),
+    ("thresholded_relu", 0.4),
+    ("scaled_tanh", 1.3, 0.6),
+    ("hard_sigmoid", 0.3, 0.4),
+    ("elu", 0.7),
+]
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f if isinstance(f, str) else f[0])
+def test_functions_agree_with_onnx_runtime(function: Any) -> None:
+    """To 1e-6, in every place that a cell has for one."""
+    x = drawn(4, 3, 4)
+    for layer in (
+        nn.RNN(4, 5, nonlinearity=function, clip=1.5, bidirectional=True, rng=0),
+        nn.LSTM(4, 5, output_activation=function, rng=0),
+        nn.LSTM(4, 5, activation=function, clip=0.4, rng=0),
+        nn.LSTM(4, 5, recurrent_activation=function, clip=0.2, peephole=True, rng=0),
+        nn.GRU(4, 5, activation=function, recurrent_activation=function, clip=0.5, rng=0),
+        nn.GRU(4, 5, activation=function, reset_after=False, clip=0.5, rng=0),
+    ):
+        want = run(ost.to_onnx(layer), x=x)[0]
+        np.testing.assert_allclose(called(layer, x), want, rtol=0, atol=1e-6)
 
 
 def test_computed_weights_are_refused() -> None:

@@ -422,6 +422,8 @@ def test_what_is_refused_of_a_state_dict() -> None:
 
 @needs_torch
 def test_a_gru_that_torch_does_not_have_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected LSTM without activation='softsign', clip=1\.0"):
+        ost.to_torch(ost.nn.LSTM(3, 4, activation="softsign", clip=1.0))
     with pytest.raises(ValueError, match=r"without reset_after=False"):
         ost.to_torch(nn.GRU(3, 4, reset_after=False))
 

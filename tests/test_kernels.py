@@ -382,7 +382,7 @@ def test_cells_say_what_they_are() -> None:
         assert len(gates.names) in (0, GATES[cell])
         assert {gates.keep, gates.write} <= {*gates.names, None}
     named = {cell: [name for name, *_ in weights] for cell, weights in _core.unit_weights().items()}
-    assert named.pop("lstm_peephole") == ["weight_peephole"]
+    assert named.pop("lstm_peephole") == named.pop("lstm_general") == ["weight_peephole"]
     assert named.pop("lstm_layer_norm") == list(NORMS)
     assert not any(named.values())
     assert _core.cells()["lstm_peephole"] == {
@@ -391,4 +391,5 @@ def test_cells_say_what_they_are() -> None:
         "params": 3,
         "saved": 4,
         "tape": 4,
+        "scalars": 0,
     }

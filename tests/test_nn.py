@@ -88,6 +88,7 @@ def test_faces() -> None:
             *common[:3],
             "nonlinearity",
             *common[3:],
+            "clip",
             "precision",
             "learned_state",
             "dtype",
@@ -95,6 +96,11 @@ def test_faces() -> None:
         ],
         nn.LSTM: [
             *common,
+            "activation",
+            "recurrent_activation",
+            "output_activation",
+            "clip",
+            "coupled_gates",
             "peephole",
             "proj_size",
             "layer_norm",
@@ -103,7 +109,17 @@ def test_faces() -> None:
             "dtype",
             "rng",
         ],
-        nn.GRU: [*common, "reset_after", "precision", "learned_state", "dtype", "rng"],
+        nn.GRU: [
+            *common,
+            "reset_after",
+            "activation",
+            "recurrent_activation",
+            "clip",
+            "precision",
+            "learned_state",
+            "dtype",
+            "rng",
+        ],
     }
     for cls, names in faces.items():
         assert [*inspect.signature(cls).parameters] == names

@@ -16,10 +16,11 @@ import pytest
 import fake_cupy
 import ostinato as ost
 from conftest import DEVICE_CELLS, device_rows
-from ostinato import _backend, _device, _launch, _plan
+from ostinato import _backend, _core, _device, _launch, _plan
 from test_device import DEVICES, NAMES, on_cpu, on_device, problem
 
 real_can_pipeline = _backend.Backend.can_pipeline
+SHARED = [c for c in DEVICE_CELLS if not _core.drivers()[c]["persistent"]]
 KINDS = [("bfloat16", 16), ("bfloat16", 8), ("float16", 16), ("float16", 8), ("split", 8)]
 
 
@@ -60,7 +61,7 @@ def persistent(
     ("precision", "units", "peers"),
     [(*k, 4 if k[1] == 8 else 1) for k in KINDS] + [("split", 8, 1)],
 )
-@pytest.mark.parametrize("cell", DEVICE_CELLS)
+@pytest.mark.parametrize("cell", SHARED)
 def test_against_tiles(cell: str, precision: str, units: int, peers: int, hidden: int) -> None:
     """Agree with a launch a step, which is compared with the CPU.
 
@@ -160,7 +161,7 @@ def apart(device: _device.Device, first: bool) -> _device.Device:
 
 @pytest.mark.parametrize("library", [False, True])
 @pytest.mark.parametrize(("kind", "reverse"), [("none", False), ("all", True)])
-@pytest.mark.parametrize("cell", DEVICE_CELLS)
+@pytest.mark.parametrize("cell", SHARED)
 def test_products_beside_the_steps(cell: str, kind: str, reverse: bool, library: bool) -> None:
     """Chunks, the last steps first, give the same sums in the same order.
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import ostinato as ost
-from conftest import CELLS, STACKS, flat, recurrent
+from conftest import CELLS, GENERAL_CELLS, STACKS, flat, recurrent
 from ostinato import _segments
 
 
@@ -188,6 +188,8 @@ def test_recomputed_gates_have_their_bits(
     cell: str, precision: str, kernel_set: str, threads: None
 ) -> None:
     """Where units, lanes or layers are split over threads: as with the whole tape."""
+    if precision == "bfloat16" and cell in GENERAL_CELLS:
+        precision = "exact"  # they have no kernels for shorter words
     dtype = np.float64 if precision == "float64" else np.float32
     ost.set_num_threads(2)
     r = np.random.default_rng(0)

@@ -4,13 +4,17 @@
 namespace ost {
 namespace OST_SET {
 
-static_assert(kDeviceCellCount == 6);
+static_assert(kDeviceCellCount == 10);
 OST_EMULATED(extern, 0);
 OST_EMULATED(extern, 1);
 OST_EMULATED(extern, 2);
 OST_EMULATED(extern, 3);
 OST_EMULATED(extern, 4);
 OST_EMULATED(extern, 5);
+OST_EMULATED(extern, 6);
+OST_EMULATED(extern, 7);
+OST_EMULATED(extern, 8);
+OST_EMULATED(extern, 9);
 
 }  // namespace OST_SET
 

@@ -38,6 +38,16 @@ void refuse_not_finite(const StackShape& s, const CellTraits& traits, Index part
 }  // namespace
 
 template <class T>
+void check_cell(const CellTraits& traits, CellId cell, Precision precision, const std::string& name, std::size_t scalars) {
+  if (Index(scalars) != traits.scalars)
+    fail("scalars", std::to_string(traits.scalars) + " for the cell " + traits.name, std::to_string(scalars));
+  if (!typed<T>(kernels()).cells[int(precision)][int(cell)].forward)
+    fail("precision", std::string("exact for the cell ") + traits.name, "'" + name + "'");
+}
+template void check_cell<float>(const CellTraits&, CellId, Precision, const std::string&, std::size_t);
+template void check_cell<double>(const CellTraits&, CellId, Precision, const std::string&, std::size_t);
+
+template <class T>
 Precision precision_named(const std::string& name, bool backward) {
   int i = 0;
   while (i < kPrecisionCount && name != kPrecisions[i]) ++i;
@@ -86,8 +96,9 @@ Raw raw_arrays(const StackShape& s, const CellTraits& traits, Index part, const 
   for (int k = 0; k < traits.unit_weights; ++k) {
     const UnitWeights& w = traits.units[k];
     const std::string rows_name = w.rows == 1 ? "H" : std::to_string(w.rows) + "*H";
-    auto* data = w.flat ? get(4 + k, {{rows_name.c_str(), w.rows * s.hidden}}, !writable)
-                        : get(4 + k, {{"gates", w.rows}, {"H", s.hidden}}, !writable);
+    const bool needed = !writable && !w.optional;
+    auto* data =
+        w.flat ? get(4 + k, {{rows_name.c_str(), w.rows * s.hidden}}, needed) : get(4 + k, {{"gates", w.rows}, {"H", s.hidden}}, needed);
     for (int i = 0; i < w.rows; ++i, ++row) raw.units[row] = data ? data + i * s.hidden : nullptr;
   }
   if (traits.projected) raw.weight_hr = get(int(count) - 1, {{"P", s.output}, {"H", s.hidden}}, !writable);
@@ -103,7 +114,7 @@ OST_ARRAYS(double, RawGradients<double>)
 template <class T>
 std::shared_ptr<PackedStack<T>> pack_stack(const std::string& cell, Index input, Index hidden, Index layers, bool bidirectional,
                                            const py::sequence& weights, bool backward, bool reverse, const std::string& precision_name,
-                                           bool numbered, Index projection, const py::object& launcher) {
+                                           bool numbered, Index projection, const py::sequence& given_scalars, const py::object& launcher) {
   const bool on_cpu = launcher.is_none();
   const py::object device = on_cpu ? py::object(py::none()) : py::object(launcher.attr("device"));
   const Precision precision = on_cpu ? precision_named<T>(precision_name, backward) : Precision::kExact;
@@ -113,27 +124,31 @@ std::shared_ptr<PackedStack<T>> pack_stack(const std::string& cell, Index input,
   for (const auto& [name, size] : sizes)
     if (size < 1) fail(name, "at least 1", std::to_string(size));
   const KernelTable* table = kernels();
+  const CellTraits& traits = table->traits[int(s.cell)];
+  std::vector<double> scalars;
+  for (const py::handle one : given_scalars) scalars.push_back(one.cast<double>());
+  check_cell<T>(traits, s.cell, precision, precision_name, scalars.size());
   if (Index(py::len(weights)) != layers * s.directions)
     fail("weights", std::to_string(layers * s.directions) + " groups of arrays", std::to_string(py::len(weights)));
   std::vector<RawWeights<T>> raw;
   std::vector<py::object> held;
   for (Index part = 0; part < layers * s.directions; ++part)
-    raw.push_back(raw_arrays<const T, RawWeights<T>>(s, table->traits[int(s.cell)], part, weights[part], "", false, held, device));
+    raw.push_back(raw_arrays<const T, RawWeights<T>>(s, traits, part, weights[part], "", false, held, device));
   if (!on_cpu) {
-    launcher.attr("pack")(weights);
+    launcher.attr("pack")(weights, given_scalars);
     return std::make_shared<PackedStack<T>>(table, s, std::make_shared<DeviceBackend<T>>(launcher), backward);
   }
   if (precision == Precision::kInt8) {  // sums of 127 * 128 a link must fit 32 bits
     for (const auto& [name, size] : sizes)
       if (size > 131072) fail(name, "at most 131072 for int8", std::to_string(size));
-    for (Index part = 0; part < layers * s.directions; ++part) refuse_not_finite(s, table->traits[int(s.cell)], part, raw[part]);
+    for (Index part = 0; part < layers * s.directions; ++part) refuse_not_finite(s, traits, part, raw[part]);
   }
   GilRelease release;
-  return std::make_shared<PackedStack<T>>(table, s, precision, raw, backward);
+  return std::make_shared<PackedStack<T>>(table, s, precision, raw, backward, scalars);
 }
 #define OST_PACK(T)                                                                                                                   \
   template std::shared_ptr<PackedStack<T>> pack_stack(const std::string&, Index, Index, Index, bool, const py::sequence&, bool, bool, \
-                                                      const std::string&, bool, Index, const py::object&);
+                                                      const std::string&, bool, Index, const py::sequence&, const py::object&);
 OST_PACK(float)
 OST_PACK(double)
 #undef OST_PACK

@@ -40,12 +40,13 @@ struct Entry {
   const char* name;
   int gates, units, states;
   bool recurrent, projected;
+  int scalars;
   Runner run;
 };
 
 template <class C>
 constexpr Entry entry(const char* name) {
-  return {name, C::kGates, unit_rows<C>(), C::kStates, C::kPhases[0].product.count() > 0, is_projected<C>(), run<C>};
+  return {name, C::kGates, unit_rows<C>(), C::kStates, C::kPhases[0].product.count() > 0, is_projected<C>(), scalar_count<C>(), run<C>};
 }
 
 const Entry kEntries[] = {entry<Elman<Tanh>>("rnn_tanh"),
@@ -56,6 +57,10 @@ const Entry kEntries[] = {entry<Elman<Tanh>>("rnn_tanh"),
                           entry<GruResetBefore>("gru_reset_before"),
                           entry<LstmProjected>("lstm_projected"),
                           entry<LstmLayerNorm>("lstm_layer_norm"),
+                          entry<ElmanGeneral>("rnn_general"),
+                          entry<LstmGeneral>("lstm_general"),
+                          entry<GruGeneral>("gru_general"),
+                          entry<GruResetBeforeGeneral>("gru_reset_before_general"),
                           entry<LstmGateNorm>("lstm_gate_norm"),
                           entry<Zoneout<Gru>>("zoneout_gru"),
                           entry<Zoneout<Lstm>>("zoneout_lstm"),
@@ -69,7 +74,7 @@ void bind_proof(py::module_& m) {
     for (const Entry& e : kEntries) out[e.name] = py::make_tuple(e.gates, e.units, e.states, e.recurrent, e.projected);
     return out;
   });
-  // Arrays of one problem by name (weight_ih, ..., x, h0, c0, noise), contiguous float64; returns y, c_n and gradients, all flat.
+  // Arrays of one problem by name (weight_ih, ..., x, h0, c0, noise, scalars), contiguous float64; returns y, c_n and gradients, all flat.
   m.def("plain_run", [](const std::string& cell, Index steps, Index batch, Index input, Index hidden, Index projected,
                         const py::dict& arrays, const Contiguous& dy, const Contiguous& dc) {
     PlainProblem p{steps,
@@ -82,9 +87,13 @@ void bind_proof(py::module_& m) {
                    values(arrays, "x"),
                    values(arrays, "h0"),
                    values(arrays, "c0"),
-                   values(arrays, "noise")};
+                   values(arrays, "noise"),
+                   values(arrays, "scalars")};
     for (const Entry& e : kEntries)
-      if (cell == e.name) return e.run(p, {dy.data(), dy.data() + dy.size()}, {dc.data(), dc.data() + dc.size()});
+      if (cell == e.name && Index(p.scalars.size()) != e.scalars)
+        fail("scalars", std::to_string(e.scalars), std::to_string(p.scalars.size()));
+      else if (cell == e.name)
+        return e.run(p, {dy.data(), dy.data() + dy.size()}, {dc.data(), dc.data() + dc.size()});
     fail("cell", "the name of a plain cell", "'" + cell + "'");
   });
 }

@@ -10,6 +10,8 @@ py::list plan(const std::string& cell, Index input, Index hidden, Index layers, 
               Index steps, Index batch, bool dropout, bool train, bool backward, Index projection) {
   const StackShape s = shape_of(cell, input, hidden, layers, bidirectional, false, true, projection);
   const Precision precision = precision_named<T>(precision_name, train);
+  const CellTraits& traits = kernels()->traits[int(s.cell)];
+  check_cell<T>(traits, s.cell, precision, precision_name, std::size_t(traits.scalars));
   const auto& k = typed<T>(kernels()).cells[int(precision)][int(s.cell)];
   py::list out;
   for (const GroupPlan& g : stack_plan(k, s, steps, batch, dropout, backward)) {
@@ -55,7 +57,7 @@ void bind_typed(py::module_& m, const char* packed_name, const char* tape_name) 
   py::class_<Packed, std::shared_ptr<Packed>>(m, packed_name)
       .def(py::init(&pack_stack<T>), py::arg("cell"), py::arg("input_size"), py::arg("hidden_size"), py::arg("num_layers"),
            py::arg("bidirectional"), py::arg("weights"), py::arg("backward"), py::arg("reverse") = false, py::arg("precision") = "exact",
-           py::arg("numbered") = true, py::arg("proj_size") = 0, py::arg("backend") = py::none())
+           py::arg("numbered") = true, py::arg("proj_size") = 0, py::arg("scalars") = py::tuple(), py::arg("backend") = py::none())
       .def_property_readonly("precision",
                              [](const Packed& p) {
                                const auto* backend = on_device(p);
@@ -113,7 +115,7 @@ void bind_cells(py::module_& m) {
     for (const CellTraits& t : kernels()->traits) {
       py::dict d;
       d["gates"] = t.gates, d["states"] = t.states, d["params"] = t.params, d["saved"] = t.saved;
-      d["tape"] = t.saved + t.deviations[0] + t.deviations[1];
+      d["tape"] = t.saved + t.deviations[0] + t.deviations[1], d["scalars"] = t.scalars;
       if (t.projected) d["projected"] = 1;
       out[t.name] = d;
     }

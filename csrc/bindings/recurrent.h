@@ -74,10 +74,14 @@ Precision precision_named(const std::string& name, bool backward);
 StackShape shape_of(const std::string& cell, Index input, Index hidden, Index layers, bool bidirectional, bool reverse, bool numbered,
                     Index projection);
 
+// Raise unless there are kernels for the cell in that precision, and as many numbers of the call as it reads.
+template <class T>
+void check_cell(const CellTraits& traits, CellId cell, Precision precision, const std::string& name, std::size_t scalars);
+
 template <class T>
 std::shared_ptr<PackedStack<T>> pack_stack(const std::string& cell, Index input, Index hidden, Index layers, bool bidirectional,
                                            const py::sequence& weights, bool backward, bool reverse, const std::string& precision_name,
-                                           bool numbered, Index projection, const py::object& launcher);
+                                           bool numbered, Index projection, const py::sequence& scalars, const py::object& launcher);
 
 // Arrays of one (layer, direction): weight_ih, weight_hh, bias_ih, bias_hh, of which the biases may be None; the cell's unit weights, or
 // one None; and weight_hr of a cell that is projected. They are kept in `held` as long as the pointers are used.

@@ -2,6 +2,7 @@
 #pragma once
 #include "../core/drivers.h"
 #include "elman.h"
+#include "general.h"
 #include "gru.h"
 #include "layer_norm.h"
 #include "lstm.h"
@@ -18,7 +19,9 @@ struct CellList {};
 
 using Cells = CellList<Named<Elman<Tanh>, CellId::kRnnTanh>, Named<Elman<Relu>, CellId::kRnnRelu>, Named<Lstm, CellId::kLstm>,
                        Named<LstmPeephole, CellId::kLstmPeephole>, Named<Gru, CellId::kGru>, Named<GruResetBefore, CellId::kGruResetBefore>,
-                       Named<LstmProjected, CellId::kLstmProjected>, Named<LstmLayerNorm, CellId::kLstmLayerNorm>>;
+                       Named<LstmProjected, CellId::kLstmProjected>, Named<LstmLayerNorm, CellId::kLstmLayerNorm>,
+                       Named<ElmanGeneral, CellId::kRnnGeneral>, Named<LstmGeneral, CellId::kLstmGeneral>,
+                       Named<GruGeneral, CellId::kGruGeneral>, Named<GruResetBeforeGeneral, CellId::kGruResetBeforeGeneral>>;
 
 // The cells of a list that a driver runs.
 template <class D, class Kept, class... Left>

@@ -2,6 +2,7 @@
 // the contract refuses, checked where the tests are built.
 #pragma once
 #include "../core/drivers.h"
+#include "general.h"
 #include "proof.h"
 
 namespace ost::OST_SET {
@@ -84,6 +85,12 @@ struct NamesNothing : Lstm {
 };
 static_assert(!NamesItsWeights<NamesNothing> && !Cell<NamesNothing>);
 
+// More numbers of a call than there is room for.
+struct ReadsTooMuch : LstmGeneral {
+  static constexpr int kScalars = kMostScalars + 1;
+};
+static_assert(!HasRoomForItsScalars<ReadsTooMuch> && !Cell<ReadsTooMuch>);
+
 // No backward pass.
 struct ForwardOnly : Lstm {
   template <int P, class V>
@@ -97,6 +104,8 @@ static_assert(!supports<MinGru, CpuDriver> && !supports<Zoneout<Lstm>, CpuDriver
 static_assert(!supports<LstmProjected, StepDriver> && !supports<GruResetBefore, LoopDriver>);
 static_assert(!supports<LstmLayerNorm, StepDriver> && !supports<LstmLayerNorm, PersistentDriver>);
 static_assert(supports<LstmLayerNorm, PlainDriver> && supports<GruResetBefore, StepDriver>);
+static_assert(supports<LstmGeneral, CpuDriver> && supports<LstmGeneral, StepDriver>);
+static_assert(!supports<LstmGeneral, LoopDriver> && !supports<GruGeneral, PersistentDriver>);
 static_assert(supports<LstmProjected, CpuDriver> && supports<LstmLayerNorm, CpuDriver>);
 
 }  // namespace ost::OST_SET

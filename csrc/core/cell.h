@@ -51,6 +51,14 @@ struct ProductOp {
 // Optional traits. `kProductOps`: the operations above. `kUnitWeights`: the names of weights of one number a unit, whose rows are the
 // gains of those operations, one after the other, and then `param`. `kProjected`: the output is W_hr m, P wide, of the m that the last
 // phase emits; such a cell has no state[0], for no unit of it belongs to one of h. `kNoise`: one random number in [0,1) a unit and step.
+// `kScalars`: how many numbers of the whole call the pointwise functions read, the same for every unit and step: a cell branches on them.
+template <class C>
+constexpr int scalar_count() {
+  if constexpr (requires { C::kScalars; })
+    return C::kScalars;
+  else
+    return 0;
+}
 template <class C>
 constexpr bool is_projected() {
   if constexpr (requires { C::kProjected; })
@@ -163,6 +171,18 @@ constexpr int gate_of(const int* blocks, int column) {
 // The pointwise function of phase p reads In and fills Out. `saved` is the cell's own: what a phase saves, later phases
 // and the backward pass see again. The structs depend on the cell's numbers alone, so that a wrapper of another cell hands
 // them on as they are.
+template <class V>
+struct RealOfVector {
+  using Type = V;
+};
+template <class V>
+  requires requires { typename V::Real; }
+struct RealOfVector<V> {
+  using Type = typename V::Real;
+};
+template <class V>
+using RealOf = typename RealOfVector<V>::Type;  // of a vector of numbers, or a number
+
 template <class V, int kColumns, int kStates, int kSaved, int kParams>
 struct ForwardInOf {
   V a[kColumns];         // finished columns: those that this phase owns
@@ -171,6 +191,7 @@ struct ForwardInOf {
   V saved[kSaved + 1];   // by the phases before
   V emitted, carried;    // by the phase before, where a row operation is between, and after that operation
   V noise;
+  const RealOf<V>* scalar;  // numbers of the whole call
 };
 template <class V, int kColumns, int kStates, int kSaved, int kParams>
 struct ForwardOutOf {
@@ -191,6 +212,7 @@ struct BackwardInOf {
   V carried;
   V demitted;  // gradient of what this phase emitted
   V noise;
+  const RealOf<V>* scalar;
 };
 template <class V, int kColumns, int kStates, int kSaved, int kParams>
 struct BackwardOutOf {
@@ -278,6 +300,9 @@ template <class C>
 concept NamesItsWeights = unit_rows<C>() == kGains<C> + C::kParams && unit_rows<C>() <= kMostUnitRows;
 
 template <class C>
+concept HasRoomForItsScalars = scalar_count<C>() >= 0 && scalar_count<C>() <= kMostScalars;
+
+template <class C>
 constexpr bool takes_either() {
   for (const Phase& phase : C::kPhases)
     if (phase.before != RowOp::kNone && !phase.product.empty()) return false;
@@ -318,6 +343,6 @@ concept SaysWhatItEmits = (kPhaseCount<C> == 1 && !is_projected<C>()) || require
 
 template <class C>
 concept Cell = SaysItsSizes<C> && HasABlockForEveryGate<C> && HasColumnsInOrder<C> && HasOperationsInOrder<C> && NamesItsWeights<C> &&
-               BeginsWithTheState<C> && TakesTheEmittedOnce<C> && HasAllPhases<C> && SaysWhatItEmits<C>;
+               HasRoomForItsScalars<C> && BeginsWithTheState<C> && TakesTheEmittedOnce<C> && HasAllPhases<C> && SaysWhatItEmits<C>;
 
 }  // namespace ost::OST_SET

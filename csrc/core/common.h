@@ -11,8 +11,10 @@
 
 #if defined(__CUDACC__)
 #define OST_HD __host__ __device__ __forceinline__
+#define OST_ONCE OST_HD  // a call would need a stack
 #else
 #define OST_HD inline __attribute__((always_inline))
+#define OST_ONCE __attribute__((noinline))  // of a template: one copy, which is called
 #endif
 
 #define OST_INLINE __attribute__((always_inline))  // of a lambda

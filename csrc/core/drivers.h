@@ -12,6 +12,7 @@ enum Feature : unsigned {
   kRandom = 8,          // one random number a unit and step
   kNoProduct = 16,      // a phase without a recurrent product
   kNormedProduct = 32,  // layer norm of W x, or of a recurrent product
+  kCallScalars = 64,    // numbers of the whole call
 };
 
 template <class C>
@@ -25,18 +26,19 @@ constexpr unsigned features_of() {
   if (op_count<C>() > 0) features |= kNormedProduct;
   if (is_projected<C>()) features |= kProjection;
   if (takes_noise<C>()) features |= kRandom;
+  if (scalar_count<C>() > 0) features |= kCallScalars;
   return features;
 }
 
 // In the order of DriverId.
 struct PlainDriver {  // core/plain.h
-  static constexpr unsigned kTakes = kSecondPhase | kRowOperation | kNormedProduct | kProjection | kRandom | kNoProduct;
+  static constexpr unsigned kTakes = kSecondPhase | kRowOperation | kNormedProduct | kProjection | kRandom | kNoProduct | kCallScalars;
 };
 struct CpuDriver {  // cpu/forward.h, cpu/backward.h
-  static constexpr unsigned kTakes = kSecondPhase | kRowOperation | kNormedProduct | kProjection;
+  static constexpr unsigned kTakes = kSecondPhase | kRowOperation | kNormedProduct | kProjection | kCallScalars;
 };
 struct StepDriver {  // cuda/forward.h, cuda/backward.h and cuda/stream.h: a launch for every step
-  static constexpr unsigned kTakes = kSecondPhase;
+  static constexpr unsigned kTakes = kSecondPhase | kCallScalars;
 };
 struct LoopDriver {  // cuda/loop.h: one multiprocessor takes some rows through all steps
   static constexpr unsigned kTakes = 0;
@@ -58,6 +60,7 @@ constexpr const char* lacks() {
          : missing & kProjection                      ? "a projection of h"
          : missing & kRandom                          ? "random numbers within a step"
          : missing & kNoProduct                       ? "a step without a recurrent product"
+         : missing & kCallScalars                     ? "functions that a call chooses"
                                                       : "so many products in a step";
 }
 

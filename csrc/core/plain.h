@@ -11,6 +11,7 @@ namespace ost::OST_SET {
 
 OST_HD double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 OST_HD double tanh(double x) { return std::tanh(x); }
+OST_HD double exp(double x) { return std::exp(x); }
 OST_HD double fma(double a, double b, double c) { return a * b + c; }
 OST_HD double select(bool test, double yes, double no) { return test ? yes : no; }
 
@@ -22,7 +23,7 @@ struct PlainWeights {
 struct PlainProblem {
   Index steps, batch, input, hidden, projected;
   PlainWeights weights;
-  std::vector<double> x, h0, c0, noise;
+  std::vector<double> x, h0, c0, noise, scalars;
 };
 struct PlainGradients {
   PlainWeights weights;
@@ -90,6 +91,7 @@ class Plain {
     if constexpr (C::kStates > 1) in.state[1] = row < p_.batch ? p_.c0[b * h + u] : out_[(row - p_.batch) * h + u].state[1];
     for (int k = 0; k < C::kParams; ++k) in.param[k] = p_.weights.units[(kGains<C> + k) * h + u];
     in.noise = p_.noise.empty() ? 0 : p_.noise[row * h + u];
+    in.scalar = p_.scalars.data();
     for (int column = 0; column < C::kColumns; ++column) {
       in.a[column] = 0;
       if (!C::kInput.has(column)) continue;
@@ -218,7 +220,7 @@ class Plain {
       for (int k = 0; k < C::kStates; ++k) in[u].previous[k] = f.state[k], in[u].next[k] = o.state[k], out[u].dprevious[k] = 0;
       for (int k = 0; k < C::kParams; ++k) in[u].param[k] = f.param[k], out[u].dparam[k] = 0;
       for (int k = 0; k < C::kColumns; ++k) out[u].da[k] = 0;
-      in[u].carried = f.carried, in[u].noise = f.noise, in[u].demitted = 0;
+      in[u].carried = f.carried, in[u].noise = f.noise, in[u].demitted = 0, in[u].scalar = f.scalar;
       if constexpr (C::kStates > 1) in[u].dstate[1] = d.c0[b * h + u];
       in[u].dstate[0] = is_projected<C>() ? 0 : dh[u];
       if constexpr (is_projected<C>())

@@ -643,6 +643,7 @@ class Backward {
       in.param[k] = V::load(call_.weights->params + k * s_.padded + first);
       if constexpr (kLast > 0) out.dparam[k] = F == kLast ? V(T(0)) : V::load(row.dparam + k * s_.padded + first);
     }
+    if constexpr (scalar_count<C>() > 0) in.scalar = call_.weights->scalars;
     constexpr bool kCarried = phase.before != RowOp::kNone, kNext = follows_operation(F);
     if constexpr (kCarried || kNext) in.carried = (C::emitted(in.saved, in.previous, in.next) - V(row.moments.mean)) * V(row.moments.scale);
     if constexpr (kNext) {

@@ -560,6 +560,7 @@ class Forward {
     if constexpr (C::kStates > 1) in.state[1] = V::load(row.c + first);
 #pragma GCC unroll 8
     for (int k = 0; k < C::kParams; ++k) in.param[k] = V::load(call_.weights->params + k * s_.padded + first);
+    if constexpr (scalar_count<C>() > 0) in.scalar = call_.weights->scalars;
     T* saved = row.saved ? row.saved + s_.offset(g, C::kSaved) : nullptr;
     if constexpr (kLast > 0)  // what this phase does not save, it hands on
 #pragma GCC unroll 8

@@ -70,10 +70,15 @@ CellKernels<typename P::Real> cell_kernels() {
   if constexpr (P::kHead == 0) k.backward = backward<C, P>, k.sums_size = sums_size<C, P>;
   return k;
 }
+// Cells whose functions a call chooses have no kernels for shorter words: null.
+template <class C, class P>
+void fill_cell(CellKernels<typename P::Real>& kernels) {
+  if constexpr (scalar_count<C>() == 0 || !P::kEncodes) kernels = cell_kernels<C, P>();
+}
 template <class P, class... N>
 void fill_cells(CellKernels<typename P::Real>* cells, CellList<N...>) {
   static_assert(sizeof...(N) == kCellCount);
-  ((cells[int(N::id)] = cell_kernels<typename N::Cell, P>()), ...);
+  (fill_cell<typename N::Cell, P>(cells[int(N::id)]), ...);
 }
 
 template <class T>

@@ -262,7 +262,8 @@ class Pack {
     }
     T* params = bias + C::kColumns * s_.padded;
     for (int p = 0; p < C::kParams; ++p)
-      for (Index u = 0; u < s_.padded; ++u) params[p * s_.padded + u] = u < s_.hidden ? raw_.units[kGains<C> + p][u] : T(0);
+      for (Index u = 0; u < s_.padded; ++u)
+        params[p * s_.padded + u] = u < s_.hidden && raw_.units[kGains<C> + p] ? raw_.units[kGains<C> + p][u] : T(0);
   }
 
   // Columns that no operation takes have no gain.

@@ -38,6 +38,7 @@ struct RawOf<double> {
 template <class T>
 struct Vec {
   static constexpr int kLanes = kVectorBytes / sizeof(T);
+  using Real = T;
   using Raw = typename RawOf<T>::Raw;
   using Mask = typename RawOf<T>::Mask;  // lanes of all ones or all zeros; also the integers
   Raw v;

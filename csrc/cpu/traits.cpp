@@ -15,6 +15,7 @@ constexpr CellTraits traits_of(const char* name) {
       {},
       0,
       is_projected<C>(),
+      scalar_count<C>(),
       {lacks<C, PlainDriver>(), lacks<C, CpuDriver>(), lacks<C, StepDriver>(), lacks<C, LoopDriver>(), lacks<C, PersistentDriver>()}};
   if constexpr (requires { C::kUnitWeights; }) {
     static_assert(sizeof(C::kUnitWeights) <= sizeof(traits.units));
@@ -23,8 +24,9 @@ constexpr CellTraits traits_of(const char* name) {
   return traits;
 }
 
-constexpr const char* kNames[] = {"rnn_tanh", "rnn_relu",         "lstm",           "lstm_peephole",
-                                  "gru",      "gru_reset_before", "lstm_projected", "lstm_layer_norm"};
+constexpr const char* kNames[] = {"rnn_tanh",    "rnn_relu",         "lstm",           "lstm_peephole",
+                                  "gru",         "gru_reset_before", "lstm_projected", "lstm_layer_norm",
+                                  "rnn_general", "lstm_general",     "gru_general",    "gru_reset_before_general"};
 
 static_assert(sizeof(kNames) == kCellCount * sizeof(char*));  // in the order of CellId
 

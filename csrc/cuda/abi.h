@@ -14,6 +14,7 @@ namespace ost::OST_SET {
 using Address = std::uintptr_t;
 using ByProduct = std::array<Address, kMaxProducts>;
 using ByPhase = std::array<Address, kMaxPhases>;
+using Scalars = std::array<double, kMostScalars>;
 
 // Rows [T,B,*], see Rows<T>: null data where there are none.
 struct RowsArgs {
@@ -35,6 +36,7 @@ struct WeightArgs {
   Index input, hidden;           // I, H
   ByProduct panels, transposed;  // [depth][H][column], [H][column][depth]; transposed: null for inference
   Address bias, params;          // [H][column], [params][H]
+  Scalars scalars;               // numbers of the whole call that the cell reads
   ByProduct stream_panels;       // as fragments; null for words of more than 2 bytes
   Address stream_transposed;
   Address loop_panels, loop_transposed;  // of the kernel in which a block runs all steps; null where there is none
@@ -42,6 +44,7 @@ struct WeightArgs {
   static void fields(S& s, F&& f) {
     f("precision", s.precision), f("input", s.input), f("hidden", s.hidden);
     f("panels", s.panels), f("transposed", s.transposed), f("bias", s.bias), f("params", s.params);
+    f("scalars", s.scalars);
     f("stream_panels", s.stream_panels), f("stream_transposed", s.stream_transposed);
     f("loop_panels", s.loop_panels), f("loop_transposed", s.loop_transposed);
   }
@@ -261,6 +264,12 @@ void read_field(const py::handle& value, const std::string& path, std::array<Add
   to->fill(0);
   for (std::size_t i = 0; i < items.size(); ++i) read_field(items[i], path, &(*to)[i]);
 }
+inline void read_field(const py::handle& value, const std::string& path, Scalars* to) {
+  const auto items = value.cast<py::sequence>();
+  if (items.size() > to->size()) fail(path, "at most " + std::to_string(to->size()) + " numbers", std::to_string(items.size()));
+  to->fill(0);
+  for (std::size_t i = 0; i < items.size(); ++i) (*to)[i] = py::float_(items[i]);
+}
 template <class S>
 void read_field(const py::handle& value, const std::string& path, std::vector<S>* to) {
   for (const py::handle item : value.cast<py::sequence>()) to->emplace_back(), read_fields(item, path, &to->back());
@@ -317,6 +326,7 @@ template <std::size_t N>
 void add_field(const std::array<Address, N>& v, std::string* key) {
   add_bytes(v, key);
 }
+inline void add_field(const Scalars& v, std::string* key) { add_bytes(v, key); }
 template <class S>
 void add_field(const std::vector<S>& v, std::string* key) {
   add_bytes(v.size(), key);

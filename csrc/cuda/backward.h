@@ -169,6 +169,7 @@ OST_HD void apply(const Problem<T>& p, const BackwardProblem<T>& g, Index b, Gat
   if (g.control.clip_norm > 0)
     for (int k = 0; k < C::kStates; ++k) in.dstate[k] = in.dstate[k] * g.scales[k * p.batch + b];
   in.demitted = demitted;
+  if constexpr (scalar_count<C>() > 0) in.scalar = p.scalars;
   C::template backward<F>(in, out);
   if constexpr (F == 0)  // only phase 0 sets dprevious
     for (int k = 0; k < C::kStates; ++k) d[k] = out.dprevious[k];

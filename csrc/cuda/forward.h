@@ -152,6 +152,7 @@ OST_HD bool compute(const Problem<T>& p, const StepMask& mask, Index t, Index b,
   }
   for (int k = 0; k < C::kStates; ++k) in.state[k] = state[k];
   for (int k = 0; k < C::kParams; ++k) in.param[k] = p.params[k * p.hidden + u];
+  if constexpr (scalar_count<C>() > 0) in.scalar = p.scalars;
   if constexpr (kPhaseCount<C> > 1)
     for (int k = 0; k < C::kSaved; ++k) in.saved[k] = out.saved[k] = F > 0 ? out.saved[k] : T(0);
   C::template forward<F>(in, out);

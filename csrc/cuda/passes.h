@@ -71,22 +71,28 @@ using BackwardPersistentOf =
 template <class C, class T, class W, class F>
 bool with_persistent(const Plan& plan, F&& f) {
   if (plan.layer_pipelined && kPhaseCount<C> > 1) return false;
-  return run_persistent<W>(plan, [&]<int U>() {
-    if (kPhaseCount<C> == 1 && plan.layer_pipelined)
-      f(static_cast<PersistentOf<C, T, W, U, kPhaseCount<C> == 1 && !kSharedDa<C>>*>(nullptr));
-    else
-      f(static_cast<PersistentOf<C, T, W, U, false>*>(nullptr));
-  });
+  if constexpr (!supports<C, PersistentDriver>)
+    return false;
+  else
+    return run_persistent<W>(plan, [&]<int U>() {
+      if (kPhaseCount<C> == 1 && plan.layer_pipelined)
+        f(static_cast<PersistentOf<C, T, W, U, kPhaseCount<C> == 1 && !kSharedDa<C>>*>(nullptr));
+      else
+        f(static_cast<PersistentOf<C, T, W, U, false>*>(nullptr));
+    });
 }
 template <class C, class T, class V, class F>
 bool with_persistent_backward(const Plan& plan, F&& f) {
   if (plan.layer_pipelined && kPhaseCount<C> > 1) return false;
-  return run_persistent_backward<V>(plan, [&]<int U, int S>() {
-    if (kPhaseCount<C> == 1 && plan.layer_pipelined)
-      f(static_cast<BackwardPersistentOf<C, T, V, U, S, kPhaseCount<C> == 1 && !kSharedDa<C>>*>(nullptr));
-    else
-      f(static_cast<BackwardPersistentOf<C, T, V, U, S, false>*>(nullptr));
-  });
+  if constexpr (!supports<C, PersistentDriver>)
+    return false;
+  else
+    return run_persistent_backward<V>(plan, [&]<int U, int S>() {
+      if (kPhaseCount<C> == 1 && plan.layer_pipelined)
+        f(static_cast<BackwardPersistentOf<C, T, V, U, S, kPhaseCount<C> == 1 && !kSharedDa<C>>*>(nullptr));
+      else
+        f(static_cast<BackwardPersistentOf<C, T, V, U, S, false>*>(nullptr));
+    });
 }
 
 template <class C, class T, class W, int F = 0, class Run>

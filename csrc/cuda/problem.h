@@ -40,8 +40,9 @@ struct Problem {
   const void *shared_panels[kMaxPhases],
       *shared_transposed[kMaxPhases];  // recurrent weights of kernels that partition them among multiprocessors
   const float *shared_scales[kMaxPhases], *shared_transposed_scales[kMaxPhases];
-  const T* bias;    // [H][column]
-  const T* params;  // [params][H]
+  const T* bias;            // [H][column]
+  const T* params;          // [params][H]
+  T scalars[kMostScalars];  // numbers of the whole call that the cell reads
   T* gx;
   T *saved, *cells;          // [T][B][saved][H], [T][B][H]; null in inference
   T *state, *saved_scratch;  // inference: c [B][H]; what the cell saves from phase to phase [B][saved][H]

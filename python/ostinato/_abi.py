@@ -33,6 +33,7 @@ class WeightFields(TypedDict):
     transposed: Addresses
     bias: Address
     params: Address
+    scalars: Sequence[float]
     stream_panels: Addresses
     stream_transposed: Address
     loop_panels: Address

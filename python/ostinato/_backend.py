@@ -101,8 +101,8 @@ class Backend:
         self._directions, self._reverse, self._training = directions, reverse, backward
         self.parts: list[Weights] = []  # [layer * D + direction]
 
-    def pack(self, weights: list[list[Any]]) -> None:
-        """Pack the weights of all layers and directions."""
+    def pack(self, weights: list[list[Any]], scalars: tuple[float, ...]) -> None:
+        """Pack the weights of all layers and directions; ``scalars`` are those of the cell."""
         with self.device.here():
             self.parts = [
                 _launch.pack(
@@ -112,6 +112,7 @@ class Backend:
                     reverse=self._reverse or k % self._directions == 1,
                     backward=self._training,
                     precision=self.precision,
+                    scalars=scalars,
                 )
                 for k, given in enumerate(weights)
             ]
@@ -432,6 +433,7 @@ def Packed(
     reverse: bool = False,
     precision: str = "exact",
     numbered: bool = True,
+    scalars: tuple[float, ...] = (),
 ) -> Any:
     """Return the packed weights of a stack, as `_core.PackedFloat32` does for arrays of NumPy."""
     device, dtype = _device.of(weights[0][0]), weights[0][0].dtype
@@ -449,5 +451,6 @@ def Packed(
         backward,
         reverse=reverse,
         numbered=numbered,
+        scalars=scalars,
         backend=backend,
     )

@@ -61,6 +61,7 @@ class _Packed:
         precision: str = "exact",
         numbered: bool = True,
         proj_size: int = 0,
+        scalars: Sequence[float] = (),
         backend: Any = None,
     ) -> None: ...
     @property

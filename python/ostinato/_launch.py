@@ -150,8 +150,19 @@ def plan_of(
     columns, products, _ = columns_of(w.cell)
     facts |= {"pipeline_columns": columns if layer_pipelined else 0, "inputs": w.input}
     return plan(
-        w.device.figures, products[1:], **facts, split=w.split, backward=backward, by_step=by_step
+        w.device.figures,
+        products[1:],
+        **facts,
+        split=w.split,
+        backward=backward,
+        by_step=by_step,
+        lacks=lacks_of(w.cell),
     )
+
+
+def lacks_of(cell: str) -> str:
+    """Return what kernels that hold the recurrent weights lack for a cell, or nothing."""
+    return _core.drivers()[cell]["persistent"]
 
 
 def word_bytes(dtype: Any, precision: str) -> int:
@@ -167,6 +178,7 @@ def pack(
     reverse: bool = False,
     backward: bool = True,
     precision: str = "exact",
+    scalars: tuple[float, ...] = (),
 ) -> Weights:
     """Pack weight_ih, weight_hh, bias_ih, bias_hh, weight_peephole; the last three may be None."""
     precision, split = (
@@ -180,6 +192,8 @@ def pack(
         _check_range(given["weight_ih"], given["weight_hh"])
     depths = [inputs] + [hidden] * (len(products) - 1)
     capacity = register_capacity_for(products[1:], hidden, word_bytes(dtype, precision))
+    if lacks_of(cell):
+        capacity = 0
     loop = _core.loop_bytes(_device.number_of(cell), precision, capacity) if capacity else (0, 0)
     # Weights as fragments, which products of 2-byte words read.
     streams, streams_back = _core.stream_bytes(_device.number_of(cell), hidden)
@@ -194,7 +208,8 @@ def pack(
             xp.empty((hidden, n, d), word) if backward else None for d, n in zip(depths, products)
         ],
         "bias": xp.empty((hidden, columns), dtype),
-        "params": _copied(given["weight_peephole"]),
+        "params": _params(xp, cell, given["weight_peephole"], hidden, dtype),
+        "scalars": scalars,
         "stream_panels": [xp.empty(n, np.uint8) if n else None for n in streams],
         "stream_transposed": xp.empty(streams_back, np.uint8)
         if streams_back and backward
@@ -355,8 +370,12 @@ def _single(layer: LayerFields, gradients: list[GradientFields], launches: int) 
     }
 
 
-def _copied(a: Any) -> Any:
-    return None if a is None else a.copy()
+def _params(xp: Any, cell: str, given: Any, hidden: int, dtype: Any) -> Any:
+    """Return the numbers of units that a cell reads; those that are not given are zeros."""
+    if given is not None:
+        return given.copy()
+    rows = facts_of(cell)["params"]
+    return xp.zeros((rows, hidden), dtype) if rows else None
 
 
 def _check_range(*weights: Any) -> None:

@@ -259,6 +259,7 @@ def plan(
     by_step: bool = False,
     co_launched: int = 1,
     pipeline_columns: int = 0,
+    lacks: str = "",
 ) -> GpuPlan:
     """Return the plan of one pass over one layer and direction.
 
@@ -277,9 +278,11 @@ def plan(
             gradient.
         co_launched: 2: two such passes may share launches, as the plan then says.
         pipeline_columns: the columns of a pre-activation if those two are layers; 0 for directions.
+        lacks: what kernels that hold the recurrent weights lack for the cell; "": nothing.
     """
     library = device.library and word >= 4 and steps * batch >= LIBRARY_ROWS
-    by_itself = _stepwise(device, products, hidden, steps, batch, word, backward, by_step)
+    tiles = by_step or (backward and lacks != "")
+    by_itself = _stepwise(device, products, hidden, steps, batch, word, backward, tiles)
 
     def step(reason: str) -> GpuPlan:
         if by_itself.kernel == "step" and word < 8 and batch > STREAM_ROWS:
@@ -289,10 +292,8 @@ def plan(
             )
         return replace(by_itself, library=library, reason=reason)
 
-    if word == 8:
-        return step("the registers of a multiprocessor hold words of 2 and 4 bytes only")
-    if by_step:
-        return step("the norm of every step's gradient is asked for")
+    if why := _why_by_step(word, by_step, lacks):
+        return step(why)
     capacity, blocks = register_capacity_for(products, hidden, word), -(-batch // ROWS)
     if capacity and -(-blocks // device.multiprocessors) <= MOST_WAVES:
         one = _by_one_multiprocessor(device, products, hidden, steps, blocks, word, capacity)
@@ -305,11 +306,7 @@ def plan(
     every = partitions_for(device, products, hidden, word, backward)
     partitions = [s for s in every if max_groups(device, s)]
     if not partitions:
-        lacks = f"there are too few multiprocessors, {device.multiprocessors}, to share the weights"
-        if not every:
-            lacks = "there is no room for the recurrent weights in those of all multiprocessors "
-            lacks += "either"
-        return step(f"{why}; {lacks}")
+        return step(f"{why}; {_why_not_shared(device, every)}")
     wanted = _Pass(
         products, hidden, steps, batch, word, inputs or hidden, library, pipeline_columns
     )
@@ -322,6 +319,22 @@ def plan(
         )
     planned = _in_chunks(device, best, wanted) if backward else shared
     return replace(planned, library=library)
+
+
+def _why_by_step(word: int, by_step: bool, lacks: str) -> str:
+    """Return why no kernel that keeps the recurrent weights can run, or nothing."""
+    if lacks:
+        return f"kernels that keep the recurrent weights have no {lacks}"
+    if word == 8:
+        return "the registers of a multiprocessor hold words of 2 and 4 bytes only"
+    return "the norm of every step's gradient is asked for" if by_step else ""
+
+
+def _why_not_shared(device: GpuFigures, every: list[Partition]) -> str:
+    """Return why multiprocessors cannot share the recurrent weights."""
+    if every:
+        return f"there are too few multiprocessors, {device.multiprocessors}, to share the weights"
+    return "there is no room for the recurrent weights in those of all multiprocessors either"
 
 
 def _by_one_multiprocessor(

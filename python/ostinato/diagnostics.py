@@ -19,6 +19,7 @@ from . import _check, _device
 from ._annotations import readable
 from ._cells import saved_gates
 from ._check import Array
+from ._functions import limits
 from ._ragged import Ragged, unwrapped
 from ._recording import mapped
 from .nn import Layer, Model, Recurrent, Sequential
@@ -51,7 +52,8 @@ class LayerFlow:
             left after k steps. The dc of an LSTM counts with dh, as the square root of the sum of
             squares; rows shorter than the longest take no part.
         reach: the first k at which less than ``threshold`` is left; None if there is none.
-        saturation: of each gate, the fraction of (t, b, unit) within 0.05 of its limits.
+        saturation: of each gate, the fraction of (t, b, unit) within 0.05 of its limits; a gate
+            whose function has no limits is not among them.
         dead: the numbers of the units whose output hardly moves.
         verdict: a sentence that sums it up. Of a layer of a `Model` that no gradient of the outputs
             comes to it says so, and the arrays are empty.
@@ -297,8 +299,12 @@ def _facts(layer: Recurrent, tape: Any) -> list[tuple[dict[str, float], Array]]:
     for part in range(len(layer._suffixes())):
         saturation = {}
         for name, gate in gates.items():
+            inner: Any = layer
+            ends = limits(inner.activation if name in "gn" else inner.recurrent_activation)
+            if ends is None:
+                continue  # a gate without limits, such as one of a ReLU
             v = values(gate[part])
-            distance = 1 - np.abs(v) if name in "gn" else np.minimum(v, 1 - v)
+            distance = np.minimum(v - ends[0], ends[1] - v)
             saturation[name] = float((distance < SATURATED).mean()) if v.size else 0.0
         h = values(hidden[part])
         spread = h.std(0) if len(h) else np.ones(layer._output_size)

@@ -32,7 +32,9 @@ Array = npt.NDArray[Any]
 
 __all__ = [
     "CELLS",
+    "FUNCTIONS",
     "Gradients",
+    "Options",
     "Run",
     "TreeRun",
     "Weights",
@@ -45,6 +47,28 @@ __all__ = [
     "tree_lstm",
     "tree_lstm_backward",
 ]
+
+
+class Options(NamedTuple):
+    """Hold what a general cell has in place of the usual functions.
+
+    >>> Options(recurrent_activation=("hard_sigmoid", 0.2, 0.5), clip=3.0).activation
+    'tanh'
+
+    Attributes:
+        activation: the name of a function of `FUNCTIONS`, or a tuple of its name and parameters:
+            of a_g of an LSTM, a_n of a GRU, a of an RNN.
+        recurrent_activation: the same, of the gates.
+        output_activation: the same, of c'.
+        clip: the bound of what the first two are given, or None.
+        coupled_gates: whether f is 1 - i.
+    """
+
+    activation: Any = "tanh"
+    recurrent_activation: Any = "sigmoid"
+    output_activation: Any = "tanh"
+    clip: float | None = None
+    coupled_gates: bool = False
 
 
 @dataclass
@@ -67,6 +91,7 @@ class Weights:
         weight_ln_hh: ``[4*H]``, the gain of R h.
         weight_ln_c: ``[H]``, the gain of c'.
         bias_ln_c: ``[H]``, the shift of c'.
+        options: functions, clip and coupled gates of a general cell; no array.
     """
 
     weight_ih: Array
@@ -79,6 +104,7 @@ class Weights:
     weight_ln_hh: Array | None = None
     weight_ln_c: Array | None = None
     bias_ln_c: Array | None = None
+    options: Options | None = None
 
     @property
     def cell_size(self) -> int:
@@ -91,7 +117,7 @@ class Weights:
         Returns:
             The gradients.
         """
-        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "options"}
         zeros: dict[str, Any] = {
             n: None if w is None else np.zeros_like(w) for n, w in given.items()
         }
@@ -312,6 +338,152 @@ def _gru_before_backward(
     return _input_backward(da, x, p, g), dh_before, dc
 
 
+# The functions of ONNX' recurrent operators, and e^a, each as (a, alpha, beta) -> (value, slope).
+
+FUNCTIONS: dict[str, Callable[..., tuple[Array, Array]]] = {
+    "tanh": lambda a: (np.tanh(a), 1 - np.tanh(a) ** 2),
+    "sigmoid": lambda a: (sigmoid(a), sigmoid(a) * sigmoid(-a)),
+    "relu": lambda a: (np.maximum(a, 0), np.where(a > 0, 1.0, 0.0)),
+    "linear": lambda a: (a, np.ones_like(a)),
+    "affine": lambda a, alpha, beta: (alpha * a + beta, np.full_like(a, alpha)),
+    "leaky_relu": lambda a, alpha: (np.where(a < 0, alpha * a, a), np.where(a < 0, alpha, 1.0)),
+    "thresholded_relu": lambda a, alpha: (
+        np.where(a > alpha, a, 0.0),
+        np.where(a > alpha, 1.0, 0.0),
+    ),
+    "scaled_tanh": lambda a, alpha, beta: (
+        alpha * np.tanh(beta * a),
+        alpha * beta * (1 - np.tanh(beta * a) ** 2),
+    ),
+    "hard_sigmoid": lambda a, alpha, beta: (
+        np.clip(alpha * a + beta, 0, 1),
+        np.where((alpha * a + beta > 0) & (alpha * a + beta < 1), alpha, 0.0),
+    ),
+    "elu": lambda a, alpha: (
+        np.where(a < 0, alpha * np.expm1(np.minimum(a, 0)), a),
+        np.where(a < 0, alpha * np.exp(np.minimum(a, 0)), 1.0),
+    ),
+    "softsign": lambda a: (a / (1 + np.abs(a)), (1 + np.abs(a)) ** -2.0),
+    "softplus": lambda a: (np.logaddexp(0, a), sigmoid(a)),
+    "exponential": lambda a: (np.exp(a), np.exp(a)),
+}
+
+
+def _applied(function: Any, clip: float | None, a: Array) -> tuple[Array, Array]:
+    """Return a function of a within [-clip, clip], and its slope, which is zero beyond."""
+    name, *parameters = (function,) if isinstance(function, str) else function
+    if clip is None:
+        return FUNCTIONS[name](a, *parameters)
+    value, slope = FUNCTIONS[name](np.clip(a, -clip, clip), *parameters)
+    return value, np.where(np.abs(a) > clip, 0.0, slope)
+
+
+def _options(p: Weights) -> Options:
+    return Options() if p.options is None else p.options
+
+
+def _rnn_general(x: Array, h: Array, c: Array, p: Weights) -> tuple[Array, Array, Any]:
+    a = x @ p.weight_ih.T + p.bias_ih + h @ p.weight_hh.T + p.bias_hh
+    new, slope = _applied(_options(p).activation, _options(p).clip, a)
+    return new, c, (x, h, slope)
+
+
+def _rnn_general_backward(
+    dh: Array, dc: Array, cache: Any, p: Weights, g: Weights
+) -> tuple[Array, Array, Array]:
+    x, h, slope = cache
+    return _input_backward(dh * slope, x, p, g), _recurrent_backward(dh * slope, h, p, g), dc
+
+
+# The LSTM with functions f of the gates, g and h, a clip of what f and g are given, and perhaps
+# f = 1 - i in place of a forget gate.
+
+
+def _lstm_general(x: Array, h: Array, c: Array, p: Weights) -> tuple[Array, Array, Any]:
+    chosen = _options(p)
+    ai, af, ag, ao = np.split(
+        x @ p.weight_ih.T + p.bias_ih + h @ p.weight_hh.T + p.bias_hh, 4, axis=1
+    )
+    pi, pf, po = np.zeros((3, c.shape[1])) if p.weight_peephole is None else p.weight_peephole
+    i = _applied(chosen.recurrent_activation, chosen.clip, ai + pi * c)
+    f = _applied(chosen.recurrent_activation, chosen.clip, af + pf * c)
+    if chosen.coupled_gates:
+        f = 1 - i[0], np.zeros_like(i[0])
+    g = _applied(chosen.activation, chosen.clip, ag)
+    new_c = f[0] * c + i[0] * g[0]
+    o = _applied(chosen.recurrent_activation, chosen.clip, ao + po * new_c)
+    s = _applied(chosen.output_activation, None, new_c)
+    return o[0] * s[0], new_c, (x, h, c, i, f, g, o, s, new_c)
+
+
+def _lstm_general_backward(
+    dh: Array, dc: Array, cache: Any, p: Weights, g: Weights
+) -> tuple[Array, Array, Array]:
+    x, h, c, i, f, gg, o, s, new_c = cache
+    pi, pf, po = np.zeros((3, c.shape[1])) if p.weight_peephole is None else p.weight_peephole
+    dao = dh * s[0] * o[1]
+    dnew = dc + dh * o[0] * s[1] + dao * po
+    df = dnew * c
+    dai = (dnew * gg[0] - (df if _options(p).coupled_gates else 0)) * i[1]
+    daf = df * f[1]
+    dag = dnew * i[0] * gg[1]
+    if g.weight_peephole is not None:
+        g.weight_peephole += np.stack([(dai * c).sum(0), (daf * c).sum(0), (dao * new_c).sum(0)])
+    da = np.concatenate([dai, daf, dag, dao], axis=1)
+    return (
+        _input_backward(da, x, p, g),
+        _recurrent_backward(da, h, p, g),
+        dnew * f[0] + dai * pi + daf * pf,
+    )
+
+
+def _gru_general(x: Array, h: Array, c: Array, p: Weights) -> tuple[Array, Array, Any]:
+    o = _options(p)
+    xr, xz, xn = np.split(x @ p.weight_ih.T + p.bias_ih, 3, axis=1)
+    hr, hz, hn = np.split(h @ p.weight_hh.T + p.bias_hh, 3, axis=1)
+    r, z = (_applied(o.recurrent_activation, o.clip, a) for a in (xr + hr, xz + hz))
+    n = _applied(o.activation, o.clip, xn + r[0] * hn)
+    return (1 - z[0]) * n[0] + z[0] * h, c, (x, h, r, z, n, hn)
+
+
+def _gru_general_backward(
+    dh: Array, dc: Array, cache: Any, p: Weights, g: Weights
+) -> tuple[Array, Array, Array]:
+    x, h, r, z, n, hn = cache
+    dan = dh * (1 - z[0]) * n[1]
+    daz = dh * (h - n[0]) * z[1]
+    dar = dan * hn * r[1]
+    dx = _input_backward(np.concatenate([dar, daz, dan], axis=1), x, p, g)
+    da = np.concatenate([dar, daz, dan * r[0]], axis=1)
+    return dx, _recurrent_backward(da, h, p, g) + dh * z[0], dc
+
+
+def _gru_before_general(x: Array, h: Array, c: Array, p: Weights) -> tuple[Array, Array, Any]:
+    o, size = _options(p), h.shape[1]
+    xr, xz, xn = np.split(x @ p.weight_ih.T + p.bias_ih, 3, axis=1)
+    hr, hz = np.split(h @ p.weight_hh[: 2 * size].T + p.bias_hh[: 2 * size], 2, axis=1)
+    r, z = (_applied(o.recurrent_activation, o.clip, a) for a in (xr + hr, xz + hz))
+    an = xn + (r[0] * h) @ p.weight_hh[2 * size :].T + p.bias_hh[2 * size :]
+    n = _applied(o.activation, o.clip, an)
+    return (1 - z[0]) * n[0] + z[0] * h, c, (x, h, r, z, n)
+
+
+def _gru_before_general_backward(
+    dh: Array, dc: Array, cache: Any, p: Weights, g: Weights
+) -> tuple[Array, Array, Array]:
+    x, h, r, z, n = cache
+    size = h.shape[1]
+    dan = dh * (1 - z[0]) * n[1]
+    daz = dh * (h - n[0]) * z[1]
+    drh = dan @ p.weight_hh[2 * size :]
+    dar = drh * h * r[1]
+    da = np.concatenate([dar, daz, dan], axis=1)
+    g.weight_hh += np.concatenate([da[:, : 2 * size].T @ h, dan.T @ (r[0] * h)])
+    g.bias_hh += da.sum(0)
+    dh_before = da[:, : 2 * size] @ p.weight_hh[: 2 * size] + drh * r[0] + dh * z[0]
+    return _input_backward(da, x, p, g), dh_before, dc
+
+
 CELLS: dict[str, tuple[int, Step, StepBackward]] = {  # gates, step, its backward
     "rnn_tanh": (1, _rnn(np.tanh), _rnn_backward(lambda h: 1 - h**2)),
     "rnn_relu": (
@@ -325,6 +497,10 @@ CELLS: dict[str, tuple[int, Step, StepBackward]] = {  # gates, step, its backwar
     "lstm_layer_norm": (4, _lstm_layer_norm, _lstm_layer_norm_backward),
     "gru": (3, _gru, _gru_backward),
     "gru_reset_before": (3, _gru_before, _gru_before_backward),
+    "rnn_general": (1, _rnn_general, _rnn_general_backward),
+    "lstm_general": (4, _lstm_general, _lstm_general_backward),
+    "gru_general": (3, _gru_general, _gru_general_backward),
+    "gru_reset_before_general": (3, _gru_before_general, _gru_before_general_backward),
 }
 
 
@@ -550,6 +726,11 @@ def _cell_gradient(dh: Array, dc: Array, cache: Any, p: Weights) -> Array:
     if p.weight_ln_c is not None:
         norm_c, m = cache[5:7]
         return dc + _norm_backward(dh * o * (1 - m**2) * p.weight_ln_c, norm_c)
+    if p.options is not None:
+        o, s, new_c = cache[6:]
+        po = 0 if p.weight_peephole is None else p.weight_peephole[2]
+        general: Array = dc + dh * o[0] * s[1] + dh * s[0] * o[1] * po
+        return general
     dh = dh if p.weight_hr is None else dh @ p.weight_hr
     po = 0 if p.weight_peephole is None else p.weight_peephole[2]
     out: Array = dc + dh * o * (1 - np.tanh(new_c) ** 2) + dh * np.tanh(new_c) * o * (1 - o) * po

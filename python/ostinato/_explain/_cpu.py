@@ -10,6 +10,7 @@ from .._segments import Schedule, parse, plan_for
 from ..nn._stack import Recurrent
 from ._shared import (
     Explanation,
+    form,
     heading,
     how_often,
     measured,
@@ -62,6 +63,7 @@ def on_cpu(
     every = [g for _, groups in passes for g in groups]
     facts: dict[str, Any] = {
         "kernels": _core.kernels(),
+        "cell": layer._cell,
         "precision": layer.precision,
         "passes": dict(passes),
         "flops": flops,
@@ -168,6 +170,7 @@ def _text(layer: Recurrent, steps: int, batch: int, facts: dict[str, Any], train
     lines = [
         heading(layer, steps, batch, training),
         f"  kernel set     {facts['kernels']}, {layer.precision} products by {word}",
+        *form(layer),
     ]
     for name, groups in facts["passes"].items():
         for g in groups:
@@ -247,12 +250,12 @@ def _advice(layer: Recurrent, batch: int, facts: dict[str, Any], training: bool)
         out.append(
             f"more than {batch} sequences at a time: the weights are read once for all of them"
         )
-        if layer.precision == "float32":
+        if layer.precision == "float32" and not layer._scalars:
             out.append(
                 "precision='bfloat16' halves the weights that are read"
                 + ("" if training else ", 'int8' quarters them")
             )
-    elif layer.precision == "float32" and "bf16" in str(facts["kernels"]):
+    elif layer.precision == "float32" and not layer._scalars and "bf16" in str(facts["kernels"]):
         out.append("precision='bfloat16': this CPU multiplies it at twice the rate")
     if padded != layer.hidden_size and padded - layer.hidden_size >= 0.05 * padded:
         out.append(

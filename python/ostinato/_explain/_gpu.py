@@ -7,7 +7,7 @@ from typing import Any
 from .. import _core
 from .._cells import facts_of
 from ..nn._stack import Recurrent
-from ._shared import Explanation, heading, how_often, refusals, size_of, time_of, times
+from ._shared import Explanation, form, heading, how_often, refusals, size_of, time_of, times
 
 
 def on_gpu(
@@ -24,6 +24,7 @@ def on_gpu(
     tape, workspace = bytes_of(backend, steps, batch, training, dropout)
     facts: dict[str, Any] = {
         "device": backend.device.figures.name,
+        "cell": layer._cell,
         "drivers": _core.drivers()[layer._cell],
         "precision": layer.precision,
         "passes": {
@@ -39,6 +40,7 @@ def on_gpu(
         heading(layer, steps, batch, training),
         f"  device         {facts['device']}, {backend.device.figures.multiprocessors} "
         f"multiprocessors; {layer.precision} products",
+        *form(layer),
         *(line for which, of in plans.items() for some in of for line in _plan(which, *some)),
         f"  packed weights {size_of(facts['weight_bytes'])}, {how_often(training)}",
         f"  tape           {size_of(tape) if training else 'none'}",

@@ -83,6 +83,13 @@ def measured(
     return median(seconds[1:])
 
 
+def form(layer: Recurrent) -> list[str]:
+    """Return the line of a cell whose functions a call chooses."""
+    if not layer._scalars:
+        return []
+    return [f"  cell           {layer._cell}: functions, clip and coupled gates by the call"]
+
+
 def times(facts: dict[str, Any]) -> list[str]:
     """Return the lines of what was measured."""
     seconds = facts["measured_seconds"]

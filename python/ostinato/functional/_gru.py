@@ -6,6 +6,7 @@ from typing import Any
 
 from .._annotations import readable
 from .._check import Array, Lengths
+from .._functions import Function
 from ._pullback import Pullback
 from ._run import Sequences, apply, arguments, train
 from ._weights import Packed, cell_of, packed_as
@@ -20,6 +21,9 @@ def gru(
     h0: Array | None = None,
     *,
     reset_after: bool = True,
+    activation: Function = "tanh",
+    recurrent_activation: Function = "sigmoid",
+    clip: float | None = None,
     lengths: Lengths = None,
     resets: Any = None,
     mask: Any = None,
@@ -50,6 +54,14 @@ def gru(
         bias_hh: ``[3*H]``, or None.
         h0: ``[B,H]``, the state before the first step; None: zeros.
         reset_after: which of the two forms.
+        activation: of the candidate n. One of
+            "tanh", "sigmoid", "relu", "linear", "softsign", "softplus" and "exponential", or a
+            tuple with the parameters: ("affine", alpha, beta), ("leaky_relu", alpha),
+            ("thresholded_relu", alpha), ("scaled_tanh", alpha, beta),
+            ("hard_sigmoid", alpha, beta), ("elu", alpha), as ONNX defines them.
+        recurrent_activation: of the gates r z, one of the same.
+        clip: bound of what the functions are given: beyond [-clip, clip] an input counts as the
+            bound, and its gradient is zero. None: no bound.
         lengths: ``[B]`` whole numbers from 0 to T; row b ends after ``lengths[b]`` steps. None:
             every row has T steps.
         resets: bool ``[T,B]``. Where it is True the step starts from ``reset_state``, as if a new
@@ -77,7 +89,13 @@ def gru(
         weight_ih,
         (weight_hh, bias_ih, bias_hh, None),
         reverse,
-        cell_of("gru", reset_after=reset_after),
+        cell_of(
+            "gru",
+            reset_after=reset_after,
+            activation=activation,
+            recurrent_activation=recurrent_activation,
+            clip=clip,
+        ),
     )
     y, h_n, _ = apply(
         arguments(packed, x, h0, None, (lengths, resets, mask, masked), reset_state), out
@@ -94,6 +112,9 @@ def gru_vjp(
     h0: Array | None = None,
     *,
     reset_after: bool = True,
+    activation: Function = "tanh",
+    recurrent_activation: Function = "sigmoid",
+    clip: float | None = None,
     lengths: Lengths = None,
     resets: Any = None,
     mask: Any = None,
@@ -122,6 +143,14 @@ def gru_vjp(
         bias_hh: ``[3*H]``, or None.
         h0: ``[B,H]``, the state before the first step; None: zeros.
         reset_after: which of the two forms, see `gru`.
+        activation: of the candidate n. One of
+            "tanh", "sigmoid", "relu", "linear", "softsign", "softplus" and "exponential", or a
+            tuple with the parameters: ("affine", alpha, beta), ("leaky_relu", alpha),
+            ("thresholded_relu", alpha), ("scaled_tanh", alpha, beta),
+            ("hard_sigmoid", alpha, beta), ("elu", alpha), as ONNX defines them.
+        recurrent_activation: of the gates r z, one of the same.
+        clip: bound of what the functions are given: beyond [-clip, clip] an input counts as the
+            bound, and its gradient is zero. None: no bound.
         lengths: ``[B]`` whole numbers from 0 to T; row b ends after ``lengths[b]`` steps. None:
             every row has T steps.
         resets: bool ``[T,B]``. Where it is True the step starts from ``reset_state``, as if a new
@@ -152,7 +181,13 @@ def gru_vjp(
         weight_ih,
         (weight_hh, bias_ih, bias_hh, None),
         reverse,
-        cell_of("gru", reset_after=reset_after),
+        cell_of(
+            "gru",
+            reset_after=reset_after,
+            activation=activation,
+            recurrent_activation=recurrent_activation,
+            clip=clip,
+        ),
     )
     call = arguments(packed, x, h0, None, (lengths, resets, mask, masked), reset_state)
     y, h_n, _, pullback = train(call, memory_limit, outputs)

@@ -6,6 +6,7 @@ from typing import Any
 
 from .._annotations import readable
 from .._check import Array, Lengths
+from .._functions import Function
 from ._pullback import Pullback
 from ._run import Sequences, apply, arguments, train
 from ._weights import LayerNormWeights, Packed, packed_lstm
@@ -23,6 +24,11 @@ def lstm(
     weight_peephole: Array | None = None,
     weight_hr: Array | None = None,
     layer_norm: LayerNormWeights | None = None,
+    activation: Function = "tanh",
+    recurrent_activation: Function = "sigmoid",
+    output_activation: Function | None = None,
+    clip: float | None = None,
+    coupled_gates: bool = False,
     lengths: Lengths = None,
     resets: Any = None,
     mask: Any = None,
@@ -61,6 +67,16 @@ def lstm(
             projected.
         layer_norm: gains and shift of a layer-norm LSTM, on the CPU, without peepholes and
             projection; None: nothing is normed.
+        activation: of the candidate g, and of c' unless output_activation is given. One of
+            "tanh", "sigmoid", "relu", "linear", "softsign", "softplus" and "exponential", or a
+            tuple with the parameters: ("affine", alpha, beta), ("leaky_relu", alpha),
+            ("thresholded_relu", alpha), ("scaled_tanh", alpha, beta),
+            ("hard_sigmoid", alpha, beta), ("elu", alpha), as ONNX defines them.
+        recurrent_activation: of the gates i f o, one of the same.
+        output_activation: of c', which is not clipped; None: as activation.
+        clip: bound of what the functions are given: beyond [-clip, clip] an input counts as the
+            bound, and its gradient is zero. None: no bound.
+        coupled_gates: whether ``f = 1 - i``, as ONNX' input_forget.
         lengths: ``[B]`` whole numbers from 0 to T; row b ends after ``lengths[b]`` steps. None:
             every row has T steps.
         resets: bool ``[T,B]``. Where it is True the step starts from ``reset_state``, as if a new
@@ -88,7 +104,18 @@ def lstm(
     layer norm: Ba, Kiros, Hinton (2016).
     """
     weights = (weight_hh, bias_ih, bias_hh, weight_peephole)
-    packed = packed_lstm(weight_ih, weights, weight_hr, layer_norm, reverse)
+    packed = packed_lstm(
+        weight_ih,
+        weights,
+        weight_hr,
+        layer_norm,
+        reverse,
+        activation=activation,
+        recurrent_activation=recurrent_activation,
+        output_activation=output_activation,
+        clip=clip,
+        coupled_gates=coupled_gates,
+    )
     y, h_n, c_n = apply(
         arguments(packed, x, h0, c0, (lengths, resets, mask, masked), reset_state), out
     )
@@ -108,6 +135,11 @@ def lstm_vjp(
     weight_peephole: Array | None = None,
     weight_hr: Array | None = None,
     layer_norm: LayerNormWeights | None = None,
+    activation: Function = "tanh",
+    recurrent_activation: Function = "sigmoid",
+    output_activation: Function | None = None,
+    clip: float | None = None,
+    coupled_gates: bool = False,
     lengths: Lengths = None,
     resets: Any = None,
     mask: Any = None,
@@ -141,6 +173,16 @@ def lstm_vjp(
             projected.
         layer_norm: gains and shift of a layer-norm LSTM, on the CPU, without peepholes and
             projection; None: nothing is normed.
+        activation: of the candidate g, and of c' unless output_activation is given. One of
+            "tanh", "sigmoid", "relu", "linear", "softsign", "softplus" and "exponential", or a
+            tuple with the parameters: ("affine", alpha, beta), ("leaky_relu", alpha),
+            ("thresholded_relu", alpha), ("scaled_tanh", alpha, beta),
+            ("hard_sigmoid", alpha, beta), ("elu", alpha), as ONNX defines them.
+        recurrent_activation: of the gates i f o, one of the same.
+        output_activation: of c', which is not clipped; None: as activation.
+        clip: bound of what the functions are given: beyond [-clip, clip] an input counts as the
+            bound, and its gradient is zero. None: no bound.
+        coupled_gates: whether ``f = 1 - i``, as ONNX' input_forget.
         lengths: ``[B]`` whole numbers from 0 to T; row b ends after ``lengths[b]`` steps. None:
             every row has T steps.
         resets: bool ``[T,B]``. Where it is True the step starts from ``reset_state``, as if a new
@@ -167,7 +209,18 @@ def lstm_vjp(
     Source: Hochreiter, Schmidhuber (1997); backpropagation through time: Werbos (1990).
     """
     weights = (weight_hh, bias_ih, bias_hh, weight_peephole)
-    packed = packed_lstm(weight_ih, weights, weight_hr, layer_norm, reverse)
+    packed = packed_lstm(
+        weight_ih,
+        weights,
+        weight_hr,
+        layer_norm,
+        reverse,
+        activation=activation,
+        recurrent_activation=recurrent_activation,
+        output_activation=output_activation,
+        clip=clip,
+        coupled_gates=coupled_gates,
+    )
     call = arguments(packed, x, h0, c0, (lengths, resets, mask, masked), reset_state)
     y, h_n, c_n, pullback = train(call, memory_limit, outputs)
     assert c_n is not None

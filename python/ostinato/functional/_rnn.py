@@ -6,6 +6,7 @@ from typing import Any
 
 from .._annotations import readable
 from .._check import Array, Lengths
+from .._functions import Function
 from ._pullback import Pullback
 from ._run import Sequences, apply, arguments, train
 from ._weights import Packed, cell_of, packed_as
@@ -19,7 +20,8 @@ def rnn(
     bias_hh: Array | None = None,
     h0: Array | None = None,
     *,
-    nonlinearity: str = "tanh",
+    nonlinearity: Function = "tanh",
+    clip: float | None = None,
     lengths: Lengths = None,
     resets: Any = None,
     mask: Any = None,
@@ -45,7 +47,13 @@ def rnn(
         bias_ih: ``[H]``, or None.
         bias_hh: ``[H]``, or None.
         h0: ``[B,H]``, the state before the first step; None: zeros.
-        nonlinearity: phi, "tanh" or "relu".
+        nonlinearity: phi. One of
+            "tanh", "sigmoid", "relu", "linear", "softsign", "softplus" and "exponential", or a
+            tuple with the parameters: ("affine", alpha, beta), ("leaky_relu", alpha),
+            ("thresholded_relu", alpha), ("scaled_tanh", alpha, beta),
+            ("hard_sigmoid", alpha, beta), ("elu", alpha), as ONNX defines them.
+        clip: bound of what the functions are given: beyond [-clip, clip] an input counts as the
+            bound, and its gradient is zero. None: no bound.
         lengths: ``[B]`` whole numbers from 0 to T; row b ends after ``lengths[b]`` steps. None:
             every row has T steps.
         resets: bool ``[T,B]``. Where it is True the step starts from ``reset_state``, as if a new
@@ -73,7 +81,7 @@ def rnn(
         weight_ih,
         (weight_hh, bias_ih, bias_hh, None),
         reverse,
-        cell_of("rnn", nonlinearity=nonlinearity),
+        cell_of("rnn", nonlinearity=nonlinearity, clip=clip),
     )
     y, h_n, _ = apply(
         arguments(packed, x, h0, None, (lengths, resets, mask, masked), reset_state), out
@@ -89,7 +97,8 @@ def rnn_vjp(
     bias_hh: Array | None = None,
     h0: Array | None = None,
     *,
-    nonlinearity: str = "tanh",
+    nonlinearity: Function = "tanh",
+    clip: float | None = None,
     lengths: Lengths = None,
     resets: Any = None,
     mask: Any = None,
@@ -117,7 +126,13 @@ def rnn_vjp(
         bias_ih: ``[H]``, or None.
         bias_hh: ``[H]``, or None.
         h0: ``[B,H]``, the state before the first step; None: zeros.
-        nonlinearity: phi, "tanh" or "relu".
+        nonlinearity: phi. One of
+            "tanh", "sigmoid", "relu", "linear", "softsign", "softplus" and "exponential", or a
+            tuple with the parameters: ("affine", alpha, beta), ("leaky_relu", alpha),
+            ("thresholded_relu", alpha), ("scaled_tanh", alpha, beta),
+            ("hard_sigmoid", alpha, beta), ("elu", alpha), as ONNX defines them.
+        clip: bound of what the functions are given: beyond [-clip, clip] an input counts as the
+            bound, and its gradient is zero. None: no bound.
         lengths: ``[B]`` whole numbers from 0 to T; row b ends after ``lengths[b]`` steps. None:
             every row has T steps.
         resets: bool ``[T,B]``. Where it is True the step starts from ``reset_state``, as if a new
@@ -148,7 +163,7 @@ def rnn_vjp(
         weight_ih,
         (weight_hh, bias_ih, bias_hh, None),
         reverse,
-        cell_of("rnn", nonlinearity=nonlinearity),
+        cell_of("rnn", nonlinearity=nonlinearity, clip=clip),
     )
     call = arguments(packed, x, h0, None, (lengths, resets, mask, masked), reset_state)
     y, h_n, _, pullback = train(call, memory_limit, outputs)

@@ -8,6 +8,16 @@ from .. import _check, _device, _native
 from .._annotations import readable
 from .._cells import facts_of
 from .._check import Array
+from .._functions import (
+    Chosen,
+    Function,
+    LstmOptions,
+    bound,
+    function,
+    gru_cell,
+    lstm_cell,
+    rnn_cell,
+)
 
 
 class LayerNormWeights(NamedTuple):
@@ -48,16 +58,24 @@ class Packed:
 
     Args:
         cell: "rnn_tanh", "rnn_relu", "lstm", "lstm_peephole", "lstm_projected", "lstm_layer_norm",
-            "gru" or "gru_reset_before".
+            "gru" or "gru_reset_before"; or a general form of one, "rnn_general", "lstm_general",
+            "gru_general" or "gru_reset_before_general".
         weights: weight_ih, weight_hh, bias_ih, bias_hh and weight_peephole, of which the last three
             may be None; and weight_hr of a projected LSTM. Of a layer-norm LSTM the gains and the
             shift stand in the place of weight_peephole.
         reverse: whether the layer runs from the last real step to the first.
         precision: what the products multiply; None: the dtype of the weights.
+        scalars: the numbers of functions, clip and coupled gates, which `pack` knows; () of a cell
+            with its usual functions.
     """
 
     def __init__(
-        self, cell: str, weights: list[Array | None], reverse: bool, precision: str | None = None
+        self,
+        cell: str,
+        weights: list[Array | None],
+        reverse: bool,
+        precision: str | None = None,
+        scalars: tuple[float, ...] = (),
     ) -> None:
         weights = [_device.taken(w) for w in weights]
         w_ih, w_hh = (_check.array(n, w, 2) for n, w in zip(("weight_ih", "weight_hh"), weights))
@@ -69,7 +87,8 @@ class Packed:
         )
         facts, device = facts_of(cell), _device.name_of(w_ih)
         gates, hidden = facts["gates"], w_hh.shape[1]
-        projection: dict[str, int] = {}
+        self.scalars = scalars
+        projection: dict[str, Any] = {"scalars": scalars} if scalars else {}
         if facts.get("projected"):
             hidden, projection = _projection(w_hh, weights[5], gates, device)
         elif cell == "lstm_layer_norm" and device != "cpu":
@@ -81,6 +100,11 @@ class Packed:
             raise ValueError(f"weight_ih: expected at least one input, got shape {w_ih.shape}")
         make = _native.backend_for(w_ih).Packed
         self.precision = _check.precision(self.dtype, precision, device)
+        if scalars and self.precision not in (self.dtype.name, "exact"):
+            raise ValueError(
+                f"precision: expected {self.dtype.name!r} for a cell with functions, a clip or "
+                f"coupled gates of its own, got {precision!r}"
+            )
         native, backward = (
             _check.native_precision(self.dtype, self.precision, device),
             self.precision != "int8",
@@ -112,20 +136,31 @@ def _projection(
     return hidden, {"proj_size": size}
 
 
-def cell_of(
-    family: str,
+def cell_of(family: str, *, nonlinearity: Any = "tanh", clip: Any = None, **options: Any) -> Chosen:
+    """Return the cell of a family with its options, which are those of `pack`."""
+    if family == "rnn":
+        return rnn_cell(function("nonlinearity", nonlinearity), bound(clip))
+    if family == "gru":
+        return gru_cell(
+            options.get("reset_after", True),
+            function("activation", options.get("activation", "tanh")),
+            function("recurrent_activation", options.get("recurrent_activation", "sigmoid")),
+            bound(clip),
+        )
+    return _cell_of_lstm(clip=clip, **options)
+
+
+def _cell_of_lstm(
     *,
-    nonlinearity: str = "tanh",
-    reset_after: bool = True,
     peephole: bool = False,
     projected: bool = False,
     layer_norm: bool = False,
-) -> str:
-    """Return the name of a cell by its family and options."""
-    if family == "rnn":
-        return f"rnn_{_check.choice('nonlinearity', nonlinearity, ('tanh', 'relu'))}"
-    if family == "gru":
-        return "gru" if reset_after else "gru_reset_before"
+    activation: Any = "tanh",
+    recurrent_activation: Any = "sigmoid",
+    output_activation: Any = None,
+    clip: Any = None,
+    coupled_gates: bool = False,
+) -> Chosen:
     if peephole and projected:
         raise ValueError(
             "weight_peephole: expected None beside weight_hr, got an array; no cell has both"
@@ -135,9 +170,14 @@ def cell_of(
         raise ValueError(
             f"{other}: expected None beside layer_norm, got an array; no cell has both"
         )
+    options = LstmOptions.checked(
+        activation, recurrent_activation, output_activation, clip, coupled_gates
+    )
     if layer_norm:
-        return "lstm_layer_norm"
-    return "lstm_peephole" if peephole else "lstm_projected" if projected else "lstm"
+        return lstm_cell(options, "lstm_layer_norm", "beside layer_norm")
+    if projected:
+        return lstm_cell(options, "lstm_projected", "beside weight_hr")
+    return lstm_cell(options, "lstm_peephole" if peephole else "lstm")
 
 
 def _norms(layer_norm: object) -> LayerNormWeights | None:
@@ -172,8 +212,13 @@ def pack(
     weight_peephole: Array | None = None,
     weight_hr: Array | None = None,
     layer_norm: LayerNormWeights | None = None,
-    nonlinearity: str = "tanh",
+    nonlinearity: Function = "tanh",
     reset_after: bool = True,
+    activation: Function = "tanh",
+    recurrent_activation: Function = "sigmoid",
+    output_activation: Function | None = None,
+    clip: float | None = None,
+    coupled_gates: bool = False,
     reverse: bool = False,
     precision: str | None = None,
 ) -> Packed:
@@ -196,8 +241,13 @@ def pack(
         weight_peephole: ``[3,H]`` in the order i f o, for an LSTM with peepholes.
         weight_hr: ``[P,H]``, for an LSTM whose h is projected, see `lstm`.
         layer_norm: gains and shift, for a layer-norm LSTM, see `lstm`.
-        nonlinearity: "tanh" or "relu", of an RNN.
+        nonlinearity: "tanh", "relu" or another function of an RNN, see `rnn`.
         reset_after: which form of the GRU, see `gru`.
+        activation: of an LSTM or GRU, see `lstm` and `gru`.
+        recurrent_activation: of the gates of an LSTM or GRU.
+        output_activation: of c' of an LSTM; None: as activation.
+        clip: the bound of what functions are given; None: none.
+        coupled_gates: of an LSTM, whether ``f = 1 - i``.
         reverse: whether the layer runs from the last real step to the first.
         precision: what the products multiply in place of float32: "bfloat16"; on the CPU also
             "int8" (no gradients), on a GPU also "float16" (gradients in bfloat16) and "exact"; see
@@ -216,20 +266,51 @@ def pack(
     if layer_norm is not None and family != "lstm":
         raise ValueError(f"layer_norm: expected None for {family}, got arrays")
     norms = _norms(layer_norm)
-    cell = cell_of(
+    options: dict[str, Any] = {"clip": clip}
+    if family == "rnn":
+        options["nonlinearity"] = nonlinearity
+    else:
+        options["activation"] = activation
+        options["recurrent_activation"] = recurrent_activation
+    if family == "gru":
+        options["reset_after"] = reset_after
+    if family == "lstm":
+        options["output_activation"] = output_activation
+        options["coupled_gates"] = coupled_gates
+        options["peephole"] = weight_peephole is not None
+        options["projected"] = weight_hr is not None
+        options["layer_norm"] = norms is not None
+    _refuse_others(
         family,
         nonlinearity=nonlinearity,
-        reset_after=reset_after,
-        peephole=weight_peephole is not None,
-        projected=weight_hr is not None,
-        layer_norm=norms is not None,
+        activation=activation,
+        recurrent_activation=recurrent_activation,
+        output_activation=output_activation,
+        coupled_gates=coupled_gates,
     )
+    cell, scalars = cell_of(family, **options)
     own = _own_weights(weight_peephole, weight_hr, norms)
-    return Packed(cell, [weight_ih, weight_hh, bias_ih, bias_hh, *own], reverse, precision)
+    weights = [weight_ih, weight_hh, bias_ih, bias_hh, *own]
+    return Packed(cell, weights, reverse, precision, scalars)
+
+
+def _refuse_others(family: str, **given: Any) -> None:
+    """Refuse functions that the family does not have."""
+    owners = {
+        "nonlinearity": ("tanh", ("rnn",)),
+        "activation": ("tanh", ("lstm", "gru")),
+        "recurrent_activation": ("sigmoid", ("lstm", "gru")),
+        "output_activation": (None, ("lstm",)),
+        "coupled_gates": (False, ("lstm",)),
+    }
+    for name, value in given.items():
+        usual, families = owners[name]
+        if family not in families and value != usual:
+            raise ValueError(f"{name}: expected {usual!r} for {family}, got {value!r}")
 
 
 def packed_as(
-    family: str, weight_ih: Array | Packed, rest: tuple[Any, ...], reverse: bool, cell: str
+    family: str, weight_ih: Array | Packed, rest: tuple[Any, ...], reverse: bool, chosen: Chosen
 ) -> Packed:
     """Return weights packed for a cell; those that are packed already have to be for it."""
     if isinstance(weight_ih, Packed):
@@ -239,15 +320,14 @@ def packed_as(
             raise ValueError(
                 f"weight_ih: expected weights packed for {family}, got {weight_ih.cell}"
             )
-        if (reverse and not weight_ih.reverse) or (
-            cell != cell_of(family) and cell != weight_ih.cell
-        ):
+        theirs = Chosen(weight_ih.cell, weight_ih.scalars)
+        if (reverse and not weight_ih.reverse) or (chosen != cell_of(family) and chosen != theirs):
             raise ValueError(
                 "weight_ih: expected weights packed with the same options, got others; give them "
                 "to pack"
             )
         return weight_ih
-    return Packed(cell, [weight_ih, *rest], reverse)
+    return Packed(chosen.cell, [weight_ih, *rest], reverse, None, chosen.scalars)
 
 
 def packed_lstm(
@@ -256,17 +336,19 @@ def packed_lstm(
     weight_hr: Array | None,
     layer_norm: LayerNormWeights | None,
     reverse: bool,
+    **options: Any,
 ) -> Packed:
-    """Return the packed weights of an LSTM, whose cell its weights tell."""
+    """Return the packed weights of an LSTM, whose cell its weights and options tell."""
     norms = _norms(layer_norm)
-    cell = cell_of(
+    chosen = cell_of(
         "lstm",
+        **options,
         peephole=rest[3] is not None,
         projected=weight_hr is not None,
         layer_norm=norms is not None,
     )
     own = _own_weights(rest[3], weight_hr, norms)
-    return packed_as("lstm", weight_ih, (*rest[:3], *own), reverse, cell)
+    return packed_as("lstm", weight_ih, (*rest[:3], *own), reverse, chosen)
 
 
 readable(globals())

@@ -12,6 +12,7 @@ import numpy as np
 from .. import nn
 from .._annotations import readable
 from .._check import Array
+from .._functions import Function
 from ._imported import Entry, Imported, chain_of, common, compare, require
 from ._keras_file import Content, Part, read_keras, snake
 from ._layers import LastState
@@ -29,6 +30,9 @@ _PLAIN_KINDS = {
     "conv1d": "Conv1D",
 }
 _NOTHING = ("InputLayer", "Masking", "SpatialDropout1D", "ActivityRegularization", "GaussianNoise")
+# Activations of recurrent layers that have our names, and those with the alpha of Keras.
+_SAME = ("tanh", "sigmoid", "relu", "linear", "softsign", "softplus", "exponential")
+_WITH_ALPHA = {"elu": 1.0, "leaky_relu": 0.2}
 _LIMIT = 1e-5
 
 
@@ -160,22 +164,16 @@ class _Maker:
                 f"{name}: expected go_backwards only within Bidirectional, got it alone, whose "
                 "outputs are in the order of a reversed time"
             )
-        activation = _text(config.get("activation"), "tanh")
-        if kind == "SimpleRNN" and activation in ("tanh", "relu"):
+        activation = self._function(name, "activation", config.get("activation"), "tanh")
+        if kind == "SimpleRNN":
             return {"nonlinearity": activation}
-        if activation != "tanh":
-            raise ValueError(
-                f"{name}: expected the activation 'tanh', since the cells have no other, got "
-                f"{activation!r:.80}"
-            )
         gate = None if cudnn else self._gate(name, kind, config, directions)
-        if gate not in (None, "sigmoid"):
-            raise ValueError(
-                f"{name}: expected recurrent_activation 'sigmoid', since the cells have no other, "
-                f"got {gate!r:.80}"
-            )
+        options: dict[str, Any] = {
+            "activation": activation,
+            "recurrent_activation": self._function(name, "recurrent_activation", gate, "sigmoid"),
+        }
         if kind != "GRU":
-            return {}
+            return options
         biases = [w[2] for w in directions if len(w) == 3]
         given = config.get("reset_after", self.reset_after)
         if biases:
@@ -185,12 +183,26 @@ class _Maker:
                     f"{name}: expected a bias that fits reset_after={config['reset_after']}, got "
                     f"shape {biases[0].shape}"
                 )
-            return {"reset_after": after}
+            return {**options, "reset_after": after}
         if given is None and not config:
             raise ValueError(
                 f"{name}: expected reset_after=, which a GRU without biases does not show"
             )
-        return {"reset_after": bool(given)}
+        return {**options, "reset_after": bool(given)}
+
+    def _function(self, name: str, option: str, value: Any, usual: str) -> Function:
+        """Return our name of an activation, or a tuple of it and its parameters."""
+        given = _text(value, usual)
+        if given in _SAME:
+            return given
+        if given == "hard_sigmoid":  # Keras 3 has another slope than those before it
+            version = self.content.version
+            third = _at_least(version, (3, 0)) if version else not self.content.legacy
+            return ("hard_sigmoid", 1 / 6 if third else 0.2, 0.5)
+        if given in _WITH_ALPHA and not isinstance(value, Mapping):
+            return (given, _WITH_ALPHA[given])
+        known = ", ".join([*_SAME, "hard_sigmoid", *_WITH_ALPHA])
+        raise ValueError(f"{name}: expected {option} among {known}, got {given!r:.80}")
 
     def _gate(
         self, name: str, kind: str, config: dict[str, Any], directions: list[list[Array]]
@@ -401,9 +413,10 @@ def from_keras(
 
     LSTM, GRU (both forms), SimpleRNN, the CuDNN layouts, Bidirectional, Embedding, Dense,
     TimeDistributed, Conv1D, LayerNormalization, activations and poolings are read by their
-    configuration, or by shapes where a file holds weights alone. What the cells do not have
-    (``hard_sigmoid``, other activations, ``go_backwards``, other merge modes) is an error that
-    names it. `Imported.model` gives the whole of a Sequential, or of a Functional that is a chain;
+    configuration, or by shapes where a file holds weights alone. What the cells do not have (some
+    activations, ``go_backwards``, other merge modes) is an error that names it. ``hard_sigmoid`` is
+    ``clip(0.2 x + 0.5, 0, 1)`` in files of Keras 1 and 2, and ``clip(x / 6 + 0.5, 0, 1)`` since.
+    `Imported.model` gives the whole of a Sequential, or of a Functional that is a chain;
     ``return_sequences=False`` is a `LastState` in it. Layers have ``batch_first=True``.
 
     >>> import pathlib, tempfile

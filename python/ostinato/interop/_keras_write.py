@@ -12,6 +12,7 @@ import numpy as np
 from .. import _files, nn
 from .._annotations import readable
 from .._check import Array
+from .._functions import Function
 from ._imported import require
 from ._keras_file import snake
 from ._layers import LastState
@@ -50,6 +51,8 @@ def _recurrent(name: str, layer: Any, last: bool) -> Iterator[_Group]:
         "layer_norm=True": getattr(layer, "layer_norm", False),
         "proj_size": layer.proj_size,
         "learned_state=True": layer.learned_state,
+        f"clip={layer.clip}": layer.clip is not None,
+        "coupled_gates=True": getattr(layer, "coupled_gates", False),
     }
     for what, there in refused.items():
         if there:
@@ -57,7 +60,7 @@ def _recurrent(name: str, layer: Any, last: bool) -> Iterator[_Group]:
     for k in range(layer.num_layers):
         final = last and k == layer.num_layers - 1
         options = [str(layer.hidden_size)]
-        options += ["activation='relu'"] if getattr(layer, "nonlinearity", "") == "relu" else []
+        options += _functions(name, layer)
         options += ["use_bias=False"] if not layer.bias else []
         options += ["reset_after=False"] if not getattr(layer, "reset_after", True) else []
         options += [] if final else ["return_sequences=True"]
@@ -70,6 +73,42 @@ def _recurrent(name: str, layer: Any, last: bool) -> Iterator[_Group]:
             yield _Group("Bidirectional", f"Bidirectional({code})", both)
         else:
             yield _Group(_KERAS[kind], code, {"cell/vars": _direction(kind, layer, f"_l{k}")})
+
+
+def _functions(name: str, layer: Any) -> list[str]:
+    """Return the arguments of functions that are not the usual ones."""
+    if isinstance(layer, nn.RNN):
+        usual = {"activation": (layer.nonlinearity, "tanh")}
+    else:
+        usual = {
+            "activation": (layer.activation, "tanh"),
+            "recurrent_activation": (layer.recurrent_activation, "sigmoid"),
+        }
+        output = getattr(layer, "output_activation", layer.activation)
+        if output != layer.activation:
+            raise ValueError(
+                f"{name}: expected an output_activation that is the activation, as Keras has it, "
+                f"got {output!r}"
+            )
+    return [f"{o}={_function(f)}" for o, (f, plain) in usual.items() if f != plain]
+
+
+def _function(function: Function) -> str:
+    """Return a function of Keras as code."""
+    own, *numbers = (function,) if isinstance(function, str) else function
+    if not numbers or function == ("elu", 1.0):
+        return repr(own)
+    alpha, beta = (*numbers, 0.0)[:2]
+    if function == ("hard_sigmoid", 1 / 6, 0.5):
+        return repr(own)
+    return {
+        "affine": f"lambda x: {alpha} * x + {beta}",
+        "leaky_relu": f"lambda x: keras.activations.leaky_relu(x, negative_slope={alpha})",
+        "thresholded_relu": f"lambda x: keras.ops.where(x > {alpha}, x, 0.0)",
+        "scaled_tanh": f"lambda x: {alpha} * keras.ops.tanh({beta} * x)",
+        "hard_sigmoid": f"lambda x: keras.ops.clip({alpha} * x + {beta}, 0, 1)",
+        "elu": f"lambda x: keras.activations.elu(x, alpha={alpha})",
+    }[str(own)]
 
 
 def _groups(name: str, layer: nn.Layer) -> Iterator[_Group]:

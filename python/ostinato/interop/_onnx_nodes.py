@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import nn
 from .._check import Array
+from .._functions import Function
 from ._imported import compare, require
 from ._layers import Reversed
 
@@ -19,7 +20,29 @@ KINDS = {"RNN": 1, "LSTM": 4, "GRU": 3}  # by the number of gates
 # Our gate blocks at each of ONNX': i o f c; z r h.
 _ORDER = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}
 _BACK = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}  # and ONNX' at each of ours
-_PLAIN = {"LSTM": ("sigmoid", "tanh", "tanh"), "GRU": ("sigmoid", "tanh")}
+# The functions of each kind, by our options in ONNX' order, with what they are where none are said.
+FUNCTIONS = {
+    "RNN": {"nonlinearity": "Tanh"},
+    "GRU": {"recurrent_activation": "Sigmoid", "activation": "Tanh"},
+    "LSTM": {"recurrent_activation": "Sigmoid", "activation": "Tanh", "output_activation": "Tanh"},
+}
+# ONNX' names by ours, with the values of alpha and beta where none are said: those of the operator
+# of the same name. Affine and ScaledTanh are none.
+FUNCTION_NAMES: dict[str, tuple[str, tuple[float | None, ...]]] = {
+    "tanh": ("Tanh", ()),
+    "sigmoid": ("Sigmoid", ()),
+    "relu": ("Relu", ()),
+    "softsign": ("Softsign", ()),
+    "softplus": ("Softplus", ()),
+    "affine": ("Affine", (None, None)),
+    "leaky_relu": ("LeakyRelu", (0.01,)),
+    "thresholded_relu": ("ThresholdedRelu", (1.0,)),
+    "scaled_tanh": ("ScaledTanh", (None, None)),
+    "hard_sigmoid": ("HardSigmoid", (0.2, 0.5)),
+    "elu": ("Elu", (1.0,)),
+}
+_BY_THEIRS = {theirs.lower(): (n, usual) for n, (theirs, usual) in FUNCTION_NAMES.items()}
+_NO_CLIP = float(np.finfo(np.float32).max)  # which some files say in place of nothing
 _INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
 
 
@@ -119,11 +142,10 @@ class NodeReader:
         self, name: str, kind: str, given: Mapping[str, Any], arrays: Mapping[str, Array]
     ) -> None:
         """Refuse by name what the cells do not have, and shapes that do not fit."""
-        for what, plain in (("clip", 0.0), ("input_forget", 0)):
-            if given.get(what, plain) != plain:
-                raise ValueError(
-                    f"{name}: expected no {what}, which the cells do not have, got {given[what]}"
-                )
+        if not given.get("clip", 0.0) >= 0:
+            raise ValueError(f"{name}: expected a clip above 0, got {given['clip']}")
+        if given.get("input_forget", 0) not in (0, 1):
+            raise ValueError(f"{name}: expected input_forget 0 or 1, got {given['input_forget']}")
         gates, directions = KINDS[kind], 2 if given.get("direction") == "bidirectional" else 1
         if given.get("direction", "forward") not in ("forward", "reverse", "bidirectional"):
             raise ValueError(f"{name}: expected a direction, got {given['direction']!r:.80}")
@@ -155,15 +177,11 @@ class NodeReader:
             "batch_first": given.get("layout", 0) == 1,
             "dtype": np.float64 if arrays["W"].dtype == np.float64 else np.float32,
         }
-        functions = [str(a).lower() for a in given.get("activations", ())]
-        plain = [*_PLAIN.get(kind, ("tanh",))] * directions
-        if kind == "RNN" and functions == ["relu"] * directions:
-            options["nonlinearity"] = "relu"
-        elif functions and functions != plain:
-            raise ValueError(
-                f"{name}: expected the activations {', '.join(plain)}, since the cells have no "
-                f"others, got {', '.join(functions)}"
-            )
+        options |= _functions(name, kind, given, directions)
+        if 0 < given.get("clip", 0.0) < _NO_CLIP:
+            options["clip"] = _decimal(given["clip"])
+        if kind == "LSTM" and given.get("input_forget", 0):
+            options["coupled_gates"] = True
         if kind == "LSTM" and "P" in arrays and np.any(arrays["P"]):
             options["peephole"] = True
         if kind == "GRU":
@@ -205,6 +223,44 @@ class NodeReader:
             like = next(iter(out.values()))
             out = {k: out.get(k, np.zeros_like(like)) for k in "hc"}
         return out
+
+
+def _decimal(value: float) -> float:
+    """Return the shortest decimal number that an attribute, a float32, may have been: 0.2."""
+    return float(str(np.float32(value)))
+
+
+def _functions(
+    name: str, kind: str, given: Mapping[str, Any], directions: int
+) -> dict[str, Function]:
+    """Return the functions of a node by our options; alphas and betas belong to those with any."""
+    options = FUNCTIONS[kind]
+    said = [str(a) for a in given.get("activations", ())] or [*options.values()] * directions
+    if len(said) != len(options) * directions:
+        count = len(options) * directions
+        raise ValueError(f"{name}: expected {count} activations, got {', '.join(said)}")
+    for function in said:
+        if function.lower() not in _BY_THEIRS:
+            known = ", ".join(theirs for theirs, _ in FUNCTION_NAMES.values())
+            raise ValueError(f"{name}: expected activations among {known}, got {function!r:.80}")
+    needs = [_BY_THEIRS[function.lower()] for function in said]
+    parameters: list[Iterator[float | None]] = []
+    for k, what in enumerate(("activation_alpha", "activation_beta")):
+        usual = [values[k] for _, values in needs if len(values) > k]
+        numbers: list[float | None] = [_decimal(v) for v in given.get(what, ())]
+        if len(numbers) not in (0, len(usual)) or (None in usual and not numbers):
+            wanted = f"{len(usual)} values of {what}{'' if None in usual else ', or none,'}"
+            raise ValueError(f"{name}: expected {wanted} for {', '.join(said)}, got {len(numbers)}")
+        parameters.append(iter(numbers or usual))
+    functions: list[Function] = []
+    for own, values in needs:
+        taken = [float(next(left) or 0) for left, _ in zip(parameters, values)]
+        functions.append((own, *taken) if taken else own)
+    if functions[: len(options)] * directions != functions:
+        raise ValueError(
+            f"{name}: expected the same activations in both directions, got {', '.join(said)}"
+        )
+    return dict(zip(options, functions))
 
 
 def _input_names(kind: str) -> tuple[str, ...]:

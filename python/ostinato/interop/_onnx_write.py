@@ -12,10 +12,11 @@ import numpy as np
 from .. import _files, nn
 from .._annotations import readable
 from .._check import Array
+from .._functions import Function
 from ..nn._combine import layout_of
 from ._imported import require
 from ._layers import LastState, Reversed
-from ._onnx_nodes import KINDS, reordered
+from ._onnx_nodes import FUNCTION_NAMES, FUNCTIONS, KINDS, reordered
 
 _OPSET = 14
 _IR = 8  # the version of the file that goes with it
@@ -223,8 +224,7 @@ class _Writer:
             given: dict[str, Any] = {"hidden_size": layer.hidden_size, "direction": direction}
             if kind == "GRU":
                 given["linear_before_reset"] = int(layer.reset_after)
-            if kind == "RNN":
-                given["activations"] = [layer.nonlinearity.capitalize()] * d
+            given |= _functions_of(name, kind, layer)
             outs = self.node(kind, inputs, own, 3 if kind == "LSTM" else 2, **given)
             self._ends(own, layer, outs[1:])
             h_n = outs[1]
@@ -303,6 +303,34 @@ class _Writer:
             self.nodes.append(self.onnx.helper.make_node("Identity", [final], [label]))
             shape = [layer._directions, "batch", layer.hidden_size]
             self.outputs.append(value(label, _FLOATS[self.dtype], shape))
+
+
+def _functions_of(name: str, kind: str, layer: Any) -> dict[str, Any]:
+    """Return the attributes that say functions, clip and coupled gates."""
+    out: dict[str, Any] = {}
+    if kind == "RNN" or layer._scalars:
+        parts = [_function(name, getattr(layer, option)) for option in FUNCTIONS[kind]]
+        parts *= layer._directions
+        out["activations"] = [theirs for theirs, _ in parts]
+        for k, parameter in enumerate(("alpha", "beta")):
+            values = [numbers[k] for _, numbers in parts if len(numbers) > k]
+            if values:
+                out[f"activation_{parameter}"] = values
+    if layer.clip is not None:
+        out["clip"] = layer.clip
+    if getattr(layer, "coupled_gates", False):
+        out["input_forget"] = 1
+    return out
+
+
+def _function(name: str, function: Function) -> tuple[str, list[float]]:
+    """Return ONNX' name of a function, and its parameters."""
+    own, *numbers = (function,) if isinstance(function, str) else function
+    if own == "linear":
+        return "Affine", [1.0, 0.0]
+    if own not in FUNCTION_NAMES:
+        raise ValueError(f"{name}: expected functions that ONNX has, got {own!r}")
+    return FUNCTION_NAMES[str(own)][0], [float(v) for v in numbers]
 
 
 _WRITERS: list[tuple[type, Callable[..., str]]] = [

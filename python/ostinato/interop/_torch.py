@@ -488,6 +488,7 @@ def _torch_recurrent(torch: Any, layer: Any, kind: str, dtype: Any) -> Any:
         "layer_norm=True": getattr(layer, "layer_norm", False),
         "reset_after=False": not getattr(layer, "reset_after", True),
         "learned_state=True": layer.learned_state,
+        layer._functions().removeprefix(", "): bool(layer._scalars),
     }
     for what, there in refused.items():
         if there:

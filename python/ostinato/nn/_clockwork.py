@@ -200,6 +200,7 @@ class ClockworkRNN(Model):
         dtype: npt.DTypeLike = np.float32,
         rng: Seed = None,
     ) -> None:
+        _check.choice("nonlinearity", nonlinearity, ("tanh", "relu"))
         self.periods = _checked_periods(periods)
         self.sizes = _checked_sizes(hidden_size, len(self.periods))
         self.input_size = _check.positive("input_size", input_size)

@@ -5,9 +5,19 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from .. import _check
 from .._annotations import readable
 from .._check import Seed
+from .._functions import (
+    Chosen,
+    Function,
+    LstmOptions,
+    bound,
+    function,
+    gru_cell,
+    lstm_cell,
+    rnn_cell,
+    said,
+)
 from ._stack import Recurrent
 
 
@@ -25,13 +35,20 @@ class RNN(Recurrent):
         input_size: I, features of an input.
         hidden_size: H, units of a layer.
         num_layers: L, layers of the stack; each reads the outputs of the one below.
-        nonlinearity: phi, "tanh" or "relu".
+        nonlinearity: phi. One of
+            "tanh", "sigmoid", "relu", "linear", "softsign", "softplus" and "exponential", or a
+            tuple with the parameters: ("affine", alpha, beta), ("leaky_relu", alpha),
+            ("thresholded_relu", alpha), ("scaled_tanh", alpha, beta),
+            ("hard_sigmoid", alpha, beta), ("elu", alpha), as ONNX defines them. "tanh" and
+            "relu" have kernels of their own, the others a general one.
         bias: whether the layers have ``bias_ih`` and ``bias_hh``.
         batch_first: whether x and y are ``[B,T,*]`` in place of ``[T,B,*]``. States are
             ``[L*D,B,H]`` either way, with D = 2 directions if bidirectional, else 1.
         dropout: rate in [0, 1) of the dropout between layers, which acts in `vjp` only.
         bidirectional: whether a second direction runs from the last step to the first; its outputs
             are the second half of y.
+        clip: bound of what the functions are given, as in ONNX: beyond [-clip, clip] an input
+            counts as the bound, and its gradient is zero. None: no bound.
         precision: what the products multiply, such as "bfloat16"; see `precision`. None: the dtype.
         learned_state: whether the state before the first step, and after a reset, is learned: as
             parameters ``initial_h_l{k} [H]`` (for an LSTM also ``initial_c_l{k}``), zeros at first.
@@ -43,26 +60,29 @@ class RNN(Recurrent):
     Source: Elman (1990), "Finding structure in time".
     """
 
+    clip: float | None = None
+
     def __init__(
         self,
         input_size: int,
         hidden_size: int,
         num_layers: int = 1,
-        nonlinearity: str = "tanh",
+        nonlinearity: Function = "tanh",
         bias: bool = True,
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
         *,
+        clip: float | None = None,
         precision: str | None = None,
         learned_state: bool = False,
         dtype: npt.DTypeLike = np.float32,
         rng: Seed = None,
     ) -> None:
-        self.nonlinearity = _check.choice("nonlinearity", nonlinearity, ("tanh", "relu"))
-        cell = f"rnn_{nonlinearity}"
+        self.nonlinearity = function("nonlinearity", nonlinearity)
+        self.clip = bound(clip)
         super().__init__(
-            cell,
+            rnn_cell(self.nonlinearity, self.clip),
             input_size,
             hidden_size,
             num_layers,
@@ -76,8 +96,11 @@ class RNN(Recurrent):
             rng,
         )
 
+    def _functions(self) -> str:
+        return said(nonlinearity=self.nonlinearity, clip=self.clip)
+
     def _extra_repr(self) -> str:
-        return "" if self.nonlinearity == "tanh" else f", nonlinearity={self.nonlinearity!r}"
+        return self._functions()
 
 
 class LSTM(Recurrent):
@@ -121,6 +144,19 @@ class LSTM(Recurrent):
         dropout: rate in [0, 1) of the dropout between layers, which acts in `vjp` only.
         bidirectional: whether a second direction runs from the last step to the first; its outputs
             are the second half of y.
+        activation: of the candidate g, and of c' unless output_activation is given. One of
+            "tanh", "sigmoid", "relu", "linear", "softsign", "softplus" and "exponential", or a
+            tuple with the parameters: ("affine", alpha, beta), ("leaky_relu", alpha),
+            ("thresholded_relu", alpha), ("scaled_tanh", alpha, beta),
+            ("hard_sigmoid", alpha, beta), ("elu", alpha), as ONNX defines them.
+            With others than the usual functions, with a clip or coupled gates, a general kernel
+            runs, in float32 or float64.
+        recurrent_activation: of the gates i f o, one of the same.
+        output_activation: of c', which is not clipped; None: as activation.
+        clip: bound of what the functions are given, as in ONNX: beyond [-clip, clip] an input
+            counts as the bound, and its gradient is zero. None: no bound.
+        coupled_gates: whether ``f = 1 - i``, as ONNX' input_forget: weights and biases of the
+            forget gate are parameters still, but are not read.
         peephole: whether c feeds the gates i f o, by parameters ``weight_peephole_l{k} [3,H]``.
         proj_size: P, as in PyTorch: h and y are projected to that width, and c stays H wide; on the
             CPU, without peepholes. 0: they are not projected.
@@ -143,6 +179,12 @@ class LSTM(Recurrent):
     layer norm: Ba, Kiros, Hinton (2016).
     """
 
+    activation: Function = "tanh"
+    recurrent_activation: Function = "sigmoid"
+    output_activation: Function = "tanh"
+    clip: float | None = None
+    coupled_gates = False
+
     def __init__(
         self,
         input_size: int,
@@ -153,6 +195,11 @@ class LSTM(Recurrent):
         dropout: float = 0.0,
         bidirectional: bool = False,
         *,
+        activation: Function = "tanh",
+        recurrent_activation: Function = "sigmoid",
+        output_activation: Function | None = None,
+        clip: float | None = None,
+        coupled_gates: bool = False,
         peephole: bool = False,
         proj_size: int = 0,
         layer_norm: bool = False,
@@ -162,22 +209,13 @@ class LSTM(Recurrent):
         rng: Seed = None,
     ) -> None:
         self.peephole = bool(peephole)
-        if peephole and proj_size:
-            raise ValueError(
-                f"proj_size: expected 0 with peephole=True, got {proj_size!r}; no cell has both"
-            )
-        cell = "lstm_peephole" if peephole else "lstm_projected" if proj_size else "lstm"
-        if layer_norm:
-            if peephole or proj_size:
-                name, wanted, got = ("proj_size", "0", repr(proj_size))
-                if peephole:
-                    name, wanted, got = ("peephole", "False", "True")
-                raise ValueError(
-                    f"{name}: expected {wanted} with layer_norm=True, got {got}; no cell has both"
-                )
-            cell = "lstm_layer_norm"
+        options = LstmOptions.checked(
+            activation, recurrent_activation, output_activation, clip, coupled_gates
+        )
+        self.activation, self.recurrent_activation = options[:2]
+        self.output_activation, self.clip, self.coupled_gates = options[2:]
         super().__init__(
-            cell,
+            _lstm(options, peephole, proj_size, layer_norm),
             input_size,
             hidden_size,
             num_layers,
@@ -192,17 +230,54 @@ class LSTM(Recurrent):
             proj_size,
         )
 
+    def _functions(self) -> str:
+        given = {
+            "activation": self.activation,
+            "recurrent_activation": self.recurrent_activation,
+            "clip": self.clip,
+            "coupled_gates": self.coupled_gates,
+        }
+        output = ""
+        if self.output_activation != self.activation:
+            output = f", output_activation={self.output_activation!r}"
+        return said(**given) + output
+
     def _extra_repr(self) -> str:
         return (
-            (", peephole=True" if self.peephole else "")
+            self._functions()
+            + (", peephole=True" if self.peephole else "")
             + (f", proj_size={self.proj_size}" if self.proj_size else "")
             + (", layer_norm=True" if self.layer_norm else "")
         )
+
+    def _unit_weights(self) -> list[tuple[str, int, bool]]:
+        """Return the weights of one number a unit; those of peepholes only where there are any."""
+        return super()._unit_weights() if self.peephole or self.layer_norm else []
 
     @property
     def layer_norm(self) -> bool:
         """Whether W x, R h and c' are normed."""
         return self._cell == "lstm_layer_norm"
+
+
+def _lstm(options: LstmOptions, peephole: bool, proj_size: int, layer_norm: bool) -> Chosen:
+    """Return the cell of an LSTM, or say by name which options it cannot have together."""
+    if peephole and proj_size:
+        raise ValueError(
+            f"proj_size: expected 0 with peephole=True, got {proj_size!r}; no cell has both"
+        )
+    if layer_norm and (peephole or proj_size):
+        name, wanted, got = ("proj_size", "0", repr(proj_size))
+        if peephole:
+            name, wanted, got = ("peephole", "False", "True")
+        raise ValueError(
+            f"{name}: expected {wanted} with layer_norm=True, got {got}; no cell has both"
+        )
+    if layer_norm:
+        return lstm_cell(options, "lstm_layer_norm", "with layer_norm=True")
+    if proj_size:
+        return lstm_cell(options, "lstm_projected", f"with proj_size={proj_size!r}")
+    return lstm_cell(options, "lstm_peephole" if peephole else "lstm")
 
 
 class GRU(Recurrent):
@@ -230,6 +305,16 @@ class GRU(Recurrent):
             are the second half of y.
         reset_after: whether the reset gate acts on the recurrent product (PyTorch, cuDNN) or on the
             state before it (the paper, ONNX' default).
+        activation: of the candidate n. One of
+            "tanh", "sigmoid", "relu", "linear", "softsign", "softplus" and "exponential", or a
+            tuple with the parameters: ("affine", alpha, beta), ("leaky_relu", alpha),
+            ("thresholded_relu", alpha), ("scaled_tanh", alpha, beta),
+            ("hard_sigmoid", alpha, beta), ("elu", alpha), as ONNX defines them.
+            With others than the usual functions, or with a clip, a general kernel runs, in float32
+            or float64.
+        recurrent_activation: of the gates r z, one of the same.
+        clip: bound of what the functions are given, as in ONNX: beyond [-clip, clip] an input
+            counts as the bound, and its gradient is zero. None: no bound.
         precision: what the products multiply, such as "bfloat16"; see `precision`. None: the dtype.
         learned_state: whether the state before the first step, and after a reset, is learned: as
             parameters ``initial_h_l{k} [H]`` (for an LSTM also ``initial_c_l{k}``), zeros at first.
@@ -240,6 +325,10 @@ class GRU(Recurrent):
 
     Source: Cho et al. (2014), "Learning phrase representations using RNN encoder-decoder".
     """
+
+    activation: Function = "tanh"
+    recurrent_activation: Function = "sigmoid"
+    clip: float | None = None
 
     def __init__(
         self,
@@ -252,15 +341,20 @@ class GRU(Recurrent):
         bidirectional: bool = False,
         *,
         reset_after: bool = True,
+        activation: Function = "tanh",
+        recurrent_activation: Function = "sigmoid",
+        clip: float | None = None,
         precision: str | None = None,
         learned_state: bool = False,
         dtype: npt.DTypeLike = np.float32,
         rng: Seed = None,
     ) -> None:
         self.reset_after = bool(reset_after)
-        cell = "gru" if reset_after else "gru_reset_before"
+        self.activation = function("activation", activation)
+        self.recurrent_activation = function("recurrent_activation", recurrent_activation)
+        self.clip = bound(clip)
         super().__init__(
-            cell,
+            gru_cell(self.reset_after, self.activation, self.recurrent_activation, self.clip),
             input_size,
             hidden_size,
             num_layers,
@@ -275,7 +369,14 @@ class GRU(Recurrent):
         )
 
     def _extra_repr(self) -> str:
-        return "" if self.reset_after else ", reset_after=False"
+        return ("" if self.reset_after else ", reset_after=False") + self._functions()
+
+    def _functions(self) -> str:
+        return said(
+            activation=self.activation,
+            recurrent_activation=self.recurrent_activation,
+            clip=self.clip,
+        )
 
 
 readable(globals())

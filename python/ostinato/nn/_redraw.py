@@ -37,6 +37,12 @@ def redraw(
         raise ValueError("forget_bias, chrono: expected a layer with biases, got bias=False")
     if forget_bias is not None and not layer._has_cells:
         raise ValueError(f"forget_bias: expected an LSTM, got {type(layer).__name__}")
+    coupled = getattr(layer, "coupled_gates", False)
+    if coupled and forget_bias is not None:
+        raise ValueError(
+            "forget_bias: expected None with coupled_gates=True, whose forget gate is 1 - i, got "
+            f"{forget_bias!r}"
+        )
     if chrono is not None and (gates.keep is None or _check.positive("chrono", chrono) < 3):
         raise ValueError(
             f"chrono: expected an LSTM or GRU and at least 3 steps, got {type(layer).__name__} "

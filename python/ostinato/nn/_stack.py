@@ -15,6 +15,7 @@ from .._annotations import readable
 from .._call import Call
 from .._cells import UNIT_WEIGHTS, facts_of
 from .._check import Array, Lengths, Seed
+from .._functions import Chosen
 from ._arguments import arguments
 from ._outputs import OUTPUTS, last_of
 from ._quantization import ScaledInputs
@@ -44,7 +45,7 @@ class Recurrent(ScaledInputs):
     True
 
     Args:
-        cell: "rnn_tanh", "rnn_relu", "lstm", "lstm_peephole", "gru" or "gru_reset_before".
+        cell: its name, and the numbers of a call that its functions read.
         input_size: I, features of an input.
         hidden_size: H, units of a layer.
         num_layers: L, layers of the stack; each reads the outputs of the one below.
@@ -71,7 +72,7 @@ class Recurrent(ScaledInputs):
 
     def __init__(
         self,
-        cell: str,
+        cell: Chosen,
         input_size: int,
         hidden_size: int,
         num_layers: int,
@@ -86,6 +87,7 @@ class Recurrent(ScaledInputs):
         proj_size: int = 0,
     ) -> None:
         super().__init__(dtype=dtype)
+        self._cell, self._scalars = cell
         self.precision = precision
         self.input_size = _check.positive("input_size", input_size)
         self.hidden_size = _check.positive("hidden_size", hidden_size)
@@ -101,7 +103,6 @@ class Recurrent(ScaledInputs):
         self.dropout = _check.fraction("dropout", dropout)
         if dropout and num_layers == 1:
             warnings.warn("dropout: it acts between layers, and there is only one", stacklevel=3)
-        self._cell = cell
         self._rng = _check.generator(rng)
         bound = 1 / np.sqrt(
             self.hidden_size
@@ -148,7 +149,13 @@ class Recurrent(ScaledInputs):
 
     @precision.setter
     def precision(self, value: str | None) -> None:
-        self._precision = _check.precision(self._dtype, value, self.device)
+        checked = _check.precision(self._dtype, value, self.device)
+        if self._scalars and checked not in (self._dtype.name, "exact"):
+            raise ValueError(
+                f"precision: expected {self._dtype.name!r} for a cell with functions, a clip or "
+                f"coupled gates of its own, got {value!r}"
+            )
+        self._precision = checked
         self._block.changes += 1
         self._cache = None
 
@@ -157,6 +164,7 @@ class Recurrent(ScaledInputs):
             "_precision": state["_dtype"].name,
             "learned_state": False,
             "proj_size": 0,
+            "_scalars": (),
         }  # of what was pickled before there were any
         super().__setstate__({**new, **state})
 
@@ -197,6 +205,14 @@ class Recurrent(ScaledInputs):
         ends = ("", "_reverse") if self.bidirectional else ("",)
         return [f"_l{layer}{end}" for layer in range(self.num_layers) for end in ends]
 
+    def _functions(self) -> str:
+        """Return functions, clip and coupled gates that are not the usual ones, as in a repr."""
+        return ""
+
+    def _unit_weights(self) -> list[tuple[str, int, bool]]:
+        """Return the weights of one number a unit: name, rows, whether they are flat."""
+        return UNIT_WEIGHTS[self._cell]
+
     def _shapes(self) -> list[tuple[str, tuple[int, ...]]]:
         rows, h, size = self._gates * self.hidden_size, self.hidden_size, self._output_size
         out: list[tuple[str, tuple[int, ...]]] = []
@@ -206,8 +222,7 @@ class Recurrent(ScaledInputs):
             if self.bias:
                 out += [(f"bias_ih{end}", (rows,)), (f"bias_hh{end}", (rows,))]
             out += [
-                (name + end, (n * h,) if flat else (n, h))
-                for name, n, flat in UNIT_WEIGHTS[self._cell]
+                (name + end, (n * h,) if flat else (n, h)) for name, n, flat in self._unit_weights()
             ]
             if self.proj_size:
                 out += [(f"weight_hr{end}", (size, h))]
@@ -290,12 +305,13 @@ class Recurrent(ScaledInputs):
             parts,
             backward,
             precision=precision,
-            **self._projection(),
+            **self._own_options(),
         )
 
-    def _projection(self) -> dict[str, int]:
-        """Return what the native code is told of a projection."""
-        return {"proj_size": self.proj_size} if self.proj_size else {}
+    def _own_options(self) -> dict[str, Any]:
+        """Return what the native code is told of a projection, and of functions."""
+        options: dict[str, Any] = {"proj_size": self.proj_size} if self.proj_size else {}
+        return {**options, "scalars": self._scalars} if self._scalars else options
 
     def _pack_apart(self) -> list[Any]:
         """Every layer and direction packed by itself."""
@@ -304,7 +320,7 @@ class Recurrent(ScaledInputs):
         inputs = [self.input_size if k < d else d * self._output_size for k in range(len(parts))]
         one = (self.hidden_size, 1, False)
         return [
-            make(self._cell, n, *one, [p], True, k % d == 1, precision, **self._projection())
+            make(self._cell, n, *one, [p], True, k % d == 1, precision, **self._own_options())
             for k, (n, p) in enumerate(zip(inputs, parts))
         ]
 
