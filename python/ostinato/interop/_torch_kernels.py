@@ -105,17 +105,22 @@ def parts_of(options: Options, weights: Sequence[Any]) -> list[list[Any]]:
 # -- tensors and arrays ----------------------------------------------------------------------------
 
 
+_OWN = (torch.float32, torch.float64)  # dtypes in which the kernels compute
+_NATIVE = {torch.float32: _native.NATIVE["float32"], torch.float64: _native.NATIVE["float64"]}
+
+_NATIVE_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
+
+
 def _computed(t: Tensor) -> Tensor:
     """Return a tensor in the dtype in which the kernels compute."""
-    return t if t.dtype in (torch.float32, torch.float64) else t.float()
+    return t if t.dtype in _OWN else t.float()
 
 
 def _array(t: Tensor) -> Any:
     """Return a view of a tensor's storage as an array of its device."""
-    t = t.detach()
-    if t.device.type == "cpu":
-        return t.numpy()
-    return _device.cuda(t.device.index).xp.from_dlpack(t)
+    if t.is_cpu:
+        return t.detach().numpy()
+    return _device.cuda(t.device.index).xp.from_dlpack(t.detach())
 
 
 def _dense(t: Tensor | None) -> Any:
@@ -184,7 +189,7 @@ class _Pass(NamedTuple):
 _saved: WeakValueDictionary[int, _Saved] = WeakValueDictionary()
 
 
-def _handle(saved: _Pass | None) -> Tensor:
+def handle_of(saved: _Pass | None) -> Tensor:
     """Return a tensor ``[1]`` on the CPU that owns what a pass saved."""
     if saved is None:
         return torch.zeros(1, dtype=torch.int64)
@@ -196,7 +201,7 @@ def _handle(saved: _Pass | None) -> Tensor:
     return torch.from_numpy(own)
 
 
-def _found(handle: Tensor) -> _Pass | None:
+def found(handle: Tensor) -> _Pass | None:
     """Return what a pass saved, by its tensor; None where it saved nothing or was copied."""
     own = _saved.get(handle.data_ptr())
     return None if own is None else own.holds
@@ -228,9 +233,15 @@ def _pack(options: Options, inputs: Inputs, backward: bool) -> Any:
     weights = [_dense(w) for w in inputs.weights]
     like = weights[0]
     size, hidden = options.widths(inputs.weights)
-    name = _device.name_of(like)
+    if inputs.x.is_cpu:  # looked up: a small call is soon done
+        native = _NATIVE[_computed(inputs.weights[0]).dtype]
+        precision = "bfloat16" if options.precision == "bfloat16" else "exact"
+    else:
+        name = _device.name_of(like)
+        native = _native.backend_for(like)
+        precision = _check.native_precision(like.dtype, options.precision, name)
     more = {"proj_size": size} if options.cell == "lstm_projected" else {}
-    return _native.backend_for(like).Packed(
+    return native.Packed(
         options.cell,
         like.shape[1],
         hidden,
@@ -238,7 +249,7 @@ def _pack(options: Options, inputs: Inputs, backward: bool) -> Any:
         options.bidirectional,
         parts_of(options, weights),
         backward,
-        precision=_check.native_precision(like.dtype, options.precision, name),
+        precision=precision,
         **more,
     )
 
@@ -271,31 +282,34 @@ def _run(
     return y, h_n, c_n, tape, order
 
 
-def forward(options: Options, inputs: Inputs, save: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return y, h_n, c_n (empty for a cell without c) and the tensor that owns what is saved."""
-    x = inputs.x
-    if x.device.type == "cuda":
-        require_device(x.device)
-        with _on_stream(x):
-            return _forward(options, inputs, save)
-    return _forward(options, inputs, save)
+def forward(
+    options: Options, inputs: Inputs, save: bool
+) -> tuple[Tensor, Tensor, Tensor | None, _Pass | None]:
+    """Return y, h_n, c_n (None for a cell without c) and what is saved."""
+    if inputs.x.is_cpu:
+        return _forward(options, inputs, save)
+    require_device(inputs.x.device)
+    with _on_stream(inputs.x):
+        return _forward(options, inputs, save)
 
 
-def _forward(options: Options, inputs: Inputs, save: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _forward(
+    options: Options, inputs: Inputs, save: bool
+) -> tuple[Tensor, Tensor, Tensor | None, _Pass | None]:
     x = inputs.x
     y, h_n, c_n, tape, order = _run(options, inputs, save)
     out = _tensor(y, x)
     if order is not None:
         out = out.index_select(0, order[1].to(out.device))
-    c = torch.empty(0, dtype=x.dtype, device=x.device) if c_n is None else _tensor(c_n, x)
-    return out, _tensor(h_n, x), c, _handle(_Pass(tape, order) if save else None)
+    c = None if c_n is None else _tensor(c_n, x)
+    return out, _tensor(h_n, x), c, _Pass(tape, order) if save else None
 
 
 def backward(
     options: Options,
     inputs: Inputs,
     grads: tuple[Tensor | None, Tensor | None, Tensor | None],
-    handle: Tensor,
+    saved: _Pass | None,
     need: Sequence[bool],
 ) -> list[Tensor]:
     """Return the gradients of x, h0, c0 and the weights; empty tensors where none is needed.
@@ -303,22 +317,20 @@ def backward(
     Where what the forward pass saved is not at hand (it saved nothing, or a hook copied its
     tensor), the pass is run again, which gives the same bits.
     """
-    x = inputs.x
-    if x.device.type == "cuda":
-        require_device(x.device)
-        with _on_stream(x):
-            return _backward(options, inputs, grads, handle, need)
-    return _backward(options, inputs, grads, handle, need)
+    if inputs.x.is_cpu:
+        return _backward(options, inputs, grads, saved, need)
+    require_device(inputs.x.device)
+    with _on_stream(inputs.x):
+        return _backward(options, inputs, grads, saved, need)
 
 
 def _backward(
     options: Options,
     inputs: Inputs,
     grads: tuple[Tensor | None, Tensor | None, Tensor | None],
-    handle: Tensor,
+    saved: _Pass | None,
     need: Sequence[bool],
 ) -> list[Tensor]:
-    saved = _found(handle)
     if saved is None:
         *_, tape, order = _run(options, inputs, True)
         saved = _Pass(tape, order)
@@ -342,9 +354,17 @@ def _backward(
 
 def _weight_gradients(inputs: Inputs, need: Sequence[bool]) -> list[Tensor]:
     """Return zeros to which the kernels add the gradients of the weights that are needed."""
-    dtype = _computed(inputs.x.new_empty(0)).dtype
+    x = inputs.x
+    nothing = x.new_empty(0)
+    dtype = _computed(nothing).dtype
+    if x.is_cpu:  # of NumPy: workers of PyTorch, which fill large tensors, would take our cores
+        kind = _NATIVE_DTYPES[dtype]
+        return [
+            torch.from_numpy(np.zeros(w.shape, kind)) if n else nothing
+            for w, n in zip(inputs.weights, need)
+        ]
     return [
-        torch.zeros(w.shape, dtype=dtype, device=w.device) if n else inputs.x.new_empty(0)
+        torch.zeros(w.shape, dtype=dtype, device=w.device) if n else nothing
         for w, n in zip(inputs.weights, need)
     ]
 

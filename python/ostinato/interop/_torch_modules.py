@@ -157,7 +157,7 @@ class Recurrent(torch.nn.RNNBase):
             _check_resets(resets, (batch, steps) if first else (steps, batch))
         y, h, c = self._run(input, hx, weights, lengths, resets, None, batch)
         if dim == 2:
-            y, h, c = y.squeeze(axis), h.squeeze(1), c.squeeze(1) if self._has_cells else c
+            y, h, c = y.squeeze(axis), h.squeeze(1), c.squeeze(1) if self._has_cells else None
         return y, ((h, c) if self._has_cells else h)
 
     def _with_batch(self, hx: Any) -> Any:
@@ -203,7 +203,7 @@ class Recurrent(torch.nn.RNNBase):
         resets: Tensor | None,
         batch_sizes: Tensor | None,
         batch: Any,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Any]:
         """Check what all forms of a call have in common, and run the operator."""
         like = weights[0]
         precision, x, h, c = self._converted(x, hx, like)
@@ -237,8 +237,7 @@ class Recurrent(torch.nn.RNNBase):
             precision,
         )
         inputs = Inputs(x, h, c, weights, lengths, resets, batch_sizes, key, batch)
-        y, h_n, c_n, _ = recurrent(options, inputs, training)
-        return y, h_n, c_n
+        return recurrent(options, inputs, training)
 
     def _converted(
         self, x: Tensor, hx: Any, like: Tensor
@@ -314,7 +313,7 @@ class Recurrent(torch.nn.RNNBase):
         y, h, c = self._run(x, hx, weights, None, resets, sizes, batch)
         if back is not None:
             h = h.index_select(1, back)
-            c = c.index_select(1, back) if self._has_cells else c
+            c = c.index_select(1, back) if self._has_cells else None
         return PackedSequence(y, sizes, there, back), ((h, c) if self._has_cells else h)
 
 

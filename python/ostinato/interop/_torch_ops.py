@@ -44,13 +44,16 @@ def _split(args: Sequence[Any]) -> tuple[Options, Inputs]:
 
 @torch.library.impl(FORWARD, ("cpu", "cuda"))
 def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return kernels.forward(*_split(args), args[-1])
+    options, inputs = _split(args)
+    y, h_n, c_n, saved = kernels.forward(options, inputs, args[-1])
+    c = inputs.x.new_empty(0) if c_n is None else c_n
+    return y, h_n, c, kernels.handle_of(saved)
 
 
 @torch.library.impl(BACKWARD, ("cpu", "cuda"))
 def _backward(*args: Any) -> list[Tensor]:
     dy, dh_n, dc_n, _, saved, *rest = args
-    return kernels.backward(*_split(rest), (dy, dh_n, dc_n), saved, args[-1])
+    return kernels.backward(*_split(rest), (dy, dh_n, dc_n), kernels.found(saved), args[-1])
 
 
 @torch.library.register_fake(FORWARD)
@@ -201,34 +204,68 @@ def _vmap_backward(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any
     return out, out_dims
 
 
+# -- calls -----------------------------------------------------------------------------------------
+
+
+class _Recorded(torch.autograd.Function):
+    """The two passes for plain tensors, which need no operator between autograd and the kernels."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        options: Options,
+        rest: tuple[Any, ...],
+        x: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        *weights: Tensor,
+    ) -> Any:
+        lengths, resets, sizes, key, batch = rest
+        inputs = Inputs(x, h0, c0, weights, *rest)
+        y, h_n, c_n, saved = kernels.forward(options, inputs, True)
+        ctx.set_materialize_grads(False)
+        ctx.options, ctx.batch = options, batch
+        handle = kernels.handle_of(saved)
+        ctx.save_for_backward(y, handle, lengths, resets, sizes, key, x, h0, c0, *weights)
+        return y, h_n, c_n
+
+    @staticmethod
+    def backward(ctx: Any, dy: Any, dh_n: Any, dc_n: Any) -> Any:
+        y, handle, lengths, resets, sizes, key, x, h0, c0, *weights = ctx.saved_tensors
+        options, need = ctx.options, ctx.needs_input_grad[2:]
+        inputs = Inputs(x, h0, c0, weights, lengths, resets, sizes, key, ctx.batch)
+        if torch.is_grad_enabled():  # of a second derivative the operator tells that there is none
+            grads = _backward_op(dy, dh_n, dc_n, y, handle, *inputs, *options, need)
+        else:
+            saved = kernels.found(handle)
+            grads = kernels.backward(options, inputs, (dy, dh_n, dc_n), saved, need)
+        return (None, None, *[g if n else None for g, n in zip(grads, need)])
+
+
 def recurrent(
     options: Options, inputs: Inputs, training: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Run a pass: by the operator where something records it, otherwise right away."""
     if torch.compiler.is_compiling():
         save = training and not torch.compiler.is_exporting()
-        return _operator(options, inputs, save)
-    if training or not _is_plain(inputs):
-        return _operator(options, inputs, training)
-    return kernels.forward(options, inputs, False)
+        return _forward_op(*inputs, *options, save)[:3]
+    if not _is_plain(inputs):
+        return _forward_op(*inputs, *options, training)[:3]
+    if training:
+        x, h0, c0, weights, *rest = inputs
+        return _Recorded.apply(options, tuple(rest), x, h0, c0, *weights)
+    return kernels.forward(options, inputs, False)[:3]
 
 
-def _operator(
-    options: Options, inputs: Inputs, save: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    out: tuple[Tensor, Tensor, Tensor, Tensor] = _forward_op(*inputs, *options, save)
-    return out
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def _is_plain(inputs: Inputs) -> bool:
     """Return whether all tensors have memory: none stands for others, as those of vmap do."""
     try:
         for t in (*inputs.weights, inputs.x, inputs.h0, inputs.c0, inputs.lengths, inputs.resets):
-            if t is not None and (type(t) not in _PLAIN or not t.data_ptr() and t.numel()):
+            if t is not None and (type(t) not in _PLAIN or (t.data_ptr() == 0 and t.numel())):
                 return False
     except RuntimeError:  # what PyTorch raises for a tensor without memory
         return False
     return True
-
-
-_PLAIN = (Tensor, torch.nn.Parameter)
