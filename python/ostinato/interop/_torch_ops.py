@@ -42,7 +42,6 @@ def _split(args: Sequence[Any]) -> tuple[Options, Inputs]:
 # -- the operators ---------------------------------------------------------------------------------
 
 
-@torch.library.impl(FORWARD, ("cpu", "cuda"))
 def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     options, inputs = _split(args)
     y, h_n, c_n, saved = kernels.forward(options, inputs, args[-1])
@@ -50,10 +49,13 @@ def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return y, h_n, c, kernels.handle_of(saved)
 
 
-@torch.library.impl(BACKWARD, ("cpu", "cuda"))
 def _backward(*args: Any) -> list[Tensor]:
     dy, dh_n, dc_n, _, saved, *rest = args
     return kernels.backward(*_split(rest), (dy, dh_n, dc_n), kernels.found(saved), args[-1])
+
+
+torch.library.impl(FORWARD, ("cpu", "cuda"), _forward)
+torch.library.impl(BACKWARD, ("cpu", "cuda"), _backward)
 
 
 @torch.library.register_fake(FORWARD)
@@ -208,11 +210,12 @@ def _vmap_backward(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any
 
 
 class _Recorded(torch.autograd.Function):
-    """The two passes for plain tensors, which need no operator between autograd and the kernels."""
+    """The two passes in eager mode: plain tensors need no operator between autograd and kernels."""
+
+    generate_vmap_rule = True  # that of the operators, which other tensors go to
 
     @staticmethod
     def forward(
-        ctx: Any,
         options: Options,
         rest: tuple[Any, ...],
         x: Tensor,
@@ -220,50 +223,81 @@ class _Recorded(torch.autograd.Function):
         c0: Tensor | None,
         *weights: Tensor,
     ) -> Any:
-        lengths, resets, sizes, key, batch = rest
         inputs = Inputs(x, h0, c0, weights, *rest)
-        y, h_n, c_n, saved = kernels.forward(options, inputs, True)
-        ctx.set_materialize_grads(False)
-        ctx.options, ctx.batch = options, batch
-        handle = kernels.handle_of(saved)
-        ctx.save_for_backward(y, handle, lengths, resets, sizes, key, x, h0, c0, *weights)
-        return y, h_n, c_n
+        return (_forward if _is_plain(inputs) else _forward_op)(*inputs, *options, True)
 
     @staticmethod
-    def backward(ctx: Any, dy: Any, dh_n: Any, dc_n: Any) -> Any:
-        y, handle, lengths, resets, sizes, key, x, h0, c0, *weights = ctx.saved_tensors
-        options, need = ctx.options, ctx.needs_input_grad[2:]
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        options, (*tensors, batch), *given = inputs
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(output[3])
+        ctx.options, ctx.batch = options, batch
+        ctx.save_for_backward(output[0], output[3], *tensors, *given)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Any, dh_n: Any, dc_n: Any, _: Any) -> Any:
+        y, saved, lengths, resets, sizes, key, x, h0, c0, *weights = ctx.saved_tensors
         inputs = Inputs(x, h0, c0, weights, lengths, resets, sizes, key, ctx.batch)
-        if torch.is_grad_enabled():  # of a second derivative the operator tells that there is none
-            grads = _backward_op(dy, dh_n, dc_n, y, handle, *inputs, *options, need)
+        need = ctx.needs_input_grad[2:]
+        if torch.is_grad_enabled():
+            args = (dy, dh_n, dc_n, y, saved, x, h0, c0, *weights)
+            grads = _Gradients.apply(ctx.options, (*inputs[4:], need), *args)
         else:
-            saved = kernels.found(handle)
-            grads = kernels.backward(options, inputs, (dy, dh_n, dc_n), saved, need)
+            run = _backward if _is_plain(inputs, dy, dh_n, dc_n) else _backward_op
+            grads = run(dy, dh_n, dc_n, y, saved, *inputs, *ctx.options, need)
         return (None, None, *[g if n else None for g, n in zip(grads, need)])
+
+
+class _Gradients(torch.autograd.Function):
+    """The backward pass where a graph of it is asked for, which has no derivative of its own."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(options: Options, rest: tuple[Any, ...], *args: Any) -> Any:
+        *others, need = rest
+        x, h0, c0, *weights = args[5:]
+        inputs = Inputs(x, h0, c0, weights, *others)
+        run = _backward if _is_plain(inputs, *args[:3]) else _backward_op
+        return tuple(run(*args[:5], *inputs, *options, need))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        return _no_second()
 
 
 def recurrent(
     options: Options, inputs: Inputs, training: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Run a pass: by the operator where something records it, otherwise right away."""
+    y: Tensor
+    h_n: Tensor
+    c_n: Tensor | None
     if torch.compiler.is_compiling():
         save = training and not torch.compiler.is_exporting()
-        return _forward_op(*inputs, *options, save)[:3]
-    if not _is_plain(inputs):
-        return _forward_op(*inputs, *options, training)[:3]
-    if training:
+        y, h_n, c_n, _ = _forward_op(*inputs, *options, save)
+    elif training:
         x, h0, c0, weights, *rest = inputs
-        return _Recorded.apply(options, tuple(rest), x, h0, c0, *weights)
-    return kernels.forward(options, inputs, False)[:3]
+        y, h_n, c_n, _ = _Recorded.apply(options, tuple(rest), x, h0, c0, *weights)
+    elif _is_plain(inputs):
+        y, h_n, c_n, _ = kernels.forward(options, inputs, False)
+    else:
+        y, h_n, c_n, _ = _forward_op(*inputs, *options, False)
+    return y, h_n, c_n
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def _is_plain(inputs: Inputs) -> bool:
+def _is_plain(inputs: Inputs, *more: Tensor | None) -> bool:
     """Return whether all tensors have memory: none stands for others, as those of vmap do."""
+    x, h0, c0, weights, lengths, resets, *_ = inputs
     try:
-        for t in (*inputs.weights, inputs.x, inputs.h0, inputs.c0, inputs.lengths, inputs.resets):
+        for t in (*weights, x, h0, c0, lengths, resets, *more):
             if t is not None and (type(t) not in _PLAIN or (t.data_ptr() == 0 and t.numel())):
                 return False
     except RuntimeError:  # what PyTorch raises for a tensor without memory
