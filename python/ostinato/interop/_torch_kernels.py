@@ -1,4 +1,4 @@
-"""Run the kernels on tensors: the storage is PyTorch's, and what a pass saves lives with a tensor."""
+"""Run the kernels on the storage of tensors; a tensor owns what a pass saves."""
 
 from __future__ import annotations
 
@@ -116,6 +116,10 @@ def _computed(t: Tensor) -> Tensor:
     return t if t.dtype in _OWN else t.float()
 
 
+def _on_cpu(t: Tensor) -> bool:
+    return bool(t.is_cpu)
+
+
 def _array(t: Tensor) -> Any:
     """Return a view of a tensor's storage as an array of its device."""
     if t.is_cpu:
@@ -138,7 +142,7 @@ def _rows(t: Tensor | None) -> Any:
 
 def _tensor(a: Any, like: Tensor) -> Tensor:
     """Return an array as a tensor of the dtype of another one, without a copy where they agree."""
-    t = torch.from_numpy(a) if isinstance(a, np.ndarray) else torch.from_dlpack(a)
+    t = torch.from_numpy(a) if isinstance(a, np.ndarray) else torch.utils.dlpack.from_dlpack(a)
     return t if t.dtype == like.dtype else t.to(like.dtype)
 
 
@@ -159,13 +163,15 @@ def require_device(device: torch.device) -> None:
     if kind == "cuda" and (reason := _driver.why_not()):
         raise RuntimeError(f"input: expected a tensor on the CPU, got one on {device}: {reason}")
     if kind not in ("cpu", "cuda"):
-        raise RuntimeError(f"input: expected a tensor on the CPU or a CUDA GPU, got one on {device}")
+        raise RuntimeError(
+            f"input: expected a tensor on the CPU or a CUDA GPU, got one on {device}"
+        )
 
 
 # -- what a pass saves -----------------------------------------------------------------------------
 
 
-class _Saved(np.ndarray):  # type: ignore[type-arg]
+class _Saved(np.ndarray[Any, Any]):
     """Memory of a tensor that stands for what a pass saved, and owns it.
 
     The tensor is all that autograd and compiled code see. When its storage goes, this goes.
@@ -218,7 +224,8 @@ def _by_sequence(sizes: Tensor, batch: int, rows: int) -> tuple[Any, tuple[Tenso
     steps = sizes.detach().cpu().numpy()
     if rows != int(steps.sum()) or (steps[1:] > steps[:-1]).any():
         raise ValueError(
-            f"batch_sizes: expected sizes that do not increase, of {rows} rows, got {steps.tolist()}"
+            f"batch_sizes: expected sizes that do not increase, of {rows} rows, got "
+            f"{steps.tolist()}"
         )
     lengths = (steps > np.arange(batch)[:, None]).sum(1)
     first = np.cumsum(steps) - steps
@@ -233,7 +240,7 @@ def _pack(options: Options, inputs: Inputs, backward: bool) -> Any:
     weights = [_dense(w) for w in inputs.weights]
     like = weights[0]
     size, hidden = options.widths(inputs.weights)
-    if inputs.x.is_cpu:  # looked up: a small call is soon done
+    if _on_cpu(inputs.x):  # looked up: a small call is soon done
         native = _NATIVE[_computed(inputs.weights[0]).dtype]
         precision = "bfloat16" if options.precision == "bfloat16" else "exact"
     else:
@@ -286,7 +293,7 @@ def forward(
     options: Options, inputs: Inputs, save: bool
 ) -> tuple[Tensor, Tensor, Tensor | None, _Pass | None]:
     """Return y, h_n, c_n (None for a cell without c) and what is saved."""
-    if inputs.x.is_cpu:
+    if _on_cpu(inputs.x):
         return _forward(options, inputs, save)
     require_device(inputs.x.device)
     with _on_stream(inputs.x):
@@ -317,7 +324,7 @@ def backward(
     Where what the forward pass saved is not at hand (it saved nothing, or a hook copied its
     tensor), the pass is run again, which gives the same bits.
     """
-    if inputs.x.is_cpu:
+    if _on_cpu(inputs.x):
         return _backward(options, inputs, grads, saved, need)
     require_device(inputs.x.device)
     with _on_stream(inputs.x):
@@ -357,7 +364,7 @@ def _weight_gradients(inputs: Inputs, need: Sequence[bool]) -> list[Tensor]:
     x = inputs.x
     nothing = x.new_empty(0)
     dtype = _computed(nothing).dtype
-    if x.is_cpu:  # of NumPy: workers of PyTorch, which fill large tensors, would take our cores
+    if _on_cpu(x):  # of NumPy: workers of PyTorch, which fill large tensors, would take our cores
         kind = _NATIVE_DTYPES[dtype]
         return [
             torch.from_numpy(np.zeros(w.shape, kind)) if n else nothing
@@ -378,5 +385,3 @@ def output_shapes(
     y = (*inputs.x.shape[:-1], size * options.directions)
     c = (parts, inputs.batch, hidden) if facts_of(options.cell)["states"] > 1 else (0,)
     return y, (parts, inputs.batch, size), c
-
-

@@ -12,7 +12,8 @@ from ._torch_kernels import UNIT_NAMES, Inputs, Options, Tensor, require_device,
 from ._torch_ops import recurrent
 
 _FAMILIES = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_AUTOCAST = ("cpu", "cuda")  # PyTorch knows no autocast of a tensor without memory
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -223,7 +224,7 @@ class Recurrent(torch.nn.RNNBase):
         key = torch.randint(2**62, (1,), dtype=torch.int64) if rate else None
         training = torch.is_grad_enabled() and (
             x.requires_grad
-            or any([w.requires_grad for w in weights])
+            or any(w.requires_grad for w in weights)
             or (h is not None and h.requires_grad)
             or (c is not None and c.requires_grad)
         )
@@ -245,7 +246,7 @@ class Recurrent(torch.nn.RNNBase):
         """Return what the products multiply, and the inputs in the dtype of the parameters."""
         h, c = self._split(hx)
         dtype, device = like.dtype, x.device.type
-        if dtype not in _DTYPES:
+        if dtype not in DTYPES:
             raise ValueError(
                 f"{type(self).__name__}: expected parameters of float32, float64, bfloat16 or "
                 f"float16, got {dtype}"
@@ -253,7 +254,7 @@ class Recurrent(torch.nn.RNNBase):
         precision = "float64" if dtype == torch.float64 else "float32"
         if dtype == torch.bfloat16:
             precision = "bfloat16"
-        if torch.is_autocast_enabled(device):
+        if device in _AUTOCAST and torch.is_autocast_enabled(device):
             if dtype == torch.float32 and torch.get_autocast_dtype(device) == torch.bfloat16:
                 precision = "bfloat16"
             x = x if x.dtype == dtype else x.to(dtype)

@@ -23,8 +23,9 @@ except ImportError as error:
     ) from error
 
 from ._torch_modules import GRU, LSTM, RNN, Recurrent
+from ._torch_replace import Replaced, replace
 
-__all__ = ["GRU", "LSTM", "RNN", "Recurrent"]
+__all__ = ["GRU", "LSTM", "RNN", "Recurrent", "Replaced", "replace"]
 
 for _name in __all__:
     globals()[_name].__module__ = __name__
