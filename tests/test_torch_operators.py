@@ -191,6 +191,23 @@ def test_compile_for_all_shapes_and_twice_in_one_graph() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compile_with_packed_sequences_and_lengths() -> None:
+    layer = ot.LSTM(3, 4)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    packed = torch.nn.utils.rnn.pack_sequence(
+        [torch.randn(n, 3) for n in (2, 5, 3)], enforce_sorted=False
+    )
+    want = layer(packed)
+    got = compiled(packed)
+    torch.testing.assert_close(got[0].data, want[0].data, rtol=0, atol=1e-6)
+    torch.testing.assert_close(got[1][1], want[1][1], rtol=0, atol=1e-6)
+    x = torch.randn(4, 2, 3)
+    torch.testing.assert_close(
+        compiled(x, lengths=[3, 2])[0], layer(x, lengths=[3, 2])[0], rtol=0, atol=1e-6
+    )
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compile_with_dropout_and_autocast() -> None:
     model = Model("LSTM", num_layers=2, dropout=0.5)
     x = torch.randn(4, 2, 3)

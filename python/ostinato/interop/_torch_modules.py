@@ -153,7 +153,7 @@ class Recurrent(torch.nn.RNNBase):
         if steps == 0:
             raise RuntimeError(f"input: expected at least one step, got {tuple(input.shape)}")
         if lengths is not None:
-            lengths = self._lengths(lengths, steps, batch)
+            lengths = _whole_lengths(lengths, batch, input.device)
         if resets is not None:
             _check_resets(resets, (batch, steps) if first else (steps, batch))
         y, h, c = self._run(input, hx, weights, lengths, resets, None, batch)
@@ -185,15 +185,6 @@ class Recurrent(torch.nn.RNNBase):
         if not isinstance(hx, (tuple, list)) or len(hx) != 2:
             raise TypeError(f"hx: expected a pair (h, c), got {type(hx).__name__}")
         return hx[0], hx[1]
-
-    def _lengths(self, lengths: Any, steps: int, batch: int) -> Tensor:
-        """Return lengths as int64 on the CPU or the device of the layer."""
-        t = torch.as_tensor(lengths)
-        if t.dtype not in _WHOLE:
-            raise TypeError(f"lengths: expected whole numbers, got {t.dtype}")
-        if t.shape != (batch,):
-            raise RuntimeError(f"lengths: expected shape (B,) = ({batch},), got {tuple(t.shape)}")
-        return t.to(torch.int64)
 
     def _run(
         self,
@@ -310,12 +301,25 @@ class Recurrent(torch.nn.RNNBase):
         if there is not None:
             h, c = (None if s is None else s.index_select(1, there) for s in (h, c))
         hx = None if h is None else (h, c) if self._has_cells else h
-        batch = int(sizes[0])
+        batch = int(sizes[0]) if there is None else there.shape[0]  # the latter breaks no graph
         y, h, c = self._run(x, hx, weights, None, resets, sizes, batch)
         if back is not None:
             h = h.index_select(1, back)
             c = c.index_select(1, back) if self._has_cells else None
         return PackedSequence(y, sizes, there, back), ((h, c) if self._has_cells else h)
+
+
+def _whole_lengths(lengths: Any, batch: Any, device: torch.device) -> Tensor:
+    """Return lengths as int64; what is no tensor becomes one on the device of the input."""
+    if isinstance(lengths, Tensor):
+        t = lengths
+    else:
+        t = torch.as_tensor(lengths, device=device)
+    if t.dtype not in _WHOLE:
+        raise TypeError(f"lengths: expected whole numbers, got {t.dtype}")
+    if t.shape != (batch,):
+        raise RuntimeError(f"lengths: expected shape (B,) = ({batch},), got {tuple(t.shape)}")
+    return t.to(torch.int64)
 
 
 def _check_resets(resets: Any, shape: tuple[Any, ...]) -> None:
