@@ -39,11 +39,13 @@ KINDS = ("LSTM", "GRU", "RNN", "RNN relu")
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Let PyTorch compute with one thread: small products on more wait for each other."""
-    before = torch.get_num_threads()
+    """Compute with one thread: small products on more wait for each other."""
+    before = torch.get_num_threads(), ost.get_num_threads()
     torch.set_num_threads(1)
+    ost.set_num_threads(1)
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(before[0])
+    ost.set_num_threads(before[1])
 
 
 def pair(kind: str, form: dict[str, Any], dtype: Any = torch.float64) -> tuple[Any, Any]:

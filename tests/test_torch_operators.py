@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+import ostinato as ost
+
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
 
 from ostinato.interop import _torch_kernels as kernels  # noqa: E402
@@ -23,11 +25,13 @@ KINDS = ("LSTM", "GRU", "RNN")
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Let PyTorch compute with one thread, and forget what it compiled."""
-    before = torch.get_num_threads()
+    """Compute with one thread, and forget what PyTorch compiled."""
+    before = torch.get_num_threads(), ost.get_num_threads()
     torch.set_num_threads(1)
+    ost.set_num_threads(1)
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(before[0])
+    ost.set_num_threads(before[1])
     torch._dynamo.reset()
 
 
