@@ -284,7 +284,14 @@ def _run(
     key = 0 if inputs.key is None else int(inputs.key)
     states = _dense(inputs.h0), _dense(inputs.c0)
     y, h_n, c_n, tape = packed.forward(
-        _rows(x), *states, lengths, batch_first, None, save, options.dropout, key, **times
+        _rows(x),
+        *states,
+        lengths,
+        batch_first,
+        train=save,
+        dropout=options.dropout,
+        key=key,
+        **times,
     )
     return y, h_n, c_n, tape, order
 
