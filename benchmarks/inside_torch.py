@@ -278,11 +278,13 @@ def main() -> None:
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--short", action="store_true", help="fewer sizes")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, help="of each contender; default: all")
     parser.add_argument("--only", default="", help="rows whose name has this text")
     args = parser.parse_args()
     if args.worker:
         return worker(args.worker)
-    threads, date = ost.get_num_threads(), f"{datetime.date.today():%Y-%m-%d}"
+    threads = args.threads or ost.get_num_threads()
+    date = f"{datetime.date.today():%Y-%m-%d}"
     figures: dict[str, Any] = {"machine": info(), "threads": threads, "date": date, "rows": []}
     print(f"{figures['machine']['cpu']}, {threads} threads; milliseconds, and their time over ours")
     for row in rows(args.short):

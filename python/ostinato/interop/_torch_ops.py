@@ -81,7 +81,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     """Save all tensors: what changes one of them in place is an error, as the kernels read them."""
     options, given = _split(inputs)
     ctx.set_materialize_grads(False)
-    ctx.options, ctx.batch, ctx.weights = options, given.batch, len(given.weights)
+    ctx.options, ctx.batch = options, given.batch
     tensors = (given.x, given.h0, given.c0, given.lengths, given.resets, given.batch_sizes)
     ctx.save_for_backward(output[0], output[3], given.key, *tensors, *given.weights)
 
