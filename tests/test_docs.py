@@ -24,8 +24,16 @@ MODULES = sorted(
 )
 
 
+def need_torch(name: str) -> None:
+    """Skip what is of PyTorch where it is not installed."""
+    own = ("torch.md", "ostinato.interop.torch", "ostinato.interop._torch_")
+    if name.startswith(own) and not name.endswith("_torch_file"):  # which reads files without it
+        pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+
+
 @pytest.mark.parametrize("name", ["ostinato", *MODULES])
 def test_docstrings(name: str) -> None:
+    need_torch(name)
     result = doctest.testmod(importlib.import_module(name))
     assert result.failed == 0
 
@@ -41,6 +49,7 @@ def test_docstrings(name: str) -> None:
         "data",
         "decoding",
         "interop",
+        "interop.torch",
         "metrics",
         "train",
         "safetensors",
@@ -49,6 +58,7 @@ def test_docstrings(name: str) -> None:
     ],
 )
 def test_everything_public_is_documented(name: str) -> None:
+    need_torch(f"ostinato.{name}")
     module = importlib.import_module(f"ostinato.{name}")
     for public in module.__all__:
         assert (getattr(module, public).__doc__ or "").strip() or not callable(
@@ -60,6 +70,7 @@ def test_everything_public_is_documented(name: str) -> None:
     "path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name
 )
 def test_python_in_the_documents(path: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    need_torch(path.name)
     monkeypatch.chdir(tmp_path)
     if path.name == "gpu.md" and not ostinato.cuda.is_available():
         native_for_tests()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import builtins
 import importlib
+import importlib.util
 import inspect
 import pydoc
 import re
@@ -59,6 +60,7 @@ MODULES = (
     ".tasks.translate",
     ".tasks.transcribe",
     ".tasks.transfer",
+    *([".interop.torch"] if importlib.util.find_spec("torch") else []),
 )
 
 
