@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -14,7 +14,7 @@ from .. import _check, _device, _driver, _native
 from .._cells import UNIT_WEIGHTS, facts_of
 from .._ragged import sequence_of, step_of
 
-Tensor = torch.Tensor
+Tensor: TypeAlias = torch.Tensor
 ALIGN = 64  # bytes; compiled code copies tensors that begin elsewhere
 UNIT_NAMES: dict[str, list[tuple[str, int, bool]]] = UNIT_WEIGHTS
 

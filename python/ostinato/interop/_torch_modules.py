@@ -95,7 +95,7 @@ class Recurrent(torch.nn.RNNBase):
 
     @property
     def _has_cells(self) -> bool:
-        return self.mode == "LSTM"
+        return bool(self.mode == "LSTM")
 
     def forward(
         self,
@@ -179,7 +179,7 @@ class Recurrent(torch.nn.RNNBase):
         if hx is None:
             return None, None
         if not self._has_cells:
-            if not isinstance(hx, Tensor):
+            if not isinstance(hx, torch.Tensor):
                 raise TypeError(f"hx: expected a tensor h, got {type(hx).__name__}")
             return hx, None
         if not isinstance(hx, (tuple, list)) or len(hx) != 2:
@@ -311,7 +311,7 @@ class Recurrent(torch.nn.RNNBase):
 
 def _whole_lengths(lengths: Any, batch: Any, device: torch.device) -> Tensor:
     """Return lengths as int64; what is no tensor becomes one on the device of the input."""
-    if isinstance(lengths, Tensor):
+    if isinstance(lengths, torch.Tensor):
         t = lengths
     else:
         t = torch.as_tensor(lengths, device=device)
@@ -323,8 +323,8 @@ def _whole_lengths(lengths: Any, batch: Any, device: torch.device) -> Tensor:
 
 
 def _check_resets(resets: Any, shape: tuple[Any, ...]) -> None:
-    if not isinstance(resets, Tensor) or resets.dtype != torch.bool:
-        got = resets.dtype if isinstance(resets, Tensor) else type(resets).__name__
+    if not isinstance(resets, torch.Tensor) or resets.dtype != torch.bool:
+        got = resets.dtype if isinstance(resets, torch.Tensor) else type(resets).__name__
         raise TypeError(f"resets: expected a tensor of bool, got {got}")
     if resets.shape != shape:
         raise RuntimeError(f"resets: expected shape {shape}, got {tuple(resets.shape)}")

@@ -223,8 +223,8 @@ class Decoder(Model):
             ValueError: an argument of the wrong shape or value, or a memory without attention.
         """
         read = self._memory(memory, memory_lengths)
-        some = x.shape[1 if self.batch_first else 0] > 0  # without steps nothing is drawn
-        samples = self._forcing < 1 and active() is not None and some
+        samples = self._forcing < 1 and active() is not None
+        samples = samples and x.shape[1 if self.batch_first else 0] > 0  # else nothing is drawn
         if self.feed == "none" and not samples:
             y, state = self.rnn(_applied(self.embed, x), state, lengths=lengths)
             y = _applied(self.head, self._result(y, read))
