@@ -207,6 +207,25 @@ def test_weights_alone(tmp_path: Path) -> None:
         assert isinstance(ost.from_keras(path, config=given).model(), LastState)
 
 
+def test_layers_that_are_left_out(tmp_path: Path) -> None:
+    """Without a configuration a layer without weights is nothing; others may be skipped."""
+    bias = drawn(4 * H, seed=3)
+    arrays = {"input": [], "l": [KERNEL, RECURRENT, bias], "my_attention": [drawn(7, 1)]}
+    path = legacy(tmp_path / "a.h5", arrays)
+    with pytest.raises(ValueError, match=r"my_attention: expected a layer of Keras that is one"):
+        ost.from_keras(path)
+    imported = ost.from_keras(path, skip=["my_*"])
+    assert list(imported) == ["l"]
+    assert "my_attention" in imported.describe()
+    config = sequential(
+        ("LSTM", {"name": "l"}), ("MyAttention", {"name": "my_attention", "registered_name": "x"})
+    )
+    described = legacy(tmp_path / "b.h5", {n: a for n, a in arrays.items() if a}, config)
+    imported = ost.from_keras(described, skip=["my_*"])
+    with pytest.raises(ValueError, match=r"the layer 'my_attention' is left out"):
+        imported.model()
+
+
 def test_bidirectional_embedding_and_masks(tmp_path: Path) -> None:
     table = drawn(9, D)
     both = {

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,10 +54,19 @@ class _Maker:
         self.layers: dict[str, nn.Layer] = {}
         self.entries: list[Entry] = []
         self.notes: list[str] = []
+        self.skipped: list[str] = []
         self.chain: list[tuple[str, Any, bool]] = []  # the last: whether its final state alone
+
+    def skip(self, part: Part) -> None:
+        """Leave a part out."""
+        self.skipped.append(part.name)
+        self.entries.append(Entry(part.name, part.kind or "", "", "nothing: skip"))
 
     def add(self, part: Part) -> None:
         """Make the layers of a part."""
+        if part.config is None and not any(part.weights):  # in a file of weights alone
+            self.entries.append(Entry(part.name, "", "no weights", "nothing"))
+            return
         kind = part.kind or self._guessed(part)
         kind = _NAMES.get(kind, _PLAIN_KINDS.get(kind, kind))
         found = ", ".join(f"[{','.join(map(str, a.shape))}]" for d in part.weights for a in d)
@@ -407,6 +417,7 @@ def from_keras(
     config: Any = None,
     recurrent_activation: str | None = None,
     reset_after: bool | None = None,
+    skip: Sequence[str] = (),
     verify: bool = False,
 ) -> Imported:
     """Make layers of a file of Keras 1 to 3: ``.keras``, ``.h5`` or ``.weights.h5``.
@@ -438,6 +449,8 @@ def from_keras(
         recurrent_activation: of recurrent layers in a file without a configuration, "sigmoid" or
             "hard_sigmoid". None: not known; an error where the version of Keras does not say.
         reset_after: of GRUs without biases in a file without a configuration.
+        skip: shell patterns of names of layers to leave out, such as those of classes of your own;
+            there is then no whole model.
         verify: whether to run a random input through the whole model and through Keras, which must
             be installed; they must agree within 1e-5.
 
@@ -457,7 +470,10 @@ def from_keras(
     content = read_keras(path, config)
     maker = _Maker(content, recurrent_activation, reset_after)
     for part in content.parts:
-        maker.add(part)
+        if any(fnmatch.fnmatchcase(part.name, pattern) for pattern in skip):
+            maker.skip(part)
+        else:
+            maker.add(part)
     version = f"Keras {content.version}".rstrip()
     imported = Imported(
         version,
@@ -476,6 +492,8 @@ def _assembly(content: Content, maker: _Maker) -> Callable[[], nn.Layer] | str:
     """Return what makes the whole model, or why there is none."""
     if any(p.config is None for p in content.parts):
         return "weights alone do not say in which order the layers run"
+    if maker.skipped:
+        return f"the layer {maker.skipped[0]!r} is left out"
     before: list[str] = []
     for p in content.parts:
         if p.inbound and p.inbound != before:
