@@ -383,6 +383,11 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         {"activations": ["Tanh"], "activation_alpha": [0.5]},
         r"cell: expected 0 values of activation_alpha, or none, for Tanh, got 1",
     ),
+    "finite": (
+        "RNN",
+        {"activations": ["Elu"], "activation_alpha": [float("inf")]},
+        r"cell: expected finite values of activation_alpha, got \[inf\]",
+    ),
     "clip": ("GRU", {"clip": -1.5}, r"cell: expected a clip above 0, got -1.5"),
     "nan": ("GRU", {"clip": float("nan")}, r"cell: expected a clip above 0, got nan"),
     "coupled": ("LSTM", {"input_forget": 2}, r"cell: expected input_forget 0 or 1, got 2"),

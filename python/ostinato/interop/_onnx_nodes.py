@@ -251,6 +251,8 @@ def _functions(
         if len(numbers) not in (0, len(usual)) or (None in usual and not numbers):
             wanted = f"{len(usual)} values of {what}{'' if None in usual else ', or none,'}"
             raise ValueError(f"{name}: expected {wanted} for {', '.join(said)}, got {len(numbers)}")
+        if not all(np.isfinite(v or 0.0) for v in numbers):
+            raise ValueError(f"{name}: expected finite values of {what}, got {numbers}")
         parameters.append(iter(numbers or usual))
     functions: list[Function] = []
     for own, values in needs:
