@@ -109,14 +109,17 @@ def native_arguments(signature: str) -> list[tuple[str, bool]]:
     default.
     """
     inner = re.sub(r"\[[^\[\]]*\]", "", re.sub(r"\[[^\[\]]*\]", "", signature.split("\n")[0]))
-    names = re.findall(r"(\w+): [^,=]*?( = [^,]+)?(?=, \w+: |\) -> )", inner.replace("'", ""))
+    names = re.findall(
+        r"(\w+): [^,=]*?( = [^,]+)?(?=, \w+: |\) -> )", inner.replace("'", "").replace(", *,", ",")
+    )
     return [(name, bool(default)) for name, default in names if name != "self"]
 
 
 def stub_arguments(node: ast.FunctionDef) -> list[tuple[str, bool]]:
     names = [a.arg for a in node.args.args]
     required = len(names) - len(node.args.defaults)
-    return [(name, k >= required) for k, name in enumerate(names) if name != "self"]
+    by_name = [(a.arg, d is not None) for a, d in zip(node.args.kwonlyargs, node.args.kw_defaults)]
+    return [(name, k >= required) for k, name in enumerate(names) if name != "self"] + by_name
 
 
 def test_the_stubs_name_the_arguments_of_the_native_module() -> None:
