@@ -13,7 +13,7 @@ import pytest
 import ostinato as ost
 from ostinato import safetensors
 from ostinato.cli import main
-from ostinato.tasks import _application, listops, parse
+from ostinato.tasks import _application, listops, models, parse
 from ostinato.tasks.parse import ParseOptions
 
 SMALL = {"examples": 40, "held_out": 10, "epochs": 1, "hidden": 8, "embedding": 4}
@@ -211,6 +211,18 @@ def test_a_loaded_model_is_the_same(folder: Path) -> None:
     np.testing.assert_allclose(whole.sum(1), 1, rtol=1e-5)
     assert np.array_equal(parser.probabilities(made[7:9]), whole[7:9])  # for any batch
     assert parser.probabilities([]).shape == (0, 10)
+
+
+def test_a_model_of_before_is_read(folder: Path, tmp_path: Path) -> None:
+    """It had a share of files beside the number of expressions of ListOps."""
+    tensors, facts = models.load_model(folder, "parse")
+    facts["options"] |= {"fraction": 0.1, "held_out": 10}
+    text = json.dumps({**facts, "task": "parse"})
+    safetensors.save(tmp_path / "model.safetensors", tensors, {"ostinato": text})
+    made = listops.generate(30, seed=9)
+    np.testing.assert_array_equal(
+        parse.load(tmp_path).probabilities(made), parse.load(folder).probabilities(made)
+    )
 
 
 def test_runs_with_one_seed_are_equal() -> None:

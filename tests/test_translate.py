@@ -248,6 +248,26 @@ def test_one_matrix_for_both_sides(tmp_path: Path, capsys: Any) -> None:
     assert "--shared: expected no with units of char to word, got yes" in message
 
 
+def test_models_of_before_are_read(tmp_path: Path, capsys: Any) -> None:
+    """Those without shared symbols, and without the options that came with them."""
+    data = spoken(tmp_path / "sounds.tsv", 60)
+    folder = tmp_path / "model"
+    figures = run(capsys, "train", "translate", str(data), *FEW, "--save", str(folder))
+    tensors, facts = load_model(folder, "translate")
+    assert facts.pop("shared") is False
+    since = ("shared", "piece_dropout", "word_dropout", "label_smoothing", "train_longest")
+    for name in (*since, "precision"):
+        del facts["options"][name]
+    facts["options"]["held_out"] = int(facts["options"]["held_out"])
+    safetensors.save(
+        folder / "model.safetensors",
+        tensors,
+        {"ostinato": json.dumps({**facts, "task": "translate"})},
+    )
+    again = run(capsys, "evaluate", str(folder), str(data))
+    assert (again["per"], again["wer"]) == (figures["per"], figures["wer"])
+
+
 def test_symbols_are_hidden_and_cut_anew_in_every_epoch(tmp_path: Path) -> None:
     data = sentences(tmp_path / "pairs.tsv", 60)
     options = translate.TranslateOptions(
