@@ -147,7 +147,7 @@ def test_other_attentions(attention: str, tmp_path: Path, capsys: Any) -> None:
 def test_words_in_another_order(tmp_path: Path, capsys: Any) -> None:
     pytest.importorskip("sacrebleu", reason="sacrebleu is missing: 'ostinato[translation]'")
     data = sentences(tmp_path / "pairs.tsv")
-    args = ["--units", "subword", "--pieces", "60", "--piece-dropout", "0"]
+    args = ["--units", "subword", "--pieces", "60", "--piece-dropout", "0", "--epochs", "20"]
     figures = run(capsys, "train", "translate", str(data), *SMALL, *args)
     assert figures["chrf"] > 90
     assert figures["chrf"] > 2 * figures["copy_chrf"]

@@ -111,7 +111,7 @@ class TranslateOptions:
         0.0, "probability in training that a symbol of the source is hidden", kind="fraction"
     )
     label_smoothing: float = option(
-        0.1, "part of each target that is spread over all symbols", kind="fraction"
+        0.0, "part of each target that is spread over all symbols", kind="fraction"
     )
     epochs: int = option(10, "rounds over the training pairs")
     batch: int = option(64, "pairs of a batch")
