@@ -107,7 +107,7 @@ def peer(data: list[str], options: translate.TranslateOptions, threads: int) -> 
 
     torch.set_num_threads(threads)
     torch.manual_seed(options.seed)
-    trained, pairs, names, watched = translate.prepare(data, options, RUN)
+    trained, pairs, names, _ = translate.prepare(data, options, RUN)
     sizes = translate._sizes(trained.source, trained.target)
     model = peer_model(torch, *sizes, options, trained.shared)
     loader = translate.batches(trained, pairs, names, True)
@@ -117,32 +117,18 @@ def peer(data: list[str], options: translate.TranslateOptions, threads: int) -> 
     groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
 
-    def run_batch(x: Any, target: Any, lengths: Any) -> tuple[Any, Any]:
-        given = (torch.from_numpy(x[n]) for n in ("source", "inputs", "lengths"))
-        on = torch.arange(len(target))[:, None] < torch.from_numpy(lengths)
-        return model(*given)[on], torch.from_numpy(target)[on]
-
-    def right() -> float:
-        """Return the share of symbols that are right in the texts to watch with."""
-        model.eval()
-        found = []
-        with torch.no_grad():
-            for batch in translate.batches(trained, pairs, watched, False):
-                logits, answer = run_batch(*batch)
-                found.append((logits.argmax(-1) == answer).double())
-        model.train()
-        return float(torch.cat(found).mean())
-
     def run() -> None:
-        step, best = 0, (-1.0, {})
+        step = 0
         for epoch in range(options.epochs):
             total = 0.0
             for x, target, lengths in loader.batches(epoch):
                 for group in optimizer.param_groups:
                     group["lr"] = rates(step)
-                logits, answer = run_batch(x, target, lengths)
+                given = (torch.from_numpy(x[n]) for n in ("source", "inputs", "lengths"))
+                logits, answer = model(*given), torch.from_numpy(target)
+                on = torch.arange(len(answer))[:, None] < torch.from_numpy(lengths)
                 loss = torch.nn.functional.cross_entropy(
-                    logits, answer, label_smoothing=options.label_smoothing
+                    logits[on], answer[on], label_smoothing=options.label_smoothing
                 )
                 optimizer.zero_grad()
                 loss.backward()
@@ -150,10 +136,6 @@ def peer(data: list[str], options: translate.TranslateOptions, threads: int) -> 
                 optimizer.step()
                 step, total = step + 1, total + float(loss.detach())
             RUN.report(f"torch    epoch {epoch + 1}   loss {total / len(loader):.3f}")
-            share = right()
-            if share > best[0]:
-                best = share, {n: p.detach().clone() for n, p in model.state_dict().items()}
-        model.load_state_dict(best[1])
 
     _, spent = common.timed(run)
     trained.model.load_state_dict({n: p.detach().numpy() for n, p in model.state_dict().items()})

@@ -485,7 +485,7 @@ def _fit(
         validation=watched,
         epochs=options.epochs,
         seed=options.seed,
-        monitor="valid_accuracy",
+        restore_best=False,  # few texts to watch with tell no epoch from another
         progress=False,
     )
 
