@@ -291,7 +291,7 @@ CASES: dict[str, tuple[Any, type[Exception], str]] = {
     "nonlinearity": (
         lambda: ost.nn.RNN(3, 4, nonlinearity="sin"),
         ValueError,
-        "nonlinearity: expected one of 'tanh', 'relu', got 'sin'",
+        "nonlinearity: expected one of 'tanh', 'sigmoid', 'relu', 'linear', 'affine',",
     ),
     "layer x": (
         lambda: layer()(np.zeros((5, 2, 9), F)),
