@@ -28,6 +28,7 @@ if (
 TOLERANCE = {np.dtype(np.float32): 5e-6, np.dtype(np.float64): 1e-13}
 CELLS = tuple(_core.cells())
 DEVICE_CELLS = tuple(c for c in CELLS if not _core.drivers()[c]["step"])  # that run on a GPU
+STREAM_CELLS = tuple(c for c in CELLS if not _core.drivers()[c]["stream"])  # by blocks that stream
 GATES = {cell: facts["gates"] for cell, facts in _core.cells().items()}
 # The class of each cell and the options that choose it, without the width of a projection.
 FACES: dict[str, tuple[Any, dict[str, Any]]] = {

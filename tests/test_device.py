@@ -14,10 +14,13 @@ import pytest
 from conftest import (
     DEVICE_CELLS,
     GENERAL_CELLS,
+    STREAM_CELLS,
     TOLERANCE,
     device_rows,
     native_for_tests,
+    output_size,
     scalars_of,
+    slack,
 )
 from ostinato import (
     _abi,
@@ -37,38 +40,48 @@ _emulated = native_for_tests()
 SIZES = [(5, 3, 4, 7), (3, 1, 1, 1), (2, 40, 3, 20), (0, 2, 3, 4), (4, 0, 3, 4), (6, 2, 70, 33)]
 
 
-def close(got: Any, want: Any, name: str, dtype: Any) -> None:
-    """By the norm of the whole: sums have another order here."""
+def close(got: Any, want: Any, name: str, dtype: Any, scale: float = 1.0) -> None:
+    """By the norm of the whole: sums have another order here.
+
+    A row of one input has nearly the same norm for every input, so its dx is a small difference.
+    """
     assert got.shape == want.shape, name
     if want.size:
-        limit = TOLERANCE[np.dtype(dtype)] * max(float(np.linalg.norm(want)), 1e-3)
+        floor = 1e-3 * scale
+        limit = TOLERANCE[np.dtype(dtype)] * scale * max(float(np.linalg.norm(want)), floor)
         assert float(np.linalg.norm(got - want)) <= limit, name
 
 
 def problem(cell: str, dtype: Any, sizes: Any, kind: str, reverse: bool) -> dict[str, Any]:
     steps, batch, inputs, hidden = sizes
     r = np.random.default_rng(0)
-    facts = _core.cells()[cell]
+    facts, size = _core.cells()[cell], output_size(cell, hidden)
     rows, two = facts["gates"] * hidden, facts["states"] > 1
 
     def draw(*shape: int) -> Any:
         return (r.uniform(-1, 1, shape) / np.sqrt(max(hidden, 1))).astype(dtype)
 
     p: dict[str, Any] = {"x": r.standard_normal((steps, batch, inputs)).astype(dtype)}
-    p["weights"] = [draw(rows, inputs), draw(rows, hidden), draw(rows), draw(rows)]
-    p["weights"].append(draw(3, hidden) if facts["params"] else None)
-    p["h0"], p["c0"] = draw(batch, hidden), draw(batch, hidden) if two else None
-    p["restart"] = draw(hidden), draw(hidden) if two else None
+    p["weights"] = [draw(rows, inputs), draw(rows, size), draw(rows), draw(rows)]
+    for name, n, flat in _core.unit_weights()[cell]:
+        shift = dtype(0.5 * name.startswith("weight_ln"))  # gains of 1 make a step chaotic
+        p["weights"].append((draw(n * hidden) if flat else draw(n, hidden)) + shift)
+    if not _core.unit_weights()[cell]:
+        p["weights"].append(None)
+    if facts.get("projected"):
+        p["weights"].append(draw(size, hidden))
+    p["h0"], p["c0"] = draw(batch, size), draw(batch, hidden) if two else None
+    p["restart"] = draw(size), draw(hidden) if two else None
     p["lengths"] = r.integers(0, steps + 1, batch) if kind in ("lengths", "all") else None
     p["resets"] = r.random((steps, batch)) < 0.3 if kind in ("resets", "all") else None
     p["mask"] = r.random((steps, batch)) < 0.6 if kind in ("mask", "all") else None
-    p["dy"] = r.standard_normal((steps, batch, hidden)).astype(dtype)
-    p["dh"], p["dc"] = draw(batch, hidden), draw(batch, hidden) if two else None
+    p["dy"] = r.standard_normal((steps, batch, size)).astype(dtype)
+    p["dh"], p["dc"] = draw(batch, size), draw(batch, hidden) if two else None
     p["cuts"] = r.random((steps, batch)) < 0.2
     p["dcells"] = r.standard_normal((steps, batch, hidden)).astype(dtype) if two else None
     if p["lengths"] is not None:
         p["x"][np.arange(steps)[:, None] >= p["lengths"]] = np.nan
-    p["reverse"] = reverse
+    p["reverse"], p["hidden"] = reverse, hidden
     return p
 
 
@@ -83,7 +96,7 @@ def on_cpu(
     packed = make(
         cell,
         p["x"].shape[2],
-        p["h0"].shape[1],
+        p["hidden"],
         1,
         False,
         [p["weights"]],
@@ -91,6 +104,7 @@ def on_cpu(
         p["reverse"],
         precision,
         scalars=scalars_of(cell),
+        proj_size=p["h0"].shape[1] if _core.cells()[cell].get("projected") else 0,
     )
     one = lambda a: None if a is None else a[None]
     options = {"restart_h": one(p["restart"][0]), "restart_c": one(p["restart"][1]), "repeat": True}
@@ -127,10 +141,11 @@ def on_device(
     control: dict[str, Any],
     device: _device.Device,
     precision: str = "exact",
+    states_only: bool = False,
     **forced: Any,
 ) -> list[Any]:
     """``forced``: of the plans."""
-    steps, batch, hidden = p["dy"].shape
+    (steps, batch, size), hidden = p["dy"].shape, p["hidden"]
     forwards = {n: v for n, v in forced.items() if n != "backward"}
     put, xp = device.put, device.xp
     weights, restart = [put(a) for a in p["weights"]], tuple(put(a) for a in p["restart"])
@@ -159,15 +174,23 @@ def on_device(
 
     def pair() -> Any:
         return tuple(
-            xp.empty((batch, hidden), p["x"].dtype) if k < states else None for k in range(2)
+            xp.empty((batch, n), p["x"].dtype) if k < states else None
+            for k, n in enumerate((size, hidden))
         )
 
     def run(train: bool) -> Any:
-        y, end = xp.empty((steps, batch, hidden), p["x"].dtype), pair()
+        y, end = xp.empty((steps, batch, size), p["x"].dtype), pair()
         rows = device_rows(put(p["x"])), device_rows(y)
         call = _launch.Forward(w, *rows, (put(p["h0"]), put(p["c0"])), end, before, restart)
         planned = replace(_launch.plan_of(w, steps, batch), **forwards)
-        kept = _launch.forward([call], (steps, batch), planned, lengths=lengths, train=train)
+        kept = _launch.forward(
+            [call],
+            (steps, batch),
+            planned,
+            lengths=lengths,
+            train=train,
+            states_only=states_only,
+        )
         return y, *end, kept
 
     y, h, c, kept = run(True)
@@ -187,8 +210,8 @@ def on_device(
     if "rows" in forced and not streams:
         backwards["rows"] = 0
     reset = [
-        xp.zeros(hidden, p["x"].dtype) if p["resets"] is not None and k < states else None
-        for k in range(2)
+        xp.zeros(n, p["x"].dtype) if p["resets"] is not None and k < states else None
+        for k, n in enumerate((size, hidden))
     ]
     rows = device_rows(put(p["dy"])), device_rows(dx)
     call = _launch.Backward(
@@ -222,7 +245,8 @@ def test_every_cell(cell: str, dtype: Any, sizes: Any, kind: str) -> None:
 CELLS_OF_ALL_WORDS = [c for c in DEVICE_CELLS if c not in GENERAL_CELLS]
 CELLS_AND_WORDS = [
     (c, p)
-    for c in CELLS_OF_ALL_WORDS
+    for c in STREAM_CELLS
+    if c in CELLS_OF_ALL_WORDS
     for p in ("exact", "bfloat16", "float16")
     if p != "float16" or c == "lstm"
 ]
@@ -335,17 +359,58 @@ def test_products_of_the_library(cell: str) -> None:
                 for name, a, b in zip(NAMES, want, got):
                     assert (a is None) == (b is None), name
                     if a is not None:
-                        close(b, a, name, dtype)
+                        close(b, a, name, dtype, slack(cell))
 
 
-@pytest.mark.parametrize("cell", ["lstm_peephole", "gru_reset_before"])
+@pytest.mark.parametrize("library", [False, True])
+@pytest.mark.parametrize("kind", ["none", "all"])
+@pytest.mark.parametrize("cell", DEVICE_CELLS)
+def test_what_was_not_saved_is_recomputed(cell: str, kind: str, library: bool) -> None:
+    """By tiles with the same bits: each element is the same chain of sums."""
+    for dtype, reverse in ((np.float32, False), (np.float64, True)):
+        p = problem(cell, dtype, (7, 35, 3, 21), kind, reverse)
+        facts = {"library": library, "rows": 0, "register_capacity": 0}
+        want = on_device(cell, p, {}, DEVICES[0], **facts)
+        for device in DEVICES:
+            got = on_device(cell, p, {}, device, states_only=True, **facts)
+            for name, a, b in zip(NAMES, want, got):
+                assert a is None or np.array_equal(a, b), name
+
+
+@pytest.mark.parametrize("cell", [c for c in DEVICE_CELLS if c not in STREAM_CELLS])
+def test_a_step_of_several_launches(cell: str) -> None:
+    """The planner has no other kernel, and counts the launches that there are."""
+    launched: list[dict[str, Any]] = []
+    plain = _device.emulated()
+
+    def watch(action: str, cell: int, itemsize: int, values: dict[str, Any]) -> None:
+        launched.append(values)
+        plain.run(action, cell, itemsize, values)
+
+    p = problem(cell, np.float32, (6, 3, 4, 7), "none", False)
+    w = _launch.pack(replace(plain, run=watch), cell, p["weights"])
+    for backward, by_step in ((False, False), (True, False), (True, True)):
+        plan = _launch.plan_of(w, 6, 3, backward, by_step)
+        assert (plan.kernel, plan.rows, plan.units) == ("step", 0, 0)
+        assert plan.launches == 6 * _buffers.device_facts(cell).step_launches[backward]
+        assert f"all other kernels lack {_core.drivers()[cell]['loop']}" in plan.reason
+    with pytest.raises(ValueError, match="rows: expected 8, 16 or 32 in float32 of a cell without"):
+        on_device(cell, p, {}, plain, rows=8)
+    with pytest.raises(ValueError, match="loop: expected a register capacity"):
+        on_device(cell, p, {}, plain, register_capacity=32)
+
+
+@pytest.mark.parametrize(
+    "cell", ["lstm_peephole", "gru_reset_before", "lstm_projected", "lstm_layer_norm"]
+)
 def test_gradients_in_several_parts(cell: str) -> None:
     assert _core.gradient_parts(270, 2) == 2
     compare(cell, np.float64, (270, 2, 3, 5), "all")
 
 
 NAMES = ["y", "h", "c", "dx", "dh0", "dc0", "drestart_h", "drestart_c", "flow"]
-NAMES += ["dweight_ih", "dweight_hh", "dbias_ih", "dbias_hh", "dweight_peephole"]
+NAMES += ["dweight_ih", "dweight_hh", "dbias_ih", "dbias_hh"]
+NAMES += [f"own weight {k}" for k in range(4)]  # what a cell has besides
 
 
 def compare(cell: str, dtype: Any, sizes: Any, kind: str) -> None:
@@ -361,7 +426,7 @@ def compare(cell: str, dtype: Any, sizes: Any, kind: str) -> None:
             assert all((a is None) == (b is None) for b in others), name
             if a is not None:
                 for b in others:
-                    close(b, a, name, dtype)
+                    close(b, a, name, dtype, slack(cell))
                 assert np.array_equal(others[0], others[1]), (
                     f"{name} depends on the order of threads"
                 )
@@ -392,7 +457,7 @@ def test_operands_of_two_bytes(cell: str, precision: str, sizes: Any) -> None:
         if a is None or not a.size:
             continue
         limit = ERRORS[precision][name not in ("y", "h", "c")] * (
-            3 if cell == "rnn_relu" else 1
+            3 if cell == "rnn_relu" else slack(cell)
         )  # another sign, another slope
         scale = max(float(np.linalg.norm(a)), 1e-3)
         for b in (r[k] for r in results):

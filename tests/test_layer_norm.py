@@ -353,13 +353,15 @@ def test_explain_tells_what_a_gpu_lacks() -> None:
     e = ost.explain(layer_of(8, 32), (10, 2, 8), training=True)
     assert e.facts["flops"] == 3 * 2 * 4 * 32 * (8 + 32) * 10 * 2
     assert e.facts["drivers"]["cpu"] == ""
+    assert "by stream (" in str(e)
     assert "it lacks layer norm within a step" in str(e)
+    assert "by step (" not in str(e)
     assert (
         e.facts["tape_bytes"] == 10 * 2 * 13 * 32 * 4
     )  # i f g o, c, and the deviations of W x and R h
     drivers = _core.drivers()[CELL]
-    assert drivers["plain"] == drivers["cpu"] == ""
-    assert {drivers[n] for n in ("step", "loop", "persistent")} == {"layer norm within a step"}
+    assert drivers["plain"] == drivers["cpu"] == drivers["step"] == ""
+    assert {drivers[n] for n in ("stream", "loop", "persistent")} == {"layer norm within a step"}
 
 
 def test_the_tape_is_counted() -> None:

@@ -253,8 +253,10 @@ def test_explain_counts_the_projection() -> None:
 
 def test_drivers_name_what_they_lack() -> None:
     drivers = _core.drivers()
-    assert drivers["lstm"] == dict.fromkeys(("plain", "cpu", "step", "loop", "persistent"), "")
-    assert drivers["lstm_projected"]["step"] == "a projection of h"
+    names = ("plain", "cpu", "step", "stream", "loop", "persistent")
+    assert drivers["lstm"] == dict.fromkeys(names, "")
+    assert {n for n in names if drivers["lstm_projected"][n]} == {"stream", "loop", "persistent"}
+    assert drivers["lstm_projected"]["stream"] == "a projection of h"
     assert drivers["gru_reset_before"]["loop"] == "a second product in a step"
     assert drivers["gru_reset_before"]["persistent"] == ""
 

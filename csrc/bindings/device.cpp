@@ -5,6 +5,13 @@ namespace ost {
 
 void bind_device(py::module_& m) {
   m.def("device_columns", [] { return emulated::columns_of(emulated::DeviceCells()); });
+  m.def("device_facts", [] { return emulated::facts_of(emulated::DeviceCells()); });
+  m.def(
+      "matrix_shapes",
+      [](int cell, Index input, Index hidden, Index output) {
+        return emulated::matrix_shapes(CellId(cell), input, hidden, output, emulated::DeviceCells());
+      },
+      py::arg("cell"), py::arg("input"), py::arg("hidden"), py::arg("output"));
   m.def("loop_bytes", [](int cell, const std::string& precision, int capacity) {
     return emulated::loop_bytes_of(CellId(cell), precision, capacity, emulated::DeviceCells());
   });

@@ -61,10 +61,10 @@ class DeviceBackend final : public Backend<T> {
     py::list given;
     for (const BackwardCall<T>& b : calls) {
       const RawGradients<T>& to = b.gradients;
-      given.append(python_.attr("backward_call")(
-          held_object(tape.passes[b.weights - tape.packed->parts.data()]), optional_rows(b.dy), pair(b.dhn, b.dcn), pair(b.dh0, b.dc0),
-          py::make_tuple(address(to.weight_ih), address(to.weight_hh), address(to.bias_ih), address(to.bias_hh), address(to.units[0])),
-          optional_rows(b.dx), b.dx_add, optional_rows(b.control.dcells), pair(b.drestart_h, b.drestart_c), address(b.control.flow)));
+      given.append(python_.attr("backward_call")(held_object(tape.passes[b.weights - tape.packed->parts.data()]), optional_rows(b.dy),
+                                                 pair(b.dhn, b.dcn), pair(b.dh0, b.dc0), gradient_addresses(tape.packed->traits(), to),
+                                                 optional_rows(b.dx), b.dx_add, optional_rows(b.control.dcells),
+                                                 pair(b.drestart_h, b.drestart_c), address(b.control.flow)));
     }
     if (!g.scratch) g.scratch = held(python_.attr("scratch")());
     python_.attr("backward")(given, held_object(group.planned), g.clip_value, g.clip_norm, address(g.cuts), held_object(g.scratch));
@@ -77,6 +77,15 @@ class DeviceBackend final : public Backend<T> {
 
  private:
   static py::tuple sizes(const StackCall<T>& call) { return py::make_tuple(call.steps, call.batch); }
+  // In the order of the weights that `pack` is given.
+  static py::list gradient_addresses(const CellTraits& traits, const RawGradients<T>& to) {
+    py::list out;
+    for (const T* weight : {to.weight_ih, to.weight_hh, to.bias_ih, to.bias_hh}) out.append(address(weight));
+    for (int k = 0, row = 0; k < traits.unit_weights; row += traits.units[k++].rows) out.append(address(to.units[row]));
+    if (!traits.unit_weights) out.append(py::none());  // the place of weights that this cell has none of
+    if (traits.projected) out.append(address(to.weight_hr));
+    return out;
+  }
   static py::tuple pair(const T* h, const T* c) { return py::make_tuple(address(h), address(c)); }
   // `count`: the rows of a flat array, all of which the product of a library reads.
   template <class A>

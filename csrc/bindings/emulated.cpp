@@ -4,7 +4,7 @@
 namespace ost {
 namespace OST_SET {
 
-static_assert(kDeviceCellCount == 10);
+static_assert(kDeviceCellCount == 12);
 OST_EMULATED(extern, 0);
 OST_EMULATED(extern, 1);
 OST_EMULATED(extern, 2);
@@ -15,6 +15,8 @@ OST_EMULATED(extern, 6);
 OST_EMULATED(extern, 7);
 OST_EMULATED(extern, 8);
 OST_EMULATED(extern, 9);
+OST_EMULATED(extern, 10);
+OST_EMULATED(extern, 11);
 
 }  // namespace OST_SET
 

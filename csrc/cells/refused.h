@@ -101,11 +101,14 @@ static_assert(!HasAllPhases<ForwardOnly> && !Cell<ForwardOnly>);
 // What a driver does not take. The tiles of the GPU's kernels would divide by the columns of a product that is empty.
 static_assert(!supports<MinGru, StepDriver> && !supports<MinGru, LoopDriver> && !supports<MinGru, PersistentDriver>);
 static_assert(!supports<MinGru, CpuDriver> && !supports<Zoneout<Lstm>, CpuDriver>);
-static_assert(!supports<LstmProjected, StepDriver> && !supports<GruResetBefore, LoopDriver>);
-static_assert(!supports<LstmLayerNorm, StepDriver> && !supports<LstmLayerNorm, PersistentDriver>);
+static_assert(!supports<LstmProjected, PersistentDriver> && !supports<GruResetBefore, LoopDriver>);
+static_assert(!supports<LstmProjected, StreamDriver> && !supports<LstmLayerNorm, StreamDriver>);
+static_assert(!supports<LstmLayerNorm, LoopDriver> && !supports<LstmLayerNorm, PersistentDriver>);
+static_assert(!supports<Zoneout<Lstm>, StepDriver>);
 static_assert(supports<LstmLayerNorm, PlainDriver> && supports<GruResetBefore, StepDriver>);
 static_assert(supports<LstmGeneral, CpuDriver> && supports<LstmGeneral, StepDriver>);
 static_assert(!supports<LstmGeneral, LoopDriver> && !supports<GruGeneral, PersistentDriver>);
+static_assert(supports<LstmProjected, StepDriver> && supports<LstmLayerNorm, StepDriver>);
 static_assert(supports<LstmProjected, CpuDriver> && supports<LstmLayerNorm, CpuDriver>);
 
 }  // namespace ost::OST_SET

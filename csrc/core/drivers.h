@@ -37,7 +37,10 @@ struct PlainDriver {  // core/plain.h
 struct CpuDriver {  // cpu/forward.h, cpu/backward.h
   static constexpr unsigned kTakes = kSecondPhase | kRowOperation | kNormedProduct | kProjection | kCallScalars;
 };
-struct StepDriver {  // cuda/forward.h, cuda/backward.h and cuda/stream.h: a launch for every step
+struct StepDriver {  // cuda/forward.h, cuda/backward.h, cuda/norm.h and cuda/projection.h: launches for every step
+  static constexpr unsigned kTakes = kSecondPhase | kRowOperation | kNormedProduct | kProjection | kCallScalars;
+};
+struct StreamDriver {  // cuda/stream.h: a launch for every step of few rows, whose blocks read the weights once
   static constexpr unsigned kTakes = kSecondPhase | kCallScalars;
 };
 struct LoopDriver {  // cuda/loop.h: one multiprocessor takes some rows through all steps

@@ -15,6 +15,7 @@ using Address = std::uintptr_t;
 using ByProduct = std::array<Address, kMaxProducts>;
 using ByPhase = std::array<Address, kMaxPhases>;
 using Scalars = std::array<double, kMostScalars>;
+using ByUnitWeight = std::array<Address, kMostUnitWeights>;
 
 // Rows [T,B,*], see Rows<T>: null data where there are none.
 struct RowsArgs {
@@ -30,20 +31,20 @@ struct RowsArgs {
   }
 };
 
-// Packed weights of one layer and direction, by product of a step where there are several.
+// Packed weights of one layer and direction, by product of a step where there are several. A projection is one more product.
 struct WeightArgs {
   std::string precision;         // of the products: exact, bfloat16, float16
-  Index input, hidden;           // I, H
+  Index input, hidden, output;   // I, H, P
   ByProduct panels, transposed;  // [depth][H][column], [H][column][depth]; transposed: null for inference
-  Address bias, params;          // [H][column], [params][H]
+  Address bias, units;           // [H][column], [gains, params][H]
   Scalars scalars;               // numbers of the whole call that the cell reads
   ByProduct stream_panels;       // as fragments; null for words of more than 2 bytes
   Address stream_transposed;
   Address loop_panels, loop_transposed;  // of the kernel in which a block runs all steps; null where there is none
   template <class S, class F>
   static void fields(S& s, F&& f) {
-    f("precision", s.precision), f("input", s.input), f("hidden", s.hidden);
-    f("panels", s.panels), f("transposed", s.transposed), f("bias", s.bias), f("params", s.params);
+    f("precision", s.precision), f("input", s.input), f("hidden", s.hidden), f("output", s.output);
+    f("panels", s.panels), f("transposed", s.transposed), f("bias", s.bias), f("units", s.units);
     f("scalars", s.scalars);
     f("stream_panels", s.stream_panels), f("stream_transposed", s.stream_transposed);
     f("loop_panels", s.loop_panels), f("loop_transposed", s.loop_transposed);
@@ -66,46 +67,50 @@ struct LayerArgs {
   Index steps, batch;                    // T, B
   bool reverse;                          // from the last step to the first
   Address lengths, predecessors;         // [B], [T+1,B]: see Times
-  RowsArgs x, px, y;                     // [T,B,I], [T,B,H,column], [T,B,H]
-  Address h0, c0, restart_h, restart_c;  // [B,H] and [H]
+  RowsArgs x, px, y;                     // [T,B,I], [T,B,H,column], [T,B,P]
+  Address h0, c0, restart_h, restart_c;  // [B,P], [B,H], [P], [H]
   Address gx;                            // [T,B,H,column]
-  Address saved, cells, emitted;         // [T,B,saved,H], [T,B,H], [T,B,H]
+  Address saved, cells, emitted;         // [T,B,saved,H], [T,B,H], [B,H] or [T,B,H]: see Problem
   Address state, saved_scratch;          // [B,H], [B,saved,H]
-  Address hn, cn;                        // [B,H]
+  ByProduct normed, normed_scratch;      // [T,B,H,column], the scratch of recurrent products [B,H,column]
+  Address moments;                       // [T,B,norm,2]
+  Address hn, cn;                        // [B,P], [B,H]
   template <class S, class F>
   static void fields(S& s, F&& f) {
     f("weights", s.weights), f("shared", s.shared), f("steps", s.steps), f("batch", s.batch), f("reverse", s.reverse);
     f("lengths", s.lengths), f("predecessors", s.predecessors), f("x", s.x), f("px", s.px), f("y", s.y);
     f("h0", s.h0), f("c0", s.c0), f("restart_h", s.restart_h), f("restart_c", s.restart_c);
     f("gx", s.gx), f("saved", s.saved), f("cells", s.cells), f("emitted", s.emitted);
-    f("state", s.state), f("saved_scratch", s.saved_scratch), f("hn", s.hn), f("cn", s.cn);
+    f("state", s.state), f("saved_scratch", s.saved_scratch), f("normed", s.normed), f("normed_scratch", s.normed_scratch);
+    f("moments", s.moments), f("hn", s.hn), f("cn", s.cn);
   }
 };
 
 // What the backward pass of one layer and direction is given besides: see BackwardProblem.
 struct GradientArgs {
-  RowsArgs dy, dx, dcells;                  // [T,B,H], [T,B,I], [T,B,H]
-  bool dx_add;                              // add to dx instead
-  Address dhn, dcn, dh0, dc0;               // [B,H]
-  Address dh, dc, demitted;                 // [B,H]
-  ByProduct da, sums, bias_sums, operands;  // see BackwardProblem
-  Address dparams, param_sums;              // [T,B,params,H], [part,params,H]
-  Address restarts, scales, squares;        // [states,B,H], [states,B], [states,B,H]
-  Address flow, cuts;                       // [T,states,B], [T,B]
-  double clip_value, clip_norm;             // 0: no bound
-  bool library;                             // whether a library computes the products of rows
-  Index first_part, last_part;              // of the rows that are run now
-  std::array<Address, 5> gradients;         // weight_ih, weight_hh, bias_ih, bias_hh, weight_peephole
-  Address drestart_h, drestart_c;           // [H]
+  RowsArgs dy, dx, dcells;                             // [T,B,P], [T,B,I], [T,B,H]
+  bool dx_add;                                         // add to dx instead
+  Address dhn, dcn, dh0, dc0;                          // [B,P] of h, [B,H] of c
+  Address dh, dc, demitted;                            // [B,P], [B,H], [B,H]
+  ByProduct da, dproducts, sums, bias_sums, operands;  // see BackwardProblem; dproducts null: da
+  Address dparams, param_sums;                         // [T,B,gains and params,H], [part,gains and params,H]
+  Address restarts, scales, squares;                   // [B,P] and [B,H], [states,B], as restarts
+  Address flow, cuts;                                  // [T,states,B], [T,B]
+  double clip_value, clip_norm;                        // 0: no bound
+  bool library;                                        // whether a library computes the products of rows
+  Index first_part, last_part;                         // of the rows that are run now
+  std::array<Address, 5> gradients;                    // weight_ih, weight_hh, bias_ih, bias_hh, weight_hr
+  ByUnitWeight unit_gradients;                         // in the order of the cell's kUnitWeights
+  Address drestart_h, drestart_c;                      // [P], [H]
   template <class S, class F>
   static void fields(S& s, F&& f) {
     f("dy", s.dy), f("dx", s.dx), f("dcells", s.dcells), f("dx_add", s.dx_add);
     f("dhn", s.dhn), f("dcn", s.dcn), f("dh0", s.dh0), f("dc0", s.dc0), f("dh", s.dh), f("dc", s.dc), f("demitted", s.demitted);
-    f("da", s.da), f("sums", s.sums), f("bias_sums", s.bias_sums), f("operands", s.operands);
+    f("da", s.da), f("dproducts", s.dproducts), f("sums", s.sums), f("bias_sums", s.bias_sums), f("operands", s.operands);
     f("dparams", s.dparams), f("param_sums", s.param_sums);
     f("restarts", s.restarts), f("scales", s.scales), f("squares", s.squares), f("flow", s.flow), f("cuts", s.cuts);
     f("clip_value", s.clip_value), f("clip_norm", s.clip_norm), f("library", s.library);
-    f("first_part", s.first_part), f("last_part", s.last_part), f("gradients", s.gradients);
+    f("first_part", s.first_part), f("last_part", s.last_part), f("gradients", s.gradients), f("unit_gradients", s.unit_gradients);
     f("drestart_h", s.drestart_h), f("drestart_c", s.drestart_c);
   }
 };
@@ -142,13 +147,13 @@ struct PassArgs {
 
 // Weights as the user holds them, and where they are packed to.
 struct PackArgs {
-  Address weight_ih, weight_hh, bias_ih, bias_hh;
+  Address weight_ih, weight_hh, bias_ih, bias_hh, weight_hr;
   WeightArgs weights;
   Index loop;  // register capacity of the kernel in which a block runs all steps; 0: none
   template <class S, class F>
   static void fields(S& s, F&& f) {
     f("weight_ih", s.weight_ih), f("weight_hh", s.weight_hh), f("bias_ih", s.bias_ih), f("bias_hh", s.bias_hh);
-    f("weights", s.weights), f("loop", s.loop);
+    f("weight_hr", s.weight_hr), f("weights", s.weights), f("loop", s.loop);
   }
 };
 

@@ -10,39 +10,50 @@ namespace ost::OST_SET {
 constexpr Index kPartRows = 256;  // rows of one chain of a weight gradient, at least
 inline int gradient_parts(Index steps, Index batch) { return int(larger<Index>(1, smaller<Index>(8, steps * batch / kPartRows))); }
 
+// Whether all products feed the same columns, so that one da serves them.
 template <class C>
-inline constexpr bool kSharedDa = kProductCount<C> == 2 && product_columns<C>(0) == product_columns<C>(1);
+constexpr bool shares_da() {
+  for (int q = 1; q < kProductCount<C>; ++q)
+    if (!product_columns<C>(q).empty() && !(product_columns<C>(q) == product_columns<C>(0))) return false;
+  return true;
+}
+template <class C>
+inline constexpr bool kSharedDa = shares_da<C>();
 
 template <class C, class T>
 struct BackwardBeginKernel {
   Problem<T> p;
   BackwardProblem<T> g;
   struct Space {};
-  Grid grid() const { return {ceil_div(p.batch * p.hidden, kThreads)}; }
+  Grid grid() const { return {ceil_div(p.batch * widest_state<C>(p), kThreads)}; }
   OST_HD void operator()(const Block& block, Space&) const {
     block.for_each_thread_sync([&](int thread) {
-      const Index i = block.x * kThreads + thread, b = i / p.hidden;
+      const Index i = block.x * kThreads + thread, widest = widest_state<C>(p), b = i / widest, u = i % widest;
       if (b >= p.batch) return;
-      g.dh[i] = value(g.dhn, i);
-      if (C::kStates > 1) g.dc[i] = value(g.dcn, i);
       for (int k = 0; k < C::kStates; ++k) {
-        T* d = k == 0 ? g.dh : g.dc;
+        const Index width = state_width<C>(p, k), at = b * width + u;
+        if (is_projected<C>() && u >= width) continue;
+        const T d = value(k == 0 ? g.dhn : g.dcn, at);
         const bool restart = p.mask().end(b) == kRestart;
-        g.restarts[k * p.batch * p.hidden + i] = restart ? d[i] : T(0);
-        if (restart) d[i] = T(0);
+        g.restarts[state_at<C>(p, k, b, u)] = restart ? d : T(0);
+        (k == 0 ? g.dh : g.dc)[at] = restart ? T(0) : d;
       }
     });
   }
 };
 
-// Add the gradients of a step's outputs to those that came through time: for h the total, for c all
+// Add the gradient of a step's output to the one that came through time: for h the total, for c all
 // but the path through the step's own h. Then clip by value, not by norm.
+template <class T>
+OST_HD T incoming(const BackwardProblem<T>& g, T d, T more) {
+  d += more;
+  const T clip = g.control.clip_value;
+  return clip > 0 ? select(clip < d, clip, select(d < -clip, -clip, d)) : d;
+}
 template <class C, class T>
 OST_HD void add_incoming(const BackwardProblem<T>& g, T dy, T dcell, T* d) {
-  d[0] += dy;
-  if constexpr (C::kStates > 1) d[1] += dcell;
-  if (const T clip = g.control.clip_value; clip > 0)
-    for (int k = 0; k < C::kStates; ++k) d[k] = select(clip < d[k], clip, select(d[k] < -clip, -clip, d[k]));
+  d[0] = incoming(g, d[0], dy);
+  if constexpr (C::kStates > 1) d[1] = incoming(g, d[1], dcell);
 }
 template <class T>
 OST_HD T gradient_at(const Rows<const T>& rows, Index t, Index b, Index u) {
@@ -67,11 +78,10 @@ struct NormKernel {
     for (int k = 0; k < C::kStates; ++k) {
       block.for_each_thread_sync([&](int thread) {
         space.sums[thread] = 0;
-        for (Index u = thread; u < p.hidden && active; u += kThreads) {
-          const Index i = b * p.hidden + u;
-          T d[2] = {g.dh[i], C::kStates > 1 ? g.dc[i] : T(0)};
-          add_incoming<C>(g, gradient_at(g.dy, t, b, u), C::kStates > 1 ? gradient_at(g.control.dcells, t, b, u) : T(0), d);
-          space.sums[thread] += double(d[k]) * double(d[k]);
+        for (Index u = thread; u < state_width<C>(p, k) && active; u += kThreads) {
+          const T* through_time = k == 0 ? g.dh : g.dc;
+          const T d = incoming(g, through_time[b * state_width<C>(p, k) + u], gradient_at(k == 0 ? g.dy : g.control.dcells, t, b, u));
+          space.sums[thread] += double(d) * double(d);
         }
       });
       block.for_each_thread_sync([&](int thread) {
@@ -95,8 +105,8 @@ struct FlowKernel {
     const Index b = block.x, k = block.y;
     block.for_each_thread_sync([&](int thread) {
       space.sums[thread] = 0;
-      for (Index u = thread; u < p.hidden && p.mask().active(t, b); u += kThreads)
-        space.sums[thread] += double(g.squares[(k * p.batch + b) * p.hidden + u]);
+      for (Index u = thread; u < state_width<C>(p, k) && p.mask().active(t, b); u += kThreads)
+        space.sums[thread] += double(g.squares[state_at<C>(p, k, b, u)]);
     });
     block.for_each_thread_sync([&](int thread) {
       if (thread > 0) return;
@@ -107,6 +117,16 @@ struct FlowKernel {
   }
 };
 
+// Store the gradients of the columns of product Q that no norm takes, though one takes others.
+template <class C, class T, int F, int Q, int kColumn = 0>
+OST_HD void store_unnormed(const BackwardProblem<T>& g, Index i, const BackwardOut<C, T>& out) {
+  constexpr Columns columns = product_columns<C>(Q);
+  if constexpr (kColumn < columns.count()) {
+    constexpr int column = columns.begin + kColumn;
+    if constexpr (op_of<C>(Q, column) < 0 && C::kPhases[F].own.has(column)) g.dproducts[Q][i * columns.count() + kColumn] = out.da[column];
+    store_unnormed<C, T, F, Q, kColumn + 1>(g, i, out);
+  }
+}
 template <class C, class T, int F, int Q = 0>
 OST_HD void store_da(const Problem<T>& p, const BackwardProblem<T>& g, Index row, Index u, const BackwardOut<C, T>& out) {
   constexpr Columns columns = product_columns<C>(Q), own = C::kPhases[F].own;
@@ -133,15 +153,20 @@ OST_HD void gather(const Problem<T>& p, const BackwardProblem<T>& g, Index t, In
   given.active = mask.active(t, b);
   if (!given.active || C::kStates == 1) given.dcell = T(0);
   if (!given.active) {
-    F == 0 && mask.repeats(t, b) != kSkipped ? gradient(given.dy, g.dy) : void(given.dy = T(0));
+    if constexpr (is_projected<C>()) given.in = {};  // GCC 12 does not see that nothing reads it, and warns
+    F == 0 && !is_projected<C>() && mask.repeats(t, b) != kSkipped ? gradient(given.dy, g.dy) : void(given.dy = T(0));
     return;
   }
   auto& in = given.in;
   const Index predecessor = mask.predecessor(t, b);
   for (int k = 0; k < C::kSaved; ++k) take(in.saved[k], saved_at<C>(p, t, b), k * p.hidden + u);
-  take(in.previous[0], hidden_after(p, predecessor, b), u);
-  take(in.next[0], at(p.y, t, b), u);
-  gradient(given.dy, g.dy);
+  if constexpr (is_projected<C>()) {  // no unit has an element of h
+    in.previous[0] = in.next[0] = given.dy = T(0);
+  } else {
+    take(in.previous[0], hidden_after<C>(p, predecessor, b), u);
+    take(in.next[0], at(p.y, t, b), u);
+    gradient(given.dy, g.dy);
+  }
   if constexpr (C::kStates > 1) {
     take(in.previous[1], cell_after(p, predecessor, b), u);
     take(in.next[1], p.cells + row * p.hidden, u);
@@ -176,27 +201,48 @@ OST_HD void apply(const Problem<T>& p, const BackwardProblem<T>& g, Index b, Gat
 }
 
 // Store the gradients of a step.
+template <class C, class T>
+OST_HD T* dparams_at(const Problem<T>& p, const BackwardProblem<T>& g, Index row, Index u) {
+  return g.dparams + (row * unit_rows<C>() + kGains<C>)*p.hidden + u;
+}
+// What the cell sees of a norm of the emitted row.
+template <class C, class T>
+OST_HD T carried(const Problem<T>& p, Index row, const BackwardIn<C, T>& in) {
+  const T* moments = moments_at<C>(p, row, op_count<C>());
+  return (C::emitted(in.saved, in.previous, in.next) - moments[0]) * moments[1];
+}
 template <class C, class T, int F>
 OST_HD void store_gradients(const Problem<T>& p, const BackwardProblem<T>& g, Index t, Index b, Index u, const Gathered<C, T>& given,
                             const BackwardOut<C, T>& out) {
-  const Index row = t * p.batch + b, i = b * p.hidden + u;
+  const Index row = t * p.batch + b;
   store_da<C, T, F>(p, g, row, u, out);
-  if constexpr (F + 1 < kPhaseCount<C>)
+  for_matrices<C>([&]<int Q>() {
+    if constexpr (is_normed<C>(Q)) store_unnormed<C, T, F, Q>(g, row * p.hidden + u, out);
+  });
+  if constexpr (F == 0 && has_emitted_operand<C>())
     p.emitted[row * p.hidden + u] = given.active ? C::emitted(given.in.saved, given.in.previous, given.in.next) : T(0);
-  if constexpr (F == 0) {
-    for (int k = 0; k < C::kParams; ++k) g.dparams[(row * C::kParams + k) * p.hidden + u] = given.active ? out.dparam[k] : T(0);
+  if constexpr (norms_emitted<C>(F))
+    if (given.active) g.demitted[b * p.hidden + u] = out.dcarried;
+  if constexpr (F == 0 || kPhaseCount<C> > 1)
+    for (int k = 0; k < C::kParams; ++k) dparams_at<C>(p, g, row, u)[k * p.hidden] = given.active ? out.dparam[k] : T(0);
+  if constexpr (F == 0)
     if (g.squares && given.active) {
-      g.squares[i] = given.in.dstate[0] * given.in.dstate[0];
-      if constexpr (C::kStates > 1) g.squares[p.batch * p.hidden + i] = out.dcell * out.dcell;
+      if constexpr (!is_projected<C>()) g.squares[state_at<C>(p, 0, b, u)] = given.in.dstate[0] * given.in.dstate[0];
+      if constexpr (C::kStates > 1) g.squares[state_at<C>(p, 1, b, u)] = out.dcell * out.dcell;
     }
-  }
 }
 
 template <class C, class T, int F>
 OST_HD void cell_backward(const Problem<T>& p, const BackwardProblem<T>& g, Index t, Index b, Index u, T* d, BackwardOut<C, T>& out) {
   Gathered<C, T> given;
   gather<C, T, F>(p, g, t, b, u, given, [](T& to, const T* from) { to = *from; });
-  apply<C, T, F>(p, g, b, given, F + 1 < kPhaseCount<C> ? g.demitted[b * p.hidden + u] : T(0), d, out);
+  if constexpr (phase_after_norm<C>() >= 0)
+    if (given.active) given.in.carried = carried<C>(p, t * p.batch + b, given.in);
+  if constexpr (kPhaseCount<C> > 1)  // one phase sets a gradient, the others leave it
+    for (int k = 0; k < C::kParams; ++k)
+      out.dparam[k] = F + 1 < kPhaseCount<C> ? dparams_at<C>(p, g, t * p.batch + b, u)[k * p.hidden] : T(0);
+  constexpr bool emits = F + 1 < kPhaseCount<C> || is_projected<C>();
+  apply<C, T, F>(p, g, b, given, emits ? g.demitted[b * p.hidden + u] : T(0), d, out);
   store_gradients<C, T, F>(p, g, t, b, u, given, out);
 }
 
@@ -213,11 +259,11 @@ struct CellKernel {
     block.for_each_thread_sync([&](int thread) {
       const Index i = block.x * kThreads + thread;
       if (i >= p.batch * p.hidden) return;
-      T d[2] = {g.dh[i], C::kStates > 1 ? g.dc[i] : T(0)};
+      T d[2] = {is_projected<C>() ? T(0) : g.dh[i], C::kStates > 1 ? g.dc[i] : T(0)};
       BackwardOut<C, T> out;
       cell_backward<C, T, F>(p, g, t, i / p.hidden, i % p.hidden, d, out);
       if (F > 0) return;
-      g.dh[i] = d[0];
+      if constexpr (!is_projected<C>()) g.dh[i] = d[0];
       if constexpr (C::kStates > 1) g.dc[i] = d[1];
     });
   }
@@ -229,17 +275,17 @@ struct TransposedProductKernel {
   Problem<T> p;
   BackwardProblem<T> g;
   Index first_row, rows;  // rows of [T*B]
-  T* out;                 // [B][H]; null: dx
+  T* out;                 // [B][depth]; null: dx
   bool add;
   using Space = ProductSpace<T, V>;
-  static constexpr int kCount = product_columns<C>(Q).count();
-  Grid grid() const { return {ceil_div(p.depth(Q), kTileN), ceil_div(rows, kTileM)}; }
+  Grid grid() const { return {ceil_div(matrix_depth<C, Q>(p), kTileN), ceil_div(rows, kTileM)}; }
   OST_HD void operator()(const Block& block, Space& space) const {
-    const Index m0 = block.y * kTileM, n0 = block.x * kTileN, depth = p.depth(Q), width = p.hidden * kCount;
+    const Index m0 = block.y * kTileM, n0 = block.x * kTileN, depth = matrix_depth<C, Q>(p), width = matrix_width<C, Q>(p);
     PerThread<Sums<T>> sums;
     clear(block, sums);
     multiply(
-        block, space, Range{0, width}, [&](int m, Index k) { return m0 + m < rows ? g.da[Q][(first_row + m0 + m) * width + k] : T(0); },
+        block, space, Range{0, width},
+        [&](int m, Index k) { return m0 + m < rows ? g.dproducts[Q][(first_row + m0 + m) * width + k] : T(0); },
         [&](Index k, int n) { return n0 + n < depth ? static_cast<const V*>(p.transposed[Q])[k * depth + n0 + n] : V{}; }, sums);
     for_sums<V>(block, sums, [&](int m, int n, T sum) {
       const Index row = first_row + m0 + m, t = row / p.batch, b = row % p.batch, k = n0 + n;
@@ -262,7 +308,8 @@ template <class C, class T>
 OST_HD void cut(const Problem<T>& p, const BackwardProblem<T>& g, Index t, Index b, Index u, T* d) {
   const bool restart = p.mask().predecessor(t, b) == kRestart, cut = g.control.cuts && g.control.cuts[t * p.batch + b];
   for (int k = 0; k < C::kStates && (restart || cut); ++k) {
-    if (restart) g.restarts[(k * p.batch + b) * p.hidden + u] += d[k];
+    if (is_projected<C>() && u >= state_width<C>(p, k)) continue;
+    if (restart) g.restarts[state_at<C>(p, k, b, u)] += d[k];
     d[k] = T(0);
   }
 }
@@ -272,29 +319,20 @@ struct CutKernel {
   BackwardProblem<T> g;
   Index t;
   struct Space {};
-  Grid grid() const { return {ceil_div(p.batch * p.hidden, kThreads)}; }
+  Grid grid() const { return {ceil_div(p.batch * widest_state<C>(p), kThreads)}; }
   OST_HD void operator()(const Block& block, Space&) const {
     block.for_each_thread_sync([&](int thread) {
-      const Index i = block.x * kThreads + thread, b = i / p.hidden;
+      const Index i = block.x * kThreads + thread, widest = widest_state<C>(p), b = i / widest, u = i % widest;
       if (b >= p.batch || !p.mask().active(t, b)) return;
-      T d[2] = {g.dh[i], C::kStates > 1 ? g.dc[i] : T(0)};
-      cut<C, T>(p, g, t, b, i % p.hidden, d);
-      g.dh[i] = d[0];
-      if constexpr (C::kStates > 1) g.dc[i] = d[1];
+      const Index width = output_width<C>(p);
+      const bool h = !is_projected<C>() || u < width, c = C::kStates > 1 && (!is_projected<C>() || u < p.hidden);
+      T d[2] = {h ? g.dh[b * width + u] : T(0), c ? g.dc[b * p.hidden + u] : T(0)};
+      cut<C, T>(p, g, t, b, u, d);
+      if (h) g.dh[b * width + u] = d[0];
+      if (c) g.dc[b * p.hidden + u] = d[1];
     });
   }
 };
-
-// Return the operand of product Q in row t B + b; zeros where the row takes no part.
-template <class C, class T, int Q>
-OST_HD T operand(const Problem<T>& p, Index row, Index k) {
-  const Index t = row / p.batch, b = row % p.batch;
-  const StepMask mask = p.mask();
-  if (!mask.active(t, b)) return T(0);
-  if constexpr (Q == 0) return at(p.x, t, b)[k];
-  if constexpr (Q > 0 && C::kPhases[Q > 0 ? Q - 1 : 0].operand == Operand::kEmitted) return p.emitted[row * p.hidden + k];
-  return value(hidden_after(p, mask.predecessor(t, b), b), k);
-}
 
 // Recompute what phase F saves, for all steps at once: with the states known, steps are
 // independent.
@@ -309,7 +347,7 @@ struct RecomputeKernel {
     PerThread<Sums<T>> sums;
     clear(block, sums);
     multiply(
-        block, space.product, Range{0, p.hidden},
+        block, space.product, Range{0, matrix_depth<C, F + 1>(p)},
         [&](int m, Index k) { return first + m < rows ? operand<C, T, F + 1>(p, first + m, k) : T(0); },
         [&](Index k, int n) {
           return n < kUnits * kCount && u0 + n / kCount < p.hidden
@@ -329,41 +367,42 @@ struct RecomputeKernel {
   }
 };
 
-// Compute one part of dW or dR, [depth][H][column]: the operand of product Q times da.
+// Compute one part of dW or dR, [depth][H][column]: the operand of matrix Q times da.
 template <class C, class T, class V, int Q>
 struct WeightKernel {
   Problem<T> p;
   BackwardProblem<T> g;
   using Space = ProductSpace<T, V>;
-  static constexpr int kCount = product_columns<C>(Q).count();
-  Grid grid() const { return {ceil_div(p.hidden * kCount, kTileN), ceil_div(p.depth(Q), kTileM), g.chunk.end - g.chunk.begin}; }
+  Grid grid() const {
+    return {ceil_div(matrix_width<C, Q>(p), kTileN), ceil_div(matrix_depth<C, Q>(p), kTileM), g.chunk.end - g.chunk.begin};
+  }
   OST_HD void operator()(const Block& block, Space& space) const {
-    const Index m0 = block.y * kTileM, n0 = block.x * kTileN, depth = p.depth(Q), width = p.hidden * kCount;
+    const Index m0 = block.y * kTileM, n0 = block.x * kTileN, depth = matrix_depth<C, Q>(p), width = matrix_width<C, Q>(p);
     const Index part = g.parts_of_rows(p).begin + block.z;
     const Range rows = part_of(p.steps * p.batch, part, g.parts);
     PerThread<Sums<T>> sums;
     clear(block, sums);
     multiply(
         block, space, rows, [&](int m, Index row) { return m0 + m < depth ? operand<C, T, Q>(p, row, m0 + m) : T(0); },
-        [&](Index row, int n) { return n0 + n < width ? g.da[Q][row * width + n0 + n] : T(0); }, sums);
+        [&](Index row, int n) { return n0 + n < width ? g.dproducts[Q][row * width + n0 + n] : T(0); }, sums);
     for_sums<V>(block, sums, [&](int m, int n, T sum) {
       if (m0 + m < depth && n0 + n < width) g.sums[Q][(part * depth + m0 + m) * width + n0 + n] = sum;
     });
   }
 };
 
-// Write the operands of product Q as an array, for a library.
+// Write the operands of matrix Q as an array, for a library.
 template <class C, class T, int Q>
 struct OperandKernel {
   Problem<T> p;
   T* to;  // [T*B][depth]
   Range rows;
   struct Space {};
-  Grid grid() const { return {ceil_div((rows.end - rows.begin) * p.depth(Q), kThreads)}; }
+  Grid grid() const { return {ceil_div((rows.end - rows.begin) * matrix_depth<C, Q>(p), kThreads)}; }
   OST_HD void operator()(const Block& block, Space&) const {
     block.for_each_thread_sync([&](int thread) {
-      const Index i = rows.begin * p.depth(Q) + block.x * kThreads + thread, row = i / p.depth(Q);
-      if (row < rows.end) to[i] = operand<C, T, Q>(p, row, i % p.depth(Q));
+      const Index depth = matrix_depth<C, Q>(p), i = rows.begin * depth + block.x * kThreads + thread, row = i / depth;
+      if (row < rows.end) to[i] = operand<C, T, Q>(p, row, i % depth);
     });
   }
 };
@@ -404,8 +443,8 @@ struct AddKernel {
         depth(depth),
         hidden(hidden),
         parts(parts),
-        begin(product_columns<C>(q).begin),
-        columns(product_columns<C>(q).count()),
+        begin(first_column<C>(q)),
+        columns(matrix_columns<C>(q)),
         table(q) {}
   Grid grid() const { return {ceil_div(hidden * columns * depth, kThreads)}; }
   OST_HD void operator()(const Block& block, Space&) const {
@@ -420,10 +459,10 @@ struct AddKernel {
   }
 };
 template <class T>
-struct AddRowsKernel {  // to[i] += sum over rows of from[row][i]
+struct AddRowsKernel {  // to[i] += sum over rows of from[row][i], of rows that are `stride` apart
   const T* from;
   T* to;
-  Index count, width;
+  Index count, width, stride;
   struct Space {};
   Grid grid() const { return {ceil_div(width, kThreads)}; }
   OST_HD void operator()(const Block& block, Space&) const {
@@ -431,7 +470,7 @@ struct AddRowsKernel {  // to[i] += sum over rows of from[row][i]
       const Index i = block.x * kThreads + thread;
       if (i >= width) return;
       T sum(0);
-      for (Index row = 0; row < count; ++row) sum += from[row * width + i];
+      for (Index row = 0; row < count; ++row) sum += from[row * stride + i];
       to[i] += sum;
     });
   }

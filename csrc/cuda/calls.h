@@ -27,13 +27,13 @@ void set_pointers(const std::array<Address, N>& from, A** to) {
 template <class C, class T>
 Problem<T> problem(const WeightArgs& w, const SharedArgs& shared) {
   Problem<T> p{};
-  p.input = w.input, p.hidden = w.hidden;
+  p.input = w.input, p.hidden = w.hidden, p.output = w.output;
   set_pointers(w.panels, p.panels), set_pointers(w.transposed, p.transposed), set_pointers(w.stream_panels, p.stream_panels);
   set_pointers(shared.panels, p.shared_panels), set_pointers(shared.transposed, p.shared_transposed);
   set_pointers(shared.scales, p.shared_scales), set_pointers(shared.transposed_scales, p.shared_transposed_scales);
   p.stream_transposed = pointer<void>(w.stream_transposed);
   p.loop_panels = pointer<void>(w.loop_panels), p.loop_transposed = pointer<void>(w.loop_transposed);
-  p.bias = pointer<T>(w.bias), p.params = pointer<T>(w.params);
+  p.bias = pointer<T>(w.bias), p.gains = pointer<T>(w.units), p.params = p.gains + kGains<C> * w.hidden;
   for (int k = 0; k < kMostScalars; ++k) p.scalars[k] = T(w.scalars[k]);
   return p;
 }
@@ -46,6 +46,7 @@ Problem<T> problem(const LayerArgs& a) {
   p.h0 = pointer<T>(a.h0), p.c0 = pointer<T>(a.c0), p.restart_h = pointer<T>(a.restart_h), p.restart_c = pointer<T>(a.restart_c);
   p.gx = pointer<T>(a.gx), p.saved = pointer<T>(a.saved), p.cells = pointer<T>(a.cells), p.emitted = pointer<T>(a.emitted);
   p.state = pointer<T>(a.state), p.saved_scratch = pointer<T>(a.saved_scratch);
+  set_pointers(a.normed, p.normed), set_pointers(a.normed_scratch, p.normed_scratch), p.moments = pointer<T>(a.moments);
   p.hn = pointer<T>(a.hn), p.cn = pointer<T>(a.cn);
   return p;
 }
@@ -58,12 +59,14 @@ BackwardProblem<T> backward_problem(const GradientArgs& a, Index steps, Index ba
   g.dh = needed<T>(a.dh, "dh"), g.dc = pointer<T>(a.dc), g.demitted = pointer<T>(a.demitted);
   set_pointers(a.da, g.da), set_pointers(a.sums, g.sums), set_pointers(a.bias_sums, g.bias_sums), set_pointers(a.operands, g.operands);
   if (kSharedDa<C>) g.da[1] = g.da[0];
+  for_matrices<C>([&]<int Q>() { g.dproducts[Q] = is_normed<C>(Q) ? pointer<T>(a.dproducts[Q]) : g.da[Q]; });
   g.dparams = pointer<T>(a.dparams), g.param_sums = pointer<T>(a.param_sums);
   g.restarts = needed<T>(a.restarts, "restarts"), g.scales = pointer<T>(a.scales), g.squares = pointer<T>(a.squares);
   g.control = {T(a.clip_value), T(a.clip_norm), pointer<const std::uint8_t>(a.cuts), a.dcells.rows<const T>(), pointer<double>(a.flow)};
   g.library = a.library, g.parts = gradient_parts(steps, batch), g.chunk = {a.first_part, a.last_part};
   const auto to = [&](int i) { return pointer<T>(a.gradients[i]); };
-  g.gradients = {to(0), to(1), to(2), to(3), nullptr, {to(4)}};  // the rows of unit weights lie one after the other
+  g.gradients = {to(0), to(1), to(2), to(3), to(4), {}};
+  set_pointers(a.unit_gradients, g.unit_gradients);
   g.drestart_h = pointer<T>(a.drestart_h), g.drestart_c = pointer<T>(a.drestart_c);
   return g;
 }
@@ -139,11 +142,12 @@ void act(Run& run, const PackArgs& a) {
   const WeightArgs& w = a.weights;
   const Problem<T> p = problem<C, T>(w, {});
   check_loop<C, T, W>(int(a.loop));
-  for (int q = 0; q < kProductCount<C>; ++q) {
-    const T* raw = needed<const T>(q == 0 ? a.weight_ih : a.weight_hh, "weights");
-    run(PackKernel<C, T, W, V>(raw, needed<W>(w.panels[q], "panels"), pointer<V>(w.transposed[q]), p.depth(q), p.hidden, q));
-  }
-  if constexpr (sizeof(W) == 2) {
+  for_matrices<C>([&]<int Q>() {
+    const T* raw = needed<const T>(Q == 0 ? a.weight_ih : is_projection<C>(Q) ? a.weight_hr : a.weight_hh, "weights");
+    run(PackKernel<C, T, W, V>(raw, needed<W>(w.panels[Q], "panels"), pointer<V>(w.transposed[Q]), matrix_depth<C, Q>(p),
+                               matrix_units<C, Q>(p), Q));
+  });
+  if constexpr (supports<C, StreamDriver> && sizeof(W) == 2) {
     for (int q = 1; q < kProductCount<C>; ++q) {
       const Index columns = product_columns<C>(q).count(), width = p.hidden * columns;
       if (auto* to = pointer<FragmentA>(w.stream_panels[q]))
@@ -181,8 +185,8 @@ template <class C, class T, class W, class V>
 void check_plan(const Plan& plan, Index hidden, bool backward) {
   const int rows = plan.rows;
   check_loop<C, T, W>(plan.loop);
-  if (rows && (sizeof(T) != 4 || (rows != 8 && rows != 16 && rows != 32) || (backward && !kLoops<C>)))
-    fail("rows", "8, 16 or 32 in float32, backward of one phase", std::to_string(rows));
+  if (rows && (!supports<C, StreamDriver> || sizeof(T) != 4 || (rows != 8 && rows != 16 && rows != 32) || (backward && !kLoops<C>)))
+    fail("rows", "8, 16 or 32 in float32 of a cell without norms and projection, backward of one phase", std::to_string(rows));
   if (plan.units) check_persistent<C, T, W, V>(plan, hidden, backward);
 }
 

@@ -1,5 +1,6 @@
 // The stepwise forward pass: the input product of all steps, then one kernel for every phase of
-// every step, with the product and the cell.
+// every step, with the product and the cell. Where a norm stands between the two, the product, the
+// norm (norm.h) and the cell are kernels of their own.
 #pragma once
 #include "problem.h"
 #include "product.h"
@@ -13,10 +14,19 @@ struct GateTable {
   explicit GateTable(const int* blocks, Columns columns) {
     for (int column = 0; column < C::kColumns; ++column) gate[column] = columns.has(column) ? gate_of<C>(blocks, column) : -1;
   }
-  explicit GateTable(int q) : GateTable(product_blocks<C>(q), product_columns<C>(q)) {}
+  explicit GateTable(int q) {
+    if (is_projection<C>(q))
+      for (int column = 0; column < C::kColumns; ++column) gate[column] = column == 0 ? 0 : -1;
+    else
+      *this = GateTable(product_blocks<C>(q), product_columns<C>(q));
+  }
 };
+template <class C>
+constexpr int first_column(int q) {
+  return is_projection<C>(q) ? 0 : product_columns<C>(q).begin;
+}
 
-// Pack [gates*H, depth] in the user's layout to panels and transposed panels of product q, in words
+// Pack [gates*H, depth] in the user's layout to panels and transposed panels of matrix q, in words
 // W and V.
 template <class C, class T, class W, class V>
 struct PackKernel {
@@ -33,8 +43,8 @@ struct PackKernel {
         transposed(transposed),
         depth(depth),
         hidden(hidden),
-        begin(product_columns<C>(q).begin),
-        columns(product_columns<C>(q).count()),
+        begin(first_column<C>(q)),
+        columns(matrix_columns<C>(q)),
         table(q) {}
   Grid grid() const { return {ceil_div(hidden * columns * depth, kThreads)}; }
   OST_HD void operator()(const Block& block, Space&) const {
@@ -111,7 +121,25 @@ struct ProjectKernel {
   OST_HD Index unit(Index u0, int n) const { return n < kUnits * kCount ? u0 + n / kCount : p.hidden; }
 };
 
-// Compute gx = b + W x from a product that a library has computed.
+// Norm the columns of product Q of one unit that an operation takes, as the cell sees them: from
+// the product to what the norms make of it, `normed` (null: not wanted), and times their gains.
+template <class C, int Q, class T, int kColumn = 0>
+OST_HD void take_norms(const Problem<T>& p, Index row, Index u, const T* product, T* normed, T* products) {
+  if constexpr (kColumn < matrix_columns<C>(Q)) {
+    constexpr int column = product_columns<C>(Q).begin + kColumn, op = op_of<C>(Q, column);
+    T v = product[kColumn], gain(1);
+    if constexpr (op >= 0) {
+      constexpr int gain_row = gains_before<C>(op) + column - product_op<C>(op).columns.begin;
+      const T* moments = moments_at<C>(p, row, op);
+      v = (v - moments[0]) * moments[1], gain = p.gains[gain_row * p.hidden + u];
+    }
+    if (normed) normed[kColumn] = v;
+    products[kColumn] = gain * v;
+    take_norms<C, Q, T, kColumn + 1>(p, row, u, product, normed, products);
+  }
+}
+
+// Compute gx = b + W x from a product that is there, of a library or of `ProductKernel`.
 template <class C, class T>
 struct SpreadKernel {
   Problem<T> p;
@@ -122,9 +150,16 @@ struct SpreadKernel {
       const Index i = block.x * kThreads + thread, u = i % p.hidden, row = i / p.hidden, t = row / p.batch, b = row % p.batch;
       if (row >= p.steps * p.batch || !p.mask().active(t, b)) return;
       constexpr Columns in = C::kInput;
+      const T* product = at(p.px, t, b) + u * in.count();
+      [[maybe_unused]] T products[in.count()];
+      if constexpr (is_normed<C>(0)) {
+        T* normed = p.normed[0] ? normed_at<C, 0>(p, row) + u * in.count() : nullptr;
+        take_norms<C, 0>(p, row, u, product, normed, products);
+        product = products;
+      }
       for (int column = 0; column < C::kColumns; ++column) {
         T v = p.bias[u * C::kColumns + column];
-        if (in.has(column)) v += at(p.px, t, b)[u * in.count() + column - in.begin];
+        if (in.has(column)) v += product[column - in.begin];
         p.gx[i * C::kColumns + column] = v;
       }
     });
@@ -136,6 +171,19 @@ struct StepSpace {
   ProductSpace<T, W> product;
   T sums[kTileM][kTileN + 1];
 };
+
+// Where a row emitted to: in the forward pass only one step is kept.
+template <bool kRecompute, class T>
+OST_HD T* emitted_at(const Problem<T>& p, Index row) {
+  return p.emitted + (kRecompute ? row : row % p.batch) * p.hidden;
+}
+// What the phase before emitted, and the norm of it.
+template <class C, class T, bool kRecompute>
+OST_HD void take_emitted(const Problem<T>& p, Index row, Index u, ForwardIn<C, T>& in) {
+  const T* moments = moments_at<C>(p, row, op_count<C>());
+  in.emitted = emitted_at<kRecompute>(p, row)[u];
+  in.carried = (in.emitted - moments[0]) * moments[1];
+}
 
 // Run the cell after the product of phase F, for one unit of one row. `state` is the state before
 // the step, and becomes that after it; `out` is what the phase before returned. Return false if the
@@ -155,30 +203,41 @@ OST_HD bool compute(const Problem<T>& p, const StepMask& mask, Index t, Index b,
   if constexpr (scalar_count<C>() > 0) in.scalar = p.scalars;
   if constexpr (kPhaseCount<C> > 1)
     for (int k = 0; k < C::kSaved; ++k) in.saved[k] = out.saved[k] = F > 0 ? out.saved[k] : T(0);
+  if constexpr (norms_emitted<C>(F)) take_emitted<C, T, kRecompute>(p, t * p.batch + b, u, in);
   C::template forward<F>(in, out);
   if (F + 1 == kPhaseCount<C> && !kRecompute)
     for (int k = 0; k < C::kStates; ++k) state[k] = out.state[k];
   return true;
 }
 
+// Store the output that a row repeats which takes no part in a step.
+template <class C, class T>
+OST_HD void repeat_output(const Problem<T>& p, const StepMask& mask, Index t, Index b, Index u) {
+  if (p.y.starts && p.y.starts[b] + t >= p.y.ends[b]) return;
+  const Index from = mask.repeats(t, b);
+  at(p.y, t, b)[u] = from == kSkipped ? T(0) : value(hidden_after<C>(p, from, b), u);
+}
+
 // Store what a step returned; for a row that takes no part, the output that it repeats.
-// `kRecompute`: outputs and states are known, and only what the cell saves is stored.
+// `kRecompute`: outputs and states are known, and only what the cell saves is stored. Where h is
+// projected, the outputs are the projection's to store.
 template <class C, class T, int F, bool kRecompute = false>
 OST_HD void store_outputs(const Problem<T>& p, const StepMask& mask, Index t, Index b, Index u, bool ran, const ForwardOut<C, T>& out) {
   constexpr int last = kPhaseCount<C> - 1;
   const Index row = t * p.batch + b;
   if (!ran) {
-    if (kRecompute || F < last || (p.y.starts && p.y.starts[b] + t >= p.y.ends[b])) return;
-    const Index from = mask.repeats(t, b);
-    at(p.y, t, b)[u] = from == kSkipped ? T(0) : value(hidden_after(p, from, b), u);
+    if constexpr (!kRecompute && F == last && !is_projected<C>()) repeat_output<C>(p, mask, t, b, u);
     return;
   }
   if (F < last || p.saved)
     for (int k = 0; k < C::kSaved; ++k) saved_at<C>(p, t, b)[k * p.hidden + u] = out.saved[k];
   if constexpr (F < last) {
-    p.emitted[(kRecompute ? row : b) * p.hidden + u] = out.emitted;
+    emitted_at<kRecompute>(p, row)[u] = out.emitted;
   } else if constexpr (!kRecompute) {
-    at(p.y, t, b)[u] = out.state[0];
+    if constexpr (is_projected<C>())
+      emitted_at<false>(p, row)[u] = out.emitted;
+    else
+      at(p.y, t, b)[u] = out.state[0];
     if constexpr (C::kStates > 1) (p.cells ? p.cells + row * p.hidden : p.state + b * p.hidden)[u] = out.state[1];
   }
 }
@@ -198,7 +257,7 @@ OST_HD void step_cell(const Problem<T>& p, const StepMask& mask, Index t, Index 
   T state[C::kStates] = {};
   if (mask.active(t, b)) {
     const Index predecessor = mask.predecessor(t, b);
-    state[0] = value(hidden_after(p, predecessor, b), u);
+    if constexpr (!is_projected<C>()) state[0] = value(hidden_after<C>(p, predecessor, b), u);
     if constexpr (C::kStates > 1) state[1] = value(cell_after(p, predecessor, b), u);
   }
   finish<C, T, F, kRecompute>(p, mask, t, b, u, p.gx + ((t * p.batch + b) * p.hidden + u) * C::kColumns, products, state);
@@ -221,12 +280,12 @@ struct StepKernel {
     PerThread<Sums<T>> sums;
     clear(block, sums);
     multiply(
-        block, space.product, Range{0, p.hidden},
+        block, space.product, Range{0, matrix_depth<C, F + 1>(p)},
         [&](int m, Index k) {
           const Index b = b0 + m;
           if (b >= p.batch || !mask.active(t, b)) return T(0);
           if (kEmitted) return p.emitted[b * p.hidden + k];
-          return value(hidden_after(p, mask.predecessor(t, b), b), k);
+          return value(hidden_after<C>(p, mask.predecessor(t, b), b), k);
         },
         [&](Index k, int n) {
           return n < kUnits * kCount && u0 + n / kCount < p.hidden
@@ -244,18 +303,75 @@ struct StepKernel {
   }
 };
 
+// Return the operand of matrix Q in row t B + b; zeros where the row takes no part. `kStep`: of the
+// step that runs, of which alone it is kept what a phase emitted.
+template <class C, class T, int Q, bool kStep = false>
+OST_HD T operand(const Problem<T>& p, Index row, Index k) {
+  const Index t = row / p.batch, b = row % p.batch;
+  const StepMask mask = p.mask();
+  if (!mask.active(t, b)) return T(0);
+  if constexpr (Q == 0) return at(p.x, t, b)[k];
+  if constexpr (multiplies_emitted<C>(Q)) return emitted_at<!kStep>(p, row)[k];
+  return value(hidden_after<C>(p, mask.predecessor(t, b), b), k);
+}
+
+// Compute a product whose columns are normed before the cell sees them, for `rows` rows of [T B].
+template <class C, class T, class W, int Q, bool kStep>
+struct ProductKernel {
+  Problem<T> p;
+  Index first, rows;
+  using Space = ProductSpace<T, W>;
+  Grid grid() const { return {ceil_div(matrix_width<C, Q>(p), kTileN), ceil_div(rows, kTileM)}; }
+  OST_HD void operator()(const Block& block, Space& space) const {
+    const Index m0 = block.y * kTileM, n0 = block.x * kTileN, width = matrix_width<C, Q>(p);
+    PerThread<Sums<T>> sums;
+    clear(block, sums);
+    multiply(
+        block, space, Range{0, matrix_depth<C, Q>(p)},
+        [&](int m, Index k) { return m0 + m < rows ? operand<C, T, Q, kStep>(p, first + m0 + m, k) : T(0); },
+        [&](Index k, int n) { return n0 + n < width ? static_cast<const W*>(p.panels[Q])[k * width + n0 + n] : W{}; }, sums);
+    for_sums<W>(block, sums, [&](int m, int n, T sum) {
+      if (m0 + m < rows && n0 + n < width) normed_at<C, Q>(p, first + m0 + m)[n0 + n] = sum;
+    });
+  }
+};
+
+// Run the cell of phase F on products that are there, or without one, for `rows` rows of [T B].
+template <class C, class T, int F, bool kRecompute>
+struct PointwiseKernel {
+  static_assert(supports<C, StepDriver>);
+  Problem<T> p;
+  Index first, rows;
+  struct Space {};
+  static constexpr int kCount = matrix_columns<C>(F + 1);
+  Grid grid() const { return {ceil_div(rows * p.hidden, kThreads)}; }
+  OST_HD void operator()(const Block& block, Space&) const {
+    block.for_each_thread_sync([&](int thread) {
+      const Index i = block.x * kThreads + thread, row = first + i / p.hidden, u = i % p.hidden;
+      if (i >= rows * p.hidden) return;
+      T products[kCount + 1];
+      if constexpr (kCount > 0)
+        if (p.mask().active(row / p.batch, row % p.batch)) {
+          T* product = normed_at<C, F + 1>(p, row) + u * kCount;
+          take_norms<C, F + 1>(p, row, u, product, product, products);
+        }
+      step_cell<C, T, F, kRecompute>(p, p.mask(), row / p.batch, row % p.batch, u, products);
+    });
+  }
+};
+
 template <class C, class T>
 struct FinalKernel {
   Problem<T> p;
   struct Space {};
-  Grid grid() const { return {ceil_div(p.batch * p.hidden, kThreads)}; }
+  Grid grid() const { return {ceil_div(p.batch * widest_state<C>(p), kThreads)}; }
   OST_HD void operator()(const Block& block, Space&) const {
     block.for_each_thread_sync([&](int thread) {
-      const Index i = block.x * kThreads + thread, b = i / p.hidden, u = i % p.hidden;
+      const Index i = block.x * kThreads + thread, widest = widest_state<C>(p), b = i / widest, u = i % widest;
       if (b >= p.batch) return;
       const Index end = p.mask().end(b);
-      if (p.hn) p.hn[i] = value(hidden_after(p, end, b), u);
-      if (p.cn && C::kStates > 1) p.cn[i] = value(cell_after(p, end, b), u);
+      if (p.hn && u < output_width<C>(p)) p.hn[b * output_width<C>(p) + u] = value(hidden_after<C>(p, end, b), u);
+      if (p.cn && C::kStates > 1 && u < state_width<C>(p, 1)) p.cn[b * p.hidden + u] = value(cell_after(p, end, b), u);
     });
   }
 };

@@ -67,6 +67,7 @@ py::list persistent_kernels(const std::vector<int>& columns, Index hidden, int w
   const auto one = [&]<class C>(C*) {
     std::vector<int> own;
     for (int f = 0; f < kPhaseCount<C>; ++f) own.push_back(C::kPhases[f].product.count());
+    if (!supports<C, PersistentDriver>) return;
     const bool pipelined = columns != own;
     if (found || (pipelined && (kPhaseCount<C> > 1 || columns != std::vector<int>{C::kColumns}))) return;
     found = true;
@@ -84,6 +85,7 @@ py::tuple stream_bytes(CellId cell, Index hidden, CellList<N...>) {
   Index transposed = 0;
   const Index deep = ceil_div(hidden, 16), fragment = 32 * Index(sizeof(FragmentA));
   const auto one = [&]<class C>(C*) {
+    if (!supports<C, StreamDriver>) return;
     for (int q = 0; q < kProductCount<C>; ++q) {
       const Index columns = product_columns<C>(q).count();
       panels.append(q ? ceil_div(hidden, kStreamOut / columns) * deep * fragment : 0);
@@ -105,6 +107,52 @@ py::dict columns_of(CellList<N...>) {
     out[py::int_(int(id))] = py::make_tuple(C::kColumns, products, kSharedDa<C>);
   };
   (one(static_cast<typename N::Cell*>(nullptr), N::id, std::make_integer_sequence<int, kProductCount<typename N::Cell>>()), ...);
+  return out;
+}
+
+// Launches of a step, forward and backward, without those that resets, cuts and bounds on norms add.
+template <class C>
+py::tuple step_launches() {
+  int forward = is_projected<C>(), backward = 2 * is_projected<C>();
+  for_phases<C>([&]<int F>() {
+    int norms = norms_emitted<C>(F), product = matrix_columns<C>(F + 1) > 0;
+    for_operations<C, F + 1>([&]<int>() { ++norms; });
+    forward += norms + is_normed<C>(F + 1) + 1;
+    backward += norms + product + 1;
+  });
+  return py::make_tuple(forward, backward);
+}
+
+// What Python must know of a cell to make the arrays of its passes.
+template <class C>
+py::dict device_facts() {
+  py::dict out;
+  py::list normed;
+  for (int q = 0; q < kProductCount<C>; ++q) normed.append(is_normed<C>(q));
+  out["normed"] = normed, out["norms"] = kNorms<C>, out["unit_rows"] = unit_rows<C>(), out["projected"] = is_projected<C>();
+  out["emits"] = kPhaseCount<C> > 1 || is_projected<C>(), out["emitted_operand"] = has_emitted_operand<C>();
+  out["streams"] = supports<C, StreamDriver>, out["step_launches"] = step_launches<C>();
+  return out;
+}
+template <class... N>
+py::dict facts_of(CellList<N...>) {
+  py::dict out;
+  ((out[py::int_(int(N::id))] = device_facts<typename N::Cell>()), ...);
+  return out;
+}
+
+// Matrices of the weights of a layer: (depth, units, columns) of each, as they are packed.
+template <class... N>
+py::list matrix_shapes(CellId cell, Index input, Index hidden, Index output, CellList<N...>) {
+  py::list out;
+  const auto one = [&]<class C, int... Q>(C*, std::integer_sequence<int, Q...>) {
+    Problem<float> p{};
+    p.input = input, p.hidden = hidden, p.output = output;
+    (out.append(py::make_tuple(matrix_depth<C, Q>(p), matrix_units<C, Q>(p), matrix_columns<C>(Q))), ...);
+  };
+  ((cell == N::id ? one(static_cast<typename N::Cell*>(nullptr), std::make_integer_sequence<int, kMatrixCount<typename N::Cell>>())
+                  : void()),
+   ...);
   return out;
 }
 

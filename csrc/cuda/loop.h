@@ -52,7 +52,7 @@ struct LoopKernel {
     for_each_unit<K>(block, [&](int row, int u) {
       const Index b = b0 + row;
       const bool there = b < p.batch && u < p.hidden;
-      set(space, row, u, 0, there ? value(hidden_after(p, kInitial, b), u) : T(0));
+      set(space, row, u, 0, there ? value(hidden_after<C>(p, kInitial, b), u) : T(0));
       if constexpr (C::kStates > 1) set(space, row, u, 1, there ? value(cell_after(p, kInitial, b), u) : T(0));
       if (there && p.steps > 0) prefetch_async(space, mask, 0, b, row, u);
     });
@@ -63,7 +63,7 @@ struct LoopKernel {
         for_each_unit<K>(block, [&](int row, int u) {
           const Index b = b0 + row;
           if (b >= p.batch || u >= p.hidden || !mask.active(t, b) || mask.predecessor(t, b) != kRestart) return;
-          set(space, row, u, 0, value(hidden_after(p, kRestart, b), u));
+          set(space, row, u, 0, value(hidden_after<C>(p, kRestart, b), u));
           if constexpr (C::kStates > 1) set(space, row, u, 1, value(cell_after(p, kRestart, b), u));
         });
         block.sync_block();

@@ -1,8 +1,10 @@
 // The order of the kernels in a pass. `run` launches a kernel after those before it.
 #pragma once
 #include "loop.h"
+#include "norm.h"
 #include "persistent.h"
 #include "plan.h"
+#include "projection.h"
 #include "stream.h"
 
 namespace ost::OST_SET {
@@ -70,51 +72,89 @@ using BackwardPersistentOf =
 // exchange other columns only where the products of a cell do not share theirs.
 template <class C, class T, class W, class F>
 bool with_persistent(const Plan& plan, F&& f) {
-  if (plan.layer_pipelined && kPhaseCount<C> > 1) return false;
-  if constexpr (!supports<C, PersistentDriver>)
-    return false;
-  else
+  if constexpr (supports<C, PersistentDriver>) {
+    if (plan.layer_pipelined && kPhaseCount<C> > 1) return false;
     return run_persistent<W>(plan, [&]<int U>() {
       if (kPhaseCount<C> == 1 && plan.layer_pipelined)
         f(static_cast<PersistentOf<C, T, W, U, kPhaseCount<C> == 1 && !kSharedDa<C>>*>(nullptr));
       else
         f(static_cast<PersistentOf<C, T, W, U, false>*>(nullptr));
     });
+  }
+  return false;
 }
 template <class C, class T, class V, class F>
 bool with_persistent_backward(const Plan& plan, F&& f) {
-  if (plan.layer_pipelined && kPhaseCount<C> > 1) return false;
-  if constexpr (!supports<C, PersistentDriver>)
-    return false;
-  else
+  if constexpr (supports<C, PersistentDriver>) {
+    if (plan.layer_pipelined && kPhaseCount<C> > 1) return false;
     return run_persistent_backward<V>(plan, [&]<int U, int S>() {
       if (kPhaseCount<C> == 1 && plan.layer_pipelined)
         f(static_cast<BackwardPersistentOf<C, T, V, U, S, kPhaseCount<C> == 1 && !kSharedDa<C>>*>(nullptr));
       else
         f(static_cast<BackwardPersistentOf<C, T, V, U, S, false>*>(nullptr));
     });
+  }
+  return false;
+}
+
+// Whether the product of a phase and the cell after it are one kernel: no norm stands between them.
+template <class C, int F>
+inline constexpr bool kFused = matrix_columns<C>(F + 1) > 0 && !is_normed<C>(F + 1);
+
+// Compute the norms that the cell of phase F needs, of `rows` rows of [T B], and their product.
+template <class C, class T, class W, int F, bool kRecompute, class Run>
+void norm_phase(Run& run, const Problem<T>& p, Index first, Index rows) {
+  if constexpr (norms_emitted<C>(F)) run(EmittedMomentsKernel<C, T, kRecompute>{p, first, rows});
+  if constexpr (is_normed<C>(F + 1)) {
+    run(ProductKernel<C, T, W, F + 1, !kRecompute>{p, first, rows});
+    for_operations<C, F + 1>([&]<int J>() { run(ProductMomentsKernel<C, T, J>{p, first, rows}); });
+  }
 }
 
 template <class C, class T, class W, int F = 0, class Run>
 void run_phases(Run& run, const Problem<T>& p, Index step, int rows) {
-  if (rows == 0) run(StepKernel<C, T, W, F>{p, step});
-  if constexpr (sizeof(T) == 4) run_stream(rows, [&]<int R>() { run(StreamStepKernel<C, T, W, F, R>{p, step}); });
-  if constexpr (F + 1 < kPhaseCount<C>) run_phases<C, T, W, F + 1>(run, p, step, rows);
+  const Index t = p.mask().time(step);
+  norm_phase<C, T, W, F, false>(run, p, t * p.batch, p.batch);
+  if constexpr (!kFused<C, F>)
+    run(PointwiseKernel<C, T, F, false>{p, t * p.batch, p.batch});
+  else if (rows == 0)
+    run(StepKernel<C, T, W, F>{p, step});
+  if constexpr (supports<C, StreamDriver> && sizeof(T) == 4)
+    run_stream(rows, [&]<int R>() { run(StreamStepKernel<C, T, W, F, R>{p, step}); });
+  if constexpr (F + 1 < kPhaseCount<C>)
+    run_phases<C, T, W, F + 1>(run, p, step, rows);
+  else if constexpr (is_projected<C>())
+    run(ProjectionKernel<C, T, W>{p, t});
 }
 
+// Compute gx, with the norms of W x.
 template <class C, class T, class W, class Run>
-void project(Run& run, const Problem<T>& p) {
+void project(Run& run, Problem<T> p) {
+  const Index rows = p.steps * p.batch;
+  if constexpr (is_normed<C>(0)) {
+    if (!p.px.data && rows > 0) {
+      const Index width = matrix_width<C, 0>(p);
+      run(ProductKernel<C, T, W, 0, false>{p, 0, rows});
+      p.px = {normed_at<C, 0>(p, 0), p.batch * width, width};
+    }
+    for_operations<C, 0>([&]<int J>() { run(ProductMomentsKernel<C, T, J>{p, 0, rows}); });
+  }
   if (p.px.data)
     run(SpreadKernel<C, T>{p});
   else if (p.steps > 0)
     run(ProjectKernel<C, T, W>{p});
 }
 
-// Recompute what the cell saves, after a pass that saved the states only.
+// Recompute what the cell and its norms save, after a pass that saved the states only.
 template <class C, class T, class W, int F = 0, class Run>
 void recompute(Run& run, const Problem<T>& p) {
   if (F == 0) project<C, T, W>(run, p);
-  if (p.steps > 0) run(RecomputeKernel<C, T, W, F>{p});
+  if (p.steps == 0) return;
+  norm_phase<C, T, W, F, true>(run, p, 0, p.steps * p.batch);
+  if constexpr (kFused<C, F>)
+    run(RecomputeKernel<C, T, W, F>{p});
+  else
+    run(PointwiseKernel<C, T, F, true>{p, 0, p.steps * p.batch});
   if constexpr (F + 1 < kPhaseCount<C>) recompute<C, T, W, F + 1>(run, p);
 }
 
@@ -125,7 +165,7 @@ void forward(Run& run, const Problem<T>& p, const Problem<T>& other, const PassB
   project<C, T, W>(run, p);
   if (plan.co_launched > 1 && !plan.layer_pipelined) project<C, T, W>(run, other);
   if constexpr (kLoops<C> && sizeof(T) == 4) run_loop<T, W>(plan.loop, [&]<int K>() { run(LoopKernel<C, T, W, K>{p}); });
-  if constexpr (sizeof(T) == 4) {
+  if constexpr (supports<C, PersistentDriver> && sizeof(T) == 4) {
     if (plan.units && p.steps > 0) {
       with_persistent<C, T, W>(plan, [&]<class K>(K*) {
         run_launches(run, p, Range{0, p.steps}, exchange, plan, K::slot_words(p.hidden), K::kPhases, false,
@@ -143,36 +183,69 @@ void forward(Run& run, const Problem<T>& p, const Problem<T>& other, const PassB
 template <class C, class T, class V, int F, class Run>
 void run_backward_phases(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, Index t) {
   run(CellKernel<C, T, F>{p, g, t});
-  constexpr bool hidden = C::kPhases[F].operand == Operand::kHidden;
-  run(TransposedProductKernel<C, T, V, F + 1>{p, g, t * p.batch, p.batch, hidden ? g.dh : g.demitted,
-                                              hidden});  // dh already holds the direct gradient
+  if constexpr (norms_emitted<C>(F)) run(EmittedNormGradientKernel<C, T, F>{p, g, t});
+  for_operations<C, F + 1>([&]<int J>() { run(ProductNormGradientKernel<C, T, J>{p, g, t * p.batch, p.batch}); });
+  [[maybe_unused]] constexpr bool hidden = C::kPhases[F].operand == Operand::kHidden;
+  if constexpr (matrix_columns<C>(F + 1) > 0)
+    run(TransposedProductKernel<C, T, V, F + 1>{p, g, t * p.batch, p.batch, hidden ? g.dh : g.demitted,
+                                                hidden});  // dh already holds the direct gradient
   if constexpr (F > 0) run_backward_phases<C, T, V, F - 1>(run, p, g, t);
 }
 
+// Where the gradients of matrix Q and of its bias go; null: not wanted, or there is none.
+template <class C, int Q, class T>
+T* weight_of(const RawGradients<T>& to) {
+  return Q == 0 ? to.weight_ih : is_projection<C>(Q) ? to.weight_hr : to.weight_hh;
+}
+template <class C, int Q, class T>
+T* bias_of(const RawGradients<T>& to) {
+  return Q == 0 ? to.bias_ih : is_projection<C>(Q) ? nullptr : to.bias_hh;
+}
+
 // Compute the gradients of weights and biases as sums over the parts of the rows that are run now.
-template <class C, class T, class V, int Q, class Run>
+template <class C, class T, class V, class Run>
 void sum_weights(Run& run, const Problem<T>& p, const BackwardProblem<T>& g) {
   const Range parts = g.parts_of_rows(p);
-  const Index width = p.hidden * product_columns<C>(Q).count();
-  if (!g.library && (Q == 0 ? g.gradients.weight_ih : g.gradients.weight_hh)) run(WeightKernel<C, T, V, Q>{p, g});
-  if (g.library && g.operands[Q]) run(OperandKernel<C, T, Q>{p, g.operands[Q], g.rows(p)});
-  if (Q == 0 ? g.gradients.bias_ih : g.gradients.bias_hh)
-    run(ColumnKernel<T>{g.da[Q], g.bias_sums[Q], p.steps * p.batch, width, g.parts, parts});
-  if constexpr (Q + 1 < kProductCount<C>) sum_weights<C, T, V, Q + 1>(run, p, g);
+  for_matrices<C>([&]<int Q>() {
+    if (!g.library && weight_of<C, Q>(g.gradients)) run(WeightKernel<C, T, V, Q>{p, g});
+    if (g.library && g.operands[Q]) run(OperandKernel<C, T, Q>{p, g.operands[Q], g.rows(p)});
+    if (bias_of<C, Q>(g.gradients)) run(ColumnKernel<T>{g.da[Q], g.bias_sums[Q], p.steps * p.batch, matrix_width<C, Q>(p), g.parts, parts});
+  });
 }
 
 // Add the sums of all parts to the gradients. Those of the weights may come from a library, in
 // another number of parts.
-template <class C, class T, int Q = 0, class Run>
+template <class C, class T, class Run>
 void add_weights(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, Index parts) {
-  if (T* weight = Q == 0 ? g.gradients.weight_ih : g.gradients.weight_hh)
-    run(AddKernel<C, T>(g.sums[Q], weight, p.depth(Q), p.hidden, parts, Q));
-  if constexpr (Q + 1 < kProductCount<C>) add_weights<C, T, Q + 1>(run, p, g, parts);
+  for_matrices<C>([&]<int Q>() {
+    if (T* weight = weight_of<C, Q>(g.gradients))
+      run(AddKernel<C, T>(g.sums[Q], weight, matrix_depth<C, Q>(p), matrix_units<C, Q>(p), parts, Q));
+  });
 }
-template <class C, class T, int Q = 0, class Run>
+template <class C, class T, class Run>
 void add_biases(Run& run, const Problem<T>& p, const BackwardProblem<T>& g) {
-  if (T* bias = Q == 0 ? g.gradients.bias_ih : g.gradients.bias_hh) run(AddKernel<C, T>(g.bias_sums[Q], bias, 1, p.hidden, g.parts, Q));
-  if constexpr (Q + 1 < kProductCount<C>) add_biases<C, T, Q + 1>(run, p, g);
+  for_matrices<C>([&]<int Q>() {
+    if (T* bias = bias_of<C, Q>(g.gradients)) run(AddKernel<C, T>(g.bias_sums[Q], bias, 1, p.hidden, g.parts, Q));
+  });
+}
+
+// Whether the gradient of a weight of one number a unit is wanted.
+template <class T>
+bool wants_units(const BackwardProblem<T>& g) {
+  for (const T* to : g.unit_gradients)
+    if (to) return true;
+  return false;
+}
+template <class C, class T, class Run>
+void add_units(Run& run, const Problem<T>& p, const BackwardProblem<T>& g) {
+  if constexpr (unit_rows<C>() > 0) {
+    Index first = 0;
+    T* const* to = g.unit_gradients;
+    for (const UnitWeights& w : C::kUnitWeights) {
+      if (*to) run(AddRowsKernel<T>{g.param_sums + first * p.hidden, *to, g.parts, w.rows * p.hidden, unit_rows<C>() * p.hidden});
+      first += w.rows, ++to;
+    }
+  }
 }
 
 // Compute the products of the rows that are run now; at the end of the pass also add up all parts,
@@ -181,26 +254,29 @@ void add_biases(Run& run, const Problem<T>& p, const BackwardProblem<T>& g) {
 template <class C, class T, class V, class Run>
 void products(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, const PassBuffers<T>& exchange, const Plan& plan,
               bool shared_dx) {
-  if (plan.units && p.steps > 0 && g.ends()) run(PoisonOutputsKernel<C, T>{p, g, exchange.buffer, true});
+  if constexpr (supports<C, PersistentDriver>)
+    if (plan.units && p.steps > 0 && g.ends()) run(PoisonOutputsKernel<C, T>{p, g, exchange.buffer, true});
   if (p.steps > 0) {
+    for_operations<C, 0>([&]<int J>() { run(ProductNormGradientKernel<C, T, J>{p, g, 0, p.steps * p.batch}); });
     const Range rows = shared_dx ? Range{0, p.steps * p.batch} : g.rows(p);
     if (g.dx.data && !g.library && (!shared_dx || g.ends()))
       run(TransposedProductKernel<C, T, V, 0>{p, g, rows.begin, rows.end - rows.begin, nullptr, g.dx_add});
-    sum_weights<C, T, V, 0>(run, p, g);
-    if (C::kParams > 0 && g.gradients.units[0])
-      run(ColumnKernel<T>{g.dparams, g.param_sums, p.steps * p.batch, C::kParams * p.hidden, g.parts, g.parts_of_rows(p)});
+    sum_weights<C, T, V>(run, p, g);
+    if (wants_units(g))
+      run(ColumnKernel<T>{g.dparams, g.param_sums, p.steps * p.batch, unit_rows<C>() * p.hidden, g.parts, g.parts_of_rows(p)});
   }
   if (!g.ends()) return;
   if (p.steps > 0) {
     if (!g.library) add_weights<C, T>(run, p, g, g.parts);
     add_biases<C, T>(run, p, g);
-    if (C::kParams > 0 && g.gradients.units[0]) run(AddRowsKernel<T>{g.param_sums, g.gradients.units[0], g.parts, C::kParams * p.hidden});
+    add_units<C, T>(run, p, g);
   }
   const T* left[] = {g.dh, g.dc};
   T *to[] = {g.dh0, g.dc0}, *restart[] = {g.drestart_h, g.drestart_c};
   for (int k = 0; k < C::kStates; ++k) {
-    if (to[k]) run(CopyKernel<T>{left[k], to[k], p.batch * p.hidden});
-    if (restart[k]) run(AddRowsKernel<T>{g.restarts + k * p.batch * p.hidden, restart[k], p.batch, p.hidden});
+    const Index width = state_width<C>(p, k);
+    if (to[k]) run(CopyKernel<T>{left[k], to[k], p.batch * width});
+    if (restart[k]) run(AddRowsKernel<T>{g.restarts + state_at<C>(p, k, 0, 0), restart[k], p.batch, width, width});
   }
 }
 
@@ -213,7 +289,7 @@ void through_time(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, co
     run(BackwardBeginKernel<C, T>{p, g});
     if (plan.co_launched > 1) run(BackwardBeginKernel<C, T>{other, other_g});
   }
-  if constexpr (sizeof(T) == 4) {
+  if constexpr (supports<C, PersistentDriver> && sizeof(T) == 4) {
     if (plan.units && p.steps > 0)
       with_persistent_backward<C, T, V>(plan, [&]<class K>(K*) {
         run_launches(run, p, g.steps(p.steps), exchange, plan, K::slot_words(p.hidden), K::kPhases, true,
@@ -228,6 +304,10 @@ void through_time(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, co
   for (Index s = plan.loop || plan.units || rows ? 0 : p.steps; s-- > 0;) {
     const Index t = p.reverse ? p.steps - 1 - s : s;
     if (g.control.clip_norm > 0) run(NormKernel<C, T>{p, g, t});
+    if constexpr (is_projected<C>()) {
+      run(OutputGradientKernel<C, T>{p, g, t});
+      run(TransposedProductKernel<C, T, V, kProductCount<C>>{p, g, t * p.batch, p.batch, g.demitted, false});
+    }
     run_backward_phases<C, T, V, kPhaseCount<C> - 1>(run, p, g, t);
     if (g.control.flow) run(FlowKernel<C, T>{p, g, t});
     if (p.times.predecessors || g.control.cuts) run(CutKernel<C, T>{p, g, t});

@@ -492,7 +492,7 @@ struct PersistentKernel {
       T state[C::kStates];
       for (int k = 0; k < C::kStates; ++k)
         state[k] = launch_args.first_step > 0 ? launch_args.carry[((block.z * C::kStates + k) * p.batch + b) * p.hidden + u]
-                                              : value(k == 0 ? hidden_after(p, kInitial, b) : cell_after(p, kInitial, b), u);
+                                              : value(k == 0 ? hidden_after<C>(p, kInitial, b) : cell_after(p, kInitial, b), u);
       prepare(p, mask, launch_args.first_step, b, u, state, next[thread]);
       for (int k = 0; k < C::kStates; ++k) space.state[k][row][unit] = state[k];
     });

@@ -166,6 +166,7 @@ struct StreamStepKernel {
   using Space = typename E::Space;
   static constexpr int kCount = C::kPhases[F].product.count(), kUnits = kStreamOut / kCount;
   static constexpr bool kEmitted = C::kPhases[F].operand == Operand::kEmitted;
+  static_assert(supports<C, StreamDriver>);
   Grid grid() const { return {ceil_div(p.hidden, kUnits), ceil_div(p.batch, kRows)}; }
 
   OST_HD void operator()(const Block& block, Space& space) const {
@@ -176,7 +177,7 @@ struct StreamStepKernel {
                 [&](int r) -> const T* {
                   const Index b = b0 + r;
                   if (b >= p.batch || !mask.active(t, b)) return nullptr;
-                  return kEmitted ? p.emitted + b * p.hidden : hidden_after(p, mask.predecessor(t, b), b);
+                  return kEmitted ? p.emitted + b * p.hidden : hidden_after<C>(p, mask.predecessor(t, b), b);
                 });
     block.for_each_thread_sync([&](int thread) {
       for (int i = thread; i < kRows * kUnits; i += kThreads) {

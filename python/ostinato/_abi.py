@@ -29,10 +29,11 @@ class WeightFields(TypedDict):
     precision: str
     input: int
     hidden: int
+    output: int
     panels: Addresses
     transposed: Addresses
     bias: Address
-    params: Address
+    units: Address
     scalars: Sequence[float]
     stream_panels: Addresses
     stream_transposed: Address
@@ -72,6 +73,9 @@ class LayerFields(TypedDict):
     emitted: Address
     state: Address
     saved_scratch: Address
+    normed: Addresses
+    normed_scratch: Addresses
+    moments: Address
     hn: Address
     cn: Address
 
@@ -91,6 +95,7 @@ class GradientFields(TypedDict):
     dc: Address
     demitted: Address
     da: Addresses
+    dproducts: Addresses
     sums: Addresses
     bias_sums: Addresses
     operands: Addresses
@@ -107,6 +112,7 @@ class GradientFields(TypedDict):
     first_part: int
     last_part: int
     gradients: Addresses
+    unit_gradients: Addresses
     drestart_h: Address
     drestart_c: Address
 
@@ -145,6 +151,7 @@ class PackFields(TypedDict):
     weight_hh: Address
     bias_ih: Address
     bias_hh: Address
+    weight_hr: Address
     weights: WeightFields
     loop: int
 

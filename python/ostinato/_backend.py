@@ -12,7 +12,14 @@ import numpy as np
 
 from . import _core, _device, _launch
 from ._abi import DropFields, TimesFields
-from ._buffers import TAPE, backward_shapes, columns_of, elements_of, forward_shapes
+from ._buffers import (
+    BY_STEP,
+    backward_shapes,
+    columns_of,
+    elements_of,
+    forward_shapes,
+    tape_shapes,
+)
 from ._device import Device
 from ._launch import (
     Backward,
@@ -277,7 +284,7 @@ class Backend:
             "to": to,
             "steps": steps,
             "batch": batch,
-            "hidden": self.parts[0].hidden,
+            "hidden": self.parts[0].output,
             "directions": self._directions,
             "layer": layer,
             "first_step": first_step,
@@ -305,7 +312,7 @@ class Backend:
         return on
 
     def _rows(self, parts: list[Any], times: Times, batch_first: bool) -> Any:
-        """Stack ``[T,B,H]`` of all parts to ``[L*D,T,B,H]``, or ``[L*D,B,T,H]``.
+        """Stack ``[T,B,N]`` of all parts to ``[L*D,T,B,N]``, or ``[L*D,B,T,N]``.
 
         It is zero where a row takes no part.
         """
@@ -327,7 +334,7 @@ class Backend:
 
     def hidden(self, passes: list[SavedPass], times: Times, batch_first: bool, y: Any) -> Any:
         """Return h after every step; those of the last layer are in the outputs."""
-        width, below = self.parts[0].hidden, len(passes) - self._directions
+        width, below = self.parts[0].output, len(passes) - self._directions
         size = self.dtype.itemsize
         parts = []
         for k, p in enumerate(passes):
@@ -389,9 +396,9 @@ def bytes_of(
     h, item, layers = parts[0].hidden, backend.dtype.itemsize, len(parts) // both
     columns, products, _ = columns_of(backend.cell)
     rows = steps * batch
-    width = rows * both * h * item  # the bytes of the outputs of a layer
+    width = rows * both * parts[0].output * item  # the bytes of the outputs of a layer
     shapes = forward_shapes(backend.cell, h, sizes, train=training, saving=training)
-    tape = elements_of(shapes[name] for name in TAPE if name in shapes) if training else 0
+    tape = elements_of(tape_shapes(shapes)) if training else 0
     between = (layers - 1) * width  # outputs below the last layer, which training keeps
     library = plan_of(parts[0], *sizes).library
     spread = rows * h * products[0] * item if library and products[0] < columns else 0
@@ -402,7 +409,8 @@ def bytes_of(
     # Co-launched problems have working arrays of their own. A layer with an upstream layer has no
     # projected input.
     projected = max(1 if p.layer_pipelined else p.co_launched for _, _, p in plans[0])
-    forward = exchanges[0] + spread + elements_of([shapes["gx"]]) * item * projected
+    by_step = elements_of(shapes[name] for name in BY_STEP if name in shapes)
+    forward = exchanges[0] + spread + by_step * item * projected
     forward += between if training else min(between, 2 * width)
     if not training:
         return 0, forward
@@ -412,7 +420,7 @@ def bytes_of(
         (name, shape)
         for w in parts
         for n in chunks
-        for name, shape in backward_shapes(w.cell, w.input, h, sizes, library=n).items()
+        for name, shape in backward_shapes(w.cell, w.input, h, w.output, sizes, library=n).items()
     }
     backward = elements_of(shape for _, shape in held) * item
     if library:  # dx before it is copied
@@ -434,6 +442,7 @@ def Packed(
     precision: str = "exact",
     numbered: bool = True,
     scalars: tuple[float, ...] = (),
+    proj_size: int = 0,
 ) -> Any:
     """Return the packed weights of a stack, as `_core.PackedFloat32` does for arrays of NumPy."""
     device, dtype = _device.of(weights[0][0]), weights[0][0].dtype
@@ -452,5 +461,6 @@ def Packed(
         reverse=reverse,
         numbered=numbered,
         scalars=scalars,
+        proj_size=proj_size,
         backend=backend,
     )

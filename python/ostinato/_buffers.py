@@ -7,14 +7,54 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import _core, _device
 from ._cells import facts_of
 
 Shapes = dict[str, tuple[int, ...]]  # by name; what is not needed is not there
 
-TAPE = ("saved", "cells", "emitted")  # what a forward pass saves for its backward pass
+# What a forward pass saves for its backward pass; "normed" is a list of arrays, by product.
+TAPE = ("saved", "cells", "moments", "normed")
+BY_STEP = ("gx", "normed_scratch0")  # what only the forward pass needs, for all steps
+
+
+class DeviceFacts(NamedTuple):
+    """What C++ says of a cell's kernels.
+
+    Attributes:
+        normed: by product of a step, that of the input first: whether columns of it are normed.
+        norms: of a step, the one of what a phase emitted included.
+        unit_rows: rows of the weights of one number a unit: gains, then parameters.
+        projected: whether h is projected.
+        emits: whether a phase hands something on to a later one, or to a projection.
+        emitted_operand: whether a product multiplies that.
+        streams: whether blocks that stream the weights run it.
+        step_launches: launches of a step, forward and backward.
+    """
+
+    normed: list[bool]
+    norms: int
+    unit_rows: int
+    projected: bool
+    emits: bool
+    emitted_operand: bool
+    streams: bool
+    step_launches: tuple[int, int]
+
+
+@lru_cache
+def device_facts(cell: str) -> DeviceFacts:
+    """Return what C++ says of a cell's kernels."""
+    return DeviceFacts(**_core.device_facts()[_device.number_of(cell)])
+
+
+@lru_cache
+def matrices_of(
+    cell: str, inputs: int, hidden: int, output: int
+) -> tuple[tuple[int, int, int], ...]:
+    """Return depth, units and columns of each matrix: of the products, then of a projection."""
+    return tuple(_core.matrix_shapes(_device.number_of(cell), inputs, hidden, output))
 
 
 @lru_cache
@@ -45,16 +85,22 @@ def forward_shapes(
     """
     (steps, batch), facts = sizes, facts_of(cell)
     columns, products, _ = columns_of(cell)
-    two_phases, two_states, saved = len(products) > 2, facts["states"] > 1, facts["saved"]
+    own, two_states, saved = device_facts(cell), facts["states"] > 1, facts["saved"]
     shapes: Shapes = {}
     if projected:
         shapes["gx"] = (steps, batch, hidden, columns)
     if saving and saved:
         shapes["saved"] = (steps, batch, saved, hidden)
-    if two_phases:
-        shapes["emitted"] = (steps, batch, hidden) if saving else (batch, hidden)
-        if not saving:
-            shapes["saved_scratch"] = (batch, saved, hidden)
+    if own.emits:
+        shapes["emitted"] = (batch, hidden)
+    if len(products) > 2 and not saving:
+        shapes["saved_scratch"] = (batch, saved, hidden)
+    for q, normed in enumerate(own.normed):
+        if normed:
+            name, lead = ("normed", sizes) if saving else ("normed_scratch", (batch,))
+            shapes[f"{name}{q}"] = (*(lead if q else sizes), hidden, products[q])
+    if own.norms:
+        shapes["moments"] = (steps, batch, own.norms, 2)
     if two_states:
         name, lead = ("cells", sizes) if train else ("state", (batch,))
         shapes[name] = (*lead, hidden)
@@ -65,43 +111,53 @@ def backward_shapes(
     cell: str,
     inputs: int,
     hidden: int,
+    output: int,
     sizes: tuple[int, int],
     *,
     library: int,
     norms: bool = False,
     flow: bool = False,
-    wanted: tuple[bool, bool] = (True, True),
+    wanted: tuple[bool, bool, bool] = (True, True, True),
 ) -> Shapes:
     """Return the arrays of a backward pass.
 
-    Those of a product have its number at the end of their names.
+    Those of a matrix have its number at the end of their names.
 
     Args:
         cell: the name of the cell.
         inputs: I.
         hidden: H.
+        output: P, the width of h.
         sizes: T and B.
         library: the number of chunks for each of which the array library computes the products of
             the weights; 0: our own kernels compute them.
         norms: whether the norms of the states' gradients are bounded.
         flow: whether the norms of every step are asked for.
-        wanted: whether the gradients of weight_ih and of weight_hh are.
+        wanted: whether the gradients of weight_ih, of weight_hh and of weight_hr are.
     """
     (steps, batch), facts, parts = sizes, facts_of(cell), _core.gradient_parts(*sizes)
-    _, products, shared = columns_of(cell)
-    states, params = facts["states"], facts["params"]
-    shapes: Shapes = {"dh": (batch, hidden), "restarts": (states, batch, hidden)}
+    (_, products, shared), own = columns_of(cell), device_facts(cell)
+    states, params = facts["states"], own.unit_rows
+    both_states = (batch * (output + (states - 1) * hidden),)
+    shapes: Shapes = {"dh": (batch, output), "restarts": both_states}
     if states > 1:
         shapes["dc"] = (batch, hidden)
-    if len(products) > 2:
+    if own.emits:
         shapes["demitted"] = (batch, hidden)
-    for q, columns in enumerate(products):
-        depth = hidden if q else inputs
+    if own.emitted_operand:
+        shapes["emitted"] = (steps, batch, hidden)
+    for q, (depth, units, columns) in enumerate(matrices_of(cell, inputs, hidden, output)):
+        if not columns:
+            continue
+        projection = q == len(products)
         if not (shared and q == 1):
-            shapes[f"da{q}"] = (steps, batch, hidden, columns)
-        shapes[f"sums{q}"] = (library or parts, depth, hidden, columns)
-        shapes[f"bias_sums{q}"] = (parts, hidden, columns)
-        if library and wanted[min(q, 1)]:
+            shapes[f"da{q}"] = (steps, batch, units, columns)
+        if not projection and own.normed[q]:
+            shapes[f"dproducts{q}"] = (steps, batch, units, columns)
+        shapes[f"sums{q}"] = (library or parts, depth, units, columns)
+        if not projection:
+            shapes[f"bias_sums{q}"] = (parts, units, columns)
+        if library and wanted[2 if projection else min(q, 1)]:
             shapes[f"operands{q}"] = (steps, batch, depth)
     if params:
         shapes["dparams"] = (steps, batch, params, hidden)
@@ -109,8 +165,13 @@ def backward_shapes(
     if norms:
         shapes["scales"] = (states, batch)
     if flow:
-        shapes["squares"] = (states, batch, hidden)
+        shapes["squares"] = both_states
     return shapes
+
+
+def tape_shapes(shapes: Shapes) -> list[tuple[int, ...]]:
+    """Return those of the arrays of a forward pass that its backward pass reads."""
+    return [shape for name, shape in shapes.items() if name.rstrip("0123456789") in TAPE]
 
 
 def elements_of(shapes: Any) -> int:

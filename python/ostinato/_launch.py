@@ -24,13 +24,31 @@ from ._abi import (
     SharedFields,
     WeightFields,
 )
-from ._buffers import TAPE, Shapes, backward_shapes, columns_of, forward_shapes
-from ._cells import facts_of
+from ._buffers import (
+    TAPE,
+    Shapes,
+    backward_shapes,
+    columns_of,
+    device_facts,
+    forward_shapes,
+    matrices_of,
+)
+from ._cells import UNIT_WEIGHTS, facts_of
 from ._device import Device
-from ._plan import GpuPlan, Partition, plan, register_capacity_for
+from ._plan import GpuPlan, Partition, plan, plan_by_step, register_capacity_for
 
-WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_peephole")
+WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")  # of every cell
 FLOAT16_MAX = 65504.0
+
+
+def named_weights(cell: str, weights: list[Any]) -> dict[str, Any]:
+    """Return the weights of one layer and direction by name.
+
+    They are `WEIGHTS`, then those of one number a unit, or one None where a cell has none of them,
+    and then weight_hr of a projection.
+    """
+    names = [*WEIGHTS, *([name for name, *_ in UNIT_WEIGHTS[cell]] or [""]), "weight_hr"]
+    return dict.fromkeys(names) | dict(zip(names, weights))
 
 
 class Rows(NamedTuple):
@@ -101,6 +119,16 @@ class Weights:
         return self.fields["hidden"]
 
     @property
+    def output(self) -> int:
+        """The width of h."""
+        return self.fields["output"]
+
+    @property
+    def matrices(self) -> tuple[tuple[int, int, int], ...]:
+        """Depth, units and columns of each matrix."""
+        return matrices_of(self.cell, self.input, self.hidden, self.output)
+
+    @property
     def word_bytes(self) -> int:
         """The bytes of an operand of the products."""
         return word_bytes(self.dtype, self.fields["precision"])
@@ -127,7 +155,9 @@ class SavedPass:
     def bytes(self) -> int:
         """The bytes of what the kernels saved."""
         fields: Any = self.layer
-        return sum(fields[name].nbytes for name in TAPE if fields[name] is not None)
+        held = (fields[name] for name in TAPE)
+        arrays = (a for f in held for a in (f if isinstance(f, list) else [f]))
+        return sum(a.nbytes for a in arrays if a is not None)
 
 
 def plan_of(
@@ -140,15 +170,19 @@ def plan_of(
     layer_pipelined: bool = False,
 ) -> GpuPlan:
     """Return the plan by which the kernels run these weights."""
-    facts = {
-        "hidden": w.hidden,
-        "steps": steps,
-        "batch": batch,
-        "word": w.word_bytes,
-        "co_launched": co_launched,
-    }
-    columns, products, _ = columns_of(w.cell)
-    facts |= {"pipeline_columns": columns if layer_pipelined else 0, "inputs": w.input}
+    (columns, products, _), own = columns_of(w.cell), device_facts(w.cell)
+    facts = {"hidden": w.hidden, "steps": steps, "batch": batch, "word": w.word_bytes}
+    if not own.streams:
+        return plan_by_step(
+            w.device.figures,
+            products[1:],
+            **facts,
+            backward=backward,
+            lacks=_core.drivers()[w.cell]["stream"],
+            launches=own.step_launches[backward],
+        )
+    facts |= {"co_launched": co_launched, "inputs": w.input}
+    facts["pipeline_columns"] = columns if layer_pipelined else 0
     return plan(
         w.device.figures,
         products[1:],
@@ -180,20 +214,21 @@ def pack(
     precision: str = "exact",
     scalars: tuple[float, ...] = (),
 ) -> Weights:
-    """Pack weight_ih, weight_hh, bias_ih, bias_hh, weight_peephole; the last three may be None."""
+    """Pack weights, of which the biases may be None; see `named_weights` for their order."""
     precision, split = (
         ("exact", cell != "rnn_relu") if precision == "split" else (precision, False)
     )  # split words need |h| <= 65504, which a ReLU does not bound
-    xp, given = device.xp, dict(zip(WEIGHTS, weights))
+    xp, given = device.xp, named_weights(cell, weights)
     (columns, products, _), dtype = columns_of(cell), given["weight_ih"].dtype
-    inputs, hidden = given["weight_ih"].shape[1], given["weight_hh"].shape[1]
+    inputs, output = given["weight_ih"].shape[1], given["weight_hh"].shape[1]
+    hidden = given["weight_hh"].shape[0] // facts_of(cell)["gates"]
     word = dtype if precision == "exact" else np.uint16
     if precision == "float16":
-        _check_range(given["weight_ih"], given["weight_hh"])
-    depths = [inputs] + [hidden] * (len(products) - 1)
-    capacity = register_capacity_for(products[1:], hidden, word_bytes(dtype, precision))
-    if lacks_of(cell):
-        capacity = 0
+        _check_range(given)
+    matrices = matrices_of(cell, inputs, hidden, output)
+    capacity = 0
+    if not lacks_of(cell):
+        capacity = register_capacity_for(products[1:], hidden, word_bytes(dtype, precision))
     loop = _core.loop_bytes(_device.number_of(cell), precision, capacity) if capacity else (0, 0)
     # Weights as fragments, which products of 2-byte words read.
     streams, streams_back = _core.stream_bytes(_device.number_of(cell), hidden)
@@ -203,12 +238,13 @@ def pack(
         "precision": precision,
         "input": inputs,
         "hidden": hidden,
-        "panels": [xp.empty((d, hidden, n), word) for d, n in zip(depths, products)],
+        "output": output,
+        "panels": [xp.empty((d, units, n), word) if n else None for d, units, n in matrices],
         "transposed": [
-            xp.empty((hidden, n, d), word) if backward else None for d, n in zip(depths, products)
+            xp.empty((units, n, d), word) if n and backward else None for d, units, n in matrices
         ],
         "bias": xp.empty((hidden, columns), dtype),
-        "params": _params(xp, cell, given["weight_peephole"], hidden, dtype),
+        "units": _unit_rows(device, cell, given, hidden),
         "scalars": scalars,
         "stream_panels": [xp.empty(n, np.uint8) if n else None for n in streams],
         "stream_transposed": xp.empty(streams_back, np.uint8)
@@ -222,6 +258,7 @@ def pack(
         "weight_hh": given["weight_hh"],
         "bias_ih": given["bias_ih"],
         "bias_hh": given["bias_hh"],
+        "weight_hr": given["weight_hr"],
         "weights": fields,
         "loop": capacity,
     }
@@ -370,17 +407,28 @@ def _single(layer: LayerFields, gradients: list[GradientFields], launches: int) 
     }
 
 
-def _params(xp: Any, cell: str, given: Any, hidden: int, dtype: Any) -> Any:
-    """Return the numbers of units that a cell reads; those that are not given are zeros."""
-    if given is not None:
-        return given.copy()
-    rows = facts_of(cell)["params"]
-    return xp.zeros((rows, hidden), dtype) if rows else None
+def _unit_rows(device: Device, cell: str, given: dict[str, Any], hidden: int) -> Any:
+    """Return the weights of one number a unit, one after the other, or None without any.
+
+    Those that are not given are zeros.
+    """
+    count = device_facts(cell).unit_rows
+    if not count:
+        return None
+    out, first = device.xp.zeros((count, hidden), given["weight_ih"].dtype), 0
+    for name, rows, _ in UNIT_WEIGHTS[cell]:
+        if given[name] is not None:
+            out[first : first + rows] = given[name].reshape(rows, hidden)
+        first += rows
+    return out
 
 
-def _check_range(*weights: Any) -> None:
+def _check_range(given: dict[str, Any]) -> None:
     """Refuse weights beyond 65504, the range of float16; this waits for the device."""
-    for name, w in zip(WEIGHTS, weights):
+    for name in ("weight_ih", "weight_hh", "weight_hr"):
+        w = given[name]
+        if w is None:
+            continue
         device = _device.of(w)
         top = float((np if device is None else device.xp).abs(w).max())
         if FLOAT16_MAX < top < np.inf:
@@ -424,7 +472,7 @@ def forward(
         above = planned.layer_pipelined and k > 0
         layer = _layer_fields(call, sizes, lengths, above, train, train and not states_only)
         if planned.library and not above:
-            layer["px"] = _library_product(call.w, call.x, layer["gx"])
+            layer["px"] = _library_product(call.w, call.x, layer)
         layers.append(layer)
     w = calls[0].w
     if sizes[1]:
@@ -433,8 +481,10 @@ def forward(
     if not train:
         return []
     for layer in layers:  # no later pass reads these
-        layer["gx"] = layer["px"] = None
-        layer["shared"] = NOT_SHARED
+        layer["gx"] = layer["px"] = layer["emitted"] = layer["saved_scratch"] = None
+        layer["normed_scratch"], layer["shared"] = [], NOT_SHARED
+        if states_only:
+            layer["moments"] = None
     return [SavedPass(c.w, layer, sizes, c.x) for c, layer in zip(calls, layers)]
 
 
@@ -446,6 +496,7 @@ def _layer_fields(
         w.cell, w.hidden, sizes, train=train, saving=saving, projected=not above
     )
     made = {name: w.device.xp.empty(shape, w.dtype) for name, shape in shapes.items()}
+    by_product = range(len(device_facts(w.cell).normed))
     return {
         "weights": w.fields,
         "shared": NOT_SHARED,
@@ -467,6 +518,9 @@ def _layer_fields(
         "emitted": made.get("emitted"),
         "state": made.get("state"),
         "saved_scratch": made.get("saved_scratch"),
+        "normed": [made.get(f"normed{q}") for q in by_product],
+        "normed_scratch": [made.get(f"normed_scratch{q}") for q in by_product],
+        "moments": made.get("moments"),
         "hn": call.end[0],
         "cn": call.end[1],
     }
@@ -488,24 +542,28 @@ class _Working:
             self.held[key] = self.w.device.xp.empty(shape, self.w.dtype)
         return self.held[key]
 
-    def by_product(self, name: str) -> list[Any]:
-        """Return the arrays of all products."""
-        return [self(f"{name}{q}") for q in range(len(columns_of(self.w.cell)[1]))]
+    def by_matrix(self, name: str) -> list[Any]:
+        """Return the arrays of all matrices."""
+        return [self(f"{name}{q}") for q in range(len(self.w.matrices))]
 
 
 def _recompute(kept: SavedPass, held: dict[Any, Any], library: bool) -> LayerFields:
     """Return a pass that saved the states only with what the cell saves, recomputed."""
     w = kept.weights
     shapes = forward_shapes(w.cell, w.hidden, kept.shape, train=True, saving=True)
+    if len(columns_of(w.cell)[1]) > 2:  # all steps at once: what each of them emits
+        shapes["emitted"] = (*kept.shape, w.hidden)
     work = _Working(w, shapes, held)
-    gx = w.device.xp.empty(shapes["gx"], w.dtype)
     layer: LayerFields = {
         **kept.layer,
         "saved": work("saved"),
         "emitted": work("emitted"),
-        "gx": gx,
-        "px": _library_product(w, kept.x, gx) if library else None,
+        "normed": [work(f"normed{q}") for q in range(len(device_facts(w.cell).normed))],
+        "moments": work("moments"),
+        "gx": w.device.xp.empty(shapes["gx"], w.dtype),
     }
+    if library:
+        layer["px"] = _library_product(w, kept.x, layer)
     launches = len(columns_of(w.cell)[1])
     w.device.launch("recompute", w.cell, w.dtype, _single(layer, [], launches))
     return {**layer, "gx": None, "px": None}
@@ -590,19 +648,26 @@ def _backward_fields(
     the weights; 0: our own kernels compute them.
     """
     kept, w = call.kept, call.kept.weights
+    grads = named_weights(w.cell, call.grads)
     shapes = backward_shapes(
         w.cell,
         w.input,
         w.hidden,
+        w.output,
         kept.shape,
         library=library,
         norms=norms,
         flow=call.flow is not None,
-        wanted=(call.grads[0] is not None, call.grads[1] is not None),
+        wanted=(
+            grads["weight_ih"] is not None,
+            grads["weight_hh"] is not None,
+            grads["weight_hr"] is not None,
+        ),
     )
     work = _Working(w, shapes, held)
     recomputed = facts_of(w.cell)["saved"] > 0 and kept.layer["saved"] is None
-    layer = _recompute(kept, held, library > 0) if recomputed else kept.layer
+    layer = _recompute(kept, held, library > 0) if recomputed else {**kept.layer}
+    layer["emitted"] = work("emitted")
     gradient: GradientFields = {
         "dy": call.dy.fields() if call.dy else None,
         "dx": call.dx.fields() if call.dx else None,
@@ -615,10 +680,11 @@ def _backward_fields(
         "dh": work("dh"),
         "dc": work("dc"),
         "demitted": work("demitted"),
-        "da": work.by_product("da"),
-        "sums": work.by_product("sums"),
-        "bias_sums": work.by_product("bias_sums"),
-        "operands": work.by_product("operands"),
+        "da": work.by_matrix("da"),
+        "dproducts": work.by_matrix("dproducts"),
+        "sums": work.by_matrix("sums"),
+        "bias_sums": work.by_matrix("bias_sums"),
+        "operands": work.by_matrix("operands"),
         "dparams": work("dparams"),
         "param_sums": work("param_sums"),
         "restarts": work("restarts"),
@@ -631,15 +697,17 @@ def _backward_fields(
         "library": False,
         "first_part": 0,
         "last_part": _core.gradient_parts(*kept.shape),
-        "gradients": call.grads,
+        "gradients": [grads[name] for name in (*WEIGHTS, "weight_hr")],
+        "unit_gradients": [grads[name] for name, *_ in UNIT_WEIGHTS[w.cell]],
         "drestart_h": call.drestart[0],
         "drestart_c": call.drestart[1],
     }
-    return {**layer}, gradient
+    return layer, gradient
 
 
-def _library_product(w: Weights, x: Rows, gx: Any) -> RowsFields | None:
+def _library_product(w: Weights, x: Rows, layer: LayerFields) -> RowsFields | None:
     """Compute W x of all rows by the array library, in place where it has the layout of gx."""
+    gx = layer["gx"]
     xp, (steps, batch) = w.device.xp, gx.shape[:2]
     if not gx.size or x.total > steps * batch:
         return None  # a segment is a part of the flat rows, and the product would cover all
@@ -657,6 +725,14 @@ def _library_product(w: Weights, x: Rows, gx: Any) -> RowsFields | None:
     return px.fields()
 
 
+def _product_gradient(w: Weights, gradient: GradientFields, q: int, rows: int) -> Any:
+    """Return the gradient of what matrix q made, ``[T*B,...]``."""
+    own = gradient["dproducts"][q]
+    if own is None:
+        own = gradient["da"][0 if q == 1 and columns_of(w.cell)[2] else q]
+    return own.reshape(rows, -1)
+
+
 def _library_gradients(
     call: Backward,
     layer: LayerFields,
@@ -670,22 +746,17 @@ def _library_gradients(
     Chunks come from the last one to chunk 0.
     """
     w, (all_steps, batch), last = call.kept.weights, call.kept.shape, chunk == 0
-    _, products, shared = columns_of(w.cell)
     xp, whole = w.device.xp, (0, all_steps)
     times = (all_steps - steps[1], all_steps - steps[0]) if w.reverse else steps
-    flat = [
-        gradient["da"][0 if shared and q == 1 else q].reshape(all_steps * batch, -1)
-        for q in range(len(products))
-    ]
     rows = slice(times[0] * batch, times[1] * batch)
-    for q, da in enumerate(flat):
-        operands = gradient["operands"][q]
+    for q, operands in enumerate(gradient["operands"]):
         if operands is not None:
             a = operands.reshape(all_steps * batch, -1)[rows]
             sums = gradient["sums"][q][chunk]
-            xp.matmul(a.T, da[rows], out=sums.reshape(a.shape[1], -1))
+            d = _product_gradient(w, gradient, q, all_steps * batch)[rows]
+            xp.matmul(a.T, d, out=sums.reshape(a.shape[1], -1))
     if last:
-        values = _single(layer, [gradient], len(products))
+        values = _single(layer, [gradient], len(w.matrices))
         values["chunks"] = planned.chunks
         w.device.launch("add", w.cell, w.dtype, values)
     to_both = (
@@ -695,7 +766,8 @@ def _library_gradients(
         return
     first, end = whole if to_both else times
     d = xp.matmul(
-        flat[0][first * batch : end * batch], w.fields["transposed"][0].reshape(-1, w.input)
+        _product_gradient(w, gradient, 0, all_steps * batch)[first * batch : end * batch],
+        w.fields["transposed"][0].reshape(-1, w.input),
     )
     copy: CopyRowsFields = {
         "from": d,

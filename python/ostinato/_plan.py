@@ -280,7 +280,7 @@ def plan(
         pipeline_columns: the columns of a pre-activation if those two are layers; 0 for directions.
         lacks: what kernels that hold the recurrent weights lack for the cell; "": nothing.
     """
-    library = device.library and word >= 4 and steps * batch >= LIBRARY_ROWS
+    library = _has_library(device, steps * batch, word)
     tiles = by_step or (backward and lacks != "")
     by_itself = _stepwise(device, products, hidden, steps, batch, word, backward, tiles)
 
@@ -335,6 +335,46 @@ def _why_not_shared(device: GpuFigures, every: list[Partition]) -> str:
     if every:
         return f"there are too few multiprocessors, {device.multiprocessors}, to share the weights"
     return "there is no room for the recurrent weights in those of all multiprocessors either"
+
+
+def plan_by_step(
+    device: GpuFigures,
+    products: list[int],
+    *,
+    hidden: int,
+    steps: int,
+    batch: int,
+    word: int,
+    backward: bool,
+    lacks: str,
+    launches: int,
+) -> GpuPlan:
+    """Return the plan of a cell for which all kernels but those of single steps lack something.
+
+    Args:
+        device: figures of the device.
+        products: as `plan` takes them.
+        hidden: hidden units.
+        steps: T.
+        batch: B.
+        word: bytes of an operand: 2, 4 or 8.
+        backward: whether it is the backward pass.
+        lacks: what the other kernels lack.
+        launches: of a step.
+    """
+    planned = _stepwise(
+        device, products, hidden, steps, batch, word, backward, False, step_launches=launches
+    )
+    return replace(
+        planned,
+        library=_has_library(device, steps * batch, word),
+        reason=f"all other kernels lack {lacks}; a step takes {launches} launches",
+    )
+
+
+def _has_library(device: GpuFigures, rows: int, word: int) -> bool:
+    """Return whether the array library computes the products of all steps."""
+    return device.library and word >= 4 and rows >= LIBRARY_ROWS
 
 
 def _by_one_multiprocessor(
@@ -450,12 +490,17 @@ def _stepwise(
     word: int,
     backward: bool,
     by_step: bool,
+    step_launches: int = 0,
 ) -> GpuPlan:
-    """Return the plan of one launch for each step and phase."""
+    """Return the plan of one launch for each step and phase.
+
+    ``step_launches`` are those of a step of a cell that no kernel streams the weights of; 0: it is
+    another cell.
+    """
     rate, weights = device.multiprocessors * device.clock_hz, hidden * hidden * sum(products)
     tiles = {2: TILES, 4: TILES_EXACT, 8: TILES_DOUBLE}[word]  # they have no pipeline
     work = steps * batch * weights / tiles / rate
-    rows = rows_for(products, batch, word, backward, by_step)
+    rows = 0 if step_launches else rows_for(products, batch, word, backward, by_step)
     if rows:
         units = STREAM_OUTPUTS if backward else STREAM_OUTPUTS // max(products)
         times = -(-batch // rows)
@@ -472,7 +517,7 @@ def _stepwise(
         )
     tile_m, tile_n = TILE
     blocks = -(-hidden // (tile_n // max(products))) * -(-batch // tile_m)
-    launches = len(products) * (3 if backward else 1) * steps
+    launches = (step_launches or len(products) * (3 if backward else 1)) * steps
     return GpuPlan("step", blocks, launches, False, "", seconds=launches * LAUNCH + work)
 
 

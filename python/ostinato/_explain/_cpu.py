@@ -14,6 +14,8 @@ from ._shared import (
     heading,
     how_often,
     measured,
+    products_of,
+    recurrent_weights,
     refusals,
     size_of,
     time_of,
@@ -52,7 +54,7 @@ def on_cpu(
     )
     passes = _passes(layer, steps, batch, training)
     cell = facts_of(layer._cell)
-    flops = sum(_products(layer, k, steps, batch) for k in range(layer.num_layers))
+    flops = sum(products_of(layer, k, steps, batch) for k in range(layer.num_layers))
     flops *= 3 if training else 1
     directions = layer._directions
     tape = sum(g["tape_bytes"] * g["layers"] * directions for g in passes[0][1]) if training else 0
@@ -112,24 +114,10 @@ def _passes(layer: Recurrent, steps: int, batch: int, training: bool) -> Passes:
     ]
 
 
-def _recurrent_weights(layer: Recurrent) -> int:
-    """Return the number of weights of a layer and direction that every step waits for."""
-    gates = facts_of(layer._cell)["gates"]
-    return gates * layer.hidden_size * layer._output_size + layer.proj_size * layer.hidden_size
-
-
-def _products(layer: Recurrent, k: int, steps: int, batch: int) -> float:
-    """Return the operations of the products of layer k, forward."""
-    inputs = layer.input_size if k == 0 else layer._directions * layer._output_size
-    columns = facts_of(layer._cell)["gates"] * layer.hidden_size
-    weights = columns * inputs + _recurrent_weights(layer)
-    return 2.0 * weights * steps * batch * layer._directions
-
-
 def _rates(layer: Recurrent, passes: Passes, steps: int, batch: int) -> dict[str, Any]:
     """Return the rates of one thread now, and what the passes would take at them."""
     itemsize, directions = layer._dtype.itemsize, layer._directions
-    each = _recurrent_weights(layer)
+    each = recurrent_weights(layer)
     weight = {"bfloat16": 2, "int8": 1}.get(layer.precision, itemsize)
     recurrent = each * weight
     peak = _core.fma_peak(MEASURE_SECONDS, itemsize) * 1e9 * (itemsize / weight)
@@ -141,7 +129,7 @@ def _rates(layer: Recurrent, passes: Passes, steps: int, batch: int) -> dict[str
     for name, groups in passes:
         for g in groups:
             for k in range(g["first_layer"], g["first_layer"] + g["layers"]):
-                arithmetic = _products(layer, k, steps, batch) * (2 if name == "backward" else 1)
+                arithmetic = products_of(layer, k, steps, batch) * (2 if name == "backward" else 1)
                 row_blocks = 1
                 if g["spread"] != "units":
                     row_blocks = max(1, g["lanes"] // (g["layers"] * directions))

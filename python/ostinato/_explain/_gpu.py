@@ -5,9 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from .. import _core
-from .._cells import facts_of
 from ..nn._stack import Recurrent
-from ._shared import Explanation, form, heading, how_often, refusals, size_of, time_of, times
+from ._shared import (
+    Explanation,
+    form,
+    heading,
+    how_often,
+    products_of,
+    refusals,
+    size_of,
+    time_of,
+    times,
+)
 
 
 def on_gpu(
@@ -54,9 +63,7 @@ def on_gpu(
 
 def _flops(layer: Recurrent, steps: int, batch: int) -> float:
     """Return the operations of the products of a forward pass."""
-    gates, h, d = facts_of(layer._cell)["gates"], layer.hidden_size, layer._directions
-    inputs = [layer.input_size if k == 0 else d * h for k in range(layer.num_layers)]
-    return sum(2.0 * gates * h * (i + h) * steps * batch * d for i in inputs)
+    return sum(products_of(layer, k, steps, batch) for k in range(layer.num_layers))
 
 
 def _weight_bytes(layer: Recurrent, backend: Any, plans: dict[str, Any]) -> int:

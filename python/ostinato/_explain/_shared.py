@@ -11,10 +11,12 @@ import numpy as np
 
 from .. import _device
 from .._annotations import readable
+from .._cells import facts_of
 from ..nn._stack import Recurrent
 
 DRIVERS = {  # of a GPU, by the names that its plans have
     "step": "a launch for every step",
+    "stream": "blocks that each read their part of the weights once a step",
     "loop": "one multiprocessor for all steps",
     "persistent": "multiprocessors that share the recurrent weights",
 }
@@ -53,6 +55,20 @@ def size_of(n: float) -> str:
 def time_of(s: float) -> str:
     """Return seconds in words."""
     return f"{s * 1e6:.3g} us" if s < 1e-3 else f"{s * 1e3:.3g} ms" if s < 1 else f"{s:.3g} s"
+
+
+def recurrent_weights(layer: Recurrent) -> int:
+    """Return the number of weights of a layer and direction that every step waits for."""
+    gates = facts_of(layer._cell)["gates"]
+    return gates * layer.hidden_size * layer._output_size + layer.proj_size * layer.hidden_size
+
+
+def products_of(layer: Recurrent, k: int, steps: int, batch: int) -> float:
+    """Return the operations of the products of layer k, forward."""
+    inputs = layer.input_size if k == 0 else layer._directions * layer._output_size
+    columns = facts_of(layer._cell)["gates"] * layer.hidden_size
+    weights = columns * inputs + recurrent_weights(layer)
+    return 2.0 * weights * steps * batch * layer._directions
 
 
 def measured(

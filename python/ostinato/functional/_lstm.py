@@ -63,10 +63,9 @@ def lstm(
         h0: ``[B,H]`` (``[B,P]`` beside weight_hr), h before the first step; None: zeros.
         c0: ``[B,H]``, c before the first step; None: zeros.
         weight_peephole: ``[3,H]`` in the order i f o; None: no peepholes.
-        weight_hr: ``[P,H]``, the projection of h, on the CPU and without peepholes; None: h is not
-            projected.
-        layer_norm: gains and shift of a layer-norm LSTM, on the CPU, without peepholes and
-            projection; None: nothing is normed.
+        weight_hr: ``[P,H]``, the projection of h, without peepholes; None: h is not projected.
+        layer_norm: gains and shift of a layer-norm LSTM, without peepholes and projection; None:
+            nothing is normed.
         activation: of the candidate g, and of c' unless output_activation is given. One of
             "tanh", "sigmoid", "relu", "linear", "softsign", "softplus" and "exponential", or a
             tuple with the parameters: ("affine", alpha, beta), ("leaky_relu", alpha),
@@ -169,10 +168,9 @@ def lstm_vjp(
         h0: ``[B,H]`` (``[B,P]`` beside weight_hr), h before the first step; None: zeros.
         c0: ``[B,H]``, c before the first step; None: zeros.
         weight_peephole: ``[3,H]`` in the order i f o; None: no peepholes.
-        weight_hr: ``[P,H]``, the projection of h, on the CPU and without peepholes; None: h is not
-            projected.
-        layer_norm: gains and shift of a layer-norm LSTM, on the CPU, without peepholes and
-            projection; None: nothing is normed.
+        weight_hr: ``[P,H]``, the projection of h, without peepholes; None: h is not projected.
+        layer_norm: gains and shift of a layer-norm LSTM, without peepholes and projection; None:
+            nothing is normed.
         activation: of the candidate g, and of c' unless output_activation is given. One of
             "tanh", "sigmoid", "relu", "linear", "softsign", "softplus" and "exponential", or a
             tuple with the parameters: ("affine", alpha, beta), ("leaky_relu", alpha),

@@ -90,10 +90,7 @@ class Packed:
         self.scalars = scalars
         projection: dict[str, Any] = {"scalars": scalars} if scalars else {}
         if facts.get("projected"):
-            hidden, projection = _projection(w_hh, weights[5], gates, device)
-        elif cell == "lstm_layer_norm" and device != "cpu":
-            wanted = f"None on {device}, whose kernels have no layer norm yet"
-            raise ValueError(f"layer_norm: expected {wanted}, got arrays; give weights on the CPU")
+            hidden, projection = _projection(w_hh, weights[5], gates)
         elif hidden == 0 or w_hh.shape[0] != gates * hidden:
             raise ValueError(f"weight_hh: expected shape ({gates}*H, H), got {w_hh.shape}")
         if w_ih.shape[1] == 0:
@@ -115,13 +112,8 @@ class Packed:
         )
 
 
-def _projection(
-    w_hh: Array, weight_hr: Array | None, gates: int, device: str
-) -> tuple[int, dict[str, int]]:
+def _projection(w_hh: Array, weight_hr: Array | None, gates: int) -> tuple[int, dict[str, int]]:
     """Return H, and what the native code is told of a projection."""
-    if device != "cpu":
-        wanted = f"None on {device}, whose kernels do not project h yet"
-        raise ValueError(f"weight_hr: expected {wanted}, got an array; give weights on the CPU")
     w_hr = _check.array("weight_hr", weight_hr, 2)
     size, hidden = w_hr.shape
     if 0 in w_hr.shape:

@@ -158,10 +158,10 @@ class LSTM(Recurrent):
         coupled_gates: whether ``f = 1 - i``, as ONNX' input_forget: weights and biases of the
             forget gate are parameters still, but are not read.
         peephole: whether c feeds the gates i f o, by parameters ``weight_peephole_l{k} [3,H]``.
-        proj_size: P, as in PyTorch: h and y are projected to that width, and c stays H wide; on the
-            CPU, without peepholes. 0: they are not projected.
-        layer_norm: whether W x, R h and c' are normed, as in Haste's LayerNormLSTM; on the CPU,
-            without peepholes and projection.
+        proj_size: P, as in PyTorch: h and y are projected to that width, and c stays H wide;
+            without peepholes. 0: they are not projected.
+        layer_norm: whether W x, R h and c' are normed, as in Haste's LayerNormLSTM; without
+            peepholes and projection.
         precision: what the products multiply, such as "bfloat16"; see `precision`. None: the dtype.
         learned_state: whether the state before the first step, and after a reset, is learned: as
             parameters ``initial_h_l{k} [H]`` (for an LSTM also ``initial_c_l{k}``), zeros at first.

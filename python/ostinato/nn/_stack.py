@@ -181,16 +181,6 @@ class Recurrent(ScaledInputs):
     def _check_device(self, device: _device.Device | None) -> None:
         name = "cpu" if device is None else device.name
         _check.precision(self._dtype, self._precision, name)
-        if device is not None and self.proj_size:
-            raise ValueError(
-                f"proj_size: expected 0 on {name}, whose kernels do not project h yet, "
-                f"got {self.proj_size}; keep the layer on the CPU"
-            )
-        if device is not None and self._cell == "lstm_layer_norm":
-            raise ValueError(
-                f"layer_norm: expected False on {name}, whose kernels have no layer norm yet, "
-                "got True; keep the layer on the CPU"
-            )
 
     @property
     def _output_size(self) -> int:
