@@ -5,18 +5,18 @@ namespace ost::OST_SET {
 
 template <class C>
 constexpr CellTraits traits_of(const char* name) {
-  CellTraits traits{
-      name,
-      C::kGates,
-      C::kStates,
-      C::kParams,
-      C::kSaved,
-      {deviations<C>(0), recurrent_deviations<C>()},
-      {},
-      0,
-      is_projected<C>(),
-      scalar_count<C>(),
-      {lacks<C, PlainDriver>(), lacks<C, CpuDriver>(), lacks<C, StepDriver>(), lacks<C, StreamDriver>(), lacks<C, LoopDriver>(), lacks<C, PersistentDriver>()}};
+  CellTraits traits{name,
+                    C::kGates,
+                    C::kStates,
+                    C::kParams,
+                    C::kSaved,
+                    {deviations<C>(0), recurrent_deviations<C>()},
+                    {},
+                    0,
+                    is_projected<C>(),
+                    scalar_count<C>(),
+                    {lacks<C, PlainDriver>(), lacks<C, CpuDriver>(), lacks<C, StepDriver>(), lacks<C, StreamDriver>(),
+                     lacks<C, LoopDriver>(), lacks<C, PersistentDriver>()}};
   if constexpr (requires { C::kUnitWeights; }) {
     static_assert(sizeof(C::kUnitWeights) <= sizeof(traits.units));
     for (const UnitWeights& w : C::kUnitWeights) traits.units[traits.unit_weights++] = w;
