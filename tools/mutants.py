@@ -126,7 +126,7 @@ MUTANTS: dict[str, tuple[str, str, str]] = {  # name: file, what stands there, w
     "a sum of a row without its last pair": ("csrc/cuda/norm.h", "for (int n = kThreads / 2; n > 0; n /= 2)", "for (int n = kThreads / 2; n > 1; n /= 2)"),
     "biases that take the gradient behind the norm": ("csrc/cuda/passes.h", "run(ColumnKernel<T>{g.da[Q], g.bias_sums[Q]", "run(ColumnKernel<T>{g.dproducts[Q], g.bias_sums[Q]"),
     "a second phase's parameters forgotten": ("csrc/cuda/backward.h", "F + 1 < kPhaseCount<C> ? dparams_at<C>(p, g, t * p.batch + b, u)[k * p.hidden] : T(0);", "T(0);"),
-    "a projection that repeats nothing": ("csrc/cuda/projection.h", "        repeat_output(p, mask, t, b, j);\n", "        at(p.y, t, b)[j] = T(0);\n"),
+    "a projection that repeats nothing": ("csrc/cuda/projection.h", "        repeat_output<C>(p, mask, t, b, j);\n", "        at(p.y, t, b)[j] = T(0);\n"),
     "dh that comes through the projection twice": ("csrc/cuda/projection.h", "        g.dh[i] = T(0);\n", ""),
     "the width of c for that of h": ("csrc/cuda/problem.h", "return is_projected<C>() ? p.output : p.hidden;", "return p.hidden;"),
     "a slot too many": ("csrc/bindings/stream.cpp", "all + (layer * batch + slots[i]) * width", "all + (layer * batch + i) * width"),
