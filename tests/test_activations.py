@@ -309,10 +309,15 @@ def test_saturation_knows_the_limits_of_functions() -> None:
         (nn.LSTM, {"recurrent_activation": 3}, TypeError, "recurrent_activation: expected the"),
         (nn.LSTM, {"output_activation": ()}, TypeError, "output_activation: expected the name"),
         (nn.RNN, {"nonlinearity": None}, TypeError, "nonlinearity: expected the name"),
-        (nn.RNN, {"clip": 0}, ValueError, "clip: expected a number above 0, or None, got 0"),
-        (nn.GRU, {"clip": float("nan")}, ValueError, "clip: expected a number above 0"),
-        (nn.LSTM, {"clip": -1.0}, ValueError, "clip: expected a number above 0"),
-        (nn.LSTM, {"clip": "1"}, TypeError, "clip: expected a number above 0"),
+        (
+            nn.RNN,
+            {"clip": 0},
+            ValueError,
+            "clip: expected a number of at least 1.2e-38, or None, got 0",
+        ),
+        (nn.GRU, {"clip": float("nan")}, ValueError, "clip: expected a number of at least"),
+        (nn.LSTM, {"clip": -1.0}, ValueError, "clip: expected a number of at least"),
+        (nn.LSTM, {"clip": "1"}, TypeError, "clip: expected a number of at least"),
         (
             nn.LSTM,
             {"coupled_gates": True, "proj_size": 2},
@@ -330,10 +335,45 @@ def test_errors(make: Any, options: dict[str, Any], error: Any, message: str) ->
         make(2, 3, **options)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_values_at_the_ends(dtype: Any, kernel_set: str) -> None:
+    """One unit without recurrence is given a itself, as large as its dtype has it."""
+    largest = float(np.finfo(dtype).max) * 0.9
+    w, r = np.ones((1, 1), dtype), np.zeros((1, 1), dtype)
+
+    def of(name: Any, a: float) -> float:
+        x = np.full((1, 1, 1), a, dtype)
+        return float(ost.functional.rnn(x, w, r, nonlinearity=name)[0][0, 0, 0])
+
+    assert of("softsign", largest) == 1
+    assert of("softsign", -largest) == -1
+    assert of("exponential", 1000.0 if dtype == np.float64 else 100.0) == np.inf
+    near = 700.0 if dtype == np.float64 else 88.0
+    assert abs(of("exponential", near) / np.exp(near) - 1) < 1e-4
+    assert abs(of("softplus", largest) / largest - 1) < 1e-6
+
+
+def test_saturation_of_coupled_gates() -> None:
+    """f is 1 - i, and so are its limits."""
+    layer = nn.LSTM(3, 8, recurrent_activation="softsign", coupled_gates=True, rng=0)
+    x = np.random.default_rng(0).normal(size=(6, 4, 3)).astype(np.float32)
+    saturation = gradient_flow(layer, 30 * x).layers[0].saturation
+    assert 0 < saturation["f"] < 1
+    assert saturation["f"] == saturation["i"]
+
+
 def test_errors_of_functional() -> None:
     w = np.ones((4, 1)), np.ones((4, 1))
     x = np.ones((2, 1, 1))
     f = ost.functional
+    three = np.ones((3, 1))
+    with pytest.raises(ValueError, match="weight_peephole: expected None for gru, got 'a ndarray'"):
+        f.pack("gru", three, three, weight_peephole=three)
+    with pytest.raises(ValueError, match="reset_after: expected True for rnn, got False"):
+        f.pack("rnn", np.ones((1, 1)), np.ones((1, 1)), reset_after=False)
+    weights, other = [np.ones((1, 1)), np.ones((1, 1)), None, None, None], (99.0, 0.0, 0.0, 0.0)
+    with pytest.raises(ValueError, match="scalars: expected the numbers that pack makes"):
+        f.Packed("rnn_general", weights, False, None, other)
     with pytest.raises(ValueError, match=r"clip: expected None beside weight_hr, got 1\.0"):
         f.lstm(x, *w, weight_hr=np.ones((1, 1)), clip=1.0)
     with pytest.raises(ValueError, match="coupled_gates: expected False for gru, got True"):

@@ -6,6 +6,7 @@ import gc
 import weakref
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
@@ -94,6 +95,8 @@ def test_rows_of_several_numbers() -> None:
         ragged = ost.Ragged.from_arrow(column)
         assert ragged.rows.shape == (3, 2)
         assert told(ragged) == pairs
+    nothing = pl.Series([[], []], dtype=pl.List(pl.Array(pl.Float64, 2)))
+    assert ost.Ragged.from_arrow(nothing).rows.shape == (0, 2)
     documents = [[[1, 2], [3]], [[4, 5, 6]]]
     found = ost.Ragged.from_arrow(pa.array(documents, pa.list_(pa.list_(pa.int64()))))
     assert isinstance(found.rows, ost.Ragged)
@@ -122,5 +125,18 @@ def test_what_is_refused() -> None:
     ):
         with pytest.raises(kind, match=message):
             ost.Ragged.from_arrow(column)
+    codes = pa.ListArray.from_arrays([0, 2, 3], pa.array([5.5, 6.5, 5.5]).dictionary_encode())
+    with pytest.raises(TypeError, match="expected numbers, got categories"):
+        ost.Ragged.from_arrow(codes)
+    numbers = pa.py_buffer(np.array([1, 2, 3], np.float32).tobytes())
+    inner = pa.Array.from_buffers(pa.float32(), 3, [None, numbers])
+    memory = np.array([0, 2, 3], np.int32)
+    kind = pa.list_(pa.float32())
+    damaged = pa.Array.from_buffers(kind, 2, [None, pa.py_buffer(memory)], children=[inner])
+    assert told(ost.Ragged.from_arrow(damaged)) == [[1, 2], [3]]
+    for offsets in ([0, 2, 2_000_000_000], [-3, 1, 3], [0, 3, 2]):
+        memory[:] = offsets  # as a file may have them, which pyarrow does not check
+        with pytest.raises(ValueError, match="column is damaged"):
+            ost.Ragged.from_arrow(damaged)
     beyond = missing([None, [1.0], [2.0], None]).slice(1, 2)  # what is missing lies outside
     assert told(ost.Ragged.from_arrow(beyond)) == [[1.0], [2.0]]

@@ -56,7 +56,7 @@ def test_all_forms_of_sequences() -> None:
     for form in (x, columns, ost.Ragged.join([a.astype(np.float32) for a in columns])):
         fitted = clone(model).fit(form, y)
         assert fitted.score(form, y) > 0.9
-        assert np.array_equal(fitted.predict_proba(x), fitted.predict_proba(form))
+        assert np.allclose(fitted.predict_proba(x), fitted.predict_proba(form), atol=1e-5)
     assert model.fit(x, y).n_features_in_ == 1
     cut = np.stack([a[:4] for a in x])
     flat, deep = (clone(model).fit(form, y) for form in (cut, cut[:, :, None]))
@@ -143,6 +143,34 @@ def test_a_forecast_goes_on() -> None:
         two.fit(pairs[:, :2])
     with pytest.raises(ValueError, match=r"bidirectional: expected False for a forecast"):
         RecurrentForecaster(bidirectional=True).fit(waves)
+
+
+def test_sequences_of_one_length_after_others() -> None:
+    x, y = labelled(40)
+    model = RecurrentClassifier("gru", hidden_size=8, epochs=10, random_state=0).fit(x, y)
+    whole = model.predict_proba(x)
+    assert np.array_equal(model.predict_proba(x[:1]), whole[:1])
+    assert np.array_equal(model.predict_proba([x[0].tolist()]), whole[:1])
+    assert np.array_equal(model.predict_proba(x[0][None]), whole[:1])
+    objects = np.empty(2, object)
+    objects[:] = x[:2]
+    assert np.array_equal(model.predict_proba(objects), whole[:2])
+    mixed = RecurrentClassifier(epochs=1).fit([[1.5, 2.0], [3], [4, 5, 6]], [0, 1, 0])
+    assert mixed.n_features_in_ == 1
+    waves = np.sin(np.arange(30) / 3 + np.arange(5)[:, None])
+    forecaster = RecurrentForecaster(epochs=2, horizon=2, random_state=0).fit(waves)
+    assert forecaster.predict(list(waves[:, :20])).shape == (5, 2)
+    assert forecaster.set_params(horizon=3).predict(waves).shape == (5, 2)
+    assert forecaster.score(np.ones((3, 30))) in (0.0, 1.0)
+
+
+def test_an_offset_does_not_lose_the_data() -> None:
+    x = normal(80, 6)
+    y = (x.sum(1) > 0).astype(int)
+    model = RecurrentClassifier("gru", epochs=30, random_state=0)
+    assert clone(model).fit(x + 1e9, y).score(x + 1e9, y) > 0.9
+    with pytest.raises(ValueError, match=r"validation_fraction: expected a share that holds out"):
+        RecurrentClassifier(validation_fraction=0.001).fit(x, y)
 
 
 def test_what_is_refused() -> None:

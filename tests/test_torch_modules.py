@@ -665,3 +665,22 @@ def test_kernels_of_a_device(kind: str, form: Any, monkeypatch: pytest.MonkeyPat
     packed = pack_sequence([torch.randn(n, 5) for n in (3, 5)], enforce_sorted=False)
     for a, b in zip(leaves(theirs(packed)), leaves(ours(packed))):
         torch.testing.assert_close(b, a, rtol=0, atol=1e-5)
+
+
+def test_a_trace_is_refused() -> None:
+    """It would keep the outputs of one call."""
+    layer = ot.GRU(3, 4)
+    x = torch.randn(5, 2, 3)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(RuntimeError, match=r"torch\.jit\.trace: expected torch\.compile"):
+            torch.jit.trace(layer, (x,))
+
+
+def test_a_packed_sequence_takes_half_a_state_as_others_do() -> None:
+    layer, c = ot.LSTM(3, 4), torch.randn(1, 2, 4)
+    x = torch.randn(5, 2, 3)
+    packed = torch.nn.utils.rnn.pack_padded_sequence(x, [5, 5])
+    _, (h, _) = layer(x, (None, c))
+    _, (h2, _) = layer(packed, (None, c))
+    assert torch.equal(h, h2)

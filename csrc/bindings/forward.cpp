@@ -97,6 +97,7 @@ class ForwardPass {
   void read_lengths() {
     if (ragged_ && a_.lengths.is_none()) fail("lengths", "one for each sequence", "None");
     const bool here = on_cpu_ || py::isinstance<py::array>(a_.lengths);  // a device's are not read: that would wait for it
+    if (ragged_ && !here) fail("lengths", "a NumPy array beside flat rows", "an array of a device");
     if (here) lengths_ = optional_view<Index>(a_.lengths, "lengths", {{"B", call_.batch}});
     for (Index b = 0; lengths_.data && b < call_.batch; ++b) {
       const Index n = lengths_.data[b];

@@ -11,7 +11,7 @@
 
 namespace ost::OST_SET {
 
-// In the order of FUNCTIONS in python/ostinato/_cells.py.
+// In the order of FUNCTIONS in python/ostinato/_functions.py.
 enum class Function : int {
   kTanh,
   kSigmoid,
@@ -86,14 +86,15 @@ OST_ONCE Activated<V> activated(const T* function, V a) {
     case Function::kElu:
       return elu(a, alpha);
     case Function::kSoftsign: {
-      const V scale = one / (one + absolute(a));
-      return {a * scale, scale * scale};
+      const V below = one + absolute(a), scale = one / below;
+      return {a / below, scale * scale};  // a * scale would lose a large a, whose scale is below the normal numbers
     }
     case Function::kSoftplus:
       return {select(a < zero, zero, a) + log1p_of_unit(exp(-absolute(a))), sigmoid(a)};
     case Function::kExponential:
     default: {
-      const V y = exp(a);
+      constexpr bool single = sizeof(T) == 4;
+      const V y = select(V(T(single ? 88.72283 : 709.782712893384)) < a, V(T(__builtin_inf())), exp(a));  // exp stops short of infinity
       return {y, y};
     }
   }

@@ -128,6 +128,8 @@ def _read(
 ) -> Nested:
     """Return elements of an array, from start on."""
     form = schema.format.decode()
+    if schema.dictionary:
+        raise TypeError(f"{name}: expected numbers, got categories; cast them first")
     start += array.offset
     _refuse_missing(array, start, count, "numbers" if form in NUMBERS else "sequences")
     if form in NUMBERS and depth:
@@ -136,16 +138,22 @@ def _read(
         kind = "i4" if form == "+l" else "i8"
         ends = _numbers(array.buffers[1], start, count + 1, kind, owner).astype(np.int64)
     elif form.startswith("+w:"):
-        ends = np.arange(start, start + count + 1, dtype=np.int64) * int(form[3:])
+        width = int(form[3:])
+        ends = np.arange(start, start + count + 1, dtype=np.int64) * width
     else:
         raise TypeError(
             f"{name}: expected a column of lists of numbers, got the Arrow format {form!r}"
             + ("; take one column of the table" if form == "+s" else "")
         )
     inner = schema.children[0].contents, array.children[0].contents
+    if ends[0] < 0 or (np.diff(ends) < 0).any() or ends[-1] > inner[1].length:
+        raise ValueError(
+            f"{name}: expected lists within {inner[1].length} elements, got offsets beyond "
+            "them; the column is damaged"
+        )
     rows, offsets = _read(*inner, int(ends[0]), int(ends[-1] - ends[0]), name, owner, depth + 1)
     if form.startswith("+w:") and not offsets and rows.ndim == 1 and depth:
-        return Nested(rows.reshape(count, -1), [])
+        return Nested(rows.reshape(count, width), [])
     return Nested(rows, [ends - ends[0], *offsets])
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from . import _check
 
 Function = str | tuple[str | float, ...]  # "tanh", or a name with parameters: ("elu", 1.0)
@@ -29,6 +31,9 @@ FUNCTIONS: dict[str, tuple[int, tuple[str, ...]]] = {
     "softplus": (10, ()),
     "exponential": (11, ()),
 }
+
+
+SMALLEST = 2.0**-126  # the least normal number of float32
 
 
 class Chosen(NamedTuple):
@@ -77,9 +82,9 @@ def bound(value: Any) -> float | None:
     """Return the bound of what functions are given, or None."""
     if value is None:
         return None
-    wanted = "a number above 0, or None"
+    wanted = "a number of at least 1.2e-38, or None"  # in float32 a smaller one would be none
     clip = _check.number("clip", value, wanted)
-    if not 0 < clip < math.inf:
+    if not SMALLEST <= clip < math.inf:
         raise ValueError(f"clip: expected {wanted}, got {value!r}")
     return clip
 
@@ -91,6 +96,14 @@ def _numbers(f: Function) -> tuple[float, float, float]:
         given = [1.0, 0.0]
     alpha, beta = (*(float(v) for v in given), 0.0, 0.0)[:2]
     return float(FUNCTIONS[str(kind)][0]), alpha, beta
+
+
+def check_scalars(cell: str, scalars: tuple[float, ...]) -> None:
+    """Raise unless scalars are what `rnn_cell`, `gru_cell` and `lstm_cell` make for a cell."""
+    functions = {"rnn": 1, "gru": 2, "lstm": 3}[cell.split("_")[0]]
+    known = {float(number) for number, _ in FUNCTIONS.values()}
+    if not all(s in known for s in scalars[: 3 * functions : 3]):
+        raise ValueError(f"scalars: expected the numbers that pack makes, got {scalars!r}")
 
 
 def rnn_cell(nonlinearity: Function, clip: float | None) -> Chosen:
@@ -143,6 +156,8 @@ class LstmOptions(NamedTuple):
         if output_activation is not None:
             outer = function("output_activation", output_activation)
         gates = function("recurrent_activation", recurrent_activation)
+        if not isinstance(coupled_gates, (bool, np.bool_)):
+            raise TypeError(f"coupled_gates: expected a bool, got {coupled_gates!r}")
         return cls(inner, gates, outer, bound(clip), bool(coupled_gates))
 
     @property

@@ -303,6 +303,8 @@ def _facts(layer: Recurrent, tape: Any) -> list[tuple[dict[str, float], Array]]:
             ends = limits(inner.activation if name in "gn" else inner.recurrent_activation)
             if ends is None:
                 continue  # a gate without limits, such as one of a ReLU
+            if name == "f" and getattr(layer, "coupled_gates", False):
+                ends = 1 - ends[1], 1 - ends[0]  # of 1 - i
             v = values(gate[part])
             distance = np.minimum(v - ends[0], ends[1] - v)
             saturation[name] = float((distance < SATURATED).mean()) if v.size else 0.0

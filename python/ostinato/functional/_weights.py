@@ -13,6 +13,7 @@ from .._functions import (
     Function,
     LstmOptions,
     bound,
+    check_scalars,
     function,
     gru_cell,
     lstm_cell,
@@ -88,6 +89,7 @@ class Packed:
         facts, device = facts_of(cell), _device.name_of(w_ih)
         gates, hidden = facts["gates"], w_hh.shape[1]
         self.scalars = scalars
+        check_scalars(cell, scalars)
         projection: dict[str, Any] = {"scalars": scalars} if scalars else {}
         if facts.get("projected"):
             hidden, projection = _projection(w_hh, weights[5], gates)
@@ -279,6 +281,8 @@ def pack(
         recurrent_activation=recurrent_activation,
         output_activation=output_activation,
         coupled_gates=coupled_gates,
+        weight_peephole=weight_peephole,
+        reset_after=reset_after,
     )
     cell, scalars = cell_of(family, **options)
     own = _own_weights(weight_peephole, weight_hr, norms)
@@ -287,18 +291,21 @@ def pack(
 
 
 def _refuse_others(family: str, **given: Any) -> None:
-    """Refuse functions that the family does not have."""
+    """Refuse options that the family does not have."""
     owners = {
         "nonlinearity": ("tanh", ("rnn",)),
         "activation": ("tanh", ("lstm", "gru")),
         "recurrent_activation": ("sigmoid", ("lstm", "gru")),
         "output_activation": (None, ("lstm",)),
         "coupled_gates": (False, ("lstm",)),
+        "weight_peephole": (None, ("lstm",)),
+        "reset_after": (True, ("gru",)),
     }
     for name, value in given.items():
         usual, families = owners[name]
-        if family not in families and value != usual:
-            raise ValueError(f"{name}: expected {usual!r} for {family}, got {value!r}")
+        if family not in families and value is not usual and (value == usual) is not True:
+            got = value if isinstance(value, (str, bool, tuple)) else f"a {type(value).__name__}"
+            raise ValueError(f"{name}: expected {usual!r} for {family}, got {got!r}")
 
 
 def packed_as(

@@ -286,15 +286,18 @@ def _by_haiku(
     """Return a function that makes of a layer's name the layer as Haiku runs it."""
     haiku = _require("haiku", "dm-haiku")
 
-    def module(layer: Any) -> Callable[[Any], Any]:
+    def module(layer: Any, double_bias: bool) -> Callable[[Any], Any]:
         if isinstance(layer, nn.Embedding):
             return haiku.Embed(layer.num_embeddings, layer.embedding_dim, name="own")  # type: ignore[no-any-return]
         if isinstance(layer, nn.LayerNorm):
             return haiku.LayerNorm(-1, True, True, eps=layer.eps, name="own")  # type: ignore[no-any-return]
         if isinstance(layer, nn.Linear):
             return haiku.Linear(layer.out_features, "bias" in layer.parameters(), name="own")  # type: ignore[no-any-return]
-        kind = {nn.LSTM: haiku.LSTM, nn.GRU: haiku.GRU}.get(type(layer), haiku.VanillaRNN)
-        core = kind(layer.hidden_size, name="own")
+        if isinstance(layer, nn.RNN):
+            core = haiku.VanillaRNN(layer.hidden_size, double_bias=double_bias, name="own")
+        else:
+            kind = haiku.LSTM if isinstance(layer, nn.LSTM) else haiku.GRU
+            core = kind(layer.hidden_size, name="own")
         first = tree.batch_first
         return lambda x: haiku.dynamic_unroll(
             core, x, core.initial_state(x.shape[0 if first else 1]), time_major=not first
@@ -306,7 +309,8 @@ def _by_haiku(
             for key, arrays in modules.items()
             if key == name or key in (f"{name}/linear", f"{name}/linear_1")
         }
-        run = haiku.without_apply_rng(haiku.transform(lambda x: module(layer)(x)))
+        both = "b" in own.get("own/linear_1", {})
+        run = haiku.without_apply_rng(haiku.transform(lambda x: module(layer, both)(x)))
         return lambda x: run.apply(own, x)
 
     return theirs

@@ -135,6 +135,12 @@ class Recurrent(torch.nn.RNNBase):
             ValueError: a dtype that the parameters do not have, or lengths out of range.
             TypeError: lengths that are no whole numbers, or resets that are not bool.
         """
+        tracing: Any = torch.jit  # whose types leave out is_tracing
+        if not torch.compiler.is_compiling() and tracing.is_tracing():
+            raise RuntimeError(
+                "torch.jit.trace: expected torch.compile or torch.export, since a trace would keep "
+                "this call's outputs; torch.onnx.export has dynamo=True"
+            )
         weights = [getattr(self, name) for name in self._names]
         if isinstance(input, PackedSequence):
             return self._packed(input, hx, lengths, resets, weights)
@@ -300,7 +306,7 @@ class Recurrent(torch.nn.RNNBase):
         h, c = self._split(hx)
         if there is not None:
             h, c = (None if s is None else s.index_select(1, there) for s in (h, c))
-        hx = None if h is None else (h, c) if self._has_cells else h
+        hx = None if h is None and c is None else (h, c) if self._has_cells else h
         batch = int(sizes[0]) if there is None else there.shape[0]  # the latter breaks no graph
         y, h, c = self._run(x, hx, weights, None, resets, sizes, batch)
         if back is not None:
@@ -355,10 +361,10 @@ class LSTM(Recurrent):
         dropout: rate in [0, 1) of the dropout between layers, which acts in training; its random
             numbers follow ``torch.manual_seed`` but are not those of ``torch.nn``.
         bidirectional: whether a second direction runs from the last step to the first.
-        proj_size: P, the width to which h is projected, on the CPU; 0: it is not.
+        proj_size: P, the width to which h is projected; 0: it is not.
         device: of the parameters.
         dtype: of the parameters: float32, float64, bfloat16 or float16.
-        layer_norm: whether W x, R h and c' are normed, on the CPU, see `ostinato.nn.LSTM`; adds
+        layer_norm: whether W x, R h and c' are normed, see `ostinato.nn.LSTM`; adds
             the parameters ``weight_ln_ih_l{k}``, ``weight_ln_hh_l{k}``, ``weight_ln_c_l{k}`` and
             ``bias_ln_c_l{k}``.
 

@@ -50,11 +50,8 @@ def _why_not(layer: Any) -> str:
     first = next(layer.parameters())
     if first.dtype not in DTYPES:
         return f"parameters of {first.dtype}, which the kernels do not have"
-    if first.device.type == "cuda":
-        if reason := _driver.why_not():
-            return f"it is on {first.device}: {reason}"
-        if layer.proj_size:
-            return f"proj_size on {first.device}, whose kernels do not project h"
+    if first.device.type == "cuda" and (reason := _driver.why_not()):
+        return f"it is on {first.device}: {reason}"
     if first.device.type not in ("cpu", "cuda", "meta"):
         return f"it is on {first.device}, for which there are no kernels"
     return ""

@@ -46,12 +46,14 @@ Sequences = Any  # [N,T,I], or a Ragged of [n,I]
 CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 
 
-def _uneven(X: Any) -> bool:
-    """Return whether X is a list of sequences that make no array."""
+def _are_sequences(X: Any) -> bool:
+    """Return whether X is a list of arrays, or of lists that make no array."""
     if not isinstance(X, (list, tuple)) or len(X) == 0:
         return False
-    shapes = {np.shape(x) for x in X}
-    return len(shapes) > 1 and all(len(s) in (1, 2) for s in shapes)
+    if any(isinstance(x, np.ndarray) and x.ndim in (1, 2) for x in X):
+        return True
+    lengths = {np.size(x) if np.ndim(x) == 0 else len(x) for x in X}
+    return len(lengths) > 1 and not any(np.isscalar(x) for x in X)
 
 
 def _taken(x: Sequences, rows: Array) -> Sequences:
@@ -94,26 +96,39 @@ class _Recurrent(BaseEstimator):  # type: ignore[misc] # scikit-learn has no typ
     # -- X -----------------------------------------------------------------------------------------
 
     def _sequences(self, X: Any, *, reset: bool) -> Sequences:
-        """Return checked sequences as float32 ``[N,T,I]``, or a `Ragged` of ``[n,I]``."""
-        if isinstance(X, Ragged) or _uneven(X):
-            ragged = X if isinstance(X, Ragged) else Ragged.join([np.asarray(x) for x in X])
-            rows = np.asarray(ragged.rows)
-            rows = check_array(rows[:, None] if rows.ndim == 1 else rows, dtype=np.float32)
-            if ragged.lengths.min(initial=1) < 1:
-                raise ValueError("X: expected sequences of at least one step, got an empty one")
-            return Ragged(self._with_width(rows, reset), ragged.offsets)
+        """Return checked sequences as float64 ``[N,T,I]``, or a `Ragged` of ``[n,I]``."""
+        if getattr(X, "ndim", 2) == 1 and str(getattr(X, "dtype", "")) == "object":
+            X = list(X)  # an array or a Series of sequences
+        if isinstance(X, Ragged) or _are_sequences(X):
+            return self._ragged(X, reset)
         axes = np.ndim(X) if isinstance(X, (list, tuple)) else getattr(X, "ndim", 2)
+        if reset:
+            self.fixed_ = axes != 3  # [N,T]: T is a number of features, as elsewhere
         if axes == 3:
-            x = check_array(X, dtype=np.float32, ensure_2d=False, allow_nd=True)
+            x = check_array(X, dtype=np.float64, ensure_2d=False, allow_nd=True)
             if x.shape[1] == 0:
                 raise ValueError("X: expected sequences of at least one step, got none")
             return self._with_width(x, reset)
-        x = validate_data(self, X, reset=reset, dtype=np.float32)[:, :, None]
+        if reset or self.fixed_:
+            x = validate_data(self, X, reset=reset, dtype=np.float64)[:, :, None]
+        else:
+            x = check_array(X, dtype=np.float64)[:, :, None]
         if reset:
             self.input_size_ = 1
-        elif self.input_size_ != 1:
-            raise ValueError(f"X: expected {self.input_size_} numbers a step, got 1")
-        return x
+            return x
+        return self._with_width(x, False)
+
+    def _ragged(self, X: Any, reset: bool) -> Ragged:
+        """Return checked sequences of different lengths."""
+        if not isinstance(X, Ragged):
+            X = Ragged.join([np.asarray(x, np.float64) for x in X], "X")
+        rows = np.asarray(X.rows)
+        if X.lengths.min(initial=1) < 1:
+            raise ValueError("X: expected sequences of at least one step, got an empty one")
+        rows = check_array(rows[:, None] if rows.ndim == 1 else rows, dtype=np.float64)
+        if reset:
+            self.fixed_ = False
+        return Ragged(self._with_width(rows, reset), X.offsets)
 
     def _with_width(self, x: Array, reset: bool) -> Array:
         """Return x, of which the numbers a step are those of fit."""
@@ -163,6 +178,11 @@ class _Recurrent(BaseEstimator):  # type: ignore[misc] # scikit-learn has no typ
         if not 0 <= share < 1:
             raise ValueError(f"validation_fraction: expected 0 to below 1, got {share}")
         held = round(share * len(x)) if share else 0
+        if share and not 0 < held < len(x):
+            raise ValueError(
+                f"validation_fraction: expected a share that holds out some of {len(x)} sequences, "
+                f"got {share}"
+            )
         options: dict[str, Any] = {}
         if held:
             order = np.random.default_rng(self.seed_).permutation(len(x))
@@ -496,7 +516,7 @@ class RecurrentForecaster(_Recurrent):
             ValueError: X of another shape, not finite, or with a sequence of ``horizon`` steps or
                 fewer; two directions, of which one has seen what is to be forecast.
         """
-        horizon = _check.positive("horizon", self.horizon)
+        horizon = self.horizon_ = _check.positive("horizon", self.horizon)
         if self.bidirectional:
             raise ValueError("bidirectional: expected False for a forecast, got True")
         x = list(self._sequences(X, reset=True))
@@ -516,7 +536,8 @@ class RecurrentForecaster(_Recurrent):
         """Return the steps that follow each sequence.
 
         Args:
-            X: as for `fit`; the sequences may be others, and of any length.
+            X: as for `fit`; other sequences, and of any length (``[N,T]`` is as long as that of
+                fit; give a list, or ``[N,T,1]``, where it is not).
 
         Returns:
             ``[N,horizon]`` where the sequences have one number a step, else ``[N,horizon,I]``.
@@ -534,14 +555,18 @@ class RecurrentForecaster(_Recurrent):
 
         Returns:
             1 less the mean absolute error over that of the last step before them; 1 is perfect.
+            Where nothing moves, 1 or 0.
         """
         check_is_fitted(self, "model_")
-        horizon = int(self.horizon)
+        horizon = self.horizon_
         x = self._longer(list(self._sequences(X, reset=False)), horizon)
         y = np.stack([rows[-horizon:] for rows in x])
         repeated = np.stack([rows[-horizon - 1] for rows in x])[:, None]
         error = np.abs(self._ahead([rows[:-horizon] for rows in x]) - y).mean()
-        return float(1 - error / max(float(np.abs(repeated - y).mean()), 1e-30))
+        plain = float(np.abs(repeated - y).mean())
+        if plain == 0:  # nothing moves: there is nothing to be better than
+            return float(error == 0)
+        return float(1 - error / plain)
 
     def _ahead(self, x: Sequence[Array]) -> Array:
         own, means, scales = zip(*(self._own(rows) for rows in x))

@@ -153,5 +153,9 @@ def split(pairs: Pairs, held_out: float, longest: int) -> tuple[list[str], list[
     order = [names[k] for k in np.random.default_rng(0).permutation(len(names))]
     test = held_out_of(held_out, len(order))
     watched = min(500, max(len(order) // 20, 1))
+    if not 0 < test < len(order) - watched:
+        raise ValueError(
+            f"held_out: expected some of {len(order)} texts, and others to train on, got {held_out}"
+        )
     longer = sorted(pairs.keys() - short)
     return [*order[test + watched :], *longer], order[test : test + watched], order[:test]
