@@ -223,6 +223,7 @@ def test_words_are_cut_in_several_ways() -> None:
 
 
 def test_one_matrix_for_both_sides(tmp_path: Path, capsys: Any) -> None:
+    pytest.importorskip("sacrebleu", reason="sacrebleu is missing: 'ostinato[translation]'")
     data = sentences(tmp_path / "pairs.tsv", 60)
     args = ["train", "translate", str(data), *FEW, "--units", "char", "--word-dropout", "0.2"]
     for shared, precision in (("yes", "bfloat16"), ("no", "float32")):
