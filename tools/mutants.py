@@ -246,7 +246,11 @@ def run(name: str, folder: Path) -> bool:
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(content)
     python = str(folder / "venv" / "bin" / "python")
-    options = ["cmake.define.OSTINATO_SETS=baseline", f"build-dir={folder / 'build'}"]
+    options = [
+        "cmake.define.OSTINATO_SETS=baseline",
+        "cmake.define.OSTINATO_EMULATED=ON",  # without it no test runs the code of a device
+        f"build-dir={folder / 'build'}",
+    ]
     install = [
         python,
         "-m",
@@ -284,6 +288,8 @@ def run(name: str, folder: Path) -> bool:
 def main() -> int:
     """Every mistake, or those named; the number that were missed is the exit status."""
     names = sys.argv[1:] or list(MUTANTS)
+    if unknown := [name for name in names if name not in MUTANTS]:
+        sys.exit(f"expected names of mistakes, got {', '.join(unknown)}")
     with tempfile.TemporaryDirectory() as folder:
         environment = Path(folder) / "venv"
         venv.create(environment, with_pip=True)
