@@ -287,12 +287,19 @@ def _by_haiku(
     haiku = _require("haiku", "dm-haiku")
 
     def module(layer: Any, double_bias: bool) -> Callable[[Any], Any]:
+        made: Any
         if isinstance(layer, nn.Embedding):
-            return haiku.Embed(layer.num_embeddings, layer.embedding_dim, name="own")  # type: ignore[no-any-return]
-        if isinstance(layer, nn.LayerNorm):
-            return haiku.LayerNorm(-1, True, True, eps=layer.eps, name="own")  # type: ignore[no-any-return]
-        if isinstance(layer, nn.Linear):
-            return haiku.Linear(layer.out_features, "bias" in layer.parameters(), name="own")  # type: ignore[no-any-return]
+            made = haiku.Embed(layer.num_embeddings, layer.embedding_dim, name="own")
+        elif isinstance(layer, nn.LayerNorm):
+            made = haiku.LayerNorm(-1, True, True, eps=layer.eps, name="own")
+        elif isinstance(layer, nn.Linear):
+            made = haiku.Linear(layer.out_features, "bias" in layer.parameters(), name="own")
+        else:
+            made = unrolled(layer, double_bias)
+        run: Callable[[Any], Any] = made
+        return run
+
+    def unrolled(layer: Any, double_bias: bool) -> Callable[[Any], Any]:
         if isinstance(layer, nn.RNN):
             core = haiku.VanillaRNN(layer.hidden_size, double_bias=double_bias, name="own")
         else:

@@ -52,16 +52,16 @@ def _are_sequences(X: Any) -> bool:
         return False
     if any(isinstance(x, np.ndarray) and x.ndim in (1, 2) for x in X):
         return True
-    lengths = {np.size(x) if np.ndim(x) == 0 else len(x) for x in X}
-    return len(lengths) > 1 and not any(np.isscalar(x) for x in X)
+    return len({len(x) for x in X if isinstance(x, (list, tuple))}) > 1
 
 
-def _taken(x: Sequences, rows: Array) -> Sequences:
-    """Return some of the sequences."""
-    return [x[k] for k in rows] if isinstance(x, Ragged) else x[rows]
+def _moments(rows: Array) -> tuple[Array, Array]:
+    """Return mean and standard deviation of each column; where nothing varies the latter is 1."""
+    spread = rows.std(0, dtype=np.float64)
+    return rows.mean(0, dtype=np.float64), np.where(spread > 0, spread, 1.0)
 
 
-class _Recurrent(BaseEstimator):  # type: ignore[misc] # scikit-learn has no types
+class _Recurrent(BaseEstimator):
     """What the estimators share: their options, the check of X, and the run of the Trainer."""
 
     def __init__(
@@ -142,9 +142,7 @@ class _Recurrent(BaseEstimator):  # type: ignore[misc] # scikit-learn has no typ
         """Return sequences whose numbers have mean 0 and variance 1, by those of fit."""
         rows = x.rows if isinstance(x, Ragged) else x.reshape(-1, x.shape[-1])
         if reset:
-            self.mean_ = rows.mean(0, dtype=np.float64)
-            spread = rows.std(0, dtype=np.float64)
-            self.scale_ = np.where(spread > 0, spread, 1.0)
+            self.mean_, self.scale_ = _moments(rows)
         rows = ((rows - self.mean_) / self.scale_).astype(np.float32)
         return Ragged(rows, x.offsets) if isinstance(x, Ragged) else rows.reshape(x.shape)
 
@@ -187,9 +185,9 @@ class _Recurrent(BaseEstimator):  # type: ignore[misc] # scikit-learn has no typ
         if held:
             order = np.random.default_rng(self.seed_).permutation(len(x))
             out, rest = order[:held], order[held:]
-            options["validation"] = (_taken(x, out), _taken(target, out))
+            options["validation"] = (x[out], target[out])
             options["patience"] = self.patience
-            x, target = _taken(x, rest), _taken(target, rest)
+            x, target = x[rest], target[rest]
         self.history_ = self.trainer_.fit(
             (x, target),
             epochs=_check.positive("epochs", epochs),
@@ -207,7 +205,7 @@ class _Recurrent(BaseEstimator):  # type: ignore[misc] # scikit-learn has no typ
         return y
 
 
-class RecurrentClassifier(ClassifierMixin, _Recurrent):  # type: ignore[misc]
+class RecurrentClassifier(ClassifierMixin, _Recurrent):
     """Say which class a sequence belongs to.
 
     >>> import numpy as np
@@ -335,7 +333,7 @@ class RecurrentClassifier(ClassifierMixin, _Recurrent):  # type: ignore[misc]
         return place.astype(np.int64)
 
 
-class RecurrentRegressor(RegressorMixin, _Recurrent):  # type: ignore[misc]
+class RecurrentRegressor(RegressorMixin, _Recurrent):
     """Say a number, or several, of a sequence.
 
     >>> import numpy as np
@@ -406,8 +404,7 @@ class RecurrentRegressor(RegressorMixin, _Recurrent):  # type: ignore[misc]
         check_consistent_length(x, target)
         rows = target.reshape(len(target), -1)
         if reset:
-            self.target_mean_, spread = rows.mean(0), rows.std(0)
-            self.target_scale_ = np.where(spread > 0, spread, 1.0)
+            self.target_mean_, self.target_scale_ = _moments(rows)
             self.target_axes_ = target.ndim
             self._start(self.input_size_, rows.shape[1], losses.MSE())
         elif (target.ndim, rows.shape[1]) != (self.target_axes_, len(self.target_mean_)):
@@ -579,8 +576,7 @@ class RecurrentForecaster(_Recurrent):
     @staticmethod
     def _own(rows: Array) -> tuple[Array, Array, Array]:
         """Return a sequence measured by its own mean and deviation, and both."""
-        mean, spread = rows.mean(0, dtype=np.float64), rows.std(0, dtype=np.float64)
-        scale = np.where(spread > 0, spread, 1.0)
+        mean, scale = _moments(rows)
         return ((rows - mean) / scale).astype(np.float32), mean, scale
 
     @staticmethod
