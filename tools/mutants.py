@@ -1,16 +1,17 @@
 """Deliberate mistakes, one at a time, that the tests must catch: python tools/mutants.py [name ...]
 
-Each mistake is put into a copy of the sources, which is built (baseline kernels only, so that a build takes seconds) and tested
-with the tests that need no other package. A mistake that no test notices is an error of the suite.
+Each mistake is put into a copy of the sources, which is built (baseline kernels and the emulation) and tested. It runs with the
+Python that runs it, where the extras dev and test are. A mistake that no test notices is an error of the suite.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import venv
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -220,69 +221,108 @@ FIRST = {
     "python/ostinato/metrics": ["test_metrics"],
     "python/ostinato/nn": ["test_model", "test_nn"],
     "python/ostinato/train": ["test_train", "test_train_sequences"],
+    "csrc/cells/general": ["test_activations"],
+    "csrc/cells/activation": ["test_activations"],
+    "csrc/cpu/precision": ["test_precision"],
+    "": ["test_kernels", "test_sequences", "test_nn"],
 }
 
 
-def tests_of(file: str) -> list[str]:
-    """Return the names of all tests, those first that a mistake in the file is likeliest to fail."""
-    first = [name for start, names in FIRST.items() if file.startswith(start) for name in names]
-    return first + [name for name in TESTS if name not in first]
+# By the beginning of a file's path, the targets with which a mistake is likeliest to be noticed: they are built and tested first,
+# and everything else only if no test fails. One kind of numbers, or one cell of a device, takes a small part of the time of all.
+TARGETS = {
+    "csrc/cpu/precision": ["kernels_baseline_low", "kernels_baseline_exact_float"],
+    "csrc/cpu/ctc": ["kernels_baseline_ctc"],
+    "csrc/cpu/": ["kernels_baseline_exact_float"],
+    "csrc/cells/": ["kernels_baseline_exact_float"],
+    "csrc/core/": ["kernels_baseline_exact_float"],
+    "csrc/cuda/norm": ["emulated_7"],
+    "csrc/cuda/projection": ["emulated_6"],
+    "csrc/cuda/": ["emulated_2", "emulated_4"],  # LSTM and GRU
+}
 
 
-def run(name: str, folder: Path) -> bool:
-    """Whether the tests caught the mistake; "" is none at all."""
-    file, old, new = MUTANTS.get(name, ("README.md", "# ostinato", "# ostinato"))
-    text = (ROOT / file).read_text()
-    if text.count(old) != 1:
-        sys.exit(f"{name}: expected {old!r} once in {file}, found it {text.count(old)} times")
-    for path in subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.split():
-        content = (ROOT / path).read_bytes() if path != file else text.replace(old, new).encode()
-        copy = folder / path
-        if (
-            not copy.exists() or copy.read_bytes() != content
-        ):  # else its date stays, and it is not built again
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_bytes(content)
-    python = str(folder / "venv" / "bin" / "python")
-    options = [
-        "cmake.define.OSTINATO_SETS=baseline",
-        "cmake.define.OSTINATO_EMULATED=ON",  # without it no test runs the code of a device
-        f"build-dir={folder / 'build'}",
-    ]
-    install = [
-        python,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        "--force-reinstall",
-    ]
-    subprocess.run(
-        [*install, *(f"--config-settings={o}" for o in options), str(folder)], check=True
-    )
-    shutil.rmtree(folder / "python")  # what is tested is what was installed
-    tests = [str(folder / "tests" / f"{t}.py") for t in tests_of(file)]
+def tests_of(file: str) -> tuple[list[str], list[str]]:
+    """Return the tests that a mistake in the file is likeliest to fail, and the others."""
+    first = next((names for start, names in FIRST.items() if file.startswith(start)), FIRST[""])
+    return first, [name for name in TESTS if name not in first]
+
+
+def command(*words: str, folder: Path) -> str:
+    """Return what a command prints that must succeed."""
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(words)}:\n{(done.stdout + done.stderr)[-3000:]}")
+    return done.stdout
+
+
+def build(folder: Path, targets: Sequence[str] = ()) -> None:
+    """Build the modules, with new objects of these targets alone if there are any."""
+    where = folder / "build"
+    if not where.exists():
+        options = [
+            "CMAKE_BUILD_TYPE=Release",
+            "OSTINATO_SETS=baseline",
+            "OSTINATO_EMULATED=ON",  # without it no test runs the code of a device
+            f"Python_EXECUTABLE={sys.executable}",
+            f"pybind11_DIR={command(sys.executable, '-m', 'pybind11', '--cmakedir', folder=folder).strip()}",
+        ]
+        define = [f"-D{option}" for option in options]
+        command("cmake", "-S", ".", "-B", "build", "-G", "Ninja", *define, folder=folder)
+    command("ninja", "-C", "build", *targets, folder=folder)
+    modules = [path for name in ("_core", "_emulated") for path in where.glob(f"{name}.*.so")]
+    for module in modules:
+        if targets:  # nothing else is built, however old it is
+            link = command(
+                "ninja", "-C", "build", "-t", "commands", "-s", module.name, folder=folder
+            )
+            command(
+                "sh",
+                "-c",
+                link.partition("\n")[2] if link.startswith("ninja:") else link,
+                folder=where,
+            )
+        shutil.copy(module, folder / "python" / "ostinato")
+
+
+def failure(folder: Path, tests: Sequence[str]) -> str:
+    """Return the line of the first test that fails, or that the tests crashed; "" if all pass."""
     done = subprocess.run(
-        [python, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--no-header", *tests],
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--no-header"]
+        + [str(folder / "tests" / f"{t}.py") for t in tests],
         cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder / "python")},
         capture_output=True,
         text=True,
         check=False,
     )
+    if done.returncode < 0:  # by a signal, such as a wrong address
+        return "a crash"
+    if not done.returncode:
+        return ""
     lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    crashed = done.returncode < 0  # by a signal, such as a wrong address
-    caught = (done.returncode == 1 and bool(lines)) or crashed
-    if not name:
-        return caught
-    print(
-        f"{'caught' if caught else 'MISSED':8}{name:36}{lines[0][:110] if lines else 'a crash' if crashed else done.stdout[-300:]}",
-        flush=True,
-    )
-    return caught
+    if done.returncode != 1 or not lines:
+        sys.exit(
+            f"expected tests that pass or fail, got:\n{done.stdout[-3000:]}{done.stderr[-1000:]}"
+        )
+    return lines[0]
+
+
+def caught(name: str, folder: Path) -> bool:
+    """Whether the tests catch the mistake, put into the sources in the folder, which are built without it."""
+    file, old, new = MUTANTS[name]
+    (folder / file).write_text((folder / file).read_text().replace(old, new))
+    first, others = tests_of(file)
+    line = ""
+    targets = next((some for start, some in TARGETS.items() if file.startswith(start)), [])
+    if targets:
+        build(folder, targets)
+        line = failure(folder, first)
+    if not line:
+        build(folder)
+        line = failure(folder, first) or failure(folder, others)
+    print(f"{'caught' if line else 'MISSED':8}{name:44}{line[:110]}", flush=True)
+    return bool(line)
 
 
 def main() -> int:
@@ -290,23 +330,24 @@ def main() -> int:
     names = sys.argv[1:] or list(MUTANTS)
     if unknown := [name for name in names if name not in MUTANTS]:
         sys.exit(f"expected names of mistakes, got {', '.join(unknown)}")
-    with tempfile.TemporaryDirectory() as folder:
-        environment = Path(folder) / "venv"
-        venv.create(environment, with_pip=True)
-        needs = [
-            "numpy",
-            "pytest",
-            "hypothesis",
-            "safetensors",
-            "scikit-build-core",
-            "pybind11>=3,<4",
-            "cmake",
-            "ninja",
-        ]
-        subprocess.run([str(environment / "bin" / "pip"), "install", "--quiet", *needs], check=True)
-        if run("", Path(folder)):
-            sys.exit("the tests fail without any mistake")
-        missed = [name for name in names if not run(name, Path(folder))]
+    for name, (file, old, _) in MUTANTS.items():
+        if (count := (ROOT / file).read_text().count(old)) != 1:
+            sys.exit(f"{name}: expected {old!r} once in {file}, found it {count} times")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, built = Path(temporary) / "tree", Path(temporary) / "built"
+        for path in command("git", "ls-files", folder=ROOT).split():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / path, folder / path)
+        build(folder)
+        if line := failure(folder, TESTS):
+            sys.exit(f"the tests fail without any mistake: {line}")
+        folder.rename(built)
+        missed = []
+        for name in names:  # each on a copy at the same place, with the same dates: only what the mistake changes is built
+            shutil.copytree(built, folder, symlinks=True)
+            if not caught(name, folder):
+                missed.append(name)
+            shutil.rmtree(folder)
     print(
         f"{len(names) - len(missed)} of {len(names)} mistakes caught"
         + (f"; missed: {', '.join(missed)}" if missed else "")

@@ -89,7 +89,7 @@ def main() -> None:
         if not args.no_peer:
             kinds["torch"] = TorchDetector
         for title, kind in kinds.items():
-            rows[f"{name}, {title}"] = [measure(kind, name, seed) for seed in range(args.seeds)]
+            rows[f"{name}, {title}"] = [measure(kind, name, seed) for seed in args.seeds]
     common.table("Anomalies", rows, args.out)
 
 

@@ -99,7 +99,7 @@ def measured(name: str, kinds: Sequence[str], args: argparse.Namespace) -> dict[
     train, held = _documents.corpus(name)
     target = np.array(held.labels)
     rows: dict[str, list[Any]] = {}
-    for seed in range(args.seeds):
+    for seed in args.seeds:
         for kind in kinds:
             options = replace(classify.ClassifyOptions(model=kind, seed=seed), **SETTINGS[name])
             model, times = common.timed(lambda o=options: ours(train, held, o))

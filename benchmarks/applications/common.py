@@ -19,7 +19,13 @@ def arguments(
 ) -> argparse.Namespace:
     """Return the options that every benchmark of an application has, and those that more adds."""
     p = argparse.ArgumentParser(description=description)
-    p.add_argument("--seeds", type=int, default=3, help="runs, with the seeds 0, 1, ...")
+    p.add_argument(
+        "--seeds",
+        type=seeds,
+        default=range(3),
+        metavar="N or A:B",
+        help="the seeds 0 to N - 1, or those from A to B - 1, for a part of a long measurement",
+    )
     p.add_argument("--threads", type=int, default=2, help="threads of ostinato and of the peer")
     p.add_argument("--no-peer", action="store_true", help="leave torch out")
     p.add_argument("--out", type=Path, help="write the figures to this file, as JSON")
@@ -28,6 +34,12 @@ def arguments(
     args = p.parse_args()
     ost.set_num_threads(args.threads)
     return args
+
+
+def seeds(text: str) -> range:
+    """Return the seeds that an option asks for: "3" is 0, 1, 2 and "1:3" is 1, 2."""
+    first, _, end = text.rpartition(":")
+    return range(int(first or 0), int(end))
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, dict[str, float]]:

@@ -106,10 +106,9 @@ def main() -> None:
     args = common.arguments(__doc__)
     peer.warm_up(args)
     written = 100
-    rows = {"ostinato": [measure(seed, written) for seed in range(args.seeds)]}
+    rows = {"ostinato": [measure(seed, written) for seed in args.seeds]}
     if not args.no_peer:
-        seeds = range(args.seeds)
-        rows["torch"] = [torch_measure(seed, args.threads, written) for seed in seeds]
+        rows["torch"] = [torch_measure(seed, args.threads, written) for seed in args.seeds]
     common.table("Tunes", rows, args.out)
 
 

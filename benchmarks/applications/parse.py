@@ -161,14 +161,14 @@ def main() -> None:
     args = common.arguments(__doc__)
     rows: dict[str, list[dict[str, float]]] = {}
     for model, name in (("tree", "TreeLSTM"), ("lstm", "LSTM")):
-        rows[f"ostinato {name}"] = [ours(model, seed) for seed in range(args.seeds)]
+        rows[f"ostinato {name}"] = [ours(model, seed) for seed in args.seeds]
         if not args.no_peer:
             import torch
 
             torch.set_num_threads(args.threads)
             check(torch)
-            rows[f"PyTorch {name}"] = [theirs(model, seed) for seed in range(args.seeds)]
-    common.table(f"ListOps, {args.seeds} seeds, {args.threads} threads", rows, args.out)
+            rows[f"PyTorch {name}"] = [theirs(model, seed) for seed in args.seeds]
+    common.table(f"ListOps, {len(args.seeds)} seeds, {args.threads} threads", rows, args.out)
 
 
 if __name__ == "__main__":

@@ -90,10 +90,9 @@ def main() -> None:
     data = tag.stress()
     rows = {}
     for both, title in ((True, "both directions"), (False, "one direction")):
-        rows[f"ostinato, {title}"] = [measure(data, s, both, None) for s in range(args.seeds)]
+        rows[f"ostinato, {title}"] = [measure(data, s, both, None) for s in args.seeds]
         if not args.no_peer:
-            seeds = range(args.seeds)
-            rows[f"torch, {title}"] = [measure(data, s, both, args.threads) for s in seeds]
+            rows[f"torch, {title}"] = [measure(data, s, both, args.threads) for s in args.seeds]
     common.table("Stress of words", rows, args.out)
 
 

@@ -135,7 +135,7 @@ def main() -> None:
     own, args = own_arguments()
     base = TranscribeOptions(epochs=own.epochs, digits=own.digits, strip_accents=own.strip_accents)
     rows: dict[str, list[Any]] = {"ostinato": []} | ({} if args.no_peer else {"PyTorch": []})
-    for seed in range(args.seeds):
+    for seed in args.seeds:
         options = replace(base, seed=seed)
         clips = transcribe.read(own.data, options, print)
         some, held_out = transcribe.divide(clips, options)

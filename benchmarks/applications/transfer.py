@@ -32,7 +32,7 @@ def main() -> None:
     own, sys.argv[1:] = p.parse_known_args()
     args = arguments(__doc__)
     rows: list[dict[str, Any]] = []
-    for seed in range(args.seeds):
+    for seed in args.seeds:
         options = TransferOptions(
             source=own.source,
             digits=own.digits,

@@ -170,7 +170,7 @@ def main() -> None:
     fields = {f.name for f in dataclasses.fields(translate.TranslateOptions)}
     given = {n: v for n, v in vars(args).items() if n in fields and v is not None}
     rows: dict[str, list[dict[str, float]]] = {}
-    for seed in range(args.seeds):
+    for seed in args.seeds:
         options = translate.TranslateOptions(**given, seed=seed)
         rows.setdefault("ostinato", []).append(ours(args.data, options))
         if not args.no_peer:
