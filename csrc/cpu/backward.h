@@ -615,12 +615,28 @@ class Backward {
     }
   }
 
+  // One vector of units through a phase, backward.
   template <int F>
   OST_HD void cell(const Space& w, const Row& row, Index g, int units, int u) {
-    constexpr Phase phase = C::kPhases[F];
     const Index first = (g * Layout<C, P>::U + u) * L, left = s_.hidden - first;
     BackwardIn<C, V> in;
     BackwardOut<C, V> out;
+    take<F>(row, g, units, u, in, out);
+    C::template backward<F>(in, out);
+    if constexpr (C::kPhases[F].before != RowOp::kNone) keep_lanes(out.dcarried, left).store(row.demitted + first);
+    if constexpr (F == 0)
+      if (controlled_ && w.flow) {
+        if constexpr (!kProjected) w.flow[0] += double(sum_lanes(keep_lanes(in.dstate[0] * in.dstate[0], left)));
+        if constexpr (C::kStates > 1) w.flow[1] += double(sum_lanes(keep_lanes(out.dcell * out.dcell, left)));
+      }
+    if (left < L) clear_padding<F>(out, left);
+    store<F>(row, g, units, u, out);
+  }
+
+  // What a phase reads, from the tape and from the phases after it, which have run.
+  template <int F>
+  OST_HD void take(const Row& row, Index g, int units, int u, BackwardIn<C, V>& in, BackwardOut<C, V>& out) {
+    const Index first = (g * Layout<C, P>::U + u) * L, left = s_.hidden - first;
     const T* saved = row.saved + s_.offset(g, C::kSaved);
 #pragma GCC unroll 8
     for (int k = 0; k < C::kSaved; ++k) in.saved[k] = V::load(saved + (k * units + u) * L);
@@ -644,7 +660,7 @@ class Backward {
       if constexpr (kLast > 0) out.dparam[k] = F == kLast ? V(T(0)) : V::load(row.dparam + k * s_.padded + first);
     }
     if constexpr (scalar_count<C>() > 0) in.scalar = call_.weights->scalars;
-    constexpr bool kCarried = phase.before != RowOp::kNone, kNext = follows_operation(F);
+    constexpr bool kCarried = C::kPhases[F].before != RowOp::kNone, kNext = follows_operation(F);
     if constexpr (kCarried || kNext) in.carried = (C::emitted(in.saved, in.previous, in.next) - V(row.moments.mean)) * V(row.moments.scale);
     if constexpr (kNext) {
       const V d = V::load(row.demitted + first);
@@ -653,27 +669,30 @@ class Backward {
       in.demitted = V::load(row.demitted + first);
       keep_lanes(C::emitted(in.saved, in.previous, in.next), left).store(row.emitted + first);
     }
-    C::template backward<F>(in, out);
-    if constexpr (kCarried) keep_lanes(out.dcarried, left).store(row.demitted + first);
-    if constexpr (F == 0)
-      if (controlled_ && w.flow) {
-        if constexpr (!kProjected) w.flow[0] += double(sum_lanes(keep_lanes(in.dstate[0] * in.dstate[0], left)));
-        if constexpr (C::kStates > 1) w.flow[1] += double(sum_lanes(keep_lanes(out.dcell * out.dcell, left)));
-      }
-    if (left < L) {
+  }
+
+  // Zeros in the lanes behind the last unit, of what later sums read.
+  template <int F>
+  OST_HD static void clear_padding(BackwardOut<C, V>& out, Index left) {
 #pragma GCC unroll 8
-      for (int column = phase.own.begin; column < phase.own.end; ++column) out.da[column] = keep_lanes(out.da[column], left);
-      if constexpr (F == 0) {
+    for (int column = C::kPhases[F].own.begin; column < C::kPhases[F].own.end; ++column) out.da[column] = keep_lanes(out.da[column], left);
+    if constexpr (F == 0) {
 #pragma GCC unroll 8
-        for (int k = 0; k < C::kStates; ++k) out.dprevious[k] = keep_lanes(out.dprevious[k], left);
-      }
-      if constexpr (F == 0 || kLast > 0)
-#pragma GCC unroll 8
-        for (int k = 0; k < C::kParams; ++k) out.dparam[k] = keep_lanes(out.dparam[k], left);
+      for (int k = 0; k < C::kStates; ++k) out.dprevious[k] = keep_lanes(out.dprevious[k], left);
     }
+    if constexpr (F == 0 || kLast > 0)
+#pragma GCC unroll 8
+      for (int k = 0; k < C::kParams; ++k) out.dparam[k] = keep_lanes(out.dparam[k], left);
+  }
+
+  // What a phase found, where the products and the phase before it read it.
+  template <int F>
+  OST_HD void store(const Row& row, Index g, int units, int u, const BackwardOut<C, V>& out) {
+    constexpr Columns own = C::kPhases[F].own;
+    const Index first = (g * Layout<C, P>::U + u) * L;
     if constexpr (kOps > 0)
 #pragma GCC unroll 8
-      for (int column = phase.own.begin; column < phase.own.end; ++column)
+      for (int column = own.begin; column < own.end; ++column)
         out.da[column].store(row.dfinished + s_.offset(g, C::kColumns) + (column * units + u) * L);
 #pragma GCC unroll 4
     for (int q = 0; q < (kSharedDa ? 1 : kCount); ++q) {
@@ -681,7 +700,7 @@ class Backward {
       if (is_normed<C>(q)) continue;
       T* da = row.da[q] + s_.offset(g, columns.count());
 #pragma GCC unroll 8
-      for (int column = phase.own.begin; column < phase.own.end; ++column)
+      for (int column = own.begin; column < own.end; ++column)
         if (columns.has(column)) out.da[column].store(da + ((column - columns.begin) * units + u) * L);
     }
     if constexpr (F == 0) {  // the last to run, and the only one that sets dprevious
