@@ -1,5 +1,5 @@
-// Cells that the library does not offer yet, as structs of the same contract: layer norm of single gates, zoneout and
-// minGRU. They run on the plain float64 path only and are gradient-checked there, as the proof that the contract holds
+// Cells that the library does not offer yet, as structs of the same contract: layer norm of single gates, zoneout, minGRU
+// and sLSTM. They run on the plain float64 path only and are gradient-checked there, as the proof that the contract holds
 // them without code outside their struct.
 #pragma once
 #include "gru.h"
@@ -68,7 +68,46 @@ struct MinGru {  // columns z n
   }
 };
 
-static_assert(Cell<LstmGateNorm>);
+// sLSTM (Beck et al. 2024, xLSTM, equations 8 to 17) with exponential gates and heads; n normalises c, and both are held
+// divided by exp(m), which keeps them in range and does not change h.
+//     m' = max(a_f + m, a_i)   i = exp(a_i - m')   f = exp(a_f + m - m')   z = tanh(a_z)   o = sigmoid(a_o)
+//     c' = f c + i z   n' = f n + i   h' = o c' / n'
+struct SLstm {  // columns i f z o
+  static constexpr int kColumns = 4, kGates = 4, kStates = 4, kSaved = 4, kParams = 0;
+  static constexpr const char* kStateNames[] = {"h", "c", "n", "m"};
+  static constexpr bool kBlockDiagonal = true;
+  static constexpr Columns kInput{0, 4};
+  static constexpr Phase kPhases[] = {{Operand::kHidden, {0, 4}, {0, 4}}};
+  static constexpr int kInputBlocks[] = {0, 1, 2, 3}, kRecurrentBlocks[] = {0, 1, 2, 3};
+
+  template <int P, class V>
+  OST_HD static void forward(const ForwardIn<SLstm, V>& in, ForwardOut<SLstm, V>& out) {
+    const V c = in.state[1], n = in.state[2], kept = in.a[1] + in.state[3];
+    const V m1 = select(in.a[0] < kept, kept, in.a[0]);
+    const V i = exp(in.a[0] - m1), f = exp(kept - m1), z = tanh(in.a[2]), o = sigmoid(in.a[3]);
+    out.state[1] = fma(f, c, i * z), out.state[2] = fma(f, n, i), out.state[3] = m1;
+    out.state[0] = o * out.state[1] / out.state[2];
+    out.saved[0] = i, out.saved[1] = f, out.saved[2] = z, out.saved[3] = o;
+  }
+  template <int P, class V>
+  OST_HD static void backward(const BackwardIn<SLstm, V>& in, BackwardOut<SLstm, V>& out) {
+    const V i = in.saved[0], f = in.saved[1], z = in.saved[2], o = in.saved[3], n1 = in.next[2];
+    const V ratio = in.next[1] / n1, dh = in.dstate[0];
+    const V dc1 = in.dstate[1] + dh * o / n1, dn1 = in.dstate[2] - dh * o * ratio / n1;
+    const V along_f = (dc1 * in.previous[1] + dn1 * in.previous[2]) * f, along_i = (dc1 * z + dn1) * i;
+    const V dm1 = in.dstate[3] - along_f - along_i;
+    const auto kept = i < f;  // the larger exponent was that of f, which is exp(0)
+    const V da_f = along_f + select(kept, dm1, V(0));
+    out.da[0] = along_i + select(kept, V(0), dm1);
+    out.da[1] = da_f;
+    out.da[2] = dc1 * i * (V(1) - z * z);
+    out.da[3] = dh * ratio * o * (V(1) - o);
+    out.dprevious[1] = dc1 * f, out.dprevious[2] = dn1 * f, out.dprevious[3] = da_f;
+    out.dcell = dc1;
+  }
+};
+
+static_assert(Cell<LstmGateNorm> && Cell<SLstm>);
 static_assert(Cell<Zoneout<Gru>> && Cell<Zoneout<Lstm>>);
 static_assert(Cell<MinGru>);
 

@@ -91,6 +91,21 @@ struct ReadsTooMuch : LstmGeneral {
 };
 static_assert(!HasRoomForItsScalars<ReadsTooMuch> && !Cell<ReadsTooMuch>);
 
+// States without names, more of them than there is room for, and heads of what has none.
+struct NamelessStates : Lstm {
+  static constexpr int kStates = 3;
+};
+static_assert(!NamesItsStates<NamelessStates> && !Cell<NamelessStates>);
+struct TooManyStates : SLstm {
+  static constexpr int kStates = kMostStates + 1;
+  static constexpr const char* kStateNames[] = {"h", "c", "n", "m", "s"};
+};
+static_assert(!SaysItsSizes<TooManyStates> && !Cell<TooManyStates>);
+struct HeadsOfTheEmitted : GruResetBefore {
+  static constexpr bool kBlockDiagonal = true;
+};
+static_assert(!DividesOnlyTheState<HeadsOfTheEmitted> && !Cell<HeadsOfTheEmitted>);
+
 // No backward pass.
 struct ForwardOnly : Lstm {
   template <int P, class V>
@@ -105,6 +120,8 @@ static_assert(!supports<LstmProjected, PersistentDriver> && !supports<GruResetBe
 static_assert(!supports<LstmProjected, StreamDriver> && !supports<LstmLayerNorm, StreamDriver>);
 static_assert(!supports<LstmLayerNorm, LoopDriver> && !supports<LstmLayerNorm, PersistentDriver>);
 static_assert(!supports<Zoneout<Lstm>, StepDriver>);
+static_assert(!supports<SLstm, CpuDriver> && !supports<SLstm, StepDriver> && !supports<SLstm, StreamDriver>);
+static_assert(!supports<SLstm, LoopDriver> && !supports<SLstm, PersistentDriver> && supports<SLstm, PlainDriver>);
 static_assert(supports<LstmLayerNorm, PlainDriver> && supports<GruResetBefore, StepDriver>);
 static_assert(supports<LstmGeneral, CpuDriver> && supports<LstmGeneral, StepDriver>);
 static_assert(!supports<LstmGeneral, LoopDriver> && !supports<GruGeneral, PersistentDriver>);

@@ -52,6 +52,8 @@ struct ProductOp {
 // gains of those operations, one after the other, and then `param`. `kProjected`: the output is W_hr m, P wide, of the m that the last
 // phase emits; such a cell has no state[0], for no unit of it belongs to one of h. `kNoise`: one random number in [0,1) a unit and step.
 // `kScalars`: how many numbers of the whole call the pointwise functions read, the same for every unit and step: a cell branches on them.
+// `kStateNames`: the names of the states, where they are not h, or h and c. `kBlockDiagonal`: the units are divided into as many heads as
+// the call says, and R joins units of one head alone: its rows are H / heads wide.
 template <class C>
 constexpr int scalar_count() {
   if constexpr (requires { C::kScalars; })
@@ -70,6 +72,29 @@ template <class C>
 constexpr bool takes_noise() {
   if constexpr (requires { C::kNoise; })
     return C::kNoise;
+  else
+    return false;
+}
+
+constexpr int kMostStates = 4;
+template <class C>
+constexpr int named_states() {
+  if constexpr (requires { C::kStateNames; })
+    return sizeof(C::kStateNames) / sizeof(const char*);
+  else
+    return C::kStates < 2 ? C::kStates : 2;
+}
+template <class C>
+constexpr const char* state_name(int k) {
+  if constexpr (requires { C::kStateNames; })
+    return C::kStateNames[k];
+  else
+    return k == 0 ? "h" : "c";
+}
+template <class C>
+constexpr bool is_block_diagonal() {
+  if constexpr (requires { C::kBlockDiagonal; })
+    return C::kBlockDiagonal;
   else
     return false;
 }
@@ -186,7 +211,7 @@ using RealOf = typename RealOfVector<V>::Type;  // of a vector of numbers, or a 
 template <class V, int kColumns, int kStates, int kSaved, int kParams>
 struct ForwardInOf {
   V a[kColumns];         // finished columns: those that this phase owns
-  V state[kStates];      // h (and c) before this step
+  V state[kStates];      // h (and c, or others by name) before this step
   V param[kParams + 1];  // per-unit weights
   V saved[kSaved + 1];   // by the phases before
   V emitted, carried;    // by the phase before, where a row operation is between, and after that operation
@@ -245,7 +270,11 @@ concept SaysItsSizes = requires {
   { C::kStates } -> std::convertible_to<int>;
   { C::kSaved } -> std::convertible_to<int>;
   { C::kParams } -> std::convertible_to<int>;
-} && (C::kStates == 1 || C::kStates == 2);
+} && C::kStates >= 1 && C::kStates <= kMostStates;
+
+// Every state has a name.
+template <class C>
+concept NamesItsStates = named_states<C>() == C::kStates;
 
 // Both tables have an entry for every gate (-1: the gate has no such weights); `gate_of` reads them all.
 template <class C>
@@ -308,6 +337,16 @@ constexpr bool takes_either() {
     if (phase.before != RowOp::kNone && !phase.product.empty()) return false;
   return true;
 }
+// A block of R divides h among the heads: what a phase emits, and an h of another width, have no such division.
+template <class C>
+constexpr bool has_blocks_of_hidden() {
+  for (const Phase& phase : C::kPhases)
+    if (phase.operand != Operand::kHidden) return false;
+  return !is_projected<C>();
+}
+template <class C>
+concept DividesOnlyTheState = !is_block_diagonal<C>() || has_blocks_of_hidden<C>();
+
 // A phase takes what was emitted by a product or by a row operation.
 template <class C>
 concept TakesTheEmittedOnce = takes_either<C>();
@@ -342,7 +381,8 @@ concept SaysWhatItEmits = (kPhaseCount<C> == 1 && !is_projected<C>()) || require
 };
 
 template <class C>
-concept Cell = SaysItsSizes<C> && HasABlockForEveryGate<C> && HasColumnsInOrder<C> && HasOperationsInOrder<C> && NamesItsWeights<C> &&
-               HasRoomForItsScalars<C> && BeginsWithTheState<C> && TakesTheEmittedOnce<C> && HasAllPhases<C> && SaysWhatItEmits<C>;
+concept Cell = SaysItsSizes<C> && NamesItsStates<C> && DividesOnlyTheState<C> && HasABlockForEveryGate<C> && HasColumnsInOrder<C> &&
+               HasOperationsInOrder<C> && NamesItsWeights<C> && HasRoomForItsScalars<C> && BeginsWithTheState<C> &&
+               TakesTheEmittedOnce<C> && HasAllPhases<C> && SaysWhatItEmits<C>;
 
 }  // namespace ost::OST_SET

@@ -13,6 +13,8 @@ enum Feature : unsigned {
   kNoProduct = 16,      // a phase without a recurrent product
   kNormedProduct = 32,  // layer norm of W x, or of a recurrent product
   kCallScalars = 64,    // numbers of the whole call
+  kMoreStates = 128,    // states beside h and c
+  kHeads = 256,         // a block-diagonal R
 };
 
 template <class C>
@@ -27,12 +29,15 @@ constexpr unsigned features_of() {
   if (is_projected<C>()) features |= kProjection;
   if (takes_noise<C>()) features |= kRandom;
   if (scalar_count<C>() > 0) features |= kCallScalars;
+  if (C::kStates > 2) features |= kMoreStates;
+  if (is_block_diagonal<C>()) features |= kHeads;
   return features;
 }
 
 // In the order of DriverId.
 struct PlainDriver {  // core/plain.h
-  static constexpr unsigned kTakes = kSecondPhase | kRowOperation | kNormedProduct | kProjection | kRandom | kNoProduct | kCallScalars;
+  static constexpr unsigned kTakes =
+      kSecondPhase | kRowOperation | kNormedProduct | kProjection | kRandom | kNoProduct | kCallScalars | kMoreStates | kHeads;
 };
 struct CpuDriver {  // cpu/forward.h, cpu/backward.h
   static constexpr unsigned kTakes = kSecondPhase | kRowOperation | kNormedProduct | kProjection | kCallScalars;
@@ -63,6 +68,8 @@ constexpr const char* lacks() {
          : missing & kProjection                      ? "a projection of h"
          : missing & kRandom                          ? "random numbers within a step"
          : missing & kNoProduct                       ? "a step without a recurrent product"
+         : missing & kMoreStates                      ? "states beside h and c"
+         : missing & kHeads                           ? "a block-diagonal R"
          : missing & kCallScalars                     ? "functions that a call chooses"
                                                       : "so many products in a step";
 }

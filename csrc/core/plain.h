@@ -15,19 +15,20 @@ OST_HD double exp(double x) { return std::exp(x); }
 OST_HD double fma(double a, double b, double c) { return a * b + c; }
 OST_HD double select(bool test, double yes, double no) { return test ? yes : no; }
 
-// weight_ih [G*H,I], weight_hh [G*H,P], bias_* [G*H], units [kGains + kParams,H], projection [P,H] (P = H without one),
-// x [T,B,I], h0 [B,P], c0 [B,H], noise [T,B,H], y [T,B,P], dy [T,B,P]; all contiguous.
+// weight_ih [G*H,I], weight_hh [G*H,P] (of a block-diagonal R [G*H,H/heads]), bias_* [G*H], units [kGains + kParams,H],
+// projection [P,H] (P = H without one), x [T,B,I], h0 [B,P], states [kStates-1,B,H], noise [T,B,H], y [T,B,P], dy [T,B,P];
+// all contiguous.
 struct PlainWeights {
   std::vector<double> weight_ih, weight_hh, bias_ih, bias_hh, units, projection;
 };
 struct PlainProblem {
-  Index steps, batch, input, hidden, projected;
+  Index steps, batch, input, hidden, projected, heads;
   PlainWeights weights;
-  std::vector<double> x, h0, c0, noise, scalars;
+  std::vector<double> x, h0, states, noise, scalars;
 };
 struct PlainGradients {
   PlainWeights weights;
-  std::vector<double> x, h0, c0;
+  std::vector<double> x, h0, states;
 };
 
 template <Cell C>
@@ -45,19 +46,20 @@ class Plain {
   }
 
   std::vector<double> y;  // [T,B,P]
-  double state(Index b, Index u) const {
-    return p_.steps ? out_[((p_.steps - 1) * p_.batch + b) * p_.hidden + u].state[C::kStates - 1] : p_.c0[b * p_.hidden + u];
+  // State k > 0 behind the last step.
+  double state(int k, Index b, Index u) const {
+    return p_.steps ? out_[((p_.steps - 1) * p_.batch + b) * p_.hidden + u].state[k] : p_.states[state_place(k, b, u)];
   }
 
   void forward() {
     for (Index row = 0; row < rows_; ++row) forward_row(row, std::make_integer_sequence<int, kPhaseCount<C>>());
   }
 
-  PlainGradients backward(const std::vector<double>& dy, const std::vector<double>& dc) {
+  PlainGradients backward(const std::vector<double>& dy, const std::vector<double>& dstates) {
     PlainGradients d;
     d.weights = {zeros(p_.weights.weight_ih), zeros(p_.weights.weight_hh), zeros(p_.weights.bias_ih),
                  zeros(p_.weights.bias_hh),   zeros(p_.weights.units),     zeros(p_.weights.projection)};
-    d.x = zeros(p_.x), d.h0.assign(p_.batch * p_.projected, 0), d.c0 = dc;
+    d.x = zeros(p_.x), d.h0.assign(p_.batch * p_.projected, 0), d.states = dstates;
     for (Index t = p_.steps; t-- > 0;)
       for (Index b = 0; b < p_.batch; ++b) backward_row(t, b, dy, d, std::make_integer_sequence<int, kPhaseCount<C>>());
     return d;
@@ -70,13 +72,15 @@ class Plain {
       if (blocks[g] == column) return g * p_.hidden + unit;
     return -1;
   }
+  Index state_place(int k, Index b, Index u) const { return ((k - 1) * p_.batch + b) * p_.hidden + u; }
   double h_before(Index row, Index j) const {
     return row < p_.batch ? p_.h0[row * p_.projected + j] : y[(row - p_.batch) * p_.projected + j];
   }
   double operand(const Phase& phase, Index row, Index j) const {
     return phase.operand == Operand::kHidden ? h_before(row, j) : emitted(row, j);
   }
-  Index operand_width(const Phase& phase) const { return phase.operand == Operand::kHidden ? p_.projected : p_.hidden; }
+  Index operand_width(const Phase& phase) const { return (phase.operand == Operand::kHidden ? p_.projected : p_.hidden) / p_.heads; }
+  Index head_begin(Index u) const { return u / (p_.hidden / p_.heads) * (p_.hidden / p_.heads); }  // where R of this unit begins
   double emitted(Index row, Index u) const { return out_[row * p_.hidden + u].emitted; }
   // The backward pass has it as the other drivers do: recomputed, so that differences hold the cell to it.
   double emitted_recomputed(Index row, Index u) const {
@@ -88,7 +92,8 @@ class Plain {
     auto& in = in_[row * p_.hidden + u];
     const Index h = p_.hidden, b = row % p_.batch;
     in.state[0] = p_.projected == h ? h_before(row, u) : 0;
-    if constexpr (C::kStates > 1) in.state[1] = row < p_.batch ? p_.c0[b * h + u] : out_[(row - p_.batch) * h + u].state[1];
+    for (int k = 1; k < C::kStates; ++k)
+      in.state[k] = row < p_.batch ? p_.states[state_place(k, b, u)] : out_[(row - p_.batch) * h + u].state[k];
     for (int k = 0; k < C::kParams; ++k) in.param[k] = p_.weights.units[(kGains<C> + k) * h + u];
     in.noise = p_.noise.empty() ? 0 : p_.noise[row * h + u];
     in.scalar = p_.scalars.data();
@@ -126,7 +131,7 @@ class Plain {
       for (int column = phase.product.begin; column < phase.product.end; ++column) {
         const Index w = gate_row(C::kRecurrentBlocks, column, u);
         double sum = 0;
-        for (Index j = 0; j < width; ++j) sum += p_.weights.weight_hh[w * width + j] * operand(phase, row, j);
+        for (Index j = 0; j < width; ++j) sum += p_.weights.weight_hh[w * width + j] * operand(phase, row, head_begin(u) + j);
         add_product(row, P + 1, column, u, sum, p_.weights.bias_hh[w]);
       }
     product_norms(row, P + 1);
@@ -221,7 +226,7 @@ class Plain {
       for (int k = 0; k < C::kParams; ++k) in[u].param[k] = f.param[k], out[u].dparam[k] = 0;
       for (int k = 0; k < C::kColumns; ++k) out[u].da[k] = 0;
       in[u].carried = f.carried, in[u].noise = f.noise, in[u].demitted = 0, in[u].scalar = f.scalar;
-      if constexpr (C::kStates > 1) in[u].dstate[1] = d.c0[b * h + u];
+      for (int k = 1; k < C::kStates; ++k) in[u].dstate[k] = d.states[state_place(k, b, u)];
       in[u].dstate[0] = is_projected<C>() ? 0 : dh[u];
       if constexpr (is_projected<C>())
         for (Index j = 0; j < p_.projected; ++j) {
@@ -231,7 +236,7 @@ class Plain {
     }
     (backward_phase<kPhaseCount<C> - 1 - P>(row, b, in, out, d), ...);
     for (Index u = 0; u < h; ++u) {
-      if constexpr (C::kStates > 1) d.c0[b * h + u] = out[u].dprevious[1];
+      for (int k = 1; k < C::kStates; ++k) d.states[state_place(k, b, u)] = out[u].dprevious[k];
       if constexpr (!is_projected<C>()) d.h0[b * h + u] += out[u].dprevious[0];
       for (int k = 0; k < C::kParams; ++k) d.weights.units[(kGains<C> + k) * h + u] += out[u].dparam[k];
     }
@@ -260,8 +265,9 @@ class Plain {
         const double da_column = da[u * C::kColumns + column];
         d.weights.bias_hh[w] += out[u].da[column];
         for (Index j = 0; j < width; ++j) {
-          d.weights.weight_hh[w * width + j] += da_column * operand(phase, row, j);
-          (phase.operand == Operand::kHidden ? d.h0[b * p_.projected + j] : in[j].demitted) +=
+          const Index from = head_begin(u) + j;
+          d.weights.weight_hh[w * width + j] += da_column * operand(phase, row, from);
+          (phase.operand == Operand::kHidden ? d.h0[b * p_.projected + from] : in[from].demitted) +=
               p_.weights.weight_hh[w * width + j] * da_column;
         }
       }

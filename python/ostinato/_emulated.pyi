@@ -8,7 +8,7 @@ _Array = npt.NDArray[np.float64]
 def run(
     action: str, cell: int, itemsize: int, addresses: dict[str, Any], reverse_order: bool
 ) -> int: ...
-def plain_cells() -> dict[str, tuple[int, int, int, bool, bool]]: ...
+def plain_cells() -> dict[str, dict[str, Any]]: ...
 def plain_run(
     cell: str,
     steps: int,
@@ -16,7 +16,8 @@ def plain_run(
     input: int,
     hidden: int,
     projected: int,
+    heads: int,
     arrays: dict[str, _Array],
     dy: _Array,
-    dc: _Array,
+    dstates: _Array,
 ) -> tuple[_Array, _Array, dict[str, _Array]]: ...
