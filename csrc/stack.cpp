@@ -48,35 +48,6 @@ Index fill_row(const MaskInputs& given, Index b, std::int32_t* entries) {
   return taken;
 }
 
-// The kernels of the set that packed the weights.
-template <class T>
-struct CpuBackend final : Backend<T> {
-  CpuBackend() : Backend<T>(true) {}
-  Buffer<T> allocate(Index count, const char* what) const override { return {count, what}; }
-  std::vector<GroupPlan> plan(const PackedStack<T>& packed, const StackCall<T>& call, const StackGradients<T>* backward) const override {
-    return stack_plan(packed.cell(), packed.shape, call.steps, call.batch, call.dropout > 0, backward != nullptr);
-  }
-  void save(const PackedStack<T>& packed, const StackCall<T>& call, Tape<T>* tape, ForwardCall<T>* f) const override {
-    const CellTraits& traits = packed.traits();
-    const Index rows = call.tape_rows();
-    tape->saved.push_back(tape->states_only ? Buffer<T>() : allocate(rows * packed.tape_width(f->projected), "tape"));
-    tape->cells.push_back(allocate(traits.states > 1 ? rows * packed.padded_hidden() : 0, "tape"));
-    f->saved = tape->saved.back().get();
-    if (traits.states > 1) f->cells = tape->cells.back().get();
-  }
-  int forward(const PackedStack<T>& packed, const StackCall<T>&, const GroupPlan& group, const std::vector<ForwardCall<T>>& calls,
-              Tape<T>*) const override {
-    return packed.cell().forward(calls.data(), int(calls.size()), group.layers > 1);
-  }
-  int backward(const Tape<T>& tape, const StackGradients<T>&, const GroupPlan& group,
-               const std::vector<BackwardCall<T>>& calls) const override {
-    return tape.packed->cell().backward(calls.data(), int(calls.size()), group.layers > 1);
-  }
-  void drop(const StackShape& shape, Index layer, const StackCall<T>& call, const T* from, T* to) const override {
-    drop_rows(shape, layer, call, from, to);
-  }
-};
-
 template <class T>
 std::shared_ptr<const Backend<T>> cpu_backend() {
   static const auto one = std::make_shared<const CpuBackend<T>>();

@@ -178,6 +178,35 @@ struct Backend {
   virtual void drop(const StackShape& shape, Index layer, const StackCall<T>& call, const T* from, T* to) const = 0;  // see drop_rows
 };
 
+// The kernels of the set that packed the weights.
+template <class T>
+struct CpuBackend : Backend<T> {
+  CpuBackend() : Backend<T>(true) {}
+  Buffer<T> allocate(Index count, const char* what) const override { return {count, what}; }
+  std::vector<GroupPlan> plan(const PackedStack<T>& packed, const StackCall<T>& call, const StackGradients<T>* backward) const override {
+    return stack_plan(packed.cell(), packed.shape, call.steps, call.batch, call.dropout > 0, backward != nullptr);
+  }
+  void save(const PackedStack<T>& packed, const StackCall<T>& call, Tape<T>* tape, ForwardCall<T>* f) const override {
+    const CellTraits& traits = packed.traits();
+    const Index rows = call.tape_rows();
+    tape->saved.push_back(tape->states_only ? Buffer<T>() : allocate(rows * packed.tape_width(f->projected), "tape"));
+    tape->cells.push_back(allocate(traits.states > 1 ? rows * packed.padded_hidden() : 0, "tape"));
+    f->saved = tape->saved.back().get();
+    if (traits.states > 1) f->cells = tape->cells.back().get();
+  }
+  int forward(const PackedStack<T>& packed, const StackCall<T>&, const GroupPlan& group, const std::vector<ForwardCall<T>>& calls,
+              Tape<T>*) const override {
+    return packed.cell().forward(calls.data(), int(calls.size()), group.layers > 1);
+  }
+  int backward(const Tape<T>& tape, const StackGradients<T>&, const GroupPlan& group,
+               const std::vector<BackwardCall<T>>& calls) const override {
+    return tape.packed->cell().backward(calls.data(), int(calls.size()), group.layers > 1);
+  }
+  void drop(const StackShape& shape, Index layer, const StackCall<T>& call, const T* from, T* to) const override {
+    drop_rows(shape, layer, call, from, to);
+  }
+};
+
 // tape null: inference. Returns a Status.
 template <class T>
 int stack_forward(const PackedStack<T>& packed, const StackCall<T>& call, Tape<T>* tape);

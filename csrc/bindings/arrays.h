@@ -218,5 +218,6 @@ void bind_ctc(py::module_& m);
 void bind_stream(py::module_& m);
 void bind_proof(py::module_& m);
 void bind_device(py::module_& m);
+void bind_jax(py::module_& m);
 
 }  // namespace ost

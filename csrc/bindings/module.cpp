@@ -145,4 +145,5 @@ PYBIND11_MODULE(_core, m) {
   bind_ctc(m);
   bind_stream(m);
   bind_device(m);
+  bind_jax(m);
 }
