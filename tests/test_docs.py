@@ -24,16 +24,18 @@ MODULES = sorted(
 )
 
 
-def need_torch(name: str) -> None:
-    """Skip what is of PyTorch where it is not installed."""
+def need_framework(name: str) -> None:
+    """Skip what is of PyTorch or JAX where it is not installed."""
     own = ("torch.md", "ostinato.interop.torch", "ostinato.interop._torch_")
     if name.startswith(own) and not name.endswith("_torch_file"):  # which reads files without it
         pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+    if name.startswith(("jax.md", "ostinato.interop.jax", "ostinato.interop._jax_")):
+        pytest.importorskip("jax", reason="JAX is not installed: pip install jax")
 
 
 @pytest.mark.parametrize("name", ["ostinato", *MODULES])
 def test_docstrings(name: str) -> None:
-    need_torch(name)
+    need_framework(name)
     result = doctest.testmod(importlib.import_module(name))
     assert result.failed == 0
 
@@ -49,6 +51,7 @@ def test_docstrings(name: str) -> None:
         "data",
         "decoding",
         "interop",
+        "interop.jax",
         "interop.torch",
         "metrics",
         "train",
@@ -58,7 +61,7 @@ def test_docstrings(name: str) -> None:
     ],
 )
 def test_everything_public_is_documented(name: str) -> None:
-    need_torch(f"ostinato.{name}")
+    need_framework(f"ostinato.{name}")
     module = importlib.import_module(f"ostinato.{name}")
     for public in module.__all__:
         assert (getattr(module, public).__doc__ or "").strip() or not callable(
@@ -70,7 +73,7 @@ def test_everything_public_is_documented(name: str) -> None:
     "path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name
 )
 def test_python_in_the_documents(path: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    need_torch(path.name)
+    need_framework(path.name)
     monkeypatch.chdir(tmp_path)
     if path.name == "gpu.md" and not ostinato.cuda.is_available():
         native_for_tests()

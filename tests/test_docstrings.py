@@ -60,6 +60,7 @@ MODULES = (
     ".tasks.translate",
     ".tasks.transcribe",
     ".tasks.transfer",
+    *([".interop.jax"] if importlib.util.find_spec("jax") else []),
     *([".interop.torch"] if importlib.util.find_spec("torch") else []),
 )
 

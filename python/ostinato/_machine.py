@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import platform
 from typing import Any
@@ -17,8 +18,21 @@ EXTRAS = {
     "test": ("pytest", "hypothesis", "safetensors", "sklearn", "matplotlib"),
     "bench": ("torch", "onnxruntime", "onnx"),
     "bench-all": ("keras", "tensorflow", "jax"),
+    "jax": ("jax",),
     "cuda": ("cupy",),
 }
+
+
+def _jax() -> dict[str, str] | None:
+    """Return the version of JAX and how passes run inside it; None where it is not installed."""
+    if importlib.util.find_spec("jax") is None:
+        return None
+    try:
+        from .interop import jax as inside
+
+        return {"version": importlib.metadata.version("jax"), "bridge": inside.bridge()}
+    except Exception as e:  # an installation that is broken, by whatever it raises
+        return {"version": "unknown", "bridge": f"none: {e}"}
 
 
 def info() -> dict[str, Any]:
@@ -36,5 +50,6 @@ def info() -> dict[str, Any]:
         "kernels": ost.kernels(),
         "threads": ost.get_num_threads(),
         "cuda": {"devices": ost.cuda.devices(), "why_not": ost.cuda.why_not()},
+        "jax": _jax(),
         "extras": extras,
     }

@@ -61,6 +61,8 @@ def _info_lines(figures: dict[str, Any]) -> Iterator[str]:
         yield f"cuda        {what}; driver {device['driver']}"
     if figures["cuda"]["why_not"]:
         yield f"cuda        none: {figures['cuda']['why_not']}"
+    if figures["jax"]:
+        yield f"jax         {figures['jax']['version']}, called by {figures['jax']['bridge']}"
     for extra, packages in figures["extras"].items():
         missing = [m for m, there in packages.items() if not there]
         state = f"missing: {', '.join(missing)}" if missing else "all installed"

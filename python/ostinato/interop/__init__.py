@@ -43,8 +43,8 @@ _LATER = {
 def __getattr__(name: str) -> _Any:
     import importlib
 
-    if name == "torch":  # a module that imports PyTorch
-        return importlib.import_module(".torch", __name__)
+    if name in ("jax", "torch"):  # modules that import what they are named after
+        return importlib.import_module("." + name, __name__)
     if name not in _LATER:
         raise AttributeError(f"module 'ostinato.interop' has no attribute {name!r}")
     value = getattr(importlib.import_module("." + _LATER[name], __name__), name)

@@ -147,14 +147,21 @@ class Imported(Mapping[str, Layer]):
         return "\n".join([head, *(line.rstrip() for line in lines), *self.notes])
 
 
-def require(module: str, extra: str, what: str) -> Any:
-    """Import a library that an adapter needs; an error says how to install it."""
+def require(module: str, extra: str, what: str, package: str = "") -> Any:
+    """Import a library that an adapter needs; an error says how to install it.
+
+    Args:
+        module: what is imported.
+        extra: the extra of ostinato that installs it; "" without one.
+        what: what needs it.
+        package: the package that has it, where no extra does.
+    """
     try:
         return importlib.import_module(module)
     except ImportError as e:
-        raise ImportError(
-            f"{what} needs {module.partition('.')[0]}: pip install 'ostinato[{extra}]' ({e})"
-        ) from e
+        name = package or module.partition(".")[0]
+        install = package or f"'ostinato[{extra}]'"
+        raise ImportError(f"{what} needs {name}: pip install {install} ({e})") from e
 
 
 def shapes(arrays: Mapping[str, Array]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,19 +11,11 @@ import numpy as np
 from .. import nn
 from .._annotations import readable
 from .._check import Array
-from ._imported import Entry, Imported, common, compare, real, shapes
+from ._imported import Entry, Imported, common, compare, real, require, shapes
 
 _DEEPEST = 50
 _LIMIT = 1e-5  # by which outputs may differ, relative to the largest
 _ORDER = "their order is not in a tree of parameters"
-
-
-def _require(module: str, package: str) -> Any:
-    """Import a library that ``verify`` runs."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as e:
-        raise ImportError(f"verify=True needs {package}: pip install {package} ({e})") from e
 
 
 class _Tree:
@@ -166,7 +157,7 @@ def _flax_node(tree: _Tree, name: str, node: Mapping[str, Any], eps: float) -> b
 
 def _by_flax(top: Mapping[str, Any], tree: _Tree) -> Callable[[str, nn.Layer], Any]:
     """Return a function that makes of a layer's name the layer as Flax runs it."""
-    linen = _require("flax.linen", "flax")
+    linen = require("flax.linen", "", "verify=True", "flax")
 
     def theirs(name: str, layer: Any) -> Callable[[Array], Any]:
         node: Any = top
@@ -284,7 +275,7 @@ def _by_haiku(
     modules: Mapping[str, Mapping[str, Array]], tree: _Tree
 ) -> Callable[[str, nn.Layer], Any]:
     """Return a function that makes of a layer's name the layer as Haiku runs it."""
-    haiku = _require("haiku", "dm-haiku")
+    haiku = require("haiku", "", "verify=True", "dm-haiku")
 
     def module(layer: Any, double_bias: bool) -> Callable[[Any], Any]:
         made: Any
