@@ -11,18 +11,12 @@ the rounds, ratios those within a round.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
 import importlib.util
 import itertools
 import json
-import statistics
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +25,9 @@ import numpy as np
 import ostinato as ost
 from ostinato import safetensors
 from ostinato.__main__ import info
+from contenders import measure, serve
 
 RESULTS = Path(__file__).parent / "results"
-SETTLE = 0.05  # seconds before a turn, until what the turn before left spinning sleeps
-LIMIT = 2e-4  # difference of answers, of the largest value
 
 
 @dataclass(frozen=True)
@@ -194,82 +187,13 @@ def _one_step(name: str, row: Row, core: Any, x: Any) -> Callable[[], dict[str, 
 
 
 def worker(text: str) -> None:
-    """Build the row's call; for each line run it and reply with the median seconds."""
+    """Run a contender of a row."""
     order = json.loads(text)
-    row, out = Row(**order["row"]), sys.stdout
-    sys.stdout = sys.stderr
-    call = make(order["name"], row, order["threads"])
-    safetensors.save(order["answers"], {n: np.array(a) for n, a in call().items()})
-    print(0.0, file=out, flush=True)
-    for _ in sys.stdin:
-        seconds = []
-        for _ in range(row.calls + 1):
-            start = time.perf_counter()
-            call()
-            seconds.append(time.perf_counter() - start)
-        print(statistics.median(seconds[1:]), file=out, flush=True)
+    row = Row(**order["row"])
+    serve(order, row.calls, lambda: make(order["name"], row, order["threads"]))
 
 
 # -- the driver -----------------------------------------------------------------------------------
-
-
-class Process:
-    """A contender of one row."""
-
-    def __init__(self, row: Row, name: str, threads: int, answers: Path) -> None:
-        order = {"row": asdict(row), "name": name, "threads": threads, "answers": str(answers)}
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, "--worker", json.dumps(order)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.reply()
-
-    def reply(self) -> float:
-        """Wait for the seconds of a turn."""
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise ChildProcessError(f"a contender ended with status {self.process.wait()}")
-        return float(line)
-
-    def turn(self) -> float:
-        """Run a turn; return the median seconds of its calls."""
-        assert self.process.stdin is not None
-        time.sleep(SETTLE)
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        return self.reply()
-
-    def close(self) -> None:
-        """End the process."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
-
-
-def measure(row: Row, rounds: int, threads: int) -> dict[str, Any]:
-    """Measure one row: median seconds of each contender, and ratios within a round."""
-    names = ["ostinato", *row.peers]
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        paths = {n: Path(folder) / n for n in names}
-        group = {n: Process(row, n, threads, paths[n]) for n in names}
-        for one in group.values():
-            stack.callback(one.close)
-        ours = safetensors.load(paths["ostinato"])[0]
-        for n in row.peers:
-            for key, a in safetensors.load(paths[n])[0].items():
-                off = np.abs(a - ours[key]).max() / np.abs(a).max()
-                if not off < LIMIT:
-                    raise AssertionError(f"{row.name}: {n} and ostinato differ by {off:.1e}: {key}")
-        turns = [{n: group[n].turn() for n in names} for _ in range(rounds)]
-    return {
-        "name": row.name,
-        "seconds": {n: statistics.median(t[n] for t in turns) for n in names},
-        "ratio": {n: statistics.median(t[n] / t["ostinato"] for t in turns) for n in row.peers},
-        "more": {n: statistics.median(t["ostinato"] - t[n] for t in turns) for n in row.peers},
-    }
 
 
 def main() -> None:
@@ -290,7 +214,7 @@ def main() -> None:
     for row in rows(args.short):
         if args.only not in row.name:
             continue
-        r = measure(row, args.rounds, threads)
+        r = measure(__file__, row, row.peers, args.rounds, threads)
         figures["rows"].append(r)
         cells = "  ".join(
             f"{n} {r['seconds'][n] * 1e3:9.3f} ({r['ratio'][n]:.2f}x)" for n in row.peers

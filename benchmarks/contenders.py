@@ -1,0 +1,109 @@
+"""Contenders that take turns, each a process of its own.
+
+What inside_torch.py and inside_jax.py share. A script starts itself with ``--worker`` and an order;
+the worker replies to every line that it is sent with the median seconds of its calls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ostinato import safetensors
+
+SETTLE = 0.05  # seconds before a turn, until what the turn before left spinning sleeps
+LIMIT = 2e-4  # difference of answers, of the largest value
+
+
+def serve(order: dict[str, Any], calls: int, make: Callable[[], Callable[[], Any]]) -> None:
+    """Make a contender's call; for each line run it and reply with the median seconds."""
+    out = sys.stdout
+    sys.stdout = sys.stderr
+    call = make()
+    safetensors.save(order["answers"], {n: np.array(a) for n, a in call().items()})
+    print(0.0, file=out, flush=True)
+    for _ in sys.stdin:
+        seconds = []
+        for _ in range(calls + 1):
+            start = time.perf_counter()
+            call()
+            seconds.append(time.perf_counter() - start)
+        print(statistics.median(seconds[1:]), file=out, flush=True)
+
+
+class Process:
+    """A contender of one row.
+
+    Args:
+        script: the benchmark that runs it.
+        order: what it is told.
+    """
+
+    def __init__(self, script: str, order: dict[str, Any]) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, script, "--worker", json.dumps(order)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.reply()
+
+    def reply(self) -> float:
+        """Wait for the seconds of a turn."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise ChildProcessError(f"a contender ended with status {self.process.wait()}")
+        return float(line)
+
+    def turn(self) -> float:
+        """Run a turn; return the median seconds of its calls."""
+        assert self.process.stdin is not None
+        time.sleep(SETTLE)
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return self.reply()
+
+    def close(self) -> None:
+        """End the process."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def measure(
+    script: str, row: Any, peers: Sequence[str], rounds: int, threads: int
+) -> dict[str, Any]:
+    """Measure one row: median seconds of each contender, and ratios within a round."""
+    names = ["ostinato", *peers]
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        paths = {n: Path(folder) / n for n in names}
+        group = {}
+        for n in names:
+            order = {"row": asdict(row), "name": n, "threads": threads, "answers": str(paths[n])}
+            group[n] = Process(script, order)
+            stack.callback(group[n].close)
+        ours = safetensors.load(paths["ostinato"])[0]
+        for n in peers:
+            for key, a in safetensors.load(paths[n])[0].items():
+                off = np.abs(a - ours[key]).max() / np.abs(a).max()
+                if not off < LIMIT:
+                    raise AssertionError(f"{row.name}: {n} and ostinato differ by {off:.1e}: {key}")
+        turns = [{n: group[n].turn() for n in names} for _ in range(rounds)]
+    return {
+        "name": row.name,
+        "seconds": {n: statistics.median(t[n] for t in turns) for n in names},
+        "ratio": {n: statistics.median(t[n] / t["ostinato"] for t in turns) for n in peers},
+        "more": {n: statistics.median(t["ostinato"] - t[n] for t in turns) for n in peers},
+    }
