@@ -792,3 +792,96 @@ def test_streams_of_convolutions_decode_each_sequence_alone(kernel_size: int) ->
             alone = decoding.beam_search(stream, [start], end=end, width=3)[0][0]
             assert alone.labels.tolist() == beams[start][0].labels.tolist()
     assert len(lengths) > 2  # sequences end at different steps
+
+
+# -- several models --------------------------------------------------------------------------------
+
+
+class Chain(NamedTuple):
+    """A first-order model of labels that counts its steps in a state [1,N]."""
+
+    p: Any
+
+    def __call__(self, labels: Any, state: Any) -> tuple[Any, Any]:
+        state = np.zeros((1, len(labels))) if state is None else state
+        return np.log(self.p[labels]) + 7.0, state + 1  # logits, not yet normed
+
+
+def chains(count: int) -> list[Chain]:
+    p = np.random.default_rng(0).dirichlet(np.ones(4), (count, 4))
+    return [Chain(one) for one in p]
+
+
+@pytest.mark.parametrize("weights", [None, [3.0, 1.0, 0.0]])
+def test_an_ensemble_averages_probabilities(weights: Any) -> None:
+    """It writes what one model with the mean of the tables would write."""
+    several = chains(3)
+    mean = np.average([one.p for one in several], axis=0, weights=weights)
+    ensemble = decoding.Ensemble(several, weights=weights)
+    logits, state = ensemble(np.array([0, 2, 3]), None)
+    np.testing.assert_allclose(np.exp(logits), mean[[0, 2, 3]], atol=1e-15)
+    assert len(state) == 3
+    assert [s.tolist() for s in ensemble.select(state, np.array([2, 2]))] == [[[1, 1]]] * 3
+    options: Any = {"end": 3, "width": 4, "count": 3, "max_steps": 6}
+    found = decoding.beam_search(ensemble, [0, 1], **options)
+    want = decoding.beam_search(Chain(mean), [0, 1], **options)
+    for some, others in zip(found, want):
+        assert [h.labels.tolist() for h in some] == [h.labels.tolist() for h in others]
+        np.testing.assert_allclose([h.score for h in some], [h.score for h in others], atol=1e-12)
+    drawn = decoding.sample(ensemble, [0] * 5, end=3, rng=1)
+    assert [h.labels.tolist() for h in drawn] == [
+        h.labels.tolist() for h in decoding.sample(Chain(mean), [0] * 5, end=3, rng=1)
+    ]
+
+
+def test_an_ensemble_of_models_streams_and_decoders() -> None:
+    layers = (
+        [nn.Embedding(5, 4, rng=k), nn.GRU(4, 6, rng=k), nn.Linear(6, 5, rng=k)] for k in (0, 1)
+    )
+    first, second = (nn.Sequential(*some) for some in layers)
+    memory = np.ones((3, 2, 6), np.float32)
+    decoder = nn.Decoder(
+        nn.Embedding(5, 4, rng=2),
+        nn.GRU(4, 6, rng=3),
+        nn.Linear(6, 5, rng=4),
+        attention=nn.Attention("dot"),
+        memory_size=6,
+        rng=5,
+    )
+    steps = [first, second.stream(batch=8), decoder.steps(memory)]
+    found = decoding.beam_search(decoding.Ensemble(steps), [0, 1], end=4, max_steps=5)
+    for best, start in zip(found, (0, 1)):
+        fed = np.array([start, *best[0].labels])[:, None]
+        p: Any = np.zeros((len(fed), 5))
+        for model in (first, second):
+            p = p + softmax(model(fed)[0][:, 0].astype(np.float64)) / 3
+        p += softmax(decoder(fed, memory[:, :1])[0][:, 0].astype(np.float64)) / 3
+        written = [*best[0].labels, 4] if best[0].ended else list(best[0].labels)
+        total = sum(np.log(p[k, label]) for k, label in enumerate(written))
+        assert best[0].log_probability == pytest.approx(total, abs=1e-5)
+
+
+def test_an_ensemble_refuses_what_does_not_fit() -> None:
+    one, two, three = chains(3)
+    with pytest.raises(TypeError, match="steps: expected a list of models or functions, got Ens"):
+        decoding.Ensemble(decoding.Ensemble([one]))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="steps: expected at least one, got none"):
+        decoding.Ensemble([])
+    with pytest.raises(TypeError, match="step: expected a model, a stream or a function, got int"):
+        decoding.Ensemble([one, 3])
+    with pytest.raises(ValueError, match="weights: expected 2 numbers, one for each step, got 3"):
+        decoding.Ensemble([one, two], weights=[1, 2, 3])
+    with pytest.raises(ValueError, match="weights: expected a number above 0 among them"):
+        decoding.Ensemble([one, two], weights=[0, 0])
+    with pytest.raises(ValueError, match="weights: expected a finite number of at least 0, got -1"):
+        decoding.Ensemble([one, two], weights=[-1, 2])
+    with pytest.raises(ValueError, match="select: expected 2 functions, one for each step, got 1"):
+        decoding.Ensemble([one, two], select=[None])
+    with pytest.raises(ValueError, match=r"models of the same labels, got \[3, 4\] of"):
+        decoding.greedy(decoding.Ensemble([one, lambda x, s: (np.zeros((len(x), 3)), s)]), [0])
+    with pytest.raises(TypeError, match="state: expected None or a tuple of 3 states"):
+        decoding.greedy(decoding.Ensemble([one, two, three]), [0], state=np.zeros((1, 1)))
+    with pytest.raises(ValueError, match="step: expected numbers, of which some"):
+        decoding.greedy(
+            decoding.Ensemble([one, lambda x, s: (np.full((len(x), 4), np.nan), s)]), [0]
+        )

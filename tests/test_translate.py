@@ -257,7 +257,7 @@ def test_models_of_before_are_read(tmp_path: Path, capsys: Any) -> None:
     tensors, facts = load_model(folder, "translate")
     assert facts.pop("shared") is False
     since = ("shared", "piece_dropout", "word_dropout", "label_smoothing", "train_longest")
-    for name in (*since, "precision"):
+    for name in (*since, "precision", "members"):
         del facts["options"][name]
     facts["options"]["held_out"] = int(facts["options"]["held_out"])
     safetensors.save(
@@ -267,6 +267,40 @@ def test_models_of_before_are_read(tmp_path: Path, capsys: Any) -> None:
     )
     again = run(capsys, "evaluate", str(folder), str(data))
     assert (again["per"], again["wer"]) == (figures["per"], figures["wer"])
+
+
+def test_members(tmp_path: Path, capsys: Any) -> None:
+    """Several networks write what the mean of their probabilities says, and are saved together."""
+    data = spoken(tmp_path / "sounds.tsv", 200)
+    one, both = tmp_path / "one", tmp_path / "both"
+    common = ["train", "translate", str(data), *SMALL[:4], "--epochs", "4", "--lr", "0.01"]
+    run(capsys, *common, "--seed", "8", "--save", str(one))
+    assert main([*common, "--seed", "7", "--members", "2", "--save", str(both)]) == 0
+    shown = capsys.readouterr().out
+    assert "network 1  epoch   4" in shown
+    assert "network 2  epoch   4" in shown
+    trained, second = translate._load(both), translate._load(one).model
+    assert len(trained.models) == 2
+    for name, values in second.parameters().items():  # its seed is that of the run by itself
+        np.testing.assert_array_equal(trained.models[1].parameters()[name], values)
+    text = "becab"
+    best = trained.translate([text])[0]
+    labels = [*best.labels, *([translate.STOP] if best.ended else [])]
+    given = np.array([translate.START, *labels[:-1]])[:, None]
+    source = trained.encoded(text)[:, None]
+    logits = [
+        model(source, given, [len(text)])[:, 0].astype(np.float64) for model in trained.models
+    ]
+    p = np.mean([np.exp(y) / np.exp(y).sum(-1, keepdims=True) for y in logits], 0)
+    total = np.log(p[np.arange(len(labels)), labels]).sum()
+    assert best.log_probability == pytest.approx(total, abs=1e-5)
+    again = run(capsys, "evaluate", str(both), str(data))
+    assert f"WER {100 * again['wer']:.1f}%" in shown
+    tensors, facts = load_model(both, "translate")
+    facts["options"]["members"] = 3
+    text_facts = {"ostinato": json.dumps({**facts, "task": "translate"})}
+    safetensors.save(both / "model.safetensors", tensors, text_facts)
+    assert "without 'members.2." in refused(capsys, "predict", str(both), "beca")
 
 
 def test_symbols_are_hidden_and_cut_anew_in_every_epoch(tmp_path: Path) -> None:
@@ -428,6 +462,8 @@ def test_damaged_models(trained: Any, tmp_path: Path, capsys: Any) -> None:
     assert "whose parameters fit its options" in told(tensors, options={**options, "layers": 10**9})
     assert "known options" in told(tensors, options={**options, "attention": "strong"})
     assert "beam: expected at most 1000" in told(tensors, options={**options, "beam": 10**9})
+    assert "members: expected at most 100" in told(tensors, options={**options, "members": 10**9})
+    assert "with 'decoder.attention.key.weight'" in told(tensors, options={**options, "members": 2})
     assert "with options" in told(tensors, options=None)
     assert "units of the target" in told(tensors, target={**units, "symbols": ["A", "A"]})
     assert "units of the source" in told(tensors, source=None)

@@ -2,7 +2,7 @@
 
 `ctc_greedy`, `ctc_beam_search` and `ctc_align` read logits of the CTC loss; a language model
 (`NGram`, `StreamModel`) may join the beam search. `greedy`, `beam_search` and `sample` write with a
-model, a stream or any function of one step.
+model, a stream or any function of one step, or with several at once (`Ensemble`).
 
 >>> import numpy as np
 >>> import ostinato as ost
@@ -15,12 +15,14 @@ model, a stream or any function of one step.
 """
 
 from ._ctc import ctc_align, ctc_beam_search, ctc_greedy
+from ._ensemble import Ensemble
 from ._hypothesis import Hypothesis
 from ._language import LanguageModel, NGram, StreamModel
 from ._sampling import probabilities
 from ._steps import beam_search, greedy, sample
 
 __all__ = [
+    "Ensemble",
     "Hypothesis",
     "LanguageModel",
     "NGram",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from .._annotations import readable
 from .._check import Array
 from .._ragged import Ragged
 from ..data import PairLoader
-from ..decoding import Hypothesis, beam_search
+from ..decoding import Ensemble, Hypothesis, beam_search
 from ..metrics import chrf, edit_distance
 from . import _pairs, _picture, _units
 from ._application import Application, Figures, Run, check_options, option, texts_given
@@ -31,6 +31,7 @@ START, STOP, FIRST = 0, 1, 2  # numbers of the target: its symbols follow
 SHOWN = 5  # translations that a run shows
 WIDEST = 1000  # hypotheses of a beam search
 BATCH = 250  # texts that are translated at a time
+MOST_MEMBERS = 100
 # The kind of scores of an attention, and what feeds back.
 ATTENTION = {
     "luong": ("general", "none"),
@@ -56,6 +57,7 @@ class TranslateOptions:
         hidden: units H of the decoder, an even number; the encoder has half of them each way.
         embedding: numbers that stand for a symbol.
         layers: layers of encoder and decoder.
+        members: networks of other seeds, whose probabilities are averaged.
         precision: of the products in recurrent layers, "float32" or "bfloat16".
         dropout: of the memory, of results, and between layers; in [0, 1).
         shared: whether both sides have the same symbols, and these one matrix of embeddings that is
@@ -95,6 +97,9 @@ class TranslateOptions:
     )
     embedding: int = option(64, "numbers that stand for a symbol")
     layers: int = option(1, "layers of encoder and decoder")
+    members: int = option(
+        1, "networks that are trained one after the other, and whose probabilities are averaged"
+    )
     precision: str = option(
         "float32", "of the products in recurrent layers", choices=("float32", "bfloat16")
     )
@@ -214,21 +219,34 @@ class Translator(nn.Model):
         return self.decoder(inputs, memory, state, memory_lengths=ends)[0]
 
 
+class _Members(nn.Model):
+    """Translators whose probabilities are averaged: what a file of several holds."""
+
+    def __init__(self, members: Sequence[Translator]) -> None:
+        self.members = list(members)
+
+
 @dataclass
 class Trained:
-    """A model with its units, and what it translates with.
+    """Networks with their units, and what they translate with.
 
     Attributes:
+        models: as many as ``options.members`` says.
         most: symbols that are written, at most.
         held_out: texts that were not trained with.
     """
 
-    model: Translator
+    models: list[Translator]
     options: TranslateOptions
     source: Units
     target: Units
     most: int
     held_out: list[str]
+
+    @property
+    def model(self) -> Translator:
+        """The only network, or the first one."""
+        return self.models[0]
 
     @property
     def shared(self) -> bool:
@@ -275,10 +293,8 @@ class Trained:
         for begin in range(0, len(order), BATCH):
             some = order[begin : begin + BATCH]
             source, lengths = _padded([self.encoded(texts[k]) for k in some])
-            memory, state = self.model.read(source, lengths)
-            ends = None if memory is None else lengths
             best = beam_search(
-                self.model.decoder.steps(memory, state, memory_lengths=ends),
+                Ensemble([_steps(model, source, lengths) for model in self.models]),
                 [START] * len(some),
                 end=STOP,
                 width=self.options.beam,
@@ -295,6 +311,13 @@ class Trained:
     def text(self, one: Hypothesis) -> str:
         """Return the text of a translation."""
         return self.target.text(self.symbols(one))
+
+
+def _steps(model: Translator, source: Array, lengths: Array) -> Any:
+    """Return the steps of a network that has read some texts."""
+    memory, state = model.read(source, lengths)
+    ends = None if memory is None else lengths
+    return model.decoder.steps(memory, state, memory_lengths=ends)
 
 
 def _padded(rows: Sequence[Array]) -> tuple[Array, Array]:
@@ -361,17 +384,26 @@ def prepare(
         shared=shared,
         drawn=options.piece_dropout > 0,
     )
-    model = Translator(*_sizes(source, target), options, shared)
+    models = _networks(source, target, options, shared)
     most = max(len(target.cut(text)) for text in target_texts) + 10
-    trained = Trained(model, options, source, target, most, held_out)
+    trained = Trained(models, options, source, target, most, held_out)
     if not trained.sounds:
         chrf(["a"], ["a"])  # an error now if sacrebleu is missing, not after the training
     run.report(
         f"units    {kinds[0]} to {kinds[1]}, {len(source.symbols)} and {len(target.symbols)}; "
         f"{len(source_texts)} pairs to train with, {len(held_out)} texts held out; "
-        f"{model.flat.size:,} parameters"
+        f"{sum(model.flat.size for model in models):,} parameters"
     )
     return trained, pairs, names, watched
+
+
+def _networks(
+    source: Units, target: Units, options: TranslateOptions, shared: bool
+) -> list[Translator]:
+    """Return untrained networks, whose seeds follow one another."""
+    seeds = range(options.seed, options.seed + options.members)
+    sizes = _sizes(source, target)
+    return [Translator(*sizes, replace(options, seed=seed), shared) for seed in seeds]
 
 
 def _sizes(source: Units, target: Units) -> tuple[int, int]:
@@ -391,6 +423,8 @@ def _check_values(options: TranslateOptions) -> None:
         )
     if options.beam > WIDEST:
         raise ValueError(f"beam: expected at most {WIDEST} hypotheses, got {options.beam}")
+    if options.members > MOST_MEMBERS:
+        raise ValueError(f"members: expected at most {MOST_MEMBERS}, got {options.members}")
 
 
 def _listed(pairs: Pairs, names: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -399,28 +433,35 @@ def _listed(pairs: Pairs, names: Sequence[str]) -> tuple[list[str], list[str]]:
     return [a for a, _ in both], [b for _, b in both]
 
 
-def batches(trained: Trained, pairs: Pairs, names: Sequence[str], shuffle: bool) -> PairLoader:
+def batches(
+    trained: Trained, pairs: Pairs, names: Sequence[str], shuffle: bool, member: int = 0
+) -> PairLoader:
     """Return the batches of some texts with all of their answers.
 
     Args:
-        trained: the model with its units.
+        trained: the networks with their units.
         pairs: the pairs.
         names: the source texts.
         shuffle: whether every epoch has a new order.
+        member: the number of the network that is trained with them, which has an order of its own.
 
     Returns:
         The loader.
     """
-    return _Pairs(trained, _listed(pairs, names), shuffle)
+    return _Pairs(trained, _listed(pairs, names), shuffle, trained.options.seed + member)
 
 
 class _Pairs(PairLoader):
     """Batches of texts which, where they are shuffled, are cut anew in every epoch."""
 
     def __init__(
-        self, trained: Trained, texts: tuple[Sequence[str], Sequence[str]], shuffle: bool
+        self,
+        trained: Trained,
+        texts: tuple[Sequence[str], Sequence[str]],
+        shuffle: bool,
+        seed: int,
     ) -> None:
-        self.trained, self.texts = trained, texts
+        self.trained, self.texts, self.seed = trained, texts, seed
         self.drawn, self.epoch = shuffle, 0
         super().__init__(
             *self._cut(0),
@@ -428,11 +469,11 @@ class _Pairs(PairLoader):
             stop=STOP,
             batch_size=trained.options.batch,
             shuffle=shuffle,
-            rng=trained.options.seed,
+            rng=seed,
         )
 
     def _cut(self, epoch: int) -> tuple[Any, Any]:
-        rng = np.random.default_rng((self.trained.options.seed, epoch)) if self.drawn else None
+        rng = np.random.default_rng((self.seed, epoch)) if self.drawn else None
         return self.trained.drawn(*self.texts, rng)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Any, Any, Any]]:
@@ -461,19 +502,31 @@ def schedule(options: TranslateOptions, steps: int) -> optim.Schedule:
 def _fit(
     trained: Trained, pairs: Pairs, parts: tuple[Sequence[str], Sequence[str]], run: Run
 ) -> None:
-    """Train by cross entropy."""
-    options = trained.options
-    loader, watched = (batches(trained, pairs, part, k == 0) for k, part in enumerate(parts))
+    """Train all networks by cross entropy, one after the other."""
+    for member in range(len(trained.models)):
+        _fit_member(trained, pairs, parts, run, member)
+
+
+def _fit_member(
+    trained: Trained,
+    pairs: Pairs,
+    parts: tuple[Sequence[str], Sequence[str]],
+    run: Run,
+    member: int,
+) -> None:
+    """Train one network."""
+    options, model = trained.options, trained.models[member]
+    loader = batches(trained, pairs, parts[0], True, member)
+    watched = batches(trained, pairs, parts[1], False)
     total = len(loader) * options.epochs
-    callbacks: list[train.Callback] = [EpochReport(run.report)]
+    name = f"network {member + 1}  " if len(trained.models) > 1 else ""
+    callbacks: list[train.Callback] = [EpochReport(run.report, name=name)]
     if options.teacher_forcing < 1:
         callbacks.append(
-            train.ScheduledSampling(
-                trained.model.decoder, "linear", k=total, final=options.teacher_forcing
-            )
+            train.ScheduledSampling(model.decoder, "linear", k=total, final=options.teacher_forcing)
         )
     trainer = train.Trainer(
-        trained.model,
+        model,
         losses.CrossEntropy(label_smoothing=options.label_smoothing),
         optim.AdamW(schedule(options, total)),
         clip_norm=1.0,
@@ -484,7 +537,7 @@ def _fit(
         loader,
         validation=watched,
         epochs=options.epochs,
-        seed=options.seed,
+        seed=options.seed + member,
         restore_best=False,  # few texts to watch with tell no epoch from another
         progress=False,
     )
@@ -549,7 +602,9 @@ def _save(folder: Path, trained: Trained) -> None:
         "most": trained.most,
         "held_out": trained.held_out,
     }
-    save_model(folder, "translate", trained.model, facts)
+    several = len(trained.models) > 1
+    model = _Members(trained.models) if several else trained.model
+    save_model(folder, "translate", model, facts)
 
 
 def _load(folder: str | os.PathLike[str]) -> Trained:
@@ -571,13 +626,15 @@ def _load(folder: str | os.PathLike[str]) -> Trained:
         raise ValueError(f"DIR: expected a model with a length, got {where} with {most!r:.40}")
     if not isinstance(held_out, list) or not all(isinstance(s, str) for s in held_out):
         raise ValueError(f"DIR: expected a model with held-out texts, got {where} without")
-    if options.layers > len(tensors):
+    if options.layers * options.members > len(tensors):
         raise ValueError(f"DIR: expected a model whose parameters fit its options, got {where}")
-    sizes = _sizes(source, target)
-    check_shapes(folder, tensors, _shapes(*sizes, options, shared))
-    model = Translator(*sizes, options, shared)
-    model.load_state_dict(tensors)
-    return Trained(model, options, source, target, most, held_out)
+    shapes = _shapes(*_sizes(source, target), options, shared)
+    names = [f"members.{k}." for k in range(options.members)] if options.members > 1 else [""]
+    check_shapes(folder, tensors, {n + name: s for n in names for name, s in shapes.items()})
+    models = _networks(source, target, options, shared)
+    for first, model in zip(names, models):
+        model.load_state_dict({name: tensors[first + name] for name in shapes})
+    return Trained(models, options, source, target, most, held_out)
 
 
 def _shapes(
@@ -679,10 +736,11 @@ def _draw(run: Run, trained: Trained, text: str) -> None:
     """Draw what each symbol of a translation attends to."""
     assert run.plot is not None
     one = trained.translate([text])[0]
-    model, written = trained.model, one.labels
-    memory, state = model.read(*_padded([trained.encoded(text)]))
-    given = np.concatenate([[START], written])[:, None]
-    weights = model.decoder.weights(given, memory, state)[0]
+    given = np.concatenate([[START], one.labels])[:, None]
+    read = [model.read(*_padded([trained.encoded(text)])) for model in trained.models]
+    weights = np.mean(
+        [model.decoder.weights(given, *some)[0] for model, some in zip(trained.models, read)], 0
+    )
     rows = [*trained.symbols(one), "end"]
     columns = trained.source.cut(text)
     figure = _picture.figure(1.5 + 0.35 * len(columns), 1.2 + 0.3 * len(rows))
