@@ -1,10 +1,18 @@
-"""Measure `train anomaly` on KDD-TSAD 135 and on an ECG, beside the same network in PyTorch.
+"""Measure `train anomaly` on three series, beside the same network in PyTorch.
 
-Needs the packages aeon and sktime (`pip install --no-deps`), and Polars.
+KDD-TSAD 135 and an ECG have labels. The readings of glucose have none: there the anomalous rows are
+those beside a pause of the sensor, which the detector is not told of, since it sees no times.
+
+Needs the packages aeon, sktime and bokeh-sampledata (`pip install --no-deps`), and Polars.
 """
 
 from __future__ import annotations
 
+import csv
+import dataclasses
+import gzip
+import itertools
+from datetime import datetime
 from typing import Any
 
 import common
@@ -15,7 +23,11 @@ from ostinato import optim
 from ostinato.data import ArrayLoader
 from ostinato.tasks import _surprise, anomaly
 
-SMOOTH = {"kdd": 30, "ecg": 300}  # rows of the score's mean: a heartbeat has about 300
+# Rows of the score's mean: a heartbeat has about 300.
+SMOOTH = {"kdd": 30, "ecg": 300, "glucose": 30}
+PAUSE = 900  # seconds between two readings of glucose, which are to be 300
+BESIDE = 15  # rows before and behind a pause that count as anomalous
+FIRST = 10  # places that are looked at
 NAMES = {"0.": "cell.", "1.": "head."}
 
 
@@ -62,16 +74,39 @@ class TorchDetector(anomaly.Detector):
         return float("nan")
 
 
-def measure(kind: type[anomaly.Detector], name: str, seed: int) -> dict[str, float]:
-    """Train on the normal rows of a series, and compare the scores of the others with labels."""
+def pauses(path: str) -> Any:
+    """Return the rows of a record of glucose that are beside a pause, or a clock set back."""
+    with gzip.open(path, "rt", encoding="utf-8", newline="") as f:
+        times = [datetime.fromisoformat(row["datetime"]) for row in csv.DictReader(f)]
+    apart = np.array([(b - a).total_seconds() for a, b in itertools.pairwise(times)])
+    label = np.zeros(len(times), bool)
+    for row in np.flatnonzero((apart > PAUSE) | (apart <= 0)) + 1:
+        label[max(row - BESIDE, 0) : row + BESIDE] = True
+    return label
+
+
+def parts(name: str) -> tuple[anomaly.Labelled, anomaly.Labelled, Any]:
+    """Return the rows to train on and those to test, and the rows before the latter."""
     paths, options = anomaly._paths((), anomaly.AnomalyOptions(example=name))
     own, test = anomaly._parts(paths, options)
+    if name == "glucose":
+        label = pauses(paths[0])[len(own.values) :]
+        test = dataclasses.replace(test, label=label)
+    return own, test, own.values if len(paths) == 1 else None
+
+
+def measure(kind: type[anomaly.Detector], name: str, seed: int) -> dict[str, float]:
+    """Train on the normal rows of a series, and compare the scores of the others with labels."""
+    own, test, before = parts(name)
     options = _surprise.DetectorOptions(seed=seed, smooth=SMOOTH[name])
     detector, times = common.timed(lambda: kind(options).fit(own.values))
-    before = own.values if len(paths) == 1 else None
-    figures = anomaly.compared(detector.score(test.values, before), test, before, options)
+    score = detector.score(test.values, before)
+    figures = anomaly.compared(score, test, before, options)
+    label: Any = test.label
+    first = anomaly.places(score, FIRST, options.smooth)
     return {
         "rank of the anomaly": figures["rank"],
+        f"of the first {FIRST} places": sum(label[p.begin : p.end].any() for p in first),
         "AUC-PR": figures["average_precision"],
         "AUC-PR of the best moving z-score": figures["zscore_average_precision"],
         "CPU seconds": times["cpu_seconds"],
@@ -79,7 +114,7 @@ def measure(kind: type[anomaly.Detector], name: str, seed: int) -> dict[str, flo
 
 
 def main() -> None:
-    """Print a table for both series."""
+    """Print a table for the three series."""
     args = common.arguments(__doc__)
     TorchDetector.threads = args.threads
     peer.warm_up(args)
