@@ -32,25 +32,7 @@ def made(kind: str, *, key: int = D, **options: Any) -> nn.Attention:
 def reference(attention: nn.Attention, q: Any, k: Any, v: Any, on: Any) -> tuple[Any, Any]:
     """One query and one key at a time, from the papers; arrays are time-major, on is [T,B,S]."""
     p = {n: np.asarray(a) for n, a in attention.parameters().items()}
-    y, weights = np.zeros((len(q), q.shape[1], v.shape[2])), np.zeros((q.shape[1], len(q), len(k)))
-    for t in range(len(q)):
-        for b in range(q.shape[1]):
-            there = [s for s in range(len(k)) if on[t, b, s]]
-            scores = []
-            for s in there:
-                if attention.kind == "general":
-                    score = q[t, b] @ (p["key.weight"] @ k[s, b])
-                elif attention.kind == "additive":
-                    score = p["score"] @ np.tanh(
-                        p["query.weight"] @ q[t, b] + p["key.weight"] @ k[s, b] + p["key.bias"]
-                    )
-                else:
-                    score = q[t, b] @ k[s, b] / (np.sqrt(D) if attention.kind == "scaled" else 1)
-                scores.append(np.exp(score))
-            for s, score in zip(there, scores):
-                weights[b, t, s] = score / sum(scores)
-                y[t, b] += weights[b, t, s] * v[s, b]
-    return y, weights
+    return ost.reference.attention(attention.kind, q, k, v, weights=p, on=on)
 
 
 def everywhere(lengths: Any = None, mask: Any = None, causal: bool = False, steps: int = T) -> Any:

@@ -61,11 +61,8 @@ def test_layer_norm() -> None:
     layer, x = randomised(nn.LayerNorm(D, eps=1e-3, **F64)), drawn(T, B, D)
 
     def want() -> Any:
-        p, out = layer.parameters(), np.zeros_like(x)
-        for at in np.ndindex(T, B):
-            row = x[at]
-            out[at] = (row - row.mean()) / math.sqrt(row.var() + 1e-3) * p["weight"] + p["bias"]
-        return out
+        p = layer.parameters()
+        return ost.reference.layer_norm(x, p["weight"], p["bias"], 1e-3)
 
     check(layer, x, want)
     assert nn.LayerNorm(D)(np.ones((2, D), np.float32)).tolist() == [[0.0] * D] * 2
@@ -111,19 +108,15 @@ FORMS: dict[str, dict[str, Any]] = {
 def convolved(layer: nn.Conv1d, x: Any, lengths: Any = None) -> Any:
     """One output at a time, of ``x [T,B,I]``; with lengths each row by itself."""
     p = layer.parameters()
-    span = (layer.kernel_size - 1) * layer.dilation
-    before = {"same": span // 2, "causal": span, "valid": 0}[layer.padding]
-    out = np.zeros((int(layer.output_lengths([len(x)])[0]), x.shape[1], layer.out_channels))
-    for b in range(x.shape[1]):
-        n = len(x) if lengths is None else lengths[b]
-        for t in range(int(layer.output_lengths([n])[0])):
-            y = np.array(p["bias"]) if "bias" in p else np.zeros(layer.out_channels)
-            for k in range(layer.kernel_size):
-                at = t * layer.stride + k * layer.dilation - before
-                if 0 <= at < n:
-                    y = y + p["weight"][:, :, k] @ x[at, b]
-            out[t, b] = y
-    return out
+    return ost.reference.conv1d(
+        x,
+        p["weight"],
+        p.get("bias"),
+        stride=layer.stride,
+        padding=layer.padding,
+        dilation=layer.dilation,
+        lengths=lengths,
+    )
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -301,6 +294,18 @@ def test_streams(name: str) -> None:
         stream.step(x[0, :, :2])
 
 
+@pytest.mark.parametrize("name", ["norm", "convolution"])
+def test_streams_of_one_layer(name: str) -> None:
+    layer: Any = {
+        "norm": randomised(nn.LayerNorm(D, **F64)),
+        "convolution": nn.Conv1d(D, 5, 3, padding="causal", dilation=2, **F64, rng=0),
+    }[name]
+    x, stream = drawn(T, B, D), layer.stream(B)
+    np.testing.assert_allclose([stream.step(row).copy() for row in x], layer(x), atol=1e-13)
+    stream.reset([1])
+    np.testing.assert_allclose(stream.step(x[0, 1:2], slots=[1]), layer(x)[0, 1:2], atol=1e-13)
+
+
 def test_a_stream_needs_to_know_its_inputs() -> None:
     with pytest.raises(
         TypeError, match="stream: expected a layer first that knows the length of its inputs"
@@ -474,16 +479,9 @@ def test_attention_pooling(batch_first: bool) -> None:
     mask = np.random.default_rng(0).random(x.shape[:2]) < 0.8
 
     def want() -> Any:
-        p, out = layer.parameters(), np.zeros((B, D))
-        for b in range(B):
-            row, on = (x[b], mask[b]) if batch_first else (x[:, b], mask[:, b])
-            steps = [t for t in range(LENGTHS[b]) if on[t]]
-            scores = [
-                math.exp(p["context"] @ np.tanh(p["weight"] @ row[t] + p["bias"])) for t in steps
-            ]
-            for t, score in zip(steps, scores):
-                out[b] += score / sum(scores) * row[t]
-        return out
+        rows, on = (a.swapaxes(0, 1) if batch_first else a for a in (x, mask))
+        on = on & (np.arange(T)[:, None] < np.array(LENGTHS))
+        return ost.reference.pool("attention", rows, on, weights=layer.parameters())
 
     y = check(layer, x, want, lengths=LENGTHS, mask=mask)
     assert not y[1].any()  # a row without a step

@@ -124,8 +124,10 @@ def test_a_stream_refuses() -> None:
     class Own(ost.nn.Layer):
         pass
 
-    with pytest.raises(TypeError, match=r"stream: expected layers of ostinato\.nn, got a Own"):
+    with pytest.raises(TypeError, match="got a Own, which has none; stream the layers before"):
         ost.nn.Sequential(Own(), ost.nn.GRU(3, 4)).stream()
+    with pytest.raises(TypeError, match="one step at a time alone, got a Pool, which has none"):
+        ost.nn.Sequential(ost.nn.GRU(3, 4), ost.nn.Pool("mean")).stream()
     with pytest.raises(TypeError, match="something to compute"):
         ost.nn.Sequential(ost.nn.Dropout(0.5)).stream()
 

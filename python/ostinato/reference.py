@@ -2,8 +2,9 @@
 
 One layer, one direction. Shapes: ``x [T,B,I]``, ``h [B,H]``, ``c [B,H]``; weights have PyTorch's
 names, shapes and gate orders. Each cell is a pair of functions for one time step; `forward` and
-`backward` run any cell through time. The tests compare the kernels with this module, which shares
-no code with them and is not fast.
+`backward` run any cell through time. Attention, convolution, normalisation and pooling have a
+forward pass alone, whose gradients the tests take by finite differences. The tests compare the
+kernels with this module, which shares no code with them and is not fast.
 
 >>> import numpy as np
 >>> rng = np.random.default_rng(0)
@@ -27,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._annotations import readable
+from ._reference_layers import attention, conv1d, layer_norm, pool
 
 Array = npt.NDArray[Any]
 
@@ -38,12 +40,16 @@ __all__ = [
     "Run",
     "TreeRun",
     "Weights",
+    "attention",
     "backward",
     "clockwork",
+    "conv1d",
     "ctc",
     "dropout_mask",
     "forward",
+    "layer_norm",
     "philox",
+    "pool",
     "tree_lstm",
     "tree_lstm_backward",
 ]

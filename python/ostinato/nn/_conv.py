@@ -14,6 +14,7 @@ from .._check import Array, Lengths, Seed
 from .._ragged import Ragged, as_given, rows_like, unwrapped
 from ._combine import real_steps, without_padding
 from ._layer import Layer, Pullback
+from ._stream import Stream
 
 PADDINGS = ("same", "causal", "valid")
 
@@ -129,6 +130,27 @@ class Conv1d(Layer):
         flat = p["weight"].transpose(0, 2, 1)  # a window is K steps of I numbers
         flat = _check.contiguous(flat).reshape(self.out_channels, -1)
         return _native.backend_for(self._block.values).PackedLinear(flat, p.get("bias"), backward)
+
+    def stream(self, batch: int = 1) -> Stream:
+        """Return a stream of a causal convolution without a stride: one step a call.
+
+        >>> import numpy as np
+        >>> import ostinato as ost
+        >>> stream = ost.nn.Conv1d(3, 5, kernel_size=4, padding="causal").stream(batch=2)
+        >>> stream.step(np.ones((2, 3), np.float32)).shape
+        (2, 5)
+
+        Args:
+            batch: B, the number of slots, each with the inputs that it has seen.
+
+        Returns:
+            The stream, see `Stream`.
+
+        Raises:
+            TypeError: another padding, which sees later steps, or a stride.
+            ValueError: a layer that is not on the CPU; batch is less than 1.
+        """
+        return Stream(self, batch)
 
     def _join_stream(self, native: Any) -> Array:
         """Add a step that keeps the inputs before it, which are the state of the stream."""

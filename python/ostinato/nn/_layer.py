@@ -455,7 +455,10 @@ class Layer:
     # layer without one, arrays (h, c) for a recurrent layer, a list for a model.
 
     def _join_stream(self, native: Any) -> Any:
-        raise TypeError(f"stream: expected layers of ostinato.nn, got a {type(self).__name__}")
+        raise TypeError(
+            "stream: expected layers that need one step at a time alone, got a "
+            f"{type(self).__name__}, which has none; stream the layers before it"
+        )
 
     def _reset_stream(self, states: Any, slots: Any) -> None:
         """Put slots back to their initial state."""
