@@ -22,7 +22,8 @@ RUN = _application.Run(None, None, None, lambda line: print(line, flush=True))
 def options_of(p: argparse.ArgumentParser) -> None:
     """Add the data and those options of the command that change the size of the task."""
     p.add_argument("data", nargs="*", help="as of train translate; none: cmudict")
-    for name in ("epochs", "limit", "hidden", "embedding", "layers", "batch", "beam", "pieces"):
+    counts = ("epochs", "limit", "hidden", "embedding", "layers", "members", "batch", "beam")
+    for name in (*counts, "pieces"):
         p.add_argument(f"--{name}", type=int)
     p.add_argument("--train-longest", type=int)
     for name in ("dropout", "length-penalty", "label-smoothing", "piece-dropout", "word-dropout"):
@@ -167,6 +168,8 @@ def main() -> None:
         title = "g2p-en 2.1.0, greedy, on the held-out words of cmudict"
         common.table(title, {"g2p-en": [g2p_en()]}, args.out)
         return
+    if (args.members or 1) > 1 and not args.no_peer:
+        raise SystemExit("--members: expected --no-peer beside it, since the peer is one network")
     fields = {f.name for f in dataclasses.fields(translate.TranslateOptions)}
     given = {n: v for n, v in vars(args).items() if n in fields and v is not None}
     rows: dict[str, list[dict[str, float]]] = {}
