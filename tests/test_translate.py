@@ -257,7 +257,7 @@ def test_models_of_before_are_read(tmp_path: Path, capsys: Any) -> None:
     tensors, facts = load_model(folder, "translate")
     assert facts.pop("shared") is False
     since = ("shared", "piece_dropout", "word_dropout", "label_smoothing", "train_longest")
-    for name in (*since, "precision", "members"):
+    for name in (*since, "precision", "members", "average"):
         del facts["options"][name]
     facts["options"]["held_out"] = int(facts["options"]["held_out"])
     safetensors.save(
@@ -301,6 +301,17 @@ def test_members(tmp_path: Path, capsys: Any) -> None:
     text_facts = {"ostinato": json.dumps({**facts, "task": "translate"})}
     safetensors.save(both / "model.safetensors", tensors, text_facts)
     assert "without 'members.2." in refused(capsys, "predict", str(both), "beca")
+
+
+def test_the_mean_of_the_weights_is_saved(tmp_path: Path, capsys: Any) -> None:
+    data, found = spoken(tmp_path / "sounds.tsv", 100), []
+    for average in ("0", "1e-9", "0.9"):
+        folder = tmp_path / average
+        args = ["--average", average, "--save", str(folder)]
+        run(capsys, "train", "translate", str(data), *FEW, *args)
+        found.append(translate._load(folder).model.flat)
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-5, atol=1e-7)
+    assert np.abs(found[2] - found[0]).max() > 1e-4
 
 
 def test_symbols_are_hidden_and_cut_anew_in_every_epoch(tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ def options_of(p: argparse.ArgumentParser) -> None:
     for name in (*counts, "pieces"):
         p.add_argument(f"--{name}", type=int)
     p.add_argument("--train-longest", type=int)
-    for name in ("dropout", "length-penalty", "label-smoothing", "piece-dropout", "word-dropout"):
+    dropouts = ("dropout", "piece-dropout", "word-dropout")
+    for name in (*dropouts, "average", "length-penalty", "label-smoothing"):
         p.add_argument(f"--{name}", type=float)
     p.add_argument("--rate", "--lr", type=float)
     p.add_argument("--precision", choices=("float32", "bfloat16"))
@@ -168,8 +169,8 @@ def main() -> None:
         title = "g2p-en 2.1.0, greedy, on the held-out words of cmudict"
         common.table(title, {"g2p-en": [g2p_en()]}, args.out)
         return
-    if (args.members or 1) > 1 and not args.no_peer:
-        raise SystemExit("--members: expected --no-peer beside it, since the peer is one network")
+    if ((args.members or 1) > 1 or args.average) and not args.no_peer:
+        raise SystemExit("--members, --average: expected --no-peer beside them; the peer has none")
     fields = {f.name for f in dataclasses.fields(translate.TranslateOptions)}
     given = {n: v for n, v in vars(args).items() if n in fields and v is not None}
     rows: dict[str, list[dict[str, float]]] = {}

@@ -68,6 +68,8 @@ class TranslateOptions:
         epochs: rounds over the training pairs.
         batch: pairs of a batch.
         rate: peak learning rate; it falls to a fiftieth as a cosine.
+        average: decay of the mean of the weights that is taken at the end, see
+            `train.WeightAverage`; 0: none.
         teacher_forcing: probability of the given input at the end of the run, to which it falls
             from 1 in a straight line.
         beam: hypotheses of the beam search; 1 is greedy.
@@ -121,6 +123,11 @@ class TranslateOptions:
     epochs: int = option(10, "rounds over the training pairs")
     batch: int = option(64, "pairs of a batch")
     rate: float = option(1.5e-3, "peak learning rate", kind="rate")
+    average: float = option(
+        0.0,
+        "decay of a mean of the weights over the last updates, such as 0.999; 0: the last weights",
+        kind="fraction",
+    )
     teacher_forcing: float = option(
         1.0, "probability of the given input at the end of the run, to which it falls from 1"
     )
@@ -520,7 +527,10 @@ def _fit_member(
     watched = batches(trained, pairs, parts[1], False)
     total = len(loader) * options.epochs
     name = f"network {member + 1}  " if len(trained.models) > 1 else ""
+    average = train.WeightAverage(options.average)
     callbacks: list[train.Callback] = [EpochReport(run.report, name=name)]
+    if options.average:
+        callbacks.append(average)
     if options.teacher_forcing < 1:
         callbacks.append(
             train.ScheduledSampling(model.decoder, "linear", k=total, final=options.teacher_forcing)
@@ -541,6 +551,8 @@ def _fit_member(
         restore_best=False,  # few texts to watch with tell no epoch from another
         progress=False,
     )
+    if options.average:
+        average.copy_to(model)
 
 
 # -- measure ---------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ True
 """
 
 from . import metrics
+from ._averaging import WeightAverage
 from ._callbacks import Callback, ScheduledSampling, TensorBoard
 from ._checkpoint import Checkpoint
 from ._search import SearchResult, Trial, search
@@ -30,6 +31,7 @@ __all__ = [
     "TensorBoard",
     "Trainer",
     "Trial",
+    "WeightAverage",
     "metrics",
     "search",
 ]
