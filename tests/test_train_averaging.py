@@ -126,7 +126,10 @@ def test_what_is_refused() -> None:
     for other, message in (
         (nn.Linear(2, 2), r"with 0.weight_ih_l0 of shape \(12, 3\), got None"),
         (nn.Sequential(nn.GRU(3, 4), nn.Linear(4, 2)), r"with 1.weight of shape \(1, 4\), got"),
-        (nn.Sequential(nn.GRU(3, 4), nn.Linear(4, 1), nn.Linear(1, 1)), "with 2.weight of shape None, got"),
+        (
+            nn.Sequential(nn.GRU(3, 4), nn.Linear(4, 1), nn.Linear(1, 1)),
+            "with 2.weight of shape None, got",
+        ),
     ):
         before = other.flat.copy()
         with pytest.raises(ValueError, match=message):
