@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 
 import ostinato as ost
+from contenders import measure, serve
 from ostinato import safetensors
 from ostinato.__main__ import info
-from contenders import measure, serve
 
 RESULTS = Path(__file__).parent / "results"
 
