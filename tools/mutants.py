@@ -171,6 +171,8 @@ MUTANTS: dict[str, tuple[str, str, str]] = {  # name: file, what stands there, w
     "an end in any rank": ("python/ostinato/decoding/_steps.py", "np.flatnonzero(ends[: self.width])", "np.flatnonzero(ends)"),
     "a nucleus of one too many": ("python/ostinato/decoding/_sampling.py", "before < top_p", "before <= top_p + 0.2"),
     "an edit lost at the top": ("python/ostinato/metrics.py", "(right_up << 1 | 1) & every", "(right_up << 1) & every"),
+    "a version of XLA that it does not know": ("csrc/bindings/jax.cpp", "std::clamp(theirs, xla::kOldestMinor, xla::kNewestMinor)", "theirs"),
+    "a gradient of XLA's memory as it was": ("csrc/bindings/jax.cpp", "if (count) std::memset(data, 0, std::size_t(count) * sizeof(T));", ""),
     "the device forgets skips": ("python/ostinato/losses/_ctc_arrays.py", "xp.where(skips[:, 2:], q[:, 2:], NONE)", "xp.where(skips[:, 2:], NONE, NONE)"),
 }  # fmt: skip
 TESTS = [
@@ -198,6 +200,7 @@ TESTS = [
     "test_plan",
     "test_persistent",
     "test_files",
+    "test_xla_handlers",
     "test_fit_proof",
     "test_ctc",
     "test_decoding",
