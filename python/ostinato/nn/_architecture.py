@@ -16,7 +16,7 @@ import numpy as np
 
 from .. import _check
 from .._annotations import readable
-from ._description import KEY, VERSION
+from ._description import KEY, VERSION, require_functions, set_options
 from ._layer import Layer
 
 KINDS = ("layer", "list", "dtype", "generator", "dict")
@@ -83,6 +83,8 @@ def load(path: str | os.PathLike[str], *classes: type[Layer]) -> Any:
             model = _made(made, known)
     except RecursionError:
         raise ValueError(f"path: expected layers of fewer layers, got {named!r}") from None
+    set_options(model, _field({"set": {}, **made}, "set", dict), named)
+    require_functions(model, metadata, named)
     model.load_state_dict(arrays)
     for name in frozen:
         model.freeze(glob.escape(name))
