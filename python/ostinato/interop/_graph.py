@@ -15,7 +15,7 @@ from .._check import Array
 from .._recording import record, value_of
 from ..nn import Layer, Model, Parameter
 from ._graph_ops import OPERATORS, _plain
-from ._graph_stream import GraphStates, joined, times_of
+from ._graph_stream import GraphStates, joined, shaped, times_of
 from ._layers import Reversed
 
 LAYERS = ("Recurrent", "Linear", "Embedding", "LayerNorm", "Conv1d")  # nodes that are layers
@@ -270,17 +270,6 @@ class Graph(Model):
         ops = [n["op"] for n in self._plan.nodes]
         inner = "".join(f"\n  {n}: {layer!r}" for n, layer in self.layers.items())
         return f"Graph({len(ops)} nodes{inner}\n)"
-
-
-def shaped(layer: Any, y: Any, state: Any, first: bool) -> list[Any]:
-    """Return outputs and states of a layer as ONNX has them: ``Y [T,D,B,H]`` or ``[B,T,D,H]``."""
-    inner = layer.layer if isinstance(layer, Reversed) else layer
-    directions = inner._directions
-    y = np.reshape(y, (*y.shape[:2], directions, -1))
-    parts = list(state) if inner._has_cells else [state]
-    if first:
-        return [y, *(np.swapaxes(s, 0, 1) for s in parts)]
-    return [np.transpose(y, (0, 2, 1, 3)), *parts]
 
 
 def _contiguous(x: Any) -> Any:

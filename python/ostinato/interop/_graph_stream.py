@@ -312,8 +312,6 @@ def _stepping(graph: Any, states: GraphStates, slots: Any) -> Callable[..., Any]
     """Return what runs a recurrent layer on one step of some slots."""
 
     def run(node: Any, x: Any, *others: Any) -> Any:
-        from ._graph import shaped
-
         layer, part = graph.layers[node["layer"]], states.parts[key(node)]
         own = [np.ascontiguousarray(a[:, slots]) for a in part]
         y, new = layer(np.ascontiguousarray(x), tuple(own) if len(own) > 1 else own[0])
@@ -322,3 +320,14 @@ def _stepping(graph: Any, states: GraphStates, slots: Any) -> Callable[..., Any]
         return shaped(layer, y, new, bool(layer.batch_first))
 
     return run
+
+
+def shaped(layer: Any, y: Any, state: Any, first: bool) -> list[Any]:
+    """Return outputs and states of a layer as ONNX has them: ``Y [T,D,B,H]`` or ``[B,T,D,H]``."""
+    inner = layer.layer if isinstance(layer, Reversed) else layer
+    directions = inner._directions
+    y = np.reshape(y, (*y.shape[:2], directions, -1))
+    parts = list(state) if inner._has_cells else [state]
+    if first:
+        return [y, *(np.swapaxes(s, 0, 1) for s in parts)]
+    return [np.transpose(y, (0, 2, 1, 3)), *parts]

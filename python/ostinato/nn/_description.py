@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from ._layer import named_layers
-
 KEY = "ostinato.model"
 FUNCTIONS = "ostinato.functions"
 VERSION = 1
+
+
+def named_layers(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield all layers within a model, in order, with the names that their parameters begin with.
+
+    The model itself is not among them.
+    """
+    for name, inner in model._children().items():
+        yield prefix + name, inner
+        yield from named_layers(inner, f"{prefix}{name}.")
 
 
 class _NotPlain(Exception):

@@ -19,6 +19,7 @@ from .._annotations import readable
 from .._check import Array
 from .._recording import of_layer, recordable
 from ._block import Block, Entry, Views
+from ._description import metadata_of, require_functions
 
 
 class Layer:
@@ -410,7 +411,6 @@ class Layer:
             OSError: the file cannot be written.
         """
         from .. import safetensors  # here: its imports take a quarter of the time of ours
-        from ._description import metadata_of
 
         safetensors.save(path, self.state_dict(), metadata_of(self), dtype=dtype)
 
@@ -427,7 +427,6 @@ class Layer:
                 layer that computes something else with them, such as one with another activation.
         """
         from .. import safetensors
-        from ._description import require_functions
 
         arrays, metadata = safetensors.load(path)
         require_functions(self, metadata, os.fspath(path))
@@ -615,16 +614,6 @@ def layers_of(model: Layer) -> Iterator[Layer]:
     yield model
     for inner in model._children().values():
         yield from layers_of(inner)
-
-
-def named_layers(model: Layer, prefix: str = "") -> Iterator[tuple[str, Layer]]:
-    """Yield all layers within a model, in order, with the names that their parameters begin with.
-
-    The model itself is not among them.
-    """
-    for name, inner in model._children().items():
-        yield prefix + name, inner
-        yield from named_layers(inner, f"{prefix}{name}.")
 
 
 def acts_on_rows(layer: Layer, x: Any) -> bool:
