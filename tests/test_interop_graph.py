@@ -247,6 +247,17 @@ def test_models_of_pytorch(name: str, exporter: str, tmp_path: Path) -> None:
 
 @needs_torch
 @pytest.mark.parametrize("name", NAMES)
+def test_models_of_pytorch_are_written_back(name: str) -> None:
+    net, inputs = net_of(name)
+    words = exported(net, inputs, "legacy")
+    written = ost.to_onnx(ost.from_onnx(words).model())
+    fed = {i.name: a for i, a in zip(written.graph.input, inputs)}
+    for a, b in zip(run(written, fed), run(words, fed)):
+        close(a, b)
+
+
+@needs_torch
+@pytest.mark.parametrize("name", NAMES)
 def test_gradients_are_those_of_pytorch(name: str) -> None:
     net, inputs = net_of(name)
     model = ost.from_onnx(exported(net, inputs, "legacy")).model()
@@ -515,6 +526,21 @@ def test_nodes_agree_with_onnx_runtime(name: str, tmp_path: Path) -> None:
 
 
 STEPPED = ("ArgMax", "Size", "Sign", "Floor", "Ceil", "Reciprocal", "a picture")
+
+
+@pytest.mark.parametrize("name", HAND)
+def test_graphs_are_written_back(name: str) -> None:
+    model = HAND[name]()
+    feed = fed(model)
+    want = run(model, feed)
+    written = ost.to_onnx(ost.from_onnx(model).model())
+    for a, b in zip(run(written, feed), want):
+        close(a, b)
+    again = ost.from_onnx(written).model()(*feed.values())
+    for a, b in zip(again if len(want) > 1 else (again,), want):
+        close(a, b)
+
+
 SMOOTH = [n for n in HAND if n not in STEPPED]
 
 

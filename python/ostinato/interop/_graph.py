@@ -73,6 +73,7 @@ class Graph(Model):
         numbers: constants that are no parameters: "dtype", "shape" and flat "values" by name.
         inputs: the "name", "dtype" and "shape" of each input; None for a size that is free.
         outputs: the names of the values that a call gives.
+        opset: of ONNX, whose meaning the attributes have.
         dtype: float32 or float64, of the parameters.
 
     Raises:
@@ -89,9 +90,11 @@ class Graph(Model):
         numbers: Mapping[str, Mapping[str, Any]] | None = None,
         inputs: Sequence[Mapping[str, Any]],
         outputs: Sequence[str],
+        opset: int = 17,
         dtype: npt.DTypeLike = np.float32,
     ) -> None:
         self._kind = _check.real_dtype(dtype)
+        self.opset = _check.positive("opset", opset)
         self._plan = Plan(
             [dict(i) for i in inputs],
             [str(n) for n in outputs],

@@ -35,15 +35,17 @@ def _loaded(onnx: Any, source: Any) -> Any:
 
 
 def from_onnx(source: Any, *, gru_form: str | None = None, verify: bool = False) -> Imported:
-    """Make layers of the RNN, LSTM and GRU nodes of an ONNX model, and the whole model of a chain.
+    """Make layers of the RNN, LSTM and GRU nodes of an ONNX model, and a model of the whole graph.
 
     Nodes are found by their names (that of the first output where a node has none), in nested
     graphs too, with both directions, peepholes, layouts, constant initial states and weights that
-    constants are computed to. What the cells cannot do (other activations, clip, coupled gates) is
-    an error that names it. `Imported.model` gives the whole graph as one model, where it is a
-    chain: Gather, MatMul, Add, Gemm, the recurrent nodes, Softmax, Tanh, Sigmoid and Relu, with
-    Squeeze, Transpose and Reshape between; the last step, or the final state, in place of all
-    steps; states and lengths as inputs, which are those of a call.
+    constants are computed to. `Imported.model` gives the whole graph as one model. Where it is a
+    chain, that is a `Sequential`: Gather, MatMul, Add, Gemm, the recurrent nodes, Softmax, Tanh,
+    Sigmoid and Relu, with Squeeze, Transpose and Reshape between; the last step, or the final
+    state, in place of all steps; states and lengths as inputs, which are those of a call. Any other
+    graph is a `Graph`, whose call takes the inputs and gives the outputs of the file.
+    `Imported.describe` lists what became of every node; those that are not known are an error of
+    `Imported.model` that names them all.
 
     >>> import numpy as np
     >>> import ostinato as ost

@@ -394,6 +394,7 @@ class Branches:
             numbers={n: _numbers(a) for n, a in self._numbers.items()},
             inputs=self._inputs(dtype),
             outputs=outputs,
+            opset=self.opset,
             dtype=dtype,
         )
         with model.write() as p:
