@@ -302,6 +302,12 @@ def test_the_model_is_saved_before_rows_are_scored(
     assert Detector.load("m")[1]["label"] == ""
 
 
+@pytest.mark.parametrize(("held_out", "rows"), [(0.25, 400), (100, 100), (800, 160)])
+def test_rows_that_are_held_out(here: Path, held_out: float, rows: int) -> None:
+    own, test = anomaly._parts(["w.csv"], anomaly.AnomalyOptions(column="v", held_out=held_out))
+    assert (len(own.values), len(test.values)) == (1600 - rows, rows)
+
+
 def test_options_that_would_not_count(here: Path, capsys: Any) -> None:
     for given, message in (
         (["w.csv", "--example", "ecg"], "--example: expected none beside FILE, got 'ecg'"),

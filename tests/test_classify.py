@@ -265,6 +265,9 @@ def test_what_is_held_out() -> None:
     assert (held.labels.count("a"), held.labels.count("b")) == (6, 2)
     assert sorted(train.texts + held.texts) == sorted(texts)
     assert hold_out(documents(texts, labels), 0.2)[1].texts == held.texts
+    train, held = hold_out(documents(texts, labels), 4)
+    assert (held.labels.count("a"), held.labels.count("b")) == (3, 1)
+    assert len(hold_out(documents(texts, labels), 30)[1]) == 4  # at most a tenth
     train, held = hold_out(documents(texts[:4], ["a", "a", "b", "b"]), 0.9)
     assert train.labels == held.labels == ["a", "b"]
     groups = [str(k % 10) for k in range(40)]
@@ -402,7 +405,7 @@ def test_tables_that_are_wrong(
 def test_options_that_are_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = table(tmp_path / "a.csv", 12)
     run = ["train", "classify", data]
-    assert "--held-out: expected a number above 0" in error(capsys, *run, "--held-out", "0")
+    assert "--held-out: expected texts to measure with" in error(capsys, *run, "--held-out", "0")
     assert "--group: expected one of the columns text, label" in error(capsys, *run, "--group", "z")
     line = error(capsys, *run, "--group", "label")  # by which a class would not be trained on
     assert "DATA: expected at least 2 classes to train on, got" in line

@@ -943,13 +943,28 @@ def test_lines_of_epochs() -> None:
         (["parse", "--held-out", "0.25"], 0.25),
         (["parse", "--held-out", "30"], 30),
         (["parse"], 2000),
-        (["translate", "--held-out", "0.5"], 0.5),
-        (["classify", "--held-out", "0.5"], 0.5),
-        (["transcribe", "--held-out", "0.5"], 0.5),
+        *(
+            ([name, "--held-out", part], float(part))
+            for name in ("anomaly", "classify", "parse", "transcribe", "translate")
+            for part in ("0", "0.5", "30")
+        ),
     ],
 )
 def test_what_is_held_out_has_one_name(words: list[str], held_out: float) -> None:
     assert parser().parse_args(["train", *words]).held_out == held_out
+
+
+def test_what_is_held_out_means_the_same_in_all_applications() -> None:
+    held = [
+        f
+        for name in _application.NAMES
+        for f in dataclasses.fields(_application.load(name).options)
+        if f.name == "held_out"
+    ]
+    assert len(held) == 5
+    for f in held:
+        assert f.metadata["kind"] == "part"
+        assert "a share below 1, or how many, at most a tenth of all" in f.metadata["help"]
 
 
 def test_former_names_are_not_shown_and_have_the_same_errors(capsys: Any) -> None:
@@ -962,8 +977,10 @@ def test_former_names_are_not_shown_and_have_the_same_errors(capsys: Any) -> Non
                 main(["train", task, flag, bad])
             message = f"{flag}: expected a number between 0 and 1, got {bad}"
             assert message in capsys.readouterr().err
-    for bad in ("0", "1.5", "-1", "x", "inf", "nan"):
+    for bad in ("1.5", "-1", "x", "inf", "nan"):
         with pytest.raises(SystemExit):
             main(["train", "parse", "--held-out", bad])
-        message = f"--held-out: expected a number between 0 and 1, or a whole one, got {bad}"
+        message = f"--held-out: expected a share below 1, or a whole number, got {bad}"
         assert message in capsys.readouterr().err
+    assert main(["train", "parse", "--held-out", "0"]) == 2
+    assert "--held-out: expected expressions to measure with" in capsys.readouterr().err

@@ -25,7 +25,11 @@ MODULES = sorted(
 
 
 def need_framework(name: str) -> None:
-    """Skip what is of PyTorch or JAX where it is not installed."""
+    """Skip what is of PyTorch, JAX, aeon or sktime where it is not installed."""
+    for library, needed in (("aeon", "numba"), ("sktime", "skbase")):
+        if name == f"ostinato.interop.{library}":  # which may be there without what it needs
+            pytest.importorskip(needed, reason=f"{needed}, which {library} needs, is missing")
+            pytest.importorskip(library, reason=f"{library} is not installed")
     own = ("torch.md", "ostinato.interop.torch", "ostinato.interop._torch_")
     if name.startswith(own) and not name.endswith("_torch_file"):  # which reads files without it
         pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")

@@ -62,6 +62,9 @@ MODULES = (
     ".tasks.transfer",
     *([".interop.jax"] if importlib.util.find_spec("jax") else []),
     *([".interop.torch"] if importlib.util.find_spec("torch") else []),
+    # These two are there without what they need where they were installed by themselves.
+    *([".interop.aeon"] if all(map(importlib.util.find_spec, ("aeon", "numba"))) else []),
+    *([".interop.sktime"] if all(map(importlib.util.find_spec, ("sktime", "skbase"))) else []),
 )
 
 

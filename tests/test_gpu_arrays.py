@@ -204,8 +204,8 @@ def test_functions_that_a_call_chooses(gpu: Gpu, cell: str, options: dict[str, A
     agree(gpu, pullback2(put(gpu, dy)), pullback(dy), "dx, dstate")
     agree(gpu, there.flat_grads, layer.flat_grads, "gradients")
     text = str(ost.explain(there, x.shape, training=True))
-    assert f"{layer._cell}: functions, clip and coupled gates by the call" in text
-    assert "have no functions that a call chooses" in text
+    assert f"{layer._cell}: functions, clip and coupled gates of the layer" in text
+    assert "have no functions, clip or coupled gates" in text
     with pytest.raises(ValueError, match="precision: expected 'float32'"):
         there.precision = "float16"
 

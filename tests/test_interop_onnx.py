@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import tracemalloc
 import warnings
 from pathlib import Path
@@ -621,8 +622,8 @@ SQUEEZE = N("Squeeze", ["Y", "one"], ["y"], "squeeze")
 ONE = np.array([1])
 GRAPHS: dict[str, tuple[Any, str]] = {
     "an unknown operator": (
-        lambda: chain([SQUEEZE, N("Sin", ["y"], ["out"], "sine")], one=ONE),
-        r"sine: expected operators of a recurrent model, got Sin",
+        lambda: chain([SQUEEZE, N("Sinh", ["y"], ["out"], "sine")], one=ONE),
+        r"sine: expected operators of a recurrent model, got Sinh",
     ),
     "a branch": (
         lambda: chain(
@@ -635,7 +636,7 @@ GRAPHS: dict[str, tuple[Any, str]] = {
         r"sum: expected a chain, got a sum of two branches",
     ),
     "a scale": (
-        lambda: chain([SQUEEZE, N("Mul", ["y", "one"], ["out"], "scale")], one=ONE),
+        lambda: chain([SQUEEZE, N("Mul", ["y", "k"], ["out"], "scale")], one=ONE, k=np.float32(2)),
         r"scale: expected operators",
     ),
     "a bias alone": (
@@ -741,13 +742,34 @@ GRAPHS: dict[str, tuple[Any, str]] = {
 }
 
 
+# Those that are none of ONNX either, or of training.
+WRONG = {
+    "axes": r"squeeze: Squeeze: expected axes of 1 to be squeezed",
+    "dropout in training": r"drop: expected a Dropout of inference",
+    "an unknown operator": r"expected operators of a recurrent model, got Sinh \(sine\)",
+}
+
+
+# Those that take inputs of one size alone.
+SIZED = {"a bias of each step": (3, 2), "a bias of each row": (5, 3)}
+
+
 @pytest.mark.parametrize("name", GRAPHS)
-def test_what_is_no_chain_is_named(name: str) -> None:
+def test_what_is_no_chain_is_a_graph(name: str) -> None:
     model, message = GRAPHS[name]
     imported = ost.from_onnx(model())
     assert list(imported) == ["cell"]  # the layers are there all the same
-    with pytest.raises(ValueError, match=message):
-        imported.model()
+    if name in WRONG:
+        with pytest.raises(ValueError, match=WRONG[name]):
+            imported.model()(drawn(3, 2, 4))
+        return
+    checked = name not in SIZED and name != "outputs made whole numbers"
+    graph = imported.model(verify=checked)
+    assert isinstance(graph, ost.interop.Graph)
+    if name in SIZED:
+        x = drawn(*SIZED[name], 4)
+        assert_close(graph(x), run(model(), X=x)[0], scale=2)
+    assert re.search(f"since it is no chain: {message}", imported.describe())
 
 
 def test_an_lstm_of_whole_numbers(tmp_path: Path) -> None:

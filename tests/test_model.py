@@ -1269,6 +1269,30 @@ def test_lengths_that_a_call_would_not_see() -> None:
         trainer.fit((x, target, lengths), steps=1, progress=False)
 
 
+@pytest.mark.parametrize("name", ["lengths", "mask", "resets"])
+def test_steps_that_the_call_of_a_model_with_a_state_would_not_see(name: str) -> None:
+    class Deaf(nn.Model):
+        stateful = True
+
+        def __init__(self) -> None:
+            self.rnn = nn.GRU(3, 1, rng=0)
+
+        def __call__(self, x: Any, state: Any = None) -> Any:
+            return self.rnn(x, state)
+
+    x, target = (np.ones((5, 2, n), np.float32) for n in (3, 1))
+    given = {"lengths": [5, 3], "mask": np.ones((5, 2), bool), "resets": np.ones((5, 2), bool)}
+    batches = [(x, target, {name: np.asarray(given[name])})]
+    model = Deaf()
+    trainer, before = ost.Trainer(model, ost.losses.MSE()), model.flat.copy()
+    trainer.evaluate([(x, target)])
+    message = f"{name}: expected None for a Deaf, whose __call__ takes no {name}"
+    for run in (trainer.evaluate, lambda b: trainer.fit(b, steps=1, progress=False)):
+        with pytest.raises(ValueError, match=message):
+            run(batches)
+    assert np.array_equal(model.flat, before)
+
+
 def test_a_checkpoint_of_a_model(tmp_path: Path) -> None:
     ids = np.random.default_rng(0).integers(0, 7, (12, 16))
     batches = [(ids[:-1], ids[1:])] * 4

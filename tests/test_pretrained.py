@@ -64,8 +64,13 @@ def test_the_voice_activity_model_of_silero() -> None:
     data = folder_of("silero_vad", "6.2.3") / "data"
     imported = ost.from_onnx(data / "silero_vad_16k_sequence.onnx", verify=True)
     assert repr(imported["/recurrent/LSTM"]) == "LSTM(128, 128)"
-    with pytest.raises(ValueError, match=r"expected operators of a recurrent model, got Pad"):
-        imported.model()
+    # The whole graph: from samples by a Fourier transform and convolutions to the LSTM and a head.
+    names = ["speech_probs", "hn", "cn"]
+    state = np.zeros((1, 1, 128), np.float32)
+    feed = {"input": 0.1 * drawn(5, 576), "h": state, "c": state}
+    want = run_with(data / "silero_vad_16k_sequence.onnx", names, feed)
+    for got, there in zip(imported.model(verify=True)(*feed.values()), want):
+        assert np.abs(got - there).max() < 1e-5
     nested = ost.from_onnx(data / "silero_vad.onnx", verify=True)  # in graphs of two If nodes
     assert [repr(m) for m in nested.values()] == ["LSTM(128, 128)"] * 4
 
@@ -94,6 +99,10 @@ def test_the_text_recognizer_of_ddddocr() -> None:
     y, _ = layer(features)
     want = outputs.transpose(0, 2, 1, 3).reshape(y.shape)  # ONNX has the directions as an axis
     assert np.abs(y - want).max() < 1e-5
+    # The whole graph: convolutions of the picture, the LSTM, and logits of 8,210 characters.
+    want = run_with(path, ["387"], {"input1": picture})[0]
+    got = imported.model()(picture)
+    assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max()
 
 
 def test_the_splitter_of_dksplit() -> None:

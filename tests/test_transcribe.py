@@ -116,6 +116,10 @@ def test_texts_are_in_one_part_alone(data: list[str]) -> None:
     half = TranscribeOptions(held_out=0.15, part=0.5)
     assert len(transcribe.divide(clips, half)[0]) < 0.7 * len(train)
     assert transcribe.divide(clips, half)[1] == held_out  # whatever the part
+    texts = {c.text for c in clips}
+    for part, count in ((0, 0), (1, 1), (1000, len(texts) // 10)):
+        found = transcribe.divide(clips, TranscribeOptions(held_out=part))[1]
+        assert len({c.text for c in found}) == max(count, part > 0)
     with pytest.raises(ValueError, match="at least 2 different texts, got 1"):
         transcribe.divide(clips[:1], FAST)
 

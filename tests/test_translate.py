@@ -7,6 +7,7 @@ import io
 import json
 import os
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -334,6 +335,27 @@ def test_symbols_are_hidden_and_cut_anew_in_every_epoch(tmp_path: Path) -> None:
     same = translate.batches(trained, pairs, watched, False)
     assert rows(same, 0) == rows(same, 1)
     assert all(v.all() for x, _, _ in same.batches(0) for v in [x["source"][:1]])
+
+
+def test_longer_texts_of_other_data_are_not_measured(
+    trained: Any, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of_longer(folder: Path) -> translate.Trained:
+        found = load(folder)
+        return replace(found, options=replace(found.options, train_longest=200))
+
+    load = translate._load
+    monkeypatch.setattr(translate, "_load", of_longer)
+    other = tmp_path / "other.tsv"
+    long = f"{'b' * 61}\t{' '.join('B' * 61)}\n"
+    other.write_text(f"beca\tB E C A\n{long}", encoding="utf-8")
+    assert main(["evaluate", str(trained[0]), str(other)]) == 0
+    told = capsys.readouterr().out
+    assert "all 1 texts are measured but 1 of more than 60 characters" in told
+    assert run(capsys, "evaluate", str(trained[0]), str(other))["held_out"] == 1
+    other.write_text(long, encoding="utf-8")
+    assert main(["evaluate", str(trained[0]), str(other)]) == 2
+    assert "DATA: expected a text of at most 60 characters" in capsys.readouterr().err
 
 
 def test_longer_texts_are_trained_on_alone() -> None:

@@ -45,6 +45,17 @@ def facts_of(cell: str) -> dict[str, int]:
     return _core.cells()[cell]
 
 
+# What a kernel lacks, by its own words, in those of the layer that it runs.
+_OF_A_LAYER = {"functions that a call chooses": "functions, clip or coupled gates of a layer's own"}
+
+
+@cache
+def drivers_of(cell: str) -> dict[str, str]:
+    """Return what each driver of a GPU lacks for a cell, "" for nothing, in words of layers."""
+    lacks = _core.drivers()[cell]
+    return {driver: _OF_A_LAYER.get(said, said) for driver, said in lacks.items()}
+
+
 @cache
 def gates_of(cell: str) -> Gates:
     """Return the gates of a cell."""

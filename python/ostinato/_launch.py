@@ -33,7 +33,7 @@ from ._buffers import (
     forward_shapes,
     matrices_of,
 )
-from ._cells import UNIT_WEIGHTS, facts_of
+from ._cells import UNIT_WEIGHTS, drivers_of, facts_of
 from ._device import Device
 from ._plan import GpuPlan, Partition, plan, plan_by_step, register_capacity_for
 
@@ -178,7 +178,7 @@ def plan_of(
             products[1:],
             **facts,
             backward=backward,
-            lacks=_core.drivers()[w.cell]["stream"],
+            lacks=drivers_of(w.cell)["stream"],
             launches=own.step_launches[backward],
         )
     facts |= {"co_launched": co_launched, "inputs": w.input}
@@ -196,7 +196,7 @@ def plan_of(
 
 def lacks_of(cell: str) -> str:
     """Return what kernels that hold the recurrent weights lack for a cell, or nothing."""
-    return _core.drivers()[cell]["persistent"]
+    return drivers_of(cell)["persistent"]
 
 
 def word_bytes(dtype: Any, precision: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import _check, _core
-from .._cells import facts_of
+from .._cells import drivers_of, facts_of
 from .._segments import Schedule, parse, plan_for
 from ..nn._stack import Recurrent
 from ._shared import (
@@ -75,7 +75,7 @@ def on_cpu(
         **_rates(layer, passes, steps, batch),
         "schedule": schedule,
         "states_only": states_only,
-        "drivers": _core.drivers()[layer._cell],
+        "drivers": drivers_of(layer._cell),
         "measured_seconds": None,
         "measured_after_pause": {},
         "team": None,

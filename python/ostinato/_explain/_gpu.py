@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import _core
+from .._cells import drivers_of
 from ..nn._stack import Recurrent
 from ._shared import (
     Explanation,
@@ -34,7 +34,7 @@ def on_gpu(
     facts: dict[str, Any] = {
         "device": backend.device.figures.name,
         "cell": layer._cell,
-        "drivers": _core.drivers()[layer._cell],
+        "drivers": drivers_of(layer._cell),
         "precision": layer.precision,
         "passes": {
             which: [{"of": name, **vars(p)} for name, _, p in of] for which, of in plans.items()

@@ -12,7 +12,8 @@ import numpy as np
 from .. import _check, _device
 from .._call import Call
 from .._ragged import Ragged
-from ..nn._layer import Layer, layers_of, named_layers
+from ..nn._description import named_layers
+from ..nn._layer import Layer, layers_of
 from ..nn._layers import Embedding
 from ..nn._lookup import looks_up
 from ..nn._sequential import Sequential

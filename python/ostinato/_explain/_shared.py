@@ -100,10 +100,10 @@ def measured(
 
 
 def form(layer: Recurrent) -> list[str]:
-    """Return the line of a cell whose functions a call chooses."""
+    """Return the line of a cell with functions of the layer's own."""
     if not layer._scalars:
         return []
-    return [f"  cell           {layer._cell}: functions, clip and coupled gates by the call"]
+    return [f"  cell           {layer._cell}: functions, clip and coupled gates of the layer"]
 
 
 def times(facts: dict[str, Any]) -> list[str]:

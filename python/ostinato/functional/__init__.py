@@ -5,6 +5,13 @@ and gate orders. x may also be sequences of different lengths, an `ostinato.Ragg
 ``[n,I]``: y is then of the same kind. All arrays of a call share one dtype, float32 or float64. A
 pullback holds copies of the states that it was given, and may be called more than once.
 
+The functions that a cell may have (``nonlinearity``, ``activation``, ``recurrent_activation`` and
+``output_activation``, of layers too) are "tanh", "sigmoid", "relu", "linear", "softsign",
+"softplus" and "exponential", each by its name, and those with parameters, as a tuple of the name
+and the numbers: ("affine", alpha, beta), ("leaky_relu", alpha), ("thresholded_relu", alpha),
+("scaled_tanh", alpha, beta), ("hard_sigmoid", alpha, beta) and ("elu", alpha). They are those that
+ONNX defines. With others than the usual ones a general kernel runs, which has float32 and float64.
+
 >>> import numpy as np
 >>> import ostinato as ost
 >>> rng = np.random.default_rng(0)

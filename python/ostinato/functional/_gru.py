@@ -54,11 +54,8 @@ def gru(
         bias_hh: ``[3*H]``, or None.
         h0: ``[B,H]``, the state before the first step; None: zeros.
         reset_after: which of the two forms.
-        activation: of the candidate n. One of
-            "tanh", "sigmoid", "relu", "linear", "softsign", "softplus" and "exponential", or a
-            tuple with the parameters: ("affine", alpha, beta), ("leaky_relu", alpha),
-            ("thresholded_relu", alpha), ("scaled_tanh", alpha, beta),
-            ("hard_sigmoid", alpha, beta), ("elu", alpha), as ONNX defines them.
+        activation: of the candidate n, by its name or as a tuple with its parameters, such as
+            ("elu", 1.0); see `ostinato.functional` for the list.
         recurrent_activation: of the gates r z, one of the same.
         clip: bound of what the functions are given: beyond [-clip, clip] an input counts as the
             bound, and its gradient is zero. None: no bound.
@@ -143,11 +140,8 @@ def gru_vjp(
         bias_hh: ``[3*H]``, or None.
         h0: ``[B,H]``, the state before the first step; None: zeros.
         reset_after: which of the two forms, see `gru`.
-        activation: of the candidate n. One of
-            "tanh", "sigmoid", "relu", "linear", "softsign", "softplus" and "exponential", or a
-            tuple with the parameters: ("affine", alpha, beta), ("leaky_relu", alpha),
-            ("thresholded_relu", alpha), ("scaled_tanh", alpha, beta),
-            ("hard_sigmoid", alpha, beta), ("elu", alpha), as ONNX defines them.
+        activation: of the candidate n, by its name or as a tuple with its parameters, such as
+            ("elu", 1.0); see `ostinato.functional` for the list.
         recurrent_activation: of the gates r z, one of the same.
         clip: bound of what the functions are given: beyond [-clip, clip] an input counts as the
             bound, and its gradient is zero. None: no bound.

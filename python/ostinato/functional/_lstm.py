@@ -66,11 +66,9 @@ def lstm(
         weight_hr: ``[P,H]``, the projection of h, without peepholes; None: h is not projected.
         layer_norm: gains and shift of a layer-norm LSTM, without peepholes and projection; None:
             nothing is normed.
-        activation: of the candidate g, and of c' unless output_activation is given. One of
-            "tanh", "sigmoid", "relu", "linear", "softsign", "softplus" and "exponential", or a
-            tuple with the parameters: ("affine", alpha, beta), ("leaky_relu", alpha),
-            ("thresholded_relu", alpha), ("scaled_tanh", alpha, beta),
-            ("hard_sigmoid", alpha, beta), ("elu", alpha), as ONNX defines them.
+        activation: of the candidate g, and of c' unless output_activation is given, by its
+            name or as a tuple with its parameters, such as ("elu", 1.0); see `ostinato.functional`
+            for the list.
         recurrent_activation: of the gates i f o, one of the same.
         output_activation: of c', which is not clipped; None: as activation.
         clip: bound of what the functions are given: beyond [-clip, clip] an input counts as the
@@ -171,11 +169,9 @@ def lstm_vjp(
         weight_hr: ``[P,H]``, the projection of h, without peepholes; None: h is not projected.
         layer_norm: gains and shift of a layer-norm LSTM, without peepholes and projection; None:
             nothing is normed.
-        activation: of the candidate g, and of c' unless output_activation is given. One of
-            "tanh", "sigmoid", "relu", "linear", "softsign", "softplus" and "exponential", or a
-            tuple with the parameters: ("affine", alpha, beta), ("leaky_relu", alpha),
-            ("thresholded_relu", alpha), ("scaled_tanh", alpha, beta),
-            ("hard_sigmoid", alpha, beta), ("elu", alpha), as ONNX defines them.
+        activation: of the candidate g, and of c' unless output_activation is given, by its
+            name or as a tuple with its parameters, such as ("elu", 1.0); see `ostinato.functional`
+            for the list.
         recurrent_activation: of the gates i f o, one of the same.
         output_activation: of c', which is not clipped; None: as activation.
         clip: bound of what the functions are given: beyond [-clip, clip] an input counts as the

@@ -47,11 +47,8 @@ def rnn(
         bias_ih: ``[H]``, or None.
         bias_hh: ``[H]``, or None.
         h0: ``[B,H]``, the state before the first step; None: zeros.
-        nonlinearity: phi. One of
-            "tanh", "sigmoid", "relu", "linear", "softsign", "softplus" and "exponential", or a
-            tuple with the parameters: ("affine", alpha, beta), ("leaky_relu", alpha),
-            ("thresholded_relu", alpha), ("scaled_tanh", alpha, beta),
-            ("hard_sigmoid", alpha, beta), ("elu", alpha), as ONNX defines them.
+        nonlinearity: phi, by its name or as a tuple with its parameters, such as ("elu", 1.0);
+            see `ostinato.functional` for the list.
         clip: bound of what the functions are given: beyond [-clip, clip] an input counts as the
             bound, and its gradient is zero. None: no bound.
         lengths: ``[B]`` whole numbers from 0 to T; row b ends after ``lengths[b]`` steps. None:
@@ -126,11 +123,8 @@ def rnn_vjp(
         bias_ih: ``[H]``, or None.
         bias_hh: ``[H]``, or None.
         h0: ``[B,H]``, the state before the first step; None: zeros.
-        nonlinearity: phi. One of
-            "tanh", "sigmoid", "relu", "linear", "softsign", "softplus" and "exponential", or a
-            tuple with the parameters: ("affine", alpha, beta), ("leaky_relu", alpha),
-            ("thresholded_relu", alpha), ("scaled_tanh", alpha, beta),
-            ("hard_sigmoid", alpha, beta), ("elu", alpha), as ONNX defines them.
+        nonlinearity: phi, by its name or as a tuple with its parameters, such as ("elu", 1.0);
+            see `ostinato.functional` for the list.
         clip: bound of what the functions are given: beyond [-clip, clip] an input counts as the
             bound, and its gradient is zero. None: no bound.
         lengths: ``[B]`` whole numbers from 0 to T; row b ends after ``lengths[b]`` steps. None:

@@ -12,6 +12,7 @@ from typing import Any as _Any
 
 if _TYPE_CHECKING:
     from ._dynet import from_dynet
+    from ._graph import Graph
     from ._imported import Entry, Imported
     from ._jax import from_flax, from_haiku
     from ._keras import from_keras
@@ -24,6 +25,7 @@ if _TYPE_CHECKING:
 
 _LATER = {
     "Entry": "_imported",
+    "Graph": "_graph",
     "Imported": "_imported",
     "LastState": "_layers",
     "Reversed": "_layers",
@@ -58,6 +60,7 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "Entry",
+    "Graph",
     "Imported",
     "LastState",
     "Reversed",

@@ -10,6 +10,7 @@ import numpy as np
 from .. import _files, nn
 from .._annotations import readable
 from ._imported import Entry, Imported, compare, require, shapes
+from ._onnx_branches import Branches
 from ._onnx_graph import Chain, Graph, named_nodes
 from ._onnx_nodes import Made, NodeReader, verify_node
 
@@ -34,15 +35,17 @@ def _loaded(onnx: Any, source: Any) -> Any:
 
 
 def from_onnx(source: Any, *, gru_form: str | None = None, verify: bool = False) -> Imported:
-    """Make layers of the RNN, LSTM and GRU nodes of an ONNX model, and the whole model of a chain.
+    """Make layers of the RNN, LSTM and GRU nodes of an ONNX model, and a model of the whole graph.
 
     Nodes are found by their names (that of the first output where a node has none), in nested
     graphs too, with both directions, peepholes, layouts, constant initial states and weights that
-    constants are computed to. What the cells cannot do (other activations, clip, coupled gates) is
-    an error that names it. `Imported.model` gives the whole graph as one model, where it is a
-    chain: Gather, MatMul, Add, Gemm, the recurrent nodes, Softmax, Tanh, Sigmoid and Relu, with
-    Squeeze, Transpose and Reshape between; the last step, or the final state, in place of all
-    steps; states and lengths as inputs, which are those of a call.
+    constants are computed to. `Imported.model` gives the whole graph as one model. Where it is a
+    chain, that is a `Sequential`: Gather, MatMul, Add, Gemm, the recurrent nodes, Softmax, Tanh,
+    Sigmoid and Relu, with Squeeze, Transpose and Reshape between; the last step, or the final
+    state, in place of all steps; states and lengths as inputs, which are those of a call. Any other
+    graph is a `Graph`, whose call takes the inputs and gives the outputs of the file.
+    `Imported.describe` lists what became of every node; those that are not known are an error of
+    `Imported.model` that names them all.
 
     >>> import numpy as np
     >>> import ostinato as ost
@@ -78,35 +81,78 @@ def from_onnx(source: Any, *, gru_form: str | None = None, verify: bool = False)
     reader = NodeReader(onnx, proto.producer_name, gru_form)
     graph = Graph(onnx, proto.graph)
     layers: dict[str, nn.Layer] = {}
-    entries, notes = [], []
+    entries: list[Entry] = []
+    nodes: dict[str, Made] = {}  # by the first outputs
     for name, node, within in named_nodes(graph):
         while name in layers:
             name += "_"
         made = reader.make(name, node, within.constant)
         layers[name] = made.layer
+        if within is graph:
+            nodes[next(n for n in node.output if n)] = made
         if verify:
             verify_node(onnx, name, node, made)
         entries.append(Entry(name, node.op_type, _found(made), repr(made.layer)))
     opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=1)
-    others = sorted({n.op_type for n in graph.nodes} - {e.kind for e in entries})
-    if others:
-        notes.append(f"Other operators: {', '.join(others)}.")
-    chains: list[Chain] = []
+    branches = Branches(graph, nodes, opset)
+    known = {e.name for e in entries}
+    entries += [e for e in branches.entries if e.name not in known]
+    notes = [f"Not read: {'; '.join(branches.refused)}."] if branches.refused else []
+    chains: list[Chain | None] = []
 
     def assemble() -> nn.Layer:
         chain = Chain(graph, NodeReader(onnx, proto.producer_name, gru_form or "onnx"), opset)
-        model = chain.model()
-        chains.append(chain)
+        try:
+            model = chain.model()
+        except ValueError as why:
+            try:
+                model = branches.model()
+            except ValueError as e:
+                raise ValueError(f"{e}; and it is no chain: {why}") from None
+            chains.append(None)
+            imported.notes += (f"A Graph, since it is no chain: {why}.",)
+        else:
+            chains.append(chain)
         return model
 
     def check(model: nn.Layer) -> None:
-        _verify_whole(proto, chains[-1], model)
+        chain = chains[-1]
+        if chain is None:
+            _verify_graph(proto, model)
+        else:
+            _verify_whole(proto, chain, model)
 
-    return Imported("ONNX", layers, entries, notes, assemble, check)
+    imported = Imported("ONNX", layers, entries, notes, assemble, check)
+    return imported
 
 
 def _found(made: Made) -> str:
     return f"{shapes(made.arrays)}; {made.said}"
+
+
+def _verify_graph(proto: Any, model: Any) -> None:
+    """Run random inputs through ONNX Runtime and through a graph."""
+    runtime = require("onnxruntime", "bench", "verify=True")
+    words = proto.SerializeToString()
+    session = runtime.InferenceSession(words, providers=["CPUExecutionProvider"])
+    rng, sizes = np.random.default_rng(0), dict[Any, int]()
+    feed: dict[str, Any] = {}
+    tables = [e.num_embeddings for e in model.layers.values() if isinstance(e, nn.Embedding)]
+    for given, known in zip(session.get_inputs(), model._plan.inputs):
+        # Sizes of one name are one size; those without a name are 4.
+        shape = [
+            n if isinstance(n, int) and n > 0 else sizes.setdefault(n, 4 + len(sizes))
+            for n in given.shape
+        ]
+        kind = np.dtype(known["dtype"])
+        if kind.kind == "f":
+            feed[given.name] = rng.normal(size=shape).astype(kind)
+        else:
+            feed[given.name] = rng.integers(0, min(tables, default=2), shape).astype(kind)
+    want = session.run(None, feed)
+    got = model(*feed.values())
+    for name, a, b in zip(proto.graph.output, got if len(want) > 1 else (got,), want):
+        compare(f"ONNX Runtime for {name.name}", a, b, 1e-5)
 
 
 def _verify_whole(proto: Any, chain: Chain, model: nn.Layer) -> None:

@@ -14,9 +14,11 @@ from .._annotations import readable
 from .._check import Array
 from .._functions import Function
 from ..nn._combine import layout_of
+from ._graph import Graph
 from ._imported import require
 from ._layers import LastState, Reversed
 from ._onnx_nodes import FUNCTION_NAMES, FUNCTIONS, KINDS, reordered
+from ._onnx_write_graph import write_graph
 
 _OPSET = 14
 _IR = 8  # the version of the file that goes with it
@@ -385,7 +387,8 @@ def to_onnx(
     ['LSTM', 'Squeeze', 'MatMul', 'Add']
 
     Args:
-        layer: a layer or a `Sequential`.
+        layer: a layer or a `Sequential`; or a `Graph`, which is written as it is, with its own
+            opset, inputs and outputs.
         path: the file to write, whole or, on an error, not at all. None: none.
         lengths: whether "lengths", int32 ``[B]``, is an input too.
         states: whether initial states ``{name}.initial_h [D,B,H]`` (and ``_c``) of every recurrent
@@ -405,6 +408,8 @@ def to_onnx(
         raise TypeError(f"layer: expected a layer, got a {type(layer).__name__}")
     onnx = require("onnx", "onnx", "to_onnx")
     value = onnx.helper.make_tensor_value_info
+    if isinstance(layer, Graph):
+        return _of_graph(onnx, layer, path, lengths or states)
     writer = _Writer(onnx, layer.dtype, "lengths" if lengths else "", states)
     writer._names |= {"x", "y", "lengths"}
     leaf, first = _leaf(layer), bool(layout_of(layer))
@@ -427,13 +432,25 @@ def to_onnx(
     _named(writer, y)
     last = writer.width or width
     outputs = [value("y", code, ["batch", last] if pooled else [*axes, last]), *writer.outputs]
-    graph = onnx.helper.make_graph(
-        writer.nodes, "ostinato", inputs + writer.inputs, outputs, writer.constants
-    )
+    return _written(writer, inputs + writer.inputs, outputs, _OPSET, path)
+
+
+def _of_graph(onnx: Any, graph: Graph, path: Any, more: bool) -> Any:
+    """Return the model of a graph, which has lengths and states among its inputs if at all."""
+    if more:
+        raise ValueError("lengths, states: expected False for a Graph, whose inputs are its own")
+    writer = _Writer(onnx, graph.dtype, "", False)
+    return _written(writer, *write_graph(writer, graph, _functions_of), graph.opset, path)
+
+
+def _written(writer: _Writer, inputs: list[Any], outputs: list[Any], opset: int, path: Any) -> Any:
+    """Return a checked model, and write it where a path is given."""
+    onnx = writer.onnx
+    graph = onnx.helper.make_graph(writer.nodes, "ostinato", inputs, outputs, writer.constants)
     model = onnx.helper.make_model(
         graph,
         producer_name="ostinato",
-        opset_imports=[onnx.helper.make_opsetid("", _OPSET)],
+        opset_imports=[onnx.helper.make_opsetid("", opset)],
         ir_version=_IR,
     )
     onnx.checker.check_model(model, full_check=True)

@@ -16,7 +16,7 @@ import numpy as np
 
 from .. import _check
 from .._annotations import readable
-from ._description import KEY, VERSION
+from ._description import KEY, VERSION, require_functions, set_options
 from ._layer import Layer
 
 KINDS = ("layer", "list", "dtype", "generator", "dict")
@@ -29,11 +29,19 @@ def _known_classes() -> dict[str, type[Layer]]:
     return {c.__name__: c for c in public if isinstance(c, type) and issubclass(c, Layer)}
 
 
+def _imported_classes() -> dict[str, type[Layer]]:
+    """Return the layers that models of other libraries need, which few files have."""
+    from ..interop import Graph, LastState, Reversed
+
+    return {c.__name__: c for c in (Graph, LastState, Reversed)}
+
+
 def load(path: str | os.PathLike[str], *classes: type[Layer]) -> Any:
     """Make the layer or model of a file that ``save`` wrote, with its parameters.
 
     The file says how the model was made: the class, and the arguments of its constructor. Nothing
-    of the file is executed. Classes of `ostinato.nn` are known; yours are given.
+    of the file is executed. Classes of `ostinato.nn` and the layers that importers make are known;
+    yours are given.
 
     >>> import pathlib, tempfile
     >>> import ostinato as ost
@@ -83,6 +91,8 @@ def load(path: str | os.PathLike[str], *classes: type[Layer]) -> Any:
             model = _made(made, known)
     except RecursionError:
         raise ValueError(f"path: expected layers of fewer layers, got {named!r}") from None
+    set_options(model, _field({"set": {}, **made}, "set", dict), named)
+    require_functions(model, metadata, named)
     model.load_state_dict(arrays)
     for name in frozen:
         model.freeze(glob.escape(name))
@@ -129,6 +139,8 @@ def _made(described: Mapping[str, Any], known: Mapping[str, type[Layer]]) -> Lay
     """Make a layer from its description."""
     name = _field(described, "class", str)
     args, options = _field(described, "args", list), _field(described, "options", dict)
+    if name not in known:
+        known = {**_imported_classes(), **known}
     if name not in known:
         raise TypeError(
             f"classes: expected the class {name!r}, which the file needs and ostinato.nn does not "

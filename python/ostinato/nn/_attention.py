@@ -75,6 +75,8 @@ class Attention(Model):
 
     takes_lengths = True
 
+    _functional = ("kind", "causal")
+
     def __init__(
         self,
         kind: str = "scaled",

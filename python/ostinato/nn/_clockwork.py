@@ -187,6 +187,7 @@ class ClockworkRNN(Model):
 
     stateful = True
     takes_lengths = True
+    _functional = ("periods",)
 
     def __init__(
         self,

@@ -54,6 +54,8 @@ class Conv1d(Layer):
 
     takes_lengths = True
 
+    _functional = ("stride", "padding", "dilation")
+
     def __init__(
         self,
         in_channels: int,

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
 import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 KEY = "ostinato.model"
+FUNCTIONS = "ostinato.functions"
 VERSION = 1
+
+
+def named_layers(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield all layers within a model, in order, with the names that their parameters begin with.
+
+    The model itself is not among them.
+    """
+    for name, inner in model._children().items():
+        yield prefix + name, inner
+        yield from named_layers(inner, f"{prefix}{name}.")
 
 
 class _NotPlain(Exception):
@@ -44,16 +55,88 @@ def _described(layer: Any, name: str) -> dict[str, Any]:
     if given is None:
         raise _NotPlain(f"{name}: a {kind.__name__} of an earlier version")
     args, options = given
-    known = inspect.signature(kind.__init__).parameters
     out: dict[str, Any] = {
         "class": kind.__name__,
         "args": [_written(a, f"{name}({k})") for k, a in enumerate(args)],
         "options": {n: _written(v, f"{name}({n}=)") for n, v in options.items() if n != "rng"},
     }
-    precision = getattr(layer, "precision", None)
-    if precision is not None and "precision" in known:  # which may have been set since
-        out["precision"] = precision
     return out
+
+
+def functions_of(layer: Any) -> dict[str, dict[str, Any]]:
+    """Return what a model computes beside its parameters: options by the names of its layers."""
+    found = _options_of(layer, "_functional")
+    out: dict[str, dict[str, Any]] = json.loads(json.dumps(found))  # tuples become lists, as there
+    return out
+
+
+def _options_of(layer: Any, which: str) -> dict[str, dict[str, Any]]:
+    """Return some options of a model and of all layers in it that have such, by their names."""
+    out = {}
+    for name, one in (("", layer), *named_layers(layer)):
+        options = {n: getattr(one, n) for n in getattr(one, which)}
+        if options:
+            out[name] = options
+    return out
+
+
+def set_options(layer: Any, saved: Any, named: str) -> None:
+    """Give layers the options that may be set after they were made, as a file has them.
+
+    Args:
+        layer: the model.
+        saved: options by the names of layers.
+        named: the path, for errors.
+    """
+    layers = dict((("", layer), *named_layers(layer)))
+    for name, options in saved.items():
+        one = layers.get(name)
+        if not isinstance(options, dict) or one is None or not set(options) <= set(one._settable):
+            raise ValueError(
+                f"path: expected options of layers that there are, got {options!r:.80} of "
+                f"{name!r:.80} in {named!r}"
+            )
+        for option, value in options.items():
+            if getattr(one, option) != value:
+                setattr(one, option, value)
+
+
+def require_functions(layer: Any, metadata: Mapping[str, str], named: str) -> None:
+    """Raise if parameters were saved by a layer that computes something else with them.
+
+    Args:
+        layer: that is to have them.
+        metadata: of the file. One of an earlier version says nothing of this.
+        named: the path, for errors.
+    """
+    text = metadata.get(FUNCTIONS)
+    if text is None:
+        return
+    try:
+        saved = json.loads(text)
+    except (ValueError, RecursionError):
+        saved = text
+    compare_functions(layer, saved, named)
+
+
+def compare_functions(layer: Any, saved: Any, named: str) -> None:
+    """Raise unless the options of a model's layers are those that were saved, where both are."""
+    if not isinstance(saved, dict) or not all(isinstance(v, dict) for v in saved.values()):
+        raise ValueError(f"path: expected options of layers in {named!r}, got {saved!r:.80}")
+    for name, own in functions_of(layer).items():
+        for option, value in saved.get(name, {}).items():
+            if option in own and own[option] != value:
+                where = f"{name}.{option}" if name else option
+                raise ValueError(
+                    f"{where}: expected parameters of a layer with {_shown(own[option])}, got "
+                    f"those of one with {_shown(value)} in {named!r}; give the layer that option, "
+                    "or read the file by ost.safetensors.load"
+                )
+
+
+def _shown(value: Any) -> str:
+    """Return an option as it is written in Python."""
+    return repr(tuple(value) if isinstance(value, list) else value)
 
 
 def metadata_of(layer: Any) -> dict[str, str]:
@@ -62,5 +145,9 @@ def metadata_of(layer: Any) -> dict[str, str]:
         made = _described(layer, type(layer).__name__)
     except _NotPlain as e:
         made = {"class": type(layer).__name__, "missing": str(e)}
+    settings = _options_of(layer, "_settable")
     frozen = [n for n in layer.parameters() if not layer._block.entry(layer._prefix + n).trainable]
-    return {KEY: json.dumps({"version": VERSION, "frozen": frozen, **made})}
+    return {
+        KEY: json.dumps({"version": VERSION, "frozen": frozen, **made, "set": settings}),
+        FUNCTIONS: json.dumps(functions_of(layer)),
+    }

@@ -170,7 +170,7 @@ def _erfc_coefficients(count: int) -> tuple[float, ...]:
     )
 
 
-def _normal_cdf(x: Array) -> Array:
+def normal_cdf(x: Array) -> Array:
     """Return the probability that a standard normal variable is below x, to rounding."""
     kind = x.dtype.type
     z = np.absolute(x) * kind(math.sqrt(0.5))
@@ -195,7 +195,7 @@ def gelu_parts(v: Array, approximate: bool) -> tuple[Array, Array]:
         slope = (1 + t) * kind(0.5)
         slope = slope + v * kind(0.5) * (1 - t * t) * a * (1 + kind(3 * 0.044715) * v * v)
         return v * (1 + t) * kind(0.5), slope
-    cdf = _normal_cdf(v)
+    cdf = normal_cdf(v)
     density = np.exp(v * v * kind(-0.5)) * kind(1 / math.sqrt(2 * math.pi))
     return v * cdf, cdf + v * density
 

@@ -8,6 +8,7 @@ import glob
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from .._annotations import readable
 from .._check import Array
 from .._recording import of_layer, recordable
 from ._block import Block, Entry, Views
+from ._description import metadata_of, require_functions
 
 
 class Layer:
@@ -60,6 +62,11 @@ class Layer:
     _cache: Any = None  # packed weights, a snapshot
     _is_layer = True
     _layer_attributes: frozenset[str] = frozenset()  # that may hold layers, which it knows of
+    _options: frozenset[str] = frozenset()  # arguments of our constructors: set once, as attributes
+    # Those that may be set again, with what checks a value; None: the property of that name does.
+    _settable: Mapping[str, Callable[[str, Any], Any] | None] = MappingProxyType({})
+    # Those that decide what is computed with the same parameters; a file names them.
+    _functional: tuple[str, ...] = ()
     _given: tuple[tuple[Any, ...], dict[str, Any]]  # the arguments that the layer was made with
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -68,7 +75,12 @@ class Layer:
         if "__call__" in vars(cls):
             cls.__call__ = recordable(vars(cls)["__call__"], of_layer)  # type: ignore[method-assign]
         if "__init__" in vars(cls):
-            cls.__init__ = _remembering(vars(cls)["__init__"])  # type: ignore[method-assign]
+            init = vars(cls)["__init__"]
+            if cls.__module__.partition(".")[0] == __name__.partition(".")[0]:
+                code = init.__code__
+                count = code.co_argcount + code.co_kwonlyargcount
+                cls._options = cls._options | set(code.co_varnames[1:count])
+            cls.__init__ = _remembering(init)  # type: ignore[method-assign]
 
     def _prepare(self) -> None:
         """Make what has to be there before any ``__init__`` runs."""
@@ -82,7 +94,27 @@ class Layer:
                 f"{name}: expected no layer as this attribute of {type(self).__name__}, whose "
                 "parameters would not be found; derive from ost.nn.Model"
             )
+        if name in self._options:
+            value = self._checked_option(name, value)
         object.__setattr__(self, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name in self._options and name in self.__dict__:
+            raise AttributeError(f"{name}: expected to stay, since it is an option of {self!r:.80}")
+        object.__delattr__(self, name)
+
+    def _checked_option(self, name: str, value: Any) -> Any:
+        """Return the value of an option that is assigned; raise where it cannot be changed."""
+        if name not in self.__dict__:
+            return value  # the constructor's, which has checked it; or a property of the class
+        check = self._settable.get(name)
+        if check is None:
+            kind = type(self).__name__
+            raise AttributeError(
+                f"{name}: expected no change once the {kind} is made, since it is built for its "
+                f"options; make another {kind} with {name}=, and load state_dict() into it"
+            )
+        return check(name, value)
 
     def __init__(self, *, dtype: npt.DTypeLike = np.float32) -> None:
         self._dtype = _check.real_dtype(dtype)
@@ -379,7 +411,6 @@ class Layer:
             OSError: the file cannot be written.
         """
         from .. import safetensors  # here: its imports take a quarter of the time of ours
-        from ._description import metadata_of
 
         safetensors.save(path, self.state_dict(), metadata_of(self), dtype=dtype)
 
@@ -392,11 +423,14 @@ class Layer:
         Raises:
             KeyError: names that are missing or unknown; the message lists them.
             OSError: the file cannot be read.
-            ValueError: the file is damaged, or a shape differs.
+            ValueError: the file is damaged, a shape differs, or the parameters were saved by a
+                layer that computes something else with them, such as one with another activation.
         """
         from .. import safetensors
 
-        self.load_state_dict(safetensors.load(path)[0])
+        arrays, metadata = safetensors.load(path)
+        require_functions(self, metadata, os.fspath(path))
+        self.load_state_dict(arrays)
 
     # -- for derived classes
     # -------------------------------------------------------------------------------------
@@ -580,16 +614,6 @@ def layers_of(model: Layer) -> Iterator[Layer]:
     yield model
     for inner in model._children().values():
         yield from layers_of(inner)
-
-
-def named_layers(model: Layer, prefix: str = "") -> Iterator[tuple[str, Layer]]:
-    """Yield all layers within a model, in order, with the names that their parameters begin with.
-
-    The model itself is not among them.
-    """
-    for name, inner in model._children().items():
-        yield prefix + name, inner
-        yield from named_layers(inner, f"{prefix}{name}.")
 
 
 def acts_on_rows(layer: Layer, x: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -273,6 +274,8 @@ class Dropout(Layer):
     overfitting".
     """
 
+    _settable = MappingProxyType({"rate": _check.fraction})
+
     def __init__(
         self, rate: float = 0.5, *, dtype: npt.DTypeLike = np.float32, rng: Seed = None
     ) -> None:
@@ -309,9 +312,10 @@ class Dropout(Layer):
             ValueError: x has no axis.
         """
         key = _check.draw_key(self._rng if rng is None else _check.generator(rng))
+        rate = self.rate  # of this pass: it may be another one when the pullback runs
 
         def drop(flat: Array) -> Array:
-            dropped: Array = _native.backend_for(flat).dropout(flat, self.rate, key)
+            dropped: Array = _native.backend_for(flat).dropout(flat, rate, key)
             return dropped.reshape(x.shape)
 
         def backward(grads: dict[str, Array | None], dy: Array, need_dx: bool) -> Array:
@@ -337,6 +341,8 @@ class Activation(Layer):
             `ostinato.nn.gelu`.
         dtype: float32 or float64.
     """
+
+    _functional = ("name",)
 
     def __init__(self, name: str, *, dtype: npt.DTypeLike = np.float32) -> None:
         super().__init__(dtype=dtype)

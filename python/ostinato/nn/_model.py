@@ -182,6 +182,8 @@ class Model(Layer):
         if name in _INTERNAL:
             object.__setattr__(self, name, value)
             return
+        if name in self._options:
+            value = self._checked_option(name, value)
         if isinstance(value, Layer):
             self._refuse_owned(name, value)
         known = name in self._own or name in self.__dict__
@@ -279,9 +281,10 @@ class Model(Layer):
             object.__setattr__(self, name, value)
 
     def __delattr__(self, name: str) -> None:
+        if name not in self._own:
+            super().__delattr__(name)
+        self._own.pop(name, None)
         self._mark()
-        if self._own.pop(name, None) is None:
-            object.__delattr__(self, name)
 
     def __getattr__(self, name: str) -> Any:
         own = self.__dict__.get("_own", {})

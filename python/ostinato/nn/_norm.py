@@ -34,6 +34,8 @@ class LayerNorm(Layer):
     Source: Ba, Kiros, Hinton (2016), "Layer normalization".
     """
 
+    _functional = ("eps",)
+
     def __init__(self, size: int, *, eps: float = 1e-5, dtype: npt.DTypeLike = np.float32) -> None:
         super().__init__(dtype=dtype)
         self.size = _check.positive("size", size)

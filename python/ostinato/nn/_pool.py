@@ -86,6 +86,8 @@ class Pool(Layer):
 
     takes_lengths = True
 
+    _functional = ("kind",)
+
     def __init__(
         self,
         kind: str,

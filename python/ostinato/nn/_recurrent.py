@@ -35,12 +35,9 @@ class RNN(Recurrent):
         input_size: I, features of an input.
         hidden_size: H, units of a layer.
         num_layers: L, layers of the stack; each reads the outputs of the one below.
-        nonlinearity: phi. One of
-            "tanh", "sigmoid", "relu", "linear", "softsign", "softplus" and "exponential", or a
-            tuple with the parameters: ("affine", alpha, beta), ("leaky_relu", alpha),
-            ("thresholded_relu", alpha), ("scaled_tanh", alpha, beta),
-            ("hard_sigmoid", alpha, beta), ("elu", alpha), as ONNX defines them. "tanh" and
-            "relu" have kernels of their own, the others a general one.
+        nonlinearity: phi, by its name or as a tuple with its parameters, such as ("elu", 1.0);
+            `ostinato.functional` lists them. "tanh" and "relu" have kernels of their own, the
+            others a general one.
         bias: whether the layers have ``bias_ih`` and ``bias_hh``.
         batch_first: whether x and y are ``[B,T,*]`` in place of ``[T,B,*]``. States are
             ``[L*D,B,H]`` either way, with D = 2 directions if bidirectional, else 1.
@@ -61,6 +58,7 @@ class RNN(Recurrent):
     """
 
     clip: float | None = None
+    _functional = ("nonlinearity", "clip")
 
     def __init__(
         self,
@@ -144,11 +142,9 @@ class LSTM(Recurrent):
         dropout: rate in [0, 1) of the dropout between layers, which acts in `vjp` only.
         bidirectional: whether a second direction runs from the last step to the first; its outputs
             are the second half of y.
-        activation: of the candidate g, and of c' unless output_activation is given. One of
-            "tanh", "sigmoid", "relu", "linear", "softsign", "softplus" and "exponential", or a
-            tuple with the parameters: ("affine", alpha, beta), ("leaky_relu", alpha),
-            ("thresholded_relu", alpha), ("scaled_tanh", alpha, beta),
-            ("hard_sigmoid", alpha, beta), ("elu", alpha), as ONNX defines them.
+        activation: of the candidate g, and of c' unless output_activation is given, by its
+            name or as a tuple with its parameters, such as ("elu", 1.0); see `ostinato.functional`
+            for the list.
             With others than the usual functions, with a clip or coupled gates, a general kernel
             runs, in float32 or float64.
         recurrent_activation: of the gates i f o, one of the same.
@@ -184,6 +180,7 @@ class LSTM(Recurrent):
     output_activation: Function = "tanh"
     clip: float | None = None
     coupled_gates = False
+    _functional = LstmOptions._fields
 
     def __init__(
         self,
@@ -305,11 +302,8 @@ class GRU(Recurrent):
             are the second half of y.
         reset_after: whether the reset gate acts on the recurrent product (PyTorch, cuDNN) or on the
             state before it (the paper, ONNX' default).
-        activation: of the candidate n. One of
-            "tanh", "sigmoid", "relu", "linear", "softsign", "softplus" and "exponential", or a
-            tuple with the parameters: ("affine", alpha, beta), ("leaky_relu", alpha),
-            ("thresholded_relu", alpha), ("scaled_tanh", alpha, beta),
-            ("hard_sigmoid", alpha, beta), ("elu", alpha), as ONNX defines them.
+        activation: of the candidate n, by its name or as a tuple with its parameters, such as
+            ("elu", 1.0); see `ostinato.functional` for the list.
             With others than the usual functions, or with a clip, a general kernel runs, in float32
             or float64.
         recurrent_activation: of the gates r z, one of the same.
@@ -329,6 +323,7 @@ class GRU(Recurrent):
     activation: Function = "tanh"
     recurrent_activation: Function = "sigmoid"
     clip: float | None = None
+    _functional = ("reset_after", "activation", "recurrent_activation", "clip")
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -173,6 +174,8 @@ class Decoder(Model):
             wide = size + _check.positive("memory_size", memory_size)
             self.combine = Linear(wide, size, dtype=rnn.dtype, rng=self._rng)
         self.head = head
+
+    _settable = MappingProxyType({"teacher_forcing": None})
 
     @property
     def teacher_forcing(self) -> float:

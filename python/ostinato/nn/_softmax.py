@@ -31,6 +31,8 @@ class Softmax(Layer):
         dtype: float32 or float64.
     """
 
+    _functional = ("log",)
+
     def __init__(self, *, log: bool = False, dtype: npt.DTypeLike = np.float32) -> None:
         super().__init__(dtype=dtype)
         self.log = bool(log)

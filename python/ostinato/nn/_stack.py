@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -158,6 +159,8 @@ class Recurrent(ScaledInputs):
         self._precision = checked
         self._block.changes += 1
         self._cache = None
+
+    _settable = MappingProxyType({"dropout": _check.fraction, "precision": None})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         new = {

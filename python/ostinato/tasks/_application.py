@@ -99,7 +99,7 @@ LIMITS = {
     "rate": (0.0, False),
     "number": (0.0, True),
     "fraction": (0.0, True),
-    "part": (0.0, False),
+    "part": (0.0, True),
 }
 
 
@@ -110,8 +110,8 @@ def option(default: Any, help: str, *, kind: str | None = None, choices: Sequenc
         default: the default value; its type is that of the option. False makes a flag.
         help: the text of ``--help``.
         kind: "count" (whole, from 1), "index" (whole, from 0), "rate" (above 0), "number" (from 0),
-            "fraction" (in [0, 1)) or "part" (a share below 1, or how many); None for "count" where
-            the default is a whole number, for "number" where it is a float.
+            "fraction" (in [0, 1)) or "part" (a share below 1, or how many; from 0); None for
+            "count" where the default is a whole number, for "number" where it is a float.
         choices: the values of a text that are allowed.
 
     Returns:
@@ -122,6 +122,20 @@ def option(default: Any, help: str, *, kind: str | None = None, choices: Sequenc
     return dataclasses.field(
         default=default, metadata={"help": help, "kind": kind, "choices": tuple(choices)}
     )
+
+
+def held_out_option(default: float, of: str) -> Any:
+    """Return the field ``held_out`` of a dataclass of options, which means the same in all.
+
+    Args:
+        default: the default value, as `held_out_of` takes it.
+        of: what is held out, and what it serves.
+
+    Returns:
+        The field.
+    """
+    said = f"{of}: a share below 1, or how many, at most a tenth of all (default: %(default)s)"
+    return option(default, said, kind="part")
 
 
 def check_options(options: Any) -> None:
@@ -165,7 +179,7 @@ def expected_number(kind: str) -> str:
         "rate": "a finite number above 0",
         "number": "a finite number of at least 0",
         "fraction": "a number in [0, 1)",
-        "part": "a number between 0 and 1, or a whole one",
+        "part": "a share below 1, or a whole number",
     }[kind]
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from .._annotations import readable
 from .._check import Array
-from ._application import package_file
+from ._application import held_out_of, package_file
 from ._frames import Raw, import_polars, load
 from ._table import ReadOptions
 
@@ -290,14 +290,14 @@ def corpus(name: str) -> tuple[Documents, Documents]:
     return checked(_news(name, "train")), checked(_news(name, "test"))
 
 
-def hold_out(documents: Documents, share: float) -> tuple[Documents, Documents]:
+def hold_out(documents: Documents, part: float) -> tuple[Documents, Documents]:
     """Divide documents: by their groups, or else such that every class has its share of texts.
 
     Without groups, equal texts of a class are on one side.
 
     Args:
         documents: at least two different ones of each class, or two groups.
-        share: what is held out, above 0 and below 1.
+        part: what is held out: a share below 1, or how many texts or groups; see `held_out_of`.
 
     Returns:
         What is trained on, and what is held out.
@@ -312,9 +312,13 @@ def hold_out(documents: Documents, share: float) -> tuple[Documents, Documents]:
         if len(names) < 2:
             raise ValueError(f"--group: expected at least 2 groups, got {names[0]!r} alone")
         order = rng.permutation(len(names))
-        chosen = {names[k] for k in order[: _count(len(names), share)]}
+        chosen = {
+            names[k]
+            for k in order[: _count(len(names), held_out_of(part, len(names)) / len(names))]
+        }
         held = [k for k, name in enumerate(documents.groups) if name in chosen]
     else:
+        share = part if part < 1 else held_out_of(part, len(documents)) / len(documents)
         for label in sorted(set(documents.labels)):
             rows: dict[str, list[int]] = {}  # equal texts are on one side
             for k in np.flatnonzero(np.array(documents.labels) == label).tolist():

@@ -130,6 +130,19 @@ def _columns(path: Path, found: Pairs) -> None:
         raise ValueError(f"DATA: expected lines of two texts, got the empty file {path}")
 
 
+def measurable(pairs: Pairs, longest: int) -> set[str]:
+    """Return the source texts that are measured: those that are short, with a short target.
+
+    Args:
+        pairs: the pairs.
+        longest: characters of a text, at most.
+
+    Returns:
+        The texts.
+    """
+    return {s for s in pairs if len(s) <= longest and any(len(t) <= longest for t in pairs[s])}
+
+
 def split(pairs: Pairs, held_out: float, longest: int) -> tuple[list[str], list[str], list[str]]:
     """Return source texts to train with, to watch the training with, and to measure with.
 
@@ -146,7 +159,7 @@ def split(pairs: Pairs, held_out: float, longest: int) -> tuple[list[str], list[
     Raises:
         ValueError: there are fewer than 20 texts.
     """
-    short = {s for s in pairs if len(s) <= longest and any(len(t) <= longest for t in pairs[s])}
+    short = measurable(pairs, longest)
     if len(short) < LEAST:
         raise ValueError(f"DATA: expected at least {LEAST} different texts, got {len(short)}")
     names = sorted(short)

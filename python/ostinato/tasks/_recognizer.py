@@ -11,7 +11,7 @@ import numpy as np
 from .. import audio, decoding, nn
 from .._annotations import readable
 from .._check import Array
-from ._application import check_options, option
+from ._application import check_options, held_out_option, option
 from ._clips import DIGITS, Clip
 from .models import check_shapes, known_options, load_model, recurrent_shapes, save_model
 
@@ -42,7 +42,8 @@ class TranscribeOptions:
         rate: peak learning rate.
         dropout: dropout rate, in [0, 1).
         seed: seed of all that is drawn: the division, the parameters, augmentation.
-        held_out: part of the texts that is held out.
+        held_out: texts that are held out: a share below 1, or how many, at most a tenth of all;
+            0 for none.
         part: part of the other texts that is trained on.
         longest: seconds; longer clips are left out.
         digits: the language in which digits that stand alone are said, "" for none.
@@ -63,7 +64,7 @@ class TranscribeOptions:
     rate: float = option(3e-3, "peak learning rate", kind="rate")
     dropout: float = option(0.3, "dropout rate", kind="fraction")
     seed: int = option(0, "seed of all that is drawn", kind="index")
-    held_out: float = option(0.1, "part of the texts that is held out", kind="fraction")
+    held_out: float = held_out_option(0.1, "texts that are held out, 0 for none")
     part: float = option(1.0, "part of the other clips that is trained on, at most 1", kind="rate")
     longest: float = option(25.0, "seconds; longer clips are left out", kind="rate")
     digits: str = option(

@@ -19,7 +19,16 @@ from .._annotations import readable
 from .._check import Array
 from .._files import atomic_write
 from . import _picture, tables
-from ._application import Application, Figures, Run, option, package_file, within
+from ._application import (
+    Application,
+    Figures,
+    Run,
+    held_out_of,
+    held_out_option,
+    option,
+    package_file,
+    within,
+)
 from ._surprise import (
     Detector,
     DetectorOptions,
@@ -73,7 +82,8 @@ class AnomalyOptions(DetectorOptions):
         time: the time column; "" for none: the order of the rows counts.
         label: the column that is 1 in anomalous rows and 0 in others; "" for none.
         fill: how missing values are filled: "error", "linear" or "previous".
-        held_out: share of the rows of a single file, the last ones, that is not trained on.
+        held_out: the last rows of a single file, which are not trained on: a share below 1, or how
+            many, at most a tenth of all.
         places: how many places are reported.
     """
 
@@ -84,9 +94,7 @@ class AnomalyOptions(DetectorOptions):
     fill: str = option(
         "error", "how missing values are filled", choices=("error", "linear", "previous")
     )
-    held_out: float = option(
-        0.5, "share of a single FILE, the end of it, that is not trained on", kind="fraction"
-    )
+    held_out: float = held_out_option(0.5, "rows at the end of a single FILE, not trained on")
     places: int = option(5, "places that are reported")
 
 
@@ -247,7 +255,7 @@ def _parts(paths: list[str], options: AnomalyOptions) -> tuple[Labelled, Labelle
     if len(paths) == 2:
         return whole, read(paths[1], like=whole.facts, label=options.label)
     rows = len(whole.values)
-    cut = rows - math.ceil(round(options.held_out * rows, 6))
+    cut = rows - held_out_of(options.held_out, rows)
     parts = []
     for part in (slice(0, cut), slice(cut, None)):
         label = None if whole.label is None else whole.label[part]
@@ -375,7 +383,7 @@ def _loaded(run: Run) -> tuple[Detector, dict[str, Any]]:
     facts = {**facts, "held_out": _held_out(facts)}
     good = isinstance(facts.get("label"), str) and isinstance(facts.get("reading"), dict)
     good = good and facts.get("example") in ("", *EXAMPLES)
-    if not good or not within("fraction", facts["held_out"]):
+    if not good or not within("part", facts["held_out"]):
         raise ValueError(
             f"DIR: expected a model that says how its table was read, got {run.folder} without"
         )
@@ -383,7 +391,7 @@ def _loaded(run: Run) -> tuple[Detector, dict[str, Any]]:
 
 
 def _held_out(facts: dict[str, Any]) -> float:
-    """Return the share that was held out; NaN where the facts do not tell it.
+    """Return what was held out; NaN where the facts do not tell it.
 
     The first models had the share that was trained on in its place.
     """

@@ -21,7 +21,7 @@ from ..data import RaggedLoader
 from ..train import Trainer
 from ..train.metrics import F1
 from . import _picture
-from ._application import Application, Figures, Run, option, texts_given
+from ._application import Application, Figures, Run, held_out_option, option, texts_given
 from ._documents import (
     CORPORA,
     Documents,
@@ -58,7 +58,8 @@ class ClassifyOptions:
         label: the column of the labels.
         group: the column of what is held out together.
         test: a file with the rows that are held out.
-        held_out: the share that is held out where there is no such file.
+        held_out: what is held out where there is no such file: a share below 1, or how many texts
+            (of `group`: how many groups), at most a tenth of all.
         model: "flat", or "hierarchical": words in sentences in texts.
         cell: "lstm" or "gru".
         hidden: units H of each direction.
@@ -80,7 +81,7 @@ class ClassifyOptions:
     label: str = option("label", "column of the labels (default: %(default)s)")
     group: str = option("", "column of what is held out together, such as the author")
     test: str = option("", "file with the rows that are held out, in place of a share of DATA")
-    held_out: float = option(0.2, "share that is held out (default: %(default)s)", kind="fraction")
+    held_out: float = held_out_option(0.2, "texts that are held out, or with --group groups")
     model: str = option(
         "flat",
         "flat: the words of a text; hierarchical: words in sentences (default: %(default)s)",
@@ -476,7 +477,7 @@ def read_held_out(
                 )
         return (*corpus(name), name)
     if not options.held_out and not options.test:
-        raise ValueError("--held-out: expected a number above 0 and below 1, got 0")
+        raise ValueError("--held-out: expected texts to measure with, or --test FILE, got 0")
     documents = read_tables(data, options.text, options.label, options.group)
     if len(set(documents.labels)) < 2:
         raise ValueError(

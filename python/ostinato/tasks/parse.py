@@ -19,7 +19,16 @@ from .._files import atomic_write, open_regular
 from .._ragged import Ragged
 from ..train import History, Trainer
 from . import _picture, listops, models
-from ._application import Application, Figures, Run, check_options, held_out_of, option, texts_given
+from ._application import (
+    Application,
+    Figures,
+    Run,
+    check_options,
+    held_out_of,
+    held_out_option,
+    option,
+    texts_given,
+)
 from ._progress import EpochReport
 from ._visible import visible
 from .listops import Expression
@@ -55,7 +64,8 @@ class ParseOptions:
         seed: seed of the initial parameters and of the order of expressions.
         examples: expressions of ListOps to train on.
         held_out: what is held out to be measured, and again as much to choose the best epoch by:
-            a share below 1, or how many expressions, of files at most a tenth.
+            a share below 1, or how many expressions, at most a tenth of those that are not
+            generated.
         max_depth: operators of ListOps within one another, at most.
         max_args: arguments of an operator of ListOps, at most.
         max_length: tokens of an expression of ListOps, at most.
@@ -78,10 +88,8 @@ class ParseOptions:
     rate: float = option(1e-2, "peak learning rate", kind="rate")
     seed: int = option(0, "seed of parameters and order", kind="index")
     examples: int = option(120000, "expressions of ListOps to train on")
-    held_out: float = option(
-        2000.0,
-        "what is held out, twice: a share, or how many expressions, of DATA at most a tenth",
-        kind="part",
+    held_out: float = held_out_option(
+        2000.0, "expressions to measure with, and again as many to choose the epoch by"
     )
     max_depth: int = option(20, "ListOps: operators within one another, at most")
     max_args: int = option(5, "ListOps: arguments of an operator, at most")
@@ -513,6 +521,8 @@ def _of_listops(options: ParseOptions, *, test_only: bool = False) -> list[Examp
     """
     held = options.held_out
     held = round(held * options.examples) if held < 1 else int(held)
+    if not held:
+        raise ValueError(f"--held-out: expected expressions to measure with, got {held:g}")
     made = listops.generate(
         held if test_only else options.examples + 2 * held,
         seed=options.data_seed,

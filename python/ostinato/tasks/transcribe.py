@@ -19,7 +19,7 @@ from .._check import Array
 from .._files import atomic_write
 from ..train import Callback, Trainer
 from . import _picture
-from ._application import Application, Figures, Run
+from ._application import Application, Figures, Run, held_out_of
 from ._clips import QUIETEST, Clip, Left, read_clips, sound_of
 from ._progress import EpochReport
 from ._recognizer import (
@@ -60,7 +60,7 @@ def divide(clips: Sequence[Clip], options: TranscribeOptions) -> tuple[list[Clip
         ValueError: there are too few texts for two parts.
     """
     texts = sorted({c.text for c in clips})
-    count = round(options.held_out * len(texts))
+    count = held_out_of(options.held_out, len(texts))
     if options.held_out:
         count = max(count, 1)
     if len(texts) - count < 1:

@@ -19,7 +19,15 @@ from ..data import PairLoader
 from ..decoding import Ensemble, Hypothesis, beam_search
 from ..metrics import chrf, edit_distance
 from . import _pairs, _picture, _units
-from ._application import Application, Figures, Run, check_options, option, texts_given
+from ._application import (
+    Application,
+    Figures,
+    Run,
+    check_options,
+    held_out_option,
+    option,
+    texts_given,
+)
 from ._pairs import Pairs
 from ._progress import EpochReport
 from ._units import Units
@@ -139,11 +147,7 @@ class TranslateOptions:
         0, "characters of a text that is trained on, at most; 0: as --longest", kind="index"
     )
     limit: int = option(0, "training texts, at most; 0: all", kind="index")
-    held_out: float = option(
-        2000.0,
-        "texts to measure with: a share, or how many, at most a tenth of all",
-        kind="part",
-    )
+    held_out: float = held_out_option(2000.0, "texts to measure with")
     seed: int = option(0, "seed of initial values, order and dropout", kind="index")
 
 
@@ -727,8 +731,17 @@ def _evaluate(data: Sequence[str], run: Run) -> Figures:
     pairs = _pairs.read(data, max(options.longest, options.train_longest), run.report)
     names = trained.held_out
     if not set(names) <= set(pairs):
-        names = sorted(pairs)
-        run.report("data     other than that of the training: all texts are measured")
+        names = sorted(_pairs.measurable(pairs, options.longest))
+        if not names:
+            raise ValueError(
+                f"DATA: expected a text of at most {options.longest} characters (--longest of the "
+                "training), with such a translation, got longer ones only"
+            )
+        longer = len(pairs) - len(names)
+        run.report(
+            f"data     other than that of the training: all {len(names):,} texts are measured"
+            + f" but {longer:,} of more than {options.longest} characters" * bool(longer)
+        )
     figures = measure(trained, pairs, names, run)
     if run.plot is not None:
         _draw(run, trained, names[0])

@@ -14,6 +14,7 @@ import numpy as np
 
 from .._check import Array
 from ..nn import Layer, Model, Recurrent, Sequential
+from ..nn._description import functions_of
 from . import _checkpoint
 from ._callbacks import Callback
 from ._checkpoint import Place, Saved
@@ -409,7 +410,7 @@ class Fit:
                 history=self.history,
                 data=self.source.fingerprint(),
                 validation=self.watched(),
-                settings=self.facts(),
+                settings={**self.facts(), "functions": functions_of(t.model)},
                 identity=s.identity,
             ),
         )

@@ -13,6 +13,7 @@ import numpy as np
 from .. import _device
 from .._check import Array
 from ..nn import Layer, Recurrent, Sequential
+from ..nn._description import compare_functions
 from ._checkpoint import Saved
 from ._inputs import Source
 
@@ -48,6 +49,7 @@ def check_model(trainer: Trainer, source: Source, saved: Saved) -> None:
         for b in (a, saved.model[name] if saved.best is None else saved.best[name]):
             if not np.isfinite(b).all():
                 raise ValueError(f"{name}: expected finite numbers, got others")
+    compare_functions(t.model, saved.settings.get("functions", {}), "the checkpoint")
     t.optimizer.check_state(saved.optimizer)
     for name, buffer in saved.optimizer["buffers"].items():
         if buffer.shape != t.model.flat.shape or buffer.dtype != t.model.dtype:

@@ -136,7 +136,7 @@ class Stepper:
             if isinstance(batch.x, Inputs):
                 y, state = self.model(*batch.x.args, **batch.x.named, state=state)
                 return y, state
-            options = self._times(batch.times) if self.model.takes_lengths else {}
+            options = self._stepped(batch)
             if self.picks_step:
                 options["outputs"] = self.outputs
             y, state = self.model(batch.x, state, **options)
@@ -156,11 +156,9 @@ class Stepper:
             model: Any = self.model
             (y, state), pullback = model.vjp(*batch.x.args, **named)
             return y, state, pullback
-        options = (
-            {**self._times(batch.times), **self.trainer._options}
-            if self.model.takes_lengths
-            else {}
-        )
+        options = self._stepped(batch)
+        if self.model.takes_lengths:
+            options.update(self.trainer._options)
         if self.picks_step:
             options["outputs"] = self.outputs
         (y, state), pullback = self.model.vjp(batch.x, state, **options, **given)
@@ -175,6 +173,12 @@ class Stepper:
             return batch.x.args, batch.x.named
         return (batch.x,), self._pooled(batch)
 
+    def _stepped(self, batch: Batch) -> dict[str, Any]:
+        """Return what a model with a state needs to know of the steps."""
+        if isinstance(self.model, Model):
+            self._refuse_unread(batch)
+        return self._times(batch.times) if self.model.takes_lengths else {}
+
     def _pooled(self, batch: Batch) -> dict[str, Any]:
         """Return what a layer without a state, such as a Pool, needs to know of the steps."""
         if isinstance(self.model, Model):
@@ -187,12 +191,13 @@ class Stepper:
 
     def _refuse_unread(self, batch: Batch) -> None:
         """Raise if a model has layers that take lengths or masks, and its call takes none."""
-        for name in ("lengths", "mask"):
-            given = batch.times.get(name) is not None
+        for name, value in self._times(batch.times).items():
+            # Resets that reset nothing need not be known of.
+            given = value is not None and (name != "resets" or bool(np.any(_device.host(value))))
             if given and reads_steps(self.model) and not takes(type(self.model), name):
                 raise ValueError(
                     f"{name}: expected None for a {type(self.model).__name__}, whose __call__ "
-                    f"takes no {name}, got {type(batch.times[name]).__name__}; give it such an "
+                    f"takes no {name}, got {type(value).__name__}; give it such an "
                     "argument, and pass it on to its layers"
                 )
 

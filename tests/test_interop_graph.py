@@ -1,0 +1,672 @@
+"""ONNX graphs that are no chain, held against ONNX Runtime: values, gradients, files, streams."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ostinato as ost
+from conftest import assert_close
+from ostinato import nn
+from ostinato.interop import Graph
+
+onnx: Any = pytest.importorskip(
+    "onnx", reason="onnx is not installed: pip install 'ostinato[onnx]'"
+)
+runtime: Any = pytest.importorskip(
+    "onnxruntime", reason="onnxruntime is not installed: pip install 'ostinato[bench]'"
+)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    try:
+        import torch
+    except ImportError:
+        torch = None  # type: ignore[assignment]
+
+H = onnx.helper
+needs_torch = pytest.mark.skipif(
+    torch is None, reason="torch is not installed: pip install 'ostinato[bench]'"
+)
+needs_onnxscript = pytest.mark.skipif(
+    not importlib.util.find_spec("onnxscript"), reason="onnxscript is not installed"
+)
+
+
+def run(model: Any, feed: dict[str, Any]) -> list[Any]:
+    """Run a model by ONNX Runtime."""
+    words = model if isinstance(model, bytes) else model.SerializeToString()
+    session = runtime.InferenceSession(words, providers=["CPUExecutionProvider"])
+    return list(session.run(None, feed))
+
+
+def drawn(*shape: int, seed: int = 0) -> Any:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def close(got: Any, want: Any) -> None:
+    """Compare within 1e-5 of the largest number."""
+    assert np.shape(got) == np.shape(want)
+    assert np.abs(got - want).max(initial=0) <= 1e-5 * max(np.abs(want).max(initial=0), 1)
+
+
+# -- models of PyTorch -----------------------------------------------------------------------------
+
+
+def modules() -> dict[str, tuple[Any, Any, tuple[Any, ...]]]:
+    """By name: layers, what they compute, and inputs ``[B,T,...]``."""
+    n, cat = torch.nn, torch.cat
+    x = drawn(2, 6, 4)
+    ids = np.random.default_rng(0).integers(0, 10, (2, 6))
+    return {
+        "residual": (
+            {"a": n.LSTM(4, 4, batch_first=True), "b": n.GRU(4, 4, batch_first=True)},
+            lambda m, x: (lambda y: y + m.b(y)[0])(x + m.a(x)[0]),
+            (x,),
+        ),
+        "two branches": (
+            {"a": n.LSTM(4, 3, batch_first=True, bidirectional=True), "b": n.Linear(4, 5)},
+            lambda m, x: cat([m.a(x)[0], torch.relu(m.b(x))], -1),
+            (x,),
+        ),
+        "words and characters": (
+            {
+                "w": n.Embedding(10, 4),
+                "c": n.Embedding(7, 3),
+                "r": n.GRU(7, 5, batch_first=True),
+                "f": n.Linear(5, 2),
+            },
+            lambda m, w, c: m.f(m.r(cat([m.w(w), m.c(c).mean(2)], -1))[0]),
+            (ids, np.random.default_rng(1).integers(0, 7, (2, 6, 3))),
+        ),
+        "pools over time": (
+            {"r": n.GRU(4, 5, batch_first=True, bidirectional=True), "f": n.Linear(30, 2)},
+            lambda m, x: (lambda y: m.f(cat([y.mean(1), y.amax(1), y[:, -1]], -1)))(m.r(x)[0]),
+            (x,),
+        ),
+        "states of both directions": (
+            {"r": n.LSTM(4, 5, batch_first=True, bidirectional=True), "f": n.Linear(20, 2)},
+            lambda m, x: (lambda h, c: m.f(cat([h[0], h[1], c[0], c[1]], -1)))(*m.r(x)[1]),
+            (x,),
+        ),
+        "norms": (
+            {
+                "i": n.LayerNorm(4),
+                "r": n.LSTM(4, 6, batch_first=True),
+                "o": n.LayerNorm(6, eps=1e-3),
+                "b": n.BatchNorm1d(6),
+            },
+            lambda m, x: m.b(m.o(m.r(m.i(x))[0]).transpose(1, 2)),
+            (x,),
+        ),
+        "convolutions": (
+            {
+                "a": n.Conv1d(4, 6, 3, padding=1),
+                "b": n.Conv1d(6, 6, 3, dilation=2, groups=3),
+                "r": n.GRU(6, 5, batch_first=True),
+            },
+            lambda m, x: m.r(
+                torch.nn.functional.leaky_relu(m.b(m.a(x.transpose(1, 2))), 0.1).transpose(1, 2)
+            )[0],
+            (x,),
+        ),
+        "a mask": (
+            {"r": n.GRU(4, 5, batch_first=True), "d": n.Dropout(0.5)},
+            lambda m, x, on: (
+                lambda y: torch.where(on.unsqueeze(-1), y, torch.full_like(y, -1e9)).amax(1)
+            )(m.d(m.r(x)[0])),
+            (x, np.array([[True] * 6, [True] * 4 + [False] * 2])),
+        ),
+        "gates of its own": (
+            {"r": n.GRU(4, 6, batch_first=True), "f": n.Linear(3, 3)},
+            lambda m, x: (lambda a, b: torch.clamp(m.f(a) * torch.sigmoid(b), -0.5, 0.5))(
+                *m.r(x)[0].chunk(2, -1)
+            ),
+            (x,),
+        ),
+        "several outputs": (
+            {"r": n.LSTM(4, 4, batch_first=True), "f": n.Linear(4, 3)},
+            lambda m, x, h, c: (lambda y, s: (torch.nn.functional.gelu(m.f(y + x)), s[0], s[1]))(
+                *m.r(x, (h, c))
+            ),
+            (x, drawn(1, 2, 4, seed=1), drawn(1, 2, 4, seed=2)),
+        ),
+        "softmax over time": (
+            {"r": n.GRU(4, 5, batch_first=True), "f": n.Linear(5, 1)},
+            lambda m, x: (lambda y: (torch.softmax(m.f(y), 1) * y).sum(1))(m.r(x)[0]),
+            (x,),
+        ),
+    }
+
+
+NAMES = (
+    *("residual", "two branches", "words and characters", "pools over time", "norms"),
+    *("states of both directions", "convolutions", "a mask", "gates of its own"),
+    *("several outputs", "softmax over time"),
+)
+STREAMED = ("gates of its own", "residual", "norms")
+
+
+def net_of(name: str) -> tuple[Any, tuple[Any, ...]]:
+    torch.manual_seed(0)
+    layers, call, inputs = modules()[name]
+
+    class Net(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            for key, layer in layers.items():
+                self.add_module(key, layer)
+
+        def forward(self, *inputs: Any) -> Any:
+            return call(self, *inputs)
+
+    net = Net()
+    if "b" in layers and isinstance(layers["b"], torch.nn.BatchNorm1d):
+        net(torch.from_numpy(drawn(8, 6, 4, seed=5)))  # which moves its running numbers
+    return net.eval(), inputs
+
+
+def exported(net: Any, inputs: tuple[Any, ...], exporter: str) -> bytes:
+    """A module as PyTorch writes it, with a free batch and free steps."""
+    names = [f"x{k}" for k in range(len(inputs))]
+    tensors = tuple(map(torch.from_numpy, inputs))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if exporter == "dynamo":
+            free = [torch.export.Dim.AUTO] * 2
+            shapes = tuple(
+                {1: free[0]} if np.ndim(a) == 3 and a.shape[0] == 1 else {0: free[0], 1: free[1]}
+                for a in inputs
+            )
+            program = torch.onnx.export(
+                net,
+                tensors,
+                dynamo=True,
+                verbose=False,
+                input_names=names,
+                dynamic_shapes=(shapes,),
+                optimize=True,
+            )
+            words: bytes = program.model_proto.SerializeToString()
+            return words
+        out = io.BytesIO()
+        axes = {
+            n: {1: "b"} if np.ndim(a) == 3 and a.shape[0] == 1 else {0: "b", 1: "t"}
+            for n, a in zip(names, inputs)
+        }
+        torch.onnx.export(
+            net,
+            tensors,
+            out,
+            dynamo=False,
+            input_names=names,
+            dynamic_axes=axes,
+            opset_version=17,
+        )
+    return out.getvalue()
+
+
+@needs_torch
+@pytest.mark.parametrize(
+    ("name", "exporter"),
+    [(name, "legacy") for name in NAMES]
+    + [
+        pytest.param(name, "dynamo", marks=needs_onnxscript)
+        for name in ("residual", "words and characters", "pools over time", "norms")
+    ],
+)
+def test_models_of_pytorch(name: str, exporter: str, tmp_path: Path) -> None:
+    net, inputs = net_of(name)
+    words = exported(net, inputs, exporter)
+    imported = ost.from_onnx(words)
+    model = imported.model()
+    assert isinstance(model, Graph)
+    fed = {i.name: a for i, a in zip(onnx.load_from_string(words).graph.input, inputs)}
+    want = run(words, fed)
+    got = model(*inputs)
+    got = got if isinstance(got, tuple) else (got,)
+    for a, b in zip(got, want):
+        close(a, b)
+    with torch.no_grad():
+        there = net(*map(torch.from_numpy, inputs))
+    for a, b in zip(got, there if isinstance(there, tuple) else (there,)):
+        close(a, b.numpy())
+    # It is saved and read without a word of where it comes from.
+    model.save(tmp_path / "graph")
+    again = ost.load(tmp_path / "graph")(*inputs)
+    assert all(
+        np.array_equal(a, b) for a, b in zip(again if isinstance(again, tuple) else (again,), got)
+    )
+    assert all(e.became for e in imported.entries)
+
+
+@needs_torch
+@pytest.mark.parametrize("name", NAMES)
+def test_models_of_pytorch_are_written_back(name: str) -> None:
+    net, inputs = net_of(name)
+    words = exported(net, inputs, "legacy")
+    written = ost.to_onnx(ost.from_onnx(words).model())
+    fed = {i.name: a for i, a in zip(written.graph.input, inputs)}
+    for a, b in zip(run(written, fed), run(words, fed)):
+        close(a, b)
+
+
+@needs_torch
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_are_those_of_pytorch(name: str) -> None:
+    net, inputs = net_of(name)
+    model = ost.from_onnx(exported(net, inputs, "legacy")).model()
+    y, pullback = model.vjp(*inputs)
+    several = isinstance(y, tuple)
+    dy = tuple(drawn(*a.shape, seed=9) for a in (y if several else (y,)))
+    dx = pullback(dy if several else dy[0])
+    dx = dx if isinstance(dx, tuple) else (dx,)
+    tensors = [torch.from_numpy(a) for a in inputs]
+    for t in tensors:
+        t.requires_grad_(t.dtype == torch.float32)
+    out = net(*tensors)
+    total = sum((a * torch.from_numpy(b)).sum() for a, b in zip(out if several else (out,), dy))
+    total.backward()
+    for d, t in zip(dx, tensors):
+        if t.grad is not None:
+            assert_close(d, t.grad.numpy(), scale=20)
+    # All parameters together: those of each side are named and divided in ways of their own.
+    ours = float(np.sqrt(sum(np.square(g, dtype=np.float64).sum() for g in model.grads.values())))
+    theirs = float(torch.sqrt(sum(p.grad.double().square().sum() for p in net.parameters())))
+    if name != "norms":  # whose BatchNormalization is one scale and one shift here
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    before = model.flat.copy()
+    ost.optim.Adam(1e-2).step(model)
+    assert not np.array_equal(model.flat, before)
+
+
+@needs_torch
+@pytest.mark.parametrize("name", NAMES)
+def test_streams_where_nodes_see_one_step(name: str) -> None:
+    net, inputs = net_of(name)
+    model = ost.from_onnx(exported(net, inputs, "legacy")).model()
+    if name not in STREAMED:
+        with pytest.raises(TypeError, match=r"^stream: expected"):
+            model.stream(2)
+        return
+    x = drawn(3, 7, 4, seed=3)
+    want, stream = model(x), model.stream(3)
+    want = want.swapaxes(1, 2) if name == "norms" else want  # [B,C,T]
+    for t in range(7):
+        assert_close(stream.step(x[:, t].copy()), want[:, t], scale=4)
+    stream.reset([1])
+    y = stream.step(x[1:2, 0].copy(), slots=[1])
+    assert_close(y[0], want[1, 0], scale=2)
+    assert model.batch_first
+    assert not model.reduces_time
+
+
+# -- graphs of nodes -------------------------------------------------------------------------------
+
+
+def N(*args: Any, **given: Any) -> Any:
+    return H.make_node(*args, **given)
+
+
+def graph(nodes: list[Any], inputs: dict[str, Any], outputs: list[str], **more: Any) -> Any:
+    """A model of nodes; inputs by the name with a dtype and a shape, further ones are constants."""
+    arrays = [onnx.numpy_helper.from_array(np.asarray(a), n) for n, a in more.items()]
+    kinds = {"f": onnx.TensorProto.FLOAT, "i": onnx.TensorProto.INT64, "b": onnx.TensorProto.BOOL}
+    given = [
+        H.make_tensor_value_info(n, kinds[kind], list(shape)) for n, (kind, shape) in inputs.items()
+    ]
+    results = [H.make_empty_tensor_value_info(n) for n in outputs]
+    model = H.make_model(
+        H.make_graph(nodes, "g", given, results, arrays),
+        opset_imports=[H.make_opsetid("", more.pop("opset", 17))],
+    )
+    model.ir_version = 8
+    return model
+
+
+W = {"w": drawn(1, 9, 3, seed=1), "r": drawn(1, 9, 3, seed=2)}
+GRU = N("GRU", ["x", "w", "r"], ["Y", "Yh"], "gru", hidden_size=3, linear_before_reset=1)
+FLAT = N("Squeeze", ["Y", "one"], ["y"])
+ONE = {**W, "one": np.array([1])}
+X = {"x": ("f", ("t", "b", 3))}
+
+
+def unary(kind: str, **given: Any) -> Any:
+    return lambda: graph(
+        [GRU, FLAT, N("Add", ["x", "y"], ["s"]), N(kind, ["s"], ["o"], **given)], X, ["o"], **ONE
+    )
+
+
+def binary(kind: str) -> Any:
+    return lambda: graph([GRU, FLAT, N(kind, ["x", "y"], ["o"])], X, ["o"], **ONE)
+
+
+def compared(kind: str) -> Any:
+    nodes = [GRU, FLAT, N(kind, ["x", "y"], ["on"]), N("Where", ["on", "x", "y"], ["o"])]
+    return lambda: graph(nodes, X, ["o"], **ONE)
+
+
+def reduced(kind: str, **given: Any) -> Any:
+    return lambda: graph([GRU, FLAT, N(kind, ["y"], ["o"], **given)], X, ["o"], **ONE)
+
+
+HAND: dict[str, Any] = {
+    **{
+        k: unary(k)
+        for k in (
+            *("Exp", "Neg", "Abs", "Sin", "Cos", "Sign", "Floor", "Ceil", "Tanh", "Sigmoid"),
+            *("Relu", "LeakyRelu", "Elu", "HardSigmoid", "HardSwish", "Softplus", "Softsign"),
+            *("Erf", "Reciprocal", "Softmax", "LogSoftmax", "Size", "Flatten"),
+        )
+    },
+    "LeakyRelu 0.3": unary("LeakyRelu", alpha=0.3),
+    "Softmax over time": unary("Softmax", axis=0),
+    **{k: binary(k) for k in ("Add", "Sub", "Mul", "Div", "Max", "Min", "Mean", "Sum", "PRelu")},
+    **{
+        k: compared(k)
+        for k in ("Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual")
+    },
+    **{
+        f"{k} {axes} {keep}": reduced(k, axes=axes, keepdims=keep)
+        for k in ("ReduceMean", "ReduceMax", "ReduceMin", "ReduceL2")
+        for axes, keep in (([0], 0), ([0], 1), ([-1], 0), ([0, 2], 0))
+    },
+    "ReduceMax of all": reduced("ReduceMax"),
+    "ReduceSum": lambda: graph(
+        [GRU, FLAT, N("ReduceSum", ["y", "axes"], ["o"], keepdims=0)],
+        X, ["o"], **ONE, axes=np.array([0]),
+    ),
+    "ArgMax": reduced("ArgMax", axis=-1, keepdims=0),
+    "Split": lambda: graph(
+        [GRU, FLAT, N("Split", ["y", "two"], ["a", "b"], axis=-1),
+         N("Concat", ["b", "a", "x"], ["o"], axis=-1)],
+        X, ["o"], **ONE, two=np.array([1, 2]),
+    ),
+    "Slice backwards": lambda: graph(
+        [GRU, FLAT, N("Slice", ["y", "s", "e", "a", "by"], ["z"]), N("Add", ["z", "x"], ["o"])],
+        X, ["o"], **ONE, s=np.array([-1]), e=np.array([-(2**62)]), a=np.array([0]),
+        by=np.array([-1]),
+    ),
+    "Slice of steps": lambda: graph(
+        [GRU, FLAT, N("Slice", ["y", "s", "e", "a"], ["o"])],
+        X, ["o"], **ONE, s=np.array([1, 0]), e=np.array([2**62, 2]), a=np.array([0, 2]),
+    ),
+    "Gather": lambda: graph(
+        [GRU, FLAT, N("Gather", ["y", "k"], ["o"], axis=0)], X, ["o"], **ONE,
+        k=np.array([[0, -1], [1, 1]]),
+    ),
+    "final state and steps": lambda: graph(
+        [GRU, FLAT, N("Mul", ["y", "Yh"], ["o"])], X, ["o", "Yh"], **ONE
+    ),
+    "shapes": lambda: graph(
+        [GRU, FLAT, N("Shape", ["y"], ["n"]), N("Gather", ["n", "k"], ["tb"]),
+         N("Concat", ["tb", "tail"], ["to"], axis=0), N("Reshape", ["y", "to"], ["z"]),
+         N("Unsqueeze", ["x", "tail"], ["u"]), N("Expand", ["z", "n"], ["v"]),
+         N("Transpose", ["v"], ["o"], perm=[1, 2, 0])],
+        X, ["o", "u"], **ONE, k=np.array([0, 1]), tail=np.array([3]),
+    ),
+    "a state that is made": lambda: graph(
+        [N("Shape", ["x"], ["n"]), N("Gather", ["n", "k"], ["b"]),
+         N("Concat", ["front", "b", "tail"], ["to"], axis=0),
+         N("ConstantOfShape", ["to"], ["h"], value=onnx.numpy_helper.from_array(
+             np.array([0.5], np.float32))),
+         N("GRU", ["x", "w", "r", "", "", "h"], ["Y", "Yh"], "gru", hidden_size=3,
+           linear_before_reset=1),
+         FLAT, N("Sub", ["y", "x"], ["o"])],
+        X, ["o"], **ONE, k=np.array([1]), front=np.array([1]), tail=np.array([3]),
+    ),
+    "layout 1": lambda: graph(
+        [N("LSTM", ["x", "w", "r"], ["Y", "Yh", "Yc"], "lstm", hidden_size=3, layout=0,
+           direction="bidirectional"),
+         N("Transpose", ["Y"], ["z"], perm=[0, 2, 1, 3]), N("Reshape", ["z", "to"], ["f"]),
+         N("MatMul", ["f", "m"], ["p"]), N("Add", ["p", "x"], ["o"])],
+        X, ["o", "Yc"], w=drawn(2, 12, 3), r=drawn(2, 12, 3), to=np.array([0, 0, -1]),
+        m=drawn(6, 3, seed=4),
+    ),
+    "reverse": lambda: graph(
+        [N("GRU", ["x", "w", "r"], ["Y", "Yh"], "gru", hidden_size=3, linear_before_reset=1,
+           direction="reverse"), FLAT, N("Add", ["x", "y"], ["o"])],
+        X, ["o", "Yh"], **ONE,
+    ),
+    "a product of two branches": lambda: graph(
+        [GRU, FLAT, N("Transpose", ["y"], ["a"], perm=[1, 0, 2]),
+         N("Transpose", ["x"], ["b"], perm=[1, 2, 0]), N("MatMul", ["a", "b"], ["o"])],
+        X, ["o"], **ONE,
+    ),
+    "a Gemm of rows": lambda: graph(
+        [GRU, N("Squeeze", ["Yh", "zero"], ["h"]),
+         N("Gemm", ["h", "m", "v"], ["g"], alpha=0.5, beta=2.0, transB=1),
+         N("Add", ["g", "h"], ["o"])],
+        X, ["o"], **W, zero=np.array([0]), m=drawn(3, 3, seed=3), v=drawn(3, seed=6),
+    ),
+    "Pad": lambda: graph(
+        [GRU, FLAT, N("Pad", ["y", "p", "half"], ["o"])], X, ["o"], **ONE,
+        p=np.array([1, 0, 0, 0, 0, 2]), half=np.float32(0.5),
+    ),
+    "Pad by reflection": lambda: graph(
+        [GRU, FLAT, N("Pad", ["y", "p"], ["o"], mode="reflect")], X, ["o"], **ONE,
+        p=np.array([2, 0, 0, 1, 0, 0]),
+    ),
+    "Clip": lambda: graph(
+        [GRU, FLAT, N("Add", ["x", "y"], ["s"]), N("Clip", ["s", "", "top"], ["o"])],
+        X, ["o"], **ONE, top=np.float32(0.2),
+    ),
+    "CumSum": lambda: graph(
+        [GRU, FLAT, N("CumSum", ["y", "axis"], ["o"])], X, ["o"], **ONE, axis=np.array(0)
+    ),
+    "Tile": lambda: graph(
+        [GRU, FLAT, N("Tile", ["y", "n"], ["o"])], X, ["o"], **ONE, n=np.array([1, 2, 1])
+    ),
+    "GatherElements": lambda: graph(
+        [GRU, FLAT, N("GatherElements", ["y", "k"], ["o"], axis=0)], X, ["o"], **ONE,
+        k=np.array([[[0, 1, 2], [3, 0, 1]]]),
+    ),
+    "ReverseSequence": lambda: graph(
+        [GRU, FLAT, N("ReverseSequence", ["y", "n"], ["o"], time_axis=0, batch_axis=1)],
+        {**X, "n": ("i", ("b",))}, ["o"], **ONE,
+    ),
+    "lengths": lambda: graph(
+        [N("Cast", ["n"], ["m"], to=6),
+         N("GRU", ["x", "w", "r", "", "m"], ["Y", "Yh"], "gru", hidden_size=3,
+           linear_before_reset=1), FLAT, N("Add", ["x", "y"], ["o"])],
+        {**X, "n": ("i", ("b",))}, ["o", "Yh"], **ONE,
+    ),
+    "a branch that is chosen": lambda: graph(
+        [GRU, FLAT, N("If", ["on"], ["o"], "if",
+         then_branch=H.make_graph([N("Add", ["x", "y"], ["t"])], "t", [],
+                                  [H.make_empty_tensor_value_info("t")]),
+         else_branch=H.make_graph([N("Sub", ["x", "y"], ["e"])], "e", [],
+                                  [H.make_empty_tensor_value_info("e")]))],
+        X, ["o"], **ONE, on=np.array(True),
+    ),
+    "a picture": lambda: graph(
+        [N("Conv", ["x", "k", "b"], ["c"], pads=[1, 0, 0, 1], strides=[2, 1]),
+         N("BatchNormalization", ["c", "s", "b", "b", "v"], ["n"]), N("Relu", ["n"], ["o"]),
+         N("GlobalAveragePool", ["o"], ["g"])],
+        {"x": ("f", ("b", 2, 5, 6))}, ["o", "g"], k=drawn(3, 2, 3, 2), b=drawn(3),
+        s=drawn(3, seed=2), v=np.abs(drawn(3, seed=3)) + 0.5,
+    ),
+}  # fmt: skip
+
+
+def fed(model: Any, seed: int = 0) -> dict[str, Any]:
+    """Inputs of 4 steps and 2 rows."""
+    sizes, rng, out = {"t": 4, "b": 2}, np.random.default_rng(seed), {}
+    for i in model.graph.input:
+        dims = i.type.tensor_type.shape.dim
+        shape = [d.dim_value or sizes[d.dim_param] for d in dims]
+        whole = i.type.tensor_type.elem_type == onnx.TensorProto.INT64
+        out[i.name] = (
+            rng.integers(1, 5, shape) if whole else rng.normal(size=shape).astype(np.float32)
+        )
+    return out
+
+
+@pytest.mark.parametrize("name", HAND)
+def test_nodes_agree_with_onnx_runtime(name: str, tmp_path: Path) -> None:
+    model = HAND[name]()
+    feed = fed(model)
+    want = run(model, feed)
+    imported = ost.from_onnx(model)
+    made = imported.model()
+    assert isinstance(made, Graph)
+    got = made(*feed.values())
+    for a, b in zip(got if len(want) > 1 else (got,), want):
+        assert np.asarray(a).dtype == b.dtype
+        close(a, b)
+    made.save(tmp_path / "graph")
+    again = ost.load(tmp_path / "graph")(*feed.values())
+    for a, b in zip(again if len(want) > 1 else (again,), want):
+        close(a, b)
+
+
+STEPPED = ("ArgMax", "Size", "Sign", "Floor", "Ceil", "Reciprocal", "a picture")
+
+
+@pytest.mark.parametrize("name", HAND)
+def test_graphs_are_written_back(name: str) -> None:
+    model = HAND[name]()
+    feed = fed(model)
+    want = run(model, feed)
+    written = ost.to_onnx(ost.from_onnx(model).model())
+    for a, b in zip(run(written, feed), want):
+        close(a, b)
+    again = ost.from_onnx(written).model()(*feed.values())
+    for a, b in zip(again if len(want) > 1 else (again,), want):
+        close(a, b)
+
+
+SMOOTH = [n for n in HAND if n not in STEPPED]
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_gradients_are_those_of_differences(name: str) -> None:
+    model = HAND[name]()
+    feed = fed(model, seed=4)
+    made = ost.from_onnx(model).model()
+    y, pullback = made.vjp(*feed.values())
+    several = isinstance(y, tuple)
+    dy = tuple(drawn(*np.shape(a), seed=7) for a in (y if several else (y,)))
+    dx = pullback(dy if several else dy[0])
+    dx = dx[0] if isinstance(dx, tuple) else dx
+    x, rest = next(iter(feed.values())), list(feed.values())[1:]
+
+    def loss(a: Any) -> float:
+        out = made(a, *rest)
+        return float(
+            sum((b * d).sum(dtype=np.float64) for b, d in zip(out if several else (out,), dy))
+        )
+
+    towards = drawn(*x.shape, seed=8)
+    step = np.float32(1e-3)
+    want = (loss(x + step * towards) - loss(x - step * towards)) / (2 * float(step))
+    assert float((dx * towards).sum()) == pytest.approx(want, rel=2e-2, abs=2e-2)
+
+
+def test_all_that_is_not_known_is_named_at_once() -> None:
+    model = graph(
+        [GRU, FLAT, N("NonZero", ["y"], ["a"], "first"), N("Sinh", ["y"], ["o"], "second")],
+        X, ["o"], **ONE,
+    )  # fmt: skip
+    imported = ost.from_onnx(model)
+    assert "Not read: NonZero (first); Sinh (second)." in imported.describe()
+    assert list(imported) == ["gru"]
+    with pytest.raises(ValueError, match=r"got NonZero \(first\); Sinh \(second\)"):
+        imported.model()
+
+
+def test_what_was_mapped_is_described() -> None:
+    model = HAND["a Gemm of rows"]()
+    text = ost.from_onnx(model).describe()
+    assert "Gemm" in text
+    assert "Linear" in text
+    assert "a function" in text
+
+
+def test_wrong_inputs_name_the_node() -> None:
+    made = ost.from_onnx(HAND["Add"]()).model()
+    with pytest.raises(TypeError, match=r"inputs: expected 1 \(x\), got 2"):
+        made(drawn(4, 2, 3), drawn(4, 2, 3))
+    with pytest.raises(ValueError, match="gru: Recurrent: x: expected"):
+        made(drawn(4, 2, 5))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("final state and steps", "got .*Mul.*, which reads 'Yh' of a whole sequence"),
+        ("reverse", r"got gru \(Recurrent\)"),
+        ("ReduceMax [0] 0", "ReduceMax"),
+        ("Softmax over time", "Softmax"),
+        ("Slice backwards", "Slice"),
+        ("lengths", "a graph with one input, got 2"),
+        ("a product of two branches", "time to stay an axis of its own"),
+        ("CumSum", "CumSum"),
+    ],
+)
+def test_streams_that_would_see_other_steps(name: str, message: str) -> None:
+    made = ost.from_onnx(HAND[name]()).model()
+    with pytest.raises(TypeError, match=f"^stream: expected .*{message}"):
+        made.stream(2)
+
+
+@pytest.mark.parametrize("name", ["Add", "LeakyRelu", "a state that is made", "Split", "Clip"])
+def test_streams(name: str) -> None:
+    made = ost.from_onnx(HAND[name]()).model()
+    x, stream = drawn(5, 2, 3, seed=1), made.stream(2)
+    want = made(x)
+    for t in range(5):
+        assert_close(stream.step(x[t].copy()), want[t], scale=2)
+    stream.reset()
+    assert_close(stream.step(x[0].copy()), want[0], scale=2)
+    state = stream.state
+    again = made.stream(2)
+    again.state = state
+    assert np.array_equal(again.step(x[1].copy()), stream.step(x[1].copy()))
+
+
+def test_indices_stream_through_their_embedding() -> None:
+    nodes = [
+        N("Gather", ["table", "i"], ["x"]), GRU, FLAT, N("Add", ["x", "y"], ["o"]),
+    ]  # fmt: skip
+    model = graph(nodes, {"i": ("i", ("t", "b"))}, ["o"], table=drawn(6, 3), **ONE)
+    made = ost.from_onnx(model).model(verify=True)
+    ids = np.random.default_rng(0).integers(0, 6, (5, 2))
+    want, stream = made(ids), made.stream(2)
+    for t in range(5):
+        assert_close(stream.step(ids[t]), want[t], scale=2)
+
+
+def test_a_trainer_trains_a_graph() -> None:
+    made = ost.from_onnx(HAND["Add"]()).model()
+    x = drawn(6, 8, 3)
+    target = np.tanh(x)
+    trainer = ost.Trainer(made, ost.losses.MSE(), ost.optim.Adam(1e-2))
+    before = trainer.evaluate([(x, target)])["loss"]
+    trainer.fit([(x, target)], epochs=60, progress=False)
+    assert trainer.evaluate([(x, target)])["loss"] < 0.7 * before
+
+
+def test_layers_are_those_of_the_model() -> None:
+    imported = ost.from_onnx(HAND["Add"]())
+    made = imported.model()
+    assert made.layers["gru"] is imported["gru"]
+    assert isinstance(imported["gru"], nn.GRU)
+
+
+def test_graphs_that_are_none() -> None:
+    inputs = [{"name": "x", "dtype": "float32", "shape": [None, None, 3]}]
+    add = {"op": "Add", "inputs": ["x", "z"], "outputs": ["y"]}
+    with pytest.raises(ValueError, match="nodes: expected Add to read what is there, got 'z'"):
+        Graph([add], inputs=inputs, outputs=["y"])
+    with pytest.raises(TypeError, match="nodes: expected operators that there are, got 'Tan'"):
+        Graph([{**add, "op": "Tan"}], inputs=inputs, outputs=["y"])
+    with pytest.raises(TypeError, match="layers: expected a layer 'r', got none"):
+        Graph([{**add, "op": "Recurrent", "layer": "r"}], inputs=inputs, outputs=["y"])
+    with pytest.raises(ValueError, match="outputs: expected values of the graph, got"):
+        Graph([{**add, "inputs": ["x", "x"]}], inputs=inputs, outputs=["q"])
