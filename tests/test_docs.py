@@ -25,7 +25,15 @@ MODULES = sorted(
 
 
 def need_framework(name: str) -> None:
-    """Skip what is of PyTorch or JAX where it is not installed."""
+    """Skip what is of PyTorch, JAX or Keras where it is not installed."""
+    ours = ("keras.md", "ostinato.interop.keras", "ostinato.interop._keras_")
+    files = ("_keras_file", "_keras_write", "_keras_kernels", "_keras_on_numpy")  # without Keras
+    if name.startswith(ours) and not name.endswith(files):
+        for bridge in ("jax", "tensorflow", "torch"):
+            if name.endswith(f"_on_{bridge}"):
+                pytest.importorskip(bridge, reason=f"{bridge} is not installed")
+                return
+        pytest.importorskip("keras", reason="Keras 3 is not installed: pip install keras")
     own = ("torch.md", "ostinato.interop.torch", "ostinato.interop._torch_")
     if name.startswith(own) and not name.endswith("_torch_file"):  # which reads files without it
         pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")

@@ -62,6 +62,7 @@ MODULES = (
     ".tasks.transfer",
     *([".interop.jax"] if importlib.util.find_spec("jax") else []),
     *([".interop.torch"] if importlib.util.find_spec("torch") else []),
+    *([".interop.keras"] if importlib.util.find_spec("keras") else []),
 )
 
 
