@@ -5,6 +5,8 @@ Every kernel set of the machine, one table of tolerances.
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -22,6 +24,12 @@ if (
     and signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 ):
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Keras asks for TensorFlow where nothing is said, and cannot be imported without it.
+if importlib.util.find_spec("tensorflow") is None:
+    os.environ.setdefault(
+        "KERAS_BACKEND", "torch" if importlib.util.find_spec("torch") else "numpy"
+    )
 
 # Relative to the largest value of an array, per element. float32 sums of up to ~100 terms over ~20
 # steps stay below 2e-6.

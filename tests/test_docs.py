@@ -25,11 +25,19 @@ MODULES = sorted(
 
 
 def need_framework(name: str) -> None:
-    """Skip what is of PyTorch, JAX, aeon or sktime where it is not installed."""
+    """Skip what is of PyTorch, JAX, Keras, aeon or sktime where it is not installed."""
     for library, needed in (("aeon", "numba"), ("sktime", "skbase")):
         if name == f"ostinato.interop.{library}":  # which may be there without what it needs
             pytest.importorskip(needed, reason=f"{needed}, which {library} needs, is missing")
             pytest.importorskip(library, reason=f"{library} is not installed")
+    ours = ("keras.md", "ostinato.interop.keras", "ostinato.interop._keras_")
+    files = ("_keras_file", "_keras_write", "_keras_kernels", "_keras_on_numpy")  # without Keras
+    if name.startswith(ours) and not name.endswith(files):
+        for bridge in ("jax", "tensorflow", "torch"):
+            if name.endswith(f"_on_{bridge}"):
+                pytest.importorskip(bridge, reason=f"{bridge} is not installed")
+                return
+        pytest.importorskip("keras", reason="Keras 3 is not installed: pip install keras")
     own = ("torch.md", "ostinato.interop.torch", "ostinato.interop._torch_")
     if name.startswith(own) and not name.endswith("_torch_file"):  # which reads files without it
         pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")

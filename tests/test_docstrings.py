@@ -65,6 +65,7 @@ MODULES = (
     # These two are there without what they need where they were installed by themselves.
     *([".interop.aeon"] if all(map(importlib.util.find_spec, ("aeon", "numba"))) else []),
     *([".interop.sktime"] if all(map(importlib.util.find_spec, ("sktime", "skbase"))) else []),
+    *([".interop.keras"] if importlib.util.find_spec("keras") else []),
 )
 
 
