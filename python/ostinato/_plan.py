@@ -20,6 +20,9 @@ STREAM_OUTPUTS: int = CONSTANTS["stream_outputs"]  # columns of such a block
 TILE: tuple[int, int] = CONSTANTS["tile"]  # rows and columns of the product of a launch a step
 # (t, b) of a call. For fewer, one more launch costs what the better product gains (an estimate).
 LIBRARY_ROWS = 512
+# Multiply-adds of W x; for more, float32 is split into words of 2 bytes for the products of the
+# library. Below, the launches that split them take what is gained (an estimate).
+SPLIT_WORK = 1 << 30
 STREAM_ROWS = 64  # rows of the batch; for more, tiles read less (an estimate)
 # Waves of blocks that each take all steps; beyond, single steps fill the device better (an
 # estimate).
@@ -40,6 +43,7 @@ FMA = 128.0  # multiply-adds a cycle of a multiprocessor
 # Multiply-adds a cycle of our own products, by words of 2, 4 and 8 bytes.
 TILES, TILES_EXACT, TILES_DOUBLE = FMA * 4, FMA / 3, FMA / 6
 LIBRARY = FMA * 0.8  # of the array library's float32 products
+LIBRARY_WORDS = FMA * 6  # of those of words of 2 bytes
 LAUNCH = 2.4e-6  # seconds of one more kernel in a recorded graph
 # Seconds of a launch that partitions the weights: it clears the exchange buffer and loads the
 # weights into registers.
@@ -60,6 +64,8 @@ class GpuFigures:
         clusters: how many clusters of blocks, which write to each other's shared memory, run at the
             same time.
         library: whether its array library has found a product (cuBLAS).
+        why_no_words: why that library has no product of words of 2 bytes whose sums are float32
+            (`_words.why_not`); "": it has.
     """
 
     name: str
@@ -70,6 +76,7 @@ class GpuFigures:
     clock_hz: float = 1.5e9
     clusters: int = 0
     library: bool = True
+    why_no_words: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,7 @@ class GpuPlan:
         launches: of the recurrence.
         library: whether the products of all steps at once (W x; dx, dW, dR) are the array
             library's, which opens cuBLAS, or our own.
+        library_split: whether the library multiplies float32 as two words of 2 bytes each.
         reason: why this kernel was chosen.
         register_capacity: hidden units that a "loop" kernel is compiled for; 0 for other kernels.
         rows: rows of the batch of a block of a "stream" kernel; 0 for other kernels.
@@ -109,6 +117,7 @@ class GpuPlan:
     launches: int
     library: bool
     reason: str
+    library_split: bool = False
     register_capacity: int = 0
     rows: int = 0
     units: int = 0
@@ -281,8 +290,19 @@ def plan(
         lacks: what kernels that hold the recurrent weights lack for the cell; "": nothing.
     """
     library = _has_library(device, steps * batch, word)
+    library_split = (
+        split
+        and word == 4
+        and library
+        and not lacks
+        and not device.why_no_words
+        and steps * batch * (inputs or hidden) * hidden * sum(products) >= SPLIT_WORK
+    )
     tiles = by_step or (backward and lacks != "")
     by_itself = _stepwise(device, products, hidden, steps, batch, word, backward, tiles)
+
+    def of_library(planned: GpuPlan) -> GpuPlan:
+        return replace(planned, library=library, library_split=library_split)
 
     def step(reason: str) -> GpuPlan:
         if by_itself.kernel == "step" and word < 8 and batch > STREAM_ROWS:
@@ -290,14 +310,14 @@ def plan(
                 f"; B = {batch} is more than the {STREAM_ROWS} rows for which blocks stream the "
                 "weights"
             )
-        return replace(by_itself, library=library, reason=reason)
+        return of_library(replace(by_itself, reason=reason))
 
     if why := _why_by_step(word, by_step, lacks):
         return step(why)
     capacity, blocks = register_capacity_for(products, hidden, word), -(-batch // ROWS)
     if capacity and -(-blocks // device.multiprocessors) <= MOST_WAVES:
         one = _by_one_multiprocessor(device, products, hidden, steps, blocks, word, capacity)
-        return replace(one, library=library)
+        return of_library(one)
     why = _why_not_one(device, products, hidden, blocks, word, capacity)
     if word == 4 and not split:
         return step(
@@ -307,9 +327,8 @@ def plan(
     partitions = [s for s in every if max_groups(device, s)]
     if not partitions:
         return step(f"{why}; {_why_not_shared(device, every)}")
-    wanted = _Pass(
-        products, hidden, steps, batch, word, inputs or hidden, library, pipeline_columns
-    )
+    rate = _products_rate(word, library, library_split)
+    wanted = _Pass(products, hidden, steps, batch, word, inputs or hidden, rate, pipeline_columns)
     best = _cheapest(device, wanted, partitions, backward, co_launched)
     shared = _of(device, best, wanted)
     times = shared.seconds / best[1] / max(by_itself.seconds, 1e-12)
@@ -318,7 +337,7 @@ def plan(
             f"{why}; to partition them would take longer, by the model {times:.2g} times as long"
         )
     planned = _in_chunks(device, best, wanted) if backward else shared
-    return replace(planned, library=library)
+    return of_library(planned)
 
 
 def _why_by_step(word: int, by_step: bool, lacks: str) -> str:
@@ -374,7 +393,17 @@ def plan_by_step(
 
 def _has_library(device: GpuFigures, rows: int, word: int) -> bool:
     """Return whether the array library computes the products of all steps."""
-    return device.library and word >= 4 and rows >= LIBRARY_ROWS
+    there = device.library and not (word == 2 and device.why_no_words)
+    return there and rows >= LIBRARY_ROWS
+
+
+def _products_rate(word: int, library: bool, split: bool) -> float:
+    """Return the multiply-adds a cycle and multiprocessor of the products of all steps."""
+    if split:
+        return LIBRARY_WORDS / 3
+    if library:
+        return LIBRARY_WORDS if word == 2 else LIBRARY
+    return TILES if word == 2 else TILES_EXACT
 
 
 def _by_one_multiprocessor(
@@ -422,7 +451,10 @@ def _why_not_one(
 
 
 class _Pass(NamedTuple):
-    """What a persistent kernel is planned for; see `plan`."""
+    """What a persistent kernel is planned for; see `plan`.
+
+    ``rate``: multiply-adds a cycle and multiprocessor of the products of all steps.
+    """
 
     products: list[int]
     hidden: int
@@ -430,7 +462,7 @@ class _Pass(NamedTuple):
     batch: int
     word: int
     inputs: int
-    library: bool
+    rate: float
     pipeline_columns: int
 
 
@@ -471,8 +503,7 @@ def _in_chunks(device: GpuFigures, kind: Kind, wanted: _Pass) -> GpuPlan:
     each = (kind[1] * (width + wanted.hidden), dx * width)
     work = sum(wanted.products) * wanted.hidden * sum(each) * wanted.steps * wanted.batch
     late = each[1] / sum(each) if dx > 1 else 0.0
-    per_cycle = {2: TILES, 4: LIBRARY if wanted.library else TILES_EXACT}[wanted.word]
-    rate = device.multiprocessors * device.clock_hz * per_cycle
+    rate = device.multiprocessors * device.clock_hz * wanted.rate
     parts = _core.gradient_parts(wanted.steps, wanted.batch)
     counts = [n for n in CHUNKS if n == 1 or n <= parts <= wanted.steps]
     cuts = [_of(device, kind, wanted, n) for n in counts]

@@ -79,10 +79,14 @@ def _weight_bytes(layer: Recurrent, backend: Any, plans: dict[str, Any]) -> int:
         if p.units
     ]
     packed: int = sum(w.bytes for w in backend.parts)
-    return packed + sum(partitions)
+    split: int = sum(
+        w.split_bytes for of in plans.values() if any(p.library_split for _, _, p in of)
+        for w in backend.parts
+    )
+    return packed + split + sum(partitions)
 
 
-def _plan(which: str, name: str, _: Any, p: Any) -> list[str]:
+def _plan(which: str, name: str, w: Any, p: Any) -> list[str]:
     """Return the lines of a plan."""
     launches = "1 launch for all steps" if p.launches == 1 else f"{p.launches} launches"
     return [
@@ -90,6 +94,16 @@ def _plan(which: str, name: str, _: Any, p: Any) -> list[str]:
         f"                 {p.reason}",
         f"                 about {time_of(p.seconds)} by the planner's model, which no run has "
         "confirmed",
-        "                 products of all steps at once: "
-        f"{'the library of the arrays' if p.library else 'our own kernel'}",
+        f"                 products of all steps at once: {_products(w, p)}",
     ]
+
+
+def _products(w: Any, p: Any) -> str:
+    """Return who multiplies all steps at once, and what."""
+    why = w.device.figures.why_no_words
+    if p.library:
+        words = ", in words of 2 bytes" if w.word_bytes == 2 else ""
+        split = ", each float32 as two words of 2 bytes" if p.library_split else ""
+        return f"the library of the arrays{words}{split}"
+    missing = f"; the library of the arrays has none for words of 2 bytes: {why}"
+    return f"our own kernel{missing if why and w.word_bytes == 2 else ''}"
