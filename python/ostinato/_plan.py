@@ -29,24 +29,32 @@ STREAM_ROWS = 64  # rows of the batch; for more, tiles read less (an estimate)
 MOST_WAVES = 8
 
 CHUNKS = (1, 2, 4, 8)  # chunks of a backward pass
+LIBRARY_CHUNKS = 4  # at most, where the library multiplies: eight were slower on an H200
 # Chunks must bring the time below this fraction, or the waits at their borders are not worth it
 # (an estimate).
 WORTH = 0.95
-# The model of a step, in cycles: estimates from published figures, until benchmarks/gpu.py has
-# measured them.
-EXCHANGE = 900.0  # a word from one multiprocessor to the others through the L2 cache
-CLUSTER = 350.0  # sums to the peers of a cluster, and its barrier
-CELL = 500.0  # sums of all warps, the cell, two barriers of a block
+# The model of a step, in cycles. Its constants are fitted to what one H200 has shown
+# (`CONFIRMED_BY`; benchmarks/results has the table), but for those that are called estimates.
+CONFIRMED_BY = "NVIDIA H200"
+EXCHANGE = 3000.0  # a word from one multiprocessor to the others, and the checks around it
+CELL = 1850.0  # sums of all warps, the cell, two barriers of a block
+CLUSTER = 1850.0  # sums to the peers of a cluster, and its barrier
+RECEIVE = 520.0  # what a warp does for each tile of 16 inputs: addresses, looks, tests
 L2_BYTES = 34.6  # bytes a cycle of a multiprocessor
 MMA = 6.5  # cycles of one m16n8k16 in a quarter of a multiprocessor
 FMA = 128.0  # multiply-adds a cycle of a multiprocessor
-# Multiply-adds a cycle of our own products, by words of 2, 4 and 8 bytes.
-TILES, TILES_EXACT, TILES_DOUBLE = FMA * 4, FMA / 3, FMA / 6
-LIBRARY = FMA * 0.8  # of the array library's float32 products
-LIBRARY_WORDS = FMA * 6  # of those of words of 2 bytes
-LAUNCH = 2.4e-6  # seconds of one more kernel in a recorded graph
+# Of a "loop" kernel: a step, and each cell of a thread; backward takes so many times as long.
+LOOP, LOOP_CELL, LOOP_BACKWARD = 1300.0, 1390.0, 1.9
+# Of a launch a step: each input of its product, which blocks take one after the other, by words of
+# 2, 4 and 8 bytes (4: measured backward; the others are estimates).
+DEPTH = {2: 16.0, 4: 65.0, 8: 130.0}
+# Multiply-adds a cycle of our own products, by words of 2, 4 and 8 bytes (4 and 8: estimates).
+TILES, TILES_EXACT, TILES_DOUBLE = 29.0, FMA / 3, FMA / 6
+LIBRARY = 88.0  # of the array library's float32 products
+LIBRARY_WORDS = 730.0  # of those of words of 2 bytes
+LAUNCH = 2.4e-6  # seconds of one more kernel in a recorded graph (an estimate)
 # Seconds of a launch that partitions the weights: it clears the exchange buffer and loads the
-# weights into registers.
+# weights into registers (an estimate).
 START = 8e-6
 
 
@@ -109,7 +117,7 @@ class GpuPlan:
         chunks: chunks of the steps of a backward pass. While the steps of one run, the products of
             the one before (dx, dW, dR) run on the multiprocessors that are free.
         seconds: time of the recurrence, of both problems if two are co-launched, by the model of
-            this module: an estimate, which no run of our kernels has confirmed yet.
+            this module: an estimate, see `CONFIRMED_BY`.
     """
 
     kernel: str
@@ -231,7 +239,7 @@ class Partition:
         taken = sum(self.depth) * WARPS * self.tile_bytes
         reading = taken * row_tiles / (GROUP_ROWS / 8) / L2_BYTES
         each = EXCHANGE + CELL + (CLUSTER if self.peers > 1 else 0.0)
-        return len(self.depth) * each + reading + matrix
+        return len(self.depth) * each + sum(self.depth) * RECEIVE + reading + matrix
 
 
 def partitions_for(
@@ -316,7 +324,9 @@ def plan(
         return step(why)
     capacity, blocks = register_capacity_for(products, hidden, word), -(-batch // ROWS)
     if capacity and -(-blocks // device.multiprocessors) <= MOST_WAVES:
-        one = _by_one_multiprocessor(device, products, hidden, steps, blocks, word, capacity)
+        one = _by_one_multiprocessor(
+            device, products, hidden, steps, blocks, word, capacity, backward
+        )
         return of_library(one)
     why = _why_not_one(device, products, hidden, blocks, word, capacity)
     if word == 4 and not split:
@@ -328,7 +338,10 @@ def plan(
     if not partitions:
         return step(f"{why}; {_why_not_shared(device, every)}")
     rate = _products_rate(word, library, library_split)
-    wanted = _Pass(products, hidden, steps, batch, word, inputs or hidden, rate, pipeline_columns)
+    width = inputs or hidden
+    wanted = _Pass(
+        products, hidden, steps, batch, word, width, library, rate, pipeline_columns
+    )
     best = _cheapest(device, wanted, partitions, backward, co_launched)
     shared = _of(device, best, wanted)
     times = shared.seconds / best[1] / max(by_itself.seconds, 1e-12)
@@ -414,10 +427,13 @@ def _by_one_multiprocessor(
     blocks: int,
     word: int,
     capacity: int,
+    backward: bool,
 ) -> GpuPlan:
     """Return the plan of a kernel that keeps the recurrent weights in registers."""
     work = products[0] * capacity * capacity * ROWS / FMA
-    cycles = CELL + (work if word == 4 else work / 16)
+    cycles = LOOP + LOOP_CELL * capacity * ROWS / (32 * WARPS)
+    cycles += work if word == 4 else work / 16
+    cycles *= LOOP_BACKWARD if backward else 1
     waves = -(-blocks // device.multiprocessors)
     return GpuPlan(
         "loop",
@@ -462,6 +478,7 @@ class _Pass(NamedTuple):
     batch: int
     word: int
     inputs: int
+    library: bool
     rate: float
     pipeline_columns: int
 
@@ -505,7 +522,8 @@ def _in_chunks(device: GpuFigures, kind: Kind, wanted: _Pass) -> GpuPlan:
     late = each[1] / sum(each) if dx > 1 else 0.0
     rate = device.multiprocessors * device.clock_hz * wanted.rate
     parts = _core.gradient_parts(wanted.steps, wanted.batch)
-    counts = [n for n in CHUNKS if n == 1 or n <= parts <= wanted.steps]
+    most = LIBRARY_CHUNKS if wanted.library else CHUNKS[-1]
+    counts = [n for n in CHUNKS if n == 1 or (n <= parts <= wanted.steps and n <= most)]
     cuts = [_of(device, kind, wanted, n) for n in counts]
     seconds = [_with_products(device, p, work / rate, late) for p in cuts]
     least = min(range(len(cuts)), key=seconds.__getitem__)
@@ -531,6 +549,8 @@ def _stepwise(
     rate, weights = device.multiprocessors * device.clock_hz, hidden * hidden * sum(products)
     tiles = {2: TILES, 4: TILES_EXACT, 8: TILES_DOUBLE}[word]  # they have no pipeline
     work = steps * batch * weights / tiles / rate
+    depth = hidden * (sum(products) if backward else len(products))
+    work = max(work, steps * depth * DEPTH[word] / device.clock_hz)
     rows = 0 if step_launches else rows_for(products, batch, word, backward, by_step)
     if rows:
         units = STREAM_OUTPUTS if backward else STREAM_OUTPUTS // max(products)

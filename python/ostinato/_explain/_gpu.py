@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .._cells import drivers_of
+from .._plan import CONFIRMED_BY
 from ..nn._stack import Recurrent
 from ._shared import (
     Explanation,
@@ -92,10 +93,17 @@ def _plan(which: str, name: str, w: Any, p: Any) -> list[str]:
     return [
         f"  {which:<14} {name}: kernel {p.kernel}, {launches} of {p.blocks} blocks",
         f"                 {p.reason}",
-        f"                 about {time_of(p.seconds)} by the planner's model, which no run has "
-        "confirmed",
+        f"                 about {time_of(p.seconds)} by the planner's model, "
+        f"{_confirmed(w.device.figures.name)}",
         f"                 products of all steps at once: {_products(w, p)}",
     ]
+
+
+def _confirmed(name: str) -> str:
+    """Return which device has confirmed the planner's model."""
+    if CONFIRMED_BY in name:
+        return "which was fitted to this kind of device"
+    return f"which was fitted to an {CONFIRMED_BY}, and no run on this device has confirmed"
 
 
 def _products(w: Any, p: Any) -> str:
