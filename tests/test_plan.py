@@ -260,7 +260,7 @@ def name_of(row: dict[str, Any]) -> str:
 
 
 def test_the_model_is_of_the_device_of_the_table() -> None:
-    assert _plan.CONFIRMED_BY == TABLE["device"]
+    assert TABLE["device"] == _plan.CONFIRMED_BY
     assert len(TABLE["recurrence"]) >= 17
     assert len(TABLE["calls"]) >= 16
 

@@ -586,9 +586,7 @@ class _Working:
         return [self(f"{name}{q}") for q in range(len(self.w.matrices))]
 
 
-def _recompute(
-    kept: SavedPass, held: dict[Any, Any], library: bool, words: int
-) -> LayerFields:
+def _recompute(kept: SavedPass, held: dict[Any, Any], library: bool, words: int) -> LayerFields:
     """Return a pass that saved the states only with what the cell saves, recomputed."""
     w = kept.weights
     shapes = forward_shapes(w.cell, w.hidden, kept.shape, train=True, saving=True)
@@ -792,7 +790,9 @@ class _Products:
         self, w: Weights, gradient: GradientFields, work: _Working, words: int, rows: slice
     ) -> None:
         self.w, self.gradient, self.work, self.words, self.rows = w, gradient, work, words, rows
-        self._held: tuple[int, int, int] | None = None  # of which gradients and rows there are words
+        self._held: tuple[int, int, int] | None = (
+            None  # of which gradients and rows there are words
+        )
 
     def _gradients(self, q: int, rows: slice) -> Any:
         """Return the gradients of what matrix q made, ``[rows,H*columns]``, as words if any."""

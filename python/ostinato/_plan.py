@@ -339,9 +339,7 @@ def plan(
         return step(f"{why}; {_why_not_shared(device, every)}")
     rate = _products_rate(word, library, library_split)
     width = inputs or hidden
-    wanted = _Pass(
-        products, hidden, steps, batch, word, width, library, rate, pipeline_columns
-    )
+    wanted = _Pass(products, hidden, steps, batch, word, width, library, rate, pipeline_columns)
     best = _cheapest(device, wanted, partitions, backward, co_launched)
     shared = _of(device, best, wanted)
     times = shared.seconds / best[1] / max(by_itself.seconds, 1e-12)

@@ -111,9 +111,7 @@ def multiply(library: Any, a: Operand, b: Operand, out: Any, transposed: bool = 
         _gemm(library, a.kind, a.parts[i], b.parts[j], out, transposed, add=k > 0)
 
 
-def _gemm(
-    library: Any, kind: str, a: Any, b: Any, out: Any, transposed: bool, add: bool
-) -> None:
+def _gemm(library: Any, kind: str, a: Any, b: Any, out: Any, transposed: bool, add: bool) -> None:
     """Launch one product of words.
 
     cuBLAS has matrices by columns, so what lies by rows here is transposed to it: it is asked for
@@ -174,7 +172,9 @@ def why_not(library: Any) -> str:
             ("bfloat16", False, True),
             ("bfloat16", True, False),
         ):
-            given = [library.asarray(np.ascontiguousarray(x)) for x in (a.T if transposed else a, b)]
+            given = [
+                library.asarray(np.ascontiguousarray(x)) for x in (a.T if transposed else a, b)
+            ]
             words = [
                 operand(
                     library, x, kind, library.empty(floats_of(x.size, split), np.float32), split

@@ -31,7 +31,11 @@ SHAPES = [
     ("gru", "bfloat16", 64, 1024),
     ("gru_reset_before", "split", 16, 512),
 ]
-TINY = [("lstm", "float16", 3, 150), ("gru", "split", 128, 16), ("gru_reset_before", "split", 3, 40)]
+TINY = [
+    ("lstm", "float16", 3, 150),
+    ("gru", "split", 128, 16),
+    ("gru_reset_before", "split", 3, 40),
+]
 ROUNDS = 5
 
 

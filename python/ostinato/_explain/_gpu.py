@@ -81,7 +81,9 @@ def _weight_bytes(layer: Recurrent, backend: Any, plans: dict[str, Any]) -> int:
     ]
     packed: int = sum(w.bytes for w in backend.parts)
     split: int = sum(
-        w.split_bytes for of in plans.values() if any(p.library_split for _, _, p in of)
+        w.split_bytes
+        for of in plans.values()
+        if any(p.library_split for _, _, p in of)
         for w in backend.parts
     )
     return packed + split + sum(partitions)
