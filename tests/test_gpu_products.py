@@ -1,7 +1,7 @@
 """Products of words of 2 bytes by the array library of a device: `ostinato._words`.
 
-cuBLAS is emulated (`fake_cupy`) with its matrices by columns and its leading dimensions. Where there
-is a GPU, the same goes through CuPy's.
+cuBLAS is emulated (`fake_cupy`) with its matrices by columns and its leading dimensions. Where
+there is a GPU, the same goes through CuPy's.
 """
 
 from __future__ import annotations
