@@ -297,15 +297,9 @@ def plan(
         pipeline_columns: the columns of a pre-activation if those two are layers; 0 for directions.
         lacks: what kernels that hold the recurrent weights lack for the cell; "": nothing.
     """
-    library = _has_library(device, steps * batch, word)
-    library_split = (
-        split
-        and word == 4
-        and library
-        and not lacks
-        and not device.why_no_words
-        and steps * batch * (inputs or hidden) * hidden * sum(products) >= SPLIT_WORK
-    )
+    library, width = _has_library(device, steps * batch, word), inputs or hidden
+    may_split = split and word == 4 and library and not lacks and not device.why_no_words
+    library_split = may_split and steps * batch * width * hidden * sum(products) >= SPLIT_WORK
     tiles = by_step or (backward and lacks != "")
     by_itself = _stepwise(device, products, hidden, steps, batch, word, backward, tiles)
 
@@ -338,7 +332,6 @@ def plan(
     if not partitions:
         return step(f"{why}; {_why_not_shared(device, every)}")
     rate = _products_rate(word, library, library_split)
-    width = inputs or hidden
     wanted = _Pass(products, hidden, steps, batch, word, width, library, rate, pipeline_columns)
     best = _cheapest(device, wanted, partitions, backward, co_launched)
     shared = _of(device, best, wanted)
@@ -347,8 +340,7 @@ def plan(
         return step(
             f"{why}; to partition them would take longer, by the model {times:.2g} times as long"
         )
-    planned = _in_chunks(device, best, wanted) if backward else shared
-    return of_library(planned)
+    return of_library(_in_chunks(device, best, wanted) if backward else shared)
 
 
 def _why_by_step(word: int, by_step: bool, lacks: str) -> str:
