@@ -2,7 +2,7 @@
 
 That is: facts and ceilings, the cost of exchanging words between multiprocessors, correctness,
 accuracy, the plans with the times of the planner's model, comparisons with PyTorch, FlashRNN and
-JAX where they are installed, compute-sanitizer.
+JAX where they are installed, tokens a second of `train text`, compute-sanitizer.
 
     python benchmarks/gpu.py              # on a machine with a GPU, CuPy and ostinato._cuda
     python benchmarks/gpu.py --emulated   # a dry run on the CPU; its times mean nothing
@@ -33,6 +33,7 @@ import numpy as np
 import ostinato as ost
 from ostinato import _device, _plan, reference, safetensors
 from ostinato.__main__ import info
+from ostinato.tasks import text as tasks_text
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "ladder" / "cuda"))
@@ -451,6 +452,90 @@ def beside_jax(device: _device.Device, clock: Clock, emulated: bool) -> dict[str
         return {"left out": f"JAX is not installed: {error}"}
 
 
+def text(device: _device.Device, emulated: bool) -> dict[str, Any]:
+    """Measure tokens a second of training as `train text` does, and of the same in PyTorch.
+
+    Both take the same windows of one stream, carry the state on, clip the norm and step by AdamW;
+    float32, the wall clock, the median of three turns.
+    """
+    classes, steps, hidden = (16, 2, 8) if emulated else (96, 60, 512)
+    batch, window = tasks_text.BATCH, 8 if emulated else tasks_text.WINDOW
+    ids = np.random.default_rng(0).integers(0, classes, batch * window * steps + 1)
+    loader = ost.data.StreamLoader(ids, batch, window)
+    options = tasks_text.TextOptions(steps=steps, hidden=hidden, seed=0)
+    chars = tasks_text.CharModel.fresh("".join(map(chr, range(48, 48 + classes))), options)
+    state = chars.model.state_dict()
+    chars.model._move(device)
+    trainer = tasks_text.trainer_of(chars)
+
+    def ours() -> None:
+        trainer.fit(loader, steps=trainer.optimizer.steps + steps, progress=False)
+        device.wait()
+
+    calls, why = {"ours": ours}, ""
+    try:
+        import torch
+
+        if device.name == "emulated" or not torch.cuda.is_available():
+            why = "torch has no GPU"
+        else:
+            calls["torch"] = torch_text(state, list(loader), classes, hidden)
+    except ImportError:
+        why = "torch is not installed"
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(4):  # of which the first warms up
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+    medians = {n: statistics.median(s[1:]) for n, s in seconds.items()}
+    found: dict[str, Any] = {
+        f"{n} tokens a second": steps * batch * window / s for n, s in medians.items()
+    }
+    if "torch" in medians:
+        found["torch over ours"] = medians["torch"] / medians["ours"]
+    return {**found, "hidden": hidden, "left out": why}
+
+
+def torch_text(
+    state: dict[str, Any], batches: list[tuple[Any, Any]], classes: int, hidden: int
+) -> Callable[[], None]:
+    """The same training in PyTorch, without a read of the host but at the end."""
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    width = tasks_text.EMBEDDING
+    table = torch.nn.Embedding(classes, width).cuda()
+    lstm = torch.nn.LSTM(width, hidden).cuda()
+    out = torch.nn.Linear(hidden, classes).cuda()
+    modules = torch.nn.ModuleList([table, lstm, out])
+    names = [n for m in modules for n, _ in m.named_parameters()]
+    given = [torch.from_numpy(a) for a in state.values()]
+    if len(names) != len(given):
+        raise RuntimeError(f"{len(names)} parameters in PyTorch, {len(given)} here")
+    with torch.no_grad():
+        for p, a in zip(modules.parameters(), given):
+            p.copy_(a)
+    optimizer = torch.optim.AdamW(modules.parameters(), 1e-3, betas=(0.9, 0.99), fused=True)
+    there = [tuple(torch.from_numpy(a).cuda() for a in pair) for pair in batches]
+    cross_entropy = torch.nn.functional.cross_entropy
+
+    def run() -> None:
+        kept, total = None, torch.zeros((), device="cuda")
+        for x, target in there:
+            optimizer.zero_grad(set_to_none=True)
+            y, kept = lstm(table(x), kept)
+            kept = tuple(s.detach() for s in kept)
+            loss = cross_entropy(out(y).flatten(0, 1), target.flatten())
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
+            optimizer.step()
+            total += loss.detach()
+        float(total)
+
+    return run
+
+
 def run_tests(files: list[str], select: str, seconds: float, *prefix: str) -> str:
     """The last line of the tests of the device, perhaps under a tool."""
     paths = [str(TESTS / f) for f in files]
@@ -517,7 +602,12 @@ def main() -> None:
             with safetensors.atomic_write(path) as f:
                 f.write(json.dumps(figures, indent=1).encode())
 
-    files = ["test_device.py", "test_persistent.py", "test_gpu_arrays.py"]
+    files = [
+        "test_device.py",
+        "test_persistent.py",
+        "test_gpu_arrays.py",
+        "test_gpu_products.py",
+    ]
     part("ceilings", lambda: ceilings(device, clock, 64 if emulated else 8192))
     part("accuracy", lambda: accuracy(device, emulated))
     if not emulated:
@@ -540,6 +630,7 @@ def main() -> None:
         ),
     )
     part("times", lambda: times(device, clock, emulated, 200))
+    part("text", lambda: text(device, emulated))
     part("jax", lambda: beside_jax(device, clock, emulated))
     sanitizer = shutil.which("compute-sanitizer")
     for tool in TOOLS if sanitizer and not emulated else ():

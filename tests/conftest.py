@@ -135,6 +135,13 @@ def native_for_tests() -> Any:
     )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Several processes must collect the same tests: no id has the address of an object."""
+    changing = [item.nodeid for item in items if " at 0x" in item.nodeid]
+    if changing:
+        raise pytest.UsageError(f"ids: expected the same in every process, got {changing[0]}")
+
+
 @pytest.fixture(params=_core.supported_kernels())
 def kernel_set(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test on every kernel set that the machine has."""

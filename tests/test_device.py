@@ -301,8 +301,12 @@ def test_blocks_that_stream_the_weights(cell: str, precision: str, rows: int, hi
         for k, (name, a) in enumerate(zip(NAMES, want)):
             if a is None:
                 continue
-            # A ReLU at rest flips by rounding: another sign, another slope.
-            limit = (1e-6 if precision == "exact" else 1e-2) * (5 if cell == "rnn_relu" else 1)
+            # A ReLU at rest flips by rounding: another sign, another slope. Of one unit nothing
+            # averages: a device contracts other products and sums, and was 4e-6 away.
+            limit = 1e-2
+            if precision == "exact":
+                limit = 5e-6 if hidden == 1 else 1e-6
+            limit *= 5 if cell == "rnn_relu" else 1
             for r in results:
                 assert float(np.linalg.norm(r[k] - a)) <= limit * max(
                     float(np.linalg.norm(a)), 1e-3
@@ -601,6 +605,8 @@ def test_fields_are_checked_by_name() -> None:
 
 
 def test_no_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where there is one: what is found once stays, so it is asked anew."""
     monkeypatch.setattr(_driver, "why_not", lambda: "there is no NVIDIA driver")
+    monkeypatch.setattr(_device, "_ready", _device._ready.__wrapped__)
     with pytest.raises(RuntimeError, match="cuda: expected a GPU, but there is no NVIDIA driver"):
         _device.cuda()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise, product
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ostinato import _core
+from ostinato import _core, _plan
 from ostinato._plan import (
     GROUP_ROWS,
     MOST_WAVES,
@@ -219,3 +222,94 @@ def test_register_capacity() -> None:
     assert [register_capacity_for(GRU, h, 2) for h in (64, 65, 128, 129)] == [64, 128, 128, 0]
     assert register_capacity_for(BEFORE, 1, 4) == register_capacity_for(LSTM, 1, 8) == 0
     assert set(REGISTER_CAPACITY) == {2, 4}
+
+
+# ---- what a device has shown ----
+
+TABLE = json.loads(
+    (
+        Path(__file__).parent.parent / "benchmarks/results/2026-11-27-gpu-nvidia-h200-planner.json"
+    ).read_text()
+)
+WITHIN = 1.3  # what a prediction may be away by, as a factor
+
+
+def recorded() -> GpuFigures:
+    """The device of the table, whose library then had no products of words of 2 bytes."""
+    figures = {**TABLE["figures"], "capability": tuple(TABLE["figures"]["capability"])}
+    return GpuFigures(TABLE["device"], **figures, why_no_words="nobody asked for them yet")
+
+
+def planned(row: dict[str, Any], backward: bool) -> GpuPlan:
+    precision = row["precision"]
+    return plan(
+        recorded(),
+        {"lstm": LSTM, "gru": GRU}[row["cell"]],
+        hidden=row["hidden"],
+        steps=TABLE["steps"],
+        batch=row["batch"],
+        word=2 if precision in ("float16", "bfloat16") else 4,
+        split=precision == "float32",
+        backward=backward,
+    )
+
+
+def name_of(row: dict[str, Any]) -> str:
+    names = ("cell", "precision", "batch", "hidden", "pass")
+    return "-".join(str(row[n]) for n in names if n in row)
+
+
+def test_the_model_is_of_the_device_of_the_table() -> None:
+    assert TABLE["device"] == _plan.CONFIRMED_BY
+    assert len(TABLE["recurrence"]) >= 17
+    assert len(TABLE["calls"]) >= 16
+
+
+@pytest.mark.parametrize("row", TABLE["recurrence"], ids=name_of)
+def test_recurrence_takes_what_was_measured(row: dict[str, Any]) -> None:
+    p = planned(row, row["pass"] == "backward")
+    assert p.kernel == row["kernel"]
+    said = p.seconds / TABLE["steps"] * 1e6
+    assert 1 / WITHIN < said / row["microseconds a step"] < WITHIN
+
+
+@pytest.mark.parametrize("row", TABLE["calls"], ids=name_of)
+def test_calls_take_what_was_measured(row: dict[str, Any]) -> None:
+    """Nothing but the recurrence was fitted; products are added at the rates of the table."""
+    device, steps = recorded(), TABLE["steps"]
+    word = 2 if row["precision"] != "float32" else 4
+    forward, backward = planned(row, False), planned(row, True)
+    columns = {"lstm": 4, "gru": 3}[row["cell"]]
+    rate = _plan._products_rate(word, forward.library, False)
+    work = row["batch"] * columns * row["hidden"] ** 2
+    product = work / (rate * device.multiprocessors * device.clock_hz) * 1e6
+    inference = forward.seconds / steps * 1e6 + product
+    training = inference + backward.seconds / steps * 1e6 + 3 * product
+    assert 1 / WITHIN < inference / row["inference"] < WITHIN
+    assert 1 / WITHIN < training / row["training"] < WITHIN
+
+
+def test_rates_of_products_are_those_of_the_table() -> None:
+    rates, device = TABLE["rates"], recorded()
+    each = 2 * device.multiprocessors * device.clock_hz / 1e12
+    low, high = rates["our own products of words of 2 bytes, TFLOP/s"]
+    assert low <= _plan.TILES * each <= high
+    low, high = rates["float32 matmul of CuPy, TFLOP/s"]
+    assert low <= _plan.LIBRARY * each <= high
+    shown = [
+        2e-9 * p["rows"] * p["depth"] * p["columns"] / p["milliseconds"] for p in TABLE["products"]
+    ]
+    assert min(shown) <= _plan.LIBRARY_WORDS * each <= max(shown)
+    loop = plan(device, LSTM, hidden=64, steps=1, batch=16, word=4)
+    cycles = loop.seconds * device.clock_hz
+    assert 1 / WITHIN < cycles / rates["loop kernel, float32, H=64, B=16, cycles a step"] < WITHIN
+
+
+def test_chunks_beside_the_steps() -> None:
+    """Four gained on the device of the table, and eight lost where the library multiplies."""
+    sizes: dict[str, Any] = {"steps": 1024, "batch": 16, "backward": True, "split": True}
+    for hidden, word in product((256, 512, 768), (2, 4)):
+        device = GpuFigures("H200", (9, 0), 132, 232448, 50 << 20, 1.98e9, clusters=30)
+        p = plan(device, LSTM, hidden=hidden, word=word, **sizes)
+        assert p.library
+        assert p.chunks <= 4

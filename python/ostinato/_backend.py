@@ -29,9 +29,11 @@ from ._launch import (
     Weights,
     exchange_bytes,
     plan_of,
+    words_of,
 )
 from ._plan import GpuPlan
 from ._ragged import sequence_of, step_of
+from ._words import floats_of
 
 SKIPPED = -3  # in the table of times: the row takes no part
 
@@ -411,16 +413,21 @@ def bytes_of(
     projected = max(1 if p.layer_pipelined else p.co_launched for _, _, p in plans[0])
     by_step = elements_of(shapes[name] for name in BY_STEP if name in shapes)
     forward = exchanges[0] + spread + by_step * item * projected
+    words = max(words_of(w, p) for _, w, p in plans[0])
+    if words:  # of the inputs of one problem
+        forward += floats_of(rows * max(w.input for w in parts), words > 1) * item
     forward += between if training else min(between, 2 * width)
     if not training:
         return 0, forward
-    chunks = {p.chunks if library else 0 for _, _, p in plans[1]}
+    chunks = {(p.chunks if library else 0, words_of(w, p)) for _, w, p in plans[1]}
     # Working arrays are used again from layer to layer, by their shapes.
     held = {
         (name, shape)
         for w in parts
-        for n in chunks
-        for name, shape in backward_shapes(w.cell, w.input, h, w.output, sizes, library=n).items()
+        for n, words in chunks
+        for name, shape in backward_shapes(
+            w.cell, w.input, h, w.output, sizes, library=n, words=words
+        ).items()
     }
     backward = elements_of(shape for _, shape in held) * item
     if library:  # dx before it is copied

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 from . import _core, _device
 from ._cells import facts_of
+from ._plan import chunks_of
+from ._words import floats_of
 
 Shapes = dict[str, tuple[int, ...]]  # by name; what is not needed is not there
 
@@ -118,6 +120,7 @@ def backward_shapes(
     norms: bool = False,
     flow: bool = False,
     wanted: tuple[bool, bool, bool] = (True, True, True),
+    words: int = 0,
 ) -> Shapes:
     """Return the arrays of a backward pass.
 
@@ -134,10 +137,12 @@ def backward_shapes(
         norms: whether the norms of the states' gradients are bounded.
         flow: whether the norms of every step are asked for.
         wanted: whether the gradients of weight_ih, of weight_hh and of weight_hr are.
+        words: words of 2 bytes of a number where the library multiplies such; 0: it does not.
     """
     (steps, batch), facts, parts = sizes, facts_of(cell), _core.gradient_parts(*sizes)
     (_, products, shared), own = columns_of(cell), device_facts(cell)
     states, params = facts["states"], own.unit_rows
+    widest = deepest = 0
     both_states = (batch * (output + (states - 1) * hidden),)
     shapes: Shapes = {"dh": (batch, output), "restarts": both_states}
     if states > 1:
@@ -159,6 +164,13 @@ def backward_shapes(
             shapes[f"bias_sums{q}"] = (parts, units, columns)
         if library and wanted[2 if projection else min(q, 1)]:
             shapes[f"operands{q}"] = (steps, batch, depth)
+            deepest = max(deepest, depth)
+        widest = max(widest, units * columns)
+    if library and words:
+        rows = batch * max(b - a for a, b in chunks_of(steps, batch, library))
+        shapes["words_of_gradients"] = (floats_of(rows * widest, words > 1),)
+        if deepest:
+            shapes["words_of_operands"] = (floats_of(rows * deepest, words > 1),)
     if params:
         shapes["dparams"] = (steps, batch, params, hidden)
         shapes["param_sums"] = (parts, params, hidden)

@@ -11,17 +11,17 @@ import importlib
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from . import _core, _driver
+from . import _core, _driver, _words
 from ._plan import GpuFigures
 
 EMULATED = GpuFigures(
-    "emulated", (8, 0), 2, 49152, 1 << 20
+    "emulated", (8, 0), 2, 49152, 1 << 20, why_no_words="NumPy has none"
 )  # few multiprocessors: tests reach every plan
 
 
@@ -263,7 +263,8 @@ def emulated(reverse_order: bool = False, library: Any = np) -> Device:
     def address(a: Any) -> int:
         return int(a.ctypes.data) if a.size else 0
 
-    return Device("emulated", EMULATED, library, address, view, run)
+    figures = EMULATED if library is np else replace(EMULATED, why_no_words="")
+    return Device("emulated", figures, library, address, view, run)
 
 
 class _Memory:
@@ -368,7 +369,10 @@ def _cuda_device(index: int) -> Device:
         "clock_hz",
         "clusters",
     )
-    figures = GpuFigures(**{n: d[n] for n in names}, library=_has_product(cupy, index))
+    library = _has_product(cupy, index)
+    with here():
+        why_no_words = _words.why_not(cupy) if library else "it has no products"
+    figures = GpuFigures(**{n: d[n] for n in names}, library=library, why_no_words=why_no_words)
     streams = (
         threading.local()
     )  # one stream a thread: threads must not record each other's launches

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import _core, _device
+from . import _core, _device, _words
 from ._abi import (
     CopyRowsFields,
     GradientFields,
@@ -35,7 +35,7 @@ from ._buffers import (
 )
 from ._cells import UNIT_WEIGHTS, drivers_of, facts_of
 from ._device import Device
-from ._plan import GpuPlan, Partition, plan, plan_by_step, register_capacity_for
+from ._plan import GpuPlan, Partition, chunks_of, plan, plan_by_step, register_capacity_for
 
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")  # of every cell
 FLOAT16_MAX = 65504.0
@@ -107,6 +107,7 @@ class Weights:
     shared: dict[tuple[Any, ...], SharedFields] = field(
         default_factory=dict
     )  # what `partitioned` has made
+    words: dict[str, _words.Operand] = field(default_factory=dict)  # what `words_of_weights` has
 
     @property
     def input(self) -> int:
@@ -140,6 +141,12 @@ class Weights:
         arrays = [*f["panels"], *f["transposed"], *f["stream_panels"], f["stream_transposed"]]
         arrays += [f["bias"], f["loop_panels"], f["loop_transposed"]]
         return sum(a.nbytes for a in arrays if a is not None)
+
+    @property
+    def split_bytes(self) -> int:
+        """The bytes of the words of the input's weights, as one pass multiplies them."""
+        panels: Any = self.fields["panels"][0]
+        return _words.floats_of(panels.size, True) * 4
 
 
 @dataclass
@@ -192,6 +199,38 @@ def plan_of(
         by_step=by_step,
         lacks=lacks_of(w.cell),
     )
+
+
+def words_of(w: Weights, planned: GpuPlan) -> int:
+    """Return the words of 2 bytes of a number in the products of the array library.
+
+    It is 0 where it multiplies none.
+    """
+    if not planned.library:
+        return 0
+    return 2 if planned.library_split else int(w.word_bytes == 2)
+
+
+def words_of_weights(w: Weights, backward: bool) -> _words.Operand:
+    """Return the weights of the input ``[I,H*columns]``, or backward their transpose, as words.
+
+    Words of float32 are made when first asked for.
+    """
+    name = "transposed" if backward else "panels"
+    panels: Any = (w.fields["transposed"] if backward else w.fields["panels"])[0]
+    matrix = panels.reshape(-1, w.input) if backward else panels.reshape(w.input, -1)
+    if w.word_bytes == 2:
+        return _words.Operand(word_kind(w, backward), (matrix,))
+    if name not in w.words:
+        xp = w.device.xp
+        room = xp.empty(_words.floats_of(matrix.size, True), np.float32)
+        w.words[name] = _words.operand(xp, matrix, "bfloat16", room, split=True)
+    return w.words[name]
+
+
+def word_kind(w: Weights, backward: bool) -> str:
+    """Return what words are: gradients need the range of a float32, which float16 has not."""
+    return "float16" if w.fields["precision"] == "float16" and not backward else "bfloat16"
 
 
 def lacks_of(cell: str) -> str:
@@ -472,7 +511,7 @@ def forward(
         above = planned.layer_pipelined and k > 0
         layer = _layer_fields(call, sizes, lengths, above, train, train and not states_only)
         if planned.library and not above:
-            layer["px"] = _library_product(call.w, call.x, layer)
+            layer["px"] = _library_product(call.w, call.x, layer, words_of(call.w, planned))
         layers.append(layer)
     w = calls[0].w
     if sizes[1]:
@@ -547,7 +586,7 @@ class _Working:
         return [self(f"{name}{q}") for q in range(len(self.w.matrices))]
 
 
-def _recompute(kept: SavedPass, held: dict[Any, Any], library: bool) -> LayerFields:
+def _recompute(kept: SavedPass, held: dict[Any, Any], library: bool, words: int) -> LayerFields:
     """Return a pass that saved the states only with what the cell saves, recomputed."""
     w = kept.weights
     shapes = forward_shapes(w.cell, w.hidden, kept.shape, train=True, saving=True)
@@ -563,7 +602,7 @@ def _recompute(kept: SavedPass, held: dict[Any, Any], library: bool) -> LayerFie
         "gx": w.device.xp.empty(shapes["gx"], w.dtype),
     }
     if library:
-        layer["px"] = _library_product(w, kept.x, layer)
+        layer["px"] = _library_product(w, kept.x, layer, words)
     launches = len(columns_of(w.cell)[1])
     w.device.launch("recompute", w.cell, w.dtype, _single(layer, [], launches))
     return {**layer, "gx": None, "px": None}
@@ -608,15 +647,20 @@ def backward(
         return
     library = planned.library and sizes[0] > 0
     held = scratch or [{}, {}]
-    layers, gradients = [], []
+    layers, gradients, working = [], [], []
     for call, arrays in zip(calls, held):
-        layer, gradient = _backward_fields(
-            call, planned.chunks if library else 0, clip_norm > 0, arrays
+        layer, gradient, work = _backward_fields(
+            call,
+            planned.chunks if library else 0,
+            words_of(call.kept.weights, planned),
+            clip_norm > 0,
+            arrays,
         )
         gradient["clip_value"], gradient["clip_norm"] = float(clip_value), float(clip_norm)
         gradient["cuts"], gradient["library"] = cuts, library
         layers.append(layer)
         gradients.append(gradient)
+        working.append(work)
     values = pass_fields(layers, [c.kept.weights for c in calls], planned, True, sizes)
     values["gradients"] = gradients
     parts, chunks = _core.gradient_parts(*sizes), planned.chunks
@@ -635,17 +679,17 @@ def backward(
                 w.device.launch("products", w.cell, w.dtype, values)
             else:
                 w.device.launch("backward", w.cell, w.dtype, values)
-            for some in zip(calls, layers, gradients) if library else []:
+            for some in zip(calls, layers, gradients, working) if library else []:
                 _library_gradients(*some, planned, k, steps)
 
 
 def _backward_fields(
-    call: Backward, library: int, norms: bool, held: dict[Any, Any]
-) -> tuple[LayerFields, GradientFields]:
-    """Return what the kernels of a backward pass take.
+    call: Backward, library: int, words: int, norms: bool, held: dict[Any, Any]
+) -> tuple[LayerFields, GradientFields, _Working]:
+    """Return what the kernels of a backward pass take, and its working arrays.
 
     ``library``: the number of chunks for each of which the array library computes the products of
-    the weights; 0: our own kernels compute them.
+    the weights; 0: our own kernels compute them. ``words``: see `words_of`.
     """
     kept, w = call.kept, call.kept.weights
     grads = named_weights(w.cell, call.grads)
@@ -663,10 +707,11 @@ def _backward_fields(
             grads["weight_hh"] is not None,
             grads["weight_hr"] is not None,
         ),
+        words=words,
     )
     work = _Working(w, shapes, held)
     recomputed = facts_of(w.cell)["saved"] > 0 and kept.layer["saved"] is None
-    layer = _recompute(kept, held, library > 0) if recomputed else {**kept.layer}
+    layer = _recompute(kept, held, library > 0, words) if recomputed else {**kept.layer}
     layer["emitted"] = work("emitted")
     gradient: GradientFields = {
         "dy": call.dy.fields() if call.dy else None,
@@ -702,21 +747,31 @@ def _backward_fields(
         "drestart_h": call.drestart[0],
         "drestart_c": call.drestart[1],
     }
-    return layer, gradient
+    return layer, gradient, work
 
 
-def _library_product(w: Weights, x: Rows, layer: LayerFields) -> RowsFields | None:
-    """Compute W x of all rows by the array library, in place where it has the layout of gx."""
+def _library_product(w: Weights, x: Rows, layer: LayerFields, words: int) -> RowsFields | None:
+    """Compute W x of all rows by the array library, in place where it has the layout of gx.
+
+    ``words``: see `words_of`.
+    """
     gx = layer["gx"]
     xp, (steps, batch) = w.device.xp, gx.shape[:2]
     if not gx.size or x.total > steps * batch:
         return None  # a segment is a part of the flat rows, and the product would cover all
     a = x.array(w, steps, batch)
-    panels = w.fields["panels"][0].reshape(w.input, -1)
-    width, rows = panels.shape[1], a.size // w.input
+    width = w.fields["panels"][0].size // w.input
+    rows = a.size // w.input
     in_place = x.starts is None and not x.batch_first and gx.size == rows * width
-    out = gx.reshape(rows, width) if in_place else None
-    product = xp.matmul(a.reshape(rows, w.input), panels, out=out).reshape(*a.shape[:-1], width)
+    out = gx.reshape(rows, width) if in_place else xp.empty((rows, width), w.dtype)
+    matrix = a.reshape(rows, w.input)
+    if words:
+        room = xp.empty(_words.floats_of(matrix.size, words > 1), np.float32)
+        inputs = _words.operand(xp, matrix, word_kind(w, False), room, words > 1)
+        _words.multiply(xp, inputs, words_of_weights(w, False), out)
+    else:
+        xp.matmul(matrix, w.fields["panels"][0].reshape(w.input, -1), out=out)
+    product = out.reshape(*a.shape[:-1], width)
     strides = [s // product.itemsize for s in product.strides]
     if x.starts is not None:
         px = Rows(product, strides[0], 0, x.starts, x.ends)
@@ -725,18 +780,64 @@ def _library_product(w: Weights, x: Rows, layer: LayerFields) -> RowsFields | No
     return px.fields()
 
 
-def _product_gradient(w: Weights, gradient: GradientFields, q: int, rows: int) -> Any:
-    """Return the gradient of what matrix q made, ``[T*B,...]``."""
-    own = gradient["dproducts"][q]
-    if own is None:
-        own = gradient["da"][0 if q == 1 and columns_of(w.cell)[2] else q]
-    return own.reshape(rows, -1)
+class _Products:
+    """The products of a chunk of a backward pass by the array library.
+
+    Gradients are rounded to words once for all products that take them.
+    """
+
+    def __init__(
+        self, w: Weights, gradient: GradientFields, work: _Working, words: int, rows: slice
+    ) -> None:
+        self.w, self.gradient, self.work, self.words, self.rows = w, gradient, work, words, rows
+        self._held: tuple[int, int, int] | None = (
+            None  # of which gradients and rows there are words
+        )
+
+    def _gradients(self, q: int, rows: slice) -> Any:
+        """Return the gradients of what matrix q made, ``[rows,H*columns]``, as words if any."""
+        own, source = self.gradient["dproducts"][q], -1 - q
+        if own is None:
+            source = 0 if q == 1 and columns_of(self.w.cell)[2] else q
+            own = self.gradient["da"][source]
+        d = own.reshape(own.shape[0] * own.shape[1], -1)[rows]
+        if not self.words:
+            return d
+        wanted = (source, rows.start, rows.stop)
+        if self._held != wanted:
+            self._held = wanted
+            self._words = self._operand(d, "words_of_gradients")
+        return self._words
+
+    def _operand(self, a: Any, room: str) -> _words.Operand:
+        return _words.operand(self.w.device.xp, a, "bfloat16", self.work(room), self.words > 1)
+
+    def weights(self, q: int, sums: Any) -> None:
+        """Write the gradient of matrix q, ``[depth,H*columns]``."""
+        xp, operands = self.w.device.xp, self.gradient["operands"][q]
+        a, d = operands.reshape(-1, operands.shape[2])[self.rows], self._gradients(q, self.rows)
+        if self.words:
+            inputs = self._operand(a, "words_of_operands")
+            _words.multiply(xp, inputs, d, sums, transposed=True)
+        else:
+            xp.matmul(a.T, d, out=sums)
+
+    def inputs(self, rows: slice) -> Any:
+        """Return the gradient of the inputs of some rows, ``[rows,I]``."""
+        xp, w = self.w.device.xp, self.w
+        d, out = self._gradients(0, rows), xp.empty((rows.stop - rows.start, w.input), w.dtype)
+        if self.words:
+            _words.multiply(xp, d, words_of_weights(w, True), out)
+        else:
+            xp.matmul(d, w.fields["transposed"][0].reshape(-1, w.input), out=out)
+        return out
 
 
 def _library_gradients(
     call: Backward,
     layer: LayerFields,
     gradient: GradientFields,
+    work: _Working,
     planned: GpuPlan,
     chunk: int,
     steps: tuple[int, int],
@@ -746,15 +847,17 @@ def _library_gradients(
     Chunks come from the last one to chunk 0.
     """
     w, (all_steps, batch), last = call.kept.weights, call.kept.shape, chunk == 0
-    xp, whole = w.device.xp, (0, all_steps)
-    times = (all_steps - steps[1], all_steps - steps[0]) if w.reverse else steps
-    rows = slice(times[0] * batch, times[1] * batch)
-    for q, operands in enumerate(gradient["operands"]):
+
+    def rows_of(some: tuple[int, int]) -> slice:
+        times = (all_steps - some[1], all_steps - some[0]) if w.reverse else some
+        return slice(times[0] * batch, times[1] * batch)
+
+    rows, words = rows_of(steps), words_of(w, planned)
+    products = _Products(w, gradient, work, words, rows)
+    # Those of the input come last, so that dx finds the words of its gradients.
+    for q, operands in reversed(list(enumerate(gradient["operands"]))):
         if operands is not None:
-            a = operands.reshape(all_steps * batch, -1)[rows]
-            sums = gradient["sums"][q][chunk]
-            d = _product_gradient(w, gradient, q, all_steps * batch)[rows]
-            xp.matmul(a.T, d, out=sums.reshape(a.shape[1], -1))
+            products.weights(q, gradient["sums"][q][chunk].reshape(operands.shape[2], -1))
     if last:
         values = _single(layer, [gradient], len(w.matrices))
         values["chunks"] = planned.chunks
@@ -764,18 +867,15 @@ def _library_gradients(
     )  # both directions: one adds to what the other one wrote
     if call.dx is None or (to_both and not last):
         return
-    first, end = whole if to_both else times
-    d = xp.matmul(
-        _product_gradient(w, gradient, 0, all_steps * batch)[first * batch : end * batch],
-        w.fields["transposed"][0].reshape(-1, w.input),
-    )
-    copy: CopyRowsFields = {
-        "from": d,
-        "to": call.dx.fields(),
-        "steps": end - first,
-        "batch": batch,
-        "width": w.input,
-        "first": first,
-        "add": call.dx_add,
-    }
-    w.device.launch("copy_rows", None, w.dtype, copy)
+    every = chunks_of(all_steps, batch, planned.chunks)
+    for some in map(rows_of, every) if to_both else [rows]:
+        copy: CopyRowsFields = {
+            "from": products.inputs(some),
+            "to": call.dx.fields(),
+            "steps": (some.stop - some.start) // batch,
+            "batch": batch,
+            "width": w.input,
+            "first": some.start // batch,
+            "add": call.dx_add,
+        }
+        w.device.launch("copy_rows", None, w.dtype, copy)

@@ -20,29 +20,41 @@ STREAM_OUTPUTS: int = CONSTANTS["stream_outputs"]  # columns of such a block
 TILE: tuple[int, int] = CONSTANTS["tile"]  # rows and columns of the product of a launch a step
 # (t, b) of a call. For fewer, one more launch costs what the better product gains (an estimate).
 LIBRARY_ROWS = 512
+# Multiply-adds of W x; for more, float32 is split into words of 2 bytes for the products of the
+# library. Below, the launches that split them take what is gained (an estimate).
+SPLIT_WORK = 1 << 30
 STREAM_ROWS = 64  # rows of the batch; for more, tiles read less (an estimate)
 # Waves of blocks that each take all steps; beyond, single steps fill the device better (an
 # estimate).
 MOST_WAVES = 8
 
 CHUNKS = (1, 2, 4, 8)  # chunks of a backward pass
+LIBRARY_CHUNKS = 4  # at most, where the library multiplies: eight were slower on an H200
 # Chunks must bring the time below this fraction, or the waits at their borders are not worth it
 # (an estimate).
 WORTH = 0.95
-# The model of a step, in cycles: estimates from published figures, until benchmarks/gpu.py has
-# measured them.
-EXCHANGE = 900.0  # a word from one multiprocessor to the others through the L2 cache
-CLUSTER = 350.0  # sums to the peers of a cluster, and its barrier
-CELL = 500.0  # sums of all warps, the cell, two barriers of a block
+# The model of a step, in cycles. Its constants are fitted to what one H200 has shown
+# (`CONFIRMED_BY`; benchmarks/results has the table), but for those that are called estimates.
+CONFIRMED_BY = "NVIDIA H200"
+EXCHANGE = 3000.0  # a word from one multiprocessor to the others, and the checks around it
+CELL = 1850.0  # sums of all warps, the cell, two barriers of a block
+CLUSTER = 1850.0  # sums to the peers of a cluster, and its barrier
+RECEIVE = 520.0  # what a warp does for each tile of 16 inputs: addresses, looks, tests
 L2_BYTES = 34.6  # bytes a cycle of a multiprocessor
 MMA = 6.5  # cycles of one m16n8k16 in a quarter of a multiprocessor
 FMA = 128.0  # multiply-adds a cycle of a multiprocessor
-# Multiply-adds a cycle of our own products, by words of 2, 4 and 8 bytes.
-TILES, TILES_EXACT, TILES_DOUBLE = FMA * 4, FMA / 3, FMA / 6
-LIBRARY = FMA * 0.8  # of the array library's float32 products
-LAUNCH = 2.4e-6  # seconds of one more kernel in a recorded graph
+# Of a "loop" kernel: a step, and each cell of a thread; backward takes so many times as long.
+LOOP, LOOP_CELL, LOOP_BACKWARD = 1300.0, 1390.0, 1.9
+# Of a launch a step: each input of its product, which blocks take one after the other, by words of
+# 2, 4 and 8 bytes (4: measured backward; the others are estimates).
+DEPTH = {2: 16.0, 4: 65.0, 8: 130.0}
+# Multiply-adds a cycle of our own products, by words of 2, 4 and 8 bytes (4 and 8: estimates).
+TILES, TILES_EXACT, TILES_DOUBLE = 29.0, FMA / 3, FMA / 6
+LIBRARY = 88.0  # of the array library's float32 products
+LIBRARY_WORDS = 730.0  # of those of words of 2 bytes
+LAUNCH = 2.4e-6  # seconds of one more kernel in a recorded graph (an estimate)
 # Seconds of a launch that partitions the weights: it clears the exchange buffer and loads the
-# weights into registers.
+# weights into registers (an estimate).
 START = 8e-6
 
 
@@ -60,6 +72,8 @@ class GpuFigures:
         clusters: how many clusters of blocks, which write to each other's shared memory, run at the
             same time.
         library: whether its array library has found a product (cuBLAS).
+        why_no_words: why that library has no product of words of 2 bytes whose sums are float32
+            (`_words.why_not`); "": it has.
     """
 
     name: str
@@ -70,6 +84,7 @@ class GpuFigures:
     clock_hz: float = 1.5e9
     clusters: int = 0
     library: bool = True
+    why_no_words: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,6 +102,7 @@ class GpuPlan:
         launches: of the recurrence.
         library: whether the products of all steps at once (W x; dx, dW, dR) are the array
             library's, which opens cuBLAS, or our own.
+        library_split: whether the library multiplies float32 as two words of 2 bytes each.
         reason: why this kernel was chosen.
         register_capacity: hidden units that a "loop" kernel is compiled for; 0 for other kernels.
         rows: rows of the batch of a block of a "stream" kernel; 0 for other kernels.
@@ -101,7 +117,7 @@ class GpuPlan:
         chunks: chunks of the steps of a backward pass. While the steps of one run, the products of
             the one before (dx, dW, dR) run on the multiprocessors that are free.
         seconds: time of the recurrence, of both problems if two are co-launched, by the model of
-            this module: an estimate, which no run of our kernels has confirmed yet.
+            this module: an estimate, see `CONFIRMED_BY`.
     """
 
     kernel: str
@@ -109,6 +125,7 @@ class GpuPlan:
     launches: int
     library: bool
     reason: str
+    library_split: bool = False
     register_capacity: int = 0
     rows: int = 0
     units: int = 0
@@ -222,7 +239,7 @@ class Partition:
         taken = sum(self.depth) * WARPS * self.tile_bytes
         reading = taken * row_tiles / (GROUP_ROWS / 8) / L2_BYTES
         each = EXCHANGE + CELL + (CLUSTER if self.peers > 1 else 0.0)
-        return len(self.depth) * each + reading + matrix
+        return len(self.depth) * each + sum(self.depth) * RECEIVE + reading + matrix
 
 
 def partitions_for(
@@ -280,9 +297,14 @@ def plan(
         pipeline_columns: the columns of a pre-activation if those two are layers; 0 for directions.
         lacks: what kernels that hold the recurrent weights lack for the cell; "": nothing.
     """
-    library = _has_library(device, steps * batch, word)
+    library, width = _has_library(device, steps * batch, word), inputs or hidden
+    may_split = split and word == 4 and library and not lacks and not device.why_no_words
+    library_split = may_split and steps * batch * width * hidden * sum(products) >= SPLIT_WORK
     tiles = by_step or (backward and lacks != "")
     by_itself = _stepwise(device, products, hidden, steps, batch, word, backward, tiles)
+
+    def of_library(planned: GpuPlan) -> GpuPlan:
+        return replace(planned, library=library, library_split=library_split)
 
     def step(reason: str) -> GpuPlan:
         if by_itself.kernel == "step" and word < 8 and batch > STREAM_ROWS:
@@ -290,14 +312,16 @@ def plan(
                 f"; B = {batch} is more than the {STREAM_ROWS} rows for which blocks stream the "
                 "weights"
             )
-        return replace(by_itself, library=library, reason=reason)
+        return of_library(replace(by_itself, reason=reason))
 
     if why := _why_by_step(word, by_step, lacks):
         return step(why)
     capacity, blocks = register_capacity_for(products, hidden, word), -(-batch // ROWS)
     if capacity and -(-blocks // device.multiprocessors) <= MOST_WAVES:
-        one = _by_one_multiprocessor(device, products, hidden, steps, blocks, word, capacity)
-        return replace(one, library=library)
+        one = _by_one_multiprocessor(
+            device, products, hidden, steps, blocks, word, capacity, backward
+        )
+        return of_library(one)
     why = _why_not_one(device, products, hidden, blocks, word, capacity)
     if word == 4 and not split:
         return step(
@@ -307,9 +331,8 @@ def plan(
     partitions = [s for s in every if max_groups(device, s)]
     if not partitions:
         return step(f"{why}; {_why_not_shared(device, every)}")
-    wanted = _Pass(
-        products, hidden, steps, batch, word, inputs or hidden, library, pipeline_columns
-    )
+    rate = _products_rate(word, library, library_split)
+    wanted = _Pass(products, hidden, steps, batch, word, width, library, rate, pipeline_columns)
     best = _cheapest(device, wanted, partitions, backward, co_launched)
     shared = _of(device, best, wanted)
     times = shared.seconds / best[1] / max(by_itself.seconds, 1e-12)
@@ -317,8 +340,7 @@ def plan(
         return step(
             f"{why}; to partition them would take longer, by the model {times:.2g} times as long"
         )
-    planned = _in_chunks(device, best, wanted) if backward else shared
-    return replace(planned, library=library)
+    return of_library(_in_chunks(device, best, wanted) if backward else shared)
 
 
 def _why_by_step(word: int, by_step: bool, lacks: str) -> str:
@@ -374,7 +396,17 @@ def plan_by_step(
 
 def _has_library(device: GpuFigures, rows: int, word: int) -> bool:
     """Return whether the array library computes the products of all steps."""
-    return device.library and word >= 4 and rows >= LIBRARY_ROWS
+    there = device.library and not (word == 2 and device.why_no_words)
+    return there and rows >= LIBRARY_ROWS
+
+
+def _products_rate(word: int, library: bool, split: bool) -> float:
+    """Return the multiply-adds a cycle and multiprocessor of the products of all steps."""
+    if split:
+        return LIBRARY_WORDS / 3
+    if library:
+        return LIBRARY_WORDS if word == 2 else LIBRARY
+    return TILES if word == 2 else TILES_EXACT
 
 
 def _by_one_multiprocessor(
@@ -385,10 +417,13 @@ def _by_one_multiprocessor(
     blocks: int,
     word: int,
     capacity: int,
+    backward: bool,
 ) -> GpuPlan:
     """Return the plan of a kernel that keeps the recurrent weights in registers."""
     work = products[0] * capacity * capacity * ROWS / FMA
-    cycles = CELL + (work if word == 4 else work / 16)
+    cycles = LOOP + LOOP_CELL * capacity * ROWS / (32 * WARPS)
+    cycles += work if word == 4 else work / 16
+    cycles *= LOOP_BACKWARD if backward else 1
     waves = -(-blocks // device.multiprocessors)
     return GpuPlan(
         "loop",
@@ -422,7 +457,10 @@ def _why_not_one(
 
 
 class _Pass(NamedTuple):
-    """What a persistent kernel is planned for; see `plan`."""
+    """What a persistent kernel is planned for; see `plan`.
+
+    ``rate``: multiply-adds a cycle and multiprocessor of the products of all steps.
+    """
 
     products: list[int]
     hidden: int
@@ -431,6 +469,7 @@ class _Pass(NamedTuple):
     word: int
     inputs: int
     library: bool
+    rate: float
     pipeline_columns: int
 
 
@@ -471,10 +510,10 @@ def _in_chunks(device: GpuFigures, kind: Kind, wanted: _Pass) -> GpuPlan:
     each = (kind[1] * (width + wanted.hidden), dx * width)
     work = sum(wanted.products) * wanted.hidden * sum(each) * wanted.steps * wanted.batch
     late = each[1] / sum(each) if dx > 1 else 0.0
-    per_cycle = {2: TILES, 4: LIBRARY if wanted.library else TILES_EXACT}[wanted.word]
-    rate = device.multiprocessors * device.clock_hz * per_cycle
+    rate = device.multiprocessors * device.clock_hz * wanted.rate
     parts = _core.gradient_parts(wanted.steps, wanted.batch)
-    counts = [n for n in CHUNKS if n == 1 or n <= parts <= wanted.steps]
+    most = LIBRARY_CHUNKS if wanted.library else CHUNKS[-1]
+    counts = [n for n in CHUNKS if n == 1 or (n <= parts <= wanted.steps and n <= most)]
     cuts = [_of(device, kind, wanted, n) for n in counts]
     seconds = [_with_products(device, p, work / rate, late) for p in cuts]
     least = min(range(len(cuts)), key=seconds.__getitem__)
@@ -500,6 +539,8 @@ def _stepwise(
     rate, weights = device.multiprocessors * device.clock_hz, hidden * hidden * sum(products)
     tiles = {2: TILES, 4: TILES_EXACT, 8: TILES_DOUBLE}[word]  # they have no pipeline
     work = steps * batch * weights / tiles / rate
+    depth = hidden * (sum(products) if backward else len(products))
+    work = max(work, steps * depth * DEPTH[word] / device.clock_hz)
     rows = 0 if step_launches else rows_for(products, batch, word, backward, by_step)
     if rows:
         units = STREAM_OUTPUTS if backward else STREAM_OUTPUTS // max(products)

@@ -31,7 +31,11 @@ SHAPES = [
     ("gru", "bfloat16", 64, 1024),
     ("gru_reset_before", "split", 16, 512),
 ]
-TINY = [("lstm", "float16", 3, 150), ("gru", "split", 128, 16)]
+TINY = [
+    ("lstm", "float16", 3, 150),
+    ("gru", "split", 128, 16),
+    ("gru_reset_before", "split", 3, 40),
+]
 ROUNDS = 5
 
 
@@ -73,6 +77,8 @@ def plans(w: Any, steps: int, batch: int, backward: bool) -> Iterator[tuple[str,
                 f"{name}, both directions",
                 _plan._persistent(figures, partition, steps, batch, 2, False),
             )
+    if len(products) > 2:
+        return  # there are no kernels for two layers of a cell of more phases
     for partition in _plan.partitions_for(figures, [columns], w.hidden, word, backward, True):
         if _plan.max_groups(figures, partition) >= 2:
             planned = _plan._persistent(figures, partition, steps, batch, 2, True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .._cells import drivers_of
+from .._plan import CONFIRMED_BY
 from ..nn._stack import Recurrent
 from ._shared import (
     Explanation,
@@ -79,17 +80,40 @@ def _weight_bytes(layer: Recurrent, backend: Any, plans: dict[str, Any]) -> int:
         if p.units
     ]
     packed: int = sum(w.bytes for w in backend.parts)
-    return packed + sum(partitions)
+    split: int = sum(
+        w.split_bytes
+        for of in plans.values()
+        if any(p.library_split for _, _, p in of)
+        for w in backend.parts
+    )
+    return packed + split + sum(partitions)
 
 
-def _plan(which: str, name: str, _: Any, p: Any) -> list[str]:
+def _plan(which: str, name: str, w: Any, p: Any) -> list[str]:
     """Return the lines of a plan."""
     launches = "1 launch for all steps" if p.launches == 1 else f"{p.launches} launches"
     return [
         f"  {which:<14} {name}: kernel {p.kernel}, {launches} of {p.blocks} blocks",
         f"                 {p.reason}",
-        f"                 about {time_of(p.seconds)} by the planner's model, which no run has "
-        "confirmed",
-        "                 products of all steps at once: "
-        f"{'the library of the arrays' if p.library else 'our own kernel'}",
+        f"                 about {time_of(p.seconds)} by the planner's model, "
+        f"{_confirmed(w.device.figures.name)}",
+        f"                 products of all steps at once: {_products(w, p)}",
     ]
+
+
+def _confirmed(name: str) -> str:
+    """Return which device has confirmed the planner's model."""
+    if CONFIRMED_BY in name:
+        return "which was fitted to this kind of device"
+    return f"which was fitted to an {CONFIRMED_BY}, and no run on this device has confirmed"
+
+
+def _products(w: Any, p: Any) -> str:
+    """Return who multiplies all steps at once, and what."""
+    why = w.device.figures.why_no_words
+    if p.library:
+        words = ", in words of 2 bytes" if w.word_bytes == 2 else ""
+        split = ", each float32 as two words of 2 bytes" if p.library_split else ""
+        return f"the library of the arrays{words}{split}"
+    missing = f"; the library of the arrays has none for words of 2 bytes: {why}"
+    return f"our own kernel{missing if why and w.word_bytes == 2 else ''}"
