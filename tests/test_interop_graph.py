@@ -466,6 +466,35 @@ HAND: dict[str, Any] = {
         [GRU, FLAT, N("GatherElements", ["y", "k"], ["o"], axis=0)], X, ["o"], **ONE,
         k=np.array([[[0, 1, 2], [3, 0, 1]]]),
     ),
+    "GatherElements of a part": lambda: graph(
+        [GRU, FLAT, N("GatherElements", ["y", "k"], ["o"], axis=0)], X, ["o"], **ONE,
+        k=np.array([[[2]]]),
+    ),
+    "Slice from before the beginning": lambda: graph(
+        [GRU, FLAT, N("Slice", ["y", "s", "e", "a", "d"], ["o"])], X, ["o"], **ONE,
+        s=np.array([-9, 9]), e=np.array([-9, -9]), a=np.array([0, 2]), d=np.array([-1, -2]),
+    ),
+    "ReduceSum of no axes": reduced("ReduceSum", noop_with_empty_axes=1),
+    "the last of equals": lambda: graph(
+        [GRU, FLAT, N("Sign", ["y"], ["s"]),
+         N("ArgMax", ["s"], ["k"], axis=0, keepdims=0, select_last_index=1),
+         N("Cast", ["k"], ["f"], to=1), N("Add", ["f", "y"], ["o"])], X, ["o"], **ONE,
+    ),
+    "a root of a whole number": lambda: graph(
+        [GRU, FLAT, N("Shape", ["x"], ["n"]), N("Pow", ["n", "half"], ["p"]),
+         N("Cast", ["p"], ["f"], to=1), N("Mul", ["f", "y"], ["o"])], X, ["o"], **ONE,
+        half=np.float32(0.5),
+    ),
+    "a branch that reads a product": lambda: graph(
+        [GRU, FLAT, N("MatMul", ["y", "m"], ["mm"]), N("Add", ["mm", "v"], ["s"]),
+         N("If", ["on"], ["u"],
+           then_branch=H.make_graph([N("Neg", ["mm"], ["t"])], "t", [],
+                                    [H.make_empty_tensor_value_info("t")]),
+           else_branch=H.make_graph([N("Abs", ["mm"], ["e"])], "e", [],
+                                    [H.make_empty_tensor_value_info("e")])),
+         N("Add", ["s", "u"], ["o"])],
+        X, ["o"], **ONE, on=np.array(True), m=drawn(3, 3, seed=3), v=drawn(3, seed=6),
+    ),
     "ReverseSequence": lambda: graph(
         [GRU, FLAT, N("ReverseSequence", ["y", "n"], ["o"], time_axis=0, batch_axis=1)],
         {**X, "n": ("i", ("b",))}, ["o"], **ONE,
@@ -586,6 +615,63 @@ def test_what_was_mapped_is_described() -> None:
     assert "Gemm" in text
     assert "Linear" in text
     assert "a function" in text
+
+
+def test_names_of_two_branches() -> None:
+    """The same inner name in two branches would be one value here; it is refused."""
+
+    def chosen(out: str, factor: float) -> Any:
+        inner = [onnx.numpy_helper.from_array(np.float32(factor), "k")]
+        made = [H.make_empty_tensor_value_info("t")]
+        branch = H.make_graph([N("Mul", ["x", "k"], ["t"])], "b", [], made, inner)
+        return N("If", ["on"], [out], then_branch=branch, else_branch=branch)
+
+    nodes = [GRU, FLAT, chosen("a", 2), chosen("b", 10), N("Sum", ["a", "b", "y"], ["o"])]
+    with pytest.raises(ValueError, match="b: expected a name of its own, got 'k' of another"):
+        ost.from_onnx(graph(nodes, X, ["o"], **ONE, on=np.array(True))).model()
+
+
+def test_attributes_that_nothing_reads_are_refused() -> None:
+    nodes = [GRU, FLAT, N("Mul", ["y", "v"], ["o"], broadcast=1, axis=1)]
+    with pytest.raises(ValueError, match="expected Mul without axis, broadcast, got one"):
+        ost.from_onnx(graph(nodes, X, ["o"], **ONE, v=drawn(3))).model()
+
+
+@pytest.mark.parametrize(
+    ("node", "what"),
+    [
+        ({"op": "Pow", "inputs": ["two", "x"]}, "an exponent"),
+        ({"op": "ReduceProd", "inputs": ["x"], "at": {"axes": [1]}}, "factors of a product"),
+        ({"op": "Clip", "inputs": ["two", "", "x"]}, "an upper bound"),
+    ],
+)
+def test_no_gradient_is_left_out(node: Any, what: str) -> None:
+    """There is another path to the output, so that a lost one would go unseen."""
+    nodes = [node | {"outputs": ["p"]}, {"op": "Add", "inputs": ["x", "p"], "outputs": ["y"]}]
+    two = {"two": {"dtype": "float32", "shape": [], "values": [2.0]}}
+    inputs = [{"name": "x", "dtype": "float32", "shape": [None, 3]}]
+    made = Graph(nodes, {}, numbers=two, inputs=inputs, outputs=["y"])
+    assert np.isfinite(made(drawn(1, 3))).all()
+    with pytest.raises(TypeError, match=f"expected {what} without a gradient"):
+        made.vjp(drawn(1, 3))
+
+
+@pytest.mark.parametrize("kind", ["Div", "Add"])
+def test_streams_that_would_count_steps(kind: str) -> None:
+    """A number of steps that comes into the result, and positions in a sequence."""
+    count = [N("Shape", ["x"], ["n"]), N("Gather", ["n", "zero"], ["steps"])]
+    if kind == "Add":
+        count += [
+            N("Range", ["zero", "steps", "unit"], ["p"]),
+            N("Reshape", ["p", "column"], ["q"]),
+            N("Cast", ["q"], ["f"], to=1),
+        ]
+    else:
+        count += [N("Cast", ["steps"], ["f"], to=1)]
+    more = {"zero": np.array(0), "unit": np.array(1), "column": np.array([-1, 1, 1])}
+    model = graph([GRU, FLAT, *count, N(kind, ["y", "f"], ["o"])], X, ["o"], **ONE, **more)
+    with pytest.raises(TypeError, match=f"{kind}.*reads 'f', made from the number of steps"):
+        ost.from_onnx(model).model().stream(2)
 
 
 def test_wrong_inputs_name_the_node() -> None:

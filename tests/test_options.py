@@ -180,3 +180,17 @@ def test_explain_speaks_of_the_functions_of_the_layer() -> None:
     text = str(ost.explain(nn.GRU(2, 3, clip=1.0, rng=0), (4, 2, 2)))
     assert "functions, clip or coupled gates of a layer's own" in text
     assert "a call chooses" not in text
+
+
+def test_a_class_of_a_user_has_attributes_of_its_own() -> None:
+    """An argument of a constructor that is no attribute of the layer is free to be one."""
+
+    class Mine(ost.nn.LSTM):
+        def __init__(self) -> None:
+            super().__init__(2, 3, rng=0)
+            self.rng = 0
+            self.rng = 1
+
+    assert Mine().rng == 1
+    with pytest.raises(AttributeError, match="hidden_size: expected no change"):
+        Mine().hidden_size = 4

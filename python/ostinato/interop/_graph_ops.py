@@ -27,6 +27,14 @@ def _plain(a: Any) -> Array:
     return out
 
 
+def _fixed(a: Any, what: str) -> Array:
+    """Return an array of real numbers through which no gradient goes; raise if one should."""
+    v = _plain(a)
+    if v.dtype.kind == "f" and a is not value_of(a):
+        raise TypeError(f"expected {what} without a gradient within vjp, got one that has it")
+    return v
+
+
 def _ints(a: Any) -> list[int]:
     return [int(k) for k in np.atleast_1d(_plain(a))]
 
@@ -53,12 +61,19 @@ def _divide(at: Given, a: Any, b: Any) -> Any:
 
 
 def _clip(at: Given, x: Any, low: Any = None, high: Any = None) -> Any:
-    low = at.get("min") if low is None else _plain(low)
-    high = at.get("max") if high is None else _plain(high)
+    low = at.get("min") if low is None else _fixed(low, "a lower bound")
+    high = at.get("max") if high is None else _fixed(high, "an upper bound")
     kind = value_of(x).dtype
     if low is not None:
         x = np.maximum(x, np.asarray(low, kind))
     return x if high is None else np.minimum(x, np.asarray(high, kind))
+
+
+def _power(at: Given, a: Any, b: Any) -> Any:
+    exponent, kind = _fixed(b, "an exponent"), value_of(a).dtype
+    if kind.kind == "f":
+        return np.power(a, exponent.astype(kind))
+    return np.power(_plain(a), exponent).astype(kind)  # a whole number to the power of a real one
 
 
 def _leaky(at: Given, x: Any) -> Any:
@@ -153,11 +168,27 @@ def _slice(
     by = [1] * len(begin) if steps is None else _ints(steps)
     index: list[Any] = [slice(None)] * x.ndim
     for a, b, axis, step in zip(begin, end, along, by):
-        if step < 0 and b < -x.shape[axis]:
-            index[axis] = slice(a, None, step)
-        else:
-            index[axis] = slice(a, b, step)
+        index[axis] = clamped(a, b, step, x.shape[axis])
     return x[tuple(index)]
+
+
+def clamped(start: int, end: int, step: int, length: int) -> slice:
+    """Return a slice of an axis as ONNX means it, where a start before the axis is its beginning.
+
+    Args:
+        start: of the slice; from the end where negative.
+        end: likewise.
+        step: not 0.
+        length: of the axis.
+
+    Returns:
+        What takes those elements of an array.
+    """
+    start, end = (k + length * (k < 0) for k in (start, end))
+    if step > 0:
+        return slice(min(max(start, 0), length), min(max(end, 0), length), step)
+    start, end = min(max(start, 0), length - 1), min(max(end, -1), length - 1)
+    return slice(start, None if end < 0 else end, step)
 
 
 def _gather(at: Given, x: Any, index: Any) -> Any:
@@ -168,7 +199,10 @@ def _gather(at: Given, x: Any, index: Any) -> Any:
 
 
 def _gather_elements(at: Given, x: Any, index: Any) -> Any:
-    return np.take_along_axis(x, _plain(index), axis=int(at.get("axis", 0)))
+    where, axis = _plain(index), int(at.get("axis", 0)) % x.ndim
+    # Of the other axes as many elements are taken as the indices have, without broadcasting.
+    cut = tuple(slice(None if k == axis else n) for k, n in enumerate(where.shape))
+    return np.take_along_axis(x[cut], where, axis=axis)
 
 
 def _reshape(at: Given, x: Any, shape: Any) -> Any:
@@ -275,7 +309,7 @@ def _reduced(f: Callable[..., Any]) -> Operator:
     def of(at: Given, x: Any, axes: Any = None) -> Any:
         chosen = _axes(at, axes)
         if not chosen:
-            if chosen is not None and at.get("noop_with_empty_axes", 0):
+            if at.get("noop_with_empty_axes", 0):
                 return x
             chosen = list(range(x.ndim))
         return f(x, axis=tuple(chosen), keepdims=bool(at.get("keepdims", 1)))
@@ -287,10 +321,8 @@ def _l2(x: Any, **options: Any) -> Any:
     return np.sqrt(np.sum(np.square(x), **options))
 
 
-def _product(at: Given, x: Any, axes: Any = None) -> Array:
-    chosen = _axes(at, axes)
-    where = None if not chosen else tuple(chosen)
-    out: Array = np.prod(_plain(x), axis=where, keepdims=bool(at.get("keepdims", 1)))
+def _product(x: Any, **options: Any) -> Array:
+    out: Array = np.prod(_fixed(x, "factors of a product"), **options)
     return out
 
 
@@ -308,8 +340,10 @@ def _softmax_by(f: Callable[..., Any]) -> Operator:
 
 def _argmax(f: Callable[..., Any]) -> Operator:
     def of(at: Given, x: Any) -> Array:
-        axis = int(at.get("axis", 0))
-        out: Array = f(_plain(x), axis=axis).astype(np.int64)
+        v, axis = _plain(x), int(at.get("axis", 0))
+        out: Array = f(v, axis=axis).astype(np.int64)
+        if at.get("select_last_index", 0):
+            out = v.shape[axis] - 1 - f(np.flip(v, axis), axis=axis).astype(np.int64)
         return np.expand_dims(out, axis) if at.get("keepdims", 1) else out
 
     return of
@@ -400,7 +434,7 @@ OPERATORS: dict[str, Operator] = {
     "Sub": lambda at, a, b: np.subtract(a, b),
     "Mul": lambda at, a, b: np.multiply(a, b),
     "Div": _divide,
-    "Pow": lambda at, a, b: np.power(a, _plain(b).astype(value_of(a).dtype)),
+    "Pow": _power,
     "Sqrt": lambda at, x: np.sqrt(x),
     "Exp": lambda at, x: np.exp(x),
     "Log": lambda at, x: np.log(x),
@@ -464,7 +498,7 @@ OPERATORS: dict[str, Operator] = {
     "ReduceMax": _reduced(np.max),
     "ReduceMin": _reduced(np.min),
     "ReduceL2": _reduced(_l2),
-    "ReduceProd": _product,
+    "ReduceProd": _reduced(_product),
     "ArgMax": _argmax(np.argmax),
     "ArgMin": _argmax(np.argmin),
     "CumSum": _cumsum,
@@ -477,4 +511,38 @@ OPERATORS: dict[str, Operator] = {
     "Conv": _conv,
     "GlobalAveragePool": _global_mean,
     "GlobalMaxPool": _global_max,
+}
+
+# The attributes that the functions above read; a node with another one is refused.
+_OF_REDUCTIONS = {"axes", "keepdims", "noop_with_empty_axes"}
+ATTRIBUTES: dict[str, set[str]] = {
+    "Clip": {"min", "max"},
+    "LeakyRelu": {"alpha"},
+    "Elu": {"alpha"},
+    "HardSigmoid": {"alpha", "beta"},
+    "Gelu": {"approximate"},
+    "Cast": {"dtype", "to", "saturate", "round_mode"},
+    "Concat": {"axis"},
+    "Split": {"axis", "split", "num_outputs"},
+    "Slice": {"starts", "ends", "axes"},
+    "Gather": {"axis"},
+    "GatherElements": {"axis"},
+    "Reshape": {"allowzero"},
+    "Flatten": {"axis"},
+    "Squeeze": {"axes"},
+    "Unsqueeze": {"axes"},
+    "Transpose": {"perm"},
+    "Shape": {"start", "end"},
+    "ConstantOfShape": {"value", "dtype"},
+    "Pad": {"pads", "mode", "value"},
+    "ReverseSequence": {"time_axis", "batch_axis"},
+    "ArgMax": {"axis", "keepdims", "select_last_index"},
+    "ArgMin": {"axis", "keepdims", "select_last_index"},
+    "CumSum": {"exclusive", "reverse"},
+    "Softmax": {"axis", "flat"},
+    "LogSoftmax": {"axis", "flat"},
+    "Gemm": {"transA", "transB", "alpha", "beta"},
+    "Conv": {"group", "strides", "dilations", "pads", "auto_pad", "kernel_shape"},
+    "LayerNormalization": {"axis", "epsilon", "stash_type"},
+    **{n: _OF_REDUCTIONS for n in OPERATORS if n.startswith("Reduce")},
 }

@@ -42,11 +42,25 @@ class Times(NamedTuple):
         axis: of the input.
         shapes: of every value, in both runs.
         values: of the first run.
+        second: the values of the second run.
     """
 
     axis: int
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
     values: dict[str, Any]
+    second: dict[str, Any]
+
+    def counts(self, name: str) -> bool:
+        """Whether what a value holds depends on the number of steps, beside how often."""
+        one, other = (np.asarray(value_of(v[name])) for v in (self.values, self.second))
+        if one.shape == other.shape and np.array_equal(one, other):
+            return False
+        return not (
+            one.size
+            and other.size
+            and np.all(one == other.flat[0])
+            and np.all(other == other.flat[0])
+        )
 
     def of(self, name: str) -> int | None:
         """Return the axis of time of a value, None for none.
@@ -116,7 +130,7 @@ def times_of(graph: Any) -> Times:
             n: (np.shape(value_of(v)), np.shape(value_of(runs[1][0][n])))
             for n, v in runs[0][0].items()
         }
-        times, read = Times(axis, shapes, runs[0][0]), runs[0][1]
+        times, read = Times(axis, shapes, runs[0][0], runs[1][0]), runs[0][1]
         if not read:
             raise TypeError("stream: expected a graph with a recurrent layer, got none")
         if all(_sizes(times, name, k) == STEPS for name, k in read):
@@ -153,6 +167,12 @@ def checked(graph: Any) -> Times:
                     f"stream: expected nodes that see one step, got {node['name']} "
                     f"({node['op']}), which reads {name!r} of a whole sequence"
                 )
+        for name in _data(node):
+            if name not in known and times.counts(name):
+                raise TypeError(
+                    f"stream: expected nodes that see one step, got {node['name']} "
+                    f"({node['op']}), which reads {name!r}, made from the number of steps"
+                )
         if not _by_step(graph, times, node, read):
             raise TypeError(
                 f"stream: expected nodes that see one step and those before it, got "
@@ -173,6 +193,13 @@ def _needed(graph: Any) -> set[str]:
             found.add(key(node))
             wanted.update(node["inputs"])
     return found
+
+
+def _data(node: Any) -> list[str]:
+    """Return the inputs of a node that are data, not sizes or places; states are not asked."""
+    if node["op"] == "Recurrent" or node["op"] in _SHAPES | _ALONG:
+        return [n for n in node["inputs"][:1] if n] if node["op"] != "Concat" else node["inputs"]
+    return [n for n in node["inputs"] if n]
 
 
 def _by_step(graph: Any, times: Times, node: Any, read: list[str]) -> bool:
@@ -212,10 +239,12 @@ def _along(node: Any, values: dict[str, Any], count: int) -> list[int]:
         starts = inputs[1] if len(inputs) > 1 else given["starts"]
         return list(range(len(_ints(starts)))) if found is None else found
     if op.startswith("Reduce"):
-        return _axes(given, inputs[1] if len(inputs) > 1 else None) or list(range(count))
+        found = _axes(given, inputs[1] if len(inputs) > 1 else None)
+        return found or ([] if given.get("noop_with_empty_axes", 0) else list(range(count)))
     if op == "CumSum":
         return _ints(inputs[1])
-    return [int(given.get("axis", 0))]
+    axis = int(given.get("axis", 0))
+    return list(range(axis % count, count)) if given.get("flat", False) else [axis]
 
 
 # -- steps -----------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from .. import nn
 from .._check import Array
 from ._graph import Graph as Model
-from ._graph_ops import OPERATORS
+from ._graph_ops import ATTRIBUTES, OPERATORS
 from ._imported import Entry, shapes
 from ._onnx_constants import Zeros
 from ._onnx_graph import Graph, node_name
@@ -47,6 +47,22 @@ class _Refused(ValueError):
     """What a graph cannot be; the message follows the name of the node."""
 
 
+def _read_in(graph: Graph) -> Iterator[str]:
+    """Yield what the nodes of a graph read, and those of the graphs in them."""
+    for node in graph.nodes:
+        yield from node.input
+        for _, inner in graph.inner(node):
+            yield from _read_in(inner)
+            yield from (str(o.name) for o in inner.graph.output)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two constants are the same array."""
+    if not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray)):
+        return bool(a == b)
+    return a.dtype == b.dtype and np.array_equal(a, b)
+
+
 class Branches:
     """Read all nodes of a graph; `refused` names those that cannot be read.
 
@@ -70,7 +86,8 @@ class Branches:
         self._names: set[str] = set()
         self._outputs = [str(o.name) for o in graph.graph.output]
         self._readers = Counter(self._outputs)
-        self._readers.update(n for node in graph.nodes for n in node.input)
+        self._readers.update(_read_in(graph))
+        self._made: set[str] = set()  # the outputs of nodes so far
         self._merged: set[str] = set()  # sums that are biases of the product before
         for node in graph.nodes:
             self._read(node)
@@ -85,6 +102,9 @@ class Branches:
         name, op = node_name(node), str(node.op_type)
         plain = node.domain in ("", "ai.onnx")
         try:
+            if again := self._made & set(outputs):
+                raise _Refused(f"expected a name of its own, got {min(again)!r} of another branch")
+            self._made.update(outputs)
             if op == "If" and plain and depth < 20:
                 self._branch(name, node, depth)
                 return
@@ -141,7 +161,9 @@ class Branches:
         wanted = "then_branch" if on.reshape(-1)[0] else "else_branch"
         inner = next(g for n, g in self.graph.inner(node) if n == wanted)
         for one, value in inner.values.items():
-            self._values.setdefault(one, value)
+            there = self._values.setdefault(one, value)
+            if one in self._made or not (there is value or _same(there, value)):
+                raise _Refused(f"expected a name of its own, got {one!r} of another branch")
         for one in inner.nodes:
             self._read(one, depth + 1)
         self._alias.update(zip(node.output, (str(o.name) for o in inner.graph.output)))
@@ -189,6 +211,9 @@ class Branches:
     # -- operators ---------------------------------------------------------------------------------
 
     def _plain(self, name: str, node: Any, given: dict[str, Any]) -> Taken:
+        others = set(given) - ATTRIBUTES.get(node.op_type, set()) - {"outputs"}
+        if others:
+            raise _Refused(f"expected {node.op_type} without {', '.join(sorted(others))}, got one")
         return Taken(node.op_type, list(node.input), given)
 
     def _recurrent(self, name: str, node: Any, given: dict[str, Any]) -> Taken:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .._check import Array
+from ._graph_ops import clamped
 
 _LARGEST = 2**31  # elements of a constant that takes no memory
 _SPARE = 2**22  # elements that constants of any model may be computed to
@@ -82,7 +83,7 @@ def _slice(given: Mapping[str, Any], inputs: list[Any]) -> Array:
     starts, ends, axes, steps = slice_of(given, inputs, a.ndim)
     index: list[Any] = [slice(None)] * a.ndim
     for start, end, axis, step in zip(starts, ends, axes, steps):
-        index[axis] = slice(start, end if step > 0 or end > -(2**31) else None, step)
+        index[axis] = clamped(start, end, step, a.shape[axis])
     out: Array = a[tuple(index)]
     return out
 

@@ -67,6 +67,7 @@ class Layer:
     _settable: Mapping[str, Callable[[str, Any], Any] | None] = MappingProxyType({})
     # Those that decide what is computed with the same parameters; a file names them.
     _functional: tuple[str, ...] = ()
+    _stored: frozenset[str] = frozenset()  # the options that our constructors have set
     _given: tuple[tuple[Any, ...], dict[str, Any]]  # the arguments that the layer was made with
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -76,11 +77,11 @@ class Layer:
             cls.__call__ = recordable(vars(cls)["__call__"], of_layer)  # type: ignore[method-assign]
         if "__init__" in vars(cls):
             init = vars(cls)["__init__"]
-            if cls.__module__.partition(".")[0] == __name__.partition(".")[0]:
+            if own := cls.__module__.partition(".")[0] == __name__.partition(".")[0]:
                 code = init.__code__
                 count = code.co_argcount + code.co_kwonlyargcount
                 cls._options = cls._options | set(code.co_varnames[1:count])
-            cls.__init__ = _remembering(init)  # type: ignore[method-assign]
+            cls.__init__ = _remembering(init, own)  # type: ignore[method-assign]
 
     def _prepare(self) -> None:
         """Make what has to be there before any ``__init__`` runs."""
@@ -99,14 +100,14 @@ class Layer:
         object.__setattr__(self, name, value)
 
     def __delattr__(self, name: str) -> None:
-        if name in self._options and name in self.__dict__:
+        if name in self._stored and name in self.__dict__:
             raise AttributeError(f"{name}: expected to stay, since it is an option of {self!r:.80}")
         object.__delattr__(self, name)
 
     def _checked_option(self, name: str, value: Any) -> Any:
         """Return the value of an option that is assigned; raise where it cannot be changed."""
-        if name not in self.__dict__:
-            return value  # the constructor's, which has checked it; or a property of the class
+        if name not in self.__dict__ or name not in self._stored:
+            return value  # the constructor's, which has checked it; or not an option of ours
         check = self._settable.get(name)
         if check is None:
             kind = type(self).__name__
@@ -581,21 +582,25 @@ class Layer:
         raise TypeError(f"{type(self).__name__} does not define vjp")
 
 
-def _remembering(init: Callable[..., None]) -> Callable[..., None]:
+def _remembering(init: Callable[..., None], own: bool) -> Callable[..., None]:
     """Return an ``__init__`` that keeps its arguments, which a file needs to make the layer anew.
 
-    Of those of a class and its bases, the first one that runs keeps them.
+    Of those of a class and its bases, the first one that runs keeps them. One of our ``own`` also
+    notes which of its options it has set: a class of a user may have attributes of the other names.
     """
 
     @functools.wraps(init)
     def remembering(self: Layer, *args: Any, **options: Any) -> None:
-        if "_given" in self.__dict__:
-            init(self, *args, **options)
-            return
-        object.__setattr__(self, "_given", (args, options))
-        self._prepare()
+        first = "_given" not in self.__dict__
+        if first:
+            object.__setattr__(self, "_given", (args, options))
+            self._prepare()
         init(self, *args, **options)
-        self._finish()
+        if own:
+            stored = self._options & self.__dict__.keys()
+            object.__setattr__(self, "_stored", self._stored | stored)
+        if first:
+            self._finish()
 
     return remembering
 
@@ -801,5 +806,5 @@ class Pullback:
 
 
 # The base keeps its arguments as its subclasses do; mypy does not let a method be replaced.
-Layer.__init__ = _remembering(Layer.__init__)  # type: ignore[method-assign]
+Layer.__init__ = _remembering(Layer.__init__, True)  # type: ignore[method-assign]
 readable(globals())
