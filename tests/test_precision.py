@@ -525,8 +525,7 @@ def test_a_report_measures_and_changes_nothing() -> None:
 
 
 def test_steps_that_take_no_part_do_not_count() -> None:
-    layer, x = uneven(ost.nn.GRU, 100)
-    layer.batch_first = True
+    layer, x = uneven(ost.nn.GRU, 100, batch_first=True)
     x = np.ascontiguousarray(x.swapaxes(0, 1))
     lengths = np.array([30, 4, 9, 1, 0, 12])
     rows = [x[b, :n] for b, n in enumerate(lengths)]
