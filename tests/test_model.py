@@ -1109,7 +1109,7 @@ def test_streams_of_models_that_need_more() -> None:
             model.stream()
     with pytest.raises(TypeError, match=r"stream: expected a call of Net that is a chain of lay"):
         nn.Sequential(Net()).stream()
-    with pytest.raises(TypeError, match="stream: expected layers that need one step .* a Pool"):
+    with pytest.raises(TypeError, match=r"stream: expected layers that need one step .* a Pool"):
         Pooled().stream()
     with pytest.raises(ValueError, match=r"stream: expected a layer of one direction"):
         Both().stream()
