@@ -192,9 +192,10 @@ class Stepper:
     def _refuse_unread(self, batch: Batch) -> None:
         """Raise if a model has layers that take lengths or masks, and its call takes none."""
         for name, value in self._times(batch.times).items():
-            # Resets that reset nothing need not be known of.
-            given = value is not None and (name != "resets" or bool(np.any(_device.host(value))))
-            if given and reads_steps(self.model) and not takes(type(self.model), name):
+            if value is None or takes(type(self.model), name) or not reads_steps(self.model):
+                continue
+            # Resets that reset nothing need not be known of; a device is asked last.
+            if name != "resets" or bool(np.any(_device.host(value))):
                 raise ValueError(
                     f"{name}: expected None for a {type(self.model).__name__}, whose __call__ "
                     f"takes no {name}, got {type(value).__name__}; give it such an "
