@@ -8,22 +8,27 @@ several threads by the clock.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import datetime
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import ostinato as ost
 from ostinato import safetensors
+from ostinato.__main__ import info
 
+RESULTS = Path(__file__).parent / "results"
 SETTLE = 0.05  # seconds before a turn, until what the turn before left spinning sleeps
 LIMIT = 2e-4  # difference of answers, of the largest value
 
@@ -110,3 +115,52 @@ def measure(
         "ratio": {n: statistics.median(t[n] / t["ostinato"] for t in turns) for n in peers},
         "more": {n: statistics.median(t["ostinato"] - t[n] for t in turns) for n in peers},
     }
+
+
+def main(
+    script: str,
+    description: str | None,
+    kind: type[Any],
+    rows: Callable[[bool], Iterable[Any]],
+    make: Callable[[str, Any, int], Callable[[], Any]],
+    told: str,
+    shown: Callable[[Any, dict[str, Any]], str],
+) -> None:
+    """Run the rows of a script and write their results, or one contender of a row.
+
+    Args:
+        script: the path of the script, which names the file of results.
+        description: what ``--help`` says, in its first line.
+        kind: the class of a row.
+        rows: all rows, or those of ``--short``.
+        make: makes the call of a contender, by its name, of a row, on some threads.
+        told: what the columns are.
+        shown: the columns of a row, of its figures.
+    """
+    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--short", action="store_true", help="fewer sizes")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, help="of each contender; default: all")
+    parser.add_argument("--only", default="", help="rows whose name has this text")
+    args = parser.parse_args()
+    if args.worker:
+        order = json.loads(args.worker)
+        row = kind(**order["row"])
+        return serve(order, row.calls, lambda: make(order["name"], row, order["threads"]))
+    threads = args.threads or ost.get_num_threads()
+    date = f"{datetime.date.today():%Y-%m-%d}"
+    figures: dict[str, Any] = {"machine": info(), "threads": threads, "date": date, "rows": []}
+    print(f"{figures['machine']['cpu']}, {threads} threads; milliseconds, and {told}")
+    for row in rows(args.short):
+        if args.only in row.name:
+            r = measure(script, row, row.peers, args.rounds, threads)
+            figures["rows"].append(r)
+            print(
+                f"{row.name:32} {r['seconds']['ostinato'] * 1e3:9.3f}  {shown(row, r)}", flush=True
+            )
+    if not args.only:
+        name = Path(script).stem.replace("_", "-")
+        out = RESULTS / f"{date}-{name}-{ost.kernels()['chosen']}.json"
+        with safetensors.atomic_write(out) as f:
+            f.write(json.dumps(figures, indent=1).encode())

@@ -9,9 +9,6 @@ figures are medians over the rounds, ratios those within a round.
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,10 +17,8 @@ from typing import Any
 
 import numpy as np
 
+import contenders
 import ostinato as ost
-from contenders import measure, serve
-from ostinato import safetensors
-from ostinato.__main__ import info
 
 RESULTS = Path(__file__).parent / "results"
 GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}
@@ -40,6 +35,7 @@ class Row:
     steps: int = 50
     what: str = "train"  # or "infer", "lengths", "vmap"
     calls: int = 5
+    peers: tuple[str, ...] = ("scan",)
 
 
 def rows(short: bool) -> list[Row]:
@@ -142,39 +138,13 @@ def make(name: str, row: Row, threads: int) -> Callable[[], dict[str, Any]]:
     return train
 
 
-def worker(text: str) -> None:
-    """Run a contender of a row."""
-    order = json.loads(text)
-    row = Row(**order["row"])
-    serve(order, row.calls, lambda: make(order["name"], row, order["threads"]))
-
-
 def main() -> None:
     """Run the rows and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    parser.add_argument("--short", action="store_true", help="fewer sizes")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, help="of each contender; default: all")
-    parser.add_argument("--only", default="", help="rows whose name has this text")
-    args = parser.parse_args()
-    if args.worker:
-        return worker(args.worker)
-    threads = args.threads or ost.get_num_threads()
-    date = f"{datetime.date.today():%Y-%m-%d}"
-    figures: dict[str, Any] = {"machine": info(), "threads": threads, "date": date, "rows": []}
-    print(f"{figures['machine']['cpu']}, {threads} threads; milliseconds, and the scan's over ours")
-    for row in rows(args.short):
-        if args.only not in row.name:
-            continue
-        r = measure(__file__, row, ["scan"], args.rounds, threads)
-        figures["rows"].append(r)
-        mine, theirs = (1e3 * r["seconds"][n] for n in ("ostinato", "scan"))
-        print(f"{row.name:32} {mine:9.3f} {theirs:9.3f}  {r['ratio']['scan']:.2f}x", flush=True)
-    if not args.only:
-        out = RESULTS / f"{date}-inside-jax-{ost.kernels()['chosen']}.json"
-        with safetensors.atomic_write(out) as f:
-            f.write(json.dumps(figures, indent=1).encode())
+
+    def shown(row: Row, r: dict[str, Any]) -> str:
+        return f"{r['seconds']['scan'] * 1e3:9.3f}  {r['ratio']['scan']:.2f}x"
+
+    contenders.main(__file__, __doc__, Row, rows, make, "the scan's over ours", shown)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,8 @@ the rounds, ratios those within a round.
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import importlib.util
 import itertools
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,10 +19,8 @@ from typing import Any
 
 import numpy as np
 
+import contenders
 import ostinato as ost
-from contenders import measure, serve
-from ostinato import safetensors
-from ostinato.__main__ import info
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -186,46 +181,18 @@ def _one_step(name: str, row: Row, core: Any, x: Any) -> Callable[[], dict[str, 
     return infer
 
 
-def worker(text: str) -> None:
-    """Run a contender of a row."""
-    order = json.loads(text)
-    row = Row(**order["row"])
-    serve(order, row.calls, lambda: make(order["name"], row, order["threads"]))
-
-
-# -- the driver -----------------------------------------------------------------------------------
-
-
 def main() -> None:
     """Run the rows and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    parser.add_argument("--short", action="store_true", help="fewer sizes")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, help="of each contender; default: all")
-    parser.add_argument("--only", default="", help="rows whose name has this text")
-    args = parser.parse_args()
-    if args.worker:
-        return worker(args.worker)
-    threads = args.threads or ost.get_num_threads()
-    date = f"{datetime.date.today():%Y-%m-%d}"
-    figures: dict[str, Any] = {"machine": info(), "threads": threads, "date": date, "rows": []}
-    print(f"{figures['machine']['cpu']}, {threads} threads; milliseconds, and their time over ours")
-    for row in rows(args.short):
-        if args.only not in row.name:
-            continue
-        r = measure(__file__, row, row.peers, args.rounds, threads)
-        figures["rows"].append(r)
+
+    def shown(row: Row, r: dict[str, Any]) -> str:
         cells = "  ".join(
             f"{n} {r['seconds'][n] * 1e3:9.3f} ({r['ratio'][n]:.2f}x)" for n in row.peers
         )
         if row.what == "step":
             cells += f"  over functional: {r['more']['functional'] * 1e6:+.1f} us"
-        print(f"{row.name:32} {r['seconds']['ostinato'] * 1e3:9.3f}  {cells}", flush=True)
-    if not args.only:
-        out = RESULTS / f"{date}-inside-torch-{ost.kernels()['chosen']}.json"
-        with safetensors.atomic_write(out) as f:
-            f.write(json.dumps(figures, indent=1).encode())
+        return cells
+
+    contenders.main(__file__, __doc__, Row, rows, make, "their time over ours", shown)
 
 
 if __name__ == "__main__":
