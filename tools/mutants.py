@@ -118,7 +118,7 @@ MUTANTS: dict[str, tuple[str, str, str]] = {  # name: file, what stands there, w
     "scales of another output": ("csrc/cuda/persistent.h", "sum *= scales[unit * columns.count() + i];", "sum *= scales[i];"),
     "parts of rows of the other end": ("csrc/cuda/problem.h", "return p.reverse ? Range{parts - chunk.end, parts - chunk.begin} : chunk;", "return chunk;"),
     "products that do not wait for the steps": ("python/ostinato/_launch.py", "                side.join()\n", ""),
-    "a dx that one direction takes from the other": ("python/ostinato/_launch.py", "first, end = whole if to_both else times", "first, end = times"),
+    "a dx that one direction takes from the other": ("python/ostinato/_launch.py", "for some in map(rows_of, every) if to_both else [rows]:", "for some in [rows]:"),
     "a status that the host is not told": ("csrc/cuda/persistent.h", "if (first == 0 && buffer.host_status) *buffer.host_status = status;", ""),
     "states that a later launch does not get": ("csrc/cuda/persistent.h", "launch_args.first_step > 0 ? launch_args.carry", "launch_args.first_step > 9999 ? launch_args.carry"),
     "more blocks than run at the same time": ("python/ostinato/_plan.py", "device.multiprocessors if partition.peers == 1", "2 * device.multiprocessors if partition.peers == 1"),
