@@ -255,6 +255,13 @@ struct CtcCall {
   double* losses;        // [B]
 };
 
+// Where the random words of a row of numbers come from: those of its numbers 4 quad .. 4 quad + 3 are Philox's for the counter
+// (quad, second, third, fourth).
+struct RandomRow {
+  std::uint64_t key;
+  std::uint32_t second, third, fourth;
+};
+
 // The training step outside the recurrences. All sums run in an order that does not depend on threads.
 template <class T>
 struct TrainKernels {
@@ -265,6 +272,7 @@ struct TrainKernels {
   void (*embedding_scatter)(Index n, Index width, const Index* ids, const T* dy, T* dtable);
   double (*square_sum)(Index n, const T* x);
   void (*adam)(Index n, T* p, const T* g, T* m, T* v, const AdamStep&);
+  void (*dropout)(Index n, const T* x, T* y, double rate, const RandomRow&);  // y = x / (1 - rate) where kept, else 0; n <= 2^34
   void (*tanh)(Index n, const T* x, T* y);  // the vector functions of the cells, for layers and for the ULP tests
   void (*sigmoid)(Index n, const T* x, T* y);
   void (*exp)(Index n, const T* x, T* y);
@@ -292,5 +300,13 @@ struct KernelTable {
   TypedKernels<float> f32;
   TypedKernels<double> f64;
 };
+
+template <class T>
+const TypedKernels<T>& typed(const KernelTable* table) {
+  if constexpr (sizeof(T) == 4)
+    return table->f32;
+  else
+    return table->f64;
+}
 
 }  // namespace ost

@@ -1,9 +1,10 @@
 #include "stack.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <numeric>
+
+#include "dispatch.h"
 
 #define OST_SET once
 #include "core/philox.h"
@@ -59,41 +60,28 @@ std::shared_ptr<const Backend<T>> cpu_backend() {
 }  // namespace
 
 std::uint32_t philox_word(std::uint64_t key, std::uint32_t layer_direction, std::uint64_t t, std::uint32_t b, std::uint32_t unit) {
-  return unit_words(key, layer_direction, t, b, unit / 4).w[unit % 4];
-}
-
-// Dropout of n numbers, of which words_of(i) are the random words of the numbers from 4 i on. What is dropped is a matter of chance, so
-// a branch on it is foretold wrongly as often as not: bits are masked instead (4.7 in place of 8.2 ns a number).
-template <class T, class F>
-void drop(Index n, const T* from, T* to, double rate, F&& words_of) {
-  using Bits = std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint64_t>;
-  const T scale = T(1 / (1 - rate));
-  const auto limit = std::uint32_t(std::ceil(rate * 16777216.0));  // `dropout_keeps`, of whole numbers
-  for (Index first = 0; first < n; first += 4) {
-    const Words words = words_of(first / 4);
-    for (Index k = first; k < n && k < first + 4; ++k) {
-      const Bits keeps = -Bits(words.w[k - first] >> 8 >= limit);
-      to[k] = std::bit_cast<T>(Bits(std::bit_cast<Bits>(T(from[k] * scale)) & keeps));
-    }
-  }
+  return random_words(unit_row(key, layer_direction, t, b), unit / 4).w[unit % 4];
 }
 
 template <class T>
 void drop_rows(const StackShape& shape, Index layer, const StackCall<T>& call, const T* from, T* to) {
+  const auto drop = typed<T>(kernels()).train.dropout;
   for (Index t = 0; t < call.steps; ++t)
     for (Index b = 0; b < call.batch; ++b)
       for (int d = 0; d < shape.directions; ++d) {
         const Index at = (t * call.batch + b) * shape.width() + d * shape.output;
-        drop(shape.output, from + at, to + at, call.dropout, [&](Index quad) {
-          return unit_words(call.key, std::uint32_t(layer * 2 + d), std::uint64_t(call.first_step + t), std::uint32_t(b),
-                            std::uint32_t(quad));
-        });
+        const RandomRow random = unit_row(call.key, std::uint32_t(layer * 2 + d), std::uint64_t(call.first_step + t), std::uint32_t(b));
+        drop(shape.output, from + at, to + at, call.dropout, random);
       }
 }
 
 template <class T>
 void dropout_flat(Index n, const T* x, T* y, double rate, std::uint64_t key) {
-  drop(n, x, y, rate, [&](Index quad) { return element_words(key, quad); });
+  constexpr Index kPart = Index(1) << 34;  // numbers, four a word of the counter
+  for (Index part = 0; part * kPart < n; ++part) {
+    const Index first = part * kPart;
+    typed<T>(kernels()).train.dropout(smaller(kPart, n - first), x + first, y + first, rate, element_row(key, part));
+  }
 }
 
 constexpr Index kMostLayers = 8;  // of one group of kernel calls

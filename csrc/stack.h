@@ -66,12 +66,7 @@ struct PackedStack {
   std::vector<PackedWeights<T>> parts;  // [layer * D + direction]
   Buffer<T> memory;
   std::shared_ptr<const Backend<T>> backend;
-  const TypedKernels<T>& kernels() const {
-    if constexpr (sizeof(T) == 4)
-      return table->f32;
-    else
-      return table->f64;
-  }
+  const TypedKernels<T>& kernels() const { return typed<T>(table); }
   const CellKernels<T>& cell() const { return kernels().cells[int(precision)][int(shape.cell)]; }
   const CellTraits& traits() const { return table->traits[int(shape.cell)]; }
   // Elements of a row of the tape; where W x is looked up (`ahead`) its deviations are with the table.

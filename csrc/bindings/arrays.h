@@ -160,14 +160,6 @@ NewArray<T> make_array(const py::object& device, const std::vector<Index>& shape
   return {array, static_cast<T*>(data)};
 }
 
-template <class T>
-const TypedKernels<T>& typed(const KernelTable* table) {
-  if constexpr (sizeof(T) == 4)
-    return table->f32;
-  else
-    return table->f64;
-}
-
 // Check for a pending Ctrl-C, at most every 20 ms: taking the GIL back costs up to its switch
 // interval of 5 ms.
 class SignalPoll {

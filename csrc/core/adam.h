@@ -23,11 +23,13 @@ struct AdamRule {
         decay(s.decoupled ? T(0) : T(s.weight_decay)),
         keep(s.decoupled ? T(1 - s.rate * s.weight_decay) : T(1)) {}
 
-  OST_HD void apply(T& p, T grad, T& m, T& v) const {
-    const T g = grad + decay * p;
-    m = b1 * m + c1 * g;
-    v = b2 * v + c2 * g * g;
-    p = keep * p - rate * m / (square_root(v) * root + eps);
+  // V is T, or a vector of them.
+  template <class V>
+  OST_HD void apply(V& p, V grad, V& m, V& v) const {
+    const V g = grad + V(decay) * p;
+    m = V(b1) * m + V(c1) * g;
+    v = V(b2) * v + V(c2) * g * g;
+    p = V(keep) * p - V(rate) * m / (square_root(v) * V(root) + V(eps));
   }
 };
 

@@ -4,31 +4,44 @@
 
 namespace ost::OST_SET {
 
-struct Words {
-  std::uint32_t w[4];
+// Four words, or four vectors of them: lane by lane four words.
+template <class W>
+struct RandomWords {
+  W w[4];
 };
 
-// Philox4x32-10, Salmon et al. (2011), "Parallel random numbers: as easy as 1, 2, 3".
-OST_HD Words philox(std::uint64_t key, Words c) {
+OST_HD void multiply_words(std::uint32_t a, std::uint32_t b, std::uint32_t* high, std::uint32_t* low) {
+  const std::uint64_t product = std::uint64_t(a) * b;
+  *high = std::uint32_t(product >> 32), *low = std::uint32_t(product);
+}
+
+// Philox4x32-10, Salmon et al. (2011), "Parallel random numbers: as easy as 1, 2, 3". W is a word, or a vector of words.
+template <class W>
+OST_HD RandomWords<W> philox(std::uint64_t key, RandomWords<W> c) {
   std::uint32_t k0 = std::uint32_t(key), k1 = std::uint32_t(key >> 32);
   for (int round = 0; round < 10; ++round) {
-    const std::uint64_t p0 = std::uint64_t(0xD2511F53u) * c.w[0], p1 = std::uint64_t(0xCD9E8D57u) * c.w[2];
-    c = {{std::uint32_t(p1 >> 32) ^ c.w[1] ^ k0, std::uint32_t(p1), std::uint32_t(p0 >> 32) ^ c.w[3] ^ k1, std::uint32_t(p0)}};
+    W high0, low0, high1, low1;
+    multiply_words(c.w[0], 0xD2511F53u, &high0, &low0);
+    multiply_words(c.w[2], 0xCD9E8D57u, &high1, &low1);
+    c = {{high1 ^ c.w[1] ^ k0, low1, high0 ^ c.w[3] ^ k1, low0}};
     k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
   }
   return c;
 }
 
-// Random words of units 4 quad .. 4 quad + 3 at (layer, direction, t, b).
-OST_HD Words unit_words(std::uint64_t key, std::uint32_t layer_direction, std::uint64_t t, std::uint32_t b, std::uint32_t quad) {
-  return philox(key, {{quad, b, std::uint32_t(t), layer_direction ^ std::uint32_t(t >> 32) << 16}});
-}
-// Random words of elements 4 quad .. 4 quad + 3 of an array.
-OST_HD Words element_words(std::uint64_t key, Index quad) {
-  return philox(key, {{std::uint32_t(quad), std::uint32_t(quad >> 32), 0, 0x80000000u}});
+OST_HD RandomWords<std::uint32_t> random_words(const RandomRow& row, std::uint32_t quad) {
+  return philox<std::uint32_t>(row.key, {{quad, row.second, row.third, row.fourth}});
 }
 
-// An element is kept with probability 1 - rate.
-OST_HD bool dropout_keeps(std::uint32_t word, double rate) { return double(word >> 8) * (1.0 / 16777216.0) >= rate; }
+// The units of a layer's output at (layer, direction, t, b).
+OST_HD RandomRow unit_row(std::uint64_t key, std::uint32_t layer_direction, std::uint64_t t, std::uint32_t b) {
+  return {key, b, std::uint32_t(t), layer_direction ^ std::uint32_t(t >> 32) << 16};
+}
+// Elements 2^34 part .. 2^34 (part + 1) - 1 of an array.
+OST_HD RandomRow element_row(std::uint64_t key, Index part) { return {key, std::uint32_t(part), 0, 0x80000000u}; }
+
+// An element is kept with probability 1 - rate: if its word, divided by 2^32 and rounded down to 24 bits, is not less than the rate.
+OST_HD std::uint32_t dropout_limit(double rate) { return std::uint32_t(__builtin_ceil(rate * 16777216.0)); }
+OST_HD bool dropout_keeps(std::uint32_t word, std::uint32_t limit) { return word >> 8 >= limit; }
 
 }  // namespace ost::OST_SET

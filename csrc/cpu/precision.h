@@ -13,9 +13,6 @@
 
 namespace ost::OST_SET {
 
-using Ints = typename RawOf<float>::Mask;  // 32-bit lanes
-typedef std::uint32_t Words __attribute__((vector_size(kVectorBytes)));
-
 template <class T>
 struct Exact {
   using Real = T;

@@ -133,6 +133,23 @@ OST_HD Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
 #endif
 #endif
 
+#if defined(__AVX512F__)
+OST_HD Vec<float> square_root(Vec<float> x) { return (Vec<float>::Raw)_mm512_sqrt_ps((__m512)x.v); }
+OST_HD Vec<double> square_root(Vec<double> x) { return (Vec<double>::Raw)_mm512_sqrt_pd((__m512d)x.v); }
+#elif defined(__AVX2__)
+OST_HD Vec<float> square_root(Vec<float> x) { return (Vec<float>::Raw)_mm256_sqrt_ps((__m256)x.v); }
+OST_HD Vec<double> square_root(Vec<double> x) { return (Vec<double>::Raw)_mm256_sqrt_pd((__m256d)x.v); }
+#elif defined(__SSE2__)
+OST_HD Vec<float> square_root(Vec<float> x) { return (Vec<float>::Raw)_mm_sqrt_ps((__m128)x.v); }
+OST_HD Vec<double> square_root(Vec<double> x) { return (Vec<double>::Raw)_mm_sqrt_pd((__m128d)x.v); }
+#else
+template <class T>
+OST_HD Vec<T> square_root(Vec<T> x) {
+  for (int i = 0; i < Vec<T>::kLanes; ++i) x.v[i] = T(__builtin_sqrt(x.v[i]));  // the square root of a float is the same by way of double
+  return x;
+}
+#endif
+
 template <class T>
 OST_HD Vec<T> keep_lanes(Vec<T> x, Index n) {  // zeros from lane n on
   typename Vec<T>::Mask lane;
@@ -147,6 +164,75 @@ OST_HD T sum_lanes(Vec<T> x) {  // in a fixed order
   for (int i = 0; i < Vec<T>::kLanes; ++i) s += x.v[i];
   return s;
 }
+
+// Words of 32 bits, one a lane of floats.
+typedef std::uint32_t Words __attribute__((vector_size(kVectorBytes)));
+using Ints = typename RawOf<float>::Mask;
+typedef std::uint64_t LongWords __attribute__((vector_size(kVectorBytes)));
+
+// Products of the words at even places, of 64 bits.
+OST_HD LongWords multiply_even(Words a, Words b) {
+#if defined(__AVX512F__)
+  return (LongWords)_mm512_mul_epu32((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  return (LongWords)_mm256_mul_epu32((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+  return (LongWords)_mm_mul_epu32((__m128i)a, (__m128i)b);
+#else
+  return ((LongWords)a & 0xffffffffu) * ((LongWords)b & 0xffffffffu);
+#endif
+}
+
+// In each 16 bytes: the four words of lane 0 of the four vectors become the first one's, those of lane 1 the second one's, and so on.
+OST_HD void transpose_fours(Words* w) {
+#if defined(__AVX512F__)
+  const __m512i a = (__m512i)w[0], b = (__m512i)w[1], c = (__m512i)w[2], d = (__m512i)w[3];
+  const __m512i ab = _mm512_unpacklo_epi32(a, b), cd = _mm512_unpacklo_epi32(c, d);
+  const __m512i ab1 = _mm512_unpackhi_epi32(a, b), cd1 = _mm512_unpackhi_epi32(c, d);
+  w[0] = (Words)_mm512_unpacklo_epi64(ab, cd), w[1] = (Words)_mm512_unpackhi_epi64(ab, cd);
+  w[2] = (Words)_mm512_unpacklo_epi64(ab1, cd1), w[3] = (Words)_mm512_unpackhi_epi64(ab1, cd1);
+#elif defined(__AVX2__)
+  const __m256i a = (__m256i)w[0], b = (__m256i)w[1], c = (__m256i)w[2], d = (__m256i)w[3];
+  const __m256i ab = _mm256_unpacklo_epi32(a, b), cd = _mm256_unpacklo_epi32(c, d);
+  const __m256i ab1 = _mm256_unpackhi_epi32(a, b), cd1 = _mm256_unpackhi_epi32(c, d);
+  w[0] = (Words)_mm256_unpacklo_epi64(ab, cd), w[1] = (Words)_mm256_unpackhi_epi64(ab, cd);
+  w[2] = (Words)_mm256_unpacklo_epi64(ab1, cd1), w[3] = (Words)_mm256_unpackhi_epi64(ab1, cd1);
+#else
+  const Words a = w[0], b = w[1], c = w[2], d = w[3];
+  for (int i = 0; i < 4; ++i) w[i] = Words{a[i], b[i], c[i], d[i]};
+#endif
+}
+
+// A mask from 32-bit integers, of which it takes as many as it has lanes.
+OST_HD void load_mask(const std::int32_t* p, Vec<float>::Mask* mask) { __builtin_memcpy(mask, p, sizeof *mask); }
+OST_HD void load_mask(const std::int32_t* p, Vec<double>::Mask* mask) {
+  typedef std::int32_t Half __attribute__((vector_size(kVectorBytes / 2)));
+  Half half;
+  __builtin_memcpy(&half, p, sizeof half);
+  *mask = __builtin_convertvector(half, Vec<double>::Mask);
+}
+
+// Eight numbers as doubles, in as many vectors as they take.
+struct EightDoubles {
+  static constexpr int kVectors = 8 / Vec<double>::kLanes;
+  Vec<double> v[kVectors];
+
+  OST_HD static EightDoubles load(const double* p) {
+    EightDoubles out;
+    for (int i = 0; i < kVectors; ++i) out.v[i] = Vec<double>::load(p + i * Vec<double>::kLanes);
+    return out;
+  }
+  OST_HD static EightDoubles load(const float* p) {
+    EightDoubles out;
+    for (int i = 0; i < kVectors; ++i) {
+      typedef float Half __attribute__((vector_size(kVectorBytes / 2)));
+      Half half;
+      __builtin_memcpy(&half, p + i * Vec<double>::kLanes, sizeof half);
+      out.v[i] = __builtin_convertvector(half, Vec<double>::Raw);
+    }
+    return out;
+  }
+};
 
 // Rounds to the nearest integer by the large-constant trick, which leaves the integer in the low bits: |x| < 2^21.
 template <class T>

@@ -1,7 +1,8 @@
-// The training step outside the recurrences: softmax cross entropy, embedding, sums of squares, Adam, and the vector
+// The training step outside the recurrences: softmax cross entropy, embedding, sums of squares, Adam, dropout, and the vector
 // functions by themselves.
 #pragma once
 #include "../core/adam.h"
+#include "../core/philox.h"
 #include "math.h"
 #include "schedule.h"
 
@@ -58,8 +59,15 @@ struct SoftmaxJob {
       if (d) fill_zero(d, classes);
       return;
     }
-    T top = l[0];
-    for (Index k = 1; k < classes; ++k) top = l[k] > top || !(l[k] == l[k]) ? l[k] : top;  // NaN stays
+    T top = l[0];  // of what is not NaN, unless l[0] is: the sum is NaN in any case
+    V tops(top);
+    Index tail = 0;
+    for (; tail + L <= classes; tail += L) {
+      const V v = V::load(l + tail);
+      tops = select(tops < v, v, tops);
+    }
+    for (int lane = 0; lane < L; ++lane) top = top < tops.v[lane] ? tops.v[lane] : top;
+    for (; tail < classes; ++tail) top = top < l[tail] ? l[tail] : top;
     V sum(T(0));
     double plain = 0;
     for (Index k = 0; k < classes; k += L) {
@@ -102,17 +110,29 @@ void embedding_gather(Index n, Index width, const Index* ids, const T* table, T*
   for (Index i = 0; i < n; ++i) __builtin_memcpy(out + i * width, table + ids[i] * width, std::size_t(width) * sizeof(T));
 }
 template <class T>
+OST_HD void add_to(Index n, const T* from, T* to) {
+  using V = Vec<T>;
+  constexpr int L = V::kLanes;
+  Index i = 0;
+  for (; i + L <= n; i += L) (V::load(to + i) + V::load(from + i)).store(to + i);
+  for (; i < n; ++i) to[i] += from[i];
+}
+template <class T>
 void embedding_scatter(Index n, Index width, const Index* ids, const T* dy, T* dtable) {
-  for (Index i = 0; i < n; ++i)
-    for (Index k = 0; k < width; ++k) dtable[ids[i] * width + k] += dy[i * width + k];
+  for (Index i = 0; i < n; ++i) add_to(width, dy + i * width, dtable + ids[i] * width);
 }
 
 template <class T>
 double square_sum(Index n, const T* x) {
-  double s[8] = {};
+  EightDoubles sums;
+  for (Vec<double>& v : sums.v) v = Vec<double>(0.0);
   Index i = 0;
-  for (; i + 8 <= n; i += 8)
-    for (int k = 0; k < 8; ++k) s[k] += double(x[i + k]) * double(x[i + k]);
+  for (; i + 8 <= n; i += 8) {
+    const EightDoubles some = EightDoubles::load(x + i);
+    for (int k = 0; k < EightDoubles::kVectors; ++k) sums.v[k] = sums.v[k] + some.v[k] * some.v[k];
+  }
+  double s[8];
+  for (int k = 0; k < EightDoubles::kVectors; ++k) sums.v[k].store(s + k * Vec<double>::kLanes);
   for (; i < n; ++i) s[0] += double(x[i]) * double(x[i]);
   return ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]));
 }
@@ -134,9 +154,15 @@ struct AdamJob {
   void apply(Range r) const {
     const auto& j = *this;
     const AdamRule<T> rule(*j.s);
-    T* __restrict p = j.p, * __restrict m = j.m, * __restrict v = j.v;
-    const T* __restrict grad = j.g;
-    for (Index i = r.begin; i < r.end; ++i) rule.apply(p[i], grad[i], m[i], v[i]);
+    using V = Vec<T>;
+    constexpr int L = V::kLanes;
+    Index i = r.begin;
+    for (; i + L <= r.end; i += L) {
+      V p = V::load(j.p + i), m = V::load(j.m + i), v = V::load(j.v + i);
+      rule.apply(p, V::load(j.g + i), m, v);
+      p.store(j.p + i), m.store(j.m + i), v.store(j.v + i);
+    }
+    for (; i < r.end; ++i) rule.apply(j.p[i], j.g[i], j.m[i], j.v[i]);
   }
 };
 
@@ -144,6 +170,51 @@ template <class T>
 void adam(Index n, T* p, const T* g, T* m, T* v, const AdamStep& step) {
   AdamJob<T> job{n, p, g, m, v, &step};
   run_team(n < 65536 ? 1 : thread_count(), AdamJob<T>::run, &job);
+}
+
+// A counter a lane, so that Philox makes four times as many words as a vector has lanes.
+struct WordLanes {
+  Words v;
+  friend OST_HD WordLanes operator^(WordLanes a, WordLanes b) { return {a.v ^ b.v}; }
+  friend OST_HD WordLanes operator^(WordLanes a, std::uint32_t b) { return {a.v ^ b}; }
+  friend OST_HD void multiply_words(WordLanes a, std::uint32_t b, WordLanes* high, WordLanes* low) {
+    const Words factor = Words{} + b;
+    const LongWords even = multiply_even(a.v, factor), odd = multiply_even((Words)((LongWords)a.v >> 32), factor);
+    high->v = (Words)(even >> 32 | (odd & 0xffffffff00000000u));
+    low->v = (Words)((even & 0xffffffffu) | odd << 32);
+  }
+};
+
+// What is dropped is a matter of chance, so a branch on it is foretold wrongly as often as not: bits are masked instead.
+template <class T>
+void dropout(Index n, const T* x, T* y, double rate, const RandomRow& random) {
+  using V = Vec<T>;
+  constexpr int kQuads = kVectorBytes / 4, kBlock = 4 * kQuads;
+  const std::uint32_t limit = dropout_limit(rate);
+  const V scale(T(1 / (1 - rate)));
+  // Quads in such an order that those of one vector follow one another once the words are transposed.
+  WordLanes quad;
+  for (int i = 0; i < kQuads; ++i) quad.v[i] = std::uint32_t(i % 4 * (kQuads / 4) + i / 4);
+  const WordLanes second{Words{} + random.second}, third{Words{} + random.third}, fourth{Words{} + random.fourth};
+  for (Index first = 0; first < n; first += kBlock) {
+    const auto drawn = philox<WordLanes>(random.key, {{{quad.v + std::uint32_t(first / 4)}, second, third, fourth}});
+    Words words[4];
+    for (int k = 0; k < 4; ++k) words[k] = drawn.w[k].v;
+    transpose_fours(words);
+    std::int32_t kept[kBlock];  // all ones or zeros
+    for (int k = 0; k < 4; ++k) {
+      const Ints keeps = (Ints)(words[k] >> 8 >= limit);
+      __builtin_memcpy(kept + k * kQuads, &keeps, sizeof keeps);
+    }
+    for (int i = 0; i < kBlock && first + i < n; i += V::kLanes) {
+      const int left = int(smaller<Index>(V::kLanes, n - first - i));
+      const V given = left < V::kLanes ? V::load_part(x + first + i, left) : V::load(x + first + i);
+      typename V::Mask mask;
+      load_mask(kept + i, &mask);
+      const V out = select(mask, given * scale, V(T(0)));
+      left < V::kLanes ? out.store_part(y + first + i, left) : out.store(y + first + i);
+    }
+  }
 }
 
 double now_seconds();  // steady clock, compiled once

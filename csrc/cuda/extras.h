@@ -44,13 +44,14 @@ struct DropKernel {
       const Index i = block.x * kThreads + thread, quads_per_row = (hidden + 3) / 4, quad = i % quads_per_row,
                   d = i / quads_per_row % directions, row = i / quads_per_row / directions, t = row / batch, b = row % batch;
       if (row >= steps * batch) return;
-      const Words words =
-          unit_words(key, std::uint32_t(layer * 2 + d), std::uint64_t(first_step + t), std::uint32_t(b), std::uint32_t(quad));
+      const RandomRow random = unit_row(key, std::uint32_t(layer * 2 + d), std::uint64_t(first_step + t), std::uint32_t(b));
+      const RandomWords<std::uint32_t> words = random_words(random, std::uint32_t(quad));
+      const std::uint32_t limit = dropout_limit(rate);
       const T scale = T(1 / (1 - rate));
       OST_UNROLL
       for (int k = 0; k < 4; ++k) {
         const Index u = quad * 4 + k, at = (row * directions + d) * hidden + u;
-        if (u < hidden) to[at] = dropout_keeps(words.w[k], rate) ? from[at] * scale : T(0);
+        if (u < hidden) to[at] = dropout_keeps(words.w[k], limit) ? from[at] * scale : T(0);
       }
     });
   }
@@ -68,11 +69,12 @@ struct DropFlatKernel {
   OST_HD void operator()(const Block& block, Space&) const {
     block.for_each_thread_sync([&](int thread) {
       const Index quad = block.x * kThreads + thread;
-      const Words words = element_words(key, quad);
+      const RandomWords<std::uint32_t> words = random_words(element_row(key, quad >> 32), std::uint32_t(quad));
+      const std::uint32_t limit = dropout_limit(rate);
       const T scale = T(1 / (1 - rate));
       OST_UNROLL
       for (int k = 0; k < 4; ++k)
-        if (const Index i = quad * 4 + k; i < count) to[i] = dropout_keeps(words.w[k], rate) ? from[i] * scale : T(0);
+        if (const Index i = quad * 4 + k; i < count) to[i] = dropout_keeps(words.w[k], limit) ? from[i] * scale : T(0);
     });
   }
 };
