@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ostinato import safetensors
+import ostinato as ost
+from ostinato import losses, nn, optim, safetensors, train
 from ostinato.__main__ import main
 from ostinato.tasks import _application, _pairs, _units, translate
+from ostinato.tasks._side_by_side import side_by_side
 from ostinato.tasks.models import load_model
 
 SMALL = ["--hidden", "32", "--embedding", "16", "--epochs", "12", "--batch", "16", "--lr", "0.01"]
@@ -270,8 +272,37 @@ def test_models_of_before_are_read(tmp_path: Path, capsys: Any) -> None:
     assert (again["per"], again["wer"]) == (figures["per"], figures["wer"])
 
 
-def test_members(tmp_path: Path, capsys: Any) -> None:
-    """Several networks write what the mean of their probabilities says, and are saved together."""
+def test_runs_side_by_side(threads: None) -> None:
+    """A run that fails ends the others after their step, and the threads are what they were."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(8, 3)).astype(np.float32), np.zeros((8, 1), np.float32)
+    ends = []
+
+    def endless(ending: Any) -> None:
+        trainer = train.Trainer(
+            nn.Linear(3, 1, rng=0), losses.MSE(), optim.Adam(), callbacks=[ending]
+        )
+        ends.append(trainer.fit((x, y), epochs=10**6, progress=False).stopped)
+
+    def failing(ending: Any) -> None:
+        assert not ending.now
+        assert ost.get_num_threads() == 1
+        raise OSError("full")
+
+    ost.set_num_threads(3)
+    with pytest.raises(OSError, match="full"):
+        side_by_side([endless, failing, endless])
+    assert ends == ["another run has failed"] * 2
+    assert ost.get_num_threads() == 3
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_members(count: int, threads: None, tmp_path: Path, capsys: Any) -> None:
+    """Several networks write what the mean of their probabilities says, and are saved together.
+
+    With two threads they are trained side by side.
+    """
+    ost.set_num_threads(count)
     data = spoken(tmp_path / "sounds.tsv", 200)
     one, both = tmp_path / "one", tmp_path / "both"
     common = ["train", "translate", str(data), *SMALL[:4], "--epochs", "4", "--lr", "0.01"]

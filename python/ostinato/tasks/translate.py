@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from ._application import (
 )
 from ._pairs import Pairs
 from ._progress import EpochReport
+from ._side_by_side import Ending, side_by_side
 from ._units import Units
 from .models import check_shapes, known_options, load_model, recurrent_shapes, save_model
 
@@ -65,7 +67,7 @@ class TranslateOptions:
         hidden: units H of the decoder, an even number; the encoder has half of them each way.
         embedding: numbers that stand for a symbol.
         layers: layers of encoder and decoder.
-        members: networks of other seeds, whose probabilities are averaged.
+        members: networks of other seeds, trained side by side, whose probabilities are averaged.
         precision: of the products in recurrent layers, "float32" or "bfloat16".
         dropout: of the memory, of results, and between layers; in [0, 1).
         shared: whether both sides have the same symbols, and these one matrix of embeddings that is
@@ -108,7 +110,7 @@ class TranslateOptions:
     embedding: int = option(64, "numbers that stand for a symbol")
     layers: int = option(1, "layers of encoder and decoder")
     members: int = option(
-        1, "networks that are trained one after the other, and whose probabilities are averaged"
+        1, "networks that are trained side by side, and whose probabilities are averaged"
     )
     precision: str = option(
         "float32", "of the products in recurrent layers", choices=("float32", "bfloat16")
@@ -513,9 +515,13 @@ def schedule(options: TranslateOptions, steps: int) -> optim.Schedule:
 def _fit(
     trained: Trained, pairs: Pairs, parts: tuple[Sequence[str], Sequence[str]], run: Run
 ) -> None:
-    """Train all networks by cross entropy, one after the other."""
-    for member in range(len(trained.models)):
-        _fit_member(trained, pairs, parts, run, member)
+    """Train all networks by cross entropy."""
+    side_by_side(
+        [
+            partial(_fit_member, trained, pairs, parts, run, member)
+            for member in range(len(trained.models))
+        ]
+    )
 
 
 def _fit_member(
@@ -524,6 +530,7 @@ def _fit_member(
     parts: tuple[Sequence[str], Sequence[str]],
     run: Run,
     member: int,
+    ending: Ending,
 ) -> None:
     """Train one network."""
     options, model = trained.options, trained.models[member]
@@ -532,7 +539,7 @@ def _fit_member(
     total = len(loader) * options.epochs
     name = f"network {member + 1}  " if len(trained.models) > 1 else ""
     average = train.WeightAverage(options.average)
-    callbacks: list[train.Callback] = [EpochReport(run.report, name=name)]
+    callbacks: list[train.Callback] = [EpochReport(run.report, name=name), ending]
     if options.average:
         callbacks.append(average)
     if options.teacher_forcing < 1:
