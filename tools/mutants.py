@@ -265,6 +265,7 @@ def build(folder: Path, targets: Sequence[str] = ()) -> None:
     if not where.exists():
         options = [
             "CMAKE_BUILD_TYPE=Release",
+            "CMAKE_INTERPROCEDURAL_OPTIMIZATION=OFF",  # else each mistake is linked for 20 s
             "OSTINATO_SETS=baseline",
             "OSTINATO_EMULATED=ON",  # without it no test runs the code of a device
             f"Python_EXECUTABLE={sys.executable}",
