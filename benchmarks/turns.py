@@ -6,7 +6,8 @@ has a process of its own, and they take turns at every case, so that what else t
 falls on both. Printed is how fast AFTER is in units of BEFORE, the median over the rounds: 0.97 is
 three percent slower. One thread is timed by its CPU time, which does not count the time for which
 the system gives the core to others; several threads by the clock. The cases are the forms of
-sequences of ``sequences.py`` and calls of a small layer.
+sequences of ``sequences.py``, calls of a small layer, and what a training step does outside the
+recurrent layers.
 """
 
 from __future__ import annotations
@@ -66,7 +67,37 @@ def cases() -> dict[str, Callable[[], Any]]:
                 }
                 for form, options in forms.items():
                     add(f"{cell} B={batch} H={hidden} {form}", layer, x, options)
-    return out
+    return {**out, **outside_cases()}
+
+
+def outside_cases() -> dict[str, Callable[[], Any]]:
+    """Return what a training step does outside the recurrent layers."""
+    import numpy as np
+
+    import ostinato as ost
+
+    r = np.random.default_rng(0)
+    model = ost.nn.Linear(1000, 750, rng=0)
+    model.vjp(np.ones((8, 1000), np.float32))[1](r.standard_normal((8, 750)).astype(np.float32))
+    adam = ost.optim.AdamW(1e-4)
+    dropout = ost.nn.Dropout(0.1, rng=0)
+    x = r.standard_normal((10, 64, 256)).astype(np.float32)
+    embedding = ost.nn.Embedding(100, 256, rng=0)
+    ids = r.integers(0, 100, (10, 64))
+    loss = ost.losses.CrossEntropy()
+    logits = r.standard_normal((10, 64, 70)).astype(np.float32)
+    target = r.integers(0, 70, (10, 64))
+
+    def scatter() -> None:
+        embedding.vjp(ids)[1](x)
+
+    return {
+        "AdamW, 750,750 parameters": lambda: adam.step(model),
+        "global_norm, 750,750 gradients": lambda: ost.optim.global_norm(model),
+        "Dropout, 163,840 numbers": lambda: dropout.vjp(x, rng=1),
+        "Embedding and its gradient, 640 rows of 256": scatter,
+        "CrossEntropy, 640 rows of 70": lambda: loss(logits, target),
+    }
 
 
 def serve(threads: int) -> None:
