@@ -315,6 +315,7 @@ def N(*args: Any, **given: Any) -> Any:
 
 def graph(nodes: list[Any], inputs: dict[str, Any], outputs: list[str], **more: Any) -> Any:
     """A model of nodes; inputs by the name with a dtype and a shape, further ones are constants."""
+    opset = more.pop("opset", 17)
     arrays = [onnx.numpy_helper.from_array(np.asarray(a), n) for n, a in more.items()]
     kinds = {"f": onnx.TensorProto.FLOAT, "i": onnx.TensorProto.INT64, "b": onnx.TensorProto.BOOL}
     given = [
@@ -323,7 +324,7 @@ def graph(nodes: list[Any], inputs: dict[str, Any], outputs: list[str], **more: 
     results = [H.make_empty_tensor_value_info(n) for n in outputs]
     model = H.make_model(
         H.make_graph(nodes, "g", given, results, arrays),
-        opset_imports=[H.make_opsetid("", more.pop("opset", 17))],
+        opset_imports=[H.make_opsetid("", opset)],
     )
     model.ir_version = 8
     return model
@@ -336,10 +337,10 @@ ONE = {**W, "one": np.array([1])}
 X = {"x": ("f", ("t", "b", 3))}
 
 
-def unary(kind: str, **given: Any) -> Any:
-    return lambda: graph(
-        [GRU, FLAT, N("Add", ["x", "y"], ["s"]), N(kind, ["s"], ["o"], **given)], X, ["o"], **ONE
-    )
+def unary(kind: str, opset: int = 17, **given: Any) -> Any:
+    flat = FLAT if opset > 12 else N("Squeeze", ["Y"], ["y"], axes=[1])
+    nodes = [GRU, flat, N("Add", ["x", "y"], ["s"]), N(kind, ["s"], ["o"], **given)]
+    return lambda: graph(nodes, X, ["o"], **ONE, opset=opset)
 
 
 def binary(kind: str) -> Any:
@@ -366,6 +367,8 @@ HAND: dict[str, Any] = {
     },
     "LeakyRelu 0.3": unary("LeakyRelu", alpha=0.3),
     "Softmax over time": unary("Softmax", axis=0),
+    "Softmax over all axes": unary("Softmax", 11, axis=0),
+    "Softmax over rows and features": unary("Softmax", 11, axis=1),
     **{k: binary(k) for k in ("Add", "Sub", "Mul", "Div", "Max", "Min", "Mean", "Sum", "PRelu")},
     **{
         k: compared(k)
@@ -689,6 +692,7 @@ def test_wrong_inputs_name_the_node() -> None:
         ("reverse", r"got gru \(Recurrent\)"),
         ("ReduceMax [0] 0", "ReduceMax"),
         ("Softmax over time", "Softmax"),
+        ("Softmax over all axes", "Softmax"),
         ("Slice backwards", "Slice"),
         ("lengths", "a graph with one input, got 2"),
         ("a product of two branches", "time to stay an axis of its own"),
@@ -701,7 +705,10 @@ def test_streams_that_would_see_other_steps(name: str, message: str) -> None:
         made.stream(2)
 
 
-@pytest.mark.parametrize("name", ["Add", "LeakyRelu", "a state that is made", "Split", "Clip"])
+@pytest.mark.parametrize(
+    "name",
+    ["Add", "LeakyRelu", "a state that is made", "Split", "Clip", "Softmax over rows and features"],
+)
 def test_streams(name: str) -> None:
     made = ost.from_onnx(HAND[name]()).model()
     x, stream = drawn(5, 2, 3, seed=1), made.stream(2)

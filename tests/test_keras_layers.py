@@ -362,7 +362,7 @@ else:
     def test_fit_compiled_by_torch() -> None:
         theirs, ours = model_of(keras.layers, "GRU"), model_of(ok, "GRU")
         ours.set_weights(theirs.get_weights())
-        run = fitted(ours), fitted(theirs)
+        run = fitted(ours, jit_compile=True), fitted(theirs)
         np.testing.assert_allclose(*run, rtol=1e-4)
 
     @only["torch"]
