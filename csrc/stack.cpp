@@ -1,7 +1,6 @@
 #include "stack.h"
 
 #include <algorithm>
-#include <cmath>
 #include <numeric>
 
 #include "dispatch.h"

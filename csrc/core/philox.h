@@ -42,6 +42,9 @@ OST_HD RandomRow element_row(std::uint64_t key, Index part) { return {key, std::
 
 // An element is kept with probability 1 - rate: if its word, divided by 2^32 and rounded down to 24 bits, is not less than the rate.
 OST_HD std::uint32_t dropout_limit(double rate) { return std::uint32_t(__builtin_ceil(rate * 16777216.0)); }
-OST_HD bool dropout_keeps(std::uint32_t word, std::uint32_t limit) { return word >> 8 >= limit; }
+template <class W>
+OST_HD auto dropout_keeps(W word, std::uint32_t limit) {  // of each word of a vector
+  return word >> 8 >= limit;
+}
 
 }  // namespace ost::OST_SET

@@ -203,7 +203,7 @@ void dropout(Index n, const T* x, T* y, double rate, const RandomRow& random) {
     transpose_fours(words);
     std::int32_t kept[kBlock];  // all ones or zeros
     for (int k = 0; k < 4; ++k) {
-      const Ints keeps = (Ints)(words[k] >> 8 >= limit);
+      const Ints keeps = (Ints)dropout_keeps(words[k], limit);
       __builtin_memcpy(kept + k * kQuads, &keeps, sizeof keeps);
     }
     for (int i = 0; i < kBlock && first + i < n; i += V::kLanes) {

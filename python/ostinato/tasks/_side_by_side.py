@@ -51,7 +51,7 @@ def side_by_side(runs: Sequence[Callable[[Ending], None]]) -> None:
             try:
                 for done in as_completed([pool.submit(run, ending) for run in runs]):
                     done.result()
-            except BaseException:
+            except BaseException:  # Ctrl-C, too: the pool waits for the other runs
                 ending.now = True
                 raise
     finally:
