@@ -90,7 +90,7 @@ def test_names_are_no_patterns() -> None:
     assert np.allclose(before[name] - model.state_dict()[name], 0.25)
 
 
-@pytest.mark.parametrize("factor", [0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("factor", [0, -1.0, 1e-3, float("nan"), float("inf")])
 def test_bad_factors(factor: float) -> None:
     with pytest.raises(ValueError, match="factor: expected"):
         ost.optim.discriminative(stack(), factor)
@@ -414,6 +414,7 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "expected a folder with model.safetensors" in error("--source", str(tmp_path / "no"))
     assert "DATA: expected none without --source" in error(str(tmp_path / "t.txt"))
     assert "part: expected a number above 0 and at most 1" in error("--part", "1.5")
+    assert "factor: expected a number of at least 1" in error("--factor", "0.5")
     ost.safetensors.save(tmp_path / "model.safetensors", {}, {"ostinato": '{"task": "series"}'})
     assert "--source: expected a model of train text or" in error("--source", str(tmp_path))
 

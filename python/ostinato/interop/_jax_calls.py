@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.buffer_callback import buffer_callback
 from jax.interpreters import mlir
 
 from .. import _core, _native
@@ -162,20 +163,22 @@ def _custom_call(
 # -- callbacks -------------------------------------------------------------------------------------
 
 
-def _by_callback(
-    ctx: Any, operands: Sequence[Any], run: Callable[..., Any], dtype: Any = None
-) -> Any:
-    """Lower to a callback that is given NumPy arrays and returns those of all results."""
-    shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in ctx.avals_out]
+def _by_callback(ctx: Any, operands: Sequence[Any], run: Callable[..., Any]) -> Any:
+    """Lower to a callback that is given NumPy arrays and returns those of all results.
 
-    def host(*args: Any) -> Any:
-        out = run(*(np.ascontiguousarray(a) for a in args))
-        return tuple(np.asarray(a, s.dtype).reshape(s.shape) for a, s in zip(out, shapes))
+    It reads and writes the buffers of XLA. `jax.pure_callback` would make arrays of JAX of them,
+    and wait for these within a thread of the pool that has to make them: with one or two cores for
+    ever, now and then.
+    """
+    shapes = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in ctx.avals_out)
 
-    def call(*args: Any) -> Any:
-        return jax.pure_callback(host, tuple(shapes), *args)
+    def host(_: Any, results: Any, *args: Any) -> None:
+        found = run(*(np.ascontiguousarray(a) for a in args))
+        for buffer, a in zip(results, found, strict=True):
+            own = np.asarray(buffer)
+            own[...] = a.reshape(own.shape)
 
-    return mlir.lower_fun(call, multiple_results=True)(ctx, *operands)
+    return mlir.lower_fun(buffer_callback(host, shapes), multiple_results=True)(ctx, *operands)
 
 
 def _own_packed(options: Options, weights: Sequence[Any]) -> Any:

@@ -1,14 +1,11 @@
 """Run one layer of Keras on arrays of NumPy: the forward pass, and the gradients.
 
-What Keras computes with (PyTorch, JAX, TensorFlow) calls this through a module of its own,
-``_keras_on_*.py``; nothing here knows of any of them.
+What Keras computes with (PyTorch, TensorFlow, NumPy) calls this through a module of its own,
+``_keras_on_*.py``; nothing here knows of any of them. JAX has operations of its own.
 """
 
 from __future__ import annotations
 
-import itertools
-import threading
-from collections import OrderedDict
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,8 +13,6 @@ import numpy as np
 from .. import _check, _native
 from .._cells import facts_of
 from .._check import Array
-
-MOST_KEPT = 64  # tapes that wait for a backward pass, which may never come
 
 
 class Options(NamedTuple):
@@ -166,55 +161,3 @@ def backward(
         dx = np.ascontiguousarray(dx[:, ::-1])
     d_ih, d_hh, db_ih, db_hh = weights
     return Inputs(dx, dh0[0], None if dc0 is None else dc0[0], d_ih, d_hh, db_ih, db_hh, None)
-
-
-# -- tapes that a number stands for ----------------------------------------------------------------
-
-
-class _Kept:
-    """Tapes between two calls of a framework that carries arrays only.
-
-    A backward pass takes its tape away. One that finds none runs the forward pass again, so that a
-    tape may be dropped: the oldest is, when there are `MOST_KEPT` for which no pass came.
-    """
-
-    def __init__(self) -> None:
-        self._tapes: OrderedDict[int, Any] = OrderedDict()
-        self._numbers = itertools.count(1)
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._tapes)
-
-    def add(self, tape: Any) -> Array:
-        """Return a number ``[]`` for a tape; 0 for None."""
-        if tape is None:
-            return np.zeros((), np.int32)
-        with self._lock:
-            number = next(self._numbers) % (2**31 - 1) + 1
-            self._tapes[number] = tape
-            if len(self._tapes) > MOST_KEPT:
-                self._tapes.popitem(last=False)
-        return np.asarray(number, np.int32)
-
-    def take(self, number: Array) -> Any:
-        """Return the tape of a number and forget it; None if it is not there."""
-        with self._lock:
-            return self._tapes.pop(int(number), None)
-
-
-kept = _Kept()
-
-
-def forward_kept(options: Options, save: bool, inputs: Inputs) -> tuple[Array, ...]:
-    """Run the forward pass; return y, h_n, c_n (if there is one) and the number of the tape."""
-    result, tape = forward(options, inputs, save, own=True)
-    return (*(a for a in result if a is not None), kept.add(tape))
-
-
-def backward_kept(
-    options: Options, inputs: Inputs, grads: Result, number: Array
-) -> tuple[Array, ...]:
-    """Return the gradients of the arrays that there are, by the number of a tape."""
-    found = backward(options, inputs, grads, kept.take(number))
-    return tuple(d for d in found if d is not None)

@@ -42,11 +42,11 @@ def bridge() -> str:
 
     Returns:
         "ffi": as custom calls of XLA, on its own buffers and without Python. Or
-        "pure_callback: ..." with the reason why XLA does not take our handlers: as callbacks on
+        "callback: ..." with the reason why XLA does not take our handlers: as callbacks on
         NumPy arrays, whose backward pass runs the forward pass again.
     """
     kind, reason = _jax_calls.bridge()
-    return kind if kind == "ffi" else f"pure_callback: {reason}"
+    return kind if kind == "ffi" else f"callback: {reason}"
 
 
 def rnn(

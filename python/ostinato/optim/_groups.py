@@ -6,7 +6,7 @@ import glob
 
 from .._annotations import readable
 from ..nn import Layer, layer_groups
-from ._checks import check_above_zero, number
+from ._checks import number
 
 
 def discriminative(model: Layer, factor: float = 2.6) -> dict[str, float]:
@@ -24,19 +24,23 @@ def discriminative(model: Layer, factor: float = 2.6) -> dict[str, float]:
 
     Args:
         model: a layer or a model; see `nn.layer_groups` for what counts as a layer.
-        factor: what the rate is divided by from layer to layer, above 0; 1 leaves all alike.
+        factor: what the rate is divided by from layer to layer, at least 1, which leaves all alike.
 
     Returns:
         Patterns of names, each with its factor of the learning rate.
 
     Raises:
         TypeError: something that is no layer, or no number.
-        ValueError: a factor of 0 or less, or one that is not finite.
+        ValueError: a factor below 1, such as a learning rate, or one that is not finite.
 
     Source: Howard, Ruder (2018), "Universal language model fine-tuning for text classification".
     """
-    check_above_zero("factor", factor)
     factor = number("factor", factor)
+    if factor < 1:
+        raise ValueError(
+            "factor: expected a number of at least 1, by which the learning rate is divided from "
+            f"layer to layer, got {factor!r}; the rate itself is given to the optimiser"
+        )
     layers = layer_groups(model)[::-1]
     rates = {n: factor**-k for k, names in enumerate(layers) for n in names}
     # A name is no pattern.

@@ -414,6 +414,8 @@ def _train(data: Sequence[str], options: TransferOptions, run: Run) -> Figures:
     """Train both models, and save the transferred one as a model of its own kind."""
     if options.part > 1:
         raise ValueError(f"part: expected a number above 0 and at most 1, got {options.part!r}")
+    if options.factor < 1:
+        raise ValueError(f"factor: expected a number of at least 1, got {options.factor!r}")
     began = time.perf_counter()
     task = task_of(options.source) if options.source else "plays"
     if task == "plays":
