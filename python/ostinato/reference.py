@@ -344,8 +344,6 @@ def _gru_before_backward(
     return _input_backward(da, x, p, g), dh_before, dc
 
 
-# The functions of ONNX' recurrent operators, and e^a, each as (a, alpha, beta) -> (value, slope).
-
 FUNCTIONS: dict[str, Callable[..., tuple[Array, Array]]] = {
     "tanh": lambda a: (np.tanh(a), 1 - np.tanh(a) ** 2),
     "sigmoid": lambda a: (sigmoid(a), sigmoid(a) * sigmoid(-a)),
@@ -373,6 +371,7 @@ FUNCTIONS: dict[str, Callable[..., tuple[Array, Array]]] = {
     "softplus": lambda a: (np.logaddexp(0, a), sigmoid(a)),
     "exponential": lambda a: (np.exp(a), np.exp(a)),
 }
+"""The functions of ONNX' recurrent operators, and e^a: (a, alpha, beta) -> (value, slope)."""
 
 
 def _applied(function: Any, clip: float | None, a: Array) -> tuple[Array, Array]:
@@ -490,7 +489,7 @@ def _gru_before_general_backward(
     return _input_backward(da, x, p, g), dh_before, dc
 
 
-CELLS: dict[str, tuple[int, Step, StepBackward]] = {  # gates, step, its backward
+CELLS: dict[str, tuple[int, Step, StepBackward]] = {
     "rnn_tanh": (1, _rnn(np.tanh), _rnn_backward(lambda h: 1 - h**2)),
     "rnn_relu": (
         1,
@@ -508,6 +507,7 @@ CELLS: dict[str, tuple[int, Step, StepBackward]] = {  # gates, step, its backwar
     "gru_general": (3, _gru_general, _gru_general_backward),
     "gru_reset_before_general": (3, _gru_before_general, _gru_before_general_backward),
 }
+"""The cells by name, each as (number of gates, step, gradient of the step)."""
 
 
 @dataclass

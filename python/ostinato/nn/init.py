@@ -146,6 +146,7 @@ BY_NAME: dict[str, Callable[[Shape, np.random.Generator, int], Array]] = {
     "uniform": uniform,
     "zeros": zeros,
 }
+"""The functions of this module that a layer takes by their names."""
 
 
 readable(globals())

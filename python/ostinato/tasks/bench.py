@@ -49,6 +49,7 @@ SHORT = [
     for c in ("lstm", "gru", "rnn")
     for m, b in (("infer", 32), ("train", 32), ("infer", 1))
 ]
+"""The cases of the short benchmark."""
 SHORT += [
     Case("lstm", m, 32, 256, pause=ms) for m, ms in (("infer", 10), ("infer", 100), ("train", 10))
 ]
@@ -69,6 +70,7 @@ FULL = [
     for h in HIDDEN
     for b in BATCHES
 ]
+"""The cases of the whole benchmark."""
 
 
 def extra_of(contender: str) -> str:

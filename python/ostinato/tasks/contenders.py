@@ -432,6 +432,7 @@ CONTENDERS: dict[str, tuple[Callable[..., Runner], tuple[str, ...], tuple[str, .
     "keras": (_keras, ("keras", "tensorflow"), ("infer", "train")),
     "jax": (_jax, ("jax",), ("infer", "train")),
 }
+"""The contenders by name, each as (what makes it, the packages that it needs, its modes)."""
 
 
 def settings_of(name: str) -> dict[str, str]:

