@@ -133,7 +133,7 @@ def test_predict_reads_lines_and_writes_files(
         assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("attention", ["bahdanau", "input-feeding", "none"])
+@pytest.mark.parametrize("attention", ["dot", "bahdanau", "input-feeding", "none"])
 def test_other_attentions(attention: str, tmp_path: Path, capsys: Any) -> None:
     """Saved models of each kind translate as when they were trained."""
     data = spoken(tmp_path / "sounds.tsv", 100)

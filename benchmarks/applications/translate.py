@@ -31,6 +31,7 @@ def options_of(p: argparse.ArgumentParser) -> None:
         p.add_argument(f"--{name}", type=float)
     p.add_argument("--rate", "--lr", type=float)
     p.add_argument("--precision", choices=("float32", "bfloat16"))
+    p.add_argument("--attention", choices=("luong", "dot"))
     p.add_argument(
         "--g2p-en",
         action="store_true",
@@ -74,7 +75,8 @@ def peer_model(
                 self.decoder.embed.weight = last.weight = self.encoder.embed.weight
                 between[0].weight.data *= e**-0.5
             self.decoder.attention = nn.Module()
-            self.decoder.attention.key = nn.Linear(h, h, bias=False)
+            if options.attention == "luong":
+                self.decoder.attention.key = nn.Linear(h, h, bias=False)
             self.decoder.combine = nn.Linear(2 * h, h)
             self.dropout = nn.Dropout(options.dropout)
 
@@ -92,7 +94,8 @@ def peer_model(
             gru = not isinstance(state, tuple)
             state = self.joined(state) if gru else tuple(map(self.joined, state))
             y, _ = self.decoder.rnn(self.decoder.embed(inputs), state)
-            keys = self.decoder.attention.key(memory)
+            weighted = options.attention == "luong"
+            keys = self.decoder.attention.key(memory) if weighted else memory
             scores = torch.matmul(y.transpose(0, 1), keys.permute(1, 2, 0))
             past = torch.arange(len(source))[None, None] >= lengths[:, None, None]
             weights = scores.masked_fill(past, -torch.inf).softmax(-1)

@@ -45,6 +45,7 @@ MOST_MEMBERS = 100
 # The kind of scores of an attention, and what feeds back.
 ATTENTION = {
     "luong": ("general", "none"),
+    "dot": ("dot", "none"),
     "bahdanau": ("additive", "context"),
     "input-feeding": ("general", "output"),
     "none": (None, "none"),
@@ -62,7 +63,7 @@ class TranslateOptions:
     Attributes:
         units: what texts are cut into: "char", "word", "subword", or "auto" (characters to words
             where the targets have few different words, subwords otherwise).
-        attention: "luong", "bahdanau", "input-feeding" or "none".
+        attention: "luong", "dot", "bahdanau", "input-feeding" or "none".
         cell: "lstm" or "gru".
         hidden: units H of the decoder, an even number; the encoder has half of them each way.
         embedding: numbers that stand for a symbol.
@@ -99,8 +100,8 @@ class TranslateOptions:
     )
     attention: str = option(
         "luong",
-        "luong, whose decoder runs all steps in one call; bahdanau and input-feeding go step by "
-        "step",
+        "luong, whose decoder runs all steps in one call; dot, the same with scores that have no "
+        "weights; bahdanau and input-feeding go step by step",
         choices=tuple(ATTENTION),
     )
     cell: str = option("lstm", "recurrent cell", choices=("lstm", "gru"))
@@ -153,6 +154,13 @@ class TranslateOptions:
     seed: int = option(0, "seed of initial values, order and dropout", kind="index")
 
 
+def _attention(kind: str | None, hidden: int, rng: np.random.Generator) -> nn.Attention | None:
+    """Return an attention of this kind of scores, for queries and keys of H numbers."""
+    if kind is None or kind == "dot":
+        return nn.Attention("dot") if kind else None
+    return nn.Attention(kind, hidden, rng=rng)
+
+
 class Translator(nn.Model):
     """An encoder that reads in both directions, and a decoder that attends to what it has read.
 
@@ -191,7 +199,7 @@ class Translator(nn.Model):
                 *([nn.Linear(h, e, rng=g)] if shared else []),
                 nn.Linear(e if shared else h, target, rng=g),
             ),
-            attention=None if kind is None else nn.Attention(kind, h, rng=g),
+            attention=_attention(kind, h, g),
             memory_size=None if kind is None else h,
             feed=feed,
             rng=g,
@@ -685,7 +693,8 @@ def _shapes(
     if kind is None:
         return out
     out |= {"decoder.combine.weight": (h, 2 * h), "decoder.combine.bias": (h,)}
-    out["decoder.attention.key.weight"] = (h, h)
+    if kind != "dot":
+        out["decoder.attention.key.weight"] = (h, h)
     if kind == "additive":
         out["decoder.attention.key.bias"] = (h,)
         out["decoder.attention.query.weight"] = (h, h)
