@@ -75,8 +75,8 @@ def peer_model(
                 self.decoder.embed.weight = last.weight = self.encoder.embed.weight
                 between[0].weight.data *= e**-0.5
             self.decoder.attention = nn.Module()
-            if options.attention == "luong":
-                self.decoder.attention.key = nn.Linear(h, h, bias=False)
+            weighted = options.attention == "luong"
+            self.decoder.attention.key = nn.Linear(h, h, bias=False) if weighted else nn.Identity()
             self.decoder.combine = nn.Linear(2 * h, h)
             self.dropout = nn.Dropout(options.dropout)
 
@@ -94,8 +94,7 @@ def peer_model(
             gru = not isinstance(state, tuple)
             state = self.joined(state) if gru else tuple(map(self.joined, state))
             y, _ = self.decoder.rnn(self.decoder.embed(inputs), state)
-            weighted = options.attention == "luong"
-            keys = self.decoder.attention.key(memory) if weighted else memory
+            keys = self.decoder.attention.key(memory)
             scores = torch.matmul(y.transpose(0, 1), keys.permute(1, 2, 0))
             past = torch.arange(len(source))[None, None] >= lengths[:, None, None]
             weights = scores.masked_fill(past, -torch.inf).softmax(-1)

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.buffer_callback import buffer_callback
 from jax.interpreters import mlir
 
 from .. import _core, _native
@@ -170,6 +169,9 @@ def _by_callback(ctx: Any, operands: Sequence[Any], run: Callable[..., Any]) -> 
     and wait for these within a thread of the pool that has to make them: with one or two cores for
     ever, now and then.
     """
+    # Experimental in JAX, and so imported where nothing but it is left.
+    from jax.experimental.buffer_callback import buffer_callback
+
     shapes = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in ctx.avals_out)
 
     def host(_: Any, results: Any, *args: Any) -> None:

@@ -156,9 +156,9 @@ class TranslateOptions:
 
 def _attention(kind: str | None, hidden: int, rng: np.random.Generator) -> nn.Attention | None:
     """Return an attention of this kind of scores, for queries and keys of H numbers."""
-    if kind is None or kind == "dot":
-        return nn.Attention("dot") if kind else None
-    return nn.Attention(kind, hidden, rng=rng)
+    if kind is None:
+        return None
+    return nn.Attention(kind, None if kind == "dot" else hidden, rng=rng)
 
 
 class Translator(nn.Model):
