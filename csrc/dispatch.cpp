@@ -3,30 +3,43 @@
 #include <atomic>
 #include <chrono>
 #include <cmath>
-#include <fstream>
+
+#include "core/lines.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
 
 // The kernel sets that CMake compiled (OST_HAS_*), best first: the name, the set whose exact
 // kernels it uses, and whether this CPU has all that it needs.
-#define OST_CPU_AVX512                                                                                             \
-  __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") && \
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma")
 #if defined(OST_HAS_avx512bf16)
-#define OST_AVX512BF16(X) \
-  X(avx512bf16, avx512, OST_CPU_AVX512&& __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni"))
+#define OST_AVX512BF16(X) X(avx512bf16, avx512, cpu().avx512bf16)
 #else
 #define OST_AVX512BF16(X)
 #endif
 #if defined(OST_HAS_avx512)
-#define OST_AVX512(X) X(avx512, avx512, OST_CPU_AVX512)
+#define OST_AVX512(X) X(avx512, avx512, cpu().avx512)
 #else
 #define OST_AVX512(X)
 #endif
 #if defined(OST_HAS_avx2)
-#define OST_AVX2(X) X(avx2, avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+#define OST_AVX2(X) X(avx2, avx2, cpu().avx2)
 #else
 #define OST_AVX2(X)
 #endif
-#define OST_FOR_SETS(X) OST_AVX512BF16(X) OST_AVX512(X) OST_AVX2(X) X(baseline, baseline, true)
+#if defined(OST_HAS_neonbf16)
+#define OST_NEONBF16(X) X(neonbf16, baseline, cpu().neonbf16)
+#else
+#define OST_NEONBF16(X)
+#endif
+#if defined(OST_HAS_neondot)
+#define OST_NEONDOT(X) X(neondot, baseline, cpu().neondot)
+#else
+#define OST_NEONDOT(X)
+#endif
+#define OST_FOR_SETS(X) OST_AVX512BF16(X) OST_AVX512(X) OST_AVX2(X) OST_NEONBF16(X) OST_NEONDOT(X) X(baseline, baseline, true)
 
 // libm and the clock, for files compiled per instruction set, which must not instantiate library templates.
 #define OST_DECLARE(name, exact, supported)                                                                                   \
@@ -48,6 +61,39 @@ void fill_traits(CellTraits* traits);
 OST_FOR_SETS(OST_DECLARE)
 
 namespace {
+
+// Which sets this CPU runs, and whose registers the system keeps.
+struct Cpu {
+  bool avx512bf16 = false, avx512 = false, avx2 = false, neonbf16 = false, neondot = false;
+
+  // Asked of the CPU itself: __builtin_cpu_supports says no to everything where it is linked by Zig.
+  Cpu() {
+#if defined(__x86_64__)
+    unsigned a, b, c, d;
+    const auto bit = [](unsigned word, int k) { return (word >> k & 1) != 0; };
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !bit(c, 27)) return;  // OSXSAVE
+    const bool fma = bit(c, 12);
+    unsigned kept, rest;
+    asm("xgetbv" : "=a"(kept), "=d"(rest) : "c"(0));
+    const bool ymm = (kept & 0x06) == 0x06, zmm = (kept & 0xe6) == 0xe6;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
+    avx2 = ymm && fma && bit(b, 5);
+    avx512 = zmm && avx2 && bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31);  // F, DQ, BW, VL
+    const bool vnni = bit(c, 11);
+    avx512bf16 = avx512 && vnni && __get_cpuid_count(7, 1, &a, &b, &c, &d) && bit(a, 5);
+#elif defined(__aarch64__) && defined(__linux__)
+    // The bits have these places in Linux' <asm/hwcap.h>: ASIMDDP; I8MM and BF16 of the second word.
+    const unsigned long first = getauxval(AT_HWCAP), second = getauxval(AT_HWCAP2);
+    neondot = (first >> 20 & 1) != 0;
+    neonbf16 = neondot && (second >> 13 & 1) != 0 && (second >> 14 & 1) != 0;
+#endif
+  }
+};
+
+[[maybe_unused]] const Cpu& cpu() {
+  static const Cpu found;
+  return found;
+}
 
 std::atomic<const KernelTable*> g_chosen{nullptr};
 
@@ -75,9 +121,6 @@ const std::vector<const KernelTable*>& known_kernels() {
 }
 
 std::vector<const KernelTable*> supported_kernels() {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-#endif
   const bool has[] = {
 #define OST_HAS(name, exact, supported) (supported) != 0,
       OST_FOR_SETS(OST_HAS)};
@@ -103,9 +146,9 @@ bool choose_kernels(const std::string& name) {
 }
 
 std::string cpu_name() {
-  std::string name = "unknown", family, model;
-  std::ifstream info("/proc/cpuinfo");
-  for (std::string line; std::getline(info, line) && !line.empty();) {  // of the first CPU
+  std::string name = "unknown", family, model, implementer, part;
+  for (const std::string& line : lines_of("/proc/cpuinfo")) {
+    if (line.empty()) break;  // the first CPU ends
     const std::size_t colon = line.find(": ");
     if (colon == std::string::npos) continue;
     const std::string value = line.substr(colon + 2);
@@ -115,7 +158,12 @@ std::string cpu_name() {
       family = value;
     else if (line.rfind("model", 0) == 0)
       model = value;
+    else if (line.rfind("CPU implementer", 0) == 0)  // of aarch64, which has no name
+      implementer = value;
+    else if (line.rfind("CPU part", 0) == 0)
+      part = value;
   }
+  if (!implementer.empty()) return "aarch64, implementer " + implementer + " part " + part;
   return family.empty() || model.empty() ? name : name + ", family " + family + " model " + model;
 }
 

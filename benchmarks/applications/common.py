@@ -77,6 +77,8 @@ def table(title: str, rows: Mapping[str, Sequence[Mapping[str, float]]], out: Pa
         machine = {k: v for k, v in info().items() if k in ("ostinato", "python", "numpy", "cpu")}
         date = time.strftime("%Y-%m-%d")
         text = json.dumps(
-            {"title": title, "date": date, "machine": machine, "rows": rows}, indent=1
+            {"title": title, "date": date, "machine": machine, "rows": rows},
+            indent=1,
+            default=lambda number: number.item(),  # of NumPy
         )
         out.write_text(text + "\n", encoding="utf-8")

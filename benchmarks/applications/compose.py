@@ -5,13 +5,14 @@ Needs the package music21 (`pip install --no-deps music21`), whose files are rea
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import common
 import peer
 
 from ostinato.tasks import _application, compose, text
-from ostinato.tasks.text import CharModel, TextOptions, trainer_of
+from ostinato.tasks.text import CharModel, trainer_of
 
 NAMES = {"0.": "embed.", "1.": "rnn.", "3.": "head."}
 
@@ -61,17 +62,14 @@ def torch_fit(chars: CharModel, tunes: list[str], threads: int) -> None:
     peer.take_back(chars.model, model, NAMES)
 
 
-def torch_measure(seed: int, threads: int, written: int) -> dict[str, float]:
-    """Train in PyTorch and measure as ours is measured."""
+def measure(
+    seed: int, written: int, fit: Callable[[CharModel, list[str], list[str]], None]
+) -> dict[str, float]:
+    """Train by ``fit``, on the tunes and from the initial values of the command, and measure."""
     tunes = compose.read()
-    own, _, test = compose._parts(tunes)
-    options = compose.ComposeOptions()
-    alphabet = "".join(sorted(set("\n".join(tunes))))
-    chars = CharModel.fresh(
-        alphabet,
-        TextOptions(steps=options.steps, hidden=options.hidden, dropout=options.dropout, seed=seed),
-    )
-    _, times = common.timed(lambda: torch_fit(chars, own, threads))
+    own, valid, test = compose._parts(tunes)
+    chars = compose._fresh(tunes, compose.ComposeOptions(seed=seed))
+    _, times = common.timed(lambda: fit(chars, own, valid))
     return {
         "bits per character": compose.bits_per_char(chars, test),
         "5-gram's": compose.ngram_bits(chars, own, test),
@@ -80,17 +78,11 @@ def torch_measure(seed: int, threads: int, written: int) -> dict[str, float]:
     }
 
 
-def measure(seed: int, written: int) -> dict[str, float]:
-    """Train as the command does."""
-    options = compose.ComposeOptions(seed=seed, written=written)
+def fit(chars: CharModel, own: list[str], valid: list[str]) -> None:
+    """Train as the command does, with its validation."""
+    options = compose.ComposeOptions(seed=chars.options.seed)
     run = _application.Run(None, None, None, lambda line: print(line, flush=True))
-    (_, figures), times = common.timed(lambda: compose.train(compose.read(), options, run))
-    return {
-        "bits per character": figures["bits_per_char"],
-        "5-gram's": figures["ngram_bits_per_char"],
-        **shares(figures),
-        "CPU seconds": times["cpu_seconds"],
-    }
+    compose._fit(chars, own, valid, options, run)
 
 
 def shares(figures: dict[str, Any]) -> dict[str, float]:
@@ -106,9 +98,13 @@ def main() -> None:
     args = common.arguments(__doc__)
     peer.warm_up(args)
     written = 100
-    rows = {"ostinato": [measure(seed, written) for seed in args.seeds]}
+    rows = {"ostinato": [measure(seed, written, fit) for seed in args.seeds]}
     if not args.no_peer:
-        rows["torch"] = [torch_measure(seed, args.threads, written) for seed in args.seeds]
+
+        def peers(chars: CharModel, own: list[str], _valid: list[str]) -> None:
+            torch_fit(chars, own, args.threads)
+
+        rows["torch"] = [measure(seed, written, peers) for seed in args.seeds]
     common.table("Tunes", rows, args.out)
 
 

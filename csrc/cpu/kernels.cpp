@@ -104,11 +104,17 @@ void fill(TypedKernels<double>& table) { fill_exact(table); }
 void fill_low(KernelTable& table) {
 #if defined(__AVX512BF16__)
   table.bfloat16 = "VDPBF16PS";
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+  table.bfloat16 = "BFDOT";
 #else
   table.bfloat16 = "widened to float32";
 #endif
 #if defined(__AVX512VNNI__)
   table.int8 = "VPDPBUSD";
+#elif defined(__ARM_FEATURE_MATMUL_INT8)
+  table.int8 = "USDOT";
+#elif defined(__ARM_FEATURE_DOTPROD)
+  table.int8 = "SDOT";
 #else
   table.int8 = "widened to 16 bits";
 #endif

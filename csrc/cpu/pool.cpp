@@ -1,5 +1,6 @@
 #include "pool.h"
 
+#include "../core/lines.h"
 #include "openmp.h"
 
 #include <algorithm>
@@ -7,8 +8,8 @@
 #include <cerrno>
 #include <chrono>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
-#include <fstream>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -438,12 +439,15 @@ struct AtExit {
 constexpr int kNoQuota = 1 << 20;
 int quota_of(const std::string& folder, bool second) {
   double quota = -1, period = -1;
+  const auto first = [&](const char* name) {
+    const std::vector<std::string> lines = lines_of(folder + name);
+    return lines.empty() ? std::string() : lines[0];
+  };
   if (second) {
-    std::ifstream file(folder + "/cpu.max");
-    file >> quota >> period;  // "max" is no number
+    std::sscanf(first("/cpu.max").c_str(), "%lf %lf", &quota, &period);  // "max" is no number
   } else {
-    std::ifstream(folder + "/cpu.cfs_quota_us") >> quota;
-    std::ifstream(folder + "/cpu.cfs_period_us") >> period;
+    std::sscanf(first("/cpu.cfs_quota_us").c_str(), "%lf", &quota);
+    std::sscanf(first("/cpu.cfs_period_us").c_str(), "%lf", &period);
   }
   return quota > 0 && period > 0 ? std::max(1, int(quota / period + 0.5)) : kNoQuota;
 }
@@ -452,8 +456,7 @@ int quota_of(const std::string& folder, bool second) {
 
 int cgroup_quota(const std::string& root) {
   int least = kNoQuota;
-  std::ifstream groups(root + "/proc/self/cgroup");
-  for (std::string line; std::getline(groups, line);) {  // number:controllers:path
+  for (const std::string& line : lines_of(root + "/proc/self/cgroup")) {  // number:controllers:path
     const std::size_t first = line.find(':'), second = line.find(':', first + 1);
     if (second == std::string::npos) continue;
     const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";

@@ -6,8 +6,8 @@
 //   Int8      a word is four bytes: weights in -127..127 with a scale a row of the weight, operands 0..255 (128 is zero) with
 //             a scale a row. Sums are exact in int32, so only the rounding of the operands is lost. Forward only.
 //
-// Sets without the instruction (VDPBF16PS, VPDPBUSD) widen first: the same values in more instructions. AVX2's own
-// VPMADDUBSW would saturate at 16 bits (255 * 127 * 2 = 64770) and is not used.
+// Sets without the instruction (VDPBF16PS, VPDPBUSD; BFDOT, USDOT or SDOT on aarch64) widen first: the same values in more
+// instructions. AVX2's own VPMADDUBSW would saturate at 16 bits (255 * 127 * 2 = 64770) and is not used.
 #pragma once
 #include "simd.h"
 
@@ -69,6 +69,8 @@ struct BFloat {
   static OST_HD Acc multiply(Words x, Words w, Acc acc) {
 #if defined(__AVX512BF16__)
     return (Acc::Raw)_mm512_dpbf16_ps((__m512)acc.v, (__m512bh)x, (__m512bh)w);
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+    return (Acc::Raw)vbfdotq_f32((float32x4_t)acc.v, (bfloat16x8_t)x, (bfloat16x8_t)w);
 #else
     return fma(high_half(x), high_half(w), fma(low_half(x), low_half(w), acc));
 #endif
@@ -128,10 +130,21 @@ struct Int8 {
   static OST_HD Words load(const Word* p) { return load_words(p); }
   static OST_HD Words load_encoded(const Word* p, Index) { return load_words(p); }  // encoded rows are whole vectors
   static OST_HD Words splat(Word x) { return splat_word(x); }
+#if defined(__ARM_FEATURE_DOTPROD) && !defined(__ARM_FEATURE_MATMUL_INT8)
+  // SDOT takes signed bytes: x - 128, which is x with its highest bit turned, needs no correction.
+  static constexpr Word kOne = 0x81818181u;  // a word of four operands that are one
+  static OST_HD Acc start(const float*, const Word*) { return {Ints{}}; }
+#else
+  static constexpr Word kOne = 0x01010101u;
   static OST_HD Acc start(const float*, const Word* head) { return {(Ints)load_words(head)}; }
+#endif
   static OST_HD Acc multiply(Words x, Words w, Acc acc) {
 #if defined(__AVX512VNNI__)
     return {(Ints)_mm512_dpbusd_epi32((__m512i)acc.v, (__m512i)x, (__m512i)w)};
+#elif defined(__ARM_FEATURE_MATMUL_INT8)
+    return {(Ints)vusdotq_s32((int32x4_t)acc.v, (uint8x16_t)x, (int8x16_t)w)};
+#elif defined(__ARM_FEATURE_DOTPROD)
+    return {(Ints)vdotq_s32((int32x4_t)acc.v, (int8x16_t)(x ^ 0x80808080u), (int8x16_t)w)};
 #elif defined(__AVX512BW__)
     const __m512i a = (__m512i)x, b = (__m512i)w, even = _mm512_set1_epi16(255);
     const __m512i low = _mm512_madd_epi16(_mm512_and_si512(a, even), _mm512_srai_epi16(_mm512_slli_epi16(b, 8), 8));
@@ -185,7 +198,7 @@ struct Int8 {
     const auto* bytes_of = reinterpret_cast<const std::int8_t*>(out);
     Acc sums{Ints{}};
     Index i = 0;
-    for (; i + L * kPack <= n; i += L * kPack) sums = multiply(splat(0x01010101u), load(out + i / kPack), sums);
+    for (; i + L * kPack <= n; i += L * kPack) sums = multiply(splat(kOne), load(out + i / kPack), sums);
     std::int32_t sum = 0;
     for (Index lane = 0; lane < L; ++lane) sum += sums.v[lane];
     for (; i < n; ++i) sum += bytes_of[i];

@@ -18,6 +18,7 @@ from .._files import atomic_write
 from .._ragged import Ragged
 from ..data import StreamLoader
 from ..decoding import NGram
+from ..train import History
 from . import _abc, _midi, _picture, corpora
 from ._application import Application, Figures, Run, option, package_file, split
 from ._progress import EpochReport
@@ -417,30 +418,12 @@ def train(tunes: list[str], options: ComposeOptions, run: Run) -> tuple[CharMode
         ValueError: too few tunes, or too short ones.
     """
     own, valid, test = _parts(tunes)
-    text = TextOptions(
-        steps=options.steps,
-        hidden=options.hidden,
-        layers=options.layers,
-        cell=options.cell,
-        rate=options.rate,
-        dropout=options.dropout,
-        seed=options.seed,
-    )
-    chars = CharModel.fresh("".join(sorted(set("\n".join(tunes)))), text)
+    chars = _fresh(tunes, options)
     run.report(
         f"{len(tunes):,} different tunes, {sum(map(len, tunes)):,} characters; "
         f"{len(test):,} tunes are held out; {chars.model.count_parameters():,} parameters"
     )
-    trainer = trainer_of(chars)
-    trainer.callbacks.append(EpochReport(run.report, bits=True))
-    history = trainer.fit(
-        TuneLoader(chars, own),
-        validation=TuneLoader(chars, valid, batch_size=8, window=4 * WINDOW),
-        steps=options.steps,
-        validate_every=max(1, options.steps // 8),
-        seed=options.seed,
-        progress=False,
-    )
+    history = _fit(chars, own, valid, options, run)
     if run.folder is not None:  # before what can fail, or be interrupted
         chars.save(run.folder, task="compose")
     figures = {
@@ -454,6 +437,36 @@ def train(tunes: list[str], options: ComposeOptions, run: Run) -> tuple[CharMode
         "seconds": history.rows[-1]["seconds"],
     }
     return chars, figures
+
+
+def _fresh(tunes: list[str], options: ComposeOptions) -> CharModel:
+    """Return a model of all characters of the tunes, with its initial values."""
+    text = TextOptions(
+        steps=options.steps,
+        hidden=options.hidden,
+        layers=options.layers,
+        cell=options.cell,
+        rate=options.rate,
+        dropout=options.dropout,
+        seed=options.seed,
+    )
+    return CharModel.fresh("".join(sorted(set("\n".join(tunes)))), text)
+
+
+def _fit(
+    chars: CharModel, own: list[str], valid: list[str], options: ComposeOptions, run: Run
+) -> History:
+    """Train on tunes; others choose the best step."""
+    trainer = trainer_of(chars)
+    trainer.callbacks.append(EpochReport(run.report, bits=True))
+    return trainer.fit(
+        TuneLoader(chars, own),
+        validation=TuneLoader(chars, valid, batch_size=8, window=4 * WINDOW),
+        steps=options.steps,
+        validate_every=max(1, options.steps // 8),
+        seed=options.seed,
+        progress=False,
+    )
 
 
 def _train(data: Sequence[str], options: ComposeOptions, run: Run) -> Figures:

@@ -44,8 +44,8 @@ BATCH = 250  # texts that are translated at a time
 MOST_MEMBERS = 100
 # The kind of scores of an attention, and what feeds back.
 ATTENTION = {
-    "luong": ("general", "none"),
     "dot": ("dot", "none"),
+    "luong": ("general", "none"),
     "bahdanau": ("additive", "context"),
     "input-feeding": ("general", "output"),
     "none": (None, "none"),
@@ -63,7 +63,7 @@ class TranslateOptions:
     Attributes:
         units: what texts are cut into: "char", "word", "subword", or "auto" (characters to words
             where the targets have few different words, subwords otherwise).
-        attention: "luong", "dot", "bahdanau", "input-feeding" or "none".
+        attention: "dot", "luong", "bahdanau", "input-feeding" or "none".
         cell: "lstm" or "gru".
         hidden: units H of the decoder, an even number; the encoder has half of them each way.
         embedding: numbers that stand for a symbol.
@@ -99,14 +99,14 @@ class TranslateOptions:
         choices=("auto", *_units.KINDS),
     )
     attention: str = option(
-        "luong",
-        "luong, whose decoder runs all steps in one call; dot, the same with scores that have no "
+        "dot",
+        "dot, whose decoder runs all steps in one call; luong, the same with scores that have "
         "weights; bahdanau and input-feeding go step by step",
         choices=tuple(ATTENTION),
     )
     cell: str = option("lstm", "recurrent cell", choices=("lstm", "gru"))
     hidden: int = option(
-        256, "units of the decoder; the encoder has half of them in each direction"
+        384, "units of the decoder; the encoder has half of them in each direction"
     )
     embedding: int = option(64, "numbers that stand for a symbol")
     layers: int = option(1, "layers of encoder and decoder")
@@ -116,7 +116,7 @@ class TranslateOptions:
     precision: str = option(
         "float32", "of the products in recurrent layers", choices=("float32", "bfloat16")
     )
-    dropout: float = option(0.2, "dropout of memory and results", kind="fraction")
+    dropout: float = option(0.15, "dropout of memory and results", kind="fraction")
     shared: str = option(
         "auto",
         "one matrix for the symbols of both sides and for the last layer; auto: of subwords",
@@ -131,9 +131,9 @@ class TranslateOptions:
     label_smoothing: float = option(
         0.0, "part of each target that is spread over all symbols", kind="fraction"
     )
-    epochs: int = option(10, "rounds over the training pairs")
+    epochs: int = option(7, "rounds over the training pairs")
     batch: int = option(64, "pairs of a batch")
-    rate: float = option(1.5e-3, "peak learning rate", kind="rate")
+    rate: float = option(2.5e-3, "peak learning rate", kind="rate")
     average: float = option(
         0.0,
         "decay of a mean of the weights over the last updates, such as 0.999; 0: the last weights",

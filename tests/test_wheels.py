@@ -1,0 +1,67 @@
+"""``tools/wheels``: which Pythons it finds headers of, and that the workflows build for all."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def wheels(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return the script as a module."""
+    loader = importlib.machinery.SourceFileLoader("wheels", str(ROOT / "tools" / "wheels"))
+    spec = importlib.util.spec_from_loader("wheels", loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "wheels", module)  # where its dataclass looks itself up
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    loader.exec_module(module)
+    return module
+
+
+def made(folder: Path, *files: str) -> Path:
+    for name in files:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return folder
+
+
+def test_headers_of_one_kind_of_cpu_are_not_those_of_another(wheels: Any, tmp_path: Path) -> None:
+    headers = made(tmp_path, "python3.13/Python.h", "x86_64-linux-gnu/python3.13/pyconfig.h")
+    python = wheels.found("3.13", "x86_64", headers)
+    assert (python.tag, python.abi) == ("cp313", "cp313")
+    assert python.include == (headers / "python3.13", headers)
+    assert wheels.found("3.13", "aarch64", headers) is None
+    assert wheels.found("3.12", "x86_64", headers) is None
+    # As Debian's: this one looks for that of the CPU.
+    made(tmp_path, "python3.13/pyconfig.h")
+    assert wheels.found("3.13", "aarch64", headers) is None
+    made(tmp_path, "aarch64-linux-gnu/python3.13/pyconfig.h")
+    assert wheels.found("3.13", "aarch64", headers) is not None
+
+
+def test_headers_in_one_folder(wheels: Any, tmp_path: Path) -> None:
+    headers = made(tmp_path, "python3.14/Python.h")
+    assert wheels.found("3.14", "x86_64", headers) is None
+    made(tmp_path, "python3.14/pyconfig.h")
+    assert wheels.found("3.14", "x86_64", headers) is not None
+    free = wheels.found("3.14t", "aarch64", headers)
+    assert (free.tag, free.abi) == ("cp314", "cp314t")
+
+
+def test_all_pythons_are_built_for_and_named(wheels: Any) -> None:
+    release = (ROOT / ".github" / "workflows" / "release.yml").read_text(encoding="utf-8")
+    (matrix,) = re.findall(r"python: \[(.*)\]", release)
+    assert tuple(re.findall(r'"([^"]+)"', matrix)) == wheels.PYTHONS
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    named = re.findall(r"Programming Language :: Python :: (3\.\d+)", project)
+    assert named == [version for version in wheels.PYTHONS if not version.endswith("t")]
