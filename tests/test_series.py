@@ -234,7 +234,7 @@ def test_overwrite(here: Any) -> None:
 
 def test_another_step_is_refused(here: Any, capsys: Any) -> None:
     assert run("train", "series", "m.csv", "--save", "m", *SMALL) == 0
-    days = np.datetime64("2020-01-01") + np.arange(120)
+    days = np.datetime64("2020-01-01") + np.arange(120).astype("timedelta64[D]")
     write(here / "days.csv", {"month": days, "sales": seasonal()})
     assert run("forecast", "m", "days.csv") == 2
     assert "expected steps of 1 month, as in the training, got 1 day" in capsys.readouterr().err

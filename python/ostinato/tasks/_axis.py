@@ -23,6 +23,7 @@ MICROSECONDS = {
     "week": 7 * 86400 * 10**6,
 }
 DAY = MICROSECONDS["day"]
+MONTH = np.timedelta64(1, "M")
 UNITS = ("month", "business day", "microsecond", "number")  # of steps
 
 
@@ -145,17 +146,16 @@ class Axis:
                 np.busday_offset(day, k * int(count)).astype("datetime64[us]") + clock
             )
         month = self.start.astype("datetime64[M]")
-        months = month + k * int(count)
+        months = month + (k * int(count)).astype("timedelta64[M]")
         first = months.astype("datetime64[D]")
-        length = ((months + 1).astype("datetime64[D]") - first).astype(int)
+        length = ((months + MONTH).astype("datetime64[D]") - first).astype(int)
         wanted = (
             np.int64(31)
             if self.month_end
             else (day - month.astype("datetime64[D]")).astype(int) + 1
         )
-        return np.asarray(
-            (first + (np.minimum(length, wanted) - 1)).astype("datetime64[us]") + clock
-        )
+        days = (np.minimum(length, wanted) - 1).astype("timedelta64[D]")
+        return np.asarray((first + days).astype("datetime64[us]") + clock)
 
     def labels(self, k: Array) -> list[str]:
         """Return the times of positions as text.
@@ -323,7 +323,7 @@ def _parts(values: Array) -> tuple[Array, Array, Array, Array]:
     """Return the month (int), the day of the month from 1, the month's days, the time of day."""
     day, month = values.astype("datetime64[D]"), values.astype("datetime64[M]")
     first = month.astype("datetime64[D]")
-    length = ((month + 1).astype("datetime64[D]") - first).astype(np.int64)
+    length = ((month + MONTH).astype("datetime64[D]") - first).astype(np.int64)
     return month.astype(np.int64), (day - first).astype(np.int64) + 1, length, values - day
 
 

@@ -268,7 +268,8 @@ def _build(parts: dict[str, Array], half: Array | None, fraction: Any) -> tuple[
     first = months.astype("datetime64[M]").astype("datetime64[D]")
     following = (months + 1).astype("datetime64[M]").astype("datetime64[D]")
     good &= day <= (following - first).astype(int)
-    date = (first + (np.where(good, day, 1) - 1)).astype("datetime64[us]")
+    past = (np.where(good, day, 1) - 1).astype("timedelta64[D]")
+    date = (first + past).astype("datetime64[us]")
     if "H" not in parts:
         return date, good
     hour, minute, second = (np.maximum(parts[c], 0) for c in "HMS")
@@ -286,10 +287,11 @@ def _weeks(year: Array, week: Array, good: Array) -> tuple[Array, Array]:
     """Return the Mondays of ISO weeks: the first week of a year is that with the 4th of January."""
 
     def first_monday(years: Array) -> Array:
-        fourth = (years - 1970).astype("datetime64[Y]").astype("datetime64[D]") + 3
-        return np.asarray(fourth - (fourth.astype(int) + 3) % 7)
+        first = (years - 1970).astype("datetime64[Y]").astype("datetime64[D]")
+        fourth = first + np.timedelta64(3, "D")
+        return np.asarray(fourth - ((fourth.astype(int) + 3) % 7).astype("timedelta64[D]"))
 
-    monday = first_monday(year) + 7 * (week - 1)
+    monday = first_monday(year) + (7 * (week - 1)).astype("timedelta64[D]")
     good = good & (week >= 1) & (monday < first_monday(year + 1))
     return monday.astype("datetime64[us]"), good
 
