@@ -32,7 +32,7 @@ def ours(model: str, seed: int, **given: Any) -> dict[str, float]:
 
 
 def tree_lstm(torch: Any, x: Any, trees: ost.Trees, p: dict[str, Any]) -> Any:
-    """Return h of the roots: a child-sum TreeLSTM, level by level."""
+    """Return h of all nodes, in their order: a child-sum TreeLSTM, level by level."""
     size, levels = p["tree.bias"].shape[0] // 4, trees.levels()
     rows = p["embed.weight"][torch.from_numpy(x[levels.order])]
     z = rows @ p["tree.weight_ih"].T + p["tree.bias"]
@@ -53,15 +53,20 @@ def tree_lstm(torch: Any, x: Any, trees: ost.Trees, p: dict[str, Any]) -> Any:
         h.append(torch.sigmoid(o) * torch.tanh(c[-1]))
         below = torch.cat(h), torch.cat(c)
     assert below is not None
-    return below[0][torch.from_numpy(levels.place[trees.roots])]
+    return below[0][torch.from_numpy(levels.place)]
 
 
 def sequence_lstm(torch: Any, lstm: Any, x: ost.Ragged, p: dict[str, Any]) -> Any:
-    """Return the last h of sequences of different lengths, packed."""
+    """Return h of all steps of sequences of different lengths, one after the other, packed."""
     parts = torch.from_numpy(x.rows).split(x.lengths.tolist())
     rows = [p["embed.weight"][part] for part in parts]
     packed = torch.nn.utils.rnn.pack_sequence(rows, enforce_sorted=False)
-    return lstm(packed)[1][0][0]
+    return torch.cat(torch.nn.utils.rnn.unpack_sequence(lstm(packed)[0]))
+
+
+def roots_of(x: Any) -> Any:
+    """Return the rows of the whole expressions: the roots of trees, the last steps of sequences."""
+    return x.roots if isinstance(x, ost.Trees) else x.offsets[1:] - 1
 
 
 def theirs(model: str, seed: int, **given: Any) -> dict[str, float]:
@@ -75,7 +80,7 @@ def theirs(model: str, seed: int, **given: Any) -> dict[str, float]:
         known = {t for part in parts for e in part.expressions for t in (*e.labels, "]")}
         classes = sorted({label for part in parts for label in part.labels})
         parser = parse.Parser(options, sorted(known), classes, listops=True, rng=seed)
-        data = [(parser.inputs(d.expressions), parser.targets(d.labels)) for d in parts]
+        data = [(parser.inputs(d.expressions), parser.targets(d.labels)) for d in parts[1:]]
         p = {n: torch.tensor(a, requires_grad=True) for n, a in parser.network.state_dict().items()}
         lstm = None
         if model == "lstm":
@@ -96,12 +101,13 @@ def theirs(model: str, seed: int, **given: Any) -> dict[str, float]:
         def right(x: Any, target: Any) -> float:
             with torch.no_grad():
                 found = [
-                    logits(x.take(np.arange(k, min(k + 256, len(x))))).argmax(1).numpy()
+                    logits(some)[roots_of(some)].argmax(1).numpy()
                     for k in range(0, len(x), 256)
+                    for some in [x.take(np.arange(k, min(k + 256, len(x))))]
                 ]
             return float((np.concatenate(found) == target).mean())
 
-        return _train(torch, p, options, data, logits, right)
+        return _train(torch, p, options, (parser._data(parts[0]), *data), logits, right)
 
     value, times = common.timed(run)
     return {"right (%)": 100 * value, **times}
@@ -111,12 +117,12 @@ def _train(
     torch: Any,
     p: dict[str, Any],
     options: parse.ParseOptions,
-    data: Sequence[tuple[Any, Any]],
+    data: Sequence[tuple[Any, ...]],
     logits: Any,
     right: Any,
 ) -> float:
     """Return the accuracy on what is held out, with the parameters of the best epoch."""
-    (x, target), valid, test = data
+    (x, target, *more), valid, test = data
     optimizer = torch.optim.Adam(list(p.values()))
     step, size = 0, options.batch
     total = options.epochs * -(-len(x) // size)
@@ -129,8 +135,15 @@ def _train(
             for group in optimizer.param_groups:
                 group["lr"] = options.rate * (1 / 20 + (1 - 1 / 20) * share)
             optimizer.zero_grad()
-            y = logits(x.take(rows))
-            torch.nn.functional.cross_entropy(y, torch.from_numpy(target[rows])).backward()
+            batch = x.take(rows)
+            y = logits(batch)
+            if more:  # the labels of all nodes
+                at = np.concatenate([np.arange(x.offsets[r], x.offsets[r + 1]) for r in rows])
+                on = np.flatnonzero(more[0]["weights"][at])
+                y, labels = y[on], target[at[on]]
+            else:
+                y, labels = y[roots_of(batch)], target[rows]
+            torch.nn.functional.cross_entropy(y, torch.from_numpy(labels)).backward()
             torch.nn.utils.clip_grad_norm_(list(p.values()), parse.CLIP)
             optimizer.step()
             step += 1
@@ -153,7 +166,7 @@ def check(torch: Any) -> None:
     x = parser.inputs(made)
     p = {n: torch.tensor(a) for n, a in parser.network.state_dict().items()}
     got = tree_lstm(torch, x.rows, x, p) @ p["head.weight"].T + p["head.bias"]
-    np.testing.assert_allclose(parser.network(x)[0], got.numpy(), atol=1e-5)
+    np.testing.assert_allclose(parser.network(x)[0], got[x.roots].numpy(), atol=1e-5)
 
 
 def main() -> None:
