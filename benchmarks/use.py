@@ -1,10 +1,10 @@
 """Calls as programs make them, beside torch and ONNX Runtime: python benchmarks/use.py.
 
 Calls after a pause, right after an operation of another library, between layers of a torch model,
-beside another thread or process, under `taskset`, whole training steps with Python between them,
-and the first call of a process. Each contender of a row is a process of its own, and the contenders
-take turns; figures are medians over the rounds, answers are compared first. `--report FILE.json`
-writes the table of docs/performance.md.
+beside another thread or process, under `taskset` and under a CPU quota, whole training steps with
+Python between them, and the first call of a process. Each contender of a row is a process of its
+own, and the contenders take turns; figures are medians over the rounds, answers are compared first.
+`--report FILE.json` writes the table of docs/performance.md.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class Row:
     beside: str = ""  # "thread": another Python thread computes
     processes: int = 1  # that make the same calls at the same time
     cpus: int = 0  # of taskset; 0: all
+    quota: float = 0.0  # CPUs that a control group allows; 0: no such group
     inside: bool = False  # between two Linear layers of a torch model
     model: bool = False  # the main job's model: ten steps of its training
     first: bool = False  # the first call of a fresh process, with the making of the layer
@@ -92,6 +93,7 @@ def rows() -> list[Row]:
         Row("2 processes", INFER, processes=2),
         Row("4 processes", INFER, processes=4),
         Row("taskset, one CPU", INFER, cpus=1),
+        *(Row(f"a quota of {n:g} CPUs", INFER, quota=n, calls=60) for n in (1.0, 1.5)),
         Row("first call of a process", INFER, first=True, calls=1),
     ]
     out += [
@@ -293,6 +295,8 @@ def worker(text: str) -> None:
     if row.cpus:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: row.cpus])
         threads = min(threads, row.cpus)
+    if row.quota:
+        threads = ost.get_num_threads()  # what ostinato makes of the quota, for every contender
     prepare = before(row.before)
     start = time.perf_counter()
     if row.model:
@@ -319,7 +323,9 @@ def worker(text: str) -> None:
             start = time.perf_counter()
             call()
             seconds.append(time.perf_counter() - start)
-        print(json.dumps(statistics.median(seconds[3:])), file=out, flush=True)
+        # A group that has used its quota up sleeps for the rest of a period: a median hides that.
+        middle = statistics.mean if row.quota else statistics.median
+        print(json.dumps(middle(seconds[3:])), file=out, flush=True)
 
 
 def _compute() -> None:
@@ -331,16 +337,49 @@ def _compute() -> None:
 # -- the driver -----------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def control_group(cpus: float) -> Iterator[Path | None]:
+    """Make a control group of a CPU quota, and yield the file of its processes; None for none."""
+    if not cpus:
+        yield None
+        return
+    period, top = 100_000, Path("/sys/fs/cgroup")
+    first = (top / "cpu").is_dir()  # version 1 has a tree for each controller
+    group = (top / "cpu" if first else top) / f"ostinato-use-{os.getpid()}"
+    group.mkdir()
+    try:
+        if first:
+            (group / "cpu.cfs_period_us").write_text(str(period))
+            (group / "cpu.cfs_quota_us").write_text(str(int(cpus * period)))
+        else:
+            (group / "cpu.max").write_text(f"{int(cpus * period)} {period}")
+        yield group / "cgroup.procs"
+    finally:
+        group.rmdir()
+
+
+def may_limit() -> bool:
+    """Return whether control groups can be made here: root can, unless it is in a container."""
+    try:
+        with control_group(1.0):
+            return True
+    except OSError:
+        return False
+
+
 class Process:
     """A contender of one row."""
 
-    def __init__(self, row: Row, name: str, threads: int, answers: Path) -> None:
+    def __init__(
+        self, row: Row, name: str, threads: int, answers: Path, group: Path | None = None
+    ) -> None:
         order = {"row": asdict(row), "name": name, "threads": threads, "answers": str(answers)}
         self.process = subprocess.Popen(
             [sys.executable, __file__, "--worker", json.dumps(order)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            preexec_fn=group and (lambda: group.write_text(str(os.getpid()))),
         )
         self.first: float = self._reply()["first"]
 
@@ -381,9 +420,12 @@ def measure(row: Row, names: list[str], rounds: int, threads: int) -> dict[str, 
                     one.close()
         else:
             with contextlib.ExitStack() as stack:
+                limit = stack.enter_context(control_group(row.quota))
                 groups = {}
                 for n in names:
-                    groups[n] = [Process(row, n, threads, paths[n]) for _ in range(row.processes)]
+                    groups[n] = [
+                        Process(row, n, threads, paths[n], limit) for _ in range(row.processes)
+                    ]
                     for one in groups[n]:
                         stack.callback(one.close)
                 _same_answers(row, names, paths)
@@ -476,6 +518,9 @@ def main() -> None:
         modes = {n: contenders.CONTENDERS[n][2] for n in there}
         names = ["ostinato"] + [n for n in there if n in row.peers and row.case.mode in modes[n]]
         if row.before in PEERS and row.before not in there:
+            continue
+        if row.quota and not may_limit():
+            print(f"{row.name:50} left out: control groups cannot be made here")
             continue
         r = measure(row, names, args.rounds, threads)
         figures["rows"].append(r)

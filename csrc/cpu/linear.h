@@ -12,16 +12,15 @@ class Linear {
  public:
   Linear(Index input, Index output) : input_(input), output_(output), in_vectors_(ceil_div(input, L)), out_vectors_(ceil_div(output, L)) {}
 
-  // Panels of W (depth I), bias, and for the backward pass panels of W^T (depth: padded O).
-  Index packed_size(bool backward) const { return (input_ + 1) * out_vectors_ * L + (backward ? out_vectors_ * L * in_vectors_ * L : 0); }
+  // Panels of W (depth I), bias, and for the backward pass panels of W^T (depth O).
+  Index packed_size(bool backward) const { return (input_ + 1) * out_vectors_ * L + (backward ? output_ * in_vectors_ * L : 0); }
 
   void pack(const T* weight, const T* bias, bool backward, T* memory) const {
     pack_panels(memory, input_, out_vectors_, [&](Index k, Index o) { return o < output_ ? weight[o * input_ + k] : T(0); });
     T* b = memory + input_ * out_vectors_ * L;
     for (Index o = 0; o < out_vectors_ * L; ++o) b[o] = bias && o < output_ ? bias[o] : T(0);
     if (backward)
-      pack_panels(b + out_vectors_ * L, out_vectors_ * L, in_vectors_,
-                  [&](Index k, Index i) { return k < output_ && i < input_ ? weight[k * input_ + i] : T(0); });
+      pack_panels(b + out_vectors_ * L, output_, in_vectors_, [&](Index k, Index i) { return i < input_ ? weight[k * input_ + i] : T(0); });
   }
 
   int forward(const T* memory, Index n, const T* x, Index x_stride, T* y) {
@@ -93,7 +92,7 @@ class Linear {
         dy_rows_[row] = in[i] = padded;
         if (dx_) out[i] = dx_ + row * input_;
       }
-      if (dx_) rows_product_exact<Exact<T>>(n, out_vectors_ * L, in, memory_ + (input_ + 1) * out_vectors_ * L, input_, zeros_, out, false);
+      if (dx_) rows_product_exact<Exact<T>>(n, output_, in, memory_ + (input_ + 1) * out_vectors_ * L, input_, zeros_, out, false);
     }
   }
   // A task is a group of vectors of outputs and a quarter of the inputs: a layer of few outputs has work for all threads.
@@ -115,10 +114,10 @@ class Linear {
           (Vec<T>::load(to) + sum).store(to);
         }
       }
-      for (Index o = v * L; o < smaller(output_, (v + vectors) * L); ++o) {
-        if (dweight_)
-          for (Index i = inputs.begin; i < inputs.end; ++i) dweight_[o * input_ + i] += sums_[i * out_vectors_ * L + o];
-        if (bias) dbias_[o] += bias_sums_[o];
+      for (Index o = v * L; o < smaller(output_, (v + vectors) * L); o += L) {
+        const int lanes = int(smaller<Index>(L, output_ - o));
+        if (dweight_) add_transposed(sums_ + o, out_vectors_ * L, {1, 0}, inputs, dweight_ + o * input_, input_, lanes);
+        for (int lane = 0; lane < lanes && bias; ++lane) dbias_[o + lane] += bias_sums_[o + lane];
       }
     }
   }

@@ -45,11 +45,17 @@ class TableGradients:
         self.parts: list[list[Array | None]] = [*first, *parts[len(weights) :]]
 
     def add(self, need_table: bool) -> Array | None:
-        """Add to the gradients of the weights, dW = dP table; return that of the table, dP^T W."""
-        out: Array | None = None
+        """Add to the gradients of the weights, dW = dP table; return that of the table, dP^T W.
+
+        They are the gradients of ``P = W table^T``, a linear layer whose weights are the table: it
+        is the smaller of the two to pack, and dP lies as the layer takes it.
+        """
+        table = self._table
+        linear = _native.backend_for(table).PackedLinear(table, None, True)
+        out = np.zeros_like(table) if need_table else None
         for weight, product, into in zip(self._weights, self._products, self._into):
-            linear = _native.backend_for(weight).PackedLinear(weight, None, True)
-            rows = np.ascontiguousarray(product.T)
-            d = linear.run_backward(self._table, rows, into, None, need_table)
-            out = d if out is None else out + d
+            if into is not None or need_table:
+                d = linear.run_backward(weight, product, out, None, into is not None)
+            if into is not None:
+                into += d
         return out
