@@ -21,7 +21,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -39,6 +39,9 @@ except ImportError:
 
 Array = npt.NDArray[Any]
 GOING_AWAY, POLICY, FULL = 1001, 1008, 1013  # close codes of RFC 6455 and its registry
+BUFFER = (
+    1 << 16
+)  # bytes of a client that the system keeps each way; its own choice may be megabytes
 DRAIN = 5.0  # seconds within which a server that stops answers what it has taken
 
 
@@ -237,6 +240,9 @@ class Server:
         """Give a connection a slot, and answer its messages in their order until it ends."""
         if self.stops:
             return await connection.close(GOING_AWAY, "the server stops")
+        for which in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+            given = connection.transport.get_extra_info("socket")
+            given.setsockopt(socket.SOL_SOCKET, which, BUFFER)
         slot = self.batcher.join()
         if slot is None:
             reason = f"all {self.batcher.stream.batch} slots are taken: try again later"
@@ -402,18 +408,25 @@ class Workers:
         self.context = multiprocessing.get_context("spawn")
         self.alive: dict[int, tuple[Any, Connection, int]] = {}  # by sentinel
 
-    def start(self, core: int) -> None:
-        """Start a process and wait until it serves."""
+    def start(self, cores: Iterable[int]) -> None:
+        """Start a process for each core, and wait until all of them serve."""
+        made = [self.launch(core) for core in cores]
+        for process, ours in made:
+            try:
+                ours.recv()
+            except EOFError:
+                process.join()
+                code = process.exitcode
+                raise SystemExit(f"a process ended before it served, with {code}") from None
+
+    def launch(self, core: int) -> tuple[Any, Connection]:
+        """Start a process; return it and the pipe by which it says that it serves."""
         ours, theirs = self.context.Pipe()
         process = self.context.Process(target=work, args=(*self.given, core, theirs, self.listen))
         process.start()
         theirs.close()
         self.alive[process.sentinel] = process, ours, core
-        try:
-            ours.recv()
-        except EOFError:
-            process.join()
-            raise SystemExit(f"a process ended before it served, with {process.exitcode}") from None
+        return process, ours
 
     def watch(self, signals: socket.socket) -> None:
         """Replace processes that end, until a signal comes."""
@@ -423,7 +436,7 @@ class Workers:
                 process.join()
                 ours.close()
                 print(f"a process ended with {process.exitcode}: another one starts", flush=True)
-                self.start(core)
+                self.start([core])
 
     def stop(self) -> None:
         """End the processes, which answer what they have taken."""
@@ -447,8 +460,7 @@ def share(path: str, limits: Limits, processes: int, host: str, port: int) -> No
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # what wakes is the number, sent to `signals`
     try:
-        for k in range(processes):
-            workers.start(cores[k % len(cores)])
+        workers.start(cores[k % len(cores)] for k in range(processes))
         print(f"serving on ws://{host}:{port}: {processes} x {limits.slots} slots", flush=True)
         workers.watch(signals)
     finally:

@@ -341,7 +341,7 @@ def test_processes_share_a_port_and_stop(tmp_path: Path) -> None:
 
 def test_what_cannot_be_served(tmp_path: Path, module: Any) -> None:
     path = str(tmp_path / "m.safetensors")
-    with pytest.raises(SystemExit, match="serve: .*m.safetensors"):
+    with pytest.raises(SystemExit, match=r"serve: .*m\.safetensors"):
         module.main([path])
     ost.nn.GRU(3, 4, bidirectional=True).save(path)
     with pytest.raises(SystemExit, match="serve: stream: expected a layer of one direction"):
