@@ -54,16 +54,18 @@ class Limits:
         queue: messages of a client that wait; of further ones it is kept from sending them.
         rows: steps in one message.
         idle: seconds without a message after which a client has to leave; 0: none.
+        buffer: bytes of a client that the system keeps each way; left to itself it keeps megabytes.
     """
 
     slots: int = 1000
     queue: int = 8
     rows: int = 256
     idle: float = 0.0
+    buffer: int = 1 << 16
 
     def __post_init__(self) -> None:
         """Refuse what is no limit."""
-        for name in ("slots", "queue", "rows"):
+        for name in ("slots", "queue", "rows", "buffer"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if not 0 <= self.idle < float("inf"):
@@ -242,7 +244,7 @@ class Server:
             return await connection.close(GOING_AWAY, "the server stops")
         for which in (socket.SO_RCVBUF, socket.SO_SNDBUF):
             given = connection.transport.get_extra_info("socket")
-            given.setsockopt(socket.SOL_SOCKET, which, BUFFER)
+            given.setsockopt(socket.SOL_SOCKET, which, self.limits.buffer)
         slot = self.batcher.join()
         if slot is None:
             reason = f"all {self.batcher.stream.batch} slots are taken: try again later"

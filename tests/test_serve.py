@@ -256,7 +256,7 @@ def test_who_does_not_read_is_kept_from_sending(module: Any) -> None:
         await sending
         assert np.array_equal(np.frombuffer(got, "<f4").reshape(-1, 2), model(x)[0][:, 0])
 
-    served(module, model, act, sock=small(), slots=2, queue=2)
+    served(module, model, act, sock=small(), slots=2, queue=2, buffer=4096)
 
 
 def test_silence_and_failures_end_a_stream(module: Any, caplog: pytest.LogCaptureFixture) -> None:
