@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import signal
@@ -40,16 +41,31 @@ def numbers_of(result: Any) -> list[int]:
     return [t.number for t in result.trials]
 
 
+def program(text: str) -> list[str]:
+    """Return the command of a process that has this module as `here`."""
+    before = f"import os, sys; sys.path.insert(0, {str(Path(__file__).parent)!r})"
+    return [sys.executable, "-c", f"{before}\n{textwrap.dedent(text)}"]
+
+
 def test_two_processes_share_a_journal(tmp_path: Path) -> None:
     """Both end with all trials; none is made twice, none too many, and both made some."""
     path = tmp_path / "a.journal"
-    command = [sys.executable, str(EXAMPLE), "--storage", str(path), "--trials", "8"]
-    command += ["--epochs", "1"]
+    command = program(f"""
+        import time, pathlib
+        import test_search_shared as here
+        folder = pathlib.Path({str(tmp_path)!r})
+        def build(**settings):  # nobody is so fast that the other one gets no trial
+            (folder / f"{{os.getpid()}}.began").touch()
+            while len(list(folder.glob("*.began"))) < 2:
+                time.sleep(0.01)
+            return here.build(**settings)
+        print(here.run({str(path)!r}, 8, build, grace=1000.0))
+    """)
     with (
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as a,
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as b,
     ):
-        tables = [p.communicate(timeout=60)[0] for p in (a, b)]
+        tables = [p.communicate(timeout=200)[0] for p in (a, b)]
     assert (a.returncode, b.returncode) == (0, 0)
     assert tables[0] == tables[1]
     assert len(tables[0].splitlines()) == 9
@@ -59,6 +75,20 @@ def test_two_processes_share_a_journal(tmp_path: Path) -> None:
     assert len(set(told)) == 2  # workers
     rows = {line.split(maxsplit=4)[4] for line in tables[0].splitlines()[1:]}
     assert len(rows) == 8  # no settings twice
+
+
+def test_the_example(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = importlib.util.spec_from_file_location("search", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    given = ["--storage", str(tmp_path / "a.journal"), "--epochs", "1"]
+    first = module.main([*given, "--trials", "1"])
+    assert module.main([*given, "--trials", "2"]).trials[:1] == first.trials
+    assert capsys.readouterr().out.count("valid_loss") == 2
+    with pytest.raises(SystemExit, match="search: study: expected 'search' to be searched as bef"):
+        module.main([*given[:2], "--epochs", "2"])
 
 
 @pytest.mark.parametrize("kind", ["journal", "database"])
@@ -84,9 +114,8 @@ def test_a_search_continues(tmp_path: Path, kind: str) -> None:
 
 def test_a_process_that_dies_loses_its_trial_alone(tmp_path: Path) -> None:
     path = tmp_path / "a.journal"
-    program = f"""
-        import os, signal, sys
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
+    command = program(f"""
+        import signal
         import test_search_shared as here
         calls = []
         def dies(**settings):
@@ -95,8 +124,8 @@ def test_a_process_that_dies_loses_its_trial_alone(tmp_path: Path) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             return here.build(**settings)
         here.run({str(path)!r}, 6, dies)
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=False)
+    """)
+    done = subprocess.run(command, check=False)
     assert done.returncode == -signal.SIGKILL
     result = run(path, 6)
     assert numbers_of(result) == [0, 1, 3, 4, 5, 6]  # the third was lost, and made anew
@@ -156,7 +185,6 @@ def test_trials_that_diverge_are_kept_as_such(tmp_path: Path) -> None:
 def test_other_settings_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.journal"
     run(path, 1)
-    size = path.stat().st_size
     for options, words in (
         ({"epochs": 3}, r'fit = {"epochs": 2}, got {"epochs": 3}'),
         ({"seed": 1}, "seed = 0, got 1"),
@@ -166,7 +194,6 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=f"study: expected 'search' to be .* {words}"):
             run(path, 1, **options)
-    assert path.stat().st_size == size or run(path, 1)
     assert len(run(path, 1).trials) == 1
     journal = optuna.storages.journal
     storage = journal.JournalStorage(journal.JournalFileBackend(str(path)))
@@ -200,6 +227,22 @@ def test_storages_that_are_none(tmp_path: Path) -> None:
     for grace in (0, -1, float("inf"), float("nan")):
         with pytest.raises(ValueError, match="grace: expected seconds above 0"):
             run(tmp_path / "a", 1, grace=grace)
+
+
+def test_locks_lead_to_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a lock that a process died with would block all others for ever."""
+    links: list[str] = []
+    link = os.symlink
+
+    def seen(target: str, name: str) -> None:
+        link(target, name)
+        links.append(target if os.path.exists(name) else "")
+
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "symlink", seen)
+    run("sub/a.journal", 1)
+    assert set(links) == {str(tmp_path / "sub" / "a.journal")}
 
 
 def test_a_record_that_was_half_written(tmp_path: Path) -> None:

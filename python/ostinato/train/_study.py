@@ -22,8 +22,13 @@ _BEATS = 4  # signs of life within the time after which a trial without one is l
 
 
 def _journal(optuna: Any, path: Path) -> Any:
-    """Open or make a journal file; a record that a process left half-written is taken off."""
+    """Open or make a journal file; a record that a process left half-written is taken off.
+
+    The path is made absolute, since the lock is a link to it: Optuna takes a lock away from a
+    process that died with it after 30 seconds, but not if the link leads nowhere.
+    """
     journal = optuna.storages.journal
+    path = path.absolute()
     if not path.parent.is_dir():
         raise ValueError(f"storage: expected a path in a folder that exists, got {str(path)!r}")
     if path.exists() and (not path.is_file() or not _is_journal(path)):
