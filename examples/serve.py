@@ -155,9 +155,8 @@ class Batcher:
         """Return a slot in its initial state, None where all are taken."""
         if not self.free:
             return None
-        slot = self.free.pop()
-        self.stream.reset([slot])
-        return slot
+        self.stream.reset(self.free[-1:])
+        return self.free.pop()
 
     def leave(self, slot: int) -> None:
         """Give a slot back; what it waits for is dropped."""
@@ -184,7 +183,8 @@ class Batcher:
             job.taken += 1
             if job.taken == len(job.rows):
                 del self.jobs[slot]
-                job.done.set_result(job.out)
+                if not job.done.cancelled():
+                    job.done.set_result(job.out)
         self.steps += 1
         self.rows += len(jobs)
         self.most = max(self.most, len(jobs))
@@ -201,7 +201,8 @@ class Batcher:
                     self.step()
                 except Exception as error:
                     for job in self.jobs.values():
-                        job.done.set_exception(error)
+                        if not job.done.cancelled():
+                            job.done.set_exception(error)
                     self.jobs.clear()
                 await asyncio.sleep(0)  # sockets are read, and their rows join the next step
             self.some.clear()
@@ -242,9 +243,10 @@ class Server:
         """Give a connection a slot, and answer its messages in their order until it ends."""
         if self.stops:
             return await connection.close(GOING_AWAY, "the server stops")
+        given = connection.transport.get_extra_info("socket")
         for which in (socket.SO_RCVBUF, socket.SO_SNDBUF):
-            given = connection.transport.get_extra_info("socket")
-            given.setsockopt(socket.SOL_SOCKET, which, self.limits.buffer)
+            with contextlib.suppress(OSError):  # of a client that has gone
+                given.setsockopt(socket.SOL_SOCKET, which, self.limits.buffer)
         slot = self.batcher.join()
         if slot is None:
             reason = f"all {self.batcher.stream.batch} slots are taken: try again later"
@@ -255,6 +257,7 @@ class Server:
             async for message in connection:
                 self.heard[connection] = time.monotonic()
                 await connection.send(await self.answer(slot, message))
+                self.heard[connection] = time.monotonic()
                 if self.stops:
                     return await connection.close(GOING_AWAY, "the server stops")
         except ConnectionClosed:
@@ -296,8 +299,8 @@ class Server:
             await asyncio.sleep(self.limits.idle / 4)
             before = time.monotonic() - self.limits.idle
             reason = f"no message for {self.limits.idle:g} seconds"
-            late = [c for c, at in self.heard.items() if at < before]
-            await asyncio.gather(*(c.close(POLICY, reason) for c in late))
+            late = [c.close(POLICY, reason) for c, at in self.heard.items() if at < before]
+            await asyncio.gather(*late, return_exceptions=True)
 
     async def drain(self) -> None:
         """Answer what has been taken."""
@@ -454,7 +457,6 @@ class Workers:
 def share(path: str, limits: Limits, processes: int, host: str, port: int) -> None:
     """Serve with several processes, until a signal comes."""
     cores = sorted(os.sched_getaffinity(0))
-    port = free_port(host, port)
     workers = Workers(path, limits, {"host": host, "port": port, "reuse_port": True})
     signals, wakes = socket.socketpair()
     wakes.setblocking(False)
@@ -490,11 +492,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (KeyError, OSError, TypeError, ValueError) as error:
         raise SystemExit(f"serve: {error}") from None
     try:
+        port = free_port(a.host, a.port)
         if a.processes > 1:
-            share(a.model, limits, a.processes, a.host, a.port)
+            share(a.model, limits, a.processes, a.host, port)
         else:
             said = f"serving on ws://{a.host}:%d: {a.slots} slots"
-            listen = {"host": a.host, "port": a.port}
+            listen = {"host": a.host, "port": port}
             asyncio.run(
                 run(model, limits, lambda port: print(said % port, flush=True), None, listen)
             )

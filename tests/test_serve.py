@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +68,29 @@ def served(
         async with module.serving(stream, given, module.ids_of(model), **listen) as server:
             await act(server, f"ws://127.0.0.1:{server.port}")
 
-    asyncio.run(asyncio.wait_for(run(), 30))
+    finish(run())
+
+
+def finish(test: Coroutine[Any, Any, None]) -> None:
+    """Run a test, and close the connections that it has left."""
+
+    async def run() -> None:
+        try:
+            await asyncio.wait_for(test, 60)
+        finally:
+            await asyncio.gather(*(connection.close() for connection in opened))
+            opened.clear()
+
+    asyncio.run(run())
+
+
+opened: list[Any] = []
 
 
 async def joined(address: str) -> tuple[Any, dict[str, Any]]:
     """Connect; return the connection and the first message."""
     connection = await connect(address, compression=None)
+    opened.append(connection)
     return connection, json.loads(await connection.recv())
 
 
@@ -230,6 +247,7 @@ def test_who_does_not_read_is_kept_from_sending(module: Any) -> None:
 
     async def act(server: Any, address: str) -> None:
         flood = await connect(address, sock=small(server.port), compression=None, max_queue=1)
+        opened.append(flood)
         sent = 0
 
         async def send() -> None:
@@ -279,6 +297,36 @@ def test_silence_and_failures_end_a_stream(module: Any, caplog: pytest.LogCaptur
     model = model_of_rows()
     served(module, model, act, slots=2, idle=0.2)
     assert "stream.refresh()" in caplog.text
+
+
+def test_what_was_taken_is_answered_before_a_server_stops(module: Any) -> None:
+    model, x = model_of_rows(), np.ones((200, 1, 3), "<f4")
+    ended: list[Any] = []
+
+    async def last(connection: Any) -> None:
+        y = np.frombuffer(await asked(connection, x.tobytes()), "<f4").reshape(-1, 2)
+        with pytest.raises(ConnectionClosed) as closed:
+            await connection.recv()
+        ended.append((closed.value.rcvd.code, np.array_equal(y, model(x)[0][:, 0])))
+
+    async def act(server: Any, address: str) -> None:
+        connections = [(await joined(address))[0] for _ in range(3)]
+        asking = [asyncio.create_task(last(c)) for c in connections]
+        while len(server.batcher.jobs) < 3:
+            await asyncio.sleep(0)
+        finishing.extend(asking)
+
+    finishing: list[Any] = []
+
+    async def run() -> None:
+        limits = module.Limits(slots=3)
+        listen = {"host": "127.0.0.1", "port": 0}
+        async with module.serving(model.stream(3), limits, **listen) as server:
+            await act(server, f"ws://127.0.0.1:{server.port}")
+        await asyncio.gather(*finishing)
+
+    finish(run())
+    assert ended == [(1001, True)] * 3
 
 
 def test_the_client_of_the_documentation(module: Any) -> None:
@@ -335,7 +383,7 @@ def test_processes_share_a_port_and_stop(tmp_path: Path) -> None:
                 await last[0].recv()
             assert closed.value.rcvd.code == 1001
 
-        asyncio.run(asyncio.wait_for(act(), 60))
+        finish(act())
         assert server.wait(30) == 0
 
 
