@@ -126,7 +126,10 @@ class Study:
         self._shared, self._grace = storage is not None, grace
         self._seen: dict[int, tuple[Any, float]] = {}  # the counter of a trial, and since when
         self.states = optuna.trial.TrialState
-        self.gone: type[Exception] = optuna.exceptions.UpdateFinishedTrialError
+        # What says that a trial has ended; before Optuna 4.2 it has no class of its own.
+        self.gone: type[Exception] = getattr(
+            optuna.exceptions, "UpdateFinishedTrialError", RuntimeError
+        )
         self._study = optuna.create_study(  # of figures of which less is better
             study_name=name,
             storage=_opened(optuna, storage),
