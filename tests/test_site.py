@@ -27,7 +27,7 @@ def block(key: str) -> str:
     return found[1]
 
 
-NAVIGATION = re.findall(r"(\S+\.md)$", block("nav"), re.M)
+NAVIGATION = re.findall(r"(\S+\.(?:md|ipynb))$", block("nav"), re.M)
 
 
 def public_modules() -> Iterator[tuple[str, Path]]:
@@ -98,7 +98,8 @@ def test_the_configuration_was_read() -> None:
 
 
 def test_navigation_names_every_page_once() -> None:
-    pages = [p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").rglob("*.md")]
+    found = [p for form in ("*.md", "*.ipynb") for p in (ROOT / "docs").rglob(form)]
+    pages = [p.relative_to(ROOT).as_posix() for p in found]
     parts = {line.strip().lstrip("/") for line in block("exclude_docs").splitlines()}
     left = {page for page in pages if page not in parts}
     named = [page for page in NAVIGATION if page.startswith("docs/")]
@@ -132,7 +133,7 @@ def test_every_public_name_appears_once() -> None:
 
 def test_the_site_is_built(tmp_path: Path) -> None:
     """Without a warning, and with a place to link to for each name that a page documents."""
-    for package in ("mkdocs", "material", "mkdocstrings_handlers"):
+    for package in ("mkdocs", "material", "mkdocstrings_handlers", "nbconvert"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is missing: pip install '.[docs]'")
     subprocess.run([ROOT / "tools" / "site" / "tree", ROOT / "build" / "docs" / "tree"], check=True)
@@ -145,6 +146,12 @@ def test_the_site_is_built(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    pages = tmp_path / "site" / "docs" / "notebooks"
+    for name in (path.stem for path in (ROOT / "docs" / "notebooks").glob("*.ipynb")):
+        page = (pages / name / "index.html").read_text(encoding="utf-8")
+        pictures = re.findall(r'<img [^>]*src="\.\./([^"]+)"', page)
+        assert pictures
+        assert all((pages / picture).stat().st_size > 1000 for picture in pictures)
     inventory = (tmp_path / "site" / "objects.inv").read_bytes().split(b"\n", 4)[4]
     names = {line.split()[0] for line in zlib.decompress(inventory).decode().splitlines()}
     named = {f"{module}.{name}" for _, module, name in documented()}

@@ -11,6 +11,7 @@ from typing import Any
 from .. import _check
 from .._annotations import readable
 from ._callbacks import Callback
+from ._study import Study, check_shared
 from ._trainer import Trainer
 from ._types import Diverged, Row
 
@@ -52,7 +53,8 @@ class SearchResult:
         trials: all of them, in their order.
         best: the one with the best figure.
         monitor: the name of the figure.
-        trainer: that of the best trial, with its model as it was at its best.
+        trainer: that of the best trial, with its model as it was at its best; None where another
+            process made that trial, or an earlier run of the search.
     """
 
     trials: list[Trial]
@@ -138,8 +140,8 @@ def _spans_decades(values: list[Any]) -> bool:
 class _Report(Callback):
     """Tell the study of every validation, and stop a trial that it prunes."""
 
-    def __init__(self, trial: Any, monitor: str, prune: bool) -> None:
-        self.trial, self.monitor, self.prune = trial, monitor, prune
+    def __init__(self, trial: Any, monitor: str, prune: bool, gone: type[Exception]) -> None:
+        self.trial, self.monitor, self.prune, self.gone = trial, monitor, prune, gone
         self.pruned, self.step = False, 0
 
     def on_step(self, trainer: Trainer, step: int, loss: float, norm: float) -> None:
@@ -148,7 +150,11 @@ class _Report(Callback):
     def on_row(self, trainer: Trainer, row: Row) -> None:
         if self.monitor not in row or self.pruned:
             return
-        self.trial.report(row[self.monitor], int(row["step"]))
+        try:
+            self.trial.report(row[self.monitor], int(row["step"]))
+        except self.gone:
+            trainer.stop("given up by another process")
+            return
         if self.prune and self.trial.should_prune():
             self.pruned = True
             trainer.stop("pruned")
@@ -188,7 +194,7 @@ def _check_space(space: Any) -> dict[str, Any]:
     return out
 
 
-def _suggested(trial: Any, space: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(trial: Any, space: Mapping[str, Any]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for name, given in space.items():
         if isinstance(given, list):  # by number: choices may be anything
@@ -212,6 +218,9 @@ def search(
     mode: str | None = None,
     prune: bool = True,
     seed: int = 0,
+    storage: Any = None,
+    study: str | None = None,
+    grace: float = 60.0,
     **fit: Any,
 ) -> SearchResult:
     """Train with settings drawn from a space, and return the trials and the best of them.
@@ -219,6 +228,11 @@ def search(
     Settings are proposed by Optuna (the extra ``search``) from the trials before, and a trial whose
     figure is worse than the median of those at the same step is ended early. Equal seeds give equal
     trials.
+
+    With a storage, any number of processes, on any machines that reach it, share one search: each
+    calls `search` with the same arguments, and together they make `trials` of them. A search that
+    was interrupted continues with the trials that it has. A trial of a process that ends without a
+    word is made anew by another one.
 
     >>> import numpy as np
     >>> import ostinato as ost
@@ -240,22 +254,29 @@ def search(
             both are; ``(low, high, "log")`` on a logarithmic scale; or a list of choices.
         train: data as in `Trainer.fit`; it serves every trial, so no iterator.
         validation: data on which trials are compared.
-        trials: how many are made.
+        trials: how many are made; with a storage, in all, by all processes and runs.
         monitor: the figure that is compared: "valid_loss", or "valid_" and the name of a metric.
         mode: "min" or "max": which way is better; None: as the metric says.
         prune: whether trials that do badly are ended early.
         seed: seed of the proposals, and of every run.
+        storage: None: the trials are in memory. A path: a journal file, which processes on one
+            machine or a shared file system write. A URL: a database, such as
+            ``"sqlite:///study.db"`` or ``"postgresql://..."``, as SQLAlchemy has them. Or a storage
+            of Optuna (4 or later).
+        study: the name of the study in the storage; None: "search".
+        grace: seconds without a sign of life from another process after which its trial is lost.
         **fit: further arguments of `Trainer.fit`, such as ``epochs``, ``patience`` and
             ``validate_every``.
 
     Returns:
-        The trials, the best one, and its trainer.
+        The trials, those of all processes, the best one, and its trainer if this process made it.
 
     Raises:
         ImportError: Optuna is not installed.
         RuntimeError: every trial diverged.
         TypeError: a space or a build of another form.
-        ValueError: a range without numbers in it.
+        ValueError: a range without numbers in it; a storage that cannot be opened; or a study that
+            was searched with another space, monitor, mode, seed, `prune` or arguments of `fit`.
     """
     _check.positive("trials", trials)
     _check.positive("seed", seed, 0)
@@ -265,51 +286,69 @@ def search(
     for name in ("monitor", "mode", "seed", "checkpoint", "resume", "log"):
         if name in fit:
             raise TypeError(f"{name}: expected no such argument of fit, which all trials share")
+    name, grace = check_shared(storage, study, grace)
     optuna = _optuna()
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    settings = {"space": space, "monitor": monitor, "mode": mode, "prune": prune, "seed": seed}
+    settings["fit"] = {k: v for k, v in fit.items() if k != "progress"}
     try:
-        return _run(
-            optuna, build, checked, train, validation, trials, (monitor, mode), prune, seed, fit
-        )
+        made = Study(optuna, settings, seed, storage, name, grace)
+        options = {"progress": False, **fit, "seed": seed, "monitor": monitor, "mode": mode}
+        options |= {"train": train, "validation": validation}
+        return _Search(made, build, checked, options, prune).run(trials)
     finally:
         optuna.logging.set_verbosity(verbosity)
 
 
-def _run(
-    optuna: Any,
-    build: Callable[..., Trainer],
-    space: Mapping[str, Any],
-    train: Any,
-    validation: Any,
-    trials: int,
-    watched: tuple[str, str | None],
-    prune: bool,
-    seed: int,
-    fit: dict[str, Any],
-) -> SearchResult:
-    """Run the trials."""
-    study = optuna.create_study(  # of figures of which less is better
-        direction="minimize",
-        sampler=optuna.samplers.TPESampler(seed=seed),
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
-    )
-    done: list[Trial] = []
-    best: tuple[Trial, Trainer] | None = None
-    monitor = watched[0]
-    for number in range(trials):
-        trial = study.ask()
-        settings = _suggested(trial, space)
-        trainer = build(**settings)
+@dataclass(frozen=True)
+class _Search:
+    """What the trials of a search have in common."""
+
+    study: Study
+    build: Callable[..., Trainer]
+    space: Mapping[str, Any]
+    fit: Mapping[str, Any]
+    prune: bool
+
+    def run(self, trials: int) -> SearchResult:
+        """Make trials until there are as many."""
+        own: tuple[int, Trainer] | None = None  # the best of this process
+        lowest, sign, monitor = math.inf, 1.0, self.fit["monitor"]
+        while (asked := self.study.ask(trials)) is not None:
+            try:
+                with self.study.alive(asked):
+                    value, trainer, sign = self.trial(asked)
+            except BaseException:
+                self.study.leave(asked.number)
+                raise
+            if trainer is not None and sign * value < lowest:
+                lowest, own = sign * value, (asked.number, trainer)
+        there = [t for t in self.study.trials() if t.state != self.study.states.RUNNING]
+        found = [_found(t, self.space) for t in there]  # others may want more and go on
+        known = [t for t in found if math.isfinite(t.value)]
+        if not known:
+            raise RuntimeError(
+                f"search: expected a trial that does not diverge, got {len(found)} that did"
+            )
+        if own is None:  # which way is better, a trainer says
+            sign = self.build(**known[0].settings)._sign(monitor, self.fit["mode"], True)
+        best = min(known, key=lambda t: sign * t.value)
+        mine = own is not None and own[0] == best.number
+        return SearchResult(found, best, monitor, own[1] if own and mine else None)
+
+    def trial(self, asked: Any) -> tuple[float, Trainer | None, float]:
+        """Run a trial; return its figure, its trainer if the figure counts, and which way it is."""
+        trainer = self.build(**_settings(asked, self.space))
         if not isinstance(trainer, Trainer):
             raise TypeError(f"build: expected it to return a Trainer, got {type(trainer).__name__}")
-        sign = trainer._sign(monitor, watched[1], True)
-        report = _Report(_Signed(trial, sign), monitor, prune)
+        monitor = self.fit["monitor"]
+        sign = trainer._sign(monitor, self.fit["mode"], True)
+        report = _Report(_Signed(asked, sign), monitor, self.prune, self.study.gone)
         trainer.callbacks.append(report)
         value, state = math.nan, "complete"
         try:
-            options = {"progress": False, **fit, "seed": seed, "monitor": monitor}
-            history = trainer.fit(train, validation=validation, mode=watched[1], **options)
+            history = trainer.fit(**self.fit)
         except Diverged:
             state = "diverged"
         else:
@@ -317,21 +356,18 @@ def _run(
             state = "pruned" if report.pruned else "complete"
         finally:
             trainer.callbacks.remove(report)
-        found = Trial(number, settings, value, state, report.step)
-        done.append(found)
-        states = optuna.trial.TrialState
-        if not math.isfinite(value):
-            study.tell(trial, state=states.FAIL)
-            continue
-        if state == "pruned":
-            study.tell(trial, state=states.PRUNED)
-        else:
-            study.tell(trial, sign * value)
-        if best is None or sign * value < sign * best[0].value:
-            best = (found, trainer)
-    if best is None:
-        raise RuntimeError(f"search: expected a trial that does not diverge, got {trials} that did")
-    return SearchResult(done, best[0], monitor, best[1])
+        kept = self.study.tell(asked, state, value, report.step, sign)
+        return value, trainer if kept and math.isfinite(value) else None, sign
+
+
+def _found(trial: Any, space: Mapping[str, Any]) -> Trial:
+    """Return a trial as the study has it."""
+    known = trial.user_attrs
+    value = math.nan if known["figure"] is None else known["figure"]
+    settings = {
+        n: v[trial.params[n]] if isinstance(v, list) else trial.params[n] for n, v in space.items()
+    }
+    return Trial(trial.number, settings, value, known["state"], known["step"])
 
 
 class _Signed:

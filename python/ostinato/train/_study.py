@@ -1,0 +1,279 @@
+"""Keep the trials of a search in a study of Optuna, which processes and machines may share."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import _check
+from .._annotations import readable
+
+_BEATS = 4  # signs of life within the time after which a trial without one is lost
+
+
+def _journal(optuna: Any, path: Path) -> Any:
+    """Open or make a journal file; a record that a process left half-written is taken off.
+
+    The path is made absolute, since the lock is a link to it: Optuna takes a lock away from a
+    process that died with it after 30 seconds, but not if the link leads nowhere.
+    """
+    journal = optuna.storages.journal
+    path = path.absolute()
+    if not path.parent.is_dir():
+        raise ValueError(f"storage: expected a path in a folder that exists, got {str(path)!r}")
+    if path.exists() and (not path.is_file() or not _is_journal(path)):
+        raise ValueError(f"storage: expected a journal of Optuna or a new file, got {str(path)!r}")
+    if path.exists() and not path.read_bytes().endswith(b"\n"):
+        lock = journal.JournalFileSymlinkLock(str(path))  # no other process is writing then
+        lock.acquire()
+        try:
+            with path.open("r+b") as file:
+                file.truncate(file.read().rfind(b"\n") + 1)
+        finally:
+            lock.release()
+    return journal.JournalStorage(journal.JournalFileBackend(str(path)))
+
+
+def _is_journal(path: Path) -> bool:
+    """Return whether the first line is a record of a journal, or there is none yet."""
+    with path.open("rb") as file:
+        line = file.readline(1 << 20)
+    if not line:
+        return True
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(record, dict) and "op_code" in record
+
+
+def _opened(optuna: Any, storage: Any) -> Any:
+    """Return the storage of a path, of the URL of a database, or the one that was given."""
+    if storage is None:
+        return optuna.storages.InMemoryStorage()
+    if isinstance(storage, optuna.storages.BaseStorage):
+        return storage
+    if not isinstance(storage, (str, os.PathLike)):
+        raise TypeError(
+            "storage: expected a path, the URL of a database, or a storage of Optuna, got "
+            f"{type(storage).__name__}"
+        )
+    text = os.fspath(storage)
+    if "://" not in text:
+        return _journal(optuna, Path(text))
+    try:
+        return optuna.storages.RDBStorage(text)
+    except Exception as error:  # whatever SQLAlchemy and drivers raise
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"storage: expected the URL of a database, got {text!r}: {reason}") from (
+            error
+        )
+
+
+def written(value: Any) -> Any:
+    """Return a value as JSON has it; what JSON lacks becomes its type and name."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else repr(value)
+    if isinstance(value, np.generic):
+        return written(value.item())
+    if isinstance(value, Mapping):
+        return {str(k): written(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [written(v) for v in value]
+    kind = type(value)
+    name = getattr(value, "__qualname__", None)
+    return f"{kind.__module__}.{kind.__qualname__}" + ("" if name is None else f" {name}")
+
+
+class Study:
+    """The trials of a search: those of this process, and of all that share the storage.
+
+    Every trial says by a counter that its process lives. One whose counter has stood still for
+    `grace` seconds, by the clock of the process that looks, is lost: it fails, and another one
+    takes its place.
+
+    Args:
+        optuna: the module.
+        settings: what has to be equal for all that share the study.
+        seed: seed of the proposals.
+        storage: a path, a URL, a storage of Optuna, or None.
+        name: of the study.
+        grace: seconds without a sign of life after which a trial is lost.
+    """
+
+    def __init__(
+        self,
+        optuna: Any,
+        settings: Mapping[str, Any],
+        seed: int,
+        storage: Any,
+        name: str,
+        grace: float,
+    ) -> None:
+        self._optuna, self._seed = optuna, seed
+        self._shared, self._grace = storage is not None, grace
+        self._seen: dict[int, tuple[Any, float]] = {}  # the counter of a trial, and since when
+        self.states = optuna.trial.TrialState
+        # What says that a trial has ended; before Optuna 4.2 it has no class of its own.
+        self.gone: type[Exception] = getattr(
+            optuna.exceptions, "UpdateFinishedTrialError", RuntimeError
+        )
+        self._study = optuna.create_study(  # of figures of which less is better
+            study_name=name,
+            storage=_opened(optuna, storage),
+            load_if_exists=True,
+            direction="minimize",
+            sampler=optuna.samplers.TPESampler(seed=seed),
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
+        )
+        if self._shared:
+            self._compare(name, json.loads(json.dumps(written(settings))))
+
+    def _compare(self, name: str, settings: dict[str, Any]) -> None:
+        """Refuse a study of other settings, or one that something else has made."""
+        study, key = self._study, "ostinato"
+        if key not in study.user_attrs:
+            if study.get_trials(deepcopy=False) or study.direction.name != "MINIMIZE":
+                raise ValueError(
+                    f"study: expected one that ostinato.search made, got {name!r}, which has "
+                    "trials of another program; give another name"
+                )
+            study.set_user_attr(key, settings)
+        there = study.user_attrs[key]
+        for part in sorted({*there, *settings}):
+            if there.get(part) != settings.get(part):
+                raise ValueError(
+                    f"study: expected {name!r} to be searched as before, {part} = "
+                    f"{json.dumps(there.get(part))}, got {json.dumps(settings.get(part))}; give "
+                    "another name for other settings"
+                )
+
+    def trials(self) -> list[Any]:
+        """Return the trials that run or have said how they ended, as Optuna has them."""
+        there = self._study.get_trials(deepcopy=False)
+        return [t for t in there if t.state == self.states.RUNNING or "state" in t.user_attrs]
+
+    def ask(self, wanted: int) -> Any:
+        """Return the next trial, or None once as many as wanted are done.
+
+        A process that finds all of them taken waits for those of the others, and takes over what
+        they do not end.
+        """
+        while True:
+            self._bury()
+            there = self.trials()
+            if len(there) < wanted:
+                trial = self._asked()
+                before = sum(t.number < trial.number for t in self.trials())
+                if before < wanted:
+                    return trial
+                self.leave(trial.number)  # another process was faster
+            elif sum(t.state != self.states.RUNNING for t in there) >= wanted:
+                return None
+            else:
+                time.sleep(min(self._grace / 8, 0.5))
+
+    def _asked(self) -> Any:
+        trial = self._study.ask()
+        if self._shared:  # proposals follow from the seed, the number, and the trials before
+            seeds = np.random.SeedSequence([self._seed, trial.number]).generate_state(1)
+            with warnings.catch_warnings():  # before Optuna 5 this option is experimental
+                warnings.simplefilter("ignore", self._optuna.exceptions.ExperimentalWarning)
+                self._study.sampler = self._optuna.samplers.TPESampler(
+                    seed=int(seeds[0]), multivariate=False, constant_liar=True
+                )
+        return trial
+
+    def _bury(self) -> None:
+        """Give up the trials of other processes that show no sign of life."""
+        now = time.monotonic()
+        running = [t for t in self.trials() if t.state == self.states.RUNNING]
+        self._seen = {t.number: self._seen.get(t.number, (None, now)) for t in running}
+        for t in running:
+            beat = t.user_attrs.get("beat", 0)
+            known, since = self._seen[t.number]
+            if beat != known:
+                self._seen[t.number] = beat, now
+            elif now - since > self._grace:
+                self.leave(t.number)
+
+    def leave(self, number: int) -> None:
+        """Give a trial up: it fails without having said how it ended, and does not count."""
+        with contextlib.suppress(self.gone):
+            self._study.tell(number, state=self.states.FAIL, skip_if_finished=True)
+
+    @contextlib.contextmanager
+    def alive(self, trial: Any) -> Iterator[None]:
+        """Say from time to time, for the length of a block, that this process lives."""
+        if not self._shared:
+            yield
+            return
+        ends = threading.Event()
+
+        def beat() -> None:
+            count = 1
+            with contextlib.suppress(self.gone):
+                while not ends.wait(self._grace / _BEATS):
+                    trial.set_user_attr("beat", count)
+                    count += 1
+
+        thread = threading.Thread(target=beat, name="ostinato-search", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ends.set()
+            thread.join()
+
+    def tell(self, trial: Any, state: str, figure: float, step: int, sign: float) -> bool:
+        """Keep how a trial ended; return False if others gave it up before, and it is not kept."""
+        known = figure if math.isfinite(figure) else None
+        try:
+            for name, value in (("state", state), ("figure", known), ("step", step)):
+                trial.set_user_attr(name, value)
+            if known is None:
+                self._study.tell(trial, state=self.states.FAIL)
+            elif state == "pruned":
+                self._study.tell(trial, state=self.states.PRUNED)
+            else:
+                self._study.tell(trial, sign * known)
+        except self.gone:
+            self._say_lost(trial)
+            return False
+        return True
+
+    def _say_lost(self, trial: Any) -> None:
+        """Warn of a trial that others gave up while this process ran it."""
+        warnings.warn(
+            f"search: trial {trial.number} gave no sign of life for {self._grace:g} seconds, and "
+            "another process gave it up: it is not kept; a larger grace= allows longer pauses",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def check_shared(storage: Any, study: Any, grace: Any) -> tuple[str, float]:
+    """Return the name of the study and the seconds, checked."""
+    if storage is None and study is not None:
+        raise ValueError(f"study: expected a storage that has it, got {study!r} and storage=None")
+    if study is not None and (not isinstance(study, str) or not study):
+        raise TypeError(f"study: expected a name, got {study!r}")
+    seconds = _check.number("grace", grace, "seconds above 0")
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"grace: expected seconds above 0, got {grace!r}")
+    return study or "search", seconds
+
+
+readable(globals())

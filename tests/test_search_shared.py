@@ -1,0 +1,261 @@
+"""Searches that processes share: a journal file or a database, and processes that die."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ostinato as ost
+
+optuna = pytest.importorskip("optuna", reason="pip install 'ostinato[search]'")
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "search.py"
+X = np.random.default_rng(0).normal(size=(32, 4, 2)).astype(np.float32)
+DATA = (X, X.sum(2, keepdims=True))
+SPACE = {"size": (3, 8), "lr": (1e-4, 1e-1, "log"), "kind": ["GRU", "RNN"]}
+
+
+def build(size: int = 4, lr: float = 1e-2, kind: str = "GRU") -> ost.Trainer:
+    rnn = getattr(ost.nn, kind)(2, size, batch_first=True, rng=0)
+    model = ost.nn.Sequential(rnn, ost.nn.Linear(size, 1, rng=1))
+    return ost.Trainer(model, ost.losses.MSE(), ost.optim.Adam(lr))
+
+
+def run(storage: Any, trials: int, make: Any = build, **options: Any) -> Any:
+    given = {"epochs": 2, "grace": 0.2, **options}
+    space = given.pop("space", SPACE)
+    return ost.search(make, space, DATA, validation=DATA, trials=trials, storage=storage, **given)
+
+
+def numbers_of(result: Any) -> list[int]:
+    return [t.number for t in result.trials]
+
+
+def program(text: str) -> list[str]:
+    """Return the command of a process that has this module as `here`."""
+    before = f"import os, sys; sys.path.insert(0, {str(Path(__file__).parent)!r})"
+    return [sys.executable, "-c", f"{before}\n{textwrap.dedent(text)}"]
+
+
+def test_two_processes_share_a_journal(tmp_path: Path) -> None:
+    """Both end with all trials; none is made twice, none too many, and both made some."""
+    path = tmp_path / "a.journal"
+    command = program(f"""
+        import time, pathlib
+        import test_search_shared as here
+        folder = pathlib.Path({str(tmp_path)!r})
+        def build(**settings):  # nobody is so fast that the other one gets no trial
+            (folder / f"{{os.getpid()}}.began").touch()
+            while len(list(folder.glob("*.began"))) < 2:
+                time.sleep(0.01)
+            return here.build(**settings)
+        print(here.run({str(path)!r}, 8, build, grace=1000.0))
+    """)
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as a,
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as b,
+    ):
+        tables = [p.communicate(timeout=200)[0] for p in (a, b)]
+    assert (a.returncode, b.returncode) == (0, 0)
+    assert tables[0] == tables[1]
+    assert len(tables[0].splitlines()) == 9
+    records = path.read_text(encoding="utf-8")
+    told = re.findall(r'"worker_id":"([^"]+)","trial_id":\d+,"user_attr":{"state"', records)
+    assert len(told) == 8
+    assert len(set(told)) == 2  # workers
+    rows = {line.split(maxsplit=4)[4] for line in tables[0].splitlines()[1:]}
+    assert len(rows) == 8  # no settings twice
+
+
+def test_the_example(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = importlib.util.spec_from_file_location("search", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    given = ["--storage", str(tmp_path / "a.journal"), "--epochs", "1"]
+    first = module.main([*given, "--trials", "1"])
+    assert module.main([*given, "--trials", "2"]).trials[:1] == first.trials
+    assert capsys.readouterr().out.count("valid_loss") == 2
+    with pytest.raises(SystemExit, match="search: study: expected 'search' to be searched as bef"):
+        module.main([*given[:2], "--epochs", "2"])
+
+
+def test_a_search_continues(tmp_path: Path) -> None:
+    """The trials of three runs are those of one."""
+    storage = tmp_path / "a.journal"
+    first = run(storage, 2)
+    assert first.trainer is not None
+    second = run(storage, 5)
+    assert second.trials[:2] == first.trials
+    assert numbers_of(second) == list(range(5))
+    again = run(storage, 5)  # nothing is left to do
+    assert (again.trials, again.best, again.trainer) == (second.trials, second.best, None)
+    assert str(again) == str(second)
+    at_once = run(tmp_path / "b.journal", 5)
+    assert at_once.trials == second.trials
+    assert at_once.trainer.evaluate(DATA)["loss"] == pytest.approx(second.best.value)
+    other = run(storage, 3, study="another")
+    assert other.trials == second.trials[:3]
+
+
+def test_a_search_in_a_database(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    first = run(url, 1)
+    second = run(url, 2)
+    assert second.trials[:1] == first.trials
+    assert run(tmp_path / "a.journal", 2).trials == second.trials
+
+
+def test_a_process_that_dies_loses_its_trial_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.journal"
+    command = program(f"""
+        import signal
+        import test_search_shared as here
+        calls = []
+        def dies(**settings):
+            calls.append(settings)
+            if len(calls) == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return here.build(**settings)
+        here.run({str(path)!r}, 6, dies)
+    """)
+    done = subprocess.run(command, check=False)
+    assert done.returncode == -signal.SIGKILL
+    result = run(path, 6)
+    assert numbers_of(result) == [0, 1, 3, 4, 5, 6]  # the third was lost, and made anew
+    assert numbers_of(run(path, 6)) == numbers_of(result)
+
+
+def test_an_error_of_a_trial_blocks_nobody(tmp_path: Path) -> None:
+    path, calls = tmp_path / "a.journal", [0]
+
+    def fails(**settings: Any) -> ost.Trainer:
+        calls[0] += 1
+        if calls[0] == 2:
+            raise KeyError("mine")
+        return build(**settings)
+
+    with pytest.raises(KeyError, match="mine"):
+        run(path, 3, fails, grace=1000.0)
+    assert numbers_of(run(path, 3, grace=1000.0)) == [0, 2, 3]  # without waiting for anybody
+
+
+def test_a_trial_that_others_gave_up_is_not_kept(tmp_path: Path) -> None:
+    path, calls = tmp_path / "a.journal", [0]
+
+    class Pause(ost.train.Callback):
+        """Another process takes the first trial for lost, after its first validation."""
+
+        def on_row(self, trainer: Any, row: Any) -> None:
+            calls[0] += 1
+            if calls[0] == 1:
+                journal = optuna.storages.journal
+                storage = journal.JournalStorage(journal.JournalFileBackend(str(path)))
+                study = optuna.load_study(study_name="search", storage=storage)
+                study.tell(0, state=optuna.trial.TrialState.FAIL)
+
+    def pauses(**settings: Any) -> ost.Trainer:
+        trainer = build(**settings)
+        trainer.callbacks.append(Pause())
+        return trainer
+
+    with pytest.warns(RuntimeWarning, match="search: trial 0 gave no sign of life for 1000 sec"):
+        result = run(path, 2, pauses, grace=1000.0)
+    assert numbers_of(result) == [1, 2]
+
+
+def test_trials_that_diverge_are_kept_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "a.journal"
+    space = {"lr": [1e30, 1e-2]}
+    result = run(path, 5, space=space, epochs=3)
+    assert {t.state for t in result.trials if t.settings["lr"] == 1e30} == {"diverged"}
+    again = run(path, 5, space=space, epochs=3)
+    assert [(t.state, t.settings) for t in again.trials] == [
+        (t.state, t.settings) for t in result.trials
+    ]
+    assert again.best == result.best
+
+
+def test_other_settings_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.journal"
+    run(path, 1)
+    for options, words in (
+        ({"epochs": 3}, r'fit = {"epochs": 2}, got {"epochs": 3}'),
+        ({"seed": 1}, "seed = 0, got 1"),
+        ({"prune": False}, "prune = true, got false"),
+        ({"space": {"size": (3, 9)}}, r'space = .*"size": \[3, 8\]'),
+        ({"patience": 2}, r"fit = .*patience"),
+    ):
+        with pytest.raises(ValueError, match=f"study: expected 'search' to be .* {words}"):
+            run(path, 1, **options)
+    assert len(run(path, 1).trials) == 1
+    journal = optuna.storages.journal
+    storage = journal.JournalStorage(journal.JournalFileBackend(str(path)))
+    optuna.create_study(study_name="theirs", storage=storage).ask()
+    with pytest.raises(
+        ValueError, match=r"study: expected one that ostinato.search made, got 'the"
+    ):
+        run(storage, 1, study="theirs")
+
+
+def test_storages_that_are_none(tmp_path: Path) -> None:
+    table = tmp_path / "a.csv"
+    for content in ("date,sales\n1,2\n", "date,sales", '{"a": 1}\n', "3"):
+        table.write_text(content, encoding="utf-8")
+        with pytest.raises(ValueError, match=r"storage: expected a journal of Optuna or a new fil"):
+            run(table, 1)
+        assert table.read_text(encoding="utf-8") == content
+    with pytest.raises(ValueError, match="storage: expected a journal of Optuna or a new file"):
+        run(tmp_path, 1)
+    with pytest.raises(ValueError, match="storage: expected a path in a folder that exists"):
+        run(tmp_path / "none" / "a.journal", 1)
+    for url in ("nothing://a/b", f"sqlite:///{tmp_path}/none/a.db"):
+        with pytest.raises(ValueError, match="storage: expected the URL of a database, got"):
+            run(url, 1)
+    with pytest.raises(TypeError, match="storage: expected a path, the URL of a database, or a st"):
+        run(3, 1)
+    with pytest.raises(ValueError, match="study: expected a storage that has it, got 'a'"):
+        run(None, 1, study="a")
+    with pytest.raises(TypeError, match="study: expected a name, got 3"):
+        run(tmp_path / "a", 1, study=3)
+    for grace in (0, -1, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="grace: expected seconds above 0"):
+            run(tmp_path / "a", 1, grace=grace)
+
+
+def test_locks_lead_to_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a lock that a process died with would block all others for ever."""
+    links: list[str] = []
+    link = os.symlink
+
+    def seen(target: str, name: str) -> None:
+        link(target, name)
+        links.append(target if os.path.exists(name) else "")
+
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "symlink", seen)
+    run("sub/a.journal", 1)
+    assert set(links) == {str(tmp_path / "sub" / "a.journal")}
+
+
+def test_a_record_that_was_half_written(tmp_path: Path) -> None:
+    """It is taken off, since the next record would otherwise end the same line."""
+    path = tmp_path / "a.journal"
+    first = run(path, 1)
+    with path.open("ab") as file:
+        file.write(b'{"op_code":8,"worker')
+    assert run(path, 2).trials[:1] == first.trials
+    assert len(run(path, 2).trials) == 2
+    assert not os.path.lexists(f"{path}.lock")
