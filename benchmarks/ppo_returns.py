@@ -131,7 +131,9 @@ def main() -> None:
     if args.out.exists():
         results = json.loads(args.out.read_text())
         if any(results[key] != value for key, value in told.items()):
-            raise SystemExit(f"{args.out}: made with other versions or settings; give another --out")
+            raise SystemExit(
+                f"{args.out}: made with other versions or settings; give another --out"
+            )
     had = {(r["policy"], r["seed"], r["steps"]) for r in results["runs"]}
     for seed in args.seeds:
         for policy in POLICIES:

@@ -1,10 +1,10 @@
 """Run Keras' own tests with our layers in the place of its own: python tools/keras_tests.py.
 
-Keras 3.15 and later have their tests in the wheel; of an earlier one give the folder `keras/src` of
-its source archive. Everything that a test makes by `layers.LSTM`, `GRU` or `SimpleRNN` is a layer of
-`ostinato.interop.keras`. What fails is run again with Keras' own layers, so that a fault of Keras or
-of this machine's packages is told from one of ours. The status is 1 if a test fails for which no
-reason is known here.
+Keras 3.15 and later have their tests in the wheel; of an earlier one give the folder `keras/src`
+of its source archive. All that a test makes by `layers.LSTM`, `GRU` or `SimpleRNN` is a layer of
+`ostinato.interop.keras`. What fails is run again with Keras' own layers, so that a fault of Keras
+or of the packages that are installed is told from one of ours. The status is 1 if a test fails for
+which no reason is known here.
 """
 
 from __future__ import annotations
