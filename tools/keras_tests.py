@@ -79,7 +79,11 @@ def pytest_runtest_logreport(report: Any) -> None:
     if report.when == "call" or report.outcome != "passed":
         lines = str(report.longrepr or "").splitlines()
         told = [line for line in lines if line.startswith("E ")]
-        found["tests"][report.nodeid] = [report.outcome, (told or [""])[0][2:].strip()]
+        file, _, name = report.location  # the identifier lacks the file outside of the root
+        found["tests"][f"{Path(file).name}::{name}"] = [
+            report.outcome,
+            (told or [""])[0][2:].strip(),
+        ]
 
 
 def pytest_sessionfinish() -> None:
@@ -119,20 +123,16 @@ def run(backend: str, tests: list[str], *, plain: bool) -> dict[str, Any]:
     return result
 
 
-def label(test: str) -> str:
-    """Return the file, class and name of a test."""
-    return test[test.rfind("/") + 1 :]
-
-
 def measured(backend: str, source: Path) -> int:
     """Run all tests on a backend and print what was found; return the number of ours that fail."""
     files = [str(source / f) for f in FILES if (source / f).exists()]
     result = run(backend, files, plain=False)
     failed = {t: why for t, (outcome, why) in result["tests"].items() if outcome == "failed"}
-    known = {t: REASONS[n] for t in failed if (n := t.rpartition("::")[2]) in REASONS}
+    known = {t: REASONS[n] for t in failed if (n := t.rpartition(".")[2]) in REASONS}
     theirs: set[str] = set()
     if rest := [t for t in failed if t not in known]:
-        paths = [str(source / f) for f in FILES if any(label(f) in t for t in rest)]
+        names = {t.partition("::")[0] for t in rest}
+        paths = [f for f in files if Path(f).name in names]
         again = run(backend, paths, plain=True)["tests"]
         theirs = {t for t in rest if again.get(t, [""])[0] == "failed"}
     ours = [t for t in failed if t not in known and t not in theirs]
@@ -145,11 +145,11 @@ def measured(backend: str, source: Path) -> int:
         flush=True,
     )
     for test, why in known.items():
-        print(f"  not had: {label(test)}: {why}")
+        print(f"  not had: {test}: {why}")
     for test in sorted(theirs):
-        print(f"  Keras' own: {label(test)}: {failed[test]}")
+        print(f"  Keras' own: {test}: {failed[test]}")
     for test in ours:
-        print(f"  FAILED: {label(test)}: {failed[test]}")
+        print(f"  FAILED: {test}: {failed[test]}")
     if not result["calls"]:
         print("  FAILED: no test called a layer of ours")
         return 1
