@@ -2,12 +2,14 @@
 
 The backend is that of KERAS_BACKEND. A model is one recurrent layer and a Dense; "train" is
 `train_on_batch`, "predict" is `predict_on_batch`. Answers are compared first; figures are medians
-over interleaved rounds, ratios those within a round.
+over interleaved rounds, ratios those within a round. One thread is timed by its CPU time, which
+does not count the time for which the system gives the core to others; several by the clock.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -16,20 +18,23 @@ from typing import Any
 import keras
 import numpy as np
 
+import ostinato as ost
 from ostinato.interop import keras as ost_keras
 
 LIMIT = 1e-4  # difference of predictions
 
 
-def timed(call: Callable[[], Any]) -> float:
+def timed(call: Callable[[], Any], clock: Callable[[], float]) -> float:
     """Return the seconds of a call."""
-    start = time.perf_counter()
+    start = clock()
     call()
-    return time.perf_counter() - start
+    return clock() - start
 
 
-def measured(kind: str, batch: int, steps: int, hidden: int, rounds: int) -> None:
+def measured(kind: str, batch: int, given: argparse.Namespace) -> None:
     """Print the line of one size."""
+    steps, hidden, rounds = given.steps, given.hidden, given.rounds
+    clock = time.process_time if given.threads == 1 else time.perf_counter
     rng = np.random.default_rng(0)
     x = rng.normal(size=(batch, steps, hidden)).astype("float32")
     y = rng.normal(size=(batch, 1)).astype("float32")
@@ -52,7 +57,7 @@ def measured(kind: str, batch: int, steps: int, hidden: int, rounds: int) -> Non
             else:
                 calls.append(lambda m=model: m.predict_on_batch(x))
             calls[-1]()  # compiles
-        found = [[timed(call) for call in calls] for _ in range(rounds)]
+        found = [[timed(call, clock) for call in calls] for _ in range(rounds)]
         medians = [1e3 * statistics.median(column) for column in zip(*found)]
         ratio = statistics.median(a / b for a, b in found)
         print(
@@ -69,11 +74,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 32])
+    parser.add_argument("--threads", type=int, default=0, help="of all; 0: one for each core")
     given = parser.parse_args()
+    if given.threads:  # before the backend has started its own, one for each core that it sees
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.threads])
+        ost.set_num_threads(given.threads)
     print(f"Keras {keras.__version__} on {keras.config.backend()}")
     for kind in ("LSTM", "GRU", "SimpleRNN"):
         for batch in given.batch:
-            measured(kind, batch, given.steps, given.hidden, given.rounds)
+            measured(kind, batch, given)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import gymnasium
 import numpy as np
 from sb3_contrib import RecurrentPPO
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from stable_baselines3.common.env_util import make_vec_env
 
 from ostinato.interop import torch as ost_torch
 
@@ -44,9 +45,10 @@ class NoVelocity(gymnasium.ObservationWrapper):
         return observation[[0, 2]]
 
 
-def model(policy, seed=0, **options):
+def model(policy, seed=0, environments=1, **options):
     """Return a learner; the sizes are those of sb3-contrib."""
-    return RecurrentPPO(policy, NoVelocity(), seed=seed, device="cpu", **options)
+    several = make_vec_env(NoVelocity, environments, seed=seed)
+    return RecurrentPPO(policy, several, seed=seed, device="cpu", **options)
 
 
 def main():

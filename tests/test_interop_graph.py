@@ -352,6 +352,68 @@ def compared(kind: str) -> Any:
     return lambda: graph(nodes, X, ["o"], **ONE)
 
 
+def reduced_by(kind: str, axes: Any, opset: int = 18, **given: Any) -> Any:
+    """A reduction whose axes are an input, as all have them since opset 18."""
+    node = N(kind, ["p", "axes"], ["o"], **given)
+    positive = [N("Exp", ["y"], ["p"])]  # whose logarithm is a number
+    nodes = [GRU, FLAT, *positive, node]
+    return lambda: graph(nodes, X, ["o"], **ONE, axes=np.array(axes, np.int64), opset=opset)
+
+
+def pooled(kind: str, size: Any, opset: int = 17, outer: Any = ("t",), **given: Any) -> Any:
+    """A pool of the outputs of a layer over time, or of a picture."""
+    picture = [N(kind, ["x"], ["o"], kernel_shape=size, **given)]
+    if len(size) == 2:
+        return lambda: graph(picture, {"x": ("f", ("b", 3, *outer))}, ["o"], opset=opset)
+    nodes = [
+        GRU, FLAT, N("Transpose", ["y"], ["n"], perm=[1, 2, 0]),
+        N(kind, ["n"], ["q"], kernel_shape=size, **given),
+        N("Transpose", ["q"], ["o"], perm=[2, 0, 1]),
+    ]  # fmt: skip
+    return lambda: graph(nodes, X, ["o"], **ONE, opset=opset)
+
+
+def resized(by: dict[str, Any], opset: int = 17, **given: Any) -> Any:
+    """A change of the size of a picture [N,C,5,6], by "scales" or "sizes"."""
+    names = {10: ["x", "scales"], 9: ["x", "scales"]}.get(opset)
+    names = names or ["x", "", *(["scales"] if "scales" in by else ["", "sizes"])]
+    if opset < 9:
+        names, given, by = ["x"], {**given, **{n: list(map(float, v)) for n, v in by.items()}}, {}
+    nodes = [N("Upsample" if opset < 10 else "Resize", names, ["o"], **given)]
+    arrays = {n: np.array(v, np.float32 if n == "scales" else np.int64) for n, v in by.items()}
+    return lambda: graph(nodes, {"x": ("f", ("b", 3, 5, 6))}, ["o"], opset=opset, **arrays)
+
+
+def branch(nodes: list[Any], *outputs: str) -> Any:
+    return H.make_graph(nodes, "b", [], [H.make_empty_tensor_value_info(n) for n in outputs])
+
+
+def chosen(then: Any, other: Any, outputs: list[str], *more: Any, above: float = -99.0) -> Any:
+    """A choice by the sum of a layer's outputs, which is above a number."""
+    nodes = [
+        GRU, FLAT, N("ReduceSum", ["y"], ["sum"], keepdims=0),
+        N("Greater", ["sum", "level"], ["on"]),
+        N("If", ["on"], outputs, "if", then_branch=then, else_branch=other), *more,
+    ]  # fmt: skip
+    return lambda: graph(nodes, X, ["o"], **ONE, level=np.float32(above), k=drawn(3, seed=5))
+
+
+THEN, ELSE = branch([N("Mul", ["y", "k"], ["t"])], "t"), branch([N("Neg", ["x"], ["e"])], "e")
+INNER = N(
+    "GRU", ["y", "w", "r"], ["Y2", "Yh2"], "second", hidden_size=3, linear_before_reset=1
+)  # in a branch
+BELOW = branch(
+    [
+        N("Constant", [], ["zero_f"], value=onnx.numpy_helper.from_array(np.float32(0), "z")),
+        N("Greater", ["sum", "zero_f"], ["again"]),
+        N("If", ["again"], ["n"], "inner",
+          then_branch=branch([N("Sin", ["y"], ["n1"])], "n1"),
+          else_branch=branch([N("Cos", ["x"], ["n2"])], "n2")),
+    ],
+    "n",
+)  # fmt: skip
+
+
 def reduced(kind: str, **given: Any) -> Any:
     return lambda: graph([GRU, FLAT, N(kind, ["y"], ["o"], **given)], X, ["o"], **ONE)
 
@@ -516,6 +578,103 @@ HAND: dict[str, Any] = {
                                   [H.make_empty_tensor_value_info("e")]))],
         X, ["o"], **ONE, on=np.array(True),
     ),
+    **{f"If, {which}": chosen(THEN, ELSE, ["o"], above=level)
+       for which, level in (("then", -99.0), ("else", 99.0))},
+    "If with two outputs and values of the graph around": chosen(
+        branch([N("Abs", ["x"], ["t1"]), N("Identity", ["y"], ["t2"])], "t1", "t2"),
+        branch([N("Identity", ["x"], ["e1"]), N("Neg", ["y"], ["e2"])], "e1", "e2"),
+        ["u", "v"], N("Mul", ["u", "v"], ["o"]),
+    ),
+    "If with a recurrent layer": chosen(
+        branch([INNER, N("Squeeze", ["Y2", "one"], ["t"])], "t"), ELSE, ["s"],
+        N("Add", ["s", "y"], ["o"]),
+    ),
+    **{f"If within If, {level}": chosen(THEN, BELOW, ["o"], above=level) for level in (99.0,)},
+    "If of which one branch would fail": lambda: graph(
+        [GRU, FLAT, N("Shape", ["x"], ["n"]), N("Gather", ["n", "zero"], ["steps"]),
+         N("Equal", ["steps", "unit"], ["on"]),
+         N("If", ["on"], ["o"], then_branch=branch([N("Squeeze", ["y", "front"], ["t0"]),
+                                N("Unsqueeze", ["t0", "front"], ["t"])], "t"),
+           else_branch=branch([N("Identity", ["y"], ["e"])], "e"))],
+        X, ["o"], **ONE, zero=np.array(0), unit=np.array(1), front=np.array([0]),
+    ),
+    **{
+        f"{k} {axes} {keep}, of an input": reduced_by(k, axes, keepdims=keep)
+        for k in ("ReduceMean", "ReduceMax", "ReduceL1", "ReduceL2", "ReduceSumSquare",
+                  "ReduceLogSum", "ReduceLogSumExp", "ReduceMin", "ReduceSum")
+        for axes, keep in (([0], 0), ([0, -1], 1))
+    },
+    "ReduceMax of no axes": reduced_by("ReduceMax", [], noop_with_empty_axes=1),
+    **{k: unary(k, 22) for k in ("Selu", "Celu", "Mish", "ThresholdedRelu")},
+    "Selu and Celu of other numbers": lambda: graph(
+        [GRU, FLAT, N("Selu", ["y"], ["a"], alpha=1.1, gamma=0.9), N("Celu", ["a"], ["b"],
+         alpha=0.7), N("ThresholdedRelu", ["x"], ["c"], alpha=0.3), N("Add", ["b", "c"], ["o"])],
+        X, ["o"], **ONE,
+    ),
+    "Round": unary("Round"),
+    "Mod": lambda: graph(
+        [GRU, FLAT, N("Cast", ["x"], ["q"], to=7), N("Mod", ["q", "three"], ["m"]),
+         N("Cast", ["m"], ["f"], to=1), N("Mul", ["f", "y"], ["o"])], X, ["o"], **ONE,
+        three=np.array(-3),
+    ),
+    "Mod of real numbers": lambda: graph(
+        [GRU, FLAT, N("Shape", ["x"], ["n"]), N("Cast", ["n"], ["f"], to=1),
+         N("Mod", ["f", "part"], ["m"], fmod=1), N("Mul", ["m", "y"], ["o"])], X, ["o"], **ONE,
+        part=np.float32(-1.5),
+    ),
+    "OneHot": lambda: graph(
+        [N("OneHot", ["i", "depth", "values"], ["x"], axis=-1), GRU, FLAT,
+         N("Add", ["x", "y"], ["o"])], {"i": ("i", ("t", "b"))}, ["o"], **ONE,
+        depth=np.array(3), values=np.array([0.25, 2], np.float32),
+    ),
+    "Einsum": lambda: graph(
+        [GRU, FLAT, N("Einsum", ["y", "m"], ["o"], equation="tbi, bij -> tbj")], X, ["o"], **ONE,
+        m=drawn(2, 3, 4, seed=3),
+    ),
+    "InstanceNormalization": lambda: graph(
+        [GRU, FLAT, N("Transpose", ["y"], ["n"], perm=[1, 2, 0]),
+         N("InstanceNormalization", ["n", "s", "v"], ["q"], epsilon=1e-3),
+         N("Transpose", ["q"], ["o"], perm=[2, 0, 1])], X, ["o"], **ONE,
+        s=drawn(3, seed=2), v=drawn(3, seed=3),
+    ),
+    "MaxPool": pooled("MaxPool", [2]),
+    "MaxPool, padded": pooled("MaxPool", [3], pads=[1, 1], strides=[2]),
+    "MaxPool, rounded up": pooled("MaxPool", [2], strides=[3], ceil_mode=1),
+    "MaxPool of a picture": pooled(
+        "MaxPool", [3, 2], outer=(7, 8), strides=[2, 3], pads=[1, 0, 1, 1], dilations=[1, 2],
+        ceil_mode=1,
+    ),
+    "MaxPool of opset 8": pooled("MaxPool", [2, 2], 8, (5, 6), strides=[2, 2]),
+    **{f"MaxPool, {auto}": pooled("MaxPool", [3, 3], outer=(7, 8), strides=[2, 2], auto_pad=auto)
+       for auto in ("SAME_UPPER", "SAME_LOWER", "VALID")},
+    "AveragePool": pooled("AveragePool", [2], strides=[2]),
+    **{f"AveragePool, padded, {n}": pooled(
+        "AveragePool", [3, 3], outer=(7, 8), strides=[2, 3], pads=[1, 1, 1, 1],
+        count_include_pad=n) for n in (0, 1)},
+    "AveragePool of opset 19": pooled(
+        "AveragePool", [2, 2], 19, (7, 8), dilations=[2, 1], ceil_mode=1, strides=[2, 2]
+    ),
+    **{f"Resize, nearest, {n}, {where}": resized(
+        {"scales": [1, 1, 1.6, 0.7]}, coordinate_transformation_mode=where, nearest_mode=n)
+       for n in ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
+       for where in ("half_pixel", "asymmetric")},
+    **{f"Resize, linear, {where}": resized(
+        {"sizes": [2, 3, 8, 4]}, 19, mode="linear", coordinate_transformation_mode=where)
+       for where in ("half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners",
+                     "asymmetric")},
+    "Resize to one": resized(
+        {"sizes": [2, 3, 1, 1]}, mode="linear", coordinate_transformation_mode="pytorch_half_pixel"
+    ),
+    "Resize of axes": resized({"scales": [1.5, 2]}, 18, axes=[2, 3]),
+    "Resize of opset 10": resized({"scales": [1, 1, 2, 1.5]}, 10),
+    "Resize of opset 10, linear": resized({"scales": [1, 1, 2, 1.5]}, 10, mode="linear"),
+    "Upsample of opset 9": resized({"scales": [1, 1, 2, 3]}, 9),
+    "Upsample of opset 7": resized({"scales": [1, 1, 2, 3]}, 7, mode="nearest"),
+    "Resize over time": lambda: graph(
+        [GRU, FLAT, N("Transpose", ["y"], ["n"], perm=[1, 2, 0]),
+         N("Resize", ["n", "", "by"], ["q"]), N("Transpose", ["q"], ["o"], perm=[2, 0, 1])],
+        X, ["o"], **ONE, by=np.array([1, 1, 2], np.float32),
+    ),
     "a picture": lambda: graph(
         [N("Conv", ["x", "k", "b"], ["c"], pads=[1, 0, 0, 1], strides=[2, 1]),
          N("BatchNormalization", ["c", "s", "b", "b", "v"], ["n"]), N("Relu", ["n"], ["o"]),
@@ -557,7 +716,8 @@ def test_nodes_agree_with_onnx_runtime(name: str, tmp_path: Path) -> None:
         close(a, b)
 
 
-STEPPED = ("ArgMax", "Size", "Sign", "Floor", "Ceil", "Reciprocal", "a picture")
+STEPPED = ("ArgMax", "Size", "Sign", "Floor", "Ceil", "Reciprocal", "a picture", "OneHot")
+STEPPED += ("Round", "Mod", "ThresholdedRelu", "Selu and Celu of other numbers")
 
 
 @pytest.mark.parametrize("name", HAND)
@@ -634,6 +794,94 @@ def test_names_of_two_branches() -> None:
         ost.from_onnx(graph(nodes, X, ["o"], **ONE, on=np.array(True))).model()
 
 
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        (N("Resize", ["n", "", "by"], ["o"], mode="cubic"), "Resize with mode one of nearest, l"),
+        (
+            N("Resize", ["n", "by", "by"], ["o"], coordinate_transformation_mode="tf_crop_and_r"),
+            "coordinate_transformation_mode one of half_pixel, ",
+        ),
+        (N("Resize", ["n", "", "by"], ["o"], antialias=1), "antialias one of 0, got 1"),
+        (N("Pad", ["n", "p"], ["o"], mode="other"), "Pad with mode one of constant, reflect"),
+        (N("CumSum", ["n", "one"], ["o"], reverse=1), "CumSum with reverse one of 0"),
+        (N("MaxPool", ["n"], ["q", "o"], kernel_shape=[2]), "got one whose places are"),
+        (N("LpPool", ["n"], ["o"], kernel_shape=[2]), r"got LpPool \(o\)"),
+    ],
+    ids=["cubic", "crop", "antialias", "Pad", "CumSum", "places", "LpPool"],
+)
+def test_ways_that_there_are_not(node: Any, message: str) -> None:
+    nodes = [GRU, FLAT, N("Transpose", ["y"], ["n"], perm=[1, 2, 0]), node]
+    model = graph(nodes, X, ["o"], **ONE, opset=18, by=np.ones(3, np.float32), p=np.zeros(6, int))
+    with pytest.raises(ValueError, match=message):
+        ost.from_onnx(model).model()
+
+
+@pytest.mark.parametrize("opset", [11, 17, 18, 22])
+def test_attributes_become_inputs_with_their_opset(opset: int) -> None:
+    """A graph made by hand has attributes; the file has them where its opset looks for them."""
+    nodes = [
+        {"op": "Recurrent", "layer": "rnn", "inputs": ["x"], "outputs": ["all"]},
+        {"op": "Squeeze", "inputs": ["all"], "outputs": ["h"], "at": {"axes": [1]}},
+        {"op": "Clip", "inputs": ["h"], "outputs": ["c"], "at": {"max": 0.1}},
+        {"op": "Pad", "inputs": ["c"], "outputs": ["p"],
+         "at": {"pads": [0, 0, 1, 0, 0, 0], "value": 2.0}},
+        {"op": "Slice", "inputs": ["p"], "outputs": ["s"],
+         "at": {"starts": [1], "ends": [3], "axes": [2]}},
+        {"op": "Split", "inputs": ["s"], "outputs": ["a", "b"], "at": {"axis": 2, "split": [1, 1]}},
+        {"op": "ReduceMax", "inputs": ["a"], "outputs": ["m"], "at": {"axes": [0], "keepdims": 0}},
+        {"op": "ReduceSum", "inputs": ["b"], "outputs": ["q"], "at": {"axes": [0], "keepdims": 0}},
+        {"op": "Add", "inputs": ["m", "q"], "outputs": ["y"]},
+    ]  # fmt: skip
+    inputs = [{"name": "x", "dtype": "float32", "shape": [None, None, 3]}]
+    layers = {"rnn": nn.GRU(3, 4, rng=0)}
+    made = Graph(nodes, layers, inputs=inputs, outputs=["y"], opset=opset)
+    x = drawn(5, 2, 3)
+    words = ost.to_onnx(made)
+    assert words.opset_import[0].version == opset
+    close(run(words, {"x": x})[0], made(x))
+
+
+def test_choices_made_by_hand() -> None:
+    """A choice says what its branches read; what it does not say is an error."""
+    both: list[dict[str, Any]] = [
+        {"nodes": [{"op": "Neg", "inputs": ["x"], "outputs": ["t"]}], "outputs": ["t"]},
+        {"nodes": [], "outputs": ["x"]},
+    ]
+    choice = {"op": "If", "inputs": ["on", "x"], "outputs": ["y"], "branches": both}
+    inputs = [
+        {"name": "x", "dtype": "float32", "shape": [None, 3]},
+        {"name": "on", "dtype": "bool", "shape": []},
+    ]
+    made = Graph([choice], inputs=inputs, outputs=["y"])
+    x = drawn(2, 3)
+    assert np.array_equal(made(x, np.array(True)), -x)
+    assert np.array_equal(made(x, np.array(False)), x)
+    y, pullback = made.vjp(x, np.array(True))
+    assert np.array_equal(pullback(np.ones_like(y))[0], -np.ones_like(x))
+    with pytest.raises(ValueError, match=r"If: If: expected a condition of one element, got \(2,"):
+        made(x, np.array([True, False]))
+    for changed, message in (
+        ({"inputs": ["on"]}, "to have all that its branches read, got none of x"),
+        ({"branches": both[:1]}, "expected If with two branches, got 1"),
+        ({"outputs": ["y", "z"]}, "expected branches of If that make 2 outputs"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Graph([{**choice, **changed}], inputs=inputs, outputs=["y"])
+
+
+def test_outputs_without_a_number_of_axes_are_not_written() -> None:
+    front = {"front": np.array([0])}
+    flat = branch([N("Squeeze", ["Yh", "front"], ["t"])], "t")
+    nodes = [GRU, FLAT, N("ReduceSum", ["y"], ["sum"], keepdims=0),
+             N("Greater", ["sum", "level"], ["on"]),
+             N("If", ["on"], ["o"], then_branch=flat,
+               else_branch=branch([N("Identity", ["y"], ["e"])], "e"))]  # fmt: skip
+    model = graph(nodes, X, ["o"], **ONE, **front, level=np.float32(0))
+    with pytest.raises(ValueError, match="o: expected an output whose number of axes onnx can"):
+        ost.to_onnx(ost.from_onnx(model).model())
+
+
 def test_attributes_that_nothing_reads_are_refused() -> None:
     nodes = [GRU, FLAT, N("Mul", ["y", "v"], ["o"], broadcast=1, axis=1)]
     with pytest.raises(ValueError, match="expected Mul without axis, broadcast, got one"):
@@ -697,6 +945,9 @@ def test_wrong_inputs_name_the_node() -> None:
         ("lengths", "a graph with one input, got 2"),
         ("a product of two branches", "time to stay an axis of its own"),
         ("CumSum", "CumSum"),
+        ("If of which one branch would fail", r"\(If\), whose condition may see others"),
+        ("MaxPool", "time to stay an axis of its own"),
+        ("ReduceLogSum [0] 0, of an input", "ReduceLogSum"),
     ],
 )
 def test_streams_that_would_see_other_steps(name: str, message: str) -> None:

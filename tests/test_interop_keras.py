@@ -385,6 +385,15 @@ def test_written_weights_come_back(tmp_path: Path, name: str) -> None:
     assert len(recurrent) == {"lstm": 2, "model": 3, "functions": 3}.get(name, 1)
 
 
+def test_written_files_have_the_groups_of_keras_own(tmp_path: Path) -> None:
+    """The model itself has variables, none, without which Keras 3.3 opens no file."""
+    path = tmp_path / "m.weights.h5"
+    ost.to_keras(nn.LSTM(3, 4, batch_first=True), path)
+    with h5py.File(path) as f:
+        assert set(f) == {"layers", "vars"}
+        assert len(f["vars"]) == 0
+
+
 def test_what_cannot_be_written(tmp_path: Path) -> None:
     path = tmp_path / "a.weights.h5"
     path.write_bytes(b"before")

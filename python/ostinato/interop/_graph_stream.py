@@ -23,13 +23,15 @@ _BY_ELEMENT = {
     *("Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Exp", "Log", "Neg", "Abs", "Sin", "Cos"),
     *("Reciprocal", "Sign", "Floor", "Ceil", "Max", "Min", "Sum", "Mean", "Erf", "Gelu", "Clip"),
     *("Tanh", "Sigmoid", "Relu", "LeakyRelu", "PRelu", "Elu", "HardSigmoid", "HardSwish"),
+    *("Selu", "Celu", "Mish", "ThresholdedRelu", "Round", "Mod", "Xor"),
     *("Softplus", "Softsign", "Where", "Cast", "Equal", "Less", "LessOrEqual", "Greater"),
     *("GreaterOrEqual", "Not", "And", "Or", "Identity", "Dropout", "BatchNormalization"),
 }
 _ON_FEATURES = {"Linear", "LayerNorm", "MatMul", "Gemm", "LayerNormalization"}
 _ALONG = {
     *("Concat", "Split", "Slice", "Gather", "GatherElements", "Softmax", "LogSoftmax", "ArgMax"),
-    *("ArgMin", "CumSum", "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2"),
+    *("ArgMin", "CumSum", "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1"),
+    *("ReduceL2", "ReduceSumSquare", "ReduceLogSum", "ReduceLogSumExp", "ReduceProd"),
 }
 _SHAPES = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand"}
 _SIZES = {"Shape", "Size"}  # which say nothing of the numbers
@@ -157,6 +159,11 @@ def checked(graph: Any) -> Times:
     known = {_input(graph)["name"]}  # values that hold numbers of the input
     needed = _needed(graph)
     for node in graph._plan.nodes:
+        if node["op"] == "If" and key(node) in needed:
+            raise TypeError(
+                f"stream: expected nodes that see one step, got {node['name']} (If), whose "
+                "condition may see others"
+            )
         read = [n for n in node["inputs"] if n in known]
         if not read or node["op"] in _SIZES or key(node) not in needed:
             continue

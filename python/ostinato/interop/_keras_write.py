@@ -203,6 +203,7 @@ def to_keras(layer: nn.Layer, path: str | os.PathLike[str]) -> list[str]:
     groups = list(_groups("", layer))
     words = io.BytesIO()
     with h5py.File(words, "w") as f:
+        f.create_group("vars")  # of the model itself, which Keras 3.3 asks for
         seen: dict[str, int] = {}
         for g in (g for g in groups if g.kind):
             key = snake(g.kind)

@@ -11,7 +11,7 @@ from .. import _files, nn
 from .._annotations import readable
 from ._imported import Entry, Imported, compare, require, shapes
 from ._onnx_branches import Branches
-from ._onnx_graph import Chain, Graph, named_nodes
+from ._onnx_graph import Chain, Graph, named_nodes, node_name
 from ._onnx_nodes import Made, NodeReader, verify_node
 
 
@@ -82,14 +82,15 @@ def from_onnx(source: Any, *, gru_form: str | None = None, verify: bool = False)
     graph = Graph(onnx, proto.graph)
     layers: dict[str, nn.Layer] = {}
     entries: list[Entry] = []
-    nodes: dict[str, Made] = {}  # by the first outputs
-    for name, node, within in named_nodes(graph):
+    nodes: dict[str, Made | None] = {}  # by where they are and their first outputs
+    for prefix, node, within in named_nodes(graph):
+        name = prefix + node_name(node)
         while name in layers:
             name += "_"
         made = reader.make(name, node, within.constant)
         layers[name] = made.layer
-        if within is graph:
-            nodes[next(n for n in node.output if n)] = made
+        key = prefix + next((n for n in node.output if n), "")
+        nodes[key] = None if key in nodes else made
         if verify:
             verify_node(onnx, name, node, made)
         entries.append(Entry(name, node.op_type, _found(made), repr(made.layer)))

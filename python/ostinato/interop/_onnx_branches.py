@@ -12,10 +12,11 @@ import numpy as np
 from .. import nn
 from .._check import Array
 from ._graph import Graph as Model
-from ._graph_ops import ATTRIBUTES, OPERATORS
+from ._graph import captured
+from ._graph_table import ATTRIBUTES, OPERATORS, VALUES
 from ._imported import Entry, shapes
 from ._onnx_constants import Zeros
-from ._onnx_graph import Graph, node_name
+from ._onnx_graph import Graph, node_name, prefix_of
 from ._onnx_nodes import KINDS, QUANTIZED, Made
 
 LARGEST = 2**16  # whole numbers of a constant
@@ -68,22 +69,25 @@ class Branches:
 
     Args:
         graph: the graph with its constants.
-        made: recurrent layers by the first outputs of their nodes.
+        made: recurrent layers by where their nodes are and the first outputs; None where two nodes
+            have the same.
         opset: of the operators without a domain.
     """
 
-    def __init__(self, graph: Graph, made: Mapping[str, Made], opset: int) -> None:
+    def __init__(self, graph: Graph, made: Mapping[str, Made | None], opset: int) -> None:
         self.graph, self.made, self.opset = graph, made, opset
         self.entries: list[Entry] = []
         self.refused: list[str] = []
         self._values: dict[str, Any] = dict(graph.values)
         self._alias: dict[str, str] = {}
         self._nodes: list[dict[str, Any]] = []
+        self._fills: list[dict[str, Any]] = []  # of constants, which come before all other nodes
         self._layers: dict[str, Make] = {}
         self._parameters: dict[str, Array] = {}
         self._numbers: dict[str, Array] = {}
         self._constants: dict[str, str] = {}
         self._names: set[str] = set()
+        self._prefix = ""  # of the branch that is read
         self._outputs = [str(o.name) for o in graph.graph.output]
         self._readers = Counter(self._outputs)
         self._readers.update(_read_in(graph))
@@ -99,7 +103,7 @@ class Branches:
         outputs = [n for n in node.output if n]
         if all(n in self._values for n in outputs) or set(outputs) & self._merged:
             return
-        name, op = node_name(node), str(node.op_type)
+        name, op = self._prefix + node_name(node), str(node.op_type)
         plain = node.domain in ("", "ai.onnx")
         try:
             if again := self._made & set(outputs):
@@ -153,20 +157,45 @@ class Branches:
         return key
 
     def _branch(self, name: str, node: Any, depth: int) -> None:
-        """Read the branch that a constant condition takes."""
+        """Read the branch that a constant condition takes, or both where it is computed."""
+        branches = dict(self.graph.inner(node))
         on = self._constant(node.input[0])
         if on is None:
-            self.refused.append(f"If ({name})")
+            self._both(name, node, branches, depth)
             return
-        wanted = "then_branch" if on.reshape(-1)[0] else "else_branch"
-        inner = next(g for n, g in self.graph.inner(node) if n == wanted)
+        which = "then_branch" if on.reshape(-1)[0] else "else_branch"
+        inner = branches[which]
+        self._within(node, which, inner, depth)
+        self._alias.update(zip(node.output, (str(o.name) for o in inner.graph.output)))
+
+    def _within(self, node: Any, which: str, inner: Graph, depth: int) -> None:
+        """Read the nodes of a branch of a node."""
         for one, value in inner.values.items():
             there = self._values.setdefault(one, value)
             if one in self._made or not (there is value or _same(there, value)):
                 raise _Refused(f"expected a name of its own, got {one!r} of another branch")
-        for one in inner.nodes:
-            self._read(one, depth + 1)
-        self._alias.update(zip(node.output, (str(o.name) for o in inner.graph.output)))
+        before, self._prefix = self._prefix, prefix_of(self._prefix, node, which)
+        try:
+            for one in inner.nodes:
+                self._read(one, depth + 1)
+        finally:
+            self._prefix = before
+
+    def _both(self, name: str, node: Any, branches: Mapping[str, Graph], depth: int) -> None:
+        """Read a node that chooses one of its branches when it runs."""
+        outer, parts = self._nodes, []
+        for which in ("then_branch", "else_branch"):
+            self._nodes = []
+            try:
+                self._within(node, which, branches[which], depth)
+                outputs = [self._name(str(o.name)) for o in branches[which].graph.output]
+                parts.append({"nodes": self._nodes, "outputs": outputs})
+            finally:
+                self._nodes = outer
+        inputs = [self._name(str(node.input[0])), *captured(parts)]
+        made = {"op": "If", "name": name, "inputs": inputs, "outputs": list(node.output)}
+        self._nodes.append({**made, "at": {}, "branches": parts})
+        self.entries.append(Entry(name, "If", "", "a choice of two branches"))
 
     # -- values ------------------------------------------------------------------------------------
 
@@ -196,7 +225,7 @@ class Branches:
                 self._numbers[name] = np.array(value.reshape(-1)[0])
                 self._numbers[shape] = np.array(value.shape, np.int64)
                 made = {"op": "Expand", "name": name, "inputs": [name, shape]}
-                self._nodes.append({**made, "outputs": [name + ".filled"]})
+                self._fills.append({**made, "outputs": [name + ".filled"]})
                 return name + ".filled"
             key = self._key(name)
             self._parameters[key] = value
@@ -214,12 +243,18 @@ class Branches:
         others = set(given) - ATTRIBUTES.get(node.op_type, set()) - {"outputs"}
         if others:
             raise _Refused(f"expected {node.op_type} without {', '.join(sorted(others))}, got one")
+        for n, known in VALUES.get(node.op_type, {}).items():
+            if n in given and given[n] not in known:
+                raise _Refused(
+                    f"expected {node.op_type} with {n} one of {', '.join(map(str, known))}, got "
+                    f"{given[n]}"
+                )
         return Taken(node.op_type, list(node.input), given)
 
     def _recurrent(self, name: str, node: Any, given: dict[str, Any]) -> Taken:
-        made = self.made.get(next(n for n in node.output if n))
+        made = self.made.get(self._prefix + next(n for n in node.output if n))
         if made is None:
-            raise _Refused("expected a node with constant weights outside of other graphs")
+            raise _Refused("expected a node with a name of its own and constant weights")
         inputs = [node.input[0]]
         states = [made.inputs.get(n, "") for n in ("initial_h", "initial_c")]
         inner: Any = made.layer
@@ -363,6 +398,25 @@ class Branches:
 
         return Taken("Conv1d", [node.input[0]], {"pads": pads}, make, arrays)
 
+    def _op_resize(self, name: str, node: Any, given: dict[str, Any]) -> Taken:
+        """Hold the scales as numbers, which nothing trains."""
+        taken, inputs = self._plain(name, node, given), list(node.input)
+        place = 1 if len(inputs) == 2 else 2
+        scales = self._constant(inputs[place]) if len(inputs) > place else None
+        if scales is not None:
+            inputs[place] += ".scales"
+            self._numbers[inputs[place]] = scales
+        if len(inputs) > 2:
+            inputs[1] = ""  # what is cut out, where anything is
+        return taken._replace(inputs=inputs)
+
+    _op_upsample = _op_resize
+
+    def _op_maxpool(self, name: str, node: Any, given: dict[str, Any]) -> Taken:
+        if any(self._readers[n] for n in list(node.output)[1:]):
+            raise _Refused("expected its first output to be read alone, got one whose places are")
+        return self._plain(name, node, given)._replace(outputs=[str(node.output[0])])
+
     def _op_softmax(self, name: str, node: Any, given: dict[str, Any]) -> Taken:
         new = self.opset >= 13
         at = {"axis": int(given.get("axis", -1 if new else 1)), "flat": not new}
@@ -413,7 +467,7 @@ class Branches:
         dtypes += [a.dtype for a in self._parameters.values()]
         dtype = np.result_type(*dtypes) if dtypes else np.dtype(np.float32)
         model = Model(
-            self._nodes,
+            [*self._fills, *self._nodes],
             layers,
             parameters={n: list(a.shape) for n, a in self._parameters.items()},
             numbers={n: _numbers(a) for n, a in self._numbers.items()},

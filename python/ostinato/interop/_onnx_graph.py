@@ -139,15 +139,19 @@ class Graph:
 
 
 def named_nodes(graph: Graph, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any, Graph]]:
-    """Yield every recurrent node with its name and graph, those of nested graphs too."""
+    """Yield every recurrent node and its graph, those of nested graphs too, with where it is."""
     for node in graph.nodes:
-        name = prefix + node_name(node)
         plain = node.op_type in KINDS and node.domain in ("", "ai.onnx")
         if plain or (node.op_type, node.domain) == (QUANTIZED, "com.microsoft"):
-            yield name, node, graph
+            yield prefix, node, graph
         if depth < 20:
             for attribute, inner in graph.inner(node):
-                yield from named_nodes(inner, f"{name}.{attribute}.", depth + 1)
+                yield from named_nodes(inner, prefix_of(prefix, node, attribute), depth + 1)
+
+
+def prefix_of(prefix: str, node: Any, attribute: str) -> str:
+    """Return what stands before the names of the nodes of a graph within a node."""
+    return f"{prefix}{node_name(node)}.{attribute}."
 
 
 def node_name(node: Any) -> str:

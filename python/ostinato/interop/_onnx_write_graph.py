@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from .. import nn
 from ._graph import Graph
+from ._graph_table import OPERATORS
 from ._layers import Reversed
 from ._onnx_nodes import KINDS
 
 _KINDS = {"float32": 1, "float64": 11, "int32": 6, "int64": 7, "bool": 9}
 _OURS = ("outputs", "dtype", "flat")  # attributes that ONNX does not have
-_AXES = ("Squeeze", "Unsqueeze", "ReduceSum")  # whose axes are an input since opset 13
+
+# Attributes that are inputs since an opset, in their order behind the first input.
+_INPUTS: dict[str, tuple[int, tuple[str, ...]]] = {
+    "Clip": (11, ("min", "max")),
+    "Pad": (11, ("pads", "value")),
+    "Slice": (10, ("starts", "ends", "axes")),
+    **dict.fromkeys(("Squeeze", "Unsqueeze", "ReduceSum"), (13, ("axes",))),
+    **{op: (18, ("axes",)) for op in OPERATORS if op.startswith("Reduce") and op != "ReduceSum"},
+    "Split": (13, ("split",)),
+    "Upsample": (9, ("scales",)),
+}
 
 
 def write_graph(
@@ -43,7 +54,20 @@ def _typed(writer: Any, inputs: list[Any], names: list[str], opset: int) -> list
     bare = [helper.make_empty_tensor_value_info(n) for n in names]
     graph = helper.make_graph(writer.nodes, "ostinato", inputs, bare, writer.constants)
     whole = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
-    return list(writer.onnx.shape_inference.infer_shapes(whole).graph.output)
+    outputs = list(writer.onnx.shape_inference.infer_shapes(whole).graph.output)
+    for one in outputs:
+        if not one.type.tensor_type.HasField("shape"):
+            raise ValueError(
+                f"{one.name}: expected an output whose number of axes onnx can infer, got another "
+                "one, such as a choice between different numbers of axes"
+            )
+    return outputs
+
+
+def _made(nodes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names that nodes make, those of branches included."""
+    inner = [one for node in nodes for b in node.get("branches", ()) for one in b["nodes"]]
+    return [n for node in nodes for n in node["outputs"]] + (_made(inner) if inner else [])
 
 
 class _Nodes:
@@ -57,7 +81,7 @@ class _Nodes:
 
     def __init__(self, writer: Any, graph: Graph, functions: Callable[..., dict[str, Any]]) -> None:
         self.writer, self.graph, self.plan, self.functions = writer, graph, graph._plan, functions
-        made = [n for node in self.plan.nodes for n in node["outputs"]]
+        made = _made(self.plan.nodes)
         writer._names |= {*(i["name"] for i in self.plan.inputs), *made, *self.plan.outputs}
         self.names: dict[str, str] = {}
         state = graph.state_dict()
@@ -69,12 +93,15 @@ class _Nodes:
     def write(self) -> None:
         """Write all nodes, and outputs that no node makes."""
         for node in self.plan.nodes:
-            inputs = [self.names.get(n, n) for n in node["inputs"]]
-            special = getattr(self, "_op_" + node["op"].lower(), None)
-            (special or self._plain)(node, inputs)
+            self._node(node)
         for n in self.plan.outputs:
             if n in self.names:
                 self._add("Identity", [self.names[n]], [n], f"{n}.constant")
+
+    def _node(self, node: Mapping[str, Any]) -> None:
+        inputs = [self.names.get(n, n) for n in node["inputs"]]
+        special = getattr(self, "_op_" + node["op"].lower(), None)
+        (special or self._plain)(node, inputs)
 
     def _add(
         self, kind: str, inputs: list[str], outputs: list[str], name: str, **given: Any
@@ -86,10 +113,40 @@ class _Nodes:
     def _plain(self, node: Mapping[str, Any], inputs: list[str]) -> None:
         """Write a node with the attributes that it has."""
         at = {n: v for n, v in node["at"].items() if n not in _OURS}
-        if node["op"] in _AXES and "axes" in at and self.graph.opset >= 13:
-            axes = np.array(at.pop("axes"), np.int64)
-            inputs = [*inputs, self.writer.constant(f"{node['name']}.axes", axes)]
+        since, names = _INPUTS.get(node["op"], (0, ()))
+        for k, n in enumerate(names):
+            if n in at and self.graph.opset >= since:
+                real = node["op"] in ("Clip", "Upsample") or n == "value"
+                a = np.array(at.pop(n), self.graph.dtype if real else np.int64)
+                inputs = [*inputs, *[""] * (k + 2 - len(inputs))]
+                inputs[k + 1] = self.writer.constant(f"{node['name']}.{n}", a)
         self._add(node["op"], inputs, node["outputs"], node["name"], **at)
+
+    def _op_if(self, node: Mapping[str, Any], inputs: list[str]) -> None:
+        """Write a choice of two branches, each a graph of its own."""
+        outer, names, graphs = self.writer.nodes, self.names, {}
+        for which, branch in zip(("then_branch", "else_branch"), node["branches"]):
+            self.writer.nodes, self.names = [], dict(names)
+            self._own_sizes(branch)
+            for one in branch["nodes"]:
+                self._node(one)
+            outputs = [self.writer.unique(f"{node['name']}.{which}") for _ in node["outputs"]]
+            for given, made in zip(branch["outputs"], outputs):  # which may be of the graph around
+                self._add("Identity", [self.names.get(given, given)], [made], made)
+            values = [self.writer.onnx.helper.make_empty_tensor_value_info(n) for n in outputs]
+            graphs[which] = self.writer.onnx.helper.make_graph(self.writer.nodes, which, [], values)
+        self.writer.nodes, self.names = outer, names
+        self._add("If", inputs[:1], node["outputs"], node["name"], **graphs)
+
+    def _own_sizes(self, branch: Mapping[str, Any]) -> None:
+        """Write the whole numbers that a branch reads within it: onnx infers shapes by them."""
+        read = {n for one in branch["nodes"] for n in one["inputs"] if n in self.plan.numbers}
+        for n in sorted(read):
+            a = self.plan.numbers[n]
+            if a.dtype.kind == "i":
+                self.names[n] = self.writer.unique(n)
+                value = self.writer.onnx.numpy_helper.from_array(a)
+                self._add("Constant", [], [self.names[n]], self.names[n], value=value)
 
     def _op_cast(self, node: Mapping[str, Any], inputs: list[str]) -> None:
         to = _KINDS[node["at"]["dtype"]]

@@ -14,7 +14,7 @@ Keras; nothing else of ostinato does.
 from __future__ import annotations
 
 try:
-    import keras as _keras  # noqa: F401
+    import keras as _keras
 except ModuleNotFoundError as error:
     if (error.name or "").split(".")[0] == "keras":
         raise ImportError(
@@ -26,8 +26,15 @@ except ModuleNotFoundError as error:
         "it, or set KERAS_BACKEND to one that is: torch, jax, tensorflow or numpy"
     ) from error
 
-from ._keras_layers import GRU, LSTM, SimpleRNN
-from ._keras_replace import Replaced, replace, restore
+_OLDEST = (3, 3)  # the first version that the tests have run on
+if tuple(int(n) for n in _keras.__version__.split(".")[:2]) < _OLDEST:
+    raise ImportError(
+        f"ostinato.interop.keras: expected Keras {'.'.join(map(str, _OLDEST))} or later, got "
+        f"{_keras.__version__}; install a newer one: pip install -U keras"
+    )
+
+from ._keras_layers import GRU, LSTM, SimpleRNN  # noqa: E402
+from ._keras_replace import Replaced, replace, restore  # noqa: E402
 
 __all__ = ["GRU", "LSTM", "Replaced", "SimpleRNN", "replace", "restore"]
 
