@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import _check, _device
+from .. import _check, _deferred, _device
 from .._annotations import readable
 from .._check import Array
 from .._ragged import Ragged, as_given, flat_flags, leaves
@@ -22,6 +21,7 @@ from .._recording import refuse_overridden
 from .._segments import parse as parse_limit
 from ..data import Inputs, as_array, whole_input
 from ..losses import Loss
+from ..losses._base import takes_host_targets
 from ..nn import Layer, Recurrent
 from ..nn._layer import layers_of
 from ..optim import Adam, Optimizer
@@ -29,11 +29,12 @@ from ..optim._checks import check_above_zero
 from . import metrics as _metrics
 from ._callbacks import Callback
 from ._fit import Fit, Settings
-from ._inputs import Form, Source, contiguous, first_non_finite, refuse_non_finite, sequences
+from ._inputs import Form, Source, contiguous, culprit_of, refuse_non_finite, sequences
 from ._log import Log
 from ._progress import Progress
 from ._step import Stepper, check_strides, measure, tells_last
 from ._types import Batch, History, Row, Times
+from ._unread import Tally
 
 OUTPUTS = ("all", "last", "last_step")
 
@@ -216,7 +217,14 @@ class Trainer:
     def _form(self) -> Form:
         per_sequence = self.outputs != "all" or bool(getattr(self.model, "reduces_time", False))
         labels = self.loss.takes_sequences
-        return Form(self.model, self.time_major, per_sequence, self.loss.batch_first, labels)
+        return Form(
+            self.model,
+            self.time_major,
+            per_sequence,
+            self.loss.batch_first,
+            labels,
+            takes_host_targets(self.loss),
+        )
 
     def _placed(self, a: Any) -> Any:
         """Return an array, or sequences, on the device of the model."""
@@ -245,8 +253,7 @@ class Trainer:
 
     def _evaluate(self, source: Source) -> tuple[Row, str]:
         """Return the figures, and what is known of the first value that is not finite."""
-        stepper, state = Stepper(self), None
-        total, count, batches, culprit = 0.0, 0.0, 0, ""
+        stepper, state, tally = Stepper(self), None, Tally()
         metrics = {
             name: copy.deepcopy(m)
             if not isinstance(m, _metrics.Function)
@@ -256,31 +263,31 @@ class Trainer:
         for metric in metrics.values():
             metric.reset()
         for batch in source.batches(0):
-            y, new = stepper.forward(batch, state)
-            state = new if source.carries_state else None
-            picked, target, counts, weights, _ = stepper.seen(batch, y)
-            with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-                value, n, _ = measure(
-                    self.loss, picked, target, counts, weights, batch.time_major, gradient=False
-                )
-            if not math.isfinite(value) and not culprit:
-                culprit = first_non_finite(batch)
-            total, count, batches = total + value * n, count + n, batches + 1
+            with _deferred.gathered() as checks:
+                y, new = stepper.forward(batch, state)
+                state = new if source.carries_state else None
+                picked, target, counts, weights, _ = stepper.seen(batch, y)
+                with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+                    value, n, _ = measure(
+                        self.loss, picked, target, counts, weights, batch.time_major, gradient=False
+                    )
+            tally.add(value, n, checks, culprit_of(batch))
             for metric in metrics.values():
                 _feed(metric, picked, target, counts, batch)
-        if batches == 0:
+        tally.read()
+        if tally.batches == 0:
             raise ValueError(
                 "data: expected at least one batch, got none (an iterator serves once: give a "
                 "loader or a list)"
             )
-        if not count:
+        if not tally.count:
             raise ValueError(
                 f"{source.name}: expected at least one step that counts in the loss, got none"
             )
         return {
-            "loss": total / count,
+            "loss": tally.total / tally.count,
             **{n: float(m.compute()) for n, m in metrics.items()},
-        }, culprit
+        }, tally.culprit
 
     # -- predict -----------------------------------------------------------------------------------
 
@@ -642,6 +649,8 @@ def _check_files(s: Settings, resume: bool, overwrite: bool) -> None:
 
 def _feed(metric: _metrics.Metric, y: Array, target: Array, counts: Any, batch: Batch) -> None:
     """Give a batch to a metric: to a function as it counts, to others as a mask."""
+    if not metric.takes_sequences:
+        target = _device.like(target, y)
     if isinstance(metric, _metrics.Function):
         metric.add(y, target, counts)
         return
