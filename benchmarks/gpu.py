@@ -26,6 +26,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -53,8 +54,14 @@ SANITIZED = (
 )
 STEPS = 1024
 SECONDS = 480.0  # of all parts together
-TESTED = ["test_device.py", "test_persistent.py", "test_gpu_arrays.py", "test_gpu_products.py"]
-PROCESSES = 4  # that share the device while they test
+TESTED = [
+    "test_device.py",
+    "test_persistent.py",
+    "test_gpu_arrays.py",
+    "test_gpu_products.py",
+    "test_gpu_reads.py",
+]
+PROCESSES = 4  # that share the device while they test; two in a dry run
 THREADS = (1, 4, 16)  # of the CPU
 
 # What errors may be; of gradients in words of 2 bytes no more than what PyTorch's own show is
@@ -548,8 +555,18 @@ def torch_text(
     return run
 
 
-def run_tests(files: list[str], select: str, seconds: float, *prefix: str) -> str:
-    """The last line of the tests of the device, in several processes, or in one under a tool."""
+def run_tests(
+    files: list[str],
+    select: str,
+    seconds: float,
+    log: Path | None,
+    processes: int,
+    *prefix: str,
+) -> str:
+    """The last lines of the tests of the device, in several processes or, for a tool, in one.
+
+    All that they print goes to a file, if one is given.
+    """
     paths = [str(TESTS / f) for f in files]
     command = [
         *prefix,
@@ -563,22 +580,27 @@ def run_tests(files: list[str], select: str, seconds: float, *prefix: str) -> st
         *paths,
     ]
     command += ["-k", select] if select else []
-    if not prefix and importlib.util.find_spec("xdist") is not None:
-        command += ["-n", str(PROCESSES)]
+    if processes > 1 and importlib.util.find_spec("xdist") is not None:
+        command += ["-n", str(processes)]
     # Of the memory of the device each process may take no more than its part.
-    environment = {**os.environ, "CUPY_GPU_MEMORY_LIMIT": f"{80 // PROCESSES}%"}
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=seconds, env=environment
-        )
-    except subprocess.TimeoutExpired:
-        return f"not finished in {seconds:.0f} s"
-    lines = [
-        line
-        for line in done.stdout.splitlines()
-        if re.search(r"passed|failed|error|ERROR SUMMARY", line)
-    ]
-    return f"exit {done.returncode}: " + "; ".join(lines[-3:])
+    environment = {**os.environ, "CUPY_GPU_MEMORY_LIMIT": f"{80 // processes}%"}
+    status = ""
+    with tempfile.TemporaryFile("w+") if log is None else log.open("w+") as output:
+        try:
+            done = subprocess.run(
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                check=False,
+                timeout=seconds,
+                env=environment,
+            )
+        except subprocess.TimeoutExpired:
+            status = f"not finished in {seconds:.0f} s"
+        output.seek(0)
+        told = r"passed|failed|error|ERROR SUMMARY|^FAILED|^ERROR"
+        lines = [line.strip() for line in output if re.search(told, line)]
+    return f"{status or f'exit {done.returncode}'}: " + "; ".join(lines[-3:])
 
 
 def on_the_cpu(emulated: bool, seconds: float) -> dict[str, Any]:
@@ -631,6 +653,10 @@ class Report:
             with safetensors.atomic_write(self.path) as f:
                 f.write(json.dumps(self.figures, indent=1).encode())
 
+    def log(self, name: str) -> Path | None:
+        """Return the file beside the figures to which the tests of a part write."""
+        return None if self.path is None else self.path.with_suffix(f".{name}.log")
+
     def wrong(self) -> list[str]:
         """Return the parts that are not as they should be."""
         found = [
@@ -655,6 +681,9 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--no-tests", action="store_true", help="leave the tests out")
     parser.add_argument(
+        "--out", type=Path, default=RESULTS, help="folder of the figures (default: %(default)s)"
+    )
+    parser.add_argument(
         "--seconds", type=float, default=SECONDS, help="for all parts (default: %(default)s)"
     )
     return parser.parse_args()
@@ -673,7 +702,8 @@ def measure(
         select = "cuda or DEVICES or every or launch or tiles or words"
         dry = "lstm-float32 or to_and_fro"
         chosen = dry if emulated else select
-        report.part("tests", lambda left: run_tests(TESTED, chosen, left), 150, 60)
+        log, count = report.log("tests"), 2 if emulated else PROCESSES
+        report.part("tests", lambda left: run_tests(TESTED, chosen, left, log, count), 150, 60)
     report.part("text", lambda _: text(device, emulated), 20, 20)
     if given.cpu:
         report.part("cpu", lambda left: on_the_cpu(emulated, left), 75, 15)
@@ -686,8 +716,12 @@ def measure(
     for tool in TOOLS if sanitizer and not emulated else ():
         more = ("--target-processes=all", "--error-exitcode=1")
         command = (str(sanitizer), f"--tool={tool}", *more)
+        log = report.log(tool)
         report.part(
-            tool, lambda left, c=command: run_tests(TESTED[:2], SANITIZED, left, *c), 45, 30
+            tool,
+            lambda left, to=log, c=command: run_tests(TESTED[:2], SANITIZED, left, to, 1, *c),
+            45,
+            30,
         )
     if not emulated and sanitizer is None:
         print("compute-sanitizer: not found")
@@ -712,7 +746,7 @@ def main() -> None:
     path = None
     if not given.emulated:
         name = figures["devices"][0]["name"].lower().replace(" ", "-")
-        path = RESULTS / f"{datetime.date.today():%Y-%m-%d}-gpu-{name}.json"
+        path = given.out / f"{datetime.date.today():%Y-%m-%d}-gpu-{name}.json"
     report = Report(figures, path, given.seconds)
     measure(report, device, given, partial(cuda_ladder.seconds_of, device, given.emulated))
     if report.not_run:

@@ -32,8 +32,14 @@ WEIGHTS = R.random(16).astype(np.float32)
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> _device.Device:
+def watched(monkeypatch: pytest.MonkeyPatch) -> _device.Device:
+    """A device of which `fake_cupy.traffic` tells what is read."""
     return fake_cupy.stand_in(monkeypatch)
+
+
+@pytest.fixture(params=["emulated", "cuda"] if ost.cuda.is_available() else ["emulated"])
+def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> _device.Device:
+    return _device.cuda() if request.param == "cuda" else fake_cupy.stand_in(monkeypatch)
 
 
 class Watch(ost.train.Callback):
@@ -149,7 +155,7 @@ CASES: dict[str, tuple[Callable[[], Any], Any, Any, Any, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_no_step_reads(gpu: _device.Device, case: str) -> None:
+def test_no_step_reads(watched: _device.Device, case: str) -> None:
     """The history of a run is that of the CPU; the device is read once for each row."""
     make, loss, data, optimizer, options = CASES[case]
     rows = []
@@ -168,7 +174,7 @@ def test_no_step_reads(gpu: _device.Device, case: str) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
-def test_text_is_cut_on_the_device(gpu: _device.Device, precision: str) -> None:
+def test_text_is_cut_on_the_device(watched: _device.Device, precision: str) -> None:
     """A step of ``train text`` neither reads the device nor copies anything there."""
     from ostinato.tasks import text as tasks
 
@@ -210,7 +216,7 @@ def test_text_is_the_same_data_on_the_device(gpu: _device.Device, tmp_path: Path
     assert one.fingerprint() == other.fingerprint()
 
 
-def test_the_device_is_read_now_and_then(gpu: _device.Device) -> None:
+def test_the_device_is_read_now_and_then(watched: _device.Device) -> None:
     """Without a row, a run still finds out what its figures are."""
     watch = Watch()
     trainer = ost.Trainer(
@@ -325,7 +331,7 @@ def test_indices_out_of_range(gpu: _device.Device) -> None:
         np.testing.assert_allclose(found[1][1], found[0][1], atol=1e-6)
 
 
-def test_nothing_that_counts(gpu: _device.Device) -> None:
+def test_nothing_that_counts(watched: _device.Device) -> None:
     """Whether targets on a device count is not asked for: a step without any changes nothing."""
     model, watch = layers(5).to("cuda"), Watch()
     ignored = np.full((4, 6), -100)
@@ -339,10 +345,10 @@ def test_nothing_that_counts(gpu: _device.Device) -> None:
         def on_step(self, trainer: Any, step: int, loss: Any, norm: Any) -> None:
             kept.append(trainer.model.flat.copy())
             assert loss.shape == norm.shape == ()
-            assert _device.of(loss) is _device.of(norm) is gpu
+            assert _device.of(loss) is _device.of(norm) is watched
 
     trainer.callbacks.append(Keep())
-    batches = [(gpu.put(X[:4]), gpu.put(g)) for g in goals]
+    batches = [(watched.put(X[:4]), watched.put(g)) for g in goals]
     history = trainer.fit(batches, progress=False)
     assert watch.reads() == {0}
     first, second, third = (a.get() for a in kept)
@@ -350,7 +356,7 @@ def test_nothing_that_counts(gpu: _device.Device) -> None:
     assert not np.array_equal(second, third)
     assert 1 < history.rows[0]["loss"] < 2
     with pytest.raises(ValueError, match="expected at least one step that counts in the loss"):
-        trainer.fit([(gpu.put(X[:4]), gpu.put(ignored))], progress=False)
+        trainer.fit([(watched.put(X[:4]), watched.put(ignored))], progress=False)
 
 
 def test_losses_and_steps_of_the_user(gpu: _device.Device) -> None:
@@ -378,9 +384,22 @@ def test_losses_and_steps_of_the_user(gpu: _device.Device) -> None:
     np.testing.assert_allclose(rows[1], rows[0], rtol=1e-4)
 
 
-def test_checks_wait_only_where_they_are_read(gpu: _device.Device) -> None:
+def test_accuracy_is_read_at_the_end(watched: _device.Device) -> None:
+    """Metrics that are sums do not wait for the device; the figures are those of the CPU."""
+    function = {"right": lambda y, t, n: ((y.argmax(-1) == t).sum(), t.size)}
+    for metrics in (["accuracy"], function):
+        rows = []
+        for device in ("cpu", "cuda"):
+            trainer = ost.Trainer(layers(5).to(device), ost.losses.CrossEntropy(), metrics=metrics)
+            before = fake_cupy.traffic.reads
+            rows.append(trainer.evaluate((X, LABELS, {"mask": MASK}), batch_size=4))
+        assert fake_cupy.traffic.reads - before == 2  # the losses, and what was right
+        assert rows[1] == pytest.approx(rows[0], rel=1e-5)
+
+
+def test_checks_wait_only_where_they_are_read(watched: _device.Device) -> None:
     """Outside of a loop a check raises at once; within, the one that failed first is told."""
-    flags = [gpu.put(np.array(k > 1)) for k in range(4)]
+    flags = [watched.put(np.array(k > 1)) for k in range(4)]
 
     def error(k: int) -> Callable[[], Exception]:
         return lambda: ValueError(f"number {k}")
@@ -390,7 +409,7 @@ def test_checks_wait_only_where_they_are_read(gpu: _device.Device) -> None:
             _deferred.refuse(flag, error(k))
         with pytest.raises(ValueError, match="host"):
             _deferred.refuse(np.bool_(True), lambda: ValueError("host"))
-        _deferred.refuse_non_finite(gpu.put(np.array(np.inf)), error(4))
+        _deferred.refuse_non_finite(watched.put(np.array(np.inf)), error(4))
     assert [c.failed() for c in checks] == [False, False, True, True, True]
     with pytest.raises(ValueError, match="number 2"):
         _unread.raise_first(checks)
