@@ -81,6 +81,21 @@ class Slow(ost.optim.SGD):
         p -= p.dtype.type(lr / age) * g
 
 
+class Own(ost.nn.Model):
+    """A recorded model, which picks rows of its own table by inputs that are on the device."""
+
+    def __init__(self) -> None:
+        self.table = ost.nn.Parameter(
+            np.random.default_rng(1).normal(size=(5, 4)).astype(np.float32)
+        )
+        self.rnn = ost.nn.GRU(4, 5, batch_first=True, rng=0)
+        self.head = ost.nn.Linear(5, 5, rng=0)
+
+    def __call__(self, x: Any, lengths: Any = None) -> Any:
+        y, _ = self.rnn(self.table[x], lengths=lengths)
+        return self.head(np.tanh(y) + y.mean(1, keepdims=True))
+
+
 CASES: dict[str, tuple[Callable[[], Any], Any, Any, Any, dict[str, Any]]] = {
     "values": (lambda: layers(2), ost.losses.MSE(), (X, GOALS), ost.optim.AdamW(0.01), {}),
     "lengths": (
@@ -126,10 +141,19 @@ CASES: dict[str, tuple[Callable[[], Any], Any, Any, Any, dict[str, Any]]] = {
         ost.optim.Adam(0.01),
         {},
     ),
+    "own": (
+        Own,
+        ost.losses.CrossEntropy(),
+        (LABELS, LABELS, LENGTHS),
+        ost.optim.AdamW(0.01),
+        {"clip_norm": 1.0},
+    ),
     "ctc": (
-        lambda: layers(6),
-        ost.losses.CTC(impossible="zero"),
-        (X, [row[:2] + 1 for row in LABELS]),
+        lambda: ost.nn.Sequential(
+            ost.nn.Conv1d(3, 3, 2, stride=2, batch_first=True, rng=3), layers(6)
+        ),
+        ost.losses.CTC(impossible="skip"),
+        (X, [row[:2] + 1 for row in LABELS], LENGTHS),
         ost.optim.Adam(0.01),
         {},
     ),
