@@ -421,6 +421,16 @@ def test_accuracy_is_read_at_the_end(watched: _device.Device) -> None:
         assert rows[1] == pytest.approx(rows[0], rel=1e-5)
 
 
+def test_predictions_are_read_at_the_end(watched: _device.Device) -> None:
+    """What an Embedding finds, and the outputs, are read once for all batches."""
+    model = CASES["indices"][0]().to("cuda")
+    trainer, before = ost.Trainer(model, ost.losses.CrossEntropy()), fake_cupy.traffic.reads
+    assert trainer.predict(LABELS, batch_size=3).shape == (16, 6, 5)
+    assert fake_cupy.traffic.reads - before == 2
+    with pytest.raises(ValueError, match="x: expected indices from 0 to 4, got 5 at position 5"):
+        trainer.predict(np.where(np.arange(6) == 5, 5, LABELS), batch_size=3)
+
+
 def test_checks_wait_only_where_they_are_read(watched: _device.Device) -> None:
     """Outside of a loop a check raises at once; within, the one that failed first is told."""
     flags = [watched.put(np.array(k > 1)) for k in range(4)]
@@ -436,7 +446,7 @@ def test_checks_wait_only_where_they_are_read(watched: _device.Device) -> None:
         _deferred.refuse_non_finite(watched.put(np.array(np.inf)), error(4))
     assert [c.failed() for c in checks] == [False, False, True, True, True]
     with pytest.raises(ValueError, match="number 2"):
-        _unread.raise_first(checks)
+        _deferred.raise_first(checks)
     sound: Any = 0.0
     for check, want in zip(checks, (0.0, 0.0, np.nan, np.nan, np.nan)):
         with np.errstate(invalid="ignore"):

@@ -32,9 +32,9 @@ class Check:
     value: Any
     error: Callable[[], Exception]
 
-    def failed(self) -> bool:
-        """Wait for the value, and return whether it is as it should not be."""
-        return _is_bad(float(self.value), self.value.dtype)
+    def failed(self, value: float | None = None) -> bool:
+        """Return whether the value, which is waited for if it is not given, is bad."""
+        return _is_bad(float(self.value) if value is None else value, self.value.dtype)
 
     def marked(self, sound: Any) -> Any:
         """Return ``sound``, or NaN if the check fails, as an array without axes of the device."""
@@ -77,6 +77,13 @@ def _expect(value: Any, error: Callable[[], Exception], dtype: Any) -> None:
         checks.append(Check(value, error))
     elif _is_bad(float(value), dtype):
         raise error()
+
+
+def raise_first(checks: Sequence[Check]) -> None:
+    """Read the values of checks at once, and raise the error of the first one that fails."""
+    for check, value in zip(checks, numbers([c.value for c in checks])):
+        if check.failed(value):
+            raise check.error()
 
 
 def number(value: Any) -> Any:

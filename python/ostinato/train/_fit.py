@@ -32,7 +32,7 @@ from ._restore import (
 from ._signals import Signals
 from ._step import Stepper, Walk, Window
 from ._types import Batch, Diverged, History, Row, diverged
-from ._unread import MOST, Update, Updates, raise_first
+from ._unread import MOST, Update, Updates
 
 if TYPE_CHECKING:
     from ._trainer import Trainer
@@ -315,7 +315,7 @@ class Fit:
             self._last = self._newest
             return
         failed.before()
-        raise_first(failed.checks)
+        _deferred.raise_first(failed.checks)
 
     def _gradients(self, group: list[Batch]) -> tuple[Any, Any, Window | None, bool]:
         """Compute the gradients of an update.

@@ -346,12 +346,14 @@ class Trainer:
                 times[name] = np.asarray(_device.host(as_array(name, times[name])))
                 _check.flags(name, times[name], x.shape[1], x.shape[0], True)
         parts, stepper = [], Stepper(self)
-        for k in range(0, max(len(x), 1), batch_size):
-            rows = slice(k, k + batch_size)
-            some = {n: v[rows] if isinstance(v, np.ndarray) else v for n, v in times.items()}
-            batch = Batch(contiguous(x[rows]), None, some, False, np.arange(len(x))[rows])
-            refuse_non_finite(batch)
-            parts.append(self._outputs(stepper, replace(batch, x=form.placed(batch.x))))
+        with _deferred.gathered() as checks:
+            for k in range(0, max(len(x), 1), batch_size):
+                rows = slice(k, k + batch_size)
+                some = {n: v[rows] if isinstance(v, np.ndarray) else v for n, v in times.items()}
+                batch = Batch(contiguous(x[rows]), None, some, False, np.arange(len(x))[rows])
+                refuse_non_finite(batch)
+                parts.append(self._outputs(stepper, replace(batch, x=form.placed(batch.x))))
+        _deferred.raise_first(checks)
         y = np.concatenate(parts)
         return _device.host(y) if isinstance(x, np.ndarray) else y
 
@@ -364,11 +366,13 @@ class Trainer:
         inputs = x.mapped(whole_input).mapped(form.converted)
         form.refuse_arrays("x", inputs)
         count, parts, stepper = inputs.count(), [], Stepper(self)
-        for k in range(0, max(count, 1), batch_size):
-            some = inputs.take(np.arange(k, min(k + batch_size, count)))
-            batch = Batch(some, None, {}, False)
-            refuse_non_finite(batch)
-            parts.append(stepper.forward(replace(batch, x=form.placed(some)), None)[0])
+        with _deferred.gathered() as checks:
+            for k in range(0, max(count, 1), batch_size):
+                some = inputs.take(np.arange(k, min(k + batch_size, count)))
+                batch = Batch(some, None, {}, False)
+                refuse_non_finite(batch)
+                parts.append(stepper.forward(replace(batch, x=form.placed(some)), None)[0])
+        _deferred.raise_first(checks)
         if isinstance(parts[0], Ragged):
             joined = [one for part in parts for one in part.like(_device.host(part.rows))]
             return Ragged.join(joined)
@@ -384,16 +388,18 @@ class Trainer:
         flags = {n: flat_flags(n, times[n], x) for n in names}
         more = {n: v for n, v in times.items() if n not in flags}
         parts, lengths, stepper = [], [], Stepper(self)
-        for k in range(0, max(len(x), 1), batch_size):
-            some = np.arange(k, min(k + batch_size, len(x)))
-            part = x.take(some)
-            cut: Times = {n: x.like(f).take(some).rows for n, f in flags.items() if f is not None}
-            batch = Batch(part, None, {**more, **cut}, bool(self.time_major))
-            refuse_non_finite(batch)
-            batch = replace(batch, x=self._placed(part))
-            y = self._outputs(stepper, batch)
-            parts.append(y.rows if isinstance(y, Ragged) else y)
-            lengths.append(y.lengths if isinstance(y, Ragged) else part.lengths)
+        with _deferred.gathered() as checks:
+            for k in range(0, max(len(x), 1), batch_size):
+                some = np.arange(k, min(k + batch_size, len(x)))
+                part = x.take(some)
+                cut = {n: x.like(f).take(some).rows for n, f in flags.items() if f is not None}
+                batch = Batch(part, None, {**more, **cut}, bool(self.time_major))
+                refuse_non_finite(batch)
+                batch = replace(batch, x=self._placed(part))
+                y = self._outputs(stepper, batch)
+                parts.append(y.rows if isinstance(y, Ragged) else y)
+                lengths.append(y.lengths if isinstance(y, Ragged) else part.lengths)
+        _deferred.raise_first(checks)
         y = np.concatenate(parts)
         y = _device.host(y) if isinstance(leaves(x), np.ndarray) else y
         if self.outputs != "all" or stepper.reduces:

@@ -8,7 +8,7 @@ out that it has diverged. On the CPU every step is read at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,13 +72,6 @@ class Updates:
         return list(zip(totals, weights)), figures[-1] if failed is None else float(norm), failed
 
 
-def raise_first(checks: Sequence[Check]) -> None:
-    """Raise the error of the first check that fails."""
-    for check in checks:
-        if check.failed():
-            raise check.error()
-
-
 class Tally:
     """The mean of losses that are read together.
 
@@ -110,7 +103,7 @@ class Tally:
         )
         size = len(pending)
         if any(found[2 * size :]):
-            raise_first(checks)
+            _deferred.raise_first(checks)
         for k, (value, count) in enumerate(zip(found[:size], found[size : 2 * size])):
             if not math.isfinite(value) and not self.culprit:
                 self.culprit = pending[k][3]()
