@@ -295,6 +295,21 @@ def test_what_is_not_finite_moves_nothing(
         np.testing.assert_allclose(found[3][1][name], value, atol=1e-5)
 
 
+def test_parameters_that_diverged_are_put_back(gpu: _device.Device) -> None:
+    """Where the loss of the parameters is infinite, those before the last update are restored."""
+    found = []
+    for device in ("cpu", "cuda"):
+        model = layers(2).to(device)
+        initial = np.array(_device.host(model.flat))
+        trainer = ost.Trainer(model, ost.losses.MSE(), ost.optim.SGD(1e25))
+        with pytest.raises(ost.train.Diverged) as error:
+            trainer.fit((X, GOALS), epochs=3, batch_size=4, progress=False)
+        assert np.array_equal(_device.host(model.flat), initial)
+        found.append((str(error.value), trainer.at_step, trainer.optimizer.steps))
+    assert found[0] == found[1]
+    assert "x and target are finite, so it came of the parameters" in found[0][0]
+
+
 @pytest.mark.parametrize(
     "optimizer",
     [ost.optim.SGD(0.1, momentum=0.9), ost.optim.RMSprop(0.01), ost.optim.AdamW(0.01), Slow(0.1)],

@@ -84,9 +84,10 @@ class Fit:
         self.resumed = False
         self.log = None if settings.log is None else Log(settings.log)
         self._unread = Updates()
-        # The window on which the loss of new parameters is checked, and that of the last update,
-        # which takes its place when that has been read.
+        # The window on which the loss of new parameters is checked, and those of the first and the
+        # last update since then, one of which takes its place when they have been read.
         self._last: Window | None = None
+        self._oldest: Window | None = None
         self._newest: Window | None = None
         self._known_good = -1  # the last step whose parameters had a finite loss
         self._saved = (-1, -1)
@@ -264,6 +265,8 @@ class Fit:
                 self._whole = False
                 value = _deferred.quotient(total, weight)
                 norm = self.stepper.apply(at.step + 1, value, weight, checks, summed=len(group) > 1)
+                if not self._unread.pending:
+                    self._oldest = window
                 self._newest = window
                 self._unread.pending.append(Update(total, weight, norm, checks, before))
                 at.step += 1
@@ -311,8 +314,9 @@ class Fit:
             at.loss_sum, at.loss_count = at.loss_sum + total, at.loss_count + weight
         if figures:
             at.norm = norm
+            # What an update that was not made has read may not be finite.
+            self._last = self._newest if failed is None else self._oldest
         if failed is None:
-            self._last = self._newest
             return
         failed.before()
         _deferred.raise_first(failed.checks)
