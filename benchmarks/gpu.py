@@ -1,26 +1,32 @@
-"""Measure everything that needs a GPU in under ten minutes.
+"""Measure everything that needs a GPU within eight minutes, what matters most first.
 
-That is: facts and ceilings, the cost of exchanging words between multiprocessors, correctness,
-accuracy, the plans with the times of the planner's model, comparisons with PyTorch, FlashRNN and
-JAX where they are installed, tokens a second of `train text`, compute-sanitizer.
+That is: accuracy, comparisons with PyTorch, FlashRNN and JAX where they are installed, the tests of
+the device, tokens a second of `train text`, the CPU beside PyTorch (`--cpu`), the plans with the
+times of the planner's model, ceilings, the cost of exchanging words between multiprocessors,
+compute-sanitizer. A part for which no time is left is named as such.
 
     python benchmarks/gpu.py              # on a machine with a GPU, CuPy and ostinato._cuda
+    python benchmarks/gpu.py --cpu        # the short CPU benchmark at 1, 4 and 16 threads as well
+    python benchmarks/gpu.py --no-tests   # where the tests have run already
     python benchmarks/gpu.py --emulated   # a dry run on the CPU; its times mean nothing
 
 Ratios are medians of turns taken in one run, answers compared first. The figures are saved in
-benchmarks/results, with device and date.
+benchmarks/results, with device and date, after every part.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.util
 import json
+import os
 import re
 import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,6 +39,7 @@ import numpy as np
 import ostinato as ost
 from ostinato import _device, _plan, reference, safetensors
 from ostinato.__main__ import info
+from ostinato.tasks import bench
 from ostinato.tasks import text as tasks_text
 
 HERE = Path(__file__).parent
@@ -46,6 +53,16 @@ SANITIZED = (
     "and not 128 and not float64 and not 70"
 )
 STEPS = 1024
+SECONDS = 480.0  # of all parts together
+TESTED = [
+    "test_device.py",
+    "test_persistent.py",
+    "test_gpu_arrays.py",
+    "test_gpu_products.py",
+    "test_gpu_reads.py",
+]
+PROCESSES = 4  # that share the device while they test; two in a dry run
+THREADS = (1, 4, 16)  # of the CPU
 
 # What errors may be; of gradients in words of 2 bytes no more than what PyTorch's own show is
 # asked.
@@ -122,7 +139,7 @@ def exchange(device: _device.Device, clock: Clock) -> dict[str, Any]:
     """Measure microseconds a step of each way to exchange 1 KB a block among P blocks, one on each
     multiprocessor.
     """
-    xp, steps, empty, out = device.xp, 1000, 0x7FFFDEAD, {}
+    xp, steps, empty, out = device.xp, 1000, 0xFFFFFFFF, {}
     module = xp.RawModule(
         code=(HERE / "cuda" / "exchange.cu").read_text(),
         options=("-std=c++17",),
@@ -461,7 +478,7 @@ def text(device: _device.Device, emulated: bool) -> dict[str, Any]:
     classes, steps, hidden = (16, 2, 8) if emulated else (96, 60, 512)
     batch, window = tasks_text.BATCH, 8 if emulated else tasks_text.WINDOW
     ids = np.random.default_rng(0).integers(0, classes, batch * window * steps + 1)
-    loader = ost.data.StreamLoader(ids, batch, window)
+    loader = ost.data.StreamLoader(device.put(ids), batch, window)  # as `train text` does
     options = tasks_text.TextOptions(steps=steps, hidden=hidden, seed=0)
     chars = tasks_text.CharModel.fresh("".join(map(chr, range(48, 48 + classes))), options)
     state = chars.model.state_dict()
@@ -479,7 +496,9 @@ def text(device: _device.Device, emulated: bool) -> dict[str, Any]:
         if device.name == "emulated" or not torch.cuda.is_available():
             why = "torch has no GPU"
         else:
-            calls["torch"] = torch_text(state, list(loader), classes, hidden)
+            calls["torch"] = torch_text(
+                state, list(ost.data.StreamLoader(ids, batch, window)), classes, hidden
+            )
     except ImportError:
         why = "torch is not installed"
     seconds: dict[str, list[float]] = {name: [] for name in calls}
@@ -536,8 +555,18 @@ def torch_text(
     return run
 
 
-def run_tests(files: list[str], select: str, seconds: float, *prefix: str) -> str:
-    """The last line of the tests of the device, perhaps under a tool."""
+def run_tests(
+    files: list[str],
+    select: str,
+    seconds: float,
+    log: Path | None,
+    processes: int,
+    *prefix: str,
+) -> str:
+    """The last lines of the tests of the device, in several processes or, for a tool, in one.
+
+    All that they print goes to a file, if one is given.
+    """
     paths = [str(TESTS / f) for f in files]
     command = [
         *prefix,
@@ -551,26 +580,157 @@ def run_tests(files: list[str], select: str, seconds: float, *prefix: str) -> st
         *paths,
     ]
     command += ["-k", select] if select else []
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return f"not finished in {seconds:.0f} s"
-    lines = [
-        line
-        for line in done.stdout.splitlines()
-        if re.search(r"passed|failed|error|ERROR SUMMARY", line)
-    ]
-    return f"exit {done.returncode}: " + "; ".join(lines[-3:])
+    if processes > 1 and importlib.util.find_spec("xdist") is not None:
+        command += ["-n", str(processes)]
+    # Of the memory of the device each process may take no more than its part.
+    environment = {**os.environ, "CUPY_GPU_MEMORY_LIMIT": f"{80 // processes}%"}
+    status = ""
+    with tempfile.TemporaryFile("w+") if log is None else log.open("w+") as output:
+        try:
+            done = subprocess.run(
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                check=False,
+                timeout=seconds,
+                env=environment,
+            )
+        except subprocess.TimeoutExpired:
+            status = f"not finished in {seconds:.0f} s"
+        output.seek(0)
+        told = r"passed|failed|error|ERROR SUMMARY|^FAILED|^ERROR"
+        lines = [line.strip() for line in output if re.search(told, line)]
+    return f"{status or f'exit {done.returncode}'}: " + "; ".join(lines[-3:])
+
+
+def on_the_cpu(emulated: bool, seconds: float) -> dict[str, Any]:
+    """Measure the short benchmark of the CPU beside PyTorch, with several numbers of threads.
+
+    Cases with pauses are left out, and so are numbers of threads that the machine does not have.
+    """
+    cases = [c for c in bench.SHORT if not c.pause]
+    if emulated:
+        cases = [bench.Case("gru", "infer", 2, 8, 5)]
+    peers = ["torch"] if importlib.util.find_spec("torch") is not None else []
+    cores = len(os.sched_getaffinity(0))
+    counts = [n for n in THREADS if n <= cores]
+    end, out = time.monotonic() + seconds, {}
+    for k, n in enumerate(counts):
+        left = (end - time.monotonic()) / (len(counts) - k)
+        rounds = 1 if emulated else 3
+        out[f"{n} threads"] = bench.run(cases, rounds=rounds, threads=n, peers=peers, budget=left)
+    for n in THREADS:
+        out.setdefault(f"{n} threads", {"left out": f"the machine has {cores} CPUs"})
+    return out
+
+
+class Report:
+    """The figures of all parts, which are written after each of them."""
+
+    def __init__(self, figures: dict[str, Any], path: Path | None, seconds: float) -> None:
+        self.figures, self.path, self.end = figures, path, time.monotonic() + seconds
+        self.not_run: list[str] = []
+
+    def part(self, name: str, run: Callable[[float], Any], most: float, least: float = 0.0) -> None:
+        """Run one part, which is given the seconds that it may take; an error ends no other part.
+
+        It is left out where fewer than ``least`` seconds are left.
+        """
+        left = min(most, self.end - time.monotonic())
+        if left < least:
+            self.not_run.append(name)
+            print(f"{name}: not run, the time is over", flush=True)
+            return
+        begin = time.monotonic()
+        try:
+            self.figures[name] = run(left)
+        except Exception as error:
+            self.figures[name] = f"{type(error).__name__}: {error}"
+        above = name in ("times", "plans", "cpu")
+        shown = "as above" if above else json.dumps(self.figures[name], indent=1)
+        print(f"{name}: {shown} ({time.monotonic() - begin:.0f} s)", flush=True)
+        if self.path is not None:
+            with safetensors.atomic_write(self.path) as f:
+                f.write(json.dumps(self.figures, indent=1).encode())
+
+    def log(self, name: str) -> Path | None:
+        """Return the file beside the figures to which the tests of a part write."""
+        return None if self.path is None else self.path.with_suffix(f".{name}.log")
+
+    def wrong(self) -> list[str]:
+        """Return the parts that are not as they should be."""
+        found = [
+            name
+            for name, value in self.figures.items()
+            if isinstance(value, str) and not value.startswith("exit 0")
+        ]
+        errors = self.figures.get("accuracy")
+        if isinstance(errors, dict):
+            found += [n for n, row in errors.items() if row["worst"] > row.get("limit", 1.0)]
+        return found
+
+
+def arguments() -> argparse.Namespace:
+    """Return the options of the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--emulated", action="store_true", help="a dry run on the CPU; nothing is saved"
+    )
+    parser.add_argument(
+        "--cpu", action="store_true", help="the short CPU benchmark beside PyTorch as well"
+    )
+    parser.add_argument("--no-tests", action="store_true", help="leave the tests out")
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS, help="folder of the figures (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=SECONDS, help="for all parts (default: %(default)s)"
+    )
+    return parser.parse_args()
+
+
+def measure(
+    report: Report, device: _device.Device, given: argparse.Namespace, clock: Clock
+) -> None:
+    """Run the parts in the order of what they are needed for."""
+    emulated = given.emulated
+    wide = _plan.GpuFigures("emulated", (9, 0), 132, 232448, 1 << 16, clusters=32, library=False)
+    planned = replace(device, figures=wide) if emulated else device
+    report.part("accuracy", lambda _: accuracy(device, emulated), 30)
+    report.part("times", lambda left: times(device, clock, emulated, left), 150, 20)
+    if not given.no_tests:
+        select = "cuda or DEVICES or every or launch or tiles or words"
+        dry = "lstm-float32 or to_and_fro"
+        chosen = dry if emulated else select
+        log, count = report.log("tests"), 2 if emulated else PROCESSES
+        report.part("tests", lambda left: run_tests(TESTED, chosen, left, log, count), 150, 60)
+    report.part("text", lambda _: text(device, emulated), 20, 20)
+    if given.cpu:
+        report.part("cpu", lambda left: on_the_cpu(emulated, left), 75, 15)
+    report.part("plans", lambda left: cuda_ladder.ladder(planned, emulated, left), 70, 20)
+    report.part("ceilings", lambda _: ceilings(device, clock, 64 if emulated else 8192), 10, 10)
+    if not emulated:
+        report.part("exchange", lambda _: exchange(device, clock), 20, 20)
+    report.part("jax", lambda _: beside_jax(device, clock, emulated), 20, 20)
+    sanitizer = shutil.which("compute-sanitizer")
+    for tool in TOOLS if sanitizer and not emulated else ():
+        more = ("--target-processes=all", "--error-exitcode=1")
+        command = (str(sanitizer), f"--tool={tool}", *more)
+        log = report.log(tool)
+        report.part(
+            tool,
+            lambda left, to=log, c=command: run_tests(TESTED[:2], SANITIZED, left, to, 1, *c),
+            45,
+            30,
+        )
+    if not emulated and sanitizer is None:
+        print("compute-sanitizer: not found")
 
 
 def main() -> None:
     """Run all parts and write the figures to a file."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--emulated", action="store_true", help="a dry run on the CPU; nothing is saved"
-    )
-    emulated = parser.parse_args().emulated
-    if emulated:
+    given = arguments()
+    if given.emulated:
         sys.path.insert(0, str(TESTS))
         import fake_cupy
 
@@ -578,75 +738,20 @@ def main() -> None:
         _device.register(fake_cupy.ndarray, lambda a: device)
     else:
         device = _device.cuda()
-    clock = partial(cuda_ladder.seconds_of, device, emulated)
     figures: dict[str, Any] = {
         "machine": info(),
         "devices": ost.cuda.devices(),
         "library": device.figures.library,
     }
     path = None
-    if not emulated:
+    if not given.emulated:
         name = figures["devices"][0]["name"].lower().replace(" ", "-")
-        path = RESULTS / f"{datetime.date.today():%Y-%m-%d}-gpu-{name}.json"
-
-    def part(name: str, run: Callable[[], Any]) -> None:
-        """Run one part; its figures are written at once, and an error does not end the others."""
-        try:
-            figures[name] = run()
-        except Exception as error:
-            figures[name] = f"{type(error).__name__}: {error}"
-        above = name in ("times", "plans")
-        shown = "as above" if above else json.dumps(figures[name], indent=1)
-        print(f"{name}: {shown}", flush=True)
-        if path is not None:
-            with safetensors.atomic_write(path) as f:
-                f.write(json.dumps(figures, indent=1).encode())
-
-    files = [
-        "test_device.py",
-        "test_persistent.py",
-        "test_gpu_arrays.py",
-        "test_gpu_products.py",
-    ]
-    part("ceilings", lambda: ceilings(device, clock, 64 if emulated else 8192))
-    part("accuracy", lambda: accuracy(device, emulated))
-    if not emulated:
-        part("exchange", lambda: exchange(device, clock))
-    part(
-        "tests",
-        lambda: run_tests(
-            files,
-            "lstm-float32 or to_and_fro"
-            if emulated
-            else "cuda or DEVICES or every or launch or tiles or words",
-            150,
-        ),
-    )
-    wide = _plan.GpuFigures("emulated", (9, 0), 132, 232448, 1 << 16, clusters=32, library=False)
-    part(
-        "plans",
-        lambda: cuda_ladder.ladder(
-            replace(device, figures=wide) if emulated else device, emulated, 100
-        ),
-    )
-    part("times", lambda: times(device, clock, emulated, 200))
-    part("text", lambda: text(device, emulated))
-    part("jax", lambda: beside_jax(device, clock, emulated))
-    sanitizer = shutil.which("compute-sanitizer")
-    for tool in TOOLS if sanitizer and not emulated else ():
-        more = ("--target-processes=all", "--error-exitcode=1")
-        command = (str(sanitizer), f"--tool={tool}", *more)
-        part(tool, partial(run_tests, files[:2], SANITIZED, 45, *command))
-    if not emulated and sanitizer is None:
-        print("compute-sanitizer: not found")
-    wrong = [
-        name
-        for name, found in figures.items()
-        if isinstance(found, str) and not found.startswith("exit 0")
-    ]
-    wrong += [
-        name for name, row in figures["accuracy"].items() if row["worst"] > row.get("limit", 1.0)
-    ]
+        path = given.out / f"{datetime.date.today():%Y-%m-%d}-gpu-{name}.json"
+    report = Report(figures, path, given.seconds)
+    measure(report, device, given, partial(cuda_ladder.seconds_of, device, given.emulated))
+    if report.not_run:
+        print(f"not run, the time was over: {', '.join(report.not_run)}")
+    wrong = report.wrong()
     sys.exit(f"not as it should be: {', '.join(wrong)}" if wrong else 0)
 
 

@@ -3,7 +3,7 @@
 What lets everything above the kernels of a GPU be tested without one.
 
 An array here refuses to meet NumPy arrays in an operation, has no ``__array__`` and is brought back
-by ``get``, as CuPy's.
+by ``get``, as CuPy's. `traffic` counts what makes the host wait for a GPU, and copies to there.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import re
 import sys
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,6 +33,31 @@ HOST = (
     slice,
     type(Ellipsis),
 )
+
+
+@dataclass
+class Traffic:
+    """What has gone between host and device: `traffic`.
+
+    Attributes:
+        reads: calls for which the host waits: of values, or of shapes that depend on values.
+        copies: arrays of NumPy that were copied to the device.
+    """
+
+    reads: int = 0
+    copies: int = 0
+
+
+traffic = Traffic()
+READ_BY = ("item", "tolist", "nonzero")  # methods
+SHAPED_BY_VALUES = ("nonzero", "flatnonzero", "argwhere", "unique", "compress", "extract")
+
+
+def is_mask(index: Any) -> bool:
+    """Whether the shape of what an index picks depends on values."""
+    if isinstance(index, tuple):
+        return any(map(is_mask, index))
+    return isinstance(index, (ndarray, np.ndarray)) and index.dtype == np.bool_
 
 
 class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
@@ -62,6 +88,7 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
         if any(t not in (ndarray, np.ndarray) for t in types):
             return NotImplemented  # another library's array, which may know what to do
+        traffic.reads += function.__name__ in SHAPED_BY_VALUES
         return wrap(function(*unwrap(args), **unwrap(kwargs)))
 
     # -- what an array has -------------------------------------------------------------------------
@@ -80,6 +107,7 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
         return SimpleNamespace(ptr=self._a.ctypes.data)
 
     def get(self) -> Any:
+        traffic.reads += 1
         return self._a.copy()
 
     def __getattr__(self, name: str) -> Any:
@@ -88,15 +116,18 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
         value = getattr(self._a, name)
         if name in ("flags",):
             return value if False else _Flags(value)
+        traffic.reads += name in READ_BY
         if callable(value) and name != "ctypes":
             return lambda *args, **kwargs: wrap(value(*unwrap(args), **unwrap(kwargs)))
         return wrap(value)
 
     def __getitem__(self, index: Any) -> Any:
+        traffic.reads += is_mask(index)
         return wrap(self._a[index_of(index)], keep=True)
 
     def __setitem__(self, index: Any, value: Any) -> None:
         with np.errstate(over="ignore"):  # CuPy tells nothing of what a shorter type cannot hold
+            traffic.reads += is_mask(index) and np.ndim(unwrap(value)) > 0
             self._a[index_of(index)] = unwrap(value)
 
     def __len__(self) -> int:
@@ -106,15 +137,19 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
         return (self[k] for k in range(len(self)))
 
     def __float__(self) -> float:
+        traffic.reads += 1
         return float(self._a)
 
     def __int__(self) -> int:
+        traffic.reads += 1
         return int(self._a)
 
     def __bool__(self) -> bool:
+        traffic.reads += 1
         return bool(self._a)
 
     def __index__(self) -> int:
+        traffic.reads += 1
         return self._a.__index__()
 
     def __repr__(self) -> str:
@@ -165,7 +200,12 @@ def index_of(index: Any) -> Any:
     return index._a if isinstance(index, ndarray) else index
 
 
+def asnumpy(a: ndarray) -> Any:
+    return a.get()
+
+
 def asarray(a: Any, dtype: Any = None) -> ndarray:
+    traffic.copies += not isinstance(a, ndarray)
     return ndarray(
         np.array(
             a._a if isinstance(a, ndarray) else a,
@@ -319,6 +359,7 @@ cuda = SimpleNamespace(
 def __getattr__(name: str) -> Any:
     """Every other function is NumPy's, on arrays of this module alone."""
     function = getattr(np, name)
+    traffic.reads += name in SHAPED_BY_VALUES
     return lambda *args, **kwargs: wrap(function(*unwrap(args), **unwrap(kwargs)))
 
 

@@ -1,14 +1,29 @@
-// The cost of exchanging h between multiprocessors once a step: each kernel does nothing else, `steps`
-// times over P blocks. benchmarks/gpu.py compiles it; every wait is bounded, and a timeout sets `error`.
+// The cost of exchanging h between multiprocessors once a step: each kernel does nothing else,
+// `steps` times over P blocks. benchmarks/gpu.py compiles it. Every wait is bounded, and a timeout
+// sets `error`.
 #include <cooperative_groups.h>
 
 constexpr int kThreads = 256;
-constexpr unsigned kUnset = 0x7fffdead;  // a NaN that no sum gives
+constexpr unsigned kUnset = 0xffffffff;  // a pair of 2-byte NaN; no sum below gives it
 constexpr int kSpinLimit = 1 << 22;
+constexpr int kInFlight = 8;  // looks of 16 bytes that a thread has in flight at once
+
+struct Four {
+  unsigned word[4];
+};
 
 __device__ unsigned relaxed_load(const unsigned* p) {
   unsigned v;
   asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+  return v;
+}
+// Four neighbouring words; each of them may be set before the others.
+__device__ Four relaxed_load_four(const unsigned* p) {
+  Four v;
+  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
+               : "l"(p)
+               : "memory");
   return v;
 }
 __device__ void relaxed_store(unsigned* p, unsigned v) { asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory"); }
@@ -17,31 +32,64 @@ __device__ unsigned acquire_load(const unsigned* p) {
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
   return v;
 }
+__device__ bool is_unset(const Four& v) { return v.word[0] == kUnset || v.word[1] == kUnset || v.word[2] == kUnset || v.word[3] == kUnset; }
 
-// The data is its own flag: every thread stores a word, and every block polls the words of all threads.
-// Step slots are used once and start unset.
+// The sum of a thread's share of the words of all blocks, as a persistent kernel takes them in
+// (csrc/cuda/persistent.h, `receive`): all words are asked for before any is looked at, and those
+// that were not there yet are asked for again, until none is missing.
+__device__ unsigned receive(const unsigned* slot, int words, unsigned* error) {
+  unsigned sum = 0;
+  for (int first = 4 * threadIdx.x; first < words; first += 4 * kThreads * kInFlight) {
+    Four got[kInFlight];
+#pragma unroll
+    for (int k = 0; k < kInFlight; ++k) {
+      const int at = first + 4 * kThreads * k;
+      got[k] = Four{};
+      if (at < words) got[k] = relaxed_load_four(slot + at);
+    }
+    for (int polls = 0;; ++polls) {
+      bool missing = false;
+#pragma unroll
+      for (int k = 0; k < kInFlight; ++k) {
+        if (is_unset(got[k])) {
+          missing = true;
+          got[k] = relaxed_load_four(slot + first + 4 * kThreads * k);
+        }
+      }
+      if (!missing) break;
+      if (polls == kSpinLimit) {
+        *error = 1;
+        break;
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < kInFlight; ++k) {
+#pragma unroll
+      for (int w = 0; w < 4; ++w) sum += got[k].word[w];
+    }
+  }
+  return sum;
+}
+
+// The data is its own flag: every thread stores a word, and every block polls the words of all
+// threads. Step slots are used once and start unset.
 extern "C" __global__ void __launch_bounds__(kThreads, 1) exchange_words(unsigned* slots, int steps, unsigned* error) {
-  const int blocks = gridDim.x, words = blocks * kThreads;
+  const int words = gridDim.x * kThreads;
   unsigned sum = 1;
   for (int s = 0; s < steps; ++s) {
     unsigned* slot = slots + (long long)s * words;
     relaxed_store(slot + blockIdx.x * kThreads + threadIdx.x, sum & 0xffff);
-    for (int i = threadIdx.x; i < words; i += kThreads) {
-      unsigned v = kUnset;
-      for (int n = 0; n < kSpinLimit && (v = relaxed_load(slot + i)) == kUnset; ++n) {}
-      if (v == kUnset) *error = 1;
-      sum += v;
-    }
+    sum += receive(slot, words, error);
     __syncthreads();
   }
   if (sum == kUnset) *error = 2;  // keeps the compiler from removing the loop
 }
 
-// As above, with 16 bytes a thread that a step reads from memory: when they are needed, or prefetched a
-// step earlier.
+// As above, with 16 bytes a thread that a step reads from memory: when they are needed, or
+// prefetched a step earlier.
 template <bool kPrefetch>
 __device__ void exchange_with_inputs(unsigned* slots, int steps, unsigned* error, const float4* inputs, long long count) {
-  const int blocks = gridDim.x, words = blocks * kThreads;
+  const int words = gridDim.x * kThreads;
   const auto input = [&](int s) { return inputs[((long long)s * words + blockIdx.x * kThreads + threadIdx.x) % count]; };
   unsigned sum = 1;
   float4 next = input(0);
@@ -50,12 +98,7 @@ __device__ void exchange_with_inputs(unsigned* slots, int steps, unsigned* error
     relaxed_store(slot + blockIdx.x * kThreads + threadIdx.x, sum & 0xffff);
     const float4 now = next;
     if (kPrefetch) next = input(s + 1);
-    for (int i = threadIdx.x; i < words; i += kThreads) {
-      unsigned v = kUnset;
-      for (int n = 0; n < kSpinLimit && (v = relaxed_load(slot + i)) == kUnset; ++n) {}
-      if (v == kUnset) *error = 1;
-      sum += v;
-    }
+    sum += receive(slot, words, error);
     __syncthreads();
     const float4 used = kPrefetch ? now : input(s);
     sum += unsigned(used.x + used.y + used.z + used.w);
@@ -71,13 +114,13 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1)
   exchange_with_inputs<true>(slots, steps, error, inputs, count);
 }
 
-// Stores before a fence, then one counter for which all blocks wait.
+// Stores before a fence, then one counter for which all blocks wait. The words are read as above.
 extern "C" __global__ void __launch_bounds__(kThreads, 1) barrier(unsigned* slots, int steps, unsigned* error) {
   const int blocks = gridDim.x, words = blocks * kThreads;
   unsigned *counter = slots + 2 * words, sum = 1;
   for (int s = 0; s < steps; ++s) {
     unsigned* slot = slots + s % 2 * words;
-    slot[blockIdx.x * kThreads + threadIdx.x] = sum;
+    slot[blockIdx.x * kThreads + threadIdx.x] = sum & 0xffff;
     __syncthreads();
     if (threadIdx.x == 0) {
       __threadfence();
@@ -87,7 +130,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) barrier(unsigned* slot
       if (n == kSpinLimit) *error = 1;
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < words; i += kThreads) sum += relaxed_load(slot + i);
+    sum += receive(slot, words, error);
   }
   if (sum == kUnset) *error = 2;
 }
@@ -95,13 +138,13 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) barrier(unsigned* slot
 // As above, with the barrier of cooperative groups.
 extern "C" __global__ void __launch_bounds__(kThreads, 1) grid_sync(unsigned* slots, int steps, unsigned* error) {
   const auto grid = cooperative_groups::this_grid();
-  const int blocks = gridDim.x, words = blocks * kThreads;
+  const int words = gridDim.x * kThreads;
   unsigned sum = 1;
   for (int s = 0; s < steps; ++s) {
     unsigned* slot = slots + s % 2 * words;
-    slot[blockIdx.x * kThreads + threadIdx.x] = sum;
+    slot[blockIdx.x * kThreads + threadIdx.x] = sum & 0xffff;
     grid.sync();
-    for (int i = threadIdx.x; i < words; i += kThreads) sum += relaxed_load(slot + i);
+    sum += receive(slot, words, error);
   }
   if (sum == kUnset) *error = 2;
 }

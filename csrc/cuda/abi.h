@@ -237,15 +237,15 @@ struct CopyRowsArgs {  // [steps,batch,width] to the rows of steps from `first` 
   }
 };
 
-struct AdamArgs {  // of [count] elements
-  Address p, g, m, v;
+struct AdamArgs {  // of [count] elements; `where` is a bool that says whether anything changes, or none
+  Address p, g, m, v, where;
   Index count;
   double rate, beta1, beta2, eps, weight_decay, correction1, correction2;
   bool decoupled;
   template <class S, class F>
   static void fields(S& s, F&& f) {
-    f("p", s.p), f("g", s.g), f("m", s.m), f("v", s.v), f("count", s.count), f("rate", s.rate), f("beta1", s.beta1);
-    f("beta2", s.beta2), f("eps", s.eps), f("weight_decay", s.weight_decay), f("correction1", s.correction1);
+    f("p", s.p), f("g", s.g), f("m", s.m), f("v", s.v), f("where", s.where), f("count", s.count), f("rate", s.rate);
+    f("beta1", s.beta1), f("beta2", s.beta2), f("eps", s.eps), f("weight_decay", s.weight_decay), f("correction1", s.correction1);
     f("correction2", s.correction2), f("decoupled", s.decoupled);
   }
 };

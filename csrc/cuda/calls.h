@@ -291,7 +291,8 @@ void act(Run& run, const CopyRowsArgs& a) {
 template <class T, class Run>
 void act(Run& run, const AdamArgs& a) {
   const AdamStep step{a.rate, a.beta1, a.beta2, a.eps, a.weight_decay, a.correction1, a.correction2, a.decoupled};
-  run(AdamKernel<T>{AdamRule<T>(step), a.count, pointer<T>(a.p), pointer<const T>(a.g), pointer<T>(a.m), pointer<T>(a.v)});
+  run(AdamKernel<T>{AdamRule<T>(step), a.count, pointer<T>(a.p), pointer<const T>(a.g), pointer<T>(a.m), pointer<T>(a.v),
+                    pointer<const bool>(a.where)});
 }
 
 // ---- by name ----

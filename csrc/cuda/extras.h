@@ -153,6 +153,7 @@ struct CopyRowsKernel {
   }
 };
 
+// What a flag on the device decides: nothing changes where `where` points to a false one.
 template <class T>
 struct AdamKernel {
   AdamRule<T> rule;
@@ -160,11 +161,12 @@ struct AdamKernel {
   T* p;
   const T* g;
   T *m, *v;
+  const bool* where;  // or null
   struct Space {};
   Grid grid() const { return {ceil_div(count, kThreads)}; }
   OST_HD void operator()(const Block& block, Space&) const {
     block.for_each_thread_sync([&](int thread) {
-      if (const Index i = block.x * kThreads + thread; i < count) rule.apply(p[i], g[i], m[i], v[i]);
+      if (const Index i = block.x * kThreads + thread; i < count && (!where || *where)) rule.apply(p[i], g[i], m[i], v[i]);
     });
   }
 };

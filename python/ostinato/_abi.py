@@ -243,12 +243,13 @@ class MatmulFields(TypedDict):
 
 
 class AdamFields(TypedDict):
-    """One step of Adam."""
+    """One step of Adam; nothing changes where the flag ``where`` is there, and False."""
 
     p: Address
     g: Address
     m: Address
     v: Address
+    where: Address
     count: int
     rate: float
     beta1: float

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from . import _device
+from . import _deferred, _device
 from ._abi import AdamFields, DropFlatFields, MatmulFields, ScatterFields
 from ._backend import Packed as Packed
 
@@ -65,11 +65,12 @@ class PackedLinear:
 
 
 def softmax_cross_entropy(
-    y: Any, target: Any, smoothing: float, weight: float, need_gradient: bool
-) -> tuple[float, Any]:
+    y: Any, target: Any, smoothing: float, weight: Any, need_gradient: bool
+) -> tuple[Any, Any]:
     """Return the sum of the losses of rows ``[N,V]``, and the gradient of ``weight`` times it.
 
-    Rows of target -1 do not count.
+    Rows of target -1 do not count. The sum is an array without axes, and the weight a number or
+    such an array.
     """
     xp, (count, classes) = _library(y), y.shape
     if count == 0:
@@ -84,24 +85,27 @@ def softmax_cross_entropy(
     losses = (1 - smoothing) * (level - xp.take_along_axis(y, at, 1))
     if smoothing:
         losses += smoothing * (level - y.mean(1, keepdims=True, dtype=np.float64))
-    loss = float(xp.where(counts, losses, 0.0).sum())
+    loss, scalar = xp.where(counts, losses, 0.0).sum(), _deferred.scalar
     if not need_gradient:
         return loss, None
-    d = exps * (weight / total).astype(y.dtype) - y.dtype.type(smoothing * weight / classes)
-    d -= (xp.arange(classes) == at) * y.dtype.type((1 - smoothing) * weight)
+    d = exps * (weight / total).astype(y.dtype) - scalar(smoothing * weight / classes, y.dtype)
+    d -= (xp.arange(classes) == at) * scalar((1 - smoothing) * weight, y.dtype)
     return loss, xp.where(counts, d, y.dtype.type(0))
 
 
 def embedding_gather(ids: Any, weight: Any) -> Any:
-    """Return rows of a table."""
-    bad = (ids < 0) | (ids >= len(weight))
-    if bool(bad.any()):
+    """Return rows of a table; where indices are out of range, any rows."""
+    bad, count = (ids < 0) | (ids >= len(weight)), len(weight)
+
+    def error() -> ValueError:
         position = int(_device.host(bad).argmax())
-        raise ValueError(
-            f"x: expected indices from 0 to {len(weight) - 1}, got {int(ids[position])} at "
+        return ValueError(
+            f"x: expected indices from 0 to {count - 1}, got {int(ids[position])} at "
             f"position {position}"
         )
-    return weight[ids]
+
+    _deferred.refuse(bad.any(), error)
+    return weight[np.where(bad, 0, ids)]
 
 
 def embedding_scatter_(ids: Any, dy: Any, dweight: Any) -> None:
@@ -123,9 +127,9 @@ def embedding_scatter_(ids: Any, dy: Any, dweight: Any) -> None:
     device.launch("scatter", None, dy.dtype, values)
 
 
-def square_sum(x: Any) -> float:
-    """Return the sum of all squares."""
-    return float(_library(x).square(x, dtype=np.float64).sum())
+def square_sum(x: Any) -> Any:
+    """Return the sum of all squares, as an array without axes."""
+    return _library(x).square(x, dtype=np.float64).sum()
 
 
 def adam_(
@@ -141,8 +145,9 @@ def adam_(
     correction1: float,
     correction2: float,
     decoupled: bool,
+    where: Any = None,
 ) -> None:
-    """Take one step of Adam, in place."""
+    """Take one step of Adam, in place; with a flag ``where`` of the device only if it is True."""
     device = _device.of(p)
     assert device is not None
     values: AdamFields = {
@@ -150,6 +155,7 @@ def adam_(
         "g": g,
         "m": m,
         "v": v,
+        "where": where,
         "count": p.size,
         "rate": rate,
         "beta1": beta1,

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import _core, _device, _words
+from . import _core, _deferred, _device, _words
 from ._abi import (
     CopyRowsFields,
     GradientFields,
@@ -463,18 +463,21 @@ def _unit_rows(device: Device, cell: str, given: dict[str, Any], hidden: int) ->
 
 
 def _check_range(given: dict[str, Any]) -> None:
-    """Refuse weights beyond 65504, the range of float16; this waits for the device."""
+    """Refuse weights beyond 65504, the range of float16; this may wait for the device."""
     for name in ("weight_ih", "weight_hh", "weight_hr"):
         w = given[name]
         if w is None:
             continue
         device = _device.of(w)
-        top = float((np if device is None else device.xp).abs(w).max())
-        if FLOAT16_MAX < top < np.inf:
-            raise ValueError(
+        top = (np if device is None else device.xp).abs(w).max()
+
+        def error(name: str = name, top: Any = top) -> ValueError:
+            return ValueError(
                 f"{name}: expected weights within the range of float16, {FLOAT16_MAX:g}, got "
-                f"{top:.3g}"
+                f"{float(top):.3g}"
             )
+
+        _deferred.refuse((top > FLOAT16_MAX) & (top < np.inf), error)
 
 
 @dataclass

@@ -672,8 +672,8 @@ def indexed(x: Any, index: Any) -> Any:
             ids, width = index, v.shape[1:]
         else:
             numbers = np.arange(v.size).reshape(v.shape)
-            ids, width = _device.host(_device.like(numbers, v)[index]), ()
-        ids = np.asarray(_device.host(ids))
+            ids, width = _device.like(numbers, v)[index], ()
+        ids = np.asarray(ids) if _device.of(ids) is None else ids
         length = v.shape[0] if width or not isinstance(index, tuple) else v.size
         ids = np.where(ids < 0, ids + length, ids).astype(np.int64).reshape(-1)
         columns = max(1, int(np.prod(width, dtype=np.int64)))
@@ -682,7 +682,7 @@ def indexed(x: Any, index: Any) -> Any:
         out = np.zeros_like(v, shape=(length, columns), dtype=dtype)
         rows = _check.contiguous(d.astype(dtype, copy=False)).reshape(ids.size, columns)
         if dtype not in (np.float32, np.float64):
-            np.add.at(out, ids, rows)
+            np.add.at(out, _device.host(ids), rows)
         elif ids.size and columns:
             _native.backend_for(out).embedding_scatter_(_device.like(ids, v), rows, out)
         return out.reshape(v.shape).astype(v.dtype, copy=False)

@@ -164,9 +164,10 @@ def _sample(a: Any) -> dict[str, Any]:
             a = a.rows
         return {**_sample(rows), "cuts": cuts.hexdigest()}
     facts: dict[str, Any] = {"shape": list(a.shape), "dtype": str(a.dtype)}
-    if isinstance(a, np.ndarray) and a.size:
+    if _check.is_array(a) and a.size:
         at = np.linspace(0, a.size - 1, min(a.size, 16384)).astype(np.int64)
-        picked = np.ascontiguousarray(a[np.unravel_index(at, a.shape)])
+        places = tuple(_device.like(k, a) for k in np.unravel_index(at, a.shape))
+        picked = np.ascontiguousarray(_device.host(a[places]))
         facts["hash"] = hashlib.blake2b(picked.tobytes(), digest_size=16).hexdigest()
     return facts
 

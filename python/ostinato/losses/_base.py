@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import _check, _device
+from .. import _check, _deferred, _device
 from .._annotations import readable
 from .._check import Array, Lengths
 from .._recording import record_loss
@@ -52,7 +52,7 @@ class Loss:
         *,
         gradient: bool = True,
         weights: Array | None = None,
-    ) -> tuple[float, float, Array | None]:
+    ) -> tuple[Any, Any, Array | None]:
         """Compute the sum of the losses, their count, and the gradient of their mean.
 
         Args:
@@ -65,7 +65,8 @@ class Loss:
                 them, and the count is the sum of the weights. None: all weights are 1.
 
         Returns:
-            ``total, count, dy``; dy is None without gradient.
+            ``total, count, dy``: floats, or arrays without axes where they are known to a device
+            alone and reading them would wait for it; dy is None without gradient.
 
         Raises:
             TypeError: an argument of the wrong type or dtype, or a loss that does not define this
@@ -96,10 +97,10 @@ class Loss:
         given: dict[str, Any] = {} if weights is None else {"weights": weights}
         total, count, dy = self.parts(y, target, lengths, **given)
         assert dy is not None
-        return total / (count or 1), dy
+        return float(_deferred.quotient(total, count)), dy
 
     def _mask(self, y: Array, lengths: Lengths) -> Array | None:
-        """[T,B] (or [B,T]) of what counts."""
+        """[T,B] (or [B,T]) of what counts, on the host."""
         if lengths is None:
             return None
         if y.ndim < 2:
@@ -113,14 +114,12 @@ class Loss:
                     f"lengths: expected a mask of shape {y.shape[:2]}, that of y, got "
                     f"{lengths.shape}"
                 )
-            like: Array = _device.like(lengths, y)
-            return like
+            return lengths
         batch, steps = y.shape[:2] if self.batch_first else y.shape[1::-1]
         ends = _check.lengths(lengths, steps, batch)
         assert ends is not None
         mask: Array = np.arange(steps)[:, None] < ends
-        placed: Array = _device.like(mask.T if self.batch_first else mask, y)
-        return placed
+        return mask.T if self.batch_first else mask
 
 
 record_loss(Loss)
@@ -132,9 +131,17 @@ def _floats(name: str, y: object) -> Array:
     return a
 
 
-def _weights(weights: object, shape: tuple[int, ...], like: Array) -> Array:
-    """Return checked weights as floats, broadcast from their first axes to ``shape``."""
-    a = _check.array("weights", weights)
+def takes_host_targets(loss: Loss) -> bool:
+    """Return whether a loss is given its target on the host, which it checks before it moves it."""
+    return all(
+        getattr(type(loss), name).__module__.startswith(f"{__package__}.")
+        for name in ("__call__", "parts")
+    )
+
+
+def _weights(weights: object, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Return checked weights on the host, as floats that are broadcast to ``shape``."""
+    a = _device.host(_check.array("weights", weights))
     if a.dtype.kind not in "fiub":
         raise TypeError(f"weights: expected real numbers, got dtype {a.dtype}")
     if not 1 <= a.ndim <= min(2, max(len(shape), 1)) or a.shape != shape[: a.ndim]:
@@ -144,11 +151,8 @@ def _weights(weights: object, shape: tuple[int, ...], like: Array) -> Array:
         )
     if not (np.isfinite(a).all() and (a >= 0).all()):
         raise ValueError("weights: expected finite numbers of at least 0, got others")
-    placed = _device.like(_device.host(a).astype(like.dtype), like)
-    full: Array = np.broadcast_to(
-        placed.reshape(placed.shape + (1,) * (len(shape) - a.ndim)), shape
-    )
-    return full
+    floats: Array = a.astype(dtype).reshape(a.shape + (1,) * (len(shape) - a.ndim))
+    return floats
 
 
 def _hint(y: Array, target: Array) -> str:

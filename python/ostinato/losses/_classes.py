@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import _check, _device, _native
+from .. import _check, _deferred, _device, _native
 from .._annotations import readable
 from .._check import Array, Lengths
 from ._base import Loss, _floats, _focal_terms, _weights
@@ -36,7 +36,7 @@ class _Classes(Loss):
 
     def _rows(
         self, y: Array, classes: Array, rows: Array | None, gradient: bool
-    ) -> tuple[float, float, Array | None]:
+    ) -> tuple[Any, Any, Array | None]:
         """Logits ``[N,V]``, class numbers (-1 does not count) and weights ``[N]``."""
         raise NotImplementedError  # the two classes below define it
 
@@ -48,7 +48,7 @@ class _Classes(Loss):
         *,
         gradient: bool = True,
         weights: Array | None = None,
-    ) -> tuple[float, float, Array | None]:
+    ) -> tuple[Any, Any, Array | None]:
         """Compute the sum of the losses, their count, and the gradient of their mean.
 
         Args:
@@ -61,15 +61,18 @@ class _Classes(Loss):
                 by them, and the count is the sum of the weights. None: all weights are 1.
 
         Returns:
-            ``total, count, dy``; dy is None without gradient.
+            ``total, count, dy``; of arrays of a device the total, and the count where the target
+            is there too, are arrays without axes, which have not been waited for; dy is None
+            without gradient.
 
         Raises:
             TypeError: an argument of the wrong type or dtype.
             ValueError: an argument of the wrong shape, or a class number out of range.
         """
         y = _floats("y", y)
-        target = _device.like(_check.array("target", target), y)
-        _device.same("target", target, y, "y")
+        target = _check.array("target", target)
+        if _device.of(target) is not None:
+            _device.same("target", target, y, "y")
         if y.ndim == 0 or target.shape != y.shape[:-1]:
             raise ValueError(
                 f"target: expected shape {y.shape[:-1]}, that of y without its last axis, got "
@@ -77,33 +80,36 @@ class _Classes(Loss):
                 + ("; use target[..., 0]" if target.shape == (*y.shape[:-1], 1) else "")
             )
         classes = self._classes(y, target, lengths)
-        rows = None if weights is None else _weights(weights, target.shape, y).reshape(-1)
+        rows = None
+        if weights is not None:
+            rows = np.broadcast_to(_weights(weights, target.shape, y.dtype), target.shape)
+            rows = _device.like(rows.reshape(-1), target)
         logits = _check.contiguous(y).reshape(target.size, y.shape[-1])
         with np.errstate(over="ignore", invalid="ignore", under="ignore", divide="ignore"):
             total, count, dy = self._rows(logits, classes, rows, gradient)
         return total, count, None if dy is None else dy.reshape(y.shape)
 
     def _classes(self, y: Array, target: Array, lengths: Lengths) -> Array:
-        """Return the targets as flat whole numbers; -1 for what does not count."""
-        classes = _check.ids("target", target).copy()
+        """Return the targets, where they are, as flat whole numbers; -1 for what does not count."""
+        classes = _check.ids("target", target)
         skip = classes == self.ignore_index
         mask = self._mask(y, lengths)
         if mask is not None:
-            skip |= ~np.broadcast_to(
-                mask.reshape(mask.shape + (1,) * (target.ndim - 2)), target.shape
-            ).reshape(-1)
-        bad = np.flatnonzero(~skip & ((classes < 0) | (classes >= y.shape[-1])))
-        if bad.size:
-            raise ValueError(
-                f"target: expected class numbers from 0 to {y.shape[-1] - 1}, got "
-                f"{int(classes[bad[0]])}"
-            )
-        classes[skip] = -1
-        out: Array = classes
+            mask = mask.reshape(mask.shape + (1,) * (target.ndim - 2))
+            skip |= ~np.broadcast_to(_device.like(mask, target), target.shape).reshape(-1)
+        size = y.shape[-1]
+        bad = ~skip & ((classes < 0) | (classes >= size))
+
+        def error() -> ValueError:
+            first = int(classes[int(_device.host(bad).argmax())])
+            return ValueError(f"target: expected class numbers from 0 to {size - 1}, got {first}")
+
+        _deferred.refuse(bad.any(), error)
+        out: Array = np.where(skip | bad, -1, classes)
         return out
 
-    def _class_weights(self, y: Array) -> Array:
-        """Return the weight of each class, in the dtype and on the device of y."""
+    def _class_weights(self, y: Array, classes: Array) -> Array:
+        """Return the weight of each class in the dtype of y, where the class numbers are."""
         size = y.shape[-1]
         if self.class_weights is None:
             each = np.ones(size)
@@ -114,7 +120,7 @@ class _Classes(Loss):
                 f"class_weights: expected one for each of {size} classes, the last axis of y, got "
                 f"{len(self.class_weights)}"
             )
-        placed: Array = _device.like(each.astype(y.dtype), y)
+        placed: Array = _device.like(each.astype(y.dtype), classes)
         return placed
 
 
@@ -160,36 +166,39 @@ class CrossEntropy(_Classes):
 
     def _rows(
         self, y: Array, classes: Array, rows: Array | None, gradient: bool
-    ) -> tuple[float, float, Array | None]:
+    ) -> tuple[Any, Any, Array | None]:
         if rows is not None or self.class_weights is not None:
             return self._weighted(y, classes, rows, gradient)
-        known = int(np.count_nonzero(classes >= 0))
+        known = _deferred.whole((classes >= 0).sum())
         kernel: Any = _native.backend_for(y).softmax_cross_entropy
-        total, dy = kernel(y, classes, self.label_smoothing, 1 / max(known, 1), gradient)
-        return float(total), known, dy
+        each = _deferred.quotient(1.0, known)
+        total, dy = kernel(y, _device.like(classes, y), self.label_smoothing, each, gradient)
+        return _deferred.number(total), known, dy
 
     def _weighted(
         self, y: Array, classes: Array, rows: Array | None, gradient: bool
-    ) -> tuple[float, float, Array | None]:
+    ) -> tuple[Any, Any, Array | None]:
         """Logits ``[N,V]`` with weights of classes, of rows, or of both.
 
         With w_k the weight of class k, v of the row, s the smoothing and t the target, a row's
         loss is ``v ((1 - s) w_t (-log p_t) + s / V sum_k w_k (-log p_k))`` and the mean divides
         by the sum of all ``v w_t``.
         """
-        size, each = y.shape[-1], self._class_weights(y)
+        size, each = y.shape[-1], self._class_weights(y, classes)
         on, at = classes >= 0, np.where(classes >= 0, classes, 0)
         v = on.astype(y.dtype) if rows is None else np.where(on, rows, 0)
-        count = float((v * each[at]).sum(dtype=np.float64))
+        count = _deferred.number((v * each[at]).sum(dtype=np.float64))
+        on, at, v, each = (_device.like(a, y) for a in (on, at, v, each))
         log_p, s = _log_softmax(y, on), self.label_smoothing
         goal = np.zeros_like(log_p)  # how much of the loss each class has
         goal[_numbered(at, y), at] = (1 - s) * each[at]
         goal = (goal + s / size * each) * v[:, None]
         # 0 log 0 is 0: a class that has no part in the target has none in the loss.
-        total = float(-np.where(goal == 0, 0, goal * log_p).sum(dtype=np.float64))
+        total = _deferred.number(-np.where(goal == 0, 0, goal * log_p).sum(dtype=np.float64))
         dy = None
         if gradient:
-            dy = (np.exp(log_p) * goal.sum(-1, keepdims=True) - goal) / y.dtype.type(count or 1)
+            by = _deferred.scalar(_deferred.divisor(count), y.dtype)
+            dy = (np.exp(log_p) * goal.sum(-1, keepdims=True) - goal) / by
         return total, count, dy
 
 
@@ -230,19 +239,21 @@ class Focal(_Classes):
 
     def _rows(
         self, y: Array, classes: Array, rows: Array | None, gradient: bool
-    ) -> tuple[float, float, Array | None]:
-        each = self._class_weights(y)
+    ) -> tuple[Any, Any, Array | None]:
+        each = self._class_weights(y, classes)
         on, at = classes >= 0, np.where(classes >= 0, classes, 0)
         v = each[at] * (on.astype(y.dtype) if rows is None else np.where(on, rows, 0))
-        count = float(v.sum(dtype=np.float64))
+        count = _deferred.number(v.sum(dtype=np.float64))
+        on, at, v = (_device.like(a, y) for a in (on, at, v))
         log_p, numbers = _log_softmax(y, on), _numbered(at, y)
         log_t = log_p[numbers, at]
         log_rest = np.log(-np.expm1(log_t))  # log(1 - p)
         value, slope = _focal_terms(log_t, log_rest, self.gamma)
-        total = float((v * value).sum(dtype=np.float64))
+        total = _deferred.number((v * value).sum(dtype=np.float64))
         dy = None
         if gradient:
-            part = (v * slope / y.dtype.type(count or 1))[:, None]
+            by = _deferred.scalar(_deferred.divisor(count), y.dtype)
+            part = (v * slope / by)[:, None]
             dy = -part * np.exp(log_p)
             dy[numbers, at] += part[:, 0]
         return total, count, dy

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .. import _check, _device, _native
+from .. import _check, _deferred, _device, _native
 from .._annotations import readable
 from .._check import Array, Lengths
 from .._ragged import Ragged, unwrapped
@@ -129,7 +129,7 @@ class CTC(Loss):
         *,
         gradient: bool = True,
         weights: Array | None = None,
-    ) -> tuple[float, float, Any]:
+    ) -> tuple[Any, Any, Any]:
         """Compute the sum of the losses, their count, and the gradient of their mean.
 
         Args:
@@ -144,7 +144,9 @@ class CTC(Loss):
                 sum of the weights. None: all weights are 1.
 
         Returns:
-            ``total, count, dy``; dy is of the kind of y, None without gradient.
+            ``total, count, dy``; of arrays of a device the total, and with ``impossible="skip"``
+            the count, are arrays without axes, which have not been waited for; dy is of the kind
+            of y, None without gradient.
 
         Raises:
             TypeError: an argument of the wrong type or dtype.
@@ -169,7 +171,7 @@ class CTC(Loss):
         used = possible & (factors > 0)
         paths = _paths(on & used[:, None], at, labels, np.where(used, counts, 0))
         each = factors / np.maximum(counts, 1) if self.normalize else factors
-        count = float(factors.sum())
+        count: Any = float(factors.sum())
         losses, d = _kernel(rows)(
             _check.contiguous(rows).reshape(-1, classes),
             *paths,
@@ -178,14 +180,17 @@ class CTC(Loss):
             self.impossible != "error",
             gradient,
         )
+        each, factors, used = (_device.like(a, losses) for a in (each, factors, used))
         losses = np.where(used, losses, 0)
-        if self.impossible != "error" and np.isposinf(losses).any():
-            infinite = np.isposinf(losses)
+        infinite = np.isposinf(losses)
+        if self.impossible != "error" and _may_be(infinite):
             losses = np.where(infinite, 0, losses)
             if self.impossible == "skip":
-                before, count = count, float(factors[~infinite].sum())
-                d = None if d is None else d * d.dtype.type(before / (count or 1))
-        return float((each * losses).sum()), count, None if d is None else _like(d, y, listed)
+                before, count = count, _left(factors, infinite, count)
+                by = _deferred.scalar(before / _deferred.divisor(count), rows.dtype)
+                d = None if d is None else d * by
+        total = _deferred.number((each * losses).sum())
+        return total, count, None if d is None else _like(d, y, listed)
 
     def _steps(self, y: Any, rows: Array, lengths: Lengths) -> tuple[Array, Array]:
         """Return which steps of each sequence count, ``[B,T]``, and their rows in flat logits."""
@@ -201,7 +206,7 @@ class CTC(Loss):
         if rows.ndim != 3:
             axes = "(B, T, V)" if self.batch_first else "(T, B, V)"
             raise ValueError(f"y: expected shape {axes}, got {rows.shape}")
-        mask = _device.host(self._mask(rows, lengths))
+        mask = self._mask(rows, lengths)
         on = np.ones(rows.shape[:2], bool) if mask is None else mask
         at = np.arange(on.size).reshape(on.shape)
         return (on, at) if self.batch_first else (on.T, at.T)
@@ -263,6 +268,19 @@ def _kernel(rows: Array) -> Any:
     from ._ctc_arrays import ctc  # here: most programs never need it
 
     return ctc
+
+
+def _may_be(flags: Array) -> bool:
+    """Return whether any is True, or may be: a device is not asked."""
+    return _device.of(flags) is not None or bool(flags.any())
+
+
+def _left(factors: Array, skipped: Array, count: float) -> Any:
+    """Return the sum of the factors that are left; ``count`` is that of all."""
+    if _device.of(factors) is None:
+        return float(factors[~skipped].sum())
+    # The very count where nothing is skipped: the gradient keeps its bits.
+    return np.where(skipped.any(), np.where(skipped, 0.0, factors).sum(), count)
 
 
 def _paths(on: Array, at: Array, labels: Array, counts: Array) -> _Paths:

@@ -73,7 +73,7 @@ def ctc(
     zero_infinite: bool,
     need_gradient: bool,
 ) -> tuple[Array, Any]:
-    """Return the losses ``[B]`` on the host, and the gradient of their sum times ``scales``.
+    """Return the losses ``[B]``, and the gradient of their sum times ``scales``.
 
     Args:
         y: logits ``[N,V]`` on a device.
@@ -93,7 +93,7 @@ def ctc(
     assert device is not None
     with device.here(), np.errstate(invalid="ignore", over="ignore", under="ignore"):
         if not len(row_offsets) - 1 or not y.size:
-            losses = np.where(np.diff(label_offsets) > 0, np.inf, 0.0)
+            losses = device.put(np.where(np.diff(label_offsets) > 0, np.inf, 0.0))
             return losses, device.xp.zeros_like(y) if need_gradient else None
         layout = _layout(device, rows, row_offsets, labels, label_offsets, blank)
         return _run(device.xp, device, y, layout, scales, zero_infinite, need_gradient)
@@ -125,9 +125,8 @@ def _run(
     before = xp.where(layout.last > 0, a[every, xp.maximum(layout.last - 1, 0)], NONE)
     total = xp.logaddexp(a[every, layout.last], before)
     total = xp.where(total < LIMIT, -np.inf, total)
-    losses = np.asarray(_device.host(-total))
     if not need_gradient:
-        return losses, None
+        return -total, None
     share = xp.exp(log_p)  # becomes the gradient
     later = xp.full(layout.classes.shape, NONE)
     later[every, layout.last] = 0
@@ -142,7 +141,7 @@ def _run(
     share = xp.where(xp.isnan(total)[:, None], np.nan, share)  # in all classes, at all steps
     dy = xp.zeros_like(y)
     dy[layout.at.reshape(-1)[layout.where]] = share.reshape(steps * batch, -1)[layout.where]
-    return losses, dy
+    return -total, dy
 
 
 def _from_before(xp: Any, a: Any, skips: Any) -> Any:

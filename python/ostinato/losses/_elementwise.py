@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import _check, _device
+from .. import _check, _deferred, _device
 from .._annotations import readable
 from .._check import Array, Lengths
 from ._base import Loss, _floats, _focal_terms, _hint, _weights
@@ -32,7 +32,7 @@ class _Elementwise(Loss):
         *,
         gradient: bool = True,
         weights: Array | None = None,
-    ) -> tuple[float, float, Array | None]:
+    ) -> tuple[Any, float, Array | None]:
         """Compute the sum of the losses, their count, and the gradient of their mean.
 
         Args:
@@ -45,7 +45,8 @@ class _Elementwise(Loss):
                 them, and the count is the sum of the weights. None: all weights are 1.
 
         Returns:
-            ``total, count, dy``; dy is None without gradient.
+            ``total, count, dy``; the total of arrays of a device is one without axes, which has
+            not been waited for; dy is None without gradient.
 
         Raises:
             TypeError: an argument of the wrong type or dtype.
@@ -64,21 +65,26 @@ class _Elementwise(Loss):
         # Infinity and NaN are answers, on which the Trainer stops; a square of something small may
         # become zero.
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-            on: Array | None = None
+            every: Array | None = None  # what counts, on the host
             if mask is None:
                 terms, slopes = self._terms(y, t)
                 count: float = y.size
             else:
-                on = np.broadcast_to(mask.reshape(mask.shape + (1,) * (y.ndim - 2)), y.shape)
+                flags = mask.reshape(mask.shape + (1,) * (y.ndim - 2))
+                every = np.broadcast_to(flags, y.shape)
+                on = np.broadcast_to(_device.like(flags, y), y.shape)
                 terms, slopes = self._terms(np.where(on, y, 0), np.where(on, t, 0))
                 terms, slopes = np.where(on, terms, 0), np.where(on, slopes, 0)
-                count = int(on.sum())
+                count = int(every.sum())
             if weights is not None:
-                w = _weights(weights, y.shape, y)
-                count = float((w if on is None else np.where(on, w, 0)).sum(dtype=np.float64))
+                w = _weights(weights, y.shape, y.dtype)
+                full = np.broadcast_to(w, y.shape)
+                counted = full if every is None else np.where(every, full, 0)
+                count = float(counted.sum(dtype=np.float64))
+                w = _device.like(w, y)
                 terms, slopes = terms * w, slopes * w
             dy = (slopes / (count or 1)).astype(y.dtype, copy=False) if gradient else None
-            total = float(terms.sum(dtype=np.float64))
+            total = _deferred.number(terms.sum(dtype=np.float64))
         return total, count, dy
 
 

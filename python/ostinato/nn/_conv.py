@@ -110,8 +110,13 @@ class Conv1d(Layer):
         n = np.asarray(_device.host(_device.taken(lengths)))
         if n.dtype.kind not in "iu":
             raise TypeError(f"lengths: expected whole numbers, got dtype {n.dtype}")
-        n = n.astype(np.int64) - (self._span if self.padding == "valid" else 0)
-        return np.maximum(-(-n // self.stride), 0)
+        return self._outputs_of(n.astype(np.int64))
+
+    def _outputs_of(self, n: Array) -> Array:
+        """Return the outputs of so many steps."""
+        n = n - (self._span if self.padding == "valid" else 0)
+        out: Array = np.maximum(-(-n // self.stride), 0)
+        return out
 
     def _times_after(self, times: dict[str, Any]) -> dict[str, Any]:
         """Return the options of time of the layers behind this one in a `Sequential`."""
@@ -203,10 +208,10 @@ class Conv1d(Layer):
             return None
         if self.stride == 1 and outputs == steps:
             return on
-        ends = (np.arange(1, steps + 1) * _device.host(on)).max(axis=1, initial=0)
-        counted: Array = np.arange(outputs) < self.output_lengths(ends)[:, None]
-        placed: Array = _device.like(counted, on)
-        return placed
+        clock, every = (_device.like(np.arange(n), on) for n in (steps, outputs))
+        ends = ((clock + 1) * on).max(axis=1, initial=0)
+        counted: Array = every < self._outputs_of(ends)[:, None]
+        return counted
 
     def _windows(self, x: Array) -> tuple[Array, int]:
         """Return the rows ``[B*T',K*I]`` that the products read, and the padding before x."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
-from .. import _native
+from .. import _deferred, _device, _native
 from .._annotations import readable
+from .._check import Array
 from ..nn import Layer
 from ._checks import check_above_zero
 
@@ -25,7 +27,14 @@ def global_norm(model: Layer) -> float:
     Returns:
         The norm; NaN if a gradient is NaN.
     """
-    total: float = _native.backend_for(model.flat_grads).square_sum(model.flat_grads)
+    return float(norm_of(model.flat_grads))
+
+
+def norm_of(grads: Array) -> Any:
+    """Return the norm of flat gradients; of those on a device an array without axes."""
+    total = _native.backend_for(grads).square_sum(grads)
+    if _device.of(total) is not None:
+        return np.sqrt(total)
     return math.sqrt(total) if total >= 0 else math.nan
 
 
@@ -55,11 +64,26 @@ def clip_by_norm(model: Layer, max_norm: float) -> float:
     networks".
     """
     check_above_zero("max_norm", max_norm)
-    norm = global_norm(model)
-    if norm > max_norm:
-        flat = model._writable_grads().flat
-        flat *= flat.dtype.type(max_norm / norm)
-    return norm
+    norm = norm_of(model.flat_grads)
+    limit_norm(model, norm, max_norm)
+    return float(norm)
+
+
+def limit_norm(model: Layer, norm: Any, max_norm: float) -> None:
+    """Scale gradients of a known norm, which a device need not have told, to ``max_norm`` at most.
+
+    On a device NaN stays NaN, and an infinite norm gives zeros.
+    """
+    if _device.of(norm) is not None:
+        scale(model, max_norm / np.maximum(norm, max_norm))  # exactly 1 up to the bound
+    elif norm > max_norm:
+        scale(model, max_norm / norm)
+
+
+def scale(model: Layer, factor: Any) -> None:
+    """Multiply all gradients of a model by a number, which may be an array without axes."""
+    flat = model._writable_grads().flat
+    flat *= _deferred.scalar(factor, flat.dtype)
 
 
 def clip_by_value(model: Layer, limit: float) -> None:

@@ -86,11 +86,13 @@ class Optimizer:
                     f"{pattern!r}"
                 )
 
-    def step(self, model: Layer) -> None:
+    def step(self, model: Layer, *, where: Any = None) -> None:
         """Move the parameters of a model by its gradients.
 
         Args:
             model: a layer, the same one every time.
+            where: a bool array without axes on the device of the model; if it is False, parameters
+                and buffers stay as they are, though the step is counted. None: True.
 
         Raises:
             KeyError: a pattern of ``groups`` that matches no parameter.
@@ -119,12 +121,24 @@ class Optimizer:
                 part = slice(start, stop)
                 buffers = [self.state[n][part] for n in self._buffers]
                 weight_decay = self.weight_decay if decay else 0.0
-                self._update(
-                    flat[part], grads[part], lr * factor, weight_decay, self.steps - begun, *buffers
-                )
+                given = flat[part], grads[part], lr * factor, weight_decay, self.steps - begun
+                if where is None:
+                    self._update(*given, *buffers)
+                else:
+                    self._update_where(where, *given, *buffers)
 
     def _update(self, p: Array, g: Array, lr: float, decay: float, age: int, *state: Array) -> None:
         raise NotImplementedError  # every optimiser below defines it
+
+    def _update_where(
+        self, where: Array, p: Array, g: Array, lr: float, decay: float, age: int, *state: Array
+    ) -> None:
+        """Make the update of copies, and take what it changed if a flag on the device is True."""
+        arrays = (p, *state)
+        copies = [a.copy() for a in arrays]
+        self._update(copies[0], g, lr, decay, age, *copies[1:])
+        for a, changed in zip(arrays, copies):
+            a[...] = np.where(where, changed, a)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the steps, the state of the schedule and copies of the buffers.
@@ -360,11 +374,24 @@ class Adam(Optimizer):
         self.eps = number("eps", eps)
 
     def _update(self, p: Array, g: Array, lr: float, decay: float, age: int, *state: Array) -> None:
+        self._adam(p, g, lr, decay, age, *state)
+
+    def _update_where(
+        self, where: Array, p: Array, g: Array, lr: float, decay: float, age: int, *state: Array
+    ) -> None:
+        if type(self)._update is Adam._update:
+            self._adam(p, g, lr, decay, age, *state, where=where)  # the kernel reads the flag
+        else:
+            super()._update_where(where, p, g, lr, decay, age, *state)
+
+    def _adam(
+        self, p: Array, g: Array, lr: float, decay: float, age: int, *state: Array, **more: Array
+    ) -> None:
         mean, square = state
         b1, b2 = self.betas
         corrections = (1 - b1**age, 1 - b2**age)
         _native.backend_for(p).adam_(
-            p, g, mean, square, lr, b1, b2, self.eps, decay, *corrections, self._decoupled
+            p, g, mean, square, lr, b1, b2, self.eps, decay, *corrections, self._decoupled, **more
         )
 
 

@@ -81,7 +81,8 @@ class Pinball(Loss):
         slope = np.where(d > 0, -q, np.where(d < 0, 1 - q, 0))
         terms = np.maximum(q * d, (q - 1) * d)
         if weights is not None:
-            w = _weights(weights, y.shape, y)
+            w = _weights(weights, y.shape, y.dtype)
+            w = np.broadcast_to(w, y.shape)
             count = float(np.where(on, w, 0).sum(dtype=np.float64))
             terms, slope = terms * w, slope * w
         dy = (slope / (count or 1)).astype(y.dtype) if gradient else None

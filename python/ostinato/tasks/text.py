@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from .. import _check, _device, losses, nn, optim
+from .. import _check, _deferred, _device, losses, nn, optim
 from .._annotations import readable
 from .._check import Array
 from ..data import StreamLoader
@@ -183,7 +183,7 @@ class CharModel:
     def _stream(
         self, prompt: Array, length: int, temperature: float, rng: np.random.Generator
     ) -> Iterator[str]:
-        y, state = self.model(self._placed(prompt[:, None]))
+        y, state = self._next(prompt[:, None], None)
         for _ in range(length):
             logits = _device.host(y[-1, 0]).astype(np.float64)
             if temperature == 0:
@@ -193,7 +193,12 @@ class CharModel:
                     p = np.exp((logits - logits.max()) / temperature)
                 k = int(rng.choice(len(p), p=p / p.sum()))
             yield self.alphabet[k]
-            y, state = self.model(self._placed(np.array([[k]])), state)
+            y, state = self._next(np.array([[k]]), state)
+
+    def _next(self, ids: Array, state: Any) -> tuple[Any, Any]:
+        with _deferred.gathered():  # a device is not asked whether these ids are in the alphabet
+            y, after = self.model(self._placed(ids), state)
+        return y, after
 
     def _placed(self, ids: Array) -> Any:
         return _device.like(ids, self.model.flat)
@@ -378,10 +383,12 @@ def _train(
     cut = int(len(source) * HELD_IN)
     prompt = source.text(cut, cut + 64)
     batch = min(BATCH, cut // 8)
-    train = StreamLoader(source.ids[:cut], batch, WINDOW)
-    valid = StreamLoader(
-        source.ids[cut : cut + MOST_VALID], min(BATCH, (len(source) - cut) // 8), 4 * WINDOW
+    # On a GPU the text goes there once, and windows are cut from it there.
+    learned, held_out = (
+        chars._placed(ids) for ids in (source.ids[:cut], source.ids[cut : cut + MOST_VALID])
     )
+    train = StreamLoader(learned, batch, WINDOW)
+    valid = StreamLoader(held_out, min(BATCH, (len(source) - cut) // 8), 4 * WINDOW)
     trainer = trainer_of(chars)
     trainer.callbacks.append(_Report(chars, prompt, folder, out))
     print(

@@ -44,8 +44,8 @@ class Callback:
         Args:
             trainer: the trainer of the run.
             step: the number of the update, from 1 on.
-            loss: its loss.
-            norm: the global norm of its gradients before clipping.
+            loss: its loss; on a GPU an array without axes, which ``float(loss)`` waits for.
+            norm: the global norm of its gradients before clipping, likewise.
         """
 
     def on_row(self, trainer: Trainer, row: Row) -> None:
@@ -156,8 +156,8 @@ class TensorBoard(Callback):
 
     def on_step(self, trainer: Trainer, step: int, loss: float, norm: float) -> None:
         if self.every is not None and step % self.every == 0:
-            self._writer.add_scalar("step/loss", loss, step)
-            self._writer.add_scalar("step/norm", norm, step)
+            self._writer.add_scalar("step/loss", float(loss), step)
+            self._writer.add_scalar("step/norm", float(norm), step)
 
     def on_row(self, trainer: Trainer, row: Row) -> None:
         for name, value in row.items():

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import _deferred, _device
 from .._check import Array
 from ..nn import Layer, Model, Recurrent, Sequential
 from ..nn._description import functions_of
@@ -31,11 +32,15 @@ from ._restore import (
 from ._signals import Signals
 from ._step import Stepper, Walk, Window
 from ._types import Batch, Diverged, History, Row, diverged
+from ._unread import MOST, Update, Updates
 
 if TYPE_CHECKING:
     from ._trainer import Trainer
 
 PATIENCE = "no better loss within patience"
+NOTHING_COUNTS = (
+    "train: expected at least one step that counts in the loss, got an epoch without any"
+)
 
 
 @dataclass
@@ -78,9 +83,12 @@ class Fit:
         self.best: Array | None = None  # parameters of the best validation
         self.resumed = False
         self.log = None if settings.log is None else Log(settings.log)
-        self._last: Window | None = (
-            None  # the window on which the loss of new parameters is checked
-        )
+        self._unread = Updates()
+        # The window on which the loss of new parameters is checked, and those of the first and the
+        # last update since then, one of which takes its place when they have been read.
+        self._last: Window | None = None
+        self._oldest: Window | None = None
+        self._newest: Window | None = None
         self._known_good = -1  # the last step whose parameters had a finite loss
         self._saved = (-1, -1)
         self._whole = True  # False within an update
@@ -130,6 +138,7 @@ class Fit:
                 for c in callbacks:
                     c.on_start(t)
                 self.history.stopped = self._loop(callbacks, signals)
+                self._read()
                 self._save()
         except BaseException as e:  # Ctrl-C, too: what is known to be good is saved
             self._rescue()
@@ -162,6 +171,10 @@ class Fit:
         Without validation these are the last good ones.
         """
         good = self._whole
+        try:
+            self._read()
+        except Exception as e:  # the error that ends the run came first; updates before it are good
+            good = good and isinstance(e, (Diverged, ValueError))
         if good and self.at.step > self._began:
             try:
                 self._save()
@@ -210,10 +223,7 @@ class Fit:
             if at.batch == 0 and began == (0, 0):
                 raise ValueError("train: expected at least one batch, got none")
             if at.step == before and began == (0, 0):
-                raise ValueError(
-                    "train: expected at least one step that counts in the loss, got an epoch "
-                    "without any"
-                )
+                raise ValueError(NOTHING_COUNTS)
             at.epoch, at.batch, self.state = at.epoch + 1, 0, None
             t._epochs = at.first_epoch + at.epoch
             if not s.validate_every and self._row(callbacks):
@@ -242,12 +252,85 @@ class Fit:
             if not continue_:
                 return ""
 
-    def _update(self, group: list[Batch]) -> tuple[float, float] | None:
-        """Make an update if anything counts, advance ``at``, and return the loss and the norm."""
-        t, at, stepper = self.trainer, self.at, self.stepper
-        summed = len(group) > 1
-        t.model.zero_grad()
-        total, weight, windows = 0.0, 0.0, []
+    def _update(self, group: list[Batch]) -> tuple[Any, Any] | None:
+        """Make an update if anything counts, advance ``at``, and return the loss and the norm.
+
+        On a device these are arrays without axes, for which nothing has waited.
+        """
+        before = self._here()
+        with _deferred.gathered() as checks:
+            total, weight, window, over = self._gradients(group)
+            at, done = self.at, None
+            if window is not None:
+                self._whole = False
+                value = _deferred.quotient(total, weight)
+                norm = self.stepper.apply(at.step + 1, value, weight, checks, summed=len(group) > 1)
+                if not self._unread.pending:
+                    self._oldest = window
+                self._newest = window
+                self._unread.pending.append(Update(total, weight, norm, checks, before))
+                at.step += 1
+                done = value, norm
+        at.window = 0 if over else self.walk.done
+        if over:
+            at.batch += len(group)
+        self._whole = True
+        self.trainer.at_step = at.step
+        if not self._waits():
+            self._read()
+        return done
+
+    def _waits(self) -> bool:
+        """Whether the figures of updates can stay on a device for now."""
+        pending = self._unread.pending
+        return len(pending) < MOST and any(u.waits for u in pending)
+
+    def _here(self) -> Callable[[], None]:
+        """Return what brings the run back to where it is now; the parameters stay."""
+        t, at, state = self.trainer, replace(self.at), self.state
+        walk, steps = Walk(self.walk.done, dict(self.walk.known)), t.optimizer.steps
+
+        def back() -> None:
+            t.optimizer.steps = steps
+            started = t.optimizer.started
+            t.optimizer.started = {n: begun for n, begun in started.items() if begun < steps}
+            figures = {n: getattr(self.at, n) for n in ("loss_sum", "loss_count", "norm")}
+            self.at, self.state, self.walk = replace(at, **figures), state, walk
+            t.at_step, t._epochs = at.step, at.first_epoch + at.epoch
+
+        return back
+
+    def _read(self) -> None:
+        """Read the figures of the updates since the last time.
+
+        If one was not made, since a check had failed, nor were those after it: then the run is
+        brought back to where it stood before, and the error is raised.
+        """
+        if not self._unread.pending:
+            return
+        at = self.at
+        figures, norm, failed = self._unread.read(self.stepper.sound)
+        for total, weight in figures:
+            at.loss_sum, at.loss_count = at.loss_sum + total, at.loss_count + weight
+        if figures:
+            at.norm = norm
+            # What an update that was not made has read may not be finite.
+            self._last = self._newest if failed is None else self._oldest
+        if failed is None:
+            return
+        failed.before()
+        _deferred.raise_first(failed.checks)
+
+    def _gradients(self, group: list[Batch]) -> tuple[Any, Any, Window | None, bool]:
+        """Compute the gradients of an update.
+
+        Returns:
+            The sum of the losses, by how much it counts, the first window of which anything counts
+            or None, and whether the group of batches is at its end.
+        """
+        at, stepper, summed = self.at, self.stepper, len(group) > 1
+        self.trainer.model.zero_grad()
+        total, weight, first = 0.0, 0.0, None
         over = True
         for k, batch in enumerate(group):
             if k:
@@ -256,27 +339,13 @@ class Fit:
             if window is None:
                 continue
             result = stepper.gradients(window, at.step + 1, self._rng(k), summed=summed)
-            if result.weight:
-                windows.append(window)
+            if result.counts:
+                first = first or window
             total, weight = total + result.loss * result.weight, weight + result.weight
             over = stepper.advance(batch, self.walk, result.state)
             if over:
                 self.state = self.walk.known[self.walk.done] if self.source.carries_state else None
-        done = None
-        if windows:
-            self._whole = False
-            value = total / weight
-            at.norm = stepper.apply(at.step + 1, value, weight, summed=summed)
-            self._last = windows[0]
-            at.step += 1
-            done = value, at.norm
-        at.loss_sum, at.loss_count = at.loss_sum + total, at.loss_count + weight
-        at.window = 0 if over else self.walk.done
-        if over:
-            at.batch += len(group)
-        self._whole = True
-        t.at_step = at.step
-        return done
+        return total, weight, first, over
 
     def _rng(self, batch: int) -> Any:
         """Return the generator of an update.
@@ -289,9 +358,7 @@ class Fit:
         place = (self.settings.seed, 1, at.first_epoch + at.epoch, at.batch + batch, at.window)
         return np.random.default_rng(place)
 
-    def _after(
-        self, loss: float, norm: float, callbacks: Sequence[Callback], signals: Signals
-    ) -> str:
+    def _after(self, loss: Any, norm: Any, callbacks: Sequence[Callback], signals: Signals) -> str:
         """Do what follows an update; return why the run ends, or ""."""
         t, at, s = self.trainer, self.at, self.settings
         for c in callbacks:
@@ -318,7 +385,10 @@ class Fit:
 
     def _row(self, callbacks: Sequence[Callback]) -> bool:
         """Add a row to the history, validated if there is data; return whether patience ends."""
+        self._read()
         t, at, s = self.trainer, self.at, self.settings
+        if not at.loss_count and self._unseen() and _device.of(t.model.flat) is not None:
+            raise ValueError(NOTHING_COUNTS)  # whether anything counts is known now
         at.seconds = time.monotonic() - self._started
         row: Row = {
             "step": at.step,
@@ -395,6 +465,7 @@ class Fit:
         key = (self.at.step, len(self.history.rows))
         if s.checkpoint is None or self._saved == key or not self.at.step:
             return
+        self._read()
         self._try()
         self.at.seconds = time.monotonic() - self._started
         _checkpoint.write(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,6 +40,7 @@ class Form:
         per_sequence: a target a sequence, in place of one a step.
         loss_first: ``batch_first`` of the loss.
         labels: whether the target is the labels of each sequence, ``[B,S]``, see `losses.CTC`.
+        host_targets: whether the loss moves the target to the device itself.
     """
 
     model: Layer
@@ -47,6 +48,7 @@ class Form:
     per_sequence: bool
     loss_first: bool | None
     labels: bool = False
+    host_targets: bool = False
 
     @property
     def outputs(self) -> str:
@@ -295,7 +297,19 @@ class Source:
         x = contiguous(x)
         given = Batch(x, target, times, self.time_major, rows)
         refuse_non_finite(given, infinite=self.name != "data")  # NaN shows in the loss of training
-        return replace(given, x=self.form.placed(x), target=self.form.placed(target))
+        return self._placed(given)
+
+    def _placed(self, given: Batch) -> Batch:
+        """Return a batch whose x is where the model is; so is its target unless the loss moves it.
+
+        What leaves the host is looked at before: later one would have to wait for it.
+        """
+        x, target = self.form.placed(given.x), given.target
+        if not self.form.host_targets:
+            target = self.form.placed(target)
+        moved = _on_device(x) and not _on_device(given.x)
+        known = first_non_finite(given) if moved and not _on_device(given.target) else ""
+        return replace(given, x=x, target=target, non_finite=known)
 
     def _of_several(self, x: Inputs, target: Any, times: Times, rows: Any) -> Batch:
         """Return a checked batch of several inputs."""
@@ -307,9 +321,8 @@ class Source:
             target, times = target.rows, _none_beside_ragged(times)
         else:
             self._check_times(times)
-        placed = self.form.placed(inputs), self.form.placed(target)
         whole = self.form.outputs == "last" or target.ndim < 2
-        return Batch(*placed, times, self.time_major, rows, per_sequence=whole)
+        return self._placed(Batch(inputs, target, times, self.time_major, rows, per_sequence=whole))
 
     def _check_layout(self, x: Array, times: Times, first: bool) -> None:
         size = getattr(self.loader, "batch_size", None)
@@ -551,6 +564,19 @@ def first_non_finite(batch: Batch) -> str:
         if found is not None:
             return f"{name} holds {found[0]} at {found[1]}"
     return "x and target are finite, so it came of the parameters: a lower lr or clip_norm may help"
+
+
+def _on_device(a: Any) -> bool:
+    """Return whether an array, sequences or one of several inputs is on a device."""
+    if isinstance(a, Inputs):
+        return any(_on_device(one) for _, one in a.items())
+    return _device.of(leaves(a)) is not None
+
+
+def culprit_of(batch: Batch) -> Callable[[], str]:
+    """Return what tells the first input that is not finite, holding no array of the host's."""
+    known = batch.non_finite
+    return (lambda: known) if known else lambda: first_non_finite(batch)
 
 
 def _on_host(a: Any) -> Any:

@@ -93,9 +93,10 @@ class Progress(Callback):
             return
         self._last = now
         if self._bar is not None:
-            self._bar.set_postfix({"loss": f"{loss:.4g}", "norm": f"{norm:.3g}"}, refresh=False)
+            shown = {"loss": f"{float(loss):.4g}", "norm": f"{float(norm):.3g}"}
+            self._bar.set_postfix(shown, refresh=False)
             return
-        text = f"step {step}  loss {loss:.4f}  norm {norm:.3g}"
+        text = f"step {step}  loss {float(loss):.4f}  norm {float(norm):.3g}"
         if self.total:
             done = min(step / self.total, 1.0)
             left = (now - self._begun) / max(step - self._first, 1) * max(self.total - step, 0)

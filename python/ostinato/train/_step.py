@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import _check, _device
+from .. import _check, _deferred, _device
 from .._check import Array
 from .._ragged import Ragged
 from ..data import Inputs
@@ -17,8 +18,9 @@ from ..losses import Loss
 from ..nn import Activation, Dropout, Layer, LayerNorm, Linear, Model, Recurrent, Sequential
 from ..nn._layer import layers_of
 from ..nn._model import takes
-from ..optim import clip_by_value, global_norm
-from ._inputs import first_non_finite, taking_part
+from ..optim import Optimizer, clip_by_value
+from ..optim._clipping import limit_norm, norm_of, scale
+from ._inputs import culprit_of, taking_part
 from ._types import Batch, Times, diverged
 
 if TYPE_CHECKING:
@@ -46,11 +48,19 @@ class Window:
 
 @dataclass
 class Result:
-    """Mean loss of a window, its weight, and the state after it."""
+    """Mean loss of a window, its weight, and the state after it.
 
-    loss: float
-    weight: float
+    Loss and weight may be arrays without axes, of which a device has not been asked.
+    """
+
+    loss: Any
+    weight: Any
     state: Any
+
+    @property
+    def counts(self) -> bool:
+        """Whether anything of the window counts, or may do: a device is not asked."""
+        return _device.of(self.weight) is not None or bool(self.weight)
 
 
 def tells_last(model: Layer) -> bool:
@@ -74,9 +84,10 @@ def reads_steps(model: Layer) -> bool:
 
 def measure(
     loss: Loss, y: Array, target: Array, counts: Any, weights: Any, time_major: bool, gradient: bool
-) -> tuple[float, float, Any]:
+) -> tuple[Any, Any, Any]:
     """Return the mean loss, by how much it counts (what the mean divides by), and its gradient.
 
+    The first two are floats, or arrays without axes where a device has not been asked for them.
     A loss that overrides ``__call__`` and not `Loss.parts` is called, and counts by its steps.
     """
     if loss.takes_sequences and loss.batch_first is None:
@@ -99,10 +110,11 @@ def measure(
             weight = float(math.prod(y.shape[:-1]))
         else:
             weight = float(np.sum(counts))
-        return float(value), weight, gradient_of_y
+        return _deferred.number(value), weight, gradient_of_y
     total, count, dy = loss.parts(y, target, counts, gradient=gradient, **given)
     dy = dy.rows if isinstance(dy, Ragged) else dy
-    return float(total) / (float(count) or 1.0), float(count), dy
+    total, count = _deferred.number(total), _deferred.number(count)
+    return _deferred.quotient(total, count), count, dy
 
 
 def _calls(loss: Loss) -> bool:
@@ -124,6 +136,7 @@ class Stepper:
         self.picks_step = self.outputs != "all" and tells_last(self.model)
         self.reduces = bool(getattr(self.model, "reduces_time", False))
         self.previous: Array | None = None  # the parameters before the last update
+        self.sound: Any = 0.0  # on a device NaN from the first update on that was not made
 
     # -- forward -----------------------------------------------------------------------------------
 
@@ -242,21 +255,16 @@ class Stepper:
             mask = batch.times.get("mask")
             if mask is None:
                 return y.rows, batch.target, None, weights, None
-            return (
-                y.rows[mask],
-                batch.target[mask],
-                None,
-                None if weights is None else weights[mask],
-                mask,
-            )
+            on = np.flatnonzero(mask)  # a device need not look for them
+            return y.rows[on], batch.target[on], None, None if weights is None else weights[on], on
         return y, batch.target, self.counts(batch), weights, None
 
     def _whole(self, batch: Batch, y: Any, weights: Any) -> tuple[Any, Array, Any, Any, Any]:
         """Return what a loss of whole sequences sees: ragged outputs stay cut."""
         mask = batch.times.get("mask")
         if isinstance(y, Ragged) and mask is not None:
-            ends = np.concatenate([[0], np.cumsum(mask)])
-            return Ragged(y.rows[mask], ends[y.offsets]), batch.target, None, weights, mask
+            ends, on = np.concatenate([[0], np.cumsum(mask)]), np.flatnonzero(mask)
+            return Ragged(y.rows[on], ends[y.offsets]), batch.target, None, weights, on
         return y, batch.target, None if isinstance(y, Ragged) else self.counts(batch), weights, None
 
     def _step_weights(self, batch: Batch, weights: Any) -> Any:
@@ -310,14 +318,15 @@ class Stepper:
             value, weight, d = measure(
                 self.trainer.loss, picked, target, counts, weights, batch.time_major, gradient=True
             )
-            if not math.isfinite(value):
-                raise diverged(f"the loss is {value} at step {step}\n{first_non_finite(batch)}")
-            if weight:
-                pullback(
-                    self._spread(y, d * weight if summed else d, where, batch, silent),
-                    need_dx=False,
-                )
-        return Result(value, weight, state)
+            why = culprit_of(batch)
+            _deferred.refuse_non_finite(
+                value, lambda: diverged(f"the loss is {float(value)} at step {step}\n{why()}")
+            )
+            result = Result(value, weight, state)
+            if result.counts:
+                d = d * _deferred.scalar(weight, d.dtype) if summed else d
+                pullback(self._spread(y, d, where, batch, silent), need_dx=False)
+        return result
 
     def _spread(self, y: Any, d: Array, where: Any, batch: Batch, silent: int) -> Array:
         """Return the gradient of all of y, from that of what the loss saw."""
@@ -327,31 +336,63 @@ class Stepper:
         dy[where if where is not None else (slice(None),) * batch.axis + (slice(silent, None),)] = d
         return dy
 
-    def apply(self, step: int, loss: float, weight: float, *, summed: bool) -> float:
-        """Clip the gradients and move the parameters; returns the norm before clipping."""
+    def apply(
+        self,
+        step: int,
+        loss: Any,
+        weight: Any,
+        checks: Sequence[_deferred.Check],
+        *,
+        summed: bool,
+    ) -> Any:
+        """Clip the gradients and move the parameters; returns the norm before clipping.
+
+        On a device nothing is waited for: whether the checks of this step and of those before it
+        have passed is a flag there, without which nothing moves.
+        """
         t, model = self.trainer, self.model
         with np.errstate(**QUIET):
             if summed:
-                grads = model._writable_grads().flat
-                grads *= grads.dtype.type(1 / weight)
-            norm = global_norm(model)
-            if not math.isfinite(norm):
-                raise diverged(
-                    f"the gradients are not finite at step {step}, at a loss of {loss:.6g}"
-                )
+                scale(model, 1 / _deferred.divisor(weight))
+            norm = norm_of(model.flat_grads)
+            _deferred.refuse_non_finite(
+                norm,
+                lambda: diverged(
+                    f"the gradients are not finite at step {step}, at a loss of {float(loss):.6g}"
+                ),
+            )
             if t.clip_value is not None:
                 clip_by_value(model, t.clip_value)
             if t.clip_norm is not None:
-                now = norm if t.clip_value is None else global_norm(model)
-                if now > t.clip_norm:
-                    grads = model._writable_grads().flat
-                    grads *= grads.dtype.type(t.clip_norm / now)
-            if self.previous is None or self.previous.shape != model.flat.shape:
-                self.previous = model.flat.copy()
-            else:
-                self.previous[...] = model.flat
-            t.optimizer.step(model)
+                now = norm if t.clip_value is None else norm_of(model.flat_grads)
+                limit_norm(model, now, t.clip_norm)
+            self._move(self._passed(checks, weight))
         return norm
+
+    def _passed(self, checks: Sequence[_deferred.Check], weight: Any) -> Any:
+        """Return a flag of the device: all is well so far, and something counts; None: it is."""
+        for check in checks:
+            self.sound = check.marked(self.sound)
+        if not checks:
+            return None
+        passed = self.sound == 0
+        return passed if _device.of(weight) is None else passed & (weight != 0)
+
+    def _move(self, where: Any) -> None:
+        """Make the update, if a flag of the device is True or there is none."""
+        model, optimizer = self.model, self.trainer.optimizer
+        if self.previous is None or self.previous.shape != model.flat.shape:
+            self.previous = model.flat.copy()
+        elif where is None:
+            self.previous[...] = model.flat
+        else:
+            self.previous[...] = np.where(where, model.flat, self.previous)
+        if where is None:
+            optimizer.step(model)
+        elif type(optimizer).step is Optimizer.step:
+            optimizer.step(model, where=where)
+        elif bool(where):  # a step of the user's own knows of no flag
+            optimizer.step(model)
 
     # -- truncated backpropagation -----------------------------------------------------------------
 
@@ -404,7 +445,7 @@ class Stepper:
             value, _, _ = measure(
                 self.trainer.loss, picked, target, counts, weights, part.time_major, gradient=False
             )
-        return value
+        return float(value)
 
 
 def _steps(a: Array, axis: int, start: int, end: int | None) -> Array:

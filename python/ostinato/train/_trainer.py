@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import _check, _device
+from .. import _check, _deferred, _device
 from .._annotations import readable
 from .._check import Array
 from .._ragged import Ragged, as_given, flat_flags, leaves
@@ -22,6 +21,7 @@ from .._recording import refuse_overridden
 from .._segments import parse as parse_limit
 from ..data import Inputs, as_array, whole_input
 from ..losses import Loss
+from ..losses._base import takes_host_targets
 from ..nn import Layer, Recurrent
 from ..nn._layer import layers_of
 from ..optim import Adam, Optimizer
@@ -29,11 +29,12 @@ from ..optim._checks import check_above_zero
 from . import metrics as _metrics
 from ._callbacks import Callback
 from ._fit import Fit, Settings
-from ._inputs import Form, Source, contiguous, first_non_finite, refuse_non_finite, sequences
+from ._inputs import Form, Source, contiguous, culprit_of, refuse_non_finite, sequences
 from ._log import Log
 from ._progress import Progress
 from ._step import Stepper, check_strides, measure, tells_last
 from ._types import Batch, History, Row, Times
+from ._unread import Tally
 
 OUTPUTS = ("all", "last", "last_step")
 
@@ -216,7 +217,14 @@ class Trainer:
     def _form(self) -> Form:
         per_sequence = self.outputs != "all" or bool(getattr(self.model, "reduces_time", False))
         labels = self.loss.takes_sequences
-        return Form(self.model, self.time_major, per_sequence, self.loss.batch_first, labels)
+        return Form(
+            self.model,
+            self.time_major,
+            per_sequence,
+            self.loss.batch_first,
+            labels,
+            takes_host_targets(self.loss),
+        )
 
     def _placed(self, a: Any) -> Any:
         """Return an array, or sequences, on the device of the model."""
@@ -245,8 +253,7 @@ class Trainer:
 
     def _evaluate(self, source: Source) -> tuple[Row, str]:
         """Return the figures, and what is known of the first value that is not finite."""
-        stepper, state = Stepper(self), None
-        total, count, batches, culprit = 0.0, 0.0, 0, ""
+        stepper, state, tally = Stepper(self), None, Tally()
         metrics = {
             name: copy.deepcopy(m)
             if not isinstance(m, _metrics.Function)
@@ -256,31 +263,31 @@ class Trainer:
         for metric in metrics.values():
             metric.reset()
         for batch in source.batches(0):
-            y, new = stepper.forward(batch, state)
-            state = new if source.carries_state else None
-            picked, target, counts, weights, _ = stepper.seen(batch, y)
-            with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-                value, n, _ = measure(
-                    self.loss, picked, target, counts, weights, batch.time_major, gradient=False
-                )
-            if not math.isfinite(value) and not culprit:
-                culprit = first_non_finite(batch)
-            total, count, batches = total + value * n, count + n, batches + 1
+            with _deferred.gathered() as checks:
+                y, new = stepper.forward(batch, state)
+                state = new if source.carries_state else None
+                picked, target, counts, weights, _ = stepper.seen(batch, y)
+                with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+                    value, n, _ = measure(
+                        self.loss, picked, target, counts, weights, batch.time_major, gradient=False
+                    )
+            tally.add(value, n, checks, culprit_of(batch))
             for metric in metrics.values():
                 _feed(metric, picked, target, counts, batch)
-        if batches == 0:
+        tally.read()
+        if tally.batches == 0:
             raise ValueError(
                 "data: expected at least one batch, got none (an iterator serves once: give a "
                 "loader or a list)"
             )
-        if not count:
+        if not tally.count:
             raise ValueError(
                 f"{source.name}: expected at least one step that counts in the loss, got none"
             )
         return {
-            "loss": total / count,
+            "loss": tally.total / tally.count,
             **{n: float(m.compute()) for n, m in metrics.items()},
-        }, culprit
+        }, tally.culprit
 
     # -- predict -----------------------------------------------------------------------------------
 
@@ -339,12 +346,14 @@ class Trainer:
                 times[name] = np.asarray(_device.host(as_array(name, times[name])))
                 _check.flags(name, times[name], x.shape[1], x.shape[0], True)
         parts, stepper = [], Stepper(self)
-        for k in range(0, max(len(x), 1), batch_size):
-            rows = slice(k, k + batch_size)
-            some = {n: v[rows] if isinstance(v, np.ndarray) else v for n, v in times.items()}
-            batch = Batch(contiguous(x[rows]), None, some, False, np.arange(len(x))[rows])
-            refuse_non_finite(batch)
-            parts.append(self._outputs(stepper, replace(batch, x=form.placed(batch.x))))
+        with _deferred.gathered() as checks:
+            for k in range(0, max(len(x), 1), batch_size):
+                rows = slice(k, k + batch_size)
+                some = {n: v[rows] if isinstance(v, np.ndarray) else v for n, v in times.items()}
+                batch = Batch(contiguous(x[rows]), None, some, False, np.arange(len(x))[rows])
+                refuse_non_finite(batch)
+                parts.append(self._outputs(stepper, replace(batch, x=form.placed(batch.x))))
+        _deferred.raise_first(checks)
         y = np.concatenate(parts)
         return _device.host(y) if isinstance(x, np.ndarray) else y
 
@@ -357,11 +366,13 @@ class Trainer:
         inputs = x.mapped(whole_input).mapped(form.converted)
         form.refuse_arrays("x", inputs)
         count, parts, stepper = inputs.count(), [], Stepper(self)
-        for k in range(0, max(count, 1), batch_size):
-            some = inputs.take(np.arange(k, min(k + batch_size, count)))
-            batch = Batch(some, None, {}, False)
-            refuse_non_finite(batch)
-            parts.append(stepper.forward(replace(batch, x=form.placed(some)), None)[0])
+        with _deferred.gathered() as checks:
+            for k in range(0, max(count, 1), batch_size):
+                some = inputs.take(np.arange(k, min(k + batch_size, count)))
+                batch = Batch(some, None, {}, False)
+                refuse_non_finite(batch)
+                parts.append(stepper.forward(replace(batch, x=form.placed(some)), None)[0])
+        _deferred.raise_first(checks)
         if isinstance(parts[0], Ragged):
             joined = [one for part in parts for one in part.like(_device.host(part.rows))]
             return Ragged.join(joined)
@@ -377,16 +388,18 @@ class Trainer:
         flags = {n: flat_flags(n, times[n], x) for n in names}
         more = {n: v for n, v in times.items() if n not in flags}
         parts, lengths, stepper = [], [], Stepper(self)
-        for k in range(0, max(len(x), 1), batch_size):
-            some = np.arange(k, min(k + batch_size, len(x)))
-            part = x.take(some)
-            cut: Times = {n: x.like(f).take(some).rows for n, f in flags.items() if f is not None}
-            batch = Batch(part, None, {**more, **cut}, bool(self.time_major))
-            refuse_non_finite(batch)
-            batch = replace(batch, x=self._placed(part))
-            y = self._outputs(stepper, batch)
-            parts.append(y.rows if isinstance(y, Ragged) else y)
-            lengths.append(y.lengths if isinstance(y, Ragged) else part.lengths)
+        with _deferred.gathered() as checks:
+            for k in range(0, max(len(x), 1), batch_size):
+                some = np.arange(k, min(k + batch_size, len(x)))
+                part = x.take(some)
+                cut = {n: x.like(f).take(some).rows for n, f in flags.items() if f is not None}
+                batch = Batch(part, None, {**more, **cut}, bool(self.time_major))
+                refuse_non_finite(batch)
+                batch = replace(batch, x=self._placed(part))
+                y = self._outputs(stepper, batch)
+                parts.append(y.rows if isinstance(y, Ragged) else y)
+                lengths.append(y.lengths if isinstance(y, Ragged) else part.lengths)
+        _deferred.raise_first(checks)
         y = np.concatenate(parts)
         y = _device.host(y) if isinstance(leaves(x), np.ndarray) else y
         if self.outputs != "all" or stepper.reduces:
@@ -642,6 +655,8 @@ def _check_files(s: Settings, resume: bool, overwrite: bool) -> None:
 
 def _feed(metric: _metrics.Metric, y: Array, target: Array, counts: Any, batch: Batch) -> None:
     """Give a batch to a metric: to a function as it counts, to others as a mask."""
+    if not metric.takes_sequences:
+        target = _device.like(target, y)
     if isinstance(metric, _metrics.Function):
         metric.add(y, target, counts)
         return

@@ -42,6 +42,8 @@ class Batch:
         time_major: the layout.
         rows: numbers of the samples of whole arrays, in the order of the batch; None if unknown.
         per_sequence: whether the target is one a sequence.
+        non_finite: what is known of the first value that is not finite, if x and the target have
+            left the host; "" if they can be asked.
     """
 
     x: Any
@@ -50,6 +52,7 @@ class Batch:
     time_major: bool
     rows: Any = None
     per_sequence: bool = False
+    non_finite: str = ""
 
     @property
     def axis(self) -> int:

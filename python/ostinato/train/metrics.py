@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import _check, _device
+from .. import _check, _deferred, _device
 from .._annotations import readable
 from .._check import Array
 from ..decoding._ctc import ctc_greedy
@@ -119,6 +119,19 @@ class _Mean(Metric):
     def reset(self) -> None:
         """Forget all batches."""
         self._sum, self._count = 0.0, 0.0
+        self._unread: list[tuple[Any, Any]] = []
+
+    def _add(self, total: Any, count: Any) -> None:
+        """Add to sum and count; numbers that are on a device are read together, in `compute`."""
+        self._unread.append((_deferred.number(total), _deferred.number(count)))
+        if all(_device.of(one) is None for one in self._unread[-1]):
+            self._read()
+
+    def _read(self) -> None:
+        flat = _deferred.numbers([one for pair in self._unread for one in pair])
+        self._unread = []
+        for total, count in zip(flat[::2], flat[1::2]):
+            self._sum, self._count = self._sum + total, self._count + count
 
     def compute(self) -> float:
         """Compute the figure of all batches.
@@ -126,6 +139,7 @@ class _Mean(Metric):
         Returns:
             The figure; NaN without any batch.
         """
+        self._read()
         return self._sum / self._count if self._count else math.nan
 
 
@@ -162,10 +176,11 @@ class Accuracy(_Mean):
         Raises:
             ValueError: a target of another shape.
         """
-        guess, target = _classes(*_counted(y, target, on))
+        guess, target = _classes(y, _device.like(target, y))
         known = target != self.ignore_index
-        self._sum += float(((guess == target) & known).sum())
-        self._count += float(known.sum())
+        if on is not None:
+            known &= _device.like(on, y).reshape(on.shape + (1,) * (known.ndim - on.ndim))
+        self._add(((guess == target) & known).sum(), known.sum())
 
 
 def _classes(y: Array, target: Array) -> tuple[Array, Array]:
@@ -273,8 +288,7 @@ class MAE(_Mean):
         y, target = _counted(y, target, on)
         if y.shape != target.shape:
             raise ValueError(f"target: expected the shape of y {y.shape}, got {target.shape}")
-        self._sum += float(np.abs(y.astype(np.float64) - target).sum())
-        self._count += y.size
+        self._add(np.abs(y.astype(np.float64) - target).sum(), y.size)
 
 
 class BitsPerCharacter(_Mean):
@@ -308,8 +322,7 @@ class BitsPerCharacter(_Mean):
             ValueError: a target of another shape, or a class number out of range.
         """
         total, count, _ = self._loss.parts(*_counted(y, target, on), gradient=False)
-        self._sum += total / math.log(2)
-        self._count += count
+        self._add(total / math.log(2), count)
 
 
 class AveragePrecision(Metric):
@@ -444,11 +457,10 @@ class Function(_Mean):
         self.function = function
 
     def add(self, y: Array, target: Array, lengths: Any) -> None:
-        total, count = self.function(y, target, lengths)
-        self._sum += float(total)
-        self._count += float(count)
+        self._add(*self.function(y, target, lengths))
 
     def compute(self) -> float:
+        self._read()
         return self._sum / (self._count or 1)
 
 
