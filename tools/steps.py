@@ -284,7 +284,7 @@ CASES = [
     forward("lstm float16 of 16 units", "Lstm, float, Half, 16", **LSTM | {"matrix": 32}),
     forward("lstm bfloat16", "Lstm, float, Bfloat, 8", **LSTM),
     forward("lstm split", "Lstm, float, float, 8", **LSTM | {"matrix": 48, "asked": 128}),
-    forward("gru float16", "Gru, float, Half, 8", matrix=16, functions=6, stores=1),
+    forward("gru float16", "Gru, float, Half, 8", matrix=12, functions=6, stores=1),
     forward("rnn_tanh float16", "Elman<Tanh>, float, Half, 16", matrix=8, functions=2, stores=1),
     backward("lstm bfloat16 backward", "float, Bfloat, 16, 1", matrix=32, asked=256, posts=2),
     backward("lstm bfloat16 backward of 4", "float, Bfloat, 16, 4", matrix=32, asked=64, posts=2),
