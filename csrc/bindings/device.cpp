@@ -25,8 +25,7 @@ void bind_device(py::module_& m) {
         return emulated::persistent_kernels(own, hidden, word, backward, upstream, emulated::DeviceCells());
       },
       py::arg("columns"), py::arg("hidden"), py::arg("word"), py::arg("backward"), py::arg("upstream"));
-  m.def("exchange_bytes", &emulated::exchange_bytes, py::arg("step_bytes"), py::arg("span"), py::arg("groups"), py::arg("co_launched"),
-        py::arg("layer_pipelined"));
+  m.def("exchange_bytes", &emulated::exchange_bytes, py::arg("step_bytes"), py::arg("span"), py::arg("groups"), py::arg("co_launched"));
   m.def(
       "stream_bytes", [](int cell, Index hidden) { return emulated::stream_bytes(CellId(cell), hidden, emulated::DeviceCells()); },
       py::arg("cell"), py::arg("hidden"));

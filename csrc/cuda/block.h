@@ -110,20 +110,32 @@ struct Block {
   }
 };
 
-// Start an asynchronous copy to shared memory. After `async_wait` a thread sees the copies that it
-// started itself.
+// Start an asynchronous copy to shared memory; `async_commit` makes a group of those that a thread has
+// started. After `async_wait` it sees those of its own groups, but for the last kGroups of them.
 template <int kBytes>
 OST_HD void copy_async(void* to, const void* from) {
 #if defined(__CUDA_ARCH__)
-  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(unsigned(__cvta_generic_to_shared(to))), "l"(from), "n"(kBytes)
-               : "memory");
+  const unsigned place = unsigned(__cvta_generic_to_shared(to));
+  if constexpr (kBytes == 16)  // past the first cache: they are read once
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(place), "l"(from) : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(place), "l"(from), "n"(kBytes) : "memory");
 #else
   __builtin_memcpy(to, from, kBytes);
 #endif
 }
+OST_HD void async_commit() {
+#if defined(__CUDA_ARCH__)
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+template <int kGroups = 0>
 OST_HD void async_wait() {
 #if defined(__CUDA_ARCH__)
-  asm volatile("cp.async.wait_all;" ::: "memory");
+  if constexpr (kGroups > 0)
+    asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
+  else
+    asm volatile("cp.async.wait_all;" ::: "memory");
 #endif
 }
 
@@ -145,6 +157,25 @@ struct PerThread {
   R values[kThreads];
 #endif
 };
+
+// What the neighbour has, whose number differs in the lowest bit. All threads of a warp ask.
+template <class R>
+OST_HD R of_neighbour(PerThread<R>& values, [[maybe_unused]] int thread) {
+#if defined(__CUDA_ARCH__)
+  return __shfl_xor_sync(0xffffffffu, values.value, 1);
+#else
+  return values.values[thread ^ 1];
+#endif
+}
+
+// The same number, of which the compiler does not know how it was computed: it stays in a register
+// where the compiler would compute it anew at every use.
+OST_HD int kept(int n) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+r"(n));
+#endif
+  return n;
+}
 
 struct Grid {
   Index x, y = 1, z = 1;

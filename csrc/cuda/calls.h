@@ -106,17 +106,17 @@ void act(Run& run, const PackSharedArgs& a) {
                                                      bool transposed) {
       using From = SharedWeights<Word>;
       using Phase = typename K::template Phase<F>;
-      const Index tiles = Phase::tiles_of(p.hidden);
+      const Index inputs = Phase::E::padded(Phase::sent(p.hidden));
       const From from{static_cast<const Word*>(own),
                       a.upstream ? static_cast<const Word*>(upstream) : nullptr,
                       p.hidden,
-                      tiles * 16,
+                      inputs,
                       Phase::kColumns,
                       product_columns<C>(F + 1),
                       product_columns<C>(0),
                       transposed};
-      run(typename Phase::template Pack<From>{from, needed<FragmentA>(to, "shared"), pointer<float>(scales), tiles * (1 + a.upstream),
-                                              K::blocks_of(p.hidden), Phase::kOuts});
+      run(typename Phase::template Pack<From>{from, needed<FragmentA>(to, "shared"), pointer<float>(scales),
+                                              2 * Phase::E::depth(inputs) * (1 + a.upstream), K::blocks_of(p.hidden)});
     };
     if (a.shared.panels[0])
       with_persistent<C, T, W>(plan, [&]<class K>(K* kernel) {

@@ -70,7 +70,7 @@ template <int n>
 OST_HD bool is_unset(const std::uint32_t* words) {
   bool any = false;
   OST_UNROLL
-  for (int i = 0; i < n; ++i) any = any || words[i] == kUnset;
+  for (int i = 0; i < n; ++i) any |= words[i] == kUnset;
   return any;
 }
 // Pack two numbers into a word that is not kUnset.
@@ -107,23 +107,39 @@ OST_HD void split_float(float v, Word* words) {
   }
 }
 
-// Set the words of all slots to kUnset, and those of the last `zeros` words to zero; before the
-// first launch of a pass also reset the status. (A slot of zeros that is read takes no register; a
-// test for a missing slot takes 13.)
+// Set the words that are sent to kUnset, and all others to zero: those of rows beyond the batch, of
+// inputs beyond the last one that a block sends, and of the first and the last slot of a backward
+// pass. Before the first launch of a pass also reset the status.
 struct ClearExchangeKernel {
   ExchangeBuffer buffer;
-  Index words, zeros;  // sizes of all slots and of the zeros at their end, multiples of 4
-  bool begin;
+  Index slot_words, slots;  // of each problem of a group: slots of so many words, as ExchangeEngine has them
+  Index problems, groups, rows;
+  Index sent[2];  // inputs of each phase, in the order in which they run
+  int phases, parts;
+  bool backward, begin;
   struct Space {};
   struct alignas(16) Four {
     std::uint32_t word[4];
   };
-  Grid grid() const { return {ceil_div(words / 4 + 1, kThreads)}; }
+  OST_HD Index fours() const { return groups * slots * problems * (slot_words / 4); }
+  Grid grid() const { return {ceil_div(fours() + 1, kThreads)}; }
+  struct Sent {
+    bool low, high;  // rows g and g + 8
+  };
+  OST_HD Sent is_sent(Index i) const {
+    const Index four = i % (slot_words / 4), at = i / (slot_words / 4) / problems, slot = at % slots - backward, group = at / slots;
+    const Index row = group * 16 + four % 32 / 4, in = four / (32 * parts) * 16 + four % 4 * 4;
+    const bool there = in < sent[slot < 0 ? 0 : slot % phases] && !(backward && (slot < 0 || slot + 2 == slots));
+    return {there && row < rows, there && row + 8 < rows};
+  }
   OST_HD void operator()(const Block& block, Space&) const {
     block.for_each_thread_sync([&](int thread) {
       const Index i = block.x * kThreads + thread;
-      const std::uint32_t word = i * 4 < words - zeros ? kUnset : 0;
-      if (i < words / 4) reinterpret_cast<Four*>(buffer.slots())[i] = {word, word, word, word};
+      if (i < fours()) {
+        const Sent sent_by = is_sent(i);
+        const std::uint32_t low = sent_by.low ? kUnset : 0, high = sent_by.high ? kUnset : 0;
+        reinterpret_cast<Four*>(buffer.slots())[i] = {low, high, low, high};
+      }
       if (begin && i == 0) *buffer.status() = kOk;
     });
   }

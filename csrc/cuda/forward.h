@@ -185,28 +185,42 @@ OST_HD void take_emitted(const Problem<T>& p, Index row, Index u, ForwardIn<C, T
   in.carried = (in.emitted - moments[0]) * moments[1];
 }
 
-// Run the cell after the product of phase F, for one unit of one row. `state` is the state before
-// the step, and becomes that after it; `out` is what the phase before returned. Return false if the
-// row takes no part.
-template <class C, class T, int F, bool kRecompute = false>
-OST_HD bool compute(const Problem<T>& p, const StepMask& mask, Index t, Index b, Index u, const T* gx, const T* products, T* state,
-                    ForwardOut<C, T>& out) {
+// Run the cell after the product of phase F, for one unit of one row that takes part, on numbers V.
+// `state` is the state before the step, and becomes that after it; `out` is what the phase before
+// returned.
+template <class C, class T, int F, bool kRecompute = false, class V = T>
+OST_HD void compute_active(const Problem<T>& p, Index t, Index b, Index u, const T* gx, const T* products, T* state,
+                           ForwardOut<C, T>& out) {
   constexpr Columns product = C::kPhases[F].product, own = C::kPhases[F].own;
-  if (!mask.active(t, b)) return false;
-  ForwardIn<C, T> in;
+  ForwardIn<C, V> in;
+  ForwardOut<C, V> result;
   for (int column = own.begin; column < own.end; ++column) {
-    in.a[column] = gx[column];
-    if (product.has(column)) in.a[column] += products[column - product.begin];
+    T a = gx[column];
+    if (product.has(column)) a += products[column - product.begin];
+    in.a[column] = a;
   }
   for (int k = 0; k < C::kStates; ++k) in.state[k] = state[k];
   for (int k = 0; k < C::kParams; ++k) in.param[k] = p.params[k * p.hidden + u];
   if constexpr (scalar_count<C>() > 0) in.scalar = p.scalars;
   if constexpr (kPhaseCount<C> > 1)
-    for (int k = 0; k < C::kSaved; ++k) in.saved[k] = out.saved[k] = F > 0 ? out.saved[k] : T(0);
+    for (int k = 0; k < C::kSaved; ++k) in.saved[k] = result.saved[k] = F > 0 ? out.saved[k] : T(0);
   if constexpr (norms_emitted<C>(F)) take_emitted<C, T, kRecompute>(p, t * p.batch + b, u, in);
-  C::template forward<F>(in, out);
-  if (F + 1 == kPhaseCount<C> && !kRecompute)
-    for (int k = 0; k < C::kStates; ++k) state[k] = out.state[k];
+  C::template forward<F>(in, result);
+  for (int k = 0; k < C::kSaved; ++k) out.saved[k] = T(result.saved[k]);
+  if constexpr (F + 1 < kPhaseCount<C> || is_projected<C>()) out.emitted = T(result.emitted);
+  if constexpr (F + 1 == kPhaseCount<C>) {
+    for (int k = is_projected<C>(); k < C::kStates; ++k) {
+      out.state[k] = T(result.state[k]);
+      if (!kRecompute) state[k] = out.state[k];
+    }
+  }
+}
+// Return false if the row takes no part.
+template <class C, class T, int F, bool kRecompute = false>
+OST_HD bool compute(const Problem<T>& p, const StepMask& mask, Index t, Index b, Index u, const T* gx, const T* products, T* state,
+                    ForwardOut<C, T>& out) {
+  if (!mask.active(t, b)) return false;
+  compute_active<C, T, F, kRecompute>(p, t, b, u, gx, products, state, out);
   return true;
 }
 

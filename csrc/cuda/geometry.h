@@ -28,7 +28,7 @@ py::dict persistent_facts(int units, int parts, Index hidden, bool upstream) {
   for_phases<C>([&]<int F>() {
     using Phase = typename K::template Phase<F>;
     using E = typename Phase::E;
-    const Index tiles = (Phase::kOuts + 15) / 16, depth = E::depth(Phase::tiles_of(hidden) * (1 + upstream));
+    const Index tiles = E::kTiles, depth = 2 * E::depth(Phase::sent(hidden)) * (1 + upstream);
     outs.append(tiles), depths.append(depth);
     weights.append(blocks * parts * tiles * depth * kThreads * Index(sizeof(FragmentA)));
     scales.append(parts > 1 ? blocks * tiles * 16 : 0);
@@ -37,15 +37,15 @@ py::dict persistent_facts(int units, int parts, Index hidden, bool upstream) {
   out["units"] = units, out["peers"] = K::kPeers, out["parts"] = parts, out["blocks"] = blocks;
   out["out_tiles"] = py::tuple(outs), out["depth"] = py::tuple(depths);
   out["weight_bytes"] = py::tuple(weights), out["scale_counts"] = py::tuple(scales);
-  out["tile_bytes"] = K::template Phase<0>::E::slot_words(1) * Index(sizeof(std::uint32_t));
+  out["tile_bytes"] = K::template Phase<0>::E::kPairWords * Index(sizeof(std::uint32_t)) / 2;
   out["step_bytes"] = K::slot_words(hidden) * kPhaseCount<C> * Index(sizeof(std::uint32_t));
   out["fits"] = fits;
   return out;
 }
 
-// Bytes of the exchange buffer of a launch: a header, and for each step what all groups and problems send.
-inline Index exchange_bytes(const Index step_bytes, const Index span, int groups, int co_launched, bool layer_pipelined) {
-  return Index(sizeof(std::uint32_t)) * kHeaderWords + co_launched * groups * (span + layer_pipelined) * step_bytes;
+// Bytes of the exchange buffer of a launch: a header, and for each step what all groups and problems send; backward two slots more.
+inline Index exchange_bytes(const Index step_bytes, const Index span, int groups, int co_launched) {
+  return Index(sizeof(std::uint32_t)) * kHeaderWords + co_launched * groups * (span + 2) * step_bytes;
 }
 
 template <class C, class W>

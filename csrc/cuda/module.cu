@@ -6,28 +6,10 @@
 #include <map>
 
 #include "calls.h"
+#include "entry.h"
 
 namespace ost::OST_SET {
 namespace {
-
-constexpr std::size_t kStaticBytes = 48 << 10;  // shared memory that needs no attribute
-
-template <class K>
-__global__ void __launch_bounds__(kThreads, 1) entry(const __grid_constant__ K kernel, Index x, Index y) {
-#if __CUDA_ARCH__ < 900
-  if constexpr (requires { K::kPeers; })
-    if constexpr (K::kPeers > 1) return;  // the planner does not use clusters there
-#endif
-  const Index i = blockIdx.x;
-  const Block block{i % x, i / x % y, i / x / y, false, nullptr};
-  if constexpr (sizeof(typename K::Space) <= kStaticBytes) {
-    __shared__ typename K::Space space;
-    kernel(block, space);
-  } else {
-    extern __shared__ uint4 bytes[];
-    kernel(block, *reinterpret_cast<typename K::Space*>(bytes));
-  }
-}
 
 void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;

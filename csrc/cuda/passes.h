@@ -42,23 +42,39 @@ bool run_persistent_backward(const Plan& plan, F&& f) {
   return false;
 }
 
+// What clears the exchange buffer of a launch of kernel K.
+template <class K, class T>
+ClearExchangeKernel clear_exchange(const Problem<T>& p, const LaunchArgs<T>& a, bool backward, bool begin) {
+  ClearExchangeKernel clear{a.buffer,
+                            K::slot_words(p.hidden),
+                            a.slots,
+                            a.problems,
+                            a.groups,
+                            p.batch - a.first_row,
+                            {},
+                            K::kPhases,
+                            K::template Phase<0>::E::kTileWords / 128,
+                            backward,
+                            begin};
+  clear.sent[backward ? K::kPhases - 1 : 0] = K::template Phase<0>::sent(p.hidden);
+  if constexpr (K::kPhases > 1) clear.sent[backward ? 0 : 1] = K::template Phase<1>::sent(p.hidden);
+  return clear;
+}
+
 // Launch over groups of rows and spans of these steps. Each launch starts with a cleared exchange
 // buffer; make(launch_args) returns the kernel.
-template <class Run, class T, class Make>
-void run_launches(Run& run, const Problem<T>& p, Range all, const PassBuffers<T>& exchange, const Plan& plan, Index slot_words, int phases,
-                  bool backward, Make&& make) {
+template <class K, class Run, class T, class Make>
+void run_launches(Run& run, const Problem<T>& p, Range all, const PassBuffers<T>& exchange, const Plan& plan, bool backward, Make&& make) {
   const Index launches = ceil_div(all.end - all.begin, plan.span);
   const bool begins = backward ? all.end == p.steps : all.begin == 0;
   for (Index row = 0; row < p.batch; row += Index(plan.groups) * kGroupRows)
     for (Index i = 0; i < launches; ++i) {
       const Index first = all.begin + (backward ? launches - 1 - i : i) * plan.span, steps = smaller(plan.span, all.end - first);
       const int groups = int(smaller<Index>(plan.groups, ceil_div(p.batch - row, kGroupRows)));
-      const LaunchArgs<T> launch_args{exchange.buffer, exchange.carry, first, steps, row, groups, plan.co_launched, plan.layer_pipelined};
-      const Index slot = plan.co_launched * groups * slot_words;  // words of a slot of all groups and problems
-      const Index after_last =
-          plan.layer_pipelined ? slot : 0;  // forward the last step's h for the layer above; backward zeros before the last step
-      run(ClearExchangeKernel{exchange.buffer, steps * phases * slot + after_last, backward ? after_last : 0,
-                              begins && row == 0 && i == 0});
+      const Index slots = K::slots_of(steps);
+      const LaunchArgs<T> launch_args{exchange.buffer,  exchange.carry,      first, steps, row, slots, groups,
+                                      plan.co_launched, plan.layer_pipelined};
+      run(clear_exchange<K>(p, launch_args, backward, begins && row == 0 && i == 0));
       run(make(launch_args));
     }
 }
@@ -167,9 +183,11 @@ void forward(Run& run, const Problem<T>& p, const Problem<T>& other, const PassB
   if constexpr (kLoops<C> && sizeof(T) == 4) run_loop<T, W>(plan.loop, [&]<int K>() { run(LoopKernel<C, T, W, K>{p}); });
   if constexpr (supports<C, PersistentDriver> && sizeof(T) == 4) {
     if (plan.units && p.steps > 0) {
+      const Index widest = larger(p.y.t, p.batch * p.hidden * larger(C::kColumns, C::kSaved));
+      if (widest > Index(0x7fffffff)) fail("x", "fewer than 2^31 numbers from one step to the next", std::to_string(widest));
       with_persistent<C, T, W>(plan, [&]<class K>(K*) {
-        run_launches(run, p, Range{0, p.steps}, exchange, plan, K::slot_words(p.hidden), K::kPhases, false,
-                     [&](const LaunchArgs<T>& launch_args) { return K{{p, other}, launch_args}; });
+        run_launches<K>(run, p, Range{0, p.steps}, exchange, plan, false,
+                        [&](const LaunchArgs<T>& launch_args) { return K{{p, other}, launch_args}; });
       });
       run(PoisonOutputsKernel<C, T>{p, {}, exchange.buffer, false});
       if (plan.co_launched > 1) run(PoisonOutputsKernel<C, T>{other, {}, exchange.buffer, false});
@@ -292,8 +310,8 @@ void through_time(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, co
   if constexpr (supports<C, PersistentDriver> && sizeof(T) == 4) {
     if (plan.units && p.steps > 0)
       with_persistent_backward<C, T, V>(plan, [&]<class K>(K*) {
-        run_launches(run, p, g.steps(p.steps), exchange, plan, K::slot_words(p.hidden), K::kPhases, true,
-                     [&](const LaunchArgs<T>& launch_args) { return K{{p, other}, {g, other_g}, launch_args}; });
+        run_launches<K>(run, p, g.steps(p.steps), exchange, plan, true,
+                        [&](const LaunchArgs<T>& launch_args) { return K{{p, other}, {g, other_g}, launch_args}; });
       });
   }
   if constexpr (kLoops<C> && sizeof(T) == 4) {

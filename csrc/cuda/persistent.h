@@ -30,62 +30,80 @@ struct ExchangeWords<float> {
   static constexpr int kParts = 2;
 };
 
-// Tiles of inputs that a thread has in flight: as many as registers have room for beside weights
-// and sums.
-constexpr int tiles_at_a_time(int out_tiles, int parts) {
-  if (parts == 2) return out_tiles == 1 ? 2 : 4;
-  return out_tiles == 1 ? 8 : out_tiles == 3 ? 5 : 4;
-}
+// Pairs of tiles of inputs that a thread has in flight: as many as registers have room for beside
+// weights and sums.
+constexpr int pairs_at_a_time(int out_tiles, int parts) { return parts == 2 ? 1 : out_tiles == 1 ? 4 : 2; }
 
-// The inputs of a block at a step: a slot, followed by the slot of the upstream layer, of the same
-// size, or null.
-struct Inputs {
-  const std::uint32_t *own, *upstream;
-  Index tiles;  // tiles of each of the two
-  OST_HD Index all() const { return upstream ? 2 * tiles : tiles; }
-};
-
-// sums[out][row] = weights times the inputs from the exchange buffer. The `kPeers` blocks of a
-// cluster, and the warps of a block, take tiles of 16 inputs in turn. A warp has at most kDepth
-// tiles, of which the weights of kShared lie in shared memory for want of registers; kTilesInFlight
-// tiles are loaded at the same time.
-template <class Word, int kParts, int kTiles, int kDepth, int kTilesInFlight, int kPeers = 1, int kShared = 0>
+// sums[row][out] = the inputs of a row from the exchange buffer times weights. The `kPeers` blocks of
+// a cluster, and the warps of a block, take pairs of tiles of 16 inputs in turn. A warp has at most
+// kDepth tiles, of which the weights of kShared lie in shared memory for want of registers; kInFlight
+// pairs are asked for at the same time.
+//
+// The words of a slot are the left fragments of the product, [tile of 16 inputs][part][lane][4]: rows
+// g and g + 8 of the batch, and inputs 4 i to 4 i + 3. (The order of inputs within a tile is ours to
+// choose, since weights are packed in the same one.) What nobody sends, rows beyond the batch and
+// inputs beyond the last block's, is zero before the launch. So a thread asks for 16 bytes of every
+// tile, at a distance from one pointer that the compiler knows, and no lane tests anything.
+template <class Word, int kParts, int kOutputs, int kDepth, int kInFlight, int kPeers = 1, int kShared = 0>
 struct ExchangeEngine {
-  static constexpr int kWarps = kThreads / 32, kRowTiles = kGroupRows / 8, kWords = 2 * kParts;
-  static constexpr int kInRegisters = kDepth - kShared;
-  static_assert(kInRegisters > 0);
+  static constexpr int kWarps = kThreads / 32, kPairs = kDepth / 2;
+  static constexpr int kOuts = kOutputs, kTiles = (kOuts + 15) / 16, kHalves = (kOuts + 7) / 8, kInRegisters = kDepth - kShared;
+  static constexpr int kTileWords = kParts * 128, kPairWords = 2 * kTileWords;
+  static constexpr int kWarpWords = kPairWords * kWarps * kPeers;  // from a warp's pair to its next
+  static_assert(kInRegisters > 0 && kDepth % 2 == 0);
   struct Weights {
-    FragmentA a[kParts][kTiles][kInRegisters];
+    FragmentA a[kParts][kTiles][kInRegisters];  // as right fragments: words 0 and 1 of outputs 0 to 7, 2 and 3 of outputs 8 to 15
   };
   struct Sums {
-    float v[kParts][kTiles][kRowTiles][4];
+    float v[kParts][kHalves][4];
   };
   struct alignas(16) Received {
-    std::uint32_t word[kTilesInFlight][kRowTiles][kWords];  // both words of the fragment of each part
+    FragmentA tile[kInFlight][2][kParts];
+  };
+  // Rows lie 8 banks apart, so that pairs of sums are written without bank conflicts.
+  static constexpr int kRowFloats = (kOuts + 31) / 32 * 32 + 8;
+  template <int n>
+  struct alignas(n % 4 == 0   ? 16
+                 : n % 2 == 0 ? 8
+                              : 4) Floats {
+    float v[n];
   };
   struct alignas(16) Space {
     FragmentA in_shared[kParts][kTiles][kShared > 0 ? kShared : 1][kShared > 0 ? kThreads : 1];
-    float sums[kWarps][kTiles * 16][kGroupRows + 1];
-    OST_HD float sum(int out, int row) const {
-      float s = sums[0][out][row];
-      for (int w = 1; w < kWarps; ++w) s += sums[w][out][row];
-      return s;
+    float sums[kWarps][kGroupRows][kRowFloats];
+    // The sums of n neighbouring outputs, of which the first is a multiple of n.
+    template <int n>
+    OST_HD Floats<n> sum(int out, int row) const {
+      const auto of_warp = [&](int w) { return *reinterpret_cast<const Floats<n>*>(&sums[w][row][out]); };
+      Floats<n> all = of_warp(0);
+      OST_UNROLL
+      for (int w = 1; w < kWarps; ++w) {
+        const Floats<n> one = of_warp(w);
+        OST_UNROLL
+        for (int i = 0; i < n; ++i) all.v[i] += one.v[i];
+      }
+      return all;
     }
   };
 
-  // The words of a slot are the right fragments of the product, [8 rows][tile of
-  // inputs][lane][part][2].
-  OST_HD static Index tile_of(Index k, int warp, Index rank) { return (k * kWarps + warp) * kPeers + rank; }
-  static bool fits(Index tiles) { return depth(tiles) <= kDepth; }
-  OST_HD static Index depth(Index tiles) { return (tiles + kWarps * kPeers - 1) / (kWarps * kPeers); }
-  OST_HD static Index slot_words(Index tiles) { return kRowTiles * tiles * 32 * kWords; }
+  OST_HD static Index depth(Index inputs) { return ceil_div(inputs, 32 * kWarps * kPeers); }  // pairs of a warp
+  OST_HD static Index padded(Index inputs) { return depth(inputs) * (32 * kWarps * kPeers); }
+  OST_HD static Index slot_words(Index inputs) { return depth(inputs) * kWarpWords; }
+  // Where a thread asks for its first words.
+  OST_HD static Index first_word(int thread, Index rank) { return (thread / 32 * kPeers + rank) * kPairWords + thread % 32 * 4; }
+  // The first of the two inputs, and the output, of word w of the weights of a thread's tiles k and n.
+  OST_HD static Index input(int thread, Index rank, Index k, int w) {
+    return ((k / 2 * kWarps + thread / 32) * kPeers + rank) * 32 + k % 2 * 16 + Lane(thread).i * 4 + w % 2 * 2;
+  }
+  OST_HD static int output(int thread, int n, int w) { return n * 16 + w / 2 * 8 + Lane(thread).g; }
 
   OST_HD static FragmentA& weight(Weights& weights, Space& space, int thread, int part, int n, int k) {
     return k < kInRegisters ? weights.a[part][n][k < kInRegisters ? k : 0]
                             : space.in_shared[part][n][k < kInRegisters ? 0 : k - kInRegisters][thread];
   }
-  OST_HD static void load(const Block& block, PerThread<Weights>& weights, Space& space, const void* from, Index tiles) {
-    const Index depth = ExchangeEngine::depth(tiles);
+  // `pairs` of a warp are there.
+  OST_HD static void load(const Block& block, PerThread<Weights>& weights, Space& space, const void* from, Index pairs) {
+    const Index depth = 2 * pairs;
     const FragmentA* packed = static_cast<const FragmentA*>(from) + block.x * kParts * kTiles * depth * kThreads;
     block.for_each_thread([&](int thread) {
       OST_UNROLL
@@ -101,103 +119,110 @@ struct ExchangeEngine {
     });
   }
 
-  // Write inputs `in` (even) and `in + 1` of a row.
-  OST_HD static void send(std::uint32_t* slot, Index in, int row, Index tiles, float low, float high) {
+  // The place of inputs `in` (even) and `in + 1` of a row, and what is written there.
+  OST_HD static Index place(Index in, int row) { return in / 16 * kTileWords + (row % 8 * 4 + in % 16 / 4) * 4 + in % 4 / 2 * 2 + row / 8; }
+  OST_HD static void send(std::uint32_t* place, float low, float high) {
     Word l[kParts], h[kParts];
     split_float<Word, kParts>(low, l);
     split_float<Word, kParts>(high, h);
-    const Index i = ((row / 8 * tiles + in / 16) * 32 + row % 8 * 4 + in % 8 / 2) * kWords + in % 16 / 8;
     OST_UNROLL
-    for (int part = 0; part < kParts; ++part) store_relaxed(slot + i + 2 * part, encode(l[part], h[part]));
+    for (int part = 0; part < kParts; ++part) store_relaxed(place + part * 128, encode(l[part], h[part]));
   }
-  // `lost`: a thread has timed out and no longer waits.
+
+  // `from`: where a thread asks for its first words, of `pairs`, at least one; `lost`: it has timed out and no longer waits.
   OST_HD static void multiply(const Block& block, PerThread<Weights>& weights, Space& space, const ExchangeBuffer& buffer,
-                              const Inputs& inputs, Index rows, PerThread<bool>& lost) {
-    const Index tiles = inputs.all();
+                              PerThread<const std::uint32_t*>& from, int pairs, PerThread<bool>& lost) {
     PerThread<Sums> sums;
     PerThread<Received> received;
     block.for_each_thread([&](int thread) {
-      float* v = &sums[thread].v[0][0][0][0];
+      float* v = &sums[thread].v[0][0][0];
       OST_UNROLL
       for (int i = 0; i < int(sizeof(Sums) / sizeof(float)); ++i) v[i] = 0;
     });
     OST_UNROLL
-    for (int first = 0; first < kDepth; first += kTilesInFlight) {
-      if (first * kWarps * kPeers >= tiles) break;
-      block.for_each_thread(
-          [&](int thread) { receive(thread, received[thread], buffer, inputs, first, block.x % kPeers, rows, lost[thread]); });
-      block.sync_warp();
-      OST_UNROLL
-      for (int k = 0; k < kTilesInFlight; ++k) {
-        if (first + k >= kDepth || (first + k) * kWarps * kPeers >= tiles) break;
+    for (int first = 0; first < kPairs; first += kInFlight) {
+      if (first > 0 && first >= pairs) break;
+      block.for_each_thread([&](int thread) {
         OST_UNROLL
-        for (int j = 0; j < kRowTiles; ++j) {
-          if (j * 8 >= rows) break;
-          OST_UNROLL
-          for (int n = 0; n < kTiles; ++n) {
-            const auto one = [&](int left, int right, int to) {
-              multiply_fragments<Word>(
-                  block, [&](int thread) -> FragmentA& { return weight(weights[thread], space, thread, left, n, first + k); },
-                  [&](int thread) {
-                    return FragmentB{{received[thread].word[k][j][2 * right], received[thread].word[k][j][2 * right + 1]}};
-                  },
-                  [&](int thread) -> float* { return sums[thread].v[to][n][j]; });
-            };
-            one(0, 0, 0);
-            if constexpr (kParts > 1) one(0, 1, 1), one(1, 0, 1);  // the product of both low-order terms is below the precision of a float
-          }
-        }
+        for (int k = 0; k < kInFlight; ++k)
+          if (first + k == 0 || (first + k < kPairs && first + k < pairs))
+            look(from[thread] + (first + k) * kWarpWords, received[thread].tile[k]);
+      });
+      OST_UNROLL
+      for (int k = 0; k < kInFlight; ++k) {
+        if (first + k > 0 && (first + k >= kPairs || first + k >= pairs)) break;
+        block.for_each_thread(
+            [&](int thread) { wait(from[thread] + (first + k) * kWarpWords, received[thread].tile[k], buffer, lost[thread]); });
+        block.sync_warp();
+        multiply_pair(block, weights, space, first + k, sums, [&](int thread) -> Words& { return received[thread].tile[k]; });
       }
     }
-    block.for_each_thread_sync([&](int thread) {
-      const Lane lane(thread);
-      OST_UNROLL
-      for (int n = 0; n < kTiles; ++n) {
-        OST_UNROLL
-        for (int j = 0; j < kRowTiles; ++j) {
-          OST_UNROLL
-          for (int c = 0; c < 4; ++c) {
-            float s = sums[thread].v[0][n][j][c];
-            if constexpr (kParts > 1) s = fma(sums[thread].v[1][n][j][c], 1 / kResidualScale<Word>, s);
-            space.sums[thread / 32][n * 16 + lane.sum_row(c)][j * 8 + lane.sum_column(c)] = s;
-          }
-        }
-      }
-    });
+    block.for_each_thread_sync([&](int thread) { store(thread, sums[thread], space); });
   }
 
-  OST_HD static void receive(int thread, Received& in, const ExchangeBuffer& buffer, const Inputs& inputs, int first, Index rank,
-                             Index rows, bool& lost) {
-    const Lane lane(thread);
-    const auto from = [&](int k, int j) {
-      const Index tile = tile_of(first + k, thread / 32, rank), tiles = inputs.tiles;
-      if (tile >= inputs.all() || j * 8 + lane.b_column() >= rows) return static_cast<const std::uint32_t*>(nullptr);
-      return (tile < tiles ? inputs.own + (j * tiles + tile) * (32 * kWords)
-                           : inputs.upstream + (j * tiles + tile - tiles) * (32 * kWords)) +
-             thread % 32 * kWords;
-    };
+  // Add the product of pair `pair`.
+  using Words = FragmentA[2][kParts];
+  template <class R>
+  OST_HD static void multiply_pair(const Block& block, PerThread<Weights>& weights, Space& space, int pair, PerThread<Sums>& sums,
+                                   R&& received) {
     OST_UNROLL
-    for (int k = 0; k < kTilesInFlight; ++k) {
+    for (int k = 0; k < 2; ++k) {
       OST_UNROLL
-      for (int j = 0; j < kRowTiles; ++j) {
-        OST_UNROLL
-        for (int w = 0; w < kWords; ++w) in.word[k][j][w] = 0;
-        if (const std::uint32_t* p = from(k, j)) poll<kWords>(p, in.word[k][j]);
+      for (int n = 0; n < kHalves; ++n) {
+        const auto one = [&](int left, int right, int to) {
+          multiply_fragments<Word>(
+              block, [&](int thread) -> FragmentA& { return received(thread)[k][left]; },
+              [&](int thread) {
+                const FragmentA& w = weight(weights[thread], space, thread, right, n / 2, 2 * pair + k);
+                return FragmentB{{w.word[n % 2 * 2], w.word[n % 2 * 2 + 1]}};
+              },
+              [&](int thread) -> float* { return sums[thread].v[to][n]; });
+        };
+        one(0, 0, 0);
+        if constexpr (kParts > 1) one(0, 1, 1), one(1, 0, 1);  // the product of both low-order terms is below the precision of a float
       }
     }
-    for (int polls = 0; !lost; ++polls) {
-      bool missing = false;
+  }
+
+  OST_HD static void look(const std::uint32_t* from, Words& words) {
+    OST_UNROLL
+    for (int k = 0; k < 2; ++k) {
       OST_UNROLL
-      for (int k = 0; k < kTilesInFlight; ++k) {
-        OST_UNROLL
-        for (int j = 0; j < kRowTiles; ++j)
-          if (is_unset<kWords>(in.word[k][j])) {
-            missing = true;
-            poll<kWords>(from(k, j), in.word[k][j]);
-          }
-      }
-      if (!missing) return;
+      for (int part = 0; part < kParts; ++part) poll<4>(from + k * kTileWords + part * 128, words[k][part].word);
+    }
+  }
+  OST_HD static bool is_missing(const Words& words) {
+    bool missing = false;
+    OST_UNROLL
+    for (int k = 0; k < 2; ++k) {
+      OST_UNROLL
+      for (int part = 0; part < kParts; ++part) missing |= is_unset<4>(words[k][part].word);
+    }
+    return missing;
+  }
+  // Look again, until all words are set.
+  OST_HD static void wait(const std::uint32_t* from, Words& words, const ExchangeBuffer& buffer, bool& lost) {
+    for (int polls = 0; is_missing(words) && !lost; ++polls) {
+      look(from, words);
       lost = !keep_polling(buffer, polls);
+    }
+  }
+
+  // Each thread has the sums of two neighbouring outputs for two rows.
+  OST_HD static void store(int thread, const Sums& sums, Space& space) {
+    const Lane lane(thread);
+    OST_UNROLL
+    for (int n = 0; n < kHalves; ++n) {
+      OST_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        Floats<2> two;
+        OST_UNROLL
+        for (int c = 0; c < 2; ++c) {
+          two.v[c] = sums.v[0][n][2 * half + c];
+          if constexpr (kParts > 1) two.v[c] = fma(sums.v[1][n][2 * half + c], 1 / kResidualScale<Word>, two.v[c]);
+        }
+        *reinterpret_cast<Floats<2>*>(&space.sums[thread / 32][lane.sum_row(2 * half)][n * 8 + lane.sum_column(0)]) = two;
+      }
     }
   }
 };
@@ -214,6 +239,7 @@ struct LaunchArgs {
   ExchangeBuffer buffer;
   T* carry;
   Index first_step, steps, first_row;
+  Index slots;  // of each problem of a group
   int groups, problems;
   bool layer_pipelined;  // the second problem is a layer whose upstream layer is the first
 };
@@ -251,23 +277,20 @@ template <class F, class E, class Word, int kParts, int kTiles, int kPeers>
 struct PersistentPackKernel {
   F from;
   FragmentA* to;
-  float* scales;  // null: no scales
-  Index tiles, blocks;
-  int outs_per_block;  // outputs of a block and its peers
+  float* scales;        // null: no scales
+  Index depth, blocks;  // tiles of a warp
   static constexpr int kOuts = kTiles * 16, kSlices = kThreads / kOuts;
   struct Space {
     float top[kSlices][kOuts], scale[kOuts];
   };
   Grid grid() const { return {blocks}; }
-  OST_HD float weight(Index block, int out, Index in) const {
-    return out < outs_per_block ? from(block / kPeers * outs_per_block + out, in) : 0;
-  }
+  OST_HD float weight(Index block, int out, Index in) const { return out < E::kOuts ? from(block / kPeers * E::kOuts + out, in) : 0; }
   OST_HD void operator()(const Block& block, Space& space) const {
     block.for_each_thread_sync([&](int thread) {
       const int out = thread % kOuts, slice = thread / kOuts;
       if (slice >= kSlices || !scales) return;
       float top = 0;
-      for (Index in = slice; in < tiles * 16; in += kSlices) {
+      for (Index in = slice; in < depth * 16 * E::kWarps * kPeers; in += kSlices) {
         const float w = weight(block.x, out, in), size = w < 0 ? -w : w;
         if (size <= kFloatMax && size > top) top = size;
       }
@@ -280,18 +303,17 @@ struct PersistentPackKernel {
       space.scale[thread] = scales ? power_below(top) : 1;
       if (scales) scales[block.x * kOuts + thread] = 1 / space.scale[thread];
     });
-    const Index depth = E::depth(tiles), count = kParts * kTiles * depth;
+    const Index count = kParts * kTiles * depth;
     block.for_each_thread_sync([&](int thread) {
-      const Lane lane(thread);
       for (Index i = 0; i < count; ++i) {
         const int part = int(i / (kTiles * depth)), n = int(i / depth % kTiles);
-        const Index in = E::tile_of(i % depth, thread / 32, block.x % kPeers) * 16;
         FragmentA a;
         for (int w = 0; w < 4; ++w) {
-          const int out = n * 16 + lane.a_row(w);
+          const int out = E::output(thread, n, w);
+          const Index in = E::input(thread, block.x % kPeers, i % depth, w);
           Word low[kParts], high[kParts];
-          split_float<Word, kParts>(weight(block.x, out, in + lane.a_column(w)) * space.scale[out], low);
-          split_float<Word, kParts>(weight(block.x, out, in + lane.a_column(w) + 1) * space.scale[out], high);
+          split_float<Word, kParts>(weight(block.x, out, in) * space.scale[out], low);
+          split_float<Word, kParts>(weight(block.x, out, in + 1) * space.scale[out], high);
           a.word[w] = part == 0 ? pair_of<Word>(low[0], high[0]) : pair_of<Word>(low[kParts - 1], high[kParts - 1]);
         }
         to[(block.x * count + i) * kThreads + thread] = a;
@@ -345,27 +367,27 @@ constexpr int all_columns(bool layer_pipelined) {
 }
 
 // The part of a problem that a block computes: units from u0 on, of rows from b0 on, one unit of
-// one row a thread; and the slots of its group.
+// one row a thread; and the slots of its group, [slot][problem]: a slot of the second problem is
+// followed by the next one of the first, which is that of its upstream layer.
 template <int kUnits>
 struct BlockRange {
   Index b0, u0, hidden;
   Index rows;  // rows within the batch
+  Index z;     // which of the two problems
   std::uint32_t* slots;
-  Index stride;           // words from slot to slot
-  Index upstream_offset;  // words back to the slots of the upstream layer, or 0
+  Index stride;  // words from slot to slot
+  bool upstream;
   template <class T>
   OST_HD BlockRange(const Block& block, const Problem<T>& p, const LaunchArgs<T>& launch_args, Index slot_words)
       : b0(launch_args.first_row + block.y * kGroupRows),
         u0(block.x * kUnits),
         hidden(p.hidden),
         rows(smaller<Index>(kGroupRows, p.batch - b0)),
-        slots(launch_args.buffer.slots() + (block.z * launch_args.groups + block.y) * slot_words),
-        stride(launch_args.problems * launch_args.groups * slot_words),
-        upstream_offset(launch_args.layer_pipelined && block.z > 0 ? launch_args.groups * slot_words : 0) {}
-  OST_HD std::uint32_t* slot(Index step_of_launch) const { return slots + step_of_launch * stride; }
-  OST_HD const std::uint32_t* upstream(Index step_of_launch) const {
-    return upstream_offset ? slot(step_of_launch) - upstream_offset : nullptr;
-  }
+        z(block.z),
+        slots(launch_args.buffer.slots() + (block.y * launch_args.slots * launch_args.problems + block.z) * slot_words),
+        stride(launch_args.problems * slot_words),
+        upstream(launch_args.layer_pipelined && block.z > 0) {}
+  OST_HD std::uint32_t* slot(Index number) const { return slots + number * stride; }
   // Return whether no earlier launch of this pass has been given up.
   template <class T>
   OST_HD static bool ok(const LaunchArgs<T>& launch_args) {
@@ -383,23 +405,27 @@ struct BlockRange {
   }
 };
 
+constexpr int kRing = 4;  // steps whose projected inputs are on their way: one step ahead is too late, for memory takes longer
+
 // A launch of one or two problems: two directions, or (kPipelined) a layer and the one above it.
 // The upper layer computes its input product here too, in all columns, from the h that the lower
-// layer exchanges.
+// layer exchanges. Where a thread reads and writes in a step is a pointer that advances from step to
+// step.
 template <class C, class T, class Word, int kParts, int kUnits, bool kPipelined>
 struct PersistentKernel {
   static_assert(supports<C, PersistentDriver>);
-  static constexpr int kPhases = kPhaseCount<C>, kPeers = 1;
+  static constexpr int kPhases = kPhaseCount<C>, kPeers = 1, kCells = kGroupRows * kUnits;
+  using V = typename CellNumbers<T, kParts>::Type;
   template <int F>
   struct Phase {
     static constexpr Columns kColumns = shared_columns<C>(F, kPipelined);
     static constexpr int kOuts = kUnits * kColumns.count(), kTiles = (kOuts + 15) / 16;
-    static constexpr int kDepth = kWeightWords / (kParts * all_out_tiles<C>(kUnits, kPipelined));
-    static constexpr int kAtATime = smaller(tiles_at_a_time(kTiles, kParts), kPhases == 1 ? kDepth : 4);
-    using E = ExchangeEngine<Word, kParts, kTiles, kDepth, kAtATime, 1, kPhases == 1 ? 0 : 1>;
+    static constexpr int kDepth = kWeightWords / (kParts * all_out_tiles<C>(kUnits, kPipelined)) / 2 * 2;
+    static constexpr int kAtATime = smaller(pairs_at_a_time(kTiles, kParts), kDepth / 2);
+    using E = ExchangeEngine<Word, kParts, kOuts, kDepth, kAtATime, 1, kPhases == 1 ? 0 : 1>;
     template <class From>
     using Pack = PersistentPackKernel<From, E, Word, kParts, kTiles, 1>;
-    OST_HD static Index tiles_of(Index hidden) { return (hidden + 15) / 16; }
+    OST_HD static Index sent(Index hidden) { return blocks_of(hidden) * kUnits; }
   };
   template <int F>
   using Weights = PerThread<typename Phase<F>::E::Weights>;
@@ -407,139 +433,205 @@ struct PersistentKernel {
   using Product = typename Phase<F>::E::Space;
   Problem<T> problems[2];
   LaunchArgs<T> launch_args;
+  struct alignas(C::kColumns % 4 == 0 ? 16 : sizeof(T)) Inputs {
+    T gx[C::kColumns];
+  };
   struct Space {
     PerPhase<Product, 0, kPhases> products;
-    T state[C::kStates][kGroupRows][kUnits], emitted[kGroupRows][kUnits];
+    Inputs ring[kRing * kCells];  // a thread reads what it has asked for itself
   };
-  OST_HD static Index tiles_of(Index hidden) { return Phase<0>::tiles_of(hidden); }  // tiles of inputs, in every phase
-  OST_HD static Index blocks_of(Index hidden) {
-    return tiles_of(hidden) * 16 / kUnits;
-  }  // whole tiles of inputs: every word of a slot is written
-  OST_HD static Index slot_words(Index hidden) { return Phase<0>::E::slot_words(tiles_of(hidden)); }
-  static bool fits(Index hidden, bool layer_pipelined) { return Phase<0>::E::fits(tiles_of(hidden) * (1 + layer_pipelined)); }
+  OST_HD static Index blocks_of(Index hidden) { return ceil_div(hidden, kUnits); }
+  OST_HD static Index slot_words(Index hidden) { return Phase<0>::E::slot_words(Phase<0>::sent(hidden)); }
+  static bool fits(Index hidden, bool layer_pipelined) {
+    return Phase<0>::E::depth(Phase<0>::sent(hidden)) * (1 + layer_pipelined) <= Phase<0>::E::kPairs;
+  }
+  static Index slots_of(Index steps) { return steps * kPhases + 1; }  // what follows the last step is sent as well
   Grid grid() const { return {blocks_of(problems[0].hidden), launch_args.groups, launch_args.problems}; }
 
-  struct Next {
-    T gx[C::kColumns];
+  // One unit of one row: its state, where it stands, and what is read and written there.
+  struct Cell {
+    bool there, sends;  // of each two units one sends
+    Index b, u;
+    T state[C::kStates];
+    const T* gx;
+    T *y, *c = nullptr, *saved;
+    std::uint32_t* out;
+  };
+  // How far they go from step to step. An int is widened by the instruction that adds it.
+  struct Strides {
+    int gx, y, c, saved, slot;
+    OST_HD Strides(const Problem<T>& p, Index slot_stride) {
+      const Index forth = p.reverse ? -1 : 1, row = forth * p.batch * p.hidden;
+      gx = kept(int(p.gx ? row * C::kColumns : 0)), y = kept(int(forth * p.y.t)), c = kept(int(p.cells ? row : 0));
+      saved = kept(int(p.saved ? row * C::kSaved : 0)), slot = kept(int(slot_stride));
+    }
   };
 
   OST_HD void operator()(const Block& block, Space& space) const {
     const Problem<T>& p = problems[block.z];
-    const StepMask mask = p.mask();
-    const Index tiles = tiles_of(p.hidden);
+    const int masked = kept(int(p.times.predecessors || p.times.lengths));  // some rows take part in some steps only
+    const int taped = kept(int(p.saved != nullptr)), steps = kept(int(launch_args.steps));
     const BlockRange<kUnits> range(block, p, launch_args, slot_words(p.hidden));
+    const Strides strides(p, range.stride);
+    const int pairs = int(Phase<0>::E::depth(Phase<0>::sent(p.hidden))) * (1 + range.upstream);
     PerPhase<Weights, 0, kPhases> weights;
-    PerThread<Next> next;  // gx of the next step, loaded while the product of this one runs
+    PerThread<Cell> cells;
     PerThread<ForwardOut<C, T>> out;
-    PerThread<bool> lost, ran;
-    for_phases<C>([&]<int F>() {
-      Phase<F>::E::load(block, get_phase<F>(weights), get_phase<F>(space.products), p.shared_panels[F],
-                        range.upstream_offset ? 2 * tiles : tiles);
+    PerThread<T> published;
+    PerThread<const std::uint32_t*> in;
+    PerThread<bool> lost, runs;
+    for_phases<C>(
+        [&]<int F>() { Phase<F>::E::load(block, get_phase<F>(weights), get_phase<F>(space.products), p.shared_panels[F], pairs); });
+    block.for_each_thread([&](int thread) {
+      lost[thread] = !range.ok(launch_args);
+      in[thread] = range.slot(0) + Phase<0>::E::first_word(thread, 0);
+      Cell& cell = cells[thread];
+      begin(thread, range, cell);
+      published[thread] = cell.state[0];
+      OST_UNROLL
+      for (int n = 0; n < kRing; ++n) ask(cell, space.ring[n * kCells + thread % kCells], n < steps, strides);
     });
-    block.for_each_thread([&](int thread) { lost[thread] = !range.ok(launch_args); });
-    begin(block, space, range, next);
-    send(block, space.state[0], range, range.slot(0), tiles);
-    for (Index n = 0; n < launch_args.steps; ++n) {
-      const Index step = launch_args.first_step + n, t = mask.time(step);
+    send(block, cells, published, strides);
+    int at = 0;  // in the ring
+    for (int n = 0; n < steps; ++n) {
       for_phases<C>([&]<int F>() {
         constexpr bool last = F + 1 == kPhases;
         auto& sums = get_phase<F>(space.products);
-        const Index slot = n * kPhases + F;
-        const Inputs inputs{range.slot(slot), range.upstream(slot + 1), tiles};
-        Phase<F>::E::multiply(block, get_phase<F>(weights), sums, launch_args.buffer, inputs, range.rows, lost);
-        range.for_each_unit(block, [&](int thread, Index b, int row, int unit, Index u) {
-          T products[C::kPhases[F].product.count()] = {}, state[C::kStates];
-          take_sums<F>(sums, kParts > 1 ? p.shared_scales[F] + block.x * Phase<F>::kTiles * 16 : nullptr, row, unit, products,
-                       next[thread].gx);
-          OST_UNROLL
-          for (int k = 0; k < C::kStates; ++k) state[k] = space.state[k][row][unit];
-          ran[thread] = compute<C, T, F>(p, mask, t, b, u, next[thread].gx, products, state, out[thread]);
-          if constexpr (last) {
-            prepare(p, mask, step + 1, b, u, state, next[thread]);
-            OST_UNROLL
-            for (int k = 0; k < C::kStates; ++k) space.state[k][row][unit] = state[k];
-          } else {
-            space.emitted[row][unit] = ran[thread] ? out[thread].emitted : T(0);
+        Phase<F>::E::multiply(block, get_phase<F>(weights), sums, launch_args.buffer, in, pairs, lost);
+        block.for_each_thread([&](int thread) {
+          in[thread] += strides.slot;
+          async_wait<kRing - 1>();
+          Cell& cell = cells[thread];
+          runs[thread] = cell.there;
+          if (masked) runs[thread] = cell.there && takes_part(p, n, cell);
+          if (runs[thread]) {
+            T products[C::kPhases[F].product.count()];
+            Inputs inputs = space.ring[at + thread];
+            take_sums<F>(sums, kParts > 1 ? p.shared_scales[F] + block.x * Phase<F>::kTiles * 16 : nullptr, thread, products, inputs.gx);
+            compute_active<C, T, F, false, V>(p, 0, cell.b, cell.u, inputs.gx, products, cell.state, out[thread]);  // time is for norms
           }
+          if (last && masked && cell.there) restart(p, launch_args.first_step + n + 1, cell);
+          published[thread] = last ? cell.state[0] : runs[thread] ? out[thread].emitted : T(0);
         });
         block.sync_warp();
-        // Publish the state first: other blocks wait for it.
-        if (!last || n + 1 < launch_args.steps + (launch_args.layer_pipelined && block.z == 0))
-          send(block, last ? space.state[0] : space.emitted, range, range.slot(slot + 1), tiles);
-        if constexpr (last)
-          range.for_each_unit(
-              block, [&](int thread, Index b, int, int, Index u) { store_outputs<C, T, F>(p, mask, t, b, u, ran[thread], out[thread]); });
+        send(block, cells, published, strides);  // first, for other blocks wait for it
+        if constexpr (last) {
+          block.for_each_thread([&](int thread) {
+            Cell& cell = cells[thread];
+            if (runs[thread])
+              store(p, cell, out[thread], taped);
+            else if (masked && cell.there)
+              repeat(p, n, cell);
+            cell.y += strides.y, cell.c += strides.c, cell.saved += strides.saved;
+            ask(cell, space.ring[at + thread % kCells], n + kRing < steps, strides);
+          });
+          at = (at + kCells) & (kRing * kCells - 1);
+        }
         if constexpr (kPhases == 1) block.sync_block();  // the sums have been read; those of two phases lie apart
       });
     }
     if (launch_args.first_step + launch_args.steps < p.steps)
-      range.for_each_unit(block, [&](int, Index b, int row, int unit, Index u) {
-        for (int k = 0; k < C::kStates; ++k)
-          launch_args.carry[((block.z * C::kStates + k) * p.batch + b) * p.hidden + u] = space.state[k][row][unit];
+      block.for_each_thread([&](int thread) {
+        const Cell& cell = cells[thread];
+        if (!cell.there) return;
+        for (int k = 0; k < C::kStates; ++k) launch_args.carry[carried(p, block.z, k, cell)] = cell.state[k];
       });
   }
 
-  // The states that the launch starts from: those of the pass, or of the launch before; zeros where there is no row.
-  OST_HD void begin(const Block& block, Space& space, const BlockRange<kUnits>& range, PerThread<Next>& next) const {
-    const Problem<T>& p = problems[block.z];
+  OST_HD static Index carried(const Problem<T>& p, Index z, int k, const Cell& cell) {
+    return ((z * C::kStates + k) * p.batch + cell.b) * p.hidden + cell.u;
+  }
+
+  // The state that the launch starts from: that of the pass, or of the launch before; zeros where there is no row.
+  OST_HD void begin(int thread, const BlockRange<kUnits>& range, Cell& cell) const {
+    const Index z = range.z;
+    const Problem<T>& p = problems[z];
     const StepMask mask = p.mask();
-    block.for_each_thread([&](int thread) {
-      if (thread >= kGroupRows * kUnits) return;
-      for (int k = 0; k < C::kStates; ++k) space.state[k][thread / kUnits][thread % kUnits] = T(0);
-      space.emitted[thread / kUnits][thread % kUnits] = T(0);
-    });
-    range.for_each_unit(block, [&](int thread, Index b, int row, int unit, Index u) {
-      T state[C::kStates];
-      for (int k = 0; k < C::kStates; ++k)
-        state[k] = launch_args.first_step > 0 ? launch_args.carry[((block.z * C::kStates + k) * p.batch + b) * p.hidden + u]
-                                              : value(k == 0 ? hidden_after<C>(p, kInitial, b) : cell_after(p, kInitial, b), u);
-      prepare(p, mask, launch_args.first_step, b, u, state, next[thread]);
-      for (int k = 0; k < C::kStates; ++k) space.state[k][row][unit] = state[k];
-    });
-    block.sync_warp();
+    const int row = thread / kUnits, unit = thread % kUnits;
+    const Index step = launch_args.first_step, t = mask.time(step);
+    cell.there = row < range.rows && range.u0 + unit < p.hidden;
+    cell.sends = row < range.rows && unit % 2 == 0;
+    const Index b = cell.b = cell.there ? range.b0 + row : range.b0, u = cell.u = cell.there ? range.u0 + unit : 0;
+    for (int k = 0; k < C::kStates; ++k) {
+      const T* from = k == 0 ? hidden_after<C>(p, kInitial, b) : cell_after(p, kInitial, b);
+      cell.state[k] = !cell.there ? T(0) : step > 0 ? launch_args.carry[carried(p, z, k, cell)] : value(from, u);
+    }
+    if (cell.there) restart(p, step, cell);
+    cell.gx = (p.gx ? p.gx + (t * p.batch + b) * p.hidden * C::kColumns : p.bias) + u * C::kColumns;
+    cell.y = at(p.y, t, b) + u;
+    if constexpr (C::kStates > 1) cell.c = (p.cells ? p.cells + t * p.batch * p.hidden : p.state) + b * p.hidden + u;
+    cell.saved = p.saved ? p.saved + (t * p.batch + b) * C::kSaved * p.hidden + u : nullptr;
+    cell.out = range.slot(0) + Phase<0>::E::place(range.u0 + unit, row);
+  }
+
+  // Whether a row takes part in a step of this launch, and the output that it repeats if not.
+  OST_HD bool takes_part(const Problem<T>& p, int n, const Cell& cell) const {
+    const StepMask mask = p.mask();
+    return mask.active(mask.time(launch_args.first_step + n), cell.b);
+  }
+  OST_HD void repeat(const Problem<T>& p, int n, const Cell& cell) const {
+    const StepMask mask = p.mask();
+    repeat_output<C>(p, mask, mask.time(launch_args.first_step + n), cell.b, cell.u);
+  }
+
+  // Load the state that a step starts from, if it is that of a restart.
+  OST_HD static void restart(const Problem<T>& p, Index step, Cell& cell) {
+    if (!p.times.predecessors || step >= p.steps) return;
+    const StepMask mask = p.mask();
+    const Index t = mask.time(step);
+    if (!mask.active(t, cell.b) || mask.predecessor(t, cell.b) != kRestart) return;
+    for (int k = 0; k < C::kStates; ++k) cell.state[k] = value(k == 0 ? p.restart_h : p.restart_c, cell.u);
+  }
+
+  // Ask for the projected input of the next step for which that has not been done, if there is one.
+  OST_HD static void ask(Cell& cell, Inputs& to, bool more, const Strides& strides) {
+    if (cell.there && more) {
+      if constexpr (C::kColumns % 4 == 0)
+        copy_async<sizeof(Inputs)>(&to, cell.gx);
+      else
+        for (int column = 0; column < C::kColumns; ++column) copy_async<sizeof(T)>(&to.gx[column], cell.gx + column);
+    }
+    async_commit();
+    cell.gx += strides.gx;
   }
 
   // Sums of a unit's columns: those of the recurrent product to `products`; those of the layer below, where layers are pipelined, are added
   // to gx. `scales` are null where words have one part.
   template <int F>
-  OST_HD static void take_sums(const Product<F>& sums, const float* scales, int row, int unit, T* products, T* gx) {
-    constexpr Columns columns = Phase<F>::kColumns, product = C::kPhases[F].product;
+  OST_HD static void take_sums(const Product<F>& product, const float* scales, int thread, T* products, T* gx) {
+    constexpr Columns columns = Phase<F>::kColumns, recurrent = C::kPhases[F].product;
+    const int row = thread / kUnits, unit = thread % kUnits;
+    const auto sums = product.template sum<columns.count()>(unit * columns.count(), row);
     OST_UNROLL
     for (int i = 0; i < columns.count(); ++i) {
-      T sum = sums.sum(unit * columns.count() + i, row);
+      T sum = sums.v[i];
       if constexpr (kParts > 1) sum *= scales[unit * columns.count() + i];
-      if (product.has(columns.begin + i))
-        products[columns.begin + i - product.begin] = sum;
+      if (recurrent.has(columns.begin + i))
+        products[columns.begin + i - recurrent.begin] = sum;
       else
         gx[columns.begin + i] += sum;
     }
   }
 
-  // Load the state that a step starts from, if it is that of a restart, and the projected input.
-  OST_HD static void prepare(const Problem<T>& p, const StepMask& mask, Index step, Index b, Index u, T* state, Next& next) {
-    if (step >= p.steps) return;
-    const Index t = mask.time(step);
-    if (!mask.active(t, b)) return;
-    if (p.times.predecessors && mask.predecessor(t, b) == kRestart)
-      for (int k = 0; k < C::kStates; ++k) state[k] = value(k == 0 ? p.restart_h : p.restart_c, u);
-    const T* gx = p.gx ? p.gx + (t * p.batch + b) * p.hidden * C::kColumns : p.bias;
-    OST_UNROLL
-    for (int column = 0; column < C::kColumns; ++column) next.gx[column] = gx[u * C::kColumns + column];
-    if (p.times.predecessors && step + 1 < p.steps)
-      prefetch(p.times.predecessors + mask.time(step + 1) * p.batch + b);  // it decides which state is published
+  // Store what a step returned for a row that takes part.
+  OST_HD static void store(const Problem<T>& p, const Cell& cell, const ForwardOut<C, T>& out, int taped) {
+    *cell.y = out.state[0];
+    if constexpr (C::kStates > 1) *cell.c = out.state[1];
+    if (taped)
+      for (int k = 0; k < C::kSaved; ++k) cell.saved[k * p.hidden] = out.saved[k];
   }
 
-  // Publish h of this block's units. Each warp sends only rows that its own threads wrote to shared
-  // memory, so no block barrier is needed.
-  OST_HD void send(const Block& block, const T (&from)[kGroupRows][kUnits], const BlockRange<kUnits>& range, std::uint32_t* slot,
-                   Index tiles) const {
+  // Publish h of this block's units, or what a phase emitted.
+  OST_HD void send(const Block& block, PerThread<Cell>& cells, PerThread<T>& published, const Strides& strides) const {
     block.for_each_thread([&](int thread) {
-      const int row = thread / kUnits, unit = thread % kUnits;
-      if (row >= range.rows || unit % 2) return;
-      const T *low = &from[row][unit], *high = low + 1;
-      if (kResidualScale<Word> > 1 && kParts > 1 && (beyond_half(*low) || beyond_half(*high)))
-        store_relaxed(launch_args.buffer.status(), kOutOfRange);
-      Phase<0>::E::send(slot, range.u0 + unit, row, tiles, *low, *high);
+      Cell& cell = cells[thread];
+      const T low = published[thread], high = of_neighbour(published, thread);
+      if (cell.sends) {
+        if (kResidualScale<Word> > 1 && kParts > 1 && (beyond_half(low) || beyond_half(high)))
+          store_relaxed(launch_args.buffer.status(), kOutOfRange);
+        Phase<0>::E::send(cell.out, low, high);
+      }
+      cell.out += strides.slot;
     });
   }
 };
@@ -558,13 +650,13 @@ struct BackwardPersistentKernel {
   struct Phase {
     static constexpr Columns kColumns = shared_columns<C>(F, kPipelined);
     static constexpr int kCount = kColumns.count(), kAll = all_columns<C>(kPipelined), kOuts = kSplit * kUnits;
-    static constexpr int kDepth = kWeightWords * kCount / (kParts * kTiles * kAll);
+    static constexpr int kDepth = kWeightWords * kCount / (kParts * kTiles * kAll) / 2 * 2;
     static constexpr int kWanted = kSplit == 1 ? kParts - 1 + (kPhases > 1) : kParts == 1 ? 3 : 6;  // chosen so that registers do not spill
     static constexpr int kShared = smaller((kWanted * kCount + kAll - 1) / kAll, kDepth - 1);
-    using E = ExchangeEngine<Word, kParts, kTiles, kDepth, smaller(kSplit == 1 ? 4 : 4 / kParts, kDepth), kSplit, kShared>;
+    using E = ExchangeEngine<Word, kParts, kOuts, kDepth, smaller(kSplit == 1 ? 2 : 2 / kParts, kDepth / 2), kSplit, kShared>;
     template <class From>
     using Pack = PersistentPackKernel<From, E, Word, kParts, kTiles, kSplit>;
-    OST_HD static Index tiles_of(Index hidden) { return blocks_of(hidden) * kUnits * kCount / 16; }
+    OST_HD static Index sent(Index hidden) { return blocks_of(hidden) * kUnits * kCount; }
   };
   template <int F>
   using Weights = PerThread<typename Phase<F>::E::Weights>;
@@ -587,14 +679,20 @@ struct BackwardPersistentKernel {
   // A slot has room for the phase with the most words.
   OST_HD static Index slot_words(Index hidden) {
     Index most = 0;
-    for_phases<C>([&]<int F>() { most = larger(most, Phase<F>::E::slot_words(Phase<F>::tiles_of(hidden))); });
+    for_phases<C>([&]<int F>() { most = larger(most, Phase<F>::E::slot_words(Phase<F>::sent(hidden))); });
     return most;
+  }
+  template <int F>
+  OST_HD static Index pairs_of(Index hidden, bool upstream) {
+    return Phase<F>::E::depth(Phase<F>::sent(hidden)) * (1 + upstream);
   }
   static bool fits(Index hidden, bool layer_pipelined) {
     bool all = true;
-    for_phases<C>([&]<int F>() { all = all && Phase<F>::E::fits(Phase<F>::tiles_of(hidden) * (1 + layer_pipelined)); });
+    for_phases<C>([&]<int F>() { all = all && pairs_of<F>(hidden, layer_pipelined) <= Phase<F>::E::kPairs; });
     return all;
   }
+  // Two slots of zeros: before the last step, and after the first one, what the upstream layer has not.
+  static Index slots_of(Index steps) { return steps * kPhases + 2; }
   Grid grid() const { return {blocks_of(problems[0].hidden), launch_args.groups, launch_args.problems}; }
 
   OST_HD void operator()(const Block& block, Space& space) const {
@@ -606,19 +704,19 @@ struct BackwardPersistentKernel {
     PerThread<BackwardOut<C, T>> out;
     PerThread<T> demitted;
     PerThread<bool> lost;
+    PerThread<const std::uint32_t*> in;
     for_phases<C>([&]<int F>() {
-      const Index tiles = Phase<F>::tiles_of(p.hidden);
       Phase<F>::E::load(block, get_phase<F>(weights), get_phase<F>(space.products), p.shared_transposed[F],
-                        range.upstream_offset ? 2 * tiles : tiles);
+                        pairs_of<F>(p.hidden, range.upstream));
     });
     block.for_each_thread([&](int thread) { lost[thread] = !range.ok(launch_args); });
     begin(block, space, range);
-    for (Index n = launch_args.steps - (range.upstream_offset ? 0 : 1); n >= 0;
-         --n) {  // n = steps: what the upstream layer gives the last step
+    Index slot = range.upstream ? 0 : 1;
+    block.for_each_thread([&](int thread) { in[thread] = range.slot(slot) + Phase<0>::E::first_word(thread, block.x % kSplit); });
+    for (Index n = launch_args.steps - slot; n >= 0; --n) {  // n = steps: what the upstream layer gives the last step
       const Index t = mask.time(launch_args.first_step + n);
       for_phases<C>([&]<int kBefore>() {
         constexpr int F = kPhases - 1 - kBefore, count = Phase<F>::kCount, begin = Phase<F>::kColumns.begin;
-        const Index slot = n * kPhases + F, tiles = Phase<F>::tiles_of(p.hidden);
         if (n < launch_args.steps) {
           range.for_each_unit(block, [&](int thread, Index b, int row, int unit, Index) {
             T d[2] = {space.d[0][row][unit], C::kStates > 1 ? space.d[C::kStates - 1][row][unit] : T(0)};
@@ -631,18 +729,19 @@ struct BackwardPersistentKernel {
             for (int k = 0; k < C::kStates && F == 0; ++k) space.d[k][row][unit] = d[k];
           });
           block.sync_warp();
-          send<F>(block, space, range, range.slot(slot), tiles);
+          send<F>(block, space, range, range.slot(slot));
           range.for_each_unit(block, [&](int thread, Index b, int, int, Index u) {
             store_gradients<C, T, F>(p, g, t, b, u, space.given[thread], out[thread]);
             if (F == 0 && n > 0) prefetch_async(p, g, mask.time(launch_args.first_step + n - 1), b, u, space.given[thread]);
           });
         }
         auto& product = get_phase<F>(space.products);
-        const Inputs inputs{range.slot(slot), n > 0 ? range.upstream(slot - 1) : nullptr,
-                            tiles};  // the slot after the last step holds zeros
-        Phase<F>::E::multiply(block, get_phase<F>(weights), product, launch_args.buffer, inputs, range.rows, lost);
+        Phase<F>::E::multiply(block, get_phase<F>(weights), product, launch_args.buffer, in, int(pairs_of<F>(p.hidden, range.upstream)),
+                              lost);
         if constexpr (kSplit > 1) give_to_peers(block, space, product, int(slot % 2));
         take_sums<F>(block, space, range, product, t, int(slot % 2), demitted);
+        block.for_each_thread([&](int thread) { in[thread] += range.stride; });
+        ++slot;
         if constexpr (kSplit == 1 && kPhases == 1) block.sync_block();  // the sums have been read; those of two phases lie apart
       });
     }
@@ -661,7 +760,7 @@ struct BackwardPersistentKernel {
     const StepMask mask = p.mask();
     const int rank = int(block.x % kSplit);
     range.for_each_unit(block, [&](int thread, Index b, int row, int unit, Index u) {
-      if (!range.upstream_offset && !mask.active(t, b)) return;  // da of such a row is zero; that of the upstream layer may not be
+      if (!range.upstream && !mask.active(t, b)) return;  // da of such a row is zero; that of the upstream layer may not be
       T sum = summed(space, product, buffer, row, unit);
       if constexpr (kParts > 1) sum *= p.shared_transposed_scales[F][block.x * kTiles * 16 + rank * kUnits + unit];
       if constexpr (F > 0) {
@@ -669,7 +768,7 @@ struct BackwardPersistentKernel {
         return;
       }
       T d[2] = {space.d[0][row][unit] + sum, C::kStates > 1 ? space.d[C::kStates - 1][row][unit] : T(0)};
-      if (!range.upstream_offset) cut<C, T>(p, g, t, b, u, d);  // layers are pipelined only where nothing is cut
+      if (!range.upstream) cut<C, T>(p, g, t, b, u, d);  // layers are pipelined only where nothing is cut
       OST_UNROLL
       for (int k = 0; k < C::kStates; ++k) space.d[k][row][unit] = d[k];
     });
@@ -702,7 +801,7 @@ struct BackwardPersistentKernel {
       OST_UNROLL
       for (int i = thread; i < kSplit * kGroupRows * kUnits; i += kThreads) {
         const int to = i / (kGroupRows * kUnits), row = i / kUnits % kGroupRows, unit = i % kUnits;
-        block.peer(space, to).sums[buffer][rank][row][unit] = product.sum(to * kUnits + unit, row);
+        block.peer(space, to).sums[buffer][rank][row][unit] = product.template sum<1>(to * kUnits + unit, row).v[0];
       }
     });
     block.sync_cluster();
@@ -710,7 +809,7 @@ struct BackwardPersistentKernel {
   // The sum of a unit of this block over all peers.
   template <class Product>
   OST_HD static T summed(const Space& space, const Product& product, int buffer, int row, int unit) {
-    T sum = kSplit > 1 ? space.sums[buffer][0][row][unit] : product.sum(unit, row);
+    T sum = kSplit > 1 ? space.sums[buffer][0][row][unit] : product.template sum<1>(unit, row).v[0];
     OST_UNROLL
     for (int peer = 1; peer < kSplit; ++peer) sum += space.sums[buffer][peer][row][unit];
     return sum;
@@ -722,13 +821,14 @@ struct BackwardPersistentKernel {
 
   // Publish da of a phase; each warp sends the rows of its own threads.
   template <int F>
-  OST_HD void send(const Block& block, const Space& space, const BlockRange<kUnits>& range, std::uint32_t* slot, Index tiles) const {
+  OST_HD void send(const Block& block, const Space& space, const BlockRange<kUnits>& range, std::uint32_t* slot) const {
     constexpr int count = Phase<F>::kCount, pairs = kUnits * count / 2, rows = 32 / kUnits;
     block.for_each_thread([&](int thread) {
       OST_UNROLL
       for (int i = thread % 32; i < rows * pairs; i += 32) {
         const int row = thread / 32 * rows + i / pairs, in = i % pairs * 2;
-        if (row < range.rows) Phase<F>::E::send(slot, range.u0 * count + in, row, tiles, space.da[F][row][in], space.da[F][row][in + 1]);
+        if (row < range.rows)
+          Phase<F>::E::send(slot + Phase<F>::E::place(range.u0 * count + in, row), space.da[F][row][in], space.da[F][row][in + 1]);
       }
     });
   }

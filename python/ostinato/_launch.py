@@ -366,7 +366,6 @@ def exchange_bytes(w: Weights, planned: GpuPlan, backward: bool) -> int:
         planned.span,
         planned.groups,
         planned.co_launched,
-        planned.layer_pipelined,
     )
 
 
