@@ -6,6 +6,8 @@ are in ``damaged/READER/``.
 
 from __future__ import annotations
 
+import gzip
+import io
 import os
 import pickle
 import random
@@ -28,7 +30,7 @@ HERE = Path(__file__).parent
 TOOLS = HERE.parent / "tools"
 sys.path.append(str(TOOLS))
 
-from torture import disk, guard, mutate  # noqa: E402
+from torture import disk, guard, mutate, sealed  # noqa: E402
 from torture.fuzzing import Target  # noqa: E402
 from torture.readers import READERS, Reader  # noqa: E402
 
@@ -80,6 +82,63 @@ def test_files_that_once_showed_a_fault(path: Path, tmp_path: Path) -> None:
         assert target(path.read_bytes()) == ""
     finally:
         target.close()
+
+
+def _wide_parquet() -> bytes:
+    """Ten million rows of one number, in a few kilobytes."""
+    pl = pytest.importorskip("polars", reason="polars is not installed")
+    out = io.BytesIO()
+    pl.select(v=pl.repeat(0.5, 10_000_000, dtype=pl.Float64)).write_parquet(out)
+    return out.getvalue()
+
+
+def _with_names() -> bytes:
+    """A model with five thousand parameters that it does not have."""
+    header, body = sealed.apart(READERS["model"].seeds()[0])
+    none = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    return sealed.together({**header, **{f"name{k}": none for k in range(5000)}}, body)
+
+
+# Files that took minutes, or memory far beyond their size, for what makes them hard.
+HARD: dict[str, tuple[str, Callable[[], bytes], str]] = {
+    "a field with spaces": ("abc", lambda: b"X:1\nK:C\nA:b" + b" " * 100_000 + b"c\nabc|\n", ""),
+    "brackets that open": ("transcripts", lambda: b"a: " + b"[(<" * 60_000 + b" yes\n", ""),
+    "names of columns": (
+        "table",
+        lambda: ",".join(f"c{k}" for k in range(6_000)).encode() + b"\n",
+        "expected",
+    ),
+    "one text, many answers": (
+        "pairs",
+        lambda: "".join(f"a\tb{k}\n" for k in range(40_000)).encode(),
+        "",
+    ),
+    "a compressed table": ("table", lambda: gzip.compress(b"v\n" + b"1\n" * (2 << 20)), "unpack"),
+    "a parquet of one number": ("parquet", _wide_parquet, "expected a table of at most"),
+    "unknown names": ("model", _with_names, "and 4992 more"),
+}
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_files_that_are_hard_to_read(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is read or refused at once; that takes as long as the file is, not the square of it."""
+    kind, made, wanted = HARD[name]
+    reader, words = reader_of(kind), made()
+    if "compressed" in name or "parquet" in name:
+        from ostinato.tasks import _frames
+
+        monkeypatch.setattr(_frames, "SMALL", 1 << 20)
+    path = tmp_path / reader.file
+    path.write_bytes(words)
+    try:
+        reader.read(path)
+    except reader.errors as e:
+        assert guard.fault_of(e, reader.errors) == ""
+        assert wanted in str(e)
+    else:
+        assert not wanted
 
 
 def _imports(path: Path) -> None:

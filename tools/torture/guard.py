@@ -73,7 +73,7 @@ class _Watch:
     def __call__(self, event: str, args: tuple[Any, ...]) -> None:
         if self.allowed is None:
             return
-        if event == "marshal.loads" and _importing():
+        if event in ("marshal.loads", "exec", "compile") and _importing():
             return
         if event in FORBIDDEN:
             self._stop(f"{event} {args!r:.200}")
