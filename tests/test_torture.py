@@ -132,13 +132,12 @@ def test_files_that_are_hard_to_read(
         monkeypatch.setattr(_frames, "SMALL", 1 << 20)
     path = tmp_path / reader.file
     path.write_bytes(words)
-    try:
-        reader.read(path)
-    except reader.errors as e:
-        assert guard.fault_of(e, reader.errors) == ""
-        assert wanted in str(e)
+    if wanted:
+        with pytest.raises(reader.errors, match=wanted) as caught:
+            reader.read(path)
+        assert guard.fault_of(caught.value, reader.errors) == ""
     else:
-        assert not wanted
+        reader.read(path)
 
 
 def _imports(path: Path) -> None:
@@ -302,7 +301,7 @@ def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> 
     found = ost.train.SearchResult([best], best, "valid_loss", None)
     for draw in (flow.plot, found.plot):
         path.write_bytes(b"old")
-        with pytest.raises(ValueError, match="format|Format"):
+        with pytest.raises(ValueError, match=r"(?i)format"):
             draw(path.with_suffix(".nonsense"))
         assert os.listdir(tmp_path) == ["flow.png"]
         draw(path)

@@ -181,7 +181,7 @@ def judged(
     parts = [n for n in after if n.endswith(".part")]
     if parts and not stuck:
         return f"left behind: {parts}"
-    for name, words in before.items():
+    for name in before:
         if name not in after:
             return f"{name} is gone"
         if not whole(after[name], name):

@@ -12,6 +12,7 @@ import argparse
 import csv
 import os
 import random
+import shlex
 import signal
 import sys
 import tempfile
@@ -25,7 +26,8 @@ import numpy as np
 
 import ostinato as ost
 from ostinato import cli, safetensors
-from ostinato.tasks import corpora, models, series, text  # noqa: F401  # before all forks
+from ostinato.tasks import series as _series  # noqa: F401  # before all forks
+from ostinato.tasks import text as _of_text  # noqa: F401
 
 OPERATIONS = "operations.txt"
 LONGEST = 120  # seconds of a run that is not killed
@@ -59,9 +61,9 @@ def _text_data(folder: Path) -> None:
 
 def _text(folder: Path) -> int:
     there = (folder / "run" / "checkpoint.safetensors").exists()
-    options = "--steps 24 --hidden 8 --dropout 0.1".split()
-    save = ["--save", str(folder / "run"), "--resume" if there else "--overwrite"]
-    return cli.main(["train", "text", str(folder / "corpus.txt"), *options, *save])
+    way = "--resume" if there else "--overwrite"
+    options = f"--steps 24 --hidden 8 --dropout 0.1 --save {folder}/run {way}"
+    return cli.main(shlex.split(f"train text {folder}/corpus.txt {options}"))
 
 
 def _no_data(folder: Path) -> None:
@@ -100,9 +102,8 @@ def _table(folder: Path) -> None:
 
 def _forecast(folder: Path) -> int:
     """Train a model that has no checkpoint: a killed run begins anew."""
-    options = "--horizon 3 --epochs 2 --members 1 --hidden 4 --season 6 --overwrite".split()
-    save = ["--save", str(folder / "run")]
-    return cli.main(["train", "forecast", str(folder / "sales.csv"), *options, *save])
+    options = "--horizon 3 --epochs 2 --members 1 --hidden 4 --season 6 --overwrite"
+    return cli.main(shlex.split(f"train forecast {folder}/sales.csv --save {folder}/run {options}"))
 
 
 _MODEL = "model.safetensors"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import subprocess
@@ -113,7 +114,7 @@ FILES: dict[str, Callable[[Path], None]] = {
     "onnx": _onnx,
     "dynet": _dynet,
     "table": _table,
-    "text": _repeated("To be, or not to be: that is the question.\n".encode()),
+    "text": _repeated(b"To be, or not to be: that is the question.\n"),
     "wav": _sound,
     "tags": _repeated(b"the\tD\ncat\tN\n\n"),
 }
@@ -137,10 +138,8 @@ def ratio(name: str) -> float:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / reader.file
         path.write_bytes(reader.seeds()[0])
-        try:
+        with contextlib.suppress(*reader.errors):
             read_only(name, path)  # what is imported late
-        except reader.errors:
-            pass
         code = f"from torture import memory; memory.FILES[{name!r}](memory.Path({str(path)!r}))"
         subprocess.run([sys.executable, "-c", code], check=True)
         before = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -186,5 +185,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"{name:14} failed: {done.stderr[-500:]}")
             bad = True
         else:
-            print(f"{name:14} {float(done.stdout):5.1f} times the file of {MEGABYTES} MB", flush=True)
+            print(
+                f"{name:14} {float(done.stdout):5.1f} times the file of {MEGABYTES} MB", flush=True
+            )
     return int(bad)

@@ -18,7 +18,8 @@ _EDGES += (2**40, 2**62, 2**63 - 1, 2**64 - 1)
 _VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 3, 2**31, 2**63, 10**30, 0.5, -0.0, 1e308, float("nan"),
     float("inf"), "", "x", "\x00", "\ud800", "a" * 300, [], {}, [[[]]], [1] * 40, {"": 0},
-    {"kind": "layer"}, {"kind": "list", "values": [], "tuple": True}, {"kind": "dtype", "name": "O"},
+    {"kind": "layer"}, {"kind": "list", "values": [], "tuple": True},
+    {"kind": "dtype", "name": "O"},
     {"kind": "dtype", "name": "S99999999"}, "O", "float64", "LSTM", "Sequential",
 )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import functools
 import gzip
 import io
 import json
@@ -300,7 +301,7 @@ def dynet_files() -> list[bytes]:
         for n, shape in enumerate([(8, 3), (8, 2), (8,)])
     }
     plain = {"L/_0": drawn(3, 4), "/_1": drawn(2, 4, seed=1), "/_2": drawn(2, seed=2)}
-    return [_written(lambda p: write(p, a)) for a in (lstm, plain)]
+    return [_written(functools.partial(write, arrays=a)) for a in (lstm, plain)]
 
 
 # -- data ------------------------------------------------------------------------------------------
@@ -329,7 +330,7 @@ def parquets() -> list[bytes]:
 
 def texts() -> list[bytes]:
     """Return plain texts."""
-    return ["To be, or not\r\nto be\rthat\n".encode(), "\ufeffЧто это — 'что'? 漢字\n".encode()]
+    return [b"To be, or not\r\nto be\rthat\n", "\ufeffЧто это — 'что'? 漢字\n".encode()]
 
 
 def sounds() -> list[bytes]:
@@ -349,8 +350,10 @@ def sounds() -> list[bytes]:
 
 def tunes() -> list[bytes]:
     """Return books of tunes in ABC."""
-    book = "X:1\nT:One\nM:6/8\nL:1/8\nK:Gmix\n|:GBd gdB|(3abc {e}d2 z^c'-|1 c,,/2>d [CEG]3:|2 Z2|]\n"
-    return [(book + "\nX:2\nK:D\n[M:C|]a2b2 (5:4:5abcde \"Am\"f4|]\n").encode()]
+    book = (
+        "X:1\nT:One\nM:6/8\nL:1/8\nK:Gmix\n|:GBd gdB|(3abc {e}d2 z^c'-|1 c,,/2>d [CEG]3:|2 Z2|]\n"
+    )
+    return [(book + '\nX:2\nK:D\n[M:C|]a2b2 (5:4:5abcde "Am"f4|]\n').encode()]
 
 
 def trees() -> list[bytes]:
@@ -392,5 +395,5 @@ def catalogues() -> list[bytes]:
 
 def transcripts() -> list[bytes]:
     """Return transcripts of clips, plain and compressed."""
-    text = "; comment\nsub/1.wav\tDial 2, [beep]\nb: DON'T <noise>\n".encode()
+    text = b"; comment\nsub/1.wav\tDial 2, [beep]\nb: DON'T <noise>\n"
     return [text, gzip.compress(text), bz2.compress(text)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import shlex
 import wave
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,11 +40,12 @@ def _nothing(folder: Path) -> None:
     """Prepare nothing."""
 
 
-def _main(*words: str) -> Callable[[Path], int]:
+def _main(command: str) -> Callable[[Path], int]:
     """Return a function that runs a command, with IN and OUT in place of folders."""
 
     def run(folder: Path) -> int:
         ins, outs = str(folder / "in"), str(folder / "out")
+        words = shlex.split(command)
         return cli.main([w.replace("IN/", ins + "/").replace("OUT/", outs + "/") for w in words])
 
     return run
@@ -125,8 +128,6 @@ def _series() -> bytes:
 
 
 def _clip() -> bytes:
-    import io
-
     out = io.BytesIO()
     with wave.open(out, "wb") as f:
         f.setnchannels(1)
@@ -136,15 +137,13 @@ def _clip() -> bytes:
     return out.getvalue()
 
 
-def _pairs() -> bytes:
-    return "".join(f"{a}{b}{c}\t{c}{b} {a}\n" for a in "abcd" for b in "abcd" for c in "ab").encode()
+def _pairs(folder: Path) -> None:
+    lines = [f"{a}{b}{c}\t{c}{b} {a}" for a in "abcd" for b in "abcd" for c in "ab"]
+    (folder / "in" / "pairs.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 _PICTURES = ("matplotlib",)
 _TABLES = ("matplotlib", "polars")
-_TEXT = "--steps 2 --hidden 4 --save OUT/run --overwrite".split()
-_SERIES = "--horizon 3 --epochs 1 --members 1 --hidden 4 --season 6".split()
-_PREDICT = ("predict", "IN/m")
 
 WRITERS = {
     "layer": Writer(_nothing, _layer, ("layer.safetensors",)),
@@ -154,66 +153,68 @@ WRITERS = {
     "keras": Writer(_nothing, _keras, ("m.weights.h5",), ("h5py",)),
     "flow": Writer(_nothing, _flow, ("flow.png",), _PICTURES),
     "search": Writer(_nothing, _search, ("search.png",), _PICTURES),
-    "text": Writer(_corpus, _main("train", "text", "IN/corpus.txt", *_TEXT), ("run",)),
+    "text": Writer(
+        _corpus,
+        _main("train text IN/corpus.txt --steps 2 --hidden 4 --save OUT/run --overwrite"),
+        ("run",),
+    ),
     "forecast-train": Writer(
         _sales,
         _main(
-            *"train forecast IN/sales.csv --save OUT/run --plot OUT/p.png --overwrite".split(),
-            *_SERIES,
+            "train forecast IN/sales.csv --save OUT/run --plot OUT/p.png --overwrite --horizon 3 "
+            "--epochs 1 --members 1 --hidden 4 --season 6"
         ),
         ("run", "p.png"),
         _TABLES,
     ),
     "forecast": Writer(
         _model_of(seeds.forecast_models, a_csv=_frame),
-        _main(*"forecast IN/m IN/a.csv --out OUT/f.csv --plot OUT/f.png --overwrite".split()),
+        _main("forecast IN/m IN/a.csv --out OUT/f.csv --plot OUT/f.png --overwrite"),
         ("f.csv", "f.png"),
         _TABLES,
     ),
     "parse": Writer(
         _model_of(seeds.parse_models),
-        _main(*_PREDICT, "1", "--out", "OUT/p.txt", "--plot", "OUT/p.png", "--overwrite"),
+        _main("predict IN/m 1 --out OUT/p.txt --plot OUT/p.png --overwrite"),
         ("p.txt", "p.png"),
         _PICTURES,
     ),
     "classify": Writer(
         _model_of(seeds.classify_models),
-        _main(*_PREDICT, "a a", "b", "--out", "OUT/c.csv", "--overwrite"),
+        _main("predict IN/m 'a a' b --out OUT/c.csv --overwrite"),
         ("c.csv",),
     ),
     "tag": Writer(
-        _model_of(seeds.tag_models, a_txt=b"a\nb\n\na\n"),
-        _main(*_PREDICT, "a b", "--out", "OUT/t.conll", "--overwrite"),
+        _model_of(seeds.tag_models),
+        _main("predict IN/m 'a b' --out OUT/t.conll --overwrite"),
         ("t.conll",),
     ),
     "translate": Writer(
         _model_of(seeds.translate_models),
-        _main(*_PREDICT, "abc", "bca", "--out", "OUT/t.tsv", "--overwrite"),
+        _main("predict IN/m abc bca --out OUT/t.tsv --overwrite"),
         ("t.tsv",),
     ),
     "compose": Writer(
         _model_of(seeds.compose_models),
-        _main(*_PREDICT, "--out", "OUT/t.abc", "--overwrite"),
+        _main("predict IN/m --out OUT/t.abc --overwrite"),
         ("t.abc",),
     ),
     "transcribe": Writer(
         _model_of(seeds.speech_models, a_wav=_clip),
-        _main(*_PREDICT, "IN/a.wav", "--out", "OUT/t.txt", "--overwrite"),
+        _main("predict IN/m IN/a.wav --out OUT/t.txt --overwrite"),
         ("t.txt",),
     ),
     "anomaly": Writer(
         _model_of(seeds.anomaly_models, a_csv=_series),
-        _main(
-            *_PREDICT, "IN/a.csv", "--out", "OUT/a.csv", "--plot", "OUT/a.png", "--overwrite"
-        ),
+        _main("predict IN/m IN/a.csv --out OUT/a.csv --plot OUT/a.png --overwrite"),
         ("a.csv", "a.png"),
         _TABLES,
     ),
     "translate-train": Writer(
-        lambda folder: (folder / "in" / "pairs.tsv").write_bytes(_pairs()) and None,
+        _pairs,
         _main(
-            *"train translate IN/pairs.tsv --save OUT/run --overwrite --hidden 2".split(),
-            *"--embedding 2 --epochs 1 --batch 16 --held-out 4 --members 1".split(),
+            "train translate IN/pairs.tsv --save OUT/run --overwrite --hidden 2 --embedding 2 "
+            "--epochs 1 --batch 16 --held-out 4 --members 1"
         ),
         ("run",),
     ),

@@ -162,9 +162,7 @@ def _from_parquet(path: Path) -> Raw:
         frame = pl.read_parquet(path, glob=False)
     # A panic of the library is no Exception.
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as e:
-        raise ValueError(
-            f"FILE: expected a Parquet file, got {path}: {str(e)[:LONGEST]}"
-        ) from None
+        raise ValueError(f"FILE: expected a Parquet file, got {path}: {str(e)[:LONGEST]}") from None
     return replace(_from_frame(frame), source=str(path))
 
 
