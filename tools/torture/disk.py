@@ -262,9 +262,9 @@ def _main(names: list[str], kinds: list[str]) -> int:
 
     from .writers import WRITERS
 
-    for module in ("matplotlib.figure", "matplotlib.backends.backend_agg", "polars", "onnx"):
-        if importlib.util.find_spec(module.partition(".")[0]) is not None:
-            importlib.import_module(module)
+    needed = {n for name in names for n in WRITERS[name].needs}
+    for module in sorted(n for n in needed if importlib.util.find_spec(n) is not None):
+        importlib.import_module("matplotlib.figure" if module == "matplotlib" else module)
     bad = False
     with tempfile.TemporaryDirectory() as folder:
         for name in names:

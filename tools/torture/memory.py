@@ -46,7 +46,7 @@ def _checkpoint(path: Path) -> None:
     model = nn.Linear(side, side, rng=0)
     x = np.zeros((1, side), np.float32)
     trainer = ost.Trainer(model, ost.losses.MSE(), ost.optim.Adam(1e-3))
-    trainer.fit((x, x), checkpoint=path, progress=False)
+    trainer.fit((x, x), checkpoint=path, overwrite=True, progress=False)
 
 
 def _torch(zipped: bool) -> Callable[[Path], None]:

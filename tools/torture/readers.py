@@ -117,14 +117,17 @@ def _anomaly_model(folder: Path) -> None:
     from ostinato.tasks._surprise import Detector
 
     detector, _ = Detector.load(folder)
-    detector.score(np.sin(np.arange(80) / 5))
+    assert len(detector.score(np.sin(np.arange(80) / 5))) == 80
 
 
 def _speech_model(folder: Path) -> None:
     from ostinato.tasks._recognizer import Recognizer
+    from ostinato.tasks.transcribe import words
 
     recognizer = Recognizer.load(folder)
-    recognizer.logits([recognizer.features(np.zeros(800))])
+    found = recognizer.logits([recognizer.features(np.sin(np.arange(2400) / 3))])
+    text = recognizer.search(found)[0]
+    assert "".join(w["word"] for w in words(recognizer, found[0], text)) == text.replace(" ", "")
 
 
 def _classify_model(folder: Path) -> None:
@@ -280,7 +283,14 @@ _ALL = (
     Reader("compose-model", _MODEL, _folder(_compose_model), seeds.compose_models, tokens=_JSON),
     Reader("tag-model", _MODEL, _folder(_tag_model), seeds.tag_models, tokens=_JSON),
     Reader("parse-model", _MODEL, _folder(_parse_model), seeds.parse_models, tokens=_JSON),
-    Reader("anomaly-model", _MODEL, _folder(_anomaly_model), seeds.anomaly_models, tokens=_JSON),
+    Reader(
+        "anomaly-model",
+        _MODEL,
+        _folder(_anomaly_model),
+        seeds.anomaly_models,
+        needs=_POLARS,
+        tokens=_JSON,
+    ),
     Reader("speech-model", _MODEL, _folder(_speech_model), seeds.speech_models, tokens=_JSON),
     Reader("classify-model", _MODEL, _folder(_classify_model), seeds.classify_models, tokens=_JSON),
     Reader(

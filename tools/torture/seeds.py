@@ -114,7 +114,8 @@ def tag_models() -> list[bytes]:
     from ostinato.tasks._tagger import Tagger, TaggerOptions
 
     made = Tagger.fresh([["a", "b"]], [["X", "Y"]], TaggerOptions(hidden=2))
-    return [_saved(lambda folder: made.save(folder, {"source": "file"}))]
+    facts = {"columns": [1, 0], "source": "file", "ambiguous": []}
+    return [_saved(lambda folder: made.save(folder, facts))]
 
 
 def parse_models() -> list[bytes]:
@@ -126,11 +127,16 @@ def parse_models() -> list[bytes]:
 
 def anomaly_models() -> list[bytes]:
     """Return models of ``train anomaly``."""
+    import polars as pl
+
     from ostinato.tasks._surprise import Detector, DetectorOptions
+    from ostinato.tasks.anomaly import read
 
     values = np.sin(np.arange(400) / 5) + np.random.default_rng(0).normal(size=400) / 50
     made = Detector(DetectorOptions(steps=2, hidden=2, window=50)).fit(values)
-    return [_saved(lambda folder: made.save(folder, {"column": "v"}))]
+    like = read(pl.DataFrame({"v": values})).facts
+    facts = {"reading": like, "label": "", "example": "", "held_out": 0.3}
+    return [_saved(lambda folder: made.save(folder, facts))]
 
 
 def speech_models() -> list[bytes]:
