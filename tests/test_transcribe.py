@@ -96,6 +96,18 @@ def test_held_out_clips_are_recognised(recognizer: Recognizer, data: list[str]) 
     assert figures["cer"] == ost.metrics.cer([c.text for c in held_out], found)
 
 
+def test_spaces_without_words_are_no_words() -> None:
+    options = TranscribeOptions(hidden=4)
+    one = Recognizer(options, " ab", np.zeros(40), np.ones(40))
+    path = 9 * np.eye(4)[[1, 0, 2, 0, 1, 0, 1, 0, 3, 1, 0]]  # space a space space b space
+    found = transcribe.words(one, path, " a  b ")
+    assert [w["word"] for w in found] == ["a", "b"]
+    assert found == [
+        {"word": "a", "begin": 0.06, "end": 0.09},
+        {"word": "b", "begin": 0.24, "end": 0.27},
+    ]
+
+
 def test_words_are_where_they_were_said(recognizer: Recognizer) -> None:
     x = spoken("ab ed")
     logits = recognizer.logits([recognizer.features(x)])[0]

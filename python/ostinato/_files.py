@@ -100,8 +100,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             os.replace(part, target)
             part = ""
     except OSError as e:
-        ours = e.filename in (None, part, os.fspath(target))
-        if e.errno is None or not ours:
+        if e.errno is None or not _is_ours(e.filename, target):
             raise
         raise OSError(e.errno, os.strerror(e.errno), os.fspath(path)) from e
     finally:
@@ -139,6 +138,23 @@ def _prefix(target: Path) -> str:
     return f".{name}."
 
 
+def _part_pattern(target: Path) -> re.Pattern[str]:
+    """Return what the names of the part files of a target are; the group is their writer's."""
+    return re.compile(re.escape(_prefix(target)) + r"(\d+)\.[0-9a-f]{8}\.part")
+
+
+def _is_ours(name: object, target: Path) -> bool:
+    """Return whether the file that an error names is the target, or one that users never see."""
+    if name is None:
+        return True
+    if not isinstance(name, (str, bytes)):
+        return False
+    path = Path(os.fsdecode(name))
+    if path.parent != target.parent:
+        return False
+    return path == target or _part_pattern(target).fullmatch(path.name) is not None
+
+
 def _new_part(target: Path, mode: int) -> tuple[int, str]:
     """Create a part file and hold its lock, by which others know that its writer lives."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
@@ -146,9 +162,15 @@ def _new_part(target: Path, mode: int) -> tuple[int, str]:
         name = f"{_prefix(target)}{os.getpid()}.{secrets.token_hex(4)}.part"
         part = os.fspath(target.parent / name)
         fd = os.open(part, flags, mode)  # the mode is subject to the umask
-        _lock(fd, wait=True)
-        if os.fstat(fd).st_nlink:
-            return fd, part
+        try:
+            _lock(fd, wait=True)
+            if os.fstat(fd).st_nlink:
+                return fd, part
+        except BaseException:  # a disk that fails, or Ctrl-C, leaves nothing behind
+            os.close(fd)
+            with contextlib.suppress(OSError):
+                os.unlink(part)
+            raise
         os.close(fd)  # another process took it for a dead one's before it was locked
 
 
@@ -167,7 +189,7 @@ def _lock(fd: int, wait: bool) -> bool | None:
 
 def _clear_parts(target: Path) -> None:
     """Remove the part files of this target whose writers are gone."""
-    pattern = re.compile(re.escape(_prefix(target)) + r"(\d+)\.[0-9a-f]{8}\.part")
+    pattern = _part_pattern(target)
     for name in os.listdir(target.parent):
         match = pattern.fullmatch(name)
         if match is None:

@@ -19,6 +19,7 @@ from . import _check, _device
 from ._annotations import readable
 from ._cells import saved_gates
 from ._check import Array
+from ._figure import save_figure
 from ._functions import limits
 from ._ragged import Ragged, unwrapped
 from ._recording import mapped
@@ -96,13 +97,14 @@ class Flow:
         """Draw the norms by step and the survival by distance, with matplotlib.
 
         Args:
-            path: a file to write the figure to; None: none.
+            path: a file to write the figure to, in the format of its ending; None: none.
 
         Returns:
             The figure of matplotlib.
 
         Raises:
             ImportError: matplotlib is not installed.
+            OSError: the file cannot be written; what was there before stays.
         """
         from matplotlib.figure import Figure
 
@@ -118,7 +120,7 @@ class Flow:
         for axes in (norms, survival):
             axes.legend()
         if path is not None:
-            figure.savefig(path)
+            save_figure(figure, path)
         return figure
 
 

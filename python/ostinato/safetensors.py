@@ -386,7 +386,9 @@ def _tensor(
             raise _Bad(f"a bool of value {a.max()} in {_short(name)}")
         return a.view(np.bool_), crc
     if code == "BF16":
-        return (a.astype(np.uint32) << np.uint32(16)).view(np.float32), crc
+        wide = a.astype(np.uint32)
+        wide <<= np.uint32(16)
+        return wide.view(np.float32), crc
     return a.astype(dtype.newbyteorder("="), copy=False), crc
 
 

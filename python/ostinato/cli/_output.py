@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+LONGEST = 2000  # characters of an error
 # What the help calls the arguments without dashes that name files.
 POSITIONAL = {"file": "FILE", "data": "DATA", "inputs": "INPUT", "dir": "DIR"}
 
@@ -38,7 +39,9 @@ def error_line(error: BaseException, args: argparse.Namespace) -> str:
     """
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         return one_line(_of_system(error, args))
-    return one_line(error) or type(error).__name__
+    line = one_line(error) or type(error).__name__
+    # What a file holds may be as long as it likes.
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]} ... ({len(line)} characters)"
 
 
 def _of_system(error: OSError, args: argparse.Namespace) -> str:

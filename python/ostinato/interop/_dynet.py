@@ -17,8 +17,29 @@ _HEAD = re.compile(rb"#(Parameter|LookupParameter)# (\S{1,200}) \{([0-9,]{1,80})
 _BUILDER = re.compile(r"(.*?)/?(vanilla-lstm-builder(?:_(\d+))?)/_(\d+)")
 
 
+_PART = 1 << 16  # bytes
+
+
 class _Bad(Exception):
     """Report what is wrong with a file."""
+
+
+def _numbers(words: bytes, count: int) -> tuple[Array, int]:
+    """Return the numbers of a line, at most so many, and how many there are.
+
+    A part of the line at a time: the words of all of it would be 20 times as large.
+    """
+    # Each has a digit, and a space between it and the next.
+    out: Array = np.empty(min(count, (len(words) + 1) // 2), np.float32)
+    found = at = 0
+    while at < len(words):
+        end = words.find(b" ", at + _PART)
+        end = len(words) if end < 0 else end
+        part = words[at:end].split()
+        found, at = found + len(part), end
+        if found <= len(out):
+            out[found - len(part) : found] = part
+    return out, found
 
 
 def _arrays(f: IO[bytes]) -> dict[str, tuple[str, Array]]:
@@ -39,9 +60,9 @@ def _arrays(f: IO[bytes]) -> dict[str, tuple[str, Array]]:
             count *= n
         if not 0 < count <= len(words) or len(dims) > 2 or name in out:
             raise _Bad(f"{name!r} of {dims} in {len(words)} bytes")
-        values = np.array(words.split(), np.float32)
-        if values.size != count:
-            raise _Bad(f"{values.size} numbers for {name!r} of {dims}")
+        values, found = _numbers(words, count)
+        if found != count:
+            raise _Bad(f"{found} numbers for {name!r} of {dims}")
         if not head.rstrip().endswith(b"ZERO_GRAD"):
             f.readline()  # gradients
         out[name] = kind, values.reshape(dims, order="F")

@@ -36,6 +36,7 @@ _DAMAGES = (
 )
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file in the older form
 _MOST_AXES = 32
+SHOWN = 20  # keys in an error
 _DEEPEST = 100  # containers within containers
 # What torch calls a storage of a dtype, the dtype in torch, and NumPy's.
 _STORAGES = {
@@ -292,7 +293,10 @@ def _read_stream(file: IO[bytes], size: int) -> Any:
 def _picked(made: Any, key: str | Sequence[str] | None) -> Any:
     for name in () if key is None else (key,) if isinstance(key, str) else key:
         if not isinstance(made, dict) or name not in made:
-            there = list(made) if isinstance(made, dict) else f"a {type(made).__name__}"
+            there: Any = f"a {type(made).__name__}"
+            if isinstance(made, dict):
+                there = list(made)[:SHOWN]
+                there = f"{there} and {len(made) - SHOWN} more" if len(made) > SHOWN else there
             raise KeyError(f"key: expected one of {there}, got {name!r}")
         made = made[name]
     return made

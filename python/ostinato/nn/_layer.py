@@ -21,6 +21,14 @@ from .._recording import of_layer, recordable
 from ._block import Block, Entry, Views
 from ._description import metadata_of, require_functions
 
+SHOWN = 8  # names in an error
+
+
+def _some(names: list[str]) -> str:
+    """Return the first names of a list, which a file may make as long as it likes."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{[str(n)[:80] for n in names[:SHOWN]]}{more}" if names else "nothing"
+
 
 class Layer:
     """Base of all layers; derive from it to write your own.
@@ -355,9 +363,7 @@ class Layer:
             [n for n in mapping if n not in own],
         )
         if missing or unknown:
-            raise KeyError(
-                f"mapping: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}"
-            )
+            raise KeyError(f"mapping: missing {_some(missing)}, unknown {_some(unknown)}")
         arrays = {}
         for name, view in own.items():
             a = _as_numbers(name, mapping[name])

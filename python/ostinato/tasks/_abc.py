@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 BLANK = re.compile(r"\n[ \t]*\n")
-FIELD = re.compile(r"([A-Za-z]):[ \t]*(.*?)[ \t]*")
+FIELD = re.compile(r"([A-Za-z]):(.*)")  # blank space around the value is taken off later
 KEPT = "MLK"  # the fields that say how a tune sounds, in the order in which they are written
 NATURAL = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 SHARPS = "FCGDAEB"
@@ -191,11 +191,12 @@ def tidy(text: str) -> str:
                 music.append(line)
         elif match[1] == "V":
             raise ValueError(f"expected tunes of one voice, got {line[:40]!r}")
-        elif match[1] in KEPT and match[2]:
+        elif match[1] in KEPT and match[2].strip(" \t"):
+            value = match[2].strip(" \t")
             if "K" in fields:
-                music.append(f"{match[1]}:{match[2]}")
+                music.append(f"{match[1]}:{value}")
             else:
-                fields[match[1]] = match[2]
+                fields[match[1]] = value
     if "K" not in fields or not music:
         return ""
     head = [f"{name}:{fields[name]}" for name in KEPT if name in fields]
@@ -275,7 +276,7 @@ class _Parser:
             line = self.text[self.at : len(self.text) if end < 0 else end]
             match = FIELD.fullmatch(line) if at_start else None
             if match is not None:
-                self.set_field(match[1], match[2])
+                self.set_field(match[1], match[2].strip(" \t"))
                 self.at += len(line) + 1
                 if self.key is not None and first is None:
                     first = Tune(self.meter, self.sharps, self.bars)

@@ -60,7 +60,7 @@ def written(text: str, digits: str = "", strip_accents: bool = False) -> str:
         digits: the language in which digits that stand alone are said; "" leaves them.
         strip_accents: whether letters lose their accents.
     """
-    text = re.sub(r"\[.*?\]|\(.*?\)|<.*?>", " ", text).casefold()
+    text = _without_remarks(text).casefold()
     text = unicodedata.normalize("NFD" if strip_accents else "NFC", text)
     if digits:
         words = DIGITS[digits]
@@ -72,6 +72,21 @@ def written(text: str, digits: str = "", strip_accents: bool = False) -> str:
         if not (strip_accents and unicodedata.combining(c))
     )
     return " ".join("".join(letters).split())
+
+
+def _without_remarks(text: str) -> str:
+    """Return a text with a space for each part in brackets, in time that grows with its length."""
+    closing, out, at = {"[": "]", "(": ")", "<": ">"}, [], 0
+    for match in re.finditer(r"[\[(<]", text):
+        if match.start() < at or match[0] not in closing:
+            continue
+        end = text.find(closing[match[0]], match.end())
+        if end < 0:  # there is none for those that follow either
+            del closing[match[0]]
+            continue
+        out += [text[at : match.start()], " "]
+        at = end + 1
+    return "".join([*out, text[at:]])
 
 
 def read_transcripts(path: str | os.PathLike[str]) -> list[tuple[str, str]]:

@@ -319,7 +319,7 @@ def _columns(text: bytes, delimiter: str, source: str) -> Any:
             truncate_ragged_lines=False,
         )
     except pl.exceptions.PolarsError as e:
-        raise ValueError(f"FILE: expected a CSV file, got {source}: {e}") from None
+        raise ValueError(f"FILE: expected a CSV file, got {source}: {str(e)[:300]}") from None
 
 
 def _one_column(text: bytes, records: _Records) -> Any:

@@ -189,7 +189,7 @@ def read_tables(
 def _column(raw: Raw, option: str, name: str) -> list[str]:
     """Return the cells of a column as text."""
     if name not in raw.columns:
-        known = ", ".join(raw.columns)
+        known = ", ".join(list(raw.columns)[:8]) + (", ..." if len(raw.columns) > 8 else "")
         raise ValueError(f"{option}: expected one of the columns {known}, got {name!r}")
     if raw.is_text(name):
         cells: list[str] = raw.columns[name].to_list()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import stat
 import zlib
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,14 @@ from typing import Any
 import numpy as np
 
 from .._check import Array
+from .._files import open_regular
 from . import _csv, _numbers, _times
 from ._table import ReadOptions
+
+SMALL = 256 << 20  # bytes that any compressed file may hold
+GROWTH = 200  # and how many times its size
+CELL = 8  # bytes of a number in a table
+LONGEST = 300  # characters of what Polars says of a file
 
 __all__ = ["Columns", "Raw", "import_polars", "load"]
 
@@ -72,7 +80,7 @@ def load(source: Any, options: ReadOptions) -> Raw:
     if not stat.S_ISREG(os.stat(path).st_mode):
         what = "a folder" if path.is_dir() else "something else"
         raise ValueError(f"FILE: expected a regular file, got {what}: {path}")
-    with open(path, "rb") as f:
+    with open_regular(path) as f:
         magic = f.read(4)
         if magic == b"PAR1":
             return _from_parquet(path)
@@ -95,10 +103,27 @@ def load(source: Any, options: ReadOptions) -> Raw:
 
 def _unzipped(raw: bytes, path: Path) -> bytes:
     """Return the bytes of a file that gzip compressed."""
+    most = _most(len(raw))
     try:
-        return gzip.decompress(raw)
+        with gzip.open(io.BytesIO(raw)) as f:
+            text = f.read(most + 1)
     except (OSError, EOFError, zlib.error) as e:
         raise ValueError(f"FILE: expected a file that gzip reads, got {path}: {e}") from None
+    if len(text) > most:
+        raise ValueError(_unpacked(path, len(raw), most))
+    return text
+
+
+def _most(size: int) -> int:
+    """Return to how many bytes a file of some size may grow when it is unpacked."""
+    return max(SMALL, GROWTH * size)
+
+
+def _unpacked(path: Path, size: int, most: int) -> str:
+    return (
+        f"FILE: expected a table of at most {most} bytes in a compressed file of {size}, got more "
+        f"in {path}; unpack it first if that is right"
+    )
 
 
 def _check_header(cells: _csv.Cells, options: ReadOptions, source: str) -> None:
@@ -106,13 +131,8 @@ def _check_header(cells: _csv.Cells, options: ReadOptions, source: str) -> None:
     if options.header is not None:
         return
     pl = import_polars()
-    full = pl.Series([c for c in cells.first if c])
-    values = [
-        c
-        for c in full
-        if _times.kinds_of(pl.Series([c]), True)[0] or _numbers.share_of_numbers(pl.Series([c]), ())
-    ]
-    if len(full) == len(values):
+    full = [pl.Series([c]) for c in cells.first if c]
+    if all(_times.kinds_of(c, True)[0] or _numbers.share_of_numbers(c, ()) for c in full):
         raise ValueError(
             f"FILE: expected names of columns in line {cells.first_line}, got "
             f"{', '.join(cells.first[:4])} in {source}; "
@@ -122,20 +142,27 @@ def _check_header(cells: _csv.Cells, options: ReadOptions, source: str) -> None:
 
 def _names(first: list[str], line: int) -> list[str]:
     names = [name or (f"unnamed {k + 1}" if k else "") for k, name in enumerate(first)]
-    repeated = {n for n in names if names.count(n) > 1}
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if repeated:
         raise ValueError(
-            f"FILE: expected names that differ in line {line}, got {sorted(repeated)[0]!r} twice"
+            f"FILE: expected names that differ in line {line}, got {repeated[0]!r:.80} twice"
         )
     return names
 
 
 def _from_parquet(path: Path) -> Raw:
     pl = import_polars()
+    size = os.stat(path).st_size
+    most = _most(size)
     try:
+        lazy = pl.scan_parquet(path, glob=False)
+        rows = int(lazy.select(pl.len()).collect().item())
+        if rows * len(lazy.collect_schema()) * CELL > most:
+            raise ValueError(_unpacked(path, size, most))
         frame = pl.read_parquet(path, glob=False)
-    except pl.exceptions.PolarsError as e:
-        raise ValueError(f"FILE: expected a Parquet file, got {path}: {e}") from None
+    # A panic of the library is no Exception.
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as e:
+        raise ValueError(f"FILE: expected a Parquet file, got {path}: {str(e)[:LONGEST]}") from None
     return replace(_from_frame(frame), source=str(path))
 
 

@@ -49,7 +49,7 @@ def read(data: Sequence[str], longest: int, report: Callable[[str], None]) -> Pa
             else:
                 _columns(path, found)
     kept = {
-        s: [t for t in answers if len(t) <= longest]
+        s: [t for t in dict.fromkeys(answers) if len(t) <= longest]
         for s, answers in found.items()
         if len(s) <= longest
     }
@@ -72,9 +72,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _add(found: Pairs, source: str, target: str) -> None:
-    answers = found.setdefault(source, [])
-    if target not in answers:
-        answers.append(target)
+    found.setdefault(source, []).append(target)
 
 
 def _words(path: Path, found: Pairs) -> None:
@@ -88,7 +86,9 @@ def _words(path: Path, found: Pairs) -> None:
 def _catalogue(path: Path, found: Pairs) -> None:
     """Read the messages of a compiled catalogue, without contexts, plurals and mnemonics."""
     with open_regular(path) as f:
-        raw = io.BytesIO(f.read())  # from here on an OSError is one of gettext, about the format
+        words = f.read()
+    # gettext makes a function of this field, which is not needed here: nothing of a file runs.
+    raw = io.BytesIO(re.sub(rb"(?i)plural-forms", b"plural_forms", words))
     try:
         # Messages by their texts, which the class has no public way to go through.
         messages: dict[Any, str] = vars(gettext.GNUTranslations(raw))["_catalog"]

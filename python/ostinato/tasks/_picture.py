@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .._files import atomic_write
+from .._figure import save_figure
 
 
 def check(path: str | os.PathLike[str] | None) -> None:
@@ -59,5 +59,4 @@ def save(drawn: Any, path: str | os.PathLike[str], *, dpi: int = 100) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    with atomic_write(path) as f:
-        drawn.savefig(f, format="png", dpi=dpi)
+    save_figure(drawn, path, dpi=dpi)

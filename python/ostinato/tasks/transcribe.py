@@ -213,13 +213,14 @@ def words(recognizer: Recognizer, logits: Array, text: str) -> list[dict[str, An
     out, begin = [], 0
     for word in text.split(" ") if text else []:
         end = begin + len(word)
-        out.append(
-            {
-                "word": word,
-                "begin": round(float(spans[begin][0] * second), 3),
-                "end": round(float(spans[end - 1][1] * second), 3),
-            }
-        )
+        if word:  # the search may find spaces at an end, or several in a row
+            out.append(
+                {
+                    "word": word,
+                    "begin": round(float(spans[begin][0] * second), 3),
+                    "end": round(float(spans[end - 1][1] * second), 3),
+                }
+            )
         begin = end + 1
     return out
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from .. import _check
 from .._annotations import readable
+from .._figure import save_figure
 from ._callbacks import Callback
 from ._study import Study, check_shared
 from ._trainer import Trainer
@@ -96,7 +97,7 @@ class SearchResult:
 
         Raises:
             ImportError: matplotlib is not installed.
-            OSError: the file cannot be written.
+            OSError: the file cannot be written; what was there before stays.
         """
         try:
             from matplotlib.figure import Figure
@@ -119,7 +120,7 @@ class SearchResult:
                 panel.set_xscale("log")
         panels[-1].legend(fontsize="small")
         if path is not None:
-            figure.savefig(path)
+            save_figure(figure, path)
         return figure
 
 

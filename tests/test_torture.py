@@ -1,0 +1,309 @@
+"""``tools/torture`` in short: malformed files, kills, and writes that fail.
+
+The long forms are commands; docs/reliability.md has what they found. Files that once showed a fault
+are in ``damaged/READER/``.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import pickle
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ostinato as ost
+
+HERE = Path(__file__).parent
+TOOLS = HERE.parent / "tools"
+sys.path.append(str(TOOLS))
+
+from torture import disk, guard, mutate, sealed  # noqa: E402
+from torture.fuzzing import Target  # noqa: E402
+from torture.readers import READERS, Reader  # noqa: E402
+
+MUTATIONS = 30
+COSTLY = {"table": 6, "documents": 10}  # mutations of what takes 10 ms a file
+# Seeds that take more than a tenth of a second to make.
+SLOW = ("forecast-model", "translate-model")
+DAMAGED = sorted(p for p in (HERE / "damaged").glob("*/*") if p.is_file())
+
+
+def reader_of(name: str) -> Reader:
+    reader = READERS[name]
+    if reader.missing():
+        pytest.skip(f"{', '.join(reader.missing())} is not installed: pip install 'ostinato[test]'")
+    return reader
+
+
+# -- malformed files -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [n for n in READERS if n not in SLOW])
+def test_malformed_files(name: str, tmp_path: Path) -> None:
+    """A file is read or refused with a clear error, and nothing is run, written or looked up."""
+    reader = reader_of(name)
+    target, count = Target(reader, tmp_path), COSTLY.get(name, MUTATIONS)
+    rng = random.Random(zlib.crc32(name.encode()))
+    try:
+        seeds = reader.seeds()
+        target.warm_up(seeds)
+        outcomes = [(target(words), words) for words in seeds]
+        outcomes += [
+            (target(words), words)
+            for words in (
+                mutate.mutated(rng.choice(seeds), rng, reader.tokens) for _ in range(count)
+            )
+        ]
+    finally:
+        target.close()
+    assert [(fault, words) for fault, words in outcomes if fault] == []
+    assert target.counts["read"] > 0
+    assert target.counts["refused"] > 0
+
+
+@pytest.mark.parametrize("path", DAMAGED, ids=lambda p: f"{p.parent.name}-{p.name}")
+def test_files_that_once_showed_a_fault(path: Path, tmp_path: Path) -> None:
+    reader = reader_of(path.parent.name)
+    target = Target(reader, tmp_path)
+    try:
+        target.warm_up(reader.seeds()[:1])
+        assert target(path.read_bytes()) == ""
+    finally:
+        target.close()
+
+
+def _wide_parquet() -> bytes:
+    """Ten million rows of one number, in a few kilobytes."""
+    pl = pytest.importorskip("polars", reason="polars is not installed")
+    out = io.BytesIO()
+    pl.select(v=pl.repeat(0.5, 10_000_000, dtype=pl.Float64)).write_parquet(out)
+    return out.getvalue()
+
+
+def _with_names() -> bytes:
+    """A model with five thousand parameters that it does not have."""
+    header, body = sealed.apart(READERS["model"].seeds()[0])
+    none = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    return sealed.together({**header, **{f"name{k}": none for k in range(5000)}}, body)
+
+
+# Files that took minutes, or memory far beyond their size, for what makes them hard.
+HARD: dict[str, tuple[str, Callable[[], bytes], str]] = {
+    "a field with spaces": ("abc", lambda: b"X:1\nK:C\nA:b" + b" " * 100_000 + b"c\nabc|\n", ""),
+    "brackets that open": ("transcripts", lambda: b"a: " + b"[(<" * 60_000 + b" yes\n", ""),
+    "names of columns": (
+        "table",
+        lambda: ",".join(f"c{k}" for k in range(6_000)).encode() + b"\n",
+        "expected",
+    ),
+    "one text, many answers": (
+        "pairs",
+        lambda: "".join(f"a\tb{k}\n" for k in range(40_000)).encode(),
+        "",
+    ),
+    "a compressed table": ("table", lambda: gzip.compress(b"v\n" + b"1\n" * (2 << 20)), "unpack"),
+    "a parquet of one number": ("parquet", _wide_parquet, "expected a table of at most"),
+    "unknown names": ("model", _with_names, "and 4992 more"),
+}
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_files_that_are_hard_to_read(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is read or refused at once; that takes as long as the file is, not the square of it."""
+    kind, made, wanted = HARD[name]
+    reader, words = reader_of(kind), made()
+    if "compressed" in name or "parquet" in name:
+        from ostinato.tasks import _frames
+
+        monkeypatch.setattr(_frames, "SMALL", 1 << 20)
+    path = tmp_path / reader.file
+    path.write_bytes(words)
+    if wanted:
+        with pytest.raises(reader.errors, match=wanted) as caught:
+            reader.read(path)
+        assert guard.fault_of(caught.value, reader.errors) == ""
+    else:
+        reader.read(path)
+
+
+def _imports(path: Path) -> None:
+    __import__("module_of_a_file")
+
+
+def _unpickles(path: Path) -> None:
+    pickle.loads(b"cos\nsystem\n(S'true'\ntR.")
+
+
+def _looks_elsewhere(path: Path) -> None:
+    (path.parent.parent / "other").read_text()
+
+
+def _calls(path: Path) -> None:
+    with socket.socket() as one:
+        one.connect(("127.0.0.1", 9))
+
+
+def _hides(path: Path) -> None:
+    try:
+        subprocess.run(["true"], check=True)
+    except BaseException as e:
+        raise ValueError("expected nothing to be run") from e
+
+
+HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "a process": (lambda path: os.system("true"), "os.system"),
+    "a hidden process": (_hides, "Executed"),
+    "code": (lambda path: exec("1 + 1"), "compile|exec"),
+    "a pickle": (_unpickles, "pickle.find_class|os.system"),
+    "a host": (_calls, "socket.connect"),
+    "a write": (lambda path: path.write_text("mine"), "opened for writing"),
+    "a removal": (lambda path: path.unlink(), "os.remove"),
+    "another file": (_looks_elsewhere, "another file was opened"),
+    "an import": (_imports, "import of 'module_of_a_file'"),
+    "a warning": (lambda path: warnings.warn("overflow", RuntimeWarning, 2), "RuntimeWarning"),
+    "another error": (lambda path: {}["name"], "KeyError"),
+    "an error without words": (lambda path: int("x" * 5), "says nothing that was expected"),
+    "a long error": (lambda path: np.dtype(path.read_text()), "TypeError"),
+    "an endless error": (lambda path: _refuse(5000), "an error of"),
+    "a wrong result": (lambda path: _wrong(), "AssertionError"),
+}
+
+
+def _refuse(length: int) -> None:
+    raise ValueError("expected " + "x" * length)
+
+
+def _wrong() -> None:
+    raise AssertionError("another content")
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_faults_are_noticed(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "inside"
+    folder.mkdir()
+    (tmp_path / "other").write_text("secret")
+    path = folder / "a"
+    path.write_text("content")
+    read, wanted = HOSTILE[name]
+    _, fault = guard.outcome(read, path, (ValueError,))
+    assert any(one in fault for one in wanted.split("|")), fault
+
+
+def test_only_the_first_file_of_a_kind_is_kept(tmp_path: Path) -> None:
+    def read(path: Path) -> None:
+        raise TypeError(f"number {len(path.read_bytes())} of {path}")
+
+    target = Target(Reader("x", "a", read, lambda: [b""]), tmp_path / "faults")
+    assert [bool(target(words)) for words in (b"a", b"bb")] == [True, True]
+    target.close()
+    assert len(list((tmp_path / "faults").glob("*.txt"))) == 1
+
+
+# -- kills -----------------------------------------------------------------------------------------
+
+
+def run(*words: str) -> str:
+    paths = [str(Path(ost.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, str(TOOLS / "torture"), *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_killed_runs_end_as_those_that_were_not() -> None:
+    out = run("kill", "fit", "--kills", "4")
+    assert "0 faults" in out
+
+
+# -- writes that fail ------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux")
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_writes_that_fail() -> None:
+    out = run("disk", "layer", "fit", "--fault", "full")
+    assert out.count(" 0 faults") == 2
+
+
+BEFORE = {"a.safetensors": b"old", "log.csv": b"a\n"}
+GOOD = {"status": 2, "error": "OSError: No space left on device: 'a'", "lines": ""}
+WRONG: dict[str, tuple[dict[str, Any], dict[str, bytes], str]] = {
+    "a traceback": ({**GOOD, "error": "", "lines": "Traceback"}, BEFORE, "Traceback"),
+    "another error": ({**GOOD, "status": 3}, BEFORE, "status 3"),
+    "no reason": ({**GOOD, "error": "OSError: failed"}, BEFORE, "does not say"),
+    "a hidden name": ({**GOOD, "error": GOOD["error"] + ".part"}, BEFORE, "names a part file"),
+    "a part file": (GOOD, {**BEFORE, ".a.1.part": b""}, "left behind"),
+    "a lost file": (GOOD, {"log.csv": b"a\n"}, "is gone"),
+    "half a row": (GOOD, {**BEFORE, "log.csv": b"a\n1,"}, "log.csv is not whole"),
+    "half a new file": (GOOD, {**BEFORE, "b.png": b"\x89PNG"}, "b.png is new and not whole"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_a_failed_write_must_not_do(name: str, tmp_path: Path) -> None:
+    layer = ost.nn.Linear(2, 2, rng=0)
+    layer.save(tmp_path / "a.safetensors")
+    words = (tmp_path / "a.safetensors").read_bytes()
+    found, after, wanted = WRONG[name]
+    sound = {n: words if n == "a.safetensors" else w for n, w in BEFORE.items()}
+    changed = {n: words if n == "a.safetensors" else w for n, w in after.items()}
+    assert disk.judged(GOOD, "full", sound, sound, False) == ""
+    assert wanted in disk.judged(found, "full", sound, changed, False)
+
+
+def test_a_file_that_cannot_be_written_is_named_and_not_its_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a read-only disk the part file cannot even be made; after that nothing may be left."""
+    target = tmp_path / "model"
+    real = os.open
+
+    def read_only(path: Any, flags: int, *rest: Any, **more: Any) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(30, "Read-only file system", path)
+        return real(path, flags, *rest, **more)
+
+    def failing(fd: int) -> os.stat_result:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", read_only)
+        with pytest.raises(OSError, match=r"Read-only file system: '.*/model'$"):
+            ost.nn.Linear(2, 2).save(target)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fstat", failing)
+        with pytest.raises(OSError, match=r"Input/output error: '.*/model'$"):
+            ost.nn.Linear(2, 2).save(target)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    path = tmp_path / "flow.png"
+    flow = ost.diagnostics.gradient_flow(ost.nn.GRU(2, 3, rng=0), np.ones((4, 2, 2), np.float32))
+    best = ost.train.Trial(0, {"lr": 0.1}, 0.5, "complete", 10)
+    found = ost.train.SearchResult([best], best, "valid_loss", None)
+    for draw in (flow.plot, found.plot):
+        path.write_bytes(b"old")
+        with pytest.raises(ValueError, match=r"(?i)format"):
+            draw(path.with_suffix(".nonsense"))
+        assert os.listdir(tmp_path) == ["flow.png"]
+        draw(path)
+        assert path.read_bytes().startswith(b"\x89PNG")

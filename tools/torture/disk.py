@@ -1,0 +1,290 @@
+"""Writes that fail, one after the other, in everything that writes files.
+
+A library that the loader puts before the C library counts the calls that change files in one
+folder, and lets one of them fail, or all from there on. So it sees what Python, NumPy, HDF5 and
+matplotlib do alike. Every run is a process of its own, forked after all imports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+FAULTS = {"full": 1, "read-only": 2, "error": 3, "short": 4, "slow": 5}
+# A name of the system's for each kind; "short" ends as a full disk does.
+TEXTS = {
+    "full": "No space left on device",
+    "short": "No space left on device",
+    "read-only": "Read-only file system",
+    "error": "Input/output error",
+}
+
+
+def build(folder: Path) -> Path:
+    """Compile the library.
+
+    Raises:
+        FileNotFoundError: there is no C compiler.
+        RuntimeError: it does not compile.
+    """
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        raise FileNotFoundError("disk: expected a C compiler, found none")
+    library = folder / "faults.so"
+    source = Path(__file__).with_name("faults.c")
+    command = [compiler, "-shared", "-fPIC", "-O2", "-o", str(library), str(source), "-ldl"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return library
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; return the exit status."""
+    from .writers import WRITERS
+
+    names = args.job or list(WRITERS)
+    kinds = args.fault or list(FAULTS)
+    for given, known in ((names, WRITERS), (kinds, FAULTS)):
+        unknown = [n for n in given if n not in known]
+        if unknown:
+            raise SystemExit(f"disk: expected some of {', '.join(known)}, got {unknown[0]!r}")
+    with tempfile.TemporaryDirectory() as folder:
+        library = build(Path(folder))
+        paths = [str(ROOT / "tools"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        environment = {
+            **os.environ,
+            "LD_PRELOAD": str(library),
+            "PYTHONPATH": os.pathsep.join(paths),
+            "PYTHONWARNINGS": "ignore",
+        }
+        command = [sys.executable, "-m", "torture.disk", json.dumps([names, kinds])]
+        return subprocess.run(command, env=environment, check=False).returncode
+
+
+# -- in the process with the library ---------------------------------------------------------------
+
+
+class _Library:
+    """The functions of the library, which is loaded already."""
+
+    def __init__(self) -> None:
+        self.own = ctypes.CDLL(None)
+        self.own.torture_arm.argtypes = [ctypes.c_char_p, ctypes.c_long, ctypes.c_int, ctypes.c_int]
+        self.own.torture_count.restype = ctypes.c_long
+        self.own.torture_names.restype = ctypes.c_char_p
+
+    def arm(self, folder: Path, at: int, kind: int, lasting: bool) -> None:
+        """Let the call with a number fail; -1 for none."""
+        self.own.torture_arm(os.fsencode(folder), at, kind, int(lasting))
+
+    def disarm(self) -> tuple[int, str]:
+        """Let all calls work again; return how many there were, and their names."""
+        self.own.torture_disarm()
+        return self.own.torture_count(), self.own.torture_names().decode()
+
+
+def _attempt(writer: Any, folder: Path, at: int, kind: int, lasting: bool) -> dict[str, Any]:
+    """Run a writer in a process of its own; return what it came to."""
+    report = folder / "report.json"
+    report.unlink(missing_ok=True)
+    child = os.fork()
+    if not child:
+        try:
+            _child(writer, folder, (at, kind, lasting), report)
+        finally:
+            os._exit(71)
+    status = os.waitpid(child, 0)[1]
+    if not report.exists():
+        return {"status": status, "error": "", "lines": f"it ended with {status}", "count": 0}
+    found: dict[str, Any] = json.loads(report.read_text())
+    return found
+
+
+def _child(writer: Any, folder: Path, fault: tuple[int, int, bool], report: Path) -> None:
+    library, output = _Library(), folder / "output.txt"
+    for fd in (1, 2):
+        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND), fd)
+    library.arm(folder / "out", *fault)
+    error, status = "", 0
+    try:
+        status = writer.run(folder) or 0
+    except OSError as e:
+        error, status = f"{type(e).__name__}: {e}", 2
+    except BaseException as e:
+        error, status = f"not an OSError, but {type(e).__name__}: {e}", 3
+    count, names = library.disarm()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    lines = output.read_text(errors="replace")
+    facts = {"status": status, "error": error, "lines": lines, "count": count, "names": names}
+    report.write_text(json.dumps(facts))
+    os._exit(0)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Return the files of a folder and their bytes."""
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
+
+
+def whole(words: bytes, name: str) -> bool:
+    """Return whether a file is all there, as far as its format can tell."""
+    from ostinato import safetensors
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a"
+        path.write_bytes(words)
+        if name.endswith(".safetensors") or name == "run":
+            try:
+                safetensors.load(path)
+            except ValueError:
+                return False
+        if name.endswith(".png"):
+            return words.startswith(b"\x89PNG") and words.rstrip().endswith(b"IEND\xaeB`\x82")
+        if name.endswith(".csv"):
+            return words.endswith(b"\n")
+    return bool(words)
+
+
+def judged(
+    found: dict[str, Any], kind: str, before: dict[str, bytes], after: dict[str, bytes], stuck: bool
+) -> str:
+    """Return what is wrong with a run whose write failed, "" for nothing.
+
+    Args:
+        found: what the run said.
+        kind: the fault.
+        before: the files that were there.
+        after: the files that are there now.
+        stuck: whether the fault may keep a part file from being removed.
+    """
+    said = found["error"] or found["lines"]
+    if "Traceback" in said or found["status"] not in (0, 2):
+        return f"status {found['status']}: {said[-400:]}"
+    if found["status"] == 2 and TEXTS[kind] not in said:
+        return f"an error that does not say {TEXTS[kind]!r}: {said[-300:]}"
+    if found["status"] == 2 and ".part" in said:
+        return f"an error that names a part file: {said[-300:]}"
+    parts = [n for n in after if n.endswith(".part")]
+    if parts and not stuck:
+        return f"left behind: {parts}"
+    for name in before:
+        if name not in after:
+            return f"{name} is gone"
+        if not whole(after[name], name):
+            return f"{name} is not whole"
+    for name in set(after) - set(before) - set(parts):
+        if not whole(after[name], name):
+            return f"{name} is new and not whole"
+    return ""
+
+
+def _tried(writer: Any, base: Path, work: Path, fault: tuple[str, int, bool]) -> str:
+    """Run a writer with one fault on a copy of a folder; return what is wrong."""
+    kind, at, lasting = fault
+    shutil.rmtree(work, ignore_errors=True)
+    shutil.copytree(base, work)
+    before = files_of(work / "out")
+    found = _attempt(writer, work, at, FAULTS[kind], lasting)
+    after = files_of(work / "out")
+    name = found.get("names", "").split()
+    site = f"{kind}{' from there on' if lasting else ''} at call {at}"
+    site += f" ({name[at]})" if at < len(name) else ""
+    stuck = kind in ("read-only", "error")
+    wrong = judged(found, kind, before, after, stuck)
+    if not wrong and any(n.endswith(".part") for n in after):
+        again = _attempt(writer, work, -1, 0, False)  # what was left is cleared by the next write
+        left = [n for n in files_of(work / "out") if n.endswith(".part")]
+        wrong = f"left behind for good: {left}" if left or again["status"] else ""
+    return f"{site}: {wrong}" if wrong else ""
+
+
+def _all(name: str, writer: Any, kinds: list[str], folder: Path) -> tuple[int, int, list[str]]:
+    """Let every call of a writer fail; return the calls, the runs and what was wrong."""
+    wrong: list[str] = []
+    runs = calls = 0
+    for there in (False, True):  # nothing is there before; the files of an earlier run are
+        base = folder / f"{name}-{there}"
+        (base / "in").mkdir(parents=True)
+        (base / "out").mkdir()
+        writer.prepare(base)
+        if there:
+            _attempt(writer, base, -1, 0, False)
+        work = folder / "work"
+        shutil.copytree(base, work)
+        plain = _attempt(writer, work, -1, 0, False)
+        if plain["status"] or plain["error"]:
+            return 0, 0, [f"it fails without a fault: {plain['error'] or plain['lines'][-500:]}"]
+        missing = [n for n in writer.outputs if not (work / "out" / n).exists()]
+        if missing:
+            return 0, 0, [f"it did not write {missing}"]
+        calls += plain["count"]
+        for kind in kinds:
+            if kind == "slow":
+                runs += 1
+                wrong += _slow(writer, base, work)
+                continue
+            for at in range(plain["count"]):
+                # A disk stays full; an error may be one of this call alone.
+                for lasting in (True, False) if kind == "error" else (True,):
+                    runs += 1
+                    found = _tried(writer, base, work, (kind, at, lasting))
+                    wrong += [found] if found else []
+        shutil.rmtree(work, ignore_errors=True)
+    return calls, runs, wrong
+
+
+def _slow(writer: Any, base: Path, work: Path) -> list[str]:
+    """Run a writer with all calls slow: it ends as it does otherwise."""
+    shutil.rmtree(work, ignore_errors=True)
+    shutil.copytree(base, work)
+    found = _attempt(writer, work, -1, FAULTS["slow"], True)
+    there = all((work / "out" / n).exists() for n in writer.outputs)
+    return [] if not found["status"] and there else [f"slow: {found['error'] or found['lines']}"]
+
+
+def _main(names: list[str], kinds: list[str]) -> int:
+    import ostinato.tasks.series
+    import ostinato.tasks.text  # noqa: F401  # before all forks
+
+    from .writers import WRITERS
+
+    needed = {n for name in names for n in WRITERS[name].needs}
+    for module in sorted(n for n in needed if importlib.util.find_spec(n) is not None):
+        importlib.import_module("matplotlib.figure" if module == "matplotlib" else module)
+    bad = False
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            writer, began = WRITERS[name], time.monotonic()
+            missing = [n for n in writer.needs if importlib.util.find_spec(n) is None]
+            if missing:
+                print(f"{name:16} left out: {', '.join(missing)} is not installed")
+                continue
+            calls, runs, wrong = _all(name, writer, kinds, Path(folder))
+            bad |= bool(wrong)
+            seconds = time.monotonic() - began
+            print(
+                f"{name:16} {calls:4} calls that change files, {runs:5} runs, {len(wrong)} faults, "
+                f"{seconds:.0f} s",
+                flush=True,
+            )
+            for what in wrong[:12]:
+                print(f"    {what}", flush=True)
+    return int(bad)
+
+
+if __name__ == "__main__":
+    sys.exit(_main(*json.loads(sys.argv[1])))

@@ -1,0 +1,103 @@
+"""Malformed files for every reader, by atheris, which is guided by the coverage of Python."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from .readers import Reader, chosen
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def _fuzzed(reader: Reader, args: argparse.Namespace) -> dict[str, Any]:
+    """Fuzz one reader in processes of its own, a new one after each that crashed."""
+    out, counts = Path(args.out), {"runs": 0, "read": 0, "refused": 0}
+    out.mkdir(parents=True, exist_ok=True)
+    state = out / f"{reader.name}.json"
+    ended: list[str] = []
+    began = time.monotonic()
+    while counts["runs"] < args.runs and len(ended) < 20:
+        left = args.seconds - int(time.monotonic() - began) if args.seconds else 0
+        if args.seconds and left <= 0:
+            break
+        state.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "torture.fuzzing", *_arguments(reader, args, counts, left)]
+        environment = {**os.environ, "PYTHONPATH": _paths(), "PYTHONWARNINGS": "ignore"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        found = json.loads(state.read_text()) if state.exists() else {}
+        for key in counts:
+            counts[key] += found.get(key, 0)
+        if done.returncode == 0:
+            break
+        ended.append(_reason(done))
+        if not found:
+            break
+    faults = sorted((out / "faults" / reader.name).glob("*.txt"))
+    return {**counts, "ended": ended, "faults": [f.read_text().strip() for f in faults]}
+
+
+def _arguments(
+    reader: Reader, args: argparse.Namespace, counts: dict[str, int], left: int
+) -> tuple[str, ...]:
+    runs, seed = args.runs - counts["runs"], args.seed + counts["runs"]
+    return (reader.name, os.path.abspath(args.out), str(runs), str(seed), str(left))
+
+
+def _paths() -> str:
+    return os.pathsep.join([str(ROOT / "tools"), *os.environ.get("PYTHONPATH", "").split(":")])
+
+
+def _reason(done: subprocess.CompletedProcess[str]) -> str:
+    """Return why a process ended before its time."""
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        lines = [x for x in done.stderr.splitlines() if "ERROR" in x or "artifact" in x]
+        return f"{name}: {' '.join(lines)[:300]}"
+    lines = [x for x in done.stderr.splitlines() if "ERROR" in x or "Test unit" in x]
+    return " ".join(lines)[:300] or f"exit {done.returncode}: {done.stderr[-600:]}"
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; return the exit status."""
+    readers = chosen(args.reader)
+    if args.list:
+        print("\n".join(r.name for r in readers))
+        return 0
+    if importlib.util.find_spec("atheris") is None:
+        print("files: expected atheris, found none: pip install 'ostinato[torture]'")
+        return 2
+    bad = 0
+    for reader in readers:
+        if reader.missing():
+            print(f"{reader.name:16} left out: {', '.join(reader.missing())} is not installed")
+            continue
+        began = time.monotonic()
+        try:
+            found = _fuzzed(reader, args)
+        except KeyboardInterrupt:
+            raise
+        except Exception:
+            traceback.print_exc()
+            bad = 1
+            continue
+        kinds = len(found["faults"]) + len(found["ended"])
+        bad |= kinds > 0
+        print(
+            f"{reader.name:16} {found['runs']:7} files, {found['read']:6} read, "
+            f"{found['refused']:7} refused, {kinds} kinds of faults, "
+            f"{time.monotonic() - began:.0f} s",
+            flush=True,
+        )
+        for what in (*found["faults"], *found["ended"]):
+            print(f"    {what[:300]}", flush=True)
+    return int(bad)

@@ -1,0 +1,139 @@
+"""One reader in a process of its own, fuzzed by atheris; nothing is imported before it watches."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import guard, mutate
+
+if TYPE_CHECKING:
+    from .readers import Reader
+
+MARGIN = 256 << 20  # bytes of address space beside three times the file: arenas and threads
+PACKAGES = ("ostinato", "zipfile", "pickletools", "wave", "gettext", "csv")
+TIMEOUT = 10  # seconds of one file, each a few kilobytes
+
+
+def fast_folder() -> str | None:
+    """Return a folder in memory, None where there is none."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
+class Target:
+    """Read one file after the other, and keep those that show a fault.
+
+    Args:
+        reader: the reader.
+        faults: a folder for the files.
+    """
+
+    def __init__(self, reader: Reader, faults: Path) -> None:
+        self.reader, self.faults = reader, faults
+        self.folder = Path(tempfile.mkdtemp(dir=fast_folder()))
+        self.path = self.folder / reader.file
+        self.counts = {"runs": 0, "read": 0, "refused": 0}
+        self.known: set[str] = set()
+
+    def __call__(self, words: bytes) -> str:
+        """Read a file of these bytes; return what is wrong, "" for nothing."""
+        self.path.write_bytes(self.reader.dress(words))
+        kind, fault = guard.outcome(self.reader.read, self.path, self.reader.errors)
+        self.counts["runs"] += 1
+        self.counts[kind] += 1
+        if fault:
+            self._keep(words, fault)
+        return fault
+
+    def warm_up(self, seeds: list[bytes]) -> None:
+        """Read files without a guard: what is imported late is there then."""
+        for words in seeds:
+            self.path.write_bytes(self.reader.dress(words))
+            with contextlib.suppress(*self.reader.errors):
+                self.reader.read(self.path)
+
+    def _keep(self, words: bytes, fault: str) -> None:
+        """Keep the first file of each kind of fault: numbers and quoted words make none."""
+        kind = re.sub(r"'[^']*'|\"[^\"]*\"|\d+", "#", fault.replace(str(self.folder), ""))[:120]
+        if kind in self.known:
+            return
+        self.known.add(kind)
+        name = hashlib.sha1(kind.encode()).hexdigest()[:12]
+        self.faults.mkdir(parents=True, exist_ok=True)
+        (self.faults / name).write_bytes(words)
+        (self.faults / f"{name}.txt").write_text(fault + "\n", encoding="utf-8")
+
+    def close(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def limit_memory(size: int) -> None:
+    """Bound the address space to what is taken now and three times a file of some size."""
+    import resource
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * os.sysconf("SC_PAGE_SIZE") + 3 * size + MARGIN
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+def fuzz(name: str, out: str, runs: str, seed: str, seconds: str) -> None:
+    """Fuzz one reader in this process, which atheris ends."""
+    import atheris
+
+    with atheris.instrument_imports(include=list(PACKAGES)):
+        from .readers import chosen
+
+        reader = chosen([name])[0]
+        target = Target(reader, Path(out) / "faults" / name)
+        seeds = reader.seeds()
+        target.warm_up(seeds)
+    longest = 2 * max(map(len, seeds)) + 256
+    corpus = Path(out) / "corpus" / name
+    corpus.mkdir(parents=True, exist_ok=True)
+    for words in seeds:
+        (corpus / hashlib.sha1(words).hexdigest()).write_bytes(words)
+    limit_memory(longest)
+    state, began = Path(out) / f"{name}.json", time.monotonic()
+
+    def one(words: bytes) -> None:
+        target(words)
+        if target.counts["runs"] % 100 == 0 or target.counts["runs"] == int(runs):
+            facts = {**target.counts, "seconds": time.monotonic() - began}
+            state.write_text(json.dumps(facts))
+
+    def mutator(words: bytes, most: int, number: int) -> bytes:
+        rng = random.Random(number)
+        if rng.random() < 0.4:
+            return bytes(atheris.Mutate(words, most))
+        return mutate.mutated(words, rng, reader.tokens)[:most]
+
+    options = [
+        f"-runs={runs}",
+        f"-seed={seed}",
+        f"-max_len={longest}",
+        f"-timeout={TIMEOUT}",
+        "-rss_limit_mb=0",  # the limit of the address space is the tighter one
+        "-verbosity=0",
+        "-print_final_stats=1",
+        f"-artifact_prefix={Path(out) / 'faults' / name}-",
+        *([f"-max_total_time={seconds}"] if int(seconds) else []),
+        str(corpus),
+    ]
+    (Path(out) / "faults").mkdir(parents=True, exist_ok=True)
+    atheris.Setup(["torture", *options], one, custom_mutator=mutator)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    fuzz(*sys.argv[1:])
