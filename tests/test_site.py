@@ -146,6 +146,10 @@ def test_the_site_is_built(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "can't work" not in done.stdout + done.stderr  # of hooks, which is no error
+    source = (tmp_path / "site" / "examples" / "serve" / "index.html").read_text(encoding="utf-8")
+    assert '<h1 id="servepy">' in source
+    assert '<span class="kn">import</span>' in source  # highlighted
     pages = tmp_path / "site" / "docs" / "notebooks"
     for name in (path.stem for path in (ROOT / "docs" / "notebooks").glob("*.ipynb")):
         page = (pages / name / "index.html").read_text(encoding="utf-8")

@@ -12,9 +12,7 @@ from nbconvert import MarkdownExporter
 
 
 class Notebook(File):
-    """A notebook; MkDocs takes it for the Markdown that it is converted to."""
-
-    markdown = ""
+    """A notebook; MkDocs takes it for the Markdown that its content becomes."""
 
     def is_documentation_page(self) -> bool:
         return True
@@ -42,14 +40,9 @@ def on_files(files: Files, config: Any) -> Files:
             continue
         page = Notebook(file.src_uri, file.src_dir, file.dest_dir, file.use_directory_urls)
         page.inclusion = file.inclusion
-        page.markdown, pictures = converted(file)
+        page.content_string, pictures = converted(file)
         files.remove(file)
         files.append(page)
         for name, content in pictures.items():
             files.append(File.generated(config, str(path.parent / name), content=content))
     return files
-
-
-def on_page_read_source(page: Any, config: Any) -> str | None:
-    """Return the Markdown of a notebook, and None for other pages."""
-    return page.file.markdown if isinstance(page.file, Notebook) else None
