@@ -60,7 +60,7 @@ else:
 
     BACKEND = keras.config.backend()
     # Whether implementation=1 drops other inputs for each gate, as it does after Keras 3.3.
-    MASKS_OF_GATES = hasattr(keras.layers.LSTM(1).cell, "dropout_mask_count")
+    MASKS_OF_GATES = hasattr(keras.layers.LSTM(1, implementation=1).cell, "dropout_mask_count")
     needs_gradients = pytest.mark.skipif(BACKEND == "numpy", reason="NumPy has no gradients")
     only = {b: pytest.mark.skipif(b != BACKEND, reason=f"of Keras on {b}") for b in BACKENDS}
 

@@ -196,7 +196,8 @@ def _origins(kind: str, length: int, size: int, scale: np.float32) -> Array:
     if kind == "asymmetric":
         return np.divide(at, scale, dtype=np.float32)
     if kind == "align_corners":
-        return at * np.float32(length - 1) / np.float32(max(size - 1, 1))
+        ends: Array = at * np.float32(length - 1) / np.float32(max(size - 1, 1))
+        return ends
     if kind == "pytorch_half_pixel" and size == 1:
         return at
     middle: Array = (at + half) / scale - half
