@@ -33,6 +33,7 @@ def _fuzzed(reader: Reader, args: argparse.Namespace) -> dict[str, Any]:
         state.unlink(missing_ok=True)
         command = [sys.executable, "-m", "torture.fuzzing", *_arguments(reader, args, counts, left)]
         environment = {**os.environ, "PYTHONPATH": _paths(), "PYTHONWARNINGS": "ignore"}
+        environment["RUST_BACKTRACE"] = "0"  # of a panic of Polars, which takes seconds to write
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         found = json.loads(state.read_text()) if state.exists() else {}
         for key in counts:
