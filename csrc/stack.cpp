@@ -15,6 +15,7 @@ namespace {
 
 template <class T>
 void add_rows(const Rows<T>& from, const Rows<T>& to, Index steps, Index batch, Index width) {
+  if (batch == 0) return;  // no row, however many steps
   for (Index t = 0; t < steps; ++t)
     for (Index b = 0; b < batch; ++b) {
       if (to.starts && to.starts[b] + t >= to.ends[b]) continue;
@@ -64,6 +65,7 @@ std::uint32_t philox_word(std::uint64_t key, std::uint32_t layer_direction, std:
 
 template <class T>
 void drop_rows(const StackShape& shape, Index layer, const StackCall<T>& call, const T* from, T* to) {
+  if (call.batch == 0) return;  // no row, however many steps
   const auto drop = typed<T>(kernels()).train.dropout;
   for (Index t = 0; t < call.steps; ++t)
     for (Index b = 0; b < call.batch; ++b)
@@ -148,6 +150,7 @@ template <class T>
 void set_times(StackCall<T>& call, const StackShape& shape, const Index* lengths, const std::uint8_t* resets, const std::uint8_t* mask,
                bool repeat, const std::uint8_t* held, const std::uint8_t* resets_after, const std::uint8_t* restarted) {
   const Index steps = call.steps, batch = call.batch;
+  if (batch == 0) return;  // no row, however many steps
   if (!lengths && !resets && !mask && !resets_after) return;
   if (lengths || mask) call.lengths.assign(std::size_t(batch), steps);
   if (lengths) call.lengths.assign(lengths, lengths + batch), call.stops = call.lengths;

@@ -1,6 +1,8 @@
 // The order of layers and directions, forward and backward: one stack a call, on every device. Compiled once; it knows
 // kernels only through a backend, which allocates and launches. y of a layer is [T,B,D*P]: forward half first.
 #pragma once
+#include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <new>
 #include <string>
@@ -24,8 +26,10 @@ class Buffer {
  public:
   Buffer() = default;
   Buffer(Index count, const char* what) : count_(count) {
-    void* p = count < 0 ? nullptr : allocate_block(std::size_t(count) * sizeof(T) + 64);
-    if (!p) throw OutOfMemory(std::string(what) + ": cannot allocate " + std::to_string(std::size_t(count) * sizeof(T)) + " bytes");
+    const bool possible = count >= 0 && count <= (PTRDIFF_MAX - 64) / Index(sizeof(T));
+    void* p = possible ? allocate_block(std::size_t(count) * sizeof(T) + 64) : nullptr;
+    if (!p) throw OutOfMemory(std::string(what) + ": cannot allocate " +
+                              (possible ? std::to_string(std::size_t(count) * sizeof(T)) + " bytes" : std::to_string(count) + " numbers"));
     data_.reset(static_cast<T*>(p), [](T* block) { free_block(block); });
   }
   Buffer(const std::shared_ptr<void>& owner, T* data, Index count) : data_(owner, data), count_(count) {}

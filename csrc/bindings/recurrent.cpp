@@ -46,7 +46,7 @@ py::tuple call_forward(const std::shared_ptr<PackedStack<T>>& packed, const py::
 template <class T>
 py::tuple call_backward(PyTape<T>& tape, const py::object& dy, const py::object& dhn, const py::object& dcn, const py::sequence& gradients,
                         bool need_dx, double clip_value, double clip_norm, const py::object& cuts, const py::object& dcells, bool flow,
-                        const py::object& dx, bool dx_add, const Sums<T>* sums, bool resume, bool more, const py::object& drestart) {
+                        const py::object& dx, bool dx_add, Sums<T>* sums, bool resume, bool more, const py::object& drestart) {
   return backward(tape, {dy, dhn, dcn, gradients, need_dx, clip_value, clip_norm, cuts, dcells, flow, dx, dx_add, resume, more, drestart},
                   sums);
 }
@@ -83,7 +83,8 @@ void bind_typed(py::module_& m, const char* packed_name, const char* tape_name) 
            py::arg("restart_h") = py::none(), py::arg("restart_c") = py::none(), py::arg("first_step") = 0, py::arg("held") = py::none(),
            py::arg("resets_after") = py::none(), py::arg("restarted") = py::none(), py::arg("order") = py::none(),
            py::arg("starts") = py::none(), py::arg("span") = 0, py::arg("states_only") = false, py::arg("table") = py::none())
-      .def("sums", &sums<T>, py::arg("batch"))
+      .def(
+          "sums", [](const std::shared_ptr<Packed>& packed, Index batch) { return sums<T>(packed, batch); }, py::arg("batch"))
       .def("drop", &drop<T>, py::arg("layer"), py::arg("y"), py::arg("rate"), py::arg("key"), py::arg("first_step"));
   py::class_<Sums<T>, std::shared_ptr<Sums<T>>>(m, (std::string("Sums") + (packed_name + 6)).c_str())
       .def_readonly("block_steps", &Sums<T>::block_steps)

@@ -51,6 +51,7 @@ void embedding_scatter(const py::object& ids, const py::object& dy, const py::ob
   const auto tv = view<T>(dtable, "grads: weight", {{"N", -1}, {"E", -1}}, Strides::kContiguous, true);
   const auto rows = rows_of(ids, tv.shape[0]);
   const auto dv = view<const T>(dy, "dy", {{"n", Index(rows.size())}, {"E", tv.shape[1]}}, Strides::kContiguous);
+  refuse_overlap(tv, dv, "grads: weight", "dy");
   GilRelease release;
   typed<T>(kernels()).train.embedding_scatter(Index(rows.size()), tv.shape[1], rows.data(), dv.data, tv.data);
 }
@@ -69,6 +70,9 @@ void adam(const py::object& p, const py::object& g, const py::object& m, const p
   const auto gv = view<const T>(g, "g", {{"N", pv.shape[0]}}, Strides::kContiguous);
   const auto mv = view<T>(m, "m", {{"N", pv.shape[0]}}, Strides::kContiguous, true);
   const auto vv = view<T>(v, "v", {{"N", pv.shape[0]}}, Strides::kContiguous, true);
+  Memory memory;
+  memory.writes(pv, "p"), memory.writes(mv, "m"), memory.writes(vv, "v"), memory.reads(gv, "g");
+  memory.check();
   const AdamStep step{rate, beta1, beta2, eps, weight_decay, correction1, correction2, decoupled};
   GilRelease release;
   typed<T>(kernels()).train.adam(pv.shape[0], pv.data, gv.data, mv.data, vv.data, step);

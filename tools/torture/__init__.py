@@ -1,0 +1,1 @@
+"""Long runs that try to break the native code; `tools/torture-native` starts them."""
