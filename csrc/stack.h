@@ -19,6 +19,12 @@ struct OutOfMemory : std::bad_alloc {
   std::string text;
 };
 
+// Base of what Python holds by a shared_ptr, which std::make_shared made. Where pybind11 has no memory to register an object, it
+// deletes what it was given although the shared_ptr owns it: of these types that does nothing.
+struct Shared {
+  static void operator delete(void*) {}
+};
+
 // Memory of a backend: on the CPU 64-byte aligned, and an error names what it was for and how many bytes. What the pointer
 // belongs to is kept alive.
 template <class T>
@@ -57,7 +63,7 @@ struct Backend;
 
 // Weights of a whole stack, packed by one kernel set; immutable, so a running call keeps its snapshot.
 template <class T>
-struct PackedStack {
+struct PackedStack : Shared {
   // `scalars`: the numbers that the cell's functions read, the same in every layer and direction.
   PackedStack(const KernelTable* table, const StackShape& shape, Precision precision, const std::vector<RawWeights<T>>& weights,
               bool backward, const std::vector<double>& scalars = {});

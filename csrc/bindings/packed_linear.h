@@ -7,7 +7,7 @@
 namespace ost {
 
 template <class T>
-struct PackedLinear {
+struct PackedLinear : Shared {
   const KernelTable* table;
   Index input, output;
   bool backward;

@@ -25,7 +25,7 @@ py::object device_of(const PackedStack<T>& packed) {
 
 // What Python holds between forward and pullback. The arrays are kept alive here.
 template <class T>
-struct PyTape {
+struct PyTape : Shared {
   Tape<T> tape;
   py::object x, y, h0, c0, restart_h, restart_c, table;
   bool batch_first, resets, ragged;
@@ -67,7 +67,7 @@ inline std::vector<Axis> flag_axes(bool ragged, Index steps, Index batch, Index 
 
 // Sums of the weights' gradients that outlive a call: one for each layer and direction.
 template <class T>
-struct Sums {
+struct Sums : Shared {
   std::vector<Buffer<T>> parts;
   Index block_steps = 1, bytes = 0, batch = 0;
   std::shared_ptr<const PackedStack<T>> packed;  // that it was made for

@@ -154,7 +154,7 @@ struct MapStage : Stage<T> {
 };
 
 template <class T>
-class Stream {
+class Stream : public Shared {
  public:
   explicit Stream(Index batch) : batch_(batch) {
     if (batch < 1) fail("batch", "at least 1", std::to_string(batch));
@@ -283,8 +283,8 @@ class Stream {
 
 template <class T>
 void bind_typed(py::module_& m, const char* name) {
-  py::class_<Stream<T>>(m, name)
-      .def(py::init<Index>(), py::arg("batch"))
+  py::class_<Stream<T>, std::shared_ptr<Stream<T>>>(m, name)
+      .def(py::init([](Index batch) { return std::make_shared<Stream<T>>(batch); }), py::arg("batch"))
       .def("add_recurrent", &Stream<T>::add_recurrent, py::arg("packed"))
       .def("add_linear", &Stream<T>::add_linear, py::arg("packed"))
       .def("add_embedding", &Stream<T>::add_embedding, py::arg("weight"))

@@ -106,7 +106,10 @@ void bind_typed(py::module_& m, const std::string& suffix) {
   using P = PackedLinear<T>;
   const auto name = [&](const char* base) { return base + suffix; };
   py::class_<P, std::shared_ptr<P>>(m, name("PackedLinear").c_str())
-      .def(py::init<const py::object&, const py::object&, bool>(), py::arg("weight"), py::arg("bias"), py::arg("backward"))
+      .def(py::init([](const py::object& weight, const py::object& bias, bool backward) {
+             return std::make_shared<P>(weight, bias, backward);
+           }),
+           py::arg("weight"), py::arg("bias"), py::arg("backward"))
       .def_property_readonly("kernels", [](const P& p) { return std::string(p.table->name); })
       .def_readonly("backward", &P::backward)
       .def("forward", &P::forward, py::arg("x"))

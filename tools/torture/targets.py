@@ -152,7 +152,8 @@ def functional_training(d: Draw) -> Target:
         later = {n: a.pop(n) for n in back}
         (y, state), pullback = TRAINING[cell.partition("_")[0]](**a)
         dy = later.pop("dy")
-        return y, state, tuple(pullback(dy, **later))
+        first, weight, *others = pullback(dy, **later)
+        return y, first, weight, state, tuple(others)
 
     def expected(**a: Any) -> Any:
         forward = _reference(cell, a)
@@ -160,7 +161,7 @@ def functional_training(d: Draw) -> Target:
         given = {names.get(n, n): a[n] for n in back}
         given |= {n: given[n] or 0.0 for n in names.values()}
         g = reference.backward(forward, **given)
-        return forward.y, None, (g.x, g.weights.weight_ih)
+        return forward.y, g.x, g.weights.weight_ih
 
     return run, arguments | back, (), expected
 
@@ -438,6 +439,8 @@ def stream(d: Draw) -> Target:
     arguments["reset"] = d.maybe(np.array(d.r.sample(range(batch), lead), np.int64))
 
     def run(batch: Any, x: Any, few: Any, more: Any, slots: Any, reset: Any) -> Any:
+        if type(batch) is int and 64 < batch < 1 << 40:
+            batch = 64  # a size that memory may hold, which would take long
         s = model.stream(batch)
         out = [s.step(x).copy(), s.step(few, slots).copy()]
         s.reset(reset)

@@ -160,7 +160,7 @@ def spoiled(d: Draw, value: Any) -> Any:
     if isinstance(value, np.ndarray):
         try:
             return d.pick(ARRAY_SPOILERS)(d, value)
-        except (ValueError, TypeError, BufferError, MemoryError):  # NumPy itself cannot make it
+        except Exception:  # NumPy itself cannot make it
             return None
     if isinstance(value, (list, tuple)) and value and d.chance(0.7):
         items = list(value)
