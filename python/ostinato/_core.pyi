@@ -255,6 +255,28 @@ def adam_Float64(
     correction2: float,
     decoupled: bool,
 ) -> None: ...
+def adam_runs_Float32(
+    p: _Array,
+    g: _Array,
+    m: _Array,
+    v: _Array,
+    runs: Sequence[tuple[int, int, float, float, float, float]],
+    beta1: float,
+    beta2: float,
+    eps: float,
+    decoupled: bool,
+) -> None: ...
+def adam_runs_Float64(
+    p: _Array,
+    g: _Array,
+    m: _Array,
+    v: _Array,
+    runs: Sequence[tuple[int, int, float, float, float, float]],
+    beta1: float,
+    beta2: float,
+    eps: float,
+    decoupled: bool,
+) -> None: ...
 def dropout_Float32(x: _Array, rate: float, key: int) -> _Array: ...
 def dropout_Float64(x: _Array, rate: float, key: int) -> _Array: ...
 def map_Float32(name: str, x: _Array) -> _Array: ...

@@ -163,6 +163,34 @@ def adam_(
     device.launch("adam", None, p.dtype, values)
 
 
+def adam_runs_(
+    p: Any,
+    g: Any,
+    m: Any,
+    v: Any,
+    runs: list[tuple[int, int, float, float, float, float]],
+    beta1: float,
+    beta2: float,
+    eps: float,
+    decoupled: bool,
+) -> None:
+    """Take one step of Adam on ranges of p, in place.
+
+    Args:
+        p: the parameters, as g, m and v.
+        g: the gradients.
+        m: their mean.
+        v: the mean of their squares.
+        runs: first, end, rate, weight_decay, correction1 and correction2 of each range.
+        beta1: the decay rate of m.
+        beta2: the decay rate of v.
+        eps: added to the root of v.
+        decoupled: whether weight decay acts on the parameters themselves.
+    """
+    for first, end, rate, *rest in runs:
+        parts = (a[first:end] for a in (p, g, m, v))
+        adam_(*parts, rate, beta1, beta2, eps, *rest, decoupled)
+
 def dropout(x: Any, rate: float, key: int) -> Any:
     """Return a flat array after dropout."""
     device = _device.of(x)

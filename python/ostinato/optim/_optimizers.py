@@ -16,6 +16,9 @@ from ._checks import fraction, number
 from ._schedules import Schedule, chosen_name, schedule_of
 
 
+_Part = tuple[slice, float, float, int]  # of the flat buffer: rate, weight decay, steps so far
+
+
 class Optimizer:
     """Base of the optimisers: a learning rate, a count of steps, and state in flat buffers.
 
@@ -111,20 +114,29 @@ class Optimizer:
             if _device.of(buffer) is not _device.of(model.flat):  # the model has moved since
                 self.state[name] = _device.like(_device.host(buffer), model.flat)
         lr, taken = self.lr, self.steps
-        self.steps += 1
+        runs = [
+            (slice(start, stop), lr * factor, self.weight_decay if decay else 0.0, taken + 1 - begun)
+            for start, stop, decay, begun, factor in _runs(model, self.started, taken, self.groups)
+        ]
         # What is too small for the dtype becomes zero without a warning.
         with model.write() as p, np.errstate(under="ignore"):
-            flat, grads = p.flat, model.flat_grads
-            for start, stop, decay, begun, factor in _runs(model, self.started, taken, self.groups):
-                part = slice(start, stop)
-                buffers = [self.state[n][part] for n in self._buffers]
-                weight_decay = self.weight_decay if decay else 0.0
-                self._update(
-                    flat[part], grads[part], lr * factor, weight_decay, self.steps - begun, *buffers
-                )
+            self._move(p.flat, model.flat_grads, [self.state[n] for n in self._buffers], runs)
+        self.steps += 1
 
-    def _update(self, p: Array, g: Array, lr: float, decay: float, age: int, *state: Array) -> None:
-        raise NotImplementedError  # every optimiser below defines it
+    def _move(self, p: Array, g: Array, state: list[Array], runs: list[_Part]) -> None:
+        """Update the parts of p and of the state: all of them or, without the memory, none."""
+        new: list[tuple[Array, Array]] = []
+        for part, *numbers in runs:
+            old = [p[part], *(s[part] for s in state)]
+            new += zip(old, self._update(old[0], g[part], *numbers, *old[1:]))
+        for into, values in new:
+            into[...] = values
+
+    def _update(
+        self, p: Array, g: Array, lr: float, decay: float, age: int, *state: Array
+    ) -> tuple[Array, ...]:
+        """Return new values of p and of the state."""
+        raise NotImplementedError  # the optimisers below define it, or _move
 
     def state_dict(self) -> dict[str, Any]:
         """Return the steps, the state of the schedule and copies of the buffers.
@@ -258,16 +270,18 @@ class SGD(Optimizer):
         if not momentum:
             self._buffers = ()
 
-    def _update(self, p: Array, g: Array, lr: float, decay: float, age: int, *state: Array) -> None:
+    def _update(
+        self, p: Array, g: Array, lr: float, decay: float, age: int, *state: Array
+    ) -> tuple[Array, ...]:
         t = p.dtype.type
         if decay:
             g = g + t(decay) * p
         if state:
-            (v,) = state
-            v *= t(self.momentum)
+            v = state[0] * t(self.momentum)
             v += g
             g = g + t(self.momentum) * v if self.nesterov else v
-        p -= t(lr) * g
+            state = (v,)
+        return p - t(lr) * g, *state
 
 
 class RMSprop(Optimizer):
@@ -308,13 +322,15 @@ class RMSprop(Optimizer):
         super().__init__(chosen_name(lr, rate, _RMSPROP), weight_decay, groups=groups)
         self.alpha, self.eps = fraction("alpha", alpha), number("eps", eps)
 
-    def _update(self, p: Array, g: Array, lr: float, decay: float, age: int, *state: Array) -> None:
+    def _update(
+        self, p: Array, g: Array, lr: float, decay: float, age: int, *state: Array
+    ) -> tuple[Array, ...]:
         (s,), t = state, p.dtype.type
         if decay:
             g = g + t(decay) * p
-        s *= t(self.alpha)
+        s = s * t(self.alpha)
         s += t(1 - self.alpha) * g * g
-        p -= t(lr) * g / (np.sqrt(s) + t(self.eps))
+        return p - t(lr) * g / (np.sqrt(s) + t(self.eps)), s
 
 
 class Adam(Optimizer):
@@ -359,13 +375,15 @@ class Adam(Optimizer):
         self.betas = (fraction("betas[0]", betas[0]), fraction("betas[1]", betas[1]))
         self.eps = number("eps", eps)
 
-    def _update(self, p: Array, g: Array, lr: float, decay: float, age: int, *state: Array) -> None:
+    def _move(self, p: Array, g: Array, state: list[Array], runs: list[_Part]) -> None:
         mean, square = state
         b1, b2 = self.betas
-        corrections = (1 - b1**age, 1 - b2**age)
-        _native.backend_for(p).adam_(
-            p, g, mean, square, lr, b1, b2, self.eps, decay, *corrections, self._decoupled
-        )
+        ranges = [
+            (part.start, part.stop, lr, decay, 1 - b1**age, 1 - b2**age)
+            for part, lr, decay, age in runs
+        ]
+        native = _native.backend_for(p)
+        native.adam_runs_(p, g, mean, square, ranges, b1, b2, self.eps, self._decoupled)
 
 
 class AdamW(Adam):
