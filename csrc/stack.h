@@ -34,8 +34,9 @@ class Buffer {
   Buffer(Index count, const char* what) : count_(count) {
     const bool possible = count >= 0 && count <= (PTRDIFF_MAX - 64) / Index(sizeof(T));
     void* p = possible ? allocate_block(std::size_t(count) * sizeof(T) + 64) : nullptr;
-    if (!p) throw OutOfMemory(std::string(what) + ": cannot allocate " +
-                              (possible ? std::to_string(std::size_t(count) * sizeof(T)) + " bytes" : std::to_string(count) + " numbers"));
+    if (!p)
+      throw OutOfMemory(std::string(what) + ": cannot allocate " +
+                        (possible ? std::to_string(std::size_t(count) * sizeof(T)) + " bytes" : std::to_string(count) + " numbers"));
     data_.reset(static_cast<T*>(p), [](T* block) { free_block(block); });
   }
   Buffer(const std::shared_ptr<void>& owner, T* data, Index count) : data_(owner, data), count_(count) {}

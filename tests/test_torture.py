@@ -152,8 +152,15 @@ def test_sizes_beyond_all_memory_are_refused() -> None:
         made.forward(
             np.ones((4, 3), F), None, None, np.array([1, 1]), starts=np.array([0, 1]), span=2**61
         )
-    plan = dict(cell="lstm", input=3, hidden=4, bidirectional=False, precision="exact", batch=2)
-    flags = dict(dropout=False, train=True, backward=False)
+    plan = {
+        "cell": "lstm",
+        "input": 3,
+        "hidden": 4,
+        "bidirectional": False,
+        "precision": "exact",
+        "batch": 2,
+    }
+    flags = {"dropout": False, "train": True, "backward": False}
     with pytest.raises(ValueError, match="layers: expected at most 1000000"):
         _core.plan(itemsize=4, layers=2**31, steps=3, **plan, **flags)
     with pytest.raises(ValueError, match="itemsize: expected 4 or 8, got 5"):

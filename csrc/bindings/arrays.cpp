@@ -33,8 +33,7 @@ void Memory::add(py::handle array, const char* name, bool written) {
   const auto a = py::reinterpret_borrow<py::array>(array);
   const auto first = reinterpret_cast<std::uintptr_t>(a.data());
   std::uintptr_t low = first, high = first + std::uintptr_t(a.itemsize());
-  for (py::ssize_t i = 0; i < a.ndim(); ++i)
-    (a.strides(i) < 0 ? low : high) += std::uintptr_t((a.shape(i) - 1) * a.strides(i));
+  for (py::ssize_t i = 0; i < a.ndim(); ++i) (a.strides(i) < 0 ? low : high) += std::uintptr_t((a.shape(i) - 1) * a.strides(i));
   if (a.size() > 0) add({low, high}, name, written);
 }
 

@@ -56,9 +56,18 @@ class BackwardPass {
   // y and x of the forward pass are read again, and so are the arrays of gradients that come in.
   void refuse_overlaps() const {
     Memory memory;
-    const std::pair<const py::object&, const char*> inputs[] = {
-        {t_.x, "x"}, {t_.y, "y"}, {t_.h0, "h0"}, {t_.c0, "c0"}, {t_.table, "table"}, {t_.restart_h, "restart_h"},
-        {t_.restart_c, "restart_c"}, {a_.dy, "dy"}, {a_.dhn, "dh_n"}, {a_.dcn, "dc_n"}, {a_.cuts, "cuts"}, {a_.dcells, "dcells"}};
+    const std::pair<const py::object&, const char*> inputs[] = {{t_.x, "x"},
+                                                                {t_.y, "y"},
+                                                                {t_.h0, "h0"},
+                                                                {t_.c0, "c0"},
+                                                                {t_.table, "table"},
+                                                                {t_.restart_h, "restart_h"},
+                                                                {t_.restart_c, "restart_c"},
+                                                                {a_.dy, "dy"},
+                                                                {a_.dhn, "dh_n"},
+                                                                {a_.dcn, "dc_n"},
+                                                                {a_.cuts, "cuts"},
+                                                                {a_.dcells, "dcells"}};
     for (const auto& [array, name] : inputs) memory.reads(array, name);
     for (const py::object& array : held_) memory.writes(array, "grads");
     if (!a_.dx.is_none()) memory.writes(a_.dx, "dx");
@@ -130,7 +139,8 @@ class BackwardPass {
   void take_sums(Sums<T>* sums) {
     if (sums->packed != tape_.packed || sums->batch != batch_) fail("sums", "those made for these weights and B", "others");
     if (tape_.call.lookup.ids.data) fail("sums", "None with a table", "sums");
-    if (a_.resume != sums->more) fail("resume", sums->more ? "True, as the sums hold those of other segments" : "False with new sums", a_.resume ? "True" : "False");
+    if (a_.resume != sums->more)
+      fail("resume", sums->more ? "True, as the sums hold those of other segments" : "False with new sums", a_.resume ? "True" : "False");
     sums->more = false;  // until the pass is done
     sums_ = sums;
     g_.sums = &sums->parts, g_.resume = a_.resume, g_.more = a_.more;

@@ -10,12 +10,13 @@ namespace {
 template <class T>
 py::list plan(const std::string& cell, Index input, Index hidden, Index layers, bool bidirectional, const std::string& precision_name,
               Index steps, Index batch, bool dropout, bool train, bool backward, Index projection) {
-  const std::tuple<const char*, Index, Index> sizes[] = {{"input", input, 1},   {"hidden", hidden, 1},       {"layers", layers, 1},
-                                                         {"steps", steps, 0},   {"batch", batch, 0},         {"proj_size", projection, 0}};
+  const std::tuple<const char*, Index, Index> sizes[] = {{"input", input, 1}, {"hidden", hidden, 1}, {"layers", layers, 1},
+                                                         {"steps", steps, 0}, {"batch", batch, 0},   {"proj_size", projection, 0}};
   for (const auto& [name, size, least] : sizes)
     if (size < least || size > (Index(1) << 40)) fail(name, "a size from " + std::to_string(least) + " to 2^40", std::to_string(size));
   if (layers > 1000000) fail("layers", "at most 1000000", std::to_string(layers));
-  if (batch > 0 && steps > (Index(1) << 40) / batch) fail("batch", "at most 2^40 steps of all sequences", std::to_string(batch) + " sequences of " + std::to_string(steps));
+  if (batch > 0 && steps > (Index(1) << 40) / batch)
+    fail("batch", "at most 2^40 steps of all sequences", std::to_string(batch) + " sequences of " + std::to_string(steps));
   const StackShape s = shape_of(cell, input, hidden, layers, bidirectional, false, true, projection);
   const Precision precision = precision_named<T>(precision_name, train);
   const CellTraits& traits = kernels()->traits[int(s.cell)];

@@ -137,9 +137,8 @@ void bind_typed(py::module_& m, const std::string& suffix) {
   using P = PackedLinear<T>;
   const auto name = [&](const char* base) { return base + suffix; };
   py::class_<P, std::shared_ptr<P>>(m, name("PackedLinear").c_str())
-      .def(py::init([](const py::object& weight, const py::object& bias, bool backward) {
-             return std::make_shared<P>(weight, bias, backward);
-           }),
+      .def(py::init(
+               [](const py::object& weight, const py::object& bias, bool backward) { return std::make_shared<P>(weight, bias, backward); }),
            py::arg("weight"), py::arg("bias"), py::arg("backward"))
       .def_property_readonly("kernels", [](const P& p) { return std::string(p.table->name); })
       .def_readonly("backward", &P::backward)
@@ -152,8 +151,8 @@ void bind_typed(py::module_& m, const std::string& suffix) {
   m.def(name("square_sum_").c_str(), &square_sum<T>, py::arg("x"));
   m.def(name("adam_").c_str(), &adam<T>, py::arg("p"), py::arg("g"), py::arg("m"), py::arg("v"), py::arg("rate"), py::arg("beta1"),
         py::arg("beta2"), py::arg("eps"), py::arg("weight_decay"), py::arg("correction1"), py::arg("correction2"), py::arg("decoupled"));
-  m.def(name("adam_runs_").c_str(), &adam_runs<T>, py::arg("p"), py::arg("g"), py::arg("m"), py::arg("v"), py::arg("runs"), py::arg("beta1"),
-        py::arg("beta2"), py::arg("eps"), py::arg("decoupled"));
+  m.def(name("adam_runs_").c_str(), &adam_runs<T>, py::arg("p"), py::arg("g"), py::arg("m"), py::arg("v"), py::arg("runs"),
+        py::arg("beta1"), py::arg("beta2"), py::arg("eps"), py::arg("decoupled"));
   m.def(name("dropout_").c_str(), &dropout<T>, py::arg("x"), py::arg("rate"), py::arg("key"));
   m.def(name("map_").c_str(), &map<T>, py::arg("name"), py::arg("x"));
 }

@@ -187,9 +187,12 @@ def adam_runs_(
         eps: added to the root of v.
         decoupled: whether weight decay acts on the parameters themselves.
     """
-    for first, end, rate, *rest in runs:
-        parts = (a[first:end] for a in (p, g, m, v))
-        adam_(*parts, rate, beta1, beta2, eps, *rest, decoupled)
+    for first, end, rate, decay, *corrections in runs:
+        part = slice(first, end)
+        state = (m[part], v[part])
+        one, two = corrections
+        adam_(p[part], g[part], *state, rate, beta1, beta2, eps, decay, one, two, decoupled)
+
 
 def dropout(x: Any, rate: float, key: int) -> Any:
     """Return a flat array after dropout."""

@@ -84,6 +84,7 @@ def _ragged() -> Case:
 def _functional(train: bool) -> Callable[[], Case]:
     def make() -> Case:
         x, w_ih, w_hh = _input(9, 5, 6), _input(128, 6), _input(128, 32)
+
         def run() -> Any:
             if not train:
                 return ost.functional.lstm(x, w_ih, w_hh)
@@ -294,7 +295,18 @@ def sweep(shim: Shim, make: Callable[[], Case], onwards: bool) -> Iterator[tuple
 class _MallInfo(ctypes.Structure):
     _fields_ = [
         (n, ctypes.c_size_t)
-        for n in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keep".split()
+        for n in [
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keep",
+        ]
     ]
 
 
@@ -308,7 +320,7 @@ def in_use() -> int:
 
 
 def leaked(shim: Shim, make: Callable[[], Case]) -> int:
-    """Return the bytes by which use grew while each allocation failed, the second and third time."""
+    """Return by how many bytes use grew while each allocation failed, the third time."""
     case = make()
     at = []
     for _ in range(3):

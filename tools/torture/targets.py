@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from conftest import CELLS, FACES, GATES, names_of, options_of, output_size, scalars_of, widened
-from conftest import random_weights as drawn_weights
 
 import ostinato as ost
+from conftest import CELLS, FACES, GATES, names_of, options_of, output_size, scalars_of, widened
+from conftest import random_weights as drawn_weights
 from ostinato import _core, _native, reference
 
 from .values import EVIL_SCALARS, Draw
@@ -21,7 +21,7 @@ Arguments = dict[str, Any]
 Target = tuple[Callable[..., Any], Arguments, tuple[str, ...], Callable[..., Any] | None]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _weights(cell: str, inputs: int, hidden: int, dtype: str) -> tuple[Any, ...]:
     w = drawn_weights(cell, inputs, hidden, np.random.default_rng(inputs * 100 + hidden))
     return tuple(
@@ -275,34 +275,67 @@ def native(d: Draw) -> Target:
     flags = lambda p: d.maybe((d.flags(lead, 0.2)).view(np.uint8), p)
     each = lambda p: d.maybe(d.flags((batch,), 0.2).view(np.uint8), p)
     arguments: Arguments = {
-        "x": d.array((*lead, inputs), dtype), "h0": d.maybe(d.array((1, batch, size), dtype)),
+        "x": d.array((*lead, inputs), dtype),
+        "h0": d.maybe(d.array((1, batch, size), dtype)),
         "c0": d.maybe(d.array((1, batch, hidden), dtype)) if two else None,
-        "lengths": lengths if flat else d.maybe(lengths, 0.3), "out": None, "batch_first": False,
-        "train": True, "dropout": 0.0, "key": 7, "resets": flags(0.3), "mask": flags(0.3),
-        "repeat": d.chance(0.5), "restart_h": d.maybe(d.array((1, size), dtype), 0.3),
-        "restart_c": d.maybe(d.array((1, hidden), dtype), 0.3) if two else None, "first_step": 0,
-        "held": each(0.2), "resets_after": each(0.2), "restarted": each(0.2), "order": None,
-        "starts": np.cumsum(lengths) - lengths if flat else None, "span": steps if flat else 0,
-        "states_only": d.chance(0.2), "table": None,
-    }  # fmt: skip
+        "lengths": lengths if flat else d.maybe(lengths, 0.3),
+        "out": None,
+        "batch_first": False,
+        "train": True,
+        "dropout": 0.0,
+        "key": 7,
+        "resets": flags(0.3),
+        "mask": flags(0.3),
+        "repeat": d.chance(0.5),
+        "restart_h": d.maybe(d.array((1, size), dtype), 0.3),
+        "restart_c": d.maybe(d.array((1, hidden), dtype), 0.3) if two else None,
+        "first_step": 0,
+        "held": each(0.2),
+        "resets_after": each(0.2),
+        "restarted": each(0.2),
+        "order": None,
+        "starts": np.cumsum(lengths) - lengths if flat else None,
+        "span": steps if flat else 0,
+        "states_only": d.chance(0.2),
+        "table": None,
+    }
     if d.chance(0.15):
         arguments["x"] = d.whole(0, 4, (*lead, 1))
         arguments["table"] = d.array((5, inputs), dtype)
     weights = _weights_of(d, cell, inputs, hidden, dtype)
     back = {
         "dy": d.maybe(d.array((*lead, size), dtype)),
-        "dh_n": d.maybe(d.array((1, batch, size), dtype)), "dc_n": None,
-        "need_dx": arguments["table"] is None, "clip_value": 0.0, "clip_norm": 0.0,
-        "cuts": flags(0.2), "dcells": None, "flow": d.chance(0.2), "dx_add": d.chance(0.2),
-        "dx": d.maybe(d.array((*lead, inputs), dtype), 0.0 if arguments["table"] is not None else 0.3),
-        "resume": False, "more": False, "drestart": None,
-    }  # fmt: skip
+        "dh_n": d.maybe(d.array((1, batch, size), dtype)),
+        "dc_n": None,
+        "need_dx": arguments["table"] is None,
+        "clip_value": 0.0,
+        "clip_norm": 0.0,
+        "cuts": flags(0.2),
+        "dcells": None,
+        "flow": d.chance(0.2),
+        "dx_add": d.chance(0.2),
+        "dx": d.maybe(
+            d.array((*lead, inputs), dtype), 0.0 if arguments["table"] is not None else 0.3
+        ),
+        "resume": False,
+        "more": False,
+        "drestart": None,
+    }
     columns = 5 if arguments["table"] is not None else inputs
     reverse, with_sums = d.chance(0.3), d.chance(0.2)
     packed = _native.backend_for(weights[0]).Packed(
-        cell, inputs, hidden, 1, False, [weights], True, reverse, numbered=False,
-        proj_size=size if cell == "lstm_projected" else 0, scalars=scalars_of(cell),
-    )  # fmt: skip
+        cell,
+        inputs,
+        hidden,
+        1,
+        False,
+        [weights],
+        True,
+        reverse,
+        numbered=False,
+        proj_size=size if cell == "lstm_projected" else 0,
+        scalars=scalars_of(cell),
+    )
 
     def run(**a: Any) -> Any:
         later = {n: a.pop(n) for n in back}
@@ -326,12 +359,18 @@ def native_pack(d: Draw) -> Target:
     names = ("w_ih", "w_hh", "b_ih", "b_hh", "own", "own2", "own3", "own4", "own5")
     named = dict(zip(names, _weights_of(d, cell, inputs, hidden, dtype)))
     arguments = {
-        "cell": cell, "input_size": inputs, "hidden_size": hidden, "num_layers": 1,
-        "bidirectional": False, "backward": d.chance(0.5), "reverse": False,
-        "precision": d.pick(("exact", "exact", "bfloat16", "int8")), "numbered": d.chance(0.5),
+        "cell": cell,
+        "input_size": inputs,
+        "hidden_size": hidden,
+        "num_layers": 1,
+        "bidirectional": False,
+        "backward": d.chance(0.5),
+        "reverse": False,
+        "precision": d.pick(("exact", "exact", "bfloat16", "int8")),
+        "numbered": d.chance(0.5),
         "proj_size": output_size(cell, hidden) if cell == "lstm_projected" else 0,
         "scalars": scalars_of(cell),
-    }  # fmt: skip
+    }
     kind = _native.NATIVE[dtype.name].Packed
 
     def run(**a: Any) -> Any:
@@ -352,8 +391,18 @@ def native_training(d: Draw) -> Target:
     kind = d.size(0, 6)
     if kind == 0:
         y, target = d.array((n, v), dtype), d.whole(-1, v - 1, (n,))
-        return k.softmax_cross_entropy, {"y": y, "target": target, "smoothing": 0.1, "weight": 0.5,
-                                         "need_gradient": d.chance(0.7)}, (), None  # fmt: skip
+        return (
+            k.softmax_cross_entropy,
+            {
+                "y": y,
+                "target": target,
+                "smoothing": 0.1,
+                "weight": 0.5,
+                "need_gradient": d.chance(0.7),
+            },
+            (),
+            None,
+        )
     if kind == 1:
         ids, table = d.whole(0, v - 1, (n,)), d.array((v, 3), dtype)
         return k.embedding_gather, {"x": ids, "weight": table}, (), None
@@ -380,11 +429,15 @@ def linear(d: Draw) -> Target:
     dtype = np.dtype(d.pick((np.float32, np.float64)))
     n, i, o = d.pick((0, 1, 3, 40)), d.size(1, 20), d.size(1, 20)
     arguments = {
-        "weight": d.array((o, i), dtype), "bias": d.maybe(d.array((o,), dtype)), "backward": True,
-        "x": d.array((n, i), dtype), "dy": d.array((n, o), dtype),
-        "dweight": d.maybe(d.array((o, i), dtype), 0.8), "dbias": d.maybe(d.array((o,), dtype)),
+        "weight": d.array((o, i), dtype),
+        "bias": d.maybe(d.array((o,), dtype)),
+        "backward": True,
+        "x": d.array((n, i), dtype),
+        "dy": d.array((n, o), dtype),
+        "dweight": d.maybe(d.array((o, i), dtype), 0.8),
+        "dbias": d.maybe(d.array((o,), dtype)),
         "need_dx": d.chance(0.7),
-    }  # fmt: skip
+    }
     kind = _native.NATIVE[dtype.name].PackedLinear
 
     def run(**a: Any) -> Any:
@@ -408,24 +461,32 @@ def ctc(d: Draw) -> Target:
     d.r.shuffle(order)
     arguments = {
         "y": d.array((n, classes), dtype, 3.0),
-        "rows": np.array(order[: sum(steps)], np.int64), "row_offsets": offsets(steps),
-        "labels": d.whole(0, classes - 1, (sum(counts),)), "label_offsets": offsets(counts),
-        "scales": np.abs(d.array((batch,), np.float64)), "blank": d.size(0, classes - 1),
-        "zero_infinite": d.chance(0.5), "need_gradient": d.chance(0.7),
-    }  # fmt: skip
+        "rows": np.array(order[: sum(steps)], np.int64),
+        "row_offsets": offsets(steps),
+        "labels": d.whole(0, classes - 1, (sum(counts),)),
+        "label_offsets": offsets(counts),
+        "scales": np.abs(d.array((batch,), np.float64)),
+        "blank": d.size(0, classes - 1),
+        "zero_infinite": d.chance(0.5),
+        "need_gradient": d.chance(0.7),
+    }
     return _native.NATIVE[dtype.name].ctc, arguments, (), None
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _model(kind: int) -> Any:
     nn = ost.nn
     return (
         lambda: nn.LSTM(3, 5, 2, rng=0),
         lambda: nn.Sequential(nn.GRU(3, 8, rng=0), nn.LSTM(8, 5, rng=0), nn.Linear(5, 2, rng=0)),
-        lambda: nn.Sequential(nn.Embedding(6, 3, rng=0), nn.RNN(3, 4, rng=0), nn.Activation("tanh")),
+        lambda: nn.Sequential(
+            nn.Embedding(6, 3, rng=0), nn.RNN(3, 4, rng=0), nn.Activation("tanh")
+        ),
         lambda: nn.Sequential(nn.Linear(3, 4, rng=0), nn.LayerNorm(4), nn.GRU(4, 4, rng=0)),
-        lambda: nn.Sequential(nn.LSTM(3, 40, rng=0, dtype=np.float64), nn.Activation("gelu", dtype=np.float64)),
-    )[kind]()  # fmt: skip
+        lambda: nn.Sequential(
+            nn.LSTM(3, 40, rng=0, dtype=np.float64), nn.Activation("gelu", dtype=np.float64)
+        ),
+    )[kind]()
 
 
 def stream(d: Draw) -> Target:
@@ -476,32 +537,85 @@ def numbers(d: Draw) -> Target:
     small = lambda: d.pick((0, 1, 2, 5, 17, 64, 300, -1, -7))
     cell = d.pick((*CELLS, "lstm", "none", ""))
     kinds: tuple[tuple[Callable[..., Any], Arguments], ...] = (
-        (_core.plan, dict(itemsize=d.pick((4, 8, 0, 5)), cell=cell, input=small(), hidden=small(),
-                          layers=d.size(-1, 12), bidirectional=d.chance(0.5), precision="exact",
-                          steps=small(), batch=small(), dropout=False, train=d.chance(0.5),
-                          backward=d.chance(0.5), proj_size=d.pick((0, 0, 3, -2)))),
-        (_core.gradient_parts, dict(steps=small(), batch=small())),
-        (_core.philox_word, dict(key=small(), layer_direction=1, t=small(), b=2, unit=small())),
-        (_core.balance_rows, dict(lengths=d.whole(-3, 20, (d.size(0, 30),)))),
-        (_core.times_table, dict(steps=4, batch=3, lengths=d.maybe(d.whole(0, 4, (3,))),
-                                 resets=d.maybe(d.flags((4, 3), 0.2).view(np.uint8)),
-                                 mask=d.maybe(d.flags((4, 3), 0.8).view(np.uint8)),
-                                 repeat=True, reverse=d.chance(0.5))),
-        (_core.fma_lanes, dict(itemsize=small())),
-        (_core.xla_sizes, dict(itemsize=4, cell=cell, input=small(), hidden=small(),
-                               output=small(), precision="exact")),
-        (_core.matrix_shapes, dict(cell=d.size(-1, 12), input=small(), hidden=small(),
-                                   output=small())),
-        (lambda **a: repr(ost.nn.LSTM(**a)), dict(input_size=3, hidden_size=4, num_layers=1,
-                                                  dropout=0.0, bidirectional=True)),
-        (lambda **a: repr(ost.nn.GRU(**a)), dict(input_size=3, hidden_size=4, rng=0, bias=True,
-                                                 batch_first=False, clip=None)),
-        (lambda **a: repr(ost.nn.Linear(**a)), dict(in_features=3, out_features=4, rng=0)),
-        (lambda **a: ost.optim.Adam(**a).lr, dict(lr=0.1, betas=(0.9, 0.99), eps=1e-8)),
-        (lambda n: ost.set_num_threads(n), dict(n=d.pick((1, 2, 3)))),
-        (lambda n: ost.use_kernels(n), dict(n=d.pick(_core.supported_kernels()))),
+        (
+            _core.plan,
+            {
+                "itemsize": d.pick((4, 8, 0, 5)),
+                "cell": cell,
+                "input": small(),
+                "hidden": small(),
+                "layers": d.size(-1, 12),
+                "bidirectional": d.chance(0.5),
+                "precision": "exact",
+                "steps": small(),
+                "batch": small(),
+                "dropout": False,
+                "train": d.chance(0.5),
+                "backward": d.chance(0.5),
+                "proj_size": d.pick((0, 0, 3, -2)),
+            },
+        ),
+        (_core.gradient_parts, {"steps": small(), "batch": small()}),
+        (
+            _core.philox_word,
+            {"key": small(), "layer_direction": 1, "t": small(), "b": 2, "unit": small()},
+        ),
+        (_core.balance_rows, {"lengths": d.whole(-3, 20, (d.size(0, 30),))}),
+        (
+            _core.times_table,
+            {
+                "steps": 4,
+                "batch": 3,
+                "lengths": d.maybe(d.whole(0, 4, (3,))),
+                "resets": d.maybe(d.flags((4, 3), 0.2).view(np.uint8)),
+                "mask": d.maybe(d.flags((4, 3), 0.8).view(np.uint8)),
+                "repeat": True,
+                "reverse": d.chance(0.5),
+            },
+        ),
+        (_core.fma_lanes, {"itemsize": small()}),
+        (
+            _core.xla_sizes,
+            {
+                "itemsize": 4,
+                "cell": cell,
+                "input": small(),
+                "hidden": small(),
+                "output": small(),
+                "precision": "exact",
+            },
+        ),
+        (
+            _core.matrix_shapes,
+            {"cell": d.size(-1, 12), "input": small(), "hidden": small(), "output": small()},
+        ),
+        (
+            lambda **a: repr(ost.nn.LSTM(**a)),
+            {
+                "input_size": 3,
+                "hidden_size": 4,
+                "num_layers": 1,
+                "dropout": 0.0,
+                "bidirectional": True,
+            },
+        ),
+        (
+            lambda **a: repr(ost.nn.GRU(**a)),
+            {
+                "input_size": 3,
+                "hidden_size": 4,
+                "rng": 0,
+                "bias": True,
+                "batch_first": False,
+                "clip": None,
+            },
+        ),
+        (lambda **a: repr(ost.nn.Linear(**a)), {"in_features": 3, "out_features": 4, "rng": 0}),
+        (lambda **a: ost.optim.Adam(**a).lr, {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8}),
+        (lambda n: ost.set_num_threads(n), {"n": d.pick((1, 2, 3))}),
+        (lambda n: ost.use_kernels(n), {"n": d.pick(_core.supported_kernels())}),
         (_core.find_openmp, {}),
-    )  # fmt: skip
+    )
     run, arguments = d.pick(kinds)
     if arguments and d.chance(0.5):
         arguments[d.pick(list(arguments))] = d.pick(EVIL_SCALARS)
@@ -509,7 +623,24 @@ def numbers(d: Draw) -> Target:
 
 
 TARGETS: tuple[Callable[[Draw], Target], ...] = (
-    functional, functional, functional_training, functional_training, ragged, stack, stack,
-    stack_training, stack_training, native, native, native, native_pack, native_training,
-    native_training, linear, ctc, stream, model, numbers,
-)  # fmt: skip
+    functional,
+    functional,
+    functional_training,
+    functional_training,
+    ragged,
+    stack,
+    stack,
+    stack_training,
+    stack_training,
+    native,
+    native,
+    native,
+    native_pack,
+    native_training,
+    native_training,
+    linear,
+    ctc,
+    stream,
+    model,
+    numbers,
+)

@@ -1,4 +1,4 @@
-"""Threads, forks, signals and ends of the process in the middle of calls: tools/torture-native threads
+"""Threads, forks, signals and exits in the middle of calls: tools/torture-native threads
 
 Each kind is tried so many times. A try runs in a forked child, which must end as it should and in
 time: with the bits of a call that nothing has disturbed, or as the signal or the exit says.

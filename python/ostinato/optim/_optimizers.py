@@ -15,7 +15,6 @@ from ..nn import Layer
 from ._checks import fraction, number
 from ._schedules import Schedule, chosen_name, schedule_of
 
-
 _Part = tuple[slice, float, float, int]  # of the flat buffer: rate, weight decay, steps so far
 
 
@@ -115,7 +114,12 @@ class Optimizer:
                 self.state[name] = _device.like(_device.host(buffer), model.flat)
         lr, taken = self.lr, self.steps
         runs = [
-            (slice(start, stop), lr * factor, self.weight_decay if decay else 0.0, taken + 1 - begun)
+            (
+                slice(start, stop),
+                lr * factor,
+                self.weight_decay if decay else 0.0,
+                taken + 1 - begun,
+            )
             for start, stop, decay, begun, factor in _runs(model, self.started, taken, self.groups)
         ]
         # What is too small for the dtype becomes zero without a warning.
@@ -126,9 +130,9 @@ class Optimizer:
     def _move(self, p: Array, g: Array, state: list[Array], runs: list[_Part]) -> None:
         """Update the parts of p and of the state: all of them or, without the memory, none."""
         new: list[tuple[Array, Array]] = []
-        for part, *numbers in runs:
+        for part, lr, decay, age in runs:
             old = [p[part], *(s[part] for s in state)]
-            new += zip(old, self._update(old[0], g[part], *numbers, *old[1:]))
+            new += zip(old, self._update(old[0], g[part], lr, decay, age, *old[1:]))
         for into, values in new:
             into[...] = values
 
