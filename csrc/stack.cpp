@@ -303,7 +303,9 @@ BackwardCall<T> backward_call(const Tape<T>& tape, const StackGradients<T>& g, I
   if (call.restart_c) b.restart_c = call.restart_c + part * s.hidden;
   if (g.drestart_h) b.drestart_h = g.drestart_h + part * s.output;
   if (g.drestart_c) b.drestart_c = g.drestart_c + part * s.hidden;
-  b.control = {g.clip_value, g.clip_norm, g.cuts, g.dcells, nullptr, call.x.starts};
+  // Flat cuts lie as x does, also where that holds the numbers of a table's rows, which call.x is then.
+  const bool flat = tape.passes.empty() && !call.starts[0].empty();
+  b.control = {g.clip_value, g.clip_norm, g.cuts, g.dcells, nullptr, flat ? call.starts[0].data() : call.x.starts};
   if (g.dcells.data) b.control.dcells.data += part * g.dcells_part;
   if (g.flow) b.control.flow = g.flow + part * g.flow_part;
   if (layer == 0 && call.lookup.ids.data) b.lookup = call.lookup, b.projected = tape.projected[d].get();

@@ -214,3 +214,23 @@ def test_ranges_of_adam_are_checked() -> None:
     with pytest.raises(TypeError, match="runs: expected tuples of 6 numbers"):
         _core.adam_runs_Float32(*a, [(0, 8)], 0.9, 0.9, 1e-8, False)
     assert all((one == 1).all() for one in a)
+
+
+def test_cuts_of_sequences_that_look_a_table_up() -> None:
+    """They were read as [T,B], beyond their end, where the sequences are not padded."""
+    made, _ = packed()
+    r = np.random.default_rng(0)
+    ids, table = r.integers(0, 5, (7, 1)), r.normal(size=(5, 3)).astype(F)
+    lengths, starts = np.array([2, 3, 0, 2, 0]), np.array([0, 2, 5, 5, 7])
+    cuts, dy = (r.random(7) < 0.4).view(np.uint8), r.normal(size=(7, 4)).astype(F)
+    results = []
+    for x, given in ((ids, table), (table[ids[:, 0]], None)):
+        _, grads = packed()
+        grads[0] = np.zeros((4, 3 if given is None else 5), F)
+        tape = made.forward(
+            x, None, None, lengths, starts=starts, span=3, train=True, table=given
+        )[3]
+        _, dh0, *_ = tape.backward(dy, None, None, [grads], False, cuts=cuts)
+        results.append((dh0, *grads[1:4]))
+    assert cuts.any()
+    assert all(map(np.array_equal, *results))
