@@ -163,6 +163,9 @@ def test_sizes_beyond_all_memory_are_refused() -> None:
     flags = {"dropout": False, "train": True, "backward": False}
     with pytest.raises(ValueError, match="layers: expected at most 1000000"):
         _core.plan(itemsize=4, layers=2**31, steps=3, **plan, **flags)
+    weights = [np.ones((4, 3), F), np.ones((4, 4), F), None, None, None]
+    with pytest.raises(ValueError, match="hidden_size: expected at most"):
+        _core.PackedFloat32("rnn_tanh", 3, 2**62, 1, False, [weights], True)
     with pytest.raises(ValueError, match="itemsize: expected 4 or 8, got 5"):
         _core.plan(itemsize=5, layers=1, steps=3, **plan, **flags)
     with pytest.raises(ValueError, match="batch: expected at most"):
@@ -227,9 +230,9 @@ def test_cuts_of_sequences_that_look_a_table_up() -> None:
     for x, given in ((ids, table), (table[ids[:, 0]], None)):
         _, grads = packed()
         grads[0] = np.zeros((4, 3 if given is None else 5), F)
-        tape = made.forward(
-            x, None, None, lengths, starts=starts, span=3, train=True, table=given
-        )[3]
+        tape = made.forward(x, None, None, lengths, starts=starts, span=3, train=True, table=given)[
+            3
+        ]
         _, dh0, *_ = tape.backward(dy, None, None, [grads], False, cuts=cuts)
         results.append((dh0, *grads[1:4]))
     assert cuts.any()

@@ -122,7 +122,7 @@ std::shared_ptr<PackedStack<T>> pack_stack(const std::string& cell, Index input,
   const std::pair<const char*, Index> sizes[] = {
       {"input_size", input}, {"hidden_size", hidden}, {"num_layers", layers}, {"proj_size", s.output}};
   for (const auto& [name, size] : sizes)
-    if (size < 1) fail(name, "at least 1", std::to_string(size));
+    if (size < 1 || size > Index(1) << 40) fail(name, size < 1 ? "at least 1" : "at most 2^40", std::to_string(size));
   const KernelTable* table = kernels();
   const CellTraits& traits = table->traits[int(s.cell)];
   const std::vector<double> scalars = numbers_of(given_scalars, "scalars");

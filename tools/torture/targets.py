@@ -248,7 +248,6 @@ def stack_training(d: Draw) -> Target:
         "memory_limit": d.pick((None, None, None, "states", "least", 2)),
         "clip_step_value": d.maybe(0.3, 0.2),
         "cuts": d.maybe(d.flags(shape, 0.1), 0.2),
-        "rng": 0,
     }
     dy_shape = {"all": (*shape, width), "last": (shape[1 - layer.batch_first], width)}
     dy = dy_shape.get(arguments["outputs"])
@@ -257,7 +256,7 @@ def stack_training(d: Draw) -> Target:
 
     def run(**a: Any) -> Any:
         dy, need = a.pop("dy"), a.pop("need_dx")
-        (y, state), pullback = layer.vjp(**a)
+        (y, state), pullback = layer.vjp(**a, rng=0)
         grads = layer.new_grads()
         return y, state, pullback(dy, grads=grads, need_dx=need), grads.flat
 
