@@ -188,11 +188,9 @@ MUTANTS: dict[str, tuple[str, str, str]] = {  # name: file, what stands there, w
     "what was not chosen has a gradient too": ("python/ostinato/_rules.py", "(y, lambda d: np.where(on, d.dtype.type(0), d)),", "(y, lambda d: d),"),
     "equal extremes that all take the whole gradient": ("python/ostinato/_rules.py", "return at * (d / np.sum(at, axis=axis, keepdims=True).astype(d.dtype))", "return at * d"),
     "a parameter that is another leaf each time": ("python/ostinato/_recording.py", "            self._leaves[key] = made\n", ""),
-    "a recording without its options of time": ("python/ostinato/_recording.py", "options, self.options_used = {**self.options, **options}, True", "self.options_used = True"),
     "gates of Keras 1 in our order": ("python/ostinato/interop/_keras.py", "(0, 2, 1, 3) if kind", "(0, 1, 2, 3) if kind"),
     "peepholes of ONNX in our order": ("python/ostinato/interop/_onnx_nodes.py", 'i, o, f = np.split(arrays["P"][d], 3)', 'i, f, o = np.split(arrays["P"][d], 3)'),
     "gates written to ONNX in the order in which they are read": ("python/ostinato/interop/_onnx_nodes.py", "order = (_BACK if back else _ORDER)[kind]", "order = _ORDER[kind]"),
-    "a layout of ONNX that is not heeded": ("python/ostinato/interop/_onnx_graph.py", "order = names[::-1] if layout else names", "order = names"),
     "recurrent weights of cuDNN as they lie": ("python/ostinato/interop/_keras.py", "recurrent = [k.T for k in", "recurrent = [k for k in"),
 }  # fmt: skip
 TESTS = [

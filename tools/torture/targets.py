@@ -593,7 +593,6 @@ def numbers(d: Draw) -> Target:
             {
                 "input_size": 3,
                 "hidden_size": 4,
-                "num_layers": 1,
                 "dropout": 0.0,
                 "bidirectional": True,
             },
