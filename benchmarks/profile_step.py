@@ -22,7 +22,7 @@ KINDS = {  # native calls by what they are for
     "output layer": ("ostinato._core.forward>", "ostinato._core.run_backward>"),
     "softmax cross entropy": ("softmax_cross_entropy_",),
     "embedding": ("embedding_",),
-    "optimiser and clipping": ("_core.adam_", "_core.square_sum"),
+    "optimiser and clipping": ("_core.adam_runs_", "_core.square_sum"),
 }
 
 

@@ -15,6 +15,7 @@ namespace {
 
 template <class T>
 void add_rows(const Rows<T>& from, const Rows<T>& to, Index steps, Index batch, Index width) {
+  if (batch == 0) return;  // no row, however many steps
   for (Index t = 0; t < steps; ++t)
     for (Index b = 0; b < batch; ++b) {
       if (to.starts && to.starts[b] + t >= to.ends[b]) continue;
@@ -64,6 +65,7 @@ std::uint32_t philox_word(std::uint64_t key, std::uint32_t layer_direction, std:
 
 template <class T>
 void drop_rows(const StackShape& shape, Index layer, const StackCall<T>& call, const T* from, T* to) {
+  if (call.batch == 0) return;  // no row, however many steps
   const auto drop = typed<T>(kernels()).train.dropout;
   for (Index t = 0; t < call.steps; ++t)
     for (Index b = 0; b < call.batch; ++b)
@@ -148,6 +150,7 @@ template <class T>
 void set_times(StackCall<T>& call, const StackShape& shape, const Index* lengths, const std::uint8_t* resets, const std::uint8_t* mask,
                bool repeat, const std::uint8_t* held, const std::uint8_t* resets_after, const std::uint8_t* restarted) {
   const Index steps = call.steps, batch = call.batch;
+  if (batch == 0) return;  // no row, however many steps
   if (!lengths && !resets && !mask && !resets_after) return;
   if (lengths || mask) call.lengths.assign(std::size_t(batch), steps);
   if (lengths) call.lengths.assign(lengths, lengths + batch), call.stops = call.lengths;
@@ -300,7 +303,9 @@ BackwardCall<T> backward_call(const Tape<T>& tape, const StackGradients<T>& g, I
   if (call.restart_c) b.restart_c = call.restart_c + part * s.hidden;
   if (g.drestart_h) b.drestart_h = g.drestart_h + part * s.output;
   if (g.drestart_c) b.drestart_c = g.drestart_c + part * s.hidden;
-  b.control = {g.clip_value, g.clip_norm, g.cuts, g.dcells, nullptr, call.x.starts};
+  // Flat cuts lie as x does, also where that holds the numbers of a table's rows, which call.x is then.
+  const bool flat = tape.passes.empty() && !call.starts[0].empty();
+  b.control = {g.clip_value, g.clip_norm, g.cuts, g.dcells, nullptr, flat ? call.starts[0].data() : call.x.starts};
   if (g.dcells.data) b.control.dcells.data += part * g.dcells_part;
   if (g.flow) b.control.flow = g.flow + part * g.flow_part;
   if (layer == 0 && call.lookup.ids.data) b.lookup = call.lookup, b.projected = tape.projected[d].get();

@@ -1,6 +1,8 @@
 // The order of layers and directions, forward and backward: one stack a call, on every device. Compiled once; it knows
 // kernels only through a backend, which allocates and launches. y of a layer is [T,B,D*P]: forward half first.
 #pragma once
+#include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <new>
 #include <string>
@@ -17,6 +19,12 @@ struct OutOfMemory : std::bad_alloc {
   std::string text;
 };
 
+// Base of what Python holds by a shared_ptr, which std::make_shared made. Where pybind11 has no memory to register an object, it
+// deletes what it was given although the shared_ptr owns it: of these types that does nothing.
+struct Shared {
+  static void operator delete(void*) {}
+};
+
 // Memory of a backend: on the CPU 64-byte aligned, and an error names what it was for and how many bytes. What the pointer
 // belongs to is kept alive.
 template <class T>
@@ -24,8 +32,11 @@ class Buffer {
  public:
   Buffer() = default;
   Buffer(Index count, const char* what) : count_(count) {
-    void* p = count < 0 ? nullptr : allocate_block(std::size_t(count) * sizeof(T) + 64);
-    if (!p) throw OutOfMemory(std::string(what) + ": cannot allocate " + std::to_string(std::size_t(count) * sizeof(T)) + " bytes");
+    const bool possible = count >= 0 && count <= (PTRDIFF_MAX - 64) / Index(sizeof(T));
+    void* p = possible ? allocate_block(std::size_t(count) * sizeof(T) + 64) : nullptr;
+    if (!p)
+      throw OutOfMemory(std::string(what) + ": cannot allocate " +
+                        (possible ? std::to_string(std::size_t(count) * sizeof(T)) + " bytes" : std::to_string(count) + " numbers"));
     data_.reset(static_cast<T*>(p), [](T* block) { free_block(block); });
   }
   Buffer(const std::shared_ptr<void>& owner, T* data, Index count) : data_(owner, data), count_(count) {}
@@ -53,7 +64,7 @@ struct Backend;
 
 // Weights of a whole stack, packed by one kernel set; immutable, so a running call keeps its snapshot.
 template <class T>
-struct PackedStack {
+struct PackedStack : Shared {
   // `scalars`: the numbers that the cell's functions read, the same in every layer and direction.
   PackedStack(const KernelTable* table, const StackShape& shape, Precision precision, const std::vector<RawWeights<T>>& weights,
               bool backward, const std::vector<double>& scalars = {});

@@ -76,8 +76,10 @@ def layers(outputs: int, **options: Any) -> ost.nn.Sequential:
 class Slow(ost.optim.SGD):
     """An optimiser of the user's, which knows nothing of flags on a device."""
 
-    def _update(self, p: Any, g: Any, lr: float, decay: float, age: int, *state: Any) -> None:
-        p -= p.dtype.type(lr / age) * g
+    def _update(
+        self, p: Any, g: Any, lr: float, decay: float, age: int, *state: Any
+    ) -> tuple[Any, ...]:
+        return (p - p.dtype.type(lr / age) * g,)
 
 
 class Own(ost.nn.Model):

@@ -377,3 +377,26 @@ def test_an_error_of_a_callback_saves_and_puts_the_best_back(tmp_path: Any) -> N
         resumed.model.flat, whole.model.flat
     )  # the row that had not been made was made
     assert got.column("step") == want.column("step")
+
+
+@pytest.mark.parametrize(
+    ("value", "norm"), [(None, 0.05), (0.01, None), (0.01, 0.02), (0.01, 100.0), (None, 100.0)]
+)
+def test_gradients_are_clipped_by_value_then_by_norm(
+    value: float | None, norm: float | None
+) -> None:
+    """The norm is that of what clipping by value has left, and gradients within it stay."""
+    x, target = (np.random.default_rng(k).normal(size=(6, 4, 3)).astype(np.float32) for k in (0, 1))
+    one, other = (nn.Linear(3, 3, rng=0) for _ in range(2))
+    trainer = ost.Trainer(one, losses.MSE(), optim.SGD(0.5), clip_value=value, clip_norm=norm)
+    trainer.fit(data.ArrayLoader(x, target, batch_size=6), epochs=1)
+    y, pullback = other.vjp(x)
+    pullback(losses.MSE()(y, target)[1])
+    g = other.flat_grads.copy()
+    if value is not None:
+        g = np.clip(g, -value, value)
+    length = np.linalg.norm(g)
+    if norm is not None and length > norm:
+        g *= norm / length
+    np.testing.assert_allclose(one.flat, other.flat - 0.5 * g, rtol=1e-5, atol=1e-7)
+    assert np.abs(g).max() > 1e-3

@@ -28,6 +28,43 @@ ArrayFacts numpy_facts(py::handle object, const std::string& name, const std::st
 
 }  // namespace
 
+void Memory::add(py::handle array, const char* name, bool written) {
+  if (!py::isinstance<py::array>(array)) return;
+  const auto a = py::reinterpret_borrow<py::array>(array);
+  const auto first = reinterpret_cast<std::uintptr_t>(a.data());
+  std::uintptr_t low = first, high = first + std::uintptr_t(a.itemsize());
+  for (py::ssize_t i = 0; i < a.ndim(); ++i) (a.strides(i) < 0 ? low : high) += std::uintptr_t((a.shape(i) - 1) * a.strides(i));
+  if (a.size() > 0) add({low, high}, name, written);
+}
+
+void Memory::check() {
+  std::sort(parts_.begin(), parts_.end(), [](const Part& a, const Part& b) { return a.begin < b.begin; });
+  const Part *written = nullptr, *read = nullptr;  // those that reach farthest so far
+  for (const Part& part : parts_) {
+    const bool behind_output = written && part.begin < written->end, behind_input = part.written && read && part.begin < read->end;
+    if (behind_output || behind_input) {
+      const Part& other = behind_output ? *written : *read;
+      const Part &out = part.written ? part : other, &rest = part.written ? other : part;
+      fail(out.name, "memory of its own", std::string("an array whose memory range overlaps that of ") + rest.name);
+    }
+    const Part*& farthest = part.written ? written : read;
+    if (!farthest || farthest->end < part.end) farthest = &part;
+  }
+}
+
+std::vector<double> numbers_of(const py::sequence& given, const char* name) {
+  std::vector<double> out;
+  for (const py::handle one : given) {
+    const double x = PyFloat_AsDouble(one.ptr());
+    if (x == -1 && PyErr_Occurred()) {
+      PyErr_Clear();
+      throw py::type_error(std::string(name) + ": expected numbers, got " + std::string(py::repr(one)));
+    }
+    out.push_back(x);
+  }
+  return out;
+}
+
 ArrayFacts facts_of(py::handle object, const std::string& name, const std::string& dtype, const py::object& device) {
   if (device.is_none()) return numpy_facts(object, name, dtype);
   device.attr("require")(name, object);

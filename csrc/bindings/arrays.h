@@ -5,6 +5,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -138,6 +139,36 @@ void refuse_overlap(const View<T>& out, const View<T>& in, const char* out_name,
     fail(out_name, std::string("memory of its own"), std::string("an array whose memory range overlaps that of ") + in_name);
 }
 
+// The memory that a call reads and writes: no output may lie in that of an input or of another output, since kernels write outputs
+// before they have read all inputs.
+class Memory {
+ public:
+  template <class T>
+  void reads(const View<T>& v, const char* name) {
+    add(extent(v), name, false);
+  }
+  template <class T>
+  void writes(const View<T>& v, const char* name) {
+    add(extent(v), name, true);
+  }
+  void reads(py::handle array, const char* name) { add(array, name, false); }
+  void writes(py::handle array, const char* name) { add(array, name, true); }
+  // Raise if an output overlaps anything else.
+  void check();
+
+ private:
+  struct Part {
+    std::uintptr_t begin, end;
+    const char* name;
+    bool written;
+  };
+  void add(std::pair<std::uintptr_t, std::uintptr_t> range, const char* name, bool written) {
+    if (range.first < range.second) parts_.push_back({range.first, range.second, name, written});
+  }
+  void add(py::handle array, const char* name, bool written);  // of NumPy; nothing else is compared
+  std::vector<Part> parts_;
+};
+
 template <class T>
 py::array_t<T> new_array(std::vector<Index> shape) {
   return py::array_t<T>(std::vector<py::ssize_t>(shape.begin(), shape.end()));
@@ -159,6 +190,9 @@ NewArray<T> make_array(const py::object& device, const std::vector<Index>& shape
   const auto [array, data] = new_device_array(device, shape, py::dtype::of<T>(), zeros);
   return {array, static_cast<T*>(data)};
 }
+
+// The numbers of a sequence; an error names the argument.
+std::vector<double> numbers_of(const py::sequence& given, const char* name);
 
 // Check for a pending Ctrl-C, at most every 20 ms: taking the GIL back costs up to its switch
 // interval of 5 ms.

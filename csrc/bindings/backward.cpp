@@ -11,7 +11,7 @@ namespace {
 template <class T>
 class BackwardPass {
  public:
-  BackwardPass(PyTape<T>& tape, const BackwardArguments& arguments, const Sums<T>* sums)
+  BackwardPass(PyTape<T>& tape, const BackwardArguments& arguments, Sums<T>* sums)
       : t_(tape), a_(arguments), s_(tape.tape.packed->shape), traits_(tape.tape.packed->traits()), device_(device_of(*tape.tape.packed)) {
     if (!tape_.packed->backward) fail("packed", "weights packed for training", "weights packed for inference only");
     read_dy();
@@ -23,8 +23,9 @@ class BackwardPass {
     g_.clip_value = bound(a_.clip_value), g_.clip_norm = bound(a_.clip_norm);
     read_cuts();
     if (!a_.dcells.is_none()) read_dcells();
-    if (sums && on_cpu_) take_sums(*sums);
     place_restarts();
+    if (on_cpu_) refuse_overlaps();
+    if (sums && on_cpu_) take_sums(sums);
     if (a_.flow) make_norms();
   }
 
@@ -37,6 +38,7 @@ class BackwardPass {
       status = stack_backward(tape_, g_, signals.poll());
     }
     check_status(status);
+    if (sums_) sums_->more = a_.more;
     if (a_.flow && !on_cpu_) norms_.object = on_device(*tape_.packed)->python().attr("sum_rows")(norms_.object);
     return py::make_tuple(dx_, dh0_.object, dc0_.object, drestart_h_.object, drestart_c_.object, norms_.object);
   }
@@ -51,6 +53,27 @@ class BackwardPass {
         ragged_ ? std::vector<Axis>{{"N", flat}, {width_name, width}} : sequence_axes(steps_, batch_, width_name, width, t_.batch_first);
     return time_major(view<T>(array, name, axes, Strides::kUnitLast, writable, device_), t_.batch_first && !ragged_);
   }
+  // y and x of the forward pass are read again, and so are the arrays of gradients that come in.
+  void refuse_overlaps() const {
+    Memory memory;
+    const std::pair<const py::object&, const char*> inputs[] = {{t_.x, "x"},
+                                                                {t_.y, "y"},
+                                                                {t_.h0, "h0"},
+                                                                {t_.c0, "c0"},
+                                                                {t_.table, "table"},
+                                                                {t_.restart_h, "restart_h"},
+                                                                {t_.restart_c, "restart_c"},
+                                                                {a_.dy, "dy"},
+                                                                {a_.dhn, "dh_n"},
+                                                                {a_.dcn, "dc_n"},
+                                                                {a_.cuts, "cuts"},
+                                                                {a_.dcells, "dcells"}};
+    for (const auto& [array, name] : inputs) memory.reads(array, name);
+    for (const py::object& array : held_) memory.writes(array, "grads");
+    if (!a_.dx.is_none()) memory.writes(a_.dx, "dx");
+    for (const py::object& array : given_restarts_) memory.writes(array, "drestart");
+    memory.check();
+  }
   T* state(const py::object& array, const char* name, Index rows, bool hidden, bool writable) const {
     return optional_view<T>(array, name, state_axes(s_, rows, hidden), Strides::kContiguous, writable, device_).data;
   }
@@ -61,7 +84,7 @@ class BackwardPass {
 
   void read_dy() {
     if (!a_.dy.is_none()) {
-      const auto v = sequences(a_.dy, "dy", ragged_ ? Index(py::len(t_.y)) : 0, "D*H", s_.width(), false);
+      const auto v = sequences(a_.dy, "dy", ragged_ ? t_.y_rows : 0, "D*H", s_.width(), false);
       g_.dy = {v.data, v.strides[0], ragged_ ? 0 : v.strides[1], tape_.call.y.starts, tape_.call.y.ends};
       if (steps_ * batch_ == 0) g_.dy.data = nullptr;
     }
@@ -87,6 +110,9 @@ class BackwardPass {
     }
     if (dx_.is_none()) return;
     const auto v = sequences(dx_, "dx", flat_, "I", s_.input, true);
+    const bool apart = ragged_ ? rows_are_apart(v.strides[0], 0, flat_, 1, s_.input)
+                               : rows_are_apart(v.strides[0], v.strides[1], steps_, batch_, s_.input);
+    if (!apart) fail("dx", "rows of its own for every (t, b)", "strides by which they overlap");
     g_.dx = {v.data, v.strides[0], ragged_ ? 0 : v.strides[1], tape_.call.x.starts, tape_.call.x.ends};
     g_.dx_add = !a_.dx.is_none() && a_.dx_add;
   }
@@ -110,15 +136,23 @@ class BackwardPass {
     g_.dcells_part = v.strides[0];
   }
 
-  void take_sums(const Sums<T>& sums) {
-    if (sums.packed != tape_.packed.get() || sums.batch != batch_) fail("sums", "those made for these weights and B", "others");
-    g_.sums = &sums.parts, g_.resume = a_.resume, g_.more = a_.more;
+  void take_sums(Sums<T>* sums) {
+    if (sums->packed != tape_.packed || sums->batch != batch_) fail("sums", "those made for these weights and B", "others");
+    if (tape_.call.lookup.ids.data) fail("sums", "None with a table", "sums");
+    if (a_.resume != sums->more)
+      fail("resume", sums->more ? "True, as the sums hold those of other segments" : "False with new sums", a_.resume ? "True" : "False");
+    sums->more = false;  // until the pass is done
+    sums_ = sums;
+    g_.sums = &sums->parts, g_.resume = a_.resume, g_.more = a_.more;
   }
 
   void place_restarts() {
     if (!a_.drestart.is_none()) {
-      const auto pair = py::reinterpret_borrow<py::sequence>(a_.drestart);
+      if (!py::isinstance<py::tuple>(a_.drestart) || py::len(a_.drestart) != 2)
+        throw py::type_error("drestart: expected a pair (h, c), got " + std::string(py::repr(a_.drestart)));
+      const auto pair = py::reinterpret_borrow<py::tuple>(a_.drestart);
       const py::object h = pair[0], c = pair[1];
+      given_restarts_ = {h, c};
       g_.drestart_h = state(h, "drestart_h", -1, true, true), g_.drestart_c = state(c, "drestart_c", -1, false, true);
     } else if (t_.resets) {
       drestart_h_ = states_of(-1, true, true);
@@ -143,9 +177,10 @@ class BackwardPass {
   const py::object device_;
   const bool on_cpu_ = device_.is_none(), ragged_ = t_.ragged, has_cells_ = traits_.states > 1;
   const Index steps_ = tape_.call.steps, batch_ = tape_.call.batch, parts_ = s_.layers * s_.directions;
-  const Index flat_ = ragged_ ? Index(py::len(t_.x)) : 0;  // rows of a ragged x
+  const Index flat_ = ragged_ ? t_.x_rows : 0;
   StackGradients<T> g_;
-  std::vector<py::object> held_;
+  std::vector<py::object> held_, given_restarts_;
+  Sums<T>* sums_ = nullptr;
   py::object dx_, device_cuts_ = py::none();
   NewArray<T> dh0_{py::none(), nullptr}, dc0_ = dh0_, drestart_h_ = dh0_, drestart_c_ = dh0_;
   NewArray<double> norms_{py::none(), nullptr};
@@ -154,16 +189,18 @@ class BackwardPass {
 }  // namespace
 
 template <class T>
-py::tuple backward(PyTape<T>& tape, const BackwardArguments& arguments, const Sums<T>* sums) {
+py::tuple backward(PyTape<T>& tape, const BackwardArguments& arguments, Sums<T>* sums) {
   return BackwardPass<T>(tape, arguments, sums).run();
 }
-template py::tuple backward(PyTape<float>&, const BackwardArguments&, const Sums<float>*);
-template py::tuple backward(PyTape<double>&, const BackwardArguments&, const Sums<double>*);
+template py::tuple backward(PyTape<float>&, const BackwardArguments&, Sums<float>*);
+template py::tuple backward(PyTape<double>&, const BackwardArguments&, Sums<double>*);
 
 template <class T>
-std::shared_ptr<Sums<T>> sums(const PackedStack<T>& packed, Index batch) {
+std::shared_ptr<Sums<T>> sums(const std::shared_ptr<const PackedStack<T>>& owner, Index batch) {
+  const PackedStack<T>& packed = *owner;
+  if (batch < 0) fail("batch", "at least 0", std::to_string(batch));
   auto out = std::make_shared<Sums<T>>();
-  out->packed = &packed, out->batch = batch;
+  out->packed = owner, out->batch = batch;
   const StackShape& s = packed.shape;
   if (on_device(packed)) return out;  // nothing outlives a call there: each adds to the gradients
   if (!packed.cell().sums_size) fail("packed", "weights packed for training", "weights packed for inference only");
@@ -174,8 +211,8 @@ std::shared_ptr<Sums<T>> sums(const PackedStack<T>& packed, Index batch) {
   }
   return out;
 }
-template std::shared_ptr<Sums<float>> sums(const PackedStack<float>&, Index);
-template std::shared_ptr<Sums<double>> sums(const PackedStack<double>&, Index);
+template std::shared_ptr<Sums<float>> sums(const std::shared_ptr<const PackedStack<float>>&, Index);
+template std::shared_ptr<Sums<double>> sums(const std::shared_ptr<const PackedStack<double>>&, Index);
 
 template <class T>
 void drop(const PackedStack<T>& packed, Index layer, const py::object& y, double rate, std::uint64_t key, Index first_step) {

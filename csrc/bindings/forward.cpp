@@ -1,5 +1,5 @@
 // A forward pass: the arrays that Python gives become one StackCall.
-#include <cstdlib>
+#include <cstdint>
 #include <optional>
 
 #include "recurrent.h"
@@ -15,14 +15,6 @@ void place_rows(const Index* starts, const Index* lengths, Index batch, Index ro
            std::to_string(lengths[b]) + " rows from row " + std::to_string(starts[b]));
     begins->push_back(starts[b]), ends->push_back(starts[b] + lengths[b]);
   }
-}
-
-// Whether every (t, b) has a row of its own: the finer axis steps over whole rows, the coarser over all that the finer covers.
-bool rows_are_apart(Index stride_t, Index stride_b, Index steps, Index batch, Index width) {
-  const Index st = std::abs(stride_t), sb = std::abs(stride_b);
-  if (steps * batch <= 1) return true;
-  if (st >= sb) return (batch < 2 || sb >= width) && (steps < 2 || st >= (batch - 1) * sb + width);
-  return (steps < 2 || st >= width) && (batch < 2 || sb >= (steps - 1) * st + width);
 }
 
 template <class T>
@@ -82,6 +74,10 @@ class ForwardPass {
     rows_ = shape[0];
     starts_ = optional_view<Index>(a_.starts, "starts", {{"B", -1}}, Strides::kContiguous);
     call_.steps = ragged_ ? a_.span : shape[0], call_.batch = ragged_ ? starts_.shape[0] : shape[1];
+    if (call_.steps < 0) fail("span", "at least 0", std::to_string(call_.steps));
+    if (call_.steps > 0 && call_.batch > (PTRDIFF_MAX >> 24) / call_.steps)  // products with widths stay within 64 bits
+      fail("x", "steps of all sequences that a computer can hold",
+           std::to_string(call_.batch) + " sequences of " + std::to_string(call_.steps));
     call_.dropout = a_.dropout, call_.key = a_.key, call_.first_step = a_.first_step;
   }
 
@@ -91,7 +87,8 @@ class ForwardPass {
   void read_states() {
     h0_ = state(a_.h0, "h0", call_.batch, true), c0_ = state(a_.c0, "c0", call_.batch, false);
     call_.h0 = h0_.data, call_.c0 = c0_.data;
-    call_.restart_h = state(a_.restart_h, "restart_h", -1, true).data, call_.restart_c = state(a_.restart_c, "restart_c", -1, false).data;
+    restart_h_ = state(a_.restart_h, "restart_h", -1, true), restart_c_ = state(a_.restart_c, "restart_c", -1, false);
+    call_.restart_h = restart_h_.data, call_.restart_c = restart_c_.data;
   }
 
   void read_lengths() {
@@ -176,11 +173,14 @@ class ForwardPass {
     if (!lookup_) refuse_overlap(yv_, xv_, "out", "x");
     if (call_.h0) refuse_overlap(yv_, h0_, "out", "h0");
     if (call_.c0) refuse_overlap(yv_, c0_, "out", "c0");
+    if (call_.restart_h) refuse_overlap(yv_, restart_h_, "out", "restart_h");
+    if (call_.restart_c) refuse_overlap(yv_, restart_c_, "out", "restart_c");
   }
 
   // The rows' numbers are copied: they are checked, and without the GIL another thread may change the caller's.
   void place_table() {
     const auto table = view<T>(a_.table, "table", {{"V", -1}, {"I", s_.input}}, Strides::kContiguous);
+    if (!a_.out.is_none()) refuse_overlap(yv_, table, "out", "table");
     call_.ids = checked_rows(ids_, table.shape[0], "step");
     const Index* starts = ragged_ ? call_.starts[0].data() : nullptr;
     const Index* ends = ragged_ ? call_.ends[0].data() : nullptr;
@@ -205,6 +205,7 @@ class ForwardPass {
     tape->x = a_.x, tape->y = y_, tape->h0 = a_.h0, tape->c0 = a_.c0, tape->table = a_.table;
     tape->restart_h = a_.restart_h, tape->restart_c = a_.restart_c;
     tape->batch_first = a_.batch_first, tape->ragged = ragged_;
+    tape->x_rows = rows_, tape->y_rows = yv_.shape[0];
     tape->resets = !a_.resets.is_none() || !a_.resets_after.is_none();
     tape->tape.packed = packed_, tape->tape.states_only = a_.states_only;
     return tape;
@@ -216,7 +217,7 @@ class ForwardPass {
   const py::object device_;
   const bool on_cpu_ = device_.is_none(), ragged_ = !a_.starts.is_none(), lookup_ = !a_.table.is_none();
   StackCall<T> call_;
-  View<T> xv_, yv_, h0_, c0_;
+  View<T> xv_, yv_, h0_, c0_, restart_h_, restart_c_;
   View<Index> ids_, starts_, lengths_;
   Index rows_ = 0;  // of x along its first axis: N of a ragged one
   py::object y_;

@@ -122,11 +122,10 @@ std::shared_ptr<PackedStack<T>> pack_stack(const std::string& cell, Index input,
   const std::pair<const char*, Index> sizes[] = {
       {"input_size", input}, {"hidden_size", hidden}, {"num_layers", layers}, {"proj_size", s.output}};
   for (const auto& [name, size] : sizes)
-    if (size < 1) fail(name, "at least 1", std::to_string(size));
+    if (size < 1 || size > Index(1) << 40) fail(name, size < 1 ? "at least 1" : "at most 2^40", std::to_string(size));
   const KernelTable* table = kernels();
   const CellTraits& traits = table->traits[int(s.cell)];
-  std::vector<double> scalars;
-  for (const py::handle one : given_scalars) scalars.push_back(one.cast<double>());
+  const std::vector<double> scalars = numbers_of(given_scalars, "scalars");
   check_cell<T>(traits, s.cell, precision, precision_name, scalars.size());
   if (Index(py::len(weights)) != layers * s.directions)
     fail("weights", std::to_string(layers * s.directions) + " groups of arrays", std::to_string(py::len(weights)));

@@ -7,7 +7,7 @@
 namespace ost {
 
 template <class T>
-struct PackedLinear {
+struct PackedLinear : Shared {
   const KernelTable* table;
   Index input, output;
   bool backward;
@@ -44,6 +44,11 @@ struct PackedLinear {
     const auto dyv = view<const T>(dy, "dy", {{"N", xv.shape[0]}, {"O", output}}, Strides::kContiguous);
     const auto dw = optional_view<T>(dweight, "grads: weight", {{"O", output}, {"I", input}}, Strides::kContiguous, true);
     const auto db = optional_view<T>(dbias, "grads: bias", {{"O", output}}, Strides::kContiguous, true);
+    Memory ranges;
+    ranges.reads(xv, "x"), ranges.reads(dyv, "dy");
+    if (dw.data) ranges.writes(dw, "grads: weight");
+    if (db.data) ranges.writes(db, "grads: bias");
+    ranges.check();
     py::object dx = py::none();
     T* to = nullptr;
     if (need_dx) {

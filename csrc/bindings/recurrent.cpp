@@ -1,6 +1,8 @@
 // The Python classes of packed stacks, tapes and sums, and what the module tells of cells and plans.
 #include "recurrent.h"
 
+#include <tuple>
+
 namespace ost {
 namespace {
 
@@ -8,6 +10,13 @@ namespace {
 template <class T>
 py::list plan(const std::string& cell, Index input, Index hidden, Index layers, bool bidirectional, const std::string& precision_name,
               Index steps, Index batch, bool dropout, bool train, bool backward, Index projection) {
+  const std::tuple<const char*, Index, Index> sizes[] = {{"input", input, 1}, {"hidden", hidden, 1}, {"layers", layers, 1},
+                                                         {"steps", steps, 0}, {"batch", batch, 0},   {"proj_size", projection, 0}};
+  for (const auto& [name, size, least] : sizes)
+    if (size < least || size > (Index(1) << 40)) fail(name, "a size from " + std::to_string(least) + " to 2^40", std::to_string(size));
+  if (layers > 1000000) fail("layers", "at most 1000000", std::to_string(layers));
+  if (batch > 0 && steps > (Index(1) << 40) / batch)
+    fail("batch", "at most 2^40 steps of all sequences", std::to_string(batch) + " sequences of " + std::to_string(steps));
   const StackShape s = shape_of(cell, input, hidden, layers, bidirectional, false, true, projection);
   const Precision precision = precision_named<T>(precision_name, train);
   const CellTraits& traits = kernels()->traits[int(s.cell)];
@@ -46,7 +55,7 @@ py::tuple call_forward(const std::shared_ptr<PackedStack<T>>& packed, const py::
 template <class T>
 py::tuple call_backward(PyTape<T>& tape, const py::object& dy, const py::object& dhn, const py::object& dcn, const py::sequence& gradients,
                         bool need_dx, double clip_value, double clip_norm, const py::object& cuts, const py::object& dcells, bool flow,
-                        const py::object& dx, bool dx_add, const Sums<T>* sums, bool resume, bool more, const py::object& drestart) {
+                        const py::object& dx, bool dx_add, Sums<T>* sums, bool resume, bool more, const py::object& drestart) {
   return backward(tape, {dy, dhn, dcn, gradients, need_dx, clip_value, clip_norm, cuts, dcells, flow, dx, dx_add, resume, more, drestart},
                   sums);
 }
@@ -83,7 +92,8 @@ void bind_typed(py::module_& m, const char* packed_name, const char* tape_name) 
            py::arg("restart_h") = py::none(), py::arg("restart_c") = py::none(), py::arg("first_step") = 0, py::arg("held") = py::none(),
            py::arg("resets_after") = py::none(), py::arg("restarted") = py::none(), py::arg("order") = py::none(),
            py::arg("starts") = py::none(), py::arg("span") = 0, py::arg("states_only") = false, py::arg("table") = py::none())
-      .def("sums", &sums<T>, py::arg("batch"))
+      .def(
+          "sums", [](const std::shared_ptr<Packed>& packed, Index batch) { return sums<T>(packed, batch); }, py::arg("batch"))
       .def("drop", &drop<T>, py::arg("layer"), py::arg("y"), py::arg("rate"), py::arg("key"), py::arg("first_step"));
   py::class_<Sums<T>, std::shared_ptr<Sums<T>>>(m, (std::string("Sums") + (packed_name + 6)).c_str())
       .def_readonly("block_steps", &Sums<T>::block_steps)
@@ -154,6 +164,7 @@ void bind_recurrent(py::module_& m) {
       "plan",
       [](int itemsize, const std::string& cell, Index input, Index hidden, Index layers, bool bidirectional, const std::string& precision,
          Index steps, Index batch, bool dropout, bool train, bool backward, Index projection) {
+        if (itemsize != 4 && itemsize != 8) fail("itemsize", "4 or 8", std::to_string(itemsize));
         return (itemsize == 4 ? plan<float> : plan<double>)(cell, input, hidden, layers, bidirectional, precision, steps, batch, dropout,
                                                             train, backward, projection);
       },

@@ -1,6 +1,7 @@
 // Stacks of recurrent layers as Python holds them: packed weights, a tape between a forward pass and its pullback, sums of
 // gradients. What the files of these bindings share; the templates are instantiated where they are defined.
 #pragma once
+#include <cstdlib>
 #include <string>
 #include <utility>
 #include <vector>
@@ -24,10 +25,11 @@ py::object device_of(const PackedStack<T>& packed) {
 
 // What Python holds between forward and pullback. The arrays are kept alive here.
 template <class T>
-struct PyTape {
+struct PyTape : Shared {
   Tape<T> tape;
   py::object x, y, h0, c0, restart_h, restart_c, table;
   bool batch_first, resets, ragged;
+  Index x_rows, y_rows;  // of ragged ones: the caller may give its array another shape
 };
 
 template <class T>
@@ -50,6 +52,14 @@ inline std::vector<Axis> state_axes(const StackShape& s, Index batch, bool hidde
   return axes;
 }
 
+// Whether every (t, b) has a row of its own: the finer axis steps over whole rows, the coarser over all that the finer covers.
+inline bool rows_are_apart(Index stride_t, Index stride_b, Index steps, Index batch, Index width) {
+  const Index st = std::abs(stride_t), sb = std::abs(stride_b);
+  if (steps * batch <= 1) return true;
+  if (st >= sb) return (batch < 2 || sb >= width) && (steps < 2 || st >= (batch - 1) * sb + width);
+  return (steps < 2 || st >= width) && (batch < 2 || sb >= (steps - 1) * st + width);
+}
+
 // Resets, mask and cuts: for every step of every row, or one for each of `rows` flat ones.
 inline std::vector<Axis> flag_axes(bool ragged, Index steps, Index batch, Index rows) {
   return ragged ? std::vector<Axis>{{"N", rows}} : std::vector<Axis>{{"T", steps}, {"B", batch}};
@@ -57,10 +67,11 @@ inline std::vector<Axis> flag_axes(bool ragged, Index steps, Index batch, Index 
 
 // Sums of the weights' gradients that outlive a call: one for each layer and direction.
 template <class T>
-struct Sums {
+struct Sums : Shared {
   std::vector<Buffer<T>> parts;
   Index block_steps = 1, bytes = 0, batch = 0;
-  const PackedStack<T>* packed = nullptr;  // that it was made for
+  std::shared_ptr<const PackedStack<T>> packed;  // that it was made for
+  bool more = false;                             // whether it holds the sums of segments, and others are to follow
 };
 
 // ---- pack.cpp ----
@@ -135,10 +146,10 @@ struct BackwardArguments {
 };
 // Return (dx, dh0, dc0, drestart_h, drestart_c, flow), with None for what was not asked for.
 template <class T>
-py::tuple backward(PyTape<T>& tape, const BackwardArguments& arguments, const Sums<T>* sums);
+py::tuple backward(PyTape<T>& tape, const BackwardArguments& arguments, Sums<T>* sums);
 
 template <class T>
-std::shared_ptr<Sums<T>> sums(const PackedStack<T>& packed, Index batch);
+std::shared_ptr<Sums<T>> sums(const std::shared_ptr<const PackedStack<T>>& packed, Index batch);
 
 // What dropout leaves of the outputs y [T,B,D*H] of a layer that is run by itself: as in a stack.
 template <class T>

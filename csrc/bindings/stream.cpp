@@ -23,6 +23,9 @@ template <class T>
 struct Stage {
   virtual ~Stage() = default;
   virtual int run(Index n, const Index* slots) = 0;
+  // The state as it is, kept; the state as it was kept, put back: a step that fails changes none.
+  virtual void keep() {}
+  virtual void restore() {}
 };
 
 template <class T>
@@ -30,7 +33,7 @@ struct RecurrentStage : Stage<T> {
   std::shared_ptr<PackedStack<T>> packed;
   py::array h;  // [L,B,H]
   py::object c = py::none();
-  Buffer<T> inner, gathered_h, gathered_c;
+  Buffer<T> inner, gathered_h, gathered_c, kept;
   std::vector<ForwardCall<T>> calls;  // on all slots
   T *hidden, *cells = nullptr;        // data of h and c: a step touches no Python object
   Index batch;
@@ -48,6 +51,7 @@ struct RecurrentStage : Stage<T> {
       gathered_c = Buffer<T>(s.layers * cell_state, "states of the slots");
     }
     inner = Buffer<T>(s.layers * state, "layer outputs");
+    kept = Buffer<T>(s.layers * (state + cell_state), "states of the slots");
     for (Index layer = 0; layer < s.layers; ++layer) {
       ForwardCall<T> f{};
       f.weights = &packed->parts[layer];
@@ -72,6 +76,19 @@ struct RecurrentStage : Stage<T> {
     };
     copy(hidden, gathered_h.get(), s.output);
     if (cells) copy(cells, gathered_c.get(), s.hidden);
+  }
+
+  void keep() override {
+    const StackShape& s = packed->shape;
+    const Index n = s.layers * batch;
+    std::memcpy(kept.get(), hidden, std::size_t(n * s.output) * sizeof(T));
+    if (cells) std::memcpy(kept.get() + n * s.output, cells, std::size_t(n * s.hidden) * sizeof(T));
+  }
+  void restore() override {
+    const StackShape& s = packed->shape;
+    const Index n = s.layers * batch;
+    std::memcpy(hidden, kept.get(), std::size_t(n * s.output) * sizeof(T));
+    if (cells) std::memcpy(cells, kept.get() + n * s.output, std::size_t(n * s.hidden) * sizeof(T));
   }
 
   int run(Index n, const Index* slots) override {
@@ -137,7 +154,7 @@ struct MapStage : Stage<T> {
 };
 
 template <class T>
-class Stream {
+class Stream : public Shared {
  public:
   explicit Stream(Index batch) : batch_(batch) {
     if (batch < 1) fail("batch", "at least 1", std::to_string(batch));
@@ -204,7 +221,7 @@ class Stream {
  private:
   const T* input(Index width) {  // the input of the next layer
     if (stages_.empty()) {
-      x_ = zeros<T>({batch_, width}), width_ = width;
+      x_ = zeros<T>({batch_, width}), width_ = width_in_ = width;
       return static_cast<const T*>(x_.data());
     }
     if (width != width_) fail("stream", "a layer with " + std::to_string(width_) + " inputs", std::to_string(width));
@@ -226,9 +243,12 @@ class Stream {
     return slots_.data();
   }
   void take_rows(const py::object& input, Index n) {
-    const auto v = view<T>(input, "x", {{n == batch_ ? "B" : "slots", n}, {"I", x_.shape(1)}});
+    const auto v = view<T>(input, "x", {{n == batch_ ? "B" : "slots", n}, {"I", width_in_}});  // not x_.shape(1), which a caller may set
     T* to = static_cast<T*>(x_.mutable_data());
-    if (v.data != to || v.strides[0] != v.shape[1]) refuse_overlap(view<T>(x_, "stream.x", {{"B", batch_}, {"I", -1}}), v, "stream.x", "x");
+    if (v.data != to || v.strides[0] != v.shape[1]) {
+      const View<T> own{to, {batch_, width_in_}, {width_in_, 1}};
+      refuse_overlap(own, v, "stream.x", "x");
+    }
     for (Index b = 0; b < n; ++b) std::memmove(to + b * v.shape[1], v.data + b * v.strides[0], std::size_t(v.shape[1]) * sizeof(T));
   }
   void take_ids(const py::object& input, Index n) {
@@ -243,12 +263,16 @@ class Stream {
   }
   int run(Index n, const Index* slots) {
     if (n == 0) return kOk;
+    for (const auto& stage : stages_) stage->keep();
     for (const auto& stage : stages_)
-      if (const int status = stage->run(n, slots)) return status;
+      if (const int status = stage->run(n, slots)) {
+        for (const auto& each : stages_) each->restore();
+        return status;
+      }
     return kOk;
   }
 
-  Index batch_, width_ = 0, rows_ = -1;  // rows of the embedding, if the first layer is one
+  Index batch_, width_ = 0, width_in_ = 0, rows_ = -1;  // rows of the embedding, if the first layer is one
   py::array x_, y_;
   std::vector<py::array> outputs_;
   std::vector<std::unique_ptr<Stage<T>>> stages_;
@@ -259,8 +283,8 @@ class Stream {
 
 template <class T>
 void bind_typed(py::module_& m, const char* name) {
-  py::class_<Stream<T>>(m, name)
-      .def(py::init<Index>(), py::arg("batch"))
+  py::class_<Stream<T>, std::shared_ptr<Stream<T>>>(m, name)
+      .def(py::init([](Index batch) { return std::make_shared<Stream<T>>(batch); }), py::arg("batch"))
       .def("add_recurrent", &Stream<T>::add_recurrent, py::arg("packed"))
       .def("add_linear", &Stream<T>::add_linear, py::arg("packed"))
       .def("add_embedding", &Stream<T>::add_embedding, py::arg("weight"))

@@ -51,6 +51,7 @@ void embedding_scatter(const py::object& ids, const py::object& dy, const py::ob
   const auto tv = view<T>(dtable, "grads: weight", {{"N", -1}, {"E", -1}}, Strides::kContiguous, true);
   const auto rows = rows_of(ids, tv.shape[0]);
   const auto dv = view<const T>(dy, "dy", {{"n", Index(rows.size())}, {"E", tv.shape[1]}}, Strides::kContiguous);
+  refuse_overlap(tv, dv, "grads: weight", "dy");
   GilRelease release;
   typed<T>(kernels()).train.embedding_scatter(Index(rows.size()), tv.shape[1], rows.data(), dv.data, tv.data);
 }
@@ -62,16 +63,35 @@ double square_sum(const py::object& x) {
   return typed<T>(kernels()).train.square_sum(v.shape[0], v.data);
 }
 
+// One step of Adam on several ranges of p: all of it, or on an error nothing. A run is (first, end, rate, weight_decay, correction1,
+// correction2).
 template <class T>
-void adam(const py::object& p, const py::object& g, const py::object& m, const py::object& v, double rate, double beta1, double beta2,
-          double eps, double weight_decay, double correction1, double correction2, bool decoupled) {
+void adam_runs(const py::object& p, const py::object& g, const py::object& m, const py::object& v, const py::sequence& runs, double beta1,
+               double beta2, double eps, bool decoupled) {
   const auto pv = view<T>(p, "p", {{"N", -1}}, Strides::kContiguous, true);
-  const auto gv = view<const T>(g, "g", {{"N", pv.shape[0]}}, Strides::kContiguous);
-  const auto mv = view<T>(m, "m", {{"N", pv.shape[0]}}, Strides::kContiguous, true);
-  const auto vv = view<T>(v, "v", {{"N", pv.shape[0]}}, Strides::kContiguous, true);
-  const AdamStep step{rate, beta1, beta2, eps, weight_decay, correction1, correction2, decoupled};
+  const Index n = pv.shape[0];
+  const auto gv = view<const T>(g, "g", {{"N", n}}, Strides::kContiguous);
+  const auto mv = view<T>(m, "m", {{"N", n}}, Strides::kContiguous, true);
+  const auto vv = view<T>(v, "v", {{"N", n}}, Strides::kContiguous, true);
+  Memory memory;
+  memory.writes(pv, "p"), memory.writes(mv, "m"), memory.writes(vv, "v"), memory.reads(gv, "g");
+  memory.check();
+  struct Run {
+    Index first, end;
+    AdamStep step;
+  };
+  std::vector<Run> all;
+  for (const py::handle one : runs) {
+    if (!py::isinstance<py::tuple>(one) || py::len(one) != 6)
+      throw py::type_error("runs: expected tuples of 6 numbers, got " + std::string(py::repr(one)));
+    const std::vector<double> x = numbers_of(py::reinterpret_borrow<py::sequence>(one), "runs");
+    if (!(0 <= x[0] && x[0] <= x[1] && x[1] <= double(n))) fail("runs", "ranges within " + std::to_string(n), std::string(py::repr(one)));
+    all.push_back({Index(x[0]), Index(x[1]), {x[2], beta1, beta2, eps, x[3], x[4], x[5], decoupled}});
+  }
   GilRelease release;
-  typed<T>(kernels()).train.adam(pv.shape[0], pv.data, gv.data, mv.data, vv.data, step);
+  for (const Run& run : all)
+    typed<T>(kernels()).train.adam(run.end - run.first, pv.data + run.first, gv.data + run.first, mv.data + run.first, vv.data + run.first,
+                                   run.step);
 }
 
 template <class T>
@@ -102,7 +122,9 @@ void bind_typed(py::module_& m, const std::string& suffix) {
   using P = PackedLinear<T>;
   const auto name = [&](const char* base) { return base + suffix; };
   py::class_<P, std::shared_ptr<P>>(m, name("PackedLinear").c_str())
-      .def(py::init<const py::object&, const py::object&, bool>(), py::arg("weight"), py::arg("bias"), py::arg("backward"))
+      .def(py::init(
+               [](const py::object& weight, const py::object& bias, bool backward) { return std::make_shared<P>(weight, bias, backward); }),
+           py::arg("weight"), py::arg("bias"), py::arg("backward"))
       .def_property_readonly("kernels", [](const P& p) { return std::string(p.table->name); })
       .def_readonly("backward", &P::backward)
       .def("forward", &P::forward, py::arg("x"))
@@ -112,8 +134,8 @@ void bind_typed(py::module_& m, const std::string& suffix) {
   m.def(name("embedding_gather_").c_str(), &embedding_gather<T>, py::arg("x"), py::arg("weight"));
   m.def(name("embedding_scatter_").c_str(), &embedding_scatter<T>, py::arg("x"), py::arg("dy"), py::arg("dweight"));
   m.def(name("square_sum_").c_str(), &square_sum<T>, py::arg("x"));
-  m.def(name("adam_").c_str(), &adam<T>, py::arg("p"), py::arg("g"), py::arg("m"), py::arg("v"), py::arg("rate"), py::arg("beta1"),
-        py::arg("beta2"), py::arg("eps"), py::arg("weight_decay"), py::arg("correction1"), py::arg("correction2"), py::arg("decoupled"));
+  m.def(name("adam_runs_").c_str(), &adam_runs<T>, py::arg("p"), py::arg("g"), py::arg("m"), py::arg("v"), py::arg("runs"),
+        py::arg("beta1"), py::arg("beta2"), py::arg("eps"), py::arg("decoupled"));
   m.def(name("dropout_").c_str(), &dropout<T>, py::arg("x"), py::arg("rate"), py::arg("key"));
   m.def(name("map_").c_str(), &map<T>, py::arg("name"), py::arg("x"));
 }

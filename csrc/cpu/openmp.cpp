@@ -6,7 +6,9 @@
 #include <chrono>
 #include <cstdio>
 #include <cstring>
+#include <memory>
 #include <mutex>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -58,7 +60,13 @@ int add_name(dl_phdr_info* info, std::size_t, void* names) {
   const char* base = path ? std::strrchr(path, '/') : nullptr;
   base = base ? base + 1 : path;
   for (const char* known : {"libgomp", "libomp", "libiomp5"})
-    if (base && std::strncmp(base, known, std::strlen(known)) == 0) static_cast<std::vector<std::string>*>(names)->push_back(path);
+    if (base && std::strncmp(base, known, std::strlen(known)) == 0) {
+      try {
+        static_cast<std::vector<std::string>*>(names)->push_back(path);
+      } catch (const std::bad_alloc&) {
+        return 1;  // an exception would leave the list of libraries locked
+      }
+    }
   return 0;
 }
 unsigned long long loaded_libraries() {
@@ -108,11 +116,10 @@ int open_state(pid_t id) {
 
 std::vector<pid_t> threads_now() {
   std::vector<pid_t> ids;
-  DIR* folder = opendir("/proc/self/task");
+  const std::unique_ptr<DIR, int (*)(DIR*)> folder(opendir("/proc/self/task"), closedir);
   if (!folder) return ids;
-  while (const dirent* entry = readdir(folder))
+  while (const dirent* entry = readdir(folder.get()))
     if (const pid_t id = pid_t(std::atoi(entry->d_name)); id > 0) ids.push_back(id);
-  closedir(folder);
   return ids;
 }
 

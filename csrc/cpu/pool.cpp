@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <string>
 #include <thread>
 #include <vector>
@@ -397,14 +398,15 @@ std::atomic<int> g_threads{0};
 thread_local bool g_joined = false;  // prepare_fork() of this thread holds pool.busy
 thread_local std::int64_t g_refused = 0;
 
-Pool& pool() {
+// Null where there is no memory for one: the kernels that ask cannot be unwound by an exception.
+Pool* pool() {
   Pool* p = g_pool.load(std::memory_order_acquire);
-  if (p) return *p;
+  if (p) return p;
   static_assert(std::atomic<Pool*>::is_always_lock_free);
-  Pool* fresh = new Pool;  // lives as long as the process: workers must never outlive it
-  if (g_pool.compare_exchange_strong(p, fresh)) return *fresh;
+  Pool* fresh = new (std::nothrow) Pool;  // lives as long as the process: workers must never outlive it
+  if (!fresh || g_pool.compare_exchange_strong(p, fresh)) return fresh;
   delete fresh;
-  return *p;
+  return p;
 }
 
 #if !defined(_WIN32)
@@ -503,8 +505,8 @@ TeamReport last_team() { return g_report; }
 void run_team(int want, void (*fn)(void*, int, Crew&), void* context) {
   const FlushDenormals mode;
   if (want > 1) {
-    Pool& p = pool();
-    if (std::unique_lock guard(p.busy, std::try_to_lock); guard.owns_lock() && p.run(want, fn, context)) return;
+    if (Pool* p = pool())
+      if (std::unique_lock guard(p->busy, std::try_to_lock); guard.owns_lock() && p->run(want, fn, context)) return;
     g_report = {1, "alone"};
   }
   Crew nobody;
@@ -541,39 +543,36 @@ struct Kept {
   static constexpr std::size_t kCount = 32;
 #endif
   std::mutex lock;
-  std::vector<char*> blocks;  // oldest first; each begins with its size
-  std::size_t bytes = 0;
-  Kept() { blocks.reserve(kCount); }  // giving back must not fail
+  char* blocks[kCount + 1];  // oldest first; each begins with its size. An array: neither taking nor giving back needs memory
+  std::size_t count = 0, bytes = 0;
 
   static std::size_t& size(char* block) { return *reinterpret_cast<std::size_t*>(block); }
   char* take(std::size_t wanted) {
     const std::unique_lock guard(lock, std::try_to_lock);
     if (!guard.owns_lock()) return nullptr;
-    std::size_t best = blocks.size();
-    for (std::size_t i = 0; i < blocks.size(); ++i)
-      if (size(blocks[i]) >= wanted && size(blocks[i]) <= wanted + wanted / 4 &&
-          (best == blocks.size() || size(blocks[i]) < size(blocks[best])))
+    std::size_t best = count;
+    for (std::size_t i = 0; i < count; ++i)
+      if (size(blocks[i]) >= wanted && size(blocks[i]) <= wanted + wanted / 4 && (best == count || size(blocks[i]) < size(blocks[best])))
         best = i;
-    if (best == blocks.size()) return nullptr;
-    char* block = blocks[best];
-    blocks.erase(blocks.begin() + std::ptrdiff_t(best));
-    bytes -= size(block);
-    return block;
+    return best == count ? nullptr : remove(best);
   }
   void put(char* block) {
     std::unique_lock guard(lock, std::try_to_lock);
     if (!guard.owns_lock() || size(block) > kMost || kCount == 0) return std::free(block);
-    while (!blocks.empty() && (bytes + size(block) > kMost || blocks.size() >= kCount)) drop();
-    blocks.push_back(block), bytes += size(block);
+    while (count > 0 && (bytes + size(block) > kMost || count >= kCount)) drop();
+    blocks[count++] = block, bytes += size(block);
   }
-  void drop() {
-    bytes -= size(blocks.front());
-    std::free(blocks.front());
-    blocks.erase(blocks.begin());
+  void drop() { std::free(remove(0)); }
+  char* remove(std::size_t i) {
+    char* block = blocks[i];
+    std::copy(blocks + i + 1, blocks + count, blocks + i);
+    --count, bytes -= size(block);
+    return block;
   }
 };
 Kept& kept() {
-  static Kept* k = new Kept;  // lives as long as the process: blocks may be freed after statics are gone
+  alignas(Kept) static char place[sizeof(Kept)];
+  static Kept* k = new (place) Kept;  // lives as long as the process: blocks may be freed after statics are gone
   return *k;
 }
 constexpr std::size_t kHeader = 64;
@@ -609,7 +608,7 @@ void free_block(void* block) {
 void release_memory() {
   const std::unique_lock guard(kept().lock, std::try_to_lock);
   if (guard.owns_lock())
-    while (!kept().blocks.empty()) kept().drop();
+    while (kept().count > 0) kept().drop();
 }
 
 void give_way(std::int64_t looks) {

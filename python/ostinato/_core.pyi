@@ -227,32 +227,26 @@ def embedding_scatter_Float32(x: _Array, dy: _Array, dweight: _Array) -> None: .
 def embedding_scatter_Float64(x: _Array, dy: _Array, dweight: _Array) -> None: ...
 def square_sum_Float32(x: _Array) -> float: ...
 def square_sum_Float64(x: _Array) -> float: ...
-def adam_Float32(
+def adam_runs_Float32(
     p: _Array,
     g: _Array,
     m: _Array,
     v: _Array,
-    rate: float,
+    runs: Sequence[tuple[int, int, float, float, float, float]],
     beta1: float,
     beta2: float,
     eps: float,
-    weight_decay: float,
-    correction1: float,
-    correction2: float,
     decoupled: bool,
 ) -> None: ...
-def adam_Float64(
+def adam_runs_Float64(
     p: _Array,
     g: _Array,
     m: _Array,
     v: _Array,
-    rate: float,
+    runs: Sequence[tuple[int, int, float, float, float, float]],
     beta1: float,
     beta2: float,
     eps: float,
-    weight_decay: float,
-    correction1: float,
-    correction2: float,
     decoupled: bool,
 ) -> None: ...
 def dropout_Float32(x: _Array, rate: float, key: int) -> _Array: ...

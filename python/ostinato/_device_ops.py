@@ -132,41 +132,52 @@ def square_sum(x: Any) -> Any:
     return _library(x).square(x, dtype=np.float64).sum()
 
 
-def adam_(
+def adam_runs_(
     p: Any,
     g: Any,
     m: Any,
     v: Any,
-    rate: float,
+    runs: list[tuple[int, int, float, float, float, float]],
     beta1: float,
     beta2: float,
     eps: float,
-    weight_decay: float,
-    correction1: float,
-    correction2: float,
     decoupled: bool,
     where: Any = None,
 ) -> None:
-    """Take one step of Adam, in place; with a flag ``where`` of the device only if it is True."""
+    """Take one step of Adam on ranges of p, in place.
+
+    Args:
+        p: the parameters, as g, m and v.
+        g: the gradients.
+        m: their mean.
+        v: the mean of their squares.
+        runs: first, end, rate, weight_decay, correction1 and correction2 of each range.
+        beta1: the decay rate of m.
+        beta2: the decay rate of v.
+        eps: added to the root of v.
+        decoupled: whether weight decay acts on the parameters themselves.
+        where: a flag on the device: nothing changes if it is False.
+    """
     device = _device.of(p)
     assert device is not None
-    values: AdamFields = {
-        "p": p,
-        "g": g,
-        "m": m,
-        "v": v,
-        "where": where,
-        "count": p.size,
-        "rate": rate,
-        "beta1": beta1,
-        "beta2": beta2,
-        "eps": eps,
-        "weight_decay": weight_decay,
-        "correction1": correction1,
-        "correction2": correction2,
-        "decoupled": decoupled,
-    }
-    device.launch("adam", None, p.dtype, values)
+    for first, end, rate, decay, one, two in runs:
+        values: AdamFields = {
+            "p": p[first:end],
+            "g": g[first:end],
+            "m": m[first:end],
+            "v": v[first:end],
+            "where": where,
+            "count": end - first,
+            "rate": rate,
+            "beta1": beta1,
+            "beta2": beta2,
+            "eps": eps,
+            "weight_decay": decay,
+            "correction1": one,
+            "correction2": two,
+            "decoupled": decoupled,
+        }
+        device.launch("adam", None, p.dtype, values)
 
 
 def dropout(x: Any, rate: float, key: int) -> Any:

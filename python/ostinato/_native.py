@@ -27,7 +27,7 @@ class Native:
         self.embedding_gather = named("embedding_gather_")
         self.embedding_scatter_ = named("embedding_scatter_")  # in place
         self.square_sum = named("square_sum_")
-        self.adam_ = named("adam_")  # in place
+        self.adam_runs_ = named("adam_runs_")  # in place, all or nothing
         self.dropout = named("dropout_")
         self.elementwise = named("map_")
 

@@ -1,1 +1,1 @@
-"""Torture of files and processes: what is read, what is killed, and what cannot be written."""
+"""Torture of files, processes and native code: the parts of `tools/torture` and `tools/torture-native`."""

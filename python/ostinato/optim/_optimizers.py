@@ -15,6 +15,8 @@ from ..nn import Layer
 from ._checks import fraction, number
 from ._schedules import Schedule, chosen_name, schedule_of
 
+_Part = tuple[slice, float, float, int]  # of the flat buffer: rate, weight decay, steps so far
+
 
 class Optimizer:
     """Base of the optimisers: a learning rate, a count of steps, and state in flat buffers.
@@ -113,32 +115,40 @@ class Optimizer:
             if _device.of(buffer) is not _device.of(model.flat):  # the model has moved since
                 self.state[name] = _device.like(_device.host(buffer), model.flat)
         lr, taken = self.lr, self.steps
-        self.steps += 1
+        runs = [
+            (
+                slice(start, stop),
+                lr * factor,
+                self.weight_decay if decay else 0.0,
+                taken + 1 - begun,
+            )
+            for start, stop, decay, begun, factor in _runs(model, self.started, taken, self.groups)
+        ]
         # What is too small for the dtype becomes zero without a warning.
         with model.write() as p, np.errstate(under="ignore"):
-            flat, grads = p.flat, model.flat_grads
-            for start, stop, decay, begun, factor in _runs(model, self.started, taken, self.groups):
-                part = slice(start, stop)
-                buffers = [self.state[n][part] for n in self._buffers]
-                weight_decay = self.weight_decay if decay else 0.0
-                given = flat[part], grads[part], lr * factor, weight_decay, self.steps - begun
-                if where is None:
-                    self._update(*given, *buffers)
-                else:
-                    self._update_where(where, *given, *buffers)
+            state = [self.state[n] for n in self._buffers]
+            self._move(p.flat, model.flat_grads, state, runs, where)
+        self.steps += 1
 
-    def _update(self, p: Array, g: Array, lr: float, decay: float, age: int, *state: Array) -> None:
-        raise NotImplementedError  # every optimiser below defines it
-
-    def _update_where(
-        self, where: Array, p: Array, g: Array, lr: float, decay: float, age: int, *state: Array
+    def _move(
+        self, p: Array, g: Array, state: list[Array], runs: list[_Part], where: Array | None
     ) -> None:
-        """Make the update of copies, and take what it changed if a flag on the device is True."""
-        arrays = (p, *state)
-        copies = [a.copy() for a in arrays]
-        self._update(copies[0], g, lr, decay, age, *copies[1:])
-        for a, changed in zip(arrays, copies):
-            a[...] = np.where(where, changed, a)
+        """Update the parts of p and of the state: all of them or, without the memory, none.
+
+        With a flag ``where`` of the device they move only if it is True.
+        """
+        new: list[tuple[Array, Array]] = []
+        for part, lr, decay, age in runs:
+            old = [p[part], *(s[part] for s in state)]
+            new += zip(old, self._update(old[0], g[part], lr, decay, age, *old[1:]))
+        for into, values in new:
+            into[...] = values if where is None else np.where(where, values, into)
+
+    def _update(
+        self, p: Array, g: Array, lr: float, decay: float, age: int, *state: Array
+    ) -> tuple[Array, ...]:
+        """Return new values of p and of the state."""
+        raise NotImplementedError  # the optimisers below define it, or _move
 
     def state_dict(self) -> dict[str, Any]:
         """Return the steps, the state of the schedule and copies of the buffers.
@@ -272,16 +282,18 @@ class SGD(Optimizer):
         if not momentum:
             self._buffers = ()
 
-    def _update(self, p: Array, g: Array, lr: float, decay: float, age: int, *state: Array) -> None:
+    def _update(
+        self, p: Array, g: Array, lr: float, decay: float, age: int, *state: Array
+    ) -> tuple[Array, ...]:
         t = p.dtype.type
         if decay:
             g = g + t(decay) * p
         if state:
-            (v,) = state
-            v *= t(self.momentum)
+            v = state[0] * t(self.momentum)
             v += g
             g = g + t(self.momentum) * v if self.nesterov else v
-        p -= t(lr) * g
+            state = (v,)
+        return p - t(lr) * g, *state
 
 
 class RMSprop(Optimizer):
@@ -322,13 +334,15 @@ class RMSprop(Optimizer):
         super().__init__(chosen_name(lr, rate, _RMSPROP), weight_decay, groups=groups)
         self.alpha, self.eps = fraction("alpha", alpha), number("eps", eps)
 
-    def _update(self, p: Array, g: Array, lr: float, decay: float, age: int, *state: Array) -> None:
+    def _update(
+        self, p: Array, g: Array, lr: float, decay: float, age: int, *state: Array
+    ) -> tuple[Array, ...]:
         (s,), t = state, p.dtype.type
         if decay:
             g = g + t(decay) * p
-        s *= t(self.alpha)
+        s = s * t(self.alpha)
         s += t(1 - self.alpha) * g * g
-        p -= t(lr) * g / (np.sqrt(s) + t(self.eps))
+        return p - t(lr) * g / (np.sqrt(s) + t(self.eps)), s
 
 
 class Adam(Optimizer):
@@ -373,26 +387,18 @@ class Adam(Optimizer):
         self.betas = (fraction("betas[0]", betas[0]), fraction("betas[1]", betas[1]))
         self.eps = number("eps", eps)
 
-    def _update(self, p: Array, g: Array, lr: float, decay: float, age: int, *state: Array) -> None:
-        self._adam(p, g, lr, decay, age, *state)
-
-    def _update_where(
-        self, where: Array, p: Array, g: Array, lr: float, decay: float, age: int, *state: Array
-    ) -> None:
-        if type(self)._update is Adam._update:
-            self._adam(p, g, lr, decay, age, *state, where=where)  # the kernel reads the flag
-        else:
-            super()._update_where(where, p, g, lr, decay, age, *state)
-
-    def _adam(
-        self, p: Array, g: Array, lr: float, decay: float, age: int, *state: Array, **more: Array
+    def _move(
+        self, p: Array, g: Array, state: list[Array], runs: list[_Part], where: Array | None
     ) -> None:
         mean, square = state
         b1, b2 = self.betas
-        corrections = (1 - b1**age, 1 - b2**age)
-        _native.backend_for(p).adam_(
-            p, g, mean, square, lr, b1, b2, self.eps, decay, *corrections, self._decoupled, **more
-        )
+        ranges = [
+            (part.start, part.stop, lr, decay, 1 - b1**age, 1 - b2**age)
+            for part, lr, decay, age in runs
+        ]
+        more = {} if where is None else {"where": where}
+        native = _native.backend_for(p)
+        native.adam_runs_(p, g, mean, square, ranges, b1, b2, self.eps, self._decoupled, **more)
 
 
 class AdamW(Adam):

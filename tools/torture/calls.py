@@ -1,0 +1,242 @@
+"""Fuzzed calls of the bindings and of the public functions: tools/torture-native calls
+
+Each call has a number, which decides its arguments. A call may be refused, by a TypeError,
+ValueError, OverflowError, KeyError or MemoryError. One that is accepted must leave its inputs
+as they were, and give the same bits for copies of its arguments in plain memory; of every
+fiftieth the float64 reference must agree. The calls run in a process of its own, which is
+started again behind a call that ends it.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import mmap
+import os
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PATIENCE = 60.0  # seconds of one call
+REFUSALS = (TypeError, ValueError, OverflowError, KeyError, MemoryError)
+LARGE = 1 << 20  # bytes of an array that is not compared any more
+SLACK = 400.0  # of the reference, times the tolerance of the tests: weights may be any numbers
+
+
+def flattened(value: Any) -> list[Any]:
+    """Return the arrays within a result; other things stand as they are."""
+    if value is None or isinstance(value, (np.ndarray, np.generic)):
+        return [None if value is None else np.array(value)]
+    if isinstance(value, (tuple, list)):
+        return [a for v in value for a in flattened(v)]
+    if hasattr(value, "rows"):
+        return [np.array(value.rows)]
+    return [value]
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two results have the same bits; NaN may be any NaN."""
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return False
+        return a.tobytes() == b.tobytes() or np.array_equal(a, b, equal_nan=a.dtype.kind in "fc")
+    return type(a) is type(b) and (a == b or a != a)
+
+
+def plain(value: Any) -> Any:
+    """Return a copy of an argument, its arrays in memory of their own and in order."""
+    if type(value) in (tuple, list):
+        return type(value)(plain(v) for v in value)
+    if isinstance(value, tuple):
+        return type(value)(*(plain(v) for v in value))
+    if isinstance(value, np.ndarray) and value.dtype.isnative:
+        return np.array(value, order="C", subok=True)
+    return value
+
+
+def is_large(value: Any) -> bool:
+    """Whether copies of an argument would take long, or any memory at all."""
+    if isinstance(value, (tuple, list)):
+        return any(is_large(v) for v in value)
+    size = getattr(value, "nbytes", 0)
+    return size > LARGE or (isinstance(value, np.ndarray) and max(value.shape, default=0) > LARGE)
+
+
+def close(got: Any, want: Any, arguments: dict[str, Any]) -> str:
+    """Compare results with those of the reference; return what differs."""
+    for k, (g, w) in enumerate(zip(got, want)):
+        if not isinstance(w, np.ndarray) or not isinstance(g, np.ndarray) or not w.size:
+            continue
+        if g.shape != w.shape:
+            return f"result {k}: {g.shape} where the reference has {w.shape}"
+        if not np.isfinite(w).all() or np.abs(w).max() > 1e4:
+            continue
+        unit = 5e-6 if g.dtype == np.float32 else 1e-13
+        error = float(np.abs(g - w).max())
+        if not error <= unit * SLACK * max(float(np.abs(w).max()), 1.0):
+            return f"result {k}: {error:.3g} from the reference"
+    return ""
+
+
+def tame(value: Any) -> bool:
+    """Whether the reference can be asked: moderate numbers in arrays of NumPy."""
+    if isinstance(value, (tuple, list)):
+        return all(tame(v) for v in value)
+    if not isinstance(value, np.ndarray):
+        return True
+    if value.dtype.kind != "f" or value.size == 0:
+        return True
+    magnitude = np.abs(value)
+    return bool(np.isfinite(value).all() and magnitude.max() < 50)
+
+
+def _sentence(arguments: dict[str, Any]) -> str:
+    """Describe the arguments of a call."""
+    parts = []
+    for name, a in arguments.items():
+        if isinstance(a, np.ndarray):
+            parts.append(f"{name}={a.dtype}{list(a.shape)}/{list(a.strides)}")
+        else:
+            parts.append(f"{name}={a!r:.80}")
+    return ", ".join(parts)
+
+
+def try_call(seed: int, index: int, compare: bool | None = None) -> tuple[str, str]:
+    """Run one call; return what became of it, and what was wrong ("" if nothing was)."""
+    from .targets import TARGETS
+    from .values import Draw, overlap, spoil
+
+    d = Draw(seed, index)
+    target = d.pick(TARGETS)
+    run, arguments, outputs, reference = target(d)
+    valid = dict(arguments)
+    kind = d.r.random()
+    if kind > 0.25 and arguments and target.__name__ != "numbers":
+        spoil(d, arguments)
+    shared = overlap(d, arguments) if 0.15 < kind <= 0.25 else ""
+    large = any(is_large(a) for a in arguments.values())
+    before = None if large else {n: plain(a) for n, a in arguments.items()}
+    told = f"{shared}{target.__name__}({_sentence(arguments)})"
+    try:
+        got = flattened(run(**arguments))
+    except REFUSALS as error:
+        got = None
+        name = type(error).__name__
+        if not str(error) and not isinstance(error, MemoryError):
+            return name, f"{told}: an error without a word: {error!r}"
+    except Exception as error:
+        return type(error).__name__, f"{told}: {error!r}"
+    if before is None:
+        return "large", ""
+    if wrong := _changed(arguments, before, outputs if got is not None else ()):
+        return "changed", f"{told}: {wrong}"
+    if got is None:
+        return name, ""
+    again = {n: plain(a) for n, a in before.items()}
+    if target.__name__ != "numbers":
+        try:
+            want = flattened(run(**again))
+        except Exception as error:
+            return "refused", f"{told}: copies of the arguments were refused: {error!r}"
+        if len(got) != len(want) or not all(map(same, got, want)):
+            return "different", f"{told}: other bits for copies of the arguments"
+    ask = compare if compare is not None else index % 50 == 0
+    # Options that were spoiled and accepted, such as 1 for True, are not those of the reference.
+    usual = all(valid[n] is a or isinstance(a, np.ndarray) for n, a in arguments.items())
+    if reference is not None and ask and usual and all(map(tame, before.values())):
+        if wrong := close(got, flattened(reference(**before)), before):
+            return "wrong", f"{told}: {wrong}"
+        return "compared", ""
+    return "accepted", ""
+
+
+def _changed(arguments: dict[str, Any], before: dict[str, Any], outputs: tuple[str, ...]) -> str:
+    """Say which input is not as it was; an output of the call may share memory with one."""
+    written = [arguments[n] for n in outputs if isinstance(arguments.get(n), np.ndarray)]
+    for name, a in arguments.items():
+        if name in outputs or any(
+            isinstance(a, np.ndarray) and np.may_share_memory(a, w) for w in written
+        ):
+            continue
+        if not all(map(same, flattened(a), flattened(before[name]))):
+            return f"{name} was changed"
+    return ""
+
+
+def work(seed: int, first: int, last: int, path: str, seconds: float) -> None:
+    """Run calls one after the other and say in a file which one it is."""
+    faulthandler.enable()
+    warnings.simplefilter("ignore")
+    np.seterr(all="ignore")
+    end = time.monotonic() + seconds
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 8) as place:
+        counts: dict[str, int] = {}
+        for index in range(first, last):
+            struct.pack_into("<q", place, 0, index)
+            outcome, wrong = try_call(seed, index)
+            counts[outcome] = counts.get(outcome, 0) + 1
+            if wrong:
+                print(f"FAULT {index} {outcome}: {wrong}", flush=True)
+            late = time.monotonic() > end
+            if late or index % 1000 == 999 or index + 1 == last:
+                print("COUNTS", *(f"{n}={k}" for n, k in sorted(counts.items())), flush=True)
+                counts.clear()
+            if late:
+                break
+        struct.pack_into("<q", place, 0, index + 1)
+
+
+def _read(path: Path) -> int:
+    number: int = struct.unpack("<q", path.read_bytes()[:8])[0]
+    return number
+
+
+def _watched(child: subprocess.Popen[str], path: Path) -> None:
+    """Wait for the end of a worker; one that stays at a call is ended."""
+    at, since = -1, time.monotonic()
+    while child.poll() is None:
+        time.sleep(0.2)
+        if (now := _read(path)) != at:
+            at, since = now, time.monotonic()
+        elif time.monotonic() - since > PATIENCE:
+            print(f"FAULT {at} hang: no result in {PATIENCE:.0f} s", flush=True)
+            child.send_signal(signal.SIGABRT)
+            child.wait()
+
+
+def main(seed: int, first: int, count: int, seconds: float) -> int:
+    """Run calls in processes of their own; return the number of faults."""
+    path = Path(tempfile.mkstemp()[1])
+    path.write_bytes(struct.pack("<q", first))
+    begin, end, faults = first, time.monotonic() + seconds, 0
+    command = [sys.executable, sys.argv[0], "calls-worker", str(seed)]
+    counts: dict[str, int] = {}
+    while begin < first + count and (left := end - time.monotonic()) > 0:
+        words = [*command, str(begin), str(first + count), str(path), str(left)]
+        with tempfile.TemporaryFile("w+") as log:
+            child = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, text=True)
+            _watched(child, path)
+            log.seek(0)
+            text = log.read()
+        for line in text.splitlines():
+            if line.startswith("FAULT"):
+                print(line, flush=True)
+                faults += 1
+            elif line.startswith("COUNTS"):
+                for word in line.split()[1:]:
+                    name, _, n = word.partition("=")
+                    counts[name] = counts.get(name, 0) + int(n)
+        begin = _read(path)
+        if child.returncode:
+            print(f"FAULT {begin} crash: status {child.returncode}\n{text[-3000:]}", flush=True)
+            faults, begin = faults + 1, begin + 1
+    os.unlink(path)
+    print(f"{begin - first} calls of seed {seed} from {first} on, {faults} faults; {counts}")
+    return faults
