@@ -43,7 +43,8 @@ def test_adam(dtype: Any, decoupled: bool, kernel_set: str) -> None:
         v_after = b2 * v + b2_rest * g * g
         kept = dtype(1 - 1e-3 * 0.01) * p if decoupled else p
         p_after = kept - rate * m_after / (np.sqrt(v_after) * root + eps)
-        kernel("adam", dtype)(p, grad, m, v, 1e-3, 0.9, 0.99, 1e-8, 0.01, 0.5, 0.25, decoupled)
+        runs = [(0, n, 1e-3, 0.01, 0.5, 0.25)]
+        kernel("adam_runs", dtype)(p, grad, m, v, runs, 0.9, 0.99, 1e-8, decoupled)
         for ours, expected in ((p, p_after), (m, m_after), (v, v_after)):
             np.testing.assert_array_equal(ours, expected)
 
