@@ -95,7 +95,7 @@ def check_persistent(
     partition = Partition.of(products, hidden, p.units, p.peers, word, backward)
     assert p.blocks == partition.blocks * p.groups <= device.multiprocessors
     assert partition.blocks * p.units >= hidden
-    assert partition.blocks * p.units % 16 == 0
+    assert partition.blocks * p.units < hidden + p.units * p.peers  # no cluster without units
     for n, depth, outs in zip(products, partition.depth, partition.out_tiles):
         assert depth * 8 * p.peers * 16 >= hidden * (n if backward else 1)
         assert outs * 16 >= p.units * p.peers * (1 if backward else n)

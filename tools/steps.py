@@ -8,7 +8,8 @@
 
 Needs nvcc and nvdisasm (of the same toolkit, or of the wheel nvidia-cuda-nvdisasm), no GPU. A case
 is one kernel, compiled for sm_90, and the work of a step: so many matrix instructions, bytes asked
-for, special functions and stores. The step is the loop with the matrix instructions. Of the ways
+for, special functions, words posted, other stores, asynchronous copies, reads of shared memory and
+sums given to peers. The step is the loop with the matrix instructions. Of the ways
 through it that do all of that work the shortest is counted, once through every loop inside: what
 was asked for is there, every row takes part, and every branch goes one way for the whole warp.
 """
@@ -30,7 +31,7 @@ ROOT = Path(__file__).parent.parent
 KEPT = ROOT / "csrc" / "cuda" / "steps.json"
 
 # The work of a step: what an instruction adds to each of these.
-WORK = ("matrix", "asked", "functions", "posts", "stores")
+WORK = ("matrix", "asked", "functions", "posts", "stores", "copies", "reads", "gifts")
 
 KINDS = {
     "matrix": r"HMMA",
@@ -66,6 +67,7 @@ class Instruction:
     opcode: str
     guarded: bool  # by a predicate
     target: str = ""  # label that a branch goes to
+    runs: bool = True  # not for no thread at all: such reads of shared memory only order others
 
     def work(self) -> tuple[int, ...]:
         """Return what it adds to each part of WORK."""
@@ -77,6 +79,9 @@ class Instruction:
             op.startswith("MUFU"),
             op.startswith("STG") and strong,
             op.startswith("STG") and not strong,
+            op.startswith("LDGSTS") and self.runs,
+            op.startswith("LDS") and self.runs,
+            op.startswith("ST.E"),
         )
 
     def kind(self) -> str:
@@ -113,9 +118,9 @@ def parse(text: str) -> list[Piece]:
             guarded = found[1] is not None or (
                 jumps and re.match(r"\s*!?U?P\d", found[3]) is not None
             )
-            pieces[-1].instructions.append(
-                Instruction(found[2], guarded, target[1] if jumps and target else "")
-            )
+            runs = (found[1] or "").strip() != "@!PT"
+            label = target[1] if jumps and target else ""
+            pieces[-1].instructions.append(Instruction(found[2], guarded, label, runs))
             if jumps or found[2].startswith(("EXIT", "RET")):
                 pieces.append(Piece())
     for number, piece in enumerate(pieces):
@@ -272,12 +277,15 @@ def forward(name: str, kernel: str, bound: int | None = None, **work: int) -> Ca
 
 def backward(name: str, kernel: str, bound: int | None = None, **work: int) -> Case:
     """Return a case of a backward pass of an LSTM."""
-    work = {"functions": 2, "stores": 4} | work
+    work = {"functions": 2, "stores": 4, "copies": 9} | work
     return Case(name, f"BackwardPersistentOf<Lstm, {kernel}, false>", work, bound)
 
 
 # Layers of 512 units and 16 rows. A thread asks for 2 bytes of each of its inputs and rows.
 LSTM = {"matrix": 16, "functions": 10, "stores": 2}
+BACKWARD = {"matrix": 32, "asked": 256, "posts": 2}
+GIVING = BACKWARD | {"asked": 64, "gifts": 4}
+SPLIT = {"matrix": 48, "asked": 128, "posts": 4, "gifts": 2}
 CASES = [
     forward("lstm float16", "Lstm, float, Half, 8", 220, **LSTM),
     forward("lstm float16 with a tape", "Lstm, float, Half, 8", **LSTM | {"stores": 6}),
@@ -286,9 +294,9 @@ CASES = [
     forward("lstm split", "Lstm, float, float, 8", **LSTM | {"matrix": 48, "asked": 128}),
     forward("gru float16", "Gru, float, Half, 8", matrix=12, functions=6, stores=1),
     forward("rnn_tanh float16", "Elman<Tanh>, float, Half, 16", matrix=8, functions=2, stores=1),
-    backward("lstm bfloat16 backward", "float, Bfloat, 16, 1", matrix=32, asked=256, posts=2),
-    backward("lstm bfloat16 backward of 4", "float, Bfloat, 16, 4", matrix=32, asked=64, posts=2),
-    backward("lstm split backward of 4", "float, float, 8, 4", matrix=48, asked=128, posts=4),
+    backward("lstm bfloat16 backward", "float, Bfloat, 16, 1", reads=20, **BACKWARD),
+    backward("lstm bfloat16 backward of 4", "float, Bfloat, 16, 4", reads=48, **GIVING),
+    backward("lstm split backward of 4", "float, float, 8, 4", reads=32, **GIVING | SPLIT),
 ]
 
 

@@ -645,6 +645,12 @@ template <class C, class T, class Word, int kParts, int kUnits, int kSplit, bool
 struct BackwardPersistentKernel {
   static_assert(supports<C, PersistentDriver>);
   static constexpr int kPhases = kPhaseCount<C>, kPeers = kSplit, kTiles = kSplit * kUnits / 16;
+  // Pairs of columns of a row that a block sends after a phase, and how many of them a thread sends.
+  template <int F>
+  static constexpr int kPairs = kUnits * shared_columns<C>(F, kPipelined).count() / 2;
+  template <int F>
+  static constexpr int kSends = ceil_div(32 / kUnits * kPairs<F>, 32);
+  static constexpr int kMostSends = ceil_div(all_columns<C>(kPipelined), 2);
   OST_HD static Index blocks_of(Index hidden) { return (hidden + kSplit * kUnits - 1) / (kSplit * kUnits) * kSplit; }
   template <int F>
   struct Phase {
@@ -695,6 +701,25 @@ struct BackwardPersistentKernel {
   static Index slots_of(Index steps) { return steps * kPhases + 2; }
   Grid grid() const { return {blocks_of(problems[0].hidden), launch_args.groups, launch_args.problems}; }
 
+  // Where a thread sends da of each phase, in the slot of the next step. It sends pairs of rows of its own warp.
+  struct Places {
+    static constexpr int kRows = 32 / kUnits;
+    std::uint32_t* first[kPhases][kMostSends];
+    template <int F>
+    OST_HD void set(std::uint32_t* slot, const BlockRange<kUnits>& range, int thread) {
+      OST_UNROLL
+      for (int i = 0; i < kSends<F>; ++i)
+        first[F][i] = slot + Phase<F>::E::place(range.u0 * Phase<F>::kCount + input<F>(thread, i), row<F>(thread, i));
+    }
+    template <int F>
+    OST_HD static int row(int thread, int i) {
+      return thread / 32 * kRows + (thread % 32 + 32 * i) / kPairs<F>;
+    }
+    template <int F>
+    OST_HD static int input(int thread, int i) {
+      return (thread % 32 + 32 * i) % kPairs<F> * 2;
+    }
+  };
   OST_HD void operator()(const Block& block, Space& space) const {
     const Problem<T>& p = problems[block.z];
     const BackwardProblem<T>& g = gradients[block.z];
@@ -705,19 +730,26 @@ struct BackwardPersistentKernel {
     PerThread<T> demitted;
     PerThread<bool> lost;
     PerThread<const std::uint32_t*> in;
+    PerThread<Places> to;
+    int pairs[kPhases];
+    for_phases<C>([&]<int F>() { pairs[F] = kept(int(pairs_of<F>(p.hidden, range.upstream))); });
+    const int stride = kept(int(range.stride)), steps = kept(int(launch_args.steps));
     for_phases<C>([&]<int F>() {
       Phase<F>::E::load(block, get_phase<F>(weights), get_phase<F>(space.products), p.shared_transposed[F],
                         pairs_of<F>(p.hidden, range.upstream));
     });
     block.for_each_thread([&](int thread) { lost[thread] = !range.ok(launch_args); });
     begin(block, space, range);
-    Index slot = range.upstream ? 0 : 1;
-    block.for_each_thread([&](int thread) { in[thread] = range.slot(slot) + Phase<0>::E::first_word(thread, block.x % kSplit); });
-    for (Index n = launch_args.steps - slot; n >= 0; --n) {  // n = steps: what the upstream layer gives the last step
+    int slot = range.upstream ? 0 : 1;
+    block.for_each_thread([&](int thread) {
+      in[thread] = range.slot(slot) + Phase<0>::E::first_word(thread, block.x % kSplit);
+      for_phases<C>([&]<int kBefore>() { to[thread].template set<kPhases - 1 - kBefore>(range.slot(1 + kBefore), range, thread); });
+    });
+    for (int n = steps - slot; n >= 0; --n) {  // n = steps: what the upstream layer gives the last step
       const Index t = mask.time(launch_args.first_step + n);
       for_phases<C>([&]<int kBefore>() {
         constexpr int F = kPhases - 1 - kBefore, count = Phase<F>::kCount, begin = Phase<F>::kColumns.begin;
-        if (n < launch_args.steps) {
+        if (n < steps) {
           range.for_each_unit(block, [&](int thread, Index b, int row, int unit, Index) {
             T d[2] = {space.d[0][row][unit], C::kStates > 1 ? space.d[C::kStates - 1][row][unit] : T(0)};
             async_wait();
@@ -729,18 +761,17 @@ struct BackwardPersistentKernel {
             for (int k = 0; k < C::kStates && F == 0; ++k) space.d[k][row][unit] = d[k];
           });
           block.sync_warp();
-          send<F>(block, space, range, range.slot(slot));
+          send<F>(block, space, range.rows, to, stride);
           range.for_each_unit(block, [&](int thread, Index b, int, int, Index u) {
             store_gradients<C, T, F>(p, g, t, b, u, space.given[thread], out[thread]);
             if (F == 0 && n > 0) prefetch_async(p, g, mask.time(launch_args.first_step + n - 1), b, u, space.given[thread]);
           });
         }
         auto& product = get_phase<F>(space.products);
-        Phase<F>::E::multiply(block, get_phase<F>(weights), product, launch_args.buffer, in, int(pairs_of<F>(p.hidden, range.upstream)),
-                              lost);
-        if constexpr (kSplit > 1) give_to_peers(block, space, product, int(slot % 2));
-        take_sums<F>(block, space, range, product, t, int(slot % 2), demitted);
-        block.for_each_thread([&](int thread) { in[thread] += range.stride; });
+        Phase<F>::E::multiply(block, get_phase<F>(weights), product, launch_args.buffer, in, pairs[F], lost);
+        if constexpr (kSplit > 1) give_to_peers(block, space, product, slot % 2);
+        take_sums<F>(block, space, range, product, t, slot % 2, demitted);
+        block.for_each_thread([&](int thread) { in[thread] += stride; });
         ++slot;
         if constexpr (kSplit == 1 && kPhases == 1) block.sync_block();  // the sums have been read; those of two phases lie apart
       });
@@ -821,14 +852,15 @@ struct BackwardPersistentKernel {
 
   // Publish da of a phase; each warp sends the rows of its own threads.
   template <int F>
-  OST_HD void send(const Block& block, const Space& space, const BlockRange<kUnits>& range, std::uint32_t* slot) const {
-    constexpr int count = Phase<F>::kCount, pairs = kUnits * count / 2, rows = 32 / kUnits;
+  OST_HD void send(const Block& block, const Space& space, Index rows, PerThread<Places>& to, int stride) const {
     block.for_each_thread([&](int thread) {
       OST_UNROLL
-      for (int i = thread % 32; i < rows * pairs; i += 32) {
-        const int row = thread / 32 * rows + i / pairs, in = i % pairs * 2;
-        if (row < range.rows)
-          Phase<F>::E::send(slot + Phase<F>::E::place(range.u0 * count + in, row), space.da[F][row][in], space.da[F][row][in + 1]);
+      for (int i = 0; i < kSends<F>; ++i) {
+        const int row = Places::template row<F>(thread, i), in = Places::template input<F>(thread, i);
+        std::uint32_t*& place = to[thread].first[F][i];
+        if (row < rows && thread % 32 + 32 * i < Places::kRows * kPairs<F>)
+          Phase<F>::E::send(place, space.da[F][row][in], space.da[F][row][in + 1]);
+        place += stride * kPhases;
       }
     });
   }
