@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import os
+import pickle
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -31,9 +32,11 @@ from ._callbacks import Callback
 from ._fit import Fit, Settings
 from ._inputs import Form, Source, contiguous, first_non_finite, refuse_non_finite, sequences
 from ._log import Log
+from ._parallel import ALONE, Parallel
 from ._progress import Progress
 from ._step import Stepper, check_strides, measure, tells_last
 from ._types import Batch, History, Row, Times
+from .metrics import Metric
 
 OUTPUTS = ("all", "last", "last_step")
 
@@ -103,6 +106,10 @@ class Trainer:
             as ``["accuracy"]``. evaluate and every validation report them. lengths is a bool mask
             of the steps that count where a batch has a mask, and None for all.
         callbacks: `Callback` objects.
+        parallel: the processes that train together, each with its part of every batch; see
+            `Parallel`. All of them make the same Trainer and call `fit` with the same arguments;
+            only rank 0 reads and writes the checkpoint and the log. evaluate and predict are those
+            of one process. None: this one alone.
 
     Raises:
         KeyError: a pattern of the optimiser's groups that matches no parameter.
@@ -125,6 +132,7 @@ class Trainer:
         tbptt: tuple[int, int] | None = None,
         metrics: Mapping[str, Any] | Sequence[Any] | None = None,
         callbacks: Sequence[Callback] = (),
+        parallel: Parallel | None = None,
     ) -> None:
         _check_model(model)
         self.model: Layer = model
@@ -141,6 +149,9 @@ class Trainer:
         self.outputs: str = _check.choice("outputs", outputs, OUTPUTS)
         self.metrics = _metrics.named(metrics)
         self.callbacks = list(callbacks)
+        self.parallel: Parallel | None = (
+            None if parallel is None else _instance("parallel", parallel, Parallel)
+        )
         recurrent = [m for m in layers_of(model) if isinstance(m, Recurrent)]
         self._check_outputs(recurrent)
         given = {**steps, "memory_limit": memory_limit}
@@ -213,6 +224,10 @@ class Trainer:
         """
         self._stop = reason
 
+    @property
+    def _ranks(self) -> Parallel:
+        return ALONE if self.parallel is None else self.parallel
+
     def _form(self) -> Form:
         per_sequence = self.outputs != "all" or bool(getattr(self.model, "reduces_time", False))
         labels = self.loss.takes_sequences
@@ -243,8 +258,11 @@ class Trainer:
         source = Source("data", _pair("data", data, target, form), form, batch_size, False, 0)
         return self._evaluate(source)[0]
 
-    def _evaluate(self, source: Source) -> tuple[Row, str]:
-        """Return the figures, and what is known of the first value that is not finite."""
+    def _evaluate(self, source: Source, ranks: Parallel = ALONE) -> tuple[Row, str]:
+        """Return the figures, and what is known of the first value that is not finite.
+
+        Ranks that have a part of the data each measure it together.
+        """
         stepper, state = Stepper(self), None
         total, count, batches, culprit = 0.0, 0.0, 0, ""
         metrics = {
@@ -256,6 +274,9 @@ class Trainer:
         for metric in metrics.values():
             metric.reset()
         for batch in source.batches(0):
+            batches += 1
+            if batch.x is None:
+                continue
             y, new = stepper.forward(batch, state)
             state = new if source.carries_state else None
             picked, target, counts, weights, _ = stepper.seen(batch, y)
@@ -265,7 +286,7 @@ class Trainer:
                 )
             if not math.isfinite(value) and not culprit:
                 culprit = first_non_finite(batch)
-            total, count, batches = total + value * n, count + n, batches + 1
+            total, count = total + value * n, count + n
             for metric in metrics.values():
                 _feed(metric, picked, target, counts, batch)
         if batches == 0:
@@ -273,6 +294,9 @@ class Trainer:
                 "data: expected at least one batch, got none (an iterator serves once: give a "
                 "loader or a list)"
             )
+        if source.part is not None:
+            total, count = ranks._exchange("a validation", total, count).sum(0).tolist()
+            metrics = _merged(metrics, ranks)
         if not count:
             raise ValueError(
                 f"{source.name}: expected at least one step that counts in the loss, got none"
@@ -495,6 +519,9 @@ class Trainer:
         """
         if not self._running.acquire(blocking=False):
             raise RuntimeError("fit: this trainer is training already, in another thread")
+        ranks = self._ranks
+        if ranks.rank:  # whose files are those of rank 0
+            checkpoint = log = None
         try:
             settings = Settings(
                 epochs=1 if epochs is None and steps is None else epochs,
@@ -515,16 +542,23 @@ class Trainer:
             _check_counts(settings, batch_size)
             form, valid = self._form(), None
             data = _pair("train", train, target, form)
-            source = Source("train", data, form, batch_size, shuffle, seed)
+            part = slice(ranks.rank, None, ranks.size) if ranks.size > 1 else None
+            source = Source("train", data, form, batch_size, shuffle, seed, part)
             if validation is not None:
-                valid = Source("validation", validation, form, batch_size, False, 0)
+                mergeable = all(type(m).merge is not Metric.merge for m in self.metrics.values())
+                own = part if mergeable else None
+                valid = Source("validation", validation, form, batch_size, False, 0, own)
             self._check_run(settings, valid)
-            _check_files(settings, resume, overwrite)
+            if ranks.rank == 0:
+                _check_files(settings, resume, overwrite)
             run = Fit(self, source, valid, settings)
             _check_intervals(settings, run.total())
-            if resume:
-                run.resume()
-            return run.go([*self.callbacks, *([Progress(run.total())] if progress else [])])
+            run.begin(resume)
+            bar = [Progress(run.total())] if progress and ranks.rank == 0 else []
+            return run.go([*self.callbacks, *bar])
+        except BaseException as e:
+            ranks._tell(e, last=True)
+            raise
         finally:
             self._running.release()
 
@@ -541,6 +575,21 @@ class Trainer:
                 "None"
             )
         return -1.0 if way == "max" else 1.0
+
+    def _check_parallel(self) -> None:
+        """Raise an error where several processes cannot train this model."""
+        for name in {"clip_step_value", "clip_step_norm"} & set(self._options):
+            raise ValueError(
+                f"{name}: expected None with several processes, since it bounds the gradient of "
+                f"the whole batch, got {self._options[name]}"
+            )
+        device = _device.name_of(self.model.flat)
+        if device != "cpu":
+            raise ValueError(
+                "parallel: expected a model on the CPU, since gradients are exchanged in its "
+                f"memory, got one on {device}; use model.to('cpu'), or one "
+                "process"
+            )
 
     def _check_run(self, s: Settings, valid: Source | None) -> None:
         """Raise an error before the first step if an argument would have no effect."""
@@ -564,12 +613,28 @@ class Trainer:
                 "accumulate: expected 1 with tbptt, whose strides are the updates, got "
                 f"{s.accumulate}"
             )
+        if self._ranks.size > 1:
+            self._check_parallel()
         if s.accumulate > 1 and {"clip_step_value", "clip_step_norm"} & set(self._options):
             raise ValueError(
                 "accumulate: expected 1 with clip_step_value or clip_step_norm, whose bounds are "
                 "on the gradient of the whole "
                 f"batch, got {s.accumulate}"
             )
+
+
+def _merged(metrics: dict[str, Any], ranks: Parallel) -> dict[str, Any]:
+    """Return metrics of what all ranks have gathered, in their order."""
+    if not metrics:
+        return metrics
+    # What cannot be sent is an error before the transfer, of which the others can be told.
+    packed = pickle.dumps(metrics)
+    ranks._exchange("the metrics of a validation")
+    first, *others = map(pickle.loads, ranks._collect_all(packed))
+    for other in others:
+        for name, metric in first.items():
+            metric.merge(other[name])
+    return dict(first)
 
 
 def _pair(name: str, data: Any, target: Any, form: Form) -> Any:
@@ -640,7 +705,7 @@ def _check_files(s: Settings, resume: bool, overwrite: bool) -> None:
             )
 
 
-def _feed(metric: _metrics.Metric, y: Array, target: Array, counts: Any, batch: Batch) -> None:
+def _feed(metric: Metric, y: Array, target: Array, counts: Any, batch: Batch) -> None:
     """Give a batch to a metric: to a function as it counts, to others as a mask."""
     if isinstance(metric, _metrics.Function):
         metric.add(y, target, counts)

@@ -42,6 +42,8 @@ class Batch:
         time_major: the layout.
         rows: numbers of the samples of whole arrays, in the order of the batch; None if unknown.
         per_sequence: whether the target is one a sequence.
+        whole: rows of the batch that this one is a part of, in a parallel run. A rank that has none
+            of them has None for x.
     """
 
     x: Any
@@ -50,6 +52,7 @@ class Batch:
     time_major: bool
     rows: Any = None
     per_sequence: bool = False
+    whole: int = 0
 
     @property
     def axis(self) -> int:
