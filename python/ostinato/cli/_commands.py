@@ -95,6 +95,7 @@ def run_train_text(args: argparse.Namespace) -> dict[str, Any]:
             save=args.save,
             resume=args.resume,
             overwrite=args.overwrite,
+            parallel=args.parallel,
         )
     print(
         f"{figures['valid_bits_per_char']:.3f} bits per held-out character after "

@@ -17,7 +17,7 @@ from .. import _check, _device, losses, nn, optim
 from .._annotations import readable
 from .._check import Array
 from ..data import StreamLoader
-from ..train import Callback, Row, Trainer
+from ..train import Callback, Parallel, Row, Trainer
 from ._visible import visible
 from .corpora import Encoded, encode, known_words
 from .models import (
@@ -326,6 +326,7 @@ def train_text(
     resume: bool = False,
     overwrite: bool = False,
     out: TextIO | None = None,
+    parallel: Parallel | None = None,
 ) -> tuple[CharModel, dict[str, Any]]:
     """Train on the first 95% of a text and hold out the rest.
 
@@ -343,6 +344,7 @@ def train_text(
         resume: whether to continue from the checkpoint in that folder.
         overwrite: whether to replace what an earlier run left there.
         out: a stream for progress; None for standard output.
+        parallel: the processes that train together; None: this one alone.
 
     Returns:
         The model, and the figures of the run.
@@ -357,9 +359,8 @@ def train_text(
             f"FILE: expected at least {SHORTEST} characters, got {len(source)} in {name}"
         )
     with prepare_folder(save, resume=resume, overwrite=overwrite) as folder:
-        return _train(
-            source, name, options, folder, resume, overwrite, sys.stdout if out is None else out
-        )
+        screen = sys.stdout if out is None else out
+        return _train(source, name, options, folder, resume, overwrite, screen, parallel)
 
 
 def _train(
@@ -370,6 +371,7 @@ def _train(
     resume: bool,
     overwrite: bool,
     out: TextIO,
+    parallel: Parallel | None,
 ) -> tuple[CharModel, dict[str, Any]]:
     """Train, save the model where there is a folder, and measure it."""
     chars = CharModel.fresh(source.alphabet, options)
@@ -382,7 +384,7 @@ def _train(
     valid = StreamLoader(
         source.ids[cut : cut + MOST_VALID], min(BATCH, (len(source) - cut) // 8), 4 * WINDOW
     )
-    trainer = trainer_of(chars)
+    trainer = trainer_of(chars, parallel)
     trainer.callbacks.append(_Report(chars, prompt, folder, out))
     print(
         f"{visible(name, out)}: {len(source):,} characters, {len(chars.alphabet)} different; "
@@ -422,7 +424,7 @@ def _train(
     }
 
 
-def trainer_of(chars: CharModel) -> Trainer:
+def trainer_of(chars: CharModel, parallel: Parallel | None = None) -> Trainer:
     """Return a trainer with AdamW, a warm-up and a cosine over the steps of the model's options."""
     options = chars.options
     schedule = optim.Warmup(
@@ -430,7 +432,9 @@ def trainer_of(chars: CharModel) -> Trainer:
         steps=max(1, min(50, options.steps // 10)),
     )
     optimizer = optim.AdamW(schedule, betas=(0.9, 0.99))
-    return Trainer(chars.model, losses.CrossEntropy(), optimizer, clip_norm=1.0)
+    return Trainer(
+        chars.model, losses.CrossEntropy(), optimizer, clip_norm=1.0, parallel=parallel
+    )
 
 
 readable(globals())

@@ -185,7 +185,7 @@ class Parallel:
             print(
                 f"ostinato: rank {self.rank} of {self.size} failed while it exchanged data, and "
                 f"ends all ranks: {said}",
-                file=sys.stderr,
+                file=sys.__stderr__,
                 flush=True,
             )
             self._comm.Abort(1)
