@@ -492,3 +492,87 @@ def test_metrics_merge_to_those_of_all_batches() -> None:
         assert parts[0].compute() == pytest.approx(whole.compute())
     with pytest.raises(TypeError, match="does not define merge"):
         ost.train.metrics.Metric().merge(Accuracy())
+
+
+# -- applications and commands ---------------------------------------------------------------------
+
+
+def applications(folder: Path) -> dict[str, Any]:
+    """Return calls that train a little model of each application on some ranks."""
+    from ostinato.tasks import _application, anomaly, classify, compose, parse, tag, transcribe
+    from ostinato.tasks import translate as t
+    from ostinato.tasks._clips import Clip
+    from ostinato.tasks._documents import Documents
+
+    def quiet(line: str) -> None:
+        pass
+
+    noise = np.random.default_rng(0).normal(size=16000) / 10
+    clips = [Clip(str(k), noise[k * 3000 : k * 3000 + 6000], "no") for k in range(3)]
+    texts = Documents(["good film", "bad film"] * 4, ["yes", "no"] * 4, None, [""] * 8, "")
+    tunes = [f"M:6/8\nK:G\n{a}B{b} gdB|{b}6|]\n" for a in "ABcde" for b in "GABcd"]
+    tagged = tag.Tagged([["a", "b"], ["b", "a"]] * 20, [["X", "Y"], ["X", "Z"]] * 20)
+    pairs, series = folder / "pairs.tsv", folder / "series.csv"
+    pairs.write_text("".join(f"{'ab' * k}\t{'ba' * k}\n" for k in range(1, 30)), encoding="utf-8")
+    values = np.sin(np.arange(400) / 5)
+    series.write_text("value\n" + "".join(f"{v:.4f}\n" for v in values), encoding="utf-8")
+
+    def run(p: Any) -> Any:
+        return _application.Run(None, None, None, quiet, p)
+
+    def train(name: str, path: Path, options: Any) -> Any:
+        return lambda p: _application.train(name, [str(path)], options, report=quiet, parallel=p)
+
+    small = classify.ClassifyOptions(hidden=4, embedding=4, epochs=1, batch=3)
+    listops = parse.ParseOptions(examples=20, held_out=5, epochs=1, hidden=4)
+    spoken = transcribe.TranscribeOptions(hidden=4, layers=1, epochs=1)
+    return {
+        "tag": lambda p: tag.train(tagged, tag.TagOptions(hidden=4, epochs=1), run(p)),
+        "compose": lambda p: compose.train(
+            tunes, compose.ComposeOptions(steps=2, hidden=4, written=1), run(p)
+        ),
+        "parse": lambda p: parse.train([], listops, run(p)),
+        "classify": lambda p: classify.train_classifier(
+            texts, texts, small, report=quiet, parallel=p
+        ),
+        "transcribe": lambda p: transcribe.train(clips, spoken, report=quiet, parallel=p),
+        "translate": train("translate", pairs, t.TranslateOptions(hidden=4, epochs=1, members=2)),
+        "anomaly": train("anomaly", series, anomaly.AnomalyOptions(hidden=4, steps=2, window=32)),
+    }
+
+
+def test_every_application_trains_on_all_ranks(tmp_path: Path) -> None:
+    for name, train in applications(tmp_path).items():
+
+        def work(parallel: Any, train: Any = train) -> list[str]:
+            train(parallel)
+            return list(parallel._comm.shared.calls)
+
+        for calls in fake_mpi.run(2, work):
+            assert not isinstance(calls, BaseException), f"{name}: {calls!r}"
+            assert "Alltoallv" in calls, name
+
+
+def test_commands_under_mpiexec_without_mpi4py(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from ostinato.cli import main
+    from ostinato.train import _parallel
+
+    def missing() -> Any:
+        raise ImportError("parallel: expected mpi4py and a library of MPI")
+
+    monkeypatch.setenv("PMI_SIZE", "4")
+    words = ["train", "text", "--corpus", "python", "--save", str(tmp_path / "model")]
+    monkeypatch.setattr(_parallel, "_world", missing)
+    assert main(words) == 2
+    assert "parallel: expected mpi4py" in capsys.readouterr().err
+    monkeypatch.setattr(_parallel, "_world", _parallel._One)
+    assert main(words) == 2
+    assert "has started 4 processes, and mpi4py finds 1" in capsys.readouterr().err
+    assert main(["train", "forecast", "sales.csv"]) == 2
+    assert "train forecast: expected one process" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+    monkeypatch.setenv("PMI_SIZE", "1")
+    assert main(["train", "text", str(tmp_path / "none.txt")]) == 2
+    assert "FILE: expected a file, found none" in capsys.readouterr().err
