@@ -149,8 +149,9 @@ def child(rounds: int) -> None:
         from mpi4py import MPI
 
         library = MPI.Get_library_version().split("\n")[0].split(",")[0]
-        machine = {k: info()[k] for k in ("ostinato", "python", "numpy", "system", "cpu", "kernels")}
-        print(json.dumps({"machine": {**machine, "mpi": library}, **found}))
+        names = ("ostinato", "python", "numpy", "system", "cpu", "kernels")
+        machine = {name: info()[name] for name in names} | {"mpi": library}
+        print(json.dumps({"machine": machine, **found}))
 
 
 def show(found: dict[str, Any]) -> None:

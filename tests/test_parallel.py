@@ -170,7 +170,8 @@ def test_one_rank_has_the_bits_of_a_process_alone() -> None:
 def test_sums_have_the_order_of_the_ranks() -> None:
     r = np.random.default_rng(0)
     for dtype, count in ((np.float32, 11), (np.float64, 2), (np.float32, 0)):
-        parts = (r.standard_normal((4, count)) * 10.0 ** r.integers(-9, 9, (4, count))).astype(dtype)
+        scale = 10.0 ** r.integers(-9, 9, (4, count))
+        parts = (r.standard_normal((4, count)) * scale).astype(dtype)
         wanted = ((parts[0].astype(np.float64) + parts[1]) + parts[2]) + parts[3]
 
         def work(parallel: Any, parts: Any = parts) -> Any:
@@ -183,32 +184,27 @@ def test_sums_have_the_order_of_the_ranks() -> None:
             assert np.array_equal(found, wanted.astype(dtype))
 
 
-def test_dropout_draws_by_rank_and_repeats_itself() -> None:
+def test_dropout_repeats_itself_and_differs_among_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     def work(parallel: Any) -> Any:
         return trained(parallel, model=net(num_layers=2, dropout=0.5))
 
     first, again = (fake_mpi.same_on_all(fake_mpi.run(2, work)) for _ in range(2))
     assert np.array_equal(first.model.flat, again.model.flat)
-    rows = []
 
-    def draws(parallel: Any) -> None:
-        trainer = ost.Trainer(net(num_layers=2, dropout=0.5), ost.losses.MSE(), parallel=parallel)
-        trainer.callbacks.append(Drawn(rows, parallel.rank))
-        x = np.ones((4, 3, 2))
-        trainer.fit(x, x[..., :1], batch_size=4, progress=False)
+    own: dict[int, Any] = {}
+    add = Parallel._add
 
-    fake_mpi.run(2, draws)
-    assert len(rows) == 2
+    def noted(self: Any, values: Any) -> None:
+        own[self.rank] = values.copy()
+        add(self, values)
 
-
-class Drawn(ost.train.Callback):
-    """Note that a rank was called."""
-
-    def __init__(self, rows: list[int], rank: int) -> None:
-        self.rows, self.rank = rows, rank
-
-    def on_step(self, trainer: Any, step: int, loss: float, norm: float) -> None:
-        self.rows.append(self.rank)
+    monkeypatch.setattr(Parallel, "_add", noted)
+    x = np.ones((2, 3, 2))  # a row for each rank, and the same one
+    for rate in (0.0, 0.5):
+        model = {"num_layers": 2, "dropout": rate}
+        data = x, x[..., :1]
+        fake_mpi.run(2, lambda p, m=model, d=data: trained(p, d, model=net(**m), steps=1))
+        assert np.array_equal(own[0], own[1]) == (rate == 0)
 
 
 # -- checkpoints -----------------------------------------------------------------------------------
@@ -367,9 +363,8 @@ def test_what_is_not_finite_is_told_to_all(tmp_path: Path) -> None:
     path = tmp_path / "run.safetensors"
 
     def work(parallel: Any) -> Any:
-        return trained(
-            parallel, (x.astype(np.float64), bad), checkpoint=path, checkpoint_every=1, shuffle=False
-        )
+        data = x.astype(np.float64), bad
+        return trained(parallel, data, checkpoint=path, checkpoint_every=1, shuffle=False)
 
     found = fake_mpi.run(2, work)  # row 2 of batch 3: rank 0
     assert all(isinstance(e, ost.train.Diverged) for e in found)
@@ -410,7 +405,7 @@ def test_ranks_that_were_given_different_things() -> None:
             assert isinstance(error, ParallelError), error
             assert match in str(error)
 
-    fails(lambda p: trained(p, seed=p.rank), "another value than rank 0 for seed: expected 0, got 1")
+    fails(lambda p: trained(p, seed=p.rank), "than rank 0 for seed: expected 0, got 1")
     fails(lambda p: trained(p, epochs=1 + p.rank), "for epochs")
     other = [wide, (wide[0] + 1, wide[1])]
     fails(lambda p: trained(p, other[p.rank]), "for train")

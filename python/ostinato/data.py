@@ -464,9 +464,7 @@ class RaggedLoader(_Selections):
 
     def _batch(self, some: Array) -> tuple[Any, ...]:
         target = (
-            self.x.like(self.target).take(some).rows
-            if self.outputs == "all"
-            else self.target[some]
+            self.x.like(self.target).take(some).rows if self.outputs == "all" else self.target[some]
         )
         x = self.x.take(some)
         times = {n: self._some(v, some) for n, v in self.times.items()}
@@ -552,7 +550,8 @@ class InputsLoader(_Selections):
             start: the number of the first batch.
 
         Returns:
-            An iterator of ``x, target, third``, where x is as it was given, and third a dict or None.
+            An iterator of ``x, target, third``, where x is as it was given, and third a dict or
+            None.
         """
         return map(self._batch, self._selections(epoch, start))
 

@@ -41,9 +41,9 @@ def ranks(args: argparse.Namespace) -> Iterator[None]:
     with Parallel() as parallel:
         if count and parallel.size != count:
             raise ValueError(
-                f"mpiexec has started {count} processes, and mpi4py finds {parallel.size}: expected "
-                "both to be of one installation of MPI; reinstall mpi4py, or call the mpiexec of "
-                "the library that it uses"
+                f"mpiexec has started {count} processes, and mpi4py finds {parallel.size}: "
+                "expected both to be of one installation of MPI; reinstall mpi4py, or call the "
+                "mpiexec of the library that it uses"
             )
         args.parallel = None if parallel.size == 1 else parallel
         with contextlib.ExitStack() as stack:

@@ -432,9 +432,7 @@ def trainer_of(chars: CharModel, parallel: Parallel | None = None) -> Trainer:
         steps=max(1, min(50, options.steps // 10)),
     )
     optimizer = optim.AdamW(schedule, betas=(0.9, 0.99))
-    return Trainer(
-        chars.model, losses.CrossEntropy(), optimizer, clip_norm=1.0, parallel=parallel
-    )
+    return Trainer(chars.model, losses.CrossEntropy(), optimizer, clip_norm=1.0, parallel=parallel)
 
 
 readable(globals())

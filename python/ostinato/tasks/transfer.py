@@ -368,9 +368,7 @@ def _speech(source: Recognizer, data: Sequence[str], options: TransferOptions, r
     courses, errors = [], []
     for recognizer, t in zip(models, (False, True)):
         net = recognizer.model
-        courses.append(
-            run_course(net, loss, loader, validation, options, transferred=t, **given)
-        )
+        courses.append(run_course(net, loss, loader, validation, options, transferred=t, **given))
         recognizer.language.fit(loader.labels)
         recognizer.trained = np.array(sorted({c.key for c in known_clips}), np.int64)
         errors.append(transcribe.measure(recognizer, held_out)[0]["cer"])

@@ -130,8 +130,8 @@ def joined_state(states: list[Any]) -> Any:
             continue
         if s is None or own.shape != s.shape:
             raise ValueError(
-                f"state: expected the rows of the batch on axis {axis} of the states that the model "
-                f"returns, got shape {None if s is None else s.shape} on rank {rank}"
+                f"state: expected the rows of the batch on axis {axis} of the states that the "
+                f"model returns, got shape {None if s is None else s.shape} on rank {rank}"
             )
         own[...] = _device.host(s)
     return out
@@ -140,8 +140,8 @@ def joined_state(states: list[Any]) -> Any:
 def joined_walks(walks: list[dict[int, Any]]) -> dict[int, Any]:
     """Return the states by step of all rows; those of rows that have ended stay what they are."""
     steps = sorted({t for walk in walks for t in walk})
-    ends = [[max((u for u in walk if u <= t), default=None) for t in steps] for walk in walks]
-    return {
-        t: joined_state([None if e[k] is None else w[e[k]] for w, e in zip(walks, ends)])
-        for k, t in enumerate(steps)
-    }
+
+    def at(walk: dict[int, Any], step: int) -> Any:
+        return walk.get(max((t for t in walk if t <= step), default=-1))
+
+    return {t: joined_state([at(walk, t) for walk in walks]) for t in steps}

@@ -320,9 +320,7 @@ class Fit:
             window = self.stepper.next_window(batch, self.walk)
             if window is None:
                 continue
-            result = self.stepper.gradients(
-                window, self.at.step + 1, self._rng(k), summed=summed
-            )
+            result = self.stepper.gradients(window, self.at.step + 1, self._rng(k), summed=summed)
             if result.weight:
                 own.windows.append(window)
             own.total += result.loss * result.weight
@@ -410,7 +408,7 @@ class Fit:
         ranks, seconds = self.ranks, time.monotonic() - self._started
         if ranks.size == 1:
             return seconds
-        found = zlib.crc32(np.ascontiguousarray(self.trainer.model.flat))
+        found = zlib.crc32(self.trainer.model.flat.tobytes())
         table = ranks._exchange("a row", seconds, found)
         other = int((table[:, 1] != table[0, 1]).argmax())
         if other:

@@ -325,9 +325,7 @@ class Source:
         refuse_non_finite(given, infinite=self.name != "data")  # NaN shows in the loss of training
         return replace(given, x=self.form.placed(given.x), target=self.form.placed(given.target))
 
-    def _of_several(
-        self, x: Inputs, target: Any, times: Times, rows: Any, divided: bool
-    ) -> Batch:
+    def _of_several(self, x: Inputs, target: Any, times: Times, rows: Any, divided: bool) -> Batch:
         """Return a checked batch of several inputs."""
         for name in sorted({"resets", "masked"} & set(times)):
             raise ValueError(f"{name}: expected it among the inputs of the model, got it beside")

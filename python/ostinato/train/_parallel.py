@@ -205,7 +205,7 @@ class Parallel:
         if self.size == 1:
             return
         cuts = [len(values) * k // self.size for k in range(self.size + 1)]
-        counts = [b - a for a, b in zip(cuts, cuts[1:])]
+        counts = np.diff(cuts).tolist()
         own = counts[self.rank]
         if self._received.shape != (self.size * own,) or self._received.dtype != values.dtype:
             self._received = np.empty(self.size * own, values.dtype)

@@ -540,14 +540,8 @@ class Trainer:
                 log=None if log is None else Path(log),
             )
             _check_counts(settings, batch_size)
-            form, valid = self._form(), None
-            data = _pair("train", train, target, form)
-            part = slice(ranks.rank, None, ranks.size) if ranks.size > 1 else None
-            source = Source("train", data, form, batch_size, shuffle, seed, part)
-            if validation is not None:
-                mergeable = all(type(m).merge is not Metric.merge for m in self.metrics.values())
-                own = part if mergeable else None
-                valid = Source("validation", validation, form, batch_size, False, 0, own)
+            data = _pair("train", train, target, self._form())
+            source, valid = self._sources(data, validation, batch_size, shuffle, seed)
             self._check_run(settings, valid)
             if ranks.rank == 0:
                 _check_files(settings, resume, overwrite)
@@ -561,6 +555,19 @@ class Trainer:
             raise
         finally:
             self._running.release()
+
+    def _sources(
+        self, train: Any, validation: Any, batch_size: int, shuffle: bool, seed: int
+    ) -> tuple[Source, Source | None]:
+        """Return the batches of training and validation, of which a rank has its part."""
+        form, ranks = self._form(), self._ranks
+        part = slice(ranks.rank, None, ranks.size) if ranks.size > 1 else None
+        source = Source("train", train, form, batch_size, shuffle, seed, part)
+        if validation is None:
+            return source, None
+        mergeable = all(type(m).merge is not Metric.merge for m in self.metrics.values())
+        own = part if mergeable else None
+        return source, Source("validation", validation, form, batch_size, False, 0, own)
 
     def _sign(self, monitor: str, mode: str | None, validated: bool) -> float:
         """Return 1 if a smaller monitored figure is better, -1 if a larger one is."""

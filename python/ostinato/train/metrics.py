@@ -259,9 +259,10 @@ class F1(Metric):
             other: the other metric.
         """
         size = max(self._counts.shape[1], other._counts.shape[1])
-        self._counts = sum(
+        own, theirs = (
             np.pad(m._counts, ((0, 0), (0, size - m._counts.shape[1]))) for m in (self, other)
         )
+        self._counts = own + theirs
 
     def compute(self) -> float:
         """Compute the score of all batches.
