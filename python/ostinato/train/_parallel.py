@@ -25,12 +25,7 @@ WIDTH = 6  # numbers that a rank can tell the others at a time
 
 
 class ParallelError(RuntimeError):
-    """Report that another process of a parallel run has failed, and why.
-
-    >>> import ostinato as ost
-    >>> issubclass(ost.train.ParallelError, RuntimeError)
-    True
-    """
+    """Report that another process of a parallel run has failed, and why."""
 
 
 class Parallel:
@@ -220,8 +215,8 @@ class Parallel:
                 total += part
             # What overflows is infinite, and found with the norm.
             with np.errstate(over="ignore"):
-                mean = total.astype(values.dtype)
-            self._comm.Allgatherv(mean, [values, (counts, cuts[:-1])])
+                rounded = total.astype(values.dtype)
+            self._comm.Allgatherv(rounded, [values, (counts, cuts[:-1])])
 
     def _share(self, thing: Any) -> Any:
         """Return the object of rank 0, which it can pickle."""

@@ -543,18 +543,22 @@ class Trainer:
             data = _pair("train", train, target, self._form())
             source, valid = self._sources(data, validation, batch_size, shuffle, seed)
             self._check_run(settings, valid)
-            if ranks.rank == 0:
-                _check_files(settings, resume, overwrite)
-            run = Fit(self, source, valid, settings)
-            _check_intervals(settings, run.total())
-            run.begin(resume)
-            bar = [Progress(run.total())] if progress and ranks.rank == 0 else []
-            return run.go([*self.callbacks, *bar])
+            return self._run(Fit(self, source, valid, settings), resume, overwrite, progress)
         except BaseException as e:
             ranks._tell(e, last=True)
             raise
         finally:
             self._running.release()
+
+    def _run(self, run: Fit, resume: bool, overwrite: bool, progress: bool) -> History:
+        """Check the files of a run and begin it, on this rank or on all."""
+        first = self._ranks.rank == 0
+        if first:
+            _check_files(run.settings, resume, overwrite)
+        _check_intervals(run.settings, run.total())
+        run.begin(resume)
+        bar = [Progress(run.total())] if progress and first else []
+        return run.go([*self.callbacks, *bar])
 
     def _sources(
         self, train: Any, validation: Any, batch_size: int, shuffle: bool, seed: int
