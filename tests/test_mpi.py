@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -74,6 +75,17 @@ def test_ranks_train_as_one_process_does_and_repeat_their_bits(tmp_path: Path) -
     done = mpiexec(3, "-c", TRAINING, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.split("\n")[:3]) == [f"rank {k} of 3 has done" for k in range(3)]
+
+
+def test_the_program_of_the_documentation_runs(tmp_path: Path) -> None:
+    page = Path(__file__).parents[1] / "docs/parallel.md"
+    block = re.search(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+    assert block is not None
+    (tmp_path / "program.py").write_text(block[1], encoding="utf-8")
+    done = mpiexec(2, "program.py", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("valid_loss") == 1
+    assert sum("epoch" in line for line in done.stderr.splitlines()) == 3
 
 
 FAILING = """

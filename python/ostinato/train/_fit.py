@@ -465,6 +465,7 @@ class Fit:
         self.at.seconds = time.monotonic() - self._started
         state, walk = self.state, self.walk.known if self.at.window else {}
         if self.ranks.size > 1 and (self.source.carries_state or self.at.window):
+            self.ranks._exchange("the states of a checkpoint")
             parts = self.ranks._collect((state, walk))
         else:
             parts = [(state, walk)]
@@ -526,8 +527,9 @@ class Fit:
             if resume:
                 self.resume()
             return
+        given = self._given()  # an error comes before the transfer, and is told to the others
         ranks._exchange("the start of fit")
-        _check_equal(ranks._collect_all(self._given()))
+        _check_equal(ranks._collect_all(given))
         self._kept, resume = ranks._share((self._kept, resume))
         if resume:
             self.resume()

@@ -21,6 +21,7 @@ from .._check import Array
 from .._runtime import get_num_threads, set_num_threads
 from ._types import Diverged
 
+_threads_are_shared = False
 WIDTH = 6  # numbers that a rank can tell the others at a time
 
 
@@ -84,12 +85,14 @@ class Parallel:
         return f"Parallel(rank {self.rank} of {self.size})"
 
     def _share_threads(self) -> None:
-        """Leave each rank its share of the cores that several of them may use."""
+        """Leave each rank its share of the cores that several of them may use, once a process."""
+        global _threads_are_shared
+        done, _threads_are_shared = _threads_are_shared, True
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         own = (socket.gethostname(), cores)
         with self._communicating():
             beside = self._comm.allgather(own).count(own)
-        if beside > 1 and "OSTINATO_NUM_THREADS" not in os.environ:
+        if beside > 1 and not done and "OSTINATO_NUM_THREADS" not in os.environ:
             set_num_threads(max(1, get_num_threads() // beside))
 
     # -- what ranks tell one another ---------------------------------------------------------------
