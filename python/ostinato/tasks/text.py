@@ -62,6 +62,7 @@ class TextOptions:
         seed: seed of the initial parameters, of dropout and of samples.
         precision: "float32", "bfloat16" or, on a GPU, "float16".
         device: "cpu" or "cuda".
+        batch: streams of the text that are read beside one another, by all processes together.
     """
 
     steps: int = 4000
@@ -73,6 +74,7 @@ class TextOptions:
     seed: int = 0
     precision: str = "float32"
     device: str = "cpu"
+    batch: int = BATCH
 
 
 class CharModel:
@@ -280,6 +282,7 @@ def _options(folder: str | os.PathLike[str], given: Any, tensors: int) -> TextOp
         and 0 < options.layers <= tensors
         and 0 <= options.dropout < 1
         and options.seed >= 0
+        and options.batch > 0
     )
     if not right:
         raise ValueError(
@@ -379,7 +382,7 @@ def _train(
     chars.set_precision(options.precision)
     cut = int(len(source) * HELD_IN)
     prompt = source.text(cut, cut + 64)
-    batch = min(BATCH, cut // 8)
+    batch = min(options.batch, cut // 8)
     train = StreamLoader(source.ids[:cut], batch, WINDOW)
     valid = StreamLoader(
         source.ids[cut : cut + MOST_VALID], min(BATCH, (len(source) - cut) // 8), 4 * WINDOW

@@ -550,6 +550,7 @@ class Fit:
             "the kernels (OSTINATO_KERNELS chooses them)": _core.kernels(),
             "the parameters of the model": model,
             "loss and optimizer": names_of(t),
+            "clip_norm and clip_value": (t.clip_norm, t.clip_value),
             "tbptt": t.tbptt,
             "outputs": t.outputs,
             "train": as_json(self.source.fingerprint()),

@@ -67,7 +67,7 @@ class Parallel:
                 f"comm: expected a communicator of mpi4py or None, got {type(comm).__name__}"
             )
         self.rank, self.size = int(self._comm.Get_rank()), int(self._comm.Get_size())
-        self._failures: list[str | None] = [None] * self.size
+        self._failures: list[str | None] = [None] * self.size  # what each rank said last
         self._received: Array = np.zeros(0)
         if world and self.size > 1:
             self._share_threads()
@@ -114,7 +114,7 @@ class Parallel:
         if self.size == 1:
             return np.array([numbers], np.float64)
         table = self._gathered(zlib.crc32(place.encode()), numbers, None)
-        if any(self._failures):
+        if table[:, 0].any():
             raise self._error_of_another()
         if (table[:, 1] != table[0, 1]).any():
             with self._communicating():
@@ -157,9 +157,9 @@ class Parallel:
         own[2 : 2 + len(numbers)] = numbers
         with self._communicating():
             self._comm.Allgather(own, table)
-            failed = bool(table[:, 0].any())
-            said = None if error is None else f"{type(error).__name__}: {error}"
-            self._failures = self._comm.allgather(said) if failed else [None] * self.size
+            if table[:, 0].any():
+                said = None if error is None else f"{type(error).__name__}: {error}"
+                self._failures = self._comm.allgather(said)
         return table
 
     def _error_of_another(self) -> BaseException:
