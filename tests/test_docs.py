@@ -41,6 +41,8 @@ def need_framework(name: str) -> None:
     own = ("torch.md", "ostinato.interop.torch", "ostinato.interop._torch_")
     if name.startswith(own) and not name.endswith("_torch_file"):  # which reads files without it
         pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+    if name == "parallel.md":
+        pytest.importorskip("mpi4py", reason="mpi4py is not installed: pip install mpi4py mpich")
     if name.startswith(("jax.md", "ostinato.interop.jax", "ostinato.interop._jax_")):
         pytest.importorskip("jax", reason="JAX is not installed: pip install jax")
 
