@@ -61,7 +61,7 @@ TESTED = [
     "test_gpu_products.py",
     "test_gpu_reads.py",
 ]
-PROCESSES = 4  # that share the device while they test; two in a dry run
+PROCESSES = 4  # that share the device while they test; one in a dry run
 THREADS = (1, 4, 16)  # of the CPU
 
 # What errors may be; of gradients in words of 2 bytes no more than what PyTorch's own show is
@@ -702,7 +702,7 @@ def measure(
         select = "cuda or DEVICES or every or launch or tiles or words"
         dry = "lstm-float32 or to_and_fro"
         chosen = dry if emulated else select
-        log, count = report.log("tests"), 2 if emulated else PROCESSES
+        log, count = report.log("tests"), 1 if emulated else PROCESSES
         report.part("tests", lambda left: run_tests(TESTED, chosen, left, log, count), 150, 60)
     report.part("text", lambda _: text(device, emulated), 20, 20)
     if given.cpu:

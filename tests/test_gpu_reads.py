@@ -7,7 +7,6 @@ ends as it does on the CPU, which looks at once.
 from __future__ import annotations
 
 import copy
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -217,25 +216,28 @@ def test_text_is_cut_on_the_device(watched: _device.Device, precision: str) -> N
 
 def test_text_is_the_same_data_on_the_device(gpu: _device.Device, tmp_path: Path) -> None:
     """A run that began on the CPU is resumed on a device, which recognises the text."""
-    from ostinato.tasks.text import TextOptions, train_text
+    from ostinato.tasks import text as tasks
 
-    text = "to be or not to be. " * 200
-    for steps, device in ((2, "cpu"), (4, "cuda")):
-        options = TextOptions(steps=steps, hidden=4, device=device)
-        _, figures = train_text(
-            text, "t", options, save=tmp_path / "m", resume=steps > 2, out=io.StringIO()
-        )
-        assert figures["steps"] == steps
-    with pytest.warns(UserWarning, match="train: other data than the checkpoint's run began with"):
-        train_text(
-            text[999::-1] + text[1000:],
-            "t",
-            options,
-            save=tmp_path / "m",
+    ids, options = np.tile(LABELS.reshape(-1), 9).astype(np.uint8), tasks.TextOptions(hidden=4)
+
+    def fit(text: Any, steps: int, device: str) -> int:
+        chars = tasks.CharModel.fresh("abcde", options)
+        chars.model.to(device)
+        trainer = tasks.trainer_of(chars)
+        trainer.fit(
+            ost.data.StreamLoader(chars._placed(text), 4, 12),
+            steps=steps,
+            progress=False,
+            checkpoint=tmp_path / "checkpoint.safetensors",
             resume=True,
-            out=io.StringIO(),
         )
-    ids = np.arange(100, dtype=np.uint8)
+        return trainer.optimizer.steps
+
+    assert fit(ids, 2, "cpu") == 2
+    assert fit(ids, 4, "cuda") == 4
+    assert fit(ids, 6, "cpu") == 6
+    with pytest.warns(UserWarning, match="train: other data than the checkpoint's run began with"):
+        fit(ids[::-1], 8, "cuda")
     one, other = (ost.data.StreamLoader(a, 4, 5) for a in (ids, gpu.put(ids)))
     assert one.fingerprint() == other.fingerprint()
 

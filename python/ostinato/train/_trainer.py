@@ -417,7 +417,9 @@ class Trainer:
             for k in range(0, max(len(x), 1), batch_size):
                 some = np.arange(k, min(k + batch_size, len(x)))
                 part = x.take(some)
-                cut = {n: x.like(f).take(some).rows for n, f in flags.items() if f is not None}
+                cut: Times = {
+                    n: x.like(f).take(some).rows for n, f in flags.items() if f is not None
+                }
                 batch = Batch(part, None, {**more, **cut}, bool(self.time_major))
                 refuse_non_finite(batch)
                 batch = replace(batch, x=self._placed(part))
