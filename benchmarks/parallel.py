@@ -30,7 +30,7 @@ CHILD = "OSTINATO_PARALLEL_BENCHMARK"
 CASES: dict[str, tuple[str, int, int, int, int]] = {
     "LSTM 320, 32 rows of 64 steps (train text)": ("LSTM", 320, 32, 64, 12),
     "GRU 128, 16 rows of 32 steps": ("GRU", 128, 16, 32, 60),
-    "LSTM 1024, 16 rows of 32 steps": ("LSTM", 1024, 16, 32, 4),
+    "LSTM 1024, 16 rows of 32 steps": ("LSTM", 1024, 16, 32, 8),
 }
 SIZES = (1, 1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 SYMBOLS = 100

@@ -564,6 +564,22 @@ def test_every_application_trains_on_all_ranks(tmp_path: Path) -> None:
             assert "Alltoallv" in calls, name
 
 
+def test_what_launchers_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ostinato.cli._ranks import RANK, SIZES, TASKS, launched
+
+    for name in (*SIZES, RANK, TASKS):
+        monkeypatch.delenv(name, raising=False)
+    assert launched() == 1
+    monkeypatch.setenv(TASKS, "4")  # tasks without MPI are programs of their own
+    assert launched() == 1
+    monkeypatch.setenv(RANK, "0")
+    assert launched() == 4
+    monkeypatch.delenv(TASKS)
+    assert launched() == 0
+    monkeypatch.setenv(SIZES[1], "2")
+    assert launched() == 2
+
+
 def test_commands_under_mpiexec_without_mpi4py(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -11,13 +11,14 @@ from ..train import Parallel
 
 # Variables by which launchers tell a process how many there are: Open MPI, and those of PMI.
 SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-RANK = "PMIX_RANK"  # of a launcher that does not
+# That of a launcher which does not; in SLURM, a shell that srun has started has it too.
+RANK, TASKS = "PMIX_RANK", "SLURM_STEP_NUM_TASKS"
 ALONE = ("forecast", "series")  # commands of train that do not use a Trainer
 
 
 def launched() -> int:
     """Return how many processes a launcher has started, 0 if it does not say."""
-    for name in SIZES:
+    for name in (*SIZES, *((TASKS,) if RANK in os.environ else ())):
         if os.environ.get(name, "").isdigit():
             return int(os.environ[name])
     return 0 if RANK in os.environ else 1
