@@ -43,6 +43,8 @@ def need_framework(name: str) -> None:
         pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
     if name == "serving.md":
         pytest.importorskip("websockets", reason="websockets is missing: pip install websockets")
+    if name == "parallel.md":
+        pytest.importorskip("mpi4py", reason="mpi4py is not installed: pip install mpi4py mpich")
     if name.startswith(("jax.md", "ostinato.interop.jax", "ostinato.interop._jax_")):
         pytest.importorskip("jax", reason="JAX is not installed: pip install jax")
 

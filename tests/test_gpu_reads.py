@@ -440,6 +440,15 @@ def test_accuracy_is_read_at_the_end(watched: _device.Device) -> None:
         assert rows[1] == pytest.approx(rows[0], rel=1e-5)
 
 
+def test_metrics_that_are_merged_are_read(gpu: _device.Device) -> None:
+    """What two metrics have not asked the device for counts too."""
+    parts = [ost.train.metrics.Accuracy() for _ in range(2)]
+    for k, part in enumerate(parts):
+        part.update(gpu.xp.asarray(np.eye(5)), gpu.xp.asarray((np.arange(5) + k) % 5))
+    parts[0].merge(parts[1])
+    assert parts[0].compute() == 0.5
+
+
 def test_predictions_are_read_at_the_end(watched: _device.Device) -> None:
     """What an Embedding finds, and the outputs, are read once for all batches."""
     model = CASES["indices"][0]().to("cuda")

@@ -20,6 +20,7 @@ EXTRAS = {
     "bench-all": ("keras", "tensorflow", "jax"),
     "jax": ("jax",),
     "cuda": ("cupy",),
+    "mpi": ("mpi4py",),
 }
 
 

@@ -197,6 +197,10 @@ class _Selections:
     def __len__(self) -> int:
         return -(-self._samples // self.batch_size)
 
+    def _batch(self, rows: Array) -> Any:
+        """Return the batch of some samples: of all that a selection has, or of a part of them."""
+        raise NotImplementedError
+
     def _selections(self, epoch: int, start: int) -> Iterator[Array]:
         """Yield the numbers of the samples of each batch, from batch ``start`` on."""
         n = self._samples
@@ -343,22 +347,24 @@ class ArrayLoader(_Selections):
         return self.batches(0)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Array, Array, Any]]:
-        """Yield the batches of an epoch.
+        """Iterate over the batches of an epoch.
 
         Args:
             epoch: its number, which decides the order.
             start: the number of the first batch.
 
-        Yields:
-            ``x, target, third``, where third is lengths ``[B]``, a dict, or None.
+        Returns:
+            An iterator of ``x, target, third``, where third is lengths ``[B]``, a dict, or None.
         """
-        for rows in self._selections(epoch, start):
-            x, target = self.x[rows], self.target[rows]
-            if self.time_major:
-                x = np.swapaxes(x, 0, 1)
-                if self.outputs == "all":
-                    target = np.swapaxes(target, 0, 1)
-            yield x, target, self._some(rows)
+        return map(self._batch, self._selections(epoch, start))
+
+    def _batch(self, rows: Array) -> tuple[Array, Array, Any]:
+        x, target = self.x[rows], self.target[rows]
+        if self.time_major:
+            x = np.swapaxes(x, 0, 1)
+            if self.outputs == "all":
+                target = np.swapaxes(target, 0, 1)
+        return x, target, self._some(rows)
 
     def _some(self, rows: Array) -> Any:
         """Return the third entry of a batch of these samples."""
@@ -446,29 +452,24 @@ class RaggedLoader(_Selections):
         return self.batches(0)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
-        """Yield the batches of an epoch.
+        """Iterate over the batches of an epoch.
 
         Args:
             epoch: its number, which decides the order.
             start: the number of the first batch.
 
-        Yields:
-            ``x, target``, or ``x, target, times`` if there are any.
+        Returns:
+            An iterator of ``x, target``, or ``x, target, times`` if there are any.
         """
-        for some in self._selections(epoch, start):
-            target = (
-                self.x.like(self.target).take(some).rows
-                if self.outputs == "all"
-                else self.target[some]
-            )
-            if self.times:
-                yield (
-                    self.x.take(some),
-                    target,
-                    {n: self._some(v, some) for n, v in self.times.items()},
-                )
-            else:
-                yield self.x.take(some), target
+        return map(self._batch, self._selections(epoch, start))
+
+    def _batch(self, some: Array) -> tuple[Any, ...]:
+        target = (
+            self.x.like(self.target).take(some).rows if self.outputs == "all" else self.target[some]
+        )
+        x = self.x.take(some)
+        times = {n: self._some(v, some) for n, v in self.times.items()}
+        return (x, target, times) if times else (x, target)
 
     def _some(self, value: Any, some: Array) -> Any:
         if not isinstance(value, np.ndarray):
@@ -543,20 +544,23 @@ class InputsLoader(_Selections):
         return self.batches(0)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Any, Any, Any]]:
-        """Yield the batches of an epoch.
+        """Iterate over the batches of an epoch.
 
         Args:
             epoch: its number, which decides the order.
             start: the number of the first batch.
 
-        Yields:
-            ``x, target, third``, where x is as it was given, and third a dict or None.
+        Returns:
+            An iterator of ``x, target, third``, where x is as it was given, and third a dict or
+            None.
         """
-        for rows in self._selections(epoch, start):
-            target = self.target
-            some = target.take(rows) if isinstance(target, Ragged) else target[rows]
-            third = {n: v[rows] for n, v in self.times.items()}
-            yield self.inputs.take(rows).given(), some, third or None
+        return map(self._batch, self._selections(epoch, start))
+
+    def _batch(self, rows: Array) -> tuple[Any, Any, Any]:
+        target = self.target
+        some = target.take(rows) if isinstance(target, Ragged) else target[rows]
+        third = {n: v[rows] for n, v in self.times.items()}
+        return self.inputs.take(rows).given(), some, third or None
 
     def fingerprint(self) -> dict[str, Any]:
         """Describe this data: its form, the order of its batches, and a sample of its content.
@@ -660,25 +664,27 @@ class PairLoader(_Selections):
         return self.batches(0)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Any, Any, Any]]:
-        """Yield the batches of an epoch.
+        """Iterate over the batches of an epoch.
 
         Args:
             epoch: its number, which decides the order.
             start: the number of the first batch.
 
-        Yields:
-            ``x, target, lengths``, with x a dict of source, inputs and lengths.
+        Returns:
+            An iterator of ``x, target, lengths``, with x a dict of source, inputs and lengths.
         """
-        for rows in self._selections(epoch, start):
-            source, pairs = self.source.take(rows), self.pairs.take(rows)
-            ends = pairs.lengths
-            body = pairs.padded().astype(np.int64)
-            answer = np.concatenate([body, np.zeros((1, len(rows)), np.int64)])
-            answer[ends, np.arange(len(rows))] = self.stop
-            first = np.full((1, len(rows)), self.start, np.int64)
-            arrays = source.padded().astype(np.int64), np.concatenate([first, body]), answer
-            x, given, target = (a if self.time_major else a.T.copy() for a in arrays)
-            yield {"source": x, "inputs": given, "lengths": source.lengths}, target, ends + 1
+        return map(self._batch, self._selections(epoch, start))
+
+    def _batch(self, rows: Array) -> tuple[Any, Any, Any]:
+        source, pairs = self.source.take(rows), self.pairs.take(rows)
+        ends = pairs.lengths
+        body = pairs.padded().astype(np.int64)
+        answer = np.concatenate([body, np.zeros((1, len(rows)), np.int64)])
+        answer[ends, np.arange(len(rows))] = self.stop
+        first = np.full((1, len(rows)), self.start, np.int64)
+        arrays = source.padded().astype(np.int64), np.concatenate([first, body]), answer
+        x, given, target = (a if self.time_major else a.T.copy() for a in arrays)
+        return {"source": x, "inputs": given, "lengths": source.lengths}, target, ends + 1
 
     def fingerprint(self) -> dict[str, Any]:
         """Describe this data: its form, the order of its batches, and a sample of its content.

@@ -14,6 +14,7 @@ import ostinato as ost
 from .._annotations import readable
 from ._output import error_line, give_up_output, plain, write
 from ._parser import parser
+from ._ranks import ranks, repeats
 
 __all__ = ["main", "parser"]
 
@@ -54,8 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser(words).parse_args(words)
     if getattr(args, "plot", None) == "":
         args.plot = None
+    args.parallel = None
     try:
-        _run(args)
+        with ranks(args):
+            _run(args)
     except BrokenPipeError:  # the reader of a pipe has gone
         give_up_output()
         return 0
@@ -67,8 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         OverflowError,
         ost._device.NoGpu,
         ost.train.Diverged,
+        ost.train.ParallelError,
     ) as e:
-        print(f"ostinato: {error_line(e, args)}", file=sys.stderr)
+        if not repeats(args, e):
+            print(f"ostinato: {error_line(e, args)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         folder = getattr(args, "save", None)

@@ -116,6 +116,7 @@ def _run_train(args: argparse.Namespace) -> dict[str, Any]:
         plot=args.plot,
         overwrite=args.overwrite,
         report=report,
+        parallel=args.parallel,
     )
     if args.save is not None:
         report(f"saved in {args.save}; now: python -m ostinato {_application.use_of(args.save)}")

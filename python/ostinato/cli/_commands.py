@@ -83,6 +83,7 @@ def run_train_text(args: argparse.Namespace) -> dict[str, Any]:
         seed=args.seed,
         precision=args.precision,
         device=args.device,
+        batch=args.batch,
     )
     _check_memory(args.cell, text.EMBEDDING, args.hidden, args.layers)
     with models.prepare_folder(args.save, resume=args.resume, overwrite=args.overwrite):
@@ -95,6 +96,7 @@ def run_train_text(args: argparse.Namespace) -> dict[str, Any]:
             save=args.save,
             resume=args.resume,
             overwrite=args.overwrite,
+            parallel=args.parallel,
         )
     print(
         f"{figures['valid_bits_per_char']:.3f} bits per held-out character after "

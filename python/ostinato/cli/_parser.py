@@ -72,6 +72,13 @@ def _train_text(train: Any) -> None:
         help="a text that is installed; python: the documentation topics of the standard library",
     )
     c.add_argument("--steps", type=COUNT, default=4000, help="updates of the parameters")
+    c.add_argument(
+        "--batch",
+        "--batch-size",
+        type=SIZE,
+        default=32,
+        help="streams of the text that are read beside one another, by all processes together",
+    )
     _network_options(c)
     c.add_argument(
         "--save",

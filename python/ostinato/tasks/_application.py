@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from .. import safetensors
+from ..train import Parallel
 from . import _picture
 from ._visible import visible
 from .models import MODEL, prepare_file, prepare_folder
@@ -55,12 +56,15 @@ class Run:
         out: the file of ``--out`` of predict; None for none.
         report: called with each line that people read, which holds no character that sets a
             terminal to something.
+        parallel: the processes that train together, of which rank 0 has a folder and files; None:
+            this one alone.
     """
 
     folder: Path | None
     plot: Path | None
     out: Path | None
     report: Callable[[str], None]
+    parallel: Parallel | None = None
 
     def __post_init__(self) -> None:
         report = self.report
@@ -260,6 +264,7 @@ def train(
     plot: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     report: Callable[[str], None] = print,
+    parallel: Parallel | None = None,
 ) -> Figures:
     """Run ``train NAME``: check the options and where it will write, then train.
 
@@ -271,6 +276,7 @@ def train(
         plot: a file for the picture.
         overwrite: whether files of an earlier run are replaced.
         report: called with each line that people read.
+        parallel: the processes that train together; None: this one alone.
 
     Returns:
         The figures of the held-out part.
@@ -288,7 +294,8 @@ def train(
     replaced = overwrite and (save is not None or plot is None)
     with prepare_folder(save, resume=None, overwrite=replaced) as folder:
         picture = None if plot is None else Path(plot)
-        return application.train(data, options, Run(folder, picture, None, report))
+        run = Run(folder, picture, None, report, parallel)
+        return application.train(data, options, run)
 
 
 def texts_given(inputs: Sequence[str]) -> list[str]:

@@ -27,7 +27,7 @@ class Ending(Callback):
             trainer.stop("another run has failed")
 
 
-def side_by_side(runs: Sequence[Callable[[Ending], None]]) -> None:
+def side_by_side(runs: Sequence[Callable[[Ending], None]], *, in_turn: bool = False) -> None:
     """Call functions that train a network each, at the same time where there are threads.
 
     A run of its own on each thread does more than one run on all threads. While there are more runs
@@ -36,12 +36,13 @@ def side_by_side(runs: Sequence[Callable[[Ending], None]]) -> None:
 
     Args:
         runs: functions that are called with a callback for their trainer.
+        in_turn: whether to call one after the other, however many threads there are.
 
     Raises:
         BaseException: what one of them raised; the others end after their step.
     """
     threads, ending = get_num_threads(), Ending()
-    if min(threads, len(runs)) == 1:
+    if in_turn or min(threads, len(runs)) == 1:
         for run in runs:
             run(ending)
         return

@@ -13,7 +13,7 @@ import numpy as np
 from .. import _check, losses, nn, optim
 from .._annotations import readable
 from .._check import Array
-from ..train import Trainer
+from ..train import Parallel, Trainer
 from ._application import check_options, option
 from .models import check_shapes, known_options, load_model, recurrent_shapes, save_model
 
@@ -211,6 +211,8 @@ class Detector:
         values: Array,
         normal: Array | None = None,
         report: Callable[[str], None] | None = None,
+        *,
+        parallel: Parallel | None = None,
     ) -> Detector:
         """Train on a series of normal rows.
 
@@ -219,6 +221,7 @@ class Detector:
             normal: ``[n]`` of bool; windows with a row that is not normal are left out. None: all
                 are.
             report: called with lines about the training.
+            parallel: the processes that train together; None: this one alone.
 
         Returns:
             The detector itself.
@@ -245,7 +248,7 @@ class Detector:
         train = self._windows(z[:cut], normal[:cut], 3)
         begin = max(0, cut - o.window)
         valid = self._windows(z[begin:], normal[begin:], 7)
-        best = self._train(train, valid)
+        best = self._train(train, valid, parallel)
         if report is not None:
             report(
                 f"trained {o.steps} steps; normal rows are predicted with an error of {best:.3g} "
@@ -271,11 +274,15 @@ class Detector:
         ahead = [wide[:, k : k + o.window] for k in range(1, o.horizon + 1)]
         return np.ascontiguousarray(wide[:, : o.window, None]), np.stack(ahead, -1)
 
-    def _train(self, train: tuple[Array, Array], valid: tuple[Array, Array]) -> float:
+    def _train(
+        self, train: tuple[Array, Array], valid: tuple[Array, Array], parallel: Parallel | None
+    ) -> float:
         """Train the network; return the root of its mean squared error in other windows."""
         o = self.options
         schedule = optim.Cosine(o.rate, steps=o.steps, final=o.rate / 50)
-        trainer = Trainer(self.model, losses.MSE(), optim.Adam(schedule), clip_norm=1.0)
+        trainer = Trainer(
+            self.model, losses.MSE(), optim.Adam(schedule), clip_norm=1.0, parallel=parallel
+        )
         history = trainer.fit(
             train,
             validation=valid,

@@ -15,7 +15,7 @@ from .._annotations import readable
 from .._check import Array
 from .._ragged import Ragged
 from ..data import RaggedLoader
-from ..train import Trainer
+from ..train import Parallel, Trainer
 from ._application import check_options, option
 from ._progress import EpochReport
 from .models import check_shapes, known_options, load_model, recurrent_shapes, save_model
@@ -174,6 +174,8 @@ class Tagger:
         tags: Sentences,
         validation: tuple[Sentences, Sentences] | None = None,
         report: Callable[[str], None] | None = None,
+        *,
+        parallel: Parallel | None = None,
     ) -> Tagger:
         """Train, and keep the parameters of the best epoch if there is a validation.
 
@@ -182,6 +184,7 @@ class Tagger:
             tags: their tags.
             validation: other sequences and their tags; None for none.
             report: called with a line for each epoch.
+            parallel: the processes that train together; None: this one alone.
 
         Returns:
             The tagger itself.
@@ -207,6 +210,7 @@ class Tagger:
             optim.Adam(schedule),
             clip_norm=1.0,
             callbacks=[] if report is None else [EpochReport(report)],
+            parallel=parallel,
         )
         trainer.fit(train, validation=held, epochs=o.epochs, seed=o.seed, progress=False)
         return self

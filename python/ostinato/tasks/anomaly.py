@@ -278,7 +278,8 @@ def _train(data: Sequence[str], options: AnomalyOptions, run: Run) -> Figures:
         )
     _check_varies(own.values, paths[0])
     run.report(f"read     {len(own.values):,} rows to train on, {len(test.values):,} to test")
-    detector.fit(own.values, None if own.label is None else ~own.label, run.report)
+    normal = None if own.label is None else ~own.label
+    detector.fit(own.values, normal, run.report, parallel=run.parallel)
     before = own.values if len(paths) == 1 else None
     if run.folder is not None:  # before what can fail, or be interrupted
         facts = {

@@ -18,7 +18,7 @@ from .._annotations import readable
 from .._check import Array
 from .._ragged import Ragged, leaves
 from ..data import RaggedLoader
-from ..train import Trainer
+from ..train import Parallel, Trainer
 from ..train.metrics import F1
 from . import _picture
 from ._application import Application, Figures, Run, held_out_option, option, texts_given
@@ -367,6 +367,7 @@ def train_classifier(
     *,
     corpus: str = "",
     report: Callable[[str], None] = print,
+    parallel: Parallel | None = None,
 ) -> TextClassifier:
     """Train on documents, and report the loss of others after every epoch.
 
@@ -386,6 +387,7 @@ def train_classifier(
         options: the options.
         corpus: the name of the corpus that they are of; "" for none.
         report: called with each line.
+        parallel: the processes that train together; None: this one alone.
 
     Returns:
         The classifier.
@@ -427,6 +429,7 @@ def train_classifier(
             clip_norm=1.0,
             metrics=["accuracy"],
             callbacks=[EpochReport(report, name=name)],
+            parallel=parallel,
         )
         trainer.fit(
             loader,
@@ -507,7 +510,9 @@ def _corpus_name(data: Sequence[str]) -> str:
 def _train(data: Sequence[str], options: ClassifyOptions, run: Run) -> Figures:
     start = time.perf_counter()
     train, held_out, name = read_held_out(data, options)
-    model = train_classifier(train, held_out, options, corpus=name, report=run.report)
+    model = train_classifier(
+        train, held_out, options, corpus=name, report=run.report, parallel=run.parallel
+    )
     if run.folder is not None:
         model.save(run.folder)
     figures = _measured(model, held_out, run)

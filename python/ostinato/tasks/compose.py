@@ -457,7 +457,7 @@ def _fit(
     chars: CharModel, own: list[str], valid: list[str], options: ComposeOptions, run: Run
 ) -> History:
     """Train on tunes; others choose the best step."""
-    trainer = trainer_of(chars)
+    trainer = trainer_of(chars, run.parallel)
     trainer.callbacks.append(EpochReport(run.report, bits=True))
     return trainer.fit(
         TuneLoader(chars, own),

@@ -17,7 +17,7 @@ from .._annotations import readable
 from .._check import Array
 from .._files import atomic_write, open_regular
 from .._ragged import Ragged
-from ..train import History, Trainer
+from ..train import History, Parallel, Trainer
 from . import _picture, listops, models
 from ._application import (
     Application,
@@ -195,13 +195,21 @@ class Parser:
         layers["head"] = nn.Linear(sizes[1], len(self.classes), rng=seeds[2])
         return nn.Sequential(**layers)
 
-    def fit(self, rest: Examples, valid: Examples, report: Callable[[str], None]) -> History:
+    def fit(
+        self,
+        rest: Examples,
+        valid: Examples,
+        report: Callable[[str], None],
+        *,
+        parallel: Parallel | None = None,
+    ) -> History:
         """Train the network.
 
         Args:
             rest: expressions to train on.
             valid: expressions to choose the best epoch by.
             report: called with a line an epoch.
+            parallel: the processes that train together; None: this one alone.
 
         Returns:
             The rows of the run.
@@ -223,6 +231,7 @@ class Parser:
             clip_norm=CLIP,
             metrics=["accuracy"] if whole else None,
             callbacks=[EpochReport(report)],
+            parallel=parallel,
         )
         given = [self._data(examples) for examples in (rest, valid)]
         history = trainer.fit(
@@ -598,7 +607,7 @@ def train(files: Sequence[str], options: ParseOptions, run: Run) -> Figures:
         f"{len(test):,} held out; {len(classes)} classes, "
         f"{parser.network.count_parameters():,} parameters"
     )
-    history = parser.fit(rest, valid, run.report)
+    history = parser.fit(rest, valid, run.report, parallel=run.parallel)
     if run.folder is not None:  # before what can fail, or be interrupted
         parser.save(run.folder)
     figures = {

@@ -281,7 +281,9 @@ def train(
     for name in ("both", *(() if options.only_both else ("one",))):
         run.report(f"{name} direction{'s' if name == 'both' else ''}")
         tagger = Tagger.fresh(own.tokens, data.tags, chosen, name == "both")
-        tagger.fit(own.tokens, own.tags, (valid.tokens, valid.tags), run.report)
+        tagger.fit(
+            own.tokens, own.tags, (valid.tokens, valid.tags), run.report, parallel=run.parallel
+        )
         taggers[name], found[name] = tagger, tagger.predict(test.tokens)
         figures[name] = _accuracies(found[name], test, ambiguous)
     if run.folder is not None:  # before what can fail, or be interrupted

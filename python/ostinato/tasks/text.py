@@ -17,7 +17,7 @@ from .. import _check, _deferred, _device, losses, nn, optim
 from .._annotations import readable
 from .._check import Array
 from ..data import StreamLoader
-from ..train import Callback, Row, Trainer
+from ..train import Callback, Parallel, Row, Trainer
 from ._visible import visible
 from .corpora import Encoded, encode, known_words
 from .models import (
@@ -62,6 +62,7 @@ class TextOptions:
         seed: seed of the initial parameters, of dropout and of samples.
         precision: "float32", "bfloat16" or, on a GPU, "float16".
         device: "cpu" or "cuda".
+        batch: streams of the text that are read beside one another, by all processes together.
     """
 
     steps: int = 4000
@@ -73,6 +74,7 @@ class TextOptions:
     seed: int = 0
     precision: str = "float32"
     device: str = "cpu"
+    batch: int = BATCH
 
 
 class CharModel:
@@ -285,6 +287,7 @@ def _options(folder: str | os.PathLike[str], given: Any, tensors: int) -> TextOp
         and 0 < options.layers <= tensors
         and 0 <= options.dropout < 1
         and options.seed >= 0
+        and options.batch > 0
     )
     if not right:
         raise ValueError(
@@ -331,6 +334,7 @@ def train_text(
     resume: bool = False,
     overwrite: bool = False,
     out: TextIO | None = None,
+    parallel: Parallel | None = None,
 ) -> tuple[CharModel, dict[str, Any]]:
     """Train on the first 95% of a text and hold out the rest.
 
@@ -348,6 +352,7 @@ def train_text(
         resume: whether to continue from the checkpoint in that folder.
         overwrite: whether to replace what an earlier run left there.
         out: a stream for progress; None for standard output.
+        parallel: the processes that train together; None: this one alone.
 
     Returns:
         The model, and the figures of the run.
@@ -362,9 +367,8 @@ def train_text(
             f"FILE: expected at least {SHORTEST} characters, got {len(source)} in {name}"
         )
     with prepare_folder(save, resume=resume, overwrite=overwrite) as folder:
-        return _train(
-            source, name, options, folder, resume, overwrite, sys.stdout if out is None else out
-        )
+        screen = sys.stdout if out is None else out
+        return _train(source, name, options, folder, resume, overwrite, screen, parallel)
 
 
 def _train(
@@ -375,6 +379,7 @@ def _train(
     resume: bool,
     overwrite: bool,
     out: TextIO,
+    parallel: Parallel | None,
 ) -> tuple[CharModel, dict[str, Any]]:
     """Train, save the model where there is a folder, and measure it."""
     chars = CharModel.fresh(source.alphabet, options)
@@ -382,14 +387,14 @@ def _train(
     chars.set_precision(options.precision)
     cut = int(len(source) * HELD_IN)
     prompt = source.text(cut, cut + 64)
-    batch = min(BATCH, cut // 8)
+    batch = min(options.batch, cut // 8)
     # On a GPU the text goes there once, and windows are cut from it there.
     learned, held_out = (
         chars._placed(ids) for ids in (source.ids[:cut], source.ids[cut : cut + MOST_VALID])
     )
     train = StreamLoader(learned, batch, WINDOW)
     valid = StreamLoader(held_out, min(BATCH, (len(source) - cut) // 8), 4 * WINDOW)
-    trainer = trainer_of(chars)
+    trainer = trainer_of(chars, parallel)
     trainer.callbacks.append(_Report(chars, prompt, folder, out))
     print(
         f"{visible(name, out)}: {len(source):,} characters, {len(chars.alphabet)} different; "
@@ -429,7 +434,7 @@ def _train(
     }
 
 
-def trainer_of(chars: CharModel) -> Trainer:
+def trainer_of(chars: CharModel, parallel: Parallel | None = None) -> Trainer:
     """Return a trainer with AdamW, a warm-up and a cosine over the steps of the model's options."""
     options = chars.options
     schedule = optim.Warmup(
@@ -437,7 +442,7 @@ def trainer_of(chars: CharModel) -> Trainer:
         steps=max(1, min(50, options.steps // 10)),
     )
     optimizer = optim.AdamW(schedule, betas=(0.9, 0.99))
-    return Trainer(chars.model, losses.CrossEntropy(), optimizer, clip_norm=1.0)
+    return Trainer(chars.model, losses.CrossEntropy(), optimizer, clip_norm=1.0, parallel=parallel)
 
 
 readable(globals())

@@ -17,7 +17,7 @@ from .. import audio, decoding, losses, metrics, optim
 from .._annotations import readable
 from .._check import Array
 from .._files import atomic_write
-from ..train import Callback, Trainer
+from ..train import Callback, Parallel, Trainer
 from . import _picture
 from ._application import Application, Figures, Run, held_out_of
 from ._clips import QUIETEST, Clip, Left, read_clips, sound_of
@@ -104,6 +104,7 @@ def train(
     optimizer: optim.Optimizer | None = None,
     callbacks: Sequence[Callback] = (),
     report: Report = print,
+    parallel: Parallel | None = None,
 ) -> Recognizer:
     """Train a recogniser on clips.
 
@@ -121,6 +122,7 @@ def train(
         optimizer: the optimiser; None: AdamW with a warm-up and a cosine.
         callbacks: callbacks of the Trainer.
         report: called with each line that people read.
+        parallel: the processes that train together; None: this one alone.
 
     Returns:
         The recogniser.
@@ -148,6 +150,7 @@ def train(
         optim.AdamW(schedule, betas=(0.9, 0.98)) if optimizer is None else optimizer,
         clip_norm=5.0,
         callbacks=[*callbacks, EpochReport(report, every=max(options.epochs // 10, 1))],
+        parallel=parallel,
     )
     seconds = sum(len(c.samples) for c in clips) / options.sample_rate
     report(
@@ -289,7 +292,7 @@ def _train(data: Sequence[str], options: TranscribeOptions, run: Run) -> Figures
     check_values(options)
     some, held_out = divide(read(data, options, run.report), options)
     began = time.perf_counter()
-    recognizer = train(some, options, report=run.report)
+    recognizer = train(some, options, report=run.report, parallel=run.parallel)
     seconds = time.perf_counter() - began
     if run.folder is not None:
         recognizer.save(run.folder)

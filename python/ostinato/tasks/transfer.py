@@ -20,7 +20,7 @@ from .. import losses, nn, optim
 from .._annotations import readable
 from .._check import Array
 from ..data import StreamLoader
-from ..train import Callback, GradualUnfreezing, Trainer
+from ..train import Callback, GradualUnfreezing, Parallel, Trainer
 from . import _picture, corpora, transcribe
 from ._application import Application, Figures, Run, option, task_of
 from ._clips import DIGITS, Clip
@@ -165,6 +165,7 @@ def run_course(
     *,
     transferred: bool,
     report: Report,
+    parallel: Parallel | None = None,
 ) -> Course:
     """Train one of the two models; it ends with the parameters of its best validation.
 
@@ -185,6 +186,7 @@ def run_course(
         options: steps, rate, factor and unfreeze.
         transferred: whether layers have rates of their own and are unfrozen gradually.
         report: called with each line that people read.
+        parallel: the processes that train together; None: this one alone.
 
     Returns:
         The course of the run.
@@ -203,6 +205,7 @@ def run_course(
         optim.AdamW(schedule, betas=(0.9, 0.98), groups=groups),
         clip_norm=5.0,
         callbacks=callbacks,
+        parallel=parallel,
     )
     first = trainer.evaluate(valid)["loss"]
     before = model.flat.copy()
@@ -250,7 +253,7 @@ def _adapted(source: CharModel, alphabet: str) -> CharModel:
     return made
 
 
-def _source_of_plays(plays: dict[str, str], options: TransferOptions, report: Report) -> CharModel:
+def _source_of_plays(plays: dict[str, str], options: TransferOptions, run: Run) -> CharModel:
     """Train a model on all plays but one."""
     others = corpora.encode("\n\n".join(t for n, t in plays.items() if n != options.play))
     text_options = TextOptions(
@@ -261,9 +264,13 @@ def _source_of_plays(plays: dict[str, str], options: TransferOptions, report: Re
         optim.Cosine(options.rate, steps=options.source_steps, final=options.rate / 20), steps=50
     )
     trainer = Trainer(
-        chars.model, losses.CrossEntropy(), optim.AdamW(schedule, betas=(0.9, 0.99)), clip_norm=1.0
+        chars.model,
+        losses.CrossEntropy(),
+        optim.AdamW(schedule, betas=(0.9, 0.99)),
+        clip_norm=1.0,
+        parallel=run.parallel,
     )
-    report(f"learning {len(plays) - 1} plays, {len(others):,} characters")
+    run.report(f"learning {len(plays) - 1} plays, {len(others):,} characters")
     trainer.fit(StreamLoader(others.ids, BATCH, WINDOW), steps=options.source_steps, progress=False)
     return chars
 
@@ -279,7 +286,7 @@ def _text(source: CharModel | None, text: str, options: TransferOptions, run: Ru
             f"{len(train)} of {len(text)}"
         )
     if source is None:
-        source = _source_of_plays(corpora.plays(), options, run.report)
+        source = _source_of_plays(corpora.plays(), options, run)
     alphabet = "".join(sorted({*source.alphabet, *text}))
     transferred = _adapted(source, alphabet)
     scratch = CharModel.fresh(alphabet, replace(source.options, seed=options.seed))
@@ -292,8 +299,9 @@ def _text(source: CharModel | None, text: str, options: TransferOptions, run: Ru
     loader = StreamLoader(parts[0], min(8, len(train) // WINDOW), WINDOW)
     valid = StreamLoader(parts[1], 1, min(4 * WINDOW, len(parts[1]) - 1))
     loss = losses.CrossEntropy()
+    given: dict[str, Any] = {"report": run.report, "parallel": run.parallel}
     courses = [
-        run_course(m.model, loss, loader, valid, options, transferred=t, report=run.report)
+        run_course(m.model, loss, loader, valid, options, transferred=t, **given)
         for m, t in ((scratch, False), (transferred, True))
     ]
     bits = [_bits(m, parts[2]) for m in (scratch, transferred)]
@@ -355,13 +363,12 @@ def _speech(source: Recognizer, data: Sequence[str], options: TransferOptions, r
     features = [scratch.features(c.samples) for c in valid]
     validation = features, [scratch.labels(c.text) for c in valid]
     loss = losses.CTC(impossible="skip")
+    given: dict[str, Any] = {"report": run.report, "parallel": run.parallel}
     known_clips = [*train, *valid]  # evaluate leaves out what chose the parameters, too
     courses, errors = [], []
     for recognizer, t in zip(models, (False, True)):
         net = recognizer.model
-        courses.append(
-            run_course(net, loss, loader, validation, options, transferred=t, report=run.report)
-        )
+        courses.append(run_course(net, loss, loader, validation, options, transferred=t, **given))
         recognizer.language.fit(loader.labels)
         recognizer.trained = np.array(sorted({c.key for c in known_clips}), np.int64)
         errors.append(transcribe.measure(recognizer, held_out)[0]["cer"])

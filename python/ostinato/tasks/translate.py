@@ -528,7 +528,9 @@ def _fit(
         [
             partial(_fit_member, trained, pairs, parts, run, member)
             for member in range(len(trained.models))
-        ]
+        ],
+        # Several processes train one network after the other, all of them together.
+        in_turn=run.parallel is not None,
     )
 
 
@@ -561,6 +563,7 @@ def _fit_member(
         clip_norm=1.0,
         metrics=["accuracy"],
         callbacks=callbacks,
+        parallel=run.parallel,
     )
     trainer.fit(
         loader,

@@ -14,6 +14,7 @@ from . import metrics
 from ._averaging import WeightAverage
 from ._callbacks import Callback, ScheduledSampling, TensorBoard
 from ._checkpoint import Checkpoint
+from ._parallel import Parallel, ParallelError
 from ._search import SearchResult, Trial, search
 from ._trainer import Trainer
 from ._types import Diverged, History, Row
@@ -25,6 +26,8 @@ __all__ = [
     "Diverged",
     "GradualUnfreezing",
     "History",
+    "Parallel",
+    "ParallelError",
     "Row",
     "ScheduledSampling",
     "SearchResult",

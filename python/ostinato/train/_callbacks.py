@@ -19,7 +19,8 @@ class Callback:
     """Base class of callbacks, whose methods do nothing until they are overridden.
 
     ``trainer.stop(reason)`` ends the run after the step. An exception of a callback ends the run
-    too: the checkpoint is written and the best parameters are put back first.
+    too: the checkpoint is written and the best parameters are put back first. In a parallel run the
+    callbacks of every rank are called, and a stop or an exception on one rank ends the run on all.
 
     >>> import ostinato as ost
     >>> class Print(ost.train.Callback):
@@ -136,7 +137,8 @@ class TensorBoard(Callback):
     """Write every row of the history for TensorBoard, and the loss of every ``every``-th step.
 
     It needs the extra ``tensorboard``; the writer of PyTorch is taken where tensorboardX is
-    missing. When the run starts there is an ImportError if there is neither.
+    missing. When the run starts there is an ImportError if there is neither. In a parallel run rank
+    0 alone writes.
 
     >>> import ostinato as ost
     >>> ost.train.TensorBoard("runs/gru").folder
@@ -152,14 +154,19 @@ class TensorBoard(Callback):
         self._writer: Any = None
 
     def on_start(self, trainer: Trainer) -> None:
-        self._writer = _summary_writer()(self.folder)
+        if trainer.parallel is None or trainer.parallel.rank == 0:
+            self._writer = _summary_writer()(self.folder)
 
     def on_step(self, trainer: Trainer, step: int, loss: float, norm: float) -> None:
+        if self._writer is None:
+            return
         if self.every is not None and step % self.every == 0:
             self._writer.add_scalar("step/loss", float(loss), step)
             self._writer.add_scalar("step/norm", float(norm), step)
 
     def on_row(self, trainer: Trainer, row: Row) -> None:
+        if self._writer is None:
+            return
         for name, value in row.items():
             if name != "step":
                 self._writer.add_scalar(name, value, int(row["step"]))

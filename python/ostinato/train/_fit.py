@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,21 +13,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import _deferred, _device
+from .. import _core, _deferred, _device
 from .._check import Array
 from ..nn import Layer, Model, Recurrent, Sequential
 from ..nn._description import functions_of
 from . import _checkpoint
 from ._callbacks import Callback
 from ._checkpoint import Place, Saved
+from ._division import joined_state, joined_walks, own_state
 from ._inputs import Source
 from ._log import Log
+from ._parallel import ParallelError
 from ._restore import (
     as_json,
     check_facts,
     check_model,
     joined_parameters,
     names_of,
+    short,
     split_parameters,
 )
 from ._signals import Signals
@@ -41,6 +45,27 @@ PATIENCE = "no better loss within patience"
 NOTHING_COUNTS = (
     "train: expected at least one step that counts in the loss, got an epoch without any"
 )
+
+
+@dataclass
+class _Figures:
+    """What a rank has of an update, or all of them together.
+
+    Attributes:
+        total: sum of the losses.
+        weight: by how much it counts.
+        counts: whether anything does, or may do: a device is not asked.
+        window: the first one of this rank of which anything counts.
+        over: whether the batches are at their end. A rank without rows is: the others decide.
+        done: steps of the batch that have been run.
+    """
+
+    total: Any = 0.0
+    weight: Any = 0.0
+    counts: bool = False
+    window: Window | None = None
+    over: bool = True
+    done: int = 0
 
 
 @dataclass
@@ -75,7 +100,7 @@ class Fit:
             validation,
             settings,
         )
-        self.stepper = Stepper(trainer)
+        self.stepper, self.ranks = Stepper(trainer), trainer._ranks
         self.at = Place()
         self.state: Any = None
         self.walk = Walk()
@@ -92,6 +117,7 @@ class Fit:
         self._known_good = -1  # the last step whose parameters had a finite loss
         self._saved = (-1, -1)
         self._whole = True  # False within an update
+        self._kept = settings.checkpoint is not None  # whether rank 0 writes a checkpoint
         self._began = 0  # the step that this call of fit began with
         self._started = 0.0
         self._draws = _draws(trainer.model)
@@ -141,6 +167,7 @@ class Fit:
                 self._read()
                 self._save()
         except BaseException as e:  # Ctrl-C, too: what is known to be good is saved
+            self.ranks._tell(e)
             self._rescue()
             if isinstance(e, Diverged):
                 path = self.settings.checkpoint
@@ -170,7 +197,7 @@ class Fit:
 
         Without validation these are the last good ones.
         """
-        good = self._whole
+        good = self._agreed_whole()
         try:
             self._read()
         except Exception as e:  # the error that ends the run came first; updates before it are good
@@ -180,15 +207,16 @@ class Fit:
                 self._save()
             except Diverged:
                 good = False
-            except OSError as e:
+            except (OSError, ParallelError) as e:
                 warnings.warn(
                     f"checkpoint: it could not be written after the error that follows: {e}",
                     stacklevel=2,
                 )
-        if good and self.settings.checkpoint is None:
+        if good and not self._kept:
             try:
                 self._try()
-            except Exception:  # an error of the loss does not prove the parameters good
+            except Exception as e:  # an error of the loss does not prove the parameters good
+                self.ranks._tell(e)
                 good = False
         if not self._put_best_back() and not good and self.stepper.previous is not None:
             with self.trainer.model.write() as p:
@@ -228,10 +256,26 @@ class Fit:
             t._epochs = at.first_epoch + at.epoch
             if not s.validate_every and self._row(callbacks):
                 return PATIENCE
-            if signals.seen is not None:
-                return "interrupted"
-            if t._stop:
-                return t._stop
+            reason = self._asked_to_end(signals)
+            if reason:
+                return reason
+
+    def _asked_to_end(self, signals: Signals) -> str:
+        """Return why the run is to end, by a signal or a callback on any rank, or ""."""
+        ranks, t = self.ranks, self.trainer
+        asked = ranks._exchange("the end of a step", signals.seen or 0, bool(t._stop))
+        if asked[:, 0].any():
+            signals.seen = int(asked[:, 0].max())
+            return "interrupted"
+        if ranks.size > 1 and asked[:, 1].any():
+            t._stop = next(reason for reason in ranks._collect_all(t._stop) if reason)
+        return t._stop
+
+    def _agreed_whole(self) -> bool:
+        """Return whether all ranks have ended the same update and the same row."""
+        at = self.at.step, len(self.history.rows)
+        table = self.ranks._exchange("an error", self._whole, *at)
+        return bool(table[:, 0].all() and (table == table[0]).all())
 
     def _batch(self, group: list[Batch], callbacks: Sequence[Callback], signals: Signals) -> str:
         """Run the updates of a batch, or of several; return why the run ends, or ""."""
@@ -258,27 +302,49 @@ class Fit:
         On a device these are arrays without axes, for which nothing has waited.
         """
         before = self._here()
+        at, done = self.at, None
+        summed = len(group) > 1 or self.ranks.size > 1
+        self.trainer.model.zero_grad()
         with _deferred.gathered() as checks:
-            total, weight, window, over = self._gradients(group)
-            at, done = self.at, None
-            if window is not None:
+            figures = self._of_all(self._gradients(group, summed), group)
+            if figures.counts:
                 self._whole = False
-                value = _deferred.quotient(total, weight)
-                norm = self.stepper.apply(at.step + 1, value, weight, checks, summed=len(group) > 1)
+                value = _deferred.quotient(figures.total, figures.weight)
+                norm = self.stepper.apply(at.step + 1, value, figures.weight, checks, summed=summed)
+                self._newest = figures.window or self._newest
                 if not self._unread.pending:
-                    self._oldest = window
-                self._newest = window
-                self._unread.pending.append(Update(total, weight, norm, checks, before))
+                    self._oldest = self._newest
+                update = Update(figures.total, figures.weight, norm, checks, before)
+                self._unread.pending.append(update)
                 at.step += 1
                 done = value, norm
-        at.window = 0 if over else self.walk.done
-        if over:
+        at.window = 0 if figures.over else figures.done
+        if figures.over:
             at.batch += len(group)
         self._whole = True
         self.trainer.at_step = at.step
         if not self._waits():
             self._read()
         return done
+
+    def _of_all(self, own: _Figures, group: list[Batch]) -> _Figures:
+        """Return what all ranks have of an update, whose gradients are added up.
+
+        A process that is alone may have figures on a device, which stay there. Those of several
+        ranks are floats: `Trainer._check_parallel` refuses a model that is not on the CPU.
+        """
+        if self.ranks.size == 1:
+            return own
+        rows = sum(batch.whole for batch in group)
+        table = self.ranks._exchange(
+            "an update", own.total, own.weight, own.counts, own.over, own.done, rows
+        )
+        _check_rows(table[:, 5])
+        total, weight = (sum(column) for column in table[:, :2].T.tolist())
+        counts, over = bool(table[:, 2].any()), bool(table[:, 3].all())
+        if counts:
+            self.ranks._add(self.trainer.model._writable_grads().flat)
+        return _Figures(total, weight, counts, own.window, over, int(table[:, 4].max()))
 
     def _waits(self) -> bool:
         """Whether the figures of updates can stay on a device for now."""
@@ -321,42 +387,40 @@ class Fit:
         failed.before()
         _deferred.raise_first(failed.checks)
 
-    def _gradients(self, group: list[Batch]) -> tuple[Any, Any, Window | None, bool]:
-        """Compute the gradients of an update.
-
-        Returns:
-            The sum of the losses, by how much it counts, the first window of which anything counts
-            or None, and whether the group of batches is at its end.
-        """
-        at, stepper, summed = self.at, self.stepper, len(group) > 1
-        self.trainer.model.zero_grad()
-        total, weight, first = 0.0, 0.0, None
-        over = True
+    def _gradients(self, group: list[Batch], summed: bool) -> _Figures:
+        """Add the gradients of this rank's part of the next window of each batch."""
+        own = _Figures()
         for k, batch in enumerate(group):
             if k:
                 self.walk = Walk(0, {0: self.state})
-            window = stepper.next_window(batch, self.walk)
+            if batch.x is None:
+                continue
+            window = self.stepper.next_window(batch, self.walk)
             if window is None:
                 continue
-            result = stepper.gradients(window, at.step + 1, self._rng(k), summed=summed)
+            result = self.stepper.gradients(window, self.at.step + 1, self._rng(k), summed=summed)
             if result.counts:
-                first = first or window
-            total, weight = total + result.loss * result.weight, weight + result.weight
-            over = stepper.advance(batch, self.walk, result.state)
-            if over:
+                own.window, own.counts = own.window or window, True
+            own.total = own.total + result.loss * result.weight
+            own.weight = own.weight + result.weight
+            own.over = self.stepper.advance(batch, self.walk, result.state)
+            if own.over:
                 self.state = self.walk.known[self.walk.done] if self.source.carries_state else None
-        return total, weight, first, over
+        own.done = self.walk.done
+        return own
 
     def _rng(self, batch: int) -> Any:
         """Return the generator of an update.
 
-        It depends only on the seed and the position: a resumed run draws the same numbers.
+        It depends only on the seed, the position and the rank: a resumed run draws the same
+        numbers, if the number of ranks is the same.
         """
         if not self._draws:
             return None
         at = self.at
         place = (self.settings.seed, 1, at.first_epoch + at.epoch, at.batch + batch, at.window)
-        return np.random.default_rng(place)
+        rank = (self.ranks.rank,) if self.ranks.size > 1 else ()
+        return np.random.default_rng((*place, *rank))
 
     def _after(self, loss: Any, norm: Any, callbacks: Sequence[Callback], signals: Signals) -> str:
         """Do what follows an update; return why the run ends, or ""."""
@@ -367,9 +431,7 @@ class Fit:
             return PATIENCE
         if s.checkpoint_every and at.step % s.checkpoint_every == 0:
             self._save()
-        if signals.seen is not None:
-            return "interrupted"
-        return t._stop
+        return self._asked_to_end(signals)
 
     # -- rows --------------------------------------------------------------------------------------
 
@@ -389,7 +451,7 @@ class Fit:
         t, at, s = self.trainer, self.at, self.settings
         if not at.loss_count and self._unseen() and _device.of(t.model.flat) is not None:
             raise ValueError(NOTHING_COUNTS)  # whether anything counts is known now
-        at.seconds = time.monotonic() - self._started
+        at.seconds = self._agreed_seconds()
         row: Row = {
             "step": at.step,
             "epoch": at.epoch,
@@ -399,7 +461,7 @@ class Fit:
         }
         better = False
         if self.validation is not None:
-            figures, culprit = t._evaluate(self.validation)
+            figures, culprit = t._evaluate(self.validation, self.ranks)
             row["valid_loss"] = figures.pop("loss")
             row.update({f"valid_{k}": v for k, v in figures.items()})
             if not math.isfinite(row["valid_loss"]):
@@ -420,6 +482,21 @@ class Fit:
         for c in callbacks:
             c.on_row(t, row)
         return s.patience is not None and at.bad >= s.patience
+
+    def _agreed_seconds(self) -> float:
+        """Return the seconds of rank 0, and raise if the parameters of the ranks are not equal."""
+        ranks, seconds = self.ranks, time.monotonic() - self._started
+        if ranks.size == 1:
+            return seconds
+        found = zlib.crc32(self.trainer.model.flat.tobytes())
+        table = ranks._exchange("a row", seconds, found)
+        other = int((table[:, 1] != table[0, 1]).argmax())
+        if other:
+            raise ParallelError(
+                f"the parameters of rank {other} differ from those of rank 0 after step "
+                f"{self.at.step}: expected calls and callbacks that do the same on every rank"
+            )
+        return float(table[0, 0])
 
     def _judge(self, figure: float) -> bool:
         """Return whether a figure is the best so far; NaN never is.
@@ -461,13 +538,35 @@ class Fit:
         }
 
     def _save(self) -> None:
-        s, t = self.settings, self.trainer
         key = (self.at.step, len(self.history.rows))
-        if s.checkpoint is None or self._saved == key or not self.at.step:
+        if not self._kept or self._saved == key or not self.at.step:
             return
         self._read()
         self._try()
         self.at.seconds = time.monotonic() - self._started
+        state, walk = self.state, self.walk.known if self.at.window else {}
+        if self.ranks.size > 1 and (self.source.carries_state or self.at.window):
+            self.ranks._exchange("the states of a checkpoint")
+            parts = self.ranks._collect((state, walk))
+        else:
+            parts = [(state, walk)]
+        error: BaseException | None = None
+        if self.ranks.rank == 0:
+            try:
+                self._write(parts)
+            except BaseException as e:  # the others wait to be told
+                error = e
+        self.ranks._settle("a checkpoint", error)
+        self._saved = key
+
+    def _write(self, parts: list[Any]) -> None:
+        """Write the checkpoint, with the states of all ranks as those of one."""
+        s, t = self.settings, self.trainer
+        assert s.checkpoint is not None
+        state, walk = parts[0]
+        if len(parts) > 1:
+            state = joined_state([p[0] for p in parts])
+            walk = joined_walks([p[1] for p in parts])
         _checkpoint.write(
             s.checkpoint,
             Saved(
@@ -476,8 +575,8 @@ class Fit:
                 best=None if self.best is None else split_parameters(t.model, self.best),
                 optimizer=t.optimizer.state_dict(),
                 names=names_of(t),
-                state=self.state,
-                walk=self.walk.known if self.at.window else {},
+                state=state,
+                walk=walk,
                 history=self.history,
                 data=self.source.fingerprint(),
                 validation=self.watched(),
@@ -485,33 +584,74 @@ class Fit:
                 identity=s.identity,
             ),
         )
-        self._saved = key
 
     def _try(self) -> None:
         """Raise an error if the loss of the present parameters is not finite.
 
         It is measured on the last batch or, after a validation, on that.
         """
-        if self._known_good == self.at.step or self._last is None:
+        if self._known_good == self.at.step:
             return
-        value = self.stepper.loss_of(self._last)
-        if not math.isfinite(value):
-            raise diverged(f"the loss is {value} after step {self.at.step}")
+        if self._last is None and self.ranks.size == 1:
+            return
+        value = 0.0 if self._last is None else self.stepper.loss_of(self._last)
+        values = self.ranks._exchange("a check of the loss", value)[:, 0]
+        bad = values[~np.isfinite(values)]
+        if len(bad):
+            raise self.ranks._known(diverged(f"the loss is {bad[0]} after step {self.at.step}"))
         self._known_good = self.at.step
+
+    def begin(self, resume: bool) -> None:
+        """Compare what the ranks were given, resume where rank 0 does, and share its parameters."""
+        ranks, t = self.ranks, self.trainer
+        if ranks.size == 1:
+            if resume:
+                self.resume()
+            return
+        given = self._given()  # an error comes before the transfer, and is told to the others
+        ranks._exchange("the start of fit")
+        _check_equal(ranks._collect_all(given))
+        self._kept, resume = ranks._share((self._kept, resume))
+        if resume:
+            self.resume()
+        state = (np.array(t.model.flat), t.optimizer.state_dict(), t._epochs)
+        ranks._exchange("the parameters at the start")
+        flat, optimizer, t._epochs = ranks._share(state)
+        with t.model.write() as p:
+            p.flat[...] = flat
+        t.optimizer.load_state_dict(optimizer)
+
+    def _given(self) -> dict[str, Any]:
+        """Return what has to be equal on all ranks, by name."""
+        s, t = self.settings, self.trainer
+        apart = ("checkpoint", "log")
+        model = {n: (a.shape, str(a.dtype)) for n, a in t.model.parameters().items()}
+        return {
+            **{n: v for n, v in vars(s).items() if n not in apart},
+            "the kernels (OSTINATO_KERNELS chooses them)": _core.kernels(),
+            "the parameters of the model": model,
+            "loss and optimizer": names_of(t),
+            "clip_norm and clip_value": (t.clip_norm, t.clip_value),
+            "tbptt": t.tbptt,
+            "outputs": t.outputs,
+            "train": as_json(self.source.fingerprint()),
+            "validation": self.watched(),
+        }
 
     def resume(self) -> None:
         """Continue from the checkpoint if it is there, otherwise from the log only."""
-        path = self.settings.checkpoint
-        if path is not None and path.exists():
-            self.restore()
+        path, ranks = self.settings.checkpoint, self.ranks
+        saved = _checkpoint.read(path) if path is not None and path.exists() else None
+        ranks._exchange("reading the checkpoint")
+        saved = ranks._share(saved)
+        if saved is not None:
+            self.restore(saved, Path("the checkpoint of rank 0") if path is None else path)
         elif self.log is not None:
             self.log.resume([], self.columns())
 
-    def restore(self) -> None:
+    def restore(self, saved: Saved, path: Path) -> None:
         """Restore the run from the checkpoint; nothing changes if it does not fit."""
-        path, t = self.settings.checkpoint, self.trainer
-        assert path is not None
-        saved = _checkpoint.read(path)
+        t, ranks = self.trainer, self.ranks
         try:
             check_model(t, self.source, saved)
         except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as e:
@@ -525,10 +665,12 @@ class Fit:
         t.model.load_state_dict(saved.model)
         t.optimizer.load_state_dict(saved.optimizer)
         self.at, self.history = saved.at, saved.history
-        self.state, self.walk = (
-            self._placed(saved.state),
-            Walk(saved.at.window, self._placed(saved.walk)),
-        )
+        state, walk = saved.state, saved.walk
+        if ranks.size > 1:
+            part = slice(ranks.rank, None, ranks.size)
+            state = own_state(state, part)
+            walk = {step: own_state(s, part) for step, s in walk.items()}
+        self.state, self.walk = self._placed(state), Walk(saved.at.window, self._placed(walk))
         t._epochs = saved.at.first_epoch + saved.at.epoch
         if saved.best is not None:
             self.best = joined_parameters(t.model, saved.best)
@@ -553,6 +695,28 @@ class Fit:
         if isinstance(state, dict):
             return {k: self._placed(v) for k, v in state.items()}
         return None if state is None else self.trainer._placed(state)
+
+
+def _check_rows(rows: Array) -> None:
+    """Raise unless all ranks have been given batches of the same number of rows."""
+    other = int((rows != rows[0]).argmax())
+    if other:
+        raise ParallelError(
+            f"rank {other} was given a batch of {rows[other]:.0f} rows, and rank 0 one of "
+            f"{rows[0]:.0f}: expected every rank to be given the same whole batches, which are "
+            "divided here"
+        )
+
+
+def _check_equal(given: list[dict[str, Any]]) -> None:
+    """Raise unless all ranks have been given the same."""
+    for rank, facts in enumerate(given):
+        for name, value in given[0].items():
+            if facts[name] != value:
+                raise ParallelError(
+                    f"rank {rank} has another value than rank 0 for {name}: expected "
+                    f"{short(value)}, got {short(facts[name])}"
+                )
 
 
 def _end(callbacks: Sequence[Callback], trainer: Trainer) -> None:

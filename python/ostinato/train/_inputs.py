@@ -27,6 +27,7 @@ from ..nn import Embedding, Layer, Linear, Model, Recurrent
 from ..nn._layer import layers_of
 from ..nn._model import takes
 from ..nn._sequential import _leaf
+from ._division import none_of, own_inputs, own_rows
 from ._types import FLAGS, THIRD, Batch, Times
 
 
@@ -178,12 +179,20 @@ class Source:
         data: what was given.
         form: what is expected.
         batch_size, shuffle, seed: of whole arrays.
+        part: the rows of every batch that are taken, in a parallel run; None: all.
     """
 
     def __init__(
-        self, name: str, data: Any, form: Form, batch_size: int, shuffle: bool, seed: int
+        self,
+        name: str,
+        data: Any,
+        form: Form,
+        batch_size: int,
+        shuffle: bool,
+        seed: int,
+        part: slice | None = None,
     ) -> None:
-        self.name, self.form = name, form
+        self.name, self.form, self.part = name, form, part
         self.loader = self._loader(data, batch_size, shuffle, seed)
         self.carries_state = bool(getattr(self.loader, "carries_state", False))
         said = getattr(self.loader, "time_major", None)
@@ -265,6 +274,9 @@ class Source:
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Return the batches of an epoch from number ``start`` on, checked."""
         selections = getattr(self.loader, "_selections", None)
+        if self.part is not None and selections is not None and _picks(self.loader):
+            yield from self._own_samples(selections(epoch, start), self.part, start)
+            return
         rows = selections(epoch, start) if selections is not None else None
         raw = (
             self.loader.batches(epoch, start)
@@ -276,7 +288,19 @@ class Source:
                 batch, first=k == start == 0, rows=None if rows is None else next(rows, None)
             )
 
-    def _checked(self, batch: Any, first: bool, rows: Any) -> Batch:
+    def _own_samples(self, selections: Iterator[Array], part: slice, start: int) -> Iterator[Batch]:
+        """Yield this rank's part of each batch, of which no other sample is read."""
+        for k, rows in enumerate(selections):
+            own = rows[part]
+            if not len(own):
+                yield none_of(self.time_major, len(rows))
+                continue
+            batch = self._checked(
+                self.loader._batch(own), first=k == start == 0, rows=own, divided=True
+            )
+            yield replace(batch, whole=len(rows))
+
+    def _checked(self, batch: Any, first: bool, rows: Any, divided: bool = False) -> Batch:
         if not isinstance(batch, (tuple, list)) or not 2 <= len(batch) <= 3:
             raise TypeError(
                 "data: expected (x, target[, lengths]) as numpy arrays, or batches of that form, "
@@ -286,7 +310,7 @@ class Source:
         x, target, third = (*batch, None)[:3]
         times = _times(third)
         if self.form.several(x):
-            return self._of_several(Inputs.of(x), target, times, rows)
+            return self._of_several(Inputs.of(x), target, times, rows, divided)
         x, target = sequences(x), self.form.target_of(target)
         if isinstance(x, Ragged):
             target, times = _flat(x, target, times, self.form.outputs)
@@ -296,6 +320,10 @@ class Source:
         x = self.form.floats(x, quiet=True) if not _is_id_like(x) else x
         x = contiguous(x)
         given = Batch(x, target, times, self.time_major, rows)
+        if self.part is not None and not divided:
+            given = own_rows(given, self.part, per_sequence=self.form.outputs == "last")
+            if given.x is None:
+                return given
         refuse_non_finite(given, infinite=self.name != "data")  # NaN shows in the loss of training
         return self._placed(given)
 
@@ -311,18 +339,27 @@ class Source:
         known = first_non_finite(given) if moved and not _on_device(given.target) else ""
         return replace(given, x=x, target=target, non_finite=known)
 
-    def _of_several(self, x: Inputs, target: Any, times: Times, rows: Any) -> Batch:
+    def _of_several(self, x: Inputs, target: Any, times: Times, rows: Any, divided: bool) -> Batch:
         """Return a checked batch of several inputs."""
         for name in sorted({"resets", "masked"} & set(times)):
             raise ValueError(f"{name}: expected it among the inputs of the model, got it beside")
         inputs = x.mapped(lambda n, a: self.form.converted(n, whole_input(n, a), quiet=True))
-        target = self.form.target_of(target)
+        target, count = self.form.target_of(target), 0
+        if self.part is not None and not divided:
+            axis, last = int(self.time_major), self.form.outputs == "last"
+            inputs, target, times, count = own_inputs(
+                inputs, target, times, self.part, axis, per_sequence=last
+            )
+            rows = None if rows is None else rows[self.part]
+            if not len(range(*self.part.indices(count))):
+                return none_of(self.time_major, count)
         if isinstance(target, Ragged):
             target, times = target.rows, _none_beside_ragged(times)
         else:
             self._check_times(times)
         whole = self.form.outputs == "last" or target.ndim < 2
-        return self._placed(Batch(inputs, target, times, self.time_major, rows, per_sequence=whole))
+        given = Batch(inputs, target, times, self.time_major, rows, per_sequence=whole, whole=count)
+        return self._placed(given)
 
     def _check_layout(self, x: Array, times: Times, first: bool) -> None:
         size = getattr(self.loader, "batch_size", None)
@@ -372,6 +409,14 @@ class Source:
                     f"{self.name}: expected at least one step that counts, got {name} of zeros "
                     "alone"
                 )
+
+
+def _picks(loader: Any) -> bool:
+    """Return whether the batches of a loader are no more than the samples that it selects.
+
+    A class of the user's own may change what it has selected, by numbers drawn for whole batches.
+    """
+    return getattr(type(loader).batches, "__module__", "") == ArrayLoader.__module__
 
 
 def contiguous(x: Any) -> Any:

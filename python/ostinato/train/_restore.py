@@ -115,9 +115,9 @@ def check_facts(
             name in saved.identity
         ):
             raise ValueError(
-                f"identity[{name!r}]: expected {_short(saved.identity.get(name))}, as the run "
+                f"identity[{name!r}]: expected {short(saved.identity.get(name))}, as the run "
                 f"of {path} had it, got "
-                f"{_short(identity.get(name))}"
+                f"{short(identity.get(name))}"
             )
     if data["content"] != theirs.get("content"):
         warnings.warn(
@@ -127,7 +127,7 @@ def check_facts(
         )
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 

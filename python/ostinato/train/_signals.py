@@ -42,7 +42,7 @@ class Signals:
 
         That is KeyboardInterrupt, SystemExit, or what the program's own handler does.
         """
-        if self.seen is None:
+        if self.seen not in self._before:  # none, or another process has seen it
             return
         handler = self._before[self.seen]
         if handler in (signal.SIG_DFL, signal.default_int_handler):

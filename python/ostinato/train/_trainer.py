@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import pickle
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -31,10 +32,12 @@ from ._callbacks import Callback
 from ._fit import Fit, Settings
 from ._inputs import Form, Source, contiguous, culprit_of, refuse_non_finite, sequences
 from ._log import Log
+from ._parallel import ALONE, Parallel
 from ._progress import Progress
 from ._step import Stepper, check_strides, measure, tells_last
 from ._types import Batch, History, Row, Times
 from ._unread import Tally
+from .metrics import Metric
 
 OUTPUTS = ("all", "last", "last_step")
 
@@ -104,6 +107,10 @@ class Trainer:
             as ``["accuracy"]``. evaluate and every validation report them. lengths is a bool mask
             of the steps that count where a batch has a mask, and None for all.
         callbacks: `Callback` objects.
+        parallel: the processes that train together, each with its part of every batch; see
+            `Parallel`. All of them make the same Trainer and call `fit` with the same arguments;
+            only rank 0 reads and writes the checkpoint and the log. evaluate and predict are those
+            of one process. None: this one alone.
 
     Raises:
         KeyError: a pattern of the optimiser's groups that matches no parameter.
@@ -126,6 +133,7 @@ class Trainer:
         tbptt: tuple[int, int] | None = None,
         metrics: Mapping[str, Any] | Sequence[Any] | None = None,
         callbacks: Sequence[Callback] = (),
+        parallel: Parallel | None = None,
     ) -> None:
         _check_model(model)
         self.model: Layer = model
@@ -142,6 +150,9 @@ class Trainer:
         self.outputs: str = _check.choice("outputs", outputs, OUTPUTS)
         self.metrics = _metrics.named(metrics)
         self.callbacks = list(callbacks)
+        self.parallel: Parallel | None = (
+            None if parallel is None else _instance("parallel", parallel, Parallel)
+        )
         recurrent = [m for m in layers_of(model) if isinstance(m, Recurrent)]
         self._check_outputs(recurrent)
         given = {**steps, "memory_limit": memory_limit}
@@ -214,6 +225,10 @@ class Trainer:
         """
         self._stop = reason
 
+    @property
+    def _ranks(self) -> Parallel:
+        return ALONE if self.parallel is None else self.parallel
+
     def _form(self) -> Form:
         per_sequence = self.outputs != "all" or bool(getattr(self.model, "reduces_time", False))
         labels = self.loss.takes_sequences
@@ -251,9 +266,12 @@ class Trainer:
         source = Source("data", _pair("data", data, target, form), form, batch_size, False, 0)
         return self._evaluate(source)[0]
 
-    def _evaluate(self, source: Source) -> tuple[Row, str]:
-        """Return the figures, and what is known of the first value that is not finite."""
-        stepper, state, tally = Stepper(self), None, Tally()
+    def _evaluate(self, source: Source, ranks: Parallel = ALONE) -> tuple[Row, str]:
+        """Return the figures, and what is known of the first value that is not finite.
+
+        Ranks that have a part of the data each measure it together.
+        """
+        stepper, state, tally, batches = Stepper(self), None, Tally(), 0
         metrics = {
             name: copy.deepcopy(m)
             if not isinstance(m, _metrics.Function)
@@ -263,6 +281,9 @@ class Trainer:
         for metric in metrics.values():
             metric.reset()
         for batch in source.batches(0):
+            batches += 1
+            if batch.x is None:
+                continue
             with _deferred.gathered() as checks:
                 y, new = stepper.forward(batch, state)
                 state = new if source.carries_state else None
@@ -275,17 +296,21 @@ class Trainer:
             for metric in metrics.values():
                 _feed(metric, picked, target, counts, batch)
         tally.read()
-        if tally.batches == 0:
+        if batches == 0:
             raise ValueError(
                 "data: expected at least one batch, got none (an iterator serves once: give a "
                 "loader or a list)"
             )
-        if not tally.count:
+        total, count = tally.total, tally.count
+        if source.part is not None:
+            total, count = ranks._exchange("a validation", total, count).sum(0).tolist()
+            metrics = _merged(metrics, ranks)
+        if not count:
             raise ValueError(
                 f"{source.name}: expected at least one step that counts in the loss, got none"
             )
         return {
-            "loss": tally.total / tally.count,
+            "loss": total / count,
             **{n: float(m.compute()) for n, m in metrics.items()},
         }, tally.culprit
 
@@ -510,6 +535,9 @@ class Trainer:
         """
         if not self._running.acquire(blocking=False):
             raise RuntimeError("fit: this trainer is training already, in another thread")
+        ranks = self._ranks
+        if ranks.rank:  # whose files are those of rank 0
+            checkpoint = log = None
         try:
             settings = Settings(
                 epochs=1 if epochs is None and steps is None else epochs,
@@ -528,20 +556,38 @@ class Trainer:
                 log=None if log is None else Path(log),
             )
             _check_counts(settings, batch_size)
-            form, valid = self._form(), None
-            data = _pair("train", train, target, form)
-            source = Source("train", data, form, batch_size, shuffle, seed)
-            if validation is not None:
-                valid = Source("validation", validation, form, batch_size, False, 0)
+            data = _pair("train", train, target, self._form())
+            source, valid = self._sources(data, validation, batch_size, shuffle, seed)
             self._check_run(settings, valid)
-            _check_files(settings, resume, overwrite)
-            run = Fit(self, source, valid, settings)
-            _check_intervals(settings, run.total())
-            if resume:
-                run.resume()
-            return run.go([*self.callbacks, *([Progress(run.total())] if progress else [])])
+            return self._run(Fit(self, source, valid, settings), resume, overwrite, progress)
+        except BaseException as e:
+            ranks._tell(e, last=True)
+            raise
         finally:
             self._running.release()
+
+    def _run(self, run: Fit, resume: bool, overwrite: bool, progress: bool) -> History:
+        """Check the files of a run and begin it, on this rank or on all."""
+        first = self._ranks.rank == 0
+        if first:
+            _check_files(run.settings, resume, overwrite)
+        _check_intervals(run.settings, run.total())
+        run.begin(resume)
+        bar = [Progress(run.total())] if progress and first else []
+        return run.go([*self.callbacks, *bar])
+
+    def _sources(
+        self, train: Any, validation: Any, batch_size: int, shuffle: bool, seed: int
+    ) -> tuple[Source, Source | None]:
+        """Return the batches of training and validation, of which a rank has its part."""
+        form, ranks = self._form(), self._ranks
+        part = slice(ranks.rank, None, ranks.size) if ranks.size > 1 else None
+        source = Source("train", train, form, batch_size, shuffle, seed, part)
+        if validation is None:
+            return source, None
+        mergeable = all(type(m).merge is not Metric.merge for m in self.metrics.values())
+        own = part if mergeable else None
+        return source, Source("validation", validation, form, batch_size, False, 0, own)
 
     def _sign(self, monitor: str, mode: str | None, validated: bool) -> float:
         """Return 1 if a smaller monitored figure is better, -1 if a larger one is."""
@@ -556,6 +602,21 @@ class Trainer:
                 "None"
             )
         return -1.0 if way == "max" else 1.0
+
+    def _check_parallel(self) -> None:
+        """Raise an error where several processes cannot train this model."""
+        for name in {"clip_step_value", "clip_step_norm"} & set(self._options):
+            raise ValueError(
+                f"{name}: expected None with several processes, since it bounds the gradient of "
+                f"the whole batch, got {self._options[name]}"
+            )
+        device = _device.name_of(self.model.flat)
+        if device != "cpu":
+            raise ValueError(
+                "parallel: expected a model on the CPU, since gradients are exchanged in its "
+                f"memory, got one on {device}; use model.to('cpu'), or one "
+                "process"
+            )
 
     def _check_run(self, s: Settings, valid: Source | None) -> None:
         """Raise an error before the first step if an argument would have no effect."""
@@ -579,12 +640,28 @@ class Trainer:
                 "accumulate: expected 1 with tbptt, whose strides are the updates, got "
                 f"{s.accumulate}"
             )
+        if self._ranks.size > 1:
+            self._check_parallel()
         if s.accumulate > 1 and {"clip_step_value", "clip_step_norm"} & set(self._options):
             raise ValueError(
                 "accumulate: expected 1 with clip_step_value or clip_step_norm, whose bounds are "
                 "on the gradient of the whole "
                 f"batch, got {s.accumulate}"
             )
+
+
+def _merged(metrics: dict[str, Any], ranks: Parallel) -> dict[str, Any]:
+    """Return metrics of what all ranks have gathered, in their order."""
+    if not metrics:
+        return metrics
+    # What cannot be sent is an error before the transfer, of which the others can be told.
+    packed = pickle.dumps(metrics)
+    ranks._exchange("the metrics of a validation")
+    first, *others = map(pickle.loads, ranks._collect_all(packed))
+    for other in others:
+        for name, metric in first.items():
+            metric.merge(other[name])
+    return dict(first)
 
 
 def _pair(name: str, data: Any, target: Any, form: Form) -> Any:
@@ -655,7 +732,7 @@ def _check_files(s: Settings, resume: bool, overwrite: bool) -> None:
             )
 
 
-def _feed(metric: _metrics.Metric, y: Array, target: Array, counts: Any, batch: Batch) -> None:
+def _feed(metric: Metric, y: Array, target: Array, counts: Any, batch: Batch) -> None:
     """Give a batch to a metric: to a function as it counts, to others as a mask."""
     if not metric.takes_sequences:
         target = _device.like(target, y)

@@ -44,6 +44,8 @@ class Batch:
         per_sequence: whether the target is one a sequence.
         non_finite: what is known of the first value that is not finite, if x and the target have
             left the host; "" if they can be asked.
+        whole: rows of the batch that this one is a part of, in a parallel run. A rank that has none
+            of them has None for x.
     """
 
     x: Any
@@ -53,6 +55,7 @@ class Batch:
     rows: Any = None
     per_sequence: bool = False
     non_finite: str = ""
+    whole: int = 0
 
     @property
     def axis(self) -> int:

@@ -78,17 +78,15 @@ class Tally:
     Attributes:
         total: sum of the losses.
         count: by how much they count.
-        batches: how many there were.
         culprit: of the first loss that is not finite; "".
     """
 
     def __init__(self) -> None:
-        self.total, self.count, self.batches, self.culprit = 0.0, 0.0, 0, ""
+        self.total, self.count, self.culprit = 0.0, 0.0, ""
         self._pending: list[tuple[Any, Any, list[Check], Callable[[], str]]] = []
 
     def add(self, value: Any, count: Any, checks: list[Check], why: Callable[[], str]) -> None:
         """Take the mean loss of a batch, and by how much it counts."""
-        self.batches += 1
         self._pending.append((value, count, checks, why))
         waits = checks or _device.of(value) is not None or _device.of(count) is not None
         if not waits or len(self._pending) >= MOST:

@@ -100,6 +100,20 @@ class Metric:
         """
         raise TypeError(f"{type(self).__name__} does not define compute")
 
+    def merge(self, other: Any) -> None:
+        """Take what another metric of this kind has gathered, as if it were further batches.
+
+        A metric that defines it is measured by all processes of a parallel run together, each with
+        its part of the validation data; one that does not, by each of them with all data.
+
+        Args:
+            other: the other metric.
+
+        Raises:
+            TypeError: the metric does not define it.
+        """
+        raise TypeError(f"{type(self).__name__} does not define merge")
+
 
 def _counted(y: Array, target: Array, on: Array | None) -> tuple[Array, Array]:
     """Return the outputs and targets that count, on the host."""
@@ -141,6 +155,15 @@ class _Mean(Metric):
         """
         self._read()
         return self._sum / self._count if self._count else math.nan
+
+    def merge(self, other: Any) -> None:
+        """Take what another metric of this kind has gathered.
+
+        Args:
+            other: the other metric.
+        """
+        other._read()
+        self._add(other._sum, other._count)
 
 
 class Accuracy(_Mean):
@@ -243,6 +266,18 @@ class F1(Metric):
         right = guess == target
         for k, classes in enumerate((guess[right], guess[~right], target[~right])):
             self._counts[k] += np.bincount(classes, minlength=size)
+
+    def merge(self, other: Any) -> None:
+        """Take what another metric of this kind has gathered.
+
+        Args:
+            other: the other metric.
+        """
+        size = max(self._counts.shape[1], other._counts.shape[1])
+        own, theirs = (
+            np.pad(m._counts, ((0, 0), (0, size - m._counts.shape[1]))) for m in (self, other)
+        )
+        self._counts = own + theirs
 
     def compute(self) -> float:
         """Compute the score of all batches.
@@ -372,6 +407,15 @@ class AveragePrecision(Metric):
         self._scores.append(y[known])
         self._targets.append(target[known])
 
+    def merge(self, other: Any) -> None:
+        """Take what another metric of this kind has gathered.
+
+        Args:
+            other: the other metric.
+        """
+        self._scores += other._scores
+        self._targets += other._targets
+
     def compute(self) -> float:
         """Compute the area of all batches.
 
@@ -440,6 +484,15 @@ class LabelErrorRate(Metric):
             self._edits += edit_distance(row[row >= 0], guess)
             self._labels += int((row >= 0).sum())
 
+    def merge(self, other: Any) -> None:
+        """Take what another metric of this kind has gathered.
+
+        Args:
+            other: the other metric.
+        """
+        self._edits += other._edits
+        self._labels += other._labels
+
     def compute(self) -> float:
         """Compute the rate of all batches.
 
@@ -455,6 +508,10 @@ class Function(_Mean):
     def __init__(self, function: Callable[[Array, Array, Any], tuple[float, float]]) -> None:
         super().__init__()
         self.function = function
+
+    # Another process has the function too, and what is not importable cannot be sent.
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "function"}
 
     def add(self, y: Array, target: Array, lengths: Any) -> None:
         self._add(*self.function(y, target, lengths))

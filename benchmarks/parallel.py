@@ -1,0 +1,190 @@
+"""Training by two processes beside one: python benchmarks/parallel.py [--rounds N] [--out FILE]
+
+It starts itself under ``mpiexec -n 2``; each process has one thread and a core of its own. In every
+round three things run in turn, with the same rows a process: *one* process trains while the other
+sleeps; *each* of the two trains a model of its own, and nothing is exchanged, which is what the
+machine can do at most; *both* train one model, with twice the batch. Printed are rows a second in
+units of one process: 2 is all that there is to win. Then the sum over the ranks is timed beside
+``Allreduce`` of the library of MPI, which promises no order, and the exchange of a few numbers that
+every step makes twice. Times are medians over the steps of rank 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve()
+CHILD = "OSTINATO_PARALLEL_BENCHMARK"
+# Kind, units, rows a process, steps of a window, steps that are timed.
+CASES: dict[str, tuple[str, int, int, int, int]] = {
+    "LSTM 320, 32 rows of 64 steps (train text)": ("LSTM", 320, 32, 64, 12),
+    "GRU 128, 16 rows of 32 steps": ("GRU", 128, 16, 32, 60),
+    "LSTM 1024, 16 rows of 32 steps": ("LSTM", 1024, 16, 32, 8),
+}
+SIZES = (1, 1_000, 10_000, 100_000, 1_000_000, 10_000_000)
+SYMBOLS = 100
+
+
+def timed_steps(case: tuple[str, int, int, int, int], parallel: Any, rows: int) -> float:
+    """Train some steps of a language model; return the median of their seconds."""
+    import numpy as np
+
+    import ostinato as ost
+
+    kind, units, _, window, steps = case
+
+    class Clock(ost.train.Callback):
+        def __init__(self) -> None:
+            self.at: list[float] = []
+
+        def on_step(self, trainer: Any, step: int, loss: float, norm: float) -> None:
+            self.at.append(time.perf_counter())
+
+    layers = [
+        ost.nn.Embedding(SYMBOLS, 64, rng=0),
+        getattr(ost.nn, kind)(64, units, rng=1),
+        ost.nn.Linear(units, SYMBOLS, rng=2),
+    ]
+    ids = np.random.default_rng(0).integers(0, SYMBOLS, rows * window * (steps + 2) + 1)
+    clock = Clock()
+    trainer = ost.Trainer(
+        ost.nn.Sequential(*layers),
+        ost.losses.CrossEntropy(),
+        ost.optim.AdamW(1e-3),
+        clip_norm=1.0,
+        callbacks=[clock],
+        parallel=parallel,
+    )
+    trainer.fit(ost.data.StreamLoader(ids, rows, window), steps=steps + 2, progress=False)
+    return statistics.median(b - a for a, b in zip(clock.at[1:], clock.at[2:]))
+
+
+def together(comm: Any) -> None:
+    """Wait for the other process without taking its core."""
+    request = comm.Ibarrier()
+    while not request.Test():
+        time.sleep(0.002)
+
+
+def scaling(parallel: Any, rounds: int) -> dict[str, Any]:
+    """Return the seconds of a step: alone, beside another process, and with it."""
+    comm, out = parallel._comm, {}
+    for name, case in CASES.items():
+        rows = case[2]
+        found: dict[str, list[float]] = {"one": [], "each": [], "both": []}
+        for _ in range(rounds):
+            together(comm)
+            if parallel.rank == 0:
+                found["one"].append(timed_steps(case, None, rows))
+            together(comm)
+            found["each"].append(timed_steps(case, None, rows))
+            together(comm)
+            found["both"].append(timed_steps(case, parallel, 2 * rows))
+        if parallel.rank == 0:
+            turns = list(zip(*found.values()))
+            out[name] = {
+                "each": statistics.median(2 * one / each for one, each, _ in turns),
+                "both": statistics.median(2 * one / both for one, _, both in turns),
+                "milliseconds_one": 1e3 * statistics.median(found["one"]),
+                "milliseconds_both": 1e3 * statistics.median(found["both"]),
+            }
+    return out
+
+
+def repeated(call: Callable[[], Any], comm: Any, seconds: float = 0.4) -> float:
+    """Return the median of the seconds of a call that both processes make together."""
+    count, times = comm.bcast(max(5, min(400, _count(call, seconds, comm)))), []
+    for _ in range(count):
+        comm.Barrier()
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def _count(call: Callable[[], Any], seconds: float, comm: Any) -> int:
+    comm.Barrier()
+    start = time.perf_counter()
+    for _ in range(3):
+        call()
+    return int(seconds / max((time.perf_counter() - start) / 3, 1e-7))
+
+
+def transfers(parallel: Any) -> dict[str, Any]:
+    """Return the microseconds of a sum, beside those of Allreduce, and of an exchange."""
+    import numpy as np
+
+    comm, rows = parallel._comm, {}
+    for size in SIZES:
+        a, b = np.ones(size, np.float32), np.empty(size, np.float32)
+        ours = repeated(lambda a=a: parallel._add(a), comm)
+        theirs = repeated(lambda a=a, b=b: comm.Allreduce(a, b), comm)
+        rows[str(size)] = {"sum_us": 1e6 * ours, "allreduce_us": 1e6 * theirs}
+    exchange = repeated(lambda: parallel._exchange("a benchmark", 1.0), comm)
+    return {"float32": rows, "exchange_us": 1e6 * exchange}
+
+
+def child(rounds: int) -> None:
+    """Measure, as one of the two processes; rank 0 prints the figures."""
+    import ostinato as ost
+    from ostinato._machine import info
+
+    parallel = ost.train.Parallel()
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[parallel.rank % len(cores)]})
+    ost.set_num_threads(1)
+    found = {"scaling": scaling(parallel, rounds), "transfers": transfers(parallel)}
+    if parallel.rank == 0:
+        from mpi4py import MPI
+
+        library = MPI.Get_library_version().split("\n")[0].split(",")[0]
+        names = ("ostinato", "python", "numpy", "system", "cpu", "kernels")
+        machine = {name: info()[name] for name in names} | {"mpi": library}
+        print(json.dumps({"machine": machine, **found}))
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print the table that people read."""
+    print("rows a second in units of one process:")
+    for name, row in found["scaling"].items():
+        print(f"  {name:44}  each {row['each']:.2f}  both {row['both']:.2f}")
+    print("sum of float32 over two ranks, times as long as Allreduce:")
+    for size, row in found["transfers"]["float32"].items():
+        print(f"  {int(size):12,}  {row['sum_us'] / row['allreduce_us']:.2f}")
+
+
+def main() -> None:
+    """Start the two processes, print their figures and write them to a file."""
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("--rounds", type=int, default=5)
+    p.add_argument("--out", type=Path, help="default: results/DATE-parallel.json")
+    args = p.parse_args()
+    if CHILD in os.environ:
+        child(args.rounds)
+        return
+    mpiexec = shutil.which("mpiexec")
+    if mpiexec is None:
+        sys.exit("mpiexec: expected a library of MPI, such as pip install 'ostinato[mpi]' mpich")
+    out = args.out or HERE.parent / f"results/{datetime.date.today()}-parallel.json"
+    command = [mpiexec, "-n", "2", sys.executable, str(HERE), "--rounds", str(args.rounds)]
+    done = subprocess.run(
+        command, env={**os.environ, CHILD: "1"}, stdout=subprocess.PIPE, text=True, check=True
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    show(found)
+    out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

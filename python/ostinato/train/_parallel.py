@@ -1,0 +1,270 @@
+"""Train one model by several processes, each of which takes part of every batch.
+
+What is sent goes through a communicator of mpi4py, or an object with the same methods; MPI is
+imported only where `Parallel` is given none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from .._annotations import readable
+from .._check import Array
+from .._runtime import get_num_threads, set_num_threads
+from ._types import Diverged
+
+_threads_are_shared = False
+WIDTH = 6  # numbers that a rank can tell the others at a time
+
+
+class ParallelError(RuntimeError):
+    """Report that another process of a parallel run has failed, and why."""
+
+
+class Parallel:
+    """The processes that train one model together, for ``Trainer(parallel=...)``.
+
+    Every process runs the same program. Row k of a batch belongs to rank ``k mod size``; gradients
+    are added in the order of the ranks, so that equal numbers of ranks give equal bits.
+
+    Used in a ``with`` statement, an exception that leaves the block on one rank is told to the
+    others, which raise `ParallelError` instead of waiting for ever.
+
+    >>> import ostinato as ost
+    >>> class One:  # of MPI itself: Parallel() in a program that mpiexec has started
+    ...     Get_rank, Get_size = (lambda self: 0), (lambda self: 1)
+    >>> with ost.train.Parallel(One()) as parallel:
+    ...     print(parallel.rank, parallel.size)
+    0 1
+
+    Args:
+        comm: a communicator of mpi4py; None: all processes that ``mpiexec`` has started
+            (``MPI.COMM_WORLD``). Those of them that may use the same cores of a machine then divide
+            their number among themselves, unless OSTINATO_NUM_THREADS is set.
+
+    Raises:
+        ImportError: comm is None, and mpi4py or MPI is not installed.
+        TypeError: comm is no communicator.
+
+    Attributes:
+        rank: the number of this process, from 0 on. Rank 0 writes files and shows progress.
+        size: how many processes there are.
+    """
+
+    def __init__(self, comm: Any = None) -> None:
+        world = comm is None
+        self._comm: Any = _world() if world else comm
+        if not hasattr(self._comm, "Get_rank") or not hasattr(self._comm, "Get_size"):
+            raise TypeError(
+                f"comm: expected a communicator of mpi4py or None, got {type(comm).__name__}"
+            )
+        self.rank, self.size = int(self._comm.Get_rank()), int(self._comm.Get_size())
+        self._failures: list[str | None] = [None] * self.size  # what each rank said last
+        self._received: Array = np.zeros(0)
+        if world and self.size > 1:
+            self._share_threads()
+
+    def __enter__(self) -> Parallel:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is None:
+            self._exchange("the end of the program")
+        else:
+            self._tell(error, last=True)
+
+    def __repr__(self) -> str:
+        return f"Parallel(rank {self.rank} of {self.size})"
+
+    def _share_threads(self) -> None:
+        """Leave each rank its share of the cores that several of them may use, once a process."""
+        global _threads_are_shared
+        done, _threads_are_shared = _threads_are_shared, True
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        own = (socket.gethostname(), cores)
+        with self._communicating():
+            beside = self._comm.allgather(own).count(own)
+        if beside > 1 and not done and "OSTINATO_NUM_THREADS" not in os.environ:
+            set_num_threads(max(1, get_num_threads() // beside))
+
+    # -- what ranks tell one another ---------------------------------------------------------------
+
+    def _exchange(self, place: str, *numbers: float) -> Array:
+        """Return the numbers of all ranks, ``[size, numbers]``.
+
+        Args:
+            place: where the program is; other ranks have to be there too.
+            numbers: at most six.
+
+        Returns:
+            float64, a row for each rank.
+
+        Raises:
+            Diverged: that was raised on another rank.
+            ParallelError: another rank has failed, or is elsewhere.
+        """
+        if self.size == 1:
+            return np.array([numbers], np.float64)
+        table = self._gathered(zlib.crc32(place.encode()), numbers, None)
+        if table[:, 0].any():
+            raise self._error_of_another()
+        if (table[:, 1] != table[0, 1]).any():
+            with self._communicating():
+                places = self._comm.allgather(place)
+            other = next(k for k, p in enumerate(places) if p != places[0])
+            raise self._known(
+                ParallelError(
+                    f"rank {other} of {self.size} is at {places[other]}, and rank 0 at "
+                    f"{places[0]}: expected all ranks to be given the same data and arguments"
+                )
+            )
+        return table[:, 2 : 2 + len(numbers)]
+
+    def _tell(self, error: BaseException, *, last: bool = False) -> None:
+        """Tell the other ranks that this one has failed, unless they know.
+
+        Args:
+            error: what was raised.
+            last: whether this rank will take no part in anything else: of an error that came up
+                while one that they know was handled they are then not told.
+        """
+        known, one = False, error if last else None
+        while one is not None and not known:
+            known, one = hasattr(one, "_ranks_know"), one.__context__
+        if self.size > 1 and not known and not hasattr(error, "_ranks_know"):
+            self._known(error)
+            self._gathered(0, (), error)
+
+    def _settle(self, place: str, error: BaseException | None) -> None:
+        """Raise an error of this rank, after the others have been told; or that of another one."""
+        if error is None:
+            self._exchange(place)
+            return
+        self._tell(error)
+        raise error
+
+    def _gathered(self, place: int, numbers: Any, error: BaseException | None) -> Array:
+        own, table = np.zeros(2 + WIDTH), np.zeros((self.size, 2 + WIDTH))
+        own[:2] = error is not None, place
+        own[2 : 2 + len(numbers)] = numbers
+        with self._communicating():
+            self._comm.Allgather(own, table)
+            if table[:, 0].any():
+                said = None if error is None else f"{type(error).__name__}: {error}"
+                self._failures = self._comm.allgather(said)
+        return table
+
+    def _error_of_another(self) -> BaseException:
+        rank, said = next((k, s) for k, s in enumerate(self._failures) if s)
+        kind = Diverged if said.startswith(f"{Diverged.__name__}: ") else ParallelError
+        return self._known(kind(f"rank {rank} of {self.size} has failed: {said}"))
+
+    @staticmethod
+    def _known(error: BaseException) -> BaseException:
+        """Mark an error as one that all ranks know of."""
+        error._ranks_know = True  # type: ignore[attr-defined]
+        return error
+
+    @contextlib.contextmanager
+    def _communicating(self) -> Iterator[None]:
+        """End all ranks where one fails within a transfer: no other rank can be told."""
+        try:
+            yield
+        except BaseException as e:
+            said = f"{type(e).__name__}: {e}"
+            print(
+                f"ostinato: rank {self.rank} of {self.size} failed while it exchanged data, and "
+                f"ends all ranks: {said}",
+                file=sys.__stderr__,
+                flush=True,
+            )
+            self._comm.Abort(1)
+            raise
+
+    # -- arrays and objects ------------------------------------------------------------------------
+
+    def _add(self, values: Array) -> None:
+        """Replace an array by its sum over the ranks, the same bits on every rank.
+
+        Each rank adds up one slice, in the order of the ranks and in float64, and rounds once;
+        the sums are then gathered.
+
+        Args:
+            values: contiguous ``[n]`` of float32 or float64, as long on every rank.
+        """
+        if self.size == 1:
+            return
+        cuts = [len(values) * k // self.size for k in range(self.size + 1)]
+        counts = np.diff(cuts).tolist()
+        own = counts[self.rank]
+        if self._received.shape != (self.size * own,) or self._received.dtype != values.dtype:
+            self._received = np.empty(self.size * own, values.dtype)
+        parts = self._received.reshape(self.size, own)
+        places = [own * k for k in range(self.size)]
+        with self._communicating():
+            self._comm.Alltoallv(
+                [values, (counts, cuts[:-1])], [self._received, ([own] * self.size, places)]
+            )
+            total = parts[0].astype(np.float64)
+            for part in parts[1:]:
+                total += part
+            # What overflows is infinite, and found with the norm.
+            with np.errstate(over="ignore"):
+                rounded = total.astype(values.dtype)
+            self._comm.Allgatherv(rounded, [values, (counts, cuts[:-1])])
+
+    def _share(self, thing: Any) -> Any:
+        """Return the object of rank 0, which it can pickle."""
+        if self.size == 1:
+            return thing
+        with self._communicating():
+            return self._comm.bcast(thing if self.rank == 0 else None, root=0)
+
+    def _collect(self, thing: Any) -> list[Any]:
+        """Return the objects of all ranks on rank 0, and nothing elsewhere."""
+        if self.size == 1:
+            return [thing]
+        with self._communicating():
+            return self._comm.gather(thing, root=0) or []
+
+    def _collect_all(self, thing: Any) -> list[Any]:
+        """Return the objects of all ranks, in their order."""
+        if self.size == 1:
+            return [thing]
+        with self._communicating():
+            return list(self._comm.allgather(thing))
+
+
+class _One:
+    """The communicator of a process that is alone."""
+
+    def Get_rank(self) -> int:
+        return 0
+
+    def Get_size(self) -> int:
+        return 1
+
+
+ALONE = Parallel(_One())
+
+
+def _world() -> Any:
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as e:  # without the package, or without a library of MPI
+        raise ImportError(
+            "parallel: expected mpi4py and a library of MPI, such as pip install "
+            f"'ostinato[mpi]' mpich; {e}"
+        ) from None
+    return MPI.COMM_WORLD
+
+
+readable(globals())
