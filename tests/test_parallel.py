@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -469,6 +472,102 @@ def test_a_model_on_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "parallel: expected a model on the CPU" in str(error)
 
 
+class Broken(ost.losses.MSE):
+    """A loss that cannot be computed once its memory is short."""
+
+    short = False
+
+    def _terms(self, y: Any, target: Any) -> Any:
+        if self.short:
+            raise MemoryError("no room for the loss")
+        return super()._terms(y, target)
+
+
+class Shorten(ost.train.Callback):
+    def __init__(self, loss: Broken) -> None:
+        self.loss = loss
+
+    def on_step(self, trainer: Any, step: int, loss: float, norm: float) -> None:
+        self.loss.short = self.loss.short or step == 4
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("every", [None, 3, 4])  # no checkpoint; before the error; with it
+def test_an_error_that_comes_again_when_the_loss_is_checked_ends_all(
+    rank: int, every: int | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "run.safetensors"
+    kept = {} if every is None else {"checkpoint": path, "checkpoint_every": every}
+    models: dict[int, Any] = {}
+
+    def work(parallel: Any) -> Any:
+        loss, model = Broken(), models.setdefault(parallel.rank, net())
+        callbacks = [Shorten(loss)] if parallel.rank == rank else []
+        return trained(parallel, model=model, loss=loss, callbacks=callbacks, **kept)
+
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        ends = fake_mpi.run(3, work)
+    for k, error in enumerate(ends):
+        assert type(error) is (MemoryError if k == rank else ParallelError)
+        assert "MemoryError: no room for the loss" in str(error) or k == rank
+    # Step 4 is not proven good by a loss that fails: all go back to step 3.
+    three = fake_mpi.run(3, lambda parallel: trained(parallel, steps=3))
+    for model in models.values():
+        assert np.array_equal(model.flat, three[0].model.flat)
+    said = [str(w.message) for w in found if "could not be written" in str(w.message)]
+    assert len(said) == (0 if every is None else 3)
+    assert path.exists() == (every == 3)
+    if every == 3:
+        assert ost.train.Checkpoint.load(path, which="last").step == 3
+
+
+def test_an_error_in_the_check_of_the_loss_does_not_hide_the_first_one(tmp_path: Path) -> None:
+    class Fail(ost.train.Callback):
+        def on_step(self, trainer: Any, step: int, loss: float, norm: float) -> None:
+            if step == 4:
+                trainer.loss.short = True
+                raise KeyError("no such word")
+
+    path = tmp_path / "run.safetensors"
+    with (
+        pytest.warns(UserWarning, match="written after .* MemoryError: no room"),
+        pytest.raises(KeyError, match="no such word"),
+    ):
+        trained(loss=Broken(), callbacks=[Fail()], checkpoint=path)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_too_little_memory_for_the_gradients_is_told_to_all(
+    rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Short:
+        """NumPy, which has no more memory on one rank."""
+
+        thread: Any = None
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(np, name)
+
+        def empty(self, *args: Any) -> Any:
+            if threading.get_ident() == self.thread:
+                raise MemoryError("no room for the gradients")
+            return np.empty(*args)
+
+    short = Short()
+    monkeypatch.setattr("ostinato.train._parallel.np", short)
+
+    def work(parallel: Any) -> Any:
+        if parallel.rank == rank:
+            short.thread = threading.get_ident()
+        return trained(parallel)
+
+    found = fake_mpi.run(2, work)
+    assert isinstance(found[rank], MemoryError)
+    assert isinstance(found[1 - rank], ParallelError)
+    assert "MemoryError: no room for the gradients" in str(found[1 - rank])
+
+
 def test_an_error_outside_of_fit_is_told_by_the_block() -> None:
     def work(parallel: Any) -> Any:
         if parallel.rank == 1:
@@ -578,6 +677,38 @@ def test_what_launchers_say(monkeypatch: pytest.MonkeyPatch) -> None:
     assert launched() == 0
     monkeypatch.setenv(SIZES[1], "2")
     assert launched() == 2
+
+
+@pytest.mark.parametrize("task", ["forecast", "series"])
+def test_a_command_for_one_process_is_refused_where_the_launcher_tells_no_size(
+    task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ostinato.cli import _ranks
+    from ostinato.train import _parallel
+
+    for name in (*_ranks.SIZES, _ranks.TASKS):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(_ranks.RANK, "0")
+    comms: dict[int, Any] = {}
+    monkeypatch.setattr(_parallel, "_world", lambda: comms[threading.get_ident()])
+    monkeypatch.setattr(_parallel, "_threads_are_shared", True)
+
+    def work(parallel: Any) -> Any:
+        comms[threading.get_ident()] = parallel._comm
+        args = argparse.Namespace(command="train", task=task, parallel=None)
+        try:
+            with _ranks.ranks(args):
+                return "it has run"
+        except ValueError as e:
+            return str(e), _ranks.repeats(args, e)
+
+    said = f"train {task}: expected one process, since it does not train by a Trainer, got 2 that"
+    for rank, found in enumerate(fake_mpi.run(2, work)):
+        assert found == (f"{said} mpiexec has started", rank == 1)  # only rank 0 says so
+    monkeypatch.setattr(_parallel, "_world", _parallel._One)
+    args = argparse.Namespace(command="train", task=task, parallel=None)
+    with _ranks.ranks(args):  # one process is what it is for
+        assert args.parallel is None
 
 
 def test_commands_under_mpiexec_without_mpi4py(

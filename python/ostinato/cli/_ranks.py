@@ -34,11 +34,7 @@ def ranks(args: argparse.Namespace) -> Iterator[None]:
     if args.command != "train" or count == 1:
         yield
         return
-    if args.task in ALONE and count:
-        raise ValueError(
-            f"train {args.task}: expected one process, since it does not train by a Trainer, got "
-            f"{count} that mpiexec has started"
-        )
+    _check_alone(args.task, count)
     with Parallel() as parallel:
         if count and parallel.size != count:
             raise ValueError(
@@ -47,6 +43,7 @@ def ranks(args: argparse.Namespace) -> Iterator[None]:
                 "mpiexec of the library that it uses"
             )
         args.parallel = None if parallel.size == 1 else parallel
+        _check_alone(args.task, parallel.size)  # what a launcher that tells no size has started
         with contextlib.ExitStack() as stack:
             if parallel.rank:
                 args.save = args.plot = None
@@ -55,6 +52,15 @@ def ranks(args: argparse.Namespace) -> Iterator[None]:
                 stack.enter_context(contextlib.redirect_stdout(nothing))
                 stack.enter_context(contextlib.redirect_stderr(nothing))
             yield
+
+
+def _check_alone(task: str, count: int) -> None:
+    """Raise if several processes run a command that does not divide its work."""
+    if task in ALONE and count > 1:
+        raise ValueError(
+            f"train {task}: expected one process, since it does not train by a Trainer, got "
+            f"{count} that mpiexec has started"
+        )
 
 
 def repeats(args: argparse.Namespace, error: BaseException) -> bool:

@@ -197,27 +197,30 @@ class Fit:
 
         Without validation these are the last good ones.
         """
-        good = self._agreed_whole()
+        whole = self._whole
         try:
             self._read()
         except Exception as e:  # the error that ends the run came first; updates before it are good
-            good = good and isinstance(e, (Diverged, ValueError))
-        if good and self.at.step > self._began:
-            try:
-                self._save()
-            except Diverged:
-                good = False
-            except (OSError, ParallelError) as e:
-                warnings.warn(
-                    f"checkpoint: it could not be written after the error that follows: {e}",
-                    stacklevel=2,
-                )
-        if good and not self._kept:
+            whole = whole and isinstance(e, (Diverged, ValueError))
+        good = self._agreed(whole)
+        failed: Exception | None = None
+        if good:
             try:
                 self._try()
             except Exception as e:  # an error of the loss does not prove the parameters good
-                self.ranks._tell(e)
-                good = False
+                good, failed = False, None if isinstance(e, Diverged) else e
+        if self._kept and self.at.step > self._began:
+            try:
+                if good:
+                    self._save()
+            except Exception as e:  # the one that ends the run came first
+                failed = e
+            if failed is not None:
+                said = f"{type(failed).__name__}: {failed}"
+                warnings.warn(
+                    f"checkpoint: it could not be written after the error that follows: {said}",
+                    stacklevel=2,
+                )
         if not self._put_best_back() and not good and self.stepper.previous is not None:
             with self.trainer.model.write() as p:
                 p.flat[...] = self.stepper.previous
@@ -271,10 +274,10 @@ class Fit:
             t._stop = next(reason for reason in ranks._collect_all(t._stop) if reason)
         return t._stop
 
-    def _agreed_whole(self) -> bool:
-        """Return whether all ranks have ended the same update and the same row."""
+    def _agreed(self, whole: bool) -> bool:
+        """Return whether all ranks are whole, and have ended the same update and the same row."""
         at = self.at.step, len(self.history.rows)
-        table = self.ranks._exchange("an error", self._whole, *at)
+        table = self.ranks._exchange("an error", whole, *at)
         return bool(table[:, 0].all() and (table == table[0]).all())
 
     def _batch(self, group: list[Batch], callbacks: Sequence[Callback], signals: Signals) -> str:
@@ -336,6 +339,8 @@ class Fit:
         if self.ranks.size == 1:
             return own
         rows = sum(batch.whole for batch in group)
+        gradients = self.trainer.model._writable_grads().flat
+        self.ranks._room(gradients)
         table = self.ranks._exchange(
             "an update", own.total, own.weight, own.counts, own.over, own.done, rows
         )
@@ -343,7 +348,7 @@ class Fit:
         total, weight = (sum(column) for column in table[:, :2].T.tolist())
         counts, over = bool(table[:, 2].any()), bool(table[:, 3].all())
         if counts:
-            self.ranks._add(self.trainer.model._writable_grads().flat)
+            self.ranks._add(gradients)
         return _Figures(total, weight, counts, own.window, over, int(table[:, 4].max()))
 
     def _waits(self) -> bool:
@@ -594,8 +599,14 @@ class Fit:
             return
         if self._last is None and self.ranks.size == 1:
             return
-        value = 0.0 if self._last is None else self.stepper.loss_of(self._last)
-        values = self.ranks._exchange("a check of the loss", value)[:, 0]
+        value = 0.0
+        error: BaseException | None = None
+        try:
+            if self._last is not None:
+                value = self.stepper.loss_of(self._last)
+        except BaseException as e:  # the others wait to be told
+            error = e
+        values = self.ranks._settle("a check of the loss", error, value)[:, 0]
         bad = values[~np.isfinite(values)]
         if len(bad):
             raise self.ranks._known(diverged(f"the loss is {bad[0]} after step {self.at.step}"))

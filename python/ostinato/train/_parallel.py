@@ -139,16 +139,32 @@ class Parallel:
         known, one = False, error if last else None
         while one is not None and not known:
             known, one = hasattr(one, "_ranks_know"), one.__context__
-        if self.size > 1 and not known and not hasattr(error, "_ranks_know"):
+        if not known and not hasattr(error, "_ranks_know"):
+            self._say(error)
+
+    def _say(self, error: BaseException) -> None:
+        if self.size > 1:
             self._known(error)
             self._gathered(0, (), error)
 
-    def _settle(self, place: str, error: BaseException | None) -> None:
-        """Raise an error of this rank, after the others have been told; or that of another one."""
+    def _settle(self, place: str, error: BaseException | None, *numbers: float) -> Array:
+        """Exchange what follows work that may have failed on any rank.
+
+        Args:
+            place: as for `_exchange`, where the other ranks wait for this one.
+            error: what the work has raised on this rank. The others are always told, also while an
+                earlier error is handled which they know.
+            numbers: those of this rank if it has not failed.
+
+        Returns:
+            The numbers of all ranks, as `_exchange` does.
+
+        Raises:
+            BaseException: ``error``, after the others have been told, or that of another rank.
+        """
         if error is None:
-            self._exchange(place)
-            return
-        self._tell(error)
+            return self._exchange(place, *numbers)
+        self._say(error)
         raise error
 
     def _gathered(self, place: int, numbers: Any, error: BaseException | None) -> Array:
@@ -202,16 +218,15 @@ class Parallel:
         """
         if self.size == 1:
             return
-        cuts = [len(values) * k // self.size for k in range(self.size + 1)]
-        counts = np.diff(cuts).tolist()
-        own = counts[self.rank]
-        if self._received.shape != (self.size * own,) or self._received.dtype != values.dtype:
-            self._received = np.empty(self.size * own, values.dtype)
-        parts = self._received.reshape(self.size, own)
-        places = [own * k for k in range(self.size)]
         with self._communicating():
+            cuts = [len(values) * k // self.size for k in range(self.size + 1)]
+            counts = np.diff(cuts).tolist()
+            own = counts[self.rank]
+            received = self._room(values)
+            parts = received.reshape(self.size, own)
+            places = [own * k for k in range(self.size)]
             self._comm.Alltoallv(
-                [values, (counts, cuts[:-1])], [self._received, ([own] * self.size, places)]
+                [values, (counts, cuts[:-1])], [received, ([own] * self.size, places)]
             )
             total = parts[0].astype(np.float64)
             for part in parts[1:]:
@@ -220,6 +235,18 @@ class Parallel:
             with np.errstate(over="ignore"):
                 rounded = total.astype(values.dtype)
             self._comm.Allgatherv(rounded, [values, (counts, cuts[:-1])])
+
+    def _room(self, values: Array) -> Array:
+        """Return memory for the slices that `_add` receives, which is kept from call to call.
+
+        A rank that calls this before an exchange which comes before `_add` can tell the others
+        that it has too little memory; within `_add` nobody can be told.
+        """
+        size, rank = self.size, self.rank
+        count = size * (len(values) * (rank + 1) // size - len(values) * rank // size)
+        if self._received.shape != (count,) or self._received.dtype != values.dtype:
+            self._received = np.empty(count, values.dtype)
+        return self._received
 
     def _share(self, thing: Any) -> Any:
         """Return the object of rank 0, which it can pickle."""
