@@ -1,1 +1,1 @@
-"""Torture of files, processes and native code: the parts of `tools/torture` and `tools/torture-native`."""
+"""Torture of files, processes and native code: what tools/torture and tools/torture-native run."""
