@@ -112,7 +112,9 @@ def test_gradients_do_not_lie_in_what_is_read() -> None:
 def test_a_training_steps_outputs_do_not_lie_in_its_inputs() -> None:
     a = np.ones(8, F)
     with pytest.raises(ValueError, match="expected memory of its own"):
-        _core.adam_Float32(a, a, a.copy(), a.copy(), *(0.1,) * 7, False)
+        _core.adam_runs_Float32(
+            a, a, a.copy(), a.copy(), [(0, 8, *(0.1,) * 4)], 0.9, 0.9, 1e-8, False
+        )
     table = np.ones((4, 3), F)
     with pytest.raises(ValueError, match="grads: weight: expected memory of its own"):
         _core.embedding_scatter_Float32(np.array([0]), table[:1], table)
@@ -189,7 +191,10 @@ def test_the_shape_of_a_streams_input_may_change() -> None:
 
 
 def test_an_optimizer_moves_all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step that had no memory for one range of parameters had moved those before it."""
+    """A step that had no memory for one range of parameters had moved those before it.
+
+    Here with an ``_update`` that is a user's own.
+    """
     layer = nn.Linear(3, 2, rng=0)  # weights decay, and biases do not: two ranges
     optimizer = ost.optim.SGD(0.1, momentum=0.9, weight_decay=0.1)
     layer._writable_grads().flat[...] = 1
@@ -208,6 +213,30 @@ def test_an_optimizer_moves_all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> N
         optimizer.step(layer)
     after = layer.flat, optimizer.state["momentum"], optimizer.steps
     assert all(map(np.array_equal, before, after))
+
+
+@pytest.mark.parametrize("kind", ["momentum", "nesterov", "rmsprop"])
+def test_an_optimizer_that_keeps_memory_moves_all_or_nothing(kind: str) -> None:
+    """An error in the second range of parameters leaves the first one as it was."""
+    layer = nn.Linear(3, 2, rng=0)
+    options = {"momentum": 0.9, "nesterov": kind == "nesterov"}
+    optimizer = (
+        ost.optim.RMSprop(0.1, weight_decay=0.1)
+        if kind == "rmsprop"
+        else ost.optim.SGD(0.1, weight_decay=0.1, **options)
+    )
+    grads = layer._writable_grads().flat
+    grads[...] = 1
+    optimizer.step(layer)
+    (state,) = optimizer.state.values()
+    before = layer.flat.copy(), state.copy(), optimizer.steps
+    state[-1] = 3e38
+    grads[-1] = 3e38
+    with np.errstate(over="raise"), pytest.raises(FloatingPointError):
+        optimizer.step(layer)
+    state[-1] = before[1][-1]
+    assert all(map(np.array_equal, before, (layer.flat, state, optimizer.steps)))
+    assert optimizer.__getstate__()["_room"] is None
 
 
 def test_ranges_of_adam_are_checked() -> None:

@@ -23,9 +23,8 @@ template <class T>
 struct Stage {
   virtual ~Stage() = default;
   virtual int run(Index n, const Index* slots) = 0;
-  // The state as it is, kept; the state as it was kept, put back: a step that fails changes none.
-  virtual void keep() {}
-  virtual void restore() {}
+  // Takes the states over that run() has made, once all layers have run: a step that fails changes none.
+  virtual void commit(Index, const Index*) {}
 };
 
 template <class T>
@@ -33,7 +32,7 @@ struct RecurrentStage : Stage<T> {
   std::shared_ptr<PackedStack<T>> packed;
   py::array h;  // [L,B,H]
   py::object c = py::none();
-  Buffer<T> inner, gathered_h, gathered_c, kept;
+  Buffer<T> inner, new_h, new_c;  // new_h, new_c: the states that a step makes
   std::vector<ForwardCall<T>> calls;  // on all slots
   T *hidden, *cells = nullptr;        // data of h and c: a step touches no Python object
   Index batch;
@@ -44,22 +43,21 @@ struct RecurrentStage : Stage<T> {
     const Index state = batch * s.output, cell_state = batch * s.hidden;
     h = zeros<T>({s.layers, batch, s.output});
     hidden = static_cast<T*>(h.mutable_data());
-    gathered_h = Buffer<T>(s.layers * state, "states of the slots");
+    new_h = Buffer<T>(s.layers * state, "states of the slots");
     if (packed->traits().states > 1) {
       py::array array = zeros<T>({s.layers, batch, s.hidden});
       cells = static_cast<T*>(array.mutable_data()), c = array;
-      gathered_c = Buffer<T>(s.layers * cell_state, "states of the slots");
+      new_c = Buffer<T>(s.layers * cell_state, "states of the slots");
     }
     inner = Buffer<T>(s.layers * state, "layer outputs");
-    kept = Buffer<T>(s.layers * (state + cell_state), "states of the slots");
     for (Index layer = 0; layer < s.layers; ++layer) {
       ForwardCall<T> f{};
       f.weights = &packed->parts[layer];
       f.steps = 1, f.batch = batch;
       f.x = {layer == 0 ? x : inner.get() + (layer - 1) * state, 0, s.layer_input(layer)};
       f.y = {layer + 1 == s.layers ? y : inner.get() + layer * state, 0, s.output};
-      f.h0 = f.hn = hidden + layer * state;  // h0 is read before hn is written
-      if (cells) f.c0 = f.cn = cells + layer * cell_state;
+      f.h0 = hidden + layer * state, f.hn = new_h.get() + layer * state;
+      if (cells) f.c0 = cells + layer * cell_state, f.cn = new_c.get() + layer * cell_state;
       calls.push_back(f);
     }
   }
@@ -74,36 +72,25 @@ struct RecurrentStage : Stage<T> {
           std::memcpy(gather ? row : one, gather ? one : row, std::size_t(width) * sizeof(T));
         }
     };
-    copy(hidden, gathered_h.get(), s.output);
-    if (cells) copy(cells, gathered_c.get(), s.hidden);
+    copy(hidden, new_h.get(), s.output);
+    if (cells) copy(cells, new_c.get(), s.hidden);
   }
 
-  void keep() override {
-    const StackShape& s = packed->shape;
-    const Index n = s.layers * batch;
-    std::memcpy(kept.get(), hidden, std::size_t(n * s.output) * sizeof(T));
-    if (cells) std::memcpy(kept.get() + n * s.output, cells, std::size_t(n * s.hidden) * sizeof(T));
-  }
-  void restore() override {
-    const StackShape& s = packed->shape;
-    const Index n = s.layers * batch;
-    std::memcpy(hidden, kept.get(), std::size_t(n * s.output) * sizeof(T));
-    if (cells) std::memcpy(cells, kept.get() + n * s.output, std::size_t(n * s.hidden) * sizeof(T));
+  void commit(Index n, const Index* slots) override {
+    if (slots) return move(slots, n, false);
+    const std::size_t rows = std::size_t(packed->shape.layers * batch);
+    std::memcpy(hidden, new_h.get(), rows * std::size_t(packed->shape.output) * sizeof(T));
+    if (cells) std::memcpy(cells, new_c.get(), rows * std::size_t(packed->shape.hidden) * sizeof(T));
   }
 
   int run(Index n, const Index* slots) override {
-    const Index state = batch * packed->shape.output, cell_state = batch * packed->shape.hidden;
     if (slots) move(slots, n, true);
     for (std::size_t layer = 0; layer < calls.size(); ++layer) {
       ForwardCall<T> call = calls[layer];
       call.batch = n;
-      if (slots) {
-        call.h0 = call.hn = gathered_h.get() + Index(layer) * state;
-        if (call.c0) call.c0 = call.cn = gathered_c.get() + Index(layer) * cell_state;
-      }
+      if (slots) call.h0 = call.hn, call.c0 = call.cn;  // the rows of the slots; h0 is read before hn is written
       if (const int status = packed->cell().forward(&call, 1, false)) return status;
     }
-    if (slots) move(slots, n, false);
     return kOk;
   }
 };
@@ -263,12 +250,9 @@ class Stream : public Shared {
   }
   int run(Index n, const Index* slots) {
     if (n == 0) return kOk;
-    for (const auto& stage : stages_) stage->keep();
     for (const auto& stage : stages_)
-      if (const int status = stage->run(n, slots)) {
-        for (const auto& each : stages_) each->restore();
-        return status;
-      }
+      if (const int status = stage->run(n, slots)) return status;
+    for (const auto& stage : stages_) stage->commit(n, slots);
     return kOk;
   }
 

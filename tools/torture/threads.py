@@ -91,9 +91,9 @@ def forks(r: random.Random) -> None:
 
 
 def _later(seconds: float, number: int) -> None:
+    """Raise a signal, which is not SIGALRM, after so many seconds."""
+    signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(number))
     signal.setitimer(signal.ITIMER_REAL, seconds)
-    if number != signal.SIGALRM:
-        signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(number))
 
 
 def interrupts(r: random.Random) -> None:
@@ -102,8 +102,8 @@ def interrupts(r: random.Random) -> None:
     work = Work(LONG)
     short = Work()
     short.check()
-    _later(0.001 + r.random() * 0.05, signal.SIGINT)
     try:
+        _later(0.001 + r.random() * 0.05, signal.SIGINT)
         while True:
             work.call()
     except KeyboardInterrupt:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -140,9 +140,10 @@ class Optimizer:
         new: list[tuple[Array, Array]] = []
         for part, lr, decay, age in runs:
             old = [p[part], *(s[part] for s in state)]
-            new += zip(old, self._update(old[0], g[part], lr, decay, age, *old[1:]))
+            for into, values in zip(old, self._update(old[0], g[part], lr, decay, age, *old[1:])):
+                new.append((into, values if where is None else np.where(where, values, into)))
         for into, values in new:
-            into[...] = values if where is None else np.where(where, values, into)
+            into[...] = values
 
     def _update(
         self, p: Array, g: Array, lr: float, decay: float, age: int, *state: Array
@@ -232,12 +233,63 @@ def _runs(
     return runs
 
 
+class _Subtracting(Optimizer):
+    """An optimiser of NumPy's functions: ``_change`` says what is subtracted, and the new state.
+
+    They write to memory that is kept from step to step, for new memory at every step would take
+    several times as long as the step.
+    """
+
+    _room: Array | None = None
+
+    def _change(
+        self, room: Sequence[Array | None], p: Array, g: Array, lr: float, decay: float, *s: Array
+    ) -> tuple[Any, ...]:
+        """Return a factor, an array that times it is subtracted from p, and the new state.
+
+        They lie in three arrays like p, or where those are None in new ones; the array may be g.
+        """
+        raise NotImplementedError  # the optimisers below define it
+
+    def _update(
+        self, p: Array, g: Array, lr: float, decay: float, age: int, *state: Array
+    ) -> tuple[Array, ...]:
+        factor, change, *new = self._change((None, None, None), p, g, lr, decay, *state)
+        return p - factor * change, *new
+
+    def _move(
+        self, p: Array, g: Array, state: list[Array], runs: list[_Part], where: Array | None
+    ) -> None:
+        own = getattr(self._update, "__func__", None) is not _Subtracting._update
+        if own or _device.of(p) is not None:
+            return super()._move(p, g, state, runs, where)
+        if where is not None and not where:
+            return None
+        if self._room is None or self._room.shape[1] != p.size or self._room.dtype != p.dtype:
+            self._room = np.empty((3, p.size), p.dtype)
+        moves = []
+        for part, lr, decay, _ in runs:
+            room, grads, old = self._room[:, part], g[part], [a[part] for a in state]
+            factor, change, *new = self._change(room, p[part], grads, lr, decay, *old)
+            scaled = room[2] if change is grads else change
+            moves.append((p[part], factor, change, scaled, list(zip(old, new))))
+        with np.errstate(all="ignore"):  # no error stops it half-way
+            for into, factor, change, scaled, buffers in moves:
+                for buffer, values in buffers:
+                    buffer[...] = values
+                np.subtract(into, np.multiply(change, factor, out=scaled), out=into)
+        return None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_room": None}
+
+
 # The defaults are objects of their own, so that a rate given under both names can be told from
 # a default.
 _RMSPROP, _ADAM = float("1e-2"), float("1e-3")
 
 
-class SGD(Optimizer):
+class SGD(_Subtracting):
     """Stochastic gradient descent: ``v = m v + g; p -= lr v``, m the momentum, as in PyTorch.
 
     With ``nesterov`` the step is along ``g + m v``.
@@ -282,21 +334,23 @@ class SGD(Optimizer):
         if not momentum:
             self._buffers = ()
 
-    def _update(
-        self, p: Array, g: Array, lr: float, decay: float, age: int, *state: Array
-    ) -> tuple[Array, ...]:
-        t = p.dtype.type
+    def _change(
+        self, room: Sequence[Array | None], p: Array, g: Array, lr: float, decay: float, *s: Array
+    ) -> tuple[Any, ...]:
+        t, (first, second, third) = p.dtype.type, room
         if decay:
-            g = g + t(decay) * p
-        if state:
-            v = state[0] * t(self.momentum)
-            v += g
-            g = g + t(self.momentum) * v if self.nesterov else v
-            state = (v,)
-        return p - t(lr) * g, *state
+            g = np.add(g, np.multiply(p, t(decay), out=first), out=first)
+        if s:
+            v = np.multiply(s[0], t(self.momentum), out=second)
+            s = (np.add(v, g, out=second),)
+            if self.nesterov:
+                g = np.add(g, np.multiply(s[0], t(self.momentum), out=third), out=third)
+            else:
+                (g,) = s
+        return t(lr), g, *s
 
 
-class RMSprop(Optimizer):
+class RMSprop(_Subtracting):
     """RMSprop: ``s = a s + (1 - a) g^2;  p -= lr g / (sqrt(s) + eps)``.
 
     >>> import ostinato as ost
@@ -334,15 +388,16 @@ class RMSprop(Optimizer):
         super().__init__(chosen_name(lr, rate, _RMSPROP), weight_decay, groups=groups)
         self.alpha, self.eps = fraction("alpha", alpha), number("eps", eps)
 
-    def _update(
-        self, p: Array, g: Array, lr: float, decay: float, age: int, *state: Array
-    ) -> tuple[Array, ...]:
-        (s,), t = state, p.dtype.type
+    def _change(
+        self, room: Sequence[Array | None], p: Array, g: Array, lr: float, decay: float, *s: Array
+    ) -> tuple[Any, ...]:
+        t, (first, second, third) = p.dtype.type, room
         if decay:
-            g = g + t(decay) * p
-        s = s * t(self.alpha)
-        s += t(1 - self.alpha) * g * g
-        return p - t(lr) * g / (np.sqrt(s) + t(self.eps)), s
+            g = np.add(g, np.multiply(p, t(decay), out=first), out=first)
+        square = np.multiply(np.multiply(g, t(1 - self.alpha), out=third), g, out=third)
+        mean = np.add(np.multiply(s[0], t(self.alpha), out=second), square, out=second)
+        root = np.add(np.sqrt(mean, out=third), t(self.eps), out=third)
+        return t(lr), np.divide(g, root, out=third), mean
 
 
 class Adam(Optimizer):
