@@ -467,75 +467,90 @@ struct PersistentKernel {
     }
   };
 
-  OST_HD void operator()(const Block& block, Space& space) const {
-    const Problem<T>& p = problems[block.z];
-    const int masked = kept(int(p.times.predecessors || p.times.lengths));  // some rows take part in some steps only
-    const int taped = kept(int(p.saved != nullptr)), steps = kept(int(launch_args.steps));
-    const BlockRange<kUnits> range(block, p, launch_args, slot_words(p.hidden));
-    const Strides strides(p, range.stride);
-    const int pairs = int(Phase<0>::E::depth(Phase<0>::sent(p.hidden))) * (1 + range.upstream);
+  // What a block keeps from step to step.
+  struct Walk {
+    const int masked, taped, steps;  // masked: some rows take part in some steps only
+    const BlockRange<kUnits> range;
+    const Strides strides;
+    const int pairs;
     PerPhase<Weights, 0, kPhases> weights;
     PerThread<Cell> cells;
     PerThread<ForwardOut<C, T>> out;
     PerThread<T> published;
     PerThread<const std::uint32_t*> in;
     PerThread<bool> lost, runs;
-    for_phases<C>(
-        [&]<int F>() { Phase<F>::E::load(block, get_phase<F>(weights), get_phase<F>(space.products), p.shared_panels[F], pairs); });
-    block.for_each_thread([&](int thread) {
-      lost[thread] = !range.ok(launch_args);
-      in[thread] = range.slot(0) + Phase<0>::E::first_word(thread, 0);
-      Cell& cell = cells[thread];
-      begin(thread, range, cell);
-      published[thread] = cell.state[0];
-      OST_UNROLL
-      for (int n = 0; n < kRing; ++n) ask(cell, space.ring[n * kCells + thread % kCells], n < steps, strides);
-    });
-    send(block, cells, published, strides);
     int at = 0;  // in the ring
-    for (int n = 0; n < steps; ++n) {
-      for_phases<C>([&]<int F>() {
-        constexpr bool last = F + 1 == kPhases;
-        auto& sums = get_phase<F>(space.products);
-        Phase<F>::E::multiply(block, get_phase<F>(weights), sums, launch_args.buffer, in, pairs, lost);
-        block.for_each_thread([&](int thread) {
-          in[thread] += strides.slot;
-          async_wait<kRing - 1>();
-          Cell& cell = cells[thread];
-          runs[thread] = cell.there;
-          if (masked) runs[thread] = cell.there && takes_part(p, n, cell);
-          if (runs[thread]) {
-            T products[C::kPhases[F].product.count()];
-            Inputs inputs = space.ring[at + thread];
-            take_sums<F>(sums, kParts > 1 ? p.shared_scales[F] + block.x * Phase<F>::kTiles * 16 : nullptr, thread, products, inputs.gx);
-            compute_active<C, T, F, false, V>(p, 0, cell.b, cell.u, inputs.gx, products, cell.state, out[thread]);  // time is for norms
-          }
-          if (last && masked && cell.there) restart(p, launch_args.first_step + n + 1, cell);
-          published[thread] = last ? cell.state[0] : runs[thread] ? out[thread].emitted : T(0);
-        });
-        block.sync_warp();
-        send(block, cells, published, strides);  // first, for other blocks wait for it
-        if constexpr (last) {
-          block.for_each_thread([&](int thread) {
-            Cell& cell = cells[thread];
-            if (runs[thread])
-              store(p, cell, out[thread], taped);
-            else if (masked && cell.there)
-              repeat(p, n, cell);
-            cell.y += strides.y, cell.c += strides.c, cell.saved += strides.saved;
-            ask(cell, space.ring[at + thread % kCells], n + kRing < steps, strides);
-          });
-          at = (at + kCells) & (kRing * kCells - 1);
-        }
-        if constexpr (kPhases == 1) block.sync_block();  // the sums have been read; those of two phases lie apart
-      });
-    }
+    OST_HD Walk(const Block& block, const Problem<T>& p, const LaunchArgs<T>& launch_args)
+        : masked(kept(int(p.times.predecessors || p.times.lengths))),
+          taped(kept(int(p.saved != nullptr))),
+          steps(kept(int(launch_args.steps))),
+          range(block, p, launch_args, slot_words(p.hidden)),
+          strides(p, range.stride),
+          pairs(int(Phase<0>::E::depth(Phase<0>::sent(p.hidden))) * (1 + range.upstream)) {}
+  };
+
+  OST_HD void operator()(const Block& block, Space& space) const {
+    const Problem<T>& p = problems[block.z];
+    Walk walk(block, p, launch_args);
+    for_phases<C>([&]<int F>() {
+      Phase<F>::E::load(block, get_phase<F>(walk.weights), get_phase<F>(space.products), p.shared_panels[F], walk.pairs);
+    });
+    block.for_each_thread([&](int thread) {
+      walk.lost[thread] = !walk.range.ok(launch_args);
+      walk.in[thread] = walk.range.slot(0) + Phase<0>::E::first_word(thread, 0);
+      Cell& cell = walk.cells[thread];
+      begin(thread, walk.range, cell);
+      walk.published[thread] = cell.state[0];
+      OST_UNROLL
+      for (int n = 0; n < kRing; ++n) ask(cell, space.ring[n * kCells + thread % kCells], n < walk.steps, walk.strides);
+    });
+    send(block, walk.cells, walk.published, walk.strides);
+    for (int n = 0; n < walk.steps; ++n) for_phases<C>([&]<int F>() { run_phase<F>(block, space, p, n, walk); });
     if (launch_args.first_step + launch_args.steps < p.steps)
       block.for_each_thread([&](int thread) {
-        const Cell& cell = cells[thread];
+        const Cell& cell = walk.cells[thread];
         if (!cell.there) return;
         for (int k = 0; k < C::kStates; ++k) launch_args.carry[carried(p, block.z, k, cell)] = cell.state[k];
       });
+  }
+
+  // One phase of step n of this launch: the product, the cells, and what others wait for.
+  template <int F>
+  OST_HD void run_phase(const Block& block, Space& space, const Problem<T>& p, int n, Walk& walk) const {
+    constexpr bool last = F + 1 == kPhases;
+    auto& sums = get_phase<F>(space.products);
+    Phase<F>::E::multiply(block, get_phase<F>(walk.weights), sums, launch_args.buffer, walk.in, walk.pairs, walk.lost);
+    block.for_each_thread([&](int thread) {
+      walk.in[thread] += walk.strides.slot;
+      async_wait<kRing - 1>();
+      Cell& cell = walk.cells[thread];
+      bool& runs = walk.runs[thread];
+      runs = cell.there;
+      if (walk.masked) runs = cell.there && takes_part(p, n, cell);
+      if (runs) {
+        T products[C::kPhases[F].product.count()];
+        Inputs inputs = space.ring[walk.at + thread];
+        take_sums<F>(sums, kParts > 1 ? p.shared_scales[F] + block.x * Phase<F>::kTiles * 16 : nullptr, thread, products, inputs.gx);
+        compute_active<C, T, F, false, V>(p, 0, cell.b, cell.u, inputs.gx, products, cell.state, walk.out[thread]);  // time is for norms
+      }
+      if (last && walk.masked && cell.there) restart(p, launch_args.first_step + n + 1, cell);
+      walk.published[thread] = last ? cell.state[0] : runs ? walk.out[thread].emitted : T(0);
+    });
+    block.sync_warp();
+    send(block, walk.cells, walk.published, walk.strides);  // first, for other blocks wait for it
+    if constexpr (last) {
+      block.for_each_thread([&](int thread) {
+        Cell& cell = walk.cells[thread];
+        if (walk.runs[thread])
+          store(p, cell, walk.out[thread], walk.taped);
+        else if (walk.masked && cell.there)
+          repeat(p, n, cell);
+        cell.y += walk.strides.y, cell.c += walk.strides.c, cell.saved += walk.strides.saved;
+        ask(cell, space.ring[walk.at + thread % kCells], n + kRing < walk.steps, walk.strides);
+      });
+      walk.at = (walk.at + kCells) & (kRing * kCells - 1);
+    }
+    if constexpr (kPhases == 1) block.sync_block();  // the sums have been read; those of two phases lie apart
   }
 
   OST_HD static Index carried(const Problem<T>& p, Index z, int k, const Cell& cell) {
