@@ -178,16 +178,27 @@ def studies(path: Path, *, lr: float = 1.0) -> Any:
 def test_a_study_that_another_process_begins_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the look at its trials and the one at its settings."""
-    path, read = tmp_path / "a.journal", optuna.Study.get_trials
+    """After the first look, whether that is at the trials or at the settings."""
+    path, trials = tmp_path / "a.journal", optuna.Study.get_trials
+    settings = optuna.Study.user_attrs
 
-    def slow(study: Any, *args: Any, **options: Any) -> Any:
-        monkeypatch.setattr(optuna.Study, "get_trials", read)
-        there = read(study, *args, **options)
+    def other() -> None:
+        monkeypatch.setattr(optuna.Study, "get_trials", trials)
+        monkeypatch.setattr(optuna.Study, "user_attrs", settings)
         assert studies(path).ask(3).number == 0
+
+    def slow_trials(study: Any, *args: Any, **options: Any) -> Any:
+        there = trials(study, *args, **options)
+        other()
         return there
 
-    monkeypatch.setattr(optuna.Study, "get_trials", slow)
+    def slow_settings(study: Any) -> Any:
+        there = settings.fget(study)
+        other()
+        return there
+
+    monkeypatch.setattr(optuna.Study, "get_trials", slow_trials)
+    monkeypatch.setattr(optuna.Study, "user_attrs", property(slow_settings))
     assert studies(path).ask(3).number == 1
 
 
