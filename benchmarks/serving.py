@@ -5,7 +5,8 @@ another core. In the same server, PyTorch's LSTM takes the place of ours, and so
 computes nothing: what is left is what websockets cost. Answers are compared first. Contenders take
 turns, each on connections of its own; in a turn
 
-- closed: every stream has one row on its way at all times: rows a second;
+- closed: every stream has one row on its way at all times: CPU time of a row (how many rows a
+  second there are, the clients limit, not the server);
 - open: rows come at a rate that the slowest contender reaches twice over, and latency is counted
   from when a row was due;
 - churn: the same, while streams leave and join all the time, and the first answer of each that

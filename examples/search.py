@@ -18,12 +18,10 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+from adding_problem import Adding
 
 import ostinato as ost
 
-Array = npt.NDArray[np.float32]
 SPACE: dict[str, Any] = {
     "cell": ["LSTM", "GRU", "RNN"],
     "size": (8, 48),
@@ -31,23 +29,11 @@ SPACE: dict[str, Any] = {
 }
 
 
-def adding(count: int, steps: int, seed: int) -> tuple[Array, Array]:
-    """Return x ``[N,T,2]``, numbers and two marks in each, and the sum of the marked ones."""
-    rng = np.random.default_rng(seed)
-    x = np.zeros((count, steps, 2), np.float32)
-    x[..., 0] = rng.random((count, steps))
-    for row in x:
-        row[rng.choice(steps, 2, replace=False), 1] = 1
-    return x, (x[..., 0] * x[..., 1]).sum(1, keepdims=True)
-
-
 def build(cell: str, size: int, rate: float) -> ost.Trainer:
     """Return a trainer of a network with these settings."""
-    rnn = getattr(ost.nn, cell)(2, size, batch_first=True, rng=0)
-    model = ost.nn.Sequential(
-        rnn, ost.nn.Pool("last", batch_first=True), ost.nn.Linear(size, 1, rng=1)
-    )
-    return ost.Trainer(model, ost.losses.MSE(), ost.optim.Adam(rate), clip_norm=1.0)
+    rnn = getattr(ost.nn, cell)(2, size, rng=0)
+    model = ost.nn.Sequential(rnn, ost.nn.Linear(size, 1, rng=1))
+    return ost.Trainer(model, ost.losses.MSE(), ost.optim.Adam(rate), clip_norm=1.0, outputs="last")
 
 
 def main(arguments: Sequence[str] | None = None) -> Any:
@@ -59,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> Any:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--grace", type=float, default=60.0, help="seconds until a trial is lost")
     a = parser.parse_args(arguments)
-    train, valid = adding(2000, 20, seed=0), adding(500, 20, seed=1)
+    train, valid = Adding(20, 40, 50, seed=0), Adding(20, 500, 1, seed=1)
     shared = {"storage": a.storage, "study": a.study, "grace": a.grace}
     try:
         result = ost.search(

@@ -39,9 +39,6 @@ except ImportError:
 
 Array = npt.NDArray[Any]
 GOING_AWAY, POLICY, FULL = 1001, 1008, 1013  # close codes of RFC 6455 and its registry
-BUFFER = (
-    1 << 16
-)  # bytes of a client that the system keeps each way; its own choice may be megabytes
 DRAIN = 5.0  # seconds within which a server that stops answers what it has taken
 
 
@@ -107,7 +104,8 @@ class Form:
         except ValueError:
             raise Refused(f"x: expected {wanted}, got lists of unequal lengths") from None
         whole = self.ids is not None
-        if given.dtype.kind not in ("iu" if whole else "iuf") or given.shape[1:] != self.row:
+        fits = given.ndim == 1 + len(self.row) and given.shape[1:] == self.row
+        if given.dtype.kind not in ("iu" if whole else "iuf") or not fits:
             kind = f"shape {given.shape}" if given.dtype.kind in "iuf" else type(value).__name__
             raise Refused(f"x: expected {wanted}, got {kind}")
         with np.errstate(over="ignore"):  # what is too large is refused as infinite
@@ -219,7 +217,8 @@ class Server:
 
     def __init__(self, stream: Any, form: Form, limits: Limits) -> None:
         self.batcher, self.form, self.limits = Batcher(stream), form, limits
-        self.heard: dict[Any, float] = {}  # when each connection that has a slot last said a word
+        # When each connection that has a slot, and waits for no answer, last said a word.
+        self.heard: dict[Any, float] = {}
         self.stops = False
         self.refused = 0
         self.port = 0
@@ -255,8 +254,10 @@ class Server:
             await connection.send(json.dumps(self.welcome(slot)))
             self.heard[connection] = time.monotonic()
             async for message in connection:
+                del self.heard[connection]
+                answer = await self.answer(slot, message)
                 self.heard[connection] = time.monotonic()
-                await connection.send(await self.answer(slot, message))
+                await connection.send(answer)  # waits where the client does not read
                 self.heard[connection] = time.monotonic()
                 if self.stops:
                     return await connection.close(GOING_AWAY, "the server stops")
@@ -274,7 +275,11 @@ class Server:
         return {"slot": slot, "x": x, "y": y, "rows": self.limits.rows}
 
     async def answer(self, slot: int, message: str | bytes) -> str | bytes:
-        """Return the answer to a message: of its form, or an error, which changes no state."""
+        """Return the answer to a message: of its form, or an error.
+
+        What a message is refused for changes no state. But that outputs are NaN or infinite, which
+        JSON has not, is known only once the steps have run: that error leaves the state after them.
+        """
         try:
             if isinstance(message, bytes):
                 y = await self.batcher.run(slot, self.form.read(message))
@@ -389,7 +394,7 @@ def work(path: str, limits: Limits, core: int, parent: Connection, listen: dict[
 
 
 def free_port(host: str, port: int) -> int:
-    """Return the port, or a free one for 0.
+    """Return the port for processes to share, a free one for 0.
 
     Processes that share a port do not notice another server that shares it too: it is bound alone
     first, which fails where somebody has it.
@@ -492,12 +497,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (KeyError, OSError, TypeError, ValueError) as error:
         raise SystemExit(f"serve: {error}") from None
     try:
-        port = free_port(a.host, a.port)
         if a.processes > 1:
-            share(a.model, limits, a.processes, a.host, port)
+            share(a.model, limits, a.processes, a.host, free_port(a.host, a.port))
         else:
             said = f"serving on ws://{a.host}:%d: {a.slots} slots"
-            listen = {"host": a.host, "port": port}
+            listen = {"host": a.host, "port": a.port}
             asyncio.run(
                 run(model, limits, lambda port: print(said % port, flush=True), None, listen)
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -9,6 +10,9 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ import numpy as np
 import pytest
 
 import ostinato as ost
+from ostinato.train import _study
 
 optuna = pytest.importorskip("optuna", reason="pip install 'ostinato[search]'")
 
@@ -64,7 +69,10 @@ def test_two_processes_share_a_journal(tmp_path: Path) -> None:
     with (
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as a,
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as b,
+        contextlib.ExitStack() as stack,
     ):
+        for p in (a, b):  # one that waits for the other would never end
+            stack.callback(p.kill)
         tables = [p.communicate(timeout=200)[0] for p in (a, b)]
     assert (a.returncode, b.returncode) == (0, 0)
     assert tables[0] == tables[1]
@@ -77,7 +85,10 @@ def test_two_processes_share_a_journal(tmp_path: Path) -> None:
     assert len(rows) == 8  # no settings twice
 
 
-def test_the_example(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_example(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(EXAMPLE.parent)  # as for a script
     spec = importlib.util.spec_from_file_location("search", EXAMPLE)
     assert spec is not None
     assert spec.loader is not None
@@ -137,6 +148,112 @@ def test_a_process_that_dies_loses_its_trial_alone(tmp_path: Path) -> None:
     assert numbers_of(run(path, 6)) == numbers_of(result)
 
 
+@pytest.mark.parametrize("last", ["figure", "step", "state"])
+def test_a_process_that_dies_while_it_tells(tmp_path: Path, last: str) -> None:
+    """A trial counts once all is written that the table needs; before, it is made anew."""
+    path = tmp_path / "a.journal"
+    command = program(f"""
+        import signal
+        import test_search_shared as here
+        kept = here.optuna.trial.Trial.set_user_attr
+        def dies(trial, key, value):
+            kept(trial, key, value)
+            if key == {last!r} and trial.number == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+        here.optuna.trial.Trial.set_user_attr = dies
+        here.run({str(path)!r}, 3)
+    """)
+    assert subprocess.run(command, check=False, timeout=100).returncode == -signal.SIGKILL
+    result = run(path, 3)
+    assert numbers_of(result) == ([0, 1, 2] if last == "state" else [0, 2, 3])
+    assert all(np.isfinite(t.value) and t.step for t in result.trials)
+
+
+def studies(path: Path, *, lr: float = 1.0) -> Any:
+    """Return a study as `ostinato.search` makes it."""
+    settings = {"space": {"lr": (0.1, lr)}}
+    return _study.Study(optuna, settings, 0, path, "search", 1000.0)
+
+
+def test_a_study_that_another_process_begins_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the first look, whether that is at the trials or at the settings."""
+    path, trials = tmp_path / "a.journal", optuna.Study.get_trials
+    settings = optuna.Study.user_attrs
+
+    def other() -> None:
+        monkeypatch.setattr(optuna.Study, "get_trials", trials)
+        monkeypatch.setattr(optuna.Study, "user_attrs", settings)
+        assert studies(path).ask(3).number == 0
+
+    def slow_trials(study: Any, *args: Any, **options: Any) -> Any:
+        there = trials(study, *args, **options)
+        other()
+        return there
+
+    def slow_settings(study: Any) -> Any:
+        there = settings.fget(study)
+        other()
+        return there
+
+    monkeypatch.setattr(optuna.Study, "get_trials", slow_trials)
+    monkeypatch.setattr(optuna.Study, "user_attrs", property(slow_settings))
+    assert studies(path).ask(3).number == 1
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_two_processes_with_other_settings_begin_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: bool
+) -> None:
+    """Both find no settings; one of them searches, and no trial is of the other one's."""
+    path, write = tmp_path / "a.journal", optuna.Study.set_user_attr
+    first: list[Any] = []
+
+    def slow(study: Any, key: str, value: Any) -> None:  # the other one is faster
+        monkeypatch.setattr(optuna.Study, "set_user_attr", write)
+        first.append(studies(path, lr=0.5))
+        if asked:
+            assert first[0].ask(3).number == 0
+        write(study, key, value)
+
+    monkeypatch.setattr(optuna.Study, "set_user_attr", slow)
+    if asked:
+        with pytest.raises(ValueError, match=r"searched as before, .* 0\.5.*, got .* 1\.0"):
+            studies(path)
+        assert first[0].ask(3).number == 1
+        with pytest.raises(ValueError, match=r"searched as before, .* 0\.5.*, got .* 1\.0"):
+            studies(path)
+    else:
+        second = studies(path)
+        with pytest.raises(ValueError, match=r"searched as before, .* 1\.0.*, got .* 0\.5"):
+            first[0].ask(3)
+        assert second.ask(3).number == 1
+        assert [t.number for t in second.trials()] == [1]
+
+
+def test_a_sign_of_life_that_fails_is_not_the_last(tmp_path: Path) -> None:
+    study = _study.Study(optuna, {}, 0, tmp_path / "a.journal", "search", 0.04)
+    beats: list[int] = []
+    heard = threading.Event()
+
+    class Locked:
+        """A trial in a database that is locked at times."""
+
+        def set_user_attr(self, key: str, value: int) -> None:
+            beats.append(value)
+            if len(beats) == 1:
+                raise RuntimeWarning("database is locked")
+            if len(beats) == 3:
+                heard.set()
+                raise study.gone("given up by others")
+
+    with study.alive(Locked()):
+        assert heard.wait(30)
+        time.sleep(0.05)
+    assert beats == [1, 1, 2]
+
+
 def test_an_error_of_a_trial_blocks_nobody(tmp_path: Path) -> None:
     path, calls = tmp_path / "a.journal", [0]
 
@@ -194,6 +311,7 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
         ({"epochs": 3}, r'fit = {"epochs": 2}, got {"epochs": 3}'),
         ({"seed": 1}, "seed = 0, got 1"),
         ({"prune": False}, "prune = true, got false"),
+        ({"space": {**SPACE, "size": (3.0, 8.0)}}, r'space = .*got .*"size": \[3.0, 8.0\]'),
         ({"space": {"size": (3, 9)}}, r'space = .*"size": \[3, 8\]'),
         ({"patience": 2}, r"fit = .*patience"),
     ):
@@ -232,6 +350,33 @@ def test_storages_that_are_none(tmp_path: Path) -> None:
     for grace in (0, -1, float("inf"), float("nan")):
         with pytest.raises(ValueError, match="grace: expected seconds above 0"):
             run(tmp_path / "a", 1, grace=grace)
+
+
+def test_passwords_are_not_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither that of the URL nor what a driver says of it."""
+
+    said = ["no such host: {}", "", "\n"]  # in turn
+
+    def fails(url: str) -> None:
+        said.append(said.pop(0))
+        raise RuntimeError(said[-1].format(url))
+
+    monkeypatch.setattr(optuna.storages, "RDBStorage", fails)
+    for url in (
+        "postgresql://me:geh/e@im@host/name",
+        "postgresql://host/name?user=me&password=geh/e@im",
+        "mysql://:geh/e@im@host/name?charset=utf8",
+    ):
+        for _ in said:
+            with pytest.raises(ValueError, match="expected the URL of a database, got '") as e:
+                run(url, 1)
+            shown = traceback.format_exception(type(e.value), e.value, e.value.__traceback__)
+            assert "geh" not in "".join(shown)
+            assert "***" in str(e.value)
+            assert "host/name" in str(e.value)
+    said[:] = [""]
+    with pytest.raises(ValueError, match=r"got 'sqlite:///a:b@c\.db': RuntimeError"):
+        run("sqlite:///a:b@c.db", 1)
 
 
 def test_locks_lead_to_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

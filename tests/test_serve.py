@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import importlib.util
 import json
@@ -168,6 +169,8 @@ ROWS_REFUSED = [
 IDS_REFUSED = [
     (np.array([3, 11], "<i8").tobytes(), "x: expected numbers from 0 to 10, got 11"),
     (np.array([-1], "<i8").tobytes(), "got -1"),
+    ('{"x": 3}', "x: expected a list of numbers, got shape ()"),
+    ('{"x": []}', "x: expected a list of numbers, got shape (0,)"),
     ('{"x": [0.5]}', "x: expected a list of numbers, got shape (1,)"),
     ('{"x": [[1]]}', "x: expected a list of numbers, got shape (1, 1)"),
     ('{"x": [1, 12]}', "x: expected numbers from 0 to 10, got 12"),
@@ -289,6 +292,51 @@ def test_silence_ends_a_stream(module: Any) -> None:
     served(module, model_of_rows(), act, slots=2, idle=0.2)
 
 
+def test_who_waits_for_an_answer_is_not_silent(module: Any) -> None:
+    async def act(server: Any, address: str) -> None:
+        connection, _ = await joined(address)
+        run = server.batcher.run
+
+        async def slow(slot: int, rows: Any) -> Any:
+            await asyncio.sleep(0.5)
+            return await run(slot, rows)
+
+        server.batcher.run = slow
+        assert len(await asked(connection, np.ones(3, "<f4").tobytes())) == 8
+        with pytest.raises(ConnectionClosed) as closed:
+            await connection.recv()
+        assert closed.value.rcvd.code == 1008
+
+    served(module, model_of_rows(), act, slots=2, idle=0.2)
+
+
+def test_outputs_that_json_lacks(module: Any) -> None:
+    """They are found after the steps, which the stream keeps; bytes have them."""
+    model = ost.nn.Sequential(ost.nn.LSTM(3, 9, rng=0), ost.nn.Linear(9, 2, rng=1))
+    with model.write() as p:
+        p["1.weight"][...] = 3e38
+    x = np.random.default_rng(0).standard_normal((40, 1, 3)).astype("<f4") * 3
+    with np.errstate(over="ignore"):
+        whole = model(x)[0][:, 0]
+    bad = ~np.isfinite(whole).all(1)
+    assert 0 < bad.sum() < len(x)
+
+    async def act(server: Any, address: str) -> None:
+        connection, _ = await joined(address)
+        for t in range(len(x)):
+            if t % 2:
+                y = np.frombuffer(await asked(connection, x[t, 0].tobytes()), "<f4")
+                assert np.array_equal(y, whole[t], equal_nan=True)
+                continue
+            got = json.loads(await asked(connection, json.dumps({"x": x[t].tolist()})))
+            if bad[t]:
+                assert "y: expected finite numbers" in got["error"]
+            else:
+                assert np.array_equal(np.array(got["y"][0], np.float32), whole[t])
+
+    served(module, model, act, slots=1)
+
+
 def test_a_step_that_fails_ends_its_streams(module: Any, caplog: pytest.LogCaptureFixture) -> None:
     model = model_of_rows()
 
@@ -363,7 +411,11 @@ def test_processes_share_a_port_and_stop(tmp_path: Path) -> None:
     model.save(tmp_path / "m.safetensors")
     command = [sys.executable, str(SCRIPT), str(tmp_path / "m.safetensors"), "--port", "0"]
     command += ["--processes", "2", "--slots", "30"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server,
+        contextlib.ExitStack() as stack,
+    ):
+        stack.callback(server.kill)  # which leaving the block would wait for
         assert server.stdout is not None
         said = server.stdout.readline()
         port = int(re.fullmatch(r"serving on ws://127.0.0.1:(\d+): 2 x 30 slots\n", said)[1])  # type: ignore[index]

@@ -6,8 +6,10 @@ import contextlib
 import json
 import math
 import os
+import re
 import threading
 import time
+import urllib.parse
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +21,8 @@ from .. import _check
 from .._annotations import readable
 
 _BEATS = 4  # signs of life within the time after which a trial without one is lost
+# Of a URL: the password behind a user's name, and one among the options.
+_SECRETS = re.compile(r"(?<=://)[^:/@]*:(.*)@|[?&]\w*(?:password|passwd|pwd)\w*=([^&\s]*)", re.I)
 
 
 def _journal(optuna: Any, path: Path) -> Any:
@@ -74,10 +78,25 @@ def _opened(optuna: Any, storage: Any) -> Any:
     try:
         return optuna.storages.RDBStorage(text)
     except Exception as error:  # whatever SQLAlchemy and drivers raise
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"storage: expected the URL of a database, got {text!r}: {reason}") from (
-            error
-        )
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        told = _hidden(str(error), text) != str(error)  # a traceback would show the password
+        raise ValueError(
+            f"storage: expected the URL of a database, got {_hidden(text, text)!r}: "
+            f"{_hidden(reason, text)}"
+        ) from (None if told else error)
+
+
+def _hidden(message: str, url: str) -> str:
+    """Return a message without the passwords that a URL has."""
+    for found in _SECRETS.finditer(url):
+        secret = found[1] or found[2]
+        for known in (secret, urllib.parse.unquote(secret or "")):
+            message = message.replace(known, "***") if known else message
+    return message
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
 
 
 def written(value: Any) -> Any:
@@ -138,26 +157,41 @@ class Study:
             sampler=optuna.samplers.TPESampler(seed=seed),
             pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
         )
+        self._settings: dict[str, Any] = json.loads(json.dumps(written(settings)))
         if self._shared:
-            self._compare(name, json.loads(json.dumps(written(settings))))
+            self._claim()
 
-    def _compare(self, name: str, settings: dict[str, Any]) -> None:
-        """Refuse a study of other settings, or one that something else has made."""
-        study, key = self._study, "ostinato"
+    def _claim(self) -> None:
+        """Say with which settings the study is searched, if nobody has, and compare them.
+
+        Of processes with different settings that come at the same moment, the last one to write
+        takes the place of the others' words. So each writes its settings into a trial, too, before
+        it compares again (`_asked`): whoever has compared too early to see what the last one wrote
+        has left them there before, and the last one sees them here, puts them back, and refuses.
+        """
+        study, key, name = self._study, "ostinato", self._study.study_name
+        there = study.get_trials(deepcopy=False)  # before the key, which others write first
         if key not in study.user_attrs:
-            if study.get_trials(deepcopy=False) or study.direction.name != "MINIMIZE":
+            if there or study.direction.name != "MINIMIZE":
                 raise ValueError(
                     f"study: expected one that ostinato.search made, got {name!r}, which has "
                     "trials of another program; give another name"
                 )
-            study.set_user_attr(key, settings)
-        there = study.user_attrs[key]
+            study.set_user_attr(key, self._settings)
+            for t in study.get_trials(deepcopy=False):
+                if _text(t.user_attrs.get(key, self._settings)) != _text(self._settings):
+                    study.set_user_attr(key, t.user_attrs[key])
+        self._compare()
+
+    def _compare(self) -> None:
+        """Refuse a study of other settings; 3 and 3.0 are two, as they are to Optuna."""
+        there, settings = self._study.user_attrs["ostinato"], self._settings
         for part in sorted({*there, *settings}):
-            if there.get(part) != settings.get(part):
+            before, now = _text(there.get(part)), _text(settings.get(part))
+            if before != now:
                 raise ValueError(
-                    f"study: expected {name!r} to be searched as before, {part} = "
-                    f"{json.dumps(there.get(part))}, got {json.dumps(settings.get(part))}; give "
-                    "another name for other settings"
+                    f"study: expected {self._study.study_name!r} to be searched as before, "
+                    f"{part} = {before}, got {now}; give another name for other settings"
                 )
 
     def trials(self) -> list[Any]:
@@ -187,7 +221,14 @@ class Study:
 
     def _asked(self) -> Any:
         trial = self._study.ask()
-        if self._shared:  # proposals follow from the seed, the number, and the trials before
+        if self._shared:
+            trial.set_user_attr("ostinato", self._settings)
+            try:
+                self._compare()
+            except ValueError:
+                self.leave(trial.number)
+                raise
+            # Proposals follow from the seed, the number, and the trials before.
             seeds = np.random.SeedSequence([self._seed, trial.number]).generate_state(1)
             with warnings.catch_warnings():  # before Optuna 5 this option is experimental
                 warnings.simplefilter("ignore", self._optuna.exceptions.ExperimentalWarning)
@@ -224,10 +265,14 @@ class Study:
 
         def beat() -> None:
             count = 1
-            with contextlib.suppress(self.gone):
-                while not ends.wait(self._grace / _BEATS):
+            while not ends.wait(self._grace / _BEATS):
+                try:
                     trial.set_user_attr("beat", count)
-                    count += 1
+                except self.gone:
+                    return
+                except Exception:  # a database that is locked or out of reach for a moment
+                    continue
+                count += 1
 
         thread = threading.Thread(target=beat, name="ostinato-search", daemon=True)
         thread.start()
@@ -240,8 +285,8 @@ class Study:
     def tell(self, trial: Any, state: str, figure: float, step: int, sign: float) -> bool:
         """Keep how a trial ended; return False if others gave it up before, and it is not kept."""
         known = figure if math.isfinite(figure) else None
-        try:
-            for name, value in (("state", state), ("figure", known), ("step", step)):
+        try:  # the state last: a trial that has one counts, even if this process dies here
+            for name, value in (("figure", known), ("step", step), ("state", state)):
                 trial.set_user_attr(name, value)
             if known is None:
                 self._study.tell(trial, state=self.states.FAIL)
