@@ -459,6 +459,72 @@ def test_predictions_are_read_at_the_end(watched: _device.Device) -> None:
         trainer.predict(np.where(np.arange(6) == 5, 5, LABELS), batch_size=3)
 
 
+def test_weights_beyond_float16_are_refused_every_time(gpu: _device.Device) -> None:
+    """What packs weights finds them; they stay packed, and no later use takes them for good."""
+    model = layers(2).to("cuda")
+    model.layers[0].precision = "float16"
+    trainer = ost.Trainer(model, ost.losses.MSE(), ost.optim.SGD(0.1))
+    wide = copy.deepcopy(model.state_dict())
+    wide["0.weight_hh_l0"][0, 0] = 1e6
+
+    def fit() -> None:
+        trainer.fit((X, GOALS), steps=2, progress=False)
+
+    def call() -> None:
+        model(gpu.put(X))
+
+    def evaluate() -> None:
+        trainer.evaluate(X, GOALS, batch_size=5)
+
+    def predict() -> None:
+        trainer.predict(X, batch_size=5)
+
+    def predict_ragged() -> None:
+        trainer.predict(list(X), batch_size=5)
+
+    uses = (predict, predict, predict_ragged, evaluate, evaluate, call, call, fit, fit, predict)
+    fine = model.state_dict()
+    for first in (0, 2, 3, 5, 7):
+        model.load_state_dict(wide)  # packed anew by the first of them
+        for use in (*uses[first:], *uses[:first]):
+            with pytest.raises(ValueError, match="weight_hh: expected weights within the range of"):
+                use()
+    assert trainer.optimizer.steps == 0
+    model.load_state_dict(fine)
+    for use in uses:
+        use()
+
+
+def test_good_weights_of_float16_are_looked_at_once(watched: _device.Device) -> None:
+    model = layers(2).to("cuda")
+    model.layers[0].precision = "float16"
+    trainer, x = ost.Trainer(model, ost.losses.MSE()), watched.put(X)
+    trainer.predict(X)
+    reads = []
+    for _ in range(3):
+        before = fake_cupy.traffic.reads
+        model(x)
+        reads.append(fake_cupy.traffic.reads - before)
+    assert reads[0] == 1
+    assert reads[1:] == [0, 0]
+
+
+def test_text_of_weights_beyond_float16_is_refused(gpu: _device.Device) -> None:
+    """A generation looks at the weights before its first character."""
+    from ostinato.tasks import text as tasks
+
+    chars = tasks.CharModel.fresh("abcde", tasks.TextOptions(steps=6, hidden=6))
+    chars.model.to("cuda")
+    chars.set_precision("float16")
+    assert len(chars.generate("ab", 3, seed=0)) == 3
+    wide = copy.deepcopy(chars.model.state_dict())
+    wide[next(n for n in wide if "weight_hh" in n)][0, 0] = 1e6
+    chars.model.load_state_dict(wide)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="weight_hh: expected weights within the range of"):
+            chars.generate("ab", 3, seed=0)
+
+
 def test_checks_wait_only_where_they_are_read(watched: _device.Device) -> None:
     """Outside of a loop a check raises at once; within, the one that failed first is told."""
     flags = [watched.put(np.array(k > 1)) for k in range(4)]

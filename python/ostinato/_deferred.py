@@ -61,9 +61,33 @@ def gathered() -> Iterator[list[Check]]:
         _gathered.reset(token)
 
 
-def refuse(bad: Any, error: Callable[[], Exception]) -> None:
-    """Raise an error where a flag is True: at once, or when it is read, if it is on a device."""
-    _expect(bad, error, np.bool_)
+def refuse(bad: Any, error: Callable[[], Exception]) -> list[Check]:
+    """Raise an error where a flag is True: at once, or when it is read, if it is on a device.
+
+    Return the check, if it is gathered: what outlives the loop that gathers it, such as packed
+    weights, takes it along and hands it to `refuse_again` whenever it is used.
+    """
+    return _expect(bad, error, np.bool_)
+
+
+def refuse_unless_all(good: Any, error: Callable[[], Exception]) -> None:
+    """Raise an error where any of an array of flags is False: at once, or when it is read."""
+    if _device.of(good) is not None:
+        refuse(~good.all(), error)
+    elif np.count_nonzero(good) < good.size:  # faster than all() for a small array
+        raise error()
+
+
+def refuse_again(checks: list[Check]) -> None:
+    """Gather checks once more; outside of a loop read them, and forget them if they hold."""
+    if not checks:
+        return
+    now = _gathered.get()
+    if now is not None:
+        now += [c for c in checks if not any(c is other for other in now)]
+        return
+    raise_first(checks)
+    checks.clear()
 
 
 def refuse_non_finite(number: Any, error: Callable[[], Exception]) -> None:
@@ -71,12 +95,14 @@ def refuse_non_finite(number: Any, error: Callable[[], Exception]) -> None:
     _expect(number, error, np.float64)
 
 
-def _expect(value: Any, error: Callable[[], Exception], dtype: Any) -> None:
+def _expect(value: Any, error: Callable[[], Exception], dtype: Any) -> list[Check]:
     checks = _gathered.get()
     if checks is not None and _device.of(value) is not None:
         checks.append(Check(value, error))
-    elif _is_bad(float(value), dtype):
+        return checks[-1:]
+    if _is_bad(float(value), dtype):
         raise error()
+    return []
 
 
 def raise_first(checks: Sequence[Check]) -> None:

@@ -154,6 +154,8 @@ def number_of(cell: str | None) -> int:
     return NO_CELL if cell is None else list(_core.cells()).index(cell)
 
 
+# What is known to be on the CPU without a look at its module.
+_HERE = frozenset({np.ndarray, float, int, bool, np.float32, np.float64, np.int64, np.bool_})
 # Functions that return the device of an array, by its type.
 _FINDERS: dict[type, Callable[[Any], Device]] = {}
 
@@ -165,7 +167,7 @@ def register(kind: type, finder: Callable[[Any], Device]) -> None:
 
 def of(a: Any) -> Device | None:
     """Return the device of an array; None for the CPU, or for what is no array that is known."""
-    if type(a) is np.ndarray:
+    if type(a) in _HERE:
         return None
     finder = _FINDERS.get(type(a))
     if finder is None and type(a).__module__.partition(".")[0] == "cupy":

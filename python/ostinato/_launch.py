@@ -108,6 +108,8 @@ class Weights:
         default_factory=dict
     )  # what `partitioned` has made
     words: dict[str, _words.Operand] = field(default_factory=dict)  # what `words_of_weights` has
+    # What has not been looked at yet when they were packed, and is asked for at every use.
+    checks: list[_deferred.Check] = field(default_factory=list)
 
     @property
     def input(self) -> int:
@@ -262,8 +264,7 @@ def pack(
     inputs, output = given["weight_ih"].shape[1], given["weight_hh"].shape[1]
     hidden = given["weight_hh"].shape[0] // facts_of(cell)["gates"]
     word = dtype if precision == "exact" else np.uint16
-    if precision == "float16":
-        _check_range(given)
+    checks = _check_range(given) if precision == "float16" else []
     matrices = matrices_of(cell, inputs, hidden, output)
     capacity = 0
     if not lacks_of(cell):
@@ -302,7 +303,7 @@ def pack(
         "loop": capacity,
     }
     device.launch("pack", cell, dtype, values)
-    return Weights(device, cell, dtype, reverse, fields, split)
+    return Weights(device, cell, dtype, reverse, fields, split, checks=checks)
 
 
 def partition_of(
@@ -461,8 +462,12 @@ def _unit_rows(device: Device, cell: str, given: dict[str, Any], hidden: int) ->
     return out
 
 
-def _check_range(given: dict[str, Any]) -> None:
-    """Refuse weights beyond 65504, the range of float16; this may wait for the device."""
+def _check_range(given: dict[str, Any]) -> list[_deferred.Check]:
+    """Refuse weights beyond 65504, the range of float16; return the checks that are gathered.
+
+    Outside of a loop that gathers checks this waits for the device.
+    """
+    checks = []
     for name in ("weight_ih", "weight_hh", "weight_hr"):
         w = given[name]
         if w is None:
@@ -476,7 +481,8 @@ def _check_range(given: dict[str, Any]) -> None:
                 f"{float(top):.3g}"
             )
 
-        _deferred.refuse((top > FLOAT16_MAX) & (top < np.inf), error)
+        checks += _deferred.refuse((top > FLOAT16_MAX) & (top < np.inf), error)
+    return checks
 
 
 @dataclass
@@ -510,6 +516,7 @@ def forward(
     """
     layers = []
     for k, call in enumerate(calls):
+        _deferred.refuse_again(call.w.checks)
         above = planned.layer_pipelined and k > 0
         layer = _layer_fields(call, sizes, lengths, above, train, train and not states_only)
         if planned.library and not above:

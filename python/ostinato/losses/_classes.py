@@ -98,14 +98,15 @@ class _Classes(Loss):
             mask = mask.reshape(mask.shape + (1,) * (target.ndim - 2))
             skip |= ~np.broadcast_to(_device.like(mask, target), target.shape).reshape(-1)
         size = y.shape[-1]
-        bad = ~skip & ((classes < 0) | (classes >= size))
+        known = (classes >= 0) & (classes < size)
+        good = known | skip
 
         def error() -> ValueError:
-            first = int(classes[int(_device.host(bad).argmax())])
+            first = int(classes[int(_device.host(good).argmin())])
             return ValueError(f"target: expected class numbers from 0 to {size - 1}, got {first}")
 
-        _deferred.refuse(bad.any(), error)
-        out: Array = np.where(skip | bad, -1, classes)
+        _deferred.refuse_unless_all(good, error)
+        out: Array = np.where(known > skip, classes, -1)
         return out
 
     def _class_weights(self, y: Array, classes: Array) -> Array:
@@ -169,9 +170,9 @@ class CrossEntropy(_Classes):
     ) -> tuple[Any, Any, Array | None]:
         if rows is not None or self.class_weights is not None:
             return self._weighted(y, classes, rows, gradient)
-        known = _deferred.whole((classes >= 0).sum())
+        known = _deferred.whole(np.count_nonzero(classes >= 0))
         kernel: Any = _native.backend_for(y).softmax_cross_entropy
-        each = _deferred.quotient(1.0, known)
+        each = 1.0 / _deferred.divisor(known)
         total, dy = kernel(y, _device.like(classes, y), self.label_smoothing, each, gradient)
         return _deferred.number(total), known, dy
 

@@ -22,12 +22,32 @@ class Optimizer:
     """Base of the optimisers: a learning rate, a count of steps, and state in flat buffers.
 
     The buffers have the layout of the model's parameters. Frozen parameters do not move. An
-    optimiser defines ``_update``, and in ``_buffers`` the names of its buffers.
+    optimiser defines in ``_buffers`` the names of its buffers, which begin as zeros, and
+    ``_update(self, p, g, lr, decay, age, *state)``, which returns the new values ``(p, *state)``
+    and changes none of its arguments: p and g are parameters ``[n]`` and their gradients, lr their
+    learning rate, decay their weight decay or 0, age their steps with this one, and state their
+    parts ``[n]`` of the buffers.
 
+    >>> import numpy as np
     >>> import ostinato as ost
     >>> optimizer = ost.optim.Adam(ost.optim.Cosine(1e-3, steps=100))
     >>> optimizer.lr, optimizer.steps
     (0.001, 0)
+
+    One of your own, which steps along the signs of averaged gradients:
+
+    >>> class Signs(ost.optim.Optimizer):
+    ...     _buffers = ("mean",)
+    ...
+    ...     def _update(self, p, g, lr, decay, age, mean):
+    ...         mean = mean + p.dtype.type(0.1) * (g - mean)
+    ...         return p - p.dtype.type(lr) * (np.sign(mean) + p.dtype.type(decay) * p), mean
+    >>> layer = ost.nn.Linear(1, 1, rng=0)
+    >>> y, pullback = layer.vjp(np.ones((1, 1), np.float32))
+    >>> before, dx = layer.flat.copy(), pullback(np.ones((1, 1), np.float32))
+    >>> Signs(0.5).step(layer)
+    >>> (layer.flat - before).round(4).tolist()
+    [-0.5, -0.5]
 
     Args:
         lr: the learning rate, a number or a `Schedule`.
@@ -148,7 +168,7 @@ class Optimizer:
     def _update(
         self, p: Array, g: Array, lr: float, decay: float, age: int, *state: Array
     ) -> tuple[Array, ...]:
-        """Return new values of p and of the state."""
+        """Return new values of p and of the state, which stay as they are; see `Optimizer`."""
         raise NotImplementedError  # the optimisers below define it, or _move
 
     def state_dict(self) -> dict[str, Any]:

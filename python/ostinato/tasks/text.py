@@ -185,7 +185,7 @@ class CharModel:
     def _stream(
         self, prompt: Array, length: int, temperature: float, rng: np.random.Generator
     ) -> Iterator[str]:
-        y, state = self._next(prompt[:, None], None)
+        y, state = self._next(prompt[:, None], None)  # here a device is asked about the weights
         for _ in range(length):
             logits = _device.host(y[-1, 0]).astype(np.float64)
             if temperature == 0:
@@ -195,11 +195,11 @@ class CharModel:
                     p = np.exp((logits - logits.max()) / temperature)
                 k = int(rng.choice(len(p), p=p / p.sum()))
             yield self.alphabet[k]
-            y, state = self._next(np.array([[k]]), state)
+            with _deferred.gathered():  # it is not asked whether k is in the alphabet
+                y, state = self._next(np.array([[k]]), state)
 
     def _next(self, ids: Array, state: Any) -> tuple[Any, Any]:
-        with _deferred.gathered():  # a device is not asked whether these ids are in the alphabet
-            y, after = self.model(self._placed(ids), state)
+        y, after = self.model(self._placed(ids), state)
         return y, after
 
     def _placed(self, ids: Array) -> Any:

@@ -7,7 +7,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -357,17 +357,21 @@ class Fit:
         return len(pending) < MOST and any(u.waits for u in pending)
 
     def _here(self) -> Callable[[], None]:
-        """Return what brings the run back to where it is now; the parameters stay."""
-        t, at, state = self.trainer, replace(self.at), self.state
-        walk, steps = Walk(self.walk.done, dict(self.walk.known)), t.optimizer.steps
+        """Return what brings the run back to where it is now; the parameters stay.
+
+        What is kept is plain: an update on the CPU, which never goes back, comes here as well.
+        """
+        t, at, state = self.trainer, vars(self.at).copy(), self.state
+        done, known, steps = self.walk.done, dict(self.walk.known), t.optimizer.steps
 
         def back() -> None:
             t.optimizer.steps = steps
             started = t.optimizer.started
             t.optimizer.started = {n: begun for n, begun in started.items() if begun < steps}
             figures = {n: getattr(self.at, n) for n in ("loss_sum", "loss_count", "norm")}
-            self.at, self.state, self.walk = replace(at, **figures), state, walk
-            t.at_step, t._epochs = at.step, at.first_epoch + at.epoch
+            self.at = Place(**{**at, **figures})
+            self.state, self.walk = state, Walk(done, known)
+            t.at_step, t._epochs = self.at.step, self.at.first_epoch + self.at.epoch
 
         return back
 
