@@ -306,6 +306,27 @@ def test_nodes_agree_with_onnx_runtime(name: str) -> None:
     assert_close(called(layer, x), want.transpose(0, 2, 1, 3).reshape(6, 3, -1), scale=2)
 
 
+def test_a_graph_of_batches_first() -> None:
+    """Its outputs are those of the same weights with time first, which ONNX Runtime does run."""
+    results = []
+    for layout in (0, 1):
+        inner = node_model("GRU", layout=layout).graph
+        axis = onnx.numpy_helper.from_array(np.array([2 if layout else 1]), "axis")
+        nodes = [
+            H.make_node("Squeeze", ["Y", "axis"], ["s"], "squeezed"),
+            H.make_node("Relu", ["s"], ["r"], "relu"),
+            H.make_node("Add", ["s", "r"], ["out"], "added"),
+        ]
+        model = made([*inner.node, *nodes], inner.input, ["out"], [*inner.initializer, axis])
+        x = drawn(6, 3, 4)
+        y = ost.from_onnx(model).model()(x.swapaxes(0, 1) if layout else x)
+        y = y[0] if isinstance(y, tuple) else y
+        results.append(y.swapaxes(0, 1) if layout else y)
+        if not layout:
+            assert_close(y, run(model, X=x)[0], scale=2)
+    np.testing.assert_array_equal(*results)
+
+
 def test_verify_finds_a_wrong_order_of_gates(monkeypatch: pytest.MonkeyPatch) -> None:
     from ostinato.interop import _onnx_nodes
 

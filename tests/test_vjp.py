@@ -702,3 +702,25 @@ def test_operations_on_a_device(gpu: Any, name: str) -> None:
     for a, b in zip(found if len(arrays) > 1 else (found,), want if len(arrays) > 1 else (want,)):
         assert ost._device.of(a) is gpu
         np.testing.assert_allclose(a.get(), b, rtol=1e-12, atol=1e-12)
+
+
+def test_options_reach_every_recurrent_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without them the numbers are the same, and only the memory is not."""
+
+    class Two(nn.Model):
+        def __init__(self) -> None:
+            self.first, self.second = nn.GRU(3, 4, rng=0), nn.GRU(4, 2, rng=1)
+
+        def __call__(self, x: Any) -> Any:
+            y, _ = self.first(x)
+            return self.second(y * 2)[0]
+
+    seen, vjp = [], nn.GRU.vjp
+
+    def noting(self: Any, *args: Any, **options: Any) -> Any:
+        seen.append(options.get("memory_limit"))
+        return vjp(self, *args, **options)
+
+    monkeypatch.setattr(nn.GRU, "vjp", noting)
+    Two().vjp(np.ones((5, 2, 3), np.float32), memory_limit=10**8)
+    assert seen == [10**8, 10**8]

@@ -187,6 +187,7 @@ MUTANTS: dict[str, tuple[str, str, str]] = {  # name: file, what stands there, w
     "a running sum's gradient from its beginning": ("python/ostinato/_rules.py", "np.flip(np.cumsum(np.flip(d, axis), axis=axis), axis)", "np.cumsum(d, axis=axis)"),
     "what was not chosen has a gradient too": ("python/ostinato/_rules.py", "(y, lambda d: np.where(on, d.dtype.type(0), d)),", "(y, lambda d: d),"),
     "equal extremes that all take the whole gradient": ("python/ostinato/_rules.py", "return at * (d / np.sum(at, axis=axis, keepdims=True).astype(d.dtype))", "return at * d"),
+    "a recording without its options": ("python/ostinato/_recording.py", "options, self.options_used = {**self.options, **options}, True", "self.options_used = True"),
     "a parameter that is another leaf each time": ("python/ostinato/_recording.py", "            self._leaves[key] = made\n", ""),
     "gates of Keras 1 in our order": ("python/ostinato/interop/_keras.py", "(0, 2, 1, 3) if kind", "(0, 1, 2, 3) if kind"),
     "peepholes of ONNX in our order": ("python/ostinato/interop/_onnx_nodes.py", 'i, o, f = np.split(arrays["P"][d], 3)', 'i, f, o = np.split(arrays["P"][d], 3)'),

@@ -32,7 +32,7 @@ struct RecurrentStage : Stage<T> {
   std::shared_ptr<PackedStack<T>> packed;
   py::array h;  // [L,B,H]
   py::object c = py::none();
-  Buffer<T> inner, new_h, new_c;  // new_h, new_c: the states that a step makes
+  Buffer<T> inner, new_h, new_c;      // new_h, new_c: the states that a step makes
   std::vector<ForwardCall<T>> calls;  // on all slots
   T *hidden, *cells = nullptr;        // data of h and c: a step touches no Python object
   Index batch;

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -263,7 +263,7 @@ class _Subtracting(Optimizer):
     _room: Array | None = None
 
     def _change(
-        self, room: Sequence[Array | None], p: Array, g: Array, lr: float, decay: float, *s: Array
+        self, room: Any, p: Array, g: Array, lr: float, decay: float, *s: Array
     ) -> tuple[Any, ...]:
         """Return a factor, an array that times it is subtracted from p, and the new state.
 
@@ -355,7 +355,7 @@ class SGD(_Subtracting):
             self._buffers = ()
 
     def _change(
-        self, room: Sequence[Array | None], p: Array, g: Array, lr: float, decay: float, *s: Array
+        self, room: Any, p: Array, g: Array, lr: float, decay: float, *s: Array
     ) -> tuple[Any, ...]:
         t, (first, second, third) = p.dtype.type, room
         if decay:
@@ -409,7 +409,7 @@ class RMSprop(_Subtracting):
         self.alpha, self.eps = fraction("alpha", alpha), number("eps", eps)
 
     def _change(
-        self, room: Sequence[Array | None], p: Array, g: Array, lr: float, decay: float, *s: Array
+        self, room: Any, p: Array, g: Array, lr: float, decay: float, *s: Array
     ) -> tuple[Any, ...]:
         t, (first, second, third) = p.dtype.type, room
         if decay:
