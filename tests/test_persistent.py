@@ -375,6 +375,12 @@ def test_plans_that_the_kernels_refuse() -> None:
         match="units: expected blocks with room for all weights, got 16 of 1025 hidden units",
     ):
         persistent("lstm", p, {}, DEVICES[0], "bfloat16", 16, 1, 2)
+    # Forward a block of 8 units has room for twice as many, and backward it is one of 16.
+    with pytest.raises(
+        ValueError,
+        match="units: expected blocks with room for all weights, got 16 of 1025 hidden units",
+    ):
+        persistent("lstm", p, {}, DEVICES[0], "bfloat16", 8, 1, 2)
 
 
 WIDE = _plan.GpuFigures("wide", (9, 0), 132, 232448, 50 << 20, clusters=32)
@@ -561,6 +567,31 @@ def test_two_layers_back(
         assert float(np.linalg.norm(b - a)) <= (2e-2 if precision == "bfloat16" else 1e-5) * float(
             np.linalg.norm(a)
         )
+
+
+@pytest.mark.parametrize("direction", [0, 1])
+def test_strides_beyond_an_int(
+    wide: _device.Device, monkeypatch: pytest.MonkeyPatch, direction: int
+) -> None:
+    """A forward kernel refuses the output of either problem whose steps lie 2^31 numbers apart."""
+    layer = ost.nn.LSTM(5, 80, bidirectional=True, rng=0).to("cuda")
+    x = wide.put(np.ones((1, 3, 5), np.float32))  # of one step, at which no stride is taken
+    want, real = _device.host(layer(x)[0]).copy(), _launch.pass_fields
+    stride = 0
+
+    def far(layers: Any, *others: Any) -> Any:
+        layers[direction]["y"]["t"] = stride
+        return real(layers, *others)
+
+    monkeypatch.setattr(_launch, "pass_fields", far)
+    for stride in (2**31 - 1, 1 - 2**31):
+        assert np.array_equal(_device.host(layer(x)[0]), want)
+    for stride in (2**31, -(2**31)):
+        with pytest.raises(
+            ValueError,
+            match=r"x: expected fewer than 2\^31 numbers from one step to the next, got 2147483648",
+        ):
+            layer(x)
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])

@@ -111,6 +111,7 @@ MUTANTS: dict[str, tuple[str, str, str]] = {  # name: file, what stands there, w
     "a restart that is not sent": ("csrc/cuda/persistent.h", "mask.predecessor(t, cell.b) != kRestart)", "mask.predecessor(t, cell.b) != kRestart + 9)"),
     "a layer that hears the one below too late": ("csrc/cuda/persistent.h", "stride(launch_args.problems * slot_words)", "stride(slot_words)"),
     "a layer that does not hear the one above": ("csrc/cuda/persistent.h", "* (1 + upstream);", "* (1 + 0 * upstream);"),
+    "a layer that hears the one above too late": ("csrc/cuda/persistent.h", "in[thread] += stride;", "in[thread] += n == steps ? 0 : stride;"),
     "the last step of a layer that follows": ("csrc/cuda/persistent.h", "int slot = range.upstream ? 0 : 1;", "int slot = 1;"),
     "a second phase without what the first one saved": ("csrc/cuda/forward.h", "= F > 0 ? out.saved[k] : T(0);", "= T(0);"),
     "weights of another tile in the shared memory": ("csrc/cuda/persistent.h", "k < kInRegisters ? 0 : k - kInRegisters][thread]", "0][thread]"),

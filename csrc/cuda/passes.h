@@ -174,17 +174,25 @@ void recompute(Run& run, const Problem<T>& p) {
   if constexpr (F + 1 < kPhaseCount<C>) recompute<C, T, W, F + 1>(run, p);
 }
 
+// Raise unless an int holds how far what a persistent kernel reads and writes lies apart from step to step. The backward kernels advance
+// in their slots only, for which ExchangeEngine makes sure of it.
+template <class C, class T>
+void check_strides(const Problem<T>& p) {
+  const Index widest = larger(larger(p.y.t, -p.y.t), p.batch * p.hidden * larger(C::kColumns, C::kSaved));
+  if (widest > kMostStride) fail("x", "fewer than 2^31 numbers from one step to the next", std::to_string(widest));
+}
+
 // `other` is the second problem of a plan of two.
 template <class C, class T, class W, class Run>
 void forward(Run& run, const Problem<T>& p, const Problem<T>& other, const PassBuffers<T>& exchange, const Plan& plan) {
   if (p.batch == 0) return;
+  if (plan.units && p.steps > 0)
+    for (const Problem<T>* one : {&p, &other}) check_strides<C>(*one);
   project<C, T, W>(run, p);
   if (plan.co_launched > 1 && !plan.layer_pipelined) project<C, T, W>(run, other);
   if constexpr (kLoops<C> && sizeof(T) == 4) run_loop<T, W>(plan.loop, [&]<int K>() { run(LoopKernel<C, T, W, K>{p}); });
   if constexpr (supports<C, PersistentDriver> && sizeof(T) == 4) {
     if (plan.units && p.steps > 0) {
-      const Index widest = larger(p.y.t, p.batch * p.hidden * larger(C::kColumns, C::kSaved));
-      if (widest > Index(0x7fffffff)) fail("x", "fewer than 2^31 numbers from one step to the next", std::to_string(widest));
       with_persistent<C, T, W>(plan, [&]<class K>(K*) {
         run_launches<K>(run, p, Range{0, p.steps}, exchange, plan, false,
                         [&](const LaunchArgs<T>& launch_args) { return K{{p, other}, launch_args}; });

@@ -15,6 +15,9 @@ constexpr int kGroupRows = 16;  // rows of the batch of a group
 constexpr float kFloatMax = 3.402823466e38f;
 constexpr int kWeightWords = 32;  // fragments of weights that a thread holds, at most: 128 registers
 
+// How far a pointer may advance from step to step: kernels hold strides as int.
+constexpr Index kMostStride = 0x7fffffff;
+
 // The words that are exchanged: those of the product, or, for exact products, two parts of half the
 // bits each.
 template <class W>
@@ -51,6 +54,8 @@ struct ExchangeEngine {
   static constexpr int kTileWords = kParts * 128, kPairWords = 2 * kTileWords;
   static constexpr int kWarpWords = kPairWords * kWarps * kPeers;  // from a warp's pair to its next
   static_assert(kInRegisters > 0 && kDepth % 2 == 0);
+  // A pointer advances by the slots of both phases of two problems, each with room for the inputs whose weights fit.
+  static_assert(Index(2) * 2 * kPairs * kWarpWords <= kMostStride);
   struct Weights {
     FragmentA a[kParts][kTiles][kInRegisters];  // as right fragments: words 0 and 1 of outputs 0 to 7, 2 and 3 of outputs 8 to 15
   };
