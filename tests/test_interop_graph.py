@@ -719,7 +719,7 @@ def test_nodes_agree_with_onnx_runtime(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["round_prefer_floor", "round_prefer_ceil", "floor", "ceil"])
 @pytest.mark.parametrize("where", ["half_pixel", "asymmetric", "align_corners"])
 def test_the_nearest_element_of_two_is_that_of_onnx_runtime(name: str, where: str) -> None:
-    """Sizes whose quotient float32 rounds, so that one of two that are equally near seems nearer."""
+    """Sizes whose quotient float32 rounds, so that one of two equally near ones seems nearer."""
     for length, size in ((7, 4), (7, 8), (10, 12), (14, 1), (14, 2), (14, 19)):
         at = {"coordinate_transformation_mode": where, "nearest_mode": name}
         nodes = [N("Resize", ["x", "", "", "sizes"], ["o"], **at)]
