@@ -1,6 +1,6 @@
 """Contenders that take turns, each a process of its own.
 
-What inside_torch.py and inside_jax.py share. A script starts itself with ``--worker`` and an order;
+What scripts of this folder share. A script starts itself with ``--worker`` and an order;
 the worker replies to every line that it is sent with the median seconds of its calls. One thread is
 timed by its CPU time, which does not count the time for which the system gives the core to others;
 several threads by the clock.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import importlib.util
 import json
 import statistics
 import subprocess
@@ -31,6 +32,18 @@ from ostinato.__main__ import info
 RESULTS = Path(__file__).parent / "results"
 SETTLE = 0.05  # seconds before a turn, until what the turn before left spinning sleeps
 LIMIT = 2e-4  # difference of answers, of the largest value
+
+
+def example(name: str) -> Any:
+    """Return a script of the folder ``examples`` as a module, by its name without ``.py``."""
+    path = Path(__file__).parents[1] / "examples" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def serve(order: dict[str, Any], calls: int, make: Callable[[], Callable[[], Any]]) -> None:

@@ -146,12 +146,7 @@ def make(name: str, row: Row, threads: int) -> Callable[[], dict[str, Any]]:
 
 def _ppo(name: str) -> Callable[[], dict[str, Any]]:
     """Return train() of examples/recurrent_ppo.py, always on the same steps and parameters."""
-    path = Path(__file__).parents[1] / "examples" / "recurrent_ppo.py"
-    spec = importlib.util.spec_from_file_location("recurrent_ppo", path)
-    assert spec is not None
-    assert spec.loader is not None
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
+    example = contenders.example("recurrent_ppo")
     policy = example.Policy if name == "ostinato" else "MlpLstmPolicy"
     # One epoch of ten, in the time that it takes with another rate.
     learner = example.model(policy, learning_rate=0.0, n_epochs=1)

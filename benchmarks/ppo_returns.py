@@ -23,8 +23,9 @@ from typing import Any
 
 import numpy as np
 
+import contenders
+
 RESULTS = Path(__file__).parent / "results"
-EXAMPLE = Path(__file__).parents[1] / "examples" / "recurrent_ppo.py"
 POLICIES = ("sb3-contrib", "ostinato")
 ENVIRONMENTS = 8
 SETTINGS: dict[str, Any] = {
@@ -37,16 +38,6 @@ SETTINGS: dict[str, Any] = {
 EPISODES = 50  # played at the end, with the likeliest actions
 
 
-def example() -> Any:
-    """Return the example as a module."""
-    spec = importlib.util.spec_from_file_location("recurrent_ppo", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def trained(policy: str, seed: int, steps: int) -> dict[str, Any]:
     """Train once; return the returns and the seconds of `train()`."""
     import torch
@@ -57,7 +48,7 @@ def trained(policy: str, seed: int, steps: int) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     ost.set_num_threads(1)
-    module = example()
+    module = contenders.example("recurrent_ppo")
     kind = module.Policy if policy == "ostinato" else "MlpLstmPolicy"
     learner = module.model(kind, seed, ENVIRONMENTS, **SETTINGS)
     train, seconds, curve = learner.train, [], []

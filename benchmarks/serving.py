@@ -24,7 +24,6 @@ import asyncio
 import collections
 import contextlib
 import datetime
-import importlib.util
 import json
 import os
 import socket
@@ -42,6 +41,7 @@ from websockets.client import ClientProtocol
 from websockets.frames import Frame, Opcode
 from websockets.uri import parse_uri
 
+import contenders
 import ostinato as ost
 from ostinato import safetensors
 from ostinato.__main__ import info
@@ -134,22 +134,11 @@ def stream_of(name: str, row: Row, batch: int) -> Any:
     return (TorchStream if name == "torch" else Echo)(row, batch)
 
 
-def example() -> Any:
-    """Return examples/serve.py as a module."""
-    spec = importlib.util.spec_from_file_location("serve", ROOT / "examples" / "serve.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["serve"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 async def worker(order: dict[str, Any]) -> None:
     """Serve a contender until the standard input ends."""
     os.sched_setaffinity(0, {order["core"]})
     ost.set_num_threads(1)
-    serve = example()
+    serve = contenders.example("serve")
     limits = serve.Limits(slots=order["streams"] + SPARE)
     stream = stream_of(order["name"], Row(**order["row"]), limits.slots)
     stop = asyncio.Event()

@@ -716,6 +716,31 @@ def test_nodes_agree_with_onnx_runtime(name: str, tmp_path: Path) -> None:
         close(a, b)
 
 
+@pytest.mark.parametrize("name", ["round_prefer_floor", "round_prefer_ceil", "floor", "ceil"])
+@pytest.mark.parametrize("where", ["half_pixel", "asymmetric", "align_corners"])
+def test_the_nearest_element_of_two_is_that_of_onnx_runtime(name: str, where: str) -> None:
+    """Sizes whose quotient float32 rounds, so that one of two equally near ones seems nearer."""
+    for length, size in ((7, 4), (7, 8), (10, 12), (14, 1), (14, 2), (14, 19)):
+        at = {"coordinate_transformation_mode": where, "nearest_mode": name}
+        nodes = [N("Resize", ["x", "", "", "sizes"], ["o"], **at)]
+        sizes = np.array([1, 1, size, 1])
+        model = graph(nodes, {"x": ("f", (1, 1, length, 1))}, ["o"], opset=19, sizes=sizes)
+        x = np.arange(length, dtype=np.float32).reshape(1, 1, length, 1)
+        (want,) = run(model, {"x": x})
+        np.testing.assert_array_equal(ost.from_onnx(model).model()(x), want)
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+def test_the_logarithm_of_a_sum_of_infinite_exponentials(keep: int) -> None:
+    node = N("ReduceLogSumExp", ["x", "axes"], ["o"], keepdims=keep)
+    model = graph([node], {"x": ("f", (5, 3))}, ["o"], opset=18, axes=np.array([1]))
+    x = drawn(5, 3)
+    x[0], x[1], x[2, 0], x[3, 1] = -np.inf, np.inf, np.inf, -np.inf
+    (want,) = run(model, {"x": x})
+    assert np.isinf(want.reshape(-1)).tolist() == [True, True, True, False, False]
+    np.testing.assert_allclose(ost.from_onnx(model).model()(x), want, rtol=1e-5)
+
+
 STEPPED = ("ArgMax", "Size", "Sign", "Floor", "Ceil", "Reciprocal", "a picture", "OneHot")
 STEPPED += ("Round", "Mod", "ThresholdedRelu", "Selu and Celu of other numbers")
 

@@ -545,9 +545,13 @@ def fuzzed_file(folder: Path, form: str) -> Path:
         return weights
     path = folder / "a.keras"
     with zipfile.ZipFile(path, "w") as z:
-        z.writestr("metadata.json", json.dumps({"keras_version": "3.15.1"}))
-        z.writestr("config.json", json.dumps(config))
-        z.write(weights, "model.weights.h5")
+        entries: dict[str, Any] = {
+            "metadata.json": json.dumps({"keras_version": "3.15.1"}),
+            "config.json": json.dumps(config),
+            "model.weights.h5": weights.read_bytes(),
+        }
+        for name, words in entries.items():
+            z.writestr(zipfile.ZipInfo(name), words)  # which has the same date in every run
     return path
 
 

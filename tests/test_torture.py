@@ -6,18 +6,20 @@ are in ``damaged/READER/``.
 
 from __future__ import annotations
 
+import datetime
 import gzip
 import io
+import multiprocessing
 import os
 import pickle
-import random
 import shutil
 import socket
 import subprocess
 import sys
+import time
 import warnings
-import zlib
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +32,16 @@ HERE = Path(__file__).parent
 TOOLS = HERE.parent / "tools"
 sys.path.append(str(TOOLS))
 
-from torture import disk, guard, mutate, sealed  # noqa: E402
-from torture.fuzzing import Target  # noqa: E402
+from torture import disk, guard, sealed  # noqa: E402
+from torture.fuzzing import Target, mutate_some  # noqa: E402
 from torture.readers import READERS, Reader  # noqa: E402
 
 MUTATIONS = 30
 COSTLY = {"table": 6, "documents": 10}  # mutations of what takes 10 ms a file
 # Seeds that take more than a tenth of a second to make.
 SLOW = ("forecast-model", "translate-model")
+CRASHING = ("keras-h5",)  # what reads these is not Python, and may end the process
+DATED = ("torch-zip", "torch-pickle", "keras-zip", "keras-config", "table", "transcripts")
 DAMAGED = sorted(p for p in (HERE / "damaged").glob("*/*") if p.is_file())
 
 
@@ -54,24 +58,28 @@ def reader_of(name: str) -> Reader:
 @pytest.mark.parametrize("name", [n for n in READERS if n not in SLOW])
 def test_malformed_files(name: str, tmp_path: Path) -> None:
     """A file is read or refused with a clear error, and nothing is run, written or looked up."""
-    reader = reader_of(name)
-    target, count = Target(reader, tmp_path), COSTLY.get(name, MUTATIONS)
-    rng = random.Random(zlib.crc32(name.encode()))
-    try:
-        seeds = reader.seeds()
-        target.warm_up(seeds)
-        outcomes = [(target(words), words) for words in seeds]
-        outcomes += [
-            (target(words), words)
-            for words in (
-                mutate.mutated(rng.choice(seeds), rng, reader.tokens) for _ in range(count)
-            )
-        ]
-    finally:
-        target.close()
-    assert [(fault, words) for fault, words in outcomes if fault] == []
-    assert target.counts["read"] > 0
-    assert target.counts["refused"] > 0
+    given = reader_of(name).name, tmp_path, COSTLY.get(name, MUTATIONS)
+    if name in CRASHING:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as child:
+            faults, counts = child.submit(mutate_some, *given).result()
+    else:
+        faults, counts = mutate_some(*given)
+    assert faults == []
+    assert counts["read"] > 0
+    assert counts["refused"] > 0
+
+
+@pytest.mark.parametrize("name", DATED)
+def test_the_files_to_mutate_do_not_depend_on_the_time(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, made = reader_of(name), []
+    for year in (2001, 2022):
+        then = datetime.datetime(year, 3, 4, tzinfo=datetime.timezone.utc)
+        monkeypatch.setattr(time, "time", then.timestamp)
+        monkeypatch.setattr(time, "localtime", lambda *_, at=then: at.timetuple())
+        made.append([reader.dress(words) for words in reader.seeds()])
+    assert made[0] == made[1]
 
 
 @pytest.mark.parametrize("path", DAMAGED, ids=lambda p: f"{p.parent.name}-{p.name}")
@@ -115,7 +123,7 @@ HARD: dict[str, tuple[str, Callable[[], bytes], str]] = {
         "",
     ),
     "a compressed table": ("table", lambda: gzip.compress(b"v\n" + b"1\n" * (2 << 20)), "unpack"),
-    "a parquet of one number": ("parquet", _wide_parquet, "expected a table of at most"),
+    "a parquet of one number": ("parquet", _wide_parquet, "cells in a Parquet file of"),
     "unknown names": ("model", _with_names, "and 4992 more"),
 }
 
@@ -124,7 +132,11 @@ HARD: dict[str, tuple[str, Callable[[], bytes], str]] = {
 def test_files_that_are_hard_to_read(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each is read or refused at once; that takes as long as the file is, not the square of it."""
+    """Each is read, or refused with the error that is wanted.
+
+    How long that takes is not tested. The files are so large that work that grows as the square of
+    them takes minutes, as it once did, and is noticed by whoever waits for it.
+    """
     kind, made, wanted = HARD[name]
     reader, words = reader_of(kind), made()
     if "compressed" in name or "parquet" in name:
@@ -242,30 +254,48 @@ def test_writes_that_fail() -> None:
     assert out.count(" 0 faults") == 2
 
 
-BEFORE = {"a.safetensors": b"old", "log.csv": b"a\n"}
+BEFORE = {"a.safetensors": b"old", "log.csv": b"a\n", "t.txt": b"old", "m.onnx": b"old"}
+BEFORE["w.h5"] = b"old"
 GOOD = {"status": 2, "error": "OSError: No space left on device: 'a'", "lines": ""}
-WRONG: dict[str, tuple[dict[str, Any], dict[str, bytes], str]] = {
-    "a traceback": ({**GOOD, "error": "", "lines": "Traceback"}, BEFORE, "Traceback"),
-    "another error": ({**GOOD, "status": 3}, BEFORE, "status 3"),
-    "no reason": ({**GOOD, "error": "OSError: failed"}, BEFORE, "does not say"),
-    "a hidden name": ({**GOOD, "error": GOOD["error"] + ".part"}, BEFORE, "names a part file"),
-    "a part file": (GOOD, {**BEFORE, ".a.1.part": b""}, "left behind"),
-    "a lost file": (GOOD, {"log.csv": b"a\n"}, "is gone"),
-    "half a row": (GOOD, {**BEFORE, "log.csv": b"a\n1,"}, "log.csv is not whole"),
-    "half a new file": (GOOD, {**BEFORE, "b.png": b"\x89PNG"}, "b.png is new and not whole"),
+DONE = {"status": 0, "error": "", "lines": ""}
+WRONG: dict[str, tuple[dict[str, Any], dict[str, bytes | None], str]] = {
+    "a traceback": ({**GOOD, "error": "", "lines": "Traceback"}, {}, "Traceback"),
+    "another error": ({**GOOD, "status": 3}, {}, "status 3"),
+    "no reason": ({**GOOD, "error": "OSError: failed"}, {}, "does not say"),
+    "a hidden name": ({**GOOD, "error": GOOD["error"] + ".part"}, {}, "names a part file"),
+    "a part file": (GOOD, {".a.1.part": b""}, "left behind"),
+    "a lost file": (GOOD, {"t.txt": None}, "t.txt is gone"),
+    "half a row": (GOOD, {"log.csv": b"a\n1,"}, "log.csv is not whole"),
+    "half a new file": (GOOD, {"b.png": b"\x89PNG"}, "b.png is new and not whole"),
+    "half a text": (GOOD, {"t.txt": b"ne"}, "t.txt is not whole"),
+    "half a model": (GOOD, {"a.safetensors": b"ne"}, "a.safetensors is not whole"),
+    "half a graph": (GOOD, {"m.onnx": b"\x08\x07:"}, "m.onnx is not whole"),
+    "half a tree": (GOOD, {"w.h5": b"\x89HDF\r\n\x1a\n"}, "w.h5 is not whole"),
+    "an old file, said to be written": (DONE, {"t.txt": b"old"}, "status 0, and t.txt is the old"),
+    "nothing, said to be written": (DONE, {"new.txt": None}, "status 0, and new.txt was not"),
 }
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    """Return what a write without a fault leaves."""
+    pytest.importorskip("onnx", reason="onnx is not installed")
+    pytest.importorskip("h5py", reason="h5py is not installed")
+    layer = ost.nn.GRU(2, 2, rng=0)
+    layer.save(folder / "a.safetensors")
+    ost.to_onnx(layer, folder / "m.onnx")
+    ost.to_keras(ost.nn.Sequential(layer), folder / "w.weights.h5")
+    made = {n.replace(".weights", ""): words for n, words in disk.files_of(folder).items()}
+    return {**made, "log.csv": b"a\n1,2\n", "t.txt": b"new\n", "new.txt": b"new\n"}
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_what_a_failed_write_must_not_do(name: str, tmp_path: Path) -> None:
-    layer = ost.nn.Linear(2, 2, rng=0)
-    layer.save(tmp_path / "a.safetensors")
-    words = (tmp_path / "a.safetensors").read_bytes()
-    found, after, wanted = WRONG[name]
-    sound = {n: words if n == "a.safetensors" else w for n, w in BEFORE.items()}
-    changed = {n: words if n == "a.safetensors" else w for n, w in after.items()}
-    assert disk.judged(GOOD, "full", sound, sound, False) == ""
-    assert wanted in disk.judged(found, "full", sound, changed, False)
+    case = disk.Case("full", BEFORE, written(tmp_path))
+    found, changed, message = WRONG[name]
+    for right, after in ((GOOD, BEFORE), (GOOD, case.wanted), (DONE, case.wanted)):
+        assert disk.judged(right, case, after) == ""
+    after = {**(case.wanted if found is DONE else BEFORE), **changed}
+    assert message in disk.judged(found, case, {n: w for n, w in after.items() if w is not None})
 
 
 def test_a_file_that_cannot_be_written_is_named_and_not_its_part(

@@ -411,9 +411,12 @@ def test_units_are_chosen_by_the_target() -> None:
 # -- catalogues ------------------------------------------------------------------------------------
 
 
+HEADER = "Content-Type: text/plain; charset=UTF-8\n"
+
+
 def catalogue(messages: dict[str, str]) -> bytes:
     """A compiled catalogue: a head, two tables of lengths and offsets, and the texts."""
-    messages = {"": "Content-Type: text/plain; charset=UTF-8\n", **messages}
+    messages = {"": HEADER, **messages}
     keys = sorted(messages)
     texts = [*keys, *(messages[k] for k in keys)]
     start = 28 + 8 * len(texts)
@@ -440,6 +443,21 @@ def test_catalogues(tmp_path: Path) -> None:
         "a_name_b": ["un_nom_b"],
     }
     assert "1 longer ones left out" in lines[0]
+
+
+def test_the_plural_rule_of_a_catalogue_is_not_run_and_no_message_is_changed(
+    tmp_path: Path,
+) -> None:
+    rule = HEADER + "PLURAL-Forms: nplurals=2; plural=n >;\n"  # no expression: gettext would fail
+    messages = {"Plural-Forms field": "Le champ Plural-Forms", "Open": "Ouvrir plural-forms"}
+    whole = catalogue({"": rule, **messages})
+    count = struct.unpack_from("<I", whole, 8)[0]
+    front = 28 + 16 * count
+    swapped = struct.pack(f">{front // 4}I", *struct.unpack_from(f"<{front // 4}I", whole))
+    for name, words in (("little.mo", whole), ("big.mo", swapped + whole[front:])):
+        (tmp_path / name).write_bytes(words)
+        pairs = _pairs.read([str(tmp_path / name)], 60, lambda line: None)
+        assert pairs == {source: [target] for source, target in messages.items()}
 
 
 # -- bad input -------------------------------------------------------------------------------------
@@ -474,7 +492,11 @@ def test_files_that_hold_no_pairs(text: bytes, message: str, tmp_path: Path, cap
 
 def test_catalogues_that_are_none(tmp_path: Path, capsys: Any) -> None:
     whole = catalogue({"Open": "Ouvrir"})
-    for k, raw in enumerate((b"", b"words", whole[:-20], whole[:30], b"\0" * 64)):
+    twice = bytearray(whole)
+    twice[36:40] = bytes(4)  # the length of the second message
+    within = bytearray(whole)
+    within[48:52] = struct.pack("<I", 40)  # where the header begins
+    for k, raw in enumerate((b"", b"words", whole[:-20], whole[:30], b"\0" * 64, twice, within)):
         path = tmp_path / f"{k}.mo"
         path.write_bytes(raw)
         message = refused(capsys, "train", "translate", str(path))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +23,16 @@ if TYPE_CHECKING:
 else:
     Seed = Any  # numpy.random takes 10 ms to import: a program that only loads weights does without
 
+SHOWN, LONGEST = 8, 80  # names in an error, and characters of each
 # The elements of the file that a model is being made from; None: it is made from no file.
 _elements_of_file: ContextVar[int | None] = ContextVar("elements_of_file", default=None)
+
+
+def some(names: Sequence[Any]) -> str:
+    """Return the first names of a list for an error; a file may make both as long as it likes."""
+    first = [n[:LONGEST] if isinstance(n, str) else n for n in names[:SHOWN]]
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"[{', '.join(f'{n!r:.{LONGEST + 2}}' for n in first)}]{more}" if names else "nothing"
 
 
 def positive(name: str, value: object, minimum: int = 1) -> int:

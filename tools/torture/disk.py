@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ TEXTS = {
     "read-only": "Read-only file system",
     "error": "Input/output error",
 }
+STUCK = ("read-only", "error")  # faults that may keep a part file from being removed
 
 
 def build(folder: Path) -> Path:
@@ -140,76 +142,131 @@ def files_of(folder: Path) -> dict[str, bytes]:
     }
 
 
-def whole(words: bytes, name: str) -> bool:
-    """Return whether a file is all there, as far as its format can tell."""
+def _loads(path: Path, name: str) -> bool:
+    """Return whether the library that reads a format reads all of a file."""
     from ostinato import safetensors
 
+    try:
+        if name.endswith(".safetensors") or name == "run":
+            safetensors.load(path)
+        elif name.endswith(".onnx"):
+            import onnx
+
+            onnx.checker.check_model(onnx.load(path), full_check=True)
+        elif name.endswith(".h5"):
+            import h5py
+
+            with h5py.File(path) as f:
+                f.visititems(lambda _, v: v[()] is None if isinstance(v, h5py.Dataset) else None)
+    except Exception:  # whatever the library makes of a part of a file
+        return False
+    return True
+
+
+def whole(words: bytes, name: str, wanted: bytes | None = None) -> bool:
+    """Return whether a file is all there, as far as its format can tell.
+
+    Args:
+        words: its bytes.
+        name: its name.
+        wanted: what is written without a fault; plain text has no other mark of its end.
+    """
+    if not words:
+        return False
+    if name.endswith((".txt", ".tsv", ".abc", ".conll")):
+        return words == wanted
+    if name.endswith(".png"):
+        return words.startswith(b"\x89PNG") and words.rstrip().endswith(b"IEND\xaeB`\x82")
+    if name.endswith(".csv"):
+        return words.endswith(b"\n")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a"
         path.write_bytes(words)
-        if name.endswith(".safetensors") or name == "run":
-            try:
-                safetensors.load(path)
-            except ValueError:
-                return False
-        if name.endswith(".png"):
-            return words.startswith(b"\x89PNG") and words.rstrip().endswith(b"IEND\xaeB`\x82")
-        if name.endswith(".csv"):
-            return words.endswith(b"\n")
-    return bool(words)
+        return _loads(path, name)
 
 
-def judged(
-    found: dict[str, Any], kind: str, before: dict[str, bytes], after: dict[str, bytes], stuck: bool
-) -> str:
+@dataclass(frozen=True)
+class Case:
+    """A write that fails.
+
+    Attributes:
+        kind: the fault.
+        before: the files that were there, of another content than those that are written.
+        wanted: the files that are there after a write without a fault.
+    """
+
+    kind: str
+    before: dict[str, bytes]
+    wanted: dict[str, bytes]
+
+
+def judged(found: dict[str, Any], case: Case, after: dict[str, bytes]) -> str:
     """Return what is wrong with a run whose write failed, "" for nothing.
 
     Args:
         found: what the run said.
-        kind: the fault.
-        before: the files that were there.
+        case: the fault, and the files.
         after: the files that are there now.
-        stuck: whether the fault may keep a part file from being removed.
     """
-    said = found["error"] or found["lines"]
+    said, text = found["error"] or found["lines"], TEXTS[case.kind]
     if "Traceback" in said or found["status"] not in (0, 2):
         return f"status {found['status']}: {said[-400:]}"
-    if found["status"] == 2 and TEXTS[kind] not in said:
-        return f"an error that does not say {TEXTS[kind]!r}: {said[-300:]}"
+    if found["status"] == 2 and text not in said:
+        return f"an error that does not say {text!r}: {said[-300:]}"
     if found["status"] == 2 and ".part" in said:
         return f"an error that names a part file: {said[-300:]}"
     parts = [n for n in after if n.endswith(".part")]
-    if parts and not stuck:
+    if parts and case.kind not in STUCK:
         return f"left behind: {parts}"
-    for name in before:
-        if name not in after:
-            return f"{name} is gone"
-        if not whole(after[name], name):
-            return f"{name} is not whole"
-    for name in set(after) - set(before) - set(parts):
-        if not whole(after[name], name):
-            return f"{name} is new and not whole"
+    gone = [n for n in case.before if n not in after]
+    if gone:
+        return f"{gone[0]} is gone"
+    return _content(found["status"] == 0, case, {n: after[n] for n in after if n not in parts})
+
+
+def _content(done: bool, case: Case, after: dict[str, bytes]) -> str:
+    """Return what is wrong with the files of a run that said that it is done, or that it failed."""
+    if done:
+        for name in case.wanted:
+            if name not in after:
+                return f"status 0, and {name} was not written"
+            if after[name] == case.before.get(name) != case.wanted[name]:
+                return f"status 0, and {name} is the old one"
+    for name, words in after.items():
+        old = words == case.before.get(name)
+        if not old and not whole(words, name, case.wanted.get(name)):
+            return f"{name} is {'' if name in case.before else 'new and '}not whole"
     return ""
 
 
-def _tried(writer: Any, base: Path, work: Path, fault: tuple[str, int, bool]) -> str:
+def _tried(writer: Any, base: Path, case: Case, at: int, lasting: bool) -> str:
     """Run a writer with one fault on a copy of a folder; return what is wrong."""
-    kind, at, lasting = fault
+    kind, work = case.kind, base.parent / "work"
     shutil.rmtree(work, ignore_errors=True)
     shutil.copytree(base, work)
-    before = files_of(work / "out")
     found = _attempt(writer, work, at, FAULTS[kind], lasting)
     after = files_of(work / "out")
     name = found.get("names", "").split()
     site = f"{kind}{' from there on' if lasting else ''} at call {at}"
     site += f" ({name[at]})" if at < len(name) else ""
-    stuck = kind in ("read-only", "error")
-    wrong = judged(found, kind, before, after, stuck)
+    wrong = judged(found, case, after)
     if not wrong and any(n.endswith(".part") for n in after):
         again = _attempt(writer, work, -1, 0, False)  # what was left is cleared by the next write
         left = [n for n in files_of(work / "out") if n.endswith(".part")]
         wrong = f"left behind for good: {left}" if left or again["status"] else ""
     return f"{site}: {wrong}" if wrong else ""
+
+
+def _put_others(writer: Any, base: Path) -> None:
+    """Put files of another content where the writer writes.
+
+    A writer that reads what is there writes them itself; for all others anything will do.
+    """
+    first = replace(writer, run=writer.earlier or writer.run)
+    _attempt(first, base, -1, 0, False)
+    for path in () if writer.earlier else (base / "out").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"an earlier file\n")
 
 
 def _all(name: str, writer: Any, kinds: list[str], folder: Path) -> tuple[int, int, list[str]]:
@@ -222,7 +279,7 @@ def _all(name: str, writer: Any, kinds: list[str], folder: Path) -> tuple[int, i
         (base / "out").mkdir()
         writer.prepare(base)
         if there:
-            _attempt(writer, base, -1, 0, False)
+            _put_others(writer, base)
         work = folder / "work"
         shutil.copytree(base, work)
         plain = _attempt(writer, work, -1, 0, False)
@@ -232,6 +289,7 @@ def _all(name: str, writer: Any, kinds: list[str], folder: Path) -> tuple[int, i
         if missing:
             return 0, 0, [f"it did not write {missing}"]
         calls += plain["count"]
+        before, wanted = files_of(base / "out"), files_of(work / "out")
         for kind in kinds:
             if kind == "slow":
                 runs += 1
@@ -241,7 +299,7 @@ def _all(name: str, writer: Any, kinds: list[str], folder: Path) -> tuple[int, i
                 # A disk stays full; an error may be one of this call alone.
                 for lasting in (True, False) if kind == "error" else (True,):
                     runs += 1
-                    found = _tried(writer, base, work, (kind, at, lasting))
+                    found = _tried(writer, base, Case(kind, before, wanted), at, lasting)
                     wrong += [found] if found else []
         shutil.rmtree(work, ignore_errors=True)
     return calls, runs, wrong

@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 import time
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 MARGIN = 256 << 20  # bytes of address space beside three times the file: arenas and threads
 PACKAGES = ("ostinato", "zipfile", "pickletools", "wave", "gettext", "csv")
+Fault = tuple[str, bytes]  # what is wrong, and the file
 TIMEOUT = 10  # seconds of one file, each a few kilobytes
 
 
@@ -76,6 +78,31 @@ class Target:
     def close(self) -> None:
         """Remove the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def mutate_some(name: str, folder: Path, count: int) -> tuple[list[Fault], dict[str, int]]:
+    """Read the seeds of a reader and some mutations of them, the same ones in every run.
+
+    Args:
+        name: the name of the reader.
+        folder: where files are kept that show a fault.
+        count: how many mutations.
+
+    Returns:
+        The faults with their files, and the counts of the target.
+    """
+    from .readers import chosen
+
+    reader = chosen([name])[0]
+    target, rng = Target(reader, folder), random.Random(zlib.crc32(name.encode()))
+    try:
+        seeds = reader.seeds()
+        target.warm_up(seeds)
+        more = [mutate.mutated(rng.choice(seeds), rng, reader.tokens) for _ in range(count)]
+        outcomes = [(target(words), words) for words in (*seeds, *more)]
+    finally:
+        target.close()
+    return [(fault, words) for fault, words in outcomes if fault], target.counts
 
 
 def limit_memory(size: int) -> None:

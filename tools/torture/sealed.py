@@ -35,7 +35,8 @@ def archive(template: bytes, entry: str, words: bytes) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(template)) as old, zipfile.ZipFile(out, "w") as new:
         for name in old.namelist():
-            new.writestr(name, words if name == entry else old.read(name))
+            content = words if name == entry else old.read(name)
+            new.writestr(zipfile.ZipInfo(name), content)  # which has the same date in every run
     return out.getvalue()
 
 

@@ -322,7 +322,7 @@ def tables() -> list[bytes]:
     plain = [text, quoted, zoned, "v\n1\n2\n3\n", "id,text,label\n1,Hello,mail\n2,Cheap,spam\n"]
     out = [p.encode() for p in plain]
     wide = ("a,b\n" + "1,é\n2,ü\n").encode("utf-16")
-    return [*out, wide, "a,b\n1,é\n".encode("cp1252"), gzip.compress(text.encode())]
+    return [*out, wide, "a,b\n1,é\n".encode("cp1252"), gzip.compress(text.encode(), mtime=0)]
 
 
 def parquets() -> list[bytes]:
@@ -402,4 +402,4 @@ def catalogues() -> list[bytes]:
 def transcripts() -> list[bytes]:
     """Return transcripts of clips, plain and compressed."""
     text = b"; comment\nsub/1.wav\tDial 2, [beep]\nb: DON'T <noise>\n"
-    return [text, gzip.compress(text), bz2.compress(text)]
+    return [text, gzip.compress(text, mtime=0), bz2.compress(text)]

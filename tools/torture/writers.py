@@ -28,12 +28,15 @@ class Writer:
             a function, which raises.
         outputs: the names that it writes.
         needs: packages that it cannot do without.
+        earlier: writes files that `run` reads if they are there, of another content; None where it
+            does not read them.
     """
 
     prepare: Callable[[Path], None]
     run: Callable[[Path], int | None]
     outputs: tuple[str, ...]
     needs: tuple[str, ...] = ()
+    earlier: Callable[[Path], int | None] | None = None
 
 
 def _nothing(folder: Path) -> None:
@@ -73,7 +76,7 @@ def _tensors(folder: Path) -> None:
     safetensors.save(folder / "out" / "t.safetensors", many, {"k": "v"}, dtype="bfloat16")
 
 
-def _fit(folder: Path) -> None:
+def _fit(folder: Path, epochs: int = 3) -> None:
     x = np.random.default_rng(0).uniform(-1, 1, (16, 5, 1)).astype(np.float32)
     model = nn.Sequential(nn.GRU(1, 3, batch_first=True, rng=0), nn.Linear(3, 1, rng=1))
     trainer = ost.Trainer(model, ost.losses.MSE())
@@ -81,7 +84,7 @@ def _fit(folder: Path) -> None:
     options: dict[str, Any] = {"checkpoint": out / "run", "log": out / "log.csv"}
     there = (out / "run").exists()
     trainer.fit(
-        (x, x), validation=(x, x), batch_size=4, epochs=3, validate_every=4, progress=False,
+        (x, x), validation=(x, x), batch_size=4, epochs=epochs, validate_every=4, progress=False,
         resume=there, overwrite=not there, **options,
     )  # fmt: skip
 
@@ -148,7 +151,7 @@ _TABLES = ("matplotlib", "polars")
 WRITERS = {
     "layer": Writer(_nothing, _layer, ("layer.safetensors",)),
     "tensors": Writer(_nothing, _tensors, ("t.safetensors",)),
-    "fit": Writer(_nothing, _fit, ("run", "log.csv")),
+    "fit": Writer(_nothing, _fit, ("run", "log.csv"), earlier=lambda folder: _fit(folder, 1)),
     "onnx": Writer(_nothing, _onnx, ("m.onnx",), ("onnx",)),
     "keras": Writer(_nothing, _keras, ("m.weights.h5",), ("h5py",)),
     "flow": Writer(_nothing, _flow, ("flow.png",), _PICTURES),

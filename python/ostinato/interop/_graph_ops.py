@@ -366,8 +366,10 @@ def _log_sum(x: Any, **options: Any) -> Any:
 def _log_sum_exp(x: Any, **options: Any) -> Any:
     """Return the logarithm of a sum of exponentials, none of which is larger than 1."""
     top = np.max(_plain(x), axis=options["axis"], keepdims=True)
+    top = np.where(np.isfinite(top), top, np.zeros_like(top))  # inf - inf would be no number
     left = top if options["keepdims"] else np.squeeze(top, options["axis"])
-    return np.log(np.sum(np.exp(x - top), **options)) + left
+    with np.errstate(divide="ignore"):  # of nothing but -inf, it is -inf
+        return np.log(np.sum(np.exp(x - top), **options)) + left
 
 
 def _l2(x: Any, **options: Any) -> Any:

@@ -189,18 +189,26 @@ NEAREST: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def _origins(kind: str, length: int, size: int, scale: np.float32) -> Array:
-    """Return where the elements of a new axis lie on the old one, in float32 as its peers do."""
+def _origins(kind: str, length: int, size: int, scale: np.float32, exact: bool) -> Array:
+    """Return where the elements of a new axis lie on the old one, in float32 as its peers do.
+
+    With `exact`, two elements that are equally near stay so, which a rounded scale may change.
+    """
     at = np.arange(size, dtype=np.float32)
     half = np.float32(0.5)
+
+    def scaled(a: Array) -> Array:
+        out: Array = a * np.float32(length) / np.float32(size) if exact else a / scale
+        return out
+
     if kind == "asymmetric":
-        return np.divide(at, scale, dtype=np.float32)
+        return scaled(at)
     if kind == "align_corners":
         ends: Array = at * np.float32(length - 1) / np.float32(max(size - 1, 1))
         return ends
     if kind == "pytorch_half_pixel" and size == 1:
         return at
-    middle: Array = (at + half) / scale - half
+    middle: Array = scaled(at + half) - half
     if kind == "half_pixel_symmetric":
         real = scale * np.float32(length)
         middle += np.float32(length) * half * (1 - np.float32(size) / real)
@@ -247,16 +255,19 @@ def resize(at: Given, x: Any, *more: Any) -> Any:
         got = None if given is None else len(given)
         raise ValueError(f"expected a scale or a size for each of {len(axes)} axes, got {got}")
     kind = at.get("coordinate_transformation_mode", "half_pixel")
+    by_size = given is ends
+    nearest = at.get("mode", "nearest") == "nearest"
+    rounds = nearest and at.get("nearest_mode", "round").startswith("round")
     for k, axis in enumerate(axes):
         length = x.shape[axis]
-        if factors is not None and factors.size:
+        if factors is not None and not by_size:
             scale = factors[k]
             size = math.floor(np.float32(length) * scale)
         else:
             size = int(given[k])
             scale = np.float32(size) / np.float32(length)
         if size != length or scale != 1:
-            x = _sized(x, axis, _origins(kind, length, size, scale), at)
+            x = _sized(x, axis, _origins(kind, length, size, scale, by_size and rounds), at)
     return x
 
 

