@@ -577,16 +577,16 @@ def test_strides_beyond_an_int(
     layer = ost.nn.LSTM(5, 80, bidirectional=True, rng=0).to("cuda")
     x = wide.put(np.ones((1, 3, 5), np.float32))  # of one step, at which no stride is taken
     want, real = _device.host(layer(x)[0]).copy(), _launch.pass_fields
-    stride = 0
+    strides = [0]
 
     def far(layers: Any, *others: Any) -> Any:
-        layers[direction]["y"]["t"] = stride
+        layers[direction]["y"]["t"] = strides[0]
         return real(layers, *others)
 
     monkeypatch.setattr(_launch, "pass_fields", far)
-    for stride in (2**31 - 1, 1 - 2**31):
+    for strides[0] in (2**31 - 1, 1 - 2**31):
         assert np.array_equal(_device.host(layer(x)[0]), want)
-    for stride in (2**31, -(2**31)):
+    for strides[0] in (2**31, -(2**31)):
         with pytest.raises(
             ValueError,
             match=r"x: expected fewer than 2\^31 numbers from one step to the next, got 2147483648",
