@@ -44,10 +44,10 @@ class Optimizer:
     ...         return p - p.dtype.type(lr) * (np.sign(mean) + p.dtype.type(decay) * p), mean
     >>> layer = ost.nn.Linear(1, 1, rng=0)
     >>> y, pullback = layer.vjp(np.ones((1, 1), np.float32))
-    >>> before, dx = layer.flat.copy(), pullback(np.ones((1, 1), np.float32))
+    >>> before, dx = layer.state_dict(), pullback(np.ones((1, 1), np.float32))
     >>> Signs(0.5).step(layer)
-    >>> (layer.flat - before).round(4).tolist()
-    [-0.5, -0.5]
+    >>> {name: float((a - before[name]).sum()) for name, a in layer.parameters().items()}
+    {'weight': -0.5, 'bias': -0.5}
 
     Args:
         lr: the learning rate, a number or a `Schedule`.
