@@ -105,18 +105,9 @@ def test_ragged_sequences_and_trees_of_parts() -> None:
 
 def test_stateful_windows_of_a_text() -> None:
     ids = np.random.default_rng(0).integers(0, 5, 150)
-
-    def make() -> nn.Sequential:
-        kind = {"dtype": np.float64}
-        return nn.Sequential(
-            nn.Embedding(5, 4, rng=0, **kind),  # type: ignore[arg-type]
-            nn.LSTM(4, 6, rng=1, **kind),
-            nn.Linear(6, 5, rng=2, **kind),  # type: ignore[arg-type]
-        )
-
     compare(
         3,
-        make=make,
+        make=text_model,
         train=StreamLoader(ids, 5, 7),
         validation=StreamLoader(ids[::-1], 2, 9),
         loss=ost.losses.CrossEntropy(),
