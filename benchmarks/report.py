@@ -375,6 +375,7 @@ describes the method. Machine: {machine["cpu"]}, {figures["threads"]} threads, k
 Rows are float32 with T = 100 unless they say otherwise; T is smaller where a case would take
 seconds. The machine is shared: read the ratios, and the shares of the peak, which is measured in
 the same run.
+{figures.get("note", "")}
 
 ## Targets
 
