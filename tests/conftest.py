@@ -12,11 +12,17 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-import pytest
+# Tests run in several processes. The threads of each one's BLAS would wait for each other by
+# spinning: small products then take up to 28 times the time of the CPU (`find_season`, two
+# processes on two cores). The variables are read when NumPy is imported.
+for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
 
-import ostinato as ost
-from ostinato import _core, _launch, reference
+import numpy as np  # noqa: E402  # after what it reads
+import pytest  # noqa: E402
+
+import ostinato as ost  # noqa: E402
+from ostinato import _core, _launch, reference  # noqa: E402
 
 # A shell that starts the tests in the background lets them ignore Ctrl-C, and some tests press it.
 if (
