@@ -573,7 +573,8 @@ class Backward {
       w.out[i] = w.rows[i].demitted;
     }
     const Range units = part_of(plain_groups(s_.vectors), index, sync.count);
-    rows_product<P>(n, words<P>(s_.width(q)), w.words, transposed(q), s_.vectors, units.begin, units.end, w.init, w.out);
+    rows_product<P>(call_.weights->multiplier, n, words<P>(s_.width(q)), w.words, transposed(q), s_.vectors, units.begin, units.end, w.init,
+                    w.out);
     sync();
   }
 
@@ -610,7 +611,8 @@ class Backward {
       }
       const Index vectors = phase.operand == Operand::kHidden ? s_.output_vectors : s_.vectors;
       const Range outputs = part_of(plain_groups(vectors), index, sync.count);
-      rows_product<P>(n, words<P>(s_.width(q)), w.words, transposed(q), vectors, outputs.begin, outputs.end, w.init, w.out);
+      rows_product<P>(call_.weights->multiplier, n, words<P>(s_.width(q)), w.words, transposed(q), vectors, outputs.begin, outputs.end,
+                      w.init, w.out);
       sync();
     }
   }
@@ -846,7 +848,8 @@ class Backward {
         fill_zero(dx, s_.input);
       }
     }
-    rows_product_exact<P>(n, words<P>(s_.width(0)), w.words, transposed(0), s_.input, zeros_, w.out, call_.dx_add);
+    rows_product_exact<P>(call_.weights->multiplier, n, words<P>(s_.width(0)), w.words, transposed(0), s_.input, zeros_, w.out,
+                          call_.dx_add);
   }
 
   // The operands (and da) of product q as words of kPack rows each, for the weight gradients.
@@ -897,7 +900,8 @@ class Backward {
       if (looked_up(q))
         sum_by_row(w, r, n, first, vectors, depth, sums, stride, first_block && r == 0);
       else
-        outer_product<P>(words<P>(n), operands + to, depth, da + to, first, vectors, sums, stride, first_block && r == 0);
+        outer_product<P>(call_.weights->multiplier, words<P>(n), operands + to, depth, da + to, first, vectors, sums, stride,
+                         first_block && r == 0);
       to += words<P>(n);
       if (depth.begin > 0 || (q == 1 && kSharedDa) || q == kCount) continue;
       for (int v = 0; v < vectors && kOps == 0; ++v) {  // else they are there
