@@ -53,13 +53,15 @@ def test_every_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         (ModuleNotFoundError("no"), "there are no kernels for NVIDIA GPUs: pip install"),
         (ImportError("libfoo.so is missing"), "does not load: libfoo.so is missing"),
         (
-            SimpleNamespace(why_not=lambda: "there is no NVIDIA driver", version=_core.version),
+            SimpleNamespace(
+                why_not=lambda: "there is no NVIDIA driver", __version__=_core.__version__
+            ),
             "there is no NVIDIA driver",
         ),
         (
-            SimpleNamespace(why_not=lambda: "", version="0.0.9"),
-            f"expected the version of ostinato, {_core.version}, got 0.0.9; "
-            f"pip install ostinato-cuda13=={_core.version}",
+            SimpleNamespace(why_not=lambda: "", __version__="0.0.9"),
+            f"expected the version of ostinato, {_core.__version__}, got 0.0.9; "
+            f"pip install ostinato-cuda13=={_core.__version__}",
         ),
         (SimpleNamespace(why_not=lambda: ""), "got unknown"),
     ):
@@ -73,14 +75,14 @@ def test_every_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
             why_not=lambda: "",
             device_count=lambda: 1,
             device_info=lambda k: facts,
-            version=_core.version,
+            __version__=_core.__version__,
         )
     )
     assert cuda.is_available()
     assert cuda.devices() == [facts]
 
 
-@pytest.mark.parametrize("version", [_core.version, "0.0.9"])
+@pytest.mark.parametrize("version", [_core.__version__, "0.0.9"])
 def test_the_kernels_of_the_other_package_are_found(version: str, tmp_path: Path) -> None:
     if importlib.util.find_spec("ostinato._cuda") is not None:
         pytest.skip("this ostinato has kernels for NVIDIA GPUs of its own")
@@ -88,7 +90,7 @@ def test_the_kernels_of_the_other_package_are_found(version: str, tmp_path: Path
     package.mkdir()
     (package / "__init__.py").touch()
     (package / "_cuda.py").write_text(
-        f"version = {version!r}\n\n\ndef why_not():\n    return 'asked'\n", encoding="utf-8"
+        f"__version__ = {version!r}\n\n\ndef why_not():\n    return 'asked'\n", encoding="utf-8"
     )
     code = "import ostinato as ost; print(ost.cuda.why_not(), ost.cuda.devices())"
     path = os.pathsep.join([str(tmp_path), *sys.path])
@@ -99,8 +101,8 @@ def test_the_kernels_of_the_other_package_are_found(version: str, tmp_path: Path
         check=True,
         env={**os.environ, "PYTHONPATH": path},
     )
-    told = f"expected the version of ostinato, {_core.version}, got 0.0.9"
-    assert ("asked []" if version == _core.version else told) in done.stdout
+    told = f"expected the version of ostinato, {_core.__version__}, got 0.0.9"
+    assert ("asked []" if version == _core.__version__ else told) in done.stdout
 
 
 def test_both_packages_have_one_version() -> None:
@@ -109,6 +111,6 @@ def test_both_packages_have_one_version() -> None:
         r'^version = "(.*)"$', (root / "pyproject.toml").read_text(encoding="utf-8"), re.M
     )
     other = (root / "packaging" / "cuda13" / "pyproject.toml").read_text(encoding="utf-8")
-    assert _core.version == version
+    assert _core.__version__ == version
     assert 'dynamic = ["version", "dependencies"]' in other
     assert 'result = ["ostinato=={project[version]}"' in other

@@ -97,7 +97,7 @@ void check_status(int status) {
 PYBIND11_MODULE(_core, m) {
   using namespace ost;
   m.doc() = "The native kernels of ostinato. Private: use ostinato.functional and ostinato.nn.";
-  m.attr("version") = OST_VERSION;
+  m.attr("__version__") = OST_VERSION;
   g_main_thread = py::cast<unsigned long>(py::module_::import("threading").attr("main_thread")().attr("ident"));
   py::module_::import("atexit").attr("register")(py::cpp_function(&end_quietly));
   pthread_atfork(nullptr, nullptr, [] { g_taking_the_gil = 0; });  // a forked child has none of the threads

@@ -9,7 +9,7 @@ import numpy.typing as npt
 _Array = npt.NDArray[Any]
 _Weights = Sequence[Sequence[_Array | None]]
 
-version: str
+__version__: str
 
 def known_kernels() -> list[str]: ...
 def supported_kernels() -> list[str]: ...

@@ -15,7 +15,7 @@ HOMES = ("ostinato._cuda", "ostinato_cuda13._cuda")
 @lru_cache(maxsize=1)
 def _module() -> tuple[Any, str]:
     """Return the module and "", or None and the reason."""
-    version = _core.version
+    version = _core.__version__
     for name in HOMES:
         try:
             module = importlib.import_module(name)
@@ -23,7 +23,7 @@ def _module() -> tuple[Any, str]:
             continue
         except ImportError as error:
             return None, f"{name} does not load: {error}"
-        if (found := getattr(module, "version", "unknown")) != version:
+        if (found := getattr(module, "__version__", "unknown")) != version:
             return None, (
                 f"{name}: expected the version of ostinato, {version}, got {found}; "
                 f"pip install ostinato-cuda13=={version}"
