@@ -11,9 +11,18 @@
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
+#if defined(OST_HAS_amx) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 // The kernel sets that CMake compiled (OST_HAS_*), best first: the name, the set whose exact
 // kernels it uses, and whether this CPU has all that it needs.
+#if defined(OST_HAS_amx)
+#define OST_AMX(X) X(amx, avx512, cpu().amx)
+#else
+#define OST_AMX(X)
+#endif
 #if defined(OST_HAS_avx512bf16)
 #define OST_AVX512BF16(X) X(avx512bf16, avx512, cpu().avx512bf16)
 #else
@@ -39,7 +48,7 @@
 #else
 #define OST_NEONDOT(X)
 #endif
-#define OST_FOR_SETS(X) OST_AVX512BF16(X) OST_AVX512(X) OST_AVX2(X) OST_NEONBF16(X) OST_NEONDOT(X) X(baseline, baseline, true)
+#define OST_FOR_SETS(X) OST_AMX(X) OST_AVX512BF16(X) OST_AVX512(X) OST_AVX2(X) OST_NEONBF16(X) OST_NEONDOT(X) X(baseline, baseline, true)
 
 // libm and the clock, for files compiled per instruction set, which must not instantiate library templates.
 #define OST_DECLARE(name, exact, supported)                                                                                   \
@@ -60,11 +69,39 @@ void fill_traits(CellTraits* traits);
 }
 OST_FOR_SETS(OST_DECLARE)
 
+// What multiplies by tiles is compiled with the set whose vectors it uses (csrc/cpu/tiles.h).
+#if defined(OST_HAS_amx)
+namespace avx512bf16 {
+void fill_tiles(KernelTable& table);
+}
+void amx::fill_low(KernelTable& table) { avx512bf16::fill_tiles(table); }
+#endif
+#if defined(OST_HAS_avx512bf16) && defined(OST_HAS_tile_model)
+namespace avx512bf16 {
+void fill_tile_model(KernelTable& table);
+}
+#endif
+#if defined(OST_HAS_tile_model)
+namespace baseline {
+void fill_tile_model(KernelTable& table);
+}
+#endif
+
 namespace {
 
 // Which sets this CPU runs, and whose registers the system keeps.
 struct Cpu {
-  bool avx512bf16 = false, avx512 = false, avx2 = false, neonbf16 = false, neondot = false;
+  bool amx = false, avx512bf16 = false, avx512 = false, avx2 = false, neonbf16 = false, neondot = false;
+
+  // Linux keeps the registers of tiles for processes that have asked for them, and for all of their threads and children.
+  static bool tiles_permitted() {
+#if defined(OST_HAS_amx) && defined(__linux__)
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM of <asm/prctl.h>, and the state of XCR0
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+    return false;
+#endif
+  }
 
   // Asked of the CPU itself: __builtin_cpu_supports says no to everything where it is linked by Zig.
   Cpu() {
@@ -79,8 +116,9 @@ struct Cpu {
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
     avx2 = ymm && fma && bit(b, 5);
     avx512 = zmm && avx2 && bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31);  // F, DQ, BW, VL
-    const bool vnni = bit(c, 11);
+    const bool vnni = bit(c, 11), tiles = bit(d, 22) && bit(d, 24) && bit(d, 25);  // AMX-BF16, AMX-TILE, AMX-INT8
     avx512bf16 = avx512 && vnni && __get_cpuid_count(7, 1, &a, &b, &c, &d) && bit(a, 5);
+    amx = avx512bf16 && tiles && (kept >> 17 & 3) == 3 && tiles_permitted();
 #elif defined(__aarch64__) && defined(__linux__)
     // The bits have these places in Linux' <asm/hwcap.h>: ASIMDDP; I8MM and BF16 of the second word.
     const unsigned long first = getauxval(AT_HWCAP), second = getauxval(AT_HWCAP2);
@@ -136,7 +174,35 @@ const KernelTable* kernels() {
   return table;
 }
 
+const std::vector<const KernelTable*>& tile_models() {
+  static const std::vector<const KernelTable*> all = [] {
+    std::vector<const KernelTable*> out;
+#if defined(OST_HAS_avx512bf16) && defined(OST_HAS_tile_model)
+    if (cpu().avx512bf16)
+      out.push_back(make("amx-model", [](KernelTable& t) {
+        avx512::fill(t.f32), avx512::fill(t.f64), avx512::fill_ctc(t);
+        avx512bf16::fill_tile_model(t);
+        plain::fill_traits(t.traits);
+      }));
+#endif
+#if defined(OST_HAS_tile_model)
+    out.push_back(make("amx-model-baseline", [](KernelTable& t) {
+      baseline::fill(t.f32), baseline::fill(t.f64), baseline::fill_ctc(t);
+      baseline::fill_tile_model(t);
+      plain::fill_traits(t.traits);
+    }));
+#endif
+    return out;
+  }();
+  return all;
+}
+
 bool choose_kernels(const std::string& name) {
+  for (const KernelTable* t : tile_models())
+    if (name == t->name) {
+      g_chosen.store(t, std::memory_order_release);
+      return true;
+    }
   for (const KernelTable* t : supported_kernels())
     if (name == t->name) {
       g_chosen.store(t, std::memory_order_release);

@@ -81,6 +81,9 @@ struct RawGradients {
   T* units[kMostUnitRows];
 };
 
+// What multiplies bfloat16 and bytes: vectors, the tiles of the CPU (AMX), or the model of them that the tests run.
+enum class Multiplier : int { kVectors, kTiles, kTileModel };
+
 // Packed panels of one layer and direction; all in one 64-byte aligned block owned by the caller.
 template <class T>
 struct PackedWeights {
@@ -91,7 +94,8 @@ struct PackedWeights {
   const T* bias;                         // by group and column, as the pre-activation
   const T* params;                       // [params][padded H]
   const T* gains[kMaxProducts];          // of products that are normed, in the order of their columns
-  T scalars[kMostScalars];               // what the pointwise functions read beside
+  Multiplier multiplier;
+  T scalars[kMostScalars];  // what the pointwise functions read beside
 };
 
 // [T,B,*] rows with unit stride on the last axis; strides in elements, any sign. With `starts` and `ends` [B] row b is the rows

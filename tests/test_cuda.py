@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import ostinato as ost
-from ostinato import _driver, cuda
+from ostinato import _core, _driver, cuda
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +41,7 @@ def test_every_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def importing(result: Any) -> None:
         def import_module(name: str) -> Any:
-            assert name == "ostinato._cuda"
+            assert name in ("ostinato._cuda", "ostinato_cuda13._cuda")
             if isinstance(result, Exception):
                 raise result
             return result
@@ -46,9 +50,20 @@ def test_every_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(_driver, "importlib", SimpleNamespace(import_module=import_module))
 
     for result, words in (
-        (ModuleNotFoundError("no"), "built without CUDA"),
+        (ModuleNotFoundError("no"), "there are no kernels for NVIDIA GPUs: pip install"),
         (ImportError("libfoo.so is missing"), "does not load: libfoo.so is missing"),
-        (SimpleNamespace(why_not=lambda: "there is no NVIDIA driver"), "there is no NVIDIA driver"),
+        (
+            SimpleNamespace(
+                why_not=lambda: "there is no NVIDIA driver", __version__=_core.__version__
+            ),
+            "there is no NVIDIA driver",
+        ),
+        (
+            SimpleNamespace(why_not=lambda: "", __version__="0.0.9"),
+            f"expected the version of ostinato, {_core.__version__}, got 0.0.9; "
+            f"pip install ostinato-cuda13=={_core.__version__}",
+        ),
+        (SimpleNamespace(why_not=lambda: ""), "got unknown"),
     ):
         importing(result)
         assert words in cuda.why_not()
@@ -56,7 +71,46 @@ def test_every_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         assert cuda.devices() == []
     facts = {"name": "a GPU", "multiprocessors": 132}
     importing(
-        SimpleNamespace(why_not=lambda: "", device_count=lambda: 1, device_info=lambda k: facts)
+        SimpleNamespace(
+            why_not=lambda: "",
+            device_count=lambda: 1,
+            device_info=lambda k: facts,
+            __version__=_core.__version__,
+        )
     )
     assert cuda.is_available()
     assert cuda.devices() == [facts]
+
+
+@pytest.mark.parametrize("version", [_core.__version__, "0.0.9"])
+def test_the_kernels_of_the_other_package_are_found(version: str, tmp_path: Path) -> None:
+    if importlib.util.find_spec("ostinato._cuda") is not None:
+        pytest.skip("this ostinato has kernels for NVIDIA GPUs of its own")
+    package = tmp_path / "ostinato_cuda13"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "_cuda.py").write_text(
+        f"__version__ = {version!r}\n\n\ndef why_not():\n    return 'asked'\n", encoding="utf-8"
+    )
+    code = "import ostinato as ost; print(ost.cuda.why_not(), ost.cuda.devices())"
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    told = f"expected the version of ostinato, {_core.__version__}, got 0.0.9"
+    assert ("asked []" if version == _core.__version__ else told) in done.stdout
+
+
+def test_both_packages_have_one_version() -> None:
+    root = Path(__file__).parent.parent
+    (version,) = re.findall(
+        r'^version = "(.*)"$', (root / "pyproject.toml").read_text(encoding="utf-8"), re.M
+    )
+    other = (root / "packaging" / "cuda13" / "pyproject.toml").read_text(encoding="utf-8")
+    assert _core.__version__ == version
+    assert 'dynamic = ["version", "dependencies"]' in other
+    assert 'result = ["ostinato=={project[version]}"' in other

@@ -68,3 +68,37 @@ def test_all_pythons_are_built_for_and_named(wheels: Any) -> None:
     assert [one for one in needed if f'"{one}"' not in project] == []  # as the extras have it
     named = re.findall(r"Programming Language :: Python :: (3\.\d+)", project)
     assert named == [version for version in wheels.PYTHONS if not version.endswith("t")]
+
+
+def test_the_kernels_of_gpus_need_their_compiler(
+    wheels: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit, match="nvcc: expected that of CUDA 13 on PATH, found none"):
+        wheels.cuda(tmp_path, [])
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text("#!/bin/sh\necho Cuda compilation tools, release 12.4, V12.4.99\n")
+    nvcc.chmod(0o755)
+    with pytest.raises(SystemExit, match="expected that of CUDA 13 on PATH, found release 12"):
+        wheels.cuda(tmp_path, [])
+
+
+def test_the_kernels_of_gpus_are_built_for_what_runs(
+    wheels: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(
+        sys, "argv", ["wheels", "--cuda", "90", "--python", "3.13", "--out", str(tmp_path)]
+    )
+    with pytest.raises(SystemExit):
+        wheels.main()
+    assert "--cuda: expected without --headers, --python and --target" in capsys.readouterr().err
+
+
+def test_the_kernels_of_gpus_have_the_pythons_of_the_package() -> None:
+    def pythons(folder: Path) -> list[str]:
+        text = (folder / "pyproject.toml").read_text(encoding="utf-8")
+        return re.findall(
+            r"Programming Language :: Python :: (3\.\d+)|requires-python = (.*)", text
+        )
+
+    assert pythons(ROOT / "packaging" / "cuda13") == pythons(ROOT)

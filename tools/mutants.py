@@ -45,6 +45,9 @@ MUTANTS: dict[str, tuple[str, str, str]] = {  # name: file, what stands there, w
     "half of a pair of rows": ("csrc/cpu/precision.h", "const V low = load(rows[0]), high = load(rows[1]);", "const V low = load(rows[0]), high = load(rows[0]);"),
     "bytes without their zero": ("csrc/cpu/precision.h", "*correction = Word(-128 * sum);", "*correction = Word(-127 * sum);"),
     "NaN lost in bytes": ("csrc/cpu/precision.h", "return scale + sum_lanes(bad);", "return scale;"),
+    "tiles without what is left of the depth": ("csrc/cpu/tiles.h", "if (k < depth) Sums::template add", "if (false) Sums::template add"),
+    "few rows by vectors": ("csrc/cpu/tiles.h", "(!P::kSumsAreExact || rows >= kTileRows)", "rows >= kTileRows"),
+    "tiles that are kept": ("csrc/cpu/tiles.h", "  tiles.release();\n  for (int m = 0; m < rows; ++m)\n    for (int j = 0; j < N; ++j) P::finish", "  for (int m = 0; m < rows; ++m)\n    for (int j = 0; j < N; ++j) P::finish"),
     "a stream forgets its state": ("csrc/bindings/stream.cpp", "f.h0 = hidden + layer * state, f.hn", "f.hn"),
     "stack without its second direction": ("csrc/stack.cpp", "f.y = {y.data + d * s.output, y.t, y.b, y.starts, y.ends};", "f.y = {y.data, y.t, y.b, y.starts, y.ends};"),
     "dropout in one direction": ("csrc/stack.cpp", "std::uint32_t(layer * 2 + d)", "std::uint32_t(layer * 2)"),
@@ -203,6 +206,7 @@ TESTS = [
     "test_layer_norm",
     "test_activations",
     "test_precision",
+    "test_tiles",
     "test_stream_explain",
     "test_nn",
     "test_model",
@@ -259,6 +263,7 @@ FIRST = {
     "csrc/cells/general": ["test_activations"],
     "csrc/cells/activation": ["test_activations"],
     "csrc/cpu/precision": ["test_precision"],
+    "csrc/cpu/tile": ["test_tiles"],
     "": ["test_kernels", "test_sequences", "test_nn"],
 }
 
@@ -267,6 +272,7 @@ FIRST = {
 # and everything else only if no test fails. One kind of numbers, or one cell of a device, takes a small part of the time of all.
 TARGETS = {
     "csrc/cpu/precision": ["kernels_baseline_low", "kernels_baseline_exact_float"],
+    "csrc/cpu/tile": ["kernels_baseline_low"],
     "csrc/cpu/ctc": ["kernels_baseline_ctc"],
     "csrc/cpu/": ["kernels_baseline_exact_float"],
     "csrc/cells/": ["kernels_baseline_exact_float"],

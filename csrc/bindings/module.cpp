@@ -97,12 +97,14 @@ void check_status(int status) {
 PYBIND11_MODULE(_core, m) {
   using namespace ost;
   m.doc() = "The native kernels of ostinato. Private: use ostinato.functional and ostinato.nn.";
+  m.attr("__version__") = OST_VERSION;
   g_main_thread = py::cast<unsigned long>(py::module_::import("threading").attr("main_thread")().attr("ident"));
   py::module_::import("atexit").attr("register")(py::cpp_function(&end_quietly));
   pthread_atfork(nullptr, nullptr, [] { g_taking_the_gil = 0; });  // a forked child has none of the threads
   read_environment();
   m.def("known_kernels", [] { return list_of(names(known_kernels())); });
   m.def("supported_kernels", [] { return list_of(names(supported_kernels())); });
+  m.def("tile_models", [] { return list_of(names(tile_models())); });
   m.def("kernels", [] { return std::string(kernels()->name); });
   m.def("use_kernels", [](const std::string& name) { choose(name, "name"); }, py::arg("name"));
   m.def("cpu_name", &cpu_name);

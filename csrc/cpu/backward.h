@@ -361,6 +361,7 @@ class Backward {
   bool looked_up(int q) const { return q == 0 && call_.lookup.ids.data; }
   // Columns of the weights of product q, as its gradient counts them.
   Index depth(int q) const { return looked_up(q) ? call_.lookup.rows : s_.depth(q); }
+  Multiplier by() const { return call_.weights->multiplier; }
   const W* transposed(int q) const { return static_cast<const W*>(call_.weights->transposed[q]); }
 
   template <class F>
@@ -573,7 +574,7 @@ class Backward {
       w.out[i] = w.rows[i].demitted;
     }
     const Range units = part_of(plain_groups(s_.vectors), index, sync.count);
-    rows_product<P>(n, words<P>(s_.width(q)), w.words, transposed(q), s_.vectors, units.begin, units.end, w.init, w.out);
+    rows_product<P>(by(), n, words<P>(s_.width(q)), w.words, transposed(q), s_.vectors, units.begin, units.end, w.init, w.out);
     sync();
   }
 
@@ -610,7 +611,7 @@ class Backward {
       }
       const Index vectors = phase.operand == Operand::kHidden ? s_.output_vectors : s_.vectors;
       const Range outputs = part_of(plain_groups(vectors), index, sync.count);
-      rows_product<P>(n, words<P>(s_.width(q)), w.words, transposed(q), vectors, outputs.begin, outputs.end, w.init, w.out);
+      rows_product<P>(by(), n, words<P>(s_.width(q)), w.words, transposed(q), vectors, outputs.begin, outputs.end, w.init, w.out);
       sync();
     }
   }
@@ -846,7 +847,7 @@ class Backward {
         fill_zero(dx, s_.input);
       }
     }
-    rows_product_exact<P>(n, words<P>(s_.width(0)), w.words, transposed(0), s_.input, zeros_, w.out, call_.dx_add);
+    rows_product_exact<P>(by(), n, words<P>(s_.width(0)), w.words, transposed(0), s_.input, zeros_, w.out, call_.dx_add);
   }
 
   // The operands (and da) of product q as words of kPack rows each, for the weight gradients.
@@ -897,7 +898,7 @@ class Backward {
       if (looked_up(q))
         sum_by_row(w, r, n, first, vectors, depth, sums, stride, first_block && r == 0);
       else
-        outer_product<P>(words<P>(n), operands + to, depth, da + to, first, vectors, sums, stride, first_block && r == 0);
+        outer_product<P>(by(), words<P>(n), operands + to, depth, da + to, first, vectors, sums, stride, first_block && r == 0);
       to += words<P>(n);
       if (depth.begin > 0 || (q == 1 && kSharedDa) || q == kCount) continue;
       for (int v = 0; v < vectors && kOps == 0; ++v) {  // else they are there

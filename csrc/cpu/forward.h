@@ -345,22 +345,23 @@ class Forward {
 
   void project_rows(Index n, const W* const* words_of, T* const* to, Range groups) {
     constexpr Columns columns = C::kInput;
+    const Multiply<P> multiply = multiplied(n);
     for (Index g = groups.begin; g < groups.end; ++g) {
       const int units = s_.units(g);
       const Cut& cut = kCuts.of[columns.count() * units];
       const W* panel = panels(0) + s_.rows(0) * s_.offset(g, columns.count());
       const T* bias = call_.weights->bias + s_.offset(g, C::kColumns);
-      for_row_tiles(n, cut.rows, [&](Index r, int m) OST_INLINE {
+      for_row_tiles(n, multiply.most_rows(cut.rows), [&](Index r, int m) OST_INLINE {
         for (int p = 0; p < cut.pieces; ++p) {
           const Piece piece = cut.piece[p];
           const Index first = (columns.begin * units + piece.begin) * L;
-          const T* init[kMaxRows];
-          T* out[kMaxRows];
+          const T* init[kMostRows];
+          T* out[kMostRows];
           for (int i = 0; i < m; ++i) {
             init[i] = kNormedInput ? kNoBias : bias + first;
             out[i] = to[r + i] + s_.offset(g, C::kColumns) + first;
           }
-          kProducts<P>.product[piece.count - 1][m - 1](words<P>(s_.input), words_of + r, panel + s_.rows(0) * piece.begin * L, init, out);
+          multiply.product(piece.count, m, words<P>(s_.input), words_of + r, panel + s_.rows(0) * piece.begin * L, init, out);
         }
         if constexpr (columns.count() < C::kColumns)
           for (int i = 0; i < m; ++i) start_from_bias(bias, to[r + i] + s_.offset(g, C::kColumns), units);
@@ -416,10 +417,11 @@ class Forward {
   void project_hidden(Space& w, Index n, Range groups) {
     constexpr int q = kProductCount<C>;
     for (Index i = 0; i < n; ++i) w.words[i] = operand(w.rows[i].emitted, s_.hidden, w.encoded + i * row_words<P>(s_.hidden));
-    alignas(64) T tile[kMaxRows][kMaxVectors * L];
-    const T* init[kMaxRows];
-    T* out[kMaxRows];
-    for (int i = 0; i < kMaxRows; ++i) {
+    const Multiply<P> multiply = multiplied(n);
+    alignas(64) T tile[kMostRows][kMaxVectors * L];
+    const T* init[kMostRows];
+    T* out[kMostRows];
+    for (int i = 0; i < kMostRows; ++i) {
       init[i] = zeros_;
       out[i] = tile[i];
     }
@@ -427,8 +429,8 @@ class Forward {
       const int vectors = s_.units_of(q, g);
       const Index first = s_.offset_of(q, g);
       const W* panel = panels(q) + s_.rows(q) * first;
-      for_row_tiles(n, max_rows(vectors), [&](Index r, int m) OST_INLINE {
-        kProducts<P>.product[vectors - 1][m - 1](words<P>(s_.hidden), w.words + r, panel, init, out);
+      for_row_tiles(n, multiply.most_rows(max_rows(vectors)), [&](Index r, int m) OST_INLINE {
+        multiply.product(vectors, m, words<P>(s_.hidden), w.words + r, panel, init, out);
         for (int i = 0; i < m; ++i)
           for (int v = 0; v < vectors; ++v) {
             T* y = w.rows[r + i].y + first + v * L;
@@ -438,6 +440,7 @@ class Forward {
     }
   }
 
+  Multiply<P> multiplied(Index rows) const { return {call_.weights->multiplier, rows}; }
   const W* panels(int q) const { return static_cast<const W*>(call_.weights->panels[q]); }
   static OST_HD const W* operand(const T* row, Index depth, W* scratch) { return P::encode(row, depth, scratch); }
 
@@ -467,18 +470,19 @@ class Forward {
   template <int F>
   OST_HD void product_rows(Space& w, Index n, Range groups) {
     constexpr int q = F + 1, columns = product_columns<C>(q).count();
-    const T* init[kMaxRows];
-    for (int i = 0; i < kMaxRows; ++i) init[i] = kNoBias;
+    const Multiply<P> multiply = multiplied(n);
+    const T* init[kMostRows];
+    for (int i = 0; i < kMostRows; ++i) init[i] = kNoBias;
     for (Index g = groups.begin; g < groups.end; ++g) {
       const Cut& cut = kCuts.of[columns * s_.units(g)];
       const Index first = s_.offset(g, columns);
-      for_row_tiles(n, cut.rows, [&](Index r, int m) OST_INLINE {
-        T* out[kMaxRows];
+      for_row_tiles(n, multiply.most_rows(cut.rows), [&](Index r, int m) OST_INLINE {
+        T* out[kMostRows];
         for (int p = 0; p < cut.pieces; ++p) {
           const Piece piece = cut.piece[p];
           for (int i = 0; i < m; ++i) out[i] = w.rows[r + i].product + first + piece.begin * L;
-          kProducts<P>.product[piece.count - 1][m - 1](words<P>(s_.depth(q)), w.words + r,
-                                                       panels(q) + s_.rows(q) * (first + piece.begin * L), init, out);
+          multiply.product(piece.count, m, words<P>(s_.depth(q)), w.words + r, panels(q) + s_.rows(q) * (first + piece.begin * L), init,
+                           out);
         }
       });
     }
@@ -519,21 +523,21 @@ class Forward {
     constexpr int columns = phase.product.count();
     if constexpr (columns > 0) encode<F>(w, n);
     for (Index i = 0; i < n; ++i) take_emitted_moments<F>(w.rows[i]);
+    const Multiply<P> multiply = multiplied(n);
     for (Index g = groups.begin; g < groups.end; ++g) {
       const int units = s_.units(g);
       const Cut& cut = kCuts.of[columns * units];
       const W* panel = panels(F + 1) + s_.rows(F + 1) * s_.offset(g, columns);
-      for_row_tiles(n, cut.rows, [&](Index r, int m) OST_INLINE {
-        alignas(64) T tile[kMaxRows][C::kColumns * Layout<C, P>::U * L];
+      for_row_tiles(n, multiply.most_rows(cut.rows), [&](Index r, int m) OST_INLINE {
+        alignas(64) T tile[kMostRows][C::kColumns * Layout<C, P>::U * L];
         const Row* rows = w.rows + r;
-        const T* init[kMaxRows];
-        T* out[kMaxRows];
+        const T* init[kMostRows];
+        T* out[kMostRows];
         for (int p = 0; p < cut.pieces; ++p) {
           const Piece piece = cut.piece[p];
           const Index first = (phase.product.begin * units + piece.begin) * L;
           for (int i = 0; i < m; ++i) init[i] = rows[i].gx + s_.offset(g, C::kColumns) + first, out[i] = tile[i] + first;
-          kProducts<P>.product[piece.count - 1][m - 1](words<P>(s_.depth(F + 1)), w.words + r, panel + s_.rows(F + 1) * piece.begin * L,
-                                                       init, out);
+          multiply.product(piece.count, m, words<P>(s_.depth(F + 1)), w.words + r, panel + s_.rows(F + 1) * piece.begin * L, init, out);
         }
         for (int i = 0; i < m; ++i)
           for (int u = 0; u < units; ++u) cell<F>(rows[i], tile[i], g, units, u);

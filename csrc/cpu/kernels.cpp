@@ -121,6 +121,44 @@ void fill_low(KernelTable& table) {
   fill_cells<BFloat>(table.f32.cells[int(Precision::kBfloat16)], Cells());
   fill_cells<Int8>(table.f32.cells[int(Precision::kInt8)], Cells());
 }
+
+#if defined(OST_TILES) || defined(OST_TILE_MODEL)
+// A set with tiles is this one, but for weights that say so: the drivers multiply by what these are packed for.
+template <class C, class P, Multiplier by, class T = typename P::Real>
+int pack_for(const RawWeights<T>& raw, Index input, Widths widths, bool backward, T* memory, PackedWeights<T>* out) {
+  const int status = pack<C, P>(raw, input, widths, backward, memory, out);
+  out->multiplier = by;
+  return status;
+}
+template <class C, class P>
+void plan_for_tiles(Index steps, Index batch, const Index* inputs, Widths widths, int calls, bool chained, bool backward, CallPlan* out) {
+  plan<C, P>(steps, batch, inputs, widths, calls, chained, backward, out);
+  const Index rows = out->row_block_rows;
+  if (tiles_take<P>(rows)) out->tile_rows = int(ceil_div(rows, larger<Index>(1, ceil_div(rows, kTileRows))));
+}
+template <class C, class P, Multiplier by>
+void fill_cell_for(CellKernels<typename P::Real>& kernels) {
+  if constexpr (scalar_count<C>() == 0) kernels.pack = pack_for<C, P, by>, kernels.plan = plan_for_tiles<C, P>;
+}
+template <class P, Multiplier by, class... N>
+void fill_cells_for(CellKernels<typename P::Real>* cells, CellList<N...>) {
+  (fill_cell_for<typename N::Cell, P, by>(cells[int(N::id)]), ...);
+}
+template <Multiplier by>
+void fill_for(KernelTable& table) {
+  fill_low(table);
+  table.bfloat16 = by == Multiplier::kTiles ? "TDPBF16PS" : "a model of TDPBF16PS";
+  table.int8 = by == Multiplier::kTiles ? "TDPBUSD, VPDPBUSD for few rows" : "a model of TDPBUSD, vectors for few rows";
+  fill_cells_for<BFloat, by>(table.f32.cells[int(Precision::kBfloat16)], Cells());
+  fill_cells_for<Int8, by>(table.f32.cells[int(Precision::kInt8)], Cells());
+}
+#endif
+#if defined(OST_TILES)
+void fill_tiles(KernelTable& table) { fill_for<Multiplier::kTiles>(table); }
+#endif
+#if defined(OST_TILE_MODEL)
+void fill_tile_model(KernelTable& table) { fill_for<Multiplier::kTileModel>(table); }
+#endif
 #endif
 
 }  // namespace ost::OST_SET

@@ -74,7 +74,7 @@ class Linear {
       T* out[kRows];
       const Index n = rows.end - rows.begin;
       for (Index i = 0; i < n; ++i) in[i] = x_ + (rows.begin + i) * x_stride_, out[i] = y_ + (rows.begin + i) * output_;
-      rows_product_exact<Exact<T>>(n, input_, in, memory_, output_, memory_ + input_ * out_vectors_ * L, out, false);
+      rows_product_exact<Exact<T>>(Multiplier::kVectors, n, input_, in, memory_, output_, memory_ + input_ * out_vectors_ * L, out, false);
     }
   }
 
@@ -92,7 +92,9 @@ class Linear {
         dy_rows_[row] = in[i] = padded;
         if (dx_) out[i] = dx_ + row * input_;
       }
-      if (dx_) rows_product_exact<Exact<T>>(n, output_, in, memory_ + (input_ + 1) * out_vectors_ * L, input_, zeros_, out, false);
+      if (dx_)
+        rows_product_exact<Exact<T>>(Multiplier::kVectors, n, output_, in, memory_ + (input_ + 1) * out_vectors_ * L, input_, zeros_, out,
+                                     false);
     }
   }
   // A task is a group of vectors of outputs and a quarter of the inputs: a layer of few outputs has work for all threads.
@@ -106,7 +108,8 @@ class Linear {
       for (Index r = 0; r < n_; r += kWeightRows) {
         const Index n = smaller(kWeightRows, n_ - r);
         if (dweight_)
-          outer_product<Exact<T>>(n, x_rows_ + r, inputs, dy_rows_ + r, v * L, vectors, sums_ + v * L, out_vectors_ * L, r == 0);
+          outer_product<Exact<T>>(Multiplier::kVectors, n, x_rows_ + r, inputs, dy_rows_ + r, v * L, vectors, sums_ + v * L,
+                                  out_vectors_ * L, r == 0);
         for (int j = 0; j < vectors && bias; ++j) {
           Vec<T> sum(T(0));
           for (Index k = 0; k < n; ++k) sum = sum + Vec<T>::load(dy_rows_[r + k] + (v + j) * L);

@@ -20,7 +20,7 @@ struct Exact {
   using Acc = Vec<T>;
   using Weights = Vec<T>;
   static constexpr int kPack = 1, kHead = 0;  // elements a word; rows of a panel before the first word
-  static constexpr bool kEncodes = false;
+  static constexpr bool kEncodes = false, kSumsAreExact = false;
   static OST_HD Weights load(const T* p) { return Weights::load(p); }
   static OST_HD Weights load_encoded(const T* p, Index n) { return n < Weights::kLanes ? Weights::load_part(p, int(n)) : Weights::load(p); }
   static OST_HD Weights splat(T x) { return Weights(x); }
@@ -61,7 +61,7 @@ struct BFloat {
   using Acc = Vec<float>;
   using Weights = Words;
   static constexpr int kPack = 2, kHead = 0;
-  static constexpr bool kEncodes = true;
+  static constexpr bool kEncodes = true, kSumsAreExact = false;
   static OST_HD Words load(const Word* p) { return load_words(p); }
   static OST_HD Words load_encoded(const Word* p, Index) { return load_words(p); }  // encoded rows are whole vectors
   static OST_HD Words splat(Word x) { return splat_word(x); }
@@ -126,7 +126,7 @@ struct Int8 {
   };
   using Weights = Words;
   static constexpr int kPack = 4, kHead = 2;  // head: minus 128 times the sum of each column, and its scale
-  static constexpr bool kEncodes = true;
+  static constexpr bool kEncodes = true, kSumsAreExact = true;
   static OST_HD Words load(const Word* p) { return load_words(p); }
   static OST_HD Words load_encoded(const Word* p, Index) { return load_words(p); }  // encoded rows are whole vectors
   static OST_HD Words splat(Word x) { return splat_word(x); }

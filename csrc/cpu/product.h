@@ -5,13 +5,15 @@
 // whatever MR and n are: the bits of a result do not depend on how its rows were tiled. K counts words (precision.h).
 #pragma once
 #include "precision.h"
+#include "tiles.h"
 
 namespace ost::OST_SET {
 
 // 32 registers: 4 vectors x 5 rows = 20 accumulators, 4 panel vectors, the rest for broadcasts (6 rows spill with gcc 12).
 // 16 registers: 2 vectors x 4 rows; 3 x 3 for the three columns of a GRU.
 constexpr int kMaxVectors = kRegisters == 32 ? 4 : 3;
-constexpr int kMaxRows = 8;
+constexpr int kMaxRows = 8;                                  // by vectors
+constexpr int kMostRows = kHasTiles ? kTileRows : kMaxRows;  // by either
 constexpr int max_rows(int vectors) {
   if (kRegisters == 32) return vectors == 4 ? 5 : vectors == 3 ? 7 : 8;
   return vectors == 3 ? 3 : vectors == 2 ? 4 : 6;
@@ -159,6 +161,36 @@ constexpr Products<P> make_products() {
 template <class P>
 inline constexpr Products<P> kProducts = make_products<P>();
 
+// How so many rows are multiplied by weights that were packed for a multiplier.
+template <class P>
+class Multiply {
+  using W = typename P::Word;
+  using T = typename P::Real;
+
+ public:
+  OST_HD Multiply(Multiplier by, Index rows) : by_(kHasTiles && tiles_take<P>(rows) ? by : Multiplier::kVectors) {}
+  OST_HD bool vectors() const { return !kHasTiles || !P::kEncodes || by_ == Multiplier::kVectors; }
+  OST_HD int most_rows(int of_vectors) const { return vectors() ? of_vectors : kTileRows; }  // at once
+
+  OST_HD void product(int vectors_, int rows, Index depth, const W* const* a, const W* panel, const T* const* init, T* const* out) const {
+    if (vectors()) return kProducts<P>.product[vectors_ - 1][rows - 1](depth, a, panel, init, out);
+#if defined(OST_TILES) || defined(OST_TILE_MODEL)
+    if constexpr (P::kEncodes) tile_products<P, kMaxVectors>(by_).product[vectors_ - 1](rows, depth, a, panel, init, out);
+#endif
+  }
+  OST_HD void outer(int vectors_, int rows, Index depth, const W* const* a, Index column, const W* const* b, Index offset, T* out,
+                    Index out_stride, bool first) const {
+    if (vectors()) return kProducts<P>.outer[vectors_ - 1][rows - 1](depth, a, column, b, offset, out, out_stride, first);
+#if defined(OST_TILES) || defined(OST_TILE_MODEL)
+    if constexpr (P::kEncodes)
+      tile_products<P, kMaxVectors>(by_).outer[vectors_ - 1](rows, depth, a, column, b, offset, out, out_stride, first);
+#endif
+  }
+
+ private:
+  Multiplier by_;
+};
+
 // A matrix of outputs in groups of up to kMaxVectors vectors, as the products that write plain rows use it (dx, dh, Linear).
 // panels: [group][K][vectors of the group][lanes]; the last group may have fewer vectors.
 OST_HD constexpr Index plain_groups(Index vectors) { return ceil_div(vectors, kMaxVectors); }
@@ -166,35 +198,38 @@ OST_HD constexpr int plain_vectors(Index vectors, Index g) { return int(smaller<
 
 // out[r][first ..] = init + a[r] . panels for the groups [g0, g1): rows are whole vectors long (padded). depth in words.
 template <class P, class T = typename P::Real, class W = typename P::Word>
-void rows_product(Index rows, Index depth, const W* const* a, const W* panels, Index vectors, Index g0, Index g1, const T* const* init,
-                  T* const* out) {
+void rows_product(Multiplier by, Index rows, Index depth, const W* const* a, const W* panels, Index vectors, Index g0, Index g1,
+                  const T* const* init, T* const* out) {
   constexpr int L = Vec<T>::kLanes;
+  const Multiply<P> multiply(by, rows);
   for (Index g = g0; g < g1; ++g) {
     const int n = plain_vectors(vectors, g);
     const Index first = g * kMaxVectors * L;
-    for_row_tiles(rows, max_rows(n), [&](Index r, int m) OST_INLINE {
-      const T* in[kMaxRows];
-      T* to[kMaxRows];
+    for_row_tiles(rows, multiply.most_rows(max_rows(n)), [&](Index r, int m) OST_INLINE {
+      const T* in[kMostRows];
+      T* to[kMostRows];
       for (int i = 0; i < m; ++i) in[i] = init[r + i] + first, to[i] = out[r + i] + first;
-      kProducts<P>.product[n - 1][m - 1](depth, a + r, panels + depth * first, in, to);
+      multiply.product(n, m, depth, a + r, panels + depth * first, in, to);
     });
   }
 }
 
 // A product into the caller's rows of `width` elements, which need not be whole vectors, goes through a tile in L1.
 template <class P, class T = typename P::Real, class W = typename P::Word>
-void rows_product_exact(Index rows, Index depth, const W* const* a, const W* panels, Index width, const T* init, T* const* out, bool add) {
+void rows_product_exact(Multiplier by, Index rows, Index depth, const W* const* a, const W* panels, Index width, const T* init,
+                        T* const* out, bool add) {
   constexpr int L = Vec<T>::kLanes;
   const Index vectors = ceil_div(width, L);
-  alignas(64) T tile[kMaxRows][kMaxVectors * L];
+  const Multiply<P> multiply(by, rows);
+  alignas(64) T tile[kMostRows][kMaxVectors * L];
   for (Index g = 0; g < plain_groups(vectors); ++g) {
     const int n = plain_vectors(vectors, g);
     const Index first = g * kMaxVectors * L;
-    for_row_tiles(rows, max_rows(n), [&](Index r, int m) OST_INLINE {
-      const T* in[kMaxRows];
-      T* to[kMaxRows];
+    for_row_tiles(rows, multiply.most_rows(max_rows(n)), [&](Index r, int m) OST_INLINE {
+      const T* in[kMostRows];
+      T* to[kMostRows];
       for (int i = 0; i < m; ++i) in[i] = init + first, to[i] = tile[i];
-      kProducts<P>.product[n - 1][m - 1](depth, a + r, panels + depth * first, in, to);
+      multiply.product(n, m, depth, a + r, panels + depth * first, in, to);
       for (int i = 0; i < m; ++i)
         for (int j = 0; j < n; ++j) {
           const Index left = width - first - j * L;
@@ -214,16 +249,16 @@ void rows_product_exact(Index rows, Index depth, const W* const* a, const W* pan
 
 // sums[m][...] (+)= a^T b over `rows` rows of words, for columns m of a in `range` and `vectors` vectors of b from `first` on.
 template <class P, class T = typename P::Real, class W = typename P::Word>
-void outer_product(Index rows, const W* const* a, Range range, const W* const* b, Index first, int vectors, T* sums, Index stride,
-                   bool store) {
+void outer_product(Multiplier by, Index rows, const W* const* a, Range range, const W* const* b, Index first, int vectors, T* sums,
+                   Index stride, bool store) {
   constexpr int L = Vec<T>::kLanes;
   const Cut& cut = kCuts.of[vectors];
+  const Multiply<P> multiply(by, kTileRows);
   for (int p = 0; p < cut.pieces; ++p) {
     const Piece piece = cut.piece[p];
-    for_row_tiles(range.end - range.begin, max_rows(piece.count), [&](Index i, int count) OST_INLINE {
+    for_row_tiles(range.end - range.begin, multiply.most_rows(max_rows(piece.count)), [&](Index i, int count) OST_INLINE {
       const Index m = range.begin + i;
-      kProducts<P>.outer[piece.count - 1][count - 1](rows, a, m, b, first + piece.begin * L, sums + m * stride + piece.begin * L, stride,
-                                                     store);
+      multiply.outer(piece.count, count, rows, a, m, b, first + piece.begin * L, sums + m * stride + piece.begin * L, stride, store);
     });
   }
 }

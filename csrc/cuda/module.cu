@@ -191,6 +191,7 @@ py::dict device_info(int device) {
 PYBIND11_MODULE(_cuda, m) {
   using namespace ost;
   m.doc() = "Kernels for NVIDIA GPUs: private to the package.";
+  m.attr("__version__") = OST_VERSION;
   m.def("why_not", &cuda::why_not);
   m.def("device_count", [] {
     int count = 0;

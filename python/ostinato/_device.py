@@ -7,7 +7,6 @@ to its current stream, or to a side stream that the current one waits for.
 
 from __future__ import annotations
 
-import importlib
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -346,7 +345,7 @@ class SideStream(SerialStreams):
 def _cuda_device(index: int) -> Device:
     import cupy
 
-    module: Any = importlib.import_module("ostinato._cuda")
+    module = _driver.module()
     register(cupy.ndarray, lambda a: _cuda_device(int(a.device.id)))
 
     def run(action: str, cell: int, itemsize: int, values: dict[str, Any]) -> None:

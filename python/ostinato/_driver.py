@@ -1,4 +1,4 @@
-"""The native module for NVIDIA GPUs, if this package was built with it, and what it finds."""
+"""The native module for NVIDIA GPUs, of this package or of ostinato-cuda13, and what it finds."""
 
 from __future__ import annotations
 
@@ -6,19 +6,38 @@ import importlib
 from functools import lru_cache
 from typing import Any
 
+from . import _core
+
+# Where the kernels may be: in this package, if it was built with them, or in one of their own.
+HOMES = ("ostinato._cuda", "ostinato_cuda13._cuda")
+
 
 @lru_cache(maxsize=1)
 def _module() -> tuple[Any, str]:
     """Return the module and "", or None and the reason."""
-    try:
-        return importlib.import_module("ostinato._cuda"), ""
-    except ModuleNotFoundError:
-        return (
-            None,
-            "this ostinato was built without CUDA; build it with -C cmake.define.OSTINATO_CUDA=ON",
-        )
-    except ImportError as error:
-        return None, f"ostinato._cuda does not load: {error}"
+    version = _core.__version__
+    for name in HOMES:
+        try:
+            module = importlib.import_module(name)
+        except ModuleNotFoundError:
+            continue
+        except ImportError as error:
+            return None, f"{name} does not load: {error}"
+        if (found := getattr(module, "__version__", "unknown")) != version:
+            return None, (
+                f"{name}: expected the version of ostinato, {version}, got {found}; "
+                f"pip install ostinato-cuda13=={version}"
+            )
+        return module, ""
+    return None, (
+        f"there are no kernels for NVIDIA GPUs: pip install ostinato-cuda13=={version}, "
+        "or build ostinato with -C cmake.define.OSTINATO_CUDA=ON"
+    )
+
+
+def module() -> Any:
+    """Return the native module, or None where `why_not` gives a reason."""
+    return _module()[0]
 
 
 def why_not() -> str:

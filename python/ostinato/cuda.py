@@ -1,7 +1,8 @@
 """Tell whether this installation has kernels for NVIDIA GPUs and a device to run them on.
 
-The kernels are a module of their own, ``ostinato._cuda``, which is there only if the package was
-built with ``-C cmake.define.OSTINATO_CUDA=ON``. It loads on machines without a driver too.
+The kernels are a module of their own, in the package ``ostinato-cuda13``, whose version has to be
+that of ostinato, or in ostinato itself if it was built with ``-C cmake.define.OSTINATO_CUDA=ON``.
+It loads on machines without a driver too.
 
 >>> import ostinato as ost
 >>> ost.cuda.is_available() == (ost.cuda.why_not() == "")

@@ -1,0 +1,1 @@
+"""The kernels of ostinato for NVIDIA GPUs. Private: ``import ostinato`` finds them."""
