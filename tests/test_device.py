@@ -259,7 +259,8 @@ CELLS_AND_WORDS = [
 def test_all_steps_in_one_launch(cell: str, precision: str, hidden: int) -> None:
     """Against the same with a launch a step, which is held against the CPU."""
     word, products = 4 if precision == "exact" else 2, _buffers.columns_of(cell)[1][1:]
-    plan = _plan.plan(_device.EMULATED, products, hidden=hidden, steps=6, batch=11, word=word)
+    figures = _device.emulated().figures
+    plan = _plan.plan(figures, products, hidden=hidden, steps=6, batch=11, word=word)
     assert (plan.kernel == "loop") == (hidden <= (64 if word == 4 else 128))
     for kind, reverse, control in (
         ("none", False, {}),
@@ -318,8 +319,9 @@ def test_blocks_that_stream_the_weights(cell: str, precision: str, rows: int, hi
 
 def test_functions_that_a_call_chooses_run_step_by_step() -> None:
     """No other kernel takes the numbers of the call, and none of words of two bytes."""
+    figures = _device.emulated().figures
     plan = _plan.plan(
-        _device.EMULATED, [4], hidden=20, steps=6, batch=11, word=4, backward=True, lacks="scalars"
+        figures, [4], hidden=20, steps=6, batch=11, word=4, backward=True, lacks="scalars"
     )
     assert (plan.kernel, plan.units, plan.register_capacity) == ("step", 0, 0)
     assert "have no scalars" in plan.reason

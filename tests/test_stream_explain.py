@@ -405,20 +405,6 @@ def test_explain_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None
     assert "--hidden: expected a whole number of at least 1, got 0" in capsys.readouterr().err
 
 
-def test_an_import_is_light() -> None:
-    heavy = ("numpy.random", "importlib.metadata", "ostinato.train", "ostinato.reference")
-
-    def loaded(module: str) -> set[str]:
-        code = f"import sys, {module}; print(*(m for m in {heavy} if m in sys.modules))"
-        return set(
-            subprocess.run(
-                [sys.executable, "-c", code], capture_output=True, text=True, check=True
-            ).stdout.split()
-        )
-
-    assert loaded("ostinato") <= loaded("numpy")
-
-
 def test_what_the_machine_reads_and_multiplies_can_be_measured() -> None:
     assert _core.read_bandwidth(1 << 14, 0.005) > 0.1
     assert _core.read_bandwidth(1, 0.001) > 0

@@ -11,7 +11,7 @@
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
-from . import functional, losses, nn, optim
+from . import nn
 from ._annotations import readable as _readable
 from ._core import supported_kernels as _supported
 from ._ragged import Ragged
@@ -27,8 +27,11 @@ if _TYPE_CHECKING:
         data,
         decoding,
         diagnostics,
+        functional,
         interop,
+        losses,
         metrics,
+        optim,
         reference,
         safetensors,
     )
@@ -65,8 +68,11 @@ _MODULES = (
     "data",
     "decoding",
     "diagnostics",
+    "functional",
     "interop",
+    "losses",
     "metrics",
+    "optim",
     "reference",
     "safetensors",
     "train",

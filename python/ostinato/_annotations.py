@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from types import FunctionType
 from typing import Any
 
@@ -20,14 +21,19 @@ _MEANINGS = {
     "npt.DTypeLike": "DTypeLike",
     "npt.ArrayLike": "ArrayLike",
 }
-_SHORT = re.compile("|".join(rf"(?<![\w.]){re.escape(n)}(?!\w)" for n in _MEANINGS))
+
+
+@cache
+def _short_names() -> re.Pattern[str]:
+    """Return the pattern of the short names; few programs ever call ``help``."""
+    return re.compile("|".join(rf"(?<![\w.]){re.escape(n)}(?!\w)" for n in _MEANINGS))
 
 
 class Annotation(str):
     """The text of an annotation, whose ``repr`` has no quotes and spells out our own names."""
 
     def __repr__(self) -> str:
-        return _SHORT.sub(lambda m: _MEANINGS[m[0]], str(self))
+        return _short_names().sub(lambda m: _MEANINGS[m[0]], str(self))
 
 
 def readable(namespace: dict[str, Any]) -> None:

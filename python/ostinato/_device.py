@@ -10,18 +10,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import _core, _driver, _words
-from ._plan import GpuFigures
 
-EMULATED = GpuFigures(
-    "emulated", (8, 0), 2, 49152, 1 << 20, why_no_words="NumPy has none"
-)  # few multiprocessors: tests reach every plan
+if TYPE_CHECKING:
+    from ._plan import GpuFigures
 
 
 class NoGpu(RuntimeError):
@@ -251,6 +249,7 @@ def emulated(reverse_order: bool = False, library: Any = np) -> Device:
         ImportError: at the first launch, if the package was built without the emulation
             (``OSTINATO_EMULATED=OFF``, the default).
     """
+    from ._plan import GpuFigures  # here: programs on a CPU never need it
 
     def run(action: str, cell: int, itemsize: int, values: dict[str, Any], **options: int) -> None:
         from . import _emulated
@@ -264,7 +263,9 @@ def emulated(reverse_order: bool = False, library: Any = np) -> Device:
     def address(a: Any) -> int:
         return int(a.ctypes.data) if a.size else 0
 
-    figures = EMULATED if library is np else replace(EMULATED, why_no_words="")
+    why_no_words = "NumPy has none" if library is np else ""
+    # Few multiprocessors: tests reach every plan.
+    figures = GpuFigures("emulated", (8, 0), 2, 49152, 1 << 20, why_no_words=why_no_words)
     return Device("emulated", figures, library, address, view, run)
 
 
@@ -344,6 +345,8 @@ class SideStream(SerialStreams):
 @lru_cache
 def _cuda_device(index: int) -> Device:
     import cupy
+
+    from ._plan import GpuFigures
 
     module = _driver.module()
     register(cupy.ndarray, lambda a: _cuda_device(int(a.device.id)))

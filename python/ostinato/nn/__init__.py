@@ -8,8 +8,6 @@ from ._block import Views
 from ._functions import gelu, log_softmax, relu, sigmoid, softmax
 from ._layer import Layer, Pullback
 from ._layers import Activation, Dropout, Embedding, Linear
-from ._pool import Pool
-from ._quantization import ModelQuantizationReport, QuantizationReport
 from ._recurrent import GRU, LSTM, RNN
 from ._sequential import Sequential
 from ._stack import Recurrent
@@ -25,6 +23,8 @@ if _TYPE_CHECKING:
     from ._hierarchical import Hierarchical
     from ._model import Model, ModelPullback, Parameter
     from ._norm import LayerNorm
+    from ._pool import Pool
+    from ._quantization_report import ModelQuantizationReport, QuantizationReport
     from ._seq2seq import Decoder, Encoder
     from ._softmax import Softmax
     from ._tree_lstm import TreeLSTM
@@ -42,7 +42,10 @@ _LATER = {
     "Memory": "_attention",
     "Model": "_model",
     "ModelPullback": "_model",
+    "ModelQuantizationReport": "_quantization_report",
     "Parameter": "_model",
+    "Pool": "_pool",
+    "QuantizationReport": "_quantization_report",
     "Residual": "_combine",
     "Softmax": "_softmax",
     "TimeDistributed": "_combine",

@@ -19,7 +19,6 @@ from .._annotations import readable
 from .._check import Array
 from .._recording import of_layer, recordable
 from ._block import Block, Entry, Views
-from ._description import metadata_of, require_functions
 
 
 class Layer:
@@ -133,8 +132,7 @@ class Layer:
         """Whether the layer gives one output a sequence instead of one a step."""
         return False
 
-    # -- parameters
-    # ----------------------------------------------------------------------------------------------
+    # -- parameters --------------------------------------------------------------------------------
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -322,8 +320,7 @@ class Layer:
         """
         return summary_of(self)
 
-    # -- state dicts
-    # ---------------------------------------------------------------------------------------------
+    # -- state dicts -------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Array]:
         """Return copies of all parameters, with PyTorch's names and shapes.
@@ -411,6 +408,7 @@ class Layer:
             OSError: the file cannot be written.
         """
         from .. import safetensors  # here: its imports take a quarter of the time of ours
+        from ._description import metadata_of
 
         safetensors.save(path, self.state_dict(), metadata_of(self), dtype=dtype)
 
@@ -427,13 +425,13 @@ class Layer:
                 layer that computes something else with them, such as one with another activation.
         """
         from .. import safetensors
+        from ._description import require_functions
 
         arrays, metadata = safetensors.load(path)
         require_functions(self, metadata, os.fspath(path))
         self.load_state_dict(arrays)
 
-    # -- for derived classes
-    # -------------------------------------------------------------------------------------
+    # -- for derived classes -----------------------------------------------------------------------
 
     def _gradients(self, grads: Views | None) -> dict[str, Array | None]:
         """Writable gradients by name; None for what is frozen."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,9 +16,11 @@ from ._block import Block, Views
 from ._layer import Layer, Pullback, acts_on_rows, block_of, layers_of
 from ._lookup import lookup_of, table_pullback
 from ._outputs import OUTPUTS
-from ._quantization import ModelQuantizationReport, calibrate_all, report_of
 from ._stream import Stream
 from ._table import Lookup
+
+if TYPE_CHECKING:
+    from ._quantization_report import ModelQuantizationReport
 
 
 class Sequential(Layer):
@@ -345,7 +347,9 @@ class Sequential(Layer):
             TypeError: a model without recurrent layers, or one of float64.
             ValueError: a model that is not on the CPU; no step, or inputs that are not finite.
         """
-        return report_of(self, x, state, times)
+        from ._quantization_report import model_report  # here: most programs never need it
+
+        return model_report(self, x, state, times)
 
     def calibrate(self, x: Any, state: Any = None, **times: Any) -> Sequential:
         """Choose the `input_scale` of every recurrent layer from data; return the model.
@@ -370,6 +374,8 @@ class Sequential(Layer):
             ValueError: a model that is not on the CPU; no step, or inputs that are not finite. No
                 layer has changed.
         """
+        from ._quantization_report import calibrate_all  # here: most programs never need it
+
         calibrate_all(self, x, state, times)
         return self
 

@@ -13,7 +13,6 @@ from .._call import Call
 from .._cells import saved_gates
 from .._check import Array, Seed
 from .._ragged import rows_like
-from .._segments import Segmented, parse
 from ._arguments import with_batch
 from ._layer import Pullback
 from ._outputs import TRAINING_OUTPUTS, FinalState, last_of
@@ -111,10 +110,11 @@ class _Backward:
         shape: B, T and the width of the outputs.
         control: bounds of the gradients and where they are cut, as the kernels take them.
         tape: what the pass saved, or its segments.
+        segmented: whether it is segments.
         last: what stands for the outputs of all steps; None: they are those of all steps.
     """
 
-    __slots__ = ("call", "control", "last", "layer", "shape", "tape")
+    __slots__ = ("call", "control", "last", "layer", "segmented", "shape", "tape")
 
     def __init__(
         self,
@@ -123,10 +123,12 @@ class _Backward:
         shape: tuple[int, int, int],
         control: dict[str, Any],
         tape: Any,
+        segmented: bool,
         last: FinalState | None,
     ) -> None:
         self.layer, self.call, self.shape = layer, call, shape
-        self.control, self.tape, self.last = control, tape, last
+        self.control, self.last = control, last
+        self.tape, self.segmented = tape, segmented
 
     def __call__(
         self,
@@ -138,15 +140,14 @@ class _Backward:
     ) -> tuple[Any, Any]:
         """Add to the gradients of the parameters; return those of x and of the state."""
         layer, call = self.layer, self.call
-        segments = isinstance(self.tape, Segmented)
-        dy = self._rows_of(dy, segments)
+        dy = self._rows_of(dy)
         dh, dc, dcells = self._states_of(dstate, dcells)
-        if segments:
+        if self.segmented:
             layer._check_state("dstate", dh, self.shape[0])
             layer._check_state("dstate", dc, self.shape[0], cells=True)
         if self.last is not None:
             dy, dh = self.last.spread(dy, dh)
-        run = self._through_segments if segments else self._through_tape
+        run = self._through_segments if self.segmented else self._through_tape
         dx, dh0, dc0, *dreset = run(grads, dy, (dh, dc), need_dx, dcells)
         if layer.learned_state:
             self._add_to_learned(grads, (dh0, dc0), dreset)
@@ -154,10 +155,10 @@ class _Backward:
             dx = call.shaped(layer._without_batch(dx, call.single))
         return dx, layer._join_state(dh0, dc0, call.single)
 
-    def _rows_of(self, dy: Any, segments: bool) -> Any:
+    def _rows_of(self, dy: Any) -> Any:
         """Return dy with a batch axis, or as flat rows."""
         layer, call = self.layer, self.call
-        if callable(dy) and (not segments or layer._directions == 2 or call.single):
+        if callable(dy) and (not self.segmented or layer._directions == 2 or call.single):
             raise TypeError(
                 "dy: expected an array; a function is taken with segments, one direction and a "
                 "batch axis"
@@ -304,7 +305,11 @@ def train(
     """
     shape = layer._shape(call)
     control = _control(layer, call, shape, *clips)
-    kind = None if memory_limit is None else parse(memory_limit)[0]
+    kind = None
+    if memory_limit is not None:
+        from .._memory_limit import parse  # here: most programs never need it
+
+        kind = parse(memory_limit)[0]
     segments = kind not in (None, "states")
     if segments:  # recomputed segments read these again
         call = call.copied("lengths", "resets", "mask")
@@ -317,6 +322,8 @@ def train(
     _check.choice("outputs", outputs, TRAINING_OUTPUTS)
     tape: Any
     if segments:
+        from .._segments import Segmented  # here: most programs never need it
+
         tape = Segmented(layer, call, memory_limit, outputs, dropout, key)
         y, h_n, c_n = tape.forward()
     else:
@@ -329,7 +336,7 @@ def train(
             y = call.shaped(layer._without_batch(y, call.single))
         elif call.single:
             y = y[0]
-    backward = _Backward(layer, call, shape, control, tape, last)
+    backward = _Backward(layer, call, shape, control, tape, segments, last)
     known = None if segments else tape
     out = y, layer._join_state(h_n, c_n, call.single)
     return out, RecurrentPullback(layer, backward, known, call.single)
