@@ -66,6 +66,16 @@ def _main(command: str) -> Callable[[Path], int]:
     return run
 
 
+def _brief(command: str) -> Callable[[Path], int]:
+    """Return a function that runs a command, whose samples are short."""
+
+    def run(folder: Path) -> int:
+        short_samples()
+        return _main(command)(folder)
+
+    return run
+
+
 def _model_of(made: Callable[[], list[bytes]], **files: Any) -> Callable[[Path], None]:
     """Return a function that puts a saved model and files in the folder ``in``."""
 
@@ -170,7 +180,7 @@ WRITERS = {
     "search": Writer(_nothing, _search, ("search.png",), _PICTURES),
     "text": Writer(
         _corpus,
-        _main("train text IN/corpus.txt --steps 2 --hidden 4 --save OUT/run --overwrite"),
+        _brief("train text IN/corpus.txt --steps 2 --hidden 4 --save OUT/run --overwrite"),
         ("run",),
     ),
     "forecast-train": Writer(
