@@ -327,6 +327,43 @@ def test_a_graph_of_batches_first() -> None:
     np.testing.assert_array_equal(*results)
 
 
+@pytest.mark.parametrize(("output", "axes"), [("Y", (1, 2)), ("Y_h", (0, 1))])
+def test_a_chain_of_batches_first(output: str, axes: tuple[int, int]) -> None:
+    """A node whose axes are others is read as the same chain of layers, with the same numbers."""
+    results = []
+    for layout in (0, 1):
+        inner = node_model("GRU", layout=layout).graph
+        constants = {"axis": np.array([axes[layout]]), "w": drawn(5, 2, seed=7)}
+        arrays = [onnx.numpy_helper.from_array(a, n) for n, a in constants.items()]
+        nodes = [
+            H.make_node("Squeeze", [output, "axis"], ["s"], "squeezed"),
+            H.make_node("MatMul", ["s", "w"], ["out"], "head"),
+        ]
+        model = made([*inner.node, *nodes], inner.input, ["out"], [*inner.initializer, *arrays])
+        chain = ost.from_onnx(model).model()
+        assert isinstance(chain, nn.Sequential), chain  # and no graph of single operations
+        x = drawn(6, 3, 4)
+        y = chain(x.swapaxes(0, 1) if layout else x)
+        y = y[0] if isinstance(y, tuple) else y
+        if not layout:
+            assert_close(y, run(model, X=x)[0], scale=2)
+        results.append(y.swapaxes(0, 1) if layout and output == "Y" else y)
+    np.testing.assert_array_equal(*results)
+
+
+def test_the_initial_states_of_batches_first() -> None:
+    results = []
+    for layout in (0, 1):
+        start = np.repeat(drawn(2, 1, 5, seed=6), 3, 1)  # [directions, rows, hidden]
+        arrays = {"initial_h": start.swapaxes(0, 1).copy() if layout else start}
+        given = {"direction": "bidirectional", "layout": layout, "more": ("", "initial_h")}
+        layer = ost.from_onnx(node_model("GRU", 2, arrays=arrays, **given)).layer
+        x = drawn(6, 3, 4)
+        y = called(layer, x.swapaxes(0, 1) if layout else x)
+        results.append(y.swapaxes(0, 1) if layout else y)
+    np.testing.assert_array_equal(*results)
+
+
 def test_verify_finds_a_wrong_order_of_gates(monkeypatch: pytest.MonkeyPatch) -> None:
     from ostinato.interop import _onnx_nodes
 

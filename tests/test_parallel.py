@@ -571,6 +571,32 @@ def test_an_error_outside_of_fit_is_told_by_the_block() -> None:
     assert str(found[1]) == "no such file"
 
 
+@pytest.mark.parametrize("then", ["the end", "more training", "an error"])
+@pytest.mark.parametrize("rank", [0, 2])
+def test_an_error_behind_one_that_was_caught_is_told_to_all(rank: int, then: str) -> None:
+    """The ranks that have caught what they were told go on, and wait for one that does not."""
+
+    def work(parallel: Any) -> Any:
+        try:
+            trained(parallel, callbacks=[Failing(parallel, 1, "step")])
+        except (KeyError, ParallelError):
+            if parallel.rank == rank:
+                raise OSError(28, "No space left on device") from None
+        if then == "more training":
+            trained(parallel)
+        if then == "an error":
+            raise ValueError("another one")
+
+    found = fake_mpi.run(3, work)
+    assert isinstance(found[rank], OSError)
+    for k in {0, 1, 2} - {rank}:
+        if then == "an error":
+            assert str(found[k]) == "another one"
+        else:
+            assert isinstance(found[k], ParallelError)
+            assert f"rank {rank} of 3 has failed: OSError" in str(found[k])
+
+
 def test_a_transfer_that_fails_ends_all_ranks(capfd: pytest.CaptureFixture[str]) -> None:
     def work(parallel: Any) -> Any:
         if parallel.rank:

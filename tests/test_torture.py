@@ -32,7 +32,7 @@ HERE = Path(__file__).parent
 TOOLS = HERE.parent / "tools"
 sys.path.append(str(TOOLS))
 
-from torture import disk, guard, sealed  # noqa: E402
+from torture import disk, guard, sealed, seeds  # noqa: E402
 from torture.fuzzing import Target, mutate_some  # noqa: E402
 from torture.readers import READERS, Reader  # noqa: E402
 
@@ -66,7 +66,7 @@ def test_malformed_files(name: str, tmp_path: Path) -> None:
         faults, counts = mutate_some(*given)
     assert faults == []
     assert counts["read"] > 0
-    assert counts["refused"] > 0
+    assert counts["inside"] + counts["front"] > 0
 
 
 @pytest.mark.parametrize("name", DATED)
@@ -78,6 +78,8 @@ def test_the_files_to_mutate_do_not_depend_on_the_time(
         then = datetime.datetime(year, 3, 4, tzinfo=datetime.timezone.utc)
         monkeypatch.setattr(time, "time", then.timestamp)
         monkeypatch.setattr(time, "localtime", lambda *_, at=then: at.timetuple())
+        for kept in (seeds._keras, seeds._torch):
+            kept.cache_clear()
         made.append([reader.dress(words) for words in reader.seeds()])
     assert made[0] == made[1]
 
@@ -212,7 +214,7 @@ def test_faults_are_noticed(name: str, tmp_path: Path) -> None:
     path = folder / "a"
     path.write_text("content")
     read, wanted = HOSTILE[name]
-    _, fault = guard.outcome(read, path, (ValueError,))
+    fault = guard.outcome(read, path, (ValueError,)).fault
     assert any(one in fault for one in wanted.split("|")), fault
 
 

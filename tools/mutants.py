@@ -196,6 +196,9 @@ MUTANTS: dict[str, tuple[str, str, str]] = {  # name: file, what stands there, w
     "gates of Keras 1 in our order": ("python/ostinato/interop/_keras.py", "(0, 2, 1, 3) if kind", "(0, 1, 2, 3) if kind"),
     "peepholes of ONNX in our order": ("python/ostinato/interop/_onnx_nodes.py", 'i, o, f = np.split(arrays["P"][d], 3)', 'i, f, o = np.split(arrays["P"][d], 3)'),
     "gates written to ONNX in the order in which they are read": ("python/ostinato/interop/_onnx_nodes.py", "order = (_BACK if back else _ORDER)[kind]", "order = _ORDER[kind]"),
+    "initial states of ONNX without their layout": ("python/ostinato/interop/_onnx_nodes.py", "value.swapaxes(0, 1) if layout else value", "value"),
+    "outputs of ONNX without their layout": ("python/ostinato/interop/_onnx_graph.py", "axes = (first, second, d, f) if layout else", "axes = (first, d, second, f) if layout else"),
+    "last states of ONNX without their layout": ("python/ostinato/interop/_onnx_graph.py", '("B", "S", "H") if layout else', '("S", "B", "H") if layout else'),
     "recurrent weights of cuDNN as they lie": ("python/ostinato/interop/_keras.py", "recurrent = [k.T for k in", "recurrent = [k for k in"),
 }  # fmt: skip
 TESTS = [

@@ -40,9 +40,11 @@ def parser() -> argparse.ArgumentParser:
     kill.add_argument("job", nargs="*", help="text, fit, forecast (default: all)")
     kill.add_argument("--kills", type=int, default=1000, help="of each job")
     kill.add_argument("--seed", type=int, default=0)
+    kill.add_argument("--out", help="folder of the counts, to which later runs add")
     disk = commands.add_parser("disk", help="writes that fail")
     disk.add_argument("job", nargs="*", help="names of writers (default: all)")
     disk.add_argument("--fault", action="append", help="full, read-only, error, short or slow")
+    disk.add_argument("--out", default="", help="folder of the counts, to which later runs add")
     return made
 
 

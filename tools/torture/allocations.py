@@ -28,8 +28,10 @@ import numpy as np
 import ostinato as ost
 from ostinato import nn
 
+from .ledger import Ledger
+
 SHIM = Path(__file__).parent / "fail_alloc.c"
-SECONDS = 60  # of one try, for those that hang
+SECONDS = 600  # of one try, for those that hang, on a machine that may have much else to do
 LEAST = 2048  # bytes from which on an allocation of NumPy or Python counts
 MOST_LEFT = 64 << 10  # bytes that a hundred failures may leave in use
 
@@ -335,38 +337,49 @@ def leaked(shim: Shim, make: Callable[[], Case]) -> int:
     return at[2] - at[1]
 
 
-def worker(names: list[str], most: int) -> int:
-    """Run the sweeps of some cases; return the number of faults."""
+def _swept(shim: Shim, name: str, most: int) -> tuple[int, list[str]]:
+    """Run the sweeps of a case; return the number of failures and what was wrong."""
+    tries, wrongs = 0, list[str]()
+    for onwards in (False, True):
+        for k, wrong in sweep(shim, CASES[name], onwards):
+            tries += 1
+            if wrong:
+                kind = "and all after it" if onwards else "alone"
+                wrongs.append(f"allocation {k} {kind} fails: {wrong}")
+                print(f"FAULT {name}: {wrongs[-1]}", flush=True)
+            if k >= most:
+                break
+    return tries, wrongs
+
+
+def worker(names: list[str], most: int, out: str) -> int:
+    """Run the sweeps of some cases that no earlier run has ended; return the number of faults."""
     faulthandler.enable()
     ost.set_num_threads(3)
-    shim = Shim()
+    shim, done = Shim(), Ledger(out or None, "allocations")
     faults = 0
     for name in names:
-        tries = 0
-        for onwards in (False, True):
-            for k, wrong in sweep(shim, CASES[name], onwards):
-                tries += 1
-                if wrong:
-                    kind = "and all after it" if onwards else "alone"
-                    print(f"FAULT {name}: allocation {k} {kind} fails: {wrong}", flush=True)
-                    faults += 1
-                if k >= most:
-                    break
+        if done.of(name):
+            continue
+        tries, wrongs = _swept(shim, name, most)
         print(f"{name}: {tries} allocations failed, one at a time and all from one on", flush=True)
-    for name in names if most > 1000 else names[:1]:
-        answer = _in_child(lambda: str(leaked(shim, CASES[name])))  # noqa: B023
-        if not answer.lstrip("-").isdigit() or int(answer) > MOST_LEFT:
-            print(f"FAULT {name}: memory in use grew by {answer}", flush=True)
-            faults += 1
+        if most > 1000 or name == names[0]:
+            answer = _in_child(lambda: str(leaked(shim, CASES[name])))  # noqa: B023
+            if not answer.lstrip("-").isdigit() or int(answer) > MOST_LEFT:
+                wrongs.append(f"memory in use grew by {answer}")
+                print(f"FAULT {name}: {wrongs[-1]}", flush=True)
+        faults += len(wrongs)
+        done.add(name, tries=tries, faults=wrongs)
     return faults
 
 
-def main(names: list[str], most: int) -> int:
+def main(names: list[str], most: int, out: str) -> int:
     """Build what makes allocations fail, and run the cases with it; return the exit status."""
     with tempfile.TemporaryDirectory() as folder:
         shim = Path(folder) / "fail_alloc.so"
         words = ["cc", "-O1", "-shared", "-fPIC", "-o", str(shim), str(SHIM), "-ldl"]
         subprocess.run(words, check=True)
         extra = {"LD_PRELOAD": str(shim), "TORTURE_SHIM": str(shim), "PYTHONMALLOC": "pymalloc"}
-        command = [sys.executable, sys.argv[0], "allocations-worker", str(most), *(names or CASES)]
+        command = [sys.executable, sys.argv[0], "allocations-worker", f"--out={out}", str(most)]
+        command += names or CASES
         return subprocess.run(command, env={**os.environ, **extra}, check=False).returncode

@@ -24,7 +24,10 @@ from typing import Any
 
 import numpy as np
 
-PATIENCE = 60.0  # seconds of one call
+from .ledger import Ledger
+
+PATIENCE = 600.0  # seconds of one call, on a machine that may have much else to do
+PIECE = 20_000  # calls of one process
 REFUSALS = (TypeError, ValueError, OverflowError, KeyError, MemoryError)
 LARGE = 1 << 20  # bytes of an array that is not compared any more
 SLACK = 400.0  # of the reference, times the tolerance of the tests: weights may be any numbers
@@ -198,45 +201,61 @@ def _read(path: Path) -> int:
     return number
 
 
-def _watched(child: subprocess.Popen[str], path: Path) -> None:
-    """Wait for the end of a worker; one that stays at a call is ended."""
+def _watched(child: subprocess.Popen[str], path: Path) -> list[str]:
+    """Wait for the end of a worker; one that stays at a call is ended, which is a fault."""
     at, since = -1, time.monotonic()
+    hung: list[str] = []
     while child.poll() is None:
         time.sleep(0.2)
         if (now := _read(path)) != at:
             at, since = now, time.monotonic()
         elif time.monotonic() - since > PATIENCE:
-            print(f"FAULT {at} hang: no result in {PATIENCE:.0f} s", flush=True)
+            hung.append(f"FAULT {at} hang: no result in {PATIENCE:.0f} s")
             child.send_signal(signal.SIGABRT)
             child.wait()
+    return hung
 
 
-def main(seed: int, first: int, count: int, seconds: float) -> int:
-    """Run calls in processes of their own; return the number of faults."""
-    path = Path(tempfile.mkstemp()[1])
-    path.write_bytes(struct.pack("<q", first))
-    begin, end, faults = first, time.monotonic() + seconds, 0
-    command = [sys.executable, sys.argv[0], "calls-worker", str(seed)]
+def _counted(text: str) -> dict[str, int]:
+    """Return the counts that a worker has printed."""
     counts: dict[str, int] = {}
+    for line in text.splitlines():
+        for word in line.split()[1:] if line.startswith("COUNTS") else ():
+            name, _, n = word.partition("=")
+            counts[name] = counts.get(name, 0) + int(n)
+    return counts
+
+
+def main(seed: int, first: int, count: int, seconds: float, out: str) -> int:
+    """Run calls in processes of their own, up to a number; return the number of faults."""
+    done, key = Ledger(out or None, "calls"), f"seed {seed} from {first}, {_build()}"
+    path = Path(tempfile.mkstemp()[1])
+    begin, end, faults = first + done.of(key).get("calls", 0), time.monotonic() + seconds, 0
+    command = [sys.executable, sys.argv[0], "calls-worker", str(seed)]
     while begin < first + count and (left := end - time.monotonic()) > 0:
-        words = [*command, str(begin), str(first + count), str(path), str(left)]
+        path.write_bytes(struct.pack("<q", begin))
+        last = min(first + count, begin + PIECE)
+        words = [*command, str(begin), str(last), str(path), str(left)]
         with tempfile.TemporaryFile("w+") as log:
             child = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, text=True)
-            _watched(child, path)
+            hung = _watched(child, path)
             log.seek(0)
             text = log.read()
-        for line in text.splitlines():
-            if line.startswith("FAULT"):
-                print(line, flush=True)
-                faults += 1
-            elif line.startswith("COUNTS"):
-                for word in line.split()[1:]:
-                    name, _, n = word.partition("=")
-                    counts[name] = counts.get(name, 0) + int(n)
-        begin = _read(path)
-        if child.returncode:
-            print(f"FAULT {begin} crash: status {child.returncode}\n{text[-3000:]}", flush=True)
-            faults, begin = faults + 1, begin + 1
+        now = _read(path)
+        found = [*hung, *(x for x in text.splitlines() if x.startswith("FAULT"))]
+        if child.returncode and not hung:
+            found.append(f"FAULT {now} crash: status {child.returncode}\n{text[-3000:]}")
+        for line in found:
+            print(line, flush=True)
+        now += bool(child.returncode)
+        counts = {n.lower(): k for n, k in _counted(text).items()}
+        done.add(key, calls=now - begin, faults=found, **counts)
+        faults, begin = faults + len(found), now
     os.unlink(path)
-    print(f"{begin - first} calls of seed {seed} from {first} on, {faults} faults; {counts}")
+    print(f"{begin - first} calls of seed {seed} from {first} on, {faults} faults; {done.of(key)}")
     return faults
+
+
+def _build() -> str:
+    """Return whether the address sanitizer watches this process and those that it starts."""
+    return "with sanitizers" if "libasan" in os.environ.get("LD_PRELOAD", "") else "without"

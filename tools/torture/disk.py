@@ -16,10 +16,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from .ledger import Ledger, fast_folder
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FAULTS = {"full": 1, "read-only": 2, "error": 3, "short": 4, "slow": 5}
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
             "PYTHONPATH": os.pathsep.join(paths),
             "PYTHONWARNINGS": "ignore",
         }
-        command = [sys.executable, "-m", "torture.disk", json.dumps([names, kinds])]
+        command = [sys.executable, "-m", "torture.disk", json.dumps([names, kinds, args.out])]
         return subprocess.run(command, env=environment, check=False).returncode
 
 
@@ -269,40 +270,62 @@ def _put_others(writer: Any, base: Path) -> None:
             path.write_bytes(b"an earlier file\n")
 
 
-def _all(name: str, writer: Any, kinds: list[str], folder: Path) -> tuple[int, int, list[str]]:
-    """Let every call of a writer fail; return the calls, the runs and what was wrong."""
+def _prepared(writer: Any, folder: Path) -> None:
+    """Prepare a folder in a process of its own: threads that it starts would be missing in forks."""
+    child = os.fork()
+    if not child:
+        status = 70
+        try:
+            writer.prepare(folder)
+            status = 0
+        finally:
+            os._exit(status)
+    if os.waitpid(child, 0)[1]:
+        raise RuntimeError("disk: what the writer needs could not be made")
+
+
+def _all(name: str, writer: Any, kinds: list[str], folder: Path, done: Ledger) -> list[str]:
+    """Let every call of a writer fail that did not in an earlier run; return what was wrong."""
     wrong: list[str] = []
-    runs = calls = 0
     for there in (False, True):  # nothing is there before; the files of an earlier run are
+        left = [k for k in kinds if not done.of(_key(name, there, k))]
+        if not left:
+            continue
         base = folder / f"{name}-{there}"
         (base / "in").mkdir(parents=True)
         (base / "out").mkdir()
-        writer.prepare(base)
+        _prepared(writer, base)
         if there:
             _put_others(writer, base)
         work = folder / "work"
         shutil.copytree(base, work)
         plain = _attempt(writer, work, -1, 0, False)
         if plain["status"] or plain["error"]:
-            return 0, 0, [f"it fails without a fault: {plain['error'] or plain['lines'][-500:]}"]
+            return [f"it fails without a fault: {plain['error'] or plain['lines'][-500:]}"]
         missing = [n for n in writer.outputs if not (work / "out" / n).exists()]
         if missing:
-            return 0, 0, [f"it did not write {missing}"]
-        calls += plain["count"]
+            return [f"it did not write {missing}"]
         before, wanted = files_of(base / "out"), files_of(work / "out")
-        for kind in kinds:
-            if kind == "slow":
-                runs += 1
-                wrong += _slow(writer, base, work)
-                continue
-            for at in range(plain["count"]):
-                # A disk stays full; an error may be one of this call alone.
-                for lasting in (True, False) if kind == "error" else (True,):
-                    runs += 1
-                    found = _tried(writer, base, Case(kind, before, wanted), at, lasting)
-                    wrong += [found] if found else []
+        for kind in left:
+            runs, found = _each(writer, base, Case(kind, before, wanted), plain["count"])
+            wrong += found
+            done.add(_key(name, there, kind), calls=plain["count"], runs=runs, faults=found)
         shutil.rmtree(work, ignore_errors=True)
-    return calls, runs, wrong
+    return wrong
+
+
+def _key(name: str, there: bool, kind: str) -> str:
+    return f"{name}, {'files before' if there else 'nothing before'}, {kind}"
+
+
+def _each(writer: Any, base: Path, case: Case, calls: int) -> tuple[int, list[str]]:
+    """Let every call fail with one fault; return the number of runs and what was wrong."""
+    if case.kind == "slow":
+        return 1, _slow(writer, base, base.parent / "work")
+    # A disk stays full; an error may be one of this call alone.
+    ways = (True, False) if case.kind == "error" else (True,)
+    found = [_tried(writer, base, case, at, way) for at in range(calls) for way in ways]
+    return len(found), [f for f in found if f]
 
 
 def _slow(writer: Any, base: Path, work: Path) -> list[str]:
@@ -314,7 +337,7 @@ def _slow(writer: Any, base: Path, work: Path) -> list[str]:
     return [] if not found["status"] and there else [f"slow: {found['error'] or found['lines']}"]
 
 
-def _main(names: list[str], kinds: list[str]) -> int:
+def _main(names: list[str], kinds: list[str], out: str) -> int:
     import ostinato.tasks.series
     import ostinato.tasks.text  # noqa: F401  # before all forks
 
@@ -323,25 +346,26 @@ def _main(names: list[str], kinds: list[str]) -> int:
     needed = {n for name in names for n in WRITERS[name].needs}
     for module in sorted(n for n in needed if importlib.util.find_spec(n) is not None):
         importlib.import_module("matplotlib.figure" if module == "matplotlib" else module)
-    bad = False
-    with tempfile.TemporaryDirectory() as folder:
-        for name in names:
-            writer, began = WRITERS[name], time.monotonic()
-            missing = [n for n in writer.needs if importlib.util.find_spec(n) is None]
-            if missing:
-                print(f"{name:16} left out: {', '.join(missing)} is not installed")
-                continue
-            calls, runs, wrong = _all(name, writer, kinds, Path(folder))
-            bad |= bool(wrong)
-            seconds = time.monotonic() - began
-            print(
-                f"{name:16} {calls:4} calls that change files, {runs:5} runs, {len(wrong)} faults, "
-                f"{seconds:.0f} s",
-                flush=True,
-            )
-            for what in wrong[:12]:
-                print(f"    {what}", flush=True)
+    bad, done = False, Ledger(out or None, "disk")
+    for name in names:
+        missing = [n for n in WRITERS[name].needs if importlib.util.find_spec(n) is None]
+        if missing:
+            print(f"{name:16} left out: {', '.join(missing)} is not installed")
+            continue
+        with tempfile.TemporaryDirectory(dir=fast_folder()) as folder:
+            wrong = _all(name, WRITERS[name], kinds, Path(folder), done)
+        bad |= bool(wrong)
+        print(f"{_told(name, done)}, {len(wrong)} faults", flush=True)
+        for what in wrong[:12]:
+            print(f"    {what}", flush=True)
     return int(bad)
+
+
+def _told(name: str, done: Ledger) -> str:
+    """Return what was done with a writer so far."""
+    mine = [facts for key, facts in done.facts.items() if key.startswith(f"{name}, ")]
+    calls, runs = max((f["calls"] for f in mine), default=0), sum(f["runs"] for f in mine)
+    return f"{name:16} {calls:4} calls that change files, {runs:5} runs"
 
 
 if __name__ == "__main__":

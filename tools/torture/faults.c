@@ -74,31 +74,22 @@ static int opened(int fd, int watch) {
   return fd;
 }
 
-#define OPEN(symbol)                                                    \
-  int symbol(const char* path, int flags, ...) {                        \
-    va_list more;                                                       \
-    va_start(more, flags);                                              \
-    mode_t mode = flags & O_CREAT ? va_arg(more, mode_t) : 0;           \
-    va_end(more);                                                       \
-    int watch = below(path) && flags & (O_WRONLY | O_RDWR);             \
-    FAIL_IF(watch, "open", flags& O_CREAT)                              \
-    return opened(REAL(symbol)(path, flags, mode), watch);              \
+// `parameter` and `argument` are the folder that openat has before the path, each with its COMMA.
+#define COMMA ,
+#define OPEN(symbol, parameter, argument)                                \
+  int symbol(parameter const char* path, int flags, ...) {               \
+    va_list more;                                                        \
+    va_start(more, flags);                                               \
+    mode_t mode = flags & O_CREAT ? va_arg(more, mode_t) : 0;            \
+    va_end(more);                                                        \
+    int watch = below(path) && flags & (O_WRONLY | O_RDWR);              \
+    FAIL_IF(watch, "open", flags& O_CREAT)                               \
+    return opened(REAL(symbol)(argument path, flags, mode), watch);      \
   }
-OPEN(open)
-OPEN(open64)
-
-#define OPENAT(symbol)                                                  \
-  int symbol(int place, const char* path, int flags, ...) {             \
-    va_list more;                                                       \
-    va_start(more, flags);                                              \
-    mode_t mode = flags & O_CREAT ? va_arg(more, mode_t) : 0;           \
-    va_end(more);                                                       \
-    int watch = below(path) && flags & (O_WRONLY | O_RDWR);             \
-    FAIL_IF(watch, "open", flags& O_CREAT)                              \
-    return opened(REAL(symbol)(place, path, flags, mode), watch);       \
-  }
-OPENAT(openat)
-OPENAT(openat64)
+OPEN(open, , )
+OPEN(open64, , )
+OPEN(openat, int place COMMA, place COMMA)
+OPEN(openat64, int place COMMA, place COMMA)
 
 ssize_t write(int fd, const void* data, size_t count) {
   if (is_watched(fd)) {

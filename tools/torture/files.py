@@ -14,44 +14,47 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from .fuzzing import totals
 from .readers import Reader, chosen
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def _fuzzed(reader: Reader, args: argparse.Namespace) -> dict[str, Any]:
-    """Fuzz one reader in processes of its own, a new one after each that crashed."""
-    out, counts = Path(args.out), {"runs": 0, "read": 0, "refused": 0}
+    """Fuzz one reader up to a number of files, in a new process after each that crashed."""
+    out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     state = out / f"{reader.name}.json"
     ended: list[str] = []
     began = time.monotonic()
-    while counts["runs"] < args.runs and len(ended) < 20:
+    while (done := totals(state)["runs"]) < args.runs and len(ended) < 20:
         left = args.seconds - int(time.monotonic() - began) if args.seconds else 0
         if args.seconds and left <= 0:
             break
-        state.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "torture.fuzzing", *_arguments(reader, args, counts, left)]
-        environment = {**os.environ, "PYTHONPATH": _paths(), "PYTHONWARNINGS": "ignore"}
-        environment["RUST_BACKTRACE"] = "0"  # of a panic of Polars, which takes seconds to write
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        found = json.loads(state.read_text()) if state.exists() else {}
-        for key in counts:
-            counts[key] += found.get(key, 0)
-        if done.returncode == 0:
+        words = (reader.name, os.path.abspath(args.out), str(args.runs - done))
+        command = [sys.executable, "-m", "torture.fuzzing", *words, str(args.seed + done), str(left)]
+        ran = subprocess.run(
+            command, env=_environment(), capture_output=True, text=True, check=False
+        )
+        if ran.returncode == 0:
             break
-        ended.append(_reason(done))
-        if not found:
+        ended.append(_reason(ran))
+        if totals(state)["runs"] == done:
             break
     faults = sorted((out / "faults" / reader.name).glob("*.txt"))
-    return {**counts, "ended": ended, "faults": [f.read_text().strip() for f in faults]}
+    return {**totals(state), "ended": ended, "faults": [f.read_text().strip() for f in faults]}
 
 
-def _arguments(
-    reader: Reader, args: argparse.Namespace, counts: dict[str, int], left: int
-) -> tuple[str, ...]:
-    runs, seed = args.runs - counts["runs"], args.seed + counts["runs"]
-    return (reader.name, os.path.abspath(args.out), str(runs), str(seed), str(left))
+def _environment() -> dict[str, str]:
+    """Return the environment of a process that fuzzes; threads would only wait for one another."""
+    return {
+        **os.environ,
+        "PYTHONPATH": _paths(),
+        "PYTHONWARNINGS": "ignore",
+        "RUST_BACKTRACE": "0",  # of a panic of Polars, which takes seconds to write
+        "POLARS_MAX_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
 
 
 def _paths() -> str:
@@ -82,7 +85,6 @@ def run(args: argparse.Namespace) -> int:
         if reader.missing():
             print(f"{reader.name:16} left out: {', '.join(reader.missing())} is not installed")
             continue
-        began = time.monotonic()
         try:
             found = _fuzzed(reader, args)
         except KeyboardInterrupt:
@@ -95,8 +97,8 @@ def run(args: argparse.Namespace) -> int:
         bad |= kinds > 0
         print(
             f"{reader.name:16} {found['runs']:7} files, {found['read']:6} read, "
-            f"{found['refused']:7} refused, {kinds} kinds of faults, "
-            f"{time.monotonic() - began:.0f} s",
+            f"{found['inside']:6} refused inside, {found['front']:6} at the front, "
+            f"{kinds} kinds of faults, {found['seconds']:.0f} s of the processor",
             flush=True,
         )
         for what in (*found["faults"], *found["ended"]):

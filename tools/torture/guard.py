@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 LONGEST = 2000  # characters of an error that a person can read
 # Events of the interpreter's audit that mean that something was run, or that a host was asked.
@@ -69,6 +69,13 @@ class _Watch:
         self.allowed: str | None = None  # the folder of the file that is read
         self.seen: str | None = None
         self.loaded: set[str] | frozenset[str] = frozenset()
+        self.modules = 0  # how many there were when `loaded` was made
+
+    def note_modules(self) -> None:
+        """Allow the imports of what is there already; a name costs as much as a small file."""
+        if len(sys.modules) != self.modules:
+            self.modules = len(sys.modules)
+            self.loaded = {n.partition(".")[0] for n in sys.modules} | sys.stdlib_module_names
 
     def __call__(self, event: str, args: tuple[Any, ...]) -> None:
         if self.allowed is None:
@@ -124,7 +131,7 @@ def watched(folder: Path) -> Iterator[None]:
         sys.addaudithook(_watch)
         _hooked = True
     _watch.seen = None
-    _watch.loaded = {n.partition(".")[0] for n in sys.modules} | sys.stdlib_module_names
+    _watch.note_modules()
     _watch.allowed = os.path.realpath(folder)
     try:
         yield
@@ -146,10 +153,34 @@ def fault_of(error: BaseException, allowed: tuple[type[BaseException], ...]) -> 
     return ""
 
 
+class Outcome(NamedTuple):
+    """What became of a file.
+
+    Attributes:
+        kind: "read" or "refused".
+        fault: what was wrong, "" for nothing.
+        site: the line that refused it, "" where it was read.
+    """
+
+    kind: str
+    fault: str
+    site: str = ""
+
+
+def site_of(error: BaseException) -> str:
+    """Return the line where an error, or the one that it was made of, was raised."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return "" if place is None else f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}"
+
+
 def outcome(
     read: Callable[[Path], Any], path: Path, allowed: tuple[type[BaseException], ...]
-) -> tuple[str, str]:
-    """Read a file; return "read" or "refused", and what was wrong, "" for nothing."""
+) -> Outcome:
+    """Read a file; return what became of it."""
     try:
         with warnings.catch_warnings(), watched(path.parent):
             warnings.simplefilter("error", RuntimeWarning)
@@ -158,5 +189,5 @@ def outcome(
     except KeyboardInterrupt:
         raise
     except BaseException as e:
-        return "refused", fault_of(e, allowed)
-    return "read", ""
+        return Outcome("refused", fault_of(e, allowed), site_of(e))
+    return Outcome("read", "")

@@ -1,7 +1,7 @@
 """SIGKILL at random moments of training; the run that is resumed must end with the same bits.
 
 A process with everything imported forks for each attempt. Half of the kills come after a random
-time, half right before a random operation on files (opening for writing, renaming, removing),
+time of the processor, so that other work of the machine moves none, half right before a random operation on files (opening for writing, renaming, removing),
 where little time is spent and most could go wrong. SIGKILL leaves what was handed to the system;
 it is no power cut.
 """
@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import argparse
 import csv
+import ctypes
+import importlib
 import os
 import random
 import shlex
+import shutil
 import signal
 import sys
 import tempfile
@@ -29,8 +32,12 @@ from ostinato import cli, safetensors
 from ostinato.tasks import series as _series  # noqa: F401  # before all forks
 from ostinato.tasks import text as _of_text  # noqa: F401
 
+from .ledger import Ledger, fast_folder
+from .writers import short_samples
+
 OPERATIONS = "operations.txt"
-LONGEST = 120  # seconds of a run that is not killed
+LONGEST = 1200  # seconds of a run and its kills, on a machine that may have much else to do
+PROCESSOR = 2  # CLOCK_PROCESS_CPUTIME_ID
 _WRITES = os.O_WRONLY | os.O_RDWR
 _CHANGES = ("os.rename", "os.remove", "os.truncate", "os.mkdir", "os.rmdir")
 
@@ -130,13 +137,36 @@ class _Trigger:
             self.count += 1
 
 
+class _Event(ctypes.Structure):
+    """A ``sigevent`` of the C library that sends a signal."""
+
+    _fields_ = (
+        ("value", ctypes.c_void_p),
+        ("signal", ctypes.c_int),
+        ("way", ctypes.c_int),
+        ("rest", ctypes.c_char * 48),
+    )
+
+
+def _killed_after(seconds: float) -> None:
+    """Let the system kill this process when it has computed for so long."""
+    library, timer = ctypes.CDLL(None, use_errno=True), ctypes.c_void_p()
+    event = _Event(signal=signal.SIGKILL)
+    whole, rest = divmod(max(seconds, 1e-6), 1.0)
+    times = (ctypes.c_long * 4)(0, 0, int(whole), int(rest * 1e9))
+    if library.timer_create(PROCESSOR, ctypes.byref(event), ctypes.byref(timer)) or (
+        library.timer_settime(timer, 0, times, None)
+    ):
+        raise OSError(ctypes.get_errno(), "no timer of the processor")
+
+
 def attempt(job: Job, folder: Path, *, after: float | None = None, at: int | None = None) -> int:
     """Run a job in a process of its own, and kill it; return the status that `os.wait` gives.
 
     Args:
         job: the job.
         folder: where it works.
-        after: seconds after which it is killed; None for never.
+        after: seconds of the processor after which it is killed; None for never.
         at: the number of the operation on files before which it kills itself.
     """
     child = os.fork()
@@ -145,17 +175,17 @@ def attempt(job: Job, folder: Path, *, after: float | None = None, at: int | Non
         try:
             for fd in (1, 2):
                 os.dup2(os.open(folder / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), fd)
+            short_samples()
             trigger = _Trigger(folder / "run", at)
             sys.addaudithook(trigger)
+            if after is not None:
+                _killed_after(after)
             status = job.run(folder)
-            (folder / OPERATIONS).write_text(str(trigger.count))
+            (folder / OPERATIONS).write_text(f"{trigger.count} {time.process_time()}")
         except BaseException as e:
             os.write(2, f"{type(e).__name__}: {e}\n".encode())
         finally:
             os._exit(status)
-    if after is not None:
-        time.sleep(after)
-        os.kill(child, signal.SIGKILL)
     return os.waitpid(child, 0)[1]
 
 
@@ -194,59 +224,45 @@ def whole(folder: Path) -> str:
     return ""
 
 
-@dataclass
-class Tally:
-    """What a series of kills came to."""
-
-    kills: int = 0
-    ends: int = 0
-    resumed: int = 0
-    faults: list[str] | None = None
-
-
-def series(job: Job, kills: int, seed: int) -> Tally:
-    """Kill runs of a job until there were so many kills; compare each end with the undisturbed."""
-    rng, tally = random.Random(seed), Tally(faults=[])
-    assert tally.faults is not None
-    with tempfile.TemporaryDirectory() as name:
-        first = Path(name) / "undisturbed"
+def series(job: Job, kills: int, seed: int, done: Ledger, name: str) -> list[str]:
+    """Kill runs of a job until there were so many kills, and compare each end; return faults."""
+    rng, number, faults = random.Random(seed), 0, list[str]()
+    with tempfile.TemporaryDirectory(dir=fast_folder()) as base:
+        first = Path(base) / "undisturbed"
         first.mkdir()
         job.prepare(first)
-        began = time.monotonic()
-        status = attempt(job, first)
-        length = time.monotonic() - began
-        if status:
+        if attempt(job, first):
             raise RuntimeError((first / "output.txt").read_text())
         wanted = result(job, first)
-        sites = int((first / OPERATIONS).read_text())
-        number = 0
-        while tally.kills < kills and len(tally.faults) < 5:
+        sites, length = (first / OPERATIONS).read_text().split()
+        while done.of(name).get("kills", 0) < kills and len(faults) < 5:
             number += 1
-            folder = Path(name) / str(number)
+            folder = Path(base) / str(number)
             folder.mkdir()
             job.prepare(folder)
-            fault = _to_the_end(job, folder, rng, (length, sites), tally)
+            tally, fault = _to_the_end(job, folder, rng, (float(length), int(sites)))
             if not fault and result(job, folder) != wanted:
                 differing = [n for n, v in result(job, folder).items() if v != wanted.get(n)]
                 fault = f"another end than that of the undisturbed run: {differing}"
-            tally.ends += 1
             if fault:
-                tally.faults.append(f"run {number}, after {tally.kills} kills: {fault}")
-    return tally
+                faults.append(f"run {number} of seed {seed}: {fault}")
+            done.add(name, **tally, ends=1, faults=faults[-1:] if fault else [])
+            shutil.rmtree(folder)
+    return faults
 
 
 def _to_the_end(
-    job: Job, folder: Path, rng: random.Random, size: tuple[float, int], tally: Tally
-) -> str:
-    """Kill and resume a run until it ends; return a fault, "" for none.
+    job: Job, folder: Path, rng: random.Random, size: tuple[float, int]
+) -> tuple[dict[str, int], str]:
+    """Kill and resume a run until it ends; return the counts and a fault, "" for none.
 
     Args:
         job: the job.
         folder: where it works.
         rng: when it is killed.
         size: seconds and operations on files of the undisturbed run.
-        tally: is added to.
     """
+    tally = {"kills": 0, "resumed": 0}
     began = time.monotonic()
     while time.monotonic() - began < LONGEST:
         if rng.random() < 0.5:
@@ -254,16 +270,16 @@ def _to_the_end(
         else:
             status = attempt(job, folder, at=rng.randrange(size[1]))
         if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
-            tally.kills += 1
+            tally["kills"] += 1
             fault = whole(folder)
             if fault:
-                return fault
-            tally.resumed += (folder / "run").exists() and any((folder / "run").iterdir())
+                return tally, fault
+            tally["resumed"] += (folder / "run").exists() and any((folder / "run").iterdir())
         elif status:
-            return f"status {status}: {(folder / 'output.txt').read_text()[-500:]}"
+            return tally, f"status {status}: {(folder / 'output.txt').read_text()[-500:]}"
         else:
-            return ""
-    return f"no end within {LONGEST} s"
+            return tally, ""
+    return tally, f"no end within {LONGEST} s"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -272,15 +288,17 @@ def run(args: argparse.Namespace) -> int:
     unknown = [n for n in names if n not in JOBS]
     if unknown:
         raise SystemExit(f"job: expected some of {', '.join(JOBS)}, got {unknown[0]!r}")
-    bad = False
+    bad, done = False, Ledger(args.out, "kill")
+    if "forecast" in names:
+        importlib.import_module("polars")  # before all forks
     for name in names:
-        began = time.monotonic()
-        tally = series(JOBS[name], args.kills, args.seed)
-        faults = tally.faults or []
+        seed = args.seed + done.of(name).get("kills", 0)
+        faults = series(JOBS[name], args.kills, seed, done, name)
         bad |= bool(faults)
+        own = done.of(name)
         print(
-            f"{name:10} {tally.kills} kills, {tally.resumed} of which left files to go on from, "
-            f"{tally.ends} ends compared, {len(faults)} faults, {time.monotonic() - began:.0f} s",
+            f"{name:10} {own.get('kills', 0)} kills, {own.get('resumed', 0)} of which left files "
+            f"to go on from, {own.get('ends', 0)} ends compared, {len(faults)} faults",
             flush=True,
         )
         for fault in faults:

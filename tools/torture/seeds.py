@@ -205,6 +205,7 @@ def forecast_models() -> list[bytes]:
 # -- other programs' models ------------------------------------------------------------------------
 
 
+@functools.cache
 def _torch(zipped: bool) -> bytes:
     from test_interop_torch import Storage, dictionary, plain, tensor_of, write
 
@@ -246,6 +247,7 @@ def torch_archive(words: bytes) -> bytes:
     return sealed.archive(_torch(True), "a/data.pkl", words)
 
 
+@functools.cache
 def _keras(form: str) -> bytes:
     from test_interop_keras import fuzzed_file
 

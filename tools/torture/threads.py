@@ -21,7 +21,9 @@ import numpy as np
 import ostinato as ost
 from ostinato import nn
 
-SECONDS = 60  # of one try
+from .ledger import Ledger
+
+SECONDS = 600  # of one try, on a machine that may have much else to do
 LONG = 2000  # steps of a call that is to be met in its middle
 
 
@@ -199,15 +201,15 @@ def attempt(kind: str, seed: int) -> str:
     return f"ended by status {status}" if status else ""
 
 
-def main(kinds: list[str], count: int, seed: int, seconds: float) -> int:
-    """Run the tries; return the number of faults."""
-    faults, end = 0, time.monotonic() + seconds
+def main(kinds: list[str], count: int, seed: int, seconds: float, out: str) -> int:
+    """Run tries up to a number, those of earlier runs among them; return the faults of this run."""
+    faults, end, done = 0, time.monotonic() + seconds, Ledger(out or None, "threads")
     for kind in kinds or KINDS:
-        done = 0
-        while done < count and time.monotonic() < end:
-            if wrong := attempt(kind, seed + done):
-                print(f"FAULT {kind}, seed {seed + done}: {wrong}", flush=True)
+        while (tried := done.of(kind).get("tries", 0)) < count and time.monotonic() < end:
+            wrong = attempt(kind, seed + tried)
+            if wrong:
+                print(f"FAULT {kind}, seed {seed + tried}: {wrong}", flush=True)
                 faults += 1
-            done += 1
-        print(f"{kind}: {done} tries, {KINDS[kind].__doc__}", flush=True)
+            done.add(kind, tries=1, faults=[f"seed {seed + tried}: {wrong}"] if wrong else [])
+        print(f"{kind}: {tried} tries, {KINDS[kind].__doc__}", flush=True)
     return faults

@@ -74,7 +74,6 @@ class Made(NamedTuple):
     layer: nn.Layer
     inputs: dict[str, str]  # the names of the node's inputs by what they are
     arrays: dict[str, Array]
-    layout: int
     said: str  # what there is to say of it
 
 
@@ -132,7 +131,7 @@ class NodeReader:
         for n in ("sequence_lens", "initial_h", "initial_c"):
             if n in inputs and not (n[8:] in start or self._is_zero(constant(inputs[n]))):
                 said += f", {n} from {inputs[n]!r}"
-        return Made(made, inputs, arrays, int(given.get("layout", 0)), said)
+        return Made(made, inputs, arrays, said)
 
     @staticmethod
     def _is_zero(value: Array | None) -> bool:

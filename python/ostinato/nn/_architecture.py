@@ -7,6 +7,7 @@ it: a class is one of this package, or one that the caller of `load` names.
 from __future__ import annotations
 
 import glob
+import inspect
 import json
 import os
 from collections.abc import Mapping
@@ -148,6 +149,10 @@ def _made(described: Mapping[str, Any], known: Mapping[str, type[Layer]]) -> Lay
         )
     values = [_read(a, known) for a in args]
     options = {n: _read(v, known) for n, v in options.items()}
+    try:
+        inspect.signature(known[name]).bind(*values, **options)
+    except TypeError as e:
+        raise TypeError(f"path: expected the arguments of {name}, got others: {e}") from None
     try:
         layer: Layer = known[name](*values, **options)
     except OverflowError as e:  # a whole number that no float can hold

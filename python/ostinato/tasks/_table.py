@@ -16,6 +16,7 @@ __all__ = ["MAX_MISSING", "ReadOptions", "Series", "Table"]
 FILLS = ("linear", "previous", "error")
 DUPLICATES = ("error", "first", "last", "mean", "sum")
 MAX_MISSING = 0.1
+LISTS = ("column", "known", "observed", "null")  # options that are tuples of texts
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class ReadOptions:
     max_missing: float = MAX_MISSING
 
     def __post_init__(self) -> None:
-        for name in ("column", "known", "observed", "null"):
+        for name in LISTS:
             value = getattr(self, name)
             object.__setattr__(
                 self, name, (value,) if isinstance(value, str) else tuple(value or ())

@@ -280,8 +280,8 @@ class Forecaster:
                 values = one.raw(ahead[0]) * one.unit
             if not np.isfinite(values).all():
                 raise ValueError(
-                    f"series[{k}]: its forecast is beyond the range of float64; divide the series, "
-                    f"whose largest value is {one.unit:g}"
+                    f"series[{k}]: expected a forecast in float64, got one beyond the range of "
+                    f"float64; divide the series, whose largest value is {one.unit:g}"
                 )
             out.append(values)
         return np.stack(out)
@@ -424,6 +424,8 @@ class Forecaster:
             numbers = [float(facts["shrink"]), float(facts["factor"])]
             if not all(math.isfinite(v) and v >= 0 for v in numbers) or numbers[0] > 1:
                 raise ValueError(f"expected shrink and factor of at least 0, got {numbers}")
+            if not isinstance(logs := facts["log"], bool):
+                raise ValueError(f"expected true or false as log, got {logs!r:.80}")
             moments = checked_moments(facts["moments"])
             names = [str(n) for n in facts["names"]]
             figures = {str(k): float(v) for k, v in dict(facts["figures"]).items()}
@@ -434,7 +436,7 @@ class Forecaster:
             said = f"facts: expected those of a forecaster, got damaged ones: {what}"
             raise ValueError(said) from None
         model = cls(options, season, horizon, window, inputs)
-        model.log, (model.shrink, model.factor) = bool(facts["log"]), numbers
+        model.log, (model.shrink, model.factor) = logs, numbers
         model.names, model.moments, model.figures = names, moments, figures
         for k, member in enumerate(model.members):
             prefix = f"{k}."

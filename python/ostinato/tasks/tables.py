@@ -17,7 +17,7 @@ from . import _numbers
 from ._axis import UNITS, Step, common_step, parse_step
 from ._frames import Columns, import_polars, load
 from ._group import Group, sorted_stamps
-from ._table import ReadOptions, Series, Table
+from ._table import LISTS, ReadOptions, Series, Table
 from ._times import Stamps, kinds_of, localise, parse_times
 
 __all__ = ["ReadOptions", "Series", "Table", "read"]
@@ -84,10 +84,11 @@ def _checked(like: dict[str, Any]) -> ReadOptions:
     """
     try:
         options = ReadOptions(**like["options"])
-        texts = (options.time, options.series, options.time_format, options.timezone, like["form"])
-        lists = (options.column, options.known, options.observed, options.null)
-        good = all(t is None or isinstance(t, str) for t in texts)
-        good &= all(isinstance(name, str) for names in lists for name in names)
+        own = vars(options)
+        texts = [own[n] for n in own if n not in (*LISTS, "header", "max_missing")]
+        good = all(t is None or isinstance(t, str) for t in (*texts, like["form"]))
+        good &= all(isinstance(name, str) for names in LISTS for name in own[names])
+        good &= options.header is None or isinstance(options.header, bool)
         marks = _numbers.Marks(**(like["marks"] or {}))
         step = Step(**(like["step"] or {"unit": "number", "count": 1}))
         good &= marks.decimal in {".", ","} and step.unit in UNITS and 0 < step.count < 1e18

@@ -23,6 +23,7 @@ from ._types import Diverged
 
 _threads_are_shared = False
 WIDTH = 6  # numbers that a rank can tell the others at a time
+END = "the end of the program"
 
 
 class ParallelError(RuntimeError):
@@ -76,10 +77,19 @@ class Parallel:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is None:
-            self._exchange("the end of the program")
-        else:
-            self._tell(error, last=True)
+        """Wait until all ranks are here, and tell them of an error that they do not know yet.
+
+        A rank that is still elsewhere is told there, by the exchange that it takes part in, and
+        comes here in its turn; also one whose program has caught the errors that it was told of.
+        """
+        unsaid = None if error is None or hasattr(error, "_ranks_know") else self._known(error)
+        found, together = None, self.size == 1
+        while not together:
+            table, wrong = self._met(END, (), unsaid)
+            together = bool((table[:, 1] == zlib.crc32(END.encode())).all())
+            found, unsaid = found or wrong, None
+        if error is None and found is not None:
+            raise found
 
     def __repr__(self) -> str:
         return f"Parallel(rank {self.rank} of {self.size})"
@@ -113,20 +123,29 @@ class Parallel:
         """
         if self.size == 1:
             return np.array([numbers], np.float64)
-        table = self._gathered(zlib.crc32(place.encode()), numbers, None)
-        if table[:, 0].any():
-            raise self._error_of_another()
-        if (table[:, 1] != table[0, 1]).any():
-            with self._communicating():
-                places = self._comm.allgather(place)
-            other = next(k for k, p in enumerate(places) if p != places[0])
-            raise self._known(
-                ParallelError(
-                    f"rank {other} of {self.size} is at {places[other]}, and rank 0 at "
-                    f"{places[0]}: expected all ranks to be given the same data and arguments"
-                )
-            )
+        table, wrong = self._met(place, numbers, None)
+        if wrong is not None:
+            raise wrong
         return table[:, 2 : 2 + len(numbers)]
+
+    def _met(
+        self, place: str, numbers: Any, error: BaseException | None
+    ) -> tuple[Array, BaseException | None]:
+        """Return what all ranks say, and what is wrong with it: a failure, or different places."""
+        table = self._gathered(zlib.crc32(place.encode()), numbers, error)
+        if table[:, 0].any():
+            return table, self._error_of_another()
+        if (table[:, 1] == table[0, 1]).all():
+            return table, None
+        with self._communicating():
+            places = self._comm.allgather(place)
+        other = next(k for k, p in enumerate(places) if p != places[0])
+        return table, self._known(
+            ParallelError(
+                f"rank {other} of {self.size} is at {places[other]}, and rank 0 at "
+                f"{places[0]}: expected all ranks to be given the same data and arguments"
+            )
+        )
 
     def _tell(self, error: BaseException, *, last: bool = False) -> None:
         """Tell the other ranks that this one has failed, unless they know.
