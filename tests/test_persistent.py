@@ -5,6 +5,8 @@ for every block.
 from __future__ import annotations
 
 import copy
+import itertools
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
@@ -22,6 +24,23 @@ from test_device import DEVICES, NAMES, on_cpu, on_device, problem
 real_can_pipeline = _backend.Backend.can_pipeline
 SHARED = [c for c in DEVICE_CELLS if not _core.drivers()[c]["persistent"]]
 KINDS = [("bfloat16", 16), ("bfloat16", 8), ("float16", 16), ("float16", 8), ("split", 8)]
+WITH_PEERS = [*((*k, 4 if k[1] == 8 else 1) for k in KINDS), ("split", 8, 1)]
+
+
+def thinned(ordinary: Callable[..., bool], *options: Iterable[Any]) -> list[Any]:
+    """Return all combinations, marked as such but for those of the ordinary run."""
+
+    def name(value: Any) -> str:
+        return str(value) if isinstance(value, (str, int)) else "-".join(map(str, value)) or "plain"
+
+    return [
+        pytest.param(
+            *c,
+            id="-".join(map(name, c)),
+            marks=() if ordinary(*c) else pytest.mark.combinations,
+        )
+        for c in itertools.product(*options)
+    ]
 
 
 def with_options(device: _device.Device, **options: Any) -> _device.Device:
@@ -56,28 +75,37 @@ def persistent(
     return on_device(cell, p, control, device, precision, **facts, backward=backward)
 
 
-@pytest.mark.parametrize("hidden", [1, 37, 80])
+# At one unit two kinds; at 80, of two clusters, every cell and every kind once.
 @pytest.mark.parametrize(
-    ("precision", "units", "peers"),
-    [(*k, 4 if k[1] == 8 else 1) for k in KINDS] + [("split", 8, 1)],
+    ("cell", "kind", "hidden"),
+    thinned(
+        lambda cell, kind, hidden: (
+            hidden == 37
+            or (hidden == 1 and kind in WITH_PEERS[3:5])
+            or (hidden == 80 and SHARED.index(cell) == WITH_PEERS.index(kind))
+        ),
+        SHARED,
+        WITH_PEERS,
+        [1, 37, 80],
+    ),
 )
-@pytest.mark.parametrize("cell", SHARED)
-def test_against_tiles(cell: str, precision: str, units: int, peers: int, hidden: int) -> None:
+def test_against_tiles(cell: str, kind: tuple[str, int, int], hidden: int) -> None:
     """Agree with a launch a step, which is compared with the CPU.
 
     And the order of the blocks changes no bit.
     """
+    precision, units, peers = kind
     devices = [
         with_options(DEVICES[0], delays=7),
         with_options(DEVICES[1], delays=12345),
         *DEVICES[2:],
     ]
-    for sizes, kind, reverse, control, groups, span in (
+    for sizes, rows, reverse, control, groups, span in (
         ((5, 3, 3, hidden), "none", False, {}, 1, 10),
         ((7, 19, 3, hidden), "all", True, {"cut": True, "clip_value": 0.4}, 2, 3),
         ((4, 35, 3, hidden), "lengths", False, {}, 2, 4),
     ):
-        p = problem(cell, np.float32, sizes, kind, reverse)
+        p = problem(cell, np.float32, sizes, rows, reverse)
         tiles = "exact" if precision == "split" else precision
         want = on_device(cell, p, control, DEVICES[0], tiles, register_capacity=0, rows=0)
         results = [
@@ -159,15 +187,21 @@ def apart(device: _device.Device, first: bool) -> _device.Device:
     return replace(device, run=run, side_stream=Apart)
 
 
-@pytest.mark.parametrize("library", [False, True])
-@pytest.mark.parametrize(("kind", "reverse"), [("none", False), ("all", True)])
-@pytest.mark.parametrize("cell", SHARED)
-def test_products_beside_the_steps(cell: str, kind: str, reverse: bool, library: bool) -> None:
+@pytest.mark.parametrize(
+    ("cell", "kind", "library"),
+    thinned(
+        lambda cell, kind, library: cell == "lstm" or (kind == "all" and not library),
+        SHARED,
+        ["none", "all"],
+        [False, True],
+    ),
+)
+def test_products_beside_the_steps(cell: str, kind: str, library: bool) -> None:
     """Chunks, the last steps first, give the same sums in the same order.
 
     The array library gives one sum a chunk.
     """
-    p = problem(cell, np.float32, (61, 17, 5, 20), kind, reverse)  # 4 parts of the rows
+    p = problem(cell, np.float32, (61, 17, 5, 20), kind, kind == "all")  # 4 parts of the rows
     orders = [(1, False), (3, False)] if library else [(1, False), (3, False), (4, True)]
     whole, *others = (
         persistent(
@@ -421,9 +455,15 @@ CALLS: dict[str, tuple[dict[str, Any], dict[str, Any], set[tuple[int, bool]]]] =
 }
 
 
-@pytest.mark.parametrize("span", [2, 100])
-@pytest.mark.parametrize("name", list(CALLS))
-@pytest.mark.parametrize("cell", ["LSTM", "GRU", "GRU before", "RNN"])
+@pytest.mark.parametrize(
+    ("cell", "name", "span"),
+    thinned(
+        lambda cell, name, span: cell == "LSTM" or len(cell + name) % 2 == (span > 2),
+        ["LSTM", "GRU", "GRU before", "RNN"],
+        CALLS,
+        [2, 100],
+    ),
+)
 def test_layers(
     wide: _device.Device, monkeypatch: pytest.MonkeyPatch, cell: str, name: str, span: int
 ) -> None:
@@ -482,9 +522,17 @@ def test_layers(
     assert np.array_equal(_device.host(y3), _device.host(y2))
 
 
-@pytest.mark.parametrize("library", ["", "floats", "split", "bfloat16"])
-@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"num_layers": 2}])
-@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+@pytest.mark.parametrize(
+    ("cell", "options", "library"),
+    thinned(
+        lambda cell, options, library: (
+            cell == "LSTM" or (len(options) > 0 and library in ("", "bfloat16"))
+        ),
+        ["LSTM", "GRU"],
+        [{}, {"bidirectional": True}, {"num_layers": 2}],
+        ["", "floats", "split", "bfloat16"],
+    ),
+)
 def test_layers_with_products_beside_the_steps(
     wide: _device.Device,
     monkeypatch: pytest.MonkeyPatch,
@@ -504,9 +552,10 @@ def test_layers_with_products_beside_the_steps(
     layer = getattr(ost.nn, cell)(5, hidden, **options, rng=0).to("cuda")
     layer.precision = library if library == "bfloat16" else "float32"
     r = np.random.default_rng(1)
-    x = device.put(r.standard_normal((66, 8, 5)).astype(np.float32))
+    rows = 32, 16  # two parts of them
+    x = device.put(r.standard_normal((*rows, 5)).astype(np.float32))
     dy = device.put(
-        r.standard_normal((66, 8, hidden * (2 if layer.bidirectional else 1))).astype(np.float32)
+        r.standard_normal((*rows, hidden * (2 if layer.bidirectional else 1))).astype(np.float32)
     )
     results = []
     for chunks[0] in (1, 2):
@@ -645,7 +694,7 @@ def test_memory_is_what_explain_says(
     The exchange buffer, and those of each co-launched layer.
     """
     layer = ost.nn.GRU(5, 80, rng=0, **options).to("cuda")
-    x = wide.put(np.zeros((60, 3, 5), np.float32))
+    x = wide.put(np.zeros((20, 3, 5), np.float32))
     layer(x), layer.vjp(x)[1](layer(x)[0])  # the weights are packed and shared out
     made: list[int] = []
     empty = fake_cupy.module.empty
@@ -656,12 +705,12 @@ def test_memory_is_what_explain_says(
 
     monkeypatch.setattr(fake_cupy.module, "empty", count, raising=False)
     y = layer(x)[0]
-    said = ost.explain(layer, (60, 3, 5)).facts["workspace_bytes"]
+    said = ost.explain(layer, (20, 3, 5)).facts["workspace_bytes"]
     assert abs(sum(made) - y.nbytes - said) <= 0.1 * said
     pullback = layer.vjp(x)[1]
     made.clear()
     dx = pullback(y)[0]
-    said = ost.explain(layer, (60, 3, 5), training=True).facts["workspace_bytes"]
+    said = ost.explain(layer, (20, 3, 5), training=True).facts["workspace_bytes"]
     assert abs(sum(made) - dx.nbytes - said) <= 0.1 * said
 
 

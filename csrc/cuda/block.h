@@ -5,8 +5,9 @@
 #pragma once
 #include "../core/common.h"
 #if !defined(__CUDACC__)
-#include <condition_variable>
-#include <mutex>
+#include <atomic>
+
+#include "turns.h"
 #endif
 
 namespace ost::OST_SET {
@@ -34,20 +35,16 @@ class Cluster {
   explicit Cluster(int blocks) : blocks_(blocks) {}
   void* spaces[kMostPeers] = {};
   void sync() {
-    std::unique_lock lock(mutex_);
     const int round = round_;
-    if (++here_ == blocks_) {
+    if (++here_ == blocks_)
       here_ = 0, ++round_;
-      all_.notify_all();
-    } else {
-      all_.wait(lock, [&] { return round_ != round; });
-    }
+    else
+      while (round_ == round) Turns::pass();
   }
 
  private:
-  std::mutex mutex_;
-  std::condition_variable all_;
-  int blocks_, here_ = 0, round_ = 0;
+  const int blocks_;
+  std::atomic<int> here_ = 0, round_ = 0;
 };
 #else
 class Cluster;

@@ -3,7 +3,6 @@
 #pragma once
 #include <cstring>
 #include <memory>
-#include <thread>
 #include <type_traits>
 #include <vector>
 
@@ -52,17 +51,14 @@ struct Emulator {
         if (cluster) cluster->spaces[at % K::kPeers] = &space;
       kernel(Block{at % grid.x, at / grid.x % grid.y, at / grid.x / grid.y, how.reverse_order, cluster}, space);
     };
-    if constexpr (requires { K::kPeers; }) {  // blocks that wait for each other have a thread each
+    if constexpr (requires { K::kPeers; }) {  // blocks that wait for each other
       std::vector<std::unique_ptr<Cluster>> clusters;
       for (Index i = 0; i < count && K::kPeers > 1; i += K::kPeers) clusters.push_back(std::make_unique<Cluster>(K::kPeers));
-      std::vector<std::thread> blocks;
-      for (Index i = 0; i < count; ++i)
-        if (how.absent < 0 || i / K::kPeers != how.absent / K::kPeers)  // all blocks of a cluster run, or none
-          blocks.emplace_back([&, i] {
-            Delays::begin(how.delays ? how.delays + std::uint32_t(i) * 0x9e3779b9u : 0);
-            one(i, *std::make_unique<typename K::Space>(), clusters.empty() ? nullptr : clusters[i / K::kPeers].get());
-          });
-      for (auto& block : blocks) block.join();
+      Turns::run(count, [&](Index i) {
+        if (how.absent >= 0 && i / K::kPeers == how.absent / K::kPeers) return;  // all blocks of a cluster run, or none
+        Delays::begin(how.delays ? how.delays + std::uint32_t(i) * 0x9e3779b9u : 0);
+        one(i, *std::make_unique<typename K::Space>(), clusters.empty() ? nullptr : clusters[i / K::kPeers].get());
+      });
     } else {
       const auto space = std::make_unique<typename K::Space>();
       for (Index i = 0; i < count; ++i) one(i, *space, nullptr);

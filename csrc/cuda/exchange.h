@@ -3,9 +3,6 @@
 // no barrier. Blocks of such a launch read nothing else of each other. Every wait is bounded.
 #pragma once
 #include "mma.h"
-#if !defined(__CUDACC__)
-#include <sched.h>
-#endif
 
 namespace ost::OST_SET {
 
@@ -26,15 +23,14 @@ struct ExchangeBuffer {
 };
 
 #if !defined(__CUDACC__)
-// Emulated blocks are threads of the CPU. Random delays keep them from running in the same order
-// every time.
+// Random delays of emulated blocks, which keep them from running in the same order every time.
 struct Delays {
   static inline thread_local std::uint32_t state = 0;  // 0: none
   static void begin(std::uint32_t seed) { state = seed; }
   static void wait() {
     if (state == 0) return;
     state ^= state << 13, state ^= state >> 17, state ^= state << 5;
-    for (std::uint32_t n = state % 64 == 0 ? state / 64 % 16 : 0; n > 0; --n) sched_yield();
+    for (std::uint32_t n = state % 64 == 0 ? state / 64 % 16 : 0; n > 0; --n) Turns::pass();
   }
 };
 #endif
@@ -84,7 +80,7 @@ OST_HD std::uint32_t encode(W low, W high) {
 // timed out.
 OST_HD bool keep_polling(const ExchangeBuffer& buffer, int polls) {
 #if !defined(__CUDACC__)
-  sched_yield();
+  Turns::pass();
 #endif
   if (polls >= buffer.spin_limit) store_relaxed(buffer.status(), kTimeout);
   std::uint32_t status = kOk;

@@ -43,10 +43,9 @@ OST_HD float widen(Half w) {
 #if defined(__CUDA_ARCH__)
   return __half2float(__ushort_as_half(w.bits));
 #else
-  const std::uint32_t sign = std::uint32_t(w.bits & 0x8000) << 16, exponent = w.bits >> 10 & 31, fraction = w.bits & 1023;
-  if (exponent == 31) return float_of(sign | 0x7f800000u | fraction << 13);
-  const float magnitude = exponent ? float_of((exponent + 112) << 23 | fraction << 13) : float(fraction) * 0x1p-24f;
-  return float_of(sign | bits_of(magnitude));
+  const std::uint32_t sign = std::uint32_t(w.bits & 0x8000) << 16, magnitude = std::uint32_t(w.bits & 0x7fff) << 13;
+  const std::uint32_t bits = bits_of(float_of(magnitude) * 0x1p112f);  // the other bias of the exponent, also of those below 2^-14
+  return float_of(sign | (magnitude >= 31u << 23 ? 0x7f800000u | magnitude : bits));
 #endif
 }
 

@@ -61,9 +61,12 @@ OST_HD void multiply_fragments([[maybe_unused]] const Block& block, A&& a, B&& b
 #if defined(__CUDA_ARCH__)
   block.for_each_thread([&](int thread) { mma(W{}, a(thread), b(thread), sums(thread)); });
 #else
+  // Products of 2-byte numbers are exact as floats, so a sum rounds once, as with a fused instruction.
+  typedef float Row __attribute__((vector_size(32)));
   const auto half = [](std::uint32_t word, int k) { return widen(W{std::uint16_t(word >> 16 * k)}); };
   for (int first = 0; first < kThreads; first += 32) {
-    float left[16][16], right[16][8];
+    float left[16][16];
+    Row right[16], out[16];
     for (int thread = first; thread < first + 32; ++thread) {
       const Lane lane(thread);
       for (int w = 0; w < 4; ++w)
@@ -73,8 +76,13 @@ OST_HD void multiply_fragments([[maybe_unused]] const Block& block, A&& a, B&& b
     }
     for (int thread = first; thread < first + 32; ++thread) {
       const Lane lane(thread);
-      for (int c = 0; c < 4; ++c)
-        for (int k = 0; k < 16; ++k) sums(thread)[c] = fma(left[lane.sum_row(c)][k], right[k][lane.sum_column(c)], sums(thread)[c]);
+      for (int c = 0; c < 4; ++c) out[lane.sum_row(c)][lane.sum_column(c)] = sums(thread)[c];
+    }
+    for (int row = 0; row < 16; ++row)
+      for (int k = 0; k < 16; ++k) out[row] += left[row][k] * right[k];
+    for (int thread = first; thread < first + 32; ++thread) {
+      const Lane lane(thread);
+      for (int c = 0; c < 4; ++c) sums(thread)[c] = out[lane.sum_row(c)][lane.sum_column(c)];
     }
   }
 #endif
