@@ -62,7 +62,7 @@ OST_HD void multiply_fragments([[maybe_unused]] const Block& block, A&& a, B&& b
   block.for_each_thread([&](int thread) { mma(W{}, a(thread), b(thread), sums(thread)); });
 #else
   const auto half = [](std::uint32_t word, int k) { return widen(W{std::uint16_t(word >> 16 * k)}); };
-  for (int first = 0; first < kThreads; first += 32) {
+  for (int first = 0; first < block.threads; first += 32) {
     float left[16][16], right[16][8];
     for (int thread = first; thread < first + 32; ++thread) {
       const Lane lane(thread);
