@@ -25,6 +25,10 @@ void bind_device(py::module_& m) {
         return emulated::persistent_kernels(own, hidden, word, backward, upstream, emulated::DeviceCells());
       },
       py::arg("columns"), py::arg("hidden"), py::arg("word"), py::arg("backward"), py::arg("upstream"));
+  m.def(
+      "cluster_kernels", [](int columns, int word, bool backward) { return emulated::cluster_kernels(columns, word, backward, emulated::DeviceCells()); },
+      py::arg("columns"), py::arg("word"), py::arg("backward"));
+  m.def("status_bytes", &emulated::status_bytes);
   m.def("exchange_bytes", &emulated::exchange_bytes, py::arg("step_bytes"), py::arg("span"), py::arg("groups"), py::arg("co_launched"));
   m.def(
       "stream_bytes", [](int cell, Index hidden) { return emulated::stream_bytes(CellId(cell), hidden, emulated::DeviceCells()); },

@@ -117,6 +117,7 @@ static_assert(!HasAllPhases<ForwardOnly> && !Cell<ForwardOnly>);
 static_assert(!supports<MinGru, StepDriver> && !supports<MinGru, LoopDriver> && !supports<MinGru, PersistentDriver>);
 static_assert(!supports<MinGru, CpuDriver> && !supports<Zoneout<Lstm>, CpuDriver>);
 static_assert(!supports<LstmProjected, PersistentDriver> && !supports<GruResetBefore, LoopDriver>);
+static_assert(supports<LstmPeephole, ClusterDriver> && !supports<GruResetBefore, ClusterDriver> && !supports<LstmGeneral, ClusterDriver>);
 static_assert(!supports<LstmProjected, StreamDriver> && !supports<LstmLayerNorm, StreamDriver>);
 static_assert(!supports<LstmLayerNorm, LoopDriver> && !supports<LstmLayerNorm, PersistentDriver>);
 static_assert(!supports<Zoneout<Lstm>, StepDriver>);

@@ -119,12 +119,15 @@ struct GradientArgs {
 struct PlanArgs {
   Index loop, rows, units, peers, groups, span, co_launched;
   bool layer_pipelined;
+  Index cluster;
   template <class S, class F>
   static void fields(S& s, F&& f) {
     f("loop", s.loop), f("rows", s.rows), f("units", s.units), f("peers", s.peers), f("groups", s.groups), f("span", s.span);
-    f("co_launched", s.co_launched), f("layer_pipelined", s.layer_pipelined);
+    f("co_launched", s.co_launched), f("layer_pipelined", s.layer_pipelined), f("cluster", s.cluster);
   }
-  Plan plan() const { return {int(loop), int(rows), int(units), int(peers), int(groups), span, int(co_launched), layer_pipelined}; }
+  Plan plan() const {
+    return {int(loop), int(rows), int(units), int(peers), int(groups), span, int(co_launched), layer_pipelined, int(cluster)};
+  }
 };
 
 // One pass over a layer, or over two that run together; which, the action says: forward, backward, through_time, products (two

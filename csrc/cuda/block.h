@@ -24,9 +24,18 @@ namespace ost::OST_SET {
 #define OST_UNROLL_4
 #endif
 
-constexpr int kThreads = 256;  // threads of a block
+constexpr int kThreads = 256;  // threads of a block, unless its kernel has fewer
 
-constexpr int kMostPeers = 8;
+// The threads of a block of a kernel.
+template <class K>
+constexpr int threads_of() {
+  if constexpr (requires { K::kBlockThreads; })
+    return K::kBlockThreads;
+  else
+    return kThreads;
+}
+
+constexpr int kMostPeers = 16;
 
 #if !defined(__CUDACC__)
 // A cluster of emulated blocks, which see each other's shared memory.
@@ -54,6 +63,7 @@ struct Block {
   Index x, y, z;       // its position in the grid
   bool reverse_order;  // emulated from the last thread to the first
   Cluster* cluster;    // emulated: null unless the block has peers
+  int threads = kThreads;
 
   // Run f for every thread, then a barrier of the block.
   template <class F>
@@ -68,7 +78,7 @@ struct Block {
 #if defined(__CUDA_ARCH__)
     f(int(threadIdx.x));
 #else
-    for (int i = 0; i < kThreads; ++i) f(reverse_order ? kThreads - 1 - i : i);
+    for (int i = 0; i < threads; ++i) f(reverse_order ? threads - 1 - i : i);
 #endif
   }
   OST_HD void sync_block() const {
@@ -155,13 +165,13 @@ struct PerThread {
 #endif
 };
 
-// What the neighbour has, whose number differs in the lowest bit. All threads of a warp ask.
-template <class R>
+// What the neighbour has, whose number differs in one bit. All threads of a warp ask.
+template <int kBit = 1, class R>
 OST_HD R of_neighbour(PerThread<R>& values, [[maybe_unused]] int thread) {
 #if defined(__CUDA_ARCH__)
-  return __shfl_xor_sync(0xffffffffu, values.value, 1);
+  return __shfl_xor_sync(0xffffffffu, values.value, kBit);
 #else
-  return values.values[thread ^ 1];
+  return values.values[thread ^ kBit];
 #endif
 }
 

@@ -88,11 +88,45 @@ void check_persistent(const Plan& plan, Index hidden, bool backward) {
   if (plan.groups < 1 || plan.span < 1) fail("groups", "a group and a step, at least", std::to_string(plan.groups));
 }
 
+// Raise unless there are clusters of so many blocks that can run this.
+template <class C, class T, class W, class V>
+void check_cluster(const Plan& plan, Index hidden, bool backward) {
+  int capacity = 0;
+  const auto ask = [&]<class K>(K*) { capacity = K::kCapacity; };
+  backward ? with_cluster_backward<C, T, V>(plan.cluster, ask) : with_cluster<C, T, W>(plan.cluster, ask);
+  if (!capacity)
+    fail("cluster", "the blocks of a cluster that there is a kernel for, for this cell in float32", std::to_string(plan.cluster));
+  if (hidden > capacity)
+    fail("cluster", "clusters with room for all weights", std::to_string(plan.cluster) + " blocks for " + std::to_string(hidden) + " units");
+  if (plan.co_launched < 1 || plan.co_launched > 2 || plan.layer_pipelined)
+    fail("co_launched", "1 problem in a launch of clusters, or 2 directions", std::to_string(plan.co_launched));
+}
+
 // Raise unless there is a kernel of that register capacity; 0 is none.
 template <class C, class T, class W>
 void check_loop(int loop) {
   if (loop && !(kLoops<C> && sizeof(T) == 4 && (loop == kLoopCapacity<T, W>[0] || loop == kLoopCapacity<T, W>[1])))
     fail("loop", "a register capacity that there is a kernel for", std::to_string(loop));
+}
+
+// Pack the recurrent weights for the blocks of clusters.
+template <class C, class T, class W, class V, class Run>
+void pack_cluster(Run& run, const PackSharedArgs& a, const Problem<T>& p, const Plan& plan) {
+  const SharedArgs& to = a.shared;
+  check_cluster<C, T, W, V>(plan, p.hidden, to.transposed[0] != 0);
+  const auto one = [&]<class K, class From>(K*, const From& from, Address fragments, Address scales) {
+    using Pack = typename K::template Pack<From>;
+    run(Pack{from, needed<FragmentA>(fragments, "shared"), pointer<float>(scales), K::Fragments::kPacked, K::kPeers});
+  };
+  if (to.panels[0])
+    with_cluster<C, T, W>(plan.cluster, [&]<class K>(K* kernel) {
+      one(kernel, ClusterWeight<W>{static_cast<const W*>(p.panels[1]), p.hidden, K::kCount}, to.panels[0], to.scales[0]);
+    });
+  if (to.transposed[0])
+    with_cluster_backward<C, T, V>(plan.cluster, [&]<class K>(K* kernel) {
+      const BackwardClusterWeight<V> from{static_cast<const V*>(p.transposed[1]), p.hidden, K::kCount};
+      one(kernel, from, to.transposed[0], to.transposed_scales[0]);
+    });
 }
 
 // Pack the recurrent weights for blocks of so many units, from panels and transposed panels.
@@ -101,6 +135,7 @@ void act(Run& run, const PackSharedArgs& a) {
   const Problem<T> p = problem<C, T>(a.weights, a.shared);
   const Plan plan = a.plan.plan();
   if constexpr (sizeof(T) == 4) {
+    if (plan.cluster) return pack_cluster<C, T, W, V>(run, a, p, plan);
     check_persistent<C, T, W, V>(plan, p.hidden, a.shared.transposed[0] != 0);
     const auto one = [&]<class K, int F, class Word>(K*, const void* own, const void* upstream, Address to, Address scales,
                                                      bool transposed) {
@@ -188,6 +223,7 @@ void check_plan(const Plan& plan, Index hidden, bool backward) {
   if (rows && (!supports<C, StreamDriver> || sizeof(T) != 4 || (rows != 8 && rows != 16 && rows != 32) || (backward && !kLoops<C>)))
     fail("rows", "8, 16 or 32 in float32 of a cell without norms and projection, backward of one phase", std::to_string(rows));
   if (plan.units) check_persistent<C, T, W, V>(plan, hidden, backward);
+  if (plan.cluster) check_cluster<C, T, W, V>(plan, hidden, backward);
 }
 
 // Run a backward pass, or one of its halves.
@@ -223,7 +259,7 @@ void act(Run& run, const Pass& pass) {
   if (action == Action::kAdd) return add_weights<C, T>(run, p, backward_problem<C, T>(a.gradients.front(), p.steps, p.batch), a.chunks);
   check_plan<C, T, W, V>(plan, p.hidden, back);
   PassBuffers<T> exchange{};
-  if (plan.units) {
+  if (plan.units || plan.cluster) {
     const int limit = a.spin_limit ? int(a.spin_limit) : kSpinLimit;
     exchange = {{needed<std::uint32_t>(a.exchange, "exchange"), pointer<std::uint32_t>(a.host_status), limit}, pointer<T>(a.carry)};
   }

@@ -49,7 +49,8 @@ struct Emulator {
       std::memset(static_cast<void*>(&space), 0xff, sizeof space);  // NaN: shared memory is not initialised
       if constexpr (requires { K::kPeers; })
         if (cluster) cluster->spaces[at % K::kPeers] = &space;
-      kernel(Block{at % grid.x, at / grid.x % grid.y, at / grid.x / grid.y, how.reverse_order, cluster}, space);
+      const Index x = at % grid.x, y = at / grid.x % grid.y, z = at / grid.x / grid.y;
+      kernel(Block{x, y, z, how.reverse_order, cluster, threads_of<K>()}, space);
     };
     if constexpr (requires { K::kPeers; }) {  // blocks that wait for each other
       std::vector<std::unique_ptr<Cluster>> clusters;

@@ -7,7 +7,7 @@ namespace ost::OST_SET {
 constexpr std::size_t kStaticBytes = 48 << 10;  // shared memory that needs no attribute
 
 template <class K>
-__global__ void __launch_bounds__(kThreads, 1) entry(const __grid_constant__ K kernel, Index x, Index y) {
+__global__ void __launch_bounds__(threads_of<K>(), 1) entry(const __grid_constant__ K kernel, Index x, Index y) {
 #if __CUDA_ARCH__ < 900
   if constexpr (requires { K::kPeers; })
     if constexpr (K::kPeers > 1) return;  // the planner does not use clusters there

@@ -78,6 +78,35 @@ py::list persistent_kernels(const std::vector<int>& columns, Index hidden, int w
   return out;
 }
 
+// The kernels of clusters for a cell whose recurrent product feeds so many columns of a unit.
+template <class C, class W>
+py::list cluster_facts(bool backward) {
+  py::list out;
+  const auto add = [&]<class K>(K*) {
+    py::dict one;
+    const Index outputs = K::kPeers * K::Fragments::kOuts;  // of all blocks
+    one["blocks"] = K::kPeers, one["warps"] = K::kBlockThreads / 32, one["rows"] = kClusterRows, one["capacity"] = K::kCapacity;
+    one["parts"] = K::kParts, one["scale_count"] = K::kParts > 1 ? outputs : 0;
+    one["weight_bytes"] = K::kParts * outputs / 16 * K::Fragments::kPacked * kThreads * Index(sizeof(FragmentA));
+    out.append(one);
+  };
+  for (const int blocks : {2, 4, 8, 16})
+    backward ? with_cluster_backward<C, float, W>(blocks, add) : with_cluster<C, float, W>(blocks, add);
+  return out;
+}
+template <class... N>
+py::list cluster_kernels(int columns, int word, bool backward, CellList<N...>) {
+  py::list out;
+  const auto one = [&]<class C>(C*) {
+    if constexpr (kClusters<C>)
+      if (py::len(out) == 0 && C::kPhases[0].product.count() == columns)
+        out = word == 2 ? cluster_facts<C, Bfloat>(backward) : cluster_facts<C, float>(backward);
+  };
+  (one(static_cast<typename N::Cell*>(nullptr)), ...);
+  return out;
+}
+inline Index status_bytes() { return kHeaderWords * Index(sizeof(std::uint32_t)); }
+
 // Bytes of the fragments of weights that blocks stream, by product (0 for that of the input) and transposed.
 template <class... N>
 py::tuple stream_bytes(CellId cell, Index hidden, CellList<N...>) {

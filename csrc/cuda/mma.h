@@ -64,7 +64,7 @@ OST_HD void multiply_fragments([[maybe_unused]] const Block& block, A&& a, B&& b
   // Products of 2-byte numbers are exact as floats, so a sum rounds once, as with a fused instruction.
   typedef float Row __attribute__((vector_size(32)));
   const auto half = [](std::uint32_t word, int k) { return widen(W{std::uint16_t(word >> 16 * k)}); };
-  for (int first = 0; first < kThreads; first += 32) {
+  for (int first = 0; first < block.threads; first += 32) {
     float left[16][16];
     Row right[16], out[16];
     for (int thread = first; thread < first + 32; ++thread) {

@@ -11,10 +11,29 @@
 namespace ost::OST_SET {
 namespace {
 
+constexpr int kPortablePeers = 8;  // blocks of a cluster that every device with clusters takes
+
 void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
   cudaGetLastError();  // clear the error, which is not the next call's
   throw std::runtime_error(std::string("CUDA: ") + what + ": " + cudaGetErrorString(status) + " (" + cudaGetErrorName(status) + ")");
+}
+
+// A launch of one cluster of a kernel whose clusters run independently of each other.
+template <class K>
+cudaLaunchConfig_t cluster_config(cudaLaunchAttribute* attribute) {
+  if (K::kPeers > kPortablePeers)
+    check(cudaFuncSetAttribute(entry<K>, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "asking for large clusters");
+  attribute->id = cudaLaunchAttributeClusterDimension, attribute->val.clusterDim = {unsigned(K::kPeers), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(unsigned(K::kPeers)), config.blockDim = dim3(threads_of<K>());
+  config.attrs = attribute, config.numAttrs = 1;
+  if constexpr (sizeof(typename K::Space) > kStaticBytes) {
+    config.dynamicSmemBytes = sizeof(typename K::Space);
+    check(cudaFuncSetAttribute(entry<K>, cudaFuncAttributeMaxDynamicSharedMemorySize, int(sizeof(typename K::Space))),
+          "asking for shared memory");
+  }
+  return config;
 }
 
 struct Stream {
@@ -26,7 +45,12 @@ struct Stream {
     const Index blocks = grid.x * grid.y * grid.z;
     if (blocks == 0) return;
     if (blocks > Index(0x7fffffff)) fail("x", "fewer than 2^31 blocks of work for a kernel", std::to_string(blocks));
-    if constexpr (requires { K::kPeers; }) {  // refused unless all blocks can run at the same time
+    if constexpr (requires { K::kIndependent; }) {
+      cudaLaunchAttribute attribute{};
+      cudaLaunchConfig_t config = cluster_config<K>(&attribute);
+      config.gridDim = dim3(unsigned(blocks)), config.stream = stream;
+      check(cudaLaunchKernelEx(&config, entry<K>, kernel, grid.x, grid.y), "launching a kernel of clusters");
+    } else if constexpr (requires { K::kPeers; }) {  // refused unless all blocks can run at the same time
       cudaLaunchAttribute attributes[2] = {};
       attributes[0].id = cudaLaunchAttributeCooperative, attributes[0].val.cooperative = 1;
       attributes[1].id = cudaLaunchAttributeClusterDimension;
@@ -170,6 +194,32 @@ int clusters_of(int device, int major) {
   return 0;
 }
 
+// Return (blocks of a cluster, how many such clusters run at the same time on the current device) for the clusters that take rows
+// through all steps and that the device takes.
+py::tuple cluster_fits(int device, int major) {
+  py::list out;
+  int present = 0;
+  cudaGetDevice(&present);
+  if (major < 9 || present != device) return py::tuple(out);
+  for (const int blocks : {2, 4, 8, 16}) {
+    int least = 0x7fffffff;  // of both passes
+    const auto ask = [&]<class K>(K*) {
+      int count = 0;
+      cudaLaunchAttribute attribute{};
+      try {
+        const cudaLaunchConfig_t config = cluster_config<K>(&attribute);
+        check(cudaOccupancyMaxActiveClusters(&count, entry<K>, &config), "asking how many clusters fit");
+      } catch (const std::runtime_error&) {
+        count = 0;  // the device does not take so many blocks
+      }
+      least = smaller(least, count);
+    };
+    with_cluster<Lstm, float, Half>(blocks, ask), with_cluster_backward<Lstm, float, Bfloat>(blocks, ask);
+    if (least) out.append(py::make_tuple(blocks, least));
+  }
+  return py::tuple(out);
+}
+
 py::dict device_info(int device) {
   cudaDeviceProp p;
   check(cudaGetDeviceProperties(&p, device), "asking for a device's properties");
@@ -178,7 +228,7 @@ py::dict device_info(int device) {
   int khz = 0;
   check(cudaDeviceGetAttribute(&khz, cudaDevAttrClockRate, device), "asking for a device's clock");
   py::dict d;
-  d["clock_hz"] = khz * 1e3, d["clusters"] = clusters_of(device, p.major);
+  d["clock_hz"] = khz * 1e3, d["clusters"] = clusters_of(device, p.major), d["cluster_fits"] = cluster_fits(device, p.major);
   d["name"] = std::string(p.name), d["capability"] = py::make_tuple(p.major, p.minor), d["multiprocessors"] = p.multiProcessorCount;
   d["shared_bytes"] = p.sharedMemPerBlockOptin, d["l2_bytes"] = p.l2CacheSize;
   d["memory_bytes"] = p.totalGlobalMem, d["driver"] = driver, d["runtime"] = CUDART_VERSION;

@@ -1,5 +1,6 @@
 // The order of the kernels in a pass. `run` launches a kernel after those before it.
 #pragma once
+#include "cluster_backward.h"
 #include "loop.h"
 #include "norm.h"
 #include "persistent.h"
@@ -113,6 +114,35 @@ bool with_persistent_backward(const Plan& plan, F&& f) {
   return false;
 }
 
+// Call f<blocks, warps>() with those of the clusters of so many blocks, if there are any.
+template <class W, class F>
+void run_cluster(int blocks, F&& f) {
+  if (blocks == 2) f.template operator()<2, 8>();
+  if (blocks == 4) f.template operator()<4, 8>();
+  if constexpr (ExchangeWords<W>::kParts == 1) {
+    if (blocks == 8) f.template operator()<8, 8>();
+    if (blocks == 16) f.template operator()<16, 4>();
+  }
+}
+template <class C, class T, class W, int kBlocks, int kWarps>
+using ClusterOf = ClusterKernel<C, T, typename ExchangeWords<W>::Forward, ExchangeWords<W>::kParts, kBlocks, kWarps>;
+template <class C, class T, class V, int kBlocks, int kWarps>
+using BackwardClusterOf = BackwardClusterKernel<C, T, typename ExchangeWords<V>::Backward, ExchangeWords<V>::kParts, kBlocks, kWarps>;
+// Call f(K*) for the kernel of clusters of so many blocks, if there is one.
+template <class C, class T, class W, class F>
+void with_cluster(int blocks, F&& f) {
+  if constexpr (kClusters<C> && sizeof(T) == 4)
+    run_cluster<W>(blocks, [&]<int kBlocks, int kWarps>() { f(static_cast<ClusterOf<C, T, W, kBlocks, kWarps>*>(nullptr)); });
+}
+template <class C, class T, class V, class F>
+void with_cluster_backward(int blocks, F&& f) {
+  if constexpr (kClusters<C> && sizeof(T) == 4)
+    run_cluster<V>(blocks, [&]<int kBlocks, int kWarps>() { f(static_cast<BackwardClusterOf<C, T, V, kBlocks, kWarps>*>(nullptr)); });
+}
+
+// What resets the status of a launch that exchanges nothing through memory.
+inline ClearExchangeKernel clear_status(const ExchangeBuffer& buffer) { return {buffer, 4, 0, 1, 1, 0, {}, 1, 1, false, true}; }
+
 // Whether the product of a phase and the cell after it are one kernel: no norm stands between them.
 template <class C, int F>
 inline constexpr bool kFused = matrix_columns<C>(F + 1) > 0 && !is_normed<C>(F + 1);
@@ -182,11 +212,18 @@ void check_strides(const Problem<T>& p) {
   if (widest > kMostStride) fail("x", "fewer than 2^31 numbers from one step to the next", std::to_string(widest));
 }
 
+template <class C, class T>
+void check_strides(const Problem<T>& p, const BackwardProblem<T>& g) {
+  check_strides<C>(p);
+  for (const Index stride : {g.dy.t, g.control.dcells.t})
+    if (larger(stride, -stride) > kMostStride) fail("dy", "fewer than 2^31 numbers from one step to the next", std::to_string(stride));
+}
+
 // `other` is the second problem of a plan of two.
 template <class C, class T, class W, class Run>
 void forward(Run& run, const Problem<T>& p, const Problem<T>& other, const PassBuffers<T>& exchange, const Plan& plan) {
   if (p.batch == 0) return;
-  if (plan.units && p.steps > 0)
+  if ((plan.units || plan.cluster) && p.steps > 0)
     for (const Problem<T>* one : {&p, &other}) check_strides<C>(*one);
   project<C, T, W>(run, p);
   if (plan.co_launched > 1 && !plan.layer_pipelined) project<C, T, W>(run, other);
@@ -201,7 +238,13 @@ void forward(Run& run, const Problem<T>& p, const Problem<T>& other, const PassB
       if (plan.co_launched > 1) run(PoisonOutputsKernel<C, T>{other, {}, exchange.buffer, false});
     }
   }
-  for (Index step = 0; step < (plan.loop || plan.units ? 0 : p.steps); ++step) run_phases<C, T, W>(run, p, step, plan.rows);
+  if (plan.cluster && p.steps > 0) {
+    run(clear_status(exchange.buffer));
+    with_cluster<C, T, W>(plan.cluster, [&]<class K>(K*) { run(K{{}, {p, other}, exchange.buffer, plan.co_launched}); });
+    run(PoisonOutputsKernel<C, T>{p, {}, exchange.buffer, false});
+    if (plan.co_launched > 1) run(PoisonOutputsKernel<C, T>{other, {}, exchange.buffer, false});
+  }
+  for (Index step = 0; step < (plan.loop || plan.units || plan.cluster ? 0 : p.steps); ++step) run_phases<C, T, W>(run, p, step, plan.rows);
   run(FinalKernel<C, T>{p});
   if (plan.co_launched > 1) run(FinalKernel<C, T>{other});
 }
@@ -281,7 +324,7 @@ template <class C, class T, class V, class Run>
 void products(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, const PassBuffers<T>& exchange, const Plan& plan,
               bool shared_dx) {
   if constexpr (supports<C, PersistentDriver>)
-    if (plan.units && p.steps > 0 && g.ends()) run(PoisonOutputsKernel<C, T>{p, g, exchange.buffer, true});
+    if ((plan.units || plan.cluster) && p.steps > 0 && g.ends()) run(PoisonOutputsKernel<C, T>{p, g, exchange.buffer, true});
   if (p.steps > 0) {
     for_operations<C, 0>([&]<int J>() { run(ProductNormGradientKernel<C, T, J>{p, g, 0, p.steps * p.batch}); });
     const Range rows = shared_dx ? Range{0, p.steps * p.batch} : g.rows(p);
@@ -322,12 +365,19 @@ void through_time(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, co
                         [&](const LaunchArgs<T>& launch_args) { return K{{p, other}, {g, other_g}, launch_args}; });
       });
   }
+  if (plan.cluster && p.steps > 0) {
+    check_strides<C>(p, g), check_strides<C>(other, other_g);
+    if (g.begins()) run(clear_status(exchange.buffer));
+    with_cluster_backward<C, T, V>(plan.cluster, [&]<class K>(K*) {
+      run(K{{}, {p, other}, {g, other_g}, exchange.buffer, plan.co_launched, g.steps(p.steps)});
+    });
+  }
   if constexpr (kLoops<C> && sizeof(T) == 4) {
     run_loop<T, V>(plan.loop, [&]<int K>() { run(BackwardLoopKernel<C, T, V, K>{p, g}); });
     if (rows > 0 && p.steps > 0) run(CellKernel<C, T, 0>{p, g, p.mask().time(p.steps - 1)});
     for (Index s = rows > 0 ? p.steps : 0; s-- > 0;) run_stream(rows, [&]<int R>() { run(StreamBackwardKernel<C, T, V, R>{p, g, s}); });
   }
-  for (Index s = plan.loop || plan.units || rows ? 0 : p.steps; s-- > 0;) {
+  for (Index s = plan.loop || plan.units || plan.cluster || rows ? 0 : p.steps; s-- > 0;) {
     const Index t = p.reverse ? p.steps - 1 - s : s;
     if (g.control.clip_norm > 0) run(NormKernel<C, T>{p, g, t});
     if constexpr (is_projected<C>()) {

@@ -22,6 +22,7 @@ struct Plan {
   Index span;       // steps of such a launch
   int co_launched;  // problems in a launch; 2 are both directions, or with `layer_pipelined` two layers
   bool layer_pipelined;
+  int cluster;  // blocks of a cluster that takes a few rows through all steps
 };
 
 }  // namespace ost::OST_SET

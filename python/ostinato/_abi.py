@@ -128,6 +128,7 @@ class PlanFields(TypedDict):
     span: int
     co_launched: int
     layer_pipelined: bool
+    cluster: int
 
 
 class PassFields(TypedDict):

@@ -35,7 +35,15 @@ from ._buffers import (
 )
 from ._cells import UNIT_WEIGHTS, drivers_of, facts_of
 from ._device import Device
-from ._plan import GpuPlan, Partition, chunks_of, plan, plan_by_step, register_capacity_for
+from ._plan import (
+    ClusterKernel,
+    GpuPlan,
+    Partition,
+    chunks_of,
+    plan,
+    plan_by_step,
+    register_capacity_for,
+)
 
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")  # of every cell
 FLOAT16_MAX = 65504.0
@@ -317,6 +325,23 @@ def partition_of(
     )
 
 
+def packed_sizes(
+    w: Weights, planned: GpuPlan, backward: bool, has_upstream: bool = False
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return, by phase, the bytes of the weights that blocks keep and the number of their scales.
+
+    They are those of a "persistent" or a "cluster" kernel; of others there are none.
+    """
+    if planned.cluster:
+        columns = columns_of(w.cell)[1][1]
+        kernel = ClusterKernel.of(columns, planned.cluster, w.word_bytes, backward)
+        return (kernel.weight_bytes,), (kernel.scale_count,)
+    if not planned.units:
+        return (), ()
+    partition = partition_of(w, planned, backward, has_upstream)
+    return partition.weight_bytes, partition.scale_counts
+
+
 NOT_SHARED: SharedFields = {
     "panels": [],
     "scales": [],
@@ -328,18 +353,19 @@ NOT_SHARED: SharedFields = {
 def partitioned(
     w: Weights, planned: GpuPlan, backward: bool, upstream: Weights | None = None
 ) -> SharedFields:
-    """Return the recurrent weights as the blocks of a "persistent" kernel load them.
+    """Return the recurrent weights as the blocks of "persistent" and "cluster" kernels load them.
 
     They are made when first asked for. ``upstream`` is the layer that this one follows in the same
     launches: its words are multiplied by the weights of the input between the two.
     """
-    if not planned.units:
+    if not (planned.units or planned.cluster):
         return NOT_SHARED
-    key = planned.units, planned.peers, planned.layer_pipelined, backward, upstream is not None
+    key = (planned.units, planned.peers, planned.layer_pipelined, planned.cluster, backward)
+    key += (upstream is not None,)
     if key not in w.shared:
-        partition, xp = partition_of(w, planned, backward, upstream is not None), w.device.xp
-        weights = [xp.empty(size, np.uint8) for size in partition.weight_bytes]
-        scales = [xp.empty(n, np.float32) if n else None for n in partition.scale_counts]
+        xp, sizes = w.device.xp, packed_sizes(w, planned, backward, upstream is not None)
+        weights = [xp.empty(size, np.uint8) for size in sizes[0]]
+        scales = [xp.empty(n, np.float32) if n else None for n in sizes[1]]
         shared: SharedFields = {
             "panels": [] if backward else weights,
             "scales": [] if backward else scales,
@@ -359,7 +385,9 @@ def partitioned(
 
 
 def exchange_bytes(w: Weights, planned: GpuPlan, backward: bool) -> int:
-    """Return the bytes of the exchange buffer of a launch."""
+    """Return the bytes of the exchange buffer of a launch; of clusters it is the status alone."""
+    if planned.cluster:
+        return _core.status_bytes()
     if not planned.units:
         return 0
     return _core.exchange_bytes(
@@ -381,6 +409,7 @@ def plan_fields(planned: GpuPlan) -> PlanFields:
         "span": planned.span,
         "co_launched": planned.co_launched,
         "layer_pipelined": planned.layer_pipelined,
+        "cluster": planned.cluster,
     }
 
 
@@ -393,6 +422,7 @@ NO_PLAN: PlanFields = {
     "span": 0,
     "co_launched": 1,
     "layer_pipelined": False,
+    "cluster": 0,
 }
 
 
@@ -412,7 +442,7 @@ def pass_fields(
         upstream = w if k > 0 and planned.layer_pipelined else None
         layer["shared"] = partitioned(own, planned, backward, upstream)
     exchange = carry = None
-    if planned.units:
+    if planned.units or planned.cluster:
         exchange = w.device.xp.empty(exchange_bytes(w, planned, backward) // 4, np.uint32)
     if planned.units and not backward and planned.span < sizes[0]:
         shape = (planned.co_launched, facts_of(w.cell)["states"], sizes[1], w.hidden)
@@ -426,8 +456,8 @@ def pass_fields(
         "host_status": int(w.device.host_status.ctypes.data),
         "spin_limit": 0,
         "chunks": planned.chunks,
-        # With those that clear the exchange buffer.
-        "launches": planned.launches * (2 if planned.units else 1),
+        # With those that clear the exchange buffer, or the status, and look at the status.
+        "launches": planned.launches * (2 if planned.units else 3 if planned.cluster else 1),
     }
 
 

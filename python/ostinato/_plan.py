@@ -53,6 +53,12 @@ TILES, TILES_EXACT, TILES_DOUBLE = 29.0, FMA / 3, FMA / 6
 LIBRARY = 88.0  # of the array library's float32 products
 LIBRARY_WORDS = 730.0  # of those of words of 2 bytes
 LAUNCH = 2.4e-6  # seconds of one more kernel in a recorded graph (an estimate)
+# Cycles of a step of a "cluster" kernel, by its capacity and the blocks of a cluster. These are not
+# fitted: they are what a prototype of a forward pass of an LSTM in float16 took on the device above,
+# of 16 rows. No device has run the kernels of this library. Split words, and backward, take so many
+# times as long (estimates).
+CLUSTER_STEP = {(64, 2): 1010.0, (128, 4): 1370.0, (256, 8): 2630.0, (256, 16): 1900.0}
+CLUSTER_SPLIT, CLUSTER_BACKWARD = 1.3, 1.5
 # Seconds of a launch that partitions the weights: it clears the exchange buffer and loads the
 # weights into registers (an estimate).
 START = 8e-6
@@ -71,6 +77,8 @@ class GpuFigures:
         clock_hz: of the multiprocessors.
         clusters: how many clusters of blocks, which write to each other's shared memory, run at the
             same time.
+        cluster_fits: for "cluster" kernels: blocks of a cluster, and how many such clusters run at
+            the same time; empty where a device has no clusters.
         library: whether its array library has found a product (cuBLAS).
         why_no_words: why that library has no product of words of 2 bytes whose sums are float32
             (`_words.why_not`); "": it has.
@@ -85,6 +93,7 @@ class GpuFigures:
     clusters: int = 0
     library: bool = True
     why_no_words: str = ""
+    cluster_fits: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,7 +104,9 @@ class GpuPlan:
         kernel: "loop": one launch, in which every block takes some rows of the batch through all
             steps, with the recurrent weights in the registers of its multiprocessor. "persistent":
             all steps in few launches, with the weights in the registers of many multiprocessors,
-            which exchange what a step needs. "stream" and "step": a launch for every step and
+            which exchange what a step needs. "cluster": all steps in one launch, with the weights
+            in the registers of the blocks of a cluster, which takes `ROWS` rows of the batch and
+            exchanges what a step needs in their shared memory. "stream" and "step": a launch for every step and
             phase, of blocks that each read their part of the weights for all rows at once, or that
             compute the product tile by tile.
         blocks: of the launch, or of a step.
@@ -114,6 +125,7 @@ class GpuPlan:
         co_launched: problems that share the launches: 1, or 2 for both directions, or with
             `layer_pipelined` for two layers.
         layer_pipelined: whether the two problems are layers, one a step behind the other.
+        cluster: blocks of a cluster of a "cluster" kernel; 0 for other kernels.
         chunks: chunks of the steps of a backward pass. While the steps of one run, the products of
             the one before (dx, dW, dR) run on the multiprocessors that are free.
         seconds: time of the recurrence, of both problems if two are co-launched, by the model of
@@ -134,6 +146,7 @@ class GpuPlan:
     span: int = 0
     co_launched: int = 1
     layer_pipelined: bool = False
+    cluster: int = 0
     chunks: int = 1
     seconds: float = 0.0
 
@@ -242,6 +255,89 @@ class Partition:
         return len(self.depth) * each + sum(self.depth) * RECEIVE + reading + matrix
 
 
+@dataclass(frozen=True)
+class ClusterKernel:
+    """A "cluster" kernel that there is: figures of `_core.cluster_kernels`.
+
+    Attributes:
+        blocks: of a cluster.
+        warps: of a block.
+        rows: rows of the batch of a cluster.
+        capacity: hidden units that a cluster has room for.
+        parts: words of an operand: 2 where a float is split into two words of 2 bytes.
+        weight_bytes: bytes of the weights of a cluster.
+        scale_count: scales of those weights; 0 where operands are one word.
+    """
+
+    blocks: int
+    warps: int
+    rows: int
+    capacity: int
+    parts: int
+    weight_bytes: int
+    scale_count: int
+
+    @classmethod
+    def all_of(cls, columns: int, word: int, backward: bool) -> list[ClusterKernel]:
+        """Return those for a recurrent product of so many columns a unit, and bytes of an operand."""
+        return [cls(**k) for k in _core.cluster_kernels(columns, word, backward)]
+
+    @classmethod
+    def of(cls, columns: int, blocks: int, word: int, backward: bool) -> ClusterKernel:
+        """Return that of clusters of so many blocks; raise where there is none."""
+        for kernel in cls.all_of(columns, word, backward):
+            if kernel.blocks == blocks:
+                return kernel
+        raise ValueError(
+            f"cluster: expected the blocks of a cluster that there is a kernel for, for {columns} "
+            f"columns, got {blocks}"
+        )
+
+    def cycles(self, backward: bool) -> float:
+        """Return the cycles of a step by the model."""
+        cycles = CLUSTER_STEP[self.capacity, self.blocks]
+        return cycles * (CLUSTER_SPLIT if self.parts > 1 else 1) * (CLUSTER_BACKWARD if backward else 1)
+
+
+def _by_cluster(
+    device: GpuFigures,
+    columns: int,
+    hidden: int,
+    steps: int,
+    batch: int,
+    word: int,
+    backward: bool,
+    directions: int,
+) -> GpuPlan | None:
+    """Return the plan of a "cluster" kernel that costs least for each direction, if there is any."""
+    fits, plans = dict(device.cluster_fits), []
+    for kernel in ClusterKernel.all_of(columns, word, backward):
+        if hidden > kernel.capacity or not fits.get(kernel.blocks):
+            continue
+        for count in range(1, directions + 1):
+            clusters = count * -(-batch // kernel.rows)
+            waves = -(-clusters // fits[kernel.blocks])
+            seconds = START + waves * steps * kernel.cycles(backward) / device.clock_hz
+            said = (
+                f"clusters of {kernel.blocks} blocks of {kernel.warps} warps have room for the "
+                f"recurrent weights (H = {hidden} of {kernel.capacity}); {clusters} of them, of "
+                f"{kernel.rows} rows each"
+            )
+            plans.append(
+                GpuPlan(
+                    "cluster",
+                    clusters * kernel.blocks,
+                    1,
+                    False,
+                    said + "; both directions in the same launch" * (count > 1),
+                    co_launched=count,
+                    cluster=kernel.blocks,
+                    seconds=seconds,
+                )
+            )
+    return min(plans, key=lambda p: p.seconds / p.co_launched, default=None)
+
+
 def partitions_for(
     device: GpuFigures,
     columns: list[int],
@@ -297,6 +393,20 @@ def plan(
         pipeline_columns: the columns of a pre-activation if those two are layers; 0 for directions.
         lacks: what kernels that hold the recurrent weights lack for the cell; "": nothing.
     """
+    if device.cluster_fits and not (by_step or lacks) and (word == 2 or (word == 4 and split)):
+        sizes = {"hidden": hidden, "steps": steps, "batch": batch, "word": word}
+        others = plan(
+            replace(device, cluster_fits=()),
+            products,
+            **sizes,
+            inputs=inputs,
+            split=split,
+            backward=backward,
+            co_launched=co_launched,
+            pipeline_columns=pipeline_columns,
+        )
+        directions = 1 if pipeline_columns else co_launched
+        return _cheaper(device, products, others, directions, backward, **sizes)
     library, width = _has_library(device, steps * batch, word), inputs or hidden
     may_split = split and word == 4 and library and not lacks and not device.why_no_words
     library_split = may_split and steps * batch * width * hidden * sum(products) >= SPLIT_WORK
@@ -341,6 +451,23 @@ def plan(
             f"{why}; to partition them would take longer, by the model {times:.2g} times as long"
         )
     return of_library(_in_chunks(device, best, wanted) if backward else shared)
+
+
+def _cheaper(
+    device: GpuFigures,
+    products: list[int],
+    others: GpuPlan,
+    directions: int,
+    backward: bool,
+    **sizes: int,
+) -> GpuPlan:
+    """Return the plan of a "cluster" kernel if it costs less than that of others."""
+    if len(products) > 1:
+        return others
+    by = _by_cluster(device, products[0], backward=backward, directions=directions, **sizes)
+    if by is None or by.seconds / by.co_launched >= others.seconds / others.co_launched:
+        return others
+    return replace(by, library=others.library, library_split=others.library_split)
 
 
 def _why_by_step(word: int, by_step: bool, lacks: str) -> str:

@@ -69,15 +69,14 @@ def _flops(layer: Recurrent, steps: int, batch: int) -> float:
 
 def _weight_bytes(layer: Recurrent, backend: Any, plans: dict[str, Any]) -> int:
     """Return the bytes of the packed weights, and of those that blocks divide among themselves."""
-    from .._launch import partition_of
+    from .._launch import packed_sizes
 
     directions = layer._directions
     partitions = [
-        sum(partition_of(w, p, which == "backward", has_upstream).weight_bytes)
+        sum(packed_sizes(w, p, which == "backward", has_upstream)[0])
         for which, of in plans.items()
         for _, w, p in of
         for has_upstream in ((False, True) if p.layer_pipelined else (False,) * directions)
-        if p.units
     ]
     packed: int = sum(w.bytes for w in backend.parts)
     split: int = sum(
@@ -96,13 +95,15 @@ def _plan(which: str, name: str, w: Any, p: Any) -> list[str]:
         f"  {which:<14} {name}: kernel {p.kernel}, {launches} of {p.blocks} blocks",
         f"                 {p.reason}",
         f"                 about {time_of(p.seconds)} by the planner's model, "
-        f"{_confirmed(w.device.figures.name)}",
+        f"{_confirmed(w.device.figures.name, p.kernel)}",
         f"                 products of all steps at once: {_products(w, p)}",
     ]
 
 
-def _confirmed(name: str) -> str:
-    """Return which device has confirmed the planner's model."""
+def _confirmed(name: str, kernel: str) -> str:
+    """Return which device has confirmed the planner's model of a kernel."""
+    if kernel == "cluster":
+        return f"which is of a prototype on an {CONFIRMED_BY}; no device has run this kernel"
     if CONFIRMED_BY in name:
         return "which was fitted to this kind of device"
     return f"which was fitted to an {CONFIRMED_BY}, and no run on this device has confirmed"

@@ -19,6 +19,7 @@ DRIVERS = {  # of a GPU, by the names that its plans have
     "stream": "blocks that each read their part of the weights once a step",
     "loop": "one multiprocessor for all steps",
     "persistent": "multiprocessors that share the recurrent weights",
+    "cluster": "clusters of blocks that keep the recurrent weights of some rows",
 }
 
 
