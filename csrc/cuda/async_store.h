@@ -152,11 +152,11 @@ OST_HD void store_async([[maybe_unused]] PeerMemory peer, [[maybe_unused]] int p
 // Wait until the phase of this parity has ended. Return whether the launch has been given up: then
 // nobody waits any longer.
 OST_HD bool wait_for_bytes(ByteBarrier& barrier, int parity, const ExchangeBuffer& buffer, bool lost) {
-  for (int polls = 0; !lost && !barrier.has_ended(parity); ++polls) {
+  for (int polls = 0; !lost && !barrier.has_ended(parity);) {
 #if !defined(__CUDACC__)
     if (AsyncStores::make_way()) continue;
 #endif
-    lost = !keep_polling(buffer, polls);
+    lost = !keep_polling(buffer, polls++);
   }
   return lost;
 }
