@@ -109,6 +109,15 @@ def test_navigation_names_every_page_once() -> None:
     assert [page for page in NAVIGATION if not (ROOT / page).exists()] == []
 
 
+def test_stylesheets_are_part_of_the_tree() -> None:
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    (named,) = re.findall(r"^extra_css: \[(.*)\]$", text, re.M)
+    tree = (ROOT / "tools" / "site" / "tree").read_text(encoding="utf-8")
+    for path in named.split(", "):
+        assert (ROOT / path).read_text(encoding="utf-8").count("{")
+        assert f" {path}" in tree  # else a page names what the site does not have
+
+
 def test_every_public_module_has_a_page() -> None:
     text = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "docs" / "api").rglob("*.md"))
     shown = re.findall(r"^::: (\S+)$", text, re.M)
