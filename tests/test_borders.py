@@ -460,6 +460,71 @@ CASES: dict[str, tuple[Any, type[Exception], str]] = {
         ValueError,
         "delta: expected a finite number above 0, got 0",
     ),
+    "a flag": (
+        lambda: layer(bidirectional="no"),
+        TypeError,
+        "bidirectional: expected True or False, got 'no'",
+    ),
+    "a flag of many": (
+        lambda: ost.nn.Linear(2, 2, bias=np.ones(2)),
+        TypeError,
+        "bias: expected True or False, got array([1., 1.])",
+    ),
+    "a size beyond 64 bits": (
+        lambda: layer(num_layers=10**20),
+        ValueError,
+        f"num_layers: expected a whole number below 2**63, got {10**20}",
+    ),
+    "precision": (
+        lambda: layer(precision=np.ones(2)),
+        ValueError,
+        "precision: expected one of 'float32', 'bfloat16', 'int8', 'exact', got array([1., 1.])",
+    ),
+    "no delta": (
+        lambda: ost.losses.Huber(None),  # type: ignore[arg-type]
+        TypeError,
+        "delta: expected a finite number above 0, got None",
+    ),
+    "ignore_index": (
+        lambda: ost.losses.CrossEntropy(ignore_index="x"),  # type: ignore[arg-type]
+        TypeError,
+        "ignore_index: expected a whole number, got 'x'",
+    ),
+    "class_weights": (
+        lambda: ost.losses.CrossEntropy(class_weights="x"),  # type: ignore[arg-type]
+        TypeError,
+        "class_weights: expected [V] finite numbers of at least 0, some above 0, got 'x'",
+    ),
+    "no model": (
+        lambda: ost.optim.clip_by_norm(None, 1.0),  # type: ignore[arg-type]
+        TypeError,
+        "model: expected a Layer, got NoneType",
+    ),
+    "no texts": (
+        lambda: ost.metrics.cer(None, ["a"]),  # type: ignore[arg-type]
+        TypeError,
+        "references: expected a text or a sequence, got NoneType",
+    ),
+    "hop": (
+        lambda: ost.audio.log_mel(np.ones(800), 8000, hop=None),  # type: ignore[arg-type]
+        TypeError,
+        "hop: expected a finite number of at least 0, got None",
+    ),
+    "no shape": (
+        lambda: ost.explain(layer(), None),
+        TypeError,
+        "shape: expected (T, B, I) or (T, I), got None",
+    ),
+    "no kernels": (
+        lambda: ost.use_kernels(None),  # type: ignore[arg-type]
+        TypeError,
+        "name: expected the name of a kernel set, got None",
+    ),
+    "flow of nothing": (
+        lambda: ost.diagnostics.gradient_flow(None, X),  # type: ignore[arg-type]
+        TypeError,
+        "model: expected recurrent layers, got None",
+    ),
     "smoothing": (
         lambda: ost.losses.CrossEntropy(label_smoothing=1),
         ValueError,

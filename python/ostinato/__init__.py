@@ -53,8 +53,8 @@ if _TYPE_CHECKING:
 
 _read_environment()
 
-# Modules that an import does not need are loaded when they are first asked for: `import ostinato`
-# takes a third of the time.
+# What a layer does not need to run is loaded when it is first asked for: an import takes a third of
+# the time. tests/test_process.py says what an import may load.
 _LATER = {
     "Trainer": "train",
     "Trees": "_trees",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 else:
     Seed = Any  # numpy.random takes 10 ms to import: a program that only loads weights does without
 
+LARGEST_INT = 2**63 - 1  # of the sizes of arrays, and of the native code
 SHOWN, LONGEST = 8, 80  # names in an error, and characters of each
 # The elements of the file that a model is being made from; None: it is made from no file.
 _elements_of_file: ContextVar[int | None] = ContextVar("elements_of_file", default=None)
@@ -35,13 +36,31 @@ def some(names: Sequence[Any]) -> str:
     return f"[{', '.join(f'{n!r:.{LONGEST + 2}}' for n in first)}]{more}" if names else "nothing"
 
 
-def positive(name: str, value: object, minimum: int = 1) -> int:
-    """Return a whole number, at least ``minimum``."""
+def flag(name: str, value: object) -> bool:
+    """Return True or False; 1 and 0 stand for them, and nothing else does."""
+    given: Any = value
+    if isinstance(given, (bool, np.bool_)):
+        return bool(given)
+    if isinstance(given, (int, np.integer)) and given in (0, 1):
+        return bool(given)
+    raise TypeError(f"{name}: expected True or False, got {value!r:.{LONGEST}}")
+
+
+def whole(name: str, value: object) -> int:
+    """Return a whole number that 64 bits hold."""
     given: Any = value  # anything may come in; that is what is checked
     try:
         n = operator.index(given)
     except TypeError:
         raise TypeError(f"{name}: expected a whole number, got {value!r}") from None
+    if not -LARGEST_INT <= n <= LARGEST_INT:
+        raise ValueError(f"{name}: expected a whole number below 2**63, got {value!r}")
+    return n
+
+
+def positive(name: str, value: object, minimum: int = 1) -> int:
+    """Return a whole number, at least ``minimum``."""
+    n = whole(name, value)
     if isinstance(value, bool) or n < minimum:
         raise ValueError(f"{name}: expected a whole number of at least {minimum}, got {value!r}")
     return n
@@ -56,6 +75,17 @@ def number(name: str, value: object, wanted: str) -> float:
         return float(given)
     except (TypeError, ValueError, OverflowError):
         raise TypeError(f"{name}: expected {wanted}, got {value!r}") from None
+
+
+def reals(name: str, value: object, wanted: str) -> Array:
+    """Return real numbers as a new float64 array; the error calls them ``wanted``."""
+    try:
+        a = np.array(value)
+    except ValueError:  # lists of different lengths
+        a = np.array(None)
+    if a.dtype.kind not in "biuf":
+        raise TypeError(f"{name}: expected {wanted}, got {value!r:.{LONGEST}}")
+    return a.astype(np.float64)
 
 
 def fraction(name: str, value: object) -> float:
@@ -76,14 +106,14 @@ def finite(name: str, value: object, *, minimum: float = 0.0) -> float:
 
 
 def choice(name: str, value: object, known: Any) -> Any:
-    """One of the known names."""
+    """Return a value that is one of the known names."""
     if not isinstance(value, str) or value not in known:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, known))}, got {value!r}")
     return value
 
 
 def real_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
-    """float32 or float64."""
+    """Return float32 or float64, in the byte order of the machine."""
     try:
         d: np.dtype[Any] = np.dtype(dtype)
     except TypeError:
@@ -100,7 +130,12 @@ def precision(dtype: np.dtype[Any], name: str | None, device: str = "cpu") -> st
         if dtype == np.float32
         else ()
     )
-    if name in ("int8", "float16") and dtype == np.float32 and name not in low:
+    if (
+        isinstance(name, str)
+        and name in ("int8", "float16")
+        and dtype == np.float32
+        and name not in low
+    ):
         raise ValueError(
             f"precision: expected one of {', '.join(map(repr, (dtype.name, *low)))} on {device}, "
             f"got {name!r}"

@@ -378,9 +378,8 @@ def _cuda_device(index: int) -> Device:
     with here():
         why_no_words = _words.why_not(cupy) if library else "it has no products"
     figures = GpuFigures(**{n: d[n] for n in names}, library=library, why_no_words=why_no_words)
-    streams = (
-        threading.local()
-    )  # one stream a thread: threads must not record each other's launches
+    # One stream a thread: threads must not record each other's launches.
+    streams = threading.local()
 
     def side_stream() -> SerialStreams:
         if not hasattr(streams, "one"):

@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from . import _check
 
 Function = str | tuple[str | float, ...]  # "tanh", or a name with parameters: ("elu", 1.0)
@@ -156,9 +154,8 @@ class LstmOptions(NamedTuple):
         if output_activation is not None:
             outer = function("output_activation", output_activation)
         gates = function("recurrent_activation", recurrent_activation)
-        if not isinstance(coupled_gates, (bool, np.bool_)):
-            raise TypeError(f"coupled_gates: expected a bool, got {coupled_gates!r}")
-        return cls(inner, gates, outer, bound(clip), bool(coupled_gates))
+        coupled = _check.flag("coupled_gates", coupled_gates)
+        return cls(inner, gates, outer, bound(clip), coupled)
 
     @property
     def usual(self) -> bool:

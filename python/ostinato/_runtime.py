@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import _core
+from . import _check, _core
 from ._annotations import readable
 
 
@@ -39,7 +39,7 @@ def set_num_threads(n: int) -> None:
         TypeError: n is no whole number.
         ValueError: n is out of range.
     """
-    _core.set_num_threads(n)
+    _core.set_num_threads(_check.whole("n", n))
 
 
 def release_memory() -> None:
@@ -65,8 +65,11 @@ def use_kernels(name: str) -> None:
         name: one of ``kernels()["supported"]``, such as "avx2" or "baseline".
 
     Raises:
+        TypeError: name is no text.
         ValueError: there is no such set, or the CPU does not run it.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"name: expected the name of a kernel set, got {name!r}")
     _core.use_kernels(name)
 
 

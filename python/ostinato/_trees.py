@@ -153,7 +153,8 @@ class Trees(Ragged):
     def __init__(self, rows: Array, parents: Any) -> None:
         flat, lengths = _flat_parents(parents)
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-        if hasattr(rows, "__len__") and len(rows) != offsets[-1]:
+        has_rows = hasattr(rows, "__len__") and np.ndim(rows) > 0  # if not, Ragged says so
+        if has_rows and len(rows) != offsets[-1]:
             raise ValueError(
                 f"rows: expected {offsets[-1]}, as many as parents has nodes, got {len(rows)}"
             )

@@ -289,10 +289,11 @@ def log_mel(
         float32 ``[T, bands]``, in nats; T is 0 where the sound is shorter than a window.
 
     Raises:
-        TypeError: samples that are no real numbers.
+        TypeError: samples that are no real numbers, or a window or hop that is no number.
         ValueError: a window or a hop shorter than a sample, or what `mel_filters` refuses.
     """
     x, rate = _checked("samples", samples), _check.positive("rate", rate)
+    window, hop = _check.finite("window", window), _check.finite("hop", hop)
     length, step = round(window * rate), round(hop * rate)
     for name, value in (("window", length), ("hop", step)):
         if value < 1:

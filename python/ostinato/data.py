@@ -187,7 +187,8 @@ class _Selections:
     times: dict[str, Any]
 
     def _select(self, batch_size: int, shuffle: bool, rng: int) -> None:
-        self.batch_size, self.shuffle = _check.positive("batch_size", batch_size), shuffle
+        self.batch_size = _check.positive("batch_size", batch_size)
+        self.shuffle = _check.flag("shuffle", shuffle)
         self.rng = _check.positive("rng", rng, 0)
 
     @property
@@ -226,7 +227,7 @@ class _Selections:
             "target": _kind(self.target, axes),
             "times": sorted(self.times),
         }
-        order = {"batch_size": self.batch_size, "shuffle": bool(self.shuffle), "seed": self.rng}
+        order = {"batch_size": self.batch_size, "shuffle": self.shuffle, "seed": self.rng}
         content = {"N": len(self.x), "x": _sample(self.x), "target": _sample(self.target)}
         content.update({n: _sample(a) for n, a in self.times.items() if isinstance(a, np.ndarray)})
         return {"kind": kind, "order": order, "content": content}
@@ -322,7 +323,7 @@ class ArrayLoader(_Selections):
         self.lengths = self.times.get("lengths")
         self._dict = isinstance(lengths, Mapping)
         self._select(batch_size, shuffle, rng)
-        self.outputs, self.time_major = outputs, time_major
+        self.outputs, self.time_major = outputs, _check.flag("time_major", time_major)
 
     def _checked(self, times: dict[str, Any]) -> dict[str, Any]:
         batch, steps = self.x.shape[:2]
@@ -571,7 +572,7 @@ class InputsLoader(_Selections):
         parts = dict([*self.inputs.items(), ("target", self.target)])
         kind: dict[str, Any] = {"type": "InputsLoader", "times": sorted(self.times)}
         kind.update({n: _kind(leaves(a), 1) for n, a in parts.items()})
-        order = {"batch_size": self.batch_size, "shuffle": bool(self.shuffle), "seed": self.rng}
+        order = {"batch_size": self.batch_size, "shuffle": self.shuffle, "seed": self.rng}
         content: dict[str, Any] = {n: _sample(a) for n, a in {**parts, **self.times}.items()}
         return {"kind": kind, "order": order, "content": {"N": self._count, **content}}
 
@@ -636,7 +637,10 @@ class PairLoader(_Selections):
         self.start, self.stop = (
             _check.positive(name, value, 0) for name, value in (("start", start), ("stop", stop))
         )
-        self.buckets, self.time_major = _check.positive("buckets", buckets), bool(time_major)
+        self.buckets, self.time_major = (
+            _check.positive("buckets", buckets),
+            _check.flag("time_major", time_major),
+        )
         self.times: dict[str, Any] = {}
         self._select(batch_size, shuffle, rng)
 
@@ -692,7 +696,7 @@ class PairLoader(_Selections):
         Returns:
             Facts that JSON can hold, by which a resumed run recognises its data.
         """
-        order = {"batch_size": self.batch_size, "shuffle": bool(self.shuffle), "seed": self.rng}
+        order = {"batch_size": self.batch_size, "shuffle": self.shuffle, "seed": self.rng}
         parts = {"source": self.source, "target": self.pairs}
         content: dict[str, Any] = {n: _sample(a) for n, a in parts.items()}
         kind = {"type": "PairLoader", "start": self.start, "stop": self.stop}
@@ -744,7 +748,7 @@ class StreamLoader:
         if stream.dtype.kind not in "iu":
             raise TypeError(f"text: expected an integer dtype, got {stream.dtype}")
         stream = _check.contiguous(stream).reshape(-1)
-        self.time_major = bool(time_major)
+        self.time_major = _check.flag("time_major", time_major)
         self.batch_size, self.window = (
             _check.positive("batch_size", batch_size),
             _check.positive("window", window),

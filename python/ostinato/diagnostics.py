@@ -162,10 +162,10 @@ def gradient_flow(
         TypeError: a model without recurrent layers, or a state for one that has none.
         ValueError: a threshold that is not between 0 and 1; memory_limit, outputs or rng are given.
     """
-    recurrent = _recurrent(model)
+    recurrent = _recurrent(model) if isinstance(model, Layer) else {}
     if not recurrent:
         raise TypeError(f"model: expected recurrent layers, got {model!r}")
-    if not 0 < threshold < 1:
+    if not 0 < _check.number("threshold", threshold, "a number between 0 and 1") < 1:
         raise ValueError(f"threshold: expected a number between 0 and 1, got {threshold!r}")
     for name in ("memory_limit", "outputs", "rng"):
         if times.get(name) is not None:

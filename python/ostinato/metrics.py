@@ -42,9 +42,12 @@ def edit_distance(reference: Iterable[Hashable], hypothesis: Iterable[Hashable])
     Returns:
         The distance, from 0 to the length of the longer one.
 
+    Raises:
+        TypeError: an argument that is no sequence.
+
     Source: Levenshtein (1966); for the bits Myers (1999) and Hyyro (2003).
     """
-    a, b = _symbols(reference), _symbols(hypothesis)
+    a, b = _symbols("reference", reference), _symbols("hypothesis", hypothesis)
     begin = 0
     for x, y in zip(a, b):
         if x != y:
@@ -62,10 +65,18 @@ def edit_distance(reference: Iterable[Hashable], hypothesis: Iterable[Hashable])
     return _distance(a, b) if b else len(a)
 
 
-def _symbols(sequence: Any) -> Sequence[Any]:
+def _symbols(name: str, sequence: Any) -> Sequence[Any]:
+    """Return a text or a sequence, as something with a length."""
     if isinstance(sequence, np.ndarray):
         sequence = sequence.tolist()
-    return sequence if isinstance(sequence, (str, list, tuple)) else list(sequence)
+    if isinstance(sequence, (str, list, tuple)):
+        return sequence
+    try:
+        return list(sequence)
+    except TypeError:
+        raise TypeError(
+            f"{name}: expected a text or a sequence, got {type(sequence).__name__}"
+        ) from None
 
 
 def _bits(a: Sequence[Any]) -> dict[Any, int]:
@@ -122,15 +133,18 @@ def error_rate(
         and the references are empty.
 
     Raises:
+        TypeError: an argument that is no sequence of sequences.
         ValueError: another number of hypotheses than of references.
     """
+    references = _symbols("references", references)
+    hypotheses = _symbols("hypotheses", hypotheses)
     if len(references) != len(hypotheses):
         raise ValueError(
             f"hypotheses: expected {len(references)}, as many as references, got {len(hypotheses)}"
         )
     edits = length = 0
     for reference, hypothesis in zip(references, hypotheses):
-        symbols = _symbols(reference)
+        symbols = _symbols("references", reference)
         edits += edit_distance(symbols, hypothesis)
         length += len(symbols)
     return edits / length if length else (math.inf if edits else 0.0)
@@ -144,7 +158,8 @@ def _texts(references: Any, hypotheses: Any, split: Callable[[Any], Sequence[Any
         )
     if isinstance(references, str):
         references, hypotheses = [references], [hypotheses]
-    return error_rate([split(r) for r in references], [split(h) for h in hypotheses])
+    references = [split(text) for text in _symbols("references", references)]
+    return error_rate(references, [split(text) for text in _symbols("hypotheses", hypotheses)])
 
 
 def cer(references: str | Sequence[str], hypotheses: str | Sequence[str]) -> float:
@@ -162,7 +177,7 @@ def cer(references: str | Sequence[str], hypotheses: str | Sequence[str]) -> flo
         Edits over characters of all references; see `error_rate`.
 
     Raises:
-        TypeError: a text beside a list.
+        TypeError: a text beside a list, or what is neither.
         ValueError: another number of hypotheses than of references.
     """
     return _texts(references, hypotheses, lambda text: text)
@@ -187,7 +202,7 @@ def wer(references: str | Sequence[str], hypotheses: str | Sequence[str]) -> flo
         Edits over words of all references; see `error_rate`.
 
     Raises:
-        TypeError: a text beside a list.
+        TypeError: a text beside a list, or what is neither.
         ValueError: another number of hypotheses than of references.
     """
     return _texts(references, hypotheses, _words)
@@ -210,7 +225,7 @@ def per(
         Edits over phones of all references; see `error_rate`.
 
     Raises:
-        TypeError: a text beside a list.
+        TypeError: a text beside a list, or what is neither.
         ValueError: another number of hypotheses than of references.
     """
     return _texts(references, hypotheses, _words)
@@ -257,9 +272,9 @@ def chrf(
     lists = [[r] if isinstance(r, str) else list(r) for r in references]
     most = max(map(len, lists))
     # sacrebleu takes the first reference of all texts, then the second one, ...
-    turned = [[r[k] if k < len(r) else None for r in lists] for k in range(most)]
+    columns = [[r[k] if k < len(r) else None for r in lists] for k in range(most)]
     scorer = sacrebleu.CHRF(word_order=word_order)
-    return float(scorer.corpus_score(list(hypotheses), turned).score)
+    return float(scorer.corpus_score(list(hypotheses), columns).score)
 
 
 def average_precision(target: Array, score: Array) -> float:

@@ -69,9 +69,10 @@ def explain(
         The explanation, as numbers and as a text.
 
     Raises:
-        TypeError: layer is none of these, or has no recurrent layer in it.
+        TypeError: layer is none of these, or has no recurrent layer in it; shape is no shape.
         ValueError: a shape or memory_limit that the layer does not take.
     """
+    training, measure = _check.flag("training", training), _check.flag("measure", measure)
     options = {"training": training, "memory_limit": memory_limit, "measure": measure}
     if isinstance(layer, (Sequential, Model)):
         inputs = given_inputs(layer, shape)
@@ -83,10 +84,14 @@ def explain(
             "layer: expected an RNN, LSTM or GRU, a Sequential or a Model, got "
             f"{type(layer).__name__}"
         )
-    sizes = [_check.positive("shape", n, 0) for n in shape]
+    try:
+        given = tuple(shape)
+    except TypeError:
+        raise TypeError(f"shape: expected (T, B, I) or (T, I), got {shape!r}") from None
+    sizes = [_check.positive("shape", n, 0) for n in given]
     if len(sizes) not in (2, 3) or sizes[-1] != layer.input_size:
         raise ValueError(
-            f"shape: expected (T, B, I) or (T, I) with I = {layer.input_size}, got {tuple(shape)}"
+            f"shape: expected (T, B, I) or (T, I) with I = {layer.input_size}, got {given}"
         )
     if len(sizes) == 2:
         sizes.insert(0 if layer.batch_first else 1, 1)

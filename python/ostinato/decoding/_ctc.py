@@ -32,6 +32,7 @@ def _sequences(y: Any, lengths: Lengths, batch_first: bool, blank: int) -> list[
         raise ValueError(
             f"blank: expected a class below V = {rows.shape[-1]}, the last axis of y, got {blank}"
         )
+    batch_first = _check.flag("batch_first", batch_first)
     ragged, on = rows_that_count(y, _device.host(lengths), None, batch_first)
     refuse_unusable("y", ragged.rows[on])
     return [ragged[b][on[ragged.offsets[b] : ragged.offsets[b + 1]]] for b in range(len(ragged))]

@@ -177,7 +177,7 @@ class NGram(LanguageModel):
 
     Args:
         classes: V, the number of classes, the blank included.
-        order: n, at least 1: labels are told by the n - 1 before them.
+        order: n, at least 1: a label is predicted from the n - 1 before it.
 
     Raises:
         ValueError: a size below 1.

@@ -84,7 +84,7 @@ class Packed:
             cell,
             _check.real_dtype(w_ih.dtype),
             weights,
-            reverse,
+            _check.flag("reverse", reverse),
         )
         facts, device = facts_of(cell), _device.name_of(w_ih)
         gates, hidden = facts["gates"], w_hh.shape[1]

@@ -16,6 +16,7 @@ from .. import nn
 from .._check import Array
 from .._recording import record, value_of
 from ..nn._functions import normal_cdf
+from ._layers import reverse_order
 
 Given = Mapping[str, Any]
 Operator = Callable[..., Any]
@@ -328,12 +329,11 @@ MODES: dict[str, Any] = {"reflect": "reflect", "edge": "edge", "wrap": "wrap"}
 
 
 def _reverse(at: Given, x: Any, lengths: Any) -> Any:
-    """Return ReverseSequence: the first steps of each row turned round."""
+    """Return ReverseSequence: the first steps of each row in reverse order."""
     time, batch = int(at.get("time_axis", 0)), int(at.get("batch_axis", 1))
-    ends, t = _ints(lengths), np.arange(x.shape[time])
-    turned = np.stack([np.where(t < n, n - 1 - t, t) for n in ends], axis=1)
-    rows = np.broadcast_to(np.arange(len(ends)), turned.shape)
-    return x[turned, rows] if (time, batch) == (0, 1) else x[rows.T, turned.T]
+    return x[
+        reverse_order(x.shape[time], np.asarray(_ints(lengths), np.int64), (time, batch) != (0, 1))
+    ]
 
 
 # -- reductions ------------------------------------------------------------------------------------

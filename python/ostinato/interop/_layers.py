@@ -8,6 +8,7 @@ import numpy as np
 
 from .. import _check
 from .._annotations import readable
+from .._check import Array
 from ..nn import Model, Recurrent
 
 
@@ -102,17 +103,22 @@ class Reversed(_Around):
         return y[index], state
 
     def _index(self, x: Any, lengths: Any) -> Any:
-        """Return an index that turns the real steps of every row round."""
+        """Return an index that reverses the real steps of every row."""
         if len(x.shape) != 3:
             raise ValueError(f"x: expected 3 axes, got shape {x.shape}")
         first = self.batch_first
         batch, steps = x.shape[:2] if first else x.shape[1::-1]
         ends = _check.lengths(lengths, steps, batch)
         ends = np.full(batch, steps) if ends is None else np.asarray(ends)
-        t = np.arange(steps)[:, None]
-        turned = np.where(t < ends, ends - 1 - t, t)
-        rows = np.broadcast_to(np.arange(batch), turned.shape)
-        return (rows.T, turned.T) if first else (turned, rows)
+        return reverse_order(steps, ends, first)
+
+
+def reverse_order(steps: int, lengths: Array, batch_first: bool) -> tuple[Array, Array]:
+    """Return an index of an array that reverses the first ``lengths[b]`` steps of each row b."""
+    t = np.arange(steps)[:, None]
+    order = np.where(t < lengths, lengths - 1 - t, t)
+    rows = np.broadcast_to(np.arange(len(lengths)), order.shape)
+    return (rows.T, order.T) if batch_first else (order, rows)
 
 
 readable(globals())

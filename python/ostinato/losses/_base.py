@@ -42,7 +42,7 @@ class Loss:
         record_loss(cls)
 
     def __init__(self, *, batch_first: bool | None = None) -> None:
-        self.batch_first = batch_first
+        self.batch_first = None if batch_first is None else _check.flag("batch_first", batch_first)
 
     def parts(
         self,

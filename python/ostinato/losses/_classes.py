@@ -23,15 +23,13 @@ class _Classes(Loss):
         batch_first: bool | None,
     ) -> None:
         super().__init__(batch_first=batch_first)
-        self.ignore_index = int(ignore_index)
+        self.ignore_index = _check.whole("ignore_index", ignore_index)
         self.class_weights: Array | None = None
         if class_weights is not None:
-            w = np.array(class_weights, np.float64)
+            wanted = "[V] finite numbers of at least 0, some above 0"
+            w = _check.reals("class_weights", class_weights, wanted)
             if w.ndim != 1 or not (np.isfinite(w).all() and (w >= 0).all() and w.any()):
-                raise ValueError(
-                    "class_weights: expected [V] finite numbers of at least 0, some above 0, got "
-                    "others"
-                )
+                raise ValueError(f"class_weights: expected {wanted}, got {class_weights!r:.80}")
             self.class_weights = w
 
     def _rows(

@@ -118,7 +118,7 @@ class CTC(Loss):
     ) -> None:
         super().__init__(batch_first=batch_first)
         self.blank = _check.positive("blank", blank, 0)
-        self.normalize = bool(normalize)
+        self.normalize = _check.flag("normalize", normalize)
         self.impossible: str = _check.choice("impossible", impossible, ("error", "zero", "skip"))
 
     def parts(

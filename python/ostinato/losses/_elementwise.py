@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -137,6 +138,7 @@ class Huber(_Elementwise):
         batch_first: see `Loss`.
 
     Raises:
+        TypeError: delta is no number.
         ValueError: delta is not finite or not above 0.
 
     Source: Huber (1964), "Robust estimation of a location parameter".
@@ -144,9 +146,9 @@ class Huber(_Elementwise):
 
     def __init__(self, delta: float = 1.0, *, batch_first: bool | None = None) -> None:
         super().__init__(batch_first=batch_first)
-        if not (np.isfinite(delta) and delta > 0):
+        self.delta = _check.number("delta", delta, "a finite number above 0")
+        if not (math.isfinite(self.delta) and self.delta > 0):
             raise ValueError(f"delta: expected a finite number above 0, got {delta!r}")
-        self.delta = float(delta)
 
     def _terms(self, y: Array, target: Array) -> tuple[Array, Array]:
         d = y - target
@@ -245,12 +247,10 @@ class BinaryCrossEntropy(_Elementwise):
         super().__init__(batch_first=batch_first)
         self.positive_weight: Array | None = None
         if positive_weight is not None:
-            w = np.array(positive_weight, np.float64)
+            wanted = "a finite number above 0, or one for each element of the last axis"
+            w = _check.reals("positive_weight", positive_weight, wanted)
             if w.ndim > 1 or not (w.size and np.isfinite(w).all() and (w > 0).all()):
-                raise ValueError(
-                    "positive_weight: expected a finite number above 0, or one for each element "
-                    f"of the last axis, got {positive_weight!r}"
-                )
+                raise ValueError(f"positive_weight: expected {wanted}, got {positive_weight!r}")
             self.positive_weight = w
 
     def _matched(self, y: Array, target: Array) -> Array:

@@ -90,7 +90,10 @@ class Attention(Model):
         rng: Seed = None,
     ) -> None:
         self.kind = _check.choice("kind", kind, KINDS)
-        self.causal, self.batch_first = bool(causal), bool(batch_first)
+        self.causal, self.batch_first = (
+            _check.flag("causal", causal),
+            _check.flag("batch_first", batch_first),
+        )
         self._kind_of_numbers = _check.real_dtype(dtype)
         sizes = {"query_size": query_size, "key_size": key_size, "hidden_size": hidden_size}
         if kind in ("dot", "scaled"):

@@ -206,7 +206,7 @@ class ClockworkRNN(Model):
         self.sizes = _checked_sizes(hidden_size, len(self.periods))
         self.input_size = _check.positive("input_size", input_size)
         self.hidden_size = sum(self.sizes)
-        self.batch_first = bool(batch_first)
+        self.batch_first = _check.flag("batch_first", batch_first)
         g = _check.generator(rng)
         ends = np.cumsum(self.sizes)
         self.modules = [
@@ -457,6 +457,8 @@ def _at(rows: Any, index: Array) -> Any:
 
 def _checked_periods(periods: Any) -> tuple[int, ...]:
     """Return the periods, which increase."""
+    if isinstance(periods, np.ndarray):
+        periods = periods.tolist()
     if isinstance(periods, (str, bytes)) or not hasattr(periods, "__iter__"):
         raise TypeError(f"periods: expected a sequence of numbers, got {type(periods).__name__}")
     found = tuple(_check.positive("periods", p) for p in periods)
@@ -469,6 +471,8 @@ def _checked_periods(periods: Any) -> tuple[int, ...]:
 
 def _checked_sizes(hidden_size: Any, count: int) -> tuple[int, ...]:
     """Return the units of each module."""
+    if isinstance(hidden_size, np.ndarray):
+        hidden_size = hidden_size.tolist()
     if hasattr(hidden_size, "__iter__"):
         sizes = tuple(_check.positive("hidden_size", n) for n in hidden_size)
         if len(sizes) != count:

@@ -77,7 +77,7 @@ class Conv1d(Layer):
         self.stride = _check.positive("stride", stride)
         self.padding = _check.choice("padding", padding, PADDINGS)
         self.dilation = _check.positive("dilation", dilation)
-        self.batch_first = bool(batch_first)
+        self.batch_first = _check.flag("batch_first", batch_first)
         g = _check.generator(rng)
         bound = 1 / math.sqrt(self.in_channels * self.kernel_size)
         shape = (self.out_channels, self.in_channels, self.kernel_size)
@@ -86,7 +86,7 @@ class Conv1d(Layer):
                 "weight", shape, self._dtype, lambda s: g.uniform(-bound, bound, s)
             )
         }
-        if bias:
+        if _check.flag("bias", bias):
             arrays["bias"] = g.uniform(-bound, bound, self.out_channels).astype(self._dtype)
         self._declare(arrays)
 

@@ -86,7 +86,7 @@ class Linear(Layer):
                 "weight", shape, self._dtype, lambda s: g.uniform(-bound, bound, s)
             )
         }
-        if bias:
+        if _check.flag("bias", bias):
             arrays["bias"] = g.uniform(-bound, bound, self.out_features).astype(self._dtype)
         self._declare(arrays)
 

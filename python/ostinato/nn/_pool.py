@@ -99,7 +99,7 @@ class Pool(Layer):
     ) -> None:
         super().__init__(dtype=dtype)
         self.kind = _check.choice("kind", kind, ("mean", "max", "last", "attention"))
-        self.batch_first = bool(batch_first)
+        self.batch_first = _check.flag("batch_first", batch_first)
         if kind != "attention":
             if size is not None:
                 raise ValueError(f"size: expected None for {kind!r}, got {size!r}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from .. import _check
 from .._annotations import readable
 from .._check import Seed
 from .._functions import (
@@ -205,14 +206,19 @@ class LSTM(Recurrent):
         dtype: npt.DTypeLike = np.float32,
         rng: Seed = None,
     ) -> None:
-        self.peephole = bool(peephole)
+        self.peephole = _check.flag("peephole", peephole)
         options = LstmOptions.checked(
             activation, recurrent_activation, output_activation, clip, coupled_gates
         )
         self.activation, self.recurrent_activation = options[:2]
         self.output_activation, self.clip, self.coupled_gates = options[2:]
         super().__init__(
-            _lstm(options, peephole, proj_size, layer_norm),
+            _lstm(
+                options,
+                self.peephole,
+                _check.positive("proj_size", proj_size, 0),
+                _check.flag("layer_norm", layer_norm),
+            ),
             input_size,
             hidden_size,
             num_layers,
@@ -344,7 +350,7 @@ class GRU(Recurrent):
         dtype: npt.DTypeLike = np.float32,
         rng: Seed = None,
     ) -> None:
-        self.reset_after = bool(reset_after)
+        self.reset_after = _check.flag("reset_after", reset_after)
         self.activation = function("activation", activation)
         self.recurrent_activation = function("recurrent_activation", recurrent_activation)
         self.clip = bound(clip)

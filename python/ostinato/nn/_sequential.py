@@ -500,13 +500,13 @@ def _batch_first(model: Layer) -> bool | None:
 
 
 def _refuse_mixed_layouts(layers: tuple[Layer, ...]) -> None:
-    told = [m for layer in layers for m in layers_of(layer) if hasattr(m, "batch_first")]
-    for layer in told:
-        if layer.batch_first != told[0].batch_first:
+    known = [m for layer in layers for m in layers_of(layer) if hasattr(m, "batch_first")]
+    for layer in known:
+        if layer.batch_first != known[0].batch_first:
             raise ValueError(
                 "layers: expected one batch_first for all, or one would read the batch of the "
                 "other as time; "
-                f"got {told[0].batch_first} in {told[0]!r} and {layer.batch_first} in {layer!r}"
+                f"got {known[0].batch_first} in {known[0]!r} and {layer.batch_first} in {layer!r}"
             )
 
 

@@ -35,7 +35,7 @@ class Softmax(Layer):
 
     def __init__(self, *, log: bool = False, dtype: npt.DTypeLike = np.float32) -> None:
         super().__init__(dtype=dtype)
-        self.log = bool(log)
+        self.log = _check.flag("log", log)
 
     def __call__(self, x: Array) -> Array:
         """Return an array of the shape of x.

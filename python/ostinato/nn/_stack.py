@@ -95,12 +95,10 @@ class Recurrent(ScaledInputs):
         self.proj_size = _check.positive("proj_size", proj_size, 0)
         self.num_layers = _check.positive("num_layers", num_layers)
         _check.refuse_more_than_file("num_layers", self.num_layers)
-        self.bias, self.batch_first, self.bidirectional = (
-            bool(bias),
-            bool(batch_first),
-            bool(bidirectional),
-        )
-        self.learned_state = bool(learned_state)
+        self.bias = _check.flag("bias", bias)
+        self.batch_first = _check.flag("batch_first", batch_first)
+        self.bidirectional = _check.flag("bidirectional", bidirectional)
+        self.learned_state = _check.flag("learned_state", learned_state)
         self.dropout = _check.fraction("dropout", dropout)
         if dropout and num_layers == 1:
             warnings.warn("dropout: it acts between layers, and there is only one", stacklevel=3)

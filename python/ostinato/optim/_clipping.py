@@ -11,7 +11,7 @@ from .. import _deferred, _device, _native
 from .._annotations import readable
 from .._check import Array
 from ..nn import Layer
-from ._checks import check_above_zero
+from ._checks import check_above_zero, check_model
 
 
 def global_norm(model: Layer) -> float:
@@ -26,7 +26,11 @@ def global_norm(model: Layer) -> float:
 
     Returns:
         The norm; NaN if a gradient is NaN.
+
+    Raises:
+        TypeError: model is no layer.
     """
+    check_model(model)
     return float(norm_of(model.flat_grads))
 
 
@@ -57,12 +61,13 @@ def clip_by_norm(model: Layer, max_norm: float) -> float:
         The norm before.
 
     Raises:
-        TypeError: max_norm is no number.
+        TypeError: model is no layer, or max_norm is no number.
         ValueError: max_norm is not above 0.
 
     Source: Pascanu, Mikolov, Bengio (2013), "On the difficulty of training recurrent neural
     networks".
     """
+    check_model(model)
     check_above_zero("max_norm", max_norm)
     norm = norm_of(model.flat_grads)
     limit_norm(model, norm, max_norm)
@@ -97,9 +102,10 @@ def clip_by_value(model: Layer, limit: float) -> None:
         limit: the bound, above 0.
 
     Raises:
-        TypeError: limit is no number.
+        TypeError: model is no layer, or limit is no number.
         ValueError: limit is not above 0.
     """
+    check_model(model)
     check_above_zero("limit", limit)
     flat = model._writable_grads().flat
     np.clip(flat, -limit, limit, out=flat)

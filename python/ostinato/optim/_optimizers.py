@@ -10,9 +10,9 @@ import numpy as np
 
 from .. import _device, _native
 from .._annotations import readable
-from .._check import Array
+from .._check import Array, flag
 from ..nn import Layer
-from ._checks import fraction, number
+from ._checks import check_model, fraction, number
 from ._schedules import Schedule, chosen_name, schedule_of
 
 _Part = tuple[slice, float, float, int]  # of the flat buffer: rate, weight decay, steps so far
@@ -120,7 +120,7 @@ class Optimizer:
             KeyError: a pattern of ``groups`` that matches no parameter.
             ValueError: the model has another size or dtype than at the steps before.
         """
-        _check_model(model)
+        check_model(model)
         size = model.flat.size
         self.check_groups(model)
         for name in self._buffers:
@@ -212,15 +212,6 @@ class Optimizer:
             raise KeyError(
                 f"state: expected buffers {sorted(wanted)}, got {sorted(state['buffers'])}"
             )
-
-
-def _check_model(model: object) -> None:
-    """Raise if something else than a layer is to be stepped, such as a class that holds layers."""
-    if not isinstance(model, Layer):
-        raise TypeError(
-            f"model: expected a Layer, got {type(model).__name__}; a class of yours that has "
-            "layers as attributes derives from ost.nn.Model"
-        )
 
 
 _Run = tuple[int, int, bool, int, float]
@@ -348,7 +339,7 @@ class SGD(_Subtracting):
         groups: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(chosen_name(lr, rate), weight_decay, groups=groups)
-        self.momentum, self.nesterov = fraction("momentum", momentum), bool(nesterov)
+        self.momentum, self.nesterov = fraction("momentum", momentum), flag("nesterov", nesterov)
         if nesterov and not momentum:
             raise ValueError("nesterov: expected momentum above 0 with it, got 0")
         if not momentum:

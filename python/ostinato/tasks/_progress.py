@@ -15,7 +15,7 @@ class EpochReport(Callback):
         report: called with a line.
         name: what a line begins with.
         every: epochs from one line to the next.
-        bits: whether rows are told by their steps and losses as bits per character.
+        bits: whether a row shows its step in place of its epoch, and losses in bits per character.
     """
 
     def __init__(

@@ -153,7 +153,7 @@ class TuneLoader(StreamLoader):
         # An empty line stands before and behind each tune.
         stream = chars.encode(BEGIN + "".join(tune + "\n" for tune in tunes), "tunes")
         super().__init__(stream, min(batch_size, max(1, len(stream) // 8)), window)
-        # Its newline is told by the tune before it, and is the first that the next one reads.
+        # Its newline is predicted from the tune before it, and the next tune reads it first.
         newline = self._x == chars.index["\n"]
         self._resets = np.zeros_like(newline)
         self._resets[1:] = newline[1:] & newline[:-1]
