@@ -563,6 +563,18 @@ def test_gelu() -> None:
         check(layer, a, lambda function=function, a=a: function(a))
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("approximate", [False, True])
+def test_gelu_of_the_largest_numbers(kind: Any, approximate: bool) -> None:
+    """Far from 0 it is 0 or the number itself, with slopes of 0 and 1, and nothing overflows."""
+    most = np.finfo(kind).max
+    x = np.array([-most, -1e30, -100, 100, 1e30, most], kind)
+    with np.errstate(all="raise", under="ignore"):
+        y, pullback = ost.vjp(lambda a: nn.gelu(a, approximate=approximate), x)
+        np.testing.assert_array_equal(y, np.maximum(x, 0))
+        np.testing.assert_array_equal(pullback(np.ones_like(x)), x > 0)
+
+
 def test_gelu_is_that_of_pytorch() -> None:
     torch = pytest.importorskip("torch")
     x = np.linspace(-6, 6, 49)

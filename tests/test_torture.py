@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import time
+import tracemalloc
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -153,6 +154,21 @@ def test_files_that_are_hard_to_read(
         assert guard.fault_of(caught.value, reader.errors) == ""
     else:
         reader.read(path)
+
+
+@pytest.mark.parametrize("name", ["table", "transcripts"])
+def test_a_small_compressed_file_takes_little_memory(name: str, tmp_path: Path) -> None:
+    """What may be unpacked at most is not what is taken for a file of a few bytes."""
+    reader = reader_of(name)
+    path = tmp_path / reader.file
+    path.write_bytes(gzip.compress(b"v\n1\n2\n" if name == "table" else b"a: yes\n"))
+    reader.read(path)
+    tracemalloc.start()
+    try:
+        reader.read(path)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def _imports(path: Path) -> None:

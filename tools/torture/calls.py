@@ -126,20 +126,23 @@ def try_call(seed: int, index: int, compare: bool | None = None) -> tuple[str, s
     shared = overlap(d, arguments) if 0.15 < kind <= 0.25 else ""
     large = any(is_large(a) for a in arguments.values())
     before = None if large else {n: plain(a) for n, a in arguments.items()}
-    told = f"{shared}{target.__name__}({_sentence(arguments)})"
+
+    def told(wrong: str) -> str:  # made for a fault alone: it takes as long as the call
+        return f"{shared}{target.__name__}({_sentence(arguments)}): {wrong}"
+
     try:
         got = flattened(run(**arguments))
     except REFUSALS as error:
         got = None
         name = type(error).__name__
         if not str(error) and not isinstance(error, MemoryError):
-            return name, f"{told}: an error without a word: {error!r}"
+            return name, told(f"an error without a word: {error!r}")
     except Exception as error:
-        return type(error).__name__, f"{told}: {error!r}"
+        return type(error).__name__, told(repr(error))
     if before is None:
         return "large", ""
     if wrong := _changed(arguments, before, outputs if got is not None else ()):
-        return "changed", f"{told}: {wrong}"
+        return "changed", told(wrong)
     if got is None:
         return name, ""
     again = {n: plain(a) for n, a in before.items()}
@@ -147,15 +150,15 @@ def try_call(seed: int, index: int, compare: bool | None = None) -> tuple[str, s
         try:
             want = flattened(run(**again))
         except Exception as error:
-            return "refused", f"{told}: copies of the arguments were refused: {error!r}"
+            return "refused", told(f"copies of the arguments were refused: {error!r}")
         if len(got) != len(want) or not all(map(same, got, want)):
-            return "different", f"{told}: other bits for copies of the arguments"
+            return "different", told("other bits for copies of the arguments")
     ask = compare if compare is not None else index % 50 == 0
     # Options that were spoiled and accepted, such as 1 for True, are not those of the reference.
     usual = all(valid[n] is a or isinstance(a, np.ndarray) for n, a in arguments.items())
     if reference is not None and ask and usual and all(map(tame, before.values())):
         if wrong := close(got, flattened(reference(**before)), before):
-            return "wrong", f"{told}: {wrong}"
+            return "wrong", told(wrong)
         return "compared", ""
     return "accepted", ""
 

@@ -63,7 +63,7 @@ class Target:
         self.counts["runs"] += 1
         self.counts[self.last] += 1
         if fault:
-            self._keep(words, fault)
+            self._keep(words, fault, site)
         return fault
 
     def warm_up(self, seeds: list[bytes]) -> None:
@@ -77,7 +77,7 @@ class Target:
             self.front.add(guard.outcome(self.reader.read, self.path, self.reader.errors).site)
         self.front.discard("")  # of noise that is read, as text without a mark is
 
-    def _keep(self, words: bytes, fault: str) -> None:
+    def _keep(self, words: bytes, fault: str, site: str) -> None:
         """Keep the first file of each kind of fault: numbers and quoted words make none."""
         kind = re.sub(r"'[^']*'|\"[^\"]*\"|\d+", "#", fault.replace(str(self.folder), ""))[:120]
         if kind in self.known:
@@ -86,7 +86,7 @@ class Target:
         name = hashlib.sha1(kind.encode()).hexdigest()[:12]
         self.faults.mkdir(parents=True, exist_ok=True)
         (self.faults / name).write_bytes(words)
-        (self.faults / f"{name}.txt").write_text(fault + "\n", encoding="utf-8")
+        (self.faults / f"{name}.txt").write_text(f"{fault}\n{site}\n", encoding="utf-8")
 
     def close(self) -> None:
         """Remove the folder."""

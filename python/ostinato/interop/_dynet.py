@@ -38,7 +38,11 @@ def _numbers(words: bytes, count: int) -> tuple[Array, int]:
         part = words[at:end].split()
         found, at = found + len(part), end
         if found <= len(out):
-            out[found - len(part) : found] = part
+            try:
+                with np.errstate(over="raise"):
+                    out[found - len(part) : found] = part
+            except FloatingPointError:
+                raise _Bad("a number beyond the range of float32") from None
     return out, found
 
 

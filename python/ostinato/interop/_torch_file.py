@@ -337,7 +337,7 @@ def load_torch(path: str | os.PathLike[str], key: str | Sequence[str] | None = N
         except _DAMAGES as e:
             if isinstance(e, OSError) and e.errno != errno.EINVAL:
                 raise
-            text = str(e) or type(e).__name__
+            text = str(e)[:300] or type(e).__name__
             raise ValueError(
                 f"{os.fspath(path)}: expected a file of torch.save, got {text}"
             ) from None

@@ -173,7 +173,8 @@ def _erfc_coefficients(count: int) -> tuple[float, ...]:
 def normal_cdf(x: Array) -> Array:
     """Return the probability that a standard normal variable is below x, to rounding."""
     kind = x.dtype.type
-    z = np.absolute(x) * kind(math.sqrt(0.5))
+    # Far out nothing is left of the tail, and the square of what is farther would overflow.
+    z = np.absolute(_near(x)) * kind(math.sqrt(0.5))
     t = 2 / (2 + z)
     coefficients = _erfc_coefficients(28 if x.dtype == np.float64 else 12)
     u = 4 * t - 2  # twice the argument of the Chebyshev polynomials
@@ -186,18 +187,25 @@ def normal_cdf(x: Array) -> Array:
     return out
 
 
+def _near(x: Array) -> Array:
+    """Return numbers within 60 of 0, beyond which the functions of a normal variable end."""
+    kind = x.dtype.type
+    near: Array = np.minimum(np.maximum(x, kind(-60)), kind(60))
+    return near
+
+
 def gelu_parts(v: Array, approximate: bool) -> tuple[Array, Array]:
     """Return GELU of an array, and its derivative."""
-    kind = v.dtype.type
+    kind, w = v.dtype.type, _near(v)
     if approximate:
         a = kind(math.sqrt(2 / math.pi))
-        t = np.tanh(a * (v + kind(0.044715) * v * v * v))
+        t = np.tanh(a * (w + kind(0.044715) * w * w * w))
         slope = (1 + t) * kind(0.5)
-        slope = slope + v * kind(0.5) * (1 - t * t) * a * (1 + kind(3 * 0.044715) * v * v)
-        return v * (1 + t) * kind(0.5), slope
+        slope = slope + w * kind(0.5) * (1 - t * t) * a * (1 + kind(3 * 0.044715) * w * w)
+        return v * ((1 + t) * kind(0.5)), slope
     cdf = normal_cdf(v)
-    density = np.exp(v * v * kind(-0.5)) * kind(1 / math.sqrt(2 * math.pi))
-    return v * cdf, cdf + v * density
+    density = np.exp(w * w * kind(-0.5)) * kind(1 / math.sqrt(2 * math.pi))
+    return v * cdf, cdf + w * density
 
 
 def gelu(x: Any, *, approximate: bool = False) -> Any:

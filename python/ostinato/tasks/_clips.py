@@ -100,7 +100,8 @@ def read_transcripts(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
     """
     name = os.fspath(path)
     with open_regular(path) as file:
-        data = file.read(LARGEST + 1)
+        # What is asked for is taken from memory, however little there is to read.
+        data = file.read(min(LARGEST, os.fstat(file.fileno()).st_size) + 1)
     if data[:2] == b"\x1f\x8b":
         unpack = zlib.decompressobj(wbits=31)
         try:
@@ -120,12 +121,13 @@ def read_transcripts(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
         if not line.strip() or line.startswith(";"):
             continue
         key, mark, text = line.partition("\t" if "\t" in line else ":")
-        if not mark or not key.strip():
+        key = key.strip().removesuffix(".wav")
+        if not mark or not key:
             raise ValueError(
                 f"DATA: expected lines 'name TAB text' or 'name: text', got line {number} of "
                 f"{name}: {line[:60]!r}"
             )
-        found.append((key.strip().removesuffix(".wav"), text.strip()))
+        found.append((key, text.strip()))
     if not found:
         raise ValueError(f"DATA: expected at least one transcript, got {name} without any")
     return found

@@ -21,6 +21,7 @@ from ._table import ReadOptions
 
 SMALL = 256 << 20  # bytes that any compressed file may hold
 GROWTH = 200  # and how many times its size
+PART = 1 << 20  # bytes that are unpacked at a time
 CELL = 8  # bytes of a number in a table
 LONGEST = 300  # characters of what Polars says of a file
 
@@ -106,7 +107,11 @@ def _unzipped(raw: bytes, path: Path) -> bytes:
     most = _most(len(raw))
     try:
         with gzip.open(io.BytesIO(raw)) as f:
-            text = f.read(most + 1)
+            parts, left = [b""], most + 1
+            while left > 0 and (part := f.read(min(left, PART))):  # it takes all of that memory
+                parts.append(part)
+                left -= len(part)
+            text = b"".join(parts)
     except (OSError, EOFError, zlib.error) as e:
         raise ValueError(f"FILE: expected a file that gzip reads, got {path}: {e}") from None
     if len(text) > most:

@@ -174,7 +174,13 @@ class Recognizer:
             ``[T, bands]``, a row for each 10 ms.
         """
         x = audio.log_mel(samples, self.options.sample_rate, bands=self.options.bands)
-        out: Array = (x - self.mean) / self.scale
+        with np.errstate(over="ignore"):
+            out: Array = (x - self.mean) / self.scale
+        if not np.isfinite(out).all():
+            raise ValueError(
+                "samples: expected features that float32 holds in the units of the model, got some "
+                "that it does not; the model is damaged"
+            )
         return out
 
     def labels(self, text: str) -> Array:

@@ -258,7 +258,13 @@ class Detector:
         return self
 
     def _scaled(self, values: Array) -> Array:
-        scaled: Array = ((values - self.mean) / self.scale).astype(np.float32)
+        with np.errstate(over="ignore"):
+            scaled: Array = ((values - self.mean) / self.scale).astype(np.float32)
+        if not np.isfinite(scaled).all():
+            raise ValueError(
+                f"values: expected values that float32 holds in units of {self.scale:g} around "
+                f"{self.mean:g}, got some that it does not"
+            )
         return scaled
 
     def _windows(self, z: Array, normal: Array, stride: int) -> tuple[Array, Array]:
@@ -314,7 +320,13 @@ class Detector:
 
     def _distances(self, errors: Array) -> Array:
         away = errors - self.center
-        out: Array = np.einsum("ti,ij,tj->t", away, self.inverse, away)
+        with np.errstate(over="ignore", invalid="ignore"):
+            out: Array = np.einsum("ti,ij,tj->t", away, self.inverse, away)
+        if not np.isfinite(out).all():
+            raise ValueError(
+                "values: expected errors of predictions within the range of float64, got larger "
+                "ones; the values or the model are damaged"
+            )
         return out
 
     @property

@@ -89,8 +89,10 @@ def _checked(like: dict[str, Any]) -> ReadOptions:
         good = all(t is None or isinstance(t, str) for t in (*texts, like["form"]))
         good &= all(isinstance(name, str) for names in LISTS for name in own[names])
         good &= options.header is None or isinstance(options.header, bool)
-        marks = _numbers.Marks(**(like["marks"] or {}))
-        step = Step(**(like["step"] or {"unit": "number", "count": 1}))
+        given, own_step = like["marks"], like["step"]
+        good &= all(facts is None or isinstance(facts, dict) for facts in (given, own_step))
+        marks = _numbers.Marks(**(given or {}))
+        step = Step(**(own_step or {"unit": "number", "count": 1}))
         good &= marks.decimal in {".", ","} and step.unit in UNITS and 0 < step.count < 1e18
         good &= marks.thousands is None or (
             isinstance(marks.thousands, str) and len(marks.thousands) == 1
