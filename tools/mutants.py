@@ -116,6 +116,11 @@ MUTANTS: dict[str, tuple[str, str, str]] = {  # name: file, what stands there, w
     "a layer that does not hear the one above": ("csrc/cuda/persistent.h", "* (1 + upstream);", "* (1 + 0 * upstream);"),
     "a layer that hears the one above too late": ("csrc/cuda/persistent.h", "in[thread] += stride;", "in[thread] += n == steps ? 0 : stride;"),
     "the last step of a layer that follows": ("csrc/cuda/persistent.h", "int slot = range.upstream ? 0 : 1;", "int slot = 1;"),
+    "a cluster that announces half of the bytes": ("csrc/cuda/cluster.h", "kBytes = Shape::kCapacity * kClusterRows * kParts * 2;", "kBytes = Shape::kCapacity * kClusterRows * kParts;"),
+    "a block of a cluster that does not wait": ("csrc/cuda/async_store.h", "!lost && !barrier.has_ended(parity)", "false && !barrier.has_ended(parity)"),
+    "a cluster that reads the words of another step": ("csrc/cuda/cluster.h", "multiply(block, space, n % 2, state.weights, sums);", "multiply(block, space, 0, state.weights, sums);"),
+    "sums of a cluster in another block's place": ("csrc/cuda/cluster_backward.h", "source = rank * kSlices + slice(thread)", "source = slice(thread)"),
+    "a restart that a cluster misses": ("csrc/cuda/cell_walk.h", "mask.predecessor(t, b) != kRestart) return;", "mask.predecessor(t, b) != kRestart + 9) return;"),
     "a second phase without what the first one saved": ("csrc/cuda/forward.h", "= F > 0 ? out.saved[k] : T(0);", "= T(0);"),
     "weights of another tile in the shared memory": ("csrc/cuda/persistent.h", "k < kInRegisters ? 0 : k - kInRegisters][thread]", "0][thread]"),
     "a peer's sums of another step": ("csrc/cuda/persistent.h", "sum += space.sums[buffer][peer]", "sum += space.sums[0][peer]"),
@@ -230,6 +235,7 @@ TESTS = [
     "test_gpu_arrays",
     "test_plan",
     "test_persistent",
+    "test_cluster",
     "test_files",
     "test_xla_handlers",
     "test_fit_proof",
@@ -240,6 +246,9 @@ TESTS = [
 
 # By the beginning of a file's path, the tests that are the likeliest to notice: they run first, the others after them.
 FIRST = {
+    "csrc/cuda/async_store": ["test_cluster"],
+    "csrc/cuda/cell_walk": ["test_cluster"],
+    "csrc/cuda/cluster": ["test_cluster"],
     "csrc/cuda/": ["test_device", "test_gpu_arrays", "test_persistent"],
     "csrc/cpu/ctc": ["test_ctc"],
     "csrc/cells/layer_norm": ["test_layer_norm"],

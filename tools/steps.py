@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Count the instructions that a warp executes in a step of the persistent kernels.
+"""Count the instructions that a warp executes in a step of the persistent kernels and of clusters.
 
     tools/steps.py            fails where a step takes more than csrc/cuda/steps.json says
     tools/steps.py --keep     keeps the counts of today
@@ -8,10 +8,11 @@
 
 Needs nvcc and nvdisasm (of the same toolkit, or of the wheel nvidia-cuda-nvdisasm), no GPU. A case
 is one kernel, compiled for sm_90, and the work of a step: so many matrix instructions, bytes asked
-for, special functions, words posted, other stores, asynchronous copies, reads of shared memory and
-sums given to peers. The step is the loop with the matrix instructions. Of the ways
-through it that do all of that work the shortest is counted, once through every loop inside: what
-was asked for is there, every row takes part, and every branch goes one way for the whole warp.
+for, special functions, words posted, other stores, asynchronous copies, reads of shared memory,
+sums given to peers and asynchronous stores to a cluster. The step is the loop with the matrix
+instructions. Of the ways through it that do all of that work the shortest is counted, once through
+every loop inside: what was asked for is there, every row takes part, and every branch goes one way
+for the whole warp.
 """
 
 from __future__ import annotations
@@ -31,13 +32,14 @@ ROOT = Path(__file__).parent.parent
 KEPT = ROOT / "csrc" / "cuda" / "steps.json"
 
 # The work of a step: what an instruction adds to each of these.
-WORK = ("matrix", "asked", "functions", "posts", "stores", "copies", "reads", "gifts")
+WORK = ("matrix", "asked", "functions", "posts", "stores", "copies", "reads", "gifts", "sends")
 
 KINDS = {
     "matrix": r"HMMA",
     "words of others": r"(LDG|STG)\S*STRONG",
     "other memory": r"LDG|STG|LDC|ULDC|LDGSTS|LDGDEPBAR|DEPBAR|CCTL",
     "shared memory": r"LDS|STS|LDSM",
+    "words to a cluster": r"STAS|SYNCS",
     "special functions": r"MUFU",
     "float arithmetic": r"FADD|FMUL|FFMA|FSEL|FMNMX|FCHK",
     "tests": r"ISETP|FSETP|PLOP3|P2R|R2P|UISETP|VOTE|UPLOP3",
@@ -82,6 +84,7 @@ class Instruction:
             op.startswith("LDGSTS") and self.runs,
             op.startswith("LDS") and self.runs,
             op.startswith("ST.E"),
+            op.startswith("STAS"),
         )
 
     def kind(self) -> str:
@@ -281,11 +284,21 @@ def backward(name: str, kernel: str, bound: int | None = None, **work: int) -> C
     return Case(name, f"BackwardPersistentOf<Lstm, {kernel}, false>", work, bound)
 
 
+def clusters(name: str, kernel: str, bound: int | None = None, **work: int) -> Case:
+    """Return a case of a kernel of clusters, in which a thread has one unit of one row."""
+    return Case(name, kernel, work, bound)
+
+
 # Layers of 512 units and 16 rows. A thread asks for 2 bytes of each of its inputs and rows.
 LSTM = {"matrix": 16, "functions": 10, "stores": 2}
 BACKWARD = {"matrix": 32, "asked": 256, "posts": 2}
 GIVING = BACKWARD | {"asked": 64, "gifts": 4}
 SPLIT = {"matrix": 48, "asked": 128, "posts": 4, "gifts": 2}
+CLUSTER = {"matrix": 16, "functions": 10, "stores": 2, "copies": 1, "sends": 4}
+OF_4 = CLUSTER | {"matrix": 8, "sends": 1}
+OF_2, OF_4_SPLIT = OF_4 | {"matrix": 4}, OF_4 | {"matrix": 24}
+GRU = {"functions": 6, "stores": 1}
+BACK = {"matrix": 16, "functions": 2, "stores": 4, "copies": 9, "sends": 4}
 CASES = [
     forward("lstm float16", "Lstm, float, Half, 8", 220, **LSTM),
     forward("lstm float16 with a tape", "Lstm, float, Half, 8", **LSTM | {"stores": 6}),
@@ -297,6 +310,18 @@ CASES = [
     backward("lstm bfloat16 backward", "float, Bfloat, 16, 1", reads=20, **BACKWARD),
     backward("lstm bfloat16 backward of 4", "float, Bfloat, 16, 4", reads=48, **GIVING),
     backward("lstm split backward of 4", "float, float, 8, 4", reads=32, **GIVING | SPLIT),
+    # Of 256, 128 and 64 units, in clusters of 16, 4 and 2 blocks.
+    clusters("cluster lstm float16", "ClusterOf<Lstm, float, Half, 16, 4>", 180, **CLUSTER),
+    clusters("cluster lstm float16 of 4", "ClusterOf<Lstm, float, Half, 4, 8>", **OF_4),
+    clusters("cluster lstm float16 of 2", "ClusterOf<Lstm, float, Half, 2, 8>", **OF_2),
+    clusters("cluster lstm split of 4", "ClusterOf<Lstm, float, float, 4, 8>", **OF_4_SPLIT),
+    clusters("cluster gru float16", "ClusterOf<Gru, float, Half, 16, 4>", **CLUSTER | GRU),
+    clusters("cluster lstm backward", "BackwardClusterOf<Lstm, float, Bfloat, 16, 4>", **BACK),
+    clusters(
+        "cluster lstm split backward of 4",
+        "BackwardClusterOf<Lstm, float, float, 4, 8>",
+        **BACK | {"matrix": 24, "sends": 1},
+    ),
 ]
 
 

@@ -26,7 +26,8 @@ void bind_device(py::module_& m) {
       },
       py::arg("columns"), py::arg("hidden"), py::arg("word"), py::arg("backward"), py::arg("upstream"));
   m.def(
-      "cluster_kernels", [](int columns, int word, bool backward) { return emulated::cluster_kernels(columns, word, backward, emulated::DeviceCells()); },
+      "cluster_kernels",
+      [](int columns, int word, bool backward) { return emulated::cluster_kernels(columns, word, backward, emulated::DeviceCells()); },
       py::arg("columns"), py::arg("word"), py::arg("backward"));
   m.def("status_bytes", &emulated::status_bytes);
   m.def("exchange_bytes", &emulated::exchange_bytes, py::arg("step_bytes"), py::arg("span"), py::arg("groups"), py::arg("co_launched"));

@@ -38,11 +38,10 @@ struct alignas(8) ByteBarrier {
   OST_HD bool has_ended([[maybe_unused]] int parity) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     std::uint32_t ended;
-    asm volatile(
-        "{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
-        : "=r"(ended)
-        : "r"(address()), "r"(parity)
-        : "memory");
+    asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+                 : "=r"(ended)
+                 : "r"(address()), "r"(parity)
+                 : "memory");
     return ended;
 #elif !defined(__CUDACC__)
     return int(__atomic_load_n(&word, __ATOMIC_ACQUIRE) >> 33 & 1) != parity;
@@ -138,10 +137,9 @@ OST_HD void store_async([[maybe_unused]] PeerMemory peer, [[maybe_unused]] int p
                  "r"(words[0]), "r"(words[1]), "r"(peer.address + barrier)
                  : "memory");
   else
-    asm volatile(
-        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1,%2,%3,%4}, [%5];" ::"r"(peer.address + place),
-        "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3]), "r"(peer.address + barrier)
-        : "memory");
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1,%2,%3,%4}, [%5];" ::"r"(peer.address + place),
+                 "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3]), "r"(peer.address + barrier)
+                 : "memory");
 #elif !defined(__CUDACC__)
   AsyncStores::Store store{peer.address + place, {}, n * 4, reinterpret_cast<ByteBarrier*>(peer.address + barrier)};
   for (int i = 0; i < n; ++i) store.words[i] = words[i];

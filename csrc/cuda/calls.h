@@ -97,7 +97,8 @@ void check_cluster(const Plan& plan, Index hidden, bool backward) {
   if (!capacity)
     fail("cluster", "the blocks of a cluster that there is a kernel for, for this cell in float32", std::to_string(plan.cluster));
   if (hidden > capacity)
-    fail("cluster", "clusters with room for all weights", std::to_string(plan.cluster) + " blocks for " + std::to_string(hidden) + " units");
+    fail("cluster", "clusters with room for all weights",
+         std::to_string(plan.cluster) + " blocks for " + std::to_string(hidden) + " units");
   if (plan.co_launched < 1 || plan.co_launched > 2 || plan.layer_pipelined)
     fail("co_launched", "1 problem in a launch of clusters, or 2 directions", std::to_string(plan.co_launched));
 }

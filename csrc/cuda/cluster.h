@@ -23,7 +23,7 @@ template <int kParts_, int kBlocks, int kWarps>
 struct ClusterShape {
   static constexpr int kPeers = kBlocks, kBlockThreads = 32 * kWarps, kUnits = kWarpUnits * kWarps, kCapacity = kBlocks * kUnits;
   static constexpr int kParts = kParts_, kDepth = kCapacity / 16;  // tiles of inputs
-  static constexpr bool kIndependent = true;  // clusters need not run at the same time
+  static constexpr bool kIndependent = true;                       // clusters need not run at the same time
   // What a thread has of a tile of units: unit g % 4 of the warp in row 2 i + g / 4. Its sums are of row 2 i or 2 i + 1 of half of the
   // columns; the lane with the others differs in bit 4.
   static constexpr int kOtherColumns = 16, kNextUnit = 4, kNextPair = 8;  // bits of a lane
@@ -37,9 +37,7 @@ template <class Shape>
 struct ClusterFragments {
   static constexpr int kOuts = 4 * Shape::kUnits, kWarps = kThreads / 32;
   OST_HD static int output(int thread, int n, int w) { return n * 16 + Lane(thread).a_row(w); }
-  OST_HD static Index input(int thread, Index, Index k, int w) {
-    return (k * kWarps + thread / 32) * 16 + Lane(thread).i * 4 + w / 2 * 2;
-  }
+  OST_HD static Index input(int thread, Index, Index k, int w) { return (k * kWarps + thread / 32) * 16 + Lane(thread).i * 4 + w / 2 * 2; }
   static constexpr Index kPacked = (Shape::kDepth + kWarps - 1) / kWarps;  // fragments of a thread, of each tile and part
 };
 // Weight of output `out`, counted from block to block, and input `in`, from panels [in][H][column].
@@ -66,9 +64,9 @@ struct ClusterKernel : ClusterShape<kParts, kBlocks, kWarps> {
   using V = typename CellNumbers<T, kParts>::Type;
   using Shape::kBlockThreads, Shape::kUnits, Shape::kDepth;
   static constexpr int kCount = C::kPhases[0].product.count(), kSlots = kDepth * kParts / 2;
-  static constexpr int kChains = kParts == 1 ? 4 : 2;  // sums that do not wait for each other
+  static constexpr int kChains = kParts == 1 ? 4 : 2;                          // sums that do not wait for each other
   static constexpr int kBytes = Shape::kCapacity * kClusterRows * kParts * 2;  // that a block receives in a step
-  static constexpr int kPlaces = (kBlocks + 3) / 4;    // peers to which a thread sends
+  static constexpr int kPlaces = (kBlocks + 3) / 4;                            // peers to which a thread sends
   static_assert(kCount <= 4 && kDepth % kChains == 0);
 
   struct Weights {
@@ -109,7 +107,8 @@ struct ClusterKernel : ClusterShape<kParts, kBlocks, kWarps> {
   OST_HD void operator()(const Block& block, Space& space) const {
     const Problem<T>& p = problems[block.z];
     const typename Walk::Strides strides(p);
-    const int steps = kept(int(p.steps)), masked = kept(int(p.times.predecessors || p.times.lengths)), taped = kept(int(p.saved != nullptr));
+    const int steps = kept(int(p.steps)), masked = kept(int(p.times.predecessors || p.times.lengths)),
+              taped = kept(int(p.saved != nullptr));
     State state;
     begin(block, space, p, strides, state);
     for (int n = 0; n < steps; ++n) {
@@ -142,9 +141,8 @@ struct ClusterKernel : ClusterShape<kParts, kBlocks, kWarps> {
       });
     }
     // What follows the last step is sent as well: no block ends while a store to it is on its way.
-    block.for_each_thread([&](int thread) {
-      state.lost[thread] = wait_for_bytes(space.arrived[steps % 2], steps / 2 % 2, buffer, state.lost[thread]);
-    });
+    block.for_each_thread(
+        [&](int thread) { state.lost[thread] = wait_for_bytes(space.arrived[steps % 2], steps / 2 % 2, buffer, state.lost[thread]); });
     finish_stores();
     block.sync_cluster();
   }
@@ -187,9 +185,7 @@ struct ClusterKernel : ClusterShape<kParts, kBlocks, kWarps> {
 
   // Wait for the inputs of step n, and announce those of the next step but one, which nobody sends before this thread has sent its own.
   OST_HD void receive(const Block& block, Space& space, int n, PerThread<bool>& lost) const {
-    block.for_each_thread([&](int thread) {
-      lost[thread] = wait_for_bytes(space.arrived[n % 2], n / 2 % 2, buffer, lost[thread]);
-    });
+    block.for_each_thread([&](int thread) { lost[thread] = wait_for_bytes(space.arrived[n % 2], n / 2 % 2, buffer, lost[thread]); });
     block.for_each_thread([&](int thread) {
       if (thread == 0) space.arrived[n % 2].announce(kBytes);
     });

@@ -42,7 +42,7 @@ struct BackwardClusterKernel : ClusterShape<kParts, kBlocks, kWarps> {
   // A warp has kTiles tiles of outputs; with fewer of them than warps, several divide the inputs of a tile.
   static constexpr int kTiles = kOutTiles > kWarps ? kOutTiles / kWarps : 1, kSlices = kOutTiles < kWarps ? kWarps / kOutTiles : 1;
   static constexpr int kDepth = kWarps / kSlices, kSources = kBlocks * kSlices;
-  static constexpr int kChains = kTiles >= 4 ? 1 : 4 / kTiles;  // sums that do not wait for each other
+  static constexpr int kChains = kTiles >= 4 ? 1 : 4 / kTiles;                  // sums that do not wait for each other
   static constexpr int kBytes = kSources * kBlockThreads * int(sizeof(float));  // that a block receives in a step
   template <class From>
   using Pack = PersistentPackKernel<From, Fragments, Word, kParts, kOutTiles, kBlocks>;
@@ -159,8 +159,8 @@ struct BackwardClusterKernel : ClusterShape<kParts, kBlocks, kWarps> {
         for (int m = 0; m < kTiles; ++m) {
           OST_UNROLL
           for (int k = 0; k < kDepth; ++k)
-            state.weights[thread].a[part][m][k] = packed[((rank * kParts + part) * kOutTiles + tile(thread, m)) * kThreads +
-                                                         (slice(thread) * kDepth + k) * 32 + thread % 32];
+            state.weights[thread].a[part][m][k] =
+                packed[((rank * kParts + part) * kOutTiles + tile(thread, m)) * kThreads + (slice(thread) * kDepth + k) * 32 + thread % 32];
         }
       }
       Walk& walk = state.walk[thread];
@@ -186,7 +186,8 @@ struct BackwardClusterKernel : ClusterShape<kParts, kBlocks, kWarps> {
         peers.place[m] = int(offsetof(Space, sums)) + (source * kBlockThreads + at) * int(sizeof(float));
         OST_UNROLL
         for (int half = 0; half < 2; ++half)
-          peers.scales[m][half] = kParts > 1 ? p.shared_transposed_scales[0][rank * Shape::kCapacity + first + 2 * Lane(thread).g + half] : 1;
+          peers.scales[m][half] =
+              kParts > 1 ? p.shared_transposed_scales[0][rank * Shape::kCapacity + first + 2 * Lane(thread).g + half] : 1;
       }
     });
   }
@@ -255,9 +256,7 @@ struct BackwardClusterKernel : ClusterShape<kParts, kBlocks, kWarps> {
 
   // Wait for the sums of step n of this launch, and announce those of the next step but one.
   OST_HD void receive(const Block& block, Space& space, int n, PerThread<bool>& lost) const {
-    block.for_each_thread([&](int thread) {
-      lost[thread] = wait_for_bytes(space.arrived[n % 2], n / 2 % 2, buffer, lost[thread]);
-    });
+    block.for_each_thread([&](int thread) { lost[thread] = wait_for_bytes(space.arrived[n % 2], n / 2 % 2, buffer, lost[thread]); });
     block.for_each_thread([&](int thread) {
       if (thread == 0) space.arrived[n % 2].announce(kBytes);
     });

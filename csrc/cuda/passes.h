@@ -368,9 +368,8 @@ void through_time(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, co
   if (plan.cluster && p.steps > 0) {
     check_strides<C>(p, g), check_strides<C>(other, other_g);
     if (g.begins()) run(clear_status(exchange.buffer));
-    with_cluster_backward<C, T, V>(plan.cluster, [&]<class K>(K*) {
-      run(K{{}, {p, other}, {g, other_g}, exchange.buffer, plan.co_launched, g.steps(p.steps)});
-    });
+    with_cluster_backward<C, T, V>(
+        plan.cluster, [&]<class K>(K*) { run(K{{}, {p, other}, {g, other_g}, exchange.buffer, plan.co_launched, g.steps(p.steps)}); });
   }
   if constexpr (kLoops<C> && sizeof(T) == 4) {
     run_loop<T, V>(plan.loop, [&]<int K>() { run(BackwardLoopKernel<C, T, V, K>{p, g}); });

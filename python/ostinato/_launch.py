@@ -360,8 +360,14 @@ def partitioned(
     """
     if not (planned.units or planned.cluster):
         return NOT_SHARED
-    key = (planned.units, planned.peers, planned.layer_pipelined, planned.cluster, backward)
-    key += (upstream is not None,)
+    key = (
+        planned.units,
+        planned.peers,
+        planned.layer_pipelined,
+        planned.cluster,
+        backward,
+        upstream is not None,
+    )
     if key not in w.shared:
         xp, sizes = w.device.xp, packed_sizes(w, planned, backward, upstream is not None)
         weights = [xp.empty(size, np.uint8) for size in sizes[0]]

@@ -54,9 +54,9 @@ LIBRARY = 88.0  # of the array library's float32 products
 LIBRARY_WORDS = 730.0  # of those of words of 2 bytes
 LAUNCH = 2.4e-6  # seconds of one more kernel in a recorded graph (an estimate)
 # Cycles of a step of a "cluster" kernel, by its capacity and the blocks of a cluster. These are not
-# fitted: they are what a prototype of a forward pass of an LSTM in float16 took on the device above,
-# of 16 rows. No device has run the kernels of this library. Split words, and backward, take so many
-# times as long (estimates).
+# fitted: they are what a prototype of a forward pass took on the device above, of an LSTM in
+# float16 and 16 rows. No device has run the kernels of this library. Split words, and backward,
+# take so many times as long (estimates).
 CLUSTER_STEP = {(64, 2): 1010.0, (128, 4): 1370.0, (256, 8): 2630.0, (256, 16): 1900.0}
 CLUSTER_SPLIT, CLUSTER_BACKWARD = 1.3, 1.5
 # Seconds of a launch that partitions the weights: it clears the exchange buffer and loads the
@@ -106,9 +106,9 @@ class GpuPlan:
             all steps in few launches, with the weights in the registers of many multiprocessors,
             which exchange what a step needs. "cluster": all steps in one launch, with the weights
             in the registers of the blocks of a cluster, which takes `ROWS` rows of the batch and
-            exchanges what a step needs in their shared memory. "stream" and "step": a launch for every step and
-            phase, of blocks that each read their part of the weights for all rows at once, or that
-            compute the product tile by tile.
+            exchanges what a step needs in their shared memory. "stream" and "step": a launch for
+            every step and phase, of blocks that each read their part of the weights for all rows at
+            once, or that compute the product tile by tile.
         blocks: of the launch, or of a step.
         launches: of the recurrence.
         library: whether the products of all steps at once (W x; dx, dW, dR) are the array
@@ -279,7 +279,7 @@ class ClusterKernel:
 
     @classmethod
     def all_of(cls, columns: int, word: int, backward: bool) -> list[ClusterKernel]:
-        """Return those for a recurrent product of so many columns a unit, and bytes of an operand."""
+        """Return those for products of so many columns a unit, and operands of so many bytes."""
         return [cls(**k) for k in _core.cluster_kernels(columns, word, backward)]
 
     @classmethod
@@ -296,7 +296,8 @@ class ClusterKernel:
     def cycles(self, backward: bool) -> float:
         """Return the cycles of a step by the model."""
         cycles = CLUSTER_STEP[self.capacity, self.blocks]
-        return cycles * (CLUSTER_SPLIT if self.parts > 1 else 1) * (CLUSTER_BACKWARD if backward else 1)
+        cycles *= CLUSTER_SPLIT if self.parts > 1 else 1
+        return cycles * (CLUSTER_BACKWARD if backward else 1)
 
 
 def _by_cluster(
@@ -309,7 +310,7 @@ def _by_cluster(
     backward: bool,
     directions: int,
 ) -> GpuPlan | None:
-    """Return the plan of a "cluster" kernel that costs least for each direction, if there is any."""
+    """Return the plan of the "cluster" kernel that costs least for each direction, or None."""
     fits, plans = dict(device.cluster_fits), []
     for kernel in ClusterKernel.all_of(columns, word, backward):
         if hidden > kernel.capacity or not fits.get(kernel.blocks):
@@ -393,21 +394,46 @@ def plan(
         pipeline_columns: the columns of a pre-activation if those two are layers; 0 for directions.
         lacks: what kernels that hold the recurrent weights lack for the cell; "": nothing.
     """
-    if device.cluster_fits and not (by_step or lacks) and (word == 2 or (word == 4 and split)):
-        sizes = {"hidden": hidden, "steps": steps, "batch": batch, "word": word}
-        others = plan(
-            replace(device, cluster_fits=()),
-            products,
-            **sizes,
-            inputs=inputs,
-            split=split,
-            backward=backward,
-            co_launched=co_launched,
-            pipeline_columns=pipeline_columns,
-        )
-        directions = 1 if pipeline_columns else co_launched
-        return _cheaper(device, products, others, directions, backward, **sizes)
-    library, width = _has_library(device, steps * batch, word), inputs or hidden
+    sizes = {"hidden": hidden, "steps": steps, "batch": batch, "word": word}
+    others = _without_clusters(
+        device,
+        products,
+        **sizes,
+        inputs=inputs or hidden,
+        split=split,
+        backward=backward,
+        by_step=by_step,
+        co_launched=co_launched,
+        pipeline_columns=pipeline_columns,
+        lacks=lacks,
+    )
+    if by_step or lacks or len(products) > 1 or not (word == 2 or (word == 4 and split)):
+        return others
+    directions = 1 if pipeline_columns else co_launched
+    by = _by_cluster(device, products[0], **sizes, backward=backward, directions=directions)
+    if by is None or by.seconds / by.co_launched >= others.seconds / others.co_launched:
+        return others
+    return replace(by, library=others.library, library_split=others.library_split)
+
+
+def _without_clusters(
+    device: GpuFigures,
+    products: list[int],
+    *,
+    hidden: int,
+    steps: int,
+    batch: int,
+    word: int,
+    inputs: int,
+    split: bool,
+    backward: bool,
+    by_step: bool,
+    co_launched: int,
+    pipeline_columns: int,
+    lacks: str,
+) -> GpuPlan:
+    """Return the plan of all kernels but "cluster", by the arguments of `plan`."""
+    library, width = _has_library(device, steps * batch, word), inputs
     may_split = split and word == 4 and library and not lacks and not device.why_no_words
     library_split = may_split and steps * batch * width * hidden * sum(products) >= SPLIT_WORK
     tiles = by_step or (backward and lacks != "")
@@ -451,23 +477,6 @@ def plan(
             f"{why}; to partition them would take longer, by the model {times:.2g} times as long"
         )
     return of_library(_in_chunks(device, best, wanted) if backward else shared)
-
-
-def _cheaper(
-    device: GpuFigures,
-    products: list[int],
-    others: GpuPlan,
-    directions: int,
-    backward: bool,
-    **sizes: int,
-) -> GpuPlan:
-    """Return the plan of a "cluster" kernel if it costs less than that of others."""
-    if len(products) > 1:
-        return others
-    by = _by_cluster(device, products[0], backward=backward, directions=directions, **sizes)
-    if by is None or by.seconds / by.co_launched >= others.seconds / others.co_launched:
-        return others
-    return replace(by, library=others.library, library_split=others.library_split)
 
 
 def _why_by_step(word: int, by_step: bool, lacks: str) -> str:
