@@ -79,7 +79,11 @@ def outside_cases() -> dict[str, Callable[[], Any]]:
     r = np.random.default_rng(0)
     model = ost.nn.Linear(1000, 750, rng=0)
     model.vjp(np.ones((8, 1000), np.float32))[1](r.standard_normal((8, 750)).astype(np.float32))
-    adam = ost.optim.AdamW(1e-4)
+    adam, sgd, rmsprop = (
+        ost.optim.AdamW(1e-4),
+        ost.optim.SGD(1e-4, momentum=0.9),
+        ost.optim.RMSprop(1e-4),
+    )
     dropout = ost.nn.Dropout(0.1, rng=0)
     x = r.standard_normal((10, 64, 256)).astype(np.float32)
     embedding = ost.nn.Embedding(100, 256, rng=0)
@@ -91,8 +95,18 @@ def outside_cases() -> dict[str, Callable[[], Any]]:
     def scatter() -> None:
         embedding.vjp(ids)[1](x)
 
+    tiny = ost.nn.Sequential(ost.nn.LSTM(3, 8, rng=0), ost.nn.Linear(8, 3, rng=0))
+    trainer = ost.Trainer(tiny, ost.losses.MSE(), ost.optim.AdamW(1e-4), clip_norm=1.0)
+    steps = r.standard_normal((10, 2, 1, 3)).astype(np.float32)
+
+    def small_fit() -> None:
+        trainer.fit(list(zip(steps, steps)), epochs=1, progress=False)
+
     return {
         "AdamW, 750,750 parameters": lambda: adam.step(model),
+        "SGD with momentum, 750,750 parameters": lambda: sgd.step(model),
+        "RMSprop, 750,750 parameters": lambda: rmsprop.step(model),
+        "fit of ten steps, T=2 B=1 H=8": small_fit,
         "global_norm, 750,750 gradients": lambda: ost.optim.global_norm(model),
         "Dropout, 163,840 numbers": lambda: dropout.vjp(x, rng=1),
         "Embedding and its gradient, 640 rows of 256": scatter,

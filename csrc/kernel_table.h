@@ -169,7 +169,8 @@ struct StepControl {
   const Index* cut_starts = nullptr;  // [B] not null: cuts are flat, and those of row b begin there
 };
 
-// Contract: dx, dh0, dc0 are overwritten; the RawGradients and drestart are added to, after the last step, or untouched on a stop.
+// Contract: dx, dh0, dc0 are overwritten; the RawGradients (unless `overwrite`) and drestart are added to, after the last step, or
+// untouched on a stop.
 template <class T>
 struct BackwardCall {
   const PackedWeights<T>* weights;
@@ -189,9 +190,10 @@ struct BackwardCall {
   T *dh0, *dc0;  // as h0 and c0, null means not wanted
   RawGradients<T> gradients;
   // A sequence in several calls, the last steps first: sums that outlive a call, so that they are added up as in one. Null: one call.
-  T* sums;      // of `sums_size` elements
-  bool resume;  // they hold those of later steps
-  bool more;    // earlier steps are still to come: nothing is added to the gradients yet
+  T* sums;         // of `sums_size` elements
+  bool resume;     // they hold those of later steps
+  bool more;       // earlier steps are still to come: nothing is added to the gradients yet
+  bool overwrite;  // the gradients go in the place of what `gradients` hold, as if that were zero
   Poll poll;
   Lookup lookup;       // then gradients.weight_ih is [gates*H, N], of the table times the weights, and dx is not wanted
   const T* projected;  // as forward
@@ -245,6 +247,23 @@ struct AdamStep {
   double rate, beta1, beta2, eps, weight_decay, correction1, correction2;
   bool decoupled;  // AdamW: decay acts on the weights, not through the gradient
 };
+struct SgdStep {
+  double rate, weight_decay, momentum;  // without momentum there is no buffer
+  bool nesterov;
+};
+struct RmspropStep {
+  double rate, weight_decay, alpha, eps;
+};
+
+// Parameters [n] that an optimiser moves, in one pass over all arrays. It steps along the gradients times `factor`, and leaves them so.
+template <class T>
+struct Update {
+  Index n;
+  T *p, *g;
+  T* buffers[2];  // as many as the rule has
+  T factor;
+  T* previous;  // null, or filled with what p was
+};
 
 // Sequences of the CTC loss: sequence b has the rows rows[row_offsets[b]..row_offsets[b + 1]) of logits [n,V] as its steps, and the
 // labels between label_offsets[b] and [b + 1].
@@ -275,7 +294,9 @@ struct TrainKernels {
   void (*embedding_gather)(Index n, Index width, const Index* ids, const T* table, T* out);
   void (*embedding_scatter)(Index n, Index width, const Index* ids, const T* dy, T* dtable);
   double (*square_sum)(Index n, const T* x);
-  void (*adam)(Index n, T* p, const T* g, T* m, T* v, const AdamStep&);
+  void (*adam)(const Update<T>&, const AdamStep&);
+  void (*sgd)(const Update<T>&, const SgdStep&);
+  void (*rmsprop)(const Update<T>&, const RmspropStep&);
   void (*dropout)(Index n, const T* x, T* y, double rate, const RandomRow&);  // y = x / (1 - rate) where kept, else 0; n <= 2^34
   void (*tanh)(Index n, const T* x, T* y);  // the vector functions of the cells, for layers and for the ULP tests
   void (*sigmoid)(Index n, const T* x, T* y);

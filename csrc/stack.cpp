@@ -316,7 +316,7 @@ BackwardCall<T> backward_call(const Tape<T>& tape, const StackGradients<T>& g, I
   if (g.dcn) b.dcn = g.dcn + part * cell_state;
   if (g.dh0) b.dh0 = g.dh0 + part * hidden_state;
   if (g.dc0) b.dc0 = g.dc0 + part * cell_state;
-  b.gradients = g.weights[part];
+  b.gradients = g.weights[part], b.overwrite = g.overwrite;
   if (g.sums) b.sums = (*g.sums)[part].get(), b.resume = g.resume, b.more = g.more;
   b.poll = poll;
   return b;

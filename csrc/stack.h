@@ -234,6 +234,7 @@ struct StackGradients {
   const std::vector<Buffer<T>>* sums = nullptr;  // [L*D]: see BackwardCall
   bool resume = false, more = false;
   bool dx_add = false;                   // add to dx instead
+  bool overwrite = false;                // see BackwardCall
   std::vector<RawGradients<T>> weights;  // [layer * D + direction]
 };
 template <class T>

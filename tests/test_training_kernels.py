@@ -49,6 +49,87 @@ def test_adam(dtype: Any, decoupled: bool, kernel_set: str) -> None:
             np.testing.assert_array_equal(ours, expected)
 
 
+def _sgd(p: Any, g: Any, m: Any, momentum: Any, nesterov: bool) -> tuple[Any, Any]:
+    lr, decay = map(p.dtype.type, (2e-3, 0.01))
+    g = g + p * decay
+    if not momentum:
+        return p - g * lr, m
+    m = m * p.dtype.type(momentum) + g
+    return p - (g + m * p.dtype.type(momentum) if nesterov else m) * lr, m
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("momentum", "nesterov"),
+    [(0.0, False), (0.9, False), (0.9, True)],
+    ids=["0", "0.9", "nesterov"],
+)
+def test_sgd(dtype: Any, momentum: float, nesterov: bool, kernel_set: str) -> None:
+    rng = np.random.default_rng(0)
+    for n in SIZES:
+        p, g, m = rng.normal(size=(3, n)).astype(dtype)
+        expected = _sgd(p, g, m, momentum, nesterov)
+        kernel("sgd_runs", dtype)(p, g, m, [(0, n, 2e-3, 0.01)], momentum, nesterov)
+        np.testing.assert_array_equal((p, m), expected)
+
+
+@BOTH
+def test_rmsprop(dtype: Any, kernel_set: str) -> None:
+    rng = np.random.default_rng(0)
+    lr, decay, alpha, rest, eps = map(dtype, (2e-3, 0.01, 0.99, 1 - 0.99, 1e-8))
+    for n in SIZES:
+        p, g, m = rng.normal(size=(3, n)).astype(dtype)
+        m = abs(m)
+        decayed = g + p * decay
+        m_after = m * alpha + decayed * rest * decayed
+        p_after = p - decayed / (np.sqrt(m_after) + eps) * lr
+        kernel("rmsprop_runs", dtype)(p, g, m, [(0, n, 2e-3, 0.01)], 0.99, 1e-8)
+        np.testing.assert_array_equal((p, m), (p_after, m_after))
+
+
+def test_without_decay_parameters_that_are_not_finite_spoil_no_buffer(kernel_set: str) -> None:
+    p, g, m = np.array([[np.inf] * 20, [1] * 20, [2] * 20], np.float32)
+    _core.sgd_runs_Float32(p, g, m, [(0, 20, 0.1, 0.0)], 0.5, False)
+    assert m.tolist() == [2] * 20
+
+
+@BOTH
+@pytest.mark.parametrize("rule", ["adam", "sgd", "rmsprop"])
+def test_an_update_scales_gradients_and_keeps_what_parameters_were(
+    dtype: Any, rule: str, kernel_set: str
+) -> None:
+    """One pass gives the bits of three: to copy, to scale, to step."""
+    rng, n = np.random.default_rng(0), 100_003
+    p, g, *state = rng.normal(size=(4 if rule == "adam" else 3, n)).astype(dtype)
+    state = [abs(a) for a in state]
+    run = (7, n - 5, 1e-3, 0.01, *((0.5, 0.25) if rule == "adam" else ()))
+    options = {"adam": (0.9, 0.99, 1e-8, True), "sgd": (0.9, True), "rmsprop": (0.99, 1e-8)}[rule]
+    step = kernel(f"{rule}_runs", dtype)
+    apart = [a.copy() for a in (p, g, *state)]
+    apart[1][7 : n - 5] *= dtype(0.3)
+    step(*apart, [run], *options)
+    before, previous = p.copy(), np.full(n, 9, dtype)
+    step(p, g, *state, [run], *options, factor=0.3, previous=previous)
+    for one, other in zip((p, g, *state), apart):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(previous[7 : n - 5], before[7 : n - 5])
+    assert (previous[:7] == 9).all()
+    assert (previous[n - 5 :] == 9).all()
+
+
+def test_an_update_writes_to_memory_that_is_its_own() -> None:
+    p, g, m = (np.ones(8, np.float32) for _ in range(3))
+    run = [(0, 8, 0.1, 0.0)]
+    with pytest.raises(ValueError, match="previous: expected memory of its own"):
+        _core.sgd_runs_Float32(p, g, m, run, 0.9, False, previous=g)
+    g.flags.writeable = False
+    with pytest.raises(ValueError, match="g: expected a writable array"):
+        _core.sgd_runs_Float32(p, g, m, run, 0.9, False, factor=0.5)
+    assert (p == 1).all()
+    assert (m == 1).all()
+    _core.sgd_runs_Float32(p, g, m, run, 0.9, False)
+
+
 @BOTH
 def test_square_sum(dtype: Any, kernel_set: str) -> None:
     for n in SIZES:

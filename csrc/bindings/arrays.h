@@ -123,7 +123,7 @@ View<std::remove_const_t<T>> optional_view(const py::object& object, const std::
   return object.is_none() ? View<std::remove_const_t<T>>{} : view<T>(object, name, axes, need, writable, device);
 }
 
-// The range of bytes that a view touches, to refuse overlapping outputs.
+// The range of bytes that a view touches; {0, 0} of one without elements.
 template <class T>
 std::pair<std::uintptr_t, std::uintptr_t> extent(const View<T>& v) {
   Index low = 0, high = 0;
@@ -132,17 +132,12 @@ std::pair<std::uintptr_t, std::uintptr_t> extent(const View<T>& v) {
   const auto base = reinterpret_cast<std::uintptr_t>(v.data);
   return {base + std::uintptr_t(low * Index(sizeof(T))), base + std::uintptr_t((high + 1) * Index(sizeof(T)))};
 }
-template <class T>
-void refuse_overlap(const View<T>& out, const View<T>& in, const char* out_name, const char* in_name) {
-  const auto a = extent(out), b = extent(in);
-  if (a.first < b.second && b.first < a.second)
-    fail(out_name, std::string("memory of its own"), std::string("an array whose memory range overlaps that of ") + in_name);
-}
 
 // The memory that a call reads and writes: no output may lie in that of an input or of another output, since kernels write outputs
 // before they have read all inputs.
 class Memory {
  public:
+  Memory() { parts_.reserve(8); }
   template <class T>
   void reads(const View<T>& v, const char* name) {
     add(extent(v), name, false);

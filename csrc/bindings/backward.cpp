@@ -26,6 +26,7 @@ class BackwardPass {
     place_restarts();
     if (on_cpu_) refuse_overlaps();
     if (sums && on_cpu_) take_sums(sums);
+    if (a_.overwrite) overwrite();
     if (a_.flow) make_norms();
   }
 
@@ -144,6 +145,17 @@ class BackwardPass {
     sums->more = false;  // until the pass is done
     sums_ = sums;
     g_.sums = &sums->parts, g_.resume = a_.resume, g_.more = a_.more;
+  }
+
+  // Without a step the kernels write nothing.
+  void overwrite() {
+    if (!on_cpu_) fail("overwrite", "False for arrays of a device", "True");
+    g_.overwrite = true;
+    for (const py::object& array : held_)
+      if (steps_ * batch_ == 0 && !array.is_none()) {
+        auto a = py::reinterpret_borrow<py::array>(array);
+        std::memset(a.mutable_data(), 0, std::size_t(a.nbytes()));
+      }
   }
 
   void place_restarts() {

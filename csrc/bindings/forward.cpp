@@ -66,10 +66,12 @@ class ForwardPass {
     return time_major(view<E>(a_.x, "x", axes, Strides::kUnitLast, false, device_), a_.batch_first && !ragged_);
   }
   void read_x() {
-    if (lookup_)
+    if (lookup_) {
       ids_ = view_of_x<Index>("1", 1);
-    else
+      table_ = view<T>(a_.table, "table", {{"V", -1}, {"I", s_.input}}, Strides::kContiguous);
+    } else {
       xv_ = view_of_x<T>("I", s_.input);
+    }
     const std::vector<Index>& shape = lookup_ ? ids_.shape : xv_.shape;
     rows_ = shape[0];
     starts_ = optional_view<Index>(a_.starts, "starts", {{"B", -1}}, Strides::kContiguous);
@@ -170,22 +172,23 @@ class ForwardPass {
     const bool apart = ragged_ ? rows_are_apart(yv_.strides[0], 0, rows_, 1, s_.width())
                                : rows_are_apart(yv_.strides[0], yv_.strides[1], call_.steps, call_.batch, s_.width());
     if (!apart) fail("out", "rows of its own for every (t, b)", "strides by which they overlap");
-    if (!lookup_) refuse_overlap(yv_, xv_, "out", "x");
-    if (call_.h0) refuse_overlap(yv_, h0_, "out", "h0");
-    if (call_.c0) refuse_overlap(yv_, c0_, "out", "c0");
-    if (call_.restart_h) refuse_overlap(yv_, restart_h_, "out", "restart_h");
-    if (call_.restart_c) refuse_overlap(yv_, restart_c_, "out", "restart_c");
+    Memory memory;
+    memory.writes(yv_, "out");
+    lookup_ ? memory.reads(table_, "table") : memory.reads(xv_, "x");
+    const std::pair<const View<T>&, const char*> states[] = {
+        {h0_, "h0"}, {c0_, "c0"}, {restart_h_, "restart_h"}, {restart_c_, "restart_c"}};
+    for (const auto& [array, name] : states)
+      if (array.data) memory.reads(array, name);
+    memory.check();
   }
 
   // The rows' numbers are copied: they are checked, and without the GIL another thread may change the caller's.
   void place_table() {
-    const auto table = view<T>(a_.table, "table", {{"V", -1}, {"I", s_.input}}, Strides::kContiguous);
-    if (!a_.out.is_none()) refuse_overlap(yv_, table, "out", "table");
-    call_.ids = checked_rows(ids_, table.shape[0], "step");
+    call_.ids = checked_rows(ids_, table_.shape[0], "step");
     const Index* starts = ragged_ ? call_.starts[0].data() : nullptr;
     const Index* ends = ragged_ ? call_.ends[0].data() : nullptr;
-    call_.lookup = {{call_.ids.data(), ragged_ ? 1 : call_.batch, ragged_ ? 0 : 1, starts, ends}, table.shape[0]};
-    call_.x.data = table.data;
+    call_.lookup = {{call_.ids.data(), ragged_ ? 1 : call_.batch, ragged_ ? 0 : 1, starts, ends}, table_.shape[0]};
+    call_.x.data = table_.data;
   }
   void place_x() {
     const Rows<T> x = rows_of(xv_, 0);
@@ -217,7 +220,7 @@ class ForwardPass {
   const py::object device_;
   const bool on_cpu_ = device_.is_none(), ragged_ = !a_.starts.is_none(), lookup_ = !a_.table.is_none();
   StackCall<T> call_;
-  View<T> xv_, yv_, h0_, c0_, restart_h_, restart_c_;
+  View<T> xv_, table_, yv_, h0_, c0_, restart_h_, restart_c_;
   View<Index> ids_, starts_, lengths_;
   Index rows_ = 0;  // of x along its first axis: N of a ragged one
   py::object y_;

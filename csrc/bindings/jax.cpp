@@ -325,8 +325,9 @@ void write_gradients(Frame& f, const Layer<T>& layer, const StackCall<T>& call, 
   const StackShape& s = layer.shape;
   const Index weights = f.number("need_weights"), need = f.number("need"), n = call.tape_rows();
   g->weights = {raw_of<RawGradients<T>>(s, layer.traits(), [&](int k, const char* name, Index count) -> T* {
-    return weights >> k & 1 ? zeros<T>(f, name, count) : nullptr;
+    return !(weights >> k & 1) ? nullptr : n ? f.result<T>(name, count) : zeros<T>(f, name, count);
   })};
+  g->overwrite = true;
   const auto wanted = [&](Input input) { return need >> input & 1; };
   if (wanted(kX)) g->dx = rows_of(layer, f.result<T>("dx", n * s.input), call.steps, call.batch, s.input);
   if (wanted(kH0)) g->dh0 = f.result<T>("dh0", call.batch * s.output);

@@ -55,9 +55,11 @@ py::tuple call_forward(const std::shared_ptr<PackedStack<T>>& packed, const py::
 template <class T>
 py::tuple call_backward(PyTape<T>& tape, const py::object& dy, const py::object& dhn, const py::object& dcn, const py::sequence& gradients,
                         bool need_dx, double clip_value, double clip_norm, const py::object& cuts, const py::object& dcells, bool flow,
-                        const py::object& dx, bool dx_add, Sums<T>* sums, bool resume, bool more, const py::object& drestart) {
-  return backward(tape, {dy, dhn, dcn, gradients, need_dx, clip_value, clip_norm, cuts, dcells, flow, dx, dx_add, resume, more, drestart},
-                  sums);
+                        const py::object& dx, bool dx_add, Sums<T>* sums, bool resume, bool more, const py::object& drestart,
+                        bool overwrite) {
+  return backward(
+      tape, {dy, dhn, dcn, gradients, need_dx, clip_value, clip_norm, cuts, dcells, flow, dx, dx_add, resume, more, overwrite, drestart},
+      sums);
 }
 
 template <class T>
@@ -102,7 +104,7 @@ void bind_typed(py::module_& m, const char* packed_name, const char* tape_name) 
       .def("backward", &call_backward<T>, py::arg("dy"), py::arg("dh_n"), py::arg("dc_n"), py::arg("grads"), py::arg("need_dx"),
            py::arg("clip_value") = 0.0, py::arg("clip_norm") = 0.0, py::arg("cuts") = py::none(), py::arg("dcells") = py::none(),
            py::arg("flow") = false, py::arg("dx") = py::none(), py::arg("dx_add") = false, py::arg("sums") = py::none(),
-           py::arg("resume") = false, py::arg("more") = false, py::arg("drestart") = py::none())
+           py::arg("resume") = false, py::arg("more") = false, py::arg("drestart") = py::none(), py::arg("overwrite") = false)
       .def_property_readonly("bytes",
                              [](const PyTape<T>& t) {
                                Index n = 0;

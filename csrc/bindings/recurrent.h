@@ -142,6 +142,7 @@ struct BackwardArguments {
   const py::object& dx;           // where dx goes, or None
   bool dx_add;                    // whether dx is added to what is there
   bool resume, more;              // with `sums`: they hold those of other segments; others follow
+  bool overwrite;                 // whether gradients go in the place of what the arrays hold, as if that were zero
   const py::object& drestart;     // (h, c) that the gradients of what resets set are added to, or None
 };
 // Return (dx, dh0, dc0, drestart_h, drestart_c, flow), with None for what was not asked for.

@@ -234,7 +234,9 @@ class Stream : public Shared {
     T* to = static_cast<T*>(x_.mutable_data());
     if (v.data != to || v.strides[0] != v.shape[1]) {
       const View<T> own{to, {batch_, width_in_}, {width_in_, 1}};
-      refuse_overlap(own, v, "stream.x", "x");
+      Memory memory;
+      memory.writes(own, "stream.x"), memory.reads(v, "x");
+      memory.check();
     }
     for (Index b = 0; b < n; ++b) std::memmove(to + b * v.shape[1], v.data + b * v.strides[0], std::size_t(v.shape[1]) * sizeof(T));
   }

@@ -51,7 +51,9 @@ void embedding_scatter(const py::object& ids, const py::object& dy, const py::ob
   const auto tv = view<T>(dtable, "grads: weight", {{"N", -1}, {"E", -1}}, Strides::kContiguous, true);
   const auto rows = rows_of(ids, tv.shape[0]);
   const auto dv = view<const T>(dy, "dy", {{"n", Index(rows.size())}, {"E", tv.shape[1]}}, Strides::kContiguous);
-  refuse_overlap(tv, dv, "grads: weight", "dy");
+  Memory memory;
+  memory.writes(tv, "grads: weight"), memory.reads(dv, "dy");
+  memory.check();
   GilRelease release;
   typed<T>(kernels()).train.embedding_scatter(Index(rows.size()), tv.shape[1], rows.data(), dv.data, tv.data);
 }
@@ -63,35 +65,74 @@ double square_sum(const py::object& x) {
   return typed<T>(kernels()).train.square_sum(v.shape[0], v.data);
 }
 
-// One step of Adam on several ranges of p: all of it, or on an error nothing. A run is (first, end, rate, weight_decay, correction1,
-// correction2).
+// The arrays of an update and its ranges, checked: all of them are moved or, on an error, none.
+template <class T>
+class Updating {
+ public:
+  Updating(const py::object& p, const py::object& g, double factor, const py::object& previous) : factor_(T(factor)) {
+    p_ = take(p, "p", true), g_ = take(g, "g", factor_ != T(1));
+    if (!previous.is_none()) previous_ = take(previous, "previous", true);
+  }
+  void add_buffer(const py::object& buffer, const char* name) { buffers_[count_++] = take(buffer, name, true); }
+
+  // A run is (first, end, ...), in all `count` numbers; `step` makes the step of the numbers behind the range.
+  template <class F>
+  void run(const py::sequence& runs, Index count, F&& step) {
+    memory_.check();
+    std::vector<std::pair<Update<T>, std::vector<double>>> all;
+    for (const py::handle one : runs) {
+      if (!py::isinstance<py::tuple>(one) || Index(py::len(one)) != count)
+        throw py::type_error("runs: expected tuples of " + std::to_string(count) + " numbers, got " + std::string(py::repr(one)));
+      const std::vector<double> x = numbers_of(py::reinterpret_borrow<py::sequence>(one), "runs");
+      if (!(0 <= x[0] && x[0] <= x[1] && x[1] <= double(size_)))
+        fail("runs", "ranges within " + std::to_string(size_), std::string(py::repr(one)));
+      all.push_back({part(Index(x[0]), Index(x[1])), {x.begin() + 2, x.end()}});
+    }
+    GilRelease release;
+    for (const auto& [update, numbers] : all) step(typed<T>(kernels()).train, update, numbers.data());
+  }
+
+ private:
+  T* take(const py::object& array, const char* name, bool written) {
+    const auto v = view<T>(array, name, {{"N", size_}}, Strides::kContiguous, written);
+    size_ = v.shape[0];
+    written ? memory_.writes(v, name) : memory_.reads(v, name);
+    return v.data;
+  }
+  Update<T> part(Index first, Index end) const {
+    const auto from = [&](T* a) { return a ? a + first : nullptr; };
+    return {end - first, from(p_), from(g_), {from(buffers_[0]), from(buffers_[1])}, factor_, from(previous_)};
+  }
+  Index size_ = -1;
+  T factor_, *p_ = nullptr, *g_ = nullptr, *previous_ = nullptr, *buffers_[2]{};
+  int count_ = 0;
+  Memory memory_;
+};
+
 template <class T>
 void adam_runs(const py::object& p, const py::object& g, const py::object& m, const py::object& v, const py::sequence& runs, double beta1,
-               double beta2, double eps, bool decoupled) {
-  const auto pv = view<T>(p, "p", {{"N", -1}}, Strides::kContiguous, true);
-  const Index n = pv.shape[0];
-  const auto gv = view<const T>(g, "g", {{"N", n}}, Strides::kContiguous);
-  const auto mv = view<T>(m, "m", {{"N", n}}, Strides::kContiguous, true);
-  const auto vv = view<T>(v, "v", {{"N", n}}, Strides::kContiguous, true);
-  Memory memory;
-  memory.writes(pv, "p"), memory.writes(mv, "m"), memory.writes(vv, "v"), memory.reads(gv, "g");
-  memory.check();
-  struct Run {
-    Index first, end;
-    AdamStep step;
-  };
-  std::vector<Run> all;
-  for (const py::handle one : runs) {
-    if (!py::isinstance<py::tuple>(one) || py::len(one) != 6)
-      throw py::type_error("runs: expected tuples of 6 numbers, got " + std::string(py::repr(one)));
-    const std::vector<double> x = numbers_of(py::reinterpret_borrow<py::sequence>(one), "runs");
-    if (!(0 <= x[0] && x[0] <= x[1] && x[1] <= double(n))) fail("runs", "ranges within " + std::to_string(n), std::string(py::repr(one)));
-    all.push_back({Index(x[0]), Index(x[1]), {x[2], beta1, beta2, eps, x[3], x[4], x[5], decoupled}});
-  }
-  GilRelease release;
-  for (const Run& run : all)
-    typed<T>(kernels()).train.adam(run.end - run.first, pv.data + run.first, gv.data + run.first, mv.data + run.first, vv.data + run.first,
-                                   run.step);
+               double beta2, double eps, bool decoupled, double factor, const py::object& previous) {
+  Updating<T> updating(p, g, factor, previous);
+  updating.add_buffer(m, "m"), updating.add_buffer(v, "v");
+  updating.run(runs, 6, [&](const TrainKernels<T>& k, const Update<T>& u, const double* x) {
+    k.adam(u, {x[0], beta1, beta2, eps, x[1], x[2], x[3], decoupled});
+  });
+}
+
+template <class T>
+void sgd_runs(const py::object& p, const py::object& g, const py::object& m, const py::sequence& runs, double momentum, bool nesterov,
+              double factor, const py::object& previous) {
+  Updating<T> updating(p, g, factor, previous);
+  if (momentum != 0) updating.add_buffer(m, "m");
+  updating.run(runs, 4, [&](const TrainKernels<T>& k, const Update<T>& u, const double* x) { k.sgd(u, {x[0], x[1], momentum, nesterov}); });
+}
+
+template <class T>
+void rmsprop_runs(const py::object& p, const py::object& g, const py::object& m, const py::sequence& runs, double alpha, double eps,
+                  double factor, const py::object& previous) {
+  Updating<T> updating(p, g, factor, previous);
+  updating.add_buffer(m, "m");
+  updating.run(runs, 4, [&](const TrainKernels<T>& k, const Update<T>& u, const double* x) { k.rmsprop(u, {x[0], x[1], alpha, eps}); });
 }
 
 template <class T>
@@ -135,7 +176,12 @@ void bind_typed(py::module_& m, const std::string& suffix) {
   m.def(name("embedding_scatter_").c_str(), &embedding_scatter<T>, py::arg("x"), py::arg("dy"), py::arg("dweight"));
   m.def(name("square_sum_").c_str(), &square_sum<T>, py::arg("x"));
   m.def(name("adam_runs_").c_str(), &adam_runs<T>, py::arg("p"), py::arg("g"), py::arg("m"), py::arg("v"), py::arg("runs"),
-        py::arg("beta1"), py::arg("beta2"), py::arg("eps"), py::arg("decoupled"));
+        py::arg("beta1"), py::arg("beta2"), py::arg("eps"), py::arg("decoupled"), py::arg("factor") = 1.0,
+        py::arg("previous") = py::none());
+  m.def(name("sgd_runs_").c_str(), &sgd_runs<T>, py::arg("p"), py::arg("g"), py::arg("m"), py::arg("runs"), py::arg("momentum"),
+        py::arg("nesterov"), py::arg("factor") = 1.0, py::arg("previous") = py::none());
+  m.def(name("rmsprop_runs_").c_str(), &rmsprop_runs<T>, py::arg("p"), py::arg("g"), py::arg("m"), py::arg("runs"), py::arg("alpha"),
+        py::arg("eps"), py::arg("factor") = 1.0, py::arg("previous") = py::none());
   m.def(name("dropout_").c_str(), &dropout<T>, py::arg("x"), py::arg("rate"), py::arg("key"));
   m.def(name("map_").c_str(), &map<T>, py::arg("name"), py::arg("x"));
 }

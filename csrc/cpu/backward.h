@@ -28,10 +28,11 @@ OST_HD Vec<T> over_parts(const T* sums, Parts parts) {
   for (Index part = 1; part < parts.count; ++part) sum = sum + Vec<T>::load(sums + part * parts.stride);
   return sum;
 }
-// Columns of sums [depth][stride], a vector of them, are added to up to L rows of a gradient [.., depth]; of that depth, `range`. One
-// function for all cells.
+// Columns of sums [depth][stride], a vector of them, are added to up to L rows of a gradient [.., depth], or take the place of what it
+// holds; of that depth, `range`. One function for all cells.
 template <class T>
-__attribute__((noinline)) void add_transposed(const T* sums, Index stride, Parts parts, Range range, T* gradient, Index depth, int rows) {
+__attribute__((noinline)) void add_transposed(const T* sums, Index stride, Parts parts, Range range, T* gradient, Index depth, int rows,
+                                              bool overwrite = false) {
   using V = Vec<T>;
   constexpr int L = V::kLanes;
   for (Index k0 = range.begin; k0 < range.end; k0 += L) {
@@ -43,9 +44,9 @@ __attribute__((noinline)) void add_transposed(const T* sums, Index stride, Parts
     for (int i = 0; i < rows; ++i) {
       T* to = gradient + i * depth + k0;
       if (left == L)
-        (V::load(to) + square[i]).store(to);
+        ((overwrite ? V(T(0)) : V::load(to)) + square[i]).store(to);
       else
-        (V::load_part(to, left) + square[i]).store_part(to, left);
+        ((overwrite ? V(T(0)) : V::load_part(to, left)) + square[i]).store_part(to, left);
     }
   }
 }
@@ -287,7 +288,10 @@ class Backward {
     if (call_.steps == 0 || call_.more) return;  // no block has cleared the sums; or they are not complete
     if (index == 0) add_rest();
     if (schedule_.direct_sums) {
-      if (ran_in_->block_ends[ceil_div(call_.batch, kWeightRows) - 1] == 0) return;
+      if (ran_in_->block_ends[ceil_div(call_.batch, kWeightRows) - 1] == 0) {
+        if (call_.overwrite && index == 0) clear_gradients();
+        return;
+      }
       for_weight_tasks(index, count, [&](int q, Index g, Range depth) {
         const Index stride = s_.columns(q) * s_.units_of(q, g) * L;
         weight_task(*ran_in_, {0, call_.batch}, 0, q, g, depth, mine.sums, stride, true);
@@ -943,8 +947,22 @@ class Backward {
     if (!weight) return;
     const Index first = s_.offset_of(q, g), whole = depth(q);
     for_vectors<C, P>(s_, q, g, [&](Index position, Index row, int lanes) {
-      add_transposed(sums + position - first, stride, {parts(), whole * stride}, columns, weight + row * whole, whole, lanes);
+      add_transposed(sums + position - first, stride, {parts(), whole * stride}, columns, weight + row * whole, whole, lanes,
+                     call_.overwrite);
     });
+  }
+  // What a sum is added to.
+  OST_HD T before(const T* gradient) const { return call_.overwrite ? T(0) : *gradient; }
+  // No row has taken part.
+  void clear_gradients() const {
+    const RawGradients<T>& to = call_.gradients;
+    const Index rows = C::kGates * s_.hidden;
+    const auto clear = [](T* gradient, Index n) {
+      if (gradient) fill_zero(gradient, n);
+    };
+    clear(to.weight_ih, rows * depth(0)), clear(to.weight_hh, rows * s_.output), clear(to.bias_ih, rows), clear(to.bias_hh, rows);
+    if (kProjected) clear(to.weight_hr, s_.output * s_.hidden);
+    for (int k = 0; k < kGains<C> + C::kParams; ++k) clear(to.units[k], s_.hidden);
   }
   void add_bias(int q, Index g) {
     T* bias = q == 0 ? call_.gradients.bias_ih : call_.gradients.bias_hh;
@@ -952,7 +970,7 @@ class Backward {
     for_vectors<C, P>(s_, q, g, [&](Index position, Index row, int lanes) {
       T sums[L];
       over_parts(bias_sums_[q] + position, {parts(), s_.width(q)}).store(sums);
-      for (int lane = 0; lane < lanes; ++lane) bias[row + lane] += sums[lane];
+      for (int lane = 0; lane < lanes; ++lane) bias[row + lane] = before(bias + row + lane) + sums[lane];
     });
   }
   // What is not spread over threads: the gradient of the restarts' state, and the norms by step.
@@ -970,15 +988,18 @@ class Backward {
         T* to = row < 0 ? nullptr : call_.gradients.units[row];
         T sums[L];
         over_parts(gain_sums_[q] + position, {parts(), s_.width(q)}).store(sums);
-        for (int lane = 0; lane < lanes && to; ++lane) to[unit + lane] += sums[lane];
+        for (int lane = 0; lane < lanes && to; ++lane) to[unit + lane] = before(to + unit + lane) + sums[lane];
       });
   }
   void add_params(Index g) {
     for (int k = 0; k < C::kParams; ++k) {
       T* to = call_.gradients.units[kGains<C> + k];
       if (!to) continue;
-      for (Index u = g * Layout<C, P>::U * L; u < smaller(s_.hidden, (g + 1) * Layout<C, P>::U * L); ++u)
-        for (Index part = 0; part < parts(); ++part) to[u] += param_sums_[(part * C::kParams + k) * s_.padded + u];
+      for (Index u = g * Layout<C, P>::U * L; u < smaller(s_.hidden, (g + 1) * Layout<C, P>::U * L); ++u) {
+        T sum = before(to + u);
+        for (Index part = 0; part < parts(); ++part) sum += param_sums_[(part * C::kParams + k) * s_.padded + u];
+        to[u] = sum;
+      }
     }
   }
 

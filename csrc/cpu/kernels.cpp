@@ -86,8 +86,17 @@ void fill_exact(TypedKernels<T>& table) {
   table.lanes = Vec<T>::kLanes;
   fill_cells<Exact<T>>(table.cells[int(Precision::kExact)], Cells());
   table.linear = {linear_packed_size<T>, linear_pack<T>, linear_forward<T>, linear_backward<T>};
-  table.train = {softmax_cross_entropy<T>, embedding_gather<T>, embedding_scatter<T>, square_sum<T>, adam<T>, dropout<T>, map_tanh<T>,
-                 map_sigmoid<T>,           map_exp<T>};
+  table.train = {softmax_cross_entropy<T>,
+                 embedding_gather<T>,
+                 embedding_scatter<T>,
+                 square_sum<T>,
+                 adam<T>,
+                 sgd<T>,
+                 rmsprop<T>,
+                 dropout<T>,
+                 map_tanh<T>,
+                 map_sigmoid<T>,
+                 map_exp<T>};
   table.fma_peak = fma_peak<T>;
   table.read_bandwidth = read_bandwidth<T>;
 }

@@ -1,8 +1,8 @@
-// The training step outside the recurrences: softmax cross entropy, embedding, sums of squares, Adam, dropout, and the vector
+// The training step outside the recurrences: softmax cross entropy, embedding, sums of squares, optimisers, dropout, and the vector
 // functions by themselves.
 #pragma once
-#include "../core/adam.h"
 #include "../core/philox.h"
+#include "../core/update.h"
 #include "math.h"
 #include "schedule.h"
 
@@ -137,39 +137,65 @@ double square_sum(Index n, const T* x) {
   return ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]));
 }
 
-template <class T>
-struct AdamJob {
-  Index n;
-  T* p;
-  const T* g;
-  T *m, *v;
-  const AdamStep* s;
+template <class T, class Rule>
+struct UpdateJob {
+  const Update<T>& u;
+  const Rule rule;
   Share share{};
 
   static constexpr Index kWords = 16384;
   static void run(void* self, int, Crew&) {
-    auto& j = *static_cast<AdamJob*>(self);
-    for (Range r; j.share.next(j.n, kWords, &r);) j.apply(r);
+    auto& j = *static_cast<UpdateJob*>(self);
+    for (Range r; j.share.next(j.u.n, kWords, &r);) j.apply(r);
   }
   void apply(Range r) const {
-    const auto& j = *this;
-    const AdamRule<T> rule(*j.s);
+    if (u.previous || u.factor != T(1))
+      move<true>(r);
+    else
+      move<false>(r);
+  }
+  // Copies, since what is stored might be the numbers of the update or of the rule for all that the compiler knows.
+  template <bool kAlso>
+  void move(Range r) const {
     using V = Vec<T>;
     constexpr int L = V::kLanes;
+    const Update<T> own = u;
+    const Rule by = rule;
     Index i = r.begin;
-    for (; i + L <= r.end; i += L) {
-      V p = V::load(j.p + i), m = V::load(j.m + i), v = V::load(j.v + i);
-      rule.apply(p, V::load(j.g + i), m, v);
-      p.store(j.p + i), m.store(j.m + i), v.store(j.v + i);
-    }
-    for (; i < r.end; ++i) rule.apply(j.p[i], j.g[i], j.m[i], j.v[i]);
+    for (; i + L <= r.end; i += L) step<kAlso, V>(own, by, i, [](T* a) { return V::load(a); }, [](V v, T* a) { v.store(a); });
+    for (; i < r.end; ++i) step<kAlso, T>(own, by, i, [](T* a) { return *a; }, [](T v, T* a) { *a = v; });
+  }
+  template <bool kAlso, class V, class Load, class Store>
+  OST_HD static void step(const Update<T>& u, const Rule& rule, Index i, Load&& load, Store&& store) {
+    V p = load(u.p + i), g = load(u.g + i), buffers[2]{V(T(0)), V(T(0))};
+    for (int k = 0; k < Rule::kBuffers; ++k) buffers[k] = load(u.buffers[k] + i);
+    if (kAlso && u.previous) store(p, u.previous + i);
+    if (kAlso && u.factor != T(1)) g = g * V(u.factor), store(g, u.g + i);
+    rule.apply(p, g, buffers[0], buffers[1]);
+    for (int k = 0; k < Rule::kBuffers; ++k) store(buffers[k], u.buffers[k] + i);
+    store(p, u.p + i);
   }
 };
 
+template <class T, class Rule>
+void run_update(const Update<T>& update, const Rule& rule) {
+  UpdateJob<T, Rule> job{update, rule};
+  run_team(update.n < 65536 ? 1 : thread_count(), UpdateJob<T, Rule>::run, &job);
+}
 template <class T>
-void adam(Index n, T* p, const T* g, T* m, T* v, const AdamStep& step) {
-  AdamJob<T> job{n, p, g, m, v, &step};
-  run_team(n < 65536 ? 1 : thread_count(), AdamJob<T>::run, &job);
+void adam(const Update<T>& update, const AdamStep& step) {
+  run_update(update, AdamRule<T>(step));
+}
+template <class T>
+void sgd(const Update<T>& update, const SgdStep& step) {
+  if (step.momentum != 0)
+    run_update(update, MomentumRule<T>(step));
+  else
+    run_update(update, SgdRule<T>(step));
+}
+template <class T>
+void rmsprop(const Update<T>& update, const RmspropStep& step) {
+  run_update(update, RmspropRule<T>(step));
 }
 
 // A counter a lane, so that Philox makes four times as many words as a vector has lanes.

@@ -4,6 +4,7 @@
 #pragma once
 #include "exchange.h"
 #if !defined(__CUDACC__)
+#include <map>
 #include <utility>
 #include <vector>
 #endif
@@ -67,9 +68,8 @@ struct alignas(8) ByteBarrier {
 };
 
 #if !defined(__CUDACC__)
-// Stores that emulated blocks of a thread of the CPU have started. They arrive while one of those blocks
-// waits: without delays all at once, with delays in any order, some at a time, and as late as the
-// barriers of others allow.
+// Stores that an emulated block has started. They arrive while it waits: without delays all at once, with
+// delays in any order, some at a time, and as late as the barriers of others allow.
 struct AsyncStores {
   struct Store {
     char* to;
@@ -77,11 +77,14 @@ struct AsyncStores {
     int bytes;
     ByteBarrier* barrier;
   };
-  static inline thread_local std::vector<Store> started;
+  static std::vector<Store>& started() {
+    static thread_local std::map<Index, std::vector<Store>> of;
+    return of[Turns::number()];
+  }
   static void arrive(std::size_t count) {
-    for (; count > 0; --count) {
+    std::vector<Store>& started = AsyncStores::started();
+    for (; count > 0 && !started.empty(); --count) {
       Delays::wait();
-      if (started.empty()) return;
       std::swap(started[Delays::state % started.size()], started.back());
       const Store store = started.back();
       started.pop_back();
@@ -91,8 +94,8 @@ struct AsyncStores {
   }
   // Let some stores arrive. Return whether there were any.
   static bool make_way() {
-    if (started.empty()) return false;
-    arrive(Delays::state ? 1 + Delays::state / 64 % 64 : started.size());
+    if (started().empty()) return false;
+    arrive(Delays::state ? 1 + Delays::state / 64 % 64 : started().size());
     return true;
   }
 };
@@ -143,7 +146,7 @@ OST_HD void store_async([[maybe_unused]] PeerMemory peer, [[maybe_unused]] int p
 #elif !defined(__CUDACC__)
   AsyncStores::Store store{peer.address + place, {}, n * 4, reinterpret_cast<ByteBarrier*>(peer.address + barrier)};
   for (int i = 0; i < n; ++i) store.words[i] = words[i];
-  AsyncStores::started.push_back(store);
+  AsyncStores::started().push_back(store);
 #endif
 }
 
@@ -163,7 +166,7 @@ OST_HD bool wait_for_bytes(ByteBarrier& barrier, int parity, const ExchangeBuffe
 // those who wait for the stores make sure of it.)
 OST_HD void finish_stores() {
 #if !defined(__CUDACC__)
-  AsyncStores::arrive(AsyncStores::started.size());
+  AsyncStores::arrive(AsyncStores::started().size());
 #endif
 }
 

@@ -1,9 +1,9 @@
 // Kernels other than the recurrence: the table of times, dropout, the gradient of an embedding,
 // Adam.
 #pragma once
-#include "../core/adam.h"
 #include "../core/philox.h"
 #include "../core/times.h"
+#include "../core/update.h"
 #include "problem.h"
 #include "product.h"
 

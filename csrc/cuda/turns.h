@@ -33,6 +33,8 @@ class Turns {
   }
   // Let the others run, for one of which the caller waits.
   static void pass() { sched_yield(); }
+  // Return which of the blocks of this thread of the CPU the caller is.
+  static Index number() { return 0; }
 };
 #else
 class Turns {
@@ -50,6 +52,8 @@ class Turns {
   }
   // Let the others run, for one of which the caller waits.
   static void pass() { swapcontext(&current_->blocks_[current_->turn_], &current_->caller_); }
+  // Return which of the blocks of this thread of the CPU the caller is.
+  static Index number() { return current_->turn_; }
 
  private:
   static constexpr std::size_t kStackBytes = 8 << 20;  // as that of a thread: pages are there once they are touched

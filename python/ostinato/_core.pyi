@@ -145,6 +145,7 @@ class _Tape:
         resume: bool = False,
         more: bool = False,
         drestart: tuple[_Array, _Array | None] | None = None,
+        overwrite: bool = False,
     ) -> tuple[
         _Array | None,
         _Array,
@@ -240,6 +241,8 @@ def adam_runs_Float32(
     beta2: float,
     eps: float,
     decoupled: bool,
+    factor: float = 1.0,
+    previous: _Array | None = None,
 ) -> None: ...
 def adam_runs_Float64(
     p: _Array,
@@ -251,6 +254,48 @@ def adam_runs_Float64(
     beta2: float,
     eps: float,
     decoupled: bool,
+    factor: float = 1.0,
+    previous: _Array | None = None,
+) -> None: ...
+def sgd_runs_Float32(
+    p: _Array,
+    g: _Array,
+    m: _Array | None,
+    runs: Sequence[tuple[int, int, float, float]],
+    momentum: float,
+    nesterov: bool,
+    factor: float = 1.0,
+    previous: _Array | None = None,
+) -> None: ...
+def sgd_runs_Float64(
+    p: _Array,
+    g: _Array,
+    m: _Array | None,
+    runs: Sequence[tuple[int, int, float, float]],
+    momentum: float,
+    nesterov: bool,
+    factor: float = 1.0,
+    previous: _Array | None = None,
+) -> None: ...
+def rmsprop_runs_Float32(
+    p: _Array,
+    g: _Array,
+    m: _Array,
+    runs: Sequence[tuple[int, int, float, float]],
+    alpha: float,
+    eps: float,
+    factor: float = 1.0,
+    previous: _Array | None = None,
+) -> None: ...
+def rmsprop_runs_Float64(
+    p: _Array,
+    g: _Array,
+    m: _Array,
+    runs: Sequence[tuple[int, int, float, float]],
+    alpha: float,
+    eps: float,
+    factor: float = 1.0,
+    previous: _Array | None = None,
 ) -> None: ...
 def dropout_Float32(x: _Array, rate: float, key: int) -> _Array: ...
 def dropout_Float64(x: _Array, rate: float, key: int) -> _Array: ...

@@ -27,18 +27,22 @@ class Native:
         self.embedding_gather = named("embedding_gather_")
         self.embedding_scatter_ = named("embedding_scatter_")  # in place
         self.square_sum = named("square_sum_")
-        self.adam_runs_ = named("adam_runs_")  # in place, all or nothing
+        # In place, all or nothing.
+        self.adam_runs_, self.sgd_runs_ = named("adam_runs_"), named("sgd_runs_")
+        self.rmsprop_runs_ = named("rmsprop_runs_")
         self.dropout = named("dropout_")
         self.elementwise = named("map_")
 
 
 NATIVE = {"float32": Native("Float32"), "float64": Native("Float64")}
+_BY_DTYPE = {np.dtype(name): native for name, native in NATIVE.items()}
 
 
 def backend_for(like: Any) -> Any:
     """Return the native classes and functions for the dtype and the device of an array."""
     if isinstance(like, np.ndarray):
-        return NATIVE[like.dtype.name]
+        # Asking for a name takes microseconds. Another byte order has it, which kernels refuse.
+        return _BY_DTYPE.get(like.dtype) or NATIVE[like.dtype.name]
     from . import _device_ops  # here: most programs never need it
 
     return _device_ops

@@ -500,7 +500,7 @@ class Backward:
     def buffer(self, block: Block) -> Array:
         """Return the gradients of a block of parameters."""
         given = self._grads
-        return given._buffer if given is not None and given._block is block else block.grads
+        return given._written() if given is not None and given._block is block else block.grads
 
     def views(self, layer: Layer) -> Views | None:
         """Return the gradients that the pullback of a layer adds to; None: its own."""

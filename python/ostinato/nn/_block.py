@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -41,6 +41,9 @@ class Block:
     changes = (
         0  # raised with version, and by whatever else changes what a stream of the model computes
     )
+    # Names of parameters whose gradients are zero, though that has not been written: what is added
+    # to them first takes the place of what memory holds.
+    unwritten: frozenset[str] = frozenset()
     # Further names of parameters: those that are tied to another one, by their names.
     aliases: Mapping[str, str] = MappingProxyType({})
 
@@ -61,6 +64,37 @@ class Block:
             raise ValueError("layers: expected layers on one device, got some on another")
         if devices and devices[0] is not None:
             self.move(devices[0])
+
+    @property
+    def grads(self) -> Array:
+        """The gradients, all of them written."""
+        self.write_zeros(self.unwritten)
+        return self.held_grads
+
+    @grads.setter
+    def grads(self, buffer: Array) -> None:
+        self.__dict__["grads"] = buffer
+
+    @property
+    def held_grads(self) -> Array:
+        """The memory of the gradients, in which those that are unwritten do not count."""
+        buffer: Array = self.__dict__["grads"]
+        return buffer
+
+    def clear_grads(self, prefix: str) -> None:
+        """Set the gradients under a prefix to zero: on the CPU when they are next read."""
+        names = [n for n in self.entries if n.startswith(prefix)]
+        if _device.of(self.values) is None:
+            self.unwritten |= frozenset(names)
+            return
+        for name in names:
+            self.view(self.held_grads, name)[...] = 0
+
+    def write_zeros(self, names: frozenset[str]) -> None:
+        """Write the zeros of those of the gradients that are unwritten."""
+        for name in self.unwritten & names:
+            self.view(self.held_grads, name)[...] = 0
+        self.unwritten -= names
 
     def entry(self, name: str) -> Entry:
         """Return the entry of a parameter, also by a further name."""
@@ -173,6 +207,8 @@ class Views(Mapping[str, Array]):
             recorded: Any = recording.parameter(self._block, self._block.aliases.get(full, full))
             stand_in: Array = recorded
             return stand_in
+        if self._block.unwritten and self._buffer is self._block.held_grads:
+            self._block.write_zeros(frozenset([self._block.aliases.get(full, full)]))
         return self._block.view(self._buffer, full, writable=self._writable)
 
     def __iter__(self) -> Iterator[str]:
@@ -184,6 +220,34 @@ class Views(Mapping[str, Array]):
 
     def __repr__(self) -> str:
         return "{" + ", ".join(f"{n}: {v.dtype} {list(v.shape)}" for n, v in self.items()) + "}"
+
+    def _written(self) -> Array:
+        """Return the buffer, in which all counts."""
+        if self._buffer is self._block.held_grads:
+            return self._block.grads
+        return self._buffer
+
+    def _unwritten(self, names: list[str]) -> dict[str, Array]:
+        """Return the memory of gradients if all of these names are unwritten, otherwise nothing.
+
+        Whoever has put gradients there calls `_overwritten`.
+        """
+        block, full = self._block, self._full(names)
+        if (
+            self._buffer is not block.held_grads
+            or not block.unwritten
+            or not full <= block.unwritten
+        ):
+            return {}
+        return {n: block.view(self._buffer, self._prefix + n) for n in names}
+
+    def _overwritten(self, names: Iterable[str]) -> None:
+        """Note that gradients stand where there were none."""
+        self._block.unwritten -= self._full(names)
+
+    def _full(self, names: Iterable[str]) -> frozenset[str]:
+        full = (self._prefix + n for n in names)
+        return frozenset(self._block.aliases.get(n, n) for n in full)
 
     def child(self, name: str) -> Views:
         """Return the same buffer as a layer within this one sees it.
@@ -206,11 +270,15 @@ class Views(Mapping[str, Array]):
             raise TypeError(
                 "flat: expected parameters by their names within vjp, which have gradients there"
             )
+        v: Array
+        if not self._prefix:  # the whole model
+            v = self._written().view()
+            return v if self._writable else _check.read_only(v)
         own = [e for n, e in self._block.entries.items() if n.startswith(self._prefix)]
         if not own:
             return self._buffer[:0]
         step = ALIGN // self._buffer.itemsize
-        v: Array = self._buffer[own[0].offset : -(-(own[-1].offset + own[-1].size) // step) * step]
+        v = self._written()[own[0].offset : -(-(own[-1].offset + own[-1].size) // step) * step]
         v = v.view()
         return v if self._writable else _check.read_only(v)
 

@@ -227,6 +227,16 @@ class Layer:
         """Set all gradients to zero."""
         self._writable_grads().flat[...] = 0
 
+    def _clear_grads(self) -> None:
+        """Set all gradients to zero, on the CPU when they are next read or added to.
+
+        Arrays that somebody has kept of them do not follow before that.
+        """
+        if type(self).zero_grad is Layer.zero_grad:
+            self._block.clear_grads(self._prefix)
+        else:
+            self.zero_grad()
+
     def new_grads(self) -> Views:
         """Return a second set of gradients, at zero.
 
@@ -236,7 +246,9 @@ class Layer:
         Returns:
             A mapping from names to writable arrays.
         """
-        return Views(self._block, np.zeros_like(self._block.grads), self._prefix, writable=True)
+        return Views(
+            self._block, np.zeros_like(self._block.held_grads), self._prefix, writable=True
+        )
 
     def freeze(self, pattern: str = "*") -> None:
         """Leave parameters out of training: gradients become zero, and steps do not move them.
@@ -435,9 +447,16 @@ class Layer:
 
     def _gradients(self, grads: Views | None) -> dict[str, Array | None]:
         """Writable gradients by name; None for what is frozen."""
-        source, entry = self._own_grads(grads), self._block.entry
+        return self._arrays_of(self._own_grads(grads))
+
+    def _arrays_of(
+        self, grads: Views, known: Mapping[str, Array] = MappingProxyType({})
+    ) -> dict[str, Array | None]:
+        """Return gradients by name, some of which are known; None for what is frozen."""
+        entry = self._block.entry
         return {
-            n: source[n] if entry(self._prefix + n).trainable else None for n in self.parameters()
+            n: (known[n] if n in known else grads[n]) if entry(self._prefix + n).trainable else None
+            for n in self.parameters()
         }
 
     def _own_grads(self, grads: Views | None) -> Views:
@@ -448,7 +467,7 @@ class Layer:
             and grads._block is self._block
             and grads._prefix == self._prefix
         )
-        if not mine or _device.of(grads._buffer) is not _device.of(self._block.grads):
+        if not mine or _device.of(grads._buffer) is not _device.of(self._block.held_grads):
             raise TypeError(
                 f"grads: expected what new_grads() of this {type(self).__name__} gave, got "
                 f"{type(grads).__name__}"
@@ -456,7 +475,7 @@ class Layer:
         return grads
 
     def _writable_grads(self) -> Views:
-        return Views(self._block, self._block.grads, self._prefix, writable=True)
+        return Views(self._block, self._block.held_grads, self._prefix, writable=True)
 
     def _pullback(self, backward: Callable[..., Any]) -> Pullback:
         """Return a pullback that serves once.

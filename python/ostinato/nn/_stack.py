@@ -18,6 +18,7 @@ from .._cells import UNIT_WEIGHTS, facts_of
 from .._check import Array, Lengths, Seed
 from .._functions import Chosen
 from ._arguments import arguments
+from ._block import Views
 from ._outputs import OUTPUTS, last_of
 from ._quantization import ScaledInputs
 from ._redraw import redraw
@@ -278,6 +279,9 @@ class Recurrent(ScaledInputs):
         """
         redraw(self, (input, recurrent, bias), forget_bias, chrono, rng)
         return self
+
+    def _gradient_target(self, grads: Views | None) -> Views:
+        return self._own_grads(grads)
 
     # --------------
 

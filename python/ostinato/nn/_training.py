@@ -19,6 +19,7 @@ from ._outputs import TRAINING_OUTPUTS, FinalState, last_of
 from ._table import TableGradients
 
 if TYPE_CHECKING:
+    from ._block import Views
     from ._stack import Recurrent
 
 
@@ -132,7 +133,7 @@ class _Backward:
 
     def __call__(
         self,
-        grads: dict[str, Array | None],
+        grads: Views,
         dy: Any,
         dstate: Any,
         need_dx: bool,
@@ -194,7 +195,7 @@ class _Backward:
 
     def _through_segments(
         self,
-        grads: dict[str, Array | None],
+        grads: Views,
         dy: Any,
         dend: tuple[Array | None, Array | None],
         need_dx: bool,
@@ -212,7 +213,7 @@ class _Backward:
         if _check.is_array(dy) and (dy.shape, dy.dtype) != (own, layer._dtype):
             raise ValueError(f"dy: expected the shape and dtype of y, got {dy.shape} of {dy.dtype}")
         dx, dh0, dc0, *dreset = self.tape.backward(
-            dy, *dend, layer._parts(grads), need_dx, dcells=dcells, **self.control
+            dy, *dend, layer._parts(layer._arrays_of(grads)), need_dx, dcells=dcells, **self.control
         )
         if dh0 is None:  # no step at all
             dh0 = self._zeros(batch)
@@ -226,7 +227,7 @@ class _Backward:
 
     def _through_tape(
         self,
-        grads: dict[str, Array | None],
+        grads: Views,
         dy: Any,
         dend: tuple[Array | None, Array | None],
         need_dx: bool,
@@ -234,9 +235,13 @@ class _Backward:
     ) -> Any:
         """Run back through the tape, with the gradients of a table that was looked up."""
         layer, call, watch = self.layer, self.call, self.layer._watch
-        parts, of_table = layer._parts(grads), None
+        suffixes = [] if call.table is None else layer._suffixes()[: layer._directions]
+        # Gradients that are zero need not be written as such before the kernels add to them.
+        zero: dict[str, Array] = {}
+        if grads._block.unwritten:
+            zero = grads._unwritten(self._added_by_kernels(suffixes))
+        parts, of_table = layer._parts(layer._arrays_of(grads, zero)), None
         if call.table is not None:
-            suffixes = layer._suffixes()[: layer._directions]
             weights = [layer.parameters()[f"weight_ih{suffix}"] for suffix in suffixes]
             of_table = TableGradients(call.table, weights, parts)
             parts = of_table.parts
@@ -248,18 +253,33 @@ class _Backward:
             **self.control,
             dcells=dcells,
             flow=watch is not None,
+            overwrite=bool(zero),
         )
+        if zero:
+            grads._overwritten(zero)
         if of_table is not None:
             dx = of_table.add(need_dx)
         if watch is not None:
             watch(layer, self.tape, norms)
         return dx, dh0, dc0, dreset_h, dreset_c
 
-    def _add_to_learned(
-        self, grads: dict[str, Array | None], dstart: tuple[Any, Any], dreset: list[Any]
-    ) -> None:
+    def _added_by_kernels(self, looked_up: list[str]) -> list[str]:
+        """Return the names of the gradients that the kernels add to.
+
+        They are those of all weights that are trained, without ``weight_ih`` of the directions that
+        look their input up.
+        """
+        layer = self.layer
+        others = {*layer._state_names(), *(f"weight_ih{suffix}" for suffix in looked_up)}
+        entry = layer._block.entry
+        return [
+            n for n in layer.parameters() if n not in others and entry(layer._prefix + n).trainable
+        ]
+
+    def _add_to_learned(self, grads: Views, dstart: tuple[Any, Any], dreset: list[Any]) -> None:
         """Add to the gradients of the learned states, that of a restart included."""
-        for into, first, later in zip(self.layer._initial(grads), dstart, dreset):
+        states = self.layer._initial(self.layer._arrays_of(grads))
+        for into, first, later in zip(states, dstart, dreset):
             for part, g in enumerate(into or ()):
                 if g is not None:
                     g += (first[part].sum(0) if self.call.learned else 0) + (

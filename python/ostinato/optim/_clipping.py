@@ -79,10 +79,16 @@ def limit_norm(model: Layer, norm: Any, max_norm: float) -> None:
 
     On a device NaN stays NaN, and an infinite norm gives zeros.
     """
+    factor = factor_of(norm, max_norm)
+    if factor is not None:
+        scale(model, factor)
+
+
+def factor_of(norm: Any, max_norm: float) -> Any:
+    """Return by what gradients of this norm are multiplied to bound it; None: they are within."""
     if _device.of(norm) is not None:
-        scale(model, max_norm / np.maximum(norm, max_norm))  # exactly 1 up to the bound
-    elif norm > max_norm:
-        scale(model, max_norm / norm)
+        return max_norm / np.maximum(norm, max_norm)  # exactly 1 up to the bound
+    return max_norm / norm if norm > max_norm else None
 
 
 def scale(model: Layer, factor: Any) -> None:

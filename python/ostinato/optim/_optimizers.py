@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import _device, _native
+from .. import _deferred, _device, _native
 from .._annotations import readable
 from .._check import Array, flag
 from ..nn import Layer
@@ -16,6 +16,29 @@ from ._checks import check_model, fraction, number
 from ._schedules import Schedule, chosen_name, schedule_of
 
 _Part = tuple[slice, float, float, int]  # of the flat buffer: rate, weight decay, steps so far
+
+
+class Also(NamedTuple):
+    """What a training loop wants of a step on its way, so that it needs no pass by itself.
+
+    Attributes:
+        factor: the gradients are multiplied by it, and stay so; None: by nothing.
+        previous: filled with what the parameters were; None: with nothing.
+    """
+
+    factor: Any = None
+    previous: Array | None = None
+
+    def of(self, part: slice) -> Also:
+        """Return what is wanted of a part of the parameters."""
+        return Also(self.factor, None if self.previous is None else self.previous[part])
+
+    def apply(self, p: Array, g: Array, where: Any) -> None:
+        """Do it in passes of its own."""
+        if self.previous is not None:
+            self.previous[...] = p if where is None else np.where(where, p, self.previous)
+        if self.factor is not None:
+            g *= _deferred.scalar(self.factor, g.dtype)
 
 
 class Optimizer:
@@ -120,6 +143,10 @@ class Optimizer:
             KeyError: a pattern of ``groups`` that matches no parameter.
             ValueError: the model has another size or dtype than at the steps before.
         """
+        self._advance(model, where, Also())
+
+    def _advance(self, model: Layer, where: Any, also: Also) -> None:
+        """Make a step, and what a training loop wants with it."""
         check_model(model)
         size = model.flat.size
         self.check_groups(model)
@@ -146,17 +173,24 @@ class Optimizer:
         ]
         # What is too small for the dtype becomes zero without a warning.
         with model.write() as p, np.errstate(under="ignore"):
+            g = model.flat_grads if also.factor is None else model._writable_grads().flat
             state = [self.state[n] for n in self._buffers]
-            self._move(p.flat, model.flat_grads, state, runs, where)
+            self._move((p.flat, g, *state), runs, where, also)
         self.steps += 1
 
     def _move(
-        self, p: Array, g: Array, state: list[Array], runs: list[_Part], where: Array | None
+        self, arrays: tuple[Array, ...], runs: list[_Part], where: Array | None, also: Also
     ) -> None:
-        """Update the parts of p and of the state: all of them or, without the memory, none.
+        """Update parts of p and of the buffers: all of them or, without the memory, none.
 
-        With a flag ``where`` of the device they move only if it is True.
+        Args:
+            arrays: p, their gradients and the buffers.
+            runs: the parts, with what they are stepped by.
+            where: a flag of the device, without which nothing moves; None: True.
+            also: what comes before the update.
         """
+        p, g, *state = arrays
+        also.apply(p, g, where)
         new: list[tuple[Array, Array]] = []
         for part, lr, decay, age in runs:
             old = [p[part], *(s[part] for s in state)]
@@ -244,55 +278,33 @@ def _runs(
     return runs
 
 
-class _Subtracting(Optimizer):
-    """An optimiser of NumPy's functions: ``_change`` says what is subtracted, and the new state.
+class _Native(Optimizer):
+    """An optimiser that has a kernel for the CPU, which makes its update in one pass."""
 
-    They write to memory that is kept from step to step, for new memory at every step would take
-    several times as long as the step.
-    """
-
-    _room: Array | None = None
-
-    def _change(
-        self, room: Any, p: Array, g: Array, lr: float, decay: float, *s: Array
-    ) -> tuple[Any, ...]:
-        """Return a factor, an array that times it is subtracted from p, and the new state.
-
-        They lie in three arrays like p, or where those are None in new ones; the array may be g.
-        """
+    def _run(self, native: Any, arrays: tuple[Array, ...], runs: list[Any], **more: Any) -> None:
+        """Run the kernel on p, g and the buffers; a run is (first, end, rate, decay, age)."""
         raise NotImplementedError  # the optimisers below define it
 
-    def _update(
-        self, p: Array, g: Array, lr: float, decay: float, age: int, *state: Array
-    ) -> tuple[Array, ...]:
-        factor, change, *new = self._change((None, None, None), p, g, lr, decay, *state)
-        return p - factor * change, *new
-
     def _move(
-        self, p: Array, g: Array, state: list[Array], runs: list[_Part], where: Array | None
+        self, arrays: tuple[Array, ...], runs: list[_Part], where: Array | None, also: Also
     ) -> None:
-        own = getattr(self._update, "__func__", None) is not _Subtracting._update
-        if own or _device.of(p) is not None:
-            return super()._move(p, g, state, runs, where)
+        own = getattr(self._update, "__func__", None) not in _OURS
+        if own or _device.of(arrays[0]) is not None:
+            return super()._move(arrays, runs, where, also)
         if where is not None and not where:
             return None
-        if self._room is None or self._room.shape[1] != p.size or self._room.dtype != p.dtype:
-            self._room = np.empty((3, p.size), p.dtype)
-        moves = []
-        for part, lr, decay, _ in runs:
-            room, grads, old = self._room[:, part], g[part], [a[part] for a in state]
-            factor, change, *new = self._change(room, p[part], grads, lr, decay, *old)
-            scaled = room[2] if change is grads else change
-            moves.append((p[part], factor, change, scaled, list(zip(old, new))))
-        with np.errstate(all="ignore"):  # no error stops it half-way
-            for into, factor, change, scaled, buffers in moves:
-                for buffer, values in buffers:
-                    buffer[...] = values
-                np.subtract(into, np.multiply(change, factor, out=scaled), out=into)
+        p, g = arrays[:2]
+        for start, end in zip(
+            [0, *(r[0].stop for r in runs)], [*(r[0].start for r in runs), p.size]
+        ):
+            if start < end:  # frozen parameters, which the kernel does not see
+                also.of(slice(start, end)).apply(p[start:end], g[start:end], None)
+        more: dict[str, Any] = {} if also.previous is None else {"previous": also.previous}
+        if also.factor is not None:
+            more["factor"] = float(also.factor)
+        given = [(part.start, part.stop, lr, decay, age) for part, lr, decay, age in runs]
+        self._run(_native.backend_for(p), arrays, given, **more)
         return None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_room": None}
 
 
 # The defaults are objects of their own, so that a rate given under both names can be told from
@@ -300,7 +312,7 @@ class _Subtracting(Optimizer):
 _RMSPROP, _ADAM = float("1e-2"), float("1e-3")
 
 
-class SGD(_Subtracting):
+class SGD(_Native):
     """Stochastic gradient descent: ``v = m v + g; p -= lr v``, m the momentum, as in PyTorch.
 
     With ``nesterov`` the step is along ``g + m v``.
@@ -345,23 +357,24 @@ class SGD(_Subtracting):
         if not momentum:
             self._buffers = ()
 
-    def _change(
-        self, room: Any, p: Array, g: Array, lr: float, decay: float, *s: Array
-    ) -> tuple[Any, ...]:
-        t, (first, second, third) = p.dtype.type, room
-        if decay:
-            g = np.add(g, np.multiply(p, t(decay), out=first), out=first)
-        if s:
-            v = np.multiply(s[0], t(self.momentum), out=second)
-            s = (np.add(v, g, out=second),)
-            if self.nesterov:
-                g = np.add(g, np.multiply(s[0], t(self.momentum), out=third), out=third)
-            else:
-                (g,) = s
-        return t(lr), g, *s
+    def _update(
+        self, p: Array, g: Array, lr: float, decay: float, age: int, *state: Array
+    ) -> tuple[Array, ...]:
+        t = p.dtype.type
+        g = g + p * t(decay) if decay else g
+        if not state:
+            return (p - g * t(lr),)
+        v = state[0] * t(self.momentum) + g
+        return p - (g + v * t(self.momentum) if self.nesterov else v) * t(lr), v
+
+    def _run(self, native: Any, arrays: tuple[Array, ...], runs: list[Any], **more: Any) -> None:
+        p, g, *state = arrays
+        given = [run[:4] for run in runs]
+        velocity = state[0] if state else None
+        native.sgd_runs_(p, g, velocity, given, self.momentum, self.nesterov, **more)
 
 
-class RMSprop(_Subtracting):
+class RMSprop(_Native):
     """RMSprop: ``s = a s + (1 - a) g^2;  p -= lr g / (sqrt(s) + eps)``.
 
     >>> import ostinato as ost
@@ -399,19 +412,21 @@ class RMSprop(_Subtracting):
         super().__init__(chosen_name(lr, rate, _RMSPROP), weight_decay, groups=groups)
         self.alpha, self.eps = fraction("alpha", alpha), number("eps", eps)
 
-    def _change(
-        self, room: Any, p: Array, g: Array, lr: float, decay: float, *s: Array
-    ) -> tuple[Any, ...]:
-        t, (first, second, third) = p.dtype.type, room
-        if decay:
-            g = np.add(g, np.multiply(p, t(decay), out=first), out=first)
-        square = np.multiply(np.multiply(g, t(1 - self.alpha), out=third), g, out=third)
-        mean = np.add(np.multiply(s[0], t(self.alpha), out=second), square, out=second)
-        root = np.add(np.sqrt(mean, out=third), t(self.eps), out=third)
-        return t(lr), np.divide(g, root, out=third), mean
+    def _update(
+        self, p: Array, g: Array, lr: float, decay: float, age: int, *state: Array
+    ) -> tuple[Array, ...]:
+        t = p.dtype.type
+        g = g + p * t(decay) if decay else g
+        mean = state[0] * t(self.alpha) + g * t(1 - self.alpha) * g
+        return p - g / (np.sqrt(mean) + t(self.eps)) * t(lr), mean
+
+    def _run(self, native: Any, arrays: tuple[Array, ...], runs: list[Any], **more: Any) -> None:
+        p, g, mean = arrays
+        given = [run[:4] for run in runs]
+        native.rmsprop_runs_(p, g, mean, given, self.alpha, self.eps, **more)
 
 
-class Adam(Optimizer):
+class Adam(_Native):
     """Adam; ``weight_decay`` is added to the gradient.
 
     >>> import ostinato as ost
@@ -454,17 +469,18 @@ class Adam(Optimizer):
         self.eps = number("eps", eps)
 
     def _move(
-        self, p: Array, g: Array, state: list[Array], runs: list[_Part], where: Array | None
+        self, arrays: tuple[Array, ...], runs: list[_Part], where: Array | None, also: Also
     ) -> None:
-        mean, square = state
+        if _device.of(arrays[0]) is None:
+            return super()._move(arrays, runs, where, also)
+        also.apply(arrays[0], arrays[1], where)
+        given = [(part.start, part.stop, lr, decay, age) for part, lr, decay, age in runs]
+        return self._run(_native.backend_for(arrays[0]), arrays, given, where=where)
+
+    def _run(self, native: Any, arrays: tuple[Array, ...], runs: list[Any], **more: Any) -> None:
         b1, b2 = self.betas
-        ranges = [
-            (part.start, part.stop, lr, decay, 1 - b1**age, 1 - b2**age)
-            for part, lr, decay, age in runs
-        ]
-        more = {} if where is None else {"where": where}
-        native = _native.backend_for(p)
-        native.adam_runs_(p, g, mean, square, ranges, b1, b2, self.eps, self._decoupled, **more)
+        given = [(*run[:4], 1 - b1 ** run[4], 1 - b2 ** run[4]) for run in runs]
+        native.adam_runs_(*arrays, given, b1, b2, self.eps, self._decoupled, **more)
 
 
 class AdamW(Adam):
@@ -511,4 +527,6 @@ class AdamW(Adam):
         )
 
 
+# Where another function stands in the place of these, a user has defined the update.
+_OURS = (Optimizer._update, SGD._update, RMSprop._update)
 readable(globals())

@@ -12,6 +12,7 @@ from .. import _check
 from .._annotations import readable
 from .._figure import save_figure
 from ._callbacks import Callback
+from ._settings import sign_of
 from ._study import Study, check_shared
 from ._trainer import Trainer
 from ._types import Diverged, Row
@@ -333,7 +334,8 @@ class _Search:
                 f"search: expected a trial that does not diverge, got {len(found)} that did"
             )
         if own is None:  # which way is better, a trainer says
-            sign = self.build(**known[0].settings)._sign(monitor, self.fit["mode"], True)
+            trainer = self.build(**known[0].settings)
+            sign = sign_of(trainer, monitor, self.fit["mode"], True)
         best = min(known, key=lambda t: sign * t.value)
         mine = own is not None and own[0] == best.number
         return SearchResult(found, best, monitor, own[1] if own and mine else None)
@@ -344,7 +346,7 @@ class _Search:
         if not isinstance(trainer, Trainer):
             raise TypeError(f"build: expected it to return a Trainer, got {type(trainer).__name__}")
         monitor = self.fit["monitor"]
-        sign = trainer._sign(monitor, self.fit["mode"], True)
+        sign = sign_of(trainer, monitor, self.fit["mode"], True)
         report = _Report(_Signed(asked, sign), monitor, self.prune, self.study.gone)
         trainer.callbacks.append(report)
         value, state = math.nan, "complete"

@@ -19,7 +19,8 @@ from ..nn import Activation, Dropout, Layer, LayerNorm, Linear, Model, Recurrent
 from ..nn._layer import layers_of
 from ..nn._model import takes
 from ..optim import Optimizer, clip_by_value
-from ..optim._clipping import limit_norm, norm_of, scale
+from ..optim._clipping import factor_of, norm_of, scale
+from ..optim._optimizers import Also
 from ._inputs import culprit_of, taking_part
 from ._types import Batch, Times, diverged
 
@@ -363,10 +364,11 @@ class Stepper:
             )
             if t.clip_value is not None:
                 clip_by_value(model, t.clip_value)
+            factor = None
             if t.clip_norm is not None:
                 now = norm if t.clip_value is None else norm_of(model.flat_grads)
-                limit_norm(model, now, t.clip_norm)
-            self._move(self._passed(checks, weight))
+                factor = factor_of(now, t.clip_norm)
+            self._move(self._passed(checks, weight), factor)
         return norm
 
     def _passed(self, checks: Sequence[_deferred.Check], weight: Any) -> Any:
@@ -378,20 +380,21 @@ class Stepper:
         passed = self.sound == 0
         return passed if _device.of(weight) is None else passed & (weight != 0)
 
-    def _move(self, where: Any) -> None:
-        """Make the update, if a flag of the device is True or there is none."""
+    def _move(self, where: Any, factor: Any) -> None:
+        """Make the update, if a flag of the device is True or there is none.
+
+        It is along the gradients times ``factor``, and keeps what the parameters were.
+        """
         model, optimizer = self.model, self.trainer.optimizer
-        if self.previous is None or self.previous.shape != model.flat.shape:
-            self.previous = model.flat.copy()
-        elif where is None:
-            self.previous[...] = model.flat
-        else:
-            self.previous[...] = np.where(where, model.flat, self.previous)
-        if where is None:
-            optimizer.step(model)
-        elif type(optimizer).step is Optimizer.step:
-            optimizer.step(model, where=where)
-        elif bool(where):  # a step of the user's own knows of no flag
+        p = model.flat
+        if self.previous is None or self.previous.shape != p.shape:
+            self.previous = p.copy()
+        also = Also(factor, self.previous)
+        if type(optimizer).step is Optimizer.step:
+            optimizer._advance(model, where, also)
+            return
+        also.apply(p, model._writable_grads().flat, where)
+        if where is None or bool(where):  # a step of the user's own knows of no flag
             optimizer.step(model)
 
     # -- truncated backpropagation -----------------------------------------------------------------

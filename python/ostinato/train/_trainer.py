@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import json
 import os
-import pickle
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,11 +13,10 @@ import numpy as np
 
 from .. import _check, _deferred, _device
 from .._annotations import readable
-from .._check import Array
-from .._ragged import Ragged, as_given, flat_flags, leaves
+from .._ragged import Ragged
 from .._recording import refuse_overridden
 from .._segments import parse as parse_limit
-from ..data import Inputs, as_array, whole_input
+from ..data import Inputs, as_array
 from ..losses import Loss
 from ..losses._base import takes_host_targets
 from ..nn import Layer, Recurrent
@@ -29,14 +25,22 @@ from ..optim import Adam, Optimizer
 from ..optim._checks import check_above_zero
 from . import metrics as _metrics
 from ._callbacks import Callback
-from ._fit import Fit, Settings
-from ._inputs import Form, Source, contiguous, culprit_of, refuse_non_finite, sequences
-from ._log import Log
+from ._fit import Fit
+from ._inference import evaluate, outputs_of, predict_ragged, predict_several
+from ._inputs import Form, Source, contiguous, refuse_non_finite, sequences
 from ._parallel import ALONE, Parallel
 from ._progress import Progress
-from ._step import Stepper, check_strides, measure, tells_last
+from ._settings import (
+    Settings,
+    check_counts,
+    check_files,
+    check_intervals,
+    check_run,
+    facts_of,
+    sign_of,
+)
+from ._step import Stepper, check_strides, tells_last
 from ._types import Batch, History, Row, Times
-from ._unread import Tally
 from .metrics import Metric
 
 OUTPUTS = ("all", "last", "last_step")
@@ -264,55 +268,7 @@ class Trainer:
         _check.positive("batch_size", batch_size)
         form = self._form()
         source = Source("data", _pair("data", data, target, form), form, batch_size, False, 0)
-        return self._evaluate(source)[0]
-
-    def _evaluate(self, source: Source, ranks: Parallel = ALONE) -> tuple[Row, str]:
-        """Return the figures, and what is known of the first value that is not finite.
-
-        Ranks that have a part of the data each measure it together.
-        """
-        stepper, state, tally, batches = Stepper(self), None, Tally(), 0
-        metrics = {
-            name: copy.deepcopy(m)
-            if not isinstance(m, _metrics.Function)
-            else _metrics.Function(m.function)
-            for name, m in self.metrics.items()
-        }
-        for metric in metrics.values():
-            metric.reset()
-        for batch in source.batches(0):
-            batches += 1
-            if batch.x is None:
-                continue
-            with _deferred.gathered() as checks:
-                y, new = stepper.forward(batch, state)
-                state = new if source.carries_state else None
-                picked, target, counts, weights, _ = stepper.seen(batch, y)
-                with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-                    value, n, _ = measure(
-                        self.loss, picked, target, counts, weights, batch.time_major, gradient=False
-                    )
-            tally.add(value, n, checks, culprit_of(batch))
-            for metric in metrics.values():
-                _feed(metric, picked, target, counts, batch)
-        tally.read()
-        if batches == 0:
-            raise ValueError(
-                "data: expected at least one batch, got none (an iterator serves once: give a "
-                "loader or a list)"
-            )
-        total, count = tally.total, tally.count
-        if source.part is not None:
-            total, count = ranks._exchange("a validation", total, count).sum(0).tolist()
-            metrics = _merged(metrics, ranks)
-        if not count:
-            raise ValueError(
-                f"{source.name}: expected at least one step that counts in the loss, got none"
-            )
-        return {
-            "loss": total / count,
-            **{n: float(m.compute()) for n, m in metrics.items()},
-        }, tally.culprit
+        return evaluate(self, source)[0]
 
     # -- predict -----------------------------------------------------------------------------------
 
@@ -347,7 +303,7 @@ class Trainer:
         _check.positive("batch_size", batch_size)
         if self._form().several(x):
             beside = {"lengths": lengths, "mask": mask, "resets": resets}
-            return self._predict_several(Inputs.of(x), beside, batch_size)
+            return predict_several(self, Inputs.of(x), beside, batch_size)
         listed = isinstance(x, (list, tuple))
         given = {"lengths": lengths, "mask": mask, "resets": resets}
         times: Times = {n: v for n, v in given.items() if v is not None}
@@ -356,7 +312,7 @@ class Trainer:
         x = sequences(x)
         form = self._form()
         if isinstance(x, Ragged):
-            return self._predict_ragged(form.floats(x), listed, times, batch_size)
+            return predict_ragged(self, form.floats(x), listed, times, batch_size)
         form.refuse_time_major("x")
         form.check_rank(x)
         if x.ndim < 2:
@@ -377,73 +333,10 @@ class Trainer:
                 some = {n: v[rows] if isinstance(v, np.ndarray) else v for n, v in times.items()}
                 batch = Batch(contiguous(x[rows]), None, some, False, np.arange(len(x))[rows])
                 refuse_non_finite(batch)
-                parts.append(self._outputs(stepper, replace(batch, x=form.placed(batch.x))))
+                parts.append(outputs_of(self, stepper, replace(batch, x=form.placed(batch.x))))
         _deferred.raise_first(checks)
         y = np.concatenate(parts)
         return _device.host(y) if isinstance(x, np.ndarray) else y
-
-    def _predict_several(self, x: Inputs, beside: dict[str, Any], batch_size: int) -> Any:
-        """Return the outputs of a model of several inputs."""
-        for name, value in beside.items():
-            if value is not None:
-                raise ValueError(f"{name}: expected it among the inputs of the model")
-        form = self._form()
-        inputs = x.mapped(whole_input).mapped(form.converted)
-        form.refuse_arrays("x", inputs)
-        count, parts, stepper = inputs.count(), [], Stepper(self)
-        with _deferred.gathered() as checks:
-            for k in range(0, max(count, 1), batch_size):
-                some = inputs.take(np.arange(k, min(k + batch_size, count)))
-                batch = Batch(some, None, {}, False)
-                refuse_non_finite(batch)
-                parts.append(stepper.forward(replace(batch, x=form.placed(some)), None)[0])
-        _deferred.raise_first(checks)
-        if isinstance(parts[0], Ragged):
-            joined = [one for part in parts for one in part.like(_device.host(part.rows))]
-            return Ragged.join(joined)
-        return _device.host(np.concatenate(parts))
-
-    def _predict_ragged(self, x: Ragged, listed: bool, times: Times, batch_size: int) -> Any:
-        if "lengths" in times:
-            raise ValueError(
-                "lengths: expected None with ragged sequences, got "
-                f"{type(times['lengths']).__name__}"
-            )
-        names = [n for n in ("mask", "resets") if n in times]
-        flags = {n: flat_flags(n, times[n], x) for n in names}
-        more = {n: v for n, v in times.items() if n not in flags}
-        parts, lengths, stepper = [], [], Stepper(self)
-        with _deferred.gathered() as checks:
-            for k in range(0, max(len(x), 1), batch_size):
-                some = np.arange(k, min(k + batch_size, len(x)))
-                part = x.take(some)
-                cut: Times = {
-                    n: x.like(f).take(some).rows for n, f in flags.items() if f is not None
-                }
-                batch = Batch(part, None, {**more, **cut}, bool(self.time_major))
-                refuse_non_finite(batch)
-                batch = replace(batch, x=self._placed(part))
-                y = self._outputs(stepper, batch)
-                parts.append(y.rows if isinstance(y, Ragged) else y)
-                lengths.append(y.lengths if isinstance(y, Ragged) else part.lengths)
-        _deferred.raise_first(checks)
-        y = np.concatenate(parts)
-        y = _device.host(y) if isinstance(leaves(x), np.ndarray) else y
-        if self.outputs != "all" or stepper.reduces:
-            return y
-        offsets = np.cumsum([0, *np.concatenate(lengths)])
-        if np.array_equal(offsets, x.offsets):
-            return as_given(y, x, listed)
-        # A convolution with a stride gives fewer outputs than steps.
-        return as_given(y, Ragged(y, offsets), listed)
-
-    def _outputs(self, stepper: Stepper, batch: Batch) -> Any:
-        """Return what the user sees of a batch: all outputs, or those of one step."""
-        y, _ = stepper.forward(batch, None)
-        if self.outputs == "all" or stepper.reduces:
-            return y
-        picked: Array = stepper.seen(batch, y)[0]
-        return picked
 
     # -- fit ---------------------------------------------------------------------------------------
 
@@ -546,19 +439,19 @@ class Trainer:
                 patience=patience,
                 min_delta=min_delta,
                 monitor=monitor,
-                sign=self._sign(monitor, mode, validation is not None),
+                sign=sign_of(self, monitor, mode, validation is not None),
                 restore_best=restore_best,
                 checkpoint=None if checkpoint is None else Path(checkpoint),
                 checkpoint_every=checkpoint_every,
                 accumulate=accumulate,
                 seed=seed,
-                identity=_facts(identity),
+                identity=facts_of(identity),
                 log=None if log is None else Path(log),
             )
-            _check_counts(settings, batch_size)
+            check_counts(settings, batch_size)
             data = _pair("train", train, target, self._form())
             source, valid = self._sources(data, validation, batch_size, shuffle, seed)
-            self._check_run(settings, valid)
+            check_run(self, settings, valid)
             return self._run(Fit(self, source, valid, settings), resume, overwrite, progress)
         except BaseException as e:
             ranks._tell(e, last=True)
@@ -570,8 +463,8 @@ class Trainer:
         """Check the files of a run and begin it, on this rank or on all."""
         first = self._ranks.rank == 0
         if first:
-            _check_files(run.settings, resume, overwrite)
-        _check_intervals(run.settings, run.total())
+            check_files(run.settings, resume, overwrite)
+        check_intervals(run.settings, run.total())
         run.begin(resume)
         bar = [Progress(run.total())] if progress and first else []
         return run.go([*self.callbacks, *bar])
@@ -589,80 +482,6 @@ class Trainer:
         own = part if mergeable else None
         return source, Source("validation", validation, form, batch_size, False, 0, own)
 
-    def _sign(self, monitor: str, mode: str | None, validated: bool) -> float:
-        """Return 1 if a smaller monitored figure is better, -1 if a larger one is."""
-        known = {"valid_loss": "min", **{f"valid_{n}": m.mode for n, m in self.metrics.items()}}
-        _check.choice("monitor", monitor, tuple(known))
-        if not validated and (monitor != "valid_loss" or mode is not None):
-            raise ValueError("monitor: expected validation data to watch, got validation=None")
-        way = known[monitor] if mode is None else _check.choice("mode", mode, ("min", "max"))
-        if way is None:
-            raise ValueError(
-                f"mode: expected 'min' or 'max' with monitor={monitor!r}, which does not say, got "
-                "None"
-            )
-        return -1.0 if way == "max" else 1.0
-
-    def _check_parallel(self) -> None:
-        """Raise an error where several processes cannot train this model."""
-        for name in {"clip_step_value", "clip_step_norm"} & set(self._options):
-            raise ValueError(
-                f"{name}: expected None with several processes, since it bounds the gradient of "
-                f"the whole batch, got {self._options[name]}"
-            )
-        device = _device.name_of(self.model.flat)
-        if device != "cpu":
-            raise ValueError(
-                "parallel: expected a model on the CPU, since gradients are exchanged in its "
-                f"memory, got one on {device}; use model.to('cpu'), or one "
-                "process"
-            )
-
-    def _check_run(self, s: Settings, valid: Source | None) -> None:
-        """Raise an error before the first step if an argument would have no effect."""
-        if s.patience is not None and valid is None:
-            raise ValueError("patience: expected validation data to watch, got validation=None")
-        _check.finite("min_delta", s.min_delta)
-        if s.min_delta and s.patience is None:
-            raise ValueError(
-                "min_delta: expected 0 without patience, the only thing it acts on, got "
-                f"{s.min_delta}"
-            )
-        if valid is None and self.optimizer.schedule.observes:
-            raise ValueError(
-                f"validation: expected data for the {type(self.optimizer.schedule).__name__} of "
-                "the optimiser to watch, got None"
-            )
-        if valid is not None:
-            valid.refuse_nothing()
-        if s.accumulate > 1 and self.tbptt is not None:
-            raise ValueError(
-                "accumulate: expected 1 with tbptt, whose strides are the updates, got "
-                f"{s.accumulate}"
-            )
-        if self._ranks.size > 1:
-            self._check_parallel()
-        if s.accumulate > 1 and {"clip_step_value", "clip_step_norm"} & set(self._options):
-            raise ValueError(
-                "accumulate: expected 1 with clip_step_value or clip_step_norm, whose bounds are "
-                "on the gradient of the whole "
-                f"batch, got {s.accumulate}"
-            )
-
-
-def _merged(metrics: dict[str, Any], ranks: Parallel) -> dict[str, Any]:
-    """Return metrics of what all ranks have gathered, in their order."""
-    if not metrics:
-        return metrics
-    # What cannot be sent is an error before the transfer, of which the others can be told.
-    packed = pickle.dumps(metrics)
-    ranks._exchange("the metrics of a validation")
-    first, *others = map(pickle.loads, ranks._collect_all(packed))
-    for other in others:
-        for name, metric in first.items():
-            metric.merge(other[name])
-    return dict(first)
-
 
 def _pair(name: str, data: Any, target: Any, form: Form) -> Any:
     """Return ``(x, target)`` from two arguments, or the first unchanged."""
@@ -673,90 +492,6 @@ def _pair(name: str, data: Any, target: Any, form: Form) -> Any:
             f"target: expected None beside {name} = (x, target), got {type(target).__name__}"
         )
     return data, target
-
-
-def _facts(identity: Mapping[str, Any] | None) -> dict[str, Any]:
-    if identity is None:
-        return {}
-    if not isinstance(identity, Mapping) or not all(isinstance(k, str) for k in identity):
-        raise TypeError(f"identity: expected a dict with names, got {type(identity).__name__}")
-    try:
-        made: dict[str, Any] = json.loads(json.dumps(dict(identity)))
-    except (TypeError, ValueError) as e:
-        raise TypeError(f"identity: expected facts that JSON can hold, got others: {e}") from None
-    return made
-
-
-def _check_counts(s: Settings, batch_size: int) -> None:
-    """Raise an error for a count that is no whole number of at least 1, and for a bad seed."""
-    counts = ("epochs", "steps", "validate_every", "patience", "checkpoint_every", "accumulate")
-    for name in counts:
-        value = getattr(s, name)
-        if value is not None:
-            _check.positive(name, value)
-    _check.positive("batch_size", batch_size)
-    _check.positive("seed", s.seed, 0)
-
-
-def _check_intervals(s: Settings, total: int | None) -> None:
-    """Raise an error for an interval that is longer than the run."""
-    for name in ("validate_every", "checkpoint_every"):
-        every = getattr(s, name)
-        if every is not None and total is not None and every > total:
-            raise ValueError(
-                f"{name}: expected at most {total}, the steps of this run, got {every}"
-            )
-
-
-def _check_files(s: Settings, resume: bool, overwrite: bool) -> None:
-    """Raise an error if a file would be replaced, or its folder is missing."""
-    if resume and overwrite:
-        raise ValueError("resume, overwrite: expected one of the two, got both")
-    if resume and s.checkpoint is None:
-        raise ValueError("resume: expected a checkpoint to resume from, got checkpoint=None")
-    if s.checkpoint is not None and not s.checkpoint.parent.is_dir():
-        raise FileNotFoundError(
-            f"checkpoint: expected a folder at {s.checkpoint.parent}, found none"
-        )
-    if s.log is not None:
-        Log(s.log)
-    for name, path in (("checkpoint", s.checkpoint), ("log", s.log)):
-        if path is None or not path.exists():
-            continue
-        if path.is_dir():
-            raise IsADirectoryError(f"{name}: expected a file, got the folder {path}")
-        if not resume and not overwrite:
-            raise FileExistsError(
-                f"{name}: expected no file at {path}, found one; continue from it with "
-                "resume=True, or write over it with overwrite=True"
-            )
-
-
-def _feed(metric: Metric, y: Array, target: Array, counts: Any, batch: Batch) -> None:
-    """Give a batch to a metric: to a function as it counts, to others as a mask."""
-    if not metric.takes_sequences:
-        target = _device.like(target, y)
-    if isinstance(metric, _metrics.Function):
-        metric.add(y, target, counts)
-        return
-    if counts is not None and counts.dtype != np.bool_:
-        on = np.arange(y.shape[0 if batch.time_major else 1])[:, None] < np.asarray(counts)
-        counts = on if batch.time_major else on.T
-    if metric.takes_sequences:
-        metric.update(_cut_rows(y, counts, batch.time_major), target)
-    else:
-        metric.update(y, target, counts)
-
-
-def _cut_rows(y: Any, on: Any, time_major: bool) -> Ragged:
-    """Return the steps that count, one sequence after the other, on the host."""
-    if isinstance(y, Ragged):
-        return y.like(_device.host(y.rows))
-    y = _device.host(y)
-    on = np.ones(y.shape[:2], bool) if on is None else np.asarray(_device.host(on))
-    if time_major:
-        y, on = y.swapaxes(0, 1), on.T
-    return Ragged(y[on], np.concatenate([[0], np.cumsum(on.sum(1))]))
 
 
 readable(globals())

@@ -1,0 +1,187 @@
+"""Gradients that are zero and are not written as such: what is added first takes their place."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ostinato as ost
+from ostinato import nn
+from ostinato.optim._optimizers import Also
+
+LAYERS: dict[str, Callable[[], Any]] = {
+    "rnn": lambda: nn.RNN(3, 21, rng=0),
+    "lstm": lambda: nn.LSTM(3, 21, num_layers=2, dropout=0.5, rng=0),
+    "peepholes": lambda: nn.LSTM(3, 21, peephole=True, rng=0),
+    "projected": lambda: nn.LSTM(3, 21, proj_size=7, rng=0),
+    "layer norm": lambda: nn.LSTM(3, 21, layer_norm=True, rng=0),
+    "gru": lambda: nn.GRU(3, 21, bidirectional=True, rng=0),
+    "gru reset before": lambda: nn.GRU(3, 21, reset_after=False, rng=0),
+    "general": lambda: nn.LSTM(3, 21, activation="softsign", coupled_gates=True, rng=0),
+    "learned": lambda: nn.GRU(3, 21, learned_state=True, rng=0),
+    "no bias": lambda: nn.LSTM(3, 21, bias=False, rng=0),
+    "bfloat16": lambda: nn.LSTM(3, 21, precision="bfloat16", rng=0),
+}
+
+
+def unwritten(layer: Any) -> None:
+    """Let the gradients be zero where memory holds NaN."""
+    layer._clear_grads()
+    layer._block.held_grads[...] = np.nan
+
+
+def gradients(layer: Any, x: Any, clear: Callable[[Any], None], **options: Any) -> Any:
+    clear(layer)
+    (y, _), pullback = layer.vjp(x, rng=5, **options)
+    pullback(np.cos(np.arange(y.size, dtype=y.dtype)).reshape(y.shape))
+    return {n: np.array(g) for n, g in layer.grads.items()}
+
+
+def assert_equal(ours: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert list(ours) == list(expected)
+    for name, g in expected.items():
+        np.testing.assert_array_equal(ours[name], g, err_msg=name)
+
+
+@pytest.mark.parametrize("batch", [1, 40])
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_first_gradients_take_their_place(name: str, batch: int, kernel_set: str) -> None:
+    layer = LAYERS[name]()
+    x = np.random.default_rng(0).normal(size=(6, batch, 3)).astype(np.float32)
+    for options in ({}, {"lengths": np.arange(batch) % 7}, {"lengths": np.zeros(batch, np.int64)}):
+        expected = gradients(layer, x, nn.Layer.zero_grad, **options)
+        assert_equal(gradients(layer, x, unwritten, **options), expected)
+
+
+@pytest.mark.parametrize("limit", [None, "states", 2])
+def test_the_second_ones_are_added(limit: Any) -> None:
+    layer, x = nn.LSTM(3, 8, rng=0), np.ones((6, 2, 3), np.float32)
+    layer.freeze("bias*")
+    once = gradients(layer, x, unwritten, memory_limit=limit)
+    twice = gradients(layer, x, lambda layer: None, memory_limit=limit)
+    assert_equal(twice, {n: 2 * g for n, g in once.items()})
+    assert not twice["bias_ih_l0"].any()
+    assert twice["weight_hh_l0"].all()
+
+
+@pytest.mark.parametrize("steps", [0, 4])
+def test_without_a_step_or_a_row_they_are_zero(steps: int) -> None:
+    layer = nn.LSTM(3, 8, rng=0)
+    x = np.ones((steps, 2 if steps == 0 else 0, 3), np.float32)
+    assert not any(g.any() for g in gradients(layer, x, unwritten).values())
+
+
+def test_a_pullback_that_is_refused_leaves_them_zero() -> None:
+    layer, x = nn.LSTM(3, 8, rng=0), np.ones((6, 2, 3), np.float32)
+    unwritten(layer)
+    _, pullback = layer.vjp(x)
+    with pytest.raises(ValueError, match="dy: expected shape"):
+        pullback(np.ones((1, 2, 8), np.float32))
+    assert layer._block.unwritten
+    pullback(np.ones((6, 2, 8), np.float32))
+    found = {n: np.array(g) for n, g in layer.grads.items()}
+    layer.zero_grad()
+    layer.vjp(x)[1](np.ones((6, 2, 8), np.float32))
+    assert_equal(found, dict(layer.grads))
+
+
+READERS: dict[str, Callable[[Any], Any]] = {
+    "flat_grads": lambda layer: layer.flat_grads,
+    "grads": lambda layer: layer.grads["weight_hh_l0"],
+    "block": lambda layer: layer._block.grads,
+    "norm": lambda layer: np.array(ost.optim.global_norm(layer)),
+    "writable": lambda layer: layer._writable_grads().flat,
+    "copy": lambda layer: copy.deepcopy(layer).flat_grads,
+    "pickle": lambda layer: pickle.loads(pickle.dumps(layer)).flat_grads,
+    "model": lambda layer: nn.Sequential(layer).flat_grads,
+    "pullback": lambda layer: layer._gradients(None)["weight_hh_l0"],
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_whoever_reads_them_sees_zero(name: str) -> None:
+    layer = nn.LSTM(3, 8, rng=0)
+    unwritten(layer)
+    assert not READERS[name](layer).any()
+
+
+class Shared(nn.Model):
+    """Two layers of one matrix, an embedding that is looked up, and a layer that is not called."""
+
+    def __init__(self) -> None:
+        self.embedding = nn.Embedding(4, 6, rng=0)
+        self.first, self.second = nn.GRU(6, 6, rng=1), nn.GRU(6, 6, rng=2)
+        self.unused = nn.LSTM(6, 3, rng=3)
+        self.scale = nn.Parameter(np.ones(6, np.float32))
+        self.tie("second.weight_hh_l0", "first.weight_hh_l0")
+
+    def __call__(self, x: Any) -> Any:
+        h, _ = self.first(self.embedding(x))
+        return self.second(h)[0] * self.scale
+
+
+def _shared() -> Any:
+    return Shared()
+
+
+def _looked_up() -> Any:
+    parts = nn.Embedding(4, 6, rng=0), nn.LSTM(6, 6, bidirectional=True, rng=1)
+    return nn.Sequential(*parts, nn.Linear(12, 6, rng=2))
+
+
+@pytest.mark.parametrize("make", [_shared, _looked_up])
+def test_a_run_gives_the_bits_of_a_loop_that_writes_zeros(make: Callable[[], Any]) -> None:
+    """The loop clips, scales and steps one after the other, and a run in one pass."""
+    model, other = make(), make()
+    x = np.random.default_rng(0).integers(0, 4, (3, 40, 2))
+    target = np.random.default_rng(1).normal(size=(3, 40, 2, 6)).astype(np.float32)
+    loss, seen = ost.losses.MSE(), []
+    trainer = ost.Trainer(model, loss, ost.optim.AdamW(1e-2), clip_norm=1e-3)
+
+    class Grads(ost.train.Callback):
+        def on_step(self, trainer: Any, step: int, loss: float, norm: float) -> None:
+            seen.append(np.array(trainer.model.flat_grads))
+
+    trainer.callbacks.append(Grads())
+    trainer.fit(list(zip(x, target)), epochs=2, progress=False)
+    optimizer = ost.optim.AdamW(1e-2)
+    for step in range(6):
+        other.zero_grad()
+        out, pullback = other.vjp(x[step % 3])
+        y = out[0] if isinstance(out, tuple) else out
+        pullback(loss(y, target[step % 3])[1], need_dx=False)
+        assert ost.optim.clip_by_norm(other, 1e-3) > 1e-3
+        np.testing.assert_array_equal(seen[step], other.flat_grads)
+        optimizer.step(other)
+    assert len(seen) == 6
+    np.testing.assert_array_equal(model.flat, other.flat)
+
+
+@pytest.mark.parametrize("kind", ["adam", "sgd", "own"])
+def test_an_update_keeps_frozen_parameters_too(kind: str) -> None:
+    """A run that has to go back takes all parameters from what the update has kept."""
+
+    class Own(ost.optim.SGD):
+        def _update(self, p: Any, g: Any, lr: float, decay: float, age: int, *state: Any) -> Any:
+            return (p - p.dtype.type(lr) * g,)
+
+    optimizer = {"adam": ost.optim.AdamW, "sgd": ost.optim.SGD, "own": Own}[kind](0.1)
+    model = nn.Sequential(nn.Linear(5, 4, rng=0), nn.Linear(4, 3, rng=1), nn.Linear(3, 2, rng=2))
+    model.freeze("1.*")
+    model._writable_grads().flat[...] = 2
+    before, previous = model.flat.copy(), np.full_like(model.flat, np.nan)
+    optimizer._advance(model, None, Also(0.25, previous))
+    np.testing.assert_array_equal(previous, before)
+    assert set(model.flat_grads.tolist()) == {0.5}
+    moved = {n: bool((a != b).all()) for n, a, b in _pairs(model, before)}
+    assert moved == {n: not n.startswith("1.") for n in moved}
+
+
+def _pairs(model: Any, flat: Any) -> Any:
+    for name, a in model.parameters().items():
+        yield name, a, model._block.view(flat, name)
