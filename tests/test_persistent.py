@@ -59,7 +59,7 @@ def persistent(
 @pytest.mark.parametrize("hidden", [1, 37, 80])
 @pytest.mark.parametrize(
     ("precision", "units", "peers"),
-    [(*k, 4 if k[1] == 8 else 1) for k in KINDS] + [("split", 8, 1)],
+    [(*k, 4 if k[1] == 8 else 1) for k in KINDS] + [("split", 8, 1), ("split", 8, 2)],
 )
 @pytest.mark.parametrize("cell", SHARED)
 def test_against_tiles(cell: str, precision: str, units: int, peers: int, hidden: int) -> None:
@@ -103,6 +103,7 @@ def test_against_tiles(cell: str, precision: str, units: int, peers: int, hidden
         ("lstm", (2, 2, 3, 272), 4),
         ("gru_reset_before", (2, 2, 3, 272), 4),
         ("gru_reset_before", (2, 1, 3, 912), 4),
+        ("lstm", (2, 1, 3, 1024), 2),
     ],
 )
 def test_weights_in_shared_memory(cell: str, sizes: Any, peers: int) -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Count the instructions that a warp executes in a step of the persistent kernels.
+"""Count the instructions that a warp executes in a step of the kernels of all steps.
 
     tools/steps.py            fails where a step takes more than csrc/cuda/steps.json says
     tools/steps.py --keep     keeps the counts of today
@@ -281,11 +281,20 @@ def backward(name: str, kernel: str, bound: int | None = None, **work: int) -> C
     return Case(name, f"BackwardPersistentOf<Lstm, {kernel}, false>", work, bound)
 
 
+def loop(name: str, kernel: str, bound: int | None = None, **work: int) -> Case:
+    """Return a case of a block that runs all steps by itself, for a warp that has cells."""
+    return Case(name, kernel, work, bound)
+
+
 # Layers of 512 units and 16 rows. A thread asks for 2 bytes of each of its inputs and rows.
 LSTM = {"matrix": 16, "functions": 10, "stores": 2}
 BACKWARD = {"matrix": 32, "asked": 256, "posts": 2}
 GIVING = BACKWARD | {"asked": 64, "gifts": 4}
 SPLIT = {"matrix": 48, "asked": 128, "posts": 4, "gifts": 2}
+LOOP = {"matrix": 16, "functions": 10, "stores": 2, "copies": 1}
+GRU = {"functions": 6, "stores": 1}
+BACK = {"matrix": 16, "functions": 2, "stores": 1, "copies": 9}
+BACK128 = BACK | {"matrix": 32}
 CASES = [
     forward("lstm float16", "Lstm, float, Half, 8", 220, **LSTM),
     forward("lstm float16 with a tape", "Lstm, float, Half, 8", **LSTM | {"stores": 6}),
@@ -297,6 +306,12 @@ CASES = [
     backward("lstm bfloat16 backward", "float, Bfloat, 16, 1", reads=20, **BACKWARD),
     backward("lstm bfloat16 backward of 4", "float, Bfloat, 16, 4", reads=48, **GIVING),
     backward("lstm split backward of 4", "float, float, 8, 4", reads=32, **GIVING | SPLIT),
+    # Layers of 64 units and 1 to 4 rows, and of 128 units in words of 2 bytes.
+    loop("loop lstm split", "LoopKernel<Lstm, float, Split<Half>, 64>", 270, **LOOP),
+    loop("loop lstm float16", "LoopKernel<Lstm, float, Half, 128>", 200, **LOOP | {"matrix": 32}),
+    loop("loop gru split", "LoopKernel<Gru, float, Split<Half>, 64>", 250, **LOOP | GRU),
+    loop("loop lstm split back", "BackwardLoopKernel<Lstm, float, Split<Bfloat>, 64>", 320, **BACK),
+    loop("loop lstm bfloat16 back", "BackwardLoopKernel<Lstm, float, Bfloat, 128>", 340, **BACK128),
 ]
 
 

@@ -370,6 +370,7 @@ def _cuda_device(index: int) -> Device:
         "l2_bytes",
         "clock_hz",
         "clusters",
+        "pairs",
     )
     library = _has_product(cupy, index)
     with here():

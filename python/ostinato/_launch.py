@@ -213,6 +213,12 @@ def words_of(w: Weights, planned: GpuPlan) -> int:
     return 2 if planned.library_split else int(w.word_bytes == 2)
 
 
+def slice_word(w: Weights, planned: GpuPlan) -> int:
+    """Return the bytes of an operand where blocks share the product of a step backward, or 0."""
+    streams = planned.rows > 0 and w.word_bytes == 2
+    return 0 if planned.register_capacity or planned.units or streams else w.word_bytes
+
+
 def words_of_weights(w: Weights, backward: bool) -> _words.Operand:
     """Return the weights of the input ``[I,H*columns]``, or backward their transpose, as words.
 
@@ -269,7 +275,9 @@ def pack(
     capacity = 0
     if not lacks_of(cell):
         capacity = register_capacity_for(products[1:], hidden, word_bytes(dtype, precision))
-    loop = _core.loop_bytes(_device.number_of(cell), precision, capacity) if capacity else (0, 0)
+    loop = (0, 0)
+    if capacity:
+        loop = _core.loop_bytes(_device.number_of(cell), precision, capacity, split)
     # Weights as fragments, which products of 2-byte words read.
     streams, streams_back = _core.stream_bytes(_device.number_of(cell), hidden)
     if word is not np.uint16:
@@ -301,6 +309,7 @@ def pack(
         "weight_hr": given["weight_hr"],
         "weights": fields,
         "loop": capacity,
+        "loop_split": split and capacity > 0,
     }
     device.launch("pack", cell, dtype, values)
     return Weights(device, cell, dtype, reverse, fields, split, checks=checks)
@@ -374,6 +383,7 @@ def plan_fields(planned: GpuPlan) -> PlanFields:
     """Return a plan as the kernels take it."""
     return {
         "loop": planned.register_capacity,
+        "loop_split": planned.loop_split,
         "rows": planned.rows,
         "units": planned.units,
         "peers": planned.peers,
@@ -386,6 +396,7 @@ def plan_fields(planned: GpuPlan) -> PlanFields:
 
 NO_PLAN: PlanFields = {
     "loop": 0,
+    "loop_split": False,
     "rows": 0,
     "units": 0,
     "peers": 1,
@@ -663,6 +674,7 @@ def backward(
             planned.chunks if library else 0,
             words_of(call.kept.weights, planned),
             clip_norm > 0,
+            slice_word(call.kept.weights, planned),
             arrays,
         )
         gradient["clip_value"], gradient["clip_norm"] = float(clip_value), float(clip_norm)
@@ -693,12 +705,13 @@ def backward(
 
 
 def _backward_fields(
-    call: Backward, library: int, words: int, norms: bool, held: dict[Any, Any]
+    call: Backward, library: int, words: int, norms: bool, sliced: int, held: dict[Any, Any]
 ) -> tuple[LayerFields, GradientFields, _Working]:
     """Return what the kernels of a backward pass take, and its working arrays.
 
     ``library``: the number of chunks for each of which the array library computes the products of
-    the weights; 0: our own kernels compute them. ``words``: see `words_of`.
+    the weights; 0: our own kernels compute them. ``words``: see `words_of`; ``sliced``: see
+    `slice_word`.
     """
     kept, w = call.kept, call.kept.weights
     grads = named_weights(w.cell, call.grads)
@@ -717,6 +730,7 @@ def _backward_fields(
             grads["weight_hr"] is not None,
         ),
         words=words,
+        sliced=sliced,
     )
     work = _Working(w, shapes, held)
     recomputed = facts_of(w.cell)["saved"] > 0 and kept.layer["saved"] is None
@@ -734,6 +748,7 @@ def _backward_fields(
         "dh": work("dh"),
         "dc": work("dc"),
         "demitted": work("demitted"),
+        "slices": work("slices"),
         "da": work.by_matrix("da"),
         "dproducts": work.by_matrix("dproducts"),
         "sums": work.by_matrix("sums"),
