@@ -275,9 +275,7 @@ def pack(
     capacity = 0
     if not lacks_of(cell):
         capacity = register_capacity_for(products[1:], hidden, word_bytes(dtype, precision))
-    loop = (0, 0)
-    if capacity:
-        loop = _core.loop_bytes(_device.number_of(cell), precision, capacity, split)
+    loop = _core.loop_bytes(_device.number_of(cell), precision, capacity, split)
     # Weights as fragments, which products of 2-byte words read.
     streams, streams_back = _core.stream_bytes(_device.number_of(cell), hidden)
     if word is not np.uint16:
@@ -383,7 +381,7 @@ def plan_fields(planned: GpuPlan) -> PlanFields:
     """Return a plan as the kernels take it."""
     return {
         "loop": planned.register_capacity,
-        "loop_split": planned.loop_split,
+        "loop_split": planned.loop_split and planned.register_capacity > 0,
         "rows": planned.rows,
         "units": planned.units,
         "peers": planned.peers,
@@ -715,6 +713,8 @@ def _backward_fields(
     """
     kept, w = call.kept, call.kept.weights
     grads = named_weights(w.cell, call.grads)
+    matrices = ("weight_ih", "weight_hh", "weight_hr")
+    inputs, recurrent, projection = (grads[name] is not None for name in matrices)
     shapes = backward_shapes(
         w.cell,
         w.input,
@@ -724,11 +724,7 @@ def _backward_fields(
         library=library,
         norms=norms,
         flow=call.flow is not None,
-        wanted=(
-            grads["weight_ih"] is not None,
-            grads["weight_hh"] is not None,
-            grads["weight_hr"] is not None,
-        ),
+        wanted=(inputs, recurrent, projection),
         words=words,
         sliced=sliced,
     )

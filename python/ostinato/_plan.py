@@ -352,15 +352,11 @@ def plan(
 
     if why := _why_by_step(word, by_step, lacks):
         return step(why)
-    capacity, rows = register_capacity_for(products, hidden, word), loop_rows_for(device, batch)
-    blocks = -(-batch // rows)
+    capacity = register_capacity_for(products, hidden, word)
+    blocks = -(-batch // loop_rows_for(device, batch))
     if capacity and -(-blocks // device.multiprocessors) <= MOST_WAVES:
         words = 1 if word == 2 else 2 if split else 0
-        return of_library(
-            _by_one_multiprocessor(
-                device, products, hidden, steps, (rows, blocks), words, capacity, backward
-            )
-        )
+        return of_library(_loop(device, products, hidden, steps, batch, words, capacity, backward))
     why = _why_not_one(device, products, hidden, blocks, word, capacity)
     if word == 4 and not split:
         return step(
@@ -448,22 +444,22 @@ def _products_rate(word: int, library: bool, split: bool) -> float:
     return TILES if word == 2 else TILES_EXACT
 
 
-def _by_one_multiprocessor(
+def _loop(
     device: GpuFigures,
     products: list[int],
     hidden: int,
     steps: int,
-    each: tuple[int, int],
+    batch: int,
     words: int,
     capacity: int,
     backward: bool,
 ) -> GpuPlan:
     """Return the plan of a kernel that keeps the recurrent weights in registers.
 
-    ``each``: rows of a block, and blocks; ``words`` of 2 bytes that an operand has, 0 where
-    products are exact.
+    ``words`` of 2 bytes are those of an operand, 0 where products are exact.
     """
-    (rows, blocks), weights = each, products[0] * capacity * capacity
+    rows, weights = loop_rows_for(device, batch), products[0] * capacity * capacity
+    blocks = -(-batch // rows)
     cycles = LOOP + LOOP_CELL * -(-capacity * rows // (32 * WARPS))
     if words:  # an instruction takes 16 x 16 weights: by a word of eight rows, or both of four
         cycles += weights / 256 * (1 if words == 1 else 2 * -(-rows // 4)) * MMA / 4
