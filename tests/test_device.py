@@ -283,6 +283,85 @@ def test_all_steps_in_one_launch(cell: str, precision: str, hidden: int) -> None
             )
 
 
+LOOP_CELLS = [c for c in STREAM_CELLS if c in CELLS_OF_ALL_WORDS and c != "gru_reset_before"]
+LOOPS = [("lstm", "exact", 40), ("gru", "split", 40), ("lstm", "bfloat16", 70)]
+
+
+@pytest.mark.parametrize(("cell", "precision", "hidden"), LOOPS)
+def test_rows_of_a_block_change_no_bit(cell: str, precision: str, hidden: int) -> None:
+    """A thread has up to four cells, and as many are on their way."""
+    for kind, reverse, control in (
+        ("none", True, {}),
+        ("lengths", True, {}),
+        ("all", False, {"cut": True}),
+    ):
+        p = problem(cell, np.float32, (7, 9, 3, hidden), kind, reverse)
+        want = on_device(cell, p, control, DEVICES[0], precision, rows=8)
+        for rows in (1, 2, 4):
+            got = on_device(cell, p, control, DEVICES[rows % 2], precision, rows=rows)
+            for name, a, b in zip(NAMES, want, got):
+                assert a is None or np.array_equal(a, b), (name, rows)
+
+
+@pytest.mark.parametrize("hidden", [20, 64])
+@pytest.mark.parametrize("cell", LOOP_CELLS)
+def test_two_words_of_a_float(cell: str, hidden: int) -> None:
+    """Against exact products; the states of a ReLU have no bound, so its products stay exact."""
+    p = problem(cell, np.float32, (6, 5, 3, hidden), "lengths", True)
+    rows = np.arange(len(p["weights"][1]))[:, None]
+    p["weights"][1] *= np.float32(3) ** (rows // hidden % 2)  # gates have different scales
+    want = on_device(cell, p, {}, DEVICES[0])
+    results = [on_device(cell, p, {}, device, "split") for device in DEVICES]
+    for k, (name, a) in enumerate(zip(NAMES, want)):
+        if a is None:
+            continue
+        size = max(float(np.linalg.norm(a)), 1e-3)
+        limit = (1e-6 if k < 3 else 1e-5) * size  # gradients have the sixteen bits of two bfloat16
+        assert np.array_equal(results[0][k], results[1][k]), name
+        assert float(np.linalg.norm(results[0][k] - a)) <= limit, name
+        if hidden == 64 and k < 1:
+            assert np.array_equal(results[0][k], a) == (cell == "rnn_relu")
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_states_that_two_words_of_a_float_do_not_hold(cell: str) -> None:
+    """A GRU keeps what it was given; in float16 it would be infinite."""
+    p = problem(cell, np.float32, (6, 5, 3, 20), "all", False)
+    p["h0"] = p["h0"] * np.float32(1e6)
+    p["restart"] = (p["restart"][0] * np.float32(3e7), p["restart"][1])
+    want = on_cpu(cell, p, {})
+    assert cell == "lstm" or np.abs(want[0]).max() > 1e6
+    for device in DEVICES:
+        got = on_device(cell, p, {}, device, "split")
+        for name, a, b in zip(NAMES[:3], want, got):
+            assert a is None or float(np.linalg.norm(b - a)) <= 1e-6 * np.linalg.norm(a), name
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before", "lstm_projected"])
+def test_blocks_that_share_the_product_of_a_step(cell: str, dtype: Any) -> None:
+    """Several tiles of outputs and rows, and slices that end within a word of the weights."""
+    assert _core.step_slices(4, 18, 70, 280) == 9
+    assert _core.step_slices(2, 65, 70, 280) == 0  # tiles of matrix instructions
+    compare(cell, dtype, (3, 18, 2, 70), "all")
+
+
+def test_slices_of_many_columns() -> None:
+    """All threads of a block have columns, more than once."""
+    assert _core.step_slices(4, 520, 70, 280) == 1
+    compare("lstm", np.float32, (2, 520, 2, 70), "none")
+
+
+@pytest.mark.parametrize("batch", [3, 65])
+def test_steps_of_words_of_two_bytes(batch: int) -> None:
+    """By slices, and for many rows by tiles."""
+    p = problem("lstm_layer_norm", np.float32, (3, batch, 2, 20), "none", True)
+    want = on_device("lstm_layer_norm", p, {}, DEVICES[0])
+    got = on_device("lstm_layer_norm", p, {}, DEVICES[1], "bfloat16")
+    for name, a, b in zip(NAMES, want, got):
+        assert a is None or float(np.linalg.norm(b - a)) <= 3e-2 * np.linalg.norm(a), name
+
+
 @pytest.mark.parametrize("hidden", [1, 70])
 @pytest.mark.parametrize("rows", [8, 16, 32])
 @pytest.mark.parametrize(("cell", "precision"), CELLS_AND_WORDS)
@@ -340,6 +419,15 @@ def test_functions_that_a_call_chooses_run_step_by_step() -> None:
 
 
 def test_plans_that_there_are_not() -> None:
+    p = problem("gru", np.float32, (2, 2, 3, 4), "none", False)
+    with pytest.raises(ValueError, match="rows: expected 1, 2, 4 or 8 of a block"):
+        on_device("gru", p, {}, DEVICES[0], rows=3)
+    with pytest.raises(ValueError, match="loop_split: expected false but for float32"):
+        on_device("gru", p, {}, DEVICES[0], "bfloat16", loop_split=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_launch, "slice_word", lambda *_: 0)
+        with pytest.raises(ValueError, match="slices: expected an address"):
+            on_device("gru", p, {}, DEVICES[0], register_capacity=0, rows=0)
     p = problem("gru_reset_before", np.float32, (2, 2, 3, 4), "none", False)
     for options, message in (
         ({"register_capacity": 32}, "loop: expected a register capacity"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,11 @@ from ostinato._plan import (
 
 DEVICES = [
     GpuFigures("A100-SXM4", (8, 0), 108, 166912, 40 << 20),
-    GpuFigures("H100-SXM5", (9, 0), 132, 232448, 50 << 20, clusters=32),
-    GpuFigures("H200", (9, 0), 132, 232448, 50 << 20, clusters=32),
+    GpuFigures("H100-SXM5", (9, 0), 132, 232448, 50 << 20, clusters=32, pairs=66),
+    GpuFigures("H200", (9, 0), 132, 232448, 50 << 20, clusters=30, pairs=66),
     GpuFigures("L40S", (8, 9), 142, 101376, 48 << 20),
     GpuFigures("RTX 5090", (12, 0), 170, 101376, 96 << 20),
-    GpuFigures("B200", (10, 0), 148, 232448, 126 << 20, clusters=36),
+    GpuFigures("B200", (10, 0), 148, 232448, 126 << 20, clusters=36, pairs=74),
 ]
 FEW = GpuFigures("of few multiprocessors", (9, 0), 8, 232448, 4 << 20)
 LSTM, GRU, BEFORE = [4], [3], [2, 1]
@@ -52,7 +53,11 @@ def test_every_shape_has_a_plan(device: GpuFigures) -> None:
         assert p.reason
         assert p.seconds > 0
         if p.kernel == "loop":
-            assert (p.launches, p.blocks) == (1, -(-batch // 8))
+            assert (p.launches, p.blocks) == (1, -(-batch // p.rows))
+            assert p.rows in (1, 2, 4, 8)
+            assert p.rows == 8 or p.blocks <= device.multiprocessors
+            assert p.rows == 1 or -(-batch * 2 // p.rows) > device.multiprocessors
+            assert p.loop_split == (split and word == 4)
             assert hidden <= p.register_capacity
             assert (
                 p.register_capacity * hidden * max(products) * word <= 128 << 10
@@ -68,14 +73,15 @@ def test_every_shape_has_a_plan(device: GpuFigures) -> None:
             assert p.register_capacity == p.units == 0
             assert p.rows in (8, 16, 32)
             assert p.launches == 7 * len(products) + backward
-            assert not (backward and by_step)
+            assert not (backward and (by_step or word > 2))
             assert word < 8
             assert p.blocks * p.rows * (16 if backward else 16 // max(products)) >= hidden * batch
         else:
             assert p.kernel == "step"
             assert p.register_capacity == p.rows == p.units == 0
-            assert p.launches == 7 * len(products) * (3 if backward else 1)
-            assert p.blocks * (64 // max(products)) * 32 >= hidden * batch
+            each = 2 if len(products) == 1 and not by_step else 3 * len(products) + by_step
+            assert p.launches == 7 * (each if backward else len(products))
+            assert p.blocks * (64 * 16 if backward else 64 // max(products) * 32) >= hidden * batch
     assert kernels == {"loop", "persistent", "stream", "step"}
 
 
@@ -99,7 +105,9 @@ def check_persistent(
     for n, depth, outs in zip(products, partition.depth, partition.out_tiles):
         assert depth * 8 * p.peers * 16 >= hidden * (n if backward else 1)
         assert outs * 16 >= p.units * p.peers * (1 if backward else n)
-    assert p.peers == 1 or (backward and p.blocks <= 4 * device.clusters)
+    assert p.peers == 1 or (
+        backward and p.blocks <= {2: 2 * device.pairs, 4: 4 * device.clusters}[p.peers]
+    )
     assert partition.blocks % p.peers == 0
     # a thread's registers: of 16 x 16 weights of 2 bytes it keeps 16 bytes
     assert (
@@ -152,12 +160,11 @@ def test_what_is_chosen_and_why() -> None:
     h100 = DEVICES[1]
     sizes = {"steps": 100, "batch": 16}
     small = plan(h100, LSTM, hidden=64, word=4, **sizes)
-    assert (small.kernel, small.register_capacity, small.blocks, small.launches) == (
-        "loop",
-        64,
-        2,
-        1,
-    )
+    assert (small.kernel, small.register_capacity, small.launches) == ("loop", 64, 1)
+    assert (small.rows, small.blocks) == (1, 16)
+    assert "takes 1 row through all steps" in small.reason
+    each = [plan(h100, LSTM, hidden=64, word=4, steps=1, batch=b).rows for b in (132, 133, 600)]
+    assert each == [1, 2, 8]
     for products, hidden, word, more, reason in (
         (LSTM, 65, 4, {}, "H = 65 is beyond 64"),
         (
@@ -200,6 +207,17 @@ def test_what_is_chosen_and_why() -> None:
         assert reason in p.reason
 
 
+def test_pairs_of_blocks_where_clusters_of_four_are_too_few() -> None:
+    """An LSTM of 1024 units needs 128 blocks: 32 clusters of four, of which an H200 runs 30."""
+    sizes: dict[str, Any] = {"hidden": 1024, "steps": 1024, "batch": 16, "word": 4, "split": True}
+    h200 = DEVICES[2]
+    p = plan(h200, LSTM, backward=True, **sizes)
+    assert (p.kernel, p.units, p.peers, p.blocks) == ("persistent", 8, 2, 128)
+    assert "clusters of 2 take in a part of the gradients each" in p.reason
+    assert plan(replace(h200, pairs=0), LSTM, backward=True, **sizes).kernel == "step"
+    assert plan(replace(h200, pairs=63), LSTM, backward=True, **sizes).kernel == "step"
+
+
 def test_streams() -> None:
     sizes = {"hidden": 512, "steps": 100, "word": 2}
     assert [plan(FEW, LSTM, batch=b, **sizes).rows for b in (1, 8, 9, 16, 17, 64, 65)] == [
@@ -214,6 +232,8 @@ def test_streams() -> None:
     p = plan(FEW, LSTM, batch=16, **sizes)
     assert (p.kernel, p.blocks, p.launches) == ("stream", 128, 100)
     assert plan(FEW, LSTM, batch=16, backward=True, **sizes).launches == 101
+    sliced = plan(FEW, LSTM, batch=16, backward=True, **sizes | {"word": 4})
+    assert (sliced.kernel, sliced.blocks, sliced.launches) == ("step", 128, 200)
     assert plan(FEW, BEFORE, batch=16, backward=True, **sizes).kernel == "step"
 
 
@@ -261,6 +281,8 @@ def name_of(row: dict[str, Any]) -> str:
 
 def test_the_model_is_of_the_device_of_the_table() -> None:
     assert TABLE["device"] == _plan.CONFIRMED_BY
+    changed = {(k, p) for k, passes in TABLE["changed since"].items() for p in passes}
+    assert changed == set(_plan.CHANGED_SINCE)
     assert len(TABLE["recurrence"]) >= 17
     assert len(TABLE["calls"]) >= 16
 
@@ -268,14 +290,22 @@ def test_the_model_is_of_the_device_of_the_table() -> None:
 @pytest.mark.parametrize("row", TABLE["recurrence"], ids=name_of)
 def test_recurrence_takes_what_was_measured(row: dict[str, Any]) -> None:
     p = planned(row, row["pass"] == "backward")
-    assert p.kernel == row["kernel"]
     said = p.seconds / TABLE["steps"] * 1e6
+    if row["kernel"] == "stream":  # no longer there backward in words of 4 bytes
+        assert p.kernel == "step"
+        assert (p.kernel, row["pass"]) in _plan.CHANGED_SINCE
+        assert said < row["microseconds a step"]
+        return
+    assert p.kernel == row["kernel"]
     assert 1 / WITHIN < said / row["microseconds a step"] < WITHIN
 
 
 @pytest.mark.parametrize("row", TABLE["calls"], ids=name_of)
 def test_calls_take_what_was_measured(row: dict[str, Any]) -> None:
-    """Nothing but the recurrence was fitted; products are added at the rates of the table."""
+    """Nothing but the recurrence was fitted; products are added at the rates of the table.
+
+    What has changed since is not in the table.
+    """
     device, steps = recorded(), TABLE["steps"]
     word = 2 if row["precision"] != "float32" else 4
     forward, backward = planned(row, False), planned(row, True)
@@ -285,8 +315,13 @@ def test_calls_take_what_was_measured(row: dict[str, Any]) -> None:
     product = work / (rate * device.multiprocessors * device.clock_hz) * 1e6
     inference = forward.seconds / steps * 1e6 + product
     training = inference + backward.seconds / steps * 1e6 + 3 * product
-    assert 1 / WITHIN < inference / row["inference"] < WITHIN
-    assert 1 / WITHIN < training / row["training"] < WITHIN
+    passes = (forward, inference, "inference"), (backward, training, "training")
+    for (planned_as, said, name), which in zip(passes, ("forward", "backward")):
+        if planned_as.kernel == "persistent":
+            assert 1 / WITHIN < said / row[name] < WITHIN
+        else:  # estimates of kernels that have changed
+            assert (planned_as.kernel, which) in _plan.CHANGED_SINCE
+            assert said < row[name]
 
 
 def test_rates_of_products_are_those_of_the_table() -> None:
@@ -300,9 +335,10 @@ def test_rates_of_products_are_those_of_the_table() -> None:
         2e-9 * p["rows"] * p["depth"] * p["columns"] / p["milliseconds"] for p in TABLE["products"]
     ]
     assert min(shown) <= _plan.LIBRARY_WORDS * each <= max(shown)
+    # The kernels of all steps have other code since, and estimates.
+    assert ("loop", "forward") in _plan.CHANGED_SINCE
     loop = plan(device, LSTM, hidden=64, steps=1, batch=16, word=4)
-    cycles = loop.seconds * device.clock_hz
-    assert 1 / WITHIN < cycles / rates["loop kernel, float32, H=64, B=16, cycles a step"] < WITHIN
+    assert loop.seconds * device.clock_hz < rates["loop kernel, float32, H=64, B=16, cycles a step"]
 
 
 def test_chunks_beside_the_steps() -> None:

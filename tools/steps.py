@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Count the instructions that a warp executes in a step of the persistent kernels and of clusters.
+"""Count the instructions that a warp executes in a step of the kernels of all steps.
 
     tools/steps.py            fails where a step takes more than csrc/cuda/steps.json says
     tools/steps.py --keep     keeps the counts of today
@@ -289,6 +289,11 @@ def clusters(name: str, kernel: str, bound: int | None = None, **work: int) -> C
     return Case(name, kernel, work, bound)
 
 
+def loop(name: str, kernel: str, bound: int | None = None, **work: int) -> Case:
+    """Return a case of a block that runs all steps by itself, for a warp that has cells."""
+    return Case(name, kernel, work, bound)
+
+
 # Layers of 512 units and 16 rows. A thread asks for 2 bytes of each of its inputs and rows.
 LSTM = {"matrix": 16, "functions": 10, "stores": 2}
 BACKWARD = {"matrix": 32, "asked": 256, "posts": 2}
@@ -297,8 +302,11 @@ SPLIT = {"matrix": 48, "asked": 128, "posts": 4, "gifts": 2}
 CLUSTER = {"matrix": 16, "functions": 10, "stores": 2, "copies": 1, "sends": 4}
 OF_4 = CLUSTER | {"matrix": 8, "sends": 1}
 OF_2, OF_4_SPLIT = OF_4 | {"matrix": 4}, OF_4 | {"matrix": 24}
+CLUSTER_BACK = {"matrix": 16, "functions": 2, "stores": 4, "copies": 9, "sends": 4}
+LOOP = {"matrix": 16, "functions": 10, "stores": 2, "copies": 1}
 GRU = {"functions": 6, "stores": 1}
-BACK = {"matrix": 16, "functions": 2, "stores": 4, "copies": 9, "sends": 4}
+BACK = {"matrix": 16, "functions": 2, "stores": 1, "copies": 9}
+BACK128 = BACK | {"matrix": 32}
 CASES = [
     forward("lstm float16", "Lstm, float, Half, 8", 220, **LSTM),
     forward("lstm float16 with a tape", "Lstm, float, Half, 8", **LSTM | {"stores": 6}),
@@ -316,12 +324,18 @@ CASES = [
     clusters("cluster lstm float16 of 2", "ClusterOf<Lstm, float, Half, 2, 8>", **OF_2),
     clusters("cluster lstm split of 4", "ClusterOf<Lstm, float, float, 4, 8>", **OF_4_SPLIT),
     clusters("cluster gru float16", "ClusterOf<Gru, float, Half, 16, 4>", **CLUSTER | GRU),
-    clusters("cluster lstm backward", "BackwardClusterOf<Lstm, float, Bfloat, 16, 4>", **BACK),
+    clusters("cluster lstm backward", "BackwardClusterOf<Lstm, float, Bfloat, 16, 4>", **CLUSTER_BACK),
     clusters(
         "cluster lstm split backward of 4",
         "BackwardClusterOf<Lstm, float, float, 4, 8>",
-        **BACK | {"matrix": 24, "sends": 1},
+        **CLUSTER_BACK | {"matrix": 24, "sends": 1},
     ),
+    # Layers of 64 units and 1 to 4 rows, and of 128 units in words of 2 bytes.
+    loop("loop lstm split", "LoopKernel<Lstm, float, Split<Half>, 64>", 270, **LOOP),
+    loop("loop lstm float16", "LoopKernel<Lstm, float, Half, 128>", 200, **LOOP | {"matrix": 32}),
+    loop("loop gru split", "LoopKernel<Gru, float, Split<Half>, 64>", 250, **LOOP | GRU),
+    loop("loop lstm split back", "BackwardLoopKernel<Lstm, float, Split<Bfloat>, 64>", 320, **BACK),
+    loop("loop lstm bfloat16 back", "BackwardLoopKernel<Lstm, float, Bfloat, 128>", 340, **BACK128),
 ]
 
 

@@ -12,9 +12,13 @@ void bind_device(py::module_& m) {
         return emulated::matrix_shapes(CellId(cell), input, hidden, output, emulated::DeviceCells());
       },
       py::arg("cell"), py::arg("input"), py::arg("hidden"), py::arg("output"));
-  m.def("loop_bytes", [](int cell, const std::string& precision, int capacity) {
-    return emulated::loop_bytes_of(CellId(cell), precision, capacity, emulated::DeviceCells());
-  });
+  m.def(
+      "loop_bytes",
+      [](int cell, const std::string& precision, int capacity, bool split) {
+        return emulated::loop_bytes_of(CellId(cell), precision, capacity, split, emulated::DeviceCells());
+      },
+      py::arg("cell"), py::arg("precision"), py::arg("capacity"), py::arg("split"));
+  m.def("step_slices", &emulated::slices_of, py::arg("word"), py::arg("batch"), py::arg("depth"), py::arg("width"));
   m.def("gradient_parts", &emulated::gradient_parts);
   m.def("device_constants", &emulated::device_constants);
   m.def(

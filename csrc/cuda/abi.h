@@ -92,6 +92,7 @@ struct GradientArgs {
   bool dx_add;                                         // add to dx instead
   Address dhn, dcn, dh0, dc0;                          // [B,P] of h, [B,H] of c
   Address dh, dc, demitted;                            // [B,P], [B,H], [B,H]
+  Address slices;                                      // [slice,B,depth]; null where the plan launches no step
   ByProduct da, dproducts, sums, bias_sums, operands;  // see BackwardProblem; dproducts null: da
   Address dparams, param_sums;                         // [T,B,gains and params,H], [part,gains and params,H]
   Address restarts, scales, squares;                   // [B,P] and [B,H], [states,B], as restarts
@@ -106,7 +107,8 @@ struct GradientArgs {
   static void fields(S& s, F&& f) {
     f("dy", s.dy), f("dx", s.dx), f("dcells", s.dcells), f("dx_add", s.dx_add);
     f("dhn", s.dhn), f("dcn", s.dcn), f("dh0", s.dh0), f("dc0", s.dc0), f("dh", s.dh), f("dc", s.dc), f("demitted", s.demitted);
-    f("da", s.da), f("dproducts", s.dproducts), f("sums", s.sums), f("bias_sums", s.bias_sums), f("operands", s.operands);
+    f("slices", s.slices), f("da", s.da), f("dproducts", s.dproducts), f("sums", s.sums), f("bias_sums", s.bias_sums),
+        f("operands", s.operands);
     f("dparams", s.dparams), f("param_sums", s.param_sums);
     f("restarts", s.restarts), f("scales", s.scales), f("squares", s.squares), f("flow", s.flow), f("cuts", s.cuts);
     f("clip_value", s.clip_value), f("clip_norm", s.clip_norm), f("library", s.library);
@@ -118,15 +120,16 @@ struct GradientArgs {
 // See Plan.
 struct PlanArgs {
   Index loop, rows, units, peers, groups, span, co_launched;
-  bool layer_pipelined;
+  bool loop_split, layer_pipelined;
   Index cluster;
   template <class S, class F>
   static void fields(S& s, F&& f) {
-    f("loop", s.loop), f("rows", s.rows), f("units", s.units), f("peers", s.peers), f("groups", s.groups), f("span", s.span);
-    f("co_launched", s.co_launched), f("layer_pipelined", s.layer_pipelined), f("cluster", s.cluster);
+    f("loop", s.loop), f("loop_split", s.loop_split), f("rows", s.rows), f("units", s.units), f("peers", s.peers);
+    f("groups", s.groups), f("span", s.span), f("co_launched", s.co_launched), f("layer_pipelined", s.layer_pipelined);
+    f("cluster", s.cluster);
   }
   Plan plan() const {
-    return {int(loop), int(rows), int(units), int(peers), int(groups), span, int(co_launched), layer_pipelined, int(cluster)};
+    return {int(loop), loop_split, int(rows), int(units), int(peers), int(groups), span, int(co_launched), layer_pipelined, int(cluster)};
   }
 };
 
@@ -152,11 +155,12 @@ struct PassArgs {
 struct PackArgs {
   Address weight_ih, weight_hh, bias_ih, bias_hh, weight_hr;
   WeightArgs weights;
-  Index loop;  // register capacity of the kernel in which a block runs all steps; 0: none
+  Index loop;       // register capacity of the kernel in which a block runs all steps; 0: none
+  bool loop_split;  // whether it multiplies a float as two words of 2 bytes
   template <class S, class F>
   static void fields(S& s, F&& f) {
     f("weight_ih", s.weight_ih), f("weight_hh", s.weight_hh), f("bias_ih", s.bias_ih), f("bias_hh", s.bias_hh);
-    f("weight_hr", s.weight_hr), f("weights", s.weights), f("loop", s.loop);
+    f("weight_hr", s.weight_hr), f("weights", s.weights), f("loop", s.loop), f("loop_split", s.loop_split);
   }
 };
 

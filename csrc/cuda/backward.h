@@ -303,6 +303,141 @@ struct TransposedProductKernel {
   }
 };
 
+// The same for dh of one step, which blocks share: each takes 64 outputs, 16 rows and a slice of the columns n. So many blocks as
+// multiprocessors read the weights, and an element is the sum of its slices in order, which the next kernel adds up. How many slices there
+// are is a matter of the sizes alone.
+constexpr int kStepRows = 16, kStepOuts = 64;
+constexpr Index kStepBlocks = 128, kStepColumns = 32;  // blocks that slices make, and columns of a slice, at least
+OST_HD Index step_slices(Index batch, Index depth, Index width) {
+  const Index tiles = larger<Index>(1, ceil_div(batch, kStepRows) * ceil_div(depth, kStepOuts));
+  return larger<Index>(1, smaller(ceil_div(width, kStepColumns), kStepBlocks / tiles));
+}
+// Words of 2 bytes of many rows are tiles of matrix instructions instead.
+template <class V>
+OST_HD bool has_slices(Index batch) {
+  return sizeof(V) > 2 || batch <= 64;
+}
+
+OST_HD float as_number(float w) { return w; }
+OST_HD double as_number(double w) { return w; }
+template <class W>
+OST_HD float as_number(W w) {
+  return widen(w);
+}
+
+template <class C, class T, class V, int Q>
+struct StepProductKernel {
+  Problem<T> p;
+  BackwardProblem<T> g;
+  Index t;
+  static constexpr int kGroups = kThreads / kStepOuts, kDeep = 512 / int(sizeof(T));  // columns in shared memory at a time
+  static constexpr int kEach = kDeep / kGroups, kAtATime = 8, kPadded = kStepRows + 16 / int(sizeof(T));
+  static_assert(kEach % kAtATime == 0 && kDeep * kStepRows % kThreads == 0);
+  struct Space {
+    alignas(16) T operand[kDeep][kPadded];
+    T sums[kGroups][kStepRows][kStepOuts];
+  };
+  struct Sums {
+    T v[kStepRows];
+  };
+  Index slices() const { return step_slices(p.batch, matrix_depth<C, Q>(p), matrix_width<C, Q>(p)); }
+  Grid grid() const { return {ceil_div(matrix_depth<C, Q>(p), kStepOuts), ceil_div(p.batch, kStepRows), slices()}; }
+
+  OST_HD void operator()(const Block& block, Space& space) const {
+    const Index b0 = block.y * kStepRows, n0 = block.x * kStepOuts, depth = matrix_depth<C, Q>(p), width = matrix_width<C, Q>(p);
+    const Range columns = part_of(width, block.z, step_slices(p.batch, depth, width));
+    const T* da = g.dproducts[Q] + (t * p.batch + b0) * width;
+    const int rows = int(smaller<Index>(kStepRows, p.batch - b0));
+    PerThread<Sums> sums;
+    block.for_each_thread([&](int thread) {
+      OST_UNROLL
+      for (int row = 0; row < kStepRows; ++row) sums[thread].v[row] = T(0);
+    });
+    for (Index k0 = columns.begin; k0 < columns.end; k0 += kDeep) {
+      const int left = int(smaller<Index>(kDeep, columns.end - k0));
+      block.for_each_thread_sync([&](int thread) { take(thread, da + k0, width, rows, left, space); });
+      block.for_each_thread_sync([&](int thread) {
+        const int first = thread / kStepOuts * kEach, out = thread % kStepOuts;
+        const V* weights = static_cast<const V*>(p.transposed[Q]) + (k0 + first) * depth + n0 + out;
+        multiply(space, weights, depth, first, n0 + out < depth ? left - first : 0, sums[thread]);
+      });
+    }
+    block.for_each_thread_sync([&](int thread) {
+      OST_UNROLL
+      for (int row = 0; row < kStepRows; ++row) space.sums[thread / kStepOuts][row][thread % kStepOuts] = sums[thread].v[row];
+    });
+    block.for_each_thread_sync([&](int thread) {
+      const int out = thread % kStepOuts;
+      T* to = g.slices + (block.z * p.batch + b0) * depth + n0 + out;
+      OST_ROLLED
+      for (int row = thread / kStepOuts; row < rows && n0 + out < depth; row += kGroups) {
+        T sum = space.sums[0][row][out];
+        OST_UNROLL
+        for (int group = 1; group < kGroups; ++group) sum += space.sums[group][row][out];
+        to[row * depth] = sum;
+      }
+    });
+  }
+  // Copy gradients to shared memory, by column; all loads are in flight before the first one is stored.
+  OST_HD static void take(int thread, const T* da, Index width, int rows, int left, Space& space) {
+    constexpr int count = kDeep * kStepRows / kThreads, apart = kThreads / kDeep;
+    const int k = thread % kDeep, first = thread / kDeep;
+    T taken[count];
+    OST_UNROLL
+    for (int i = 0; i < count; ++i) taken[i] = first + i * apart < rows && k < left ? da[(first + i * apart) * width + k] : T(0);
+    OST_UNROLL
+    for (int i = 0; i < count; ++i) space.operand[k][first + i * apart] = as_number(Narrow<V>::of(taken[i]));
+  }
+  // Add `left` columns or kEach, whichever is less.
+  OST_HD static void multiply(const Space& space, const V* weights, Index depth, int first, int left, Sums& sums) {
+    OST_ROLLED
+    for (int k = 0; k < kEach && k < left; k += kAtATime) {
+      T w[kAtATime];
+      OST_UNROLL
+      for (int i = 0; i < kAtATime; ++i) w[i] = k + i < left ? T(as_number(weights[(k + i) * depth])) : T(0);
+      OST_UNROLL
+      for (int i = 0; i < kAtATime; ++i) {
+        OST_UNROLL
+        for (int row = 0; row < kStepRows; ++row) sums.v[row] = fma(w[i], space.operand[first + k + i][row], sums.v[row]);
+      }
+    }
+  }
+};
+// Element `at` of [B][depth], summed over the slices; several loads are in flight.
+template <class T>
+OST_HD T sum_of_slices(const T* slices, Index count, Index apart, Index at) {
+  constexpr int at_a_time = 8;
+  T sum(0);
+  for (Index k = 0; k < count; k += at_a_time) {
+    T one[at_a_time];
+    OST_UNROLL
+    for (int i = 0; i < at_a_time; ++i) one[i] = k + i < count ? slices[(k + i) * apart + at] : T(0);
+    OST_UNROLL
+    for (int i = 0; i < at_a_time; ++i) sum += one[i];
+  }
+  return sum;
+}
+
+// Add up the slices of a step's product for the rows that take part in it.
+template <class C, class T, int Q>
+struct SumSlicesKernel {
+  Problem<T> p;
+  BackwardProblem<T> g;
+  Index t;
+  T* out;  // [B][depth]
+  bool add;
+  struct Space {};
+  Grid grid() const { return {ceil_div(p.batch * matrix_depth<C, Q>(p), kThreads)}; }
+  OST_HD void operator()(const Block& block, Space&) const {
+    block.for_each_thread_sync([&](int thread) {
+      const Index depth = matrix_depth<C, Q>(p), count = p.batch * depth, i = block.x * kThreads + thread;
+      if (i >= count || !p.mask().active(t, i / depth)) return;
+      const T sum = sum_of_slices(g.slices, step_slices(p.batch, depth, matrix_width<C, Q>(p)), count, i);
+      out[i] = add ? out[i] + sum : sum;
+    });
+  }
+};
+
 // Send what an active step hands on to the state of a restart, or drop it at a cut.
 template <class C, class T>
 OST_HD void cut(const Problem<T>& p, const BackwardProblem<T>& g, Index t, Index b, Index u, T* d) {
@@ -330,6 +465,34 @@ struct CutKernel {
       cut<C, T>(p, g, t, b, u, d);
       if (h) g.dh[b * width + u] = d[0];
       if (c) g.dc[b * p.hidden + u] = d[1];
+    });
+  }
+};
+
+// For cells of one phase: add up the slices of dh of a step, and run the cell's backward of the step before it in the order of processing.
+template <class C, class T>
+struct SumCellKernel {
+  Problem<T> p;
+  BackwardProblem<T> g;
+  Index step;  // its number in the order of processing
+  struct Space {};
+  Grid grid() const { return {ceil_div(p.batch * p.hidden, kThreads)}; }
+  OST_HD void operator()(const Block& block, Space&) const {
+    block.for_each_thread_sync([&](int thread) {
+      const Index count = p.batch * p.hidden, i = block.x * kThreads + thread, b = i / p.hidden, u = i % p.hidden;
+      if (i >= count) return;
+      const Index t = p.mask().time(step);
+      T d[2] = {g.dh[i], C::kStates > 1 ? g.dc[i] : T(0)};
+      if (p.mask().active(t, b)) {
+        d[0] += sum_of_slices(g.slices, step_slices(p.batch, p.hidden, matrix_width<C, 1>(p)), count, i);
+        cut<C, T>(p, g, t, b, u, d);
+      }
+      if (step > 0) {
+        BackwardOut<C, T> out;
+        cell_backward<C, T, 0>(p, g, p.mask().time(step - 1), b, u, d, out);
+      }
+      g.dh[i] = d[0];
+      if constexpr (C::kStates > 1) g.dc[i] = d[1];
     });
   }
 };

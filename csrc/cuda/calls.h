@@ -57,6 +57,7 @@ BackwardProblem<T> backward_problem(const GradientArgs& a, Index steps, Index ba
   g.dy = a.dy.rows<const T>(), g.dx = a.dx.rows<T>(), g.dx_add = a.dx_add;
   g.dhn = pointer<T>(a.dhn), g.dcn = pointer<T>(a.dcn), g.dh0 = pointer<T>(a.dh0), g.dc0 = pointer<T>(a.dc0);
   g.dh = needed<T>(a.dh, "dh"), g.dc = pointer<T>(a.dc), g.demitted = pointer<T>(a.demitted);
+  g.slices = pointer<T>(a.slices);
   set_pointers(a.da, g.da), set_pointers(a.sums, g.sums), set_pointers(a.bias_sums, g.bias_sums), set_pointers(a.operands, g.operands);
   if (kSharedDa<C>) g.da[1] = g.da[0];
   for_matrices<C>([&]<int Q>() { g.dproducts[Q] = is_normed<C>(Q) ? pointer<T>(a.dproducts[Q]) : g.da[Q]; });
@@ -103,9 +104,10 @@ void check_cluster(const Plan& plan, Index hidden, bool backward) {
     fail("co_launched", "1 problem in a launch of clusters, or 2 directions", std::to_string(plan.co_launched));
 }
 
-// Raise unless there is a kernel of that register capacity; 0 is none.
+// Raise unless there is a kernel of that register capacity, 0 is none, and of such words.
 template <class C, class T, class W>
-void check_loop(int loop) {
+void check_loop(int loop, bool split) {
+  if (split && (!loop || sizeof(W) != 4)) fail("loop_split", "false but for float32 in a kernel of all steps", "true");
   if (loop && !(kLoops<C> && sizeof(T) == 4 && (loop == kLoopCapacity<T, W>[0] || loop == kLoopCapacity<T, W>[1])))
     fail("loop", "a register capacity that there is a kernel for", std::to_string(loop));
 }
@@ -177,7 +179,7 @@ template <class C, class T, class W, class V, class Run>
 void act(Run& run, const PackArgs& a) {
   const WeightArgs& w = a.weights;
   const Problem<T> p = problem<C, T>(w, {});
-  check_loop<C, T, W>(int(a.loop));
+  check_loop<C, T, W>(int(a.loop), a.loop_split);
   for_matrices<C>([&]<int Q>() {
     const T* raw = needed<const T>(Q == 0 ? a.weight_ih : is_projection<C>(Q) ? a.weight_hr : a.weight_hh, "weights");
     run(PackKernel<C, T, W, V>(raw, needed<W>(w.panels[Q], "panels"), pointer<V>(w.transposed[Q]), matrix_depth<C, Q>(p),
@@ -193,18 +195,20 @@ void act(Run& run, const PackArgs& a) {
     if (auto* to = pointer<FragmentA>(w.stream_transposed))
       run(StreamPackKernel<V>{static_cast<const V*>(p.transposed[1]), to, p.hidden, width, 1, p.hidden, kStreamOut});
   }
-  if constexpr (kLoops<C> && sizeof(T) == 4)
-    run_loop<T, W>(int(a.loop), [&]<int K>() {
-      using Forward = typename LoopKernel<C, T, W, K>::E;
-      using Backward = typename BackwardLoopKernel<C, T, V, K>::E;
-      const Index columns = p.hidden * product_columns<C>(1).count();
-      const auto pack = [&]<class E, class Word>(E*, const void* from, Address to, bool transposed) {
-        const LoopWeight<Word> weight{static_cast<const Word*>(from), p.hidden, columns, transposed ? p.hidden : columns, transposed};
-        if (to) run(EnginePackKernel<E, LoopWeight<Word>>{weight, pointer<typename E::Word>(to)});
-      };
-      pack.template operator()<Forward, W>(nullptr, p.panels[1], w.loop_panels, false);
-      pack.template operator()<Backward, V>(nullptr, p.transposed[1], w.loop_transposed, true);
+  if constexpr (kLoops<C> && sizeof(T) == 4) {
+    const Index columns = p.hidden * product_columns<C>(1).count();
+    const auto pack = [&]<class E, class From>(E*, const From*, const void* from, Address to, bool transposed) {
+      const LoopWeight<From> weight{static_cast<const From*>(from), p.hidden, columns, transposed ? p.hidden : columns, transposed};
+      if (to) run(EnginePackKernel<E, LoopWeight<From>>{weight, pointer<typename E::Word>(to)});
+    };
+    run_loop<T, W, false>(int(a.loop), a.loop_split, [&]<class Word, int K>() {
+      pack(static_cast<typename LoopKernel<C, T, Word, K>::E*>(nullptr), static_cast<const W*>(nullptr), p.panels[1], w.loop_panels, false);
     });
+    run_loop<T, V, true>(int(a.loop), a.loop_split, [&]<class Word, int K>() {
+      pack(static_cast<typename BackwardLoopKernel<C, T, Word, K>::E*>(nullptr), static_cast<const V*>(nullptr), p.transposed[1],
+           w.loop_transposed, true);
+    });
+  }
   run(PackBiasKernel<C, T>{pointer<const T>(a.bias_ih), pointer<const T>(a.bias_hh), needed<T>(w.bias, "bias"), p.hidden});
 }
 
@@ -220,9 +224,13 @@ struct Pass {
 template <class C, class T, class W, class V>
 void check_plan(const Plan& plan, Index hidden, bool backward) {
   const int rows = plan.rows;
-  check_loop<C, T, W>(plan.loop);
-  if (rows && (!supports<C, StreamDriver> || sizeof(T) != 4 || (rows != 8 && rows != 16 && rows != 32) || (backward && !kLoops<C>)))
+  check_loop<C, T, W>(plan.loop, plan.loop_split);
+  if (plan.loop) {
+    if (rows != 1 && rows != 2 && rows != 4 && rows != 8) fail("rows", "1, 2, 4 or 8 of a block that runs all steps", std::to_string(rows));
+  } else if (rows &&
+             (!supports<C, StreamDriver> || sizeof(T) != 4 || (rows != 8 && rows != 16 && rows != 32) || (backward && !kLoops<C>))) {
     fail("rows", "8, 16 or 32 in float32 of a cell without norms and projection, backward of one phase", std::to_string(rows));
+  }
   if (plan.units) check_persistent<C, T, W, V>(plan, hidden, backward);
   if (plan.cluster) check_cluster<C, T, W, V>(plan, hidden, backward);
 }
@@ -235,6 +243,8 @@ void run_backward(Run& run, const Pass& pass, const Problem<T>& p, const Problem
   const auto g = backward_problem<C, T>(given.front(), p.steps, p.batch);
   if (plan.units && (g.squares || g.control.clip_norm > 0))
     fail("units", "0 where norms of steps are asked for", std::to_string(plan.units));
+  const bool streams = sizeof(V) == 2 && plan.rows > 0;
+  if (!plan.loop && !plan.units && !streams && has_slices<V>(p.batch)) needed<T>(given.front().slices, "slices");
   auto other_g = backward_problem<C, T>(given.back(), p.steps, p.batch);
   other_g.chunk = g.chunk;
   const bool with_steps = pass.action != Action::kProducts, with_products = pass.action != Action::kThroughTime;

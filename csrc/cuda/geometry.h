@@ -8,7 +8,8 @@ namespace ost::OST_SET {
 // Numbers that the planner's model and its reasons need.
 inline py::dict device_constants() {
   py::dict out;
-  out["loop_rows"] = kLoopRows, out["group_rows"] = kGroupRows, out["warps"] = kThreads / 32;
+  out["loop_rows"] = py::make_tuple(1, 2, 4, kLoopRows), out["group_rows"] = kGroupRows, out["warps"] = kThreads / 32;
+  out["slice_tile"] = py::make_tuple(kStepRows, kStepOuts);
   py::dict capacity;  // hidden units that a "loop" kernel is compiled for, by bytes of a word
   capacity[py::int_(4)] = py::make_tuple(kLoopCapacity<float, float>[0], kLoopCapacity<float, float>[1]);
   capacity[py::int_(2)] = py::make_tuple(kLoopCapacity<float, Bfloat>[0], kLoopCapacity<float, Bfloat>[1]);
@@ -50,7 +51,7 @@ inline Index exchange_bytes(const Index step_bytes, const Index span, int groups
 
 template <class C, class W>
 void add_persistent(py::list* out, Index hidden, bool backward, bool pipelined, bool upstream) {
-  for (const int peers : {1, 4})
+  for (const int peers : {1, 2, 4})
     for (const int units : {8, 16}) {
       Plan plan{};
       plan.units = units, plan.peers = peers, plan.co_launched = 1, plan.layer_pipelined = pipelined;
@@ -139,15 +140,20 @@ py::dict columns_of(CellList<N...>) {
   return out;
 }
 
+// Slices of the product of a step of a backward pass, in which blocks share it; 0: it is tiles of matrix instructions.
+inline Index slices_of(int word, Index batch, Index depth, Index width) {
+  return (word == 2 ? has_slices<Bfloat>(batch) : has_slices<float>(batch)) ? step_slices(batch, depth, width) : 0;
+}
+
 // Launches of a step, forward and backward, without those that resets, cuts and bounds on norms add.
 template <class C>
 py::tuple step_launches() {
-  int forward = is_projected<C>(), backward = 2 * is_projected<C>();
+  int forward = is_projected<C>(), backward = 3 * is_projected<C>();
   for_phases<C>([&]<int F>() {
     int norms = norms_emitted<C>(F), product = matrix_columns<C>(F + 1) > 0;
     for_operations<C, F + 1>([&]<int>() { ++norms; });
     forward += norms + is_normed<C>(F + 1) + 1;
-    backward += norms + product + 1;
+    backward += norms + 2 * product + 1;
   });
   return py::make_tuple(forward, backward);
 }
@@ -187,21 +193,21 @@ py::list matrix_shapes(CellId cell, Index input, Index hidden, Index output, Cel
 
 // Return the bytes of the weights that the kernel of all steps loads, forward and backward.
 template <class C, class W, class V>
-py::tuple loop_bytes(int capacity) {
+py::tuple loop_bytes(int capacity, bool split) {
   Index forward = 0, backward = 0;
-  if constexpr (kLoops<C>)
-    run_loop<float, W>(capacity, [&]<int K>() {
-      forward = kThreads * Index(sizeof(typename LoopKernel<C, float, W, K>::E::Weights));
-      backward = kThreads * Index(sizeof(typename BackwardLoopKernel<C, float, V, K>::E::Weights));
-    });
+  if constexpr (kLoops<C>) {
+    run_loop<float, W, false>(capacity, split, [&]<class Word, int K>() { forward = LoopKernel<C, float, Word, K>::E::kPackedBytes; });
+    run_loop<float, V, true>(capacity, split,
+                             [&]<class Word, int K>() { backward = BackwardLoopKernel<C, float, Word, K>::E::kPackedBytes; });
+  }
   return py::make_tuple(forward, backward);
 }
 template <class... N>
-py::tuple loop_bytes_of(CellId cell, const std::string& precision, int capacity, CellList<N...>) {
+py::tuple loop_bytes_of(CellId cell, const std::string& precision, int capacity, bool split, CellList<N...>) {
   py::tuple out;
-  ((cell == N::id ? void(out = precision == "exact"      ? loop_bytes<typename N::Cell, float, float>(capacity)
-                               : precision == "bfloat16" ? loop_bytes<typename N::Cell, Bfloat, Bfloat>(capacity)
-                                                         : loop_bytes<typename N::Cell, Half, Bfloat>(capacity))
+  ((cell == N::id ? void(out = precision == "exact"      ? loop_bytes<typename N::Cell, float, float>(capacity, split)
+                               : precision == "bfloat16" ? loop_bytes<typename N::Cell, Bfloat, Bfloat>(capacity, split)
+                                                         : loop_bytes<typename N::Cell, Half, Bfloat>(capacity, split))
                   : void()),
    ...);
   return out;

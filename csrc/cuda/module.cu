@@ -19,6 +19,15 @@ void check(cudaError_t status, const char* what) {
   throw std::runtime_error(std::string("CUDA: ") + what + ": " + cudaGetErrorString(status) + " (" + cudaGetErrorName(status) + ")");
 }
 
+// Ask for the shared memory of a kernel that is more than needs no attribute, and return its bytes.
+template <class K>
+std::size_t dynamic_bytes() {
+  constexpr std::size_t bytes = sizeof(typename K::Space);
+  if constexpr (bytes > kStaticBytes)
+    check(cudaFuncSetAttribute(entry<K>, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)), "asking for shared memory");
+  return bytes > kStaticBytes ? bytes : 0;
+}
+
 // A launch of one cluster of a kernel whose clusters run independently of each other.
 template <class K>
 cudaLaunchConfig_t cluster_config(cudaLaunchAttribute* attribute) {
@@ -28,11 +37,7 @@ cudaLaunchConfig_t cluster_config(cudaLaunchAttribute* attribute) {
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(unsigned(K::kPeers)), config.blockDim = dim3(threads_of<K>());
   config.attrs = attribute, config.numAttrs = 1;
-  if constexpr (sizeof(typename K::Space) > kStaticBytes) {
-    config.dynamicSmemBytes = sizeof(typename K::Space);
-    check(cudaFuncSetAttribute(entry<K>, cudaFuncAttributeMaxDynamicSharedMemorySize, int(sizeof(typename K::Space))),
-          "asking for shared memory");
-  }
+  config.dynamicSmemBytes = dynamic_bytes<K>();
   return config;
 }
 
@@ -57,16 +62,12 @@ struct Stream {
       attributes[1].val.clusterDim = {unsigned(K::kPeers), 1, 1};
       cudaLaunchConfig_t config{};
       config.gridDim = dim3(unsigned(blocks)), config.blockDim = dim3(kThreads), config.stream = stream;
-      if constexpr (sizeof(typename K::Space) > kStaticBytes) {
-        config.dynamicSmemBytes = sizeof(typename K::Space);
-        check(cudaFuncSetAttribute(entry<K>, cudaFuncAttributeMaxDynamicSharedMemorySize, int(sizeof(typename K::Space))),
-              "asking for shared memory");
-      }
+      config.dynamicSmemBytes = dynamic_bytes<K>();
       config.attrs = attributes, config.numAttrs = K::kPeers > 1 ? 2 : 1;
       check(cudaLaunchKernelEx(&config, entry<K>, kernel, grid.x, grid.y), "launching a kernel whose blocks run together");
     } else {
-      static_assert(sizeof(typename K::Space) <= kStaticBytes);
-      entry<<<dim3(unsigned(blocks)), kThreads, 0, stream>>>(kernel, grid.x, grid.y);
+      static_assert(sizeof(typename K::Space) <= 96 << 10);  // the least of all devices
+      entry<<<dim3(unsigned(blocks)), kThreads, dynamic_bytes<K>(), stream>>>(kernel, grid.x, grid.y);
       check(cudaGetLastError(), "launching a kernel");
     }
   }
@@ -173,10 +174,10 @@ std::string why_not() {
   return "no kernel was compiled for its capability, " + std::to_string(major) + "." + std::to_string(minor);
 }
 
-// Return how many clusters of the kernel with the most shared memory run at the same time on the
-// current device.
+// Return how many clusters of a kernel, the one with the most shared memory, run at the same time on
+// the current device.
+template <class K>
 int clusters_of(int device, int major) {
-  using K = BackwardPersistentOf<GruResetBefore, float, Bfloat, 16, 4, false>;
   constexpr int bytes = sizeof(K::Space);
   int most = 0, present = 0, count = 0;
   cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
@@ -228,7 +229,10 @@ py::dict device_info(int device) {
   int khz = 0;
   check(cudaDeviceGetAttribute(&khz, cudaDevAttrClockRate, device), "asking for a device's clock");
   py::dict d;
-  d["clock_hz"] = khz * 1e3, d["clusters"] = clusters_of(device, p.major), d["cluster_fits"] = cluster_fits(device, p.major);
+  d["clock_hz"] = khz * 1e3,
+  d["clusters"] = clusters_of<BackwardPersistentOf<GruResetBefore, float, Bfloat, 16, 4, false>>(device, p.major);
+  d["pairs"] = clusters_of<BackwardPersistentOf<GruResetBefore, float, float, 8, 2, false>>(device, p.major);
+  d["cluster_fits"] = cluster_fits(device, p.major);
   d["name"] = std::string(p.name), d["capability"] = py::make_tuple(p.major, p.minor), d["multiprocessors"] = p.multiProcessorCount;
   d["shared_bytes"] = p.sharedMemPerBlockOptin, d["l2_bytes"] = p.l2CacheSize;
   d["memory_bytes"] = p.totalGlobalMem, d["driver"] = driver, d["runtime"] = CUDART_VERSION;

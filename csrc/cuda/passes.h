@@ -10,11 +10,18 @@
 
 namespace ost::OST_SET {
 
-// Call f<K>() with the register capacity K of the plan.
-template <class T, class W, class F>
-void run_loop(int loop, F&& f) {
-  if (loop == kLoopCapacity<T, W>[0]) f.template operator()<kLoopCapacity<T, W>[0]>();
-  if (loop == kLoopCapacity<T, W>[1]) f.template operator()<kLoopCapacity<T, W>[1]>();
+// Call f<Word, K>() with the words of the product and the register capacity K of a "loop" kernel: W, or of a float two words.
+template <class T, class W, bool kBackward, class F>
+void run_loop(int loop, bool split, F&& f) {
+  using Word = std::conditional_t<kBackward, typename ExchangeWords<W>::Backward, typename ExchangeWords<W>::Forward>;
+  const auto run = [&]<int K>() {
+    if (loop != K) return;
+    if constexpr (sizeof(W) == 4)
+      if (split) return f.template operator()<Split<Word>, K>();
+    f.template operator()<W, K>();
+  };
+  run.template operator()<kLoopCapacity<T, W>[0]>();
+  run.template operator()<kLoopCapacity<T, W>[1]>();
 }
 
 // Call f<R>() with the rows of the plan.
@@ -40,6 +47,8 @@ bool run_persistent_backward(const Plan& plan, F&& f) {
   constexpr int units = ExchangeWords<V>::kParts == 1 ? 16 : 8;  // units of a block with peers
   if (plan.units == 16 && plan.peers == 1) return f.template operator()<16, 1>(), true;
   if (plan.units == units && plan.peers == 4) return f.template operator()<units, 4>(), true;
+  if constexpr (units == 8)  // of layers for which there are too few clusters of 4
+    if (plan.units == units && plan.peers == 2) return f.template operator()<units, 2>(), true;
   return false;
 }
 
@@ -204,30 +213,33 @@ void recompute(Run& run, const Problem<T>& p) {
   if constexpr (F + 1 < kPhaseCount<C>) recompute<C, T, W, F + 1>(run, p);
 }
 
-// Raise unless an int holds how far what a persistent kernel reads and writes lies apart from step to step. The backward kernels advance
-// in their slots only, for which ExchangeEngine makes sure of it.
+// Raise unless an int holds how far what a kernel of all steps reads and writes lies apart from step to step. The backward persistent
+// kernels advance in their slots only, for which ExchangeEngine makes sure of it.
+template <class N>
+void check_stride(const char* name, N numbers) {
+  if (larger(numbers, -numbers) > kMostStride) fail(name, "fewer than 2^31 numbers from one step to the next", std::to_string(numbers));
+}
 template <class C, class T>
 void check_strides(const Problem<T>& p) {
-  const Index widest = larger(larger(p.y.t, -p.y.t), p.batch * p.hidden * larger(C::kColumns, C::kSaved));
-  if (widest > kMostStride) fail("x", "fewer than 2^31 numbers from one step to the next", std::to_string(widest));
+  check_stride("x", p.y.t), check_stride("x", p.batch * p.hidden * larger(C::kColumns, C::kSaved));
 }
-
 template <class C, class T>
 void check_strides(const Problem<T>& p, const BackwardProblem<T>& g) {
   check_strides<C>(p);
-  for (const Index stride : {g.dy.t, g.control.dcells.t})
-    if (larger(stride, -stride) > kMostStride) fail("dy", "fewer than 2^31 numbers from one step to the next", std::to_string(stride));
+  check_stride("dy", g.dy.t), check_stride("dy", g.control.dcells.t);
 }
 
 // `other` is the second problem of a plan of two.
 template <class C, class T, class W, class Run>
 void forward(Run& run, const Problem<T>& p, const Problem<T>& other, const PassBuffers<T>& exchange, const Plan& plan) {
   if (p.batch == 0) return;
-  if ((plan.units || plan.cluster) && p.steps > 0)
+  if ((plan.units || plan.loop || plan.cluster) && p.steps > 0)
     for (const Problem<T>* one : {&p, &other}) check_strides<C>(*one);
   project<C, T, W>(run, p);
   if (plan.co_launched > 1 && !plan.layer_pipelined) project<C, T, W>(run, other);
-  if constexpr (kLoops<C> && sizeof(T) == 4) run_loop<T, W>(plan.loop, [&]<int K>() { run(LoopKernel<C, T, W, K>{p}); });
+  if constexpr (kLoops<C> && sizeof(T) == 4)
+    if (p.steps > 0)
+      run_loop<T, W, false>(plan.loop, plan.loop_split, [&]<class Word, int K>() { run(LoopKernel<C, T, Word, K>{p, plan.rows}); });
   if constexpr (supports<C, PersistentDriver> && sizeof(T) == 4) {
     if (plan.units && p.steps > 0) {
       with_persistent<C, T, W>(plan, [&]<class K>(K*) {
@@ -249,6 +261,15 @@ void forward(Run& run, const Problem<T>& p, const Problem<T>& other, const PassB
   if (plan.co_launched > 1) run(FinalKernel<C, T>{other});
 }
 
+// out[b][k] of step t = init + sum over columns of da transposed[column][k], for the rows that take part.
+template <class C, class T, class V, int Q, class Run>
+void step_product(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, Index t, T* out, bool add) {
+  if constexpr (sizeof(V) == 2)
+    if (!has_slices<V>(p.batch)) return run(TransposedProductKernel<C, T, V, Q>{p, g, t * p.batch, p.batch, out, add});
+  run(StepProductKernel<C, T, V, Q>{p, g, t});
+  run(SumSlicesKernel<C, T, Q>{p, g, t, out, add});
+}
+
 template <class C, class T, class V, int F, class Run>
 void run_backward_phases(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, Index t) {
   run(CellKernel<C, T, F>{p, g, t});
@@ -256,8 +277,7 @@ void run_backward_phases(Run& run, const Problem<T>& p, const BackwardProblem<T>
   for_operations<C, F + 1>([&]<int J>() { run(ProductNormGradientKernel<C, T, J>{p, g, t * p.batch, p.batch}); });
   [[maybe_unused]] constexpr bool hidden = C::kPhases[F].operand == Operand::kHidden;
   if constexpr (matrix_columns<C>(F + 1) > 0)
-    run(TransposedProductKernel<C, T, V, F + 1>{p, g, t * p.batch, p.batch, hidden ? g.dh : g.demitted,
-                                                hidden});  // dh already holds the direct gradient
+    step_product<C, T, V, F + 1>(run, p, g, t, hidden ? g.dh : g.demitted, hidden);  // dh already holds the direct gradient
   if constexpr (F > 0) run_backward_phases<C, T, V, F - 1>(run, p, g, t);
 }
 
@@ -349,11 +369,41 @@ void products(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, const 
   }
 }
 
+// Run all steps, one launch or more for each, the last one first. `rows`: of blocks that stream the weights.
+template <class C, class T, class V, class Run>
+void through_steps(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, int rows) {
+  if (p.steps == 0) return;
+  if constexpr (kLoops<C>) {
+    // The product of a step, and then the cell of the next one, which adds it up: unless norms of gradients stand between them.
+    const bool streams = sizeof(V) == 2 && rows > 0, norms = g.control.clip_norm > 0 || g.control.flow;
+    if (streams || (!norms && has_slices<V>(p.batch))) {
+      run(CellKernel<C, T, 0>{p, g, p.mask().time(p.steps - 1)});
+      for (Index s = p.steps; s-- > 0;) {
+        if constexpr (sizeof(V) == 2) run_stream(rows, [&]<int R>() { run(StreamBackwardKernel<C, T, V, R>{p, g, s}); });
+        if (streams) continue;
+        run(StepProductKernel<C, T, V, 1>{p, g, p.mask().time(s)});
+        run(SumCellKernel<C, T>{p, g, s});
+      }
+      return;
+    }
+  }
+  for (Index s = p.steps; s-- > 0;) {
+    const Index t = p.mask().time(s);
+    if (g.control.clip_norm > 0) run(NormKernel<C, T>{p, g, t});
+    if constexpr (is_projected<C>()) {
+      run(OutputGradientKernel<C, T>{p, g, t});
+      step_product<C, T, V, kProductCount<C>>(run, p, g, t, g.demitted, false);
+    }
+    run_backward_phases<C, T, V, kPhaseCount<C> - 1>(run, p, g, t);
+    if (g.control.flow) run(FlowKernel<C, T>{p, g, t});
+    if (p.times.predecessors || g.control.cuts) run(CutKernel<C, T>{p, g, t});
+  }
+}
+
 // Run the steps of this chunk, the last one first.
 template <class C, class T, class V, class Run>
 void through_time(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, const Problem<T>& other, const BackwardProblem<T>& other_g,
                   const PassBuffers<T>& exchange, const Plan& plan) {
-  const int rows = plan.rows;
   if (g.begins()) {
     run(BackwardBeginKernel<C, T>{p, g});
     if (plan.co_launched > 1) run(BackwardBeginKernel<C, T>{other, other_g});
@@ -372,21 +422,13 @@ void through_time(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, co
         plan.cluster, [&]<class K>(K*) { run(K{{}, {p, other}, {g, other_g}, exchange.buffer, plan.co_launched, g.steps(p.steps)}); });
   }
   if constexpr (kLoops<C> && sizeof(T) == 4) {
-    run_loop<T, V>(plan.loop, [&]<int K>() { run(BackwardLoopKernel<C, T, V, K>{p, g}); });
-    if (rows > 0 && p.steps > 0) run(CellKernel<C, T, 0>{p, g, p.mask().time(p.steps - 1)});
-    for (Index s = rows > 0 ? p.steps : 0; s-- > 0;) run_stream(rows, [&]<int R>() { run(StreamBackwardKernel<C, T, V, R>{p, g, s}); });
-  }
-  for (Index s = plan.loop || plan.units || plan.cluster || rows ? 0 : p.steps; s-- > 0;) {
-    const Index t = p.reverse ? p.steps - 1 - s : s;
-    if (g.control.clip_norm > 0) run(NormKernel<C, T>{p, g, t});
-    if constexpr (is_projected<C>()) {
-      run(OutputGradientKernel<C, T>{p, g, t});
-      run(TransposedProductKernel<C, T, V, kProductCount<C>>{p, g, t * p.batch, p.batch, g.demitted, false});
+    if (plan.loop && p.steps > 0) {
+      check_strides<C>(p, g);
+      run_loop<T, V, true>(plan.loop, plan.loop_split,
+                           [&]<class Word, int K>() { run(BackwardLoopKernel<C, T, Word, K>{p, g, plan.rows}); });
     }
-    run_backward_phases<C, T, V, kPhaseCount<C> - 1>(run, p, g, t);
-    if (g.control.flow) run(FlowKernel<C, T>{p, g, t});
-    if (p.times.predecessors || g.control.cuts) run(CutKernel<C, T>{p, g, t});
   }
+  if (!plan.loop && !plan.units && !plan.cluster) through_steps<C, T, V>(run, p, g, plan.rows);
 }
 
 // Run steps and products, or only one of them, where the products run beside the steps of the next

@@ -6,8 +6,8 @@ namespace ost::OST_SET {
 
 // Register capacity: the hidden units whose recurrent weights, up to four columns a unit, fit the
 // registers of one multiprocessor. It is at most 128 KB of the 256 KB for 2-byte words (H = 128),
-// since a thread needs other registers as well, and 64 KB for exact words (H = 64), where a thread
-// also holds eight sums.
+// since a thread needs other registers as well, and 64 KB for exact words and for two words of 2
+// bytes (H = 64).
 template <class T, class W>
 inline constexpr int kLoopCapacity[2] = {sizeof(W) == 2 ? 64 : 32, sizeof(W) == 2 ? 128 : 64};
 
@@ -15,7 +15,8 @@ inline constexpr int kLoopCapacity[2] = {sizeof(W) == 2 ? 64 : 32, sizeof(W) == 
 // step.
 struct Plan {
   int loop;         // register capacity of the kernel in which a block runs all steps
-  int rows;         // rows of a block that streams the weights
+  bool loop_split;  // whether it multiplies a float as two words of 2 bytes
+  int rows;         // rows of such a block, or of one that streams the weights
   int units;        // units of a block, where the weights are partitioned among multiprocessors that run all steps
   int peers;        // blocks that write to each other's shared memory, in the backward pass
   int groups;       // groups of such blocks that run at the same time

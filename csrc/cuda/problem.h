@@ -157,6 +157,7 @@ struct BackwardProblem {
   const T *dhn, *dcn;
   T *dh, *dc;                  // [B][P] and [B][H]: gradients on their way back through time
   T* demitted;                 // [B][H]
+  T* slices;                   // [slice][B][depth]: of the product of one step, see StepProductKernel
   T* da[kMaxProducts];         // equal where products share their columns
   T* dproducts[kMaxProducts];  // of what a product made: da, unless the product is normed
   T* dparams;                  // [T][B][gains, params][H]

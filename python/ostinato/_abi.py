@@ -94,6 +94,7 @@ class GradientFields(TypedDict):
     dh: Address
     dc: Address
     demitted: Address
+    slices: Address
     da: Addresses
     dproducts: Addresses
     sums: Addresses
@@ -121,6 +122,7 @@ class PlanFields(TypedDict):
     """What the planner has chosen: csrc/cuda/plan.h."""
 
     loop: int
+    loop_split: bool
     rows: int
     units: int
     peers: int
@@ -155,6 +157,7 @@ class PackFields(TypedDict):
     weight_hr: Address
     weights: WeightFields
     loop: int
+    loop_split: bool
 
 
 class PackSharedFields(TypedDict):

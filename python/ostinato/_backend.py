@@ -29,6 +29,7 @@ from ._launch import (
     Weights,
     exchange_bytes,
     plan_of,
+    slice_word,
     words_of,
 )
 from ._plan import GpuPlan
@@ -419,14 +420,16 @@ def bytes_of(
     forward += between if training else min(between, 2 * width)
     if not training:
         return 0, forward
-    chunks = {(p.chunks if library else 0, words_of(w, p)) for _, w, p in plans[1]}
+    chunks = {
+        (p.chunks if library else 0, words_of(w, p), slice_word(w, p)) for _, w, p in plans[1]
+    }
     # Working arrays are used again from layer to layer, by their shapes.
     held = {
         (name, shape)
         for w in parts
-        for n, words in chunks
+        for n, words, sliced in chunks
         for name, shape in backward_shapes(
-            w.cell, w.input, h, w.output, sizes, library=n, words=words
+            w.cell, w.input, h, w.output, sizes, library=n, words=words, sliced=sliced
         ).items()
     }
     backward = elements_of(shape for _, shape in held) * item

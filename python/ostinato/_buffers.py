@@ -121,6 +121,7 @@ def backward_shapes(
     flow: bool = False,
     wanted: tuple[bool, bool, bool] = (True, True, True),
     words: int = 0,
+    sliced: int = 0,
 ) -> Shapes:
     """Return the arrays of a backward pass.
 
@@ -138,11 +139,12 @@ def backward_shapes(
         flow: whether the norms of every step are asked for.
         wanted: whether the gradients of weight_ih, of weight_hh and of weight_hr are.
         words: words of 2 bytes of a number where the library multiplies such; 0: it does not.
+        sliced: bytes of an operand where blocks share the product of a step; 0: they do not.
     """
     (steps, batch), facts, parts = sizes, facts_of(cell), _core.gradient_parts(*sizes)
     (_, products, shared), own = columns_of(cell), device_facts(cell)
     states, params = facts["states"], own.unit_rows
-    widest = deepest = 0
+    widest = deepest = slices = 0
     both_states = (batch * (output + (states - 1) * hidden),)
     shapes: Shapes = {"dh": (batch, output), "restarts": both_states}
     if states > 1:
@@ -166,6 +168,9 @@ def backward_shapes(
             shapes[f"operands{q}"] = (steps, batch, depth)
             deepest = max(deepest, depth)
         widest = max(widest, units * columns)
+        if sliced and q:
+            count = _core.step_slices(sliced, batch, depth, units * columns)
+            slices = max(slices, count * batch * depth)
     if library and words:
         rows = batch * max(b - a for a, b in chunks_of(steps, batch, library))
         shapes["words_of_gradients"] = (floats_of(rows * widest, words > 1),)
@@ -174,6 +179,8 @@ def backward_shapes(
     if params:
         shapes["dparams"] = (steps, batch, params, hidden)
         shapes["param_sums"] = (parts, params, hidden)
+    if slices:
+        shapes["slices"] = (slices,)
     if norms:
         shapes["scales"] = (states, batch)
     if flow:

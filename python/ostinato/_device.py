@@ -372,6 +372,7 @@ def _cuda_device(index: int) -> Device:
         "l2_bytes",
         "clock_hz",
         "clusters",
+        "pairs",
         "cluster_fits",
     )
     library = _has_product(cupy, index)

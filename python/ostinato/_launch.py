@@ -221,6 +221,12 @@ def words_of(w: Weights, planned: GpuPlan) -> int:
     return 2 if planned.library_split else int(w.word_bytes == 2)
 
 
+def slice_word(w: Weights, planned: GpuPlan) -> int:
+    """Return the bytes of an operand where blocks share the product of a step backward, or 0."""
+    streams = planned.rows > 0 and w.word_bytes == 2
+    return 0 if planned.register_capacity or planned.units or streams else w.word_bytes
+
+
 def words_of_weights(w: Weights, backward: bool) -> _words.Operand:
     """Return the weights of the input ``[I,H*columns]``, or backward their transpose, as words.
 
@@ -277,7 +283,7 @@ def pack(
     capacity = 0
     if not lacks_of(cell):
         capacity = register_capacity_for(products[1:], hidden, word_bytes(dtype, precision))
-    loop = _core.loop_bytes(_device.number_of(cell), precision, capacity) if capacity else (0, 0)
+    loop = _core.loop_bytes(_device.number_of(cell), precision, capacity, split)
     # Weights as fragments, which products of 2-byte words read.
     streams, streams_back = _core.stream_bytes(_device.number_of(cell), hidden)
     if word is not np.uint16:
@@ -309,6 +315,7 @@ def pack(
         "weight_hr": given["weight_hr"],
         "weights": fields,
         "loop": capacity,
+        "loop_split": split and capacity > 0,
     }
     device.launch("pack", cell, dtype, values)
     return Weights(device, cell, dtype, reverse, fields, split, checks=checks)
@@ -408,6 +415,7 @@ def plan_fields(planned: GpuPlan) -> PlanFields:
     """Return a plan as the kernels take it."""
     return {
         "loop": planned.register_capacity,
+        "loop_split": planned.loop_split and planned.register_capacity > 0,
         "rows": planned.rows,
         "units": planned.units,
         "peers": planned.peers,
@@ -421,6 +429,7 @@ def plan_fields(planned: GpuPlan) -> PlanFields:
 
 NO_PLAN: PlanFields = {
     "loop": 0,
+    "loop_split": False,
     "rows": 0,
     "units": 0,
     "peers": 1,
@@ -699,6 +708,7 @@ def backward(
             planned.chunks if library else 0,
             words_of(call.kept.weights, planned),
             clip_norm > 0,
+            slice_word(call.kept.weights, planned),
             arrays,
         )
         gradient["clip_value"], gradient["clip_norm"] = float(clip_value), float(clip_norm)
@@ -729,15 +739,18 @@ def backward(
 
 
 def _backward_fields(
-    call: Backward, library: int, words: int, norms: bool, held: dict[Any, Any]
+    call: Backward, library: int, words: int, norms: bool, sliced: int, held: dict[Any, Any]
 ) -> tuple[LayerFields, GradientFields, _Working]:
     """Return what the kernels of a backward pass take, and its working arrays.
 
     ``library``: the number of chunks for each of which the array library computes the products of
-    the weights; 0: our own kernels compute them. ``words``: see `words_of`.
+    the weights; 0: our own kernels compute them. ``words``: see `words_of`; ``sliced``: see
+    `slice_word`.
     """
     kept, w = call.kept, call.kept.weights
     grads = named_weights(w.cell, call.grads)
+    matrices = ("weight_ih", "weight_hh", "weight_hr")
+    inputs, recurrent, projection = (grads[name] is not None for name in matrices)
     shapes = backward_shapes(
         w.cell,
         w.input,
@@ -747,12 +760,9 @@ def _backward_fields(
         library=library,
         norms=norms,
         flow=call.flow is not None,
-        wanted=(
-            grads["weight_ih"] is not None,
-            grads["weight_hh"] is not None,
-            grads["weight_hr"] is not None,
-        ),
+        wanted=(inputs, recurrent, projection),
         words=words,
+        sliced=sliced,
     )
     work = _Working(w, shapes, held)
     recomputed = facts_of(w.cell)["saved"] > 0 and kept.layer["saved"] is None
@@ -770,6 +780,7 @@ def _backward_fields(
         "dh": work("dh"),
         "dc": work("dc"),
         "demitted": work("demitted"),
+        "slices": work("slices"),
         "da": work.by_matrix("da"),
         "dproducts": work.by_matrix("dproducts"),
         "sums": work.by_matrix("sums"),

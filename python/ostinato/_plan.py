@@ -10,7 +10,8 @@ from . import _core
 
 # Numbers that kernels are compiled with: csrc/cuda/geometry.h.
 CONSTANTS = _core.device_constants()
-ROWS: int = CONSTANTS["loop_rows"]  # rows of the batch of a block of the "loop" kernels
+# Rows of the batch that a block of the "loop" kernels may have.
+ROWS: tuple[int, ...] = CONSTANTS["loop_rows"]
 # Hidden units that a "loop" kernel is compiled for, by bytes of a word.
 REGISTER_CAPACITY: dict[int, tuple[int, ...]] = CONSTANTS["register_capacity"]
 GROUP_ROWS: int = CONSTANTS["group_rows"]  # rows of the batch of a group of "persistent" blocks
@@ -18,6 +19,8 @@ WARPS: int = CONSTANTS["warps"]  # of a block
 STREAM: tuple[int, ...] = CONSTANTS["stream_rows"]  # rows of a block that streams the weights
 STREAM_OUTPUTS: int = CONSTANTS["stream_outputs"]  # columns of such a block
 TILE: tuple[int, int] = CONSTANTS["tile"]  # rows and columns of the product of a launch a step
+# Rows and columns of a block where blocks share the product of a step backward by slices.
+SLICE_TILE: tuple[int, int] = CONSTANTS["slice_tile"]
 # (t, b) of a call. For fewer, one more launch costs what the better product gains (an estimate).
 LIBRARY_ROWS = 512
 # Multiply-adds of W x; for more, float32 is split into words of 2 bytes for the products of the
@@ -34,8 +37,19 @@ LIBRARY_CHUNKS = 4  # at most, where the library multiplies: eight were slower o
 # (an estimate).
 WORTH = 0.95
 # The model of a step, in cycles. Its constants are fitted to what one H200 has shown
-# (`CONFIRMED_BY`; benchmarks/results has the table), but for those that are called estimates.
+# (`CONFIRMED_BY`; benchmarks/results has the table, which says what it was measured with), but for
+# those that are called estimates.
 CONFIRMED_BY = "NVIDIA H200"
+# Kernels, and their passes, that have changed since: no device has run those of today. Those of
+# "persistent" have other code for the same exchange, and the constants of the ones before. The
+# constants of the others are estimates.
+CHANGED_SINCE = (
+    ("persistent", "forward"),
+    ("persistent", "backward"),
+    ("loop", "forward"),
+    ("loop", "backward"),
+    ("step", "backward"),
+)
 EXCHANGE = 3000.0  # a word from one multiprocessor to the others, and the checks around it
 CELL = 1850.0  # sums of all warps, the cell, two barriers of a block
 CLUSTER = 1850.0  # sums to the peers of a cluster, and its barrier
@@ -43,10 +57,15 @@ RECEIVE = 520.0  # what a warp does for each tile of 16 inputs: addresses, looks
 L2_BYTES = 34.6  # bytes a cycle of a multiprocessor
 MMA = 6.5  # cycles of one m16n8k16 in a quarter of a multiprocessor
 FMA = 128.0  # multiply-adds a cycle of a multiprocessor
-# Of a "loop" kernel: a step, and each cell of a thread; backward takes so many times as long.
-LOOP, LOOP_CELL, LOOP_BACKWARD = 1300.0, 1390.0, 1.9
+# Of a "loop" kernel: a step, and each cell of a thread; backward takes so many times as long
+# (estimates).
+LOOP, LOOP_CELL, LOOP_BACKWARD = 600.0, 350.0, 1.5
+# Of a step backward whose product blocks share: the sums and cells that follow, and each column of
+# a slice (estimates).
+SLICED, SLICE_COLUMN = 3000.0, 32.0
 # Of a launch a step: each input of its product, which blocks take one after the other, by words of
-# 2, 4 and 8 bytes (4: measured backward; the others are estimates).
+# 2, 4 and 8 bytes (4: measured backward, with kernels like those that run forward; the others are
+# estimates).
 DEPTH = {2: 16.0, 4: 65.0, 8: 130.0}
 # Multiply-adds a cycle of our own products, by words of 2, 4 and 8 bytes (4 and 8: estimates).
 TILES, TILES_EXACT, TILES_DOUBLE = 29.0, FMA / 3, FMA / 6
@@ -75,8 +94,9 @@ class GpuFigures:
         shared_bytes: the most shared memory of a block.
         l2_bytes: of the L2 cache.
         clock_hz: of the multiprocessors.
-        clusters: how many clusters of blocks, which write to each other's shared memory, run at the
-            same time.
+        clusters: how many clusters of four blocks, which write to each other's shared memory, run
+            at the same time.
+        pairs: how many clusters of two blocks.
         cluster_fits: for "cluster" kernels: blocks of a cluster, and how many such clusters run at
             the same time; empty where a device has no clusters.
         library: whether its array library has found a product (cuBLAS).
@@ -91,6 +111,7 @@ class GpuFigures:
     l2_bytes: int
     clock_hz: float = 1.5e9
     clusters: int = 0
+    pairs: int = 0
     library: bool = True
     why_no_words: str = ""
     cluster_fits: tuple[tuple[int, int], ...] = ()
@@ -102,13 +123,15 @@ class GpuPlan:
 
     Attributes:
         kernel: "loop": one launch, in which every block takes some rows of the batch through all
-            steps, with the recurrent weights in the registers of its multiprocessor. "persistent":
+            steps, with the recurrent weights in the registers of its multiprocessor; blocks have as
+            few rows as there are multiprocessors for. "persistent":
             all steps in few launches, with the weights in the registers of many multiprocessors,
             which exchange what a step needs. "cluster": all steps in one launch, with the weights
             in the registers of the blocks of a cluster, which takes `ROWS` rows of the batch and
             exchanges what a step needs in their shared memory. "stream" and "step": a launch for
             every step and phase, of blocks that each read their part of the weights for all rows at
-            once, or that compute the product tile by tile.
+            once, or that compute the product tile by tile, or backward by slices of the columns,
+            which the next launch adds up.
         blocks: of the launch, or of a step.
         launches: of the recurrence.
         library: whether the products of all steps at once (W x; dx, dW, dR) are the array
@@ -116,7 +139,8 @@ class GpuPlan:
         library_split: whether the library multiplies float32 as two words of 2 bytes each.
         reason: why this kernel was chosen.
         register_capacity: hidden units that a "loop" kernel is compiled for; 0 for other kernels.
-        rows: rows of the batch of a block of a "stream" kernel; 0 for other kernels.
+        loop_split: whether that kernel multiplies a float as two words of 2 bytes.
+        rows: rows of the batch of a block of a "loop" or "stream" kernel; 0 for other kernels.
         units: hidden units of a block of a "persistent" kernel; 0 for other kernels.
         peers: blocks of a cluster that write to each other's shared memory, in the backward pass; 1
             without clusters.
@@ -139,6 +163,7 @@ class GpuPlan:
     reason: str
     library_split: bool = False
     register_capacity: int = 0
+    loop_split: bool = False
     rows: int = 0
     units: int = 0
     peers: int = 1
@@ -161,10 +186,17 @@ def register_capacity_for(products: list[int], hidden: int, word: int) -> int:
 
 
 def rows_for(products: list[int], batch: int, word: int, backward: bool, by_step: bool) -> int:
-    """Return the rows of a block that streams the weights; 0 for tiles."""
-    if word == 8 or batch > STREAM_ROWS or (backward and (len(products) > 1 or by_step)):
+    """Return the rows of a block that streams the weights; 0 for tiles or slices."""
+    if word == 8 or batch > STREAM_ROWS:
+        return 0
+    if backward and (word > 2 or len(products) > 1 or by_step):
         return 0
     return next((n for n in STREAM if batch <= n), STREAM[-1])
+
+
+def loop_rows_for(device: GpuFigures, batch: int) -> int:
+    """Return the fewest rows of a block of a "loop" kernel for which all blocks run at once."""
+    return next((n for n in ROWS if -(-batch // n) <= device.multiprocessors), ROWS[-1])
 
 
 @dataclass(frozen=True)
@@ -349,14 +381,17 @@ def partitions_for(
 ) -> list[Partition]:
     """Return the partitions that there are kernels for and whose weights fit."""
     every = Partition.all_of(columns, hidden, word, backward, has_upstream)
-    return [p for p in every if p.fits and (p.peers == 1 or device.clusters)]
+    return [p for p in every if p.fits and room_for(device, p.peers)]
+
+
+def room_for(device: GpuFigures, peers: int) -> int:
+    """Return how many blocks of clusters of so many can run at the same time."""
+    return {1: device.multiprocessors, 2: 2 * device.pairs, 4: 4 * device.clusters}[peers]
 
 
 def max_groups(device: GpuFigures, partition: Partition) -> int:
     """Return how many groups can run at the same time."""
-    return (
-        device.multiprocessors if partition.peers == 1 else device.clusters * partition.peers
-    ) // partition.blocks
+    return room_for(device, partition.peers) // partition.blocks
 
 
 def plan(
@@ -443,7 +478,8 @@ def _without_clusters(
         return replace(planned, library=library, library_split=library_split)
 
     def step(reason: str) -> GpuPlan:
-        if by_itself.kernel == "step" and word < 8 and batch > STREAM_ROWS:
+        streams = word == 2 or (word == 4 and not backward)
+        if by_itself.kernel == "step" and streams and batch > STREAM_ROWS:
             reason += (
                 f"; B = {batch} is more than the {STREAM_ROWS} rows for which blocks stream the "
                 "weights"
@@ -452,12 +488,11 @@ def _without_clusters(
 
     if why := _why_by_step(word, by_step, lacks):
         return step(why)
-    capacity, blocks = register_capacity_for(products, hidden, word), -(-batch // ROWS)
+    capacity = register_capacity_for(products, hidden, word)
+    blocks = -(-batch // loop_rows_for(device, batch))
     if capacity and -(-blocks // device.multiprocessors) <= MOST_WAVES:
-        one = _by_one_multiprocessor(
-            device, products, hidden, steps, blocks, word, capacity, backward
-        )
-        return of_library(one)
+        words = 1 if word == 2 else 2 if split else 0
+        return of_library(_loop(device, products, hidden, steps, batch, words, capacity, backward))
     why = _why_not_one(device, products, hidden, blocks, word, capacity)
     if word == 4 and not split:
         return step(
@@ -545,20 +580,27 @@ def _products_rate(word: int, library: bool, split: bool) -> float:
     return TILES if word == 2 else TILES_EXACT
 
 
-def _by_one_multiprocessor(
+def _loop(
     device: GpuFigures,
     products: list[int],
     hidden: int,
     steps: int,
-    blocks: int,
-    word: int,
+    batch: int,
+    words: int,
     capacity: int,
     backward: bool,
 ) -> GpuPlan:
-    """Return the plan of a kernel that keeps the recurrent weights in registers."""
-    work = products[0] * capacity * capacity * ROWS / FMA
-    cycles = LOOP + LOOP_CELL * capacity * ROWS / (32 * WARPS)
-    cycles += work if word == 4 else work / 16
+    """Return the plan of a kernel that keeps the recurrent weights in registers.
+
+    ``words`` of 2 bytes are those of an operand, 0 where products are exact.
+    """
+    rows, weights = loop_rows_for(device, batch), products[0] * capacity * capacity
+    blocks = -(-batch // rows)
+    cycles = LOOP + LOOP_CELL * -(-capacity * rows // (32 * WARPS))
+    if words:  # an instruction takes 16 x 16 weights: by a word of eight rows, or both of four
+        cycles += weights / 256 * (1 if words == 1 else 2 * -(-rows // 4)) * MMA / 4
+    else:
+        cycles += weights * rows / FMA
     cycles *= LOOP_BACKWARD if backward else 1
     waves = -(-blocks // device.multiprocessors)
     return GpuPlan(
@@ -566,8 +608,11 @@ def _by_one_multiprocessor(
         blocks,
         1,
         False,
-        f"the recurrent weights fit the registers of a multiprocessor (H = {hidden} of {capacity})",
+        f"the recurrent weights fit the registers of a multiprocessor (H = {hidden} of {capacity})"
+        f", which takes {rows} row{'s' * (rows > 1)} through all steps",
         register_capacity=capacity,
+        loop_split=words == 2,
+        rows=rows,
         seconds=waves * steps * cycles / device.clock_hz,
     )
 
@@ -578,8 +623,8 @@ def _why_not_one(
     """Return why no multiprocessor runs all steps by itself."""
     if capacity:
         return (
-            f"{blocks} blocks of {ROWS} rows are {-(-blocks // device.multiprocessors)} waves over "
-            f"{device.multiprocessors} multiprocessors, more than {MOST_WAVES}"
+            f"{blocks} blocks of {ROWS[-1]} rows are {-(-blocks // device.multiprocessors)} waves "
+            f"over {device.multiprocessors} multiprocessors, more than {MOST_WAVES}"
         )
     if len(products) > 1:
         return (
@@ -675,9 +720,13 @@ def _stepwise(
     rate, weights = device.multiprocessors * device.clock_hz, hidden * hidden * sum(products)
     tiles = {2: TILES, 4: TILES_EXACT, 8: TILES_DOUBLE}[word]  # they have no pipeline
     work = steps * batch * weights / tiles / rate
+    rows = 0 if step_launches else rows_for(products, batch, word, backward, by_step)
+    if backward and not rows:
+        each = 2 if len(products) == 1 and not by_step else 3 * len(products) + by_step
+        launches = steps * (step_launches or each)
+        return _by_slices(device, products, hidden, (steps, batch), word, launches, work)
     depth = hidden * (sum(products) if backward else len(products))
     work = max(work, steps * depth * DEPTH[word] / device.clock_hz)
-    rows = 0 if step_launches else rows_for(products, batch, word, backward, by_step)
     if rows:
         units = STREAM_OUTPUTS if backward else STREAM_OUTPUTS // max(products)
         times = -(-batch // rows)
@@ -694,8 +743,30 @@ def _stepwise(
         )
     tile_m, tile_n = TILE
     blocks = -(-hidden // (tile_n // max(products))) * -(-batch // tile_m)
-    launches = (step_launches or len(products) * (3 if backward else 1)) * steps
+    launches = (step_launches or len(products)) * steps
     return GpuPlan("step", blocks, launches, False, "", seconds=launches * LAUNCH + work)
+
+
+def _by_slices(
+    device: GpuFigures,
+    products: list[int],
+    hidden: int,
+    sizes: tuple[int, int],
+    word: int,
+    launches: int,
+    work: float,
+) -> GpuPlan:
+    """Return the plan of a backward pass whose products by step blocks share by slices.
+
+    ``work``: seconds of the products where there are blocks enough.
+    """
+    (steps, batch), (rows, outs) = sizes, SLICE_TILE
+    tiles, width = -(-hidden // outs) * -(-batch // rows), hidden * max(products)
+    slices = _core.step_slices(word, batch, hidden, width)
+    blocks = tiles * max(slices, 1)
+    cycles = SLICED + width / max(slices, 1) * SLICE_COLUMN * -(-blocks // device.multiprocessors)
+    seconds = max(work, len(products) * steps * cycles / device.clock_hz)
+    return GpuPlan("step", blocks, launches, False, "", seconds=launches * LAUNCH + seconds)
 
 
 def chunks_of(steps: int, batch: int, chunks: int) -> list[tuple[int, int]]:

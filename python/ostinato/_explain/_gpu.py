@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .._cells import drivers_of
-from .._plan import CONFIRMED_BY
+from .._plan import CHANGED_SINCE, CONFIRMED_BY
 from ..nn._stack import Recurrent
 from ._shared import (
     Explanation,
@@ -95,18 +95,21 @@ def _plan(which: str, name: str, w: Any, p: Any) -> list[str]:
         f"  {which:<14} {name}: kernel {p.kernel}, {launches} of {p.blocks} blocks",
         f"                 {p.reason}",
         f"                 about {time_of(p.seconds)} by the planner's model, "
-        f"{_confirmed(w.device.figures.name, p.kernel)}",
+        f"{_confirmed(w.device.figures.name, p.kernel, which)}",
         f"                 products of all steps at once: {_products(w, p)}",
     ]
 
 
-def _confirmed(name: str, kernel: str) -> str:
+def _confirmed(name: str, kernel: str, which: str) -> str:
     """Return which device has confirmed the planner's model of a kernel."""
     if kernel == "cluster":
         return f"which is of a prototype on an {CONFIRMED_BY}; no device has run this kernel"
+    fitted = f"which was fitted to an {CONFIRMED_BY}"
+    if (kernel, which) in CHANGED_SINCE:
+        return f"{fitted} with earlier kernels; no run on a device has confirmed it for these"
     if CONFIRMED_BY in name:
         return "which was fitted to this kind of device"
-    return f"which was fitted to an {CONFIRMED_BY}, and no run on this device has confirmed"
+    return f"{fitted}, and no run on this device has confirmed"
 
 
 def _products(w: Any, p: Any) -> str:
