@@ -215,7 +215,8 @@ void check_strides(const Problem<T>& p) {
 template <class C, class T>
 void check_strides(const Problem<T>& p, const BackwardProblem<T>& g) {
   check_strides<C>(p);
-  for (const Index stride : {g.dy.t, g.control.dcells.t})
+  const Index strides[] = {g.dy.t, g.control.dcells.t};
+  for (const Index stride : strides)
     if (larger(stride, -stride) > kMostStride) fail("dy", "fewer than 2^31 numbers from one step to the next", std::to_string(stride));
 }
 
