@@ -128,7 +128,6 @@ MUTANTS: dict[str, tuple[str, str, str]] = {  # name: file, what stands there, w
     "a layer that does not hear the one above": ("csrc/cuda/persistent.h", "* (1 + upstream);", "* (1 + 0 * upstream);"),
     "a layer that hears the one above too late": ("csrc/cuda/persistent.h", "in[thread] += stride;", "in[thread] += n == steps ? 0 : stride;"),
     "the last step of a layer that follows": ("csrc/cuda/persistent.h", "int slot = range.upstream ? 0 : 1;", "int slot = 1;"),
-    "a cluster that announces half of the bytes": ("csrc/cuda/cluster.h", "kBytes = Shape::kCapacity * kClusterRows * kParts * 2;", "kBytes = Shape::kCapacity * kClusterRows * kParts;"),
     "a block of a cluster that does not wait": ("csrc/cuda/async_store.h", "!lost && !barrier.has_ended(parity)", "false && !barrier.has_ended(parity)"),
     "a cluster that reads the words of another step": ("csrc/cuda/cluster.h", "multiply(block, space, n % 2, state.weights, sums);", "multiply(block, space, 0, state.weights, sums);"),
     "sums of a cluster in another block's place": ("csrc/cuda/cluster_backward.h", "source = rank * kSlices + slice(thread)", "source = slice(thread)"),

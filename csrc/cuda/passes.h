@@ -217,7 +217,8 @@ void recompute(Run& run, const Problem<T>& p) {
 // kernels advance in their slots only, for which ExchangeEngine makes sure of it.
 template <class N>
 void check_stride(const char* name, N numbers) {
-  if (larger(numbers, -numbers) > kMostStride) fail(name, "fewer than 2^31 numbers from one step to the next", std::to_string(numbers));
+  const N apart = larger(numbers, -numbers);
+  if (apart > kMostStride) fail(name, "fewer than 2^31 numbers from one step to the next", std::to_string(apart));
 }
 template <class C, class T>
 void check_strides(const Problem<T>& p) {
