@@ -103,7 +103,7 @@ def test_against_tiles(cell: str, precision: str, units: int, peers: int, hidden
         ("lstm", (2, 2, 3, 272), 4),
         ("gru_reset_before", (2, 2, 3, 272), 4),
         ("gru_reset_before", (2, 1, 3, 912), 4),
-        ("lstm", (2, 1, 3, 1024), 2),
+        ("lstm", (2, 1, 3, 656), 2),
     ],
 )
 def test_weights_in_shared_memory(cell: str, sizes: Any, peers: int) -> None:
