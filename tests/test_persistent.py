@@ -131,7 +131,7 @@ def test_against_tiles(cell: str, kind: tuple[str, int, int], hidden: int) -> No
         ("lstm", (2, 2, 3, 272), 4),
         ("gru_reset_before", (2, 2, 3, 272), 4),
         ("gru_reset_before", (2, 1, 3, 912), 4),
-        ("lstm", (2, 1, 3, 1024), 2),
+        ("lstm", (2, 1, 3, 656), 2),
     ],
 )
 def test_weights_in_shared_memory(cell: str, sizes: Any, peers: int) -> None:
