@@ -155,13 +155,13 @@ struct PerThread {
 #endif
 };
 
-// What the neighbour has, whose number differs in the lowest bit. All threads of a warp ask.
-template <class R>
-OST_HD R of_neighbour(PerThread<R>& values, [[maybe_unused]] int thread) {
+// get(values) of the thread whose number differs in the bit kBit. All threads of a warp ask.
+template <int kBit, class R, class Get>
+OST_HD auto of_partner(PerThread<R>& values, [[maybe_unused]] int thread, Get&& get) {
 #if defined(__CUDA_ARCH__)
-  return __shfl_xor_sync(0xffffffffu, values.value, 1);
+  return __shfl_xor_sync(0xffffffffu, get(values.value, thread), kBit);
 #else
-  return values.values[thread ^ 1];
+  return get(values.values[thread ^ kBit], thread ^ kBit);
 #endif
 }
 

@@ -174,11 +174,11 @@ void recompute(Run& run, const Problem<T>& p) {
   if constexpr (F + 1 < kPhaseCount<C>) recompute<C, T, W, F + 1>(run, p);
 }
 
-// Raise unless an int holds how far what a persistent kernel reads and writes lies apart from step to step. The backward kernels advance
-// in their slots only, for which ExchangeEngine makes sure of it.
+// Raise unless an int holds how far what a persistent kernel reads and writes lies apart from step to step.
 template <class C, class T>
-void check_strides(const Problem<T>& p) {
-  const Index widest = larger(larger(p.y.t, -p.y.t), p.batch * p.hidden * larger(C::kColumns, C::kSaved));
+void check_strides(const Problem<T>& p, const Rows<const T>& dy = {}) {
+  const Index outputs = larger(larger(p.y.t, -p.y.t), larger(dy.t, -dy.t));
+  const Index widest = larger(outputs, p.batch * p.hidden * larger(C::kColumns, C::kSaved));
   if (widest > kMostStride) fail("x", "fewer than 2^31 numbers from one step to the next", std::to_string(widest));
 }
 
@@ -316,11 +316,14 @@ void through_time(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, co
     if (plan.co_launched > 1) run(BackwardBeginKernel<C, T>{other, other_g});
   }
   if constexpr (supports<C, PersistentDriver> && sizeof(T) == 4) {
-    if (plan.units && p.steps > 0)
+    if (plan.units && p.steps > 0) {
+      check_strides<C>(p, g.dy);
+      if (plan.co_launched > 1) check_strides<C>(other, other_g.dy);
       with_persistent_backward<C, T, V>(plan, [&]<class K>(K*) {
         run_launches<K>(run, p, g.steps(p.steps), exchange, plan, true,
                         [&](const LaunchArgs<T>& launch_args) { return K{{p, other}, {g, other_g}, launch_args}; });
       });
+    }
   }
   if constexpr (kLoops<C> && sizeof(T) == 4) {
     run_loop<T, V>(plan.loop, [&]<int K>() { run(BackwardLoopKernel<C, T, V, K>{p, g}); });
