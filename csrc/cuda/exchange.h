@@ -71,11 +71,10 @@ OST_HD void store_pair(std::uint32_t* place, std::uint32_t first, std::uint32_t 
 // Read two neighbouring pairs; each of them may be set before the other.
 OST_HD void poll_pairs(const std::uint32_t* place, std::uint32_t* words) {
 #if defined(__CUDA_ARCH__)
-  asm volatile(
-      "{.reg .b64 a, b;\n\tld.relaxed.gpu.global.v2.b64 {a, b}, [%4];\n\tmov.b64 {%0, %1}, a;\n\tmov.b64 {%2, %3}, b;}"
-      : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-      : "l"(place)
-      : "memory");
+  asm volatile("{.reg .b64 a, b;\n\tld.relaxed.gpu.global.v2.b64 {a, b}, [%4];\n\tmov.b64 {%0, %1}, a;\n\tmov.b64 {%2, %3}, b;}"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "l"(place)
+               : "memory");
 #else
   for (int i = 0; i < 2; ++i) {
     const std::uint64_t both = __atomic_load_n(reinterpret_cast<const std::uint64_t*>(place) + i, __ATOMIC_RELAXED);
