@@ -271,6 +271,29 @@ def test_two_words_for_a_float(cell: str, peers: int) -> None:
             assert float(np.linalg.norm(b - a)) <= limit * float(np.linalg.norm(a)), name
 
 
+@pytest.mark.parametrize("power_error", [-(2.0**-22), 2.0**-22])
+@pytest.mark.parametrize("reciprocal_error", [-(2.0**-23), 2.0**-23])
+def test_functions_of_two_byte_words(power_error: float, reciprocal_error: float) -> None:
+    """What cells of 2-byte words call on a GPU (`Quick` in math.h) is within what is said of it.
+
+    The errors of the instructions are the largest that the PTX manual states.
+    """
+
+    def logistic(exponent: Any) -> Any:
+        power = (np.exp2(exponent.astype(np.float64)) * (1 + power_error)).astype(np.float32)
+        power[power < np.float32(2.0**-126)] = 0
+        return ((1 + reciprocal_error) / (np.float32(1) + power)).astype(np.float32)
+
+    x = np.linspace(-88, 88, 200_001, dtype=np.float32)  # float32 has the power of any
+    log2e, wide = np.float32(1.4426950408889634), x.astype(np.float64)
+    sigmoid, tanh = logistic(-log2e * x), 1 - 2 * logistic(2 * log2e * x[np.abs(x) < 44])
+    wide_tanh = np.tanh(wide[np.abs(x) < 44])
+    assert np.abs(sigmoid - 1 / (1 + np.exp(-wide))).max() < 2.0**-22
+    assert np.abs(tanh - wide_tanh).max() < 2.0**-21
+    # Backward the slope of tanh is wanted, whose words are rounded to 2^-9 of their size.
+    assert np.abs((1 - tanh * tanh) - (1 - wide_tanh**2)).max() < 2.0**-20
+
+
 def test_weights_of_any_size() -> None:
     """Each output's weights go as words of float16 by a power of two of their own."""
     p = problem("lstm", np.float32, (4, 3, 5, 20), "none", False)
@@ -623,25 +646,33 @@ def test_two_layers_back(
 def test_strides_beyond_an_int(
     wide: _device.Device, monkeypatch: pytest.MonkeyPatch, direction: int
 ) -> None:
-    """A forward kernel refuses the output of either problem whose steps lie 2^31 numbers apart."""
+    """Either pass refuses the output of either problem whose steps lie 2^31 numbers apart."""
     layer = ost.nn.LSTM(5, 80, bidirectional=True, rng=0).to("cuda")
     x = wide.put(np.ones((1, 3, 5), np.float32))  # of one step, at which no stride is taken
     want, real = _device.host(layer(x)[0]).copy(), _launch.pass_fields
+    (y, _), pullback = layer.vjp(x)
+    want_dx = _device.host(pullback(y)[0]).copy()
     strides = [0]
 
     def far(layers: Any, *others: Any) -> Any:
         layers[direction]["y"]["t"] = strides[0]
         return real(layers, *others)
 
+    def back() -> Any:
+        strides[0], kept = int(y.strides[0] // 4), strides[0]
+        pullback = layer.vjp(x)[1]
+        strides[0] = kept
+        return pullback(y)[0]
+
     monkeypatch.setattr(_launch, "pass_fields", far)
     for strides[0] in (2**31 - 1, 1 - 2**31):
         assert np.array_equal(_device.host(layer(x)[0]), want)
+        assert np.array_equal(_device.host(back()), want_dx)
+    message = r"x: expected fewer than 2\^31 numbers from one step to the next, got 2147483648"
     for strides[0] in (2**31, -(2**31)):
-        with pytest.raises(
-            ValueError,
-            match=r"x: expected fewer than 2\^31 numbers from one step to the next, got 2147483648",
-        ):
-            layer(x)
+        for run in (lambda: layer(x), back):
+            with pytest.raises(ValueError, match=message):
+                run()
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])

@@ -165,14 +165,18 @@ struct PerThread {
 #endif
 };
 
-// What the neighbour has, whose number differs in one bit. All threads of a warp ask.
-template <int kBit = 1, class R>
-OST_HD R of_neighbour(PerThread<R>& values, [[maybe_unused]] int thread) {
+// get(values) of the thread whose number differs in the bit kBit. All threads of a warp ask.
+template <int kBit, class R, class Get>
+OST_HD auto of_partner(PerThread<R>& values, [[maybe_unused]] int thread, Get&& get) {
 #if defined(__CUDA_ARCH__)
-  return __shfl_xor_sync(0xffffffffu, values.value, kBit);
+  return __shfl_xor_sync(0xffffffffu, get(values.value, thread), kBit);
 #else
-  return values.values[thread ^ kBit];
+  return get(values.values[thread ^ kBit], thread ^ kBit);
 #endif
+}
+template <int kBit, class R>
+OST_HD R of_neighbour(PerThread<R>& values, int thread) {
+  return of_partner<kBit>(values, thread, [](const R& value, int) { return value; });
 }
 
 // The same number, of which the compiler does not know how it was computed: it stays in a register

@@ -1,13 +1,14 @@
-// Exchange buffer between the blocks of one launch. A word is written once, to a location that
-// starts unset; readers poll it until it is set, so the data is its own flag and needs no fence and
-// no barrier. Blocks of such a launch read nothing else of each other. Every wait is bounded.
+// Exchange buffer between the blocks of one launch. A pair of words is written once, in one piece of
+// 8 bytes, to a location that starts unset; readers poll it until it is set, so the data is its own
+// flag and needs no fence and no barrier. Blocks of such a launch read nothing else of each other.
+// Every wait is bounded.
 #pragma once
 #include "mma.h"
 
 namespace ost::OST_SET {
 
 constexpr std::uint32_t kUnset = 0xffffffff;  // a pair of 2-byte NaN that is never written
-constexpr int kHeaderWords = 4;               // the status, and three words that align the first slot
+constexpr int kHeaderWords = 4;               // the status, and three zeros that align the first slot
 
 constexpr int kSpinLimit = 1 << 22;  // polls of a word before the launch is given up: some seconds
 
@@ -20,6 +21,7 @@ struct ExchangeBuffer {
 
   OST_HD std::uint32_t* status() const { return memory; }
   OST_HD std::uint32_t* slots() const { return memory + kHeaderWords; }
+  OST_HD const float* zero() const { return reinterpret_cast<const float*>(memory + 1); }
 };
 
 #if !defined(__CUDACC__)
@@ -45,30 +47,43 @@ OST_HD void store_relaxed(std::uint32_t* place, std::uint32_t word) {
   __atomic_store_n(place, word, __ATOMIC_RELAXED);
 #endif
 }
-// Read 1, 2 or 4 neighbouring words; each of them may be set before the others.
-template <int n>
-OST_HD void poll(const std::uint32_t* place, std::uint32_t* words) {
+OST_HD std::uint32_t poll(const std::uint32_t* place) {
 #if defined(__CUDA_ARCH__)
-  if constexpr (n == 4)
-    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-                 : "l"(place)
-                 : "memory");
-  else if constexpr (n == 2)
-    asm volatile("ld.relaxed.gpu.global.v2.u32 {%0,%1}, [%2];" : "=r"(words[0]), "=r"(words[1]) : "l"(place) : "memory");
-  else
-    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(words[0]) : "l"(place) : "memory");
+  std::uint32_t word;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(word) : "l"(place) : "memory");
+  return word;
 #else
-  for (int i = 0; i < n; ++i) words[i] = __atomic_load_n(place + i, __ATOMIC_RELAXED);
+  return __atomic_load_n(place, __ATOMIC_RELAXED);
 #endif
 }
-template <int n>
-OST_HD bool is_unset(const std::uint32_t* words) {
-  bool any = false;
-  OST_UNROLL
-  for (int i = 0; i < n; ++i) any |= words[i] == kUnset;
-  return any;
+// Write two neighbouring words in one piece. Rows beyond the batch are the second of a pair, or both.
+OST_HD void store_pair(std::uint32_t* place, std::uint32_t first, std::uint32_t second) {
+  const std::uint64_t both = std::uint64_t(second) << 32 | first;
+#if defined(__CUDA_ARCH__)
+  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(place), "l"(both) : "memory");
+#else
+#if !defined(__CUDACC__)
+  Delays::wait();
+#endif
+  __atomic_store_n(reinterpret_cast<std::uint64_t*>(place), both, __ATOMIC_RELAXED);
+#endif
 }
+// Read two neighbouring pairs; each of them may be set before the other.
+OST_HD void poll_pairs(const std::uint32_t* place, std::uint32_t* words) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("{.reg .b64 a, b;\n\tld.relaxed.gpu.global.v2.b64 {a, b}, [%4];\n\tmov.b64 {%0, %1}, a;\n\tmov.b64 {%2, %3}, b;}"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "l"(place)
+               : "memory");
+#else
+  for (int i = 0; i < 2; ++i) {
+    const std::uint64_t both = __atomic_load_n(reinterpret_cast<const std::uint64_t*>(place) + i, __ATOMIC_RELAXED);
+    words[2 * i] = std::uint32_t(both), words[2 * i + 1] = std::uint32_t(both >> 32);
+  }
+#endif
+}
+// Both words of a pair are set together, so that one of them tells.
+OST_HD bool is_unset(const std::uint32_t* words) { return words[0] == kUnset || words[2] == kUnset; }
 // Pack two numbers into a word that is not kUnset.
 template <class W>
 OST_HD std::uint32_t encode(W low, W high) {
@@ -83,9 +98,8 @@ OST_HD bool keep_polling(const ExchangeBuffer& buffer, int polls) {
   Turns::pass();
 #endif
   if (polls >= buffer.spin_limit) store_relaxed(buffer.status(), kTimeout);
-  std::uint32_t status = kOk;
-  if (polls >= buffer.spin_limit || polls % 1024 == 1023) poll<1>(buffer.status(), &status);
-  return status == kOk;
+  if (polls < buffer.spin_limit && polls % 1024 != 1023) return true;
+  return poll(buffer.status()) == kOk;
 }
 
 // Split a float into the words of a product: the number rounded to Word, and with two parts its
@@ -136,7 +150,7 @@ struct ClearExchangeKernel {
         const std::uint32_t low = sent_by.low ? kUnset : 0, high = sent_by.high ? kUnset : 0;
         reinterpret_cast<Four*>(buffer.slots())[i] = {low, high, low, high};
       }
-      if (begin && i == 0) *buffer.status() = kOk;
+      if (begin && i < kHeaderWords) buffer.memory[i] = i == 0 ? std::uint32_t(kOk) : 0;
     });
   }
 };

@@ -18,9 +18,9 @@ OST_HD float select(bool test, float yes, float no) { return test ? yes : no; }
 OST_HD double select(bool test, double yes, double no) { return test ? yes : no; }
 
 // A float whose functions are those of the special-function unit, for cells whose words have 2 bytes:
-// sigmoid and tanh are within 2^-21, where such a word of a state is within 2^-12 at best. (The tanh
-// of that unit is not: its error of 2^-11 would change the decay of a forget gate near 1 by a
-// quarter.) The emulation takes the exact functions.
+// sigmoid and tanh are within 2^-21, and the slope of tanh within 2^-20, where such a word is within
+// 2^-12 at best. (The tanh of that unit is not: its error of 2^-11 would change the decay of a forget
+// gate near 1 by a quarter.) The emulation takes the exact functions.
 struct Quick {
   float v;
   OST_HD Quick() = default;

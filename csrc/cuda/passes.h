@@ -410,11 +410,14 @@ void through_time(Run& run, const Problem<T>& p, const BackwardProblem<T>& g, co
     if (plan.co_launched > 1) run(BackwardBeginKernel<C, T>{other, other_g});
   }
   if constexpr (supports<C, PersistentDriver> && sizeof(T) == 4) {
-    if (plan.units && p.steps > 0)
+    if (plan.units && p.steps > 0) {
+      check_strides<C>(p, g);
+      if (plan.co_launched > 1) check_strides<C>(other, other_g);
       with_persistent_backward<C, T, V>(plan, [&]<class K>(K*) {
         run_launches<K>(run, p, g.steps(p.steps), exchange, plan, true,
                         [&](const LaunchArgs<T>& launch_args) { return K{{p, other}, {g, other_g}, launch_args}; });
       });
+    }
   }
   if (plan.cluster && p.steps > 0) {
     check_strides<C>(p, g), check_strides<C>(other, other_g);

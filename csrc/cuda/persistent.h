@@ -33,6 +33,14 @@ struct ExchangeWords<float> {
   static constexpr int kParts = 2;
 };
 
+// Neighbouring numbers that are read or written at once.
+template <int n>
+struct alignas(n % 4 == 0   ? 16
+               : n % 2 == 0 ? 8
+                            : 4) Floats {
+  float v[n];
+};
+
 // Pairs of tiles of inputs that a thread has in flight: as many as registers have room for beside
 // weights and sums.
 constexpr int pairs_at_a_time(int out_tiles, int parts) { return parts == 2 ? 1 : out_tiles == 1 ? 4 : 2; }
@@ -42,11 +50,12 @@ constexpr int pairs_at_a_time(int out_tiles, int parts) { return parts == 2 ? 1 
 // kDepth tiles, of which the weights of kShared lie in shared memory for want of registers; kInFlight
 // pairs are asked for at the same time.
 //
-// The words of a slot are the left fragments of the product, [tile of 16 inputs][part][lane][4]: rows
-// g and g + 8 of the batch, and inputs 4 i to 4 i + 3. (The order of inputs within a tile is ours to
-// choose, since weights are packed in the same one.) What nobody sends, rows beyond the batch and
-// inputs beyond the last block's, is zero before the launch. So a thread asks for 16 bytes of every
-// tile, at a distance from one pointer that the compiler knows, and no lane tests anything.
+// The words of a slot are the left fragments of the product, [tile of 16 inputs][part][lane][4]: two
+// inputs of rows g and g + 8 of the batch, which are written in one piece, and the two after them.
+// (The order of inputs within a tile is ours to choose, since weights are packed in the same one.)
+// What nobody sends, rows beyond the batch and inputs beyond the last block's, is zero before the
+// launch. So a thread asks for 16 bytes of every tile, at a distance from one pointer that the
+// compiler knows, and tests one word of each piece.
 template <class Word, int kParts, int kOutputs, int kDepth, int kInFlight, int kPeers = 1, int kShared = 0>
 struct ExchangeEngine {
   static constexpr int kWarps = kThreads / 32, kPairs = kDepth / 2;
@@ -65,21 +74,18 @@ struct ExchangeEngine {
   struct alignas(16) Received {
     FragmentA tile[kInFlight][2][kParts];
   };
-  // Rows lie 8 banks apart, so that pairs of sums are written without bank conflicts.
+  // Rows lie 8 banks apart, so that pairs of sums are written without bank conflicts; where they are half a cycle of the banks wide, so do
+  // rows g, and g + 8 lies in the other half, since a warp reads both.
+  static constexpr bool kNarrow = kOuts <= 16;
   static constexpr int kRowFloats = (kOuts + 31) / 32 * 32 + 8;
-  template <int n>
-  struct alignas(n % 4 == 0   ? 16
-                 : n % 2 == 0 ? 8
-                              : 4) Floats {
-    float v[n];
-  };
+  OST_HD static int row_begin(int row) { return kNarrow ? row % 8 * kRowFloats + row / 8 * 16 : row * kRowFloats; }
   struct alignas(16) Space {
     FragmentA in_shared[kParts][kTiles][kShared > 0 ? kShared : 1][kShared > 0 ? kThreads : 1];
-    float sums[kWarps][kGroupRows][kRowFloats];
+    float sums[kWarps][(kNarrow ? 8 : kGroupRows) * kRowFloats];
     // The sums of n neighbouring outputs, of which the first is a multiple of n.
     template <int n>
     OST_HD Floats<n> sum(int out, int row) const {
-      const auto of_warp = [&](int w) { return *reinterpret_cast<const Floats<n>*>(&sums[w][row][out]); };
+      const auto of_warp = [&](int w) { return *reinterpret_cast<const Floats<n>*>(&sums[w][row_begin(row) + out]); };
       Floats<n> all = of_warp(0);
       OST_UNROLL
       for (int w = 1; w < kWarps; ++w) {
@@ -124,14 +130,36 @@ struct ExchangeEngine {
     });
   }
 
-  // The place of inputs `in` (even) and `in + 1` of a row, and what is written there.
-  OST_HD static Index place(Index in, int row) { return in / 16 * kTileWords + (row % 8 * 4 + in % 16 / 4) * 4 + in % 4 / 2 * 2 + row / 8; }
-  OST_HD static void send(std::uint32_t* place, float low, float high) {
-    Word l[kParts], h[kParts];
-    split_float<Word, kParts>(low, l);
-    split_float<Word, kParts>(high, h);
-    OST_UNROLL
-    for (int part = 0; part < kParts; ++part) store_relaxed(place + part * 128, encode(l[part], h[part]));
+  // The place of inputs `in` (even) and `in + 1` of rows g and g + 8.
+  OST_HD static Index place(Index in, int g) { return in / 16 * kTileWords + (g * 4 + in % 16 / 4) * 4 + in % 4 / 2 * 2; }
+  // One or two words of a thread, of its own row, in each part.
+  template <int kCount>
+  struct Sent {
+    std::uint32_t word[kCount][kParts];
+    OST_HD void set(int i, float low, float high) {
+      Word l[kParts], h[kParts];
+      split_float<Word, kParts>(low, l);
+      split_float<Word, kParts>(high, h);
+      OST_UNROLL
+      for (int part = 0; part < kParts; ++part) word[i][part] = encode(l[part], h[part]);
+    }
+  };
+  // Half of the threads of a warp have rows g, the other half rows g + 8 of the same inputs. The first ones write the first words of
+  // both, the others the second ones, if there are two.
+  template <int kCount, class Sends, class At>
+  OST_HD static void send(const Block& block, PerThread<Sent<kCount>>& sent, Sends&& sends, At&& at) {
+    block.for_each_thread([&](int thread) {
+      const bool second = thread % 32 >= 16;
+      OST_UNROLL
+      for (int part = 0; part < kParts; ++part) {
+        const auto own = sent[thread].word;
+        const std::uint32_t other = of_partner<16>(sent, thread, [&](const Sent<kCount>& its, int whose) {
+          return whose % 32 < 16 ? its.word[kCount - 1][part] : its.word[0][part];
+        });
+        const std::uint32_t low = second && kCount > 1 ? other : own[0][part], high = second && kCount > 1 ? own[kCount - 1][part] : other;
+        if (sends(thread)) store_pair(at(thread) + part * 128, low, high);
+      }
+    });
   }
 
   // `from`: where a thread asks for its first words, of `pairs`, at least one; `lost`: it has timed out and no longer waits.
@@ -193,7 +221,7 @@ struct ExchangeEngine {
     OST_UNROLL
     for (int k = 0; k < 2; ++k) {
       OST_UNROLL
-      for (int part = 0; part < kParts; ++part) poll<4>(from + k * kTileWords + part * 128, words[k][part].word);
+      for (int part = 0; part < kParts; ++part) poll_pairs(from + k * kTileWords + part * 128, words[k][part].word);
     }
   }
   OST_HD static bool is_missing(const Words& words) {
@@ -201,7 +229,7 @@ struct ExchangeEngine {
     OST_UNROLL
     for (int k = 0; k < 2; ++k) {
       OST_UNROLL
-      for (int part = 0; part < kParts; ++part) missing |= is_unset<4>(words[k][part].word);
+      for (int part = 0; part < kParts; ++part) missing |= is_unset(words[k][part].word);
     }
     return missing;
   }
@@ -226,7 +254,7 @@ struct ExchangeEngine {
           two.v[c] = sums.v[0][n][2 * half + c];
           if constexpr (kParts > 1) two.v[c] = fma(sums.v[1][n][2 * half + c], 1 / kResidualScale<Word>, two.v[c]);
         }
-        *reinterpret_cast<Floats<2>*>(&space.sums[thread / 32][lane.sum_row(2 * half)][n * 8 + lane.sum_column(0)]) = two;
+        *reinterpret_cast<Floats<2>*>(&space.sums[thread / 32][row_begin(lane.sum_row(2 * half)) + n * 8 + lane.sum_column(0)]) = two;
       }
     }
   }
@@ -374,8 +402,17 @@ constexpr int all_columns(bool layer_pipelined) {
 // The part of a problem that a block computes: units from u0 on, of rows from b0 on, one unit of
 // one row a thread; and the slots of its group, [slot][problem]: a slot of the second problem is
 // followed by the next one of the first, which is that of its upstream layer.
+// Of the threads of a warp half have rows below 8, the others the same units of the rows 8 further.
 template <int kUnits>
 struct BlockRange {
+  static constexpr int kCells = kGroupRows * kUnits, kAside = 16 / kUnits;  // rows of half a warp
+  static_assert(16 % kUnits == 0);
+  OST_HD static int row_of(int thread) { return thread / 32 * kAside + thread % 16 / kUnits + thread % 32 / 16 * 8; }
+  OST_HD static int unit_of(int thread) { return thread % kUnits; }
+  OST_HD static int thread_of(int row, int unit) { return row % 8 / kAside * 32 + row / 8 * 16 + row % kAside * kUnits + unit; }
+  OST_HD bool has(int thread) const { return thread < kCells && row_of(thread) < rows && u0 + unit_of(thread) < hidden; }
+  // Whether it sends, zeros where it has no unit: the first of two rows is within the batch.
+  OST_HD bool sends(int thread) const { return thread < kCells && row_of(thread) % 8 < rows; }
   Index b0, u0, hidden;
   Index rows;  // rows within the batch
   Index z;     // which of the two problems
@@ -396,17 +433,7 @@ struct BlockRange {
   // Return whether no earlier launch of this pass has been given up.
   template <class T>
   OST_HD static bool ok(const LaunchArgs<T>& launch_args) {
-    std::uint32_t status;
-    poll<1>(launch_args.buffer.status(), &status);
-    return status == kOk;
-  }
-  // Call f(thread, b, row, unit, u) for every thread that has a unit of a row.
-  template <class F>
-  OST_HD void for_each_unit(const Block& block, F&& f) const {
-    block.for_each_thread([&](int thread) {
-      const int row = thread / kUnits, unit = thread % kUnits;
-      if (row < rows && u0 + unit < hidden) f(thread, b0 + row, row, unit, u0 + unit);
-    });
+    return poll(launch_args.buffer.status()) == kOk;
   }
 };
 
@@ -419,7 +446,7 @@ constexpr int kRing = 4;  // steps whose projected inputs are on their way: one 
 template <class C, class T, class Word, int kParts, int kUnits, bool kPipelined>
 struct PersistentKernel {
   static_assert(supports<C, PersistentDriver>);
-  static constexpr int kPhases = kPhaseCount<C>, kPeers = 1, kCells = kGroupRows * kUnits;
+  static constexpr int kPhases = kPhaseCount<C>, kPeers = 1, kCells = BlockRange<kUnits>::kCells;
   using V = typename CellNumbers<T, kParts>::Type;
   template <int F>
   struct Phase {
@@ -455,7 +482,7 @@ struct PersistentKernel {
 
   // One unit of one row: its state, where it stands, and what is read and written there.
   struct Cell {
-    bool there, sends;  // of each two units one sends
+    bool there, sends;  // of two units of two rows, one thread sends
     Index b, u;
     T state[C::kStates];
     const T* gx;
@@ -567,10 +594,10 @@ struct PersistentKernel {
     const Index z = range.z;
     const Problem<T>& p = problems[z];
     const StepMask mask = p.mask();
-    const int row = thread / kUnits, unit = thread % kUnits;
+    const int row = range.row_of(thread), unit = range.unit_of(thread);
     const Index step = launch_args.first_step, t = mask.time(step);
-    cell.there = row < range.rows && range.u0 + unit < p.hidden;
-    cell.sends = row < range.rows && unit % 2 == 0;
+    cell.there = range.has(thread);
+    cell.sends = range.sends(thread) && unit % 2 == 0 && row < 8;
     const Index b = cell.b = cell.there ? range.b0 + row : range.b0, u = cell.u = cell.there ? range.u0 + unit : 0;
     for (int k = 0; k < C::kStates; ++k) {
       const T* from = k == 0 ? hidden_after<C>(p, kInitial, b) : cell_after(p, kInitial, b);
@@ -581,7 +608,7 @@ struct PersistentKernel {
     cell.y = at(p.y, t, b) + u;
     if constexpr (C::kStates > 1) cell.c = (p.cells ? p.cells + t * p.batch * p.hidden : p.state) + b * p.hidden + u;
     cell.saved = p.saved ? p.saved + (t * p.batch + b) * C::kSaved * p.hidden + u : nullptr;
-    cell.out = range.slot(0) + Phase<0>::E::place(range.u0 + unit, row);
+    cell.out = range.slot(0) + Phase<0>::E::place(range.u0 + unit, row % 8);
   }
 
   // Whether a row takes part in a step of this launch, and the output that it repeats if not.
@@ -620,7 +647,7 @@ struct PersistentKernel {
   template <int F>
   OST_HD static void take_sums(const Product<F>& product, const float* scales, int thread, T* products, T* gx) {
     constexpr Columns columns = Phase<F>::kColumns, recurrent = C::kPhases[F].product;
-    const int row = thread / kUnits, unit = thread % kUnits;
+    const int row = BlockRange<kUnits>::row_of(thread), unit = BlockRange<kUnits>::unit_of(thread);
     const auto sums = product.template sum<columns.count()>(unit * columns.count(), row);
     OST_UNROLL
     for (int i = 0; i < columns.count(); ++i) {
@@ -643,16 +670,16 @@ struct PersistentKernel {
 
   // Publish h of this block's units, or what a phase emitted.
   OST_HD void send(const Block& block, PerThread<Cell>& cells, PerThread<T>& published, const Strides& strides) const {
+    using E = typename Phase<0>::E;
+    PerThread<typename E::template Sent<1>> sent;
     block.for_each_thread([&](int thread) {
-      Cell& cell = cells[thread];
-      const T low = published[thread], high = of_neighbour(published, thread);
-      if (cell.sends) {
-        if (kResidualScale<Word> > 1 && kParts > 1 && (beyond_half(low) || beyond_half(high)))
-          store_relaxed(launch_args.buffer.status(), kOutOfRange);
-        Phase<0>::E::send(cell.out, low, high);
-      }
-      cell.out += strides.slot;
+      const T low = published[thread], high = of_neighbour<1>(published, thread);
+      if (kResidualScale<Word> > 1 && kParts > 1 && cells[thread].there && (beyond_half(low) || beyond_half(high)))
+        store_relaxed(launch_args.buffer.status(), kOutOfRange);
+      sent[thread].set(0, low, high);
     });
+    E::template send<1>(block, sent, [&](int thread) { return cells[thread].sends; }, [&](int thread) { return cells[thread].out; });
+    block.for_each_thread([&](int thread) { cells[thread].out += strides.slot; });
   }
 };
 
@@ -664,13 +691,11 @@ struct PersistentKernel {
 template <class C, class T, class Word, int kParts, int kUnits, int kSplit, bool kPipelined>
 struct BackwardPersistentKernel {
   static_assert(supports<C, PersistentDriver>);
-  static constexpr int kPhases = kPhaseCount<C>, kPeers = kSplit, kTiles = kSplit * kUnits / 16;
-  // Pairs of columns of a row that a block sends after a phase, and how many of them a thread sends.
-  template <int F>
-  static constexpr int kPairs = kUnits * shared_columns<C>(F, kPipelined).count() / 2;
-  template <int F>
-  static constexpr int kSends = ceil_div(32 / kUnits * kPairs<F>, 32);
-  static constexpr int kMostSends = ceil_div(all_columns<C>(kPipelined), 2);
+  static constexpr int kPhases = kPhaseCount<C>, kPeers = kSplit, kTiles = kSplit * kUnits / 16, kLast = C::kStates - 1;
+  static constexpr int kDas = kSharedDa<C> ? 1 : kProductCount<C>;
+  using Units = BlockRange<kUnits>;
+  static constexpr int kCells = Units::kCells;
+  using V = typename CellNumbers<T, kParts>::Type;
   OST_HD static Index blocks_of(Index hidden) { return (hidden + kSplit * kUnits - 1) / (kSplit * kUnits) * kSplit; }
   template <int F>
   struct Phase {
@@ -679,6 +704,7 @@ struct BackwardPersistentKernel {
     static constexpr int kDepth = kWeightWords * kCount / (kParts * kTiles * kAll) / 2 * 2;
     static constexpr int kWanted = kSplit == 1 ? kParts - 1 + (kPhases > 1) : kParts == 1 ? 3 : 6;  // chosen so that registers do not spill
     static constexpr int kShared = smaller((kWanted * kCount + kAll - 1) / kAll, kDepth - 1);
+    static constexpr int kWords = kCount > 2 ? 2 : 1;  // that a thread sends, at most
     using E = ExchangeEngine<Word, kParts, kOuts, kDepth, smaller(kSplit == 1 ? 2 : 2 / kParts, kDepth / 2), kSplit, kShared>;
     template <class From>
     using Pack = PersistentPackKernel<From, E, Word, kParts, kTiles, kSplit>;
@@ -691,15 +717,17 @@ struct BackwardPersistentKernel {
   Problem<T> problems[2];
   BackwardProblem<T> gradients[2];
   LaunchArgs<T> launch_args;
-  struct Padded : Gathered<C, T> {
-    T odd[1 + sizeof(Gathered<C, T>) / sizeof(T) % 2];  // an odd number of words a thread avoids bank conflicts
+  // What a cell reads of a step. Of two states the equations read c alone, before and after the step.
+  struct Given {
+    T saved[C::kSaved | 1];  // an odd number of words a thread avoids bank conflicts
+    T previous, dy;
+    T next, dcell;  // where the general code is needed, see Walk
   };
   struct Space {
     PerPhase<Product, 0, kPhases> products;
-    T d[C::kStates][kGroupRows][kUnits];
-    T da[kPhases][kGroupRows][kUnits * all_columns<C>(kPipelined)];
-    Padded given[kThreads];                                  // inputs of the next step, copied while the product of this one runs
-    T sums[kSplit > 1 ? 2 : 1][kSplit][kGroupRows][kUnits];  // by peer, double-buffered: a peer may still read those of the exchange before
+    // By peer, double-buffered: a peer may still read those of the exchange before.
+    alignas(16) T sums[kSplit > 1 ? 2 : 1][kSplit][kSplit > 1 ? kCells : 1];
+    Given ring[kRing * kCells];  // a thread reads what it has asked for itself
   };
   static_assert(kSplit == 1 || sizeof(Space) <= 160 << 10);  // sm_90 and sm_100 have 227 KB; others have no clusters (module.cu)
   // A slot has room for the phase with the most words.
@@ -721,168 +749,331 @@ struct BackwardPersistentKernel {
   static Index slots_of(Index steps) { return steps * kPhases + 2; }
   Grid grid() const { return {blocks_of(problems[0].hidden), launch_args.groups, launch_args.problems}; }
 
-  // Where a thread sends da of each phase, in the slot of the next step. It sends pairs of rows of its own warp.
-  struct Places {
-    static constexpr int kRows = 32 / kUnits;
-    std::uint32_t* first[kPhases][kMostSends];
-    template <int F>
-    OST_HD void set(std::uint32_t* slot, const BlockRange<kUnits>& range, int thread) {
-      OST_UNROLL
-      for (int i = 0; i < kSends<F>; ++i)
-        first[F][i] = slot + Phase<F>::E::place(range.u0 * Phase<F>::kCount + input<F>(thread, i), row<F>(thread, i));
-    }
-    template <int F>
-    OST_HD static int row(int thread, int i) {
-      return thread / 32 * kRows + (thread % 32 + 32 * i) / kPairs<F>;
-    }
-    template <int F>
-    OST_HD static int input(int thread, int i) {
-      return (thread % 32 + 32 * i) % kPairs<F> * 2;
+  // One unit of one row: the gradients of its states, where it stands, and what is read and written there.
+  struct Cell {
+    bool there, sends[kPhases];
+    int b, u;
+    T d[C::kStates], next, demitted;
+    T param[C::kParams + 1], scale[kPhases];
+    const T *saved, *previous, *dy;
+    T *da[kDas], *dparams, *emitted;
+    std::uint32_t* out[kPhases];  // in the slot of the next step
+  };
+  // What it returns.
+  struct Out {
+    T da[C::kColumns], dparam[C::kParams + 1], emitted;
+  };
+  // How far they go from step to step. An int is widened by the instruction that adds it.
+  struct Strides {
+    int row, previous, dy, slot;  // row: units of a step
+    OST_HD Strides(const Problem<T>& p, const BackwardProblem<T>& g, Index slot_stride) {
+      const Index back = p.reverse ? 1 : -1;
+      row = kept(int(back * p.batch * p.hidden)), slot = kept(int(slot_stride));
+      previous = kept(int(back * (kLast > 0 ? p.batch * p.hidden : p.y.t))), dy = kept(int(g.dy.data ? back * g.dy.t : 0));
     }
   };
+  // What a block keeps from step to step. `general`: some rows take part in some steps only, or gradients are cut, clipped or added to c.
+  struct Walk {
+    const int general, steps, hidden;
+    const Units range;
+    const Strides strides;
+    int pairs[kPhases];
+    PerPhase<Weights, 0, kPhases> weights;
+    PerThread<Cell> cells;
+    PerThread<Out> out;
+    PerThread<const std::uint32_t*> in;
+    PerThread<T*> gifts;
+    PerThread<bool> lost;
+    int at = 0;      // in the ring
+    int buffer = 0;  // of sums by peer
+    OST_HD Walk(const Block& block, const Problem<T>& p, const BackwardProblem<T>& g, const LaunchArgs<T>& launch_args)
+        : general(
+              kept(int(p.times.predecessors || p.times.lengths || g.control.cuts || g.control.dcells.data || g.control.clip_value > 0))),
+          steps(kept(int(launch_args.steps))),
+          hidden(kept(int(p.hidden))),
+          range(block, p, launch_args, slot_words(p.hidden)),
+          strides(p, g, range.stride) {
+      for_phases<C>([&]<int F>() { pairs[F] = kept(int(pairs_of<F>(p.hidden, range.upstream))); });
+    }
+  };
+
   OST_HD void operator()(const Block& block, Space& space) const {
     const Problem<T>& p = problems[block.z];
     const BackwardProblem<T>& g = gradients[block.z];
-    const StepMask mask = p.mask();
-    const BlockRange<kUnits> range(block, p, launch_args, slot_words(p.hidden));
-    PerPhase<Weights, 0, kPhases> weights;
-    PerThread<BackwardOut<C, T>> out;
-    PerThread<T> demitted;
-    PerThread<bool> lost;
-    PerThread<const std::uint32_t*> in;
-    PerThread<Places> to;
-    int pairs[kPhases];
-    for_phases<C>([&]<int F>() { pairs[F] = kept(int(pairs_of<F>(p.hidden, range.upstream))); });
-    const int stride = kept(int(range.stride)), steps = kept(int(launch_args.steps));
+    Walk walk(block, p, g, launch_args);
     for_phases<C>([&]<int F>() {
-      Phase<F>::E::load(block, get_phase<F>(weights), get_phase<F>(space.products), p.shared_transposed[F],
-                        pairs_of<F>(p.hidden, range.upstream));
-    });
-    block.for_each_thread([&](int thread) { lost[thread] = !range.ok(launch_args); });
-    begin(block, space, range);
-    int slot = range.upstream ? 0 : 1;
-    block.for_each_thread([&](int thread) {
-      in[thread] = range.slot(slot) + Phase<0>::E::first_word(thread, block.x % kSplit);
-      for_phases<C>([&]<int kBefore>() { to[thread].template set<kPhases - 1 - kBefore>(range.slot(1 + kBefore), range, thread); });
-    });
-    for (int n = steps - slot; n >= 0; --n) {  // n = steps: what the upstream layer gives the last step
-      const Index t = mask.time(launch_args.first_step + n);
-      for_phases<C>([&]<int kBefore>() {
-        constexpr int F = kPhases - 1 - kBefore, count = Phase<F>::kCount, begin = Phase<F>::kColumns.begin;
-        if (n < steps) {
-          range.for_each_unit(block, [&](int thread, Index b, int row, int unit, Index) {
-            T d[2] = {space.d[0][row][unit], C::kStates > 1 ? space.d[C::kStates - 1][row][unit] : T(0)};
-            async_wait();
-            Gathered<C, T> given = space.given[thread];
-            apply<C, T, F>(p, g, b, given, kBefore > 0 ? demitted[thread] : T(0), d, out[thread]);
-            OST_UNROLL
-            for (int column = 0; column < count; ++column) space.da[F][row][unit * count + column] = out[thread].da[begin + column];
-            OST_UNROLL
-            for (int k = 0; k < C::kStates && F == 0; ++k) space.d[k][row][unit] = d[k];
-          });
-          block.sync_warp();
-          send<F>(block, space, range.rows, to, stride);
-          range.for_each_unit(block, [&](int thread, Index b, int, int, Index u) {
-            store_gradients<C, T, F>(p, g, t, b, u, space.given[thread], out[thread]);
-            if (F == 0 && n > 0) prefetch_async(p, g, mask.time(launch_args.first_step + n - 1), b, u, space.given[thread]);
-          });
-        }
-        auto& product = get_phase<F>(space.products);
-        Phase<F>::E::multiply(block, get_phase<F>(weights), product, launch_args.buffer, in, pairs[F], lost);
-        if constexpr (kSplit > 1) give_to_peers(block, space, product, slot % 2);
-        take_sums<F>(block, space, range, product, t, slot % 2, demitted);
-        block.for_each_thread([&](int thread) { in[thread] += stride; });
-        ++slot;
-        if constexpr (kSplit == 1 && kPhases == 1) block.sync_block();  // the sums have been read; those of two phases lie apart
-      });
-    }
-    range.for_each_unit(block, [&](int, Index b, int row, int unit, Index u) {
-      g.dh[b * p.hidden + u] = space.d[0][row][unit];
-      if constexpr (C::kStates > 1) g.dc[b * p.hidden + u] = space.d[1][row][unit];
-    });
-  }
-
-  // Add the product of a phase to the gradients of the states; that of a phase after the first is the gradient of what was emitted.
-  template <int F>
-  OST_HD void take_sums(const Block& block, Space& space, const BlockRange<kUnits>& range, const typename Phase<F>::E::Space& product,
-                        Index t, int buffer, PerThread<T>& demitted) const {
-    const Problem<T>& p = problems[block.z];
-    const BackwardProblem<T>& g = gradients[block.z];
-    const StepMask mask = p.mask();
-    const int rank = int(block.x % kSplit);
-    range.for_each_unit(block, [&](int thread, Index b, int row, int unit, Index u) {
-      if (!range.upstream && !mask.active(t, b)) return;  // da of such a row is zero; that of the upstream layer may not be
-      T sum = summed(space, product, buffer, row, unit);
-      if constexpr (kParts > 1) sum *= p.shared_transposed_scales[F][block.x * kTiles * 16 + rank * kUnits + unit];
-      if constexpr (F > 0) {
-        demitted[thread] = sum;
-        return;
-      }
-      T d[2] = {space.d[0][row][unit] + sum, C::kStates > 1 ? space.d[C::kStates - 1][row][unit] : T(0)};
-      if (!range.upstream) cut<C, T>(p, g, t, b, u, d);  // layers are pipelined only where nothing is cut
-      OST_UNROLL
-      for (int k = 0; k < C::kStates; ++k) space.d[k][row][unit] = d[k];
-    });
-  }
-
-  // The gradients that the launch starts from, and what its first step needs of the tape.
-  OST_HD void begin(const Block& block, Space& space, const BlockRange<kUnits>& range) const {
-    const Problem<T>& p = problems[block.z];
-    const BackwardProblem<T>& g = gradients[block.z];
-    block.for_each_thread([&](int thread) {
-      T* da = &space.da[0][0][0];
-      for (int i = thread; i < int(sizeof space.da / sizeof(T)); i += kThreads) da[i] = T(0);
+      Phase<F>::E::load(block, get_phase<F>(walk.weights), get_phase<F>(space.products), p.shared_transposed[F], walk.pairs[F]);
     });
     if constexpr (kSplit > 1)
       block.sync_cluster();  // all blocks of the cluster have started
     else
       block.sync_block();
-    range.for_each_unit(block, [&](int thread, Index b, int row, int unit, Index u) {
+    const int ahead = walk.range.upstream;  // it begins a slot earlier, with what the upstream layer gives the last step
+    block.for_each_thread([&](int thread) {
+      walk.lost[thread] = !walk.range.ok(launch_args);
+      walk.in[thread] = walk.range.slot(1 - ahead) + Phase<0>::E::first_word(thread, block.x % kSplit);
+      if constexpr (kSplit > 1) walk.gifts[thread] = gift_place(block, space, thread);
+      begin(block, thread, walk);
       OST_UNROLL
-      for (int k = 0; k < C::kStates; ++k) space.d[k][row][unit] = (k == 0 ? g.dh : g.dc)[b * p.hidden + u];
-      prefetch_async(p, g, p.mask().time(launch_args.first_step + launch_args.steps - 1), b, u, space.given[thread]);
+      for (int i = 0; i < kRing; ++i) ask(p, g, walk, thread, space.ring[i * kCells + thread % kCells], walk.steps - 1 - i);
+    });
+    for (int n = walk.steps - 1 + ahead; n >= 0; --n) {
+      for_phases<C>([&]<int kBefore>() {
+        constexpr int F = kPhases - 1 - kBefore;
+        if (n < walk.steps) run_phase<F>(block, space, p, g, n, walk);
+        Phase<F>::E::multiply(block, get_phase<F>(walk.weights), get_phase<F>(space.products), launch_args.buffer, walk.in, walk.pairs[F],
+                              walk.lost);
+        if constexpr (kSplit > 1) give_to_peers<F>(block, space, walk);
+        block.for_each_thread([&](int thread) {
+          walk.in[thread] += walk.strides.slot;
+          if (walk.cells[thread].there) take_sum<F>(space, p, g, n, walk, thread);
+        });
+        walk.buffer ^= 1;
+        if constexpr (kSplit == 1 && kPhases == 1) block.sync_block();  // the sums have been read; those of two phases lie apart
+      });
+    }
+    block.for_each_thread([&](int thread) {
+      const Cell& cell = walk.cells[thread];
+      if (!cell.there) return;
+      g.dh[cell.b * p.hidden + cell.u] = cell.d[0];
+      if constexpr (C::kStates > 1) g.dc[cell.b * p.hidden + cell.u] = cell.d[1];
     });
   }
 
-  // Every block has a part of the inputs, and sums for the units of all blocks of its cluster.
-  template <class Product>
-  OST_HD static void give_to_peers(const Block& block, Space& space, const Product& product, int buffer) {
-    const int rank = int(block.x % kSplit);
+  // The cells of a phase of step n of this launch, and what others wait for.
+  template <int F>
+  OST_HD void run_phase(const Block& block, Space& space, const Problem<T>& p, const BackwardProblem<T>& g, int n, Walk& walk) const {
+    using E = typename Phase<F>::E;
+    constexpr int count = Phase<F>::kCount;
+    PerThread<typename E::template Sent<Phase<F>::kWords>> sent;
     block.for_each_thread([&](int thread) {
-      OST_UNROLL
-      for (int i = thread; i < kSplit * kGroupRows * kUnits; i += kThreads) {
-        const int to = i / (kGroupRows * kUnits), row = i / kUnits % kGroupRows, unit = i % kUnits;
-        block.peer(space, to).sums[buffer][rank][row][unit] = product.template sum<1>(to * kUnits + unit, row).v[0];
+      async_wait<kRing - 1>();
+      run_cell<F>(p, g, n, walk, thread, space.ring[walk.at + thread % kCells]);
+    });
+    block.for_each_thread([&](int thread) {
+      const T* da = walk.out[thread].da + Phase<F>::kColumns.begin;
+      auto& words = sent[thread];
+      if constexpr (count % 2 == 0) {
+        OST_UNROLL
+        for (int i = 0; i < count / 2; ++i) words.set(i, da[2 * i], da[2 * i + 1]);
+      } else {  // two units have an odd number of words each: the first one sends one more than the second
+        const T next = of_partner<1>(walk.out, thread, [](const Out& out, int) { return out.da[Phase<F>::kColumns.begin]; });
+        const bool odd = thread % 2;
+        if constexpr (count == 1)
+          words.set(0, da[0], next);
+        else
+          words.set(0, odd ? da[1] : da[0], odd ? da[2] : da[1]), words.set(1, da[2], next);
       }
+    });
+    E::template send<Phase<F>::kWords>(
+        block, sent, [&](int thread) { return walk.cells[thread].sends[F]; }, [&](int thread) { return walk.cells[thread].out[F]; });
+    block.for_each_thread([&](int thread) {
+      Cell& cell = walk.cells[thread];
+      cell.out[F] += walk.strides.slot * kPhases;
+      if (cell.there) store<F>(cell, walk.out[thread], walk.hidden);
+      if constexpr (F == 0) {
+        advance(cell, walk.strides);
+        ask(p, g, walk, thread, space.ring[walk.at + thread % kCells], n - kRing);
+      }
+    });
+    if constexpr (F == 0) walk.at = (walk.at + kCells) & (kRing * kCells - 1);
+  }
+
+  // Run the cell's backward of phase F for one unit of a row; da is zero where there is none, and where the row takes no part.
+  template <int F>
+  OST_HD void run_cell(const Problem<T>& p, const BackwardProblem<T>& g, int n, Walk& walk, int thread, const Given& given) const {
+    Cell& cell = walk.cells[thread];
+    auto& out = walk.out[thread];
+    constexpr Columns own = C::kPhases[F].own;
+    OST_UNROLL
+    for (int column = 0; column < C::kColumns; ++column)
+      if (F + 1 == kPhases || own.has(column)) out.da[column] = T(0);
+    OST_UNROLL
+    for (int k = 0; k < C::kParams && F + 1 == kPhases; ++k) out.dparam[k] = T(0);
+    out.emitted = T(0);
+    if (!cell.there) return;
+    BackwardIn<C, V> in;
+    BackwardOut<C, V> result;
+    in.next[kLast] = cell.next;
+    T dh = cell.d[0] + given.dy, dc = cell.d[kLast];
+    if (walk.general) {
+      const StepMask mask = p.mask();
+      if (!mask.active(mask.time(launch_args.first_step + n), cell.b)) {
+        if (F == 0) cell.d[0] = dh;
+        return;
+      }
+      in.next[kLast] = given.next;
+      dh = incoming(g, cell.d[0], given.dy), dc = incoming(g, dc, given.dcell);
+    }
+    if constexpr (kLast > 0) in.previous[0] = in.next[0] = V(__builtin_nanf(""));  // not among what is given
+    in.previous[kLast] = given.previous, in.dstate[kLast] = dc, in.dstate[0] = dh;
+    in.demitted = cell.demitted;
+    OST_UNROLL
+    for (int k = 0; k < C::kSaved; ++k) in.saved[k] = given.saved[k];
+    OST_UNROLL
+    for (int k = 0; k < C::kParams; ++k) in.param[k] = cell.param[k], result.dparam[k] = V(0);
+    OST_UNROLL
+    for (int k = 0; k < C::kStates; ++k) result.dprevious[k] = V(0);
+    C::template backward<F>(in, result);
+    OST_UNROLL
+    for (int column = 0; column < C::kColumns; ++column)
+      if (own.has(column)) out.da[column] = T(result.da[column]);
+    if constexpr (F == 0) {
+      OST_UNROLL
+      for (int k = 0; k < C::kStates; ++k) cell.d[k] = T(result.dprevious[k]);
+      OST_UNROLL
+      for (int k = 0; k < C::kParams; ++k) out.dparam[k] = T(result.dparam[k]);
+      if constexpr (has_emitted_operand<C>()) out.emitted = T(C::emitted(in.saved, in.previous, in.next));
+      cell.next = given.previous;
+    }
+  }
+
+  // f<0>(), f<1>(): every da that is stored, of so many columns.
+  template <int Q>
+  static constexpr int kDaColumns = product_columns<C>(Q).count();
+  template <int Q = 0, class Function>
+  OST_HD static void for_das(Function&& f) {
+    f.template operator()<Q>();
+    if constexpr (Q + 1 < kDas) for_das<Q + 1>(f);
+  }
+  // Store the gradients of a phase.
+  template <int F, int Q = 0>
+  OST_HD static void store(const Cell& cell, const Out& out, int hidden) {
+    constexpr Columns columns = product_columns<C>(Q), own = C::kPhases[F].own;
+    if constexpr (kDas == 1 && C::kColumns == 4) {
+      *reinterpret_cast<Floats<4>*>(cell.da[0]) = {{out.da[0], out.da[1], out.da[2], out.da[3]}};
+    } else {
+      OST_UNROLL
+      for (int column = own.begin; column < own.end; ++column)
+        if (columns.has(column)) cell.da[Q][column - columns.begin] = out.da[column];
+      if constexpr (Q + 1 < kDas) return store<F, Q + 1>(cell, out, hidden);
+    }
+    if constexpr (F == 0) {
+      OST_UNROLL
+      for (int k = 0; k < C::kParams; ++k) cell.dparams[k * hidden] = out.dparam[k];
+      if constexpr (has_emitted_operand<C>()) *cell.emitted = out.emitted;
+    }
+  }
+  OST_HD static void advance(Cell& cell, const Strides& strides) {
+    for_das([&]<int Q>() { cell.da[Q] += strides.row * kDaColumns<Q>; });
+    if constexpr (C::kParams > 0) cell.dparams += strides.row * unit_rows<C>();
+    if constexpr (has_emitted_operand<C>()) cell.emitted += strides.row;
+  }
+
+  // Add the product of a phase to the gradients of the states; that of a phase after the first is the gradient of what was emitted.
+  template <int F>
+  OST_HD void take_sum(Space& space, const Problem<T>& p, const BackwardProblem<T>& g, int n, Walk& walk, int thread) const {
+    Cell& cell = walk.cells[thread];
+    T sum;
+    if constexpr (kSplit == 1)
+      sum = get_phase<F>(space.products).template sum<1>(Units::unit_of(thread), Units::row_of(thread)).v[0];
+    else
+      sum = space.sums[walk.buffer][0][thread];
+    OST_UNROLL
+    for (int peer = 1; peer < kSplit; ++peer) sum += space.sums[walk.buffer][peer][thread];
+    if constexpr (kParts > 1) sum *= cell.scale[F];
+    if constexpr (F > 0) {
+      cell.demitted = sum;
+    } else {
+      const bool cuts = walk.general && !walk.range.upstream;  // layers are pipelined only where nothing is cut
+      const StepMask mask = p.mask();
+      const Index t = mask.time(launch_args.first_step + n);
+      if (cuts && !mask.active(t, cell.b)) return;  // da of such a row is zero; that of the upstream layer may not be
+      cell.d[0] += sum;
+      if (cuts) cut<C, T>(p, g, t, cell.b, cell.u, cell.d);
+    }
+  }
+
+  // Where a thread stands in the last step of the launch, and the gradients that the launch starts from.
+  OST_HD void begin(const Block& block, int thread, Walk& walk) const {
+    const Problem<T>& p = problems[block.z];
+    const BackwardProblem<T>& g = gradients[block.z];
+    const Units& range = walk.range;
+    const StepMask mask = p.mask();
+    Cell& cell = walk.cells[thread];
+    const int unit = range.unit_of(thread), g8 = range.row_of(thread) % 8;
+    const bool second = thread % 32 >= 16, odd = thread % 2;
+    const Index step = launch_args.first_step + launch_args.steps - 1, t = mask.time(step);
+    cell.there = range.has(thread);
+    const Index b = cell.there ? range.b0 + range.row_of(thread) : range.b0, u = cell.there ? range.u0 + unit : 0, row = t * p.batch + b;
+    cell.b = int(b), cell.u = int(u);
+    cell.demitted = T(0);
+    for (int k = 0; k < C::kStates; ++k) cell.d[k] = (k == 0 ? g.dh : g.dc)[b * p.hidden + u];
+    for (int k = 0; k < C::kParams; ++k) cell.param[k] = p.params[k * p.hidden + u];
+    cell.saved = saved_at<C>(p, t, b) + u;
+    cell.previous = (kLast > 0 ? p.cells + row * p.hidden : at(p.y, t, b)) + u;
+    cell.next = walk.general ? T(0) : *cell.previous;
+    cell.previous += walk.strides.previous;
+    cell.dy = g.dy.data ? at(g.dy, t, b) + u : launch_args.buffer.zero();
+    for_das([&]<int Q>() { cell.da[Q] = g.da[Q] + (row * p.hidden + u) * kDaColumns<Q>; });
+    if constexpr (C::kParams > 0) cell.dparams = dparams_at<C>(p, g, row, u);
+    if constexpr (has_emitted_operand<C>()) cell.emitted = p.emitted + row * p.hidden + u;
+    for_phases<C>([&]<int kBefore>() {
+      constexpr int F = kPhases - 1 - kBefore, count = Phase<F>::kCount, words = Phase<F>::kWords;
+      const int first = unit * count + (count % 2 && odd);  // inputs of the first word of this unit
+      const bool both = words == 2 && !(count == 3 && odd), has = count > 1 || !odd;
+      cell.sends[F] = range.sends(thread) && has && (both || !second);
+      cell.out[F] = range.slot(1 + kBefore) + Phase<F>::E::place(range.u0 * count + first + (both && second ? 2 : 0), g8);
+      if constexpr (kParts > 1) cell.scale[F] = p.shared_transposed_scales[F][block.x * kTiles * 16 + block.x % kSplit * kUnits + unit];
+    });
+  }
+
+  // Ask for what step n of this launch reads, if there is such a step, and go on to the one before it.
+  OST_HD void ask(const Problem<T>& p, const BackwardProblem<T>& g, Walk& walk, int thread, Given& to, int n) const {
+    Cell& cell = walk.cells[thread];
+    if (cell.there && n >= 0) {
+      if (walk.general) {
+        ask_general(p, g, mask_time(p, n), cell, to);
+      } else {
+        OST_UNROLL
+        for (int k = 0; k < C::kSaved; ++k) copy_async<sizeof(T)>(&to.saved[k], cell.saved + k * walk.hidden);
+        const T* previous = cell.previous;
+        if (n == 0 && launch_args.first_step == 0) previous = state_after(p, kInitial, cell);
+        copy_async<sizeof(T)>(&to.previous, previous);
+        copy_async<sizeof(T)>(&to.dy, cell.dy);
+      }
+    }
+    async_commit();
+    cell.saved += walk.strides.row * C::kSaved, cell.previous += walk.strides.previous, cell.dy += walk.strides.dy;
+  }
+  OST_HD Index mask_time(const Problem<T>& p, int n) const { return p.mask().time(launch_args.first_step + n); }
+  // Where rows take part in some steps only, addresses are computed anew; what is not there is zero.
+  OST_HD void ask_general(const Problem<T>& p, const BackwardProblem<T>& g, Index t, const Cell& cell, Given& to) const {
+    const StepMask mask = p.mask();
+    const Index b = cell.b, u = cell.u;
+    const auto gradient = [&](const Rows<const T>& rows) { return rows.data ? at(rows, t, b) + u : launch_args.buffer.zero(); };
+    const bool active = mask.active(t, b);
+    copy_async<sizeof(T)>(&to.dy, active || mask.repeats(t, b) != kSkipped ? gradient(g.dy) : launch_args.buffer.zero());
+    if (!active) return;
+    const T* saved = saved_at<C>(p, t, b) + u;
+    OST_UNROLL
+    for (int k = 0; k < C::kSaved; ++k) copy_async<sizeof(T)>(&to.saved[k], saved + k * p.hidden);
+    copy_async<sizeof(T)>(&to.previous, state_after(p, mask.predecessor(t, b), cell));
+    copy_async<sizeof(T)>(&to.next, state_after(p, t, cell));
+    copy_async<sizeof(T)>(&to.dcell, kLast > 0 ? gradient(g.control.dcells) : launch_args.buffer.zero());
+  }
+  // The state that the equations read, c where there is one.
+  OST_HD const T* state_after(const Problem<T>& p, Index step, const Cell& cell) const {
+    const T* row = kLast > 0 ? cell_after(p, step, cell.b) : hidden_after<C>(p, step, cell.b);
+    return row ? row + cell.u : launch_args.buffer.zero();
+  }
+
+  // Every block has a part of the inputs, and sums for the units of all blocks of its cluster: a thread gives neighbouring ones of a row.
+  static constexpr int kGift = kSplit * kCells / kThreads;
+  OST_HD static int gift_row(int thread) { return thread / (kSplit * kUnits / kGift); }
+  OST_HD static int gift_out(int thread) { return thread % (kSplit * kUnits / kGift) * kGift; }
+  OST_HD static T* gift_place(const Block& block, Space& space, int thread) {
+    const int out = gift_out(thread);
+    return &block.peer(space, out / kUnits).sums[0][block.x % kSplit][Units::thread_of(gift_row(thread), out % kUnits)];
+  }
+  template <int F>
+  OST_HD static void give_to_peers(const Block& block, Space& space, Walk& walk) {
+    block.for_each_thread([&](int thread) {
+      auto& product = get_phase<F>(space.products);
+      *reinterpret_cast<Floats<kGift>*>(walk.gifts[thread] + walk.buffer * (kSplit * kCells)) =
+          product.template sum<kGift>(gift_out(thread), gift_row(thread));
     });
     block.sync_cluster();
-  }
-  // The sum of a unit of this block over all peers.
-  template <class Product>
-  OST_HD static T summed(const Space& space, const Product& product, int buffer, int row, int unit) {
-    T sum = kSplit > 1 ? space.sums[buffer][0][row][unit] : product.template sum<1>(unit, row).v[0];
-    OST_UNROLL
-    for (int peer = 1; peer < kSplit; ++peer) sum += space.sums[buffer][peer][row][unit];
-    return sum;
-  }
-
-  OST_HD static void prefetch_async(const Problem<T>& p, const BackwardProblem<T>& g, Index t, Index b, Index u, Padded& given) {
-    gather<C, T, 0>(p, g, t, b, u, given, [](T& to, const T* from) { copy_async<sizeof(T)>(&to, from); });
-  }
-
-  // Publish da of a phase; each warp sends the rows of its own threads.
-  template <int F>
-  OST_HD void send(const Block& block, const Space& space, Index rows, PerThread<Places>& to, int stride) const {
-    block.for_each_thread([&](int thread) {
-      OST_UNROLL
-      for (int i = 0; i < kSends<F>; ++i) {
-        const int row = Places::template row<F>(thread, i), in = Places::template input<F>(thread, i);
-        std::uint32_t*& place = to[thread].first[F][i];
-        if (row < rows && thread % 32 + 32 * i < Places::kRows * kPairs<F>)
-          Phase<F>::E::send(place, space.da[F][row][in], space.da[F][row][in + 1]);
-        place += stride * kPhases;
-      }
-    });
   }
 };
 
