@@ -27,7 +27,7 @@ import numpy as np
 from .ledger import Ledger
 
 PATIENCE = 600.0  # seconds of one call, on a machine that may have much else to do
-PIECE = 20_000  # calls of one process
+PIECE = 5_000  # calls of one process, whose counts are then kept
 REFUSALS = (TypeError, ValueError, OverflowError, KeyError, MemoryError)
 LARGE = 1 << 20  # bytes of an array that is not compared any more
 SLACK = 400.0  # of the reference, times the tolerance of the tests: weights may be any numbers
