@@ -271,7 +271,7 @@ def _put_others(writer: Any, base: Path) -> None:
 
 
 def _prepared(writer: Any, folder: Path) -> None:
-    """Prepare a folder in a process of its own: threads that it starts would be missing in forks."""
+    """Prepare a folder in a process of its own: forks would lack the threads that it starts."""
     child = os.fork()
     if not child:
         status = 70

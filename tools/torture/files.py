@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import signal
 import subprocess
@@ -31,8 +30,9 @@ def _fuzzed(reader: Reader, args: argparse.Namespace) -> dict[str, Any]:
         left = args.seconds - int(time.monotonic() - began) if args.seconds else 0
         if args.seconds and left <= 0:
             break
-        words = (reader.name, os.path.abspath(args.out), str(args.runs - done))
-        command = [sys.executable, "-m", "torture.fuzzing", *words, str(args.seed + done), str(left)]
+        words = [reader.name, os.path.abspath(args.out)]
+        words += [str(n) for n in (args.runs - done, args.seed + done, left)]
+        command = [sys.executable, "-m", "torture.fuzzing", *words]
         ran = subprocess.run(
             command, env=_environment(), capture_output=True, text=True, check=False
         )

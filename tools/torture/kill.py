@@ -1,8 +1,9 @@
 """SIGKILL at random moments of training; the run that is resumed must end with the same bits.
 
 A process with everything imported forks for each attempt. Half of the kills come after a random
-time of the processor, so that other work of the machine moves none, half right before a random operation on files (opening for writing, renaming, removing),
-where little time is spent and most could go wrong. SIGKILL leaves what was handed to the system;
+time of the processor, so that other work of the machine moves none, half right before a random
+operation on files (opening for writing, renaming, removing), where little time is spent and most
+could go wrong. SIGKILL leaves what was handed to the system;
 it is no power cut.
 """
 

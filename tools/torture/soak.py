@@ -18,6 +18,7 @@ import ostinato as ost
 from ostinato import nn
 
 GROWTH = 8 << 20  # bytes that the process may have more at the end than after the first tenth
+BUSY = 5e-3  # seconds of work between two rests
 SETTLED = 1.0  # minutes from which on growth is a fault; before, it may be that of the allocator
 
 
@@ -64,9 +65,15 @@ def training() -> Callable[[], Any]:
 KINDS = {"stream": stream, "training": training}
 
 
-def run(kind: str, seconds: float) -> tuple[int, list[tuple[Any, int]]]:
-    """Run steps for so long; return their number, and quantiles and bytes at ten times."""
-    step, parts, count = KINDS[kind](), [], 0
+def run(kind: str, seconds: float, duty: float) -> tuple[int, list[tuple[Any, int]]]:
+    """Run steps for so long; return their number, and quantiles and bytes at ten times.
+
+    Args:
+        kind: what is run.
+        seconds: for how long.
+        duty: the share of the time in which it computes; it sleeps for the rest.
+    """
+    step, parts, count, busy = KINDS[kind](), [], 0, 0.0
     for _ in range(200):
         step()
     for _ in range(10):
@@ -75,16 +82,20 @@ def run(kind: str, seconds: float) -> tuple[int, list[tuple[Any, int]]]:
             begin = time.perf_counter()
             step()
             times.append(time.perf_counter() - begin)
+            busy += times[-1]
+            if duty < 1 and busy > BUSY:
+                time.sleep(busy / duty - busy)
+                busy = 0.0
         count += len(times)
         parts.append((np.quantile(times, (0.5, 0.9, 0.99)), resident()))
     return count, parts
 
 
-def main(kinds: list[str], minutes: float) -> int:
+def main(kinds: list[str], minutes: float, duty: float) -> int:
     """Run the kinds for so many minutes each; return the number of those whose memory grew."""
     grown = 0
     for kind in kinds or KINDS:
-        count, parts = run(kind, 60 * minutes)
+        count, parts = run(kind, 60 * minutes, duty)
         ratios = parts[-1][0] / parts[0][0]
         growth = max(size for _, size in parts[1:]) - parts[0][1]
         grown += growth > GROWTH and minutes >= SETTLED
