@@ -262,7 +262,7 @@ def test_what_is_chosen(hidden: int, word: int, blocks: int) -> None:
             assert (p.blocks, p.launches, p.units, p.register_capacity) == (2 * blocks, 1, 0, 0)
             others = _plan.plan(replace(FIGURES, cluster_fits=()), [4], **sizes, backward=backward)
             assert others.kernel != "cluster"
-            assert p.seconds < others.seconds
+            assert p.seconds < _plan.ESTIMATED * others.seconds
             assert (p.library, p.library_split) == (others.library, others.library_split)
 
 

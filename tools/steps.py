@@ -324,7 +324,9 @@ CASES = [
     clusters("cluster lstm float16 of 2", "ClusterOf<Lstm, float, Half, 2, 8>", **OF_2),
     clusters("cluster lstm split of 4", "ClusterOf<Lstm, float, float, 4, 8>", **OF_4_SPLIT),
     clusters("cluster gru float16", "ClusterOf<Gru, float, Half, 16, 4>", **CLUSTER | GRU),
-    clusters("cluster lstm backward", "BackwardClusterOf<Lstm, float, Bfloat, 16, 4>", **CLUSTER_BACK),
+    clusters(
+        "cluster lstm backward", "BackwardClusterOf<Lstm, float, Bfloat, 16, 4>", **CLUSTER_BACK
+    ),
     clusters(
         "cluster lstm split backward of 4",
         "BackwardClusterOf<Lstm, float, float, 4, 8>",

@@ -364,17 +364,8 @@ def _cuda_device(index: int) -> Device:
 
     with here():
         d = _driver.devices()[index]
-    names = (
-        "name",
-        "capability",
-        "multiprocessors",
-        "shared_bytes",
-        "l2_bytes",
-        "clock_hz",
-        "clusters",
-        "pairs",
-        "cluster_fits",
-    )
+    own = ("library", "why_no_words")  # what the array library tells; the runtime tells the others
+    names = [n for n in GpuFigures.__dataclass_fields__ if n not in own]
     library = _has_product(cupy, index)
     with here():
         why_no_words = _words.why_not(cupy) if library else "it has no products"

@@ -78,6 +78,8 @@ LAUNCH = 2.4e-6  # seconds of one more kernel in a recorded graph (an estimate)
 # take so many times as long (estimates).
 CLUSTER_STEP = {(64, 2): 1010.0, (128, 4): 1370.0, (256, 8): 2630.0, (256, 16): 1900.0}
 CLUSTER_SPLIT, CLUSTER_BACKWARD = 1.3, 1.5
+# How much faster an estimate has to be than what a prototype took, before it is preferred.
+ESTIMATED = 1.3
 # Seconds of a launch that partitions the weights: it clears the exchange buffer and loads the
 # weights into registers (an estimate).
 START = 8e-6
@@ -446,7 +448,8 @@ def plan(
         return others
     directions = 1 if pipeline_columns else co_launched
     by = _by_cluster(device, products[0], **sizes, backward=backward, directions=directions)
-    if by is None or by.seconds / by.co_launched >= others.seconds / others.co_launched:
+    doubt = ESTIMATED if others.kernel == "loop" else 1.0
+    if by is None or by.seconds / by.co_launched >= doubt * others.seconds / others.co_launched:
         return others
     return replace(by, library=others.library, library_split=others.library_split)
 
