@@ -1411,7 +1411,7 @@ DAMAGED: dict[str, tuple[Any, str]] = {
     ),
     "nested": ({"class": "Residual", "args": ["NESTED"]}, "path: expected"),
     "large": ({"args": [5, 10**9]}, "weight: expected at most 6, .* of the file, got 5000000000"),
-    "larger": ({"args": [5, 10**40]}, "weight: expected at most 6"),
+    "larger": ({"args": [5, 10**40]}, "out_features: expected a whole number below"),
     "largest": ({"args": [5, 10**400]}, "expected"),
     "GRU": ({"class": "GRU", "args": [1, 10**5]}, "weight_ih_l0: expected at most 6"),
     "num_layers": ({"class": "GRU", "args": [1, 1, 10**9]}, "num_layers: expected at most 6"),
