@@ -173,6 +173,18 @@ void bind_recurrent(py::module_& m) {
       py::arg("itemsize"), py::arg("cell"), py::arg("input"), py::arg("hidden"), py::arg("layers"), py::arg("bidirectional"),
       py::arg("precision"), py::arg("steps"), py::arg("batch"), py::arg("dropout"), py::arg("train"), py::arg("backward"),
       py::arg("proj_size") = 0);
+  // An array whose memory is kept for another one when it is freed. It is not filled.
+  m.def(
+      "kept_array",
+      [](const py::dtype& dtype, const py::sequence& sizes) {
+        std::vector<py::ssize_t> shape;
+        py::ssize_t bytes = dtype.itemsize();
+        for (const py::handle n : sizes) shape.push_back(n.cast<py::ssize_t>()), bytes *= shape.back();
+        void* block = allocate_block(std::size_t(bytes));
+        if (!block) throw std::bad_alloc();
+        return py::array(dtype, shape, block, py::capsule(block, &free_block));
+      },
+      py::arg("dtype"), py::arg("shape"));
   m.def("balance_rows", [](const py::object& lengths) {
     const auto v = view<Index>(lengths, "lengths", {{"B", -1}}, Strides::kContiguous);
     const std::vector<Index> order = balance_rows(std::vector<Index>(v.data, v.data + v.shape[0]));

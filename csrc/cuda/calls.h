@@ -241,10 +241,10 @@ void run_backward(Run& run, const Pass& pass, const Problem<T>& p, const Problem
                   const Plan& plan) {
   const std::vector<GradientArgs>& given = pass.args.gradients;
   const auto g = backward_problem<C, T>(given.front(), p.steps, p.batch);
-  if (plan.units && (g.squares || g.control.clip_norm > 0))
-    fail("units", "0 where norms of steps are asked for", std::to_string(plan.units));
+  if ((plan.units || plan.cluster) && (g.squares || g.control.clip_norm > 0))
+    fail(plan.units ? "units" : "cluster", "0 where norms of steps are asked for", std::to_string(plan.units + plan.cluster));
   const bool streams = sizeof(V) == 2 && plan.rows > 0;
-  if (!plan.loop && !plan.units && !streams && has_slices<V>(p.batch)) needed<T>(given.front().slices, "slices");
+  if (!plan.loop && !plan.units && !plan.cluster && !streams && has_slices<V>(p.batch)) needed<T>(given.front().slices, "slices");
   auto other_g = backward_problem<C, T>(given.back(), p.steps, p.batch);
   other_g.chunk = g.chunk;
   const bool with_steps = pass.action != Action::kProducts, with_products = pass.action != Action::kThroughTime;

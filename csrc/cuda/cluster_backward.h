@@ -67,7 +67,9 @@ struct BackwardClusterKernel : ClusterShape<kParts, kBlocks, kWarps> {
   struct Space {
     ByteBarrier arrived[2];
     alignas(16) float sums[2][kSources][kBlockThreads];
-    Pairs da[kParts][kWarps][32];  // right fragments of each tile of inputs
+    // Right fragments of each tile of inputs. Two, since a warp may write those of the next step while another still reads: the sums
+    // for which it waits come from other warps.
+    Pairs da[2][kParts][kWarps][32];
     Padded ring[kRing][kBlockThreads];
   };
   struct Peers {
@@ -117,7 +119,7 @@ struct BackwardClusterKernel : ClusterShape<kParts, kBlocks, kWarps> {
           Gathered<C, T> given = space.ring[n % kRing][thread].of;
           apply<C, T, 0>(p, g, walk.b, given, T(0), walk.d, out);
         }
-        put(space, thread, out);
+        put(space, thread, n % 2, out);
       });
       block.sync_block();
       multiply_and_send(block, space, n % 2, state);
@@ -193,14 +195,14 @@ struct BackwardClusterKernel : ClusterShape<kParts, kBlocks, kWarps> {
   }
 
   // Write da of a unit as words of the product.
-  OST_HD static void put(Space& space, int thread, const BackwardOut<C, T>& out) {
+  OST_HD static void put(Space& space, int thread, int at, const BackwardOut<C, T>& out) {
     Word words[4][kParts];
     OST_UNROLL
     for (int column = 0; column < 4; ++column)
       split_float<Word, kParts>(column < kCount ? out.da[column < kCount ? kColumns.begin + column : 0] : T(0), words[column]);
     OST_UNROLL
     for (int part = 0; part < kParts; ++part)
-      space.da[part][unit(thread) / 4][row(thread) * 4 + unit(thread) % 4] = {
+      space.da[at][part][unit(thread) / 4][row(thread) * 4 + unit(thread) % 4] = {
           {pair_of<Word>(words[0][part], words[1][part]), pair_of<Word>(words[2][part], words[3][part])}};
   }
 
@@ -216,7 +218,7 @@ struct BackwardClusterKernel : ClusterShape<kParts, kBlocks, kWarps> {
     for (int k = 0; k < kDepth; ++k) {
       block.for_each_thread([&](int thread) {
         OST_UNROLL
-        for (int part = 0; part < kParts; ++part) da[part][thread] = space.da[part][slice(thread) * kDepth + k][thread % 32];
+        for (int part = 0; part < kParts; ++part) da[part][thread] = space.da[at][part][slice(thread) * kDepth + k][thread % 32];
       });
       OST_UNROLL
       for (int m = 0; m < kTiles; ++m) {

@@ -178,7 +178,7 @@ std::string why_not() {
 // the current device.
 template <class K>
 int clusters_of(int device, int major) {
-  constexpr int bytes = sizeof(K::Space);
+  constexpr int bytes = sizeof(typename K::Space);
   int most = 0, present = 0, count = 0;
   cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   cudaGetDevice(&present);

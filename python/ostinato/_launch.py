@@ -224,7 +224,8 @@ def words_of(w: Weights, planned: GpuPlan) -> int:
 def slice_word(w: Weights, planned: GpuPlan) -> int:
     """Return the bytes of an operand where blocks share the product of a step backward, or 0."""
     streams = planned.rows > 0 and w.word_bytes == 2
-    return 0 if planned.register_capacity or planned.units or streams else w.word_bytes
+    kept = planned.register_capacity or planned.units or planned.cluster
+    return 0 if kept or streams else w.word_bytes
 
 
 def words_of_weights(w: Weights, backward: bool) -> _words.Operand:

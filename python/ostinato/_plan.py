@@ -78,7 +78,8 @@ LAUNCH = 2.4e-6  # seconds of one more kernel in a recorded graph (an estimate)
 # take so many times as long (estimates).
 CLUSTER_STEP = {(64, 2): 1010.0, (128, 4): 1370.0, (256, 8): 2630.0, (256, 16): 1900.0}
 CLUSTER_SPLIT, CLUSTER_BACKWARD = 1.3, 1.5
-# How much faster an estimate has to be than what a prototype took, before it is preferred.
+# How much faster the estimate of a "loop" kernel has to be than a figure that comes from what a
+# prototype took, before it is preferred.
 ESTIMATED = 1.3
 # Seconds of a launch that partitions the weights: it clears the exchange buffer and loads the
 # weights into registers (an estimate).
@@ -724,7 +725,8 @@ def _stepwise(
     tiles = {2: TILES, 4: TILES_EXACT, 8: TILES_DOUBLE}[word]  # they have no pipeline
     work = steps * batch * weights / tiles / rate
     rows = 0 if step_launches else rows_for(products, batch, word, backward, by_step)
-    if backward and not rows:
+    sliced = backward and _core.step_slices(word, batch, hidden, hidden * max(products)) > 0
+    if sliced and not rows:
         each = 2 if len(products) == 1 and not by_step else 3 * len(products) + by_step
         launches = steps * (step_launches or each)
         return _by_slices(device, products, hidden, (steps, batch), word, launches, work)
@@ -746,7 +748,7 @@ def _stepwise(
         )
     tile_m, tile_n = TILE
     blocks = -(-hidden // (tile_n // max(products))) * -(-batch // tile_m)
-    launches = (step_launches or len(products)) * steps
+    launches = (step_launches or (1 + backward) * len(products)) * steps
     return GpuPlan("step", blocks, launches, False, "", seconds=launches * LAUNCH + work)
 
 
@@ -766,8 +768,8 @@ def _by_slices(
     (steps, batch), (rows, outs) = sizes, SLICE_TILE
     tiles, width = -(-hidden // outs) * -(-batch // rows), hidden * max(products)
     slices = _core.step_slices(word, batch, hidden, width)
-    blocks = tiles * max(slices, 1)
-    cycles = SLICED + width / max(slices, 1) * SLICE_COLUMN * -(-blocks // device.multiprocessors)
+    blocks = tiles * slices
+    cycles = SLICED + width / slices * SLICE_COLUMN * -(-blocks // device.multiprocessors)
     seconds = max(work, len(products) * steps * cycles / device.clock_hz)
     return GpuPlan("step", blocks, launches, False, "", seconds=launches * LAUNCH + seconds)
 

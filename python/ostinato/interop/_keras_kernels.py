@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import _check, _native
+from .. import _check, _core, _native
 from .._cells import facts_of
 from .._check import Array
 
@@ -149,13 +149,16 @@ def backward(
         _, tape = forward(options, inputs, True)
     dy, dh, dc = grads
     like = inputs.weight_ih
-    weights = [None if w is None else np.zeros(w.shape, like.dtype) for w in inputs[3:7]]
+    weights = [
+        None if w is None else _core.kept_array(like.dtype, w.shape) for w in inputs[3:7]
+    ]
     dx, dh0, dc0, *_ = tape.backward(
         None if dy is None else _rows(dy),
         None if dh is None else np.ascontiguousarray(dh)[None],
         None if dc is None else np.ascontiguousarray(dc)[None],
         [[*weights, None]],
         need_x,
+        overwrite=True,
     )
     if options.reverse and dx is not None:
         dx = np.ascontiguousarray(dx[:, ::-1])

@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 import torch
 
-from .. import _check, _device, _driver, _native
+from .. import _check, _core, _device, _driver, _native
 from .._cells import UNIT_WEIGHTS, facts_of
 from .._ragged import sequence_of, step_of
 
@@ -355,7 +355,12 @@ def _backward(
     arrays = [_array(w) if wanted else None for w, wanted in zip(out, need[3:])]
     has_cells = facts_of(options.cell)["states"] > 1
     dx, dh0, dc0, *_ = saved.tape.backward(
-        _rows(dy), _dense(dh), _dense(dc) if has_cells else None, parts_of(options, arrays), need[0]
+        _rows(dy),
+        _dense(dh),
+        _dense(dc) if has_cells else None,
+        parts_of(options, arrays),
+        need[0],
+        overwrite=_on_cpu(inputs.x),
     )
     first = []
     for a, wanted in zip((dx, dh0, dc0), need):
@@ -367,14 +372,19 @@ def _backward(
 
 
 def _weight_gradients(inputs: Inputs, need: Sequence[bool]) -> list[Tensor]:
-    """Return zeros to which the kernels add the gradients of the weights that are needed."""
+    """Return memory for the gradients of the weights that are needed.
+
+    On the CPU the kernels overwrite it, on a device they add to zeros.
+    """
     x = inputs.x
     nothing = x.new_empty(0)
     dtype = _computed(nothing).dtype
-    if _on_cpu(x):  # of NumPy: workers of PyTorch, which fill large tensors, would take our cores
-        kind = _NATIVE_DTYPES[dtype]
+    if _on_cpu(x):
+        # Memory that is kept from call to call. Where an allocator gives it back to the system after
+        # each step, its pages come anew: 2 MB of them took as long as half of a backward pass.
+        kind = np.dtype(_NATIVE_DTYPES[dtype])
         return [
-            torch.from_numpy(np.zeros(w.shape, kind)) if n else nothing
+            torch.from_numpy(_core.kept_array(kind, w.shape)) if n else nothing
             for w, n in zip(inputs.weights, need)
         ]
     return [
