@@ -115,6 +115,7 @@ CASES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("number", range(len(CASES)))
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # its own
 def test_opcheck_of_torch(number: int) -> None:
     args = forward_arguments(**CASES[number])
     told = torch.library.opcheck(torch.ops.ostinato.recurrent.default, args)
