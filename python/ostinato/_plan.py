@@ -748,7 +748,8 @@ def _stepwise(
         )
     tile_m, tile_n = TILE
     blocks = -(-hidden // (tile_n // max(products))) * -(-batch // tile_m)
-    launches = (step_launches or (1 + backward) * len(products)) * steps
+    each = 2 * len(products) + by_step if backward else len(products)
+    launches = (step_launches or each) * steps
     return GpuPlan("step", blocks, launches, False, "", seconds=launches * LAUNCH + work)
 
 
