@@ -637,7 +637,7 @@ def test_a_checkpoint_goes_from_one_to_the_other(gpu: Gpu, tmp_path: Path) -> No
     whole = fit(model_of(), 4, "whole")
     fit(model_of().to("cuda"), 2, "half")
     there = fit(model_of(1).to("cuda"), 4, "half", resume=True)
-    # Split words have errors of 2e-5 of a gradient, of which Adam makes a share of its steps of 0.01.
+    # Split words have errors of 2e-5 of a gradient, a share of Adam's steps of 0.01.
     np.testing.assert_allclose(host(there.flat), whole.flat, atol=1e-3)
     back = fit(model_of(2), 4, "half", resume=True)
     assert np.array_equal(back.flat, host(there.flat))

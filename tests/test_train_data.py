@@ -343,7 +343,7 @@ def test_a_seed_may_be_any_whole_number_from_0() -> None:
         lambda seed: ForecastOptions(seed=seed),
     ):
         for wrong, error in ((-1, ValueError), (True, ValueError), (1.5, TypeError)):
-            with pytest.raises(error, match="(seed|rng): expected a whole number"):
+            with pytest.raises(error, match=r"(seed|rng): expected a whole number"):
                 make(wrong)
 
 
