@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 DOCS = Path(__file__).parent.parent / "docs"
+# Where nothing is said of how the figures were measured.
+SHARED = "The machine is shared: read the ratios, and the shares of the peak."
 NOISE = 0.97  # a point counts as lost below this share of the fastest peer's speed
 Row = dict[str, Any]
 
@@ -373,9 +375,8 @@ describes the method. Machine: {machine["cpu"]}, {figures["threads"]} threads, k
 {machine["kernels"]["chosen"]};
 {versions}.
 Rows are float32 with T = 100 unless they say otherwise; T is smaller where a case would take
-seconds. The machine is shared: read the ratios, and the shares of the peak, which is measured in
-the same run.
-{figures.get("note", "")}
+seconds. The peak is measured in the same run.
+{figures.get("note", SHARED)}
 
 ## Targets
 

@@ -470,6 +470,11 @@ CASES: dict[str, tuple[Any, type[Exception], str]] = {
         TypeError,
         "bias: expected True or False, got array([1., 1.])",
     ),
+    "a flag without axes that is a number": (
+        lambda: ost.nn.Linear(2, 2, bias=np.array(1.5)),  # type: ignore[arg-type]
+        TypeError,
+        "bias: expected True or False, got array(1.5)",
+    ),
     "a size beyond 64 bits": (
         lambda: layer(num_layers=10**20),
         ValueError,
@@ -640,3 +645,11 @@ def test_the_native_classes_check_their_sizes() -> None:
             _core.PackedFloat32("lstm", *sizes, False, [[*w[0], None]], False)
     with pytest.raises(ValueError, match="weight: expected shape"):
         _core.PackedLinearFloat32(np.zeros((2, 0), F), None, False)
+
+
+def test_a_flag_may_be_an_array_without_axes() -> None:
+    assert ost.nn.Linear(2, 2, bias=np.array(False)).parameters().keys() == {"weight"}
+    assert ost.nn.Linear(2, 2, bias=np.array([True]).all()).parameters().keys() == {
+        "weight",
+        "bias",
+    }

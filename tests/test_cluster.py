@@ -1,4 +1,4 @@
-"""Kernels of clusters, emulated by a CPU thread for every block.
+"""Kernels of clusters, whose blocks are emulated in turn.
 
 Their stores to other blocks arrive late and in any order, and a barrier counts their bytes.
 """

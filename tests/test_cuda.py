@@ -41,27 +41,45 @@ def test_every_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def importing(result: Any) -> None:
         def import_module(name: str) -> Any:
-            assert name in ("ostinato._cuda", "ostinato_cuda13._cuda")
-            if isinstance(result, Exception):
-                raise result
-            return result
+            found = result[name] if isinstance(result, dict) else result
+            if isinstance(found, Exception):
+                raise found
+            return found
 
         _driver._module.cache_clear()
         monkeypatch.setattr(_driver, "importlib", SimpleNamespace(import_module=import_module))
 
+    own, other = _driver.HOMES
+    absent = {name: ModuleNotFoundError("no", name=name) for name in (own, other)}
+    absent[other] = ModuleNotFoundError("no", name="ostinato_cuda13")
+    old = SimpleNamespace(why_not=lambda: "", __version__="0.0.9", __file__="/a/_cuda.so")
+    told = f"expected the version of ostinato, {_core.__version__}, got 0.0.9; "
     for result, words in (
-        (ModuleNotFoundError("no"), "there are no kernels for NVIDIA GPUs: pip install"),
+        (absent, "with tools/wheels --cuda, or ostinato with -C cmake.define.OSTINATO_CUDA=ON"),
+        (
+            {**absent, other: ModuleNotFoundError("No module named 'cupy'", name="cupy")},
+            f"{other} does not load: No module named 'cupy'",
+        ),
+        (
+            {**absent, own: ImportError("libfoo.so is missing")},
+            f"{own} does not load: libfoo.so is missing",
+        ),
+        (
+            {**absent, own: old},
+            f"{own}: {told}build ostinato again with -C cmake.define.OSTINATO_CUDA=ON, or remove "
+            "/a/_cuda.so",
+        ),
+        (
+            {**absent, other: old},
+            f"{other}: {told}install ostinato-cuda13 {_core.__version__}, which tools/wheels",
+        ),
+        (old, f"/a/_cuda.so; {other}: {told}"),
         (ImportError("libfoo.so is missing"), "does not load: libfoo.so is missing"),
         (
             SimpleNamespace(
                 why_not=lambda: "there is no NVIDIA driver", __version__=_core.__version__
             ),
             "there is no NVIDIA driver",
-        ),
-        (
-            SimpleNamespace(why_not=lambda: "", __version__="0.0.9"),
-            f"expected the version of ostinato, {_core.__version__}, got 0.0.9; "
-            f"pip install ostinato-cuda13=={_core.__version__}",
         ),
         (SimpleNamespace(why_not=lambda: ""), "got unknown"),
     ):
@@ -70,16 +88,17 @@ def test_every_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not cuda.is_available()
         assert cuda.devices() == []
     facts = {"name": "a GPU", "multiprocessors": 132}
-    importing(
-        SimpleNamespace(
-            why_not=lambda: "",
-            device_count=lambda: 1,
-            device_info=lambda k: facts,
-            __version__=_core.__version__,
-        )
+    right = SimpleNamespace(
+        why_not=lambda: "",
+        device_count=lambda: 1,
+        device_info=lambda k: facts,
+        __version__=_core.__version__,
     )
-    assert cuda.is_available()
-    assert cuda.devices() == [facts]
+    # What the first home has, and cannot be used, does not hide the second.
+    for result in (right, {own: old, other: right}, {own: ImportError("no"), other: right}):
+        importing(result)
+        assert cuda.is_available()
+        assert cuda.devices() == [facts]
 
 
 @pytest.mark.parametrize("version", [_core.__version__, "0.0.9"])
@@ -110,6 +129,8 @@ def test_both_packages_have_one_version() -> None:
     (version,) = re.findall(
         r'^version = "(.*)"$', (root / "pyproject.toml").read_text(encoding="utf-8"), re.M
     )
+    said = f"Version {version.rpartition('.')[0]}:"
+    assert said in (root / "README.md").read_text(encoding="utf-8")
     other = (root / "packaging" / "cuda13" / "pyproject.toml").read_text(encoding="utf-8")
     assert _core.__version__ == version
     assert 'dynamic = ["version", "dependencies"]' in other

@@ -525,6 +525,47 @@ def test_training(gpu: Gpu, optimizer: Any) -> None:
     np.testing.assert_allclose(host(there.flat), model.flat, atol=2e-4)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize(
+    "base",
+    [ost.optim.SGD, ost.optim.RMSprop, ost.optim.Adam, ost.optim.AdamW],
+)
+def test_an_update_of_the_user(gpu: Gpu, base: Any, device: str) -> None:
+    """It counts on every device; that of the base, which it may call, is that of the kernel."""
+    options: dict[str, Any] = {"weight_decay": 0.1}
+    if base is ost.optim.SGD:
+        options["momentum"] = 0.9
+
+    class Scaled(base):  # type: ignore[misc]
+        scale, calls = 1.0, 0
+
+        def _update(self, p: Any, *rest: Any) -> tuple[Any, ...]:
+            self.calls += 1
+            moved, *state = super()._update(p, *rest)
+            return (p + self.scale * (moved - p), *state)
+
+    def after(optimizer: Any, steps: int, device: str) -> Any:
+        model = ost.nn.GRU(3, 4, dtype=np.float64, rng=0).to(device)
+        x = np.random.default_rng(1).normal(size=(5, 2, 3))
+        x = x if device == "cpu" else gpu.put(x)
+        for _ in range(steps):
+            model.zero_grad()
+            (y, _h), pullback = model.vjp(x)
+            pullback(y)
+            optimizer.step(model)
+        return host(model.flat)
+
+    same, half = Scaled(0.05, **options), Scaled(0.05, **options)
+    np.testing.assert_allclose(
+        after(same, 3, device), after(base(0.05, **options), 3, "cpu"), rtol=1e-9, atol=1e-12
+    )
+    half.scale = 0.5
+    before, kernel = after(half, 0, "cpu"), after(base(0.05, **options), 1, "cpu")
+    np.testing.assert_allclose(after(half, 1, device), (before + kernel) / 2, atol=1e-12)
+    assert same.calls >= 3
+    assert half.calls >= 1
+
+
 @pytest.mark.parametrize(
     "loss",
     [ost.losses.MSE(), ost.losses.MAE(), ost.losses.Huber(0.5), ost.losses.BinaryCrossEntropy()],
@@ -596,7 +637,7 @@ def test_a_checkpoint_goes_from_one_to_the_other(gpu: Gpu, tmp_path: Path) -> No
     whole = fit(model_of(), 4, "whole")
     fit(model_of().to("cuda"), 2, "half")
     there = fit(model_of(1).to("cuda"), 4, "half", resume=True)
-    # Split words have errors of 2e-5 of a gradient, of which Adam makes a share of its steps of 0.01.
+    # Split words have errors of 2e-5 of a gradient, a share of Adam's steps of 0.01.
     np.testing.assert_allclose(host(there.flat), whole.flat, atol=1e-3)
     back = fit(model_of(2), 4, "half", resume=True)
     assert np.array_equal(back.flat, host(there.flat))

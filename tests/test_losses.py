@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import date
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -248,6 +251,48 @@ BAD: dict[str, Any] = {
         "target: expected class numbers from 0 to 1, got 2",
     ),
 }
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        np.array([1, 2.5], object),
+        [Decimal(1), Decimal("2.5")],
+        (Fraction(1), Fraction(5, 2)),
+        [np.float32(1), Decimal("2.5")],
+        np.array([True, 2.5], object),
+    ],
+)
+def test_weights_may_be_any_numbers(weights: Any) -> None:
+    for got in (
+        losses.CrossEntropy(class_weights=weights).class_weights,
+        losses.BinaryCrossEntropy(positive_weight=weights).positive_weight,
+    ):
+        assert got is not None
+        assert (got.dtype, got.tolist()) == (np.dtype(np.float64), [1, 2.5])
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        ["1", "2"],
+        np.array(["1", 2], object),
+        np.array([b"1", 2], object),
+        [1j, 2],
+        np.array([np.complex128(1), 2], object),
+        [date(2026, 1, 1)],
+        np.array([1, 2], "M8[D]"),
+        np.array([np.timedelta64(1, "D"), 2], object),
+        [None, 1],
+        [[1], [1, 2]],
+        [10**400],
+    ],
+)
+def test_what_is_no_number_is_no_weight(weights: Any) -> None:
+    with pytest.raises(TypeError, match="class_weights: expected"):
+        losses.Focal(class_weights=weights)
+    with pytest.raises(TypeError, match="positive_weight: expected"):
+        losses.BinaryCrossEntropy(positive_weight=weights)
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -1,5 +1,6 @@
-"""Kernels whose blocks share the weights and exchange what a step needs, emulated by a CPU thread
-for every block.
+"""Kernels whose blocks share the weights and exchange what a step needs.
+
+The blocks are emulated in turn.
 """
 
 from __future__ import annotations

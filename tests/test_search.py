@@ -37,6 +37,8 @@ def test_a_search_and_its_seed(tmp_path: Path) -> None:
         ost.search(build, SPACE, DATA, validation=DATA, trials=1, epochs=1, seed=4).trials[0]
         != first.trials[0]
     )
+    large = ost.search(build, SPACE, DATA, validation=DATA, trials=1, epochs=1, seed=2**100)
+    assert large.trials[0] != first.trials[0]
     assert [t.number for t in first.trials] == list(range(6))
     for t in first.trials:
         assert 3 <= t.settings["size"] <= 8

@@ -14,6 +14,9 @@ import pytest
 
 import ostinato as ost
 from ostinato import data, losses, nn, optim
+from ostinato.tasks._application import check_options
+from ostinato.tasks._forecast_options import ForecastOptions
+from ostinato.tasks._tagger import TaggerOptions
 from ostinato.train import Diverged
 
 
@@ -322,6 +325,26 @@ def test_the_seed_of_fit_is_that_of_all_that_draws() -> None:
         fitted(sequences(), trainer=dropping(0), shuffle=False, seed=8),
     )
     assert not hasattr(ost, "seed")
+
+
+def test_a_seed_may_be_any_whole_number_from_0() -> None:
+    large = 2**100
+    runs = [fitted(sequences(), trainer=dropping(0), seed=s) for s in (large, large, large + 1)]
+    assert np.array_equal(runs[0], runs[1])
+    assert not np.array_equal(runs[0], runs[2])
+    x = np.arange(8.0).reshape(8, 1, 1)
+    loader = ost.data.ArrayLoader(x, x, batch_size=4, rng=large)
+    assert sorted(a for b in loader for a in b[0].ravel()) == list(range(8))
+    assert ForecastOptions(seed=large).seed == large
+    check_options(TaggerOptions(seed=10**400))  # beyond all floats, too
+    for make in (
+        lambda seed: ost.data.ArrayLoader(x, x, batch_size=4, rng=seed),
+        lambda seed: fitted(sequences(), trainer=dropping(0), seed=seed),
+        lambda seed: ForecastOptions(seed=seed),
+    ):
+        for wrong, error in ((-1, ValueError), (True, ValueError), (1.5, TypeError)):
+            with pytest.raises(error, match=r"(seed|rng): expected a whole number"):
+                make(wrong)
 
 
 def test_fitting_leaves_the_generators_of_others_alone() -> None:

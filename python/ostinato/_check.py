@@ -41,6 +41,8 @@ def flag(name: str, value: object) -> bool:
     given: Any = value
     if isinstance(given, (bool, np.bool_)):
         return bool(given)
+    if is_array(given) and given.ndim == 0 and given.dtype.kind == "b":
+        return bool(given)
     if isinstance(given, (int, np.integer)) and given in (0, 1):
         return bool(given)
     raise TypeError(f"{name}: expected True or False, got {value!r:.{LONGEST}}")
@@ -66,6 +68,18 @@ def positive(name: str, value: object, minimum: int = 1) -> int:
     return n
 
 
+def seed(name: str, value: object) -> int:
+    """Return a whole number of at least 0; as for NumPy, it may be as large as one likes."""
+    given: Any = value
+    try:
+        n = operator.index(given)
+    except TypeError:
+        raise TypeError(f"{name}: expected a whole number, got {value!r:.{LONGEST}}") from None
+    if isinstance(value, bool) or n < 0:
+        raise ValueError(f"{name}: expected a whole number of at least 0, got {value!r:.{LONGEST}}")
+    return n
+
+
 def number(name: str, value: object, wanted: str) -> float:
     """Return a real number; the error calls it ``wanted``."""
     given: Any = value  # anything may come in; that is what is checked
@@ -81,11 +95,21 @@ def reals(name: str, value: object, wanted: str) -> Array:
     """Return real numbers as a new float64 array; the error calls them ``wanted``."""
     try:
         a = np.array(value)
-    except ValueError:  # lists of different lengths
+        if a.dtype.kind == "O":  # such as those of pandas, or of Decimal and Fraction
+            a = np.array([_real(element) for element in a.flat], float).reshape(a.shape)
+    except (TypeError, ValueError, OverflowError):  # lists of different lengths among them
         a = np.array(None)
     if a.dtype.kind not in "biuf":
         raise TypeError(f"{name}: expected {wanted}, got {value!r:.{LONGEST}}")
     return a.astype(np.float64)
+
+
+def _real(value: Any) -> float:
+    """Return an object as a number, unless it is a text, an array, a date or complex."""
+    other = isinstance(value, np.generic) and value.dtype.kind not in "biuf"
+    if other or isinstance(value, (str, bytes, bytearray, np.ndarray)):
+        raise TypeError
+    return float(value)
 
 
 def fraction(name: str, value: object) -> float:

@@ -10,29 +10,44 @@ from . import _core
 
 # Where the kernels may be: in this package, if it was built with them, or in one of their own.
 HOMES = ("ostinato._cuda", "ostinato_cuda13._cuda")
+BUILD = "-C cmake.define.OSTINATO_CUDA=ON"
 
 
 @lru_cache(maxsize=1)
 def _module() -> tuple[Any, str]:
     """Return the module and "", or None and the reason."""
-    version = _core.__version__
+    version, reasons = _core.__version__, []
     for name in HOMES:
         try:
             module = importlib.import_module(name)
-        except ModuleNotFoundError:
-            continue
         except ImportError as error:
-            return None, f"{name} does not load: {error}"
-        if (found := getattr(module, "__version__", "unknown")) != version:
-            return None, (
-                f"{name}: expected the version of ostinato, {version}, got {found}; "
-                f"pip install ostinato-cuda13=={version}"
-            )
-        return module, ""
-    return None, (
-        f"there are no kernels for NVIDIA GPUs: pip install ostinato-cuda13=={version}, "
-        "or build ostinato with -C cmake.define.OSTINATO_CUDA=ON"
+            if not _is_absent(name, error):
+                reasons.append(f"{name} does not load: {error}")
+            continue
+        found = getattr(module, "__version__", "unknown")
+        if found == version:
+            return module, ""
+        reasons.append(
+            f"{name}: expected the version of ostinato, {version}, got {found}; "
+            + _advice(name, module)
+        )
+    return None, "; ".join(reasons) or (
+        "there are no kernels for NVIDIA GPUs: from a checkout, build their package with "
+        f"tools/wheels --cuda, or ostinato with {BUILD}"
     )
+
+
+def _is_absent(name: str, error: ImportError) -> bool:
+    """Whether there is no such module or package, rather than one that lacks something."""
+    return isinstance(error, ModuleNotFoundError) and error.name in (name, name.split(".")[0])
+
+
+def _advice(name: str, module: Any) -> str:
+    """Tell what to do about kernels of another version."""
+    if name == HOMES[0]:
+        file = getattr(module, "__file__", None) or "that module"
+        return f"build ostinato again with {BUILD}, or remove {file}"
+    return f"install ostinato-cuda13 {_core.__version__}, which tools/wheels --cuda builds"
 
 
 def module() -> Any:

@@ -189,7 +189,7 @@ class _Selections:
     def _select(self, batch_size: int, shuffle: bool, rng: int) -> None:
         self.batch_size = _check.positive("batch_size", batch_size)
         self.shuffle = _check.flag("shuffle", shuffle)
-        self.rng = _check.positive("rng", rng, 0)
+        self.rng = _check.seed("rng", rng)
 
     @property
     def _samples(self) -> int:

@@ -285,11 +285,14 @@ class _Native(Optimizer):
         """Run the kernel on p, g and the buffers; a run is (first, end, rate, decay, age)."""
         raise NotImplementedError  # the optimisers below define it
 
+    def _is_own(self) -> bool:
+        """Whether a user has defined the update, of which no kernel knows."""
+        return getattr(self._update, "__func__", None) not in _OURS
+
     def _move(
         self, arrays: tuple[Array, ...], runs: list[_Part], where: Array | None, also: Also
     ) -> None:
-        own = getattr(self._update, "__func__", None) not in _OURS
-        if own or _device.of(arrays[0]) is not None:
+        if self._is_own() or _device.of(arrays[0]) is not None:
             return super()._move(arrays, runs, where, also)
         if where is not None and not where:
             return None
@@ -468,10 +471,22 @@ class Adam(_Native):
         self.betas = (fraction("betas[0]", betas[0]), fraction("betas[1]", betas[1]))
         self.eps = number("eps", eps)
 
+    def _update(
+        self, p: Array, g: Array, lr: float, decay: float, age: int, *state: Array
+    ) -> tuple[Array, ...]:
+        t, (b1, b2) = p.dtype.type, self.betas
+        if decay and not self._decoupled:
+            g = g + p * t(decay)
+        mean = state[0] * t(b1) + g * t(1 - b1)
+        square = state[1] * t(b2) + g * t(1 - b2) * g
+        rate, root = t(lr / (1 - b1**age)), t((1 - b2**age) ** -0.5)
+        kept = p * t(1 - lr * decay) if self._decoupled else p
+        return kept - mean * rate / (np.sqrt(square) * root + t(self.eps)), mean, square
+
     def _move(
         self, arrays: tuple[Array, ...], runs: list[_Part], where: Array | None, also: Also
     ) -> None:
-        if _device.of(arrays[0]) is None:
+        if self._is_own() or _device.of(arrays[0]) is None:
             return super()._move(arrays, runs, where, also)
         also.apply(arrays[0], arrays[1], where)
         given = [(part.start, part.stop, lr, decay, age) for part, lr, decay, age in runs]
@@ -528,5 +543,5 @@ class AdamW(Adam):
 
 
 # Where another function stands in the place of these, a user has defined the update.
-_OURS = (Optimizer._update, SGD._update, RMSprop._update)
+_OURS = (SGD._update, RMSprop._update, Adam._update)
 readable(globals())

@@ -168,7 +168,7 @@ def within(kind: str, value: float) -> bool:
     """Return whether a number is in the range of its kind."""
     least, allowed = LIMITS[kind]
     return (
-        math.isfinite(value)
+        (isinstance(value, int) or math.isfinite(value))  # a seed may be beyond all floats
         and (value >= least if allowed else value > least)
         and (kind != "fraction" or value < 1)
         and (kind != "part" or value < 1 or float(value).is_integer())

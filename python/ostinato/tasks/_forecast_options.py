@@ -128,7 +128,7 @@ class ForecastOptions:
         for name in ("horizon", "window"):
             if getattr(self, name) is not None:
                 _check.positive(name, getattr(self, name))
-        _check.positive("seed", self.seed, 0)
+        _check.seed("seed", self.seed)
         _check.choice("cell", self.cell, tuple(CELLS))
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise ValueError(f"lr: expected a number above 0, got {self.lr!r}")

@@ -281,7 +281,7 @@ def search(
             was searched with another space, monitor, mode, seed, `prune` or arguments of `fit`.
     """
     _check.positive("trials", trials)
-    _check.positive("seed", seed, 0)
+    _check.seed("seed", seed)
     checked = _check_space(space)
     if not callable(build):
         raise TypeError(f"build: expected a function, got {type(build).__name__}")

@@ -71,7 +71,7 @@ def check_counts(s: Settings, batch_size: int) -> None:
         if value is not None:
             _check.positive(name, value)
     _check.positive("batch_size", batch_size)
-    _check.positive("seed", s.seed, 0)
+    _check.seed("seed", s.seed)
 
 
 def check_run(trainer: Trainer, s: Settings, valid: Source | None) -> None:

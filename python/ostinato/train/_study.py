@@ -142,6 +142,8 @@ class Study:
         grace: float,
     ) -> None:
         self._optuna, self._seed = optuna, seed
+        if seed >= 2**32:  # beyond what Optuna takes
+            seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
         self._shared, self._grace = storage is not None, grace
         self._seen: dict[int, tuple[Any, float]] = {}  # the counter of a trial, and since when
         self.states = optuna.trial.TrialState
