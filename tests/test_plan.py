@@ -79,13 +79,15 @@ def test_every_shape_has_a_plan(device: GpuFigures) -> None:
         else:
             assert p.kernel == "step"
             assert p.register_capacity == p.rows == p.units == 0
-            each = 2 * len(products) + by_step
-            if _core.step_slices(word, batch, hidden, hidden * max(products)) and (
-                len(products) > 1 or by_step
-            ):
-                each += len(products)  # the sums of slices
-            assert p.launches == 7 * (each if backward else len(products))
-            assert p.blocks * (64 * 16 if backward else 64 // max(products) * 32) >= hidden * batch
+            each, units, rows = len(products), 64 // max(products), 32
+            if backward:
+                each, units = 2 * len(products) + by_step, 64
+                if _core.step_slices(word, batch, hidden, hidden * max(products)):
+                    rows = 16
+                    if len(products) > 1 or by_step:
+                        each += len(products)  # the sums of slices
+            assert p.launches == 7 * each
+            assert p.blocks * units * rows >= hidden * batch
     assert kernels == {"loop", "persistent", "stream", "step"}
 
 

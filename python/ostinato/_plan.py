@@ -747,7 +747,8 @@ def _stepwise(
             seconds=launches * LAUNCH + max(reading, work),
         )
     tile_m, tile_n = TILE
-    blocks = -(-hidden // (tile_n // max(products))) * -(-batch // tile_m)
+    units = tile_n if backward else tile_n // max(products)
+    blocks = -(-hidden // units) * -(-batch // tile_m)
     each = 2 * len(products) + by_step if backward else len(products)
     launches = (step_launches or each) * steps
     return GpuPlan("step", blocks, launches, False, "", seconds=launches * LAUNCH + work)

@@ -380,8 +380,8 @@ def _weight_gradients(inputs: Inputs, need: Sequence[bool]) -> list[Tensor]:
     nothing = x.new_empty(0)
     dtype = _computed(nothing).dtype
     if _on_cpu(x):
-        # Memory that is kept from call to call. Where an allocator gives it back to the system after
-        # each step, its pages come anew: 2 MB of them took as long as half of a backward pass.
+        # Memory that is kept from call to call. Where an allocator gives it back to the system
+        # after each step, its pages come anew: 2 MB took as long as half of a backward pass.
         kind = np.dtype(_NATIVE_DTYPES[dtype])
         return [
             torch.from_numpy(_core.kept_array(kind, w.shape)) if n else nothing
