@@ -149,9 +149,7 @@ def backward(
         _, tape = forward(options, inputs, True)
     dy, dh, dc = grads
     like = inputs.weight_ih
-    weights = [
-        None if w is None else _core.kept_array(like.dtype, w.shape) for w in inputs[3:7]
-    ]
+    weights = [None if w is None else _core.kept_array(like.dtype, w.shape) for w in inputs[3:7]]
     dx, dh0, dc0, *_ = tape.backward(
         None if dy is None else _rows(dy),
         None if dh is None else np.ascontiguousarray(dh)[None],
