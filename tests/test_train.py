@@ -333,6 +333,23 @@ def test_infinite_gradients_stop_the_run() -> None:
         quiet(trainer, series())
 
 
+def test_parameters_that_are_no_numbers_give_way_to_those_before() -> None:
+    class Late(optim.Schedule):
+        def __call__(self, step: int) -> float:
+            return 1e39 if step == 2 else 0.1
+
+    class Keep(Callback):
+        def on_step(self, trainer: Any, step: int, loss: float, norm: float) -> None:
+            kept.append(trainer.model.flat.copy())
+
+    kept: list[Any] = []
+    model = nn.Sequential(nn.GRU(1, 4, batch_first=True, rng=0), nn.Linear(4, 1, rng=0))
+    trainer = ost.Trainer(model, losses.MSE(), optim.SGD(Late()), callbacks=[Keep()])
+    with pytest.raises(Diverged, match="the loss is nan at step 4"):
+        quiet(trainer, series(), batch_size=8, epochs=1)
+    assert np.array_equal(model.flat, kept[1])  # before the third update
+
+
 @pytest.mark.skipif(
     threading.current_thread() is not threading.main_thread(),
     reason="signals go to the main thread",
