@@ -373,3 +373,16 @@ def stand_in(patch: pytest.MonkeyPatch, device: _device.Device = DEVICE) -> _dev
     patch.setattr(_device, "cuda", lambda index=None: device)
     patch.setitem(sys.modules, "cupy", module)
     return device
+
+
+def bytes_made(patch: pytest.MonkeyPatch, xp: Any = module) -> list[int]:
+    """Return a list to which every array that is made without values adds its bytes from now on."""
+    made: list[int] = []
+    empty = xp.empty
+
+    def count(shape: Any, dtype: Any = float) -> Any:
+        made.append(int(np.prod(shape)) * np.dtype(dtype).itemsize)
+        return empty(shape, dtype)
+
+    patch.setattr(xp, "empty", count, raising=False)
+    return made

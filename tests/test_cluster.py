@@ -223,14 +223,7 @@ def test_memory_is_what_explain_says(
     layer = ost.nn.GRU(5, 40, rng=0).to("cuda")
     x = device.put(np.zeros((30, 3, 5), np.float32))
     layer(x)  # the weights are packed
-    made: list[int] = []
-    empty = fake_cupy.module.empty
-
-    def count(shape: Any, dtype: Any = float) -> Any:
-        made.append(int(np.prod(shape)) * np.dtype(dtype).itemsize)
-        return empty(shape, dtype)
-
-    monkeypatch.setattr(fake_cupy.module, "empty", count, raising=False)
+    made = fake_cupy.bytes_made(monkeypatch)
     y = layer(x)[0]
     said = ost.explain(layer, (30, 3, 5)).facts["workspace_bytes"]
     assert abs(sum(made) - y.nbytes - said) <= 0.1 * said

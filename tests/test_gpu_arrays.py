@@ -817,14 +817,7 @@ def test_memory_is_what_explain_says(
     x = put(gpu, np.ones((60, 8, 16), np.float32))
     layer(x), layer.vjp(x)  # the weights are packed
     facts = ost.explain(layer, (60, 8, 16), training=training).facts
-    made: list[int] = []
-    empty = gpu.xp.empty
-
-    def count(shape: Any, dtype: Any = float) -> Any:
-        made.append(int(np.prod(shape)) * np.dtype(dtype).itemsize)
-        return empty(shape, dtype)
-
-    monkeypatch.setattr(gpu.xp, "empty", count, raising=False)
+    made = fake_cupy.bytes_made(monkeypatch, gpu.xp)
     if not training:
         layer(x)
         outputs = 60 * 8 * size * 4

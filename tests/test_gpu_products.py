@@ -319,14 +319,7 @@ def test_memory_is_what_explain_says(
     layer.precision = precision
     x = gpu.put(np.ones((60, 8, 16), np.float32))
     y = layer.vjp(x)[1](layer(x)[0]) and layer(x)[0]  # the weights are packed and split
-    made: list[int] = []
-    empty = gpu.xp.empty
-
-    def count(shape: Any, dtype: Any = float) -> Any:
-        made.append(int(np.prod(shape)) * np.dtype(dtype).itemsize)
-        return empty(shape, dtype)
-
-    monkeypatch.setattr(gpu.xp, "empty", count, raising=False)
+    made = fake_cupy.bytes_made(monkeypatch, gpu.xp)
     said = ost.explain(layer, (60, 8, 16), training=training).facts["workspace_bytes"]
     made.clear()
     if not training:

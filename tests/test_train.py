@@ -345,7 +345,7 @@ def test_parameters_that_are_no_numbers_give_way_to_those_before() -> None:
     kept: list[Any] = []
     model = nn.Sequential(nn.GRU(1, 4, batch_first=True, rng=0), nn.Linear(4, 1, rng=0))
     trainer = ost.Trainer(model, losses.MSE(), optim.SGD(Late()), callbacks=[Keep()])
-    with pytest.raises(Diverged, match="the loss is (nan|inf) at step 4"):
+    with pytest.raises(Diverged, match=r"the loss is (nan|inf) at step 4"):
         quiet(trainer, series(), batch_size=8, epochs=1)
     assert np.array_equal(model.flat, kept[1])  # before the third update
 
