@@ -145,6 +145,11 @@ def test_what_is_no_pair_or_no_number_is_a_type_error() -> None:
     weights = [np.ones((4, 3), F), np.ones((4, 4), F), None, None, None]
     with pytest.raises(TypeError, match="scalars: expected numbers, got 'a'"):
         _core.PackedFloat32("rnn_general", 3, 4, 1, False, [weights], True, scalars=["a"])
+    with pytest.raises(TypeError, match="scalars: expected a sequence of numbers"):
+        scalars: Any = np.array(1.0)
+        _core.PackedFloat32("rnn_general", 3, 4, 1, False, [weights], True, scalars=scalars)
+    with pytest.raises(ValueError, match="dtype: expected a dtype of floats, got object"):
+        _core.kept_array(np.dtype(object), (2,))
 
 
 def test_sizes_beyond_all_memory_are_refused() -> None:
@@ -170,8 +175,13 @@ def test_sizes_beyond_all_memory_are_refused() -> None:
         _core.PackedFloat32("rnn_tanh", 3, 2**62, 1, False, [weights], True)
     with pytest.raises(ValueError, match="itemsize: expected 4 or 8, got 5"):
         _core.plan(itemsize=5, layers=1, steps=3, **plan, **flags)
-    with pytest.raises(ValueError, match="batch: expected at most"):
-        _core.plan(itemsize=4, layers=1, steps=2**40, **plan, **flags)
+    with pytest.raises(ValueError, match="steps: expected at most 2.52 values"):
+        _core.plan(itemsize=4, layers=2**10, steps=2**40, **plan, **flags)
+    with pytest.raises(ValueError, match="hidden: expected at most 2.52 weights"):
+        _core.plan(itemsize=4, layers=1, steps=3, **{**plan, "hidden": 2**40}, **flags)
+    for sizes in [(2**40, 2**40), (-3, 2)]:
+        with pytest.raises(ValueError, match="shape: expected sizes whose array fits"):
+            _core.kept_array(np.dtype(np.float32), sizes)
 
 
 def test_steps_without_a_row_take_no_time() -> None:

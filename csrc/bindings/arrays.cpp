@@ -54,6 +54,10 @@ void Memory::check() {
 
 std::vector<double> numbers_of(const py::sequence& given, const char* name) {
   std::vector<double> out;
+  if (PySequence_Size(given.ptr()) < 0) {  // an array without an axis
+    PyErr_Clear();
+    throw py::type_error(std::string(name) + ": expected a sequence of numbers, got " + std::string(py::repr(given)));
+  }
   for (const py::handle one : given) {
     const double x = PyFloat_AsDouble(one.ptr());
     if (x == -1 && PyErr_Occurred()) {

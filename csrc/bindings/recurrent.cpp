@@ -1,6 +1,8 @@
 // The Python classes of packed stacks, tapes and sums, and what the module tells of cells and plans.
 #include "recurrent.h"
 
+#include <algorithm>
+#include <cmath>
 #include <tuple>
 
 namespace ost {
@@ -15,8 +17,11 @@ py::list plan(const std::string& cell, Index input, Index hidden, Index layers, 
   for (const auto& [name, size, least] : sizes)
     if (size < least || size > (Index(1) << 40)) fail(name, "a size from " + std::to_string(least) + " to 2^40", std::to_string(size));
   if (layers > 1000000) fail("layers", "at most 1000000", std::to_string(layers));
-  if (batch > 0 && steps > (Index(1) << 40) / batch)
-    fail("batch", "at most 2^40 steps of all sequences", std::to_string(batch) + " sequences of " + std::to_string(steps));
+  // Counted in doubles, since the products may have more than 64 bits; a kernel pads widths and rows to at most 64, keeps at most
+  // 16 values of 8 bytes for each of these, and a stack has two directions: 2^52 of them are 2^60 bytes.
+  const double width = std::max({input, hidden, projection, Index(64)}), rows = double(std::max(steps, Index(1))) * std::max(batch, Index(64));
+  if (double(layers) * width * width > std::ldexp(1, 52)) fail("hidden", "at most 2^52 weights in all layers", std::to_string(hidden));
+  if (double(layers) * rows * width > std::ldexp(1, 52)) fail("steps", "at most 2^52 values of all steps", std::to_string(steps));
   const StackShape s = shape_of(cell, input, hidden, layers, bidirectional, false, true, projection);
   const Precision precision = precision_named<T>(precision_name, train);
   const CellTraits& traits = kernels()->traits[int(s.cell)];
@@ -177,9 +182,14 @@ void bind_recurrent(py::module_& m) {
   m.def(
       "kept_array",
       [](const py::dtype& dtype, const py::sequence& sizes) {
+        if (dtype.kind() != 'f') fail("dtype", "a dtype of floats", std::string(py::str(dtype)));  // memory as it comes is no object
         std::vector<py::ssize_t> shape;
         py::ssize_t bytes = dtype.itemsize();
-        for (const py::handle n : sizes) shape.push_back(n.cast<py::ssize_t>()), bytes *= shape.back();
+        for (const py::handle n : sizes) {
+          shape.push_back(n.cast<py::ssize_t>());
+          if (shape.back() < 0 || __builtin_mul_overflow(bytes, shape.back(), &bytes))
+            fail("shape", "sizes whose array fits in memory", std::string(py::str(sizes)));
+        }
         void* block = allocate_block(std::size_t(bytes));
         if (!block) throw std::bad_alloc();
         return py::array(dtype, shape, block, py::capsule(block, &free_block));
