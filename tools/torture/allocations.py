@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import faulthandler
 import hashlib
+import importlib
 import os
 import select
 import signal
@@ -285,9 +286,21 @@ def _in_child(work: Callable[[], str]) -> str:
     return answer if not status else f"ended by status {status}"
 
 
+def _first(make: Callable[[], Case]) -> str:
+    """Run a pass; return the sum of its result, and the modules that it loads.
+
+    Python's own compiler ends in other errors than MemoryError where it has no memory.
+    """
+    case, before = make(), set(sys.modules)
+    result = digest(case.run())
+    return " ".join([result, *sorted(set(sys.modules) - before)])
+
+
 def sweep(shim: Shim, make: Callable[[], Case], onwards: bool) -> Iterator[tuple[int, str]]:
     """Yield the number of the allocation and what was wrong, for each until there are no more."""
-    want = _in_child(lambda: digest(make().run()))
+    want, *modules = _in_child(lambda: _first(make)).split()
+    for name in modules:
+        importlib.import_module(name)
     k = 1
     while (wrong := _in_child(lambda: _try(shim, make, k, onwards, want))) != "done":  # noqa: B023
         yield k, "" if wrong == "fine" else wrong
