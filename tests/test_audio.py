@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+import tracemalloc
 import wave
 from pathlib import Path
 
@@ -80,6 +81,19 @@ def test_other_files_are_refused_by_name(tmp_path: Path, content: bytes, message
     with pytest.raises(ValueError, match=message) as e:
         audio.read_wav(path)
     assert "bad.wav" in str(e.value)
+
+
+def test_a_header_of_a_long_sound_takes_no_memory(tmp_path: Path) -> None:
+    """Reading what the header says would take 4 GB before the file's end is seen."""
+    path = tmp_path / "cut.wav"
+    path.write_bytes(header(data=b"\0" * 10, size=2**32 - 8))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="expected 2147483644 samples"):
+            audio.read_wav(path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 # -- rates -----------------------------------------------------------------------------------------

@@ -108,6 +108,13 @@ def test_repeats(music: str, order: str) -> None:
     assert "".join(played(music)) == order
 
 
+@pytest.mark.parametrize("line", ["!A:b c", "abc! !", "\xa0!abc", '"x"K:C'])
+def test_a_tidy_tune_stays_as_it_is(line: str) -> None:
+    once = _abc.tidy(f"X:1\nK:G\n{line}\nGBd|\n")
+    assert _abc.tidy(once) == once
+    assert _abc.parse(once).sharps == 1
+
+
 def test_any_order_of_repeats_ends() -> None:
     rng = np.random.default_rng(0)
     note = _abc.Note(Fraction(0), Fraction(1), (60,))

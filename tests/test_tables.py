@@ -514,6 +514,22 @@ def test_several_series(tmp_path: Any) -> None:
         read(tmp_path, mixed, series="s")
 
 
+def test_numbers_as_names_and_times(tmp_path: Any) -> None:
+    """Whole numbers have no point; those beyond 64 bits, and NaN, have no whole number."""
+    pl = pytest.importorskip("polars", reason="polars is not installed")
+    frame = pl.DataFrame({"s": [1.0, 1.0, 1e300, 1e300], "v": [1.0, 2, 3, 4]})
+    assert [float(s.name) for s in tables.read(frame, series="s").series] == [1, 1e300]
+    whole = frame.with_columns(s=pl.Series([1.0, 1.0, 2.0, 2.0]))
+    assert [s.name for s in tables.read(whole, series="s").series] == ["1", "2"]
+    none = frame.with_columns(s=pl.Series([1.0, 1.0, float("nan"), 2.0]))
+    with pytest.raises(ValueError, match="--series: expected a name in every row"):
+        tables.read(none, series="s")
+    with pytest.raises(ValueError, match="expected a time in every row, got none in column 's'"):
+        tables.read(none, time="s", column="v")
+    with pytest.raises(ValueError, match="--series: expected one of s, v, got ''"):
+        tables.read(frame, series="")
+
+
 def test_known_and_observed(tmp_path: Any) -> None:
     content = (
         "date,v,promo,rain\n2020-01-01,1,no,5\n2020-01-02,2,yes,6\n"

@@ -145,9 +145,12 @@ def test_what_is_no_pair_or_no_number_is_a_type_error() -> None:
     weights = [np.ones((4, 3), F), np.ones((4, 4), F), None, None, None]
     with pytest.raises(TypeError, match="scalars: expected numbers, got 'a'"):
         _core.PackedFloat32("rnn_general", 3, 4, 1, False, [weights], True, scalars=["a"])
-    with pytest.raises(TypeError, match="scalars: expected a sequence of numbers"):
-        scalars: Any = np.array(1.0)
+    scalars: Any = np.array(1.0)  # a sequence for Python, of no length
+    with pytest.raises(TypeError, match="scalars: expected a sequence, got array"):
         _core.PackedFloat32("rnn_general", 3, 4, 1, False, [weights], True, scalars=scalars)
+    p = np.ones(3, F)
+    with pytest.raises(TypeError, match="runs: expected a sequence, got array"):
+        _core.sgd_runs_Float32(p, p.copy(), p.copy(), scalars, 0.9, False)
     with pytest.raises(ValueError, match="dtype: expected a dtype of floats, got object"):
         _core.kept_array(np.dtype(object), (2,))
 
@@ -168,20 +171,41 @@ def test_sizes_beyond_all_memory_are_refused() -> None:
         "batch": 2,
     }
     flags = {"dropout": False, "train": True, "backward": False}
-    with pytest.raises(ValueError, match="layers: expected at most 1000000"):
+    with pytest.raises(ValueError, match="num_layers: expected at most 1000000"):
         _core.plan(itemsize=4, layers=2**31, steps=3, **plan, **flags)
     weights = [np.ones((4, 3), F), np.ones((4, 4), F), None, None, None]
-    with pytest.raises(ValueError, match="hidden_size: expected at most"):
+    with pytest.raises(ValueError, match="hidden_size: expected a size from 1 to"):
         _core.PackedFloat32("rnn_tanh", 3, 2**62, 1, False, [weights], True)
     with pytest.raises(ValueError, match="itemsize: expected 4 or 8, got 5"):
         _core.plan(itemsize=5, layers=1, steps=3, **plan, **flags)
-    with pytest.raises(ValueError, match="steps: expected at most 2.52 values"):
+    with pytest.raises(ValueError, match="steps: expected at most 2"):
         _core.plan(itemsize=4, layers=2**10, steps=2**40, **plan, **flags)
-    with pytest.raises(ValueError, match="hidden: expected at most 2.52 weights"):
+    with pytest.raises(ValueError, match="hidden_size: expected at most 2"):
         _core.plan(itemsize=4, layers=1, steps=3, **{**plan, "hidden": 2**40}, **flags)
     for sizes in [(2**40, 2**40), (-3, 2)]:
         with pytest.raises(ValueError, match="shape: expected sizes whose array fits"):
             _core.kept_array(np.dtype(np.float32), sizes)
+    with pytest.raises(ValueError, match="hidden_size: expected a size from 1"):
+        _core.xla_sizes(4, "lstm", 3, -(2**63), 1, "exact")
+    with pytest.raises(ValueError, match="steps: expected a size from 0"):
+        _core.gradient_parts(2**63 - 1, 2)
+
+
+def test_flat_rows_are_of_one_sequence_or_none() -> None:
+    """Rows of two sequences were written by two threads; the gradient of rows of none never was."""
+    made, grads = packed()
+    x = np.ones((6, 3), F)
+    for lengths, starts in [([2, 4], [0, 1]), ([3, 3], [3, 1])]:
+        with pytest.raises(ValueError, match="starts: expected sequences of different rows"):
+            made.forward(x, None, None, np.array(lengths), starts=np.array(starts), span=4)
+    lengths, starts = [2, 0, 3], [4, 2, 0]
+    for _ in range(3):  # memory that has been used, and not by zeros
+        _core.kept_array(np.dtype(F), (6, 3))[...] = 7
+        given = np.array(lengths), np.array(starts)
+        y, *_, tape = made.forward(x, None, None, given[0], starts=given[1], span=4, train=True)
+        dx = tape.backward(np.ones_like(y), None, None, [grads], True)[0]
+        assert dx[3].tolist() == [0, 0, 0]
+        assert dx[[0, 1, 2, 4, 5]].all()
 
 
 def test_steps_without_a_row_take_no_time() -> None:

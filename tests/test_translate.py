@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import importlib.util
 import io
 import json
@@ -458,6 +459,27 @@ def test_the_plural_rule_of_a_catalogue_is_not_run_and_no_message_is_changed(
         (tmp_path / name).write_bytes(words)
         pairs = _pairs.read([str(tmp_path / name)], 60, lambda line: None)
         assert pairs == {source: [target] for source, target in messages.items()}
+
+
+@pytest.mark.parametrize("charset", ["us-ascii", "ISO-8859-1", "koi8-r", "windows-1251", "UTF-8"])
+def test_charsets_of_catalogues(charset: str, tmp_path: Path) -> None:
+    words = catalogue({"": HEADER.replace("UTF-8", charset), "Open": "Ouvrir"})
+    (tmp_path / "a.mo").write_bytes(words)
+    assert _pairs.read([str(tmp_path)], 60, lambda line: None) == {"Open": ["Ouvrir"]}
+
+
+def test_a_catalogue_does_not_choose_a_codec_of_another_package(tmp_path: Path) -> None:
+    """A codec is code; one for type hints of an installed package parsed the texts as Python."""
+    asked: list[str] = []
+    codecs.register(search := lambda name: asked.append(name))
+    try:
+        words = catalogue({"": HEADER.replace("UTF-8", "of_a_package"), "Open": "Ouvrir"})
+        (tmp_path / "a.mo").write_bytes(words)
+        with pytest.raises(ValueError, match="of_a_package"):
+            _pairs.read([str(tmp_path)], 60, lambda line: None)
+    finally:
+        codecs.unregister(search)
+    assert asked == []
 
 
 # -- bad input -------------------------------------------------------------------------------------

@@ -284,7 +284,7 @@ def test_what_does_not_fit_is_refused() -> None:
             outputs,
             {k: v for k, v in p.attrs.items() if k != "input"},
         ),
-        (r"cell: expected sizes of at least 1", args, outputs, {**p.attrs, "hidden": 0}),
+        (r"hidden_size: expected a size from 1", args, outputs, {**p.attrs, "hidden": 0}),
     ]
     for message, given, results, attrs in wrong:
         call = Call()

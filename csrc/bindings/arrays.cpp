@@ -1,4 +1,5 @@
 #include "arrays.h"
+#include "sizes.h"
 
 namespace ost {
 namespace {
@@ -52,12 +53,20 @@ void Memory::check() {
   }
 }
 
+void check_sequence(const py::sequence& given, const char* name) {
+  if (PySequence_Size(given.ptr()) >= 0) return;
+  PyErr_Clear();
+  throw py::type_error(std::string(name) + ": expected a sequence, got " + std::string(py::repr(given)));
+}
+
+Index check_size(Index n, const char* name, Index least) {
+  if (n < least || n > Index(1) << 40) fail(name, "a size from " + std::to_string(least) + " to 2^40", std::to_string(n));
+  return n;
+}
+
 std::vector<double> numbers_of(const py::sequence& given, const char* name) {
   std::vector<double> out;
-  if (PySequence_Size(given.ptr()) < 0) {  // an array without an axis
-    PyErr_Clear();
-    throw py::type_error(std::string(name) + ": expected a sequence of numbers, got " + std::string(py::repr(given)));
-  }
+  check_sequence(given, name);
   for (const py::handle one : given) {
     const double x = PyFloat_AsDouble(one.ptr());
     if (x == -1 && PyErr_Occurred()) {

@@ -103,11 +103,19 @@ class BackwardPass {
       g_.weights.push_back(raw_arrays<T, RawGradients<T>>(s, traits_, part, a_.gradients[part], "grads: ", true, held_, device_));
   }
 
+  // Whether there are flat rows that belong to no sequence, as in a segment of steps: nothing writes their gradient.
+  bool has_other_rows() const {
+    Index count = 0;
+    for (Index b = 0; ragged_ && b < batch_; ++b) count += tape_.call.ends[0][b] - tape_.call.starts[0][b];
+    return ragged_ && count < flat_;
+  }
+
   void make_dx() {
     dx_ = a_.dx;
     if (dx_.is_none() && a_.need_dx) {
       const Index rows[] = {t_.batch_first ? batch_ : steps_, t_.batch_first ? steps_ : batch_};
-      dx_ = make_array<T>(device_, ragged_ ? std::vector<Index>{flat_, s_.input} : std::vector<Index>{rows[0], rows[1], s_.input}).object;
+      const auto shape = ragged_ ? std::vector<Index>{flat_, s_.input} : std::vector<Index>{rows[0], rows[1], s_.input};
+      dx_ = make_array<T>(device_, shape, has_other_rows()).object;
     }
     if (dx_.is_none()) return;
     const auto v = sequences(dx_, "dx", flat_, "I", s_.input, true);

@@ -1,5 +1,6 @@
 // Facts about the GPU's kernels that Python needs, whether or not there is a GPU.
 #include "../cuda/geometry.h"
+#include "sizes.h"
 
 namespace ost {
 
@@ -9,6 +10,7 @@ void bind_device(py::module_& m) {
   m.def(
       "matrix_shapes",
       [](int cell, Index input, Index hidden, Index output) {
+        check_size(input, "input"), check_size(hidden, "hidden"), check_size(output, "output");
         return emulated::matrix_shapes(CellId(cell), input, hidden, output, emulated::DeviceCells());
       },
       py::arg("cell"), py::arg("input"), py::arg("hidden"), py::arg("output"));
@@ -18,12 +20,26 @@ void bind_device(py::module_& m) {
         return emulated::loop_bytes_of(CellId(cell), precision, capacity, split, emulated::DeviceCells());
       },
       py::arg("cell"), py::arg("precision"), py::arg("capacity"), py::arg("split"));
-  m.def("step_slices", &emulated::slices_of, py::arg("word"), py::arg("batch"), py::arg("depth"), py::arg("width"));
-  m.def("gradient_parts", &emulated::gradient_parts);
+  m.def(
+      "step_slices",
+      [](int word, Index batch, Index depth, Index width) {
+        check_size(batch, "batch"), check_size(depth, "depth"), check_size(width, "width");
+        return emulated::slices_of(word, batch, depth, width);
+      },
+      py::arg("word"), py::arg("batch"), py::arg("depth"), py::arg("width"));
+  m.def(
+      "gradient_parts",
+      [](Index steps, Index batch) {
+        if (double(check_size(steps, "steps")) * check_size(batch, "batch") > kMostElements)
+          fail("steps", "at most 2^46 of all sequences", std::to_string(steps));
+        return emulated::gradient_parts(steps, batch);
+      },
+      py::arg("steps"), py::arg("batch"));
   m.def("device_constants", &emulated::device_constants);
   m.def(
       "persistent_kernels",
       [](const py::sequence& columns, Index hidden, int word, bool backward, bool upstream) {
+        check_sequence(columns, "columns"), check_size(hidden, "hidden");
         std::vector<int> own;
         for (const py::handle n : columns) own.push_back(n.cast<int>());
         return emulated::persistent_kernels(own, hidden, word, backward, upstream, emulated::DeviceCells());
@@ -34,9 +50,17 @@ void bind_device(py::module_& m) {
       [](int columns, int word, bool backward) { return emulated::cluster_kernels(columns, word, backward, emulated::DeviceCells()); },
       py::arg("columns"), py::arg("word"), py::arg("backward"));
   m.def("status_bytes", &emulated::status_bytes);
-  m.def("exchange_bytes", &emulated::exchange_bytes, py::arg("step_bytes"), py::arg("span"), py::arg("groups"), py::arg("co_launched"));
   m.def(
-      "stream_bytes", [](int cell, Index hidden) { return emulated::stream_bytes(CellId(cell), hidden, emulated::DeviceCells()); },
+      "exchange_bytes",
+      [](Index step_bytes, Index span, int groups, int co_launched) {
+        const double steps = double(check_size(groups, "groups")) * check_size(co_launched, "co_launched") * check_size(span, "span");
+        if (steps * check_size(step_bytes, "step_bytes") > kMostElements) fail("span", "at most 2^46 bytes", std::to_string(span));
+        return emulated::exchange_bytes(step_bytes, span, groups, co_launched);
+      },
+      py::arg("step_bytes"), py::arg("span"), py::arg("groups"), py::arg("co_launched"));
+  m.def(
+      "stream_bytes",
+      [](int cell, Index hidden) { return emulated::stream_bytes(CellId(cell), check_size(hidden, "hidden"), emulated::DeviceCells()); },
       py::arg("cell"), py::arg("hidden"));
   // The fields of the structs that kernels are given, by the name of the struct in Python.
   m.def("device_fields", [] {

@@ -1,4 +1,5 @@
 // A forward pass: the arrays that Python gives become one StackCall.
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 
@@ -7,13 +8,23 @@
 namespace ost {
 namespace {
 
-// Where the sequences of flat rows lie: sequence b is `lengths[b]` rows from starts[b] on.
+// Where the sequences of flat rows lie: sequence b is `lengths[b]` rows from starts[b] on. Two threads would write a row of two.
 void place_rows(const Index* starts, const Index* lengths, Index batch, Index rows, std::vector<Index>* begins, std::vector<Index>* ends) {
   for (Index b = 0; b < batch; ++b) {
     if (starts[b] < 0 || lengths[b] > rows - starts[b])
       fail("starts", "sequences within the " + std::to_string(rows) + " rows",
            std::to_string(lengths[b]) + " rows from row " + std::to_string(starts[b]));
     begins->push_back(starts[b]), ends->push_back(starts[b] + lengths[b]);
+  }
+  std::vector<Index> order;
+  for (Index b = 0; b < batch; ++b)
+    if (lengths[b]) order.push_back(b);
+  const auto before = [&](Index a, Index b) { return starts[a] < starts[b]; };
+  if (!std::is_sorted(order.begin(), order.end(), before)) std::sort(order.begin(), order.end(), before);
+  Index end = 0;
+  for (const Index b : order) {
+    if (starts[b] < end) fail("starts", "sequences of different rows", "row " + std::to_string(starts[b]) + " in two");
+    end = starts[b] + lengths[b];
   }
 }
 

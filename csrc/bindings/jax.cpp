@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "recurrent.h"
+#include "sizes.h"
 #include "xla_ffi.h"
 
 namespace ost {
@@ -102,6 +103,12 @@ const KernelTable* table_named(const std::string& name) {
 // Bits of `given`, and of `need`: the inputs in their order.
 enum Input : int { kX, kH0, kC0, kLengths, kResets, kMask, kResetH, kResetC };
 
+// One layer in one direction; `output` is H but for a projected cell.
+StackShape layer_shape(const std::string& cell, Index input, Index hidden, Index output, bool reverse) {
+  const bool projected = kernels()->traits[int(cell_named(cell))].projected;
+  return shape_of(cell, input, hidden, 1, false, reverse, false, projected ? output : 0);
+}
+
 // What the attributes of a call say.
 template <class T>
 struct Layer {
@@ -114,10 +121,7 @@ struct Layer {
         weights(f.number("weights")),
         given(f.number("given")) {
     const std::string name = f.text("cell");
-    const Index output = f.number("output");
-    shape = shape_of(name, f.number("input"), f.number("hidden"), 1, false, f.number("reverse"), false, 0);
-    if (traits().projected) shape.output = output;
-    if (shape.input < 1 || shape.hidden < 1 || shape.output < 1) fail("cell", "sizes of at least 1", "others");
+    shape = layer_shape(name, f.number("input"), f.number("hidden"), f.number("output"), f.number("reverse"));
     scalars = f.numbers("scalars", std::size_t(traits().scalars));
     check_cell<T>(traits(), shape.cell, precision, f.text("precision"), scalars.size());
   }
@@ -396,8 +400,7 @@ xla::Error* handle(xla::CallFrame* call) {
 // Elements of the packed weights, of a row of the tape, and of a row of its cell states.
 template <class T>
 py::tuple sizes(const std::string& name, Index input, Index hidden, Index output, const std::string& precision) {
-  StackShape s = shape_of(name, input, hidden, 1, false, false, false, 0);
-  if (kernels()->traits[int(s.cell)].projected) s.output = output;
+  const StackShape s = layer_shape(name, input, hidden, output, false);
   const Precision p = precision_named<T>(precision, true);
   const auto& cell = typed<T>(kernels()).cells[int(p)][int(s.cell)];
   if (!cell.forward) fail("precision", "exact for the cell " + name, "'" + precision + "'");

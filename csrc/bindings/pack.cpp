@@ -2,9 +2,9 @@
 #include <cmath>
 
 #include "recurrent.h"
+#include "sizes.h"
 
 namespace ost {
-namespace {
 
 CellId cell_named(const std::string& name) {
   std::string known;
@@ -15,6 +15,8 @@ CellId cell_named(const std::string& name) {
   }
   fail("cell", "one of " + known, "'" + name + "'");
 }
+
+namespace {
 
 std::string suffix(const StackShape& s, Index part) {
   if (!s.numbered) return "";
@@ -65,6 +67,11 @@ StackShape shape_of(const std::string& cell, Index input, Index hidden, Index la
   const CellId id = cell_named(cell);
   const bool projected = kernels()->traits[int(id)].projected;
   if (!projected && projection != 0) fail("proj_size", "0 for the cell " + cell, std::to_string(projection));
+  check_size(input, "input_size", 1), check_size(hidden, "hidden_size", 1), check_size(layers, "num_layers", 1);
+  if (layers > 1000000) fail("num_layers", "at most 1000000", std::to_string(layers));
+  if (projected) check_size(projection, "proj_size", 1);
+  const double width = double(std::max({input, hidden, projection}));
+  if (double(layers) * width * width > kMostElements) fail("hidden_size", "at most 2^46 weights in all layers", std::to_string(hidden));
   return {id, input, hidden, projected ? projection : hidden, layers, bidirectional ? 2 : 1, reverse, numbered};
 }
 
@@ -119,10 +126,6 @@ std::shared_ptr<PackedStack<T>> pack_stack(const std::string& cell, Index input,
   const py::object device = on_cpu ? py::object(py::none()) : py::object(launcher.attr("device"));
   const Precision precision = on_cpu ? precision_named<T>(precision_name, backward) : Precision::kExact;
   const StackShape s = shape_of(cell, input, hidden, layers, bidirectional, reverse, numbered, projection);
-  const std::pair<const char*, Index> sizes[] = {
-      {"input_size", input}, {"hidden_size", hidden}, {"num_layers", layers}, {"proj_size", s.output}};
-  for (const auto& [name, size] : sizes)
-    if (size < 1 || size > Index(1) << 40) fail(name, size < 1 ? "at least 1" : "at most 2^40", std::to_string(size));
   const KernelTable* table = kernels();
   const CellTraits& traits = table->traits[int(s.cell)];
   const std::vector<double> scalars = numbers_of(given_scalars, "scalars");
@@ -138,7 +141,7 @@ std::shared_ptr<PackedStack<T>> pack_stack(const std::string& cell, Index input,
     return std::make_shared<PackedStack<T>>(table, s, std::make_shared<DeviceBackend<T>>(launcher), backward);
   }
   if (precision == Precision::kInt8) {  // sums of 127 * 128 a link must fit 32 bits
-    for (const auto& [name, size] : sizes)
+    for (const auto& [name, size] : {std::pair{"input_size", input}, {"hidden_size", hidden}, {"proj_size", projection}})
       if (size > 131072) fail(name, "at most 131072 for int8", std::to_string(size));
     for (Index part = 0; part < layers * s.directions; ++part) refuse_not_finite(s, traits, part, raw[part]);
   }

@@ -1,9 +1,8 @@
 // The Python classes of packed stacks, tapes and sums, and what the module tells of cells and plans.
 #include "recurrent.h"
+#include "sizes.h"
 
 #include <algorithm>
-#include <cmath>
-#include <tuple>
 
 namespace ost {
 namespace {
@@ -12,17 +11,11 @@ namespace {
 template <class T>
 py::list plan(const std::string& cell, Index input, Index hidden, Index layers, bool bidirectional, const std::string& precision_name,
               Index steps, Index batch, bool dropout, bool train, bool backward, Index projection) {
-  const std::tuple<const char*, Index, Index> sizes[] = {{"input", input, 1}, {"hidden", hidden, 1}, {"layers", layers, 1},
-                                                         {"steps", steps, 0}, {"batch", batch, 0},   {"proj_size", projection, 0}};
-  for (const auto& [name, size, least] : sizes)
-    if (size < least || size > (Index(1) << 40)) fail(name, "a size from " + std::to_string(least) + " to 2^40", std::to_string(size));
-  if (layers > 1000000) fail("layers", "at most 1000000", std::to_string(layers));
-  // Counted in doubles, since the products may have more than 64 bits; a kernel pads widths and rows to at most 64, keeps at most
-  // 16 values of 8 bytes for each of these, and a stack has two directions: 2^52 of them are 2^60 bytes.
-  const double width = std::max({input, hidden, projection, Index(64)}), rows = double(std::max(steps, Index(1))) * std::max(batch, Index(64));
-  if (double(layers) * width * width > std::ldexp(1, 52)) fail("hidden", "at most 2^52 weights in all layers", std::to_string(hidden));
-  if (double(layers) * rows * width > std::ldexp(1, 52)) fail("steps", "at most 2^52 values of all steps", std::to_string(steps));
   const StackShape s = shape_of(cell, input, hidden, layers, bidirectional, false, true, projection);
+  // Counted in doubles, as in shape_of: what is kept of a step is at most 16 values for each of a row's units.
+  const double width = double(std::max({input, hidden, projection})),
+               rows = double(check_size(steps, "steps")) * check_size(batch, "batch");
+  if (double(layers) * rows * width > kMostElements) fail("steps", "at most 2^46 values of all steps", std::to_string(steps));
   const Precision precision = precision_named<T>(precision_name, train);
   const CellTraits& traits = kernels()->traits[int(s.cell)];
   check_cell<T>(traits, s.cell, precision, precision_name, std::size_t(traits.scalars));
@@ -183,6 +176,7 @@ void bind_recurrent(py::module_& m) {
       "kept_array",
       [](const py::dtype& dtype, const py::sequence& sizes) {
         if (dtype.kind() != 'f') fail("dtype", "a dtype of floats", std::string(py::str(dtype)));  // memory as it comes is no object
+        check_sequence(sizes, "shape");
         std::vector<py::ssize_t> shape;
         py::ssize_t bytes = dtype.itemsize();
         for (const py::handle n : sizes) {

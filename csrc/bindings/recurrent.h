@@ -81,6 +81,8 @@ inline constexpr const char* kPrecisions[kPrecisionCount] = {"exact", "bfloat16"
 template <class T>
 Precision precision_named(const std::string& name, bool backward);
 
+CellId cell_named(const std::string& name);
+
 // `projection` is P of a projected cell, and 0 of the others, whose h is as wide as they have units.
 StackShape shape_of(const std::string& cell, Index input, Index hidden, Index layers, bool bidirectional, bool reverse, bool numbered,
                     Index projection);

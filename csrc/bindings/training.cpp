@@ -3,6 +3,7 @@
 #include "../stack.h"
 #include "arrays.h"
 #include "packed_linear.h"
+#include "sizes.h"
 
 namespace ost {
 namespace {
@@ -79,6 +80,7 @@ class Updating {
   template <class F>
   void run(const py::sequence& runs, Index count, F&& step) {
     memory_.check();
+    check_sequence(runs, "runs");
     std::vector<std::pair<Update<T>, std::vector<double>>> all;
     for (const py::handle one : runs) {
       if (!py::isinstance<py::tuple>(one) || Index(py::len(one)) != count)

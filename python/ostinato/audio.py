@@ -84,7 +84,9 @@ def read_wav(path: str | os.PathLike[str]) -> Sound:
         try:
             with wave.open(stream, "rb") as file:
                 channels, width, rate, count = file.getparams()[:4]
-                data = file.readframes(count)
+                # No more than the file has: a read takes the memory of all that is asked for.
+                frame = max(1, channels * width)
+                data = file.readframes(min(count, os.fstat(stream.fileno()).st_size // frame + 1))
         except (wave.Error, EOFError, RuntimeError) as e:
             why = str(e) or "the file ends early"
             raise ValueError(
@@ -100,7 +102,6 @@ def read_wav(path: str | os.PathLike[str]) -> Sound:
             f"1, got {len(data)} bytes at {rate} in {name}"
         )
     samples: Array = np.empty(count, np.float32)
-    frame = channels * width
     for begin in range(0, count, FRAMES):  # float64 of a whole file would be up to 8 times as much
         part = data[begin * frame : (begin + FRAMES) * frame]
         frames = _floats(part, width).reshape(-1, channels)

@@ -235,7 +235,8 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, str]
 
 def _read(f: IO[bytes], length: int) -> tuple[dict[str, Array], dict[str, str]]:
     header, body = _header(f, length)
-    metadata = header.pop(_METADATA, None) or {}
+    metadata = header.pop(_METADATA, None)
+    metadata = {} if metadata is None else metadata
     if not (isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())):
         raise _Bad("metadata that is not text")
     entries = {name: _entry(name, entry, body) for name, entry in header.items()}

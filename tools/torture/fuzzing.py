@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,13 +119,23 @@ def mutate_some(name: str, folder: Path, count: int) -> tuple[list[Fault], dict[
     return [(fault, words) for fault, words in outcomes if fault], target.counts
 
 
-def limit_memory(size: int) -> None:
-    """Bound the address space to what is taken now and three times a file of some size."""
+@contextlib.contextmanager
+def limited_memory(size: int) -> Iterator[None]:
+    """Bound the address space to what is taken now and three times a file of some size.
+
+    Only while a file is read: the fuzzer, whose own memory grows with what it has seen, would end
+    the process where it has none.
+    """
     import resource
 
+    before = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * os.sysconf("SC_PAGE_SIZE") + 3 * size + MARGIN
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    resource.setrlimit(resource.RLIMIT_AS, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 class Ledger:
@@ -177,11 +188,11 @@ def fuzz(name: str, out: str, runs: str, seed: str, seconds: str) -> None:
     known = len(list(corpus.iterdir()))
     for words in seeds:
         (corpus / hashlib.sha1(words).hexdigest()).write_bytes(words)
-    limit_memory(longest)
     ledger, pool = Ledger(Path(out) / f"{name}.json", target, known, int(runs)), list(seeds)
 
     def one(words: bytes) -> None:
-        target(words)
+        with limited_memory(longest):
+            target(words)
         if target.last == "read":  # a change of it is more likely to reach the inside
             pool.append(words)
             del pool[len(seeds) : len(pool) - KEPT]

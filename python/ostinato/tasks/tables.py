@@ -107,6 +107,14 @@ def _checked(like: dict[str, Any]) -> ReadOptions:
     return options
 
 
+def _as_text(cells: Any) -> Any:
+    """Return numbers as text, without a point where all are whole; NaN is ""."""
+    pl = import_polars()
+    known = cells.fill_nan(None)
+    whole = bool(((known == known.round()) & (known.abs() < 2**63)).all())
+    return (known.cast(pl.Int64) if whole else known).cast(pl.String).fill_null("")
+
+
 class _Reader:
     """Reader that finds what each column of a table means, and returns the series."""
 
@@ -164,7 +172,7 @@ class _Reader:
             ("--column", o.column),
             ("--known", o.known),
         ]
-        used += [("--series", [o.series] if o.series else []), ("--observed", o.observed)]
+        used += [("--series", [] if o.series is None else [o.series]), ("--observed", o.observed)]
         taken: dict[str, str] = {}
         for option, names in used:
             for name in names:
@@ -296,7 +304,6 @@ class _Reader:
         return values
 
     def _stamps(self, time: str) -> Stamps:
-        pl = import_polars()
         cells = self.raw.columns[time]
         if self.raw.is_time(time):
             if cells.null_count():
@@ -319,12 +326,7 @@ class _Reader:
             )
             return Stamps(clocks, "date", zone, instants)
         if not self.raw.is_text(time):
-            whole = bool((cells == cells.round()).all())
-            cells = (
-                cells.cast(pl.Int64).cast(pl.String)
-                if whole
-                else cells.cast(pl.String).replace("NaN", "")
-            )
+            cells = _as_text(cells)
         return parse_times(
             cells,
             self.raw.where,
@@ -341,9 +343,10 @@ class _Reader:
             return {"": np.arange(self.raw.rows)}
         pl = import_polars()
         cells = self.raw.columns[name]
-        if not self.raw.is_text(name):
-            whole = not self.raw.is_time(name) and bool((cells == cells.round()).all())
-            cells = (cells.cast(pl.Int64) if whole else cells).cast(pl.String).fill_null("")
+        if self.raw.is_time(name):
+            cells = cells.cast(pl.String).fill_null("")
+        elif not self.raw.is_text(name):
+            cells = _as_text(cells)
         if (cells == "").any():
             row = int((cells == "").arg_max())
             raise ValueError(
