@@ -162,6 +162,9 @@ def test_sizes_beyond_all_memory_are_refused() -> None:
         made.forward(
             np.ones((4, 3), F), None, None, np.array([1, 1]), starts=np.array([0, 1]), span=2**61
         )
+    none = np.zeros(0, np.int64)
+    with pytest.raises(ValueError, match="x: expected steps of all sequences"):
+        made.forward(np.ones((0, 3), F), None, None, none, starts=none, span=2**63 - 1)
     plan = {
         "cell": "lstm",
         "input": 3,

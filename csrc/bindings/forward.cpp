@@ -88,7 +88,8 @@ class ForwardPass {
     starts_ = optional_view<Index>(a_.starts, "starts", {{"B", -1}}, Strides::kContiguous);
     call_.steps = ragged_ ? a_.span : shape[0], call_.batch = ragged_ ? starts_.shape[0] : shape[1];
     if (call_.steps < 0) fail("span", "at least 0", std::to_string(call_.steps));
-    if (call_.steps > 0 && call_.batch > (PTRDIFF_MAX >> 24) / call_.steps)  // products with widths stay within 64 bits
+    // Products with widths stay within 64 bits, and sums of steps where no row has any.
+    if (call_.steps > PTRDIFF_MAX >> 16 || (call_.steps > 0 && call_.batch > (PTRDIFF_MAX >> 24) / call_.steps))
       fail("x", "steps of all sequences that a computer can hold",
            std::to_string(call_.batch) + " sequences of " + std::to_string(call_.steps));
     call_.dropout = a_.dropout, call_.key = a_.key, call_.first_step = a_.first_step;

@@ -19,19 +19,24 @@ def _loaded(onnx: Any, source: Any) -> Any:
     """Return the ModelProto of a path, of bytes or of a model itself."""
     if isinstance(source, onnx.ModelProto):
         return source
+    name = "source" if isinstance(source, (bytes, bytearray)) else _path_of(source)
     try:
         if isinstance(source, (bytes, bytearray)):
             return onnx.load_from_string(bytes(source))
-        with _files.open_regular(source):
+        with _files.open_regular(name):
             pass  # a pipe or a device would wait
-        return onnx.load(os.fspath(source))
+        return onnx.load(name)
     except OSError:
         raise
+    except Exception as e:  # protobuf's errors have no common public base
+        raise ValueError(f"{name}: expected an ONNX model, got one that is damaged: {e}") from None
+
+
+def _path_of(source: Any) -> str:
+    try:
+        return os.fsdecode(source)
     except TypeError as e:
         raise TypeError(f"source: expected a path, bytes or a model, got {e}") from None
-    except Exception as e:  # protobuf's errors have no common public base
-        name = "source" if isinstance(source, (bytes, bytearray)) else os.fspath(source)
-        raise ValueError(f"{name}: expected an ONNX model, got one that is damaged: {e}") from None
 
 
 def from_onnx(source: Any, *, gru_form: str | None = None, verify: bool = False) -> Imported:
