@@ -17,6 +17,7 @@ from jax.interpreters import mlir
 
 from .. import _core, _native
 from .._cells import UNIT_WEIGHTS, facts_of
+from .._gradients import new_gradients
 
 Array: TypeAlias = Any  # of JAX, or what stands for one while it traces
 INPUTS = ("x", "h0", "c0", "lengths", "resets", "mask", "reset_h", "reset_c")
@@ -266,7 +267,8 @@ def _backward_here(
     own = _own_packed(options, weights)
     *_, tape = _forward(own, options, inputs, True)
     dy, dh, dc = (rest.pop(0) if cotangents >> k & 1 else None for k in range(3))
-    grads = [np.zeros_like(w) if n else None for w, n in zip(weights, need)]
+    shapes = [w.shape if n else None for w, n in zip(weights, need)]
+    grads, overwrite = new_gradients(shapes, np.empty(0, packed.dtype))
     slots: list[Any] = [None] * len(
         weight_slots(options.cell, options.input, options.hidden, options.output)
     )
@@ -274,7 +276,11 @@ def _backward_here(
         slots[k] = g
     wanted = dict(zip(options.inputs, need[len(weights) :]))
     dx, dh0, dc0, *dreset, _ = tape.backward(
-        dy, *(None if d is None else d[None] for d in (dh, dc)), [slots], wanted["x"]
+        dy,
+        *(None if d is None else d[None] for d in (dh, dc)),
+        [slots],
+        wanted["x"],
+        overwrite=overwrite,
     )
     of_inputs = dict(zip(("x", "h0", "c0", "reset_h", "reset_c"), (dx, dh0, dc0, *dreset)))
     for name, size in (("reset_h", options.output), ("reset_c", options.hidden)):

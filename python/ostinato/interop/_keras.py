@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import nn
+from .. import _check, nn
 from .._annotations import readable
 from .._check import Array
 from .._functions import Function
@@ -411,6 +411,7 @@ _MAKERS: dict[str, Callable[[list[Array], dict[str, Any]], Any]] = {
 # -- the way in ------------------------------------------------------------------------------------
 
 
+@_check.values_follow()
 def from_keras(
     path: str | os.PathLike[str],
     *,

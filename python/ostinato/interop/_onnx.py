@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import _files, nn
+from .. import _check, _files, nn
 from .._annotations import readable
 from ._imported import Entry, Imported, compare, require, shapes
 from ._onnx_branches import Branches
@@ -34,6 +34,7 @@ def _loaded(onnx: Any, source: Any) -> Any:
         raise ValueError(f"{name}: expected an ONNX model, got one that is damaged: {e}") from None
 
 
+@_check.values_follow()
 def from_onnx(source: Any, *, gru_form: str | None = None, verify: bool = False) -> Imported:
     """Make layers of the RNN, LSTM and GRU nodes of an ONNX model, and a model of the whole graph.
 

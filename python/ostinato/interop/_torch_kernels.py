@@ -10,8 +10,9 @@ from weakref import WeakValueDictionary
 import numpy as np
 import torch
 
-from .. import _check, _core, _device, _driver, _native
+from .. import _check, _device, _driver, _native
 from .._cells import UNIT_WEIGHTS, facts_of
+from .._gradients import new_gradients
 from .._ragged import sequence_of, step_of
 
 Tensor: TypeAlias = torch.Tensor
@@ -108,7 +109,7 @@ def parts_of(options: Options, weights: Sequence[Any]) -> list[list[Any]]:
 _OWN = (torch.float32, torch.float64)  # dtypes in which the kernels compute
 _NATIVE = {torch.float32: _native.NATIVE["float32"], torch.float64: _native.NATIVE["float64"]}
 
-_NATIVE_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
+_LIKE = {torch.float32: np.empty(0, np.float32), torch.float64: np.empty(0, np.float64)}
 
 
 def _computed(t: Tensor) -> Tensor:
@@ -351,7 +352,7 @@ def _backward(
     dy, dh, dc = grads
     if saved.order is not None and dy is not None:
         dy = dy.index_select(0, saved.order[0].to(dy.device))
-    out = _weight_gradients(inputs, need[3:])
+    out, overwrite = _weight_gradients(inputs, need[3:])
     arrays = [_array(w) if wanted else None for w, wanted in zip(out, need[3:])]
     has_cells = facts_of(options.cell)["states"] > 1
     dx, dh0, dc0, *_ = saved.tape.backward(
@@ -360,7 +361,7 @@ def _backward(
         _dense(dc) if has_cells else None,
         parts_of(options, arrays),
         need[0],
-        overwrite=_on_cpu(inputs.x),
+        overwrite=overwrite,
     )
     first = []
     for a, wanted in zip((dx, dh0, dc0), need):
@@ -371,26 +372,20 @@ def _backward(
     return [*first, *(w if w.dtype == dtype else w.to(dtype) for w in out)]
 
 
-def _weight_gradients(inputs: Inputs, need: Sequence[bool]) -> list[Tensor]:
-    """Return memory for the gradients of the weights that are needed.
+def _weight_gradients(inputs: Inputs, need: Sequence[bool]) -> tuple[list[Tensor], bool]:
+    """Return memory for the gradients of the weights that are needed, and whether it is unfilled.
 
-    On the CPU the kernels overwrite it, on a device they add to zeros.
+    That on a device is PyTorch's own, which knows the streams that use it.
     """
-    x = inputs.x
-    nothing = x.new_empty(0)
+    nothing = inputs.x.new_empty(0)
     dtype = _computed(nothing).dtype
-    if _on_cpu(x):
-        # Memory that is kept from call to call. Where an allocator gives it back to the system
-        # after each step, its pages come anew: 2 MB took as long as half of a backward pass.
-        kind = np.dtype(_NATIVE_DTYPES[dtype])
-        return [
-            torch.from_numpy(_core.kept_array(kind, w.shape)) if n else nothing
-            for w, n in zip(inputs.weights, need)
-        ]
-    return [
-        torch.zeros(w.shape, dtype=dtype, device=w.device) if n else nothing
-        for w, n in zip(inputs.weights, need)
-    ]
+    shapes = [w.shape if n else None for w, n in zip(inputs.weights, need)]
+    if not _on_cpu(inputs.x):
+        device = inputs.weights[0].device
+        zeros = (None if s is None else torch.zeros(s, dtype=dtype, device=device) for s in shapes)
+        return [nothing if z is None else z for z in zeros], False
+    arrays, overwrite = new_gradients(shapes, _LIKE[dtype])
+    return [nothing if a is None else torch.from_numpy(a) for a in arrays], overwrite
 
 
 def output_shapes(

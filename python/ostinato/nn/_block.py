@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -42,8 +44,9 @@ class Block:
         0  # raised with version, and by whatever else changes what a stream of the model computes
     )
     # Names of parameters whose gradients are zero, though that has not been written: what is added
-    # to them first takes the place of what memory holds.
-    unwritten: frozenset[str] = frozenset()
+    # to them first takes the place of what memory holds. It is changed by single calls of a set,
+    # since pullbacks of several layers may run in threads.
+    unwritten: set[str]
     # Further names of parameters: those that are tied to another one, by their names.
     aliases: Mapping[str, str] = MappingProxyType({})
 
@@ -51,12 +54,13 @@ class Block:
         self, arrays: Mapping[str, Array], decay: Mapping[str, bool], dtype: np.dtype[Any]
     ) -> None:
         self.entries: dict[str, Entry] = {}
+        self.unwritten, self._writers = set(), {}
         self.version = self.changes = 0
         step, end = ALIGN // dtype.itemsize, 0
         for name, a in arrays.items():
             self.entries[name] = Entry(name, end, a.shape, True, decay[name])
             end = -(-(end + a.size) // step) * step
-        self.values, self.grads = _aligned(end, dtype), _aligned(end, dtype)
+        self.values = _aligned(end, dtype)
         for name, a in arrays.items():
             self.view(self.values, name)[...] = _device.host(a)
         devices = [_device.of(a) for a in arrays.values()]
@@ -68,7 +72,8 @@ class Block:
     @property
     def grads(self) -> Array:
         """The gradients, all of them written."""
-        self.write_zeros(self.unwritten)
+        if self.unwritten:
+            self.write_zeros(frozenset(self.unwritten))
         return self.held_grads
 
     @grads.setter
@@ -77,15 +82,32 @@ class Block:
 
     @property
     def held_grads(self) -> Array:
-        """The memory of the gradients, in which those that are unwritten do not count."""
-        buffer: Array = self.__dict__["grads"]
+        """The memory of the gradients, in which those that are unwritten do not count.
+
+        It is made, at zero, when something first asks for it: a model that only runs has none.
+        """
+        buffer: Array | None = self.__dict__.get("grads")
+        if buffer is None:
+            device = _device.of(self.values)
+            zeros = _aligned(self.values.size, self.values.dtype)
+            zeros = zeros if device is None else device.put(zeros)
+            buffer = self.__dict__.setdefault("grads", zeros)  # of two threads, that of the first
         return buffer
+
+    def holds_grads(self, buffer: Array) -> bool:
+        """Whether a buffer is that of the gradients."""
+        return buffer is self.__dict__.get("grads")
+
+    @property
+    def has_grads(self) -> bool:
+        """Whether there is memory of gradients; all are zero without."""
+        return "grads" in self.__dict__
 
     def clear_grads(self, prefix: str) -> None:
         """Set the gradients under a prefix to zero: on the CPU when they are next read."""
         names = [n for n in self.entries if n.startswith(prefix)]
         if _device.of(self.values) is None:
-            self.unwritten |= frozenset(names)
+            self.unwritten.update(names)
             return
         for name in names:
             self.view(self.held_grads, name)[...] = 0
@@ -94,7 +116,44 @@ class Block:
         """Write the zeros of those of the gradients that are unwritten."""
         for name in self.unwritten & names:
             self.view(self.held_grads, name)[...] = 0
-        self.unwritten -= names
+        self.unwritten.difference_update(names)
+
+    @contextmanager
+    def written_by(self, names: frozenset[str], overwrite: bool) -> Iterator[bool]:
+        """Give some gradients to one pullback, and yield whether it overwrites them.
+
+        That is so where all of them are unwritten; otherwise it adds to them, and those that were
+        unwritten are zero.
+
+        Args:
+            names: of parameters.
+            overwrite: whether it can.
+
+        Raises:
+            RuntimeError: another thread is at work on one of them.
+        """
+        me, mine = (os.getpid(),), []
+        try:
+            for name in names:
+                # What a fork has left there is of no thread of this process.
+                owner = self._writers.setdefault(name, me)
+                if owner is not me and owner[0] == me[0]:
+                    raise RuntimeError(
+                        f"grads: expected one pullback at a time to add to the gradient of {name}, "
+                        "got two in threads; give each thread gradients of its own: "
+                        "pullback(dy, grads=layer.new_grads())"
+                    )
+                self._writers[name] = me
+                mine.append(name)
+            fresh = overwrite and names <= self.unwritten
+            if not fresh:
+                self.write_zeros(names)
+            yield fresh
+            if fresh:
+                self.unwritten.difference_update(names)
+        finally:
+            for name in mine:
+                self._writers.pop(name, None)
 
     def entry(self, name: str) -> Entry:
         """Return the entry of a parameter, also by a further name."""
@@ -146,10 +205,14 @@ class Block:
             )
         return names
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_writers": {}}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self.unwritten, self._writers = set(state.get("unwritten", ())), {}
         for name in ("values", "grads"):  # a copy or an unpickled array lies anywhere
-            if isinstance(state[name], np.ndarray):
+            if isinstance(state.get(name), np.ndarray):
                 setattr(self, name, _aligned_copy(state[name]))
 
     def move(self, device: Device | None) -> None:
@@ -159,9 +222,11 @@ class Block:
         """
         if _device.of(self.values) is device:
             return
-        values, grads = (_device.host(a) for a in (self.values, self.grads))
         put = _aligned_copy if device is None else device.put
-        self.values, self.grads = put(values), put(grads)
+        values = put(_device.host(self.values))
+        if self.has_grads:
+            self.grads = put(_device.host(self.grads))
+        self.values = values
         self.version += 1
         self.changes += 1
 
@@ -207,7 +272,7 @@ class Views(Mapping[str, Array]):
             recorded: Any = recording.parameter(self._block, self._block.aliases.get(full, full))
             stand_in: Array = recorded
             return stand_in
-        if self._block.unwritten and self._buffer is self._block.held_grads:
+        if self._block.unwritten and self._block.holds_grads(self._buffer):
             self._block.write_zeros(frozenset([self._block.aliases.get(full, full)]))
         return self._block.view(self._buffer, full, writable=self._writable)
 
@@ -223,29 +288,24 @@ class Views(Mapping[str, Array]):
 
     def _written(self) -> Array:
         """Return the buffer, in which all counts."""
-        if self._buffer is self._block.held_grads:
+        if self._block.holds_grads(self._buffer):
             return self._block.grads
         return self._buffer
 
-    def _unwritten(self, names: list[str]) -> dict[str, Array]:
-        """Return the memory of gradients if all of these names are unwritten, otherwise nothing.
+    @contextmanager
+    def _for_kernels(self, names: list[str], overwrite: bool) -> Iterator[dict[str, Array]]:
+        """Give gradients to kernels: those that they overwrite by name, nothing if they add.
 
-        Whoever has put gradients there calls `_overwritten`.
+        Other threads are kept from the model's own gradients meanwhile: see `Block.written_by`.
         """
-        block, full = self._block, self._full(names)
-        if (
-            self._buffer is not block.held_grads
-            or not block.unwritten
-            or not full <= block.unwritten
-        ):
-            return {}
-        return {n: block.view(self._buffer, self._prefix + n) for n in names}
+        block = self._block
+        if not block.holds_grads(self._buffer):
+            yield {}
+            return
+        with block.written_by(self._full(names), overwrite) as fresh:
+            yield {n: block.view(self._buffer, self._prefix + n) for n in names} if fresh else {}
 
-    def _overwritten(self, names: Iterable[str]) -> None:
-        """Note that gradients stand where there were none."""
-        self._block.unwritten -= self._full(names)
-
-    def _full(self, names: Iterable[str]) -> frozenset[str]:
+    def _full(self, names: list[str]) -> frozenset[str]:
         full = (self._prefix + n for n in names)
         return frozenset(self._block.aliases.get(n, n) for n in full)
 
