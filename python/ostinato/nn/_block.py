@@ -5,8 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -20,6 +19,16 @@ from .._device import Device
 from .._recording import active
 
 ALIGN = 64  # bytes: every segment begins on a cache line
+_process = object()  # another one in every process
+
+
+def _new_process() -> None:
+    global _process
+    _process = object()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_process)
 
 
 @dataclass(frozen=True)
@@ -118,42 +127,31 @@ class Block:
             self.view(self.held_grads, name)[...] = 0
         self.unwritten.difference_update(names)
 
-    @contextmanager
-    def written_by(self, names: frozenset[str], overwrite: bool) -> Iterator[bool]:
-        """Give some gradients to one pullback, and yield whether it overwrites them.
-
-        That is so where all of them are unwritten; otherwise it adds to them, and those that were
-        unwritten are zero.
-
-        Args:
-            names: of parameters.
-            overwrite: whether it can.
+    def claim(self, keys: Sequence[str]) -> None:
+        """Keep other threads from what a pullback writes to, until it calls `release`.
 
         Raises:
-            RuntimeError: another thread is at work on one of them.
+            RuntimeError: another thread is at work there.
         """
-        me, mine = (os.getpid(),), []
-        try:
-            for name in names:
-                # What a fork has left there is of no thread of this process.
-                owner = self._writers.setdefault(name, me)
-                if owner is not me and owner[0] == me[0]:
-                    raise RuntimeError(
-                        f"grads: expected one pullback at a time to add to the gradient of {name}, "
-                        "got two in threads; give each thread gradients of its own: "
-                        "pullback(dy, grads=layer.new_grads())"
-                    )
-                self._writers[name] = me
-                mine.append(name)
-            fresh = overwrite and names <= self.unwritten
-            if not fresh:
-                self.write_zeros(names)
-            yield fresh
-            if fresh:
-                self.unwritten.difference_update(names)
-        finally:
-            for name in mine:
-                self._writers.pop(name, None)
+        writers, me = self._writers, [_process]
+        for k, key in enumerate(keys):
+            owner = writers.setdefault(key, me)
+            if owner is me:
+                continue
+            if owner[0] is not _process:  # a fork has left it there
+                writers[key] = me
+                continue
+            self.release(keys[:k])
+            raise RuntimeError(
+                "grads: expected one pullback at a time to add to the gradients of "
+                f"{key or 'a layer'}, got two in threads; give each thread gradients of its own: "
+                "pullback(dy, grads=layer.new_grads())"
+            )
+
+    def release(self, keys: Sequence[str]) -> None:
+        """Let others write again."""
+        for key in keys:
+            self._writers.pop(key, None)
 
     def entry(self, name: str) -> Entry:
         """Return the entry of a parameter, also by a further name."""
@@ -292,18 +290,45 @@ class Views(Mapping[str, Array]):
             return self._block.grads
         return self._buffer
 
-    @contextmanager
-    def _for_kernels(self, names: list[str], overwrite: bool) -> Iterator[dict[str, Array]]:
-        """Give gradients to kernels: those that they overwrite by name, nothing if they add.
+    def _begin(
+        self, names: Callable[[list[str]], list[str]], apart: list[str], overwrite: bool
+    ) -> tuple[Sequence[str], dict[str, Array]]:
+        """Give the gradients to the kernels of one pullback, which calls `_end` afterwards.
 
-        Other threads are kept from the model's own gradients meanwhile: see `Block.written_by`.
+        They overwrite where all of the gradients are unwritten; otherwise those that are unwritten
+        become zero. Meanwhile no other thread may write to the model's own gradients of this layer,
+        or of one that shares them.
+
+        Args:
+            names: makes the names of those that the kernels write to, of ``apart``.
+            apart: what it is given.
+            overwrite: whether the kernels can.
+
+        Returns:
+            What is to be given to `_end`, and the gradients that the kernels overwrite, by name,
+            nothing where they add.
         """
         block = self._block
         if not block.holds_grads(self._buffer):
-            yield {}
-            return
-        with block.written_by(self._full(names), overwrite) as fresh:
-            yield {n: block.view(self._buffer, self._prefix + n) for n in names} if fresh else {}
+            return (), {}
+        if not block.unwritten:  # then the layer alone is claimed: its names would take a while
+            keys: Sequence[str] = (self._prefix,)
+            block.claim(keys)
+            return keys, {}
+        own = names(apart)
+        full = self._full(own)
+        keys = (self._prefix, *full)
+        block.claim(keys)
+        if not overwrite or not full <= block.unwritten:
+            block.write_zeros(full)
+            return keys, {}
+        return keys, {n: block.view(self._buffer, self._prefix + n) for n in own}
+
+    def _end(self, keys: Sequence[str], overwritten: bool) -> None:
+        """Let others write; what was overwritten is so no longer unwritten."""
+        if overwritten:
+            self._block.unwritten.difference_update(keys)
+        self._block.release(keys)
 
     def _full(self, names: list[str]) -> frozenset[str]:
         full = (self._prefix + n for n in names)

@@ -212,11 +212,14 @@ class _Backward:
             own = (len(call.ragged.rows), width)
         if _check.is_array(dy) and (dy.shape, dy.dtype) != (own, layer._dtype):
             raise ValueError(f"dy: expected the shape and dtype of y, got {dy.shape} of {dy.dtype}")
-        with grads._for_kernels(self._added_by_kernels([]), overwrite=False):
+        keys, _ = grads._begin(self._added_by_kernels, [], False)
+        try:
             parts = layer._parts(layer._arrays_of(grads))
             dx, dh0, dc0, *dreset = self.tape.backward(
                 dy, *dend, parts, need_dx, dcells=dcells, **self.control
             )
+        finally:
+            grads._end(keys, False)
         if dh0 is None:  # no step at all
             dh0 = self._zeros(batch)
         if dc0 is None and layer._has_cells:
@@ -238,9 +241,10 @@ class _Backward:
         """Run back through the tape, with the gradients of a table that was looked up."""
         layer, call, watch = self.layer, self.call, self.layer._watch
         suffixes = [] if call.table is None else layer._suffixes()[: layer._directions]
-        names = self._added_by_kernels(suffixes)
-        with grads._for_kernels(names, overwrite=True) as zero:
-            # Gradients that are zero need not be written as such before the kernels add to them.
+        # Gradients that are zero need not be written as such before the kernels add to them.
+        keys, zero = grads._begin(self._added_by_kernels, suffixes, True)
+        done = False
+        try:
             parts, of_table = layer._parts(layer._arrays_of(grads, zero)), None
             if call.table is not None:
                 weights = [layer.parameters()[f"weight_ih{suffix}"] for suffix in suffixes]
@@ -256,6 +260,9 @@ class _Backward:
                 flow=watch is not None,
                 overwrite=bool(zero),
             )
+            done = bool(zero)
+        finally:
+            grads._end(keys, done)
         if of_table is not None:
             dx = of_table.add(need_dx)
         if watch is not None:
