@@ -143,8 +143,21 @@ def _rows(t: Tensor | None) -> Any:
 
 def _tensor(a: Any, like: Tensor) -> Tensor:
     """Return an array as a tensor of the dtype of another one, without a copy where they agree."""
-    t = torch.from_numpy(a) if isinstance(a, np.ndarray) else torch.utils.dlpack.from_dlpack(a)
+    if isinstance(a, Tensor):
+        t = a
+    else:
+        t = torch.from_numpy(a) if isinstance(a, np.ndarray) else torch.utils.dlpack.from_dlpack(a)
     return t if t.dtype == like.dtype else t.to(like.dtype)
+
+
+def _on_device(x: Tensor, shape: Sequence[int]) -> Tensor | None:
+    """Return memory of PyTorch for a result on the device of x; None on the CPU.
+
+    PyTorch knows which streams use it. On the CPU results lie in memory that is kept.
+    """
+    if _on_cpu(x):
+        return None
+    return torch.empty(tuple(shape), dtype=_computed(x.new_empty(0)).dtype, device=x.device)
 
 
 @contextmanager
@@ -284,17 +297,20 @@ def _run(
         times["resets"] = _array(flags.contiguous().view(torch.uint8))
     key = 0 if inputs.key is None else int(inputs.key)
     states = _dense(inputs.h0), _dense(inputs.c0)
+    size, _ = options.widths(inputs.weights)
+    out = _on_device(x, (*x.shape[:-1], size * options.directions))
     y, h_n, c_n, tape = packed.forward(
         _rows(x),
         *states,
         lengths,
         batch_first,
+        None if out is None else _array(out),
         train=save,
         dropout=options.dropout,
         key=key,
         **times,
     )
-    return y, h_n, c_n, tape, order
+    return y if out is None else out, h_n, c_n, tape, order
 
 
 def forward(
@@ -355,16 +371,18 @@ def _backward(
     out, overwrite = _weight_gradients(inputs, need[3:])
     arrays = [_array(w) if wanted else None for w, wanted in zip(out, need[3:])]
     has_cells = facts_of(options.cell)["states"] > 1
+    own = _on_device(inputs.x, inputs.x.shape) if need[0] else None
     dx, dh0, dc0, *_ = saved.tape.backward(
         _rows(dy),
         _dense(dh),
         _dense(dc) if has_cells else None,
         parts_of(options, arrays),
         need[0],
+        dx=None if own is None else _array(own),
         overwrite=overwrite,
     )
     first = []
-    for a, wanted in zip((dx, dh0, dc0), need):
+    for a, wanted in zip((dx if own is None else own, dh0, dc0), need):
         first.append(_tensor(a, inputs.x) if wanted else inputs.x.new_empty(0))
     if saved.order is not None and need[0]:
         first[0] = first[0].index_select(0, saved.order[1].to(first[0].device))
