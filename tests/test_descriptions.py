@@ -125,14 +125,13 @@ def test_all_layers_are_here() -> None:
 def test_arguments_that_a_layer_does_not_take(right: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(KeyError, match="mapping: missing"):
         load(tmp_path / "model.safetensors", right)  # it is made; the file has other parameters
-    refused = 0
+    told = []
     for described in changed(right):
         try:
             with warnings.catch_warnings(), _check.made_from_file(1000):
                 warnings.simplefilter("ignore")
                 _architecture._made(described, KINDS)
         except (TypeError, ValueError) as e:
-            refused += 1
-            assert "expected" in str(e), described
-            assert len(str(e)) < 2000
-    assert refused > 10
+            told.append(str(e))
+    assert len(told) > 10
+    assert [text for text in told if "expected" not in text or len(text) > 2000] == []

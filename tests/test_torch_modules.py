@@ -746,10 +746,10 @@ class _Cupy:
         self.seen: list[Any] = []
         self.cuda = self
 
-    def ExternalStream(self, pointer: int, index: int) -> Any:  # noqa: N802  # as CuPy has it
+    def ExternalStream(self, pointer: int, index: int) -> Any:
         return self._context(("stream", pointer, index))
 
-    def Device(self, index: int) -> Any:  # noqa: N802
+    def Device(self, index: int) -> Any:
         return self._context(("device", index))
 
     @contextmanager

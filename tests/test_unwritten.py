@@ -280,7 +280,7 @@ def test_two_pullbacks_of_one_parameter_at_once_are_refused(tied: bool) -> None:
 
 def test_a_child_process_is_not_kept_from_gradients_of_its_parent() -> None:
     layer = nn.GRU(3, 4, rng=0)
-    layer._block._writers.update(dict.fromkeys(("", *layer._block.entries), [object()]))
+    layer._block._writers.update({key: [object()] for key in ("", *layer._block.entries)})
     layer.vjp(np.ones((2, 1, 3), np.float32))[1](np.ones((2, 1, 4), np.float32))
     assert layer.flat_grads.any()
 

@@ -143,7 +143,7 @@ def _rows(t: Tensor | None) -> Any:
 
 def _tensor(a: Any, like: Tensor) -> Tensor:
     """Return an array as a tensor of the dtype of another one, without a copy where they agree."""
-    if isinstance(a, Tensor):
+    if isinstance(a, torch.Tensor):
         t = a
     else:
         t = torch.from_numpy(a) if isinstance(a, np.ndarray) else torch.utils.dlpack.from_dlpack(a)

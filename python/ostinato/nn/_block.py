@@ -63,7 +63,8 @@ class Block:
         self, arrays: Mapping[str, Array], decay: Mapping[str, bool], dtype: np.dtype[Any]
     ) -> None:
         self.entries: dict[str, Entry] = {}
-        self.unwritten, self._writers = set(), {}
+        self.unwritten = set()
+        self._writers: dict[str, list[object]] = {}  # what pullbacks at work write to
         self.version = self.changes = 0
         step, end = ALIGN // dtype.itemsize, 0
         for name, a in arrays.items():

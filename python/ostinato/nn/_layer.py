@@ -246,9 +246,7 @@ class Layer:
         Returns:
             A mapping from names to writable arrays.
         """
-        return Views(
-            self._block, np.zeros_like(self._block.values), self._prefix, writable=True
-        )
+        return Views(self._block, np.zeros_like(self._block.values), self._prefix, writable=True)
 
     def freeze(self, pattern: str = "*") -> None:
         """Leave parameters out of training: gradients become zero, and steps do not move them.
