@@ -130,7 +130,19 @@ def bridge() -> tuple[str, str]:
             jax.ffi.register_ffi_target(f"ostinato_{name}", handler, platform="cpu")
     except Exception as e:  # XLA's own, of whatever class, where it takes another version
         return "callback", str(e)
+    _keep_freed_pages()
     return "ffi", ""
+
+
+def _keep_freed_pages() -> None:
+    """Free a block of 31 MB, behind which the C library of Linux keeps up to 62 MB for later.
+
+    It measures by the largest block that was freed (M_MMAP_THRESHOLD of mallopt, unless that is
+    set). XLA frees its arrays after each step, packed weights among them; where the C library gives
+    their pages back to the system, the next step waits for new ones, which took half of a training
+    step of one row. Nothing is written to the block, so that it takes no memory.
+    """
+    np.empty(31 << 20, np.uint8)
 
 
 def _custom_call(
