@@ -22,7 +22,7 @@ __all__ = ["Cells", "decode", "split"]
 # In order of preference: only the comma occurs in numbers as well.
 DELIMITERS = ("\t", ";", "|", ",")
 HEAD = 1 << 18  # bytes from which the delimiter is found
-PIECE = 1 << 20  # bytes that are looked at together
+PIECE = 1 << 18  # bytes that are looked at together
 NEWLINE, QUOTE = 10, 34
 SPACE = re.compile(rb"[\t\x0b\x0c\x1c-\x20]")  # what may be around a cell
 SIGNATURES = {
