@@ -149,10 +149,14 @@ def _made(described: Mapping[str, Any], known: Mapping[str, type[Layer]]) -> Lay
         )
     values = [_read(a, known) for a in args]
     options = {n: _read(v, known) for n, v in options.items()}
+    signature = inspect.signature(known[name])
     try:
-        inspect.signature(known[name]).bind(*values, **options)
-    except TypeError as e:
-        raise TypeError(f"path: expected the arguments of {name}, got others: {e}") from None
+        signature.bind(*values, **options)
+    except TypeError:
+        raise TypeError(
+            f"path: expected the arguments of {name} ({', '.join(signature.parameters)}), got "
+            f"{len(values)} by their places, and by their names {', '.join(options) or 'none'}"
+        ) from None
     ours = known[name].__module__.partition(".")[0] == __name__.partition(".")[0]
     try:
         # A constructor of a user may compute with what it has drawn.
