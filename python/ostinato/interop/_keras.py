@@ -470,11 +470,12 @@ def from_keras(
         )
     content = read_keras(path, config)
     maker = _Maker(content, recurrent_activation, reset_after)
-    for part in content.parts:
+    for k, part in enumerate(content.parts):
         if any(fnmatch.fnmatchcase(part.name, pattern) for pattern in skip):
             maker.skip(part)
         else:
             maker.add(part)
+        content.parts[k] = part._replace(weights=[])  # the layers have them now
     version = f"Keras {content.version}".rstrip()
     imported = Imported(
         version,

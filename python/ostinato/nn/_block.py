@@ -94,13 +94,12 @@ class Block:
     def held_grads(self) -> Array:
         """The memory of the gradients, in which those that are unwritten do not count.
 
-        It is made, at zero, when something first asks for it: a model that only runs has none.
+        It is made, at zero, when something first asks for it: a model that only runs has none. On a
+        device it is made by `move`, so that no call that is recorded in a graph does.
         """
         buffer: Array | None = self.__dict__.get("grads")
         if buffer is None:
-            device = _device.of(self.values)
             zeros = _aligned(self.values.size, self.values.dtype)
-            zeros = zeros if device is None else device.put(zeros)
             buffer = self.__dict__.setdefault("grads", zeros)  # of two threads, that of the first
         return buffer
 
@@ -222,10 +221,14 @@ class Block:
         if _device.of(self.values) is device:
             return
         put = _aligned_copy if device is None else device.put
-        values = put(_device.host(self.values))
+        values, grads = put(_device.host(self.values)), None
         if self.has_grads:
-            self.grads = put(_device.host(self.grads))
+            grads = put(_device.host(self.grads))
+        elif device is not None:
+            grads = device.zeros(self.values.shape, self.values.dtype)
         self.values = values
+        if grads is not None:
+            self.grads = grads
         self.version += 1
         self.changes += 1
 
