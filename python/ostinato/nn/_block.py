@@ -315,7 +315,9 @@ class Views(Mapping[str, Array]):
         block = self._block
         if not block.holds_grads(self._buffer):
             return (), {}
-        if not block.unwritten:  # then the layer alone is claimed: its names would take a while
+        # With nothing unwritten and nobody at work the layer alone is claimed: its names would take
+        # a while.
+        if not block.unwritten and not block._writers:
             keys: Sequence[str] = (self._prefix,)
             block.claim(keys)
             return keys, {}
@@ -326,12 +328,13 @@ class Views(Mapping[str, Array]):
         if not overwrite or not full <= block.unwritten:
             block.write_zeros(full)
             return keys, {}
+        block.unwritten.difference_update(full)  # whoever reads others must not write zeros here
         return keys, {n: block.view(self._buffer, self._prefix + n) for n in own}
 
-    def _end(self, keys: Sequence[str], overwritten: bool) -> None:
-        """Let others write; what was overwritten is so no longer unwritten."""
-        if overwritten:
-            self._block.unwritten.difference_update(keys)
+    def _end(self, keys: Sequence[str], failed: bool) -> None:
+        """Let others write; what was to be overwritten, and was not, is unwritten again."""
+        if failed:
+            self._block.unwritten.update(keys[1:])
         self._block.release(keys)
 
     def _full(self, names: list[str]) -> frozenset[str]:

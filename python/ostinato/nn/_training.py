@@ -243,7 +243,7 @@ class _Backward:
         suffixes = [] if call.table is None else layer._suffixes()[: layer._directions]
         # Gradients that are zero need not be written as such before the kernels add to them.
         keys, zero = grads._begin(self._added_by_kernels, suffixes, True)
-        done = False
+        failed = bool(zero)
         try:
             parts, of_table = layer._parts(layer._arrays_of(grads, zero)), None
             if call.table is not None:
@@ -260,9 +260,9 @@ class _Backward:
                 flow=watch is not None,
                 overwrite=bool(zero),
             )
-            done = bool(zero)
+            failed = False
         finally:
-            grads._end(keys, done)
+            grads._end(keys, failed)
         if of_table is not None:
             dx = of_table.add(need_dx)
         if watch is not None:
