@@ -67,7 +67,29 @@ def cases() -> dict[str, Callable[[], Any]]:
                 }
                 for form, options in forms.items():
                     add(f"{cell} B={batch} H={hidden} {form}", layer, x, options)
-    return {**out, **outside_cases()}
+    return {**out, **functional_cases(), **outside_cases()}
+
+
+def functional_cases() -> dict[str, Callable[[], Any]]:
+    """Return passes by `ostinato.functional`, whose gradients are new arrays at every call."""
+    import numpy as np
+
+    import ostinato as ost
+
+    out: dict[str, Callable[[], Any]] = {}
+    for cell, gates in (("lstm", 4), ("gru", 3)):
+        for batch, hidden in ((1, 16), (1, 256), (8, 256), (32, 256), (8, 512)):
+            r = np.random.default_rng(0)
+            x = r.standard_normal((50, batch, hidden)).astype(np.float32)
+            shape = gates * hidden, hidden
+            weights = [r.uniform(-0.05, 0.05, shape).astype(np.float32) for _ in range(2)]
+
+            def train(cell: str = cell, x: Any = x, weights: Any = weights) -> None:
+                _, pullback = getattr(ost.functional, f"{cell}_vjp")(x, *weights)
+                pullback(x)
+
+            out[f"functional {cell} B={batch} H={hidden} train"] = train
+    return out
 
 
 def outside_cases() -> dict[str, Callable[[], Any]]:

@@ -49,6 +49,7 @@ class Speller:
             layers = ost.from_torch(dict(arrays), rename=RULES)
         self.letters, self.encoder = layers["enc_embedding"], layers["enc"]
         self.decoder = ost.nn.Sequential(layers["dec_embedding"], layers["dec"], layers["fc"])
+        self.stream = self.decoder.stream(1)  # for as many words as came last
 
     def pronounce(self, words: Sequence[str]) -> list[list[str]]:
         """Return the phones of each word, all words at once."""
@@ -58,15 +59,19 @@ class Speller:
         for k, row in enumerate(rows):
             ids[: len(row), k] = row
         _, h = self.encoder(self.letters(ids), lengths=[len(row) for row in rows])
-        state, symbol = (None, h, None), np.full((1, len(rows)), START)
+        if len(self.stream.y) != len(rows):
+            self.stream = self.decoder.stream(len(rows))
+        self.stream.state = (None, h, None)
+        symbol = np.full(len(rows), START)
         out: list[list[str]] = [[] for _ in rows]
         running = np.ones(len(rows), bool)
         for _ in range(MOST):
-            y, state = self.decoder(symbol, state)
-            symbol = y.argmax(-1)
-            running &= symbol[0] != END
+            symbol = self.stream.step(symbol).argmax(-1)
+            running &= symbol != END
+            if not running.any():
+                break
             for k in np.flatnonzero(running):
-                out[k].append(SYMBOLS[symbol[0, k]])
+                out[k].append(SYMBOLS[symbol[k]])
         return out
 
 

@@ -885,3 +885,57 @@ def test_an_ensemble_refuses_what_does_not_fit() -> None:
         decoding.greedy(
             decoding.Ensemble([one, lambda x, s: (np.full((len(x), 4), np.nan), s)]), [0]
         )
+
+
+# -- numbers near the bounds of the floats ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_logits_farther_apart_than_any_float(dtype: Any) -> None:
+    """What is so far below has probability 0, as a logit of -inf has, and nothing warns of it."""
+    most, rng = np.finfo(dtype).max, np.random.default_rng(0)
+    high = rng.random((7, 2, 4)) < 0.6
+    high[..., 0] |= ~high.any(-1)
+    y = np.where(high, most, -most).astype(dtype)
+    y[:4, :, 3] = np.where(high[:4, :, 3], most, -most / 3)  # of such ones sums are beyond, too
+    plain = np.where(high, 0.0, -np.inf)
+
+    def same(a: Any, b: Any) -> None:
+        assert [[h.labels.tolist() for h in one] for one in a] == [
+            [h.labels.tolist() for h in one] for one in b
+        ]
+        for one, other in zip(a, b):
+            got, want = ([h.log_probability for h in hs] for hs in (one, other))
+            np.testing.assert_allclose(got, want, rtol=1e-12)
+
+    if dtype == np.float64:
+        same(decoding.ctc_beam_search(y, width=64), decoding.ctc_beam_search(plain, width=64))
+    best = decoding.ctc_beam_search(y, width=64)[0][0]
+    target = [best.labels]
+    aligned = [decoding.ctc_align(one[:, :1], target)[0].tolist() for one in (y, plain)]
+    assert aligned[0] == aligned[1]
+
+    def model(logits: Any) -> Any:
+        return lambda labels, t: (logits[t[0], np.arange(len(labels)) % 2], t + 1)
+
+    start, t = np.zeros(2, np.int64), np.zeros((1, 2), np.int64)
+    for search in (decoding.greedy, decoding.sample):
+        a, b = (search(model(z), start, state=t, max_steps=7) for z in (y, plain))
+        if search is decoding.greedy:
+            same([a], [b])
+    a, b = (decoding.probabilities(z) for z in (y, plain))
+    np.testing.assert_array_equal(a, b)
+    ensemble = decoding.Ensemble([model(y), model(y)])
+    found = decoding.beam_search(ensemble, start, state=(t, t), max_steps=7)
+    assert np.isfinite(found[0][0].log_probability)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_softmax_of_numbers_farther_apart_than_any_float(dtype: Any) -> None:
+    most = np.finfo(dtype).max
+    x = np.array([[most, -most, most], [-most, -most, -most], [0, most, -most / 2]], dtype)
+    want = np.array([[0.5, 0, 0.5], [1 / 3, 1 / 3, 1 / 3], [0, 1, 0]], dtype)
+    np.testing.assert_allclose(nn.softmax(x), want, rtol=1e-6)
+    np.testing.assert_allclose(nn.softmax(x, where=np.ones_like(x, bool)), want, rtol=1e-6)
+    np.testing.assert_allclose(np.exp(nn.log_softmax(x)), want, rtol=1e-6)
+    np.testing.assert_allclose(nn.Softmax(dtype=dtype)(x), want, rtol=1e-6)

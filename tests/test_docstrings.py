@@ -12,6 +12,7 @@ import importlib.util
 import inspect
 import pydoc
 import re
+import typing
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -217,6 +218,18 @@ def docstrings() -> Iterator[tuple[str, str]]:
                 node
             ):
                 yield f"{path.name}:{getattr(node, 'name', '')}", str(ast.get_docstring(node))
+
+
+@pytest.mark.parametrize("name", CALLABLES)
+def test_hints_can_be_evaluated(name: str) -> None:
+    """Tools that read types ask `typing.get_type_hints`, which looks every name up."""
+    value = CALLABLES[name]
+    value = value.fget if isinstance(value, property) else value
+    callables = [value]
+    if inspect.isclass(value) and inspect.isfunction(value.__init__):
+        callables.append(value.__init__)
+    for one in callables:
+        assert isinstance(typing.get_type_hints(one), dict)
 
 
 def test_docstrings_need_no_line_before_them() -> None:

@@ -10,13 +10,14 @@ import subprocess
 import sys
 import textwrap
 import tracemalloc
+import wave
 from typing import Any
 
 import numpy as np
 import pytest
 
 import ostinato as ost
-from ostinato import nn, safetensors
+from ostinato import _check, nn, safetensors
 
 
 def tensors() -> dict[str, Any]:
@@ -470,3 +471,94 @@ def test_save_overwrites(tmp_path: Any) -> None:
     a.load(str(tmp_path / "m"))
     assert np.array_equal(a.flat, b.flat)
     assert ost.safetensors is safetensors
+
+
+# -- memory ----------------------------------------------------------------------------------------
+
+
+def _weights_of_keras(path: Any) -> None:
+    pytest.importorskip("h5py")
+    ost.to_keras(nn.LSTM(400, 500, rng=0), path.with_suffix(".weights.h5"))
+    path.with_suffix(".weights.h5").rename(path)
+
+
+def _sound(path: Any) -> None:
+    with wave.open(str(path), "wb") as f:
+        f.setnchannels(1)
+        f.setsampwidth(2)
+        f.setframerate(8000)
+        f.writeframes(bytes(1 << 21))
+
+
+def _table(path: Any) -> None:
+    pytest.importorskip("polars")
+    path.write_text("t,value\n" + "".join(f"{k},{k % 977 / 7:.5f}\n" for k in range(150_000)))
+
+
+def _text_of(path: Any) -> Any:
+    from ostinato.tasks import _csv
+
+    return _csv._records(path.read_bytes(), ord(","))
+
+
+# How a file is made, how it is read, and the most memory that this takes, times the file. What
+# tracemalloc counts is what is asked for: parameters that are zeros at first are in it, though the
+# system gives no memory for them.
+READERS: dict[str, tuple[Any, Any, float]] = {
+    "model": (lambda p: nn.Sequential(nn.LSTM(400, 500), nn.Linear(500, 9)).save(p), ost.load, 3.2),
+    "bfloat16": (
+        lambda p: safetensors.save(p, {"w": np.ones((900, 900))}, dtype="bfloat16"),
+        safetensors.load,
+        2.5,
+    ),
+    "keras": (_weights_of_keras, ost.from_keras, 3.2),
+    "wav": (_sound, ost.audio.read_wav, 3.0),
+    "records": (_table, _text_of, 4.0),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_memory_for_a_large_file(name: str, tmp_path: Any) -> None:
+    make, read, most = READERS[name]
+    make(tmp_path / "file")
+    read(tmp_path / "file")  # what is imported late
+    tracemalloc.start()
+    try:
+        read(tmp_path / "file")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < most * (tmp_path / "file").stat().st_size
+
+
+def test_layers_of_a_file_draw_no_numbers(tmp_path: Any) -> None:
+    """Those of a class of the user's own do, since its constructor may compute with them."""
+    seen = []
+
+    class Net(nn.Model):
+        def __init__(self) -> None:
+            self.own = nn.Linear(3, 4)
+            seen.append(np.array(self.own.parameters()["weight"]))
+
+    path = tmp_path / "model"
+    Net().save(path)
+    nn.Sequential(nn.GRU(3, 4, rng=0), nn.LayerNorm(4)).save(tmp_path / "other")
+    made = ost.load(path, Net)
+    assert seen[-1].any()
+    np.testing.assert_array_equal(seen[0], made.own.parameters()["weight"])
+    assert not np.array_equal(seen[-1], seen[0])
+    with _check.values_follow():
+        assert not nn.GRU(3, 4, rng=0).flat.any()
+    loaded = ost.load(tmp_path / "other")
+    assert loaded.parameters()["0.weight_hh_l0"].all()
+    assert nn.GRU(3, 4, rng=0).parameters()["weight_hh_l0"].all()  # and others draw as before
+
+
+def test_parameters_may_be_loaded_from_views_of_themselves() -> None:
+    layer = nn.GRU(4, 4, rng=0)
+    before = layer.state_dict()
+    views = dict(layer.parameters())
+    views["weight_ih_l0"], views["weight_hh_l0"] = views["weight_hh_l0"], views["weight_ih_l0"]
+    layer.load_state_dict(views)
+    np.testing.assert_array_equal(layer.parameters()["weight_ih_l0"], before["weight_hh_l0"])
+    np.testing.assert_array_equal(layer.parameters()["weight_hh_l0"], before["weight_ih_l0"])

@@ -56,6 +56,53 @@ def imports(name: str, path: Path) -> set[str]:
     return (found & set(FILES)) - {name}
 
 
+# Where each library may be imported, by the beginnings of module names. The others are the
+# contenders of the benchmark, and the writer of logs for TensorBoard that PyTorch has.
+ADAPTERS = {
+    "torch": ("torch", "_torch", "_keras_on_torch"),
+    "jax": ("jax", "_jax", "_keras_on_jax"),
+    "keras": ("keras", "_keras"),
+    "tensorflow": ("_keras_on_tensorflow",),
+    "sklearn": ("sklearn",),
+    "aeon": ("aeon",),
+    "sktime": ("sktime",),
+    "onnx": (),
+    "onnxruntime": (),
+    "h5py": (),
+    "flax": (),
+    "haiku": (),
+}
+MEASURED = ("ostinato.tasks.contenders",)
+LOGS = ("ostinato.train._callbacks", "torch.utils.tensorboard")
+
+
+def foreign(path: Path) -> set[str]:
+    """Return the modules that a file imports by an import statement."""
+    found: set[str] = set()
+    for node in executed(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(str(node.module))
+    return found
+
+
+def test_a_library_is_imported_by_its_adapter_alone() -> None:
+    """Those that files need are asked for by `require`, whose error says how to install them."""
+    seen, wrong = set(), []
+    for name, path in FILES.items():
+        for module in foreign(path):
+            library = module.partition(".")[0]
+            if library not in ADAPTERS or name in MEASURED or (name, module) == LOGS:
+                continue
+            place, _, own = name.rpartition(".")
+            if place != "ostinato.interop" or not own.startswith(ADAPTERS[library]):
+                wrong.append((name, module))
+            seen.add(library)
+    assert wrong == []
+    assert seen == {library for library, places in ADAPTERS.items() if places}
+
+
 def reached(graph: dict[str, set[str]], start: str) -> set[str]:
     """Return the modules that a module imports, directly or by way of others."""
     seen: set[str] = set()

@@ -9,7 +9,8 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -642,19 +643,33 @@ def test_a_gpu_without_kernels_is_an_error() -> None:
         kernels.require_device(torch.device("mps"))
 
 
-@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
-@pytest.mark.parametrize("form", [{"num_layers": 2}, {"bidirectional": True, "batch_first": True}])
-def test_kernels_of_a_device(kind: str, form: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The way of a CUDA tensor, with the emulated kernels in the place of a GPU's."""
     native_for_tests()
     device = fake_cupy.stand_in(monkeypatch)
-    theirs, ours = pair(kind, form, torch.float32)
     monkeypatch.setattr(kernels, "_on_cpu", lambda t: False)
     monkeypatch.setattr(kernels, "require_device", lambda d: None)
     monkeypatch.setattr(kernels, "_on_stream", lambda x: nullcontext())
-    # Arrays that share the memory of the tensors, as those of CuPy do.
-    monkeypatch.setattr(kernels, "_array", lambda t: device.xp.ndarray(t.detach().numpy()))
-    monkeypatch.setattr(kernels, "_tensor", lambda a, like: torch.from_numpy(_device.host(a)))
+    plain = kernels._array
+
+    def array(t: Any) -> Any:  # of the memory of a tensor, as those of CuPy are
+        return plain(t) if kernels._on_cpu(t) else device.xp.ndarray(t.detach().numpy())
+
+    monkeypatch.setattr(kernels, "_array", array)
+
+    def tensor(a: Any, like: Any) -> Any:
+        t = a if isinstance(a, torch.Tensor) else torch.from_numpy(_device.host(a))
+        return t.to(like.dtype)
+
+    monkeypatch.setattr(kernels, "_tensor", tensor)
+    return device
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("form", [{"num_layers": 2}, {"bidirectional": True, "batch_first": True}])
+def test_kernels_of_a_device(kind: str, form: Any, gpu: Any) -> None:
+    theirs, ours = pair(kind, form, torch.float32)
     x = torch.randn((2, 6, 5) if form.get("batch_first") else (6, 2, 5))
     states = state_for(theirs, 2, torch.float32)
 
@@ -665,6 +680,112 @@ def test_kernels_of_a_device(kind: str, form: Any, monkeypatch: pytest.MonkeyPat
     packed = pack_sequence([torch.randn(n, 5) for n in (3, 5)], enforce_sorted=False)
     for a, b in zip(leaves(theirs(packed)), leaves(ours(packed))):
         torch.testing.assert_close(b, a, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("options", [{}, {"proj_size": 3}, {"layer_norm": True}], ids=str)
+def test_lengths_and_resets_on_a_device(
+    options: Any, first: bool, gpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What torch.nn does not have is held against the kernels of the CPU."""
+    layer = ot.LSTM(5, 7, batch_first=first, **options)
+    x = torch.randn(3, 6, 5) if first else torch.randn(6, 3, 5)
+    resets = torch.rand(x.shape[:2]) < 0.3
+    found = []
+    for on_cpu in (True, False):
+        monkeypatch.setattr(kernels, "_on_cpu", lambda t, c=on_cpu: c)
+        for given in ({"lengths": [6, 0, 4]}, {"resets": resets}):
+            at = x.clone().requires_grad_()
+            layer.zero_grad()
+            y, (h, c) = layer(at, **given)
+            (y.cos().sum() + h.sum() + c.sum()).backward()
+            found.append([y, h, c, at.grad, *(p.grad for p in layer.parameters())])
+    for want, got in zip(found[:2], found[2:]):
+        for a, b in zip(want, got):
+            torch.testing.assert_close(b, a, rtol=0, atol=3e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_dtypes_on_a_device(dtype: Any, gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = ot.GRU(5, 7).to(dtype), torch.randn(6, 3, 5).to(dtype)
+    found = []
+    for on_cpu in (True, False):
+        monkeypatch.setattr(kernels, "_on_cpu", lambda t, c=on_cpu: c)
+        at = x.clone().requires_grad_()
+        layer.zero_grad()
+        y, h = layer(at)
+        y.sum().backward()
+        found.append([y, h, at.grad, *(p.grad for p in layer.parameters())])
+        assert all(t.dtype == dtype for t in found[-1])
+    limit = {torch.float64: 1e-12, torch.bfloat16: 0.05, torch.float16: 5e-3}[dtype]
+    for a, b in zip(*found):
+        torch.testing.assert_close(b, a, rtol=limit, atol=limit)
+
+
+def test_large_results_on_a_device_are_memory_of_pytorch(
+    gpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outputs, and the gradients of x and of the weights; nothing of them is copied."""
+    made, shared = [], kernels._array
+    monkeypatch.setattr(kernels, "_array", lambda t: made.append(t.data_ptr()) or shared(t))
+    layer, x = ot.LSTM(5, 7), torch.randn(6, 3, 5, requires_grad=True)
+    with torch.no_grad():
+        assert layer(x)[0].data_ptr() in made
+    y, _ = layer(x)
+    assert {t.data_ptr() for t in (y, x, *layer.parameters())} <= set(made)
+    dy = torch.ones_like(y)
+    y.backward(dy)
+    grads = [x.grad, *(p.grad for p in layer.parameters())]
+    assert {t.data_ptr() for t in (dy, *grads)} <= set(made)
+
+
+class _Cupy:
+    """What the adapter asks of CuPy, which notes it."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+        self.cuda = self
+
+    def ExternalStream(self, pointer: int, index: int) -> Any:
+        return self._context(("stream", pointer, index))
+
+    def Device(self, index: int) -> Any:
+        return self._context(("device", index))
+
+    @contextmanager
+    def _context(self, what: Any) -> Iterator[None]:
+        self.seen.append(what)
+        yield
+        self.seen.append(("left", what[0]))
+
+    def from_dlpack(self, t: Any) -> Any:
+        self.seen.append(("dlpack", t.data_ptr(), t.requires_grad))
+        return t
+
+
+class _OnGpu:
+    """A tensor on a GPU as far as it is asked."""
+
+    is_cpu, device = False, torch.device("cuda", 1)
+
+    def detach(self) -> Any:
+        return torch.ones(3)
+
+
+def test_launches_go_to_the_current_stream_of_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stream and the GPU are those of the tensor, also in the thread of autograd."""
+    cupy, asked = _Cupy(), []
+    gpu = SimpleNamespace(xp=cupy)
+    monkeypatch.setattr(_device, "cuda", lambda index: asked.append(index) or gpu)
+    stream = SimpleNamespace(cuda_stream=4321)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda d: asked.append(d) or stream)
+    x: Any = _OnGpu()
+    with kernels._on_stream(x):
+        array = kernels._array(x)
+    assert asked == [1, x.device, 1]
+    assert cupy.seen[:2] == [("device", 1), ("stream", 4321, 1)]
+    assert cupy.seen[2] == ("dlpack", array.data_ptr(), False)
+    assert cupy.seen[3:] == [("left", "stream"), ("left", "device")]
 
 
 def test_a_trace_is_refused() -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import ostinato as ost
-from ostinato import nn
+from ostinato import _core, nn
 from ostinato.optim._optimizers import Also
 
 LAYERS: dict[str, Callable[[], Any]] = {
@@ -185,3 +189,161 @@ def test_an_update_keeps_frozen_parameters_too(kind: str) -> None:
 def _pairs(model: Any, flat: Any) -> Any:
     for name, a in model.parameters().items():
         yield name, a, model._block.view(flat, name)
+
+
+# -- threads ---------------------------------------------------------------------------------------
+
+
+class Towers(nn.Model):
+    """Layers whose pullbacks run in threads of their own, as a user may write it."""
+
+    def __init__(self, count: int) -> None:
+        self.towers = [nn.GRU(3, 7, rng=k) for k in range(count)]
+
+
+def test_pullbacks_of_several_layers_may_run_in_threads() -> None:
+    """No thread undoes what another one notes of its own gradients."""
+    model = Towers(8)
+    x = np.random.default_rng(0).normal(size=(2, 1, 3)).astype(np.float32)
+    dy = np.ones((2, 1, 7), np.float32)
+
+    def run(layer: Any) -> None:
+        layer.vjp(x)[1](dy)
+
+    model.zero_grad()
+    for layer in model.towers:
+        run(layer)
+    expected = {n: np.array(g) for n, g in model.grads.items()}
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            for _ in range(40):
+                unwritten(model)
+                list(pool.map(run, model.towers))
+                assert_equal(dict(model.grads), expected)
+    finally:
+        sys.setswitchinterval(before)
+
+
+def test_what_several_threads_note_is_kept() -> None:
+    """The order of two pullbacks that overlap, each between the first and the last note of one."""
+    model = nn.Sequential(nn.GRU(3, 4), nn.GRU(4, 4))
+    model._clear_grads()
+    block = model._block
+    first, second = (model[k]._writable_grads() for k in range(2))
+    keys, a = first._begin(lambda _: list(first), [], True)
+    block.held_grads[...] = 5  # as the kernels of the first may have put there
+    others, b = second._begin(lambda _: list(second), [], False)
+    assert not any(g.any() for g in second.values())
+    second._end(others, False)
+    assert (block.grads == 5).any()
+    first._end(keys, False)
+    assert (len(a), len(b)) == (4, 0)
+    assert (first["weight_hh_l0"] == 5).all()
+    assert not block.unwritten
+    assert not block._writers
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_two_pullbacks_of_one_parameter_at_once_are_refused(tied: bool) -> None:
+    """The second is refused, the first goes on; gradients of its own are another matter."""
+    model = Shared()
+    first = model.first
+    second = model.second if tied else first
+    x, dy = np.ones((6, 1, 6), np.float32), np.ones((6, 1, 6), np.float32)
+    model.zero_grad()
+    first.vjp(x, memory_limit=2)[1](dy)
+    expected = {n: np.array(g) for n, g in model.grads.items()}
+    refused = []
+
+    def within(t: int, y: Any) -> Any:
+        thread = threading.Thread(target=other, args=(t,))
+        thread.start()
+        thread.join()
+        return dy[t : t + len(y)]
+
+    def other(t: int) -> None:
+        (_, _), pullback = second.vjp(x)
+        try:
+            pullback(dy)
+        except RuntimeError as e:
+            refused.append(str(e))
+        (_, _), pullback = second.vjp(x)
+        pullback(dy, grads=second.new_grads())
+
+    unwritten(model)
+    first.vjp(x, memory_limit=2)[1](within)
+    assert refused
+    assert all("expected one pullback at a time to add to the gradients of" in r for r in refused)
+    assert_equal(dict(model.grads), expected)
+    second.vjp(x)[1](dy)  # and it may go on afterwards
+    assert not np.array_equal(model.grads["first.weight_hh_l0"], expected["first.weight_hh_l0"])
+
+
+def test_a_child_process_is_not_kept_from_gradients_of_its_parent() -> None:
+    layer = nn.GRU(3, 4, rng=0)
+    layer._block._writers.update({key: [object()] for key in ("", *layer._block.entries)})
+    layer.vjp(np.ones((2, 1, 3), np.float32))[1](np.ones((2, 1, 4), np.float32))
+    assert layer.flat_grads.any()
+
+
+# -- gradients that are not there ------------------------------------------------------------------
+
+
+def test_a_model_that_only_runs_has_no_memory_of_gradients(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    nn.Sequential(nn.Embedding(9, 6), nn.GRU(6, 8), nn.Linear(8, 3)).save(path)
+    model = ost.load(path)
+    model.freeze("1.*")
+    model(np.ones((4, 2), np.int64))
+    model.stream().step(np.ones(1, np.int64))
+    copied, unpickled = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+    for one in (model, copied, unpickled):
+        assert not one._block.has_grads
+        assert not one.flat_grads.any()
+        assert one._block.has_grads
+        one.vjp(np.ones((4, 2), np.int64), rng=0)[1](np.ones((4, 2, 3), np.float32))
+        assert one.grads["2.weight"].any()
+        assert not one.grads["1.weight_ih_l0"].any()
+
+
+def test_threads_that_ask_first_are_given_the_same_gradients() -> None:
+    for _ in range(20):
+        layer, ready = nn.Linear(3, 4), threading.Barrier(4)
+
+        def ask(layer: Any = layer, ready: Any = ready) -> Any:
+            ready.wait()
+            return layer._block.held_grads
+
+        with ThreadPoolExecutor(4) as pool:
+            found = [f.result() for f in [pool.submit(ask) for _ in range(4)]]
+        assert all(a is found[0] for a in found)
+
+
+def _dirty(shapes: Any) -> None:
+    """Leave memory that is kept for gradients full of NaN."""
+    arrays = [_core.kept_array(np.dtype(np.float32), s) for s in shapes for _ in range(2)]
+    for a in arrays:
+        a[...] = np.nan
+
+
+@pytest.mark.parametrize("limit", [None, 3])
+@pytest.mark.parametrize("steps", [0, 1, 7])
+def test_functions_overwrite_what_memory_holds(steps: int, limit: Any) -> None:
+    r = np.random.default_rng(0)
+    hidden = 300  # blocks of 1 MB are kept
+    x = r.normal(size=(steps, 2, 3)).astype(np.float32)
+    weights = [r.normal(size=s).astype(np.float32) / 20 for s in ((1200, 3), (1200, hidden))]
+    dy = np.ones((steps, 2, hidden), np.float32)
+    lengths = np.array([steps, 0])
+    found = []
+    for _ in range(2):
+        _dirty([w.shape for w in weights])
+        _, pullback = ost.functional.lstm_vjp(x, *weights, lengths=lengths, memory_limit=limit)
+        found.append(pullback(dy))
+    for name in ("dweight_ih", "dweight_hh", "dx"):
+        a, b = (getattr(f, name) for f in found)
+        assert np.isfinite(a).all()
+        np.testing.assert_array_equal(a, b)
+    assert found[0].dweight_ih.any() == (steps > 0)

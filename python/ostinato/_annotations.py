@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any
 
 # The meaning of the short names of the package, in words that a reader of `help` knows.
 _MEANINGS = {
     "Array": "ndarray",
+    "nn.QuantizationReport": "QuantizationReport",
+    "nn.ModelQuantizationReport": "ModelQuantizationReport",
     "Lengths": "ArrayLike | None",
     "Seed": "int | Generator | None",
     "Sequences": "ndarray | Ragged | list[ndarray]",
@@ -54,6 +56,21 @@ def readable(namespace: dict[str, Any]) -> None:
                 member = getattr(member, "__func__", member)  # of a class or static method
                 if isinstance(member, FunctionType):
                     _unquote(member)
+
+
+def complete(*modules: ModuleType, **names: Any) -> None:
+    """Give modules the names that their annotations have and that they cannot import.
+
+    A module that is imported by what it names (the callbacks of a Trainer) would import in a
+    circle. `typing.get_type_hints` looks the names up among the globals.
+
+    Args:
+        *modules: the modules.
+        **names: what they are given.
+    """
+    for module in modules:
+        for name, value in names.items():
+            module.__dict__.setdefault(name, value)
 
 
 def _unquote(function: FunctionType) -> None:

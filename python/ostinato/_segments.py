@@ -228,16 +228,20 @@ class Chain:
         dreset: tuple[Array | None, Array | None] | None = None,
         cuts: Array | None = None,
         dcells: Array | None = None,
+        overwrite: bool = False,
         **control: float,
     ) -> tuple[Array | None, Array | None]:
         """Return the gradients of the states before the first step.
 
         Those of the input go to ``dx``. dy may be a function of a segment's first step and outputs
-        (a `Ragged` of flat rows); y is where the forward pass wrote them.
+        (a `Ragged` of flat rows); y is where the forward pass wrote them. ``overwrite``: those of
+        the weights take the place of what ``grads`` hold, on the CPU.
         """
         sums = self.packed.sums(self.batch)
         order = self._order()
         if not order:
+            for g in (g for part in grads if overwrite for g in part if g is not None):
+                g[...] = 0
             return None if dh is None else dh.copy(), None if dc is None else dc.copy()
         for n, k in enumerate(reversed(order)):
             t0, t1 = self._range(k)
@@ -265,6 +269,7 @@ class Chain:
                 sums=sums,
                 resume=n > 0,
                 more=n + 1 < len(order),
+                overwrite=overwrite,
                 drestart=dreset,
             )
             del tape, out  # before the next one is allocated

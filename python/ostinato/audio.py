@@ -83,29 +83,36 @@ def read_wav(path: str | os.PathLike[str]) -> Sound:
     with open_regular(path) as stream:
         try:
             with wave.open(stream, "rb") as file:
-                channels, width, rate, count = file.getparams()[:4]
-                # No more than the file has: a read takes the memory of all that is asked for.
-                frame = max(1, channels * width)
-                data = file.readframes(min(count, os.fstat(stream.fileno()).st_size // frame + 1))
+                return _sound(file, name, os.fstat(stream.fileno()).st_size)
         except (wave.Error, EOFError, RuntimeError) as e:
             why = str(e) or "the file ends early"
             raise ValueError(
                 f"path: expected a WAV file of whole numbers (PCM), got {name}: {why}"
             ) from None
+
+
+def _sound(file: wave.Wave_read, name: str, size: int) -> Sound:
+    """Read the samples of a file of so many bytes, some at a time."""
+    channels, width, rate, count = file.getparams()[:4]
     if width not in WIDTHS:
         raise ValueError(
             f"path: expected samples of {', '.join(WIDTHS.values())}, got {8 * width}-bit in {name}"
         )
-    if rate < 1 or len(data) != count * channels * width:
-        raise ValueError(
-            f"path: expected {count} samples in each of {channels} channels at a rate of at least "
-            f"1, got {len(data)} bytes at {rate} in {name}"
-        )
-    samples: Array = np.empty(count, np.float32)
-    for begin in range(0, count, FRAMES):  # float64 of a whole file would be up to 8 times as much
-        part = data[begin * frame : (begin + FRAMES) * frame]
+    frame = channels * width
+    samples: Array = np.empty(count if count * frame <= size else 0, np.float32)
+    got = 0  # bytes
+    for begin in range(0, len(samples), FRAMES):
+        part = file.readframes(min(FRAMES, count - begin))
+        got += len(part)
+        if got < min(begin + FRAMES, count) * frame:
+            break
         frames = _floats(part, width).reshape(-1, channels)
         samples[begin : begin + FRAMES] = frames[:, 0] if channels == 1 else frames.mean(1)
+    if rate < 1 or got != count * frame:
+        raise ValueError(
+            f"path: expected {count} samples in each of {channels} channels at a rate of at least "
+            f"1, got {got if len(samples) else size} bytes at {rate} in {name}"
+        )
     return Sound(samples, rate, channels, width)
 
 

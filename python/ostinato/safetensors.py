@@ -57,6 +57,7 @@ _NAMES = {
 }
 _CODES = {np.dtype(v): k for k, v in _NAMES.items() if k != "BF16"}
 _LONGEST_HEADER = 100_000_000  # the format's own limit
+_PART = 1 << 18  # bfloat16 that are widened at a time
 _MOST_AXES = 64  # NumPy's limit, 32 before NumPy 2
 _CHECKSUM = "ostinato.crc32"
 _METADATA = "__metadata__"
@@ -375,9 +376,11 @@ def _tensor(
     """Read the next tensor of the file, and compute its checksum if there is one to compare."""
     dtype = np.dtype("|u1") if code == "BOOL" else np.dtype(_NAMES[code])
     try:
-        a: Array = np.empty(shape, dtype)
+        a: Array = np.empty(shape, np.float32 if code == "BF16" else dtype)
     except ValueError as e:  # more axes than this NumPy knows
         raise _Bad(f"shape {_short(shape)} for {_short(name)}: {e}") from None
+    if code == "BF16":
+        return a, _bfloat16_into(f, a, checked)
     view = _bytes(a)
     if f.readinto(view) != len(view):  # type: ignore[attr-defined]  # a binary file
         raise _Bad("one that grew shorter while it was read")
@@ -386,11 +389,22 @@ def _tensor(
         if a.size and a.max() > 1:
             raise _Bad(f"a bool of value {a.max()} in {_short(name)}")
         return a.view(np.bool_), crc
-    if code == "BF16":
-        wide = a.astype(np.uint32)
-        wide <<= np.uint32(16)
-        return wide.view(np.float32), crc
     return a.astype(dtype.newbyteorder("="), copy=False), crc
+
+
+def _bfloat16_into(f: IO[bytes], a: Array, checked: bool) -> int:
+    """Read bfloat16 as float32, a part at a time; return their checksum if there is one."""
+    wide, crc = a.reshape(-1).view(np.uint32), 0
+    part = np.empty(min(wide.size, _PART), "<u2")
+    for begin in range(0, wide.size, _PART):
+        end = min(begin + _PART, wide.size)
+        bits = part[: end - begin]
+        view = _bytes(bits)
+        if f.readinto(view) != len(view):  # type: ignore[attr-defined]  # a binary file
+            raise _Bad("one that grew shorter while it was read")
+        crc = zlib.crc32(view, crc) if checked else 0
+        np.left_shift(bits, np.uint32(16), out=wide[begin:end], dtype=np.uint32)
+    return crc
 
 
 readable(globals())

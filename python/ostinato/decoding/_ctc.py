@@ -175,7 +175,8 @@ class _Search:
         self.ends_blank, self.ends_label = np.zeros(1), np.full(1, NEVER)
         self.extra = np.zeros(1)
         self.ahead = self._ahead(0)[None]
-        with np.errstate(invalid="ignore"):  # -inf beside -inf
+        # -inf beside -inf; and sums of logarithms that no float holds are probability 0.
+        with np.errstate(invalid="ignore", over="ignore"):
             for row in log_p:
                 self._step(row)
 
@@ -240,7 +241,8 @@ class _Search:
     def best(self, count: int) -> list[Hypothesis]:
         """Return the best hypotheses, with the end that the language model gives them."""
         both = np.logaddexp(self.ends_blank, self.ends_label)
-        scores = both + self.extra
+        with np.errstate(over="ignore"):
+            scores = both + self.extra
         if self.model is not None and self.weight:
             scores = scores + self.weight * np.array(
                 [self.model.end(self.states[n]) for n in self.nodes]
@@ -338,7 +340,8 @@ def _aligned(log_p: Array, labels: Labels, blank: int, b: int) -> Labels:
         from_two = np.concatenate([[NEVER, NEVER], a[:-2]])[: len(states)]
         ways = np.stack([a, np.concatenate([[NEVER], a[:-1]]), np.where(skips, from_two, NEVER)])
         came[t] = ways.argmax(0)
-        a = ways.max(0) + row[states]
+        with np.errstate(over="ignore"):  # what no float holds is probability 0
+            a = ways.max(0) + row[states]
     ends = a[-2:] if len(labels) else a
     if not ends.max() > NEVER:
         raise ValueError(

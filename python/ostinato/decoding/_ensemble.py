@@ -87,7 +87,8 @@ class Ensemble:
             raise ValueError(
                 f"steps: expected models of the same labels, got {sorted(sizes)} of them"
             )
-        terms = [log_softmax(y) + weight for (y, _), weight in zip(found, self._log_weights)]
+        with np.errstate(over="ignore"):  # what no float holds is probability 0
+            terms = [log_softmax(y) + weight for (y, _), weight in zip(found, self._log_weights)]
         mean: Array = np.logaddexp.reduce(terms, axis=0)
         return mean, tuple(after for _, after in found)
 

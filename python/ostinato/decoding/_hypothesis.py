@@ -37,7 +37,8 @@ class Hypothesis(NamedTuple):
 def log_softmax(y: Array) -> Array:
     """Return float64 logarithms of the probabilities on the last axis."""
     z = y.astype(np.float64)
-    with np.errstate(divide="ignore"):  # a logit of -inf is probability 0
+    # A logit of -inf is probability 0, and so is one that is farther below than any float.
+    with np.errstate(divide="ignore", over="ignore"):
         z = z - z.max(-1, keepdims=True)
         out: Array = z - np.log(np.exp(z).sum(-1, keepdims=True))
     return out

@@ -67,11 +67,11 @@ def probabilities(
         raise ValueError(f"logits: expected shape (..., V) with V of at least 1, got {y.shape}")
     refuse_unusable("logits", y)
     z = y.astype(np.float64)
-    z = z - z.max(-1, keepdims=True)
-    if temperature == 0:
-        top_k = 1
-    else:
-        with np.errstate(over="ignore"):  # -inf, near temperature 0, is probability 0
+    with np.errstate(over="ignore"):  # -inf, near temperature 0 too, is probability 0
+        z = z - z.max(-1, keepdims=True)
+        if temperature == 0:
+            top_k = 1
+        else:
             z = z / temperature
     p = np.exp(log_softmax(z))
     order = np.argsort(-p, axis=-1, kind="stable")

@@ -233,7 +233,8 @@ def _write(
             break
         logits, state = steps(labels, state)
         labels = choose(logits)
-        total[active] += log_softmax(logits)[np.arange(len(labels)), labels]
+        with np.errstate(over="ignore"):  # what no float holds is probability 0
+            total[active] += log_softmax(logits)[np.arange(len(labels)), labels]
         going = np.ones(len(labels), bool) if steps.end is None else labels != steps.end
         ended[active[~going]] = True
         if not going.all():
@@ -357,7 +358,8 @@ class _Beam:
 
     def grow(self, log_p: Array, step: int) -> tuple[Array, Array]:
         """Return the rows that go on, and their next labels."""
-        totals = (self.log_p[:, None] + log_p).reshape(-1)
+        with np.errstate(over="ignore"):  # what no float holds is probability 0
+            totals = (self.log_p[:, None] + log_p).reshape(-1)
         at = np.flatnonzero(totals > -np.inf)
         # Of the best 2 width continuations at most width are ends.
         at = at[np.argsort(-totals[at], kind="stable")][: 2 * self.width]

@@ -23,6 +23,11 @@ ONNX defines. With others than the usual ones a general kernel runs, which has f
 
 from __future__ import annotations
 
+import sys as _sys
+from typing import Any as _Any
+
+from .._annotations import complete as _complete
+from .._check import Array as _Array
 from ._gru import gru, gru_vjp
 from ._lstm import lstm, lstm_vjp
 from ._pullback import Gradients, Pullback
@@ -46,3 +51,6 @@ __all__ = [
 # All is part of this module, whatever file it is in: for `help`, and for pickled weights.
 for _name in __all__:
     globals()[_name].__module__ = __name__
+
+# What the annotations of their fields name is looked up here.
+_complete(_sys.modules[__name__], Any=_Any, Array=_Array)

@@ -11,6 +11,7 @@ from .._annotations import readable
 from .._call import Call
 from .._cells import facts_of, saved_gates
 from .._check import Array
+from .._gradients import new_gradients
 from .._ragged import rows_like
 from .._segments import Chain
 from ._weights import LayerNormWeights, Packed
@@ -155,7 +156,8 @@ class Pullback:
             raise TypeError(
                 f"dc_n: expected None for the cell {packed.cell}, got {type(dc_n).__name__}"
             )
-        grads = [None if w is None else np.zeros_like(w) for w in packed.weights]
+        shapes = [None if w is None else w.shape for w in packed.weights]
+        grads, options["overwrite"] = new_gradients(shapes, packed.weights[0])
         dh, dc = row("dh_n", dh_n, 2), row("dc_n", dc_n, 2)
         if self._chain is None:
             if callable(dy):

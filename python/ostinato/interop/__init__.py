@@ -45,7 +45,8 @@ _LATER = {
 def __getattr__(name: str) -> _Any:
     import importlib
 
-    if name in ("jax", "keras", "torch"):  # modules that import what they are named after
+    if name in ("aeon", "jax", "keras", "sklearn", "sktime", "torch"):
+        # These import what they are named after.
         return importlib.import_module("." + name, __name__)
     if name not in _LATER:
         raise AttributeError(f"module 'ostinato.interop' has no attribute {name!r}")

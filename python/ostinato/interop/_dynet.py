@@ -8,7 +8,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from .. import _files, nn
+from .. import _check, _files, nn
 from .._annotations import readable
 from .._check import Array
 from ._imported import Entry, Imported, shapes
@@ -97,6 +97,7 @@ def _lstm(builders: list[list[Array]], both: bool, batch_first: bool) -> nn.Laye
     return layer
 
 
+@_check.values_follow()
 def from_dynet(path: str | os.PathLike[str], *, batch_first: bool = False) -> Imported:
     """Make layers of a text file of DyNet: vanilla LSTM builders, in two directions, and tables.
 

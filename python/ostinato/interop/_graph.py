@@ -14,6 +14,7 @@ from .._annotations import readable
 from .._check import Array
 from .._recording import record, value_of
 from ..nn import Layer, Model, Parameter
+from ._graph_form import inputs_of, node_of, number_of, row, sizes, table, texts
 from ._graph_ops import _plain
 from ._graph_stream import GraphStates, joined, shaped, times_of
 from ._graph_table import OPERATORS
@@ -99,8 +100,10 @@ class Graph(Model):
         dtype: float32 or float64, of the parameters.
 
     Raises:
-        TypeError: a layer that is none, or an operator that is not known.
-        ValueError: a node that reads what no node before it makes.
+        TypeError: a layer that is none, an operator that is not known, or a part that is no
+            mapping, sequence or text where one is due.
+        ValueError: a node that reads what no node before it makes, or a part without an entry
+            that it needs.
     """
 
     def __init__(
@@ -117,23 +120,28 @@ class Graph(Model):
     ) -> None:
         self._kind = _check.real_dtype(dtype)
         self.opset = _check.positive("opset", opset)
+        constants = table("numbers", numbers or {})
+        shapes = table("parameters", parameters or {})
         self._plan = Plan(
-            [dict(i) for i in inputs],
-            [str(n) for n in outputs],
+            inputs_of(inputs),
+            texts("outputs", outputs),
             self._whole(nodes),
-            {n: self._number(given) for n, given in (numbers or {}).items()},
+            {
+                n: _check.read_only(number_of(n, given, self._kind))
+                for n, given in constants.items()
+            },
         )
-        self.layers = dict(layers or {})
+        self.layers = dict(table("layers", layers or {}))
         self.weights = {
-            n: Parameter(_check.drawn(n, tuple(int(k) for k in s), self._kind, np.zeros))
-            for n, s in (parameters or {}).items()
+            n: Parameter(_check.drawn(n, sizes(f"parameters: {n}", s), self._kind, np.zeros))
+            for n, s in shapes.items()
         }
         self._check_nodes()
 
     def _whole(self, nodes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Return nodes with all that they may leave out."""
         out = []
-        for n in nodes:
+        for n in map(node_of, row("nodes", nodes)):
             whole = {"layer": "", "name": n["op"], **n, "at": self._at(n)}
             if n["op"] == "If":
                 parts = [{**b, "nodes": self._whole(b["nodes"])} for b in n["branches"]]
@@ -145,11 +153,6 @@ class Graph(Model):
         """Return the attributes of a node; "real" is the dtype of the model."""
         at = dict(node.get("at", {}))
         return {**at, "dtype": self._kind.name} if at.get("dtype") == "real" else at
-
-    def _number(self, given: Mapping[str, Any]) -> Array:
-        kind = np.dtype(given["dtype"])
-        kind = self._kind if kind.kind == "f" else kind
-        return _check.read_only(np.array(given["values"], kind).reshape(tuple(given["shape"])))
 
     def _check_nodes(self) -> None:
         known = {i["name"] for i in self._plan.inputs} | set(self._plan.numbers)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import nn
+from .. import _check, nn
 from .._annotations import readable
 from .._check import Array
 from ._imported import Entry, Imported, common, compare, real, require, shapes
@@ -178,6 +178,7 @@ def _by_flax(top: Mapping[str, Any], tree: _Tree) -> Callable[[str, nn.Layer], A
     return theirs
 
 
+@_check.values_follow()
 def from_flax(
     params: Mapping[str, Any],
     *,
@@ -314,6 +315,7 @@ def _by_haiku(
     return theirs
 
 
+@_check.values_follow()
 def from_haiku(
     params: Mapping[str, Any],
     *,

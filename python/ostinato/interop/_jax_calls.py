@@ -17,6 +17,7 @@ from jax.interpreters import mlir
 
 from .. import _core, _native
 from .._cells import UNIT_WEIGHTS, facts_of
+from .._gradients import new_gradients
 
 Array: TypeAlias = Any  # of JAX, or what stands for one while it traces
 INPUTS = ("x", "h0", "c0", "lengths", "resets", "mask", "reset_h", "reset_c")
@@ -129,7 +130,19 @@ def bridge() -> tuple[str, str]:
             jax.ffi.register_ffi_target(f"ostinato_{name}", handler, platform="cpu")
     except Exception as e:  # XLA's own, of whatever class, where it takes another version
         return "callback", str(e)
+    _keep_freed_pages()
     return "ffi", ""
+
+
+def _keep_freed_pages() -> None:
+    """Free a block of 31 MB, behind which the C library of Linux keeps up to 62 MB for later.
+
+    It measures by the largest block that was freed (M_MMAP_THRESHOLD of mallopt, unless that is
+    set). XLA frees its arrays after each step, packed weights among them; where the C library gives
+    their pages back to the system, the next step waits for new ones, which took half of a training
+    step of one row. Nothing is written to the block, so that it takes no memory.
+    """
+    np.empty(31 << 20, np.uint8)
 
 
 def _custom_call(
@@ -266,7 +279,8 @@ def _backward_here(
     own = _own_packed(options, weights)
     *_, tape = _forward(own, options, inputs, True)
     dy, dh, dc = (rest.pop(0) if cotangents >> k & 1 else None for k in range(3))
-    grads = [np.zeros_like(w) if n else None for w, n in zip(weights, need)]
+    shapes = [w.shape if n else None for w, n in zip(weights, need)]
+    grads, overwrite = new_gradients(shapes, np.empty(0, packed.dtype))
     slots: list[Any] = [None] * len(
         weight_slots(options.cell, options.input, options.hidden, options.output)
     )
@@ -274,7 +288,11 @@ def _backward_here(
         slots[k] = g
     wanted = dict(zip(options.inputs, need[len(weights) :]))
     dx, dh0, dc0, *dreset, _ = tape.backward(
-        dy, *(None if d is None else d[None] for d in (dh, dc)), [slots], wanted["x"]
+        dy,
+        *(None if d is None else d[None] for d in (dh, dc)),
+        [slots],
+        wanted["x"],
+        overwrite=overwrite,
     )
     of_inputs = dict(zip(("x", "h0", "c0", "reset_h", "reset_c"), (dx, dh0, dc0, *dreset)))
     for name, size in (("reset_h", options.output), ("reset_c", options.hidden)):

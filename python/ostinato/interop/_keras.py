@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import nn
+from .. import _check, nn
 from .._annotations import readable
 from .._check import Array
 from .._functions import Function
@@ -411,6 +411,7 @@ _MAKERS: dict[str, Callable[[list[Array], dict[str, Any]], Any]] = {
 # -- the way in ------------------------------------------------------------------------------------
 
 
+@_check.values_follow()
 def from_keras(
     path: str | os.PathLike[str],
     *,
@@ -469,11 +470,12 @@ def from_keras(
         )
     content = read_keras(path, config)
     maker = _Maker(content, recurrent_activation, reset_after)
-    for part in content.parts:
+    for k, part in enumerate(content.parts):
         if any(fnmatch.fnmatchcase(part.name, pattern) for pattern in skip):
             maker.skip(part)
         else:
             maker.add(part)
+        content.parts[k] = part._replace(weights=[])  # the layers have them now
     version = f"Keras {content.version}".rstrip()
     imported = Imported(
         version,

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import _check, _core, _native
+from .. import _check, _native
 from .._cells import facts_of
 from .._check import Array
+from .._gradients import new_gradients
 
 
 class Options(NamedTuple):
@@ -148,15 +149,15 @@ def backward(
     if tape is None:
         _, tape = forward(options, inputs, True)
     dy, dh, dc = grads
-    like = inputs.weight_ih
-    weights = [None if w is None else _core.kept_array(like.dtype, w.shape) for w in inputs[3:7]]
+    shapes = [None if w is None else w.shape for w in inputs[3:7]]
+    weights, overwrite = new_gradients(shapes, inputs.weight_ih)
     dx, dh0, dc0, *_ = tape.backward(
         None if dy is None else _rows(dy),
         None if dh is None else np.ascontiguousarray(dh)[None],
         None if dc is None else np.ascontiguousarray(dc)[None],
         [[*weights, None]],
         need_x,
-        overwrite=True,
+        overwrite=overwrite,
     )
     if options.reverse and dx is not None:
         dx = np.ascontiguousarray(dx[:, ::-1])

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import _files, nn
+from .. import _check, _files, nn
 from .._annotations import readable
 from ._imported import Entry, Imported, compare, require, shapes
 from ._onnx_branches import Branches
@@ -39,6 +39,7 @@ def _path_of(source: Any) -> str:
         raise TypeError(f"source: expected a path, bytes or a model, got {e}") from None
 
 
+@_check.values_follow()
 def from_onnx(source: Any, *, gru_form: str | None = None, verify: bool = False) -> Imported:
     """Make layers of the RNN, LSTM and GRU nodes of an ONNX model, and a model of the whole graph.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import nn
+from .. import _check, nn
 from .._annotations import readable
 from .._check import Array
 from ._imported import Entry, Imported, chain_of, common, compare, real, require, shapes
@@ -292,6 +292,7 @@ def _of_module(
 # -- the way in ------------------------------------------------------------------------------------
 
 
+@_check.values_follow()
 def from_torch(
     source: Any,
     *,

@@ -10,8 +10,9 @@ from weakref import WeakValueDictionary
 import numpy as np
 import torch
 
-from .. import _check, _core, _device, _driver, _native
+from .. import _check, _device, _driver, _native
 from .._cells import UNIT_WEIGHTS, facts_of
+from .._gradients import new_gradients
 from .._ragged import sequence_of, step_of
 
 Tensor: TypeAlias = torch.Tensor
@@ -108,7 +109,7 @@ def parts_of(options: Options, weights: Sequence[Any]) -> list[list[Any]]:
 _OWN = (torch.float32, torch.float64)  # dtypes in which the kernels compute
 _NATIVE = {torch.float32: _native.NATIVE["float32"], torch.float64: _native.NATIVE["float64"]}
 
-_NATIVE_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
+_LIKE = {torch.float32: np.empty(0, np.float32), torch.float64: np.empty(0, np.float64)}
 
 
 def _computed(t: Tensor) -> Tensor:
@@ -142,8 +143,21 @@ def _rows(t: Tensor | None) -> Any:
 
 def _tensor(a: Any, like: Tensor) -> Tensor:
     """Return an array as a tensor of the dtype of another one, without a copy where they agree."""
-    t = torch.from_numpy(a) if isinstance(a, np.ndarray) else torch.utils.dlpack.from_dlpack(a)
+    if isinstance(a, torch.Tensor):
+        t = a
+    else:
+        t = torch.from_numpy(a) if isinstance(a, np.ndarray) else torch.utils.dlpack.from_dlpack(a)
     return t if t.dtype == like.dtype else t.to(like.dtype)
+
+
+def _on_device(x: Tensor, shape: Sequence[int]) -> Tensor | None:
+    """Return memory of PyTorch for a result on the device of x; None on the CPU.
+
+    PyTorch knows which streams use it. On the CPU results lie in memory that is kept.
+    """
+    if _on_cpu(x):
+        return None
+    return torch.empty(tuple(shape), dtype=_computed(x.new_empty(0)).dtype, device=x.device)
 
 
 @contextmanager
@@ -283,17 +297,20 @@ def _run(
         times["resets"] = _array(flags.contiguous().view(torch.uint8))
     key = 0 if inputs.key is None else int(inputs.key)
     states = _dense(inputs.h0), _dense(inputs.c0)
+    size, _ = options.widths(inputs.weights)
+    out = _on_device(x, (*x.shape[:-1], size * options.directions))
     y, h_n, c_n, tape = packed.forward(
         _rows(x),
         *states,
         lengths,
         batch_first,
+        None if out is None else _array(out),
         train=save,
         dropout=options.dropout,
         key=key,
         **times,
     )
-    return y, h_n, c_n, tape, order
+    return y if out is None else out, h_n, c_n, tape, order
 
 
 def forward(
@@ -351,19 +368,21 @@ def _backward(
     dy, dh, dc = grads
     if saved.order is not None and dy is not None:
         dy = dy.index_select(0, saved.order[0].to(dy.device))
-    out = _weight_gradients(inputs, need[3:])
+    out, overwrite = _weight_gradients(inputs, need[3:])
     arrays = [_array(w) if wanted else None for w, wanted in zip(out, need[3:])]
     has_cells = facts_of(options.cell)["states"] > 1
+    own = _on_device(inputs.x, inputs.x.shape) if need[0] else None
     dx, dh0, dc0, *_ = saved.tape.backward(
         _rows(dy),
         _dense(dh),
         _dense(dc) if has_cells else None,
         parts_of(options, arrays),
         need[0],
-        overwrite=_on_cpu(inputs.x),
+        dx=None if own is None else _array(own),
+        overwrite=overwrite,
     )
     first = []
-    for a, wanted in zip((dx, dh0, dc0), need):
+    for a, wanted in zip((dx if own is None else own, dh0, dc0), need):
         first.append(_tensor(a, inputs.x) if wanted else inputs.x.new_empty(0))
     if saved.order is not None and need[0]:
         first[0] = first[0].index_select(0, saved.order[1].to(first[0].device))
@@ -371,26 +390,20 @@ def _backward(
     return [*first, *(w if w.dtype == dtype else w.to(dtype) for w in out)]
 
 
-def _weight_gradients(inputs: Inputs, need: Sequence[bool]) -> list[Tensor]:
-    """Return memory for the gradients of the weights that are needed.
+def _weight_gradients(inputs: Inputs, need: Sequence[bool]) -> tuple[list[Tensor], bool]:
+    """Return memory for the gradients of the weights that are needed, and whether it is unfilled.
 
-    On the CPU the kernels overwrite it, on a device they add to zeros.
+    That on a device is PyTorch's own, which knows the streams that use it.
     """
-    x = inputs.x
-    nothing = x.new_empty(0)
+    nothing = inputs.x.new_empty(0)
     dtype = _computed(nothing).dtype
-    if _on_cpu(x):
-        # Memory that is kept from call to call. Where an allocator gives it back to the system
-        # after each step, its pages come anew: 2 MB took as long as half of a backward pass.
-        kind = np.dtype(_NATIVE_DTYPES[dtype])
-        return [
-            torch.from_numpy(_core.kept_array(kind, w.shape)) if n else nothing
-            for w, n in zip(inputs.weights, need)
-        ]
-    return [
-        torch.zeros(w.shape, dtype=dtype, device=w.device) if n else nothing
-        for w, n in zip(inputs.weights, need)
-    ]
+    shapes = [w.shape if n else None for w, n in zip(inputs.weights, need)]
+    if not _on_cpu(inputs.x):
+        device = inputs.weights[0].device
+        zeros = (None if s is None else torch.zeros(s, dtype=dtype, device=device) for s in shapes)
+        return [nothing if z is None else z for z in zeros], False
+    arrays, overwrite = new_gradients(shapes, _LIKE[dtype])
+    return [nothing if a is None else torch.from_numpy(a) for a in arrays], overwrite
 
 
 def output_shapes(

@@ -290,9 +290,7 @@ class RecurrentClassifier(ClassifierMixin, _Recurrent):
         Returns:
             ``[N,C]`` in the order of ``classes_``.
         """
-        y = self._outputs(X).astype(np.float64)
-        e = np.exp(y - y.max(1, keepdims=True))
-        out: Array = e / e.sum(1, keepdims=True)
+        out: Array = nn.softmax(self._outputs(X).astype(np.float64))
         return out
 
     def predict(self, X: Any) -> Array:

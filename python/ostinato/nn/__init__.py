@@ -1,9 +1,11 @@
 """Layers: parameters and descriptions; the arithmetic is in the native code."""
 
+import sys as _sys
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
-from . import init
+from .._annotations import complete as _complete
+from . import _outputs, _quantization, _sequential, _training, init
 from ._block import Views
 from ._functions import gelu, log_softmax, relu, sigmoid, softmax
 from ._layer import Layer, Pullback
@@ -110,3 +112,6 @@ __all__ = [
     "sigmoid",
     "softmax",
 ]
+
+_complete(_quantization, _sequential, nn=_sys.modules[__name__])
+_complete(_training, _outputs, Recurrent=Recurrent, Views=Views)

@@ -149,12 +149,19 @@ def _made(described: Mapping[str, Any], known: Mapping[str, type[Layer]]) -> Lay
         )
     values = [_read(a, known) for a in args]
     options = {n: _read(v, known) for n, v in options.items()}
+    signature = inspect.signature(known[name])
     try:
-        inspect.signature(known[name]).bind(*values, **options)
-    except TypeError as e:
-        raise TypeError(f"path: expected the arguments of {name}, got others: {e}") from None
+        signature.bind(*values, **options)
+    except TypeError:
+        raise TypeError(
+            f"path: expected the arguments of {name} ({', '.join(signature.parameters)}), got "
+            f"{len(values)} by their places, and by their names {', '.join(options) or 'none'}"
+        ) from None
+    ours = known[name].__module__.partition(".")[0] == __name__.partition(".")[0]
     try:
-        layer: Layer = known[name](*values, **options)
+        # A constructor of a user may compute with what it has drawn.
+        with _check.values_follow(ours):
+            layer: Layer = known[name](*values, **options)
     except OverflowError as e:  # a whole number that no float can hold
         raise ValueError(f"path: expected arguments that a {name} can hold, got {e}") from e
     precision = described.get("precision")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -18,6 +19,16 @@ from .._device import Device
 from .._recording import active
 
 ALIGN = 64  # bytes: every segment begins on a cache line
+_process = object()  # another one in every process
+
+
+def _new_process() -> None:
+    global _process
+    _process = object()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_process)
 
 
 @dataclass(frozen=True)
@@ -42,8 +53,9 @@ class Block:
         0  # raised with version, and by whatever else changes what a stream of the model computes
     )
     # Names of parameters whose gradients are zero, though that has not been written: what is added
-    # to them first takes the place of what memory holds.
-    unwritten: frozenset[str] = frozenset()
+    # to them first takes the place of what memory holds. It is changed by single calls of a set,
+    # since pullbacks of several layers may run in threads.
+    unwritten: set[str]
     # Further names of parameters: those that are tied to another one, by their names.
     aliases: Mapping[str, str] = MappingProxyType({})
 
@@ -51,12 +63,14 @@ class Block:
         self, arrays: Mapping[str, Array], decay: Mapping[str, bool], dtype: np.dtype[Any]
     ) -> None:
         self.entries: dict[str, Entry] = {}
+        self.unwritten = set()
+        self._writers: dict[str, list[object]] = {}  # what pullbacks at work write to
         self.version = self.changes = 0
         step, end = ALIGN // dtype.itemsize, 0
         for name, a in arrays.items():
             self.entries[name] = Entry(name, end, a.shape, True, decay[name])
             end = -(-(end + a.size) // step) * step
-        self.values, self.grads = _aligned(end, dtype), _aligned(end, dtype)
+        self.values = _aligned(end, dtype)
         for name, a in arrays.items():
             self.view(self.values, name)[...] = _device.host(a)
         devices = [_device.of(a) for a in arrays.values()]
@@ -68,7 +82,8 @@ class Block:
     @property
     def grads(self) -> Array:
         """The gradients, all of them written."""
-        self.write_zeros(self.unwritten)
+        if self.unwritten:
+            self.write_zeros(frozenset(self.unwritten))
         return self.held_grads
 
     @grads.setter
@@ -77,15 +92,31 @@ class Block:
 
     @property
     def held_grads(self) -> Array:
-        """The memory of the gradients, in which those that are unwritten do not count."""
-        buffer: Array = self.__dict__["grads"]
+        """The memory of the gradients, in which those that are unwritten do not count.
+
+        It is made, at zero, when something first asks for it: a model that only runs has none. On a
+        device it is made by `move`, so that no call that is recorded in a graph does.
+        """
+        buffer: Array | None = self.__dict__.get("grads")
+        if buffer is None:
+            zeros = _aligned(self.values.size, self.values.dtype)
+            buffer = self.__dict__.setdefault("grads", zeros)  # of two threads, that of the first
         return buffer
+
+    def holds_grads(self, buffer: Array) -> bool:
+        """Whether a buffer is that of the gradients."""
+        return buffer is self.__dict__.get("grads")
+
+    @property
+    def has_grads(self) -> bool:
+        """Whether there is memory of gradients; all are zero without."""
+        return "grads" in self.__dict__
 
     def clear_grads(self, prefix: str) -> None:
         """Set the gradients under a prefix to zero: on the CPU when they are next read."""
         names = [n for n in self.entries if n.startswith(prefix)]
         if _device.of(self.values) is None:
-            self.unwritten |= frozenset(names)
+            self.unwritten.update(names)
             return
         for name in names:
             self.view(self.held_grads, name)[...] = 0
@@ -94,7 +125,33 @@ class Block:
         """Write the zeros of those of the gradients that are unwritten."""
         for name in self.unwritten & names:
             self.view(self.held_grads, name)[...] = 0
-        self.unwritten -= names
+        self.unwritten.difference_update(names)
+
+    def claim(self, keys: Sequence[str]) -> None:
+        """Keep other threads from what a pullback writes to, until it calls `release`.
+
+        Raises:
+            RuntimeError: another thread is at work there.
+        """
+        writers, me = self._writers, [_process]
+        for k, key in enumerate(keys):
+            owner = writers.setdefault(key, me)
+            if owner is me:
+                continue
+            if owner[0] is not _process:  # a fork has left it there
+                writers[key] = me
+                continue
+            self.release(keys[:k])
+            raise RuntimeError(
+                "grads: expected one pullback at a time to add to the gradients of "
+                f"{key or 'a layer'}, got two in threads; give each thread gradients of its own: "
+                "pullback(dy, grads=layer.new_grads())"
+            )
+
+    def release(self, keys: Sequence[str]) -> None:
+        """Let others write again."""
+        for key in keys:
+            self._writers.pop(key, None)
 
     def entry(self, name: str) -> Entry:
         """Return the entry of a parameter, also by a further name."""
@@ -146,10 +203,14 @@ class Block:
             )
         return names
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_writers": {}}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self.unwritten, self._writers = set(state.get("unwritten", ())), {}
         for name in ("values", "grads"):  # a copy or an unpickled array lies anywhere
-            if isinstance(state[name], np.ndarray):
+            if isinstance(state.get(name), np.ndarray):
                 setattr(self, name, _aligned_copy(state[name]))
 
     def move(self, device: Device | None) -> None:
@@ -159,9 +220,15 @@ class Block:
         """
         if _device.of(self.values) is device:
             return
-        values, grads = (_device.host(a) for a in (self.values, self.grads))
         put = _aligned_copy if device is None else device.put
-        self.values, self.grads = put(values), put(grads)
+        values, grads = put(_device.host(self.values)), None
+        if self.has_grads:
+            grads = put(_device.host(self.grads))
+        elif device is not None:
+            grads = device.zeros(self.values.shape, self.values.dtype)
+        self.values = values
+        if grads is not None:
+            self.grads = grads
         self.version += 1
         self.changes += 1
 
@@ -207,7 +274,7 @@ class Views(Mapping[str, Array]):
             recorded: Any = recording.parameter(self._block, self._block.aliases.get(full, full))
             stand_in: Array = recorded
             return stand_in
-        if self._block.unwritten and self._buffer is self._block.held_grads:
+        if self._block.unwritten and self._block.holds_grads(self._buffer):
             self._block.write_zeros(frozenset([self._block.aliases.get(full, full)]))
         return self._block.view(self._buffer, full, writable=self._writable)
 
@@ -223,29 +290,54 @@ class Views(Mapping[str, Array]):
 
     def _written(self) -> Array:
         """Return the buffer, in which all counts."""
-        if self._buffer is self._block.held_grads:
+        if self._block.holds_grads(self._buffer):
             return self._block.grads
         return self._buffer
 
-    def _unwritten(self, names: list[str]) -> dict[str, Array]:
-        """Return the memory of gradients if all of these names are unwritten, otherwise nothing.
+    def _begin(
+        self, names: Callable[[list[str]], list[str]], apart: list[str], overwrite: bool
+    ) -> tuple[Sequence[str], dict[str, Array]]:
+        """Give the gradients to the kernels of one pullback, which calls `_end` afterwards.
 
-        Whoever has put gradients there calls `_overwritten`.
+        They overwrite where all of the gradients are unwritten; otherwise those that are unwritten
+        become zero. Meanwhile no other thread may write to the model's own gradients of this layer,
+        or of one that shares them.
+
+        Args:
+            names: makes the names of those that the kernels write to, of ``apart``.
+            apart: what it is given.
+            overwrite: whether the kernels can.
+
+        Returns:
+            What is to be given to `_end`, and the gradients that the kernels overwrite, by name,
+            nothing where they add.
         """
-        block, full = self._block, self._full(names)
-        if (
-            self._buffer is not block.held_grads
-            or not block.unwritten
-            or not full <= block.unwritten
-        ):
-            return {}
-        return {n: block.view(self._buffer, self._prefix + n) for n in names}
+        block = self._block
+        if not block.holds_grads(self._buffer):
+            return (), {}
+        # With nothing unwritten and nobody at work the layer alone is claimed: its names would take
+        # a while.
+        if not block.unwritten and not block._writers:
+            keys: Sequence[str] = (self._prefix,)
+            block.claim(keys)
+            return keys, {}
+        own = names(apart)
+        full = self._full(own)
+        keys = (self._prefix, *full)
+        block.claim(keys)
+        if not overwrite or not full <= block.unwritten:
+            block.write_zeros(full)
+            return keys, {}
+        block.unwritten.difference_update(full)  # whoever reads others must not write zeros here
+        return keys, {n: block.view(self._buffer, self._prefix + n) for n in own}
 
-    def _overwritten(self, names: Iterable[str]) -> None:
-        """Note that gradients stand where there were none."""
-        self._block.unwritten -= self._full(names)
+    def _end(self, keys: Sequence[str], failed: bool) -> None:
+        """Let others write; what was to be overwritten, and was not, is unwritten again."""
+        if failed:
+            self._block.unwritten.update(keys[1:])
+        self._block.release(keys)
 
-    def _full(self, names: Iterable[str]) -> frozenset[str]:
+    def _full(self, names: list[str]) -> frozenset[str]:
         full = (self._prefix + n for n in names)
         return frozenset(self._block.aliases.get(n, n) for n in full)
 

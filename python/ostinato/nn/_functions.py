@@ -89,13 +89,13 @@ def softmax(x: Any, axis: int = -1, *, where: Any = None) -> Any:
     if not v.size:
         y = v
     elif where is None:
-        e = np.exp(v - np.max(v, axis=axis, keepdims=True))
+        e = np.exp(_below(v, np.max(v, axis=axis, keepdims=True)))
         y = e / np.sum(e, axis=axis, keepdims=True)
     else:
         on = np.broadcast_to(_placed(where, v), v.shape)
         top = np.max(np.where(on, v, v.dtype.type(-np.inf)), axis=axis, keepdims=True)
         top = np.where(np.isfinite(top), top, zero)
-        e = np.where(on, np.exp(np.where(on, v, top) - top), zero)
+        e = np.where(on, np.exp(_below(np.where(on, v, top), top)), zero)
         total = np.sum(e, axis=axis, keepdims=True)
         y = e / np.where(total == 0, v.dtype.type(1), total)
 
@@ -103,6 +103,12 @@ def softmax(x: Any, axis: int = -1, *, where: Any = None) -> Any:
         return y * (d - np.sum(d * y, axis=axis, keepdims=True))
 
     return record(y, (x, slope))
+
+
+def _below(v: Any, top: Any) -> Any:
+    """Return by how much numbers are below the largest: -inf where no float is as far away."""
+    with np.errstate(over="ignore"):
+        return v - top
 
 
 def _placed(mask: Any, like: Any) -> Any:
@@ -131,7 +137,7 @@ def log_softmax(x: Any, axis: int = -1) -> Any:
         TypeError: x is no array of float32 or float64.
     """
     v = _floats("x", x)
-    z = v - np.max(v, axis=axis, keepdims=True) if v.size else v
+    z = _below(v, np.max(v, axis=axis, keepdims=True)) if v.size else v
     y = z - np.log(np.sum(np.exp(z), axis=axis, keepdims=True))
 
     def slope(d: Any) -> Any:

@@ -246,9 +246,7 @@ class Layer:
         Returns:
             A mapping from names to writable arrays.
         """
-        return Views(
-            self._block, np.zeros_like(self._block.held_grads), self._prefix, writable=True
-        )
+        return Views(self._block, np.zeros_like(self._block.values), self._prefix, writable=True)
 
     def freeze(self, pattern: str = "*") -> None:
         """Leave parameters out of training: gradients become zero, and steps do not move them.
@@ -259,7 +257,8 @@ class Layer:
         Raises:
             KeyError: no parameter matches.
         """
-        for name in self._block.mark(glob.escape(self._prefix) + pattern, trainable=False):
+        names = self._block.mark(glob.escape(self._prefix) + pattern, trainable=False)
+        for name in names if self._block.has_grads else ():
             self._block.view(self._block.grads, name)[...] = 0
 
     def unfreeze(self, pattern: str = "*") -> None:
@@ -371,17 +370,23 @@ class Layer:
             a = _as_numbers(name, mapping[name])
             if a.shape != view.shape:
                 raise ValueError(f"{name}: expected shape {view.shape}, got {a.shape}")
-            with np.errstate(over="ignore"):
-                cast = a.astype(self._dtype)
-            if np.isfinite(a).all() and not np.isfinite(cast).all():
-                raise ValueError(
-                    f"{name}: expected values within the range of {self._dtype}, got "
-                    f"{np.abs(a).max():.3g}"
-                )
-            arrays[name] = cast
+            arrays[name] = self._cast(name, a)
         with self.write() as p:
             for name, a in arrays.items():
                 p[name][...] = _device.like(a, p[name])
+
+    def _cast(self, name: str, a: Array) -> Array:
+        """Return a new parameter in the layer's dtype; a copy where it lies in a parameter."""
+        if a.dtype == self._dtype:
+            return a.copy() if np.may_share_memory(a, _device.host(self._block.values)) else a
+        with np.errstate(over="ignore"):
+            cast = a.astype(self._dtype)
+        if np.isfinite(a).all() and not np.isfinite(cast).all():
+            raise ValueError(
+                f"{name}: expected values within the range of {self._dtype}, got "
+                f"{np.abs(a).max():.3g}"
+            )
+        return cast
 
     def _untied(self, mapping: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return a mapping without the further names of tied parameters, whose values must agree.
@@ -467,7 +472,7 @@ class Layer:
             and grads._block is self._block
             and grads._prefix == self._prefix
         )
-        if not mine or _device.of(grads._buffer) is not _device.of(self._block.held_grads):
+        if not mine or _device.of(grads._buffer) is not _device.of(self._block.values):
             raise TypeError(
                 f"grads: expected what new_grads() of this {type(self).__name__} gave, got "
                 f"{type(grads).__name__}"
@@ -537,7 +542,8 @@ class Layer:
         block.tie(dict(pairs))
         for n, e in entries.items():
             block.mark(glob.escape(n), trainable=e.trainable)
-            block.view(block.grads, n)[...] = self.grads[n]
+            if self._block.has_grads:
+                block.view(block.grads, n)[...] = self.grads[n]
         return block
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
@@ -664,7 +670,8 @@ def block_of(
         for name in block.names(prefix):  # one that is tied to another layer's is by itself here
             full = f"{child}.{name[len(prefix) :]}"
             arrays[full], entries[full] = block.view(block.values, name), block.entry(name)
-            grads[full] = block.view(block.grads, name)
+            if block.has_grads:
+                grads[full] = block.view(block.grads, name)
         for name, target in block.aliases.items():
             if name.startswith(prefix) and target.startswith(prefix):
                 aliases[f"{child}.{name[len(prefix) :]}"] = f"{child}.{target[len(prefix) :]}"

@@ -728,6 +728,7 @@ def _tie(block: Block, name: str, to: str) -> None:
     for n, e in kept.items():
         if not e.trainable:
             made.mark(glob.escape(n), trainable=False)
+    block.__dict__.pop("grads", None)
     block.__dict__.update(made.__dict__)
 
 

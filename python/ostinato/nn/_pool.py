@@ -150,7 +150,8 @@ class Pool(Layer):
         scores = np.where(on, hidden @ self.parameters()["context"], -np.inf)
         sums = _Sums(x)
         top = sums.largest(scores)
-        weights = np.exp(scores - np.where(np.isfinite(top), top, 0))
+        with np.errstate(over="ignore"):  # what is farther below than any float has no weight
+            weights = np.exp(scores - np.where(np.isfinite(top), top, 0))
         total = sums.of(weights)
         weights = (weights / np.where(total == 0, 1, total)).astype(self._dtype)
         y = sums.by_sequence(weights[:, None] * rows)

@@ -14,7 +14,7 @@ from ._layer import Layer
 from ._scales import LARGEST_SCALE, SMALLEST_SCALE, balanced_scales, ranges_of, refuse_float64
 
 if TYPE_CHECKING:
-    from ._quantization_report import QuantizationReport
+    from .. import nn
 
 
 class ScaledInputs(Layer):
@@ -103,7 +103,7 @@ class ScaledInputs(Layer):
         self.input_scale = balanced_scales(self, ranges_of(self, x, lengths, mask))
         return self
 
-    def quantization_report(self, x: Any, state: Any = None, **times: Any) -> QuantizationReport:
+    def quantization_report(self, x: Any, state: Any = None, **times: Any) -> nn.QuantizationReport:
         """Measure what int8 and bfloat16 cost in accuracy on this data; the layer stays as it is.
 
         >>> import numpy as np

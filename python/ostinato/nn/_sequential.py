@@ -20,7 +20,7 @@ from ._stream import Stream
 from ._table import Lookup
 
 if TYPE_CHECKING:
-    from ._quantization_report import ModelQuantizationReport
+    from .. import nn
 
 
 class Sequential(Layer):
@@ -332,7 +332,7 @@ class Sequential(Layer):
 
     def quantization_report(
         self, x: Any, state: Any = None, **times: Any
-    ) -> ModelQuantizationReport:
+    ) -> nn.ModelQuantizationReport:
         """Measure what int8 costs in every recurrent layer, on the inputs that the layer gets.
 
         Args:

@@ -212,9 +212,14 @@ class _Backward:
             own = (len(call.ragged.rows), width)
         if _check.is_array(dy) and (dy.shape, dy.dtype) != (own, layer._dtype):
             raise ValueError(f"dy: expected the shape and dtype of y, got {dy.shape} of {dy.dtype}")
-        dx, dh0, dc0, *dreset = self.tape.backward(
-            dy, *dend, layer._parts(layer._arrays_of(grads)), need_dx, dcells=dcells, **self.control
-        )
+        keys, _ = grads._begin(self._added_by_kernels, [], False)
+        try:
+            parts = layer._parts(layer._arrays_of(grads))
+            dx, dh0, dc0, *dreset = self.tape.backward(
+                dy, *dend, parts, need_dx, dcells=dcells, **self.control
+            )
+        finally:
+            grads._end(keys, False)
         if dh0 is None:  # no step at all
             dh0 = self._zeros(batch)
         if dc0 is None and layer._has_cells:
@@ -237,26 +242,27 @@ class _Backward:
         layer, call, watch = self.layer, self.call, self.layer._watch
         suffixes = [] if call.table is None else layer._suffixes()[: layer._directions]
         # Gradients that are zero need not be written as such before the kernels add to them.
-        zero: dict[str, Array] = {}
-        if grads._block.unwritten:
-            zero = grads._unwritten(self._added_by_kernels(suffixes))
-        parts, of_table = layer._parts(layer._arrays_of(grads, zero)), None
-        if call.table is not None:
-            weights = [layer.parameters()[f"weight_ih{suffix}"] for suffix in suffixes]
-            of_table = TableGradients(call.table, weights, parts)
-            parts = of_table.parts
-        dx, dh0, dc0, dreset_h, dreset_c, norms = self.tape.backward(
-            dy,
-            *dend,
-            parts,
-            need_dx and of_table is None,
-            **self.control,
-            dcells=dcells,
-            flow=watch is not None,
-            overwrite=bool(zero),
-        )
-        if zero:
-            grads._overwritten(zero)
+        keys, zero = grads._begin(self._added_by_kernels, suffixes, True)
+        failed = bool(zero)
+        try:
+            parts, of_table = layer._parts(layer._arrays_of(grads, zero)), None
+            if call.table is not None:
+                weights = [layer.parameters()[f"weight_ih{suffix}"] for suffix in suffixes]
+                of_table = TableGradients(call.table, weights, parts)
+                parts = of_table.parts
+            dx, dh0, dc0, dreset_h, dreset_c, norms = self.tape.backward(
+                dy,
+                *dend,
+                parts,
+                need_dx and of_table is None,
+                **self.control,
+                dcells=dcells,
+                flow=watch is not None,
+                overwrite=bool(zero),
+            )
+            failed = False
+        finally:
+            grads._end(keys, failed)
         if of_table is not None:
             dx = of_table.add(need_dx)
         if watch is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import encodings
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,9 @@ __all__ = ["Cells", "decode", "split"]
 # In order of preference: only the comma occurs in numbers as well.
 DELIMITERS = ("\t", ";", "|", ",")
 HEAD = 1 << 18  # bytes from which the delimiter is found
+PIECE = 1 << 18  # bytes that are looked at together
 NEWLINE, QUOTE = 10, 34
+SPACE = re.compile(rb"[\t\x0b\x0c\x1c-\x20]")  # what may be around a cell
 SIGNATURES = {
     b"PK\x03\x04": "a zip archive (.xlsx or .zip)",
     b"\x1f\x8b": "a gzip file",
@@ -131,8 +134,11 @@ def _recode(raw: bytes, encoding: str | None, source: str) -> tuple[bytes, str |
 
 
 def _is_utf8(raw: bytes) -> bool:
+    decoder = codecs.getincrementaldecoder("utf-8")()
     try:
-        raw.decode()
+        for begin in range(0, len(raw), PIECE):
+            decoder.decode(raw[begin : begin + PIECE])
+        decoder.decode(b"", final=True)
     except UnicodeDecodeError:
         return False
     return True
@@ -155,51 +161,99 @@ class _Records:
     A record is a line, or several where a quoted cell holds line breaks.
 
     Attributes:
-        starts: int64 [records], bytes.
         ends: int64 [records], bytes, without the line break.
-        cells: int64 [records], how many cells each has.
+        cells: int32 [records], how many cells each has.
         lines: int64 [records], line numbers from 1.
     """
 
-    starts: Array
     ends: Array
     cells: Array
     lines: Array
 
+    @property
+    def starts(self) -> Array:
+        """Where the records begin, int64 [records]: behind the line break before each."""
+        starts: Array = np.zeros_like(self.ends)
+        starts[1:] = self.ends[:-1] + 1
+        return starts
+
 
 def _records(text: bytes, delimiter: int | None) -> _Records:
-    """Find the records and count their cells; what is within quotes separates nothing."""
-    a = np.frombuffer(text, np.uint8)
+    """Find the records and count their cells; what is within quotes separates nothing.
+
+    The text is looked at in pieces of whole records, since what is computed of a byte takes several
+    times its memory.
+    """
+    most = text.count(b"\n") + 1
+    out = _Records(np.empty(most, np.int64), np.empty(most, np.int32), np.empty(most, np.int64))
+    count, begin, line, size = 0, 0, 1, PIECE
+    while begin < len(text):
+        end = min(begin + size, len(text))
+        a = np.frombuffer(text, np.uint8, end - begin, begin)
+        piece = _whole_records(a, delimiter, line, end == len(text))
+        if piece is None:  # one record is longer
+            size *= 2
+            continue
+        ends, cells, lines, after = piece
+        mine = slice(count, count + len(ends))
+        out.ends[mine], out.cells[mine], out.lines[mine] = ends + begin, cells, lines
+        count += len(ends)
+        begin, line, size = begin + int(ends[-1]) + 1, after, PIECE
+    return _Records(out.ends[:count], out.cells[:count], out.lines[:count])
+
+
+def _whole_records(
+    a: Array, delimiter: int | None, line: int, last: bool
+) -> tuple[Array, Array, Array, int] | None:
+    """Return where the records of a piece end, their cells and lines, and the line after them.
+
+    Args:
+        a: the bytes, of which the first begins a record.
+        delimiter: between cells, or None.
+        line: the line of the first byte.
+        last: whether the text ends here. Otherwise the rest behind the last end is left out.
+
+    Returns:
+        The four, or None where no record ends.
+    """
     wanted = (a == NEWLINE) | (a == QUOTE)
     if delimiter is not None:
         wanted |= a == delimiter
     at = np.flatnonzero(wanted)
     kind = a[at]
-    if (kind == QUOTE).any():
-        _check_quotes(a, at[kind == QUOTE], delimiter)
-        outside = np.cumsum(kind == QUOTE) % 2 == 0
-    else:
-        outside = np.ones(len(at), bool)
-    breaks = np.cumsum(kind == NEWLINE)
+    quotes = kind == QUOTE
+    outside = np.cumsum(quotes) % 2 == 0 if quotes.any() else np.ones(len(at), bool)
     is_end = outside & (kind == NEWLINE)
+    if not last:
+        found = np.flatnonzero(is_end)
+        if not found.size:
+            return None
+        count = int(found[-1]) + 1
+        at, kind, quotes, outside = at[:count], kind[:count], quotes[:count], outside[:count]
+        is_end, a = is_end[:count], a[: int(at[-1]) + 1]
+    if quotes.any():
+        _check_quotes(a, at[quotes], delimiter, line)
+    breaks = np.cumsum(kind == NEWLINE)
     ends = at[is_end]
-    commas = np.cumsum(outside & (kind != NEWLINE) & (kind != QUOTE))
+    commas = np.cumsum(outside & (kind != NEWLINE) & ~quotes)
     counts, lines = commas[is_end], breaks[is_end]
-    last = int(ends[-1]) + 1 if ends.size else 0
-    if last < len(a):  # the last line has no line break
+    if (int(ends[-1]) + 1 if ends.size else 0) < len(a):  # the last line has no line break
         ends = np.append(ends, len(a))
         counts = np.append(counts, commas[-1] if commas.size else 0)
         lines = np.append(lines, breaks[-1] + 1 if breaks.size else 1)
-    starts = np.concatenate([[0], ends[:-1] + 1]).astype(np.int64)[: len(ends)]
-    first_lines = np.concatenate([[1], lines[:-1] + 1])[: len(ends)]
-    return _Records(starts, ends, np.diff(counts, prepend=0) + 1, first_lines)
+    cells = (np.diff(counts, prepend=0) + 1).astype(np.int32)
+    first_lines = np.concatenate([[0], lines[:-1]])[: len(ends)] + line
+    return ends, cells, first_lines, line + (int(lines[-1]) if lines.size else 0)
 
 
-def _check_quotes(a: Array, quotes: Array, delimiter: int | None) -> None:
-    """Raise an error unless quotes are around whole cells, and doubled inside them."""
+def _check_quotes(a: Array, quotes: Array, delimiter: int | None, first: int) -> None:
+    """Raise an error unless quotes are around whole cells, and doubled inside them.
+
+    ``first`` is the line of the first byte.
+    """
 
     def line(at: Any) -> int:
-        return int((a[: int(at)] == NEWLINE).sum()) + 1
+        return int((a[: int(at)] == NEWLINE).sum()) + first
 
     opening, closing = quotes[0::2], quotes[1::2]
     borders = [NEWLINE] if delimiter is None else [NEWLINE, delimiter]
@@ -285,10 +339,10 @@ def split(text: bytes, delimiter: str | None, source: str) -> Cells:
     text, records, blank_lines = _without(text, records, blank)
     _same_width(text, records, found)
     frame = _one_column(text, records) if found is None else _columns(text, found, source)
-    frame = frame.select(pl.all().fill_null("").str.strip_chars())
-    if frame.height != len(records.starts):
+    frame = _stripped(frame, not text.isascii() or SPACE.search(text) is not None)
+    if frame.height != len(records.ends):
         raise ValueError(
-            f"FILE: expected {len(records.starts)} rows, got {frame.height} from the reader in "
+            f"FILE: expected {len(records.ends)} rows, got {frame.height} from the reader in "
             f"{source}"
         )
     lines, first, first_line = records.lines, list(frame.row(0)), int(records.lines[0])
@@ -322,6 +376,19 @@ def _columns(text: bytes, delimiter: str, source: str) -> Any:
         raise ValueError(f"FILE: expected a CSV file, got {source}: {str(e)[:300]}") from None
 
 
+def _stripped(frame: Any, spaces: bool) -> Any:
+    """Return cells without spaces around them, and empty ones as ""; ``spaces``: there are any."""
+    import polars as pl
+
+    columns = frame.get_columns()
+    for k, column in enumerate(columns):
+        if column.null_count():
+            columns[k] = column.fill_null("")
+        if spaces:
+            columns[k] = columns[k].str.strip_chars()
+    return pl.DataFrame(columns)
+
+
 def _one_column(text: bytes, records: _Records) -> Any:
     """Return the cells of a file without a delimiter: whole lines, without quotes around them."""
     import polars as pl
@@ -334,11 +401,12 @@ def _one_column(text: bytes, records: _Records) -> Any:
 
 def _blank(text: bytes, records: _Records) -> Array:
     """Return which records have nothing but spaces."""
-    blank = records.ends == records.starts
+    starts, ends = records.starts, records.ends
+    blank = ends == starts
     a = np.frombuffer(text, np.uint8)
-    first = a[np.minimum(records.starts, len(a) - 1)]
+    first = a[np.minimum(starts, len(a) - 1)]
     for k in np.flatnonzero(~blank & (first <= 32) & (records.cells == 1)).tolist():
-        blank[k] = not text[records.starts[k] : records.ends[k]].strip()
+        blank[k] = not text[starts[k] : ends[k]].strip()
     return np.asarray(blank)
 
 
@@ -346,16 +414,16 @@ def _without(text: bytes, records: _Records, blank: Array) -> tuple[bytes, _Reco
     """Drop blank records; those after the last row are not counted."""
     if not blank.any():
         return text, records, 0
-    kept = np.flatnonzero(~blank)
+    kept, starts = np.flatnonzero(~blank), records.starts
     between = int(blank[: kept[-1]].sum())
     pieces = []
     for run in np.split(kept, np.flatnonzero(np.diff(kept) > 1) + 1):
-        pieces.append(text[int(records.starts[run[0]]) : int(records.ends[run[-1]])])
-    lengths = (records.ends - records.starts)[kept]
+        pieces.append(text[int(starts[run[0]]) : int(records.ends[run[-1]])])
+    lengths = (records.ends - starts)[kept]
     ends = np.cumsum(lengths + 1) - 1
     return (
         b"\n".join(pieces),
-        _Records(ends - lengths, ends, records.cells[kept], records.lines[kept]),
+        _Records(ends, records.cells[kept], records.lines[kept]),
         between,
     )
 

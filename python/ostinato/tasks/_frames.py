@@ -85,7 +85,8 @@ def load(source: Any, options: ReadOptions) -> Raw:
         magic = f.read(4)
         if magic == b"PAR1":
             return _from_parquet(path)
-        raw = magic + f.read()
+        f.seek(0)
+        raw = f.read()
     if magic.startswith(b"\x1f\x8b"):
         raw = _unzipped(raw, path)
     text, encoding = _csv.decode(raw, options.encoding, str(path))

@@ -241,15 +241,14 @@ class Group:
 def sorted_stamps(stamps: Stamps, rows: Array) -> tuple[Stamps, Array]:
     """Return the distinct times of some rows in order, and the rows in the order of their times."""
     key = (stamps.values if stamps.instants is None else stamps.instants)[rows]
-    order = np.argsort(key, kind="stable")
-    new = (
-        np.concatenate([[True], np.diff(key[order]) > np.zeros(1, np.diff(key[:2]).dtype)])
-        if len(key) > 1
-        else np.array([True])
-    )
-    kept = rows[order[new]]
+    if (key[1:] > key[:-1]).all():  # as most tables are
+        kept = ordered = rows
+    else:
+        order = np.argsort(key, kind="stable")
+        new = np.concatenate([[True], key[order][1:] > key[order][:-1]])
+        kept, ordered = rows[order[new]], rows[order]
     instants = None if stamps.instants is None else stamps.instants[kept]
-    return Stamps(stamps.values[kept], stamps.form, stamps.zone, instants), rows[order]
+    return Stamps(stamps.values[kept], stamps.form, stamps.zone, instants), ordered
 
 
 def _reduce(values: Array, first: Array, count: Array, rule: str) -> Array:

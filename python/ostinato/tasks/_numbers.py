@@ -73,6 +73,8 @@ class Numbers:
 
 def _tidy(cells: Any) -> Any:
     """Give a minus sign its ASCII form."""
+    if not cells.str.contains("\u2212", literal=True).any():
+        return cells
     return cells.str.replace_all("\u2212", "-", literal=True)
 
 

@@ -342,18 +342,20 @@ def _counted(cells: Any, where: Callable[[int], str], name: str, before: str | N
         raise _bad_time(cells, int((~match).arg_max()), where, name, "number")
     if not cells.str.contains(COUNTED).all():
         return Stamps(cells.cast(pl.Float64).to_numpy().astype(np.float64), "number")
-    text = cells.str.replace(r"\.0*$", "").str.replace(r"^\+", "")
-    n = _integers(text)
+    for pattern in (r"\.0*$", r"^\+"):
+        if cells.str.contains(pattern).any():  # otherwise there would be a second column
+            cells = cells.str.replace(pattern, "")
+    n = _integers(cells)
     low, high = int(n.min()), int(n.max())
     if before in {"number", "year", "s", "ms", "us", "ns"}:
         return _numbered(n, before)
     if low >= 1000 and high <= 2999:
         return _numbered(n, "year")
-    for digits, parts in (
-        (6, {"y": n // 100, "m": n % 100}),
-        (8, {"y": n // 10000, "m": n // 100 % 100, "d": n % 100}),
-    ):
+    for digits in (6, 8):
         if 10 ** (digits - 1) <= low and high < 10**digits:
+            parts = {"y": n // 100, "m": n % 100}
+            if digits == 8:
+                parts = {"y": n // 10000, "m": n // 100 % 100, "d": n % 100}
             values, good = _build(parts, None, 0)
             if good.all() and (parts["y"] >= 1000).all() and (parts["y"] <= 2999).all():
                 return Stamps(values, "%Y%m" if digits == 6 else "%Y%m%d")

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -108,6 +108,7 @@ def read(
     """
     tokens: list[list[str]] = []
     tags: list[list[str]] = []
+    known: dict[str, str] = {}  # a text that comes again is the same object
     for path in files:
         found = 0
         for number, cells in _lines(path):
@@ -124,18 +125,23 @@ def read(
                 tokens.append([])
                 tags.append([])
             found += 1
-            tokens[-1].append(cells[token_column - 1])
-            tags[-1].append(cells[tag_column - 1])
+            for into, cell in ((tokens, cells[token_column - 1]), (tags, cells[tag_column - 1])):
+                into[-1].append(known.setdefault(cell, cell))
     if not tokens:
         raise ValueError(f"DATA: expected lines of a token and a tag, got none in {files[0]}")
     return Tagged(tokens, tags)
 
 
-def _lines(path: str | os.PathLike[str]) -> list[tuple[int, list[str]]]:
-    """Return the number and the cells of each line; no cells between sequences."""
+def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number and the cells of each line; no cells between sequences."""
     source = corpora.read([path])
-    out: list[tuple[int, list[str]]] = [(0, [])]
-    for number, line in enumerate(source.text(0, len(source)).split("\n"), 1):
+    text = source.text(0, len(source))
+    yield 0, []
+    number, begin = 0, 0
+    while begin <= len(text):
+        end = text.find("\n", begin)
+        end = len(text) if end < 0 else end
+        line, begin, number = text[begin:end], end + 1, number + 1
         if line.startswith("# ") or line == "#":
             continue
         cells = line.split("\t") if "\t" in line else line.split()
@@ -145,8 +151,7 @@ def _lines(path: str | os.PathLike[str]) -> list[tuple[int, list[str]]]:
                 f"DATA: expected a text in every column, got an empty one in line {number} of "
                 f"{os.fspath(path)}"
             )
-        out.append((number, [] if cells == [END] or not any(cells) else cells))
-    return out
+        yield number, [] if cells == [END] or not any(cells) else cells
 
 
 def stress(path: str | os.PathLike[str] | None = None) -> Tagged:

@@ -10,7 +10,8 @@
 True
 """
 
-from . import metrics
+from .._annotations import complete as _complete
+from . import _averaging, _callbacks, _progress, _unfreezing, metrics
 from ._averaging import WeightAverage
 from ._callbacks import Callback, ScheduledSampling, TensorBoard
 from ._checkpoint import Checkpoint
@@ -38,3 +39,5 @@ __all__ = [
     "metrics",
     "search",
 ]
+
+_complete(_averaging, _callbacks, _progress, _unfreezing, Trainer=Trainer)
