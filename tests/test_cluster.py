@@ -20,8 +20,7 @@ from ostinato import _core, _device, _launch, _plan
 from test_device import DEVICES, NAMES, on_cpu, on_device, problem
 from test_persistent import with_options
 
-# Cells of one phase, which is what the kernels of clusters take as well.
-CLUSTERED = [c for c in DEVICE_CELLS if not _core.drivers()[c]["loop"]]
+CLUSTERED = [c for c in DEVICE_CELLS if not _core.drivers()[c]["cluster"]]
 # Words, and the blocks of a cluster.
 KINDS = [
     *product(CLUSTERED, [("float16", 2), ("split", 2)]),

@@ -18,15 +18,6 @@ constexpr int power_of_two(int n) {
   return p;
 }
 
-// Neighbouring numbers that are read at once.
-template <class T, int n>
-struct alignas((n % 4 == 0   ? 4
-                : n % 2 == 0 ? 2
-                             : 1) *
-               sizeof(T)) Numbers {
-  T v[n];
-};
-
 // The sums of each slice of the inputs, by column and output. A warp writes pairs of columns 8 banks
 // apart, and reads neighbouring outputs.
 template <class T, int kSlices, int kColumns, int kOut>
@@ -183,11 +174,7 @@ struct Engine {
     PerThread<FragmentB> right;
     OST_ROLLED
     for (int column = 0; column == 0 || column * kRows < rows * 8; column += 8) {
-      block.for_each_thread([&](int thread) {
-        float* v = &sums[thread].v[0][0][0][0];
-        OST_UNROLL
-        for (int i = 0; i < int(sizeof(Sums) / sizeof(float)); ++i) v[i] = 0;
-      });
+      clear(block, sums);
       OST_UNROLL
       for (int k = 0; k < kDepth; ++k) {
         block.for_each_thread([&](int thread) {
