@@ -118,6 +118,29 @@ def test_states_beyond_float16() -> None:
         clustered("gru", p, {}, device, "split", 2)
 
 
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_wait_that_is_given_up(backward: bool) -> None:
+    """The outputs are NaN, the next call raises, and then all is well.
+
+    Blocks are delayed longer than the others wait. Those of a cluster end together, when no store
+    is on its way any longer.
+    """
+    p = problem("lstm", np.float32, (9, 3, 3, 100), "none", False)
+    plain, action_of = _device.emulated(), ("backward" if backward else "forward")
+
+    def run(action: str, cell: int, itemsize: int, values: dict[str, Any]) -> None:
+        late = {}
+        if action == action_of:
+            late, values = {"delays": 5}, {**values, "spin_limit": 1}
+        plain.run(action, cell, itemsize, values, **late)
+
+    device = replace(plain, run=run, host_status=np.zeros(1, np.uint32))
+    with pytest.raises(RuntimeError, match="a block of an earlier launch timed out"):
+        clustered("lstm", p, {}, device, "bfloat16", 4)
+    got = clustered("lstm", p, {}, with_options(device), "bfloat16", 4)
+    close(on_cpu("lstm", widened(p), {}), got, 1e-2)
+
+
 def test_plans_that_the_kernels_refuse() -> None:
     p = problem("lstm", np.float32, (2, 2, 3, 65), "none", False)
     for precision, blocks, message in (

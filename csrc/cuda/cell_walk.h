@@ -14,6 +14,12 @@ template <class C, class T>
 struct CellWalk {
   struct alignas(C::kColumns % 4 == 0 ? 16 : sizeof(T)) Inputs {
     T gx[C::kColumns];
+    OST_HD void ask(const T* from) {
+      if constexpr (C::kColumns % 4 == 0)
+        copy_async<sizeof(Inputs)>(this, from);
+      else
+        for (int column = 0; column < C::kColumns; ++column) copy_async<sizeof(T)>(&gx[column], from + column);
+    }
   };
   // How far pointers go from step to step. An int is widened by the instruction that adds it.
   struct Strides {
@@ -59,17 +65,12 @@ struct CellWalk {
   OST_HD void repeat(const Problem<T>& p, Index step) const { repeat_output<C>(p, p.mask(), p.mask().time(step), b, u); }
   // Ask for the projected input of the next step for which that has not been done, if there is one.
   OST_HD void ask(Inputs& to, bool more, const Strides& strides) {
-    if (there && more) {
-      if constexpr (C::kColumns % 4 == 0)
-        copy_async<sizeof(Inputs)>(&to, gx);
-      else
-        for (int column = 0; column < C::kColumns; ++column) copy_async<sizeof(T)>(&to.gx[column], gx + column);
-    }
+    if (there && more) to.ask(gx);
     async_commit();
     gx += strides.gx;
   }
   // Store what a step returned for a row that takes part.
-  OST_HD void store(const Problem<T>& p, const ForwardOut<C, T>& out, bool taped) const {
+  OST_HD void store(const Problem<T>& p, const ForwardOut<C, T>& out, int taped) const {
     *y = out.state[0];
     if constexpr (C::kStates > 1) *c = out.state[1];
     if (taped)

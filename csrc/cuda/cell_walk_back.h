@@ -34,16 +34,20 @@ struct CellWalkBack {
   struct Pass {
     const Problem<T>& p;
     const BackwardProblem<T>& g;
-    const T* zero;  // is read where there is nothing
+    const ExchangeBuffer& buffer;
+    const Index& first_step;  // of the launch; steps are counted from it on
     const int general;
     const Strides strides;
-    OST_HD Pass(const Problem<T>& p, const BackwardProblem<T>& g, const ExchangeBuffer& buffer)
+    OST_HD Pass(const Problem<T>& p, const BackwardProblem<T>& g, const ExchangeBuffer& buffer, const Index& first_step)
         : p(p),
           g(g),
-          zero(buffer.zero()),
+          buffer(buffer),
+          first_step(first_step),
           general(
               kept(int(p.times.predecessors || p.times.lengths || g.control.cuts || g.control.dcells.data || g.control.clip_value > 0))),
           strides(p, g) {}
+    OST_HD const T* zero() const { return buffer.zero(); }  // is read where there is nothing
+    OST_HD Index time(int n) const { return p.mask().time(first_step + n); }
   };
 
   bool there;  // whether the row and the unit are
@@ -53,11 +57,11 @@ struct CellWalkBack {
   const T *saved, *previous, *dy;
   T *da[kDas], *dparams, *emitted;
 
-  // Stand at a step, the last one of the launch.
-  OST_HD void begin(const Pass& pass, Index step, bool is_there, Index at_row, Index unit) {
+  // Stand at step n, the last one of the launch.
+  OST_HD void begin(const Pass& pass, int n, bool is_there, Index at_row, Index unit) {
     const Problem<T>& p = pass.p;
     const BackwardProblem<T>& g = pass.g;
-    const Index t = p.mask().time(step);
+    const Index t = pass.time(n);
     there = is_there, b = there ? int(at_row) : 0, u = there ? int(unit) : 0;
     const Index row = t * p.batch + b;
     demitted = T(0);
@@ -67,22 +71,24 @@ struct CellWalkBack {
     previous = (kLast > 0 ? p.cells + row * p.hidden : at(p.y, t, b)) + u;
     next = pass.general ? T(0) : *previous;
     previous += pass.strides.previous;
-    dy = g.dy.data ? at(g.dy, t, b) + u : pass.zero;
+    dy = g.dy.data ? at(g.dy, t, b) + u : pass.zero();
     for_das([&]<int Q>() { da[Q] = g.da[Q] + (row * p.hidden + u) * kColumnsOf<Q>; });
     if constexpr (C::kParams > 0) dparams = dparams_at<C>(p, g, row, u);
     if constexpr (has_emitted_operand<C>()) emitted = p.emitted + row * p.hidden + u;
   }
 
-  // Ask for what a step of this launch reads, if there is such a step, and go on to the one before it. `begins`: the pass begins with it.
-  OST_HD void ask(const Pass& pass, Index step, bool more, bool begins, Given& to) {
+  // Ask for what step n reads, if it is one of this launch, and go on to the one before it.
+  OST_HD void ask(const Pass& pass, int n, Given& to) {
     const Strides& strides = pass.strides;
-    if (there && more) {
+    if (there && n >= 0) {
       if (pass.general) {
-        ask_general(pass, step, to);
+        ask_general(pass, pass.time(n), to);
       } else {
         OST_UNROLL
         for (int k = 0; k < C::kSaved; ++k) copy_async<sizeof(T)>(&to.saved[k], saved + k * strides.hidden);
-        copy_async<sizeof(T)>(&to.previous, begins ? state_after(pass, kInitial) : previous);
+        const T* from = previous;
+        if (n == 0 && pass.first_step == 0) from = state_after(pass, kInitial);
+        copy_async<sizeof(T)>(&to.previous, from);
         copy_async<sizeof(T)>(&to.dy, dy);
       }
     }
@@ -90,31 +96,30 @@ struct CellWalkBack {
     saved += strides.row * C::kSaved, previous += strides.previous, dy += strides.dy;
   }
   // Where rows take part in some steps only, addresses are computed anew; what is not there is zero.
-  OST_HD void ask_general(const Pass& pass, Index step, Given& to) const {
+  OST_HD void ask_general(const Pass& pass, Index t, Given& to) const {
     const Problem<T>& p = pass.p;
     const BackwardProblem<T>& g = pass.g;
     const StepMask mask = p.mask();
-    const Index t = mask.time(step);
-    const auto gradient = [&](const Rows<const T>& rows) { return rows.data ? at(rows, t, b) + u : pass.zero; };
+    const auto gradient = [&](const Rows<const T>& rows) { return rows.data ? at(rows, t, b) + u : pass.zero(); };
     const bool active = mask.active(t, b);
-    copy_async<sizeof(T)>(&to.dy, active || mask.repeats(t, b) != kSkipped ? gradient(g.dy) : pass.zero);
+    copy_async<sizeof(T)>(&to.dy, active || mask.repeats(t, b) != kSkipped ? gradient(g.dy) : pass.zero());
     if (!active) return;
     const T* from = saved_at<C>(p, t, b) + u;
     OST_UNROLL
     for (int k = 0; k < C::kSaved; ++k) copy_async<sizeof(T)>(&to.saved[k], from + k * p.hidden);
     copy_async<sizeof(T)>(&to.previous, state_after(pass, mask.predecessor(t, b)));
     copy_async<sizeof(T)>(&to.next, state_after(pass, t));
-    copy_async<sizeof(T)>(&to.dcell, kLast > 0 ? gradient(g.control.dcells) : pass.zero);
+    copy_async<sizeof(T)>(&to.dcell, kLast > 0 ? gradient(g.control.dcells) : pass.zero());
   }
   // The state that the equations read, c where there is one.
   OST_HD const T* state_after(const Pass& pass, Index step) const {
     const T* row = kLast > 0 ? cell_after(pass.p, step, b) : hidden_after<C>(pass.p, step, b);
-    return row ? row + u : pass.zero;
+    return row ? row + u : pass.zero();
   }
 
   // Run the cell's backward of phase F; da is zero where there is none, and where the row takes no part.
   template <int F>
-  OST_HD void run(const Pass& pass, Index step, const Given& given, Out& out) {
+  OST_HD void run(const Pass& pass, int n, const Given& given, Out& out) {
     constexpr Columns own = C::kPhases[F].own;
     OST_UNROLL
     for (int column = 0; column < C::kColumns; ++column)
@@ -128,8 +133,7 @@ struct CellWalkBack {
     in.next[kLast] = next;
     T dh = d[0] + given.dy, dc = d[kLast];
     if (pass.general) {
-      const StepMask mask = pass.p.mask();
-      if (!mask.active(mask.time(step), b)) {
+      if (!pass.p.mask().active(pass.time(n), b)) {
         if (F == 0) d[0] = dh;
         return;
       }
@@ -158,13 +162,15 @@ struct CellWalkBack {
       next = given.previous;
     }
   }
-  // Add dh of a step, and cut what goes on. `cuts`: some rows take no part in it, or pass on nothing.
-  OST_HD void add(const Pass& pass, Index step, bool cuts, T sum) {
-    const StepMask mask = pass.p.mask();
-    const Index t = mask.time(step);
-    if (cuts && !mask.active(t, b)) return;
+  // Add dh of step n, and cut what goes on. `cuts`: some rows take no part in it, or pass on nothing.
+  OST_HD void add(const Pass& pass, int n, bool cuts, T sum) {
+    if (cuts) return add_and_cut(pass, pass.time(n), sum);
     d[0] += sum;
-    if (cuts) cut<C, T>(pass.p, pass.g, t, b, u, d);
+  }
+  OST_HD void add_and_cut(const Pass& pass, Index t, T sum) {
+    if (!pass.p.mask().active(t, b)) return;
+    d[0] += sum;
+    cut<C, T>(pass.p, pass.g, t, b, u, d);
   }
 
   // f<0>(), f<1>(): every da that is stored, of so many columns.

@@ -96,16 +96,16 @@ struct BackwardClusterKernel : ClusterShape<kParts, kBlocks, kWarps> {
   OST_HD void operator()(const Block& block, Space& space) const {
     const Problem<T>& p = problems[block.z];
     const BackwardProblem<T>& g = gradients[block.z];
-    const Pass pass(p, g, buffer);
+    const Pass pass(p, g, buffer, range.begin);
     const int steps = kept(int(range.end - range.begin));
     State state;
-    begin(block, space, pass, state);
+    begin(block, space, pass, steps, state);
     bool lost = false;
     for (int n = 0; n < steps; ++n) {
-      const Index s = range.end - 1 - n;
+      const int step = steps - 1 - n;
       block.for_each_thread([&](int thread) {
         async_wait<kRing - 1>();
-        state.walk[thread].template run<0>(pass, s, space.ring[n % kRing][thread], state.out[thread]);
+        state.walk[thread].template run<0>(pass, step, space.ring[n % kRing][thread], state.out[thread]);
         put(space, thread, n % 2, state.out[thread]);
       });
       if (block.sync_block_any(lost)) break;
@@ -114,7 +114,7 @@ struct BackwardClusterKernel : ClusterShape<kParts, kBlocks, kWarps> {
         Walk& walk = state.walk[thread];
         if (walk.there) walk.template store<0>(state.out[thread], pass.strides);
         walk.advance(pass.strides);
-        ask(pass, walk, s - kRing, space.ring[n % kRing][thread]);
+        walk.ask(pass, step - kRing, space.ring[n % kRing][thread]);
       });
       lost = space.arrived.wait(block, n, buffer);
       if (!lost) space.arrived.announce_next(block, n);
@@ -123,7 +123,7 @@ struct BackwardClusterKernel : ClusterShape<kParts, kBlocks, kWarps> {
         float sum = space.sums[n % 2][0][thread];
         OST_UNROLL
         for (int source = 1; source < kSources; ++source) sum += space.sums[n % 2][source][thread];
-        if (walk.there) walk.add(pass, s, pass.general, sum);
+        if (walk.there) walk.add(pass, step, pass.general, sum);
       });
     }
     block.for_each_thread([&](int thread) {
@@ -135,7 +135,7 @@ struct BackwardClusterKernel : ClusterShape<kParts, kBlocks, kWarps> {
     leave_cluster(block, lost);
   }
 
-  OST_HD void begin(const Block& block, Space& space, const Pass& pass, State& state) const {
+  OST_HD void begin(const Block& block, Space& space, const Pass& pass, int steps, State& state) const {
     const Problem<T>& p = pass.p;
     const FragmentA* packed = static_cast<const FragmentA*>(p.shared_transposed[0]);
     const int rank = int(block.x);
@@ -152,9 +152,9 @@ struct BackwardClusterKernel : ClusterShape<kParts, kBlocks, kWarps> {
       }
       Walk& walk = state.walk[thread];
       const Index at_row = block.y * kClusterRows + row(thread), at_unit = rank * kUnits + unit(thread);
-      walk.begin(pass, range.end - 1, at_row < p.batch && at_unit < p.hidden, at_row, at_unit);
+      walk.begin(pass, steps - 1, at_row < p.batch && at_unit < p.hidden, at_row, at_unit);
       OST_UNROLL
-      for (int n = 0; n < kRing; ++n) ask(pass, walk, range.end - 1 - n, space.ring[n][thread]);
+      for (int n = 0; n < kRing; ++n) walk.ask(pass, steps - 1 - n, space.ring[n][thread]);
       if (thread == 0) space.arrived.begin();
     });
     block.sync_cluster();  // all blocks and their barriers are there
@@ -230,11 +230,6 @@ struct BackwardClusterKernel : ClusterShape<kParts, kBlocks, kWarps> {
     }
     if constexpr (kParts > 1) return fma(all[1], 1 / kResidualScale<Word>, all[0]);
     return all[0];
-  }
-
-  // Ask for what the cell's backward of step s reads, if that step is one of this launch.
-  OST_HD void ask(const Pass& pass, Walk& walk, Index s, typename Walk::Given& to) const {
-    walk.ask(pass, s, s >= range.begin, s == 0, to);
   }
 };
 

@@ -94,7 +94,7 @@ struct BackwardPersistentKernel {
   OST_HD void operator()(const Block& block, Space& space) const {
     const Problem<T>& p = problems[block.z];
     const BackwardProblem<T>& g = gradients[block.z];
-    const Pass pass(p, g, launch_args.buffer);
+    const Pass pass(p, g, launch_args.buffer, launch_args.first_step);
     Walk walk(block, p, launch_args);
     for_phases<C>([&]<int F>() {
       Phase<F>::E::load(block, get_phase<F>(walk.weights), get_phase<F>(space.products), p.shared_transposed[F], walk.pairs[F]);
@@ -110,7 +110,7 @@ struct BackwardPersistentKernel {
       if constexpr (kSplit > 1) walk.gifts[thread] = gift_place(block, space, thread);
       begin(block, thread, pass, walk);
       OST_UNROLL
-      for (int i = 0; i < kRing; ++i) ask(pass, walk.cells[thread], space.ring[i * kCells + thread % kCells], walk.steps - 1 - i);
+      for (int i = 0; i < kRing; ++i) walk.cells[thread].ask(pass, walk.steps - 1 - i, space.ring[i * kCells + thread % kCells]);
     });
     for (int n = walk.steps - 1 + ahead; n >= 0; --n) {
       for_phases<C>([&]<int kBefore>() {
@@ -143,7 +143,7 @@ struct BackwardPersistentKernel {
     PerThread<typename E::template Sent<Phase<F>::kWords>> sent;
     block.for_each_thread([&](int thread) {
       async_wait<kRing - 1>();
-      walk.cells[thread].template run<F>(pass, launch_args.first_step + n, space.ring[walk.at + thread % kCells], walk.out[thread]);
+      walk.cells[thread].template run<F>(pass, n, space.ring[walk.at + thread % kCells], walk.out[thread]);
     });
     block.for_each_thread([&](int thread) {
       const T* da = walk.out[thread].da + Phase<F>::kColumns.begin;
@@ -168,14 +168,10 @@ struct BackwardPersistentKernel {
       if (cell.there) cell.template store<F>(walk.out[thread], pass.strides);
       if constexpr (F == 0) {
         cell.advance(pass.strides);
-        ask(pass, cell, space.ring[walk.at + thread % kCells], n - kRing);
+        cell.ask(pass, n - kRing, space.ring[walk.at + thread % kCells]);
       }
     });
     if constexpr (F == 0) walk.at = (walk.at + kCells) & (kRing * kCells - 1);
-  }
-
-  OST_HD void ask(const Pass& pass, Cell& cell, Given& to, int n) const {
-    cell.ask(pass, launch_args.first_step + n, n >= 0, n == 0 && launch_args.first_step == 0, to);
   }
 
   // Add the product of a phase to the gradients of the states; that of a phase after the first is the gradient of what was emitted.
@@ -193,7 +189,7 @@ struct BackwardPersistentKernel {
     if constexpr (F > 0)
       cell.demitted = sum;
     else  // layers are pipelined only where nothing is cut; da of a row that takes no part is zero, that of the upstream layer may not be
-      cell.add(pass, launch_args.first_step + n, pass.general && !walk.range.upstream, sum);
+      cell.add(pass, n, pass.general && !walk.range.upstream, sum);
   }
 
   // Where a thread stands in the last step of the launch, and the gradients that the launch starts from.
@@ -203,7 +199,7 @@ struct BackwardPersistentKernel {
     Cell& cell = walk.cells[thread];
     const int unit = range.unit_of(thread), row = range.row_of(thread);
     const bool second = thread % 32 >= 16, odd = thread % 2;
-    cell.begin(pass, launch_args.first_step + launch_args.steps - 1, range.has(thread), range.b0 + row, range.u0 + unit);
+    cell.begin(pass, walk.steps - 1, range.has(thread), range.b0 + row, range.u0 + unit);
     for_phases<C>([&]<int kBefore>() {
       constexpr int F = kPhases - 1 - kBefore, count = Phase<F>::kCount, words = Phase<F>::kWords;
       const int first = unit * count + (count % 2 && odd);  // inputs of the first word of this unit

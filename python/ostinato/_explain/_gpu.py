@@ -106,9 +106,7 @@ def _confirmed(name: str, kernel: str, which: str) -> str:
         return f"which is of a prototype on an {CONFIRMED_BY}; no device has run this kernel"
     fitted = f"which was fitted to an {CONFIRMED_BY}"
     if (kernel, which) in ESTIMATES:
-        return (
-            f"an estimate: an {CONFIRMED_BY} ran earlier kernels, and no device has run these"
-        )
+        return f"an estimate: an {CONFIRMED_BY} ran earlier kernels, and no device has run these"
     if (kernel, which) in CHANGED_SINCE:
         return f"{fitted} with earlier kernels; no run on a device has confirmed it for these"
     if CONFIRMED_BY in name:
