@@ -136,8 +136,8 @@ def test_a_wait_that_is_given_up(backward: bool) -> None:
 
     device = replace(plain, run=run, host_status=np.zeros(1, np.uint32))
     with pytest.raises(RuntimeError, match="a block of an earlier launch timed out"):
-        clustered("lstm", p, {}, device, "bfloat16", 4)
-    got = clustered("lstm", p, {}, with_options(device), "bfloat16", 4)
+        clustered("lstm", p, {}, device, "bfloat16", 4), device.check()
+    got = clustered("lstm", p, {}, with_options(plain), "bfloat16", 4)
     close(on_cpu("lstm", widened(p), {}), got, 1e-2)
 
 

@@ -220,10 +220,11 @@ def test_pairs_of_blocks_where_clusters_of_four_are_too_few() -> None:
     p = plan(h200, LSTM, backward=True, **sizes)
     assert (p.kernel, p.units, p.peers, p.blocks) == ("persistent", 8, 2, 128)
     assert "clusters of 2 take in a part of the gradients each" in p.reason
-    rate = h200.multiprocessors * _plan._products_rate(4, True, True) * h200.clock_hz
+    timed = replace(h200, clock_hz=TABLE["figures"]["clock_hz"])
+    rate = timed.multiprocessors * _plan._products_rate(4, True, True) * timed.clock_hz
     products = 4 * 16 * 1024 * 4 * 1024**2 / rate  # W x, dx, dW, dR
-    training = plan(h200, LSTM, **sizes).seconds + p.seconds + products
-    assert training / 1024 < 25e-6  # by the model, at whose clock an H200 runs faster
+    training = sum(plan(timed, LSTM, backward=n, **sizes).seconds for n in (False, True))
+    assert training + products < 1024 * 25e-6  # by the model: no device has shown it
     assert plan(replace(h200, pairs=0), LSTM, backward=True, **sizes).kernel == "step"
     assert plan(replace(h200, pairs=63), LSTM, backward=True, **sizes).kernel == "step"
 
