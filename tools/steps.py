@@ -9,10 +9,10 @@
 Needs nvcc and nvdisasm (of the same toolkit, or of the wheel nvidia-cuda-nvdisasm), no GPU. A case
 is one kernel, compiled for sm_90, and the work of a step: so many matrix instructions, bytes asked
 for, special functions, words posted, other stores, asynchronous copies, reads of shared memory,
-sums given to peers, asynchronous stores to a cluster and waits for those of others. The step is the loop with the matrix
-instructions. Of the ways through it that do all of that work the shortest is counted, once through
-every loop inside: what was asked for is there, every row takes part, and every branch goes one way
-for the whole warp.
+sums given to peers, asynchronous stores to a cluster and waits for those of others. The step is the
+loop with the matrix instructions. Of the ways through it that do all of that work the shortest is
+counted, once through every loop inside: what was asked for is there, every row takes part, and
+every branch goes one way for the whole warp.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@
 #pragma once
 #include "exchange.h"
 #if !defined(__CUDACC__)
+#include <cstdio>
+#include <cstdlib>
 #include <map>
 #include <utility>
 #include <vector>
@@ -67,6 +69,7 @@ struct alignas(8) ByteBarrier {
     do {
       const std::uint32_t left = std::uint32_t(now) + std::uint32_t(bytes);
       std::uint64_t rest = now >> 32 << 32;
+      if (arrives && !(rest & kAwaited)) std::fputs("a barrier of a cluster: a second arrival in a phase\n", stderr), std::abort();
       if (arrives) rest -= kAwaited;
       if (left == 0 && !(rest & kAwaited)) rest += (kAwaited << 1) + kAwaited;  // the next phase
       next = rest | left;

@@ -266,7 +266,8 @@ struct ClusterKernel : ClusterShape<kParts, kBlocks, kWarps> {
         words[2 * part] = first ? mine : other, words[2 * part + 1] = first ? other : mine;
       }
       const Peers& peers = state.peers[thread];
-      const int buffer_bytes = n % 2 * int(sizeof(Space::words) / 2), barrier = int(offsetof(Space, arrived)) + StepBarriers<kBytes>::place(n);
+      const int buffer_bytes = n % 2 * int(sizeof(Space::words) / 2),
+                barrier = int(offsetof(Space, arrived)) + StepBarriers<kBytes>::place(n);
       OST_UNROLL
       for (int k = 0; k < kPlaces; ++k)
         if (kBlocks % 4 == 0 || first_peer(thread) + 4 * k < kBlocks)

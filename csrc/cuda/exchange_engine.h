@@ -6,7 +6,7 @@
 
 namespace ost::OST_SET {
 
-constexpr int kGroupRows = 16;  // rows of the batch of a group
+constexpr int kGroupRows = 16;    // rows of the batch of a group
 constexpr int kWeightWords = 32;  // fragments of weights that a thread holds, at most: 128 registers
 
 // The words that are exchanged: those of the product, or, for exact products, two parts of half the
@@ -233,7 +233,8 @@ struct ExchangeEngine {
           two.v[c] = sums.v[0][n][2 * half + c];
           if constexpr (kParts > 1) two.v[c] = fma(sums.v[1][n][2 * half + c], 1 / kResidualScale<Word>, two.v[c]);
         }
-        *reinterpret_cast<Numbers<float, 2>*>(&space.sums[thread / 32][row_begin(lane.sum_row(2 * half)) + n * 8 + lane.sum_column(0)]) = two;
+        *reinterpret_cast<Numbers<float, 2>*>(&space.sums[thread / 32][row_begin(lane.sum_row(2 * half)) + n * 8 + lane.sum_column(0)]) =
+            two;
       }
     }
   }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
+
 from . import _core
 
 # Numbers that kernels are compiled with: csrc/cuda/geometry.h.
