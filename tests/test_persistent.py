@@ -659,7 +659,10 @@ def test_two_layers_back(
     x, dy = (r.standard_normal((9, 19, n)).astype(np.float32) for n in (5, hidden))
     results = []
     for pipelined, delays in ((False, 0), (True, 0), (True, 99)):
-        device = fake_cupy.stand_in(monkeypatch, replace(with_options(wide, delays=delays)))
+        figures = replace(WIDE, pairs=66)
+        device = fake_cupy.stand_in(
+            monkeypatch, replace(with_options(wide, delays=delays), figures=figures)
+        )
         layer = copy.deepcopy(layer)
         monkeypatch.setattr(
             _backend.Backend, "can_pipeline", real_can_pipeline if pipelined else lambda *a: False

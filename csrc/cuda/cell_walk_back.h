@@ -65,7 +65,7 @@ struct CellWalkBack {
     there = is_there, b = there ? int(at_row) : 0, u = there ? int(unit) : 0;
     const Index row = t * p.batch + b;
     demitted = T(0);
-    for (int k = 0; k < C::kStates; ++k) d[k] = (k == 0 ? g.dh : g.dc)[b * p.hidden + u];
+    for (int k = 0; k < C::kStates; ++k) d[k] = there ? (k == 0 ? g.dh : g.dc)[b * p.hidden + u] : T(0);  // another block may write there
     for (int k = 0; k < C::kParams; ++k) param[k] = p.params[k * p.hidden + u];
     saved = saved_at<C>(p, t, b) + u;
     previous = (kLast > 0 ? p.cells + row * p.hidden : at(p.y, t, b)) + u;
