@@ -116,8 +116,8 @@ struct BackwardClusterKernel : ClusterShape<kParts, kBlocks, kWarps> {
         walk.advance(pass.strides);
         walk.ask(pass, step - kRing, space.ring[n % kRing][thread]);
       });
-      lost = space.arrived.wait(block, n, buffer);
-      if (!lost) space.arrived.announce_next(block, n);
+      if ((lost = space.arrived.wait(block, n, buffer))) continue;  // to where the warps of a block meet
+      space.arrived.announce_next(block, n);
       block.for_each_thread([&](int thread) {
         Walk& walk = state.walk[thread];
         float sum = space.sums[n % 2][0][thread];

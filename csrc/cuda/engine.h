@@ -139,13 +139,16 @@ struct Engine {
     OST_ROLLED
     for (int i = 0; i < kTilesPerWarp * kDepth; ++i) {
       FragmentA a[kParts];
+      OST_UNROLL
       for (int w = 0; w < 4; ++w) {
         const int out = tile(thread, i / kDepth) * 16 + lane.a_row(w), in = first(thread) + i % kDepth * 16 + lane.a_column(w);
         V low[kParts], high[kParts];
         if constexpr (kScaled) factor = factor_of(out, weight);
         words(out, in, low), words(out, in + 1, high);
+        OST_UNROLL
         for (int part = 0; part < kParts; ++part) a[part].word[w] = pair_of<V>(low[part], high[part]);
       }
+      OST_UNROLL
       for (int part = 0; part < kParts; ++part) packed[(part * kTilesPerWarp * kDepth + i) * kThreads + thread] = a[part];
     }
     if constexpr (kScaled)
