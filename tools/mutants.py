@@ -130,6 +130,8 @@ MUTANTS: dict[str, tuple[str, str, str]] = {  # name: file, what stands there, w
     "a cluster that reads the words of another step": ("csrc/cuda/cluster.h", "multiply(block, space, n % 2, state.weights, sums);", "multiply(block, space, 0, state.weights, sums);"),
     "sums of a cluster in another block's place": ("csrc/cuda/cluster_backward.h", "source = rank * kSlices + slice(thread)", "source = slice(thread)"),
     "bytes that count for the other step of a cluster": ("csrc/cuda/async_store.h", "return step % 2 * int(sizeof(ByteBarrier));", "return 0 * step;"),
+    "a cluster that goes on after a wait was given up": ("csrc/cuda/cluster.h", "if ((lost = space.arrived.wait(block, n, buffer))) break;", "lost = space.arrived.wait(block, n, buffer);"),
+    "a block of a cluster that goes on backward": ("csrc/cuda/cluster_backward.h", "if (block.sync_block_any(lost)) break;", "block.sync_block_any(lost);"),
     "a restart that a cluster misses": ("csrc/cuda/cell_walk.h", "mask.predecessor(t, b) != kRestart) return;", "mask.predecessor(t, b) != kRestart + 9) return;"),
     "a second phase without what the first one saved": ("csrc/cuda/forward.h", "= F > 0 ? out.saved[k] : T(0);", "= T(0);"),
     "weights of another tile in the shared memory": ("csrc/cuda/exchange_engine.h", "k < kInRegisters ? 0 : k - kInRegisters][thread]", "0][thread]"),
